@@ -140,9 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return exit.run_with_exit_code(run_tool, argv)
     try:
         if argv:
-            said = other_word(argv) or tool_behind(argv)
-            if said:
-                exit.print_error(said)
+            message = other_word(argv) or tool_behind(argv)
+            if message:
+                exit.print_error(message)
                 return EXIT_MISTAKE
         arguments = parse_arguments(argv)
         with log.shown():
@@ -181,8 +181,8 @@ def is_config(argument: str) -> bool:
 
 
 def other_word(argv: Sequence[str]) -> str:
-    """What to write instead of a first argument that is neither a config nor a tool;
-    empty where nothing is near."""
+    """The correction of a first argument that is neither a config nor a tool; empty
+    where no name is near."""
     word, *others = argv
     if not TOOL_NAME.fullmatch(word) or is_config(word):
         return ""
@@ -210,8 +210,8 @@ def other_word(argv: Sequence[str]) -> str:
 
 
 def tool_behind(argv: Sequence[str]) -> str:
-    """What to write where switches for jobs stand before the name of a tool; empty for
-    all others."""
+    """The correction of switches for jobs before the name of a tool; empty for all
+    other words."""
     before = list(takewhile(lambda word: word.replace("_", "-") in JOB_SWITCHES, argv))
     tool, *others = argv[len(before) :] or [""]
     if not before or tool not in discover().tools() or is_config(tool):
@@ -309,15 +309,15 @@ def import_job(arguments: argparse.Namespace) -> int:
             f"--output: '{output}' exists and is never replaced. Give another name."
         )
     is_text = holds_command(arguments.source) and not os.path.exists(arguments.source)
-    made = foreign_tool(
+    tool = foreign_tool(
         arguments.source if is_text else text_of(find_config(arguments.source))
     )
-    if made:
+    if tool:
         if output:
             raise UserError(
                 "--output applies to jobs only; this converts to a command. Remove it."
             )
-        print_tool(*made)
+        print_tool(*tool)
         return EXIT_DONE
     find_model = discover().find_config
     options = {"name": arguments.name, "moved": moved_folders(arguments.map)}
@@ -383,8 +383,8 @@ def foreign_tool(text: str) -> tuple[list[str], list[str]] | None:
             known[uid] = set(
                 tool_parser(uid, model, model.positional)._option_string_actions
             )
-    made: tuple[list[str], list[str]] | None = find_tool(text, known)
-    return made
+    tool: tuple[list[str], list[str]] | None = find_tool(text, known)
+    return tool
 
 
 def print_tool(words: Sequence[str], notes: Sequence[str]) -> None:
@@ -418,11 +418,11 @@ def dispatch_logged(arguments: argparse.Namespace) -> int:
 
 def dispatch(arguments: argparse.Namespace) -> int:
     env = read_distributed_env()
-    made = None
+    tool = None
     if len(arguments.configs) == 1 and arguments.configs[0]:
-        made = foreign_tool(text_of(find_config(arguments.configs[0])))
-    if made:
-        words, notes = made
+        tool = foreign_tool(text_of(find_config(arguments.configs[0])))
+    if tool:
+        words, notes = tool
         print_tool(words, notes)
         if words and not arguments.dry_run:
             return run_tool(words)
@@ -529,11 +529,11 @@ def child_command(arguments: argparse.Namespace) -> list[str]:
     if arguments.log:
         command += ["--log", arguments.log]
     command += [word for pair in arguments.map for word in ("--map", pair)]
-    return command + [
-        flag
-        for flag in ("--restart", "--allow-change")
-        if getattr(arguments, flag[2:].replace("-", "_"))
-    ]
+    if arguments.restart:
+        command.append("--restart")
+    if arguments.allow_change:
+        command.append("--allow-change")
+    return command
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
@@ -678,11 +678,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
             parser.error(f"{word}: {OTHER_FLAGS[word[2:]]}")
     try:
         split_flags = find_object(FOREIGN_FLAGS)
-        flags, rest = (
-            split_flags(argv, list(parser._option_string_actions))
-            if split_flags
-            else ({}, argv)
-        )
+        flags = {}
+        rest = argv
+        if split_flags:
+            flags, rest = split_flags(argv, list(parser._option_string_actions))
         # Intermixed: flags may stand between two configs.
         arguments = parser.parse_intermixed_args(rest)
         arguments.flags = flags
@@ -797,10 +796,10 @@ def check_arguments(
     """Completes the arguments, and reports those that do not go together. Raises
     UserError, or ends the program."""
     for word in arguments.configs:
-        found = re.fullmatch(r"(?:\w+\.)*(\w+)=(\S*)", word)
-        if found and not is_config(word):
+        match = re.fullmatch(r"(?:\w+\.)*(\w+)=(\S*)", word)
+        if match and not is_config(word):
             parser.error(
-                f"{word}: keys are changed in the file of the job. Write '{found[1]}: {found[2]}' there."
+                f"{word}: keys are changed in the file of the job. Write '{match[1]}: {match[2]}' there."
             )
     if arguments.config:
         arguments.configs.append(arguments.config)
@@ -853,7 +852,7 @@ def prepare_streams() -> None:
     """Makes the streams line-buffered, also in a pipe, and escapes what cannot be
     encoded; opens closed ones.
 
-    Secrets are redacted, those of the environment from the start.
+    Secrets are redacted; secrets of the environment from the start.
     """
     log.quiet_libraries()
     log.open_closed_streams()

@@ -1,6 +1,13 @@
-"""`--dry-run`: what a job would do, as text or JSON. Scans datasets; writes and
-downloads nothing. `check_job` makes the same plan of every job and process that waits
-for another one, before anything trains."""
+"""The plan of a job before it runs: `--dry-run`, as text or as JSON.
+
+`plan_job` asks the section of each process for its `RunPlan`, in order, and tells each
+one what the processes before it will write. It scans datasets and reads the headers of
+model files. It writes nothing, downloads nothing, and does not import torch.
+
+`check_job` makes the same plan of a job that has to wait for another one, so that its
+errors appear before anything trains. `run.py` calls both. The numbers themselves come
+from `toolkit/plan`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +25,13 @@ from toolkit.plan.run_plan import RunPlan
 
 @dataclass(frozen=True)
 class JobPlan:
-    """What the processes of a job would do, in order."""
+    """What the processes of a job would do, in order.
+
+    Example::
+
+        plan = plan_job(config)
+        print("\n".join(plan.refusals()) or plan.render())
+    """
 
     job: str
     processes: tuple[RunPlan, ...]
@@ -100,12 +113,10 @@ def plan_job(
                 job, earlier_outputs=job.earlier_outputs | entry.section.outputs(job)
             )
     if errors:  # every line once: two processes may use the same dataset
-        found = [
-            each
-            for error in errors
-            for each in (error.errors if isinstance(error, InputErrors) else [error])
-        ]
-        raise UserError("\n".join(dict.fromkeys(map(str, found))))
+        faults: list[object] = []
+        for fault in errors:
+            faults += fault.errors if isinstance(fault, InputErrors) else [fault]
+        raise UserError("\n".join(dict.fromkeys(map(str, faults))))
     return JobPlan(
         config.name, tuple(plans), tuple(folders), config.notes, job.earlier_outputs
     )
@@ -134,11 +145,10 @@ def check_job(
         raise UserError(f"{config.path}: {error}") from error
     reasons = plan.refusals()
     if reasons:
-        raise UserError(
-            "\n".join(
-                f"{config.path}: this will not start: {reason}" for reason in reasons
-            )
-        )
+        lines = []
+        for reason in reasons:
+            lines.append(f"{config.path}: this will not start: {reason}")
+        raise UserError("\n".join(lines))
     return plan.outputs
 
 

@@ -73,9 +73,9 @@ def report(error: BaseException) -> int:
         return EXIT_FAILURE
     short = shortage(error)
     if short:
-        said = " ".join(str(error).split())
-        if said:
-            reason = f"{type(error).__name__}: {said}"
+        message = " ".join(str(error).split())
+        if message:
+            reason = f"{type(error).__name__}: {message}"
         else:
             reason = type(error).__name__
         print_error(f"Failed: {short.what} ({reason}). {short.remedy}.")
@@ -112,16 +112,16 @@ def _hint_at_missing_module(error: BaseException) -> None:
     # distribution.
     name = (isinstance(cause, ModuleNotFoundError) and cause.name) or ""
     quoted = re.search(r"'([^']+)'", name)
-    found = re.match(
+    match = re.match(
         r"[A-Za-z0-9_.-]+", quoted[1] if quoted else name
     )  # 'tokenizers>=0.22': no version
     if (
-        found
-        and (quoted or found[0] == name)
-        and found[0].split(".")[0] not in OWN_PACKAGES
+        match
+        and (quoted or match[0] == name)
+        and match[0].split(".")[0] not in OWN_PACKAGES
     ):
-        needed = found[0] if IS_INSTALLED else "-r requirements.txt"
+        needed = match[0] if IS_INSTALLED else "-r requirements.txt"
         print_error(
-            f"The Python package {found[0]!r} is not installed. Install what the program needs: "
+            f"The Python package {match[0]!r} is not installed. Install what the program needs: "
             f"{install_command(needed)} (a package of an extension: see the extension's README)."
         )

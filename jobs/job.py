@@ -1,5 +1,13 @@
 """`job: extension`: builds the processes of a config by their types and runs them in
-order."""
+order.
+
+`run.py` makes an `ExtensionJob` of a checked `JobConfig`. All processes are built
+before the first one runs, so that a mistake in the last one costs nothing. A process
+sees its job as a `BaseJob`: name, metadata, ranks, and the other processes.
+
+Which processes an earlier start has finished is in `jobs/job_state.py`. What a process
+does is in its class; the base classes are in `jobs/process`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +34,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JobOptions:
-    """Command-line options for every process of a job."""
+    """Command-line options for every process of a job.
+
+    >>> JobOptions(restart=True)
+    JobOptions(restart=True, allow_change=False, restart_from=None)
+    """
 
     restart: bool = False
     """Run finished processes again. A run that is complete is moved aside and starts
@@ -42,7 +54,16 @@ class JobOptions:
 
 
 class BaseJob:
-    """A job, as its processes see it."""
+    """A job, as its processes see it.
+
+    Example::
+
+        job = ExtensionJob(load_job("job.yaml", table.find_config), table)
+        try:
+            job.run()
+        finally:
+            job.cleanup()
+    """
 
     def __init__(
         self,
@@ -77,9 +98,9 @@ class BaseJob:
 
     @property
     def device(self) -> str:
-        """PyTorch's name of the best device there is, that of this rank where there are
-        several: "cuda:0", "mps" or "cpu". A process with a `device` key uses that
-        instead."""
+        """PyTorch's name of the best device of this machine, with several ranks the
+        device of this rank: "cuda:0", "mps" or "cpu". A process with a `device` key
+        uses that instead."""
         from toolkit.system.device import pick_device  # here: it imports torch
 
         return str(self.process_group.device(pick_device("auto")))
@@ -159,7 +180,13 @@ class BaseJob:
 
 class ExtensionJob(BaseJob):
     """Processes by their `type`, each built by the extension of that uid. All are built
-    before any runs."""
+    before any runs.
+
+    Example::
+
+        job = ExtensionJob(config, discover(), JobOptions(restart=True))
+        job.run()
+    """
 
     def __init__(
         self,
@@ -188,23 +215,17 @@ def index_of(config: JobConfig, name: str) -> int:
 
 
 def versions() -> dict[str, str]:
-    """What has to be the same on all machines of a run, by name: the program's files,
-    Python, PyTorch."""
+    """The versions that have to be equal on all machines of a run, by name: the
+    program's files, Python, PyTorch."""
     import platform
 
     import torch
 
-    parts = [
-        TOOLKIT_ROOT / "run.py",
-        *(TOOLKIT_ROOT / folder for folder in ("jobs", "toolkit", "extensions")),
-    ]
-    files = sorted(
-        file
-        for part in parts
-        for file in ([part] if part.is_file() else part.rglob("*.py"))
-    )
+    files = {TOOLKIT_ROOT / "run.py"}
+    for name in ("jobs", "toolkit", "extensions"):
+        files.update((TOOLKIT_ROOT / name).rglob("*.py"))
     digest = sha256()
-    for file in files:
+    for file in sorted(files):
         digest.update(
             f"{file.relative_to(TOOLKIT_ROOT)}\0".encode() + file.read_bytes()
         )

@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.config.reading.process import JobContext, ProcessConfig, job_state_file
@@ -30,6 +31,14 @@ class JobState:
     settings and inputs, and their files exist.
 
     Once a process runs, all after it run too: they may use its output.
+
+    Example::
+
+        state = JobState(job.job_config, job.process)
+        if not state.is_finished(0):
+            state.begin(0)
+            job.process[0].run()
+            state.finish(0)
     """
 
     def __init__(
@@ -39,11 +48,9 @@ class JobState:
         on none counts as finished."""
         self._job = JobContext(config.name)
         self._entries = config.processes
-        self.path = (
-            job_state_file(config.name, config.processes)
-            if len(config.processes) > 1
-            else None
-        )
+        self.path: Path | None = None
+        if len(config.processes) > 1:
+            self.path = job_state_file(config.name, config.processes)
         self._records = {} if self.path is None else finished_processes(self.path)
         self._finished_count = 0
         self._begun = ""
@@ -54,13 +61,12 @@ class JobState:
             section = entry.section
             if recorded is None or recorded != self._digest(entry):
                 break
-            folder = getattr(process, "save_root", None)
-            is_there = folder is None or folder.exists()
-            if not (
-                section.outputs_exist(self._job)
-                if isinstance(section, ProcessConfig)
-                else is_there
-            ):
+            if isinstance(section, ProcessConfig):
+                is_there = section.outputs_exist(self._job)
+            else:
+                folder = getattr(process, "save_root", None)
+                is_there = folder is None or folder.exists()
+            if not is_there:
                 break
             self._finished_count += 1
 
@@ -88,7 +94,7 @@ class JobState:
 
     def _digest(self, entry: ProcessEntry) -> str:
         """Digest of the settings, and of what the process reads; empty where nothing is
-        recorded, so nobody asks."""
+        recorded."""
         if self.path is None:
             return ""
         text = json.dumps(

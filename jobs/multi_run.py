@@ -1,4 +1,12 @@
-"""Runs several configs one after another and summarises the results."""
+"""Runs several configs one after another and summarises the results.
+
+`run_series` checks every config before it runs the first one. Each runs in a separate
+interpreter (`ChildRunner`), which returns all memory to the system when it ends.
+Signals are forwarded to the child.
+
+`run.py` calls it for several configs on one command line, and for `--seeds`. What a
+config does is not known here; a run is an exit code.
+"""
 
 from __future__ import annotations
 
@@ -83,6 +91,11 @@ class ChildRunner:
 
     The child has its own session: a Ctrl-C at the terminal reaches it only through this
     process.
+
+    Example::
+
+        runner = ChildRunner([sys.executable, "run.py"])
+        exit_code = runner("config/my_char.yaml", "--restart")
     """
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -94,7 +107,7 @@ class ChildRunner:
 
     def __call__(self, config: str, *flags: str) -> int:
         """Runs one config, with further flags, and returns its exit code; after a
-        signal that of the signal, without running it."""
+        signal it returns the exit code of the signal and runs nothing."""
         for number in to_handle():  # here: while the configs are checked, there is no child to forward a signal to
             signal.signal(number, self._on_signal)
         if self._stop_code is not None:

@@ -1,4 +1,11 @@
-"""Errors in a dataset, each dataset's after the line of the job that names it."""
+"""Errors in a dataset, placed at the line of the job that names the dataset.
+
+The scan of `toolkit/data` raises `DataErrors` with paths of files, because it does not
+know the job. `places_of_datasets` catches them and puts the line of the job in front,
+with one line that counts the files inside a folder.
+
+`jobs/job.py` wraps the run of each process in it, and `jobs/dry_run.py` the plan.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +28,8 @@ def places_of_datasets(entry: ProcessEntry) -> Iterator[None]:
 
 
 def _placed(error: DataErrors, places: Mapping[Path, str]) -> Iterator[Diagnostic]:
-    """An error of a folder or file that the job names is at its line; those of files
-    inside follow that line."""
+    """An error of a folder or file that the job names is at its line. Errors of files
+    inside the folder follow that line."""
     by_line: dict[Path | None, list[Diagnostic]] = {}
     for mistake in error.errors:
         path = Path(re.sub(r":\d+$", "", mistake.place))
@@ -33,8 +40,8 @@ def _placed(error: DataErrors, places: Mapping[Path, str]) -> Iterator[Diagnosti
         if named is None:
             yield from mistakes
             continue
-        own = [mistake for mistake in mistakes if Path(mistake.place) == named]
-        for mistake in own:
+        placed = [mistake for mistake in mistakes if Path(mistake.place) == named]
+        for mistake in placed:
             yield Diagnostic((places[named],), f"{str(named)!r}: {mistake.message}")
         others = [mistake for mistake in mistakes if Path(mistake.place) != named]
         if others:

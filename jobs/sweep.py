@@ -1,5 +1,9 @@
-"""`run.py JOB.yaml --seeds 1,2,3`: the same job once per seed, each in its own folder,
-and how the runs compare."""
+"""`run.py JOB.yaml --seeds 1,2,3`: the same job once per seed, each in its own folder.
+
+`read_seeds` reads the option, `run_folders` lists the folders of a job that trains, and
+`compared` prints the losses of the runs with their mean and spread. The runs themselves
+are started by `jobs/multi_run.py`. `run.py` calls all of these.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +23,7 @@ LARGEST = 2**32 - 1
 def read_seeds(text: str) -> tuple[int, ...]:
     """The seeds of `1,2,3`, 1 or larger. Raises UserError for any other text."""
     words = [word.strip() for word in text.split(",")]
-    if not all(
-        word.isascii() and word.isdigit() and 1 <= int(word) <= LARGEST
-        for word in words
-    ):
+    if not all(_is_seed(word) for word in words):
         raise UserError(
             f"--seeds {text}: write whole numbers from 1 on with commas between them: --seeds 1,2,3"
         )
@@ -30,6 +31,10 @@ def read_seeds(text: str) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds) or len(seeds) > MOST_SEEDS:
         raise UserError(f"--seeds {text}: give different seeds, at most {MOST_SEEDS}.")
     return seeds
+
+
+def _is_seed(word: str) -> bool:
+    return word.isascii() and word.isdigit() and 1 <= int(word) <= LARGEST
 
 
 def run_folders(config: JobConfig) -> list[Path]:
@@ -52,9 +57,9 @@ def compared(by_seed: Mapping[int, Sequence[Path]]) -> Iterator[str]:
     numbers: dict[str, list[float]] = {}
     for seed, folders in by_seed.items():
         for folder in folders:
-            found = _numbers(folder)
-            yield f"seed {seed}: {', '.join(f'{name} {value:.4f}' for name, value in found.items()) or '-'}; {folder}"
-            for name, value in found.items():
+            of_run = _numbers(folder)
+            yield f"seed {seed}: {', '.join(f'{name} {value:.4f}' for name, value in of_run.items()) or '-'}; {folder}"
+            for name, value in of_run.items():
                 numbers.setdefault(name, []).append(value)
     for name, values in numbers.items():
         if len(values) > 1:
@@ -63,15 +68,15 @@ def compared(by_seed: Mapping[int, Sequence[Path]]) -> Iterator[str]:
 
 
 def _numbers(folder: Path) -> dict[str, float]:
-    """What the runs of a sweep are compared by, of one of them."""
+    """The numbers of one run by which the runs of a sweep are compared."""
     status = read_status(folder)
     best = status.get("best")
-    found = {
+    numbers = {
         "loss": status.get("loss"),
         "best validation loss": best.get("loss") if isinstance(best, dict) else None,
     }
-    return {
-        name: value
-        for name, value in found.items()
-        if isinstance(value, float) and math.isfinite(value)
-    }
+    finite = {}
+    for name, value in numbers.items():
+        if isinstance(value, float) and math.isfinite(value):
+            finite[name] = value
+    return finite

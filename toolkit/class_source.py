@@ -38,7 +38,11 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Module:
-    """A module that was found, and not imported."""
+    """A module that was found, and not imported.
+
+    >>> find_module("collections.abc").package
+    'collections'
+    """
 
     name: str
     file: Path | None
@@ -56,7 +60,12 @@ class Module:
 
 @dataclass(frozen=True)
 class ClassSource:
-    """What the source says of a class."""
+    """What the source says of a class.
+
+    >>> source = find_class("argparse.ArgumentParser")
+    >>> source.node.name, source.own_method("parse_args").args.args[1].arg
+    ('ArgumentParser', 'args')
+    """
 
     module: Module
     """Where it is defined."""
@@ -68,42 +77,42 @@ class ClassSource:
     is_function: bool = False
 
     def lineage(self) -> Iterator[ClassSource]:
-        """The class, then its bases, depth first, as far as the source names them; one
+        """The class, then its bases, depth first, where the source names them; one
         whose `node` is None stands for those that it does not."""
         waiting = [self]
         seen = set[tuple[str, str]]()
         while waiting and len(seen) < MOST_HOPS:
-            found = waiting.pop(0)
-            yield found
-            if found.node is None:
+            source = waiting.pop(0)
+            yield source
+            if source.node is None:
                 continue
-            key = (found.module.name, found.node.name)
+            key = (source.module.name, source.node.name)
             if key in seen:
                 continue
             seen.add(key)
-            waiting[:0] = [
-                _named(found.module, ast.unparse(base))
-                for base in found.node.bases
-                if not _is_plain(base)
-            ]
+            bases = []
+            for base in source.node.bases:
+                if not _is_plain(base):
+                    bases.append(_named(source.module, ast.unparse(base)))
+            waiting[:0] = bases
 
     def method(self, name: str) -> Function | None:
         """The method that an instance has; None where there is none, or it cannot be
         known."""
-        for found in self.lineage():
-            own = found.own_method(name)
-            if found.node is None or own is not None:
-                return own
+        for source in self.lineage():
+            own_method = source.own_method(name)
+            if source.node is None or own_method is not None:
+                return own_method
         return None
 
     def own_method(self, name: str) -> Function | None:
         """The method of that name which the class itself defines."""
         body = self.node.body if self.node else []
-        own = []
+        methods = []
         for node in body:
             if isinstance(node, Function) and node.name == name:
-                own.append(node)
-        return own[-1] if own else None  # those above it are its overloads
+                methods.append(node)
+        return methods[-1] if methods else None  # those above it are its overloads
 
 
 def find_module(name: str) -> Module:
@@ -131,8 +140,8 @@ def find_module(name: str) -> Module:
 
 
 def missing_package(name: str) -> str:
-    """That no package has this import name; where an installed one is called so by pip,
-    what its modules are called."""
+    """The message that no package has this import name. Where pip calls an installed
+    package so, it names the package's modules."""
 
     def folded(text: str) -> str:
         return re.sub(r"[-_.]+", "-", text).lower()
@@ -173,15 +182,15 @@ def find_class(path: str) -> ClassSource:
         )
     module_name, _, name = path.rpartition(".")
     module = find_module(module_name)
-    found = _named(module, name)
-    if found.node is None and _is_complete(module) and name not in _names(module):
-        classes = sorted(each for each in _names(module) if each[:1].isupper())
+    source = _named(module, name)
+    if source.node is None and _is_complete(module) and name not in _names(module):
+        classes = sorted(word for word in _names(module) if word[:1].isupper())
         if classes:
             hint = did_you_mean(name, classes, list_all=False)
         else:
             hint = ""
         raise UserError(f"{module_name} has no {name!r}. {hint}".rstrip())
-    return found
+    return source
 
 
 # ------------------------------------------------------------ the source
@@ -223,7 +232,7 @@ def _flat(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _named(module: Module, name: str, hops: int = 0) -> ClassSource:
-    """What a name, possibly a dotted one, stands for in a module."""
+    """The class behind a name, possibly a dotted one, in a module."""
     unknown, (first, _, rest) = ClassSource(module, None), name.partition(".")
     if hops > MOST_HOPS:
         return unknown
@@ -248,24 +257,24 @@ def _named(module: Module, name: str, hops: int = 0) -> ClassSource:
                     inner = f"{alias.name}.{rest}" if rest else alias.name
                     return _in_module(_source_of(module, node), inner, hops) or unknown
                 if alias.name == "*":
-                    found = _in_module(_source_of(module, node), name, hops)
-                    if found is not None and found.node is not None:
-                        return found
+                    source = _in_module(_source_of(module, node), name, hops)
+                    if source is not None and source.node is not None:
+                        return source
     return unknown
 
 
 def _in_module(module_name: str, name: str, hops: int) -> ClassSource | None:
-    """The same in the module of that name; None where there is none. Its packages may
-    hold the name as a module."""
+    """The class in the module of that name; None where there is no such module. A
+    package may hold the name as a module."""
     try:
         module = find_module(module_name)
-        found = _named(module, name, hops + 1)
+        source = _named(module, name, hops + 1)
         first, _, rest = name.partition(".")
-        if found.node is None and rest and module.folders:
+        if source.node is None and rest and module.folders:
             return _named(find_module(f"{module_name}.{first}"), rest, hops + 1)
     except UserError:
         return None
-    return found
+    return source
 
 
 def _source_of(module: Module, node: ast.ImportFrom) -> str:
@@ -285,11 +294,10 @@ def _names(module: Module) -> set[str]:
         if isinstance(node, ast.ClassDef | Function):
             names.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            names |= {
-                alias.asname or alias.name.partition(".")[0] for alias in node.names
-            }
+            for alias in node.names:
+                names.add(alias.asname or alias.name.partition(".")[0])
         else:
-            names |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+            names |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
     return names
 
 

@@ -1,4 +1,12 @@
-"""Commands of this program that it prints, ready to be pasted into a shell."""
+"""Commands of this program that it prints, ready to be pasted into a shell.
+
+`command` quotes the arguments and begins with the interpreter that runs the program, or
+with its name where it is installed. `command_for_others` is for pages that are passed
+on, and contains no path of this machine.
+
+`run.py`, `toolkit/plan/next_commands.py` and tools print these commands. Nothing is run
+here.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +26,11 @@ def command(*arguments: object) -> str:
 
 
 def command_for_others(*arguments: object) -> str:
-    """The same for a page that is passed on: without a path of this machine."""
+    """The command for a page that is passed on: without a path of this machine."""
     words = program()
-    shown = (
-        words
-        if not any(Path(word).is_absolute() for word in words)
-        else ("python", "run.py")
-    )
-    return shlex.join([*shown, *map(str, arguments)])
+    if any(Path(word).is_absolute() for word in words):
+        words = ("python", "run.py")
+    return shlex.join([*words, *map(str, arguments)])
 
 
 def program() -> tuple[str, ...]:

@@ -65,11 +65,15 @@ Severity = Literal["error", "warning"]
 @dataclass(frozen=True)
 class Diagnostic:
     """Something that is wrong, or worth knowing: in a job, a dataset, a file, the
-    numbers of a run."""
+    numbers of a run.
+
+    >>> print(Diagnostic(("datasets", 0, "folder_path"), "'photos' does not exist."))
+    datasets.0.folder_path: 'photos' does not exist.
+    """
 
     key: KeyPath
     """The keys from the section down; else one text, such as "file:line:column:
-    dotted.key" or a path. Of a LoRA file its layers; empty: none in particular."""
+    dotted.key" or a path. For a LoRA file: its layers. Empty: no particular place."""
 
     message: str
     """The value that was found, and what to write instead where `remedy` does not say
@@ -119,7 +123,7 @@ def did_you_mean(name: str, known: Iterable[str], *, list_all: bool = True) -> s
     whose names would mislead.
     """
     known = sorted(known)
-    same = [each for each in known if each.lower() == str(name).lower()]
+    same = [word for word in known if word.lower() == str(name).lower()]
     close = same or get_close_matches(str(name), known, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     if list_all or (not close and len(known) <= SHORT_LIST):
@@ -150,8 +154,8 @@ def install_command(packages: str, options: str = "") -> str:
 
 
 def missing_package(package: str, what: str) -> str:
-    """What to install before `what` (plural) can be made; empty where the package is
-    there. Imports nothing."""
+    """The package to install before `what` (plural) can be made; empty where it is
+    installed. Imports nothing."""
     if find_spec(package) is None:
         return f"{what} need the package {package!r}, which is not installed. Run: {install_command(package)}"
     return ""
@@ -170,4 +174,4 @@ def in_series(words: Sequence[str]) -> str:
 def with_short_words(text: str) -> str:
     """A message without words that fill screens, such as a whole file that is taken for
     the name of a key."""
-    return re.sub(r"\S{1000,}", lambda found: found[0][:100] + "...", text)
+    return re.sub(r"\S{1000,}", lambda match: match[0][:100] + "...", text)

@@ -6,8 +6,8 @@ folder of a job file, which may be anybody's.
 
 An extension is a package whose `__init__.py` lists classes in `AI_TOOLKIT_EXTENSIONS`;
 `docs/extensions.md` shows how to write one. It is somebody else's code: whatever goes
-wrong while it is imported is kept with its traceback and shown to whoever asks for it,
-and disturbs nobody else.
+wrong while it is imported is kept with its traceback and shown when its process type is
+used. Other extensions still load.
 """
 
 from __future__ import annotations
@@ -64,9 +64,16 @@ class Extension:
     needed, and no sooner.
 
     `process`, `config` and `command` are written "module:Class"; a module that begins
-    with a dot (".process:MyProcess") lies in the package of the class that says so. An
+    with a dot (".process:MyProcess") is in the package of the class that names it. An
     extension of another program may override `get_process`, `get_config` and
     `get_command` instead.
+
+    Example::
+
+        class Mascots(Extension):
+            uid = "mascots"
+            process = ".process:MascotsProcess"
+            config = ".config:MascotsConfig"
     """
 
     uid: str
@@ -123,15 +130,23 @@ class Extension:
         if not path:
             return None
         module, _, name = path.partition(":")
-        found: type = getattr(
+        named: type = getattr(
             import_module(module, sys.modules[owner.__module__].__package__), name
         )
-        return found
+        return named
 
 
 @dataclass(frozen=True)
 class RegisteredExtension:
-    """An extension class, and the folder it came from."""
+    """An extension class, and the folder it came from.
+
+    >>> class Mascots(Extension):
+    ...     process = ".draw.process:MascotsProcess"
+    >>> folder = Path("my_extensions")
+    >>> registered = RegisteredExtension("mascots", "Mascots", folder, Mascots)
+    >>> sorted(registered.names())
+    ['draw', 'mascots', 'my_extensions']
+    """
 
     uid: str
     name: str
@@ -139,8 +154,8 @@ class RegisteredExtension:
     extension: type[Any]
 
     def names(self) -> set[str]:
-        """What `--without` may call it: its type, its package, and the folders in it
-        that its process lies in."""
+        """The names by which `--without` leaves it out: its type, its package, and the
+        folders in the package that hold its process."""
         inside = (
             str(getattr(self.extension, "process", ""))
             .partition(":")[0]
@@ -151,7 +166,11 @@ class RegisteredExtension:
 
 @dataclass(frozen=True)
 class HiddenExtension:
-    """An extension, or a folder of some, that `--without` leaves out."""
+    """An extension, or a folder of some, that `--without` leaves out.
+
+    >>> HiddenExtension("tools", Path("extensions/tools"), "best").concerns("best")
+    True
+    """
 
     without: str
     """The name that was given."""
@@ -170,7 +189,11 @@ class HiddenExtension:
 @dataclass(frozen=True)
 class FailedExtension:
     """A folder that could not be imported, or whose list is not one of extension
-    classes."""
+    classes.
+
+    >>> FailedExtension(Path("mascots"), "ImportError: no module numpy").reason
+    'ImportError: no module numpy'
+    """
 
     folder: Path
     details: str
@@ -203,7 +226,14 @@ def mentions(folder: Path, uid: str) -> bool:
 @dataclass(frozen=True)
 class ExtensionTable:
     """All that was found. Errors are raised when the uid they concern is asked for,
-    never before."""
+    never before.
+
+    Example::
+
+        table = discover()
+        model = table.find_config("sd_trainer")  # checks the section
+        process = table.process_class("sd_trainer")  # imports torch
+    """
 
     found: tuple[RegisteredExtension, ...]
     broken: tuple[FailedExtension, ...] = ()
@@ -216,11 +246,11 @@ class ExtensionTable:
     def __getitem__(self, uid: str) -> RegisteredExtension:
         """The one extension of this uid. Raises UserError when there is none, or more
         than one."""
-        named = [found for found in self.found if found.uid == uid]
+        named = [extension for extension in self.found if extension.uid == uid]
         if len(named) == 1:
             return named[0]
         if named:
-            folders = "".join(f"\n  {found.folder}" for found in named)
+            folders = "".join(f"\n  {extension.folder}" for extension in named)
             raise UserError(
                 f"more than one extension has the uid {uid!r}; keep one of:{folders}"
             )
@@ -234,9 +264,9 @@ class ExtensionTable:
         raise UserError("\n".join([*lines, *map(str, self.broken)]))
 
     def _remedy(self, uid: str) -> str:
-        """What to write instead of a type that nobody has: the one like it, or the
-        trainer of most jobs."""
-        known = {found.uid for found in self.found}
+        """The remedy for a type that no extension has: the type like it, or the trainer
+        of most jobs."""
+        known = {extension.uid for extension in self.found}
         tools = self.tools()
         near = get_close_matches(
             uid, known - tools.keys(), n=1, cutoff=0.75
@@ -260,59 +290,59 @@ class ExtensionTable:
         return self._model(uid, "get_command")
 
     def _model(self, uid: str, method: str) -> type[BaseModel] | None:
-        found = self[uid]
-        get_model = getattr(found.extension, method, None)
+        registered = self[uid]
+        get_model = getattr(registered.extension, method, None)
         if get_model is None:
             return None
         try:
             with redirect_stdout(sys.stderr):
                 model: type[BaseModel] | None = get_model()
         except Exception as error:  # a stranger's code may raise anything; its author needs the traceback
-            raise UserError(_failed(found, f"{method}()", error)) from error
+            raise UserError(_failed(registered, f"{method}()", error)) from error
         if model is not None and not hasattr(model, "model_validate"):
             raise UserError(
-                f"extension {found.folder}: {method}() gave {model!r}, not a pydantic model"
+                f"extension {registered.folder}: {method}() gave {model!r}, not a pydantic model"
             )
         return model
 
     def process_class(self, uid: str) -> type:
         """The class that runs a section of this type. This is where an extension's
         heavy imports happen."""
-        found = self[uid]
+        registered = self[uid]
         try:
             with redirect_stdout(sys.stderr):
-                process: type = found.extension.get_process()
+                process: type = registered.extension.get_process()
         except Exception as error:  # as above
-            raise RunError(_failed(found, "get_process()", error)) from error
+            raise RunError(_failed(registered, "get_process()", error)) from error
         if not callable(process):
             raise RunError(
-                f"extension {found.folder}: get_process() returned {process!r}, not a class"
+                f"extension {registered.folder}: get_process() returned {process!r}, not a class"
             )
         return process
 
     def tools(self) -> dict[str, str]:
         """The uids of the tools, each with its purpose."""
         purposes = {}
-        for found in self.found:
-            purposes[found.uid] = getattr(found.extension, "purpose", "")
+        for registered in self.found:
+            purposes[registered.uid] = getattr(registered.extension, "purpose", "")
         return {uid: purpose for uid, purpose in sorted(purposes.items()) if purpose}
 
     def stages(self) -> dict[str, list[str]]:
         """The uids of the tools by stage, each in the order in which their table has
         them."""
-        found = {stage: [] for stage in STAGES}  # type: dict[str, list[str]]
+        by_stage = {stage: [] for stage in STAGES}  # type: dict[str, list[str]]
         for one in self.found:
             if getattr(one.extension, "purpose", ""):
-                found.setdefault(
+                by_stage.setdefault(
                     getattr(one.extension, "stage", "") or STAGES[-1], []
                 ).append(one.uid)
-        return {stage: uids for stage, uids in found.items() if uids}
+        return {stage: uids for stage, uids in by_stage.items() if uids}
 
     def configs(self) -> Mapping[str, type[BaseModel]]:
         """The model of every uid that has one. An extension that cannot give it is
         reported, and left out."""
         models = {}
-        for uid in sorted({found.uid for found in self.found}):
+        for uid in sorted({extension.uid for extension in self.found}):
             try:
                 model = self.find_config(uid)
             except UserError as error:
@@ -325,25 +355,26 @@ class ExtensionTable:
     def render(self) -> str:
         """The table that `--list-extensions` prints."""
         rows = [("type", "name", "folder")]
-        rows += [(found.uid, found.name, str(found.folder)) for found in self.found]
+        for extension in self.found:
+            rows.append((extension.uid, extension.name, str(extension.folder)))
         for folder in self.skipped:
             rows.append(("-", "lists no process types", str(folder)))
         for broken in self.broken:
             rows.append(("broken", broken.reason, str(broken.folder)))
         widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:2]]
-        return "\n".join(
-            f"{uid:{widths[0]}}  {name:{widths[1]}}  {folder}"
-            for uid, name, folder in rows
-        )
+        lines = []
+        for uid, name, place in rows:
+            lines.append(f"{uid:{widths[0]}}  {name:{widths[1]}}  {place}")
+        return "\n".join(lines)
 
 
 def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
     """Imports every extension in `folders`.
 
-    By default these are the program's extensions, those of its examples, the folders of
-    EXTENSIONS_PATH, and the installed packages with an entry point.
+    By default these are the program's extensions, the extensions of its examples, the
+    folders of EXTENSIONS_PATH, and the installed packages with an entry point.
     """
-    found: list[RegisteredExtension] = []
+    extensions: list[RegisteredExtension] = []
     broken: list[FailedExtension] = []
     skipped: list[Path] = []
     hidden: list[HiddenExtension] = []
@@ -383,8 +414,10 @@ def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
             if absent:
                 hidden.append(HiddenExtension(absent[0], package, extension.uid))
             else:
-                found.append(extension)
-    return ExtensionTable(tuple(found), tuple(broken), tuple(skipped), tuple(hidden))
+                extensions.append(extension)
+    return ExtensionTable(
+        tuple(extensions), tuple(broken), tuple(skipped), tuple(hidden)
+    )
 
 
 def do_without(names: Iterable[str]) -> None:
@@ -392,15 +425,11 @@ def do_without(names: Iterable[str]) -> None:
     Raises UserError for a name that none has."""
     table = discover()
     known = {name for extension in table.found for name in extension.names()}
-    known |= {folder.name for folder in table.skipped} | {
-        broken.folder.name for broken in table.broken
-    }
-    known |= {
-        name
-        for hidden in table.hidden
-        for name in (hidden.without, hidden.folder.name, hidden.uid)
-        if name
-    }
+    known |= {folder.name for folder in table.skipped}
+    known |= {broken.folder.name for broken in table.broken}
+    for hidden in table.hidden:
+        known |= {hidden.without, hidden.folder.name, hidden.uid}
+    known.discard("")
     for name in names:
         if name not in known:
             raise UserError(
@@ -414,10 +443,10 @@ def _default_folders() -> list[Path]:
     beside = (
         [Path("extensions")] if IS_INSTALLED else []
     )  # one's own; a checkout has its folder of this name
-    own = [folder for folder in (EXAMPLE_EXTENSIONS, *beside) if folder.is_dir()]
+    known = [folder for folder in (EXAMPLE_EXTENSIONS, *beside) if folder.is_dir()]
     return [
         EXTENSIONS_ROOT,
-        *own,
+        *known,
         *(Path(os.path.expanduser(entry)) for entry in given if entry),
     ]
 
@@ -467,12 +496,11 @@ def _listed_in(
                 package,
                 f"{REGISTRY_VARIABLE} holds {extension!r}, which is not a class with a uid",
             )
-    return [
-        RegisteredExtension(
-            item.uid, str(getattr(item, "name", "") or item.uid), package, item
-        )
-        for item in listed
-    ]
+    extensions = []
+    for item in listed:
+        name = str(getattr(item, "name", "") or item.uid)
+        extensions.append(RegisteredExtension(item.uid, name, package, item))
+    return extensions
 
 
 def _folder_of_module(module: str) -> Path | None:
@@ -538,8 +566,8 @@ def _import(package: Path, module_name: str) -> ModuleType:
     return module
 
 
-def _failed(found: RegisteredExtension, what: str, error: Exception) -> str:
-    return f"extension {found.folder}: {what} failed:\n{_indent(_traceback(error, found.folder))}"
+def _failed(extension: RegisteredExtension, what: str, error: Exception) -> str:
+    return f"extension {extension.folder}: {what} failed:\n{_indent(_traceback(error, extension.folder))}"
 
 
 def _traceback(error: BaseException, package: Path) -> str:

@@ -1,5 +1,9 @@
-"""Types of numbers and what a weight of each takes. Imports no torch: config, plans and
-quantization read it."""
+"""Types of numbers, and the bytes that a weight of each type takes.
+
+The tables list the dtypes of weights and the types of quantized weights
+(`model.qtype`). Imports no torch: the config, the plans and
+`toolkit/memory/quantization.py` read the same tables.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,13 @@
-"""Tables from a name in the YAML to "module:attribute"; a module is imported only when
-its name is used."""
+"""Tables from a name in the YAML to "module:attribute".
+
+A module is imported only when its name is used, so a dry run imports no torch, and the
+core imports no part that can be left out. The names of those parts are in this file and
+in no other file of the core. `--without NAME` removes entries.
+
+The config, `toolkit/models/families.py`, `toolkit/contracts/network_kinds.py` and
+`run.py` load through it. Process types are not listed here: `toolkit/extension.py`
+discovers them.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +61,9 @@ class Registry(dict[str, str]):
     """Maps a name to "module:attribute". `what` names the kind of thing in error
     messages.
 
-    Entries of a part that is absent are left out:
+    Entries of a part that is absent are left out.
+
+    Example::
 
         FAMILIES = Registry("model family", {"my_family": "extensions.my_part.family:FAMILY"})
         FAMILIES.load("my_family")  # an error that lists the known names, where there is no such part
@@ -85,20 +95,20 @@ class Registry(dict[str, str]):
 
 
 def load_object(path: str) -> Any:
-    """What "module:attribute" names; the module is imported now."""
+    """The object that "module:attribute" names; the module is imported now."""
     module, attribute = path.split(":")
     with collection_paused():
         return getattr(import_module(module), attribute)
 
 
 def find_object(path: str) -> Any:
-    """What "module:attribute" names; None where its part is absent."""
+    """The object that "module:attribute" names; None where its part is absent."""
     return load_object(path) if is_present(path) else None
 
 
 def load_needed(path: str, needed_by: str) -> Any:
-    """What "module:attribute" names. Raises UserError, which begins with `needed_by`,
-    where its part is absent."""
+    """The object that "module:attribute" names. Raises UserError, which begins with
+    `needed_by`, where its part is absent."""
     if is_present(path):
         return load_object(path)
     name = part_of(path).rpartition(".")[2]

@@ -1,6 +1,12 @@
-"""What a machine is short of (memory, threads, open files), by all the names that
-Python, PyTorch, libraries in Rust and the system have for it. Nothing is damaged then,
-and nothing has to be downloaded again. Imports no torch."""
+"""What a machine is short of: memory, threads, or open files.
+
+`shortage` recognises the shortage in an error, by all the names that Python, PyTorch,
+libraries in Rust and the system have for it. Nothing is damaged in such a case, and
+nothing has to be downloaded again; the message says what to lower or raise.
+
+`jobs/exit.py` and the modules that read files and models call it. Memory of a GPU that
+runs out in a step is handled by `toolkit/train/loop.py`. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +18,11 @@ from toolkit.errors import RunError, UserError
 
 
 class Shortage(NamedTuple):
-    """What there is no more of."""
+    """A resource of the machine that ran out.
+
+    >>> print(Shortage("there is no more room", "Free some space"))
+    There is no more room. Free some space.
+    """
 
     what: str
     """In words that follow the name of what cannot be done, and a colon."""
@@ -60,7 +70,7 @@ _OF_RUST = ("SafetensorError", "PanicException")
 
 
 def is_short_of(error: BaseException) -> Shortage | None:
-    """What this very error says there is no more of; None: it says something else.
+    """The shortage that this very error reports; None: it reports something else.
 
     >>> is_short_of(OSError(24, "Too many open files")).what
     'this program may open no more files'
@@ -81,17 +91,17 @@ def is_short_of(error: BaseException) -> Shortage | None:
 
 
 def shortage(error: BaseException) -> Shortage | None:
-    """What there is no more of by an error, or by those that led to it: a library may
-    have put its own words on top.
+    """The shortage that an error reports, or one of the errors that led to it: a
+    library may have put its own words on top.
 
     >>> shortage(ValueError("a")) is None
     True
     """
     behind: BaseException | None = error
     while behind is not None and not isinstance(behind, UserError | RunError):
-        found = is_short_of(behind)
-        if found:
-            return found
+        is_short = is_short_of(behind)
+        if is_short:
+            return is_short
         behind = behind.__cause__ or (
             None if behind.__suppress_context__ else behind.__context__
         )

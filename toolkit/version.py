@@ -1,5 +1,10 @@
-"""The program's name and version, as they stand in the files it writes, and what its
-command is called."""
+"""The program's name and version, as they are written to files, and the name of its
+command.
+
+`with_addresses` replaces the names of documentation pages in a message with their
+addresses, where the program is installed. The log, the metadata of LoRA files and the help use this module. It imports
+nothing of the program.
+"""
 
 import re
 from pathlib import Path
@@ -26,5 +31,5 @@ def with_addresses(text: str) -> str:
     if not IS_INSTALLED:
         return text
     return re.sub(
-        r"(?<![\w/.-])docs/(\w+\.md)", lambda found: (_DOCS / found[1]).as_uri(), text
+        r"(?<![\w/.-])docs/(\w+\.md)", lambda match: (_DOCS / match[1]).as_uri(), text
     )

@@ -1,5 +1,13 @@
-"""One entry of a job's `process` list as an object: its settings, its name, and
-`run`."""
+"""One entry of a job's `process` list as an object: its settings, its name, and `run`.
+
+`BaseProcess` is the base class of every process; `BaseTrainProcess` adds a folder for
+the files of a run. Names and arguments are those of ai-toolkit, so that its extensions
+load. Nothing is written before `run`.
+
+Extensions subclass these classes (docs/extensions.md). `jobs/job.py` builds the objects
+and calls `run`, `on_error` and `move_aside`. `jobs/process/trainer.py` has the base
+class of trainers.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +38,15 @@ _INSTEAD = {
 
 class BaseProcess:
     """Created as `(process_id, job, config)` for every process of a job before any of
-    them runs."""
+    them runs.
+
+    Example::
+
+        class Greeting(BaseProcess):
+            def run(self) -> None:
+                super().run()
+                print(self.get_conf("greeting", "Hello"), self.job.name)
+    """
 
     runs_everywhere = False
     """With several ranks (`torchrun`): `run` is called on each of them, which
@@ -122,13 +138,30 @@ class BaseProcess:
 
 
 class BaseExtensionProcess(BaseProcess):
-    """Base class of processes in `extensions/`."""
+    """Base class of processes in `extensions/`.
+
+    Example::
+
+        class CountImages(BaseExtensionProcess):
+            def run(self) -> None:
+                super().run()
+                folder = Path(self.get_conf("folder", required=True))
+                print(len([*folder.glob("*.png")]))
+    """
 
 
 class BaseTrainProcess(BaseProcess):
     """A process with a folder of run files: `<training_folder>/<job>[/<process
     name>]/`. Creating it writes nothing, so that an error in a later process leaves no
-    files."""
+    files.
+
+    Example::
+
+        class WriteNotes(BaseTrainProcess):
+            def run(self) -> None:
+                super().run()  # makes the folder
+                (self.save_root / "notes.txt").write_text(f"seed {self.training_seed}")
+    """
 
     def __init__(
         self, process_id: int, job: BaseJob, config: OrderedDict[str, Any]
@@ -151,9 +184,9 @@ class BaseTrainProcess(BaseProcess):
         if own_name:
             self.save_root = self.save_root / own_name
         if isinstance(self.section, ProcessConfig):
-            own = self.section.run_folder(JobContext(job.name))
-            if own:
-                self.save_root = own
+            run_folder = self.section.run_folder(JobContext(job.name))
+            if run_folder:
+                self.save_root = run_folder
 
     def run(self) -> None:
         """Creates the folder and saves the job in it."""

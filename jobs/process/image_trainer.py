@@ -1,6 +1,12 @@
-"""Base class of trainers on folders of images or a stream of shards: the plan,
-encoding, batches, samples and validation that they share. A trainer says what is
-planned (`planner_class`) and what is learned (`fit`)."""
+"""Base class of trainers on images, in folders or in a stream of shards.
+
+It implements those steps of `Trainer` that all trainers on images share: the plan,
+encoding and its cache, batches, samples, and validation. A subclass says how the run is
+planned (`planner_class`) and what is learned (`fit`).
+
+Scanning and batches are in `toolkit/data`, the loop in `toolkit/train`. This module
+connects them. The trainers in `extensions/` subclass it.
+"""
 
 from __future__ import annotations
 
@@ -61,13 +67,25 @@ BatchT = TypeVar("BatchT", bound=Batch, covariant=True)
 
 
 class Loader(Protocol[BatchT]):
-    """Makes batches; each is a pure function of its spec."""
+    """Makes batches; each is a pure function of its spec.
+
+    Example::
+
+        class Names:
+            def load(self, spec: BatchSpec) -> NamesBatch:
+                return NamesBatch(spec, [items[index].sample.name for index in spec.items])
+    """
 
     def load(self, spec: BatchSpec) -> BatchT: ...
 
 
 class StreamLoader(Loader[BatchT], Protocol[BatchT]):
-    """Makes the batches of a stream."""
+    """Makes the batches of a stream.
+
+    Example::
+
+        batch = loader.trial(images=4)  # as large as any batch of the stream
+    """
 
     def trial(self, images: int) -> BatchT:
         """A batch of so many images at the largest size, to see whether it fits into
@@ -75,7 +93,15 @@ class StreamLoader(Loader[BatchT], Protocol[BatchT]):
 
 
 class ImageTrainer(Trainer):
-    """A trainer on images."""
+    """A trainer on images.
+
+    Example::
+
+        class SdTrainerProcess(ImageTrainer):
+            planner_class = SdPlanner
+
+            def fit(self, run: Run) -> None: ...
+    """
 
     section: Any
     """An ImageTrainingSection and TrainerConfig."""
@@ -183,7 +209,7 @@ class ImageTrainer(Trainer):
         if not self.process_group.is_single_process:
             self.process_group.all_gather_object("encoded")
             fill_texts(
-                [each.texts() for each in self.dataset.entries],
+                [entry.texts() for entry in self.dataset.entries],
                 self.model,
                 self.progress,
             )
@@ -194,15 +220,17 @@ class ImageTrainer(Trainer):
         self.status.finish(f"{what} of {len(self.dataset.items)} items are ready")
 
     def _unload_encoders(self) -> None:
-        """Those that training does not need; images that are made from now on need the
-        VAE."""
+        """Unloads the encoders that training does not need. Images that are made from
+        now on need the VAE."""
         if isinstance(self.dataset, EncodedDataset):  # a stream needs all encoders
             draws = bool(self.sampler or self.edits or self.unmade)
             needed = {"text_encoder": self.dataset.needs_text_encoder, "vae": draws}
             parts = self.model.family.encoder_parts.items()
-            self.model.unload_encoders(
-                keep=[part for encoder, own in parts if needed[encoder] for part in own]
-            )
+            keep: list[str] = []
+            for encoder, names in parts:
+                if needed[encoder]:
+                    keep += names
+            self.model.unload_encoders(keep=keep)
 
     def _encode_dataset(self) -> None:
         section = self.section
@@ -278,10 +306,12 @@ class ImageTrainer(Trainer):
             latents=False,
             later=self._texts,
         )
-        own = [sample.made for sample in self.unmade.values() if sample.made][
+        recipes = [sample.made for sample in self.unmade.values() if sample.made][
             group.rank :: group.world_size
         ]
-        self.base_sampler = self._encoded_sampler(base_prompts(own, self.model.family))
+        self.base_sampler = self._encoded_sampler(
+            base_prompts(recipes, self.model.family)
+        )
 
     def make_base_images(self, generate: Callable[[Sampler, int], Image.Image]) -> None:
         """Makes the images that are not there yet, each rank its share, and encodes
@@ -290,11 +320,11 @@ class ImageTrainer(Trainer):
         if not self.unmade:
             return
         group = self.process_group
-        own = [*self.unmade.values()][
+        samples = [*self.unmade.values()][
             self.process_group.rank :: self.process_group.world_size
         ]
-        for index, sample in enumerate(own):
-            self.progress(BASE_IMAGES, index, len(own))
+        for index, sample in enumerate(samples):
+            self.progress(BASE_IMAGES, index, len(samples))
             assert self.base_sampler is not None  # it has as many prompts
             try:
                 image = generate(self.base_sampler, index)
@@ -346,14 +376,14 @@ class ImageTrainer(Trainer):
         """Generates these, whose texts and images are encoded; None without any."""
         if not prompts:
             return None
-        kept = self.stores.on_disk
+        caches = self.stores.on_disk
         if not self.caches_latents:
-            kept = kept._replace(latents=ForgetfulCache())
+            caches = caches._replace(latents=ForgetfulCache())
         sampler = Sampler(
             self.model,
             prompts,
             self.dataset.encoder,
-            kept,
+            caches,
             self.predict,
             self.watch_sampling,
         )
@@ -418,14 +448,11 @@ class ImageTrainer(Trainer):
 
         def largest() -> BatchT:
             specs = [split_spec(spec, splits)[-1] for spec in of_epoch(run.state.epoch)]
-            return loader.load(
-                max(
-                    specs,
-                    key=lambda spec: sum(
-                        cost(data.items[index]) for index in spec.items
-                    ),
-                )
-            )
+
+            def batch_cost(spec: BatchSpec) -> float:
+                return sum(cost(data.items[index]) for index in spec.items)
+
+            return loader.load(max(specs, key=batch_cost))
 
         return EpochSource(
             of_epoch, partial(loaded_ahead, loader.load, workers=workers)

@@ -81,7 +81,8 @@ COUNTED = {
     "text encoder layers": "layers of the text encoder",
     "control images of samples": "control images",
 }
-"""What `Progress` is told -> what a person would count; other words stay."""
+"""Word that `Progress` gets -> word for the things that a user counts; other words
+stay."""
 
 IN_THE_CACHE = " in the cache"
 
@@ -91,6 +92,11 @@ class Trainer(BaseTrainProcess):
     attribute, which the next ones read, and which is gone once `run` ends.
 
     With several ranks only rank 0 writes, samples and validates.
+
+    Example::
+
+        process = Trainer(0, job, config)  # of a subclass; writes nothing yet
+        process.run()
     """
 
     runs_everywhere = True
@@ -158,11 +164,11 @@ class Trainer(BaseTrainProcess):
                             self.train()
                     self.request.check()
                     logger.info("next, to be pasted into a shell:")
-                    own = (
+                    steps = (
                         self.process_id == 0
                     )  # otherwise an earlier process of the job has drawn the images
                     for line in (
-                        *lead_on(self.section, own),
+                        *lead_on(self.section, steps),
                         *next_commands(self.save_root, self.name, self.section),
                     ):
                         logger.info(f"  {line}")
@@ -170,7 +176,7 @@ class Trainer(BaseTrainProcess):
 
     @contextmanager
     def _attributes_until_the_end(self) -> Iterator[None]:
-        """What is set on the process inside the block is removed at its end: the next
+        """Removes the attributes that are set inside the block at its end: the next
         process needs the memory."""
         before = set(vars(self))
         try:
@@ -241,7 +247,7 @@ class Trainer(BaseTrainProcess):
 
     @abstractmethod
     def make_plan(self) -> RunPlan:
-        """What the run will do: printed at the start, and by `--dry-run`."""
+        """The plan of the run. It is printed at the start, and by `--dry-run`."""
 
     @abstractmethod
     def open_model(self) -> None:
@@ -261,7 +267,7 @@ class Trainer(BaseTrainProcess):
         (`PrepareNetwork`)."""
 
     def validation(self) -> Validation | None:
-        """What is measured on the validation split; None: nothing."""
+        """The measurement on the validation split; None: there is none."""
         return None
 
     def samples(self) -> Samples | None:
@@ -277,8 +283,8 @@ class Trainer(BaseTrainProcess):
     # override
 
     def memory_advice(self) -> str:
-        """What the user can change after an out-of-memory error, most effective
-        first."""
+        """The settings that the user can change after an out-of-memory error, most
+        effective first."""
         return ""
 
     def refuse_parts(self) -> None:
@@ -303,7 +309,7 @@ class Trainer(BaseTrainProcess):
                 **fields,
             )
             try:
-                found = try_optimizer(
+                trial = try_optimizer(
                     settings.optimizer,
                     settings.lr,
                     settings.optimizer_params,
@@ -318,7 +324,7 @@ class Trainer(BaseTrainProcess):
                 else:
                     field = "optimizer"
                 raise UserError(f"{key}.{field}: {error}") from error
-            for line in found.lines():
+            for line in trial.lines():
                 logger.info(line)
 
     def trained_shapes(self) -> Iterable[tuple[int, ...]]:
@@ -363,13 +369,13 @@ class Trainer(BaseTrainProcess):
             ):
                 yield
         except (OSError, RuntimeError, MemoryError) as error:
-            told = self._told(error)
-            if told is None:
+            fault = self._told(error)
+            if fault is None:
                 raise
-            raise told from error
+            raise fault from error
 
     def _told(self, error: Exception) -> RunError | None:
-        """What a user is told of an error that is not a defect of the program; None: it
+        """The error that a user sees where it is not a defect of the program; None: it
         is one."""
         short = shortage(error)
         if isinstance(error, RuntimeError) and is_short_of(error) is MEMORY:
@@ -393,7 +399,7 @@ class Trainer(BaseTrainProcess):
         return None
 
     def choose_start(self) -> Start:
-        """How the run begins, after an old one that is in the way was moved aside.
+        """Decides how the run begins, and moves an old run aside that is in the way.
 
         Raises UserError or RunError where the job cannot go on in its folder
         (`plan_start`).
@@ -445,11 +451,10 @@ class Trainer(BaseTrainProcess):
         """Refuses a run that cannot work, and writes the first files of the folder."""
         group = self.process_group
         writes = self.process_group.is_main_process
-        for stem in (
-            (self.name, run_files.best_stem(self.name))
-            if self.saves_folders and writes
-            else ()
-        ):
+        stems: tuple[str, ...] = ()
+        if self.saves_folders and writes:
+            stems = (self.name, run_files.best_stem(self.name))
+        for stem in stems:
             reason = why_not_replaced(self.save_root / stem, run_files.is_own_result)
             if reason:
                 raise UserError(reason)
@@ -484,9 +489,9 @@ class Trainer(BaseTrainProcess):
         if self.chooses_threads():
             free = threads.free_cores()
             cores = threads.usable_cores()
-            found = "1" if free == 1 else "found by the first steps"
+            choice = "1" if free == 1 else "found by the first steps"
             logger.info(
-                f"threads of the CPU: {found} (free cores: {free} of {cores}); OMP_NUM_THREADS sets them"
+                f"threads of the CPU: {choice} (free cores: {free} of {cores}); OMP_NUM_THREADS sets them"
             )
         self.status = self.now.line = (
             StatusLine()

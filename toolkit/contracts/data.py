@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 
 class Size(NamedTuple):
-    """Width and height; pixels unless said otherwise."""
+    """Width and height; pixels unless said otherwise.
+
+    >>> str(Size(1024, 768))
+    '1024x768'
+    """
 
     width: int
     height: int
@@ -27,7 +31,11 @@ class Size(NamedTuple):
 
 
 class Flip(NamedTuple):
-    """How an image is mirrored."""
+    """How an image is mirrored.
+
+    >>> Flip(x=True)
+    Flip(x=True, y=False)
+    """
 
     x: bool = False
     """Mirror left to right."""
@@ -40,13 +48,19 @@ NO_FLIP = Flip()
 
 
 PLACEHOLDERS = ("[trigger]", "[name]")
-"""What the trigger word is put for, in captions and prompts."""
+"""Placeholders in captions and prompts that the trigger word replaces."""
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionRules:
     """What happens to a caption each time it is used; everything else is done once, at
-    the scan."""
+    the scan.
+
+    >>> from toolkit.data.scan.captions import caption_for_use
+    >>> rules = CaptionRules(dropout_rate=1.0)
+    >>> caption_for_use("a fox", rules, seed=0, epoch=0, position=0)
+    ''
+    """
 
     dropout_rate: float = 0.0
     """Probability in [0, 1] that the caption of one use is empty."""
@@ -68,7 +82,11 @@ class CaptionRules:
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """Weights of the loss over the area of an image."""
+    """Weights of the loss over the area of an image.
+
+    >>> Mask("masks/01.png", min_value=0.1).inverted
+    False
+    """
 
     file: str
     """Mask file, white where the loss counts. With `alpha` it is the image itself,
@@ -84,7 +102,13 @@ class Mask:
 
 class BaseImage(NamedTuple):
     """How the base model makes an image (`datasets[].from_base`): all that decides its
-    pixels, but for rounding."""
+    pixels, but for rounding.
+
+    >>> size = Size(512, 512)
+    >>> image = BaseImage("5f3a", "a fox", "", size, seed=7, steps=20, guidance_scale=4)
+    >>> image._replace(seed=8).prompt
+    'a fox'
+    """
 
     base: str
     """Hash of the model and of the settings it computes with."""
@@ -105,6 +129,11 @@ class Sample(NamedTuple):
 
     A tuple with files named by text: 100,000 of them take a tenth of the time of as
     many dataclasses with paths.
+
+    >>> size = Size(800, 600)
+    >>> sample = Sample("photos/01.jpg", "a fox", repeats=2, size=size, folder="photos")
+    >>> sample.name, sample.texts
+    ('01.jpg', ('a fox',))
     """
 
     image: str
@@ -133,7 +162,7 @@ class Sample(NamedTuple):
 
     background: str = ""
     """Colour that transparent pixels of the image and its control images are composited
-    on; empty: white, unless the model has transparency of its own."""
+    on; empty: white, unless the model has transparency itself."""
 
     flip: Flip = NO_FLIP
     """How the image, its control images and its mask are mirrored."""
@@ -171,7 +200,12 @@ class Sample(NamedTuple):
 
 
 class ShardSample(NamedTuple):
-    """The files of one sample in a shard."""
+    """The files of one sample in a shard.
+
+    >>> sample = ShardSample("shard/000017", {"txt": b"a fox"}, byte=1024)
+    >>> sample.fields["txt"].decode()
+    'a fox'
+    """
 
     key: str
     """Their path up to the first dot of the file's name; of a Parquet file the number
@@ -186,7 +220,12 @@ class ShardSample(NamedTuple):
 
 class ResizeCrop(NamedTuple):
     """How an image is fitted to its bucket: resized to `scaled`, then cropped to
-    `bucket` at (left, top)."""
+    `bucket` at (left, top).
+
+    >>> crop = ResizeCrop(Size(768, 512), left=128, top=0, bucket=Size(512, 512))
+    >>> crop.scaled.width - crop.bucket.width  # columns that are cut off
+    256
+    """
 
     scaled: Size
     left: int
@@ -195,7 +234,13 @@ class ResizeCrop(NamedTuple):
 
 
 class BucketedSample(NamedTuple):
-    """One image at one training size."""
+    """One image at one training size.
+
+    >>> whole = ResizeCrop(Size(512, 512), 0, 0, Size(512, 512))
+    >>> item = BucketedSample(Sample("01.png", "a fox", 1, Size(900, 900), "."), whole)
+    >>> item.crop.bucket.width
+    512
+    """
 
     sample: Sample
     crop: ResizeCrop
@@ -204,7 +249,13 @@ class BucketedSample(NamedTuple):
 @dataclass(frozen=True)
 class BatchSpec:
     """Which items form one micro-batch; a pure function of (seed, epoch, batch
-    size)."""
+    size).
+
+    >>> spec = BatchSpec(epoch=0, items=(4, 7), positions=(10, 11))
+    >>> piece = spec.select([1])
+    >>> piece.items, piece.first
+    ((7,), 10)
+    """
 
     epoch: int
     """Counted from 0."""
@@ -245,7 +296,13 @@ class BatchSpec:
 
 @dataclass(frozen=True)
 class PromptEmbeds:
-    """Text embeddings of a batch, padded at the end to the longest."""
+    """Text embeddings of a batch, padded at the end to the longest.
+
+    >>> import torch
+    >>> prompts = PromptEmbeds.stack([torch.zeros(3, 8), torch.zeros(5, 8)])
+    >>> tuple(prompts.embeds_BLD.shape), prompts.lengths
+    ((2, 5, 8), (3, 5))
+    """
 
     embeds_BLD: Tensor
     """With a trained text encoder: token ids [B, L], which it embeds at each use."""
@@ -258,14 +315,14 @@ class PromptEmbeds:
     embedding: [B, ...], one shape for all prompts."""
 
     def select(self, rows: Sequence[int]) -> PromptEmbeds:
-        """The given items, padded only as far as the longest of them."""
+        """The given items, padded to the longest of them."""
         rows = list(rows)
         lengths = tuple(self.lengths[row] for row in rows)
         extra = {name: tensor[rows] for name, tensor in self.extra.items()}
         return PromptEmbeds(self.embeds_BLD[rows, : max(lengths)], lengths, extra)
 
     def cpu(self) -> PromptEmbeds:
-        """The same in CPU memory."""
+        """A copy in CPU memory."""
         extra = {name: tensor.cpu() for name, tensor in self.extra.items()}
         return PromptEmbeds(self.embeds_BLD.cpu(), self.lengths, extra)
 
@@ -283,11 +340,8 @@ class PromptEmbeds:
             )
         shapes = set()
         for one in encoded:
-            shapes.add(
-                tuple(
-                    (name, t.shape) for name, t in sorted(one.items()) if name != EMBEDS
-                )
-            )
+            parts = {name: t.shape for name, t in one.items() if name != EMBEDS}
+            shapes.add(tuple(sorted(parts.items())))
         if len(shapes) > 1:
             raise ValueError(
                 f"prompts of one batch have unlike extra tensors: {sorted(map(str, shapes))}"
@@ -313,7 +367,13 @@ EncodedPrompt: TypeAlias = "Tensor | Mapping[str, Tensor]"
 
 
 class Batch(Protocol):
-    """The data of one micro-batch; every trainer has its own class for it."""
+    """The data of one micro-batch; every trainer has its own class for it.
+
+    Example::
+
+        for batch in source.load([micro_batch.spec]):
+            losses = step(batch, state.step)
+    """
 
     @property
     def spec(self) -> BatchSpec: ...
@@ -338,7 +398,13 @@ beginning."""
 
 
 class MicroBatch(NamedTuple):
-    """The next micro-batch of a source."""
+    """The next micro-batch of a source.
+
+    >>> spec = BatchSpec(0, items=(3,), positions=(9,))
+    >>> micro_batch = MicroBatch(spec, cursor=[0, 10])
+    >>> micro_batch.spec.first, micro_batch.ends_epoch
+    (9, False)
+    """
 
     spec: BatchSpec
     cursor: Cursor
@@ -349,7 +415,13 @@ class MicroBatch(NamedTuple):
 
 
 class BatchSource(Protocol):
-    """Where micro-batches come from: an epoch list, or a stream of unknown length."""
+    """Where micro-batches come from: an epoch list, or a stream of unknown length.
+
+    Example::
+
+        for micro_batch in source.iterate(state.cursor):
+            (batch,) = source.load([micro_batch.spec])
+    """
 
     def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
         """The micro-batches from the cursor on, always the same ones, to the end of the

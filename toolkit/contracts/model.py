@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 
 class ModelSection(Protocol):
-    """The keys of the `model:` section that decide the family and how it is loaded."""
+    """The keys of the `model:` section that decide the family and how it is loaded.
+
+    Example::
+
+        family = family_for(section.model)  # toolkit.models.families
+    """
 
     @property
     def name_or_path(self) -> str: ...
@@ -51,7 +56,13 @@ ldm/qwen_image21/model.py, SwiGLUFeedForward: the gate's rows come first."""
 @dataclass(frozen=True)
 class LicenceTerms:
     """What a licence asks of whoever publishes a LoRA that was trained on the
-    weights."""
+    weights.
+
+    >>> link = "https://example.org/licence"
+    >>> terms = LicenceTerms("research", link, display="Built with X", notice="X is ...")
+    >>> terms.display
+    'Built with X'
+    """
 
     name: str
     """Its `license_name` on the hub."""
@@ -61,12 +72,20 @@ class LicenceTerms:
     """What the documentation of the LoRA has to display."""
 
     notice: str
-    """The text of the file `NOTICE` beside the LoRA."""
+    """The text of the file `NOTICE` next to the LoRA."""
 
 
 class ModelFacts:
     """Constants of a model family, known before any file is read.
-    `toolkit.models.families.ModelFamily` has what depends on a model folder."""
+    `toolkit.models.families.ModelFamily` has what depends on a model folder.
+
+    >>> class Tiny(ModelFacts):
+    ...     latent_scale = 8
+    ...     patch = 2
+    >>> latent = Tiny().latent_size(Size(1024, 768))
+    >>> str(latent), Tiny().tokens(latent)
+    ('128x96', 3072)
+    """
 
     arch: str
     """Its name in `model.arch` and in `toolkit.registry.FAMILIES`."""
@@ -130,8 +149,8 @@ class ModelFacts:
     """Pixels of the longest image that it has positions for; None: any."""
 
     own_sizes: tuple[Size, ...] = ()
-    """Sizes in pixels that the model was published with, a square first; of which an
-    image gets one where no size is given."""
+    """Sizes in pixels that the model was published with, a square first. An image for
+    which no size is given gets one of them."""
 
     max_references: int = 0
     """Largest number of control images per sample."""
@@ -146,7 +165,7 @@ class ModelFacts:
     of [C, N H, W], first the picture, then its layers from back to front."""
 
     text_sees_references: bool = True
-    """Whether the text encoder sees the control images beside a prompt."""
+    """Whether the text encoder sees the control images in addition to a prompt."""
 
     text_at_reference_size: bool = False
     """Whether the text encoder sees the control images in
@@ -217,8 +236,8 @@ class ModelFacts:
         self, reference: Size | None = None, learned: Sequence[Size] = ()
     ) -> Size:
         """The size of an image that is given none: of `learned`, or else of
-        `own_sizes`, the one whose aspect ratio is nearest to that of the reference;
-        without a reference the first."""
+        `own_sizes`, the one whose aspect ratio is nearest to the reference's; without a
+        reference the first."""
         side = min(1024, self.longest_side or 1024)
         sizes = learned or self.own_sizes or (self.drawable(Size(side, side)),)
         if reference is None:
@@ -229,8 +248,8 @@ class ModelFacts:
         )
 
     def config_error(self, folder: Path) -> str:
-        """What is wrong with the values in the config files of a model folder; empty:
-        nothing."""
+        """The fault of the values in the config files of a model folder; empty:
+        none."""
         return ""
 
     def too_many_references(self, count: int, key: str = "control_path") -> str:
@@ -258,8 +277,8 @@ class ModelFacts:
         return ""
 
     def prompt_note(self, model: ModelSection, prompt: str) -> str | None:
-        """What is cut off a prompt that is trained and sampled all the same, or None;
-        None also where it is not known, as in `prompt_error`."""
+        """A note on a prompt that is used although its end is cut off, or None. None
+        also where that is not known, as in `prompt_error`."""
         return None
 
 
@@ -267,7 +286,11 @@ class ModelFacts:
 class DynamicShift:
     """The time shift of a model's own sampler, as diffusers'
     FlowMatchEulerDiscreteScheduler names it: t becomes exp(mu) t / (1 + (exp(mu) - 1)
-    t)."""
+    t).
+
+    >>> round(DynamicShift().mu(tokens=4096, steps=20), 3)
+    0.694
+    """
 
     base_image_seq_len: int = 256
     max_image_seq_len: int = 8192
@@ -314,14 +337,21 @@ def project(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
         return [layer(x) for layer in layers]
     known = iter(group.down(x))
     return [
-        layer(x, next(known)) if own is group else layer(x)
-        for layer, own in zip(layers, groups, strict=True)
+        layer(x, next(known)) if layer_group is group else layer(x)
+        for layer, layer_group in zip(layers, groups, strict=True)
     ]
 
 
 class DiffusionModel(ABC):
     """The interface to a model family. Nothing outside `toolkit/models` knows which one
-    it is."""
+    it is.
+
+    Example::
+
+        latents_BCHW = model.encode_images(pixels_BPHW)
+        prompts = PromptEmbeds.stack([model.encode_prompt("a fox", [])])
+        velocity_BCHW = model.predict_velocity(x_t_BCHW, t_B, prompts, [[]])
+    """
 
     family: ModelFacts
 
@@ -409,9 +439,10 @@ class DiffusionModel(ABC):
         references: Sequence[Sequence[Tensor]],
         guidance_B: Tensor | None = None,
     ) -> Tensor:
-        """What `ModelFacts.prediction` says, by default the velocity (noise - image),
-        [B, C, H, W] at noise fraction t in [0, 1], 1 = pure noise. With
-        `ModelFacts.shares_prefix` x_t and t may have K rows in a row for each prompt.
+        """The prediction that `ModelFacts.prediction` names, by default the velocity
+        (noise - image), [B, C, H, W] at noise fraction t in [0, 1], 1 = pure noise.
+        With `ModelFacts.shares_prefix` x_t and t may have K rows in a row for each
+        prompt.
 
         guidance_B: the guidance scale that a distilled model embeds; None: the family's
         own. A family without such an input raises ValueError for any other.
@@ -425,7 +456,7 @@ class DiffusionModel(ABC):
         guidance_B.
 
         It is called without gradients, and with the same weights each time: a family
-        may keep what depends on neither x_t nor t, as long as the function lives.
+        may keep results that depend on neither x_t nor t while the function lives.
         """
         return lambda x_t_BCHW, t_B, *guidance: self.predict_velocity(
             x_t_BCHW, t_B, prompts, references, *guidance

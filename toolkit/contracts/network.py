@@ -1,4 +1,12 @@
-"""The contract of a network: what is trained on a model."""
+"""The contract of a network: the trained parameters of a model.
+
+A `Network` is an adapter on a frozen model, or the model itself. A trainer creates it
+from the `network` section, attaches it to the model, trains its `parameters`, and saves
+what `export` returns. The kinds are listed in `network_kinds.py`.
+
+`toolkit/networks` implements the contract. `extensions/sd_trainer` and `toolkit/train`
+use it. Optimizers and file names of a run are not part of it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +25,14 @@ if TYPE_CHECKING:
 
 
 class Network(ABC):
-    """The trained parameters: an adapter on a frozen model, or the model itself."""
+    """The trained parameters: an adapter on a frozen model, or the model itself.
+
+    Example::
+
+        network = KINDS["lora"].load().from_config(section.network, targets, seed, dtype)
+        network.attach(model.network_module)
+        optimizer = build_optimizer("adamw", network.parameters().values(), 1e-4, {})
+    """
 
     @classmethod
     def from_config(

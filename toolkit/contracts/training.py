@@ -1,4 +1,12 @@
-"""The contract of a training step, and the state of a run between two of them."""
+"""The contract of a training step, and the state of a run between two steps.
+
+A trainer implements `TrainStep`: from a batch to the losses of each role. The loop in
+`toolkit/train/loop.py` runs the backward passes, steps the optimizers, and gives
+callbacks a `StepResult`. `TrainState` holds the numbers that a checkpoint stores.
+
+Everything here is a record or an interface; the loop and the optimizers are elsewhere.
+Nothing here imports torch at run time.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainState:
-    """Everything a resume needs that is not a tensor. Only the loop changes it."""
+    """Everything a resume needs that is not a tensor. Only the loop changes it.
+
+    >>> state = TrainState(step=100, epochs_done=2, epochs_before=1)
+    >>> state.epochs_done > state.epochs_before  # the last step ended an epoch
+    True
+    """
 
     step: int = 0
     """Optimizer steps done."""
@@ -47,7 +60,13 @@ class TrainState:
 
 @dataclass(frozen=True)
 class StepLosses:
-    """What a `TrainStep` returns: one loss per sample and role, and metrics."""
+    """What a `TrainStep` returns: one loss per sample and role, and metrics.
+
+    >>> import torch
+    >>> losses = StepLosses({"network": torch.tensor([0.25, 0.75])})
+    >>> losses.by_role["network"].mean().item()
+    0.5
+    """
 
     by_role: dict[str, Tensor]
     """Role -> differentiable float32 losses [B]. Roles that learn from one loss have
@@ -60,16 +79,22 @@ class StepLosses:
 
     numbers: dict[str, Tensor] = field(default_factory=dict)
     """Metric name -> one value of the batch (0-dim), the mean over `counts` of its
-    samples. Of an accumulation step the mean over all of these is logged."""
+    samples. The log has the mean over all samples of an accumulation step."""
 
     counts: dict[str, int] = field(default_factory=dict)
-    """Name of a number -> the samples of which it is the mean; those that are left out:
-    all of the batch."""
+    """Name of a number -> how many samples it is the mean of. For a name that is left
+    out: all of the batch."""
 
 
 class Backward(Protocol):
     """Runs the backward passes of one micro-batch. Losses are averaged over the whole
-    accumulation step."""
+    accumulation step.
+
+    Example::
+
+        losses = step(batch, backward.step)
+        backward(losses.by_role)
+    """
 
     @property
     def step(self) -> int:
@@ -98,7 +123,15 @@ BatchT = TypeVar("BatchT", bound=Batch)
 
 
 class TrainStep(ABC, Generic[BatchT]):
-    """Forward pass and losses of one micro-batch. All the loop knows of the model."""
+    """Forward pass and losses of one micro-batch. The loop knows the model only through
+    it.
+
+    Example::
+
+        class Squares(TrainStep[MyBatch]):
+            def __call__(self, batch: MyBatch, step: int) -> StepLosses:
+                return StepLosses({"network": self.network(batch.x_BD).square().mean(1)})
+    """
 
     @abstractmethod
     def __call__(self, batch: BatchT, step: int) -> StepLosses:
@@ -119,7 +152,11 @@ class TrainStep(ABC, Generic[BatchT]):
 
 @dataclass(frozen=True)
 class RoleResult:
-    """One optimizer step of one role."""
+    """One optimizer step of one role.
+
+    >>> RoleResult(loss=0.5, lr=1e-4, grad_norm=1.0).skipped
+    False
+    """
 
     loss: float
     lr: float
@@ -129,7 +166,11 @@ class RoleResult:
 
 
 class SampleSource(NamedTuple):
-    """The image of a value, and the micro-batch that it was in."""
+    """The image of a value, and the micro-batch that it was in.
+
+    >>> SampleSource("01.jpg", "latents (3, 16, 64, 64)").name
+    '01.jpg'
+    """
 
     name: str
     """As in `Batch.names`."""
@@ -140,7 +181,15 @@ class SampleSource(NamedTuple):
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step, as callbacks see it."""
+    """One optimizer step, as callbacks see it.
+
+    >>> result = StepResult(
+    ...     step=1, epoch=0, loss=0.5, lr=1e-4, grad_norm=1.0, samples=2,
+    ...     step_s=1.0, data_s=0.0, per_sample={"t": (0.25, 0.75)},
+    ... )
+    >>> result.logged()
+    {'loss': 0.5, 'lr': 0.0001, 'grad_norm': 1.0, 't_mean': 0.5}
+    """
 
     step: int
     """Number of the step just done, from 1."""
@@ -178,7 +227,7 @@ class StepResult:
 
     compiled: bool = False
     """Programs were compiled in this step, or in one whose metrics were fetched
-    together with it: its time is not that of later steps."""
+    together with it: later steps take less time."""
 
     skipped: bool = False
     """A loss or gradient was not finite: at least one role skipped this step."""
@@ -196,18 +245,14 @@ class StepResult:
 
     def logged(self) -> dict[str, float]:
         """The metrics of the step, by their names in metrics.jsonl."""
-        return {
-            "loss": self.loss,
-            "lr": self.lr,
-            "grad_norm": self.grad_norm,
-            **{f"lr/{name}": lr for name, lr in self.lr_by_group.items()},
-            **self.extra_metrics,
-            **{
-                f"{name}_mean": fmean(values)
-                for name, values in self.per_sample.items()
-                if name != "loss"
-            },
-        }
+        metrics = {"loss": self.loss, "lr": self.lr, "grad_norm": self.grad_norm}
+        for name, lr in self.lr_by_group.items():
+            metrics[f"lr/{name}"] = lr
+        metrics.update(self.extra_metrics)
+        for name, values in self.per_sample.items():
+            if name != "loss":
+                metrics[f"{name}_mean"] = fmean(values)
+        return metrics
 
 
 Progress = Callable[[str, int, int], None]

@@ -1,5 +1,11 @@
-"""The training objective: the interpolants between image and noise, the loss of each
-sample, its weight by timestep.
+"""The training objective: interpolants between image and noise, and the loss of a
+sample.
+
+An `Interpolant` mixes image and noise and says what the model predicts.
+`loss_per_sample` is the loss, and `weights` its weight by timestep. All are pure
+functions of tensors and `FlowSettings`. Drawing the timestep is in `timesteps.py`.
+
+`toolkit/train/flow_step.py` and `toolkit/train/validation.py` call it.
 
 Shape suffixes: B batch, C channels, H/W height and width of the latent.
 """
@@ -44,8 +50,8 @@ def trigonometric_path(
     x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor
 ) -> tuple[Tensor, Tensor]:
     """x_t = cos(a) x0 + sin(a) noise and v = cos(a) noise - sin(a) x0 with a = pi t /
-    2, at least float32; the variance of x_t is that of x0 and noise at every t. dx_t/dt
-    is pi / 2 times v.
+    2, at least float32; at every t, x_t has the variance of x0 and noise. dx_t/dt is pi
+    / 2 times v.
 
     t_B: as of `linear_path`. Raises ValueError when x0 and noise differ in shape.
     Source: v: Salimans & Ho 2022, arXiv:2202.00512, appendix D; the path: Albergo &
@@ -76,7 +82,14 @@ def _alike(
 
 
 class Interpolant(NamedTuple):
-    """How image and noise are mixed, and what the model predicts of it."""
+    """How image and noise are mixed, and what the model predicts of it.
+
+    >>> x0_BCHW, noise_BCHW = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    >>> mix = INTERPOLANTS["flow"].mix
+    >>> x_t_BCHW, velocity_BCHW = mix(x0_BCHW, noise_BCHW, torch.tensor([0.25]))
+    >>> x_t_BCHW.item(), velocity_BCHW.item()
+    (0.25, 1.0)
+    """
 
     mix: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     """From (x0, noise, t) to x_t and what is predicted."""
@@ -157,9 +170,9 @@ def loss_per_sample(
 
 
 def margin(beta: float, gain_of_better: Tensor, gain_of_worse: Tensor) -> Tensor:
-    """How clearly the better image of a pair is preferred; above 0: it is. A gain: the
-    error of an image less its error by the reference. Source: Wallace et al. 2023,
-    arXiv:2311.12908, equation 14, the argument of the sigmoid."""
+    """The margin by which the better image of a pair is preferred; above 0: it is
+    preferred. A gain is the error of an image minus its error by the reference. Source:
+    Wallace et al. 2023, arXiv:2311.12908, equation 14, the argument of the sigmoid."""
     return -beta / 2 * (gain_of_better - gain_of_worse)
 
 

@@ -1,5 +1,9 @@
-"""From pure noise to an image: the noise levels of a sampling run and the Euler steps
-between them.
+"""From pure noise to an image: the noise levels of a sampling run, and Euler's steps.
+
+`sigmas` makes the levels, `resampled` fits a grid of levels to another number of steps,
+and `euler_sample` follows the velocity field. The model is passed in as a function;
+guidance, prompts and decoding are in `toolkit/train/sampling.py`, which calls this
+module.
 
 Shape suffixes: B batch, C channels, H/W latent height and width.
 """

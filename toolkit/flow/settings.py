@@ -1,6 +1,12 @@
-"""The names of noise levels, loss weights and losses; which keys of `train` each makes
-use of; these keys with their defaults; how many noise levels share a pass. Imports no
-torch: the config reads them as well."""
+"""The names and settings of noise levels and losses, without torch.
+
+The tables list the values of `train.timestep_type`, `train.weighting_scheme` and
+`train.loss_type`, and the keys that each of them uses. `FlowSettings` has these keys
+with their defaults. The last part counts how many noise levels share a forward pass.
+
+`toolkit/config/sections/train.py` checks a job against the tables; `loss.py` and
+`timesteps.py` have the formulas.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +54,11 @@ HUBER_SCHEDULES = ("constant", "exponential", "snr")
 
 @dataclass(frozen=True)
 class FlowSettings:
-    """What each key means: docs/config.md, section `train`."""
+    """What each key means: docs/config.md, section `train`.
+
+    >>> FlowSettings(loss_type="huber").huber_c
+    0.1
+    """
 
     timestep_type: str = "sigmoid"
     sigmoid_scale: float = 1.0
@@ -111,18 +121,18 @@ def most_levels(setting: NoiseLevels) -> int:
 
 
 def cost_of(levels: int, prefix: int, target: int) -> float:
-    """Tokens of one pass with so many levels, as a share of those of as many passes."""
+    """Tokens of one pass with so many levels, as a share of the tokens of separate
+    passes."""
     return (prefix + levels * target) / (levels * (prefix + target))
 
 
-def describe_levels(found: Sequence[tuple[int, int, float]]) -> str:
+def describe_levels(counts: Sequence[tuple[int, int, float]]) -> str:
     """A plan's line. found: references, levels and `cost_of` of each kind of image."""
-    said = []
-    for references, levels, cost in sorted(set(found)):
+    groups = []
+    for references, levels, cost in sorted(set(counts)):
         what = f"{references} control image{'s' * (references != 1)}"
-        said.append(
-            f"{what}: {levels} levels cost {cost:.2f} of {levels} passes"
-            if levels > 1
-            else f"{what}: 1 level"
-        )
-    return f"noise levels per sample: {'; '.join(said)}"
+        if levels > 1:
+            groups.append(f"{what}: {levels} levels cost {cost:.2f} of {levels} passes")
+        else:
+            groups.append(f"{what}: 1 level")
+    return f"noise levels per sample: {'; '.join(groups)}"

@@ -32,10 +32,16 @@ NormalTransform = Callable[[Tensor, FlowSettings], Tensor]
 
 @dataclass(frozen=True)
 class TimestepContext:
-    """What some samplings must know of the image they draw for."""
+    """What some samplings must know of the image they draw for.
+
+    >>> context = TimestepContext(tokens=1024, mu=0.55)
+    >>> settings = FlowSettings(timestep_type="model_shift")
+    >>> round(timesteps(torch.zeros(1), settings, context).item(), 2)
+    0.63
+    """
 
     tokens: int = 4096
-    """Tokens of the target; those of references do not count."""
+    """Tokens of the target, without the tokens of references."""
 
     mu: float = 0.0
     """Shift exponent with which the model itself samples at this size, in `LEVELS`
@@ -243,7 +249,12 @@ def mode(uniform: Tensor, settings: FlowSettings, context: TimestepContext) -> T
 
 @dataclass(frozen=True)
 class TimestepSampling:
-    """One value of `train.timestep_type`."""
+    """One value of `train.timestep_type`.
+
+    >>> sampling = sampling_for(FlowSettings(timestep_type="sigmoid"))
+    >>> sampling.base is torch.randn, sampling.discrete
+    (True, False)
+    """
 
     base: Callable[..., Tensor]
     """Draws the standard random number: torch.randn or torch.rand."""
@@ -355,7 +366,7 @@ def timesteps_from_uniform(
 
 
 def _cut_off(share: Tensor, settings: FlowSettings, context: TimestepContext) -> Tensor:
-    """As without bounds, but only what lies between them: nothing is squeezed.
+    """Draws as without bounds, and only between the bounds: nothing is squeezed.
 
     musubi-tuner's `preserve_distribution_shape` draws until it fits, at most 1000
     times; this never gives up.
@@ -378,8 +389,8 @@ def _cut_off(share: Tensor, settings: FlowSettings, context: TimestepContext) ->
 def _shares_between(
     settings: FlowSettings, context: TimestepContext, low: float, high: float
 ) -> tuple[float, float]:
-    """The first and last uniform number whose t lies in [low, high], by bisection: t
-    only rises or only falls."""
+    """The first and last uniform number whose t is in [low, high], by bisection: t only
+    rises or only falls."""
 
     def t_of(share: float) -> float:
         return float(
@@ -439,5 +450,5 @@ def strata(samples: int, buckets: int, generator: torch.Generator) -> list[int]:
     Source: musubi-tuner, `num_timestep_buckets`.
     """
     rest = torch.randperm(buckets, generator=generator)[: samples % buckets]
-    each = torch.cat([torch.arange(samples - len(rest)) % buckets, rest])
-    return each[torch.randperm(samples, generator=generator)].tolist()
+    stratum = torch.cat([torch.arange(samples - len(rest)) % buckets, rest])
+    return stratum[torch.randperm(samples, generator=generator)].tolist()

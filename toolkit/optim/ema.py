@@ -1,5 +1,13 @@
-"""An exponential average of the trained weights, and the widths of power functions by
-which files are averaged."""
+"""An exponential moving average of the trained weights.
+
+`Ema` holds the average of a role's parameters and updates it after each optimizer step,
+without waiting for the device. `swapped_in` exchanges weights inside a block, for
+samples and saves. `gamma_of` gives the power function of a width, by which saved files
+are averaged afterwards.
+
+`toolkit/train/roles.py` and `toolkit/train/optimizer_step.py` use it. The schedule of
+the decay is in `schedules.py`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +23,16 @@ from toolkit.errors import UserError
 
 class Ema:
     """A float32 exponential moving average of named parameters, updated once per
-    optimizer step."""
+    optimizer step.
+
+    >>> weight = nn.Parameter(torch.ones(2))
+    >>> ema = Ema({"weight": weight}, decay=0.5, warm_up=False)
+    >>> with torch.no_grad():
+    ...     _ = weight.zero_()
+    >>> ema.update()
+    >>> ema.averages["weight"]
+    tensor([0.5000, 0.5000])
+    """
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], decay: float, warm_up: bool = True
@@ -68,8 +85,8 @@ class Ema:
 def _lerp_(
     averages: Sequence[Tensor], parameters: Sequence[nn.Parameter], weight: Tensor
 ) -> None:
-    """Moves each average towards its parameter. Those of a swapped block may lie in CPU
-    memory while its parameters are on the device; copies are made of one parameter at a
+    """Moves each average towards its parameter. The averages of a swapped block may be
+    in CPU memory while its parameters are on the device. One parameter is copied at a
     time."""
     weights = [weight.to(average.device) for average in averages]
     if all(
@@ -78,8 +95,8 @@ def _lerp_(
     ):
         torch._foreach_lerp_(list(averages), [p.detach() for p in parameters], weights)
         return
-    for average, parameter, own in zip(averages, parameters, weights, strict=True):
-        average.lerp_(parameter.detach().to(average.device, average.dtype), own)
+    for average, parameter, share in zip(averages, parameters, weights, strict=True):
+        average.lerp_(parameter.detach().to(average.device, average.dtype), share)
 
 
 MAX_SIGMA_REL = 12**-0.5
@@ -118,12 +135,12 @@ def swapped_in(
 ) -> Iterator[None]:
     """Copies values into the parameters inside the block, and restores their own after
     it."""
-    own = {name: p.detach().clone() for name, p in parameters.items()}
+    trained = {name: p.detach().clone() for name, p in parameters.items()}
     try:
         copy_into(parameters, values)
         yield
     finally:
-        copy_into(parameters, own)
+        copy_into(parameters, trained)
 
 
 @torch.no_grad()

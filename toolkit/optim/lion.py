@@ -15,7 +15,14 @@ from torch.optim import Optimizer
 
 class Lion(Optimizer):
     """With m the moment, g the gradient: c = b1 m + (1 - b1) g; p -= lr (sign(c) +
-    decay p); m = b2 m + (1 - b2) g."""
+    decay p); m = b2 m + (1 - b2) g.
+
+    >>> weight = torch.nn.Parameter(torch.ones(2))
+    >>> weight.grad = torch.tensor([0.1, -30.0])
+    >>> _ = Lion([weight], lr=0.25).step()
+    >>> weight.data
+    tensor([0.7500, 1.2500])
+    """
 
     def __init__(
         self,

@@ -28,6 +28,12 @@ class Muon(Optimizer):
     where m = momentum m + g; vectors as with AdamW.
 
     A convolution's kernel is such a matrix: its rows are the output channels.
+
+    >>> weight = torch.nn.Parameter(torch.eye(4))
+    >>> weight.grad = torch.eye(4)
+    >>> _ = Muon([weight], lr=0.1, weight_decay=0.0).step()
+    >>> bool((weight.diagonal() < 1).all())
+    True
     """
 
     def __init__(
@@ -39,8 +45,8 @@ class Muon(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        """momentum, betas: in [0, 1); betas and eps are those of AdamW. Raises
-        ValueError for a number out of range."""
+        """momentum, betas: in [0, 1); betas and eps as in AdamW. Raises ValueError for
+        a number out of range."""
         if (
             lr <= 0
             or weight_decay < 0

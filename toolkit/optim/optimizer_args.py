@@ -135,19 +135,14 @@ ELEMENTWISE = (
     "rmsprop",
     "lion",
     "schedulefree_adamw",
-    *(
-        f"torch.optim.{name}"
-        for name in (
-            "AdamW",
-            "Adam",
-            "SGD",
-            "Adamax",
-            "NAdam",
-            "RAdam",
-            "RMSprop",
-            "Adagrad",
-        )
-    ),
+    "torch.optim.AdamW",
+    "torch.optim.Adam",
+    "torch.optim.SGD",
+    "torch.optim.Adamax",
+    "torch.optim.NAdam",
+    "torch.optim.RAdam",
+    "torch.optim.RMSprop",
+    "torch.optim.Adagrad",
 )
 """Optimizers known to step each number of a weight by nothing but its own gradients,
 and to keep what they remember of it in tensors of the weight's shape: a part of a
@@ -196,13 +191,13 @@ def is_schedule_free(name: str, arguments: Arguments = MappingProxyType({})) -> 
     if name in ARGUMENTS:
         return by_name
     try:
-        found = find_optimizer(name)
+        source = find_optimizer(name)
     except UserError:  # another check reports it
         return by_name
-    if not by_name and not (found.method("train") and found.method("eval")):
+    if not by_name and not (source.method("train") and source.method("eval")):
         return False
     key = "use_schedulefree"
-    given = arguments.get(key, named_arguments(found).get(key, True))
+    given = arguments.get(key, named_arguments(source).get(key, True))
     return (_read(given) if isinstance(given, str) else given) is not False
 
 
@@ -244,19 +239,21 @@ def check_optimizer(name: str, arguments: Mapping[str, Any]) -> None:
         extra, package = EXTRAS[name]
         message = f"needs the package {package.partition('=')[0]} (the extra '{extra}'), which is not installed."
         raise UserError(f"'{name}' {message} Run: pip install {package}")
-    found = find_optimizer(name)
-    typed_arguments(name, named_arguments(found), arguments, takes_any_name(found))
+    source = find_optimizer(name)
+    typed_arguments(name, named_arguments(source), arguments, takes_any_name(source))
 
 
 def unnamed_arguments(name: str, arguments: Arguments) -> Iterator[str]:
-    """What to say of arguments that the constructor takes only because it takes any
-    name: it may ignore them. Nothing where the source does not tell all names."""
+    """A note on arguments that the constructor takes only because it takes any name: it
+    may ignore them. Nothing where the source does not tell all names."""
     if name in ARGUMENTS:
         return
-    found = find_optimizer(name)
-    if not takes_any_name(found) or any(each.node is None for each in found.lineage()):
+    source = find_optimizer(name)
+    if not takes_any_name(source) or any(
+        base.node is None for base in source.lineage()
+    ):
         return
-    named = named_arguments(found)
+    named = named_arguments(source)
     for argument in arguments:
         if argument not in named:
             message = f"{name} does not name {argument!r} among its arguments, and may ignore it."
@@ -312,54 +309,54 @@ def find_optimizer(name: str) -> ClassSource:
 
     path = _path(name)
     try:
-        found = find_class(path)
+        source = find_class(path)
     except UserError as error:
         raise UserError(f"{name!r}: {error}") from error
-    if found.is_function or not _may_be_optimizer(found):
+    if source.is_function or not _may_be_optimizer(source):
         raise UserError(
             f"{name!r} is not an optimizer. Give a class such as 'torch.optim.AdamW'."
         )
-    step = found.method("step")
+    step = source.method("step")
     if step is not None and declared_arguments(step).get("closure") is REQUIRED:
         raise UserError(
             f"{name!r} evaluates the loss several times per step, which is not possible."
         )
-    return found
+    return source
 
 
-def _may_be_optimizer(found: ClassSource) -> bool:
+def _may_be_optimizer(source: ClassSource) -> bool:
     """Whether the source leaves it possible that a class is a torch.optim.Optimizer,
     and not that one itself."""
     lineage = []
-    for each in found.lineage():
-        lineage.append((each.module.name, each.node.name) if each.node else None)
+    for base in source.lineage():
+        lineage.append((base.module.name, base.node.name) if base.node else None)
     return lineage[0] != _BASE and (None in lineage or _BASE in lineage)
 
 
 _BASE = ("torch.optim.optimizer", "Optimizer")
 
 
-def takes_any_name(found: ClassSource) -> bool:
+def takes_any_name(source: ClassSource) -> bool:
     """Whether a constructor takes arguments that it does not name, or is not known."""
-    init = found.method("__init__")
+    init = source.method("__init__")
     return init is None or init.args.kwarg is not None
 
 
-def named_arguments(found: ClassSource) -> dict[str, Any]:
+def named_arguments(source: ClassSource) -> dict[str, Any]:
     """Argument -> default, as `signature_of`, by the source; where the constructor
     passes any name on, also of those of the class's bases. A default that is not a
     literal is REQUIRED."""
     named: dict[str, Any] = {}
-    for each in found.lineage():
-        init = each.own_method("__init__")
+    for base in source.lineage():
+        init = base.own_method("__init__")
         if init is None:
             continue
         named = {**declared_arguments(init), **named}
         if init.args.kwarg is None:
             break
-    return {
-        name: default for name, default in named.items() if name not in NOT_ARGUMENTS
-    }
+    for name in NOT_ARGUMENTS:
+        named.pop(name, None)
+    return named
 
 
 def declared_arguments(function: Function) -> dict[str, Any]:
@@ -420,42 +417,42 @@ def optimizer_class(name: str) -> type[Optimizer]:
         if isinstance(error, ModuleNotFoundError) and error.name == package:
             raise UserError(f"{name!r}: {missing_package(package)}") from error
         raise UserError(f"{name!r} cannot be imported: {error}.") from error
-    found: type[Optimizer] | None = getattr(module, class_name, None)
-    if found is None:
+    cls: type[Optimizer] | None = getattr(module, class_name, None)
+    if cls is None:
         classes = [key for key, value in vars(module).items() if _is_optimizer(value)]
         if classes:
             hint = did_you_mean(class_name, classes, list_all=False)
         else:
             hint = ""
         raise UserError(f"{module_path} has no {class_name!r}. {hint}".rstrip())
-    if not _is_optimizer(found):
+    if not _is_optimizer(cls):
         raise UserError(
             f"{name!r} is not an optimizer. Give a class such as 'torch.optim.AdamW'."
         )
-    closure = inspect.signature(found.step).parameters.get("closure")
+    closure = inspect.signature(cls.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UserError(
             f"{name!r} evaluates the loss several times per step, which is not possible."
         )
-    return found
+    return cls
 
 
-def _is_optimizer(found: Any) -> bool:
+def _is_optimizer(value: Any) -> bool:
     from torch.optim import Optimizer
 
     return (
-        isinstance(found, type)
-        and issubclass(found, Optimizer)
-        and found is not Optimizer
+        isinstance(value, type)
+        and issubclass(value, Optimizer)
+        and value is not Optimizer
     )
 
 
-def signature_of(found: type) -> tuple[dict[str, Any], bool]:
+def signature_of(cls: type) -> tuple[dict[str, Any], bool]:
     """Argument -> default of those that a constructor names, and whether it takes any
     other."""
     named = {}
     takes_any = False
-    for parameter in inspect.signature(found).parameters.values():
+    for parameter in inspect.signature(cls).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             takes_any = True
         elif (
@@ -514,14 +511,19 @@ def _typed(argument: str, default: Any, given: Any) -> Any:
     elif isinstance(default, tuple | list):
         fits = isinstance(value, tuple | list) and len(value) == len(default)
         parts = zip(value, default, strict=True) if fits else ()
-        fits = fits and all(_is_number(part) or part is own for part, own in parts)
+        fits = fits and all(
+            _is_number(part) or part is default_part for part, default_part in parts
+        )
         wanted = f"{len(default)} numbers"
         if fits:  # whole numbers as fractions where the defaults are: PyTorch refuses betas of both kinds
             pairs = zip(default, value, strict=True)
-            value = tuple(
-                float(p) if isinstance(own, float) and isinstance(p, int) else p
-                for own, p in pairs
-            )
+            numbers = []
+            for default_part, part in pairs:
+                if isinstance(default_part, float) and isinstance(part, int):
+                    numbers.append(float(part))
+                else:
+                    numbers.append(part)
+            value = tuple(numbers)
     else:
         fits = isinstance(value, type(default))
         wanted = f"a {type(default).__name__}"
@@ -573,17 +575,17 @@ def make_optimizer(
 
     Raises ArgumentError for arguments that it does not take or refuses.
     """
-    found = cast("Callable[..., Optimizer]", optimizer_class(name))
+    constructor = cast("Callable[..., Optimizer]", optimizer_class(name))
     defaults, takes_any = signature_of(optimizer_class(name))
     arguments = typed_arguments(name, defaults, arguments, takes_any)
     fresh = [{"params": list(group)} for group in groups]
 
     def make(given: Mapping[str, Any]) -> Optimizer:
         with collection_paused():  # the first one imports torch._dynamo
-            own = {**DEFAULTS.get(name, {}), **(ours or {}), **given}
+            arguments = {**DEFAULTS.get(name, {}), **(ours or {}), **given}
             # Some refuse 0 in the constructor only; it means that nothing is learned.
-            return found(
-                [dict(group) for group in fresh], lr=1.0 if lr == 0 else lr, **own
+            return constructor(
+                [dict(group) for group in fresh], lr=1.0 if lr == 0 else lr, **arguments
             )
 
     try:
@@ -629,10 +631,13 @@ def optimizer_bytes(name: str, arguments: Arguments, shapes: Iterable[Shape]) ->
     if moments:
         counts = [prod(shape) for shape in shapes]
         # With the scale of each block; in float32 where the weight is small.
-        return moments * sum(
-            n + FLOAT * ceil_divide(n, BLOCK) if n >= LEAST_FOR_8_BIT else FLOAT * n
-            for n in counts
-        )
+        of_moment = 0
+        for n in counts:
+            if n >= LEAST_FOR_8_BIT:
+                of_moment += n + FLOAT * ceil_divide(n, BLOCK)
+            else:
+                of_moment += FLOAT * n
+        return moments * of_moment
     given = {**DEFAULTS.get(name, {}), **arguments}
     return sum(int(FLOAT * _NUMBERS[kind](shape, given)) for shape in shapes)
 
@@ -645,7 +650,8 @@ may import the class (`trial.measured_states`)."""
 
 
 MUCH_STATE = 32
-"""Bytes of state per weight above which there is a warning: twice those of Prodigy."""
+"""Bytes of state per weight above which there is a warning: twice the bytes of
+Prodigy."""
 
 
 def state_note(name: str, arguments: Arguments, shapes: Sequence[Shape]) -> str:

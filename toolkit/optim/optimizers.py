@@ -1,6 +1,15 @@
-"""Optimizers by the short names of `train.optimizer` or by dotted path, their state as
-named tensors, and steps that are skipped by a flag on the device, without the host
-waiting for it."""
+"""Optimizers as the training uses them: built by name, stored as tensors, skipped by
+flag.
+
+`build_optimizer` makes an optimizer by a short name of `train.optimizer` or by a dotted
+path. `step_if` steps only where a flag on the device is true, without the host waiting
+for it where the optimizer allows that. `state_tensors` and `load_state_tensors` turn
+the state into named tensors and back.
+
+Names and arguments are checked in `optimizer_args.py`, without torch.
+`toolkit/train/roles.py`, `optimizer_step.py` and `checkpoint_state.py` call this
+module.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +28,13 @@ from toolkit.optim.optimizer_args import make_optimizer, optimizer_class
 
 
 class AnyOptimizer(Protocol):
-    """The interface of an optimizer, as `torch.optim.Optimizer` has it."""
+    """The interface of an optimizer, as `torch.optim.Optimizer` has it.
+
+    >>> weight = nn.Parameter(torch.ones(2))
+    >>> optimizer: AnyOptimizer = build_optimizer("adamw", [weight], 1e-4, {})
+    >>> optimizer.param_groups[0]["lr"]
+    0.0001
+    """
 
     @property
     def param_groups(self) -> list[dict[str, Any]]: ...
@@ -109,8 +124,8 @@ def build_optimizer(
     """The optimizer `name` with learning rate `lr` and the user's `optimizer_params`,
     ready to train.
 
-    parameters: all of one group, or the parameters of each group by its name; the order
-    of both is that of the optimizer's state. Who trains with it sets each group's rate
+    parameters: all of one group, or the parameters of each group by its name; the
+    optimizer's state has the same order. The caller sets each group's rate
     (`Role.set_learning_rates`). Raises ArgumentError for an argument the optimizer does
     not take or refuses.
     """
@@ -149,7 +164,13 @@ def set_rate(group: dict[str, Any], lr: float) -> None:
 
 
 class Averaging(AnyOptimizer, Protocol):
-    """A schedule-free optimizer."""
+    """A schedule-free optimizer.
+
+    Example::
+
+        with eval_mode(optimizer):  # the averaged weights of a schedule-free optimizer
+            save(network.export(network.parameters()))
+    """
 
     def train(self) -> None: ...
 
@@ -174,14 +195,14 @@ def eval_mode(optimizer: AnyOptimizer) -> Iterator[None]:
         yield
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    own = [p.detach().clone() for p in parameters]
+    trained = [p.detach().clone() for p in parameters]
     optimizer.eval()
     try:
         yield
     finally:
         optimizer.train()
         with torch.no_grad():
-            for parameter, value in zip(parameters, own, strict=True):
+            for parameter, value in zip(parameters, trained, strict=True):
                 parameter.copy_(value)
 
 
@@ -314,7 +335,7 @@ def _flatten(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         brackets = "<>"
     else:
         brackets = next(
-            (each for base, each in _BRACKETS if isinstance(value, base)), ""
+            (pair for base, pair in _BRACKETS if isinstance(value, base)), ""
         )
         if not brackets:
             entry = path.rpartition("/")[2]
@@ -322,10 +343,9 @@ def _flatten(value: Any, path: str) -> Iterator[tuple[str, Any]]:
                 f"keeps {entry!r} in its state as {kind.__name__}, which cannot be stored"
             )
         items = sorted(value, key=repr) if brackets == "{}" else value
-        parts = {
-            f"{brackets[0]}{index}{brackets[1]}": inner
-            for index, inner in enumerate(items)
-        }
+        parts = {}
+        for index, inner in enumerate(items):
+            parts[f"{brackets[0]}{index}{brackets[1]}"] = inner
     if not parts:
         yield f"{path}/{brackets}", None
     for part, inner in parts.items():
@@ -346,24 +366,19 @@ def _restored(tree: Any) -> Any:
     if not isinstance(tree, dict):
         return tree
     first = next(iter(tree), "")
-    make = next(
-        (
-            base
-            for base, each in _BRACKETS
-            if _INDEX.fullmatch(first) and first[0] == each[0]
-        ),
-        None,
-    )
-    found: dict[Any, Any] = {}
+    make = None
+    if _INDEX.fullmatch(first):
+        make = next((base for base, pair in _BRACKETS if first[0] == pair[0]), None)
+    parts: dict[Any, Any] = {}
     for part, inner in tree.items():
         index = _INDEX.fullmatch(part)
         if index is None:
-            found[part] = _restored(inner)
+            parts[part] = _restored(inner)
         elif index[1]:
-            found[int(index[1])] = _restored(inner)
+            parts[int(index[1])] = _restored(inner)
     if make is None:
-        return found
-    return make(found[index] for index in sorted(found))
+        return parts
+    return make(parts[index] for index in sorted(parts))
 
 
 def _moved(counted: dict[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:

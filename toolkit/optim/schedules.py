@@ -25,7 +25,12 @@ next one."""
 @dataclass(frozen=True)
 class ScheduleArgs:
     """The lengths of a run in optimizer steps, and what its schedule may need: the keys
-    `lr_*` of `train`."""
+    `lr_*` of `train`.
+
+    >>> course = ScheduleArgs(steps=1000, warmup=0.1)
+    >>> course.warmup_steps, course.decay_progress(550)
+    (100, 0.5)
+    """
 
     steps: int
     """Steps of the whole run."""
@@ -48,7 +53,7 @@ class ScheduleArgs:
 
     @staticmethod
     def named_in(section: object) -> dict[str, Any]:
-        """What the `train` section says of the fields but `steps`, as keyword
+        """The values of all fields but `steps` in the `train` section, as keyword
         arguments."""
         return {
             field: getattr(section, key) for field, key in {"lr": "lr", **KEYS}.items()
@@ -120,7 +125,7 @@ def cosine(step: int, course: ScheduleArgs) -> float:
 
 
 def cosine_with_restarts(step: int, course: ScheduleArgs) -> float:
-    """As often as `lr_scheduler_num_cycles` says from 1 to 0 along half a cosine.
+    """Falls from 1 to 0 along half a cosine, `lr_scheduler_num_cycles` times.
 
     Source: transformers, `get_cosine_with_hard_restarts_schedule_with_warmup`.
     """
@@ -260,8 +265,14 @@ class Plateau:
     """1 until a value that is to fall has not fallen for a while, then `factor` of it,
     and so on down to `min_ratio`.
 
-    The rule is that of torch's ReduceLROnPlateau with mode min. Its state is a handful
-    of JSON values.
+    The rule is the one of torch's ReduceLROnPlateau with mode min. Its state is a
+    handful of JSON values.
+
+    >>> plateau = build_schedule("plateau", 1000, params={"every": 1, "patience": 1})
+    >>> for loss in (0.5, 0.5, 0.5):
+    ...     plateau.observe(loss)
+    >>> plateau(step=3)
+    0.1
     """
 
     def __init__(
@@ -388,7 +399,12 @@ def rex_warmup(step: int, course: ScheduleArgs) -> float:
 
 @dataclass(frozen=True)
 class ScheduleDef:
-    """One value of `train.lr_scheduler`."""
+    """One value of `train.lr_scheduler`.
+
+    >>> cosine_schedule = SCHEDULES["cosine"]
+    >>> cosine_schedule.after(500, ScheduleArgs(steps=1000))
+    0.5
+    """
 
     after: Callable[..., float]
     """The factor once the warm-up is over; its keyword arguments are names for
@@ -402,16 +418,16 @@ class ScheduleDef:
     lengths: tuple[str, ...] = ()
     """Names in `train.lr_scheduler_params` that are accepted and change nothing.
 
-    ai-toolkit replaces these lengths by that of the run; so its cosine_with_restarts
-    never comes to a second cycle, which T_mult would lengthen. Source:
-    `BaseSDTrainProcess` (total_iters = steps), `toolkit/scheduler.py`.
+    ai-toolkit replaces these lengths by the length of the run; so its
+    cosine_with_restarts never comes to a second cycle, which T_mult would lengthen.
+    Source: `BaseSDTrainProcess` (total_iters = steps), `toolkit/scheduler.py`.
     """
 
     torchs: str = ""
     """The schedule for which those lengths count."""
 
     needs: str = ""
-    """The parameter without which it is nothing."""
+    """The parameter that it requires."""
 
 
 _FALL = ("decay", "min_ratio")
@@ -474,16 +490,16 @@ END_RATES = ("eta_min", "min_lr", "lr_end")
 def parameters(name: str) -> list[str]:
     """Names that `train.lr_scheduler_params` may hold for a schedule."""
     kind = SCHEDULES[name]
-    own = []
+    names = []
     for key, arg in inspect.signature(kind.after).parameters.items():
         if arg.kind is arg.KEYWORD_ONLY:
-            own.append(key)
+            names.append(key)
     shared = []
     for other, field in OTHER_NAMES.items():
         if field in ("warmup", *kind.uses):
             shared.append(other)
     return [
-        *own,
+        *names,
         *shared,
         *(END_RATES if "min_ratio" in kind.uses else ()),
         *kind.lengths,
@@ -549,8 +565,8 @@ def course_of(
 
 
 def overfull(name: str, course: ScheduleArgs) -> str:
-    """What becomes of a warm-up and a fall that together are longer than the run; empty
-    when they are not."""
+    """A note on a warm-up and a fall that together are longer than the run; empty when
+    they are not."""
     rise = course.warmup_steps
     if "decay" in SCHEDULES[name].uses:
         fall = course.decay_steps
@@ -610,14 +626,17 @@ def build_schedule(
     kind = SCHEDULES[name]
     course = course_of(steps, warmup, params, **course_fields)
     not_own = (*OTHER_NAMES, *END_RATES, *kind.lengths)
-    own = {param: value for param, value in params.items() if param not in not_own}
+    arguments = {}
+    for param, value in params.items():
+        if param not in not_own:
+            arguments[param] = value
     if isinstance(kind.after, type):  # Plateau, which is no function
-        return Plateau(course, **own)
+        return Plateau(course, **arguments)
 
     def factor(step: int) -> float:
         if step < course.warmup_steps:
             return kind.rise(step, course)
-        return kind.after(step, course, **own)
+        return kind.after(step, course, **arguments)
 
     return factor
 

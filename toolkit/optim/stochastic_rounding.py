@@ -27,15 +27,19 @@ class PerParameterStepper:
 
     During a step the optimizer has one parameter only. Its state stays in place and is
     saved as usual.
+
+    >>> first, second = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    >>> first.grad = second.grad = torch.ones(1)
+    >>> PerParameterStepper(torch.optim.SGD([first, second], lr=0.25)).step(first)
+    >>> first.item(), second.item()
+    (0.75, 1.0)
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        self._group_of = {
-            p: index
-            for index, group in enumerate(optimizer.param_groups)
-            for p in group["params"]
-        }
+        self._group_of: dict[Tensor, int] = {}
+        for index, group in enumerate(optimizer.param_groups):
+            self._group_of.update(dict.fromkeys(group["params"], index))
 
     def step(self, parameter: nn.Parameter, step_ok: Tensor | None = None) -> None:
         """The optimizer's step of `parameter` by its `grad`; all others stay as they
@@ -47,14 +51,14 @@ class PerParameterStepper:
         """
         groups = self.optimizer.param_groups
         state = self.optimizer.state.get(parameter, {})
-        own = groups[self._group_of[parameter]]
+        group = groups[self._group_of[parameter]]
         for name, entry in state.items():
             # A loaded state lies where the parameter was then: of a swapped block in
             # CPU memory, where counters stay.
-            moves = isinstance(entry, Tensor) and (entry.dim() or own.get("fused"))
+            moves = isinstance(entry, Tensor) and (entry.dim() or group.get("fused"))
             if moves and entry.device != parameter.device:
                 state[name] = entry.to(parameter.device)
-        self.optimizer.param_groups = [{**own, "params": [parameter]}]
+        self.optimizer.param_groups = [{**group, "params": [parameter]}]
         try:
             if step_ok is None:
                 self.optimizer.step()
@@ -125,6 +129,17 @@ class StochasticRoundingOptimizer:
     Stands where an `Optimizer` would: same state, same groups. Only the parameter at
     its turn has a float32 copy. Each rounding has its own generator, on the parameter's
     device, keyed by parameter and number of the draw.
+
+    >>> weight = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    >>> weight.grad = torch.ones_like(weight)
+    >>> optimizer = StochasticRoundingOptimizer(
+    ...     {"weight": weight},
+    ...     build=lambda stand_ins: torch.optim.SGD(stand_ins.values(), lr=0.5),
+    ...     seed=0,
+    ... )
+    >>> optimizer.step()
+    >>> weight.data
+    tensor([0.5000, 0.5000], dtype=torch.bfloat16)
     """
 
     def __init__(

@@ -54,7 +54,12 @@ WITHOUT_STATES = (
 
 @dataclass(frozen=True)
 class OptimizerTrial:
-    """What was found about an optimizer that a training can use."""
+    """The result of `try_optimizer`, for an optimizer that a training can use.
+
+    >>> trial = OptimizerTrial("adamw", difference=0, moves_at_zero=False)
+    >>> next(trial.lines())
+    'adamw: tried on weights of these shapes; ...'
+    """
 
     name: str
 
@@ -66,7 +71,7 @@ class OptimizerTrial:
     """Whether a learning rate of 0 moves weights."""
 
     def lines(self) -> Iterator[str]:
-        """What a log says of it; warnings begin with `warning: `."""
+        """The lines for the log; warnings begin with `warning: `."""
         if self.difference:
             percent = f"{100 * self.difference:{',.0f' if self.difference >= 0.01 else '.1g'}}"
             message = (
@@ -118,18 +123,18 @@ def try_optimizer(
 def _shapes_to_try(
     name: str, arguments: Arguments, shapes: set[Shape], device: torch.device
 ) -> list[Shape]:
-    """The shapes themselves; smaller ones for those of many numbers, and of an
-    optimizer whose state is large."""
+    """The shapes themselves. A smaller shape stands for one with many numbers, or for
+    all where the state of the optimizer is large."""
     with measured_states(lambda: device):
         is_large = optimizer_bytes(name, arguments, list(shapes)) > MUCH_STATE * sum(
             map(prod, shapes)
         )
-    return sorted(
-        {
-            _halved(s, _halvings(s)) if is_large or prod(s) > MOST_NUMBERS else s
-            for s in shapes
-        }
-    )
+    to_try = set()
+    for shape in shapes:
+        if is_large or prod(shape) > MOST_NUMBERS:
+            shape = _halved(shape, _halvings(shape))
+        to_try.add(shape)
+    return sorted(to_try)
 
 
 class _Trial:
@@ -236,9 +241,9 @@ class _Trial:
     # ------------------------------------------------------------ the state
 
     def resume(self) -> float:
-        """How far the next steps with a state that was stored and read back are from
-        those without, as a share. One of the weights never has a gradient, as that of a
-        layer which the loss does not reach."""
+        """The difference between the next steps with a state that was stored and read
+        back, and the steps without that, as a share. One of the weights never has a
+        gradient, as that of a layer which the loss does not reach."""
         weights = self.weights(self.shapes[-1])
         optimizer = self.build(weights)
         for step in range(STEPS_BEFORE):
@@ -276,7 +281,7 @@ class _Trial:
 
     @contextmanager
     def saying(self, what: str, remedy: str) -> Iterator[None]:
-        """What the class raises inside the block becomes one line."""
+        """Turns an error that the class raises inside the block into one line."""
         try:
             yield
         except UserError:
@@ -353,7 +358,7 @@ def measured_bytes(
 ) -> int:
     """Bytes of the state for weights of these shapes, by measurements of small ones.
 
-    A large weight is measured at two smaller sizes, of which one has sides of twice the
+    A large weight is measured at two smaller sizes, one of which has sides of twice the
     length. Where the state grows as the weight does, the weight itself is measured
     then, if it is not too large. Otherwise the state of the large one follows from the
     power by which it grows: 2 for a matrix of the long side. sizes_of: bytes of the

@@ -24,7 +24,8 @@ GB_S_PER_LANE = {4: 1.969, 5: 3.938}
 class Card:
     """A graphics card.
 
-    Example: Card("RTX 4070", 12, 58.2, 504, (4, 16), "...").called == "an RTX 4070"
+    >>> Card("RTX 4070", 12, 58.2, 504, (4, 16), "...").called
+    'an RTX 4070'
     """
 
     name: str
@@ -177,7 +178,7 @@ size."""
 
 
 def card_here(cuda_name: str) -> Card | None:
-    """The card of which the driver gives this name; None: it is not in the table.
+    """The card that the driver calls by this name; None: it is not in the table.
 
     Names are compared as a whole: an RTX 4070 Ti is another card than an RTX 4070, and
     so is a laptop's.
@@ -209,9 +210,9 @@ def asked_card(text: str) -> Card:
         # card.
         if wanted in (_short(card.name), f"{_short(card.name)}{card.memory_gb}gb"):
             return card
-    found = card_here(text)
-    if found:
-        return found
+    present = card_here(text)
+    if present:
+        return present
     size = re.fullmatch(r"(\d{1,3})\s*(gb)?", text.strip(), re.IGNORECASE)
     if size and int(size[1]):
         return assumed_card(int(size[1]))

@@ -79,7 +79,14 @@ MOST_PROMPTS = 3
 
 
 class SdPlanner(Planner[DiffusionSection]):
-    """The plan of a LoRA's training, or of the model itself."""
+    """The plan of a LoRA's training, or of the model itself.
+
+    Example::
+
+        planner = SdPlanner(section, JobContext("my_char"))
+        plan = planner.plan(planner.scan())
+        print(plan.render())
+    """
 
     @cached_property
     def family(self) -> ModelFamily:
@@ -113,7 +120,7 @@ class SdPlanner(Planner[DiffusionSection]):
         self, key: str, sample: SampleConfig | None
     ) -> Iterator[Diagnostic]:
         """Samples with unusable or too many control images, too large images, or too
-        long prompts, as far as that can be checked without torch."""
+        long prompts, where that can be checked without torch."""
         if sample is None:
             return
         for index, picture in enumerate(sample.sample_items()):
@@ -270,7 +277,7 @@ class SdPlanner(Planner[DiffusionSection]):
         return list(self.family.linear_layers(folder))
 
     def _trained_line(self, trained: TrainableParams) -> str:
-        """What is trained, and what a save of it takes on the disk."""
+        """The line on the network that is trained, and on the disk space of a save."""
         section, network = self.section, self.section.network
         size = self.save_size()
         saved = "folder" if section.saves_folders else "file"
@@ -286,8 +293,8 @@ class SdPlanner(Planner[DiffusionSection]):
     # ------------------------------------------------------------ notes
 
     def describe_model(self, data: ImageData) -> Iterator[str]:
-        """What is done with the model and with the images, where a user may not expect
-        it."""
+        """Lines on what is done with the model and the images, where a user may not
+        expect it."""
         yield from yet_to_come(self.section.model, self.job)
         terms = self.family.terms
         if terms:
@@ -311,22 +318,25 @@ class SdPlanner(Planner[DiffusionSection]):
     def _made(self, data: ImageData) -> Iterator[str]:
         """How many images the base model has still to make, and where all of them
         are."""
-        made = {}  # image file -> its recipe
+        recipes = {}  # image file -> its recipe
         for sample in data.scan.samples:
             if sample.made:
-                made[sample.image] = sample.made
-        if not made:
+                recipes[sample.image] = sample.made
+        if not recipes:
             return
-        path, first = next(iter(made.items()))
+        path, first = next(iter(recipes.items()))
         missing = len(not_made_yet(data.items))
         if missing:
             if first.guidance_scale > 1:
                 guidance = f" at guidance {first.guidance_scale:g}"
             else:
                 guidance = ""
-            count = f"{missing:,} of {len(made):,} are generated before step 1, in {first.steps} steps{guidance} each"
+            work = f"in {first.steps} steps{guidance} each"
+            count = (
+                f"{missing:,} of {len(recipes):,} are generated before step 1, {work}"
+            )
         else:
-            count = f"all {len(made):,} exist already"
+            count = f"all {len(recipes):,} exist already"
         folder = Path(path).parent if first.base else "the cache"
         yield f"images of the base model (from_base): {count}; in {folder}"
 
@@ -363,11 +373,10 @@ class SdPlanner(Planner[DiffusionSection]):
         published with, and of captions and prompts whose end it does not get."""
         pictures = self.section.sample_pictures()
         least = self.family.min_references
-        images = sum(
-            1
-            for sample in data.scan.samples
-            if len(sample.control_images) < least and not sample.layers
-        )
+        images = 0
+        for sample in data.scan.samples:
+            if len(sample.control_images) < least and not sample.layers:
+                images += 1
         samples = sum(1 for picture in pictures if len(picture.ctrl_img) < least)
         title = title_of(self.section.model, self.family)
         for count, noun, key in (
@@ -491,7 +500,7 @@ class SdPlanner(Planner[DiffusionSection]):
             )
 
     def _quantization(self) -> Iterator[str]:
-        """What quantization costs, and what makes up for it."""
+        """Lines on the cost of quantization, and on how it is made up for."""
         model = self.section.model
         kept_model = kept_outlook(self.section)
         if kept_model and kept_model.lack:
@@ -611,9 +620,10 @@ def _dropout(section: DiffusionSection) -> Iterator[str]:
     if len(set(rates.values())) == 1:
         yield f"caption dropout: {100 * next(iter(rates.values())):g} % of the uses train without caption"
     else:
-        yield "caption dropout: " + ", ".join(
-            f"{100 * rate:g} % of the uses of {place}" for place, rate in rates.items()
-        )
+        shares = []
+        for place, rate in rates.items():
+            shares.append(f"{100 * rate:g} % of the uses of {place}")
+        yield f"caption dropout: {', '.join(shares)}"
 
 
 def _samples(section: DiffusionSection, family: ModelFamily) -> str:
@@ -630,10 +640,10 @@ def _samples(section: DiffusionSection, family: ModelFamily) -> str:
         images = f"1 image in {steps} steps"
     else:
         images = f"{len(pictures)} images in {steps} steps each"
-    prompts = ", ".join(
-        repr(shorten(picture.prompt, 40, placeholder=" ..."))
-        for picture in pictures[:MOST_PROMPTS]
-    )
+    quoted = []
+    for picture in pictures[:MOST_PROMPTS]:
+        quoted.append(repr(shorten(picture.prompt, 40, placeholder=" ...")))
+    prompts = ", ".join(quoted)
     if len(pictures) > MOST_PROMPTS:
         prompts += f" and {len(pictures) - MOST_PROMPTS} more"
     return f"samples: {', '.join(_sample_times(section, section.sample))}; {images} at guidance {guidance:g}: {prompts}"
@@ -656,7 +666,7 @@ def _sample_times(section: DiffusionSection, sample: SampleConfig) -> Iterator[s
 
 
 def data_parallel_notes(train: TrainConfig) -> Iterator[str]:
-    """How the samples of a step are split over the ranks."""
+    """Lines on how the samples of a step are split over the ranks."""
     processes = read_distributed_env().world_size
     if processes == 1:
         return

@@ -64,8 +64,13 @@ QUANTIZING_COPIES = 4
 
 @dataclass(frozen=True)
 class ModelBytes:
-    """The transformer. Sizes are bytes, of the whole model where it is not said
-    otherwise."""
+    """The transformer. Sizes are bytes, of the whole model unless stated otherwise.
+
+    Example::
+
+        job = read_job(section, groups, on_gpu=True, compiled=False)
+        bytes_of_a_block = job.model.blocks // job.model.block_count
+    """
 
     block_count: int
     blocks: int
@@ -122,7 +127,13 @@ class ModelBytes:
 
 @dataclass(frozen=True)
 class TrainingBytes:
-    """What is trained, and what training it takes on one rank. Sizes are bytes."""
+    """What is trained, and what training it takes on one rank. Sizes are bytes.
+
+    Example::
+
+        training = read_job(section, groups, on_gpu=True, compiled=False).training
+        print(training.kind, training.adapter + training.optimizer)
+    """
 
     kind: str
     """`network.type`."""
@@ -131,7 +142,7 @@ class TrainingBytes:
     """The weights of an adapter; 0: the model itself is trained."""
 
     files_beside: int
-    """LoRA files that are active beside the network."""
+    """LoRA files that are active with the network."""
 
     teacher: int
     """The teacher of the few-step loss, and the weights while it is swapped in."""
@@ -168,14 +179,20 @@ class TrainingBytes:
 
 @dataclass(frozen=True)
 class EncoderBytes:
-    """The VAE and the text encoder. Sizes are bytes."""
+    """The VAE and the text encoder. Sizes are bytes.
+
+    Example::
+
+        encoders = read_job(section, groups, on_gpu=True, compiled=False).encoders
+        print(encoders.vae + encoders.image, encoders.text + encoders.prompt)
+    """
 
     vae: int
     text: int
     """The loaded text encoder."""
 
     text_file: int
-    """Its file, parts of which may not be used."""
+    """Its file; parts of it may not be used."""
 
     text_read: int
     """Main memory while texts are encoded: layers as they are read, and the prompts
@@ -212,8 +229,14 @@ class EncoderBytes:
 
 @dataclass(frozen=True)
 class JobBytes:
-    """A section on a machine, as far as no checkpointing level decides. On the CPU all
-    is in one memory."""
+    """The bytes of a section on a machine that do not depend on the checkpointing
+    level. On the CPU all are in one memory.
+
+    Example::
+
+        job = read_job(section, groups, on_gpu=True, compiled=False)
+        by_phase = phases(job, choose(job, "full", table=True))
+    """
 
     on_gpu: bool
     processes: int
@@ -554,15 +577,11 @@ def _encoder_bytes(inputs: _Inputs) -> EncoderBytes:
     layers = facts.text_layers
     if layers:
         text_read = _layers_read(inputs, layers)
-        taken = (
-            layers.taken(
-                tokens_of(image),
-                _image_tokens(facts, image),
-                weight_bytes,
-                number_bytes,
-            )
-            for image in images.encoded
-        )
+        taken = []
+        for image in images.encoded:
+            tokens = tokens_of(image)
+            image_tokens = _image_tokens(facts, image)
+            taken.append(layers.taken(tokens, image_tokens, weight_bytes, number_bytes))
         text_layer = max(taken, key=sum)
     pixels = max(max(image.pixels, image.reference_pixels) for image in images.encoded)
     image_ahead = prompt_ahead = 0.0

@@ -1,5 +1,11 @@
-"""What a plan says of the kept model (`model.keep_quantized`): its size, and whether
-the disk has room. Imports no torch."""
+"""The kept model of a plan (`model.keep_quantized`): its size, and room on the disk.
+
+`kept_outlook` reads the cache of the `training_folder` and compares names only; the
+start of a run compares the contents. Imports no torch, writes nothing.
+
+The planners and `job_bytes.py` call it. The kept model is written and read by
+`toolkit/models/kept`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +20,11 @@ from toolkit.number_types import DTYPE_BYTES
 
 
 class KeptOutlook(NamedTuple):
-    """The kept model of a job."""
+    """The kept model of a job.
+
+    >>> KeptOutlook(bytes=20_000_000_000, is_there=False, lack="the disk is full").lack
+    'the disk is full'
+    """
 
     bytes: int
     """Its size, about."""

@@ -34,14 +34,19 @@ see docs/memory.md."""
 
 
 def gaps_on_host(activations: float, level: str = "full") -> float:
-    """Bytes that glibc's allocator holds beside so many bytes of activations, at every
-    level."""
+    """Bytes that glibc's allocator holds in addition to so many bytes of activations,
+    at every level."""
     return (HOST_FRAGMENTATION - 1) * activations
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The device type of a job, and its memory."""
+    """The device type of a job, and its memory.
+
+    >>> machine = Machine("cuda", limit=24 * GB, capability=8)
+    >>> gigabytes(machine.limit)
+    '24.0 GB'
+    """
 
     kind: Literal["cuda", "cpu"]
     limit: int | None = None
@@ -52,7 +57,7 @@ class Machine:
 
 
 def machine_from_config(device: str) -> Machine:
-    """The machine a config's `device` means, as far as that is known without torch:
+    """The machine that a config's `device` means, where that is known without torch:
     `auto` is a GPU."""
     if device in ("cpu", "mps"):
         return Machine("cpu", free_host_memory() or None)
@@ -65,14 +70,18 @@ def machine_of(device: str) -> Machine:
 
     from toolkit.system.device import pick_device, total_memory
 
-    found = pick_device(device, quiet=True)
-    if found.type != "cuda":
+    torch_device = pick_device(device, quiet=True)
+    if torch_device.type != "cuda":
         return machine_from_config("cpu")
-    return Machine("cuda", total_memory(found), capability(found)[0])
+    return Machine("cuda", total_memory(torch_device), capability(torch_device)[0])
 
 
 class Part(StrEnum):
-    """A consumer of memory, by its name in the plan and in `--dry-run --json`."""
+    """A consumer of memory, by its name in the plan and in `--dry-run --json`.
+
+    >>> Part("gaps") is Part.GAPS
+    True
+    """
 
     CONTEXT = "context"
     PROCESS = "process baseline"
@@ -117,7 +126,7 @@ SHOWN: Mapping[str, str] = {
     Part.PROCESS: "the program itself",
     Part.GAPS: "unused memory between tensors",
 }
-"""What the line of a plan calls an entry whose name is one of the code."""
+"""Entry whose name is a term of the code -> its name in the line of a plan."""
 
 NOT_OF_TENSORS = (Part.CONTEXT, Part.GAPS)
 """Entries that PyTorch does not count as allocated on a device."""
@@ -125,7 +134,11 @@ NOT_OF_TENSORS = (Part.CONTEXT, Part.GAPS)
 
 @dataclass(frozen=True)
 class Phase:
-    """Peak bytes of one phase of a job on the compute device, by consumer."""
+    """Peak bytes of one phase of a job on the compute device, by consumer.
+
+    >>> Phase("training", {"weights": 13_680, "lora weights": 590}).total
+    14270
+    """
 
     name: str
     parts: Mapping[str, int]
@@ -143,7 +156,13 @@ check the cache."""
 @dataclass(frozen=True)
 class LargestStep:
     """A step of one rank with its largest batch: what decides the level of
-    `gradient_checkpointing: auto`."""
+    `gradient_checkpointing: auto`.
+
+    Example::
+
+        step = plan_memory(section, groups, machine).step
+        tokens = step.shape.tokens
+    """
 
     shape: StepShape
     optimizer: int
@@ -156,14 +175,20 @@ class LargestStep:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Memory of one rank of a job."""
+    """Memory of one rank of a job.
+
+    >>> training = Phase("training", {"weights": 13 * GB, "gaps": 1 * GB})
+    >>> estimate = MemoryEstimate((training,), on_device=True)
+    >>> estimate.peak.name, estimate.card()
+    ('training', 16)
+    """
 
     phases: tuple[Phase, ...]
     on_device: bool
     """False: it runs on the CPU, and everything is in main memory."""
 
     host: Mapping[str, int] = field(default_factory=dict)
-    """Peak bytes of main memory beside a device, by consumer; on the CPU empty."""
+    """Peak bytes of main memory of a job on a device, by consumer; on the CPU empty."""
 
     notes: tuple[str, ...] = ()
     """Lines for the user about what the numbers include."""
@@ -175,7 +200,7 @@ class MemoryEstimate:
     """None where a trainer chooses no level by it."""
 
     level: str = ""
-    """The level of checkpointing that the numbers are those of."""
+    """The level of checkpointing that the numbers belong to."""
 
     @property
     def peak(self) -> Phase:

@@ -41,7 +41,12 @@ FLOAT = 4
 
 @dataclass(frozen=True)
 class TrainableParams:
-    """The trainable parameters."""
+    """The trainable parameters.
+
+    >>> trained = TrainableParams(("to_q",), shapes=((16, 64), (64, 16)), written=2048)
+    >>> trained.weights, trained.largest
+    (2048, 1024)
+    """
 
     layers: tuple[str, ...]
     """Full names of their layers."""
@@ -86,7 +91,7 @@ def count_trainable_params(
     """The trainable parameters of a section.
 
     processes: ranks that the blocks are sharded over; where the model itself is
-    trained, shapes are those of rank 0.
+    trained, `shapes` are the shapes of rank 0.
 
     Raises UserError when the section chooses no layer, or a pattern of
     `train.lr_groups` matches none.
@@ -105,9 +110,10 @@ def count_trainable_params(
     shapes_of = cache(
         partial(KINDS[config.network.type].layer_shapes, config.network)
     )  # few sizes, many layers
-    shapes = tuple(
-        shape for name in chosen for shape in shapes_of(*layers[name]).values()
-    )
+    added: list[Shape] = []
+    for name in chosen:
+        added += shapes_of(*layers[name]).values()
+    shapes = tuple(added)
     return TrainableParams(
         tuple(chosen),
         shapes,
@@ -142,7 +148,7 @@ def step_shape(
     model = section.model
     train = section.train
     number = DTYPE_BYTES[train.dtype]
-    own = trained_bytes(section)
+    bytes_each = trained_bytes(section)
     accumulates = share_of_rank(train)[1] > 1 or bool(
         train.preservations()
     )  # each of these has a pass of its own
@@ -154,6 +160,10 @@ def step_shape(
             copies = number + 1  # the codes, unpacked
         elif model.qtype == "fp8_scaled":
             copies = number + FLOAT
+    if bytes_each == number or num_shards(train) > 1:
+        casts = 0
+    else:
+        casts = trained.weights * number // facts.blocks
     return StepShape(
         tokens=tokens,
         width=facts.width,
@@ -165,10 +175,8 @@ def step_shape(
         largest_layer=facts.largest_of_tokens,
         largest_change=trained.largest_layer,
         dequantized_bytes=copies,
-        casts=0
-        if own == number or num_shards(train) > 1
-        else trained.weights * number // facts.blocks,
-        gradients=own * (trained.largest if fused else trained.weights),
+        casts=casts,
+        gradients=bytes_each * (trained.largest if fused else trained.weights),
         gradients_wait=accumulates,
         compiled=compiled,
     )
@@ -182,7 +190,7 @@ def num_shards(train: TrainConfig) -> int:
 
 
 def bytes_beside(section: DiffusionSection) -> int:
-    """Bytes of the LoRA files that are active beside the network, in the compute dtype;
+    """Bytes of the LoRA files that are active with the network, in the compute dtype;
     of those that are there."""
     paths = {Path(file).expanduser() for file, _ in section.files_beside().values()}
     weights = sum(sum(tensor_sizes(path).values()) for path in paths if path.is_file())
@@ -212,12 +220,19 @@ LETTERS_PER_TOKEN = 3
 """Characters per token of a caption; a cautious average."""
 
 LONG_CAPTION = 500
-"""Characters of the longest caption of a stream, of which only the first are known."""
+"""Characters of the longest caption of a stream, where only the first captions are
+known."""
 
 
 @dataclass(frozen=True)
 class ItemGroup:
-    """A number of items that need the same memory."""
+    """A number of items that need the same memory.
+
+    >>> size = Size(1024, 1024)
+    >>> group = ItemGroup(size, 1, shuffled=False, held_out=False, uses=20, longest=80)
+    >>> group.uses * group.bucket.width
+    20480
+    """
 
     bucket: Size
     references: int
@@ -260,12 +275,13 @@ def group_items(
             uses[kind] += item.sample.repeats
             count[kind] += 1
             longest[kind] = max(longest.get(kind, 0), *map(len, item.sample.texts))
-    return tuple(
-        ItemGroup(
-            **kind._asdict(), uses=uses[kind], longest=longest[kind], items=count[kind]
+    groups = []
+    for kind, number in count.items():
+        shape = kind._asdict()
+        groups.append(
+            ItemGroup(**shape, uses=uses[kind], longest=longest[kind], items=number)
         )
-        for kind in count
-    )
+    return tuple(groups)
 
 
 class _Kind(NamedTuple):
@@ -315,7 +331,12 @@ def groups_of(section: DiffusionSection, data: ImageData) -> tuple[ItemGroup, ..
 
 @dataclass(frozen=True)
 class LargestBatch:
-    """The batch or image with the most tokens."""
+    """The batch or image with the most tokens.
+
+    >>> area = 1024 * 1024
+    >>> LargestBatch(2, area, 1, area, text_tokens=100, pixels_per_token=256).tokens
+    16584
+    """
 
     images: int
     pixels: int
@@ -351,7 +372,13 @@ class LargestBatch:
 
 
 class BatchSizes:
-    """Pixels and tokens of training batches and samples."""
+    """Pixels and tokens of training batches and samples.
+
+    Example::
+
+        sizes = BatchSizes(section, facts, group_items(data.items, data.held_out))
+        tokens = sizes.batch(most=section.images_per_micro_batch).tokens
+    """
 
     def __init__(
         self,

@@ -46,7 +46,13 @@ step."""
 @dataclass(frozen=True)
 class Choice:
     """A checkpointing level with or without the modulation cache, and the bytes that
-    follow from it."""
+    follow from it.
+
+    Example::
+
+        choice = choose(job, "full", table=True)
+        training = phases(job, choice)["training"]
+    """
 
     level: str
     has_table: bool
@@ -245,8 +251,8 @@ def weights(job: JobBytes, choice: Choice, buffers: int = SWAP_BUFFERS) -> Bytes
 
 
 def waiting(job: JobBytes, choice: Choice) -> Bytes:
-    """What is in main memory all the time. A block stays there while it is in a buffer
-    on the device."""
+    """The bytes that are in main memory all the time. A block stays there while it is
+    in a buffer on the device."""
     model = job.model
     pinned: Callable[[int], int] = pinned_bytes if job.on_gpu else int
     blocks = model.swapped_blocks

@@ -112,7 +112,7 @@ def _tables(modulation_table: bool | str, machine: Machine) -> Sequence[bool]:
 
 
 def compiles_blocks(section: DiffusionSection, machine: Machine) -> bool:
-    """Whether the blocks are compiled on a machine, as far as that is known without
+    """Whether the blocks are compiled on a machine, where that is known without
     torch."""
     train = section.train
     model = section.model
@@ -143,11 +143,11 @@ def _estimate(job: JobBytes, level: str, table: bool) -> MemoryEstimate:
         + job.model.whole_blocks
         + job.training.block_gradients
     )
+    listed = []
+    for name, parts in phases(job, choice).items():
+        listed.append(Phase(name, positive(always | parts)))
     return MemoryEstimate(
-        phases=tuple(
-            Phase(name, positive(always | parts))
-            for name, parts in phases(job, choice).items()
-        ),
+        phases=tuple(listed),
         on_device=job.on_gpu,
         host=in_main_memory,
         notes=tuple(_notes(job, choice)),

@@ -1,5 +1,11 @@
-"""The commands that use what a run has left, ready to be pasted into a shell. Imports
-no torch."""
+"""The commands that use the results of a run, ready to be pasted into a shell.
+
+`next_commands` names an image of the run's first sample, a grid of its files, and its
+report. `lead_on` names the next steps after an example job. Imports no torch.
+
+`jobs/process/trainer.py` prints them at the end of a run, and a report shows them. The
+commands are only written here, never run.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +28,11 @@ MOST_COLUMNS = 4
 
 @runtime_checkable
 class HasSamples(Protocol):
-    """A section of a training that generates samples."""
+    """A section of a training that generates samples.
+
+    >>> isinstance(object(), HasSamples)
+    False
+    """
 
     trigger_word: str
 
@@ -33,7 +43,7 @@ def next_commands(folder: Path, name: str, section: object) -> list[str]:
     """The commands for the run `name` in its folder: an image of its first sample, a
     grid of its files, its report.
 
-    section: that of its training; without samples only the report is there.
+    section: the section of its training. Without samples there is only the report.
     """
     files = final_files(folder, name)
     report = command("report", folder)
@@ -68,9 +78,8 @@ def next_commands(folder: Path, name: str, section: object) -> list[str]:
 
 
 def lead_on(section: object, own_images: bool) -> list[str]:
-    """What comes after an example of this program on its small model: one's own images,
-    and the page. Nothing after a run of one's own images: what comes first there is
-    about that run."""
+    """The next steps after an example of this program on its small model: the user's
+    own images, and the page. Empty after a run on the user's own images."""
     if (
         own_images
         or not isinstance(section, DiffusionSection)

@@ -1,5 +1,12 @@
-"""Settings that save memory and are not used yet, for out-of-memory messages and the
-plan. Imports no torch."""
+"""Settings that save memory and that a job does not use yet.
+
+`suggestions` lists the settings of a diffusion job, first those that cost least, and
+`memory_advice` puts them in one sentence. `advice_line` takes changes until a job fits
+a machine. `why_too_large` is the reason why a run does not start. Imports no torch.
+
+The planners call them, and a trainer whose memory ran out. The estimate itself is made
+in `memory_plan.py`.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +52,12 @@ BLOCKS_TO_SWAP = 30
 
 @dataclass(frozen=True)
 class MemorySaving:
-    """A change of a job that saves memory."""
+    """A change of a job that saves memory.
+
+    >>> saving = MemorySaving("train.batch_size: 1", (("train", "batch_size", 1),))
+    >>> saving.text
+    'train.batch_size: 1'
+    """
 
     text: str
     """As the user has to write it."""
@@ -61,9 +73,9 @@ class MemorySaving:
 def advice_line(
     plan: MemoryEstimate, machine: Machine, changes: Callable[[], Iterable[str]]
 ) -> str | None:
-    """What to change, in this order, until the job fits the machine, or the next
-    smaller GPU where its memory is not known; None where it fits the machine, or the
-    smallest GPU."""
+    """The changes, in this order, until the job fits the machine, or the next smaller
+    GPU where its memory is not known; None where it fits the machine, or the smallest
+    GPU."""
     limit = machine.limit
     if limit is None and plan.on_device:
         limit = max(
@@ -96,9 +108,10 @@ def why_too_large(
     encoded = (
         Path(section.training_folder).expanduser() / CACHE_FOLDER
     ).is_dir()  # then nothing may be left to encode
-    peak = max(
-        phase.total for phase in plan.phases if not (encoded and phase.name == ENCODING)
-    )
+    phases = plan.phases
+    if encoded:
+        phases = tuple(phase for phase in phases if phase.name != ENCODING)
+    peak = max(phase.total for phase in phases)
     if (
         machine.limit is None
         or not section.memory_check
@@ -187,9 +200,10 @@ def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
         not model.quantize or QTYPE_BYTES[model.qtype] > QTYPE_BYTES["uint4"]
     ):
         yield _set("model", qtype="int4")
-    if not model.quantize_te and any(
+    encodes_always = any(
         dataset.shuffle_tokens or dataset.url for dataset in section.datasets
-    ):
+    )
+    if not model.quantize_te and encodes_always:
         yield _set(
             "model",
             "model.quantize_te: true with qtype_te: int8",

@@ -35,7 +35,13 @@ DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionEr
 
 @dataclass(frozen=True)
 class ModelOutlook:
-    """The model of a run."""
+    """The model of a run.
+
+    Example::
+
+        outlook = ModelOutlook.of(section.model, JobContext("my_char"))
+        print("\n".join(outlook.lines()))
+    """
 
     name: str
     family: str | None
@@ -143,7 +149,12 @@ def _download_line(download: Download) -> str:
 
 
 class DiskOutlook(NamedTuple):
-    """The disk that states and network files of a run take at most, in bytes."""
+    """The disk that states and network files of a run take at most, in bytes.
+
+    >>> gigabyte = 1_000_000_000
+    >>> DiskOutlook(3 * gigabyte, there_bytes=0, free_bytes=90 * gigabyte).line()
+    'disk: up to 3 GB of states and files (90 GB free)'
+    """
 
     needed_bytes: int
     there_bytes: int
@@ -169,7 +180,12 @@ class DiskOutlook(NamedTuple):
 
 
 class TimeOutlook(NamedTuple):
-    """The time that is left of a run."""
+    """The time that is left of a run.
+
+    >>> time = TimeOutlook(2000, 1.5, 3000.0, "an RTX 4090", False, {"steps": 3000.0})
+    >>> time.line(until_the_data_ends=True)
+    'time: about 1.5 s for each step on an RTX 4090 (calculated)'
+    """
 
     steps: int
     step_s: float
@@ -203,17 +219,11 @@ class TimeOutlook(NamedTuple):
     def _named_parts(self) -> list[tuple[float, str]]:
         """(seconds, part) of the longest parts in addition to the steps, the longest
         first."""
-        others = sorted(
-            (
-                (seconds, part)
-                for part, seconds in self.parts.items()
-                if part != "steps"
-            ),
-            reverse=True,
-        )
-        return [
-            (seconds, part) for seconds, part in others if seconds > self._least_named
-        ][:MOST_NAMED]
+        others = []
+        for part, seconds in self.parts.items():
+            if part != "steps" and seconds > self._least_named:
+                others.append((seconds, part))
+        return sorted(others, reverse=True)[:MOST_NAMED]
 
 
 NAMED = 0.02
@@ -228,7 +238,11 @@ Beginning = Literal["new", "resumes", "complete", "refused"]
 
 @dataclass(frozen=True)
 class StartOutlook:
-    """What a start of the job does with the run's folder."""
+    """What a start of the job does with the run's folder.
+
+    >>> StartOutlook(Path("output/my_char"), "refused", reason="another run").line(2000)
+    'folder: output/my_char: nothing in it is changed'
+    """
 
     folder: Path
     what: Beginning
@@ -281,8 +295,12 @@ class StartOutlook:
 
 @dataclass(frozen=True)
 class Outlook:
-    """All of it, as far as a process has it; see
-    `toolkit.plan.run_plan.RunPlan.outlook`."""
+    """All of these, where a process has them; see
+    `toolkit.plan.run_plan.RunPlan.outlook`.
+
+    >>> Outlook(will_not_start=("the disk is full",)).to_json()
+    {'will_not_start': ['the disk is full']}
+    """
 
     model: ModelOutlook | None = None
     steps: int = 0

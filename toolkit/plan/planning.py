@@ -77,7 +77,14 @@ SectionT = TypeVar("SectionT", bound=Any)
 
 class Planner(ABC, Generic[SectionT]):
     """Plans the run of a trainer on images. A trainer's own planner says what is
-    particular to it."""
+    particular to it.
+
+    Example::
+
+        planner = SdPlanner(section, job, machine_of(section.device))
+        data = planner.scan()
+        plan = planner.plan(data)
+    """
 
     def __init__(
         self, section: SectionT, job: JobContext, machine: Machine | None = None
@@ -135,11 +142,11 @@ class Planner(ABC, Generic[SectionT]):
         return 3
 
     def save_size(self) -> SaveSize | None:
-        """What one save takes on the disk."""
+        """The disk space of one save."""
         return None
 
     def run_time(self, data: ImageData, steps: int) -> RunTime | None:
-        """What says how long a run of so many optimizer steps takes; None: not
+        """The record from which the time of so many optimizer steps follows; None: not
         known."""
         return None
 
@@ -252,7 +259,7 @@ class Planner(ABC, Generic[SectionT]):
                 yield note
 
     def dry_run(self) -> RunPlan:
-        """The plan with the outlook of a start, as far as both are known already."""
+        """The plan with the outlook of a start, where both are known already."""
         section = self.section
         lines = tuple(self.without_model())
         if lines:
@@ -401,7 +408,8 @@ def time_left(
 
 
 GROWS = ("steps", "samples", "validation", "saving")
-"""Parts of a run of which a resume has those left that its steps are."""
+"""Parts of a run whose time after a resume is in proportion to the steps that are
+left."""
 
 
 def time_outlook(
@@ -452,8 +460,8 @@ def _start(
     steps: int,
     dataset_hashes: Callable[[], DatasetHashes],
 ) -> StartOutlook:
-    """As the run decides it, but for the hashes of a state's files: only their sizes
-    are compared."""
+    """The start as the run decides it, except that only the sizes of a state's files
+    are compared, not their hashes."""
     lock = read_lock(folder)
     if lock.held:
         return StartOutlook(folder, "refused", reason=why_locked(folder, lock.owner))
@@ -622,11 +630,8 @@ def evidence_notes(
     by_epochs = optimizer_steps(
         0, validation.every_n_epochs, micro_batches, section.train.gradient_accumulation
     )
-    every = min(
-        steps_between
-        for steps_between in (validation.every, by_epochs, MAX_STEPS)
-        if steps_between
-    )
+    choices = (validation.every, by_epochs, MAX_STEPS)
+    every = min(steps for steps in choices if steps)
     if steps == UNTIL_THE_DATA_ENDS:
         yield f"{never} its number of steps is not known. Set 'train.steps' or 'train.step_limit'"
     elif (steps - 1) // every < LEAST_LATER:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import ceil, prod
 from pathlib import Path
@@ -37,7 +37,12 @@ MOST_CUT = 0.15
 @dataclass(frozen=True)
 class BucketCount:
     """Images of one folder that train at one size, mirrored ones counted, repeats not.
-    Pixels."""
+    Pixels.
+
+    >>> bucket = BucketCount(width=1024, height=768, images=12)
+    >>> bucket.images
+    12
+    """
 
     width: int
     height: int
@@ -46,7 +51,13 @@ class BucketCount:
 
 @dataclass(frozen=True)
 class FolderPlan:
-    """One folder of images."""
+    """One folder of images.
+
+    >>> bucket = BucketCount(512, 512, images=10)
+    >>> folder = FolderPlan("photos", 10, 2, 0, {1: 10}, {0: 10}, buckets=(bucket,))
+    >>> folder.samples
+    20
+    """
 
     folder: str
     images: int
@@ -81,7 +92,7 @@ class FolderPlan:
     """Share of an image that its bucket cuts off, the mean of all."""
 
     most_cut: tuple[tuple[str, float], ...] = ()
-    """Names of the images of which most is cut off, and their shares."""
+    """Names of the images that lose most by cropping, and the shares they lose."""
 
     has_default: bool = False
     """Whether images without a caption train with `default_caption`."""
@@ -105,11 +116,9 @@ class FolderPlan:
             "repeats": self.repeats,
             "missing_captions": self.missing_captions,
             "has_default_caption": self.has_default,
-            "captions": {str(count): images for count, images in self.captions.items()},
-            "references": {
-                str(count): images for count, images in self.references.items()
-            },
-            "layers": {str(count): images for count, images in self.layers.items()},
+            "captions": _with_text_keys(self.captions),
+            "references": _with_text_keys(self.references),
+            "layers": _with_text_keys(self.layers),
             "masks": self.masks,
             "mask_share": self.mask_share,
             "converted": self.converted,
@@ -119,7 +128,12 @@ class FolderPlan:
 
 @dataclass(frozen=True)
 class SaveSize:
-    """Bytes that a save takes on the disk."""
+    """Bytes that a save takes on the disk.
+
+    Example::
+
+        SaveSize(file=300_000_000, state=900_000_000).check(section.run_folder(job))
+    """
 
     file: int
     """Bytes of a file, or folder, of weights."""
@@ -141,7 +155,13 @@ class SaveSize:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """One process of a job, counted."""
+    """One process of a job, counted.
+
+    Example::
+
+        plan = planner.plan(planner.scan())
+        print(plan.optimizer_steps, plan.render())
+    """
 
     type: str
     name: str
@@ -296,10 +316,11 @@ def folder_plans(
         crops_by_folder[sample.dataset, sample.folder].setdefault(crop, []).append(
             sample.image
         )
-    return tuple(
-        _folder_plan(folder, crops_by_folder[folder.dataset, folder.folder])
-        for folder in folders
-    )
+    plans = []
+    for folder in folders:
+        crops = crops_by_folder[folder.dataset, folder.folder]
+        plans.append(_folder_plan(folder, crops))
+    return tuple(plans)
 
 
 Crops = dict[ResizeCrop, list[str]]
@@ -341,6 +362,16 @@ def _folder_plan(folder: FolderInfo, crops: Crops) -> FolderPlan:
     )
 
 
+def _with_text_keys(frequencies: Mapping[int, int]) -> dict[str, int]:
+    """The frequencies for JSON, whose keys are text."""
+    return {str(number): count for number, count in frequencies.items()}
+
+
+def _counts(images: Mapping[int, int]) -> str:
+    """`3 with 0, 12 with 1`, of {0: 3, 1: 12}."""
+    return ", ".join(f"{count} with {number}" for number, count in images.items())
+
+
 def _frequencies(numbers: Iterable[int]) -> dict[int, int]:
     """Number -> how often it appears, in the order of the numbers."""
     return dict(sorted(Counter(numbers).items()))
@@ -363,9 +394,7 @@ def _most_cut(crops: Crops) -> tuple[tuple[str, float], ...]:
 
 
 def _folder_lines(folder: FolderPlan) -> str:
-    references = ", ".join(
-        f"{images} with {count}" for count, images in folder.references.items()
-    )
+    references = _counts(folder.references)
     if set(folder.references) == {0}:
         references = "each image itself" if folder.layers else "none"
     buckets = ", ".join(
@@ -380,14 +409,10 @@ def _folder_lines(folder: FolderPlan) -> str:
     if cut and not cut.startswith(WARNING):
         lines.append(f"    {cut}")
     if folder.layers:
-        counts = ", ".join(
-            f"{images} with {count}" for count, images in folder.layers.items()
-        )
+        counts = _counts(folder.layers)
         lines.append(f"    layers: {counts}")
     if max(folder.captions, default=1) > 1:
-        several = ", ".join(
-            f"{images} with {count}" for count, images in folder.captions.items()
-        )
+        several = _counts(folder.captions)
         lines.append(f"    captions: {several}; one is drawn at each use")
     if folder.masks:
         lines.append(f"    {_masks(folder)}")
@@ -413,7 +438,8 @@ def _masks(folder: FolderPlan) -> str:
 
 
 def _cut_off(folder: FolderPlan) -> str:
-    """How much the buckets cut off; empty where that is less than 1 % of each image."""
+    """A line on how much the buckets cut off; empty where that is less than 1 % of each
+    image."""
     shares = [f"{name} {share:.0%}" for name, share in folder.most_cut if share >= 0.01]
     if not shares:
         return ""

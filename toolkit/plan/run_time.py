@@ -127,7 +127,7 @@ class _RunWork:
     # ------------------------------------------------------------ a step
 
     def step(self) -> StepWork:
-        """The mean of the images, each in a batch of its own size."""
+        """The mean over the images, each in a batch of its size."""
         train = self.section.train
         images, micro_batches = share_of_rank(train)
         preservations = len(
@@ -211,13 +211,14 @@ class _RunWork:
         if validation is None:
             return PassWork()
         held_out = [group for group in self.groups if group.held_out]
-        losses = total(
-            self._forward(self.sizes.of_group(group)).times(group.items)
-            for group in held_out
-        )
+        losses = total(self._losses(group) for group in held_out)
         return losses.times(validation.timesteps) + self._edits(
             held_out, validation.edits
         )
+
+    def _losses(self, group: ItemGroup) -> PassWork:
+        """The loss of each image of a group, at one timestep."""
+        return self._forward(self.sizes.of_group(group)).times(group.items)
 
     def _edits(self, held_out: Sequence[ItemGroup], most: int) -> PassWork:
         """The edits of one validation, at the mean of their sizes. most:

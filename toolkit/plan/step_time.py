@@ -97,7 +97,12 @@ DECODE_FLOP = 16.2e6
 
 @dataclass(frozen=True)
 class PassWork:
-    """What a pass through the blocks takes, or several: operations, bytes, kernels."""
+    """What a pass through the blocks takes, or several: operations, bytes, kernels.
+
+    >>> work = PassWork(products=2.0) + PassWork(products=1.0, moved=8.0)
+    >>> work.times(2).products
+    6.0
+    """
 
     products: float = 0.0
     attention: float = 0.0
@@ -159,7 +164,13 @@ def total(works: Iterable[PassWork]) -> PassWork:
 
 @dataclass(frozen=True)
 class Blocks:
-    """The blocks of a model with what is trained, as far as their passes take time."""
+    """The blocks of a model with the network: the numbers that decide how long their
+    passes take.
+
+    >>> blocks = Blocks(width=3072, blocks=60, token_weights=1e9, number_bytes=2)
+    >>> blocks.forward(tokens=4096, pairs=4096**2).products / 1e12
+    8.192
+    """
 
     width: int
     blocks: int
@@ -238,7 +249,13 @@ class Blocks:
 
 @dataclass(frozen=True)
 class StepWork:
-    """What an optimizer step takes of one process."""
+    """What an optimizer step takes of one process.
+
+    >>> from toolkit.plan.cards import asked_card
+    >>> step = StepWork(PassWork(products=1e14), PassWork(products=2e14))
+    >>> f"{step.seconds(asked_card('4090')):.1f} s"
+    '2.3 s'
+    """
 
     forward: PassWork
     backward: PassWork
@@ -268,7 +285,13 @@ class StepWork:
 
 @dataclass(frozen=True)
 class RunWork:
-    """What a whole run takes of one process."""
+    """What a whole run takes of one process.
+
+    Example::
+
+        parts = work.parts(card, compiled=True)
+        print(max(parts, key=parts.get), sum(parts.values()))
+    """
 
     step: StepWork
     steps: int
@@ -280,7 +303,7 @@ class RunWork:
     """Sample images, of all sets."""
 
     base_images: PassWork = PassWork()
-    """Those of `datasets[].from_base` that are not there yet."""
+    """The images of `datasets[].from_base` that do not exist yet."""
 
     validation: PassWork = PassWork()
     encoding: PassWork = PassWork()
@@ -318,7 +341,14 @@ class RunWork:
 
 @dataclass(frozen=True)
 class RunTime:
-    """What says how long a run takes: its work, and the device that does it."""
+    """What says how long a run takes: its work, and the device that does it.
+
+    Example::
+
+        time = plan.time  # of a RunPlan
+        if time and time.card:
+            seconds = time.work.step.seconds(time.card)
+    """
 
     work: RunWork
     card: Card | None
@@ -332,7 +362,7 @@ class RunTime:
     (`toolkit.memory.kept_times`)."""
 
     is_asked: bool = False
-    """The card is that of `--card`: nothing was measured on it here."""
+    """The card is the one of `--card`: nothing was measured on it here."""
 
     no_card: str = ""
     """Why `card` is None, where there is something to say."""

@@ -1,6 +1,14 @@
-"""Field types that several sections share: a value out of a list of names, a list that
-may be a single value, reference images in slot order (`<key>: one or a list`, or
-`<key>_1`, `<key>_2`, `<key>_3`)."""
+"""Field types that several sections share.
+
+A type is an `Annotated` with a validator: a name out of a list (`OneOf`), a path
+(`PathStr`), a list that may be given as a single value (`StrOrList`, `PathOrList`), a
+dtype, and control images in slot order (`<key>: one or a list`, or `<key>_1`,
+`<key>_2`, ...). The validators raise `value_error`, whose message reaches the user as
+it is. The module also has the hints for paths that lead nowhere.
+
+The sections use the types, here and in extensions. Rules between keys are not here, but
+in the `check` of a section.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +53,13 @@ text."""
 
 
 class OneOf:
-    """A name out of a list, in upper or lower case: those of the field's Literal, or
-    the given ones."""
+    """A name out of a list, in upper or lower case. The names are the given ones, or
+    the values of the field's Literal.
+
+    >>> from pydantic import TypeAdapter
+    >>> TypeAdapter(Dtype).validate_python("BF16")
+    'bfloat16'
+    """
 
     def __init__(
         self,
@@ -174,7 +187,7 @@ AUTO_LEVELS = CHECKPOINTING_LEVELS[:5]
 """Those that `auto` chooses from on a GPU."""
 
 OFFLOADING_LEVELS = ("full_offload", "block_offload")
-"""Levels that need CPU memory beside that of the device; on the CPU they save
+"""Levels that need CPU memory in addition to device memory; on the CPU they save
 nothing."""
 
 UNCOMPILED_LEVELS = ("block_offload",)
@@ -232,12 +245,12 @@ _PATH_HINTS = (
 
 
 def path_hint(path: str) -> str:
-    """What may be wrong with the spelling of a path that leads nowhere; empty where
-    nothing is seen."""
+    """A hint at the likely mistake in a path that does not exist; empty where none is
+    recognised."""
     for pattern, words in _PATH_HINTS:
-        found = re.search(pattern, path)
-        if found:
-            return words.format(found.group(), *found.groups())
+        match = re.search(pattern, path)
+        if match:
+            return words.format(match.group(), *match.groups())
     return odd_characters(path)
 
 
@@ -245,23 +258,23 @@ def near_path(path: str) -> str:
     """A sentence with the path that is spelt most like one that leads nowhere, part by
     part, such as one in capital letters or with backslashes; empty without."""
     given = Path(path.replace("\\", "/")).expanduser()
-    found = Path(given.anchor)
+    folder = Path(given.anchor)
     for part in given.parts[1:] if given.anchor else given.parts:
-        if not os.path.lexists(found / part):
+        if not os.path.lexists(folder / part):
             names: dict[str, str] = {}
             with suppress(OSError, ValueError):
-                names = {name.lower(): name for name in os.listdir(found)}
+                names = {name.lower(): name for name in os.listdir(folder)}
             near = get_close_matches(part.lower(), names, n=1, cutoff=0.75)
             if not near:
                 return ""
             part = names[near[0]]
-        found = found / part
-    return f"Did you mean {str(found)!r}? "
+        folder = folder / part
+    return f"Did you mean {str(folder)!r}? "
 
 
 def moved_hint(path: str) -> str:
-    """How to say where a path of another machine is now; empty unless the folder that
-    it should lie in is missing."""
+    """A hint at `--map` for a path of another machine; empty unless the folder above
+    the path is missing."""
     missing = []
     for folder in Path(path).parents:
         if not os.path.exists(folder):

@@ -24,7 +24,13 @@ Findings = Iterable[Diagnostic]
 
 @dataclass(frozen=True)
 class JobContext:
-    """What a section may know of the job it stands in."""
+    """What a section may know of the job it stands in.
+
+    >>> earlier = frozenset({Path("models/new").resolve()})
+    >>> job = JobContext("my_char", earlier_outputs=earlier)
+    >>> job.will_write("models/new/vae"), job.yet_to_come("models/other")
+    (True, False)
+    """
 
     name: str
     """The job's name."""
@@ -81,9 +87,9 @@ error = partial(_finding, "error")
 warning = partial(_finding, "warning")
 
 
-def below(name: str | int, found: Findings) -> Iterator[Diagnostic]:
+def below(name: str | int, findings: Findings) -> Iterator[Diagnostic]:
     """The findings of a section below, with its place before their keys."""
-    return (replace(finding, key=(name, *finding.key)) for finding in found)
+    return (replace(finding, key=(name, *finding.key)) for finding in findings)
 
 
 def is_absolute(path: str) -> bool:

@@ -1,5 +1,13 @@
-"""What the core asks about the keys and files of other programs. The answers lie in a
-part that `toolkit.registry` names. Without that part no other program has any."""
+"""The interface to the keys, files and commands of other programs.
+
+It holds the types (`ForeignName`, `ForeignKeys`, `ForeignFile`) and the questions that
+the core asks: does another program have this key, is this text a command of another
+program, which reader reads this file. The answers are in a part of the program that
+`toolkit/registry.py` names. Without that part, no other program has any key.
+
+`loader.py`, `normalise.py`, `tool.py` and `run.py` ask. No name of another program is
+listed here.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +27,11 @@ NO_DEFAULT: Any = object()
 
 
 class ForeignName(NamedTuple):
-    """What a key or flag of another program is here."""
+    """What a key or flag of another program is here.
+
+    >>> ForeignName("is", ("train.steps",)).field
+    'steps'
+    """
 
     how: Literal["is", "near", "shaped", "idle", "refused", "absent"]
     """is: another name of `ours`. shaped: a function turns it into `ours`. near: `ours`
@@ -37,8 +49,8 @@ class ForeignName(NamedTuple):
     """For `refused`: the values that have no effect."""
 
     needs: str = ""
-    """For `refused`: the switch beside it that it says more of; where that is off, it
-    has no effect."""
+    """For `refused`: the switch next to it that it refines. It has no effect where that
+    switch is off."""
 
     on: str = ""
     """For `idle`: why it is an error unless it is false, and the remedy."""
@@ -60,7 +72,12 @@ Noted = Callable[[ConfigNode], None]
 
 
 class ForeignKeys(Protocol):
-    """The keys of other programs."""
+    """The keys of other programs.
+
+    Example::
+
+        hint = foreign_keys().hint("max_train_steps")  # what to write instead
+    """
 
     def rewritten(
         self,
@@ -70,15 +87,15 @@ class ForeignKeys(Protocol):
         known: Noted,
     ) -> ConfigNode:
         """A process in our keys, each where its value was written; keys that no program
-        has stay. known: notes those of other programs."""
+        has stay. known: called with each key of another program."""
 
     def rows(self, section: type[BaseModel]) -> Mapping[str, ForeignName]:
-        """Those that are rewritten in this section, or refused by name; none of them is
-        a field of the section."""
+        """The names that are rewritten in this section, or refused. None of them is a
+        field of the section."""
 
     def hint(self, key: str) -> str:
-        """What to write instead of a key that is unknown where it stands; empty where
-        no program has it."""
+        """The remedy for a key that is unknown at its place; empty where no program has
+        the key."""
 
     def named(self, place: str) -> Iterable[str]:
         """The names that other programs have for a key of ours, wherever they are
@@ -89,12 +106,16 @@ class ForeignKeys(Protocol):
         is another program's."""
 
     def flag_remedy(self, word: str) -> str:
-        """What to write instead of a flag of another program; empty for all others."""
+        """The remedy for a flag of another program; empty for all other words."""
 
 
 class NoForeignKeys:
     """That no other program has any key: what is known without the part that knows
-    them."""
+    them.
+
+    >>> NoForeignKeys().hint("max_train_steps")
+    ''
+    """
 
     def rewritten(
         self,
@@ -134,10 +155,17 @@ COMMAND_LINE = "command line"
 
 class ForeignFile(Protocol):
     """A kind of file that was written for another program, and the flags of that
-    program."""
+    program.
+
+    Example::
+
+        reader = foreign_file(root)
+        if reader:
+            root = reader.as_job(root, Path(path).parent, name, diagnostics)
+    """
 
     keeps_text: bool
-    """Whether its own text is kept beside the results, instead of the job that it
+    """Whether its own text is saved with the results, instead of the job that it
     became."""
 
     def reads(self, root: ConfigNode) -> bool:
@@ -227,7 +255,7 @@ def holds_command(text: str) -> bool:
 
 
 def foreign_file(root: ConfigNode) -> ForeignFile | None:
-    """What reads a file; None for a job."""
+    """The reader of a file; None for a job."""
     if {"job", "config"} & root.value.keys():
         return None
     readers: Iterable[ForeignFile] = map(load_object, FOREIGN_FILES.values())

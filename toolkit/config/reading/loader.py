@@ -1,4 +1,15 @@
-"""`load_job`: a config file to a checked `JobConfig`, or all of its errors at once."""
+"""`load_job`: from a config file to a checked `JobConfig`, or to all of its errors at
+once.
+
+The steps are: read the text (`yaml_reader`, `toml_reader`), fill in variables and
+`[name]`, turn a file of another program into a job (`foreign`), check the frame of the
+job, and read each process. A process is normalised (`normalise`), validated
+(`validate`), and asked for its findings (`base`). Errors are collected in one
+`Diagnostics` and raised together.
+
+`run.py` and the tools call `load_job`; `tool.py` calls `read_process` for a command.
+Nothing here imports torch. The caller passes `find_model`, which knows the extensions.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -164,8 +176,8 @@ def load_job(
     meta = root.value.get("meta")
     if as_job or (reader and not reader.keeps_text):
         checked = [process.checked for process in known]
-        said = (*diagnostics.notes, *diagnostics.warnings)
-        text = job_text(root, job_name, checked, str(path), said)
+        messages = (*diagnostics.notes, *diagnostics.warnings)
+        text = job_text(root, job_name, checked, str(path), messages)
     else:
         text = saved_text(
             text, written, name, rewrite=is_json(path) or bool(flags), seed=seed
@@ -243,8 +255,8 @@ def read_written(
 
 
 def remember_secrets(text: str, written: ConfigNode, env: Mapping[str, str]) -> None:
-    """Tells what is to be redacted of everything: before the first message can show a
-    value."""
+    """Registers the values that are redacted everywhere, before the first message can
+    show one."""
     register_secret(secret_values(written, env))
     register_secret(wandb_keys(text))
     # A word such as `sort_key: filename` is redacted of the saved config at most, not
@@ -388,7 +400,7 @@ def check_folder_name(node: ConfigNode, diagnostics: Diagnostics) -> bool:
 
 
 def folder_name_error(name: str) -> str:
-    """Why a name cannot be that of a run's folder and files, or an empty string."""
+    """Why a run's folder and files cannot have this name, or an empty string."""
     if not name.strip() or name in (".", ".."):
         return "cannot be the name of a folder."
     if _BAD_IN_FOLDER.search(name):
@@ -461,8 +473,8 @@ def read_processes(
     else:
         places = {}
     inside = {}
-    for key, found in places.items():
-        inside[key] = f"{found[0]!r} of a process" if found[0] else "a process"
+    for key, place in places.items():
+        inside[key] = f"{place[0]!r} of a process" if place[0] else "a process"
     refuse_unknown(config, _IN_CONFIG, inside, diagnostics)
     normaliser.defaults.report(diagnostics)
     return processes
@@ -514,35 +526,33 @@ def read_process(
         name=None if name_node is None else str(name_node.value),
         # An unchecked section reads an unquoted `${STEPS}` as a number where its value
         # is one.
-        raw=node.data(
-            lambda each: (
-                scalar_value(each.value)
-                if each.plain and each.written is not None
-                else each.value
-            )
-        ),
+        raw=node.data(_raw_value),
         section=section,
         places=places_of_images(checked, diagnostics),
     )
     return _Process(node, entry, checked, complete=model is None or section is not None)
 
 
+def _raw_value(scalar: ConfigNode) -> Any:
+    """A value as the file means it: of text from a variable, the number or switch."""
+    if scalar.plain and scalar.written is not None:
+        return scalar_value(scalar.value)
+    return scalar.value
+
+
 def places_of_images(process: ConfigNode, diagnostics: Diagnostics) -> dict[Path, str]:
     """Text of a dataset or of the validation, which may be a path -> its place and
     key."""
     sections = [process.child(key) for key in ("datasets", "validation")]
-    texts = (
-        node
-        for section in sections
-        if section
-        for node in section.walk()
-        if isinstance(node.value, str)
-    )
-    return {
-        Path(os.path.expanduser(node.value)): diagnostics.place(node)
-        for node in texts
-        if "\0" not in node.value
-    }
+    texts = []
+    for section in sections:
+        if section:
+            texts += [node for node in section.walk() if isinstance(node.value, str)]
+    places = {}
+    for node in texts:
+        if "\0" not in node.value:
+            places[Path(os.path.expanduser(node.value))] = diagnostics.place(node)
+    return places
 
 
 # ---------------------------------------------------------------- what needs the file
@@ -607,15 +617,10 @@ def check_processes(
                     f"writes to '{folder}' as process[{first}] does. {remedy}",
                 )
         outputs = section.outputs(job)
-        for file in sorted(
-            path
-            for path in outputs & job.earlier_outputs
-            if path.suffix == ".safetensors"
-        ):
-            diagnostics.error(
-                process.node,
-                f"writes '{file}', as an earlier process does. Give it another output.",
-            )
+        for file in sorted(outputs & job.earlier_outputs):
+            if file.suffix == ".safetensors":
+                message = f"writes '{file}', as an earlier process does. Give it another output."
+                diagnostics.error(process.node, message)
         job = JobContext(job.name, job.earlier_outputs | outputs)
 
 

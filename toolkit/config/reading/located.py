@@ -18,7 +18,11 @@ DEFAULTS: KeyPath = ("config", "defaults")
 
 
 class SourceLocation(NamedTuple):
-    """Line and column, counted from 1."""
+    """Line and column, counted from 1.
+
+    >>> SourceLocation(12, 5)
+    SourceLocation(line=12, column=5, file='')
+    """
 
     line: int
     column: int
@@ -28,7 +32,14 @@ class SourceLocation(NamedTuple):
 
 @dataclass(frozen=True)
 class ConfigNode:
-    """A mapping, list or scalar of the config file."""
+    """A mapping, list or scalar of the config file.
+
+    >>> from toolkit.config.reading.yaml_reader import read_yaml
+    >>> root = read_yaml("train: {steps: 20}", Diagnostics("job.yaml"))
+    >>> node, missing = root.find(("train", "steps"))
+    >>> node.value, node.value_at.column, dotted(node.path)
+    (20, 16, 'train.steps')
+    """
 
     value: Any
     """dict[str, Node], list[Node] or a scalar."""
@@ -112,9 +123,9 @@ def dotted(path: KeyPath) -> str:
     before `process`."""
     if path[:2] == ("config", "process") and len(path) > 2:
         path = path[1:]
-    text = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in path
-    )
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
     return text.removeprefix(".")
 
 
@@ -122,9 +133,10 @@ def general(path: KeyPath) -> str:
     """A path inside a process as the reference page writes it:
     `datasets[].num_repeats`."""
     inside = path[2:] if path[:2] == DEFAULTS else path[3:]
-    return "".join(
-        "[]" if isinstance(part, int) else f".{part}" for part in inside
-    ).removeprefix(".")
+    text = ""
+    for part in inside:
+        text += "[]" if isinstance(part, int) else f".{part}"
+    return text.removeprefix(".")
 
 
 def show(node: ConfigNode) -> str:
@@ -159,7 +171,13 @@ _ODD_QUOTES = "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00b4"
 
 class Diagnostics:
     """Errors and warnings of one file. Nothing is raised before the whole file was
-    checked."""
+    checked.
+
+    >>> diagnostics = Diagnostics("job.yaml")
+    >>> diagnostics.error_at(SourceLocation(3, 5), ("train", "lr"), "'x' is not a number.")
+    >>> diagnostics.reported(("train", "lr"))
+    True
+    """
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -228,7 +246,7 @@ class Diagnostics:
             raise ConfigErrors([self._errors[key] for key in sorted(self._errors)])
 
     def place(self, node: ConfigNode) -> str:
-        """Where a value stands, with its key, as messages begin."""
+        """The place of a value with its key, as messages begin."""
         return self._place(node.value_at, node.path)
 
     def _place(self, env: SourceLocation, path: KeyPath) -> str:

@@ -47,16 +47,16 @@ def merge_defaults(
         return process
     entries = dict(process.value)
     for key, default in defaults.value.items():
-        own = entries.get(key)
-        if own is None or own.is_blank:
+        given = entries.get(key)
+        if given is None or given.is_blank:
             entries[key] = default
-        elif isinstance(own.value, dict):
-            entries[key] = merge_defaults(own, default, diagnostics)
+        elif isinstance(given.value, dict):
+            entries[key] = merge_defaults(given, default, diagnostics)
         elif isinstance(default.value, list) and any(
             isinstance(item.value, dict) for item in default.value
         ):
             message = f"replaces the whole list of {dotted(default.path)}, line {default.key_at.line}"
-            diagnostics.warn(own, f"{message}; lists are not merged.")
+            diagnostics.warn(given, f"{message}; lists are not merged.")
     return replace(process, value=entries)
 
 
@@ -65,6 +65,12 @@ class UnusedDefaults:
 
     A job may hold processes of different types; a default that only one of them knows
     is left out for the others. One that none knows is an error.
+
+    Example::
+
+        normaliser = Normaliser(diagnostics)  # has one for all processes
+        normaliser.process(model, node)
+        normaliser.defaults.report(diagnostics)
     """
 
     def __init__(self) -> None:
@@ -84,7 +90,7 @@ class UnusedDefaults:
         self._unknown.setdefault(str(node.path), (node, message))
 
     def report(self, diagnostics: Diagnostics) -> None:
-        """Adds an error for each default that nobody knew."""
+        """Adds an error for each default that no process knows."""
         for path, (node, message) in self._unknown.items():
             if path not in self._known:
                 diagnostics.error(node, message, at_key=True)
@@ -97,7 +103,7 @@ _GROUPED = re.compile(r"[1-9]\d{0,2}\.\d{3}")
 
 
 def _default_of(model: type[BaseModel], name: str) -> str:
-    """What is taken where a field is not given."""
+    """The default of a field, in words."""
     default = model.model_fields[name].get_default(
         call_default_factory=True, validated_data={}
     )
@@ -115,7 +121,13 @@ def _default_of(model: type[BaseModel], name: str) -> str:
 
 
 class Normaliser:
-    """Walks a section along its model. One instance serves all processes of a job."""
+    """Walks a section along its model. One instance serves all processes of a job.
+
+    Example::
+
+        node = Normaliser(diagnostics).process(find_model("sd_trainer"), node)
+        section, node = validate(find_model("sd_trainer"), node, diagnostics)
+    """
 
     def __init__(self, diagnostics: Diagnostics) -> None:
         self.diagnostics = diagnostics
@@ -178,12 +190,13 @@ class Normaliser:
             if self.is_given(model, key, child):
                 entries[key] = child
         entries = strict.rewrite(entries, self.diagnostics)
-        walked = {
-            key: self.field(model.model_fields[fields[key]].annotation, child)
-            if key in fields
-            else child
-            for key, child in entries.items()
-        }
+        walked: dict[str, ConfigNode | None] = {}
+        for key, child in entries.items():
+            if key in fields:
+                annotation = model.model_fields[fields[key]].annotation
+                walked[key] = self.field(annotation, child)
+            else:
+                walked[key] = child
         for key in strict.saved_weights:
             child = walked.get(key)
             if child:
@@ -209,29 +222,26 @@ class Normaliser:
             self.diagnostics.warn(
                 node, f"{text!r} is found in '{of_pattern[0].parent}': {names}."
             )
-            return replace(
-                node,
-                value=[
-                    replace(node, value=str(file), text=str(file))
-                    for file in of_pattern
-                ],
-            )
+            files = []
+            for match in of_pattern:
+                files.append(replace(node, value=str(match), text=str(match)))
+            return replace(node, value=files)
         file, colon, strength = text.rpartition(":")
         if not colon or text.endswith(".safetensors"):
             file = text
             colon = ""
             strength = ""
-        found = saved_as(file)
-        if found is None:
+        path = saved_as(file)
+        if path is None:
             return node
         self.diagnostics.warn(
-            node, f"{file!r} is found as '{found}', where its run wrote it."
+            node, f"{file!r} is found as '{path}', where its run wrote it."
         )
-        written = f"{found}{colon}{strength}"
+        written = f"{path}{colon}{strength}"
         return replace(node, value=written, text=written)
 
     def hint(self, model: type[BaseModel], key: str, node: ConfigNode) -> str:
-        """What to write instead of a key that the section `node` does not have."""
+        """The remedy for a key that the section `node` does not have."""
         what = (
             odd_characters(key)
             or _meant(key, model)
@@ -241,11 +251,11 @@ class Normaliser:
         return what or _near(key, model) or all_keys(node)
 
     def belongs(self, key: str, node: ConfigNode) -> str:
-        """Where a key belongs that `node` does not have; empty where no section has
-        it."""
-        found = self.places().get(key, [])
-        nearest = min((place.count(".") for place in found), default=0)
-        places = [place for place in found if place.count(".") == nearest][:3]
+        """The place where a key belongs that `node` does not have; empty where no
+        section has it."""
+        known_places = self.places().get(key, [])
+        nearest = min((place.count(".") for place in known_places), default=0)
+        places = [place for place in known_places if place.count(".") == nearest][:3]
         beside = general(node.path).partition(".")[0].removesuffix("[]")
         named = []
         for place in places:
@@ -277,12 +287,13 @@ class Normaliser:
             name,
             *(ours.rpartition(".")[2] for ours in (row.ours if row else ())),
         ]
-        optional = (
-            each
-            for each in fields
-            if each in model.model_fields and not model.model_fields[each].is_required()
-        )
-        name = next(optional, None)
+        optional = []
+        for field in fields:
+            if field not in model.model_fields:
+                continue
+            if not model.model_fields[field].is_required():
+                optional.append(field)
+        name = optional[0] if optional else None
         is_left_out = child.value is None and child.text == ""
         is_empty_text = (
             child.value == "" and child.written is None and key in field_names(model)
@@ -355,22 +366,19 @@ def is_ours(
         strict = model
     else:
         strict = StrictModel
-    return node.value.keys() <= {
-        *fields,
-        *strict.other_shapes,
-        *strict.removed_keys,
-        *also_known,
-    } and all(
-        is_ours(model.model_fields[fields[key]].annotation, child)
-        for key, child in node.value.items()
-        if key in fields
-    )
+    known = {*fields, *strict.other_shapes, *strict.removed_keys, *also_known}
+    if not node.value.keys() <= known:
+        return False
+    for key, child in node.value.items():
+        if key in fields:
+            if not is_ours(model.model_fields[fields[key]].annotation, child):
+                return False
+    return True
 
 
 def _meant(key: str, model: type[BaseModel]) -> str:
-    """What to write instead of a word that people write for a key: by the section's
-    table, or where the word is a part of the name of its main key (`path` for
-    `folder_path`)."""
+    """The remedy for a word that people write for a key: by the section's table, or
+    where the word is a part of the name of its main key (`path` for `folder_path`)."""
     if issubclass(model, StrictModel):
         strict = model
     else:
@@ -395,7 +403,7 @@ def _near(key: str, model: type[BaseModel]) -> str:
 
 
 def all_keys(section: ConfigNode) -> str:
-    """Where the keys of a section are listed."""
+    """The page that lists the keys of a section, as a sentence."""
     place = general(section.path)
     return f"docs/config.md lists the keys of {repr(place) if place else 'a process'}."
 
@@ -403,8 +411,8 @@ def all_keys(section: ConfigNode) -> str:
 def other_names(
     section: type[BaseModel], foreign: ForeignKeys
 ) -> Mapping[str, ForeignName]:
-    """What a section reads besides its fields: its other shapes, the keys that it had,
-    and those of other programs."""
+    """The names that a section reads besides its fields: its other shapes, its removed
+    keys, and the keys of other programs."""
     if issubclass(section, StrictModel):
         strict = section
     else:
@@ -427,17 +435,18 @@ def places_of_keys(
     `train`, `datasets[]`, and "" for `model` itself; where none has, those that take it
     as a name of other programs.
 
-    Of several sections with one model (`sample` and `first_sample`) the first is named.
+    Where several sections have one model (`sample` and `first_sample`), the first is
+    named.
     """
     places: dict[str, list[str]] = {}
     foreign: dict[str, list[str]] = {}
-    found: set[type[BaseModel]] = set()
+    visited: set[type[BaseModel]] = set()
     waiting = deque([(model, "")])
     while waiting:
         section, at = waiting.popleft()
-        if section in found:
+        if section in visited:
             continue
-        found.add(section)
+        visited.add(section)
         for key in read_names(other_names(section, foreign_keys)):
             foreign.setdefault(key, []).append(at)
         for key in section.other_shapes if issubclass(section, StrictModel) else ():
@@ -525,7 +534,7 @@ def section_model(annotation: Any) -> type[BaseModel] | None:
 
 
 def item_annotation(annotation: Any) -> Any:
-    """What the items of a list or tuple field are."""
+    """The type of the items of a list or tuple field."""
     for part in _parts(annotation):
         if get_origin(part) in (list, tuple):
             return get_args(part)[0]
@@ -545,7 +554,8 @@ def is_whole_number(annotation: Any) -> bool:
 
 
 def as_section(node: ConfigNode, key: str) -> str:
-    """How to write a value that stands in the place of a section: under a key of it."""
+    """The remedy for a value that is given instead of a section: a key of the section
+    for it."""
     text = node.text if node.plain else quoted(node.text)
     odd = odd_characters(str(node.value))
     if odd or isinstance(node.path[-1], int):
@@ -556,8 +566,8 @@ def as_section(node: ConfigNode, key: str) -> str:
 def section_remedy(
     node: ConfigNode, model: type[BaseModel] | None, default: Any
 ) -> str:
-    """What to write where a single value stands in the place of a section that has no
-    key for it.
+    """The remedy for a single value that is given instead of a section without a key
+    for it.
 
     default: of the field. A switch means the section with its defaults, or none; model:
     None where it is not known.
@@ -588,10 +598,8 @@ def _works_empty(model: type[BaseModel]) -> bool:
         section = model.model_validate({})
     except ValidationError:
         return False
-    return not any(
-        finding.severity == "error"
-        for finding in all_findings(section, JobContext("job"))
-    )
+    findings = all_findings(section, JobContext("job"))
+    return not any(finding.severity == "error" for finding in findings)
 
 
 def is_text(annotation: Any) -> bool:

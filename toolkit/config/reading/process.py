@@ -22,7 +22,11 @@ from toolkit.files.run_files import JOB_STATE
 
 @dataclass(frozen=True)
 class ProcessEntry:
-    """One entry of `config.process`."""
+    """One entry of `config.process`.
+
+    >>> ProcessEntry(0, "sd_trainer", None, raw={}, section=None).label
+    '[0] sd_trainer'
+    """
 
     index: int
     """Place in `config.process`, from 0."""
@@ -50,12 +54,12 @@ class ProcessEntry:
 def job_state_file(name: str, processes: Iterable[ProcessEntry]) -> Path:
     """The job_state.json of a job: in the first `training_folder` that a process gives,
     else in `output`."""
-    given = (
-        getattr(entry.section, "training_folder", None)
-        if entry.section
-        else entry.raw.get("training_folder")
-        for entry in processes
-    )
+    given = []
+    for entry in processes:
+        if entry.section:
+            given.append(getattr(entry.section, "training_folder", None))
+        else:
+            given.append(entry.raw.get("training_folder"))
     folder = next(
         (folder for folder in given if isinstance(folder, str) and folder), "output"
     )
@@ -64,7 +68,14 @@ def job_state_file(name: str, processes: Iterable[ProcessEntry]) -> Path:
 
 @dataclass(frozen=True)
 class JobConfig:
-    """A checked config file."""
+    """A checked config file.
+
+    Example::
+
+        config = load_job("job.yaml", discover().find_config)
+        for entry in config.processes:
+            print(entry.label, entry.section)
+    """
 
     job: str
     name: str
@@ -77,15 +88,21 @@ class JobConfig:
 
     path: Path
     unexpanded_text: str
-    """YAML to keep beside the results: `${VAR}` as written, the job's real name,
-    secrets redacted."""
+    """YAML to save with the results: `${VAR}` as written, the job's real name, secrets
+    redacted."""
 
     notes: tuple[str, ...] = ()
     """Lines of the plan about the file."""
 
 
 class ProcessConfig(StrictModel):
-    """One entry of `config.process`."""
+    """One entry of `config.process`.
+
+    >>> class MascotsConfig(ProcessConfig):
+    ...     count: int = 3
+    >>> MascotsConfig(type="mascots").display_name(JobContext("my_char"))
+    'my_char'
+    """
 
     process_types: ClassVar[tuple[str, ...]] = ()
     """The values of `type:` under which the reference page and the JSON Schema list
@@ -109,8 +126,8 @@ class ProcessConfig(StrictModel):
         """`value`, which this section has at `key`, with `${VAR}` as it stood there:
         for what is given away with a result. A single value that stands for a list, or
         for a section, was written at the key above."""
-        found = (self._written.get(key[:depth]) for depth in range(len(key), 0, -1))
-        return next((text for text in found if text is not None), value)
+        texts = (self._written.get(key[:depth]) for depth in range(len(key), 0, -1))
+        return next((text for text in texts if text is not None), value)
 
     def display_name(self, job: JobContext) -> str:
         """The process's name, or the job's."""
@@ -125,13 +142,13 @@ class ProcessConfig(StrictModel):
         return None
 
     def outputs_exist(self, job: JobContext) -> bool:
-        """Whether what a finished run of this process leaves is there: only then a
+        """Whether the results of a finished run of this process exist: only then a
         restart of the job skips it."""
         folder = self.run_folder(job)
-        return all(
-            path.exists()
-            for path in (*self.outputs(job), *([folder] if folder else ()))
-        )
+        paths = {*self.outputs(job)}
+        if folder:
+            paths.add(folder)
+        return all(path.exists() for path in paths)
 
     def logged_numbers(self) -> Sequence[str]:
         """Names of the numbers that a run of this section logs: any of them may be the
@@ -139,8 +156,8 @@ class ProcessConfig(StrictModel):
         return ()
 
     def recorded_settings(self) -> dict[str, Any]:
-        """What states record of the section and a resume compares, as plain data: all
-        that says what is computed."""
+        """The settings that a state records and a resume compares, as plain data: all
+        keys that decide the result."""
         return self.model_dump(mode="json")
 
     def inputs_digest(self, job: JobContext) -> str:
@@ -152,6 +169,6 @@ class ProcessConfig(StrictModel):
         return ""
 
     def plan(self, job: JobContext) -> Any:
-        """What a run would do, as a `toolkit.plan.run_plan.RunPlan`, or None. May scan
-        the dataset; writes nothing."""
+        """The plan of a run, a `toolkit.plan.run_plan.RunPlan`, or None. May scan the
+        dataset; writes nothing."""
         return None

@@ -1,4 +1,14 @@
-"""The config as it is kept beside the results of a run."""
+"""The config as it is saved with the results of a run.
+
+`saved_text` returns the user's own YAML, with comments and `${VAR}` as written; only
+secrets, the name and the seed are replaced in place. Other formats are written as YAML.
+`job_text` writes a new YAML file for a job that was made from a file of another
+program, with the origin of each value.
+
+`loader.py` calls both while the file is read, and the text becomes
+`JobConfig.unexpanded_text`. A process writes it to its folder. Redaction of logs is in
+`toolkit/files/redact.py`.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +71,9 @@ def saved_text(
             _set(text, config, name, "name", json.dumps(new_name, ensure_ascii=False))
         ]
     trained = [process for process in processes if SEED in process.value]
-    seeded = [_set(text, each, _own(each), SEED, str(seed)) for each in trained]
+    seeded = []
+    for process in trained:
+        seeded.append(_set(text, process, _own(process), SEED, str(seed)))
     return redact(_edit(text, [*redactions, *renamed, *seeded]))
 
 
@@ -82,7 +94,7 @@ def job_text(
     it came from.
 
     root, name: of the job. processes: as they were checked, under our names. source:
-    the file. warnings: what was said of it.
+    the file. warnings: messages about the file.
     """
     lines = [
         f"# Made from {source}. Behind each value: the file, the line and the key that it came from."
@@ -122,14 +134,15 @@ def _lines(node: ConfigNode, source: str, indent: int) -> Iterator[str]:
             yield f"{start} {_inline(child)}{_origin(child, source)}"
 
 
+def _as_written(scalar: ConfigNode) -> Any:
+    """A value with `${VAR}` as it stood in the file, without secrets."""
+    if is_secret(_key_of(scalar), scalar.value):
+        return REDACTED
+    return scalar.written or scalar.value
+
+
 def _inline(node: ConfigNode) -> str:
-    data = node.data(
-        lambda each: (
-            REDACTED
-            if is_secret(_key_of(each), each.value)
-            else each.written or each.value
-        )
-    )
+    data = node.data(_as_written)
     text: str = yaml.dump(
         data,
         Dumper=_Dumper,
@@ -168,12 +181,12 @@ def _edit(text: str, edits: list[tuple[int, int, str]]) -> str:
     for start, end, new in sorted(set(edits), reverse=True):
         # The end of an empty or a block scalar (| or >) lies behind white space that
         # must stay.
-        kept = text[start:end][len(text[start:end].rstrip()) :]
+        white_space = text[start:end][len(text[start:end].rstrip()) :]
         if start and text[start - 1] == ":":
             space = " "
         else:
             space = ""
-        text = text[:start] + space + new + kept + text[end:]
+        text = text[:start] + space + new + white_space + text[end:]
     return text
 
 

@@ -1,7 +1,10 @@
 """The JSON Schema of a job, generated from the section models.
 
-The models are passed in by their process type: this room does not know which extensions
-exist.
+`schema` returns the schema that editors use (docs/job.schema.json). `sections_of` and
+`by_model` list the sections for docs/config.md. The models are passed in by their
+process type: this room does not know which extensions exist.
+
+`docs/generate.py` and `run.py --schema` call it. Nothing here checks a job.
 """
 
 from __future__ import annotations
@@ -117,5 +120,5 @@ def sections_of(
 
 
 def meaning(row: ForeignName) -> str:
-    """What a name stands for that a function turns into our keys."""
+    """The meaning of a name that a function turns into our keys."""
     return row.says or " and ".join(row.ours)

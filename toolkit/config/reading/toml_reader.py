@@ -1,11 +1,18 @@
-"""TOML as `ConfigNode`s. tomllib says nothing of places, so each statement is looked
-up: the lines from one that begins with a key on, until tomllib reads them alone."""
+"""TOML as `ConfigNode`s, with the place of every value.
+
+tomllib parses the text but reports no places. So each statement is looked up: from a
+line that begins with a key, to the first line with which tomllib reads the lines alone.
+Errors of tomllib become messages with a remedy.
+
+`loader.py` calls `read_toml` for files that end in .toml, and so does the part that
+reads datasets of other programs. Jobs of this program are YAML, never TOML.
+"""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
@@ -89,12 +96,13 @@ def _is_deeper(data: Any, levels: int) -> bool:
     anything."""
     level = [data]
     for _ in range(levels):
-        level = [
-            inner
-            for value in level
-            if isinstance(value, dict | list)
-            for inner in (value.values() if isinstance(value, dict) else value)
-        ]
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                below += value.values()
+            elif isinstance(value, list):
+                below += value
+        level = below
     return any(isinstance(value, dict | list) for value in level)
 
 
@@ -103,9 +111,9 @@ def _faults(text: str) -> Iterator[tuple[int, int, str]]:
     what follows is read again."""
     lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
     before = 0
-    found = _LONG.search(text)
-    if found:
-        yield text.count("\n", 0, found.end()) + 1, 1, DEEP
+    match = _LONG.search(text)
+    if match:
+        yield text.count("\n", 0, match.end()) + 1, 1, DEEP
         return
     while True:
         try:
@@ -124,18 +132,18 @@ def _faults(text: str) -> Iterator[tuple[int, int, str]]:
                     what = str(error)
                 yield line, 1, f"not valid TOML: {what}."
                 return
-            found = _AT.search(str(error))
-            if found and found[1]:
-                place = (int(found[1]), int(found[2]))
+            match = _AT.search(str(error))
+            if match and match[1]:
+                place = (int(match[1]), int(match[2]))
             else:
                 place = None
-            said = _AT.sub("", str(error)) + (
-                " Unclosed" if found and not place else ""
+            problem = _AT.sub("", str(error)) + (
+                " Unclosed" if match and not place else ""
             )
         line, column = place or (len(lines) + 1, 1)
         is_open = place is None or (
             column == 1
-            and said == "Invalid value"
+            and problem == "Invalid value"
             and _STATEMENT.match(lines[line - 1])
         )
         above = range(before + 1, line) if is_open else ()
@@ -147,10 +155,10 @@ def _faults(text: str) -> Iterator[tuple[int, int, str]]:
                 starts.append(at)
         last = line
         if starts:  # a statement above is not closed before this line
-            line, column, said, last = starts[-1], 1, "Unclosed", line - 1
+            line, column, problem, last = starts[-1], 1, "Unclosed", line - 1
         remedy = next(
-            (words for pattern, words in _REMEDIES if re.search(pattern, said)),
-            f"{said}.",
+            (words for pattern, words in _REMEDIES if re.search(pattern, problem)),
+            f"{problem}.",
         )
         yield line, column, f"not valid TOML: {remedy}"
         if line <= before or place is None:
@@ -232,16 +240,18 @@ def _places(text: str, file: str) -> Places:
                     SourceLocation(at, statement.start(1) + 1, file),
                     SourceLocation(at, statement.end() + 1, file),
                 )
-                ends = (
-                    end
-                    for end in range(at, len(lines))
-                    if _HEAD.match(lines[end]) or _STATEMENT.match(lines[end])
-                )
-                at = next(
-                    (end for end in ends if _is_whole("\n".join(lines[first:end]))),
-                    len(lines),
-                )
+                at = _end_of_statement(lines, first, at)
     return places
+
+
+def _end_of_statement(lines: Sequence[str], first: int, at: int) -> int:
+    """The line after the statement that begins in line `first`; `at`: the first
+    candidate."""
+    for end in range(at, len(lines)):
+        if _HEAD.match(lines[end]) or _STATEMENT.match(lines[end]):
+            if _is_whole("\n".join(lines[first:end])):
+                return end
+    return len(lines)
 
 
 def _keys(dotted: str) -> KeyPath:

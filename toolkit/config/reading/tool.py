@@ -48,7 +48,15 @@ _NOWHERE = SourceLocation(0, 0)
 
 
 class ToolConfig(ProcessConfig):
-    """The section of a process that is also a command."""
+    """The section of a process that is also a command.
+
+    >>> class Flip(ToolConfig):
+    ...     "`type: flip`: mirrors a folder of images."
+    ...     positional = ("folder",)
+    ...     folder: str
+    >>> Flip.about()
+    'Mirrors a folder of images.'
+    """
 
     positional: ClassVar[tuple[str, ...]] = ()
     """Fields that the command takes without a flag too, in order. Only the last may be
@@ -62,9 +70,9 @@ class ToolConfig(ProcessConfig):
     field's, flags too."""
 
     sections: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Field that is a section -> those of its keys that have flags, dotted where they
-    are deeper. The first has the flag of the section itself: `--model M --qtype int4`
-    is `model: {name_or_path: M, qtype: int4}`."""
+    """Field that is a section -> its keys that have flags, dotted where they are
+    deeper. The first has the flag of the section itself: `--model M --qtype int4` is
+    `model: {name_or_path: M, qtype: int4}`."""
 
     example: ClassVar[str] = ""
     """Words behind the command of the example in its help, as they are typed in a
@@ -87,7 +95,13 @@ def accept(
 
 
 class FlagParser(argparse.ArgumentParser):
-    """Raises UserError for wrong arguments, with the nearest known flag."""
+    """Raises UserError for wrong arguments, with the nearest known flag.
+
+    Example::
+
+        parser = tool_parser("inspect", InspectConfig)
+        known, unknown = parser.parse_known_intermixed_args(["my_char.safetensors"])
+    """
 
     def error(self, message: str) -> Any:
         """argparse's own message, as an error of the user."""
@@ -101,7 +115,7 @@ _COLUMNS = 100
 """Width of the help where the terminal is wider: longer lines are hard to read."""
 
 _OF_THE_MACHINE = ("device", "dtype", "quantize")
-"""Keys of tools that stand with those of the model."""
+"""Keys of tools that the help lists with the keys of the model."""
 
 _GROUPS = {"model": "model, memory and device", "compile": "compilation"}
 """Section of a tool -> the heading over its flags, which stand behind the tool's
@@ -128,28 +142,23 @@ def tool_parser(
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=_columns()),
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
-    keys = [
-        key
-        for key in model.model_fields
-        if key not in (*model.positional, "type", "name")
-    ]
+    shown_elsewhere = (*model.positional, "type", "name")
+    keys = [key for key in model.model_fields if key not in shown_elsewhere]
     for name in (
         *model.positional,
         *sorted(keys, key=lambda key: _group(model, key) is not None),
     ):
-        for dotted in (
-            [f"{name}.{key}" for key in model.sections[name]]
-            if name in model.sections
-            else [name]
-        ):
+        paths = [name]
+        if name in model.sections:
+            paths = [f"{name}.{key}" for key in model.sections[name]]
+        for dotted in paths:
             field, about_it = field_at(model, dotted)
             title = _group(model, dotted)
-            group = (
-                groups.get(title)
-                or groups.setdefault(title, parser.add_argument_group(title))
-                if title
-                else parser
-            )
+            group: argparse._ActionsContainer = parser
+            if title and title not in groups:
+                groups[title] = parser.add_argument_group(title)
+            if title:
+                group = groups[title]
             _add(
                 parser,
                 group,
@@ -182,7 +191,8 @@ def _wrapped(text: str) -> str:
 
 
 def _epilog(uid: str, model: type[ToolConfig]) -> str:
-    """How else the tool is called, and where its documentation is."""
+    """The last lines of the help: other ways to call the tool, and its
+    documentation."""
     places = [flag_of(model, key) for key in model.positional]
     if places:
         lines = [
@@ -293,7 +303,13 @@ def flag_of(model: type[ToolConfig], key: str) -> str:
 
 
 class FlagDiagnostics(Diagnostics):
-    """Names keys that are not given by their flags too."""
+    """Names keys that are not given by their flags too.
+
+    Example::
+
+        diagnostics = FlagDiagnostics("run.py inspect", InspectConfig)
+        diagnostics.error(root, "is required.", path=("file",))
+    """
 
     def __init__(self, file: str, model: type[ToolConfig]) -> None:
         super().__init__(file)

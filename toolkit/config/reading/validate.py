@@ -1,5 +1,14 @@
-"""A normalised section -> its model, with every error of pydantic reported at its
-place, in words that name the value and the remedy."""
+"""A normalised section becomes its model; each error of pydantic is reported at its
+place.
+
+`validate` builds the model and reports errors in words that name the value and the
+remedy (`explain`, `number_remedy`). Wrong values are then left out and the rest is
+built again, so that it can still be checked. `Place` is the field of a wrong value: its
+bounds, its default, and its description.
+
+`loader.py` calls it for each process, after `normalise.py`. Rules between keys are not
+checked here, but in `StrictModel.check`.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +57,13 @@ _BOUNDS = {
 
 
 class Place(NamedTuple):
-    """The field that a value is for."""
+    """The field that a value is for.
+
+    Example::
+
+        place = place_of(DiffusionSection, ("train", "lr"))
+        place.default, place.bound("ge")  # (0.0001, 0)
+    """
 
     section: type[BaseModel]
     name: str
@@ -66,19 +81,17 @@ class Place(NamedTuple):
     def bound(self, name: str) -> float | None:
         """The smallest number that the field takes, `ge`, or the largest, `le`, where
         that is bounded."""
-        bounds = (
-            getattr(each, name, None)
-            for each in self.section.model_fields[self.name].metadata
-        )
+        constraints = self.section.model_fields[self.name].metadata
+        bounds = (getattr(constraint, name, None) for constraint in constraints)
         return next((bound for bound in bounds if bound is not None), None)
 
     def says(self, pattern: str) -> str:
         """The first group of a pattern in the field's description; empty where it does
         not occur."""
-        found = re.search(
+        match = re.search(
             pattern, " ".join(descriptions(self.section).get(self.name, "").split())
         )
-        return found[1] if found else ""
+        return match[1] if match else ""
 
 
 def place_of(model: type[BaseModel], path: KeyPath) -> Place | None:
@@ -147,7 +160,7 @@ def _single(node: ConfigNode) -> str:
 
 
 def _per_cent(kind: str, context: dict[str, Any], node: ConfigNode) -> str:
-    """What to write where a share of at most 1 is given in per cent."""
+    """The remedy for a share of at most 1 that is given in per cent."""
     if (
         kind != "less_than_equal"
         or context["le"] != 1
@@ -160,16 +173,15 @@ def _per_cent(kind: str, context: dict[str, Any], node: ConfigNode) -> str:
 
 
 def _remedy(wanted: str, node: ConfigNode, place: Place | None) -> str:
-    """What to write where a value of another kind stands."""
+    """The remedy for a value of another kind."""
     if wanted in ("list", "tuple"):
         return list_remedy(node)
     if wanted == "dict" and isinstance(node.value, str):
         return _mapping_remedy(node)
     if wanted == "model":
-        if isinstance(node.value, list) and all(
-            isinstance(item.value, dict) for item in node.value
-        ):
-            return "Remove the '- ' before its keys."
+        if isinstance(node.value, list):
+            if all(isinstance(item.value, dict) for item in node.value):
+                return "Remove the '- ' before its keys."
         section = place and section_model(
             place.section.model_fields[place.name].annotation
         )
@@ -188,8 +200,8 @@ def _remedy(wanted: str, node: ConfigNode, place: Place | None) -> str:
 
 
 def _mapping_remedy(node: ConfigNode) -> str:
-    """What to write instead of a text where a mapping is wanted: `weight_decay=0.1
-    eps=1e-8` are keys with values."""
+    """The remedy for a text where a mapping is wanted: `weight_decay=0.1 eps=1e-8` are
+    keys with values."""
     pairs = [part.partition("=") for part in re.split(r"[\s,;]+", node.value.strip())]
     if not all(key and sign and value for key, sign, value in pairs):
         return "Write its keys below it, indented, each as 'key: value'."
@@ -198,7 +210,7 @@ def _mapping_remedy(node: ConfigNode) -> str:
 
 
 def list_remedy(node: ConfigNode) -> str:
-    """What to write where something else stands instead of a list."""
+    """The remedy for another value instead of a list."""
     if isinstance(node.value, dict):
         first = next(iter(node.value.items()), None)
     else:
@@ -257,23 +269,19 @@ def validate(
     section.
     """
     declared = model.model_fields.keys()
-    node = replace(
-        node,
-        value={
-            k: v
-            for k, v in node.value.items()
-            if k in declared or k not in ("type", "name")
-        },
-    )
+    entries = {}
+    for key, child in node.value.items():
+        if key in declared or key not in ("type", "name"):
+            entries[key] = child
+    node = replace(node, value=entries)
     for attempt in range(_MAX_ROUNDS):
         try:
             return model.model_validate(node.data()), node
         except ValidationError as error:
-            errors = [
-                entry
-                for entry in error.errors(include_url=False)
-                if not _is_consequence(entry, node)
-            ]
+            errors = []
+            for entry in error.errors(include_url=False):
+                if not _is_consequence(entry, node):
+                    errors.append(entry)
         # Later rounds only show what leaving out the first round's values entails.
         if attempt == 0:
             _report(model, errors, node, diagnostics)
@@ -296,11 +304,11 @@ def _is_consequence(error: ErrorDetails, node: ConfigNode) -> bool:
     """
     if error["type"] == "default_factory_not_called":
         return True
-    found = node.find(error["loc"])[0].value
+    value = node.find(error["loc"])[0].value
     return (
         error["type"] == "too_short"
-        and isinstance(found, list)
-        and len(found) >= error["ctx"]["min_length"]
+        and isinstance(value, list)
+        and len(value) >= error["ctx"]["min_length"]
     )
 
 
@@ -311,7 +319,7 @@ def _report(
     diagnostics: Diagnostics,
 ) -> None:
     """One line per value; the branches of a union that fail together are joined."""
-    found: dict[KeyPath, tuple[ConfigNode, list[str]]] = {}
+    by_path: dict[KeyPath, tuple[ConfigNode, list[str]]] = {}
     for error in errors:
         at, rest = node.find(_key(node, error["loc"]))
         missing = error["type"] == "missing"
@@ -319,11 +327,11 @@ def _report(
             path = (*at.path, error["loc"][-1])
         else:
             path = at.path
-        messages = found.setdefault(path, (at, []))[1]
+        messages = by_path.setdefault(path, (at, []))[1]
         message = explain(error, at, place_of(model, at.path[len(node.path) :]))
         if message not in messages:
             messages.append(message)
-    for path, (at, messages) in found.items():
+    for path, (at, messages) in by_path.items():
         if not diagnostics.reported(path) and not diagnostics.reported(at.path):
             diagnostics.error(at, " Or: ".join(messages), path=path)
 
@@ -404,8 +412,8 @@ _AUTO = ("auto", "automatic", "default")
 
 
 def number_remedy(text: str, whole: bool, place: Place | None = None) -> str:
-    """What to write instead of a text; empty where nothing is recognised and the place
-    does not say it.
+    """The remedy for a text where a number is wanted; empty where neither the text nor
+    the place suggests one.
 
     whole: a whole number is wanted. place: the field; a unit is left out only where the
     number then means the same.
@@ -415,24 +423,24 @@ def number_remedy(text: str, whole: bool, place: Place | None = None) -> str:
     if re.search(_SIZE, text):
         return "Write one number; where several may stand, a list such as [512, 768]."
     readings: dict[str, Callable[[re.Match[str]], str]] = {
-        _POWER: lambda found: f"{found[1] or 1}e{found[2]}",
-        _GROUPED: lambda found: re.sub(r"\D", "", found[0]),
-        r"(\d+(?:\.\d+)?)\s*[kK]": lambda found: f"{float(found[1]) * 1000:.0f}",
-        _DECIMAL_COMMA if not whole else r"(?!)": lambda found: (
-            f"{found[1]}.{found[2]}"
-        ),
+        _POWER: lambda parts: f"{parts[1] or 1}e{parts[2]}",
+        _GROUPED: lambda parts: re.sub(r"\D", "", parts[0]),
+        r"(\d+(?:\.\d+)?)\s*[kK]": lambda parts: f"{float(parts[1]) * 1000:.0f}",
     }
+    if not whole:
+        readings[_DECIMAL_COMMA] = lambda parts: f"{parts[1]}.{parts[2]}"
     if whole:
         sides = _sides(text)
         if sides:
             if len(set(sides)) == 1:
                 return f"Write {sides[0]}."
             return f"Write {sides} where a list may stand."
-    found = (
-        (read, re.fullmatch(pattern, text.strip()))
-        for pattern, read in readings.items()
-    )
-    meant = [read(match) for read, match in found if match][:1]
+    meant = []
+    for pattern, read in readings.items():
+        match = re.fullmatch(pattern, text.strip())
+        if match:
+            meant.append(read(match))
+            break
     if re.fullmatch(_LIST, text.strip()) and not (meant and not whole):
         numbers = re.split(r"\s*[,;]\s*", text.strip())
         if not any(number.startswith("0") for number in numbers):
@@ -452,7 +460,7 @@ def number_remedy(text: str, whole: bool, place: Place | None = None) -> str:
 
 
 def _misspelt(text: str) -> str:
-    """What to write for a number with another minus sign, or with a space before its
+    """The remedy for a number with another minus sign, or with a space before its
     exponent."""
     meant = re.sub(r"(?<=\d)\s+(?=[eE][-+]?\d)", "", text.strip().translate(_MINUS))
     if meant != text.strip() and re.fullmatch(_NUMBER, meant):
@@ -461,11 +469,11 @@ def _misspelt(text: str) -> str:
 
 
 def _share(text: str, place: Place | None) -> str:
-    """What to write for a number in per cent. From 100 % on only where the field is a
+    """The remedy for a number in per cent. From 100 % on only where the field is a
     share: elsewhere 1 may be a number of steps."""
-    found = re.fullmatch(_PER_CENT, text.strip())
-    share = round(float(found[1]) / 100, 12) if found else 1.0
-    if not found or (place and place.says("(thousandths)")):
+    match = re.fullmatch(_PER_CENT, text.strip())
+    share = round(float(match[1]) / 100, 12) if match else 1.0
+    if not match or (place and place.says("(thousandths)")):
         return ""
     if share < 1 or (share == 1 and place and place.bound("le") == 1):
         return f"Write {share:g}."
@@ -473,19 +481,17 @@ def _share(text: str, place: Place | None) -> str:
 
 
 def _without_unit(text: str, place: Place | None) -> str:
-    """What to write for a number with a unit: the number, where the key counts in this
+    """The remedy for a number with a unit: the number, where the key counts in this
     unit, or the key that does."""
-    found = re.fullmatch(_WITH_UNIT, text.strip())
-    if not found:
+    match = re.fullmatch(_WITH_UNIT, text.strip())
+    if not match:
         return ""
-    number = found[1]
-    unit = found[2].lower()
+    number = match[1]
+    unit = match[2].lower()
     key = place.name if place else ""
-    if any(
-        re.fullmatch(of_unit, unit) and re.fullmatch(keys, key)
-        for of_unit, keys in _UNITS.items()
-    ):
-        return f"Write {number}."
+    for of_unit, keys in _UNITS.items():
+        if re.fullmatch(of_unit, unit) and re.fullmatch(keys, key):
+            return f"Write {number}."
     others: list[str] = []
     if re.fullmatch(_EPOCHS, unit):
         others = [f"{key}_n_epochs", *(["epochs"] if key == "steps" else [])]
@@ -494,22 +500,15 @@ def _without_unit(text: str, place: Place | None) -> str:
             key.removesuffix("_n_epochs"),
             *(["steps"] if key == "epochs" else []),
         ]
-    other = next(
-        (
-            each
-            for each in others
-            if place and each != key and each in place.section.model_fields
-        ),
-        "",
-    )
-    if other:
-        return f"Write '{other}: {number}' instead of '{key}'."
+    for other in others:
+        if place and other != key and other in place.section.model_fields:
+            return f"Write '{other}: {number}' instead of '{key}'."
     return ""
 
 
 def _in_words(text: str, whole: bool, place: Place) -> str:
-    """What to write for a word: 0 for one that switches something off, where the
-    field's description says what 0 means; the default; or a number."""
+    """The remedy for a word: 0 for one that switches something off, where the field's
+    description says what 0 means; the default; or a number."""
     word = text.strip().lower()
     meaning = place.says(r"(?:^|[ ;])0(?: to 1| or 1)?: ([^.;]+)")
     default = place.default
@@ -533,9 +532,9 @@ def _in_words(text: str, whole: bool, place: Place) -> str:
 def _sides(text: str) -> list[int]:
     """The sides of an image that a text lists, such as `512,768`, which does not mean
     512768; else nothing."""
-    found = re.fullmatch(_SIDES, text.strip())
-    if found:
-        numbers = [int(number) for number in found.groups()]
+    match = re.fullmatch(_SIDES, text.strip())
+    if match:
+        numbers = [int(number) for number in match.groups()]
     else:
         numbers = []
     if all(number >= 64 and number % 8 == 0 for number in numbers):

@@ -1,5 +1,12 @@
-"""What PyYAML says of a text it cannot read -> the place of the mistake, and what to
-write instead."""
+"""What to write instead of a YAML text that PyYAML cannot read.
+
+`syntax_fault` takes the error of PyYAML and returns the place of the mistake, which is
+often above the place that PyYAML names, with a message and a remedy. It recognises the
+usual mistakes: tabs, missing spaces, a missing dash, unquoted special characters.
+
+`yaml_reader.py` calls it. `quoted` writes a text so that YAML reads it back as text;
+messages of the other modules use it.
+"""
 
 from __future__ import annotations
 
@@ -213,7 +220,7 @@ def quoted(text: str) -> str:
 
 
 def _lacks_dash(lines: list[str], place: SourceLocation) -> bool:
-    """Whether the line is a key beside a line of the same indent that begins with a
+    """Whether the line is a key next to a line of the same indent that begins with a
     dash."""
     indents = []
     for line in lines[place.line - 2 : place.line + 1]:
@@ -225,8 +232,8 @@ def _lacks_dash(lines: list[str], place: SourceLocation) -> bool:
 
 
 def _quote_before(text: str, end: int) -> yaml.Mark | None:
-    """Where the quoted text opens right behind which more text, or another quote,
-    follows at `end`."""
+    """The start of the quoted text that ends right before `end`, where more text or
+    another quote follows."""
     last: yaml.Token | None = None
     with suppress(yaml.YAMLError):  # PyYAML stopped within the token behind it
         for token in takewhile(

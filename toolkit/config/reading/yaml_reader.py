@@ -7,7 +7,7 @@ Variables are filled in on values after parsing, so never in comments."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -43,12 +43,12 @@ _BINARY = {
     b"%PDF": "a PDF file",
     b"\x1f\x8b": "an archive (gzip)",
 }
-"""First bytes of what nobody writes by hand -> what it is."""
+"""First bytes of a binary file -> its kind."""
 
 
 def binary_kind(path: str | Path) -> str:
-    """What a file is that cannot be a job, with what to do instead; empty for all
-    others, and for pipes."""
+    """The kind of a file that cannot be a job, with a remedy. Empty for all other
+    files, and for pipes."""
     with suppress(OSError):
         if Path(path).is_file():
             with open(path, "rb") as file:
@@ -56,11 +56,11 @@ def binary_kind(path: str | Path) -> str:
             if start[LENGTH_BYTES:] == b"{" and b"\0" in start[:LENGTH_BYTES]:
                 remedy = "'run.py inspect FILE' shows what is in it, 'run.py generate --lora FILE' uses a LoRA."
                 return f"is a safetensors file, not a job. {remedy}"
-            found = next(
+            file_kind = next(
                 (kind for magic, kind in _BINARY.items() if start.startswith(magic)), ""
             )
-            if found:
-                return f"is {found}, not a job: a YAML or JSON file."
+            if file_kind:
+                return f"is {file_kind}, not a job: a YAML or JSON file."
             return ""
     return ""
 
@@ -435,8 +435,8 @@ def expand_variables(
 
 
 def secret_values(root: ConfigNode, env: Mapping[str, str]) -> Iterator[str]:
-    """What every `${VAR}` with the name of a secret stands for, its default too; also
-    where none is filled in."""
+    """The value and the default of every `${VAR}` with the name of a secret, also in
+    places where variables are not filled in."""
     for node in root.walk():
         for reference in (
             _REFERENCE.findall(node.value) if isinstance(node.value, str) else ()
@@ -454,11 +454,11 @@ def written_with_variables(
     if node.written is not None:
         yield key, node.written
     if isinstance(node.value, dict | list):
-        for part, child in (
-            node.value.items()
-            if isinstance(node.value, dict)
-            else enumerate(node.value)
-        ):
+        if isinstance(node.value, dict):
+            children: Iterable[tuple[str | int, ConfigNode]] = node.value.items()
+        else:
+            children = enumerate(node.value)
+        for part, child in children:
             yield from written_with_variables(child, (*key, part))
 
 
@@ -513,8 +513,8 @@ def map_paths(root: ConfigNode, moved: Mapping[str, str]) -> ConfigNode:
 
 
 def moved_path(path: str, moved: Mapping[str, str]) -> str:
-    """Where a path is now that may begin with one of these folders; separators of both
-    kinds are equal."""
+    """The present place of a path that may begin with one of these folders; separators
+    of both kinds are equal."""
     written = path.replace("\\", "/")
     for old, new in moved.items():
         old = old.replace("\\", "/").rstrip("/")
@@ -524,8 +524,8 @@ def moved_path(path: str, moved: Mapping[str, str]) -> str:
 
 
 def map_in_tables(root: ConfigNode, moved: Mapping[str, str]) -> ConfigNode:
-    """The same for the paths in tables of captions: `path_map` of each dataset of a job
-    that has none."""
+    """Maps the paths in tables of captions: sets `path_map` of each dataset that has
+    none."""
 
     def of(node: ConfigNode, value: Any) -> ConfigNode:
         if isinstance(value, dict):
@@ -547,12 +547,9 @@ def map_in_tables(root: ConfigNode, moved: Mapping[str, str]) -> ConfigNode:
         if not isinstance(node.value, dict):
             return node
         entries = {name: fill(child, name) for name, child in node.value.items()}
-        return replace(
-            node,
-            value={"path_map": of(node, dict(moved)), **entries}
-            if key == "datasets"
-            else entries,
-        )
+        if key == "datasets":
+            entries = {"path_map": of(node, dict(moved)), **entries}
+        return replace(node, value=entries)
 
     return fill(root)
 

@@ -1,5 +1,12 @@
-"""`datasets[]`: one folder of images with captions and control images, or a stream of
-shards; `validation`: held-out images."""
+"""`datasets[]` and `validation`: which images are trained on, and which are held out.
+
+A dataset is a folder of images with captions and control images, or a stream of shards
+(`webdataset`). `columns` reads a table, and `from_base` lets the base model make the
+images. `validation` takes a folder or a share of the datasets.
+
+`toolkit/data/scan` finds the files that a `DatasetConfig` describes; nothing here opens
+an image. `toolkit/config/sections/trainer.py` composes the sections.
+"""
 
 from __future__ import annotations
 
@@ -295,8 +302,8 @@ WITH_FROM_BASE = {
     "from_base", "num_repeats", "resolution", "caption_dropout_rate", "shuffle_tokens", "keep_tokens", "is_reg",
     "loss_multiplier", "cache_latents", "cache_latents_to_disk", "cache_text_embeddings", "num_workers", "path_map",
 }  # fmt: skip
-"""Keys of a dataset that may stand beside `from_base`. Others are about files; so is
-`path_map`, but `--map` gives it to all datasets."""
+"""Keys of a dataset that may be combined with `from_base`. Others are about files; so
+is `path_map`, but `--map` gives it to all datasets."""
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 """Suffixes of files with the caption of one image."""
@@ -363,7 +370,7 @@ class DatasetConfig(StrictModel):
     """Caption of images that have none, or an empty one."""
 
     captions_file: PathStr | None = None
-    """A table with the captions of all images, instead of files beside them: lines of
+    """A table with the captions of all images, instead of files next to them: lines of
     file name, tab, caption; `.csv` with a header (`file_name`, `caption` or `text`);
     `.jsonl` or `.json` with these keys; or `.json` that maps names to captions. The
     columns `control_path`, `control_path_0`, ... name control images, instead of
@@ -539,11 +546,11 @@ class DatasetConfig(StrictModel):
         """A single resolution becomes a list. A stream keeps latents only where the job
         says so. What the base model makes are regularisation images."""
         entries = _with_listed_resolution(entries, diagnostics)
-        made = entries.get("from_base")
-        if made and "is_reg" not in entries:
+        recipe = entries.get("from_base")
+        if recipe and "is_reg" not in entries:
             entries = entries | {
                 "is_reg": replace(
-                    made, value=True, text="true", path=(*made.path[:-1], "is_reg")
+                    recipe, value=True, text="true", path=(*recipe.path[:-1], "is_reg")
                 )
             }
         key = "cache_latents_to_disk"
@@ -564,7 +571,7 @@ class DatasetConfig(StrictModel):
 
     @property
     def place(self) -> str:
-        """What names its images, for a message."""
+        """The name of its images in messages: a folder, a file, or an address."""
         return (
             self.folder_path
             or self.captions_file
@@ -652,7 +659,7 @@ class DatasetConfig(StrictModel):
             message = f"[{sizes[0]}, {sizes[1]}] are two sizes, and each image is trained at both. For one rectangle,"
             yield warning("resolution", f"{message} write '{rectangle}'.")
 
-    def _check_made(self, made: FromBaseConfig, job: JobContext) -> Findings:
+    def _check_made(self, recipe: FromBaseConfig, job: JobContext) -> Findings:
         for key in sorted(self.model_fields_set - WITH_FROM_BASE):
             yield error(
                 key,
@@ -665,7 +672,7 @@ class DatasetConfig(StrictModel):
             )
         yield from check_path(
             "from_base.prompts",
-            made.prompts,
+            recipe.prompts,
             "Give a text file with one prompt per line.",
             job,
             file=True,
@@ -871,11 +878,12 @@ class ValidationConfig(StrictModel):
     """For `folder_path`. Not given: as in the first dataset."""
 
     captions_file: PathStr | None = None
-    """For `folder_path`, as in a dataset. Not given: the captions are in files beside
+    """For `folder_path`, as in a dataset. Not given: the captions are in files next to
     the images."""
 
     trigger_word: str | None = None
-    """For `folder_path`. Not given: that of the first dataset, or of the process."""
+    """For `folder_path`. Not given: the trigger word of the first dataset, or of the
+    process."""
 
     lone_key: ClassVar = "fraction"
 
@@ -928,21 +936,19 @@ class ValidationConfig(StrictModel):
         first = next(
             (dataset for dataset in datasets if not dataset.is_reg), datasets[0]
         )
-        sizes = dict.fromkeys(
-            size
-            for dataset in datasets
-            if not dataset.is_reg
-            for size in dataset.resolution
-        )
+        sizes: dict[int | Rectangle, None] = {}
+        for dataset in datasets:
+            if not dataset.is_reg:
+                sizes.update(dict.fromkeys(dataset.resolution))
         settings: dict[str, Any] = {
             "caption_prefix": first.caption_prefix,
             "captions": first.captions,
         }
         settings |= {"background": first.canvas} if first.canvas else {}
         settings |= {key: getattr(self, key) for key in OF_THE_FOLDER}
-        settings |= {
-            key: getattr(first, key) for key, value in settings.items() if value is None
-        }
+        for key, value in settings.items():
+            if value is None:
+                settings[key] = getattr(first, key)
         settings["path_map"], settings["columns"] = first.path_map, first.columns
         if (
             first.control_suffix and not self.control_path

@@ -1,6 +1,11 @@
-"""LoRA files that are active beside what is trained: `train.assistant` in training, the
-few-step LoRAs of `sample.also` and `train.few_step_loss` in the samples and in a part
-of the training."""
+"""LoRA files that are active in addition to the network that is trained.
+
+`train.assistant` is active in training only. The few-step LoRAs of `sample.also` are
+active in samples, and the one of `train.few_step_loss` in a share of the training.
+
+`train.py` and `output.py` have these sections as fields. `toolkit/train/few_step.py`
+and `toolkit/train/sampling.py` use them; the files are loaded by the trainer.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +40,8 @@ _ON_THE_HUB = re.compile(r"([\w.-]+)/([\w.-]+)/([\w.-]+\.safetensors)")
 
 
 def _remedy(path: str) -> str:
-    """What to do where a LoRA file is not there: one that is named as on the hub has to
-    be downloaded."""
+    """The remedy for a LoRA file that does not exist: a file of the hub has to be
+    downloaded."""
     named = _ON_THE_HUB.fullmatch(path)
     if named is None or Path(named[1]).exists():
         return "Give a LoRA file."
@@ -72,7 +77,7 @@ class AssistantConfig(StrictModel):
             return self.path
 
     def to_download(self) -> str:
-        """What a run downloads first, as named on the hub; empty: nothing."""
+        """The file that a run downloads first, as named on the hub; empty: none."""
         if hub_lora(self.path)[0] and self.file() == self.path:
             return self.path
         return ""
@@ -110,7 +115,13 @@ class AssistantConfig(StrictModel):
 
 
 class FewStepLora(StrictModel):
-    """A LoRA file for sampling in few steps, and the sampling settings."""
+    """A LoRA file for sampling in few steps, and the sampling settings.
+
+    Example::
+
+        class DeploymentConfig(FewStepLora):
+            cfg: float = 1.0
+    """
 
     lora: PathStr
     """The LoRA file, such as Qwen-Image-Lightning, of this or another program."""
@@ -175,12 +186,12 @@ class DeploymentConfig(FewStepLora):
     lone_key: ClassVar = "lora"
 
     def key(self, index: int) -> str:
-        """What messages call it, as an entry of `sample.also`."""
+        """Its name in messages, as an entry of `sample.also`."""
         return f"sample.also.{index}.{'model' if self.model else 'lora'}"
 
     @property
     def label(self) -> str:
-        """The name, as far as it may be part of a file name."""
+        """The name without characters that a file name may not have."""
         name = self.name or Path(self.model).name or Path(self.lora).stem
         return re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-")[:MAX_NAME] or "also"
 
@@ -190,8 +201,8 @@ class DeploymentConfig(FewStepLora):
         if self.lora:
             yield from super().check(job)
         if self.model:
-            found = ModelConfig(name_or_path=self.model).check(job)
-            yield from (replace(one, key=("model",)) for one in found)
+            findings = ModelConfig(name_or_path=self.model).check(job)
+            yield from (replace(one, key=("model",)) for one in findings)
         if self.lora and self.model:
             yield error(
                 "lora",

@@ -1,5 +1,11 @@
-"""A dataset of the hub as a folder: found in the hub cache by its id or address.
-Nothing here opens a connection."""
+"""A dataset of the hub as a folder of the hub cache.
+
+`hub_dataset` recognises an id or an address, `from_cache` returns the folder of a
+snapshot, and `hub_fault` says what is missing there. Nothing here opens a connection:
+`download` returns the command with which the user gets the files.
+
+`dataset.py` uses it for `folder_path`; `model_files.py` uses the search in the cache.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +33,17 @@ def hub_dataset(path: str) -> tuple[str, str]:
     and `data`.
     """
     begin = _ADDRESS.match(path)
-    found = _ID.fullmatch(path[begin.end() :].rstrip("/") if begin else path)
-    if not found or "--" in found[1] or ".." in found[1]:
+    match = _ID.fullmatch(path[begin.end() :].rstrip("/") if begin else path)
+    if not match or "--" in match[1] or ".." in match[1]:
         return "", ""
-    owner = found[1].split("/")[0]
+    owner = match[1].split("/")[0]
     if not begin and (
         owner.lower() in _FOLDERS
         or Path(owner).exists()
         or Path(path).expanduser().exists()
     ):
         return "", ""
-    return found[1], (found[2] or "").strip("/")
+    return match[1], (match[2] or "").strip("/")
 
 
 def _repository(repo: str) -> Path:
@@ -69,8 +75,8 @@ def from_cache(path: str) -> str:
 
 
 def hub_remedy(path: str) -> str:
-    """What to do where a path that is not there may mean a dataset of the hub; empty
-    for any other."""
+    """The remedy for a missing path that may mean a dataset of the hub; empty for any
+    other path."""
     repo, _ = hub_dataset(path)
     if repo:
         return f" If it is a dataset of the hub, run '{download(repo)}' first."
@@ -78,8 +84,8 @@ def hub_remedy(path: str) -> str:
 
 
 def hub_fault(path: str) -> str:
-    """What is wrong with an address, or with a dataset in the hub cache, with its
-    remedy; empty for any other path. path: as `from_cache` leaves it."""
+    """The fault of an address, or of a dataset in the hub cache, with its remedy; empty
+    for any other path. path: as `from_cache` leaves it."""
     if path.startswith("file://"):
         return f"{path!r} is an address. Write {path.removeprefix('file://')!r}."
     if _SCHEME.match(path):

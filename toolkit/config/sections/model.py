@@ -1,4 +1,12 @@
-"""`model`: the model that is trained, and how it is kept in memory."""
+"""`model`: the model that is trained, and how it is kept in memory.
+
+`ModelConfig` names the model (hub id, folder or single file), replaces parts of it, and
+says what is quantized, swapped or merged. Its `check` reports a model that is missing
+or of another family, without reading weights (`model_files.py`).
+
+Trainers, tools and plans read it. `toolkit/models/families.py` finds the family of a
+section and loads the model; memory is estimated in `toolkit/plan`.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +103,7 @@ Qtype = Annotated[
 ]
 
 REPACKED = {"comfy-org/qwen-image-2.1": "Qwen/Qwen-Image-2.1"}
-"""Hub id, in small letters, of weights as ComfyUI keeps them -> that of the model."""
+"""Hub id, in small letters, of weights as ComfyUI keeps them -> hub id of the model."""
 
 _PARTED = WithJsonSchema(
     {
@@ -152,7 +160,7 @@ class ModelKwargs(StrictModel):
     samples then have no further one either."""
 
     def reference_area(self) -> int:
-        """Pixels of a control image; 0: as many as its target has."""
+        """Pixels of a control image; 0: the pixels of its target."""
         if self.match_target_res:
             return 0
         return self.control_resolution**2
@@ -299,7 +307,7 @@ class ModelConfig(StrictModel):
     fraction of the time. Blocks that wait (`blocks_to_swap`, `modulation_table`) are
     mapped from there and take no main memory. At least 10 GB of the disk stay free:
     entries that were not used for longest go first, and where that is not enough none
-    is written. `run.py cache JOB --prune` deletes those of other models."""
+    is written. `run.py cache JOB --prune` deletes the files of other models."""
 
     low_vram: bool = False
     """Quantize on the CPU, and move the VAE off the device while it is not used; the
@@ -377,16 +385,14 @@ class ModelConfig(StrictModel):
             name = None
         if not isinstance(name, str) or Path(name).suffix.lower() not in WEIGHT_FILES:
             return handler(data)
-        texts = {
-            key: value
-            for key, value in data.items()
-            if isinstance(value, str) and value
-        }
-        given = {
-            part: texts[key]
-            for part in SINGLE_FILE_PARTS
-            if (key := f"{part}_path") in texts
-        }
+        texts = {}
+        for key, value in data.items():
+            if isinstance(value, str) and value:
+                texts[key] = value
+        given = {}
+        for part in SINGLE_FILE_PARTS:
+            if f"{part}_path" in texts:
+                given[part] = texts[f"{part}_path"]
         around = load_object(PARTS_AROUND)(
             name, texts.get("arch"), texts.get("revision"), given
         )
@@ -394,8 +400,8 @@ class ModelConfig(StrictModel):
             model = handler(data)
             model._file_fault = around.fault if around else ""
             return model
-        found = {f"{part}_path": file for part, file in around.files.items()}
-        model = handler({**data, **found, "name_or_path": around.model})
+        paths = {f"{part}_path": file for part, file in around.files.items()}
+        model = handler({**data, **paths, "name_or_path": around.model})
         model._file_note = around.note
         return model
 
@@ -407,8 +413,8 @@ class ModelConfig(StrictModel):
 
     @property
     def file_note(self) -> str:
-        """What the file that `name_or_path` named is, and how it was identified; empty:
-        it was no file."""
+        """The kind of the file that `name_or_path` named, and how it was identified;
+        empty: it was not a file."""
         return self._file_note
 
     saved_weights: ClassVar[tuple[str, ...]] = (
@@ -448,8 +454,8 @@ class ModelConfig(StrictModel):
         return entries
 
     def check(self, job: JobContext) -> Findings:
-        """What the files on this disk say against it: the model is missing, of another
-        family, not complete."""
+        """Reports a model that is missing on this disk, incomplete, or of another
+        family."""
         if self.folder().suffix.lower() in WEIGHT_FILES and job.yet_to_come(
             self.folder()
         ):
@@ -505,8 +511,8 @@ class ModelConfig(StrictModel):
         return Path(self.name_or_path).expanduser().resolve()
 
     def files_folder(self) -> Path:
-        """Where the model's files are: `folder()`, or of a hub id its complete snapshot
-        in the hub cache."""
+        """The folder of the model's files: `folder()`, or for a hub id its complete
+        snapshot in the hub cache."""
         return (
             not self.is_path()
             and cached_snapshot(self.name_or_path, self.revision, whole_files(self))

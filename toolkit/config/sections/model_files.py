@@ -36,7 +36,7 @@ CAPTIONER_TYPE = "qwen2_5_vl"
 _AGAIN = "Copy or download the model again."
 
 SAME_CLASSES = {"Qwen2_5_VLProcessor": "Qwen2VLProcessor"}
-"""Class of a part -> the one that stands in `ModelFacts.classes` and does the same."""
+"""Class of a part -> the class in `ModelFacts.classes` that does the same."""
 
 OTHERS = {
     "qwen/qwen-image-2.0*": "Qwen-Image-2.0",
@@ -108,15 +108,11 @@ def published() -> dict[str, ModelFacts]:
 
 def published_family(name: str) -> ModelFacts | None:
     """The family of a published model by its hub id, in which capitals do not count."""
-    return next(
-        (
-            family
-            for family in families()
-            for known in family.published
-            if known.lower() == name.lower()
-        ),
-        None,
-    )
+    for family in families():
+        for known in family.published:
+            if known.lower() == name.lower():
+                return family
+    return None
 
 
 def needed_files() -> list[str]:
@@ -147,11 +143,11 @@ def single_files(model: ModelSection) -> dict[str, Path]:
 def whole_files(model: ModelSection) -> dict[str, Path]:
     """`single_files`, of those that stand for all weights of their part in the model
     folder."""
-    return {
-        part: file
-        for part, file in single_files(model).items()
-        if part != "vae" or not is_decoder_only(file)
-    }
+    files = {}
+    for part, file in single_files(model).items():
+        if part != "vae" or not is_decoder_only(file):
+            files[part] = file
+    return files
 
 
 def vae_file(path: str) -> str:
@@ -215,10 +211,10 @@ with other names."""
 def hub_lora(name: str) -> tuple[str, str]:
     """Repository and file of a LoRA that is named as on the hub; the file is empty
     where the repository alone is named, and both are for what means a path."""
-    found = HUB_LORA.fullmatch(name)
-    if found is None or Path(name).expanduser().exists() or looks_like_a_path(found[1]):
+    match = HUB_LORA.fullmatch(name)
+    if match is None or Path(name).expanduser().exists() or looks_like_a_path(match[1]):
         return "", ""
-    return found[1], found[2] or ""
+    return match[1], match[2] or ""
 
 
 def lora_among(repository: str, files: Iterable[str]) -> str:
@@ -268,10 +264,8 @@ def _listed_files(repository: str, snapshot: Path) -> list[str]:
     try:
         return [file.path for file in get_cached_repo_tree(repository)]
     except CachedRepoTreeNotFoundError:
-        return [
-            path.relative_to(snapshot).as_posix()
-            for path in snapshot.rglob("*.safetensors")
-        ]
+        files = snapshot.rglob("*.safetensors")
+        return [path.relative_to(snapshot).as_posix() for path in files]
 
 
 def _remedy() -> str:
@@ -282,11 +276,11 @@ def _another(name: str, what: str) -> str:
     titles = dict.fromkeys(
         title for family in families() for title in family.published.values()
     )
-    own = []
+    family_kinds = []
     for family in families():
         if not family.published:
-            own.append(f"{family.title}s of its own")
-    kinds = [*titles, "what is made from them", *own]
+            family_kinds.append(f"{family.title}s of its own")
+    kinds = [*titles, "what is made from them", *family_kinds]
     known = f"{', '.join(kinds[:-1])}, and {kinds[-1]}"
     return (
         f"{name!r} is another model{what}, and this program trains {known}. {_remedy()}"
@@ -319,8 +313,8 @@ def looks_like_a_path(name: str) -> bool:
 
 
 def model_fault(name: str, revision: str | None, given: Collection[str] = ()) -> str:
-    """What is wrong with a `model.name_or_path`, with its remedy, as far as this disk
-    shows; empty: nothing.
+    """The fault of a `model.name_or_path`, with its remedy, judged by the files on this
+    disk; empty: nothing.
 
     given: parts that need no weights there.
     """
@@ -333,8 +327,14 @@ def model_fault(name: str, revision: str | None, given: Collection[str] = ()) ->
 
 
 class ModelFolder:
-    """A model in diffusers format, as far as file names, small files and the headers of
-    weights show."""
+    """A model in diffusers format, read from its file names, small files and the
+    headers of weights.
+
+    Example::
+
+        folder = ModelFolder(Path("models/Qwen-Image-Edit-2509"))
+        fault = folder.fault()  # empty where the model can be trained
+    """
 
     def __init__(self, path: Path, name: str = "") -> None:
         """name: what messages call it, as the user wrote it."""
@@ -372,11 +372,8 @@ class ModelFolder:
                 missing.append(f"{part}/")
                 continue
             for names in file.split():
-                if not any(
-                    path.is_file()
-                    for name in names.split("|")
-                    for path in (self.path / part).glob(name)
-                ):
+                patterns = names.split("|")
+                if not any(_has_file(self.path / part, name) for name in patterns):
                     missing.append(f"{part}/{names.replace('|', ' or ')}")
         if not missing:
             return ""
@@ -402,11 +399,14 @@ class ModelFolder:
             listed = []
             for names in (config.get("architectures"), entry):
                 listed.append(names[-1:] if isinstance(names, list) else [])
-            said = [
+            class_names = [
                 (path, config.get("_class_name")),
                 *((path, name) for name in listed[0]),
             ]
-            for place, name in (*said, *((self.index, name) for name in listed[1])):
+            for place, name in (
+                *class_names,
+                *((self.index, name) for name in listed[1]),
+            ):
                 if (
                     isinstance(name, str)
                     and part != "tokenizer"
@@ -478,10 +478,11 @@ class ModelFolder:
                 json.loads(recorded)["buckets"].values(),
                 key=lambda bucket: -int(bucket["count"]),
             )
-            return [
-                (int(width), int(height))
-                for width, height in (bucket["resolution"] for bucket in buckets)
-            ]
+            sizes = []
+            for bucket in buckets:
+                width, height = bucket["resolution"]
+                sizes.append((int(width), int(height)))
+            return sizes
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
             return []
 
@@ -493,8 +494,8 @@ class ModelFolder:
         )
 
     def size_note(self, sizes: Iterable[tuple[int, int]]) -> str | None:
-        """What to say of images of these sizes that the model has never seen; None
-        where there is nothing."""
+        """A note on images of these sizes that the model has never seen; None where
+        there are none."""
         learned = self.learned_sizes()
         if not learned:
             return None
@@ -508,8 +509,8 @@ class ModelFolder:
 
 
 def path_fault(name: str, given: Collection[str] = ()) -> str:
-    """What is wrong with the local model folder `name`, with its remedy; empty: nothing
-    that can be seen by names.
+    """The fault of the local model folder `name`, with its remedy; empty: none that the
+    names of its files show.
 
     given: see `model_fault`.
     """
@@ -547,8 +548,8 @@ def path_fault(name: str, given: Collection[str] = ()) -> str:
 
 
 def lora_words(path: Path) -> str:
-    """What to do with a LoRA file, or a folder of some, that is taken for a model;
-    empty for others."""
+    """The remedy for a LoRA file, or a folder of LoRA files, that is given as a model;
+    empty for other paths."""
     if path.is_file():
         files = [path]
     else:
@@ -628,14 +629,8 @@ def weight_files(part: Path) -> list[Path]:
     fault = quantization_fault(part)
     if fault:
         raise UserError(fault)
-    index = next(
-        (
-            path
-            for name in WEIGHT_NAMES
-            if (path := part / f"{name}.index.json").is_file()
-        ),
-        None,
-    )
+    indexes = (part / f"{name}.index.json" for name in WEIGHT_NAMES)
+    index = next((path for path in indexes if path.is_file()), None)
     if index is None:
         files = [path for name in WEIGHT_NAMES if (path := part / name).is_file()]
         if not files:
@@ -679,9 +674,9 @@ def near_id(name: str) -> str:
     ids = {known.lower(): known for known in published()}
     ids |= {known.split("/")[1].lower(): known for known in published()}
     wanted = name.lower().strip("/")
-    close = [
-        known for known in ids if wanted.endswith(f"/{known}")
-    ] or get_close_matches(wanted, ids, n=1, cutoff=0.85)
+    close = [known for known in ids if wanted.endswith(f"/{known}")]
+    if not close:
+        close = get_close_matches(wanted, ids, n=1, cutoff=0.85)
     return f"Did you mean {ids[close[0]]!r}? " if close else ""
 
 
@@ -689,20 +684,26 @@ def _offer(folder: Path | None) -> str:
     return f"Did you mean {str(folder)!r}? " if folder else ""
 
 
+def _has_file(folder: Path, pattern: str) -> bool:
+    return any(path.is_file() for path in folder.glob(pattern))
+
+
 def _nearest_folder(path: Path) -> Path | None:
     """The folder whose path is spelt most like `path`, part by part; else `path` as
     seen from a folder above."""
-    found = Path(path.anchor)
+    nearest = Path(path.anchor)
     for part in path.parts[1:] if path.anchor else path.parts:
-        if not (found / part).is_dir():
-            names = {folder.name.lower(): folder.name for folder in _subfolders(found)}
+        if not (nearest / part).is_dir():
+            names = {
+                folder.name.lower(): folder.name for folder in _subfolders(nearest)
+            }
             close = get_close_matches(part.lower(), names, n=1)
             if not close:
                 break
             part = names[close[0]]
-        found = found / part
+        nearest = nearest / part
     else:
-        return found
+        return nearest
     above = (Path("../" * up) / path for up in range(1, len(Path.cwd().parts)))
     if path.is_absolute():
         return None
@@ -734,8 +735,8 @@ def _subfolders(folder: Path) -> Iterator[Path]:
 
 
 def hub_fault(name: str, revision: str | None, given: Collection[str] = ()) -> str:
-    """What the hub cache says against the hub model `name`, or else its published name;
-    empty: nothing is known.
+    """The fault of the hub model `name`, by the hub cache or by its published name;
+    empty: none is known.
 
     given: see `model_fault`.
     """
@@ -747,18 +748,18 @@ def hub_fault(name: str, revision: str | None, given: Collection[str] = ()) -> s
     index = cached_index(name, revision)
     if index:
         # An interrupted download is completed by the run, unless the hub is offline.
-        found = ModelFolder(index.parent, name)
+        model_folder = ModelFolder(index.parent, name)
         try:
-            fault = found.index_fault() or found.quantization_fault(given)
+            fault = model_folder.index_fault() or model_folder.quantization_fault(given)
         except UserError as error:
             return str(error)
-        return fault or (found.parts_fault() if is_offline() else "")
+        return fault or (model_folder.parts_fault() if is_offline() else "")
     family = _other_family(name)
     return _another(name, f" ({family})") if family else ""
 
 
 def no_index(name: str, folder: Path) -> str:
-    """What is wrong with a hub repository that has no model_index.json."""
+    """The fault of a hub repository without a model_index.json."""
     return f"{name!r} holds no {INDEX} ({folder}). {_remedy()}"
 
 
@@ -768,8 +769,8 @@ def cached_index(name: str, revision: str | None) -> Path | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, INDEX, revision=revision)
-    return Path(found) if isinstance(found, str) else None
+    file = try_to_load_from_cache(name, INDEX, revision=revision)
+    return Path(file) if isinstance(file, str) else None
 
 
 def hub_cache() -> Path:
@@ -789,11 +790,8 @@ def is_offline() -> bool:
 def downloaded_bytes(name: str) -> int:
     """Bytes of a hub model that are in the hub cache, those of an interrupted download
     included."""
-    return sum(
-        path.stat().st_size
-        for path in _repository(name).glob("blobs/*")
-        if not path.is_symlink()
-    )
+    blobs = _repository(name).glob("blobs/*")
+    return sum(path.stat().st_size for path in blobs if not path.is_symlink())
 
 
 def listed_bytes(
@@ -862,14 +860,10 @@ def _other_family(name: str) -> str:
     known."""
     if published_family(name):
         return ""
-    return next(
-        (
-            family
-            for pattern, family in OTHERS.items()
-            if fnmatchcase(name.lower(), pattern)
-        ),
-        "",
-    )
+    for pattern, family in OTHERS.items():
+        if fnmatchcase(name.lower(), pattern):
+            return family
+    return ""
 
 
 def _repository(name: str) -> Path:

@@ -1,4 +1,12 @@
-"""`network`: the adapter that is trained."""
+"""`network`: the adapter that is trained.
+
+`NetworkConfig` has the kind of network, its rank and alpha, and the patterns that
+choose layers. Keys that a kind does not use are reported, by the table of kinds in
+`toolkit/contracts/network_kinds.py`.
+
+`toolkit/networks` builds the network from it, and `toolkit/networks/targets.py` applies
+the patterns (`matching`). Nothing here knows the layers of a model.
+"""
 
 from __future__ import annotations
 
@@ -253,6 +261,10 @@ class NetworkConfig(StrictModel):
     lone_key: ClassVar = "type"
     saved_weights: ClassVar[tuple[str, ...]] = ("pretrained_lora_path",)
 
+    @staticmethod
+    def _kind_name(node: ConfigNode | None) -> str:
+        return str(node.value).strip().lower() if node else "lora"
+
     @classmethod
     def rewrite(
         cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics
@@ -262,10 +274,8 @@ class NetworkConfig(StrictModel):
         given = entries.get("type")
         algo = kwargs.child("algo") if kwargs else None
         if algo and not algo.is_blank:
-            kind, named = (
-                str(node.value).strip().lower() if node else "lora"
-                for node in (given, algo)
-            )
+            kind = cls._kind_name(given)
+            named = cls._kind_name(algo)
             if kind == "lycoris" and named in ALGORITHMS:
                 entries["type"] = replace(algo, value=ALGORITHMS[named])
             elif (
@@ -318,7 +328,7 @@ class NetworkConfig(StrictModel):
                 )
 
     def _limits_of_library(self, kind: NetworkKind) -> Findings:
-        """What cannot be done with a module class of lycoris-lora."""
+        """Reports keys that a module class of lycoris-lora does not support."""
         if find_spec("lycoris") is None:
             message = f"'{self.type}' needs the package lycoris-lora (the extra 'lycoris'), which is not installed."
             yield error("type", f"{message} Run: {install_command(LYCORIS)}")
@@ -343,8 +353,8 @@ class NetworkConfig(StrictModel):
         return KINDS[self.type].trains_model
 
     def size(self) -> str:
-        """What decides the size and the strength of the adapter on a layer, in words;
-        nothing without one."""
+        """The settings that decide the size and strength of the adapter on a layer, in
+        words; "model" where the model itself is trained."""
         if self.trains_model:
             return "model"
         if "linear_alpha" in self.model_fields_set:

@@ -1,5 +1,12 @@
-"""`save`: the files of a run; `sample`: images generated during training; `logging`:
-console output and trackers (`metrics.jsonl` always has every step)."""
+"""`save`, `sample` and `logging`: what a run writes.
+
+`save` says when weights and states are written and how many are kept. `sample` says
+which images are generated during training; `SampleConfig.sample_items` fills in what an
+item leaves open. `logging` has the console output and the trackers (`metrics.jsonl`
+always has every step).
+
+The callbacks in `toolkit/train` act on these sections. Nothing here writes a file.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +88,7 @@ class SaveIntervalConfig(StrictModel):
     the files needs."""
 
     def interval(self) -> tuple[int, int]:
-        """(optimizer steps, epochs) between two saves, of which at most one is above
+        """(optimizer steps, epochs) between two saves; at most one of them is above
         0."""
         if "save_every_n_epochs" not in self.model_fields_set:
             return self.save_every, 0
@@ -314,7 +321,13 @@ class SampleItem(StrictModel):
 
 
 class SamplePicture(SampleItem):
-    """A `SampleItem` with everything filled in."""
+    """A `SampleItem` with everything filled in.
+
+    Example::
+
+        for picture in section.sample_pictures():
+            print(picture.prompt, picture.width, picture.seed)
+    """
 
     width: int
     height: int
@@ -334,7 +347,13 @@ class SamplePicture(SampleItem):
 
 
 class SampleIntervalConfig(StrictModel):
-    """When samples are generated, and their file format."""
+    """When samples are generated, and their file format.
+
+    >>> SampleIntervalConfig(sample_every=100).interval()
+    (100, 0)
+    >>> SampleIntervalConfig(sample_every_n_epochs=2).interval()
+    (0, 2)
+    """
 
     sample_every: int = Field(default=250, ge=0)
     """Optimizer steps between two sets of samples; 0: none at intervals."""
@@ -362,7 +381,7 @@ class SampleIntervalConfig(StrictModel):
     step. Its path is printed at the end of the run."""
 
     def interval(self) -> tuple[int, int]:
-        """(optimizer steps, epochs) between two sets, of which at most one is above
+        """(optimizer steps, epochs) between two sets; at most one of them is above
         0."""
         if "sample_every_n_epochs" not in self.model_fields_set:
             return self.sample_every, 0
@@ -371,7 +390,7 @@ class SampleIntervalConfig(StrictModel):
         return self.sample_every, 0
 
     def check(self, job: JobContext) -> Findings:
-        """Reports two intervals of which only one decides."""
+        """Reports two intervals where only one of them has an effect."""
         epochs = self.interval()[1]
         if epochs and self.sample_every and "sample_every" in self.model_fields_set:
             reason = f"has no effect: 'sample_every_n_epochs: {epochs}' takes precedence. Remove one of them."
@@ -483,7 +502,7 @@ class SampleConfig(SampleIntervalConfig):
         return self.model_copy(update={"seed": seed, "samples": tuple(items)})
 
     def all_items(self) -> tuple[SamplePicture, ...]:
-        """Those of `sample_items`, then the same in each way of `also`."""
+        """The items of `sample_items`, then the same items in each way of `also`."""
         items = self.sample_items()
         keys = [(entry.key(index), entry) for index, entry in enumerate(self.also)]
         return (
@@ -551,7 +570,7 @@ class LoggingConfig(StrictModel):
     save."""
 
     logging_dir: Annotated[PathStr, BeforeValidator(_none_if_zero)] = ""
-    """Folder of TensorBoard files: those of this run go to
+    """Folder of TensorBoard files; the files of this run go to
     `<logging_dir>/<log_prefix><name>/`. Empty or 0: none."""
 
     log_with: Annotated[Literal["auto", "tensorboard", "wandb", "all"], OneOf()] = (
@@ -592,8 +611,7 @@ class LoggingConfig(StrictModel):
         return (self.log_with,)
 
     def check(self, job: JobContext) -> Findings:
-        """What would keep a tracker from working, and keys of trackers that are not
-        used."""
+        """Reports trackers that cannot work, and keys of trackers that are not used."""
         trackers = self.trackers()
         for package in (PACKAGES[name] for name in trackers):
             if not _is_installed(package):
@@ -662,11 +680,8 @@ def _can_do_without_key() -> bool:
         urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
         or ""
     )
-    return any(
-        _netrc_knows(file, host)
-        for file in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc")
-        if file
-    )
+    files = (os.environ.get("NETRC"), "~/.netrc", "~/_netrc")
+    return any(_netrc_knows(file, host) for file in files if file)
 
 
 def _netrc_knows(file: str, host: str) -> bool:

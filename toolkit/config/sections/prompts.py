@@ -30,11 +30,8 @@ def prompts_to_samples(
 ) -> None:
     """`prompts` become `samples`, and so does a text among `samples`."""
     given = [entries.pop("prompts")] if "prompts" in entries else []
-    given += (
-        [entries["samples"]]
-        if "samples" in entries and entries["samples"].data() != []
-        else []
-    )
+    if "samples" in entries and entries["samples"].data() != []:
+        given.append(entries["samples"])
     if len(given) > 1:
         diagnostics.error(
             given[0],
@@ -47,11 +44,9 @@ def prompts_to_samples(
         items = []
         for item in given[0].value:
             if not isinstance(item.value, str) or _is_text(item, diagnostics):
-                items.append(
-                    replace(item, value={"prompt": item})
-                    if isinstance(item.value, str)
-                    else item
-                )
+                if isinstance(item.value, str):
+                    item = replace(item, value={"prompt": item})
+                items.append(item)
         entries["samples"] = replace(given[0], value=items)
 
 
@@ -74,14 +69,11 @@ def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
         remedy = "Write one prompt per line, each after '- ', or give a text file (.txt) with one prompt per line."
         diagnostics.error(prompts, f"is not a list. {remedy}")
         lines = []
-    return replace(
-        prompts,
-        value=[
-            replace(line, value={"prompt": line})
-            for line in lines
-            if _is_text(line, diagnostics)
-        ],
-    )
+    items = []
+    for line in lines:
+        if _is_text(line, diagnostics):
+            items.append(replace(line, value={"prompt": line}))
+    return replace(prompts, value=items)
 
 
 def _is_text(line: ConfigNode, diagnostics: Diagnostics) -> bool:
@@ -205,7 +197,7 @@ def read_flags(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None
     if prompt is None or not isinstance(prompt.value, str) or "--" not in prompt.value:
         return
     text, flags = split_flags(prompt.value)
-    strange = [found for found in _FLAG.findall(prompt.value) if not _is_known(found)]
+    strange = [flag for flag in _FLAG.findall(prompt.value) if not _is_known(flag)]
     if strange:
         names = ", ".join(f"'--{name}'" for name in dict.fromkeys(strange))
         diagnostics.warn(
@@ -248,14 +240,14 @@ def read_flags(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None
 
 def split_flags(text: str) -> tuple[str, list[tuple[str, str]]]:
     """A prompt's text, and its flags with their values as they stand there."""
-    found = list(_known_flags(text))
-    if not found:
+    matches = list(_known_flags(text))
+    if not matches:
         return text, []
-    ends = [match.start() for match in found[1:]] + [len(text)]
+    ends = [match.start() for match in matches[1:]] + [len(text)]
     flags = []
-    for match, end in zip(found, ends, strict=True):
+    for match, end in zip(matches, ends, strict=True):
         flags.append((match[1].lower(), text[match.end() : end].strip()))
-    return text[: found[0].start()].strip(), flags
+    return text[: matches[0].start()].strip(), flags
 
 
 def _known_flags(text: str) -> Iterator[re.Match[str]]:

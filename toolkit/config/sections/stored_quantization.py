@@ -36,43 +36,43 @@ def quantized_by(config: Mapping[str, Any]) -> str:
         of_text = text_config.get(KEY)
     else:
         of_text = None
-    said = config.get(KEY) or of_text
-    if not said:
+    settings = config.get(KEY) or of_text
+    if not settings:
         return ""
-    if not isinstance(said, dict):
+    if not isinstance(settings, dict):
         return UNNAMED
-    number_type = _number_type(said)
-    return _method(said) + (f" ({number_type})" if number_type else "")
+    number_type = _number_type(settings)
+    return _method(settings) + (f" ({number_type})" if number_type else "")
 
 
-def _method(said: Mapping[str, Any]) -> str:
+def _method(settings: Mapping[str, Any]) -> str:
     """The method's name; bitsandbytes is known by its switches in files that do not
     name it."""
-    name = said.get("quant_method")
+    name = settings.get("quant_method")
     if isinstance(name, str) and name:
         return name
-    if said.get("load_in_4bit") or said.get("load_in_8bit"):
+    if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
         return "bitsandbytes"
     return UNNAMED
 
 
-def _number_type(said: Mapping[str, Any]) -> str:
+def _number_type(settings: Mapping[str, Any]) -> str:
     """The number type of the weights, as the method calls it; empty: the config does
     not say it in a known key."""
-    if said.get("load_in_4bit"):
-        return str(said.get("bnb_4bit_quant_type", "4 bits"))
-    if said.get("load_in_8bit"):
+    if settings.get("load_in_4bit"):
+        return str(settings.get("bnb_4bit_quant_type", "4 bits"))
+    if settings.get("load_in_8bit"):
         return "int8"
     for key in TYPE_KEYS:
-        if isinstance(said.get(key), str):
-            return str(said[key])
+        if isinstance(settings.get(key), str):
+            return str(settings[key])
     for key in BIT_KEYS:
-        if isinstance(said.get(key), int):
-            return f"{said[key]} bits"
-    layout = said.get("format")  # compressed-tensors
+        if isinstance(settings.get(key), int):
+            return f"{settings[key]} bits"
+    layout = settings.get("format")  # compressed-tensors
     if isinstance(layout, str):
         return layout
-    return _torchao_type(said.get("quant_type"))
+    return _torchao_type(settings.get("quant_type"))
 
 
 def _torchao_type(quant_type: Any) -> str:

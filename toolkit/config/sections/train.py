@@ -1,6 +1,14 @@
-"""`train`: length, optimizer, loss and precision of the training, with its sections
-`lr_groups`, `ema_config`, `compile` and `preference`; `stop_when`: ends a process
-early, at a bound of a metric or when the validation loss stops improving."""
+"""`train` and `stop_when`: length, optimizer, loss and precision of the training.
+
+`OptimizerConfig` is the optimizer of one set of parameters, `OptimizationConfig` adds
+what every training has, and `TrainConfig` the keys of diffusion models. Smaller
+sections are `lr_groups`, `ema_config`, `compile` and `preference`. `stop_when` ends a
+process early, at a bound of a metric or when the validation loss stops improving.
+
+Names of optimizers and schedules come from `toolkit/optim`, those of losses and
+timesteps from `toolkit/flow/settings.py`. Rules that concern other sections too are in
+the `rules.py` of a trainer.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +124,8 @@ class EmaConfig(StrictModel):
     lone_key: ClassVar = "use_ema"
 
     def check(self, job: JobContext) -> Findings:
-        """An average that never moves, or that nobody asked for."""
+        """Reports an average that never moves, or whose keys are given without
+        `use_ema`."""
         if not self.use_ema and "use_ema" not in self.model_fields_set:
             yield from self.unused("ema_decay", " without 'use_ema: true'.")
         if self.use_ema and self.ema_decay == 1:
@@ -222,7 +231,7 @@ common."""
 class PreferenceConfig(StrictModel):
     """`train.preference`: Diffusion-DPO on the pairs of the datasets: images whose
     table has a column `worse` (docs/preferences.md). Images without one are trained as
-    usual. With `validation`, its loss is that of held-out pairs.
+    usual. With `validation`, the validation loss is the loss of held-out pairs.
 
     Example:
         preference: {beta: 500}
@@ -241,7 +250,7 @@ class PreferenceConfig(StrictModel):
     """Factor on the ordinary loss of the better image, which is added. 0: none."""
 
     reference: PathStr = ""
-    """A LoRA file that the reference has beside the model: the one that
+    """A LoRA file that the reference has in addition to the model: the one that
     `network.pretrained_lora_path` starts from, say. Empty: the model alone."""
 
     on_resume: ClassVar = {
@@ -475,7 +484,11 @@ def _change_of_length(train: Mapping[str, Any]) -> ChangeKind:
 
 
 class OptimizerConfig(StrictModel):
-    """The optimizer of a set of parameters, and its learning rate."""
+    """The optimizer of a set of parameters, and its learning rate.
+
+    >>> OptimizerConfig(optimizer="lion", lr=2e-5).lr
+    2e-05
+    """
 
     optimizer: Annotated[
         str,
@@ -645,9 +658,8 @@ class OptimizerConfig(StrictModel):
                     f"{group.label()!r} is the name of another group. Choose another.",
                 )
             names.add(group.label())
-        if requires_single_lr(self.optimizer) and any(
-            g.rate(self.lr) not in (0, self.lr) for g in self.lr_groups
-        ):
+        rates = {group.rate(self.lr) for group in self.lr_groups}
+        if requires_single_lr(self.optimizer) and rates - {0, self.lr}:
             message = (
                 f"optimizer '{self.optimizer}' adapts one learning rate for all "
                 "weights. Remove it, or use 'adamw'."
@@ -942,7 +954,7 @@ class TrainConfig(OptimizationConfig):
     section."""
 
     preference: PreferenceConfig | None = None
-    """Learn from pairs of images of which one is better (docs/preferences.md). None
+    """Learn from pairs of a better and a worse image (docs/preferences.md). None
     without this section."""
 
     full_bf16: bool = False
@@ -1019,24 +1031,19 @@ class TrainConfig(OptimizationConfig):
         return {name: prompts[name] for name in self.preservations()}
 
     def files_beside(self) -> dict[str, tuple[str, float]]:
-        """Key -> LoRA file that is active beside the network in training, and its
+        """Key -> LoRA file that is active with the network in training, and its
         strength."""
         assistant = self.assistant
         few = self.few_step_loss
         preference = self.preference
-        return {
-            **(
-                {"assistant": (assistant.file(), assistant.multiplier)}
-                if assistant
-                else {}
-            ),
-            **({"few_step_loss": (few.lora, few.weight)} if few else {}),
-            **(
-                {"preference": (preference.reference, 1.0)}
-                if preference and preference.reference
-                else {}
-            ),
-        }
+        files = {}
+        if assistant:
+            files["assistant"] = (assistant.file(), assistant.multiplier)
+        if few:
+            files["few_step_loss"] = (few.lora, few.weight)
+        if preference and preference.reference:
+            files["preference"] = (preference.reference, 1.0)
+        return files
 
     def checkpointing_level(self) -> str:
         """`gradient_checkpointing` as a level, or "auto"."""

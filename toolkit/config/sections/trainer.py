@@ -95,7 +95,13 @@ def _resume(value: Any) -> Any:
 
 
 class DatasetsSection(ProcessConfig):
-    """Images with captions."""
+    """Images with captions.
+
+    Example::
+
+        for dataset in section.datasets:
+            print(dataset.folder_path, dataset.trigger_word or section.trigger_word)
+    """
 
     trigger_word: str = ""
     """Replaces `[trigger]` in captions and prompts; prepended to captions that do not
@@ -128,7 +134,7 @@ class DatasetsSection(ProcessConfig):
     """Whether captions are part of what is learned."""
 
     def trigger_words(self) -> tuple[str, ...]:
-        """That of the process and those of its datasets."""
+        """The trigger words of the process and of its datasets."""
         words = (
             self.trigger_word,
             *(dataset.trigger_word for dataset in self.datasets),
@@ -148,10 +154,12 @@ class DatasetsSection(ProcessConfig):
         """Folders of images that are not there yet and that earlier processes of the
         job write."""
         paths = []
-        for each in self.datasets:
-            for path in (each.folder_path, *each.control_path):
+        for dataset in self.datasets:
+            for path in (dataset.folder_path, *dataset.control_path):
                 paths.append(path)
-        paths += [each.from_base.prompts for each in self.datasets if each.from_base]
+        for dataset in self.datasets:
+            if dataset.from_base:
+                paths.append(dataset.from_base.prompts)
         return tuple(filter(job.yet_to_come, paths))
 
     def check(self, job: JobContext) -> Findings:
@@ -163,10 +171,11 @@ class DatasetsSection(ProcessConfig):
                 yield error(f"datasets.{index}.from_base", message)
             if dataset.shuffle_tokens and self.requested_text_cache(dataset):
                 of_all = dataset.cache_text_embeddings is None
+                key = "train.cache_text_embeddings"
+                if not of_all:
+                    key = f"datasets.{index}.cache_text_embeddings"
                 yield error(
-                    "train.cache_text_embeddings"
-                    if of_all
-                    else f"datasets.{index}.cache_text_embeddings",
+                    key,
                     "'cache_text_embeddings: true' and 'shuffle_tokens: true' cannot be combined: a shuffled caption "
                     "changes every time it is used. Remove one of them.",
                 )
@@ -184,7 +193,13 @@ class DatasetsSection(ProcessConfig):
 
 
 class ModelSection(ProcessConfig):
-    """A model from a folder or the hub, and what is trained of it or beside it."""
+    """A model from a folder or the hub, and the network that is trained on it.
+
+    Example::
+
+        family = family_for(section.model)  # toolkit.models.families
+        kind = KINDS[section.network.type]  # toolkit.contracts.network_kinds
+    """
 
     network: NetworkConfig = Field(default_factory=NetworkConfig)
     """The adapter that is trained."""
@@ -193,14 +208,14 @@ class ModelSection(ProcessConfig):
     """The model that is trained."""
 
     def recorded_settings(self) -> dict[str, Any]:
-        """What is in a file counts, not where it lies."""
+        """Files are recorded by their contents, not by their paths."""
         settings = super().recorded_settings()
         self._name_files_by_content(settings["model"])
         return settings
 
     def base_settings(self) -> dict[str, Any]:
-        """What decides the images of the base model besides its files: quantization,
-        and what is merged into it.
+        """The settings that decide the images of the base model, in addition to its
+        files: quantization, and what is merged into it.
 
         The decoder of `sample.vae_path` does not count: images that are there stay when
         it is given to a run."""
@@ -239,7 +254,13 @@ class ModelSection(ProcessConfig):
 
 class TrainingSection(ProcessConfig):
     """A run in its own folder: optimizer steps, samples, validation, saves, and what
-    ends it."""
+    ends it.
+
+    Example::
+
+        folder = section.job_folder(JobContext(job.name))
+        images = section.micro_batches_per_step * section.images_per_micro_batch
+    """
 
     training_folder: PathStr = Field(default="output", validate_default=True)
     """The run's files go to `<training_folder>/<name>/`."""
@@ -331,11 +352,11 @@ class TrainingSection(ProcessConfig):
         for key, part in parts.items():
             if isinstance(part, SampleConfig):
                 samples[key] = part.with_seed(drawn)
-        return self.model_copy(
-            update={
-                key: part for key, part in samples.items() if part is not parts[key]
-            }
-        )
+        changed = {}
+        for key, part in samples.items():
+            if part is not parts[key]:
+                changed[key] = part
+        return self.model_copy(update=changed)
 
     def draws_first(self) -> bool:
         """Whether samples are generated before step 1."""
@@ -363,11 +384,9 @@ class TrainingSection(ProcessConfig):
         """Without where the files are and where to resume from: states of moved runs
         are equal byte for byte."""
         settings = super().recorded_settings()
-        return {
-            key: value
-            for key, value in settings.items()
-            if key not in ("training_folder", "resume")
-        }
+        settings.pop("training_folder", None)
+        settings.pop("resume", None)
+        return settings
 
     def optimizers_used(self) -> Iterable[tuple[str, OptimizerConfig]]:
         """The optimizers of the run, each with the key that has its settings."""
@@ -375,7 +394,13 @@ class TrainingSection(ProcessConfig):
 
 
 class TrainerConfig(TrainingSection):
-    """What every trainer has, whatever it trains."""
+    """What every trainer has, whatever it trains.
+
+    Example::
+
+        class SdTrainerConfig(DiffusionSection, TrainerConfig):
+            process_types = ("sd_trainer",)
+    """
 
     def check(self, job: JobContext) -> Findings:
         """Metrics that are never measured."""
@@ -450,7 +475,13 @@ class TrainerConfig(TrainingSection):
 
 
 class ImageTrainingSection(DatasetsSection, TrainingSection):
-    """A training on folders of images, or on a stream of shards."""
+    """A training on folders of images, or on a stream of shards.
+
+    Example::
+
+        class RolesSection(ImageTrainingSection, TrainerConfig):
+            reads_streams = True
+    """
 
     @property
     def micro_batches_per_step(self) -> int:
@@ -471,7 +502,7 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
         )
 
     def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
-        """Those of `datasets`, and the folder of `validation`."""
+        """The folders of `datasets`, and the folder of `validation`."""
         if self.validation:
             folder = self.validation.folder_path
         else:
@@ -481,8 +512,8 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
         )
 
     def check(self, job: JobContext) -> Findings:
-        """What needs the number of images or their list, with a stream that has
-        neither."""
+        """Reports keys that need the number or the list of images, which a stream does
+        not have."""
         yield from super().check(job)
         if all(dataset.is_reg for dataset in self.datasets):
             message = "true for every dataset: all images hold the model back, and none is learned. "
@@ -515,7 +546,13 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
 
 
 class DiffusionSection(ModelSection, ImageTrainingSection):
-    """The keys of a process that works on the datasets of a training job."""
+    """The keys of a process that works on the datasets of a training job.
+
+    Example::
+
+        class CacheConfig(CacheOptions, DiffusionSection):
+            process_types = ("cache",)
+    """
 
     has_base_model: ClassVar = True
 
@@ -529,20 +566,20 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
     """Images generated during training; none without this section."""
 
     first_sample: SampleConfig | None = None
-    """Images generated before step 1 instead of those of `sample`: a section with the
-    same keys, which inherits nothing from it."""
+    """Images generated before step 1, in the place of the images of `sample`: a section
+    with the same keys, which inherits nothing from it."""
 
     on_resume: ClassVar = {"first_sample": "harmless"}
 
     def recorded_settings(self) -> dict[str, Any]:
-        """For files beside the network, too, their contents count."""
+        """Files that are active with the network are compared by their contents too."""
         settings = super().recorded_settings()
         for key, (file, _) in self.train.files_beside().items():
             settings["train"][key]["sha256"] = sha256_of(Path(file).expanduser())
         return settings
 
     def files_beside(self) -> dict[str, tuple[str, float]]:
-        """Key, as messages name it -> LoRA file that is active beside the network at
+        """Key, as messages name it -> LoRA file that is active with the network at
         times, and its strength."""
         also = {}
         for key, entry in self.deployments().items():
@@ -566,7 +603,8 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
         return self.model.keeps_quantized() and not writes
 
     def other_model(self, way: DeploymentConfig) -> ModelConfig:
-        """The model of an entry of `sample.also`, loaded as that of the section is."""
+        """The model of an entry of `sample.also`, loaded with the options of the
+        section."""
         files = {
             "name_or_path",
             "transformer_path",
@@ -575,20 +613,20 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
             "revision",
             "arch",
         }
-        own = self.model.model_dump(exclude_unset=True, exclude=files)
-        return ModelConfig.model_validate({**own, "name_or_path": way.model})
+        options = self.model.model_dump(exclude_unset=True, exclude=files)
+        return ModelConfig.model_validate({**options, "name_or_path": way.model})
 
     def decoder(self) -> Path | None:
         """The file of `vae_path` of the samples; None: the model's own."""
         given = []
-        for each in (self.sample, self.first_sample):
-            if each and each.vae_path:
-                given.append(each.vae_path)
+        for section in (self.sample, self.first_sample):
+            if section and section.vae_path:
+                given.append(section.vae_path)
         return Path(given[0]).expanduser() if given else None
 
     def all_pictures(self) -> list[SamplePicture]:
-        """The items of `sample`, the same in each way of `sample.also`, then those of
-        `first_sample`."""
+        """The items of `sample`, the same items in each way of `sample.also`, then the
+        items of `first_sample`."""
         if self.first_sample:
             first = self.first_sample.sample_items()
         else:
@@ -597,18 +635,17 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
 
     def sample_pictures(self) -> list[SamplePicture]:
         """The items of `sample`, then of `first_sample`."""
-        return [
-            item
-            for given in (self.sample, self.first_sample)
-            if given
-            for item in given.sample_items()
-        ]
+        pictures: list[SamplePicture] = []
+        for section in (self.sample, self.first_sample):
+            if section:
+                pictures += section.sample_items()
+        return pictures
 
     def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
         """`cache_text_embeddings` as the user gave it for this dataset, or for all, or
         None."""
-        own = super().requested_text_cache(dataset)
-        return self.train.cache_text_embeddings if own is None else own
+        requested = super().requested_text_cache(dataset)
+        return self.train.cache_text_embeddings if requested is None else requested
 
     @property
     def saves_folders(self) -> bool:
