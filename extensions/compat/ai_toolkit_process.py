@@ -70,11 +70,11 @@ def _lost(module: str, names: list[str]) -> list[str]:
         imported = import_module(module)
     except ImportError:
         return names
-    return [
-        name
-        for name in names
-        if not hasattr(imported, name) and not _is_module(f"{module}.{name}")
-    ]
+    lost = []
+    for name in names:
+        if not hasattr(imported, name) and not _is_module(f"{module}.{name}"):
+            lost.append(name)
+    return lost
 
 
 def _is_module(name: str) -> bool:

@@ -132,20 +132,17 @@ class FluxflowFiles(Callback):
         write_json(self.folder / STATE, {"step_name": self._run.name, **place})
         if step in self._rates:
             write_json(self.folder / SAVED_LEARNING_RATES, self._rates[step])
-        self._rates = {
-            number: rates for number, rates in self._rates.items() if number > step
-        }
+        for number in sorted(self._rates):
+            if number <= step:
+                del self._rates[number]
 
     def _write_weights(self, step: int) -> None:
         name = self._run.name
         folder = self._run.folder / name
         path = self.folder / f"flxflow_step_{name}_final.safetensors"
-        files = dict(
-            sorted(
-                (file, prefix_of(file.relative_to(folder)))
-                for file in folder.rglob("*.safetensors")
-            )
-        )
+        files = {}
+        for file in sorted(folder.rglob("*.safetensors")):
+            files[file] = prefix_of(file.relative_to(folder))
         parts = sorted({prefix.partition(".")[0] for prefix in files.values()})
         where = {"folder": folder.relative_to(self.folder).as_posix(), "parts": parts}
         metadata = {

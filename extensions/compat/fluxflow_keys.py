@@ -425,14 +425,10 @@ def _not_a_flag(name: str) -> str:
 
 
 def _near(name: str, own_options: Sequence[str]) -> str:
-    known = [
-        *FLAGS,
-        *(
-            option.removeprefix("--")
-            for option in own_options
-            if option.startswith("--") and "_" not in option
-        ),
-    ]
+    known = [*FLAGS]
+    for option in own_options:
+        if option.startswith("--") and "_" not in option:
+            known.append(option.removeprefix("--"))
     hint = did_you_mean(name, known, list_all=False)
     if hint.startswith("Did you mean"):
         return hint.replace("'", "'--", 1)

@@ -67,10 +67,11 @@ class RoleOptimizers:
         own first."""
         self.folder = folder
         self.diagnostics = diagnostics
-        self._sources = {
-            what: [source for level in levels for source in self._of_level(level, what)]
-            for what in INLINE
-        }
+        self._sources: dict[str, list[ByRole]] = {}
+        for what in INLINE:
+            self._sources[what] = []
+            for level in levels:
+                self._sources[what].extend(self._of_level(level, what))
 
     def optimizer(self, role: str) -> Entry:
         """The entry of a role as written, its kind under `type`; empty where there is

@@ -42,14 +42,11 @@ def tree(data: Any, place: ConfigNode) -> ConfigNode:
     if isinstance(data, ConfigNode):
         return data
     if isinstance(data, Mapping):
-        return node_at(
-            place,
-            {
-                key: tree(value, place)
-                for key, value in data.items()
-                if value is not None
-            },
-        )
+        nodes = {}
+        for key, value in data.items():
+            if value is not None:
+                nodes[key] = tree(value, place)
+        return node_at(place, nodes)
     if isinstance(data, list | tuple):
         return node_at(place, [tree(value, place) for value in data])
     return node_at(place, data)

@@ -55,9 +55,8 @@ def refuse_script(
     the script."""
     if _DIFFUSERS.fullmatch(script):
         diagnostics.fatal(at, (), not_read_message("a command of diffusers' example"))
-    if script == "train.py" and any(
-        word.startswith("--dataset_base_path") for word in words
-    ):
+    has_base_path = any(word.startswith("--dataset_base_path") for word in words)
+    if script == "train.py" and has_base_path:
         diagnostics.fatal(at, (), not_read_message("a command of DiffSynth-Studio"))
 
 
@@ -92,10 +91,8 @@ def _has_subsets(root: ConfigNode) -> bool:
     listed = root.value.get("datasets")
     if listed is None or not isinstance(listed.value, list):
         return False
-    return any(
-        isinstance(item.value, dict) and "subsets" in item.value
-        for item in listed.value
-    )
+    mappings = [item.value for item in listed.value if isinstance(item.value, dict)]
+    return any("subsets" in mapping for mapping in mappings)
 
 
 def _is_diffusion_pipe(root: ConfigNode) -> bool:

@@ -142,14 +142,14 @@ class AutoencoderConfig(StrictModel):
             return {"_class_name": self.class_name, **self.config}
         file = self.folder() / CONFIG
         try:
-            found = read_model_json(file, default={})
+            config = read_model_json(file, default={})
         except UserError as error:
             raise RunError(f"{error} Give the folder of an autoencoder.") from error
-        if not isinstance(found.get("_class_name"), str):
+        if not isinstance(config.get("_class_name"), str):
             raise RunError(
                 f"{file}: does not say of what class it is. Give the folder of an autoencoder."
             )
-        return found
+        return config
 
     def uses_spade(self) -> bool:
         """Whether the decoder has SPADE in training. Raises what `arguments` raises."""

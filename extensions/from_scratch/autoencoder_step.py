@@ -314,17 +314,12 @@ class AutoencoderStep(TrainStep[PixelBatch]):
     ) -> Tensor:
         """Standard normal noise, one generator per use of an image; float32 on the
         device."""
-        keys = [
-            (self.seed, purpose, spec.epoch, position) for position in spec.positions
-        ]
-        return torch.stack(
-            [
-                torch.randn(
-                    shape, generator=generator(*key, device=device), device=device
-                )
-                for key in keys
-            ]
-        )
+        noise = []
+        for position in spec.positions:
+            key = (self.seed, purpose, spec.epoch, position)
+            random = generator(*key, device=device)
+            noise.append(torch.randn(shape, generator=random, device=device))
+        return torch.stack(noise)
 
     def _autocast(self, tensor: Tensor) -> torch.autocast:
         return torch.autocast(

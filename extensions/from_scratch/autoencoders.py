@@ -77,11 +77,11 @@ class Autoencoder:
     def encoder_parameters(self) -> Iterable[str]:
         """Names of the parameters that the latents depend on."""
         of_encoder = ("encoder.", "quant_conv.")
-        return [
-            name
-            for name, _ in self.module.named_parameters()
-            if name.startswith(of_encoder)
-        ]
+        names = []
+        for name, _ in self.module.named_parameters():
+            if name.startswith(of_encoder):
+                names.append(name)
+        return names
 
     def last_layer(self) -> Tensor:
         """The weight of the decoder's last layer."""
@@ -147,12 +147,12 @@ class Autoencoder:
     def config(self) -> dict[str, Any]:
         """The entries of config.json."""
         spade = {SPADE: True} if self.has_spade() else {}
-        own = {}  # none of the file itself
+        values = {}  # none of the file itself
         for key, value in self.module.config.items():
             if key[0] != "_":
-                own[key] = value
+                values[key] = value
         plain = {}
-        for key, value in own.items():
+        for key, value in values.items():
             plain[key] = list(value) if isinstance(value, tuple) else value
         return {"_class_name": type(self.module).__name__, **spade, **plain}
 
@@ -218,10 +218,8 @@ class QwenImageAutoencoder(Autoencoder):
 
     def latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         config = self.module.config
-        mean_C11, std_C11 = (
-            like.new_tensor(v).view(-1, 1, 1)
-            for v in (config.latents_mean, config.latents_std)
-        )
+        mean_C11 = like.new_tensor(config.latents_mean).view(-1, 1, 1)
+        std_C11 = like.new_tensor(config.latents_std).view(-1, 1, 1)
         return mean_C11, std_C11
 
 
@@ -351,11 +349,11 @@ def write_autoencoder(
     for name, tensor in weights.items():
         if name.startswith(PREFIX):
             of_spade[name.removeprefix(PREFIX)] = tensor
-    own = {}
+    tensors = {}
     for name, tensor in weights.items():
         if not name.startswith(PREFIX):
-            own[name] = tensor
-    write_safetensors_verified(folder / WEIGHTS, own, None)
+            tensors[name] = tensor
+    write_safetensors_verified(folder / WEIGHTS, tensors, None)
     if of_spade:
         write_safetensors_verified(folder / SPADE_FILE, of_spade, None)
     write_json(folder / CONFIG, dict(config))

@@ -106,9 +106,9 @@ def continue_discriminator(network: PatchDiscriminator, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         remedy = "Copy it again, or move it away to begin with a new one."
         raise UserError(f"{file}: damaged discriminator ({error}). {remedy}") from error
-    if {name: t.shape for name, t in weights.items()} != {
-        n: t.shape for n, t in network.state_dict().items()
-    }:
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    if shapes != expected:
         raise UserError(
             f"{file} is a discriminator of another size. Restore discriminator.channels and layers, or move the "
             "file away to begin with a new one."

@@ -83,8 +83,10 @@ class NewModelConfig(ModelFolderConfig):
         for key, message in self.missing():
             if not job.will_write(getattr(self, key)):
                 yield Diagnostic((key,), message)
-        found = faults(self._class_name(), self.transformer)
-        yield from (Diagnostic(("transformer", *at), message) for at, message in found)
+        argument_faults = faults(self._class_name(), self.transformer)
+        yield from (
+            Diagnostic(("transformer", *at), message) for at, message in argument_faults
+        )
 
     def _class_name(self) -> str:
         """The class of the transformer, by `base`; that of the published model where

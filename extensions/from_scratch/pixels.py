@@ -105,9 +105,8 @@ class Picture:
         if stream:
             return cls.first_of(stream, count)
         count = min(len(items), count)
-        return tuple(
-            cls.of(items[index * len(items) // count]) for index in range(count)
-        )
+        spread = [items[index * len(items) // count] for index in range(count)]
+        return tuple(map(cls.of, spread))
 
     @classmethod
     def first_of(cls, stream: StreamDataset, count: int) -> tuple[Picture, ...]:
@@ -116,10 +115,12 @@ class Picture:
         `StreamDataset.first`."""
         loader = StreamPixels(replace(stream, unreadable=Unreadable(1.0, quiet=True)))
         items = stream.at_own_size(stream.first(count))
-        whole = [item for item in items if loader.pixels(item) is not None]
-        return tuple(
-            cls(item.sample.name, partial(loader.whole_pixels, item)) for item in whole
-        )
+        pictures = []
+        for item in items:
+            if loader.pixels(item) is not None:
+                pixels = partial(loader.whole_pixels, item)
+                pictures.append(cls(item.sample.name, pixels))
+        return tuple(pictures)
 
 
 def load_pixels(item: BucketedSample) -> Tensor:

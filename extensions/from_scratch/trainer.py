@@ -180,10 +180,15 @@ class RolesTrainer(ImageTrainer):
             )
         if trained.adversary:
             network = trained.adversary.network
-            own = self.section.role_optimizer(DISCRIMINATOR)
+            settings = self.section.role_optimizer(DISCRIMINATOR)
             weights = dict(network.named_parameters())
             roles[DISCRIMINATOR] = build_role(
-                own, weights, steps, self.seed, group, after_step=network.after_step
+                settings,
+                weights,
+                steps,
+                self.seed,
+                group,
+                after_step=network.after_step,
             )
             roles[DISCRIMINATOR].buffers = network.vectors()
         for name, role in roles.items():
@@ -210,11 +215,10 @@ class LossBalance(Callback):
         losses = self._losses
         numbers = result.extra_metrics
         metrics = PIXEL_METRICS | {"lpips": LPIPS_METRIC, "adversarial": "loss_gen"}
-        weighted = {
-            key: getattr(losses, key) * numbers[name]
-            for key, name in metrics.items()
-            if name in numbers
-        }
+        weighted = {}
+        for key, name in metrics.items():
+            if name in numbers:
+                weighted[key] = getattr(losses, key) * numbers[name]
         if "adversarial" in weighted and ADVERSARIAL_WEIGHT in numbers:
             weighted["adversarial"] = numbers[ADVERSARIAL_WEIGHT] * numbers["loss_gen"]
         weighted["kl"] = numbers.get("loss_kl_weighted", 0.0)

@@ -130,10 +130,10 @@ class VaeTrainerConfig(RolesSection):
     def scan(self) -> ImageData:
         cache = ScanCache.beside(self.training_folder)
         multiple = self.size_multiple()
-        found = split_validation(
+        parts = split_validation(
             self, *scan_items(self, multiple, cache), multiple, _reconstructions
         )
-        return ImageData(*found, self.stream())
+        return ImageData(*parts, self.stream())
 
     def roles(self) -> tuple[str, ...]:
         return (VAE, DISCRIMINATOR) if self.discriminator else (VAE,)

@@ -141,11 +141,11 @@ class FlowWriter(FolderWriter):
 
 
 def _write_text_encoder(part: Path, weights: Mapping[str, Tensor]) -> None:
-    own = {}
+    tensors = {}
     for name, weight in weights.items():
         if name.startswith("encoder."):
-            own[name.removeprefix("encoder.")] = weight
-    write_safetensors_verified(part / TEXT_WEIGHTS, own, None)
+            tensors[name.removeprefix("encoder.")] = weight
+    write_safetensors_verified(part / TEXT_WEIGHTS, tensors, None)
     projection = weights.get("projection.weight")
     if projection is not None:
         write_safetensors_verified(part / PROJECTION, {"weight": projection}, None)

@@ -232,10 +232,10 @@ class LatentFlowFamily(ModelFamily):
         text_encoder_kind(folder / "text_encoder")
         shapes = part_shapes(folder / "transformer")
         inputs = transformer.get("in_channels", 0)
-        own = latent_channels(vae)
-        if inputs and inputs % own:
+        vae_channels = latent_channels(vae)
+        if inputs and inputs % vae_channels:
             raise UserError(
-                f"{folder}: the transformer has {inputs} channels, and the latents of vae have {own}."
+                f"{folder}: the transformer has {inputs} channels, and the latents of vae have {vae_channels}."
             )
         if not any(name.startswith(BLOCKS) for name in shapes):
             raise UserError(
@@ -243,19 +243,18 @@ class LatentFlowFamily(ModelFamily):
             )
 
     def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
-        return {
-            name: shape
-            for name, shape in self.every_linear_layer(folder).items()
-            if name.startswith(BLOCKS)
-        }
+        layers = {}
+        for name, shape in self.every_linear_layer(folder).items():
+            if name.startswith(BLOCKS):
+                layers[name] = shape
+        return layers
 
     def every_linear_layer(self, folder: Path) -> dict[str, tuple[int, int]]:
-        shapes = part_shapes(folder / "transformer").items()
-        return {
-            name.removesuffix(".weight"): (s[1], s[0])
-            for name, s in shapes
-            if len(s) == 2
-        }
+        layers = {}
+        for name, shape in part_shapes(folder / "transformer").items():
+            if len(shape) == 2:
+                layers[name.removesuffix(".weight")] = (shape[1], shape[0])
+        return layers
 
     def modules(self, folder: Path) -> dict[str, int]:
         counts: dict[str, int] = {}
@@ -369,11 +368,10 @@ def part_shapes(part: Path) -> dict[str, tuple[int, ...]]:
     where it is not here yet."""
     if not part.is_dir():
         return {}
-    return {
-        name: shape
-        for path in weight_files(part)
-        for name, shape in tensor_shapes(path).items()
-    }
+    shapes = {}
+    for path in weight_files(part):
+        shapes.update(tensor_shapes(path))
+    return shapes
 
 
 FAMILY = LatentFlowFamily()

@@ -122,8 +122,8 @@ class CacheProcess(BaseExtensionProcess):
             )
         status.finish(f"cached {len(items)} items{more} in {folder / CACHE_FOLDER}")
         entries: list[CacheEntry] = []
-        for each in dataset.entries:
-            for entry in (*each.images(), *each.texts()):
+        for item_entries in dataset.entries:
+            for entry in (*item_entries.images(), *item_entries.texts()):
                 entries.append(entry)
         for entry in (*entries, *sampler.entries()):
             yield KINDS[stores.index(entry.store)], entry.key
@@ -157,5 +157,5 @@ class CacheProcess(BaseExtensionProcess):
 
 def _amount(sizes: Iterable[int]) -> str:
     """Number and size of entries."""
-    found = list(sizes)
-    return f"{len(found)} entries ({readable_size(sum(found))})"
+    entry_sizes = list(sizes)
+    return f"{len(entry_sizes)} entries ({readable_size(sum(entry_sizes))})"

@@ -33,16 +33,13 @@ class GridProcess(BaseExtensionProcess):
         cfgs = section.cfg or (None,)
         rows = []
         for item in section.items():
-            for cfg in dict.fromkeys(maker.cfg_of(item, each) for each in cfgs):
+            for cfg in dict.fromkeys(maker.cfg_of(item, scale) for scale in cfgs):
                 for seed in section.seed if item.seed is None else (item.seed,):
-                    rows.append(
-                        Row(
-                            [
-                                maker.picture(item, seed, cfg, (*also, *loras))
-                                for loras in columns
-                            ]
-                        )
-                    )
+                    pictures = []
+                    for loras in columns:
+                        shown = (*also, *loras)
+                        pictures.append(maker.picture(item, seed, cfg, shown))
+                    rows.append(Row(pictures))
 
         def write(*_: object) -> None:
             heads = [Column.of(loras) for loras in columns]

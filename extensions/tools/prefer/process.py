@@ -38,7 +38,10 @@ class PreferProcess(BaseExtensionProcess):
                     )
         add_groups(
             maker.folder,
-            (Group.of(each.settings, each.name, maker.folder) for each in pictures),
+            (
+                Group.of(picture.settings, picture.name, maker.folder)
+                for picture in pictures
+            ),
         )
         maker.make(pictures)
         logger.info(

@@ -178,13 +178,14 @@ def _usage(
 def _makes_edits(section: DiffusionSection, family: ModelFamily) -> bool:
     """Whether the LoRA is used with images: it was trained with control images, or its
     model always has them."""
-    controls = any(
-        dataset.control_path or dataset.control_suffix for dataset in section.datasets
-    )
+    controls = False
+    for dataset in section.datasets:
+        if dataset.control_path or dataset.control_suffix:
+            controls = True
     return bool(
         family.min_references
         or controls
-        or any(each.ctrl_img for each in section.sample_pictures())
+        or any(picture.ctrl_img for picture in section.sample_pictures())
     )
 
 
@@ -215,18 +216,10 @@ def settings(section: DiffusionSection, run: RunInfo) -> Iterator[tuple[str, obj
         f"{train.optimizer}, learning rate {train.lr:g}, {train.lr_scheduler}",
     )
     yield "batch", f"{train.batch_size} x {train.gradient_accumulation}"
-    yield (
-        "resolution",
-        ", ".join(
-            sorted(
-                {
-                    str(size)
-                    for dataset in section.datasets
-                    for size in dataset.resolution
-                }
-            )
-        ),
-    )
+    sizes: set[str] = set()
+    for dataset in section.datasets:
+        sizes.update(map(str, dataset.resolution))
+    yield "resolution", ", ".join(sorted(sizes))
     if section.model.quantize:
         yield "base in", section.model.qtype
     if run.samples:

@@ -170,13 +170,13 @@ def _looks(
     fixed: bool,
 ) -> tuple[tuple[str, str, str], ...]:
     hats = (NONE, *hats) if NONE in hats else hats
-    found = [
+    looks = [
         (body, colour, hat) for body in bodies for colour in colours for hat in hats
     ]
     wanted = {"pretraining": False, "held_out": True}.get(characters)
     if fixed or wanted is None:
-        return tuple(found)
-    return tuple(look for look in found if is_held_out(*look) is wanted)
+        return tuple(looks)
+    return tuple(look for look in looks if is_held_out(*look) is wanted)
 
 
 def is_held_out(body: str, colour: str, hat: str) -> bool:
