@@ -1,5 +1,9 @@
 """What an extension written for ai-toolkit imports of its code that is not here, with
-what to use instead."""
+what to use instead.
+
+It does not run the extension: the imports are read from its source. The loader of
+extensions calls it through `toolkit.registry` when an import has failed.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,10 @@
 """A file or a command line of FluxFlow's training guide -> a job: each step of
 `training.pipeline.steps` becomes a process, its values nodes that keep their line and
-column. What each key becomes: `extensions.compat.fluxflow_keys`."""
+column. What each key becomes: `extensions.compat.fluxflow_keys`.
+
+The reader does not train. The core finds it through `toolkit.registry`, for a file with
+the sections of the guide and for the guide's flags on the command line.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,11 @@
 """What FluxFlow's training guide names, written beside our files into the folder of the
 job: weights as one file, metrics, samples, and the place and rates of the training as
-JSON."""
+JSON.
+
+The files are for tools that read the results of FluxFlow. A run does not resume from
+them. `toolkit.registry` names the callback; it runs where `save.fluxflow_files` is not
+`none`.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +42,13 @@ tensors' names."""
 
 
 class FluxflowFiles(Callback):
-    """Comes before the other callbacks."""
+    """Comes before the other callbacks.
+
+    Example::
+
+        callback = FluxflowFiles("step")  # the value of `save.fluxflow_files`
+        callback.on_start(run)
+    """
 
     hears = ("save", "sample")
 

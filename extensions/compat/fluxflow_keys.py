@@ -31,7 +31,13 @@ STEPS = "steps"
 @dataclass(frozen=True)
 class Key:
     """A key of the guide. It is a flag as well, `--<name>`, unless it holds a
-    mapping."""
+    mapping.
+
+    >>> KEYS["use_webdataset"].is_flag
+    True
+    >>> KEYS["data_path"].here
+    '`datasets[].folder_path`'
+    """
 
     kind: Kind
     places: tuple[str, ...]

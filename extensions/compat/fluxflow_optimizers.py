@@ -1,5 +1,9 @@
 """Optimizers and schedules by role as FluxFlow's guide writes them: inline under two
-names, or in a JSON file."""
+names, or in a JSON file.
+
+It reads optimizers and schedules only; the other keys of a step are in `fluxflow`,
+which calls it once for each step and puts the result into the section `optimizers`.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +59,13 @@ ByRole = dict[str, Entry]
 class RoleOptimizers:
     """The optimizers of one step. An entry of the step goes before one of
     `pipeline.defaults`, and that before one of `training`; in each place what is
-    written inline goes before the file."""
+    written inline goes before the file.
+
+    Example::
+
+        optimizers = RoleOptimizers(folder, [step, defaults, training], diagnostics)
+        entry = optimizers.optimizer("flow")  # empty where nothing is given
+    """
 
     def __init__(
         self,

@@ -892,7 +892,11 @@ def flat(root: ConfigNode) -> Level:
 
 
 class NamedModel(NamedTuple):
-    """What `dit`, `vae` and `text_encoder` are here."""
+    """What `dit`, `vae` and `text_encoder` are here.
+
+    >>> model_of({"dit": "Qwen/Qwen-Image"}, "original").model
+    'Qwen/Qwen-Image'
+    """
 
     model: str
     """Folder or hub id."""

@@ -1,5 +1,10 @@
 """A command of one of musubi-tuner's other scripts -> ours: images, captions, averages,
-forms of LoRA files."""
+forms of LoRA files.
+
+The result is a list of words for `run.py`; the tool checks their values as always. Flags
+that have no counterpart are named in a note or an error. The core finds the function
+through `toolkit.registry`, when a pasted command is not one that trains.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,11 @@ from toolkit.errors import UserError
 
 
 class Script(NamedTuple):
-    """What stands for a script here."""
+    """What stands for a script here.
+
+    >>> SCRIPTS["qwen_extract_lora.py"].tool
+    'extract'
+    """
 
     tool: str
     defaults: Mapping[str, str] = {}

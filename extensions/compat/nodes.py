@@ -1,5 +1,10 @@
 """Nodes of a job that another program's file becomes: values at the places of what they
-were made from."""
+were made from.
+
+The nodes keep the line and column of the other program's file, so that an error in the
+job points there. This module does not know the keys of either program. The readers
+call it: `command`, `fluxflow`, `fluxflow_optimizers`, `musubi` and `shapes`.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,9 @@
 """Files and commands of programs that are not read: each is known by its keys and
-answered with one line, which says whose it is and where its main keys are explained."""
+answered with one line, which says whose it is and where its main keys are explained.
+
+It converts nothing. The loader finds `FILES` through `toolkit.registry` for a file that
+is not a job, and `command` calls it for scripts and files of variables.
+"""
 
 from __future__ import annotations
 

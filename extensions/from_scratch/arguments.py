@@ -1,6 +1,11 @@
 """Arguments that a job gives freely to a class of diffusers or transformers, held
 against what the class takes. The class is read from its source, not imported: a dry run
-needs neither torch nor the library."""
+needs neither torch nor the library.
+
+It checks names, types, and ranges, and the arguments that depend on each other. It does
+not make a network. The sections call it: `flow_config`, `vae_config` and
+`new_model_config`; `latent_flow.family` calls it for the config of a folder.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,10 @@
 """`model` of a trainer of autoencoders: a class of diffusers, made from its arguments
-or read from a folder."""
+or read from a folder.
+
+The section resolves the folder, reads its config.json, and checks the arguments. It
+imports no torch and loads no weights: `autoencoders` does. It is `model` of
+`vae_trainer`, and `flow_config` makes one for the autoencoder of a flow model.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,11 @@
 folder, images in, images out, and the mean and standard deviation of their latents.
 
 Shape suffixes: B batch, C latent channels, H/W height and width of the latents, s
-pixels along a latent pixel."""
+pixels along a latent pixel.
+
+It does not train, and computes no loss. `trainer` loads the autoencoder of a run,
+`autoencoder_step` encodes and decodes with it, and `writers` saves it.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +50,14 @@ with block_import("bitsandbytes", ASKED_BY):
 
 
 class Autoencoder:
-    """One autoencoder; a subclass per class of diffusers says how it is called."""
+    """One autoencoder; a subclass per class of diffusers says how it is called.
+
+    Example::
+
+        autoencoder = load_autoencoder(folder)
+        mean_BCHW, logvar_BCHW = autoencoder.encode(pixels_B3HW)
+        pixels_B3HW = autoencoder.decode(mean_BCHW)
+    """
 
     model_class: ClassVar[type[ModelMixin]]
 

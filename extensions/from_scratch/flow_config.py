@@ -1,4 +1,9 @@
-"""The section of `type: flow_trainer`."""
+"""The section of `type: flow_trainer`.
+
+The section resolves defaults by role and reports every fault of a job before anything
+is loaded. It imports no torch. `flow_process` trains with it, `plan` describes it, and
+`start` makes the first model folder from it.
+"""
 
 from __future__ import annotations
 

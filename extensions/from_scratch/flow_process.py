@@ -1,5 +1,10 @@
 """`type: flow_trainer`: the trainer of a latent flow model, as a subclass of
-`jobs.process.trainer.Trainer`."""
+`jobs.process.trainer.Trainer`.
+
+It connects the model, the data, and the roles: the transformer, and where the job says
+so the text encoder, the autoencoder and its discriminator. The loop itself is the
+trainer's. The steps are in `joint` and `toolkit.train`; files are written by `writers`.
+"""
 
 from __future__ import annotations
 

@@ -79,7 +79,13 @@ class JointBatch:
 
 @dataclass(frozen=True)
 class JointLoader:
-    """Batches of folders."""
+    """Batches of folders.
+
+    Example::
+
+        batch = JointLoader(pixels, encoded).load(spec)
+        images, prompts = batch.pixels, batch.prompts
+    """
 
     pixels: PixelLoader
     encoded: BatchLoader
@@ -135,6 +141,12 @@ class LatentScale:
     so many steps.
 
     `vectors` are its state; what they say counts from `apply` on.
+
+    Example::
+
+        scale = LatentScale(autoencoder, pictures, every=100)
+        scale.apply()
+        scale.after_step(step_ok)  # measures at every 100th step
     """
 
     def __init__(
@@ -183,7 +195,13 @@ def scale_by(autoencoder: Autoencoder, pictures: Iterable[Picture]) -> dict[str,
 
 class JointStep(TrainStep[JointBatch]):
     """The passes of the autoencoder (and its discriminator), then that of the flow
-    model. The gradient of each reaches the weights of its own roles only."""
+    model. The gradient of each reaches the weights of its own roles only.
+
+    Example::
+
+        step = JointStep(autoencoder_step, flow_step, model)
+        losses = step.backward(batch, backward)
+    """
 
     def __init__(
         self,

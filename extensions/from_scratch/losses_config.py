@@ -1,5 +1,9 @@
 """What an autoencoder is trained by: the sections `losses` and `discriminator`, their
-metrics and checks. Shared by the trainers that train one."""
+metrics and checks. Shared by the trainers that train one.
+
+The losses themselves are in `autoencoder_losses` and `perceptual`. The sections are
+fields of those in `vae_config` and `flow_config`.
+"""
 
 from __future__ import annotations
 

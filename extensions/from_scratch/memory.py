@@ -476,7 +476,13 @@ def peak_of(
 
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all tensors that operations return, each storage until its
-    end."""
+    end.
+
+    >>> with LiveBytes() as live:
+    ...     x = torch.zeros(1024, dtype=torch.float32)
+    >>> live.now
+    4096
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch declares no types of it

@@ -1,4 +1,8 @@
-"""The sections of `type: new_model` and `type: tiny_model`."""
+"""The sections of `type: new_model` and `type: tiny_model`.
+
+Both name the folder that is written. They check its arguments without torch; the
+parts are made by `new_model_process`.
+"""
 
 from __future__ import annotations
 

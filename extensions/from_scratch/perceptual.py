@@ -29,7 +29,13 @@ PACKAGE_FILE = "weights/v0.1/vgg.pth"
 
 
 class PerceptualDistance(nn.Module):
-    """The distance per image; its own weights are never trained."""
+    """The distance per image; its own weights are never trained.
+
+    Example::
+
+        network = load_perceptual(Path("models/vgg16-397923af.pth"))
+        distance_B = network(output_B3HW, target_B3HW)
+    """
 
     shift_C11: Tensor
     scale_C11: Tensor

@@ -29,7 +29,13 @@ from toolkit.system import seeding
 
 @dataclass(frozen=True)
 class PixelBatch:
-    """The data of one micro-batch: images of one size with their captions."""
+    """The data of one micro-batch: images of one size with their captions.
+
+    Example::
+
+        batch = loader.load(spec)
+        first, second = batch.halves()  # where the whole one does not fit
+    """
 
     pixels_B3HW: Tensor
     """float32 in [-1, 1]."""
@@ -66,7 +72,13 @@ class PixelBatch:
 
 @dataclass(frozen=True)
 class PixelLoader:
-    """Batches of images; each is a pure function of its spec."""
+    """Batches of images; each is a pure function of its spec.
+
+    Example::
+
+        loader = PixelLoader(data.items)
+        pixels_B3HW = loader.load(spec).pixels_B3HW
+    """
 
     items: Sequence[BucketedSample]
 
@@ -85,7 +97,13 @@ class PixelLoader:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that is looked at more than once: drawn, or measured."""
+    """An image that is looked at more than once: drawn, or measured.
+
+    Example::
+
+        pictures = Picture.some_of(data.items, None, count=64)
+        pixels_3HW = pictures[0].pixels()
+    """
 
     name: str
     pixels: Callable[[], Tensor]
@@ -136,7 +154,13 @@ def load_pixels(item: BucketedSample) -> Tensor:
 @dataclass(frozen=True)
 class StreamPixels:
     """Batches of images that a stream read; each is a pure function of its spec
-    (`StreamSource.make_batch`)."""
+    (`StreamSource.make_batch`).
+
+    Example::
+
+        loader = StreamPixels(stream)
+        batch = loader.load(spec)  # a damaged image has the weight 0
+    """
 
     stream: StreamDataset
 

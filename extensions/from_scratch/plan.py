@@ -1,6 +1,10 @@
 """The plans of both trainers: what is made and trained, how long, and what it takes.
 Imports no torch: memory is measured by a step on fake tensors (`memory`), which a start
-always does and a dry run where it is asked for."""
+always does and a dry run where it is asked for.
+
+The sections name their planner, and the plan of a job, a dry run, and the page call it.
+`memory` measures a `Work` and returns `StepBytes`; `trainer` calls `memory_advice`.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +51,13 @@ SectionT = TypeVar("SectionT", bound=RolesSection)
 
 
 class Work(NamedTuple):
-    """What one rank computes at once."""
+    """What one rank computes at once.
+
+    >>> Work(images=4, width=512, height=256).pixels
+    524288
+    >>> Work(images=1, width=64, height=64, references=1).pixels
+    8192
+    """
 
     images: int
     width: int
@@ -90,7 +100,12 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class StepBytes:
-    """What one rank takes, in bytes."""
+    """What one rank takes, in bytes.
+
+    Example::
+
+        estimate = step_bytes.estimate(on_gpu=True)
+    """
 
     trained: Mapping[str, int]
     """Role -> number of weights that are trained."""
@@ -184,7 +199,14 @@ def _less_memory(section: RolesSection) -> Iterator[str]:
 
 
 class RolesPlanner(Planner[SectionT]):
-    """The plan of a training of several roles."""
+    """The plan of a training of several roles.
+
+    Example::
+
+        planner = FlowPlanner(section, job)
+        for line in planner.describe_roles():
+            print(line)
+    """
 
     step: StepBytes | None = None
     """Once it is measured."""

@@ -1,5 +1,10 @@
 """What the sections of both trainers share: roles, each with its own optimizer, and an
-autoencoder that is trained."""
+autoencoder that is trained.
+
+A role is a set of weights with its own optimizer, learning rate, and schedule. What is
+not given for a role comes from `train`. `vae_config` and `flow_config` are subclasses of
+`RolesSection`; `plan` and `trainer` read it.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,11 @@ folders that the run saves.
 
 Everything is read from there, by the same code as any other model folder. What others
 made is linked, not copied. It is written once: a resumed run finds the tokenizer, the
-autoencoder and the text encoder it began with."""
+autoencoder and the text encoder it began with.
+
+It trains nothing and has no weights of the run: `writers` saves those. `flow_process`
+calls it before the model is loaded.
+"""
 
 from __future__ import annotations
 

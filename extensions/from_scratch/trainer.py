@@ -1,5 +1,9 @@
 """What both trainers do with an autoencoder that is trained: its discriminator, LPIPS,
-roles and refusals."""
+roles and refusals.
+
+It has no loop: `vae_process` and `flow_process` are subclasses
+of `RolesTrainer`. `writers` copies the weights of a `TrainedVae`.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +53,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainedVae:
-    """An autoencoder in training, with what judges it."""
+    """An autoencoder in training, with what judges it.
+
+    Example::
+
+        trained = TrainedVae(autoencoder, adversary=None, perceptual=None)
+        step = trained.step(section.losses, seed, dtype)
+    """
 
     autoencoder: Autoencoder
     adversary: Adversary | None

@@ -1,4 +1,8 @@
-"""The section of `type: vae_trainer`."""
+"""The section of `type: vae_trainer`.
+
+The section resolves defaults by role and reports every fault of a job before anything
+is loaded. It imports no torch. `vae_process` trains with it, and `plan` describes it.
+"""
 
 from __future__ import annotations
 

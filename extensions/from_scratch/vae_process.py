@@ -1,7 +1,12 @@
 """`type: vae_trainer`: the trainer of an autoencoder, as a subclass of
 `jobs.process.trainer.Trainer`.
 
-Shape suffixes: B batch, H/W height and width in pixels."""
+Shape suffixes: B batch, H/W height and width in pixels.
+
+It connects the autoencoder, its discriminator, and the images, and measures
+reconstructions. The loop itself is the trainer's; the losses are in `autoencoder_step`,
+and `writers` saves the folders.
+"""
 
 from __future__ import annotations
 

@@ -63,7 +63,11 @@ REFERENCES = {"QwenImageTransformer2DModel": 3, "QwenImage21Transformer2DModel":
 
 
 class TextEncoderKind(NamedTuple):
-    """A text encoder of transformers."""
+    """A text encoder of transformers.
+
+    >>> TEXT_ENCODERS["qwen3"].class_name
+    'Qwen3Model'
+    """
 
     class_name: str
     width: str
@@ -109,7 +113,13 @@ it."""
 
 class LatentFlowFamily(ModelFamily):
     """See `ModelFamily`. Without a folder the facts are those of an AutoencoderKL of
-    Stable Diffusion 3."""
+    Stable Diffusion 3.
+
+    Example::
+
+        family = FAMILY.of_folder(folder)
+        print(family.latent_channels, family.prediction, family.max_tokens)
+    """
 
     arch = "latent_flow"
     model_class = "extensions.from_scratch.latent_flow.model:LatentFlowModel"

@@ -45,7 +45,12 @@ if TYPE_CHECKING:
 
 
 class LatentFlowModel(FolderModel):
-    """See `DiffusionModel` for the methods."""
+    """See `DiffusionModel` for the methods.
+
+    Example::
+
+        model = LatentFlowModel(ModelLoadOptions(folder, device, torch.bfloat16))
+    """
 
     family: LatentFlowFamily
 

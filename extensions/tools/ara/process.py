@@ -1,5 +1,9 @@
 """Makes an accuracy-recovery adapter while the model is loaded, layer by layer, and
-measures what it brings."""
+measures what it brings.
+
+It trains no LoRA on images: the adapter is computed from the error of each layer.
+`type: ara` and `run.py ara` run it; its section is in `config`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The section of `type: cache`, and the flags of `run.py cache JOB`."""
+"""The section of `type: cache`, and the flags of `run.py cache JOB`.
+
+The command names a job file, and the process type is part of a job. Both check
+what `prune` may delete. `process` runs with either one.
+"""
 
 from __future__ import annotations
 

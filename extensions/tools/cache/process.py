@@ -1,5 +1,9 @@
 """`type: cache` and `run.py cache`: encodes the datasets of a job as training would. An
-interrupted run resumes."""
+interrupted run resumes.
+
+It takes no training step. The cache has the format and the keys of a training
+job, which then reads it. The plan is in `plan`, the section in `config`.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,12 @@ Keys = dict[str, set[str]]
 
 class CacheProcess(BaseExtensionProcess):
     """Fills `<training_folder>/_cache`; a training job with the same datasets and model
-    then encodes nothing."""
+    then encodes nothing.
+
+    Example::
+
+        python run.py cache config/my_char.yaml
+    """
 
     section: CacheConfig | CacheCommand
 

@@ -1,5 +1,9 @@
 """The page of a grid: columns of LoRA files, rows of prompts. Markup, look and script
-are in grid.html.j2, .css and .js."""
+are in grid.html.j2, .css and .js.
+
+It generates no image. The process of the grid calls `grid_page` before the first image
+and after each one, so that the page can be opened at any time.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,13 @@ from toolkit.files.redact import redact_text
 
 @dataclass(frozen=True)
 class Column:
-    """A LoRA file with its strength; without a file: the model alone."""
+    """A LoRA file with its strength; without a file: the model alone.
+
+    >>> Column.of([]).name
+    'without LoRA'
+    >>> Column.of([LoraFile("my_char.safetensors", 0.8, "")]).strength
+    0.8
+    """
 
     name: str
     file: str | None
@@ -32,7 +42,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt with its cfg and seed."""
+    """A prompt with its cfg and seed.
+
+    Example::
+
+        row = Row([maker.picture(item, 42, 4.0, loras) for loras in columns])
+        print(row.prompt, row.seed)
+    """
 
     pictures: Sequence[Picture]
     """One of each column."""

@@ -1,4 +1,8 @@
-"""Generates the images of a grid, and its page."""
+"""Generates the images of a grid, and its page.
+
+The images are made by `PictureMaker` of `extensions.tools.shared.generation`. An image
+with the same settings is not made again. `type: grid` and `run.py grid` run it.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,9 @@
 """The model card of a run: what it was trained on and how, for the hub and for
-people."""
+people.
+
+It uploads nothing. `publish.process` calls `model_card` with the samples that it
+uploads.
+"""
 
 from __future__ import annotations
 

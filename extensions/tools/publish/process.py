@@ -1,5 +1,9 @@
 """Uploads a run's LoRA with its card in one commit. Nothing of the run is changed; no
-path, and no image or caption of the dataset is given away unless that is asked for."""
+path, and no image or caption of the dataset is given away unless that is asked for.
+
+`type: publish` and `run.py publish` run it. The text of the card is made in `card`, and
+paths are removed by `private`.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,12 @@ AGAIN = (408, 429)
 
 
 class PublishProcess(BaseExtensionProcess):
-    """Everything that can be wrong here is found before the hub is asked."""
+    """Everything that can be wrong here is found before the hub is asked.
+
+    Example::
+
+        python run.py publish output/my_char --repo me/my_char
+    """
 
     section: PublishConfig
 

@@ -1,5 +1,9 @@
 """The report of a run: its page (shared/pages/run.html.j2) with all that it shows in
-one file."""
+one file.
+
+It writes no file, and does not change the run. `report.process` calls it for the
+owner's page and for one that is shared, which has nothing private in it.
+"""
 
 from __future__ import annotations
 

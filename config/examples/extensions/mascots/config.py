@@ -1,4 +1,8 @@
-"""The section of `type: mascots`."""
+"""The section of `type: mascots`.
+
+It checks the attributes against each other and against the characters that are held
+out. It draws nothing: `process` does, with `mascot`, `drawing` and `words`.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,9 @@
 """What pictures of mascots are called: captions that name every attribute, shorter and
-freer ones, and edits with their instructions."""
+freer ones, and edits with their instructions.
+
+It does not draw, and reads no file. `process` writes the captions next to the
+pictures, and `config` asks which edits are possible.
+"""
 
 from __future__ import annotations
 
