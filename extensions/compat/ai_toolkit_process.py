@@ -1,5 +1,9 @@
 """What an extension written for ai-toolkit imports of its code that is not here, with
-what to use instead."""
+what to use instead.
+
+It does not run the extension: the imports are read from its source. The loader of
+extensions calls it through `toolkit.registry` when an import has failed.
+"""
 
 from __future__ import annotations
 
@@ -70,11 +74,11 @@ def _lost(module: str, names: list[str]) -> list[str]:
         imported = import_module(module)
     except ImportError:
         return names
-    return [
-        name
-        for name in names
-        if not hasattr(imported, name) and not _is_module(f"{module}.{name}")
-    ]
+    lost = []
+    for name in names:
+        if not hasattr(imported, name) and not _is_module(f"{module}.{name}"):
+            lost.append(name)
+    return lost
 
 
 def _is_module(name: str) -> bool:

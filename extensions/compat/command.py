@@ -1,6 +1,11 @@
 """A training command of musubi-tuner -> its flags as the keys of a config, which its
 reader takes. Lines may be continued as in a POSIX shell (`\\`), PowerShell (`` ` ``)
-and cmd (`^`)."""
+and cmd (`^`).
+
+Only the words are read here: the values are checked by `musubi`, as if they were in a
+file. The core finds the reader through `toolkit.registry`, and `musubi_tools` uses it
+for the other scripts.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,10 @@
 """A file or a command line of FluxFlow's training guide -> a job: each step of
 `training.pipeline.steps` becomes a process, its values nodes that keep their line and
-column. What each key becomes: `extensions.compat.fluxflow_keys`."""
+column. What each key becomes: `extensions.compat.fluxflow_keys`.
+
+The reader does not train. The core finds it through `toolkit.registry`, for a file with
+the sections of the guide and for the guide's flags on the command line.
+"""
 
 from __future__ import annotations
 
@@ -109,10 +113,11 @@ class _Guide:
     ) -> ConfigNode:
         if root is not None and not self.reads(root):
             given = ", ".join(f"--{flag}" for flag in flags)
-            remedies = {flag: not_a_flag(flag) for flag in flags}
-            listed = "".join(
-                f" --{flag}: {remedy}" for flag, remedy in remedies.items() if remedy
-            )
+            listed = ""
+            for flag in flags:
+                remedy = not_a_flag(flag)
+                if remedy:
+                    listed += f" --{flag}: {remedy}"
             message = f"{given}: only applies to a file of FluxFlow's guide (data:, training:), and this is a job."
             diagnostics.fatal(root.value_at, (), f"{message}{listed}")
         return with_flags(root, flags, diagnostics)
@@ -319,9 +324,8 @@ class _Reader:
                         child, f"is an old name. Write {SAME[key]!r}."
                     )
         section, checked = validate(model, replace(node, value=given), self.diagnostics)
-        self.wrong |= {
-            key.removeprefix("--") for key in given.keys() - checked.value.keys()
-        }
+        refused = given.keys() - checked.value.keys()
+        self.wrong |= {key.removeprefix("--") for key in refused}
         level: Level = {}
         for key, child in checked.value.items():
             value = getattr(section, key)
@@ -691,14 +695,8 @@ class _Reader:
     def _compare_size(self, node: ConfigNode, folder: Path) -> None:
         """A note where `vae_dim` says another size than the checkpoint has."""
         wanted = self.shared.get("vae_dim")
-        file = next(
-            (
-                file
-                for file in (folder / PART / CONFIG, folder / CONFIG)
-                if file.is_file()
-            ),
-            None,
-        )
+        files = (folder / PART / CONFIG, folder / CONFIG)
+        file = next((file for file in files if file.is_file()), None)
         if wanted is None or file is None:
             return
         try:
@@ -935,10 +933,11 @@ class _Reader:
             self.diagnostics.error(step.node, message)
         side = max(SMALL_IMAGE, size)
         captions = values.get("sample_captions")
-        sizes = [
-            {"width": width, "height": height}
-            for width, height in step.get("sample_sizes", ())
-        ] or [{}]
+        sizes: list[dict[str, int]] = []
+        for width, height in step.get("sample_sizes", ()):
+            sizes.append({"width": width, "height": height})
+        if not sizes:
+            sizes = [{}]
         texts = captions.value if captions is not None else []
         prompts = [{"prompt": caption, **size} for caption in texts for size in sizes]
         drawn = {"samples": prompts, "width": side, "height": side, "sample_steps": 50}
@@ -977,10 +976,10 @@ class _Reader:
         if step.get("img_size", 1024) >= SMALL_IMAGE:
             return arguments
         of_levels = ("block_out_channels", "down_block_types", "up_block_types")
-        return {
-            key: value[1:] if key in of_levels else value
-            for key, value in arguments.items()
-        }
+        for key in of_levels:
+            if key in arguments:
+                arguments[key] = arguments[key][1:]
+        return arguments
 
     @staticmethod
     def _freezes_encoder(step: _Step) -> bool:

@@ -1,6 +1,11 @@
 """What FluxFlow's training guide names, written beside our files into the folder of the
 job: weights as one file, metrics, samples, and the place and rates of the training as
-JSON."""
+JSON.
+
+The files are for tools that read the results of FluxFlow. A run does not resume from
+them. `toolkit.registry` names the callback; it runs where `save.fluxflow_files` is not
+`none`.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +42,13 @@ tensors' names."""
 
 
 class FluxflowFiles(Callback):
-    """Comes before the other callbacks."""
+    """Comes before the other callbacks.
+
+    Example::
+
+        callback = FluxflowFiles("step")  # the value of `save.fluxflow_files`
+        callback.on_start(run)
+    """
 
     hears = ("save", "sample")
 
@@ -132,20 +143,17 @@ class FluxflowFiles(Callback):
         write_json(self.folder / STATE, {"step_name": self._run.name, **place})
         if step in self._rates:
             write_json(self.folder / SAVED_LEARNING_RATES, self._rates[step])
-        self._rates = {
-            number: rates for number, rates in self._rates.items() if number > step
-        }
+        for number in sorted(self._rates):
+            if number <= step:
+                del self._rates[number]
 
     def _write_weights(self, step: int) -> None:
         name = self._run.name
         folder = self._run.folder / name
         path = self.folder / f"flxflow_step_{name}_final.safetensors"
-        files = dict(
-            sorted(
-                (file, prefix_of(file.relative_to(folder)))
-                for file in folder.rglob("*.safetensors")
-            )
-        )
+        files = {}
+        for file in sorted(folder.rglob("*.safetensors")):
+            files[file] = prefix_of(file.relative_to(folder))
         parts = sorted({prefix.partition(".")[0] for prefix in files.values()})
         where = {"folder": folder.relative_to(self.folder).as_posix(), "parts": parts}
         metadata = {

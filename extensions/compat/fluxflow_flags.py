@@ -1,4 +1,9 @@
-"""The flags of FluxFlow's guide as nodes in their places of a file of its shape."""
+"""The flags of FluxFlow's guide as nodes in their places of a file of its shape.
+
+A flag that is given replaces the key of the file. Values are not checked here:
+`fluxflow`, which calls `with_flags` before it reads the file, checks them with those of
+the file.
+"""
 
 from __future__ import annotations
 

@@ -31,7 +31,13 @@ STEPS = "steps"
 @dataclass(frozen=True)
 class Key:
     """A key of the guide. It is a flag as well, `--<name>`, unless it holds a
-    mapping."""
+    mapping.
+
+    >>> KEYS["use_webdataset"].is_flag
+    True
+    >>> KEYS["data_path"].here
+    '`datasets[].folder_path`'
+    """
 
     kind: Kind
     places: tuple[str, ...]
@@ -425,14 +431,10 @@ def _not_a_flag(name: str) -> str:
 
 
 def _near(name: str, own_options: Sequence[str]) -> str:
-    known = [
-        *FLAGS,
-        *(
-            option.removeprefix("--")
-            for option in own_options
-            if option.startswith("--") and "_" not in option
-        ),
-    ]
+    known = [*FLAGS]
+    for option in own_options:
+        if option.startswith("--") and "_" not in option:
+            known.append(option.removeprefix("--"))
     hint = did_you_mean(name, known, list_all=False)
     if hint.startswith("Did you mean"):
         return hint.replace("'", "'--", 1)

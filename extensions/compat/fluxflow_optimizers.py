@@ -1,5 +1,9 @@
 """Optimizers and schedules by role as FluxFlow's guide writes them: inline under two
-names, or in a JSON file."""
+names, or in a JSON file.
+
+It reads optimizers and schedules only; the other keys of a step are in `fluxflow`,
+which calls it once for each step and puts the result into the section `optimizers`.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +59,13 @@ ByRole = dict[str, Entry]
 class RoleOptimizers:
     """The optimizers of one step. An entry of the step goes before one of
     `pipeline.defaults`, and that before one of `training`; in each place what is
-    written inline goes before the file."""
+    written inline goes before the file.
+
+    Example::
+
+        optimizers = RoleOptimizers(folder, [step, defaults, training], diagnostics)
+        entry = optimizers.optimizer("flow")  # empty where nothing is given
+    """
 
     def __init__(
         self,
@@ -67,10 +77,11 @@ class RoleOptimizers:
         own first."""
         self.folder = folder
         self.diagnostics = diagnostics
-        self._sources = {
-            what: [source for level in levels for source in self._of_level(level, what)]
-            for what in INLINE
-        }
+        self._sources: dict[str, list[ByRole]] = {}
+        for what in INLINE:
+            self._sources[what] = []
+            for level in levels:
+                self._sources[what].extend(self._of_level(level, what))
 
     def optimizer(self, role: str) -> Entry:
         """The entry of a role as written, its kind under `type`; empty where there is

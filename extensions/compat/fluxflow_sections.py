@@ -1,5 +1,10 @@
 """The sections of FluxFlow's guide as pydantic models, made from the table of its
-keys."""
+keys.
+
+The models check types and ranges, and say where a key belongs that is in the wrong
+section. They do not convert a value into a key of the job: `fluxflow`, which validates
+each section with them, does that.
+"""
 
 from __future__ import annotations
 

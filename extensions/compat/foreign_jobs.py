@@ -1,4 +1,9 @@
-"""Files of other programs that become a job at once, as the loader asks for them."""
+"""Files of other programs that become a job at once, as the loader asks for them.
+
+A `ForeignJobs` pairs a test for the shape of a file with a reader. It does not keep the
+text of the file: a job that is written from it is in our keys. `musubi` and
+`not_read` make one each.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +19,27 @@ SCRIPT = "<script>"
 
 
 class Reader(Protocol):
-    """Reads one file."""
+    """Reads one file.
+
+    Example::
+
+        reader: Reader = _Reader(root, folder, name, diagnostics, moved)  # of `musubi`
+        job = reader.job()
+    """
 
     def job(self) -> ConfigNode:
         """The whole job."""
 
 
 class ForeignJobs:
-    """A `toolkit.config.reading.foreign.ForeignFile`, whose own text is not kept."""
+    """A `toolkit.config.reading.foreign.ForeignFile`, whose own text is not kept.
+
+    Example::
+
+        jobs = ForeignJobs(reads, reader)
+        if jobs.reads(root):
+            root = jobs.as_job(root, folder, name, diagnostics)
+    """
 
     keeps_text = False
 

@@ -1,6 +1,11 @@
 """The table of other programs' names as the core asks for it
 (`toolkit.config.reading.foreign.ForeignKeys`), and the pass that rewrites a job with
-some of them in our keys."""
+some of them in our keys.
+
+It renames keys and moves them to their places. A value that has another form is
+converted by `shapes`, and the table itself is `names`. The core finds `TableOfNames`
+through `toolkit.registry`.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +43,11 @@ _FLAGS = NAMES["musubi", "flags"]
 
 
 class TableOfNames:
-    """Answers from the table."""
+    """Answers from the table.
+
+    >>> TableOfNames().hint("sage_attn")
+    "musubi-tuner's ..."
+    """
 
     def rewritten(
         self,

@@ -353,12 +353,11 @@ class _Reader:
     def _note_defaults(self) -> None:
         """The line that names the defaults which were taken."""
         if self.defaults:
-            taken = ", ".join(
-                f"{key} {json.dumps(value)}".replace('"', "")
-                for key, value in self.defaults.items()
-            )
+            taken = []
+            for key, value in self.defaults.items():
+                taken.append(f"{key} {json.dumps(value)}".replace('"', ""))
             self.diagnostics.notes.append(
-                f"left out, and therefore as in musubi-tuner: {taken}"
+                f"left out, and therefore as in musubi-tuner: {', '.join(taken)}"
             )
 
     # ------------------------------------------------------------ what more than the
@@ -682,11 +681,11 @@ class _Reader:
                     hint = did_you_mean(key, GENERAL)
                 self.diagnostics.error(child, f"unknown key. {hint}", at_key=True)
         shared = {key: child for key, child in shared.items() if key in GENERAL}
-        return [
-            self._dataset({**shared, **item.value}, item)
-            for item in listed.value
-            if isinstance(item.value, dict)
-        ]
+        datasets = []
+        for item in listed.value:
+            if isinstance(item.value, dict):
+                datasets.append(self._dataset({**shared, **item.value}, item))
+        return datasets
 
     def _dataset(self, given: Level, item: ConfigNode) -> dict[str, Any]:
         dataset: dict[str, Any] = {}
@@ -846,14 +845,10 @@ class _Reader:
         """Where a file is: in the working directory, as in musubi-tuner, or beside the
         config."""
         expanded = os.path.expanduser(written)
-        return next(
-            (
-                place
-                for place in (Path(expanded), self.folder / expanded)
-                if os.path.isfile(place)
-            ),
-            None,
-        )
+        for place in (Path(expanded), self.folder / expanded):
+            if os.path.isfile(place):
+                return place
+        return None
 
     def _report_missing(self) -> None:
         self.lost = [
@@ -897,7 +892,11 @@ def flat(root: ConfigNode) -> Level:
 
 
 class NamedModel(NamedTuple):
-    """What `dit`, `vae` and `text_encoder` are here."""
+    """What `dit`, `vae` and `text_encoder` are here.
+
+    >>> model_of({"dit": "Qwen/Qwen-Image"}, "original").model
+    'Qwen/Qwen-Image'
+    """
 
     model: str
     """Folder or hub id."""
@@ -927,17 +926,11 @@ def datasets_of(node: ConfigNode, diagnostics: Diagnostics) -> dict[str, ConfigN
     listed = reader._datasets()
     reader._report_missing()
     reader._note_defaults()
-    return {
-        **tree(
-            {
-                key: reader.process[key]
-                for key in ("train", "model")
-                if key in reader.process
-            },
-            node,
-        ).value,
-        "datasets": tree(listed, node),
-    }
+    job: dict[str, Any] = {}
+    for key in ("train", "model"):
+        if key in reader.process:
+            job[key] = reader.process[key]
+    return {**tree(job, node).value, "datasets": tree(listed, node)}
 
 
 def model_of(paths: Mapping[str, str], version: str) -> NamedModel:
@@ -964,14 +957,10 @@ def model_folder(path: str) -> Path | None:
     """The folder in diffusers layout that a part lies in: itself, or one or two levels
     above it."""
     start = Path(os.path.expanduser(path))
-    return next(
-        (
-            f
-            for f in (start, *list(start.parents)[:2])
-            if os.path.isfile(f / "model_index.json")
-        ),
-        None,
-    )
+    for folder in (start, *list(start.parents)[:2]):
+        if os.path.isfile(folder / "model_index.json"):
+            return folder
+    return None
 
 
 def part_of(path: str) -> str | None:

@@ -1,5 +1,10 @@
 """A command of one of musubi-tuner's other scripts -> ours: images, captions, averages,
-forms of LoRA files."""
+forms of LoRA files.
+
+The result is a list of words for `run.py`; the tool checks their values as always. Flags
+that have no counterpart are named in a note or an error. The core finds the function
+through `toolkit.registry`, when a pasted command is not one that trains.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,11 @@ from toolkit.errors import UserError
 
 
 class Script(NamedTuple):
-    """What stands for a script here."""
+    """What stands for a script here.
+
+    >>> SCRIPTS["qwen_extract_lora.py"].tool
+    'extract'
+    """
 
     tool: str
     defaults: Mapping[str, str] = {}
@@ -106,15 +115,11 @@ def tool_command(
         raise UserError(f"line {at.line}: {reason}")
     tool, defaults = SCRIPTS[first]
     given, positional = _grouped([word.text for word in first_flags])
-    if (
-        tool == "generate" and "save_merged_model" in given
-    ):  # which generates no image then
+    if tool == "generate" and "save_merged_model" in given:
+        # The script only merges then, and generates no image.
         tool, defaults = SCRIPTS["merge_lora.py"]
-        given = {
-            name: values
-            for name, values in given.items()
-            if name in OF_MERGING or name in PARTS
-        }
+        names = [name for name in given if name in OF_MERGING or name in PARTS]
+        given = {name: given[name] for name in names}
     words = [tool, *positional]
     notes = [_left_out(script) for script, _ in scripts[1:]]
     strengths = given.pop("lora_multiplier", [])
@@ -125,10 +130,7 @@ def tool_command(
         notes += note
     for name, values in given.items():
         if name == "lora_weight":
-            values = [
-                f"{file}:{strengths[i]}" if i < len(strengths) else file
-                for i, file in enumerate(values)
-            ]
+            values = _with_strengths(values, strengths)
         ours = _ours(name, values, tool, known[tool])
         words += ours
         if not ours and name not in IDLE:
@@ -205,11 +207,10 @@ def _control_size(given: Mapping[str, list[str]]) -> tuple[list[str], list[str]]
         )
     if resized:
         return [], []
+    sides = set()
     try:
-        sides = {
-            math.isqrt(math.prod(image_size(Path(path).expanduser())))
-            for path in given["control_image_path"]
-        }
+        for path in given["control_image_path"]:
+            sides.add(math.isqrt(math.prod(image_size(Path(path).expanduser()))))
     except ImageError:  # which our command says
         sides = set()
     there = f"--control_image_path: without --{RESIZED[0]} or --{RESIZED[1]} it keeps its own size there,"
@@ -246,3 +247,14 @@ def _ours(
     )
     flag = next((flag for flag in places if flag in known), "")
     return [flag, *values] if flag else []
+
+
+def _with_strengths(files: list[str], strengths: list[str]) -> list[str]:
+    """`FILE:STRENGTH` for each file that has a strength, else `FILE`."""
+    words = []
+    for index, file in enumerate(files):
+        if index < len(strengths):
+            words.append(f"{file}:{strengths[index]}")
+        else:
+            words.append(file)
+    return words

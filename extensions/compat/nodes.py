@@ -1,5 +1,10 @@
 """Nodes of a job that another program's file becomes: values at the places of what they
-were made from."""
+were made from.
+
+The nodes keep the line and column of the other program's file, so that an error in the
+job points there. This module does not know the keys of either program. The readers
+call it: `command`, `fluxflow`, `fluxflow_optimizers`, `musubi` and `shapes`.
+"""
 
 from __future__ import annotations
 
@@ -42,14 +47,11 @@ def tree(data: Any, place: ConfigNode) -> ConfigNode:
     if isinstance(data, ConfigNode):
         return data
     if isinstance(data, Mapping):
-        return node_at(
-            place,
-            {
-                key: tree(value, place)
-                for key, value in data.items()
-                if value is not None
-            },
-        )
+        nodes = {}
+        for key, value in data.items():
+            if value is not None:
+                nodes[key] = tree(value, place)
+        return node_at(place, nodes)
     if isinstance(data, list | tuple):
         return node_at(place, [tree(value, place) for value in data])
     return node_at(place, data)

@@ -1,5 +1,9 @@
 """Files and commands of programs that are not read: each is known by its keys and
-answered with one line, which says whose it is and where its main keys are explained."""
+answered with one line, which says whose it is and where its main keys are explained.
+
+It converts nothing. The loader finds `FILES` through `toolkit.registry` for a file that
+is not a job, and `command` calls it for scripts and files of variables.
+"""
 
 from __future__ import annotations
 
@@ -55,9 +59,8 @@ def refuse_script(
     the script."""
     if _DIFFUSERS.fullmatch(script):
         diagnostics.fatal(at, (), not_read_message("a command of diffusers' example"))
-    if script == "train.py" and any(
-        word.startswith("--dataset_base_path") for word in words
-    ):
+    has_base_path = any(word.startswith("--dataset_base_path") for word in words)
+    if script == "train.py" and has_base_path:
         diagnostics.fatal(at, (), not_read_message("a command of DiffSynth-Studio"))
 
 
@@ -92,10 +95,8 @@ def _has_subsets(root: ConfigNode) -> bool:
     listed = root.value.get("datasets")
     if listed is None or not isinstance(listed.value, list):
         return False
-    return any(
-        isinstance(item.value, dict) and "subsets" in item.value
-        for item in listed.value
-    )
+    mappings = [item.value for item in listed.value if isinstance(item.value, dict)]
+    return any("subsets" in mapping for mapping in mappings)
 
 
 def _is_diffusion_pipe(root: ConfigNode) -> bool:

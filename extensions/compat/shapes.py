@@ -583,10 +583,10 @@ def samples_of(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
         items = subsets.value
     else:
         items = []
-    return [
-        _sample_of(item, shared, file, number, diagnostics)
-        for number, item in enumerate(items)
-    ]
+    samples = []
+    for number, item in enumerate(items):
+        samples.append(_sample_of(item, shared, file, number, diagnostics))
+    return samples
 
 
 def _sample_of(

@@ -11,7 +11,14 @@ from toolkit.files.writing import write_json
 
 
 class ExampleProcess(BaseExtensionProcess):
-    """Writes {"job", "folders": {folder: images}, "images"} to `output`."""
+    """Writes {"job", "folders": {folder: images}, "images"} to `output`.
+
+    Example::
+
+        process:
+          - type: example
+            folder_path: datasets/my_images
+    """
 
     section: ExampleConfig
 

@@ -1,6 +1,11 @@
 """Arguments that a job gives freely to a class of diffusers or transformers, held
 against what the class takes. The class is read from its source, not imported: a dry run
-needs neither torch nor the library."""
+needs neither torch nor the library.
+
+It checks names, types, and ranges, and the arguments that depend on each other. It does
+not make a network. The sections call it: `flow_config`, `vae_config` and
+`new_model_config`; `latent_flow.family` calls it for the config of a folder.
+"""
 
 from __future__ import annotations
 
@@ -146,18 +151,18 @@ def faults(
         if not of_file or name in parameters.model_fields:
             given[name] = value
     mistakes = list(_of_other_types(class_name, parameters, given))
-    mistakes = mistakes or [
-        fault for name, value in given.items() for fault in _out_of_range(name, value)
-    ]
+    if not mistakes:
+        for name, value in given.items():
+            mistakes.extend(_out_of_range(name, value))
     yield from mistakes or _of_each_other(class_name, parameters, given, of_file)
 
 
 def file_fault(file: Path, config: Mapping[str, Any]) -> str:
     """What is wrong with the arguments in a config.json, whose class is in `SOURCES`;
     empty: nothing."""
-    found = next(faults(config["_class_name"], config, of_file=True), None)
-    if found:
-        return f"{file}: {dotted(found[0])}: {found[1]}"
+    fault = next(faults(config["_class_name"], config, of_file=True), None)
+    if fault:
+        return f"{file}: {dotted(fault[0])}: {fault[1]}"
     return ""
 
 
@@ -184,18 +189,18 @@ def _of_other_types(
     try:
         parameters.model_validate_json(to_json(given, inf_nan_mode="constants"))
     except ValidationError as error:
-        for found in error.errors(include_url=False):
-            key = found["loc"]
-            if found["type"] == "extra_forbidden":
+        for detail in error.errors(include_url=False):
+            key = detail["loc"]
+            if detail["type"] == "extra_forbidden":
                 hint = did_you_mean(str(key[0]), parameters.model_fields)
                 yield key[:1], f"{class_name} has no such argument. {hint}"
             else:
-                value = _as_written(found["input"], key)
+                value = _as_written(detail["input"], key)
                 yield (
                     tuple(
                         part for part in key if part in given or isinstance(part, int)
                     ),
-                    explain(found, value),
+                    explain(detail, value),
                 )
 
 
@@ -204,10 +209,10 @@ def _as_written(value: Any, path: KeyPath) -> ConfigNode:
     inside = value
     if isinstance(value, dict):
         inside = {}
-        for name, each in value.items():
-            inside[name] = _as_written(each, (*path, name))
+        for name, item in value.items():
+            inside[name] = _as_written(item, (*path, name))
     elif isinstance(value, list):
-        inside = [_as_written(each, (*path, index)) for index, each in enumerate(value)]
+        inside = [_as_written(item, (*path, index)) for index, item in enumerate(value)]
     at = SourceLocation(0, 0)
     return ConfigNode(
         inside, path, at, at, text="" if inside is not value else json.dumps(value)
@@ -314,7 +319,7 @@ def _of_each_other(
 def _parameters(class_name: str) -> type[BaseModel]:
     """The parameters of a class with their types and defaults."""
     tree = ast.parse(_source(SOURCES[class_name]))
-    found = next(
+    class_node = next(
         node
         for node in tree.body
         if isinstance(node, ast.ClassDef) and node.name == class_name
@@ -322,7 +327,7 @@ def _parameters(class_name: str) -> type[BaseModel]:
     init = next(
         (
             node
-            for node in found.body
+            for node in class_node.body
             if isinstance(node, ast.FunctionDef) and node.name == "__init__"
         ),
         None,
@@ -334,7 +339,7 @@ def _parameters(class_name: str) -> type[BaseModel]:
         for argument, default in of_init:
             declared.append((argument.arg, argument.annotation, default))
     else:  # a dataclass
-        fields = (node for node in found.body if isinstance(node, ast.AnnAssign))
+        fields = (node for node in class_node.body if isinstance(node, ast.AnnAssign))
         declared = []
         for node in fields:
             declared.append((ast.unparse(node.target), node.annotation, node.value))

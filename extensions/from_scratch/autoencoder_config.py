@@ -1,5 +1,10 @@
 """`model` of a trainer of autoencoders: a class of diffusers, made from its arguments
-or read from a folder."""
+or read from a folder.
+
+The section resolves the folder, reads its config.json, and checks the arguments. It
+imports no torch and loads no weights: `autoencoders` does. It is `model` of
+`vae_trainer`, and `flow_config` makes one for the autoencoder of a flow model.
+"""
 
 from __future__ import annotations
 
@@ -142,14 +147,14 @@ class AutoencoderConfig(StrictModel):
             return {"_class_name": self.class_name, **self.config}
         file = self.folder() / CONFIG
         try:
-            found = read_model_json(file, default={})
+            config = read_model_json(file, default={})
         except UserError as error:
             raise RunError(f"{error} Give the folder of an autoencoder.") from error
-        if not isinstance(found.get("_class_name"), str):
+        if not isinstance(config.get("_class_name"), str):
             raise RunError(
                 f"{file}: does not say of what class it is. Give the folder of an autoencoder."
             )
-        return found
+        return config
 
     def uses_spade(self) -> bool:
         """Whether the decoder has SPADE in training. Raises what `arguments` raises."""

@@ -93,10 +93,8 @@ def histogram(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
 
     Differentiable, as counting in bins is not.
     """
-    output_BCN, target_BCN = (
-        _spaced(image.flatten(2)).sort(dim=2).values
-        for image in (output_BCHW, target_BCHW)
-    )
+    output_BCN = _spaced(output_BCHW.flatten(2)).sort(dim=2).values
+    target_BCN = _spaced(target_BCHW.flatten(2)).sort(dim=2).values
     return (output_BCN - target_BCN).abs().mean((1, 2))
 
 

@@ -5,7 +5,12 @@ use of an image gets the same noise, whatever the batch size, accumulation or nu
 restarts.
 
 Shape suffixes: B batch, C latent channels, H/W height and width (of images where three
-channels come before them, else of the latents), N patches."""
+channels come before them, else of the latents), N patches.
+
+The step computes losses and runs their backward passes. It does not update weights:
+each role's optimizer does. `trainer` makes it for a run, `joint` combines it with the
+flow model's step, and `memory` runs it on fake tensors.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +55,13 @@ MAX_ADAPTIVE_WEIGHT = 1e4
 
 @dataclass(frozen=True)
 class Adversary:
-    """The discriminator and its settings."""
+    """The discriminator and its settings.
+
+    Example::
+
+        adversary = Adversary(network, section.discriminator)
+        step = AutoencoderStep(autoencoder, section.losses, seed, adversary)
+    """
 
     network: PatchDiscriminator
     settings: DiscriminatorConfig
@@ -70,7 +81,14 @@ def refuse_small_images(settings: DiscriminatorConfig, sizes: Sequence[Size]) ->
 
 class AutoencoderStep(TrainStep[PixelBatch]):
     """Encodes, draws latents, decodes; then the losses of the autoencoder, and of the
-    discriminator where it is on."""
+    discriminator where it is on.
+
+    Example::
+
+        step = AutoencoderStep(autoencoder, section.losses, seed=1)
+        losses = step(batch, step=0)
+        losses.by_role["vae"]  # [B]
+    """
 
     def __init__(
         self,
@@ -314,17 +332,12 @@ class AutoencoderStep(TrainStep[PixelBatch]):
     ) -> Tensor:
         """Standard normal noise, one generator per use of an image; float32 on the
         device."""
-        keys = [
-            (self.seed, purpose, spec.epoch, position) for position in spec.positions
-        ]
-        return torch.stack(
-            [
-                torch.randn(
-                    shape, generator=generator(*key, device=device), device=device
-                )
-                for key in keys
-            ]
-        )
+        noise = []
+        for position in spec.positions:
+            key = (self.seed, purpose, spec.epoch, position)
+            random = generator(*key, device=device)
+            noise.append(torch.randn(shape, generator=random, device=device))
+        return torch.stack(noise)
 
     def _autocast(self, tensor: Tensor) -> torch.autocast:
         return torch.autocast(

@@ -2,7 +2,11 @@
 folder, images in, images out, and the mean and standard deviation of their latents.
 
 Shape suffixes: B batch, C latent channels, H/W height and width of the latents, s
-pixels along a latent pixel."""
+pixels along a latent pixel.
+
+It does not train, and computes no loss. `trainer` loads the autoencoder of a run,
+`autoencoder_step` encodes and decodes with it, and `writers` saves it.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +50,14 @@ with block_import("bitsandbytes", ASKED_BY):
 
 
 class Autoencoder:
-    """One autoencoder; a subclass per class of diffusers says how it is called."""
+    """One autoencoder; a subclass per class of diffusers says how it is called.
+
+    Example::
+
+        autoencoder = load_autoencoder(folder)
+        mean_BCHW, logvar_BCHW = autoencoder.encode(pixels_B3HW)
+        pixels_B3HW = autoencoder.decode(mean_BCHW)
+    """
 
     model_class: ClassVar[type[ModelMixin]]
 
@@ -77,11 +88,11 @@ class Autoencoder:
     def encoder_parameters(self) -> Iterable[str]:
         """Names of the parameters that the latents depend on."""
         of_encoder = ("encoder.", "quant_conv.")
-        return [
-            name
-            for name, _ in self.module.named_parameters()
-            if name.startswith(of_encoder)
-        ]
+        names = []
+        for name, _ in self.module.named_parameters():
+            if name.startswith(of_encoder):
+                names.append(name)
+        return names
 
     def last_layer(self) -> Tensor:
         """The weight of the decoder's last layer."""
@@ -147,12 +158,12 @@ class Autoencoder:
     def config(self) -> dict[str, Any]:
         """The entries of config.json."""
         spade = {SPADE: True} if self.has_spade() else {}
-        own = {}  # none of the file itself
+        values = {}  # none of the file itself
         for key, value in self.module.config.items():
             if key[0] != "_":
-                own[key] = value
+                values[key] = value
         plain = {}
-        for key, value in own.items():
+        for key, value in values.items():
             plain[key] = list(value) if isinstance(value, tuple) else value
         return {"_class_name": type(self.module).__name__, **spade, **plain}
 
@@ -218,10 +229,8 @@ class QwenImageAutoencoder(Autoencoder):
 
     def latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         config = self.module.config
-        mean_C11, std_C11 = (
-            like.new_tensor(v).view(-1, 1, 1)
-            for v in (config.latents_mean, config.latents_std)
-        )
+        mean_C11 = like.new_tensor(config.latents_mean).view(-1, 1, 1)
+        std_C11 = like.new_tensor(config.latents_std).view(-1, 1, 1)
         return mean_C11, std_C11
 
 
@@ -351,11 +360,11 @@ def write_autoencoder(
     for name, tensor in weights.items():
         if name.startswith(PREFIX):
             of_spade[name.removeprefix(PREFIX)] = tensor
-    own = {}
+    tensors = {}
     for name, tensor in weights.items():
         if not name.startswith(PREFIX):
-            own[name] = tensor
-    write_safetensors_verified(folder / WEIGHTS, own, None)
+            tensors[name] = tensor
+    write_safetensors_verified(folder / WEIGHTS, tensors, None)
     if of_spade:
         write_safetensors_verified(folder / SPADE_FILE, of_spade, None)
     write_json(folder / CONFIG, dict(config))

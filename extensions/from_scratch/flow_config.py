@@ -1,4 +1,9 @@
-"""The section of `type: flow_trainer`."""
+"""The section of `type: flow_trainer`.
+
+The section resolves defaults by role and reports every fault of a job before anything
+is loaded. It imports no torch. `flow_process` trains with it, `plan` describes it, and
+`start` makes the first model folder from it.
+"""
 
 from __future__ import annotations
 
@@ -232,10 +237,10 @@ class FlowModelConfig(StrictModel):
         be read."""
         vae = self.autoencoder().arguments()
         if self.name_or_path:
-            own = FAMILY.of_folder(self.folder())
+            layout = FAMILY.of_folder(self.folder())
             transformer = part_config(self.folder(), "transformer")
             return LatentFlowFamily.of_parts(
-                vae, transformer, own.prediction, own.max_tokens
+                vae, transformer, layout.prediction, layout.max_tokens
             )
         transformer = {
             "_class_name": self.transformer.class_name,
@@ -282,7 +287,7 @@ class FlowModelConfig(StrictModel):
             yield Diagnostic(("vae",), f"required. {remedy}")
         if self.vae:
             autoencoder = AutoencoderConfig(name_or_path=self.vae)
-            messages = [found.message for found in autoencoder.check(job)]
+            messages = [diagnostic.message for diagnostic in autoencoder.check(job)]
             if not messages and not autoencoder.is_yet_to_come(job):
                 fault = autoencoder_fault(autoencoder)
                 if fault:
@@ -315,10 +320,11 @@ class FlowModelConfig(StrictModel):
         if self.new_vae:
             given["new_vae", "config"] = self.new_vae.class_name, self.new_vae.config
         for at, (name, arguments) in given.items():
-            found = list(faults(name, arguments))
-            yield from (Diagnostic((*at, *key), message) for key, message in found)
+            argument_faults = list(faults(name, arguments))
+            for key, message in argument_faults:
+                yield Diagnostic((*at, *key), message)
             most = arguments.get("max_position_embeddings", text.max_tokens)
-            if name == "BertConfig" and not found and most < text.max_tokens:
+            if name == "BertConfig" and not argument_faults and most < text.max_tokens:
                 message = f"{text.max_tokens} exceeds the {most} positions of the text encoder. Change one of them."
                 yield Diagnostic(("text_encoder", "max_tokens"), message)
 
@@ -340,20 +346,26 @@ class FlowModelConfig(StrictModel):
         if fault:
             yield Diagnostic(("name_or_path",), fault)
             return
-        own = FAMILY.of_folder(self.folder())
-        if "prediction" in self.model_fields_set and self.prediction != own.prediction:
+        layout = FAMILY.of_folder(self.folder())
+        if (
+            "prediction" in self.model_fields_set
+            and self.prediction != layout.prediction
+        ):
             message = (
                 f"{self.prediction!r}, but the model in {self.name_or_path} "
-                f"predicts {own.prediction!r}. Leave it out."
+                f"predicts {layout.prediction!r}. Leave it out."
             )
             yield Diagnostic(("prediction",), message)
         try:
             given = self.family()
         except (RunError, UserError):
             return  # it is reported for `vae`
-        if given.latent_channels != own.latent_channels:
-            channels = f"its latents have {given.latent_channels} channels, those of the model {own.latent_channels}."
-            yield Diagnostic(("vae",), channels)
+        if given.latent_channels != layout.latent_channels:
+            message = (
+                f"its latents have {given.latent_channels} channels, "
+                f"those of the model {layout.latent_channels}."
+            )
+            yield Diagnostic(("vae",), message)
 
 
 class AlongConfig(StrictModel):
@@ -461,18 +473,18 @@ class FlowTrainerConfig(RolesSection):
         return MEASURE_EVERY if self.model.new_vae else 0
 
     def role_defaults(self, role: str) -> dict[str, Any]:
-        own = self.own_optimizer(role)
-        found: dict[str, Any] = (
+        role_section = self.own_optimizer(role)
+        defaults: dict[str, Any] = (
             {"lr": TEXT_SHARE * self.role_optimizer(FLOW).lr}
             if role == TEXT_ENCODER
             else {}
         )
         if (
-            own.optimizer != self.train.optimizer
-            and "optimizer" in own.model_fields_set
+            role_section.optimizer != self.train.optimizer
+            and "optimizer" in role_section.model_fields_set
         ):
-            found["optimizer_params"] = {}  # those of `train` are of its optimizer
-        return found | super().role_defaults(role)
+            defaults["optimizer_params"] = {}  # those of `train` are of its optimizer
+        return defaults | super().role_defaults(role)
 
     def trained_autoencoder(self) -> AutoencoderTraining | None:
         along = self.autoencoder
@@ -547,9 +559,8 @@ class FlowTrainerConfig(RolesSection):
 
     def _check_references(self, job: JobContext) -> Iterator[Diagnostic]:
         given: dict[KeyPath, tuple[str, ...]] = {}
-        for index, (key, slots) in enumerate(
-            dataset.references for dataset in self.datasets
-        ):
+        for index, dataset in enumerate(self.datasets):
+            key, slots = dataset.references
             given[("datasets", index, key)] = slots
         if self.sample and self.sample.also:
             yield Diagnostic(("sample", "also"), BESIDE_AN_ADAPTER)
@@ -567,17 +578,19 @@ class FlowTrainerConfig(RolesSection):
                 f"{name} does not support control images. Remove it, or train a "
                 f"{able} (model.transformer.class_name)."
             )
-            yield from (
-                Diagnostic(key, message) for key, paths in given.items() if paths
-            )
+            for at, paths in given.items():
+                if paths:
+                    yield Diagnostic(at, message)
 
     def _check_autoencoder(self) -> Iterator[Diagnostic]:
         along = self.autoencoder
         if along:
             new = self.model.new_vae
             has_no_kl = new is not None and new.class_name == TINY
-            for found in check_losses(along.losses, along.discriminator, has_no_kl):
-                yield Diagnostic(("autoencoder", *found.key), found.message)
+            for diagnostic in check_losses(
+                along.losses, along.discriminator, has_no_kl
+            ):
+                yield Diagnostic(("autoencoder", *diagnostic.key), diagnostic.message)
             if new and along.train != "all":
                 message = f"{along.train!r} needs a trained encoder, but 'model.new_vae' has random weights. Remove it."
                 yield Diagnostic(("autoencoder", "train"), message)
@@ -657,10 +670,8 @@ class FlowTrainerConfig(RolesSection):
             message = f"{lr:g} is very low for a randomly initialised transformer; below {SLOW:g} it barely learns."
             yield Diagnostic(at, message, "warning")
         if self.sample:
-            guided = any(
-                item.guidance_scale is None or item.guidance_scale > 1
-                for item in self.sample_pictures()
-            )
+            scales = [item.guidance_scale for item in self.sample_pictures()]
+            guided = any(scale is None or scale > 1 for scale in scales)
             if (
                 guided
                 and not self.model.name_or_path

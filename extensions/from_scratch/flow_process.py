@@ -1,5 +1,10 @@
 """`type: flow_trainer`: the trainer of a latent flow model, as a subclass of
-`jobs.process.trainer.Trainer`."""
+`jobs.process.trainer.Trainer`.
+
+It connects the model, the data, and the roles: the transformer, and where the job says
+so the text encoder, the autoencoder and its discriminator. The loop itself is the
+trainer's. The steps are in `joint` and `toolkit.train`; files are written by `writers`.
+"""
 
 from __future__ import annotations
 
@@ -250,9 +255,9 @@ class FlowTrainerProcess(RolesTrainer):
         modules: dict[str, nn.Module] = {FLOW: model.network_module}
         if section.trains_text():
             modules[TEXT_ENCODER] = model.text_encoder
-        self.networks = {
-            role: self._network(role, module) for role, module in modules.items()
-        }
+        self.networks = {}
+        for role, module in modules.items():
+            self.networks[role] = self._network(role, module)
         settings = section.train
         if decide_compiling(settings.compile, self.device):
             compiled = settings.compile
@@ -261,9 +266,9 @@ class FlowTrainerProcess(RolesTrainer):
         self.block_runner = BlockRunner(
             model, self.device, self._dtype, settings.checkpointing_level(), 0, compiled
         )
-        self.roles = {
-            role: self._role(role, network) for role, network in self.networks.items()
-        }
+        self.roles = {}
+        for role, network in self.networks.items():
+            self.roles[role] = self._role(role, network)
         self.trained = None
         if section.autoencoder:
             every = section.measure_every()
@@ -282,14 +287,14 @@ class FlowTrainerProcess(RolesTrainer):
         return network
 
     def _role(self, name: str, network: Network) -> Role:
-        own = self.section.role_optimizer(name)
+        optimizer_section = self.section.role_optimizer(name)
         settings = self.section.train
         group = self.process_group
         parameters = network.parameters()
         steps = self.plan.optimizer_steps
         group.broadcast(list(parameters.values()))
         role = build_role(
-            own,
+            optimizer_section,
             parameters,
             steps,
             self.seed,
@@ -298,7 +303,7 @@ class FlowTrainerProcess(RolesTrainer):
             layer_of=network.module_name_of,
             stochastic_rounding=settings.full_bf16,
         )
-        role.every = own.every
+        role.every = optimizer_section.every
         if settings.fused_backward_pass:
             role.optimizer_step = step_in_backward(
                 role, accumulates=self.section.micro_batches_per_step > 1
@@ -407,10 +412,10 @@ class FlowTrainerProcess(RolesTrainer):
         runner.warn_of_slow_attention(work, len(batch))
         to_come = 0
         for name, role in run.roles.items():
-            own = self.section.role_optimizer(name)
+            optimizer = self.section.role_optimizer(name)
             shapes = [tuple(p.shape) for p in role.parameters.values()]
             to_come += (
-                optimizer_bytes(own.optimizer, own.optimizer_params, shapes)
+                optimizer_bytes(optimizer.optimizer, optimizer.optimizer_params, shapes)
                 - role.state_bytes
             )
         gather = self.process_group.all_gather_object

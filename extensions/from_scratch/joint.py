@@ -79,7 +79,13 @@ class JointBatch:
 
 @dataclass(frozen=True)
 class JointLoader:
-    """Batches of folders."""
+    """Batches of folders.
+
+    Example::
+
+        batch = JointLoader(pixels, encoded).load(spec)
+        images, prompts = batch.pixels, batch.prompts
+    """
 
     pixels: PixelLoader
     encoded: BatchLoader
@@ -89,11 +95,10 @@ class JointLoader:
         """The batch on the CPU. Raises RunError for a file that cannot be read any
         more."""
         dataset = self.encoded.dataset
+        encoder = dataset.encoder
+        items = [dataset.items[index] for index in spec.items]
         try:
-            references = tuple(
-                dataset.encoder.reference_pixels(dataset.items[index])
-                for index in spec.items
-            )
+            references = tuple(encoder.reference_pixels(item) for item in items)
         except ImageError as error:
             raise RunError(f"{error}. It was changed since the run began.") from error
         return JointBatch(
@@ -136,6 +141,12 @@ class LatentScale:
     so many steps.
 
     `vectors` are its state; what they say counts from `apply` on.
+
+    Example::
+
+        scale = LatentScale(autoencoder, pictures, every=100)
+        scale.apply()
+        scale.after_step(step_ok)  # measures at every 100th step
     """
 
     def __init__(
@@ -168,14 +179,9 @@ class LatentScale:
         return {}
 
     def _present(self) -> Tensor:
-        return torch.stack(
-            [
-                part.flatten()
-                for part in self._autoencoder.latent_statistics(
-                    torch.zeros((), dtype=torch.float64)
-                )
-            ]
-        )
+        like = torch.zeros((), dtype=torch.float64)
+        mean_C11, std_C11 = self._autoencoder.latent_statistics(like)
+        return torch.stack([mean_C11.flatten(), std_C11.flatten()])
 
 
 def scale_by(autoencoder: Autoencoder, pictures: Iterable[Picture]) -> dict[str, Any]:
@@ -189,7 +195,13 @@ def scale_by(autoencoder: Autoencoder, pictures: Iterable[Picture]) -> dict[str,
 
 class JointStep(TrainStep[JointBatch]):
     """The passes of the autoencoder (and its discriminator), then that of the flow
-    model. The gradient of each reaches the weights of its own roles only."""
+    model. The gradient of each reaches the weights of its own roles only.
+
+    Example::
+
+        step = JointStep(autoencoder_step, flow_step, model)
+        losses = step.backward(batch, backward)
+    """
 
     def __init__(
         self,
@@ -208,9 +220,8 @@ class JointStep(TrainStep[JointBatch]):
         )
 
     def backward(self, batch: JointBatch, backward: Backward) -> StepLosses:
-        latents = self.encoded(
-            batch
-        )  # first: the passes of the autoencoder free their graph
+        # First: the passes of the autoencoder free their graph.
+        latents = self.encoded(batch)
         return _together(
             [
                 self.autoencoder.backward(batch.pixels, backward),
@@ -218,18 +229,17 @@ class JointStep(TrainStep[JointBatch]):
             ]
         )
 
+    def _reference_latents(self, references: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The latents [C, H, W] of one sample's references."""
+        encode = self.model.encode_images
+        return tuple(encode(pixels_3hw[None])[0] for pixels_3hw in references)
+
     def encoded(self, batch: JointBatch) -> LatentBatch:
         """The batch of the flow model, with the latents of this moment."""
         return LatentBatch(
             latents_BCHW=self.model.encode_images(batch.pixels.pixels_B3HW),
             prompts=batch.prompts,
-            control_latents=tuple(
-                tuple(
-                    self.model.encode_images(pixels_3hw[None])[0]
-                    for pixels_3hw in of_item
-                )
-                for of_item in batch.references
-            ),
+            control_latents=tuple(map(self._reference_latents, batch.references)),
             spec=batch.spec,
             names=batch.names,
             loss_weight_B=batch.pixels.loss_weight_B,
@@ -237,14 +247,12 @@ class JointStep(TrainStep[JointBatch]):
         )
 
 
-def _together(found: Sequence[StepLosses]) -> StepLosses:
-    return StepLosses(
-        {role: loss_B for losses in found for role, loss_B in losses.by_role.items()},
-        {
-            name: values
-            for losses in found
-            for name, values in losses.per_sample.items()
-        },
-        {name: value for losses in found for name, value in losses.numbers.items()},
-        {name: count for losses in found for name, count in losses.counts.items()},
-    )
+def _together(step_losses: Sequence[StepLosses]) -> StepLosses:
+    """The losses of several passes as one record."""
+    together = StepLosses({}, {}, {}, {})
+    for losses in step_losses:
+        together.by_role.update(losses.by_role)
+        together.per_sample.update(losses.per_sample)
+        together.numbers.update(losses.numbers)
+        together.counts.update(losses.counts)
+    return together

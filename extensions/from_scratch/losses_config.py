@@ -1,5 +1,9 @@
 """What an autoencoder is trained by: the sections `losses` and `discriminator`, their
-metrics and checks. Shared by the trainers that train one."""
+metrics and checks. Shared by the trainers that train one.
+
+The losses themselves are in `autoencoder_losses` and `perceptual`. The sections are
+fields of those in `vae_config` and `flow_config`.
+"""
 
 from __future__ import annotations
 
@@ -160,11 +164,11 @@ def patch_widths(channels: int, layers: int) -> list[int]:
 
 
 def discriminator_params(
-    own: RoleOptimizerConfig, shared_optimizer: str
+    section: RoleOptimizerConfig, shared_optimizer: str
 ) -> dict[str, Any]:
     """Arguments of the discriminator's optimizer where none are given."""
-    if "optimizer" in own.model_fields_set:
-        kind = own.optimizer
+    if "optimizer" in section.model_fields_set:
+        kind = section.optimizer
     else:
         kind = shared_optimizer
     if kind == "adamw":
@@ -206,9 +210,8 @@ def check_losses(
 ) -> Iterator[Diagnostic]:
     """Losses that teach nothing or cannot be computed. has_no_kl: the latents are known
     to be no distribution."""
-    if not any(
-        getattr(losses, name) for name in (*PIXEL_METRICS, "kl", "lpips")
-    ) and not (gan and losses.adversarial):
+    terms = [getattr(losses, name) for name in (*PIXEL_METRICS, "kl", "lpips")]
+    if not any(terms) and not (gan and losses.adversarial):
         yield Diagnostic(
             ("losses",),
             "all weights are 0: nothing would be learned. Give one a value above 0.",
@@ -232,13 +235,13 @@ def _check_lpips(losses: LossesConfig) -> Iterator[Diagnostic]:
     file = Path(losses.lpips_backbone).expanduser()
     if not losses.lpips_backbone or not file.is_file():
         if losses.lpips_backbone:
-            found = f"{losses.lpips_backbone!r} does not exist"
+            reason = f"{losses.lpips_backbone!r} does not exist"
         else:
-            found = "is not given"
+            reason = "is not given"
         source = "https://download.pytorch.org/models/vgg16-397923af.pth"
         yield Diagnostic(
             ("losses", "lpips_backbone"),
-            f"{found}. LPIPS needs VGG16: download {source}",
+            f"{reason}. LPIPS needs VGG16: download {source}",
         )
     if find_spec("lpips") is None:
         message = f"needs the package 'lpips', which is not installed. Run: {install_command(LPIPS, '--no-deps')}"

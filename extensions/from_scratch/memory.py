@@ -97,14 +97,12 @@ def _counted(
     for role, parameters in trained.items():
         counts[role] = sum(p.numel() for p in parameters)
     optimizers = {role: section.role_optimizer(role) for role in trained}
-    state = sum(
-        optimizer_bytes(
-            own.optimizer,
-            own.optimizer_params,
-            [tuple(p.shape) for p in trained[role] if p.grad is not None],
+    state = 0
+    for role, optimizer in optimizers.items():
+        shapes = [tuple(p.shape) for p in trained[role] if p.grad is not None]
+        state += optimizer_bytes(
+            optimizer.optimizer, optimizer.optimizer_params, shapes
         )
-        for role, own in optimizers.items()
-    )
     averaged = sum(count for role, count in counts.items() if role != DISCRIMINATOR)
     average = FLOAT * averaged * section.train.ema_config.use_ema
     masters = sum(p.nbytes for parameters in trained.values() for p in parameters)
@@ -160,9 +158,14 @@ class _VaeStep:
 
     def modules(self) -> Modules:
         """All that is there during a step."""
-        found = {VAE: self.autoencoder.module} if self.along else {}
-        found |= {DISCRIMINATOR: self.adversary.network} if self.adversary else {}
-        return found | ({"LPIPS": self.perceptual} if self.perceptual else {})
+        networks: Modules = {}
+        if self.along:
+            networks[VAE] = self.autoencoder.module
+        if self.adversary:
+            networks[DISCRIMINATOR] = self.adversary.network
+        if self.perceptual:
+            networks["LPIPS"] = self.perceptual
+        return networks
 
     def take(self) -> None:
         """The forward and backward passes of the step."""
@@ -238,12 +241,13 @@ class _FlowStep(_VaeStep):
         )
 
     def modules(self) -> Modules:
-        found = {FLOW: self.transformer, **super().modules()}
+        networks = {FLOW: self.transformer, **super().modules()}
         if self.section.trains_text() and self.encoder:
-            found[TEXT_ENCODER] = self.encoder
+            networks[TEXT_ENCODER] = self.encoder
         validation = self.section.validation
-        decodes = self.section.sample or (validation and validation.edits)
-        return found | ({VAE: self.autoencoder.module} if decodes else {})
+        if self.section.sample or (validation and validation.edits):
+            networks[VAE] = self.autoencoder.module
+        return networks
 
     def encoding(self, on_gpu: bool) -> int:
         """Bytes of a pass that encodes one image, beside the text encoder."""
@@ -472,7 +476,13 @@ def peak_of(
 
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all tensors that operations return, each storage until its
-    end."""
+    end.
+
+    >>> with LiveBytes() as live:
+    ...     x = torch.zeros(1024, dtype=torch.float32)
+    >>> live.now
+    4096
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch declares no types of it

@@ -1,4 +1,8 @@
-"""The sections of `type: new_model` and `type: tiny_model`."""
+"""The sections of `type: new_model` and `type: tiny_model`.
+
+Both name the folder that is written. They check its arguments without torch; the
+parts are made by `new_model_process`.
+"""
 
 from __future__ import annotations
 
@@ -83,8 +87,10 @@ class NewModelConfig(ModelFolderConfig):
         for key, message in self.missing():
             if not job.will_write(getattr(self, key)):
                 yield Diagnostic((key,), message)
-        found = faults(self._class_name(), self.transformer)
-        yield from (Diagnostic(("transformer", *at), message) for at, message in found)
+        argument_faults = faults(self._class_name(), self.transformer)
+        yield from (
+            Diagnostic(("transformer", *at), message) for at, message in argument_faults
+        )
 
     def _class_name(self) -> str:
         """The class of the transformer, by `base`; that of the published model where

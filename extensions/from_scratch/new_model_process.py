@@ -1,5 +1,10 @@
 """Writes model folders with random weights: tiny ones, and those of others' parts and a
-new transformer."""
+new transformer.
+
+Nothing is trained here. The processes run for `type: tiny_model` and
+`type: new_model`; the sections are in `new_model_config`, and `toolkit.models.tiny`
+writes the published layouts.
+"""
 
 from __future__ import annotations
 

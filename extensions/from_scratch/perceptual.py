@@ -29,7 +29,13 @@ PACKAGE_FILE = "weights/v0.1/vgg.pth"
 
 
 class PerceptualDistance(nn.Module):
-    """The distance per image; its own weights are never trained."""
+    """The distance per image; its own weights are never trained.
+
+    Example::
+
+        network = load_perceptual(Path("models/vgg16-397923af.pth"))
+        distance_B = network(output_B3HW, target_B3HW)
+    """
 
     shift_C11: Tensor
     scale_C11: Tensor
@@ -50,18 +56,16 @@ class PerceptualDistance(nn.Module):
             ends.append(len(layers) - 1)
         self.features = nn.Sequential(*layers)
         self._ends = frozenset(ends)
-        self.heads = nn.ParameterList(
-            nn.Parameter(torch.zeros(1, block[-1], 1, 1)) for block in VGG_BLOCKS
-        )
+        self.heads = nn.ParameterList()
+        for block in VGG_BLOCKS:
+            self.heads.append(nn.Parameter(torch.zeros(1, block[-1], 1, 1)))
         self.requires_grad_(False)
         self.eval()
 
     def forward(self, output_B3HW: Tensor, target_B3HW: Tensor) -> Tensor:
         """[B]: the distance of images in [-1, 1]."""
-        x_BCHW, y_BCHW = (
-            (image - self.shift_C11) / self.scale_C11
-            for image in (output_B3HW, target_B3HW)
-        )
+        x_BCHW = (output_B3HW - self.shift_C11) / self.scale_C11
+        y_BCHW = (target_B3HW - self.shift_C11) / self.scale_C11
         total_B = torch.zeros(len(output_B3HW), device=output_B3HW.device)
         heads = iter(self.heads)
         for index, layer in enumerate(self.features):
@@ -88,7 +92,7 @@ def load_perceptual(backbone: Path) -> PerceptualDistance:
     named = {}
     for index in range(len(VGG_BLOCKS)):
         named[f"heads.{index}"] = heads.get(f"lin{index}.model.1.weight")
-    found = {
+    tensors = {
         **weights,
         **{name: tensor for name, tensor in named.items() if tensor is not None},
     }
@@ -96,12 +100,12 @@ def load_perceptual(backbone: Path) -> PerceptualDistance:
     for name, tensor in network.state_dict().items():
         if "_C11" not in name:
             expected[name] = tensor.shape
-    if {name: tensor.shape for name, tensor in found.items()} != expected:
+    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
         raise UserError(
             f"losses.lpips_backbone: {backbone} does not hold the weights of VGG16 (features.0.weight and so on). "
             "Give torchvision's vgg16-397923af.pth."
         )
-    network.load_state_dict(found, strict=False)
+    network.load_state_dict(tensors, strict=False)
     return network
 
 
@@ -123,15 +127,17 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        contents = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"losses.lpips_backbone: {file} cannot be read ({reason})."
         ) from error
-    return {
-        name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)
-    }
+    tensors = {}
+    for name, tensor in contents.items():
+        if isinstance(tensor, Tensor):
+            tensors[name] = tensor
+    return tensors
 
 
 def _unit(features_BCHW: Tensor) -> Tensor:

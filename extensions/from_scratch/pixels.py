@@ -29,7 +29,13 @@ from toolkit.system import seeding
 
 @dataclass(frozen=True)
 class PixelBatch:
-    """The data of one micro-batch: images of one size with their captions."""
+    """The data of one micro-batch: images of one size with their captions.
+
+    Example::
+
+        batch = loader.load(spec)
+        first, second = batch.halves()  # where the whole one does not fit
+    """
 
     pixels_B3HW: Tensor
     """float32 in [-1, 1]."""
@@ -66,7 +72,13 @@ class PixelBatch:
 
 @dataclass(frozen=True)
 class PixelLoader:
-    """Batches of images; each is a pure function of its spec."""
+    """Batches of images; each is a pure function of its spec.
+
+    Example::
+
+        loader = PixelLoader(data.items)
+        pixels_B3HW = loader.load(spec).pixels_B3HW
+    """
 
     items: Sequence[BucketedSample]
 
@@ -85,7 +97,13 @@ class PixelLoader:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that is looked at more than once: drawn, or measured."""
+    """An image that is looked at more than once: drawn, or measured.
+
+    Example::
+
+        pictures = Picture.some_of(data.items, None, count=64)
+        pixels_3HW = pictures[0].pixels()
+    """
 
     name: str
     pixels: Callable[[], Tensor]
@@ -105,9 +123,8 @@ class Picture:
         if stream:
             return cls.first_of(stream, count)
         count = min(len(items), count)
-        return tuple(
-            cls.of(items[index * len(items) // count]) for index in range(count)
-        )
+        spread = [items[index * len(items) // count] for index in range(count)]
+        return tuple(map(cls.of, spread))
 
     @classmethod
     def first_of(cls, stream: StreamDataset, count: int) -> tuple[Picture, ...]:
@@ -116,10 +133,12 @@ class Picture:
         `StreamDataset.first`."""
         loader = StreamPixels(replace(stream, unreadable=Unreadable(1.0, quiet=True)))
         items = stream.at_own_size(stream.first(count))
-        whole = [item for item in items if loader.pixels(item) is not None]
-        return tuple(
-            cls(item.sample.name, partial(loader.whole_pixels, item)) for item in whole
-        )
+        pictures = []
+        for item in items:
+            if loader.pixels(item) is not None:
+                pixels = partial(loader.whole_pixels, item)
+                pictures.append(cls(item.sample.name, pixels))
+        return tuple(pictures)
 
 
 def load_pixels(item: BucketedSample) -> Tensor:
@@ -135,7 +154,13 @@ def load_pixels(item: BucketedSample) -> Tensor:
 @dataclass(frozen=True)
 class StreamPixels:
     """Batches of images that a stream read; each is a pure function of its spec
-    (`StreamSource.make_batch`)."""
+    (`StreamSource.make_batch`).
+
+    Example::
+
+        loader = StreamPixels(stream)
+        batch = loader.load(spec)  # a damaged image has the weight 0
+    """
 
     stream: StreamDataset
 

@@ -1,6 +1,10 @@
 """The plans of both trainers: what is made and trained, how long, and what it takes.
 Imports no torch: memory is measured by a step on fake tensors (`memory`), which a start
-always does and a dry run where it is asked for."""
+always does and a dry run where it is asked for.
+
+The sections name their planner, and the plan of a job, a dry run, and the page call it.
+`memory` measures a `Work` and returns `StepBytes`; `trainer` calls `memory_advice`.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +51,13 @@ SectionT = TypeVar("SectionT", bound=RolesSection)
 
 
 class Work(NamedTuple):
-    """What one rank computes at once."""
+    """What one rank computes at once.
+
+    >>> Work(images=4, width=512, height=256).pixels
+    524288
+    >>> Work(images=1, width=64, height=64, references=1).pixels
+    8192
+    """
 
     images: int
     width: int
@@ -73,24 +83,29 @@ class Work(NamedTuple):
             references[bucket] = max(
                 references[bucket], len(item.sample.control_images)
             )
-        found = []
+        works = []
         for size, count in counts.items():
-            found.append(Work(min(most, count), *size, references[size]))
-        if not found:
+            works.append(Work(min(most, count), *size, references[size]))
+        if not works:
             multiple = section.size_multiple()
             largest = max(
                 (size for dataset in section.datasets for size in dataset.resolution),
                 key=area_of,
             )
-            found = [
+            works = [
                 Work(most, *(side // multiple * multiple for side in sides_of(largest)))
             ]
-        return max(found, key=lambda work: work.pixels)
+        return max(works, key=lambda work: work.pixels)
 
 
 @dataclass(frozen=True)
 class StepBytes:
-    """What one rank takes, in bytes."""
+    """What one rank takes, in bytes.
+
+    Example::
+
+        estimate = step_bytes.estimate(on_gpu=True)
+    """
 
     trained: Mapping[str, int]
     """Role -> number of weights that are trained."""
@@ -129,14 +144,14 @@ class StepBytes:
             always = {"context": CUDA_CONTEXT}
         else:
             always = {"process baseline": PROCESS_BASELINE}
-        found = (
-            Phase(name, positive(always | parts)) for name, parts in phases.items()
-        )
+        estimated_phases = []
+        for name, parts in phases.items():
+            estimated_phases.append(Phase(name, positive(always | parts)))
         if on_gpu:
             host = {"process baseline": PROCESS_BASELINE_WITH_CUDA} | positive(copies)
         else:
             host = {}
-        return MemoryEstimate(tuple(found), on_gpu, host)
+        return MemoryEstimate(tuple(estimated_phases), on_gpu, host)
 
 
 def memory_advice(section: RolesSection) -> str:
@@ -184,7 +199,14 @@ def _less_memory(section: RolesSection) -> Iterator[str]:
 
 
 class RolesPlanner(Planner[SectionT]):
-    """The plan of a training of several roles."""
+    """The plan of a training of several roles.
+
+    Example::
+
+        planner = FlowPlanner(section, job)
+        for line in planner.describe_roles():
+            print(line)
+    """
 
     step: StepBytes | None = None
     """Once it is measured."""
@@ -203,13 +225,17 @@ class RolesPlanner(Planner[SectionT]):
     def describe_roles(self) -> Iterator[str]:
         """What is trained with which optimizer."""
         for role in self.section.roles():
-            own = self.section.role_optimizer(role)
+            optimizer = self.section.role_optimizer(role)
             if self.step and role in self.step.trained:
                 count = f"{self.step.trained[role]:,} parameters, "
             else:
                 count = ""
-            every = f", each {own.every} steps" if own.every > 1 else ""
-            yield f"{role}: {count}{own.optimizer}, learning rate {own.lr:g}, {own.lr_scheduler}{every}"
+            if optimizer.every > 1:
+                every = f", each {optimizer.every} steps"
+            else:
+                every = ""
+            rate = f"learning rate {optimizer.lr:g}, {optimizer.lr_scheduler}"
+            yield f"{role}: {count}{optimizer.optimizer}, {rate}{every}"
 
     def memory(self, data: ImageData) -> MemoryEstimate | None:
         if not self.job.measures_memory:
@@ -342,10 +368,10 @@ class FlowPlanner(RolesPlanner[FlowTrainerConfig]):
         if len(captions) == 1 and len({item.sample.image for item in data.items}) > 1:
             caption = captions.pop()
             if caption:
-                found = f"all captions are {caption!r}"
+                reason = f"all captions are {caption!r}"
             else:
-                found = "no image has a caption"
-            yield f"warning: {found}: prompts will have no effect on what is drawn"
+                reason = "no image has a caption"
+            yield f"warning: {reason}: prompts will have no effect on what is drawn"
 
 
 def pixels_at_once(item: BucketedSample) -> int:

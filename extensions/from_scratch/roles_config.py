@@ -1,5 +1,10 @@
 """What the sections of both trainers share: roles, each with its own optimizer, and an
-autoencoder that is trained."""
+autoencoder that is trained.
+
+A role is a set of weights with its own optimizer, learning rate, and schedule. What is
+not given for a role comes from `train`. `vae_config` and `flow_config` are subclasses of
+`RolesSection`; `plan` and `trainer` read it.
+"""
 
 from __future__ import annotations
 
@@ -101,17 +106,18 @@ class RolesSection(ImageTrainingSection, TrainerConfig):
     def own_optimizer(self, role: str) -> RoleOptimizerConfig:
         """The role's entry of `optimizers`, as given."""
         optimizers: Any = getattr(self, "optimizers")  # noqa: B009 - a field of each subclass
-        own: RoleOptimizerConfig = getattr(optimizers, role)
-        return own
+        optimizer: RoleOptimizerConfig = getattr(optimizers, role)
+        return optimizer
 
     def role_optimizer(self, role: str) -> RoleOptimizerConfig:
         """The optimizer of a role: what its entry does not give comes from `train`."""
-        own = self.own_optimizer(role)
-        shared = {
-            name: getattr(self.train, name) for name in OptimizerConfig.model_fields
-        } | self.role_defaults(role)
-        given = own.model_fields_set
-        return own.model_copy(
+        optimizer = self.own_optimizer(role)
+        shared = {}
+        for name in OptimizerConfig.model_fields:
+            shared[name] = getattr(self.train, name)
+        shared |= self.role_defaults(role)
+        given = optimizer.model_fields_set
+        return optimizer.model_copy(
             update={name: value for name, value in shared.items() if name not in given}
         )
 

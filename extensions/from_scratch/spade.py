@@ -49,7 +49,12 @@ or one value for each."""
 
 
 class Modulation(nn.Module):
-    """gamma and beta of one norm."""
+    """gamma and beta of one norm.
+
+    >>> gamma, beta = Modulation(latent_channels=4, channels=8)(torch.ones(1, 4, 16, 16))
+    >>> gamma.shape, int(gamma.count_nonzero())
+    (torch.Size([1, 8, 16, 16]), 0)
+    """
 
     def __init__(self, latent_channels: int, channels: int) -> None:
         super().__init__()
@@ -68,7 +73,13 @@ class Modulation(nn.Module):
 
 class Spade(nn.Module):
     """The modulations of a decoder, by the names of its norms with _ for dots. Not
-    those within attention."""
+    those within attention.
+
+    Example::
+
+        attach_spade(vae, seed=1)  # makes `vae.spade`, whose hooks run in the decoder
+        image = vae.decode(latents_BCHW).sample
+    """
 
     def __init__(self, decoder: Any) -> None:
         super().__init__()

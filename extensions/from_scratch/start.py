@@ -3,7 +3,11 @@ folders that the run saves.
 
 Everything is read from there, by the same code as any other model folder. What others
 made is linked, not copied. It is written once: a resumed run finds the tokenizer, the
-autoencoder and the text encoder it began with."""
+autoencoder and the text encoder it began with.
+
+It trains nothing and has no weights of the run: `writers` saves those. `flow_process`
+calls it before the model is loaded.
+"""
 
 from __future__ import annotations
 
@@ -43,49 +47,51 @@ def write_start(
     """Writes the folder, again where it exists. captions: of all images, for a
     tokenizer. pictures: by which the scale of the latents of random weights is
     measured, on this device."""
-    with atomic_write_dir(folder, known_by=INDEX) as made:
+    with atomic_write_dir(folder, known_by=INDEX) as temporary:
         if model.name_or_path:
-            place_parts(model.folder(), made, without={"vae"} if model.vae else ())
+            place_parts(model.folder(), temporary, without={"vae"} if model.vae else ())
             if model.vae:
-                new.place_autoencoder(made, model.autoencoder().folder())
-            own = FAMILY.of_folder(model.folder())
-            new.write_index(made, own.prediction, own.max_tokens)
+                new.place_autoencoder(temporary, model.autoencoder().folder())
+            layout = FAMILY.of_folder(model.folder())
+            new.write_index(temporary, layout.prediction, layout.max_tokens)
             return
         text = model.text_encoder
         if model.new_vae:
             autoencoder = make_autoencoder(
                 model.autoencoder(), seed, torch.device(device)
             )
-            (made / PART).mkdir()
+            (temporary / PART).mkdir()
             weights = to_cpu_copies(autoencoder.module.state_dict(), "float32")
             write_autoencoder(
-                made / PART,
+                temporary / PART,
                 weights,
                 autoencoder.config() | scale_by(autoencoder, pictures),
             )
         else:
-            new.place_autoencoder(made, model.autoencoder().folder())
+            new.place_autoencoder(temporary, model.autoencoder().folder())
         if text.name_or_path:
-            new.place_text_encoder(made, *text_folders(model))
+            new.place_text_encoder(temporary, *text_folders(model))
         else:
-            new.write_text_encoder(made, text.config, captions, text.max_tokens, seed)
+            new.write_text_encoder(
+                temporary, text.config, captions, text.max_tokens, seed
+            )
         if text.projection_dim:
-            new.write_projection(made, text.projection_dim, seed)
+            new.write_projection(temporary, text.projection_dim, seed)
         new.write_transformer(
-            made, model.transformer.class_name, model.transformer.config, seed
+            temporary, model.transformer.class_name, model.transformer.config, seed
         )
-        new.write_scheduler(made)
-        new.write_index(made, model.prediction, text.max_tokens)
+        new.write_scheduler(temporary)
+        new.write_index(temporary, model.prediction, text.max_tokens)
     logger.info(f"wrote the model as it begins to {folder}")
 
 
 def require_start(folder: Path, checkpoint: Path) -> None:
     """Makes sure that the folder of a run that is resumed is there; that of a state in
     another place is taken over. Raises RunError where it is not."""
-    own = checkpoint.resolve().parents[1] / START
-    if own != folder.resolve() and own.is_dir():
-        with atomic_write_dir(folder, known_by=INDEX) as made:
-            place_parts(own, made, without=())
+    saved_start = checkpoint.resolve().parents[1] / START
+    if saved_start != folder.resolve() and saved_start.is_dir():
+        with atomic_write_dir(folder, known_by=INDEX) as temporary:
+            place_parts(saved_start, temporary, without=())
     else:
         fault = FAMILY.config_error(folder)
         if fault:
@@ -117,7 +123,7 @@ def start_hashes(folder: Path) -> dict[str, str]:
     index = folder / INDEX
     hashes = {INDEX: sha256_of(index) if index.is_file() else ""}
     hashes |= {part: weights_hash(folder, [part]) for part in FAMILY.parts}
-    return {f"{START}/{name}": found for name, found in hashes.items()}
+    return {f"{START}/{name}": digest for name, digest in hashes.items()}
 
 
 def text_folders(model: FlowModelConfig) -> tuple[Path, Path]:

@@ -1,5 +1,9 @@
 """What both trainers do with an autoencoder that is trained: its discriminator, LPIPS,
-roles and refusals."""
+roles and refusals.
+
+It has no loop: `vae_process` and `flow_process` are subclasses
+of `RolesTrainer`. `writers` copies the weights of a `TrainedVae`.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +53,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainedVae:
-    """An autoencoder in training, with what judges it."""
+    """An autoencoder in training, with what judges it.
+
+    Example::
+
+        trained = TrainedVae(autoencoder, adversary=None, perceptual=None)
+        step = trained.step(section.losses, seed, dtype)
+    """
 
     autoencoder: Autoencoder
     adversary: Adversary | None
@@ -180,10 +190,15 @@ class RolesTrainer(ImageTrainer):
             )
         if trained.adversary:
             network = trained.adversary.network
-            own = self.section.role_optimizer(DISCRIMINATOR)
+            settings = self.section.role_optimizer(DISCRIMINATOR)
             weights = dict(network.named_parameters())
             roles[DISCRIMINATOR] = build_role(
-                own, weights, steps, self.seed, group, after_step=network.after_step
+                settings,
+                weights,
+                steps,
+                self.seed,
+                group,
+                after_step=network.after_step,
             )
             roles[DISCRIMINATOR].buffers = network.vectors()
         for name, role in roles.items():
@@ -210,11 +225,10 @@ class LossBalance(Callback):
         losses = self._losses
         numbers = result.extra_metrics
         metrics = PIXEL_METRICS | {"lpips": LPIPS_METRIC, "adversarial": "loss_gen"}
-        weighted = {
-            key: getattr(losses, key) * numbers[name]
-            for key, name in metrics.items()
-            if name in numbers
-        }
+        weighted = {}
+        for key, name in metrics.items():
+            if name in numbers:
+                weighted[key] = getattr(losses, key) * numbers[name]
         if "adversarial" in weighted and ADVERSARIAL_WEIGHT in numbers:
             weighted["adversarial"] = numbers[ADVERSARIAL_WEIGHT] * numbers["loss_gen"]
         weighted["kl"] = numbers.get("loss_kl_weighted", 0.0)

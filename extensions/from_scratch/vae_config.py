@@ -1,4 +1,8 @@
-"""The section of `type: vae_trainer`."""
+"""The section of `type: vae_trainer`.
+
+The section resolves defaults by role and reports every fault of a job before anything
+is loaded. It imports no torch. `vae_process` trains with it, and `plan` describes it.
+"""
 
 from __future__ import annotations
 
@@ -130,10 +134,10 @@ class VaeTrainerConfig(RolesSection):
     def scan(self) -> ImageData:
         cache = ScanCache.beside(self.training_folder)
         multiple = self.size_multiple()
-        found = split_validation(
+        parts = split_validation(
             self, *scan_items(self, multiple, cache), multiple, _reconstructions
         )
-        return ImageData(*found, self.stream())
+        return ImageData(*parts, self.stream())
 
     def roles(self) -> tuple[str, ...]:
         return (VAE, DISCRIMINATOR) if self.discriminator else (VAE,)

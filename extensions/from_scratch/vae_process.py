@@ -1,7 +1,12 @@
 """`type: vae_trainer`: the trainer of an autoencoder, as a subclass of
 `jobs.process.trainer.Trainer`.
 
-Shape suffixes: B batch, H/W height and width in pixels."""
+Shape suffixes: B batch, H/W height and width in pixels.
+
+It connects the autoencoder, its discriminator, and the images, and measures
+reconstructions. The loop itself is the trainer's; the losses are in `autoencoder_step`,
+and `writers` saves the folders.
+"""
 
 from __future__ import annotations
 
@@ -108,13 +113,13 @@ class VaeTrainerProcess(RolesTrainer):
         by_image: dict[str, list[float]] = {}
 
         def measure(should_stop: Callable[[], bool]) -> dict[str, float] | None:
-            found: list[tuple[float, float, float]] = []
+            image_metrics: list[tuple[float, float, float]] = []
             by_image.clear()
             for item in items:
                 if should_stop():
                     return None
                 original, output = self._reconstruct(autoencoder, Picture.of(item))
-                found.append(
+                image_metrics.append(
                     (
                         float((output - original).abs().mean()),
                         psnr(output, original),
@@ -122,10 +127,11 @@ class VaeTrainerProcess(RolesTrainer):
                     )
                 )
                 by_image.setdefault(file_digest(item.sample.image), []).append(
-                    found[-1][0]
+                    image_metrics[-1][0]
                 )
             l1, mean_psnr, mean_ssim = (
-                sum(values) / len(found) for values in zip(*found, strict=True)
+                sum(values) / len(image_metrics)
+                for values in zip(*image_metrics, strict=True)
             )
             return {
                 LOSS: l1,
@@ -155,20 +161,18 @@ class VaeTrainerProcess(RolesTrainer):
         if not settings.images:
             if data.stream and not data.held_out:
                 return Picture.first_of(data.stream, settings.count)
-            return [
-                Picture.of(item)
-                for item in (data.held_out or data.items)[: settings.count]
-            ]
+            items = data.held_out or data.items
+            return [Picture.of(item) for item in items[: settings.count]]
         resolution = self.section.datasets[0].resolution[0]
         scale = self.section.model.latent_scale()
-        found = []
+        drawn = []
         for path in settings.images:
             size = inspect_image(path).size
             sample = Sample(path, "", 1, size, "")
-            found.append(
+            drawn.append(
                 Picture.of(BucketedSample(sample, bucket_for(size, resolution, scale)))
             )
-        return found
+        return drawn
 
     def _draw(
         self, autoencoder: Autoencoder, pictures: Sequence[Picture], index: int

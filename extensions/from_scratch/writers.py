@@ -1,6 +1,11 @@
 """Writes what a run trained, the EMA of the weights where there is one: folders that
 `from_pretrained` of diffusers loads, of an autoencoder, and of a flow model in the
-layout of `start/`, from which the parts that stay are linked."""
+layout of `start/`, from which the parts that stay are linked.
+
+They copy the weights at once, and write later in the thread that saves. They do not
+decide when to save. `vae_process` and `flow_process` return one of them from
+`weights_writer`.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +74,13 @@ class FolderWriter(ABC):
 
 
 class AutoencoderWriter(FolderWriter):
-    """Writes an autoencoder, with the mean and standard deviation of its latents."""
+    """Writes an autoencoder, with the mean and standard deviation of its latents.
+
+    Example::
+
+        write = AutoencoderWriter(trained, section.save, pictures).snapshot(run, 1000)
+        paths = write()  # in the thread that saves
+    """
 
     known_by = CONFIG
 
@@ -92,7 +103,13 @@ class AutoencoderWriter(FolderWriter):
 
 
 class FlowWriter(FolderWriter):
-    """Writes the model of a flow training."""
+    """Writes the model of a flow training.
+
+    Example::
+
+        write = FlowWriter(start, networks, section.save, None).snapshot(run, None)
+        paths = write()  # in the thread that saves
+    """
 
     known_by = INDEX
 
@@ -141,11 +158,11 @@ class FlowWriter(FolderWriter):
 
 
 def _write_text_encoder(part: Path, weights: Mapping[str, Tensor]) -> None:
-    own = {}
+    tensors = {}
     for name, weight in weights.items():
         if name.startswith("encoder."):
-            own[name.removeprefix("encoder.")] = weight
-    write_safetensors_verified(part / TEXT_WEIGHTS, own, None)
+            tensors[name.removeprefix("encoder.")] = weight
+    write_safetensors_verified(part / TEXT_WEIGHTS, tensors, None)
     projection = weights.get("projection.weight")
     if projection is not None:
         write_safetensors_verified(part / PROJECTION, {"weight": projection}, None)

@@ -7,9 +7,6 @@ without subgraphs, which old versions do not know. Nodes and the order of their 
 ComfyUI 0.29.0 (tests/extensions/sd_trainer/comfyui_nodes.json). Imports no torch.
 
     write_workflows(Path("output/maya/maya.safetensors"), section, edits=False, plain=True)
-
-`process` passes `write_workflows` to the writer of the LoRA, which calls it at the end
-of a run.
 """
 
 from __future__ import annotations
@@ -38,8 +35,8 @@ from toolkit.models.loading import model_folder
 logger = logging.getLogger(__name__)
 
 MARK = "atelier"
-"""Key in `extra` of a workflow: the digest of all else in it. Where it does not fit,
-somebody else wrote the file."""
+"""Key in `extra` of a workflow: the digest of all else in it. Where it does not match,
+another program wrote or changed the file."""
 
 SIDE = Size(1024, 1024)
 """Size of the image where a job has no samples."""
@@ -214,114 +211,167 @@ def workflow(
 
     file: its name. title: a key of `MODELS`. shift: factor of the noise levels, as
     ModelSamplingAuraFlow has it.
+
+    Example::
+
+        contents = workflow("mira.safetensors", section, "Qwen-Image", False, 2.2)
+        path.write_text(json.dumps(contents))
     """
+    settings = _settings(section, with_images)
+    comfy = _with_own_files(MODELS[title], section)
+    graph = _Graph()
+    note = _note(file, section, title, comfy, with_images)
+    graph.add("MarkdownNote", (0, -60), (320, 420), {}, [], [note])
+    model, clip, vae = _loaders(graph, comfy)
+    model = _with_loras(graph, model, [*_base_loras(section), (file, 1.0)])
+    if comfy.is_shifted:
+        model = _shifted(graph, model, shift, settings.guidance)
+    if with_images:
+        images = _images(graph, comfy, _picture(section, with_images))
+    else:
+        images = {}
+    positive, negative = _encoded(
+        graph,
+        comfy,
+        (settings.prompt, settings.negative),
+        (clip, vae),
+        images,
+        _reference_side(section, settings.size.width * settings.size.height),
+    )
+    latent = _empty_latent(graph, comfy, settings.size)
+    sampled = _sampled(graph, settings, model, positive, negative, latent)
+    _save(graph, sampled, vae, file.removesuffix(".safetensors"))
+    return graph.to_json()
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The settings of the sampler that a workflow begins with."""
+
+    size: Size
+    seed: int
+    steps: int
+    guidance: float
+    prompt: str
+    negative: str
+
+
+def _settings(section: DiffusionSection, with_images: bool) -> _Settings:
+    """The settings of the job's sample, or those of the family where it has none."""
     picture = _picture(section, with_images)
     family = family_for(section.model)
-    graph = _Graph()
-    comfy = _with_own_files(MODELS[title], section)
-    if picture is None or picture.guidance_scale is None:
+    if picture is None:
+        return _Settings(
+            SIDE,
+            42,
+            family.sample_steps,
+            family.guidance,
+            _text(section, section.trigger_word or "a photo"),
+            _text(section, "") or family.empty_negative,
+        )
+    if picture.guidance_scale is None:
         guidance = family.guidance
     else:
         guidance = picture.guidance_scale
-    steps = (picture.sample_steps if picture else None) or family.sample_steps
-    width, height = (picture.width, picture.height) if picture else SIDE
-    prompt = _text(
-        section, picture.prompt if picture else section.trigger_word or "a photo"
+    return _Settings(
+        Size(picture.width, picture.height),
+        picture.seed,
+        picture.sample_steps or family.sample_steps,
+        guidance,
+        _text(section, picture.prompt),
+        _text(section, picture.neg) or family.empty_negative,
     )
-    negative = _text(section, picture.neg if picture else "") or family.empty_negative
 
-    graph.add(
-        "MarkdownNote",
-        (0, -60),
-        (320, 420),
-        {},
-        [],
-        [_note(file, section, title, comfy, with_images)],
-    )
-    loaded = [comfy.diffusion_model, "default"]
+
+def _loaders(graph: _Graph, comfy: ComfyModel) -> tuple[Slot, Slot, Slot]:
+    """Adds the loaders of the three files of a model: the diffusion model, the text
+    encoder, and the VAE."""
+    files = [comfy.diffusion_model, "default"]
     (model,) = graph.add(
-        "UNETLoader", (360, 0), (360, 82), {}, [("MODEL", "MODEL")], loaded
+        "UNETLoader", (360, 0), (360, 82), {}, [("MODEL", "MODEL")], files
     )
-    loaded = [comfy.text_encoder, CLIP_TYPE, "default"]
+    files = [comfy.text_encoder, CLIP_TYPE, "default"]
     (clip,) = graph.add(
-        "CLIPLoader", (360, 140), (360, 106), {}, [("CLIP", "CLIP")], loaded
+        "CLIPLoader", (360, 140), (360, 106), {}, [("CLIP", "CLIP")], files
     )
     (vae,) = graph.add(
         "VAELoader", (360, 300), (360, 58), {}, [("VAE", "VAE")], [comfy.vae]
     )
-    loras = [*_base_loras(section), (file, 1.0)]
+    return model, clip, vae
+
+
+def _with_loras(graph: _Graph, model: Slot, loras: Sequence[tuple[str, float]]) -> Slot:
+    """Adds a loader for each LoRA, the last next to the sampler. loras: names of files
+    and their strengths."""
     for place, lora in enumerate(loras, start=1):
         at = (760, 140 * (place - len(loras)))
-        (model,) = graph.add(
-            "LoraLoaderModelOnly",
-            at,
-            (340, 82),
-            {"model": model},
-            [("MODEL", "MODEL")],
-            lora,
-        )
-    if comfy.is_shifted:
-        name = "ModelSamplingAuraFlow"
+        inputs = {"model": model}
         ends = [("MODEL", "MODEL")]
-        (model,) = graph.add(
-            name, (1140, 0), (300, 58), {"model": model}, ends, [shift]
-        )
-    if comfy.is_shifted and guidance > 1:
-        (model,) = graph.add(
-            "CFGNorm",
-            (1140, 110),
-            (300, 82),
-            {"model": model},
-            [("patched_model", "MODEL")],
-            [1.0],
-        )
-    positive, negated = _encoded(
-        graph,
-        comfy,
-        (prompt, negative),
-        (clip, vae),
-        _images(graph, comfy, picture) if with_images else {},
-        _reference_side(section, width * height),
-    )
+        (model,) = graph.add("LoraLoaderModelOnly", at, (340, 82), inputs, ends, lora)
+    return model
+
+
+def _shifted(graph: _Graph, model: Slot, shift: float, guidance: float) -> Slot:
+    """Adds the shift of the noise levels, and the norm of the guidance where two
+    predictions are made."""
+    name = "ModelSamplingAuraFlow"
+    ends = [("MODEL", "MODEL")]
+    inputs = {"model": model}
+    (model,) = graph.add(name, (1140, 0), (300, 58), inputs, ends, [shift])
+    if guidance > 1:
+        ends = [("patched_model", "MODEL")]
+        inputs = {"model": model}
+        (model,) = graph.add("CFGNorm", (1140, 110), (300, 82), inputs, ends, [1.0])
+    return model
+
+
+def _empty_latent(graph: _Graph, comfy: ComfyModel, size: Size) -> Slot:
+    """Adds the noise that the sampler begins with."""
+    ends = [("LATENT", "LATENT")]
+    widgets = [size.width, size.height, 1]
     (latent,) = graph.add(
-        comfy.empty_latent,
-        (1140, 250),
-        (300, 106),
-        {},
-        [("LATENT", "LATENT")],
-        [width, height, 1],
+        comfy.empty_latent, (1140, 250), (300, 106), {}, ends, widgets
     )
-    sampled = {
+    return latent
+
+
+def _sampled(
+    graph: _Graph,
+    settings: _Settings,
+    model: Slot,
+    positive: Slot,
+    negative: Slot,
+    latent: Slot,
+) -> Slot:
+    """Adds the sampler, and returns its latents."""
+    inputs = {
         "model": model,
         "positive": positive,
-        "negative": negated,
+        "negative": negative,
         "latent_image": latent,
     }
-    settings = [
-        picture.seed if picture else 42,
+    widgets = [
+        settings.seed,
         "fixed",
-        steps,
-        guidance,
+        settings.steps,
+        settings.guidance,
         "euler",
         "simple",
         1.0,
     ]
-    (latent,) = graph.add(
-        "KSampler", (1480, 0), (300, 262), sampled, [("LATENT", "LATENT")], settings
+    (sampled,) = graph.add(
+        "KSampler", (1480, 0), (300, 262), inputs, [("LATENT", "LATENT")], widgets
     )
+    return sampled
+
+
+def _save(graph: _Graph, latent: Slot, vae: Slot, stem: str) -> None:
+    """Adds the decoder and the node that saves the image. stem: name of the image's
+    file, without a number."""
     ends = [("IMAGE", "IMAGE")]
-    (image,) = graph.add(
-        "VAEDecode", (1480, 310), (300, 46), {"samples": latent, "vae": vae}, ends
-    )
-    graph.add(
-        "SaveImage",
-        (1820, 0),
-        (420, 460),
-        {"images": image},
-        [],
-        [file.removesuffix(".safetensors")],
-    )
-    return graph.to_json()
+    inputs = {"samples": latent, "vae": vae}
+    (image,) = graph.add("VAEDecode", (1480, 310), (300, 46), inputs, ends)
+    graph.add("SaveImage", (1820, 0), (420, 460), {"images": image}, [], [stem])
 
 
 def _encoded(
@@ -350,7 +400,7 @@ def _encoded(
         )
         return positive, negative
     ends = [("CONDITIONING", "CONDITIONING")]
-    conditionings = []
+    conditioning = []
     for row, (title, text) in enumerate(
         zip(("prompt", "negative prompt"), texts, strict=True)
     ):
@@ -374,8 +424,8 @@ def _encoded(
                 ends,
                 [comfy.reference_method],
             )
-        conditionings.append(slot)
-    return conditionings[0], conditionings[1]
+        conditioning.append(slot)
+    return conditioning[0], conditioning[1]
 
 
 def _images(
@@ -387,17 +437,17 @@ def _images(
         names = [Path(path).name for path in picture.ctrl_img]
     else:
         names = []
-    image_slots = dict[str, Slot]()
+    slots = dict[str, Slot]()
     ends = [("IMAGE", "IMAGE"), ("MASK", "MASK")]
     for place, (given, name) in enumerate(
         zip(comfy.images, names or ["control image.png"], strict=False)
     ):
         at = (360, 420 + 380 * place)
         title = f"control image {place + 1}"
-        image_slots[given] = graph.add(
+        slots[given] = graph.add(
             "LoadImage", at, (360, 330), {}, ends, [name, "image"], title
         )[0]
-    return image_slots
+    return slots
 
 
 def _with_own_files(comfy: ComfyModel, section: DiffusionSection) -> ComfyModel:
@@ -437,16 +487,17 @@ def _note(
     comfy: ComfyModel,
     with_images: bool,
 ) -> str:
-    """The text of the note: the first steps of somebody who opens the workflow."""
+    """What the reader of a workflow does first."""
     pictures = []
     for one in section.sample_pictures():
         if bool(one.ctrl_img) == with_images:
             pictures.append(one)
-    base_names = [name for name, _ in _base_loras(section)]
+    loras = [name for name, _ in _base_loras(section)]
+    loras.append(file)
     lines = [
         f"## {file.removesuffix('.safetensors')}",
         f"A LoRA of {title}. Put the files here, then press R:",
-        *[f"- `models/loras/{name}`" for name in (*base_names, file)],
+        *(f"- `models/loras/{name}`" for name in loras),
         f"- `models/diffusion_models/{comfy.diffusion_model}`",
         f"- `models/text_encoders/{comfy.text_encoder}`",
         f"- `models/vae/{comfy.vae}`",

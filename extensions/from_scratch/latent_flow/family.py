@@ -63,7 +63,11 @@ REFERENCES = {"QwenImageTransformer2DModel": 3, "QwenImage21Transformer2DModel":
 
 
 class TextEncoderKind(NamedTuple):
-    """A text encoder of transformers."""
+    """A text encoder of transformers.
+
+    >>> TEXT_ENCODERS["qwen3"].class_name
+    'Qwen3Model'
+    """
 
     class_name: str
     width: str
@@ -109,7 +113,13 @@ it."""
 
 class LatentFlowFamily(ModelFamily):
     """See `ModelFamily`. Without a folder the facts are those of an AutoencoderKL of
-    Stable Diffusion 3."""
+    Stable Diffusion 3.
+
+    Example::
+
+        family = FAMILY.of_folder(folder)
+        print(family.latent_channels, family.prediction, family.max_tokens)
+    """
 
     arch = "latent_flow"
     model_class = "extensions.from_scratch.latent_flow.model:LatentFlowModel"
@@ -232,10 +242,10 @@ class LatentFlowFamily(ModelFamily):
         text_encoder_kind(folder / "text_encoder")
         shapes = part_shapes(folder / "transformer")
         inputs = transformer.get("in_channels", 0)
-        own = latent_channels(vae)
-        if inputs and inputs % own:
+        vae_channels = latent_channels(vae)
+        if inputs and inputs % vae_channels:
             raise UserError(
-                f"{folder}: the transformer has {inputs} channels, and the latents of vae have {own}."
+                f"{folder}: the transformer has {inputs} channels, and the latents of vae have {vae_channels}."
             )
         if not any(name.startswith(BLOCKS) for name in shapes):
             raise UserError(
@@ -243,19 +253,18 @@ class LatentFlowFamily(ModelFamily):
             )
 
     def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
-        return {
-            name: shape
-            for name, shape in self.every_linear_layer(folder).items()
-            if name.startswith(BLOCKS)
-        }
+        layers = {}
+        for name, shape in self.every_linear_layer(folder).items():
+            if name.startswith(BLOCKS):
+                layers[name] = shape
+        return layers
 
     def every_linear_layer(self, folder: Path) -> dict[str, tuple[int, int]]:
-        shapes = part_shapes(folder / "transformer").items()
-        return {
-            name.removesuffix(".weight"): (s[1], s[0])
-            for name, s in shapes
-            if len(s) == 2
-        }
+        layers = {}
+        for name, shape in part_shapes(folder / "transformer").items():
+            if len(shape) == 2:
+                layers[name.removesuffix(".weight")] = (shape[1], shape[0])
+        return layers
 
     def modules(self, folder: Path) -> dict[str, int]:
         counts: dict[str, int] = {}
@@ -369,11 +378,10 @@ def part_shapes(part: Path) -> dict[str, tuple[int, ...]]:
     where it is not here yet."""
     if not part.is_dir():
         return {}
-    return {
-        name: shape
-        for path in weight_files(part)
-        for name, shape in tensor_shapes(path).items()
-    }
+    shapes = {}
+    for path in weight_files(part):
+        shapes.update(tensor_shapes(path))
+    return shapes
 
 
 FAMILY = LatentFlowFamily()

@@ -45,7 +45,12 @@ if TYPE_CHECKING:
 
 
 class LatentFlowModel(FolderModel):
-    """See `DiffusionModel` for the methods."""
+    """See `DiffusionModel` for the methods.
+
+    Example::
+
+        model = LatentFlowModel(ModelLoadOptions(folder, device, torch.bfloat16))
+    """
 
     family: LatentFlowFamily
 
@@ -191,10 +196,11 @@ class LatentFlowModel(FolderModel):
         """How many of these prompts have more tokens than are seen."""
         tokenizer = self.part("tokenizer")
         most = self.family.max_tokens
-        return sum(
-            len(tokenizer(prompt, verbose=False)["input_ids"]) > most
-            for prompt in prompts
-        )
+        count = 0
+        for prompt in prompts:
+            tokens = tokenizer(prompt, verbose=False)["input_ids"]
+            count += len(tokens) > most
+        return count
 
     def _embeds(self, prompts: PromptEmbeds) -> Tensor:
         """Embeddings [B, L, E] of prompts of one length."""
@@ -233,10 +239,9 @@ class LatentFlowModel(FolderModel):
         return uncond_BCHW + scale * (cond_BCHW - uncond_BCHW)
 
     def lora_targets(self) -> Sequence[str]:
-        blocks = enumerate(self.blocks())
-        return [
-            f"{BLOCKS}.{index}.{name}"
-            for index, block in blocks
-            for name, module in block.named_modules()
-            if isinstance(module, nn.Linear)
-        ]
+        targets = []
+        for index, block in enumerate(self.blocks()):
+            for name, module in block.named_modules():
+                if isinstance(module, nn.Linear):
+                    targets.append(f"{BLOCKS}.{index}.{name}")
+        return targets

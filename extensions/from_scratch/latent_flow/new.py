@@ -1,5 +1,10 @@
 """Makes the parts of a model folder: a transformer and a text encoder with random
-weights, parts of other folders."""
+weights, parts of other folders.
+
+The parts are written as diffusers and transformers save them. `start` makes the first
+model folder of a run with these functions. `writers` saves the weights that were
+trained.
+"""
 
 from __future__ import annotations
 

@@ -135,10 +135,10 @@ class LatentFlowPipeline(DiffusionPipeline):
         """The prediction [B, C, H, W], float32. t_B: noise fraction."""
         if "caption_projection_dim" in self.transformer.config:  # SD3Transformer2DModel
             pooled = embeds_BLE.mean(1)
-            found: torch.Tensor = self.transformer(
+            velocity: torch.Tensor = self.transformer(
                 x_BCHW, embeds_BLE, pooled, 1000 * t_B, return_dict=False
             )[0]
-            return found.float()
+            return velocity.float()
         if (
             "causal_condition" in self.transformer.config
         ):  # QwenImage21Transformer2DModel
@@ -149,16 +149,16 @@ class LatentFlowPipeline(DiffusionPipeline):
         patches = x_BCHW.reshape(batch, channels, rows, PATCH, columns, PATCH).permute(
             0, 2, 4, 1, 3, 5
         )
-        found = self.transformer(
+        velocity = self.transformer(
             hidden_states=patches.reshape(batch, rows * columns, channels * PATCH**2),
             timestep=t_B.to(x_BCHW.dtype),
             encoder_hidden_states=embeds_BLE,
             img_shapes=[[(1, rows, columns)]] * batch,
             return_dict=False,
         )[0]
-        patches = found.reshape(batch, rows, columns, channels, PATCH, PATCH).permute(
-            0, 3, 1, 4, 2, 5
-        )
+        patches = velocity.reshape(
+            batch, rows, columns, channels, PATCH, PATCH
+        ).permute(0, 3, 1, 4, 2, 5)
         return patches.reshape(batch, channels, height, width).float()
 
     def _predict_single_stream(
@@ -177,7 +177,7 @@ class LatentFlowPipeline(DiffusionPipeline):
             )
             >= embeds_BLE.shape[1]
         )
-        found = self.transformer(
+        velocity = self.transformer(
             hidden_states=tokens.flatten(2).transpose(1, 2),
             timestep=t_B.to(x_BCHW.dtype),
             encoder_hidden_states=embeds_BLE,
@@ -186,7 +186,7 @@ class LatentFlowPipeline(DiffusionPipeline):
             return_dict=False,
         )[0][:, -rows * columns :]
         return pixel_shuffle(
-            found.transpose(1, 2).unflatten(2, (rows, columns)), patch
+            velocity.transpose(1, 2).unflatten(2, (rows, columns)), patch
         ).float()
 
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -194,20 +194,20 @@ class LatentFlowPipeline(DiffusionPipeline):
         if self._is_video:
             mean: torch.Tensor = self.vae.encode(pixels[:, :, None]).latent_dist.mean
             return mean[:, :, 0]
-        found = self.vae.encode(pixels)
-        latents: torch.Tensor = (
-            found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
-        )
+        encoded = self.vae.encode(pixels)
+        latents: torch.Tensor
+        if hasattr(encoded, "latent_dist"):
+            latents = encoded.latent_dist.mean
+        else:
+            latents = encoded.latents
         return latents
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images in about [-1, 1] of normalised latents [B, C, H, W]."""
         config = self.vae.config
         if self._is_video:
-            mean, std = (
-                latents.new_tensor(v).view(-1, 1, 1)
-                for v in (config.latents_mean, config.latents_std)
-            )
+            mean = latents.new_tensor(config.latents_mean).view(-1, 1, 1)
+            std = latents.new_tensor(config.latents_std).view(-1, 1, 1)
             frames: torch.Tensor = self.vae.decode(
                 (latents * std + mean)[:, :, None]
             ).sample

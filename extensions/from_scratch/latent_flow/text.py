@@ -52,7 +52,13 @@ ARGUMENTS = "text_encoder.config"
 
 class TextEncoder(nn.Module):
     """A text encoder of transformers with the linear layer behind it, if there is
-    one."""
+    one.
+
+    Example::
+
+        encoder = load_text_encoder(folder / "text_encoder", torch.float32)
+        embeds_BLE = encoder(ids_BL)
+    """
 
     def __init__(self, encoder: Any, projection: nn.Linear | None) -> None:
         super().__init__()

@@ -191,11 +191,11 @@ class QwenImageTransformer(TransformerAdapter):
         images = [x_BCHW, *references]
         packed = list(map(qwen.pack, images))
         shapes = qwen.image_shapes(images)
-        own = packed[0].shape[1]
+        target_tokens = packed[0].shape[1]
         tokens_BSP = qwen.forward(
             module, run, torch.cat(packed, dim=1), t_B.tolist(), embeds_BLE, shapes
         )
-        return qwen.unpack(tokens_BSP[:, :own], *x_BCHW.shape[-2:])
+        return qwen.unpack(tokens_BSP[:, :target_tokens], *x_BCHW.shape[-2:])
 
 
 class QwenImage21Transformer(TransformerAdapter):
@@ -226,19 +226,25 @@ class QwenImage21Transformer(TransformerAdapter):
         embeds_BLE: Tensor,
         references: Sequence[Tensor] = (),
     ) -> Tensor:
-        (height, width), patch = x_BCHW.shape[-2:], module.config.patch_size
-        *before, x_BSP = (
-            pixel_unshuffle(image, patch).flatten(2).transpose(1, 2)
-            for image in (*references, x_BCHW)
-        )
+        height, width = x_BCHW.shape[-2:]
+        patch = module.config.patch_size
+        before = [_tokens(reference, patch) for reference in references]
+        x_BSP = _tokens(x_BCHW, patch)
         shapes = []
         for image in (*references, x_BCHW):
             shapes.append((1, image.shape[-2] // patch, image.shape[-1] // patch))
         slots = [0] * len(references)
-        found = qwen21.forward(
+        prediction = qwen21.forward(
             module, run, x_BSP[:, None], t_B[:, None], embeds_BLE, slots, before, shapes
         )
         return pixel_shuffle(
-            found[:, 0].transpose(1, 2).unflatten(2, (height // patch, width // patch)),
+            prediction[:, 0]
+            .transpose(1, 2)
+            .unflatten(2, (height // patch, width // patch)),
             patch,
         )
+
+
+def _tokens(image_BCHW: Tensor, patch: int) -> Tensor:
+    """Tokens [B, S, C * patch * patch] of latents."""
+    return pixel_unshuffle(image_BCHW, patch).flatten(2).transpose(1, 2)

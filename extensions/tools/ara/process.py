@@ -1,5 +1,9 @@
 """Makes an accuracy-recovery adapter while the model is loaded, layer by layer, and
-measures what it brings."""
+measures what it brings.
+
+It trains no LoRA on images: the adapter is computed from the error of each layer.
+`type: ara` and `run.py ara` run it; its section is in `config`.
+"""
 
 from __future__ import annotations
 
@@ -85,8 +89,8 @@ class AraProcess(BaseExtensionProcess):
         if section.measure:
             whole, without, with_adapter = *images, self._image(recovered)
             errors["image"] = [
-                float((each - whole).norm() / whole.norm())
-                for each in (without, with_adapter)
+                _relative_error(without, whole),
+                _relative_error(with_adapter, whole),
             ]
         self._status.finish()
         for kind, (before, after) in errors.items():
@@ -156,15 +160,18 @@ class AraProcess(BaseExtensionProcess):
             rows[name] += len(x_MI)
 
         network = model.network_module
-        hooks = [
-            network.get_submodule(name).register_forward_pre_hook(
-                partial(observe, name)
-            )
-            for name in self._family.linear_layers(self.section.model.files_folder())
-        ]
+        hooks = []
+        for name in self._family.linear_layers(self.section.model.files_folder()):
+            module = network.get_submodule(name)
+            hooks.append(module.register_forward_pre_hook(partial(observe, name)))
         self._status.update("calibrating")
         with torch.no_grad():
             self._calibration(model).losses()
         for hook in hooks:
             hook.remove()
         return {name: total / rows[name] for name, total in sums.items()}
+
+
+def _relative_error(image: Tensor, whole: Tensor) -> float:
+    """The distance of an image to the image of the whole model, by its norm."""
+    return float((image - whole).norm() / whole.norm())

@@ -1,4 +1,8 @@
-"""The section of `type: cache`, and the flags of `run.py cache JOB`."""
+"""The section of `type: cache`, and the flags of `run.py cache JOB`.
+
+The command names a job file, and the process type is part of a job. Both check
+what `prune` may delete. `process` runs with either one.
+"""
 
 from __future__ import annotations
 
@@ -125,11 +129,11 @@ class CacheCommand(CacheOptions, ToolConfig):
             return model
 
         processes = load_job(find_config(self.job), find_model).processes
-        return tuple(
-            entry.section
-            for entry in processes
-            if isinstance(entry.section, CacheConfig)
-        )
+        sections = []
+        for entry in processes:
+            if isinstance(entry.section, CacheConfig):
+                sections.append(entry.section)
+        return tuple(sections)
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """The job itself."""
@@ -145,7 +149,6 @@ class CacheCommand(CacheOptions, ToolConfig):
                 ("job",),
                 f"{self.job!r} has no process whose datasets can be encoded in advance.",
             )
-        for folder in {
-            Path(section.training_folder).expanduser() for section in sections
-        }:
+        folders = {Path(section.training_folder).expanduser() for section in sections}
+        for folder in folders:
             yield from self.check_prune(folder)

@@ -1,5 +1,9 @@
 """`type: cache` and `run.py cache`: encodes the datasets of a job as training would. An
-interrupted run resumes."""
+interrupted run resumes.
+
+It takes no training step. The cache has the format and the keys of a training
+job, which then reads it. The plan is in `plan`, the section in `config`.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,12 @@ Keys = dict[str, set[str]]
 
 class CacheProcess(BaseExtensionProcess):
     """Fills `<training_folder>/_cache`; a training job with the same datasets and model
-    then encodes nothing."""
+    then encodes nothing.
+
+    Example::
+
+        python run.py cache config/my_char.yaml
+    """
 
     section: CacheConfig | CacheCommand
 
@@ -122,8 +131,8 @@ class CacheProcess(BaseExtensionProcess):
             )
         status.finish(f"cached {len(items)} items{more} in {folder / CACHE_FOLDER}")
         entries: list[CacheEntry] = []
-        for each in dataset.entries:
-            for entry in (*each.images(), *each.texts()):
+        for item_entries in dataset.entries:
+            for entry in (*item_entries.images(), *item_entries.texts()):
                 entries.append(entry)
         for entry in (*entries, *sampler.entries()):
             yield KINDS[stores.index(entry.store)], entry.key
@@ -157,5 +166,5 @@ class CacheProcess(BaseExtensionProcess):
 
 def _amount(sizes: Iterable[int]) -> str:
     """Number and size of entries."""
-    found = list(sizes)
-    return f"{len(found)} entries ({readable_size(sum(found))})"
+    entry_sizes = list(sizes)
+    return f"{len(entry_sizes)} entries ({readable_size(sum(entry_sizes))})"

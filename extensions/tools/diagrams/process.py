@@ -1,4 +1,9 @@
-"""Draws the diagrams of each run in a folder."""
+"""Draws the diagrams of each run in a folder.
+
+It reads the metrics that a run has logged, and writes PNG files and a summary.
+`type: diagrams` and `run.py diagrams` run it; the drawing is in
+`extensions.tools.shared.diagrams`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 class DiagramsProcess(BaseExtensionProcess):
-    """Reads only: a run that is still training is not disturbed."""
+    """Reads only: a run that is still training is not disturbed.
+
+    Example::
+
+        python run.py diagrams output/my_char
+    """
 
     section: DiagramsConfig
 

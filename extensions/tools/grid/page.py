@@ -1,5 +1,9 @@
 """The page of a grid: columns of LoRA files, rows of prompts. Markup, look and script
-are in grid.html.j2, .css and .js."""
+are in grid.html.j2, .css and .js.
+
+It generates no image. The process of the grid calls `grid_page` before the first image
+and after each one, so that the page can be opened at any time.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from extensions.tools.shared.generation import LoraFile, Picture
 from extensions.tools.shared.html_page import link_to, page
@@ -15,7 +20,13 @@ from toolkit.files.redact import redact_text
 
 @dataclass(frozen=True)
 class Column:
-    """A LoRA file with its strength; without a file: the model alone."""
+    """A LoRA file with its strength; without a file: the model alone.
+
+    >>> Column.of([]).name
+    'without LoRA'
+    >>> Column.of([LoraFile("my_char.safetensors", 0.8, "")]).strength
+    0.8
+    """
 
     name: str
     file: str | None
@@ -31,7 +42,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt with its cfg and seed."""
+    """A prompt with its cfg and seed.
+
+    Example::
+
+        row = Row([maker.picture(item, 42, 4.0, loras) for loras in columns])
+        print(row.prompt, row.seed)
+    """
 
     pictures: Sequence[Picture]
     """One of each column."""
@@ -52,6 +69,16 @@ class Row:
         return self.pictures[0].prompt.seed
 
 
+def _column_data(column: Column) -> dict[str, Any]:
+    """A column as the script of the page reads it."""
+    return {"lora": column.file, "strength": column.strength, "name": column.name}
+
+
+def _row_data(row: Row) -> dict[str, Any]:
+    """A row as the script of the page reads it."""
+    return {"prompt": row.prompt, "cfg": row.cfg, "seed": row.seed}
+
+
 def grid_page(
     columns: Sequence[Column], rows: Sequence[Row], folder: Path, title: str
 ) -> str:
@@ -61,13 +88,8 @@ def grid_page(
     first = rows[0].pictures[0].settings if rows else {}
     data = {
         "id": hashlib.sha256(repr(names).encode()).hexdigest()[:16],
-        "columns": [
-            {"lora": column.file, "strength": column.strength, "name": column.name}
-            for column in columns
-        ],
-        "rows": [
-            {"prompt": row.prompt, "cfg": row.cfg, "seed": row.seed} for row in rows
-        ],
+        "columns": [_column_data(column) for column in columns],
+        "rows": [_row_data(row) for row in rows],
         "files": names,
     }
 
@@ -76,14 +98,16 @@ def grid_page(
             return link_to(folder / picture.name, folder)
         return ""
 
+    if rows:
+        steps = f"{first['model']['name_or_path']}, {first['steps']} steps, {first['dtype']}"
+    else:
+        steps = ""
     return page(
         Path(__file__).with_name("grid.html.j2"),
         f"Grid: {redact_text(title)}",
         css=f"#grid {{ --columns: {len(columns)}; }}\n",
         data=data,
-        steps=f"{first['model']['name_or_path']}, {first['steps']} steps, {first['dtype']}"
-        if rows
-        else "",
+        steps=steps,
         columns=columns,
         rows=rows,
         address=address,

@@ -1,4 +1,8 @@
-"""Generates the images of a grid, and its page."""
+"""Generates the images of a grid, and its page.
+
+The images are made by `PictureMaker` of `extensions.tools.shared.generation`. An image
+with the same settings is not made again. `type: grid` and `run.py grid` run it.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +37,13 @@ class GridProcess(BaseExtensionProcess):
         cfgs = section.cfg or (None,)
         rows = []
         for item in section.items():
-            for cfg in dict.fromkeys(maker.cfg_of(item, each) for each in cfgs):
+            for cfg in dict.fromkeys(maker.cfg_of(item, scale) for scale in cfgs):
                 for seed in section.seed if item.seed is None else (item.seed,):
-                    rows.append(
-                        Row(
-                            [
-                                maker.picture(item, seed, cfg, (*also, *loras))
-                                for loras in columns
-                            ]
-                        )
-                    )
+                    pictures = []
+                    for loras in columns:
+                        shown = (*also, *loras)
+                        pictures.append(maker.picture(item, seed, cfg, shown))
+                    rows.append(Row(pictures))
 
         def write(*_: object) -> None:
             heads = [Column.of(loras) for loras in columns]

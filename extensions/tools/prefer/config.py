@@ -118,14 +118,14 @@ class PreferConfig(PicturesConfig):
         if path.suffix == ".safetensors":
             return self._with(given, self.source)
         if path.suffix in CONFIG_SUFFIXES or not path.suffix:
-            found = find_config(self.source)
-            job = load_job(found, discover().find_config, check_files=False)
+            config_path = find_config(self.source)
+            job = load_job(config_path, discover().find_config, check_files=False)
             sections = (entry.section for entry in job.processes)
             section = next(
-                (each for each in sections if isinstance(each, DiffusionSection)), None
+                (item for item in sections if isinstance(item, DiffusionSection)), None
             )
             if section is None:
-                raise UserError(f"{found}: this job trains no LoRA.")
+                raise UserError(f"{config_path}: this job trains no LoRA.")
             given |= {
                 "trigger_word": self.trigger_word or section.trigger_word,
                 "model": self.model or section.model,

@@ -1,4 +1,8 @@
-"""Makes the images of a section, and the file that says which belong together."""
+"""Makes the images of a section, and the file that says which belong together.
+
+It asks for no vote: the web page and a table do. `type: prefer` and `run.py prefer` run
+it; `train.preference` of a training job reads the votes.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,12 @@ logger = logging.getLogger(__name__)
 
 class PreferProcess(BaseExtensionProcess):
     """The candidates are listed first, so that one can vote while they are made; a stop
-    keeps those that are."""
+    keeps those that are.
+
+    Example::
+
+        python run.py prefer output/my_char --prompts prompts.txt --count 4
+    """
 
     section: PreferConfig
 
@@ -38,7 +47,10 @@ class PreferProcess(BaseExtensionProcess):
                     )
         add_groups(
             maker.folder,
-            (Group.of(each.settings, each.name, maker.folder) for each in pictures),
+            (
+                Group.of(picture.settings, picture.name, maker.folder)
+                for picture in pictures
+            ),
         )
         maker.make(pictures)
         logger.info(

@@ -1,5 +1,9 @@
 """The model card of a run: what it was trained on and how, for the hub and for
-people."""
+people.
+
+It uploads nothing. `publish.process` calls `model_card` with the samples that it
+uploads.
+"""
 
 from __future__ import annotations
 
@@ -178,13 +182,14 @@ def _usage(
 def _makes_edits(section: DiffusionSection, family: ModelFamily) -> bool:
     """Whether the LoRA is used with images: it was trained with control images, or its
     model always has them."""
-    controls = any(
-        dataset.control_path or dataset.control_suffix for dataset in section.datasets
-    )
+    controls = False
+    for dataset in section.datasets:
+        if dataset.control_path or dataset.control_suffix:
+            controls = True
     return bool(
         family.min_references
         or controls
-        or any(each.ctrl_img for each in section.sample_pictures())
+        or any(picture.ctrl_img for picture in section.sample_pictures())
     )
 
 
@@ -215,18 +220,10 @@ def settings(section: DiffusionSection, run: RunInfo) -> Iterator[tuple[str, obj
         f"{train.optimizer}, learning rate {train.lr:g}, {train.lr_scheduler}",
     )
     yield "batch", f"{train.batch_size} x {train.gradient_accumulation}"
-    yield (
-        "resolution",
-        ", ".join(
-            sorted(
-                {
-                    str(size)
-                    for dataset in section.datasets
-                    for size in dataset.resolution
-                }
-            )
-        ),
-    )
+    sizes: set[str] = set()
+    for dataset in section.datasets:
+        sizes.update(map(str, dataset.resolution))
+    yield "resolution", ", ".join(sorted(sizes))
     if section.model.quantize:
         yield "base in", section.model.qtype
     if run.samples:

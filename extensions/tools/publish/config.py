@@ -66,14 +66,14 @@ class PublishConfig(RunToolConfig):
 
     def loras(self) -> list[NetworkFile]:
         """The LoRA files that are published."""
-        found = []
+        files = []
         for file in list_network_files(self.folder()):
             if file.path.suffix == ".safetensors":
-                found.append(file)
-        final = [file for file in found if file.kind == "final"]
+                files.append(file)
+        final = [file for file in files if file.kind == "final"]
         if self.files == "all":
-            return found
-        return final or [file for file in found if file.kind == "step"][-1:]
+            return files
+        return final or [file for file in files if file.kind == "step"][-1:]
 
     def command(self) -> str:
         """What repeats this on a command line."""

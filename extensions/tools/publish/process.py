@@ -1,5 +1,9 @@
 """Uploads a run's LoRA with its card in one commit. Nothing of the run is changed; no
-path, and no image or caption of the dataset is given away unless that is asked for."""
+path, and no image or caption of the dataset is given away unless that is asked for.
+
+`type: publish` and `run.py publish` run it. The text of the card is made in `card`, and
+paths are removed by `private`.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,12 @@ AGAIN = (408, 429)
 
 
 class PublishProcess(BaseExtensionProcess):
-    """Everything that can be wrong here is found before the hub is asked."""
+    """Everything that can be wrong here is found before the hub is asked.
+
+    Example::
+
+        python run.py publish output/my_char --repo me/my_char
+    """
 
     section: PublishConfig
 
@@ -80,9 +89,9 @@ class PublishProcess(BaseExtensionProcess):
                     raise UserError(
                         f"repo: {repo} is public. Give another name, or set private to false (--private false)."
                     )
-                operations = [
-                    CommitOperationAdd(name, data) for name, data in files.items()
-                ]
+                operations = []
+                for name, data in files.items():
+                    operations.append(CommitOperationAdd(name, data))
                 message = f"{Path(section.run).name}: {', '.join(name for name in files if name.endswith(WEIGHTS))}"
                 done = api.create_commit(repo, operations, commit_message=message)
                 break
@@ -96,8 +105,8 @@ class PublishProcess(BaseExtensionProcess):
         """Waits before the next attempt. Raises RunError where another one is of no
         use, or was the last."""
         section = self.section
-        told = str(error).strip().splitlines()
-        first_line = told[0] if told else type(error).__name__
+        lines = str(error).strip().splitlines()
+        first_line = lines[0] if lines else type(error).__name__
         refused = isinstance(error, HfHubHTTPError)
         if isinstance(error, HfHubHTTPError) and error.response is not None:
             status = error.response.status_code
@@ -148,10 +157,10 @@ class PublishProcess(BaseExtensionProcess):
                 if section.full_report
                 else self._public_report(workplace / REPORT)
             )
-        told = [name for name in files if contains_secret(name)]
-        if told:
+        secret_names = [name for name in files if contains_secret(name)]
+        if secret_names:
             raise UserError(
-                f"the name of {redact_text(told[0])} holds a secret. Rename the file."
+                f"the name of {redact_text(secret_names[0])} holds a secret. Rename the file."
             )
         family = family_of(trained, loras)
         if family and family.terms:
@@ -182,9 +191,11 @@ class PublishProcess(BaseExtensionProcess):
         cleaned = {key: public(text) for key, text in metadata.items()}
         if cleaned == metadata:
             return lora
-        told = ", ".join(key for key, text in metadata.items() if cleaned[key] != text)
+        changed_keys = ", ".join(
+            key for key, text in metadata.items() if cleaned[key] != text
+        )
         logger.info(
-            f"{lora.path.name}: its metadata contains a path or a secret ({told}), which is removed"
+            f"{lora.path.name}: its metadata contains a path or a secret ({changed_keys}), which is removed"
         )
         copy = workplace / lora.path.name
         with os_error_as_run_error(copy):

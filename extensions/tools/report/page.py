@@ -1,5 +1,9 @@
 """The report of a run: its page (shared/pages/run.html.j2) with all that it shows in
-one file."""
+one file.
+
+It writes no file, and does not change the run. `report.process` calls it for the
+owner's page and for one that is shared, which has nothing private in it.
+"""
 
 from __future__ import annotations
 
@@ -65,12 +69,16 @@ def report_page(
     values, _ = page_values(run, feed)
     values |= _nothing_private(run) if share else _private(run, address)
     samples = sample_table(run.folder, address, MOST_SAMPLES if embed else None)
-    curves = diagrams(
-        curve for each in feed.series for curve in each.curves(points=MOST_POINTS)
-    )
+    shown_curves = []
+    for series in feed.series:
+        shown_curves.extend(series.curves(points=MOST_POINTS))
+    curves = diagrams(shown_curves)
     marked = [] if share else marks(run.folder)
     files = list(islice(saved_files(run.folder, hashed), MOST_ROWS))
-    are_more = len(files) == MOST_ROWS
+    if len(files) == MOST_ROWS:
+        file_count = sum(1 for _ in saved_files(run.folder, hashed=False))
+    else:
+        file_count = len(files)
     return page(
         PAGES / "run.html.j2",
         redact_text(run.name),
@@ -90,9 +98,7 @@ def report_page(
         shown=max(samples["steps"], default=0),
         picture=lambda file, side: file if side or not embed else "",
         files=files,
-        file_count=sum(1 for _ in saved_files(run.folder, hashed=False))
-        if are_more
-        else len(files),
+        file_count=file_count,
         marked=[],
         difference=None,
     )
@@ -116,18 +122,20 @@ def _private(
 ) -> dict[str, Any]:
     """What only the owner's page has."""
     images = dataset_images(run.folder)
+    dataset = []
+    for image in images[:MOST_ROWS]:
+        thumbnail = image.file and address(image.file, THUMBNAIL_SIDE)
+        dataset.append((image, thumbnail))
+    references = []
+    for paths in control_images(run):
+        addresses = [address(path, CONTROL_SIDE) for path in paths]
+        references.append([("", small) for small in addresses if small])
     result, commands = _result(run)
     return {
-        "dataset": [
-            (each, each.file and address(each.file, THUMBNAIL_SIDE))
-            for each in images[:MOST_ROWS]
-        ],
+        "dataset": dataset,
         "image_count": len(images),
-        "lost": sum(each.file is None for each in images),
-        "references": [
-            [("", small) for path in paths if (small := address(path, CONTROL_SIDE))]
-            for paths in control_images(run)
-        ],
+        "lost": sum(image.file is None for image in images),
+        "references": references,
         "result": result,
         "commands": commands,
     }

@@ -1,4 +1,8 @@
-"""Writes the page of each run in a folder."""
+"""Writes the page of each run in a folder.
+
+The page itself is made in `page`. `type: report` and `run.py report` run it, for
+finished runs and for those that are still training.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 class ReportProcess(BaseExtensionProcess):
-    """Reads only: a run that is still training is not disturbed."""
+    """Reads only: a run that is still training is not disturbed.
+
+    Example::
+
+        python run.py report output/my_char
+    """
 
     section: ReportConfig
 

@@ -1,4 +1,8 @@
-"""The section of `type: mascots`."""
+"""The section of `type: mascots`.
+
+It checks the attributes against each other and against the characters that are held
+out. It draws nothing: `process` does, with `mascot`, `drawing` and `words`.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +44,9 @@ def _size(value: Any) -> tuple[int, int]:
     if isinstance(value, int) and not isinstance(value, bool):
         sides = (value, value)
     elif isinstance(value, str) and (
-        found := re.fullmatch(r"\s*(\d{1,6})\s*(?:[x×]\s*(\d{1,6})\s*)?", value)
+        match := re.fullmatch(r"\s*(\d{1,6})\s*(?:[x×]\s*(\d{1,6})\s*)?", value)
     ):
-        sides = (int(found[1]), int(found[2] or found[1]))
+        sides = (int(match[1]), int(match[2] or match[1]))
     if (
         not isinstance(sides, tuple | list)
         or len(sides) != 2

@@ -118,7 +118,11 @@ class Ellipse:
 
 @dataclass(frozen=True)
 class Squircle:
-    """|x / rx|^power + |y / ry|^power = 1: an ellipse at 2, nearly a rectangle at 6."""
+    """|x / rx|^power + |y / ry|^power = 1: an ellipse at 2, nearly a rectangle at 6.
+
+    >>> round(Squircle(0, 0, 10, 10, power=6).points(0)[0][0], 3)
+    10.0
+    """
 
     x: float
     y: float
@@ -155,7 +159,13 @@ Shape = Ellipse | Squircle | Polygon | Stroke
 
 
 class Canvas:
-    """A picture that is drawn, larger than it will be. width, height: units."""
+    """A picture that is drawn, larger than it will be. width, height: units.
+
+    >>> canvas = Canvas(64, 64)
+    >>> canvas.fill(0, 128, (200, 220, 240))
+    >>> canvas.finished().size
+    (64, 64)
+    """
 
     def __init__(self, width: int, height: int) -> None:
         shorter = min(width, height)
@@ -181,7 +191,12 @@ class Canvas:
 @dataclass(frozen=True)
 class Pen:
     """Draws in coordinates whose origin is (x, y) of the canvas and whose unit is
-    `scale` of its units."""
+    `scale` of its units.
+
+    >>> pen = Canvas(64, 64).pen(64, 100, scale=2)
+    >>> pen.moved(3, -1).x
+    70
+    """
 
     canvas: Canvas
     x: float

@@ -76,7 +76,11 @@ PATTERN = "pattern "
 @dataclass(frozen=True)
 class Mascot:
     """One mascot in one picture. Values: those of `ALL`; without a name, a body is
-    `blob NUMBER`, a colour `#rrggbb`, a mark `pattern NUMBER`."""
+    `blob NUMBER`, a colour `#rrggbb`, a mark `pattern NUMBER`.
+
+    >>> Mascot(body="round", colour="blue").hat == NONE
+    True
+    """
 
     body: str = "round"
     colour: str = "blue"
@@ -103,7 +107,12 @@ class Mascot:
 @dataclass(frozen=True)
 class Pair:
     """An edit: what is seen before, in order, what is to be done, and the mascots of
-    the picture after it."""
+    the picture after it.
+
+    Example::
+
+        pair = Pair((mascot,), "Make it wave.", (waving,))
+    """
 
     before: tuple[Mascot, ...]
     instruction: str
@@ -112,7 +121,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Casting:
-    """What may be drawn."""
+    """What may be drawn.
+
+    >>> Casting(fixed={"hat": "crown"}).values("hat")
+    ('crown',)
+    """
 
     characters: Characters = "pretraining"
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -170,13 +183,13 @@ def _looks(
     fixed: bool,
 ) -> tuple[tuple[str, str, str], ...]:
     hats = (NONE, *hats) if NONE in hats else hats
-    found = [
+    looks = [
         (body, colour, hat) for body in bodies for colour in colours for hat in hats
     ]
     wanted = {"pretraining": False, "held_out": True}.get(characters)
     if fixed or wanted is None:
-        return tuple(found)
-    return tuple(look for look in found if is_held_out(*look) is wanted)
+        return tuple(looks)
+    return tuple(look for look in looks if is_held_out(*look) is wanted)
 
 
 def is_held_out(body: str, colour: str, hat: str) -> bool:
@@ -199,7 +212,14 @@ def is_held_out(body: str, colour: str, hat: str) -> bool:
 
 @dataclass(frozen=True)
 class Lots:
-    """Draws for one picture, each named by what it is for."""
+    """Draws for one picture, each named by what it is for.
+
+    >>> lots = Lots(seed=1, kind="train", index=0)
+    >>> lots.choose("hat", ["crown"])
+    'crown'
+    >>> 2 <= lots.between("x", 2, 3) < 3
+    True
+    """
 
     seed: int
     kind: str

@@ -1,4 +1,8 @@
-"""Draws the pictures of `type: mascots` into a folder."""
+"""Draws the pictures of `type: mascots` into a folder.
+
+Each picture has a caption next to it, or two pictures and an instruction where
+edits are drawn. A job with `type: mascots` runs it; the section is in `config`.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,14 @@ DRAWING = 3
 
 class MascotsProcess(BaseExtensionProcess):
     """Complete pictures of the same settings are left as they are, so that a job can be
-    run again."""
+    run again.
+
+    Example::
+
+        process:
+          - type: mascots
+            path: datasets/mascots
+    """
 
     section: MascotsConfig
 

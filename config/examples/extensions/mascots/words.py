@@ -1,5 +1,9 @@
 """What pictures of mascots are called: captions that name every attribute, shorter and
-freer ones, and edits with their instructions."""
+freer ones, and edits with their instructions.
+
+It does not draw, and reads no file. `process` writes the captions next to the
+pictures, and `config` asks which edits are possible.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +48,12 @@ def caption_in(form: Form, mascot: Mascot, lots: Lots) -> str:
         return caption(mascot)
     clauses = _clauses(mascot)
     if form == "short":
-        kept = [
+        kept_clauses = [
             clause
             for number, clause in enumerate(clauses)
             if lots.chance(f"keeps {number}", 0.5)
         ]
-        return ", ".join([_short_subject(mascot, lots), *kept])
+        return ", ".join([_short_subject(mascot, lots), *kept_clauses])
     if lots.chance("invented", 0.5) and not mascot.trigger:
         return ", ".join(
             [_subject(replace(mascot, trigger=invented_name(lots))), *clauses]
@@ -203,10 +207,10 @@ def edit(
     words: list[str] = []
     for kind in lots.shuffled("kinds", list(changes)):
         if len(words) < lots.choose("changes", (1, 1, 2)) and (
-            found := CHANGES[kind](after, casting, lots)
+            change := CHANGES[kind](after, casting, lots)
         ):
-            words.append(found[0])
-            after = found[1]
+            words.append(change[0])
+            after = change[1]
     return Pair((before,), " and ".join(words), (after,))
 
 
