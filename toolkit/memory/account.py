@@ -195,12 +195,14 @@ def _at_begin(
 ) -> tuple[dict[int, Block], int]:
     """The blocks that were alive before the first event, by address, and the bytes
     reserved then."""
-    own = [segment for segment in segments if segment.get("device", device) == device]
-    reserved = sum(segment["total_size"] for segment in own)
+    device_segments = [
+        segment for segment in segments if segment.get("device", device) == device
+    ]
+    reserved = sum(segment["total_size"] for segment in device_segments)
     alive: dict[int, Block] = {}
     for block in (
         block
-        for segment in own
+        for segment in device_segments
         for block in segment["blocks"]
         if block["state"].startswith("active")
     ):
@@ -268,9 +270,9 @@ def line_of(stack: Stack) -> str:
         "torchinductor" in frame["filename"] for frame in stack
     )
     for frame in stack:
-        own = _own(frame["filename"])
-        if own:
-            return f"{own}:{frame['line']} {frame['name']}{compiled}"
+        program_file = _own(frame["filename"])
+        if program_file:
+            return f"{program_file}:{frame['line']} {frame['name']}{compiled}"
     libraries = [frame for frame in stack if "/site-packages/" in frame["filename"]]
     if compiled or not libraries:
         return BACKWARD + compiled
@@ -343,14 +345,14 @@ class Recorder(MemoryAccount):
         )
 
     def take(self, ended: str = "") -> None:
-        found = account_of(
+        phase_account = account_of(
             torch.cuda.memory._snapshot(), self._device.index or 0, self._phase
         )
-        self._phase, self._seen = found.last_phase, peak_memory(self._device)
+        self._phase, self._seen = phase_account.last_phase, peak_memory(self._device)
         if self._account:
-            self._account = self._account.merged(found)
+            self._account = self._account.merged(phase_account)
         else:
-            self._account = found
+            self._account = phase_account
         self._record()
 
     def take_if_grown(self) -> None:
@@ -416,15 +418,17 @@ def shortage_lines(
 ) -> Iterator[str]:
     """What is logged at an out-of-memory error without a recording. segments: of
     `torch.cuda.memory_snapshot`; the others as of `Shortage.note`."""
-    own = [segment for segment in segments if segment.get("device", device) == device]
+    device_segments = [
+        segment for segment in segments if segment.get("device", device) == device
+    ]
     sizes = Counter(
         block["size"]
-        for segment in own
+        for segment in device_segments
         for block in segment["blocks"]
         if block["state"].startswith("active")
     )
     held = sum(size * count for size, count in sizes.items())
-    reserved = sum(segment["total_size"] for segment in own)
+    reserved = sum(segment["total_size"] for segment in device_segments)
     others = f"{gigabytes(max(0, total - free - reserved))} CUDA and other programs"
     gaps = f"{gigabytes(reserved - held)} gaps between them"
     yield f"memory at the error: {gigabytes(held)} tensors, {gaps}, {others}; {gigabytes(asked)} more were asked for"

@@ -235,14 +235,14 @@ def step_peak(
     is; the result is without it. None: that of a GPU.
     """
     gaps = gaps or partial(gaps_on_gpu, level=level)
-    kept = work.kept(level)
+    saved_bytes = work.kept(level)
     block = work.block_backward_bytes(level)
     if work.gradients_wait:
-        return kept + block, work.gradients
+        return saved_bytes + block, work.gradients
     share = 1 / work.blocks
     moments = [
-        (kept + block, 0),
-        (int(block + share * kept), int((1 - share) * work.gradients)),
+        (saved_bytes + block, 0),
+        (int(block + share * saved_bytes), int((1 - share) * work.gradients)),
         (0, work.gradients),
     ]
     return max(moments, key=lambda moment: moment[0] + gaps(moment[0]) + moment[1])

@@ -64,24 +64,24 @@ def remember_compile_seconds(gpu: str, seconds: float) -> None:
 def run_times(training_folder: str, key: str) -> RunTimes | None:
     """What the last run of this key took (`toolkit.plan.run_time.times_key`); None
     where none is known."""
-    found = _known(lambda: _run_file(training_folder)).get(key)
-    if not isinstance(found, dict):
+    entry = _known(lambda: _run_file(training_folder)).get(key)
+    if not isinstance(entry, dict):
         return None
-    step_s = _seconds(found.get("step_s"))
+    step_s = _seconds(entry.get("step_s"))
     if not step_s:
         return None
-    return RunTimes(step_s, _seconds(found.get("picture_s")) or 0.0)
+    return RunTimes(step_s, _seconds(entry.get("picture_s")) or 0.0)
 
 
 def remember_run_times(training_folder: str, key: str, times: RunTimes) -> None:
     """Keeps it for the next plan, as `remember_compile_seconds`."""
-    found = {name: float(f"{seconds:.4g}") for name, seconds in times._asdict().items()}
-    _keep(lambda: _run_file(training_folder), key, found, "a step")
+    entry = {name: float(f"{seconds:.4g}") for name, seconds in times._asdict().items()}
+    _keep(lambda: _run_file(training_folder), key, entry, "a step")
 
 
-def _seconds(found: object) -> float | None:
-    if isinstance(found, int | float) and found > 0:
-        return float(found)
+def _seconds(value: object) -> float | None:
+    if isinstance(value, int | float) and value > 0:
+        return float(value)
     return None
 
 

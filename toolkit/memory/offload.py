@@ -58,17 +58,17 @@ def saved_tensor_rule(rule: PackRule) -> Iterator[None]:
 
 
 def _pack(tensor: Tensor) -> Tensor | Callable[[], Tensor]:
-    kept = (rule(tensor) for rule in reversed(_rules))
+    restorers = (rule(tensor) for rule in reversed(_rules))
     # Not the tensor itself: an operation's output would keep the operation alive, and
     # that the output. Only a backward pass breaks the cycle; without one (out of
     # memory) the memory would never be freed.
     return next(
-        (give_back for give_back in kept if give_back is not None), tensor.detach()
+        (give_back for give_back in restorers if give_back is not None), tensor.detach()
     )
 
 
-def _unpack(kept: Tensor | Callable[[], Tensor]) -> Tensor:
-    return kept if isinstance(kept, Tensor) else kept()
+def _unpack(packed: Tensor | Callable[[], Tensor]) -> Tensor:
+    return packed if isinstance(packed, Tensor) else packed()
 
 
 ALIGNMENT = 256

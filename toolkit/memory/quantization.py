@@ -99,8 +99,8 @@ def _remade(make: Callable[[], Tensor]) -> Tensor:
     computed again in the backward pass; without that PyTorch would keep the dequantized
     weights of all blocks."""
     if torch.compiler.is_compiling() and torch.is_grad_enabled():
-        made: Tensor = checkpoint(make, use_reentrant=False)
-        return made
+        weight: Tensor = checkpoint(make, use_reentrant=False)
+        return weight
     return make()
 
 
@@ -489,10 +489,10 @@ def quantizer(
             linear = block.get_submodule(layer)
             assert isinstance(linear, nn.Linear)  # as those listed
             if recovery is not None:
-                own = recovery.pop(f"{name}.{layer}", None)
+                recovery_lora = recovery.pop(f"{name}.{layer}", None)
             else:
-                own = None
-            if recovery is None or own:
+                recovery_lora = None
+            if recovery is None or recovery_lora:
                 chosen = qtype
             else:
                 chosen = DEFAULT_RECOVERY_QTYPE
@@ -505,9 +505,9 @@ def quantizer(
             else:
                 weight = quantize_weight(linear.weight.detach(), chosen)
             if make:
-                own = make(f"{name}.{layer}", linear.weight.detach(), weight)
-            if own:
-                weight = WithRecoveryLora(weight, *own)
+                recovery_lora = make(f"{name}.{layer}", linear.weight.detach(), weight)
+            if recovery_lora:
+                weight = WithRecoveryLora(weight, *recovery_lora)
             block.set_submodule(layer, QuantizedLinear(weight, linear.bias))
             del linear
             malloc_trim()  # of one layer at a time: the float temporaries of a block would add up

@@ -150,8 +150,8 @@ class _Call:
         """A saved tensor, which is computed again where it is not there."""
         if index not in self._again:
             self._compute_again()
-        kept = self._again.pop(index)
-        tensor = kept if isinstance(kept, Tensor) else kept()
+        stored = self._again.pop(index)
+        tensor = stored if isinstance(stored, Tensor) else stored()
         following = next(
             (self._again[i] for i in range(index - 1, -1, -1) if i in self._again), None
         )
@@ -163,9 +163,9 @@ class _Call:
         return tensor
 
     def copy_inputs_ahead(self) -> None:
-        for kept, _ in self._inputs:
-            if isinstance(kept, _Waiting):
-                kept.copy_ahead()
+        for stored, _ in self._inputs:
+            if isinstance(stored, _Waiting):
+                stored.copy_ahead()
 
     def _compute_again(self) -> None:
         weights = {
@@ -212,22 +212,22 @@ class _Call:
             tensor.stride(),
         )
         # The reference keeps the address from being that of another storage.
-        found = self._on_host.get(key)
-        if found is None or found[0].expired():
+        entry = self._on_host.get(key)
+        if entry is None or entry[0].expired():
             waiting = _Waiting(
                 self._copies, tensor, is_largest=_bytes(tensor) > self._largest
             )
-            found = self._on_host[key] = StorageWeakRef(storage), waiting
-        return found[1]
+            entry = self._on_host[key] = StorageWeakRef(storage), waiting
+        return entry[1]
 
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _as_given(kept: Input) -> Tensor | None:
+def _as_given(block_input: Input) -> Tensor | None:
     """A block's input again, without what it was made by."""
-    there, needs_grad = kept
+    there, needs_grad = block_input
     tensor = there() if isinstance(there, _Waiting) else there
     if isinstance(tensor, Tensor):
         return tensor.detach().requires_grad_(needs_grad)

@@ -51,7 +51,7 @@ def restore(
 
 
 def _described(weight: QuantizedWeight) -> Described:
-    own = {
+    values = {
         name: _as_json(value)
         for name, value in vars(weight).items()
         if name not in _OF_MODULES
@@ -64,7 +64,7 @@ def _described(weight: QuantizedWeight) -> Described:
     }
     return {
         "class": type(weight).__name__,
-        "values": own,
+        "values": values,
         "buffers": buffers,
         "parts": parts,
     }

@@ -48,7 +48,7 @@ def _take_apart(
         total = graph.call_function(
             _aten.add.Tensor, (addend, product), {"alpha": node.kwargs.get("alpha", 1)}
         )
-    for made in (product, addend, total):
-        made.meta.setdefault("val", node.meta["val"])
+    for new_node in (product, addend, total):
+        new_node.meta.setdefault("val", node.meta["val"])
     node.replace_all_uses_with(total)
     graph.erase_node(node)

@@ -77,12 +77,12 @@ def unreadable(path: str) -> str:
 
 def named_families(metadata: Mapping[str, Any]) -> list[ModelFamily]:
     """The families that a file's metadata name."""
-    said = str(metadata.get(ARCHITECTURE, "")).partition("/")[0]
+    architecture = str(metadata.get(ARCHITECTURE, "")).partition("/")[0]
     known = [one for one in map(FAMILIES.load, FAMILIES) if one.published]
     return [
         one
         for one in known
-        if one.modelspec[0] == said or one.arch == metadata.get(VERSION)
+        if one.modelspec[0] == architecture or one.arch == metadata.get(VERSION)
     ]
 
 
@@ -97,31 +97,31 @@ def origin_findings(key: str, path: str, model: ModelSection, folder: Path) -> F
         family = family_for(model)
         keys = tensor_shapes(Path(path).expanduser())
         metadata = read_metadata(Path(path).expanduser())
-        own = _kinds(family, folder)
+        kinds = _kinds(family, folder)
     except (UserError, OSError, ValueError):
         return
-    said = str(metadata.get(ARCHITECTURE, "")).partition("/")[0]
+    architecture = str(metadata.get(ARCHITECTURE, "")).partition("/")[0]
     known = [one for one in map(FAMILIES.load, FAMILIES) if one.published]
     named = named_families(metadata)
     others = []
     for one in named or known:
-        if _kinds(one, Path(next(iter(one.published)))) != own:
+        if _kinds(one, Path(next(iter(one.published)))) != kinds:
             others.append(one)
-    if (named and others) or (not named and not _fits(keys, own)):
+    if (named and others) or (not named and not _fits(keys, kinds)):
         if named:
-            found = others
+            matching = others
         else:
-            found = [one for one in others if _fits(keys, _kinds(one, Path()))]
-        if found:
-            titles = " or ".join(one.title for one in found)
+            matching = [one for one in others if _fits(keys, _kinds(one, Path()))]
+        if matching:
+            titles = " or ".join(one.title for one in matching)
             yield error(
                 key,
                 f"{path} is a LoRA of {titles}, and this model is {family.title}. Give one of this model.",
             )
-    elif named and said and said != family.modelspec[0]:
+    elif named and architecture and architecture != family.modelspec[0]:
         yield warning(
             key,
-            f"{path} was trained on {said}, and this model is {family.modelspec[0]}. Its layers fit.",
+            f"{path} was trained on {architecture}, and this model is {family.modelspec[0]}. Its layers fit.",
         )
 
 

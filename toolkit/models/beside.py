@@ -114,14 +114,14 @@ def parts_around(
                 fault=f"{name!r} is a transformer, and so is transformer_path. Remove one of them."
             )
         home = _home_of(path)
-        found, note = _model_of(path, arch, home)
-        if home is None or home.family.title != found.family.title:
-            index = cached_index(found.id, revision)
+        candidate, note = _model_of(path, arch, home)
+        if home is None or home.family.title != candidate.family.title:
+            index = cached_index(candidate.id, revision)
             home = Candidate(
-                found.id,
-                found.title,
-                found.family,
-                index.parent if index else Path(found.id),
+                candidate.id,
+                candidate.title,
+                candidate.family,
+                index.parent if index else Path(candidate.id),
             )
         model = home.id
         files = dict(_parts(path, home, given))
@@ -129,11 +129,11 @@ def parts_around(
         return Around(fault=str(error) if name in str(error) else f"{name!r}: {error}")
     everything = {"transformer": name, **given, **files}
     if (
-        model == found.id
+        model == candidate.id
         and not cached_snapshot(model, revision, everything)
         and is_offline()
     ):
-        absent = f"{name!r} is {found.title}, whose configs and tokenizer are not in the hub cache"
+        absent = f"{name!r} is {candidate.title}, whose configs and tokenizer are not in the hub cache"
         remedy = f"Unset it, or run `hf download {model} --exclude '*.safetensors'` where there is a connection"
         return Around(
             fault=f"{absent}, and HF_HUB_OFFLINE forbids to ask the hub. {remedy}."
@@ -224,30 +224,30 @@ def _model_of(
 ) -> tuple[Candidate, str]:
     """The model that a file is, and by what it was told. Raises UserError where nothing
     tells, or `arch` is another."""
-    found = _candidates(path)
-    titles = ", ".join(candidate.title for candidate in found)
+    candidates = _candidates(path)
+    titles = ", ".join(candidate.title for candidate in candidates)
     if arch:
         name = ARCH_SPELLINGS.get(arch, arch.split(":")[0])
         version = re.search(r"25\d\d", arch)
         of_arch = []
-        for one in found:
+        for one in candidates:
             if one.family.arch == ARCH_SPELLINGS.get(name, name):
                 of_arch.append(one)
         if not of_arch:
             raise UserError(
                 f"by its weights it is {titles}, which model.arch {arch!r} is not. Leave it out, or give such a model."
             )
-        found = [
+        candidates = [
             one for one in of_arch if version and version[0] in one.title
         ] or of_arch
     if arch:
         by = f"by its weights and arch {arch}"
     else:
         by = "by its weights"
-    if len(found) == 1:
-        return found[0], f"{found[0].title} {by}"
+    if len(candidates) == 1:
+        return candidates[0], f"{candidates[0].title} {by}"
     if home:
-        of_home = [one for one in found if one.family.title == home.family.title]
+        of_home = [one for one in candidates if one.family.title == home.family.title]
         if of_home:
             return of_home[0], f"{home.title} {by} and the folder that it lies in"
     metadata = read_metadata(path)
@@ -255,20 +255,22 @@ def _model_of(
     for key in ("base_model", "modelspec.architecture"):
         texts.append((metadata.get(key, ""), "metadata"))
     for text, where in (*texts, (path.name, "name")):
-        named = _named(str(text).split("/")[-1], found)
+        named = _named(str(text).split("/")[-1], candidates)
         if named:
             return (
                 named,
                 f"{named.title} {by}, which other models have too, and its {where}",
             )
-    found = [
-        one for one in found if not one.family.sample_sigmas
-    ] or found  # a distilled one has to be named
+    candidates = [
+        one for one in candidates if not one.family.sample_sigmas
+    ] or candidates  # a distilled one has to be named
     if (
-        len({(one.family.arch, one.family.title) for one in found}) == 1
+        len({(one.family.arch, one.family.title) for one in candidates}) == 1
     ):  # text to image: no version differs in use
-        return found[0], f"{found[0].title} {by}"
-    archs = " or ".join(dict.fromkeys(f"{one.family.arch}{_tag(one)}" for one in found))
+        return candidates[0], f"{candidates[0].title} {by}"
+    archs = " or ".join(
+        dict.fromkeys(f"{one.family.arch}{_tag(one)}" for one in candidates)
+    )
     raise UserError(
         f"by its weights it may be {titles}, and its name does not say which. Give model.arch: {archs}."
     )
@@ -281,12 +283,12 @@ def _tag(candidate: Candidate) -> str:
     return ""
 
 
-def _named(text: str, found: list[Candidate]) -> Candidate | None:
+def _named(text: str, candidates: list[Candidate]) -> Candidate | None:
     """The candidate whose title begins a text, in which case and punctuation do not
     count; None where another word or number follows that may make it another
     model's."""
     plain = re.sub(r"[^a-z0-9]", "", text.lower())
-    for candidate in sorted(found, key=lambda one: -len(one.title)):
+    for candidate in sorted(candidates, key=lambda one: -len(one.title)):
         title = re.sub(r"[^a-z0-9]", "", candidate.title.lower())
         if plain.startswith(title):
             rest = plain.removeprefix(title)
@@ -300,17 +302,19 @@ def _named(text: str, found: list[Candidate]) -> Candidate | None:
 
 
 def _parts(
-    path: Path, found: Candidate, given: Mapping[str, str]
+    path: Path, candidate: Candidate, given: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
     """The file of each part that is not given, where there is one. Raises UserError
     where several fit, and where there is none and the model's folder has no weights of
     it either."""
     faults = []
-    for part in found.family.weight_parts:
-        if part == found.family.trained_part or part in given:
+    for part in candidate.family.weight_parts:
+        if part == candidate.family.trained_part or part in given:
             continue
         fits, others = _fitting(
-            path, part, tuple(found.family.encoder_weights(part, found.folder).items())
+            path,
+            part,
+            tuple(candidate.family.encoder_weights(part, candidate.folder).items()),
         )
         if len(fits) == 1:
             yield part, str(fits[0])
@@ -321,21 +325,21 @@ def _parts(
             faults.append(f"{', '.join(map(str, fits))} fit it. Choose one with {key}.")
             continue
         try:
-            weight_files(found.folder / part)
+            weight_files(candidate.folder / part)
         except UserError as error:
-            if quantization_fault(found.folder / part):
+            if quantization_fault(candidate.folder / part):
                 faults.append(str(error))
                 continue
             if others:
                 unfit = f" ({'; '.join(other.rstrip('.') for other in others[:3])})"
             else:
                 unfit = ""
-            is_hub = found.id in found.family.published
+            is_hub = candidate.id in candidate.family.published
             if is_hub:
-                home = f"the hub cache of {found.id}"
-                instead = f", or name_or_path: {found.id} and this file as transformer_path, to download it"
+                home = f"the hub cache of {candidate.id}"
+                instead = f", or name_or_path: {candidate.id} and this file as transformer_path, to download it"
             else:
-                home = found.id
+                home = candidate.id
                 instead = ""
             places = (
                 f"in {' or '.join(PART_FOLDERS[part])} of its ComfyUI, or in {home}"
@@ -344,7 +348,7 @@ def _parts(
                 f"no file of {words} is beside it, {places}{unfit}. Give {key}{instead}."
             )
     if faults:
-        raise UserError(f"it is {found.title}, and {' And '.join(faults)}")
+        raise UserError(f"it is {candidate.title}, and {' And '.join(faults)}")
 
 
 def _fitting(
@@ -381,7 +385,7 @@ def _files_around(path: Path, part: str) -> list[Path]:
     """The files that may be a part: beside the transformer's, and in the folders of its
     ComfyUI with all below them. Of several ways to one file the first, of shards the
     first one."""
-    found: dict[Path, Path] = {}
+    files: dict[Path, Path] = {}
     seen: set[Path] = set()
     for place in dict.fromkeys((path.absolute(), path.resolve())):
         roots = [
@@ -411,6 +415,6 @@ def _files_around(path: Path, part: str) -> list[Path]:
                         and file.is_file()
                         and shards_of(file)[0] == file
                     ):
-                        found.setdefault(file.resolve(), file)
-    found.pop(path.resolve(), None)
-    return list(found.values())
+                        files.setdefault(file.resolve(), file)
+    files.pop(path.resolve(), None)
+    return list(files.values())

@@ -459,16 +459,16 @@ def family_for(model: ModelSection) -> ModelFamily:
     """
     name = model.name_or_path
     wanted = model.arch
-    found = arch_of(model)
-    if found is None:
+    detected = arch_of(model)
+    if detected is None:
         known = published_family(name)
         if known:
-            found = known.arch
-    if found and wanted and found != wanted:
+            detected = known.arch
+    if detected and wanted and detected != wanted:
         raise AnotherFamilyError(
-            f"model.arch: {wanted!r}, but {name} is {found!r}. Leave it out, or give such a model."
+            f"model.arch: {wanted!r}, but {name} is {detected!r}. Leave it out, or give such a model."
         )
-    arch = found or wanted
+    arch = detected or wanted
     if arch is None and looks_like_a_path(name):
         arch = next(iter(FAMILIES))
     if arch is None:

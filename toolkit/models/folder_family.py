@@ -518,10 +518,10 @@ def dynamic_shift(folder: Path, family: FolderFamily | None = None) -> DynamicSh
     }
     config = read_model_json(path)
     for key, value in SCHEDULER.items():
-        found = config.get(key, value)
-        if found != value:
+        given = config.get(key, value)
+        if given != value:
             what = (
-                f"{json.dumps(found)}: samples are made with {json.dumps(value)} alone"
+                f"{json.dumps(given)}: samples are made with {json.dumps(value)} alone"
             )
             raise UserError(
                 f"{path}: {key}: {what}. Copy the file of the published model."
@@ -542,5 +542,5 @@ def dynamic_shift(folder: Path, family: FolderFamily | None = None) -> DynamicSh
     is_dynamic = bool(config.get("use_dynamic_shifting"))
     if not is_dynamic:  # one shift for every size
         values["base_shift"] = values["max_shift"] = math.log(shift)
-    found = DynamicShift(**values)
-    return family.shift(found, is_dynamic) if family else found
+    dynamic = DynamicShift(**values)
+    return family.shift(dynamic, is_dynamic) if family else dynamic

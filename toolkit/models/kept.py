@@ -106,31 +106,31 @@ class KeptEntry:
 
 def kept_entries(cache: Path) -> list[KeptEntry]:
     """The entries in a cache folder, the one used longest ago first."""
-    found = []
+    entries = []
     for manifest in (cache / MODELS).glob(f"[!.]*/{MANIFEST}"):
         with suppress(OSError):  # deleted by another process meanwhile
             files = manifest.parent.glob("*.safetensors")
             size = sum(file.stat().st_size for file in files)
-            said = read_object(manifest)
-            found.append(
+            manifest_values = read_object(manifest)
+            entries.append(
                 KeptEntry(
                     manifest.parent,
                     size,
                     manifest.stat().st_mtime,
-                    str(said.get("model", "")),
+                    str(manifest_values.get("model", "")),
                 )
             )
-    return sorted(found, key=lambda entry: entry.used)
+    return sorted(entries, key=lambda entry: entry.used)
 
 
-def why_not_kept(cache: Path, needed: int, own: Path | None = None) -> str:
-    """Why an entry of so many bytes is not written; empty: it is, or is there. own: its
-    folder."""
-    return _room_for(cache, needed, own)[1]
+def why_not_kept(cache: Path, needed: int, entry_folder: Path | None = None) -> str:
+    """Why an entry of so many bytes is not written; empty: it is written, or exists.
+    entry_folder: its folder."""
+    return _room_for(cache, needed, entry_folder)[1]
 
 
 def _room_for(
-    cache: Path, needed: int, own: Path | None
+    cache: Path, needed: int, entry_folder: Path | None
 ) -> tuple[list[KeptEntry], str]:
     """The entries that make room, and why there is none."""
     free = free_space(cache / MODELS)
@@ -139,7 +139,7 @@ def _room_for(
     for entry in kept_entries(cache):
         if lacks <= 0:
             break
-        if entry.folder != own:
+        if entry.folder != entry_folder:
             going.append(entry)
             lacks -= entry.bytes
     if lacks <= 0:
@@ -284,8 +284,8 @@ def _lock_of(folder: Path) -> bool | None:
 class KeptReader:
     """Reads an entry file by file."""
 
-    def __init__(self, kept: Kept) -> None:
-        self._kept = kept
+    def __init__(self, entry: Kept) -> None:
+        self._kept = entry
         self.bytes = 0
 
     def fill(self, name: str, block: nn.Module, stays: Callable[[str], bool]) -> None:
@@ -343,14 +343,14 @@ class KeptReader:
             raise DamagedEntryError(
                 f"{path.name}: {getattr(error, 'strerror', None) or error}"
             ) from error
-        said = header.pop(METADATA, {})
-        if said.get("crc32") != str(_checksum([memory.numpy()])):
+        metadata = header.pop(METADATA, {})
+        if metadata.get("crc32") != str(_checksum([memory.numpy()])):
             raise DamagedEntryError(
                 f"the bytes of {path.name} are not those that were written"
             )
         self.bytes += end
         try:
-            return path, json.loads(said["layers"]), _views(header, memory)
+            return path, json.loads(metadata["layers"]), _views(header, memory)
         except (ValueError, LookupError, TypeError, RuntimeError) as error:
             raise DamagedEntryError(f"the header of {path.name}: {error}") from error
 
@@ -359,8 +359,8 @@ class KeptWriter:
     """Writes an entry file by file, inside a `with`. Where the disk does not take it
     there is none, and a warning."""
 
-    def __init__(self, kept: Kept) -> None:
-        self._kept = kept
+    def __init__(self, entry: Kept) -> None:
+        self._kept = entry
         self._stack: ExitStack | None = ExitStack()
         self._temporary = Path()
         self._bytes = 0
@@ -514,10 +514,10 @@ def _bytes_of(raw: Tensor) -> Any:
 
 
 def _checksum(pieces: Iterable[Any]) -> int:
-    found = 0
+    checksum = 0
     for piece in pieces:
-        found = zlib.crc32(piece, found)
-    return found
+        checksum = zlib.crc32(piece, checksum)
+    return checksum
 
 
 def _views(header: Mapping[str, Any], memory: Tensor) -> dict[str, Tensor]:
@@ -525,13 +525,13 @@ def _views(header: Mapping[str, Any], memory: Tensor) -> dict[str, Tensor]:
     header."""
     import torch
 
-    found = {}
+    tensors = {}
     for name, entry in header.items():
         if not name.startswith(GAP):
             first, last = entry["data_offsets"]
             dtype = getattr(torch, DTYPES[entry["dtype"]])
-            found[name] = memory[first:last].view(dtype).view(entry["shape"])
-    return found
+            tensors[name] = memory[first:last].view(dtype).view(entry["shape"])
+    return tensors
 
 
 def _map(module: nn.Module, path: Path, stays: Callable[[str], bool]) -> None:

@@ -207,9 +207,9 @@ class LayerwiseEncoder:
     def _stand_in(self, name: str) -> Callable[..., Tensor]:
         def forward(*args: Any, **named: Any) -> Tensor:
             key = (self._prompt, name)
-            kept = self._waiting.get(key)
-            if kept is not None:
-                return kept.to(self.device)
+            waiting = self._waiting.get(key)
+            if waiting is not None:
+                return waiting.to(self.device)
             if (
                 key in self._shapes
             ):  # nothing that is still to come depends on its values

@@ -247,15 +247,15 @@ def fill(
             shapes = f"is {tuple(tensor.shape)}, config.json says {tuple(wanted[name].shape)}"
             raise RunError(f"{reader.folder}: {prefix}{name} {shapes}.")
     module.load_state_dict(state, strict=False, assign=True)
-    kept = 0
+    coded_layers = 0
     for name, layer in module.named_modules() if codes else ():
         full = f"{prefix}{name}.weight"
         if isinstance(layer, nn.Linear) and full.startswith(codes_of):
             stored = reader.stored_codes(full, codes)
             if stored:
                 setattr(layer, STORED_CODES, stored)
-                kept += 1
-    return kept
+                coded_layers += 1
+    return coded_layers
 
 
 @contextmanager
@@ -482,7 +482,7 @@ def _from_weights(
     part = options.folder / "transformer"
     dtype = options.weights_dtype or options.dtype
     merge = options.merge_fn() if options.merge_fn else None
-    kept = 0
+    coded_layers = 0
     codes = "" if merge else options.keeps_codes  # merging changes the weights
     model = _empty(options, kind)
     with ExitStack() as stack:
@@ -491,7 +491,9 @@ def _from_weights(
         phase = "quantizing" if options.quantizes else "reading"
         for index, block in enumerate(model.transformer_blocks):
             now.tell(phase, index + 1, len(model.transformer_blocks), now.BLOCK)
-            kept += fill(block, reader, f"{BLOCKS}.{index}.", dtype, codes=codes)
+            coded_layers += fill(
+                block, reader, f"{BLOCKS}.{index}.", dtype, codes=codes
+            )
             if not options.low_vram:  # quantizing is faster there
                 block.to(options.device)
             check_finite(part, block, f"{BLOCKS}.{index}.")
@@ -514,9 +516,9 @@ def _from_weights(
                 check_finite(part, child, f"{name}.")
         if merge:
             merge(model, "")
-        if kept:
+        if coded_layers:
             logger.info(
-                f"{part}: {kept} layers keep its {CODES[codes]} codes and scales"
+                f"{part}: {coded_layers} layers keep its {CODES[codes]} codes and scales"
             )
         elif options.keeps_codes and reader.in_codes():
             if merge:

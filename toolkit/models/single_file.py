@@ -144,7 +144,7 @@ def stored_weights(
 ) -> dict[str, Stored]:
     """The weights of a file with these tensors, by the names of diffusers. names: gives
     them to those without their prefix."""
-    found: dict[str, Stored] = {}
+    weights: dict[str, Stored] = {}
     for name, shape in shapes.items():
         bare = names(without_prefix(name))
         if (
@@ -161,13 +161,13 @@ def stored_weights(
         layer, _, kind = bare.rpartition(".")
         whole = next((end for end in ROWS_OF if layer.endswith(f".{end}")), "")
         if not whole:
-            found[bare] = Stored(name, shape, scale)
+            weights[bare] = Stored(name, shape, scale)
             continue
         for half, part in enumerate(ROWS_OF[whole]):
-            found[f"{layer.removesuffix(whole)}{part}.{kind}"] = Stored(
+            weights[f"{layer.removesuffix(whole)}{part}.{kind}"] = Stored(
                 name, (shape[0] // 2, *shape[1:]), scale, half
             )
-    return found
+    return weights
 
 
 def layer_formats(path: Path) -> dict[str, Mapping[str, Any]]:
@@ -189,45 +189,50 @@ def layer_formats(path: Path) -> dict[str, Mapping[str, Any]]:
         layers = _json(str(metadata.get(FORMATS))).get("layers")
     else:
         layers = None
-    found = {**layers} if isinstance(layers, dict) else {}
-    found |= {layer: _json(text) or {"format": text} for layer, text in texts.items()}
+    formats = {**layers} if isinstance(layers, dict) else {}
+    formats |= {layer: _json(text) or {"format": text} for layer, text in texts.items()}
     return {
-        layer: said if isinstance(said, dict) else {"format": said}
-        for layer, said in found.items()
+        layer: layer_format
+        if isinstance(layer_format, dict)
+        else {"format": layer_format}
+        for layer, layer_format in formats.items()
     }
 
 
 def _json(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
-        return found if isinstance(found, dict) else {}
+        value = json.loads(text)
+        return value if isinstance(value, dict) else {}
     except (ValueError, RecursionError):
         return {}
 
 
-def _group(said: Mapping[str, Any]) -> Any:
+def _group(layer_format: Mapping[str, Any]) -> Any:
     """Inputs of a layer that are rotated together; 0: it is not rotated."""
-    if said.get("convrot"):
-        return said.get("convrot_groupsize", 256)
+    if layer_format.get("convrot"):
+        return layer_format.get("convrot_groupsize", 256)
     return 0
 
 
 def rotations_of(path: Path) -> dict[str, int]:
     """Layers in `shards_of` whose inputs are rotated -> how many of them together."""
-    said = {}
+    groups = {}
     for shard in shards_of(path):
-        for layer, each in layer_formats(shard).items():
-            said[layer] = _group(each)
-    return {layer: group for layer, group in said.items() if group}
+        for layer, layer_format in layer_formats(shard).items():
+            groups[layer] = _group(layer_format)
+    return {layer: group for layer, group in groups.items() if group}
 
 
 def _format_fault(
-    said: Mapping[str, Any], weight: tuple[int, ...], stored: str, has_scale: bool
+    layer_format: Mapping[str, Any],
+    weight: tuple[int, ...],
+    stored: str,
+    has_scale: bool,
 ) -> str:
     """Why a layer of this format and shape, with this number type, is not read; empty:
     it is."""
-    name = said.get("format")
-    group = _group(said)
+    name = layer_format.get("format")
+    group = _group(layer_format)
     if name not in READ_FORMATS:
         return f"is in {name!r}, which is not read"
     if (stored == "I8") != (READ_FORMATS[name] == "I8"):
@@ -240,7 +245,7 @@ def _format_fault(
         and group.bit_count() == 1
         and group.bit_length() % 2
     )
-    if said.get("convrot") and not (
+    if layer_format.get("convrot") and not (
         is_power and len(weight) == 2 and weight[1] % group == 0
     ):
         return f"of the shape {weight} is rotated in groups of {group!r}, which is not a power of 4 that divides it"
@@ -313,14 +318,16 @@ def _unread_file(path: Path) -> str:
     }
     with open_regular(path) as file:
         header = read_header(file)
-    for layer, said in formats.items():
+    for layer, layer_format in formats.items():
         name = layer + WEIGHT
         if (
             name not in shapes
         ):  # of another part, or the weights that are missing say so
             continue
         has_scale = any(layer + end in shapes for end in SCALES)
-        fault = _format_fault(said, shapes[name], header[name]["dtype"], has_scale)
+        fault = _format_fault(
+            layer_format, shapes[name], header[name]["dtype"], has_scale
+        )
         if fault:
             return f"{path}: {layer} {fault}. {REMEDY}"
     in_codes = {layer + WEIGHT for layer in formats}
@@ -373,9 +380,9 @@ def encoder_file_fault(
     return ""
 
 
-def _has_shape(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    return len(found) == len(expected) and all(
-        side in (0, has) for side, has in zip(expected, found, strict=True)
+def _has_shape(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    return len(shape) == len(expected) and all(
+        side in (0, has) for side, has in zip(expected, shape, strict=True)
     )
 
 

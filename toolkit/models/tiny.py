@@ -89,13 +89,13 @@ class TinySpec:
     def recipe(self) -> dict[str, object]:
         """What is written down: settings, and a hash of the captions where there are
         some."""
-        own = {}
+        defaults = {}
         for field in fields(self):
             if field.name in ("arch", "zero_cond_t"):
-                own[field.name] = field.default
+                defaults[field.name] = field.default
         settings = {}
         for key, value in asdict(self).items():
-            if key not in own or value != own[key]:
+            if key not in defaults or value != defaults[key]:
                 settings[key] = value
         captions = settings.pop("captions")
         if captions:

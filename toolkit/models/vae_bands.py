@@ -306,7 +306,7 @@ def _residual(block: Module) -> Layer:
     ]
     shortcut = block.conv_shortcut
     return lambda bands: _sum(
-        bands, lambda own: _chain(own, layers), lambda own: _each(own, shortcut)
+        bands, lambda rows: _chain(rows, layers), lambda rows: _each(rows, shortcut)
     )
 
 
@@ -350,11 +350,13 @@ def _with_shortcut(block: Module, resampler: Module | None) -> Layer:
         return lambda bands: _sum(
             bands,
             layers,
-            lambda own: _each(own, lambda rows: shortcut(rows, first_chunk=True)),
+            lambda branch: _each(branch, lambda rows: shortcut(rows, first_chunk=True)),
         )
     pair = shortcut.factor_s
     return lambda bands: _sum(
-        bands, layers, lambda own: _each(_windows(own, pair, pair, 0, 0), shortcut)
+        bands,
+        layers,
+        lambda branch: _each(_windows(branch, pair, pair, 0, 0), shortcut),
     )
 
 
@@ -392,11 +394,11 @@ def _attended(attention: Module, hidden_BCHW: Tensor) -> Tensor:
     query_B1ND, key_B1ND, value_B1ND = (
         part.contiguous() for part in qkv_B1ND.chunk(3, dim=-1)
     )
-    found = [
+    outputs = [
         functional.scaled_dot_product_attention(some_B1ND, key_B1ND, value_B1ND)
         for some_B1ND in query_B1ND.split(QUERIES, 2)
     ]
-    found_BDN = torch.cat(found, 2).squeeze(1).transpose(1, 2)
+    found_BDN = torch.cat(outputs, 2).squeeze(1).transpose(1, 2)
     added_BCHW: Tensor = attention.proj(
         found_BDN.reshape(batch, channels, height, width)
     )

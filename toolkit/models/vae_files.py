@@ -45,9 +45,9 @@ def encoder_hash(folder: Path, file: Path | None = None) -> str:
         paths = shards_of(file)
     else:
         paths = weight_files(folder)
-    found = {name: (path, entry) for path in paths for name, entry in _weights(path)}
-    for name in sorted(found):
-        path, entry = found[name]
+    entries = {name: (path, entry) for path in paths for name, entry in _weights(path)}
+    for name in sorted(entries):
+        path, entry = entries[name]
         digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
         for piece in _bytes_of(path, entry):
             digest.update(piece)

@@ -177,11 +177,11 @@ CYCLES = 1.7e9
 def peak_flops(device: torch.device) -> float:
     """Operations of bf16 matrix products per second that a CUDA device does at most,
     roughly."""
-    found = torch.cuda.get_device_properties(device)
+    properties = torch.cuda.get_device_properties(device)
     return (
         CYCLES
-        * FLOPS_PER_CYCLE.get((found.major, found.minor), 512)
-        * found.multi_processor_count
+        * FLOPS_PER_CYCLE.get((properties.major, properties.minor), 512)
+        * properties.multi_processor_count
     )
 
 

@@ -152,12 +152,12 @@ class ProcessGroup:
         picklable."""
         if self.is_single_process:
             return [value]
-        while isinstance((found := self._values(value))[0], _Command):
+        while isinstance((gathered := self._values(value))[0], _Command):
             assert (
                 self.on_command is not None
             )  # set by `collectives.install_command_handler` before any command
-            self.on_command(found[0].what)
-        return found
+            self.on_command(gathered[0].what)
+        return gathered
 
     def broadcast_command(self, command: Any) -> None:
         """Called by rank 0 while the other ranks wait in a collective: they run the
@@ -168,9 +168,9 @@ class ProcessGroup:
     def _values(self, value: Any) -> list[Any]:
         import torch.distributed as dist
 
-        found: list[Any] = [None] * self.world_size
-        self.run_collective(dist.all_gather_object, found, value)
-        return found
+        gathered: list[Any] = [None] * self.world_size
+        self.run_collective(dist.all_gather_object, gathered, value)
+        return gathered
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is true on any rank."""
@@ -194,14 +194,18 @@ class ProcessGroup:
     def assert_equal_across_ranks(self, values: Mapping[str, Any]) -> None:
         """Raises RunError on all ranks when their values differ; it names the first one
         that does."""
-        found = self.all_gather_object(values)
-        for name in dict.fromkeys(name for own in found for name in own):
-            each = [own.get(name) for own in found]
-            different = [rank for rank, value in enumerate(each) if value != each[0]]
+        gathered = self.all_gather_object(values)
+        for name in dict.fromkeys(
+            name for rank_values in gathered for name in rank_values
+        ):
+            by_rank = [rank_values.get(name) for rank_values in gathered]
+            different = [
+                rank for rank, value in enumerate(by_rank) if value != by_rank[0]
+            ]
             if different:
                 raise RunError(
-                    f"{name} is not the same in all processes: {each[0]!r} in process 0, {each[different[0]]!r} in "
-                    f"process {different[0]}. All need the same program, job and files."
+                    f"{name} is not the same in all processes: {by_rank[0]!r} in process 0, {by_rank[different[0]]!r} "
+                    f"in process {different[0]}. All need the same program, job and files."
                 )
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
@@ -229,13 +233,13 @@ class ProcessGroup:
 
         full: Tensor | None = tensor.detach()
         if shard is not None:
-            each = rows_per_rank(shard.shape[0], self.world_size)
+            rows = rows_per_rank(shard.shape[0], self.world_size)
             with self._oom_as_run_error():
                 padded = tensor.new_zeros(
-                    each, *shard.shape[1:]
+                    rows, *shard.shape[1:]
                 )  # all ranks send the same size
                 if self.is_main_process:
-                    joined = tensor.new_empty(each * self.world_size, *shard.shape[1:])
+                    joined = tensor.new_empty(rows * self.world_size, *shard.shape[1:])
                 else:
                     joined = None
             padded[: len(tensor)] = tensor.detach()
@@ -523,14 +527,14 @@ def rendezvous_processes(env: DistributedEnv) -> ProcessGroup:
 def _no_messages_of_cpp() -> Iterator[None]:
     """Inside the block standard error is discarded: PyTorch logs failed connections
     with a stack, and raises them."""
-    kept = os.dup(2)
+    stderr_copy = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr_copy, 2)
+        os.close(stderr_copy)
         os.close(nowhere)
 
 

@@ -40,8 +40,8 @@ def free_host_memory() -> int:
 
     0 where neither is known.
     """
-    found = [_available(Path("/proc/meminfo")), *map(_left_in, CGROUPS)]
-    return min((size for size in found if size is not None), default=0)
+    sizes = [_available(Path("/proc/meminfo")), *map(_left_in, CGROUPS)]
+    return min((size for size in sizes if size is not None), default=0)
 
 
 CGROUPS = (

@@ -33,9 +33,9 @@ def loaded_ahead(
         first = islice(remaining, workers * _AHEAD_PER_WORKER)
         queue: deque[Future[Found]] = deque(pool.submit(load, thing) for thing in first)
         while queue:
-            found = queue.popleft().result()
+            result = queue.popleft().result()
             queue.extend(pool.submit(load, thing) for thing in islice(remaining, 1))
-            yield found
+            yield result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -51,9 +51,9 @@ def thread_map(
     portions = []
     for start in range(0, len(things), at_once):
         portions.append(things[start : start + at_once])
-    for found in loaded_ahead(
+    for results in loaded_ahead(
         lambda portion: [work(thing) for thing in portion],
         portions,
         min(8, os.cpu_count() or 1),
     ):
-        yield from found
+        yield from results

@@ -32,9 +32,9 @@ class RowShard:
     @classmethod
     def of(cls, shape: Sequence[int], rank: int, size: int) -> RowShard:
         """The shard of rank `rank` of `size` of a tensor of this shape."""
-        each = rows_per_rank(shape[0], size)
-        start = min(rank * each, shape[0])
-        return cls(tuple(shape), start, min(start + each, shape[0]))
+        rows = rows_per_rank(shape[0], size)
+        start = min(rank * rows, shape[0])
+        return cls(tuple(shape), start, min(start + rows, shape[0]))
 
 
 def rows_per_rank(rows: int, size: int) -> int:
@@ -58,10 +58,10 @@ def shard_of(parameter: Tensor) -> RowShard:
 def local_rows(parameter: Tensor) -> Tensor:
     """The local shard of a parameter, or all of one that is not sharded; shares its
     memory, without a gradient."""
-    own = parameter.detach()
+    values = parameter.detach()
     if is_sharded(parameter):
-        return cast("DTensor", own).to_local()
-    return own
+        return cast("DTensor", values).to_local()
+    return values
 
 
 def local_shard_parameter(parameter: nn.Parameter) -> nn.Parameter:

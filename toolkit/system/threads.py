@@ -106,7 +106,7 @@ class ThreadChoice:
             self.threads = self._fewer
         self._next = self._watch if self.threads > 1 else self._stay
         shown = ", ".join(
-            f"{each:.3g} s with {count}" for count, each in self._medians.items()
+            f"{seconds:.3g} s with {count}" for count, seconds in self._medians.items()
         )
         return f"{_named(self.threads)} of the CPU: a step takes {shown}"
 

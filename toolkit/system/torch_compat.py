@@ -27,10 +27,10 @@ def collective(name: str) -> Callable[..., Any]:
     """The function of `torch.distributed` that 2.13 calls `name`."""
     import torch.distributed as dist
 
-    found: Callable[..., Any] = getattr(dist, name, None) or getattr(
+    function: Callable[..., Any] = getattr(dist, name, None) or getattr(
         dist, FORMER_NAMES[name]
     )
-    return found
+    return function
 
 
 def torchrun_parser() -> ArgumentParser:

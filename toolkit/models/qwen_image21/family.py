@@ -311,22 +311,22 @@ class QwenImage21Family(FolderFamily):
 
 def sample_sigmas(index: Path) -> tuple[float, ...]:
     """Those of a model_index.json; none where it has none. Raises UserError."""
-    found = (
+    levels = (
         read_model_json(index).get("sample_sigmas") if index.is_file() else None
     ) or []
-    if not isinstance(found, list) or not all(
-        type(level) in (int, float) for level in found
+    if not isinstance(levels, list) or not all(
+        type(level) in (int, float) for level in levels
     ):
         raise UserError(
             f"{index}: sample_sigmas: has to be a list of numbers. Copy the published file."
         )
     if not all(
-        below < level <= 1 for level, below in pairwise([*found, 0])
+        below < level <= 1 for level, below in pairwise([*levels, 0])
     ):  # nor where one is not a number
         raise UserError(
             f"{index}: sample_sigmas: have to fall, from at most 1 to above 0. Copy the published file."
         )
-    return tuple(map(float, found))
+    return tuple(map(float, levels))
 
 
 FAMILY = QwenImage21Family()

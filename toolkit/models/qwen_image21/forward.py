@@ -88,7 +88,7 @@ def run_block(
     scale1, gate1, scale2, gate2 = (
         partial(_times, *pair, layout) for pair in zip(zeros, levels, strict=True)
     )
-    y_BSD, *kept = attend(
+    y_BSD, *keys_values = attend(
         block.attn, scale1(block.img_norm1(x_BSD), _one_plus), rotary_SE, layout, prefix
     )
     x_BSD = x_BSD + gate1(y_BSD, torch.tanh)
@@ -97,7 +97,10 @@ def run_block(
         feed_forward(block.img_mlp, scale2(block.img_norm2(x_BSD), _one_plus)),
         torch.tanh,
     )
-    return (x_BSD.clip(-65504, 65504) if x_BSD.dtype == torch.float16 else x_BSD, *kept)
+    return (
+        x_BSD.clip(-65504, 65504) if x_BSD.dtype == torch.float16 else x_BSD,
+        *keys_values,
+    )
 
 
 def _times(
@@ -175,9 +178,10 @@ def attend(
         )
     before = prefix or (k_before, v_before)
     of_targets = [x.chunk(layout.targets, dim=2) for x in (q, k, v)]
-    for queries, *own in zip(*of_targets, strict=True):
+    for queries, *target_keys_values in zip(*of_targets, strict=True):
         keys, values = (
-            torch.cat(pair, dim=2) for pair in zip(before, own, strict=True)
+            torch.cat(pair, dim=2)
+            for pair in zip(before, target_keys_values, strict=True)
         )
         parts.append(scaled_dot_product_attention(queries, keys, values))
     out_BSD = attn.to_out[1](
@@ -198,15 +202,15 @@ def forward(
     slots: Sequence[int],
     references: Sequence[Tensor],
     shapes: Sequence[ImageShape],
-    kept: list[KeysValues] | None = None,
+    prefix_cache: list[KeysValues] | None = None,
 ) -> Tensor:
     """Velocity [B, K, N, C] of the targets. From here on the blocks are called as
     `run_block` is.
 
     levels_BK: noise fractions in [0, 1]. slots: for each reference the number of text
     tokens in front of it. references: tokens [B, N', C] of each. shapes: of the
-    references and, at last, the target. kept: of each block the keys and values of this
-    prefix, which is not computed then; an empty list is filled.
+    references and, at last, the target. prefix_cache: of each block the keys and values
+    of this prefix, which is not computed then; an empty list is filled.
     """
     batch, targets, tokens, _ = x_BKNC.shape
     parts = _parts(slots, [prod(shape) for shape in shapes[:-1]], embeds_BLD.shape[1])
@@ -218,12 +222,14 @@ def forward(
     )
     rotary_SE = _rotary(model, parts, shapes, targets, x_BKNC.device)
     x_BSD = model.img_in(x_BKNC).flatten(1, 2)
-    known = list(kept or ())
+    known = list(prefix_cache or ())
     if known:
         layout = Layout((), 0, targets, tokens)
         rotary_SE = rotary_SE[prefix:]
     else:
-        layout = Layout(segments, prefix, targets, tokens, keeps=kept is not None)
+        layout = Layout(
+            segments, prefix, targets, tokens, keeps=prefix_cache is not None
+        )
         text = iter(
             model.txt_in(embeds_BLD).split(
                 [length for length, is_text in parts if is_text], dim=1
@@ -253,11 +259,11 @@ def forward(
                 run_block, block
             )  # a sharded block is called as a module
         of_prefix = known[index] if known else ()
-        x_BSD, *found = run(
+        x_BSD, *keys_values = run(
             index, block, x_BSD, zero_1M, levels_RM, rotary_SE, layout, *of_prefix
         )
-        if kept is not None and found:
-            kept.append((found[0], found[1]))
+        if prefix_cache is not None and keys_values:
+            prefix_cache.append((keys_values[0], keys_values[1]))
     out = model.norm_out(
         x_BSD[:, layout.prefix :].unflatten(1, (targets, tokens)).flatten(0, 1),
         temb[:-1],

@@ -105,11 +105,11 @@ class QwenImage21Model(QwenModel):
     ) -> Callable[..., Tensor]:
         """Keys and values of text and references are kept where they take no more than
         half of the free memory: 0.5 MB per token of the published model in bfloat16."""
-        kept: dict[Hashable, list[KeysValues]] = {}
+        prefix_caches: dict[Hashable, list[KeysValues]] = {}
 
         @torch.no_grad()
         def predict(x_t_BCHW: Tensor, t_B: Tensor, *guidance: Tensor) -> Tensor:
-            self._kept = kept
+            self._kept = prefix_caches
             try:
                 return self.predict_velocity(
                     x_t_BCHW, t_B, prompts, references, *guidance

@@ -32,10 +32,10 @@ def new_transformer(
     are not those of the class, and for an autoencoder of another class.
     """
     vae = read_model_json(folder / "vae" / "config.json")
-    found = vae.get("_class_name")
-    if found != FAMILY.classes["vae"]:
+    class_name = vae.get("_class_name")
+    if class_name != FAMILY.classes["vae"]:
         raise UserError(
-            f"vae: {found!r} is not of this family. Give an {FAMILY.classes['vae']}."
+            f"vae: {class_name!r} is not of this family. Give an {FAMILY.classes['vae']}."
         )
     text = read_model_json(folder / "text_encoder" / "config.json")
     fitting = {
