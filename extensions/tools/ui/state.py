@@ -123,8 +123,8 @@ class Ui:
         """What `make` gave at most KEPT_S ago: for what takes long and rarely changes.
         Those who ask meanwhile wait."""
         with self.memory.setdefault(("lock", key), Lock()):
-            made, value = self.memory.get(("kept", key), (-math.inf, None))
-            if time.monotonic() - made > KEPT_S:
+            made_at, value = self.memory.get(("kept", key), (-math.inf, None))
+            if time.monotonic() - made_at > KEPT_S:
                 value = make()
                 self.memory["kept", key] = time.monotonic(), value
             return value
@@ -140,11 +140,11 @@ class Ui:
         last asked for."""
         known: dict[object, Any] = self.memory.setdefault(kind, {})
         with self.memory.setdefault(("lock", kind), Lock()):
-            found = known.pop(key, None) or make()
-            known[key] = found  # the last asked for is the last to go
+            value = known.pop(key, None) or make()
+            known[key] = value  # the last asked for is the last to go
             while len(known) > most:
                 known.pop(next(iter(known)))
-        return found
+        return value
 
     def run(self, run_id: str) -> RunInfo:
         """The run of an id (`run_id`). Raises HTTPException 404 where there is none, or
@@ -188,8 +188,8 @@ class Ui:
 
 def feed(ui: Ui, folder: Path) -> Feed:
     """The feed of a run; a few of those last asked for stay in memory."""
-    found: Feed = ui.recent("feeds", folder, lambda: Feed(folder), 24)
-    return found
+    shared: Feed = ui.recent("feeds", folder, lambda: Feed(folder), 24)
+    return shared
 
 
 def stored_price(settings: Path, otherwise: float) -> float:
@@ -306,12 +306,12 @@ class Json(JSONResponse):
 
 @cache
 def _environment() -> Environment:
-    made = environment(HERE / "templates")
-    made.filters |= {
+    templates = environment(HERE / "templates")
+    templates.filters |= {
         "linked": lambda text, fields=None: linked(redact_text(str(text)), fields),
         "options": options,
     }
-    return made
+    return templates
 
 
 def options(texts: Iterable[str], chosen: str = "") -> str:
@@ -339,17 +339,17 @@ def linked(text: str, fields: Mapping[str, str] | None = None) -> str:
     to where the page has them. fields: key -> id of its field in the form; all others
     are searched for."""
 
-    def tool(found: re.Match[str]) -> str:
-        if found[1] in _tools():
-            return f'<a href="/tools/{found[1]}">{found[1]}</a>'
-        return found[0]
+    def tool(match: re.Match[str]) -> str:
+        if match[1] in _tools():
+            return f'<a href="/tools/{match[1]}">{match[1]}</a>'
+        return match[0]
 
-    def key(found: re.Match[str]) -> str:
-        name = found[1].rpartition(".")[2]
-        for own, place in (fields or {}).items():
-            if found[1] in (own, own.rpartition(".")[2]):
-                return f'<a href="#{place}">{found[0]}</a>'
-        return f'<button name="action" value="search:{name}" formaction="/new#keys" class="key">{found[0]}</button>'
+    def key(match: re.Match[str]) -> str:
+        name = match[1].rpartition(".")[2]
+        for field_key, place in (fields or {}).items():
+            if match[1] in (field_key, field_key.rpartition(".")[2]):
+                return f'<a href="#{place}">{match[0]}</a>'
+        return f'<button name="action" value="search:{name}" formaction="/new#keys" class="key">{match[0]}</button>'
 
     return _KEY.sub(
         key, _COMMAND.sub(tool, str(escape(text)))
@@ -367,7 +367,7 @@ def show_marks(page: str) -> str:
     if not re.search(_MARKS, page):
         return page
     return _TAG_OR_MARK.sub(
-        lambda found: found[0] if found[0][0] == "<" else f"‹U+{ord(found[0]):04X}›",
+        lambda match: match[0] if match[0][0] == "<" else f"‹U+{ord(match[0]):04X}›",
         page,
     )
 

@@ -180,7 +180,7 @@ def settings_of(run: RunInfo) -> TrySettings | None:
 
 def compared_files(folder: Path) -> list[NetworkFile]:
     """The LoRA files of a run by their step, one for each."""
-    found = [
+    files = [
         file
         for file in list_network_files(folder)
         if file.kind != "best"
@@ -188,7 +188,7 @@ def compared_files(folder: Path) -> list[NetworkFile]:
         and not file.path.stem.endswith("_raw")
     ]
     return sorted(
-        {file.step: file for file in found}.values(),
+        {file.step: file for file in files}.values(),
         key=lambda file: math.inf if file.step is None else file.step,
     )
 
@@ -228,13 +228,13 @@ class Tried:
 
 def tried_in(folder: Path, most: int = MOST_IMAGES) -> list[Tried]:
     """The images in a folder that say how they were made, the latest first."""
-    found: list[Tried] = []
+    images: list[Tried] = []
     for path in sorted(folder.glob("*.png"), key=modified_at, reverse=True)[:most]:
         try:
-            found.append(Tried.of(path.name, read_settings(path)))
+            images.append(Tried.of(path.name, read_settings(path)))
         except UserError:
             continue
-    return found
+    return images
 
 
 def modified_at(path: Path) -> float:

@@ -167,18 +167,22 @@ def clean(home: Path) -> None:
 
 
 def take(
-    path: Path, name: str, folder: Path, decoder: Decoder, told: Callable[[Told], None]
+    path: Path,
+    name: str,
+    folder: Path,
+    decoder: Decoder,
+    report: Callable[[Told], None],
 ) -> None:
     """Puts a whole file, or the files of a zip, into the folder, and removes it. told:
     hears what became of each."""
     try:
         if split_suffix(name)[1] == SUFFIX:
-            for each in _unpack(path, folder, decoder):
-                told(each)
+            for outcome in _unpack(path, folder, decoder):
+                report(outcome)
         else:
-            told(_taken(path, name, folder, decoder))
+            report(_taken(path, name, folder, decoder))
     except OSError as error:
-        told(
+        report(
             {
                 "name": name,
                 "state": "refused",
@@ -287,7 +291,7 @@ def take_all(
     that its image got. home: where a file lies until it is checked. Raises OSError for
     the disk."""
     renamed: dict[tuple[PurePosixPath, str], str] = {}
-    for file in sorted(files, key=lambda each: not is_image(each.name)):
+    for file in sorted(files, key=lambda incoming: not is_image(incoming.name)):
         try:
             name = checked_name(file.name)
             stem, suffix = split_suffix(name)
@@ -304,7 +308,7 @@ def take_all(
                 raise Refused(f"is in a folder of {has_repeats:,} repeats, and {most}")
             target = folder / file.folder.name if has_repeats else folder
             part = home / f"{token_hex(12)}{suffix}"
-            found = list[Told]()
+            outcomes = list[Told]()
             try:
                 with file.open() as source, open(part, "wb") as copy:
                     shutil.copyfileobj(source, copy)
@@ -314,18 +318,18 @@ def take_all(
                     renamed.get((file.folder, stem), stem) + name[len(stem) :],
                     target,
                     decoder,
-                    found.append,
+                    outcomes.append,
                 )
             finally:
                 part.unlink(missing_ok=True)
             if suffix == SUFFIX:
-                yield from found
+                yield from outcomes
                 continue
-            kept = found[0]
-            if is_image(name) and kept["state"] in ("renamed", "same"):
-                renamed[file.folder, stem] = split_suffix(kept["text"])[0]
-            if kept["state"] == "added" and kept["text"] != file.name:
-                kept["state"] = "renamed"  # a caption, with its image
-            yield kept | {"name": file.told}
+            outcome = outcomes[0]
+            if is_image(name) and outcome["state"] in ("renamed", "same"):
+                renamed[file.folder, stem] = split_suffix(outcome["text"])[0]
+            if outcome["state"] == "added" and outcome["text"] != file.name:
+                outcome["state"] = "renamed"  # a caption, with its image
+            yield outcome | {"name": file.told}
         except Refused as error:
             yield {"name": file.told, "state": "refused", "text": str(error)}

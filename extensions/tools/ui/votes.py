@@ -70,12 +70,12 @@ def pairs_of(groups: Iterable[Group]) -> list[Pair]:
                 for a, b in couples
             ]
         )
-    found = {}
+    pairs = {}
     for row in zip_longest(*columns):
         for pair in row:
             if pair and len(pair.names) == 2:
-                found[pair.names] = pair
-    return [*found.values()]
+                pairs[pair.names] = pair
+    return [*pairs.values()]
 
 
 @dataclass
@@ -104,13 +104,13 @@ class Ballot:
     def next_pairs(self, most: int) -> list[Pair]:
         """The first pairs without a vote that can be shown."""
         known = {_names(row) for row in self.votes}
-        found: list[Pair] = []
+        pairs: list[Pair] = []
         for pair in self.pairs:
-            if len(found) == most:
+            if len(pairs) == most:
                 break
             if pair.names not in known and self._is_shown(pair):
-                found.append(pair)
-        return found
+                pairs.append(pair)
+        return pairs
 
     def _is_shown(self, pair: Pair) -> bool:
         """Whether both images are there, of one size, and not the same."""
@@ -126,17 +126,19 @@ class Ballot:
     def vote(self, names: frozenset[str], choice: str) -> bool:
         """Writes what somebody says of a pair, once; False where it is none, or another
         vote on it stands. Raises RunError where the disk cannot be written."""
-        pair = next((each for each in self.pairs if each.names == names), None)
+        pair = next(
+            (candidate for candidate in self.pairs if candidate.names == names), None
+        )
         if pair is None or choice not in CHOICES:
             return False
         better, worse = (
             (pair.left, pair.right) if choice == LEFT else (pair.right, pair.left)
         )
-        said: dict[str, Any] = {UNDECIDED: choice, "images": sorted(names)}
+        verdict: dict[str, Any] = {UNDECIDED: choice, "images": sorted(names)}
         if choice in (LEFT, RIGHT):
-            said = {"better": better, "worse": worse}
+            verdict = {"better": better, "worse": worse}
         row: dict[str, Any] = {
-            **said,
+            **verdict,
             "prompt": pair.group.prompt,
             "control": [*pair.group.control],
         }

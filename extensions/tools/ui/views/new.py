@@ -311,7 +311,7 @@ def _comments_of(job: JobText, name: str, new: str) -> JobText:
     folder = job.get(job.path("training_folder")) or "output"
     text = re.sub(
         rf"(?m)(#.*)(?<=[\s/]){re.escape(f'{folder}/{name}/')}",
-        lambda found: f"{found[1]}{folder}/{new}/",
+        lambda match: f"{match[1]}{folder}/{new}/",
         job.text,
     )
     return JobText(text)
@@ -331,15 +331,15 @@ def unused_name(ui: Ui, name: str, text_of: Callable[[str], str] | None = None) 
     twice."""
     stem = re.sub(r"_\d+$", "", name)
 
-    def taken(each: str) -> bool:
-        file = ui.jobs / f"{each}{_YAML[0]}"
+    def taken(candidate: str) -> bool:
+        file = ui.jobs / f"{candidate}{_YAML[0]}"
         is_others = file.exists() and (
-            text_of is None or text_of(each) != read_job(file)
+            text_of is None or text_of(candidate) != read_job(file)
         )
-        return is_others or (ui.output / each).exists()
+        return is_others or (ui.output / candidate).exists()
 
     names = (name, *(f"{stem}_{number}" for number in range(2, 10_000)))
-    return next((each for each in names if not taken(each)), name)
+    return next((candidate for candidate in names if not taken(candidate)), name)
 
 
 # ---------------------------------------------------------------- what is sent
@@ -364,8 +364,8 @@ def act(request: Request, sent: Form) -> Response:
             sent.get("their_file", ""),
             replaced,
         )
-    kept: dict[str, Any] = {key: sent.get(key, "").strip() for key in KEPT}
-    editor = Editor(JobText(sent.get("yaml", "")), **kept)
+    carried: dict[str, Any] = {key: sent.get(key, "").strip() for key in KEPT}
+    editor = Editor(JobText(sent.get("yaml", "")), **carried)
     try:
         if editor.wanted or sent.get("all") or action == "search":
             keys = keys_of(
@@ -458,10 +458,10 @@ def _take(ui: Ui, editor: Editor, sent: Mapping[str, str]) -> None:
         if name:
             with suppress(UserError, OSError, ValueError):
                 taken_over = _taken_over(ui, editor, name, chosen)
-        own = {key: chosen.get(key, "") for key in (CONTROL, INSTRUCTION)}
+        from_dataset = {key: chosen.get(key, "") for key in (CONTROL, INSTRUCTION)}
         changed |= {
             key: value
-            for key, value in own.items()
+            for key, value in from_dataset.items()
             if value != editor.shown.get(key, "")
         }
     editor.fields = changed
@@ -493,7 +493,7 @@ def _take(ui: Ui, editor: Editor, sent: Mapping[str, str]) -> None:
                 editor.job, key, value, key in TEXTS or kinds.get(key, False)
             )
             editor.fields = {
-                field_: kept for field_, kept in editor.fields.items() if field_ != key
+                field_: text for field_, text in editor.fields.items() if field_ != key
             }
     if editor.fields:
         editor.told.append(
@@ -576,7 +576,7 @@ def _listed(value: str) -> list[str]:
         read = JobText(f"value: {value}").data(("value",))
     else:
         read = value
-    return [str(each) for each in (read if isinstance(read, list) else [read]) if each]
+    return [str(item) for item in (read if isinstance(read, list) else [read]) if item]
 
 
 def _remade(
@@ -597,16 +597,18 @@ def _remade(
         with suppress(UserError):  # too small for that model
             olds.append(_made(was, card))
     for old in olds:
-        own = [key for key in NUMBERS if was.get(key, "") != old.get(old.path(key))]
-        own += (
+        typed_keys = [
+            key for key in NUMBERS if was.get(key, "") != old.get(old.path(key))
+        ]
+        typed_keys += (
             ["prompts"]
             if _words(was.get("prompts", "")) != _words("\n".join(old.prompts()))
             else []
         )
         filled = [old, new]
         with suppress(ValueError):
-            for key in own:
-                filled = [_put(each, key, was.get(key, ""), False) for each in filled]
+            for key in typed_keys:
+                filled = [_put(text, key, was.get(key, ""), False) for text in filled]
             if filled[0].text.split() == job.text.split():
                 return filled[1]
     befores = [dict(_leaves(old.data(()))) for old in olds]
@@ -647,14 +649,14 @@ def _leaves(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
 
 def _import(editor: Editor, content: str, file_name: str) -> None:
     """Puts what another program's file is here into the editor."""
-    made, told = import_text(content or editor.import_text, file_name)
-    if JobText(made).root is not None:
-        editor.job = JobText(made)
+    job_text, messages = import_text(content or editor.import_text, file_name)
+    if JobText(job_text).root is not None:
+        editor.job = JobText(job_text)
         editor.fields = {}
         editor.card = editor.file = editor.loaded = editor.version = ""
     else:
-        told += made or texts()["new"]["not_imported"]
-    editor.told += filter(None, [told.strip()])
+        messages += job_text or texts()["new"]["not_imported"]
+    editor.told += filter(None, [messages.strip()])
 
 
 def save(ui: Ui, editor: Editor, name: str) -> Path:
@@ -822,11 +824,11 @@ def _words_of(key: str) -> dict[str, str]:
 
 def _sets(ui: Ui) -> dict[str, dict[str, Any]]:
     """Name of a dataset -> the keys that its folders and its page ask for."""
-    found = {}
+    sets = {}
     for name in _subfolders(ui.datasets):
         with suppress(HTTPException):
-            found[name] = open_dataset(ui, name, names_only=True).section()
-    return found
+            sets[name] = open_dataset(ui, name, names_only=True).section()
+    return sets
 
 
 def _models(ui: Ui) -> dict[str, list[tuple[str, str]]]:
