@@ -102,8 +102,8 @@ class Entry(BaseModel):
     """Folders of the runs that it writes. They are known once it has started."""
 
     marks: tuple[str, ...] = ()
-    """Result of `mark_of` for each of them before the start. A folder that still has its mark shows
-    the state of an earlier run."""
+    """Result of `mark_of` for each of them before the start. A folder that still has its
+    mark shows the state of an earlier run."""
 
     gpu: str = ""
     """CUDA_VISIBLE_DEVICES of its processes. Empty: as in the environment."""

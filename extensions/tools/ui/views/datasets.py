@@ -202,7 +202,7 @@ def _page(
     request: Request,
     data: Dataset,
     status: int = 200,
-    outcomes: Sequence[uploads.Told] = (),
+    outcomes: Sequence[uploads.Outcome] = (),
     faults: dict[str, str] | None = None,
     form: Form | None = None,
 ) -> Response:
