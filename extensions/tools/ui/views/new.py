@@ -351,10 +351,9 @@ def unused_name(ui: Ui, name: str, text_of: Callable[[str], str] | None = None) 
     stem = re.sub(r"_\d+$", "", name)
     for candidate in (name, *(f"{stem}_{number}" for number in range(2, 10_000))):
         file = ui.jobs / f"{candidate}{_YAML[0]}"
-        is_own = text_of is not None and file.exists()
-        if is_own and text_of is not None:
-            is_own = text_of(candidate) == read_job(file)
-        is_taken = file.exists() and not is_own
+        is_taken = file.exists()
+        if is_taken and text_of is not None:
+            is_taken = text_of(candidate) != read_job(file)
         if not is_taken and not (ui.output / candidate).exists():
             return candidate
     return name
@@ -470,7 +469,7 @@ def _take(ui: Ui, editor: Editor, sent: Mapping[str, str]) -> None:
         for key in (CONTROL, INSTRUCTION):
             if chosen.get(key, "") != editor.shown.get(key, ""):
                 changed[key] = chosen.get(key, "")
-    editor.fields = changed
+    editor.fields = dict(changed)
     if {MODEL, "card", FOLDER, CONTROL} & changed.keys():
         with suppress(UserError, OSError, ValueError):  # the check reports a bad model
             editor.job = _remade(editor.job, editor.shown, changed)
@@ -485,7 +484,6 @@ def _take(ui: Ui, editor: Editor, sent: Mapping[str, str]) -> None:
     if RANK in changed and is_equal and changed[RANK].strip():
         with suppress(ValueError):  # both stay equal, and so does the strength
             editor.job = editor.job.set(alpha, changed[RANK], False)
-    editor.fields = dict(changed)
     for key, value in changed.items():
         is_text = key in TEXTS or kinds.get(key, False)
         with suppress(ValueError):
@@ -786,9 +784,14 @@ def _errors_by_field(
     that is empty belongs to no field of the form."""
     faults = dict[str, str]()
     errors = list[tuple[Message, str]]()
+    places = {dotted(editor.job.path(key)): key for key in editor.fields}
+    places |= {dotted(editor.job.path(".".join(path))): "prompts" for path in PROMPTS}
     before = ""
     for message in editor.checked.errors if editor.checked else ():
-        field_ = _field_of(editor, message)
+        field_ = _field_of(message, places)
+        is_of_datasets = re.search(r"(^|\.)datasets(\[0\])?$", message.key)
+        if is_of_datasets and not editor.fields.get(FOLDER):
+            field_ = FOLDER
         if before and not (message.key or message.line):
             # The message is about a file of the folder that the error before names.
             faults[before] += f"\n{message.text}"
@@ -804,13 +807,9 @@ def _errors_by_field(
     return faults, errors
 
 
-def _field_of(editor: Editor, message: Message) -> str:
-    """The field of the form that a message is about. Empty: it has none."""
-    is_of_datasets = re.search(r"(^|\.)datasets(\[0\])?$", message.key)
-    if is_of_datasets and not editor.fields.get(FOLDER):
-        return FOLDER
-    places = {dotted(editor.job.path(key)): key for key in editor.fields}
-    places |= {dotted(editor.job.path(".".join(path))): "prompts" for path in PROMPTS}
+def _field_of(message: Message, places: Mapping[str, str]) -> str:
+    """The field of the form that a message is about. Empty: it has none. places: key of
+    the job -> field."""
     for place, key in places.items():
         if re.match(rf"{re.escape(place)}(\W|$)", message.key):
             return key
