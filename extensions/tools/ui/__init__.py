@@ -1,12 +1,12 @@
-"""`run.py ui`, `run.py queue`: a page in the browser that shows all runs and starts new
-ones, and the queue behind it.
+"""`run.py ui` and `run.py queue`: the web page that shows all runs and starts new ones,
+and the job queue behind it.
 
-The state is in the folders: a run's own, those of jobs and datasets, and `<output>/.ui`
-for what the page adds. There is no database, and the page never shares a process with a
-run, so neither can wedge the other. Imports no torch.
+All state is in folders: the folders of runs, jobs and datasets, and `<output>/.ui` for
+the page's own files. There is no database. The page and a run are separate processes,
+so neither can block the other. No module of this package imports torch.
 
-`app.py` lists every address; `views/` answers them, one module per page, with the
-templates of the same name; `guard.py` decides who may ask; `state.py` holds what all
-views share. `queue.py` is the queue, a folder of files, and `runner.py` the process
-that works on it. docs/web.md.
+`app.py` lists every address. `views/` answers the requests, one module per page, with
+the templates of the same name. `guard.py` decides which requests are answered, and
+`state.py` holds the state that all views share. `queue.py` is the queue, a folder of
+JSON files, and `runner.py` is the process that works on it. See docs/web.md.
 """

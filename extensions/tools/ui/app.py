@@ -1,4 +1,12 @@
-"""Every address of the page, and the application that serves them."""
+"""The addresses of the page, and the Starlette application that serves them.
+
+`ROUTES` maps each address to a view in `extensions.tools.ui.views`. `make_app` adds the
+guard and the pages for login and errors. No request is answered in this module: the
+views do it, and `extensions.tools.ui.guard` decides which requests reach them.
+
+`extensions.tools.ui.process` builds the application and runs it with uvicorn. Tests
+build it to send requests without a server.
+"""
 
 from __future__ import annotations
 
@@ -100,12 +108,13 @@ ROUTES = [
     Mount("/static/pages", StaticFiles(directory=PAGES)),
     Mount("/static", StaticFiles(directory=HERE / "static")),
 ]
-"""What can be asked for. GET changes nothing; the guard stands before all but /login,
-/healthz and /static/."""
+"""All addresses. A GET request changes nothing. The guard protects every address except
+/login, /healthz and /static/."""
 
 
 def make_app(ui: Ui) -> Starlette:
-    """The application."""
+    """Creates the application for the page's settings, with its guard and error
+    pages."""
     app = Starlette(
         routes=ROUTES,
         middleware=[Middleware(Guard, token=ui.token, login_page=login_page)],
@@ -119,13 +128,18 @@ def make_app(ui: Ui) -> Starlette:
 
 
 def login_page(request: Request, status: int, fault: str) -> Response:
-    """The page that asks for the token. fault: a key of the texts, empty: none."""
+    """The page that asks for the token.
+
+    fault: key of the text that says what went wrong; empty: nothing.
+    """
     return render(request, "login.html.j2", status, fault=fault)
 
 
 def error_page(request: Request, error: Exception) -> Response:
-    """A page for people, a line for scripts. The traceback of a defect goes to the log,
-    and never to the browser."""
+    """The answer to a request that failed: a page for browsers, one line for scripts.
+
+    The traceback of a defect is written to the log and never sent to the browser.
+    """
     if isinstance(error, HTTPException):
         status = error.status_code
     else:
@@ -140,5 +154,5 @@ def error_page(request: Request, error: Exception) -> Response:
         )
     else:
         answer = render(request, "error.html.j2", status, status=status, detail=detail)
-    protect(answer.headers)  # a defect is answered outside of the guard
+    protect(answer.headers)  # the answer to a defect does not pass through the guard
     return answer

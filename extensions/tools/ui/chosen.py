@@ -1,5 +1,12 @@
-"""Which file of a run to use, and the sample that shows it: what the page of a run
-begins with. Imports no torch."""
+"""The LoRA file of a run that is recommended to the user, and a sample made with it.
+
+`chosen_file` takes the file that `run.py best` recommends, or else the file that was
+saved last. It reads metadata and tensor shapes only, and never measures anything: that
+is the work of `run.py best`. `chosen_sample` picks the sample of the nearest step.
+
+The page of a run begins with both (`extensions.tools.ui.views.run`), and the form for
+new images starts from the file (`extensions.tools.ui.views.after`). Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +23,10 @@ from toolkit.files.writing import read_object
 from toolkit.train.run_reader import list_network_files
 
 MEASURED = "best.json"
-"""What `run.py best` writes into the folder of a run."""
+"""File that `run.py best` writes into the folder of a run."""
 
 _OF_OTHER_KINDS = ("hada_", "lokr_", "dora_scale", "magnitude", "oft_", ".a1.", ".diff")
-"""Parts of the keys of files that are more than a LoRA."""
+"""Parts of tensor names that a plain LoRA file does not have."""
 
 
 Why = Literal["recommended", "last", "last_of_unknown"]
@@ -28,7 +35,14 @@ Programs = Literal["lora", "other", "small"]
 
 @dataclass(frozen=True)
 class Chosen:
-    """One saved file of a run."""
+    """One saved file of a run, and the reason why it was chosen.
+
+    Example::
+
+        chosen = chosen_file(Path("output/cat"))
+        if chosen is not None and chosen.why == "recommended":
+            print(f"use {chosen.name} of step {chosen.step}")
+    """
 
     path: Path
     size: int
@@ -36,22 +50,23 @@ class Chosen:
 
     step: int | None
     why: Why
-    """Because `best` recommends it, or because it was saved last; of unknown: `best`
-    cannot tell."""
+    """`recommended`: `run.py best` recommends it. `last`: it was saved last, because
+    `best` was not run, or its file is gone. `last_of_unknown`: it was saved last, and
+    `best` could not tell which file is better."""
 
     programs: Programs
-    """Which programs load it: the key of a text."""
+    """Key of the text that says which programs load the file."""
 
     @property
     def name(self) -> str:
-        """Its name in the folder of the run."""
+        """Name of the file in the folder of the run."""
         return redact_text(self.path.name)
 
 
 def chosen_file(folder: Path) -> Chosen | None:
-    """The file that `best` recommends, or the one that the run has saved last.
+    """The file that `run.py best` recommends, or else the file that was saved last.
 
-    None: the run has saved nothing yet, or a model folder, which is not one file.
+    Returns None if the run has not saved a file yet, or saves a model folder.
     """
     saved = {file.path.name: file for file in list_network_files(folder)}
     measured = read_object(folder / MEASURED)
@@ -77,7 +92,7 @@ def _programs(path: Path) -> Programs:
         if read_metadata(path).get(BASE_MODEL) == MASCOTS:
             return "small"
         keys = tensor_shapes(path)
-    except UserError:  # a damaged file, or none that is read here
+    except UserError:  # the file is damaged or has another format
         return "other"
     if any(part in key for key in keys for part in _OF_OTHER_KINDS):
         return "other"
@@ -85,23 +100,30 @@ def _programs(path: Path) -> Programs:
 
 
 def chosen_sample(samples: dict[str, Any], step: int | None) -> dict[str, Any] | None:
-    """The first sample of the set that is nearest to a step: its `file`, `step`,
-    `index`, and `prompt`.
+    """The first sample of the set whose step is nearest to `step`.
 
-    samples: as `sample_table` gives them. step: None means the last set. None: the run
-    has no sample that can be seen.
+    Returns its `file`, `step`, `index` and `prompt`, or None if the run has no sample
+    that can be shown. samples: the table of `sample_table`. step: None means the last
+    set.
+
+    >>> rows = [{"index": 0, "prompt": "a cat", "files": ["a.png", "b.png"]}]
+    >>> chosen_sample({"steps": [100, 200], "rows": rows}, 130)["file"]
+    'a.png'
     """
     steps = samples["steps"]
-    nearest = sorted(
-        steps, key=lambda each: (abs(each - step) if step is not None else -each, -each)
-    )
-    for each in nearest:
-        at = steps.index(each)
+
+    def distance(saved_step: int) -> tuple[int, int]:
+        if step is None:
+            return -saved_step, -saved_step
+        return abs(saved_step - step), -saved_step
+
+    for saved_step in sorted(steps, key=distance):
+        at = steps.index(saved_step)
         for row in samples["rows"]:
             if row["files"][at]:
                 return {
                     "file": row["files"][at],
-                    "step": each,
+                    "step": saved_step,
                     "index": row["index"],
                     "prompt": row["prompt"],
                 }

@@ -1,6 +1,13 @@
-"""What the page asks of the program, each time in a process of its own: the check of a
-job, its plan, the schema, what another program's file is here. So the page stays light,
-and no file that it is given runs in it."""
+"""Calls of `run.py` in a separate process, and the reading of its output.
+
+The page uses them to check a job and get its plan, to read the schema of job files, and
+to convert the file of another program into a job. Each call is a new process, so the
+page stays small, and a faulty job or a faulty extension cannot end it. Jobs are not
+started here: the queue does that (`extensions.tools.ui.queue`).
+
+The editor for jobs calls most of it (`extensions.tools.ui.views.new`). `run_py` is also
+called by the queue, the datasets, and the views that make files.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +33,7 @@ LIMIT_S = 60.0
 """Seconds that a command may take."""
 
 LATE = 124
-"""Exit code of a command that took too long, as that of coreutils' `timeout`."""
+"""Exit code of a command that took too long. `timeout` of coreutils has the same."""
 
 _SUFFIXES = (".toml", ".yaml", ".yml", ".json", ".jsonc")
 _lock = Lock()
@@ -34,25 +41,37 @@ _lock = Lock()
 
 @dataclass(frozen=True)
 class Message:
-    """One line that a command said of a job."""
+    """One error or warning of a command about a job.
+
+    >>> Message("must be at least 1", 12, "process[0].train.steps").line
+    12
+    """
 
     text: str
     line: int = 0
-    """Line of the job, from 1; 0: none."""
+    """Line of the job file, from 1. 0: the message names no line."""
 
     key: str = ""
-    """Key as in messages: `process[0].train.steps`."""
+    """Key as messages show it: `process[0].train.steps`."""
 
 
 @dataclass
 class Checked:
-    """What `--dry-run` said of a job."""
+    """The result of a dry run: messages, and the plan if there were no errors.
+
+    Example::
+
+        checked = check_job(memory, text, "cat.yaml", tab="")
+        if checked.plan is None:
+            print([message.text for message in checked.errors])
+    """
 
     errors: list[Message] = field(default_factory=list)
     warnings: list[Message] = field(default_factory=list)
     plan: dict[str, Any] | None = None
     fault: str = ""
-    """`late`: it took too long; `replaced`: a newer check of the same tab ended it."""
+    """`late`: the dry run took too long. `replaced`: a newer check of the same browser
+    tab ended it. Empty: it came to its end."""
 
 
 def run_py(
@@ -63,12 +82,18 @@ def run_py(
     checks: dict[str, subprocess.Popen[str]] | None = None,
     tab: str = "",
 ) -> tuple[int, str, str]:
-    """Exit code and streams of `run.py` with these arguments; LATE and no output where
-    it took too long.
+    """Runs `run.py` with these arguments. Returns its exit code, standard output and
+    standard error, or `(LATE, "", "")` if it took too long.
 
-    cwd: working directory; None: the page's. limit_s: seconds that it may take; None:
-    LIMIT_S. is_idle: at a low priority. checks, tab: the processes of tabs; of one tab
-    the newest alone goes on, and the one before it ends with a negative code.
+    cwd: working directory. None: the page's.
+    limit_s: seconds that the command may take. None: LIMIT_S.
+    is_idle: run at a low priority.
+    checks, tab: the running processes by browser tab. A tab has one process: a new one
+    kills the one before, which then ends with a negative exit code.
+
+    Example::
+
+        code, stdout, stderr = run_py("lint", "datasets/cat", "--json", limit_s=60)
     """
     nice = shutil.which("nice") if is_idle else None
     command = [
@@ -93,7 +118,9 @@ def run_py(
         process = subprocess.Popen(command, cwd=cwd, stdin=subprocess.DEVNULL, **pipe)
         running[tab] = process
     try:
-        out, told = process.communicate(timeout=LIMIT_S if limit_s is None else limit_s)
+        stdout, stderr = process.communicate(
+            timeout=LIMIT_S if limit_s is None else limit_s
+        )
     except subprocess.TimeoutExpired:
         return LATE, "", ""
     finally:
@@ -102,42 +129,50 @@ def run_py(
         with _lock:
             if running.get(tab) is process:
                 del running[tab]
-    return process.returncode, out, told
+    return process.returncode, stdout, stderr
 
 
 def check_job(
     memory: dict[Any, Any], text: str, name: str, tab: str, card: str = ""
 ) -> Checked:
-    """Checks a job as the command line does, with its plan. memory: where the checks
-    that still run are kept. name: of the file, for messages. card: that of `--card`;
-    empty: none."""
+    """Checks a job with a dry run, as the command line does, and reads its plan.
+
+    memory: `Ui.memory`, where the running checks are kept.
+    name: name of the job file, for messages.
+    tab: browser tab that asks. Empty: no later check ends this one.
+    card: value of `--card`. Empty: the GPU of this machine.
+    """
     checked = Checked()
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_text(text, encoding="utf-8")
         checks = memory.setdefault("commands", {})
         asked = ["--card", card] if card else []
-        code, out, told = run_py(
+        code, stdout, stderr = run_py(
             str(path), "--dry-run", "--json", *asked, checks=checks, tab=tab
         )
     if code < 0 or code == LATE:
         return Checked(fault="late" if code == LATE else "replaced")
-    for is_warning, message in _messages(told.replace(f"{folder}/", ""), name):
+    for is_warning, message in _messages(stderr.replace(f"{folder}/", ""), name):
         (checked.warnings if is_warning else checked.errors).append(message)
     if code == 0:
-        checked.plan = json.loads(out)
-        checked.warnings += checked.errors  # notes: it succeeded
+        checked.plan = json.loads(stdout)
+        checked.warnings += checked.errors  # the dry run succeeded: these are notes
         checked.errors = []
     return checked
 
 
-def _messages(told: str, name: str) -> Iterator[tuple[bool, Message]]:
-    """The lines of standard error, each whether it is a warning; indented ones go on
-    with the one before."""
+def _messages(stderr: str, name: str) -> Iterator[tuple[bool, Message]]:
+    """The messages in standard error, each with whether it is a warning.
+
+    An indented line continues the message before it.
+    """
     place = re.compile(
         rf"(?s)(warning: )?(?:{re.escape(name)}(?::(\d+):\d+)?: )?(?:([a-z]\w*(?:[.\[][\w.\[\]-]+)?): (?=\S))?(.*)"
     )
-    for line in re.split(r"\n(?! )", told.rstrip()) if told.strip() else ():
+    if not stderr.strip():
+        return
+    for line in re.split(r"\n(?! )", stderr.rstrip()):
         match = place.fullmatch(line)
         if match:
             warning, row, key, text = match.groups()
@@ -145,18 +180,22 @@ def _messages(told: str, name: str) -> Iterator[tuple[bool, Message]]:
 
 
 def import_text(text: str, file_name: str) -> tuple[str, str]:
-    """The job, or the command, that a file or a command of another program is here; and
-    what was said of it. An empty job: it is none."""
+    """Converts a configuration file or a command line of another program.
+
+    Returns the job, or the `run.py` command that does the same, and the messages of the
+    conversion. The job is empty if the conversion failed.
+    """
     suffix = Path(file_name).suffix.lower()
+    if suffix not in _SUFFIXES:
+        suffix = _suffix_of(text)
     with TemporaryDirectory() as folder:
-        path = (
-            Path(folder)
-            / f"imported{suffix if suffix in _SUFFIXES else _suffix_of(text)}"
-        )
+        path = Path(folder) / f"imported{suffix}"
         path.write_text(text, encoding="utf-8")
-        code, out, told = run_py("import", str(path))
-    out, told = (each.replace(f"{folder}/", "") for each in (out, told))
-    return (out if code == 0 else ""), told
+        code, stdout, stderr = run_py("import", str(path))
+    stderr = stderr.replace(f"{folder}/", "")
+    if code != 0:
+        return "", stderr
+    return stdout.replace(f"{folder}/", ""), stderr
 
 
 def _suffix_of(text: str) -> str:
@@ -170,10 +209,15 @@ def _suffix_of(text: str) -> str:
 
 @dataclass(frozen=True)
 class Key:
-    """A key of a process, as the schema has it."""
+    """A key of a process in the schema of job files.
+
+    >>> key = Key("train.steps", "Optimizer steps.", "3000", "integer", ())
+    >>> key.section, key.is_text
+    ('train', False)
+    """
 
     name: str
-    """`datasets[].num_repeats`."""
+    """Key with its sections, such as `datasets[].num_repeats`."""
 
     about: str
     default: str
@@ -182,27 +226,29 @@ class Key:
 
     @property
     def section(self) -> str:
-        """The section of the process that it is in, or itself."""
+        """Section of the process that contains the key, or the key itself."""
         return self.name.partition(".")[0]
 
     @property
     def is_text(self) -> bool:
-        """Whether what is typed is a text, not YAML."""
+        """Whether typed text is the value itself. Otherwise it is read as YAML."""
         return self.kind == "string"
 
 
 def keys_of(memory: dict[Any, Any], process_type: str) -> tuple[Key, ...]:
-    """All keys of a type of process; none of one that is not known. memory: where the
-    schema is kept. Raises RuntimeError where there is no schema."""
+    """All keys of a process type; empty for an unknown type.
+
+    memory: `Ui.memory`, where the schema is kept. Raises RuntimeError if the schema
+    cannot be read.
+    """
     if "schema" not in memory:
-        code, out, told = run_py("--print-schema")
+        code, stdout, stderr = run_py("--print-schema")
         if code:
-            raise RuntimeError(told)
-        memory["schema"] = json.loads(out)
+            raise RuntimeError(stderr)
+        memory["schema"] = json.loads(stdout)
     schema = memory["schema"]
-    for rule in schema["properties"]["config"]["properties"]["process"]["items"][
-        "allOf"
-    ]:
+    processes = schema["properties"]["config"]["properties"]["process"]
+    for rule in processes["items"]["allOf"]:
         if process_type in rule["if"]["properties"]["type"]["enum"]:
             model = rule["then"]["$ref"]
             return tuple(_keys(schema["$defs"], model.rpartition("/")[2], ""))

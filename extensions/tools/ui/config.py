@@ -1,4 +1,12 @@
-"""The sections of `type: ui` and `type: queue`."""
+"""The config sections of `run.py ui` and `run.py queue`, and the page's token.
+
+The sections check that the page cannot be reached by others without a token, and that
+no file is where a folder has to be. They do not serve the page or change the queue:
+`extensions.tools.ui.process` does that with a checked section.
+
+`queue_folder` and `OWN` name the folders of the page's own files. The state, the queue
+and the bar with the machine's state use them.
+"""
 
 from __future__ import annotations
 
@@ -16,32 +24,33 @@ from toolkit.config.reading.tool import ToolConfig
 from toolkit.files.writing import file_in_the_way
 
 OWN = ".ui"
-"""Folder of what the page itself writes, in that of the runs."""
+"""Folder of the page's own files, in the folder of the runs."""
 
 MOST_PRICE = 1e6
 """Highest price per hour."""
 
 TOKEN_VARIABLES = ("APP_AUTH", "AI_TOOLKIT_AUTH")
-"""Environment variables that may hold the token, the first that does counts."""
+"""Environment variables that may hold the token. The first that is set is used."""
 
 SHORTEST_TOKEN = 8
-"""Characters: a shorter one is guessed."""
+"""Minimum length of the token in characters: a shorter one could be guessed."""
 
 
 def token() -> str:
-    """The token that the page asks for; empty: none."""
-    return next(
-        (
-            value
-            for name in TOKEN_VARIABLES
-            if (value := os.environ.get(name, "").strip())
-        ),
-        "",
-    )
+    """The token that the page asks for; empty: the page asks for none."""
+    for name in TOKEN_VARIABLES:
+        value = os.environ.get(name, "").strip()
+        if value:
+            return value
+    return ""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether an address can be reached from this machine only.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("0.0.0.0")
+    (True, False)
+    """
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -80,8 +89,8 @@ class UiConfig(ToolConfig):
         return Path(self.output).expanduser()
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """An address that others reach without a token, and files where folders are to
-        be."""
+        """Reports an address that others can reach without a token, a token that is too
+        short, and files where folders have to be."""
         if not token() and not is_loopback(self.host):
             yield Diagnostic(
                 ("host",),
@@ -110,11 +119,15 @@ WORDS = {
     "clear": (0, "nothing"),
     "run": (0, "nothing"),
 }
-"""Action -> how many words it takes, None: one or more; and which."""
+"""Action -> the number of words that it takes (None: one or more), and which words."""
 
 
 def queue_folder(output: Path | str) -> Path:
-    """Folder of the queue's entries for a folder of runs."""
+    """Folder of the queue's entries for a folder of runs.
+
+    >>> queue_folder("output").as_posix()
+    'output/.ui/queue'
+    """
     return Path(output).expanduser() / OWN / "queue"
 
 
@@ -144,7 +157,8 @@ class QueueConfig(ToolConfig):
     `run.py ui` has the same."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Words that the action does not take, and a file where a folder is to be."""
+        """Reports words that the action does not take, and a file where a folder has to
+        be."""
         count, which = WORDS[self.action]
         if len(self.words) != count if count is not None else not self.words:
             yield Diagnostic(("words",), f"{self.action!r} takes {which}.")

@@ -1,9 +1,13 @@
-"""The datasets as the page sees them: what is in their folders by the program's own
-rules, captions that are replaced with a version, a trash that gives back what it took,
-and what lint says.
+"""Datasets on the page: images, captions, a trash, and the findings of lint.
 
-Nothing is kept but what the folders hold, besides `<output>/.ui/`: how a dataset is
-looked at, its findings, and a copy of each caption that was replaced.
+A folder is read by the same rules as in training. Captions are replaced only if they
+are still as the user has seen them. Deleted images are moved to a trash and can be
+restored. The page's own files are in `<output>/.ui/`: the view of each dataset, its
+findings, and a copy of each caption that was replaced.
+
+Requests are answered in `extensions.tools.ui.views.datasets`, which calls most of this
+module. The editor for jobs reads datasets here too (`extensions.tools.ui.views.new`).
+New files are handled by `extensions.tools.ui.uploads`.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -56,14 +61,14 @@ LINT_S = 900
 """Seconds that a check of a dataset may take."""
 
 TRASH = ".trash"
-"""Folder below that of the datasets, so that a move is one rename; hidden, so that it
-is not a dataset."""
+"""Folder for deleted images, in the folder of the datasets: a move is one rename. It is
+hidden, so it is not listed as a dataset."""
 
 MOST_SHARED = 3
-"""Datasets whose images stay in memory: of 5,000 images they take 8 MB."""
+"""Number of datasets that stay in memory. One with 5,000 images takes 8 MB."""
 
 MOST_KNOWN = 50_000
-"""Images whose size is remembered."""
+"""Number of images whose size is remembered."""
 
 DEFAULT_VIEW = {
     "references": "",
@@ -74,30 +79,43 @@ DEFAULT_VIEW = {
 }
 
 BEFORE, AFTER = "before", "after"
-"""Subfolders of a dataset of pairs that the page makes."""
+"""Subfolders that the page makes for a dataset of pairs."""
 
 
 class Conflict(ValueError):
-    """A caption that somebody else has changed since it was read; the text is what it
-    is now."""
+    """A caption was changed by somebody else since it was read.
+
+    The text of the exception is the caption as it is now.
+
+    >>> str(Conflict("a black cat"))
+    'a black cat'
+    """
 
 
 def below(folder: Path, name: str) -> Path:
-    """The visible file or folder that a path with `/` from outside stands for. Raises
-    HTTPException 404 as `inside`."""
+    """The file or folder of a path with `/` that comes from outside.
+
+    Raises HTTPException 404 for a hidden name, and as `inside` does.
+    """
     for part in name.split("/"):
         folder = inside(folder, "" if part.startswith(".") else part)
     return folder
 
 
 def shown(text: str) -> str:
-    """A text that any page can hold: bytes of a file's name that are not UTF-8 are
-    escaped, secrets redacted."""
+    """A text that can be shown on a page.
+
+    Bytes of a file name that are not UTF-8 are escaped, and secrets are redacted.
+
+    >>> shown("caf\\udce9.png")
+    'caf\\\\udce9.png'
+    """
     return redact_text(text.encode(errors="backslashreplace").decode())
 
 
 def names(ui: Ui) -> list[str]:
-    """The folders that are datasets, by name; a link that leads elsewhere is none."""
+    """Names of the datasets, sorted. A link that leads out of the folder of the datasets
+    is left out."""
     try:
         if ui.datasets.is_dir():
             folders = list_folder(str(ui.datasets)).subfolders
@@ -110,20 +128,29 @@ def names(ui: Ui) -> list[str]:
 
 @dataclass
 class Dataset:
-    """One folder in its current state."""
+    """The folder of a dataset in its current state, with the choices made on its page.
+
+    Example::
+
+        data = read_dataset(ui, "cat")
+        print(len(data.images), data.missing)  # images, and images without a caption
+        for path, fault in data.faults.items():
+            print(path, fault)
+    """
 
     ui: Ui
     name: str
     view: dict[str, Any] = field(default_factory=dict)
-    """`references` and `masks`: a folder within that of the datasets, or what names
-    have at their end; `resolution`; `instruction`: the caption of pairs without one;
-    `trigger`: the word that captions were asked to hold."""
+    """Choices made on the page. `references`, `masks`: a folder in the folder of the
+    datasets, or the end of the file names. `resolution`: in pixels. `instruction`:
+    caption of pairs without one. `trigger`: word that `run.py caption` put into the
+    captions."""
 
     listings: list[DirectoryListing] = field(default_factory=list)
-    """The folder, and its visible subfolders that do not lead elsewhere."""
+    """The folder, then its visible subfolders. A link that leads out is left out."""
 
     partners: list[DirectoryListing] = field(default_factory=list)
-    """The folders of references and masks."""
+    """The folders of control images and masks."""
 
     images: list[FoundImage] = field(default_factory=list)
     faults: dict[str, str] = field(default_factory=dict)
@@ -131,13 +158,13 @@ class Dataset:
 
     notes: list[str] = field(default_factory=list)
     sizes: dict[str, Size | str] = field(default_factory=dict)
-    """Path of an image -> its pixels, or why it has none."""
+    """Path of an image -> its size in pixels, or the reason why it cannot be read."""
 
     findings: dict[str, Any] = field(default_factory=dict)
-    """As `findings` has them."""
+    """The findings of lint and of `run.py influence`, as `_findings` returns them."""
 
     faults_told: int = 0
-    """How many faults of decoding `sizes` knows of (`remember_fault`)."""
+    """Number of decoding errors that `sizes` contains (`remember_fault`)."""
 
     @property
     def folder(self) -> Path:
@@ -149,7 +176,7 @@ class Dataset:
 
     @cached_property
     def state(self) -> str:
-        """A digest of the files in it: another one, when any of them has changed."""
+        """A digest of the view and of the files' versions. It changes with any file."""
         digest = hashlib.sha256(repr(self.view).encode())
         for listing in (*self.listings, *self.partners):
             digest.update(repr(listing.folder).encode())
@@ -168,12 +195,12 @@ class Dataset:
 
     @cached_property
     def repeats(self) -> list[int]:
-        """The repeats that its images have."""
+        """The different numbers of repeats of its images, sorted."""
         return sorted({image.repeats for image in self.images})
 
     @cached_property
     def buckets(self) -> list[tuple[Size, int, int]]:
-        """Each bucket, how many images are in it, and how many with their repeats."""
+        """Each bucket, its number of images, and the same number with repeats."""
         alike = Counter(
             (self.sizes[image.path], image.repeats) for image in self.images
         )
@@ -189,37 +216,40 @@ class Dataset:
         ]
 
     def crop(self, size: Size) -> ResizeCrop:
-        """What is trained of an image of this size."""
+        """Scaling and crop of an image of this size, as in training."""
         return bucket_for(size, self.view["resolution"], SIZE_MULTIPLE)
 
     @property
     def size(self) -> int:
         """Bytes of its files."""
-        return sum(
-            version[0]
-            for each in self.listings
-            for version in each.versions.values()
-            if version
-        )
+        total = 0
+        for listing in self.listings:
+            for version in listing.versions.values():
+                if version:
+                    total += version[0]
+        return total
 
     def id_of(self, path: str) -> str:
         """The name of a file in addresses: its path from the folder, with `/`."""
-        within = path.removeprefix(
-            self._prefix
-        )  # of thousands of images in a tenth of the time of `relpath`
+        # Ten times faster than `relpath`, which counts with thousands of images.
+        within = path.removeprefix(self._prefix)
         if within == path:
             within = os.path.relpath(path, self.folder)
         return within.replace(os.sep, "/")
 
     def partner(self, value: str) -> tuple[str, str]:
-        """What `references` or `masks` means: a folder, or a suffix of names. A folder
-        may be written with that of the datasets in front."""
+        """The folder that `references` or `masks` names, and the suffix of names that it
+        is otherwise: one of both is empty.
+
+        The folder is relative to the folder of the datasets, or a path that leads into
+        it.
+        """
         place = os.path.realpath(value)
         root = os.path.realpath(self.ui.datasets)
-        for name in (
-            value,
-            os.path.relpath(place, root) if place.startswith(f"{root}{os.sep}") else "",
-        ):
+        names = [value]
+        if place.startswith(f"{root}{os.sep}"):
+            names.append(os.path.relpath(place, root))
+        for name in names:
             with suppress(HTTPException):
                 if name:
                     folder = below(self.ui.datasets, name)
@@ -229,11 +259,11 @@ class Dataset:
 
     @cached_property
     def sides(self) -> tuple[str, str] | None:
-        """The subfolders with the images before and after the edit; None: the images
-        are elsewhere."""
+        """The subfolders with the images before and after the edit. None: the dataset
+        has no such subfolders."""
         inside = {}
-        for each in self.listings[1:]:
-            inside[os.path.basename(each.folder)] = each.images
+        for listing in self.listings[1:]:
+            inside[os.path.basename(listing.folder)] = listing.images
         if self.view["references"] or self.listings[0].images:
             return None
         images, controls = pair_folders(inside) or (AFTER, BEFORE)
@@ -243,8 +273,8 @@ class Dataset:
 
     @cached_property
     def names(self) -> PairNames | None:
-        """How the pairs in its own folder are named; None: they are named as single
-        ones."""
+        """How the pairs in its own folder are named. None: the names do not show
+        pairs."""
         if self.view["references"]:
             return None
         return pair_names(self.listings[0].images)
@@ -252,51 +282,43 @@ class Dataset:
     @property
     def is_pairs(self) -> bool:
         """Whether its images have control images."""
-        return bool(
-            self.view["references"]
-            or self.sides
-            or self.names
-            or any(each.references for each in self.images)
-        )
+        if self.view["references"] or self.sides or self.names:
+            return True
+        return any(image.references for image in self.images)
 
     @cached_property
     def orphans(self) -> list[str]:
-        """Paths of control images without an image, and of what is of no pair in a
-        folder of them."""
+        """Paths of the images in the folders of control images that belong to no
+        pair."""
         if not (self.sides or self.names or self.view["references"]):
             return []
-        kept = {image.path for image in self.images}
-        kept |= {
-            path for image in self.images for path in (*image.references, image.mask)
-        }
+        used_paths = set[str]()
+        for image in self.images:
+            used_paths.update((image.path, *image.references, image.mask))
         places = self.section().get("control_path", (str(self.folder),))
-        listings = []
-        for each in (*self.listings, *self.partners):
-            if each.folder in places:
-                listings.append(each)
-        found = (
-            each.path(name)
-            for each in listings
-            for names in each.images.values()
-            for name in names
-        )
-        return [path for path in dict.fromkeys(found) if path not in kept]
+        orphans = dict[str, None]()
+        for listing in (*self.listings, *self.partners):
+            if listing.folder not in places:
+                continue
+            for name in chain.from_iterable(listing.images.values()):
+                path = listing.path(name)
+                if path not in used_paths:
+                    orphans[path] = None
+        return [*orphans]
 
     @property
     def alone(self) -> int:
-        """How many files lack their partner."""
-        if self.is_pairs:
-            return len(self.orphans) + sum(
-                not image.references for image in self.images
-            )
-        return 0
+        """Number of images without their partner."""
+        if not self.is_pairs:
+            return 0
+        unpaired = sum(not image.references for image in self.images)
+        return len(self.orphans) + unpaired
 
     def section(self) -> dict[str, Any]:
-        """The keys of a job's dataset that are chosen on its page, and those that its
-        folders ask for."""
-        (references, suffix), (masks, mask_suffix) = map(
-            self.partner, (self.view["references"], self.view["masks"])
-        )
+        """The `datasets` section of a job for this dataset: its folders, and the choices
+        made on its page."""
+        references, suffix = self.partner(self.view["references"])
+        masks, mask_suffix = self.partner(self.view["masks"])
         keys: dict[str, Any] = {"folder_path": str(self.folder)}
         if self.sides:
             before, after = (str(self.folder / side) for side in self.sides)
@@ -319,62 +341,52 @@ class Dataset:
         return keys | {key: value for key, value in chosen.items() if value}
 
     def config(self) -> DatasetConfig:
-        """The section of a job that trains it."""
-        keys = self.section() | {
-            "control_optional": True
-        }  # what has no partner is shown with what to do
-        keys.pop(
-            "default_caption", ""
-        )  # captions are edited as they are in their files
+        """The section that reads the dataset for the page.
+
+        It finds more than a job does without further keys: the page says which keys a
+        job needs for it.
+        """
+        keys = self.section()
+        keys["control_optional"] = True  # images without a partner are shown too
+        keys.pop("default_caption", "")  # the page edits the captions in the files
         return DatasetConfig(
-            caption_ext=(
-                *CAPTION_SUFFIXES,
-                ".json",
-            ),  # a job has to name the last one; the page says so
-            captions="lines",  # a job has to ask for them; the page says so too
+            caption_ext=(*CAPTION_SUFFIXES, ".json"),
+            captions="lines",
             resolution=(self.view["resolution"],),
             **keys,
         )
 
 
 def keep_view(data: Dataset, changes: Mapping[str, Any]) -> None:
-    """Takes over choices of the page; others stay as they are by now. Raises OSError,
-    RunError."""
+    """Writes choices made on the page; choices that are not in `changes` stay. Raises
+    OSError or RunError."""
     with data.ui.locked():
-        write_json(
-            data.view_file, DEFAULT_VIEW | read_object(data.view_file) | dict(changes)
-        )
+        view = DEFAULT_VIEW | read_object(data.view_file)
+        write_json(data.view_file, view | dict(changes))
 
 
 def open_dataset(ui: Ui, name: str, names_only: bool = False) -> Dataset:
-    """A dataset by its name. names_only: it has no versions of files (`list_folder`).
-    Raises HTTPException 404 for one that is not there, or leads elsewhere."""
+    """A dataset by its name, with its listings and its view but without its images.
+
+    names_only: the listings have no versions of files (`list_folder`). Raises
+    HTTPException 404 for a dataset that does not exist, or is a link that leads out.
+    """
     folder = below(ui.datasets, name)
     data = Dataset(ui, name, dict(DEFAULT_VIEW))
-    given = read_object(data.view_file)
-    data.view |= {
-        key: value
-        for key, value in given.items()
-        if type(value) is type(DEFAULT_VIEW.get(key))
-    }
+    for key, value in read_object(data.view_file).items():
+        if type(value) is type(DEFAULT_VIEW.get(key)):
+            data.view[key] = value
     try:
         top = list_folder(str(folder), names_only=names_only)
-        subfolders = [
-            str(folder / sub) for sub in top.subfolders if _is_within(folder, sub)
-        ]
-        data.listings = [
-            top,
-            *(
-                list_folder(subfolder, names_only=names_only)
-                for subfolder in subfolders
-            ),
-        ]
-        partners = [
-            place
-            for key in ("references", "masks")
-            if (place := data.partner(data.view[key])[0])
-        ]
-        data.partners = [list_folder(place) for place in partners]
+        data.listings = [top]
+        for subfolder in top.subfolders:
+            if _is_within(folder, subfolder):
+                listing = list_folder(str(folder / subfolder), names_only=names_only)
+                data.listings.append(listing)
+        for key in ("references", "masks"):
+            place, _ = data.partner(data.view[key])
+            if place:
+                data.partners.append(list_folder(place))
     except OSError as error:
         raise HTTPException(
             404, f"{name}: {error.strerror}. It was moved away, or cannot be read."
@@ -383,9 +395,17 @@ def open_dataset(ui: Ui, name: str, names_only: bool = False) -> Dataset:
 
 
 def read_dataset(ui: Ui, name: str) -> Dataset:
-    """The same with its images, their sizes, and what lint found. It is shared by all
-    who ask at the same time, so nobody may change it. Raises HTTPException 404."""
-    below(ui.datasets, name)  # before a name that is none takes room in the memory
+    """A dataset with its images, their sizes, and the findings of lint.
+
+    All requests at the same time share one object, so it must not be changed. Raises
+    HTTPException 404 as `open_dataset`.
+
+    Example::
+
+        data = read_dataset(ui, "cat")
+        chosen = [image for image in data.images if not image.caption]
+    """
+    below(ui.datasets, name)  # a wrong name must not take room in the memory
     shared: SharedLook[Dataset] = ui.recent(
         "datasets", name, lambda: SharedLook(partial(_look, ui, name)), MOST_SHARED
     )
@@ -393,8 +413,8 @@ def read_dataset(ui: Ui, name: str) -> Dataset:
 
 
 def _look(ui: Ui, name: str, before: Dataset | None) -> Dataset:
-    """A dataset as it is now. What is in files that have not changed is taken from the
-    look before."""
+    """Reads a dataset; the contents of files that have not changed are taken from
+    `before`."""
     data = open_dataset(ui, name)
     data.faults_told = ui.memory.get("faults told", 0)
     is_same = before is not None and before.state == data.state
@@ -405,11 +425,7 @@ def _look(ui: Ui, name: str, before: Dataset | None) -> Dataset:
         data.faults = before.faults
         data.notes = before.notes
         data.sizes = before.sizes
-    elif any(
-        listing.images
-        for listing in data.listings
-        if not data.sides or listing.folder.endswith(data.sides[1])
-    ):
+    elif _has_images(data):
         _read_captions(data, before)
     if before is None or not is_same or before.faults_told != data.faults_told:
         data.sizes = {image.path: size_of(ui, image.path) for image in data.images}
@@ -417,61 +433,69 @@ def _look(ui: Ui, name: str, before: Dataset | None) -> Dataset:
     return data
 
 
+def _has_images(data: Dataset) -> bool:
+    """Whether a folder that is trained has images, not only a folder of control
+    images."""
+    for listing in data.listings:
+        is_trained = not data.sides or listing.folder.endswith(data.sides[1])
+        if is_trained and listing.images:
+            return True
+    return False
+
+
 def _read_captions(data: Dataset, before: Dataset | None) -> None:
+    """Fills the images, notes and faults. Texts of files that have not changed are taken
+    from `before`."""
     listings = [*data.listings, *data.partners]
     known = dict[str, DirectoryListing]()
     if before:
-        known = {}
         for listing in (*before.listings, *before.partners):
             known[listing.prefix] = listing
     for listing in listings:
         if listing.prefix in known:
             listing.take_texts(known[listing.prefix])
-    found, mistakes, notes = find_images(data.config(), listings)
+    images, mistakes, notes = find_images(data.config(), listings)
     data.notes = [*map(shown, notes)]
     for mistake in mistakes:
         place = shown(mistake.place)
-        data.faults[place] = "; ".join(
-            filter(None, [data.faults.get(place), shown(mistake.message)])
-        )
-    data.images = [each for image in found if (each := _without_links(data, image))]
+        messages = [data.faults.get(place), shown(mistake.message)]
+        data.faults[place] = "; ".join(filter(None, messages))
+    data.images = [*filter(None, (_without_links(data, image) for image in images))]
 
 
 def _is_within(folder: Path, name: str) -> bool:
-    """Whether a name is one that a page can hold, and leads to what is in the
-    folder."""
+    """Whether a name can be shown on a page and does not lead out of the folder."""
     with suppress(HTTPException, UnicodeEncodeError):
         return bool(name.encode() and below(folder, name))
     return False
 
 
 def _without_links(data: Dataset, image: FoundImage) -> FoundImage | None:
-    """The image without the text of files outside, to which a link leads; None for one
-    that is there itself, or that no address can name."""
+    """The image without texts of files outside of the folder, to which links lead.
+
+    None for an image that is itself outside, or whose name no address can hold. The
+    reason is added to the faults.
+    """
     folder = os.path.dirname(image.path)
-    if (
-        folder not in {each.prefix.rstrip(os.sep) for each in data.listings}
-        or shown(image.path) != image.path
-    ):
+    folders = {listing.prefix.rstrip(os.sep) for listing in data.listings}
+    if folder not in folders or shown(image.path) != image.path:
         data.faults[shown(image.path)] = (
             "has a name that is not UTF-8, or is in a folder that leads out. Move it"
         )
         return None
     for path in (*image.captions[:1], *filter(None, [image.table])):
-        if os.path.islink(path) and not _is_within(
-            Path(path).parent, os.path.basename(path)
-        ):
-            data.faults[image.path] = (
-                f"{os.path.basename(path)} is a link that leads out of the folder"
-            )
+        name = os.path.basename(path)
+        if os.path.islink(path) and not _is_within(Path(path).parent, name):
+            data.faults[image.path] = f"{name} is a link that leads out of the folder"
             return image._replace(caption="", captions=(), table=path)
     return image
 
 
 def size_of(ui: Ui, path: str) -> Size | str:
-    """Pixels of an image after EXIF rotation, by its header; or why it has none."""
+    """Size of an image in pixels after EXIF rotation, from its header; or the reason why
+    it cannot be read."""
     known: dict[str, tuple[Any, Size | str]] = ui.memory.setdefault("image sizes", {})
-    found: Size | str
+    size: Size | str
     try:
         if stat.S_ISLNK(os.lstat(path).st_mode):
             below(Path(path).parent, os.path.basename(path))
@@ -481,21 +505,21 @@ def size_of(ui: Ui, path: str) -> Size | str:
         version = version_of(about)
         if path in known and known[path][0] == version:
             return known[path][1]
-        found = image_size(path)
+        size = image_size(path)
     except HTTPException:
         return "is a link that leads out of the folder. Put the file itself there"
     except OSError as error:
         return error.strerror or str(error)
     except ImageError as error:
-        found = shown(error.reason)
+        size = shown(error.reason)
     if len(known) >= MOST_KNOWN:
         known.clear()
-    known[path] = version, found
-    return found
+    known[path] = version, size
+    return size
 
 
 def remember_fault(ui: Ui, path: str, reason: str) -> None:
-    """Takes what was wrong with an image when it was decoded."""
+    """Remembers why an image could not be decoded, until its file changes."""
     known = ui.memory.setdefault("image sizes", {})
     with suppress(OSError):
         fault = version_of(os.stat(path)), shown(reason)
@@ -515,7 +539,8 @@ def caption_file(image: FoundImage) -> Path:
 
 
 def caption_version(image: FoundImage) -> str:
-    """A hash of the caption's file; `none` where there is no file."""
+    """A hash of the caption file: `none` if there is no file, `unreadable` if it cannot
+    be read."""
     try:
         return hashlib.sha256(read_regular(caption_file(image))).hexdigest()[:16]
     except FileNotFoundError:
@@ -525,30 +550,35 @@ def caption_version(image: FoundImage) -> str:
 
 
 def keep_captions(data: Dataset, images: Iterable[FoundImage]) -> None:
-    """Writes the captions of images, as they are, into one file of the page's trash,
-    before they are replaced: JSON of file name -> text, bytes that are not UTF-8 as
-    Python's surrogate escapes. Raises OSError."""
-    files = [file for image in images if (file := caption_file(image)).exists()]
-    old = {
-        data.id_of(str(file)): read_regular(file).decode(errors="surrogateescape")
-        for file in files
-    }
+    """Copies the captions of images into one file of the page's trash, before they are
+    replaced.
+
+    The file is JSON: file name -> text. Bytes that are not UTF-8 are written as Python's
+    surrogate escapes. Raises OSError.
+    """
+    old = {}
+    for file in map(caption_file, images):
+        if file.exists():
+            text = read_regular(file).decode(errors="surrogateescape")
+            old[data.id_of(str(file))] = text
     if old:
-        with atomic_write(
-            data.ui.own / "trash" / "captions" / data.name / f"{_moment()}.json"
-        ) as temporary:
+        folder = data.ui.own / "trash" / "captions" / data.name
+        with atomic_write(folder / f"{_moment()}.json") as temporary:
             temporary.write_text(json.dumps(old, indent=1), encoding="utf-8")
 
 
 def set_caption(
     data: Dataset, image: FoundImage, text: str, version: str, is_kept: bool = False
 ) -> str:
-    """Replaces a caption whose version is as it was read. Returns the new version.
-    Raises Conflict for another version that holds another text, CaptionError for a
-    `.json` without a caption and for an image that is gone, OSError.
+    """Replaces a caption that still has the version that was read.
 
-    is_kept: it is one of many, for which `keep_captions` was called; the disk may write
-    them together.
+    version: `caption_version` at the time of reading.
+    is_kept: the caption is one of many that `keep_captions` has copied; the disk may
+    write them together.
+
+    Returns the new version. Raises Conflict if the file has another version and another
+    text, CaptionError for a `.json` without a caption or an image that is gone, and
+    OSError.
     """
     file = caption_file(image)
     with folder_lock(file.parent):
@@ -572,29 +602,38 @@ def set_caption(
 
 
 def changed_caption(text: str, form: dict[str, str]) -> str:
-    """What becomes of a caption. form: `op` (replace, add, remove), and what it
-    needs."""
+    """A caption after a change of many captions.
+
+    form: `op` is `replace` (with `find`, `replacement` and `case`), `add` (with `tag`
+    and `where`) or `remove` (with `tag`).
+
+    >>> changed_caption("cat, sitting", {"op": "add", "tag": "photo", "where": "end"})
+    'cat, sitting, photo'
+    >>> changed_caption("cat, sitting", {"op": "remove", "tag": "Cat"})
+    'sitting'
+    """
     find = form.get("find", "")
     tag = form.get("tag", "").strip(" ,")
     if form.get("op") == "replace" and find:
         flags = 0 if form.get("case") else re.IGNORECASE
-        return re.sub(
-            re.escape(find), lambda _: form.get("replacement", ""), text, flags=flags
-        ).strip()
-    has_tag = tag.casefold() in (part.strip().casefold() for part in text.split(","))
+        replacement = form.get("replacement", "")
+        text = re.sub(re.escape(find), lambda _: replacement, text, flags=flags)
+        return text.strip()
+    others = []
+    has_tag = False
+    for part in text.split(","):
+        if part.strip().casefold() == tag.casefold():
+            has_tag = True
+        else:
+            others.append(part)
     if form.get("op") == "add" and tag and not has_tag:
-        return ", ".join(
-            filter(
-                None,
-                [text.rstrip(" ,"), tag] if form.get("where") == "end" else [tag, text],
-            )
-        )
+        if form.get("where") == "end":
+            parts = [text.rstrip(" ,"), tag]
+        else:
+            parts = [tag, text]
+        return ", ".join(filter(None, parts))
     if form.get("op") == "remove" and has_tag:
-        return ",".join(
-            part
-            for part in text.split(",")
-            if part.strip().casefold() != tag.casefold()
-        ).strip(" ,")
+        return ",".join(others).strip(" ,")
     return text
 
 
@@ -607,14 +646,17 @@ def _moment() -> str:
 
 
 def trash(data: Dataset, images: Iterable[FoundImage]) -> tuple[str, int]:
-    """Moves images with all that belongs to them into the trash. Returns the entry's
-    name, and how many were there to be moved. Raises OSError, RunError."""
+    """Moves images into the trash, with the files that belong to them alone.
+
+    Returns the name of the trash entry, and the number of images that were moved. Raises
+    OSError or RunError.
+    """
     entry = _moment()
     moved = 0
     for image in images:
         with folder_lock(Path(image.path).parent):
             if not os.path.lexists(image.path):
-                continue  # by now in another entry, with its caption
+                continue  # already moved into another entry, with its caption
             for path in _with_partners(data, image):
                 target = data.ui.datasets / TRASH / entry / data.name / data.id_of(path)
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -625,45 +667,34 @@ def trash(data: Dataset, images: Iterable[FoundImage]) -> tuple[str, int]:
 
 
 def _with_partners(data: Dataset, image: FoundImage) -> list[str]:
-    """The file of an image, and the files in the dataset that belong to it alone."""
+    """The file of an image, and the files in the dataset that belong to it alone: its
+    captions, control images and mask."""
     if image.shares_stem:
         return [image.path]
-    others = set()
-    for each in data.images:
-        if each.path != image.path:
-            for path in (*each.references, each.mask):
-                others.add(path)
-    partners = (
-        path
-        for path in (*image.references, image.mask)
-        if path.startswith(data._prefix)
-    )
-    captions = image.captions or filter(
-        os.path.lexists, [str(caption_file(image))]
-    )  # one that came meanwhile
-    return [
-        *dict.fromkeys(
-            (image.path, *captions, *(path for path in partners if path not in others))
-        )
-    ]
+    used_by_others = set[str]()
+    for other in data.images:
+        if other.path != image.path:
+            used_by_others.update((*other.references, other.mask))
+    paths = [image.path, *image.captions]
+    if not image.captions and os.path.lexists(caption_file(image)):
+        paths.append(str(caption_file(image)))  # written since the dataset was read
+    for path in (*image.references, image.mask):
+        if path.startswith(data._prefix) and path not in used_by_others:
+            paths.append(path)
+    return [*dict.fromkeys(paths)]
 
 
 def trashed(ui: Ui) -> list[tuple[str, str, int, str]]:
-    """What can be brought back, the latest first: entry, dataset, files, the first of
-    their names."""
-    found = []
+    """The entries of the trash, the latest first: name of the entry, name of the
+    dataset, number of files, and name of the first file."""
+    entries = []
     for entry in sorted((ui.datasets / TRASH).glob("*"), reverse=True):
         files = [path.relative_to(entry) for path in _files(entry)]
         if files:
-            found.append(
-                (
-                    entry.name,
-                    files[0].parts[0],
-                    len(files),
-                    Path(*files[0].parts[1:]).as_posix(),
-                )
-            )
-    return found
+            dataset, *parts = files[0].parts
+            first = Path(*parts).as_posix()
+            entries.append((entry.name, dataset, len(files), first))
+    return entries
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -672,9 +703,12 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def restore(ui: Ui, entry: str) -> tuple[int, int]:
-    """Moves the files of an entry back to where they were. Returns how many, and how
-    many stay because their place is taken. Raises HTTPException 404 for an entry that
-    is none, RunError for the disk."""
+    """Moves the files of a trash entry back to their folders.
+
+    Returns the number of files that were moved, and the number of files that stay
+    because another file has their name. Raises HTTPException 404 for an unknown entry,
+    and RunError if the disk cannot be written.
+    """
     place = inside(ui.datasets / TRASH, entry)
     root = ui.datasets.resolve()
     back = 0
@@ -686,7 +720,7 @@ def restore(ui: Ui, entry: str) -> tuple[int, int]:
         target.parent.mkdir(parents=True, exist_ok=True)
         with folder_lock(target.parent):
             if not os.path.lexists(path):
-                continue  # it has been brought back meanwhile
+                continue  # another request has moved it back
             if os.path.lexists(target):
                 stay += 1
                 continue
@@ -694,7 +728,7 @@ def restore(ui: Ui, entry: str) -> tuple[int, int]:
             path.unlink()
         back += 1
     for top, _, _ in os.walk(place, topdown=False):
-        with suppress(OSError):  # one that still holds a file
+        with suppress(OSError):  # the folder still holds a file
             os.rmdir(top)
     return back, stay
 
@@ -703,7 +737,7 @@ def restore(ui: Ui, entry: str) -> tuple[int, int]:
 
 
 def lint(data: Dataset) -> None:
-    """Starts the check of a dataset, unless it is under way."""
+    """Starts `run.py lint` for a dataset in a thread, unless it is running already."""
     key = ("lint", data.name)
     state = data.state
     with data.ui.locked():
@@ -726,12 +760,12 @@ def lint(data: Dataset) -> None:
     def check() -> None:
         fault = "it has ended"
         try:
-            code, out, told = run_py("lint", *flags, limit_s=LINT_S, is_idle=True)
+            code, stdout, stderr = run_py("lint", *flags, limit_s=LINT_S, is_idle=True)
             if code == LATE:
                 raise ValueError(f"it took longer than {LINT_S} s")
-            if not out:
-                raise ValueError(told.strip()[-500:] or f"exit code {code}")
-            write_json(_lint_file(data), {"state": state, **json.loads(out)})
+            if not stdout:
+                raise ValueError(stderr.strip()[-500:] or f"exit code {code}")
+            write_json(_lint_file(data), {"state": state, **json.loads(stdout)})
             fault = ""
         except (OSError, ValueError, TypeError, RunError) as error:
             fault = shown(str(error))
@@ -746,9 +780,13 @@ def _lint_file(data: Dataset) -> Path:
 
 
 def _findings(data: Dataset, before: Dataset | None) -> dict[str, Any]:
-    """What the last check found, and the suspects of all runs: `status` (running,
-    empty, or why it failed), `is_old`, `images`, `by_file` (path -> rows of check and
-    message), `count`; `lint`: what is in the file of the check."""
+    """The findings of the last check, and the images that `run.py influence` suspects.
+
+    Keys: `status` (`running`, empty, or why the check failed), `is_old` (whether files
+    have changed since), `images` (number of images that were checked; None: not checked
+    yet), `by_file` (path -> rows of check and message), `count` (number of rows), and
+    `lint` (the contents of the file of the check).
+    """
     if before:
         lint = before.findings["lint"]
     else:
@@ -766,54 +804,52 @@ def _findings(data: Dataset, before: Dataset | None) -> dict[str, Any]:
         }
         suspects[image] = [*rows.get(image, ()), row]
     rows = rows | suspects
-    told = {
+    findings = {
         "status": data.ui.memory.get(("lint", data.name), ""),
         "lint": lint,
         "images": images,
     }
-    told["is_old"] = images is not None and state != data.state
-    return {"by_file": rows, "count": sum(map(len, rows.values())), **told}
+    findings["is_old"] = images is not None and state != data.state
+    return {"by_file": rows, "count": sum(map(len, rows.values())), **findings}
 
 
 def _in_lint_file(
     file: Path,
 ) -> tuple[dict[str, list[dict[str, str]]], str, int | None]:
-    """Path -> rows of check and message, the state of the dataset that was checked, and
-    how many images; None: there is no such file, or it is damaged."""
+    """Path -> rows of check and message; the state of the dataset that was checked; and
+    its number of images. The number is None if the file is missing or damaged."""
     rows: dict[str, list[dict[str, str]]] = {}
     known = read_object(file)
     try:
-        for row in known["findings"]:
-            rows.setdefault(row["file"], []).append(
-                {"check": str(row["check"]), "message": str(row["message"])}
-            )
+        for finding in known["findings"]:
+            row = {"check": str(finding["check"]), "message": str(finding["message"])}
+            rows.setdefault(finding["file"], []).append(row)
         return rows, str(known["state"]), int(known["images"])
     except (ValueError, LookupError, TypeError):
         return rows, "", None
 
 
 def _suspects(data: Dataset) -> dict[str, Any]:
-    """Image of the dataset -> why `influence` suspects it."""
-    found = {}
+    """Path of an image of the dataset -> why `run.py influence` suspects it."""
+    suspects = {}
     folder = os.path.realpath(data.folder)
     for run in data.ui.runs():
         if not os.path.exists(os.path.join(run.folder, FOLDER, FILE)):
-            continue  # of most: an error for each costs more
+            continue  # most runs have none, and this is faster than an exception
         for image, why in suspects_of_run(run.folder).items():
             if image.startswith(folder + os.sep):
-                found[str(data.folder / os.path.relpath(image, folder))] = (
-                    f"{run.name}, {why}"
-                )
-    return found
+                path = data.folder / os.path.relpath(image, folder)
+                suspects[str(path)] = f"{run.name}, {why}"
+    return suspects
 
 
 def summary(ui: Ui, name: str) -> dict[str, Any]:
-    """A dataset in the list of all: its images are looked at again when a file has
+    """A dataset as the list of all datasets shows it. It is read again when a file has
     changed."""
-    found: dict[str, Any] = ui.memory.setdefault(
+    values: dict[str, Any] = ui.memory.setdefault(
         ("summary", name), SharedLook(partial(_summary, ui, name))
     ).now()
-    return found
+    return values
 
 
 def _summary(ui: Ui, name: str, before: dict[str, Any] | None) -> dict[str, Any]:

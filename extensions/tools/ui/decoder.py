@@ -1,8 +1,12 @@
-"""Small images of large ones, made once. They are decoded in a process of its own: what
-a file makes a decoder do, its memory and its time, is not the page's.
+"""Thumbnails of images, each made once and kept in the page's folder.
 
-Asked by a line of JSON on standard input, it answers by one: `python -m
-extensions.tools.ui.decoder`.
+Images are decoded in a separate process, because a damaged or very large file may take
+much memory, much time, or crash the decoder. That process is this module, started as
+`python -m extensions.tools.ui.decoder`: each line on its standard input is a question
+in JSON, and each line on its standard output is the answer. It never changes an image.
+
+The views that show images call `thumbnail`. The datasets' uploads call
+`Decoder.decode` to check that a file really is an image.
 """
 
 from __future__ import annotations
@@ -25,23 +29,30 @@ from toolkit.data.scan.fingerprint import version_of
 from toolkit.files.writing import atomic_write, python_path
 
 SIDES = (160, 400, 960)
-"""Longer sides of small images, in pixels."""
+"""Longer sides of thumbnails, in pixels."""
 
 MOST_S = 60.0
-"""Seconds that an image may take."""
+"""Seconds that the decoding of an image may take."""
 
 IDLE_S = 30.0
 """Seconds without a question after which the process ends."""
 
 
 def thumbnail(ui: Ui, path: Path, side: int) -> Path:
-    """The JPEG of an image whose longer side is the least of SIDES that is not below
-    `side`; named by the file and its version. Raises ImageError for what is not an
-    image, OSError for what cannot be read or written."""
-    side = next((each for each in SIDES if each >= side), SIDES[-1])
+    """The thumbnail of an image: a JPEG file, made at the first request.
+
+    Its longer side is the smallest of SIDES that is at least `side`, or the largest of
+    them. Its name is a hash of the image's path and version. Raises ImageError for a
+    file that is not an image, and OSError for one that cannot be read or written.
+
+    Example::
+
+        return FileResponse(thumbnail(ui, run.folder / "samples" / name, 400))
+    """
+    side = min((known for known in SIDES if known >= side), default=SIDES[-1])
     about = os.stat(path)
     if not stat.S_ISREG(about.st_mode):
-        raise ImageError(path, "is not a file")  # a pipe would be waited for
+        raise ImageError(path, "is not a file")  # reading a pipe would wait for ever
     origin = repr((str(path.resolve()), version_of(about), side))
     name = hashlib.sha256(origin.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     small = ui.own / "thumbs" / name[:2] / f"{name}.jpg"
@@ -51,13 +62,22 @@ def thumbnail(ui: Ui, path: Path, side: int) -> Path:
 
 
 def decoder(ui: Ui) -> Decoder:
-    """The one process that decodes images for the page."""
-    found: Decoder = ui.memory.setdefault("decoder", Decoder())
-    return found
+    """The page's one decoder."""
+    shared: Decoder = ui.memory.setdefault("decoder", Decoder())
+    return shared
 
 
 class Decoder:
-    """One process for all who ask, started when it is needed."""
+    """The process that decodes images, started when it is needed.
+
+    All threads share it, and it decodes one image at a time.
+
+    Example::
+
+        decoder = Decoder()
+        decoder.decode(Path("photo.png"))  # raises ImageError if it is not an image
+        decoder.end()
+    """
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -67,9 +87,15 @@ class Decoder:
     def decode(
         self, path: Path, thumb: Path | None = None, side: int = SIDES[-1]
     ) -> None:
-        """Decodes a whole image, and writes its thumbnail, whose longer side is `side`;
-        not one that another who asked at the same time has got. Raises ImageError, and
-        OSError where the thumbnail cannot be written."""
+        """Decodes a whole image and writes its thumbnail.
+
+        thumb: file of the thumbnail. None: no thumbnail is written. A file that another
+        thread has written meanwhile is left as it is.
+        side: longer side of the thumbnail, in pixels.
+
+        Raises ImageError if the image cannot be decoded, and OSError if the thumbnail
+        cannot be written.
+        """
         with self._lock:
             if thumb and thumb.is_file():
                 return
@@ -101,12 +127,8 @@ class Decoder:
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         if self._process is None or self._process.poll() is not None:
             environment = os.environ | {"PYTHONPATH": python_path()}
-            command = [
-                sys.executable,
-                "-P",
-                "-m",
-                __spec__.name,
-            ]  # nothing of the working directory
+            # -P: no module of the working directory is imported
+            command = [sys.executable, "-P", "-m", __spec__.name]
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -124,12 +146,10 @@ class Decoder:
             process.stdin.flush()
             answer: dict[str, Any] = json.loads(process.stdout.readline())
             return answer
-        except (
-            OSError,
-            ValueError,
-        ):  # it was killed, by the alarm or for its memory, or has crashed
+        except (OSError, ValueError):
+            # The process has crashed, or the alarm or the system has killed it.
             process.kill()
-            process.wait()  # else the next question may find it alive still
+            process.wait()  # else the next question may find it still alive
             return {
                 "error": f"cannot be decoded within {MOST_S:.0f} s and the available memory. Save a smaller version"
             }
@@ -138,7 +158,10 @@ class Decoder:
 
 
 def main() -> None:
-    """Answers until standard input ends, as it does when the page ends."""
+    """The decoding process: answers questions until standard input ends.
+
+    It ends with the page, because the page holds the other end.
+    """
     if hasattr(os, "nice"):
         os.nice(5)
     for line in sys.stdin:
@@ -150,7 +173,7 @@ def main() -> None:
             answer = {"error": error.reason}
         except MemoryError:
             answer = {"error": "needs more memory than is available. Make it smaller"}
-        except OSError as error:  # of the thumbnail's disk
+        except OSError as error:  # the thumbnail cannot be written
             answer = {"errno": error.errno or errno.EIO}
         with suppress(BrokenPipeError):
             print(json.dumps(answer), flush=True)

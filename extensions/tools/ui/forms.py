@@ -1,8 +1,13 @@
-"""The forms of the tools, made from the declarations of their flags, and what is wrong
-with what such a form sent.
+"""The forms of the tools, made from their config sections, and the check of a form.
 
-It imports the sections of all tools and the extensions, so the page asks it in a
-process of its own (`ask`)."""
+`forms` describes the fields of every tool, and `mistakes` checks a filled form as the
+command line does. Both import the sections of all tools and all extensions, so the page
+calls them in a separate process: `ask` starts this module and reads its answer. No tool
+is run here, and the queue is not changed.
+
+`extensions.tools.ui.views.tools` shows the forms and calls `ask`. `suggestions` runs in
+the page's own process, and offers paths to type.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +27,25 @@ if TYPE_CHECKING:
     from toolkit.train.run_reader import RunInfo
 
 Field = dict[str, Any]
-"""A field of a form: key, is_deep (within a section, and not its first), flag, about,
-kind (bool, integer, number, path, text), many, required, choices, low, high,
-default."""
+"""A field of a form: `key`, `is_deep` (it is in a section, and not its first key),
+`flag`, `about`, `kind` (`bool`, `integer`, `number`, `path`, `text`), `many`,
+`required`, `choices`, `low`, `high` and `default`."""
 
 TIMEOUT_S = 60
 
 
 def ask(request: Mapping[str, object] | None = None) -> Any:
-    """Without a request the forms of all tools by their uid; with {uid, argv} the
-    mistakes in them, each (the flag or key of its field or "", message). Raises
-    RunError where the other process fails."""
+    """Asks the other process.
+
+    request: None returns the forms of all tools, by their uid (`forms`). A mapping with
+    `uid` and `argv` returns the mistakes in these flags (`mistakes`).
+
+    Raises RunError if the other process fails or takes longer than TIMEOUT_S.
+
+    Example::
+
+        wrong = ask({"uid": "generate", "argv": ["--lora=cat.safetensors"]})
+    """
     command = [sys.executable, "-P", "-c", f"from {__name__} import main; main()"]
     environment = {**os.environ, "PYTHONPATH": python_path()}
     try:
@@ -50,18 +63,18 @@ def ask(request: Mapping[str, object] | None = None) -> Any:
 
 
 def main() -> None:
-    """The other process: a request on standard input, the answer on standard output."""
+    """The other process: reads a request on standard input and prints the answer."""
     request = json.load(sys.stdin)
     print(json.dumps(mistakes(**request) if request else forms(), default=str))
 
 
 def forms() -> dict[str, Any]:
-    """Uid -> purpose, description and fields of each tool."""
+    """Uid of a tool -> its `name`, `purpose`, description (`about`) and `fields`."""
     from extensions.tools.ui.queue import NOT_QUEUED
     from toolkit.config.reading.tool import ToolConfig
     from toolkit.extension import discover
 
-    found = {}
+    tools = {}
     extensions = discover()
     for uid, purpose in extensions.tools().items():
         model = extensions.find_command(uid)
@@ -71,98 +84,102 @@ def forms() -> dict[str, Any]:
             and issubclass(model, ToolConfig)
         ):
             about = re.sub(r"^`[^`]+`: ", "", " ".join((model.__doc__ or "").split()))
-            found[uid] = {
+            tools[uid] = {
                 "name": extensions[uid].name,
                 "purpose": purpose,
                 "about": about[:1].upper() + about[1:],
                 "fields": _fields(model),
             }
-    return found
+    return tools
 
 
 def _fields(model: Any) -> list[Field]:
     from toolkit.config.reading.normalise import item_annotation, section_model
     from toolkit.config.reading.tool import field_at, flag_of
 
-    keys = dict.fromkeys(
-        [
-            *model.positional,
-            *(key for key in model.model_fields if key not in ("type", "name")),
-        ]
-    )
     fields = []
-    for dotted in (
-        each
-        for key in keys
-        for each in ([f"{key}.{k}" for k in model.sections.get(key, ())] or [key])
-    ):
+    for dotted in _dotted_keys(model):
         field, about = field_at(model, dotted)
         owner, *_, last = [model, *dotted.split(".")]
         for part in dotted.split(".")[:-1]:
             owner = section_model(owner.model_fields[part].annotation)
         schema = _one_of(owner.model_json_schema()["properties"][last])
         default = field.get_default() if not field.is_required() else ()
-        many = item_annotation(field.annotation) is not Any
-        is_path = "_possible_path" in repr(
-            (field.annotation, field.metadata)
-        )  # a PathStr, or a list of them
-        if field.annotation is bool:
-            kind = "bool"
+        defaults = default if isinstance(default, tuple) else (default,)
+        section, _, key = dotted.partition(".")
+        first_key = model.sections.get(section, ())[:1]
+        if "enum" in schema:
+            choices = [_text(choice) for choice in schema["enum"]]
         else:
-            kind = schema.get("type", "text")
+            choices = None
         fields.append(
             {
                 "key": dotted,
-                "is_deep": dotted.partition(".")[2]
-                not in ("", *model.sections.get(dotted.partition(".")[0], ())[:1]),
+                "is_deep": key not in ("", *first_key),
                 "flag": flag_of(model, dotted),
                 "about": about,
-                "kind": kind
-                if kind in ("bool", "integer", "number")
-                else "path"
-                if is_path
-                else "text",
-                "many": many,
+                "kind": _kind(field, schema),
+                "many": item_annotation(field.annotation) is not Any,
                 "required": field.is_required() and "." not in dotted,
-                "choices": [_text(each) for each in schema["enum"]]
-                if "enum" in schema
-                else None,
+                "choices": choices,
                 "low": schema.get("minimum", schema.get("exclusiveMinimum")),
                 "high": schema.get("maximum", schema.get("exclusiveMaximum")),
-                "default": [
-                    _text(each)
-                    for each in (default if isinstance(default, tuple) else (default,))
-                ],
+                "default": [_text(value) for value in defaults],
             }
         )
     return fields
 
 
+def _dotted_keys(model: Any) -> list[str]:
+    """The keys of a tool, the positional ones first. A section is replaced by its
+    keys."""
+    own_keys = [key for key in model.model_fields if key not in ("type", "name")]
+    dotted_keys = []
+    for key in dict.fromkeys([*model.positional, *own_keys]):
+        inner = [f"{key}.{name}" for name in model.sections.get(key, ())]
+        dotted_keys += inner or [key]
+    return dotted_keys
+
+
+def _kind(field: Any, schema: dict[str, Any]) -> str:
+    """Which input a field has: `bool`, `integer`, `number`, `path` or `text`."""
+    if field.annotation is bool:
+        return "bool"
+    kind = schema.get("type", "text")
+    if kind in ("bool", "integer", "number"):
+        return str(kind)
+    if "_possible_path" in repr((field.annotation, field.metadata)):
+        return "path"  # a PathStr, or a list of them
+    return "text"
+
+
 def _one_of(schema: dict[str, Any]) -> dict[str, Any]:
-    """The one kind of value that is possible besides null and lists of it; empty where
-    there are several."""
+    """The only kind of value that a key takes, besides null and lists of this kind.
+    Empty if it takes several."""
     parts = []
     for part in schema.get("anyOf", [schema]):
         if part.get("type") != "null":
             parts.append(part)
-    single = [part for part in parts if part.get("type") != "array"] or [
-        part.get("items", {}) for part in parts
-    ]
+    single = [part for part in parts if part.get("type") != "array"]
+    if not single:
+        single = [part.get("items", {}) for part in parts]
     return single[0] if len(single) == 1 and "$ref" not in single[0] else {}
 
 
 def _text(value: object) -> str:
-    return (
-        ""
-        if value is None
-        else str(value).lower()
-        if isinstance(value, bool)
-        else str(value)
-    )
+    """A value as a flag has it: `true` and `false` in lower case, None as empty."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
 
 
 def mistakes(uid: str, argv: Sequence[str]) -> list[tuple[str, str]]:
-    """What is wrong with the flags of a tool."""
+    """The mistakes in the flags of a tool: the flag or key of the field, and a message.
+
+    The flag is empty where a mistake concerns no single field.
+    """
     from toolkit.config.reading.tool import ToolConfig, load_tool
     from toolkit.extension import discover
 
@@ -171,18 +188,19 @@ def mistakes(uid: str, argv: Sequence[str]) -> list[tuple[str, str]]:
     try:
         load_tool(uid, model, argv)
     except InputErrors as error:
-        return [
-            (re.sub(r"\[\d+\]$", "", each.place.rpartition(": ")[2]), each.message)
-            for each in error.errors
-        ]
+        wrong = []
+        for mistake in error.errors:
+            place = re.sub(r"\[\d+\]$", "", mistake.place.rpartition(": ")[2])
+            wrong.append((place, mistake.message))
+        return wrong
     except UserError as error:
         return [("", str(error))]
     return []
 
 
 def suggestions(runs: Iterable[RunInfo], datasets: Path) -> list[str]:
-    """Paths that a tool may be given: datasets, the latest of these runs, and their
-    files of weights."""
+    """Paths to offer for the fields of a tool: the datasets, the latest 20 of these runs,
+    and up to 300 of their LoRA files."""
     from toolkit.train.run_reader import list_network_files
 
     if datasets.is_dir():

@@ -1,11 +1,15 @@
-"""Who may ask for what: deny by default, before any view runs.
+"""The access control of the page: every request is checked before a view sees it.
 
-A token comes as `Authorization: Bearer`, as `?token=` once (the answer is a cookie and
-the address without it), or from the login form. The cookie is derived from the token,
-so it holds after a restart of the page and ends with the token. Without a token only
-this machine is served, and there too the Host and Origin of a request are checked: a
-foreign page in the same browser can neither read (DNS rebinding) nor change anything
-(cross-site requests).
+A token is sent as `Authorization: Bearer`, once as `?token=` (the answer sets a cookie
+and redirects to the address without the token), or with the login form. The cookie is
+derived from the token: it stays valid after a restart of the page, and becomes invalid
+with a new token. Without a token the page listens on this machine only.
+
+The Host and Origin headers are checked in both cases, so a foreign page in the same
+browser can neither read (DNS rebinding) nor change anything (cross-site requests).
+There are no users and no rights: whoever has the token may do everything.
+
+`extensions.tools.ui.app` puts the guard around the application.
 """
 
 from __future__ import annotations
@@ -30,16 +34,16 @@ from extensions.tools.ui.state import whole
 COOKIE = "atelier_session"
 COOKIE_S = 30 * 24 * 3600
 OPEN = ("/healthz", "/login")
-"""Addresses without a token, besides the program's own files in /static/."""
+"""Addresses that need no token, besides the program's own files in /static/."""
 
 HOSTS_VARIABLE = "APP_HOSTS"
-"""Environment variable with further names of this server, separated by commas."""
+"""Environment variable with further host names of this server, separated by commas."""
 
 MOST_BYTES = 40 * 2**20
-"""Maximum size of a request: images are sent in pieces of at most 32 MiB."""
+"""Maximum size of a request in bytes. Images are sent in smaller pieces."""
 
 MOST_FAILURES, FAILURES_S = 10, 60.0
-"""Wrong tokens of one client in so many seconds, after which it has to wait."""
+"""A client that has sent so many wrong tokens in so many seconds has to wait."""
 
 LoginPage = Callable[[Request, int, str], Response]
 
@@ -56,16 +60,26 @@ nothing from elsewhere."""
 
 
 def session_of(token: str) -> str:
-    """The value of the cookie of those who know the token."""
+    """The value of the cookie that stands for the token: a keyed hash.
+
+    >>> len(session_of("a long secret"))
+    64
+    """
     return hmac.new(token.encode(), b"atelier session 1", hashlib.sha256).hexdigest()
 
 
 class Guard:
-    """Middleware around the whole page."""
+    """ASGI middleware that refuses requests without the token and from other sites.
+
+    Example::
+
+        guard = Middleware(Guard, token=ui.token, login_page=login_page)
+        app = Starlette(routes=ROUTES, middleware=[guard])
+    """
 
     def __init__(self, app: ASGIApp, token: str, login_page: LoginPage) -> None:
-        """login_page: the page that asks for the token, given the status and what went
-        wrong."""
+        """token: empty: none is asked for. login_page: makes the login page from the
+        request, the status, and the key of the text that says what went wrong."""
         self._app = app
         self._login_page = login_page
         self._token = token.encode()
@@ -86,16 +100,16 @@ class Guard:
         await (answer or self._app)(scope, request.receive, _with_headers(send))
 
     def _refusal(self, request: Request) -> Response | None:
-        """The answer to a request that goes no further."""
+        """The answer to a request that is refused or redirected. None: the request may
+        pass."""
         if not self._is_own_host(request.headers.get("host", "")):
             return PlainTextResponse(
                 f"unknown Host; name it in {HOSTS_VARIABLE}\n", 421
             )
         if (whole(request.headers.get("content-length", "")) or 0) > MOST_BYTES:
             return PlainTextResponse("too large\n", 413)
-        path = request.scope[
-            "path"
-        ]  # that of the routes: `request.url` is made of the Host besides
+        # The path that the routes see. `request.url` also contains the Host header.
+        path = request.scope["path"]
         is_open = path in OPEN or path.startswith("/static/")
         if not (self._is_opened(request) or self._is_from_here(request)):
             return PlainTextResponse("asked for by another site\n", 403)
@@ -127,16 +141,15 @@ class Guard:
         )
 
     async def _login(self, request: Request) -> Response:
-        """The form, and what it sends."""
+        """The login form (GET), and the check of the token that it sends (POST)."""
         if request.method != "POST" or not self._token:
             if self._token:
                 return self._login_page(request, 200, "")
             return RedirectResponse("/", 303)
         try:
             given = (await request.form(max_files=0, max_fields=5)).get("token", "")
-        except (
-            HTTPException
-        ) as error:  # a broken form; no handler of the application is around this
+        except HTTPException as error:
+            # A broken form. The application's own handlers do not see this request.
             return PlainTextResponse(f"{error.detail}\n", error.status_code)
         if self._accepts(request, str(given)):
             return self._logged_in(request)
@@ -146,7 +159,7 @@ class Guard:
         )
 
     def _accepts(self, request: HTTPConnection, given: str) -> bool:
-        """Whether a text is the token; wrong ones are counted by client."""
+        """Whether a text is the token. Wrong tokens are counted by client."""
         failures = self._failures.setdefault(
             _client(request), deque(maxlen=MOST_FAILURES)
         )
@@ -156,14 +169,13 @@ class Guard:
             failures.clear()
             return True
         failures.append(time.monotonic())
-        if (
-            len(self._failures) > 10_000
-        ):  # an attacker with many addresses must not fill the memory
+        if len(self._failures) > 10_000:
+            # An attacker with many addresses must not fill the memory.
             self._failures = {_client(request): failures}
         return False
 
     def _waits(self, request: HTTPConnection) -> bool:
-        """Whether a client has to wait before another token of it is looked at."""
+        """Whether a client has sent too many wrong tokens and has to wait."""
         failures = self._failures.get(_client(request), deque())
         return (
             len(failures) == MOST_FAILURES
@@ -171,7 +183,7 @@ class Guard:
         )
 
     def _logged_in(self, request: Request, answer: Response | None = None) -> Response:
-        """The answer that gives the cookie; by default it leads to the first page."""
+        """The answer with the cookie. answer: None redirects to the first page."""
         answer = answer or RedirectResponse("/", 303)
         is_https = (
             request.headers.get("x-forwarded-proto", request.url.scheme) == "https"
@@ -188,22 +200,23 @@ class Guard:
 
     @staticmethod
     def _without_token(request: Request) -> Response | None:
-        """Leads to the same address without its token, so that it stays in no history;
-        None: it has none."""
+        """Redirects to the same address without its token, which must not stay in the
+        browser's history. None: the address has no token."""
         if "token" not in request.query_params:
             return None
         rest = []
         for key, value in request.query_params.multi_items():
             if key != "token":
                 rest.append((key, value))
-        path = "/" + quote(
-            request.scope["path"].lstrip("/\\\t\r\n")
-        )  # "//elsewhere" would lead to another site
+        # "//elsewhere" would lead to another site
+        path = "/" + quote(request.scope["path"].lstrip("/\\\t\r\n"))
         return RedirectResponse(f"{path}?{urlencode(rest)}" if rest else path, 303)
 
     def _is_own_host(self, host: str) -> bool:
-        """An address is nobody's name: only names can be made to point here by
-        others."""
+        """Whether the Host header names this server, or is an IP address.
+
+        Others can make a name point to this machine (DNS rebinding), but not an address.
+        """
         if host.rpartition(":")[2].isdigit():
             name = host.lower().rpartition(":")[0]
         else:
@@ -216,25 +229,24 @@ class Guard:
 
     @staticmethod
     def _is_opened(request: Request) -> bool:
-        """Whether a request only reads, and no page of another site loads it as a part
-        of itself: it could not read the answer, but let the program make reports by the
-        hundred."""
-        mode, part = (
-            request.headers.get(f"sec-fetch-{name}") for name in ("mode", "dest")
-        )
+        """Whether a request only reads, and a user has opened its address.
+
+        A page of another site could load an address as an image or a script. It could
+        not read the answer, but would make the program write hundreds of reports.
+        """
+        mode = request.headers.get("sec-fetch-mode")
+        part = request.headers.get("sec-fetch-dest")
         is_part = mode not in (None, "navigate") or part not in (None, "document")
         return request.method in ("GET", "HEAD", "OPTIONS") and not is_part
 
     @staticmethod
     def _is_from_here(request: Request) -> bool:
-        """Whether a request comes from a page of this server, or from no browser."""
+        """Whether a request comes from a page of this server, or not from a browser."""
         origin = request.headers.get("origin")
         site = request.headers.get("sec-fetch-site")
         if origin is not None:
-            return (
-                urlsplit(origin).netloc.lower()
-                == request.headers.get("host", "").lower()
-            )
+            host = request.headers.get("host", "")
+            return urlsplit(origin).netloc.lower() == host.lower()
         return site in (None, "same-origin", "none")
 
 
@@ -243,7 +255,7 @@ def _client(request: HTTPConnection) -> str:
 
 
 def _limited(receive: Receive) -> Receive:
-    """A request without a length may not be longer than one with."""
+    """Cuts a request after MOST_BYTES, also one that does not state its length."""
     taken = 0
 
     async def counted() -> Message:
@@ -258,7 +270,8 @@ def _limited(receive: Receive) -> Receive:
 
 
 def protect(headers: MutableHeaders) -> None:
-    """Adds what every answer has."""
+    """Adds the security headers to an answer, and `no-store` unless it says how it may
+    be cached."""
     for name, value in (*HEADERS.items(), ("cache-control", "no-store")):
         headers.setdefault(name, value)
 

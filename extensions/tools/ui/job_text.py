@@ -1,9 +1,13 @@
-"""The YAML of a job as a form sees it: values by key, and edits that leave every other
-character as it stands.
+"""The YAML of a job as a form reads and edits it.
 
-An edit splices the text at the places that `read_yaml` gives, and is kept only if the
-result reads as the old values with this one change. Where that cannot be done (an
-alias, a list with comments within), it is refused.
+Values are read by key, and an edit leaves every other character of the text as it is,
+comments included. An edit replaces the part of the text that `read_yaml` locates. The
+result is read again, and the edit is refused unless exactly the one value has changed:
+this happens with aliases, and with lists that contain comments. Keys and values are not
+checked here: a dry run does that (`extensions.tools.ui.commands.check_job`).
+
+The editor for jobs works on it (`extensions.tools.ui.views.new`), and so does the job
+that learns from votes (`extensions.tools.ui.preference_job`).
 """
 
 from __future__ import annotations
@@ -21,13 +25,19 @@ from toolkit.config.reading.yaml_reader import read_yaml
 from toolkit.errors import ConfigErrors
 
 PROMPTS = (("sample", "samples"), ("sample", "prompts"))
-"""Keys that hold a trainer's prompts."""
+"""Keys that contain the prompts of a trainer's samples."""
 
 _FLOW = re.compile(r"(?:[&!]\S+\s+)*[\[{]")
 
 
 class JobText:
-    """One state of the text."""
+    r"""The text of a job. It is never changed: an edit returns a new object.
+
+    >>> job = JobText("config:\n  process:\n  - train: {steps: 100}  # short\n")
+    >>> steps = job.path("train.steps")
+    >>> job.get(steps), job.set(steps, "200", is_text=False).text.splitlines()[2]
+    ('100', '  - train: {steps: 200}  # short')
+    """
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -38,28 +48,27 @@ class JobText:
         self._lines = [0, *(match.end() for match in re.finditer("\n", text))]
 
     def path(self, key: str) -> KeyPath:
-        """The path of a key as in the reference: `config.name`, or a key of the process
-        that trains, such as `datasets[].folder_path` (of the first dataset)."""
+        """The path of a key that is written as in docs/config.md.
+
+        That is `config.name`, or a key of the process that trains, such as
+        `datasets[].folder_path`, which means the first dataset.
+        """
         if key.startswith("config."):
             return tuple(key.split("."))
-        parts = []
+        parts: list[str | int] = ["config", "process", self.trainer]
         for part in key.split("."):
-            parts.append(
-                (part.removesuffix("[]"), 0) if part.endswith("[]") else (part,)
-            )
-        return (
-            "config",
-            "process",
-            self.trainer,
-            *(each for part in parts for each in part),
-        )
+            parts.append(part.removesuffix("[]"))
+            if part.endswith("[]"):
+                parts.append(0)
+        return tuple(parts)
 
     @property
     def trainer(self) -> int:
-        """Index of the process that trains; of the last where none does."""
-        found = self._at(("config", "process"))
-        if found and isinstance(found.value, list):
-            listed = found.value
+        """Index of the last process that trains, or of the last process if none
+        does."""
+        processes = self._at(("config", "process"))
+        if processes and isinstance(processes.value, list):
+            listed = processes.value
         else:
             listed = []
         trains = []
@@ -75,8 +84,8 @@ class JobText:
         return None if rest else node
 
     def get(self, path: KeyPath) -> str:
-        """A value as a form shows it: text without quotes, a list or mapping in one
-        line; empty: not given."""
+        """A value as a form shows it: a text without quotes, a list or mapping in one
+        line. Empty: the key is not given."""
         node = self._at(path)
         if node is None or node.value is None:
             return ""
@@ -88,22 +97,37 @@ class JobText:
         return _json(node.data())
 
     def data(self, path: KeyPath) -> Any:
-        """A value as plain Python; None: not given."""
+        """A value as plain Python. None: the key is not given."""
         node = self._at(path)
         return node.data() if node else None
 
     def prompts(self) -> list[str]:
         """The prompts of the samples, each in one line."""
-        items = (self.data(self.path(".".join(path))) for path in PROMPTS)
-        listed = next((found for found in items if isinstance(found, list)), [])
-        said = (
-            item.get("prompt") if isinstance(item, dict) else item for item in listed
-        )
-        return [" ".join(str(each or "").split()) for each in said]
+        samples = self.data(self._prompts_path())
+        if not isinstance(samples, list):
+            return []
+        prompts = []
+        for sample in samples:
+            prompt = sample.get("prompt") if isinstance(sample, dict) else sample
+            prompts.append(" ".join(str(prompt or "").split()))
+        return prompts
+
+    def _prompts_path(self) -> KeyPath:
+        """Path of the list of prompts that the job has, or of the key for a new one."""
+        path: KeyPath = ()
+        for keys in PROMPTS:
+            path = self.path(".".join(keys))
+            if isinstance(self.data(path), list):
+                break
+        return path
 
     def set(self, path: KeyPath, given: str, is_text: bool) -> JobText:
-        """The text with a value set in its section. given: as typed, text or YAML.
-        Raises ValueError where the text cannot be changed without changing more."""
+        """The text with a value set or added.
+
+        given: the value as typed. is_text: it is the value itself. Otherwise it is read
+        as YAML. Raises ValueError if the text cannot be edited without changing another
+        value.
+        """
         given = " ".join(given.split())
         wanted: Any = given
         read = None if is_text else JobText(f"value: {given}")
@@ -124,33 +148,32 @@ class JobText:
 
     def remove(self, path: KeyPath) -> JobText:
         """The text without a key, and without a section that contained only this key.
-        Raises ValueError as `set`."""
-        while (
-            (parent := self._at(path[:-1])) and len(parent.value) == 1 and len(path) > 4
-        ):
+        Raises ValueError as `set` does."""
+        parent = self._at(path[:-1])
+        while parent and len(parent.value) == 1 and len(path) > 4:
             path = path[:-1]
+            parent = self._at(path[:-1])
         node = self._at(path)
         if parent is None or node is None:
             return self
         if isinstance(parent.value, dict):
-            own = parent.value.values()
+            siblings = parent.value.values()
         else:
-            own = parent.value
-        begins = sorted(self._index(child) for child in own)
+            siblings = parent.value
+        begins = sorted(self._index(child) for child in siblings)
         begin = self._index(node)
         end = self._end(node)
-        later = [each for each in begins if each > begin]
+        later = [other for other in begins if other > begin]
         line = self._line_of(begin)
+        is_after_dash = self.text[line:begin].strip() and isinstance(path[-1], str)
         if _FLOW.match(self.text, parent.span[0]):
-            before = max(
-                [self._end(child) for child in own if self._end(child) <= begin],
-                default=begin,
-            )
-            begin, end = (begin, later[0]) if later else (before, end)
-        elif self.text[line:begin].strip() and isinstance(
-            path[-1], str
-        ):  # the first key behind a dash
-            begin, end = (begin, later[0]) if later else (begin, begin)
+            if later:
+                end = later[0]
+            else:
+                ends = [self._end(child) for child in siblings]
+                begin = max([other for other in ends if other <= begin], default=begin)
+        elif is_after_dash:  # the first key of an item
+            end = later[0] if later else begin
         else:
             begin = line
             end = self._line_end(end) + 1
@@ -159,12 +182,9 @@ class JobText:
         )
 
     def set_prompts(self, given: Sequence[str]) -> JobText:
-        """The text with these prompts; existing ones keep their other keys. Raises
-        ValueError as `set`."""
-        paths = [self.path(".".join(path)) for path in PROMPTS]
-        path = next(
-            (each for each in paths if isinstance(self.data(each), list)), paths[1]
-        )
+        """The text with these prompts. A sample whose prompt changes keeps its other
+        keys. Raises ValueError as `set` does."""
+        path = self._prompts_path()
         node = self._at(path)
         old = self.prompts()
         if not given or not old or node is None or _FLOW.match(self.text, node.span[0]):
@@ -189,8 +209,8 @@ class JobText:
         return changed
 
     def _with_item(self, path: KeyPath, index: int, prompt: str) -> JobText:
-        """The text with a prompt inserted into a block list before the item at this
-        index."""
+        """The text with a prompt inserted into a block list, before the item at
+        `index`."""
         node = self._at(path)
         assert node is not None
         near = node.value[max(0, index - 1)]
@@ -208,8 +228,7 @@ class JobText:
         return new
 
     def _with(self, path: KeyPath, form: str) -> str:
-        """The text with a value at a path, replaced or added; whether it reads is still
-        to be seen."""
+        """The text with a value at a path, replaced or added. It is not checked yet."""
         if self.root is None:
             return ""
         node, rest = self.root.find(path)
@@ -221,8 +240,6 @@ class JobText:
                 return self._in_place_of_block(node, form)
             if node.aliased:
                 begin = self.text.index("*", self._index(node))
-            else:
-                begin = begin
             return self._replaced(begin, self._end(node), form)
         for part in reversed(rest[1:]):
             if isinstance(part, str):
@@ -243,7 +260,8 @@ class JobText:
         return f"{self.text[:at]}\n{' ' * (node.value_at.column - 1)}{entry}{self.text[at:]}"
 
     def _replaced(self, begin: int, end: int, form: str) -> str:
-        """A comment behind the value keeps its column."""
+        """The text with another value from `begin` to `end`. A comment after the value
+        keeps its column."""
         tail = self.text[end : self._line_end(end)]
         comment = re.match(r" +(?=#)", tail)
         space = ""
@@ -257,7 +275,7 @@ class JobText:
         return self.text[:begin] + before + form + space + self.text[end:]
 
     def _in_place_of_block(self, node: ConfigNode, form: str) -> str:
-        """A value in one line behind its key, instead of a block below it."""
+        """The text with a value in the line of its key, in place of a block below it."""
         key = self._index(node)
         colon = key + len(str(node.path[-1])) + 1
         line_end = self._line_end(key)
@@ -266,7 +284,7 @@ class JobText:
     def _first_that_reads(
         self, path: KeyPath, wanted: Any, texts: list[str], removes: bool = False
     ) -> JobText:
-        """The first text that has the old values but for this one."""
+        """The first text that reads as the old values with this one change."""
         if self.root is None or "config" not in self.root.value:
             raise ValueError("no job")
         expected = copy.deepcopy(self.root.data())
@@ -280,11 +298,8 @@ class JobText:
                 del place[path[-1]]
             else:
                 place[path[-1]] = wanted
-        except (
-            IndexError,
-            KeyError,
-            TypeError,
-        ) as error:  # the path leads through a value that is not a section
+        except (IndexError, KeyError, TypeError) as error:
+            # The path leads through a value that is not a section.
             raise ValueError(path) from error
         for new in map(JobText, texts):
             if new.root is not None and repr(new.root.data()) == repr(expected):
@@ -292,12 +307,12 @@ class JobText:
         raise ValueError(path)
 
     def _index(self, node: ConfigNode) -> int:
-        """Offset at which its key, or an item of a list, begins."""
+        """Offset at which the key of a node, or an item of a list, begins."""
         return self._lines[node.key_at.line - 1] + node.key_at.column - 1
 
     def _end(self, node: ConfigNode) -> int:
-        """Offset at which a value ends, without the comments and empty lines that
-        PyYAML includes."""
+        """Offset at which a value ends. Comments and empty lines after it do not count,
+        although PyYAML includes them."""
         begin, end = node.span
         if isinstance(node.value, dict):
             children = node.value.values()
@@ -318,8 +333,8 @@ class JobText:
         return self.text.rfind("\n", 0, index) + 1
 
     def _line_end(self, index: int) -> int:
-        found = self.text.find("\n", index)
-        return len(self.text) if found < 0 else found
+        newline = self.text.find("\n", index)
+        return len(self.text) if newline < 0 else newline
 
 
 def _json(value: Any) -> str:

@@ -1,5 +1,11 @@
-"""What the bar at the bottom of every page says: the GPU, the main memory, the queue.
-Imports no torch."""
+"""The state of the machine for the bar at the bottom of every page.
+
+It says how busy the GPUs are, how much main memory is free, and which jobs of the queue
+run and wait. Nothing is changed, and the GPUs are asked through NVML, not torch.
+
+`extensions.tools.ui.app` gives `machine_now` to the templates. The page about the
+system asks for `main_memory` (`extensions.tools.ui.views.system`).
+"""
 
 from __future__ import annotations
 
@@ -14,41 +20,49 @@ from toolkit.system.host_memory import free_host_memory
 from toolkit.system.nvidia import Gpu, ask_nvml
 
 LOOK_S = 2.0
-"""Seconds for which a look is good enough: every page has the bar."""
+"""Seconds after which the machine is asked again. Every page has the bar, so a state is
+used for several of them."""
 
 
 class Machine(NamedTuple):
-    """The machine at one moment."""
+    """The state of the machine at one moment.
+
+    >>> machine = Machine((), 8 * 10**9, 16 * 10**9, ("cat",), 2)
+    >>> machine.running, machine.waiting
+    (('cat',), 2)
+    """
 
     gpus: tuple[Gpu, ...]
-    """Empty: the driver has none."""
+    """Empty: the driver reports none."""
 
     memory_free: int
-    """Bytes that a process can take; 0: not known."""
+    """Bytes that a process can take. 0: unknown."""
 
     memory: int
-    """Bytes of main memory; 0: not known."""
+    """Bytes of main memory. 0: unknown."""
 
     running: tuple[str, ...]
-    """Names of the jobs of the queue that run."""
+    """Names of the queue's jobs that run."""
 
     waiting: int
-    """Jobs of the queue that wait."""
+    """Number of the queue's jobs that wait."""
 
 
-def machine_now(output: Path, kept: dict[Any, Any]) -> Machine:
-    """The machine, looked at no more than LOOK_S ago. output: the folder of the runs.
-    kept: where the look stays."""
-    looked, found = kept.get("machine_look", (-LOOK_S, None))
-    if found is None or time.monotonic() - looked > LOOK_S:
-        found = look(output)
-        kept["machine_look"] = time.monotonic(), found
-    assert isinstance(found, Machine)
-    return found
+def machine_now(output: Path, memory: dict[Any, Any]) -> Machine:
+    """The state of the machine, at most LOOK_S old.
+
+    output: the folder of the runs. memory: `Ui.memory`, where the last state is kept.
+    """
+    looked, machine = memory.get("machine_look", (-LOOK_S, None))
+    if machine is None or time.monotonic() - looked > LOOK_S:
+        machine = look(output)
+        memory["machine_look"] = time.monotonic(), machine
+    assert isinstance(machine, Machine)
+    return machine
 
 
 def look(output: Path) -> Machine:
-    """The machine now."""
+    """Asks the driver, the system and the queue. output: the folder of the runs."""
     entries = Queue(queue_folder(output)).entries()
     running = tuple(entry.name for entry in entries if entry.state == RUNNING)
     waiting = sum(entry.state == WAITING for entry in entries)
@@ -58,7 +72,7 @@ def look(output: Path) -> Machine:
 
 
 def main_memory() -> int:
-    """Bytes of main memory; 0 where the system does not say."""
+    """Bytes of main memory. 0: the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

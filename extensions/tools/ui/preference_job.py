@@ -1,5 +1,12 @@
-"""The job that learns from votes: a copy of the job that trained the LoRA, or a new one
-as `run.py new` writes it."""
+"""The text of a job that learns from votes (`train.preference`).
+
+`base_job` takes the job that trained the LoRA, or writes a new one as `run.py new`
+does. `preference_job` turns it into a job that trains on pairs of images. Both work on
+text and write no file: the caller saves and starts the job.
+
+The only caller is the page for votes (`extensions.tools.ui.views.votes`).
+docs/preferences.md describes the training.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +30,8 @@ from toolkit.system.nvidia import least_memory
 from toolkit.train.run_reader import read_run
 
 PASSES = 10
-"""Times that each pair is used: of forty pairs one at a time 400 steps, an hour on a
-GPU of 24 GB."""
+"""Number of times that each pair is used. Forty pairs at batch size 1 take 400 steps,
+which is about an hour on a GPU with 24 GB."""
 
 LEAST_STEPS = 20
 SAVES = 4
@@ -38,16 +45,22 @@ _WITHOUT_PAIRS = (
 """Keys of `train` that cannot be combined with pairs, or need a trigger word."""
 
 _OF_OTHER_IMAGES = ("validation", "stop_when")
-"""Sections that measure what the run before was for."""
+"""Sections that measure on images of the earlier run's dataset."""
 
 
 def base_job(
     config: Path | None, lora: str, model: str, folder: Path, prompts: Sequence[str]
 ) -> JobText:
-    """The job to begin with: the saved one of a run, else a new one for the model.
-    config: of the run that the images are from; None: of the run in whose folder the
-    LoRA lies. folder, prompts: of the images. Raises UserError where neither job nor
-    model is known."""
+    """The job to begin with: the saved job of a run, or else a new one for the model.
+
+    config: saved job of the run that made the images. None: the saved job of the run
+    whose folder contains the LoRA.
+    lora: LoRA file to start from. Empty: none.
+    model: model that made the images. Empty: the model of the LoRA file.
+    folder, prompts: the folder and the prompts of the images.
+
+    Raises UserError if neither the job nor the model is known.
+    """
     with suppress(RunError, OSError, ValueError):
         config = config or (read_run(Path(lora).parent).config if lora else None)
         if config:
@@ -65,15 +78,23 @@ def base_job(
     )
     shapes = tensor_shapes(Path(lora)) if lora else {}
     ranks = [shape[0] for key, shape in shapes.items() if key.endswith(DOWN_ENDS)]
-    for key in ("linear", "linear_alpha") if ranks else ():
-        job = job.set(job.path(f"network.{key}"), str(max(ranks)), False)
+    if ranks:
+        for key in ("linear", "linear_alpha"):
+            job = job.set(job.path(f"network.{key}"), str(max(ranks)), False)
     return job
 
 
 def preference_job(job: JobText, name: str, table: str, lora: str, pairs: int) -> str:
-    """A job made into one that learns from a table of so many pairs, and starts from a
-    LoRA file (empty: from the model alone), which it is compared with too. Raises
-    UserError for a job without a process that trains."""
+    """The YAML of a job that learns from a table of pairs.
+
+    job: of `base_job`.
+    name: name of the new job.
+    table: path of the table of pairs.
+    lora: LoRA file that training starts from, and is compared with. Empty: the model.
+    pairs: number of pairs in the table. It determines the number of steps.
+
+    Raises UserError for a job without a process that trains.
+    """
     data: Any = job.data(())
     try:
         process = data["config"]["process"][job.trainer]
@@ -85,9 +106,10 @@ def preference_job(job: JobText, name: str, table: str, lora: str, pairs: int) -
             {"captions_file": table, "resolution": first.get("resolution", 1024)}
         ]
         before = train.get("preference")
-        batch = max(
-            1, int(train.get("batch_size") or 1) // (1 if before else 2)
-        )  # a pair is two images
+        batch = int(train.get("batch_size") or 1)
+        if not before:
+            batch //= 2  # a pair is two images
+        batch = max(1, batch)
         steps = max(LEAST_STEPS, ceil_divide(pairs * PASSES, batch))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
@@ -116,8 +138,10 @@ def preference_job(job: JobText, name: str, table: str, lora: str, pairs: int) -
 
 
 def _with_trigger(value: Any, trigger: str) -> Any:
-    """Prompts with the trigger word in them: the votes have theirs already, so the job
-    has none to add."""
+    """A section in which each text has the trigger word in place of its placeholder.
+
+    The job has no `trigger_word` any more: the prompts of the votes contain it already.
+    """
     if isinstance(value, dict):
         return {key: _with_trigger(inner, trigger) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,5 +1,13 @@
-"""`run.py ui` serves the page until it is stopped; `run.py queue` is the queue from a
-terminal."""
+"""The processes of `run.py ui` and `run.py queue`.
+
+`UiProcess` opens the port, starts the queue's runner and serves the application of
+`extensions.tools.ui.app` until it is stopped. `QueueProcess` does one thing with the
+queue and ends; `queue run` works on it in the foreground. Neither trains: a job is
+always a separate process, which `extensions.tools.ui.runner` starts.
+
+`extensions.tools` lists both as tools, and the command line starts them by name.
+starlette and uvicorn are imported for the page only: the queue needs neither.
+"""
 
 from __future__ import annotations
 
@@ -21,31 +29,36 @@ from toolkit.extension import discover
 logger = logging.getLogger(__name__)
 
 ONE_ARENA = (-8, 1)
-"""M_ARENA_MAX of glibc's mallopt(3). With an arena for each thread that reads, the page
-keeps 30 MB more."""
+"""M_ARENA_MAX of glibc's mallopt(3), and its value. With one arena per thread the page
+would take 30 MB more memory."""
 
 GRACE_S = 1
-"""Seconds that open requests get when the page is stopped; event streams never end by
+"""Seconds that open requests get when the page is stopped. Event streams never end by
 themselves."""
 
 
 class UiProcess(BaseExtensionProcess):
-    """A kill at any moment loses nothing: what the page writes is written whole."""
+    """`run.py ui`: serves the page until it is stopped.
+
+    A kill at any moment loses nothing, because every file is written whole.
+
+    Example::
+
+        python run.py ui --output output --port 8675
+    """
 
     section: UiConfig
 
     def run(self) -> None:
-        """Raises RunError where the port is taken."""
-        import uvicorn  # with what it serves: a terminal's queue needs none of it
+        """Serves until the process is stopped. Raises RunError if the port is taken."""
+        import uvicorn  # here, because `run.py queue` needs no server
 
         from extensions.tools.ui.app import make_app
         from extensions.tools.ui.state import Ui
         from extensions.tools.ui.views.queue import queue_of
 
         super().run()
-        with suppress(
-            AttributeError, OSError, TypeError
-        ):  # another C library than glibc
+        with suppress(AttributeError, OSError, TypeError):  # the C library is not glibc
             CDLL(None).mallopt(*ONE_ARENA)
         ui = Ui.of(self.section, token())
         with _listening(self.section.host, self.section.port) as listener:
@@ -66,7 +79,8 @@ class UiProcess(BaseExtensionProcess):
                 server_header=False,
                 timeout_graceful_shutdown=GRACE_S,
                 ws="none",
-                proxy_headers=False,  # X-Forwarded-For would let one client guess tokens as many
+                # X-Forwarded-For would let one client guess tokens under many names.
+                proxy_headers=False,
             )
             server = uvicorn.Server(config)
             ui.is_stopping = lambda: server.should_exit
@@ -89,14 +103,21 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 class QueueProcess(BaseExtensionProcess):
-    """Does one thing with the queue. A kill at any moment leaves each entry whole, and
-    what runs goes on."""
+    """`run.py queue`: does one thing with the queue and ends.
+
+    A kill at any moment leaves every entry whole, and running jobs go on.
+
+    Example::
+
+        python run.py queue add config/cat.yaml
+        python run.py queue list
+    """
 
     section: QueueConfig
 
     def run(self) -> None:
-        """Raises UserError for what cannot be done, RunError where another runner
-        works."""
+        """Raises UserError if the action is not possible, and RunError if another runner
+        works on the queue."""
         super().run()
         queue = Queue(queue_folder(self.section.output))
         action = self.section.action
@@ -107,17 +128,12 @@ class QueueProcess(BaseExtensionProcess):
             Runner(queue).run()
         elif action == "list":
             for entry in queue.entries():
-                about = "".join(
-                    f", {text}"
-                    for text in (
-                        entry.attempts > 1 and f"{entry.attempts} starts",
-                        entry.why,
-                    )
-                    if text
-                )
-                logger.info(
-                    f"{entry.id}  {entry.state:8}  {shlex.join(entry.argv)}{about}"
-                )
+                about = shlex.join(entry.argv)
+                if entry.attempts > 1:
+                    about += f", {entry.attempts} starts"
+                if entry.why:
+                    about += f", {entry.why}"
+                logger.info(f"{entry.id}  {entry.state:8}  {about}")
         elif action == "add":
             entry = queue.add(words, checked(words))
             if queue.has_runner():
@@ -131,14 +147,14 @@ class QueueProcess(BaseExtensionProcess):
 
 
 def _run_the_queue(section: QueueConfig) -> str:
-    """The command that works on the queue of this folder of runs."""
+    """The command that works on the queue of the section's folder of runs."""
     elsewhere = () if section.output == "output" else ("--output", section.output)
     return command("queue", *elsewhere, "run")
 
 
 def checked(argv: tuple[str, ...]) -> str:
-    """A name for a command whose settings are right. Raises UserError for mistakes in
-    them."""
+    """Checks a command for the queue, and returns a name for its entry. Raises UserError
+    for mistakes in its settings."""
     reason = why_not_queued(argv, str(Path.cwd()))
     if reason:
         raise UserError(reason)

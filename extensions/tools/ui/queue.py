@@ -1,7 +1,13 @@
-"""The queue: a folder with one JSON file for each command of `run.py` that is to run,
-so it survives every restart.
+"""The job queue: a folder with one JSON file per command of `run.py`.
 
-A process of its own works on it (`extensions.tools.ui.runner`). Imports no torch.
+`Queue` reads and changes the entries under a file lock, so the page, `run.py queue` and
+the runner can work on it at the same time, and it survives every restart. An entry says
+what is to be run, in which state it is, and which processes and runs belong to it.
+
+Commands are not started here, except for the runner itself: that is a separate process
+(`extensions.tools.ui.runner`). The views `queue`, `after`, `new` and `tools` add and
+change entries, `extensions.tools.ui.process` does so from a terminal, and
+`extensions.tools.ui.machine` counts them. Imports no torch.
 """
 
 from __future__ import annotations
@@ -48,85 +54,91 @@ State = Literal["running", "waiting", "done", "stopped", "failed", "damaged"]
 RUNNING, WAITING, DONE, STOPPED, FAILED, DAMAGED = State.__args__  # type: ignore[attr-defined]  # typing has no stub of it
 
 CONTROL = "control"
-"""The folder of a run's requests."""
+"""Folder for requests, in the folder of a run."""
 
 NOT_QUEUED = frozenset({"ui", "queue"})
-"""Tools that never end, or would wait for themselves."""
+"""Tools that are refused: they never end, or would wait for themselves."""
 
 PLAN_S = 600.0
-"""A dry run may take so many seconds."""
+"""Seconds that a dry run may take."""
 
 TAIL_BYTES = 256 * 1024
-"""Length of the end of a log that is shown."""
+"""Bytes at the end of a log that are shown."""
 
 MOST_ARGV = 100_000
-"""Bytes of a command: Linux starts none with a word of 128 KiB (execve(2)), so the
-queue would try it for ever."""
+"""Maximum size of a command in bytes. Linux does not start a command with a word of
+128 KiB (execve(2)), so the queue would try it for ever."""
 
 MARK = "ATELIER_QUEUE_ENTRY"
-"""Variable in the environment of an entry's processes."""
+"""Environment variable that marks the processes of an entry."""
 
 _ID = re.compile("[0-9]{6,12}")
 
 
 class Entry(BaseModel):
-    """One command that waits, runs, or has ended, as its file has it."""
+    """One command that waits, runs, or has ended: the contents of its file.
+
+    >>> argv = ("config/cat.yaml",)
+    >>> Entry(id="000001", argv=argv, name="cat", state=WAITING, order=1, cwd="/").runs
+    ()
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: str
     argv: tuple[str, ...]
-    """What follows `run.py`."""
+    """The words after `run.py`."""
 
     name: str
     state: State
     order: float = Field(gt=-1e12, lt=1e12)
-    """Waiting ones run by it; of those that have ended the largest is the latest."""
+    """Waiting entries start in this order. Of the ended ones, the latest has the
+    largest."""
 
     cwd: str
-    """Working directory: what paths are relative to."""
+    """Working directory, to which paths are relative."""
 
     runs: tuple[str, ...] = ()
-    """The folders of run files that it owns, known from its start on."""
+    """Folders of the runs that it writes. They are known once it has started."""
 
     marks: tuple[str, ...] = ()
-    """What told the state of those before the start: a state that is still there is an
-    earlier run's."""
+    """Result of `mark_of` for each of them before the start. A folder that still has its
+    mark shows the state of an earlier run."""
 
     gpu: str = ""
-    """CUDA_VISIBLE_DEVICES; empty: the environment's."""
+    """CUDA_VISIBLE_DEVICES of its processes. Empty: as in the environment."""
 
     attempts: int = Field(default=0, ge=0)
-    """Starts since it was added or retried by hand."""
+    """Number of starts since it was added or retried by hand."""
 
     failed_at: int | None = None
     """Optimizer step of the last failure."""
 
     pid: int = 0
     pid_start: str = ""
-    """When the process began, in ticks since the machine's start: numbers of processes
-    are used again."""
+    """Start of the process, in ticks since the machine's start. With it a process is
+    recognized, because process numbers are used again."""
 
     boot: str = ""
     """Boot id of the machine."""
 
     yields: bool = False
-    """It waits while a run of the folder trains that the queue did not start: both
-    would need the GPU."""
+    """Whether it waits while a run trains that the queue did not start. Both would need
+    the GPU."""
 
     is_stopping: bool = False
     added: str = ""
     started: str = ""
     ended: str = ""
-    """Times are for people only: clocks jump."""
+    """The three times are only shown: nothing is decided by them, as clocks jump."""
 
     exit_code: int | None = None
     why: str = ""
-    """Why it is not done, in one line."""
+    """Why the entry has failed or waits again, in one line."""
 
 
 def _has_job(folder: str, name: str) -> bool:
-    """Whether a folder has the job file that a word of a command names."""
+    """Whether a folder contains the job file that a command names."""
     with suppress(UserError, OSError):
         file = find_config(os.path.join(folder, os.path.expanduser(name)))
         return file.is_file() and file.suffix.lower() in (*CONFIG_SUFFIXES, ".toml")
@@ -134,7 +146,7 @@ def _has_job(folder: str, name: str) -> bool:
 
 
 def why_not_queued(argv: Sequence[str], cwd: str) -> str:
-    """Why a command is none for the queue; empty: it is a job file, or a tool, with
+    """Why a command cannot be queued. Empty: it names a job file or a tool, with
     flags."""
     if not argv or not all(map(_is_text, argv)):
         return "give a job file or a tool, and its flags, as text."
@@ -145,11 +157,10 @@ def why_not_queued(argv: Sequence[str], cwd: str) -> str:
         return f"the working directory {cwd!r} is gone."
     if argv[0] in queued_tools():
         return ""
-    may_be_a_file = argv[0] not in NOT_QUEUED and not argv[0].startswith("-")
-    if may_be_a_file and any(
-        _has_job(place, argv[0]) for place in (cwd, os.path.join(cwd, "config"))
-    ):
-        return ""
+    if argv[0] not in NOT_QUEUED and not argv[0].startswith("-"):
+        for folder in (cwd, os.path.join(cwd, "config")):
+            if _has_job(folder, argv[0]):
+                return ""
     return f"{argv[0]!r} is neither a job file in {cwd} nor one of the tools {', '.join(sorted(queued_tools()))}."
 
 
@@ -163,35 +174,43 @@ def _is_text(word: object) -> bool:
 
 @cache
 def queued_tools() -> frozenset[str]:
+    """Uids of the tools that can be queued."""
     return frozenset(discover().tools()) - NOT_QUEUED
 
 
 def planned(argv: Sequence[str], cwd: str) -> dict[str, Any]:
-    """The plan of a job, its `folders` absolute: a dry run in a process of its own.
-    Raises UserError with what is wrong with it."""
+    """The plan of a job, from a dry run in a separate process.
+
+    Its `folders` are absolute paths, and include those of all jobs if the file contains
+    several. Raises UserError with the mistakes of the job.
+
+    Example::
+
+        folders = planned(["config/cat.yaml"], cwd)["folders"]
+    """
     dry_run = (*without_restart(argv), "--dry-run", "--json")
-    code, out, told = commands.run_py(*dry_run, cwd=cwd, limit_s=PLAN_S)
+    code, stdout, stderr = commands.run_py(*dry_run, cwd=cwd, limit_s=PLAN_S)
     if code == commands.LATE:
         raise UserError(f"{argv[0]}: its dry run takes more than {PLAN_S:.0f} s.")
     try:
-        plan = json.loads(out)
+        plan = json.loads(stdout)
     except ValueError:
         plan = None
     if code or plan is None:
-        raise UserError(told.strip() or f"{argv[0]}: the dry run gave no plan.")
+        raise UserError(stderr.strip() or f"{argv[0]}: the dry run gave no plan.")
     plans = plan if isinstance(plan, list) else [plan]
     reason = next(filter(None, map(never_ends, plans)), "")
     if reason:
         raise UserError(f"{argv[0]}: {reason}")
     folders = []
-    for each in plans:
-        for folder in each["folders"]:
+    for job_plan in plans:
+        for folder in job_plan["folders"]:
             folders.append(os.path.join(cwd, os.path.expanduser(folder)))
     return {**plans[0], "folders": folders}
 
 
 def never_ends(plan: Mapping[str, Any]) -> str:
-    """Why a job is none for the queue, by its plan; empty: it is one."""
+    """Why a job cannot be queued, by its plan. Empty: it can be."""
     types = []
     for process in plan.get("processes", ()):
         if process["type"] in NOT_QUEUED:
@@ -202,31 +221,47 @@ def never_ends(plan: Mapping[str, Any]) -> str:
 
 
 def without_restart(argv: Sequence[str]) -> tuple[str, ...]:
-    """The command that goes on with what the given one began."""
+    """The command without `--restart` and `--restart-from`: it resumes what the given one
+    has started.
+
+    >>> without_restart(["cat.yaml", "--restart-from", "200", "--name=cat"])
+    ('cat.yaml', '--name=cat')
+    """
     words = iter(argv)
-    kept = []
+    command = []
     for word in words:
         if word == "--restart-from":
             next(words, None)
         elif word != "--restart" and not word.startswith("--restart-from="):
-            kept.append(word)
-    return tuple(kept)
+            command.append(word)
+    return tuple(command)
 
 
 def ask_run(run: RunInfo, request: str) -> None:
-    """Writes a request into the control folder of a run; see
-    `toolkit.train.callbacks.status`."""
-    folder = run.folder / CONTROL
-    with os_error_as_run_error(folder / request):
-        folder.mkdir(exist_ok=True)
-        (
-            folder / request
-        ).touch()  # empty, and a temporary name beside it would be taken for a request
+    """Writes a request into the control folder of a run, which then reads it
+    (`toolkit.train.callbacks.status`).
+
+    request: `stop`, `save_now` or `sample_now`.
+    """
+    file = run.folder / CONTROL / request
+    with os_error_as_run_error(file):
+        file.parent.mkdir(exist_ok=True)
+        # No temporary file: the run would read it as another request.
+        file.touch()
 
 
 class Queue:
-    """The entries in their order. Every change is made under one lock; reading needs
-    none."""
+    """The entries of a queue in their order.
+
+    Every change is made under one lock. Reading needs none.
+
+    Example::
+
+        queue = Queue(queue_folder("output"))
+        entry = queue.add(["config/cat.yaml"], "cat")
+        queue.start_runner()
+        print(queue.entry(entry.id).state, queue.tail(entry.id))
+    """
 
     def __init__(self, folder: Path) -> None:
         """folder: `<output>/.ui/queue`."""
@@ -241,12 +276,17 @@ class Queue:
         unless: Collection[State] = (),
         yields: bool = False,
     ) -> Entry:
-        """A new entry at the end, started by the runner when a GPU is free. Raises
-        UserError for what is not a command for the queue; whether its settings are
-        right is the caller's to check.
+        """Adds an entry at the end. The runner starts it when a GPU is free.
 
-        unless: an entry of the same command in one of these states is returned instead,
-        as for a button that was pressed twice. yields: as of `Entry`."""
+        argv: the words after `run.py`. The caller checks whether its settings are right.
+        name: name of the entry for people.
+        cwd: working directory. None: that of this process.
+        unless: if an entry of the same command is in one of these states, it is returned
+        and none is added. So a button that is pressed twice adds one entry.
+        yields: as `Entry.yields`.
+
+        Raises UserError for a command that cannot be queued.
+        """
         where = str((cwd or Path.cwd()).absolute())
         reason = why_not_queued(argv, where)
         if reason:
@@ -257,16 +297,11 @@ class Queue:
             )
         with self.locked():
             for entry in self.entries():
-                if entry.state in unless and (entry.argv, entry.cwd) == (
-                    tuple(argv),
-                    where,
-                ):
+                is_same = entry.argv == tuple(argv) and entry.cwd == where
+                if is_same and entry.state in unless:
                     return entry
-            ids = [
-                int(name[:-5])
-                for place in (self.folder, self.folder / "trash")
-                for name in _entry_files(place)
-            ]
+            files = _entry_files(self.folder) + _entry_files(self.folder / "trash")
+            ids = [int(file[:-5]) for file in files]
             entry = Entry(
                 id=f"{max(ids, default=0) + 1:06d}",
                 argv=tuple(argv),
@@ -281,50 +316,43 @@ class Queue:
         return entry
 
     def entries(self) -> tuple[Entry, ...]:
-        """All entries: running, then waiting in their order, then those that have
-        ended, the latest first."""
-        found = filter(
-            None, (self._read(name[:-5]) for name in _entry_files(self.folder))
-        )
-        ranks = {
-            RUNNING: (0, 1),
-            WAITING: (1, 1),
-        }  # state -> group, and which way the order goes in it
-        keyed = [(*ranks.get(entry.state, (2, -1)), entry) for entry in found]
-        return tuple(
-            entry
-            for *_, entry in sorted(
-                keyed, key=lambda key: (key[0], key[1] * key[2].order, key[2].id)
-            )
-        )
+        """All entries: the running ones, then the waiting ones in their order, then the
+        ended ones, the latest first."""
+        entries = []
+        for name in _entry_files(self.folder):
+            entry = self._read(name[:-5])
+            if entry is not None:
+                entries.append(entry)
+        return tuple(sorted(entries, key=_sort_key))
 
     def entry(self, id_: str) -> Entry:
-        """One entry. Raises UserError where there is none."""
-        found = self._read(id_) if _ID.fullmatch(id_) else None
-        if found is None:
+        """One entry. Raises UserError for an unknown id."""
+        entry = self._read(id_) if _ID.fullmatch(id_) else None
+        if entry is None:
             raise UserError(f"the queue has no entry {id_!r}.")
-        return found
+        return entry
 
     def move(self, id_: str, before: str = "") -> None:
-        """Puts a waiting entry before another waiting one, or to the end. Raises
-        UserError where one does not."""
+        """Moves a waiting entry before another waiting one (empty: to the end). Raises
+        UserError if one of both does not wait."""
         with self.locked():
             waiting = {}
             for entry in self.entries():
                 if entry.state == WAITING:
                     waiting[entry.id] = entry
-            others = [each for each in waiting if each != id_]
-            for each, known in ((id_, waiting), (before, ("", *others))):
-                if each not in known:
-                    raise UserError(f"entry {each!r} does not wait.")
+            others = [waiting_id for waiting_id in waiting if waiting_id != id_]
+            for waiting_id, known in ((id_, waiting), (before, ("", *others))):
+                if waiting_id not in known:
+                    raise UserError(f"entry {waiting_id!r} does not wait.")
             others.insert(others.index(before) if before else len(others), id_)
             first = min(entry.order for entry in waiting.values())
-            for order, each in enumerate(others):
-                if waiting[each].order != first + order:
-                    self.save(waiting[each], order=first + order)
+            for order, waiting_id in enumerate(others):
+                if waiting[waiting_id].order != first + order:
+                    self.save(waiting[waiting_id], order=first + order)
 
     def shift(self, id_: str, up: bool) -> None:
-        """One place up or down; at the end of the way nothing changes."""
+        """Moves a waiting entry one place up or down, unless it is the first or last
+        one."""
         waiting = [entry.id for entry in self.entries() if entry.state == WAITING]
         if id_ in waiting:
             place = waiting.index(id_) + (-1 if up else 1)
@@ -334,24 +362,26 @@ class Queue:
             self.waiting(id_)
 
     def remove(self, id_: str) -> None:
-        """Takes a waiting, ended or damaged entry out: its files go to `trash/`. Raises
-        UserError for a running one."""
+        """Takes out a waiting, ended or damaged entry: its files go to `trash/`. Raises
+        UserError for a running entry."""
         with self.locked():
             if self.entry(id_).state == RUNNING:
                 raise UserError(f"entry {id_} runs. Stop it first.")
             self._discard(id_)
 
     def clear(self) -> None:
-        """Takes out all that have ended."""
+        """Takes out all entries that have ended."""
         with self.locked():
             for entry in self.entries():
                 if entry.state in (DONE, STOPPED, FAILED):
                     self._discard(entry.id)
 
     def stop(self, id_: str) -> None:
-        """Asks a running entry to save and end. The second time it is told by a signal,
-        which also ends what does not train yet. Raises UserError where it does not
-        run."""
+        """Asks a running entry to save and end.
+
+        The second call sends a signal, and so does the first one before the training has
+        begun. Raises UserError if the entry does not run.
+        """
         with self.locked():
             entry = self.entry(id_)
             if entry.state != RUNNING:
@@ -364,8 +394,8 @@ class Queue:
             end(self.processes(entry), signal.SIGTERM)
 
     def retry(self, id_: str) -> None:
-        """Lets an entry that has ended wait again, at the end. It resumes, unless its
-        mistake kept it from starting."""
+        """Puts an ended entry back at the end of the waiting ones. Its run resumes,
+        unless a mistake in the job kept it from starting."""
         with self.locked():
             entry = self.entry(id_)
             if entry.state not in (DONE, STOPPED, FAILED):
@@ -374,7 +404,7 @@ class Queue:
                 argv = entry.argv
             else:
                 argv = without_restart(entry.argv)
-            kept = {
+            fields = {
                 "id": id_,
                 "argv": argv,
                 "name": entry.name,
@@ -382,15 +412,13 @@ class Queue:
                 "added": entry.added,
                 "yields": entry.yields,
             }
-            self.save(Entry(**kept, state=WAITING, order=self.last_order() + 1))
+            self.save(Entry(**fields, state=WAITING, order=self.last_order() + 1))
 
     def start_runner(self) -> None:
-        """Starts the detached process that works on the queue, where there is work and
-        none does."""
-        if (
-            not any(entry.state in (RUNNING, WAITING) for entry in self.entries())
-            or self.has_runner()
-        ):
+        """Starts the runner as a detached process, if an entry runs or waits and no
+        runner works on the queue."""
+        has_work = any(entry.state in (RUNNING, WAITING) for entry in self.entries())
+        if not has_work or self.has_runner():
             return
         command = [
             sys.executable,
@@ -406,34 +434,36 @@ class Queue:
                 subprocess.Popen(
                     command, stdin=null, stdout=log, stderr=log, start_new_session=True
                 )
-        except OSError as error:  # a full disk: what waits goes on waiting
+        except OSError as error:  # the disk is full, say: the entries go on waiting
             logger.error(f"{self.folder}: the queue is not worked on: {error.strerror}")
 
     def has_runner(self) -> bool:
         """Whether a runner works on the queue."""
         try:
             with (self.folder / "runner.lock").open("a") as file:
-                return not try_lock(
-                    file, shared=True
-                )  # two who look at the same time do not see each other
+                # Shared: two processes that ask at the same time do not block each other.
+                return not try_lock(file, shared=True)
         except OSError:
             return False
 
     def mark(self, id_: str) -> str:
-        """What the environment of an entry's processes has as MARK."""
+        """Value of MARK in the environment of an entry's processes."""
         return str(self.folder / id_)
 
     def processes(self, entry: Entry) -> list[int]:
-        """The processes of an entry that live: the shell, the job, and what these have
-        started, also where the shell is gone, or they have left its session."""
+        """Ids of the living processes of an entry.
+
+        These are the shell, the job, and the processes that both have started, also if
+        the shell has ended or a process has left its session.
+        """
         return _living(entry, self.mark(entry.id))
 
     def log(self, id_: str) -> Path:
-        """What an entry has printed."""
+        """File with the output of an entry."""
         return self.folder / f"{id_}.log"
 
     def tail(self, id_: str, size: int = TAIL_BYTES) -> str:
-        """The last whole lines of it, at most so many bytes."""
+        """The last whole lines of an entry's output, at most `size` bytes."""
         try:
             with open_regular(self.log(id_)) as file:
                 start = max(0, file.seek(0, os.SEEK_END) - size)
@@ -444,16 +474,19 @@ class Queue:
         return (data.partition(b"\n")[2] if start else data).decode("utf-8", "replace")
 
     def waiting(self, id_: str) -> Entry:
+        """A waiting entry. Raises UserError if it does not wait."""
         entry = self.entry(id_)
         if entry.state != WAITING:
             raise UserError(f"entry {id_!r} does not wait.")
         return entry
 
     def last_order(self) -> float:
+        """The highest `order` of all entries."""
         return max((entry.order for entry in self.entries()), default=0.0)
 
     def _read(self, id_: str) -> Entry | None:
-        """One file; a damaged one as such, None where it has gone."""
+        """The entry of one file. A damaged file gives an entry of state `damaged`. None:
+        the file does not exist."""
         path = self.folder / f"{id_}.json"
         try:
             about = path.stat()
@@ -467,16 +500,18 @@ class Queue:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
-            why = " ".join(str(error).split()).partition(" For further information")[0][
-                :200
-            ]
+            why, _, _ = " ".join(str(error).split()).partition(
+                " For further information"
+            )
             return Entry(
-                id=id_, argv=(), name=id_, state=DAMAGED, order=0, cwd="", why=why
+                id=id_, argv=(), name=id_, state=DAMAGED, order=0, cwd="", why=why[:200]
             )
         self._seen[id_] = mark, entry
         return entry
 
     def save(self, entry: Entry, **changes: object) -> Entry:
+        """Writes an entry with these fields changed, and returns it. The caller holds the
+        lock."""
         entry = entry.model_copy(update=changes)
         write_json(self.folder / f"{entry.id}.json", entry.model_dump())
         return entry
@@ -484,16 +519,14 @@ class Queue:
     def _discard(self, id_: str) -> None:
         trash = self.folder / "trash"
         trash.mkdir(exist_ok=True)
-        for ending in (
-            ".log",
-            ".exit",
-            ".json",
-        ):  # the last: until then it is still an entry
+        # The JSON file is the last: as long as it exists, the entry does.
+        for ending in (".log", ".exit", ".json"):
             with suppress(FileNotFoundError):
                 os.replace(self.folder / f"{id_}{ending}", trash / f"{id_}{ending}")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
+        """Holds the queue's lock, which every change needs. Makes the folder."""
         if fcntl is None:
             raise UserError("the queue needs Linux or macOS.")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -502,15 +535,25 @@ class Queue:
             yield
 
 
+def _sort_key(entry: Entry) -> tuple[int, float, str]:
+    """Running entries first, then waiting ones, then ended ones, the latest first."""
+    if entry.state == RUNNING:
+        return 0, entry.order, entry.id
+    if entry.state == WAITING:
+        return 1, entry.order, entry.id
+    return 2, -entry.order, entry.id
+
+
 def _entry_files(folder: Path) -> list[str]:
-    names = os.listdir(folder) if folder.is_dir() else []
-    return [
-        name for name in names if name.endswith(".json") and _ID.fullmatch(name[:-5])
-    ]
+    """Names of the entries' files in a folder."""
+    if not folder.is_dir():
+        return []
+    names = [name for name in os.listdir(folder) if name.endswith(".json")]
+    return [name for name in names if _ID.fullmatch(name[:-5])]
 
 
 def try_lock(file: IO[str], shared: bool = False) -> bool:
-    """Locks a file until it is closed, unless another process has it locked."""
+    """Locks a file until it is closed. False: another process holds the lock."""
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -522,31 +565,30 @@ def try_lock(file: IO[str], shared: bool = False) -> bool:
 
 
 def start_of(pid: int) -> str:
-    """When a process began, in ticks since the machine's start; empty: none of that
-    number lives (proc_pid_stat(5))."""
+    """Start of a process, in ticks since the machine's start (proc_pid_stat(5)). Empty:
+    no such process lives."""
     try:
-        state, *rest = (
-            Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        )
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        state, *rest = stat.rpartition(b")")[2].split()
     except OSError:
         return ""
     return "" if state in b"ZX" else rest[18].decode()
 
 
 def is_alive(entry: Entry) -> bool:
-    """Whether the very process that was recorded lives."""
-    return entry.pid > 0 and (entry.boot, entry.pid_start) == (
-        boot_id(),
-        start_of(entry.pid) or None,
-    )
+    """Whether the recorded process of an entry lives, and not another one of its
+    number."""
+    if entry.pid <= 0 or entry.boot != boot_id():
+        return False
+    start = start_of(entry.pid)
+    return start != "" and start == entry.pid_start
 
 
 def _living(entry: Entry, mark: str) -> list[int]:
-    """The processes of the session that was recorded, and those that carry the mark in
-    their environment."""
-    if not os.path.isdir(
-        "/proc/self"
-    ):  # no Linux: the group is all that can be asked for
+    """The processes of the recorded session, and those with the mark in their
+    environment."""
+    if not os.path.isdir("/proc/self"):
+        # Without Linux only the process group can be asked for.
         with suppress(OSError):
             if entry.pid:
                 os.killpg(entry.pid, 0)
@@ -554,29 +596,27 @@ def _living(entry: Entry, mark: str) -> list[int]:
         return []
     is_ours = entry.boot == boot_id() and start_of(entry.pid) in ("", entry.pid_start)
     marked = f"{MARK}={mark}".encode("utf-8", "surrogateescape")
-    return [
-        pid
-        for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
-        if _is_of(pid, is_ours * entry.pid, marked)
-    ]
+    session = entry.pid if is_ours else 0
+    pids = map(int, filter(str.isdigit, os.listdir("/proc")))
+    return [pid for pid in pids if _is_of(pid, session, marked)]
 
 
 def _is_of(pid: int, session: int, marked: bytes) -> bool:
-    """Whether a process lives and is in the session (0: in none of ours), or has the
-    mark."""
+    """Whether a process lives, and is in the session or has the mark. session: 0: the
+    entry has none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         if stat[0] in b"ZX":
             return False
-        return int(stat[3]) == session != 0 or marked in Path(
-            f"/proc/{pid}/environ"
-        ).read_bytes().split(b"\0")
-    except OSError:  # it has ended, or is somebody else's
+        if session != 0 and int(stat[3]) == session:
+            return True
+        return marked in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # it has ended, or belongs to another user
         return False
 
 
 def end(pids: Iterable[int], number: int) -> None:
-    """Sends a signal to processes; a negative number means a group."""
+    """Sends a signal to processes. A negative process id means a group."""
     for pid in pids:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
@@ -584,31 +624,29 @@ def end(pids: Iterable[int], number: int) -> None:
 
 def runs_of(entry: Entry) -> list[RunInfo]:
     """The runs of an entry that can be read."""
-    found = []
+    runs = []
     for folder in entry.runs:
         with suppress(RunError, OSError, ValueError):
-            found.append(read_run(Path(folder)))
-    return found
+            runs.append(read_run(Path(folder)))
+    return runs
 
 
 def trains_elsewhere(
     runs: Iterable[RunInfo], entries: Iterable[Entry]
 ) -> list[RunInfo]:
-    """The runs that train and that no running entry has started."""
+    """The runs that train and were not started by a running entry."""
     owned = set()
     for entry in entries:
         if entry.state == RUNNING:
             for folder in entry.runs:
                 owned.add(str(Path(folder).resolve()))
-    return [
-        run
-        for run in runs
-        if run.status is RunStatus.RUNNING and str(run.folder.resolve()) not in owned
-    ]
+    training = [run for run in runs if run.status is RunStatus.RUNNING]
+    return [run for run in training if str(run.folder.resolve()) not in owned]
 
 
 def mark_of(folder: Path) -> str:
-    """Differs once run.json has been written again."""
+    """Identifies the current `run.json` of a run: it changes when the file is written
+    again. Empty: there is no such file."""
     try:
         about = (folder / STATUS).stat()
     except (OSError, ValueError):

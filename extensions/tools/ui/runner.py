@@ -1,11 +1,14 @@
 """The process that works on a queue (`extensions.tools.ui.queue`).
 
-It starts the next entry when a GPU is free, each in a session of its own, so the end of
-a page or of the runner reaches no job. A small shell stands above each job: it begins
-only after the runner has recorded it, so no job runs twice, and leaves the exit code in
-a file for the runner that comes after. What left none is judged by the folders of its
-run. An entry has ended, and its GPU is free, when none of its processes lives,
-whichever of them was killed first.
+It starts the next entry when a GPU is free, and starts a failed one again after a
+pause. Each job is in a separate session, so it goes on when the page or the runner
+ends. A small shell is the parent of each job. It starts the job only after the runner
+has recorded it, so no job runs twice, and writes the exit code to a file, which a later
+runner can read. Without that file the state of the run decides. An entry has ended, and
+its GPU is free, when none of its processes lives.
+
+The runner ends when no entry waits or runs. It is started by `Queue.start_runner`, and
+in the foreground by `run.py queue run` (`extensions.tools.ui.process`).
 """
 
 from __future__ import annotations
@@ -55,22 +58,22 @@ PAUSES = (10.0, 60.0, 300.0)
 """Seconds before each of the retries."""
 
 KILLED = 128 + signal.SIGKILL
-"""Exit code that the shell has for a job that was killed."""
+"""Exit code of the shell if its job was killed."""
 
 LINGER_S = 60.0
-"""Seconds after the end of a job that its other processes may still run; then they are
-killed, as they keep its GPU."""
+"""Seconds that other processes of a job may run after its end. Then they are killed,
+because they keep its GPU."""
 
 _SHELL = (
     'read -r go || exit; trap : TERM INT HUP; "$@" </dev/null; code=$?; '
     'echo $code >"$0.tmp" && mv -f "$0.tmp" "$0"; exit $code'
 )
-"""Waits for the line that says it is recorded. $0: the file of the exit code, then the
-command."""
+"""Starts the command after a line on standard input, and writes its exit code. `$0` is
+the file of the exit code, and the command follows."""
 
 
 def slots() -> list[str]:
-    """CUDA_VISIBLE_DEVICES of each job that may run at the same time: one per GPU, else
+    """CUDA_VISIBLE_DEVICES of each job that may run at the same time: one per GPU, or
     one on the CPU."""
     visible = os.environ.get(VISIBLE)
     if visible is not None:
@@ -79,7 +82,12 @@ def slots() -> list[str]:
 
 
 class Runner:
-    """Works on a queue until nothing in it waits or runs."""
+    """Works on a queue until no entry waits or runs.
+
+    Example::
+
+        Runner(Queue(queue_folder("output"))).run()
+    """
 
     def __init__(
         self,
@@ -97,15 +105,16 @@ class Runner:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._not_before: dict[str, float] = {}
         self._left: dict[str, float] = {}
-        """Id -> when it may be tried again, or its job was first seen to have ended;
-        monotonic, so clocks may jump."""
+        """`_not_before`: id -> when the entry may start again. `_left`: id -> when its
+        job was first seen to have ended. Both are in monotonic seconds, because clocks
+        jump."""
 
     def run(self) -> None:
-        """Raises RunError where another runner works on the queue."""
+        """Works on the queue. Raises RunError if another runner does."""
         with self._queue.locked():
             pass  # makes the folder
         with (self._queue.folder / "runner.lock").open("a") as file:
-            for _ in range(20):  # somebody may be looking whether a runner works
+            for _ in range(20):  # another process may be asking for the lock's state
                 is_mine = q.try_lock(file)
                 if is_mine:
                     break
@@ -118,27 +127,26 @@ class Runner:
                 try:
                     self._step()
                     time.sleep(self._poll_s)
-                except (
-                    RunError,
-                    UserError,
-                    OSError,
-                ) as error:  # a full disk, say: jobs that run go on
+                except (RunError, UserError, OSError) as error:
+                    # The disk is full, say. Running jobs go on.
                     logger.error(f"{error}. Tried again in {self._pauses[0]:.0f} s.")
                     time.sleep(self._pauses[0])
 
     def _is_over(self, file: IO[str]) -> bool:
-        """Gives the lock back while nobody can add, so what is added either is seen
-        here or finds no runner."""
+        """Whether the work is done. If it is, the runner's lock is released.
+
+        This happens under the queue's lock. An entry that is added at the same time is
+        either seen here, or whoever adds it finds no runner and starts one.
+        """
         with self._queue.locked():
-            if any(
-                entry.state in (RUNNING, WAITING) for entry in self._queue.entries()
-            ):
+            states = [entry.state for entry in self._queue.entries()]
+            if RUNNING in states or WAITING in states:
                 return False
             file.close()
             return True
 
     def _step(self) -> None:
-        """Looks at what runs, then starts what can be started."""
+        """Ends the entries whose processes have ended, then starts waiting ones."""
         for entry in self._queue.entries():
             if entry.state == RUNNING:
                 is_over, code = self._look(entry)
@@ -151,49 +159,53 @@ class Runner:
             self._runs.runs(), entries
         ):
             waiting = [entry for entry in waiting if not entry.yields]
-        free = [slot for slot in self._slots if slot not in busy][
-            : max(0, len(self._slots) - len(busy))
-        ]
+        count = max(0, len(self._slots) - len(busy))
+        free = [slot for slot in self._slots if slot not in busy][:count]
         for slot, entry in zip(free, waiting, strict=False):
-            if (
-                self._not_before.get(entry.id, 0.0) <= time.monotonic()
-            ):  # else the GPU is kept for it
+            # Until its pause is over, the GPU is kept for the entry.
+            if self._not_before.get(entry.id, 0.0) <= time.monotonic():
                 self._start(entry, slot)
 
     def _look(self, entry: Entry) -> tuple[bool, int | None]:
-        """Whether a running entry has ended, with all of its processes, and its exit
-        code where that is known."""
+        """Whether a running entry has ended with all of its processes, and its exit code.
+        The code is None if it is unknown."""
         child = self._children.get(entry.id)
         code = child.poll() if child else None
-        if (code is None) if child else q.is_alive(entry):
+        if child:
+            is_running = code is None
+        else:
+            is_running = q.is_alive(entry)
+        if is_running:
             return False, None
         with suppress(OSError, ValueError):
             code = int((self._queue.folder / f"{entry.id}.exit").read_text("ascii"))
         if code is not None and code < 0:  # the shell alone was killed
             code = None
         left = self._queue.processes(entry)
-        if left:  # the job goes on, or left some behind
-            if (
-                code is not None
-                and time.monotonic() - self._left.setdefault(entry.id, time.monotonic())
-                >= self._linger_s
-            ):
-                logger.warning(
-                    f"{entry.id} {entry.name}: its job has ended, and its processes {left} have not: killed"
-                )
-                q.end(
-                    self._queue.processes(entry.model_copy(update={"pid": 0})),
-                    signal.SIGKILL,
-                )  # marked ones only
+        if left:  # the job goes on, or has left other processes behind
+            if code is not None:
+                self._kill_after_a_while(entry, left)
             return False, None
-        if code is None:  # a run in its folder that is not the queue's
-            return not any(
-                run.status is RunStatus.RUNNING for run in q.runs_of(entry)
-            ), None
+        if code is None:  # another process may be running the same run
+            states = [run.status for run in q.runs_of(entry)]
+            return RunStatus.RUNNING not in states, None
         return True, code
 
+    def _kill_after_a_while(self, entry: Entry, left: list[int]) -> None:
+        """Kills the processes of an entry that still run some time after its job has
+        ended."""
+        now = time.monotonic()
+        if now - self._left.setdefault(entry.id, now) < self._linger_s:
+            return
+        logger.warning(
+            f"{entry.id} {entry.name}: its job has ended, and its processes {left} have not: killed"
+        )
+        # Without the recorded session: only processes that have the mark are killed.
+        marked = self._queue.processes(entry.model_copy(update={"pid": 0}))
+        q.end(marked, signal.SIGKILL)
+
     def _end(self, id_: str, code: int | None) -> None:
-        """Records how an entry ended, or lets it wait for another attempt."""
+        """Records how an entry has ended, or puts it back to wait for another start."""
         queue = self._queue
         with queue.locked():
             entry = queue.entry(id_)  # it may have been asked to stop by now
@@ -237,9 +249,11 @@ class Runner:
                 "why": why,
                 "exit_code": code,
                 "failed_at": entry.failed_at if step is None else step,
+                "attempts": attempts,
+                "ended": utc_now(),
+                "pid": 0,
+                "is_stopping": False,
             }
-            changes |= {"attempts": attempts}
-            changes |= {"ended": utc_now(), "pid": 0, "is_stopping": False}
             if state == WAITING:
                 changes["argv"] = q.without_restart(entry.argv)
             else:
@@ -250,7 +264,8 @@ class Runner:
         logger.info(f"{id_} {entry.name}: {state}{f', {why}' if why else ''}")
 
     def _refuse(self, entry: Entry, reason: str) -> None:
-        """Records that an entry cannot be started, and why: those behind it go on."""
+        """Records why an entry cannot be started. The entries after it are not
+        affected."""
         with self._queue.locked():
             refused = {
                 "state": FAILED,
@@ -265,35 +280,29 @@ class Runner:
             )
 
     def _start(self, entry: Entry, gpu: str) -> None:
-        """Starts an entry, unless it was taken out meanwhile; one that cannot be
-        started has failed."""
+        """Starts an entry, unless it was taken out meanwhile. An entry that cannot be
+        started fails."""
         queue = self._queue
         runs = tuple[str, ...]()
         reason = q.why_not_queued(entry.argv, entry.cwd)
         if not reason and entry.argv[0] not in q.queued_tools():
-            with suppress(
-                UserError, OSError
-            ):  # what is wrong with it, its start will tell, with its exit code
+            with suppress(UserError, OSError):  # the start itself reports the mistake
                 runs = tuple(q.planned(entry.argv, entry.cwd)["folders"])
         if reason:
             self._refuse(entry, reason)
             return
-        for (
-            folder
-        ) in runs:  # a stop that came too late for an earlier run would stop this one
+        for folder in runs:
+            # A request to stop that an earlier run did not read would stop this one.
             with suppress(RunError, OSError):
                 if read_run(Path(folder)).status is not RunStatus.RUNNING:
                     (Path(folder) / q.CONTROL / "stop").unlink()
         exit_file = queue.folder / f"{entry.id}.exit"
         exit_file.unlink(missing_ok=True)
-        environment = {
-            **os.environ,
-            q.MARK: queue.mark(entry.id),
-            **({VISIBLE: gpu} if gpu else {}),
-        }
-        if (
-            VISIBLE not in os.environ
-        ):  # the numbers are then NVML's, which are those of the bus
+        environment = {**os.environ, q.MARK: queue.mark(entry.id)}
+        if gpu:
+            environment[VISIBLE] = gpu
+        if VISIBLE not in os.environ:
+            # The numbers are those of NVML, which counts in the order of the bus.
             environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         command = [
             "sh",
@@ -317,13 +326,13 @@ class Runner:
                 )
             except OSError as error:
                 if error.errno not in (errno.EACCES, errno.ENOENT, errno.ENOTDIR):
-                    raise  # too little memory, too many processes: it will be possible later
+                    raise  # too little memory or too many processes: try again later
                 self._refuse(
                     entry, f"cannot be started in {entry.cwd}: {error.strerror}"
                 )
                 return
         assert child.stdin is not None
-        with child.stdin as gate:  # closed without a line it ends at once
+        with child.stdin as gate:  # without a line the shell ends at once
             try:
                 with queue.locked():
                     entry = queue.waiting(entry.id)
@@ -332,18 +341,16 @@ class Runner:
                         "attempts": entry.attempts + 1,
                         "gpu": gpu,
                         "why": "",
-                    }
-                    changes |= {
                         "pid": child.pid,
                         "pid_start": q.start_of(child.pid),
                         "boot": boot_id(),
-                    }
-                    changes |= {
                         "runs": runs,
                         "marks": tuple(q.mark_of(Path(folder)) for folder in runs),
+                        "started": utc_now(),
+                        "ended": "",
                     }
                     self._children[entry.id] = child
-                    queue.save(entry, **changes, started=utc_now(), ended="")
+                    queue.save(entry, **changes)
             except UserError:
                 return
             gate.write(b"go\n")

@@ -1,5 +1,13 @@
-"""What all views share: the folders, the finding of a run by its id, and the filling of
-templates."""
+"""The state that all views share, and the parts of a view that are always the same.
+
+`Ui` holds the folders, the settings, and the memory of the page. Around it are: ids of
+runs and the names that may come from outside (`run_id`, `inside`), forms (`posted`,
+`Form`), errors (`conflicts`), and the rendering of templates (`render`). No page is
+made here, and nothing that is kept in memory has to survive a restart.
+
+Every module in `extensions.tools.ui.views` uses it. `extensions.tools.ui.process`
+creates the `Ui`, and the datasets, the decoder and the guard need parts of it.
+"""
 
 from __future__ import annotations
 
@@ -51,18 +59,36 @@ THEMES = ("auto", "light", "dark")
 THEME_COOKIE = "atelier_theme"
 
 KEPT_S = 60.0
-"""Seconds for which a value is kept (`Ui.kept`)."""
+"""Seconds after which a value is made again (`Ui.kept`)."""
 
 _BETWEEN = ":"
-"""Between the folders of a job and of its process in a run's id: no file system of
-Windows allows it in a name, and a name with it is found all the same, because each way
-to split it is tried."""
+"""Separates the folder of a job and of its process in the id of a run. File systems of
+Windows do not allow it in a name. A name that contains it is found nevertheless,
+because each way to split the id is tried."""
+
+
+_RUN_FILES = (
+    STATUS,
+    METRICS,
+    VALIDATION,
+    VALIDATION_IMAGES,
+    DRIFT,
+    EVENTS,
+    LOG,
+    CONFIG,
+)
 
 
 @dataclass
 class Ui:
-    """The page's settings, and what it remembers while it runs. Nothing here has to
-    survive a restart."""
+    """The page's settings and memory. Nothing in it has to survive a restart.
+
+    Example::
+
+        ui = Ui.of(section, token())  # the checked section of `run.py ui`
+        for run in ui.runs():
+            print(run_id(ui, run.folder), run.status)
+    """
 
     output: Path
     datasets: Path
@@ -70,36 +96,39 @@ class Ui:
     token: str
     price_per_hour: float
     is_stopping: Callable[[], bool] = lambda: False
-    """Whether the page is about to end: streams end first, or they would be cut."""
+    """Whether the page is about to end. Open streams then end by themselves."""
 
     memory: dict[Any, Any] = field(default_factory=dict)
-    """What views keep from one request to the next, by a key of their own."""
+    """Values that views keep from one request to the next. Each view has its own
+    keys."""
 
     @classmethod
     def of(cls, section: UiConfig, token: str) -> Ui:
         """Creates the state from the checked section."""
-        output, datasets, jobs = (
-            Path(text).expanduser()
-            for text in (section.output, section.datasets, section.jobs)
+        ui = cls(
+            output=Path(section.output).expanduser(),
+            datasets=Path(section.datasets).expanduser(),
+            jobs=Path(section.jobs).expanduser(),
+            token=token,
+            price_per_hour=section.price_per_hour,
         )
-        ui = cls(output, datasets, jobs, token, section.price_per_hour)
         ui.price_per_hour = stored_price(ui.settings, section.price_per_hour)
         return ui
 
     @property
     def own(self) -> Path:
-        """The folder of what the page itself writes: queue, thumbnails, settings."""
+        """The folder of the page's own files: queue, thumbnails, settings."""
         return self.output / OWN
 
     @property
     def settings(self) -> Path:
-        """The file of what is set on the page."""
+        """The file of the settings that are made on the page."""
         return self.own / "settings.json"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """The block is the only one that changes a file in `own`. Raises RunError where
-        the disk cannot be written."""
+        """Holds the lock for changes of files in `own`. Raises RunError if the disk
+        cannot be written."""
         with os_error_as_run_error(self.own):
             self.own.mkdir(parents=True, exist_ok=True)
         with folder_lock(self.own):
@@ -120,49 +149,52 @@ class Ui:
         return tuple(ids)
 
     def kept(self, key: str, make: Callable[[], Any]) -> Any:
-        """What `make` gave at most KEPT_S ago: for what takes long and rarely changes.
-        Those who ask meanwhile wait."""
+        """The value of `make()`, at most KEPT_S old: for values that take long and rarely
+        change. Other requests wait while it is made."""
         with self.memory.setdefault(("lock", key), Lock()):
-            made, value = self.memory.get(("kept", key), (-math.inf, None))
-            if time.monotonic() - made > KEPT_S:
+            made_at, value = self.memory.get(("kept", key), (-math.inf, None))
+            if time.monotonic() - made_at > KEPT_S:
                 value = make()
                 self.memory["kept", key] = time.monotonic(), value
             return value
 
     def shared(self, key: str, look: Callable[[], Any]) -> Any:
-        """What `look` finds now; those who ask at the same time share a look."""
-        return self.memory.setdefault(
-            ("shared", key), SharedLook(lambda _: look())
-        ).now()
+        """The value of `look()` as it is now. Requests at the same time share one
+        call."""
+        shared_look = SharedLook(lambda _: look())
+        return self.memory.setdefault(("shared", key), shared_look).now()
 
     def recent(self, kind: str, key: object, make: Callable[[], Any], most: int) -> Any:
-        """What `make` gave for a key, of which so many of a kind stay in memory: those
-        last asked for."""
+        """The value of `make()` for a key, made once while it stays in memory.
+
+        most: number of values of this kind in memory. The one that was not asked for
+        the longest is dropped.
+        """
         known: dict[object, Any] = self.memory.setdefault(kind, {})
         with self.memory.setdefault(("lock", kind), Lock()):
-            found = known.pop(key, None) or make()
-            known[key] = found  # the last asked for is the last to go
+            value = known.pop(key, None) or make()
+            known[key] = value  # at the end, so it is dropped last
             while len(known) > most:
                 known.pop(next(iter(known)))
-        return found
+        return value
 
     def run(self, run_id: str) -> RunInfo:
-        """The run of an id (`run_id`). Raises HTTPException 404 where there is none, or
-        one of its files is a link that leads out of its folder: a run that came from
-        elsewhere must not show this machine's files."""
+        """The run with an id (`run_id`).
+
+        Raises HTTPException 404 for an unknown id. It does so as well if one of the
+        run's files is a link that leads out of its folder: a run that was copied from
+        another machine must not show this machine's files.
+        """
         run_id = re.sub(
             r"\\x([89a-f][0-9a-f])",
             lambda match: chr(0xDC00 + int(match[1], 16)),
             run_id,
         )
-        for cut in (
-            None,
-            *(place for place, letter in enumerate(run_id) if letter == _BETWEEN),
-        ):
-            if cut is None:
-                names = [run_id]
-            else:
-                names = [run_id[:cut], run_id[cut + 1 :]]
+        splits = [[run_id]]
+        for place, letter in enumerate(run_id):
+            if letter == _BETWEEN:
+                splits.append([run_id[:place], run_id[place + 1 :]])
+        for names in splits:
             folder = self.output
             for name in names:
                 folder = inside(folder, name)
@@ -170,16 +202,7 @@ class Ui:
                 run = read_run(folder)
             except (RunError, OSError, ValueError):
                 continue
-            for name in (
-                STATUS,
-                METRICS,
-                VALIDATION,
-                VALIDATION_IMAGES,
-                DRIFT,
-                EVENTS,
-                LOG,
-                CONFIG,
-            ):
+            for name in _RUN_FILES:
                 if (folder / name).is_symlink():
                     inside(folder, name)
             return run
@@ -187,13 +210,13 @@ class Ui:
 
 
 def feed(ui: Ui, folder: Path) -> Feed:
-    """The feed of a run; a few of those last asked for stay in memory."""
-    found: Feed = ui.recent("feeds", folder, lambda: Feed(folder), 24)
-    return found
+    """The feed of a run. Those of the last runs that were asked for stay in memory."""
+    shared: Feed = ui.recent("feeds", folder, lambda: Feed(folder), 24)
+    return shared
 
 
 def stored_price(settings: Path, otherwise: float) -> float:
-    """The price per hour that was set on the page."""
+    """The price per hour that was set on the page; `otherwise` if there is none."""
     with suppress(TypeError, ValueError, OverflowError):
         price = float(read_object(settings).get("price_per_hour", math.nan))
         if 0 <= price <= MOST_PRICE:
@@ -202,50 +225,58 @@ def stored_price(settings: Path, otherwise: float) -> float:
 
 
 def run_id(ui: Ui, folder: Path) -> str:
-    """The id of a run in addresses: its folder's name, or `<job>:<process>`. Bytes that
-    are not UTF-8 stand as `\\xff`: an address cannot carry them, and no other folder
-    has such an id, because `inside` refuses a backslash."""
+    """The id of a run in addresses: the name of its folder, or `<job>:<process>`.
+
+    Bytes that are not UTF-8 are written as `\\xff`, because an address cannot contain
+    them. No other folder has such an id: `inside` refuses a backslash.
+    """
     name = _BETWEEN.join(folder.relative_to(ui.output).parts)
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The entry of a folder that a name from outside stands for. Raises HTTPException
-    404 for a name that is none, or a link that leads out of the folder."""
+    """The path of a file or folder whose name comes from outside.
+
+    Raises HTTPException 404 for a name that is not a single plain one, or a link that
+    leads out of the folder.
+
+    Example::
+
+        inside(run.folder, "config.yaml")  # run.folder / "config.yaml"
+        inside(run.folder, "../secret")  # HTTPException 404
+    """
     if name in ("", ".", "..") or any(bad in name for bad in "/\\\0"):
         raise HTTPException(404, "no such name")
     path = folder / name
     try:
         is_inside = path.resolve().is_relative_to(folder.resolve())
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ):  # a loop of links, a name that no file can have
-        is_inside = False
+    except (OSError, RuntimeError, ValueError):
+        is_inside = False  # a loop of links, or a name that no file can have
     if not is_inside:
         raise HTTPException(404, "no such name")
     return path
 
 
 def ui_of(request: Request) -> Ui:
-    """The page's state."""
+    """The page's state, for a request."""
     ui: Ui = request.app.state.ui
     return ui
 
 
 class Form(dict[str, str]):
-    """The texts of a form by the names of their fields, lines ended by LF."""
+    r"""The texts of a form by the names of their fields. Lines end with LF.
+
+    >>> Form(FormData([("name", "cat"), ("caption", "a cat\r\non a mat")]))
+    {'name': 'cat', 'caption': 'a cat\non a mat'}
+    """
 
     def __init__(self, data: FormData) -> None:
-        """data: with files, and with all values of a name."""
-        super().__init__(
-            {
-                key: text.replace("\r\n", "\n")
-                for key, text in data.items()
-                if isinstance(text, str)
-            }
-        )
+        """data: the whole form, which stays in `data`. It also has the files, and all
+        values of a name."""
+        super().__init__()
+        for key, text in data.items():
+            if isinstance(text, str):
+                self[key] = text.replace("\r\n", "\n")
         self.data = data
 
 
@@ -254,9 +285,18 @@ def posted(
 ) -> Callable[
     [Callable[[Request, Form], Response]], Callable[[Request], Awaitable[Response]]
 ]:
-    """A decorator for a view that gets the form of a request, in a thread, where it may
-    wait for the disk. files, fields: at most so many; part_size: bytes of each
-    field."""
+    """A decorator for a view of a form. The view runs in a thread, so it may wait for the
+    disk.
+
+    files, fields: maximum number of files and fields. part_size: maximum size of a field
+    in bytes.
+
+    Example::
+
+        @posted(fields=2)
+        def rename(request: Request, form: Form) -> Response:
+            return RedirectResponse(f"/runs/{form['name']}", 303)
+    """
 
     def wrapped(
         view: Callable[[Request, Form], Response],
@@ -275,7 +315,8 @@ def posted(
 
 @contextmanager
 def conflicts() -> Iterator[None]:
-    """What the program refuses is answered with 409 and its words."""
+    """Turns a UserError or RunError of the block into HTTPException 409 with its
+    text."""
     try:
         yield
     except (UserError, RunError) as error:
@@ -283,12 +324,16 @@ def conflicts() -> Iterator[None]:
 
 
 def wants_json(request: Request) -> bool:
-    """Whether a script asks."""
+    """Whether a request asks for JSON, as scripts do."""
     return "application/json" in request.headers.get("accept", "")
 
 
 def whole(text: str, least: int = 0, most: int = 10**18) -> int | None:
-    """A whole number within limits, of a text from outside; None for any other text."""
+    """A text from outside as a whole number within limits. None: it is not one.
+
+    >>> whole("12"), whole("-1"), whole("200", most=100)
+    (12, None, None)
+    """
     if text.isascii() and text.isdigit() and len(text) < 20:
         number = int(text)
     else:
@@ -297,36 +342,46 @@ def whole(text: str, least: int = 0, most: int = 10**18) -> int | None:
 
 
 class Json(JSONResponse):
-    """An answer of `as_json`."""
+    """A JSON answer, written by `as_json`.
+
+    >>> Json({"step": 100}).body
+    b'{"step": 100}'
+    """
 
     def render(self, content: Any) -> bytes:
-        """The body."""
+        """The body of the answer."""
         return as_json(content).encode("ascii")
 
 
 @cache
 def _environment() -> Environment:
-    made = environment(HERE / "templates")
-    made.filters |= {
+    templates = environment(HERE / "templates")
+    templates.filters |= {
         "linked": lambda text, fields=None: linked(redact_text(str(text)), fields),
         "options": options,
     }
-    return made
+    return templates
 
 
 def options(texts: Iterable[str], chosen: str = "") -> str:
-    """The options of a list to choose from, as HTML: a loop of Jinja takes ten times as
-    long for a thousand."""
-    pairs = ((text, escape(text)) for text in texts)
-    return "".join(
-        f'<option value="{of}"{" selected" * (text == chosen)}>{of}</option>'
-        for text, of in pairs
-    )
+    """The `<option>` elements of these texts. For a thousand of them this is ten times
+    faster than a loop in a template.
+
+    >>> options(["auto", "dark"], chosen="dark")
+    '<option value="auto">auto</option><option value="dark" selected>dark</option>'
+    """
+    elements = []
+    for text in texts:
+        selected = " selected" if text == chosen else ""
+        label = escape(text)
+        elements.append(f'<option value="{label}"{selected}>{label}</option>')
+    return "".join(elements)
 
 
 _COMMAND = re.compile(r"run\.py ([a-z_]+)(?: --[a-z-]+)*")
 _KEY = re.compile(r"&#x27;((?:\w+(?:\[\])?\.)*[a-z]+(?:_[a-z0-9]+)+)(?:: [^&]*)?&#x27;")
-"""A key of a job in a message: in quotes, perhaps with its sections or a value."""
+"""A key of a job in a message: in quotes, with its sections and its value if they are
+named."""
 
 
 @cache
@@ -335,25 +390,27 @@ def _tools() -> frozenset[str]:
 
 
 def linked(text: str, fields: Mapping[str, str] | None = None) -> str:
-    """A line of the command line as HTML: commands lead to the page's tools, and keys
-    to where the page has them. fields: key -> id of its field in the form; all others
-    are searched for."""
+    """A message of the program as HTML, with links.
 
-    def tool(found: re.Match[str]) -> str:
-        if found[1] in _tools():
-            return f'<a href="/tools/{found[1]}">{found[1]}</a>'
-        return found[0]
+    The name of a command becomes a link to the page of the tool. A key of a job becomes
+    a link to its field, or a button that searches for it. fields: key -> id of its field
+    in the form.
+    """
 
-    def key(found: re.Match[str]) -> str:
-        name = found[1].rpartition(".")[2]
-        for own, place in (fields or {}).items():
-            if found[1] in (own, own.rpartition(".")[2]):
-                return f'<a href="#{place}">{found[0]}</a>'
-        return f'<button name="action" value="search:{name}" formaction="/new#keys" class="key">{found[0]}</button>'
+    def tool(match: re.Match[str]) -> str:
+        if match[1] in _tools():
+            return f'<a href="/tools/{match[1]}">{match[1]}</a>'
+        return match[0]
 
-    return _KEY.sub(
-        key, _COMMAND.sub(tool, str(escape(text)))
-    )  # both patterns match escaped text alone
+    def key(match: re.Match[str]) -> str:
+        name = match[1].rpartition(".")[2]
+        for field_key, place in (fields or {}).items():
+            if match[1] in (field_key, field_key.rpartition(".")[2]):
+                return f'<a href="#{place}">{match[0]}</a>'
+        return f'<button name="action" value="search:{name}" formaction="/new#keys" class="key">{match[0]}</button>'
+
+    # Both patterns match escaped text only.
+    return _KEY.sub(key, _COMMAND.sub(tool, str(escape(text))))
 
 
 _MARKS = "[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
@@ -361,22 +418,30 @@ _TAG_OR_MARK = re.compile(rf"(?s)<(textarea|script|style)\b.*?</\1>|<[^>]*>|{_MA
 
 
 def show_marks(page: str) -> str:
-    """A page on which the marks of the direction of text are seen, such as ‹U+202E›: a
-    name could look as another with them. What can be edited, and attributes, keep
-    them."""
+    """A page with invisible marks of the text direction written as ‹U+202E›.
+
+    With such marks one name could look like another. They stay in attributes and in
+    texts that can be edited.
+    """
     if not re.search(_MARKS, page):
         return page
-    return _TAG_OR_MARK.sub(
-        lambda found: found[0] if found[0][0] == "<" else f"‹U+{ord(found[0]):04X}›",
-        page,
-    )
+
+    def visible(match: re.Match[str]) -> str:
+        if match[0].startswith("<"):
+            return match[0]
+        return f"‹U+{ord(match[0]):04X}›"
+
+    return _TAG_OR_MARK.sub(visible, page)
 
 
 def render(
     request: Request, template: str, code: int = 200, **values: Any
 ) -> HTMLResponse:
-    """A page. template: name of a file in templates/; code: the HTTP status; values:
-    what the template names."""
+    """A page from a template.
+
+    template: name of a file in `templates/`. code: the HTTP status. values: variables of
+    the template, in addition to the request, the state, the theme and the machine.
+    """
     theme = request.cookies.get(THEME_COOKIE)
     shared = {
         "request": request,
@@ -385,6 +450,5 @@ def render(
     }
     shared["machine"] = request.app.state.machine
     text = show_marks(_environment().get_template(template).render(**shared, **values))
-    return HTMLResponse(
-        text.encode("utf-8", "backslashreplace"), code
-    )  # names of files may be no text
+    # Names of files may contain bytes that are not UTF-8.
+    return HTMLResponse(text.encode("utf-8", "backslashreplace"), code)

@@ -1,8 +1,12 @@
-"""The commands of a run's page: images of one of its files, and the comparison of all
-of them. Imports no torch.
+"""The commands with which the page tries the LoRA files of a run, and their images.
 
-settings = settings_of(run)
-argv = settings.command("cat.safetensors", prompt="a cat", strength=0.8, ...)
+`settings_of` reads the job of a run: its files, samples and control images. From this
+`TrySettings` makes the command for new images with one file, and the prompts for the
+comparison of all files. `tried_in` reads how existing images were made. No command is
+run here, and no image is made: the commands wait in the queue.
+
+The only caller is the lower part of a run's page (`extensions.tools.ui.views.after`);
+`extensions.tools.ui.views.votes` needs the name of a folder. Imports no torch.
 """
 
 from __future__ import annotations
@@ -30,37 +34,46 @@ TRIED, COMPARED = "tried", "compared"
 """Folders of images in the folder of a run."""
 
 PROMPTS = "prompts.yaml"
-"""In COMPARED: the prompts of the comparison."""
+"""File with the prompts of the comparison, in the folder COMPARED."""
 
 MOST_PROMPTS = 2
-"""Prompts that all files are compared with: each is an image of each file."""
+"""Number of prompts of the comparison. Each makes one image per file."""
 
 MOST_IMAGES = 24
-"""Images of a run that are shown, the last ones."""
+"""Number of images that are shown, the latest ones."""
 
 
 @dataclass(frozen=True)
 class TrySettings:
-    """What an image with a file of a run begins from: the first sample of the run."""
+    """Settings for new images with the LoRA files of a run, from its job.
+
+    Example::
+
+        settings = settings_of(run)
+        if settings is not None:
+            path = settings.write_prompts()  # the prompts of the comparison
+            print(settings.files, settings.prompt)
+    """
 
     run: RunInfo
     files: tuple[str, ...]
-    """Names of the LoRA files, the last first, then those with strengths per block."""
+    """Names of the LoRA files, the latest first. Files with strengths per block are at
+    the end."""
 
     pictures: tuple[SamplePicture, ...]
     trigger_word: str
     least_controls: int
     most_controls: int
-    """Control images that the model needs, and takes."""
+    """Minimum and maximum number of control images of the model."""
 
     @property
     def first(self) -> SamplePicture | None:
-        """The first sample; None: the run has none."""
+        """The first sample of the job. None: the job has none."""
         return self.pictures[0] if self.pictures else None
 
     @property
     def prompt(self) -> str:
-        """Its prompt, with the trigger word."""
+        """The prompt of the first sample, with the trigger word."""
         if self.first is None:
             return self.trigger_word
         return redact_text(
@@ -78,9 +91,15 @@ class TrySettings:
         controls: Sequence[Path],
         blocks: Sequence[str],
     ) -> list[str]:
-        """`run.py generate` with one file. sides: width and height, as the form has
-        them: the check of the command refuses other texts than numbers. seeds: one
-        image each. blocks: strengths of groups of blocks."""
+        """The words of `run.py generate` for images with one file.
+
+        file, output: paths of the LoRA file and of the folder for the images.
+        sides: width and height as texts of the form. They are checked later, as all
+        flags.
+        seeds: one image is made per seed.
+        controls: control images.
+        blocks: strengths of groups of blocks, as `--blocks` takes them.
+        """
         argv = ["generate", f"--lora={file}:{strength}", f"--prompt={prompt}"]
         for name, side in zip(("width", "height"), sides, strict=True):
             if side:
@@ -99,15 +118,12 @@ class TrySettings:
             argv += [f"--negative={first.neg}"] if first.neg.strip() else []
         argv += [f"--trigger-word={self.trigger_word}"] if self.trigger_word else []
         argv += [f"--blocks={entry}" for entry in blocks]
-        return [
-            *argv,
-            *(f"--reference={path}" for path in controls),
-            f"--output={output}",
-        ]
+        argv += [f"--reference={path}" for path in controls]
+        return [*argv, f"--output={output}"]
 
     def groups(self) -> list[str]:
-        """The blocks of its file in groups; empty: they cannot be read, or it has
-        none."""
+        """The groups of blocks of the latest file. Empty: it has no blocks, or cannot be
+        read."""
         try:
             return groups_of(tensor_shapes(self.run.folder / self.files[0]))
         except UserError:
@@ -115,7 +131,7 @@ class TrySettings:
 
     def write_prompts(self) -> Path:
         """Writes the prompts of the comparison, and returns their file. Raises RunError
-        where the disk is full."""
+        if it cannot be written."""
         keys = (
             "prompt",
             "width",
@@ -137,109 +153,106 @@ class TrySettings:
                 picture.prompt, self.trigger_word, add=False
             )
             values["ctrl_img"] = list(picture.ctrl_img)
-            rows.append(
-                {
-                    key: value
-                    for key, value in values.items()
-                    if value not in (None, "", [])
-                }
-            )
+            row = {}
+            for key, value in values.items():
+                if value not in (None, "", []):
+                    row[key] = value
+            rows.append(row)
         path = self.run.folder / COMPARED / PROMPTS
         path.parent.mkdir(exist_ok=True)
-        write_text(
-            path, yaml.safe_dump({"samples": rows}, allow_unicode=True, sort_keys=False)
-        )
+        text = yaml.safe_dump({"samples": rows}, allow_unicode=True, sort_keys=False)
+        write_text(path, text)
         return path
 
 
 def settings_of(run: RunInfo) -> TrySettings | None:
-    """What can be tried. None: the run trains no LoRA, its job cannot be read any more,
-    or it has saved nothing."""
+    """The settings for new images. None: the run trains no LoRA, has not saved a file,
+    or its job cannot be read any more."""
     try:
         section = training_section(run, check_files=False)
         family = family_for(section.model)
     except UserError:
         return None
     saved = [file.path.name for file in reversed(compared_files(run.folder))]
-    baked = sorted(
-        path.name
-        for path in run.folder.glob("*.safetensors")
-        if BAKED.fullmatch(path.name)
-    )
+    names = sorted(path.name for path in run.folder.glob("*.safetensors"))
+    baked = [name for name in names if BAKED.fullmatch(name)]
     if section.network.trains_model or not saved:
         return None
-    limits = (family.min_references, family.max_references)
     return TrySettings(
-        run,
-        (*saved, *baked),
-        tuple(section.sample_pictures()),
-        section.trigger_word,
-        *limits,
+        run=run,
+        files=(*saved, *baked),
+        pictures=tuple(section.sample_pictures()),
+        trigger_word=section.trigger_word,
+        least_controls=family.min_references,
+        most_controls=family.max_references,
     )
 
 
 def compared_files(folder: Path) -> list[NetworkFile]:
-    """The LoRA files of a run by their step, one for each."""
-    found = [
-        file
-        for file in list_network_files(folder)
-        if file.kind != "best"
-        and file.path.suffix == ".safetensors"
-        and not file.path.stem.endswith("_raw")
-    ]
-    return sorted(
-        {file.step: file for file in found}.values(),
-        key=lambda file: math.inf if file.step is None else file.step,
-    )
+    """The LoRA files of a run, one per step, in the order of their steps."""
+    files = {}
+    for file in list_network_files(folder):
+        is_raw = file.path.stem.endswith("_raw")
+        if file.kind != "best" and file.path.suffix == ".safetensors" and not is_raw:
+            files[file.step] = file
+
+    def step_of(file: NetworkFile) -> float:
+        return math.inf if file.step is None else file.step
+
+    return sorted(files.values(), key=step_of)
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One image that a command of the page has made."""
+    """An image that a command of the page has made, and how it was made.
+
+    >>> image = Tried("a.png", "a cat", 42, (("cat.safetensors", 0.8),), ())
+    >>> image.files[0]
+    ('cat.safetensors', 0.8)
+    """
 
     name: str
     prompt: str
     seed: int
     files: tuple[tuple[str, float], ...]
-    """Name and strength of each LoRA; none: the model alone."""
+    """Name and strength of each LoRA file. Empty: the model without a LoRA."""
 
     controls: tuple[str, ...]
     """Paths of its control images."""
 
     @classmethod
     def of(cls, name: str, settings: Settings) -> Tried:
-        """Raises UserError for settings of another program."""
+        """Reads the settings in an image file. Raises UserError if they are of another
+        program."""
         try:
-            loras = tuple(
-                (Path(str(one["path"])).name, float(one["strength"]))
-                for one in settings["lora"]
-            )
-            controls = tuple(str(one["path"]) for one in settings["reference"])
+            loras = []
+            for lora in settings["lora"]:
+                loras.append((Path(str(lora["path"])).name, float(lora["strength"])))
             return cls(
-                name,
-                redact_text(str(settings["prompt"])),
-                int(settings["seed"]),
-                loras,
-                controls,
+                name=name,
+                prompt=redact_text(str(settings["prompt"])),
+                seed=int(settings["seed"]),
+                files=tuple(loras),
+                controls=tuple(str(one["path"]) for one in settings["reference"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{name}: {error}") from None
 
 
 def tried_in(folder: Path, most: int = MOST_IMAGES) -> list[Tried]:
-    """The images in a folder that say how they were made, the latest first."""
-    found: list[Tried] = []
+    """The images in a folder that contain their settings, the latest first."""
+    images: list[Tried] = []
     for path in sorted(folder.glob("*.png"), key=modified_at, reverse=True)[:most]:
         try:
-            found.append(Tried.of(path.name, read_settings(path)))
+            images.append(Tried.of(path.name, read_settings(path)))
         except UserError:
             continue
-    return found
+    return images
 
 
 def modified_at(path: Path) -> float:
-    """When a file was written last, in seconds since 1970; 0 for one that has been
-    deleted meanwhile."""
+    """Time of the last change of a file, in seconds since 1970. 0: the file does not
+    exist any more."""
     try:
         return path.stat().st_mtime
     except OSError:

@@ -1,6 +1,14 @@
-"""Files that come in pieces: kept in a part file until they are whole, then checked by
-what they hold, then given a free name in the folder. Nothing that is there is
-replaced."""
+"""Uploads: files that are sent to the page, in pieces or in a form.
+
+The pieces of a file are appended to a part file (`Part`). A complete file is checked by
+its contents and moved into the folder under a free name. A zip file is unpacked, and
+each file in it is checked in the same way. No existing file is ever replaced, and a
+file with the same contents is not added again. Images are decoded in the decoder's
+process (`extensions.tools.ui.decoder`).
+
+The pages of datasets (`extensions.tools.ui.views.datasets`) and of runs
+(`extensions.tools.ui.views.after`) call this module.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +49,7 @@ from toolkit.files.writing import (
 )
 
 PIECE = 8 * 2**20
-"""Bytes of a piece at the most."""
+"""Maximum size of a piece in bytes."""
 
 MOST_BYTES = {
     SUFFIX: 20 * 10**9,
@@ -51,37 +59,48 @@ MOST_BYTES |= dict.fromkeys(
     (suffix for suffix in TEXT_TABLES if suffix != ".json"), 20 * 10**6
 )
 MOST_BYTES |= dict.fromkeys(IMAGE_SUFFIXES, 500 * 10**6)
-"""Bytes of a file at the most, by its suffix; a file of another one is not taken."""
+"""Suffix -> maximum size of a file in bytes. Files with other suffixes are refused."""
 
 MOST_REPEATS = 10_000
-"""Most repeats of a folder that is made here."""
+"""Maximum number of repeats of a folder that is made here."""
 
 ARCHIVE = Limits(5000, 20 * 10**9, 100)
 KEPT_S = 7 * 24 * 3600
-"""Seconds after which the part of a file that nobody sends on is removed."""
+"""Seconds after which an incomplete part file is removed."""
 
-Told = dict[str, str]
-"""What became of a file: `name`, `state` (added, renamed, same, refused), `text` (its
-new name, or why not)."""
+Outcome = dict[str, str]
+"""The result for a file: `name`, `state` (`added`, `renamed`, `same`, `refused`), and
+`text` (its new name, or why it was refused)."""
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is read as an image, by its name."""
+    """Whether a file is read as an image, by its name.
+
+    >>> is_image("cat.PNG"), is_image("cat.txt")
+    (True, False)
+    """
     return split_suffix(name)[1] in IMAGE_SUFFIXES
 
 
 class Refused(ValueError):
-    """A file that is not taken; the text says why, and what to do."""
+    """A file was refused. The text says why, and what the user can do.
+
+    >>> str(Refused("is not UTF-8 text. Save it as UTF-8"))
+    'is not UTF-8 text. Save it as UTF-8'
+    """
 
 
 def checked_name(name: str) -> str:
-    """The name of a file in Unicode NFC. Raises Refused for one that is none."""
+    """The name of a file in Unicode NFC. Raises Refused for a name that cannot be used.
+
+    >>> checked_name("cat.png")
+    'cat.png'
+    """
     name = normalize("NFC", name)
-    if (
-        not name
-        or name.startswith(".")
-        or any(letter in "/\\" or category(letter) in ("Cc", "Cs") for letter in name)
-    ):
+    is_bad = not name or name.startswith(".")
+    for letter in name:
+        is_bad |= letter in "/\\" or category(letter) in ("Cc", "Cs")
+    if is_bad:
         raise Refused(
             "its name is hidden, or holds '/', '\\' or control characters. Rename it"
         )
@@ -113,19 +132,30 @@ def check_size(name: str, size: int, folder: Path) -> None:
 
 
 class Part:
-    """The part of a file that is here."""
+    """The part of a file that has been received.
+
+    Example::
+
+        part = Part(ui.own / "uploads", "cat", "a.png", size=len(content))
+        crc = f"{zlib.crc32(content):08x}"
+        is_complete = part.add(0, content, crc) == part.size
+    """
 
     def __init__(self, home: Path, place: str, name: str, size: int) -> None:
-        """home: where parts are kept; place: what tells files of one name and size from
-        each other; name: as of `checked_name`; size: bytes of the whole file."""
+        """home: folder of the part files.
+        place: a text that differs between files of the same name and size.
+        name: the name as `checked_name` returns it.
+        size: size of the whole file in bytes.
+        """
         self.name = name
         self.size = size
         key = hashlib.sha256(repr((place, name, size)).encode()).hexdigest()[:24]
-        self.path = home / (key + split_suffix(name)[1])  # decoders of HEIF go by it
+        # Decoders of HEIF need the suffix.
+        self.path = home / (key + split_suffix(name)[1])
 
     def state(self) -> dict[str, int | str]:
-        """Bytes that are here, and their CRC-32 in hex, by which the sender knows
-        whether it is the same file."""
+        """The number of bytes that were received (`offset`), and their CRC-32 in hex
+        (`hash`). With it the sender checks that it is the same file."""
         crc = length = 0
         with suppress(FileNotFoundError):
             for portion in read_chunks(self.path):
@@ -134,9 +164,14 @@ class Part:
         return {"offset": length, "hash": f"{crc:08x}"}
 
     def add(self, offset: int, piece: bytes | bytearray, crc: str) -> int:
-        """Appends a piece, all of it or nothing; offset 0 starts over. Returns the
-        bytes that are here then. Raises Refused for a piece that was damaged, too long,
-        or is of another place than the next; OSError for the disk."""
+        """Appends a piece, all of it or nothing.
+
+        offset: where the piece begins in the file. 0 starts over.
+        crc: CRC-32 of the piece, in hex.
+
+        Returns the number of bytes that were received. Raises Refused for a piece that is
+        damaged, too long, or not the next one, and OSError if it cannot be written.
+        """
         if f"{zlib.crc32(piece):08x}" != crc:
             raise Refused("a piece was damaged on its way. Send it again")
         if offset and self.path.exists():
@@ -159,37 +194,42 @@ class Part:
 
 
 def clean(home: Path) -> None:
-    """Removes the parts that nobody has sent on for `KEPT_S`."""
-    for file in home.iterdir() if home.is_dir() else ():
+    """Removes the part files that have not grown for KEPT_S."""
+    if not home.is_dir():
+        return
+    for file in home.iterdir():
         with suppress(OSError):
             if time.time() - file.stat().st_mtime > KEPT_S:
                 file.unlink()
 
 
 def take(
-    path: Path, name: str, folder: Path, decoder: Decoder, told: Callable[[Told], None]
+    path: Path,
+    name: str,
+    folder: Path,
+    decoder: Decoder,
+    report: Callable[[Outcome], None],
 ) -> None:
-    """Puts a whole file, or the files of a zip, into the folder, and removes it. told:
-    hears what became of each."""
+    """Moves a complete file, or the files of a zip file, into the folder.
+
+    path: the complete file. It is removed in any case.
+    name: name that the file gets in the folder.
+    report: is called with the outcome of each file.
+    """
     try:
         if split_suffix(name)[1] == SUFFIX:
-            for each in _unpack(path, folder, decoder):
-                told(each)
+            for outcome in _unpack(path, folder, decoder):
+                report(outcome)
         else:
-            told(_taken(path, name, folder, decoder))
+            report(_taken(path, name, folder, decoder))
     except OSError as error:
-        told(
-            {
-                "name": name,
-                "state": "refused",
-                "text": redact_text(str(error.strerror or error)),
-            }
-        )
+        reason = redact_text(str(error.strerror or error))
+        report({"name": name, "state": "refused", "text": reason})
     finally:
         path.unlink(missing_ok=True)
 
 
-def _taken(path: Path, name: str, folder: Path, decoder: Decoder) -> Told:
+def _taken(path: Path, name: str, folder: Path, decoder: Decoder) -> Outcome:
     try:
         _check(path, name, decoder)
         return {"name": name} | _put(path, name, folder)
@@ -198,7 +238,7 @@ def _taken(path: Path, name: str, folder: Path, decoder: Decoder) -> Told:
 
 
 def _check(path: Path, name: str, decoder: Decoder) -> None:
-    """Raises Refused for a file that does not hold what its suffix says."""
+    """Raises Refused for a file whose contents are not of the type of its suffix."""
     check_size(name, path.stat().st_size, path.parent)
     try:
         if is_image(name):
@@ -213,9 +253,9 @@ def _check(path: Path, name: str, decoder: Decoder) -> None:
         raise Refused("is not UTF-8 text. Save it as UTF-8") from error
 
 
-def _put(path: Path, name: str, folder: Path) -> Told:
-    """Gives a file the name in the folder, or the first free one like it; of the same
-    contents once is enough."""
+def _put(path: Path, name: str, folder: Path) -> Outcome:
+    """Moves a file into the folder, under its name or the first free one like it. A file
+    whose contents are in the folder already is not added."""
     stem = name[: len(name) - len(split_suffix(name)[1])]
     suffix = name[len(split_suffix(name)[0]) :]
     with folder_lock(folder):
@@ -223,12 +263,11 @@ def _put(path: Path, name: str, folder: Path) -> Told:
         for number in count(1):
             wanted = f"{stem}-{number}" if number > 1 else stem
             if suffix.lower() in IMAGE_SUFFIXES:
-                there = listing.images.get(wanted, ())
+                names = listing.images.get(wanted, ())
             else:
-                there = ()
-            taken = [folder / other for other in there] or [
-                folder / listing.files.get(wanted + suffix.lower(), wanted + suffix)
-            ]
+                names = ()
+            same_name = listing.files.get(wanted + suffix.lower(), wanted + suffix)
+            taken = [folder / other for other in names or (same_name,)]
             if any(other.is_file() and _same(path, other) for other in taken):
                 return {"state": "same", "text": taken[0].name}
             if not any(os.path.lexists(other) for other in taken):
@@ -242,27 +281,34 @@ def _put(path: Path, name: str, folder: Path) -> Told:
 
 
 def _same(one: Path, other: Path) -> bool:
-    return one.stat().st_size == other.stat().st_size and sha256_of(one) == sha256_of(
-        other
-    )
+    """Whether two files have the same contents."""
+    if one.stat().st_size != other.stat().st_size:
+        return False
+    return sha256_of(one) == sha256_of(other)
 
 
 class Incoming(NamedTuple):
-    """A file that comes together with others."""
+    """A file that is sent together with others: in a form, or in a zip file.
 
-    told: str
-    """How it is named to whoever sent it."""
+    Example::
+
+        Incoming("a.png", PurePosixPath(), "a.png", 1024, partial(open, path, "rb"))
+    """
+
+    sent_name: str
+    """Name of the file in messages to the sender."""
 
     folder: PurePosixPath
-    """Folder within the archive."""
+    """Folder in the zip file."""
 
     name: str
     size: int
     open: Callable[[], IO[bytes]]
 
 
-def _unpack(path: Path, folder: Path, decoder: Decoder) -> Iterator[Told]:
-    """The files of a zip. One in a folder `<repeats>_<name>` goes into that one."""
+def _unpack(path: Path, folder: Path, decoder: Decoder) -> Iterator[Outcome]:
+    """Takes the files of a zip file. A file in a folder `<repeats>_<name>` is put into a
+    subfolder of this name."""
     with opened(path, ARCHIVE) as (archive, members):
         files = []
         for member in members:
@@ -282,12 +328,20 @@ def take_all(
     folder: Path,
     decoder: Decoder,
     takes_zip: bool = True,
-) -> Iterator[Told]:
-    """Puts files into the folder, the images first, so that a caption gets the name
-    that its image got. home: where a file lies until it is checked. Raises OSError for
-    the disk."""
+) -> Iterator[Outcome]:
+    """Checks files and moves them into the folder, and yields the outcome of each.
+
+    Images are first: a caption then gets the name that its image was given.
+    home: folder for files that are not checked yet. takes_zip: whether zip files are
+    unpacked or refused. Raises OSError if a file cannot be written.
+
+    Example::
+
+        outcomes = list(take_all(files, ui.own / "uploads", folder, decoder(ui)))
+        refused = [row["text"] for row in outcomes if row["state"] == "refused"]
+    """
     renamed: dict[tuple[PurePosixPath, str], str] = {}
-    for file in sorted(files, key=lambda each: not is_image(each.name)):
+    for file in sorted(files, key=lambda incoming: not is_image(incoming.name)):
         try:
             name = checked_name(file.name)
             stem, suffix = split_suffix(name)
@@ -304,28 +358,23 @@ def take_all(
                 raise Refused(f"is in a folder of {has_repeats:,} repeats, and {most}")
             target = folder / file.folder.name if has_repeats else folder
             part = home / f"{token_hex(12)}{suffix}"
-            found = list[Told]()
+            outcomes = list[Outcome]()
+            new_name = renamed.get((file.folder, stem), stem) + name[len(stem) :]
             try:
                 with file.open() as source, open(part, "wb") as copy:
                     shutil.copyfileobj(source, copy)
                 target.mkdir(exist_ok=True)
-                take(
-                    part,
-                    renamed.get((file.folder, stem), stem) + name[len(stem) :],
-                    target,
-                    decoder,
-                    found.append,
-                )
+                take(part, new_name, target, decoder, outcomes.append)
             finally:
                 part.unlink(missing_ok=True)
             if suffix == SUFFIX:
-                yield from found
+                yield from outcomes
                 continue
-            kept = found[0]
-            if is_image(name) and kept["state"] in ("renamed", "same"):
-                renamed[file.folder, stem] = split_suffix(kept["text"])[0]
-            if kept["state"] == "added" and kept["text"] != file.name:
-                kept["state"] = "renamed"  # a caption, with its image
-            yield kept | {"name": file.told}
+            outcome = outcomes[0]
+            if is_image(name) and outcome["state"] in ("renamed", "same"):
+                renamed[file.folder, stem] = split_suffix(outcome["text"])[0]
+            if outcome["state"] == "added" and outcome["text"] != file.name:
+                outcome["state"] = "renamed"  # a caption, because its image was
+            yield outcome | {"name": file.sent_name}
         except Refused as error:
-            yield {"name": file.told, "state": "refused", "text": str(error)}
+            yield {"name": file.sent_name, "state": "refused", "text": str(error)}

@@ -1,7 +1,13 @@
-"""Votes on the images of a prompt: which pairs there are, and what was said of each.
+"""Votes on pairs of images of the same prompt.
 
-Each vote is a line of `votes.jsonl` beside the images, on the disk before it is
-answered; the file is a table of pairs as it stands (docs/preferences.md)."""
+`pairs_of` makes the pairs of a folder's images. `Ballot` says which pair is next, and
+writes the votes. Each vote is one line of `votes.jsonl` in the folder of the images, and
+is on the disk before the request is answered. Training can read that file as a table of
+pairs (docs/preferences.md). The images themselves are not changed, and the job that
+learns from the votes is written by `extensions.tools.ui.preference_job`.
+
+The only caller is the page for votes (`extensions.tools.ui.views.votes`).
+"""
 
 from __future__ import annotations
 
@@ -30,15 +36,21 @@ from toolkit.files.writing import (
 )
 
 MOST_COMPARED = 4
-"""Up to so many images of a prompt are each compared with each; in a larger group only
-with the next one."""
+"""Up to so many images of a prompt, each image is paired with every other one. In a
+larger group it is paired with the next one only."""
 
 LEFT, RIGHT, SAME, BAD = CHOICES = ("left", "right", "same", "both bad")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images of one prompt, as they are shown."""
+    """Two images of one prompt, as they are shown.
+
+    Example::
+
+        pair = pairs_of(read_groups(folder))[0]
+        print(pair.group.prompt, pair.left, pair.right)
+    """
 
     left: str
     right: str
@@ -46,100 +58,111 @@ class Pair:
 
     @property
     def names(self) -> frozenset[str]:
-        """Both, in no order."""
+        """The names of both images, in no order."""
         return frozenset((self.left, self.right))
 
 
 def pairs_of(groups: Iterable[Group]) -> list[Pair]:
-    """The pairs to vote on: one of each group, then the second of each. Which image is
-    left is drawn from their names, so that no order in time is seen."""
-    columns = []
-    for group in groups:
-        files = []
-        for file in group.files:
-            if Path(file).suffix.lower() in IMAGE_SUFFIXES:
-                files.append(file)
-        couples = (
-            combinations(files, 2) if len(files) <= MOST_COMPARED else pairwise(files)
-        )
-        columns.append(
-            [
-                Pair(b, a, group)
-                if crc32(f"{a}\n{b}".encode()) & 1
-                else Pair(a, b, group)
-                for a, b in couples
-            ]
-        )
-    found = {}
+    """The pairs to vote on: the first pair of each group, then the second, and so on.
+
+    A hash of the names decides which image is on the left, so the side does not show
+    which image is newer.
+    """
+    columns = [_pairs_of_group(group) for group in groups]
+    pairs = {}
     for row in zip_longest(*columns):
         for pair in row:
             if pair and len(pair.names) == 2:
-                found[pair.names] = pair
-    return [*found.values()]
+                pairs[pair.names] = pair
+    return [*pairs.values()]
+
+
+def _pairs_of_group(group: Group) -> list[Pair]:
+    files = [
+        name for name in group.files if Path(name).suffix.lower() in IMAGE_SUFFIXES
+    ]
+    couples: Iterable[tuple[str, str]] = pairwise(files)
+    if len(files) <= MOST_COMPARED:
+        couples = combinations(files, 2)
+    pairs = []
+    for one, other in couples:
+        if crc32(f"{one}\n{other}".encode()) & 1:
+            pairs.append(Pair(other, one, group))
+        else:
+            pairs.append(Pair(one, other, group))
+    return pairs
 
 
 @dataclass
 class Ballot:
-    """The pairs of a folder and the votes on them."""
+    """The pairs of a folder and the votes on them.
+
+    Example::
+
+        ballot = Ballot(folder, pairs_of(read_groups(folder)))
+        for pair in ballot.next_pairs(1):
+            ballot.vote(pair.names, "left")
+    """
 
     folder: Path
     pairs: Sequence[Pair]
 
     @cached_property
     def votes(self) -> list[dict[str, Any]]:
-        """Lines of `votes.jsonl`; one that is not an object counts as an empty one."""
+        """The lines of `votes.jsonl`. A line that is not an object is read as an empty
+        one."""
         return [_row(line) for line in self._lines()]
 
     @property
     def file(self) -> Path:
-        """`votes.jsonl`. Raises HTTPException 404 for a link that leads out of the
-        folder."""
+        """Path of `votes.jsonl`. Raises HTTPException 404 for a link that leads out of
+        the folder."""
         return inside(self.folder, VOTES)
 
     @property
     def decided(self) -> list[dict[str, Any]]:
-        """The votes that a run learns from."""
+        """The votes for one of both images. Training uses only these."""
         return [row for row in self.votes if "better" in row]
 
     def next_pairs(self, most: int) -> list[Pair]:
-        """The first pairs without a vote that can be shown."""
+        """The first pairs that have no vote yet and can be shown, at most `most`."""
         known = {_names(row) for row in self.votes}
-        found: list[Pair] = []
+        pairs: list[Pair] = []
         for pair in self.pairs:
-            if len(found) == most:
+            if len(pairs) == most:
                 break
             if pair.names not in known and self._is_shown(pair):
-                found.append(pair)
-        return found
+                pairs.append(pair)
+        return pairs
 
     def _is_shown(self, pair: Pair) -> bool:
-        """Whether both images are there, of one size, and not the same."""
+        """Whether both images exist, have the same size, and differ."""
         with suppress(ImageError, OSError):
-            left, right = (
-                inside(self.folder, name) for name in (pair.left, pair.right)
-            )
-            return image_size(left) == image_size(right) and not filecmp.cmp(
-                left, right, shallow=False
-            )
+            left = inside(self.folder, pair.left)
+            right = inside(self.folder, pair.right)
+            if image_size(left) != image_size(right):
+                return False
+            return not filecmp.cmp(left, right, shallow=False)
         return False
 
     def vote(self, names: frozenset[str], choice: str) -> bool:
-        """Writes what somebody says of a pair, once; False where it is none, or another
-        vote on it stands. Raises RunError where the disk cannot be written."""
-        pair = next((each for each in self.pairs if each.names == names), None)
-        if pair is None or choice not in CHOICES:
+        """Writes a vote on a pair. The same vote again changes nothing.
+
+        names: of both images. choice: one of CHOICES. Returns False for an unknown pair
+        or choice, and if the pair has another vote already. Raises RunError if the disk
+        cannot be written.
+        """
+        pairs = [pair for pair in self.pairs if pair.names == names]
+        if not pairs or choice not in CHOICES:
             return False
-        better, worse = (
-            (pair.left, pair.right) if choice == LEFT else (pair.right, pair.left)
-        )
-        said: dict[str, Any] = {UNDECIDED: choice, "images": sorted(names)}
-        if choice in (LEFT, RIGHT):
-            said = {"better": better, "worse": worse}
-        row: dict[str, Any] = {
-            **said,
-            "prompt": pair.group.prompt,
-            "control": [*pair.group.control],
-        }
+        pair = pairs[0]
+        if choice == LEFT:
+            row: dict[str, Any] = {"better": pair.left, "worse": pair.right}
+        elif choice == RIGHT:
+            row = {"better": pair.right, "worse": pair.left}
+        else:
+            row = {UNDECIDED: choice, "images": sorted(names)}
+        row |= {"prompt": pair.group.prompt, "control": [*pair.group.control]}
         row = redact_json(row)
         with folder_lock(self.folder):
             lines = self._lines()
@@ -150,8 +173,8 @@ class Ballot:
         return True
 
     def undo(self, count: int) -> None:
-        """Takes the last of `count` lines out; none where there are more or less by
-        now."""
+        """Removes the last vote if there are exactly `count` of them. Otherwise somebody
+        has voted meanwhile, and nothing is removed."""
         with folder_lock(self.folder):
             lines = self._lines()
             if count and len(lines) == count:
@@ -165,8 +188,8 @@ class Ballot:
         return [line for line in text.split("\n") if line.strip()]
 
     def _write(self, lines: Sequence[str]) -> None:
-        """A file beside the old one takes its place, and both are on the disk: no
-        moment leaves a piece of a line."""
+        """Replaces the file by a new one that is on the disk already, so a kill leaves no
+        part of a line."""
         write_text(self.file, "".join(f"{line}\n" for line in lines))
         with os_error_as_run_error(self.folder):
             fsync(self.folder)

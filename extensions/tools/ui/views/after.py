@@ -85,16 +85,16 @@ def _values(
     """What the template names of the parts of this module. given: the form as it was
     sent. faults: field -> message."""
     settings = settings_of(run)
-    found: dict[str, Any] = {"try_settings": settings, "try_faults": faults or {}}
+    values: dict[str, Any] = {"try_settings": settings, "try_faults": faults or {}}
     if settings is not None:
-        found |= {
+        values |= {
             "given": _form(run, settings) | (given or {}),
             "sent": _sent(run),
             **_tried(ui, run),
         }
-        found["groups"] = settings.groups()
-        found |= _compared(ui, run)
-    return found
+        values["groups"] = settings.groups()
+        values |= _compared(ui, run)
+    return values
 
 
 def _form(run: RunInfo, settings: TrySettings) -> dict[str, str]:
@@ -146,7 +146,7 @@ def _states(ui: Ui, tool: str, output: str) -> list[dict[str, Any]]:
     one that was done: each with its `entry`, and what it waits for (`behind`), or its
     last words (`told`)."""
     queue = queue_of(ui)
-    found = list[dict[str, Any]]()
+    states = list[dict[str, Any]]()
     entries = queue.entries()
     training = [run.name for run in trains_elsewhere(ui.runs(), entries)]
     behind = [entry.name for entry in entries if entry.state == RUNNING] + training
@@ -159,11 +159,13 @@ def _states(ui: Ui, tool: str, output: str) -> list[dict[str, Any]]:
         if entry.state in (DONE, STOPPED):
             break
         if entry.state in (RUNNING, WAITING):
-            told = ""
+            last_line = ""
         else:
-            told = queue.tail(entry.id, 600).strip().rpartition("\n")[2]
-        found.append({"entry": entry, "behind": behind, "told": told or entry.why})
-    return found
+            last_line = queue.tail(entry.id, 600).strip().rpartition("\n")[2]
+        states.append(
+            {"entry": entry, "behind": behind, "told": last_line or entry.why}
+        )
+    return states
 
 
 # ------------------------------------------------------------ try it
@@ -200,7 +202,7 @@ def try_it(request: Request, form: Form) -> Response:
         file = short(run.folder / form["file"])
         output = short(run.folder / TRIED)
         sides = (form.get("width", "").strip(), form.get("height", "").strip())
-        seeds = [(seed or 0) + each for each in range(images)]
+        seeds = [(seed or 0) + offset for offset in range(images)]
         prompt = form.get("prompt", "").strip()
         argv = settings.command(
             file, output, prompt, f"{strength:g}", sides, seeds, controls, blocks
@@ -224,13 +226,13 @@ def _blocks(form: Form) -> tuple[list[str], dict[str, str]]:
         if key.startswith("blocks:"):
             given[key.removeprefix("blocks:")] = number(text)
     wrong = []
-    for group, found in given.items():
-        if found is None:
+    for group, strength in given.items():
+        if strength is None:
             wrong.append(f"{group}: {texts()['after']['strength_wrong']}")
     entries = []
-    for group, found in given.items():
-        if found is not None and found != 1:
-            entries.append(f"{group}:{found:.6f}")
+    for group, strength in given.items():
+        if strength is not None and strength != 1:
+            entries.append(f"{group}:{strength:.6f}")
     return entries, {"blocks": wrong[0]} if wrong else {}
 
 
@@ -246,10 +248,10 @@ def bake(request: Request, form: Form) -> Response:
         part = run.folder / f"part_{token_hex(8)}.safetensors"
         try:
             paths = [str(run.folder / form["file"]), str(part)]
-            code, _, told = commands.run_py(
+            code, _, stderr = commands.run_py(
                 "scale",
                 *paths,
-                *(f"--blocks={each}" for each in blocks),
+                *(f"--blocks={block}" for block in blocks),
                 limit_s=BAKE_S,
             )
             if not code:
@@ -260,7 +262,7 @@ def bake(request: Request, form: Form) -> Response:
         finally:
             part.unlink(missing_ok=True)
         faults = {
-            "blocks": told.strip().rpartition("\n")[2] or texts()["after"]["late"]
+            "blocks": stderr.strip().rpartition("\n")[2] or texts()["after"]["late"]
         }
     return run_view.page(request, 400, **_values(ui, run, dict(form), faults))
 
@@ -282,10 +284,10 @@ def _named(part: Path, stem: str) -> str:
 def number(text: str) -> float | None:
     """A strength of a form, -100 to 100; None for any other text."""
     try:
-        found = float(text.strip().replace(",", "."))
+        value = float(text.strip().replace(",", "."))
     except ValueError:
         return None
-    return found if -100 <= found <= 100 else None
+    return value if -100 <= value <= 100 else None
 
 
 def _controls(
@@ -328,17 +330,19 @@ def _take(ui: Ui, run: RunInfo, sent: Sequence[UploadFile]) -> tuple[list[Path],
         )
         if not uploads.is_image(name):
             return [], texts()["after"]["send_no_image"].format(name=name)
-    told = list(uploads.take_all(files, home, folder, decoder(ui), takes_zip=False))
+    outcomes = list(uploads.take_all(files, home, folder, decoder(ui), takes_zip=False))
     refused = []
-    for each in told:
-        if each["state"] == "refused":
-            refused.append(f"{each['name']} {each['text']}")
-    kept = []
-    for each in told:
-        kept.append(
-            each["text"] if each["state"] in ("same", "renamed") else each["name"]
+    for outcome in outcomes:
+        if outcome["state"] == "refused":
+            refused.append(f"{outcome['name']} {outcome['text']}")
+    names = []
+    for outcome in outcomes:
+        names.append(
+            outcome["text"]
+            if outcome["state"] in ("same", "renamed")
+            else outcome["name"]
         )
-    return [Path(short(folder / name)) for name in kept], " ".join(refused[:1])
+    return [Path(short(folder / name)) for name in names], " ".join(refused[:1])
 
 
 def _enqueue(ui: Ui, *commands: Sequence[str] | str) -> None:
@@ -447,8 +451,8 @@ def _compared(ui: Ui, run: RunInfo) -> dict[str, Any]:
         row = cells.setdefault((image.prompt, image.controls, image.seed), {})
         row[image.files[0][0] if image.files else ""] = image.name
     rows = []
-    for (prompt, *_), found in sorted(cells.items()):
-        rows.append((prompt, [found.get(column) for column in columns]))
+    for (prompt, *_), names in sorted(cells.items()):
+        rows.append((prompt, [names.get(column) for column in columns]))
     grid = _states(ui, "grid", short(run.folder / COMPARED))
     return {
         "comparison": {"columns": columns, "rows": rows} if rows else None,
@@ -462,8 +466,8 @@ def _compared(ui: Ui, run: RunInfo) -> dict[str, Any]:
 def _measured(folder: Path) -> dict[str, Any]:
     """What `best` has found: `recommended` (empty: it cannot tell, as no images are
     held out), `reason` and `rows` of file, step, loss and drift; empty: nothing."""
-    found = read_object(folder / MEASURED)
-    files = found.get("files")
+    report = read_object(folder / MEASURED)
+    files = report.get("files")
     if isinstance(files, list):
         rows = [row for row in files if isinstance(row, dict)]
     else:
@@ -479,7 +483,7 @@ def _measured(folder: Path) -> dict[str, Any]:
     ]
     texts_ = {}
     for key in ("recommended", "reason", "measured_on"):
-        texts_[key] = redact_text(str(found.get(key) or ""))
+        texts_[key] = redact_text(str(report.get(key) or ""))
     return texts_ | {"rows": shown} if shown else {}
 
 

@@ -58,7 +58,7 @@ def _column(ui: Ui, text: str) -> dict[str, Any]:
     steps = samples["steps"]
     shown = min(
         steps,
-        key=lambda each: abs(each - (steps[-1] if step is None else step)),
+        key=lambda saved_step: abs(saved_step - (steps[-1] if step is None else step)),
         default=None,
     )
     place = steps.index(shown) if shown is not None else 0
@@ -88,7 +88,7 @@ def _column(ui: Ui, text: str) -> dict[str, Any]:
 def _settings(text: str) -> dict[str, str]:
     """Each key of a job with its value, as written; empty where it is not valid
     YAML."""
-    found: dict[str, str] = {}
+    settings: dict[str, str] = {}
 
     def walk(node: ConfigNode, path: str) -> None:
         inner = (
@@ -101,7 +101,9 @@ def _settings(text: str) -> dict[str, str]:
             if isinstance(child.value, dict | list):
                 walk(child, at)
             else:
-                found[at] = str(child.text if child.text is not None else child.value)
+                settings[at] = str(
+                    child.text if child.text is not None else child.value
+                )
 
     try:
         diagnostics = Diagnostics("config.yaml")
@@ -111,7 +113,7 @@ def _settings(text: str) -> dict[str, str]:
             walk(root, "")
     except UserError:
         return {}
-    return found
+    return settings
 
 
 def _differences(columns: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:

@@ -202,14 +202,14 @@ def _page(
     request: Request,
     data: Dataset,
     status: int = 200,
-    told: Sequence[uploads.Told] = (),
+    outcomes: Sequence[uploads.Outcome] = (),
     faults: dict[str, str] | None = None,
     form: Form | None = None,
 ) -> Response:
     """told: what became of files that were sent. faults: field -> what is wrong with
     it. form: what was sent."""
     query = {key: request.query_params.get(key, "") for key in _QUERY}
-    found = data.findings
+    findings = data.findings
     chosen = _filtered(data, query)
     pages = max(1, ceil_divide(len(chosen), PER_PAGE))
     page = whole(query["page"], 1, pages) or (1 if not query["page"] else pages)
@@ -230,12 +230,12 @@ def _page(
         ),
         query=query,
         buckets=data.buckets,
-        findings=found,
+        findings=findings,
         orphans=[_orphan(data, path) for path in data.orphans] if page == 1 else [],
         folded=_folded(data),
         others={
             path: rows
-            for path, rows in found["by_file"].items()
+            for path, rows in findings["by_file"].items()
             if path not in data.sizes
         },
         faults={
@@ -246,14 +246,14 @@ def _page(
         folders=[name for name in datasets.names(data.ui) if name != data.name],
         target=_target(data).name,
         counts={
-            os.path.basename(each.folder): sum(map(len, each.images.values()))
-            for each in data.listings[1:]
+            os.path.basename(listing.folder): sum(map(len, listing.images.values()))
+            for listing in data.listings[1:]
         },
-        subfolders=[os.path.basename(each.folder) for each in data.listings[1:]],
+        subfolders=[os.path.basename(listing.folder) for listing in data.listings[1:]],
         most=uploads.MOST_BYTES,
         piece=uploads.PIECE,
         multiple=SIZE_MULTIPLE,
-        told=told,
+        told=outcomes,
         bad=faults or {},
         view=data.view | (form or {}),
         has_candidates=(data.folder / CANDIDATES).is_file(),
@@ -328,13 +328,13 @@ def _card(data: Dataset, image: FoundImage) -> dict[str, Any]:
 def _folded(data: Dataset) -> list[tuple[str, list[str]]]:
     """Each finding of images with the names of those that have it, the most frequent
     first."""
-    found: dict[str, list[str]] = {}
+    by_message: dict[str, list[str]] = {}
     for path, rows in data.findings["by_file"].items():
         for message in dict.fromkeys(
             row["message"] for row in rows if path in data.sizes
         ):
-            found.setdefault(message, []).append(data.id_of(path))
-    return sorted(found.items(), key=lambda each: -len(each[1]))
+            by_message.setdefault(message, []).append(data.id_of(path))
+    return sorted(by_message.items(), key=lambda item: -len(item[1]))
 
 
 def _place(data: Dataset, path: str) -> list[str]:
@@ -393,8 +393,8 @@ def check(request: Request, form: Form) -> Response:
 
 def check_state(request: Request) -> Response:
     """Whether lint is at work."""
-    found = _read(request).findings
-    return JSONResponse({"status": found["status"], "count": found["count"]})
+    findings = _read(request).findings
+    return JSONResponse({"status": findings["status"], "count": findings["count"]})
 
 
 @posted()
@@ -437,12 +437,12 @@ def _ticked(
     others = (
         FoundImage(path, 1, "", (), "", (), "", shares_stem=True) for path in orphans
     )
-    found = []
+    ticked = []
     for image in chain(data.images, others):
         if data.id_of(image.path) in wanted:
-            found.append(image)
-    if found:
-        return found
+            ticked.append(image)
+    if ticked:
+        return ticked
     raise HTTPException(404, texts()["datasets"]["none_chosen"])
 
 
@@ -590,8 +590,10 @@ def _target(data: Dataset, into: str = "") -> Path:
         listings = data.listings
         if data.sides:
             return data.folder / data.sides[1]
-        with_images = (each.folder for each in listings if each.images)
-        with_repeats = (each.folder for each in listings[1:] if repeats_of(each.folder))
+        with_images = (listing.folder for listing in listings if listing.images)
+        with_repeats = (
+            listing.folder for listing in listings[1:] if repeats_of(listing.folder)
+        )
         folder = Path(next(chain(with_images, with_repeats), data.folder))
     if not folder.is_dir():
         raise HTTPException(404, f"{into} is not there")
@@ -617,17 +619,17 @@ def upload_state(request: Request) -> Response:
     files of one name and size from each other."""
     data = _named(request)
     part = _part(request, data)
-    told = data.ui.memory.get(("upload", part.path.name))
+    progress = data.ui.memory.get(("upload", part.path.name))
     if (
-        told and told["state"] == "checking"
+        progress and progress["state"] == "checking"
     ):  # it is whole, and reading it all for its hash would take its time
         return JSONResponse(
             {
                 "offset": part.size,
-                "told": {"state": "checking", "count": len(told["files"])},
+                "told": {"state": "checking", "count": len(progress["files"])},
             }
         )
-    return JSONResponse(part.state() | {"told": told})
+    return JSONResponse(part.state() | {"told": progress})
 
 
 async def upload(request: Request) -> Response:
@@ -643,7 +645,7 @@ async def upload(request: Request) -> Response:
 
 def _add(request: Request, piece: bytearray) -> Response:
     data = _named(request)
-    told = dict[str, Any]()
+    progress = dict[str, Any]()
     part = _part(request, data)
     query = request.query_params
     into = query.get("into", "")
@@ -665,9 +667,13 @@ def _add(request: Request, piece: bytearray) -> Response:
                 is_free = True
             running = data.ui.memory.get(key, {"state": "", "files": []})
             if running["state"] == "checking" or is_free is False:
-                told = {"state": "checking", "count": len(running["files"])}
+                progress = {"state": "checking", "count": len(running["files"])}
                 return JSONResponse(
-                    {"detail": "is being looked at", "offset": part.size, "told": told},
+                    {
+                        "detail": "is being looked at",
+                        "offset": part.size,
+                        "told": progress,
+                    },
                     409,
                 )
             uploads.clean(part.path.parent)
@@ -676,7 +682,7 @@ def _add(request: Request, piece: bytearray) -> Response:
             )
             if here < part.size:
                 return JSONResponse({"offset": here})
-            told = data.ui.memory[key] = {"state": "checking", "files": []}
+            progress = data.ui.memory[key] = {"state": "checking", "files": []}
             if not is_begun:
                 held.enter_context(locked(part.path))
             taking = held.pop_all()
@@ -687,10 +693,14 @@ def _add(request: Request, piece: bytearray) -> Response:
         try:
             with taking:
                 uploads.take(
-                    part.path, part.name, target, decoder(data.ui), told["files"].append
+                    part.path,
+                    part.name,
+                    target,
+                    decoder(data.ui),
+                    progress["files"].append,
                 )
         finally:
-            told["state"] = "done"
+            progress["state"] = "done"
 
     if part.name.lower().endswith(SUFFIX):
         Thread(target=take, daemon=True).start()
@@ -698,7 +708,7 @@ def _add(request: Request, piece: bytearray) -> Response:
             {"offset": here, "told": {"state": "checking", "count": 0}}, 202
         )
     take()
-    return JSONResponse({"offset": here, "told": told})
+    return JSONResponse({"offset": here, "told": progress})
 
 
 @posted()
@@ -722,7 +732,7 @@ def upload_form(request: Request, form: Form) -> Response:
                 )
     with _writes(data.name):
         home.mkdir(parents=True, exist_ok=True)
-        told = list(
+        outcomes = list(
             uploads.take_all(
                 files, home, _target(data, form.get("into", "")), decoder(data.ui)
             )
@@ -730,8 +740,8 @@ def upload_form(request: Request, form: Form) -> Response:
     return _page(
         request,
         _read(request),
-        422 if any(each["state"] == "refused" for each in told) else 200,
-        told=told,
+        422 if any(outcome["state"] == "refused" for outcome in outcomes) else 200,
+        outcomes=outcomes,
     )
 
 

@@ -64,8 +64,8 @@ REQUESTS = ("stop", "save_now", "sample_now")
 
 def queue_of(ui: Ui) -> Queue:
     """The queue of the runs' folder."""
-    found: Queue = ui.memory.setdefault("queue", Queue(queue_folder(ui.output)))
-    return found
+    queue: Queue = ui.memory.setdefault("queue", Queue(queue_folder(ui.output)))
+    return queue
 
 
 def enqueue(
@@ -173,10 +173,10 @@ def _images(queue: Queue, entry: Entry) -> list[Path]:
     """The images that a tool says it has written, as far as they are there."""
     if entry.state != DONE or entry.runs:
         return []
-    told = (
+    paths = (
         Path(entry.cwd) / match[1] for match in _IMAGE.finditer(queue.tail(entry.id))
     )
-    return [path for path in dict.fromkeys(told) if path.is_file()][-MOST_IMAGES:]
+    return [path for path in dict.fromkeys(paths) if path.is_file()][-MOST_IMAGES:]
 
 
 def images_folder(ui: Ui, id_: str) -> tuple[Path, str]:
@@ -199,13 +199,13 @@ def result(request: Request) -> Response:
     queue = queue_of(ui_of(request))
     place = request.path_params["index"]
     try:
-        found = _images(queue, queue.entry(request.path_params["id"]))
+        images = _images(queue, queue.entry(request.path_params["id"]))
     except UserError as error:
         raise HTTPException(404, str(error)) from error
-    if place >= len(found):
+    if place >= len(images):
         raise HTTPException(404, "no such image")
     side = request.query_params.get("side", "")
-    return image(ui_of(request), found[place], 400 if side == "400" else 960)
+    return image(ui_of(request), images[place], 400 if side == "400" else 960)
 
 
 def act(request: Request) -> Response:

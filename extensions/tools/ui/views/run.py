@@ -100,7 +100,9 @@ def page(request: Request, code: int = 200, **after: Any) -> Response:
         workflows=[
             path.name for path in run_files.workflow_files(run.folder, run.name)
         ],
-        shown=min(samples["steps"], key=lambda each: abs(each - step), default=0),
+        shown=min(
+            samples["steps"], key=lambda saved_step: abs(saved_step - step), default=0
+        ),
         picture=lambda file, side: (
             f"{here}/samples/{file}" + (f"?side={side}" if side else "")
         ),
@@ -267,9 +269,9 @@ async def _stream(ui: Ui, folder: Path, cursor: str) -> AsyncIterator[str]:
 def _news(ui: Ui, folder: Path, cursor: str) -> tuple[dict[str, Any], str]:
     """`Feed.news`, with what the run has cost."""
     watched = feed(ui, folder)
-    found, end = watched.news(cursor)
-    found["status"]["facts"]["cost"] = _cost(ui, watched.run())
-    return found, end
+    changes, end = watched.news(cursor)
+    changes["status"]["facts"]["cost"] = _cost(ui, watched.run())
+    return changes, end
 
 
 def _cost(ui: Ui, run: RunInfo) -> str:
@@ -281,8 +283,8 @@ def _cost(ui: Ui, run: RunInfo) -> str:
 def news(request: Request) -> Response:
     """The same for those whose streams are cut."""
     ui, run = _asked(request)
-    found, cursor = _news(ui, run.folder, request.query_params.get("since", ""))
-    return Json({**found, "cursor": cursor})
+    changes, cursor = _news(ui, run.folder, request.query_params.get("since", ""))
+    return Json({**changes, "cursor": cursor})
 
 
 def log(request: Request) -> Response:
@@ -338,9 +340,9 @@ def report(request: Request) -> Response:
             "--hashes",
             "false",
         )
-        code, _, told = run_py(*arguments, limit_s=REPORT_S)
+        code, _, stderr = run_py(*arguments, limit_s=REPORT_S)
         if code or not path.is_file():
-            raise HTTPException(500, redact_text(told[-500:]))
+            raise HTTPException(500, redact_text(stderr[-500:]))
         content = path.read_bytes()
     headers = {
         "content-disposition": f"attachment; filename*=utf-8''{quote(run.name, safe='', errors='replace')}.html"
@@ -352,8 +354,8 @@ def _favourites(ui: Ui) -> dict[str, list[str]]:
     with suppress(
         TypeError
     ):  # names that are not a list: a file that another program has changed
-        found = read_object(ui.own / "favourites.json")
-        return {run: [str(name) for name in names] for run, names in found.items()}
+        favourites = read_object(ui.own / "favourites.json")
+        return {run: [str(name) for name in names] for run, names in favourites.items()}
     return {}
 
 
@@ -369,11 +371,11 @@ def favourite(request: Request, form: Form) -> Response:
         raise HTTPException(404, "no such file")
     this = run_id(ui, run.folder)
     with conflicts(), ui.locked():
-        found = _favourites(ui)
-        marked = [other for other in found.get(this, []) if other != name]
+        favourites = _favourites(ui)
+        marked = [other for other in favourites.get(this, []) if other != name]
         if form.get("marked") != "true":
             marked.append(name)
-        write_json(ui.own / "favourites.json", found | {this: marked})
+        write_json(ui.own / "favourites.json", favourites | {this: marked})
     return RedirectResponse(f"/runs/{quote(this, safe='')}#files", 303)
 
 

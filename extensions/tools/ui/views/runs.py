@@ -30,20 +30,20 @@ def index(request: Request) -> Response:
     ui = ui_of(request)
     wanted = request.query_params.get("q", "")
     words = wanted.lower().split()
-    found = [
+    runs = [
         run
         for run in ui.runs()
         if all(word in f"{run.name} {run.status.value}".lower() for word in words)
     ]
-    found.sort(
+    runs.sort(
         key=lambda run: (run.status is RunStatus.RUNNING, run.updated or _BEFORE),
         reverse=True,
     )
     if wants_json(request):
-        return Json([_facts(ui, run) for run in found])
-    pages = max(1, ceil_divide(len(found), PER_PAGE))
+        return Json([_facts(ui, run) for run in runs])
+    pages = max(1, ceil_divide(len(runs), PER_PAGE))
     page = min(max(1, whole(request.query_params.get("page", "")) or 1), pages)
-    rows = [_row(ui, run) for run in found[(page - 1) * PER_PAGE : page * PER_PAGE]]
+    rows = [_row(ui, run) for run in runs[(page - 1) * PER_PAGE : page * PER_PAGE]]
     return render(
         request,
         "runs.html.j2",
@@ -51,7 +51,7 @@ def index(request: Request) -> Response:
         wanted=wanted,
         page=page,
         pages=pages,
-        count=len(found),
+        count=len(runs),
     )
 
 
@@ -72,8 +72,8 @@ def _row(ui: Ui, run: RunInfo) -> dict[str, Any]:
     their files have changed."""
     known = ui.memory.setdefault("rows", {})
     mark = mark_of(str(run.folder), run_files.METRICS, run_files.SAMPLES)
-    kept, shown = known.get(run.folder, ((), {}))
-    if kept != mark or is_fresh(mark):
+    known_mark, shown = known.get(run.folder, ((), {}))
+    if known_mark != mark or is_fresh(mark):
         if len(known) > MOST_KEPT:
             known.clear()
         shown = {
@@ -99,7 +99,7 @@ def latest_sample(folder: Path) -> str | None:
     except OSError:
         return None
     matches = filter(None, map(run_files.SAMPLE_FILE.fullmatch, names))
-    found = []
+    samples = []
     for match in matches:
-        found.append((int(match["step"]), -int(match["index"]), match.string))
-    return max(found)[2] if found else None
+        samples.append((int(match["step"]), -int(match["index"]), match.string))
+    return max(samples)[2] if samples else None

@@ -78,14 +78,14 @@ def _page(request: Request, fault: str = "", code: int = 200) -> Response:
 def _disks(ui: Ui) -> list[tuple[str, Path, int, int]]:
     """Key of its name, folder, free and all bytes of the disk where each folder is, or
     will be."""
-    found = []
+    disks = []
     for key, folder in (
         ("output", ui.output.absolute()),
         ("datasets", ui.datasets.absolute()),
     ):
         usage = shutil.disk_usage(nearest_folder(folder))
-        found.append((key, folder, usage.free, usage.total))
-    return found
+        disks.append((key, folder, usage.free, usage.total))
+    return disks
 
 
 def _cache_bytes(ui: Ui) -> int:
@@ -120,25 +120,25 @@ def _revision() -> str:
 
 
 def _packages() -> dict[str, str]:
-    found = {}
+    packages = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            packages[name] = version(name)
         except PackageNotFoundError:
-            found[name] = ""
-    return found
+            packages[name] = ""
+    return packages
 
 
 def _extensions() -> dict[str, list[tuple[str, str]]]:
     """Folder -> uid and name of each of its process types; `broken` and why, where it
     could not be imported."""
-    _, told, _ = run_py("--list-extensions")
-    found: dict[str, list[tuple[str, str]]] = {}
-    for line in told.splitlines()[1:]:
+    _, listing, _ = run_py("--list-extensions")
+    extensions: dict[str, list[tuple[str, str]]] = {}
+    for line in listing.splitlines()[1:]:
         uid, _, rest = line.partition("  ")
         name, _, folder = rest.rpartition("  ")
-        found.setdefault(folder, []).append((uid, name.strip()))
-    return found
+        extensions.setdefault(folder, []).append((uid, name.strip()))
+    return extensions
 
 
 @posted()

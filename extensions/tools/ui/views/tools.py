@@ -136,8 +136,8 @@ def _tool(ui: Ui, uid: str) -> Any:
 def _tools(ui: Ui) -> dict[str, Any]:
     if "tools" not in ui.memory:
         ui.memory["tools"] = asked(None)
-    found: dict[str, Any] = ui.memory["tools"]
-    return found
+    tools: dict[str, Any] = ui.memory["tools"]
+    return tools
 
 
 def asked(request: dict[str, object] | None) -> Any:

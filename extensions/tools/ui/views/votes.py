@@ -183,7 +183,7 @@ def _of_samples(ui: Ui, run: RunInfo, folder: Path) -> Iterator[Group]:
         for sample in row.samples:
             if sample.prompt:
                 samples.append((sample, row.index))
-    for sample, index in sorted(samples, key=lambda each: (-each[0].step, each[1])):
+    for sample, index in sorted(samples, key=lambda item: (-item[0].step, item[1])):
         given = controls[index] if index < len(controls) else []
         control = tuple(os.path.relpath(path, folder) for path in given)
         yield Group(
