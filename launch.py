@@ -38,9 +38,8 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         _report(str(error))
         return error.exit_code
-    os.environ.setdefault(
-        "PET_SHUTDOWN_TIMEOUT", "300"
-    )  # torchrun looks there for what its arguments do not say
+    # torchrun looks there for what its arguments do not say
+    os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", "300")
     with _no_stacks_of_cpp():
         from torch.distributed import DistError
         from torch.distributed.elastic.multiprocessing import api, errors
@@ -86,9 +85,8 @@ def _why_not_met(error: Exception, options: Namespace) -> str:
         )
     if isinstance(error, RendezvousClosedError):
         return f"the run of this --rdzv-id is ending at {place}. Start the command again on all machines."
-    reason = (
-        str(error.__cause__ or error).partition("\n")[0].rstrip(". ")
-    )  # below it may be a stack of C++
+    # below it may be a stack of C++
+    reason = str(error.__cause__ or error).partition("\n")[0].rstrip(". ")
     return (
         f"no connection to the rendezvous at {place}: {reason}. Check --rdzv-endpoint, and that the launcher of that "
         "machine is running."

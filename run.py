@@ -161,9 +161,8 @@ def without_parts(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     them alike."""
     parser = argparse.ArgumentParser(prog=COMMAND, add_help=False, allow_abbrev=False)
     parser.add_argument("--without", action="append", default=[])
-    end = (
-        list(argv).index("--") if "--" in argv else len(argv)
-    )  # what follows it are file names
+    # what follows it are file names
+    end = list(argv).index("--") if "--" in argv else len(argv)
     arguments, rest = parser.parse_known_args(argv[:end])
     return [*rest, *argv[end:]], arguments.without
 
@@ -458,9 +457,8 @@ def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:
     signals.install(quiet=not env.is_main_process)
     if not env.is_single_process:
         signals.stop_with_parent()
-    with (
-        signals.defer_signals() as request
-    ):  # a signal must not interrupt heavy imports
+    # a signal must not interrupt heavy imports
+    with signals.defer_signals() as request:
         process_group = distributed.rendezvous_processes(env)
     request.check()
     with process_group.fail_together(exit.report):
@@ -505,9 +503,8 @@ def run_series(arguments: argparse.Namespace) -> int:
     def check(argument: str) -> int:
         nonlocal outputs
         path = find_config(argument)
-        if not path.is_file() or foreign_tool(
-            text_of(path)
-        ):  # a pipe can be read only once; a tool has no plan
+        # a pipe can be read only once; a tool has no plan
+        if not path.is_file() or foreign_tool(text_of(path)):
             return EXIT_DONE
         with collection_paused():
             config = load(
@@ -606,10 +603,11 @@ def dry_run(arguments: argparse.Namespace) -> int:
             )
         return EXIT_DONE
 
+    # only the plans go to standard output
     with (
         redirect_stdout(sys.stderr),
         collection_paused(),
-    ):  # only the plans go to standard output
+    ):
         extensions = discover()
         guarded = partial(exit.run_with_exit_code, plan_one)
         code = multi_run.run_series(configs, guarded, recover=arguments.recover)
@@ -662,9 +660,8 @@ def load(
     )
     if warn:
         print_warnings(config)
-    for note in (
-        config.notes if warn and not arguments.dry_run else ()
-    ):  # the plan has them
+    # the plan has them
+    for note in config.notes if warn and not arguments.dry_run else ():
         exit.print_error(note)
     return config
 
@@ -781,9 +778,8 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     add("--config", metavar="CONFIG", help="the same as CONFIG")
     if is_present(HELP_ON_FLAGS):
         parser.add_argument_group(*load_object(HELP_ON_FLAGS))
-    for flag, action in list(
-        parser._option_string_actions.items()
-    ):  # --dry_run is --dry-run; the help shows one
+    # --dry_run is --dry-run; the help shows one
+    for flag, action in list(parser._option_string_actions.items()):
         parser._option_string_actions.setdefault(
             flag[:2] + flag[2:].replace("-", "_"), action
         )

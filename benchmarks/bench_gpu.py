@@ -34,7 +34,9 @@ if str(ROOT) not in sys.path:
 
 from toolkit.system.torch_version import prepare_allocator  # noqa: E402
 
-prepare_allocator()  # as run.py does: rows measure the allocator that users have, which reads this with the import
+# as run.py does: rows measure the allocator that users have, which reads this with the
+# import
+prepare_allocator()
 
 import torch  # noqa: E402
 

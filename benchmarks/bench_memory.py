@@ -262,9 +262,8 @@ def cards_table() -> str:
     ]
     for name, own in CARD_JOBS.items():
         job = published_job(own)
-        with mock.patch.object(
-            kept, "LEAST_FREE", -(10**12)
-        ):  # whatever is free on the disk here
+        # whatever is free on the disk here
+        with mock.patch.object(kept, "LEAST_FREE", -(10**12)):
             plan = plan_memory(job, group_items([one_item()]), Machine("cuda"))
         card = plan.card()
         fits = f"{card} GB" if card else "none of these"

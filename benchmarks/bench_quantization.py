@@ -40,9 +40,8 @@ def by_type(qtype: str, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
     def rounded(weight_OI: Tensor) -> Tensor:
         quantized: Any = quantize_weight(weight_OI.to(dtype), qtype)
-        if (
-            qtype == "int8"
-        ):  # products have the codes and the scales, not rounded weights
+        # products have the codes and the scales, not rounded weights
+        if qtype == "int8":
             return quantized.codes_OI.float() * quantized.scale_O1.float()
         return quantized.dequantize().float()
 

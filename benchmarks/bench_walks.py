@@ -236,9 +236,8 @@ class Tracer:
         stack.depth += 1
 
     def _leave(self, stack: _Stack) -> None:
-        stack.depth = max(
-            0, stack.depth - 1
-        )  # what is left may have been called before the tracer was installed
+        # what is left may have been called before the tracer was installed
+        stack.depth = max(0, stack.depth - 1)
         if stack.open and stack.open[-1][0] == stack.depth:
             _, place, traced = stack.open.pop()
             self.calls[place].append(traced)

@@ -140,10 +140,11 @@ class Side:
             "HF_HUB_OFFLINE": "1",
             "CUDA_VISIBLE_DEVICES": "",
         }
+        # the other checkout must not be found
         for name in (
             "PYTHONPATH",
             "EXTENSIONS_PATH",
-        ):  # the other checkout must not be found
+        ):
             environment.pop(name, None)
         return subprocess.Popen(
             self.command(*arguments),

@@ -81,9 +81,8 @@ def pytest_collection_modifyitems(
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=NO_DEVICE))
     if config.getoption("--cuda-report"):
-        items.sort(
-            key=lambda item: "nursery" in getattr(item, "fixturenames", ())
-        )  # whole jobs last
+        # whole jobs last
+        items.sort(key=lambda item: "nursery" in getattr(item, "fixturenames", ()))
 
 
 class CudaReport:
@@ -171,10 +170,11 @@ def message_of(report: pytest.TestReport | pytest.CollectReport) -> str:
 
 def head() -> dict[str, Any]:
     """Machine, versions and device; without a device its entries are None."""
+    # with the name of the build
     found: dict[str, Any] = {
         **report.facts(),
         "torch": torch.__version__,
-    }  # with the name of the build
+    }
     found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     found |= dict.fromkeys(("gpu", "capability", "gpu_bytes", "driver"))
     if torch.cuda.is_available():

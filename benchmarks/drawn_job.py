@@ -163,9 +163,9 @@ class Milestones(Callback):
         self._mark("steps_s", [*self._marks["steps_s"], self._now()])
         if len(self._marks["steps_s"]) == self._asked.steps:
             sys.stdout.flush()
-            os._exit(
-                0
-            )  # everything is measured; a save would take seconds, and the next start would resume
+            # everything is measured; a save would take seconds, and the next start
+            # would resume
+            os._exit(0)
 
     def _now(self) -> float:
         return time.time() - self._asked.begun

@@ -354,9 +354,8 @@ class Stopwatch(Callback):
             if self._profiler:
                 self._profiler.stop()
                 self._profiler.export_chrome_trace(self._asked.trace)
-            if (
-                self.planned_training_bytes
-            ):  # it asks the trainer, which has forgotten all once its run has ended
+            # it asks the trainer, which has forgotten all once its run has ended
+            if self.planned_training_bytes:
                 self.planned_training_bytes = partial(
                     int, self.planned_training_bytes()
                 )
@@ -448,9 +447,8 @@ class MeasuredTrainer(SdTrainerProcess):
     def _measure_memory(self, run: Run) -> None:
         super()._measure_memory(run)
         checks = [one for one in run.callbacks if isinstance(one, MemoryEstimateCheck)]
-        if (
-            checks and self.device.type == "cuda"
-        ):  # elsewhere nothing counts what training takes
+        # elsewhere nothing counts what training takes
+        if checks and self.device.type == "cuda":
             self._watch.planned_training_bytes = partial(checks[0].predict, True)
 
 

@@ -73,9 +73,8 @@ def parse(output: str) -> Imports:
     """From the standard error of a process; lines of anything else are passed over."""
     packages: Counter[str] = Counter()
     asked: Counter[tuple[str, str]] = Counter()
-    path: list[
-        tuple[int, str]
-    ] = []  # the modules around the current one, outermost first
+    # the modules around the current one, outermost first
+    path: list[tuple[int, str]] = []
     entries = [
         match.groups() for match in map(_LINE.match, output.splitlines()) if match
     ]

@@ -175,9 +175,8 @@ def train(pictures: int = PICTURES, steps: int = STEPS) -> MascotClassifier:
             draws = generator(SEED, "classifier batch", step)
             rows = torch.randint(pictures, (BATCH,), generator=draws)
             noise_B3ss = torch.randn((BATCH, 3, SIDE, SIDE), generator=draws)
-            strength_B111 = 0.15 * torch.rand(
-                (BATCH, 1, 1, 1), generator=draws
-            )  # samples of a model are never clean
+            # samples of a model are never clean
+            strength_B111 = 0.15 * torch.rand((BATCH, 1, 1, 1), generator=draws)
             scores = classifier(
                 pixels_N3ss[rows] / 127.5 - 1 + strength_B111 * noise_B3ss
             )

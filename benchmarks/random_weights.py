@@ -77,10 +77,11 @@ def write_folder(folder: Path, size: ModelSize, family: FolderFamily = FAMILY) -
     write_scheduler(folder)
     index = {"_class_name": family.pipelines[0]}
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    # nothing is read of the parts that are not trained
     for (
         part,
         files,
-    ) in family.parts.items():  # nothing is read of the parts that are not trained
+    ) in family.parts.items():
         for file in files.split():
             path = folder / part / file.split("|")[0]
             if not path.exists():

@@ -166,9 +166,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def cut_off(number: int, _: object) -> None:
-    signal.signal(
-        number, signal.SIG_IGN
-    )  # once is enough, and what is known has to be written
+    # once is enough, and what is known has to be written
+    signal.signal(number, signal.SIG_IGN)
     raise CutOff(signal.Signals(number).name)
 
 
@@ -196,9 +195,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=2,
         help="timed optimizer steps of each row, after 1 that is not, of 2 micro-steps",
     )
-    add(
-        "--fail", nargs="+", choices=ITEMS, default=[], help=argparse.SUPPRESS
-    )  # for the tests: these fail
+    # for the tests: these fail
+    add("--fail", nargs="+", choices=ITEMS, default=[], help=argparse.SUPPRESS)
     add("--part", choices=ITEMS, help=argparse.SUPPRESS)
     add("--partial", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -474,9 +472,8 @@ def start(asked: argparse.Namespace) -> dict[str, Any]:
         sys.exit(
             "a second start needs a first one in the same call that came to its first step"
         )
-    shutil.rmtree(
-        folder / "output" / "character", ignore_errors=True
-    )  # else it would be resumed
+    # else it would be resumed
+    shutil.rmtree(folder / "output" / "character", ignore_errors=True)
     marks.unlink(missing_ok=True)
     command = [
         sys.executable,

@@ -50,9 +50,8 @@ def section_models() -> Mapping[str, type[BaseModel]]:
     """Process type -> section model of the program's extensions and of those of its
     examples."""
     found = discover([EXTENSIONS_ROOT, EXAMPLE_EXTENSIONS]).configs()
-    models = {
-        uid: model for uid, model in found.items() if uid != "example"
-    }  # the template to copy
+    # the template to copy
+    models = {uid: model for uid, model in found.items() if uid != "example"}
     return dict(
         sorted(
             models.items(),

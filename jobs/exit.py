@@ -60,9 +60,8 @@ def report(error: BaseException) -> int:
         print_error("Stopped.")
         return EXIT_SIGINT
     if isinstance(error, ReportedExit):
-        return (
-            EXIT_FAILURE if error.code is None else int(error.code)
-        )  # 0: stopped by control/stop
+        # 0: stopped by control/stop
+        return EXIT_FAILURE if error.code is None else int(error.code)
     if isinstance(error, SystemExit):
         print_error(
             f"Failed: the code of an extension called sys.exit({error.code!r})."
@@ -112,9 +111,8 @@ def _hint_at_missing_module(error: BaseException) -> None:
     # distribution.
     name = (isinstance(cause, ModuleNotFoundError) and cause.name) or ""
     quoted = re.search(r"'([^']+)'", name)
-    match = re.match(
-        r"[A-Za-z0-9_.-]+", quoted[1] if quoted else name
-    )  # 'tokenizers>=0.22': no version
+    # 'tokenizers>=0.22': no version
+    match = re.match(r"[A-Za-z0-9_.-]+", quoted[1] if quoted else name)
     if (
         match
         and (quoted or match[0] == name)

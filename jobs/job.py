@@ -110,9 +110,10 @@ class BaseJob:
 
         The first one that fails ends the job, after its `on_error`.
         """
+        # here: it imports the config models, which --help does not need
         from jobs.job_state import (
             JobState,
-        )  # here: it imports the config models, which --help does not need
+        )
 
         trains = (
             getattr(entry.section, "train", None) for entry in self.job_config.processes
@@ -157,7 +158,8 @@ class BaseJob:
             except Exception as error:
                 _call_on_error(process, error)
                 raise
-            gc.collect()  # a model is in circles of references, and the next process needs its memory
+            # a model is in circles of references, and the next process needs its memory
+            gc.collect()
             if self.process_group.is_main_process:
                 state.finish(index)
 
@@ -239,9 +241,10 @@ def versions() -> dict[str, str]:
 def _run_to_its_end(process: Any, entry: ProcessEntry) -> None:
     """Runs a process; one that calls `sys.exit` has failed, as the processes after it
     would silently not run."""
+    # here: it imports the config models, which --help does not need
     from jobs.places import (
         places_of_datasets,
-    )  # here: it imports the config models, which --help does not need
+    )
 
     try:
         with places_of_datasets(entry):

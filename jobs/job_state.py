@@ -84,9 +84,8 @@ class JobState:
         """Records that process `index` runs: it and those after it are no longer
         finished."""
         self._keep_first(index)
-        self._begun = self._digest(
-            self._entries[index]
-        )  # what it reads may change before it ends
+        # what it reads may change before it ends
+        self._begun = self._digest(self._entries[index])
 
     def finish(self, index: int) -> None:
         """Records that process `index` is finished."""

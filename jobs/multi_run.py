@@ -108,7 +108,8 @@ class ChildRunner:
     def __call__(self, config: str, *flags: str) -> int:
         """Runs one config, with further flags, and returns its exit code; after a
         signal it returns the exit code of the signal and runs nothing."""
-        for number in to_handle():  # here: while the configs are checked, there is no child to forward a signal to
+        # here: while the configs are checked, there is no child to forward a signal to
+        for number in to_handle():
             signal.signal(number, self._on_signal)
         if self._stop_code is not None:
             return self._stop_code

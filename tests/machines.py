@@ -29,9 +29,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if (
-    TYPE_CHECKING
-):  # with it comes torch, which the first process of a machine does without
+# with it comes torch, which the first process of a machine does without
+if TYPE_CHECKING:
     from tests.faults.nursery import Child, Fault, Nursery
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -184,9 +183,10 @@ class Machine:
 
     def launch(self, cwd: Path, *words: object) -> None:
         """Starts torchrun in `cwd`."""
+        # not at the top: as a script this module finds no `toolkit`
         from toolkit.files.writing import (
             python_path,
-        )  # not at the top: as a script this module finds no `toolkit`
+        )
 
         environment = {
             **os.environ,
@@ -207,7 +207,8 @@ class Machine:
     def end(self) -> None:
         """Everything on it is gone."""
         if self._holder:
-            self._holder.kill()  # and with it the first process, and with that all others
+            # and with it the first process, and with that all others
+            self._holder.kill()
             self._holder.communicate()
             self._holder = None
         for launched in self.launched:
@@ -265,9 +266,10 @@ class TwoMachines:
             index, self.shared, self.nursery, launched=self.both[index].launched
         )
         self.both[index].start()
+        # goes with the other end
         subprocess.run(
             self.both[1 - index].command("ip", "link", "del", "eth0"), **_SAID
-        )  # goes with the other end
+        )
         self._connect()
 
     def torchrun(
@@ -371,7 +373,8 @@ def be_the_machine(name: str, visible: Sequence[str]) -> None:
     socket.sethostname(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whose parent is gone is reaped here
     print("ready", flush=True)
-    sys.stdin.read()  # until whoever made the machine is gone, and all on it with this process
+    # until whoever made the machine is gone, and all on it with this process
+    sys.stdin.read()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -445,9 +448,8 @@ def _be_the_worker(faults: str, *arguments: str, environment: dict[str, str]) ->
 
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(
-            number, signal.SIG_DFL
-        )  # a program that is started has none of torchrun's handlers
+        # a program that is started has none of torchrun's handlers
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)

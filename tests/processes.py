@@ -129,9 +129,8 @@ def _work(
         process_group = distributed.rendezvous_processes(read_distributed_env())
         if connected:
             process_group.init_process_group(minutes)
-            process_group.all_gather_object(
-                "connected"
-            )  # rank 0, which may end soon, has the store the others need
+            # rank 0, which may end soon, has the store the others need
+            process_group.all_gather_object("connected")
         result = work(process_group, *arguments)
     except Exception as error:  # noqa: BLE001 - the test looks at it
         result = error

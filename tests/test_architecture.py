@@ -400,9 +400,8 @@ def test_contracts_and_config_name_torch_only_for_the_type_checker() -> None:
         *tracked("jobs"),
         "run.py",
     ]
-    light = [
-        name for name in light if not name.endswith("trainer.py")
-    ]  # a process imports them, as its process.py
+    # a process imports them, as its process.py
+    light = [name for name in light if not name.endswith("trainer.py")]
     light += sorted(read_before_a_run())
     assert [name for name in light if imports_torch_at_once(source(name))] == []
     assert [

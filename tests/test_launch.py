@@ -112,12 +112,14 @@ def test_the_exit_code_is_that_of_the_processes(
 def test_a_stop_waits_for_the_processes_and_has_the_code_of_a_stop(
     launch: Callable, number: int, code: int
 ) -> None:
+    # the pause: the launcher, too, has to be past the start, in which it does not know
+    # of its process yet
     worker = (
         "import signal, sys, time\n"
         "def save(*_):\n    time.sleep(0.3)\n    print('saved', flush=True)\n    sys.exit(75)\n"
         "signal.signal(signal.SIGTERM, save)\nsignal.signal(signal.SIGINT, save)\n"
         "time.sleep(0.5)\nprint('ready', flush=True)\ntime.sleep(60)"
-    )  # the pause: the launcher, too, has to be past the start, in which it does not know of its process yet
+    )
     started = launch(worker, "--standalone")
     started.wait_until(lambda: started.outputs[0] == "ready\n")
     started.send(number)

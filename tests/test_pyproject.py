@@ -137,9 +137,8 @@ def test_the_program_comes_from_the_wheel(atelier: str, elsewhere: Path) -> None
     assert Path(program).is_relative_to(installed) and Path(package).is_relative_to(
         installed
     )
-    others = {
-        Path(entry).resolve() for entry in site.getsitepackages()
-    }  # of the tests, which may lie in ROOT
+    # of the tests, which may lie in ROOT
+    others = {Path(entry).resolve() for entry in site.getsitepackages()}
     places = {Path(entry).resolve() for entry in path if entry} - others
     assert not [place for place in places if place.is_relative_to(ROOT)]
 
@@ -181,11 +180,12 @@ def test_every_page_that_is_named_is_installed(atelier: str, elsewhere: Path) ->
     told = ends([atelier, "--nosuch"], code=2)
     assert opened(re.search(r"file://\S+\.md", told)[0])
     [site] = (Path(atelier).parents[1] / "lib").glob("*/site-packages")
+    # pages of other programs
     of_others = {
         "docs/dataset_config.md",
         "docs/train.md",
         "docs/spec.md",
-    }  # pages of other programs
+    }
     named = {
         page
         for file in site.rglob("*.py")

@@ -772,9 +772,8 @@ def test_a_series_forwards_the_signal_and_starts_no_further_one(
     start, number: int, code: int
 ) -> None:
     process = start("saves", "waits")
-    os.killpg(
-        process.pid, number
-    )  # as a terminal does: the child must not get it a second time
+    # as a terminal does: the child must not get it a second time
+    os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code
     assert output.splitlines()[0] == "saved"

@@ -378,9 +378,8 @@ def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
     broken: list[FailedExtension] = []
     skipped: list[Path] = []
     hidden: list[HiddenExtension] = []
-    packages: dict[
-        Path, str
-    ] = {}  # each with its module; a dict keeps the order and drops a folder that comes twice
+    # each with its module; a dict keeps the order and drops a folder that comes twice
+    packages: dict[Path, str] = {}
     for folder in _default_folders() if folders is None else folders:
         try:
             for package in _packages(folder.resolve()):
@@ -440,9 +439,8 @@ def do_without(names: Iterable[str]) -> None:
 
 def _default_folders() -> list[Path]:
     given = os.environ.get("EXTENSIONS_PATH", "").split(os.pathsep)
-    beside = (
-        [Path("extensions")] if IS_INSTALLED else []
-    )  # one's own; a checkout has its folder of this name
+    # one's own; a checkout has its folder of this name
+    beside = [Path("extensions")] if IS_INSTALLED else []
     known = [folder for folder in (EXAMPLE_EXTENSIONS, *beside) if folder.is_dir()]
     return [
         EXTENSIONS_ROOT,
@@ -474,10 +472,11 @@ def _listed_in(
 ) -> list[RegisteredExtension] | FailedExtension | None:
     """The extension classes a package lists; None when it has no such list."""
     try:
+        # what a neighbour prints must not end up in our JSON
         with (
             _importing,
             redirect_stdout(sys.stderr),
-        ):  # what a neighbour prints must not end up in our JSON
+        ):
             listed = getattr(_import(package, module), REGISTRY_VARIABLE, None)
     except Interrupted:
         raise
@@ -552,9 +551,8 @@ def _import(package: Path, module_name: str) -> ModuleType:
     spec = spec_from_file_location(
         module_name, package / "__init__.py", submodule_search_locations=[str(package)]
     )
-    assert (
-        spec is not None and spec.loader is not None
-    )  # a path that ends in .py always has both
+    # a path that ends in .py always has both
+    assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
     sys.modules[module_name] = module
     show_extension(module_name)

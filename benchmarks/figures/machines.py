@@ -77,9 +77,8 @@ class Row:
         """Bytes that a member of a very large group receives per step."""
         if self.sharded:  # the bf16 weights twice, their float32 gradients once
             return (2 * 2 + 4) * self.weights
-        return (
-            2 * 4 * (self.adapter or self.weights)
-        )  # a ring passes float32 gradients around twice
+        # a ring passes float32 gradients around twice
+        return 2 * 4 * (self.adapter or self.weights)
 
     def received(self, gpus: int) -> float:
         """Bytes that each GPU receives per step."""

@@ -291,9 +291,8 @@ def watched(
         with (folder / "metrics.jsonl").open("a") as file:
             written[step] = time.perf_counter()
             file.write(metric_line(step))
-        time.sleep(
-            0.7 + 0.6 * (step * 0.618 % 1)
-        )  # at no fixed place between two looks at the file
+        # at no fixed place between two looks at the file
+        time.sleep(0.7 + 0.6 * (step * 0.618 % 1))
     load = (cpu_seconds(process) - before) / (time.perf_counter() - begun)
     stop.set()
     expected = watchers * int(WATCH_S)

@@ -167,10 +167,11 @@ def commands(text: str) -> Iterator[list[_Word]]:
         lambda match: " " * len(match.group()), _without_comments(text)
     )
     known = _Variables()
+    # of the lines, continued or not
     starts = [
         0,
         *accumulate(len(line) + 1 for line in text.split("\n")),
-    ]  # of the lines, continued or not
+    ]
     start = 0
     for line in flat_text.splitlines(keepends=True):
         words: list[_Word] = []

@@ -61,9 +61,8 @@ class FluxflowFiles(Callback):
     def on_start(self, run: Run) -> None:
         self._run = run
         self.folder = run.folder.parent
-        for half in self.folder.glob(
-            f".flxflow_{TEMP_FILE_GLOB.lstrip('.')}"
-        ):  # a run that was killed wrote it
+        # a run that was killed wrote it
+        for half in self.folder.glob(f".flxflow_{TEMP_FILE_GLOB.lstrip('.')}"):
             half.unlink(missing_ok=True)
         path = self.folder / GRAPH / f"training_metrics_{run.name}.jsonl"
         with os_error_as_run_error(path):

@@ -372,9 +372,8 @@ def split_flags(
         if token == "--":  # what follows are file names
             rest += [token, *waiting]
             break
-        if (
-            re.match(r"-[a-z]{2}", token) and f"-{token}" in own_options
-        ):  # two letters behind one dash are two short options
+        # two letters behind one dash are two short options
+        if re.match(r"-[a-z]{2}", token) and f"-{token}" in own_options:
             unknown.append(f"{token}: unknown flag. Did you mean '-{token}'?")
             continue
         if not token.startswith("--") or (
@@ -423,9 +422,10 @@ def _near_own(name: str, own_options: Sequence[str]) -> str:
 
 
 def _not_a_flag(name: str) -> str:
+    # here: it reads the whole table of names
     from extensions.compat.keys import (
         not_a_flag,
-    )  # here: it reads the whole table of names
+    )
 
     return not_a_flag(name)
 

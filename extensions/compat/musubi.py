@@ -545,9 +545,8 @@ class _Reader:
             and all(isinstance(node.value, int) for node in (every, last))
             and every.value > 0
         ):
-            files = (
-                last.value // every.value + 1
-            )  # the newest, and those of up to `last` steps before it
+            # the newest, and those of up to `last` steps before it
+            files = last.value // every.value + 1
             self._set("save.max_step_saves_to_keep", at(last, files), self.process)
         streams = self.given.get("mem_eff_save")
         for key, instead in (
@@ -609,9 +608,8 @@ class _Reader:
         for key, value in SAMPLES.items():
             self._set(f"sample.{key}", _their(key, value), self.process)
         for key, node in given.items():
-            if node.value != {"flow_shift": 0, "seed": -1}.get(
-                key
-            ):  # which have no effect
+            # which have no effect
+            if node.value != {"flow_shift": 0, "seed": -1}.get(key):
                 self._set(f"sample.{key}", node, self.process)
         if "width" not in given:
             self.defaults["samples of"] = (
@@ -709,9 +707,8 @@ class _Reader:
                 self.diagnostics.error(node, f"unknown key. {hint}", at_key=True)
             elif key == "multiple_target":
                 if node.value is True:
-                    dataset["layers_suffix"] = at(
-                        node, "_"
-                    )  # of a.png: a_0.png, a_1.png and so on
+                    # of a.png: a_0.png, a_1.png and so on
+                    dataset["layers_suffix"] = at(node, "_")
                 if node.value is True and "image_jsonl_file" in given:
                     remedy = "Name those of a.png a_0.png, a_1.png and so on, beside it, and give 'image_directory'."
                     self.diagnostics.error(

@@ -476,10 +476,11 @@ def _arguments(
         diagnostics.error(
             kind, f"{show(kind)}: {rows_of(section)['lr_scheduler_type'].says}."
         )
+        # they are those of that class
         for key in (
             "lr_scheduler_args",
             "lr_scheduler_params",
-        ):  # they are those of that class
+        ):
             entries.pop(key, None)
     for key in ("optimizer", "lr_scheduler"):
         if f"{key}_args" in entries:

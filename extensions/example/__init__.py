@@ -8,7 +8,8 @@ class ExampleExtension(Extension):
     uid = "example"
     name = "Example: counts images"
     config = ".config:ExampleConfig"
-    process = ".process:ExampleProcess"  # imported when a job runs: only then do torch and the like load
+    # imported when a job runs: only then do torch and the like load
+    process = ".process:ExampleProcess"
 
 
 AI_TOOLKIT_EXTENSIONS = [ExampleExtension]

@@ -78,9 +78,8 @@ def step_bytes(
     encoding = 0
     step = _VaeStep(section, work)
     if isinstance(section, FlowTrainerConfig):
-        if (
-            not step.along
-        ):  # modules that were in one mode of fake tensors cannot be in the next
+        # modules that were in one mode of fake tensors cannot be in the next
+        if not step.along:
             encoding = _FlowStep(section, work, on_gpu).encoding(on_gpu)
         step = _FlowStep(section, work, on_gpu)
     weights, peak = peak_of(step.modules(), on_gpu, step.take)
@@ -329,9 +328,8 @@ class _Model(LatentFlowModel):
 
     @property
     def autoencoder(self) -> Autoencoder:
-        autoencoder: Autoencoder = self._parts[
-            "vae"
-        ]  # moving it, `Module.to` cannot swap fake parameters
+        # moving it, `Module.to` cannot swap fake parameters
+        autoencoder: Autoencoder = self._parts["vae"]
         return autoencoder
 
 
@@ -526,9 +524,8 @@ def _stand_ins(on_gpu: bool) -> Iterator[None]:
             **more,
         )
 
-    logging.getLogger("torch._subclasses.fake_tensor").setLevel(
-        logging.CRITICAL
-    )  # a line per frame of an error
+    # a line per frame of an error
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     with (
         mock.patch.object(nn.functional, "group_norm", group_norm),
         mock.patch.object(FakeTensor, "tolist", lambda tensor: [0.5] * tensor.numel()),

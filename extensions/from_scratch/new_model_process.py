@@ -109,10 +109,11 @@ class NewModelProcess(ModelFolderProcess):
     what = "new model"
 
     def is_there(self) -> bool:
+        # an earlier process may have left nothing
         for (
             key,
             message,
-        ) in self.section.missing():  # an earlier process may have left nothing
+        ) in self.section.missing():
             raise UserError(f"process[{self.process_id}].{key}: {message}")
         return _recorded(self.section.folder()) == self._recipe()
 
@@ -136,9 +137,8 @@ class NewModelProcess(ModelFolderProcess):
             for file in self._vae_files():
                 place_file(file, folder / "vae" / file.name)
         with global_generator(self.section.seed, "new model"):
-            network: Any = family.new_network(
-                folder, self.section.transformer
-            )  # a ModelMixin
+            # a ModelMixin
+            network: Any = family.new_network(folder, self.section.transformer)
         network.save_pretrained(folder / family.trained_part)
         return sum(parameter.numel() for parameter in network.parameters())
 

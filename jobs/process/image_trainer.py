@@ -258,9 +258,8 @@ class ImageTrainer(Trainer):
         )
         of_sample = stores.of_samples(section)
         latents = self.caches_latents
-        if (
-            not group.is_single_process
-        ):  # each rank encodes its share first; the cache on disk is then complete
+        # each rank encodes its share first; the cache on disk is then complete
+        if not group.is_single_process:
             share = items[group.rank :: group.world_size]
             encode_items(
                 share,

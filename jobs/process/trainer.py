@@ -164,9 +164,8 @@ class Trainer(BaseTrainProcess):
                             self.train()
                     self.request.check()
                     logger.info("next, to be pasted into a shell:")
-                    steps = (
-                        self.process_id == 0
-                    )  # otherwise an earlier process of the job has drawn the images
+                    # otherwise an earlier process of the job has drawn the images
+                    steps = self.process_id == 0
                     for line in (
                         *lead_on(self.section, steps),
                         *next_commands(self.save_root, self.name, self.section),
@@ -493,9 +492,8 @@ class Trainer(BaseTrainProcess):
             logger.info(
                 f"threads of the CPU: {choice} (free cores: {free} of {cores}); OMP_NUM_THREADS sets them"
             )
-        self.status = self.now.line = (
-            StatusLine()
-        )  # standard output is copied to the log by now
+        # standard output is copied to the log by now
+        self.status = self.now.line = StatusLine()
 
     def chooses_threads(self) -> bool:
         """Whether the number of threads is found by the program: on a CPU, alone,
@@ -614,6 +612,5 @@ class Trainer(BaseTrainProcess):
         )
         if run.stop_reason:
             logger.info(f"stopped by {run.stop_reason}")
-            raise Interrupted(
-                EXIT_DONE
-            )  # requested by the user: the job ends here without an error
+            # requested by the user: the job ends here without an error
+            raise Interrupted(EXIT_DONE)

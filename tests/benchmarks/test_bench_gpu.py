@@ -307,7 +307,6 @@ def test_rows_on_a_device_that_counts_its_memory(tmp_path: Path) -> None:
         assert 0 < result["training_gb"] <= result["peak_gb"] and result["s"] > 0
         known = json.loads((tmp_path / f"{result['row']}.json").read_text())
         assert known["training_gb"] == pytest.approx(result["training_gb"], rel=1e-3)
-    assert (
-        ours["planned_training_gb"] > ours["training_gb"]
-    )  # the plan rounds a tiny model up
+    # the plan rounds a tiny model up
+    assert ours["planned_training_gb"] > ours["training_gb"]
     assert "\nmemory account: peak " in run.stdout

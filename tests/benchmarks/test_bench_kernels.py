@@ -34,9 +34,8 @@ def test_a_micro_step_launches_few_kernels_and_int4_adds_dequantizing(
     rows = report_of(bench_kernels.main, "--rows", "bf16", "int4")["rows"]
     plain, int4 = rows["bf16, full"], rows["int4, full"]
     assert plain["total"] <= 21_200
-    assert (
-        plain["operations"]["_to_copy"] == 8 + 8 + 8
-    )  # of the rotations: forward, again, backward
+    # of the rotations: forward, again, backward
+    assert plain["operations"]["_to_copy"] == 8 + 8 + 8
     assert plain["operations"]["_foreach_copy_"] == 3
     assert 60 * 40 * 4 * 0.97 < int4["total"] - plain["total"] <= 60 * 40 * 4
     assert int4["operations"]["__rshift__"] == 40

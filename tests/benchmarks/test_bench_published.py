@@ -82,9 +82,8 @@ OFFLOADED = [name for name, kind in KINDS.items() if kind.units.offloaded]
 def test_the_plan_is_right_about_every_kind_of_network(
     kind: str, dtype: str, level: str
 ) -> None:
-    linear = (
-        {"linear": 18} if kind == "boft" else {}
-    )  # the least that divides 18432 outputs into a power of two
+    # the least that divides 18432 outputs into a power of two
+    linear = {"linear": 18} if kind == "boft" else {}
     row = Row(
         {"modulation_table": False},
         level,

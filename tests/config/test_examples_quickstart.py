@@ -323,9 +323,8 @@ def test_the_last_column_of_the_sheet_is_its_best(finished: Finished) -> None:
 def test_diffusers_paints_the_same_with_and_without_the_lora(
     finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        f"{PIPELINE_MODULE}.VAE_IMAGE_SIZE", 128 * 128
-    )  # as `match_target_res` has it
+    # as `match_target_res` has it
+    monkeypatch.setattr(f"{PIPELINE_MODULE}.VAE_IMAGE_SIZE", 128 * 128)
     reference = (
         finished.folder.parent
         / "quickstart_pictures"

@@ -273,9 +273,8 @@ def bench(tmp_path: Path, api: Api) -> Iterator[Bench]:
     yield made
     for pod in made.pods:
         with suppress(ProcessLookupError):
-            os.killpg(
-                pod.process.pid, signal.SIGKILL
-            )  # PID 1 among them, which takes the namespace along
+            # PID 1 among them, which takes the namespace along
+            os.killpg(pod.process.pid, signal.SIGKILL)
         pod.process.wait()
 
 
@@ -1045,9 +1044,8 @@ def test_no_secret_is_printed_written_or_on_a_command_line(bench: Bench) -> None
     }
     watcher = Watcher()
     watcher.start()
-    record = (
-        bench.folder / "record.jsonl"
-    )  # holds the whole environment, so not on the volume
+    # holds the whole environment, so not on the volume
+    record = bench.folder / "record.jsonl"
     pod = bench.start(**secrets, FAKE_PLAN="1 0", FAKE_RECORD=str(record))
     pod.wait_for("waiting.")
     time.sleep(0.1)

@@ -181,11 +181,12 @@ def test_a_thing_has_one_word_in_guides() -> None:
     for path in files("*.md", "*.yaml", "*.html", "*.j2", "*/texts.json"):
         if str(path.relative_to(ROOT)) not in OF_DEVELOPERS:
             text = CODE.sub("", path.read_text(encoding="utf-8"))
+            # rows of benchmarks
             prose = (
                 ROW.sub("", text)
                 if path.name in ("memory.md", "multi_gpu.md")
                 else text
-            )  # rows of benchmarks
+            )
             wrong += [
                 f"{path.relative_to(ROOT)}: {hit!r}" for hit in found(prose, ONE_WORD)
             ]

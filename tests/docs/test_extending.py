@@ -146,10 +146,11 @@ def test_the_diffs_make_what_they_add_usable(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     write_model(tmp_path / "model", "TersePipeline", without="processor")
+    # of which only `tests` is used
     environment = {
         **os.environ,
         "PYTHONPATH": python_path(),
-    }  # of which only `tests` is used
+    }
     used = subprocess.run(
         [sys.executable, "-c", USE],
         cwd=tmp_path,

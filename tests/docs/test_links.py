@@ -71,9 +71,8 @@ def unknown_tests(text: str) -> list[str]:
     """`file.py::test_name`, `::test_name` or `test_name`, also cut short
     (`test_na...`), that no test has."""
     found = []
-    naming = "\n".join(
-        line for line in text.splitlines() if "::test_" in line
-    )  # `test_...` may also be a key
+    # `test_...` may also be a key
+    naming = "\n".join(line for line in text.splitlines() if "::test_" in line)
     for file, name, cut in re.findall(
         r"`(?:([\w/]+\.py))?(?:::)?(test_\w+)(\.{3}|\*)?(?:\[[^`]*\])?`", naming
     ):

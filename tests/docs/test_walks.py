@@ -381,9 +381,8 @@ class Walk:
             dataset["resolution"] = 64
         process["sample"] |= SMALL
         if "prompt" not in block.text:
-            process["sample"]["samples"] = process["sample"]["samples"][
-                -1:
-            ]  # with a control image
+            # with a control image
+            process["sample"]["samples"] = process["sample"]["samples"][-1:]
         process["model"].setdefault("model_kwargs", {})["match_target_res"] = True
         job["config"]["name"] = f"block_{block.line}"
         file = self.place / f"block_{block.line}.yaml"
@@ -556,9 +555,8 @@ def prepare(page: str, place: Path, trained: Path, run_py: Callable) -> None:
             ("train.sh", MUSUBI_COMMAND),
         ):
             (place / name).write_text(text, encoding="utf-8")
-    if (
-        page == "docs/edits_that_shift.md"
-    ):  # a result that is larger than its control image, and beside it
+    # a result that is larger than its control image, and beside it
+    if page == "docs/edits_that_shift.md":
         for file in [
             *place.glob("datasets/before/*.jpg"),
             *place.glob("datasets/after/*.jpg"),

@@ -52,9 +52,8 @@ def test_a_block_is_a_job_or_fits_into_the_example(
     job = whole_job(block)
     shutil.copytree(PHOTOS, tmp_path / "config" / "examples" / "photos")
     put_photos(job, tmp_path)
-    (tmp_path / "kept.txt").write_text(
-        "a person in a garden\n", encoding="utf-8"
-    )  # docs/datasets.md
+    # docs/datasets.md
+    (tmp_path / "kept.txt").write_text("a person in a garden\n", encoding="utf-8")
     for name in lora_files(job):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(framed("{}"))
@@ -99,9 +98,8 @@ def test_a_command_of_the_pages_can_be_given(
         )
     is_planned = arguments[0] in ("new", "lint") or "--dry-run" in arguments
     planned = run_py(*arguments, *([] if is_planned else ["--dry-run"]), cwd=tmp_path)
-    assert planned.returncode == (arguments[0] == "lint"), (
-        planned.stderr
-    )  # it finds that the photographs are small
+    # it finds that the photographs are small
+    assert planned.returncode == (arguments[0] == "lint"), planned.stderr
     assert (tmp_path / "lint.html").exists() == ("--preview" in arguments)
 
 

@@ -125,9 +125,8 @@ class Job:
             "config": {"name": self.name, "process": [self.section]},
         }
         text = json.dumps(document)
-        if (
-            not path.exists() or path.read_text(encoding="utf-8") != text
-        ):  # another process may be reading it
+        # another process may be reading it
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
         return path
 

@@ -300,9 +300,8 @@ def leave_at_write(thread: str, call: int, half: bool) -> None:
         def begin() -> None:
             true_save(tensors, path, **named)
             os.truncate(path, path.stat().st_size // 2)
-            os.rename(
-                path, path.with_name(".tmpAbC123")
-            )  # as safetensors names it until it is whole
+            # as safetensors names it until it is whole
+            os.rename(path, path.with_name(".tmpAbC123"))
 
         write(begin)
         true_save(tensors, path, **named)

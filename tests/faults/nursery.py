@@ -280,7 +280,9 @@ def import_everything() -> None:
         import_module(name)
     Image.init()
     gc.collect()
-    gc.freeze()  # no child looks through what is imported when it collects its garbage, nor gets a copy of its pages
+    # no child looks through what is imported when it collects its garbage, nor gets a
+    # copy of its pages
+    gc.freeze()
 
 
 def fork(order: dict) -> int:
@@ -289,9 +291,8 @@ def fork(order: dict) -> int:
         return pid
     code = 70
     try:
-        if (
-            torch.cuda._is_in_bad_fork()
-        ):  # importing has used a GPU all the same: import once more
+        # importing has used a GPU all the same: import once more
+        if torch.cuda._is_in_bad_fork():
             os.execv(
                 sys.executable,
                 [sys.executable, str(Path(__file__).resolve()), json.dumps(order)],

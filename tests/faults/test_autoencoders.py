@@ -183,9 +183,8 @@ def test_kills_in_a_row_within_the_second_process(
     pipeline: Pipeline, whole: Pipeline
 ) -> None:
     """Each start makes at least one more save; the first process is not begun again."""
-    calls = (
-        1 + 2 * STEPS
-    )  # of the first process; the largest batch is tried before the first step
+    # of the first process; the largest batch is tried before the first step
+    calls = 1 + 2 * STEPS
     assert (
         pipeline.start(faults=[("kill_self", OF_VAE, calls + 1 + 5, KILL)]).wait()
         == -KILL

@@ -277,9 +277,8 @@ def test_the_training_executes_it(folder: Path, forked: Callable[..., Said]) -> 
 def test_no_route_of_the_page_executes_what_is_typed_or_lies_in_its_folders(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        Queue, "start_runner", lambda queue: None
-    )  # it starts trainings
+    # it starts trainings
+    monkeypatch.setattr(Queue, "start_runner", lambda queue: None)
     Path("jobs").mkdir()
     Path("datasets/1_x").mkdir(parents=True)
     shutil.copy("data/a.png", "datasets/1_x")

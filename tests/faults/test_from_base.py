@@ -84,9 +84,8 @@ def test_each_image_has_its_caption_and_is_trained(unbroken: Job) -> None:
     assert sorted(name[:-4] for name in files if name.endswith(".txt")) == [
         name[:-4] for name in images(unbroken)
     ]
-    assert (
-        len({files[name] for name in images(unbroken)}) == COUNT
-    )  # a prompt that is used again has another seed
+    # a prompt that is used again has another seed
+    assert len({files[name] for name in images(unbroken)}) == COUNT
     (record,) = unbroken.folder.glob(f"{DATASET_PREFIX}*.json")
     assert (
         sum(name.startswith("prompts.txt/") for name in json.loads(record.read_text()))

@@ -204,9 +204,8 @@ def test_a_changed_dataset_is_reported_and_goes_on_with_the_next_epoch(
     shutil.rmtree(finished.folder)
     finished.change(train__steps=2, sample=None)
     finished.run()
-    assert (
-        finished.metrics()[-1]["epoch"] == 1
-    )  # 2 steps x 2 micro-batches of 3: one into the second epoch
+    # 2 steps x 2 micro-batches of 3: one into the second epoch
+    assert finished.metrics()[-1]["epoch"] == 1
     draw_pictures(data, "d", "e")
     (data / "a.png").unlink()
     (data / "a.txt").unlink()

@@ -140,7 +140,8 @@ def test_a_lost_machine_is_done_without_and_two_go_on_when_it_is_back(
     """With two, with one by itself as torchrun's elastic launch has it, with two
     again."""
     job.change(train__ddp_timeout=SHORT_TIMEOUT_MIN)
-    limits = "last_call_timeout=5,join_timeout=120,keep_alive_interval=1,keep_alive_max_attempt=10"  # a busy machine
+    # a busy machine
+    limits = "last_call_timeout=5,join_timeout=120,keep_alive_interval=1,keep_alive_max_attempt=10"
     elastic = ["--nnodes=1:2", "--max-restarts=3", f"--rdzv-conf={limits}"]
     in_step_5_of_one = 1 + 2 * 2 + 1
     started = begun(job, machines, in_step_5_of_one, launcher=elastic)

@@ -103,9 +103,8 @@ def test_a_share_of_the_pairs_is_the_same_when_two_processes_cut_each_batch(
     one process would."""
     of_pairs.change(train__preference={"beta": 5, "share": 0.5}, train__optimizer="sgd")
     of_pairs.change(train__batch_size=2, train__gradient_accumulation=1)
-    of_pairs.change(
-        network__dropout=0, sample=None
-    )  # a part draws its own network dropout
+    # a part draws its own network dropout
+    of_pairs.change(network__dropout=0, sample=None)
     one = again(of_pairs, tmp_path / "alone")
     one.run()
     assert len({DISTANCE in line for line in one.metrics()}) == 2, (

@@ -310,9 +310,8 @@ def survives(job: Job, kills: int, steps: int) -> None:
         if got[name] != expected[name] and not name.startswith("whole")
     ]
     assert differing == []
-    for name in (
-        name for name in got if name.startswith("whole")
-    ):  # the file's metadata holds the job's name
+    # the file's metadata holds the job's name
+    for name in (name for name in got if name.startswith("whole")):
         assert without_name(got[name]) == without_name(expected[name]), name
 
 

@@ -164,9 +164,8 @@ def test_a_changed_one_runs_again_and_so_does_what_comes_after_it(
     )
     (tmp_path / "break_1").touch()
     assert start(*changed) == [1]
-    assert start(*changed) == [
-        1
-    ]  # it is not finished, whatever was recorded of it before
+    # it is not finished, whatever was recorded of it before
+    assert start(*changed) == [1]
     (tmp_path / "break_1").unlink()
     assert start(*changed) == [1, 2]
     assert start(*changed) == []

@@ -171,9 +171,8 @@ def _check_directory(file: str | Path, limits: Limits) -> None:
     """Raises OSError for an archive with too many files, before its directory is
     read."""
     with open(file, "rb") as raw:
-        raw.seek(
-            -min(os.path.getsize(file), 22 + 65535), os.SEEK_END
-        )  # APPNOTE.TXT 4.3.16: it ends with a comment
+        # APPNOTE.TXT 4.3.16: it ends with a comment
+        raw.seek(-min(os.path.getsize(file), 22 + 65535), os.SEEK_END)
         tail = raw.read()
     end = tail[tail.rfind(b"PK\5\6") :]
     count = int.from_bytes(end[10:12], "little")

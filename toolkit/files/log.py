@@ -234,9 +234,8 @@ class Tee:
         self._stream = stream
         self._log = log
         self._pending = ""
-        self._lock = (
-            threading.RLock()
-        )  # re-entrant: a signal handler may print in the middle of a print
+        # re-entrant: a signal handler may print in the middle of a print
+        self._lock = threading.RLock()
 
     def write(self, text: str) -> int:
         written = self._stream.write(text)
@@ -400,9 +399,9 @@ class StatusLine:
         global _last_drawn
         text = escape_controls(redact_text(text))
         width = shutil.get_terminal_size().columns - 1
-        if (
-            len(text) > width
-        ):  # the parts between ` | ` that have room; the beginning of the first where none has
+        # the parts between ` | ` that have room; the beginning of the first where none
+        # has
+        if len(text) > width:
             if " | " in text[: width + 3]:
                 whole = text[: text.rfind(" | ", 0, width + 3)]
             else:
@@ -492,4 +491,5 @@ def _show(name: str) -> None:
     logger = logging.getLogger(name)
     logger.addHandler(_handler)
     logger.setLevel(logging.INFO)
-    logger.propagate = False  # a library that gives the root logger a handler would print each line twice
+    # a library that gives the root logger a handler would print each line twice
+    logger.propagate = False

@@ -191,9 +191,10 @@ def save_file(
     writes in a container could not be read by the user outside, nor by another program
     that runs as somebody else.
     """
+    # here, so that readers of a run need no torch
     from safetensors import (
         torch as safetensors,
-    )  # here, so that readers of a run need no torch
+    )
 
     path.touch()
     usual = path.stat().st_mode

@@ -62,9 +62,8 @@ def find_config(argument: str) -> Path:
 
     Raises UserError that lists every place it looked.
     """
-    given = Path(
-        os.path.expanduser(argument)
-    )  # leaves the name of an unknown user as it is
+    # leaves the name of an unknown user as it is
+    given = Path(os.path.expanduser(argument))
     if given.parts[:1] == ("config",):
         named = Path(*given.parts[1:])
     else:

@@ -215,9 +215,8 @@ def _lognorm_blend_shares() -> tuple[np.ndarray, np.ndarray]:
     above = torch.special.ndtr(
         (log_rest[:, None] + log_max) / sigma
     ) / torch.special.ndtr(log_max / sigma)
-    lognormal = (
-        1 - (1 - 1 / draws) * above.mean(dim=1).numpy()
-    )  # the largest one itself is at 0
+    # the largest one itself is at 0
+    lognormal = 1 - (1 - 1 / draws) * above.mean(dim=1).numpy()
     return np.maximum(levels, 1 / LEVELS), 0.25 * levels + 0.75 * lognormal
 
 

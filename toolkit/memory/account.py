@@ -245,9 +245,8 @@ class _Places:
     """What stacks say; many events share one."""
 
     def __init__(self) -> None:
-        self._found: dict[
-            int, tuple[Stack, str, str]
-        ] = {}  # with the stack, so that its id stays taken
+        # with the stack, so that its id stays taken
+        self._found: dict[int, tuple[Stack, str, str]] = {}
 
     def line(self, stack: Stack | None) -> str:
         return BEFORE if stack is None else self._of(stack)[1]

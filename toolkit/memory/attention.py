@@ -52,9 +52,8 @@ def has_fast_kernel(device: torch.device, dtype: torch.dtype, head_width: int) -
     for backend in FAST:
         try:
             with sdpa_kernel(backend), warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # why each kernel does not take the inputs: a warning for each reason
+                # why each kernel does not take the inputs: a warning for each reason
+                warnings.simplefilter("ignore")
                 torch.nn.functional.scaled_dot_product_attention(
                     query, query, query
                 ).sum().backward()

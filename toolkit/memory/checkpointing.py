@@ -66,9 +66,8 @@ def checkpoint_wrapper(level: str, hidden_size: int = 0) -> BlockWrapper:
     hidden_size: channels per token, by which `cheap` tells an adapter's up projection;
     0: none is told.
     """
-    min_width = (
-        hidden_size / MIN_WIDTH_FRACTION
-    )  # no integer: `dynamic: true` would make a symbol of it
+    # no integer: `dynamic: true` would make a symbol of it
+    min_width = hidden_size / MIN_WIDTH_FRACTION
     # With compilation the policy must not depend on the number of tokens, which would
     # cause recompilation.
     policy = (

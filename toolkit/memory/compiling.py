@@ -357,12 +357,10 @@ def compile_wrapper(
                     if message:
                         raise RunError(message) from error
                     raise
-                reason = failure(
-                    error
-                )  # the block runs below: inside the handler the error still holds memory
-            outputs = run(
-                block, *tensors
-            )  # where this fails too, it is not the compiler
+                # the block runs below: inside the handler the error still holds memory
+                reason = failure(error)
+            # where this fails too, it is not the compiler
+            outputs = run(block, *tensors)
             programs.stop()
             programs.report(reason)
             return outputs

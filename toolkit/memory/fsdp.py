@@ -74,11 +74,11 @@ def enable_forward_prefetch(blocks: Sequence[nn.Module]) -> None:
 
     sharded = cast("list[FSDPModule]", list(blocks))
     for block in sharded:
-        block._get_fsdp_state()._lazy_init()  # at the first run of the block it would be too late for the one before it
+        # at the first run of the block it would be too late for the one before it
+        block._get_fsdp_state()._lazy_init()
     share_comm_ctx(sharded)
-    for block, after in pairwise(
-        sharded
-    ):  # FSDP2 prefetches in the backward pass by itself, with a shared context
+    # FSDP2 prefetches in the backward pass by itself, with a shared context
+    for block, after in pairwise(sharded):
         block.set_modules_to_forward_prefetch([after])
 
 

@@ -86,9 +86,8 @@ def _seconds(value: object) -> float | None:
 
 
 def _known(file: Callable[[], Path]) -> dict[str, object]:
-    with suppress(
-        OSError, ValueError, RecursionError, KeyError
-    ):  # getpass: a user without a name
+    # getpass: a user without a name
+    with suppress(OSError, ValueError, RecursionError, KeyError):
         known = json.loads(file().read_text(encoding="utf-8"))
         return known if isinstance(known, dict) else {}
     return {}

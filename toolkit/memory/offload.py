@@ -341,9 +341,8 @@ class BlockSwap:
             if leaving.versions() != buffer.versions:
                 assert not leaving.is_mapped  # its weights are frozen
                 self._copy_back(buffer, leaving.memory)
-            leaving.point_to(
-                leaving.memory
-            )  # a wrong use of it raises an error on CUDA
+            # a wrong use of it raises an error on CUDA
+            leaving.point_to(leaving.memory)
         buffer.place = place
         arriving = self._waiting[place]
         self._copy(arriving.memory, buffer)
@@ -370,9 +369,8 @@ class BlockSwap:
             was_read(source)
             return
         if self._window is not None and is_mapped(source):
-            ready = torch.cuda.current_stream(
-                self._device
-            ).record_event()  # what was in the buffer is still in use
+            # what was in the buffer is still in use
+            ready = torch.cuda.current_stream(self._device).record_event()
             buffer.arriving = self._window.send(source, target, ready)
             return
         self._stream.wait_stream(torch.cuda.current_stream(self._device))  # as above
@@ -451,9 +449,8 @@ class CudaCopies:
 
     def to_host(self, tensor: Tensor) -> Tensor:
         host = pinned(partial(torch.empty_like, tensor, device="cpu"))
-        self._stream.wait_stream(
-            torch.cuda.current_stream(self._device)
-        )  # until it is computed
+        # until it is computed
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             host.copy_(tensor, non_blocking=True)
             copied = self._stream.record_event()
@@ -549,9 +546,8 @@ class ActivationOffload:
                 return run(block, *tensors)
             self._copies.begin_block()
             inputs = _BlockInputs(self._copies, self._latest())
-            self._latest = weakref.ref(
-                inputs
-            )  # weak: blocks after their backward pass need no prefetch
+            # weak: blocks after their backward pass need no prefetch
+            self._latest = weakref.ref(inputs)
             try:
                 with saved_tensor_rule(
                     lambda tensor: (

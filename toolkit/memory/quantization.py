@@ -189,9 +189,8 @@ class RowwiseQuantized(QuantizedWeight):
         return scale_1O.to(dtype) if self.rounds_scales else scale_1O
 
     def matmul(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
-        if (
-            x_MI.dtype == torch.float16
-        ):  # sums of unscaled codes may be too large for it
+        # sums of unscaled codes may be too large for it
+        if x_MI.dtype == torch.float16:
             return super().matmul(x_MI, bias_O)
         y_MO = x_MI @ _remade(lambda: self._values(x_MI.dtype)).t()
         return _scaled(y_MO, self._scale_for(x_MI.dtype), bias_O)
@@ -207,9 +206,8 @@ class RowwiseQuantized(QuantizedWeight):
 
 def _scaled(y_MO: Tensor, scale_1O: Tensor, bias_O: Tensor | None) -> Tensor:
     """y times the scale plus the bias, in place of y: one pass over it."""
-    if (
-        torch.compiler.is_compiling()
-    ):  # one pass anyway, and a y that checkpointing kept must stay
+    # one pass anyway, and a y that checkpointing kept must stay
+    if torch.compiler.is_compiling():
         if bias_O is None:
             scaled = y_MO * scale_1O
         else:
@@ -350,9 +348,8 @@ class BlockwiseQuantized(QuantizedWeight):
 
     def __init__(self, codes_OI: Tensor, scale_ON: Tensor, dtype: torch.dtype) -> None:
         super().__init__((codes_OI.shape[0], codes_OI.shape[1]), dtype)
-        self.register_buffer(
-            "codes_OI", codes_OI.view(torch.int8)
-        )  # as bytes, see RowwiseQuantized
+        # as bytes, see RowwiseQuantized
+        self.register_buffer("codes_OI", codes_OI.view(torch.int8))
         self.register_buffer("scale_ON", scale_ON.float())
 
     def dequantize(self) -> Tensor:
@@ -510,7 +507,8 @@ def quantizer(
                 weight = WithRecoveryLora(weight, *recovery_lora)
             block.set_submodule(layer, QuantizedLinear(weight, linear.bias))
             del linear
-            malloc_trim()  # of one layer at a time: the float temporaries of a block would add up
+            # of one layer at a time: the float temporaries of a block would add up
+            malloc_trim()
         block.requires_grad_(False)
 
     return transform
@@ -556,9 +554,8 @@ def _by_quanto(weight_OI: Tensor, name: str) -> QuantizedWeight:
 
     qtype = qtypes[name]
     outputs, inputs = weight_OI.shape
-    choices = QLinear(
-        inputs, outputs, bias=False, weights=qtype, device="meta"
-    )  # its groups and how it scales
+    # its groups and how it scales
+    choices = QLinear(inputs, outputs, bias=False, weights=qtype, device="meta")
     if qtype.bits == 8:
         scale_O1 = choices.optimizer(weight_OI, qtype=qtype, axis=0)
         quantized = by_quanto(

@@ -121,9 +121,8 @@ class _Call:
             return self._run(self._block, *tensors)
 
     def _as_input(self, given: Tensor | None) -> Input:
-        if not isinstance(
-            given, Tensor
-        ):  # nothing, or a description that all blocks share
+        # nothing, or a description that all blocks share
+        if not isinstance(given, Tensor):
             return given, False
         # Only tensors that one block passes to the next leave; the others are shared by
         # all blocks.
@@ -141,9 +140,8 @@ class _Call:
 
     def _expect(self, tensor: Tensor) -> _Saved:
         saved = _Saved(self, len(self._saved))
-        self._saved.append(
-            weakref.ref(saved)
-        )  # weak: what the graph no longer needs is not kept
+        # weak: what the graph no longer needs is not kept
+        self._saved.append(weakref.ref(saved))
         return saved
 
     def give_back(self, index: int) -> Tensor:
@@ -261,9 +259,8 @@ class RecomputeOffload:
                 return run(block, *tensors)
             before = self._latest
             call = _Call(run, block, self._copies, self._is_elsewhere)
-            self._latest = weakref.ref(
-                call
-            )  # weak: blocks after their backward pass need no prefetch
+            # weak: blocks after their backward pass need no prefetch
+            self._latest = weakref.ref(call)
             try:
                 return call(tensors, before)
             except RuntimeError as error:

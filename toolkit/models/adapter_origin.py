@@ -143,9 +143,8 @@ def width_findings(key: str, path: str, model: ModelSection, folder: Path) -> Fi
             (name.removesuffix(end) for end in DOWN_ENDS if name.endswith(end)), ""
         ).replace(".", "_")
         words = stem.split("_")
-        spellings = (
-            "_".join(words[prefix:]) for prefix in range(3)
-        )  # `lora_unet_` has two words
+        # `lora_unet_` has two words
+        spellings = ("_".join(words[prefix:]) for prefix in range(3))
         inputs = next((inputs_of[one] for one in spellings if one in inputs_of), None)
         if inputs is not None and shape[-1] != inputs:
             what = (

@@ -261,12 +261,12 @@ def _model_of(
                 named,
                 f"{named.title} {by}, which other models have too, and its {where}",
             )
+    # a distilled one has to be named
     candidates = [
         one for one in candidates if not one.family.sample_sigmas
-    ] or candidates  # a distilled one has to be named
-    if (
-        len({(one.family.arch, one.family.title) for one in candidates}) == 1
-    ):  # text to image: no version differs in use
+    ] or candidates
+    # text to image: no version differs in use
+    if len({(one.family.arch, one.family.title) for one in candidates}) == 1:
         return candidates[0], f"{candidates[0].title} {by}"
     archs = " or ".join(
         dict.fromkeys(f"{one.family.arch}{_tag(one)}" for one in candidates)

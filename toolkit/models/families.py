@@ -568,9 +568,8 @@ def single_file_faults(model: ModelConfig, folder: Path) -> Iterator[tuple[str, 
                 fault = vae_config_fault(file, folder / part)
         except UserError as error:
             fault = str(error)
-        if fault and not (
-            part == "vae" and vae_file_fault(str(file))
-        ):  # the section says so
+        # the section says so
+        if fault and not (part == "vae" and vae_file_fault(str(file))):
             yield f"{part}_path", fault
 
 

@@ -236,9 +236,8 @@ class Kept:
         )
 
     def _writer(self) -> KeptWriter | None:
-        for left in self.folder.parent.glob(
-            TEMP_FILE_GLOB
-        ):  # of processes that were killed
+        # of processes that were killed
+        for left in self.folder.parent.glob(TEMP_FILE_GLOB):
             if _lock_of(left):
                 shutil.rmtree(left, ignore_errors=True)
         going, lack = _room_for(self.cache, self.needed, self.folder)

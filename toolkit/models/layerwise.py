@@ -160,9 +160,8 @@ class LayerwiseEncoder:
             ).model
         if not final_norm:
             self.model.language_model.norm = nn.Identity()
-        for parameter in (
-            self.model.parameters()
-        ):  # the vision tower casts its pixels to their dtype
+        # the vision tower casts its pixels to their dtype
+        for parameter in self.model.parameters():
             parameter.data = parameter.data.to(options.dtype)
         self.model.requires_grad_(False).eval()
         self.names = self._layer_names()
@@ -210,9 +209,8 @@ class LayerwiseEncoder:
             waiting = self._waiting.get(key)
             if waiting is not None:
                 return waiting.to(self.device)
-            if (
-                key in self._shapes
-            ):  # nothing that is still to come depends on its values
+            # nothing that is still to come depends on its values
+            if key in self._shapes:
                 return self._placeholder(self._shapes[key])
             if name == self._turn and self._layer is not None:
                 output = self._layer(*args, **named)
@@ -257,9 +255,8 @@ class LayerwiseEncoder:
         """Takes the inputs of the encoder's forward pass, of one prompt. Returns False
         where no further prompt has room until these are encoded."""
         noted = dict(inputs)
-        if (
-            PIXELS in noted
-        ):  # which only the first layer reads, in the dtype of its weights
+        # which only the first layer reads, in the dtype of its weights
+        if PIXELS in noted:
             pixels_NV = noted[PIXELS].to(self.options.dtype)
             self._waiting.put((len(self._inputs), PIXELS), pixels_NV)
             noted[PIXELS] = pixels_NV.new_zeros(()).expand(pixels_NV.shape)

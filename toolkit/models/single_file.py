@@ -320,9 +320,8 @@ def _unread_file(path: Path) -> str:
         header = read_header(file)
     for layer, layer_format in formats.items():
         name = layer + WEIGHT
-        if (
-            name not in shapes
-        ):  # of another part, or the weights that are missing say so
+        # of another part, or the weights that are missing say so
+        if name not in shapes:
             continue
         has_scale = any(layer + end in shapes for end in SCALES)
         fault = _format_fault(

@@ -204,9 +204,8 @@ def _sum(
 ) -> Bands:
     """The sum of what two ways make of the same rows. one: that which needs more rows
     for its next; it leads."""
-    queue = deque[
-        Band
-    ]()  # not `itertools.tee`, which keeps up to 57 bands that both ways are done with
+    # not `itertools.tee`, which keeps up to 57 bands that both ways are done with
+    queue = deque[Band]()
     waiting = other(_taken(queue))
     left_BCFHW: Tensor | None = None
     for rows_BCFHW, is_last in one(_noted(bands, queue)):

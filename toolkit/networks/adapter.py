@@ -258,9 +258,8 @@ class LinearAdapterNetwork(Network):
         model.requires_grad_(False)
         for target in self.targets:
             base = model.get_submodule(target)
-            assert isinstance(base, nn.Linear), (
-                target
-            )  # all `candidates` are linear layers
+            # all `candidates` are linear layers
+            assert isinstance(base, nn.Linear), target
             adapter_dropout = AdapterDropout(
                 self.dropout, self.rank_dropout, self.module_dropout
             )

@@ -343,10 +343,11 @@ def _parsed(text: str, source: str) -> dict[str, Any]:
     values = {key: value for key, value in named.items() if "." not in key}
     for key in ("r", "lora_alpha", "alpha"):
         _check_number(values.get(key), source)
+    # the only one whose rank may not be in its matrices; an OFT may have r: 0
     if _kind_named(values) in (
         "",
         "LOKR",
-    ):  # the only one whose rank may not be in its matrices; an OFT may have r: 0
+    ):
         _check_ranks([values.get("r")], source)
     return values
 

@@ -74,9 +74,8 @@ class AppliedAdapters:
         self._layers: dict[str, AdaptedLayer | AdapterLinear] = {}
         for name, needs in needs_base.items():
             layer = model.get_submodule(name)
-            if isinstance(
-                layer, AdapterLinear
-            ):  # the files count as a part of the frozen layer
+            # the files count as a part of the frozen layer
+            if isinstance(layer, AdapterLinear):
                 layer.needs_base = layer.needs_base or needs
                 self._layers[name] = layer
             else:
@@ -93,9 +92,8 @@ class AppliedAdapters:
                 for changes, strength in chosen
                 if name in changes and strength
             ]
-            base = (
-                layer.base_layer
-            )  # nn.Identity where a table has its outputs, to which the change is added
+            # nn.Identity where a table has its outputs, to which the change is added
+            base = layer.base_layer
             has_no_bias = hasattr(base, "bias") and base.bias is None
             if has_no_bias and any(change.bias is not None for change, _ in changes):
                 raise UserError(f"the bias of {name} is changed. {NO_BIAS}")
@@ -221,9 +219,8 @@ def _delta_product(change: LayerDelta) -> Callable[[Tensor], Tensor]:
     if "up" in parts:
         return lambda x: scale * linear(linear(x, parts["down"]), parts["up"])
     if "hada_w1_a" in parts:
-        return lambda x: linear(
-            x, change.delta()
-        )  # as large as the weight: made at each use, never kept
+        # as large as the weight: made at each use, never kept
+        return lambda x: linear(x, change.delta())
     first = scale * factor(parts, "lokr_w1")
     second = factor(parts, "lokr_w2")
 

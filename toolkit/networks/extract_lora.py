@@ -94,9 +94,8 @@ def extract_network_lora(
             tensors[f"{EXPORTED_PREFIX}{name}.lora_B.weight"],
             tensors[f"{EXPORTED_PREFIX}{name}.lora_A.weight"],
         ) = stored
-        tensors[f"{EXPORTED_PREFIX}{name}.alpha"] = torch.tensor(
-            float(len(down))
-        )  # bfloat16 would round some ranks
+        # bfloat16 would round some ranks
+        tensors[f"{EXPORTED_PREFIX}{name}.alpha"] = torch.tensor(float(len(down)))
         errors[name] = math.hypot(error, _rounding((up, down), stored))
     return ExtractedLora(tensors, errors)
 

@@ -62,9 +62,8 @@ class FullNetwork(Network):
 
     def attach(self, model: nn.Module) -> None:
         model.requires_grad_(False)
-        tied: set[int] = (
-            set()
-        )  # a parameter of several modules is trained under its first name
+        # a parameter of several modules is trained under its first name
+        tied: set[int] = set()
         for target in self.targets:
             module = model.get_submodule(target)
             for name, parameter in module.named_parameters(recurse=False):
@@ -95,9 +94,8 @@ class FullNetwork(Network):
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.requires_grad or parameter.dtype == self.dtype:
                     continue
-                if is_sharded(
-                    parameter
-                ):  # FSDP2 takes over what stands in the module when it first runs
+                # FSDP2 takes over what stands in the module when it first runs
+                if is_sharded(parameter):
                     setattr(
                         module,
                         name,

@@ -360,9 +360,8 @@ class DoraNetwork(LinearAdapterNetwork):
         super().attach(model)
         for layer in self.layers.values():
             assert isinstance(layer, DoraLinear)  # the class that `layer` names
-            layer.dora_scale.data.copy_(
-                layer.norm()
-            )  # on the layer's device, as in training: m / |W| is exactly 1
+            # on the layer's device, as in training: m / |W| is exactly 1
+            layer.dora_scale.data.copy_(layer.norm())
 
     def load_layer(self, target: str, delta: LayerDelta) -> float:
         """Loads the low-rank part as a LoRA does; the magnitude of the file, or else

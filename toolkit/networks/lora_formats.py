@@ -713,9 +713,8 @@ def keys_without_strength(keys: Collection[str]) -> list[str]:
             and part in SCALED_PARTS
             and f"{stem}.alpha" not in keys
         )
-        if (
-            is_scaled or part == "oft_R"
-        ):  # under any name: how its numbers become a rotation is in the settings
+        # under any name: how its numbers become a rotation is in the settings
+        if is_scaled or part == "oft_R":
             without_strength.append(key)
     return without_strength
 

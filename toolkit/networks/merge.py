@@ -88,9 +88,8 @@ class LoraMerger:
         )
         for target in targets:
             layer = module.get_submodule(target.removeprefix(prefix))
-            assert isinstance(layer, nn.Linear), (
-                target
-            )  # what the file changes are linear layers, not yet quantized
+            # what the file changes are linear layers, not yet quantized
+            assert isinstance(layer, nn.Linear), target
             weight_OI = layer.weight.data.to(torch.float32, copy=True)
             if layer.bias is None:
                 bias_O = None

@@ -281,9 +281,8 @@ class TurnedInputs(Rotation):
     NEEDED = ("rotation_of_inputs",)
 
     def name(self, parts: Parts) -> str:
-        return (
-            "boft" if "rescale" in parts else "oft"
-        )  # a BOFT of peft has one rotation by default
+        # a BOFT of peft has one rotation by default
+        return "boft" if "rescale" in parts else "oft"
 
     def shape(self, parts: Parts) -> tuple[int, int]:
         _, count, size, _ = parts["rotation_of_inputs"].shape
@@ -453,7 +452,6 @@ def _split_rows(
                 raise ValueError(f"{name} cannot be split into {count}")
             shares = part.chunk(count, dims[name])
         for layer, share in zip(layers, shares, strict=True):
-            layer[name] = (
-                share.clone()
-            )  # safetensors writes no tensors that share memory
+            # safetensors writes no tensors that share memory
+            layer[name] = share.clone()
     return layers

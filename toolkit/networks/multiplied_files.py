@@ -77,9 +77,8 @@ def _read_lycoris_oft(
     skew = blocks - blocks.transpose(-1, -2)
     outputs = blocks.shape[-1] * blocks.shape[-3]
     rotation = cayley_KBB(limited_skew(skew, outputs * (alpha or 0.0)))
-    if (
-        blocks.dim() == 3
-    ):  # its OFT multiplies rows by the transposed matrices, its BOFT does not
+    # its OFT multiplies rows by the transposed matrices, its BOFT does not
+    if blocks.dim() == 3:
         rotation = rotation.transpose(-1, -2)[None]
     else:
         _check_butterfly(len(blocks), blocks.shape[-1], outputs)

@@ -291,9 +291,8 @@ def findings_for(
         is_of_forms = one.check == "unknown_keys" and all(
             _is_loaded(program, key) for key in one.key
         )
-        if (
-            one.check != "alpha_in_header" and not is_of_forms
-        ):  # of alphas `program_findings` speaks
+        # of alphas `program_findings` speaks
+        if one.check != "alpha_in_header" and not is_of_forms:
             yield one
     yield from program_findings(program, tensors, metadata)
 

@@ -71,9 +71,8 @@ def write_safetensors_verified(
         header = {"format": "pt", **metadata, "sha256": weights_digest(tensors)}
     with os_error_as_run_error(path), atomic_write(path) as temporary, as_os_error():
         save_file(tensors, temporary, metadata=header)
-        with temporary.open(
-            "r+b"
-        ) as raw:  # safetensors writes the metadata in a new order each time
+        # safetensors writes the metadata in a new order each time
+        with temporary.open("r+b") as raw:
             ordered = compact(read_header(raw)).encode()
             room = raw.tell() - LENGTH_BYTES
             if len(ordered) <= room:

@@ -59,9 +59,9 @@ def extract_lora(change: LayerDelta, rank: int) -> tuple[Tensor, Tensor, float]:
         inner = len(change.parts["hada_w1_b"]) * len(change.parts["hada_w2_b"])
     if inner >= min(change.shape):
         return extract_lora_from_delta(change.delta(), rank)
-    if (
-        pair is None
-    ):  # of a LoHa rank r s: (A1 B1) * (A2 B2) = sum over i, j of (A1_i * A2_j) (B1_i * B2_j)
+    # of a LoHa rank r s: (A1 B1) * (A2 B2) = sum over i, j of (A1_i * A2_j) (B1_i *
+    # B2_j)
+    if pair is None:
         p = change.parts
         up_OR = (p["hada_w1_a"][:, :, None] * p["hada_w2_a"][:, None, :]).flatten(1)
         pair = (

@@ -91,9 +91,8 @@ def unread_kind(key: str) -> str:
     )
     if by_suffix:
         return by_suffix
-    for part in key.split(".")[
-        -2:
-    ]:  # before them stands the module's own name, which may begin like a kind's
+    # before them stands the module's own name, which may begin like a kind's
+    for part in key.split(".")[-2:]:
         named = next(
             (what for name, what in NAMES.items() if part.startswith(name)), ""
         )

@@ -515,7 +515,9 @@ def _typed(argument: str, default: Any, given: Any) -> Any:
             _is_number(part) or part is default_part for part, default_part in parts
         )
         wanted = f"{len(default)} numbers"
-        if fits:  # whole numbers as fractions where the defaults are: PyTorch refuses betas of both kinds
+        # whole numbers as fractions where the defaults are: PyTorch refuses betas of
+        # both kinds
+        if fits:
             pairs = zip(default, value, strict=True)
             numbers = []
             for default_part, part in pairs:

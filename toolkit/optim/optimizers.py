@@ -87,9 +87,8 @@ def _waiting_once(optimizer: AnyOptimizer) -> Iterator[None]:
     """Inside the block bitsandbytes does not wait for the device after each parameter,
     1,680 of them for a LoRA on the published model. Its kernels run in the order of all
     others; a paged state alone is waited for, at the end."""
-    bitsandbytes: Any = sys.modules.get(
-        "bitsandbytes.optim.optimizer"
-    )  # loaded where it is one of its optimizers
+    # loaded where it is one of its optimizers
+    bitsandbytes: Any = sys.modules.get("bitsandbytes.optim.optimizer")
     if bitsandbytes is None or not isinstance(optimizer, bitsandbytes.Optimizer8bit):
         yield
         return
@@ -246,12 +245,11 @@ def state_tensors(
         flat.update(_flatten(entries, names[index]))
     defaults = optimizer.defaults
     for index, group in enumerate(optimizer.param_groups):
+        # what is not a setting has moved away from what the constructor gave
         for (
             entry,
             value,
-        ) in (
-            group.items()
-        ):  # what is not a setting has moved away from what the constructor gave
+        ) in group.items():
             counted = (
                 isinstance(value, Tensor)
                 or entry not in defaults

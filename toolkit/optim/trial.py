@@ -107,9 +107,10 @@ def try_optimizer(
     """
     device = device or torch.device("cpu")
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        # it takes them
         build_optimizer(
             name, [nn.Parameter(torch.zeros(16, 16, device=device))], lr, arguments
-        )  # it takes them
+        )
         filled = set()  # a rank may have no rows of a small weight
         for shape in shapes:
             if prod(shape):

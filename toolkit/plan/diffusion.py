@@ -249,9 +249,8 @@ class SdPlanner(Planner[DiffusionSection]):
             return asked_card(self.job.card)
         if gpu:
             return card_here(gpu)
-        if (
-            model_bytes(self.section.model) <= ACCIDENTAL_CPU_LIMIT
-        ):  # trained on the CPU
+        # trained on the CPU
+        if model_bytes(self.section.model) <= ACCIDENTAL_CPU_LIMIT:
             return None
         memory = self.memory(data)
         fitting_gb = memory.card() if memory else None
@@ -543,9 +542,8 @@ class SdPlanner(Planner[DiffusionSection]):
         if count:
             yield f"that takes {2 * count} more predictions per micro-batch, {count} of them with a backward pass"
         network = self.section.network
-        if not KINDS[
-            network.type
-        ].up_names:  # of other kinds the rank is not that of a product of two matrices
+        # of other kinds the rank is not that of a product of two matrices
+        if not KINDS[network.type].up_names:
             return
         layers = self.family.linear_layers(self.section.model.files_folder())
         chosen = []
@@ -672,9 +670,8 @@ def data_parallel_notes(train: TrainConfig) -> Iterator[str]:
         return
     size = train.batch_size
     sharing = f"{processes} processes share the {train.gradient_accumulation} x {size} images of each step"
-    pieces = min(
-        splits_per_micro_batch(train.gradient_accumulation, processes), size
-    )  # of one micro-batch
+    # of one micro-batch
+    pieces = min(splits_per_micro_batch(train.gradient_accumulation, processes), size)
     batches = train.gradient_accumulation * pieces
     per_process, left_over = divmod(batches, processes)
     if not per_process:

@@ -107,9 +107,8 @@ def count_trainable_params(
     layers = family.linear_layers(folder)
     chosen = select_target_modules(config.network, list(layers))
     group_of_layers(config.train.lr_groups, chosen)
-    shapes_of = cache(
-        partial(KINDS[config.network.type].layer_shapes, config.network)
-    )  # few sizes, many layers
+    # few sizes, many layers
+    shapes_of = cache(partial(KINDS[config.network.type].layer_shapes, config.network))
     added: list[Shape] = []
     for name in chosen:
         added += shapes_of(*layers[name]).values()
@@ -149,11 +148,12 @@ def step_shape(
     train = section.train
     number = DTYPE_BYTES[train.dtype]
     bytes_each = trained_bytes(section)
-    accumulates = share_of_rank(train)[1] > 1 or bool(
-        train.preservations()
-    )  # each of these has a pass of its own
+    # each of these has a pass of its own
+    accumulates = share_of_rank(train)[1] > 1 or bool(train.preservations())
     fused = train.fused_backward_pass and not accumulates
-    copies: float = 0  # bytes per weight of a layer's dequantized copies while it is used: see `quantization.py`
+    # bytes per weight of a layer's dequantized copies while it is used: see
+    # `quantization.py`
+    copies: float = 0
     if model.quantize:
         copies = 2 * number if train.dtype == "float16" else number
         if QTYPE_BYTES[model.qtype] < 1:
@@ -209,9 +209,8 @@ def share_of_rank(train: OptimizationConfig) -> tuple[int, int]:
     """The images of one rank's largest micro-batch, and its micro-batches per optimizer
     step."""
     processes = read_distributed_env().world_size
-    pieces = splits_per_micro_batch(
-        train.gradient_accumulation, processes
-    )  # of one micro-batch
+    # of one micro-batch
+    pieces = splits_per_micro_batch(train.gradient_accumulation, processes)
     micro_batches = train.gradient_accumulation * min(pieces, train.batch_size)
     return ceil_divide(train.batch_size, pieces), ceil_divide(micro_batches, processes)
 

@@ -52,9 +52,8 @@ def next_commands(folder: Path, name: str, section: object) -> list[str]:
     shown = list(_flags(section))
     if files[0].is_dir():
         return [command("generate", "--model", files[0], *shown), report]
-    if (
-        isinstance(section, DiffusionSection) and section.network.trains_model
-    ):  # a single file of the transformer
+    # a single file of the transformer
+    if isinstance(section, DiffusionSection) and section.network.trains_model:
         model = section.model.name_or_path
         whole = command(
             "generate", "--model", model, "--transformer-path", files[0], *shown
@@ -64,9 +63,8 @@ def next_commands(folder: Path, name: str, section: object) -> list[str]:
         return [whole, report]
     by_step = {step: paths[0] for step, paths in step_files(folder, name).items()}
     last = step_in(files[0])
-    if (
-        by_step and max(by_step) < last < math.inf
-    ):  # the last step has no file of its own
+    # the last step has no file of its own
+    if by_step and max(by_step) < last < math.inf:
         by_step[int(last)] = files[0]
     saved = [file for _, file in sorted(by_step.items())][-MOST_COLUMNS:]
     compared = saved if len(saved) > 1 else [files[0], "--strength", 0.5, 0.75, 1]

@@ -105,9 +105,8 @@ def why_too_large(
 ) -> str:
     """Why a run does not start; empty where it may fit, or where `memory_check` is
     off."""
-    encoded = (
-        Path(section.training_folder).expanduser() / CACHE_FOLDER
-    ).is_dir()  # then nothing may be left to encode
+    # then nothing may be left to encode
+    encoded = (Path(section.training_folder).expanduser() / CACHE_FOLDER).is_dir()
     phases = plan.phases
     if encoded:
         phases = tuple(phase for phase in phases if phase.name != ENCODING)

@@ -278,9 +278,8 @@ class Planner(ABC, Generic[SectionT]):
         for reason in why_not_started(
             section, section.run_folder(self.job), plan, self.machine
         ):
-            reasons.append(
-                reason.removeprefix("memory: ")
-            )  # which is for the error of a start
+            # which is for the error of a start
+            reasons.append(reason.removeprefix("memory: "))
         needed_bytes = disk_bytes(section, plan)
         outlook = run_outlook(
             section, self.job, plan, data.hashes, needed_bytes, model, tuple(reasons)
@@ -559,9 +558,8 @@ def disk_bytes(section: TrainerConfig, plan: RunPlan) -> int | None:
     if save.states == "always" and not (every and steps % every == 0):
         states += 1  # at the end
     if save.max_states_to_keep:
-        states = min(
-            states, save.max_states_to_keep + 1
-        )  # a state is written before an older one is removed
+        # a state is written before an older one is removed
+        states = min(states, save.max_states_to_keep + 1)
     return files * plan.save_size.file + states * plan.save_size.state
 
 

@@ -130,9 +130,8 @@ class _RunWork:
         """The mean over the images, each in a batch of its size."""
         train = self.section.train
         images, micro_batches = share_of_rank(train)
-        preservations = len(
-            train.preservations()
-        )  # each makes a pass without gradients and a whole one
+        # each makes a pass without gradients and a whole one
+        preservations = len(train.preservations())
         trained = [group for group in self.groups if not group.held_out]
         uses = sum(group.uses for group in trained)
         forward = PassWork()
@@ -254,9 +253,8 @@ class _RunWork:
         tokens = batch.images * (batch.text_tokens + batch.encoder_tokens)
         pixels = 0
         if pictures:
-            references = (
-                0 if group.layers else batch.references
-            )  # a picture with layers is its own control image
+            # a picture with layers is its own control image
+            references = 0 if group.layers else batch.references
             pixels = batch.images * (
                 (1 + group.layers) * batch.pixels + references * batch.reference_pixels
             )

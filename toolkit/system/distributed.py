@@ -153,9 +153,8 @@ class ProcessGroup:
         if self.is_single_process:
             return [value]
         while isinstance((gathered := self._values(value))[0], _Command):
-            assert (
-                self.on_command is not None
-            )  # set by `collectives.install_command_handler` before any command
+            # set by `collectives.install_command_handler` before any command
+            assert self.on_command is not None
             self.on_command(gathered[0].what)
         return gathered
 
@@ -235,9 +234,8 @@ class ProcessGroup:
         if shard is not None:
             rows = rows_per_rank(shard.shape[0], self.world_size)
             with self._oom_as_run_error():
-                padded = tensor.new_zeros(
-                    rows, *shard.shape[1:]
-                )  # all ranks send the same size
+                # all ranks send the same size
+                padded = tensor.new_zeros(rows, *shard.shape[1:])
                 if self.is_main_process:
                     joined = tensor.new_empty(rows * self.world_size, *shard.shape[1:])
                 else:
@@ -374,9 +372,8 @@ class ProcessGroup:
             code = report(error)
             self._store_call(lambda store: store.set(reported, "yes"))
         elif not self._poll_before_exit(lambda store: store.check([reported])):
-            return report(
-                error
-            )  # a launcher may have killed the rank that was to report
+            # a launcher may have killed the rank that was to report
+            return report(error)
         return code
 
     def _poll_before_exit(self, condition: Callable[[Any], bool]) -> bool:
@@ -502,9 +499,8 @@ def rendezvous_processes(env: DistributedEnv) -> ProcessGroup:
     """The process group of this rank. Waits until all ranks have joined."""
     if env.is_single_process:
         return ProcessGroup()
-    os.environ.setdefault(
-        "TORCH_CPP_LOG_LEVEL", "ERROR"
-    )  # a lost store has a message of our own
+    # a lost store has a message of our own
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from torch.distributed import PrefixStore, rendezvous
 
     try:
@@ -518,9 +514,8 @@ def rendezvous_processes(env: DistributedEnv) -> ProcessGroup:
             f"rank {env.rank} of {env.world_size}: the processes did not meet at {env.address}: {reason.rstrip('. ')}. "
             "Check MASTER_ADDR and MASTER_PORT, and that all of them were started."
         ) from error
-    return ProcessGroup(
-        env, PrefixStore(f"run {env.attempt}", store)
-    )  # ignores records of earlier attempts
+    # ignores records of earlier attempts
+    return ProcessGroup(env, PrefixStore(f"run {env.attempt}", store))
 
 
 @contextmanager
@@ -548,7 +543,9 @@ def mute_nonzero_ranks(env: DistributedEnv) -> None:
 def exit_process(code: int) -> NoReturn:
     """Exits this process; with several, without waiting for pending work of libraries
     with the other ranks."""
-    signals.ignore()  # the exit code is final: a signal during interpreter shutdown would print a traceback
+    # the exit code is final: a signal during interpreter shutdown would print a
+    # traceback
+    signals.ignore()
     with suppress(UserError):
         if read_distributed_env().is_single_process:
             sys.exit(code)

@@ -332,9 +332,8 @@ def gpu_clock(device: str) -> tuple[int, tuple[str, ...]]:
     reasons = ctypes.c_ulonglong(0)
     if nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(number), ctypes.byref(handle)):
         return 0, ()
-    nvml.nvmlDeviceGetClockInfo(
-        handle, ctypes.c_int(1), ctypes.byref(clock)
-    )  # NVML_CLOCK_SM
+    # NVML_CLOCK_SM
+    nvml.nvmlDeviceGetClockInfo(handle, ctypes.c_int(1), ctypes.byref(clock))
     nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle, ctypes.byref(reasons))
     return clock.value, tuple(
         dict.fromkeys(name for bit, name in THROTTLED.items() if reasons.value & bit)

@@ -44,9 +44,8 @@ def rows_per_rank(rows: int, size: int) -> int:
 
 def is_sharded(parameter: Tensor) -> bool:
     """Whether FSDP2 has sharded a parameter."""
-    return hasattr(
-        parameter, "device_mesh"
-    )  # a DTensor; importing that class takes a second
+    # a DTensor; importing that class takes a second
+    return hasattr(parameter, "device_mesh")
 
 
 def shard_of(parameter: Tensor) -> RowShard:

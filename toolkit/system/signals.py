@@ -177,9 +177,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 def _on_parent_gone(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)
-    if (
-        _request is None or not _request.requested
-    ):  # who is stopping already saves in peace
+    # who is stopping already saves in peace
+    if _request is None or not _request.requested:
         _on_signal(signal.SIGTERM, frame)
 
 
@@ -208,9 +207,8 @@ def _on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
 def _send_later(number: int) -> None:
     time.sleep(0.02)
     main = threading.main_thread().ident
-    if (
-        hasattr(signal, "pthread_kill") and main is not None
-    ):  # which also ends the sleep or the read it may be in
+    # which also ends the sleep or the read it may be in
+    if hasattr(signal, "pthread_kill") and main is not None:
         signal.pthread_kill(main, number)
     else:
         signal.raise_signal(number)

@@ -287,7 +287,9 @@ def _computed(
             programs.report(reason)
             return losses
         except _ProgramFailed as error:
-            reason = error.reason  # computed again below: inside the handler the error still holds the activations
+            # computed again below: inside the handler the error still holds the
+            # activations
+            reason = error.reason
             _require_unmoved(run, reason)
             programs.stop()
         except _NoMemory:
@@ -447,7 +449,8 @@ def try_largest_batch(
                 _forward_backward(run, len(batch), [batch], step_fn, trial=True)
                 return None
             except _NoMemory:
-                pass  # freed below: inside the handler the error still holds the activations
+                # freed below: inside the handler the error still holds the activations
+                pass
             _free_memory(run)
             if not increase_checkpointing():
                 _forward_backward_split_batch(

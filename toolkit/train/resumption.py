@@ -305,7 +305,8 @@ def _complete_at(
             return step
         return None
     if is_gone:
-        return None  # the files of the end are written again, from the state of the last step
+        # the files of the end are written again, from the state of the last step
+        return None
     step = step_of(checkpoint)
     state = read_checkpoint_json(checkpoint)["state"]
     passed = (

@@ -91,7 +91,9 @@ class RunIndex:
             and len(known.mark) == 1
             and known.mark == mark_of(path)
         ):
-            return known  # without a lock and a status, which could not come without changing the folder
+            # without a lock and a status, which could not come without changing the
+            # folder
+            return known
         mark = mark_of(path, LOCK, STATUS)
         if (
             known

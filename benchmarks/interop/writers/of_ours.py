@@ -67,7 +67,8 @@ def write(
             f"ours_{kind}", model.title, WRITER, what, saved, meant, network.targets
         )
         if KINDS[_settings(kind).type].library_class:
-            continue  # it has the library's names, old and new, and nothing can be converted
+            # it has the library's names, old and new, and nothing can be converted
+            continue
         old = _saved(model, network, folder / f"{kind}_old.safetensors", STORED)
         what = f"{title} of a run that began with the old names"
         yield WrittenFile(

@@ -52,9 +52,8 @@ class LatentFlowPipeline(DiffusionPipeline):
         }
         self.register_modules(**parts, scheduler=scheduler)
         self.register_to_config(prediction=prediction, max_tokens=max_tokens)
-        if (
-            text_encoder.config.model_type == "qwen3"
-        ):  # the transformer takes what its final norm takes
+        # the transformer takes what its final norm takes
+        if text_encoder.config.model_type == "qwen3":
             text_encoder.norm.register_forward_hook(lambda _, inputs, __: inputs[0])
         if vae.config.get("spade"):
             raise ValueError(
@@ -139,9 +138,8 @@ class LatentFlowPipeline(DiffusionPipeline):
                 x_BCHW, embeds_BLE, pooled, 1000 * t_B, return_dict=False
             )[0]
             return velocity.float()
-        if (
-            "causal_condition" in self.transformer.config
-        ):  # QwenImage21Transformer2DModel
+        # QwenImage21Transformer2DModel
+        if "causal_condition" in self.transformer.config:
             return self._predict_single_stream(x_BCHW, t_B, embeds_BLE)
         batch, channels, height, width = x_BCHW.shape
         rows = height // PATCH

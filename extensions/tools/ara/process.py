@@ -115,9 +115,8 @@ class AraProcess(BaseExtensionProcess):
         loaded = load_base_model(model, self._device, self._dtype, make=make)
         texts: list[Sequence[CacheEntry]] = []
         if self.section.measure:
-            self._sampler(loaded).encode(
-                lambda *_: None, texts
-            )  # before the transformer needs the memory
+            # before the transformer needs the memory
+            self._sampler(loaded).encode(lambda *_: None, texts)
         if self.section.calibrate and make is None:
             self._calibration(loaded, texts)
         fill_texts(texts, loaded)

@@ -292,9 +292,10 @@ def test_a_flag_may_be_cut_short_and_lists_keep_their_quotes() -> None:
         "--max_data_loader_n 0 --persistent_data_loader_worker",
     )
     assert load(text).processes[0].section.datasets[0].num_workers == 0
+    # steps or epochs
     assert "--max_train: unknown flag" in fault(
         COMMAND.replace("--max_train_steps", "--max_train")
-    )  # steps or epochs
+    )
     listed = "exclude_patterns=['.*img_mod.*', '.*txt_mod.*']"
     quoted = COMMAND.replace("loraplus_lr_ratio=4", listed)
     assert load(quoted).processes[0].section.network.exclude_patterns == (

@@ -374,9 +374,8 @@ def test_a_step_inherits_from_training_what_it_does_not_say_but_not_what_is_trai
     )
     assert (first["losses"]["kl"], "discriminator" in first) == (0.5, True)
     assert (second["type"], second["train"]["lr"]) == ("flow_trainer", 1e-5)
-    assert (
-        "autoencoder" not in second
-    )  # a discriminator of `training` makes no joint step
+    # a discriminator of `training` makes no joint step
+    assert "autoencoder" not in second
 
 
 def test_without_any_rate_there_is_a_note(read) -> None:
@@ -449,7 +448,8 @@ def test_the_rate_stays_where_a_stream_has_no_length(read) -> None:
         == process["optimizers"]["vae"]["lr_scheduler"]
         == "constant"
     )
-    own = "schedulers: {vae: {type: CosineAnnealingLR}}"  # refused later, as its length is not known
+    # refused later, as its length is not known
+    own = "schedulers: {vae: {type: CosineAnnealingLR}}"
     (process,) = read(
         step("train_vae: true", "lr: 1e-5", own, data="{use_webdataset: true}")
     ).steps

@@ -93,9 +93,8 @@ def test_a_save_writes_its_place_and_the_rates_of_its_step(run: Run) -> None:
     files.on_metrics(
         run, result(2, 1, lr_by_group={"vae": 1e-4, "discriminator": 2e-4})
     )
-    files.on_metrics(
-        run, result(3, 2, lr_by_group={"vae": 9.0, "discriminator": 9.0})
-    )  # while the save is written
+    # while the save is written
+    files.on_metrics(run, result(3, 2, lr_by_group={"vae": 9.0, "discriminator": 9.0}))
     files.event("save", step=2, epoch=1, files=["warmup_000000002"])
     folder = run.folder.parent
     assert json.loads((folder / "training_state.json").read_text()) == {

@@ -269,9 +269,8 @@ def test_a_transformer_that_lies_alone_is_used_in_place_of_the_folders(
         None,
         "alone/vae.safetensors",
     )
-    told = faults(
-        load, f"{job}edit_plus = true\n"
-    )  # the published model has other shapes
+    # the published model has other shapes
+    told = faults(load, f"{job}edit_plus = true\n")
     assert len(told) == 1 and told[0].startswith("job.toml:1:7: dit: ")
 
 
@@ -293,10 +292,11 @@ def test_buckets_share_an_area_and_references_have_that_of_their_image(
     kwargs = section(
         load(JOB, f"{data}control_resolution = [768, 512]\n")
     ).model.model_kwargs
+    # whose square has that area
     assert (kwargs.control_resolution, kwargs.match_target_res) == (
         627,
         False,
-    )  # whose square has that area
+    )
 
 
 def test_every_mistake_of_both_files_is_told_with_its_place(
@@ -509,10 +509,11 @@ def test_an_adapter_begins_as_there(as_there: Callable[..., Path]) -> None:
         as_there(case, *changes, ("--save_precision bf16", ""))
         / "my-lora_000000001.safetensors"
     )
+    # the file has it in its matrices
     ours, alpha = (
         load_file(file),
         float(read_metadata(file)["alpha"]),
-    )  # the file has it in its matrices
+    )
     theirs = table("musubi_jobs")["initial_adapter"]
     layers = {name.rpartition(".lora_A")[0] for name in ours if "lora_A" in name}
     assert {

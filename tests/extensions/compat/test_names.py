@@ -207,6 +207,7 @@ def test_every_tool_for_finished_files_is_named_by_some_option() -> None:
         "scale",
         "ui",
     }
+    # separate programs there
     scripts = {
         "cache",
         "caption",
@@ -214,7 +215,7 @@ def test_every_tool_for_finished_files_is_named_by_some_option() -> None:
         "extract",
         "post_hoc_ema",
         "resize",
-    }  # separate programs there
+    }
     assert set(FLAGS) - named - not_there - scripts == set(), (
         "give it to the option of musubi-tuner that does the same"
     )

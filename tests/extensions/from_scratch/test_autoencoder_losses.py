@@ -227,10 +227,11 @@ def test_r1_of_a_linear_judge_is_half_its_squared_weights_and_trains_them() -> N
 def test_a_term_that_outweighs_all_others_is_told_once(
     losses: dict, numbers: dict, says: str
 ) -> None:
+    # it looks at the result only
     callback, run = (
         LossBalance(LossesConfig(**losses)),
         cast("Run", None),
-    )  # it looks at the result only
+    )
     with heard() as said:
         for step in (1, 2):
             callback.on_metrics(

@@ -55,9 +55,8 @@ def test_encode_and_decode_are_those_of_diffusers(kind: str) -> None:
     frames = x[:, :, None] if kind == "AutoencoderKLQwenImage" else x
     with torch.no_grad():
         theirs = as_in_diffusers(model)(frames, return_dict=False)[0].view_as(x)
-    rounding = (
-        5e-3 if kind == "AutoencoderTiny" else 1e-5
-    )  # diffusers rounds its latents to 8 bits in between
+    # diffusers rounds its latents to 8 bits in between
+    rounding = 5e-3 if kind == "AutoencoderTiny" else 1e-5
     torch.testing.assert_close(
         model.decode(mean).clamp(-1, 1), theirs.clamp(-1, 1), rtol=1e-4, atol=rounding
     )
@@ -88,9 +87,8 @@ def test_one_frame_is_convolved_by_the_last_tap_alone_with_the_gradients_of_diff
 
 def test_random_weights_have_the_variance_of_a_convolution_over_one_frame() -> None:
     layer = made("AutoencoderKLQwenImage").module.encoder.conv_in
-    bound = (
-        (3 * 3 * 3) ** -0.5
-    )  # of torch's uniform weights: of 3 channels and 3 x 3 pixels, without the 3 frames
+    # of torch's uniform weights: of 3 channels and 3 x 3 pixels, without the 3 frames
+    bound = (3 * 3 * 3) ** -0.5
     assert not layer.weight[:, :, :-1].any()
     assert 0.9 * bound < layer.weight[:, :, -1].abs().max() <= bound
 
@@ -100,9 +98,8 @@ def test_several_frames_are_those_of_diffusers() -> None:
     with torch.no_grad():
         for parameter in ours.module.parameters():
             if parameter.ndim == 5:
-                parameter[:, :, :-1] = (
-                    0.3 * parameter[:, :, -1:]
-                )  # random weights have one tap along time
+                # random weights have one tap along time
+                parameter[:, :, :-1] = 0.3 * parameter[:, :, -1:]
     video = torch.rand(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(

@@ -87,9 +87,10 @@ def test_a_run_with_references_goes_on_to_the_same_bytes(
         if (whole / file).read_bytes() != (again / file).read_bytes()
     ] == []
     assert Image.open(whole / files[3]).size == (64, 72)
+    # references on the left
     assert Image.open(whole / "samples" / "overview.png").width == 6 + (29 + 6) + 3 * (
         64 + 6
-    )  # references on the left
+    )
 
 
 @pytest.mark.slow

@@ -293,9 +293,8 @@ def test_it_learns(start, vae_job, pictures: Path, kind: str) -> None:
 
 def test_psnr_of_a_known_difference() -> None:
     target = torch.zeros(1, 3, 16, 16)
-    assert psnr(target + 0.2, target) == pytest.approx(
-        20.0, abs=1e-4
-    )  # 10 log10(2^2 / 0.2^2)
+    # 10 log10(2^2 / 0.2^2)
+    assert psnr(target + 0.2, target) == pytest.approx(20.0, abs=1e-4)
     assert psnr(target, target) == float("inf")
 
 

@@ -230,9 +230,8 @@ def test_control_images_reach_each_model_by_its_own_way() -> None:
         to_api(workflow("m.safetensors", own, "Qwen-Image-2.1", True, 2)),
         "TextEncodeQwenImage21",
     )
-    assert (
-        prompt["resolution"] == 992
-    )  # the side of a square of 1216 x 832, in steps of 32
+    # the side of a square of 1216 x 832, in steps of 32
+    assert prompt["resolution"] == 992
     assert {"images.image_1", "images.image_2", "vae"} <= set(prompt)
     # 2509 and 2511 were trained with these words around the prompt, also without
     # images.
@@ -356,9 +355,8 @@ def test_the_noise_levels_are_those_of_the_jobs_samples(
     size = family.latent_size(comfyui.Size(1216, 832))
     ours = sigmas(20, dynamic_shift(tiny_model).mu(family.tokens(size), 20), None)[:-1]
     even = torch.linspace(1, 1 / 20, 20)
-    theirs = (
-        shift * even / (1 + (shift - 1) * even)
-    )  # comfy/model_sampling.py, time_snr_shift; scheduler simple
+    # comfy/model_sampling.py, time_snr_shift; scheduler simple
+    theirs = shift * even / (1 + (shift - 1) * even)
     assert title_of(chosen.model, family) == "Qwen-Image-Edit-2509"
     assert torch.allclose(ours, theirs, atol=0.002)
 
@@ -379,10 +377,11 @@ def test_only_a_file_that_the_program_wrote_is_replaced(
     assert "pipo" in path.read_text(encoding="utf-8")
     changed = json.loads(path.read_text(encoding="utf-8"))
     assert MARK in changed["extra"]
+    # as ComfyUI saves it after somebody has moved a node
     changed["nodes"][1]["pos"] = [
         5,
         5,
-    ]  # as ComfyUI saves it after somebody has moved a node
+    ]
     for text in (json.dumps(changed), "{}", "mine"):
         path.write_text(text, encoding="utf-8")
         assert not write_workflows(lora, chosen, edits=False, plain=True)

@@ -141,9 +141,8 @@ def test_the_rows_hold_what_they_are_to_hold() -> None:
     def met(key: str, *kinds: str) -> set[str]:
         return {row[key] for row in ROWS if row["network"] in kinds}
 
-    own = {
-        name for name, kind in KINDS.items() if not kind.library_class
-    }  # the others: test_lycoris_library.py
+    # the others: test_lycoris_library.py
+    own = {name for name, kind in KINDS.items() if not kind.library_class}
     assert met("optimizer", *KINDS) == {*OPTIMIZER_NAMES} and met("base", "dora") == {
         *BASES
     }

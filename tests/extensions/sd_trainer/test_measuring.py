@@ -181,9 +181,8 @@ def test_what_is_held_out_is_neither_trained_on_nor_counted(
         2,
     )
     assert "validation: 2 images held out, not trained on (2_data/" in plan.render()
-    assert (
-        "16 forward passes each time" in plan.render()
-    )  # 2 images at 2 sizes and 4 noise levels
+    # 2 images at 2 sizes and 4 noise levels
+    assert "16 forward passes each time" in plan.render()
     assert "latents and text embeddings of 4 items are ready" in start(job)
     assert len(losses(tmp_path / "output" / "held")) == 8
 
@@ -217,9 +216,8 @@ def test_the_next_process_runs_after_a_stop_and_both_are_skipped_then(
     (data / "a.txt").write_text(caption)
     (folders[0] / "first.safetensors").unlink()
     start(job)
-    assert (
-        folders[0] / "first.safetensors"
-    ).is_file()  # written again from the state; the second is as it was
+    # written again from the state; the second is as it was
+    assert (folders[0] / "first.safetensors").is_file()
     assert [
         (status(folder)["status"], status(folder)["step"]) for folder in folders
     ] == ends

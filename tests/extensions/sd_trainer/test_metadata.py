@@ -64,12 +64,10 @@ def metadata(write_job, trainer, make_pictures, plan, tmp_path: Path):
         fixed = job_metadata(section, meta or {}, "maya", 30, 7, optimizer, plan)
         writer = LoraWriter(None, section, fixed)
         found = writer.metadata_at(TrainState(step=9, epoch=1, epochs_done=1))
-        assert list(found) == list(
-            fixed
-        )  # the order of the header is the same at each step
-        assert all(
-            isinstance(value, str) for value in found.values()
-        )  # safetensors takes nothing else
+        # the order of the header is the same at each step
+        assert list(found) == list(fixed)
+        # safetensors takes nothing else
+        assert all(isinstance(value, str) for value in found.values())
         return found
 
     return describe

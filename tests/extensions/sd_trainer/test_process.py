@@ -288,10 +288,11 @@ def test_a_base_in_one_8_bit_file_trains_goes_on_after_a_kill_and_generates(
     layers = family_for(ModelConfig(name_or_path=str(tiny_model))).linear_layers(
         tiny_model
     )
+    # after ComfyUI's own name of each layer, as on any base
     parts = (
         "lora_A.weight",
         "lora_B.weight",
-    )  # after ComfyUI's own name of each layer, as on any base
+    )
     assert tensors_of(whole)[0].keys() == {
         f"diffusion_model.{layer}.{part}" for layer in layers for part in parts
     }
@@ -473,9 +474,8 @@ def test_images_with_none_to_three_references_train_together(
     assert [line["samples"] for line in metrics] == [2, 4, 5]
     assert all(line["loss"] > 0 and "skipped" not in line for line in metrics)
     cached = list((tmp_path / "output" / "_cache" / "latents").rglob("*.safetensors"))
-    assert (
-        len(cached) == 5 + 4 + 2 + 1 + 1
-    )  # the last for the sample, which has another size
+    # the last for the sample, which has another size
+    assert len(cached) == 5 + 4 + 2 + 1 + 1
     assert tensors_of(tmp_path / "output" / "edits" / "edits.safetensors")[0]
     drift = lines(tmp_path / "output" / "edits" / "drift.jsonl")
     assert [line["step"] for line in drift] == [0, 3]
@@ -485,9 +485,8 @@ def test_images_with_none_to_three_references_train_together(
     with Image.open(
         tmp_path / "output" / "edits" / "samples" / "overview.png"
     ) as sheet:
-        assert sheet.width == 6 + (29 + 6) + 2 * (
-            64 + 6
-        )  # references on the left, then steps 0 and 3
+        # references on the left, then steps 0 and 3
+        assert sheet.width == 6 + (29 + 6) + 2 * (64 + 6)
 
 
 @pytest.mark.slow
@@ -558,9 +557,8 @@ def test_masks_flips_and_regularisation_images_go_on_in_the_same_bits(
     assert "3 x 2 x 2 flips + 2 x 1 = 14 samples per epoch" in said
     assert "masks: 3 of 3" in said and "regularisation images" in said
     latents = list((tmp_path / "output" / "_cache" / "latents").rglob("*.safetensors"))
-    assert (
-        len(latents) == 3 * 2 * 3 + 2
-    )  # target, mask and reference, each as it is and mirrored
+    # target, mask and reference, each as it is and mirrored
+    assert len(latents) == 3 * 2 * 3 + 2
     again, said = run(resume=2)
     assert "resuming from" in said and "step_000000002" in said
     assert again == whole

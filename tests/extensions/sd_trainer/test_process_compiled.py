@@ -152,14 +152,14 @@ def test_a_step_in_the_middle_is_that_of_a_run_that_goes_on_uncompiled(
     )
     resumed = run("resumed", None, steps=4, **often)
     of_one, of_two = results_of(found), results_of(resumed)
+    # which name other jobs
     del (
         of_one["job_000000002.safetensors"],
         of_two["job_000000002.safetensors"],
-    )  # which name other jobs
+    )
     assert of_one == of_two and states_of(found) == states_of(resumed)
     assert [compiled for _, compiled in states_of(found).values()] == [True, False]
     rows = lines(found / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    assert not any(
-        "compile_s" in row for row in rows
-    )  # the trial has compiled the one size
+    # the trial has compiled the one size
+    assert not any("compile_s" in row for row in rows)

@@ -119,9 +119,8 @@ def test_the_assistant_is_on_in_training_and_off_in_what_the_run_shows_and_saves
         (folder / "samples" / "000000000_0.jpg").read_bytes()
         for folder in (plain, with_it)
     ]
-    assert (
-        first[0] == first[1] and images[0] == images[1]
-    )  # before step 1 the network changes nothing
+    # before step 1 the network changes nothing
+    assert first[0] == first[1] and images[0] == images[1]
     assert (
         load_file(plain / "job.safetensors").keys()
         == load_file(with_it / "job.safetensors").keys()
@@ -538,9 +537,8 @@ def test_a_share_of_the_later_micro_batches_learns_with_the_few_step_lora(run) -
     )
     of_steps = lines(later / "metrics.jsonl")
     assert ["loss/few_step" in line for line in of_steps] == [False, False, True, True]
-    run(
-        "halves", {**keys, "steps": 3}
-    )  # its teacher is the network after step 1, as that of the whole run
+    # its teacher is the network after step 1, as that of the whole run
+    run("halves", {**keys, "steps": 3})
     halves = run("halves", {**keys, "steps": 6})
     weights = [load_file(folder / "job.safetensors") for folder in (whole, halves)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -131,9 +131,8 @@ def test_the_class_stands_for_the_trigger_words_of_all_datasets(
         train={"steps": 1, **OF_CLASS},
     )
     run_job(write_job({**job, "type": kind}))
-    assert (
-        len(list(Path("output/_cache/text").rglob("*.safetensors"))) == 2
-    )  # the caption, and "dog beside dog"
+    # the caption, and "dog beside dog"
+    assert len(list(Path("output/_cache/text").rglob("*.safetensors"))) == 2
     prompts = section(**OF_CLASS).train.preserved_prompts(
         "zxq beside zx", ["zx", "zxq"]
     )

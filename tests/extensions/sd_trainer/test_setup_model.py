@@ -338,9 +338,8 @@ def test_auto_hears_of_the_blocks_that_are_whole_although_they_are_shared_out(
     whole = facts.linear_params // 5 * (2 * 2 + 2 + 2 * 4)
     assert (alone["needed"], shared_out["needed"]) == (0, whole)
     half = alone["work"].gradients - 4 * facts.linear_params / 2
-    assert shared_out["work"].gradients == pytest.approx(
-        half, rel=0.02
-    )  # biases are dealt out, too
+    # biases are dealt out, too
+    assert shared_out["work"].gradients == pytest.approx(half, rel=0.02)
 
 
 @pytest.mark.slow

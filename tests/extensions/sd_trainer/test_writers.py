@@ -138,13 +138,13 @@ def test_the_metadata_tells_what_it_is_and_holds_what_the_user_adds(run) -> None
         "Qwen/Qwen-Image-Edit-2509",
         "maya",
     )
+    # never expanded
     assert (metadata["author"], json.loads(metadata["tags"])) == (
         "${USER}",
         ["a", "ü"],
-    )  # never expanded
-    assert (
-        metadata["trigger_word"] == "maya_char"
-    )  # what was trained, whatever `meta` says
+    )
+    # what was trained, whatever `meta` says
+    assert metadata["trigger_word"] == "maya_char"
     assert len(metadata["sha256"]) == 64
 
 

@@ -346,9 +346,8 @@ def test_a_save_that_fails_leaves_no_folder_and_an_older_one_as_it_was(
 
 def test_what_is_no_model_is_never_replaced(trained) -> None:
     writer, run, _ = trained()
-    (run.folder / "maya" / "state").mkdir(
-        parents=True
-    )  # such as the run of another process
+    # such as the run of another process
+    (run.folder / "maya" / "state").mkdir(parents=True)
     with pytest.raises(RunError, match="maya' was not made by this program"):
         writer.snapshot(run, None)()
     assert (run.folder / "maya" / "state").is_dir()

@@ -107,9 +107,8 @@ def test_a_saved_file_has_the_bits_of_the_folder_and_the_names_of_comfyui(
             part for each in ROWS_OF.values() for part in each if arch == "qwen_image_2"
         }
         names = load_file(file)
-        assert (
-            "__index_timestep_zero__" in names
-        ) == is_2511  # by it ComfyUI tells the reference method
+        # by it ComfyUI tells the reference method
+        assert ("__index_timestep_zero__" in names) == is_2511
         assert not any(f".{part}." in name for part in parts for name in names)
         assert any(".gate_up." in name for name in names) == bool(parts)
         assert (

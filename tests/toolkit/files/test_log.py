@@ -49,9 +49,8 @@ def test_both_streams_are_copied_and_still_shown(
         with tee_output(path), tee_output(tmp_path / f"{word}.txt"):
             print(word)
             print("err", file=sys.stderr)
-            assert path.read_text().endswith(
-                f"{word}\nerr\n"
-            )  # a line is in the file when it is complete
+            # a line is in the file when it is complete
+            assert path.read_text().endswith(f"{word}\nerr\n")
     assert path.read_text() == "out\nerr\nagain\nerr\n"
     assert (tmp_path / "again.txt").read_text() == "again\nerr\n"
     captured = capsys.readouterr()
@@ -159,12 +158,13 @@ def test_status_elsewhere_is_a_plain_line_every_ten_seconds() -> None:
         status.update(f"at {now[0]}")
     status.note("note")
     status.finish("end")
+    # over soon as a rule: its first line can wait
     for now[0] in (
         26.0,
         34.0,
         36.0,
         37.0,
-    ):  # over soon as a rule: its first line can wait
+    ):
         status.update(f"image at {now[0]}", at_once=False)
     status.finish()
     status.update("image", at_once=False)
@@ -351,9 +351,8 @@ def test_libraries_log_as_they_did(
         logging.getLogger("toolkits").warning("of another program")
         OWN.info("once")
     assert capsys.readouterr().out == "once\n"
-    assert (
-        caplog.messages[-1] == "of another program"
-    )  # a handler of the root logger does not get ours again
+    # a handler of the root logger does not get ours again
+    assert caplog.messages[-1] == "of another program"
 
 
 def test_a_logged_line_stays_above_the_status_line(

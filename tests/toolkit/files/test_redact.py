@@ -282,6 +282,5 @@ def test_a_line_costs_next_to_nothing() -> None:
     begin = time.perf_counter()
     for _ in range(1000):
         redact_text(line)
-    assert (
-        time.perf_counter() - begin
-    ) / 1000 < 0.001  # seconds; some microseconds where nothing else runs
+    # seconds; some microseconds where nothing else runs
+    assert (time.perf_counter() - begin) / 1000 < 0.001

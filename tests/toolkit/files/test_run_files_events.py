@@ -19,9 +19,8 @@ def test_each_event_is_a_line_with_its_time_that_can_be_read_at_once(
     assert (
         len((tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()) == 1
     )
-    EventLog(tmp_path / "events.jsonl").add(
-        "sample", step=5
-    )  # another process of the same run
+    # another process of the same run
+    EventLog(tmp_path / "events.jsonl").add("sample", step=5)
     lines = [
         json.loads(line)
         for line in (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()

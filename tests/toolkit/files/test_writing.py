@@ -51,9 +51,8 @@ def test_the_new_file_takes_the_place_of_the_old_at_the_end(tmp_path: Path) -> N
     write_text(path, "old")
     with atomic_write(path) as temporary:
         temporary.write_text("new")
-        assert (
-            temporary.parent == path.parent
-        )  # a rename is atomic within one file system only
+        # a rename is atomic within one file system only
+        assert temporary.parent == path.parent
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert list(path.parent.iterdir()) == [path]

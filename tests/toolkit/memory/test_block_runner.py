@@ -137,11 +137,12 @@ def test_auto_goes_down_one_level_at_a_time_and_says_so(made) -> None:
     levels = []
     while engine.increase_checkpointing():
         levels.append(engine.level)
+    # on the CPU there is nothing to offload to
     assert levels == [
         "cheap",
         "keep_attention",
         "full",
-    ]  # on the CPU there is nothing to offload to
+    ]
     assert (
         said[0]
         == "train.gradient_checkpointing auto: the largest batch does not fit with none; cheap instead"
@@ -276,9 +277,8 @@ def test_uncompiled_blocks_take_the_level_that_is_fastest_for_them(
     engine.choose_checkpointing(WORK, needed=0)
     assert engine.level == "none"
     engine.level, said[:] = before, []
-    monkeypatch.setattr(
-        engine_module, "fastest_level_that_fits", None
-    )  # it has what it needs to know
+    # it has what it needs to know
+    monkeypatch.setattr(engine_module, "fastest_level_that_fits", None)
     engine._fitting = lambda levels, compiled, flops: (
         "none" if flops is None else "full"
     )
@@ -299,8 +299,7 @@ def test_after_programs_a_batch_that_does_not_fit_is_computed_again_at_a_more_sa
 ) -> None:
     _, engine, _ = made(free=10**12, compile_settings=CompileConfig(backend="eager"))
     engine.choose_checkpointing(WORK, needed=0)
-    assert (
-        not engine.programs.save_memory()
-    )  # compiled, the trial of the largest batch decides
+    # compiled, the trial of the largest batch decides
+    assert not engine.programs.save_memory()
     engine.programs.stop()
     assert engine.programs.save_memory() and engine.level == "cheap"

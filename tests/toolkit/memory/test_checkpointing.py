@@ -76,9 +76,8 @@ def test_each_level_gives_the_same_bits_on_a_real_model(
         model.wrap_blocks([checkpoint_wrapper(level, model.hidden_size)])
         torch.manual_seed(0)
         width = model.network_module.config.joint_attention_dim
-        texts = [
-            torch.randn((tokens, width), generator=random) for tokens in (7, 9)
-        ]  # two groups: two passes
+        # two groups: two passes
+        texts = [torch.randn((tokens, width), generator=random) for tokens in (7, 9)]
         x_t_BCHW = torch.randn((2, 16, 8, 12), generator=random)
         velocity = model.predict_velocity(
             x_t_BCHW, torch.tensor([0.8, 0.3]), PromptEmbeds.stack(texts), [(), ()]

@@ -80,20 +80,20 @@ def test_compiled_blocks_compute_the_same_in_one_piece(level: str, qtype) -> Non
 def test_nothing_is_compiled_after_the_warm_up() -> None:
     compiled_stack = stack("keep_attention")
     compiled_stack.gradients()
-    assert (
-        counters["stats"]["unique_graphs"] == 1
-    )  # also for the first block, whose input needs no gradient
+    # also for the first block, whose input needs no gradient
+    assert counters["stats"]["unique_graphs"] == 1
     with torch.no_grad():
         compiled_stack.output()
     compiled_stack.gradients(tokens=12)
     compiled_stack.gradients(tokens=28)
     warm = counters["stats"]["unique_graphs"]
+    # from the second length on a program serves them all
     for tokens in (
         20,
         12,
         24,
         36,
-    ):  # from the second length on a program serves them all
+    ):
         compiled_stack.gradients(tokens=tokens)
         with torch.no_grad():
             compiled_stack.output()

@@ -166,10 +166,11 @@ def test_no_level_keeps_a_dequantized_weight(
 def test_a_level_keeps_what_it_says(programs: list[Program], qtype: str | None) -> None:
     for level in ("keep_attention", "cheap"):
         train(level, qtype=qtype)
+    # its output, and the logarithm of its sums
     attention = {
         (2, 2, TOKENS, WIDTH // 2): 1,
         (2, 2, TOKENS): 1,
-    }  # its output, and the logarithm of its sums
+    }
     # Products of six layers but the last, which nothing needs again, and low-rank ones:
     # that of query, key and value is one.
     products = {(ROWS, WIDTH): 4, (ROWS, 2 * WIDTH): 1, (ROWS, 3 * 4): 1, (ROWS, 4): 3}

@@ -64,9 +64,8 @@ def test_blocks_keep_what_the_level_says(level: str, units: float) -> None:
 
 
 def test_offloaded_activations_are_on_the_host() -> None:
-    assert SMALL.kept_on_host("full_offload") == 8 / 10 * SMALL.kept(
-        "full"
-    )  # the first and the last stay
+    # the first and the last stay
+    assert SMALL.kept_on_host("full_offload") == 8 / 10 * SMALL.kept("full")
     assert replace(SMALL, blocks=1).kept_on_host("full_offload") == 0
     assert SMALL.kept_on_host("full") == 0
 
@@ -112,9 +111,8 @@ def test_the_less_is_kept_the_more_is_computed_again() -> None:
     assert [together[level] for level in ("cheap", "keep_attention")] == pytest.approx(
         [once] * 2, abs=3
     )
-    assert together["full"] == pytest.approx(
-        once + UNIT, abs=3
-    )  # the gradient of what the block gave
+    # the gradient of what the block gave
+    assert together["full"] == pytest.approx(once + UNIT, abs=3)
     # That, the first block's input, and the next one's on its way back.
     assert together["full_offload"] == pytest.approx(once + 3 * UNIT, abs=3)
 
@@ -161,9 +159,8 @@ def test_the_change_of_a_modulation_layer_may_be_the_peak() -> None:
     alone = 56 * 10**4 - 22.1 * UNIT
     assert alone > boft.block_backward_bytes("none")
     assert large.block_backward_bytes("none") == pytest.approx(alone, abs=2)
-    assert large.block_backward_bytes("full") == pytest.approx(
-        56 * 10**4, abs=2
-    )  # and the gradient beside it
+    # and the gradient beside it
+    assert large.block_backward_bytes("full") == pytest.approx(56 * 10**4, abs=2)
     assert large.forward() == 12 * 10**4
     assert replace(SMALL, largest_change=10**4).block_backward_bytes(
         "none"
@@ -231,9 +228,8 @@ def test_compiled_blocks_keep_less_where_all_is_kept() -> None:
     for level in ("cheap", "keep_attention", "full", "full_offload"):
         assert compiled.kept(level) == eager.kept(level)
         more = step_peak(compiled, level)[0] - step_peak(eager, level)[0]
-        assert more == pytest.approx(
-            COMPILED_AGAIN * UNIT, abs=1
-        )  # of the one block that is computed again
+        # of the one block that is computed again
+        assert more == pytest.approx(COMPILED_AGAIN * UNIT, abs=1)
     # What a block takes in its backward pass is the same beside it.
     assert compiled.block_backward_bytes("none") == eager.block_backward_bytes("none")
 

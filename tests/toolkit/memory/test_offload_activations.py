@@ -77,9 +77,8 @@ def test_gradients_are_the_same_bits() -> None:
     assert same(
         offloaded(copies).gradients(steps=2), Stack(count=BLOCKS).gradients(steps=2)
     )
-    assert len(copies.hosts) == 2 * (
-        BLOCKS - 1
-    )  # the first block was given nothing that needs a gradient
+    # the first block was given nothing that needs a gradient
+    assert len(copies.hosts) == 2 * (BLOCKS - 1)
 
 
 def test_what_leaves_is_let_go_when_memory_runs_out() -> None:
@@ -183,8 +182,9 @@ def test_nothing_waits_where_nothing_is_kept_or_there_is_nowhere_to_wait() -> No
     copies = WrittenDown()
     with torch.no_grad():
         offloaded(copies).output()
+    # nothing here is on CUDA
     Stack(count=BLOCKS).wrap(
         checkpoint_wrapper("full"), ActivationOffload(copies)
-    ).gradients()  # nothing here is on CUDA
+    ).gradients()
     assert copies.log == []
     assert offloading(CPU) == []

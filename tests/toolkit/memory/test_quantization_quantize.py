@@ -151,9 +151,8 @@ def test_weights_in_fp8_scaled_are_those_of_musubi() -> None:
             f"torch.{case['scale_dtype']}",
             "float8_e4m3fn",
         )
-        assert (
-            list(weight.scale_ON.shape) == case["scale_shape"][:2]
-        )  # a block's scale has no axis of its own here
+        # a block's scale has no axis of its own here
+        assert list(weight.scale_ON.shape) == case["scale_shape"][:2]
         same_weights(dequantized, matrix, case, rel=1e-6)
         torch.testing.assert_close(
             weight.scale_ON.flatten()[:4],
@@ -239,9 +238,8 @@ def test_only_the_linears_weights_are_quantized(
         )
         assert module.weight.dtype == dtype
     for name, parameter in plain.named_parameters():
-        if (
-            name.removesuffix(".weight") not in found
-        ):  # biases, norms, everything outside the blocks
+        # biases, norms, everything outside the blocks
+        if name.removesuffix(".weight") not in found:
             ours = model.get_parameter(name)
             assert ours.dtype == dtype and torch.equal(ours, parameter)
 

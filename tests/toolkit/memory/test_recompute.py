@@ -96,9 +96,8 @@ def test_a_real_model_has_the_bits_of_full_checkpointing(
         model.wrap_blocks([wrapper])
         torch.manual_seed(0)
         width = model.network_module.config.joint_attention_dim
-        texts = [
-            torch.randn((tokens, width), generator=random) for tokens in (7, 9)
-        ]  # two groups: two passes
+        # two groups: two passes
+        texts = [torch.randn((tokens, width), generator=random) for tokens in (7, 9)]
         x_t_BCHW = torch.randn((2, 16, 8, 12), generator=random)
         velocity = model.predict_velocity(
             x_t_BCHW, torch.tensor([0.8, 0.3]), PromptEmbeds.stack(texts), [(), ()]

@@ -56,9 +56,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[fx.Graph]]:
         torch._dynamo.config.patch(),
         torch._functorch.config.patch(),
     ):
-        compile_wrapper(CompileConfig(enabled=True))(
-            lambda block, *tensors: tensors
-        )  # what it sets for inductor
+        # what it sets for inductor
+        compile_wrapper(CompileConfig(enabled=True))(lambda block, *tensors: tensors)
         yield found
     torch._dynamo.reset()
 
@@ -103,9 +102,10 @@ def test_an_adapter_adds_no_product_to_a_matrix(
     # again.
     assert added(forward) == ({} if qtype else {1: LAYERS})
     assert added(backward) == ({} if qtype else {1: LAYERS - 1})
+    # query, key and value
     assert (
         products_of(forward, 3 * RANK) == 1 and products_of(forward, RANK) == LAYERS - 3
-    )  # query, key and value
+    )
     tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
     assert all(
         relative(a, b) < tolerance for a, b in zip(found, gradients(), strict=True)

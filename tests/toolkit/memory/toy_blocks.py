@@ -139,10 +139,9 @@ def no_kernels() -> Iterator[None]:
     def kernel(*_: object) -> None:
         pass
 
+    # else it tries which instructions the compiler knows
     with (
         patch.object(AsyncCompile, "cpp_pybinding", lambda *_: kernel),
-        patch.object(
-            cpu_vec_isa, "valid_vec_isa_list", list
-        ),  # else it tries which instructions the compiler knows
+        patch.object(cpu_vec_isa, "valid_vec_isa_list", list),
     ):
         yield

@@ -167,9 +167,8 @@ def test_parts_are_found_beside_the_file_and_through_links(
         str(flat / "vae.safetensors"),
         str(flat / "text.safetensors"),
     )
-    assert base_hashes(section) == base_hashes(
-        linked
-    )  # a run goes on wherever the files are
+    # a run goes on wherever the files are
+    assert base_hashes(section) == base_hashes(linked)
 
 
 def test_the_model_folder_that_a_file_lies_in_is_its_model(
@@ -352,10 +351,11 @@ def test_parts_that_are_missing_or_several_are_named_with_their_key(
         tmp_path / "models" / "text_encoders",
         tmp_path / "models" / "vae" / "qwen" / "vae.safetensors",
     )
+    # fits another
     save_file(
         part_weights(folders["qwen_image_2"], "text_encoder"),
         encoders / "qwen3.safetensors",
-    )  # fits another
+    )
     assert fault_of(file) == ""
     shutil.copy(encoders / "text.safetensors", encoders / "more.safetensors")
     fault = f"{encoders / 'more.safetensors'}, {encoders / 'text.safetensors'} fit it. Choose one with model.text_enc"

@@ -197,9 +197,8 @@ def test_merged_weights_are_in_the_entry(
     assert "read from" in caplog.text
     (entry,) = kept_entries(tmp_path / "_cache")
     damage(entry.folder, "transformer_blocks.0")
-    assert_same(
-        first, transformer(tiny_model, tmp_path, **keys)
-    )  # the files of both are read again
+    # the files of both are read again
+    assert_same(first, transformer(tiny_model, tmp_path, **keys))
 
 
 # ---------------------------------------------------------------- damage, kills, other
@@ -393,9 +392,8 @@ def test_a_disk_that_fills_up_ends_the_entry_and_not_the_run(
         and os.strerror(errno.ENOSPC) in warning.message
     )
     assert not list((tmp_path / "_cache" / "models").iterdir())
-    assert_same(
-        fresh, found
-    )  # the block that waits is still in the file, which has no name any more
+    # the block that waits is still in the file, which has no name any more
+    assert_same(fresh, found)
 
 
 def test_a_folder_that_cannot_be_written_ends_no_run(

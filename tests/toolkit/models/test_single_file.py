@@ -355,9 +355,8 @@ def test_an_int8_base_has_the_codes_the_scales_and_the_rotation_of_the_file(
         relative(as_stored, of_numbers),
         1e-5,
     )
-    assert (
-        relative(velocity(folder), of_numbers) > 1e-4
-    )  # which the quantization has moved
+    # which the quantization has moved
+    assert relative(velocity(folder), of_numbers) > 1e-4
     with caplog.at_level("INFO"):
         as_base(folder, file, qtype="float8")
     assert (

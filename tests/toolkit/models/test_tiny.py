@@ -81,12 +81,10 @@ def test_words_of_captions_are_tokens_and_their_embeddings_are_far_apart(
     assert is_written(tmp_path, spec) and not is_written(tmp_path, TinySpec())
     assert not is_written(tmp_path, TinySpec(captions=captions[:1]))
     tokenizer = load_tokenizer(tmp_path / "tokenizer")
-    assert (
-        len(tokenizer(captions[1])["input_ids"]) == 7
-    )  # a, green, zeppelin, the comma, wearing, an, umbrella
-    assert (
-        len(tokenizer(PREFIX)["input_ids"]) == DROP_TOKENS
-    )  # what is cut off before the prompt, as published
+    # a, green, zeppelin, the comma, wearing, an, umbrella
+    assert len(tokenizer(captions[1])["input_ids"]) == 7
+    # what is cut off before the prompt, as published
+    assert len(tokenizer(PREFIX)["input_ids"]) == DROP_TOKENS
     assert tokenizer.decode(tokenizer("quixotic")["input_ids"]) == "quixotic"
     text_model = load_text_model(
         tmp_path / "text_encoder", TEXT_ENCODER, torch.float32, None

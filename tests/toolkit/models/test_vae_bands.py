@@ -99,9 +99,8 @@ def elements_of(vae: Any, side: int, whole: bool = False) -> dict[str, float]:
     scale = 2 ** (len(vae.config.dim_mult) - 1)
     taken = {}
     with live:
-        encode(
-            torch.empty(1, channels, 1, scale, scale)
-        )  # the weights are counted as they are used first
+        # the weights are counted as they are used first
+        encode(torch.empty(1, channels, 1, scale, scale))
         decode(torch.empty(1, latents, 1, 1, 1))
         for phase, work, shape in (
             ("encoding", encode, (1, channels, 1, side, side)),

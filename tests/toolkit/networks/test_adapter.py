@@ -223,17 +223,15 @@ def test_dropout_is_active_in_training_and_off_for_samples(
     torch.manual_seed(0)
     assert torch.equal(layer()(x), seen[0])
     base = layer().base_layer(x)
-    share = {"module_dropout": 0.5}.get(
-        which, 1.0
-    )  # of a dropped module the rest is not enlarged
+    # of a dropped module the rest is not enlarged
+    share = {"module_dropout": 0.5}.get(which, 1.0)
     assert relative(torch.stack(seen).mean(0) - base, share * (plain - base)) < 0.6
     with network.inference():
         assert torch.equal(layer()(x), plain)
     with pytest.raises(KeyError), network.inference():
         raise KeyError
-    assert any(
-        not torch.equal(layer()(x), plain) for _ in range(20)
-    )  # on again after an error too
+    # on again after an error too
+    assert any(not torch.equal(layer()(x), plain) for _ in range(20))
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])

@@ -527,9 +527,8 @@ def test_a_file_that_diffusers_saves_means_what_it_fuses(
         transformer.save_lora_adapter(tmp_path)
     else:
         _save_weights(transformer, tmp_path)
-    if (
-        saver == "saved again"
-    ):  # as loaded, diffusers writes rank_pattern with ^ and alpha_pattern without
+    # as loaded, diffusers writes rank_pattern with ^ and alpha_pattern without
+    if saver == "saved again":
         _save_weights(_loaded(tmp_path), tmp_path)
     changes = load_adapter_file(file, list(expected))
     assert len(changes) == 10

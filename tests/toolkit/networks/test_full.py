@@ -147,14 +147,12 @@ def test_an_update_below_the_resolution_of_bf16_is_kept(step_inputs, attached) -
     parameter.copy_(parameter.to(BF16))
     before = adapter.predict_velocity(*step_inputs)
     parameter *= 1 + 2**-10
-    assert torch.equal(
-        adapter.predict_velocity(*step_inputs), before
-    )  # not seen yet ...
+    # not seen yet ...
+    assert torch.equal(adapter.predict_velocity(*step_inputs), before)
     for _ in range(3):
         parameter *= 1 + 2**-10
-    assert (
-        relative(adapter.predict_velocity(*step_inputs), before) > 1e-3
-    )  # ... and not forgotten
+    # ... and not forgotten
+    assert relative(adapter.predict_velocity(*step_inputs), before) > 1e-3
 
 
 def test_the_export_is_the_whole_model_under_its_own_names(attached) -> None:
@@ -163,9 +161,8 @@ def test_the_export_is_the_whole_model_under_its_own_names(attached) -> None:
         name: tensor.clone()
         for name, tensor in adapter.network_module.state_dict().items()
     }
-    assert (
-        adapter.enable_modulation_cache(BlockSwap) is None
-    )  # layers that are not trained leave the model
+    # layers that are not trained leave the model
+    assert adapter.enable_modulation_cache(BlockSwap) is None
     assert adapter.network_module.state_dict().keys() < model.keys()
     weights = {name: torch.zeros_like(p) for name, p in network.parameters().items()}
     exported = network.export(weights)

@@ -95,9 +95,8 @@ def test_nothing_of_it_stays_after_a_call(monkeypatch: pytest.MonkeyPatch) -> No
     seen = []
     block.down.register_forward_hook(lambda *_: seen.append(len(there())))
     stack.run(block, x_BSD)
-    assert (
-        seen == [6 + 3 + 3] and not there()
-    )  # ups, downs alone, and the group's as each of its layers sees it
+    # ups, downs alone, and the group's as each of its layers sees it
+    assert seen == [6 + 3 + 3] and not there()
     monkeypatch.setattr(block.down, "forward", lambda x: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         stack.run(block, x_BSD)

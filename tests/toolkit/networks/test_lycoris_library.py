@@ -271,9 +271,8 @@ def test_the_layer_computes_what_the_library_trains(kind: str, arguments: dict) 
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
     network = attached(base, kind, arguments)
     trained(network)
-    plain = nn.Linear(
-        12, 16, bias=kind != "lycoris-full"
-    )  # whose biases we leave alone
+    # whose biases we leave alone
+    plain = nn.Linear(12, 16, bias=kind != "lycoris-full")
     plain.weight.data = weight
     own = network.arguments | {"lora_dim": 4, "alpha": 3.0}
     theirs = load_library_class(KINDS[kind].library_class)(
@@ -476,16 +475,14 @@ def test_a_job_stops_goes_on_and_leaves_a_file_that_the_library_reads(
         section["model"] |= {"quantize": True, "qtype": "int8"}
         result = run_py(write_job(section))
         assert result.returncode == 0, result.stdout + result.stderr
-        assert (
-            "LyCORIS]" not in result.stdout + result.stderr
-        )  # the library's own lines
+        # the library's own lines
+        assert "LyCORIS]" not in result.stdout + result.stderr
         counts = re.findall(
             r"(?:on 24 layers: |: 24 layers, )([\d,]+) trainable parameters",
             result.stdout,
         )
-        assert len(counts) == 2 and len(set(counts)) == 1, (
-            result.stdout
-        )  # the plan and the network
+        # the plan and the network
+        assert len(counts) == 2 and len(set(counts)) == 1, result.stdout
         return tmp_path / run / "job" / "job.safetensors"
 
     train("parts", 2)

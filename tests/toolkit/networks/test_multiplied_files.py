@@ -542,9 +542,8 @@ def test_the_output_is_that_of_the_changed_weight(
         x = torch.randn(2, 5, layer.in_features)
         before = net(x)
         applied = AppliedAdapters(net, [{LAYER: change}], CPU)
-        assert net.get_submodule(
-            LAYER
-        ).needs_base  # so that no table stands for the frozen layer
+        # so that no table stands for the frozen layer
+        assert net.get_submodule(LAYER).needs_base
         for strength in (1.0, 0.4, -0.5):
             applied.use([({LAYER: change}, strength)])
             expected = before + strength * (x @ change.delta_for(weight_OI).T)

@@ -120,9 +120,8 @@ def test_the_newest_step_files_are_kept_by_number_not_by_time(tmp_path: Path) ->
     def path(step: int) -> Path:
         return tmp_path / f"{step_stem('job', step)}.safetensors"
 
-    for time, step in enumerate(
-        [1000000000, 900, 40, 30]
-    ):  # the highest step has the oldest time
+    # the highest step has the oldest time
+    for time, step in enumerate([1000000000, 900, 40, 30]):
         path(step).touch()
         os.utime(path(step), (time, time))
     deleted = remove_old_step_files(tmp_path, "job", keep=2)

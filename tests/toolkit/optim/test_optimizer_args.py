@@ -156,9 +156,10 @@ def test_what_would_fail_in_training_fails_when_it_is_tried(
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_a_plan_refuses_every_value_that_a_run_refuses(name: str) -> None:
     values = (0, -1, 2, None, "x", True, [2, 3], [0, 1], [None, 0.9], [0.9, 0.99, 1])
+    # by the device
     for argument, value in product(
         ARGUMENTS[name].keys() - {"capturable", "fsdp_in_use"}, values
-    ):  # by the device
+    ):
         try:
             try_optimizer(name, 1e-4, {argument: value}, torch.device("cpu"))
         except (UserError, TypeError):

@@ -42,9 +42,10 @@ def test_the_result_is_a_neighbour_and_its_mean_is_the_value(value: float) -> No
     )
     share = (value - below) / (above - below)
     found = (rounded.float() == above).double().mean().item()
+    # five standard errors
     assert found == pytest.approx(
         share, abs=5 * (share * (1 - share) / len(values)) ** 0.5
-    )  # five standard errors
+    )
 
 
 def test_numbers_of_bf16_and_what_is_not_finite_stay() -> None:
@@ -124,9 +125,8 @@ def test_the_step_before_rounding_is_the_optimizers_in_float32(name: str) -> Non
     spacing = torch.finfo(BF16).eps * exact.abs()
     assert ((found - exact).abs() <= spacing).all()
     assert (found != exact.to(BF16).float()).any()  # and not simply the nearest
-    assert (
-        (found - exact).mean().abs() <= 5 * spacing.norm() / 2 / spacing.numel()
-    )  # five standard errors at most
+    # five standard errors at most
+    assert (found - exact).mean().abs() <= 5 * spacing.norm() / 2 / spacing.numel()
     tensors, _ = state_tensors(optimizer, ["w"])
     assert {t.dtype for t in tensors.values()} <= {torch.float32}
 

@@ -483,9 +483,8 @@ def test_the_plan_says_what_auto_compiling_does(
         notes = plan(**({"device": "auto"} | changes)).notes
         return [note for note in notes if note.startswith("train.compile")]
 
-    monkeypatch.setattr(
-        nvidia, "_cuda_of_torch", lambda: None
-    )  # PyTorch is a build for the CPU
+    # PyTorch is a build for the CPU
+    monkeypatch.setattr(nvidia, "_cuda_of_torch", lambda: None)
     assert not lines()
     monkeypatch.setattr(nvidia, "_cuda_of_torch", lambda: "13.0")
     monkeypatch.setattr(nvidia, "find_spec", lambda name: name)

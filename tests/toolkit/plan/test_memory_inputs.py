@@ -73,9 +73,8 @@ def test_gradients_wait_where_there_are_several_micro_batches() -> None:
     assert work(train={"gradient_accumulation": 2}).gradients_wait
     fused = {"fused_backward_pass": True, "max_grad_norm": 0, "full_bf16": True}
     whole = {"network": {"type": "full"}}
-    assert (
-        work(train=fused, **whole).gradients == 2 * 6 * 3072**2
-    )  # of the largest layer
+    # of the largest layer
+    assert work(train=fused, **whole).gradients == 2 * 6 * 3072**2
     assert (
         work(train=fused | {"gradient_accumulation": 2}, **whole).gradients > 40 * 10**9
     )
@@ -217,9 +216,8 @@ def test_both_images_of_a_pair_are_in_the_batch() -> None:
     )
     facts = FAMILY.footprint(pairs.model.folder())
     assert BatchSizes(pairs, facts, groups).batch(2).images == 4
-    assert (
-        BatchSizes(section(), facts, groups).batch(2).images == 2
-    )  # nothing compares them
+    # nothing compares them
+    assert BatchSizes(section(), facts, groups).batch(2).images == 2
 
 
 def test_a_batch_has_no_more_images_than_its_bucket_has_uses_and_none_that_is_held_out() -> (
@@ -227,9 +225,8 @@ def test_a_batch_has_no_more_images_than_its_bucket_has_uses_and_none_that_is_he
 ):
     found = sizes(item(references=0, repeats=2), item(512, references=0, repeats=9))
     assert [found.batch(most).images for most in (1, 2)] == [1, 2]
-    assert (
-        found.batch(4).images == 2
-    )  # two of the large ones are more than four of the small ones
+    # two of the large ones are more than four of the small ones
+    assert found.batch(4).images == 2
     assert found.batch(9).images == 9
     assert sizes(item(512), held_out=(item(), item(256))).batch(1).pixels == 512 * 512
     assert sizes(item(repeats=1), held_out=(item(),)).batch(4).images == 1
@@ -268,7 +265,6 @@ def test_samples_are_generated_one_at_a_time(disabled: bool, count: int) -> None
         (1, PIXELS),
         (1, PIXELS // 2),
     ][:count]
-    assert [one.reference_pixels for one in found] == [0, 0][
-        :count
-    ]  # nothing of them is encoded
+    # nothing of them is encoded
+    assert [one.reference_pixels for one in found] == [0, 0][:count]
     assert not found or found[1].text_tokens - found[0].text_tokens == 99

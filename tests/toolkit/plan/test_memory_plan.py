@@ -87,9 +87,8 @@ def test_lora_files_beside_the_network_count_once_each(tmp_path: Path) -> None:
         "also": [{"lora": a}, {"name": "again", "lora": b}],
     }
     found = plan(train={"assistant": a, "few_step_loss": {"lora": a}}, sample=sample)
-    assert (
-        phase(found, "training").parts["LoRA files beside it"] == 2 * 1_000_000 * 2
-    )  # two files in bfloat16
+    # two files in bfloat16
+    assert phase(found, "training").parts["LoRA files beside it"] == 2 * 1_000_000 * 2
     assert "LoRA files beside it" not in phase(plan(), "training").parts
 
 
@@ -325,9 +324,8 @@ def test_each_level_keeps_less_than_the_one_before_and_auto_is_the_fastest_that_
     ]
     peaks = [found.device_bytes for found in plans]
     assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 5
-    less = plan(
-        model=INT8, train={"gradient_checkpointing": "block_offload"}
-    )  # asked for only: `auto` is faster
+    # asked for only: `auto` is faster
+    less = plan(model=INT8, train={"gradient_checkpointing": "block_offload"})
     assert less.device_bytes < peaks[-1]
     offloaded = plan(
         item(2048), model=INT8, train={"gradient_checkpointing": "full_offload"}
@@ -347,9 +345,8 @@ def test_each_level_keeps_less_than_the_one_before_and_auto_is_the_fastest_that_
         ).device_bytes
         == peaks[-1]
     )
-    assert (
-        plan(model=INT8, train=auto).device_bytes == peaks[3]
-    )  # an unknown GPU: as with `full`
+    # an unknown GPU: as with `full`
+    assert plan(model=INT8, train=auto).device_bytes == peaks[3]
 
 
 def test_the_first_step_makes_the_optimizers_state_while_the_gradients_are_there() -> (
@@ -358,9 +355,8 @@ def test_the_first_step_makes_the_optimizers_state_while_the_gradients_are_there
     found = plan(item(256, 0), network=FULL)
     assert taken(found, "optimizer", "first step") == taken(found, "optimizer") > 160
     assert taken(found, "gradients", "first step") > 80
-    assert (
-        taken(plan(), "optimizer", "first step") == 0
-    )  # the step of a LoRA is far below its backward pass
+    # the step of a LoRA is far below its backward pass
+    assert taken(plan(), "optimizer", "first step") == 0
 
 
 def test_the_table_is_filled_in_the_course_of_training() -> None:
@@ -464,25 +460,20 @@ def test_ddp_leaves_everything_in_each_process_but_the_images(
 def test_swapped_blocks_and_weights_of_the_table_are_in_the_main_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        host_memory, "pins_exactly", lambda: True
-    )  # as with PyTorch 2.13
+    # as with PyTorch 2.13
+    monkeypatch.setattr(host_memory, "pins_exactly", lambda: True)
     not_kept = INT8 | {"keep_quantized": False}
     plain, swapped = plan(model=not_kept), plan(model=not_kept | {"blocks_to_swap": 32})
     moved = taken(plain, "weights") - taken(swapped, "weights")
-    assert moved == pytest.approx(
-        13.6 / 2, abs=0.1
-    )  # 30 of 60 blocks: two are on the device at a time
-    assert (
-        kept(swapped, "swapped blocks") == 32 * 256 * 2**20
-    )  # 217 MiB each, rounded as pinned
+    # 30 of 60 blocks: two are on the device at a time
+    assert moved == pytest.approx(13.6 / 2, abs=0.1)
+    # 217 MiB each, rounded as pinned
+    assert kept(swapped, "swapped blocks") == 32 * 256 * 2**20
     whole = plan(model=not_kept | {"blocks_to_swap": 55, "modulation_table": False})
-    assert kept(whole, "swapped blocks") / GB == pytest.approx(
-        20.4 * 55 / 60, abs=0.1
-    )  # exact
-    assert (
-        kept(swapped, "weights of the table") == 120 * 64 * 2**20
-    )  # 54 MiB each, rounded as pinned
+    # exact
+    assert kept(whole, "swapped blocks") / GB == pytest.approx(20.4 * 55 / 60, abs=0.1)
+    # 54 MiB each, rounded as pinned
+    assert kept(swapped, "weights of the table") == 120 * 64 * 2**20
 
 
 def test_weights_that_wait_in_the_kept_model_take_a_window_of_main_memory(
@@ -552,9 +543,8 @@ def test_shuffled_captions_keep_the_whole_text_encoder_on_the_device_or_beside_i
         plan(item(**SHUFFLED), model=INT8 | {"low_vram": True}),
     )
     assert taken(there, "text encoder") == pytest.approx(15.5, abs=0.1)
-    assert there.host_bytes / GB - 2.5 == pytest.approx(
-        16.6, abs=0.2
-    )  # it is first read into main memory
+    # it is first read into main memory
+    assert there.host_bytes / GB - 2.5 == pytest.approx(16.6, abs=0.2)
     assert taken(here, "text encoder") == 0 and kept(
         here, "text encoder"
     ) / GB == pytest.approx(15.5, abs=0.1)

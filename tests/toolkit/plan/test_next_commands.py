@@ -41,9 +41,8 @@ def test_they_have_the_settings_of_the_first_sample_and_the_files_of_the_run(
     tmp_path: Path,
 ) -> None:
     folder, sampled = tmp_path / "my run", section(sample=SAMPLE)
-    assert next_commands(folder, "x", sampled) == [
-        command("report", folder)
-    ]  # nothing is saved
+    # nothing is saved
+    assert next_commands(folder, "x", sampled) == [command("report", folder)]
     folder.mkdir()
     for name in ("x", "x_lora", *(f"x_{step:09}" for step in range(1, 7))):
         (folder / f"{name}.safetensors").touch()

@@ -153,9 +153,8 @@ def test_a_model_that_is_trained_itself_has_other_remedies() -> None:
     )
     used = {"optimizer": "adafactor", "full_bf16": True, "fused_backward_pass": True}
     more = memory_advice(section(**full, train=used))
-    assert (
-        more.count("train.") == 1 and "blocks_to_swap: 30" in more
-    )  # and full_offload
+    # and full_offload
+    assert more.count("train.") == 1 and "blocks_to_swap: 30" in more
     assert "swap" not in memory_advice(
         section(**full, train={**used, "gradient_accumulation": 2})
     )

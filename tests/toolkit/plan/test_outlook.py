@@ -401,9 +401,8 @@ def test_a_folder_that_cannot_be_used_is_told_as_such(
     with run_lock(folder):
         assert "is running in this folder" in plan(job())[0]["start"]["reason"]
     document = folder / "state" / "step_000000002" / "state.json"
-    document.write_bytes(
-        b"[" * document.stat().st_size
-    )  # as long as before: only the run reads all hashes
+    # as long as before: only the run reads all hashes
+    document.write_bytes(b"[" * document.stat().st_size)
     assert "what it records cannot be used" in plan(job())[0]["start"]["reason"]
     document.unlink()
     assert "no valid checkpoint found" in plan(job())[0]["start"]["reason"]

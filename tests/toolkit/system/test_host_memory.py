@@ -89,7 +89,6 @@ def test_free_memory_is_what_the_system_has_or_a_containers_limit(
 def test_pinned_memory_is_rounded_up_to_the_limit_and_exact_above(
     size: int, pinned: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        host_memory, "pins_exactly", lambda: True
-    )  # as with PyTorch 2.13
+    # as with PyTorch 2.13
+    monkeypatch.setattr(host_memory, "pins_exactly", lambda: True)
     assert host_memory.pinned_bytes(size) == pinned

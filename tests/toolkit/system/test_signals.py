@@ -45,10 +45,11 @@ def test_a_signal_stops_at_once_by_default(number: int, code: int) -> None:
 def test_the_first_signal_is_only_recorded_while_deferred_and_the_second_stops_at_once(
     number: int, code: int
 ) -> None:
+    # the inner block shares the request
     with (
         signals.defer_signals() as request,
         signals.defer_signals(),
-    ):  # the inner block shares the request
+    ):
         assert not request.requested
         signal.raise_signal(number)
         assert request.requested and request.exit_code == code

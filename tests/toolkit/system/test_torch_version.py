@@ -67,9 +67,8 @@ def test_the_allocator_is_told_only_what_the_installed_version_knows(
     )
     assert settings.keys() <= KNOWN[version]
     assert settings["expandable_segments"] == "True"
-    limits = {
-        settings[name] for name in settings if name.startswith("pinned_max")
-    }  # equal, or memory is overwritten
+    # equal, or memory is overwritten
+    limits = {settings[name] for name in settings if name.startswith("pinned_max")}
     assert limits == ({"256"} if version == "2.13.0" else set())
     pinned = 340_000_000 if limits else 2**29
     assert host_memory.pinned_bytes(340_000_000) == pinned

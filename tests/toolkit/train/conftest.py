@@ -94,9 +94,8 @@ class Toy:
             momentum = settings.pop("momentum")
             optimizer = torch.optim.SGD(parameters.values(), lr=0.0, momentum=momentum)
         else:
-            optimizer = torch.optim.SGD(
-                parameters.values(), lr=0.0
-            )  # the loop sets the rate of each step
+            # the loop sets the rate of each step
+            optimizer = torch.optim.SGD(parameters.values(), lr=0.0)
         if decay := settings.pop("ema_decay", None):
             settings["ema"] = Ema(parameters, decay, warm_up=False)
         return Run(

@@ -75,13 +75,14 @@ def test_samples_counts_items_not_batches() -> None:
             accumulation_steps(five_batches, 0, 0, grad_accum_steps=2), 5
         )
     ]
+    # 2+2, 2+2, 1+2, 2+2, 2+1: each epoch's short batch counts once
     assert counts == [
         4,
         4,
         3,
         4,
         3,
-    ]  # 2+2, 2+2, 1+2, 2+2, 2+1: each epoch's short batch counts once
+    ]
 
 
 def test_the_processes_share_out_the_micro_batches_of_a_window() -> None:

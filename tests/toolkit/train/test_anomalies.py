@@ -485,9 +485,8 @@ def test_texture_is_the_energy_of_high_frequencies_in_flat_areas() -> None:
     """A disc, a gradient, rounding and JPEG have none; a pattern has, whatever else is
     in the image."""
     image, half = image_of(3), image_of(3)
-    half.paste(
-        image_of(0, "noise").crop((0, 0, 64, 128)), (0, 0)
-    )  # fine detail in one half, as of leaves
+    # fine detail in one half, as of leaves
+    half.paste(image_of(0, "noise").crop((0, 0, 64, 128)), (0, 0))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=95)
     for sound in (

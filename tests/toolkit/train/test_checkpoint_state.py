@@ -94,9 +94,8 @@ def test_a_state_comes_back_bit_for_bit_and_training_goes_on_as_if_nothing_had_h
 def test_a_state_folder_says_what_it_is(tmp_path: Path) -> None:
     [path] = saved(tmp_path, 4)
     assert path == tmp_path / "state" / "step_000000004"
-    assert (
-        sorted(p.name for p in path.iterdir()) == FILES
-    )  # safetensors and JSON: nothing that runs code when read
+    # safetensors and JSON: nothing that runs code when read
+    assert sorted(p.name for p in path.iterdir()) == FILES
     assert (step_of(path), saved_seed(path)) == (4, 77)
     manifest = json.loads((path / "MANIFEST.json").read_text())
     assert (manifest["format"], manifest["step"], sorted(manifest["files"])) == (

@@ -229,9 +229,8 @@ def test_what_this_process_wrote_is_not_read_again_to_decide_what_goes(
         lambda path: read.append(path.parent.name) or sha256_of(path),
     )
     saved(tmp_path, 2, 4, 10, 30)
-    assert not any(
-        folder.startswith("step_") for folder in read
-    )  # only new ones, under their temporary names
+    # only new ones, under their temporary names
+    assert not any(folder.startswith("step_") for folder in read)
     latest_checkpoint(checkpoint_dir(tmp_path))
     assert read.count("step_000000030") == 4  # where a run begins from is read whole
 
@@ -242,9 +241,9 @@ def test_a_state_that_was_damaged_since_does_not_count_among_those_kept(
 ) -> None:
     older, newer = saved(tmp_path, 2, 4)
     damage(newer / "weights.safetensors")
-    if (
-        damage is flip
-    ):  # of the same size and, on a fast machine, within one tick of the file system's clock
+    # of the same size and, on a fast machine, within one tick of the file system's
+    # clock
+    if damage is flip:
         os.utime(newer / "weights.safetensors", (1, 1))
     run = make_run(tmp_path)
     take_steps(run, 10)

@@ -123,6 +123,7 @@ def test_images_of_the_training_come_first_in_half_size(tmp_path: Path) -> None:
         for (red, green, blue) in colours
         if (red, blue) == (255, 255) and green < 200
     ]
+    # two of half the size in each of three columns
     assert sorted(shown) == [
         0,
         40,
@@ -130,7 +131,7 @@ def test_images_of_the_training_come_first_in_half_size(tmp_path: Path) -> None:
         110,
         150,
         190,
-    ]  # two of half the size in each of three columns
+    ]
     assert colours[255, 0, 255] == 29 * 29 and colours[255, 0, 0] == 64 * 48
 
 

@@ -57,9 +57,8 @@ def test_only_what_changes_outside_the_mask_counts(tmp_path: Path) -> None:
     reference, mask = tmp_path / "reference.png", tmp_path / "mask.png"
     image = photograph(0)
     image.save(reference)
-    half = Image.new(
-        "L", (image.width // 2, image.height // 2)
-    )  # stretched over its reference
+    # stretched over its reference
+    half = Image.new("L", (image.width // 2, image.height // 2))
     half.paste(255, (0, 0, half.width // 2, half.height))
     half.save(mask)
     sample = image.copy()

@@ -48,9 +48,8 @@ def test_the_share_is_drawn_by_the_seed_and_the_place() -> None:
     ]
     assert chosen[0] == chosen[1] != chosen[2]
     assert not any(mixture(1, 7).is_few(spec, 6) for spec in SPECS)
-    assert all(
-        mixture(1, 7).is_few(spec, 7) for spec in SPECS
-    )  # all of them where nothing is given
+    # all of them where nothing is given
+    assert all(mixture(1, 7).is_few(spec, 7) for spec in SPECS)
     assert sum(chosen[0]) / len(SPECS) == pytest.approx(0.5, abs=0.04)
 
 
@@ -61,9 +60,8 @@ def test_levels_are_those_of_sampling_with_the_lora() -> None:
     few = [t for spec in SPECS for t in step.sample_t(spec, SIZE)]
     assert sorted(set(few)) == pytest.approx([0.5, 0.75, 0.9, 1.0])
     assert all(few.count(level) > len(few) / 6 for level in set(few))
-    assert mixture().schedule(SIZE)[-1] == pytest.approx(
-        0.02
-    )  # stretched, as the model's own sampling is
+    # stretched, as the model's own sampling is
+    assert mixture().schedule(SIZE)[-1] == pytest.approx(0.02)
 
 
 class Role:
@@ -108,12 +106,10 @@ def test_the_teacher_is_the_mean_of_the_network_since_the_first_step(
     assert of(10, 9) == -1
     assert of(10, 10) == first
     weight += 1
-    assert (
-        of(10, 11) == pytest.approx(first + (2 - first) / 3) and weight[0] == 2
-    )  # 3 = 0.3 x 10 steps
-    assert (
-        of(20, 19) == -1
-    )  # the job has more steps than before, and then it begins anew
+    # 3 = 0.3 x 10 steps
+    assert of(10, 11) == pytest.approx(first + (2 - first) / 3) and weight[0] == 2
+    # the job has more steps than before, and then it begins anew
+    assert of(20, 19) == -1
     assert of(20, 20) == (average or 2)
 
 
@@ -219,9 +215,8 @@ def test_the_target_is_the_few_step_lora_and_what_the_network_changes_in_many_gu
         x_t_BCHW, noise_BCHW + 7 * (t_B - 1).view(-1, 1, 1, 1), atol=1e-5
     )
     following = {1.0: 0.9, 0.9: 0.75, 0.75: 0.5, 0.5: 0.0}
-    mean = [
-        0.75 * t + 0.25 * following[round(t, 2)] + added for t in t_B.tolist()
-    ]  # of two Euler steps
+    # of two Euler steps
+    mean = [0.75 * t + 0.25 * following[round(t, 2)] + added for t in t_B.tolist()]
     assert target_BCHW.mean((1, 2, 3)).tolist() == pytest.approx(
         [5 + 3 * v for v in mean], abs=1e-5
     )

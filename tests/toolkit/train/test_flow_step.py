@@ -396,9 +396,8 @@ def gradients(
     network.attach(model.network_module)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in network.parameters().items():
-        if (
-            "lora_B" in name
-        ):  # zero at the start, where half of the gradients would be zero
+        # zero at the start, where half of the gradients would be zero
+        if "lora_B" in name:
             parameter.data.copy_(
                 0.1 * torch.randn(parameter.shape, generator=generator)
             )

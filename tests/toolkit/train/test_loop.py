@@ -49,9 +49,10 @@ def test_the_loss_and_the_numbers_of_a_step_are_means_over_its_samples(
 ) -> None:
     run = toy.run(2, accumulation=2, callbacks=[recorder])
     toy.train(run, toy.step(run))
+    # w = 0
     assert recorder.results[0].loss == pytest.approx(
         float((toy.y_N[:6] ** 2).mean()), rel=1e-6
-    )  # w = 0
+    )
     assert recorder.results[0].per_sample["loss"] == pytest.approx(
         (toy.y_N[:6] ** 2).tolist()
     )
@@ -181,10 +182,11 @@ def test_a_gradient_that_is_no_number_skips_the_step_though_the_loss_is_one(
     toy.train(
         run, lambda batch: StepLosses({"network": w_D.sum().sqrt().repeat(len(batch))})
     )
+    # d sqrt(w) at 0 is infinite
     assert [(r.loss, r.skipped) for r in recorder.results] == [
         (0.0, True),
         (0.0, True),
-    ]  # d sqrt(w) at 0 is infinite
+    ]
     assert w_D.tolist() == [0.0, 0.0, 0.0]
 
 
@@ -197,12 +199,13 @@ def test_three_skipped_steps_in_a_row_end_the_run_and_name_the_files(
     # Step 1 holds sample 1, step 2 sample 3, step 3 sample 6.
     assert run.state.step == run.state.skipped == MAX_CONSECUTIVE_SKIPS == 3
     assert "image_6.png" in str(error.value)
+    # nothing is saved after the third
     assert recorder.calls == [
         "start",
         "step 1",
         "step 2",
         "error",
-    ]  # nothing is saved after the third
+    ]
     assert recorder.errors == [error.value]
 
 

@@ -91,7 +91,8 @@ class Kept(Callback):
         self.rows: list[tuple] = []
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
-        norm = f"{result.grad_norm:.6g}"  # of a fused step the order of its summands may differ
+        # of a fused step the order of its summands may differ
+        norm = f"{result.grad_norm:.6g}"
         self.rows.append(
             (result.step, result.samples, result.loss, norm, result.per_sample)
         )
@@ -325,9 +326,8 @@ def test_a_program_that_fails_when_weights_have_moved_ends_the_run_with_advice(
 
     def fails(kind: str, tensors: list[Tensor]) -> Exception | None:
         runs.append(kind)
-        return (
-            ERRORS[0] if runs.count("backward") == 4 else None
-        )  # 2 of the trial, and the first of two
+        # 2 of the trial, and the first of two
+        return ERRORS[0] if runs.count("backward") == 4 else None
 
     install(fails)
     with pytest.raises(
@@ -426,13 +426,14 @@ def test_a_step_that_compiles_is_marked_and_its_compiling_takes_no_time(
 
     step = Blocks(AUTO)
     trained(toy, step, steps=5, callbacks=[Results()])
+    # a program for each size
     assert [result.compiled for result in results] == [
         True,
         True,
         True,
         False,
         False,
-    ]  # a program for each size
+    ]
     assert [result.compile_s > 0 for result in results] == [
         result.compiled for result in results
     ]

@@ -249,9 +249,8 @@ def test_a_window_with_a_loss_that_is_not_finite_changes_nothing(
     def broken(batch) -> StepLosses:
         seen.append(weights(run))
         losses = step_fn(batch)
-        more = (
-            float("inf") if next(calls) == 2 + at else 0.0
-        )  # its gradients are finite
+        # its gradients are finite
+        more = float("inf") if next(calls) == 2 + at else 0.0
         return StepLosses({"network": losses.by_role["network"] + more})
 
     average_updates = []
@@ -327,9 +326,8 @@ def test_memory_that_runs_out_after_weights_have_moved_ends_the_run(
     def full(_: Tensor) -> None:
         raise torch.OutOfMemoryError
 
-    run.roles["network"].parameters["first.weight"].register_hook(
-        full
-    )  # the last one reached
+    # the last one reached
+    run.roles["network"].parameters["first.weight"].register_hook(full)
     with pytest.raises(RunError, match=r"fused backward pass.*last save"):
         toy.train(run, step_fn)
 

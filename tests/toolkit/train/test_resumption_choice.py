@@ -249,9 +249,8 @@ def test_model_folders_are_moved_as_files_are_and_other_runs_are_not(
     (tmp_path / "run" / "training.json").write_text(
         json.dumps({"training_info": json.dumps({"step": 2})})
     )
-    (tmp_path / "run_raw" / "state").mkdir(
-        parents=True
-    )  # the folder of a process that is called so
+    # the folder of a process that is called so
+    (tmp_path / "run_raw" / "state").mkdir(parents=True)
     archive_later_files(tmp_path, "run", step)
     assert [
         (tmp_path / name).exists()

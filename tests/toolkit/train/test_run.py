@@ -22,9 +22,8 @@ def test_an_optimizer_remembers_nothing_before_its_first_step() -> None:
     assert role.state_bytes == 0
     weight.grad = torch.ones(3)
     role.optimizer.step()
-    assert (
-        role.state_bytes == 2 * weight.nbytes + 4
-    )  # two moments and the number of the step
+    # two moments and the number of the step
+    assert role.state_bytes == 2 * weight.nbytes + 4
 
 
 def test_what_is_kept_is_the_average_where_there_is_one(toy) -> None:

@@ -86,9 +86,8 @@ def test_a_run_is_running_while_its_lock_is_held(tmp_path: Path) -> None:
             == [run.status for run in index.runs()]
         )
         before = (tmp_path / "a" / "run.lock").read_bytes()
-    (tmp_path / "a" / "run.lock").write_bytes(
-        before
-    )  # as a kill leaves it: nothing is written
+    # as a kill leaves it: nothing is written
+    (tmp_path / "a" / "run.lock").write_bytes(before)
     let_age(tmp_path)
     assert [run.status for run in index.runs()] == [RunStatus.KILLED]
 

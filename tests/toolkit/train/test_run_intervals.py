@@ -21,9 +21,8 @@ def steps_of(toy, interval: Interval, accumulation: int, last: int = 30) -> list
     )
     done = 0
     for step, accumulation_step in zip(range(1, last + 1), planned, strict=False):
-        run = toy.run(
-            last, accumulation=accumulation
-        )  # a new run at each step: nothing but the state is remembered
+        # a new run at each step: nothing but the state is remembered
+        run = toy.run(last, accumulation=accumulation)
         run.state = TrainState(
             step=step,
             epochs_before=done,

@@ -69,9 +69,8 @@ def test_a_scale_that_is_too_large_skips_steps_and_ends_no_run(
     toy: Toy, recorder: Recorder
 ) -> None:
     run = half_run(toy, 12, [recorder])
-    toy.train(
-        run, tiny_losses(toy, run, factor=4.0)
-    )  # 65536 times 4 is more than float16 holds
+    # 65536 times 4 is more than float16 holds
+    toy.train(run, tiny_losses(toy, run, factor=4.0))
     skipped = [result.skipped for result in recorder.results]
     assert sum(skipped) > 3 and not any(skipped[-3:])
     scales = [result.extra_metrics["loss_scale"] for result in recorder.results]

@@ -23,9 +23,8 @@ CHANGE = np.array([[1.0, 0.0], [0.0, 2.0]])
     ],
 )
 def test_the_score_is_the_share_of_the_change_that_is_left(left, score: float) -> None:
-    of_few_steps = np.array(
-        [[5.0, 5.0], [-5.0, 3.0]]
-    )  # what the few-step LoRA changes itself does not count
+    # what the few-step LoRA changes itself does not count
+    of_few_steps = np.array([[5.0, 5.0], [-5.0, 3.0]])
     assert survival(
         BASE + CHANGE, of_few_steps + left, BASE, of_few_steps
     ) == pytest.approx(score)

@@ -97,9 +97,8 @@ def test_the_losses_are_the_plain_means_of_the_squared_velocity(
     by_level: dict[float, list[float]] = {}
     for index, (x_t_BCHW, level, _, _) in enumerate(recording.asked):
         latents_BCHW = photos.entries[index // 2].latents.read()[None]
-        velocity_BCHW = (
-            x_t_BCHW - latents_BCHW
-        ) / level  # noise - image, and the prediction is zero
+        # noise - image, and the prediction is zero
+        velocity_BCHW = (x_t_BCHW - latents_BCHW) / level
         by_level.setdefault(level, []).append(velocity_BCHW.square().mean().item())
     assert recording.announced == [0.25, 0.75]
     assert losses["validation/loss_t0.25"] == pytest.approx(
@@ -123,9 +122,8 @@ def test_of_a_family_that_predicts_v_the_loss_is_that_of_v(
     expected = []
     for entries, (x_t_BCHW, *_) in zip(photos.entries, recording.asked, strict=True):
         latents_BCHW = entries.latents.read()[None]
-        noise_BCHW = (
-            2**0.5 * x_t_BCHW - latents_BCHW
-        )  # at t = 1/2 both have the weight 1 / sqrt(2)
+        # at t = 1/2 both have the weight 1 / sqrt(2)
+        noise_BCHW = 2**0.5 * x_t_BCHW - latents_BCHW
         expected.append(((noise_BCHW - latents_BCHW) / 2**0.5).square().mean().item())
     assert losses["validation/loss"] == pytest.approx(fmean(expected), rel=1e-4)
 

@@ -452,9 +452,8 @@ def read_processes(
         section = process.entry.section
         name = process.entry.name
         job_name = config.value.get("name")
-        if isinstance(
-            section, ProcessConfig
-        ):  # a process without a name goes by the job's
+        # a process without a name goes by the job's
+        if isinstance(section, ProcessConfig):
             by_job = (
                 name is None and job_name is not None and job_name.written is not None
             )
@@ -578,14 +577,12 @@ def check_processes(
         section = process.entry.section
         index = process.entry.index
         job = replace(job, was_finished=process.entry.label in finished)
-        written = [
-            process.entry.raw.get("training_folder")
-        ]  # of an unchecked section: anything
+        # of an unchecked section: anything
+        written = [process.entry.raw.get("training_folder")]
         if isinstance(section, ProcessConfig):
             written = [section.run_folder(job), *section.outputs(job)]
-        named = contains_secret(
-            f"{process.entry.name} {job.name}"
-        )  # which is an error already
+        # which is an error already
+        named = contains_secret(f"{process.entry.name} {job.name}")
         if not named and any(contains_secret(str(folder)) for folder in written):
             diagnostics.error(
                 process.node,

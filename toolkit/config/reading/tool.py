@@ -276,9 +276,8 @@ def _add(
     elif many:
         options |= {"nargs": "+", "action": "extend"}
     else:
-        options["required"] = (
-            field.is_required() and "." not in name
-        )  # of a section it may come from elsewhere
+        # of a section it may come from elsewhere
+        options["required"] = field.is_required() and "." not in name
     shown = " (required)" if options.get("required") else shown
     flag = flag_of(model, name)
     action = group.add_argument(
@@ -326,10 +325,11 @@ class FlagDiagnostics(Diagnostics):
         for key, keys in self._model.sections.items():
             firsts[flag_of(self._model, f"{key}.{keys[0]}")] = keys[0]
         if len(path) > 1 and path[1] == firsts.get(str(path[0])):
+            # the flag of a section is that of its first key
             path = (
                 path[0],
                 *path[2:],
-            )  # the flag of a section is that of its first key
+            )
         return super()._place(env, path)
 
 

@@ -144,9 +144,8 @@ def explain(error: ErrorDetails, node: ConfigNode, place: Place | None = None) -
     for name, message in _WRONG_KIND.items():
         if kind.startswith(f"{name}_"):
             return " ".join(filter(None, (value, message, _remedy(name, node, place))))
-    is_shown = (
-        error["msg"].lower().startswith(value.lower())
-    )  # a switch is `True` for a validator
+    # a switch is `True` for a validator
+    is_shown = error["msg"].lower().startswith(value.lower())
     if is_shown:
         return error["msg"]
     return f"{value}: {error['msg'].removesuffix('.')}."

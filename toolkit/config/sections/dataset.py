@@ -950,9 +950,8 @@ class ValidationConfig(StrictModel):
             if value is None:
                 settings[key] = getattr(first, key)
         settings["path_map"], settings["columns"] = first.path_map, first.columns
-        if (
-            first.control_suffix and not self.control_path
-        ):  # pairs as in the first dataset, or plain images
+        # pairs as in the first dataset, or plain images
+        if first.control_suffix and not self.control_path:
             settings |= {
                 "control_suffix": first.control_suffix,
                 "image_suffix": first.image_suffix,
@@ -960,8 +959,7 @@ class ValidationConfig(StrictModel):
             settings["control_optional"] = True
         if first.layers_path or first.layers_suffix:  # beside the images
             settings["layers_suffix"] = first.layers_suffix or "_layer"
-        settings["captions_file"] = (
-            self.captions_file
-        )  # that of the first dataset names other images
+        # that of the first dataset names other images
+        settings["captions_file"] = self.captions_file
         settings["resolution"] = self.resolution or tuple(sizes) or first.resolution
         return DatasetConfig(folder_path=self.folder_path, num_repeats=1, **settings)

@@ -65,9 +65,8 @@ class AssistantConfig(StrictModel):
     multiplier: float = 1.0
     """Its strength; 0 is an error."""
 
-    on_resume: ClassVar = {
-        "path": "harmless"
-    }  # the sha256 that a state records says what is in the file
+    # the sha256 that a state records says what is in the file
+    on_resume: ClassVar = {"path": "harmless"}
 
     def file(self) -> str:
         """The file on this disk; `path` where it is not here yet."""
@@ -134,9 +133,8 @@ class FewStepLora(StrictModel):
     the model; 3 for Qwen-Image-Lightning. Not given: the model's own. 0 is an error:
     there would be no noise."""
 
-    on_resume: ClassVar = {
-        "lora": "harmless"
-    }  # the sha256 that a state records says what is in the file
+    # the sha256 that a state records says what is in the file
+    on_resume: ClassVar = {"lora": "harmless"}
 
     def check(self, job: JobContext) -> Findings:
         """A file that is missing, or read for nothing."""

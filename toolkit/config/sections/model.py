@@ -181,9 +181,8 @@ class BaseLora(StrictModel):
     multiplier: float = 1.0
     """Strength with which it is merged; negative subtracts it, 0 ignores the file."""
 
-    on_resume: ClassVar = {
-        "path": "harmless"
-    }  # the sha256 that a state records says what is in the file
+    # the sha256 that a state records says what is in the file
+    on_resume: ClassVar = {"path": "harmless"}
     saved_weights: ClassVar[tuple[str, ...]] = ("path",)
 
     def file_name(self) -> str:

@@ -86,9 +86,8 @@ NO_OWNERS = (
 """First parts of a name that mean a folder here: pages of the hub itself, or what
 people call their folders."""
 
-_HUB_ID = re.compile(
-    r"\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII
-)  # as huggingface_hub's validate_repo_id
+# as huggingface_hub's validate_repo_id
+_HUB_ID = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 
 
 def families() -> Iterator[ModelFacts]:
@@ -395,7 +394,9 @@ class ModelFolder:
                 ["diffusers"],
                 ["transformers"],
             ):
-                entry = None  # a class of somebody's own code; what it is made of is looked at elsewhere
+                # a class of somebody's own code; what it is made of is looked at
+                # elsewhere
+                entry = None
             listed = []
             for names in (config.get("architectures"), entry):
                 listed.append(names[-1:] if isinstance(names, list) else [])

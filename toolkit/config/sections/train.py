@@ -253,9 +253,8 @@ class PreferenceConfig(StrictModel):
     """A LoRA file that the reference has in addition to the model: the one that
     `network.pretrained_lora_path` starts from, say. Empty: the model alone."""
 
-    on_resume: ClassVar = {
-        "reference": "harmless"
-    }  # the sha256 that a state records says what is in the file
+    # the sha256 that a state records says what is in the file
+    on_resume: ClassVar = {"reference": "harmless"}
 
     def check(self, job: JobContext) -> Findings:
         """A file that is missing."""
@@ -1020,9 +1019,8 @@ class TrainConfig(OptimizationConfig):
         class is put for, also those of other datasets: what is learned of them must not
         be held back where a caption names them."""
         of_class = caption
-        for word in sorted(
-            triggers, key=len, reverse=True
-        ):  # one may be the beginning of another
+        # one may be the beginning of another
+        for word in sorted(triggers, key=len, reverse=True):
             of_class = of_class.replace(word, self.diff_output_preservation_class)
         prompts = {
             "diff_output_preservation": of_class,

@@ -237,9 +237,8 @@ class ModelSection(ProcessConfig):
         for lora in model["base_loras"]:
             lora["sha256"] = sha256_of(Path(lora["path"]).expanduser())
         recovery = Path(self.model.accuracy_recovery_adapter or "-").expanduser()
-        if (
-            "accuracy_recovery_adapter" in model and recovery.is_file()
-        ):  # one of the hub goes by its name
+        # one of the hub goes by its name
+        if "accuracy_recovery_adapter" in model and recovery.is_file():
             model["accuracy_recovery_adapter"] = f"sha256 {sha256_of(recovery)}"
 
     def check(self, job: JobContext) -> Findings:
@@ -469,9 +468,8 @@ class TrainerConfig(TrainingSection):
 
     def outputs(self, job: JobContext) -> frozenset[Path]:
         """The run's folder: a later process may start from its files."""
-        return frozenset(
-            {Path(os.path.realpath(self.job_folder(job)))}
-        )  # unlike `resolve`, it takes links in a circle
+        # unlike `resolve`, it takes links in a circle
+        return frozenset({Path(os.path.realpath(self.job_folder(job)))})
 
 
 class ImageTrainingSection(DatasetsSection, TrainingSection):

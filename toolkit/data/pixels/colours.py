@@ -253,9 +253,8 @@ def _codes(image: Image.Image) -> Codes | None:
     file: IO[bytes] | None = getattr(image, "fp", None)
     if file is None or image.format not in ("PNG", "AVIF"):
         return None
-    raw: IO[bytes] = getattr(
-        file, "raw", file
-    )  # a buffered file would read 8 kB for each chunk
+    # a buffered file would read 8 kB for each chunk
+    raw: IO[bytes] = getattr(file, "raw", file)
     place = raw.tell()
     try:
         if image.format == "PNG":
@@ -688,10 +687,11 @@ _EXIF_SRGB, _EXIF_ADOBE, _EXIF_OTHER = 1, 2, 65535
 def _of_exif(image: Image.Image) -> Colours:
     """The colours that the tags of TIFF or EXIF say."""
     has_tags = "exif" in image.info or image.format in ("JPEG", "MPO", "TIFF")
+    # the tags that a camera wrote stay when it is made CMYK
     if not has_tags or image.mode in (
         "CMYK",
         "LAB",
-    ):  # the tags that a camera wrote stay when it is made CMYK
+    ):
         return SRGB
     try:
         exif = Image.Image.getexif(image)  # that of a PNG would decode the image first

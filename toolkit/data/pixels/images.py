@@ -328,9 +328,8 @@ def _reading_of(image: Image.Image, colours: Colours) -> str:
         and find_spec(jxl.PACKAGE)
         and _avif_bits(image) > 8
     ):
-        parts.append(
-            "16 bits"
-        )  # where another decoder is installed the same file has other pixels
+        # where another decoder is installed the same file has other pixels
+        parts.append("16 bits")
     return " ".join(filter(None, parts))
 
 
@@ -426,9 +425,8 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
             raise ImageError(
                 path, f"cannot be read: {cause.what}. {cause.remedy}"
             ) from error
-        if (
-            isinstance(error, OSError) and error.errno
-        ):  # of the system; those of the decoders have no number
+        # of the system; those of the decoders have no number
+        if isinstance(error, OSError) and error.errno:
             raise ImageError(path, f"cannot be read: {error.strerror}") from error
         kind = _unread_jpeg(_beginning(path, data))
         if kind:
@@ -713,9 +711,10 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 def _refuse_wide_values(image: Image.Image, path: Path | str) -> None:
     """Mode I is either 16 bits in a wider type or truly 32 bits; only the pixels
     tell."""
+    # one pair: one band
     low, high = (
         cast("tuple[int, int]", image.getextrema()) if image.mode == "I" else (0, 0)
-    )  # one pair: one band
+    )
     is_small = 0 < high < 256  # which 16 bits would make all but black
     if low < 0 or high > 65535 or is_small:
         raise ImageError(
@@ -937,9 +936,8 @@ def _heic_of_16_bits(path: Path | str, data: bytes | None) -> Any:
     file = open_heif(
         path if data is None else io.BytesIO(data), convert_hdr_to_8bit=False
     )
-    values_HWP = numpy.asarray(
-        file[file.primary_index]
-    )  # of pi-heif 1.4 a view, which is valid as long as `file` lives
+    # of pi-heif 1.4 a view, which is valid as long as `file` lives
+    values_HWP = numpy.asarray(file[file.primary_index])
     if values_HWP.dtype != numpy.uint16:
         return None
     bits = int(file[file.primary_index].info["bit_depth"])

@@ -216,9 +216,8 @@ def read_text(path: Path | str, utf16: bool = False) -> str:
     elsewhere = pointer(raw)
     if elsewhere is not None:
         raise CaptionError(path, f"is {GIT_LFS}. {elsewhere.remedy}")
-    if utf16 and raw.startswith(
-        (BOM_UTF16_LE, BOM_UTF16_BE)
-    ):  # "Unicode text" of a spreadsheet
+    # "Unicode text" of a spreadsheet
+    if utf16 and raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         return _utf16(path, raw)
     text_bytes = raw.removeprefix(BOM_UTF8)
     try:

@@ -51,9 +51,8 @@ and ends; damage in between is then found, and reported for all of them, when th
 are encoded."""
 
 _FRACTION = re.compile(r"([0-9]+[.,][0-9]+)_")  # repeats of OneTrainer may be fractions
-_NEARLY_REPEATS = re.compile(
-    r"([0-9]{1,3})[ .-]+[^\W\d]"
-)  # `40 char`, `40-char`; not the date 2024-05-01
+# `40 char`, `40-char`; not the date 2024-05-01
+_NEARLY_REPEATS = re.compile(r"([0-9]{1,3})[ .-]+[^\W\d]")
 
 
 def check_images(

@@ -203,9 +203,8 @@ def write_base_image(file: Path, image: Image.Image, caption: str) -> None:
 def _base_hash(section: ImageTrainingSection, family: ModelFacts) -> str:
     """The hash of the base model and its settings; empty where the model is not
     downloaded yet."""
-    assert isinstance(
-        section, DiffusionSection
-    )  # others have no base model: `DatasetsSection.check`
+    # others have no base model: `DatasetsSection.check`
+    assert isinstance(section, DiffusionSection)
     files = family.files_hash(section.model.files_folder(), single_files(section.model))
     return files and key_of(
         files=files, settings=section.base_settings(), dtype=section.train.dtype

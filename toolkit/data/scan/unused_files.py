@@ -170,12 +170,11 @@ def _used_partners(folders: Sequence[MatchedFolder]) -> dict[str, set[str]]:
         for _, partner in folder.partners():
             by_prefix.setdefault(partner.listing.prefix, set()).add(partner.name)
     used: dict[str, set[str]] = {}
+    # several of one folder, where its path is written differently
     for (
         prefix,
         names,
-    ) in (
-        by_prefix.items()
-    ):  # several of one folder, where its path is written differently
+    ) in by_prefix.items():
         used.setdefault(real_path(prefix), set()).update(names)
     return used
 

@@ -71,9 +71,8 @@ class SampleKeys:
             )
         if not isinstance(label[self.caption], str):
             raise ValueError(f"{self.caption} is not text")
-        label[
-            self.caption
-        ].encode()  # JSON can hold half a surrogate pair, which no tokenizer reads
+        # JSON can hold half a surrogate pair, which no tokenizer reads
+        label[self.caption].encode()
         caption: str = label[self.caption].strip()
         return caption
 
@@ -99,9 +98,8 @@ class SampleKeys:
             key = self._caption_key(fields) if kind == "label_key" else ""
             return f"set caption_key: {key}" if key else ""
         first = min(candidates)
-        if (
-            "." not in first or has_image
-        ):  # whose name ends where that of the sample does
+        # whose name ends where that of the sample does
+        if "." not in first or has_image:
             if candidates[1:]:
                 others = f" (or {', '.join(sorted(candidates)[1:])})"
             else:

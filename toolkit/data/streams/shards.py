@@ -145,9 +145,8 @@ def _find_shards(patterns: Sequence[str], token: str | None) -> Iterator[Shard]:
                     f"{pattern}: no such file. Paths are looked up from {Path.cwd()}."
                 )
             for path in files:
-                if not os.path.isfile(
-                    path
-                ):  # to open a pipe would wait for its writer for ever
+                # to open a pipe would wait for its writer for ever
+                if not os.path.isfile(path):
                     raise UserError(
                         f"{path}: is not a regular file. Give the path of a tar file."
                     )
@@ -485,9 +484,8 @@ class _WebFile(io.RawIOBase):
                 f"{name}: was {self._length:,} bytes long and is {length} now. Start again."
             )
         self._length = known or self._length
-        if (
-            response.status != 206 and at
-        ):  # the server does not support ranges: what lies before is read and dropped
+        # the server does not support ranges: what lies before is read and dropped
+        if response.status != 206 and at:
             for start in range(0, at, 1 << 18):
                 wanted = min(1 << 18, at - start)
                 if len(response.read(wanted)) < wanted:
@@ -520,9 +518,8 @@ class _WebFile(io.RawIOBase):
             raise RunError(
                 f"{where}, {attempt + 1} times in a row. Resume when the server can be reached."
             ) from error
-        if (
-            attempt
-        ):  # an idle connection is closed by many servers: once is not worth a word
+        # an idle connection is closed by many servers: once is not worth a word
+        if attempt:
             logger.warning(f"{where}. Next attempt in {self._pauses[attempt]:g} s.")
         if self._stop.wait(self._pauses[attempt]):
             raise RunError(f"{where}. The run is being stopped.") from error

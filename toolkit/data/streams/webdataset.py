@@ -522,10 +522,11 @@ class ShardStream:
             return StreamSample(name, image, caption, image_size(name, image))
         except LookupError as error:
             reason = f"it has no {error.args[0]}, only {_listed(shard_sample.fields)}"
+            # which may be told
             if unreadable.read == unreadable.samples + 1 and unreadable.read in (
                 1,
                 _FIRST,
-            ):  # which may be told
+            ):
                 remedy = self._apart(shard, shard_sample) or self.keys.remedy(
                     shard_sample.key, shard_sample.fields
                 )

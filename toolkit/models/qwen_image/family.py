@@ -46,10 +46,11 @@ class QwenImageFamily(FolderFamily):
         "Qwen/Qwen-Image-Edit-2511": "Qwen-Image-Edit-2511",
     }
     template = EDIT_PLUS
+    # as musubi-tuner names it
     modelspec = (
         "Qwen-Image-Edit-Plus",
         "https://github.com/QwenLM/Qwen-Image",
-    )  # as musubi-tuner names it
+    )
     size_multiple = 32
     latent_channels = sizes.LATENT_CHANNELS
     latent_scale = sizes.LATENT_SCALE

@@ -98,9 +98,8 @@ class LayeredFamily(TextToImageFamily):
         references: Sequence[Size],
         area: int,
     ) -> str | None:
-        return super().prompt_fault(
-            folder, prompt, target, (), area
-        )  # the text encoder sees no image
+        # the text encoder sees no image
+        return super().prompt_fault(folder, prompt, target, (), area)
 
     def shift(self, shift: DynamicShift, is_dynamic: bool) -> DynamicShift:
         return SquareRootShift(**vars(shift)) if is_dynamic else shift

@@ -24,9 +24,8 @@ from toolkit.models.loading import (
 from toolkit.models.qwen_image.forward import with_fused_norms, with_shared_projections
 from toolkit.registry import VAE_ADDITIONS, load_needed
 
-with block_import(
-    "bitsandbytes", ASKED_BY
-):  # diffusers would import it only to know that it is there
+# diffusers would import it only to know that it is there
+with block_import("bitsandbytes", ASKED_BY):
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
     from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
         QwenImageCausalConv3d,

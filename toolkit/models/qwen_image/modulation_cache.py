@@ -148,9 +148,8 @@ class ModulationCache:
         """Caches the rows of at most CHUNK noise levels."""
         padded = [*levels, *[0.0] * (CHUNK - len(levels))]
         t_N = to_device(torch.tensor(padded), self._device, self._dtype)
-        embedded_ND = silu(
-            timestep_embedding(self._model, t_N, t_N)
-        )  # of its last argument only the dtype is used
+        # of its last argument only the dtype is used
+        embedded_ND = silu(timestep_embedding(self._model, t_N, t_N))
         for level in levels:
             self._rows[level] = []
         for layers in self._layers:
@@ -158,9 +157,8 @@ class ModulationCache:
                 [self._run(layer, embedded_ND)[0] for layer in layers], dim=1
             )
             for place, level in enumerate(levels):
-                self._rows[level].append(
-                    rows_NM[place].clone()
-                )  # a view would keep the whole chunk
+                # a view would keep the whole chunk
+                self._rows[level].append(rows_NM[place].clone())
 
     def is_elsewhere(self) -> bool:
         """Whether the layers have to be brought to the device."""

@@ -142,9 +142,8 @@ class QwenImage21Family(FolderFamily):
         "num_res_blocks": 2,
         "temperal_downsample": [False, True, True, True],
     }
-    vae_tensors = VaeTensors(
-        0.36, 0.36, 5.8, 14
-    )  # the decoder is one and a half times as wide
+    # the decoder is one and a half times as wide
+    vae_tensors = VaeTensors(0.36, 0.36, 5.8, 14)
     biases = False
     scales_references = True
     text_tokens = 10
@@ -320,9 +319,8 @@ def sample_sigmas(index: Path) -> tuple[float, ...]:
         raise UserError(
             f"{index}: sample_sigmas: has to be a list of numbers. Copy the published file."
         )
-    if not all(
-        below < level <= 1 for level, below in pairwise([*levels, 0])
-    ):  # nor where one is not a number
+    # nor where one is not a number
+    if not all(below < level <= 1 for level, below in pairwise([*levels, 0])):
         raise UserError(
             f"{index}: sample_sigmas: have to fall, from at most 1 to above 0. Copy the published file."
         )

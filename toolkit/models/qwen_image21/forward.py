@@ -255,9 +255,8 @@ def forward(
     levels_RM = modulation[:-1]
     for index, block in enumerate(model.transformer_blocks):
         if "forward" not in vars(block):
-            block.forward = MethodType(
-                run_block, block
-            )  # a sharded block is called as a module
+            # a sharded block is called as a module
+            block.forward = MethodType(run_block, block)
         of_prefix = known[index] if known else ()
         x_BSD, *keys_values = run(
             index, block, x_BSD, zero_1M, levels_RM, rotary_SE, layout, *of_prefix

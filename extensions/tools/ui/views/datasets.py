@@ -620,9 +620,8 @@ def upload_state(request: Request) -> Response:
     data = _named(request)
     part = _part(request, data)
     progress = data.ui.memory.get(("upload", part.path.name))
-    if (
-        progress and progress["state"] == "checking"
-    ):  # it is whole, and reading it all for its hash would take its time
+    # it is whole, and reading it all for its hash would take its time
+    if progress and progress["state"] == "checking":
         return JSONResponse(
             {
                 "offset": part.size,

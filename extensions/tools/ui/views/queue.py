@@ -283,9 +283,8 @@ def resume(request: Request) -> Response:
                 f"{run.config}: started in {here} this job writes to {', '.join(owned) or 'no run'}, not to {folder}. "
                 "Start it where it was started first."
             )
-    entry = enqueue(
-        ui, argv, run.name, here, (WAITING, RUNNING)
-    )  # another press may have been planned as long
+    # another press may have been planned as long
+    entry = enqueue(ui, argv, run.name, here, (WAITING, RUNNING))
     return _answer(request, f"/queue/{entry.id}")
 
 

@@ -320,9 +320,8 @@ def file(request: Request) -> Response:
 def _download(path: Path, name: str) -> Response:
     if not path.is_file():
         raise HTTPException(404, "no such file")
-    name = name.encode(
-        errors="replace"
-    ).decode()  # the name of a folder may be no Unicode
+    # the name of a folder may be no Unicode
+    name = name.encode(errors="replace").decode()
     return FileResponse(path, filename=name, media_type="application/octet-stream")
 
 
@@ -351,9 +350,8 @@ def report(request: Request) -> Response:
 
 
 def _favourites(ui: Ui) -> dict[str, list[str]]:
-    with suppress(
-        TypeError
-    ):  # names that are not a list: a file that another program has changed
+    # names that are not a list: a file that another program has changed
+    with suppress(TypeError):
         favourites = read_object(ui.own / "favourites.json")
         return {run: [str(name) for name in names] for run, names in favourites.items()}
     return {}

@@ -72,9 +72,8 @@ def send(request: Request, form: Form) -> Response:
 
 def _given(field: Field, sent: list[str]) -> list[str]:
     """The values of a field, one for each flag."""
-    if (
-        field["kind"] == "bool"
-    ):  # the form sends false, and true besides where its box is checked
+    # the form sends false, and true besides where its box is checked
+    if field["kind"] == "bool":
         if sent:
             return [str("true" in sent).lower()]
         return _default(field)

@@ -25,9 +25,8 @@ def test_any_text_has_tokens_and_comes_back() -> None:
         ids = tokenizer(prompt)["input_ids"]
         assert (ids[0], ids[-1]) == (1, 2)
         assert tokenizer.decode(ids, skip_special_tokens=True).strip() == prompt.strip()
-    assert (
-        len(tokenizer("a red square")["input_ids"]) == 2 + 3
-    )  # words that captions have are one token each
+    # words that captions have are one token each
+    assert len(tokenizer("a red square")["input_ids"]) == 2 + 3
 
 
 @pytest.mark.slow

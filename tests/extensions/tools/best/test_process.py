@@ -119,10 +119,11 @@ def test_the_loss_is_that_of_the_run_and_the_best_file_is_linked(
         and len(last["by_image"]) == 2
     )
     name = found["recommended"]
+    # of two images nothing is compared
     assert found["compared"] == [] and found["steps_beyond"] in (
         0,
         1,
-    )  # of two images nothing is compared
+    )
     assert any(line.startswith(f"recommended: {name}: ") for line in said)
 
     monkeypatch.setattr(
@@ -322,9 +323,8 @@ def test_what_is_recommended_and_why() -> None:
     )
     alike = [Measured("a", 1, 0.4, 0.1, 0.7), Measured("b", 2, 0.403, 0.3, 0.6)]
     assert recommend(alike, base)[0] is alike[1]
-    wide = {
-        f"{image}": 0.4 + image / 10 for image in range(9)
-    }  # the images differ more than the files
+    # the images differ more than the files
+    wide = {f"{image}": 0.4 + image / 10 for image in range(9)}
     rows = [
         {image: loss + add + 0.001 * (int(image) % 2) for image, loss in wide.items()}
         for add in (0.1, 0, 0)

@@ -425,9 +425,8 @@ def test_a_full_disk_leaves_no_torn_line(images: Path, caption: Caption) -> None
     caption(images, "--format", "jsonl")
     table.write_text(before := table.read_text().partition("\n")[0] + "\n")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (len(before.encode()) + 9, hard)
-    )  # a short write, as on a full disk
+    # a short write, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before.encode()) + 9, hard))
     try:
         with pytest.raises(
             RunError, match=r"captions\.jsonl: cannot be written: No space left"

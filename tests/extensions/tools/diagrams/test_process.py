@@ -70,6 +70,5 @@ def test_help_and_wrong_input(run_py, runs: Path, tmp_path: Path) -> None:
     (tmp_path / "diagrams.yaml").write_text(
         "job: extension\nconfig: {name: a, process: [{type: nothing}]}\n"
     )
-    assert (
-        "unknown process type 'nothing'" in run_py("diagrams.yaml").stderr
-    )  # with its ending, a config
+    # with its ending, a config
+    assert "unknown process type 'nothing'" in run_py("diagrams.yaml").stderr

@@ -182,10 +182,11 @@ def test_a_sound_file_is_not_accused(
     model, *flags = SOUND[name].split()
     folder = GOLDEN if model == "golden" else place.folder
     file = folder / f"{name}.safetensors"
+    # that leaves out modulation, whatever the file is
     if flags == [
         "--for",
         "nunchaku",
-    ]:  # that leaves out modulation, whatever the file is
+    ]:
         save_file(
             {k: t for k, t in load_file(file).items() if "_mod." not in k},
             file := place.folder / "no_mod.safetensors",
@@ -233,9 +234,10 @@ def test_a_lora_as_a_run_saves_it_has_its_whole_effect_in(
             "--for",
             program,
         )
+        # modulation
         without_place = (
             {"layers_skipped"} if (program, model) == ("mflux", "own") else set()
-        )  # modulation
+        )
         assert checks(told) == without_place, told["findings"]
 
 

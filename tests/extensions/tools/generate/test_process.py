@@ -568,9 +568,8 @@ def test_sizes_and_lightning_are_the_publishers(
     from extensions.tools.generate.process import pictures
 
     for part in tiny_model.iterdir():
-        if (
-            part.name != TINY_MODEL
-        ):  # nothing else says that it is none of the published ones
+        # nothing else says that it is none of the published ones
+        if part.name != TINY_MODEL:
             (tmp_path / part.name).symlink_to(part)
 
     def prompt(more: str):
@@ -808,9 +807,8 @@ def test_the_commands_of_the_page_run(
             if "--lightning" not in line
             else SMALL
         )
-        backend = (
-            "--compile-backend eager" if "--compile" in line else ""
-        )  # inductor takes half a minute
+        # inductor takes half a minute
+        backend = "--compile-backend eager" if "--compile" in line else ""
         generate(f"{line} {more} {backend}")
         assert set((tmp_path / "out").glob("*")) - before, line
 

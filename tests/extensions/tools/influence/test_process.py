@@ -101,9 +101,8 @@ def test_a_run_is_measured_within_an_epoch_and_its_suspects_are_known_to_lint(
     text = (run / "influence" / "influence.html").read_text()
     assert "Which images hurt" in text and NOT_FOUND in text
     suspects = read_suspects(run / "influence" / FILE)
-    assert [*suspects] == [
-        os.path.realpath(row["image"]) for row in rows[:2]
-    ]  # at most a fifth of ten
+    # at most a fifth of ten
+    assert [*suspects] == [os.path.realpath(row["image"]) for row in rows[:2]]
 
     with pytest.raises(RunError, match="suspect 2"):
         run_tool("lint", [job, "--skip", *_other_checks()])

@@ -350,6 +350,7 @@ def test_a_copy_is_found_in_every_orientation(folder: Path, orientation: str) ->
 
 def test_every_check_is_tested_here() -> None:
     pairs = {"unpaired", "pair_order", "pair_shape", "same_as_reference"}
+    # test_process.py, test_recall.py, test_text_kinds.py
     others = {
         "mask",
         "repeats",
@@ -363,7 +364,7 @@ def test_every_check_is_tested_here() -> None:
         "regularisation",
         "prompts",
         "from_base",  # tests/toolkit/data/scan/test_from_base.py
-    }  # test_process.py, test_recall.py, test_text_kinds.py
+    }
     assert set(CHECKS) == set(BROKEN) | pairs | others and tuple(CHECKS) == CHECK_NAMES
 
 

@@ -80,6 +80,7 @@ def test_the_commands_of_the_readme(
             result.returncode
         )
         assert "Traceback" not in result.stderr
+    # at 1024 the pictures are small
     assert len(codes) == 7 and list(codes.values()) == [
         0,
         1,
@@ -88,7 +89,7 @@ def test_the_commands_of_the_readme(
         1,
         1,
         0,
-    ]  # at 1024 the pictures are small
+    ]
     assert (tmp_path / "seen.html").is_file()
 
 
@@ -296,9 +297,8 @@ def test_the_examples_have_good_pictures_though_small_ones(
     trainers of one dataset."""
     root = README.parents[3]
     monkeypatch.chdir(root)
-    assert (
-        run(f"config/examples/{example}.yaml", "--skip", "aspect", "tiny") == ""
-    )  # or it ends with RunError
+    # or it ends with RunError
+    assert run(f"config/examples/{example}.yaml", "--skip", "aspect", "tiny") == ""
 
 
 @pytest.mark.parametrize("flags", [(), ("--json",)])

@@ -232,10 +232,11 @@ def plant_pairs(
         order = random.sample(range(len(pictures)), len(pictures))
         references = {index: edit(pictures[index], random) for index in order}
         one, two, same, resaved, alone = order[:5]
+        # of one shape, or it is told
         references[one], references[two] = (
             references[two].resize(references[one].size),
             references[one].resize(references[two].size),
-        )  # of one shape, or it is told
+        )
         references[same] = pictures[same]
         references[resaved] = _compressed(_scaled(pictures[resaved], 0.8), 50)
         for index in order:

@@ -187,10 +187,11 @@ def test_files_converted_by_musubi_tuner(case: dict) -> None:
         for key, norm in norms.items():
             assert norm * scale**0.5 == pytest.approx(theirs[key], rel=2e-3)
         alpha = module["output_frobenius"].get(f"{stem}.alpha")
+        # alpha means nothing then
         has_full_factors = {
             f"{stem}.lokr_w1",
             f"{stem}.lokr_w2",
-        } <= ours.keys()  # alpha means nothing then
+        } <= ours.keys()
         if alpha is not None and not has_full_factors:
             assert float(ours[f"{stem}.alpha"]) == pytest.approx(float(alpha))
 

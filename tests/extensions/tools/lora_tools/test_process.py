@@ -974,9 +974,8 @@ def test_the_commands_of_the_page_run(
         is_published = uid in ("inspect", "convert", "resize", "scale") or (
             uid == "merge" and "--base" not in found
         )
-        found += (
-            ["--model", "MODEL"] if is_published else []
-        )  # the page is about files of the published model
+        # the page is about files of the published model
+        found += ["--model", "MODEL"] if is_published else []
         ExtensionJob(
             load_tool(uid, extensions.find_command(uid), found), extensions
         ).run()

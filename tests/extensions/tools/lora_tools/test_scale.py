@@ -67,9 +67,8 @@ def test_b_is_multiplied_exactly_and_nothing_else_changes(
         assert tensor.dtype == (torch.float32 if factor != 1 else dtype)
     run("scale", input="a.safetensors", output="half.safetensors", blocks="0-59:0.5")
     halves = load_file(tmp_path / "half.safetensors")
-    assert {tensor.dtype for tensor in halves.values()} == {
-        dtype
-    }  # half of each number is one of the dtype
+    # half of each number is one of the dtype
+    assert {tensor.dtype for tensor in halves.values()} == {dtype}
 
 
 def test_the_metadata_tell_what_was_done_to_it(run, tmp_path: Path) -> None:

@@ -95,9 +95,8 @@ def test_a_stopped_command_goes_on(
         prefer(line)
     (first,) = (tmp_path / "out").glob("*.png")
     (group,) = read_groups(tmp_path / "out")
-    assert (
-        len(group.files) == 2 and first.name == group.files[0]
-    )  # it can be voted on as soon as the other is there
+    # it can be voted on as soon as the other is there
+    assert len(group.files) == 2 and first.name == group.files[0]
     before = first.stat().st_mtime_ns
     assert prefer(line) == (group,)
     assert (

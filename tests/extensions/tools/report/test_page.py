@@ -89,14 +89,14 @@ def test_a_page_has_all_that_the_run_recorded_and_no_secret(run: Path) -> None:
         and "<redacted>" in seen_in(text)
         and "<script>document" not in text
     )
-    assert (
-        text.count("data:image/jpeg") == 5 + 2 + 2
-    )  # of six samples one is torn, two are seen at once; the dataset
+    # of six samples one is torn, two are seen at once; the dataset
+    assert text.count("data:image/jpeg") == 5 + 2 + 2
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    # torn
     assert (
         data["samples"]["steps"] == [0, 60, 120]
         and data["samples"]["rows"][1]["files"][1] is None
-    )  # torn
+    )
     assert data["samples"]["rows"][1]["drift"] == [
         "0.0 pixels off",
         "6.0 pixels off",
@@ -116,9 +116,8 @@ def test_a_page_has_all_that_the_run_recorded_and_no_secret(run: Path) -> None:
         and not is_page(run / "config.yaml")
         and not is_page(run / "nothing")
     )
-    assert (
-        "<form" not in text and text.count("http-equiv") == 1 and "MIT" in text
-    )  # the licence of the diagrams
+    # the licence of the diagrams
+    assert "<form" not in text and text.count("http-equiv") == 1 and "MIT" in text
 
 
 def test_a_page_for_others_has_nothing_of_the_dataset_and_this_machine(
@@ -255,9 +254,8 @@ def test_a_browser_shows_it_with_mouse_and_keys_on_any_window(
         browser.run("return document.querySelector('.frame.now img').naturalWidth")
         == 64
     )
-    assert (
-        browser.run("return document.title") == "cat"
-    )  # nothing of the prompt was run
+    # nothing of the prompt was run
+    assert browser.run("return document.title") == "cat"
     write_page(run)
     browser.command("Emulation.setScriptExecutionDisabled", value=True)
     try:

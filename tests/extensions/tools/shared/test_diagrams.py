@@ -67,13 +67,14 @@ def test_a_run_of_many_steps_is_read_in_little_memory(tmp_path: Path) -> None:
         "time of the steps: 2h46m" in text
         and "steps: 20000, epochs: 1, samples: 20000" in text
     )
+    # 50 points of 16 steps
     assert text.splitlines()[6].split() == [
         "loss",
         "0.00907807",
         "5.10262e-05",
         "5e-05",
         "20000",
-    ]  # 50 points of 16 steps
+    ]
 
 
 def test_only_figures_with_curves_are_written(tmp_path: Path) -> None:
@@ -89,9 +90,8 @@ def test_only_figures_with_curves_are_written(tmp_path: Path) -> None:
         .convert("RGB")
         .getcolors(100_000)
     )
-    assert {(31, 119, 180), (255, 127, 14)} <= {
-        color for _, color in colors
-    }  # loss, and that of the validation
+    # loss, and that of the validation
+    assert {(31, 119, 180), (255, 127, 14)} <= {color for _, color in colors}
 
 
 @pytest.mark.slow

@@ -76,9 +76,8 @@ def test_an_embedded_picture_is_a_small_jpeg() -> None:
     kind, _, data = embedded(image, 100).partition(",")
     small = Image.open(BytesIO(b64decode(data)))
     assert kind == "data:image/jpeg;base64" and small.size == (100, 50)
-    assert all(
-        abs(value - 128) < 3 for value in small.getpixel((50, 25))
-    )  # not the red that is hidden there
+    # not the red that is hidden there
+    assert all(abs(value - 128) < 3 for value in small.getpixel((50, 25)))
 
 
 @pytest.mark.slow
@@ -112,6 +111,5 @@ def test_a_browser_runs_the_pages_own_script_and_no_other(
     )
     browser.open(write_page(hostile))  # even markup that was not escaped
     assert browser.run("return document.title") == "a title"
-    assert any(
-        "example.com" in line for line in browser.requests_elsewhere()
-    )  # the fixture sees such a page
+    # the fixture sees such a page
+    assert any("example.com" in line for line in browser.requests_elsewhere())

@@ -206,9 +206,10 @@ def test_all_files_are_compared_by_one_button(
     browser.open(f"{served.address}/runs/pairs")
     browser.click("#first form button")
     browser.wait_for("location.hash == '#compared'")
+    # 2 prompts, 2 files, no file
     browser.wait_for(
         "document.querySelectorAll('#outcome .cells img').length == 6", 120
-    )  # 2 prompts, 2 files, no file
+    )
     browser.wait_for("document.querySelector('#outcome .numbers')", 120)
     assert json.loads((trained / "best.json").read_text())["recommended"] is None, (
         "no images are held out"
@@ -360,7 +361,6 @@ def test_a_run_that_trains_begins_with_its_samples(
             < 300
         )
         assert browser.run("return document.querySelector('#first')") is None
-    browser.wait_for(
-        "document.querySelector('#first')"
-    )  # it has ended: the page has the result without being asked
+    # it has ended: the page has the result without being asked
+    browser.wait_for("document.querySelector('#first')")
     assert browser.run("return document.querySelector('main section').id") == "first"

@@ -254,9 +254,8 @@ def test_nothing_is_missing_and_nothing_twice_after_the_page_was_killed(
         goes_on(folder, step)
         if step in (15, 22):
             served.stop(signal.SIGKILL)
-            goes_on(
-                folder, step + 100
-            )  # what the page does not see, and the run takes back
+            # what the page does not see, and the run takes back
+            goes_on(folder, step + 100)
             (folder / "metrics.jsonl").write_text("".join(
                 json.dumps({"step": each, "loss": 0.1, "lr": 1e-3}) + "\n" for each in range(1, step + 1)
             ))  # fmt: skip
@@ -298,10 +297,11 @@ def test_each_page_fits_a_phone_in_light_and_dark(
         assert (sum(map(int, back[:3])) < sum(map(int, text[:3]))) is dark
         assert is_clean(browser)
     scheme = "return getComputedStyle(document.documentElement).colorScheme"
+    # the switch goes before the system's setting
     for theme, wanted in (
         ("light", "light"),
         ("auto", "light dark"),
-    ):  # the switch goes before the system's setting
+    ):
         browser.click(f'.theme [value="{theme}"]')
         until(lambda wanted=wanted: browser.run(scheme) == wanted)
 

@@ -201,9 +201,8 @@ def test_an_image_is_of_the_type_that_it_holds(page: TestClient, ui: Ui) -> None
     )
     assert page.get("/datasets/pipo/images/4_pipo/vector.png").status_code == 415
     assert page.get("/datasets/pipo/images/4_pipo/a.txt").status_code == 415
-    shutil.copyfile(
-        TURNED_HEIC, folder / "phone.heic"
-    )  # of which browsers get a copy that they can show
+    # of which browsers get a copy that they can show
+    shutil.copyfile(TURNED_HEIC, folder / "phone.heic")
     answer = page.get("/datasets/pipo/images/4_pipo/phone.heic")
     assert answer.headers["content-type"] == "image/jpeg"
     assert Image.open(io.BytesIO(answer.content)).size == (64, 96)

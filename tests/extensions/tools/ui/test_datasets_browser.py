@@ -104,9 +104,8 @@ def test_files_are_sent_deleted_and_brought_back(
     browser: Browser, ui: Ui, address: str, tmp_path: Path
 ) -> None:
     sent = tmp_path / "写真.png"
-    Image.effect_noise((2400, 2400), 90).convert("RGB").save(
-        sent, compress_level=0
-    )  # 17 MB: three pieces
+    # 17 MB: three pieces
+    Image.effect_noise((2400, 2400), 90).convert("RGB").save(sent, compress_level=0)
     sent.with_suffix(".txt").write_text("of a 写真")
     (tmp_path / "0.png").write_bytes(sent.read_bytes()[:5000])
     Image.new("RGB", (50, 50), "white").save(tmp_path / "1.png")

@@ -106,9 +106,8 @@ def test_a_character_is_made_from_nothing(
     )
     browser.click("[name=request][value=stop]")
     browser.wait_for("document.querySelector('#state .stopped')", 60)
-    click_when(
-        browser, ".head .main"
-    )  # the facts of a save may say so a moment before the page has its other buttons
+    # the facts of a save may say so a moment before the page has its other buttons
+    click_when(browser, ".head .main")
     browser.wait_for("location.pathname.startsWith('/queue/')")
     browser.wait_for("location.pathname == '/runs/pipo'", 60)  # and so does Resume
     browser.wait_for("document.querySelector('#state .finished')", 120)

@@ -93,9 +93,8 @@ def test_the_token_is_given_once_in_the_address_or_the_form_or_with_each_request
     cookie = answer.headers["set-cookie"].lower()
     assert "httponly" in cookie and "samesite=strict" in cookie and TOKEN not in cookie
     assert client.get("/runs/one").status_code == 200
-    again = client.get(
-        f"/?token={TOKEN}", follow_redirects=False
-    )  # it stays in no history
+    # it stays in no history
+    again = client.get(f"/?token={TOKEN}", follow_redirects=False)
     assert (again.status_code, again.headers["location"]) == (303, "/")
 
     client = client_of(locked)

@@ -91,10 +91,11 @@ def test_there_is_one_accent_and_the_icon_has_it() -> None:
         for name, text in own.items()
         if (found := re.findall(r"#[0-9a-f]{3,8}\b(?![^;{]*\{)", text))
     }
+    # of --on-accent
     assert set(literal) <= {"ui.css"} and set(literal.get("ui.css", ())) == {
         "#fff",
         "#0c1420",
-    }  # of --on-accent
+    }
 
 
 # ---------------------------------------------------------------- the bar
@@ -220,9 +221,10 @@ def test_nothing_is_hidden_behind_the_bar(
     first = queue_of(ui).entries()[0]
     queue_of(ui).save(first.model_copy(update={"state": RUNNING}))
     browser.open(f"{address}/", width, 500)
+    # its style is there
     browser.wait_for(
         "getComputedStyle(document.querySelector('.machine')).position == 'fixed'"
-    )  # its style is there
+    )
     cut = browser.run("""return [...document.querySelectorAll('.machine a, .machine .num')].filter(part => {
         const place = part.getBoundingClientRect();
         return !place.width || place.right > innerWidth || place.bottom > innerHeight;

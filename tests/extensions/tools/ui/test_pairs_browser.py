@@ -187,9 +187,8 @@ def test_names_of_pairs_need_no_choice_and_another_dataset_brings_its_own(
         ["_start"],
         "",
     )
-    browser.wait_for(
-        "document.querySelector('.gutter').childElementCount"
-    )  # the script is there
+    # the script is there
+    browser.wait_for("document.querySelector('.gutter').childElementCount")
     browser.click(f"#f-folder option[value='{sets.datasets}/both/target']")
     browser.wait_for(
         "document.getElementById('f-control').value.endsWith('both/source')"

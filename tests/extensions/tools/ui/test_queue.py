@@ -427,9 +427,8 @@ def test_a_training_run_is_asked_to_stop_and_saves(yard):
     run = yard.folder / "output" / "a"
     (run / "control").mkdir(parents=True)
     (run / "run.json").write_text('{"status": "killed"}')
-    (
-        run / "control" / "stop"
-    ).touch()  # came too late for an earlier run, and does not stop this one
+    # came too late for an earlier run, and does not stop this one
+    (run / "control" / "stop").touch()
     runner = yard.runner()
     yard.wait(lambda: (run / "run.lock").exists() and (run / "run.lock").read_text())
     assert (yard.state(id_), (run / "control" / "stop").exists()) == (RUNNING, False)

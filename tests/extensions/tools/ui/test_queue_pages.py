@@ -119,9 +119,8 @@ def test_buttons_move_remove_retry_and_stop(client, queue):
         and queue.entry(first).state == WAITING
     )
     assert client.post(f"/queue/{first}/remove").status_code == 303
-    assert (
-        client.post(f"/queue/{first}/remove").status_code == 409
-    )  # on another page, a moment ago
+    # on another page, a moment ago
+    assert client.post(f"/queue/{first}/remove").status_code == 409
     assert client.post(f"/queue/{second}/start_runner").status_code == 404
     queue.save(queue.entry(second), state=STOPPED)
     assert client.post("/queue/clear").status_code == 303 and queue.entries() == ()
@@ -137,9 +136,8 @@ def test_an_id_is_that_of_an_entry(client, id_):
 
 
 def test_every_tool_is_a_form_of_its_declaration(client, ui, monkeypatch):
-    monkeypatch.setattr(
-        "extensions.tools.ui.views.tools.ask", ask
-    )  # in a separate process, as the page asks
+    # in a separate process, as the page asks
+    monkeypatch.setattr("extensions.tools.ui.views.tools.ask", ask)
     page = client.get("/tools").text
     for uid in (
         "generate",
@@ -408,10 +406,11 @@ def test_the_images_that_a_tool_has_written_are_on_the_page(
     assert client.get("/queue").text.count("?side=400") == 2
     answer = client.get(f"/queue/{tool}/images/0")
     assert Image.open(BytesIO(answer.content)).size == (64, 48)
+    # no image, none there, no other size
     for place, status in (
         ("1", 404),
         ("2", 404),
         ("0?side=9999", 200),
-    ):  # no image, none there, no other size
+    ):
         assert client.get(f"/queue/{tool}/images/{place}").status_code == status
     assert client.get("/queue/000099/images/0").status_code == 404

@@ -490,10 +490,11 @@ def view(pages: Pages) -> None:
         (pages.output / ".ui" / "datasets" / f"{pages.name}.json").read_text()
     )
     assert {key: kept[key] for key in forms[0]} in forms
+    # of two forms of the page
     others = [
         {"instruction": "draw it"},
         {"resolution": 1024},
-    ]  # of two forms of the page
+    ]
     assert statuses(pages.send(f"/datasets/{pages.name}/view", *others)) == [303, 303]
     now = json.loads(
         (pages.output / ".ui" / "datasets" / f"{pages.name}.json").read_text()
@@ -571,7 +572,9 @@ def upload(pages: Pages) -> None:
             "offset": 0,
             "hash": f"{zlib.crc32(content):08x}",
         }
-        while True:  # as the script of the page: again from the start, while another one is looked at
+        # as the script of the page: again from the start, while another one is looked
+        # at
+        while True:
             answer = pages.ask(
                 page,
                 "POST",

@@ -258,9 +258,8 @@ def test_damage_of_any_file_leaves_a_page(
     client: TestClient, make_run: Callable[..., Path], damage: str, kind: str
 ) -> None:
     folder = make_run("one")
-    (folder / "run.lock").write_text(
-        ""
-    )  # without it and without run.json there is no run
+    # without it and without run.json there is no run
+    (folder / "run.lock").write_text("")
     path = folder / damage
     content = path.read_bytes() if path.is_file() else b""
     shutil.rmtree(path) if path.is_dir() else path.unlink()

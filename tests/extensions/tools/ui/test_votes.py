@@ -58,17 +58,18 @@ def test_pairs_are_asked_in_turns_and_not_twice(tmp_path: Path, cats: Group) -> 
         "a cat",
     ]
     assert len(pairs) == 6 + 1 + 5 == len({pair.names for pair in pairs})
+    # either order: nobody learns which is newer
     assert {pair.left < pair.right for pair in pairs} == {
         True,
         False,
-    }  # either order: nobody learns which is newer
+    }
     ballot = Ballot(tmp_path, pairs)
     (tmp_path / pairs[0].left).unlink()
     drawn(tmp_path, pairs[1].right, side=48)
     (tmp_path / pairs[2].right).write_bytes((tmp_path / pairs[2].left).read_bytes())
-    shown = ballot.next_pairs(
-        20
-    )  # of the first an image is gone, of the second the size differs, the third are the same
+    # of the first an image is gone, of the second the size differs, the third are the
+    # same
+    shown = ballot.next_pairs(20)
     assert len(shown) > 3 and not any(pair in shown for pair in pairs[:3])
 
 
@@ -76,9 +77,8 @@ def test_each_vote_is_a_line_and_is_taken_back(tmp_path: Path, cats: Group) -> N
     ballot = ballot_of(tmp_path, cats)
     for choice in ("left", "right", "same", "both bad"):
         (pair,) = ballot.next_pairs(1)
-        assert ballot.vote(pair.names, choice) and ballot.vote(
-            pair.names, choice
-        )  # pressed twice
+        # pressed twice
+        assert ballot.vote(pair.names, choice) and ballot.vote(pair.names, choice)
         assert not ballot.vote(pair.names, "right" if choice == "left" else "left")
     rows = lines(tmp_path / "votes.jsonl")
     first, second, *others = ballot.pairs[:4]

@@ -103,9 +103,8 @@ def test_a_finished_run_becomes_a_lora_that_learned_from_votes(
     undo = browser.run(
         "return document.querySelector('[value=undo]').getBoundingClientRect().bottom"
     )
-    assert (
-        boxes[1][1] < undo <= 844
-    )  # both images and all buttons are seen without scrolling
+    # both images and all buttons are seen without scrolling
+    assert boxes[1][1] < undo <= 844
     browser.click(".two button[value=left]")
     browser.wait_for("document.querySelector('.counts').innerText.startsWith('5 of')")
 

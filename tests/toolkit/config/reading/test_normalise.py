@@ -663,9 +663,10 @@ def test_a_default_is_known_though_every_process_that_knows_it_adds_to_it(
     both = JOB.replace("name: a}", "name: a, train: {batch_size: 2}}")
     train = load(both).processes[0].section.train
     assert (train.batch_size, train.steps) == (2, 7)
+    # it takes anything
     checked = "".join(
         line for line in both.splitlines(keepends=True) if "drop_in" not in line
-    )  # it takes anything
+    )
     assert mistakes(checked.replace("steps: 7", "stpes: 7")) == [
         "8:13: config.defaults.train.stpes: unknown key. Did you mean 'steps'?"
     ]

@@ -682,9 +682,8 @@ def test_sizes_that_a_model_from_nothing_has_never_seen(tmp_path: Path) -> None:
         json.dumps({"ss_bucket_info": json.dumps(buckets)})
     )
     sizes, folder = [(128, 96), (64, 128), (96, 192)], ModelFolder(tmp_path)
-    assert (
-        folder.size_note(sizes) is None
-    )  # a fine-tuned model knows more than it was trained on last
+    # a fine-tuned model knows more than it was trained on last
+    assert folder.size_note(sizes) is None
     (tmp_path / "new_model.json").write_text("{}")
     assert folder.learned_sizes() == [(96, 160), (128, 128)]
     assert folder.size_note(sizes[:1]) is None

@@ -51,9 +51,8 @@ def test_batches_use_every_position_once_within_one_bucket(batch_size: int) -> N
         == -(-19 // batch_size) + -(-4 // batch_size)
     )
     short = [len(b.items) < batch_size for b in batches]
-    assert (
-        short == sorted(short) and sum(short) <= 2
-    )  # short ones only at the end, one per bucket
+    # short ones only at the end, one per bucket
+    assert short == sorted(short) and sum(short) <= 2
 
 
 def test_batches_of_one_follow_the_order() -> None:

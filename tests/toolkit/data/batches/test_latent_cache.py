@@ -85,9 +85,8 @@ def test_latents_of_an_older_reading_are_not_used(
     monkeypatch.undo()
     after, adapter = encode(items)
     is_image = place.startswith("40")
-    wanted = (
-        {"images": 1} if is_image else {"images": 1, "prompts": 1}
-    )  # the text encoder sees references
+    # the text encoder sees references
+    wanted = {"images": 1} if is_image else {"images": 1, "prompts": 1}
     assert adapter.calls == wanted
     keys = [
         [entry.key for entry in found.entries[1].images()[: 2 if is_image else 1]]
@@ -126,10 +125,11 @@ def test_each_distinct_tensor_is_encoded_once_and_of_its_bucket(
     )
     encoded, adapter = encode([*items, *items], in_memory=True, dtype=torch.bfloat16)
     assert len(reads) == len(set(reads)) == 3 + 1 + 3
+    # the two references hold the same bytes
     assert adapter.calls == {
         "images": 3 + 1,
         "prompts": 3,
-    }  # the two references hold the same bytes
+    }
     assert adapter.prompts == [("picture a", 1), ("picture b", 1), ("", 0)]
     latents_CHW = encoded.entries[0].latents.read()
     assert latents_CHW.shape == (3, 4, 8) and latents_CHW.dtype == torch.bfloat16
@@ -215,9 +215,8 @@ def test_further_prompts_are_cached_with_the_control_images_and_shuffled_caption
         ("drawing a", 1),
         ("drawing b", 1),
     ]
-    assert (
-        encoded.needs_text_encoder
-    )  # for the shuffled captions, which are not among them
+    # for the shuffled captions, which are not among them
+    assert encoded.needs_text_encoder
     spec = BatchSpec(0, (1,), (0,))
     batch = BatchLoader(
         encoded, 1, encode_prompt=lambda text, sample: torch.zeros(1, 4)
@@ -391,10 +390,11 @@ def test_what_decides_the_result_is_in_the_key(
     ):
         assert encode(changed, **options)[1].calls == calls
     image(tmp_path / "ref" / "a.png", 90, 60, "black")
+    # a's reference, and a's text seen with it
     assert encode(items)[1].calls == {
         "images": 1,
         "prompts": 1,
-    }  # a's reference, and a's text seen with it
+    }
 
 
 def test_damaged_entry_is_made_again_at_the_start(
@@ -518,9 +518,8 @@ def test_a_mask_is_cached_by_all_that_decides_it(
         (tmp_path / "data" / "a.png").read_bytes()
     )
     assert count() == 1
-    assert (
-        count(mask_path=None, alpha_mask=True) == 1
-    )  # the same bytes, read another way
+    # the same bytes, read another way
+    assert count(mask_path=None, alpha_mask=True) == 1
 
 
 def test_masks_that_leave_nothing_are_named_at_each_start(

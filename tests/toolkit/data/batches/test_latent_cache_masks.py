@@ -59,9 +59,8 @@ def test_white_counts_fully_and_black_by_the_least_value(
 
 def test_a_latent_pixel_has_the_mean_of_its_64_pixels(save) -> None:
     picture = Image.new("L", (32, 16), 0)
-    picture.paste(
-        255, (0, 0, 12, 4)
-    )  # of the first block half, of the second a quarter
+    # of the first block half, of the second a quarter
+    picture.paste(255, (0, 0, 12, 4))
     picture.paste(51, (24, 8, 32, 16))  # the last block is a fifth white
     torch.testing.assert_close(
         weights(save(picture)), torch.tensor([[0.5, 0.25, 0, 0], [0, 0, 0, 0.2]])

@@ -262,10 +262,11 @@ def test_the_drift_is_that_of_the_corner_that_is_farthest_off() -> None:
 def test_the_inverse_says_the_same_of_the_reference() -> None:
     found = Alignment(0.05, 2.0, (6.0, -3.0), 1.0, 0.0, (200, 100))
     other, angle = found.inverse(), math.radians(2.0)
+    # from the middle of the image, and where that is in the reference
     x, y = (
         40.0,
         -25.0,
-    )  # from the middle of the image, and where that is in the reference
+    )
     a, b = 1.05 * math.cos(angle), 1.05 * math.sin(angle)
     u, v = a * x - b * y + 6.0, b * x + a * y - 3.0
     a, b = (

@@ -298,9 +298,8 @@ def bmp(
 ) -> None:
     """24 bits with a header of version 5. space: as it is in the file. ends: XYZ of
     red, green and blue."""
-    pixels = values[
-        ::-1, :, ::-1
-    ].tobytes()  # from below, blue first; rows of 64 pixels need no filling
+    # from below, blue first; rows of 64 pixels need no filling
+    pixels = values[::-1, :, ::-1].tobytes()
     height, width, _ = values.shape
     header = (
         struct.pack(

@@ -182,9 +182,8 @@ def gamma_one_profile() -> bytes:
     for index in range(count):
         name, offset = struct.unpack_from(">4sI", profile, 132 + 12 * index)
         if name in (b"rTRC", b"gTRC", b"bTRC"):
-            profile[offset : offset + 12] = b"curv" + bytes(
-                8
-            )  # a curve of 0 entries is the identity
+            # a curve of 0 entries is the identity
+            profile[offset : offset + 12] = b"curv" + bytes(8)
     return bytes(profile)
 
 

@@ -212,9 +212,8 @@ def test_one_of_several_captions_is_drawn_by_seed_epoch_and_position() -> None:
     uses = [(epoch, position) for epoch in range(20) for position in range(30)]
     drawn = [drawn_caption(sample, 3, *use) for use in uses]
     assert drawn == [drawn_caption(sample, 3, *use) for use in uses]
-    assert all(
-        170 < drawn.count(text) < 230 for text in "abc"
-    )  # 200 of each on average, 12 is one deviation
+    # 200 of each on average, 12 is one deviation
+    assert all(170 < drawn.count(text) < 230 for text in "abc")
     other = [drawn_caption(sample, 4, *use) for use in uses]
     assert (
         0.6

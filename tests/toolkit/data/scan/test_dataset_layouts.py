@@ -89,9 +89,8 @@ def rows_of(
 
 def read(folder: Path | str, **keys: Any) -> list[tuple[str, str, list[str]]]:
     """The same of each sample of a plan."""
-    scan = scan_datasets(
-        [section(folder, **keys)], None
-    )  # what it unpacked is there as long as it is
+    # what it unpacked is there as long as it is
+    scan = scan_datasets([section(folder, **keys)], None)
     return sorted(
         (
             picture_of(sample.image),
@@ -115,9 +114,8 @@ def test_a_layout_is_read_as_datasets_reads_it(tmp_path: Path, name: str) -> Non
     write(LAYOUTS[name], tmp_path)
     ((splits),) = [case["splits"] for case in golden("dataset_layouts", layout=name)]
     if name == "splits in Parquet":
-        splits = {
-            "train": splits["train"]
-        }  # the others are left out, which test_parquet.py has
+        # the others are left out, which test_parquet.py has
+        splits = {"train": splits["train"]}
     assert read(tmp_path) == rows_of(splits)
     held_out = [path for path, _ in scan_datasets([section(tmp_path)], None).held_out]
     assert sorted(held_out) == sorted(
@@ -216,10 +214,11 @@ def test_a_table_above_its_splits_is_read_and_goes_with_the_remedy(
     name = "a table above its splits"
     write(LAYOUTS[name], tmp_path)
     (case,) = golden("dataset_layouts", layout=name)
+    # the table is of no split there
     assert [caption for _, caption, _ in rows_of(case["splits"])] == [
         "",
         "",
-    ]  # the table is of no split there
+    ]
     assert read(tmp_path) == [
         ("picture a", "for train/a", []),
         ("picture b", "for test/b", []),
@@ -254,7 +253,6 @@ def test_paths_in_a_parquet_file_begin_at_its_folder(tmp_path: Path) -> None:
     name = "paths in Parquet"
     write(LAYOUTS[name], tmp_path)
     (case,) = golden("dataset_layouts", layout=name)
-    assert case["error"].startswith(
-        "FileNotFoundError"
-    )  # there they begin at the working directory
+    # there they begin at the working directory
+    assert case["error"].startswith("FileNotFoundError")
     assert read(tmp_path) == [("picture a", "a photo of a", [])]

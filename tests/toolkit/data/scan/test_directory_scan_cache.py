@@ -109,9 +109,8 @@ def digests(found: DatasetScan) -> dict[str, str]:
 
 def test_the_second_start_reads_no_image_and_finds_the_same(scan, reads) -> None:
     first = scan()
-    assert (
-        len(reads) == 7 + 6 + 6
-    )  # images, references, masks; both datasets use one folder
+    # images, references, masks; both datasets use one folder
+    assert len(reads) == 7 + 6 + 6
     wanted = digests(first)
     first.scan_cache.save()
     reads.clear()
@@ -173,9 +172,8 @@ def test_what_changed_is_read_again_and_only_that(scan, data: Path, reads) -> No
     (data / "p3.png").unlink()
     (data / "p0.png").rename(data / "new.png")
     os.utime(data / "p2.png", (1, 1))
-    picture = (
-        data / "p4.png"
-    )  # of the same size, with its time set back: only the time of the entry tells
+    # of the same size, with its time set back: only the time of the entry tells
+    picture = data / "p4.png"
     stat, other = picture.stat(), bytearray(picture.read_bytes())
     other[-1] ^= 0xFF
     picture.write_bytes(other)

@@ -83,9 +83,8 @@ def test_an_image_that_was_read_in_other_colours_is_told_apart(
     path = tmp_path / f"{name}.png"
     whole = path.read_bytes()
     path.write_bytes(whole[:33] + cicp(12, 13) + whole[33:])
-    monkeypatch.setattr(
-        module, "digest_as_read", lambda digest, reading: digest
-    )  # as the earlier version had it
+    # as the earlier version had it
+    monkeypatch.setattr(module, "digest_as_read", lambda digest, reading: digest)
     before = taken()
     monkeypatch.undo()
     change = compare(before, taken())

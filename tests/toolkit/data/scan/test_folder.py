@@ -697,9 +697,8 @@ def test_zip_files_are_folders(tmp_path: Path, image, dataset) -> None:
         Path(sample.image).is_relative_to(tmp_path / "_cache" / "zips")
         for sample in scan.samples
     )
-    assert fingerprint(scan.samples) == fingerprint(
-        again.samples
-    )  # wherever it was unpacked
+    # wherever it was unpacked
+    assert fingerprint(scan.samples) == fingerprint(again.samples)
     (tmp_path / "pairs.zip").write_bytes(b"PK")
     with pytest.raises(DataErrors, match="is not a readable zip file"):
         scan_datasets([section], None)

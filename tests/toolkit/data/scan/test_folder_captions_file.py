@@ -141,9 +141,8 @@ def test_the_only_table_of_a_folder_without_caption_files_is_read_and_named(
     assert scan.notes == (
         (f"{table}: columns that are not used: width",) if "width" in text else ()
     ) + (read,)
-    whole = scan_datasets(
-        [dataset(data, resolution=(64,))], "sks"
-    )  # as one of several subfolders
+    # as one of several subfolders
+    whole = scan_datasets([dataset(data, resolution=(64,))], "sks")
     assert [sample.caption for sample in whole.samples][2:] == [
         "sks one",
         "sks two, three",
@@ -263,9 +262,8 @@ def test_what_nearly_names_an_image_is_shown_beside_it(
     data: Path, dataset, written: str, shown: str
 ) -> None:
     (data / "q").mkdir()
-    (data / "q" / "c.png").write_bytes(
-        b""
-    )  # so that the folder is not one of another machine
+    # so that the folder is not one of another machine
+    (data / "q" / "c.png").write_bytes(b"")
     (data / "x.tsv").write_text("\n".join(f"{name}\tone" for name in written.split()))
     with pytest.raises(DataErrors, match=re.escape(shown)):
         scan_datasets([dataset(data / "b", captions_file=str(data / "x.tsv"))], None)

@@ -221,9 +221,8 @@ def test_a_control_image_or_mask_that_several_images_share_by_name_is_told(
         dataset(tmp_path / "data" / name, control_path=(f"{tmp_path}/ref",))
         for name in ("x", "y")
     ]
-    assert not notes_of(
-        scan_datasets(twice, None), "is the one of"
-    )  # which the job says itself
+    # which the job says itself
+    assert not notes_of(scan_datasets(twice, None), "is the one of")
 
 
 def test_control_images_and_masks_told_by_a_suffix_are_no_targets(
@@ -243,11 +242,12 @@ def test_control_images_and_masks_told_by_a_suffix_are_no_targets(
         ["4_x/b_ref.png"],
         [],
     ]
+    # c_ref is of no image, and is one
     assert masks(scan) == [
         "4_x/a-masklabel.png",
         None,
         None,
-    ]  # c_ref is of no image, and is one
+    ]
     assert notes_of(
         scan,
         "1 file named like control images or masks, and trained as images: c_ref.png",

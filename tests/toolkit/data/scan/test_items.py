@@ -138,6 +138,5 @@ def test_a_rectangle_is_the_one_bucket_of_all_images(size: tuple[int, int]) -> N
     assert crop.bucket == Size(960, 544)
     assert crop.left >= 0 and crop.left + 960 <= crop.scaled.width
     assert crop.top >= 0 and crop.top + 544 <= crop.scaled.height
-    assert (
-        crop.scaled.width == 960 or crop.scaled.height == 544
-    )  # no more is cut off than has to be
+    # no more is cut off than has to be
+    assert crop.scaled.width == 960 or crop.scaled.height == 544

@@ -89,10 +89,11 @@ def test_a_csv_that_is_not_read_says_why(
 ) -> None:
     (data / "t.csv").write_text(text)
     told = []
+    # given, and found
     for section in (
         dataset(data, captions_file=str(data / "t.csv")),
         dataset(data),
-    ):  # given, and found
+    ):
         with pytest.raises(DataErrors) as caught:
             scan_datasets([section], "sks")
         told.append(str(caught.value))

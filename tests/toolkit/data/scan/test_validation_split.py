@@ -108,9 +108,8 @@ def test_an_image_goes_at_all_its_sizes_mirrors_and_in_all_datasets(
     )
     scan, items, validation_split = scan_and_split(twice, FAMILY)
     assert len(set(names(validation_split))) == 2
-    assert len(validation_split.items) == 2 * (
-        2 + 1
-    )  # two sizes of the first dataset, one of the second; no mirrors
+    # two sizes of the first dataset, one of the second; no mirrors
+    assert len(validation_split.items) == 2 * (2 + 1)
     assert not any(any(item.sample.flip) for item in validation_split.items)
     assert len(items) == 8 * (2 * 2 + 1)
     assert {sample.name for sample in scan.samples}.isdisjoint(names(validation_split))
@@ -300,16 +299,14 @@ def test_pairs_are_measured_and_no_other_images(votes) -> None:
     assert (
         "2 images held out" in split.notes[0] and "16 forward passes" in split.notes[0]
     )
-    _, _, split = scan_and_split(
-        section(given, fraction=0.25), FAMILY
-    )  # it compares nothing
+    # it compares nothing
+    _, _, split = scan_and_split(section(given, fraction=0.25), FAMILY)
     assert len(split.items) == 4 and "16 forward passes" in split.notes[0]
 
 
 def test_pairs_that_share_an_image_are_held_out_together(votes) -> None:
-    groups = [
-        [10 * group + place for place in range(3)] for group in range(4)
-    ]  # first, second and third of a prompt
+    # first, second and third of a prompt
+    groups = [[10 * group + place for place in range(3)] for group in range(4)]
     worse = {g[place]: g[place + 1 :] for g in groups for place in (0, 1)}
     for seed in range(6):
         job = section(votes(worse), fraction=0.3, seed=seed, preference=True)

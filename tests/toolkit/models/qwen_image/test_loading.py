@@ -208,9 +208,8 @@ def test_the_tokenizer_reads_either_layout(copy: Path, tmp_path: Path) -> None:
     ids = from_vocabulary(text)["input_ids"]
     assert from_json(text)["input_ids"] == ids
     assert from_vocabulary.decode(ids) == text
-    assert (
-        from_vocabulary.convert_tokens_to_ids("<|image_pad|>") in ids
-    )  # one token, not its bytes
+    # one token, not its bytes
+    assert from_vocabulary.convert_tokens_to_ids("<|image_pad|>") in ids
 
 
 def test_the_text_encoder_has_no_language_model_head_and_its_layers_are_transformed(
@@ -472,6 +471,5 @@ def test_weights_that_are_not_those_of_the_config_are_named(
     assert str(raised.value).startswith(f"{single / part}: ") and words in str(
         raised.value
     )
-    assert (
-        capfd.readouterr().err == ""
-    )  # the libraries' own reports, of many lines, are left out
+    # the libraries' own reports, of many lines, are left out
+    assert capfd.readouterr().err == ""

@@ -97,9 +97,8 @@ def test_items_of_equal_shapes_and_text_lengths_share_one_forward(
         for call in forwards(adapter, x_t_BCHW, t_B, same_text, references)
     ]
     assert sorted(sizes) == [1, 1, 2, 2]
-    assert (
-        len(forwards(adapter, x_t_BCHW, t_B, prompts, references)) == 6
-    )  # six texts of other lengths, or sizes
+    # six texts of other lengths, or sizes
+    assert len(forwards(adapter, x_t_BCHW, t_B, prompts, references)) == 6
 
 
 @torch.no_grad()

@@ -178,9 +178,8 @@ def test_announced_levels_are_computed_once_and_old_ones_leave(
     model.predict_velocity(*step)
     assert sorted(computed) == pytest.approx([0.3, 0.8125])
     model.prefetch_timesteps([0.8125, *(place / 1000 for place in range(MOST_ROWS))])
-    assert (
-        len(model.modulation_cache._rows) == MOST_ROWS + 1
-    )  # never fewer than were announced at once
+    # never fewer than were announced at once
+    assert len(model.modulation_cache._rows) == MOST_ROWS + 1
     assert (
         0.8125 in model.modulation_cache._rows
         and float(torch.tensor(0.3)) not in model.modulation_cache._rows

@@ -159,9 +159,8 @@ def test_a_known_photograph_reaches_the_encoder_as_the_image_processor_makes_it(
 ) -> None:
     photo = Image.open(REFERENCES[0])
     ours = encoder_inputs("x", [photo], tokenizer, processor)["pixel_values"]
-    picture = photo.convert("RGB").resize(
-        (480, 320), Image.Resampling.LANCZOS
-    )  # 451x300 at an area of 384x384
+    # 451x300 at an area of 384x384
+    picture = photo.convert("RGB").resize((480, 320), Image.Resampling.LANCZOS)
     assert resize_condition_image(photo).size == picture.size
     theirs = processor(images=[picture], return_tensors="pt")["pixel_values"]
     assert torch.equal(ours, theirs)
@@ -214,9 +213,8 @@ def test_picture_tokens_have_the_positions_the_model_was_released_with(
     plain_LD = text_model(**explicit, use_cache=False).last_hidden_state[
         0, DROP_TOKENS:
     ]
-    assert (
-        relative(ours_LD, plain_LD) > 0.1
-    )  # of one-dimensional positions this is not a matter of rounding
+    # of one-dimensional positions this is not a matter of rounding
+    assert relative(ours_LD, plain_LD) > 0.1
 
 
 def _runs(flags: list[int]) -> list[tuple[int, int]]:

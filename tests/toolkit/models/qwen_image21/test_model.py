@@ -77,9 +77,10 @@ def test_nothing_is_kept_where_it_would_take_more_than_half_of_the_free_memory(
     inputs, monkeypatch
 ) -> None:
     model, x_BCHW, prompts, references = inputs
+    # of the second item alone
     free = (
         4 * len(model.blocks()) * (prompts.embeds_BLD.shape[1]) * model.hidden_size * 4
-    )  # of the second item alone
+    )
     monkeypatch.setattr(
         "toolkit.models.qwen_image21.model.free_memory", lambda device: free
     )

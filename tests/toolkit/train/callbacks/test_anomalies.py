@@ -239,9 +239,8 @@ def test_samples_are_compared_with_those_before_also_after_a_resume(
 
 def test_the_first_samples_of_a_run_are_looked_at_when_they_come(toy, said) -> None:
     callback = AnomalyCallback(lambda *_, **__: None, folder=toy.folder)
-    callback.event(
-        "sample", **write_set(toy.folder, 0, "image")
-    )  # before the run begins
+    # before the run begins
+    callback.event("sample", **write_set(toy.folder, 0, "image"))
     for file in (toy.folder / "samples").iterdir():
         file.unlink()
     callback.on_start(toy.run(50))
@@ -278,8 +277,7 @@ def test_texture_of_samples_and_of_the_validation_is_compared_with_the_first(
 def test_a_full_disk_does_not_end_the_run(toy, watched, said: list[str]) -> None:
     toy.folder.mkdir()
     (toy.folder / "events.jsonl").mkdir()
-    with pytest.raises(
-        IsADirectoryError
-    ):  # the test reads the file, after the run has ended
+    # the test reads the file, after the run has ended
+    with pytest.raises(IsADirectoryError):
         watched(150, step_s=lambda step: 3.0 if step > 90 else 1.0)
     assert sum("times as long" in line for line in said) == 1

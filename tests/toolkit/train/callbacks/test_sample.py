@@ -185,15 +185,13 @@ def test_a_set_where_the_run_goes_on_when_it_is_asked_for(run, result) -> None:
 
 def test_going_on_draws_what_is_missing_and_nothing_twice(run, result) -> None:
     Drawing(run).run_to(10, result, finished=False)
-    (run.folder / "samples").joinpath(
-        Drawing(run).names(10)[1]
-    ).unlink()  # the run ended in the middle of a set
+    # the run ended in the middle of a set
+    (run.folder / "samples").joinpath(Drawing(run).names(10)[1]).unlink()
     resumed = Drawing(run)
     assert resumed.run_to(15, result) == sets(0, 10, 15)
     assert [event["step"] for event in resumed.events] == [10, 15]
-    run.state = TrainState(
-        step=15
-    )  # the run is done: started again it has nothing to draw
+    # the run is done: started again it has nothing to draw
+    run.state = TrainState(step=15)
     again = Drawing(run)
     again.run_to(15, result)
     assert again.events == []
@@ -210,9 +208,8 @@ def test_a_picture_has_the_format_that_is_asked_for(
     assert [path.suffix for path in files] == [f".{picture_format}"] * 2
     with Image.open(files[1]) as picture:
         assert (picture.format, picture.size) == (kind, (32, 16))
-        assert (
-            abs(picture.convert("RGB").getpixel((8, 8))[0] - 100) < 4
-        )  # the image of index 1
+        # the image of index 1
+        assert abs(picture.convert("RGB").getpixel((8, 8))[0] - 100) < 4
 
 
 def test_transparency_is_kept_where_the_format_has_it_and_laid_over_white_elsewhere(
@@ -273,6 +270,5 @@ def test_a_set_broken_off_by_a_stop_leaves_no_picture(run, result) -> None:
     drawing.draw = stopped_at_the_second
     assert drawing.run_to(10, result, finished=False) == []
     assert drawing.events == []
-    assert Drawing(run).run_to(10, result, finished=False) == sets(
-        10
-    )  # and the next start draws it
+    # and the next start draws it
+    assert Drawing(run).run_to(10, result, finished=False) == sets(10)

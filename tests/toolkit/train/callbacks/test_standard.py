@@ -26,9 +26,8 @@ def run_job(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(
-        "toolkit.train.callbacks.trackers.WAIT_AT_END_S", 60.0
-    )  # the machine may be busy
+    # the machine may be busy
+    monkeypatch.setattr("toolkit.train.callbacks.trackers.WAIT_AT_END_S", 60.0)
     photos = make_pictures(tmp_path / "photos", "a", "b", "c")
 
     def run(steps: int) -> None:
@@ -67,9 +66,8 @@ def test_curves_and_samples_are_drawn_without_a_double_over_a_resume(
     folder = tmp_path / "output" / "job" / "first"
     run_job(4)
     wandb_run = (folder / "wandb" / "run_id").read_text()
-    shutil.rmtree(
-        folder / "state" / "step_000000004"
-    )  # as if it had been killed before it saved a second time
+    # as if it had been killed before it saved a second time
+    shutil.rmtree(folder / "state" / "step_000000004")
     run_job(5)
 
     drawn = curves(tmp_path / "tb" / "job" / "first")
@@ -106,9 +104,8 @@ def test_curves_and_samples_are_drawn_without_a_double_over_a_resume(
         len(list((folder / "wandb").glob("offline-run-*/files/media/images/samples/*")))
         == 10
     )
-    report = (
-        folder / "report.html"
-    ).read_text()  # behind the status of the end and all that was saved
+    # behind the status of the end and all that was saved
+    report = (folder / "report.html").read_text()
     assert (
         ">finished<" in report and "5 / 5" in report and "first.safetensors" in report
     )

@@ -160,7 +160,6 @@ print(opened[0]._child.pid, feed.wait(0.1))
     )
     assert done.returncode == 0, done.stderr
     child, closed = done.stdout.split()
-    os.kill(
-        int(child), signal.SIGKILL
-    )  # it is still there: the uploads were not waited for
+    # it is still there: the uploads were not waited for
+    os.kill(int(child), signal.SIGKILL)
     assert closed == "False"

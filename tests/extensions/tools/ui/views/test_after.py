@@ -322,11 +322,12 @@ def test_strengths_per_block_are_tried_and_kept_in_a_new_file(
             in answer.text.partition('id="try-blocks-bad"')[2].partition("</span>")[0]
         )
     before = (run / "one.safetensors").read_bytes()
+    # of the same content once is enough
     for number, strength in (
         (1, "0.5"),
         (2, "0.25"),
         (1, "0,5"),
-    ):  # of the same content once is enough
+    ):
         answer = client.post(
             "/runs/one/bake", data=FORM | {"blocks:0": strength}, follow_redirects=False
         )

@@ -88,9 +88,10 @@ class Page:
         self.form.fields |= {
             key.replace("__", ":"): value for key, value in changes.items()
         }
+        # as browsers send it
         sent = {
             key: value.replace("\n", "\r\n") for key, value in self.form.fields.items()
-        }  # as browsers send it
+        }
         self.answer = self.client.post("/new", data=sent | {"action": action})
         if self.answer.status_code != 303:
             self.form = Form(self.answer.text)
@@ -118,9 +119,8 @@ def ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ui:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("extensions.tools.ui.views.new.least_memory", lambda: 0)
     shutil.copytree(PHOTOS, tmp_path / "datasets" / "40_photo")
-    for photograph in (tmp_path / "datasets" / "40_photo").glob(
-        "*.jpg"
-    ):  # as the small model may be offered for
+    # as the small model may be offered for
+    for photograph in (tmp_path / "datasets" / "40_photo").glob("*.jpg"):
         with Image.open(photograph) as image:
             image.thumbnail((256, 256))
             image.save(photograph.with_suffix(".png"))
@@ -816,9 +816,8 @@ def test_the_small_model_says_what_it_draws_and_is_not_the_first_for_photographs
         "The small model draws flat mascots only: photographs become mush."
         in page.answer.text
     )
-    for number in range(
-        3
-    ):  # drawings as large as photographs are more than it can draw too
+    # drawings as large as photographs are more than it can draw too
+    for number in range(3):
         (ui.datasets / "drawn").mkdir(exist_ok=True)
         Image.new("RGB", (600, 400), "red").save(
             ui.datasets / "drawn" / f"{number}.png"

@@ -103,9 +103,8 @@ def test_samples_of_a_run_are_voted_on_without_a_script(
         shown(answer.text)["left"] not in pair.values()
         and "a &lt;b&gt;bold" in answer.text
     )
-    client.post(
-        "/votes/runs/one", data={"vote": "undo", "count": "0"}
-    )  # of a page that is not the latest
+    # of a page that is not the latest
+    client.post("/votes/runs/one", data={"vote": "undo", "count": "0"})
     assert lines(folder / "samples" / "votes.jsonl") == [row]
     assert (
         shown(client.post("/votes/runs/one", data={"vote": "undo", "count": "1"}).text)
@@ -224,10 +223,11 @@ def test_nothing_else_is_shown_or_written(
         "linked.png",
     ):
         assert client.get(f"{here}/images/{name}").status_code == 404, name
+    # not an image
     assert (
         client.get(f"{here}/control/{votes.digest('../../secret.txt')}").status_code
         == 404
-    )  # not an image
+    )
     assert (
         client.get(f"{here}/control/{votes.digest('../../secret.png')}x").status_code
         == 404
@@ -373,9 +373,8 @@ def test_the_button_writes_the_job_and_puts_it_into_the_queue(
         '<a href="/jobs/one_voted.yaml">' in answer.text
         and not Queue(ui.output / ".ui" / "queue").entries()
     )
-    found = Checked(
-        plan={"job": "one_voted", "processes": []}
-    )  # the file is as it was written, and is taken up again
+    # the file is as it was written, and is taken up again
+    found = Checked(plan={"job": "one_voted", "processes": []})
     answer = client.post(
         "/votes/runs/one/train", data={"lora": lora}, follow_redirects=False
     )
@@ -393,9 +392,8 @@ def test_the_button_writes_the_job_and_puts_it_into_the_queue(
     assert (
         Path(data["datasets"][0]["captions_file"]) == folder / "samples" / "votes.jsonl"
     )
-    (
-        ui.output / "one_voted"
-    ).mkdir()  # it has been trained: the next one is another run
+    # it has been trained: the next one is another run
+    (ui.output / "one_voted").mkdir()
     found = Checked(plan={"job": "one_voted_2", "processes": []})
     client.post("/votes/runs/one/train", data={"lora": lora}, follow_redirects=False)
     assert [entry.name for entry in Queue(ui.output / ".ui" / "queue").entries()] == [
