@@ -1,5 +1,12 @@
-"""After a run: an image with one of its files, and all of its files compared, on the
-page of the run."""
+"""The lower part of a run's page: new images with its LoRA files, and their comparison.
+
+Forms put `run.py generate`, `grid` and `best` into the queue. `bake` writes a file with
+strengths per block. The images that exist are shown with their settings. No image is
+made by the page itself.
+
+`extensions.tools.ui.app` serves the views. `extensions.tools.ui.tries` makes the
+commands, and the upper part of the page is `extensions.tools.ui.views.run`.
+"""
 
 from __future__ import annotations
 

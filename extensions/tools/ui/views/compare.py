@@ -1,4 +1,11 @@
-"""Two to six runs, or steps of one, on one grid of samples and in one plot."""
+"""The page /compare: two to six runs, or steps of one run, next to each other.
+
+It shows their samples in one grid, their loss in one plot, and the keys of their jobs
+whose values differ. It reads what the runs have written and makes no images: the grid
+of all files of a run is made in `extensions.tools.ui.views.after`.
+
+`extensions.tools.ui.app` serves `page`.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,12 @@
-"""Datasets: all of them, and one with its images, captions, crops and findings; what is
-edited, sent and deleted."""
+"""The pages /datasets and /datasets/{name}, and the requests that change a dataset.
+
+A dataset is shown with its images, captions, crops and findings. Captions are edited
+one by one or many at a time, files are uploaded, and images are moved to the trash.
+Folders are read and changed by `extensions.tools.ui.datasets`, and new files are checked
+by `extensions.tools.ui.uploads`.
+
+`extensions.tools.ui.app` serves the views.
+"""
 
 from __future__ import annotations
 

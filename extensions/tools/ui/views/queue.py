@@ -1,4 +1,11 @@
-"""The queue as a page, and the resuming and stopping of runs."""
+"""The page /queue, and the requests that resume, stop or control a run.
+
+Commands are queued with `enqueue`, which also starts the runner. The entries themselves
+are changed by `extensions.tools.ui.queue`, and run by `extensions.tools.ui.runner`.
+
+`extensions.tools.ui.app` serves the views. The other views call `enqueue` and
+`queue_of`.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,13 @@
-"""The page of a run (shared/pages/run.html.j2) as a server has it, and what its script
-asks for."""
+"""The page of a run, and the data that its script asks for.
+
+The template (shared/pages/run.html.j2) is also the one of `run.py report`. The page is
+complete without its script, which adds live values, curves and the log. The views read
+the files of the run. They change only the user's marks of files, which are kept in the
+page's own folder.
+
+`extensions.tools.ui.app` serves the views. `extensions.tools.ui.views.after` calls
+`page` with the values of the lower part.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""The first page: the runs, the latest first, fifty on a page."""
+"""The first page: all runs, the latest first, fifty on a page.
+
+It shows the status of each run, a line of its loss, its latest sample and its cost. A
+script can ask for the same list as JSON. The page of one run is
+`extensions.tools.ui.views.run`.
+
+`extensions.tools.ui.app` serves `index`. Other views call `cost`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""The machine, the page's own settings, and whether it lives."""
+"""The page /system: GPUs, memory, disks, versions, and the page's own settings.
+
+It also has the requests that set the price per hour and the theme, that prune the
+cache, and that tell a supervisor that the page is up (`/healthz`). Pruning is a command
+in the queue: nothing is deleted here.
+
+`extensions.tools.ui.app` serves the views.
+"""
 
 from __future__ import annotations
 

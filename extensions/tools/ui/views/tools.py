@@ -1,4 +1,12 @@
-"""The tools as forms: what is sent is checked, then it waits in the queue."""
+"""The pages /tools and /tools/{uid}: each tool of the command line as a form.
+
+A form is checked as the command line would check it, and its command is then put into
+the queue. The forms are described by `extensions.tools.ui.forms`, which runs in a
+separate process. No tool runs in the page.
+
+`extensions.tools.ui.app` serves the views. `extensions.tools.ui.views.after` calls
+`asked` to check its own command.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,12 @@
-"""Votes: the pairs of a folder one after another, and the job that learns from what was
-said of them."""
+"""The page /votes: pairs of images to vote on, and the training from the votes.
+
+The images are the samples of a run, images tried with its files, a dataset, or the
+result of a command in the queue. Votes are kept by `extensions.tools.ui.votes`. The
+job that learns from them is written by `extensions.tools.ui.preference_job`, checked,
+and put into the queue.
+
+`extensions.tools.ui.app` serves the views.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +60,13 @@ MOST_PROMPTS = 20
 
 @dataclass
 class Place:
-    """A folder of images that can be voted on."""
+    """A folder of images that can be voted on.
+
+    Example::
+
+        place = place_of(request)
+        print(place.title, len(place.pairs), len(place.ballot.decided))
+    """
 
     address: str
     back: str
