@@ -532,8 +532,6 @@ def path_fault(name: str, given: Collection[str] = ()) -> str:
             return f"{name!r} is a file and no model folder. {offer}"
         if "Did you mean" not in offer:
             offer = _offer(_nearest_file(path)) + _remedy()
-        else:
-            offer = offer
         return f"{name!r} does not exist (working directory: {Path.cwd()}). {offer}{moved_hint(name)}"
     hint = path_hint(name)
     if hint:

@@ -159,9 +159,7 @@ class Unreadable:
     def add_sample(self, name: str, reason: str) -> None:
         """Counts an unreadable sample. Raises RunError when there are too many."""
         name, reason = (text.replace("\n", "\\n") for text in (name, reason))
-        if len(reason) <= _LONGEST:
-            reason = reason
-        else:
+        if len(reason) > _LONGEST:
             reason = f"{reason[:_LONGEST]}..."
         with self._lock:
             self.samples += 1

@@ -77,9 +77,7 @@ class QwenImageModel(QwenModel):
         return LayerwiseEncoder(self.options, loading.TEXT_ENCODER)
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
-        if self.family.text_sees_references:
-            references = references
-        else:
+        if not self.family.text_sees_references:
             references = ()
         processor = self.part("processor") if references else None
         template = self.family.template

@@ -400,8 +400,6 @@ def tried_image(request: Request) -> Response:
         raise HTTPException(404, "no such image")
     if folder.name == SENT:
         folder = run.folder / TRIED / SENT
-    else:
-        folder = folder
     side = request.query_params.get("side", "")
     return run_view.image(ui, inside(folder, name), 400 if side == "400" else 960)
 

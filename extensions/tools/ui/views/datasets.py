@@ -590,9 +590,7 @@ def _target(data: Dataset, into: str = "") -> Path:
         else:
             folder = below(data.folder, into)
     else:
-        if data.listings:
-            data = data
-        else:
+        if not data.listings:
             data = open_dataset(data.ui, data.name, names_only=True)
         listings = data.listings
         if data.sides:

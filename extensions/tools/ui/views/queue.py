@@ -108,13 +108,10 @@ def show(request: Request) -> Response:
     ):
         return RedirectResponse(f"/runs/{quote(id_, safe='')}", 303)
     entries = queue.entries()
-    if entry in entries:
-        before = []
-        for each in entries[: entries.index(entry)]:
-            if entry.state == WAITING:
-                before.append(each)
+    if entry in entries and entry.state == WAITING:
+        before = entries[: entries.index(entry)]
     else:
-        before = []
+        before = ()
     if entry.attempts:
         tail = queue.tail(entry.id, SHORT_TAIL)
     else:
