@@ -5,8 +5,9 @@ without waiting for the device. `swapped_in` exchanges weights inside a block, f
 samples and saves. `gamma_of` gives the power function of a width, by which saved files
 are averaged afterwards.
 
-`toolkit/train/roles.py` and `toolkit/train/optimizer_step.py` use it. The schedule of
-the decay is in `schedules.py`.
+`toolkit/train/roles.py` and `toolkit/train/optimizer_step.py` use it. `Ema.update`
+decides the decay of each update; `schedules.initial_weight_fraction` repeats the formula
+without torch, for the plan. A test compares the two.
 """
 
 from __future__ import annotations

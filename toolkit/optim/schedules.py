@@ -1,5 +1,6 @@
-"""Learning-rate schedules and the EMA decay: pure functions of the step, so a resume
-needs no state of theirs; only `Plateau` has one. Imports no torch.
+"""Learning-rate schedules: pure functions of the step, so a resume needs no state of
+theirs; only `Plateau` has one. Imports no torch. `initial_weight_fraction` says how
+much of the start is left in an average whose decay `ema.Ema.update` decides.
 
 A schedule returns a factor of the base learning rate for optimizer step `step`, counted
 from 0. Equal to transformers' schedules of the same names (and so to musubi-tuner's);
