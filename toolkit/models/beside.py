@@ -274,7 +274,7 @@ def _model_of(
                 named,
                 f"{named.title} {by}, which other models have too, and its {where}",
             )
-    # a distilled one has to be named
+    # a distilled model has to be named
     candidates = [
         one for one in candidates if not one.family.sample_sigmas
     ] or candidates

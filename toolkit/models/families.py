@@ -380,7 +380,7 @@ class ModelFamily(ModelFacts, ABC):
     them.
 
     The argument `folder` is always a model folder in diffusers layout. Where it does
-    not exist yet, the sizes are those of the published model. A file that cannot be
+    not exist yet, the sizes of the published model are returned. A file that cannot be
     read raises UserError with its name.
 
     Example::
@@ -403,8 +403,8 @@ class ModelFamily(ModelFacts, ABC):
 
     def of_folder(self, folder: Path) -> ModelFamily:
         """The family with the facts of one model, where they differ from folder to
-        folder. Where the folder does not exist yet, the facts are those of the
-        published model."""
+        folder. Where the folder does not exist yet, it has the facts of the published
+        model."""
         return self
 
     def of_title(self, title: str) -> ModelFamily:

@@ -1,11 +1,11 @@
 """`FolderFamily`: a family whose sizes follow from the config files of a model folder
 and the headers of its weights.
 
-Where the folder does not exist yet, the sizes are those of the published model. It also
-reads the scheduler's time shift, and checks that the parts of a folder fit together. It
-loads no weights. The families in `qwen_image` and `qwen_image21` derive from it, and so
-does the one for models that are trained from random weights; the planner and sampling
-use its functions for sizes. Imports no torch.
+Where the folder does not exist yet, it returns the sizes of the published model. It
+also reads the scheduler's time shift, and checks that the parts of a folder fit
+together. It loads no weights. The families in `qwen_image` and `qwen_image21` derive
+from `FolderFamily`. The planner, sampling and the family of new models use the
+functions. Imports no torch.
 """
 
 from __future__ import annotations

@@ -70,8 +70,7 @@ class FolderModel(DiffusionModel):
         self._recorder: PromptRecorder | None = None
         self.wrap_blocks(())
 
-    # ------------------------------------------------------------ parts, loaded on
-    # first use
+    # ------------------------------------------------------------ parts
 
     @abstractmethod
     def load_part(self, name: str) -> object:

@@ -175,7 +175,7 @@ class LayerwiseEncoder:
             ).model
         if not final_norm:
             self.model.language_model.norm = nn.Identity()
-        # the vision tower casts its pixels to their dtype
+        # The vision tower casts its pixels to the dtype of the parameters.
         for parameter in self.model.parameters():
             parameter.data = parameter.data.to(options.dtype)
         self.model.requires_grad_(False).eval()
@@ -224,7 +224,7 @@ class LayerwiseEncoder:
             waiting = self._waiting.get(key)
             if waiting is not None:
                 return waiting.to(self.device)
-            # nothing that is still to come depends on its values
+            # No later layer depends on its values.
             if key in self._shapes:
                 return self._placeholder(self._shapes[key])
             if name == self._turn and self._layer is not None:
@@ -247,8 +247,8 @@ class LayerwiseEncoder:
 
     def _is_needless(self, earlier: str, name: str) -> bool:
         if name.startswith(LAYERS):
-            # Features of images are added behind the layer of the same number, so when
-            # the next one runs.
+            # Features of images are added behind the layer of the same number, so they
+            # are needed until the next one runs.
             coming = earlier.startswith(DEEPSTACK) and _number(earlier) >= _number(name)
             return not coming
         if name.startswith(VISION_BLOCKS):

@@ -32,7 +32,7 @@ _PIECE = 2**20
 
 
 def encoder_hash(folder: Path, file: Path | None = None) -> str:
-    """A hash of the settings and weights of a VAE without those of the decoder.
+    """A hash of the settings and weights of a VAE, except the decoder's.
 
     folder: of the part. file: one with the VAE's weights, or with the weights of its
     decoder alone, which then do not count. A file with the names of Wan's VAE, as

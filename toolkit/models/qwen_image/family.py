@@ -252,7 +252,7 @@ class EditFamily(QwenImageFamily):
     template = EDIT
     modelspec = ("Qwen-Image-Edit", QwenImageFamily.modelspec[1])
     min_references = max_references = (
-        1  # its template has an image; that of 2509 need not
+        1  # its template has an image; the template of 2509 may have none
     )
     text_tokens_per_reference = EDIT.condition_area // 28**2 + 2
     settings: Mapping[str, Any] = {

@@ -4,8 +4,9 @@ work: fewer kernels, and inputs that several layers read are handled once.
 
 It computes diffusers' `QwenImageTransformer2DModel.forward` (transformer_qwenimage.py),
 whose own modules do the work; `test_parity.py` compares the two. It encodes nothing and
-has no loss. Called by `model` and `modulation_cache`; `loading` puts the layers in;
-`qwen_image21.forward` uses the rotation.
+has no loss. Called by `model`, `modulation_cache`, and the trainer of new models for a
+transformer of this class. `loading` puts the layers in, and `qwen_image21.forward` uses
+the rotation.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width, S image tokens
 (target and references), P token width (4 C), D model width, L text tokens, H heads, K
@@ -61,7 +62,8 @@ class BlockConditioning:
     """The timestep of each row of `temb_BD`."""
 
     modulate_index_BS: Tensor | None = None
-    """With `zero_cond_t`: 0 for tokens of the target, 1 for those of control images."""
+    """With `zero_cond_t`: 0 for tokens of the target, 1 for tokens of control
+    images."""
 
 
 ImageTextStreams = tuple[Tensor, Tensor]
@@ -174,9 +176,9 @@ def timestep_embedding(
     return temb_with_opacity_BD
 
 
-# ------------------------------------------------------------ latents as tokens Source:
-# diffusers, pipeline_qwenimage_edit_plus.py, `_pack_latents`, `_unpack_latents` and
-# `img_shapes`.
+# ------------------------------------------------------------ latents as tokens
+# Source: diffusers, pipeline_qwenimage_edit_plus.py, `_pack_latents`, `_unpack_latents`
+# and `img_shapes`.
 
 
 def pack(latents_BCHW: Tensor) -> Tensor:
@@ -225,8 +227,8 @@ def image_shapes(
     return [reference] * (target[1] // reference[1]) + [reference]
 
 
-# ------------------------------------------------------------ rotary positions that
-# compiled blocks can rotate by
+# ------------------------------------------------------------ rotary positions
+# Compiled blocks can rotate by these.
 
 rotate_complex = transformer_qwenimage.apply_rotary_emb_qwen
 """The rotation of diffusers."""
@@ -260,8 +262,7 @@ def rotate_real(x_BSHK: Tensor, freqs: Tensor) -> Tensor:
     )
 
 
-# ------------------------------------------------------------ norms and projections of
-# a block
+# ------------------------------------------------------------ norms and projections
 
 PROJECTIONS = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
 """Projections of the attention of both streams, image and text. The layers of a group
