@@ -276,7 +276,7 @@ class Kept:
         return KeptWriter(self).begun()
 
     def say_not_kept(self, reason: object) -> None:
-        """Logs the one warning of this module."""
+        """Logs a warning that the model is not kept, with the reason."""
         logger.warning(
             f"model.keep_quantized: the quantized model is not kept in {self.folder.parent}: {reason}"
         )

@@ -1,8 +1,8 @@
 """The values that a new job has for each published model, with the reasons.
 
 This is a table: it checks no job and changes none. `run.py new`, the page, the examples
-and docs/models.md read it, and `toolkit.plan.diffusion` compares a job with it. Imports
-no torch.
+and docs/models.md read it, and `toolkit.plan.diffusion` names its training adapters in
+the plan. Imports no torch.
 
 The values of other programs were read from their packages and guides of October and
 November 2026: SimpleTuner 4.10.1, musubi-tuner's pages of Qwen-Image and
