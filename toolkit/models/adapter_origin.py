@@ -1,4 +1,10 @@
-"""The model that a LoRA file belongs to, by its header alone. Imports no torch."""
+"""The model that a LoRA file belongs to, by its header alone.
+
+Layers, their widths and the metadata decide. It reads no weights, and the file's name
+does not count. The trainer's rules and the tools that take LoRAs call it before
+anything is loaded, so that a LoRA of another model is one clear error. Imports no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +23,8 @@ from toolkit.models.single_file import OTHER_MODELS
 from toolkit.registry import FAMILIES
 
 ARCHITECTURE, VERSION = "modelspec.architecture", "ss_base_model_version"
-"""Keys of the metadata that name the model: as `ModelFacts.modelspec` with the kind of
-network behind a slash, and as `ModelFacts.arch`."""
+"""Keys of the metadata that name the model. The first has `ModelFacts.modelspec` with
+the kind of network behind a slash, the second `ModelFacts.arch`."""
 
 OTHER_LAYERS = {
     "single_transformer_blocks.0.attn.to_qkv_mlp_proj": "FLUX.2",
@@ -34,17 +40,23 @@ OTHER_LAYERS = {
     "lora_te1_text_model_encoder_layers_0_self_attn_q_proj": "a CLIP text encoder",
     **{name.removesuffix(".weight"): title for name, title in OTHER_MODELS.items()},
 }
-"""A layer -> the model whose LoRAs have it, by names that the one or the other program
-gives. The first counts."""
+"""A layer, by a name that some program gives it -> the model whose LoRAs have it. The
+first entry that matches counts."""
 
 
 DOWN_ENDS = (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight")
-"""Ends of the names of the matrix of a LoRA that has the inputs of its layer."""
+"""Ends of the names of a LoRA's matrix that reads the inputs of the layer."""
 
 
 def other_model(layers: Iterable[str]) -> str:
-    """The model that a LoRA file with these names of layers (with or without a prefix)
-    is of, where it is none of the families here; empty: not known."""
+    """The model of a LoRA file with these layers, where it is not one of the families
+    that can be trained. Empty: it is not known.
+
+    layers: names, with or without a prefix.
+
+    >>> other_model(["transformer.double_blocks.0.img_attn.qkv"])
+    'FLUX.1'
+    """
     flat = {f"_{_flat(name)}" for name in layers}
     ends = ((f"_{_flat(layer)}", title) for layer, title in OTHER_LAYERS.items())
     return next(
@@ -53,8 +65,8 @@ def other_model(layers: Iterable[str]) -> str:
 
 
 def unreadable(path: str) -> str:
-    """Why a LoRA file that is there cannot be read, with the remedy; empty where it
-    can, by its header and length, or where there is none."""
+    """The reason why an existing LoRA file cannot be read, with the remedy. Empty where
+    its header and length are right, or where there is no such file."""
     file = Path(path).expanduser()
     try:
         if file.is_file():
@@ -76,7 +88,11 @@ def unreadable(path: str) -> str:
 
 
 def named_families(metadata: Mapping[str, Any]) -> list[ModelFamily]:
-    """The families that a file's metadata name."""
+    """The families that a file's metadata name.
+
+    >>> [family.title for family in named_families({VERSION: "qwen_image"})]
+    ['Qwen-Image']
+    """
     architecture = str(metadata.get(ARCHITECTURE, "")).partition("/")[0]
     known = [one for one in map(FAMILIES.load, FAMILIES) if one.published]
     return [
@@ -87,11 +103,11 @@ def named_families(metadata: Mapping[str, Any]) -> list[ModelFamily]:
 
 
 def origin_findings(key: str, path: str, model: ModelSection, folder: Path) -> Findings:
-    """A LoRA file of another model: an error where that has other layers, else a
-    warning. Nothing of a file that is not there or cannot be read, and of a model that
-    is not known: other rules say so.
+    """An error for a LoRA file of a model with other layers, a warning for a file of
+    another model with the same layers.
 
-    folder: of the model.
+    A missing or unreadable file and an unknown model yield nothing: other rules report
+    them. folder: of the model.
     """
     try:
         family = family_for(model)
@@ -127,9 +143,9 @@ def origin_findings(key: str, path: str, model: ModelSection, folder: Path) -> F
 
 def width_findings(key: str, path: str, model: ModelSection, folder: Path) -> Findings:
     """An error for a LoRA whose matrices are wider or narrower than the layers of the
-    model, as one of a larger model is. Nothing of a file that is not there or cannot be
-    read (`unreadable`), and of a model that is not known.
+    model, as in a LoRA of a larger model.
 
+    A missing or unreadable file (`unreadable`) and an unknown model yield nothing.
     folder: of the model.
     """
     try:
@@ -157,8 +173,8 @@ def width_findings(key: str, path: str, model: ModelSection, folder: Path) -> Fi
 
 
 def _kinds(family: ModelFamily, folder: Path) -> frozenset[str]:
-    """The layers of a model without the numbers of blocks, flat; those that other
-    programs have in one too."""
+    """The layers of a model without the numbers of blocks, with underscores for dots.
+    Layers that other programs fuse into one are listed under the fused name too."""
     kinds = {_flat(name) for name in family.every_linear_layer(folder)}
     for whole, parts in ROWS_OF.items():
         flat = _flat(parts[0])
@@ -175,6 +191,6 @@ def _flat(name: str) -> str:
 
 
 def _fits(keys: Iterable[str], kinds: Iterable[str]) -> bool:
-    """Whether each key is of one of these layers."""
+    """Whether each key belongs to one of these layers."""
     pattern = re.compile(f"(?:^|_)(?:{'|'.join(map(re.escape, kinds))})_")
     return all(pattern.search(_flat(key)) for key in keys)

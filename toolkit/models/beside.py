@@ -1,10 +1,13 @@
-"""A model from the file of its transformer alone, as ComfyUI users have it: which model
-it is, by its keys, and where its other parts are. Looks at headers alone, opens no
-connection, imports no torch.
+"""Completes a model from the file of its transformer alone, as ComfyUI users have it:
+finds out which model it is, and where its other parts are.
 
-Parts are sought beside the file, in the folders of a ComfyUI that it lies in, and in
-the hub cache. What a file is, its weights say; a name decides only between models that
-have the same weights.
+Parts are searched next to the file, in the folders of a ComfyUI that contains it, and
+in the hub cache. The weights decide what a file is; a name decides only between models
+that have the same weights. It reads headers alone, loads and downloads nothing, opens
+no connection, and imports no torch.
+
+The `model:` section calls `parts_around` through `toolkit.registry.PARTS_AROUND`; tools
+that take a transformer's file call `transformer_fault`.
 """
 
 from __future__ import annotations
@@ -54,36 +57,47 @@ PART_FOLDERS = {
     "vae": ("vae",),
     "text_encoder": ("text_encoders", "clip", "text_encoder"),
 }
-"""Folders of ComfyUI's `models` for transformers, and for each part beside them.
-Source: ComfyUI, folder_paths.py."""
+"""Folders of ComfyUI's `models` for each part; MODEL_FOLDERS are those for
+transformers. Source: ComfyUI, folder_paths.py."""
 
 SUFFIXES = (".safetensors", ".sft")
-"""Suffixes of files that may be a part, in small letters."""
+"""Suffixes of files that may be a part, in lower case."""
 
 
 @dataclass(frozen=True)
 class Around:
-    """What was found around a transformer's file."""
+    """The model and the files that were found around a transformer's file.
+
+    >>> around = parts_around("no_such_file.safetensors", None, None, {})
+    >>> around is None
+    True
+    """
 
     model: str = ""
-    """For `model.name_or_path`: the folder that it lies in, or the hub id of the
-    published model."""
+    """For `model.name_or_path`: the model folder that has the file, or the hub id of
+    the published model."""
 
     files: Mapping[str, str] = field(default_factory=dict)
-    """Part -> file, of those that were found; the model has the weights of the
-    others."""
+    """Part -> file that was found. The model has the weights of the other parts."""
 
     note: str = ""
-    """For the plan: by what the model was told."""
+    """For the plan: the model, and how it was recognised."""
 
     fault: str = ""
-    """Why it cannot be trained as it is, with the remedy; all else is then empty."""
+    """The reason why it cannot be trained as it is, with the remedy. All other fields
+    are then empty."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that a file may be the transformer of: a published one, or the folder
-    that it lies in."""
+    """A model whose transformer a file may be: a published one, or the model folder
+    that has the file.
+
+    Example::
+
+        Candidate(hub_id, title, family.of_title(title))
+        Candidate(str(folder), family.title, family, folder)
+    """
 
     id: str
     """Hub id, or the path of a folder."""
@@ -91,16 +105,15 @@ class Candidate:
     title: str
     family: ModelFamily
     folder: Path = Path()
-    """Folder of its configs; where it is not here, the published sizes count."""
+    """Folder of its configs. Where it does not exist, the published sizes count."""
 
 
 def parts_around(
     name: str, arch: str | None, revision: str | None, given: Mapping[str, str]
 ) -> Around | None:
-    """What is around the file `name`; None: it is none that is there.
+    """The model and the parts around the file `name`; None: there is no such file.
 
-    arch: as the user wrote it, or None. given: part -> file, of those that the job
-    names.
+    arch: as the user wrote it, or None. given: part -> file that the job names.
     """
     path = Path(os.path.expanduser(name))
     if not os.path.isfile(path):
@@ -145,8 +158,8 @@ def parts_around(
 
 
 def transformer_fault(name: str) -> str:
-    """Why the file `name` is not a transformer that can be trained, with the remedy;
-    empty: it has the keys of one."""
+    """The reason why the file `name` is not a transformer that can be trained, with the
+    remedy. Empty: it has the keys of one."""
     path = Path(name).expanduser()
     try:
         fault = unread(path) or _no_transformer(path, name)
@@ -158,8 +171,8 @@ def transformer_fault(name: str) -> str:
 
 
 def _no_transformer(path: Path, name: str) -> str:
-    """What a readable file is instead of a transformer that can be trained; empty: it
-    has the keys of one."""
+    """A message that says what a readable file is instead of a transformer that can be
+    trained. Empty: it has the keys of one."""
     words = lora_words(path)
     if words:
         return f"{name!r} is not a model. {words}"
@@ -184,8 +197,8 @@ def _pattern(weight: str) -> str:
 
 
 def _candidates(path: Path) -> list[Candidate]:
-    """The published models whose weights' names come nearest to those of a file,
-    whatever its number of blocks; none where over half of them differ."""
+    """The published models whose names of weights are nearest to the names in a file,
+    whatever its number of blocks. Empty where more than half of them differ."""
     shapes = shapes_of(path)
     names = {_pattern(weight) for weight in stored_weights(shapes)}
     markers = set()
@@ -207,7 +220,7 @@ def _candidates(path: Path) -> list[Candidate]:
 
 
 def _home_of(path: Path) -> Candidate | None:
-    """The model folder that a file lies in."""
+    """The model folder that contains a file; None: it is not in one."""
     for folder in list(path.parents)[:2]:
         if (folder / INDEX).is_file() and not ModelFolder(folder).fault(
             ("transformer", "vae", "text_encoder")
@@ -222,8 +235,8 @@ def _home_of(path: Path) -> Candidate | None:
 def _model_of(
     path: Path, arch: str | None, home: Candidate | None
 ) -> tuple[Candidate, str]:
-    """The model that a file is, and by what it was told. Raises UserError where nothing
-    tells, or `arch` is another."""
+    """The model of a file, and a note on how it was recognised. Raises UserError where
+    it cannot be recognised, or `arch` is another."""
     candidates = _candidates(path)
     titles = ", ".join(candidate.title for candidate in candidates)
     if arch:
@@ -261,7 +274,7 @@ def _model_of(
                 named,
                 f"{named.title} {by}, which other models have too, and its {where}",
             )
-    # a distilled one has to be named
+    # a distilled model has to be named
     candidates = [
         one for one in candidates if not one.family.sample_sigmas
     ] or candidates
@@ -284,9 +297,8 @@ def _tag(candidate: Candidate) -> str:
 
 
 def _named(text: str, candidates: list[Candidate]) -> Candidate | None:
-    """The candidate whose title begins a text, in which case and punctuation do not
-    count; None where another word or number follows that may make it another
-    model's."""
+    """The candidate whose title begins a text; case and punctuation do not count. None
+    where a word or number follows that may mean another model."""
     plain = re.sub(r"[^a-z0-9]", "", text.lower())
     for candidate in sorted(candidates, key=lambda one: -len(one.title)):
         title = re.sub(r"[^a-z0-9]", "", candidate.title.lower())
@@ -306,7 +318,7 @@ def _parts(
 ) -> Iterator[tuple[str, str]]:
     """The file of each part that is not given, where there is one. Raises UserError
     where several fit, and where there is none and the model's folder has no weights of
-    it either."""
+    that part either."""
     faults = []
     for part in candidate.family.weight_parts:
         if part == candidate.family.trained_part or part in given:
@@ -354,7 +366,8 @@ def _parts(
 def _fitting(
     path: Path, part: str, expected: tuple[tuple[str, Any], ...]
 ) -> tuple[list[Path], list[str]]:
-    """The files around that are this part, and why others with its weights are not."""
+    """The files nearby that are this part, and the reasons why other files with such
+    weights are not."""
     fits: list[Path] = []
     unfit: list[str] = []
     for file in _files_around(path, part):
@@ -371,8 +384,8 @@ def _fitting(
 def _fault_of(
     file: Path, part: str, expected: tuple[tuple[str, Any], ...], *stamp: int
 ) -> str | None:
-    """Why a file is not this part; None: it is; empty: it is something else altogether.
-    stamp: when it changes, it is looked at again."""
+    """The reason why a file is not this part. None: it is. Empty: it is something else
+    altogether. stamp: the file is read again when it changes."""
     try:
         if part not in encoders_in(encoder_stored(file)):
             return ""
@@ -382,9 +395,9 @@ def _fault_of(
 
 
 def _files_around(path: Path, part: str) -> list[Path]:
-    """The files that may be a part: beside the transformer's, and in the folders of its
-    ComfyUI with all below them. Of several ways to one file the first, of shards the
-    first one."""
+    """The files that may be a part: next to the transformer's file, and in the folders
+    of its ComfyUI with all folders below them. A file with several paths is listed
+    once, under the first one. Shards are listed by their first file."""
     files: dict[Path, Path] = {}
     seen: set[Path] = set()
     for place in dict.fromkeys((path.absolute(), path.resolve())):
@@ -406,7 +419,7 @@ def _files_around(path: Path, part: str) -> list[Path]:
             for folder, below, names in os.walk(top, followlinks=True):
                 real = Path(folder).resolve()
                 if top == place.parent or real in seen:
-                    below.clear()  # beside it alone; and links may lead back
+                    below.clear()  # only next to the file; links may lead back
                 else:
                     seen.add(real)
                 for file in (Path(folder, name) for name in sorted(names)):

@@ -1,8 +1,11 @@
-"""How ComfyUI runs the published models: its files and nodes. Imports no torch.
+"""How ComfyUI runs the published models: its files and nodes.
 
-Source: ComfyUI 0.29.0 (comfy_extras/nodes_qwen.py; that of 0.38.0 for Qwen-Image-2.1)
-and the templates of comfyui-workflow-templates 0.11.97, whose file names are those of
-Comfy-Org's repositories.
+This is a table: the trainer's writer of ComfyUI workflows reads it, and fills in the
+job's own files. It opens no file. Imports no torch.
+
+Source: ComfyUI 0.29.0, comfy_extras/nodes_qwen.py (for Qwen-Image-2.1 the same file of
+0.38.0), and the templates of comfyui-workflow-templates 0.11.97, whose file names are
+the names in Comfy-Org's repositories.
 """
 
 from __future__ import annotations
@@ -12,7 +15,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ComfyModel:
-    """One model as ComfyUI has it."""
+    """One model as ComfyUI has it.
+
+    >>> MODELS["Qwen-Image-Edit-2511"].images
+    ('image1', 'image2', 'image3')
+    """
 
     diffusion_model: str
     """Name of its file."""
@@ -20,21 +27,22 @@ class ComfyModel:
     text_encoder: str = "qwen_2.5_vl_7b_fp8_scaled.safetensors"
     vae: str = "qwen_image_vae.safetensors"
     encoder: str = "CLIPTextEncode"
-    """Node that encodes a prompt. The one of 2509 and 2511 puts the words around it
-    that they were trained with, also without an image."""
+    """Node that encodes a prompt. The node of 2509 and 2511 puts the words around it
+    that these models were trained with, also without an image."""
 
     images: tuple[str, ...] = ()
     """Inputs of that node for control images."""
 
     reference_method: str = ""
-    """How control images are modulated, where that is not the usual way."""
+    """How control images are modulated, where ComfyUI's default is not right."""
 
     encodes_both: bool = False
-    """That node takes both prompts, and the side that control images are scaled to."""
+    """Whether the encoding node takes both prompts, and the side that control images
+    are scaled to."""
 
     is_shifted: bool = True
-    """A node sets the shift of its noise levels, and one the norm of guided
-    predictions."""
+    """Whether one node sets the shift of the noise levels, and another the norm of
+    guided predictions."""
 
     empty_latent: str = "EmptySD3LatentImage"
 

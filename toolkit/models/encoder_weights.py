@@ -1,8 +1,11 @@
-"""The weights that the encoders of the Qwen-Image family have, by their configs: what a
-single file is compared with before it is loaded. Imports no torch.
+"""The weights that the encoders of the Qwen-Image family have, by their configs.
 
-Each function gives name -> shape, in which 0 is any size; (): any shape. Sources:
-transformers, modeling_qwen2_5_vl.py and modeling_qwen3_vl.py; diffusers,
+A single file is compared with them before it is loaded. The first two functions return
+name -> shape, where 0 stands for any size, and () for any shape. No file is opened
+here. `folder_family` passes configs, `single_file` and `vae_files` compare names, and
+`qwen_image.loading` reads Wan's names. Imports no torch.
+
+Sources: transformers, modeling_qwen2_5_vl.py and modeling_qwen3_vl.py; diffusers,
 autoencoder_kl_qwenimage.py and autoencoder_kl_qwenimage21.py; Wan's names:
 Wan-Video/Wan2.1, wan/modules/vae.py.
 """
@@ -56,12 +59,15 @@ def _expanded(pattern: str) -> Iterator[str]:
 
 
 def text_encoder_weights(config: Mapping[str, Any], layers: int, width: int) -> Shapes:
-    """Weights of Qwen2.5-VL or Qwen3-VL with its vision tower, as transformers' module
-    without its head has them.
+    """Weights of Qwen2.5-VL or Qwen3-VL with its vision tower, by the names in
+    transformers' module without its head.
 
-    config: of the model; where it is empty or has not the key, it is the published one
-    with these layers and this hidden size. Qwen3-VL is the one whose published hidden
-    size is 4096, or whose `model_type` says so.
+    config: of the text encoder. layers, width: number of layers and hidden size of the
+    published one, for keys that the config lacks. It is a Qwen3-VL where `model_type`
+    says so, or without that key where `width` is 4096.
+
+    >>> len(text_encoder_weights({}, layers=28, width=3584))
+    728
     """
     text = config.get("text_config") or config
     vision = config.get("vision_config") or {}
@@ -91,11 +97,11 @@ def text_encoder_weights(config: Mapping[str, Any], layers: int, width: int) -> 
 
 
 def vae_weights(config: Mapping[str, Any], published: Mapping[str, Any]) -> Shapes:
-    """Weights of AutoencoderKLQwenImage, or with `decoder_base_dim` among the keys of
-    AutoencoderKLQwenImage21.
+    """Weights of AutoencoderKLQwenImage, or of AutoencoderKLQwenImage21 where
+    `published` has the key `decoder_base_dim`.
 
-    published: the keys below as the published config has them, for those that `config`
-    has not.
+    published: the keys that are read below, with the values of the published config.
+    They stand in for the keys that `config` lacks.
     """
     c = {key: config.get(key, value) for key, value in published.items()}
     dims = c["dim_mult"]
@@ -168,18 +174,26 @@ _OF_WAN_BLOCKS = {
 
 
 _OF_DECODER = ("decoder.", "post_quant_conv.")
-"""Beginnings of the names of what decodes, in diffusers' modules; everything else may
-decide what is encoded."""
+"""Beginnings of the names of the decoder's weights in diffusers' modules. All others
+may decide the latents."""
 
 
 def is_of_decoder(name: str) -> bool:
-    """Whether a weight of a VAE, by its name in diffusers, is one that only decodes."""
+    """Whether a weight of a VAE, by its name in diffusers, is used only to decode.
+
+    >>> is_of_decoder("post_quant_conv.weight"), is_of_decoder("quant_conv.weight")
+    (True, False)
+    """
     return name.startswith(_OF_DECODER)
 
 
 def of_wan(name: str) -> str:
-    """The name in AutoencoderKLQwenImage of a weight of Wan's VAE, with two blocks at
-    each size; others stay."""
+    """The name in AutoencoderKLQwenImage of a weight of Wan's VAE, which has two blocks
+    at each size. Other names are returned unchanged.
+
+    >>> of_wan("encoder.middle.0.residual.0.gamma")
+    'encoder.mid_block.resnets.0.norm1.gamma'
+    """
     start = name.split(".")[0]
     if start in _OF_WAN:
         return name.replace(start, _OF_WAN[start], 1)

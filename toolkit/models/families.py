@@ -1,6 +1,14 @@
-"""`ModelFamily`, the interface to a model family before anything is loaded; the family
-of a model folder; what a family says of its sizes and takes as options for loading.
-Imports no torch."""
+"""`ModelFamily`, the interface to a model family before anything is loaded.
+
+`family_for` finds the family of a `model:` section. `ModelSizeInfo` has a model's
+sizes, `ModelLoadOptions` the options that it is loaded with. Functions tell which files
+are missing, do not fit, or have to be downloaded. Nothing is downloaded or loaded here:
+`hub` and `loading` do that. The rules of jobs, the planner (`toolkit.plan`), the
+trainers and most tools call this module. Imports no torch.
+
+    family = family_for(section.model)
+    sizes = family.footprint(section.model.files_folder())
+"""
 
 from __future__ import annotations
 
@@ -55,29 +63,34 @@ LOOKAHEAD_BATCHES = 32
 """Micro-batches whose timesteps are prefetched at once."""
 
 MOST_ROWS = 192
-"""Timesteps that a modulation cache keeps; 4.4 MB each on the published model in
+"""Timesteps that a modulation cache keeps. Each takes 4.4 MB for the published model in
 bfloat16."""
 
 
 LARGE_MODEL_BLOCKS = 20
-"""Blocks from which on a model is of full size."""
+"""A model with this many blocks or more counts as one of full size."""
 
 CONFIG_BYTES = 20_000_000
-"""Bytes of configs, tokenizer and processor of a published model at most: the download
-where files give all weights."""
+"""Upper bound of the bytes of configs, tokenizer and processor of a published model.
+They are the whole download where files give all weights."""
 
 
 @dataclass(frozen=True)
 class EncoderSize:
-    """An encoder, needed before training, and during it for shuffled captions or
-    samples."""
+    """The size of an encoder, which is needed before training, and during training for
+    shuffled captions or samples.
+
+    >>> text = EncoderSize(linear_params=6_000_000, other_params=1_000_000)
+    >>> text.stored(bytes_per_linear=1.0, number_bytes=2)
+    8000000
+    """
 
     linear_params: int
     """Parameters that can be quantized."""
 
     other_params: int
     unused: int = 0
-    """Parameters that are read with the rest, and freed."""
+    """Parameters that are read with the others, and freed."""
 
     def stored(self, bytes_per_linear: float, number_bytes: int) -> int:
         """Bytes of the parameters in memory."""
@@ -88,8 +101,8 @@ class EncoderSize:
 
 
 BAND_PIXELS = 2**16
-"""Pixels of a band of rows, in which a VAE encodes and decodes (`vae_bands`): 64 rows
-of 1024."""
+"""Pixels of the bands of rows that a VAE encodes and decodes (`vae_bands`): 64 rows of
+1024."""
 
 
 PATCHES_PER_TOKEN = 4
@@ -97,12 +110,19 @@ PATCHES_PER_TOKEN = 4
 
 DEQUANTIZED = 3.5
 """Copies of a quantized weight, in the compute dtype, while a prompt is multiplied with
-it; measured on a CPU."""
+it. Measured on a CPU."""
 
 
 @dataclass(frozen=True)
 class TextLayers:
-    """Sizes of a text encoder that is read layer by layer (`layerwise`)."""
+    """Sizes of a text encoder that is read layer by layer (`layerwise`).
+
+    Example::
+
+        layers = family.footprint(folder).text_layers
+        weights, activations = layers.taken(tokens, image_tokens, 1.0, number=2)
+        waiting = layers.waiting(tokens, image_tokens, width=3584) * number_bytes
+    """
 
     largest: EncoderSize
     """Its largest layer."""
@@ -120,7 +140,8 @@ class TextLayers:
     """Largest number of elements per patch of an image in the vision tower."""
 
     patch_waits: int
-    """Elements per patch that wait, of the image or of the vision tower."""
+    """Elements per patch that wait, as pixels or as hidden states of the vision
+    tower."""
 
     image_token_numbers: int
     """Elements per token of an image that the vision tower gives to later layers."""
@@ -128,11 +149,11 @@ class TextLayers:
     def taken(
         self, tokens: int, image_tokens: int, per_linear: float, number: int
     ) -> tuple[float, float]:
-        """Bytes on the device of a layer, and of what it computes for one prompt: of
-        the part that takes most.
+        """Bytes on the device: of a layer, and of its activations for one prompt. The
+        numbers are from the part of the encoder that takes most.
 
-        image_tokens: how many of the tokens are of images. per_linear: bytes of a
-        weight of a linear layer; number: of any other, and of an activation.
+        image_tokens: how many of the tokens are of images. per_linear: bytes per weight
+        of a linear layer. number: bytes per other weight, and per activation.
         """
         layer = float(self.largest.stored(per_linear, number))
         if per_linear != number:
@@ -151,7 +172,7 @@ class TextLayers:
         return max(in_text, in_vision, key=sum)
 
     def waiting(self, tokens: int, image_tokens: int, width: int) -> int:
-        """Elements that wait of one prompt, outside of the device. width: of the text
+        """Elements of one prompt that wait outside of the device. width: of the text
         features."""
         return tokens * width + image_tokens * (
             PATCHES_PER_TOKEN * self.patch_waits + self.image_token_numbers
@@ -160,12 +181,19 @@ class TextLayers:
 
 TEXTS_IN_MEMORY = 2 * 10**9
 """Bytes of pixels and hidden states that wait in main memory while prompts are encoded
-(`layerwise`); more are on disk."""
+(`layerwise`). The others wait on the disk."""
 
 
 @dataclass(frozen=True)
 class ModelSizeInfo:
-    """The sizes of one model folder."""
+    """The sizes of one model folder, by which memory and time are planned.
+
+    Example::
+
+        sizes = family_for(section.model).footprint(section.model.files_folder())
+        weights = sizes.stored(sizes.linear_params, "int8", number_bytes=2)
+        vae_elements = sizes.encoding(1024 * 1024)
+    """
 
     width: int
     """Hidden size of the transformer: channels per token."""
@@ -218,16 +246,16 @@ class ModelSizeInfo:
     """Bytes per quantized weight with its scales, by `model.qtype`."""
 
     encode_band_numbers: float = 0.0
-    """Elements per pixel of a band, in addition to those of the image; 0 for a VAE that
-    does not work in bands."""
+    """Elements per pixel of a band, in addition to the elements of the image. 0 for a
+    VAE that does not work in bands."""
 
     decode_band_numbers: float = 0.0
 
     shares_prefix: bool = False
-    """As `ModelFacts.shares_prefix`."""
+    """See `ModelFacts.shares_prefix`."""
 
     stacks_layers: bool = False
-    """As `ModelFacts.stacks_layers`."""
+    """See `ModelFacts.stacks_layers`."""
 
     text_layers: TextLayers | None = None
     """None where the text encoder is always loaded whole."""
@@ -238,28 +266,28 @@ class ModelSizeInfo:
         return int(weights * (self.bytes_per_weight[qtype] if qtype else number_bytes))
 
     encoder_token_pixels: int = 0
-    """Pixels of a control image per token that the text encoder alone has for it; 0: it
-    has no other tokens than the transformer."""
+    """Pixels of a control image per token that only the text encoder has for it. 0: it
+    has the same tokens as the transformer."""
 
     activation_units: Mapping[str, ActivationUnits] = field(default_factory=dict)
-    """By `network.type`, where they are not those of
+    """By `network.type`, where they differ from the units in
     `toolkit.contracts.network_kinds`."""
 
     @property
     def row_numbers(self) -> int:
-        """Elements of the modulation cache per timestep: one per output of its
+        """Elements of the modulation cache per timestep: one for each output of its
         layers."""
         return self.tabulated_weights // self.width
 
     def encoding(self, pixels: int) -> float:
-        """Elements in memory while an image of so many pixels is encoded."""
+        """Elements in memory while an image of this many pixels is encoded."""
         return (
             pixels * self.encode_numbers
             + min(pixels, BAND_PIXELS) * self.encode_band_numbers
         )
 
     def decoding(self, pixels: int) -> float:
-        """The same while it is decoded."""
+        """Elements in memory while an image of this many pixels is decoded."""
         return (
             pixels * self.decode_numbers
             + min(pixels, BAND_PIXELS) * self.decode_band_numbers
@@ -267,13 +295,19 @@ class ModelSizeInfo:
 
 
 BlockTransform = Callable[["nn.Module", str], None]
-"""Changes a loaded block in place, by quantizing it, say; the text is the block's
-dotted name."""
+"""Changes a loaded block in place, for example by quantizing it. The text is the
+block's dotted name."""
 
 
 @dataclass(frozen=True)
 class ModelLoadOptions:
-    """How a `DiffusionModel` loads its parts."""
+    """How a `DiffusionModel` loads its parts.
+
+    Example::
+
+        options = ModelLoadOptions(folder, torch.device("cuda"), torch.bfloat16)
+        model = family.open(options)
+    """
 
     folder: Path
     """A local folder in diffusers layout."""
@@ -283,26 +317,26 @@ class ModelLoadOptions:
     """Compute dtype of every part."""
 
     files: Mapping[str, Path] = field(default_factory=dict)
-    """Part -> the file with its weights, which stand for those in `folder`."""
+    """Part -> the file with its weights, which replace the weights in `folder`."""
 
     decoder: Path | None = None
-    """A VAE's file whose decoder stands for that of `files` and `folder`; its encoder
-    does not count."""
+    """A VAE's file whose decoder replaces the decoder from `files` or `folder`. Its
+    encoder does not count."""
 
     weights_dtype: torch.dtype | None = None
-    """Dtype the trained module's weights are loaded in where it is not `dtype`: float32
-    where they are trained."""
+    """Dtype that the trained module's weights are loaded in, where it is not `dtype`:
+    float32 where they are trained."""
 
     reference_area: int = 1024 * 1024
-    """Pixels of a control image; 0: as many as the target has."""
+    """Pixels of a control image; 0: the number of pixels of the target."""
 
     composite_target: bool = True
     """See `DiffusionModel.predicts_composite`."""
 
     merge_fn: Callable[[], BlockTransform] | None = None
-    """Called when the trained module is loaded, for what changes its weights in place
-    as they are filled: each block before `transform_block`, at last the module itself
-    (name "")."""
+    """Called when the trained module is loaded. It returns a function that changes the
+    weights in place after they are filled: of each block before `transform_block`, and
+    at last of the module itself (name "")."""
 
     transform_block: BlockTransform | None = None
     """Quantizes a block of the trained module in place."""
@@ -311,22 +345,23 @@ class ModelLoadOptions:
     """The same for the text encoder's layers."""
 
     quantizes: bool = False
-    """Whether `transform_block` quantizes; otherwise it shards, say."""
+    """Whether `transform_block` quantizes; otherwise it does something else, such as
+    sharding."""
 
     keeps_codes: str = ""
-    """Weights of blocks that `files` has in this number type, of `FILE_CODES`, come to
-    `transform_block` as they are stored (`STORED_CODES`). Empty: none."""
+    """A number type of `FILE_CODES`. `transform_block` gets weights of blocks that
+    `files` has in it as they are stored (`STORED_CODES`). Empty: none."""
 
     keeps_text_codes: str = ""
     """The same for `transform_text_block`."""
 
     text_encoder_cache_tag: str = ""
-    """Names what `transform_text_block` does to the text embeddings, for their cache
-    key."""
+    """Names the effect of `transform_text_block` on the text embeddings, for their
+    cache key."""
 
     modulation_table: bool = False
     """Keep the modulation layers, whose output depends on the timestep alone, in CPU
-    memory; `DiffusionModel.enable_modulation_cache` uses it.
+    memory. `DiffusionModel.enable_modulation_cache` uses it.
     """
 
     cpu_blocks: frozenset[int] = frozenset()
@@ -336,24 +371,31 @@ class ModelLoadOptions:
     """Quantize on the CPU and move only the finished blocks to the device."""
 
     kept: Kept | None = None
-    """The copy of the trained module, as it is quantized, on the disk. None: it is
-    neither read nor written."""
+    """The copy of the quantized trained module on the disk. None: it is neither read
+    nor written."""
 
 
 class ModelFamily(ModelFacts, ABC):
-    """A family's facts, one object for each; `toolkit.registry.FAMILIES` lists them.
+    """A family's facts, with one object per family. `toolkit.registry.FAMILIES` lists
+    them.
 
-    folder: always that of a model, in diffusers layout; where it is not here yet, sizes
-    are those of the published model. Raises UserError naming the file that cannot be
-    read.
+    The argument `folder` is always a model folder in diffusers layout. Where it does
+    not exist yet, the sizes of the published model are returned. A file that cannot be
+    read raises UserError with its name.
+
+    Example::
+
+        family = FAMILIES.load("qwen_image_2")
+        layers = family.linear_layers(folder)  # name -> (inputs, outputs)
+        model = family.open(options)
     """
 
     model_class: str
-    """Its `DiffusionModel`, as "module:Class", made of (options, family); imported when
-    a model is loaded."""
+    """Its `DiffusionModel`, as "module:Class", called with (options, family). It is
+    imported when a model is loaded."""
 
     def open(self, options: ModelLoadOptions) -> DiffusionModel:
-        """The model in a folder; its parts are loaded on first use."""
+        """The model in a folder. Its parts are loaded on first use."""
         model: DiffusionModel = load_object(self.model_class)(
             options, self.of_folder(options.folder)
         )
@@ -361,11 +403,13 @@ class ModelFamily(ModelFacts, ABC):
 
     def of_folder(self, folder: Path) -> ModelFamily:
         """The family with the facts of one model, where they differ from folder to
-        folder; those of the published model where the folder is not here yet."""
+        folder. Where the folder does not exist yet, it has the facts of the published
+        model."""
         return self
 
     def of_title(self, title: str) -> ModelFamily:
-        """The same of a published model that is not here yet, by its name."""
+        """The family with the facts of a published model that is not on this disk yet,
+        by its name."""
         return self
 
     def files_hash(self, folder: Path, files: Mapping[str, Path]) -> str:
@@ -377,17 +421,17 @@ class ModelFamily(ModelFacts, ABC):
 
     tiny_parts: str = ""
     """A function (folder, family, `toolkit.models.tiny.TinySpec`) that writes the parts
-    of a tiny model and returns its transformer, as "module:function"; empty: there is
-    none."""
+    of a tiny model and returns its transformer, as "module:function". Empty: the family
+    has no tiny model."""
 
     network_maker: str = ""
     """A function (folder, arguments) -> module that makes the trained part with random
-    weights, as "module:function"; empty: it cannot be made."""
+    weights, as "module:function". Empty: it cannot be made."""
 
     def new_network(self, folder: Path, arguments: Mapping[str, Any]) -> nn.Module:
-        """The trained part with random weights, fitting the other parts in `folder`;
-        draws from torch's global generator. Raises UserError for arguments that are not
-        those of its class."""
+        """The trained part with random weights, fitting the other parts in `folder`. It
+        draws from torch's global generator. Raises UserError for arguments that its
+        class does not take."""
         if not self.network_maker:
             raise UserError(f"a {self.title} cannot be made with random weights yet.")
         network: nn.Module = load_object(self.network_maker)(folder, arguments)
@@ -409,18 +453,18 @@ class ModelFamily(ModelFacts, ABC):
         number."""
 
     def weight_shapes(self, folder: Path) -> dict[str, tuple[int, ...]]:
-        """Name and shape of each weight of the trained part; empty: it cannot be given
+        """Name and shape of each weight of the trained part. Empty: it cannot be given
         as a single file."""
         return {}
 
     def encoder_weights(self, part: str, folder: Path) -> dict[str, tuple[int, ...]]:
-        """Name and shape of each weight of an encoder, as
-        `toolkit.models.encoder_weights`; empty: not known."""
+        """Name and shape of each weight of an encoder, as in
+        `toolkit.models.encoder_weights`. Empty: not known."""
         return {}
 
     @abstractmethod
     def block_count(self, folder: Path) -> int:
-        """Repeated blocks of the trained part."""
+        """The number of repeated blocks of the trained part."""
 
     @abstractmethod
     def footprint(self, folder: Path) -> ModelSizeInfo:
@@ -429,8 +473,8 @@ class ModelFamily(ModelFacts, ABC):
 
 
 def arch_of(model: ModelSection) -> str | None:
-    """The arch that the model's files say it is, of a hub id those in the hub cache;
-    None when they are not here."""
+    """The arch that the model's own files name. For a hub id these are the files in the
+    hub cache. None when they are not on this disk."""
     index = local_index(model.name_or_path, model.revision)
     if index is None:
         return None
@@ -442,20 +486,23 @@ def arch_of(model: ModelSection) -> str | None:
 
 
 class UnknownFamilyError(UserError):
-    """Nothing on this disk says of which family a hub model is."""
+    """Nothing on this disk says which family a hub model belongs to."""
 
 
 class AnotherFamilyError(UserError):
-    """`model.arch` is another family than that of the model."""
+    """`model.arch` names another family than the model's own files."""
 
 
 def family_for(model: ModelSection) -> ModelFamily:
-    """The family of a `model:` section, from the model's own files, from `arch`, or of
-    a published model by its id.
+    """The family of a `model:` section. It is found by the model's own files, by
+    `arch`, or by the id of a published model.
 
     Raises UserError when they contradict each other or the family is not supported,
-    UnknownFamilyError when nothing says it. A folder that is not there is taken for the
-    first family: an earlier process of the job may write it.
+    UnknownFamilyError when none of them tells. A folder that does not exist is taken
+    for the first family: an earlier process of the job may write it.
+
+    >>> family_for(ModelConfig(name_or_path="Qwen/Qwen-Image-Edit-2509")).arch
+    'qwen_image_edit_plus'
     """
     name = model.name_or_path
     wanted = model.arch
@@ -488,8 +535,8 @@ def family_for(model: ModelSection) -> ModelFamily:
 
 
 def unknown_family(model: ModelSection) -> Iterator[str]:
-    """The lines of a plan that cannot be made, since nothing says the model's family;
-    nothing where it can."""
+    """Lines for a plan that cannot be made because the model's family is not known.
+    Yields nothing where it is known."""
     try:
         family_for(model)
     except UnknownFamilyError as unknown:
@@ -498,8 +545,8 @@ def unknown_family(model: ModelSection) -> Iterator[str]:
 
 
 def deployed_grid(way: DeploymentConfig) -> tuple[int, tuple[float, ...]]:
-    """Steps of an entry of `sample.also`, and the noise levels that it resamples to
-    them; none: evenly spaced ones."""
+    """Steps of an entry of `sample.also`, and the noise levels that are resampled to
+    these steps. Without levels they are evenly spaced."""
     if way.model:
         other = family_for(ModelConfig(name_or_path=way.model))
     else:
@@ -513,8 +560,8 @@ def deployed_grid(way: DeploymentConfig) -> tuple[int, tuple[float, ...]]:
 def unlike_distilled(
     family: ModelFacts, steps: int | None, guidance: float | None
 ) -> Iterator[tuple[str, str]]:
-    """`steps` or `guidance` of samples that a distilled model was not made for, and a
-    message; None: not given."""
+    """`steps` and `guidance` of samples that a distilled model was not made for, each
+    with a message. None: not given."""
     count = len(family.sample_sigmas)
     if count and steps and steps != count:
         what = f"{steps}: {family.title} is distilled for its {count} noise levels, which are resampled for other steps"
@@ -525,8 +572,12 @@ def unlike_distilled(
 
 
 def rounded_side(family: ModelFacts, pixels: int | None) -> str:
-    """A warning where the model cannot generate images with a side of so many pixels;
-    empty where it can, or for None: not given."""
+    """A warning where the model cannot generate images with a side of this many pixels.
+    Empty where it can, or for None: not given.
+
+    >>> rounded_side(FAMILIES.load("qwen_image_2"), 1000)
+    'the model cannot generate 1000 pixels; images will be generated at 992.'
+    """
     drawn = family.drawable(Size(pixels, pixels)).width if pixels else pixels
     if drawn == pixels:
         return ""
@@ -534,10 +585,10 @@ def rounded_side(family: ModelFacts, pixels: int | None) -> str:
 
 
 def single_file_faults(model: ModelConfig, folder: Path) -> Iterator[tuple[str, str]]:
-    """Keys of `model` whose file is not read, by its header, and why; nothing where the
-    model's family is not known.
+    """Keys of `model` whose file cannot be used, by its header, each with the reason.
+    Yields nothing where the model's family is not known.
 
-    folder: of the model; where it is not here, the published sizes count.
+    folder: of the model. Where it does not exist, the published sizes count.
     """
     files = single_files(model)
     if not files:
@@ -574,7 +625,12 @@ def single_file_faults(model: ModelConfig, folder: Path) -> Iterator[tuple[str, 
 
 
 def title_of(model: ModelSection, family: ModelFamily) -> str:
-    """The name of the model that it is, or is made from."""
+    """The name of the published model of a section, or of the one it was made from.
+
+    >>> hub_model = ModelConfig(name_or_path="Qwen/Qwen-Image-2512")
+    >>> title_of(hub_model, family_for(hub_model))
+    'Qwen-Image-2512'
+    """
     titles = {name.lower(): title for name, title in family.published.items()}
     return titles.get(model.name_or_path.lower(), family.title)
 
@@ -585,13 +641,13 @@ def published_names() -> set[str]:
 
 
 def kept_label(model: ModelConfig) -> str:
-    """What the quantized transformer of a section is called where it is kept."""
+    """The label of a section's quantized transformer in the folder where it is kept."""
     return f"{model.public_name()} in {model.qtype}"
 
 
 def kept_bytes(model: ModelConfig, number_bytes: int) -> int:
-    """Bytes on the disk of a section's quantized transformer (`model.keep_quantized`),
-    about. number_bytes: of a weight that is not quantized."""
+    """The approximate bytes on the disk of a section's quantized transformer
+    (`model.keep_quantized`). number_bytes: of a weight that is not quantized."""
     facts = family_for(model).footprint(model.files_folder())
     recovery = 0
     if model.makes_recovery():
@@ -608,7 +664,7 @@ def kept_bytes(model: ModelConfig, number_bytes: int) -> int:
 
 
 def model_bytes(model: ModelConfig) -> int:
-    """Bytes of all weights of a model: of its files where they are here, else of the
+    """Bytes of all weights of a model: of its files where they exist, else of the
     published model in bfloat16."""
     from toolkit.models.single_file import shards_of
 
@@ -628,8 +684,8 @@ def model_bytes(model: ModelConfig) -> int:
 def published_bytes(
     family: ModelFamily, folder: Path, given: Collection[str] = ()
 ) -> int:
-    """Bytes of a model whose weights are not here, in bfloat16, without the parts
-    `given`."""
+    """Bytes in bfloat16 of a model whose weights are not on this disk, without the
+    parts `given`."""
     sizes = family.footprint(folder)
     weights = {
         "transformer": sizes.linear_params + sizes.other_params,
@@ -643,24 +699,29 @@ def published_bytes(
 
 @dataclass(frozen=True)
 class Download:
-    """What a run downloads of its model."""
+    """The part of a model that a run has to download.
+
+    >>> download = Download(bytes=10**9, folder=Path("hub"), free=2 * 10**9)
+    >>> download.why_no_room("Qwen/Qwen-Image")
+    ''
+    """
 
     bytes: int | None
-    """What is still to come; None: not known before the hub is asked."""
+    """Bytes that are missing; None: not known before the hub is asked."""
 
     folder: Path
     free: int
     """Bytes."""
 
     def why_no_room(self, name: str) -> str:
-        """Why the model `name` does not fit on the disk; empty where it does, or its
-        size is not known."""
+        """The reason why the model `name` does not fit on the disk. Empty where it
+        does, or where its size is not known."""
         return why_no_room(name, self.bytes or 0, self.free, self.folder)
 
 
 def why_no_room(name: str, needed: int, free: int, folder: Path) -> str:
-    """Why a download of `needed` bytes does not fit into the hub cache `folder`; empty:
-    it does."""
+    """The reason why a download of `needed` bytes does not fit into the hub cache
+    `folder`. Empty where it does, with 2 % to spare."""
     if free >= needed * 1.02:
         return ""
     return (
@@ -670,10 +731,11 @@ def why_no_room(name: str, needed: int, free: int, folder: Path) -> str:
 
 
 def download_of(model: ModelConfig, job: JobContext) -> Download | None:
-    """What a run downloads of a model, as far as this disk tells; None: nothing.
+    """The download that a run needs for a model, by the files on this disk; None:
+    nothing.
 
-    The size is that of the hub's own list, where an earlier download has left one, or
-    of a published model.
+    The size is from the hub's own list, where an earlier download has left one, or from
+    the published model.
     """
     name = model.name_or_path
     revision = model.revision
@@ -693,8 +755,8 @@ def download_of(model: ModelConfig, job: JobContext) -> Download | None:
 
 
 def yet_to_come(model: ModelSection, job: JobContext) -> Iterator[str]:
-    """A line for the plan where the model's files are not here, so that a dry run
-    cannot look at them."""
+    """A line for the plan where the model's files are not on this disk, so that a dry
+    run cannot look at them."""
     name = model.name_or_path
     revision = model.revision
     given = whole_files(model)

@@ -1,7 +1,11 @@
 """`FolderFamily`: a family whose sizes follow from the config files of a model folder
-and the headers of its weights. Imports no torch.
+and the headers of its weights.
 
-Where the folder is not here yet, the sizes are those of the published model.
+Where the folder does not exist yet, it returns the sizes of the published model. It
+also reads the scheduler's time shift, and checks that the parts of a folder fit
+together. It loads no weights. The families in `qwen_image` and `qwen_image21` derive
+from `FolderFamily`. The planner, sampling and the family of new models use the
+functions. Imports no torch.
 """
 
 from __future__ import annotations
@@ -35,22 +39,26 @@ from toolkit.number_types import QTYPE_BYTES
 
 
 class VaeTensors(NamedTuple):
-    """How many tensors of the VAE's width are in memory at most while it works in
-    bands; counted on fake tensors."""
+    """The most tensors of the VAE's width that are in memory while it works in bands,
+    counted on fake tensors.
+
+    >>> BANDED_VAE.encode_band > BANDED_VAE.encode
+    True
+    """
 
     encode: float
     """Tensors of the image's size."""
 
     decode: float
     encode_band: float
-    """Tensors of a band's size, besides those."""
+    """Tensors of a band's size, in addition."""
 
     decode_band: float
 
 
 BANDED_VAE = VaeTensors(0.72, 0.72, 5.2, 3.8)
-"""For AutoencoderKLQwenImage in bands. The whole image is in memory at the size of the
-middle block alone."""
+"""For AutoencoderKLQwenImage in bands. The whole image is in memory only at the size of
+the middle block."""
 
 BYTES_PER_WEIGHT: Mapping[str | None, float] = {None: 2.0} | QTYPE_BYTES
 """By `model.qtype`; None: not quantized."""
@@ -59,7 +67,7 @@ OF_TEXT_LAYERS = re.compile(
     r"(?:model\.)?(?:language_model\.)?layers\.\d+\..*_proj\.weight"
 )
 MOST_LAYERS, WIDEST = 1000, 10**5
-"""Above these the config is damaged rather than large."""
+"""With larger values a config counts as damaged."""
 
 TOKENIZER_FILES = "tokenizer.json|vocab.json tokenizer.json|merges.txt"
 PROCESSOR_FILES = "preprocessor_config.json|processor_config.json"
@@ -72,15 +80,22 @@ Shapes = dict[str, tuple[int, int]]
 
 
 class FolderFamily(ModelFamily):
-    """See `ModelFamily`. A family gives the layers of its transformer as functions of
-    its config."""
+    """See `ModelFamily`. A subclass gives the layers of its transformer as functions of
+    the transformer's config.
+
+    Example::
+
+        family = FAMILIES.load("qwen_image_2")  # a FolderFamily
+        config = family.transformer_config(folder)
+        shapes = family.block_linears(width_of(config), config)
+    """
 
     published_transformer: Mapping[str, int]
-    """Config of the published transformer: the keys that are sizes; `num_layers` is
-    one."""
+    """Config of the published transformer: the keys that are sizes, with `num_layers`
+    among them."""
 
     text_width_key: str
-    """The key of the transformer's config that is the width of text features."""
+    """The key of the transformer's config that has the width of text features."""
 
     published_text: EncoderSize
     published_text_sizes: tuple[int, int]
@@ -88,32 +103,32 @@ class FolderFamily(ModelFamily):
 
     published_text_layers: int
     published_vision: Mapping[str, Any]
-    """Keys of `vision_config` of the published text encoder that are sizes."""
+    """The sizes in `vision_config` of the published text encoder."""
 
     published_vae: EncoderSize
     published_vae_width: int
     """Channels of the published VAE at full resolution (`base_dim`)."""
 
     published_vae_config: Mapping[str, Any]
-    """Keys of its config that decide its weights; `vae_weights` knows them."""
+    """The keys of its config that decide its weights, which `vae_weights` reads."""
 
     vae_tensors: VaeTensors = BANDED_VAE
-    """What its VAE keeps in memory."""
+    """Tensors that its VAE keeps in memory."""
 
     biases: bool
     """Whether the linear layers have biases."""
 
     modulation_pattern: str = "(?!)"
-    """Full names of the linear layers whose outputs the modulation cache can hold; by
-    default none."""
+    """Pattern of the full names of the linear layers whose outputs the modulation cache
+    can hold. The default fits no name."""
 
     scales_references: bool = False
     """Whether control images are scaled to `model_kwargs.reference_area`; otherwise
     they have the target's size."""
 
     keeps_length: bool = True
-    """Whether guidance restores the length that the conditional prediction of a token
-    has."""
+    """Whether guidance restores the length of each token of the conditional
+    prediction."""
 
     text_tokens: int
     text_tokens_per_reference: int
@@ -130,9 +145,11 @@ class FolderFamily(ModelFamily):
         references: Sequence[Size],
         area: int,
     ) -> str | None:
-        """What is wrong with a prompt that is too long with these references; None if
-        nothing, and where the model's tokenizer is not there (yet). references: pixels
-        of the images as they are; area: as of `reference_size`."""
+        """A message where a prompt is too long with these control images. None where it
+        fits, and where the model's tokenizer does not exist (yet).
+
+        references: pixels of the images as they are. area: see `reference_size`.
+        """
 
     def prompt_error(
         self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]
@@ -149,13 +166,14 @@ class FolderFamily(ModelFamily):
         )
 
     def shift(self, shift: DynamicShift, is_dynamic: bool) -> DynamicShift:
-        """The time shift of the model's sampler, of what its scheduler's config says.
-        is_dynamic: it goes by size."""
+        """The time shift of the model's sampler. shift: from its scheduler's config.
+        is_dynamic: whether it depends on the size."""
         return shift
 
     @abstractmethod
     def block_linears(self, width: int, config: Mapping[str, int]) -> Shapes:
-        """The linear layers of one block of this hidden size, by their names in it."""
+        """The linear layers of one block of this hidden size, by their names in the
+        block."""
 
     @abstractmethod
     def outer_linears(self, width: int, config: Mapping[str, int]) -> Shapes:
@@ -163,11 +181,12 @@ class FolderFamily(ModelFamily):
 
     @abstractmethod
     def norms(self, config: Mapping[str, int]) -> dict[str, int]:
-        """The modules with weights that are not linear layers: name -> weights. A name
-        that starts with a dot is one of each block."""
+        """The modules with weights that are not linear layers: name -> number of
+        weights. A module whose name starts with a dot is in each block."""
 
     def transformer_config(self, folder: Path) -> dict[str, int]:
-        """The sizes among its keys. Raises UserError naming the one that cannot be."""
+        """The sizes in the transformer's config. Raises UserError for an impossible
+        value."""
         part = folder / "transformer"
         published = self.published_transformer
         config = {
@@ -199,8 +218,8 @@ class FolderFamily(ModelFamily):
         return ""
 
     def _check_joints(self, folder: Path) -> None:
-        """Raises UserError where one part makes something else than the next one takes,
-        so is of another model."""
+        """Raises UserError where the output of one part does not fit the input of the
+        next: one of them belongs to another model."""
         transformer = self.transformer_config(folder)
         text = text_config(folder)
         vae = part_config(folder / "vae")
@@ -404,26 +423,34 @@ class FolderFamily(ModelFamily):
 
 
 def width_of(config: Mapping[str, int]) -> int:
-    """The hidden size of a transformer with this config."""
+    """The hidden size of a transformer with this config.
+
+    >>> width_of({"num_attention_heads": 24, "attention_head_dim": 128})
+    3072
+    """
     return config["num_attention_heads"] * config["attention_head_dim"]
 
 
 def part_config(part: Path) -> dict[str, Any]:
-    """The config of a part; empty where it is not here yet. Raises UserError when it
+    """The config of a part. Empty where it does not exist yet. Raises UserError when it
     cannot be read."""
     path = part / "config.json"
     return read_model_json(path) if path.is_file() else {}
 
 
 def text_config(folder: Path) -> dict[str, Any]:
-    """The config of the text encoder, with the keys of its language model among its
-    own."""
+    """The config of the text encoder, with the keys of its language model at the top
+    level."""
     config = part_config(folder / "text_encoder")
     return config | (config.get("text_config") or {})
 
 
 def text_size(stored: Mapping[str, int]) -> EncoderSize:
-    """Size of a text encoder, by its weights: name -> number."""
+    """Size of a text encoder. stored: name of each weight -> number of elements.
+
+    >>> text_size({"model.layers.0.mlp.up_proj.weight": 8, "lm_head.weight": 4})
+    EncoderSize(linear_params=8, other_params=0, unused=4)
+    """
     unused = sum(count for name, count in stored.items() if name.startswith("lm_head"))
     linears = sum(
         count for name, count in stored.items() if OF_TEXT_LAYERS.fullmatch(name)
@@ -432,7 +459,8 @@ def text_size(stored: Mapping[str, int]) -> EncoderSize:
 
 
 def text_layer_size(stored: Mapping[str, int]) -> EncoderSize:
-    """Size of one layer of it; norms and biases, which are little, do not count."""
+    """Size of one layer of a text encoder with these weights. Norms and biases, which
+    are small, do not count."""
     numbers = set()
     for name in stored:
         if OF_TEXT_LAYERS.fullmatch(name):
@@ -441,10 +469,10 @@ def text_layer_size(stored: Mapping[str, int]) -> EncoderSize:
 
 
 def with_single_files(facts: ModelSizeInfo, files: Mapping[str, Path]) -> ModelSizeInfo:
-    """The sizes of a model folder with those of the encoders that single files give
-    (part -> file).
+    """The sizes of a model folder, where single files replace encoders.
 
-    A file that is not there or damaged counts as the folder's: other rules say so.
+    files: part -> file. For a missing or damaged file the folder's size stays: other
+    rules report it.
     """
     from toolkit.models.single_file import shapes_of, stored_weights, text_encoder_name
 
@@ -469,7 +497,11 @@ def size_of_area(area: int, aspect: float, multiple: int = 32) -> Size:
     """The size of about `area` pixels with aspect ratio width / height, sides rounded
     to this multiple.
 
-    Source: diffusers, pipeline_qwenimage_edit_plus.py, `calculate_dimensions`."""
+    Source: diffusers, pipeline_qwenimage_edit_plus.py, `calculate_dimensions`.
+
+    >>> str(size_of_area(1024 * 1024, aspect=16 / 9))
+    '1376x768'
+    """
     width = math.sqrt(area * aspect)
     height = width / aspect
     return Size(
@@ -478,10 +510,13 @@ def size_of_area(area: int, aspect: float, multiple: int = 32) -> Size:
 
 
 def reference_size(image: Size, target: Size, area: int) -> Size:
-    """The size in which VAE and transformer see a reference; its own aspect ratio is
-    kept.
+    """The size in which VAE and transformer see a control image. Its own aspect ratio
+    is kept.
 
-    area: pixels; 0: as many as the target has.
+    area: pixels; 0: the number of pixels of the target.
+
+    >>> str(reference_size(Size(1600, 1600), target=Size(768, 768), area=0))
+    '768x768'
     """
     return size_of_area(
         area or target.width * target.height, image.width / image.height
@@ -498,16 +533,16 @@ SCHEDULER: Mapping[str, Any] = {
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
 }
-"""Keys of a scheduler_config.json -> the only value that samples are made with, which
-absence stands for too."""
+"""Keys of a scheduler_config.json -> the only value that samples can be made with. An
+absent key has this value too."""
 
 
 def dynamic_shift(folder: Path, family: FolderFamily | None = None) -> DynamicShift:
     """The sampler's time shift from scheduler/scheduler_config.json, with diffusers'
     defaults for absent keys.
 
-    Raises UserError naming a value that cannot be, or that no samples are made with
-    here.
+    family: may change the shift (`FolderFamily.shift`). Raises UserError for an
+    impossible value, or one that samples cannot be made with.
     """
     path = folder / "scheduler" / "scheduler_config.json"
     defaults = {

@@ -1,6 +1,9 @@
-"""`FolderModel`, the base of every `DiffusionModel` that is a folder of diffusers:
-parts that load on first use, encoders that make room with `low_vram`, and one forward
-pass for all items of a batch that have the same shapes.
+"""`FolderModel`, the base of every `DiffusionModel` that is a folder of diffusers.
+
+It loads parts on first use, moves encoders out of the way with `low_vram`, and runs one
+forward pass for all items of a batch that have the same shapes. It does not know VAEs,
+prompts or blocks: the families do. Derived from by `qwen_model` and by the model that
+is trained from random weights. Trainers see only `DiffusionModel`.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width.
 """
@@ -26,14 +29,17 @@ from toolkit.system.device import to_device
 from toolkit.system.host_memory import malloc_trim
 
 RunBlock = Callable[..., Any]
-"""Runs one block: (index, block, ...) -> its outputs, with what the family passes
-between blocks."""
+"""Runs one block: (index, block, inputs of the family) -> its outputs."""
 
 
 def call_block(block: nn.Module, *inputs: Any, **named: Any) -> Any:
-    """The outputs of a block, through the module's own call, whose hooks gather a
-    sharded block's weights. Uncompiled, all of its adapters are cast at once
-    (`Network.cast_by_block`)."""
+    """The outputs of a block, by the module's own call, whose hooks gather the weights
+    of a sharded block. Where it is not compiled, all adapters of the block are cast at
+    once (`Network.cast_by_block`).
+
+    >>> call_block(nn.Linear(4, 2), torch.ones(1, 4)).shape
+    torch.Size([1, 2])
+    """
     casts: Any = (
         None if torch.compiler.is_compiling() else getattr(block, "adapter_casts", None)
     )
@@ -44,8 +50,15 @@ def call_block(block: nn.Module, *inputs: Any, **named: Any) -> Any:
 
 
 class FolderModel(DiffusionModel):
-    """A model folder. A family gives `load_part`, `compose` and `predict_group`, and
-    what it computes besides."""
+    """A model folder. A subclass defines `load_part`, `compose`, `predict_group` and
+    the methods of `DiffusionModel` that depend on its encoders.
+
+    Example::
+
+        model = family.open(options)  # a subclass of FolderModel
+        vae = model.part("vae")  # read at the first call
+        model.unload_encoders(keep=["vae"])
+    """
 
     family: ModelFamily
 
@@ -57,13 +70,12 @@ class FolderModel(DiffusionModel):
         self._recorder: PromptRecorder | None = None
         self.wrap_blocks(())
 
-    # ------------------------------------------------------------ parts, loaded on
-    # first use
+    # ------------------------------------------------------------ parts
 
     @abstractmethod
     def load_part(self, name: str) -> object:
-        """A part of the model folder, newly read. OSError, ValueError, KeyError and
-        UserError are reported with the part and the folder."""
+        """Reads a part of the model folder. OSError, ValueError, KeyError and UserError
+        are reported with the part and the folder."""
 
     def part(self, name: str) -> Any:
         """A part of the model folder by its name in model_index.json, read at the first
@@ -82,11 +94,11 @@ class FolderModel(DiffusionModel):
         return self.part("transformer")
 
     def trained_parts(self) -> Collection[str]:
-        """Parts besides the transformer that are trained, and never unloaded."""
+        """Parts other than the transformer that are trained, and never unloaded."""
         return ()
 
     def on_device(self, name: str) -> Any:
-        """An encoder where it runs; with `low_vram` the others are moved to the CPU
+        """An encoder on its device. With `low_vram`, the others are moved to the CPU
         first."""
         if name == "text_encoder" and self._recorder:
             return self._recorder
@@ -94,7 +106,7 @@ class FolderModel(DiffusionModel):
         return self.part(name).to(self.options.device)
 
     def layerwise_encoder(self) -> LayerwiseEncoder | None:
-        """The text encoder read layer by layer; None: it is used whole."""
+        """The text encoder for reading layer by layer; None: it is used whole."""
         return None
 
     def encode_together(
@@ -136,8 +148,8 @@ class FolderModel(DiffusionModel):
             self._recorder = None
 
     def _clear_device(self, keep: str | None = None) -> None:
-        """With `low_vram`, moves the encoders except `keep` to the CPU, and none that
-        is trained."""
+        """With `low_vram`, moves the encoders to the CPU, except `keep` and trained
+        ones."""
         if self.options.low_vram:
             for name in self.family.encoder_parts.keys() & self._parts.keys() - {
                 keep,
@@ -162,7 +174,8 @@ class FolderModel(DiffusionModel):
 
     @abstractmethod
     def compose(self, wrappers: Sequence[BlockWrapper]) -> RunBlock:
-        """A function that runs a block in these wrappers, the first one innermost."""
+        """A function that runs a block in these wrappers; the first one is
+        innermost."""
 
     @abstractmethod
     def predict_group(
@@ -176,13 +189,13 @@ class FolderModel(DiffusionModel):
         """`predict_velocity` for items of one `text_layout` and one size: a single
         forward pass.
 
-        slots: for each control image of an item the latents of all items [B, C, H, W],
-        in the model's dtype and on its device.
+        run: runs each block. slots: for each control image of an item, the latents of
+        all items [B, C, H, W], in the model's dtype and on its device.
         """
 
     def text_layout(self, prompts: PromptEmbeds, row: int) -> Hashable:
-        """What two prompts must have in common for one forward pass; [0] of a batch is
-        that of all in it."""
+        """A value that two prompts must share to be in one forward pass. In a group,
+        row 0 stands for all rows."""
         return prompts.lengths[row]
 
     def predict_velocity(
@@ -240,8 +253,8 @@ class FolderModel(DiffusionModel):
             self._run_first_back = self.compose(last_block_wrappers)
 
     def _run_last_pass(self, index: int, *arguments: Any) -> Any:
-        """The last block of the last group needs no recomputation: its backward comes
-        first."""
+        """Runs a block of the last group. Its last block needs no recomputation,
+        because its backward pass comes first."""
         last = index == len(self.network_module.transformer_blocks) - 1
         return (self._run_first_back if last else self._run_block)(index, *arguments)
 

@@ -1,5 +1,12 @@
-"""Modules of diffusers from the arguments that a user gives: checked by name and tried
-before any memory is taken."""
+"""Builds modules of diffusers from the arguments that a user gives. The names are
+checked, and the module is tried on torch's meta device, before any memory is taken.
+
+It draws random weights and reads no file. `qwen_image.new` and `qwen_image21.new` build
+transformers with it; the trainers of new autoencoders and models build theirs, and
+check the arguments at the start of a job.
+
+    vae = build(AutoencoderKLQwenImage, {"base_dim": 32}, "vae")
+"""
 
 from __future__ import annotations
 
@@ -14,17 +21,24 @@ from toolkit.system.device import is_out_of_memory
 
 
 def build(kind: type[Any], arguments: Mapping[str, Any], key: str) -> Any:
-    """A module with random weights, drawn from torch's global generator. key: of the
-    arguments, for messages.
+    """A module of this class with random weights, drawn from torch's global generator.
 
-    Raises UserError for arguments that `kind` does not have or cannot be made of.
+    key: of the arguments, for messages. Raises UserError for arguments that the class
+    does not have, or cannot be made from.
     """
     refuse_arguments(kind, arguments, key)
     return _made(kind, arguments, key)
 
 
 def refuse_arguments(kind: type[Any], arguments: Mapping[str, Any], key: str) -> None:
-    """Raises what `build` raises; nothing is allocated."""
+    """Raises the errors of `build`, without allocating memory.
+
+    >>> refuse_arguments(torch.nn.Linear, {"in_features": 4, "out_features": 2}, "net")
+    >>> refuse_arguments(torch.nn.Linear, {"in_feature": 4}, "net")
+    Traceback (most recent call last):
+    ...
+    toolkit.errors.UserError: net.in_feature: Linear has no such argument. ...
+    """
     known = []
     for name in inspect.signature(kind.__init__).parameters:
         if name != "self":

@@ -1,5 +1,10 @@
-"""Hashes of a model's files: what decides the numbers that its parts compute. Imports
-no torch."""
+"""Hashes of a model's files, which decide the numbers that its parts compute.
+
+Equal hashes mean equal results. A cache entry or a run that was made with other weights
+is recognised by them. This module does not know sections or families, and writes
+nothing. `families` and `loading` hash a whole model for the metadata and for resuming,
+`qwen_model` hashes the parts whose outputs are cached. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +24,10 @@ SAMPLES = 256
 def weights_hash(
     folder: Path, parts: Sequence[str], files: Mapping[str, Path] | None = None
 ) -> str:
-    """A hash of the named subfolders' files: what decides the numbers that a part
-    computes.
+    """A hash of the files in the named subfolders, in hexadecimal digits.
 
-    files: part -> the file with its weights; its folder then counts for its config
-    alone.
+    files: part -> the file with its weights. Of the folder of such a part only the
+    config counts.
 
     Files over 512 MiB are represented by their size, their safetensors header and 256
     evenly spaced 64 KiB samples: reading 16 GB at each start would cost more than it
@@ -53,8 +57,11 @@ def weights_hash(
 def part_hashes(
     folder: Path, parts: Iterable[str], files: Mapping[str, Path]
 ) -> dict[str, str]:
-    """The `weights_hash` of each part of a model folder, and the `encoder_hash` of its
-    VAE, with which alone is trained, as `VAE_ENCODER`. files: as of `weights_hash`."""
+    """The `weights_hash` of each part of a model folder.
+
+    `VAE_ENCODER` -> the `encoder_hash` of the VAE: training uses only its encoder.
+    files: see `weights_hash`.
+    """
     hashes = {part: weights_hash(folder, [part], files) for part in parts}
     if "vae" in hashes:
         hashes[VAE_ENCODER] = encoder_hash(folder / "vae", files.get("vae"))

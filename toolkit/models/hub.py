@@ -1,5 +1,13 @@
-"""Downloads models from the Hugging Face hub: logs size and target first, resumes
-interrupted downloads."""
+"""Downloads models, encoders, LoRAs and single files from the Hugging Face hub.
+
+It logs size and target first, resumes interrupted downloads, and turns every failure
+into one UserError with the key of the job. It loads nothing; the cache is searched
+without a connection in `toolkit.config.sections.model_files`. `loading` calls it for
+models, `toolkit.train.base_model` and the trainer for single files and LoRAs, tools for
+their text encoders.
+
+    folder = download("Qwen/Qwen-Image-Edit-2511", revision=None)
+"""
 
 from __future__ import annotations
 
@@ -49,7 +57,7 @@ logger = logging.getLogger(__name__)
 KEY = "model.name_or_path"
 
 CONFIGS = [INDEX, "*/config.json"]
-"""What says of a hub model how its weights are stored."""
+"""Files of a hub model that say how its weights are stored."""
 
 
 def download(name: str, revision: str | None, given: Collection[str] = ()) -> Path:
@@ -57,9 +65,9 @@ def download(name: str, revision: str | None, given: Collection[str] = ()) -> Pa
     commit; None: main).
 
     given: parts whose weights are not needed. HF_HUB_OFFLINE and HF_HOME are respected.
-    Raises UserError when the hub refuses, the model is not there, nothing can be
-    reached, the disk is too small, or another program has quantized the weights, which
-    the configs say before the weights are brought.
+    Raises UserError when the hub refuses, the model does not exist, the hub cannot be
+    reached, the disk is too small, or another program has quantized the weights. The
+    configs show that before any weights are downloaded.
     """
     folder = cached_snapshot(name, revision, given)
     if folder:
@@ -88,11 +96,11 @@ def download(name: str, revision: str | None, given: Collection[str] = ()) -> Pa
 
 
 def fetch_index(name: str, revision: str | None) -> Path:
-    """The model_index.json of the hub model `name`, brought alone when it is not here.
-    Raises UserError as `download`.
+    """The model_index.json of the hub model `name`, downloaded alone when it is not in
+    the cache. Raises UserError as `download`.
 
-    It comes by way of `snapshot_download`, which also keeps the list of the
-    repository's files: only so is known later that the snapshot is not complete.
+    It uses `snapshot_download`, which also keeps the list of the repository's files.
+    Without that list an incomplete snapshot would look complete later.
     """
     index = cached_index(name, revision)
     if index:
@@ -119,15 +127,15 @@ ENCODER_FILES = [
     "spiece.model",
     "*_map.json",
 ]
-"""What is needed of a hub repository of a text encoder with its tokenizer; other
-formats are left there."""
+"""Files that are needed from a hub repository of a text encoder with its tokenizer.
+Other formats are not downloaded."""
 
 
 def download_encoder(name: str, key: str, weights: bool = True) -> Path:
-    """The local snapshot of the text encoder `name`, or of a tokenizer alone; `key`
-    names the setting in messages.
+    """The local snapshot of the text encoder `name`, or of a tokenizer alone.
 
-    weights: False leaves them out. Raises UserError as `download`.
+    key: names the setting in messages. weights: False leaves the weights out. Raises
+    UserError as `download`.
     """
     files: dict[str, Any] = {"allow_patterns": ENCODER_FILES}
     if not weights:
@@ -176,10 +184,10 @@ def _asking(name: str, revision: str | None, key: str = KEY) -> Iterator[None]:
 
 
 def download_file(name: str, key: str) -> Path:
-    """The local copy of one file of a hub repository, `owner/repo/path/of/file`; `key`
-    names the setting in messages.
+    """The local copy of one file of a hub repository, `owner/repo/path/of/file`.
 
-    Raises UserError when there is no such file or nothing can be reached.
+    key: names the setting in messages. Raises UserError when there is no such file, or
+    the hub cannot be reached.
     """
     owner, repo, file = name.split("/", 2)
     place = f"{key}: {name}"
@@ -210,9 +218,12 @@ def download_file(name: str, key: str) -> Path:
 
 
 def download_lora(name: str, key: str) -> Path:
-    """The local copy of a LoRA, `owner/repo/file.safetensors` or `owner/repo` where
-    that has one; `key` names the setting in messages. Raises UserError as
-    `download_file`, and where it is not clear which file is meant."""
+    """The local copy of a LoRA, `owner/repo/file.safetensors`, or `owner/repo` where
+    the repository has only one.
+
+    key: names the setting in messages. Raises UserError as `download_file`, and where
+    it is not clear which file is meant.
+    """
     repository, file = hub_lora(name)
     if file:
         return download_file(name, key)
@@ -223,8 +234,7 @@ def download_lora(name: str, key: str) -> Path:
         except UserError as fault:
             raise UserError(f"{key}: {fault}") from fault
         logger.info(f"downloading {file} of {repository}")
-        # By way of `snapshot_download`, which also keeps the list of the repository's
-        # files.
+        # `snapshot_download` also keeps the list of the repository's files.
         with _watched(repository):
             return Path(snapshot_download(repository, allow_patterns=[file])) / file
 
@@ -240,14 +250,17 @@ _TOKEN_HELP = "Accept its terms on its page on the hub and set HF_TOKEN to a tok
 
 
 LOOK_EVERY_S = 0.5
-"""Seconds between two looks at what a download has brought."""
+"""Seconds between two looks at the progress of a download."""
 
 
 @contextmanager
 def _watched(name: str, total: int | None = None) -> Iterator[None]:
-    """Tells how far the download in the block is, by the files that grow in the cache:
-    the same for each way in which the client library brings them. Where nobody listens
-    its own bars show it. total: bytes; None: not known."""
+    """Reports the progress of the download in the block, by the size of the files in
+    the cache. This works for every transport of the client library. Where nothing
+    listens for progress, the library's own bars show it.
+
+    total: bytes; None: not known.
+    """
     if not now.is_heard():
         enable_progress_bars()
         yield
@@ -278,7 +291,7 @@ def _watched(name: str, total: int | None = None) -> Iterator[None]:
 def _print_download_size(
     name: str, revision: str | None, given: Collection[str] = ()
 ) -> int:
-    """Logs size, target and free space before a download; returns its bytes. Raises
+    """Logs size, target and free space before a download. Returns its bytes. Raises
     UserError when there is not enough space."""
     info = HfApi().model_info(name, revision=revision, files_metadata=True)
     total = sum(

@@ -1,15 +1,19 @@
-"""A model's quantized transformer on the disk, so that the next start reads it instead
-of the published weights.
+"""Keeps a model's quantized transformer on the disk, so that the next start reads it
+instead of the published weights.
 
-An entry is a folder in `_cache/models`, whose name says what it was made from: content
-of the weights, type of the quantized ones, merged files, rule. It has a safetensors
-file for each block, one for the rest, and MANIFEST. It is written under a temporary
-name: it is there completely or not at all. Each file has a checksum, which is compared
-while it is read. A damaged entry is deleted and made again.
+An entry is a folder in `_cache/models`. Its name stands for its origin: content of the
+weights, type of the quantized ones, merged files, version of the rule. It has a
+safetensors file for each block, one for the other weights, and MANIFEST. It is written
+under a temporary name, so it exists completely or not at all. Each file has a checksum,
+which is compared while it is read. A damaged entry is deleted and made again.
 
 Blocks that wait in main memory are mapped: they are read where they are copied to the
-device, and take no memory of the process. That holds for the start that writes the
-entry too.
+device, and take no memory of the process. This is also true for the start that writes
+the entry.
+
+This module does not quantize, and does not choose the name of an entry. That is done by
+`toolkit.train.base_model`, whose `Kept` is used by `loading.load_blockwise`. The
+planner (`toolkit.plan.kept_model`) and the tool for caches list the entries.
 """
 
 from __future__ import annotations
@@ -54,18 +58,18 @@ MODELS = "models"
 
 MANIFEST = "kept.json"
 REST = "rest"
-"""Name of what is around the blocks."""
+"""Name of the file with the weights outside of the blocks."""
 
 LEAST_FREE = 10 * 10**9
 """Bytes of the disk that entries leave free."""
 
 ALIGNMENT = 256
-"""Bytes; as the places of tensors in a block that waits (`toolkit.memory.offload`)."""
+"""Bytes; the same as for tensors in a block that waits (`toolkit.memory.offload`)."""
 
 PAGE = 4096
 GAP = "_gap."
-"""Beginning of the names of the bytes between two tensors: the format allows no
-holes."""
+"""Beginning of the names of the bytes between two tensors. The format allows no holes,
+so they are tensors too."""
 
 WAIT_S = 0.2
 
@@ -88,24 +92,34 @@ ModelT = TypeVar("ModelT")
 
 
 class DamagedEntryError(Exception):
-    """What is wrong with an entry."""
+    """An entry cannot be used; the message has the reason."""
 
 
 @dataclass(frozen=True)
 class KeptEntry:
-    """A finished entry on the disk."""
+    """A finished entry on the disk.
+
+    Example::
+
+        for entry in kept_entries(folder / CACHE_FOLDER):
+            print(entry.folder.name, entry.model, entry.bytes)
+    """
 
     folder: Path
     bytes: int
     used: float
-    """When it was last read or written, in seconds since 1970."""
+    """Time of the last read or write, in seconds since 1970."""
 
     model: str
-    """What the model is called, and its type."""
+    """Label with the name of the model and its type (`families.kept_label`)."""
 
 
 def kept_entries(cache: Path) -> list[KeptEntry]:
-    """The entries in a cache folder, the one used longest ago first."""
+    """The entries in a cache folder, the least recently used first.
+
+    >>> kept_entries(Path("no_such_folder"))
+    []
+    """
     entries = []
     for manifest in (cache / MODELS).glob(f"[!.]*/{MANIFEST}"):
         with suppress(OSError):  # deleted by another process meanwhile
@@ -124,15 +138,16 @@ def kept_entries(cache: Path) -> list[KeptEntry]:
 
 
 def why_not_kept(cache: Path, needed: int, entry_folder: Path | None = None) -> str:
-    """Why an entry of so many bytes is not written; empty: it is written, or exists.
-    entry_folder: its folder."""
+    """The reason why an entry of this many bytes is not written. Empty: it is written,
+    or exists. entry_folder: its folder."""
     return _room_for(cache, needed, entry_folder)[1]
 
 
 def _room_for(
     cache: Path, needed: int, entry_folder: Path | None
 ) -> tuple[list[KeptEntry], str]:
-    """The entries that make room, and why there is none."""
+    """The entries that are deleted to make room, and the reason where even that is not
+    enough."""
     free = free_space(cache / MODELS)
     lacks = needed + LEAST_FREE - free
     going = list[KeptEntry]()
@@ -149,7 +164,14 @@ def _room_for(
 
 
 class Kept:
-    """The entry of one model, as a load uses it."""
+    """The entry of one model, as a load uses it.
+
+    Example::
+
+        kept = Kept(cache, name, needed, label, describe, restore)
+        options = ModelLoadOptions(folder, device, dtype, kept=kept)
+        transformer = kept.used_by(read, make)  # in `load_blockwise`
+    """
 
     def __init__(
         self,
@@ -161,10 +183,11 @@ class Kept:
         restore: Callable[[nn.Module, Mapping[str, Any], Mapping[str, Tensor]], None],
         maps: bool = True,
     ) -> None:
-        """cache: of the training folder. name: of the entry. needed: its bytes, about.
-        model: what it is called. describe, restore: the quantized layers of a block as
-        JSON values, and a block of these and all its tensors. maps: whether blocks that
-        wait may be mapped; not where something writes to their weights."""
+        """cache: of the training folder. name: of the entry. needed: its approximate
+        bytes. model: its label. describe: returns the quantized layers of a block as
+        JSON values. restore: fills a block from these values and all its tensors. maps:
+        whether blocks that wait may be mapped; False where something writes to their
+        weights."""
         self.cache = cache
         self.folder = cache / MODELS / name
         self.needed = needed
@@ -174,7 +197,7 @@ class Kept:
         self.maps = maps
 
     def is_there(self) -> bool:
-        """Whether there is an entry; a damaged one counts too."""
+        """Whether there is an entry. A damaged one counts too."""
         return (self.folder / MANIFEST).is_file()
 
     def used_by(
@@ -182,8 +205,9 @@ class Kept:
         read: Callable[[KeptReader], ModelT],
         make: Callable[[KeptWriter | None], ModelT],
     ) -> ModelT:
-        """The model that `read` fills from the entry, or `make` makes and hands to the
-        writer, block by block; without one it is not kept."""
+        """The model that `read` fills from the entry. Without an entry, `make` makes it
+        and passes it to the writer, block by block. Without a writer (None) it is not
+        kept."""
         while True:
             entry = self._begin()
             if isinstance(entry, KeptReader):
@@ -206,8 +230,8 @@ class Kept:
                 return make(entry)
 
     def _begin(self) -> KeptReader | KeptWriter | None:
-        """The reader of the entry, or its writer; None where it cannot be written.
-        Waits for another process that writes it."""
+        """The reader of the entry, or its writer. None where it cannot be written. It
+        waits for another process that writes the entry."""
         waits = False
         while True:
             if self.is_there():
@@ -236,7 +260,7 @@ class Kept:
         )
 
     def _writer(self) -> KeptWriter | None:
-        # of processes that were killed
+        # Left by processes that were killed.
         for left in self.folder.parent.glob(TEMP_FILE_GLOB):
             if _lock_of(left):
                 shutil.rmtree(left, ignore_errors=True)
@@ -252,14 +276,14 @@ class Kept:
         return KeptWriter(self).begun()
 
     def say_not_kept(self, reason: object) -> None:
-        """The one line of warning."""
+        """Logs a warning that the model is not kept, with the reason."""
         logger.warning(
             f"model.keep_quantized: the quantized model is not kept in {self.folder.parent}: {reason}"
         )
 
     def _remove(self) -> bool:
-        """Deletes the entry, which another process may do as well. Whether it is
-        gone."""
+        """Deletes the entry, which another process may do as well. Returns whether it
+        is gone."""
         try:
             with suppress(FileNotFoundError):
                 remove(self.folder)
@@ -271,8 +295,8 @@ class Kept:
 
 
 def _lock_of(folder: Path) -> bool | None:
-    """As of `locked`: whether nobody else has the lock of a temporary folder; None:
-    there are no locks, or it is gone."""
+    """Whether the lock of a temporary folder is free, as `locked` says. None: the file
+    system has no locks, or the folder is gone."""
     try:
         with locked(folder) as is_free:
             return is_free
@@ -281,16 +305,24 @@ def _lock_of(folder: Path) -> bool | None:
 
 
 class KeptReader:
-    """Reads an entry file by file."""
+    """Reads an entry file by file.
+
+    Example::
+
+        entry = KeptReader(kept)
+        for index, block in enumerate(model.transformer_blocks):
+            entry.fill(f"transformer_blocks.{index}", block, stays)
+        entry.fill_rest(model, without="transformer_blocks.")
+    """
 
     def __init__(self, entry: Kept) -> None:
         self._kept = entry
         self.bytes = 0
 
     def fill(self, name: str, block: nn.Module, stays: Callable[[str], bool]) -> None:
-        """Gives a block, whose own weights are never read, what was written of it.
-        stays: of a tensor's name, whether it waits in main memory: such a one is
-        mapped. Raises DamagedEntryError."""
+        """Gives a block the weights that were written for it. Its own weights are not
+        read. stays: whether the tensor of this name waits in main memory; such tensors
+        are mapped. Raises DamagedEntryError."""
         path, layers, tensors = self._read(name)
         try:
             self._kept.restore(block, layers, tensors)
@@ -299,7 +331,7 @@ class KeptReader:
             KeyError,
             TypeError,
             RuntimeError,
-        ) as error:  # RuntimeError: of `load_state_dict`
+        ) as error:  # RuntimeError: from `load_state_dict`
             reason = " ".join(str(error).split())[:100]
             raise DamagedEntryError(
                 f"{path.name} is of another block: {reason}"
@@ -309,7 +341,8 @@ class KeptReader:
             _map(block, path, stays)
 
     def fill_rest(self, model: nn.Module, without: str) -> None:
-        """The same for what is around the blocks, whose names begin with `without`."""
+        """Gives the model its weights outside of the blocks. without: beginning of the
+        blocks' names. Raises DamagedEntryError."""
         *_, tensors = self._read(REST)
         try:
             missing = model.load_state_dict(
@@ -322,11 +355,11 @@ class KeptReader:
         lost = [name for name in missing if not name.startswith(without)]
         if lost:
             raise DamagedEntryError(f"it lacks {lost[0]}")
-        with suppress(OSError):  # the time of its last use
+        with suppress(OSError):  # sets the time of the last use
             os.utime(self._kept.folder / MANIFEST)
 
     def _read(self, name: str) -> tuple[Path, Mapping[str, Any], dict[str, Tensor]]:
-        """A file, its quantized layers, its tensors. Raises DamagedEntryError."""
+        """Path, quantized layers and tensors of a file. Raises DamagedEntryError."""
         import torch
 
         path = _file(self._kept.folder, name)
@@ -355,8 +388,15 @@ class KeptReader:
 
 
 class KeptWriter:
-    """Writes an entry file by file, inside a `with`. Where the disk does not take it
-    there is none, and a warning."""
+    """Writes an entry file by file, inside a `with`. Where writing fails there is no
+    entry, and a warning is logged.
+
+    Example::
+
+        with KeptWriter(kept).begun() as entry:
+            entry.add("transformer_blocks.0", block)
+            entry.finish(model, without="transformer_blocks.")
+    """
 
     def __init__(self, entry: Kept) -> None:
         self._kept = entry
@@ -370,8 +410,8 @@ class KeptWriter:
         """Files are flushed to the disk while the next blocks are quantized."""
 
     def begun(self) -> KeptWriter:
-        """Itself, with its temporary folder. Raises RunError where that cannot be
-        made."""
+        """Makes the temporary folder, and returns itself. Raises RunError where the
+        folder cannot be made."""
         assert self._stack is not None
         self._temporary = self._stack.enter_context(atomic_write_dir(self._kept.folder))
         return self
@@ -386,9 +426,9 @@ class KeptWriter:
         stays: Callable[[str], bool] = lambda name: False,
         last: Collection[str] = (),
     ) -> None:
-        """Writes a module. stays: as of `KeptReader.fill`; such tensors are in the file
-        from here on. last: children whose tensors come behind all others, so that those
-        without them are one piece."""
+        """Writes a module. stays: see `KeptReader.fill`; such tensors of the module are
+        mapped from the file from here on. last: children whose tensors are written
+        behind all others, so that the others are contiguous."""
         if self._stack is None:
             return
         state = sorted(
@@ -406,8 +446,8 @@ class KeptWriter:
             _map(module, path, stays)
 
     def finish(self, rest: nn.Module, without: str) -> None:
-        """Writes what is around the blocks, whose names begin with `without`, and puts
-        the entry in its place."""
+        """Writes the weights outside of the blocks, and puts the entry in its place.
+        without: beginning of the blocks' names."""
         if self._stack is None:
             return
         state = []
@@ -434,8 +474,8 @@ class KeptWriter:
         )
 
     def _give_up(self, error: Exception) -> None:
-        """Ends the writing. What is mapped already stays so: its file has no name any
-        more."""
+        """Ends the writing. Tensors that are mapped stay mapped: their file has no name
+        any more."""
         self._end()
         self._kept.say_not_kept(getattr(error, "strerror", None) or error)
 
@@ -452,7 +492,7 @@ class KeptWriter:
 
 
 class _NotFinished(Exception):
-    """An entry is not put in its place."""
+    """Keeps an unfinished entry from being put in its place."""
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -460,8 +500,8 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _write(path: Path, state: Iterable[tuple[str, Tensor]], layers: str) -> int:
-    """A safetensors file whose tensors begin at multiples of ALIGNMENT, the first at a
-    page; its bytes."""
+    """Writes a safetensors file whose tensors begin at multiples of ALIGNMENT, the
+    first one at a page. Returns its bytes."""
     header: dict[str, Any] = {}
     pieces: list[Any] = []
     end = 0
@@ -495,7 +535,7 @@ def _write(path: Path, state: Iterable[tuple[str, Tensor]], layers: str) -> int:
 
 
 def _read_into(file: Any, memory: Tensor) -> None:
-    """Fills the memory from an unbuffered file. Raises ValueError where it is too
+    """Fills the memory from an unbuffered file. Raises ValueError where the file is too
     short."""
     numbers: Any = memory.numpy()
     left = memoryview(numbers)
@@ -520,8 +560,8 @@ def _checksum(pieces: Iterable[Any]) -> int:
 
 
 def _views(header: Mapping[str, Any], memory: Tensor) -> dict[str, Tensor]:
-    """The tensors of a file by name, in the memory that has its bytes behind the
-    header."""
+    """The tensors of a file by name. memory: the bytes behind its header, which the
+    tensors share."""
     import torch
 
     tensors = {}
@@ -534,8 +574,8 @@ def _views(header: Mapping[str, Any], memory: Tensor) -> dict[str, Tensor]:
 
 
 def _map(module: nn.Module, path: Path, stays: Callable[[str], bool]) -> None:
-    """Puts the tensors of a module that wait in main memory in the mapped file with the
-    same ones."""
+    """Replaces the tensors of a module that wait in main memory by the same tensors in
+    the mapped file."""
     with path.open("rb") as file:
         header = read_header(file)
         begin = file.tell()
@@ -547,4 +587,4 @@ def _map(module: nn.Module, path: Path, stays: Callable[[str], bool]) -> None:
     if header:
         tensors = _views(header, mapped_bytes(path)[begin:])
         module.load_state_dict(tensors, strict=False, assign=True)
-        malloc_trim()  # what they had before goes back to the system
+        malloc_trim()  # their former memory goes back to the system

@@ -1,11 +1,14 @@
-"""The text encoder one layer at a time: all prompts pass through a layer before the
-next one is read from its file.
+"""Runs the text encoder one layer at a time: all prompts pass through a layer before
+the next one is read from its file.
 
-The device holds one layer and the hidden states of one prompt. What waits stands in
-main memory, above a limit in files. The forward pass of transformers is repeated once
-for each layer. Layers that ran before give back what they gave then, and the pass ends
-behind the layer whose turn it is. So each prompt sees the operations, in the shapes, of
-a whole encoder: the embeddings are the same bits.
+The device holds one layer and the hidden states of one prompt. Tensors that wait are in
+main memory, and above a limit in a file. The forward pass of transformers is repeated
+once for each layer. Layers that ran before return the same tensors again, and the pass
+ends behind the layer whose turn it is. So each prompt sees the operations of a whole
+encoder, in the same shapes: the embeddings have the same bits.
+
+This module does not know the words around a prompt, and caches nothing between runs.
+`folder_model` uses it to encode many prompts; each model makes its `LayerwiseEncoder`.
 
 Shape suffixes: B batch (1), L tokens, D embedding width.
 """
@@ -32,9 +35,9 @@ from toolkit.models.loading import ShardReader, check_finite, fill, reading, som
 from toolkit.models.single_file import HEAD, text_encoder_name
 
 MOST_WAITING = 64 * 10**9
-"""Bytes of pixels and hidden states that wait at once, in memory and on disk; at most
-half of the free disk. Where prompts need more, the layers are read again for the rest
-of them."""
+"""Bytes of pixels and hidden states that wait at once, in memory and on disk. On the
+disk they take at most half of the free space. Where prompts need more, the layers are
+read again for the rest of them."""
 
 TABLE = "language_model.embed_tokens"
 LAYERS = "language_model.layers."
@@ -57,14 +60,20 @@ class WaitingTensors:
     """Tensors by key, in main memory up to a number of bytes, above it in a file that
     has no name.
 
-    Such a file is gone with the process, however that ends. Places in it are used
+    Such a file disappears with the process, however that ends. Places in it are used
     again.
+
+    >>> waiting = WaitingTensors()
+    >>> waiting.put((0, "visual.merger"), torch.ones(2, 3))
+    >>> waiting.get((0, "visual.merger")).shape, waiting.held
+    (torch.Size([2, 3]), 24)
     """
 
     def __init__(
         self, folder: Path | None = None, limit: int = TEXTS_IN_MEMORY
     ) -> None:
-        """folder: of the file; None: the system's for temporary files."""
+        """folder: of the file; None: the system's folder for temporary files. limit:
+        bytes in main memory."""
         self.folder = folder or Path(tempfile.gettempdir())
         self.limit = limit
         self.held = 0
@@ -76,7 +85,7 @@ class WaitingTensors:
         self._file: Any = None
 
     def put(self, key: tuple[int, str], tensor: Tensor) -> None:
-        """Raises RunError where the disk has no room."""
+        """Stores a tensor. Raises RunError where the disk has no room."""
         tensor = tensor.detach().to("cpu")
         if self.held + tensor.nbytes <= self.limit:
             self._tensors[key] = tensor
@@ -140,16 +149,22 @@ class LayerwiseEncoder:
     """A text encoder whose layers are read one after the other, each once for all
     prompts that were noted.
 
-    A layer is copied out of the mapped file, in the CPU memory, and then to the device,
-    which waits for it meanwhile: at 3 GB/s about 5 s for all layers of the published
-    models. That was not measured on a GPU.
+    A layer is copied out of the mapped file to CPU memory, and then to the device,
+    which waits for it. At 3 GB/s, all layers of the published models take about 5 s.
+    This was not measured on a GPU.
+
+    Example::
+
+        encoder = LayerwiseEncoder(options, "Qwen2_5_VLForConditionalGeneration")
+        has_room = [encoder.note(inputs) for inputs in inputs_of_prompts]
+        hidden_states = list(encoder.encode())  # one [B, L, D] for each prompt
     """
 
     def __init__(
         self, options: ModelLoadOptions, kind: str, final_norm: bool = True
     ) -> None:
-        """kind: its class in transformers. final_norm: whether the features are those
-        behind the final norm."""
+        """kind: its class in transformers. final_norm: whether the features are taken
+        behind the final norm or in front of it."""
         self.options = options
         self.device = options.device
         self.part = options.folder / "text_encoder"
@@ -160,7 +175,7 @@ class LayerwiseEncoder:
             ).model
         if not final_norm:
             self.model.language_model.norm = nn.Identity()
-        # the vision tower casts its pixels to their dtype
+        # The vision tower casts its pixels to the dtype of the parameters.
         for parameter in self.model.parameters():
             parameter.data = parameter.data.to(options.dtype)
         self.model.requires_grad_(False).eval()
@@ -178,8 +193,8 @@ class LayerwiseEncoder:
         self.wait_in(None)
 
     def _place_buffers(self) -> None:
-        """The tables of rotary positions on the device: buffers, which the file does
-        not hold."""
+        """Moves the tables of rotary positions to the device. They are buffers, which
+        the file does not have."""
         for module in self.model.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(self.device))
@@ -209,7 +224,7 @@ class LayerwiseEncoder:
             waiting = self._waiting.get(key)
             if waiting is not None:
                 return waiting.to(self.device)
-            # nothing that is still to come depends on its values
+            # No later layer depends on its values.
             if key in self._shapes:
                 return self._placeholder(self._shapes[key])
             if name == self._turn and self._layer is not None:
@@ -222,7 +237,8 @@ class LayerwiseEncoder:
         return forward
 
     def _drop_needless(self, name: str) -> None:
-        """Drops what no later layer of this prompt reads, once `name` has run."""
+        """Drops the tensors that no later layer of this prompt reads, once `name` has
+        run."""
         if name == PATCHES:
             self._waiting.drop((self._prompt, PIXELS))
         for earlier in self.names[: self._order[name]]:
@@ -231,8 +247,8 @@ class LayerwiseEncoder:
 
     def _is_needless(self, earlier: str, name: str) -> bool:
         if name.startswith(LAYERS):
-            # Features of images are added behind the layer of the same number, so when
-            # the next one runs.
+            # Features of images are added behind the layer of the same number, so they
+            # are needed until the next one runs.
             coming = earlier.startswith(DEEPSTACK) and _number(earlier) >= _number(name)
             return not coming
         if name.startswith(VISION_BLOCKS):
@@ -242,8 +258,8 @@ class LayerwiseEncoder:
         return name == "language_model.norm"
 
     def wait_in(self, folder: Path | None) -> None:
-        """Forgets the prompts. What waits of the next ones does so in memory, and in
-        this folder where that is full."""
+        """Forgets the prompts. Tensors of the next ones wait in memory, and in a file
+        in this folder where memory is full."""
         self._waiting = WaitingTensors(folder)
         self._room = min(
             MOST_WAITING, self._waiting.limit + free_space(self._waiting.folder) // 2
@@ -252,10 +268,10 @@ class LayerwiseEncoder:
         self._shapes: dict[tuple[int, str], torch.Size] = {}
 
     def note(self, inputs: Mapping[str, Tensor]) -> bool:
-        """Takes the inputs of the encoder's forward pass, of one prompt. Returns False
+        """Takes the inputs of the encoder's forward pass for one prompt. Returns False
         where no further prompt has room until these are encoded."""
         noted = dict(inputs)
-        # which only the first layer reads, in the dtype of its weights
+        # Only the first layer reads the pixels, in the dtype of its weights.
         if PIXELS in noted:
             pixels_NV = noted[PIXELS].to(self.options.dtype)
             self._waiting.put((len(self._inputs), PIXELS), pixels_NV)
@@ -265,7 +281,7 @@ class LayerwiseEncoder:
         return self._room > 0
 
     def _numbers_of(self, inputs: Mapping[str, Tensor]) -> int:
-        """The most elements that wait of a prompt at a time."""
+        """The largest number of elements of a prompt that wait at a time."""
         config = self.model.config
         hidden: int = inputs["input_ids"].numel() * config.text_config.hidden_size
         if PIXELS not in inputs:
@@ -306,8 +322,8 @@ class LayerwiseEncoder:
 
     @contextmanager
     def _reader(self) -> Iterator[_Weights]:
-        """The files, which are mapped no longer than this: what was read of them would
-        count as memory in use."""
+        """The files, mapped for the duration of the block only: pages that were read
+        would count as memory in use."""
         with ExitStack() as stack:
             yield _Weights(self.part, stack, self.options.files.get("text_encoder"))
 
@@ -358,14 +374,14 @@ class LayerwiseEncoder:
         return hidden_BLD
 
     def _placeholder(self, shape: torch.Size) -> Tensor:
-        """A tensor whose values nobody reads any more."""
+        """A tensor of this shape whose values are not read any more."""
         return torch.zeros((), dtype=self.options.dtype, device=self.device).expand(
             shape
         )
 
     def _read(self, name: str) -> Callable[..., Tensor]:
-        """A layer on the device; of the token table the rows that are asked for,
-        straight from the mapped file."""
+        """A layer on the device. The token table stays in the mapped file, and only the
+        rows of the tokens are read."""
         with self._reader() as weights:
             if name == TABLE and f"{TABLE}.weight" in weights.names:
                 table_VD = weights.take(f"{TABLE}.weight")
@@ -390,8 +406,16 @@ def _number(name: str) -> int:
 
 
 class PromptRecorder:
-    """Stands for a text encoder twice: first it notes the inputs of a prompt, then it
-    gives its hidden states."""
+    """Stands in for a text encoder twice: first it records the inputs of a prompt, then
+    it returns the hidden states.
+
+    >>> recorder = PromptRecorder(torch.device("cpu"))
+    >>> recorder.record(lambda: recorder(input_ids=torch.tensor([[7, 8]])))
+    {'input_ids': tensor([[7, 8]])}
+    >>> recorder.answer = torch.zeros(1, 2, 64)
+    >>> recorder().last_hidden_state.shape
+    torch.Size([1, 2, 64])
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -405,8 +429,8 @@ class PromptRecorder:
         return SimpleNamespace(last_hidden_state=self.answer)
 
     def record(self, encode: Callable[[], object]) -> dict[str, Tensor]:
-        """The inputs that `encode` hands to the text encoder; none where an image
-        cannot be read, which the second call of `encode` reports."""
+        """The inputs that `encode` passes to the text encoder. Empty where an image
+        cannot be read: the second call of `encode` reports it."""
         self.answer = None
         try:
             encode()

@@ -1,9 +1,17 @@
-"""From a `model:` section to the model of its family: finds the folder, or downloads it
-from the hub; reads the weights of a folder of any family (shards, loading block by
-block, hashes of the parts).
+"""From a `model:` section to the model of its family.
 
-Shards are memory-mapped, for a block at a time, so that at most one stands in memory in
-its stored precision."""
+It finds the folder, or has `hub` download it, and reads the weights of a folder of any
+family: shards, block by block, with a check that they are complete and finite. It
+quantizes nothing itself: callers pass functions that change each block. The families'
+own `load_part` call `load_frozen` and `load_blockwise`; `toolkit.train.base_model`
+calls `load_model`; trainers and tools call `model_folder`, `base_hashes` and
+`checked_family`.
+
+Shards are memory-mapped for a block at a time, so that at most one block is in memory
+in its stored precision.
+
+    model = load_model(section.model, device, torch.bfloat16, quantizer)
+"""
 
 from __future__ import annotations
 
@@ -62,18 +70,18 @@ from toolkit.system.device import is_out_of_memory
 logger = logging.getLogger(__name__)
 
 ASKED_BY = "diffusers.utils.import_utils"
-"""Where diffusers asks which packages are installed; its answers are
-`_NAME_available`."""
+"""The module where diffusers looks up which packages are installed. Its answers are
+variables `_NAME_available`."""
 
 
 @contextmanager
 def block_import(name: str, asked_by: str) -> Iterator[None]:
     """Inside the block the module `name` cannot be imported, as if it were not
-    installed; after it, it can.
+    installed; afterwards it can.
 
-    A module that is imported already stays. For libraries that ask once, in the module
-    `asked_by`, what is there: where they have found it, outside of such a block,
-    nothing is blocked.
+    A module that is imported already stays. This is for libraries that look once, in
+    the module `asked_by`, for installed packages. Where they have found the package
+    before, nothing is blocked.
     """
     if name in sys.modules or getattr(
         sys.modules.get(asked_by), f"_{name}_available", False
@@ -96,7 +104,14 @@ Renaming = Callable[[str], str]
 
 class ShardReader:
     """Tensors of a single or sharded safetensors folder by name, straight from the
-    map."""
+    memory map.
+
+    Example::
+
+        with ExitStack() as stack:
+            reader = ShardReader(folder / "transformer", stack)
+            weight = reader.take("transformer_blocks.0.attn.to_q.weight")
+    """
 
     def __init__(
         self,
@@ -105,8 +120,8 @@ class ShardReader:
         file: Path | None = None,
         names: Renaming = str,
     ) -> None:
-        """file: one as ComfyUI keeps it, which stands for the folder's. names: gives
-        its names without their prefix those of the module."""
+        """file: one as ComfyUI keeps it, which replaces the folder's files. names: from
+        its names without their prefix to the names of the module."""
         self.folder = file or folder
         self._opened = stack.enter_context(ExitStack())
         self._shards: dict[Path, Any] = {}
@@ -140,18 +155,18 @@ class ShardReader:
         return self._shard(self._path_of[name])
 
     def release(self) -> None:
-        """Ends the maps of the files until a tensor is read again: what was read would
-        count as memory in use."""
+        """Ends the maps of the files until a tensor is read again: pages that were read
+        would count as memory in use."""
         self._shards.clear()
         self._opened.close()
 
     def dtype_of(self, name: str) -> torch.dtype:
-        """The number type of a tensor, which is not read for it."""
+        """The number type of a tensor, from the header alone."""
         dtype: torch.dtype = self._shard_of(name).get_slice(name)[:0].dtype
         return dtype
 
     def matrices(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of the weights of the single file that are matrices."""
+        """Name and shape of each weight of the single file that is a matrix."""
         return {
             name: one.shape for name, one in self._stored.items() if len(one.shape) == 2
         }
@@ -183,7 +198,7 @@ class ShardReader:
         self, name: str, kind: str
     ) -> tuple[torch.Tensor, torch.Tensor, int] | None:
         """A weight that the single file has in this number type of `FILE_CODES`, as
-        `STORED_CODES`; None: it has it in another one."""
+        `STORED_CODES`. None: the file has it in another type."""
         stored = self._stored.get(name)
         if (
             stored is None
@@ -199,8 +214,8 @@ class ShardReader:
     def _weight_and_scale(
         self, stored: Stored
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As they are in the file; scales float32, [1, 1], or [rows, blocks of a
-        row]."""
+        """Both as they are in the file. Scales are float32, [1, 1] or [rows, blocks of
+        a row]; None: the weight has no scale."""
         weight = self._shard_of(stored.name).get_tensor(stored.name)
         scale = None
         if stored.scale:
@@ -224,12 +239,13 @@ def fill(
     codes: str = "",
     codes_of: str = "",
 ) -> int:
-    """Gives `module` its weights, copied out of the map in `dtype`; names under `skip`
-    are left alone.
+    """Gives `module` its weights, copied out of the map in `dtype`.
 
-    codes: number type of `FILE_CODES` whose weights linear layers also get as they are
-    stored, for quantizing (`STORED_CODES`); codes_of: beginning of the names of those
-    layers. Returns their number.
+    skip: beginning of names that are left alone. codes: number type of `FILE_CODES`.
+    Linear layers get weights in it also as they are stored, for quantizing
+    (`STORED_CODES`). codes_of: beginning of the names of those layers. Returns the
+    number of layers that got them. Raises RunError for a missing weight or a wrong
+    shape.
     """
     wanted = {
         name: tensor
@@ -260,8 +276,8 @@ def fill(
 
 @contextmanager
 def reading(part: Path) -> Iterator[None]:
-    """What a library raises about the files of a part becomes a RunError that names the
-    part; its reports go."""
+    """Turns errors of a library about the files of a part into a RunError that names
+    the part. The library's own log lines are suppressed in the block."""
     loggers = [logging.getLogger(name) for name in ("transformers", "diffusers")]
     levels = [logger.level for logger in loggers]
     if not part.is_dir():  # the libraries would ask the hub for it
@@ -300,7 +316,7 @@ def load_frozen(
     """A part of a model folder as a module of diffusers, frozen, on the CPU.
 
     file: its weights, in place of the folder's; names: see `ShardReader`. Raises
-    RunError when its weights are not those of its config, or not finite.
+    RunError when its weights do not fit its config, or are not finite.
     """
     if file and is_decoder_only(file):
         return with_decoder(load_frozen(part, kind, dtype), file, dtype, names)
@@ -318,8 +334,8 @@ def load_frozen(
 def with_decoder(
     vae: Any, file: Path, dtype: torch.dtype, names: Renaming = str
 ) -> Any:
-    """A VAE with the decoder of this file, whose encoder is left alone if it has one.
-    Raises RunError when it is not one of its config, or not finite."""
+    """The VAE with the decoder of this file. An encoder in the file is ignored. Raises
+    RunError when the decoder does not fit the VAE's config, or is not finite."""
     with ExitStack() as stack:
         reader = ShardReader(file, stack, file, names)
         fill(vae.decoder, reader, "decoder.", dtype)
@@ -347,10 +363,10 @@ def fill_from_file(
     codes: str = "",
     codes_of: str = "",
 ) -> Any:
-    """The module with the weights of a single file, frozen. unused: names that the file
-    may have besides. codes, codes_of: see `fill`.
+    """The module with the weights of a single file, frozen.
 
-    Raises RunError when they are not those of its config, or not finite.
+    unused: further names that the file may have. codes, codes_of: see `fill`. Raises
+    RunError when the weights do not fit the module, or are not finite.
     """
     with ExitStack() as stack:
         reader = ShardReader(file, stack, file, names)
@@ -367,11 +383,17 @@ def fill_from_file(
 def check_loaded(
     part: Path, info: Mapping[str, Any], unused: Sequence[str] = ()
 ) -> None:
-    """Raises RunError unless the weights of a part are all and only those of its
-    config, in shape too.
+    """Raises RunError unless a part has exactly the weights of its config, in the right
+    shapes.
 
     info: of `from_pretrained` with `output_loading_info` and `ignore_mismatched_sizes`.
     unused: weights that may be missing.
+
+    >>> names = {"mismatched_keys": [], "missing_keys": [], "unexpected_keys": ["w"]}
+    >>> check_loaded(Path("vae"), names)
+    Traceback (most recent call last):
+    ...
+    toolkit.errors.RunError: vae: weights that config.json does not account for: w.
     """
     for name, stored, expected in info["mismatched_keys"]:
         raise RunError(
@@ -393,11 +415,11 @@ CODES = {"F8_E4M3": "fp8 (e4m3fn)", "I8": "int8"}
 """Number types of `FILE_CODES` in messages."""
 
 BLOCKS = "transformer_blocks"
-"""Where the transformers of diffusers have their blocks."""
+"""Attribute in which the transformers of diffusers have their blocks."""
 
 NO_CODE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-"""For the `from_pretrained` of transformers' Auto classes: without it they ask on the
-terminal whether to run the code that lies in the folder."""
+"""Arguments for `from_pretrained` of transformers' Auto classes. Without them they ask
+on the terminal whether to run code that is in the folder."""
 
 STRICTLY: dict[str, Any] = {
     "local_files_only": True,
@@ -405,7 +427,8 @@ STRICTLY: dict[str, Any] = {
     "output_loading_info": True,
     "ignore_mismatched_sizes": True,
 }
-"""For `from_pretrained`; `check_loaded` then says what does not fit."""
+"""Arguments for `from_pretrained`. `check_loaded` then reports weights that do not
+fit."""
 
 
 def load_blockwise(
@@ -414,10 +437,10 @@ def load_blockwise(
     """The transformer of a model folder: frozen, in `weights_dtype`, each block
     transformed as it is filled.
 
-    It is built empty and filled block by block, so that at most one block stands in
-    memory in its stored precision while the rest is already quantized. With
-    `ModelLoadOptions.kept` it is read as it was quantized before, or written for the
-    next time.
+    It is built empty and filled block by block, so that at most one block is in memory
+    in its stored precision while the others are already quantized. With
+    `ModelLoadOptions.kept` the quantized transformer is read from the disk, or written
+    for the next start.
 
     kind: its class in diffusers. tabulated: parts of a block that stay in CPU memory
     with `modulation_table`. Raises RunError when weights are missing, unknown, not
@@ -461,7 +484,8 @@ def _stays(
 def _read_kept(
     options: ModelLoadOptions, kind: Any, tabulated: Sequence[str], entry: KeptReader
 ) -> Any:
-    """As it was quantized before; not yet on its device what is around the blocks."""
+    """The transformer as it was quantized before. Modules outside of the blocks are not
+    on the device yet."""
     model = _empty(options, kind)
     for index, block in enumerate(model.transformer_blocks):
         entry.fill(
@@ -478,7 +502,8 @@ def _from_weights(
     tabulated: Sequence[str],
     entry: KeptWriter | None,
 ) -> Any:
-    """From the published weights, straight from the memory-mapped shards; the same."""
+    """The transformer from the published weights, straight from the memory-mapped
+    shards. Modules outside of the blocks are not on the device yet."""
     part = options.folder / "transformer"
     dtype = options.weights_dtype or options.dtype
     merge = options.merge_fn() if options.merge_fn else None
@@ -536,15 +561,17 @@ def _from_weights(
 
 
 def check_finite(part: Path, module: nn.Module, prefix: str = "") -> None:
-    """Raises RunError for weights that are infinite or not a number; prefix: of their
-    names."""
+    """Raises RunError for weights that are infinite or not a number.
+
+    part: for the message. prefix: of their names.
+    """
     state = module.state_dict().items()
     tensors = {
         name: tensor
         for name, tensor in state
         if tensor.is_floating_point() and not tensor.is_meta
     }
-    # One answer for the whole module: each waits for the device.
+    # One check for the whole module, since each check waits for the device.
     ends = [
         end.float()
         for tensor in tensors.values()
@@ -564,9 +591,8 @@ def check_finite(part: Path, module: nn.Module, prefix: str = "") -> None:
 
 
 def base_hashes(model: ModelConfig) -> dict[str, str]:
-    """The `weights_hash` of each part of a `model:` section's folder that decides what
-    is computed with it, and the `encoder_hash` of its VAE, with which alone is trained,
-    as `VAE_ENCODER`."""
+    """The `part_hashes` of a `model:` section: of each part that decides the numbers of
+    a run, and of the VAE's encoder."""
     return part_hashes(
         model_folder(model), family_for(model).parts, checked_files(model)
     )
@@ -578,15 +604,19 @@ def part_hash(model: ModelConfig, part: str) -> str:
 
 
 def checked_files(model: ModelConfig) -> dict[str, Path]:
-    """`single_files`, once their headers say that they are of the model. Raises
-    UserError."""
+    """The `single_files` of a section, after a check by their headers that they belong
+    to the model. Raises UserError."""
     for key, fault in single_file_faults(model, model_folder(model)):
         raise UserError(f"model.{key}: {fault}")
     return single_files(model)
 
 
 def some(names: Iterable[str], most: int = 5) -> str:
-    """The first of these names, for a message."""
+    """The first of these names, for a message.
+
+    >>> some(["norm", "bias", "proj"], most=2)
+    'bias, norm and 1 more'
+    """
     ordered = sorted(names)
     if len(ordered) > most:
         more = f" and {len(ordered) - most} more"
@@ -596,7 +626,7 @@ def some(names: Iterable[str], most: int = 5) -> str:
 
 
 Quantizer = Callable[[str], BlockTransform]
-"""From a `model.qtype` to a function that quantizes a block's linear layers in
+"""Returns for a `model.qtype` a function that quantizes a block's linear layers in
 place."""
 
 
@@ -613,14 +643,14 @@ def load_model(
     decoder: Path | None = None,
     kept: Kept | None = None,
 ) -> DiffusionModel:
-    """The model of a `model:` section; its parts are loaded on first use.
+    """The model of a `model:` section. Its parts are loaded on first use.
 
     weights_dtype: dtype of the trained module's weights, where it is not the compute
     dtype `dtype`. merge_fn, cpu_blocks, decoder, kept: see `ModelLoadOptions`.
     block_quantizer: for the blocks of the trained module, where it is not `quantizer`.
-    block_sharing: shards each block over the ranks; without quantization and modulation
-    cache. Raises UserError when the folder is missing, is not a model, or is of another
-    family than `arch`.
+    block_sharing: shards each block over the ranks. It cannot be combined with
+    quantization, and switches the modulation cache off. Raises UserError when the
+    folder is missing, is not a model, or belongs to another family than `arch`.
     """
     folder = model_folder(model)
     family = family_for(model)
@@ -669,8 +699,8 @@ def load_model(
 def model_folder(model: ModelConfig) -> Path:
     """The local folder of `model.name_or_path`: itself, or the hub's snapshot.
 
-    Raises UserError when it is not there, is of another family, or lacks a part. Of a
-    hub model nothing but its model_index.json is brought before its family is known.
+    Raises UserError when it does not exist, belongs to another family, or lacks a part.
+    From a hub model only model_index.json is downloaded before its family is known.
     """
     name = model.name_or_path
     given = whole_files(model)
@@ -687,11 +717,11 @@ def model_folder(model: ModelConfig) -> Path:
 
 
 def checked_family(model: ModelConfig) -> ModelFamily:
-    """`family_for` once the id or the model's own files say it; of a hub model,
-    model_index.json is brought if need be.
+    """The family of a section by the model's id or its own files. The model_index.json
+    of a hub model is downloaded if necessary.
 
-    For a process that is about to begin: it ends here, with a UserError, where the
-    model is of another family.
+    A process calls it at its start, and ends with a UserError where the model belongs
+    to another family.
     """
     name = model.name_or_path
     if not (published_family(name) or looks_like_a_path(name) or Path(name).is_dir()):

@@ -1,4 +1,12 @@
-"""Model folders made of others' parts: small files are copied, large ones linked."""
+"""Model folders made of the parts of another one: small files are copied, large ones
+linked.
+
+It writes no weights: callers write the parts that they change, and leave these out.
+Called by everything that writes a model folder: the writers of trained models, the
+merging of LoRAs, and the makers of new models.
+
+    place_parts(base, folder, without=("transformer",))
+"""
 
 from __future__ import annotations
 
@@ -21,8 +29,10 @@ people edit them."""
 
 
 def place_parts(base: Path, folder: Path, without: Collection[str]) -> None:
-    """Links or copies the index of the model folder `base` and its parts, except those
-    in `without`, into `folder`."""
+    """Links or copies the index of the model folder `base` and its parts into `folder`.
+
+    without: names of the parts that are left out.
+    """
     index = json.loads((base / INDEX).read_text(encoding="utf-8"))
     for name in (INDEX, CUSTOM_PIPELINE):
         if (base / name).is_file():
@@ -36,8 +46,8 @@ def place_parts(base: Path, folder: Path, without: Collection[str]) -> None:
 
 
 def place_file(file: Path, target: Path) -> None:
-    """Links a large file, so that a save needs no space for it; copies others, and
-    where links are impossible."""
+    """Links a large file, so that a save needs no space for it. Small files are copied,
+    and large ones too where links are impossible."""
     target.parent.mkdir(parents=True, exist_ok=True)
     file = file.resolve()  # the hub's snapshots are links to its store
     if file.stat().st_size >= LINKED_BYTES:

@@ -1,5 +1,9 @@
-"""`QwenModel`: what the models of the Qwen-Image family share beside `FolderModel`: a
-VAE for video with scaled latents, time shift by size.
+"""`QwenModel`: the part of a model that all of the Qwen-Image family share in addition
+to `FolderModel`. It has the VAE for video with scaled latents, the keys of cached
+latents and embeddings, and the time shift by size.
+
+Its subclasses, `qwen_image.model` and `qwen_image21.model`, load the parts and run the
+transformer.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width, F frames (1), P
 pixel channels.
@@ -24,12 +28,19 @@ from toolkit.models.vae_files import encoder_hash
 
 
 class QwenModel(FolderModel):
-    """See `DiffusionModel` for the methods."""
+    """See `DiffusionModel` for the methods.
+
+    Example::
+
+        model = family_for(section.model).open(options)
+        latents_BCHW = model.encode_images(pixels_BPHW)
+        pixels_BPHW = model.decode_latents(latents_BCHW)
+    """
 
     family: FolderFamily
     fused_projections: Sequence[Sequence[str]]
-    """Names in a block of linear layers that read the same input: what its forward
-    gives to `project`, in its order."""
+    """Groups of names of linear layers in a block that read the same input. The forward
+    pass gives each group to `project`, in this order."""
 
     @cached_property
     def dynamic_shift(self) -> DynamicShift:

@@ -1,7 +1,10 @@
-"""What a new job writes for each published model, and why: `run.py new`, the page, the
-examples and docs/models.md read this table. Imports no torch.
+"""The values that a new job has for each published model, with the reasons.
 
-What other programs write was read from their packages and guides of October and
+This is a table: it checks no job and changes none. `run.py new`, the page, the examples
+and docs/models.md read it, and `toolkit.plan.diffusion` names its training adapters in
+the plan. Imports no torch.
+
+The values of other programs were read from their packages and guides of October and
 November 2026: SimpleTuner 4.10.1, musubi-tuner's pages of Qwen-Image and
 Qwen-Image-2.1, ai-toolkit's page for new jobs, Unsloth 2026.10.9, DiffSynth 2.1.12,
 Fizgig 7.2.2.
@@ -14,18 +17,27 @@ from typing import NamedTuple
 
 
 class OnHub(NamedTuple):
-    """What others publish for use with a model."""
+    """A file that somebody else publishes for use with a model.
+
+    >>> OnHub("somebody/an-adapter", "Apache-2.0", "rank 16").name
+    'somebody/an-adapter'
+    """
 
     name: str
-    """As the key takes it."""
+    """The value that the key takes."""
 
     licence: str
     note: str
 
 
 class Recipe(NamedTuple):
-    """Values of a job by the keys that have them, and where they come from, for
-    docs/models.md."""
+    """Values of a job by the keys that have them, with their sources for
+    docs/models.md.
+
+    >>> recipe = RECIPES["Qwen-Image-Edit-2511"]
+    >>> recipe.lr, recipe.resolution, recipe.timestep_type
+    (0.0001, 1024, 'qwen_shift')
+    """
 
     lr: float
     """`train.lr`, with AdamW."""
@@ -46,8 +58,8 @@ class Recipe(NamedTuple):
     """`network.linear` and `linear_alpha`."""
 
     adapters: tuple[OnHub, ...] = ()
-    """LoRAs for `train.assistant`, against LoRAs that collapse into texture; a new job
-    has the first."""
+    """LoRAs for `train.assistant`, which keep the trained LoRA from collapsing into
+    texture. A new job has the first."""
 
     decoders: tuple[OnHub, ...] = ()
     """VAEs for `sample.vae_path`; a new job has the first as a comment."""
@@ -147,4 +159,4 @@ RECIPES: Mapping[str, Recipe] = {
     "Qwen-Image": _OF_20B,
     "Qwen-Image-Layered": _OF_LAYERED,
 }
-"""By the names in `ModelFacts.published`."""
+"""Title of a model, as in `ModelFacts.published` -> its recipe."""

@@ -1,9 +1,13 @@
-"""A part of a model in one safetensors file as ComfyUI keeps it: its tensors by the
-names of diffusers, told by its header alone. Imports no torch.
+"""Reads the header of a part of a model in one safetensors file, as ComfyUI keeps it:
+its tensors by the names of diffusers, and the reason why a file cannot be used.
 
-Names are matched by table. What is in no table stays as it is, and is then a weight
-that the model does not have. Source of the names: ComfyUI, model_detection.py
-(prefixes, markers), ops.py and utils.py (scales, layer formats).
+Names are matched by tables. A name that is in no table stays unchanged, and is then
+reported as a weight that the model does not have. The weights are read in `loading`,
+where this module says how they are stored. `families` checks the files of a job,
+`beside` recognises files, tools read and write single files with it. Imports no torch.
+
+Source of the names: ComfyUI, model_detection.py (prefixes, markers), ops.py and
+utils.py (scales, layer formats).
 """
 
 from __future__ import annotations
@@ -30,35 +34,40 @@ OTHER_PARTS = (
     "cond_stage_model.",
     "conditioner.",
 )
-"""Beginnings of the names of other parts, in a checkpoint of ComfyUI that holds them
-all: they are not read from it."""
+"""Beginnings of the names of other parts, in a checkpoint of ComfyUI that has them all.
+They are not read from it."""
 
 MARKERS = {"scaled_fp8": "", "__index_timestep_zero__": "Qwen-Image-Edit-2511"}
-"""Tensors that are not weights -> title of the one model whose files have it; empty: of
-any."""
+"""Tensors that are not weights -> title of the one model whose files have them. Empty:
+files of any model may have them."""
 
 
 def markers_of(title: str) -> list[str]:
-    """The tensors that a file of this model has for ComfyUI besides its weights, with
-    no elements."""
+    """The tensors without elements that a file of this model has for ComfyUI, in
+    addition to its weights.
+
+    >>> markers_of("Qwen-Image-Edit-2511")
+    ['__index_timestep_zero__']
+    """
     return [name for name, of_title in MARKERS.items() if of_title == title]
 
 
 SHARD = re.compile(r"(?P<stem>.+)-(\d{5})-of-(?P<count>\d{5})\.safetensors")
 WEIGHT = ".weight"
 SCALES = (".scale_weight", ".weight_scale")
-"""Ends of names of what codes are multiplied by: one number, one of each row, or of
-blocks [O, blocks, 1]."""
+"""Ends of the names of scales, which codes are multiplied by: one number, one for each
+row, or one for each block of a row [O, blocks, 1]."""
 
 FORMAT = ".comfy_quant"
-"""End of the name of JSON text that says how ComfyUI has quantized a layer, in its
-`format`."""
+"""End of the name of a tensor with JSON text, whose `format` says how ComfyUI has
+quantized a layer."""
 
 FORMATS = "_quantization_metadata"
-"""Key of a file's metadata that says so of all layers, in older files."""
+"""Key of a file's metadata with the formats of all layers, in older files."""
 
 READ_FORMATS = {"float8_e4m3fn": "F8_E4M3", "int8_tensorwise": "I8"}
-"""`format` -> number type of the codes. int8_convrot is the second with `convrot`."""
+"""`format` -> number type of the codes. int8_convrot is `int8_tensorwise` with
+`convrot`."""
 
 UNUSED = (".scale_input", ".input_scale", FORMAT)
 """Scales of activations, for products in fp8, and FORMAT."""
@@ -70,7 +79,7 @@ OTHER_QUANTIZATIONS = {
     ".absmax": "in nf4 or another type of bitsandbytes",
     ".qweight": "in the 4 bits of Nunchaku",
 }
-"""Ends of names that a quantization has which is not read here -> words for it."""
+"""Ends of names in quantizations that cannot be read -> words for the quantization."""
 
 OTHER_MODELS = {
     "single_stream_modulation.lin.weight": "FLUX.2",
@@ -95,15 +104,15 @@ OTHER_MODELS = {
     "input_blocks.0.0.weight": "Stable Diffusion 1 or 2",
     "controlnet_blocks.0.weight": "a ControlNet",
 }
-"""A weight -> the model that has it. The first that a file has counts."""
+"""A weight -> the model that has it. The first entry that a file has counts."""
 
 TEXT_NAMES = {
     "model.language_model.": "language_model.",
     "model.visual.": "visual.",
     "model.": "language_model.",
 }
-"""Beginnings of a text encoder's names, as it is published or ComfyUI keeps it -> those
-in transformers' module. The first that fits counts."""
+"""Beginnings of the names of a text encoder, as published or as in ComfyUI's files ->
+beginnings in transformers' module. The first entry that fits counts."""
 
 HEAD = "lm_head.weight"
 VL_WEIGHTS = ("language_model.embed_tokens.weight", "visual.patch_embed.proj.weight")
@@ -113,11 +122,15 @@ OF_ENCODERS: Mapping[str, tuple[str, Sequence[Sequence[str]]]] = {
     "text_encoder": ("a text encoder with its vision tower", (VL_WEIGHTS,)),
     "captioner": ("a Qwen2.5-VL with its language-model head", ([*VL_WEIGHTS, HEAD],)),
 }
-"""Part -> words for it, and the weights by which it is known."""
+"""Part -> words for it, and the weights by which it is recognised."""
 
 
 def part_words(part: str) -> str:
-    """What a part is called, whatever the model."""
+    """Words for a part of any model.
+
+    >>> part_words("vae")
+    'a VAE'
+    """
     return OF_ENCODERS[part][0].removesuffix(" of this model")
 
 
@@ -126,24 +139,30 @@ REMEDY = "Give the bf16 file, or one in fp8 (e4m3fn) or int8_convrot."
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a weight is in the file."""
+    """The place of a weight in the file.
+
+    >>> stored_weights({"model.diffusion_model.img_in.weight": (3072, 64)})
+    {'img_in.weight': Stored(name='model.diffusion_model.img_in.weight', ...)}
+    """
 
     name: str
     shape: tuple[int, ...]
-    """Shape of the weight, not of the tensor that it is rows of."""
+    """Shape of the weight. The tensor may have more rows (see `half`)."""
 
     scale: str = ""
-    """The tensor that it is to be multiplied by; empty: none."""
+    """Name of the tensor that it is multiplied by; empty: none."""
 
     half: int | None = None
-    """0, 1: it is the first or second half of the tensor's rows."""
+    """0, 1: it is the first or second half of the tensor's rows. None: all rows."""
 
 
 def stored_weights(
     shapes: Mapping[str, tuple[int, ...]], names: Callable[[str], str] = str
 ) -> dict[str, Stored]:
-    """The weights of a file with these tensors, by the names of diffusers. names: gives
-    them to those without their prefix."""
+    """The weights of a file with these tensors, by the names of diffusers.
+
+    names: from a name in the file without its prefix to the name in diffusers.
+    """
     weights: dict[str, Stored] = {}
     for name, shape in shapes.items():
         bare = names(without_prefix(name))
@@ -171,9 +190,11 @@ def stored_weights(
 
 
 def layer_formats(path: Path) -> dict[str, Mapping[str, Any]]:
-    """What one file says of how ComfyUI has quantized its layers, by their names there:
-    `format` and its settings. Text that cannot be read is the format itself. path: a
-    file that `tensor_shapes` reads."""
+    """Name of each quantized layer in one file -> its `format` and settings, as ComfyUI
+    wrote them. Text that is not JSON is returned as the format.
+
+    path: a file that `tensor_shapes` can read.
+    """
     with open_regular(path) as file:
         header = read_header(file)
         begin = file.tell()
@@ -208,14 +229,14 @@ def _json(text: str) -> dict[str, Any]:
 
 
 def _group(layer_format: Mapping[str, Any]) -> Any:
-    """Inputs of a layer that are rotated together; 0: it is not rotated."""
+    """The number of inputs of a layer that are rotated together; 0: not rotated."""
     if layer_format.get("convrot"):
         return layer_format.get("convrot_groupsize", 256)
     return 0
 
 
 def rotations_of(path: Path) -> dict[str, int]:
-    """Layers in `shards_of` whose inputs are rotated -> how many of them together."""
+    """Layers in `shards_of` whose inputs are rotated -> how many inputs at a time."""
     groups = {}
     for shard in shards_of(path):
         for layer, layer_format in layer_formats(shard).items():
@@ -229,8 +250,8 @@ def _format_fault(
     stored: str,
     has_scale: bool,
 ) -> str:
-    """Why a layer of this format and shape, with this number type, is not read; empty:
-    it is."""
+    """The reason why a layer of this format and shape, with this number type, cannot be
+    read. Empty: it can."""
     name = layer_format.get("format")
     group = _group(layer_format)
     if name not in READ_FORMATS:
@@ -253,15 +274,23 @@ def _format_fault(
 
 
 def scale_fits(scale: tuple[int, ...], weight: tuple[int, ...]) -> bool:
-    """Whether a tensor of this shape can scale such a weight [O, I]: whole, by rows, or
-    by blocks of its rows."""
+    """Whether a tensor of this shape can scale a weight [O, I]: the whole weight, its
+    rows, or blocks of its rows.
+
+    >>> scale_fits((8, 1), weight=(8, 64)), scale_fits((5,), weight=(8, 64))
+    (True, False)
+    """
     count = prod(scale)
     by_rows = bool(weight) and scale[:1] == weight[:1] and count % weight[0] == 0
     return count == 1 or (by_rows and prod(weight[1:]) % (count // weight[0]) == 0)
 
 
 def without_prefix(name: str) -> str:
-    """A tensor's name without what ComfyUI puts before it."""
+    """A tensor's name without the prefix of ComfyUI.
+
+    >>> without_prefix("model.diffusion_model.img_in.weight")
+    'img_in.weight'
+    """
     return next(
         (name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)),
         name,
@@ -269,8 +298,11 @@ def without_prefix(name: str) -> str:
 
 
 def shards_of(path: Path) -> list[Path]:
-    """The files that a part is in: this one, or with the name of a shard
-    (`x-00001-of-00003.safetensors`) all of them beside it."""
+    """The files of a part: this file, or all shards where it has the name of one.
+
+    >>> [file.name for file in shards_of(Path("x-00001-of-00002.safetensors"))]
+    ['x-00001-of-00002.safetensors', 'x-00002-of-00002.safetensors']
+    """
     shard = SHARD.fullmatch(path.name)
     if not shard:
         return [path]
@@ -292,8 +324,8 @@ def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def unread(path: Path) -> str:
-    """Why a file's weights, or those of its shards, are not read, whatever they are of;
-    empty: they are. Raises UserError if it is damaged."""
+    """The reason why the weights of a file and its shards cannot be read, whatever the
+    model. Empty: they can. Raises UserError if a file is damaged."""
     return next(
         (fault for shard in shards_of(path) if (fault := _unread_file(shard))), ""
     )
@@ -320,7 +352,7 @@ def _unread_file(path: Path) -> str:
         header = read_header(file)
     for layer, layer_format in formats.items():
         name = layer + WEIGHT
-        # of another part, or the weights that are missing say so
+        # It belongs to another part, or its weight is reported as missing.
         if name not in shapes:
             continue
         has_scale = any(layer + end in shapes for end in SCALES)
@@ -350,10 +382,11 @@ def _unread_file(path: Path) -> str:
 def encoder_file_fault(
     path: Path, part: str, expected: Mapping[str, tuple[int, ...]]
 ) -> str:
-    """Why a file is not this part, one of OF_ENCODERS; empty: by its header it is.
-    Raises as `unread`.
+    """The reason why a file is not this part. Empty: by its header it is. Raises as
+    `unread`.
 
-    expected: as `toolkit.models.encoder_weights` has it; empty: not known.
+    part: a key of OF_ENCODERS. expected: shapes from `toolkit.models.encoder_weights`;
+    empty: not known.
     """
     fault = unread(path)
     if fault:
@@ -364,7 +397,7 @@ def encoder_file_fault(
         return f"{path}: has no {' and '.join(ways[0])}, so is not {words}. Give another file."
     missing = expected.keys() - stored.keys()
     unexpected = stored.keys() - expected.keys() - {HEAD}
-    if part == "vae" and is_decoder_only(path):  # the rest is that of the model folder
+    if part == "vae" and is_decoder_only(path):  # the model folder has the encoder
         missing = set(filter(is_of_decoder, missing))
         unexpected |= {name for name in stored if not is_of_decoder(name)}
     if not expected:
@@ -386,13 +419,16 @@ def _has_shape(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
 
 
 def encoder_stored(path: Path) -> dict[str, Stored]:
-    """The weights of an encoder's file, by the names that they have in diffusers and
-    transformers."""
+    """The weights of an encoder's file, by the names in diffusers and transformers."""
     return stored_weights(shapes_of(path), lambda name: of_wan(text_encoder_name(name)))
 
 
 def encoders_in(names: Collection[str]) -> list[str]:
-    """The parts, of OF_ENCODERS, that these weights tell."""
+    """The parts, keys of OF_ENCODERS, that are recognised by these weights.
+
+    >>> encoders_in(["decoder.conv_in.weight"])
+    ['vae']
+    """
     return [
         part
         for part, (_, ways) in OF_ENCODERS.items()
@@ -401,7 +437,11 @@ def encoders_in(names: Collection[str]) -> list[str]:
 
 
 def text_encoder_name(name: str) -> str:
-    """The name that a weight has in the module of transformers without its head."""
+    """The name of a weight in transformers' module without its head.
+
+    >>> text_encoder_name("model.layers.0.mlp.up_proj.weight")
+    'language_model.layers.0.mlp.up_proj.weight'
+    """
     return next(
         (
             new + name.removeprefix(old)
@@ -418,10 +458,11 @@ def single_file_fault(
     expected: Mapping[str, tuple[int, ...]],
     others: Mapping[str, Collection[str]],
 ) -> str:
-    """Why a file is not the transformer with these weights; empty: by its header it is.
+    """The reason why a file is not the transformer with these weights. Empty: by its
+    header it is.
 
     title: of the model. expected: name -> shape. others: titles of other models ->
-    names of their weights. Raises UserError for a file that is damaged.
+    names of their weights. Raises UserError for a damaged file.
     """
     fault = unread(path)
     if fault:

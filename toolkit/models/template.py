@@ -1,5 +1,8 @@
-"""What the members of the family say to the text encoder around a prompt. Imports no
-torch.
+"""The text that the members of the family put around a prompt for the text encoder.
+
+It has words and counts only: `vl_prompts` turns text into tokens. Qwen-Image-2.1 has
+its own words in `qwen_image21.prompts`. `qwen_image.family` gives each member its
+template; `qwen_image.prompts`, `qwen_image.sizes` and `tiny` use it. Imports no torch.
 
 Source: diffusers, pipeline_qwenimage.py, pipeline_qwenimage_edit.py and
 pipeline_qwenimage_edit_plus.py, `prompt_template_encode`,
@@ -15,7 +18,13 @@ SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
 
 
 class Template(NamedTuple):
-    """The text around a prompt."""
+    """The text around a prompt.
+
+    >>> TEXT_TO_IMAGE.prefix[:18]
+    '<|im_start|>system'
+    >>> EDIT_PLUS.image.format(2)
+    'Picture 2: <|vision_start|><|image_pad|><|vision_end|>'
+    """
 
     system: str
     dropped_tokens: int
@@ -23,23 +32,23 @@ class Template(NamedTuple):
     tokenizer."""
 
     image: str = ""
-    """In front of the prompt for each reference; `{}` is its number."""
+    """The text in front of the prompt for each control image; `{}` is its number."""
 
     condition_area: int = 0
-    """Pixels of a reference as the text encoder sees it."""
+    """Pixels of a control image as the text encoder sees it."""
 
     most_tokens: int | None = None
-    """Text tokens that the transformer gets, behind which a prompt is cut off; None:
-    all."""
+    """Text tokens that the transformer gets at most; the rest of a prompt is cut off.
+    None: it gets all."""
 
     @property
     def prefix(self) -> str:
-        """What is in front of references and prompt."""
+        """The text in front of control images and prompt."""
         return f"<|im_start|>system\n{self.system}<|im_end|>\n<|im_start|>user\n"
 
     def of_pipeline(self) -> dict[str, str | int]:
         """The attributes of diffusers' pipeline that put this text around a prompt
-        without references."""
+        without control images."""
         return {
             "prompt_template_encode": f"{self.prefix}{{}}{SUFFIX}",
             "prompt_template_encode_start_idx": self.dropped_tokens,

@@ -1,10 +1,14 @@
-"""A complete folder of a model of the Qwen-Image family in a few megabytes, with random
-weights.
+"""Writes a complete folder of a model of the Qwen-Image family in a few megabytes, with
+random weights.
 
 The layout is the published one (sharded transformer, vocab.json + merges.txt tokenizer,
-processor folder, model_index.json). Every part, which a family writes by its
-`tiny_parts`, is the real class at a small size, so that whatever runs on it runs on the
-real model by changing one path. It paints noise: nothing has been learned.
+processor folder, model_index.json). Every part is the real class at a small size, so a
+job that runs on it runs on the real model after a change of one path. It paints noise:
+nothing has been learned.
+
+The families write their parts in their own `tiny` (`ModelFamily.tiny_parts`), with the
+tokenizer and scheduler from this module. Called by the process that makes new models,
+by benchmarks and by tests.
 """
 
 from __future__ import annotations
@@ -48,16 +52,16 @@ WORDS = (
     "Picture 1: Picture 2: Picture 3: a photo of a person, portrait, smiling, full body, standing, a cup of coffee, "
     "a cat, a rocket before launch, studio light, natural light, high quality, low quality, blurry, detailed"
 )
-"""Text the tiny tokenizer has whole words for, beside the template; everything else
-falls back to bytes."""
+"""Text whose words are tokens of the tiny tokenizer, in addition to the template. Other
+text becomes bytes."""
 
 MOST_TOKENS = 1000
-"""Most tokens of the tokenizer, without special ones. What words leave free becomes
-syllables, as invented names have them."""
+"""The largest number of tokens of the tokenizer, without special ones. Places that
+words leave free become syllables, which invented names are made of."""
 
 VISION_PIXELS = 56 * 56
-"""Pixels of a reference for the text encoder that knows captions: one or two tokens.
-Its weights are random, so that more would say no more and make each step dearer."""
+"""Pixels of a control image for the text encoder with captions: one or two tokens. Its
+weights are random, so more tokens would cost time and add no information."""
 
 HEAD_DIM = 32
 ROPE_AXES = (8, 12, 12)
@@ -66,7 +70,11 @@ TEXT_WIDTH = 64
 
 @dataclass(frozen=True)
 class TinySpec:
-    """What decides every byte of a tiny model."""
+    """The settings that decide every byte of a tiny model.
+
+    >>> TinySpec(layers=4).recipe()
+    {'seed': 0, 'layers': 4, 'heads': 2}
+    """
 
     seed: int = 0
     layers: int = 2
@@ -76,19 +84,19 @@ class TinySpec:
     """Attention heads of 32 channels each."""
 
     captions: tuple[str, ...] = ()
-    """Text whose words are tokens of their own. With it, the text encoder is made to be
-    kept as it is while a transformer learns from it: few layers, words far apart, one
-    or two tokens per reference, float16."""
+    """Text whose words become separate tokens. With it, the text encoder is made for a
+    transformer that learns from it while it stays frozen: few layers, words far apart,
+    one or two tokens per control image, float16."""
 
     arch: str = "qwen_image_edit_plus"
     """Its family."""
 
     zero_cond_t: bool = False
-    """References are modulated at t = 0, as in Qwen-Image-Edit-2511."""
+    """Control images are modulated at t = 0, as in Qwen-Image-Edit-2511."""
 
     def recipe(self) -> dict[str, object]:
-        """What is written down: settings, and a hash of the captions where there are
-        some."""
+        """The values that are written to `tiny_model.json`: settings, and a hash of the
+        captions where there are some."""
         defaults = {}
         for field in fields(self):
             if field.name in ("arch", "zero_cond_t"):
@@ -106,10 +114,9 @@ class TinySpec:
 
 
 def write_tiny_model(folder: Path, spec: TinySpec = TinySpec()) -> None:
-    """Writes the model folder; whatever stood there under the same file names is
-    replaced.
+    """Writes the model folder. Files of the same names are replaced.
 
-    The spec is kept in `tiny_model.json`, written last: a folder that holds it is
+    The spec is in `tiny_model.json`, which is written last: a folder that has it is
     complete.
     """
     family = FAMILIES.load(spec.arch)
@@ -157,8 +164,12 @@ def scale_latents(vae: Any, images_BPHW: torch.Tensor) -> Any:
 
 
 def smooth_images(channels: int = 3) -> torch.Tensor:
-    """Eight smooth random images [8, channels, 64, 64] in [-1, 1]: what the latents'
-    scale is measured on."""
+    """Eight smooth random images [8, channels, 64, 64] in [-1, 1], which the scale of
+    the latents is measured on.
+
+    >>> smooth_images(channels=4).shape
+    torch.Size([8, 4, 64, 64])
+    """
     coarse = torch.rand(8, channels, 8, 8) * 2 - 1
     return torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic").clamp(
         -1, 1
@@ -182,8 +193,8 @@ def make_scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 
 def make_tokenizer(template: str, captions: Sequence[str] = ()) -> Tokenizer:
-    """Byte-level BPE. Our own text counts as often as all captions together: its words
-    come before syllables."""
+    """A byte-level BPE tokenizer. The template and WORDS count as often as all captions
+    together, so their words come before syllables."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -203,8 +214,8 @@ def make_tokenizer(template: str, captions: Sequence[str] = ()) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """vocab.json, merges.txt, added_tokens.json and tokenizer_config.json, as the
-    published folder holds them."""
+    """Writes vocab.json, merges.txt, added_tokens.json and tokenizer_config.json, as in
+    the published folder."""
     folder.mkdir(parents=True, exist_ok=True)
     model = json.loads(tokenizer.to_str())["model"]
     added = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
@@ -237,8 +248,8 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def save_processor(tokenizer: Tokenizer, folder: Path, pixels: int | None) -> None:
-    """The published processor folder holds a tokenizer as well, from which
-    `Qwen2VLProcessor` is read.
+    """Writes the processor folder. Like the published one it has a tokenizer as well,
+    which `Qwen2VLProcessor` reads.
 
     pixels: of an image for the text encoder. None: as published.
     """

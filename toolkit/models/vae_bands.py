@@ -5,7 +5,10 @@ Apart from the attention in its middle block such a VAE is local: convolutions o
 three rows, norms over channels, nearest upsampling, strided downsampling. So each layer
 works on a band of rows as soon as the layer before it has made it, and keeps the one or
 two rows that its next band needs. Nothing is computed twice, and there is no seam: a
-band meets the rows around it, as in the whole image. Called by `qwen_model`.
+band meets the same rows around it as in the whole image.
+
+A VAE with other layers is used whole. Scaling and dtypes of latents are not handled
+here. Called by `qwen_model`.
 
 Shape suffixes: B batch, C channels, F frames (1), H/W height and width, N positions, D
 channels of the attention.
@@ -26,7 +29,7 @@ from torch.nn import functional
 from toolkit.models.families import BAND_PIXELS
 
 QUERIES = 2048
-"""Positions of the middle attention that are computed at once."""
+"""Positions of the middle block's attention that are computed at once."""
 
 ROWS = 3
 """The dimension of the rows in [B, C, F, H, W]."""
@@ -40,15 +43,20 @@ _UP_BLOCKS = (qwen.QwenImageUpBlock, qwen21.QwenImage21UpBlock)
 
 
 class Band(NamedTuple):
-    """Rows of an image, or of a layer's result."""
+    """Rows of an image, or of a layer's output.
+
+    >>> image_BCFHW = torch.zeros(1, 3, 1, 8, 4)
+    >>> upper, lower = image_BCFHW.split(4, ROWS)
+    >>> bands = iter([Band(upper, is_last=False), Band(lower, is_last=True)])
+    """
 
     rows_BCFHW: Tensor
     is_last: bool
-    """No rows follow."""
+    """Whether no rows follow."""
 
 
 Module: TypeAlias = Any
-"""A module of diffusers, of whose parts nothing is known to a type checker."""
+"""A module of diffusers, whose parts a type checker does not know."""
 
 Bands = Iterator[Band]
 Layer = Callable[[Bands], Bands]
@@ -87,7 +95,7 @@ class BandedVae:
 
     def encode(self, pixels_BPFHW: Tensor) -> Tensor:
         """Mean and logarithm of the variance [B, 2 C, 1, H, W] of images [B, P, 1, sH,
-        sW] in [-1, 1]: the `parameters` of the distribution that `vae.encode`
+        sW] in [-1, 1]. They are the `parameters` of the distribution that `vae.encode`
         returns."""
         encoder = self.vae.encoder
         rows = max(1, BAND_PIXELS // pixels_BPFHW.shape[-1])
@@ -111,7 +119,13 @@ class BandedVae:
 
 
 class WholeVae:
-    """A VAE that works on whole images, with the methods of `BandedVae`."""
+    """A VAE that works on whole images, with the methods of `BandedVae`.
+
+    Example::
+
+        whole = WholeVae(vae)
+        moments_BCFHW = whole.encode(pixels_BPFHW)
+    """
 
     def __init__(self, vae: Module) -> None:
         self.vae = vae
@@ -126,8 +140,8 @@ class WholeVae:
 
 
 def in_bands(vae: Module) -> BandedVae | WholeVae:
-    """The VAE in bands where all its layers are known to be local; else whole, as one
-    with patches is."""
+    """The VAE in bands where all its layers are known to be local, else whole. A VAE
+    with patches is used whole."""
     try:
         return BandedVae(vae)
     except NotLocal:
@@ -153,8 +167,8 @@ def _chain(bands: Bands, layers: Iterable[Layer]) -> Bands:
     return bands
 
 
-# While a generator waits it holds nothing but the rows that its next band needs: what
-# it yields is in no variable.
+# While a generator waits it has only the rows that its next band needs: no variable
+# refers to the rows that it yields.
 
 
 def _each(bands: Bands, compute: Callable[[Tensor], Tensor]) -> Bands:
@@ -175,8 +189,8 @@ def _windows(bands: Bands, size: int, stride: int, above: int, below: int) -> Ba
     for rows_BCFHW, is_last in bands:
         if kept_BCFHW is None:
             kept_BCFHW = _zeros(rows_BCFHW, above)
-        # The zeros below make a window of their own: else the last band grew with each
-        # layer.
+        # The zeros below make a separate window. Otherwise the last band would grow
+        # with each layer.
         if is_last and below:
             parts = [rows_BCFHW, _zeros(rows_BCFHW, below)]
         else:
@@ -202,9 +216,9 @@ def _zeros(like_BCFHW: Tensor, rows: int) -> Tensor:
 def _sum(
     bands: Bands, one: Callable[[Bands], Bands], other: Callable[[Bands], Bands]
 ) -> Bands:
-    """The sum of what two ways make of the same rows. one: that which needs more rows
-    for its next; it leads."""
-    # not `itertools.tee`, which keeps up to 57 bands that both ways are done with
+    """The sum of the outputs of two branches for the same rows. one: the branch that
+    needs more rows for its next output; it leads."""
+    # `itertools.tee` would keep up to 57 bands that both branches are done with.
     queue = deque[Band]()
     waiting = other(_taken(queue))
     left_BCFHW: Tensor | None = None
@@ -275,8 +289,8 @@ def _convolution(module: Module) -> Layer:
         return lambda bands: _each(bands, module)
 
     def convolve(window_BCFHW: Tensor) -> Tensor:
-        # Of the taps along time of a three-dimensional kernel only the last one meets
-        # the frame.
+        # Only the last of the taps along time of a three-dimensional kernel meets the
+        # frame.
         if module.weight.ndim == 4:
             weight = module.weight
         else:
@@ -337,8 +351,8 @@ def _resample(module: Module) -> Layer:
 
 
 def _with_shortcut(block: Module, resampler: Module | None) -> Layer:
-    """The blocks of Qwen-Image-2.1, beside whose layers goes a mean of neighbours, or a
-    copy to them."""
+    """A block of Qwen-Image-2.1, to whose output a shortcut is added: a mean of
+    neighbours, or a copy to them."""
     layers = _sequence(
         [*block.resnets, *([resampler] if resampler is not None else [])]
     )
@@ -374,7 +388,8 @@ def _check(middle: Module) -> None:
 
 
 def _middle(middle: Module, hidden_BCFHW: Tensor) -> Tensor:
-    """The middle block, whose attention sees the whole image at its smallest."""
+    """The output of the middle block, whose attention sees the whole image at its
+    smallest size."""
     hidden_BCFHW = middle.resnets[0](hidden_BCFHW)
     for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
         if attention is not None:
@@ -386,7 +401,7 @@ def _middle(middle: Module, hidden_BCFHW: Tensor) -> Tensor:
 
 
 def _attended(attention: Module, hidden_BCHW: Tensor) -> Tensor:
-    """What the attention adds, `QUERIES` positions at a time."""
+    """The output of the attention, computed for `QUERIES` positions at a time."""
     batch, channels, height, width = hidden_BCHW.shape
     qkv_BCHW = attention.to_qkv(attention.norm(hidden_BCHW))
     qkv_B1ND = qkv_BCHW.view(batch, 1, 3 * channels, -1).transpose(2, 3)

@@ -1,6 +1,11 @@
-"""What the parts of a VAE decide: its encoder the latents that are cached and trained
-on, its decoder the sample images alone. So another decoder changes no cache entry and
-no run. Called by `models.loading` and the models. Imports no torch."""
+"""Distinguishes the encoder of a VAE from its decoder, by the files.
+
+The encoder decides the latents that are cached and trained on. The decoder decides only
+the sample images, so another decoder changes no cache entry and no run. This module
+reads headers and bytes, and loads no weights. `hashes` and `qwen_model` use the hash,
+`families` the check of the config, `toolkit.train.resumption` the name of the hash.
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +26,17 @@ from toolkit.models.encoder_weights import is_of_decoder, of_wan
 from toolkit.models.single_file import shards_of, without_prefix
 
 VAE_ENCODER = "vae_encoder"
-"""The name of `encoder_hash` beside the hashes of the parts of a model."""
+"""The name of `encoder_hash` among the hashes of the parts of a model."""
 
 _PIECE = 2**20
 
 
 def encoder_hash(folder: Path, file: Path | None = None) -> str:
-    """A hash of all that decides what a VAE encodes: settings and weights without those
-    of the decoder.
+    """A hash of the settings and weights of a VAE, except the decoder's.
 
-    folder: of the part. file: one with its weights, or with those of its decoder alone.
-    A file with the names of Wan's VAE, as ComfyUI's, has the hash of the folder with
-    the same weights.
+    folder: of the part. file: one with the VAE's weights, or with the weights of its
+    decoder alone, which then do not count. A file with the names of Wan's VAE, as
+    ComfyUI has it, gets the same hash as a folder with the same weights.
     """
     config = read_model_json(folder / "config.json")
     settings = {}
@@ -55,9 +59,11 @@ def encoder_hash(folder: Path, file: Path | None = None) -> str:
 
 
 def vae_config_fault(file: Path, folder: Path) -> str:
-    """What the config.json beside a file says otherwise than that of the model's VAE,
-    with which the file is read; empty: nothing, or there is none. folder: of the
-    model's VAE."""
+    """A message where the config.json next to a file contradicts the config of the
+    model's VAE, which the file is read with. Empty: they agree, or there is none.
+
+    folder: of the model's VAE.
+    """
     path = file.with_name("config.json")
     of_model = folder / "config.json"
     if (

@@ -1,9 +1,13 @@
 """Prompts with images for a vision-language encoder of the Qwen family: tokens, vision
 inputs, tokenizer, processor.
 
-The tokenizer and the PIL image processor are used on their own: transformers'
-processors of these models need torchvision, and one path for all machines means the
-same numbers everywhere.
+The words around a prompt are not here: `qwen_image.prompts` and `qwen_image21.prompts`
+have them, and build the encoder's inputs with these functions. The models load their
+text encoder, tokenizer and processor with them.
+
+Tokenizer and PIL image processor are used separately. transformers' processors of these
+models need torchvision, and one path for all machines gives the same numbers
+everywhere.
 
 Shape suffixes: B batch (1), L tokens, N vision patches, V patch width.
 """
@@ -56,8 +60,10 @@ SPECIAL_TOKENS = (
 def vision_inputs(
     images: Sequence[Image.Image], processor: Qwen2VLImageProcessorPil, **options: bool
 ) -> dict[str, Tensor]:
-    """pixel_values_NV and image_grid_thw [images, 3]; nothing without images. options:
-    of the processor."""
+    """pixel_values_NV and image_grid_thw [images, 3]; empty without images.
+
+    options: of the processor.
+    """
     if images:
         return dict(processor(images=list(images), return_tensors="pt", **options))
     return {}
@@ -66,7 +72,7 @@ def vision_inputs(
 def image_tokens(
     vision: dict[str, Tensor], processor: Qwen2VLImageProcessorPil | None
 ) -> list[int]:
-    """How many tokens the encoder has for each image of `vision_inputs`."""
+    """The number of tokens that the encoder has for each image of `vision_inputs`."""
     grids = vision.get("image_grid_thw", ())
     if processor:
         return [int(grid.prod()) // processor.merge_size**2 for grid in grids]
@@ -76,9 +82,10 @@ def image_tokens(
 def encoder_inputs(
     ids: Sequence[int], vision: dict[str, Tensor], tokenizer: Qwen2Tokenizer
 ) -> dict[str, Tensor]:
-    """input_ids_BL and attention_mask_BL; with images also what `vision_inputs` gives
-    and mm_token_type_ids_BL (1 for the tokens of an image, 0 for text), by which the
-    encoder places images on a grid.
+    """The inputs of an encoder's forward pass: input_ids_BL and attention_mask_BL.
+
+    With images, also the tensors of `vision_inputs`, and mm_token_type_ids_BL (1 for
+    the tokens of an image, 0 for text), by which the encoder places images on a grid.
     """
     ids_BL = torch.tensor([ids])
     inputs = {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}
@@ -92,9 +99,9 @@ def token_ids(
     before: str, prompt: str, after: str, tokenizer: Qwen2Tokenizer
 ) -> list[int]:
     """The tokens of a prompt within its template. Special tokens that the prompt spells
-    out, such as `<|image_pad|>`, are encoded as the text they are."""
-    # The tokenizer cuts a text at special tokens as well, so the tokens around them are
-    # those of the whole text.
+    out, such as `<|image_pad|>`, are encoded as plain text."""
+    # The tokenizer cuts a text at special tokens as well, so the tokens around them do
+    # not change.
     parts = re.split(
         f"({'|'.join(map(re.escape, tokenizer.all_special_tokens))})", prompt
     )
@@ -121,8 +128,8 @@ def load_text_model(
     head, frozen, on the CPU.
 
     kind: its class in transformers. file: its weights, in place of the folder's. codes:
-    those of its layers in this number type come to `transform_block` as stored. Raises
-    RunError when they are not those of its config, or not finite.
+    number type of `FILE_CODES`; `transform_block` gets weights of layers in it as they
+    are stored. Raises RunError when weights do not fit the config, or are not finite.
     """
     of_kind = getattr(transformers, kind)
     head = (HEAD,)
@@ -149,7 +156,7 @@ def load_text_model(
 def load_tokenizer(part: Path) -> Qwen2Tokenizer:
     """The tokenizer in a folder, from tokenizer.json or from vocab.json and merges.txt.
 
-    Raises RunError when it does not know the markers of the prompt template.
+    Raises RunError when its vocabulary lacks the markers of the prompt template.
     """
     with reading(part):
         tokenizer = transformers.Qwen2Tokenizer.from_pretrained(

@@ -1,8 +1,12 @@
 """The members of the family that share the 20 B transformer: Qwen-Image (2512),
-Qwen-Image-Edit, Edit-2509 and 2511. Imports no torch.
+Qwen-Image-Edit, Edit-2509 and 2511.
 
-They differ in what is around a prompt, in their references and, 2511, in the noise
-level of references, which its config says (`zero_cond_t`).
+They differ in the text around a prompt and in their control images. 2511 also has
+another noise level for control images, which its config says (`zero_cond_t`).
+
+This module has facts and sizes; it loads no weights. Qwen-Image-Layered is in
+`layered`. `toolkit.registry.FAMILIES` lists the objects at the end, and `families`
+finds the right one. Imports no torch.
 """
 
 from __future__ import annotations
@@ -29,7 +33,13 @@ from toolkit.models.template import EDIT, EDIT_PLUS, TEXT_TO_IMAGE
 
 
 class QwenImageFamily(FolderFamily):
-    """See `ModelFamily`. As it is, Qwen-Image-Edit-2509."""
+    """See `ModelFamily`. Without changes it is Qwen-Image-Edit-2509.
+
+    >>> FAMILY.of_title("Qwen-Image-Edit-2511").title
+    'Qwen-Image-Edit-2511'
+    >>> FAMILY.max_references, FAMILY.block_count(Path("not_here_yet"))
+    (3, 60)
+    """
 
     arch = "qwen_image_edit_plus"
     model_class = "toolkit.models.qwen_image.model:QwenImageModel"
@@ -71,7 +81,7 @@ class QwenImageFamily(FolderFamily):
         "processor": "Qwen2VLProcessor",
     }
     settings: Mapping[str, Any] = {
-        # Those of Qwen-Image-Layered are true, and its VAE has alpha.
+        # In Qwen-Image-Layered the first two are true, and its VAE has alpha.
         "transformer/use_additional_t_cond": False,
         "transformer/use_layer3d_rope": False,
         "transformer/guidance_embeds": False,
@@ -187,7 +197,11 @@ class QwenImageFamily(FolderFamily):
 
 
 class TextToImageFamily(QwenImageFamily):
-    """Qwen-Image and Qwen-Image-2512: no references."""
+    """Qwen-Image and Qwen-Image-2512: no control images.
+
+    >>> TEXT_TO_IMAGE_FAMILY.max_references
+    0
+    """
 
     arch = "qwen_image"
     title = "Qwen-Image"
@@ -223,8 +237,12 @@ class TextToImageFamily(QwenImageFamily):
 
 
 class EditFamily(QwenImageFamily):
-    """The first Qwen-Image-Edit: one reference, which the text encoder sees as large as
-    the transformer does."""
+    """The first Qwen-Image-Edit: one control image, which the text encoder sees at the
+    same size as the transformer.
+
+    >>> EDIT_FAMILY.min_references, EDIT_FAMILY.max_references
+    (1, 1)
+    """
 
     arch = "qwen_image_edit"
     title = "Qwen-Image-Edit"
@@ -234,7 +252,7 @@ class EditFamily(QwenImageFamily):
     template = EDIT
     modelspec = ("Qwen-Image-Edit", QwenImageFamily.modelspec[1])
     min_references = max_references = (
-        1  # its template has an image; that of 2509 need not
+        1  # its template has an image; the template of 2509 may have none
     )
     text_tokens_per_reference = EDIT.condition_area // 28**2 + 2
     settings: Mapping[str, Any] = {
@@ -244,12 +262,16 @@ class EditFamily(QwenImageFamily):
 
 
 class Edit2511Family(QwenImageFamily):
-    """Qwen-Image-Edit-2511, whose references are modulated at t = 0."""
+    """Qwen-Image-Edit-2511, whose control images are modulated at t = 0.
+
+    >>> EDIT_2511.modelspec[0]
+    'Qwen-Image-Edit-2511'
+    """
 
     title = "Qwen-Image-Edit-2511"
     modelspec = ("Qwen-Image-Edit-2511", QwenImageFamily.modelspec[1])
-    # Scale and gate of attention and MLP are tensors of every token. Counted on
-    # tensors, as those of `KINDS`.
+    # Scale and gate of attention and MLP are tensors of every token. The units are
+    # counted on tensors, like the units in `KINDS`.
     activation_units: Mapping[str, ActivationUnits] = {
         name: replace(
             units,

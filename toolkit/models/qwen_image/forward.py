@@ -1,10 +1,12 @@
-"""The transformer's forward pass with each block run by a function of ours, so that
-memory can be managed around it; and blocks that do the same with less work: fewer
-kernels, and once what several layers read.
+"""The transformer's forward pass with each block run by a function of the caller, so
+that memory can be managed around it. It also has layers that do the same with less
+work: fewer kernels, and inputs that several layers read are handled once.
 
-What is computed is diffusers' `QwenImageTransformer2DModel.forward`
-(transformer_qwenimage.py), whose own modules do the work; `test_parity.py` holds the
-two together.
+It computes diffusers' `QwenImageTransformer2DModel.forward` (transformer_qwenimage.py),
+whose own modules do the work; `test_parity.py` compares the two. It encodes nothing and
+has no loss. Called by `model`, `modulation_cache`, and the trainer of new models for a
+transformer of this class. `loading` puts the layers in, and `qwen_image21.forward` uses
+the rotation.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width, S image tokens
 (target and references), P token width (4 C), D model width, L text tokens, H heads, K
@@ -43,18 +45,25 @@ ImageShape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class BlockConditioning:
-    """Inputs of every block besides the two streams."""
+    """Inputs of every block in addition to the two streams.
+
+    Example::
+
+        conditions = BlockConditioning(temb_BD, rotary, tuple(t.tolist()), which_BS)
+        streams = run(index, block, streams, conditions)
+    """
 
     temb_BD: Tensor
-    """Timestep embedding; [2B, D] where control images have their own timestep
-    (`zero_cond_t`)."""
+    """Timestep embedding. Where control images have their own timestep (`zero_cond_t`),
+    it is [2B, D]."""
 
     rotary: tuple[Tensor, Tensor]
     levels: tuple[float, ...]
     """The timestep of each row of `temb_BD`."""
 
     modulate_index_BS: Tensor | None = None
-    """With `zero_cond_t`: 0 for tokens of the target, 1 for those of control images."""
+    """With `zero_cond_t`: 0 for tokens of the target, 1 for tokens of control
+    images."""
 
 
 ImageTextStreams = tuple[Tensor, Tensor]
@@ -67,8 +76,8 @@ RunIndexed = Callable[
 
 
 def compose_wrappers(wrappers: Sequence[BlockWrapper]) -> RunIndexed:
-    """Runs a block in these wrappers, the first one innermost. They get tensors only:
-    no timesteps, no index."""
+    """A function that runs a block in these wrappers; the first one is innermost. The
+    wrappers get tensors only: no timesteps, no index."""
     run: BlockForward = _on_tensors
     for wrapper in wrappers:
         run = wrapper(run)
@@ -124,8 +133,8 @@ def forward(
     """Velocity [B, S, P] of every token.
 
     levels: noise fraction of each item, in [0, 1]. shapes: of the target and each
-    reference, the same for the whole batch, in the order of the tokens. No text is
-    padded: an attention mask would rule out the fast kernels.
+    control image, in the order of the tokens; all items of the batch have them. No text
+    is padded: an attention mask would rule out the fast kernels.
     """
     image_BSD = model.img_in(tokens_BSP)
     text_BLD = model.txt_in(model.txt_norm(embeds_BLD))
@@ -157,8 +166,8 @@ def forward(
 def timestep_embedding(
     model: QwenImageTransformer2DModel, t_B: Tensor, like: Tensor
 ) -> Tensor:
-    """Embeddings [B, D] of noise fractions, in the dtype of `like`; in a model of
-    layers of images with opacity."""
+    """Embeddings [B, D] of noise fractions, in the dtype of `like`. In a model of
+    layers they are the embeddings of images with opacity."""
     if not model.time_text_embed.use_additional_t_cond:
         temb_BD: Tensor = model.time_text_embed(t_B, like)
         return temb_BD
@@ -167,14 +176,18 @@ def timestep_embedding(
     return temb_with_opacity_BD
 
 
-# ------------------------------------------------------------ latents as tokens Source:
-# diffusers, pipeline_qwenimage_edit_plus.py, `_pack_latents`, `_unpack_latents` and
-# `img_shapes`.
+# ------------------------------------------------------------ latents as tokens
+# Source: diffusers, pipeline_qwenimage_edit_plus.py, `_pack_latents`, `_unpack_latents`
+# and `img_shapes`.
 
 
 def pack(latents_BCHW: Tensor) -> Tensor:
     """[B, C, H, W] to tokens [B, H/2 * W/2, 4 C]: row by row, each token channel-major
-    over its 2x2 patch."""
+    over its 2x2 patch.
+
+    >>> pack(torch.zeros(1, 16, 4, 6)).shape
+    torch.Size([1, 6, 64])
+    """
     b, c, h, w = latents_BCHW.shape
     patches = latents_BCHW.reshape(b, c, h // PATCH, PATCH, w // PATCH, PATCH)
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(
@@ -183,7 +196,11 @@ def pack(latents_BCHW: Tensor) -> Tensor:
 
 
 def unpack(tokens_BSP: Tensor, height: int, width: int) -> Tensor:
-    """The inverse of `pack` for a latent of `height` x `width`."""
+    """The inverse of `pack` for a latent of `height` x `width`.
+
+    >>> unpack(torch.zeros(1, 6, 64), height=4, width=6).shape
+    torch.Size([1, 16, 4, 6])
+    """
     b, _, p = tokens_BSP.shape
     c = p // (PATCH * PATCH)
     patches = tokens_BSP.reshape(b, height // PATCH, width // PATCH, c, PATCH, PATCH)
@@ -193,11 +210,14 @@ def unpack(tokens_BSP: Tensor, height: int, width: int) -> Tensor:
 def image_shapes(
     latents: Sequence[Tensor], stacks_layers: bool = False
 ) -> list[ImageShape]:
-    """(frames, rows, columns) in tokens of each latent [..., H, W]; the target first,
-    then the references.
+    """(frames, rows, columns) in tokens of each latent [..., H, W].
 
-    stacks_layers: the target is several images below each other, each as large as the
-    only reference."""
+    latents: the target, then the control images. stacks_layers: the target is several
+    images below each other, each of the size of the only control image.
+
+    >>> image_shapes([torch.zeros(16, 8, 12)])
+    [(1, 4, 6)]
+    """
     shapes = [
         (1, latent.shape[-2] // PATCH, latent.shape[-1] // PATCH) for latent in latents
     ]
@@ -207,32 +227,34 @@ def image_shapes(
     return [reference] * (target[1] // reference[1]) + [reference]
 
 
-# ------------------------------------------------------------ rotary positions that
-# compiled blocks can rotate by
+# ------------------------------------------------------------ rotary positions
+# Compiled blocks can rotate by these.
 
 rotate_complex = transformer_qwenimage.apply_rotary_emb_qwen
-"""diffusers' own."""
+"""The rotation of diffusers."""
 
 
 def use_real_rotation() -> None:
-    """From here on compiled blocks rotate in real numbers: inductor generates no code
-    for complex ones."""
+    """After this call compiled blocks rotate in real numbers, because inductor
+    generates no code for complex ones."""
     transformer_qwenimage.apply_rotary_emb_qwen = rotate  # the blocks look it up there
 
 
 def rotate(
     x_BSHK: Tensor, freqs: Any, use_real: bool = True, use_real_unbind_dim: int = -1
 ) -> Any:
-    """`rotate_complex`, or `rotate_real` where it is compiled. freqs: with `use_real:
-    false` complex, [S, K / 2], K the channels of a head."""
+    """`rotate_complex`, or `rotate_real` where it is compiled.
+
+    freqs: complex, [S, K / 2], where `use_real` is False.
+    """
     if use_real or not torch.compiler.is_compiling():
         return rotate_complex(x_BSHK, freqs, use_real, use_real_unbind_dim)
     return rotate_real(x_BSHK, freqs)
 
 
 def rotate_real(x_BSHK: Tensor, freqs: Tensor) -> Tensor:
-    """Pairs of channels (a, b) times the complex numbers (c + di): (ac - bd, ad + bc).
-    freqs: complex, [S, K / 2]."""
+    """Multiplies pairs of channels (a, b) by the complex numbers (c + di): (ac - bd, ad
+    + bc). freqs: complex, [S, K / 2]."""
     c, d = torch.view_as_real(freqs).unsqueeze(1).unbind(-1)
     a, b = x_BSHK.float().unflatten(-1, (-1, 2)).unbind(-1)
     return (
@@ -240,19 +262,23 @@ def rotate_real(x_BSHK: Tensor, freqs: Tensor) -> Tensor:
     )
 
 
-# ------------------------------------------------------------ norms and projections of
-# a block
+# ------------------------------------------------------------ norms and projections
 
 PROJECTIONS = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
-"""Projections of the attention of both streams, image and text: layers that read the
-same input."""
+"""Projections of the attention of both streams, image and text. The layers of a group
+read the same input."""
 
 
 class FusedRMSNorm(RMSNorm):
-    """The same norm by PyTorch's kernel, one where diffusers' formula takes seven.
+    """The norm of diffusers by one kernel of PyTorch, where diffusers' formula takes
+    seven.
 
     The output has the same bits on a CPU; the gradient is rounded once less in half
-    precision. Compiled, it is the formula, which inductor fuses with what is around it.
+    precision. Where it is compiled the formula is used, which inductor fuses with the
+    operations around it.
+
+    >>> FusedRMSNorm(4, eps=1e-6)(torch.full((1, 4), 2.0)).round(decimals=3).tolist()
+    [[1.0, 1.0, 1.0, 1.0]]
     """
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -276,8 +302,8 @@ def with_fused_norms(model: Module) -> Module:
 
 
 class _Projected:
-    """An attention whose projections of this call are there, each until it is
-    called."""
+    """Stands in for an attention whose projections are already computed for this call.
+    Each output is released when it is used."""
 
     def __init__(self, attn: nn.Module, outputs: dict[str, Tensor]) -> None:
         self._attn = attn
@@ -292,7 +318,12 @@ class _Projected:
 
 
 class SharedProjections(transformer_qwenimage.QwenDoubleStreamAttnProcessor2_0):
-    """diffusers' attention with its projections by `project`."""
+    """diffusers' attention with its projections by `project`.
+
+    Example::
+
+        block.attn.processor = SharedProjections()
+    """
 
     def __call__(
         self,

@@ -1,8 +1,11 @@
-"""Qwen-Image-Layered: takes a picture apart into layers with opacity. Imports no torch.
+"""Qwen-Image-Layered, which takes a picture apart into layers with opacity.
 
-Its target is several images of one size, first the picture itself and then its layers
-from back to front; its only control image is that picture. Source: diffusers 0.42.1,
-pipeline_qwenimage_layered.py.
+Its target is several images of one size: first the picture itself, then its layers from
+back to front. Its only control image is that picture. This module has facts and sizes;
+`model` and `forward` run it like the other members. `toolkit.registry.FAMILIES` lists
+the object at the end. Imports no torch.
+
+Source: diffusers 0.42.1, pipeline_qwenimage_layered.py.
 """
 
 from __future__ import annotations
@@ -20,16 +23,20 @@ AREA = 640 * 640
 """Pixels of an image. Source: `resolution` of the pipeline."""
 
 OWN_SETTINGS = ("use_additional_t_cond", "use_layer3d_rope")
-"""Keys of the transformer's config that are true; in diffusers their absence stands for
+"""Keys of the transformer's config that are true. In diffusers an absent key means
 false."""
 
 _EMBEDDING = "time_text_embed.addition_t_embedding"
-"""Two rows, of which the first stands for images with opacity (`is_rgb` of the pipeline
-is 0)."""
+"""A table with two rows. The first stands for images with opacity (`is_rgb` of the
+pipeline is 0)."""
 
 
 class LayeredFamily(TextToImageFamily):
-    """See `ModelFamily`."""
+    """See `ModelFamily`.
+
+    >>> str(FAMILY.default_size(Size(1600, 900)))
+    '864x480'
+    """
 
     arch = "qwen_image_layered"
     title = "Qwen-Image-Layered"
@@ -43,7 +50,7 @@ class LayeredFamily(TextToImageFamily):
     sample_steps = 50
     own_sizes = ()
     keeps_length = False
-    # Its pipeline needs a processor, with which it writes prompts where none is given.
+    # Its pipeline needs a processor: it writes prompts with it where none is given.
     encoder_parts: Mapping[str, tuple[str, ...]] = QwenImageFamily.encoder_parts
     parts: Mapping[str, str] = QwenImageFamily.parts
     classes: Mapping[str, str] = QwenImageFamily.classes
@@ -116,11 +123,14 @@ class LayeredFamily(TextToImageFamily):
 
 
 class SquareRootShift(DynamicShift):
-    """The shift exponent grows with the side of one image, however many layers there
-    are.
+    """The shift exponent grows with the side of one image, whatever the number of
+    layers.
 
-    Source: diffusers, pipeline_qwenimage_layered.py, `__call__` (`base_seqlen`,
-    `mu`)."""
+    Source: diffusers, pipeline_qwenimage_layered.py, `__call__` (`base_seqlen`, `mu`).
+
+    >>> SquareRootShift().mu(tokens=1024, steps=50)
+    2.0
+    """
 
     def mu(self, tokens: int, steps: int) -> float:
         mu: float = (tokens / 256) ** 0.5

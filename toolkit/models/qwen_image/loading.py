@@ -1,5 +1,9 @@
-"""Reads the parts of a Qwen-Image-Edit folder, each when it is needed; every size comes
-from its config files.
+"""Reads transformer and VAE of a model folder of the 20 B family, and replaces some of
+their layers by ones that do the same with less work.
+
+Every size comes from the config files. The reading itself is in
+`toolkit.models.loading`, the text encoder in `vl_prompts`. Called by `model`; the
+trainer of autoencoders uses `expect_one_frame`.
 
 Shape suffixes: B batch, C channels, T frames, H/W height and width."""
 
@@ -24,7 +28,7 @@ from toolkit.models.loading import (
 from toolkit.models.qwen_image.forward import with_fused_norms, with_shared_projections
 from toolkit.registry import VAE_ADDITIONS, load_needed
 
-# diffusers would import it only to know that it is there
+# diffusers would import it only to check that it is installed
 with block_import("bitsandbytes", ASKED_BY):
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
     from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
@@ -36,7 +40,7 @@ Module = TypeVar("Module", bound=nn.Module)
 TEXT_ENCODER = "Qwen2_5_VLForConditionalGeneration"
 
 TABULATED = ("img_mod", "txt_mod")
-"""Parts of a block that a table can stand for: of the image stream, of the text
+"""Parts of a block that a table can replace: of the image stream, and of the text
 stream."""
 
 
@@ -55,11 +59,11 @@ def load_vae(
     file: Path | None = None,
     decoder: Path | None = None,
 ) -> AutoencoderKLQwenImage:
-    """The VAE with what is trained beside it, frozen, on the CPU.
+    """The VAE with its trained additions (`VAE_ADDITIONS`), frozen, on the CPU.
 
-    file: see `load_frozen`; decoder: see `ModelLoadOptions`. Their names are those of
+    file: see `load_frozen`; decoder: see `ModelLoadOptions`. They have the names of
     diffusers or of Wan's VAE, which is the same module. Raises RunError when the
-    weights are not those of its config, or not finite.
+    weights do not fit its config, or are not finite.
     """
     vae = load_frozen(part, AutoencoderKLQwenImage, dtype, file, of_wan)
     if decoder:
@@ -75,9 +79,12 @@ def load_vae(
 class OneFrameConv3d(QwenImageCausalConv3d):
     """The causal convolution of diffusers, with less work for a single frame.
 
-    The frames before the first are zeros, so of the kernel's taps along time only the
-    last one meets anything: it alone is used, as a two-dimensional convolution. The
-    others get a gradient of 0, as they do in diffusers' own.
+    The frames before the first are zeros. Only the last of the kernel's taps along time
+    meets other values, so it alone is used, as a two-dimensional convolution. The other
+    taps get a gradient of 0, as in diffusers' own convolution.
+
+    >>> OneFrameConv3d(3, 8, 3, padding=1)(torch.zeros(1, 3, 1, 4, 4)).shape
+    torch.Size([1, 8, 1, 4, 4])
     """
 
     def forward(
@@ -93,8 +100,8 @@ class OneFrameConv3d(QwenImageCausalConv3d):
 
 
 def expect_one_frame(vae: Module) -> Module:
-    """The same autoencoder, whose causal convolutions do less for one frame. Numbers
-    differ by rounding alone."""
+    """The same autoencoder with `OneFrameConv3d`. Its results differ only by
+    rounding."""
     for layer in vae.modules():
         if type(layer) is QwenImageCausalConv3d:
             layer.__class__ = OneFrameConv3d

@@ -1,7 +1,8 @@
 """`DiffusionModel` for the members of `family.py`, which share the 20 B transformer.
 
 Parts are loaded when they are first used and dropped when training no longer needs
-them.
+them. The work is done in `loading`, `prompts`, `forward` and `modulation_cache`; this
+module connects them with `FolderModel` and `QwenModel`. Made by `QwenImageFamily.open`.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / 8), F
 frames (1), S tokens, P token width, L text tokens, D text width.
@@ -42,7 +43,14 @@ if TYPE_CHECKING:
 
 
 class QwenImageModel(QwenModel):
-    """A model folder; see `DiffusionModel` for the methods."""
+    """A model folder; see `DiffusionModel` for the methods.
+
+    Example::
+
+        model = family_for(section.model).open(options)
+        embeds_LD = model.encode_prompt("a cat", references=())
+        latents_BCHW = model.encode_images(pixels_BPHW)
+    """
 
     family: QwenImageFamily
     fused_projections = (
@@ -132,12 +140,12 @@ class QwenImageModel(QwenModel):
             self.modulation_cache.prefetch_timesteps(levels)
 
     def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
-        """Guidance, by most members with each token's length restored to the
-        conditional one's; a token of length 0 stays 0.
+        """The guided prediction. Most members restore each token to the length that it
+        has in the conditional prediction; a token of length 0 stays 0.
 
         Source: diffusers, pipeline_qwenimage_edit_plus.py, `__call__` (`comb_pred`,
-        `cond_norm`), where 0 / 0 makes NaN of it: a transformer that is not trained yet
-        predicts zeros.
+        `cond_norm`). There a token of length 0 becomes NaN by 0 / 0: a transformer that
+        is not trained yet predicts zeros.
         """
         if not self.family.keeps_length:
             return uncond_BCHW + scale * (cond_BCHW - uncond_BCHW)

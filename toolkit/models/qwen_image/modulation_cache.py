@@ -2,13 +2,16 @@
 the weights can stay on the CPU.
 
 `img_mod` and `txt_mod` depend on the timestep only, so their frozen outputs can be
-cached. The timesteps of a run are known in advance (`prefetch_timesteps`); their
+cached. The timesteps of a run are known in advance (`prefetch_timesteps`). Their
 outputs are computed from weights in CPU memory, which are streamed to the device layer
-by layer. A timestep that was not prefetched is computed on use: slower, with the same
-result.
+by layer. A timestep that was not prefetched is computed on use, which is slower and has
+the same result.
 
 Rows are always computed in chunks of `CHUNK`, so that their bits do not depend on the
 other rows. They differ from a matmul of a single row by rounding.
+
+A cache cannot be used where the modulation itself is trained. The streaming comes from
+the caller. Made by `model.QwenImageModel.enable_modulation_cache`.
 
 Shape suffixes: B batch rows, D model width, M = 12 D both modulations of a block, N
 rows computed together.
@@ -39,22 +42,28 @@ if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel
 
 CHUNK = 64
+"""Rows that are computed together."""
 
 
 class ModulationCacheUnsupportedError(Exception):
-    """Why the modulation of this model cannot be cached."""
+    """The modulation of this model cannot be cached; the message has the reason."""
 
 
 class Modulation(nn.Module):
-    """Replaces `img_mod` or `txt_mod`: cached rows come with the embedding, an
-    adapter's delta is computed."""
+    """Replaces `img_mod` or `txt_mod`. The cached rows come with the embedding, and the
+    delta of an adapter is computed.
+
+    >>> image_modulation = Modulation(adapter=None, width=4, stream=0)
+    >>> image_modulation(torch.zeros(1, 4 + 12 * 4)).shape
+    torch.Size([1, 24])
+    """
 
     adapter: Any
     """The layer that adapts the frozen one (`toolkit.networks.adapter.AdapterLinear`),
     or None."""
 
     def __init__(self, adapter: nn.Module | None, width: int, stream: int) -> None:
-        """stream: 0 image, 1 text."""
+        """adapter: see above. width: D. stream: 0 image, 1 text."""
         super().__init__()
         self.adapter = adapter
         self.width = width
@@ -74,7 +83,14 @@ class Modulation(nn.Module):
 
 
 class ModulationCache:
-    """Outputs of both modulations of every block, for prefetched and used timesteps."""
+    """Outputs of both modulations of every block, for prefetched and used timesteps.
+
+    Example::
+
+        cache = ModulationCache(transformer, device, dtype, streaming)
+        cache.prefetch_timesteps([0.25, 0.5])
+        velocity_BSP = forward(transformer, cache.wrap(run), tokens_BSP, *inputs)
+    """
 
     def __init__(
         self,
@@ -83,14 +99,14 @@ class ModulationCache:
         dtype: torch.dtype,
         streaming: WeightStreaming,
     ) -> None:
-        """Moves the frozen modulation layers of `model` to the CPU; its adapters have
-        to be attached.
+        """Moves the frozen modulation layers of `model` to the CPU. Its adapters must
+        be attached before.
 
         streaming: runs these layers with weights that wait in CPU memory; not used on
         the CPU.
 
-        Raises ModulationCacheUnsupportedError, with nothing changed, where the output
-        depends on more than that.
+        Raises ModulationCacheUnsupportedError, with nothing changed, where the frozen
+        output depends on more than the timestep.
         """
         check_modulation_frozen(model)
         self._model = model
@@ -106,8 +122,8 @@ class ModulationCache:
                 [layer for layers in self._layers for layer in layers], device
             )(self._run)
         self._rows: dict[float, list[Tensor]] = {}
-        """Level in the model's dtype -> its rows [M] of each block; the one used
-        longest ago first."""
+        """Level in the model's dtype -> its rows [M] of each block. The least recently
+        used level is first."""
 
     def _take(self, block: nn.Module, stream: int) -> nn.Module:
         """Replaces the layer of one stream; returns its frozen layer, moved to the
@@ -129,7 +145,8 @@ class ModulationCache:
 
     def prefetch_timesteps(self, levels: Iterable[float]) -> None:
         """Computes missing outputs for these timesteps in [0, 1], and for t = 0 where
-        control images have it; drops the least recently used others if necessary."""
+        control images have it. Drops the least recently used other timesteps if
+        necessary."""
         levels = [*levels, *[0.0] * self._model.zero_cond_t]
         wanted = dict.fromkeys(torch.tensor(levels).to(self._dtype).tolist())
         for level in wanted:
@@ -148,7 +165,7 @@ class ModulationCache:
         """Caches the rows of at most CHUNK noise levels."""
         padded = [*levels, *[0.0] * (CHUNK - len(levels))]
         t_N = to_device(torch.tensor(padded), self._device, self._dtype)
-        # of its last argument only the dtype is used
+        # only the dtype of its last argument is used
         embedded_ND = silu(timestep_embedding(self._model, t_N, t_N))
         for level in levels:
             self._rows[level] = []
@@ -165,7 +182,7 @@ class ModulationCache:
         return self._device.type != "cpu"
 
     def wrap(self, run: RunIndexed) -> RunIndexed:
-        """`run` with the cached rows of each block appended to the timestep
+        """Returns `run` with the cached rows of each block appended to the timestep
         embedding."""
 
         def run_with_rows(

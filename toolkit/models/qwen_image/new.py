@@ -1,4 +1,8 @@
-"""A transformer with random weights that fits the encoders of a model folder."""
+"""Makes a transformer with random weights that fits the encoders of a model folder.
+
+It writes nothing and trains nothing: the trainer of new models does. Called by
+`QwenImageFamily.new_network`; `qwen_image21.new` shares the constants and `rope_axes`.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +31,14 @@ HEAD_DIM = 128
 def new_transformer(
     folder: Path, arguments: Mapping[str, Any]
 ) -> QwenImageTransformer2DModel:
-    """A transformer with these arguments of diffusers; what they leave out fits the VAE
-    and text encoder in `folder`.
+    """A transformer with these arguments of diffusers. Other arguments are chosen to
+    fit the VAE and text encoder in `folder`.
 
     Draws from torch's global generator. Modulations and the output start at zero, so
     that each block adds nothing and the first prediction is 0 (adaLN-Zero: Peebles and
     Xie 2023, https://arxiv.org/abs/2212.09748, section 3.2). Raises UserError for
-    arguments that are not those of the class, and for an autoencoder whose latents the
-    family does not have.
+    arguments that the class does not take, and for an autoencoder with other latents
+    than the family's.
     """
     vae = read_model_json(folder / "vae" / "config.json")
     text = read_model_json(folder / "text_encoder" / "config.json")
@@ -67,9 +71,12 @@ def new_transformer(
 
 
 def rope_axes(head_dim: int) -> tuple[int, int, int]:
-    """How the channels of a head are shared by frame, row and column: about an eighth
-    for the frame, as published (16, 56, 56 of 128), and even numbers. head_dim: a
-    multiple of 4."""
+    """The channels of a head for the positions of frame, row and column: about an
+    eighth for the frame, as published, and even numbers. head_dim: a multiple of 4.
+
+    >>> rope_axes(128)
+    (16, 56, 56)
+    """
     if not isinstance(head_dim, int) or head_dim < 8 or head_dim % 4:
         raise UserError(
             f"{ARGUMENTS}.attention_head_dim: {head_dim!r} is not a multiple of 4 of at least 8."

@@ -1,7 +1,8 @@
-"""What diffusers' own pipeline needs to run in the environment of requirements.txt:
-docs/use_your_lora.md.
+"""Makes diffusers' own pipelines run in the environment of requirements.txt, with the
+same results as the trainer's samples.
 
-The trainer does not use this module: it encodes prompts with `prompts.py`.
+It is for users' scripts: docs/use_your_lora.md imports it. The trainer does not use it:
+it encodes prompts with `prompts.py`. Nothing else in the program calls it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
 
 
 class EditProcessor(Qwen2VLProcessor):
-    """`Qwen2VLProcessor` for images alone: its video processor needs torchvision.
+    """`Qwen2VLProcessor` for images alone, because its video processor needs
+    torchvision. It reads the processor folder of a model, a local folder or a hub id.
 
-    `EditProcessor.from_pretrained(model, subfolder="processor")` reads the processor
-    folder of a model, a local folder or a hub id.
+    Example::
+
+        processor = EditProcessor.from_pretrained(model, subfolder="processor")
+        pipe = QwenImageEditPlusPipeline.from_pretrained(model, processor=processor)
     """
 
     def __init__(
@@ -37,9 +41,9 @@ def add_image_positions(text_encoder: PreTrainedModel) -> None:
     """Makes every call with images pass `mm_token_type_ids` [B, L]: 1 for the tokens of
     an image, 0 for text.
 
-    transformers since 5.3 gives image tokens their three-dimensional positions only
-    then, and the pipeline of diffusers 0.42.1 does not pass them (diffusers issue
-    14194). Calls that pass them already stay as they are.
+    Since version 5.3, transformers gives image tokens their three-dimensional positions
+    only with them. The pipeline of diffusers 0.42.1 does not pass them (diffusers issue
+    14194). Calls that pass them already are not changed.
     """
 
     def pass_ids(
@@ -56,8 +60,8 @@ def add_image_positions(text_encoder: PreTrainedModel) -> None:
 
 def use_edit_template(pipeline: QwenImagePipeline) -> None:
     """Makes the text-to-image pipeline put the words of Qwen-Image-Edit-2509 and 2511
-    around a prompt, as the trainer does for these models when a sample has no control
-    image. With its own words the images differ.
+    around a prompt. The trainer does the same for these models when a sample has no
+    control image. With the pipeline's own words the images differ.
     """
     for name, value in EDIT_PLUS.of_pipeline().items():
         setattr(pipeline, name, value)

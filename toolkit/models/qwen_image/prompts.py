@@ -1,10 +1,15 @@
-"""A prompt and its reference images as the text encoder's input, as diffusers' pipeline
-builds it.
+"""Turns a prompt and its control images into the text encoder's input, as diffusers'
+pipeline does.
+
+The words are in `template`, the tokens come from `vl_prompts`; this module puts them
+together, and takes the embedding from the output. It loads nothing. Called by `model`
+to encode, and by `sizes` to count tokens.
 
 Source: diffusers, pipeline_qwenimage_edit_plus.py, `_get_qwen_prompt_embeds`. One thing
-differs from diffusers 0.42.1: the text encoder is told which tokens are images, so that
-they get the three-dimensional positions that the published model was trained and
-released with (transformers before 5.3 found them by itself; diffusers issue 14194).
+differs from diffusers 0.42.1: the text encoder gets the information which tokens are
+images. So they have the three-dimensional positions that the published model was
+trained and released with (transformers before 5.3 found them by itself; diffusers issue
+14194).
 
 Shape suffixes: B batch (1), L tokens, D embedding width.
 """
@@ -33,7 +38,11 @@ DROP_TOKENS = EDIT_PLUS.dropped_tokens
 
 
 def prompt_text(prompt: str, references: int, template: Template = EDIT_PLUS) -> str:
-    """The text handed to the tokenizer, one image placeholder per reference."""
+    """The text that the tokenizer gets, with one image placeholder per control image.
+
+    >>> prompt_text("a cat", references=1).endswith("a cat" + SUFFIX)
+    True
+    """
     return (
         template.prefix
         + "".join(template.image.format(i + 1) for i in range(references))
@@ -45,8 +54,12 @@ def prompt_text(prompt: str, references: int, template: Template = EDIT_PLUS) ->
 def resize_condition_image(
     image: Image.Image, area: int = EDIT_PLUS.condition_area
 ) -> Image.Image:
-    """A reference as the text encoder sees it: RGB values 0..255, about `area` pixels,
-    aspect ratio kept."""
+    """A control image as the text encoder sees it: RGB values 0..255, about `area`
+    pixels, with its aspect ratio.
+
+    >>> resize_condition_image(Image.new("RGB", (1000, 1000))).size
+    (384, 384)
+    """
     return image.convert("RGB").resize(
         size_of_area(area, image.width / image.height), Image.Resampling.LANCZOS
     )
@@ -59,7 +72,8 @@ def encoder_inputs(
     image_processor: Qwen2VLImageProcessorPil | None,
     template: Template = EDIT_PLUS,
 ) -> dict[str, Tensor]:
-    """See `vl_prompts.encoder_inputs`."""
+    """The inputs of the text encoder for a prompt with control images; see
+    `vl_prompts.encoder_inputs`."""
     images = []
     for image in references:
         images.append(resize_condition_image(image, template.condition_area))
@@ -79,8 +93,10 @@ def token_ids(
     tokenizer: Qwen2Tokenizer,
     template: Template = EDIT_PLUS,
 ) -> list[int]:
-    """The tokens of `prompt_text`, each image's placeholder repeated as often as
-    `image_tokens` says."""
+    """The tokens of `prompt_text`, with each image's placeholder repeated.
+
+    image_tokens: number of tokens of each image.
+    """
     images = (
         template.image.format(number).replace(IMAGE_PAD, IMAGE_PAD * count)
         for number, count in enumerate(image_tokens, start=1)

@@ -1,9 +1,9 @@
-"""How large references are, and whether a prompt fits beside them into the
-transformer's rotary positions. Imports no torch; the tokenizer is loaded only for
-prompts that are long enough to be in doubt.
+"""The sizes of latents and images, and whether a prompt fits into the transformer's
+rotary positions together with its control images.
 
-Text tokens take the positions behind those of the images, and the table of positions
-ends.
+Text tokens take the positions behind the images, and the table of positions is finite.
+The tokenizer is loaded only for prompts that are long enough to be in doubt; nothing is
+encoded. Called by `family`; `forward` and `new` use the constants. Imports no torch.
 
 Source: diffusers, pipelines/qwenimage/pipeline_qwenimage_edit_plus.py,
 `calculate_dimensions`, CONDITION_IMAGE_SIZE and VAE_IMAGE_SIZE; "target area":
@@ -45,18 +45,20 @@ PATCH = 2
 pipeline_qwenimage_edit_plus.py, `_pack_latents`."""
 
 POSITIONS = 4096
-"""Rows of the table. Source: diffusers, transformer_qwenimage.py, QwenEmbedRope."""
+"""Rows of the table of positions. Source: diffusers, transformer_qwenimage.py,
+QwenEmbedRope."""
 
 SURE_PROMPT = 500
-"""Letters of a prompt that fits whatever the images: in at most 4 bytes each, beside
-three references of the most extreme shapes that the image processor takes (200 : 1)."""
+"""Letters of a prompt that fits with any images: at most 4 bytes each, and three
+control images of the most extreme shapes that the image processor takes (200 : 1)."""
 
 PIXELS_PER_TEXT_TOKEN = 28
 """Side of the square of an image that is one token of the text encoder: 14 x 14
 patches, merged by 2 x 2."""
 
 WORDS_AROUND = 40
-"""More tokens than the template puts around a prompt and around each of its images."""
+"""An upper bound of the tokens that the template puts around a prompt, and around each
+of its images."""
 
 
 def prompt_fault(
@@ -67,12 +69,15 @@ def prompt_fault(
     area: int,
     template: Template = EDIT_PLUS,
 ) -> str | None:
-    """What is wrong with a prompt that is too long for a target of this size with these
-    references; None if nothing.
+    """A message where a prompt is too long for a target of this size with these control
+    images. None where it fits, and where the tokenizer does not exist (yet).
 
-    folder: the model's; where its tokenizer is not there (yet), only what is too short
-    to be in doubt is judged. references: pixels of the images as they are; they are
-    scaled to `area`, 0: the target's.
+    folder: of the model. references: pixels of the images as they are. area: pixels
+    that they are scaled to; 0: the number of pixels of the target.
+
+    >>> fault = prompt_fault(Path("not_here_yet"), "a cat", Size(1024, 1024), [], 0)
+    >>> fault is None
+    True
     """
     seen = [reference_size(reference, target, area) for reference in references]
     most = POSITIONS - max(
@@ -108,8 +113,9 @@ def prompt_fault(
 
 
 def prompt_cut(folder: Path, prompt: str, template: Template) -> str | None:
-    """What the transformer does not get of a prompt, by `Template.most_tokens`; None if
-    nothing, and where the model's tokenizer is not there (yet)."""
+    """A message where the transformer does not get all of a prompt, because of
+    `Template.most_tokens`. None where it does, and where the model's tokenizer does not
+    exist (yet)."""
     most = template.most_tokens
     if (
         most is None
@@ -130,6 +136,6 @@ def prompt_cut(folder: Path, prompt: str, template: Template) -> str | None:
 
 
 def _bytes(prompt: str) -> int:
-    """No fewer than its tokens: each is at least one byte of the text in its composed
-    form."""
+    """An upper bound of a prompt's tokens: each is at least one byte of the text in its
+    composed form."""
     return len(unicodedata.normalize("NFC", prompt).encode("utf-8", "replace"))

@@ -1,5 +1,9 @@
-"""The parts of a tiny model of the members that share the 20 B transformer; see
-`toolkit.models.tiny`."""
+"""The parts of a tiny model of the members that share the 20 B transformer.
+
+It makes real classes at a small size, with random weights. The scheduler, the index and
+the transformer are written by `toolkit.models.tiny`, which calls `write_parts` through
+`ModelFamily.tiny_parts`.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +40,8 @@ if TYPE_CHECKING:
 def write_parts(
     folder: Path, family: QwenImageFamily, spec: TinySpec
 ) -> QwenImageTransformer2DModel:
-    """Writes all parts but the scheduler and the transformer, which it returns."""
+    """Writes all parts except the scheduler and the transformer. Returns the
+    transformer."""
     tokenizer = make_tokenizer(family.template.prefix + SUFFIX, spec.captions)
     save_tokenizer(tokenizer, folder / "tokenizer")
     if "processor" in family.parts:
@@ -125,8 +130,8 @@ def _text_encoder(
 
 @torch.no_grad()
 def _frozen_text_encoder(tokenizer: Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
-    """Words are far apart: with the usual deviation of 0.02 they drown in the mean of
-    their context."""
+    """A text encoder whose words are far apart. With the usual deviation of 0.02 they
+    would drown in the mean of their context."""
     encoder = _text_encoder(tokenizer, layers=1, tied=True)
     encoder.get_input_embeddings().weight.normal_(0, 0.5)
     return encoder.half()

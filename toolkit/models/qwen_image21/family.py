@@ -1,7 +1,10 @@
-"""Qwen-Image-2.1: one model for text to image and editing. Imports no torch.
+"""Qwen-Image-2.1: one model for text to image and editing, and its Turbo, which is
+distilled for few steps.
 
-Sizes of the published model: its config files, as diffusers 0.42.1 has them for
-defaults.
+This module has facts and sizes; it loads no weights. The sizes of the published model
+are from its config files, which are the defaults of diffusers 0.42.1.
+`toolkit.registry.FAMILIES` lists the object at the end, and `families` finds it.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -32,11 +35,11 @@ POSITIONS = 8192
 QwenImage21Rope."""
 
 TURBO = "Qwen-Image-2.1-Turbo"
-"""The member that is distilled for few steps: its model_index.json has
+"""The member that is distilled for few steps. Its model_index.json has
 `sample_sigmas`."""
 
 TURBO_SIGMAS = (1.0, 0.978453, 0.95418, 0.926626, 0.89508, 0.845148, 0.704534, 0.414568)
-"""Its noise levels, where its folder is not here yet. Source:
+"""Its noise levels, for the time before its folder exists. Source:
 Qwen/Qwen-Image-2.1-Turbo, model_index.json."""
 
 
@@ -51,7 +54,13 @@ RESEARCH_LICENCE = LicenceTerms(
 
 
 class QwenImage21Family(FolderFamily):
-    """See `ModelFamily`."""
+    """See `ModelFamily`.
+
+    >>> FAMILY.of_title("Qwen-Image-2.1-Turbo").sample_steps
+    8
+    >>> str(FAMILY.drawable(Size(1000, 1000)))
+    '992x992'
+    """
 
     arch = "qwen_image_2"
     model_class = "toolkit.models.qwen_image21.model:QwenImage21Model"
@@ -98,8 +107,8 @@ class QwenImage21Family(FolderFamily):
         "text_encoder": "Qwen3VLForConditionalGeneration",
         "processor": "Qwen3VLProcessor",
     }
-    # Text and references are modulated at t = 0: all that this trainer shares between
-    # noise levels depends on it.
+    # Text and control images are modulated at t = 0. Everything that the trainer shares
+    # between noise levels depends on it.
     settings: Mapping[str, Any] = {"transformer/causal_condition": True}
     tiny_parts = "toolkit.models.qwen_image21.tiny:write_parts"
     parts: Mapping[str, str] = {
@@ -142,14 +151,14 @@ class QwenImage21Family(FolderFamily):
         "num_res_blocks": 2,
         "temperal_downsample": [False, True, True, True],
     }
-    # the decoder is one and a half times as wide
+    # the decoder is 1.5 times as wide
     vae_tensors = VaeTensors(0.36, 0.36, 5.8, 14)
     biases = False
     scales_references = True
     text_tokens = 10
     text_tokens_per_reference = 8
     encoder_token_pixels = 32**2
-    # Counted as those of `KINDS`, on blocks of width 256.
+    # Counted like the units in `KINDS`, on blocks of width 256.
     activation_units: Mapping[str, ActivationUnits] = {
         "lora": ActivationUnits(
             (28.9, 26.3),
@@ -239,7 +248,8 @@ class QwenImage21Family(FolderFamily):
         return self
 
     def drawable(self, pixels: Size) -> Size:
-        """The pipeline rounds to 32, though a token has 16 pixels a side."""
+        """See `ModelFacts`. The pipeline rounds to 32, though a token has 16 pixels per
+        side."""
         return Size(
             *(side // self.size_multiple * self.size_multiple for side in pixels)
         )
@@ -252,9 +262,8 @@ class QwenImage21Family(FolderFamily):
         references: Sequence[Size],
         area: int,
     ) -> str | None:
-        """What is wrong with a prompt that is too long with these references; None if
-        nothing, and where the model's tokenizer is not there yet. Each image takes as
-        many positions as it has tokens along its longer side."""
+        """See `FolderFamily`. Each image takes one position for each token along its
+        longer side."""
         seen = [reference_size(reference, target, area) for reference in references]
         most = POSITIONS - 1 - sum(max(size) // self.latent_scale for size in seen)
         bound = (
@@ -309,7 +318,12 @@ class QwenImage21Family(FolderFamily):
 
 
 def sample_sigmas(index: Path) -> tuple[float, ...]:
-    """Those of a model_index.json; none where it has none. Raises UserError."""
+    """The noise levels in a model_index.json; empty where it has none. Raises UserError
+    where they are not falling numbers from at most 1 to above 0.
+
+    >>> sample_sigmas(Path("not_here_yet"))
+    ()
+    """
     levels = (
         read_model_json(index).get("sample_sigmas") if index.is_file() else None
     ) or []
@@ -319,7 +333,7 @@ def sample_sigmas(index: Path) -> tuple[float, ...]:
         raise UserError(
             f"{index}: sample_sigmas: has to be a list of numbers. Copy the published file."
         )
-    # nor where one is not a number
+    # NaN fails the comparison too
     if not all(below < level <= 1 for level, below in pairwise([*levels, 0])):
         raise UserError(
             f"{index}: sample_sigmas: have to fall, from at most 1 to above 0. Copy the published file."

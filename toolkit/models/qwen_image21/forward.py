@@ -1,10 +1,13 @@
-"""The transformer's forward pass with each block run by a function of ours, so that
-memory can be managed around it.
+"""The transformer's forward pass with each block run by a function of the caller, so
+that memory can be managed around it.
 
-What is computed is diffusers' `QwenImage21Transformer2DModel.forward`
-(transformer_qwenimage21.py), whose own modules do the work. Text and references, the
-prefix of the sequence, see neither the target nor its noise level; so one prefix may
-serve several noisy targets, which see it and themselves.
+It computes diffusers' `QwenImage21Transformer2DModel.forward`
+(transformer_qwenimage21.py), whose own modules do the work. Text and control images are
+the prefix of the sequence. They see neither the target nor its noise level, so one
+prefix may serve several noisy targets, which see the prefix and themselves.
+
+It encodes nothing and has no loss. Called by `model`, and by the trainer of new models
+for a transformer of this class.
 
 Shape suffixes: B batch, K noisy targets of one prefix, R = B K, N tokens of a target, P
 tokens of the prefix, S = P + K N, C latent channels, D model width, M modulations (4
@@ -35,8 +38,14 @@ with block_import("bitsandbytes", ASKED_BY):
 
 
 class Layout(NamedTuple):
-    """What stands where in the sequence. Hashable and not a tensor: a compiled block
-    has to know it, and reading it must not wait for the device."""
+    """The places of text, images and targets in the sequence. It is hashable and not a
+    tensor: a compiled block has to know it, and reading it must not wait for the
+    device.
+
+    >>> layout = Layout(((0, 10, True),), prefix=10, targets=2, target_tokens=64)
+    >>> layout.prefix + layout.targets * layout.target_tokens  # S
+    138
+    """
 
     segments: tuple[tuple[int, int, bool], ...]
     """(begin, end, whether it is text) of each part of the prefix."""
@@ -45,7 +54,7 @@ class Layout(NamedTuple):
     targets: int
     target_tokens: int
     keeps: bool = False
-    """Whether a block gives the keys and values of the prefix beside its output."""
+    """Whether a block returns the keys and values of the prefix after its output."""
 
 
 KeysValues = tuple[Tensor, Tensor]
@@ -56,11 +65,11 @@ ImageShape = tuple[int, int, int]
 """Frames (1), height and width of an image in tokens."""
 
 RunIndexed = Callable[..., "tuple[Tensor, ...]"]
-"""`run_block` in wrappers, with the index of the block in front."""
+"""`run_block` in wrappers, with the index of the block as first argument."""
 
 
 def compose_wrappers(wrappers: Sequence[BlockWrapper]) -> RunIndexed:
-    """Runs a block in these wrappers, the first one innermost."""
+    """A function that runs a block in these wrappers; the first one is innermost."""
     run: BlockForward = call_block
     for wrapper in wrappers:
         run = wrapper(run)
@@ -76,12 +85,12 @@ def run_block(
     layout: Layout,
     *prefix: Tensor,
 ) -> tuple[Tensor, ...]:
-    """The forward of a QwenImage21TransformerBlock: its output and, where the layout
-    keeps them, the prefix's keys and values.
+    """The forward pass of a QwenImage21TransformerBlock: its output and, where the
+    layout keeps them, the prefix's keys and values.
 
-    zero_1M: modulations at t = 0, for the prefix; levels_RM: of each target's noise
-    level. prefix: keys and values that were kept; the sequence is then of targets
-    alone.
+    zero_1M: modulations at t = 0, for the prefix. levels_RM: modulations at each
+    target's noise level. prefix: keys and values that were kept; the sequence then has
+    targets alone.
     """
     zeros = zero_1M.chunk(4, -1)
     levels = levels_RM.unflatten(0, (-1, layout.targets)).chunk(4, -1)
@@ -110,8 +119,8 @@ def _times(
     y_BSD: Tensor,
     act: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """y times `act` of its modulation. The two parts apart, so that no modulation of
-    each token is kept for the backward pass."""
+    """y times `act` of its modulation. Prefix and targets are multiplied separately, so
+    that the backward pass keeps no modulation for each token."""
     targets_BKND = y_BSD[:, layout.prefix :].unflatten(
         1, (layout.targets, layout.target_tokens)
     )
@@ -124,9 +133,9 @@ def _one_plus(scale: Tensor) -> Tensor:
 
 
 def feed_forward(mlp: Any, y_BSD: Tensor) -> Tensor:
-    """The forward of a QwenImage21SwiGLUFeedForward."""
+    """The forward pass of a QwenImage21SwiGLUFeedForward."""
     gate, up = project([mlp.gate_layer, mlp.proj], y_BSD)
-    # Each is three times the block's input: none is held longer than it is needed.
+    # Each is three times as large as the block's input, so it is freed early.
     gate = mlp.activation_fn(gate)
     gate = gate * up
     del up
@@ -141,9 +150,12 @@ def attend(
     layout: Layout,
     prefix: Sequence[Tensor] = (),
 ) -> tuple[Tensor, ...]:
-    """Text sees what is before it, an image all of that and itself, a target the prefix
-    and itself; exact, segment by segment, so that there is no mask of the whole
-    sequence. Other inputs and outputs as of `run_block`."""
+    """The attention of a block. A text token sees the tokens before it and itself, an
+    image the tokens before it and itself, a target the prefix and itself.
+
+    It is exact and computed segment by segment, so that there is no mask of the whole
+    sequence. y_BSD: normed and modulated. Other inputs and outputs: see `run_block`.
+    """
     heads = (-1, attn.inner_dim // attn.heads)
     q, k, v = (
         x.unflatten(-1, heads)
@@ -187,7 +199,7 @@ def attend(
     out_BSD = attn.to_out[1](
         attn.to_out[0](torch.cat(parts, 2).transpose(1, 2).flatten(2, 3))
     )
-    # Copies: a part would hold the whole.
+    # Copies, because a view would keep the whole tensor.
     if layout.keeps:
         return (out_BSD, *(kv.clone() for kv in before))
     return (out_BSD,)
@@ -204,13 +216,14 @@ def forward(
     shapes: Sequence[ImageShape],
     prefix_cache: list[KeysValues] | None = None,
 ) -> Tensor:
-    """Velocity [B, K, N, C] of the targets. From here on the blocks are called as
-    `run_block` is.
+    """Velocity [B, K, N, C] of the targets. It replaces the forward method of the
+    blocks by `run_block`.
 
-    levels_BK: noise fractions in [0, 1]. slots: for each reference the number of text
-    tokens in front of it. references: tokens [B, N', C] of each. shapes: of the
-    references and, at last, the target. prefix_cache: of each block the keys and values
-    of this prefix, which is not computed then; an empty list is filled.
+    levels_BK: noise fractions in [0, 1]. slots: for each control image, the number of
+    text tokens in front of it. references: tokens [B, N', C] of each control image.
+    shapes: of the control images and, at last, the target. prefix_cache: keys and
+    values of this prefix for each block; the prefix is then not computed. An empty list
+    is filled.
     """
     batch, targets, tokens, _ = x_BKNC.shape
     parts = _parts(slots, [prod(shape) for shape in shapes[:-1]], embeds_BLD.shape[1])
@@ -255,7 +268,7 @@ def forward(
     levels_RM = modulation[:-1]
     for index, block in enumerate(model.transformer_blocks):
         if "forward" not in vars(block):
-            # a sharded block is called as a module
+            # because a sharded block is called as a module
             block.forward = MethodType(run_block, block)
         of_prefix = known[index] if known else ()
         x_BSD, *keys_values = run(
@@ -274,8 +287,8 @@ def forward(
 def _parts(
     slots: Sequence[int], images: Sequence[int], text: int
 ) -> list[tuple[int, bool]]:
-    """Length of each part of the prefix, and whether it is text. images: tokens of each
-    reference."""
+    """Length of each part of the prefix, and whether it is text. images: number of
+    tokens of each control image. text: number of text tokens."""
     parts: list[tuple[int, bool]] = []
     for begin, slot, image in zip((0, *slots), slots, images, strict=False):
         parts += [(slot - begin, True), (image, False)]
@@ -290,9 +303,9 @@ def _rotary(
     targets: int,
     device: torch.device,
 ) -> Tensor:
-    """Rotations [S, E / 2], complex. Those of diffusers' QwenImage21Rope, which makes
-    lists of the positions of all tokens, at each call; here the target's are repeated
-    for each of its copies."""
+    """Rotations [S, E / 2], complex, as in diffusers' QwenImage21Rope, which makes
+    lists of the positions of all tokens at each call. The target's rotations are
+    repeated for each of its copies."""
     position = 0
     grids = iter(shapes)
     columns = []

@@ -1,5 +1,9 @@
 """`DiffusionModel` for Qwen-Image-2.1.
 
+It connects `prompts` and `forward` with `FolderModel` and `QwenModel`, and keeps the
+keys and values of text and control images between the steps of a sample. It has no
+modulation cache: the modulation is small. Made by `QwenImage21Family.open`.
+
 Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / 16),
 K noise levels of one prompt, N tokens.
 """
@@ -42,7 +46,14 @@ if TYPE_CHECKING:
 
 
 class QwenImage21Model(QwenModel):
-    """A Qwen-Image-2.1 folder; see `DiffusionModel` for the methods."""
+    """A Qwen-Image-2.1 folder; see `DiffusionModel` for the methods.
+
+    Example::
+
+        model = family_for(section.model).open(options)
+        predict = model.sampling_steps(prompts, references)
+        velocity_BCHW = predict(x_t_BCHW, t_B)
+    """
 
     family: QwenImage21Family
     fused_projections = (
@@ -50,7 +61,8 @@ class QwenImage21Model(QwenModel):
         ("img_mlp.gate_layer", "img_mlp.proj"),
     )
     _kept: dict[Hashable, list[KeysValues]] | None = None
-    """What the sampling run that is predicting keeps, by the layout of a group."""
+    """Keys and values of the sampling run that is predicting, by the layout of a
+    group. None outside of one."""
 
     def load_part(self, name: str) -> object:
         o = self.options
@@ -96,15 +108,17 @@ class QwenImage21Model(QwenModel):
     compose = staticmethod(compose_wrappers)
 
     def text_layout(self, prompts: PromptEmbeds, row: int) -> tuple[int, ...]:
-        """Length of the text, and how much of it is in front of each reference."""
+        """The length of the text, and the numbers of text tokens in front of each
+        control image."""
         slots = prompts.extra[text.SLOTS][row].tolist()
         return (prompts.lengths[row], *(slot for slot in slots if slot >= 0))
 
     def sampling_steps(
         self, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]
     ) -> Callable[..., Tensor]:
-        """Keys and values of text and references are kept where they take no more than
-        half of the free memory: 0.5 MB per token of the published model in bfloat16."""
+        """See `DiffusionModel`. Keys and values of text and control images are kept
+        where they take at most half of the free memory: 0.5 MB per token of the
+        published model in bfloat16."""
         prefix_caches: dict[Hashable, list[KeysValues]] = {}
 
         @torch.no_grad()
@@ -122,8 +136,8 @@ class QwenImage21Model(QwenModel):
     def _kept_of(
         self, prompts: PromptEmbeds, slots: Sequence[Tensor]
     ) -> list[KeysValues] | None:
-        """What a sampling run keeps of a group; None outside of one, and where it does
-        not fit."""
+        """The keys and values that a sampling run keeps of a group. None outside of a
+        sampling run, and where they do not fit."""
         if self._kept is None:
             return None
         group = (
@@ -173,10 +187,16 @@ class QwenImage21Model(QwenModel):
         return velocity_RCHW
 
     def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
-        """Source: diffusers, pipeline_qwenimage21.py, `__call__`."""
+        """The guided prediction, without restoring lengths.
+
+        Source: diffusers, pipeline_qwenimage21.py, `__call__`."""
         return uncond_BCHW + scale * (cond_BCHW - uncond_BCHW)
 
 
 def pack(latents_BCHW: Tensor) -> Tensor:
-    """[B, C, H, W] to tokens [B, H W, C]."""
+    """[B, C, H, W] to tokens [B, H W, C].
+
+    >>> pack(torch.zeros(1, 64, 4, 6)).shape
+    torch.Size([1, 24, 64])
+    """
     return latents_BCHW.flatten(2).transpose(1, 2)

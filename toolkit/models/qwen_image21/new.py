@@ -1,5 +1,9 @@
-"""A transformer of Qwen-Image-2.1 with random weights that fits the encoders of a model
-folder."""
+"""Makes a transformer of Qwen-Image-2.1 with random weights that fits the encoders of a
+model folder.
+
+It writes nothing and trains nothing: the trainer of new models does. Called by
+`QwenImage21Family.new_network`.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +27,13 @@ with block_import("bitsandbytes", ASKED_BY):
 def new_transformer(
     folder: Path, arguments: Mapping[str, Any]
 ) -> QwenImage21Transformer2DModel:
-    """A transformer with these arguments of diffusers; what they leave out fits the VAE
-    and text encoder in `folder`.
+    """A transformer with these arguments of diffusers. Other arguments are chosen to
+    fit the VAE and text encoder in `folder`.
 
     Draws from torch's global generator. Modulations and the output start at zero, so
     that each block adds nothing and the first prediction is 0
     (https://arxiv.org/abs/2212.09748, section 3.2). Raises UserError for arguments that
-    are not those of the class, and for an autoencoder of another class.
+    the class does not take, and for an autoencoder of another class.
     """
     vae = read_model_json(folder / "vae" / "config.json")
     class_name = vae.get("_class_name")

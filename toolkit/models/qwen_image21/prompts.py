@@ -1,9 +1,11 @@
-"""A prompt and its references as the text encoder's input, and what the transformer
-takes of the output.
+"""Turns a prompt and its control images into the text encoder's input, and selects the
+features that the transformer gets.
 
-Source: diffusers, pipeline_qwenimage21.py, `_get_qwen_prompt_embeds`. The features at
-the tokens of images are dropped: the transformer has latents in their place, and only
-needs to know where.
+The features at the tokens of images are dropped: the transformer has latents in their
+place, and only needs the places. Nothing is loaded here. Called by `model` to encode,
+and by `family` to count tokens; `tiny` uses the words.
+
+Source: diffusers, pipeline_qwenimage21.py, `_get_qwen_prompt_embeds`.
 
 Shape suffixes: B batch (1), L text tokens, S tokens of the encoder, D embedding width,
 R `max_references`.
@@ -35,15 +37,17 @@ SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
 REFERENCE = "<image{}><|vision_start|>{}<|vision_end|>"
 
 SLOTS = "slots"
-"""Key of the places of references: text tokens in front of each, -1 where there is
-none, int64 [R]."""
+"""Key of the places of control images: the number of text tokens in front of each, -1
+where there is none, int64 [R]."""
 
 
 def token_ids(
     prompt: str, image_tokens: Sequence[int], tokenizer: Qwen2Tokenizer
 ) -> list[int]:
-    """The tokens of a prompt in its template, with as many for each image. An empty
-    prompt is a space."""
+    """The tokens of a prompt in its template. An empty prompt becomes a space.
+
+    image_tokens: number of tokens of each image.
+    """
     images = " ".join(
         REFERENCE.format(i, IMAGE_PAD * count)
         for i, count in enumerate(image_tokens, start=1)
@@ -54,12 +58,12 @@ def token_ids(
 
 
 def dropped_tokens(tokenizer: Qwen2Tokenizer) -> int:
-    """Leading tokens whose features are dropped: those of the system turn."""
+    """The number of leading tokens whose features are dropped: the system turn."""
     return len(tokenizer(SYSTEM)["input_ids"])
 
 
 def count_text_tokens(prompt: str, references: int, processor: Path) -> int:
-    """Tokens of text that the transformer gets."""
+    """The number of text tokens that the transformer gets. processor: the folder."""
     tokenizer = vl_prompts.known_tokenizer(processor)
     return len(token_ids(prompt, [0] * references, tokenizer)) - dropped_tokens(
         tokenizer
@@ -75,11 +79,11 @@ def encode(
     image_processor: Qwen2VLImageProcessorPil,
     text_model: PreTrainedModel,
 ) -> dict[str, Tensor]:
-    """Features of the text [L, D] under EMBEDS, and the places of the references [R]
-    under SLOTS.
+    """Features of the text [L, D] under EMBEDS, and the places of the control images
+    [R] under SLOTS.
 
-    references: RGB, in the size in which the VAE sees them. text_model: without its
-    final norm.
+    references: RGB, in the size in which the VAE sees them. most: R. text_model:
+    without its final norm.
     """
     vision = vl_prompts.vision_inputs(references, image_processor, do_resize=False)
     ids = token_ids(prompt, vl_prompts.image_tokens(vision, image_processor), tokenizer)
@@ -90,8 +94,8 @@ def encode(
     drop = dropped_tokens(tokenizer)
     is_text_S = ~is_image_S
     is_text_S[:drop] = False
-    # Text (`<|vision_end|>`) is between any two images, so each run of their tokens is
-    # one.
+    # Text (`<|vision_end|>`) is between any two images, so each run of image tokens is
+    # one image.
     begins = []
     for i in is_image_S.nonzero().flatten().tolist():
         if not is_image_S[i - 1]:

@@ -1,4 +1,9 @@
-"""The parts of a tiny Qwen-Image-2.1; see `toolkit.models.tiny`."""
+"""The parts of a tiny Qwen-Image-2.1.
+
+It makes real classes at a small size, with random weights. The scheduler, the index and
+the transformer are written by `toolkit.models.tiny`, which calls `write_parts` through
+`ModelFamily.tiny_parts`.
+"""
 
 from __future__ import annotations
 
@@ -41,13 +46,14 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}{{ part.text }}"
     "{% endfor %}<|im_end|>\n{% endfor %}"
 )
-"""What diffusers' pipeline counts the tokens of the system turn by."""
+"""The template by which diffusers' pipeline counts the tokens of the system turn."""
 
 
 def write_parts(
     folder: Path, family: QwenImage21Family, spec: TinySpec
 ) -> QwenImage21Transformer2DModel:
-    """Writes all parts but the scheduler and the transformer, which it returns."""
+    """Writes all parts except the scheduler and the transformer. Returns the
+    transformer."""
     tokenizer = make_tokenizer(TEMPLATE, spec.captions)
     save_tokenizer(tokenizer, folder / "processor")
     (folder / "processor" / "chat_template.jinja").write_text(
@@ -123,7 +129,7 @@ def _text_encoder(tokenizer: Tokenizer) -> Qwen3VLForConditionalGeneration:
         vision_end_token_id=vocab["<|vision_end|>"],
     )
     encoder = Qwen3VLForConditionalGeneration(config)
-    # As uneven as a trained one: with equal weights the transformer's own norm undoes
-    # it, and features behind it would do as well.
+    # As uneven as a trained norm. With equal weights the transformer's own norm would
+    # undo it, and features behind it would give the same result.
     torch.nn.init.uniform_(encoder.model.language_model.norm.weight, 0.1, 2)
     return encoder
