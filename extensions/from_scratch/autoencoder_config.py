@@ -1,9 +1,10 @@
 """`model` of a trainer of autoencoders: a class of diffusers, made from its arguments
 or read from a folder.
 
-The section resolves the folder, reads its config.json, and checks the arguments. It
-imports no torch and loads no weights: `autoencoders` does. It is `model` of
-`vae_trainer`, and `flow_config` makes one for the autoencoder of a flow model.
+The section resolves the folder, reads its config.json, and checks the arguments. The
+module imports no torch and loads no weights: `autoencoders` does. The section is
+`model` of `vae_trainer`, and `flow_config` makes one for the autoencoder of a flow
+model.
 """
 
 from __future__ import annotations
@@ -44,15 +45,15 @@ SPADE = "_spade"
 that begin with _."""
 
 SPADE_FILE = "spade.safetensors"
-"""Its weights, beside those of the autoencoder."""
+"""The weights of SPADE, next to the weights of the autoencoder."""
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"
-"""Beside the autoencoder's files: a further run that starts from the folder continues
-it."""
+"""The discriminator, next to the autoencoder's files. A run that starts from the folder
+continues it."""
 
 SPADE_HIDDEN = 128
-"""Most channels of the layer between latents and modulation (the paper's); a narrower
-norm has its own number."""
+"""Maximum number of channels of the layer between latents and modulation, as in the
+paper; a narrower norm has as many as it has itself."""
 
 WITHOUT_NORMS = frozenset({"AutoencoderTiny"})
 """Classes whose decoder normalises nothing."""
@@ -64,7 +65,13 @@ def without_norms(class_name: str) -> str:
 
 
 class AutoencoderConfig(StrictModel):
-    """`model`: an autoencoder of diffusers."""
+    """`model`: an autoencoder of diffusers.
+
+    Example:
+        model:
+          class_name: AutoencoderKL
+          config: {block_out_channels: [64], latent_channels: 8}
+    """
 
     class_name: Literal[
         "AutoencoderKL", "AutoencoderKLQwenImage", "AutoencoderTiny"
@@ -169,7 +176,11 @@ class AutoencoderConfig(StrictModel):
 
 def latent_scale(arguments: Mapping[str, Any]) -> int:
     """Pixels along one side of a latent pixel, by the arguments of a class with its
-    name as `_class_name`."""
+    name as `_class_name`.
+
+    >>> latent_scale({"_class_name": "AutoencoderKL", "block_out_channels": [32, 64]})
+    2
+    """
     key, default = LEVELS.get(arguments.get("_class_name", ""), ("", 1))
     levels = arguments.get(key)
     pixels: int = 2 ** (
@@ -180,7 +191,11 @@ def latent_scale(arguments: Mapping[str, Any]) -> int:
 
 def latent_channels(arguments: Mapping[str, Any]) -> int:
     """Channels of the latents, by the arguments of a class with its name as
-    `_class_name`."""
+    `_class_name`.
+
+    >>> latent_channels({"_class_name": "AutoencoderKL", "latent_channels": 8})
+    8
+    """
     is_qwen = arguments.get("_class_name") == "AutoencoderKLQwenImage"
     return int(
         arguments.get("z_dim", 16) if is_qwen else arguments.get("latent_channels", 4)

@@ -1,8 +1,8 @@
 """The section of `type: flow_trainer`.
 
 The section resolves defaults by role and reports every fault of a job before anything
-is loaded. It imports no torch. `flow_process` trains with it, `plan` describes it, and
-`start` makes the first model folder from it.
+is loaded. The module imports no torch. `flow_process` trains with the section, `plan`
+describes it, and `start` makes the first model folder from it.
 """
 
 from __future__ import annotations
@@ -108,7 +108,13 @@ else:
 
 
 class TransformerConfig(StrictModel):
-    """`model.transformer`: a transformer of diffusers with random weights."""
+    """`model.transformer`: a transformer of diffusers with random weights.
+
+    Example:
+        transformer:
+          class_name: SD3Transformer2DModel
+          config: {num_layers: 4, num_attention_heads: 4, attention_head_dim: 32}
+    """
 
     class_name: ClassName = "SD3Transformer2DModel"
     """Class of diffusers."""
@@ -123,7 +129,12 @@ class TransformerConfig(StrictModel):
 
 class TextEncoderConfig(StrictModel):
     """`model.text_encoder`: a text encoder of transformers, from a folder or with
-    random weights."""
+    random weights.
+
+    Example:
+        text_encoder:
+          config: {hidden_size: 64, num_hidden_layers: 1, num_attention_heads: 4}
+    """
 
     name_or_path: PathStr = ""
     """Folder, or hub id (`owner/name`), of a BERT, DistilBERT, T5 encoder, CLIP text
@@ -164,7 +175,11 @@ class TextEncoderConfig(StrictModel):
 
 class NewAutoencoderConfig(StrictModel):
     """`model.new_vae`: an autoencoder of diffusers with random weights, which is
-    trained along."""
+    trained along.
+
+    Example:
+        new_vae: {class_name: AutoencoderKL, config: {latent_channels: 8}}
+    """
 
     class_name: AutoencoderClass = "AutoencoderKL"
     """Class of diffusers."""
@@ -179,7 +194,13 @@ class NewAutoencoderConfig(StrictModel):
 
 
 class FlowModelConfig(StrictModel):
-    """`model`: what is trained, and on which latents."""
+    """`model`: what is trained, and on which latents.
+
+    Example:
+        model:
+          vae: output/my_model/vae/vae
+          transformer: {config: {num_layers: 4}}
+    """
 
     name_or_path: PathStr = ""
     """Folder that an earlier flow_trainer wrote: every part comes from it. Empty: a
@@ -370,7 +391,13 @@ class FlowModelConfig(StrictModel):
 
 class AlongConfig(StrictModel):
     """`autoencoder`: trains the autoencoder along with the flow model, on the same
-    images."""
+    images.
+
+    Example:
+        autoencoder:
+          train: decoder
+          losses: {l1: 1, kl: 0}
+    """
 
     train: Annotated[Literal["all", "decoder"], OneOf()] = "all"
     """What of it is trained. decoder: the latents stay what they are."""
@@ -400,7 +427,12 @@ class AlongConfig(StrictModel):
 
 
 class FlowOptimizersConfig(StrictModel):
-    """`optimizers`: what differs from `train` for one of the roles."""
+    """`optimizers`: what differs from `train` for one of the roles.
+
+    Example:
+        optimizers:
+          text_encoder: {lr: 0.0001}
+    """
 
     flow: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
     """Optimizer of the transformer."""
@@ -419,7 +451,13 @@ class FlowOptimizersConfig(StrictModel):
 
 class FlowTrainerConfig(RolesSection):
     """`type: flow_trainer`: trains a flow model on the latents of an autoencoder, from
-    nothing or from its own earlier result."""
+    nothing or from its own earlier result.
+
+    Example:
+        type: flow_trainer
+        model: {vae: output/my_model/vae/vae}
+        datasets: [{folder_path: datasets/photos, resolution: 256}]
+    """
 
     process_types: ClassVar[tuple[str, ...]] = ("flow_trainer",)
 
@@ -452,7 +490,7 @@ class FlowTrainerConfig(RolesSection):
         return bool(wanted)
 
     def roles(self) -> tuple[str, ...]:
-        """What is trained."""
+        """The names of the roles that are trained."""
         along = self.autoencoder
         text = (TEXT_ENCODER,) if self.trains_text() else ()
         return (

@@ -1,8 +1,10 @@
-"""What an autoencoder is trained by: the sections `losses` and `discriminator`, their
-metrics and checks. Shared by the trainers that train one.
+"""The sections `losses` and `discriminator` of an autoencoder's training, their metrics
+and checks.
 
-The losses themselves are in `autoencoder_losses` and `perceptual`. The sections are
-fields of those in `vae_config` and `flow_config`.
+The losses themselves are in `autoencoder_losses` and `perceptual`, and the
+discriminator is in `discriminator`. The module imports no torch. The sections in
+`vae_config` and `flow_config` have these as fields, and `autoencoder_step` logs the
+metrics.
 """
 
 from __future__ import annotations
@@ -60,7 +62,11 @@ MAX_WIDENING = 8
 
 class LossesConfig(StrictModel):
     """`losses`: weights of the terms whose sum is minimised, each a mean over its
-    elements; images are in [-1, 1]. 0 switches a term off, and it is not computed."""
+    elements; images are in [-1, 1]. 0 switches a term off, and it is not computed.
+
+    Example:
+        losses: {l1: 1, mse: 0.5, kl: 0.0001, kl_warmup_steps: 5000}
+    """
 
     l1: float = Field(default=1.0, ge=0, le=1e6)
     """Mean absolute difference. 0: off."""
@@ -122,7 +128,11 @@ class LossesConfig(StrictModel):
 
 class DiscriminatorConfig(StrictModel):
     """`discriminator`: a network that learns to tell images from their reconstructions,
-    patch by patch (PatchGAN)."""
+    patch by patch (PatchGAN).
+
+    Example:
+        discriminator: {channels: 32, start_step: 10000}
+    """
 
     channels: int = Field(default=64, ge=4, le=4096)
     """Channels of the first layer; doubled by each further one, up to eight times."""
@@ -155,7 +165,11 @@ class DiscriminatorConfig(StrictModel):
 
 def patch_widths(channels: int, layers: int) -> list[int]:
     """Channels before and after each convolution of a discriminator with `layers` that
-    halve the sides and two more."""
+    halve the sides and two more.
+
+    >>> patch_widths(channels=64, layers=3)
+    [3, 64, 128, 256, 512, 1]
+    """
     return [
         3,
         *(channels * min(2**index, MAX_WIDENING) for index in range(layers + 1)),
@@ -177,7 +191,11 @@ def discriminator_params(
 
 
 def logged_losses(losses: LossesConfig, gan: DiscriminatorConfig | None) -> list[str]:
-    """Metrics of a step."""
+    """Metrics of a step.
+
+    >>> logged_losses(LossesConfig(kl=0), None)
+    ['loss_l1']
+    """
     names = [name for key, name in PIXEL_METRICS.items() if getattr(losses, key)]
     names += KL_METRICS if losses.kl else ()
     names += [LPIPS_METRIC] if losses.lpips else []
@@ -190,7 +208,7 @@ def logged_losses(losses: LossesConfig, gan: DiscriminatorConfig | None) -> list
 def too_short(
     losses: LossesConfig, gan: DiscriminatorConfig | None, steps: int
 ) -> Iterator[str]:
-    """Warnings of what a run of so many optimizer steps ends before."""
+    """Warnings about settings that take effect only after the `steps` of a run."""
     if (
         losses.kl
         and "kl_warmup_steps" in losses.model_fields_set

@@ -1,8 +1,12 @@
 """`DiffusionModel` for the model folders of `flow_trainer`.
 
 The text encoder may be trained along (`train_text_encoder`): prompts are then encoded
-as token ids, and embedded at each use by its weights of that moment, with a gradient
-where one is wanted.
+as token ids. Each use embeds them with the present weights, with a gradient where the
+step needs one. The classes of transformers are called in `transformers`; the loop and
+the losses are elsewhere.
+
+`flow_process` creates the model for a run, `memory` derives one of fake tensors, and
+`toolkit.models.loading` creates it for the tools that generate images.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens,
 E text width.
@@ -49,7 +53,9 @@ class LatentFlowModel(FolderModel):
 
     Example::
 
-        model = LatentFlowModel(ModelLoadOptions(folder, device, torch.bfloat16))
+        options = ModelLoadOptions(folder=start, device=device, dtype=torch.bfloat16)
+        model = LatentFlowModel(options)
+        latents_BCHW = model.encode_images(pixels_BCHW)
     """
 
     family: LatentFlowFamily
@@ -193,7 +199,7 @@ class LatentFlowModel(FolderModel):
         return embeds_BLE[0]
 
     def count_cut(self, prompts: Iterable[str]) -> int:
-        """How many of these prompts have more tokens than are seen."""
+        """The number of these prompts that have more than `max_tokens` tokens."""
         tokenizer = self.part("tokenizer")
         most = self.family.max_tokens
         count = 0

@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 
 
 class CacheOptions(ProcessConfig):
-    """What is done with the cache, by a job and by the command."""
+    """Keys that a job and the command share.
+
+    Example::
+
+        class CacheConfig(CacheOptions, DiffusionSection):
+            process_types: ClassVar[tuple[str, ...]] = ("cache",)
+    """
 
     skip_existing: bool = False
     """Trust existing entries instead of verifying all of them and recomputing damaged
@@ -65,6 +71,12 @@ class CacheConfig(CacheOptions, DiffusionSection):
 
     It accepts every key of `sd_trainer`; those that only concern training are checked
     but not used.
+
+    Example:
+        type: cache
+        training_folder: output
+        model: {name_or_path: Qwen/Qwen-Image-Edit-2511}
+        datasets: [{folder_path: datasets/my_char}]
     """
 
     process_types: ClassVar[tuple[str, ...]] = ("cache",)
@@ -96,7 +108,7 @@ class CacheConfig(CacheOptions, DiffusionSection):
         yield from self.check_prune(Path(self.training_folder).expanduser())
 
     def plan(self, job: JobContext) -> RunPlan:
-        """The plan: what there is to encode."""
+        """The plan: the images that are encoded."""
         from extensions.tools.cache.plan import plan_cache
 
         return plan_cache(self, job)

@@ -1,4 +1,9 @@
-"""The section of `type: grid`."""
+"""The section of `type: grid`, which is also the flags of `run.py grid`.
+
+It adds the LoRA files, strengths and seeds of a grid to `PicturesConfig` and checks
+them. It generates nothing: `process` does. The reader of jobs and of flags
+(`toolkit.config.reading`) makes it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""The section of `type: publish`."""
+"""The section of `type: publish`, which is also the flags of `run.py publish`.
+
+It checks that the folder is a run with a saved LoRA, and selects the files to publish.
+It does not contact the hub: `process` does. The reader of jobs and of flags
+(`toolkit.config.reading`) makes it.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +81,7 @@ class PublishConfig(RunToolConfig):
         return final or [file for file in files if file.kind == "step"][-1:]
 
     def command(self) -> str:
-        """What repeats this on a command line."""
+        """The command line that repeats this upload."""
         given = self.model_dump(exclude={"type", "name", "run"}, exclude_defaults=True)
         flags = []
         for key, value in given.items():

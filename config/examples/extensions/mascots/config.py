@@ -1,7 +1,8 @@
 """The section of `type: mascots`.
 
 It checks the attributes against each other and against the characters that are held
-out. It draws nothing: `process` does, with `mascot`, `drawing` and `words`.
+out. It draws nothing: `process` does, with `mascot`, `drawing` and `words`. The reader
+of jobs (`toolkit.config.reading`) makes it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from .mascot import ALL, MARKS, NAMELESS, Casting
 from .words import ALWAYS_POSSIBLE, CHANGES, HAT_RATE, can_edit
 
 RECIPE = "mascots.json"
-"""In the folder: what decided the pictures."""
+"""File in the folder with the settings that decide the pictures."""
 
 LEAST_SIDE, MOST_SIDE = 32, 1024
 """Pixels of a picture's sides."""
@@ -101,7 +102,12 @@ Names = tuple[str, ...]
 
 
 class OnlyConfig(StrictModel):
-    """`only`: values to choose from, one or a list; of what is not given, all."""
+    """`only`: values to choose from, one or a list. An attribute that is not given has
+    all of its values.
+
+    Example:
+        only: {pose: [standing, jumping], hat: [none, cap]}
+    """
 
     body: Annotated[Names, *_some_of(ALL["body"])] = ()
     """Shapes of the body."""
@@ -131,14 +137,18 @@ class OnlyConfig(StrictModel):
     """Places."""
 
     def given(self) -> dict[str, Names]:
-        """Attribute -> its values, where there are any."""
+        """Attribute -> its values, for the attributes that are given."""
         return {name: values for name in ALL if (values := getattr(self, name))}
 
 
 class CharacterConfig(StrictModel):
     """`character`: one mascot that is in all pictures. Captions call it by its trigger
     word and do not say how it looks. Bodies 'star' and 'ghost', colours 'teal' and
-    'brown', and marks are in no picture for pretraining."""
+    'brown', and marks are in no picture for pretraining.
+
+    Example:
+        character: {trigger: pipo, body: star, colour: teal, mark: stripes}
+    """
 
     example: ClassVar[str] = "{trigger: pipo, body: star, colour: teal, mark: stripes}"
 
@@ -161,7 +171,14 @@ class CharacterConfig(StrictModel):
 
 class MascotsConfig(ProcessConfig):
     """`type: mascots`: draws pictures of mascots with captions. The same settings give
-    the same files."""
+    the same files.
+
+    Example:
+        type: mascots
+        path: output/pictures
+        count: 48
+        captions: free
+    """
 
     process_types: ClassVar[tuple[str, ...]] = ("mascots",)
 
@@ -244,12 +261,12 @@ class MascotsConfig(ProcessConfig):
         return Path(self.path).expanduser().resolve()
 
     def casting(self) -> Casting:
-        """What may be drawn."""
+        """The mascots that may be drawn."""
         fixed = self.character.model_dump() if self.character else {}
         return Casting(self.mascots, self.only.given(), fixed, self.jitter)
 
     def recipe(self) -> dict[str, Any]:
-        """All that decides the pictures, as plain data."""
+        """The settings that decide the pictures, as plain data."""
         left_out = {
             "type",
             "name",
@@ -329,7 +346,7 @@ class MascotsConfig(ProcessConfig):
             yield Diagnostic(("only",), message)
 
     def plan(self, job: JobContext) -> RunPlan:
-        """How many pictures of what."""
+        """The number of pictures of each kind."""
         parts = {
             "pictures": self.count,
             "edits": self.edits,
