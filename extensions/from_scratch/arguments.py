@@ -51,8 +51,8 @@ LEAST_VOCABULARY = 259
 special ones."""
 
 MOST_LAYERS = 200
-"""Layers of a network, or of one of its levels: three times those of the largest
-published ones."""
+"""Maximum number of layers of a network, or of one of its levels: three times the
+number in the largest published ones."""
 
 BOUNDS: tuple[tuple[str, float, float], ...] = (
     (r"dual_attention_layers", 0, MOST_LAYERS),

@@ -53,7 +53,7 @@ continues it."""
 
 SPADE_HIDDEN = 128
 """Maximum number of channels of the layer between latents and modulation, as in the
-paper; a narrower norm has as many as it has itself."""
+paper. A norm with fewer channels has its own number."""
 
 WITHOUT_NORMS = frozenset({"AutoencoderTiny"})
 """Classes whose decoder normalises nothing."""
@@ -81,15 +81,15 @@ class AutoencoderConfig(StrictModel):
 
     config: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the class, such as block_out_channels, down_block_types and
-    latent_channels of an AutoencoderKL. What is not given has the value of
+    latent_channels of an AutoencoderKL. Other arguments have the values of
     diffusers."""
 
     name_or_path: PathStr = ""
     """Folder of an autoencoder, or of a pipeline with one in `vae/`, to start from.
-    Empty: random weights. A discriminator that a run saved there is continued too."""
+    Empty: random weights. A discriminator that a run saved in it is continued too."""
 
     train: Annotated[Literal["all", "decoder"], OneOf()] = "all"
-    """What is trained. decoder: the latents stay what they are, so that a flow model of
+    """The part that is trained. decoder: the latents do not change, so a flow model of
     them stays valid."""
 
     initial_logvar: float = Field(default=-4.0, ge=-30, le=20)
@@ -97,16 +97,17 @@ class AutoencoderConfig(StrictModel):
     mean in noise for some hundred steps."""
 
     spade: bool | None = None
-    """SPADE: the latent scales and shifts what the decoder normalises, place by place.
-    true: a decoder without it gets it, unchanged at first. false: that of the folder is
-    dropped. Not given: as the folder has it; none where there is no folder. Its weights
-    stand in spade.safetensors, which only this program reads."""
+    """SPADE: the latents scale and shift the normalised features of the decoder, at
+    each position. true: a decoder without SPADE gets it; at first it changes nothing.
+    false: the SPADE of the folder is dropped. Not given: as the folder has it, and
+    without a folder none. Its weights are in spade.safetensors, which only this program
+    reads."""
 
     on_resume: ClassVar = {ALL_OTHERS: "impossible", "name_or_path": "place"}
 
     def check(self, job: JobContext) -> Iterator[Diagnostic]:
-        """A folder that is missing or holds no autoencoder, and keys that it makes
-        meaningless."""
+        """A folder that is missing or is not an autoencoder's, and keys that have no
+        effect with a folder."""
         if not self.name_or_path:
             yield from self._check_spade(self.class_name)
             return

@@ -114,8 +114,8 @@ class AutoencoderStep(TrainStep[PixelBatch]):
 
     def backward(self, batch: PixelBatch, backward: Backward) -> StepLosses:
         """One pass for the autoencoder, then one for the discriminator, which sees the
-        reconstructions detached. The gradient of each reaches the weights of its own
-        role only."""
+        reconstructions detached. Each gradient reaches only the weights of its own
+        role."""
         step = backward.step
         of_vae, real_B3HW, fake_B3HW = self._autoencoder_losses(batch, step)
         backward(of_vae.by_role)

@@ -82,8 +82,8 @@ class Autoencoder:
         """Corrects random weights whose initial variance does not fit images."""
 
     def logvar_bias(self) -> Tensor | None:
-        """The part of a bias that is added to the log variance; None where there is
-        none."""
+        """The part of a bias that is added to the log variance; None for a class
+        without a log variance."""
         return None
 
     def encoder_parameters(self) -> Iterable[str]:
@@ -101,8 +101,8 @@ class Autoencoder:
         return weight
 
     def normalisation(self, mean_C: Tensor, std_C: Tensor) -> dict[str, Any]:
-        """The entries of config.json by which latents of this mean and standard
-        deviation become (0, 1): one factor and one shift for all channels, (z -
+        """The entries of config.json that normalise latents of this mean and standard
+        deviation to (0, 1): one factor and one shift for all channels, (z -
         shift_factor) * scaling_factor."""
         mean = mean_C.mean()
         variance = (std_C.square() + (mean_C - mean).square()).mean()
@@ -124,8 +124,8 @@ class Autoencoder:
         return self
 
     def set_scale(self, scale: Mapping[str, Any]) -> None:
-        """From here on latents are normalised by these entries of config.json
-        (`normalisation`)."""
+        """Sets these entries of config.json (`normalisation`), which normalise latents
+        from now on."""
         self.module.register_to_config(**scale)
 
     def normalised(self, latents_BCHW: Tensor) -> Tensor:

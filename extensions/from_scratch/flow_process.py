@@ -262,8 +262,8 @@ class FlowTrainerProcess(RolesTrainer):
                 )
         self.encode_images()
 
-    # ------------------------------------------------------------ what is trained, and
-    # the callbacks
+    # ------------------------------------------------------------ trained roles and
+    # callbacks
 
     def attach(self) -> None:
         section = self.section

@@ -212,7 +212,7 @@ def scale_by(autoencoder: Autoencoder, pictures: Iterable[Picture]) -> dict[str,
 
 class JointStep(TrainStep[JointBatch]):
     """The passes of the autoencoder (and its discriminator), then the pass of the flow
-    model. The gradient of each reaches the weights of its own roles only.
+    model. Each gradient reaches only the weights of its own roles.
 
     Example::
 

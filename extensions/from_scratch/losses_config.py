@@ -57,7 +57,8 @@ VGG_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512,
 block ends where the next one halves the sides."""
 
 MAX_WIDENING = 8
-"""The widest layer of a discriminator has so many times the channels of the first."""
+"""Channels of the widest layer of a discriminator, as a multiple of the first
+layer's."""
 
 
 class LossesConfig(StrictModel):
@@ -72,8 +73,8 @@ class LossesConfig(StrictModel):
     """Mean absolute difference. 0: off."""
 
     reconstruction: float = Field(default=0.0, ge=0, le=1e6)
-    """Mean absolute difference of the blurred images, and half of that of what the blur
-    takes away, as in FluxFlow's training guide. 0: off."""
+    """Mean absolute difference of the blurred images, plus half the mean absolute
+    difference of the rest, as in FluxFlow's training guide. 0: off."""
 
     mse: float = Field(default=0.0, ge=0, le=1e6)
     """Mean squared difference. 0: off."""
@@ -122,8 +123,8 @@ class LossesConfig(StrictModel):
     safetensors."""
 
     adversarial: float = Field(default=0.5, ge=0, le=1e6)
-    """How much the discriminator's judgement counts. With the section `discriminator`
-    only. 0: off."""
+    """Weight of the discriminator's judgement. It requires the section `discriminator`.
+    0: off."""
 
 
 class DiscriminatorConfig(StrictModel):
@@ -142,13 +143,15 @@ class DiscriminatorConfig(StrictModel):
     pixels."""
 
     start_step: int = Field(default=0, ge=0, le=MAX_STEPS)
-    """Optimizer steps before it trains and counts. 0: from the start."""
+    """Optimizer steps before it is trained and its judgement is used. 0: from the
+    start."""
 
     r1_gamma: float = Field(default=5.0, ge=0, le=1e6)
     """Half of it is the weight of the squared gradient at real images (R1). 0: off."""
 
     r1_interval: int = Field(default=16, ge=1, le=MAX_STEPS)
-    """Optimizer steps between two penalties, each of which counts as many times."""
+    """Optimizer steps between two penalties. Each penalty is multiplied by this
+    number."""
 
     instance_noise: float = Field(default=0.01, ge=0, le=10)
     """Standard deviation of noise that is added to all it sees. 0: none."""
@@ -157,10 +160,10 @@ class DiscriminatorConfig(StrictModel):
     """Factor on the noise per optimizer step. 1: it stays."""
 
     adaptive_weight: bool = True
-    """Scale `losses.adversarial` so that its gradient at the decoder's last layer is as
-    large as that of all other terms (VQGAN). It is that of each micro-batch, so more
-    ranks or `gradient_accumulation` change it a little. Of a fixed weight the best
-    value differs from job to job."""
+    """Scale `losses.adversarial` to make its gradient at the decoder's last layer as
+    large as the gradient of all other terms (VQGAN). The scale is computed for each
+    micro-batch, so more ranks or `gradient_accumulation` change it a little. The best
+    fixed weight differs from job to job."""
 
 
 def patch_widths(channels: int, layers: int) -> list[int]:

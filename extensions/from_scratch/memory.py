@@ -176,7 +176,7 @@ class _VaeStep:
         step.backward(self.pixels(), _Passes(self.trained))
 
     def autoencoder_step(self) -> AutoencoderStep:
-        """The part of the autoencoder, whose parameters are trained from here on."""
+        """The step of the autoencoder. Its parameters are trained from now on."""
         assert self.along
         self.trained[VAE] = list(
             trained_parameters(self.autoencoder, self.along.model.train).values()
@@ -253,7 +253,7 @@ class _FlowStep(_VaeStep):
         return networks
 
     def encoding(self, on_gpu: bool) -> int:
-        """Bytes of a pass that encodes one image, beside the text encoder."""
+        """Bytes of a pass that encodes one image, including the text encoder."""
         modules: Modules = {VAE: self.autoencoder.module} | (
             {TEXT_ENCODER: self.encoder} if self.encoder else {}
         )

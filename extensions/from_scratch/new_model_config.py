@@ -42,8 +42,8 @@ class ModelFolderConfig(ProcessConfig):
     """Seed of the random weights; 0 is a valid seed."""
 
     overwrite: bool = False
-    """Replace what this program wrote there. Off: a complete model with the same
-    settings is kept."""
+    """Replace the files that this program wrote in the folder. Off: a complete model
+    with the same settings is kept."""
 
     def folder(self) -> Path:
         """`path` as an absolute path."""
@@ -54,7 +54,7 @@ class ModelFolderConfig(ProcessConfig):
         return frozenset({self.folder()})
 
     def outputs_exist(self, job: JobContext) -> bool:
-        """A folder is there only when it is complete."""
+        """Whether the folder is complete: it exists only then."""
         return (self.folder() / INDEX).is_file()
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
@@ -85,13 +85,13 @@ class NewModelConfig(ModelFolderConfig):
     from; and the autoencoder, without `vae`. Large files are linked, not copied."""
 
     vae: PathStr = ""
-    """Folder of another autoencoder, such as that of a `vae_trainer`. Empty: that of
-    `base`."""
+    """Folder of another autoencoder, such as one of a `vae_trainer`. Empty: the
+    autoencoder of `base`."""
 
     transformer: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the transformer's class in diffusers, such as num_layers,
     num_attention_heads and attention_head_dim. Those that fit it to the autoencoder and
-    the text encoder are filled in; what else is left out has the value of the published
+    the text encoder are filled in; other arguments have the values of the published
     model."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:

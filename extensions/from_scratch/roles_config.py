@@ -66,7 +66,7 @@ class AutoencoderTraining:
     losses: LossesConfig
     discriminator: DiscriminatorConfig | None
     place: str = ""
-    """Key of the section that holds both, for messages, with a dot at its end."""
+    """Key of the section with both, for messages, with a dot at its end."""
 
 
 class RolesSection(ImageTrainingSection, TrainerConfig):
@@ -126,7 +126,8 @@ class RolesSection(ImageTrainingSection, TrainerConfig):
         return optimizer
 
     def role_optimizer(self, role: str) -> RoleOptimizerConfig:
-        """The optimizer of a role: what its entry does not give comes from `train`."""
+        """The optimizer of a role. Settings that its entry does not give come from
+        `train`."""
         optimizer = self.own_optimizer(role)
         shared = {}
         for name in OptimizerConfig.model_fields:

@@ -76,7 +76,7 @@ class TrainedVae:
         )
 
     def copied(self, run: Run, dtype: str) -> dict[str, dict[str, Tensor]]:
-        """Role -> weights on the CPU: of the autoencoder the EMA where there is one."""
+        """Role -> weights on the CPU; for the autoencoder the EMA where it exists."""
         with run.roles[VAE].using_eval_weights():
             copies = {VAE: to_cpu_copies(self.autoencoder.module.state_dict(), dtype)}
         if self.adversary:

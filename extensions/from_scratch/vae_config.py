@@ -37,9 +37,9 @@ from toolkit.data.scan.validation_split import split_validation
 
 
 class OptimizersConfig(StrictModel):
-    """`optimizers`: what differs from `train` for one of the roles. The discriminator's
-    betas are (0, 0.9) and amsgrad is on where its optimizer is an AdamW and they are
-    not given.
+    """`optimizers`: settings of single roles that differ from `train`. The
+    discriminator's betas are (0, 0.9) and amsgrad is on where its optimizer is an AdamW
+    and they are not given.
 
     Example:
         optimizers:
@@ -54,7 +54,7 @@ class OptimizersConfig(StrictModel):
 
 
 class ReconstructionsConfig(SampleIntervalConfig):
-    """`sample`: images beside their reconstructions, with PSNR and SSIM.
+    """`sample`: images next to their reconstructions, with PSNR and SSIM.
 
     Example:
         sample: {sample_every: 1000, count: 8}
@@ -87,7 +87,7 @@ class VaeTrainerConfig(RolesSection):
     """The autoencoder."""
 
     losses: LossesConfig = Field(default_factory=LossesConfig)
-    """What is minimised."""
+    """The losses that are minimised."""
 
     discriminator: DiscriminatorConfig | None = None
     """Adversarial training; none without this section."""

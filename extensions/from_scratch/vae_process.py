@@ -186,7 +186,7 @@ class VaeTrainerProcess(RolesTrainer):
     def _draw(
         self, autoencoder: Autoencoder, pictures: Sequence[Picture], index: int
     ) -> Image.Image:
-        """The image at its size beside its reconstruction."""
+        """The image at its size, next to its reconstruction."""
         original, output = self._reconstruct(autoencoder, pictures[index])
         logger.info(
             f"{pictures[index].name}: PSNR {psnr(output, original):.2f} dB, SSIM {ssim(output, original):.4f}"

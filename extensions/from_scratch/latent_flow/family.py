@@ -115,8 +115,8 @@ it."""
 
 
 class LatentFlowFamily(ModelFamily):
-    """See `ModelFamily`. Without a folder the facts are those of an AutoencoderKL of
-    Stable Diffusion 3.
+    """See `ModelFamily`. Without a folder the facts are for an AutoencoderKL of Stable
+    Diffusion 3.
 
     Example::
 
@@ -130,7 +130,7 @@ class LatentFlowFamily(ModelFamily):
     title = "latent flow model"
     pipelines = (PIPELINE,)
     modelspec = ("Latent-Flow", "https://github.com/huggingface/diffusers")
-    empty_negative = ""  # what a dropped caption is trained as
+    empty_negative = ""  # a dropped caption is trained as this
     text_sees_references = False
     encoder_parts: Mapping[str, tuple[str, ...]] = {
         "vae": ("vae",),

@@ -112,8 +112,8 @@ class LatentFlowModel(FolderModel):
         return module
 
     def train_text_encoder(self) -> None:
-        """From here on prompts are token ids, and `text_encoder` is in `weights_dtype`
-        and stays."""
+        """Switches to a trained text encoder: prompts are token ids from now on, and
+        `text_encoder` is in `weights_dtype` and stays loaded."""
         self._trains_text = True
         self._parts.pop("text_encoder", None)
 
@@ -124,8 +124,9 @@ class LatentFlowModel(FolderModel):
         return encoder
 
     def train_autoencoder(self, spade: bool | None, seed: int) -> None:
-        """From here on the autoencoder is in float32 and stays. spade: added or left
-        out; None: as it is. seed: of what is added."""
+        """Switches to a trained autoencoder, which is in float32 and stays loaded.
+        spade: whether it has SPADE; None: as in the folder. seed: of the weights of an
+        added SPADE."""
         self._trained_vae = spade, seed
         self._parts.pop("vae", None)
 

@@ -83,8 +83,8 @@ def new_transformer(
 def write_transformer(
     folder: Path, class_name: str, arguments: Mapping[str, Any], seed: int
 ) -> None:
-    """Writes `transformer/` with random weights of this seed, beside `vae/` and
-    `text_encoder/`."""
+    """Writes `transformer/` with random weights of this seed, which fit `vae/` and
+    `text_encoder/` in the folder."""
     with global_generator(seed, "transformer"):
         module: Any = new_transformer(folder, arguments, class_name)
     part = folder / "transformer"

@@ -60,7 +60,7 @@ class LatentFlowPipeline(DiffusionPipeline):
         }
         self.register_modules(**parts, scheduler=scheduler)
         self.register_to_config(prediction=prediction, max_tokens=max_tokens)
-        # the transformer takes what its final norm takes
+        # the transformer takes the input of the final norm
         if text_encoder.config.model_type == "qwen3":
             text_encoder.norm.register_forward_hook(lambda _, inputs, __: inputs[0])
         if vae.config.get("spade"):

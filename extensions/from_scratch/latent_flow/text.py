@@ -81,7 +81,7 @@ def load_text_encoder(part: Path, dtype: torch.dtype) -> TextEncoder:
     """The text encoder in a folder, frozen, on the CPU. Weights of a head that it does
     not use are left out.
 
-    Raises RunError when its weights are not those of its config, or not finite.
+    Raises RunError when its weights do not fit its config, or are not finite.
     """
     kind = text_encoder_kind(part)
     with reading(part):

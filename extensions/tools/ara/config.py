@@ -54,11 +54,12 @@ class AraConfig(FileToolConfig):
     """Size of the images of `calibrate`, in pixels."""
 
     measure: bool = True
-    """Compare an image of the unquantized model with those of the quantized one,
+    """Compare an image of the unquantized model with images of the quantized one,
     without and with the adapter. This loads the unquantized model."""
 
     dtype: Dtype = "bfloat16"
-    """Dtype of the computation: that of the training the adapter is for."""
+    """Dtype of the computation: the dtype of the training that will use the
+    adapter."""
 
     device: Device = "auto"
     """Device: auto, cuda, cuda:N, mps or cpu."""

@@ -1,7 +1,7 @@
 """The section of `type: cache`, and the flags of `run.py cache JOB`.
 
 The command names a job file, and the process type is part of a job. Both check
-what `prune` may delete. `process` runs with either one.
+that no run reads the entries that `prune` deletes. `process` runs with either one.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class CacheOptions(ProcessConfig):
     """Only count what `prune` would delete."""
 
     def check_prune(self, folder: Path) -> Iterable[Diagnostic]:
-        """A run that may read what would be deleted."""
+        """A run that may read entries that would be deleted."""
         if not self.prune or self.keep:
             return
         for run in list_runs(folder):
@@ -96,14 +96,14 @@ class CacheConfig(CacheOptions, DiffusionSection):
         return entries
 
     def outputs_exist(self, job: JobContext) -> bool:
-        """Whether the cache folder exists; training encodes what is missing in it."""
+        """Whether the cache folder exists; training encodes missing entries."""
         return (
             not self.prune
             and (Path(self.training_folder).expanduser() / CACHE_FOLDER).is_dir()
         )
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """A run that may read what would be deleted."""
+        """A run that may read entries that would be deleted."""
         yield from super().check(job)
         yield from self.check_prune(Path(self.training_folder).expanduser())
 

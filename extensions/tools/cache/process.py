@@ -66,7 +66,7 @@ class CacheProcess(BaseExtensionProcess):
             keys = used.setdefault(folder, defaultdict(set))
             for kind, key in self._encode(section, folder):
                 keys[kind].add(key)
-            if section.model.keeps_quantized():  # its files are here now
+            if section.model.keeps_quantized():  # its files exist now
                 dtype = DTYPES[section.weights_dtype()]
                 device = pick_device(section.device, quiet=True)
                 keys[MODELS].add(kept_name(section.model, dtype, device.type))

@@ -47,7 +47,7 @@ class GridConfig(PicturesConfig):
     saved_weights: ClassVar[tuple[str, ...]] = ("lora", "also")
 
     lora: PathOrList
-    """LoRA files, such as those of a run. The first column is the base model alone,
+    """LoRA files, such as the files of a run. The first column is the base model alone,
     then one column per file, in this order. FILE:STRENGTH sets the strength of one
     file."""
 

@@ -2,7 +2,7 @@
 are in grid.html.j2, .css and .js.
 
 It generates no image. The process of the grid calls `grid_page` before the first image
-and after each one, so that the page can be opened at any time.
+and after each one, so the page can be opened at any time.
 """
 
 from __future__ import annotations

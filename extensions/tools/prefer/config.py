@@ -58,7 +58,7 @@ class PreferConfig(PicturesConfig):
 
     output: PathStr = ""
     """Folder of the images and of the votes on them. Empty: `datasets/<name of the
-    source>_votes`. What exists in it is kept: further prompts are added."""
+    source>_votes`. Existing images are kept, and new prompts are added."""
 
     def folder(self) -> Path:
         """`output` as a path."""

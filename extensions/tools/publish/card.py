@@ -194,7 +194,7 @@ def _makes_edits(section: DiffusionSection, family: ModelFamily) -> bool:
 
 
 def section_of(run: RunInfo) -> DiffusionSection | None:
-    """The section of the run; None where it is not there or is not read any more."""
+    """The section of the run; None where it is missing or cannot be read any more."""
     if run.config is None:
         return None
     try:
@@ -207,7 +207,7 @@ def section_of(run: RunInfo) -> DiffusionSection | None:
 
 
 def settings(section: DiffusionSection, run: RunInfo) -> Iterator[tuple[str, object]]:
-    """What the card says of the training: names and numbers."""
+    """Names and values of the training in the card."""
     network = section.network
     train = section.train
     yield (

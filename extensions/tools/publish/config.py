@@ -46,8 +46,8 @@ class PublishConfig(RunToolConfig):
     public one is refused."""
 
     files: Literal["final", "all"] = "final"
-    """final: the final LoRA file, or the last one that was saved. all: also those of
-    the steps and the best one."""
+    """final: the final LoRA file, or the last one that was saved. all: also the
+    files of the steps and the best one."""
 
     samples: int = Field(default=6, ge=0, le=100)
     """Maximum number of samples, of the last step. 0: none."""
@@ -59,7 +59,7 @@ class PublishConfig(RunToolConfig):
 
     licence: str = ""
     """Licence in the model card, as an identifier of the hub (`apache-2.0`). Empty:
-    that of the base model's card."""
+    the licence in the base model's card."""
 
     attempts: int = Field(default=5, ge=1, le=100)
     """Attempts if the hub cannot be reached, with pauses of 2, 4, 8, ... seconds, at

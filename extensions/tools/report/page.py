@@ -149,7 +149,9 @@ def _result(run: RunInfo) -> tuple[str, list[str]]:
         return "", []
     try:
         section = training_section(run, check_files=False)
-    except UserError:  # another trainer, or a job that is not read any more: the file is there all the same
+    except (
+        UserError
+    ):  # another trainer, or a job that is not read any more: the file exists anyway
         section = None
     lines = []
     for line in next_commands(run.folder, run.name, section):

@@ -116,7 +116,7 @@ class OnlyConfig(StrictModel):
     """Colours of the body."""
 
     mark: Annotated[Names, *_some_of(ALL["mark"])] = ()
-    """What is on the belly."""
+    """Marks on the belly."""
 
     eyes: Annotated[Names, *_some_of(ALL["eyes"])] = ()
     """Eyes, and the mouth that belongs to them."""
@@ -128,7 +128,7 @@ class OnlyConfig(StrictModel):
     """Colours of hats."""
 
     held: Annotated[Names, *_some_of(ALL["held"])] = ()
-    """What is in the hand."""
+    """Objects in the hand."""
 
     pose: Annotated[Names, *_some_of(ALL["pose"])] = ()
     """Poses."""
@@ -163,7 +163,7 @@ class CharacterConfig(StrictModel):
     """Colour of its body."""
 
     mark: Annotated[str, *_one_of(ALL["mark"])] = MARKS[0]
-    """What is on its belly."""
+    """Mark on its belly."""
 
     eyes: Annotated[str, *_one_of(ALL["eyes"])] = "big eyes"
     """Its eyes."""
@@ -194,9 +194,9 @@ class MascotsConfig(ProcessConfig):
     instruction. 0: none."""
 
     changes: Annotated[Names, *_some_of(CHANGES)] = tuple(CHANGES)
-    """What edits may change: hat, held, pose, place, eyes and colour, all by default.
-    One of held, pose, place and eyes must be among them, as not every mascot can have
-    another hat or colour."""
+    """Attributes that edits may change: hat, held, pose, place, eyes and colour, all by
+    default. One of held, pose, place and eyes must be among them, as not every mascot
+    can have another hat or colour."""
 
     edits_of_two: int = Field(default=0, ge=0, le=1_000_000)
     """Two mascots, and both of them in one picture, or the first with the hat of the
@@ -207,8 +207,8 @@ class MascotsConfig(ProcessConfig):
     where it can be another one; in the others both are side by side. 0 to 1."""
 
     instruction: str = ""
-    """Caption of all pairs, such as a word that the edit is to be called by. Empty:
-    what changes, in words."""
+    """Caption of all pairs, such as a word that names the edit. Empty: a description of
+    the change."""
 
     scribbles: int = Field(default=0, ge=0, le=1_000_000)
     """Pictures of any shapes in any colours, without captions: for autoencoders that
@@ -220,8 +220,8 @@ class MascotsConfig(ProcessConfig):
 
     crop: int = Field(default=0, ge=0, le=MOST_SIDE)
     """Keep a square of this side, in pixels, from a random place of each picture and
-    scribble: to train an autoencoder on details. Captions stay those of the whole. 0:
-    whole pictures."""
+    scribble: to train an autoencoder on details. Captions describe the whole picture.
+    0: whole pictures."""
 
     mascots: Annotated[
         Literal["pretraining", "held_out", "reserved", "any", "random", "patterned"],
@@ -253,8 +253,8 @@ class MascotsConfig(ProcessConfig):
     """Decides all pictures; 0 is a valid seed."""
 
     overwrite: bool = False
-    """Replace what this program wrote there. Off: complete pictures of the same
-    settings are kept."""
+    """Replace the files that this program wrote in the folder. Off: complete pictures
+    of the same settings are kept."""
 
     def folder(self) -> Path:
         """`path` as an absolute path."""
@@ -285,7 +285,7 @@ class MascotsConfig(ProcessConfig):
         return frozenset({self.folder()})
 
     def outputs_exist(self, job: JobContext) -> bool:
-        """A folder is there only when it is complete."""
+        """Whether the folder is complete: it exists only then."""
         return (self.folder() / RECIPE).is_file()
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:

@@ -192,7 +192,7 @@ the attribute has only one possible value."""
 
 
 ALWAYS_POSSIBLE = ("held", "pose", "place", "eyes")
-"""Changes that fit every mascot, where there are two values."""
+"""Attributes that can be changed in every mascot, where they have two values."""
 
 
 def can_edit(casting: Casting, changes: Collection[str] = CHANGES) -> bool:
