@@ -1,5 +1,9 @@
 """`type: example`: counts the images of each folder. It is the template to copy;
-README.md explains how."""
+README.md explains how.
+
+This module only names the classes: `config` has the section of the job, `process` the
+work. Both are imported when a job needs them. `toolkit.extension` finds the extension.
+"""
 
 from toolkit.extension import Extension
 

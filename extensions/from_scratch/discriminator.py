@@ -5,8 +5,8 @@ Source: Isola et al., arXiv 1611.07004, section 3.2.2 (patches); Miyato et al., 
 1802.05957 (spectral norm).
 
 It has no loss and no optimizer: `autoencoder_step` computes the losses, and `trainer`
-makes the network and its role. `autoencoders` writes its weights next to those of the
-autoencoder.
+makes the network and its role. `autoencoders` writes its weights next to the
+autoencoder's.
 
 Shape suffixes: B batch, H/W height and width in pixels, N patches."""
 

@@ -224,7 +224,7 @@ COMPARE_IMAGES = ("l1", "reconstruction", "mse", "lpips")
 
 class LossBalance(Callback):
     """Logs one warning per start, at the first step at which one term of an
-    autoencoder's loss is more than `TIMES` all others together. The terms of
+    autoencoder's loss is larger than `TIMES` times the sum of all others. The terms of
     `COMPARE_IMAGES` may be larger.
 
     Example::

@@ -6,7 +6,7 @@ step needs one. The classes of transformers are called in `transformers`; the lo
 the losses are elsewhere.
 
 `flow_process` creates the model for a run, `memory` derives one of fake tensors, and
-`toolkit.models.loading` creates it for the tools that generate images.
+`toolkit.models.families` creates it for the tools that generate images.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens,
 E text width.

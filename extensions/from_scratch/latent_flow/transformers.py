@@ -2,9 +2,9 @@
 their forward passes. A function of this program runs each block, so memory can be
 managed around it (`DiffusionModel.wrap_blocks`).
 
-The results are equal to those of diffusers' own classes, whose modules do the work. No
-weights are loaded here. `family.TRANSFORMERS` names the adapters; `model`, `new` and
-`memory` load them by the class of the transformer.
+The results are equal to the results of diffusers' own classes, whose modules do the
+work. No weights are loaded here. `family.TRANSFORMERS` names the adapters; `model`,
+`new` and `memory` load them by the class of the transformer.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width, S image tokens,
 D model width, L text tokens, E text width.
