@@ -1,10 +1,10 @@
-"""What FluxFlow's training guide names, written beside our files into the folder of the
-job: weights as one file, metrics, samples, and the place and rates of the training as
-JSON.
+"""Writes the files that FluxFlow's training guide names into the folder of the job: the
+weights as one file, metrics, samples, and the position and rates of the training as
+JSON. The run's own files are written as well.
 
 The files are for tools that read the results of FluxFlow. A run does not resume from
-them. `toolkit.registry` names the callback; it runs where `save.fluxflow_files` is not
-`none`.
+them. `toolkit.registry` names the callback. The trainers of `extensions.from_scratch`
+add it where `save.fluxflow_files` is not `none`.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from toolkit.train.run import Callback, Run
 
 STATE = "training_state.json"
 _WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
-"""Beginnings of the names of a part's main file; others get theirs before their
-tensors' names."""
+"""Beginnings of the names of a part's main file. The tensors of another file get its
+name as a prefix."""
 
 
 class FluxflowFiles(Callback):
-    """Comes before the other callbacks.
+    """Writes FluxFlow's files while a run trains and saves. It comes before the other
+    callbacks.
 
     Example::
 
-        callback = FluxflowFiles("step")  # the value of `save.fluxflow_files`
-        callback.on_start(run)
+        callbacks = [FluxflowFiles(section.save.fluxflow_files), *callbacks]
     """
 
     hears = ("save", "sample")
@@ -95,7 +95,7 @@ class FluxflowFiles(Callback):
         append_json_line(self._file, line)
 
     def event(self, event: str, **details: Any) -> None:
-        """Hears of a save, once its files are there, and of samples."""
+        """Handles a save, whose files are complete, and new samples."""
         if event == "sample":
             self._link_samples(details["step"], details["epoch"], details["files"])
         elif event == "save":
@@ -112,8 +112,8 @@ class FluxflowFiles(Callback):
             self._file.close()
 
     def _name_metrics(self) -> None:
-        """The file of a single step has a second name; where that is a copy, it is up
-        to date at the end."""
+        """Gives the file of a single step a second name. Where the second file is a
+        copy, it is up to date at the end."""
         if self.place == "only":
             path = Path(self._file.name)
             link(path, path.with_name("training_metrics.jsonl"), durable=False)
@@ -167,15 +167,21 @@ class FluxflowFiles(Callback):
 
 
 def batch_of(run: Run, step: int, epoch: int) -> int:
-    """Batches of the epoch that are done after an optimizer step; of all, where an
-    epoch's length is not known."""
+    """Batches of the epoch that are complete after an optimizer step; batches of the
+    whole run where an epoch's length is not known."""
     return step * run.grad_accum_steps - epoch * run.batches_per_epoch
 
 
 def prefix_of(file: Path) -> str:
-    """What stands before the names of the tensors of a file in a model's folder: its
-    part, and its own name unless it is the part's main file. file: relative to the
-    folder; in an autoencoder's own folder the main part is `vae`."""
+    """The prefix of the tensors of a file in a model's folder: its part, and its own
+    name unless it is the part's main file. file: relative to the folder; in an
+    autoencoder's own folder the main part is `vae`.
+
+    >>> prefix_of(Path("transformer/diffusion_pytorch_model.safetensors"))
+    'transformer.'
+    >>> prefix_of(Path("vae/spade.safetensors"))
+    'vae.spade.'
+    """
     part = file.parts[0] if len(file.parts) > 1 else ""
     if file.stem.startswith(_WEIGHTS):
         return f"{part or 'vae'}."

@@ -1,5 +1,9 @@
-"""The keys of `type: example`. Imports no torch: checking a job and --dry-run use only
-this file."""
+"""The section of `type: example`.
+
+It checks the keys and counts nothing: `process` does. It imports no torch, because
+checking a job and --dry-run use only this file. The reader of jobs
+(`toolkit.config.reading`) makes the section.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,13 @@ from toolkit.config.reading.process import Diagnostic, JobContext, ProcessConfig
 
 class ExampleConfig(ProcessConfig):
     """`type: example`: counts the images of each folder and writes the numbers to a
-    file."""
+    file.
+
+    Example:
+        type: example
+        folder_path: datasets/my_images
+        output: output/counts.json
+    """
 
     folder_path: str
     """Folder whose images are counted, those in its subfolders too."""

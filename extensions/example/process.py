@@ -1,4 +1,8 @@
-"""What `type: example` does when a job runs."""
+"""The process of `type: example`: counts images when a job runs.
+
+It opens no image and loads no model. The section in `config` is already checked. The
+runner of jobs creates the process and calls `run`.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,8 @@ class ExampleProcess(BaseExtensionProcess):
 
 
 def count_images(root: Path, suffixes: tuple[str, ...]) -> dict[str, int]:
-    """Images by folder, relative to `root` (which is "."), in alphabetical order."""
+    """Folder, relative to `root` (which is "."), -> its number of images, in
+    alphabetical order."""
     files = []
     for path in root.rglob("*"):
         if path.suffix.lower() in suffixes and path.is_file():

@@ -1,6 +1,6 @@
-"""Arguments that a job gives freely to a class of diffusers or transformers, held
-against what the class takes. The class is read from its source, not imported: a dry run
-needs neither torch nor the library.
+"""Compares the arguments that a job gives to a class of diffusers or transformers with
+the parameters of the class. The class is read from its source, not imported, so a dry
+run needs neither torch nor the library.
 
 It checks names, types, and ranges, and the arguments that depend on each other. It does
 not make a network. The sections call it: `flow_config`, `vae_config` and
@@ -51,8 +51,8 @@ LEAST_VOCABULARY = 259
 special ones."""
 
 MOST_LAYERS = 200
-"""Layers of a network, or of one of its levels: three times those of the largest
-published ones."""
+"""Maximum number of layers of a network, or of one of its levels: three times the
+number in the largest published ones."""
 
 BOUNDS: tuple[tuple[str, float, float], ...] = (
     (r"dual_attention_layers", 0, MOST_LAYERS),
@@ -67,8 +67,8 @@ BOUNDS: tuple[tuple[str, float, float], ...] = (
     (r"shift|mean", -1e30, 1e30),
     (r"", 1, 2**20),
 )
-"""Pattern of an argument -> the least and the greatest number in it; the first that
-matches counts."""
+"""Pattern of an argument -> its smallest and largest number; the first pattern that
+matches is used."""
 
 FIXED: dict[str, dict[str, Any]] = {
     "AutoencoderKL": {"in_channels": 3, "out_channels": 3},
@@ -83,8 +83,7 @@ FIXED: dict[str, dict[str, Any]] = {
     "BertConfig": {"add_cross_attention": False},
 }
 """Class -> arguments with one possible value: images have three channels, a level
-halves or doubles the sides, and what else a forward pass would have to be given is not
-here."""
+halves or doubles the sides, and a forward pass has no further inputs."""
 
 FITTED = (
     "in_channels",
@@ -113,13 +112,13 @@ AS_MANY = {
     "num_decoder_blocks": ("decoder_block_out_channels", 0),
     "temperal_downsample": ("dim_mult", -1),
 }
-"""Argument -> the one that says how many entries it has, and what is added to that."""
+"""Argument -> the argument that has as many entries, and the difference in number."""
 
 MULTIPLES = {
     "block_out_channels": "norm_num_groups",
     "hidden_size": "num_attention_heads",
 }
-"""Argument -> the one of which it is a multiple."""
+"""Argument -> the argument that divides it."""
 
 CHOICES = {
     "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
@@ -136,15 +135,19 @@ ACTIVATIONS = {
 """Argument -> the file with the table of its values."""
 
 Fault = tuple[KeyPath, str]
-"""Path inside the arguments, and what is wrong there."""
+"""Path inside the arguments, and a message."""
 
 
 def faults(
     class_name: str, arguments: Mapping[str, Any], of_file: bool = False
 ) -> Iterator[Fault]:
-    """What is wrong with the arguments of a class. of_file: of a config.json, in which
-    names may stand that the class does not know, and those that follow from the other
-    parts."""
+    """The faults in the arguments of a class. of_file: they are from a config.json,
+    which may also have names that the class does not know, and names that follow from
+    the other parts.
+
+    >>> list(faults("AutoencoderKL", {"latent_channels": 0}))
+    [(('latent_channels',), '0 is out of range: must be from 1 to 1,048,576.')]
+    """
     parameters = _parameters(class_name)
     given = {}
     for name, value in arguments.items():
@@ -158,8 +161,8 @@ def faults(
 
 
 def file_fault(file: Path, config: Mapping[str, Any]) -> str:
-    """What is wrong with the arguments in a config.json, whose class is in `SOURCES`;
-    empty: nothing."""
+    """The first fault in the arguments of a config.json, whose class is in `SOURCES`;
+    empty: none."""
     fault = next(faults(config["_class_name"], config, of_file=True), None)
     if fault:
         return f"{file}: {dotted(fault[0])}: {fault[1]}"
@@ -167,9 +170,8 @@ def file_fault(file: Path, config: Mapping[str, Any]) -> str:
 
 
 def autoencoder_fault(model: AutoencoderConfig) -> str:
-    """What is wrong with the files of an autoencoder's folder, as far as it shows
-    without reading weights; empty: nothing. Raises what `AutoencoderConfig.arguments`
-    raises."""
+    """The first fault in the files of an autoencoder's folder that can be found without
+    reading weights; empty: none. Raises as `AutoencoderConfig.arguments`."""
     folder = model.folder()
     config = model.arguments()
     fault = quantization_fault(folder, "vae", ORIGINAL_MODEL)

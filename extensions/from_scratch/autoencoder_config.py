@@ -1,9 +1,10 @@
 """`model` of a trainer of autoencoders: a class of diffusers, made from its arguments
 or read from a folder.
 
-The section resolves the folder, reads its config.json, and checks the arguments. It
-imports no torch and loads no weights: `autoencoders` does. It is `model` of
-`vae_trainer`, and `flow_config` makes one for the autoencoder of a flow model.
+The section resolves the folder, reads its config.json, and checks the arguments. The
+module imports no torch and loads no weights: `autoencoders` does. The section is
+`model` of `vae_trainer`, and `flow_config` makes one for the autoencoder of a flow
+model.
 """
 
 from __future__ import annotations
@@ -44,15 +45,15 @@ SPADE = "_spade"
 that begin with _."""
 
 SPADE_FILE = "spade.safetensors"
-"""Its weights, beside those of the autoencoder."""
+"""The weights of SPADE, next to the weights of the autoencoder."""
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"
-"""Beside the autoencoder's files: a further run that starts from the folder continues
-it."""
+"""The discriminator, next to the autoencoder's files. A run that starts from the folder
+continues it."""
 
 SPADE_HIDDEN = 128
-"""Most channels of the layer between latents and modulation (the paper's); a narrower
-norm has its own number."""
+"""Maximum number of channels of the layer between latents and modulation, as in the
+paper. A norm with fewer channels has its own number."""
 
 WITHOUT_NORMS = frozenset({"AutoencoderTiny"})
 """Classes whose decoder normalises nothing."""
@@ -64,7 +65,13 @@ def without_norms(class_name: str) -> str:
 
 
 class AutoencoderConfig(StrictModel):
-    """`model`: an autoencoder of diffusers."""
+    """`model`: an autoencoder of diffusers.
+
+    Example:
+        model:
+          class_name: AutoencoderKL
+          config: {block_out_channels: [64], latent_channels: 8}
+    """
 
     class_name: Literal[
         "AutoencoderKL", "AutoencoderKLQwenImage", "AutoencoderTiny"
@@ -74,15 +81,15 @@ class AutoencoderConfig(StrictModel):
 
     config: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the class, such as block_out_channels, down_block_types and
-    latent_channels of an AutoencoderKL. What is not given has the value of
+    latent_channels of an AutoencoderKL. Other arguments have the values of
     diffusers."""
 
     name_or_path: PathStr = ""
     """Folder of an autoencoder, or of a pipeline with one in `vae/`, to start from.
-    Empty: random weights. A discriminator that a run saved there is continued too."""
+    Empty: random weights. A discriminator that a run saved in it is continued too."""
 
     train: Annotated[Literal["all", "decoder"], OneOf()] = "all"
-    """What is trained. decoder: the latents stay what they are, so that a flow model of
+    """The part that is trained. decoder: the latents do not change, so a flow model of
     them stays valid."""
 
     initial_logvar: float = Field(default=-4.0, ge=-30, le=20)
@@ -90,16 +97,17 @@ class AutoencoderConfig(StrictModel):
     mean in noise for some hundred steps."""
 
     spade: bool | None = None
-    """SPADE: the latent scales and shifts what the decoder normalises, place by place.
-    true: a decoder without it gets it, unchanged at first. false: that of the folder is
-    dropped. Not given: as the folder has it; none where there is no folder. Its weights
-    stand in spade.safetensors, which only this program reads."""
+    """SPADE: the latents scale and shift the normalised features of the decoder, at
+    each position. true: a decoder without SPADE gets it; at first it changes nothing.
+    false: the SPADE of the folder is dropped. Not given: as the folder has it, and
+    without a folder none. Its weights are in spade.safetensors, which only this program
+    reads."""
 
     on_resume: ClassVar = {ALL_OTHERS: "impossible", "name_or_path": "place"}
 
     def check(self, job: JobContext) -> Iterator[Diagnostic]:
-        """A folder that is missing or holds no autoencoder, and keys that it makes
-        meaningless."""
+        """A folder that is missing or is not an autoencoder's, and keys that have no
+        effect with a folder."""
         if not self.name_or_path:
             yield from self._check_spade(self.class_name)
             return
@@ -169,7 +177,11 @@ class AutoencoderConfig(StrictModel):
 
 def latent_scale(arguments: Mapping[str, Any]) -> int:
     """Pixels along one side of a latent pixel, by the arguments of a class with its
-    name as `_class_name`."""
+    name as `_class_name`.
+
+    >>> latent_scale({"_class_name": "AutoencoderKL", "block_out_channels": [32, 64]})
+    2
+    """
     key, default = LEVELS.get(arguments.get("_class_name", ""), ("", 1))
     levels = arguments.get(key)
     pixels: int = 2 ** (
@@ -180,7 +192,11 @@ def latent_scale(arguments: Mapping[str, Any]) -> int:
 
 def latent_channels(arguments: Mapping[str, Any]) -> int:
     """Channels of the latents, by the arguments of a class with its name as
-    `_class_name`."""
+    `_class_name`.
+
+    >>> latent_channels({"_class_name": "AutoencoderKL", "latent_channels": 8})
+    8
+    """
     is_qwen = arguments.get("_class_name") == "AutoencoderKLQwenImage"
     return int(
         arguments.get("z_dim", 16) if is_qwen else arguments.get("latent_channels", 4)

@@ -1,5 +1,8 @@
-"""The terms of an autoencoder's loss, each a number per image, so that none depends on
-how images are batched.
+"""The terms of an autoencoder's loss. Each is a number per image, so it does not depend
+on how images are batched.
+
+The functions neither weight the terms, except `kl_weight`, nor add them up:
+`autoencoder_step` does both. Keys and metrics of the terms are in `losses_config`.
 
 Images are in [-1, 1]. Shape suffixes: B batch, C channels, H/W height and width (of
 images or latents), N pixels."""
@@ -20,10 +23,11 @@ BLUR = 4
 """Pixels along one side of the squares whose means are the blurred image."""
 
 HIGH_FREQUENCY = 0.5
-"""Share of the difference in what the blur takes away."""
+"""Weight of the difference that the blur removes."""
 
 MAX_QUANTILES = 16_384
-"""Values of a channel that are sorted, evenly spaced where it has more."""
+"""Maximum number of values of a channel that are sorted; of more, evenly spaced
+ones."""
 
 STD_EPSILON = 1e-2
 """Added to both standard deviations of a ratio: a flat image has none."""
@@ -34,11 +38,11 @@ to this one."""
 
 
 def reconstruction(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """[B]: mean absolute difference of the blurred images plus half of that of the
-    rest.
+    """[B]: mean absolute difference of the blurred images, plus half the mean absolute
+    difference of the rest.
 
-    By linearity both parts are those of the difference, which is blurred by means over
-    4 x 4 squares and bilinear interpolation.
+    By linearity the difference of the images itself is blurred, by means over 4 x 4
+    squares and bilinear interpolation.
     """
     difference_BCHW = output_BCHW - target_BCHW
     size = difference_BCHW.shape[-2:]
@@ -51,7 +55,11 @@ def reconstruction(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
 
 
 def l1(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """[B]: mean absolute difference."""
+    """[B]: mean absolute difference.
+
+    >>> l1(torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 4, 4))
+    tensor([1., 1.])
+    """
     return _mean((output_BCHW - target_BCHW).abs())
 
 
@@ -66,9 +74,9 @@ def contrast(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
 
     Source: FluxFlow's training guide, "Contrast Regularization Loss", read per image.
     Its ratio has no bound where a channel is nearly constant, as in drawings and logos:
-    hundreds at first, beside other losses of about 1. There the difference is divided
-    by `FLAT` instead. Channels of photographs vary more: for them it is the guide's
-    number.
+    it is in the hundreds at first, and other losses are about 1. For such a channel the
+    difference is divided by `FLAT` instead. Channels of photographs vary more; their
+    value is the same as in the guide.
     """
     output_BC = _std(output_BCHW, (2, 3))
     target_BC = _std(target_BCHW, (2, 3))
@@ -118,7 +126,11 @@ def kl_divergence(
 
 def kl_weight(losses: LossesConfig, step: int) -> float:
     """The weight of the divergence after `step` optimizer steps of this run: half a
-    cosine from 0 to `losses.kl`."""
+    cosine from 0 to `losses.kl`.
+
+    >>> round(kl_weight(LossesConfig(kl=1.0, kl_warmup_steps=100), step=50), 6)
+    0.5
+    """
     if not losses.kl_warmup_steps:
         return losses.kl
     return (
@@ -134,7 +146,7 @@ def hinge_discriminator(real_BN: Tensor, fake_BN: Tensor) -> tuple[Tensor, Tenso
 
 
 def hinge_generator(fake_BN: Tensor) -> Tensor:
-    """[B]: what the discriminator thinks of the reconstructions, negated."""
+    """[B]: the mean judgement of the discriminator on the reconstructions, negated."""
     return -fake_BN.mean(1)
 
 

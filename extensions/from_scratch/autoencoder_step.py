@@ -1,15 +1,15 @@
 """The `TrainStep` of an autoencoder, alone or with a discriminator.
 
-Every random number has a key of its own (docs/architecture.md, "Randomness"): the same
-use of an image gets the same noise, whatever the batch size, accumulation or number of
+Every random number has its own key (docs/architecture.md, "Randomness"): the same use
+of an image gets the same noise, whatever the batch size, accumulation or number of
 restarts.
-
-Shape suffixes: B batch, C latent channels, H/W height and width (of images where three
-channels come before them, else of the latents), N patches.
 
 The step computes losses and runs their backward passes. It does not update weights:
 each role's optimizer does. `trainer` makes it for a run, `joint` combines it with the
 flow model's step, and `memory` runs it on fake tensors.
+
+Shape suffixes: B batch, C latent channels, H/W height and width (of images where three
+channels come before them, else of the latents), N patches.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def refuse_small_images(settings: DiscriminatorConfig, sizes: Sequence[Size]) ->
 
 
 class AutoencoderStep(TrainStep[PixelBatch]):
-    """Encodes, draws latents, decodes; then the losses of the autoencoder, and of the
-    discriminator where it is on.
+    """Encodes images, draws latents and decodes them. Then it computes the losses of
+    the autoencoder, and of the discriminator where it is on.
 
     Example::
 
@@ -114,8 +114,8 @@ class AutoencoderStep(TrainStep[PixelBatch]):
 
     def backward(self, batch: PixelBatch, backward: Backward) -> StepLosses:
         """One pass for the autoencoder, then one for the discriminator, which sees the
-        reconstructions detached. The gradient of each reaches the weights of its own
-        role only."""
+        reconstructions detached. Each gradient reaches only the weights of its own
+        role."""
         step = backward.step
         of_vae, real_B3HW, fake_B3HW = self._autoencoder_losses(batch, step)
         backward(of_vae.by_role)
@@ -225,8 +225,9 @@ class AutoencoderStep(TrainStep[PixelBatch]):
         return weight * loss_B, numbers
 
     def _gradient_ratio(self, others_B: Tensor, adversarial_B: Tensor) -> Tensor:
-        """Norm of the other terms' gradient at the decoder's last layer by that of the
-        adversarial one, 0-dim; 1 where no other term reaches that layer.
+        """Norm of the other terms' gradient at the decoder's last layer, divided by the
+        norm of the adversarial term's gradient, 0-dim; 1 where other terms do not reach
+        that layer.
 
         Source: Esser et al., arXiv 2012.09841, eq. 7.
         """
@@ -306,7 +307,7 @@ class AutoencoderStep(TrainStep[PixelBatch]):
     # ------------------------------------------------------------ numbers
 
     def _latent_noise(self, spec: BatchSpec, latents_BCHW: Tensor) -> Tensor:
-        """What `losses.latent_noise` adds.
+        """The noise that `losses.latent_noise` adds to the latents.
 
         Source: Zheng et al., Diffusion Transformers with Representation Autoencoders,
         arXiv 2510.11690, section 4.3: noise-augmented decoding, whose strength is |N(0,

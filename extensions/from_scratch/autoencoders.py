@@ -1,11 +1,12 @@
 """Autoencoders of diffusers as they are trained: made from arguments or read from a
 folder, images in, images out, and the mean and standard deviation of their latents.
 
+It does not train and computes no loss. `vae_process`, `start` and `latent_flow.model`
+make or load an autoencoder, `autoencoder_step` encodes and decodes with it, and
+`writers` saves it.
+
 Shape suffixes: B batch, C latent channels, H/W height and width of the latents, s
 pixels along a latent pixel.
-
-It does not train, and computes no loss. `trainer` loads the autoencoder of a run,
-`autoencoder_step` encodes and decodes with it, and `writers` saves it.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Autoencoder:
     def __init__(self, module: Any) -> None:
         self.module = module
 
-    # ------------------------------------------------------------ what differs between
+    # ------------------------------------------------------------ differs between
     # classes
 
     def encode(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -78,11 +79,11 @@ class Autoencoder:
         raise NotImplementedError
 
     def start(self) -> None:
-        """Mends what the class's own random weights are not made for."""
+        """Corrects random weights whose initial variance does not fit images."""
 
     def logvar_bias(self) -> Tensor | None:
-        """The part of a bias that is added to the log variance; None where there is
-        none."""
+        """The part of a bias that is added to the log variance; None for a class
+        without a log variance."""
         return None
 
     def encoder_parameters(self) -> Iterable[str]:
@@ -100,22 +101,22 @@ class Autoencoder:
         return weight
 
     def normalisation(self, mean_C: Tensor, std_C: Tensor) -> dict[str, Any]:
-        """The entries of config.json by which latents of this mean and standard
-        deviation become (0, 1): one factor and one shift for all channels, (z -
+        """The entries of config.json that normalise latents of this mean and standard
+        deviation to (0, 1): one factor and one shift for all channels, (z -
         shift_factor) * scaling_factor."""
         mean = mean_C.mean()
         variance = (std_C.square() + (mean_C - mean).square()).mean()
         return {"scaling_factor": float(variance.rsqrt()), "shift_factor": float(mean)}
 
     def latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """What `normalisation` wrote: mean and standard deviation, 0-dim or [C, 1, 1],
-        of the type of `like`."""
+        """Mean and standard deviation in config.json (see `normalisation`), 0-dim or
+        [C, 1, 1], of the type of `like`."""
         config = self.module.config
         mean = config.get("shift_factor") or 0.0
         scale = config.get("scaling_factor") or 1.0
         return like.new_tensor(mean), like.new_tensor(1 / scale)
 
-    # ------------------------------------------------------------ what they share
+    # ------------------------------------------------------------ shared by all classes
 
     def to(self, device: torch.device | str) -> Self:
         """The same, with its weights on this device."""
@@ -123,12 +124,13 @@ class Autoencoder:
         return self
 
     def set_scale(self, scale: Mapping[str, Any]) -> None:
-        """From here on latents are normalised by these entries of config.json
-        (`normalisation`)."""
+        """Sets these entries of config.json (`normalisation`), which normalise latents
+        from now on."""
         self.module.register_to_config(**scale)
 
     def normalised(self, latents_BCHW: Tensor) -> Tensor:
-        """Latents as a diffusion model takes them, of those that `encode` gives."""
+        """Latents of `encode` as a diffusion model takes them: mean 0, standard
+        deviation 1."""
         mean, std = self.latent_statistics(latents_BCHW)
         return (latents_BCHW - mean) / std
 
@@ -169,7 +171,13 @@ class Autoencoder:
 
 
 class KlAutoencoder(Autoencoder):
-    """`AutoencoderKL`."""
+    """`AutoencoderKL`.
+
+    >>> autoencoder = KlAutoencoder(AutoencoderKL(block_out_channels=[32]))
+    >>> mean_BCHW, logvar_BCHW = autoencoder.encode(torch.zeros(1, 3, 8, 8))
+    >>> mean_BCHW.shape
+    torch.Size([1, 4, 8, 8])
+    """
 
     model_class = AutoencoderKL
 
@@ -189,7 +197,14 @@ class KlAutoencoder(Autoencoder):
 
 class QwenImageAutoencoder(Autoencoder):
     """`AutoencoderKLQwenImage`: a video autoencoder, whose images are videos of one
-    frame."""
+    frame.
+
+    Example::
+
+        autoencoder = QwenImageAutoencoder(AutoencoderKLQwenImage(base_dim=32))
+        autoencoder.start()  # random weights
+        mean_BCHW, logvar_BCHW = autoencoder.encode(pixels_B3HW)
+    """
 
     model_class = AutoencoderKLQwenImage
 
@@ -198,8 +213,8 @@ class QwenImageAutoencoder(Autoencoder):
 
     @torch.no_grad()
     def start(self) -> None:
-        """The convolutions' variance counts all taps along time, and images meet one:
-        it gets that of all."""
+        """The initial variance of a convolution counts all taps along time. An image
+        uses one of them, so this tap gets the variance of all, and the others are 0."""
         for layer in self.module.modules():
             if isinstance(layer, QwenImageCausalConv3d):
                 taps = layer.weight.shape[2]
@@ -235,7 +250,12 @@ class QwenImageAutoencoder(Autoencoder):
 
 
 class TinyAutoencoder(Autoencoder):
-    """`AutoencoderTiny`, whose latents are not a distribution."""
+    """`AutoencoderTiny`, whose latents are not a distribution.
+
+    Example::
+
+        latents_BCHW, none = TinyAutoencoder(AutoencoderTiny()).encode(pixels_B3HW)
+    """
 
     model_class = AutoencoderTiny
 
@@ -321,10 +341,10 @@ def measure_latents(
     """Mean and standard deviation [C] of sampled latents over all pixels of the images,
     in float64 on the CPU.
 
-    encode: `Autoencoder.encode`. The variance is that of the means and that of the
-    posterior together, as of the samples from which Rombach et al. (High-Resolution
-    Image Synthesis with Latent Diffusion Models, D.1) measure it: a channel that the
-    autoencoder does not use has the deviation of its noise and is not scaled up to 1.
+    encode: `Autoencoder.encode`. The variance of the means and the variance of the
+    posterior are added. Rombach et al. (High-Resolution Image Synthesis with Latent
+    Diffusion Models, D.1) measure the same on samples. A channel that the autoencoder
+    does not use thus has the deviation of its noise and is not scaled up to 1.
     Raises RunError where the latents are constant or not finite.
     """
     count = 0
@@ -353,9 +373,9 @@ def write_autoencoder(
     config: Mapping[str, Any],
     discriminator: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes what `from_pretrained` of diffusers reads into an existing folder, and
-    SPADE and the discriminator beside it. weights: the state dict, on the CPU. config:
-    the entries of config.json."""
+    """Writes the files that `from_pretrained` of diffusers reads into an existing
+    folder, with SPADE and the discriminator next to them. weights: the state dict, on
+    the CPU. config: the entries of config.json."""
     of_spade = {}
     for name, tensor in weights.items():
         if name.startswith(PREFIX):

@@ -4,6 +4,10 @@
 Source: Isola et al., arXiv 1611.07004, section 3.2.2 (patches); Miyato et al., arXiv
 1802.05957 (spectral norm).
 
+It has no loss and no optimizer: `autoencoder_step` computes the losses, and `trainer`
+makes the network and its role. `autoencoders` writes its weights next to the
+autoencoder's.
+
 Shape suffixes: B batch, H/W height and width in pixels, N patches."""
 
 from __future__ import annotations
@@ -71,7 +75,11 @@ class PatchDiscriminator(nn.Module):
 
     @staticmethod
     def smallest(layers: int) -> int:
-        """Pixels of the shortest side that so many layers can judge."""
+        """Pixels of the shortest side that this number of layers can judge.
+
+        >>> PatchDiscriminator.smallest(layers=3)
+        24
+        """
         pixels: int = 3 * 2**layers
         return pixels
 
@@ -100,8 +108,8 @@ class PatchDiscriminator(nn.Module):
 
 
 def continue_discriminator(network: PatchDiscriminator, folder: Path) -> None:
-    """Loads the discriminator that a run saved in the folder of its autoencoder, if
-    there is one. Raises UserError for one of another size, and for a damaged file."""
+    """Loads the discriminator that a run saved in the folder of its autoencoder, if the
+    folder has one. Raises UserError for another size or a damaged file."""
     file = folder / DISCRIMINATOR_FILE
     if not file.is_file():
         return

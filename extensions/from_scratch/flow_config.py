@@ -1,8 +1,8 @@
 """The section of `type: flow_trainer`.
 
 The section resolves defaults by role and reports every fault of a job before anything
-is loaded. It imports no torch. `flow_process` trains with it, `plan` describes it, and
-`start` makes the first model folder from it.
+is loaded. The module imports no torch. `flow_process` trains with the section, `plan`
+describes it, and `start` makes the first model folder from it.
 """
 
 from __future__ import annotations
@@ -108,7 +108,13 @@ else:
 
 
 class TransformerConfig(StrictModel):
-    """`model.transformer`: a transformer of diffusers with random weights."""
+    """`model.transformer`: a transformer of diffusers with random weights.
+
+    Example:
+        transformer:
+          class_name: SD3Transformer2DModel
+          config: {num_layers: 4, num_attention_heads: 4, attention_head_dim: 32}
+    """
 
     class_name: ClassName = "SD3Transformer2DModel"
     """Class of diffusers."""
@@ -116,14 +122,19 @@ class TransformerConfig(StrictModel):
     config: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the class, such as num_layers, num_attention_heads and
     attention_head_dim. Those that fit it to the latents and the text embeddings are
-    filled in; what else is not given has the value of diffusers."""
+    filled in; other arguments have the values of diffusers."""
 
     on_resume: ClassVar = {ALL_OTHERS: "impossible"}
 
 
 class TextEncoderConfig(StrictModel):
     """`model.text_encoder`: a text encoder of transformers, from a folder or with
-    random weights."""
+    random weights.
+
+    Example:
+        text_encoder:
+          config: {hidden_size: 64, num_hidden_layers: 1, num_attention_heads: 4}
+    """
 
     name_or_path: PathStr = ""
     """Folder, or hub id (`owner/name`), of a BERT, DistilBERT, T5 encoder, CLIP text
@@ -131,21 +142,21 @@ class TextEncoderConfig(StrictModel):
     with random weights."""
 
     tokenizer: PathStr = ""
-    """Folder or hub id of its tokenizer. Empty: that of `name_or_path`; of random
-    weights a tokenizer that is made from the captions."""
+    """Folder or hub id of its tokenizer. Empty: the tokenizer of `name_or_path`; for
+    random weights a tokenizer is made from the captions."""
 
     config: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the BertConfig of random weights, such as hidden_size,
     num_hidden_layers, num_attention_heads and intermediate_size; vocab_size is also the
-    most that the tokenizer gets. What is not given has the value of transformers.
-    Nothing is dropped out."""
+    most that the tokenizer gets. Other arguments have the values of transformers.
+    Dropout is not used."""
 
     projection_dim: int = Field(default=0, ge=0, le=100_000)
     """Width of a linear layer behind it, whose weights are random (orthogonal) and
     trained with it. 0: none."""
 
     max_tokens: int = Field(default=DEFAULT_MAX_TOKENS, ge=2, le=100_000)
-    """Tokens of a caption or prompt; what comes after them is not seen."""
+    """Tokens of a caption or prompt; later ones are cut off."""
 
     train: AutoOrBool = "auto"
     """Train it along. auto: where its weights are random, or `optimizers.text_encoder`
@@ -164,7 +175,11 @@ class TextEncoderConfig(StrictModel):
 
 class NewAutoencoderConfig(StrictModel):
     """`model.new_vae`: an autoencoder of diffusers with random weights, which is
-    trained along."""
+    trained along.
+
+    Example:
+        new_vae: {class_name: AutoencoderKL, config: {latent_channels: 8}}
+    """
 
     class_name: AutoencoderClass = "AutoencoderKL"
     """Class of diffusers."""
@@ -179,24 +194,30 @@ class NewAutoencoderConfig(StrictModel):
 
 
 class FlowModelConfig(StrictModel):
-    """`model`: what is trained, and on which latents."""
+    """`model`: the model that is trained, and the latents it is trained on.
+
+    Example:
+        model:
+          vae: output/my_model/vae/vae
+          transformer: {config: {num_layers: 4}}
+    """
 
     name_or_path: PathStr = ""
     """Folder that an earlier flow_trainer wrote: every part comes from it. Empty: a
     model with random weights."""
 
     prediction: Annotated[Prediction, OneOf(*PREDICTIONS)] = "flow"
-    """What the transformer predicts. flow: the velocity on the straight path from image
-    to noise. v: cos(a) noise - sin(a) image on the path cos(a) image + sin(a) noise, a
-    = pi t / 2. The model's folder records it."""
+    """The prediction of the transformer. flow: the velocity on the straight path from
+    image to noise. v: cos(a) noise - sin(a) image on the path cos(a) image + sin(a)
+    noise, a = pi t / 2. The model's folder records it."""
 
     transformer: TransformerConfig = Field(default_factory=TransformerConfig)
     """The transformer."""
 
     vae: PathStr = ""
-    """Folder of the autoencoder, or of a model with one in `vae/`. Beside
-    `name_or_path` it replaces the one there, which must have as many channels. Required
-    without `name_or_path` and `new_vae`."""
+    """Folder of the autoencoder, or of a model with one in `vae/`. With `name_or_path`
+    it replaces that model's autoencoder, and must have the same number of channels.
+    Required without `name_or_path` and `new_vae`."""
 
     new_vae: NewAutoencoderConfig | None = None
     """An autoencoder with random weights, with the section `autoencoder`, which trains
@@ -251,7 +272,7 @@ class FlowModelConfig(StrictModel):
         )
 
     def class_of_transformer(self, job: JobContext) -> str:
-        """The diffusers class; empty where the folder is not here yet or cannot be
+        """The diffusers class; empty where the folder does not exist yet or cannot be
         read."""
         if not self.name_or_path:
             return self.transformer.class_name
@@ -370,29 +391,35 @@ class FlowModelConfig(StrictModel):
 
 class AlongConfig(StrictModel):
     """`autoencoder`: trains the autoencoder along with the flow model, on the same
-    images."""
+    images.
+
+    Example:
+        autoencoder:
+          train: decoder
+          losses: {l1: 1, kl: 0}
+    """
 
     train: Annotated[Literal["all", "decoder"], OneOf()] = "all"
-    """What of it is trained. decoder: the latents stay what they are."""
+    """The part that is trained. decoder: the latents do not change."""
 
     spade: bool | None = None
-    """SPADE in the decoder: true adds it, false leaves out what the folder has. None:
-    as the folder has it."""
+    """SPADE in the decoder: true adds it, false drops the SPADE of the folder. None: as
+    the folder has it."""
 
     losses: LossesConfig = Field(default_factory=LossesConfig)
-    """What is minimised."""
+    """The losses that are minimised."""
 
     discriminator: DiscriminatorConfig | None = None
     """Adversarial training; none without this section."""
 
     measure_every: int | None = Field(default=None, ge=0, le=1_000_000)
     """Optimizer steps of the autoencoder until the scale of its latents is measured
-    again, by which the flow model's latents have a standard deviation of about 1. 0: it
-    stays as it was. None: 100 for random weights, else 0."""
+    again. The scale gives the flow model's latents a standard deviation of about 1. 0:
+    it does not change. None: 100 for random weights, else 0."""
 
     measured_images: int = Field(default=64, ge=1, le=10_000)
-    """Training images by which the scale is measured, evenly from all; of a stream its
-    first ones."""
+    """Training images that measure the scale, evenly from all; of a stream its first
+    ones."""
 
     on_resume: ClassVar = dict.fromkeys(
         ("discriminator", "train", "spade", "measure_every"), "impossible"
@@ -400,7 +427,12 @@ class AlongConfig(StrictModel):
 
 
 class FlowOptimizersConfig(StrictModel):
-    """`optimizers`: what differs from `train` for one of the roles."""
+    """`optimizers`: settings of single roles that differ from `train`.
+
+    Example:
+        optimizers:
+          text_encoder: {lr: 0.0001}
+    """
 
     flow: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
     """Optimizer of the transformer."""
@@ -419,14 +451,20 @@ class FlowOptimizersConfig(StrictModel):
 
 class FlowTrainerConfig(RolesSection):
     """`type: flow_trainer`: trains a flow model on the latents of an autoencoder, from
-    nothing or from its own earlier result."""
+    nothing or from its own earlier result.
+
+    Example:
+        type: flow_trainer
+        model: {vae: output/my_model/vae/vae}
+        datasets: [{folder_path: datasets/photos, resolution: 256}]
+    """
 
     process_types: ClassVar[tuple[str, ...]] = ("flow_trainer",)
 
     planner: ClassVar = "extensions.from_scratch.plan:FlowPlanner"
 
     model: FlowModelConfig
-    """What is trained, and on which latents."""
+    """The model that is trained, and the latents it is trained on."""
 
     optimizers: FlowOptimizersConfig = Field(default_factory=FlowOptimizersConfig)
     """Optimizer and learning rate of each role, where they differ from `train`."""
@@ -438,10 +476,10 @@ class FlowTrainerConfig(RolesSection):
     """Length, optimizer, loss and precision."""
 
     sample: SampleConfig | None = None
-    """Images drawn during training; none without this section. Where width or height is
-    not given, it is that of the first dataset's resolution."""
+    """Images drawn during training; none without this section. Width and height are by
+    default those of the first dataset's resolution."""
 
-    # ------------------------------------------------------------ what is trained
+    # ------------------------------------------------------------ trained roles
 
     def trains_text(self) -> bool:
         """Whether the text encoder is trained along."""
@@ -452,7 +490,7 @@ class FlowTrainerConfig(RolesSection):
         return bool(wanted)
 
     def roles(self) -> tuple[str, ...]:
-        """What is trained."""
+        """The names of the roles that are trained."""
         along = self.autoencoder
         text = (TEXT_ENCODER,) if self.trains_text() else ()
         return (

@@ -1,9 +1,10 @@
 """`type: flow_trainer`: the trainer of a latent flow model, as a subclass of
-`jobs.process.trainer.Trainer`.
+`trainer.RolesTrainer`.
 
 It connects the model, the data, and the roles: the transformer, and where the job says
-so the text encoder, the autoencoder and its discriminator. The loop itself is the
-trainer's. The steps are in `joint` and `toolkit.train`; files are written by `writers`.
+so the text encoder, the autoencoder and its discriminator. The base class runs the job.
+The steps are in `joint` and `toolkit.train`; `writers` writes the files. The runner of
+jobs creates the process.
 """
 
 from __future__ import annotations
@@ -81,11 +82,18 @@ logger = logging.getLogger(__name__)
 
 
 CAPTIONS = 1000
-"""First captions of a stream, of which a new tokenizer is made."""
+"""Captions at the beginning of a stream from which a new tokenizer is made."""
 
 
 class FlowStep(FlowMatchingStep):
-    """`FlowMatchingStep`, whose loss is logged under the guide's name too."""
+    """`FlowMatchingStep`; its loss is also logged under the name of FluxFlow's guide.
+
+    Example::
+
+        roles = tuple(self.networks)
+        step = FlowStep(model, seed, samples_per_epoch=uses, roles=roles, **named)
+        losses = step(batch)
+    """
 
     def __call__(self, batch: LatentBatch, step: int = 0) -> StepLosses:
         losses = super().__call__(batch, step)
@@ -95,7 +103,15 @@ class FlowStep(FlowMatchingStep):
 
 class FlowTrainerProcess(RolesTrainer):
     """Trains a flow model on folders of images or a stream of shards; README.md lists
-    its output files."""
+    its output files.
+
+    Example::
+
+        process:
+          - type: flow_trainer
+            model: {vae: output/my_model/vae/vae}
+            datasets: [{folder_path: datasets/photos, resolution: 256}]
+    """
 
     section: FlowTrainerConfig
 
@@ -125,7 +141,7 @@ class FlowTrainerProcess(RolesTrainer):
         super().refuse_parts()
 
     def _refuse_model(self) -> None:
-        """Raises UserError for arguments of which no part can be made."""
+        """Raises UserError for arguments from which a part cannot be made."""
         model = self.section.model
         if model.name_or_path:
             fault = FAMILY.config_error(model.folder())
@@ -215,7 +231,7 @@ class FlowTrainerProcess(RolesTrainer):
         )
 
     def _measured(self) -> tuple[Picture, ...]:
-        """The images by which the scale of the latents is measured."""
+        """The images that measure the scale of the latents."""
         along = self.section.autoencoder
         return (
             Picture.some_of(self.data.items, self.data.stream, along.measured_images)
@@ -246,8 +262,8 @@ class FlowTrainerProcess(RolesTrainer):
                 )
         self.encode_images()
 
-    # ------------------------------------------------------------ what is trained, and
-    # the callbacks
+    # ------------------------------------------------------------ trained roles and
+    # callbacks
 
     def attach(self) -> None:
         section = self.section

@@ -2,12 +2,16 @@
 batch.
 
 The flow model sees the mean of the latents as the autoencoder encodes them at that
-step, and its loss does not reach the encoder: latents that are easy to predict, because
-they say less, would lower it. Their scale is measured from time to time where the job
-says so (`LatentScale`), else it stays what it was.
+step. Its loss does not reach the encoder: latents that are easy to predict, because
+they contain less, would lower it. Their scale is measured from time to time where the
+job says so (`LatentScale`); else it does not change.
+
+It has no optimizer and no loop. `flow_process` combines the steps and loaders of this
+module for a run, `memory` runs the step on fake tensors, and `start` and `writers`
+measure the scale of the latents with `scale_by`.
 
 Shape suffixes: B batch, C latent channels (1: one scale for all), H/W height and width
-in pixels, of the mask in latent pixels; h/w those of a reference."""
+in pixels, of the mask in latent pixels; h/w height and width of a reference."""
 
 from __future__ import annotations
 
@@ -38,7 +42,13 @@ from toolkit.train.flow_step import FlowMatchingStep
 
 @dataclass(frozen=True)
 class JointBatch:
-    """The pixels of a micro-batch, and its captions as the flow model takes them."""
+    """The pixels of a micro-batch, and its captions as the flow model takes them.
+
+    Example::
+
+        batch = JointLoader(PixelLoader(data.items), encoded).load(spec)
+        latent_batch = step.encoded(batch)  # step: a JointStep
+    """
 
     pixels: PixelBatch
     prompts: PromptEmbeds
@@ -83,7 +93,8 @@ class JointLoader:
 
     Example::
 
-        batch = JointLoader(pixels, encoded).load(spec)
+        encoded = BatchLoader(dataset, seed)
+        batch = JointLoader(PixelLoader(data.items), encoded).load(spec)
         images, prompts = batch.pixels, batch.prompts
     """
 
@@ -111,15 +122,21 @@ class JointLoader:
 
 @dataclass(frozen=True)
 class JointStream:
-    """Batches of a stream."""
+    """Batches of a stream.
+
+    Example::
+
+        loader = JointStream(StreamPixels(dataset.stream), dataset)
+        batch = loader.load(spec)
+    """
 
     pixels: StreamPixels
     encoded: StreamLatents
     """Loads the texts."""
 
     def load(self, spec: BatchSpec) -> JointBatch:
-        """The batch on the CPU. What of it cannot be used is treated as by `pixels` and
-        `encoded`."""
+        """The batch on the CPU. A sample that cannot be used is treated as by `pixels`
+        and `encoded`."""
         pixels, (prompts, fitting) = self.pixels.load(spec), self.encoded.prompts(spec)
         weight_B = pixels.loss_weight_B * torch.tensor(fitting)
         return JointBatch(
@@ -127,8 +144,8 @@ class JointStream:
         )
 
     def trial(self, images: int) -> JointBatch:
-        """A batch of so many images of noise at the largest size, to see whether it
-        fits into the memory."""
+        """A batch of `images` images of noise at the largest size, to test whether it
+        fits into memory."""
         return JointBatch(
             self.pixels.trial(images),
             self.encoded.trial_prompts(images),
@@ -137,16 +154,16 @@ class JointStream:
 
 
 class LatentScale:
-    """Mean and standard deviation of the latents by some images, measured again every
-    so many steps.
+    """Mean and standard deviation of the latents of some images, measured again every
+    `every` steps.
 
-    `vectors` are its state; what they say counts from `apply` on.
+    `vectors` are its state. The autoencoder uses their values from `apply` on.
 
     Example::
 
-        scale = LatentScale(autoencoder, pictures, every=100)
-        scale.apply()
-        scale.after_step(step_ok)  # measures at every 100th step
+        scale = LatentScale(model.autoencoder, pictures, every=100)
+        role.after_step, role.buffers = scale.after_step, scale.vectors()
+        scale.apply()  # before the loop; each 100th step measures again
     """
 
     def __init__(
@@ -164,12 +181,12 @@ class LatentScale:
         return {"latent_scale": self._scale_2C, "latent_scale_age": self._age}
 
     def apply(self) -> None:
-        """Makes the autoencoder normalise by it."""
+        """Makes the autoencoder normalise latents by this scale."""
         self._autoencoder.set_scale(self._autoencoder.normalisation(*self._scale_2C))
 
     def after_step(self, step_ok: Tensor) -> dict[str, Tensor]:
-        """Measures where it is time to. Raises RunError where the latents have
-        collapsed."""
+        """Counts a step, and measures at each `every`th. Raises RunError where the
+        latents have collapsed."""
         self._age += 1
         if int(self._age) >= self._every:
             self._age.zero_()
@@ -194,11 +211,12 @@ def scale_by(autoencoder: Autoencoder, pictures: Iterable[Picture]) -> dict[str,
 
 
 class JointStep(TrainStep[JointBatch]):
-    """The passes of the autoencoder (and its discriminator), then that of the flow
-    model. The gradient of each reaches the weights of its own roles only.
+    """The passes of the autoencoder (and its discriminator), then the pass of the flow
+    model. Each gradient reaches only the weights of its own roles.
 
     Example::
 
+        autoencoder_step = trained.step(losses, seed, dtype)
         step = JointStep(autoencoder_step, flow_step, model)
         losses = step.backward(batch, backward)
     """
@@ -235,7 +253,8 @@ class JointStep(TrainStep[JointBatch]):
         return tuple(encode(pixels_3hw[None])[0] for pixels_3hw in references)
 
     def encoded(self, batch: JointBatch) -> LatentBatch:
-        """The batch of the flow model, with the latents of this moment."""
+        """The batch of the flow model. The autoencoder encodes the images with its
+        present weights."""
         return LatentBatch(
             latents_BCHW=self.model.encode_images(batch.pixels.pixels_B3HW),
             prompts=batch.prompts,

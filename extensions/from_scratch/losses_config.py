@@ -1,8 +1,10 @@
-"""What an autoencoder is trained by: the sections `losses` and `discriminator`, their
-metrics and checks. Shared by the trainers that train one.
+"""The sections `losses` and `discriminator` of an autoencoder's training, their metrics
+and checks.
 
-The losses themselves are in `autoencoder_losses` and `perceptual`. The sections are
-fields of those in `vae_config` and `flow_config`.
+The losses themselves are in `autoencoder_losses` and `perceptual`, and the
+discriminator is in `discriminator`. The module imports no torch. The sections in
+`vae_config` and `flow_config` have these as fields, and `autoencoder_step` logs the
+metrics.
 """
 
 from __future__ import annotations
@@ -55,19 +57,24 @@ VGG_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512,
 block ends where the next one halves the sides."""
 
 MAX_WIDENING = 8
-"""The widest layer of a discriminator has so many times the channels of the first."""
+"""Channels of the widest layer of a discriminator, as a multiple of the first
+layer's."""
 
 
 class LossesConfig(StrictModel):
     """`losses`: weights of the terms whose sum is minimised, each a mean over its
-    elements; images are in [-1, 1]. 0 switches a term off, and it is not computed."""
+    elements; images are in [-1, 1]. 0 switches a term off, and it is not computed.
+
+    Example:
+        losses: {l1: 1, mse: 0.5, kl: 0.0001, kl_warmup_steps: 5000}
+    """
 
     l1: float = Field(default=1.0, ge=0, le=1e6)
     """Mean absolute difference. 0: off."""
 
     reconstruction: float = Field(default=0.0, ge=0, le=1e6)
-    """Mean absolute difference of the blurred images, and half of that of what the blur
-    takes away, as in FluxFlow's training guide. 0: off."""
+    """Mean absolute difference of the blurred images, plus half the mean absolute
+    difference of the rest, as in FluxFlow's training guide. 0: off."""
 
     mse: float = Field(default=0.0, ge=0, le=1e6)
     """Mean squared difference. 0: off."""
@@ -116,13 +123,17 @@ class LossesConfig(StrictModel):
     safetensors."""
 
     adversarial: float = Field(default=0.5, ge=0, le=1e6)
-    """How much the discriminator's judgement counts. With the section `discriminator`
-    only. 0: off."""
+    """Weight of the discriminator's judgement. It requires the section `discriminator`.
+    0: off."""
 
 
 class DiscriminatorConfig(StrictModel):
     """`discriminator`: a network that learns to tell images from their reconstructions,
-    patch by patch (PatchGAN)."""
+    patch by patch (PatchGAN).
+
+    Example:
+        discriminator: {channels: 32, start_step: 10000}
+    """
 
     channels: int = Field(default=64, ge=4, le=4096)
     """Channels of the first layer; doubled by each further one, up to eight times."""
@@ -132,13 +143,15 @@ class DiscriminatorConfig(StrictModel):
     pixels."""
 
     start_step: int = Field(default=0, ge=0, le=MAX_STEPS)
-    """Optimizer steps before it trains and counts. 0: from the start."""
+    """Optimizer steps before it is trained and its judgement is used. 0: from the
+    start."""
 
     r1_gamma: float = Field(default=5.0, ge=0, le=1e6)
     """Half of it is the weight of the squared gradient at real images (R1). 0: off."""
 
     r1_interval: int = Field(default=16, ge=1, le=MAX_STEPS)
-    """Optimizer steps between two penalties, each of which counts as many times."""
+    """Optimizer steps between two penalties. Each penalty is multiplied by this
+    number."""
 
     instance_noise: float = Field(default=0.01, ge=0, le=10)
     """Standard deviation of noise that is added to all it sees. 0: none."""
@@ -147,15 +160,19 @@ class DiscriminatorConfig(StrictModel):
     """Factor on the noise per optimizer step. 1: it stays."""
 
     adaptive_weight: bool = True
-    """Scale `losses.adversarial` so that its gradient at the decoder's last layer is as
-    large as that of all other terms (VQGAN). It is that of each micro-batch, so more
-    ranks or `gradient_accumulation` change it a little. Of a fixed weight the best
-    value differs from job to job."""
+    """Scale `losses.adversarial` to make its gradient at the decoder's last layer as
+    large as the gradient of all other terms (VQGAN). The scale is computed for each
+    micro-batch, so more ranks or `gradient_accumulation` change it a little. The best
+    fixed weight differs from job to job."""
 
 
 def patch_widths(channels: int, layers: int) -> list[int]:
     """Channels before and after each convolution of a discriminator with `layers` that
-    halve the sides and two more."""
+    halve the sides and two more.
+
+    >>> patch_widths(channels=64, layers=3)
+    [3, 64, 128, 256, 512, 1]
+    """
     return [
         3,
         *(channels * min(2**index, MAX_WIDENING) for index in range(layers + 1)),
@@ -177,7 +194,11 @@ def discriminator_params(
 
 
 def logged_losses(losses: LossesConfig, gan: DiscriminatorConfig | None) -> list[str]:
-    """Metrics of a step."""
+    """Metrics of a step.
+
+    >>> logged_losses(LossesConfig(kl=0), None)
+    ['loss_l1']
+    """
     names = [name for key, name in PIXEL_METRICS.items() if getattr(losses, key)]
     names += KL_METRICS if losses.kl else ()
     names += [LPIPS_METRIC] if losses.lpips else []
@@ -190,7 +211,7 @@ def logged_losses(losses: LossesConfig, gan: DiscriminatorConfig | None) -> list
 def too_short(
     losses: LossesConfig, gan: DiscriminatorConfig | None, steps: int
 ) -> Iterator[str]:
-    """Warnings of what a run of so many optimizer steps ends before."""
+    """Warnings about settings that take effect only after the `steps` of a run."""
     if (
         losses.kl
         and "kl_warmup_steps" in losses.model_fields_set

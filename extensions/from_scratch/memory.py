@@ -1,10 +1,14 @@
-"""The memory of a run, by one step on fake tensors: they have sizes and no numbers, so
-that a step of any size takes seconds and no memory. The trainers' own modules and train
-steps run, so that nothing about a class is written twice.
+"""Measures the memory of a run by one step on fake tensors. They have sizes and no
+numbers, so a step of any size takes seconds and no memory. The trainers' own modules
+and train steps run, so the arithmetic of a class is not written twice.
 
-The tensors are those of a "cpu", because fake tensors of a GPU cannot go backward in a
-build without CUDA; what a GPU computes otherwise is in `_stand_ins`. No figure of a GPU
-is measured yet."""
+The tensors are on the device "cpu", because fake tensors of a GPU cannot go backward in
+a build without CUDA. Operations that a GPU computes differently are in `_stand_ins`.
+The figures are not yet compared with measurements on a GPU.
+
+The planners in `plan` load `step_bytes` by name, so a plan without memory needs no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +77,7 @@ Modules = dict[str, nn.Module]
 def step_bytes(
     section: VaeTrainerConfig | FlowTrainerConfig, work: Work, on_gpu: bool
 ) -> StepBytes:
-    """What a step of this work takes. Raises UserError or RunError where a folder
+    """The memory of a step of this work. Raises UserError or RunError where a folder
     cannot be read."""
     encoding = 0
     step = _VaeStep(section, work)
@@ -89,8 +93,8 @@ def step_bytes(
 def _counted(
     section: Any, step: _VaeStep, weights: int, peak: int, encoding: int
 ) -> StepBytes:
-    """With what stays beside a step. An optimizer keeps nothing for weights that no
-    gradient reaches."""
+    """Adds the memory that stays between steps. An optimizer keeps nothing for weights
+    that no gradient reaches."""
     trained = step.trained
     counts = {}
     for role, parameters in trained.items():
@@ -156,7 +160,7 @@ class _VaeStep:
             )
 
     def modules(self) -> Modules:
-        """All that is there during a step."""
+        """All modules that exist during a step."""
         networks: Modules = {}
         if self.along:
             networks[VAE] = self.autoencoder.module
@@ -172,7 +176,7 @@ class _VaeStep:
         step.backward(self.pixels(), _Passes(self.trained))
 
     def autoencoder_step(self) -> AutoencoderStep:
-        """The part of the autoencoder, whose parameters are trained from here on."""
+        """The step of the autoencoder. Its parameters are trained from now on."""
         assert self.along
         self.trained[VAE] = list(
             trained_parameters(self.autoencoder, self.along.model.train).values()
@@ -249,7 +253,7 @@ class _FlowStep(_VaeStep):
         return networks
 
     def encoding(self, on_gpu: bool) -> int:
-        """Bytes of a pass that encodes one image, beside the text encoder."""
+        """Bytes of a pass that encodes one image, including the text encoder."""
         modules: Modules = {VAE: self.autoencoder.module} | (
             {TEXT_ENCODER: self.encoder} if self.encoder else {}
         )
@@ -415,8 +419,8 @@ def _transformer(
 
 
 def _text_encoder(section: FlowTrainerConfig) -> tuple[text.TextEncoder | None, int]:
-    """The text encoder, None for one of the hub that is not here; and the width of the
-    text embeddings."""
+    """The text encoder, None for one of the hub that is not downloaded; and the width
+    of the text embeddings."""
     model, wanted = section.model, section.model.text_encoder
     if model.has_random_text():
         tokens = wanted.config.get("vocab_size", text.VOCABULARY)
@@ -458,8 +462,8 @@ def _text_encoder(section: FlowTrainerConfig) -> tuple[text.TextEncoder | None, 
 def peak_of(
     modules: Mapping[str, nn.Module], on_gpu: bool, take: Callable[[], Any]
 ) -> tuple[int, int]:
-    """Bytes of the modules, and beyond them at the peak of `take`. modules: on the meta
-    device; from here on fake."""
+    """Bytes of the modules, and the bytes beyond them at the peak of `take`. modules:
+    on the meta device; they become fake."""
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         _stand_ins(on_gpu),
@@ -513,8 +517,8 @@ class LiveBytes(TorchDispatchMode):
 
 @contextmanager
 def _stand_ins(on_gpu: bool) -> Iterator[None]:
-    """What a fake tensor cannot do, and what a GPU does otherwise: autocast there
-    computes GroupNorm in float32."""
+    """Replaces operations that fake tensors do not support, and those that a GPU
+    computes differently: autocast on a GPU computes GroupNorm in float32."""
     plain = nn.functional.group_norm
 
     def group_norm(x: Tensor, *rest: Any, **more: Any) -> Tensor:

@@ -1,7 +1,8 @@
 """The sections of `type: new_model` and `type: tiny_model`.
 
-Both name the folder that is written. They check its arguments without torch; the
-parts are made by `new_model_process`.
+Both name the folder that is written. They check its arguments without torch and write
+nothing: `new_model_process` makes the parts. The reader of jobs
+(`toolkit.config.reading`) makes the sections.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ from toolkit.files.writing import file_in_the_way, why_not_replaced
 
 
 class ModelFolderConfig(ProcessConfig):
-    """A process that writes a model folder with random weights."""
+    """A process that writes a model folder with random weights.
+
+    Example::
+
+        class TinyModelConfig(ModelFolderConfig):
+            process_types: ClassVar[tuple[str, ...]] = ("tiny_model",)
+    """
 
     path: PathStr
     """Folder to write, relative to the working directory."""
@@ -35,8 +42,8 @@ class ModelFolderConfig(ProcessConfig):
     """Seed of the random weights; 0 is a valid seed."""
 
     overwrite: bool = False
-    """Replace what this program wrote there. Off: a complete model with the same
-    settings is kept."""
+    """Replace the files that this program wrote in the folder. Off: a complete model
+    with the same settings is kept."""
 
     def folder(self) -> Path:
         """`path` as an absolute path."""
@@ -47,7 +54,7 @@ class ModelFolderConfig(ProcessConfig):
         return frozenset({self.folder()})
 
     def outputs_exist(self, job: JobContext) -> bool:
-        """A folder is there only when it is complete."""
+        """Whether the folder is complete: it exists only then."""
         return (self.folder() / INDEX).is_file()
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
@@ -62,7 +69,14 @@ class ModelFolderConfig(ProcessConfig):
 
 
 class NewModelConfig(ModelFolderConfig):
-    """`type: new_model`: writes a model folder whose transformer has random weights."""
+    """`type: new_model`: writes a model folder whose transformer has random weights.
+
+    Example:
+        type: new_model
+        path: output/new_model
+        base: config/examples/tiny_mascots
+        transformer: {num_layers: 6, num_attention_heads: 4, attention_head_dim: 32}
+    """
 
     process_types: ClassVar[tuple[str, ...]] = ("new_model",)
 
@@ -71,13 +85,13 @@ class NewModelConfig(ModelFolderConfig):
     from; and the autoencoder, without `vae`. Large files are linked, not copied."""
 
     vae: PathStr = ""
-    """Folder of another autoencoder, such as that of a `vae_trainer`. Empty: that of
-    `base`."""
+    """Folder of another autoencoder, such as one of a `vae_trainer`. Empty: the
+    autoencoder of `base`."""
 
     transformer: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the transformer's class in diffusers, such as num_layers,
     num_attention_heads and attention_head_dim. Those that fit it to the autoencoder and
-    the text encoder are filled in; what else is left out has the value of the published
+    the text encoder are filled in; other arguments have the values of the published
     model."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
@@ -93,8 +107,8 @@ class NewModelConfig(ModelFolderConfig):
         )
 
     def _class_name(self) -> str:
-        """The class of the transformer, by `base`; that of the published model where
-        `base` is not here yet."""
+        """The class of the transformer in `base`; the class of the published model
+        where `base` does not exist yet."""
         index = Path(self.base).expanduser() / INDEX
         if index.is_file():
             entry = read_model_json(index).get("transformer")
@@ -108,7 +122,7 @@ class NewModelConfig(ModelFolderConfig):
 
     def missing(self) -> Iterator[tuple[str, str]]:
         """Keys whose folder holds no model, or one that another program has quantized,
-        and what to do."""
+        each with a message."""
         for key, needed in (("base", INDEX), ("vae", "config.json")):
             path = getattr(self, key)
             folder = Path(path).expanduser()
@@ -132,7 +146,13 @@ class NewModelConfig(ModelFolderConfig):
 
 class TinyModelConfig(ModelFolderConfig):
     """`type: tiny_model`: writes a small random model folder in the published
-    layout."""
+    layout.
+
+    Example:
+        type: tiny_model
+        path: output/tiny_model
+        arch: qwen_image
+    """
 
     process_types: ClassVar[tuple[str, ...]] = ("tiny_model",)
 
@@ -157,8 +177,8 @@ class TinyModelConfig(ModelFolderConfig):
     built-in text of a few words."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """A file or a folder of somebody else in the way of the folder, and captions
-        that are nowhere."""
+        """A file or a folder of somebody else in the way of the folder, and folders of
+        captions that do not exist."""
         yield from super().check(job)
         if self.zero_cond_t and self.arch != type(self).model_fields["arch"].default:
             yield Diagnostic(

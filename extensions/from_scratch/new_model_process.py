@@ -1,9 +1,9 @@
-"""Writes model folders with random weights: tiny ones, and those of others' parts and a
-new transformer.
+"""Writes model folders with random weights: tiny ones, and folders with the parts of
+other models and a new transformer.
 
-Nothing is trained here. The processes run for `type: tiny_model` and
-`type: new_model`; the sections are in `new_model_config`, and `toolkit.models.tiny`
-writes the published layouts.
+Nothing is trained here. The processes run for `type: tiny_model` and `type: new_model`;
+the sections are in `new_model_config`, and `toolkit.models.tiny` writes the published
+layouts. The runner of jobs creates the processes.
 """
 
 from __future__ import annotations
@@ -43,8 +43,18 @@ logger = logging.getLogger(__name__)
 
 
 class ModelFolderProcess(BaseExtensionProcess):
-    """A complete folder of the same settings and parts is left as it is, so that a job
-    can be run again."""
+    """Writes one model folder. A complete folder of the same settings and parts is not
+    changed, so a job can be run again.
+
+    Example::
+
+        class TinyModelProcess(ModelFolderProcess):
+            section: TinyModelConfig
+            what = "tiny model"
+
+            def is_there(self) -> bool: ...
+            def write(self, folder: Path) -> str: ...
+    """
 
     section: ModelFolderConfig
     what = ""
@@ -52,12 +62,12 @@ class ModelFolderProcess(BaseExtensionProcess):
 
     @abstractmethod
     def is_there(self) -> bool:
-        """Whether the folder holds just this model. Raises UserError for parts that are
-        missing."""
+        """Whether the folder holds exactly this model. Raises UserError for parts that
+        are missing."""
 
     @abstractmethod
     def write(self, folder: Path) -> str:
-        """Writes the model into an empty folder. Returns what it is, for the log."""
+        """Writes the model into an empty folder. Returns the end of the log's line."""
 
     def run(self) -> None:
         super().run()
@@ -77,7 +87,14 @@ class ModelFolderProcess(BaseExtensionProcess):
 
 
 class TinyModelProcess(ModelFolderProcess):
-    """Writes a tiny model folder, for tests and examples."""
+    """Writes a tiny model folder, for tests and examples.
+
+    Example::
+
+        process:
+          - type: tiny_model
+            path: output/tiny_model
+    """
 
     section: TinyModelConfig
     what = "tiny model"
@@ -103,7 +120,16 @@ class TinyModelProcess(ModelFolderProcess):
 
 
 class NewModelProcess(ModelFolderProcess):
-    """Writes a model folder of others' parts and a transformer with random weights."""
+    """Writes a model folder with the parts of other folders and a transformer with
+    random weights.
+
+    Example::
+
+        process:
+          - type: new_model
+            path: output/new_model
+            base: config/examples/tiny_mascots
+    """
 
     section: NewModelConfig
     what = "new model"
@@ -143,8 +169,7 @@ class NewModelProcess(ModelFolderProcess):
         return sum(parameter.numel() for parameter in network.parameters())
 
     def _vae_files(self) -> list[Path]:
-        """The autoencoder's own files; a discriminator that stands beside them stays
-        there."""
+        """The autoencoder's own files, without a discriminator next to them."""
         vae = Path(self.section.vae).expanduser().resolve()
         return [vae / "config.json", *sorted(vae.glob("diffusion_pytorch_model*"))]
 

@@ -1,8 +1,11 @@
 """LPIPS: the distance of two images in the features of VGG16, as people judge it.
 
-The weights of the distance are those of the `lpips` package (BSD-2-Clause), which is
-not imported: it needs torchvision, and takes VGG16 from the network. Here VGG16 comes
-from a local file.
+The weights of the distance come from the `lpips` package (BSD-2-Clause), which is not
+imported: it needs torchvision, and downloads VGG16. This module reads VGG16 from a
+local file.
+
+`trainer` loads it for a run, `autoencoder_step` computes the loss with it, and `memory`
+uses it without weights. It is never trained.
 
 Source: Zhang et al., arXiv 1801.03924, eq. 1; constants: `lpips` 0.1.4, `ScalingLayer`,
 `normalize_tensor`.

@@ -1,5 +1,9 @@
-"""Batches of pixels: images as they are, resized and cropped to their bucket, for
-trainers that encode in the step.
+"""Batches of pixels: images that are resized and cropped to their bucket, for trainers
+that encode in the step.
+
+Nothing is encoded or cached here. `flow_process` and `vae_process` make the loaders of
+a run, `joint` adds captions to their batches, and `autoencoder_step` computes losses of
+them. `Picture` is for the images that are measured and drawn more than once.
 
 Shape suffixes: B batch, H/W height and width in pixels."""
 
@@ -33,8 +37,8 @@ class PixelBatch:
 
     Example::
 
-        batch = loader.load(spec)
-        first, second = batch.halves()  # where the whole one does not fit
+        batch = PixelLoader(data.items).load(spec)
+        first, second = batch.halves()  # of 2 or more images
     """
 
     pixels_B3HW: Tensor
@@ -97,11 +101,11 @@ class PixelLoader:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that is looked at more than once: drawn, or measured.
+    """An image that is drawn or measured more than once.
 
     Example::
 
-        pictures = Picture.some_of(data.items, None, count=64)
+        pictures = Picture.some_of(data.items, data.stream, count=64)
         pixels_3HW = pictures[0].pixels()
     """
 
@@ -118,7 +122,7 @@ class Picture:
     def some_of(
         cls, items: Sequence[BucketedSample], stream: StreamDataset | None, count: int
     ) -> tuple[Picture, ...]:
-        """At most so many images, always the same: of folders evenly from all, of a
+        """At most `count` images, always the same: of folders evenly from all, of a
         stream as `first_of`."""
         if stream:
             return cls.first_of(stream, count)
@@ -128,8 +132,8 @@ class Picture:
 
     @classmethod
     def first_of(cls, stream: StreamDataset, count: int) -> tuple[Picture, ...]:
-        """Those of the first `count` samples of a stream whose image is whole, each at
-        its own size; their files stay in memory. Raises RunError as
+        """The images of the first `count` samples of a stream, each at its own size;
+        damaged ones are left out. Their files stay in memory. Raises RunError as
         `StreamDataset.first`."""
         loader = StreamPixels(replace(stream, unreadable=Unreadable(1.0, quiet=True)))
         items = stream.at_own_size(stream.first(count))
@@ -158,7 +162,7 @@ class StreamPixels:
 
     Example::
 
-        loader = StreamPixels(stream)
+        loader = StreamPixels(data.stream)
         batch = loader.load(spec)  # a damaged image has the weight 0
     """
 
@@ -167,9 +171,8 @@ class StreamPixels:
     def load(self, spec: BatchSpec) -> PixelBatch:
         """The batch on the CPU.
 
-        An image that turns out to be damaged stays in its place, in grey and with
-        weight 0, so that a batch of one needs no special case. Raises RunError when there
-        are too many of them.
+        A damaged image keeps its place in the batch, in grey and with weight 0, so a
+        batch of one needs no special case. Raises RunError when there are too many.
         """
         items: tuple[StreamItem, ...] = spec.samples
         pixels = [self.pixels(item) for item in items]
@@ -205,8 +208,8 @@ class StreamPixels:
         return pixels_3HW
 
     def trial(self, images: int) -> PixelBatch:
-        """A batch of so many images of noise at the largest size, to see whether it
-        fits into the memory."""
+        """A batch of `images` images of noise at the largest size, to test whether it
+        fits into memory."""
         first, (width, height) = self.stream.looked_at[0], self.stream.largest
         noise_3HW = (
             torch.rand(3, height, width, generator=seeding.generator(0, "trial")) * 2

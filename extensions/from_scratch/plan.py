@@ -1,9 +1,11 @@
-"""The plans of both trainers: what is made and trained, how long, and what it takes.
-Imports no torch: memory is measured by a step on fake tensors (`memory`), which a start
-always does and a dry run where it is asked for.
+"""The plans of both trainers: the parts that are made and trained, the number of steps
+and the memory. Imports no torch and loads no weights.
 
-The sections name their planner, and the plan of a job, a dry run, and the page call it.
-`memory` measures a `Work` and returns `StepBytes`; `trainer` calls `memory_advice`.
+Memory is measured by a step on fake tensors (`memory`): always at a start, and in a dry
+run with `--memory`. `memory` measures a `Work` and returns `StepBytes`.
+
+The sections name their planner, and `RolesSection.plan` calls it for the plan of a job.
+`flow_process`, `vae_process` and `trainer` use the planners and `memory_advice`.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ SectionT = TypeVar("SectionT", bound=RolesSection)
 
 
 class Work(NamedTuple):
-    """What one rank computes at once.
+    """The micro-batch that one rank computes at once.
 
     >>> Work(images=4, width=512, height=256).pixels
     524288
@@ -72,7 +74,7 @@ class Work(NamedTuple):
 
     @staticmethod
     def largest(section: RolesSection, data: ImageData) -> Work:
-        """The largest micro-batch of these images; without any by the largest
+        """The largest micro-batch of these images; without images, of the largest
         resolution."""
         most, _ = share_of_rank(section.train)
         counts: Counter[Size] = Counter()
@@ -100,11 +102,12 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class StepBytes:
-    """What one rank takes, in bytes.
+    """The memory of one rank, in bytes.
 
     Example::
 
-        estimate = step_bytes.estimate(on_gpu=True)
+        work = Work.largest(section, data)
+        estimate = step_bytes(section, work, on_gpu=True).estimate(on_gpu=True)
     """
 
     trained: Mapping[str, int]
@@ -123,7 +126,8 @@ class StepBytes:
     """Bytes of a pass that encodes one image before training; 0: there is none."""
 
     def estimate(self, on_gpu: bool) -> MemoryEstimate:
-        """Phase by phase, with what an allocator and a process take in any case."""
+        """The memory of each phase, with the parts that an allocator and a process
+        always take."""
         gaps = GAPS_SHARE if on_gpu else HOST_FRAGMENTATION - 1
         step = {
             "weights": self.weights,
@@ -155,8 +159,8 @@ class StepBytes:
 
 
 def memory_advice(section: RolesSection) -> str:
-    """One sentence of what may be changed to take less memory, what changes the result
-    most at its end."""
+    """One sentence that lists changes that save memory; those that change the result
+    most come last."""
     named = list(_less_memory(section))
     if named:
         return f"To save memory, in order of effect: {'; '.join(named)}."
@@ -216,14 +220,14 @@ class RolesPlanner(Planner[SectionT]):
 
     @abstractmethod
     def describe_parts(self) -> Iterator[str]:
-        """What is made, from what, and what is frozen."""
+        """The parts that are made or loaded, and those that are frozen."""
 
     def describe_model(self, data: ImageData) -> Iterator[str]:
         yield from self.describe_parts()
         yield from self.describe_roles()
 
     def describe_roles(self) -> Iterator[str]:
-        """What is trained with which optimizer."""
+        """Each role with its optimizer and rate."""
         for role in self.section.roles():
             optimizer = self.section.role_optimizer(role)
             if self.step and role in self.step.trained:
@@ -275,7 +279,13 @@ MEASURE = "extensions.from_scratch.memory:step_bytes"
 
 
 class VaePlanner(RolesPlanner[VaeTrainerConfig]):
-    """The plan of an autoencoder's training."""
+    """The plan of an autoencoder's training.
+
+    Example::
+
+        planner = VaePlanner(section, job)
+        plan = planner.dry_run()
+    """
 
     def without_model(self) -> Iterator[str]:
         section, train = self.section, self.section.train
@@ -318,7 +328,13 @@ class VaePlanner(RolesPlanner[VaeTrainerConfig]):
 
 
 class FlowPlanner(RolesPlanner[FlowTrainerConfig]):
-    """The plan of a flow model's training."""
+    """The plan of a flow model's training.
+
+    Example::
+
+        plan = FlowPlanner(section, job).dry_run()
+        print(plan.optimizer_steps)
+    """
 
     def without_model(self) -> Iterator[str]:
         model = self.section.model

@@ -1,9 +1,10 @@
-"""What the sections of both trainers share: roles, each with its own optimizer, and an
+"""The base of both trainers' sections: roles, each with its own optimizer, and an
 autoencoder that is trained.
 
-A role is a set of weights with its own optimizer, learning rate, and schedule. What is
-not given for a role comes from `train`. `vae_config` and `flow_config` are subclasses of
-`RolesSection`; `plan` and `trainer` read it.
+A role is a set of weights with its own optimizer, learning rate and schedule. A setting
+that is not given for a role comes from `train`. The module imports no torch and loads
+no weights. `vae_config` and `flow_config` derive their sections from `RolesSection`;
+`plan` and `trainer` read it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,11 @@ if TYPE_CHECKING:
 
 class SaveFoldersConfig(SaveIntervalConfig):
     """`save`: when weights and states are saved, how many are kept, and in which other
-    files."""
+    files.
+
+    Example:
+        save: {save_every: 500, max_step_saves_to_keep: 4}
+    """
 
     fluxflow_files: Annotated[Literal["none", "step", "last", "only"], OneOf()] = "none"
     """Also write the files that FluxFlow's guide names into the job's folder, the
@@ -50,18 +55,29 @@ class SaveFoldersConfig(SaveIntervalConfig):
 
 @dataclass(frozen=True)
 class AutoencoderTraining:
-    """How an autoencoder is trained, alone or along with a flow model."""
+    """How an autoencoder is trained, alone or along with a flow model.
+
+    >>> training = AutoencoderTraining(AutoencoderConfig(), LossesConfig(), None)
+    >>> training.model.train, training.losses.l1
+    ('all', 1.0)
+    """
 
     model: AutoencoderConfig
     losses: LossesConfig
     discriminator: DiscriminatorConfig | None
     place: str = ""
-    """Key of the section that holds both, for messages, with a dot at its end."""
+    """Key of the section with both, for messages, with a dot at its end."""
 
 
 class RolesSection(ImageTrainingSection, TrainerConfig):
-    """A training of several roles. `optimizers` has a field for each that there may
-    be."""
+    """A training of several roles. `optimizers` has a field for each possible role.
+
+    Example::
+
+        for role in section.roles():
+            optimizer = section.role_optimizer(role)
+            print(role, optimizer.optimizer, optimizer.lr)
+    """
 
     reads_streams = True
 
@@ -86,7 +102,7 @@ class RolesSection(ImageTrainingSection, TrainerConfig):
         return plan
 
     def roles(self) -> tuple[str, ...]:
-        """What is trained."""
+        """The names of the roles that are trained."""
         raise NotImplementedError
 
     def trained_autoencoder(self) -> AutoencoderTraining | None:
@@ -94,8 +110,8 @@ class RolesSection(ImageTrainingSection, TrainerConfig):
         raise NotImplementedError
 
     def size_multiple(self) -> int:
-        """What the sides of images are a multiple of. Raises RunError or UserError for
-        a folder that cannot be read."""
+        """Pixels; the sides of images are multiples of it. Raises RunError or UserError
+        for a folder that cannot be read."""
         raise NotImplementedError
 
     def scan(self) -> ImageData:
@@ -110,7 +126,8 @@ class RolesSection(ImageTrainingSection, TrainerConfig):
         return optimizer
 
     def role_optimizer(self, role: str) -> RoleOptimizerConfig:
-        """The optimizer of a role: what its entry does not give comes from `train`."""
+        """The optimizer of a role. Settings that its entry does not give come from
+        `train`."""
         optimizer = self.own_optimizer(role)
         shared = {}
         for name in OptimizerConfig.model_fields:
@@ -122,8 +139,8 @@ class RolesSection(ImageTrainingSection, TrainerConfig):
         )
 
     def role_defaults(self, role: str) -> dict[str, Any]:
-        """What of a role's optimizer is not that of `train` where its entry does not
-        give it."""
+        """Settings of a role's optimizer that differ from `train` where its entry does
+        not give them."""
         if role != DISCRIMINATOR:
             return {}
         return {
@@ -133,7 +150,8 @@ class RolesSection(ImageTrainingSection, TrainerConfig):
         }
 
     def optimizers_used(self) -> Iterable[tuple[str, OptimizerConfig]]:
-        """Those of the roles; what a role does not give is in `train`."""
+        """Key and optimizer of each role; settings that a role does not give are from
+        `train`."""
         for role in self.roles():
             given = self.own_optimizer(role).model_fields_set
             yield f"optimizers.{role}" if given else "train", self.role_optimizer(role)

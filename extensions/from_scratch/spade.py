@@ -1,5 +1,5 @@
-"""SPADE: the latent scales and shifts what the decoder of an autoencoder has
-normalised, place by place.
+"""SPADE: the latents scale and shift the normalised features of an autoencoder's
+decoder, at each position.
 
 At each norm, with x normalised (GroupNorm, RMS norm) and z the decoder's input, resized
 to the size of x:
@@ -7,16 +7,19 @@ to the size of x:
     output = x * (1 + gamma(z)) + beta(z)
 
 gamma and beta are convolutions over one hidden layer. Both are zero at the start, so
-that adding them changes nothing. Source: Park et al., arXiv 1903.07291, eq. 1 and
+adding them changes nothing. Source: Park et al., arXiv 1903.07291, eq. 1 and
 figure 2; here the norms keep their own weights.
 
 The modulations are a submodule `spade` of the autoencoder and work by hooks on its
-decoder: names and classes of everything else stay those of diffusers, which reads the
-same folder and decodes without them.
+decoder. All other modules keep the names and classes of diffusers, which reads the same
+folder and decodes without SPADE.
+
+`autoencoders` and `latent_flow.model` attach or load it, and `memory` attaches it to
+fake tensors. Nothing is written here: `autoencoders` saves its weights.
 
 Shape suffixes: B batch, Z channels of the decoder's input, C channels of a norm, H/W
-height and width of the norm's input, h/w those of the latents; those of videos of one
-frame have a dimension of 1 before height and width."""
+height and width of the norm's input, h/w height and width of the latents. Tensors of
+videos of one frame have a dimension of 1 before height and width."""
 
 from __future__ import annotations
 
@@ -72,8 +75,8 @@ class Modulation(nn.Module):
 
 
 class Spade(nn.Module):
-    """The modulations of a decoder, by the names of its norms with _ for dots. Not
-    those within attention.
+    """The modulations of a decoder, by the names of its norms with _ for dots. Norms
+    within attention have none.
 
     Example::
 
@@ -132,7 +135,7 @@ def attach_spade(autoencoder: Any, seed: int) -> None:
     """Gives an autoencoder of diffusers a `spade` that changes nothing yet, on its
     device.
 
-    seed: of the hidden layers' weights; those of the autoencoder are not drawn from it.
+    seed: of the hidden layers' weights; the autoencoder's own are not drawn from it.
     Raises UserError where the decoder has no norms.
     """
     kind = type(autoencoder).__name__

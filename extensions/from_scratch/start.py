@@ -1,9 +1,9 @@
 """The folder `start/` of a run: the model as it was before step 1, in the layout of the
 folders that the run saves.
 
-Everything is read from there, by the same code as any other model folder. What others
-made is linked, not copied. It is written once: a resumed run finds the tokenizer, the
-autoencoder and the text encoder it began with.
+The run reads every part from this folder, with the code for any other model folder.
+Parts of other folders are linked, not copied. The folder is written once: a resumed run
+finds the tokenizer, the autoencoder and the text encoder that it began with.
 
 It trains nothing and has no weights of the run: `writers` saves those. `flow_process`
 calls it before the model is loaded.
@@ -44,9 +44,9 @@ def write_start(
     pictures: Iterable[Picture] = (),
     device: torch.device | str = "cpu",
 ) -> None:
-    """Writes the folder, again where it exists. captions: of all images, for a
-    tokenizer. pictures: by which the scale of the latents of random weights is
-    measured, on this device."""
+    """Writes the folder; one that exists is replaced. captions: of all images, for a
+    tokenizer. pictures: images that measure the scale of the latents of random weights,
+    on this device."""
     with atomic_write_dir(folder, known_by=INDEX) as temporary:
         if model.name_or_path:
             place_parts(model.folder(), temporary, without={"vae"} if model.vae else ())
@@ -86,8 +86,8 @@ def write_start(
 
 
 def require_start(folder: Path, checkpoint: Path) -> None:
-    """Makes sure that the folder of a run that is resumed is there; that of a state in
-    another place is taken over. Raises RunError where it is not."""
+    """Makes sure that the folder of a resumed run exists. The `start/` of a state
+    in another folder is placed here. Raises RunError where there is none."""
     saved_start = checkpoint.resolve().parents[1] / START
     if saved_start != folder.resolve() and saved_start.is_dir():
         with atomic_write_dir(folder, known_by=INDEX) as temporary:
@@ -102,7 +102,7 @@ def require_start(folder: Path, checkpoint: Path) -> None:
 
 
 def source_hashes(model: FlowModelConfig) -> dict[str, str]:
-    """The hashes of the folders that the model is made of, by their key."""
+    """Key of a folder that the model is made of -> its hash."""
     if model.new_vae:
         folders = {}
     else:
@@ -127,8 +127,8 @@ def start_hashes(folder: Path) -> dict[str, str]:
 
 
 def text_folders(model: FlowModelConfig) -> tuple[Path, Path]:
-    """The folders of the text encoder and its tokenizer that are given; those of the
-    hub are downloaded. Raises UserError where they hold none."""
+    """The folders of the text encoder and its tokenizer that are given; one of the hub
+    is downloaded. Raises UserError where they hold none."""
     text = model.text_encoder
     given = _local(text.name_or_path, "name_or_path")
     if (given / "config.json").is_file():

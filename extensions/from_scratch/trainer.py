@@ -1,8 +1,8 @@
-"""What both trainers do with an autoencoder that is trained: its discriminator, LPIPS,
-roles and refusals.
+"""The part that both trainers share: an autoencoder in training with its discriminator,
+LPIPS, roles and refusals.
 
-It has no loop: `vae_process` and `flow_process` are subclasses
-of `RolesTrainer`. `writers` copies the weights of a `TrainedVae`.
+It has no loop and loads no flow model. `vae_process` and `flow_process` derive their
+trainers from `RolesTrainer`, and `writers` copies the weights of a `TrainedVae`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainedVae:
-    """An autoencoder in training, with what judges it.
+    """An autoencoder in training, with its discriminator and LPIPS.
 
     Example::
 
@@ -65,7 +65,7 @@ class TrainedVae:
     adversary: Adversary | None
     perceptual: PerceptualDistance | None
     scale: LatentScale | None = None
-    """Where the scale of the latents is measured meanwhile."""
+    """Measures the scale of the latents during training; None: it is constant."""
 
     def step(
         self, losses: LossesConfig, seed: int, dtype: torch.dtype
@@ -76,7 +76,7 @@ class TrainedVae:
         )
 
     def copied(self, run: Run, dtype: str) -> dict[str, dict[str, Tensor]]:
-        """Role -> weights on the CPU: of the autoencoder the EMA where there is one."""
+        """Role -> weights on the CPU; for the autoencoder the EMA where it exists."""
         with run.roles[VAE].using_eval_weights():
             copies = {VAE: to_cpu_copies(self.autoencoder.module.state_dict(), dtype)}
         if self.adversary:
@@ -87,7 +87,17 @@ class TrainedVae:
 
 
 class RolesTrainer(ImageTrainer):
-    """A trainer of several roles, of which one may be an autoencoder."""
+    """A trainer of several roles. One of them may be an autoencoder.
+
+    Example::
+
+        class VaeTrainerProcess(RolesTrainer):
+            section: VaeTrainerConfig
+            planner_class = VaePlanner
+
+            def attach(self) -> None:
+                self.roles = self.vae_roles(self.trained)
+    """
 
     section: RolesSection
 
@@ -146,8 +156,8 @@ class RolesTrainer(ImageTrainer):
     def trained_vae(
         self, autoencoder: Autoencoder, scale: LatentScale | None = None
     ) -> TrainedVae:
-        """The autoencoder, set to training, with its discriminator, which continues
-        that of its folder, and LPIPS."""
+        """The autoencoder, set to training, with its discriminator and LPIPS. A
+        discriminator that is saved in its folder is continued."""
         assert self.training
         autoencoder.module.train()
         adversary = None
@@ -209,12 +219,18 @@ class RolesTrainer(ImageTrainer):
 
 TIMES = 20
 COMPARE_IMAGES = ("l1", "reconstruction", "mse", "lpips")
-"""Terms that may outweigh all others: they are what an autoencoder is for."""
+"""Terms that may outweigh all others, because they compare the images."""
 
 
 class LossBalance(Callback):
     """Logs one warning per start, at the first step at which one term of an
-    autoencoder's loss outweighs all others together."""
+    autoencoder's loss is larger than `TIMES` times the sum of all others. The terms of
+    `COMPARE_IMAGES` may be larger.
+
+    Example::
+
+        run.callbacks = [*run.callbacks, LossBalance(section.losses)]
+    """
 
     def __init__(self, losses: LossesConfig) -> None:
         self._losses: LossesConfig | None = losses

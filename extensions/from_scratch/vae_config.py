@@ -1,7 +1,8 @@
 """The section of `type: vae_trainer`.
 
 The section resolves defaults by role and reports every fault of a job before anything
-is loaded. It imports no torch. `vae_process` trains with it, and `plan` describes it.
+is loaded. The module imports no torch. `vae_process` trains with the section, and
+`plan` describes it.
 """
 
 from __future__ import annotations
@@ -36,9 +37,14 @@ from toolkit.data.scan.validation_split import split_validation
 
 
 class OptimizersConfig(StrictModel):
-    """`optimizers`: what differs from `train` for one of the roles. The discriminator's
-    betas are (0, 0.9) and amsgrad is on where its optimizer is an AdamW and they are
-    not given."""
+    """`optimizers`: settings of single roles that differ from `train`. The
+    discriminator's betas are (0, 0.9) and amsgrad is on where its optimizer is an AdamW
+    and they are not given.
+
+    Example:
+        optimizers:
+          discriminator: {lr: 0.00005}
+    """
 
     vae: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
     """Optimizer of the autoencoder."""
@@ -48,7 +54,11 @@ class OptimizersConfig(StrictModel):
 
 
 class ReconstructionsConfig(SampleIntervalConfig):
-    """`sample`: images beside their reconstructions, with PSNR and SSIM."""
+    """`sample`: images next to their reconstructions, with PSNR and SSIM.
+
+    Example:
+        sample: {sample_every: 1000, count: 8}
+    """
 
     images: PathOrList = ()
     """Image files. None: the first of the validation split, else of the datasets."""
@@ -59,7 +69,13 @@ class ReconstructionsConfig(SampleIntervalConfig):
 
 class VaeTrainerConfig(RolesSection):
     """`type: vae_trainer`: trains an autoencoder of images, from nothing or from a
-    folder."""
+    folder.
+
+    Example:
+        type: vae_trainer
+        datasets: [{folder_path: datasets/photos, resolution: 256}]
+        train: {steps: 50000, batch_size: 4}
+    """
 
     process_types: ClassVar[tuple[str, ...]] = ("vae_trainer",)
 
@@ -71,7 +87,7 @@ class VaeTrainerConfig(RolesSection):
     """The autoencoder."""
 
     losses: LossesConfig = Field(default_factory=LossesConfig)
-    """What is minimised."""
+    """The losses that are minimised."""
 
     discriminator: DiscriminatorConfig | None = None
     """Adversarial training; none without this section."""

@@ -1,11 +1,12 @@
 """`type: vae_trainer`: the trainer of an autoencoder, as a subclass of
-`jobs.process.trainer.Trainer`.
-
-Shape suffixes: B batch, H/W height and width in pixels.
+`trainer.RolesTrainer`.
 
 It connects the autoencoder, its discriminator, and the images, and measures
-reconstructions. The loop itself is the trainer's; the losses are in `autoencoder_step`,
-and `writers` saves the folders.
+reconstructions (`psnr`, `ssim`). The base class runs the job, `autoencoder_step`
+computes the losses, and `writers` saves the folders. The runner of jobs creates the
+process.
+
+Shape suffixes: B batch, H/W height and width in pixels.
 """
 
 from __future__ import annotations
@@ -59,7 +60,15 @@ logger = logging.getLogger(__name__)
 
 class VaeTrainerProcess(RolesTrainer):
     """Trains an autoencoder on folders of images or a stream of shards; README.md lists
-    its output files."""
+    its output files.
+
+    Example::
+
+        process:
+          - type: vae_trainer
+            datasets: [{folder_path: datasets/photos, resolution: 256}]
+            train: {steps: 50000, batch_size: 4, lr: 0.0001}
+    """
 
     section: VaeTrainerConfig
     trained: TrainedVae
@@ -177,7 +186,7 @@ class VaeTrainerProcess(RolesTrainer):
     def _draw(
         self, autoencoder: Autoencoder, pictures: Sequence[Picture], index: int
     ) -> Image.Image:
-        """The image at its size beside its reconstruction."""
+        """The image at its size, next to its reconstruction."""
         original, output = self._reconstruct(autoencoder, pictures[index])
         logger.info(
             f"{pictures[index].name}: PSNR {psnr(output, original):.2f} dB, SSIM {ssim(output, original):.4f}"
@@ -246,7 +255,11 @@ RANGE = 2.0
 
 
 def psnr(output_B3HW: Tensor, target_B3HW: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of images in [-1, 1]; inf for equal ones."""
+    """Peak signal-to-noise ratio in dB of images in [-1, 1]; inf for equal ones.
+
+    >>> round(psnr(torch.full((1, 3, 8, 8), 0.2), torch.zeros(1, 3, 8, 8)), 2)
+    20.0
+    """
     mse = (output_B3HW - target_B3HW).double().square().mean()
     return float(10 * torch.log10(RANGE**2 / mse))
 
@@ -255,8 +268,12 @@ def ssim(output_B3HW: Tensor, target_B3HW: Tensor) -> float:
     """Structural similarity, mean over pixels and channels; 1 for equal images.
 
     Source: Wang et al., IEEE TIP 13 (4), 2004, eq. 13, with its 11 x 11 Gaussian window
-    of standard deviation 1.5, only where the window lies within the image; sides below
-    11 pixels take a window as large as the side.
+    of standard deviation 1.5, only where the whole window is within the image. Sides
+    below 11 pixels take a window as large as the side.
+
+    >>> image = torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
+    >>> round(ssim(image, image), 4)
+    1.0
     """
     side = min(11, *output_B3HW.shape[-2:])
     distance = torch.arange(side, dtype=torch.float64) - (side - 1) / 2

@@ -1,10 +1,10 @@
-"""Writes what a run trained, the EMA of the weights where there is one: folders that
-`from_pretrained` of diffusers loads, of an autoencoder, and of a flow model in the
-layout of `start/`, from which the parts that stay are linked.
+"""Writes the trained weights of a run, the EMA where there is one, into folders that
+`from_pretrained` of diffusers loads. An autoencoder has one folder. A flow model has
+the layout of `start/`, and its frozen parts are linked from there.
 
-They copy the weights at once, and write later in the thread that saves. They do not
-decide when to save. `vae_process` and `flow_process` return one of them from
-`weights_writer`.
+A writer copies the weights at once, and writes them later in the thread that saves. It
+does not decide when to save. `vae_process` and `flow_process` return the `snapshot` of
+a writer from `weights_writer`.
 """
 
 from __future__ import annotations
@@ -38,14 +38,23 @@ from toolkit.networks.save import (
 from toolkit.train.run import Run
 
 PARTS = {FLOW: "transformer", TEXT_ENCODER: "text_encoder", VAE: "vae"}
-"""Role -> its folder in that of the model."""
+"""Role -> its subfolder in the model's folder."""
 
 
 class FolderWriter(ABC):
-    """A `PrepareNetwork` is its `snapshot`."""
+    """Writes folders where other trainers write LoRA files. Its `snapshot` is a
+    `PrepareNetwork`; a subclass says how the weights are copied and written.
+
+    Example::
+
+        class AutoencoderWriter(FolderWriter):
+            known_by = CONFIG
+
+            def copied(self, run: Run) -> Callable[[Path], None]: ...
+    """
 
     known_by: ClassVar[str]
-    """The file by which a folder is known to be ours."""
+    """A file that identifies a folder as written by this program."""
 
     @abstractmethod
     def copied(self, run: Run) -> Callable[[Path], None]:
@@ -78,8 +87,9 @@ class AutoencoderWriter(FolderWriter):
 
     Example::
 
-        write = AutoencoderWriter(trained, section.save, pictures).snapshot(run, 1000)
-        paths = write()  # in the thread that saves
+        writer = AutoencoderWriter(trained, section.save, pictures)
+        write = writer.snapshot(run, step=1000)
+        (folder,) = write()  # in the thread that saves
     """
 
     known_by = CONFIG
@@ -87,7 +97,7 @@ class AutoencoderWriter(FolderWriter):
     def __init__(
         self, trained: TrainedVae, save: SaveIntervalConfig, pictures: Sequence[Picture]
     ) -> None:
-        """pictures: what the latents are measured on."""
+        """pictures: images whose latents are measured."""
         self.trained = trained
         self.save = save
         self.pictures = pictures
@@ -107,8 +117,9 @@ class FlowWriter(FolderWriter):
 
     Example::
 
-        write = FlowWriter(start, networks, section.save, None).snapshot(run, None)
-        paths = write()  # in the thread that saves
+        writer = FlowWriter(start, networks, section.save, along=None)
+        write = writer.snapshot(run, step=None)
+        (folder,) = write()  # in the thread that saves
     """
 
     known_by = INDEX
@@ -120,8 +131,8 @@ class FlowWriter(FolderWriter):
         save: SaveIntervalConfig,
         along: TrainedVae | None,
     ) -> None:
-        """start: folder of the model as it began. networks: of each role. along: what
-        is trained besides."""
+        """start: folder of the model as it began. networks: of each role. along: the
+        autoencoder where it is trained too."""
         self.start = start
         self.networks = networks
         self.save = save

@@ -1,10 +1,13 @@
-"""Models that draw latents of an autoencoder from text: a transformer of
-`TRANSFORMERS`, an autoencoder of diffusers, a text encoder of `TEXT_ENCODERS`. What is
-constant for a published model differs here from folder to folder
-(`LatentFlowFamily.of_folder`). Imports no torch.
+"""The family of the models that draw latents of an autoencoder from text: a transformer
+of `TRANSFORMERS`, an autoencoder of diffusers, a text encoder of `TEXT_ENCODERS`.
 
-`model_index.json` has, beside the classes of the parts, `prediction`
-(`ModelFacts.prediction`) and `max_tokens`.
+Facts that are constant for a published model differ from folder to folder
+(`LatentFlowFamily.of_folder`). `model_index.json` has the classes of the parts,
+`prediction` (`ModelFacts.prediction`) and `max_tokens`. Imports no torch and loads no
+weights: `model` does.
+
+`toolkit.registry` names the family; `flow_config`, `flow_process`
+and the other modules of this folder read it directly.
 """
 
 from __future__ import annotations
@@ -48,18 +51,18 @@ TRANSFORMERS = Registry(
 
 
 ENCODE_TENSORS, DECODE_TENSORS = 14, 22
-"""How many tensors of the VAE's width and the image's size are in memory at most.
-Measured with AutoencoderKLQwenImage on the CPU in bfloat16, base_dim 32, dim_mult 1 2 4
-4; convolutions that copy their input take more."""
+"""Maximum number of tensors of the VAE's width and the image's size that are in memory
+at once. Measured with AutoencoderKLQwenImage on the CPU in bfloat16, base_dim 32,
+dim_mult 1 2 4 4; convolutions that copy their input take more."""
 
 
 POSITIONS = {"SD3Transformer2DModel": ("pos_embed_max_size", 96)}
-"""Class whose positions are a table -> its argument with the tokens along a side of it,
-and their number by default."""
+"""Class whose positions are a table -> its argument with the number of tokens along a
+side of the table, and the default."""
 
 
 REFERENCES = {"QwenImageTransformer2DModel": 3, "QwenImage21Transformer2DModel": 10}
-"""Class that takes control images -> how many of them at most."""
+"""Class that takes control images -> their maximum number."""
 
 
 class TextEncoderKind(NamedTuple):
@@ -77,8 +80,8 @@ class TextEncoderKind(NamedTuple):
     """Arguments of `from_pretrained`."""
 
     norm: str = ""
-    """The final norm, which is left out: the transformer has a norm of its own there,
-    as in Qwen-Image-2.1."""
+    """The final norm, which is left out: the transformer has its own norm, as in
+    Qwen-Image-2.1."""
 
 
 TEXT_ENCODERS = {
@@ -95,8 +98,8 @@ TEXT_LAYERS = {"num_hidden_layers", "num_layers", "n_layers"}
 """Keys of a text encoder's config with its number of layers."""
 
 PIPELINE = "LatentFlowPipeline"
-"""In `pipeline.py` of a model folder, a copy of the file beside this one: diffusers
-runs it, not this program."""
+"""Class in `pipeline.py` of a model folder, a copy of the file next to this one.
+diffusers runs it, not this program."""
 
 PIPELINE_CODE = Path(__file__).with_name("pipeline.py")
 
@@ -112,8 +115,8 @@ it."""
 
 
 class LatentFlowFamily(ModelFamily):
-    """See `ModelFamily`. Without a folder the facts are those of an AutoencoderKL of
-    Stable Diffusion 3.
+    """See `ModelFamily`. Without a folder the facts are for an AutoencoderKL of Stable
+    Diffusion 3.
 
     Example::
 
@@ -127,7 +130,7 @@ class LatentFlowFamily(ModelFamily):
     title = "latent flow model"
     pipelines = (PIPELINE,)
     modelspec = ("Latent-Flow", "https://github.com/huggingface/diffusers")
-    empty_negative = ""  # what a dropped caption is trained as
+    empty_negative = ""  # a dropped caption is trained as this
     text_sees_references = False
     encoder_parts: Mapping[str, tuple[str, ...]] = {
         "vae": ("vae",),
@@ -152,9 +155,9 @@ class LatentFlowFamily(ModelFamily):
         positions: int | None = None,
         max_references: int = 0,
     ) -> None:
-        """max_tokens: of a prompt; what is behind them is not seen. positions: tokens
-        along the longest side that the transformer has positions for; None: any number.
-        max_references: control images that it takes at most."""
+        """max_tokens: of a prompt; later tokens are cut off. positions: tokens along
+        the longest side that the transformer has positions for; None: any number.
+        max_references: maximum number of control images."""
         self.latent_channels = latent_channels
         self.latent_scale = latent_scale
         self.patch = patch
@@ -185,7 +188,7 @@ class LatentFlowFamily(ModelFamily):
         prediction: str,
         max_tokens: int,
     ) -> LatentFlowFamily:
-        """The facts by the configs of these parts, each with its class as
+        """The facts in the configs of these parts, each with its class as
         `_class_name`."""
         name = transformer["_class_name"]
         patch = transformer.get("patch_size", PATCH)
@@ -323,7 +326,7 @@ class LatentFlowFamily(ModelFamily):
 
 
 BUFFERS = ("pos_embed.pos_embed",)
-"""What SD3Transformer2DModel stores beside its weights."""
+"""Buffers that SD3Transformer2DModel stores with its weights."""
 
 
 def part_config(folder: Path, part: str) -> dict[str, Any]:
@@ -333,8 +336,9 @@ def part_config(folder: Path, part: str) -> dict[str, Any]:
 
 
 def text_encoder_kind(part: Path) -> TextEncoderKind:
-    """The kind of the text encoder in a folder. Raises UserError for one of another
-    kind, one that cannot be, and one that another program has quantized."""
+    """The kind of the text encoder in a folder. Raises UserError for a kind that is not
+    supported, for a config that is not possible, and for one that another program has
+    quantized."""
     fault = quantization_fault(part, "text_encoder", ORIGINAL_MODEL)
     if fault:
         raise UserError(fault)
@@ -375,7 +379,7 @@ def encoder_positions(part: Path) -> int | None:
 
 def part_shapes(part: Path) -> dict[str, tuple[int, ...]]:
     """Name and shape of each tensor of a part, from the headers of its files; empty
-    where it is not here yet."""
+    where the folder does not exist yet."""
     if not part.is_dir():
         return {}
     shapes = {}

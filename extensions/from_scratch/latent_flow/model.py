@@ -1,8 +1,12 @@
 """`DiffusionModel` for the model folders of `flow_trainer`.
 
 The text encoder may be trained along (`train_text_encoder`): prompts are then encoded
-as token ids, and embedded at each use by its weights of that moment, with a gradient
-where one is wanted.
+as token ids. Each use embeds them with the present weights, with a gradient where the
+step needs one. The classes of transformers are called in `transformers`; the loop and
+the losses are elsewhere.
+
+`flow_process` creates the model for a run, `memory` derives one of fake tensors, and
+`toolkit.models.families` creates it for the tools that generate images.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens,
 E text width.
@@ -49,7 +53,9 @@ class LatentFlowModel(FolderModel):
 
     Example::
 
-        model = LatentFlowModel(ModelLoadOptions(folder, device, torch.bfloat16))
+        options = ModelLoadOptions(folder=start, device=device, dtype=torch.bfloat16)
+        model = LatentFlowModel(options)
+        latents_BCHW = model.encode_images(pixels_BCHW)
     """
 
     family: LatentFlowFamily
@@ -106,8 +112,8 @@ class LatentFlowModel(FolderModel):
         return module
 
     def train_text_encoder(self) -> None:
-        """From here on prompts are token ids, and `text_encoder` is in `weights_dtype`
-        and stays."""
+        """Switches to a trained text encoder: prompts are token ids from now on, and
+        `text_encoder` is in `weights_dtype` and stays loaded."""
         self._trains_text = True
         self._parts.pop("text_encoder", None)
 
@@ -118,8 +124,9 @@ class LatentFlowModel(FolderModel):
         return encoder
 
     def train_autoencoder(self, spade: bool | None, seed: int) -> None:
-        """From here on the autoencoder is in float32 and stays. spade: added or left
-        out; None: as it is. seed: of what is added."""
+        """Switches to a trained autoencoder, which is in float32 and stays loaded.
+        spade: whether it has SPADE; None: as in the folder. seed: of the weights of an
+        added SPADE."""
         self._trained_vae = spade, seed
         self._parts.pop("vae", None)
 
@@ -193,7 +200,7 @@ class LatentFlowModel(FolderModel):
         return embeds_BLE[0]
 
     def count_cut(self, prompts: Iterable[str]) -> int:
-        """How many of these prompts have more tokens than are seen."""
+        """The number of these prompts that have more than `max_tokens` tokens."""
         tokenizer = self.part("tokenizer")
         most = self.family.max_tokens
         count = 0

@@ -63,7 +63,7 @@ def new_transformer(
     folder: Path, arguments: Mapping[str, Any], class_name: str = ""
 ) -> nn.Module:
     """A transformer with random weights that fits `vae` and `text_encoder` in a folder.
-    class_name: of diffusers; by default that which model_index.json names.
+    class_name: of diffusers; by default the class in model_index.json.
 
     Draws from torch's global generator. Raises UserError for arguments that its class
     refuses.
@@ -83,8 +83,8 @@ def new_transformer(
 def write_transformer(
     folder: Path, class_name: str, arguments: Mapping[str, Any], seed: int
 ) -> None:
-    """Writes `transformer/` with random weights of this seed, beside `vae/` and
-    `text_encoder/`."""
+    """Writes `transformer/` with random weights of this seed, which fit `vae/` and
+    `text_encoder/` in the folder."""
     with global_generator(seed, "transformer"):
         module: Any = new_transformer(folder, arguments, class_name)
     part = folder / "transformer"
@@ -125,8 +125,8 @@ def place_text_encoder(folder: Path, encoder: Path, tokenizer: Path) -> None:
 
 
 def write_projection(folder: Path, outputs: int, seed: int) -> None:
-    """Puts a random linear layer of so many outputs behind the text encoder of a
-    folder. It keeps lengths and angles (orthogonal), as far as `outputs` allows."""
+    """Puts a random linear layer with `outputs` outputs behind the text encoder of a
+    folder. It is orthogonal: it keeps lengths and angles where `outputs` allows."""
     part = folder / "text_encoder"
     with global_generator(seed, "text projection"):
         weight_EH = nn.init.orthogonal_(torch.empty(outputs, encoder_width(part)))
@@ -134,8 +134,8 @@ def write_projection(folder: Path, outputs: int, seed: int) -> None:
 
 
 def place_autoencoder(folder: Path, source: Path) -> None:
-    """Writes `vae/`: an autoencoder's own files and its SPADE; a discriminator that
-    stands beside them stays there."""
+    """Writes `vae/`: an autoencoder's own files and its SPADE, without a discriminator
+    next to them."""
     spade = [file for file in [source / SPADE_FILE] if file.is_file()]
     for file in [
         source / "config.json",

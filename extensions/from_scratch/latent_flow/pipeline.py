@@ -1,10 +1,10 @@
-"""A pipeline of diffusers for the model folders of Atelier's `flow_trainer`, beside
-whose model_index.json it lies:
+"""A pipeline of diffusers for the model folders of Atelier's `flow_trainer`. This file
+is copied next to their model_index.json:
 
     DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
 
-Text to image; control images are read by Atelier alone. It imports diffusers and torch
-only.
+It generates images from text; only Atelier reads control images. It imports diffusers
+and torch, but nothing of Atelier, whose own samples come from `model`.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens,
 E text width.
@@ -29,7 +29,15 @@ SPEED = {"flow": 1.0, "v": math.pi / 2}
 
 
 class LatentFlowPipeline(DiffusionPipeline):
-    """Generates images from a text, by Euler steps from noise."""
+    """Generates images from a text, by Euler steps from noise.
+
+    Example::
+
+        pipeline = DiffusionPipeline.from_pretrained(
+            folder, custom_pipeline=folder, trust_remote_code=True
+        )
+        image = pipeline("a red square", height=64, width=64).images[0]
+    """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
 
@@ -52,7 +60,7 @@ class LatentFlowPipeline(DiffusionPipeline):
         }
         self.register_modules(**parts, scheduler=scheduler)
         self.register_to_config(prediction=prediction, max_tokens=max_tokens)
-        # the transformer takes what its final norm takes
+        # the transformer takes the input of the final norm
         if text_encoder.config.model_type == "qwen3":
             text_encoder.norm.register_forward_hook(lambda _, inputs, __: inputs[0])
         if vae.config.get("spade"):

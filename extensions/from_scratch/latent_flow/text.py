@@ -1,6 +1,9 @@
 """Text encoders of the family and their tokenizers: read from a folder, or made with
 random weights and from captions.
 
+Embeddings are not cached here, and prompts are not read. `model` loads the encoder and
+its tokenizer, `new` makes them, and `flow_process` and `memory` check and measure them.
+
 Shape suffixes: B batch, L tokens, H width of the encoder, E width of the embeddings."""
 
 from __future__ import annotations
@@ -40,8 +43,8 @@ from toolkit.system.seeding import global_generator
 transformers_logging.disable_progress_bar()  # a bar per part would tear the status line
 
 VOCABULARY = 8192
-"""Tokens of a tokenizer that is made from captions, at most, where the config does not
-say it."""
+"""Maximum number of tokens of a tokenizer that is made from captions, where the config
+does not set it."""
 
 PAD = "[PAD]"
 BEGIN = "[CLS]"
@@ -51,8 +54,8 @@ ARGUMENTS = "text_encoder.config"
 
 
 class TextEncoder(nn.Module):
-    """A text encoder of transformers with the linear layer behind it, if there is
-    one.
+    """A text encoder of transformers, with the linear layer behind it where the folder
+    has one.
 
     Example::
 
@@ -78,7 +81,7 @@ def load_text_encoder(part: Path, dtype: torch.dtype) -> TextEncoder:
     """The text encoder in a folder, frozen, on the CPU. Weights of a head that it does
     not use are left out.
 
-    Raises RunError when its weights are not those of its config, or not finite.
+    Raises RunError when its weights do not fit its config, or are not finite.
     """
     kind = text_encoder_kind(part)
     with reading(part):
@@ -137,10 +140,10 @@ def token_ids(
 def make_tokenizer(
     captions: Iterable[str], max_tokens: int, vocabulary: int = VOCABULARY
 ) -> PreTrainedTokenizerFast:
-    """Byte pairs of these captions, of at most `vocabulary` tokens, with every byte
-    among them: any text has tokens.
+    """A tokenizer of byte pairs of these captions. It has at most `vocabulary` tokens,
+    with every byte among them, so any text has tokens.
 
-    The same captions, in whatever order and however often, give the same tokenizer.
+    The order of the captions and duplicates have no effect.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -183,8 +186,8 @@ def refuse_encoder(arguments: Mapping[str, Any]) -> None:
 def make_encoder(
     arguments: Mapping[str, Any], tokens: int, max_tokens: int, seed: int
 ) -> BertModel:
-    """A BertModel with random weights; vocabulary and positions fit the tokenizer where
-    they are not given."""
+    """A BertModel with random weights. Vocabulary and positions fit the tokenizer where
+    they are not given; a smaller vocabulary than `tokens` is raised to it."""
     fitting = {
         "vocab_size": tokens,
         "max_position_embeddings": max_tokens,

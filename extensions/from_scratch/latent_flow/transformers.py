@@ -1,8 +1,10 @@
-"""The transformers of the family: what fits them to latents and text, and their forward
-passes with each block run by a function of ours, so that memory can be managed around
-it (`DiffusionModel.wrap_blocks`).
+"""The transformers of the family: the arguments that fit them to latents and text, and
+their forward passes. A function of this program runs each block, so memory can be
+managed around it (`DiffusionModel.wrap_blocks`).
 
-What is computed is what diffusers' own classes compute, whose modules do the work.
+The results are equal to the results of diffusers' own classes, whose modules do the
+work. No weights are loaded here. `family.TRANSFORMERS` names the adapters; `model`,
+`new` and `memory` load them by the class of the transformer.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width, S image tokens,
 D model width, L text tokens, E text width.
@@ -37,13 +39,20 @@ ARGUMENTS = "transformer.config"
 """Key of the arguments, for messages."""
 
 RunBlock = Callable[..., Any]
-"""Runs one block: (index, block, (image [B, S, D], text [B, L, D]), what else its class
-takes) -> the same two."""
+"""Runs one block: (index, block, (image [B, S, D], text [B, L, D]), further inputs of
+its class) -> the same two."""
 
 
 class TransformerAdapter(ABC):
     """How one class of diffusers is made and called. It has its blocks in
-    `transformer_blocks`."""
+    `transformer_blocks`.
+
+    Example::
+
+        adapter = TRANSFORMERS.load("SD3Transformer2DModel")
+        fitting = adapter.fitting(arguments, channels=16, text_width=768)
+        transformer = build(adapter.model_class, {**fitting, **arguments}, ARGUMENTS)
+    """
 
     model_class: ClassVar[Any]
 
@@ -82,7 +91,11 @@ class TransformerAdapter(ABC):
 
 
 class Sd3Transformer(TransformerAdapter):
-    """`SD3Transformer2DModel`. Its pooled text is the mean over the tokens."""
+    """`SD3Transformer2DModel`. Its pooled text is the mean over the tokens.
+
+    >>> Sd3Transformer.fitting({}, channels=16, text_width=768)["joint_attention_dim"]
+    768
+    """
 
     model_class = SD3Transformer2DModel
 
@@ -157,8 +170,12 @@ class Sd3Transformer(TransformerAdapter):
 
 
 class QwenImageTransformer(TransformerAdapter):
-    """`QwenImageTransformer2DModel`. Tokens of references follow those of the target,
-    as in Qwen-Image-Edit-2509."""
+    """`QwenImageTransformer2DModel`. The tokens of references follow the tokens of the
+    target, as in Qwen-Image-Edit-2509.
+
+    >>> QwenImageTransformer.fitting({}, channels=16, text_width=768)["in_channels"]
+    64
+    """
 
     model_class = QwenImageTransformer2DModel
 
@@ -200,7 +217,11 @@ class QwenImageTransformer(TransformerAdapter):
 
 class QwenImage21Transformer(TransformerAdapter):
     """`QwenImage21Transformer2DModel`. References are in front of the text, which sees
-    them, as in Qwen-Image-2.1."""
+    them, as in Qwen-Image-2.1.
+
+    >>> QwenImage21Transformer.fitting({}, channels=16, text_width=768)["in_channels"]
+    16
+    """
 
     model_class = QwenImage21Transformer2DModel
 

@@ -1,4 +1,9 @@
-"""The section of `type: ara`."""
+"""The section of `type: ara`, which is also the flags of `run.py ara`.
+
+It checks the output and the folder of images, and says which model is quantized. It
+imports no torch and loads no model: `process` does. The reader of jobs and of flags
+(`toolkit.config.reading`) makes it.
+"""
 
 from __future__ import annotations
 
@@ -49,11 +54,12 @@ class AraConfig(FileToolConfig):
     """Size of the images of `calibrate`, in pixels."""
 
     measure: bool = True
-    """Compare an image of the unquantized model with those of the quantized one,
+    """Compare an image of the unquantized model with images of the quantized one,
     without and with the adapter. This loads the unquantized model."""
 
     dtype: Dtype = "bfloat16"
-    """Dtype of the computation: that of the training the adapter is for."""
+    """Dtype of the computation: the dtype of the training that will use the
+    adapter."""
 
     device: Device = "auto"
     """Device: auto, cuda, cuda:N, mps or cpu."""
@@ -74,15 +80,14 @@ class AraConfig(FileToolConfig):
         )
 
     def _of_layers(self) -> str:
-        """The title of a model of layers; empty: another model, or one that is not
-        known."""
+        """The title of a model of layers; empty for other and unknown models."""
         with suppress(UserError):
             family = family_for(self.model)
             return family.title if family.stacks_layers else ""
         return ""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """An output that is there or cannot be written, a folder that is missing."""
+        """An output that exists or cannot be written, a folder that is missing."""
         yield from super().check(job)
         title = self._of_layers()
         if self.measure and title:

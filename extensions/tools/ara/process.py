@@ -1,5 +1,5 @@
 """Makes an accuracy-recovery adapter while the model is loaded, layer by layer, and
-measures what it brings.
+measures its effect.
 
 It trains no LoRA on images: the adapter is computed from the error of each layer.
 `type: ara` and `run.py ara` run it; its section is in `config`.
@@ -55,8 +55,13 @@ TIMESTEPS = 4
 
 
 class AraProcess(BaseExtensionProcess):
-    """The model is loaded up to three times, never two at once: whole, quantized, and
-    with the adapter."""
+    """Loads the model up to three times, one after the other: unquantized, quantized,
+    and with the adapter.
+
+    Example::
+
+        python run.py ara output/recovery.safetensors --model models/qwen --qtype int4
+    """
 
     section: AraConfig
 
@@ -172,5 +177,6 @@ class AraProcess(BaseExtensionProcess):
 
 
 def _relative_error(image: Tensor, whole: Tensor) -> float:
-    """The distance of an image to the image of the whole model, by its norm."""
+    """The distance of an image to the image of the unquantized model, divided by its
+    norm."""
     return float((image - whole).norm() / whole.norm())

@@ -1,7 +1,7 @@
 """The section of `type: cache`, and the flags of `run.py cache JOB`.
 
 The command names a job file, and the process type is part of a job. Both check
-what `prune` may delete. `process` runs with either one.
+that no run reads the entries that `prune` deletes. `process` runs with either one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 
 
 class CacheOptions(ProcessConfig):
-    """What is done with the cache, by a job and by the command."""
+    """Keys that a job and the command share.
+
+    Example::
+
+        class CacheConfig(CacheOptions, DiffusionSection):
+            process_types: ClassVar[tuple[str, ...]] = ("cache",)
+    """
 
     skip_existing: bool = False
     """Trust existing entries instead of verifying all of them and recomputing damaged
@@ -49,7 +55,7 @@ class CacheOptions(ProcessConfig):
     """Only count what `prune` would delete."""
 
     def check_prune(self, folder: Path) -> Iterable[Diagnostic]:
-        """A run that may read what would be deleted."""
+        """A run that may read entries that would be deleted."""
         if not self.prune or self.keep:
             return
         for run in list_runs(folder):
@@ -65,6 +71,12 @@ class CacheConfig(CacheOptions, DiffusionSection):
 
     It accepts every key of `sd_trainer`; those that only concern training are checked
     but not used.
+
+    Example:
+        type: cache
+        training_folder: output
+        model: {name_or_path: Qwen/Qwen-Image-Edit-2511}
+        datasets: [{folder_path: datasets/my_char}]
     """
 
     process_types: ClassVar[tuple[str, ...]] = ("cache",)
@@ -84,19 +96,19 @@ class CacheConfig(CacheOptions, DiffusionSection):
         return entries
 
     def outputs_exist(self, job: JobContext) -> bool:
-        """Whether the cache folder exists; training encodes what is missing in it."""
+        """Whether the cache folder exists; training encodes missing entries."""
         return (
             not self.prune
             and (Path(self.training_folder).expanduser() / CACHE_FOLDER).is_dir()
         )
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """A run that may read what would be deleted."""
+        """A run that may read entries that would be deleted."""
         yield from super().check(job)
         yield from self.check_prune(Path(self.training_folder).expanduser())
 
     def plan(self, job: JobContext) -> RunPlan:
-        """The plan: what there is to encode."""
+        """The plan: the images that are encoded."""
         from extensions.tools.cache.plan import plan_cache
 
         return plan_cache(self, job)

@@ -1,5 +1,8 @@
-"""What a `cache` process would do: the same scan as training, and no steps. Imports no
-torch, writes nothing."""
+"""The plan of a `cache` process: the same scan as in training, and no steps.
+
+It imports no torch, encodes nothing and writes no cache. `CacheConfig.plan` in `config`
+calls it for the plan of a job and for `--dry-run`.
+"""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ Keys = dict[str, set[str]]
 
 
 class CacheProcess(BaseExtensionProcess):
-    """Fills `<training_folder>/_cache`; a training job with the same datasets and model
+    """Fills `<training_folder>/_cache`. A training job with the same datasets and model
     then encodes nothing.
 
     Example::
@@ -66,7 +66,7 @@ class CacheProcess(BaseExtensionProcess):
             keys = used.setdefault(folder, defaultdict(set))
             for kind, key in self._encode(section, folder):
                 keys[kind].add(key)
-            if section.model.keeps_quantized():  # its files are here now
+            if section.model.keeps_quantized():  # its files exist now
                 dtype = DTYPES[section.weights_dtype()]
                 device = pick_device(section.device, quiet=True)
                 keys[MODELS].add(kept_name(section.model, dtype, device.type))
@@ -74,8 +74,8 @@ class CacheProcess(BaseExtensionProcess):
             self._account(folder, keys)
 
     def _encode(self, section: CacheConfig, folder: Path) -> Iterator[tuple[str, str]]:
-        """Encodes what is missing; yields kind and key of every entry on the disk that
-        the section uses."""
+        """Encodes missing entries. Yields kind and key of every entry on disk that the
+        section uses."""
         family = checked_family(section.model)
         check_device(section.device, model_bytes(section.model))
         status = StatusLine()
@@ -138,7 +138,7 @@ class CacheProcess(BaseExtensionProcess):
             yield KINDS[stores.index(entry.store)], entry.key
 
     def _account(self, folder: Path, used: Keys) -> None:
-        """Says how large the cache is, and deletes what is not used, if asked for."""
+        """Logs the size of the cache, and with `prune` deletes unused entries."""
         unused = 0
         for kind, store in zip(KINDS, CacheStores(folder).on_disk, strict=True):
             sizes = store.sizes()

@@ -1,4 +1,8 @@
-"""The section of `type: diagrams`."""
+"""The section of `type: diagrams`, which is also the flags of `run.py diagrams`.
+
+It checks that the folder has runs and that matplotlib is installed. It draws nothing:
+`process` does. The reader of jobs and of flags (`toolkit.config.reading`) makes it.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 
 
 class DiagramsProcess(BaseExtensionProcess):
-    """Reads only: a run that is still training is not disturbed.
+    """Draws the curves of runs. It only reads a run, so one that still trains is not
+    disturbed.
 
     Example::
 
@@ -53,8 +54,8 @@ class DiagramsProcess(BaseExtensionProcess):
                 self._draw_above(run, f"_{run.name}" if len(runs) > 1 else "")
 
     def _draw_above(self, run: RunInfo, suffix: str) -> None:
-        """Draws a run also into `graph/` of the folder that was asked for, where
-        FluxFlow's guide has its diagrams."""
+        """Also draws a run into `graph/` of the given folder, where FluxFlow's guide
+        has its diagrams."""
         together = self.section.folder() / GRAPH
         if draw_diagrams(run.folder, together, suffix):
             logger.info(

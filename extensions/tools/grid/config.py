@@ -1,4 +1,9 @@
-"""The section of `type: grid`."""
+"""The section of `type: grid`, which is also the flags of `run.py grid`.
+
+It adds the LoRA files, strengths and seeds of a grid to `PicturesConfig` and checks
+them. It generates nothing: `process` does. The reader of jobs and of flags
+(`toolkit.config.reading`) makes it.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +47,7 @@ class GridConfig(PicturesConfig):
     saved_weights: ClassVar[tuple[str, ...]] = ("lora", "also")
 
     lora: PathOrList
-    """LoRA files, such as those of a run. The first column is the base model alone,
+    """LoRA files, such as the files of a run. The first column is the base model alone,
     then one column per file, in this order. FILE:STRENGTH sets the strength of one
     file."""
 

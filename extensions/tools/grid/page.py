@@ -2,7 +2,7 @@
 are in grid.html.j2, .css and .js.
 
 It generates no image. The process of the grid calls `grid_page` before the first image
-and after each one, so that the page can be opened at any time.
+and after each one, so the page can be opened at any time.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Row:
 
     Example::
 
-        row = Row([maker.picture(item, 42, 4.0, loras) for loras in columns])
-        print(row.prompt, row.seed)
+        pictures = [maker.picture(item, 42, 4.0, loras) for loras in columns]
+        page = grid_page(heads, [Row(pictures)], maker.folder, title)
     """
 
     pictures: Sequence[Picture]
@@ -82,8 +82,8 @@ def _row_data(row: Row) -> dict[str, Any]:
 def grid_page(
     columns: Sequence[Column], rows: Sequence[Row], folder: Path, title: str
 ) -> str:
-    """The page, which lies in `folder` beside the images; those that are not there yet
-    are blank."""
+    """The page, which is in `folder` with the images. Images that do not exist yet are
+    blank."""
     names = [[picture.name for picture in row.pictures] for row in rows]
     first = rows[0].pictures[0].settings if rows else {}
     data = {

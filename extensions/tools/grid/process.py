@@ -21,8 +21,13 @@ logger = logging.getLogger(__name__)
 
 
 class GridProcess(BaseExtensionProcess):
-    """The page is there from the beginning and shows what is made so far; a stop keeps
-    both."""
+    """Generates the images and their page. The page exists from the beginning and shows
+    the finished images; a stop keeps both.
+
+    Example::
+
+        python run.py grid --lora output/my_char/my_char.safetensors --prompt "a cat"
+    """
 
     section: GridConfig
 

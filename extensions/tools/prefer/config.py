@@ -1,4 +1,9 @@
-"""The section of `type: prefer`."""
+"""The section of `type: prefer`, which is also the flags of `run.py prefer`.
+
+It resolves the source (a run, a LoRA file or a job) to a model and LoRA files, and
+checks the output. It generates nothing: `process` does. The reader of jobs and of flags
+(`toolkit.config.reading`) makes it.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +58,7 @@ class PreferConfig(PicturesConfig):
 
     output: PathStr = ""
     """Folder of the images and of the votes on them. Empty: `datasets/<name of the
-    source>_votes`. What exists in it is kept: further prompts are added."""
+    source>_votes`. Existing images are kept, and new prompts are added."""
 
     def folder(self) -> Path:
         """`output` as a path."""
@@ -66,8 +71,8 @@ class PreferConfig(PicturesConfig):
         return frozenset({self.folder().resolve()})
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """A source that is none, no prompt, a folder with candidates of something
-        else."""
+        """A source of another kind, no prompt, a folder whose candidates cannot be
+        read."""
         if not (self.prompt or self.prompts):
             yield Diagnostic(
                 ("prompt",), "is required. Or give 'prompts', a file of prompts."
@@ -88,9 +93,9 @@ class PreferConfig(PicturesConfig):
             yield from super(PreferConfig, section).check(job)
 
     def resolved(self) -> PreferConfig:
-        """The section with the folder, and with what the source says: its LoRA before
-        those of `lora`, and its model and trigger word, unless they are given. Raises
-        UserError for a source that is none."""
+        """The section with the folder and the values of the source: its LoRA before the
+        files of `lora`, and its model and trigger word where they are not given. Raises
+        UserError for a source of another kind."""
         file, _ = split_strength(self.source)
         path = Path(file).expanduser()
         given: dict[str, Any] = {"output": str(self.folder())}

@@ -1,7 +1,7 @@
-"""Makes the images of a section, and the file that says which belong together.
+"""Makes the images of a section, and the file that lists the images of each prompt.
 
-It asks for no vote: the web page and a table do. `type: prefer` and `run.py prefer` run
-it; `train.preference` of a training job reads the votes.
+It does not ask for votes: the web page and a table do. `type: prefer` and
+`run.py prefer` run it; `train.preference` of a training job reads the votes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 
 class PreferProcess(BaseExtensionProcess):
-    """The candidates are listed first, so that one can vote while they are made; a stop
-    keeps those that are.
+    """Lists the candidates first, so people can vote while the images are made. A stop
+    keeps the finished images.
 
     Example::
 

@@ -1,8 +1,8 @@
-"""The model card of a run: what it was trained on and how, for the hub and for
-people.
+"""The model card of a run: the base model, the settings, the samples and the use of its
+LoRA, for the hub and for people.
 
-It uploads nothing. `publish.process` calls `model_card` with the samples that it
-uploads.
+It uploads nothing and removes no paths: `process` does. `process` calls `model_card`
+with the LoRA files and samples that it uploads.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _usage(
     path: Path,
     samples: Sequence[tuple[str, SampleImage]],
 ) -> list[str]:
-    """How the file is loaded: with the pipeline of diffusers, where that has one for
+    """How the file is loaded: with a pipeline of diffusers, where diffusers has one for
     the model and reads the file."""
     file = path.name
     if not (section and family and family.published):
@@ -194,7 +194,7 @@ def _makes_edits(section: DiffusionSection, family: ModelFamily) -> bool:
 
 
 def section_of(run: RunInfo) -> DiffusionSection | None:
-    """The section of the run; None where it is not there or is not read any more."""
+    """The section of the run; None where it is missing or cannot be read any more."""
     if run.config is None:
         return None
     try:
@@ -207,7 +207,7 @@ def section_of(run: RunInfo) -> DiffusionSection | None:
 
 
 def settings(section: DiffusionSection, run: RunInfo) -> Iterator[tuple[str, object]]:
-    """What the card says of the training: names and numbers."""
+    """Names and values of the training in the card."""
     network = section.network
     train = section.train
     yield (
@@ -233,8 +233,8 @@ def settings(section: DiffusionSection, run: RunInfo) -> Iterator[tuple[str, obj
 
 
 def licence_of(section: DiffusionSection) -> str | None:
-    """The licence that the base model's own card names; None, which the log says, where
-    it names none."""
+    """The licence in the base model's own card; None, which is logged, where the card
+    has none."""
     model = section.model
     why = "its model card names none"
     try:

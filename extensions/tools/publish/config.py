@@ -1,4 +1,9 @@
-"""The section of `type: publish`."""
+"""The section of `type: publish`, which is also the flags of `run.py publish`.
+
+It checks that the folder is a run with a saved LoRA, and selects the files to publish.
+It does not contact the hub: `process` does. The reader of jobs and of flags
+(`toolkit.config.reading`) makes it.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +46,8 @@ class PublishConfig(RunToolConfig):
     public one is refused."""
 
     files: Literal["final", "all"] = "final"
-    """final: the final LoRA file, or the last one that was saved. all: also those of
-    the steps and the best one."""
+    """final: the final LoRA file, or the last one that was saved. all: also the
+    files of the steps and the best one."""
 
     samples: int = Field(default=6, ge=0, le=100)
     """Maximum number of samples, of the last step. 0: none."""
@@ -54,7 +59,7 @@ class PublishConfig(RunToolConfig):
 
     licence: str = ""
     """Licence in the model card, as an identifier of the hub (`apache-2.0`). Empty:
-    that of the base model's card."""
+    the licence in the base model's card."""
 
     attempts: int = Field(default=5, ge=1, le=100)
     """Attempts if the hub cannot be reached, with pauses of 2, 4, 8, ... seconds, at
@@ -76,7 +81,7 @@ class PublishConfig(RunToolConfig):
         return final or [file for file in files if file.kind == "step"][-1:]
 
     def command(self) -> str:
-        """What repeats this on a command line."""
+        """The command line that repeats this upload."""
         given = self.model_dump(exclude={"type", "name", "run"}, exclude_defaults=True)
         flags = []
         for key, value in given.items():

@@ -1,5 +1,10 @@
-"""Absolute paths of this machine in texts that are given away: each becomes the name of
-its file or folder."""
+"""Removes absolute paths of this machine from texts that are published: each becomes
+the name of its file or folder.
+
+Secrets are redacted by `toolkit.files.redact`, which is called first. Images and
+captions are not read. `process` calls it for the model card and for the metadata of
+LoRA files.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +20,15 @@ _HOMES = (r"/(?:home|Users)/[^/\s\"'<>]+", r"[A-Za-z]:[\\/]+Users[\\/]+[^\\/\s\"
 
 
 def public_text(run: Path, settings: object) -> Callable[[str], str]:
-    """Redacts a text, and shortens the paths in it: below a home, the working
-    directory, the folder of the run, that of temporary files, and what else the
-    settings of the run name.
+    """A function that redacts a text and shortens the paths in it. These are paths
+    below a home, the working directory, the folder that contains the run, the folder of
+    temporary files, and other absolute paths in the settings of the run.
 
     run: its folder. settings: JSON data.
+
+    >>> public = public_text(Path("output/my_char"), {"model": "/data/models/qwen"})
+    >>> public("trained with /data/models/qwen/vae")
+    'trained with vae'
     """
     homes = {
         str(Path.home()),
@@ -46,7 +55,7 @@ def public_text(run: Path, settings: object) -> Callable[[str], str]:
 
 
 def _name_of(path: str) -> str:
-    """The last part of a path; of a home, whose name is that of a person, `~`."""
+    """The last part of a path; `~` for a home, because it has the name of a person."""
     whole = any(re.fullmatch(home, path.rstrip("/\\")) for home in _HOMES)
     if whole:
         return "~"

@@ -1,5 +1,5 @@
-"""Uploads a run's LoRA with its card in one commit. Nothing of the run is changed; no
-path, and no image or caption of the dataset is given away unless that is asked for.
+"""Uploads a run's LoRA with its card in one commit. The run is not changed. Paths,
+images and captions of the dataset are uploaded only with `full_report`.
 
 `type: publish` and `run.py publish` run it. The text of the card is made in `card`, and
 paths are removed by `private`.
@@ -42,7 +42,8 @@ AGAIN = (408, 429)
 
 
 class PublishProcess(BaseExtensionProcess):
-    """Everything that can be wrong here is found before the hub is asked.
+    """Uploads the files of a run. Faults on this machine are found before the hub is
+    contacted.
 
     Example::
 
@@ -69,9 +70,9 @@ class PublishProcess(BaseExtensionProcess):
                 )
 
     def _publish(self, workplace: Path) -> None:
-        """Uploads, and begins again from the top while the hub cannot be reached or is
-        not able to answer: each step may be done twice. (Within the upload the hub's
-        library tries again on its own.)"""
+        """Uploads, and starts over while the hub cannot be reached or cannot answer.
+        Each step may be done twice. (Within the upload the hub's library retries by
+        itself.)"""
         section = self.section
         api = HfApi()
         files: dict[str, Path | bytes] = {}
@@ -136,7 +137,7 @@ class PublishProcess(BaseExtensionProcess):
         ) from error
 
     def _files(self, repo: str, workplace: Path) -> dict[str, Path | bytes]:
-        """Name in the repository -> file, or what is in it; listed with their sizes."""
+        """Name in the repository -> file, or its content. The log lists their sizes."""
         section, run = self.section, read_run(self.section.folder())
         trained = section_of(run)
         public = public_text(

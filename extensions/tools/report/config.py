@@ -1,4 +1,9 @@
-"""The section of `type: report`."""
+"""The section of `type: report`, which is also the flags of `run.py report`.
+
+It checks that the folder has runs and that the output can be written. It makes no page:
+`page` and `process` do. The reader of jobs and of flags (`toolkit.config.reading`)
+makes it.
+"""
 
 from __future__ import annotations
 

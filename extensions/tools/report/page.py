@@ -1,8 +1,8 @@
-"""The report of a run: its page (shared/pages/run.html.j2) with all that it shows in
-one file.
+"""The report of a run: its page (shared/pages/run.html.j2) with all images, curves and
+scripts in one file.
 
-It writes no file, and does not change the run. `report.process` calls it for the
-owner's page and for one that is shared, which has nothing private in it.
+It writes no file and does not change the run. `process` calls it for the owner's page,
+and for a page to share, which contains nothing private.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from toolkit.plan.next_commands import next_commands
 from toolkit.train.run_reader import RunInfo, RunStatus
 
 MOST_SAMPLES = 240
-"""Samples that are put into the page; of more, only some steps."""
+"""Maximum number of samples in the page; of more, only some steps are shown."""
 
 SAMPLE_SIDE, CONTROL_SIDE, THUMBNAIL_SIDE = 512, 256, 112
 """Pixels of the longer side of an image that is put into the page."""
@@ -51,8 +51,8 @@ def report_page(
     hashed: bool = True,
     share: bool = False,
 ) -> str:
-    """The page of a run. folder: where the page will lie, for its links. The rest: as
-    of `ReportConfig`."""
+    """The page of a run. folder: the folder of the page, for its links. The other
+    arguments: as in `ReportConfig`."""
 
     def address(path: Path, side: int = SAMPLE_SIDE) -> str | None:
         """The address of an image; None if it cannot be read. side: as in
@@ -105,8 +105,8 @@ def report_page(
 
 
 def _nothing_private(run: RunInfo) -> dict[str, Any]:
-    """What a page for others has in the place of all that tells of the dataset and of
-    this machine."""
+    """Empty values, in a page for others, for everything about the dataset and this
+    machine."""
     values = dict.fromkeys(
         ("dataset", "settings", "events", "log", "plan", "folder", "result")
     )
@@ -120,7 +120,7 @@ def _nothing_private(run: RunInfo) -> dict[str, Any]:
 def _private(
     run: RunInfo, address: Callable[[Path, int], str | None]
 ) -> dict[str, Any]:
-    """What only the owner's page has."""
+    """The values that only the owner's page has."""
     images = dataset_images(run.folder)
     dataset = []
     for image in images[:MOST_ROWS]:
@@ -142,14 +142,16 @@ def _private(
 
 
 def _result(run: RunInfo) -> tuple[str, list[str]]:
-    """The file of a finished run, and how it is used; without the path of the
-    interpreter, for a page is passed on."""
+    """The file of a finished run, and the commands that use it. The commands do not
+    contain the path of the interpreter, because pages are passed on."""
     files = final_files(run.folder, run.name)
     if not files:
         return "", []
     try:
         section = training_section(run, check_files=False)
-    except UserError:  # another trainer, or a job that is not read any more: the file is there all the same
+    except (
+        UserError
+    ):  # another trainer, or a job that is not read any more: the file exists anyway
         section = None
     lines = []
     for line in next_commands(run.folder, run.name, section):
@@ -158,8 +160,8 @@ def _result(run: RunInfo) -> tuple[str, list[str]]:
 
 
 def _as_recorded(run: RunInfo) -> RunInfo:
-    """A run that writes its last report still holds its lock, and has told how it
-    ended."""
+    """The run with its recorded status. A run that writes its last report still holds
+    its lock, but has already recorded how it ended."""
     recorded = read_status(run.folder).get("status")
     if (
         run.status is RunStatus.RUNNING

@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 
 
 class ReportProcess(BaseExtensionProcess):
-    """Reads only: a run that is still training is not disturbed.
+    """Writes one page for each run. It only reads a run, so one that still trains is
+    not disturbed.
 
     Example::
 

@@ -1,7 +1,8 @@
 """The section of `type: mascots`.
 
 It checks the attributes against each other and against the characters that are held
-out. It draws nothing: `process` does, with `mascot`, `drawing` and `words`.
+out. It draws nothing: `process` does, with `mascot`, `drawing` and `words`. The reader
+of jobs (`toolkit.config.reading`) makes it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from .mascot import ALL, MARKS, NAMELESS, Casting
 from .words import ALWAYS_POSSIBLE, CHANGES, HAT_RATE, can_edit
 
 RECIPE = "mascots.json"
-"""In the folder: what decided the pictures."""
+"""File in the folder with the settings that decide the pictures."""
 
 LEAST_SIDE, MOST_SIDE = 32, 1024
 """Pixels of a picture's sides."""
@@ -101,7 +102,12 @@ Names = tuple[str, ...]
 
 
 class OnlyConfig(StrictModel):
-    """`only`: values to choose from, one or a list; of what is not given, all."""
+    """`only`: values to choose from, one or a list. An attribute that is not given has
+    all of its values.
+
+    Example:
+        only: {pose: [standing, jumping], hat: [none, cap]}
+    """
 
     body: Annotated[Names, *_some_of(ALL["body"])] = ()
     """Shapes of the body."""
@@ -110,7 +116,7 @@ class OnlyConfig(StrictModel):
     """Colours of the body."""
 
     mark: Annotated[Names, *_some_of(ALL["mark"])] = ()
-    """What is on the belly."""
+    """Marks on the belly."""
 
     eyes: Annotated[Names, *_some_of(ALL["eyes"])] = ()
     """Eyes, and the mouth that belongs to them."""
@@ -122,7 +128,7 @@ class OnlyConfig(StrictModel):
     """Colours of hats."""
 
     held: Annotated[Names, *_some_of(ALL["held"])] = ()
-    """What is in the hand."""
+    """Objects in the hand."""
 
     pose: Annotated[Names, *_some_of(ALL["pose"])] = ()
     """Poses."""
@@ -131,14 +137,18 @@ class OnlyConfig(StrictModel):
     """Places."""
 
     def given(self) -> dict[str, Names]:
-        """Attribute -> its values, where there are any."""
+        """Attribute -> its values, for the attributes that are given."""
         return {name: values for name in ALL if (values := getattr(self, name))}
 
 
 class CharacterConfig(StrictModel):
     """`character`: one mascot that is in all pictures. Captions call it by its trigger
     word and do not say how it looks. Bodies 'star' and 'ghost', colours 'teal' and
-    'brown', and marks are in no picture for pretraining."""
+    'brown', and marks are in no picture for pretraining.
+
+    Example:
+        character: {trigger: pipo, body: star, colour: teal, mark: stripes}
+    """
 
     example: ClassVar[str] = "{trigger: pipo, body: star, colour: teal, mark: stripes}"
 
@@ -153,7 +163,7 @@ class CharacterConfig(StrictModel):
     """Colour of its body."""
 
     mark: Annotated[str, *_one_of(ALL["mark"])] = MARKS[0]
-    """What is on its belly."""
+    """Mark on its belly."""
 
     eyes: Annotated[str, *_one_of(ALL["eyes"])] = "big eyes"
     """Its eyes."""
@@ -161,7 +171,14 @@ class CharacterConfig(StrictModel):
 
 class MascotsConfig(ProcessConfig):
     """`type: mascots`: draws pictures of mascots with captions. The same settings give
-    the same files."""
+    the same files.
+
+    Example:
+        type: mascots
+        path: output/pictures
+        count: 48
+        captions: free
+    """
 
     process_types: ClassVar[tuple[str, ...]] = ("mascots",)
 
@@ -177,9 +194,9 @@ class MascotsConfig(ProcessConfig):
     instruction. 0: none."""
 
     changes: Annotated[Names, *_some_of(CHANGES)] = tuple(CHANGES)
-    """What edits may change: hat, held, pose, place, eyes and colour, all by default.
-    One of held, pose, place and eyes must be among them, as not every mascot can have
-    another hat or colour."""
+    """Attributes that edits may change: hat, held, pose, place, eyes and colour, all by
+    default. One of held, pose, place and eyes must be among them, as not every mascot
+    can have another hat or colour."""
 
     edits_of_two: int = Field(default=0, ge=0, le=1_000_000)
     """Two mascots, and both of them in one picture, or the first with the hat of the
@@ -190,8 +207,8 @@ class MascotsConfig(ProcessConfig):
     where it can be another one; in the others both are side by side. 0 to 1."""
 
     instruction: str = ""
-    """Caption of all pairs, such as a word that the edit is to be called by. Empty:
-    what changes, in words."""
+    """Caption of all pairs, such as a word that names the edit. Empty: a description of
+    the change."""
 
     scribbles: int = Field(default=0, ge=0, le=1_000_000)
     """Pictures of any shapes in any colours, without captions: for autoencoders that
@@ -203,8 +220,8 @@ class MascotsConfig(ProcessConfig):
 
     crop: int = Field(default=0, ge=0, le=MOST_SIDE)
     """Keep a square of this side, in pixels, from a random place of each picture and
-    scribble: to train an autoencoder on details. Captions stay those of the whole. 0:
-    whole pictures."""
+    scribble: to train an autoencoder on details. Captions describe the whole picture.
+    0: whole pictures."""
 
     mascots: Annotated[
         Literal["pretraining", "held_out", "reserved", "any", "random", "patterned"],
@@ -236,20 +253,20 @@ class MascotsConfig(ProcessConfig):
     """Decides all pictures; 0 is a valid seed."""
 
     overwrite: bool = False
-    """Replace what this program wrote there. Off: complete pictures of the same
-    settings are kept."""
+    """Replace the files that this program wrote in the folder. Off: complete pictures
+    of the same settings are kept."""
 
     def folder(self) -> Path:
         """`path` as an absolute path."""
         return Path(self.path).expanduser().resolve()
 
     def casting(self) -> Casting:
-        """What may be drawn."""
+        """The mascots that may be drawn."""
         fixed = self.character.model_dump() if self.character else {}
         return Casting(self.mascots, self.only.given(), fixed, self.jitter)
 
     def recipe(self) -> dict[str, Any]:
-        """All that decides the pictures, as plain data."""
+        """The settings that decide the pictures, as plain data."""
         left_out = {
             "type",
             "name",
@@ -268,7 +285,7 @@ class MascotsConfig(ProcessConfig):
         return frozenset({self.folder()})
 
     def outputs_exist(self, job: JobContext) -> bool:
-        """A folder is there only when it is complete."""
+        """Whether the folder is complete: it exists only then."""
         return (self.folder() / RECIPE).is_file()
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
@@ -329,7 +346,7 @@ class MascotsConfig(ProcessConfig):
             yield Diagnostic(("only",), message)
 
     def plan(self, job: JobContext) -> RunPlan:
-        """How many pictures of what."""
+        """The number of pictures of each kind."""
         parts = {
             "pictures": self.count,
             "edits": self.edits,

@@ -1,9 +1,13 @@
 """Draws mascots with Pillow: flat colours with darker outlines, four times as large and
 averaged down.
 
-A picture's unit is 1/128 of its shorter side. Figures have coordinates of their own: x
-from their middle to the right, y downwards from the ground they stand on, so that what
-is above it is negative."""
+A picture's unit is 1/128 of its shorter side. Figures have their own coordinates: x
+from their middle to the right, y downwards from the ground they stand on. Points above
+the ground have a negative y.
+
+The attributes are chosen in `mascot`, and files are written by `process`, which calls
+`draw` and `scribble`.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +49,11 @@ PAINT: dict[str, Colour] = {
 
 def draw(mascots: Sequence[Mascot], width: int, height: int) -> Image.Image:
     """The picture, RGB, of one mascot or of two side by side, in the place of the
-    first. width, height: pixels."""
+    first. width, height: pixels.
+
+    >>> draw([Mascot(hat="cap")], width=64, height=32).size
+    (64, 32)
+    """
     canvas = Canvas(width, height)
     PLACES[mascots[0].place](canvas)
     share = canvas.width / len(mascots)
@@ -66,7 +74,7 @@ def draw(mascots: Sequence[Mascot], width: int, height: int) -> Image.Image:
 
 BASE_SCALE = 0.94
 MARGIN = 2.5
-"""Units that stay free at both sides of a figure."""
+"""Free units at both sides of a figure."""
 
 GROUND = 13
 """Units from the lower edge of a square picture to the ground under a figure; more in a
@@ -74,8 +82,8 @@ tall one."""
 
 
 def scribble(lots: Lots, width: int, height: int) -> Image.Image:
-    """Shapes of any colour anywhere: what an autoencoder should do well besides
-    mascots."""
+    """A picture of random shapes in random colours, for autoencoders that should do
+    more than mascots."""
     canvas = Canvas(width, height)
 
     def colour(name: object) -> Colour:
@@ -110,6 +118,14 @@ def scribble(lots: Lots, width: int, height: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class Ellipse:
+    """An ellipse around (x, y).
+
+    >>> canvas = Canvas(64, 64)
+    >>> canvas.pen(64, 64).shape([Ellipse(0, 0, 30, 20)], (250, 0, 0))
+    >>> canvas.finished().getpixel((32, 32))
+    (250, 0, 0)
+    """
+
     x: float
     y: float
     rx: float
@@ -144,12 +160,27 @@ class Squircle:
 
 @dataclass(frozen=True)
 class Polygon:
+    """A filled polygon.
+
+    >>> canvas = Canvas(64, 64)
+    >>> triangle = Polygon(((-30, 30), (30, 30), (0, -30)))
+    >>> canvas.pen(64, 64).shape([triangle], (0, 0, 250))
+    >>> canvas.finished().getpixel((32, 32))
+    (0, 0, 250)
+    """
+
     points: tuple[Point, ...]
 
 
 @dataclass(frozen=True)
 class Stroke:
-    """A line with round ends."""
+    """A line with round ends.
+
+    >>> canvas = Canvas(64, 64)
+    >>> canvas.pen(64, 64).shape([Stroke(((-30, 0), (30, 0)), width=8)], (0, 250, 0))
+    >>> canvas.finished().getpixel((32, 32))
+    (0, 250, 0)
+    """
 
     points: tuple[Point, ...]
     width: float
@@ -159,7 +190,7 @@ Shape = Ellipse | Squircle | Polygon | Stroke
 
 
 class Canvas:
-    """A picture that is drawn, larger than it will be. width, height: units.
+    """A picture that is drawn larger and then averaged down. width, height: units.
 
     >>> canvas = Canvas(64, 64)
     >>> canvas.fill(0, 128, (200, 220, 240))
@@ -190,8 +221,8 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Pen:
-    """Draws in coordinates whose origin is (x, y) of the canvas and whose unit is
-    `scale` of its units.
+    """Draws in coordinates with the origin (x, y) on the canvas, whose unit is `scale`
+    units of the canvas.
 
     >>> pen = Canvas(64, 64).pen(64, 100, scale=2)
     >>> pen.moved(3, -1).x
@@ -209,7 +240,7 @@ class Pen:
     def shape(
         self, parts: Iterable[Shape], fill: Colour, outline: float = OUTLINE
     ) -> None:
-        """All parts in one colour, with a darker one around them together."""
+        """Draws all parts in one colour, with one darker outline around them."""
         parts = list(parts)
         if outline:
             for part in parts:
@@ -279,8 +310,7 @@ def _curve(begin: Point, bend: Point, end: Point) -> tuple[Point, ...]:
 
 
 def _outline_of(colour: Colour) -> Colour:
-    """Near the colour: black around everything is what a small autoencoder blurs
-    first."""
+    """A dark shade of the colour. A small autoencoder blurs black outlines first."""
     red, green, blue = (
         int(0.45 * value + 0.2 * ink) for value, ink in zip(colour, INK, strict=True)
     )
@@ -301,7 +331,11 @@ def _lighter(colour: Colour, share: float = 0.5) -> Colour:
 
 @dataclass(frozen=True)
 class Build:
-    """A body, and where its parts are. y: as in figures."""
+    """A body, and the places of its parts. y: as in figures.
+
+    >>> BUILDS["tall"].top < BUILDS["wide"].top  # higher up
+    True
+    """
 
     shapes: tuple[Shape, ...]
     shoulder: Point
@@ -350,7 +384,7 @@ def _pear() -> tuple[Shape, ...]:
 
 
 def _blob(number: int) -> Build:
-    """A body of its own: an ellipse whose radius swings with the angle, softly or in
+    """A random body: an ellipse whose radius changes with the angle, in waves or in
     points."""
     lots = Lots(number, "blob", 0)
     rx, ry = lots.between("rx", 19, 31), lots.between("ry", 25, 33)
@@ -417,8 +451,12 @@ def _paint(colour: str) -> Colour:
 
 @dataclass(frozen=True)
 class Stance:
-    """A pose. Hands and feet are those of the right side; `left` is the other hand,
-    else the mirror image."""
+    """A pose. `hand` and `foot` are on the right side. `left` is the left hand; None:
+    the mirror image.
+
+    >>> STANCES["jumping"].raised
+    9
+    """
 
     hand: Point
     """From the shoulder."""
@@ -447,8 +485,8 @@ STANCES = {
 
 
 def _reach(mascot: Mascot) -> tuple[float, float]:
-    """Units from the middle of a figure to its left end, and to the right one with what
-    it holds."""
+    """Units from the middle of a figure to its left end, and to its right end with the
+    held object."""
     shoulder, stance = _build(mascot.body).shoulder[0], STANCES[mascot.pose]
     left, right = (
         (stance.left or stance.hand)[0] + HELD_WIDTHS[NONE],
@@ -539,8 +577,8 @@ SPOTS = (
 
 
 def _draw_pattern(pen: Pen, half: float, tone: Colour, number: int) -> None:
-    """One to four stars, rings, crosses or zigzag lines, all alike, in the tone of a
-    mark or a colour of their own."""
+    """One to four equal stars, rings, crosses or zigzag lines, in the tone of a mark or
+    in a random colour."""
     lots = Lots(number, "pattern", 0)
     if lots.chance("own colour", 0.5):
         red, green, blue = (
@@ -699,7 +737,7 @@ HATS: dict[str, Callable[[Pen, Colour], None]] = {
 }
 
 
-# ------------------------------------------------------------ what is held; the pen is
+# ------------------------------------------------------------ held objects; the pen is
 # at the right hand
 
 

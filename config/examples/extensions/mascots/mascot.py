@@ -1,9 +1,9 @@
-"""What a mascot is: its attributes and their values, and which of them are drawn
-together.
+"""A mascot: its attributes and their values, and the combinations that are drawn.
 
-Everything here is a function of (seed, index): attributes are drawn one by one, each by
-a key of its own, so that a picture does not depend on which others are drawn, or on how
-many."""
+Everything is a function of (seed, index). Attributes are chosen one by one, each with
+its own key, so a picture does not depend on the other pictures or their number. Nothing
+is drawn here, and no caption is made: `drawing` and `words` do that for `process`.
+"""
 
 from __future__ import annotations
 
@@ -55,16 +55,18 @@ COMMON: dict[str, tuple[str, ...]] = ALL | {
 Characters = Literal[
     "pretraining", "held_out", "reserved", "any", "random", "patterned"
 ]
-"""Which mascots are drawn: those of pretraining; those of its values whose body, colour
-and hat are never together there; those of reserved bodies, colours and marks; any of
-all of these; those of a body and a colour that have no name and come once; such ones
-with a pattern, too."""
+"""Which mascots are drawn.
+
+pretraining: the combinations of pretraining. held_out: combinations of body, colour and
+hat that pretraining leaves out. reserved: bodies, colours and marks that pretraining
+never shows. any: all of these. random: a body and a colour without a name, each used
+once. patterned: the same with a pattern."""
 
 NAMELESS: dict[str, tuple[str, ...]] = {
     "random": ("body", "colour"),
     "patterned": ("body", "colour", "mark"),
 }
-"""Characters -> their attributes whose values have no name and come once."""
+"""Characters -> their attributes whose values have no name and are used once."""
 
 BLOB = "blob "
 """Begins the name of a body that is drawn from the number that follows."""
@@ -75,7 +77,7 @@ PATTERN = "pattern "
 
 @dataclass(frozen=True)
 class Mascot:
-    """One mascot in one picture. Values: those of `ALL`; without a name, a body is
+    """One mascot in one picture. The values are in `ALL`. Without a name, a body is
     `blob NUMBER`, a colour `#rrggbb`, a mark `pattern NUMBER`.
 
     >>> Mascot(body="round", colour="blue").hat == NONE
@@ -99,19 +101,20 @@ class Mascot:
 
     dx: float = 0.0
     dy: float = 0.0
-    """How far it stands from the middle, in 1/128 of the picture's shorter side."""
+    """Distance from the middle, in 1/128 of the picture's shorter side."""
 
     scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An edit: what is seen before, in order, what is to be done, and the mascots of
-    the picture after it.
+    """An edit: the mascots of the pictures before it, in order, the instruction, and
+    the mascots of the picture after it.
 
     Example::
 
-        pair = Pair((mascot,), "Make it wave.", (waving,))
+        waving = replace(mascot, pose="waving")
+        pair = Pair((mascot,), "make it wave", (waving,))
     """
 
     before: tuple[Mascot, ...]
@@ -121,7 +124,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Casting:
-    """What may be drawn.
+    """The mascots that may be drawn.
 
     >>> Casting(fixed={"hat": "crown"}).values("hat")
     ('crown',)
@@ -129,18 +132,18 @@ class Casting:
 
     characters: Characters = "pretraining"
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Attribute -> the values to choose from; all that the characters have where it is
-    not given."""
+    """Attribute -> the values to choose from. An attribute that is not given has all
+    values of the characters."""
 
     fixed: Mapping[str, str] = field(default_factory=dict)
-    """Attribute -> its one value: those of a character that is always the same."""
+    """Attribute -> its one value, for a character that is always the same."""
 
     jitter: float = 0.0
     """0 to 1: how much mascots differ in place and size. 1: by up to 4 units to each
     side, 2 up and down, and 6 %."""
 
     def values(self, attribute: str) -> tuple[str, ...]:
-        """What is chosen from."""
+        """The values to choose from."""
         if attribute in self.fixed:
             return (self.fixed[attribute],)
         if attribute in self.only:
@@ -150,8 +153,8 @@ class Casting:
         ]
 
     def looks(self) -> tuple[tuple[str, str, str], ...]:
-        """The bodies, colours and hats that are drawn together; none where the rule of
-        the held-out ones forbids all.
+        """The bodies, colours and hats that are drawn together; empty where the rule
+        `is_held_out` forbids all.
 
         No hat appears twice: a third of the mascots have none.
         """
@@ -196,9 +199,12 @@ def is_held_out(body: str, colour: str, hat: str) -> bool:
     """Whether pretraining leaves this mascot out: one colour of the eight for each body
     and hat (no hat is one too).
 
-    The rule is (i + 3 j + 5 k) mod 8 = 3, of the places of body, colour and hat in
-    their lists, no hat being 0. So every value, and every pair of values, is in
-    pretraining; one in eight threes is not. A reserved value is never.
+    The rule is (i + 3 j + 5 k) mod 8 = 3, with the places of body, colour and hat in
+    their lists; no hat is 0. So every value and every pair of values is in pretraining,
+    and one in eight combinations of three is not. A reserved value never is.
+
+    >>> is_held_out("round", "green", "none"), is_held_out("star", "teal", "cap")
+    (False, True)
     """
     if body not in BODIES or colour not in COLOURS:
         return True
@@ -212,7 +218,7 @@ def is_held_out(body: str, colour: str, hat: str) -> bool:
 
 @dataclass(frozen=True)
 class Lots:
-    """Draws for one picture, each named by what it is for.
+    """Random choices for one picture, each with the name of its purpose.
 
     >>> lots = Lots(seed=1, kind="train", index=0)
     >>> lots.choose("hat", ["crown"])
@@ -226,7 +232,7 @@ class Lots:
     index: int
 
     def choose(self, purpose: str, options: Sequence[T]) -> T:
-        """One of them, each as likely."""
+        """One of the options, each equally likely."""
         return options[
             key(self.seed, f"mascots {self.kind} {purpose}", self.index) % len(options)
         ]
@@ -240,11 +246,11 @@ class Lots:
         return self.between(purpose, 0, 1) < probability
 
     def some(self, purpose: str, options: Sequence[T], count: int) -> list[T]:
-        """`count` different ones, in the order of the lots."""
+        """`count` different options, in the order of the lots."""
         return self.shuffled(purpose, options)[:count]
 
     def shuffled(self, purpose: str, options: Sequence[T]) -> list[T]:
-        """All of them in the order of the lots."""
+        """All options in the order of the lots."""
         order = sorted(
             range(len(options)),
             key=lambda place: uniform(self.seed, purpose, self.kind, self.index, place),
@@ -291,8 +297,8 @@ def random_mascot(lots: Lots, casting: Casting, who: str = "") -> Mascot:
 
 
 def scene_of(mascot: Mascot, lots: Lots, casting: Casting) -> Mascot:
-    """The mascot in the scene of this index: every pose in every place once, before one
-    comes again."""
+    """The mascot in the scene of this index. Every pose is in every place once before a
+    scene is repeated."""
     scenes = [
         (pose, place)
         for pose in casting.values("pose")

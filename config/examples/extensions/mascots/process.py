@@ -30,12 +30,13 @@ from .words import caption_in, edit, edit_of_two
 logger = logging.getLogger(__name__)
 
 DRAWING = 3
-"""Counted up when the same settings give other pictures than before."""
+"""Version of the drawing. It is increased when the same settings give other pictures
+than before."""
 
 
 class MascotsProcess(BaseExtensionProcess):
-    """Complete pictures of the same settings are left as they are, so that a job can be
-    run again.
+    """Draws a folder of pictures. Complete pictures of the same settings are not
+    changed, so a job can be run again.
 
     Example::
 
@@ -124,7 +125,7 @@ class MascotsProcess(BaseExtensionProcess):
         _write(folder, index, self._cropped(picture, f"crop of scribble {index}"))
 
     def _cropped(self, picture: Image.Image, purpose: str) -> Image.Image:
-        """A square of `crop` pixels from a place of its own, or the whole."""
+        """A square of `crop` pixels from a random place, or the whole picture."""
         if not (side := self.section.crop):
             return picture
         left, top = (

@@ -1,5 +1,5 @@
-"""What pictures of mascots are called: captions that name every attribute, shorter and
-freer ones, and edits with their instructions.
+"""Captions of pictures of mascots: some name every attribute, others are shorter or
+freer. Also edits with their instructions.
 
 It does not draw, and reads no file. `process` writes the captions next to the
 pictures, and `config` asks which edits are possible.
@@ -35,7 +35,11 @@ MARKS = {"stripes": " and stripes", "spots": " and spots", "heart": " and a hear
 
 
 def caption(mascot: Mascot) -> str:
-    """The caption that names every attribute, those of a character by its name."""
+    """The caption that names every attribute. A character is called by its name.
+
+    >>> caption(Mascot(trigger="pipo", hat="cap"))
+    'a pipo mascot, wearing a red cap, holding nothing, standing, on a meadow'
+    """
     return ", ".join([_subject(mascot), *_clauses(mascot)])
 
 
@@ -125,7 +129,7 @@ def _hat(mascot: Mascot, casting: Casting, lots: Lots) -> Change | None:
 
 
 def _hats_of(mascot: Mascot, casting: Casting) -> list[str]:
-    """What this mascot may wear; the rule of the held-out ones counts."""
+    """The hats that this mascot may wear, without those that are held out."""
     hats = dict.fromkeys(casting.values("hat"))
     return [hat for hat in hats if casting.allows(mascot.body, mascot.colour, hat)]
 
@@ -144,7 +148,7 @@ def _colour(mascot: Mascot, casting: Casting, lots: Lots) -> Change | None:
 def _other(
     attribute: str, words: Callable[[str, Lots], str]
 ) -> Callable[[Mascot, Casting, Lots], Change | None]:
-    """The change of an attribute that fits all others."""
+    """The change of an attribute that can be combined with all others."""
 
     def change(mascot: Mascot, casting: Casting, lots: Lots) -> Change | None:
         values = [
@@ -183,11 +187,12 @@ CHANGES: dict[str, Callable[[Mascot, Casting, Lots], Change | None]] = {
     "eyes": _other("eyes", lambda eyes, lots: f"give it {eyes}"),
     "colour": _colour,
 }
-"""What an edit changes -> the change; None where nothing else is possible."""
+"""Attribute that an edit changes -> the function of the change. It returns None where
+the attribute has only one possible value."""
 
 
 ALWAYS_POSSIBLE = ("held", "pose", "place", "eyes")
-"""Changes that fit every mascot, where there are two values."""
+"""Attributes that can be changed in every mascot, where they have two values."""
 
 
 def can_edit(casting: Casting, changes: Collection[str] = CHANGES) -> bool:
@@ -222,8 +227,8 @@ second."""
 def edit_of_two(
     seed: int, index: int, casting: Casting, hat_rate: float = HAT_RATE
 ) -> Pair:
-    """Two mascots before; after it both side by side, or the first with the hat of the
-    second: at this rate, 0 to 1, of those where it can be another hat."""
+    """Two mascots before; afterwards both side by side, or the first with the hat of
+    the second. hat_rate: 0 to 1, the share of hats where it can be another hat."""
     lots = Lots(seed, "edit of two", index)
     first = random_mascot(lots, casting)
     of_second = Casting() if casting.fixed else casting
