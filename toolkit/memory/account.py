@@ -446,7 +446,7 @@ def shortage_lines(
     free: int,
 ) -> Iterator[str]:
     """The lines for the log at an out-of-memory error without a recording. segments: of
-    `torch.cuda.memory_snapshot`. The other arguments are those of `Shortage.note`."""
+    `torch.cuda.memory_snapshot`. The other arguments are as in `Shortage.note`."""
     device_segments = [
         segment for segment in segments if segment.get("device", device) == device
     ]

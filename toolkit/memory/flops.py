@@ -80,7 +80,7 @@ def of_forward(tokens: int, width: int, blocks: int, adapter_weights: int) -> Fl
         attention=4.0 * tokens**2 * width * blocks,
         adapter=1.0
         * adapter_weights
-        * tokens,  # multiplied and added, by the tokens of one of both streams
+        * tokens,  # 2 operations, and half of the weights: one stream
     )
 
 

@@ -396,7 +396,7 @@ class BlockSwap:
             was_read(source)
             return
         if self._window is not None and is_mapped(source):
-            # what was in the buffer is still in use
+            # the previous block of the buffer is still in use
             ready = torch.cuda.current_stream(self._device).record_event()
             buffer.arriving = self._window.send(source, target, ready)
             return

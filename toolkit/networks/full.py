@@ -31,8 +31,8 @@ class FullNetwork(Network):
     """The given modules of the model, trained in the dtype they are loaded in.
 
     Parameters in float32 are master weights: they are cast to the compute dtype on use,
-    so gradients and updates are float32 and the output is that of the model in the
-    compute dtype. With `train.full_bf16` nothing is float32.
+    so gradients and updates are float32, and the output equals the output of a model in
+    the compute dtype. With `train.full_bf16` nothing is float32.
 
     Sharded parameters are cast when they are gathered; each rank trains its own rows.
 

@@ -49,7 +49,7 @@ class LowRankLinear(AdapterLinear):
 
     Example::
 
-        class OtherLinear(LowRankLinear):
+        class DoraLinear(LowRankLinear):
             def delta(self, x): ...
     """
 
