@@ -55,7 +55,7 @@ model."""
 
 FADED = 1e-3
 """A layer that is nearly zero, and smaller than this share of the largest, was not
-trained as well as the largest."""
+trained like the largest."""
 
 MOST_RANK = 2
 """A rank that is more than this multiple of the larger side of its layer is the layer's
