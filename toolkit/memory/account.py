@@ -1,10 +1,14 @@
-"""Who holds a GPU's memory: the peak by phase, and the largest groups of blocks alive
-then, by the line that made them.
+"""An account of a GPU's memory: the peak by phase, and the largest groups of blocks
+that were alive at the peak, by the line that made them.
 
 With `train.memory_account: true` PyTorch's allocator records each event with its Python
 stack, and `account_of` replays the events. Without the key nothing is recorded, since
 it costs time in each step: at an out-of-memory error `Shortage` lists the blocks by
 size alone, as they were when the allocation failed.
+
+`jobs.process.trainer` opens `memory_account` around a run; the callback
+`toolkit.train.callbacks.memory_account` says when it reads. It estimates nothing: that
+is `estimate`.
 
 A stack is a list of frames, the innermost first, as `torch.cuda.memory._snapshot` has
 it. Sizes are in bytes.
@@ -32,8 +36,8 @@ logger = logging.getLogger(__name__)
 KEY = "train.memory_account"
 
 MOST_EVENTS = 1_000_000
-"""Events that are kept, the newest; up to three steps of the published model in eager
-mode. Not measured: about 1 KB of main memory each."""
+"""Number of the newest events that are kept: up to three steps of the published model
+in eager mode. An event takes about 1 KB of main memory, which is not measured."""
 
 SHOWN = 10
 """Groups that are listed."""
@@ -51,11 +55,11 @@ PHASES = {
     ("toolkit/train/callbacks/sample.py", "_generate_set"): "samples",
     ("toolkit/train/callbacks/save.py", "_start_save"): "saving",
 }
-"""File and function -> the phase of what is allocated in it. The innermost one on a
-stack counts."""
+"""File and function -> the phase of the blocks that it allocates. The innermost
+function on a stack counts."""
 
 START = "start"
-"""Phase of what is allocated before any of `PHASES`."""
+"""Phase of blocks that are allocated before any of `PHASES`."""
 
 BEFORE = "allocated before the recorded events"
 BACKWARD = "autograd, backward pass"
@@ -66,7 +70,11 @@ Stack = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Group:
-    """Blocks that were made by one line, or are of one size."""
+    """Blocks that were made by one line, or have the same size.
+
+    >>> Group("loop.py:10 step", bytes=3_000_000, blocks=2, largest=2_000_000)
+    Group(name='loop.py:10 step', bytes=3000000, blocks=2, largest=2000000)
+    """
 
     name: str
     bytes: int
@@ -76,26 +84,32 @@ class Group:
 
 @dataclass(frozen=True)
 class Account:
-    """The peak of all tensors of a device."""
+    """The peak of all tensors of a device.
+
+    Example::
+
+        account = account_of(torch.cuda.memory._snapshot())
+        print(*account.lines(), sep="\n")
+    """
 
     peak: int
     phase: str
     """The phase of the peak."""
 
     reserved: int
-    """Peak of what PyTorch took for tensors."""
+    """Peak of the bytes that PyTorch reserved for tensors."""
 
     phases: Mapping[str, int]
-    """Phase -> its highest peak, in the order of their begin."""
+    """Phase -> its highest peak, in the order in which the phases began."""
 
     groups: Sequence[Group]
-    """Alive at the peak, the largest first."""
+    """Groups of blocks that were alive at the peak, the largest first."""
 
     last_phase: str
     """The phase of the last event."""
 
     def merged(self, later: Account) -> Account:
-        """The account of both."""
+        """The account of both periods."""
         higher = later if later.peak > self.peak else self
         phases = dict(self.phases)
         for name, peak in later.phases.items():
@@ -106,7 +120,7 @@ class Account:
         )
 
     def lines(self) -> Iterator[str]:
-        """What is logged."""
+        """The lines for the log."""
         yield f"memory account: peak {gigabytes(self.peak)} in {self.phase}, {gigabytes(self.reserved)} reserved"
         yield "  peak by phase: " + ", ".join(
             f"{name} {gigabytes(peak)}" for name, peak in self.phases.items()
@@ -140,11 +154,11 @@ def _line(group: Group) -> str:
 def account_of(
     snapshot: Mapping[str, Any], device: int = 0, phase: str = START
 ) -> Account:
-    """Replays the events of a `torch.cuda.memory._snapshot`. phase: that of events
-    before the first known phase.
+    """Replays the events of a `torch.cuda.memory._snapshot`. phase: the phase of events
+    before the first known one.
 
-    The events may begin late: what was alive then follows from the blocks at the end,
-    going backwards.
+    The events may begin late. The blocks that were alive before them follow from the
+    blocks at the end, by undoing the events.
     """
     if snapshot["device_traces"]:
         events = snapshot["device_traces"][device]
@@ -185,7 +199,7 @@ def account_of(
 
 
 Block = tuple[int, Stack | None]
-"""Size, and the stack that made it; None: it is not known."""
+"""Size in bytes, and the stack that made the block; None: it is not known."""
 
 
 def _at_begin(
@@ -206,8 +220,8 @@ def _at_begin(
         for block in segment["blocks"]
         if block["state"].startswith("active")
     ):
-        # Without frames: it was made before the recording began. Empty ones are of a
-        # thread without Python's stack.
+        # A block without frames was made before the recording began. Empty frames
+        # belong to a thread without a Python stack.
         alive[block["address"]] = (
             block.get("requested_size", block["size"]),
             block.get("frames"),
@@ -242,7 +256,7 @@ def _grouped(blocks: Iterator[tuple[str, int]]) -> list[Group]:
 
 
 class _Places:
-    """What stacks say; many events share one."""
+    """The lines and phases of stacks. They are kept, since many events share a stack."""
 
     def __init__(self) -> None:
         # with the stack, so that its id stays taken
@@ -252,7 +266,7 @@ class _Places:
         return BEFORE if stack is None else self._of(stack)[1]
 
     def phase(self, stack: Stack) -> str:
-        """Empty where the stack does not tell: threads of the backward pass know no
+        """Empty where the stack does not show it: threads of the backward pass have no
         caller."""
         return self._of(stack)[2]
 
@@ -286,7 +300,7 @@ def phase_of(stack: Stack) -> str:
 
 
 ROOTS = tuple(f"{root}/" for root in (TOOLKIT_ROOT, Path(__file__).parents[2]))
-"""The folder of this program; also as it was given where a link leads to it."""
+"""The folder of this program, also by its path through a link where there is one."""
 
 
 def _own(file: str) -> str:
@@ -301,18 +315,23 @@ def _own(file: str) -> str:
 
 
 class MemoryAccount:
-    """What is known of a device's memory; of another device than CUDA nothing."""
+    """The account of a device's memory. This base class is for devices other than CUDA
+    and knows nothing.
+
+    >>> MemoryAccount().lines()
+    []
+    """
 
     def take(self, ended: str = "") -> None:
-        """Reads the events since the last call, where they are recorded; new ones take
-        their place. ended: what has come to its end, to be named where nothing is
+        """Reads the events since the last call, where they are recorded, and clears
+        them. ended: the name of the phase that has ended, used where nothing is
         recorded."""
 
     def take_if_grown(self) -> None:
-        """`take` where the peak is higher than at the last one."""
+        """Calls `take` where the peak is higher than at the last call."""
 
     def lines(self) -> list[str]:
-        """What is logged at the end."""
+        """The lines for the log at the end."""
         return []
 
     def stop(self) -> None:
@@ -323,7 +342,12 @@ class Recorder(MemoryAccount):
     """Records the allocator's events, and reads them whenever the peak has grown. CUDA
     only.
 
-    It is not measured what recording costs on a GPU.
+    The cost of recording on a GPU is not measured.
+
+    Example::
+
+        with memory_account(device, record=True) as account:  # a Recorder
+            account.take_if_grown()
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -367,8 +391,14 @@ class Recorder(MemoryAccount):
 
 
 class Shortage(MemoryAccount):
-    """What was alive when an allocation failed last, without a recording: blocks by
-    size; and the peaks before. CUDA only."""
+    """The blocks that were alive when an allocation failed last, by size, and the peaks
+    before; without a recording. CUDA only.
+
+    Example::
+
+        with memory_account(device, record=False) as account:  # a Shortage
+            account.take("loading the model")
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -386,16 +416,16 @@ class Shortage(MemoryAccount):
         self._peaks[ended] = peak_memory(self._device)
 
     def note(self, device: int, asked: int, total: int, free: int) -> None:
-        """Keeps what the allocator holds. device: its index. In bytes: what was asked
-        for, the device's memory, and what nobody has of it."""
+        """Keeps a list of the allocator's blocks. device: its index. asked: bytes of
+        the failed allocation. total, free: bytes of the device."""
         if device == (self._device.index or 0):
             self._last = list(
                 shortage_lines(torch.cuda.memory_snapshot(), device, asked, total, free)
             )
 
     def lines(self) -> list[str]:
-        """Where CUDA's libraries have allocated themselves, the allocator knows of no
-        shortage."""
+        """The lines for the log. The allocator notices no shortage where CUDA's
+        libraries allocate memory themselves."""
         known = self._last or [
             "memory at the error: not known, since no allocation of PyTorch failed"
         ]
@@ -415,8 +445,8 @@ def shortage_lines(
     total: int,
     free: int,
 ) -> Iterator[str]:
-    """What is logged at an out-of-memory error without a recording. segments: of
-    `torch.cuda.memory_snapshot`; the others as of `Shortage.note`."""
+    """The lines for the log at an out-of-memory error without a recording. segments: of
+    `torch.cuda.memory_snapshot`. The other arguments are as in `Shortage.note`."""
     device_segments = [
         segment for segment in segments if segment.get("device", device) == device
     ]
@@ -439,8 +469,8 @@ def shortage_lines(
 
 @contextmanager
 def memory_account(device: torch.device, record: bool) -> Iterator[MemoryAccount]:
-    """Logs who holds the memory where the block ends in an out-of-memory error; with
-    `record` also at its end, and where a stop ends it."""
+    """Logs the account where the block ends in an out-of-memory error; with `record`
+    also where it ends normally or by a stop."""
     if device.type != "cuda":
         if record:
             logger.warning(f"{KEY}: no effect on {device}.")

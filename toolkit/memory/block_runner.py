@@ -1,5 +1,11 @@
 """How the blocks of a model are run: checkpointing level, block swap, compilation,
-attention kernel."""
+attention kernel.
+
+This module chooses the wrappers and their order; each wrapper is in its own module
+(`checkpointing`, `offload`, `recompute`, `compiling`, `attention`). It does not run a
+step. Trainers and tools make a `BlockRunner` once the network is attached; the training
+loop raises its level where the largest batch does not fit.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +32,18 @@ logger = logging.getLogger(__name__)
 KEY = "train.gradient_checkpointing"
 
 ATTENTION_COUNTS = 0.1
-"""Share of a step's time from which on a slower kernel of attention is worth a line."""
+"""Share of attention in a step's time above which a slower kernel is reported."""
 
 
 class BlockRunner:
     """Wraps the blocks of a model whose network is attached. `auto` becomes a level in
-    `choose_checkpointing`."""
+    `choose_checkpointing`.
+
+    Example::
+
+        runner = BlockRunner(model, device, torch.bfloat16, "auto", swapped=20)
+        runner.choose_checkpointing(work, needed=optimizer_bytes)
+    """
 
     def __init__(
         self,
@@ -70,7 +82,7 @@ class BlockRunner:
 
     @property
     def levels(self) -> Sequence[str]:
-        """The levels that `auto` chooses from; without offload on the CPU."""
+        """The levels that `auto` chooses from. On the CPU they have no offload."""
         is_cpu = self._device.type == "cpu"
         return [
             level
@@ -79,8 +91,8 @@ class BlockRunner:
         ]
 
     def warn_of_slow_attention(self, work: StepShape, images: int) -> None:
-        """Says that attention has no fast kernel, where that takes a good part of a
-        step. images: of the work."""
+        """Logs a warning where attention has no fast kernel and takes a good part of a
+        step (`ATTENTION_COUNTS`). images: number of images in `work`."""
         if self._device.type != "cuda":
             return
         flops = EFFICIENCY * peak_flops(self._device)
@@ -101,12 +113,12 @@ class BlockRunner:
         gather: Callable[[str], Sequence[str]] = lambda level: [level],
     ) -> None:
         """Chooses the level of `auto`: the fastest whose activations fit into free
-        memory, by the time of the GPU or, where it runs uncompiled blocks, that of the
-        host (`step_seconds`).
+        memory. Without compilation the host's time for a step counts too
+        (`step_seconds`).
 
         needed: further bytes that training will allocate, such as optimizer state.
-        gather: all-gathers the level over the ranks; all take the most saving one, so
-        that they make the same passes.
+        gather: all-gathers the level over the ranks; all take the one that saves most,
+        so that they make the same passes.
         """
         if not self._is_auto:
             return
@@ -121,8 +133,8 @@ class BlockRunner:
         self._wrap()
 
     def increase_checkpointing(self) -> bool:
-        """Takes a more saving level of `auto`, the fastest that should fit, and logs
-        it; False where none is left. For a batch that does not fit."""
+        """Changes `auto` to a level that saves more, the fastest that should fit, and
+        logs it; False where none is left. Called when a batch does not fit."""
         if not self._is_auto or self.level == self.levels[-1]:
             return False
         before = self.level
@@ -168,8 +180,8 @@ class BlockRunner:
         swap = [self._swap] if self._swap else []
         # Checkpointing the last block saves nothing: its activations are needed again
         # at once. With compilation it would have to be compiled separately, which is
-        # not worth it. Where a block's activations are too many for the device, they
-        # are those of the last one too.
+        # not worth it. Where a block's activations are too many for the device, the
+        # last block's are too.
         all_alike = used or self.level == "block_offload"
         self._model.wrap_blocks(
             [

@@ -2,8 +2,11 @@
 pass, and which are recomputed.
 
 All levels run the same operations on the same values. On a CPU gradients are equal bit
-for bit; on CUDA as far as the kernels repeat themselves: the backward passes of flash
-and cuDNN attention add up in another order each time.
+for bit. On CUDA they are equal where the kernels are deterministic; the backward passes
+of flash and cuDNN attention sum in another order each time.
+
+The choice of a level is in `estimate`, and offload to the CPU in `offload` and
+`recompute`. Called by `block_runner`.
 """
 
 from __future__ import annotations
@@ -37,8 +40,8 @@ ATTENTION = frozenset(
         _aten._scaled_dot_product_attention_math_for_mps.default,
     }
 )
-"""Every attention kernel that is a single operation. Where PyTorch decomposes attention
-it is recomputed."""
+"""Every attention kernel that is a single operation. Attention that PyTorch decomposes
+is recomputed."""
 
 MATMULS = frozenset(
     {
@@ -60,13 +63,17 @@ def checkpoint_wrapper(level: str, hidden_size: int = 0) -> BlockWrapper:
 
     none: all. cheap: matmul and attention outputs; elementwise operations are
     recomputed. keep_attention: attention outputs. full: the block's inputs only.
-    full_offload: the same, which `ActivationOffload` around it offloads. block_offload
-    is a wrapper of its own (`RecomputeOffload`): none here.
+    full_offload: the same; `ActivationOffload` around it offloads them. block_offload
+    has a separate wrapper (`RecomputeOffload`), so this one does nothing.
 
-    hidden_size: channels per token, by which `cheap` tells an adapter's up projection;
-    0: none is told.
+    hidden_size: channels per token, by which `cheap` recognizes an adapter's up
+    projection; 0: it recognizes none.
+
+    Example::
+
+        model.wrap_blocks([checkpoint_wrapper("cheap", model.hidden_size)])
     """
-    # no integer: `dynamic: true` would make a symbol of it
+    # a float: `dynamic: true` would make a symbol of an integer
     min_width = hidden_size / MIN_WIDTH_FRACTION
     # With compilation the policy must not depend on the number of tokens, which would
     # cause recompilation.
@@ -76,8 +83,8 @@ def checkpoint_wrapper(level: str, hidden_size: int = 0) -> BlockWrapper:
         else _keeps_attention
     )
     compiled = partial(create_selective_checkpoint_contexts, policy)
-    # PyTorch caches a compiled block under it: one for each policy, of this version of
-    # this file.
+    # PyTorch caches a compiled block under this hash: it differs by policy and by the
+    # version of this file.
     vars(compiled)["cache_hash"] = (
         f"{level} {min_width} {sha256(Path(__file__).read_bytes()).hexdigest()}"
     )
@@ -136,10 +143,10 @@ def _keeps_costly(
 ) -> CheckpointPolicy:
     """Keeps attention, and matmuls with one row per token of a stream.
 
-    Other matmuls are of weights (in LoHa and LoKr), as large as the model, or attention
-    scores. tokens: the rows of the streams; None with compilation, where a matmul of
-    two matrices counts as one of tokens, and matmuls of weights are told by their small
-    inner size alone.
+    Other matmuls multiply weights (in LoHa and LoKr), which are as large as the model,
+    or attention scores. tokens: the rows of the streams; None with compilation. Then a
+    matmul of two matrices counts as one of tokens, and matmuls of weights are
+    recognized by their small inner size alone.
     """
     if op in MATMULS:
         if op in (_aten.addmm.default, _aten.baddbmm.default):

@@ -4,6 +4,10 @@ model, not the whole model.
 Checkpointing has to be inside: selective checkpointing cannot see the operations of a
 compiled block from outside. Parameter names do not change, because only the function
 that runs a block is wrapped, not the module.
+
+Trainers and the generation of images call `check_backend` and `decide_compiling`;
+`block_runner` applies the wrapper; the training loop asks `Programs` after an error.
+The times for the plan are kept by `kept_times`.
 """
 
 from __future__ import annotations
@@ -30,24 +34,24 @@ T = TypeVar("T")
 
 DEFAULT_RECOMPILE_LIMIT = 32
 """Compilations of the same code before PyTorch runs it uncompiled. Its default of 8 is
-soon reached where blocks differ: each kind has a program of the first size, of others,
-and of samples."""
+soon reached where blocks differ: each kind has a program for the first size, for other
+sizes, and for samples."""
 
 
 WITHOUT_GRAPHS = {
     "reduce-overhead": "default",
     "max-autotune": "max-autotune-no-cudagraphs",
 }
-"""Modes that record CUDA graphs -> the same without. One compiled function serves all
-blocks: their weights have other addresses, so a graph would be recorded again for each
-block, and with block swap at each call."""
+"""Mode that records CUDA graphs -> the same mode without them. One compiled function
+serves all blocks. Their weights have different addresses, so a graph would be recorded
+again for each block, and with block swap at each call."""
 
 FLOAT8_QTYPES = ("float8", "fp8_scaled")
 
 FLOAT8_CAPABILITY = (8, 9)
 """The first GPUs for which Triton converts float8_e4m3fn (fp8e4nv; Ada): pytorch
-#167082. PyTorch's own kernels, of blocks that are not compiled, convert it
-everywhere."""
+#167082. PyTorch's own kernels, which run blocks that are not compiled, convert it on
+every GPU."""
 
 
 def check_backend(
@@ -56,7 +60,7 @@ def check_backend(
     """Raises UserError where PyTorch has no such backend, or its requirements are
     missing. The config imports no torch, so it cannot check this.
 
-    qtype: of the blocks; empty when they are not quantized.
+    qtype: quantization of the blocks; empty when they are not quantized.
     """
     if settings.enabled is not True:
         return
@@ -87,8 +91,13 @@ def decide_compiling(
     sharded: bool = False,
     against: str = "",
 ) -> bool:
-    """Whether the blocks are compiled; logs why `auto` does not on CUDA. sharded: over
-    ranks. against: why it does not pay; empty where it does."""
+    """Whether the blocks are compiled. Logs the reason where `auto` does not compile on
+    CUDA. sharded: whether the blocks are sharded over ranks. against: the reason why
+    compiling does not pay; empty where it does.
+
+    >>> decide_compiling(CompileConfig(enabled="auto"), torch.device("cpu"))
+    False
+    """
     if settings.enabled != "auto" or device.type != "cuda":
         return settings.enabled is True
     if sharded:
@@ -111,8 +120,8 @@ def decide_compiling(
 
 
 def _unable(device: torch.device, qtype: str) -> str:
-    """Why inductor compiles no blocks of this type for this GPU; empty where it
-    does."""
+    """Why inductor cannot compile blocks of this type for this GPU; empty where it
+    can."""
     if device.type != "cuda" or qtype not in FLOAT8_QTYPES:
         return ""
     capability = torch.cuda.get_device_capability(device)
@@ -125,7 +134,7 @@ def _unable(device: torch.device, qtype: str) -> str:
 
 
 def _missing(device: torch.device) -> str | None:
-    """What inductor needs and does not find here, or None."""
+    """The requirement of inductor that is missing on this machine, or None."""
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
@@ -145,10 +154,14 @@ def _missing(device: torch.device) -> str | None:
 
 
 class CompileTime(NamedTuple):
-    """What compiling took."""
+    """Number of compiled programs, and the time for them.
+
+    >>> CompileTime(5, 90.0).since(CompileTime(2, 30.0))
+    CompileTime(programs=3, seconds=60.0)
+    """
 
     programs: int = 0
-    """Forward passes; a program's backward pass is compiled with it."""
+    """Number of forward passes; the backward pass of a program is compiled with it."""
 
     seconds: float = 0.0
 
@@ -160,7 +173,7 @@ class CompileTime(NamedTuple):
 
 
 class _CompileClock:
-    """Counts what PyTorch compiles in this process, from the first `Programs` on."""
+    """Counts PyTorch's compilations in this process, from the first `Programs` on."""
 
     def __init__(self) -> None:
         self.total = CompileTime()
@@ -168,7 +181,7 @@ class _CompileClock:
         self._before = now.NOTHING
 
     def listen(self) -> None:
-        """Has PyTorch call it; `torch._dynamo.reset` forgets that."""
+        """Registers the callbacks; `torch._dynamo.reset` removes them."""
         if self._begin not in torch._dynamo.callback.callback_handler.start_callbacks:
             torch._dynamo.callback.on_compile_start(self._begin)
             torch._dynamo.callback.on_compile_end(self._end)
@@ -195,27 +208,32 @@ _clock = _CompileClock()
 
 class Programs:
     """The compiled programs of a model's blocks. With `train.compile: auto` a program
-    that fails ends the use of all of them, for good: `compile_wrapper` does so in a
-    forward pass, the training loop in a backward pass."""
+    that fails ends the use of all programs for the rest of the run: `compile_wrapper`
+    does so in a forward pass, the training loop in a backward pass.
+
+    >>> programs = Programs()  # the blocks are not compiled
+    >>> programs.used, programs.record
+    (False, {'blocks': False})
+    """
 
     def __init__(self, settings: CompileConfig | None = None) -> None:
         """settings: None where the blocks are not compiled."""
         self.record = {"blocks": settings is not None}
-        """What a checkpoint records; changes when they are given up."""
+        """The entry for a checkpoint. It changes when the programs are given up."""
 
         self.on_stop: list[Callable[[], None]] = []
-        """Called once when they are given up: what was decided for compiled blocks is
-        decided for uncompiled ones."""
+        """Functions that are called once when the programs are given up. They repeat
+        decisions that were made for compiled blocks."""
 
         self.increase_checkpointing: Callable[[], bool] = lambda: False
-        """As `BlockRunner.increase_checkpointing`: uncompiled blocks may need more
+        """Set to `BlockRunner.increase_checkpointing`: uncompiled blocks may need more
         memory."""
 
         self.failure = ""
-        """Why they were given up."""
+        """The reason why the programs were given up."""
 
         self.sizes: set[tuple[torch.Size | None, ...]] = set()
-        """Sizes of a block's inputs, of every call with gradients so far."""
+        """Sizes of a block's inputs in every call with gradients so far."""
 
         self._settings = settings
         self._begun = CompileTime()
@@ -230,7 +248,7 @@ class Programs:
 
     @property
     def may_stop(self) -> bool:
-        """Whether they are given up once one fails."""
+        """Whether all programs are given up once one fails."""
         return (
             self.used
             and self._settings is not None
@@ -239,19 +257,19 @@ class Programs:
 
     @property
     def tried(self) -> tuple[int, int]:
-        """Changes where a pass may run a program that has not run before, or one at a
-        size that it has not run at."""
+        """A value that changes where a pass may have run a new program, or a program at
+        a new size."""
         return self.took.programs, len(self.sizes)
 
     @property
     def took(self) -> CompileTime:
-        """What compiling has taken so far."""
+        """Programs and time of compiling so far."""
         if self._settings:
             return _clock.total.since(self._begun)
         return CompileTime()
 
     def may_replace(self, error: Exception) -> bool:
-        """Whether what failed with this error is to be computed again without them."""
+        """Whether a pass that failed with this error is repeated without the programs."""
         return (
             self.may_stop
             and not is_out_of_memory(error)
@@ -259,15 +277,15 @@ class Programs:
         )
 
     def stop(self) -> None:
-        """From here on the blocks run uncompiled."""
+        """Makes the blocks run uncompiled from now on."""
         if self.used:
             self.record["blocks"] = False
             for adapt in self.on_stop:
                 adapt()
 
     def save_memory(self) -> bool:
-        """Makes a pass take less memory that does not fit since they were given up;
-        False where it cannot."""
+        """Lowers the memory of a pass that no longer fits since the programs were given
+        up; False where it cannot."""
         return (
             self._settings is not None
             and not self.used
@@ -275,8 +293,8 @@ class Programs:
         )
 
     def report(self, reason: str) -> None:
-        """Logs why they were given up, once. reason: `failure` of the error; empty
-        where it is reported already."""
+        """Logs once why the programs were given up. reason: `failure` of the error;
+        empty where it is reported already."""
         if reason and self._settings is not None:
             self.failure = reason
             place = self._settings.place
@@ -285,8 +303,8 @@ class Programs:
             )
 
     def whole(self, compute: Callable[..., T], *arguments: Any) -> T:
-        """`compute(*arguments)`, once more where they are given up within: the result
-        comes from blocks of one kind."""
+        """`compute(*arguments)`, repeated where the programs are given up in the call,
+        so that the result comes from blocks of one kind."""
         compiled = self.used
         result = compute(*arguments)
         if compiled and not self.used:
@@ -295,7 +313,11 @@ class Programs:
 
 
 def failure(error: Exception) -> str:
-    """An error of a compiled program in one line."""
+    """An error of a compiled program in one line.
+
+    >>> failure(RuntimeError("no kernel image\\nis available"))
+    'RuntimeError: no kernel image'
+    """
     cause = getattr(error, "inner_exception", error)
     return f"{type(cause).__name__}: {str(cause).strip()}".splitlines()[0].removesuffix(
         ": "
@@ -308,8 +330,8 @@ def compile_wrapper(
     """A wrapper that compiles the forward of a block, once for each new kind of inputs.
 
     With `auto`, where a program fails and the block itself does not, that call and all
-    later ones run uncompiled (`programs`). Else the result raises RunError where a
-    compiler is missing, or `fullgraph` exceeds the recompile limit.
+    later ones run uncompiled (`programs`). Otherwise the wrapped function raises
+    RunError where a compiler is missing, or `fullgraph` exceeds the recompile limit.
     """
 
     programs = programs or Programs(settings)
@@ -359,7 +381,7 @@ def compile_wrapper(
                     raise
                 # the block runs below: inside the handler the error still holds memory
                 reason = failure(error)
-            # where this fails too, it is not the compiler
+            # where this fails too, the compiler is not the cause
             outputs = run(block, *tensors)
             programs.stop()
             programs.report(reason)

@@ -1,11 +1,14 @@
-"""The estimated peak memory of a job, phase by phase, and the activation memory of a
-step at each checkpointing level, by which `gradient_checkpointing: auto` is chosen too.
-Imports no torch.
+"""The estimated activation memory of a step at each checkpointing level, and the level
+that `gradient_checkpointing: auto` chooses by it. Imports no torch.
+
+`toolkit.plan.memory_phases` adds weights and optimizer state to it and estimates the
+peak of a job phase by phase. Nothing here reads a device: `block_runner` passes the
+free memory.
 
 `toolkit.contracts.network_kinds.ActivationUnits` defines the unit of activations, and
 has the numbers for each kind of network. GB are powers of 1000 here and in printed
-lines. A GPU of N GB counts as N of them: it has 7 % more, which the desktop and
-fragmentation use."""
+lines. A GPU of N GB counts as N of them. Its real memory is 7 % larger; the desktop and
+fragmentation use the difference."""
 
 from __future__ import annotations
 
@@ -23,9 +26,9 @@ from toolkit.memory.flops import (
 )
 
 GAPS_SHARE, GAPS_AT_MOST, GAPS_OF_ALL = 0.08, 300_000_000, 0.04
-"""What PyTorch's CUDA allocator reserves beyond the tensors: a share of the
-activations, bytes at most, and a share where all are kept. Measured on an H100, see
-docs/memory.md."""
+"""Memory that PyTorch's CUDA allocator reserves beyond the tensors: a share of the
+activations, its maximum in bytes, and the share where all activations are kept.
+Measured on an H100, see docs/memory.md."""
 
 OF_ATTENTION, OF_INPUT = 2.02, 1
 """Units kept per block: attention output, its log-sum-exp and block input, and the
@@ -46,9 +49,9 @@ FORWARD_BESIDE_A_LAYER = 3
 """Units of the forward peak that are not allocated at that moment."""
 
 SAVED_TWICE = 1.03
-"""What waits in main memory while a block is computed again with `block_offload`,
-against what it saves: a tensor that several operations save as different views of it
-leaves once for each."""
+"""Bytes in main memory while a block is computed again with `block_offload`, per byte
+that the block saves. A tensor that several operations save as different views is copied
+once for each view."""
 
 BESIDE_A_CHANGE = 7.5
 """Units of the peak of `block_offload` that are not allocated while an adapter makes
@@ -64,7 +67,12 @@ mask."""
 
 @dataclass(frozen=True)
 class StepShape:
-    """The numbers that determine the activation memory of a step."""
+    """The numbers that determine the activation memory of a step.
+
+    >>> work = StepShape(tokens=4608, width=3072, blocks=60, number_bytes=2)
+    >>> gigabytes(work.kept("full")), gigabytes(work.kept("none"))
+    ('1.7 GB', '37.5 GB')
+    """
 
     tokens: int
     """Tokens of all items of the largest batch: images, control images and text."""
@@ -80,7 +88,7 @@ class StepShape:
     """`network.type`."""
 
     units: ActivationUnits | None = None
-    """Units of the model's blocks with this kind; None: those of `KINDS`."""
+    """Units of the model's blocks with this kind; None: the units in `KINDS`."""
 
     dropout: bool = False
     largest_layer: int = 0
@@ -95,8 +103,8 @@ class StepShape:
     used."""
 
     casts: int = 0
-    """Bytes of one block's trained parameters cast to the compute dtype; 0 where that
-    is their own."""
+    """Bytes of one block's trained parameters cast to the compute dtype; 0 where they
+    have that dtype."""
 
     gradients: int = 0
     """Bytes of all parameter gradients that are in memory at a time."""
@@ -106,7 +114,8 @@ class StepShape:
     (accumulation)."""
 
     compiled: bool = False
-    """Whether the blocks are compiled: they keep what the partitioner saves."""
+    """Whether the blocks are compiled: they keep the tensors that the partitioner
+    chooses."""
 
     def kept(self, level: str) -> int:
         """Bytes of activations that all blocks keep on the device for the backward
@@ -115,8 +124,8 @@ class StepShape:
 
     def kept_on_host(self, level: str) -> int:
         """Bytes that wait in CPU memory: with `full_offload` the inputs of all blocks
-        but the first and last; with `block_offload` that of the last too, and all that
-        one block saves."""
+        but the first and last; with `block_offload` also the input of the last block,
+        and all tensors that one block saves."""
         if level not in OFFLOADING_LEVELS:
             return 0
         if level == "full_offload":
@@ -136,7 +145,7 @@ class StepShape:
             self._of(self._units.backward) * self._unit,
             layer and BESIDE_A_LAYER * self._unit + layer,
         )
-        # A compiled block that is recomputed takes what an eager one does, and more:
+        # A compiled block that is recomputed takes more memory than an eager one:
         # measured, see docs/memory.md.
         everything = replace(
             self, compiled=self.compiled and level == "none"
@@ -144,7 +153,7 @@ class StepShape:
         if self.compiled and level != "none" and self.number_bytes == 2:
             everything += COMPILED_AGAIN * self._unit
         extra = EXTRA_UNITS.get(level, 0) * self._unit
-        # A modulation layer, the last in the backward pass, is at work once the block's
+        # A modulation layer comes last in the backward pass, when the block's
         # activations are gone.
         alone = self._of(
             self._units.change
@@ -216,7 +225,11 @@ class StepShape:
 
 
 def gaps_on_gpu(activations: float, level: str = "full") -> float:
-    """Bytes that the allocator of a GPU holds beside so many bytes of activations."""
+    """Bytes that the allocator of a GPU holds in addition to these bytes of activations.
+
+    >>> gaps_on_gpu(1e9)
+    80000000.0
+    """
     least = min(GAPS_SHARE * activations, GAPS_AT_MOST)
     if level == "none":
         return max(least, GAPS_OF_ALL * activations)
@@ -231,8 +244,8 @@ def step_peak(
 
     In the backward pass gradients grow while activations shrink, so the peak is at its
     first block, at its last one, or at its end; with accumulation at the first block.
-    gaps: fragmentation of so many bytes of activations, which decides where the peak
-    is; the result is without it. None: that of a GPU.
+    gaps: from bytes of activations to bytes of fragmentation. It decides where the peak
+    is, but is not part of the result. None: `gaps_on_gpu`.
     """
     gaps = gaps or partial(gaps_on_gpu, level=level)
     saved_bytes = work.kept(level)
@@ -262,16 +275,16 @@ HOST_SHARE = {
     "full": 1.0,
     "full_offload": 1.1,
 }
-"""The host's time for an uncompiled block by level, as a share of that of `full`:
-selective checkpointing asks Python about every operation, twice. CPU time of blocks too
-small to compute, torch 2.13; `full_offload` is an assumption."""
+"""Level -> the host's time for an uncompiled block, as a share of the time at `full`:
+selective checkpointing asks Python about every operation, twice. Measured as CPU time
+of blocks with hardly any computation, torch 2.13; `full_offload` is an assumption."""
 
 
 def step_seconds(level: str, work: StepShape, flops: float) -> float:
-    """Seconds that a micro-step takes at a level where blocks are not compiled: those
-    of the GPU or those of the host, whichever are more. flops: of the GPU per second.
-    Attention is left out, so the GPU's are too few for large images, where they are
-    more than the host's anyway."""
+    """Seconds of a micro-step at a level where blocks are not compiled: the GPU's time
+    or the host's, whichever is longer. flops: of the GPU per second. Attention is left
+    out, so the GPU's time is too short for large images; there it is longer than the
+    host's time anyway."""
     linear, _ = RECOMPUTED[level]
     of_gpu = 2 * WEIGHTS_PER_TOKEN * work.width**2 * work.tokens * (2 + linear) / flops
     return work.blocks * max(of_gpu, KERNELS_PER_BLOCK * LAUNCH_S * HOST_SHARE[level])
@@ -282,9 +295,13 @@ def fastest_level_that_fits(
 ) -> str:
     """The fastest of `levels` whose step fits into `free` bytes, or the last.
 
-    levels: from the one that needs most to the one that needs least, which is their
-    order of speed too where the host does not matter. flops: of the GPU per second,
-    where it does (uncompiled blocks).
+    levels: ordered from most to least memory, which is also their order of speed where
+    the host's time does not matter. flops: of the GPU per second where it does matter
+    (uncompiled blocks), else None.
+
+    >>> work = StepShape(tokens=4608, width=3072, blocks=60, number_bytes=2)
+    >>> fastest_level_that_fits(["none", "full"], free=20 * GB, work=work)
+    'full'
     """
     levels = list(levels)
     fitting = [
@@ -299,6 +316,10 @@ GB = 10**9
 
 
 def gigabytes(size: float, unit: str = " GB") -> str:
-    """Bytes in GB, with two decimals below 1."""
+    """Bytes in GB, with two decimals below 1.
+
+    >>> gigabytes(40.86e9), gigabytes(500e6)
+    ('40.9 GB', '0.50 GB')
+    """
     value = size / GB
     return (f"{value:.1f}" if value >= 1 else f"{value:.2f}") + unit

@@ -4,6 +4,9 @@ The weights of a block are all-gathered while the block before it still runs, an
 right after it, in the backward pass too. So every rank has to make the same passes in
 the same order. Gradients of trained blocks are reduce-scattered as soon as the backward
 pass of the block is done. An adapter that is added to a block later is not sharded.
+
+The trainer calls `shard_block_fn` while it loads the model. The rows of a rank are in
+`toolkit.system.sharded_param`; errors of other ranks in `toolkit.system.distributed`.
 """
 
 from __future__ import annotations
@@ -30,12 +33,17 @@ def shard_block_fn(
     processes: int,
     run_collective: CollectiveRunner,
 ) -> Callable[[nn.Module, str], None]:
-    """A function that shards a loaded block; to be called for each block in order, so
-    that at most one is unsharded.
+    """A function that shards a loaded block. It is called with each block in order as
+    the block is loaded, so that at most one is unsharded.
 
-    dtype: the compute dtype, to which weights are cast before they are gathered;
-    gradients are summed over the ranks in float32. The process group has to be
+    dtype: the compute dtype, to which weights are cast before they are gathered.
+    Gradients are summed over the ranks in float32. The process group has to be
     initialised.
+
+    Example::
+
+        shard = shard_block_fn(device, torch.bfloat16, 2, group.run_collective)
+        shard(block, "transformer_blocks.0")
     """
     import torch
     from torch.distributed.device_mesh import init_device_mesh
@@ -65,8 +73,8 @@ def shard_block_fn(
 
 
 def enable_forward_prefetch(blocks: Sequence[nn.Module]) -> None:
-    """Prefetches the weights of each block while the one before it runs (in the
-    backward pass the one after it), so that two blocks are unsharded at a time.
+    """Prefetches the weights of each block while the previous block of the pass runs,
+    so that two blocks are unsharded at a time.
 
     blocks: sharded, in the order of the forward pass; none has run yet.
     """
@@ -74,7 +82,7 @@ def enable_forward_prefetch(blocks: Sequence[nn.Module]) -> None:
 
     sharded = cast("list[FSDPModule]", list(blocks))
     for block in sharded:
-        # at the first run of the block it would be too late for the one before it
+        # at the first run of this block, the block before it would have run already
         block._get_fsdp_state()._lazy_init()
     share_comm_ctx(sharded)
     # FSDP2 prefetches in the backward pass by itself, with a shared context

@@ -1,9 +1,11 @@
-"""How long things took on this machine the last time, for the plan of the next run.
-Imports no torch.
+"""How long compiling, a step and a sample image took in the last run on this machine,
+for the plan of the next run. Imports no torch.
 
-What compiling took lies beside PyTorch's caches of compiled programs: a machine that
-has lost these compiles from the beginning. What a step and a sample image took lies in
-the cache of the training folder.
+The time of compiling is kept next to PyTorch's caches of compiled programs, because a
+machine that has lost these caches compiles again. The times of a step and of a sample
+image are in the cache of the training folder. Nothing here measures: the callbacks
+`toolkit.train.callbacks.times` and `compiling` pass the times on, and
+`toolkit.plan.planning` reads them. A file that cannot be read counts as empty.
 """
 
 from __future__ import annotations
@@ -25,17 +27,21 @@ logger = logging.getLogger(__name__)
 
 
 class RunTimes(NamedTuple):
-    """What a run took."""
+    """The times of a run.
+
+    >>> RunTimes(step_s=7.5).picture_s
+    0.0
+    """
 
     step_s: float
     """Seconds of an optimizer step, the median."""
 
     picture_s: float = 0.0
-    """Seconds of a sample image, the median; 0: there was none."""
+    """Seconds of a sample image, the median; 0: the run made none."""
 
 
 def _compile_file() -> Path:
-    """In inductor's folder. Source: torch/_inductor/runtime/cache_dir_utils.py,
+    """The file in inductor's folder. Source: torch/_inductor/runtime/cache_dir_utils.py,
     `cache_dir`."""
     folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     if not folder:
@@ -49,21 +55,21 @@ def _run_file(training_folder: str) -> Path:
 
 
 def compile_seconds(gpu: str) -> float | None:
-    """What compiling took in the last run on a GPU of this name, in seconds; None where
-    none is known."""
+    """Seconds of compiling in the last run on a GPU of this name; None where they are
+    not known."""
     return _seconds(_known(_compile_file).get(gpu))
 
 
 def remember_compile_seconds(gpu: str, seconds: float) -> None:
-    """Keeps it for the next plan. A folder that cannot be written to is reported in the
-    log."""
+    """Keeps the time of compiling for the next plan. A folder that cannot be written to
+    is reported in the log."""
     if gpu:
         _keep(_compile_file, gpu, round(seconds, 1), "compiling")
 
 
 def run_times(training_folder: str, key: str) -> RunTimes | None:
-    """What the last run of this key took (`toolkit.plan.run_time.times_key`); None
-    where none is known."""
+    """The times of the last run with this key (`toolkit.plan.run_time.times_key`); None
+    where they are not known."""
     entry = _known(lambda: _run_file(training_folder)).get(key)
     if not isinstance(entry, dict):
         return None
@@ -74,7 +80,7 @@ def run_times(training_folder: str, key: str) -> RunTimes | None:
 
 
 def remember_run_times(training_folder: str, key: str, times: RunTimes) -> None:
-    """Keeps it for the next plan, as `remember_compile_seconds`."""
+    """Keeps the times of a run for the next plan, as `remember_compile_seconds` does."""
     entry = {name: float(f"{seconds:.4g}") for name, seconds in times._asdict().items()}
     _keep(lambda: _run_file(training_folder), key, entry, "a step")
 
@@ -86,7 +92,7 @@ def _seconds(value: object) -> float | None:
 
 
 def _known(file: Callable[[], Path]) -> dict[str, object]:
-    # getpass: a user without a name
+    # KeyError: getpass, where the user has no name
     with suppress(OSError, ValueError, RecursionError, KeyError):
         known = json.loads(file().read_text(encoding="utf-8"))
         return known if isinstance(known, dict) else {}

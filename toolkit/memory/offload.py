@@ -4,19 +4,23 @@ Block swap: weights of some blocks stay in CPU memory and are copied to the devi
 before their block runs. Two buffers on the device alternate: while one block computes,
 the weights of the next one are copied to the other. Frozen weights do not change, so
 nothing is copied back; the parameters of an adapter stay on the device. The blocks are
-spread evenly, so that several others compute while one arrives. Weights that are mapped
-from a file stay there, and pass through a pinned window of two blocks on their way.
-(musubi-tuner spreads them so too: modules/custom_offloading_utils.py,
-`LoRAStreamOffloader`.)
+spread evenly, so that several others compute while one arrives (as in musubi-tuner,
+modules/custom_offloading_utils.py, `LoRAStreamOffloader`). Weights that are mapped from
+a file stay in the file, and are copied through a pinned window of two blocks.
 
 Where the blocks themselves are trained, each of their parameters is stepped in the
 backward pass, while it is on the device (`OptimizerInBackward`). A block that has
-changed there is copied back before another takes its buffer. The copy in a buffer, or
-else the one in CPU memory, is the only valid one, and the parameters point to it.
+changed there is copied back before another takes its buffer. Where a block is in a
+buffer, only that copy is valid, else the copy in CPU memory; the parameters point to
+the valid one.
 
 Activation offload, only for CUDA: while a checkpointed block computes, its inputs are
 copied to the CPU; during the backward pass of the next block they are copied back. So
-the GPU holds the inputs of two blocks instead of all."""
+the GPU holds the inputs of two blocks instead of all.
+
+`block_runner` combines these wrappers; `recompute` uses the copies for
+`gradient_checkpointing: block_offload`. The number of swapped blocks comes from
+`model.blocks_to_swap`."""
 
 from __future__ import annotations
 
@@ -47,8 +51,8 @@ _rules: list[PackRule] = []
 
 @contextmanager
 def saved_tensor_rule(rule: PackRule) -> Iterator[None]:
-    """Applies `rule` to tensors saved inside the block, then the rules around it.
-    (Torch's own hooks do not nest.)"""
+    """Applies `rule` to tensors that are saved inside the block, then the rules of the
+    blocks around it. (Torch's own hooks do not nest.)"""
     _rules.append(rule)
     try:
         with saved_tensors_hooks(_pack, _unpack):
@@ -59,9 +63,9 @@ def saved_tensor_rule(rule: PackRule) -> Iterator[None]:
 
 def _pack(tensor: Tensor) -> Tensor | Callable[[], Tensor]:
     restorers = (rule(tensor) for rule in reversed(_rules))
-    # Not the tensor itself: an operation's output would keep the operation alive, and
-    # that the output. Only a backward pass breaks the cycle; without one (out of
-    # memory) the memory would never be freed.
+    # It is not the tensor itself: the output of an operation would keep the operation
+    # alive, and the operation the output. Only a backward pass breaks the cycle;
+    # without one (out of memory) the memory would never be freed.
     return next(
         (give_back for give_back in restorers if give_back is not None), tensor.detach()
     )
@@ -72,11 +76,15 @@ def _unpack(packed: Tensor | Callable[[], Tensor]) -> Tensor:
 
 
 ALIGNMENT = 256
-"""Bytes; no kernel needs more."""
+"""Alignment of a tensor in a buffer, in bytes; no kernel needs more."""
 
 
 def swapped_blocks(count: int, blocks: int) -> tuple[int, ...]:
-    """Indices of `count` of `blocks` blocks, spread evenly."""
+    """Indices of `count` of `blocks` blocks, spread evenly.
+
+    >>> swapped_blocks(3, blocks=12)
+    (2, 6, 10)
+    """
     return tuple((2 * index + 1) * blocks // (2 * count) for index in range(count))
 
 
@@ -98,12 +106,18 @@ class _BlockTensors:
 
 
 class HostBlock:
-    """A block whose weights are in CPU memory, in one contiguous buffer."""
+    """A block whose weights are in CPU memory, in one contiguous buffer.
+
+    >>> block = nn.Linear(8, 4)
+    >>> len(HostBlock(block, torch.device("cpu"), trained=True).memory)  # bytes
+    512
+    """
 
     def __init__(
         self, block: nn.Module, device: torch.device, trained: bool = False
     ) -> None:
-        """trained: trained parameters are in CPU memory too, not on the device."""
+        """trained: whether trained parameters are in CPU memory too, instead of on the
+        device."""
         waiting = list[Tensor]()
         for tensor in (*block.parameters(), *block.buffers()):
             if tensor.requires_grad and not trained:
@@ -131,7 +145,7 @@ class HostBlock:
             part.point_to(self.memory)
 
     def _piece(self, waiting: Sequence[Tensor]) -> Tensor:
-        """The piece of the mapped file that has these tensors: nothing is copied."""
+        """The piece of the mapped file that has these tensors, without a copy."""
         first, last = _span(waiting)
         for tensor in waiting:
             begin, end = (place - first for place in _span([tensor]))
@@ -147,18 +161,18 @@ class HostBlock:
             part.point_to(memory)
 
     def versions(self) -> list[int]:
-        """Versions of its tensors, which change when any of them was written to in
-        place, wherever it lies."""
+        """Versions of its tensors. A version changes when the tensor is written to in
+        place, in any memory."""
         return [part.tensor._version for part in self.parts]
 
 
 MOST_HOLES = 1.25
-"""Bytes of a mapped piece for each byte of the tensors in it, at the most; other pieces
-are copied."""
+"""The most bytes of a mapped piece per byte of the tensors in it. Weights in a piece
+with more holes are copied."""
 
 
 def _is_one_piece(tensors: Sequence[Tensor]) -> bool:
-    """Whether the tensors lie in one piece of a mapped file."""
+    """Whether the tensors are in one piece of a mapped file."""
     if not tensors or not all(
         is_mapped(tensor) and tensor.is_contiguous() for tensor in tensors
     ):
@@ -172,7 +186,7 @@ def _is_one_piece(tensors: Sequence[Tensor]) -> bool:
 
 
 def _span(tensors: Sequence[Tensor]) -> tuple[int, int]:
-    """First byte and end of what tensors of one storage take of it."""
+    """First byte and end of the range that tensors of one storage take in it."""
     begins = [
         int(tensor.storage_offset()) * tensor.element_size() for tensor in tensors
     ]
@@ -181,13 +195,19 @@ def _span(tensors: Sequence[Tensor]) -> tuple[int, int]:
 
 
 class PinnedWindow:
-    """Two pieces of pinned memory, through which mapped weights reach a GPU: one is
-    filled from the file, by a thread of its own, while the other is copied."""
+    """Two pieces of pinned memory, through which mapped weights reach a GPU: a thread
+    fills one from the file while the other is copied.
+
+    Example::
+
+        window = PinnedWindow(largest_block_bytes, stream)
+        arrived = window.send(mapped, target, ready).result()
+    """
 
     def __init__(self, size: int, stream: torch.cuda.Stream) -> None:
         """size: bytes of a piece. stream: of the copies."""
         self._pieces = deque[tuple[Tensor, torch.cuda.Event | None]]()
-        """Each with the end of its last copy; the one used longest ago first."""
+        """Each piece with the event of its last copy, the least recently used first."""
         for _ in range(2):
             self._pieces.append(
                 (pinned(partial(torch.empty, size, dtype=torch.uint8)), None)
@@ -198,8 +218,8 @@ class PinnedWindow:
     def send(
         self, source: Tensor, target: Tensor, ready: torch.cuda.Event
     ) -> Future[torch.cuda.Event]:
-        """Copies a mapped piece to the device once `ready` has come; the event of its
-        arrival."""
+        """Copies a mapped piece to the device once `ready` has occurred. Returns the
+        event of its arrival."""
         will_read(source)
         return self._worker.submit(self._send, source, target, ready)
 
@@ -228,7 +248,7 @@ class _Buffer:
         """Index of the swapped block that is in it, or being copied to it."""
         self.arrived: torch.cuda.Event | None = None
         self.arriving: Future[torch.cuda.Event] | None = None
-        """What gives `arrived`, where it comes through a `PinnedWindow`."""
+        """The future of `arrived`, where the block comes through a `PinnedWindow`."""
         self.versions: list[int] = []
         """Versions of the block's tensors when it came; empty once one of them may have
         been stepped."""
@@ -239,14 +259,21 @@ class BlockSwap:
 
     Prefetching expects the forward pass in order and the backward pass in reverse;
     other orders work, but are slower.
+
+    Example::
+
+        swap = BlockSwap([blocks[1], blocks[3]], device)
+        model.wrap_blocks([checkpoint_wrapper("full"), swap])
     """
 
     def __init__(
         self, blocks: Sequence[nn.Module], device: torch.device, trained: bool = False
     ) -> None:
-        """blocks: the swapped blocks, in order, with the network attached. Moves their
-        frozen weights to the CPU. trained: those that are trained too; each has to be
-        stepped as soon as its gradient is complete."""
+        """Moves the frozen weights of the blocks to the CPU.
+
+        blocks: the swapped blocks, in order, with the network attached. trained:
+        whether trained parameters move too; each has to be stepped as soon as its
+        gradient is complete."""
         self._device = device
         self._trained = trained
         self._waiting = [HostBlock(block, device, trained) for block in blocks]
@@ -284,9 +311,9 @@ class BlockSwap:
             has_backward = torch.is_grad_enabled()
             after: int | None = place + 1
             if after == len(self._waiting):
-                # The backward pass begins with the last two, which are loaded. Trained
-                # blocks may be written to between two passes, when none may be on its
-                # way.
+                # The backward pass begins with the last two blocks, which are loaded.
+                # Trained blocks may be written to between two passes; no block may be
+                # in a copy at that time.
                 if has_backward or self._trained:
                     after = None
                 else:
@@ -310,8 +337,8 @@ class BlockSwap:
         return run_fetched
 
     def _ensure_loaded(self, place: int, ahead: int | None) -> _Buffer:
-        """The buffer with the weights of one block, once they have arrived; starts
-        prefetching those of another."""
+        """The buffer with the weights of one block, once they have arrived. Starts to
+        prefetch another block."""
         current = self._fetch(place, keep=None)
         if current.arriving is not None:
             current.arrived = current.arriving.result()
@@ -323,8 +350,8 @@ class BlockSwap:
         return current
 
     def _fetch(self, place: int, keep: _Buffer | None) -> _Buffer:
-        """The buffer of a block, which may still be arriving; one that is not `keep`
-        where it is in none."""
+        """The buffer of a block, which may still be arriving. A block that has no
+        buffer gets one that is not `keep`."""
         here = next((buffer for buffer in self._buffers if buffer.place == place), None)
         buffer = here or next(
             (buffer for buffer in self._buffers if buffer is not keep), None
@@ -351,8 +378,8 @@ class BlockSwap:
         return buffer
 
     def _copy_back(self, buffer: _Buffer, memory: Tensor) -> None:
-        """Waits for the copy: whoever reads the parameters next may do so on the
-        CPU."""
+        """Copies the weights back and waits for the copy: the next reader of the
+        parameters may be on the CPU."""
         source = buffer.memory[: len(memory)]
         if self._stream is None:
             memory.copy_(source)
@@ -369,7 +396,7 @@ class BlockSwap:
             was_read(source)
             return
         if self._window is not None and is_mapped(source):
-            # what was in the buffer is still in use
+            # the previous block of the buffer is still in use
             ready = torch.cuda.current_stream(self._device).record_event()
             buffer.arriving = self._window.send(source, target, ready)
             return
@@ -394,7 +421,14 @@ class BlockSwap:
 
 
 class HostCopies(Protocol):
-    """Asynchronous copies between device and CPU memory."""
+    """Asynchronous copies between device and CPU memory.
+
+    Example::
+
+        host = copies.to_host(tensor)
+        give_back = copies.to_device(host)
+        tensor = give_back()
+    """
 
     def begin_block(self) -> None:
         """Starts a new block: later copies belong to its inputs."""
@@ -412,7 +446,15 @@ class HostCopies(Protocol):
 
 class InFlightCopies:
     """Keeps GPU tensors alive until their copy to the CPU has finished, at most two
-    blocks later."""
+    blocks later.
+
+    >>> waited = []
+    >>> copies = InFlightCopies()
+    >>> copies.hold(torch.zeros(2), wait=lambda: waited.append("copied"))
+    >>> copies.release()
+    >>> waited
+    ['copied']
+    """
 
     def __init__(self) -> None:
         self._by_block: deque[list[tuple[Tensor, Callable[[], None]]]] = deque([[], []])
@@ -434,14 +476,19 @@ class InFlightCopies:
 
 
 class CudaCopies:
-    """Copies on a separate stream, from and to pinned memory."""
+    """Copies on a separate stream, from and to pinned memory.
+
+    Example::
+
+        offload = ActivationOffload(CudaCopies(device))
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
-        # Not `record_stream`: it frees memory only once the host has seen the copy
-        # finish, and the host is many blocks ahead of the device. The inputs of all
-        # these blocks would stay on the device.
+        # `record_stream` would free memory only once the host has seen the copy finish,
+        # and the host is many blocks ahead of the device. The inputs of all these
+        # blocks would stay on the device.
         self._in_flight = InFlightCopies()
 
     def begin_block(self) -> None:
@@ -449,7 +496,7 @@ class CudaCopies:
 
     def to_host(self, tensor: Tensor) -> Tensor:
         host = pinned(partial(torch.empty_like, tensor, device="cpu"))
-        # until it is computed
+        # wait until the tensor is computed
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             host.copy_(tensor, non_blocking=True)
@@ -463,7 +510,7 @@ class CudaCopies:
     def to_device(self, host: Tensor) -> Callable[[], Tensor]:
         self.release()
         tensor = torch.empty_like(host, device=self._device)
-        # Waits until no kernel writes to the memory of this tensor any more, and its
+        # Wait until no kernel writes to the memory of this tensor any more, and its
         # copy to the CPU is finished.
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
@@ -521,7 +568,13 @@ def on_cuda(tensor: Tensor) -> bool:
 
 
 class ActivationOffload:
-    """A wrapper around checkpointed blocks, compiled or not."""
+    """A wrapper that offloads the inputs of checkpointed blocks, compiled or not.
+
+    Example::
+
+        offload = ActivationOffload(CudaCopies(device))
+        model.wrap_blocks([checkpoint_wrapper("full_offload"), offload])
+    """
 
     def __init__(
         self, copies: HostCopies, is_elsewhere: Callable[[Tensor], bool] = on_cuda
@@ -535,8 +588,8 @@ class ActivationOffload:
         def run_offloaded(
             block: nn.Module, *tensors: Tensor | None
         ) -> tuple[Tensor, ...]:
-            # Only tensors that one block passes to the next; the others are shared by
-            # all blocks.
+            # Only tensors that one block passes to the next are offloaded; all blocks
+            # share the others.
             passed_on = {
                 _memory(t)
                 for t in tensors
@@ -568,7 +621,7 @@ def _memory(tensor: Tensor) -> int:
 
 
 def offloading(device: torch.device) -> list[ActivationOffload]:
-    """The wrapper for this device; none without CUDA."""
+    """The wrapper for this device, as a list; empty without CUDA."""
     if device.type == "cuda":
         return [ActivationOffload(CudaCopies(device))]
     return []

@@ -5,6 +5,10 @@ Each format is a class with `matmul` (forward) and `matmul_grad` (gradient of th
 inputs). A quantized weight is a module, so that its tensors move with the model, and
 replaces the `weight` tensor of a layer.
 
+This module does not choose a format (`model.qtype` does), nor write it to a file
+(`stored_blocks` does). `toolkit.train.base_model` and `toolkit.models.loading` quantize
+a model while it is loaded; so do tools that only use it.
+
 Shape suffixes: M rows (tokens), I inputs of the layer, O outputs, R rank, G groups of a
 grouped weight, S weights of a group, N blocks along a row."""
 
@@ -29,7 +33,12 @@ from toolkit.system.host_memory import malloc_trim
 
 class QuantizedWeight(nn.Module):
     """A weight [O, I] that is not a tensor, but can be passed to
-    `functional.linear`."""
+    `functional.linear`.
+
+    >>> weight = quantize_weight(torch.eye(64), "fp8_scaled")
+    >>> functional.linear(torch.ones(2, 64), weight).shape
+    torch.Size([2, 64])
+    """
 
     def __init__(self, shape: tuple[int, int], dtype: torch.dtype) -> None:
         """dtype: the dtype of the original and of the dequantized weight."""
@@ -43,7 +52,7 @@ class QuantizedWeight(nn.Module):
 
     def matmul(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
         """[M, O] in the dtype of `x_MI`: x times the transposed weight, plus the bias.
-        While compiling it can be differentiated by x_MI, and its gradient is
+        In compiled code autograd differentiates it by x_MI; its gradient equals
         `matmul_grad`."""
         return functional.linear(
             x_MI, _remade(lambda: self.dequantize().to(x_MI.dtype)), bias_O
@@ -60,11 +69,11 @@ class QuantizedWeight(nn.Module):
 
     @property
     def requires_grad(self) -> bool:
-        """Always False: it is frozen."""
+        """Always False, because the weight is frozen."""
         return False
 
     def detach(self) -> QuantizedWeight:
-        """Itself: it is part of no graph."""
+        """The weight itself, because no graph contains it."""
         return self
 
     @classmethod
@@ -95,9 +104,9 @@ def _linear(
 
 
 def _remade(make: Callable[[], Tensor]) -> Tensor:
-    """What `make` computes from a frozen weight. While compiling it is marked to be
-    computed again in the backward pass; without that PyTorch would keep the dequantized
-    weights of all blocks."""
+    """The result of `make`, which computes it from a frozen weight. In compiled code it
+    is marked to be computed again in the backward pass; otherwise PyTorch would keep
+    the dequantized weights of all blocks."""
     if torch.compiler.is_compiling() and torch.is_grad_enabled():
         weight: Tensor = checkpoint(make, use_reentrant=False)
         return weight
@@ -110,7 +119,7 @@ _in_use: WeakValueDictionary[int, QuantizedWeight] = WeakValueDictionary()
 
 
 def eager_product(x_MI: Tensor, weight: int, bias_O: Tensor | None) -> Tensor:
-    """What `frozen_product` computes."""
+    """The implementation of `frozen_product`. weight: the `id` of a quantized weight."""
     return _in_use[weight].matmul(x_MI, bias_O)
 
 
@@ -124,8 +133,14 @@ weights are passed by their `id`."""
 class QuantizedLinearFn(torch.autograd.Function):
     """x times the transposed weight, plus a frozen bias.
 
-    Only a reference to the quantized weight is kept for the backward pass: no
-    activations, no dequantized copy.
+    For the backward pass it keeps only a reference to the quantized weight, without
+    activations and without a dequantized copy.
+
+    >>> weight = quantize_weight(torch.eye(64), "fp8_scaled")
+    >>> x = torch.ones(2, 64, requires_grad=True)
+    >>> QuantizedLinearFn.apply(x, weight, None).sum().backward()
+    >>> x.grad.shape
+    torch.Size([2, 64])
     """
 
     @staticmethod
@@ -155,6 +170,10 @@ class RowwiseQuantized(QuantizedWeight):
 
     Codes are exact in every compute dtype, so the matmul uses them and its result is
     scaled: the only pass over the weight is its conversion.
+
+    >>> codes = torch.tensor([[127, -64]], dtype=torch.int8)
+    >>> RowwiseQuantized(codes, torch.tensor([[0.5]])).dequantize()
+    tensor([[ 63.5000, -32.0000]])
     """
 
     codes_OI: Tensor
@@ -163,15 +182,15 @@ class RowwiseQuantized(QuantizedWeight):
     def __init__(
         self, codes_OI: Tensor, scale_O1: Tensor, dtype: torch.dtype | None = None
     ) -> None:
-        """dtype: of the weight where it is not that of the scales; products then have
-        the scales unrounded."""
+        """dtype: of the weight where it differs from the dtype of the scales; products
+        then use the scales unrounded."""
         super().__init__(
             (codes_OI.shape[0], codes_OI.shape[1]), dtype or scale_O1.dtype
         )
         self.rounds_scales = dtype is None
         self.code_type = codes_OI.dtype
-        # As bytes: a module that is cast to another floating-point type would convert
-        # E4M3 codes with the rest.
+        # Stored as bytes: a module that is cast to another floating-point type would
+        # convert E4M3 codes too.
         self.register_buffer("codes_OI", codes_OI.view(torch.int8))
         self.register_buffer("scale_O1", scale_O1)
 
@@ -189,7 +208,7 @@ class RowwiseQuantized(QuantizedWeight):
         return scale_1O.to(dtype) if self.rounds_scales else scale_1O
 
     def matmul(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
-        # sums of unscaled codes may be too large for it
+        # sums of unscaled codes may be too large for float16
         if x_MI.dtype == torch.float16:
             return super().matmul(x_MI, bias_O)
         y_MO = x_MI @ _remade(lambda: self._values(x_MI.dtype)).t()
@@ -198,7 +217,7 @@ class RowwiseQuantized(QuantizedWeight):
     def matmul_grad(self, g_MO: Tensor) -> Tensor:
         if g_MO.dtype == torch.float16:
             return super().matmul_grad(g_MO)
-        # The scale of an output row is one of a column of g: it goes there.
+        # The scale of an output row belongs to a column of g, so it is applied to g.
         return (g_MO * self._scale_for(g_MO.dtype)).to(g_MO.dtype) @ self._values(
             g_MO.dtype
         )
@@ -222,8 +241,13 @@ class GroupwiseQuantized(QuantizedWeight):
     """Codes of 2 or 4 bits with a scale and a shift per group of weights along the
     input side.
 
-    Group g holds scale * code - shift. The groups lie as rows [G, S]; packed, the first
-    rows take the lowest bits.
+    Group g has the values scale * code - shift. The groups are rows [G, S]; packed, the
+    first rows take the lowest bits.
+
+    >>> codes = torch.tensor([[0, 15], [1, 2]], dtype=torch.uint8)
+    >>> half, one = torch.full((2, 1), 0.5), torch.ones(2, 1)
+    >>> GroupwiseQuantized(pack(codes, 4), 4, half, one, shape=(1, 4)).dequantize()
+    tensor([[-1.0000,  6.5000, -0.5000,  0.0000]])
     """
 
     packed: Tensor
@@ -239,7 +263,7 @@ class GroupwiseQuantized(QuantizedWeight):
         shift_G1: Tensor,
         shape: tuple[int, int],
     ) -> None:
-        """packed: uint8, each with the codes of 8 / bits rows."""
+        """packed: uint8; each byte has the codes of 8 / bits rows."""
         super().__init__(shape, scale_G1.dtype)
         self.bits = bits
         self.register_buffer("packed", packed)
@@ -253,8 +277,8 @@ class GroupwiseQuantized(QuantizedWeight):
 
 
 def code_places(bits: int, device: torch.device) -> Tensor:
-    """The lowest bit of each code in a byte, uint8 [8 / bits, 1, 1]: what `unpack`
-    shifts by."""
+    """The lowest bit of each code in a byte, uint8 [8 / bits, 1, 1]: the shifts of
+    `unpack`."""
     return torch.arange(0, 8, bits, dtype=torch.uint8, device=device)[:, None, None]
 
 
@@ -262,15 +286,19 @@ def unpack(packed: Tensor, bits: int, places: Tensor) -> Tensor:
     """The codes of `bits` bits each in a packed uint8 tensor: all lowest ones first,
     along the first axis.
 
-    places: `code_places`. Two kernels, whatever the bits: where nothing compiles them,
-    launching them is what costs.
+    places: `code_places`. It takes two kernels for any number of bits, because without
+    compilation their launch is the cost.
     """
     return (packed >> places).bitwise_and_(2**bits - 1).flatten(0, 1)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """The inverse of `unpack`, for any number of rows: the last byte's missing ones are
-    0."""
+    """The inverse of `unpack`, for any number of rows; missing rows of the last byte
+    are 0.
+
+    >>> pack(torch.tensor([[1], [2]], dtype=torch.uint8), bits=4)
+    tensor([[33]], dtype=torch.uint8)
+    """
     per_byte = 8 // bits
     rows = functional.pad(codes, (0, 0, 0, -len(codes) % per_byte)).view(
         per_byte, -1, codes.shape[1]
@@ -284,8 +312,14 @@ class ZeroPointQuantized(QuantizedWeight):
     """Codes of 2 to 7 bits with a scale and a zero point per group of weights along
     each row.
 
-    Group g holds scale * (code - zero). The bits of a code lie in parts of 4, 2 and 1
-    bits, the lowest ones in the largest part: of 7 bits in three tensors.
+    Group g has the values scale * (code - zero). The bits of a code are in parts of 4,
+    2 and 1 bits, the lowest ones in the largest part; codes of 7 bits take three
+    tensors.
+
+    >>> codes, zero = (torch.tensor(n, dtype=torch.uint8) for n in ([[0, 7]], [[2]]))
+    >>> scale = torch.tensor([[0.5]])
+    >>> ZeroPointQuantized(codes, 3, scale, zero, shape=(1, 2)).dequantize()
+    tensor([[-1.0000,  2.5000]])
     """
 
     scale_G1: Tensor
@@ -341,7 +375,11 @@ class ZeroPointQuantized(QuantizedWeight):
 
 
 class BlockwiseQuantized(QuantizedWeight):
-    """E4M3 codes with a float32 scale per block of weights along each row."""
+    """E4M3 codes with a float32 scale per block of weights along each row.
+
+    >>> block_scaled(torch.tensor([[448.0, -224.0]])).dequantize()
+    tensor([[ 448., -224.]])
+    """
 
     codes_OI: Tensor
     scale_ON: Tensor
@@ -374,7 +412,13 @@ def _e4m3_table(dtype: torch.dtype) -> Tensor:
 
 
 class WithRecoveryLora(QuantizedWeight):
-    """A quantized weight with a frozen low-rank delta, up @ down."""
+    """A quantized weight with a frozen low-rank delta, up @ down.
+
+    >>> stored = quantize_weight(torch.eye(64), "fp8_scaled")
+    >>> up, down = torch.ones(64, 1), torch.ones(1, 64)
+    >>> WithRecoveryLora(stored, up, down).dequantize()[0, :2]
+    tensor([2., 1.])
+    """
 
     up_OR: Tensor
     down_RI: Tensor
@@ -401,13 +445,19 @@ class WithRecoveryLora(QuantizedWeight):
 
 class RotatedQuantized(QuantizedWeight):
     """A quantized weight Q whose groups of inputs are rotated by a symmetric R: the
-    weight is Q R, and x times it transposed is (x R) Q^T."""
+    weight is Q R, and x times it transposed is (x R) Q^T.
+
+    Example::
+
+        stored = RowwiseQuantized(codes_OI, scale_O1, torch.float32)
+        weight = RotatedQuantized(stored, group=256, dtype=torch.bfloat16)
+    """
 
     rotation_SS: Tensor
 
     def __init__(self, stored: QuantizedWeight, group: int, dtype: torch.dtype) -> None:
-        """stored: dequantizes to float32. group: inputs that are rotated together.
-        dtype: of the weight."""
+        """stored: dequantizes to float32. group: number of inputs that are rotated
+        together. dtype: of the weight."""
         super().__init__((stored.shape[0], stored.shape[1]), dtype)
         self.stored = stored
         self.register_buffer(
@@ -431,7 +481,11 @@ class QuantizedLinear(nn.Linear):
     """Replaces an `nn.Linear`; adapters attach to it in the same way.
 
     `weight` is a QuantizedWeight: it has a shape, a dtype and a device, dequantizes,
-    and can be handed to `functional.linear`.
+    and can be passed to `functional.linear`.
+
+    >>> layer = QuantizedLinear(quantize_weight(torch.eye(64), "fp8_scaled"), None)
+    >>> layer(torch.ones(2, 64)).shape
+    torch.Size([2, 64])
     """
 
     def __init__(self, weight: QuantizedWeight, bias_O: nn.Parameter | None) -> None:
@@ -452,12 +506,12 @@ LowRank = tuple[Tensor, Tensor]
 """(up [O, R], down [R, I]) of a low-rank delta."""
 
 MakeLowRank = Callable[[str, Tensor, QuantizedWeight], LowRank]
-"""From a layer's full name, its weight [O, I] and the quantized one to the delta that
-recovers it."""
+"""A function from a layer's full name, its weight [O, I] and the quantized weight to
+the delta that recovers it."""
 
 DEFAULT_RECOVERY_QTYPE = "int8"
-"""Quantization of layers without a recovery adapter where others have one; ai-toolkit
-leaves these as they are."""
+"""Quantization of layers without a recovery adapter where other layers have one;
+ai-toolkit does not quantize such layers."""
 
 E4M3_MAX = 448.0
 BLOCK = 64
@@ -475,6 +529,11 @@ def quantizer(
     recovery: full layer name -> frozen low-rank delta of an accuracy-recovery adapter;
     layers without one become int8. Entries are removed once used, so that none is in
     memory twice. make: makes the delta of every layer instead.
+
+    >>> block = nn.Sequential(nn.Linear(64, 64))
+    >>> quantizer("fp8_scaled")(block, "blocks.0")
+    >>> type(block[0].weight).__name__
+    'BlockwiseQuantized'
     """
 
     def transform(block: nn.Module, name: str) -> None:
@@ -507,7 +566,7 @@ def quantizer(
                 weight = WithRecoveryLora(weight, *recovery_lora)
             block.set_submodule(layer, QuantizedLinear(weight, linear.bias))
             del linear
-            # of one layer at a time: the float temporaries of a block would add up
+            # after each layer: the float temporaries of a block would add up
             malloc_trim()
         block.requires_grad_(False)
 
@@ -517,10 +576,10 @@ def quantizer(
 def as_stored(
     codes_OI: Tensor, scale_ON: Tensor, group: int, weight_OI: Tensor
 ) -> QuantizedWeight:
-    """The numbers of a file: code times scale, in the dtype of the weight that they are
-    and on its device.
+    """The quantized weight with the numbers of a file, code times scale. It has the
+    dtype and the device of `weight_OI`.
 
-    The first arguments are as in `STORED_CODES`; codes are copied, so that the file is
+    The other arguments are as in `STORED_CODES`; codes are copied, so that the file is
     not needed any more.
     """
     codes_OI = codes_OI.to(weight_OI.device, copy=True)
@@ -538,7 +597,11 @@ def as_stored(
 @torch.no_grad()
 def quantize_weight(weight_OI: Tensor, qtype: str) -> QuantizedWeight:
     """`weight_OI` in `qtype`: per output row for int8 and float8, else in groups along
-    the input side."""
+    the input side.
+
+    >>> type(quantize_weight(torch.eye(64), "uint4")).__name__
+    'ZeroPointQuantized'
+    """
     if qtype == "fp8_scaled":
         return block_scaled(weight_OI)
     if qtype in UINT_BITS:
@@ -585,9 +648,9 @@ def _zero_for_nan(codes: Tensor) -> Tensor:
 
 
 def asymmetric(weight_OI: Tensor, bits: int) -> ZeroPointQuantized:
-    """Each group of `BLOCK` weights between its smallest and its largest, where 0 is
-    exact; all in the dtype of the weights. Rows whose length `BLOCK` does not divide
-    are one group.
+    """Quantizes each group of `BLOCK` weights between its smallest and its largest
+    value; 0 stays exact. It computes in the dtype of the weights. Rows whose length
+    `BLOCK` does not divide are one group.
 
     Source: ai-toolkit, toolkit/util/uintx_quant.py, `UIntXQuantizer` (as torchao 0.10,
     `UIntXWeightOnlyConfig`), whose accuracy-recovery adapters were made for exactly
@@ -612,11 +675,11 @@ def asymmetric(weight_OI: Tensor, bits: int) -> ZeroPointQuantized:
 
 
 def block_scaled(weight_OI: Tensor, block: int = BLOCK) -> BlockwiseQuantized:
-    """E4M3 scaled to the maximum of each block; rows whose length `block` does not
-    divide are one block.
+    """E4M3 codes scaled to the maximum of each block. Rows whose length `block` does
+    not divide are one block.
 
-    Source: musubi-tuner, modules/fp8_optimization_utils.py, `quantize_weight`; its
-    scales are kept in float32 here.
+    Source: musubi-tuner, modules/fp8_optimization_utils.py, `quantize_weight`. Here the
+    scales stay in float32.
     """
     outputs, inputs = weight_OI.shape
     blocks = inputs // block if inputs % block == 0 else 1

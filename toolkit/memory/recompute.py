@@ -2,13 +2,15 @@
 block_offload`.
 
 As with full checkpointing each block is computed again in the backward pass. Its inputs
-wait in CPU memory until then, and so does what it saves while it is computed again:
-tensors leave as they are saved and come back one by one, in the opposite order, so that
-the device holds the working set of an operation instead of a block's.
+wait in CPU memory until then, and so do the tensors that it saves while it is computed
+again. Tensors leave as they are saved and come back one by one, in the opposite order,
+so that the device holds the working set of an operation instead of a block's.
 
-The graph is that of the forward pass, and the same operations run on the same values:
-gradients are those of full checkpointing, bit for bit. Not for compiled blocks: a
-program decides by itself what it saves.
+The graph of the forward pass is used, and the same operations run on the same values:
+gradients equal the ones of full checkpointing, bit for bit. Compiled blocks cannot be
+used, because a program itself decides which tensors it saves.
+
+Called by `block_runner`; the copies are in `offload`.
 """
 
 from __future__ import annotations
@@ -27,16 +29,16 @@ from toolkit.memory.offload import CudaCopies, HostCopies, on_cuda
 from toolkit.system.device import is_out_of_memory
 
 LARGE = 1 / 64
-"""Share of a block's largest input from which on a saved tensor leaves the device:
-statistics of norms and the low-rank numbers of an adapter stay."""
+"""Share of a block's largest input above which a saved tensor leaves the device.
+Statistics of norms and the low-rank numbers of an adapter are smaller and stay."""
 
 
 class _AllSaved(Exception):
-    """Ends a recomputation: what follows saves nothing."""
+    """Ends a recomputation: the rest of the block saves nothing."""
 
 
 class _Saved:
-    """What autograd keeps in place of a saved tensor."""
+    """The object that autograd keeps in place of a saved tensor."""
 
     def __init__(self, call: _Call, index: int) -> None:
         self.call = call
@@ -49,8 +51,8 @@ class _Waiting:
     def __init__(
         self, copies: HostCopies, tensor: Tensor, is_largest: bool = False
     ) -> None:
-        # One tensor is on its way while the next is computed; of the largest ones none
-        # beside the next.
+        # One tensor may be in a copy while the next is computed; one of the largest may
+        # not.
         copies.release() if is_largest else copies.begin_block()
         self._copies = copies
         self._host = copies.to_host(tensor.detach())
@@ -62,8 +64,8 @@ class _Waiting:
         self._arrive = self._arrive or self._copies.to_device(self._host)
 
     def __call__(self) -> Tensor:
-        """The tensor on the device. Each call but one after `copy_ahead` is another
-        copy."""
+        """The tensor on the device. Each call copies it, except the first one after
+        `copy_ahead`."""
         self.copy_ahead()
         arrive = self._arrive
         self._arrive = None
@@ -78,7 +80,7 @@ Input = tuple[Kept | None, bool]
 
 
 class _Call:
-    """One call of a block, and what it saves."""
+    """One call of a block, and the tensors that it saves."""
 
     def __init__(
         self,
@@ -87,7 +89,7 @@ class _Call:
         copies: HostCopies,
         leaves: Callable[[Tensor], bool],
     ) -> None:
-        """leaves: whether a tensor that is large may leave the device."""
+        """leaves: whether a large tensor may leave the device."""
         self._run = run
         self._block = block
         self._copies = copies
@@ -95,8 +97,7 @@ class _Call:
         self._inputs: list[Input] = []
         self._saved: list[weakref.ref[_Saved]] = []
         self._again: dict[int, Kept] = {}
-        """Index of a saved tensor -> what the recomputation has made of it, until it is
-        used."""
+        """Index of a saved tensor -> the recomputed tensor, until it is used."""
         self._on_host: dict[tuple[object, ...], tuple[StorageWeakRef, _Waiting]] = {}
         self._before: Callable[[], _Call | None] = lambda: None
         """The call of the previous block, whose backward pass follows."""
@@ -109,7 +110,7 @@ class _Call:
         self._before = before
         given = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
         self._largest = max(map(_bytes, given))
-        # A device and the state of its random numbers, where there is one.
+        # The GPU and the state of its random numbers; empty on the CPU.
         self._of_device = [
             (t.device, torch.cuda.get_rng_state(t.device))
             for t in given[:1]
@@ -121,7 +122,7 @@ class _Call:
             return self._run(self._block, *tensors)
 
     def _as_input(self, given: Tensor | None) -> Input:
-        # nothing, or a description that all blocks share
+        # None, or a description that all blocks share
         if not isinstance(given, Tensor):
             return given, False
         # Only tensors that one block passes to the next leave; the others are shared by
@@ -132,7 +133,7 @@ class _Call:
         ) if leaves else given.detach(), given.requires_grad
 
     def _is_large(self, tensor: Tensor) -> bool:
-        # Of its storage: a view, however small, would hold the whole.
+        # The size of its storage counts: a small view would keep the whole.
         return (
             tensor.untyped_storage().nbytes() >= LARGE * self._largest
             and self._leaves(tensor)
@@ -140,12 +141,12 @@ class _Call:
 
     def _expect(self, tensor: Tensor) -> _Saved:
         saved = _Saved(self, len(self._saved))
-        # weak: what the graph no longer needs is not kept
+        # weak: a tensor that the graph no longer needs is not kept
         self._saved.append(weakref.ref(saved))
         return saved
 
     def give_back(self, index: int) -> Tensor:
-        """A saved tensor, which is computed again where it is not there."""
+        """A saved tensor, which is computed again where it is missing."""
         if index not in self._again:
             self._compute_again()
         stored = self._again.pop(index)
@@ -157,7 +158,7 @@ class _Call:
         if following is None and before is not None:
             before.copy_inputs_ahead()
         if isinstance(following, _Waiting) and following.bytes <= self._largest:
-            following.copy_ahead()  # a larger one would be there at the peak
+            following.copy_ahead()  # a larger one would add to the peak
         return tensor
 
     def copy_inputs_ahead(self) -> None:
@@ -209,7 +210,7 @@ class _Call:
             tensor.shape,
             tensor.stride(),
         )
-        # The reference keeps the address from being that of another storage.
+        # The reference ensures that the address does not belong to another storage.
         entry = self._on_host.get(key)
         if entry is None or entry[0].expired():
             waiting = _Waiting(
@@ -224,7 +225,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _as_given(block_input: Input) -> Tensor | None:
-    """A block's input again, without what it was made by."""
+    """A block's input again, without its graph."""
     there, needs_grad = block_input
     tensor = there() if isinstance(there, _Waiting) else there
     if isinstance(tensor, Tensor):
@@ -241,7 +242,12 @@ def _nothing(_: None) -> Tensor:
 
 
 class RecomputeOffload:
-    """A wrapper around blocks that are not compiled."""
+    """A wrapper around blocks that are not compiled.
+
+    Example::
+
+        model.wrap_blocks([RecomputeOffload(CudaCopies(device))])
+    """
 
     def __init__(
         self, copies: HostCopies, is_elsewhere: Callable[[Tensor], bool] = on_cuda
@@ -272,14 +278,14 @@ class RecomputeOffload:
 
 
 def recomputing(device: torch.device) -> RecomputeOffload:
-    """The wrapper for this device; on the CPU nothing leaves."""
+    """The wrapper for this device. On the CPU it recomputes, and copies nothing."""
     return RecomputeOffload(
         CudaCopies(device) if device.type == "cuda" else _NoCopies()
     )
 
 
 class _NoCopies:
-    """Copies of a device whose memory is that of the CPU: there is nothing to copy."""
+    """Copies for the CPU, whose tensors are in CPU memory already: it copies nothing."""
 
     def begin_block(self) -> None: ...
 

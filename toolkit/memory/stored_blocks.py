@@ -1,5 +1,9 @@
-"""Quantized blocks as plain tensors and what JSON can hold, and back: for a copy of
-them on the disk."""
+"""Converts quantized blocks to plain tensors and JSON values, and back, for a copy of
+them on the disk.
+
+It writes and reads no file: `toolkit.train.base_model` keeps the copies in a cache, so
+that the next run does not quantize again.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +23,8 @@ _OF_MODULES = frozenset(vars(nn.Module()))
 
 
 def describe(block: nn.Module) -> dict[str, Described]:
-    """The quantized layers of a block by their names in it; `restore` makes them again
-    of the block's `state_dict`.
+    """The quantized layers of a block by their names in it. `restore` makes them again
+    from the block's `state_dict`.
 
     Example: `describe(block)["attn.to_q"]["class"] == "GroupwiseQuantized"`
     """
@@ -35,11 +39,12 @@ def describe(block: nn.Module) -> dict[str, Described]:
 def restore(
     block: nn.Module, layers: Mapping[str, Described], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Gives an unquantized block, whose own weights are never read, the layers that
-    `describe` had, and all tensors of its `state_dict` then. The tensors are used as
-    they are, not copied.
+    """Turns an unquantized block into the quantized one that `describe` was called
+    with. The block's own weights are never read.
 
-    Raises KeyError, TypeError or RuntimeError where these are not of such a block.
+    layers: the result of `describe`. tensors: the `state_dict` of that block; they are
+    used as they are, not copied. Raises KeyError, TypeError or RuntimeError where they
+    belong to another kind of block.
     """
     for name, described in layers.items():
         linear = block.get_submodule(name)

@@ -1,11 +1,13 @@
-"""A pass of inductor: a product that is added to a matrix is a product and a sum, not
-`addmm`.
+"""A pass of inductor: it turns a product that is added to a matrix from `addmm` into a
+product and a sum.
 
 Inductor writes `addmm` out of place: its kernel needs a copy of the matrix, which is
-one more pass to read and one to write it. As a sum of its own it becomes a part of the
-elementwise kernel that comes next (norm, rotation, GELU, gate), at the cost of reading
-the product. An adapter has such a product in each layer, forward, recomputed and
-backward, and so has every gradient that comes from several layers.
+one more pass to read and one to write it. A separate sum becomes a part of the next
+elementwise kernel (norm, rotation, GELU, gate), at the cost of reading the product. An
+adapter has such a product in each layer, forward, recomputed and backward, and so does
+every gradient that comes from several layers.
+
+`compiling` sets the pass. Blocks that are not compiled keep `addmm`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,11 @@ class UnfusedSums(CustomGraphPass):
     """Set as `torch._inductor.config.post_grad_custom_post_pass`, after the patterns
     that make `addmm` of sums.
 
-    A bias stays in its product: there `addmm` copies nothing.
+    A bias stays in its product, because `addmm` does not copy a bias.
+
+    Example::
+
+        torch._inductor.config.post_grad_custom_post_pass = UnfusedSums()
     """
 
     def __call__(self, graph: fx.Graph) -> None:
@@ -33,7 +39,7 @@ class UnfusedSums(CustomGraphPass):
                 _take_apart(graph, node, addend, factors)
 
     def uuid(self) -> Any:
-        """What caches of compiled programs know it by."""
+        """The key of this pass in caches of compiled programs."""
         return get_hash_for_files((__file__,))
 
 

@@ -1,2 +1,1 @@
-"""Networks: adapters on a frozen model, full fine-tuning, and the files they are saved
-in."""
+"""Networks: adapters on a frozen model, full fine-tuning, and the files of both."""

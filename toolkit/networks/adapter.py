@@ -1,10 +1,14 @@
 """Base classes of adapters on frozen linear layers: settings, parameters, file format,
 max-norm regularisation.
 
-Source of the last: kohya-ss, sd-scripts and musubi-tuner,
-`apply_max_norm_regularization`: after each optimizer step a delta whose Frobenius norm
-is above the limit is scaled down to it, with the factor shared evenly by the matrices
-of the layer.
+The kinds are in `lora`, `lycoris` and `lycoris_library`; each defines its delta and its
+start. Which layers are adapted is decided in `targets`, and files are written by
+`save`. A trainer makes a network by its class in `toolkit.contracts.network_kinds`.
+
+Source of max-norm regularisation: kohya-ss, sd-scripts and musubi-tuner,
+`apply_max_norm_regularization`. After each optimizer step a delta whose Frobenius norm
+is above the limit is scaled down to it. The matrices of the layer share the factor
+evenly.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer."""
 
@@ -40,9 +44,15 @@ def apply_max_norm_(
     """Scales the matrices of each layer so that no norm is above `most`; no-op where
     `step_ok` (0-dim bool) is false.
 
-    norms: of the delta of each layer, 0-dim. matrices: of each layer those whose
-    product is the delta. Returns how many layers were scaled, and mean and largest norm
-    after it; does not wait for the device.
+    norms: of the delta of each layer, 0-dim. matrices: for each layer the matrices
+    whose product is the delta. Returns the number of scaled layers, and the mean and
+    the largest norm afterwards; does not wait for the device.
+
+    >>> up, down = torch.full((2, 1), 2.0), torch.ones(1, 2)
+    >>> norms, step_ok = [product_norm(up, down)], torch.tensor(True)
+    >>> found = apply_max_norm_(norms, [[up, down]], 1.0, step_ok)
+    >>> round(float(product_norm(up, down)), 3)
+    1.0
     """
     before = torch.stack(list(norms))
     above = (before > most) & step_ok.to(before.device)
@@ -76,13 +86,20 @@ Addition = Callable[[Tensor, Tensor], Tensor]
 added."""
 
 REPORT_ERROR_ABOVE = 1e-4
-"""Relative error of a decomposition above which it is mentioned; below it is
+"""Relative error of a decomposition above which it is logged. A smaller error is
 rounding."""
 
 
 class LinearAdapterNetwork(Network):
-    """Trainable parameters beside the given linear layers, which stay frozen; its
-    layers replace them."""
+    """Trainable parameters in addition to the given linear layers, which stay frozen.
+    Its own layers replace them in the model.
+
+    Example::
+
+        network = LoraNetwork.from_config(section.network, targets, seed=42)
+        network.attach(model)
+        optimizer = torch.optim.AdamW(network.parameters().values())
+    """
 
     kind: NetworkKind
     layer: ClassVar[type[AdapterLinear]]
@@ -113,7 +130,7 @@ class LinearAdapterNetwork(Network):
         self._parameters: dict[str, nn.Parameter] = {}
         self._dropouts: list[nn.Module] = []
         self.layers: dict[str, AdapterLinear] = {}
-        """By target, once attached."""
+        """Target -> its layer; empty until `attach`."""
 
     @staticmethod
     def trainable_modules(model: DiffusionModel) -> Sequence[str]:
@@ -138,8 +155,8 @@ class LinearAdapterNetwork(Network):
     def _with_settings(
         cls, settings: NetworkConfig, targets: Sequence[str], seed: int, **of_kind: Any
     ) -> Self:
-        """The network with the settings that all kinds have. of_kind: arguments that
-        one kind has besides."""
+        """The network with the settings that all kinds have. of_kind: further arguments
+        of one kind."""
         network = cls(
             targets,
             settings.linear,
@@ -162,8 +179,7 @@ class LinearAdapterNetwork(Network):
 
     @torch.no_grad()
     def load_pretrained(self, deltas: Mapping[str, LayerDelta]) -> None:
-        """Initialises the layers from the deltas of a file, as far as this kind can
-        represent them.
+        """Initialises the layers from the deltas of a file.
 
         Raises UserError when no adapted layer is in the file, the scale is 0, or a
         delta cannot be represented.
@@ -281,7 +297,7 @@ class LinearAdapterNetwork(Network):
     def new_layer(
         self, target: str, base: nn.Linear, adapter_dropout: AdapterDropout
     ) -> AdapterLinear:
-        """The layer that stands for `base`, initialised on the CPU."""
+        """The layer that replaces `base`, initialised on the CPU."""
         make_shapes = self.kind.shapes
         assert make_shapes is not None  # None means that the model itself is trained
         settings = {}
@@ -318,8 +334,7 @@ class LinearAdapterNetwork(Network):
 
 
 def check_trained_kind(deltas: Mapping[str, LayerDelta]) -> None:
-    """Raises UserError for a file of a kind that can be used, and that no network here
-    trains."""
+    """Raises UserError for a file of a kind that can be applied but not trained."""
     for target, delta in deltas.items():
         if delta.multiplied:
             what = f"the file is {delta.multiplied.title(delta.parts)} ({target}), which no network here trains"
@@ -333,12 +348,16 @@ class AdapterDropout(nn.Module):
     random numbers.
 
     Kept inputs and ranks are scaled by 1 / (1 - rate); module dropout is not scaled.
+
+    >>> dropout = AdapterDropout(inputs=0.1)
+    >>> dropout.eval().inputs(torch.ones(2))
+    tensor([1., 1.])
     """
 
     def __init__(
         self, inputs: float = 0.0, ranks: float = 0.0, module: float = 0.0
     ) -> None:
-        """Probabilities: of each input; of each rank, per sample; of the whole adapter,
+        """Probabilities to drop each input; each rank, per sample; the whole adapter,
         per call."""
         super().__init__()
         self.rates = {"inputs": inputs, "ranks": ranks, "module": module}
@@ -367,7 +386,13 @@ class AdapterDropout(nn.Module):
 
 
 class AdapterLinear(nn.Module):
-    """A frozen linear layer, plain or quantized, with a trained delta of its weight."""
+    """A frozen linear layer, plain or quantized, with a trained delta of its weight.
+
+    Example::
+
+        layer = network.layers["transformer_blocks.0.attn.to_q"]
+        norm = layer.delta_norm()
+    """
 
     def __init__(
         self,
@@ -401,8 +426,8 @@ class AdapterLinear(nn.Module):
     """Whether the delta itself, or an addition, is computed with the frozen weight."""
 
     additions: Sequence[Addition] = ()
-    """What adapter files add to the frozen layer (`toolkit.networks.applied`);
-    `disabled` does not concern it."""
+    """Functions that add the changes of adapter files to the output
+    (`toolkit.networks.applied`). `disabled` has no effect on them."""
 
     def move_to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Moves the trained matrices, which are initialised on the CPU, so that every
@@ -437,7 +462,7 @@ class AdapterLinear(nn.Module):
         """`out`, the output of the frozen layer for inputs `x`, plus all additions, and
         the delta unless disabled.
 
-        shared: what several layers have computed together of `x`
+        shared: products of `x` that several layers have computed together
         (`toolkit.contracts.model.project`).
         """
         for add in self.additions:
@@ -455,8 +480,8 @@ class AdapterLinear(nn.Module):
 
 
 def dequantized_weight(layer: nn.Linear, device: torch.device | None = None) -> Tensor:
-    """The frozen weight of a layer in float32, dequantized if necessary, on its own
-    device or another."""
+    """The frozen weight of a layer in float32, dequantized if necessary. device: None
+    keeps the layer's device."""
     weight = layer.weight.detach()
     return (
         (weight if type(weight) is Tensor else weight.dequantize()).to(device).float()
@@ -469,5 +494,9 @@ def kaiming_(matrix: Tensor, random: torch.Generator) -> None:
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x times the transposed weight, in the dtype of `x`."""
+    """x times the transposed weight, in the dtype of `x`.
+
+    >>> linear(torch.ones(2, 3), torch.ones(4, 3)).shape
+    torch.Size([2, 4])
+    """
     return functional.linear(x, weight.to(x.dtype))

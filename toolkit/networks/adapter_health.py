@@ -1,6 +1,9 @@
-"""What is wrong with a LoRA file by its numbers alone: not finite, never trained,
-matrices that are missing or do not fit, an alpha that was lost or makes no sense. Needs
-no model, and reads files that `lora_formats` refuses.
+"""Finds the faults of a LoRA file by its numbers alone: not finite, never trained,
+matrices that are missing or do not fit, an alpha that was lost or makes no sense.
+
+It needs no model, and reads files that `lora_formats` refuses. It does not judge the
+images of a LoRA, nor whether its layers belong to a model. `programs` adds the view of
+each program. Called by the writers of a run and by the tools that examine a file.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 """
@@ -45,27 +48,28 @@ from toolkit.version import NAME
 
 NEARLY_NOTHING = 2e-6
 EXPLODED = 32.0
-"""Sizes of a change, as parts of a weight's usual one, 1 / sqrt(inputs). Below the
-first nothing is seen of it: one step of Adam at a learning rate of 1e-4 leaves three
-times as much with alpha 1 of rank 128. A change above the second drowns the model."""
+"""Sizes of a change, relative to a weight's usual size, 1 / sqrt(inputs). A change
+below the first is not visible: one step of Adam at a learning rate of 1e-4 changes
+three times more with alpha 1 at rank 128. A change above the second drowns the
+model."""
 
 FADED = 1e-3
-"""A layer that is nearly zero, and smaller than this part of the largest, was not
-trained as that was."""
+"""A layer that is nearly zero, and smaller than this share of the largest, was not
+trained like the largest."""
 
 MOST_RANK = 2
-"""A rank that is more than so many times the larger side of its layer is the layer's
+"""A rank that is more than this multiple of the larger side of its layer is the layer's
 width: A and B are exchanged."""
 
 TEXT_SIDE = re.compile(r"add(?:ed)?[._]|txt|text|context")
-"""In the names of layers on the side of the text, of models that have one."""
+"""Pattern in the names of layers on the side of the text, where a model has one."""
 
 USUAL_SCALES = (1 / 1024, 32.0)
-"""Between these alpha / rank is believed: alpha 1 of rank 1024, and rank-stabilised 32
-of rank 1."""
+"""Range of plausible alpha / rank: from alpha 1 at rank 1024 to rank-stabilised 32 at
+rank 1."""
 
 UNLIKE = 4.0
-"""By this factor the strength of a layer may differ from that of most."""
+"""The factor by which the strength of a layer may differ from most layers."""
 
 
 def finding(
@@ -75,17 +79,21 @@ def finding(
     layers: Sequence[str] = (),
     severity: Severity = "error",
 ) -> Diagnostic:
-    """One thing that is reported of a LoRA file.
+    """One report about a LoRA file.
 
-    layers: as the file names them; empty: all, or none in particular. severity:
-    warning: worth knowing, and the file may be sound all the same.
+    layers: as the file names them; empty: all, or none in particular. severity: a
+    warning is worth knowing, but the file may be sound.
     """
     return Diagnostic(tuple(layers), message, severity, check, remedy=remedy)
 
 
 @dataclass
 class FileLayers:
-    """The tensors of a file by its own names of layers, without regard to a model."""
+    """The tensors of a file by its own names of layers, without a model.
+
+    >>> layers_of({"to_q.lora_A.weight": torch.ones(1, 4)}).parts["to_q"].keys()
+    dict_keys(['down'])
+    """
 
     parts: dict[str, dict[str, Tensor]] = field(
         default_factory=lambda: defaultdict(dict)
@@ -93,15 +101,15 @@ class FileLayers:
     """Stem of the keys -> part (`lora_formats.PARTS`, alpha too) -> tensor as it is."""
 
     biases: dict[str, Tensor] = field(default_factory=dict)
-    """Stem of the keys -> what is added to the layer's bias; its matrices may be
+    """Stem of the keys -> change of the layer's bias. The matrices of the layer may be
     missing."""
 
     unknown: list[str] = field(default_factory=list)
     """Keys of no known form."""
 
     def sound(self, metadata: Mapping[str, str]) -> dict[str, LayerDelta]:
-        """The layers whose matrices are there, fit and are finite, with their strength.
-        Settings that cannot be read count as none."""
+        """The layers whose matrices exist, fit and are finite, with their strength.
+        Settings that cannot be read count as missing."""
         settings = readable_settings(metadata)
         layers = {}
         for name, parts in self.parts.items():
@@ -128,7 +136,7 @@ class FileLayers:
 
 
 def readable_settings(metadata: Mapping[str, str]) -> AdapterSettings | None:
-    """peft's settings in a file's metadata; None: there are none, or they cannot be
+    """peft's settings in a file's metadata; None where they are missing or cannot be
     read."""
     try:
         return read_settings(metadata)
@@ -139,8 +147,8 @@ def readable_settings(metadata: Mapping[str, str]) -> AdapterSettings | None:
 def strengths_in_settings(
     read: FileLayers, settings: AdapterSettings
 ) -> dict[str, float]:
-    """What peft's settings multiply each sound layer of a file by, by its stem,
-    whatever alpha the file has."""
+    """Stem of each sound layer of a file -> its factor by peft's settings, regardless
+    of the file's alpha."""
     strengths = {}
     for name, parts in read.parts.items():
         matrices = _matrices(parts)
@@ -223,10 +231,13 @@ _BROKEN = {
 def health(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> list[Diagnostic]:
-    """What is wrong with a file, worst first; empty: nothing, by its numbers.
+    """The faults of a file by its numbers, worst first; empty where it has none.
 
-    Costs one pass over the tensors. Whether the layers are those of a model is not
-    asked.
+    It takes one pass over the tensors. It does not check whether a model has the
+    layers.
+
+    >>> [found.check for found in health({"to_q.lora_A.weight": torch.ones(1, 4)}, {})]
+    ['incomplete']
     """
     read = layers_of(tensors)
     sound = read.sound(metadata)
@@ -244,8 +255,8 @@ def health(
 def _of_settings(
     keys: Collection[str], metadata: Mapping[str, str]
 ) -> Iterator[Diagnostic]:
-    """What is wrong with peft's settings: unreadable, of a kind that the matrices alone
-    do not give, or missing."""
+    """Faults of peft's settings: they cannot be read, name a kind that the matrices
+    alone do not give, or are missing."""
     try:
         settings = read_settings(metadata)
     except UserError as error:
@@ -329,7 +340,7 @@ def _layer_fault(parts: Mapping[str, Tensor]) -> str:
 
 
 def _bias_fault(bias_O: Tensor, change: LayerDelta | None) -> str:
-    """The check that a change of a bias fails, or empty. change: that of the layer's
+    """The check that a change of a bias fails, or empty. change: of the layer's
     weight."""
     if not torch.isfinite(bias_O.float()).all():
         return "not_finite"
@@ -341,9 +352,8 @@ def _bias_fault(bias_O: Tensor, change: LayerDelta | None) -> str:
 
 
 def _untrained(sound: Mapping[str, LayerDelta]) -> Iterator[Diagnostic]:
-    """Layers that change nothing, or too much. What a scale of 0, or one that is not
-    believed, does is reported by `_alphas`, so such layers count here as if their scale
-    were 1."""
+    """Layers that change nothing, or too much. `_alphas` reports a scale of 0 and an
+    implausible scale, so such layers count here as if their scale were 1."""
     if not sound:
         return
     sizes = {}
@@ -386,8 +396,8 @@ def _believed_scale(change: LayerDelta) -> float:
 
 
 def _why_untrained(sound: Mapping[str, LayerDelta]) -> str:
-    """What is zero in a file without any effect, and whether even one step was
-    taken."""
+    """Why a file without any effect is zero, and whether it was trained for even one
+    step."""
     ups = [change.parts["up"] for change in sound.values() if "up" in change.parts]
     ups_are_zero = bool(ups) and not any(up.any() for up in ups)
     if ups_are_zero:
@@ -402,9 +412,9 @@ def _why_untrained(sound: Mapping[str, LayerDelta]) -> str:
 
 
 def _size(change: LayerDelta) -> float:
-    """About how large a change is at scale 1, without the norms of a DoRA, as a part of
-    a weight's usual size (`NEARLY_NOTHING`): as if the rows of one matrix and the
-    columns of the next were independent."""
+    """The approximate size of a change at scale 1, without the norms of a DoRA,
+    relative to a weight's usual size (`NEARLY_NOTHING`). It assumes that the rows of
+    one matrix and the columns of the next are independent."""
     if change.multiplied:
         return change.multiplied.size(change.parts)
     inputs = change.shape[1]
@@ -439,9 +449,8 @@ def _is_initial(sound: Mapping[str, LayerDelta]) -> bool:
 
 
 def _is_end_of_text(zero: Collection[str], sound: Collection[str]) -> bool:
-    """Whether only layers of the text in the last block are zero: what follows the last
-    attention on that side reaches no pixel, so that it stays as it was in a good
-    file."""
+    """Whether only layers of the text in the last block are zero. Layers after the last
+    attention on that side reach no pixel, so they are zero in a good file too."""
     numbers = [number for number in map(block_in, sound) if number is not None]
     last = max(numbers, default=0)
     text_of_last = set()
@@ -459,7 +468,7 @@ class _Strengths:
     """Name of each such layer -> its strength, alpha / rank."""
 
     alphas: dict[str, Tensor]
-    """Those with an alpha of their own -> that alpha, as it is in the file."""
+    """Name of each layer with its own alpha -> that alpha, as it is in the file."""
 
     metadata: Mapping[str, str]
 
@@ -471,7 +480,7 @@ class _Strengths:
 
     @property
     def odd(self) -> list[str]:
-        """The layers with a strength that is not believed, but for those of 0."""
+        """The layers with an implausible strength, except a strength of 0."""
         least, most = USUAL_SCALES
         return [
             name
@@ -483,7 +492,7 @@ class _Strengths:
 def _alphas(
     read: FileLayers, sound: Mapping[str, LayerDelta], metadata: Mapping[str, str]
 ) -> Iterator[Diagnostic]:
-    """Everything that is wrong with the strengths of a file's layers."""
+    """All faults of the strengths of a file's layers."""
     scales = {}
     for name, change in sound.items():
         if _has_strength(change):
@@ -590,15 +599,15 @@ def _strength_in_header_alone(file: _Strengths) -> Iterator[Diagnostic]:
 
 
 def _has_strength(change: LayerDelta) -> bool:
-    """Whether alpha is its strength: of an OFT it is a limit, of a LoKr with two full
-    factors nothing."""
+    """Whether alpha gives the strength. The alpha of an OFT is a limit, and the alpha
+    of a LoKr with two full factors has no effect."""
     return not ignores_alpha(change.parts) and rank_of(change.parts) > 0
 
 
 def _lost_by_header(metadata: Mapping[str, str]) -> str:
-    """How much stronger a file of this program is than it was trained, in words; empty:
-    not at all, or it is not told. Other programs leave the alpha of the training in the
-    header when they move it into the matrices."""
+    """How much stronger a file of this program is than it was trained, in words; empty
+    where it is not stronger, or where that is not known. Other programs leave the alpha
+    of the training in the header when they move it into the matrices."""
     if is_own(metadata) and _times_too_strong(metadata) not in (None, 1.0):
         return _says(metadata)
     return ""
@@ -613,7 +622,8 @@ def is_own(metadata: Mapping[str, str]) -> bool:
 
 
 def _times_too_strong(metadata: Mapping[str, str]) -> float | None:
-    """Without its alphas; None: the header does not say."""
+    """The factor by which the file is too strong without its alphas; None where the header
+    does not give it."""
     try:
         return float(metadata["ss_network_dim"]) / float(metadata["ss_network_alpha"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError):

@@ -1,12 +1,13 @@
-"""The settings that peft and diffusers store with an adapter, and what they mean for
-its matrices.
+"""The settings that peft and diffusers store with an adapter, and their meaning for its
+matrices.
 
-A file of peft holds matrices only. Their strength is in `adapter_config.json` next to
-it, or in the file's header where diffusers wrote it. Some settings also say that the
-matrices alone are not the change: such files are refused by name. `FIELDS` has a row
-for every field of peft's config classes;
-`tests/toolkit/networks/test_adapter_settings.py` walks the installed classes, so that a
-new field fails a test before it can be misread. Imports no torch.
+A file of peft has only matrices. Their strength is in `adapter_config.json` next to it,
+or in the file's header where diffusers wrote it. With some settings the matrices alone
+are not the change: such files are refused by name. `FIELDS` has a row for every field
+of peft's config classes; `tests/toolkit/networks/test_adapter_settings.py` walks the
+installed classes, so that a new field fails a test before it can be misread. Imports no
+torch. Called by `lora_formats` and `multiplied_files`, which read the files, by
+`adapter_health` and `programs`, and by the tool that converts files.
 
 Source: peft 0.21.2, tuners/{lora,loha,lokr,oft,boft}/config.py and layer.py,
 utils/other.py (`get_pattern_key`); diffusers 0.42.1, loaders/lora_base.py
@@ -35,8 +36,8 @@ HEADER_METADATA = "lora_adapter_metadata"
 """Key of the header in which diffusers stores the settings."""
 
 CONFIG_FILE = "adapter_config.json"
-"""The file in which peft stores them. `read_tensors` keeps its text in the metadata
-under this name."""
+"""The file in which peft stores the settings. `read_tensors` keeps its text in the
+metadata under this name."""
 
 PEFT_PREFIX = "base_model.model."
 """Start of each key that peft itself saves."""
@@ -49,13 +50,17 @@ MOST_EXPRESSIONS = 1000
 people write a handful."""
 
 LONGEST_EXPRESSION = 10_000
-"""Characters of one of them. Longer ones take minutes to compile."""
+"""Most characters of an expression. Longer ones take minutes to compile."""
 
 
 @dataclass(frozen=True)
 class Refused:
     """A setting with which the matrices alone are not the change. Empty values (null,
-    false, {}) are harmless."""
+    false, {}) are harmless.
+
+    >>> Refused("it also trains norms", remedy="Merge it with peft.").harmless
+    ()
+    """
 
     reason: str
     harmless: tuple[object, ...] = ()
@@ -116,7 +121,7 @@ FIELDS: dict[str, dict[str, str | Refused]] = {
                 "lora_bias",  # seen by its keys
                 "use_dora",  # seen by its keys
                 "megatron_config", "megatron_core", "runtime_config", "target_parameters", "ensure_weight_tying",
-                # Without effect on linear layers; of a GPTQ model the matrices are
+                # They have no effect on linear layers. The matrices of a GPTQ model are
                 # narrower, which the shapes show.
                 "use_qalora", "qalora_group_size",
                 # Arguments of a start. Which start was used is in init_lora_weights.
@@ -145,12 +150,12 @@ FIELDS: dict[str, dict[str, str | Refused]] = {
     "OFT": {
         **_OF_OFT,
         **dict.fromkeys(("coft", "eps", "block_share", "use_cayley_neumann", "num_cayley_neumann_terms"), SCALES),
-        # The size of the blocks is that of the matrices.
+        # The matrices show the size of the blocks.
         **dict.fromkeys(("r", "oft_block_size", "module_dropout"), HARMLESS),
     },
     "BOFT": {
         **_OF_OFT,
-        # Size and number of the blocks are those of the matrices.
+        # The matrices show size and number of the blocks.
         **dict.fromkeys(("boft_block_size", "boft_block_num", "boft_n_butterfly_factor", "boft_dropout"), HARMLESS),
     },
 }  # fmt: skip
@@ -162,8 +167,8 @@ ALPHA_OF = {"lora": "lora_alpha", "loha": "alpha", "lokr": "alpha"}
 
 
 OFT_SINCE = (0, 18)
-"""The version of peft since which the series of an OFT is the one that is read here;
-older ones end otherwise."""
+"""The first version of peft with the series of an OFT that is read here. The series of
+older versions ends differently."""
 
 MOST_TERMS = 1000
 """Most terms of that series; people write 5."""
@@ -171,26 +176,35 @@ MOST_TERMS = 1000
 
 @dataclass(frozen=True)
 class OftSettings:
-    """How peft makes the rotations of an OFT of its matrices."""
+    """How peft makes the rotations of an OFT from its matrices.
+
+    >>> OftSettings(neumann_terms=5).coft_eps is None
+    True
+    """
 
     neumann_terms: int | None = None
-    """Terms of the series that nears the rotation; None: it is exact."""
+    """Terms of the series that approximates the rotation; None: the rotation is exact."""
 
     coft_eps: float | None = None
-    """The most that the blocks of a constrained OFT turn; None: it is not
-    constrained."""
+    """The limit of the rotation in a constrained OFT; None: it is not constrained."""
 
     is_shared: bool = False
-    """Whether a single block serves for all."""
+    """Whether one block is used for all."""
 
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """The settings of one file. `scale` is what they mean for a layer; `fault` is why
-    the file cannot be read."""
+    """The settings of one file. `scale` gives their factor for a layer; `fault` is the
+    reason why the file cannot be read.
+
+    >>> header = {"lora_adapter_metadata": '{"r": 16, "lora_alpha": 8}'}
+    >>> settings = read_settings(header)
+    >>> settings.scale("to_q", "lora", rank=16), settings.fault
+    (0.5, ('', ''))
+    """
 
     source: str
-    """Where they were found, for messages."""
+    """The place where they were found, for messages."""
 
     values: Mapping[str, Any]
     _patterns: dict[str, Patterns] = field(default_factory=dict)
@@ -199,9 +213,9 @@ class AdapterSettings:
         """The factor of a layer's change.
 
         module: its name without a prefix. kind: of its matrices, a key of ALPHA_OF.
-        rank: the inner size of its matrices, which counts whatever the settings say;
-        None for a LoKr with two whole factors, whose rank is in the settings alone
-        (peft divides by it all the same, LyCORIS does not scale such layers).
+        rank: the inner size of its matrices, which overrides the settings; None for a
+        LoKr with two whole factors, whose rank is only in the settings (peft divides by
+        it all the same, LyCORIS does not scale such layers).
         """
         if kind == "lokr" and is_before_peft_014(self.values):
             return 1.0
@@ -224,9 +238,9 @@ class AdapterSettings:
         return default if value is None else float(value)
 
     def oft(self) -> OftSettings:
-        """Those of an OFT. Raises UserError, without the name of the file, where one of
-        them is missing or impossible: peft's defaults have changed, so that they are
-        not guessed."""
+        """The settings of an OFT. Raises UserError, without the name of the file, where
+        one of them is missing or impossible. Defaults are not assumed, because peft's
+        have changed."""
         missing = []
         for key in _OFT_KEYS:
             if not isinstance(self.values.get(key), _OFT_KEYS[key]):
@@ -256,8 +270,8 @@ class AdapterSettings:
 
     @property
     def fault(self) -> tuple[str, str]:
-        """(Why a file with these settings is not read, what to do); two empty texts: it
-        is read."""
+        """(reason why a file with these settings is not read, remedy); two empty texts
+        where it is read."""
         named = _kind_named(self.values)
         if named and named not in FIELDS:
             return (
@@ -286,10 +300,14 @@ class AdapterSettings:
 
 def read_settings(metadata: Mapping[str, str]) -> AdapterSettings | None:
     """The settings in a file's metadata (`lora_formats.read_tensors`), or None where
-    there are none.
+    it has none.
 
-    Raises UserError, without the name of the file, for settings that are not JSON, hold
-    no number where a number has to be, or a pattern that is not a regular expression.
+    Raises UserError, without the name of the file, for settings that are not JSON, that
+    have another value in place of a number, or a pattern that is not a regular
+    expression.
+
+    >>> read_settings({}) is None
+    True
     """
     for key, source in (
         (HEADER_METADATA, f"{HEADER_METADATA} in its header"),
@@ -297,7 +315,7 @@ def read_settings(metadata: Mapping[str, str]) -> AdapterSettings | None:
     ):
         if key in metadata:
             values = _parsed(metadata[key], source)
-            if not values:  # it speaks of other parts of a pipeline alone
+            if not values:  # they concern only other parts of a pipeline
                 continue
             return AdapterSettings(
                 source,
@@ -311,24 +329,24 @@ PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
 def is_before_peft_014(values: Mapping[str, Any]) -> bool:
-    """Whether peft 0.13 or older saved the config: all its fields are in it, and not
-    one that 0.14 added.
+    """Whether peft 0.13 or older saved the config: it has all fields of that version,
+    without the one that 0.14 added.
 
-    It did not scale a LoKr, and looked up a layer in `rank_pattern` and `alpha_pattern`
-    by one key, the first of both that matches. Source: peft 0.9.0, 0.12.0 and 0.13.2,
+    Such a version did not scale a LoKr. It looked up a layer in `rank_pattern` and
+    `alpha_pattern` by one key, the first of both that matches. Source: peft 0.9.0, 0.12.0 and 0.13.2,
     tuners/lokr/layer.py and tuners/lora/model.py.
     """
     return "auto_mapping" in values and "exclude_modules" not in values
 
 
 _PART = "transformer."
-"""Before the fields of the part that is trained, in the header of a pipeline's file."""
+"""Prefix of the fields of the trained part, in the header of a pipeline's file."""
 
 
 def _parsed(text: str, source: str) -> dict[str, Any]:
-    """The fields by name. Those of other parts of a pipeline (`text_encoder.r`) are
-    left out, and where some are named for the transformer, all that are not, as
-    diffusers does."""
+    """Name -> value of a field. Fields of other parts of a pipeline (`text_encoder.r`)
+    are left out. Where some fields have the prefix of the transformer, all others are
+    left out, as in diffusers."""
     try:
         written = json.loads(text)
         of_part = {
@@ -343,7 +361,7 @@ def _parsed(text: str, source: str) -> dict[str, Any]:
     values = {key: value for key, value in named.items() if "." not in key}
     for key in ("r", "lora_alpha", "alpha"):
         _check_number(values.get(key), source)
-    # the only one whose rank may not be in its matrices; an OFT may have r: 0
+    # only the matrices of a LoKr may not show the rank; an OFT may have r: 0
     if _kind_named(values) in (
         "",
         "LOKR",
@@ -353,7 +371,7 @@ def _parsed(text: str, source: str) -> dict[str, Any]:
 
 
 def _kind_named(values: Mapping[str, Any]) -> str:
-    """`peft_type` in capitals, as a key of FIELDS; empty: it is not given."""
+    """`peft_type` in capitals, as a key of FIELDS; empty where it is not given."""
     return str(values.get("peft_type") or "").rpartition(".")[2].upper()
 
 
@@ -382,7 +400,10 @@ class Patterns:
 
     peft matches `(.*\\.)?(PATTERN)$` at the start of the name. Most patterns are plain
     names, one for each layer, which are compared without a regular expression; "."
-    stands for any character in them too.
+    matches any character in them too.
+
+    >>> Patterns({"to_q": 4.0}, "adapter_config.json").value_for("blocks.0.to_q")
+    4.0
     """
 
     def __init__(self, patterns: Mapping[str, float | None], source: str) -> None:
@@ -408,7 +429,7 @@ class Patterns:
                 ) from error
 
     def value_for(self, module: str) -> float | None:
-        """The value of the first pattern that matches; None: none does.
+        """The value of the first pattern that matches; None where none matches.
 
         Raises UserError once all layers together have taken longer than MATCH_SECONDS.
         """
@@ -449,7 +470,7 @@ def _whole(pattern: str) -> str:
 
 
 def _equal(name: str, module: str) -> bool:
-    """Whether names of one length are the same, where a dot in `name` stands for any
+    """Whether names of one length are the same, where a dot in `name` matches any
     character."""
     if name == module:
         return True
@@ -492,8 +513,8 @@ _OFT_KEYS: dict[str, type | tuple[type, ...]] = {
 
 
 def _version(text: object) -> tuple[int, ...]:
-    """The first two numbers of a version of peft, which is written since 0.18; ():
-    there is none."""
+    """The first two numbers of a version of peft, which is written since 0.18; () where
+    none is given."""
     if isinstance(text, str):
         match = re.match(r"(\d+)\.(\d+)", text)
     else:

@@ -1,13 +1,17 @@
-"""Adapter files applied to a frozen model, several at a time, each with a strength;
-exchanged without loading the model again. Layers may be quantized or wait in the CPU
-memory, and may carry a network that is trained.
+"""Applies adapter files to a frozen model, several at a time, each with a strength.
+They are exchanged without loading the model again. Layers may be quantized or wait in
+CPU memory, and may have a network that is trained.
 
 A weight W becomes W plus, for each file, strength times (F - W), where F is W with that
-file applied: for a LoRA, LoHa or LoKr strength times its delta. A DoRA, OFT, BOFT or
-GLoRA counts from the weight of the model, whatever other files add. Between 0 and 1 an
-OFT is therefore a mean of two weights and no smaller turn: LyCORIS mixes the same at
-the block, before `rescale`, and at each rotation of a BOFT; peft has no strength. All
-agree at 1.
+file applied. For a LoRA, LoHa or LoKr this is strength times its delta. A DoRA, OFT,
+BOFT or GLoRA starts from the weight of the model, without the changes of other files.
+Between 0 and 1 an OFT is therefore a mean of two weights and not a smaller rotation:
+LyCORIS mixes the same at the block, before `rescale`, and at each rotation of a BOFT;
+peft has no strength. All agree at 1.
+
+The weights themselves do not change: `merge` changes them. `lora_formats` reads the
+files. Trainers use `NamedAdapters` next to a trained network; tools that generate or
+compare images use `AppliedAdapters`.
 
 Shape suffixes: I inputs of a layer, O outputs of a layer.
 """
@@ -30,12 +34,18 @@ Changes = Mapping[str, LayerDelta]
 """The changes of one file by full dotted module name."""
 
 Additions = Mapping[str, Sequence[Addition]]
-"""What is added to each layer, by full dotted module name."""
+"""Full dotted module name -> the functions that add changes to the layer's output."""
 
 
 class AdaptedLayer(nn.Module):
-    """A frozen linear layer with changes that can be exchanged; no parameters, so that
-    block swap leaves them alone."""
+    """A frozen linear layer with changes that can be exchanged. They are not
+    parameters, so block swap does not move them.
+
+    >>> layer = AdaptedLayer(nn.Identity(), needs_base=False)
+    >>> layer.additions = [lambda out, x: out + 1]
+    >>> layer(torch.zeros(2))
+    tensor([1., 1.])
+    """
 
     def __init__(self, base_layer: nn.Module, needs_base: bool) -> None:
         """needs_base: whether a change may be computed with the frozen weight
@@ -56,13 +66,19 @@ class AdaptedLayer(nn.Module):
 
 
 class AppliedAdapters:
-    """The layers of a model that a set of files changes; `use` says which files count,
-    and how much."""
+    """The layers of a model that a set of files changes. `use` chooses the files that
+    are applied, and their strengths.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2))
+    >>> change = LayerDelta({"up": torch.ones(2, 1), "down": torch.ones(1, 2)}, 1.0)
+    >>> adapters = AppliedAdapters(model, [{"0": change}], torch.device("cpu"))
+    >>> adapters.use([({"0": change}, 0.8)])
+    """
 
     def __init__(
         self, model: nn.Module, files: Iterable[Changes], device: torch.device
     ) -> None:
-        """files: all that `use` will be given. device: where the model computes.
+        """files: all files that `use` will get. device: where the model computes.
 
         Changes the model: the layers are replaced.
         """
@@ -84,7 +100,7 @@ class AppliedAdapters:
 
     @torch.no_grad()
     def additions(self, chosen: Sequence[tuple[Changes, float]]) -> Additions:
-        """What these files, each with its strength, add to the layers."""
+        """The additions of these files to the layers, each file with its strength."""
         additions: dict[str, Sequence[Addition]] = {}
         for name, layer in self._layers.items():
             changes = [
@@ -92,7 +108,7 @@ class AppliedAdapters:
                 for changes, strength in chosen
                 if name in changes and strength
             ]
-            # nn.Identity where a table has its outputs, to which the change is added
+            # An nn.Identity has no bias: a table holds its outputs.
             base = layer.base_layer
             has_no_bias = hasattr(base, "bias") and base.bias is None
             if has_no_bias and any(change.bias is not None for change, _ in changes):
@@ -104,22 +120,27 @@ class AppliedAdapters:
         return additions
 
     def activate(self, additions: Additions) -> None:
-        """From here on these are added, and no others."""
+        """Applies these additions from now on, and no others."""
         for name, layer in self._layers.items():
             layer.additions = additions.get(name, ())
 
     def use(self, chosen: Sequence[tuple[Changes, float]]) -> None:
-        """From here on the model has the changes of these files, each with its
-        strength; of no others."""
+        """Applies the changes of these files from now on, each with its strength, and
+        no others."""
         self.activate(self.additions(chosen))
 
 
 class NamedAdapters:
-    """Adapter files beside a trained network, of which at most one is active at a time;
-    exchanging them costs nothing.
+    """Adapter files next to a trained network. At most one is active at a time;
+    exchanging them takes no time.
 
-    They are not part of the network: they have no gradient and are in none of its
-    files.
+    They are not part of the network: they have no gradient and are not in its files.
+
+    Example::
+
+        adapters = NamedAdapters(model, {"teacher": (changes, 1.0)}, device, dtype)
+        with adapters.using("teacher"):
+            prediction = model(batch)
     """
 
     def __init__(
@@ -129,11 +150,11 @@ class NamedAdapters:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """files: name -> changes and strength. dtype: in which the model computes;
-        plain LoRAs are kept in it.
+        """files: name -> changes and strength. dtype: the model's compute dtype; plain
+        LoRAs are kept in it.
 
-        Changes the model: the layers are replaced. The network has to be attached. None
-        is active yet.
+        Changes the model: the layers are replaced. The network has to be attached. At
+        first no file is active.
         """
         lighter = {}
         for changes, _ in files.values():
@@ -146,15 +167,15 @@ class NamedAdapters:
         self._active = ""
 
     def activate(self, name: str) -> None:
-        """From here on this file is active; none with a name that has no file, such as
-        an empty one."""
+        """Makes this file active. A name without a file, such as an empty one, makes
+        none active."""
         self._applied.activate(self._additions.get(name, {}))
         self._active = name
 
     @contextmanager
     def using(self, name: str) -> Iterator[None]:
-        """This file, or none with an empty name, is active inside the block; after it
-        the one before."""
+        """Makes this file active inside the block, or none with an empty name; restores
+        the previous one after it."""
         before = self._active
         self.activate(name)
         try:
@@ -164,8 +185,7 @@ class NamedAdapters:
 
 
 def _in_dtype(changes: Changes, dtype: torch.dtype) -> Changes:
-    """Plain LoRAs in the dtype in which they are used; what else is computed with stays
-    in float32."""
+    """Plain LoRAs in the dtype in which they are used; other kinds stay in float32."""
     return {
         name: replace(
             change,
@@ -202,7 +222,7 @@ def _weight_addition(
     scale = strength * change.scale
 
     def add(out: Tensor, x: Tensor) -> Tensor:
-        # As the trainer's own layer: the product is added where it is made.
+        # As in the trainer's own layer: `addmm` adds the product while it is computed.
         low_R = linear(x, down_RI).flatten(0, -2)
         return torch.addmm(
             out.flatten(0, -2), low_R, up_OR.t().to(x.dtype), alpha=scale
@@ -212,14 +232,14 @@ def _weight_addition(
 
 
 def _delta_product(change: LayerDelta) -> Callable[[Tensor], Tensor]:
-    """From inputs to the delta of the outputs, in their dtype; of a DoRA the one before
-    its magnitude."""
+    """A function from inputs to the delta of the outputs, in their dtype. For a DoRA
+    this is the delta before its magnitude."""
     parts = change.parts
     scale = change.scale
     if "up" in parts:
         return lambda x: scale * linear(linear(x, parts["down"]), parts["up"])
     if "hada_w1_a" in parts:
-        # as large as the weight: made at each use, never kept
+        # the delta is as large as the weight: it is made at each use, and not kept
         return lambda x: linear(x, change.delta())
     first = scale * factor(parts, "lokr_w1")
     second = factor(parts, "lokr_w2")
@@ -266,8 +286,8 @@ def _dora_addition(
 def _multiplied_addition(
     layer: AdaptedLayer | AdapterLinear, change: LayerDelta, strength: float
 ) -> Addition:
-    """What a rotation or a GLoRA adds: computed in float32, but for the product with
-    the frozen weight itself."""
+    """The addition of a rotation or a GLoRA. It is computed in float32, except the
+    product with the frozen weight."""
     base = layer.base_layer
     assert isinstance(base, nn.Linear)
 

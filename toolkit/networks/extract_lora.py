@@ -1,5 +1,10 @@
-"""Extracts a plain LoRA from a network of another kind, for programs that read nothing
-else (`save.also`)."""
+"""Extracts a plain LoRA from a network of another kind, for programs that only read
+LoRAs (`save.also`).
+
+It goes through the layers of a network in training; `svd` finds the LoRA of one layer.
+The writer of a run's files calls it, and writes the result. Files that are already
+written are converted by a tool, without this module.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +26,13 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class ExtractedLora:
-    """The tensors of an extracted LoRA file, and its errors."""
+    """The tensors of an extracted LoRA file, and its errors.
+
+    >>> alpha = {"diffusion_model.to_q.alpha": torch.tensor(8.0)}
+    >>> found = ExtractedLora(alpha, errors={"to_q": 0.1, "to_k": 0.3})
+    >>> found.rank, found.worst_layer
+    (8, 'to_k')
+    """
 
     tensors: dict[str, Tensor]
     """In the file's dtype, under names that ComfyUI and diffusers load."""
@@ -32,7 +43,8 @@ class ExtractedLora:
 
     @property
     def rank(self) -> int:
-        """The largest of a layer; its alpha is the same, so nothing is scaled."""
+        """The largest rank of a layer. Alpha equals the rank, so that nothing is
+        scaled."""
         return int(
             max(
                 tensor
@@ -43,7 +55,7 @@ class ExtractedLora:
 
     @property
     def worst_layer(self) -> str:
-        """The one with the largest error."""
+        """The layer with the largest error."""
         return max(self.errors, key=self.errors.__getitem__)
 
     @property
@@ -65,13 +77,13 @@ def extract_network_lora(
     dtype: str,
     stop_asked: Callable[[], bool] = lambda: False,
 ) -> ExtractedLora | None:
-    """The LoRA of at most `rank`, in `dtype` (a key of DTYPES), nearest to what
-    `weights` change in each layer.
+    """The LoRA of at most `rank`, in `dtype` (a key of DTYPES), that is nearest to the
+    change of each layer by `weights`.
 
     weights: float32 on the CPU, as named by the network's `parameters`. The change of a
-    DoRA is that of the weight its training sees: of a quantized one, the dequantized.
-    Works on the CPU, one layer after the other, which can take minutes: None when
-    `should_stop` before the end.
+    DoRA is the change of the weight that its training sees; a quantized weight is
+    dequantized. It works on the CPU, one layer after the other, which can take minutes.
+    stop_asked: once it returns True, the result is None.
     """
     tensors: dict[str, Tensor] = {}
     errors: dict[str, float] = {}

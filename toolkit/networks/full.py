@@ -1,7 +1,9 @@
 """Full fine-tuning: the parameters of the model itself are trained, without an adapter.
 
 Modules are selected by their dotted names, as the layers of an adapter are; all
-parameters of a module (matrix, bias, scale of a norm) are trained.
+parameters of a module (matrix, bias, scale of a norm) are trained. The model is loaded
+in float32 by the caller where it is to have master weights. Trainers make the class by
+`toolkit.contracts.network_kinds` (`network.type: full`), or directly for a new model.
 """
 
 from __future__ import annotations
@@ -29,10 +31,16 @@ class FullNetwork(Network):
     """The given modules of the model, trained in the dtype they are loaded in.
 
     Parameters in float32 are master weights: they are cast to the compute dtype on use,
-    so gradients and updates are float32 and the output is that of the model in the
-    compute dtype. With `train.full_bf16` nothing is float32.
+    so gradients and updates are float32, and the output equals the output of a model in
+    the compute dtype. With `train.full_bf16` nothing is float32.
 
     Sharded parameters are cast when they are gathered; each rank trains its own rows.
+
+    >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    >>> network = FullNetwork(modules_with_weights(model), torch.bfloat16)
+    >>> network.attach(model)
+    >>> list(network.parameters())
+    ['0.weight', '0.bias']
     """
 
     def __init__(self, targets: Sequence[str], dtype: torch.dtype) -> None:
@@ -52,12 +60,12 @@ class FullNetwork(Network):
         seed: int,
         dtype: torch.dtype,
     ) -> Self:
-        """Uses only the choice of modules of the section, and no seed."""
+        """Uses only the choice of modules of the section. The seed has no effect."""
         return cls(targets, dtype)
 
     @staticmethod
     def trainable_modules(model: DiffusionModel) -> list[str]:
-        """Every module of the model that has weights of its own."""
+        """Every module of the model that has its own weights."""
         return modules_with_weights(model.network_module)
 
     def attach(self, model: nn.Module) -> None:
@@ -77,8 +85,8 @@ class FullNetwork(Network):
                     trained = parameter
                 self._parameters[f"{target}.{name}"] = trained
             cast_on_use(module, self.dtype)
-        # Kept here: frozen ones may be removed from the model later (by the modulation
-        # cache).
+        # The modules are kept here: the modulation cache may remove frozen ones from
+        # the model later.
         self._modules = {
             name: model.get_submodule(name) for name in modules_with_weights(model)
         }
@@ -90,11 +98,12 @@ class FullNetwork(Network):
             for name, tensor in model.state_dict().items()
             if name not in parameters
         }
-        for module in self._modules.values():  # what is not trained is rounded
+        # parameters that are not trained are rounded
+        for module in self._modules.values():
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.requires_grad or parameter.dtype == self.dtype:
                     continue
-                # FSDP2 takes over what stands in the module when it first runs
+                # FSDP2 takes over the parameters of the module when it first runs
                 if is_sharded(parameter):
                     setattr(
                         module,
@@ -141,7 +150,11 @@ class FullNetwork(Network):
 
 
 def modules_with_weights(model: nn.Module) -> list[str]:
-    """Dotted names of the modules that own parameters, in the model's order."""
+    """Dotted names of the modules that own parameters, in the model's order.
+
+    >>> modules_with_weights(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)))
+    ['0', '2']
+    """
     return [
         name
         for name, module in model.named_modules()
@@ -150,15 +163,13 @@ def modules_with_weights(model: nn.Module) -> list[str]:
 
 
 def cast_on_use(module: nn.Module, dtype: torch.dtype) -> None:
-    """Makes `module` see its own parameters in `dtype`; they stay what they are for
-    everyone else.
+    """Makes `module` see its own parameters in `dtype`. For all other code they keep
+    their dtype. Sharded parameters do not change.
 
-    Those that are sharded are left alone.
-
-    The class gets a property in front of each parameter, so no name in the model and no
-    file of it changes (torch's parametrizations would rename them). The conversion is
-    part of the graph: gradients come back in the parameter's own type. Unlike autocast
-    it rounds nothing but the weights.
+    The class gets a property in front of each parameter, so the names in the model and
+    in its files stay (torch's parametrizations would rename them). The conversion is
+    part of the graph: gradients come back in the parameter's own dtype. Unlike autocast
+    it rounds only the weights.
     """
     parameters = module.named_parameters(recurse=False)
     names = []

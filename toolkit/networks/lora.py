@@ -2,15 +2,18 @@
 DoRA: the same delta on the direction of the weight.
 
 The matrices are float32; they are used in the dtype of the layer's input, as under
-torch's autocast. Layers that read the same input have their down matrices applied in
-one product. Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1;
-started as peft's LoraLayer starts.
+torch's autocast. The down matrices of layers that read the same input are applied in
+one product. Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1. The
+matrices start as in peft's LoraLayer.
 
 With DoRA the weight W of each adapted layer becomes m (W + d) / |W + d|, with the LoRA
 d = alpha / rank B A. |.| is the norm of each input column, as the paper writes it
 (https://arxiv.org/abs/2402.09353, equation 5) and as ComfyUI reads it from a file; peft
-and LyCORIS' default take the norm of each output row instead. The norm counts as a
-constant for gradients (section 4.3 of the paper).
+and LyCORIS' default take the norm of each output row instead. Gradients treat the norm
+as a constant (section 4.3 of the paper).
+
+`toolkit.contracts.network_kinds` names the two network classes, and trainers make them
+by it. Attaching, dropout and files are in the base classes (`adapter`).
 
 Shape suffixes: N tokens of all samples, R rank, I inputs of a layer, O outputs of a
 layer."""
@@ -41,7 +44,14 @@ from toolkit.networks.svd import extract_lora
 
 
 class LowRankLinear(AdapterLinear):
-    """A [R, I] is initialised randomly, B [O, R] with zeros."""
+    """A layer with a low-rank delta: A [R, I] is initialised randomly, B [O, R] with
+    zeros.
+
+    Example::
+
+        class DoraLinear(LowRankLinear):
+            def delta(self, x): ...
+    """
 
     lora_A: nn.Parameter
     lora_B: nn.Parameter
@@ -56,7 +66,13 @@ class LowRankLinear(AdapterLinear):
 
 
 class LoraLinear(LowRankLinear):
-    """A LoRA."""
+    """A LoRA of one layer. `LoraNetwork.attach` makes it.
+
+    >>> model = nn.Sequential(nn.Linear(8, 8))
+    >>> LoraNetwork(["0"], rank=4, alpha=4, dropout=0.0, seed=1).attach(model)
+    >>> type(model[0]).__name__, model[0].delta_norm().item()
+    ('LoraLinear', 0.0)
+    """
 
     fused_group: FusedDownProjection | None = None
     """Set where other layers read the same input."""
@@ -76,8 +92,8 @@ class LoraLinear(LowRankLinear):
             return out + self.adapter_dropout.module(
                 self.scale * linear(low_R, self.up_for(x))
             )
-        # One pass over the output: the product is added where it is made. Compiled: see
-        # `UnfusedSums`.
+        # `addmm` adds the product in the same pass over the output. For compiled blocks
+        # see `UnfusedSums`.
         up_RO = self.up_for(x).t().to(x.dtype)
         return torch.addmm(
             out.flatten(0, -2), low_R.flatten(0, -2), up_RO, alpha=self.scale
@@ -91,7 +107,7 @@ class LoraLinear(LowRankLinear):
         )
 
     def up_for(self, x: Tensor) -> Tensor:
-        """B, in the dtype of `x` or its own."""
+        """B, in the dtype of `x` or in its own dtype."""
         return cast_or(self.cast_up, x, lambda: self.lora_B)
 
     def delta(self, x: Tensor) -> Tensor:
@@ -107,7 +123,14 @@ def cast_or(cast: Tensor | None, x: Tensor, parameter: Callable[[], Tensor]) -> 
 
 class FusedDownProjection:
     """Layers that read the same input, such as the query, key and value of
-    attention."""
+    attention.
+
+    Example::
+
+        shared = FusedDownProjection([query, key, value])
+        if shared.is_shared():
+            lows = shared.down(x)
+    """
 
     cast_down: Tensor | None = None
     """Their down matrices, as in `LoraLinear`."""
@@ -116,8 +139,8 @@ class FusedDownProjection:
         self.layers = tuple(layers)
 
     def is_shared(self) -> bool:
-        """Whether one product serves them all now: input dropout differs between
-        them."""
+        """Whether one product can be used for all of them now. Input dropout prevents
+        it, because each layer drops other inputs."""
         dropout = self.layers[0].adapter_dropout
         return not self.layers[0].disabled and not (
             dropout.training and dropout.rates["inputs"]
@@ -141,8 +164,8 @@ class FusedDownProjection:
 
 
 class _CastTogether(torch.autograd.Function):
-    """Parameters in another dtype, those of one stack as one matrix. Gradients come
-    back in the parameters' dtype."""
+    """Casts parameters to another dtype; the parameters of one stack become one matrix.
+    Gradients come back in the parameters' dtype."""
 
     @staticmethod
     def forward(
@@ -189,21 +212,27 @@ class _CastTogether(torch.autograd.Function):
 
 class BlockCasts:
     """The LoRAs of a block. One kernel casts all of their matrices to the dtype of its
-    inputs, and one their gradients, where each use would cast its own. Uncompiled
-    blocks launch kernels one by one, and a fast GPU waits for them.
+    inputs, and one kernel casts their gradients. Otherwise each use would cast its own
+    matrix: uncompiled blocks launch kernels one by one, and a fast GPU waits for them.
 
-    They are cast at each call of the block, and where a checkpoint calls it again:
-    nothing that changes the parameters in between has to be known (optimizer, averages
-    that are sampled with, a resume). An attribute of the block and not a hook: a
-    compiled program is for the hooks of one block."""
+    The matrices are cast at each call of the block, also where a checkpoint calls it
+    again. So changes of the parameters in between (by the optimizer, by averages for
+    samples, by a resume) need no notice. It is an attribute of the block and not a
+    hook, because a compiled program is specific to the hooks of one block.
+
+    Example::
+
+        with block.adapter_casts.of(inputs):
+            outputs = run(block, *inputs)
+    """
 
     def __init__(self, layers: Sequence[LoraLinear]) -> None:
         self._layers = layers
 
     @contextmanager
     def of(self, inputs: Iterable[object]) -> Iterator[None]:
-        """Inside, the layers have their matrices in the dtype of these inputs of the
-        block."""
+        """Inside the context the layers have their matrices in the dtype of these
+        inputs of the block."""
         floats = (x for x in inputs if isinstance(x, Tensor) and x.is_floating_point())
         x = next(floats, None)
         if (
@@ -216,7 +245,7 @@ class BlockCasts:
         try:
             self._cast(x.dtype)
             yield
-        finally:  # a checkpoint breaks off its second call once it has what it wants
+        finally:  # a checkpoint ends its second call early
             self._drop()
 
     def _cast(self, dtype: torch.dtype) -> None:
@@ -248,7 +277,8 @@ class BlockCasts:
 
 
 _set = object.__setattr__
-"""A module's own looks in all of its registers first, which takes ten times as long."""
+"""A module's own `__setattr__` searches all of its registers first, which takes ten
+times longer."""
 
 
 # ------------------------------------------------------------ networks
@@ -259,13 +289,18 @@ class LoraNetwork(LinearAdapterNetwork):
 
     Its files, `.lora_A.weight` / `.lora_B.weight` and `.alpha`, load in ComfyUI and
     diffusers.
+
+    >>> network = LoraNetwork(["0"], rank=4, alpha=4, dropout=0.0, seed=1)
+    >>> network.attach(nn.Sequential(nn.Linear(8, 8)))
+    >>> list(network.parameters())
+    ['0.lora_A.weight', '0.lora_B.weight']
     """
 
     kind = KINDS["lora"]
     layer = LoraLinear
 
     def fuse_projections(self, groups: Iterable[Sequence[str]]) -> None:
-        """Applies their down matrices in one product."""
+        """Applies the down matrices of each group of layers in one product."""
         for group in groups:
             adapted = [self.layers.get(target) for target in group]
             layers = [layer for layer in adapted if isinstance(layer, LoraLinear)]
@@ -285,7 +320,8 @@ class LoraNetwork(LinearAdapterNetwork):
     def load_layer(self, target: str, delta: LayerDelta) -> float:
         """Pads a smaller rank; truncates a larger one or another kind by SVD.
 
-        Further rows of A stay random, with zeros in B: no effect, but trainable.
+        Further rows of A stay random, with zeros in B: they have no effect yet, but are
+        trained.
         """
         if delta.magnitude is not None:
             raise UserError(
@@ -310,7 +346,13 @@ def take_over_low_rank(
 
 
 class DoraLinear(LowRankLinear):
-    """A DoRA. At the start the network sets m [1, I] to the norm of W."""
+    """A DoRA of one layer. At the start the network sets m [1, I] to the norm of W.
+
+    >>> model = nn.Sequential(nn.Linear(8, 8))
+    >>> DoraNetwork(["0"], rank=4, alpha=4, dropout=0.0, seed=1).attach(model)
+    >>> model[0].norm().shape
+    torch.Size([1, 8])
+    """
 
     dora_scale: nn.Parameter
 
@@ -331,10 +373,10 @@ class DoraLinear(LowRankLinear):
         return out + self.adapter_dropout.module(self.delta(x))
 
     def delta(self, x: Tensor) -> Tensor:
-        """(c - 1) x through W and c x through d, c = m / |W + d| for each input.
+        """(c - 1) x through W plus c x through d, with c = m / |W + d| for each input.
 
-        c x through W would save a product, but near 1 a half-precision c x is x: small
-        changes of m would be lost.
+        c x through W would save a product. But for c near 1 a half-precision c x equals
+        x, and small changes of m would be lost.
         """
         c_I = (self.dora_scale / self.norm())[0]
         wide = x.float()
@@ -351,7 +393,13 @@ class DoraLinear(LowRankLinear):
 
 
 class DoraNetwork(LinearAdapterNetwork):
-    """A DoRA on the given linear layers."""
+    """A DoRA on the given linear layers.
+
+    >>> network = DoraNetwork(["0"], rank=4, alpha=4, dropout=0.0, seed=1)
+    >>> network.attach(nn.Sequential(nn.Linear(8, 8)))
+    >>> list(network.parameters())
+    ['0.lora_A.weight', '0.lora_B.weight', '0.dora_scale']
+    """
 
     kind = KINDS["dora"]
     layer = DoraLinear
@@ -364,7 +412,7 @@ class DoraNetwork(LinearAdapterNetwork):
             layer.dora_scale.data.copy_(layer.norm())
 
     def load_layer(self, target: str, delta: LayerDelta) -> float:
-        """Loads the low-rank part as a LoRA does; the magnitude of the file, or else
+        """Loads the low-rank part as a LoRA does. The magnitude is the file's, or else
         the norm of W + d."""
         magnitude_1I = delta.magnitude
         own_1I = self.layer_weight(target, "dora_scale")

@@ -1,11 +1,14 @@
 """Reads adapter files of other programs: which change of which weight a file means,
-whatever its key names.
+under any of the known key names.
 
-Known: LoRA, LoHa and LoKr, with or without DoRA, and OFT, BOFT and GLoRA
+It reads LoRA, LoHa and LoKr, with or without DoRA, and OFT, BOFT and GLoRA
 (`multiplied_files.py`), under every module prefix that ComfyUI or diffusers accept, and
-what peft saves. What is refused by name is in `unread_kinds.py`. The meaning of alpha
-and of diffusers' header metadata is theirs too; `docs/correctness.md` lists the files
-it was checked with.
+files of peft. Kinds that are refused by name are in `unread_kinds.py`. Alpha and
+diffusers' header metadata have the meaning that these programs give them;
+`docs/correctness.md` lists the files that were compared.
+
+It writes nothing: `spelling` and `save` do. Called wherever a file is used: by `merge`
+and `applied`, by networks that start from a file, and by the tools for LoRA files.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 """
@@ -46,8 +49,8 @@ PREFIXES = (
     "base_model.model.transformer.", "base_model.model.", "pipe.dit.", "diffusion_model.", "transformer.",
     "lora_transformer_", "lora_unet_", "lycoris_", "",
 )  # fmt: skip
-"""Put before the module's name by one program or another; the flat ones write `_` for
-each dot."""
+"""Prefixes that programs put before the module's name. Prefixes that end with `_`
+belong to names with `_` for each dot."""
 
 PARTS = {
     **{
@@ -88,11 +91,12 @@ PARTS = {
     },
     **STORED_PARTS,
 }
-"""Suffix of a key -> the part of the module it holds."""
+"""Suffix of a key -> the part of the module that its tensor is."""
 
 ADDED = (".diff", ".diff_b", ".lora_B.bias", ".lora_B.default.bias")
-"""Suffixes of what is added to a weight or bias. Zeros, as ComfyUI extracts them of
-each norm and bias that did not change, are ignored, whatever layer they are of."""
+"""Suffixes of tensors that are added to a weight or bias. Such tensors of zeros are
+ignored, for any layer: ComfyUI's extraction writes them for each norm and bias that did
+not change."""
 
 MATMUL_PAIRS = (
     ("up", "down"),
@@ -104,46 +108,51 @@ MATMUL_PAIRS = (
 """Parts that are multiplied as matrices."""
 
 READ_KINDS = "LoRA, DoRA, LoHa, LoKr, OFT, BOFT, GLoRA, IA3 and whole changes"
-"""What can be read, for messages."""
+"""The kinds that can be read, for messages."""
 
 BROKEN = "The file is damaged, or its training failed. Take an earlier one, or save or download it again."
-"""For a file whose numbers or matrices are not there."""
+"""The remedy for a file whose numbers or matrices are missing."""
 
 OTHER = "Give a file of this model, without layers of other parts."
-"""For a file with more layers than the model."""
+"""The remedy for a file with more layers than the model."""
 
 NO_BIAS = "This model has none there. Use the file with the model it is of."
-"""For a file that changes the bias of a layer without one."""
+"""The remedy for a file that changes the bias of a layer without one."""
 
 
 @dataclass(frozen=True)
 class LayerDelta:
-    """What a file does to one linear layer."""
+    """The change that a file makes to one linear layer.
+
+    >>> change = LayerDelta({"up": torch.ones(4, 1), "down": torch.ones(1, 2)}, 0.5)
+    >>> change.shape, change.delta()[0]
+    ((4, 2), tensor([0.5000, 0.5000]))
+    """
 
     parts: Mapping[str, Tensor]
-    """Float32, by the names in PARTS; alpha excluded, row_norms as dora_scale [O, 1].
-    Of an OFT, BOFT or GLoRA by those in `multiplied.py`."""
+    """Name in PARTS -> float32 matrix, without alpha; row_norms are dora_scale [O, 1].
+    An OFT, BOFT or GLoRA has the names in `multiplied.py`."""
 
     scale: float
 
     bias: Tensor | None = None
-    """What is added to the layer's bias [O], float32. A layer whose bias alone is
-    changed has matrices of rank 0."""
+    """The change of the layer's bias [O], float32. Where only the bias is changed, the
+    matrices have rank 0."""
 
     size: tuple[int, int] = (0, 0)
     """(outputs, inputs) where `multiplied` has a kind; 0 where neither its matrices nor
-    the model say it."""
+    the model give the number."""
 
     @property
     def multiplied(self) -> Multiplied | None:
-        """The kind of a change that multiplies the weight; None: of one that is added
-        to it, or a DoRA."""
+        """The kind of a change that multiplies the weight; None for a change that is
+        added to it, and for a DoRA."""
         return kind_for(self.parts)
 
     @property
     def needs_base(self) -> bool:
-        """Whether what it adds depends on the weight it is used with: then only
-        `delta_for` says it, never `delta`."""
+        """Whether the change depends on the weight that it is used with. Then only
+        `delta_for` gives it, and `delta` does not."""
         return self.magnitude is not None or self.multiplied is not None
 
     @property
@@ -155,13 +164,13 @@ class LayerDelta:
 
     @property
     def magnitude(self) -> Tensor | None:
-        """For a DoRA: the norms its weight gets, [1, I] of input columns or [O, 1] of
-        output rows."""
+        """For a DoRA: the new norms of its weight, [1, I] for input columns or [O, 1]
+        for output rows."""
         return self.parts.get("dora_scale")
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(outputs, inputs) of the weight it belongs to."""
+        """(outputs, inputs) of the changed weight."""
         p = self.parts
         if self.multiplied:
             return self.size
@@ -175,13 +184,13 @@ class LayerDelta:
 
     @property
     def has_weight(self) -> bool:
-        """False where its bias alone is changed."""
+        """False where only its bias is changed."""
         return "up" not in self.parts or bool(self.parts["up"].numel())
 
     @property
     def is_zero(self) -> bool:
-        """Whether one of its factors is all zero, and its bias; never of a DoRA, whose
-        norms may change the weight all the same."""
+        """Whether one of its factors is all zero, and it changes no bias. False for a
+        DoRA, whose norms may change the weight all the same."""
         if self.magnitude is not None or self.bias is not None:
             return False
         if self.multiplied:
@@ -189,17 +198,16 @@ class LayerDelta:
         return self.scale == 0 or not all(part.any() for part in self.parts.values())
 
     def sized(self, inputs: int, outputs: int) -> LayerDelta:
-        """The same where the size of its layer is known, which not all kinds say
+        """The same change with the size of its layer, which not all kinds give
         themselves."""
         if self.multiplied:
             return replace(self, size=(outputs, inputs))
         return self
 
     def split(self, count: int) -> list[LayerDelta]:
-        """The changes of `count` layers that have its outputs, one after the other and
-        equally many. Raises ValueError where they are of none of these forms: a DoRA
-        with norms of columns, a LoKr whose first factor does not split, a BOFT of the
-        outputs.
+        """The changes of `count` layers that each have an equal share of its outputs,
+        in order. Raises ValueError where the change cannot be split: a DoRA with norms
+        of columns, a LoKr whose first factor does not split, a BOFT of the outputs.
         """
         biases = [None] * count if self.bias is None else self.bias.chunk(count)
         if self.multiplied:
@@ -228,14 +236,14 @@ class LayerDelta:
                     for name, p in self.parts.items()
                 }
             )
-        # Copies: safetensors writes no tensors that share memory.
+        # They are copied, because safetensors writes no tensors that share memory.
         return [
             {name: part.clone() for name, part in parts.items()} for parts in of_each
         ]
 
     def times(self, strength: float) -> LayerDelta:
-        """A change that adds `strength` times as much. Raises UserError where what it
-        adds depends on the weight."""
+        """The change multiplied by `strength`. Raises UserError where it depends on the
+        weight."""
         if strength == 1:
             return self
         if self.needs_base:
@@ -250,7 +258,7 @@ class LayerDelta:
         )
 
     def to(self, device: torch.device) -> LayerDelta:
-        """The same on another device."""
+        """The same change on another device."""
         bias = None if self.bias is None else self.bias.to(device)
         return replace(
             self,
@@ -259,7 +267,7 @@ class LayerDelta:
         )
 
     def applied_to(self, weight_OI: Tensor) -> Tensor:
-        """The weight that the file makes of `weight_OI` (float32)."""
+        """The weight after the change. weight_OI: the weight before it (float32)."""
         if self.magnitude is None:
             return weight_OI + self.delta_for(weight_OI)
         changed_OI = weight_OI + self.delta()
@@ -269,8 +277,8 @@ class LayerDelta:
         )
 
     def delta_for(self, weight_OI: Tensor) -> Tensor:
-        """What the file adds to `weight_OI` (float32), the magnitude of a DoRA
-        included."""
+        """The difference that the file makes to `weight_OI` (float32), including the
+        magnitude of a DoRA."""
         if self.multiplied:
             return self.multiplied.delta(self.parts, self.scale, weight_OI)
         if self.magnitude is None:
@@ -278,14 +286,14 @@ class LayerDelta:
         return self.applied_to(weight_OI) - weight_OI
 
     def output_delta(self, x: Tensor, layer: FrozenLayer) -> Tensor:
-        """What a kind that multiplies the weight adds to the outputs of the frozen
-        layer, for inputs `x` (float32)."""
+        """The change of the outputs of the frozen layer for inputs `x` (float32), for a
+        kind that multiplies the weight."""
         assert self.multiplied is not None
         return self.multiplied.output_delta(self.parts, self.scale, x, layer)
 
     def delta(self) -> Tensor:
-        """The change of the weight [O, I]; of a DoRA, the one before its magnitude. Not
-        for a kind in `multiplied`.
+        """The change of the weight [O, I]; for a DoRA the change before its magnitude.
+        It is not defined for a kind in `multiplied`.
 
         Formulas: LyCORIS 4.1.3, equal to its training forward pass.
         """
@@ -303,7 +311,11 @@ class LayerDelta:
 
 
 def dora_norm(weight_OI: Tensor, axis: int) -> Tensor:
-    """Norms of columns (axis 0, [1, I]) or rows (axis 1, [O, 1]); never zero."""
+    """Norms of columns (axis 0, [1, I]) or rows (axis 1, [O, 1]), which are never zero.
+
+    >>> dora_norm(torch.tensor([[3.0, 0.0], [4.0, 1.0]]), axis=0)
+    tensor([[5., 1.]])
+    """
     norms: Tensor = weight_OI.norm(dim=axis, keepdim=True)
     return norms.clamp_min(torch.finfo(weight_OI.dtype).tiny)
 
@@ -321,14 +333,18 @@ def load_adapter_file(
     layers: Mapping[str, tuple[int, int]] | Iterable[str],
     weights: Collection[str] = (),
 ) -> dict[str, LayerDelta]:
-    """The changes a file makes, by full dotted module name.
+    """The changes of a file, by full dotted module name.
 
-    layers: names of all linear layers of the model; a mapping to (inputs, outputs) has
-    the shapes checked too. weights: names of all weights and biases of the model, for
-    which changes of biases are checked; none: not known. Raises UserError when the file
-    cannot be read, holds keys of no known form or of layers or biases this model does
-    not have, lacks a matrix, has matrices that do not fit, or holds numbers that are
-    not finite.
+    layers: names of all linear layers of the model; with a mapping to (inputs, outputs)
+    the shapes are checked too. weights: names of all weights and biases of the model,
+    to check changes of biases; empty: not known. Raises UserError when the file cannot
+    be read, has keys of no known form or of layers or biases that this model lacks,
+    lacks a matrix, has matrices that do not fit, or has numbers that are not finite.
+
+    Example::
+
+        changes = load_adapter_file(Path("style.safetensors"), layers)
+        change_OI = changes["transformer_blocks.0.attn.to_q"].delta()
     """
     tensors, metadata = read_tensors(path)
     changes = parse_adapter_tensors(tensors, layers, str(path), metadata)
@@ -344,7 +360,13 @@ def parse_adapter_tensors(
     source: str,
     metadata: Mapping[str, str] | None = None,
 ) -> dict[str, LayerDelta]:
-    """`load_adapter_file` for tensors in memory; `source` names them in messages."""
+    """`load_adapter_file` for tensors in memory. source: their name in messages.
+
+    >>> ends = {"lora_A.weight": torch.ones(1, 2), "lora_B.weight": torch.ones(4, 1)}
+    >>> tensors = {f"transformer.to_q.{end}": tensor for end, tensor in ends.items()}
+    >>> parse_adapter_tensors(tensors, {"to_q": (2, 4)}, "style")["to_q"].scale
+    1.0
+    """
     tensors = with_ia3_names(tensors)
     settings = settings_of(source, tensors, metadata or {})
     fused = fused_layers(layers)
@@ -398,8 +420,8 @@ def parse_adapter_tensors(
 
 
 def fused_layers(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Layers of ComfyUI's weights that the model has in parts (`ROWS_OF`) -> the parts;
-    for the layers of a model, or those of them that a file changes."""
+    """Layer of ComfyUI's weights that the model has in parts (`ROWS_OF`) -> the parts.
+    layers: all layers of a model, or the ones that a file changes."""
     return {
         name.removesuffix(part) + whole: tuple(
             name.removesuffix(part) + other for other in parts
@@ -425,8 +447,9 @@ def fused_weights(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 
 def in_one(weights: Mapping[str, Tensor], markers: Iterable[str]) -> dict[str, Tensor]:
-    """The weights of a transformer with the layers in one that ComfyUI's have so
-    (`ROWS_OF`). markers: names of empty tensors by which it knows the model."""
+    """The weights of a transformer, with the layers joined that ComfyUI has joined
+    (`ROWS_OF`). markers: names of empty tensors by which ComfyUI recognizes the
+    model."""
     tensors = {name: torch.zeros(0) for name in markers}
     for name, parts in fused_weights(weights).items():
         if len(parts) > 1:
@@ -439,7 +462,7 @@ def in_one(weights: Mapping[str, Tensor], markers: Iterable[str]) -> dict[str, T
 def split_change(
     source: str, name: str, change: LayerDelta, fused: Mapping[str, Sequence[str]]
 ) -> dict[str, LayerDelta]:
-    """The change by the model's own layers."""
+    """Layer of the model -> its part of the change."""
     if name not in fused:
         return {name: change}
     try:
@@ -452,8 +475,8 @@ def split_change(
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file as they are. Raises UserError when it cannot be
-    read."""
+    """Tensors and metadata of a file, unchanged. The text of peft's settings next to it
+    is added to the metadata. Raises UserError when it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             check_count(len(file.keys()))
@@ -478,7 +501,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def own_names(keys: Iterable[str]) -> list[str]:
-    """The names that the keys of a file give its layers, whatever its model is."""
+    """The names of the layers by the keys of a file, without knowledge of its model.
+
+    >>> own_names(["transformer.to_q.lora_A.weight", "transformer.to_q.lora_B.weight"])
+    ['to_q']
+    """
     names: dict[str, None] = {}
     for key in keys:
         suffix = max((s for s in PARTS if key.endswith(s)), key=len, default="")
@@ -495,7 +522,7 @@ def without_prefix(stem: str) -> str:
 
 
 def adds_nothing(key: str, tensor: Tensor) -> bool:
-    """Whether it is one of ADDED, and zero."""
+    """Whether a tensor is one of ADDED, and all zero."""
     return key.endswith(ADDED) and not tensor.float().any()
 
 
@@ -512,7 +539,7 @@ def _locate(key: str, names: Mapping[str, str]) -> tuple[str, str] | None:
 
 
 def _about_unknown(source: str, keys: list[str]) -> str:
-    """Why these keys cannot be used, by the first of the most telling sort."""
+    """Why these keys cannot be used, with the first key of the most specific reason."""
     for key in keys:
         what = unread_kind(key)
         if what:
@@ -525,13 +552,14 @@ def _about_unknown(source: str, keys: list[str]) -> str:
 
 
 def ignores_alpha(parts: Collection[str]) -> bool:
-    """Whether a layer has two full factors of a LoKr: its scale is 1, and its alpha may
-    be infinite."""
+    """Whether a layer has two full factors of a LoKr. Then its scale is 1, and its
+    alpha may be infinite."""
     return "lokr_w1" in parts and "lokr_w2" in parts
 
 
 def _bias(source: str, name: str, parts: dict[str, Tensor]) -> Tensor | None:
-    """Takes the change of the bias out of the parts of a layer; None: there is none."""
+    """Removes the change of the bias from the parts of a layer and returns it; None where
+    the parts have none."""
     bias_O = parts.pop("bias", None)
     if bias_O is None:
         return None
@@ -548,8 +576,8 @@ def _of_bias(
     bias_O: Tensor | None,
     layers: Mapping[str, tuple[int, int]] | Iterable[str],
 ) -> LayerDelta:
-    """No change of the weight of a layer; where its width is not known, of no inputs.
-    name: of it, or of a part."""
+    """A change of a layer that leaves its weight as it is; it has 0 inputs where their
+    number is not known. name: of the layer, or of a part."""
     assert bias_O is not None  # else nothing of the layer is changed
     inputs = layers[name][0] if isinstance(layers, Mapping) else 0
     return LayerDelta(
@@ -560,7 +588,7 @@ def _of_bias(
 def _size_of(
     parts: Sequence[str], layers: Mapping[str, tuple[int, int]] | Iterable[str]
 ) -> tuple[int, int]:
-    """(outputs, inputs) of a layer, or of one that the model has in several parts;
+    """(outputs, inputs) of a layer, or of a layer that the model has in several parts;
     zeros where they are not known."""
     if not isinstance(layers, Mapping):
         return 0, 0
@@ -574,7 +602,8 @@ def _module(
     settings: AdapterSettings | None,
     size: tuple[int, int],
 ) -> LayerDelta:
-    """size: (outputs, inputs) of the layer, 0 where not known."""
+    """The change of one layer. size: (outputs, inputs) of the layer, 0 where not
+    known."""
     alpha = parts.pop("alpha", None)
     if alpha is not None and alpha.numel() != 1 and not ignores_alpha(parts):
         raise UserError(
@@ -618,11 +647,11 @@ def _module(
 
 
 def _up_bias(source: str, name: str, up_bias: Tensor, change: LayerDelta) -> Tensor:
-    """The change of a layer's bias by that of lora_B, which counts by the strength of
-    the layer.
+    """The change of a layer's bias by the bias of lora_B, which is multiplied by the
+    strength of the layer.
 
-    Source: peft 0.21.2, tuners/lora/layer.py, `Linear.merge`. It writes none beside a
-    DoRA.
+    Source: peft 0.21.2, tuners/lora/layer.py, `Linear.merge`. It writes no such bias
+    with a DoRA.
     """
     if change.low_rank is None or change.needs_base:
         raise UserError(
@@ -633,7 +662,8 @@ def _up_bias(source: str, name: str, up_bias: Tensor, change: LayerDelta) -> Ten
 
 
 def check_bias(source: str, name: str, bias: Tensor, outputs: int) -> None:
-    """A vector of finite numbers, one for each output."""
+    """Raises UserError unless the bias is a vector of finite numbers, one for each
+    output."""
     if bias.dim() != 1 or len(bias) != outputs:
         shape = f"the shape {list(bias.shape)}, which is not the layer's ([{outputs}])"
         raise UserError(f"{source}: the change of the bias of {name} has {shape}.")
@@ -647,13 +677,18 @@ def layer_scale(
     alpha: Tensor | None,
     settings: AdapterSettings | None,
 ) -> float:
-    """The strength of a layer: what its change is multiplied by.
+    """The strength of a layer: the factor of its change.
 
     name: the layer, without a prefix. parts: its matrices. alpha: the file's own alpha
-    of the layer, one number, or None. settings: those that peft or diffusers stored
-    with the file, or None. An alpha in the file counts before that of the settings, and
-    is divided by the root of the rank where they say so (rsLoRA, as SimpleTuner 4.10.1
-    writes it for ComfyUI). Without either the strength is 1.
+    of the layer, one number, or None. settings: the settings that peft or diffusers
+    stored with the file, or None. An alpha in the file overrides the alpha of the
+    settings. It is divided by the root of the rank where the settings require that
+    (rsLoRA, as SimpleTuner 4.10.1 writes it for ComfyUI). Without both the strength is
+    1.
+
+    >>> parts = {"up": torch.ones(4, 2), "down": torch.ones(2, 4)}
+    >>> layer_scale("to_q", parts, torch.tensor(1.0), settings=None)
+    0.5
     """
     if alpha is None and settings is not None:
         return settings.scale(
@@ -677,8 +712,8 @@ def settings_of(
     source: str, keys: Collection[str], metadata: Mapping[str, str]
 ) -> AdapterSettings | None:
     """The settings of a file with these keys. Raises UserError where they cannot be
-    read, where they say that the matrices alone are not the change, or where peft's are
-    missing."""
+    read, where with them the matrices alone are not the change, or where settings of
+    peft are missing."""
     try:
         settings = read_settings(metadata)
     except UserError as error:
@@ -701,8 +736,8 @@ MISSING_REMEDY = f"Put the file back next to the {CONFIG_FILE} that it was saved
 
 
 def keys_without_strength(keys: Collection[str]) -> list[str]:
-    """Keys of layers whose strength only peft's settings have: named as peft names
-    them, and without an alpha."""
+    """Keys of layers whose strength is only in peft's settings: keys with peft's names
+    and without an alpha."""
     without_strength = []
     for key in keys:
         suffix = max((end for end in PARTS if key.endswith(end)), key=len, default="")
@@ -713,18 +748,18 @@ def keys_without_strength(keys: Collection[str]) -> list[str]:
             and part in SCALED_PARTS
             and f"{stem}.alpha" not in keys
         )
-        # under any name: how its numbers become a rotation is in the settings
+        # under any name: the settings define how its numbers become a rotation
         if is_scaled or part == "oft_R":
             without_strength.append(key)
     return without_strength
 
 
 SCALED_PARTS = ("up", "hada_w1_a", "lokr_w1", "lokr_w1_a", "boft_R")
-"""A part of each kind whose strength, or whether it is all, is not in its matrices."""
+"""A part of each kind whose matrices do not give the strength or the whole change."""
 
 
 def lacks_a_matrix(parts: Mapping[str, Tensor]) -> bool:
-    """Whether one is missing of the kind that the parts are of."""
+    """Whether a matrix of the kind that the parts belong to is missing."""
     form = form_of(parts)
     if form:
         return not parts.keys() >= {*form.needed}
@@ -742,8 +777,8 @@ def lacks_a_matrix(parts: Mapping[str, Tensor]) -> bool:
 
 
 def rank_of(parts: Mapping[str, Tensor]) -> int:
-    """The inner size that alpha is divided by; 1 of a LoKr with two full factors, 0 of
-    an OFT or BOFT."""
+    """The inner size by which alpha is divided; 1 for a LoKr with two full factors, 0
+    for an OFT or BOFT."""
     kind = kind_for(parts)
     if kind:
         return kind.rank(parts)
@@ -759,7 +794,8 @@ def rank_of(parts: Mapping[str, Tensor]) -> int:
 
 
 def check_parts(source: str, name: str, parts: Mapping[str, Tensor]) -> None:
-    """Matrices of one kind, that can be multiplied, of finite numbers."""
+    """Raises UserError unless the matrices are of one kind, can be multiplied, and are
+    finite."""
     if (
         len(
             {

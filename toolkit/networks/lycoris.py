@@ -2,8 +2,11 @@
 
 LoHa: a delta (A1 B1) * (A2 B2), elementwise, of each adapted layer, scaled by alpha /
 rank. LoKr: a delta kron(w1, w2); the second factor is low-rank or a full matrix. A
-low-rank one is scaled by alpha / rank. With two full factors the scale is 1 whatever
-alpha is, as in LyCORIS and ComfyUI.
+low-rank one is scaled by alpha / rank. With two full factors the scale is 1 for any
+alpha, as in LyCORIS and ComfyUI.
+
+`toolkit.contracts.network_kinds` names the two network classes, and trainers make them
+by it. The package lycoris-lora is not used; `lycoris_library` trains its other kinds.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer. LoKr: w1 [l, m], w2
 [k, n] on a layer of m n inputs and l k outputs."""
@@ -31,8 +34,14 @@ from toolkit.networks.lora_formats import LayerDelta
 
 
 class LohaLinear(AdapterLinear):
-    """Initialised as in LyCORIS: A1 [O, R] small normal, B1 and B2 [R, I] normal, A2
-    [O, R] zero."""
+    """A LoHa of one layer, initialised as in LyCORIS: A1 [O, R] small normal, B1 and B2
+    [R, I] normal, A2 [O, R] zero.
+
+    >>> model = nn.Sequential(nn.Linear(8, 8))
+    >>> LohaNetwork(["0"], rank=4, alpha=4, dropout=0.0, seed=1).attach(model)
+    >>> type(model[0]).__name__, model[0].delta_norm().item()
+    ('LohaLinear', 0.0)
+    """
 
     hada_w1_a: nn.Parameter
     hada_w1_b: nn.Parameter
@@ -46,8 +55,8 @@ class LohaLinear(AdapterLinear):
         self.hada_w2_b.data.normal_(std=1, generator=random)
 
     def delta(self, x: Tensor) -> Tensor:
-        # The product is as large as the layer's own weight: recomputed in the backward
-        # pass, never kept for it.
+        # The product is as large as the layer's own weight, so it is not kept: the
+        # backward pass computes it again.
         delta: Tensor = checkpoint(
             self._change, x, use_reentrant=False, preserve_rng_state=False
         )
@@ -70,15 +79,22 @@ class LohaLinear(AdapterLinear):
 
 
 class LohaNetwork(LinearAdapterNetwork):
-    """A LoHa on the given linear layers."""
+    """A LoHa on the given linear layers.
+
+    >>> network = LohaNetwork(["0"], rank=4, alpha=4, dropout=0.0, seed=1)
+    >>> network.attach(nn.Sequential(nn.Linear(8, 8)))
+    >>> list(network.parameters())[:2]
+    ['0.hada_w1_a', '0.hada_w1_b']
+    """
 
     kind = KINDS["loha"]
     layer = LohaLinear
 
     def load_layer(self, target: str, delta: LayerDelta) -> float:
-        """A LoHa of this rank or a smaller one.
+        """Loads a LoHa of this rank or a smaller one.
 
-        Ranks it does not fill have zeros in A1 and A2: no effect, but trainable.
+        The other ranks have zeros in A1 and A2: they have no effect yet, but are
+        trained.
         """
         given = delta.parts
         if "hada_w1_a" not in given or delta.magnitude is not None:
@@ -102,7 +118,14 @@ class LohaNetwork(LinearAdapterNetwork):
 
 
 class LokrLinear(AdapterLinear):
-    """Initialised as in LyCORIS: the last matrix is zero, the others are random."""
+    """A LoKr of one layer, initialised as in LyCORIS: the last matrix is zero, the
+    others are random.
+
+    >>> model = nn.Sequential(nn.Linear(8, 8))
+    >>> LokrNetwork(["0"], rank=4, alpha=4, dropout=0.0, seed=1).attach(model)
+    >>> type(model[0]).__name__, model[0].delta_norm().item()
+    ('LokrLinear', 0.0)
+    """
 
     def init_weights(self, random: torch.Generator) -> None:
         *others, last = self.layer_weights.values()
@@ -137,7 +160,13 @@ class LokrLinear(AdapterLinear):
 
 
 class LokrNetwork(LinearAdapterNetwork):
-    """A LoKr on the given linear layers."""
+    """A LoKr on the given linear layers.
+
+    >>> network = LokrNetwork(["0"], rank=4, alpha=4, dropout=0.0, seed=1)
+    >>> network.attach(nn.Sequential(nn.Linear(8, 8)))
+    >>> list(network.parameters())
+    ['0.lokr_w1', '0.lokr_w2']
+    """
 
     kind = KINDS["lokr"]
     layer = LokrLinear
@@ -161,14 +190,14 @@ class LokrNetwork(LinearAdapterNetwork):
         return self.scale
 
     def alpha_of(self, target: str) -> float:
-        """For two full factors the rank, so that readers that divide by it get a scale
-        of 1."""
+        """The alpha of a layer. With two full factors it is the rank, so that readers
+        that divide by the rank get a scale of 1."""
         if f"{target}.lokr_w2" in self._parameters and self.alpha:
             return self.rank
         return self.alpha
 
     def load_layer(self, target: str, delta: LayerDelta) -> float:
-        """A LoKr with factors of the same shapes."""
+        """Loads a LoKr with factors of the same shapes."""
         if (
             not {"lokr_w1", "lokr_w1_a"} & delta.parts.keys()
             or delta.magnitude is not None

@@ -1,15 +1,18 @@
-"""Algorithms of lycoris-lora that are not our own kinds: its module classes, as
-adapters of frozen linear layers.
+"""Algorithms of lycoris-lora that this program does not have itself: the library's
+module classes, as adapters of frozen linear layers.
 
 The library makes each layer's parameters and the change of its weight; the layer
-computes W x plus the change times x. So the dropouts, sampling without them, quantized
-bases and files beside the network are those of our own kinds. The change is as large as
-the weight, and is computed again in the backward pass.
+computes W x plus the change times x. So dropout, sampling without it, quantized bases
+and additional adapter files work as with the other kinds. The change is as large as the
+weight, and is computed again in the backward pass.
 
-Of the library's own forward passes none is used. In bypass mode a BOFT, an OFT and an
-IA3 change the bias too, which no file says; the other mode keeps a copy of every
-weight, and `rank_dropout` of a GLoRA keeps what it should drop. Source: lycoris-lora
-4.1.3, modules/*.py.
+The library's own forward passes are not used. In bypass mode a BOFT, an OFT and an IA3
+change the bias too, which is not in a file; the other mode keeps a copy of every
+weight, and `rank_dropout` of a GLoRA keeps the part that it should drop. Source:
+lycoris-lora 4.1.3, modules/*.py.
+
+`toolkit.contracts.network_kinds` names the class for these kinds, and trainers make it
+by that. The library is imported when a network is attached.
 
 Shape suffixes: I inputs of a layer, O outputs of a layer."""
 
@@ -39,21 +42,27 @@ from toolkit.registry import load_object
 from toolkit.system.seeding import global_generator
 
 FILE_PREFIX = "lycoris_"
-"""Before the names of layers, in which dots become underscores. Source: lycoris-lora
+"""Prefix of the names of layers, in which dots become underscores. Source: lycoris-lora
 4.1.3, wrapper.py."""
 
 FILE_NAMES = {"lycoris-full": {"weight": "diff"}}
-"""Kind -> names of parameters that have another one in files."""
+"""Kind -> name of a parameter -> its different name in files."""
 
 ROTATIONS = "oft_blocks"
-"""The parameter of BOFT and OFT that their limit concerns."""
+"""The parameter of BOFT and OFT that their limit applies to."""
 
 BACKEND = "LYCORIS_KERNEL_BACKEND"
 """Variable of the environment that chooses the library's kernels."""
 
 
 class LycorisLinear(AdapterLinear):
-    """A frozen linear layer with the change that one of the library's modules makes."""
+    """A frozen linear layer with the change that one of the library's modules makes.
+
+    Example::
+
+        layer = network.layers["transformer_blocks.0.attn.to_q"]
+        change_OI = layer.weight_delta()
+    """
 
     module: Any
 
@@ -78,11 +87,11 @@ class LycorisLinear(AdapterLinear):
         self.module.to(device, dtype)
 
     def init_weights(self, random: torch.Generator) -> None:
-        """Nothing: the library's constructor has done it."""
+        """Does nothing, because the library's constructor has initialised the weights."""
 
     def delta(self, x: Tensor) -> Tensor:
-        # As large as the layer's own weight: recomputed in the backward pass, never
-        # kept for it.
+        # The change is as large as the layer's own weight, so it is not kept: the
+        # backward pass computes it again.
         delta: Tensor = checkpoint(
             self._change, x, use_reentrant=False, preserve_rng_state=False
         )
@@ -92,7 +101,7 @@ class LycorisLinear(AdapterLinear):
         return functional.linear(x, self.weight_delta().to(x.dtype))
 
     def weight_delta(self) -> Tensor:
-        """What is added to the frozen weight, [O, I], float32."""
+        """The change of the frozen weight, [O, I], float32."""
         change_OI: Tensor
         change_OI, _ = self.module.get_diff_weight(device=self.base_layer.weight.device)
         return change_OI
@@ -103,8 +112,8 @@ class LycorisLinear(AdapterLinear):
 
 
 class _FrozenWeight:
-    """In the place of the layer that the library's module knows: the weight in float32,
-    dequantized when it is read."""
+    """Replaces the layer that the library's module refers to. It has the weight in
+    float32, dequantized when it is read."""
 
     def __init__(self, layer: nn.Linear) -> None:
         self._layer = layer
@@ -119,8 +128,8 @@ def make_module(
 ) -> Any:
     """A module of the library for a linear layer of this size, on the CPU.
 
-    Its layer has weights of zero and no bias: a file changes weights alone, and the
-    library would copy them.
+    Its layer has weights of zero and no bias, because a file changes only weights, and
+    the library would copy real ones.
     """
     layer = nn.Linear(inputs, outputs, bias=False, device="meta")
     layer.weight = nn.Parameter(
@@ -135,17 +144,19 @@ def make_module(
 class LycorisNetwork(LinearAdapterNetwork):
     """One of the library's algorithms on the given linear layers.
 
-    Example: `LycorisNetwork.from_config(NetworkConfig(type="boft", linear=16),
-    ["to_q"], seed=1)`.
+    Example::
+
+        settings = NetworkConfig(type="boft", linear=16)
+        network = LycorisNetwork.from_config(settings, ["to_q"], seed=1)
     """
 
     layer = LycorisLinear
 
     arguments: dict[str, Any]
-    """Those of the library's class besides rank and alpha."""
+    """Arguments of the library's class in addition to rank and alpha."""
 
     file_names: dict[str, str]
-    """Parameter -> its name in files, where that is another."""
+    """Parameter -> its name in files, where that differs."""
 
     @classmethod
     def from_config(
@@ -181,7 +192,7 @@ class LycorisNetwork(LinearAdapterNetwork):
         )
 
     def export(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Under the library's names, with the buffers that it stores."""
+        """The tensors under the library's names, with the buffers that it stores."""
         tensors: dict[str, Tensor] = {}
         for target, layer in self.layers.items():
             prefix = f"{FILE_PREFIX}{target.replace('.', '_')}."
@@ -201,9 +212,10 @@ class LycorisNetwork(LinearAdapterNetwork):
 def stored_buffers(module: Any) -> dict[str, Tensor]:
     """The settings of a library's module that its files have, such as alpha.
 
-    Readers divide alpha by the rank, so that of a GLoRA with `rs_lora` is larger than
-    the given one. That of rotations is their limit, which the library multiplies by the
-    outputs and ComfyUI does not: 0, for `within_limit` has kept it.
+    Readers divide alpha by the rank, so the stored alpha of a GLoRA with `rs_lora` is
+    larger than the given one. The alpha of rotations is their limit, which the library
+    multiplies by the outputs and ComfyUI does not. It is stored as 0, because
+    `within_limit` has already applied it.
     """
     buffers = {}
     for name, buffer in module.named_buffers():
@@ -217,8 +229,8 @@ def stored_buffers(module: Any) -> dict[str, Tensor]:
 
 
 def within_limit(blocks: Tensor, limit: float) -> Tensor:
-    """Rotation blocks [..., b, b] as they are used with a limit of the norm of their
-    generators; 0: no limit.
+    """Rotation blocks [..., b, b], scaled so that the norm of their generators is at
+    most `limit`; 0: no limit.
 
     Source: lycoris-lora 4.1.3, functional/diag_oft.py `get_r`.
     """
@@ -229,9 +241,9 @@ def within_limit(blocks: Tensor, limit: float) -> Tensor:
 def load_library_class(path: str) -> Any:
     """A module class of the library, as "module:Class".
 
-    Its fused kernels are off: which one is fastest would be measured in each run, and
-    bits would depend on it. Its log lines, one for each size of a layer, are errors
-    only.
+    Its fused kernels are off: each run would measure which one is fastest, and bits
+    would depend on it. Its log shows only errors, because it has a line for each size
+    of a layer.
     """
     os.environ.setdefault(BACKEND, "torch")
     library_class = load_object(path)

@@ -1,10 +1,13 @@
 """Merges LoRA files into the frozen model before training.
 
-A weight W becomes W + multiplier (F - W), where F is W with the file applied; for a
-LoRA, LoHa or LoKr that is W plus multiplier times its delta. The order of the files
-matters only to kinds that depend on the weight before them: a DoRA, OFT, BOFT or GLoRA.
-A bias gets multiplier times its change. Sums are float32 and rounded once, to the
-model's dtype.
+A weight W becomes W + multiplier (F - W), where F is W with the file applied. For a
+LoRA, LoHa or LoKr this is W plus multiplier times its delta. The order of the files
+matters only for kinds that depend on the weight before them: a DoRA, OFT, BOFT or
+GLoRA. A bias gets multiplier times its change. Sums are float32 and rounded once, to
+the model's dtype.
+
+It writes no file; a tool merges files into a saved model. `toolkit.train.base_model`
+calls it for `model.base_loras`. Files that are exchanged later use `applied`.
 
 Shape suffixes: I inputs of a layer, O outputs of a layer.
 """
@@ -25,10 +28,14 @@ from toolkit.networks.lora_formats import NO_BIAS, LayerDelta, load_adapter_file
 
 @dataclass(frozen=True)
 class LoraToMerge:
-    """The deltas of one file."""
+    """The deltas of one file.
+
+    >>> print(LoraToMerge("style.safetensors", multiplier=0.5, modules={}))
+    style.safetensors times 0.5 into 0 layers
+    """
 
     file: str
-    """Its name, without the folder."""
+    """Name of the file, without the folder."""
 
     multiplier: float
     modules: dict[str, LayerDelta]
@@ -44,8 +51,8 @@ def read_base_loras(
     """The files of `model.base_loras`, checked against the model's layers: name ->
     (inputs, outputs).
 
-    Raises UserError for a file that cannot be read, is of another model, or changes
-    nothing.
+    Raises UserError for a file that cannot be read, belongs to another model, or
+    changes nothing.
     """
     read = []
     for lora in loras:
@@ -60,8 +67,16 @@ def read_base_loras(
 
 
 class LoraMerger:
-    """Merges files into a model while it is loaded; each layer once, after which its
-    deltas are freed."""
+    """Merges files into a model while it is loaded. Each layer is merged once; then its
+    deltas are freed.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2))
+    >>> before = model[0].weight.clone()
+    >>> change = LayerDelta({"up": torch.ones(2, 1), "down": torch.ones(1, 2)}, 1.0)
+    >>> LoraMerger([LoraToMerge("style.safetensors", 0.5, {"0": change})])(model, "")
+    >>> torch.equal(model[0].weight, before + 0.5)
+    True
+    """
 
     def __init__(self, files: Sequence[LoraToMerge]) -> None:
         self._files = [
@@ -71,12 +86,13 @@ class LoraMerger:
     @torch.no_grad()
     def __call__(self, module: nn.Module, name: str) -> None:
         """Changes the layers of `module`, whose dotted name in the model is `name`; ""
-        is the model: all that is left.
+        is the model with all remaining layers.
 
         Raises UserError when a weight is not finite afterwards.
         """
         precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")  # whatever the training may use
+        # in place of the training's setting
+        torch.set_float32_matmul_precision("highest")
         try:
             self._merge(module, f"{name}." if name else "")
         finally:
@@ -88,7 +104,7 @@ class LoraMerger:
         )
         for target in targets:
             layer = module.get_submodule(target.removeprefix(prefix))
-            # what the file changes are linear layers, not yet quantized
+            # files change linear layers, which are not quantized yet
             assert isinstance(layer, nn.Linear), target
             weight_OI = layer.weight.data.to(torch.float32, copy=True)
             if layer.bias is None:

@@ -1,16 +1,17 @@
-"""Changes of a layer that no small matrices add up to: OFT, BOFT, GLoRA and IA3, which
-multiply its weight, and whole changes.
+"""Changes of a layer that are not a sum of small matrices: OFT, BOFT, GLoRA and IA3,
+which multiply its weight, and whole changes.
 
 An OFT turns the weight W by a rotation R of blocks on the diagonal, a BOFT by several
 such rotations with a butterfly's order of rows between them. LyCORIS turns the outputs,
 F = s R W, peft the inputs, F = s W R^T, where s scales the rows. A GLoRA is F = W +
-scale (W A1 A2 + B1 B2). What is added to an output is never made as a matrix: R is used
-block by block, on the outputs of the frozen layer or on its inputs, so that a quantized
-layer serves as well.
+scale (W A1 A2 + B1 B2). The change of an output is computed without its matrix: R is
+used block by block, on the outputs of the frozen layer or on its inputs, so that the
+layer may be quantized.
 
 Source: LyCORIS 4.1.3, modules/{diag_oft,boft,glora}.py and functional/; peft 0.21.2,
 tuners/{oft,boft}/layer.py. `multiplied_files.py` reads them from the matrices that
-these programs store.
+these programs store. Nothing here is trained. Called by `lora_formats.LayerDelta`, and
+by the tool that converts files.
 
 Shape suffixes: I inputs of a layer, O outputs of a layer, X anything, D one of I and O,
 R rank; M rotations one after the other, K blocks on the diagonal, B size of a block, N
@@ -39,7 +40,11 @@ def cayley_KBB(skew_KBB: Tensor) -> Tensor:
     """The rotations (1 + Q) (1 - Q)^-1 of skew-symmetric Q.
 
     This is LyCORIS' sign, `get_r` in functional/diag_oft.py. peft's (1 - Q) (1 + Q)^-1
-    is that of -Q.
+    is the rotation of -Q.
+
+    >>> cayley_KBB(torch.zeros(1, 2, 2))
+    tensor([[[1., 0.],
+             [0., 1.]]])
     """
     one_BB = torch.eye(skew_KBB.shape[-1], dtype=skew_KBB.dtype)
     rotations_KBB: Tensor = torch.linalg.solve(
@@ -51,8 +56,8 @@ def cayley_KBB(skew_KBB: Tensor) -> Tensor:
 def cayley_neumann_KBB(skew_KBB: Tensor, terms: int) -> Tensor:
     """The series 1 + 2 Q + 2 Q^2 + ... that ends at Q^(terms - 1), whose factor is 1.
 
-    Three terms are as many as four. It nears (1 + Q) (1 - Q)^-1, so that it turns the
-    other way than peft's exact form. Source: peft 0.21.2,
+    Three terms give the same as four. It approximates (1 + Q) (1 - Q)^-1, so it rotates
+    in the other direction than peft's exact form. Source: peft 0.21.2,
     `OFTRotationModule._cayley_batch`.
     """
     one_BB = torch.eye(skew_KBB.shape[-1], dtype=skew_KBB.dtype)
@@ -107,7 +112,12 @@ def limited_each_KBB(skew_KBB: Tensor, eps: float) -> Tensor:
 
 def turned(vectors_XD: Tensor, blocks_KBB: Tensor) -> Tensor:
     """Each vector multiplied by the matrix that has the blocks on its diagonal; a
-    single block is repeated."""
+    single block is repeated.
+
+    >>> quarter_turn = torch.tensor([[[0.0, -1.0], [1.0, 0.0]]])
+    >>> turned(torch.tensor([1.0, 2.0]), quarter_turn)
+    tensor([-2.,  1.])
+    """
     parts_XKB: Tensor = vectors_XD.unflatten(-1, (-1, blocks_KBB.shape[-1]))
     if len(blocks_KBB) == 1:
         return (parts_XKB @ blocks_KBB[0].T).flatten(-2)
@@ -115,8 +125,12 @@ def turned(vectors_XD: Tensor, blocks_KBB: Tensor) -> Tensor:
 
 
 def butterfly_order(places_D: Tensor, pieces: int, width: int) -> Tensor:
-    """The places in another order: of each 2 * pieces runs of `width` places first
-    those with an even number."""
+    """The places in another order: in each 2 * pieces runs of `width` places the even
+    runs come first.
+
+    >>> butterfly_order(torch.arange(4), pieces=2, width=1)
+    tensor([0, 2, 1, 3])
+    """
     runs: Tensor = places_D.unflatten(0, (-1, pieces, 2, width))
     return runs.transpose(1, 2).flatten()
 
@@ -131,37 +145,42 @@ TITLES = {
 
 
 class Multiplied(ABC):
-    """One kind of change. Stateless: the matrices are given each time."""
+    """One kind of change. It has no state: each call gets the matrices.
+
+    >>> kind = kind_for({"a1", "a2", "b1", "b2"})
+    >>> type(kind).__name__
+    'Glora'
+    """
 
     NEEDED: tuple[str, ...]
     OPTIONAL: tuple[str, ...] = ()
 
     @abstractmethod
     def name(self, parts: Parts) -> str:
-        """As the tools call it, a key of TITLES."""
+        """Its name in the tools, a key of TITLES."""
 
     def title(self, parts: Parts) -> str:
-        """With its article, for messages."""
+        """Its name with its article, for messages."""
         return TITLES[self.name(parts)]
 
     @abstractmethod
     def shape(self, parts: Parts) -> tuple[int, int]:
-        """(outputs, inputs) of the layer, as far as the matrices say it; 0: they do
-        not."""
+        """(outputs, inputs) of the layer; 0 where the matrices do not give the
+        number."""
 
     @abstractmethod
     def delta(self, parts: Parts, scale: float, weight_OI: Tensor) -> Tensor:
-        """What is added to a weight (float32)."""
+        """The change of a weight (float32)."""
 
     @abstractmethod
     def output_delta(
         self, parts: Parts, scale: float, x_XI: Tensor, layer: FrozenLayer
     ) -> Tensor:
-        """What is added to the outputs [X, O] of the frozen layer, for its inputs
+        """The change of the outputs [X, O] of the frozen layer, for its inputs
         (float32)."""
 
     def rank(self, parts: Parts) -> int:
-        """The inner size of its products; 0: it has none."""
+        """The inner size of its products; 0 where it has no products."""
         return 0
 
     @abstractmethod
@@ -170,17 +189,22 @@ class Multiplied(ABC):
 
     @abstractmethod
     def size(self, parts: Parts) -> float:
-        """About how large the change is at scale 1, as a part of the weight."""
+        """The approximate size of the change at scale 1, relative to the weight."""
 
     @abstractmethod
     def split(self, parts: Parts, count: int) -> list[dict[str, Tensor]]:
-        """The parts for `count` layers that have the outputs of this one. Raises
-        ValueError where they do not split."""
+        """The parts for `count` layers that each have a share of the outputs of this
+        one. Raises ValueError where they do not split."""
 
 
 class Rotation(Multiplied):
     """A rotation [M, K, B, B], float32, of the inputs or outputs, and `rescale` [O, 1]
-    for the rows after it."""
+    for the rows after it.
+
+    >>> no_turn = {"rotation_of_outputs": torch.eye(2)[None, None]}
+    >>> TurnedOutputs().name(no_turn), TurnedOutputs().is_zero(no_turn, 1.0)
+    ('oft', True)
+    """
 
     OPTIONAL = ("rescale",)
 
@@ -195,12 +219,12 @@ class Rotation(Multiplied):
     def turn_difference(
         self, vectors_XD: Tensor, rotation_MKBB: Tensor, is_transposed: bool = False
     ) -> Tensor:
-        """Turned vectors minus the vectors; is_transposed: turned by the transposed
-        matrix."""
+        """Turned vectors minus the vectors. is_transposed: they are turned by the
+        transposed matrix."""
         if is_transposed:
             rotation_MKBB = rotation_MKBB.transpose(-1, -2)
         if len(rotation_MKBB) == 1:
-            # Small angles keep their digits where the 1 is taken off before the
+            # Small angles keep their digits where the 1 is subtracted before the
             # product.
             return turned(
                 vectors_XD,
@@ -242,7 +266,14 @@ class Rotation(Multiplied):
 
 
 class TurnedOutputs(Rotation):
-    """s R W, as LyCORIS has it; between the rotations of a BOFT its order of rows."""
+    """s R W, as in LyCORIS. Between the rotations of a BOFT it uses LyCORIS' order of
+    rows.
+
+    >>> quarter_turn = torch.tensor([[[[0.0, -1.0], [1.0, 0.0]]]])
+    >>> TurnedOutputs().delta({"rotation_of_outputs": quarter_turn}, 1.0, torch.eye(2))
+    tensor([[-1., -1.],
+            [ 1., -1.]])
+    """
 
     NEEDED = ("rotation_of_outputs",)
 
@@ -276,7 +307,13 @@ class TurnedOutputs(Rotation):
 
 
 class TurnedInputs(Rotation):
-    """s W R^T, as peft has it; between the rotations of a BOFT its order of columns."""
+    """s W R^T, as in peft. Between the rotations of a BOFT it uses peft's order of
+    columns.
+
+    >>> no_turn = {"rotation_of_inputs": torch.eye(2)[None, None]}
+    >>> TurnedInputs().shape(no_turn)  # the outputs are not known
+    (0, 2)
+    """
 
     NEEDED = ("rotation_of_inputs",)
 
@@ -313,7 +350,12 @@ class TurnedInputs(Rotation):
 
 
 class Glora(Multiplied):
-    """W + scale (W A1 A2 + B1 B2): a1 [I, R], a2 [R, I], b1 [O, R], b2 [R, I]."""
+    """W + scale (W A1 A2 + B1 B2): a1 [I, R], a2 [R, I], b1 [O, R], b2 [R, I].
+
+    >>> parts = {name: torch.ones(2, 2) for name in Glora.NEEDED}
+    >>> Glora().shape(parts), Glora().rank(parts)
+    ((2, 2), 2)
+    """
 
     NEEDED = ("a1", "a2", "b1", "b2")
 
@@ -344,8 +386,8 @@ class Glora(Multiplied):
         )
 
     def size(self, parts: Parts) -> float:
-        """As if rows and columns of the matrices were independent, and a weight 1 /
-        sqrt(I)."""
+        """The size under the assumption that rows and columns of the matrices are
+        independent, and that a weight has the size 1 / sqrt(I)."""
         rms = {name: float(part.square().mean().sqrt()) for name, part in parts.items()}
         through_weight = (
             rms["a1"] * rms["a2"] * (parts["a1"].shape[1] * len(parts["a1"])) ** 0.5
@@ -360,8 +402,12 @@ class Glora(Multiplied):
 
 
 class Whole(Multiplied):
-    """W + scale D, with a whole change D [O, I]. It needs no weight, but is as large as
-    one."""
+    """W + scale D, with a whole change D [O, I]. It does not need the weight, but is as
+    large as one.
+
+    >>> Whole().delta({"diff": torch.ones(1, 2)}, 2.0, torch.zeros(1, 2))
+    tensor([[2., 2.]])
+    """
 
     NEEDED = ("diff",)
 
@@ -384,7 +430,7 @@ class Whole(Multiplied):
         return scale == 0 or not parts["diff"].any()
 
     def size(self, parts: Parts) -> float:
-        """Relative to a weight of 1 / sqrt(I)."""
+        """The size relative to a weight of 1 / sqrt(I)."""
         size: float = (
             float(parts["diff"].square().mean().sqrt()) * parts["diff"].shape[1] ** 0.5
         )
@@ -396,7 +442,13 @@ class Whole(Multiplied):
 
 class Ia3(Multiplied):
     """W (1 + f), with a factor for each output [O, 1] or each input [1, I]. Source:
-    LyCORIS 4.1.3, modules/ia3.py."""
+    LyCORIS 4.1.3, modules/ia3.py.
+
+    >>> factors = torch.tensor([[1.0], [0.0]])
+    >>> Ia3().delta({"factors": factors}, 1.0, torch.ones(2, 2))
+    tensor([[1., 1.],
+            [0., 0.]])
+    """
 
     NEEDED = ("factors",)
 
@@ -434,16 +486,16 @@ KINDS = (TurnedOutputs(), TurnedInputs(), Glora(), Whole(), Ia3())
 
 
 def kind_for(parts: Collection[str]) -> Multiplied | None:
-    """The kind of a layer's matrices, by their names; None: of one that is added to the
-    weight."""
+    """The kind of a layer's matrices, by their names; None for a change that is added
+    to the weight."""
     return next((kind for kind in KINDS if kind.NEEDED[0] in parts), None)
 
 
 def _split_rows(
     parts: Parts, count: int, dims: Mapping[str, int]
 ) -> list[dict[str, Tensor]]:
-    """The parts `count` times, of those in `dims` the share of each along that
-    dimension."""
+    """The parts for each of `count` layers. Parts in `dims` are split along that
+    dimension; all layers have the others."""
     layers: list[dict[str, Tensor]] = [{} for _ in range(count)]
     for name, part in parts.items():
         shares: Sequence[Tensor] = [part] * count

@@ -1,5 +1,6 @@
-"""How LyCORIS and peft store OFT, BOFT, GLoRA, IA3 and whole changes, read into the
-parts of `multiplied.py`.
+"""Reads OFT, BOFT, GLoRA, IA3 and whole changes, as LyCORIS and peft store them, into
+the parts of `multiplied.py`. It neither opens a file nor applies a change. Called by
+`lora_formats` and `adapter_health`.
 
 | kind, writer | keys after the layer's name | besides |
 |---|---|---|
@@ -39,31 +40,35 @@ from toolkit.networks.multiplied import (
 )
 
 Stored = tuple[dict[str, Tensor], float, tuple[int, int]]
-"""Parts for `multiplied.py`, the scale, and (outputs, inputs) of the layer, 0 where it
-is not known."""
+"""Parts for `multiplied.py`, the scale, and (outputs, inputs) of the layer, 0 where
+they are not known."""
 
 Shape = tuple[int, int]
 
 
 class Misfit(ValueError):
-    """Matrices of these shapes are none of this kind, or not of this layer."""
+    """Matrices of these shapes do not belong to this kind, or not to this layer."""
 
 
 @dataclass(frozen=True)
 class StoredForm:
-    """How one program stores one kind."""
+    """How one program stores one kind.
+
+    >>> form_of({"a1", "a2"}).title  # some parts may be missing
+    'a GLoRA'
+    """
 
     title: str
-    """With its article, for messages."""
+    """The kind with its article, for messages."""
 
     needed: tuple[str, ...]
     """Parts that every layer has, by the names in STORED_PARTS."""
 
     optional: tuple[str, ...]
     read: Callable[[Parts, float | None, AdapterSettings | None, Shape], Stored]
-    """From the parts (float32), alpha, the settings, and (outputs, inputs) of the
-    model's layer, 0 where not known. Raises Misfit, and UserError for settings that
-    cannot be read."""
+    """A function of the parts (float32), alpha, the settings, and (outputs, inputs) of
+    the model's layer, 0 where not known. It raises Misfit, and UserError for settings
+    that cannot be read."""
 
     has_alpha: bool = True
 
@@ -115,8 +120,8 @@ def _read_peft_oft(
     size = (1 + math.isqrt(1 + 8 * numbers)) // 2
     if size * (size - 1) // 2 != numbers:
         raise Misfit
-    # Without settings `settings_of` has refused the file; `adapter_health` asks for
-    # shapes alone.
+    # A file without settings has been refused by `settings_of`; `adapter_health` needs
+    # only shapes.
     how = OftSettings() if settings is None else settings.oft()
     skew_KBB = skew_of_triangle_KBB(triangle_KN, size)
     if how.coft_eps is not None:
@@ -173,8 +178,8 @@ def _read_ia3(
 
 
 def with_ia3_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors, with `.ia3_weight` for the `.weight` next to an `.on_input`: an IA3
-    of LyCORIS has no name that it could be known by."""
+    """The tensors, with the name `.ia3_weight` for the `.weight` next to an
+    `.on_input`: an IA3 of LyCORIS has no distinct name."""
     stems = set()
     for key in tensors:
         if key.endswith(".on_input"):
@@ -187,8 +192,8 @@ def with_ia3_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def _check_butterfly(stages: int, size: int, width: int) -> None:
-    """The last of the rotations mixes 2 ** (stages - 1) blocks of the rows or
-    columns."""
+    """Raises Misfit where the rotations do not fit the width. The last rotation mixes
+    2 ** (stages - 1) blocks of the rows or columns."""
     if size % 2 or width % (2 ** (stages - 1) * size):
         raise Misfit
 
@@ -224,14 +229,14 @@ STORED_PARTS: Mapping[str, str] = {
     ".oft_R.default.weight": "oft_R",
     **{f".{name}{end}": name for name in PEFT_BOFT.needed for end in ("", ".default")},
 }
-"""Suffix of a key -> the part of the layer that it holds. peft takes the adapter's name
-(`default`) out when it saves; tensors taken from a model by other code still have
-it."""
+"""Suffix of a key -> the part of the layer that its tensor is. peft removes the
+adapter's name (`default`) when it saves; tensors that other code takes from a model
+still have it."""
 
 
 def form_of(parts: Collection[str]) -> StoredForm | None:
-    """The form that a layer's parts are stored in, though some may be missing; None:
-    none of these."""
+    """The form in which a layer's parts are stored; some may be missing. None where no
+    form has such parts."""
     return next(
         (
             form
@@ -251,11 +256,11 @@ def read_stored(
     settings: AdapterSettings | None,
     size: tuple[int, int],
 ) -> Stored:
-    """The change of a layer that is stored in this form, all its matrices there.
+    """The change of a layer that is stored in this form with all its matrices.
 
     parts: float32, without alpha. size: (outputs, inputs) of the model's layer, 0 where
-    not known. Raises UserError where they do not fit together, are not finite, or the
-    settings do not say what they mean.
+    not known. Raises UserError where the matrices do not fit together or are not
+    finite, or where the settings do not define their meaning.
     """
     others = parts.keys() - {*form.needed, *form.optional}
     if others or (alpha is not None and not form.has_alpha):

@@ -1,10 +1,11 @@
-"""What other programs make of a LoRA file: one table, which the end of a run, the
-examination of a file, the model card and docs/use_your_lora.md read.
+"""How other programs load a LoRA file: one table, which the end of a run, the
+examination of a file, the model card and docs/use_your_lora.md use.
 
-Each row was found by running the program, of the version that its title names, on files
+Each row was found by running the version of the program that its title names on files
 of many writers and comparing the change of every layer (`benchmarks/bench_interop.py`,
-tests/golden/interop.json). ComfyUI's names of layers, musubi-tuner and the loader for
-Nunchaku were read. Other versions may load more or less.
+tests/golden/interop.json). For ComfyUI's names of layers, musubi-tuner and the loader
+for Nunchaku the source was read. Other versions may load more or less. Nothing here
+starts a program, and `adapter_health` finds the faults of the file itself.
 
     for one in program_findings(PROGRAMS["mflux"], tensors, metadata):
         print(one.message, one.remedy)
@@ -51,7 +52,8 @@ FORMS = {
     "lora_bias": (".lora_B.bias",),
     "whole": (".diff", ".w_norm", ".b_norm"),
 }
-"""Form -> ends of its keys. All others are "other". "oft" is LyCORIS' OFT and BOFT."""
+"""Form -> ends of its keys. All other keys have the form "other". "oft" is LyCORIS' OFT
+and BOFT."""
 
 _OF_LORA = ("lora_A", "lora_down", "lora.down", "default", "lora_bias")
 
@@ -69,60 +71,69 @@ PREFIXES = (
 WITH_ALPHA = "+"
 ALPHA_MISSING = "-"
 ALPHA_IGNORED = "!"
-"""Behind a form: it is loaded only where the file has alphas; only where it has none;
-and the alphas are ignored."""
+"""Marks behind a form: it is loaded only where the file has alphas; only where the file
+has none; its alphas are ignored."""
 
 
 @dataclass(frozen=True)
 class Skip:
-    """Layers that a program leaves out of a file."""
+    """Layers of a file that a program does not load.
+
+    >>> Skip(r"norm$", "it has no such layer", "Leave it out.").prefixes == PREFIXES
+    True
+    """
 
     layers: str
-    """Pattern for the ends of their names, with or without dots."""
+    """Pattern for the ends of the names of these layers, with or without dots."""
 
     reason: str
     remedy: str
     prefixes: Collection[str] = PREFIXES
-    """With these prefixes it leaves them out."""
+    """The prefixes with which the program does not load them."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """What one program loads with the meaning that the file has."""
+    """The forms that one program loads correctly.
+
+    >>> PROGRAMS["mflux"].forms("", has_halves=False)
+    ['default', 'lora_down']
+    """
 
     title: str
-    """With the version that this is true of."""
+    """Name and tested version of the program."""
 
     loads: Mapping[str, str]
-    """Prefix -> forms, separated by spaces, each with one of the marks above or
-    none."""
+    """Prefix -> forms, separated by spaces, each with one of the marks above or without
+    a mark."""
 
     convert_to: str
-    """The form of `run.py convert` that it loads."""
+    """The form of `run.py convert` that the program loads."""
 
     loads_halves: Mapping[str, str] | None = None
-    """The same for a model whose layers ComfyUI fuses (Qwen-Image-2.1), where that
-    differs."""
+    """The same as `loads` for a model whose layers ComfyUI fuses (Qwen-Image-2.1),
+    where it differs."""
 
     reads_header: bool = False
     """Whether it reads peft's settings in the header (`lora_adapter_metadata`)."""
 
     header_prefix: str = ""
-    """What the names of those settings begin with, or it stops at them."""
+    """The required prefix of the names of those settings. The program stops at other
+    names."""
 
     reads_rows: bool = False
     reads_columns: bool = False
-    """DoRA with norms of rows, of columns."""
+    """Whether it reads a DoRA with norms of rows (`reads_rows`) or of columns."""
 
     skips: tuple[Skip, ...] = field(default_factory=tuple)
 
     @property
     def remedy(self) -> str:
-        """For a LoRA in another form."""
+        """The remedy for a LoRA in another form."""
         return f"Convert it: run.py convert FILE OUT --to {self.convert_to}."
 
     def forms(self, prefix: str, has_halves: bool) -> list[str]:
-        """The forms that it loads with this prefix, with their marks."""
+        """The forms that the program loads with this prefix, with their marks."""
         if self.loads_halves is None or not has_halves:
             loads = self.loads
         else:
@@ -249,24 +260,28 @@ PROGRAMS = {
         "musubi",
     ),
 }
-"""Name for `--for` -> what the program loads."""
+"""Name for `--for` -> the program."""
 
 LOAD_AS_SAVED = ("comfyui", "diffusers", "diffsynth", "mflux")
 """Programs that load a LoRA as a run saves it; the others need a conversion."""
 
 SAME = 1e-6
-"""Strengths that differ by less are the same."""
+"""Strengths that differ by less count as equal."""
 
 
 def split_stem(stem: str) -> tuple[str, str]:
-    """(prefix, rest) of what stands before the form of a key."""
+    """(prefix, rest) of the part of a key before its form."""
     prefix = next(one for one in PREFIXES if stem.startswith(one))
     return prefix, stem.removeprefix(prefix)
 
 
 def split_key(key: str) -> tuple[str, str]:
     """(stem, form) of the key of a matrix; the form is empty for alpha and
-    magnitudes."""
+    magnitudes.
+
+    >>> split_key("transformer.blocks.0.to_q.lora_A.weight")
+    ('transformer.blocks.0.to_q', 'lora_A')
+    """
     for end in (".alpha", *MAGNITUDES):
         if key.endswith(end):
             return key.removesuffix(end), ""
@@ -285,13 +300,14 @@ OF_HALVES = re.compile(r"img_mlp[._](?:gate_layer|gate_up|proj|out)$")
 def findings_for(
     program: Program, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> Iterator[Diagnostic]:
-    """What is wrong with a file for a program: by its numbers, and by what the program
-    loads. Nothing that is an error: the program applies it as it is meant."""
+    """The faults of a file for a program: by its numbers, and by the forms that the
+    program loads. Without a finding that is an error, the program applies the file
+    correctly."""
     for one in health(tensors, metadata):
         is_of_forms = one.check == "unknown_keys" and all(
             _is_loaded(program, key) for key in one.key
         )
-        # of alphas `program_findings` speaks
+        # `program_findings` reports alphas
         if one.check != "alpha_in_header" and not is_of_forms:
             yield one
     yield from program_findings(program, tensors, metadata)
@@ -305,8 +321,8 @@ def _is_loaded(program: Program, key: object) -> bool:
 def program_findings(
     program: Program, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> Iterator[Diagnostic]:
-    """What of a file the program would not load, or not as it is meant; nothing: it has
-    its whole effect there."""
+    """The parts of a file that the program does not load, or does not load correctly;
+    empty where the file has its whole effect in it."""
     stems = list(dict.fromkeys(split_key(key)[0] for key in tensors))
     has_halves = any(OF_HALVES.search(stem) for stem in stems)
     has_alpha = any(key.endswith(".alpha") for key in tensors)
@@ -350,7 +366,7 @@ def _not_loaded(
 
 
 def _remedy(program: Program, form: str, has_magnitude: bool) -> str:
-    """What makes a program apply layers of a form that it does not load."""
+    """The remedy for layers of a form that a program does not load."""
     has_form = any(form in forms.split() for forms in program.loads.values())
     if has_magnitude and not (program.reads_rows or program.reads_columns):
         return _MERGE
@@ -432,13 +448,13 @@ def _ignores_alpha(
 def _of_header_names(
     program: Program, metadata: Mapping[str, str]
 ) -> Iterator[Diagnostic]:
-    """Settings whose names the program does not know, at which it stops."""
+    """Settings with names that the program does not know. It stops at them."""
     if (
         not program.header_prefix
         or HEADER_METADATA not in metadata
         or readable_settings(metadata) is None
     ):
-        return  # what cannot be read `health` reports
+        return  # `health` reports settings that cannot be read
     names = json.loads(metadata[HEADER_METADATA])
     if any(name.startswith(program.header_prefix) for name in names):
         return
@@ -519,9 +535,9 @@ def _few(numbers: Iterable[float]) -> str:
 
 
 def limits(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[str]:
-    """Where a file does not have its whole effect, of the programs in LOAD_AS_SAVED: a
-    sentence for each reason, with the programs that it is true of. Empty: it has it in
-    all of them."""
+    """A sentence for each reason why a file does not have its whole effect in programs
+    of LOAD_AS_SAVED, with the names of these programs; empty where it has its whole
+    effect in all of them."""
     programs: dict[str, list[str]] = defaultdict(list)
     for name in LOAD_AS_SAVED:
         title = PROGRAMS[name].title

@@ -3,7 +3,11 @@ back.
 
 The step of a network file is in its metadata, never in file times. A folder has an
 index, as diffusers writes and reads it, and is written with one tensor in memory at a
-time."""
+time.
+
+It does not choose names or metadata. The writers of trainers call it, and so do the
+tools that convert or merge files; `toolkit.train.callbacks.save` removes old files with
+it."""
 
 from __future__ import annotations
 
@@ -55,9 +59,14 @@ def write_safetensors_verified(
     """Writes tensors as they are with string `metadata` (a sha256 of the weights is
     added) and reads them back.
 
-    metadata: None writes none, the sha256 included; `format`, which readers ask for, is
-    always there. Raises RunError when a weight is not finite, the disk cannot be
-    written, or the file does not hold what was written.
+    metadata: None writes no metadata and no sha256; `format`, which readers need, is
+    always written. Raises RunError when a weight is not finite, the disk cannot be
+    written, or the file reads back differently.
+
+    Example::
+
+        path = Path("output/maya/maya.safetensors")
+        write_safetensors_verified(path, tensors, {"step": "2000"})
     """
     broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if broken:
@@ -87,8 +96,12 @@ def write_safetensors_verified(
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all elements are finite. Checks min and max only (NaN if any is), in a
-    fifth of the time."""
+    """Whether all elements are finite. It checks only minimum and maximum, which are
+    NaN if any element is, in a fifth of the time.
+
+    >>> is_finite(torch.tensor([1.0, float("nan")]))
+    False
+    """
     return tensor.numel() == 0 or bool(
         torch.isfinite(torch.stack(tensor.aminmax())).all()
     )
@@ -109,13 +122,13 @@ def add_to_digest(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    """The numbers of a tensor on the CPU as they stand in a file."""
+    """The bytes of a tensor on the CPU, as in a file."""
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def remove_old_step_files(folder: Path, name: str, keep: int) -> list[Path]:
     """Deletes all but the newest `keep` step files, by their step number; 0 keeps all.
-    A model folder that somebody has added to stays. Returns what was deleted."""
+    A model folder to which a user has added files stays. Returns the deleted paths."""
     removed = []
     with only_tidy(folder, "old files of weights are not removed"):
         by_step = step_files(folder, name)
@@ -143,12 +156,12 @@ def write_shards(
     metadata: Mapping[str, str] | None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes `tensors` in `dtype`, a key of DTYPES, by name; each is converted when it
-    is its turn and read back.
+    """Writes `tensors` in `dtype`, a key of DTYPES, sorted by name, and reads them
+    back. Each is converted just before it is written.
 
-    metadata: for the header of every shard, with a sha256 of its weights; None:
-    neither. Raises RunError when a weight is not finite in `dtype`, or a shard does not
-    hold what was written; the folder is then incomplete.
+    metadata: for the header of every shard, with a sha256 of its weights; None writes
+    neither. Raises RunError when a weight is not finite in `dtype`, or a shard reads
+    back differently; the folder is then incomplete.
     """
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     write_shards_in_turn(
@@ -164,8 +177,8 @@ def write_shards_in_turn(
     metadata: Mapping[str, str] | None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """As `write_shards`. fetch: the tensor of a name, asked for once, sorted by name,
-    when it is its turn."""
+    """Works as `write_shards`. fetch: returns the tensor of a name; it is called once
+    for each, in the order of the names."""
     shards = _split(shapes, DTYPES[dtype].itemsize, shard_bytes)
     names = []
     for index in range(1, len(shards) + 1):
@@ -197,8 +210,8 @@ def write_shards_in_turn(
 def _split(
     shapes: Mapping[str, torch.Size], itemsize: int, most: int
 ) -> list[list[str]]:
-    """The sorted names in runs of at most `most` bytes; a larger tensor stands
-    alone."""
+    """The sorted names in groups of at most `most` bytes. A larger tensor is a group by
+    itself."""
     shards: list[list[str]] = [[]]
     size = 0
     for name in sorted(shapes):
@@ -219,9 +232,9 @@ def write_file_in_turn(
     metadata: Mapping[str, str] | None,
     markers: Sequence[str] = (),
 ) -> None:
-    """The file that `write_safetensors_verified` would write, with one tensor in memory
-    at a time (`fetch`, as in `write_shards_in_turn`). markers: names of empty float32
-    tensors that it has besides. Raises RunError as that does.
+    """Writes the same file as `write_safetensors_verified`, with one tensor in memory
+    at a time (`fetch`, as in `write_shards_in_turn`). markers: names of additional
+    empty float32 tensors. Raises RunError in the same cases.
     """
     with (
         os_error_as_run_error(path),
@@ -241,7 +254,7 @@ def write_file_in_turn(
 
 @contextmanager
 def naming(file: str | Path) -> Iterator[None]:
-    """A RunError inside the block begins with this name."""
+    """Puts the name of the file before the message of a RunError inside the block."""
     try:
         yield
     except PeerFailedError:
@@ -258,7 +271,8 @@ def _write_in_turn(
     metadata: Mapping[str, str] | None,
     markers: Sequence[str] = (),
 ) -> None:
-    """One safetensors file: the header, the tensors by name without gaps; read back."""
+    """Writes one safetensors file (the header, then the tensors by name without gaps) and
+    reads it back."""
     digest = hashlib.sha256()
     digest_read_back = hashlib.sha256()
     with path.open("wb") as file:
@@ -272,7 +286,7 @@ def _write_in_turn(
                 raise RunError(f"{name} is not finite in {dtype}; nothing was written.")
             add_to_digest(digest, name, stored)
             file.write(bytes_of(stored))
-        file.seek(0)  # the digest is known only now; it is as long as its place
+        file.seek(0)  # the digest is known only now; it has the length of its place
         file.write(_header(shapes, dtype, metadata, digest.hexdigest(), markers))
     with safe_open(path, framework="pt") as stored_file:
         for name in sorted(stored_file.keys()):

@@ -9,6 +9,9 @@ trained effect. Which program reads which spelling was found by running it
     spelling = SPELLINGS[family.lora_spelling]
     tensors = spelled(network.export(weights), spelling)
 
+It changes names and scales, and writes nothing. Called by the writers of a run and by
+the tools that write LoRA files. `lora_formats` reads every spelling.
+
 Shape suffixes: O outputs of a layer, R rank.
 """
 
@@ -22,7 +25,7 @@ from torch import Tensor
 from toolkit.contracts.model import ROWS_OF
 
 EXPORTED_PREFIX = "diffusion_model."
-"""Before the name of a layer in what `Network.export` returns."""
+"""Prefix of the name of a layer in the result of `Network.export`."""
 
 DOWN = ".lora_A.weight"
 UP = ".lora_B.weight"
@@ -31,13 +34,17 @@ ALPHA = ".alpha"
 
 @dataclass(frozen=True)
 class Spelling:
-    """One way to write a LoRA, DoRA, LoHa or LoKr."""
+    """One way to write a LoRA, DoRA, LoHa or LoKr.
+
+    >>> FOLDED.prefix, FOLDED.folds_alpha
+    ('diffusion_model.', True)
+    """
 
     name: str
-    """As checkpoints record it."""
+    """Its name in checkpoints."""
 
     prefix: str
-    """Before the name of a layer."""
+    """Prefix of the name of a layer."""
 
     down_up: tuple[str, str]
     """Ends of the keys of a LoRA's matrices."""
@@ -48,29 +55,33 @@ class Spelling:
 
 
 STORED = Spelling("alpha_stored", "diffusion_model.", (DOWN, UP), folds_alpha=False)
-"""Runs that began before spellings were recorded keep it. mflux 0.24.0 ignores its
+"""Used by runs that began before spellings were recorded. mflux 0.24.0 ignores its
 alpha, and ComfyUI (17358c8f) does not find all layers of Qwen-Image-2.1 by this
 prefix."""
 
 FOLDED = Spelling("alpha_folded", "diffusion_model.", (DOWN, UP), folds_alpha=True)
-"""As ai-toolkit writes. A LoRA is exact in ComfyUI (17358c8f), diffusers 0.42.1,
+"""The spelling of ai-toolkit. A LoRA is exact in ComfyUI (17358c8f), diffusers 0.42.1,
 DiffSynth 2.1.12, mflux 0.24.0."""
 
 BARE = Spelling(
     "bare", "", (".lora_A.default.weight", ".lora_B.default.weight"), folds_alpha=True
 )
-"""As DiffSynth writes. For models whose layers ComfyUI (17358c8f) fuses: it finds their
-halves without this prefix alone. Without `default` in the keys mflux 0.24.0 refuses
+"""The spelling of DiffSynth, for models whose layers ComfyUI (17358c8f) fuses: it finds
+their halves only without the prefix. Without `default` in the keys mflux 0.24.0 refuses
 bare names, and diffusers 0.42.1 needs an alpha to load them. A LoRA is exact in the
 same programs as with FOLDED."""
 
 SPELLINGS = {spelling.name: spelling for spelling in (STORED, FOLDED, BARE)}
-"""By name. The spelling of new runs is a fact of the model's family
+"""Name -> spelling. The spelling of new runs is a fact of the model's family
 (`ModelFacts.lora_spelling`)."""
 
 
 def spelling_for_layers(layers: Iterable[str]) -> Spelling:
-    """The spelling for a file whose model is known by its layers alone."""
+    """The spelling for a file whose model is known only by its layers.
+
+    >>> spelling_for_layers(["transformer_blocks.0.attn.to_q"]).name
+    'alpha_folded'
+    """
     halves = tuple(f".{part}" for parts in ROWS_OF.values() for part in parts)
     if any(layer.endswith(halves) for layer in layers):
         return BARE
@@ -80,9 +91,13 @@ def spelling_for_layers(layers: Iterable[str]) -> Spelling:
 def spelled(tensors: Mapping[str, Tensor], spelling: Spelling) -> dict[str, Tensor]:
     """Exported tensors in a spelling.
 
-    tensors: as `Network.export` returns them. Those without EXPORTED_PREFIX, which a
+    tensors: as `Network.export` returns them. Tensors without EXPORTED_PREFIX, which a
     network names itself, stay as they are. An up matrix [O, R] is multiplied by alpha /
     R in float32.
+
+    Example::
+
+        tensors = spelled(network.export(weights), SPELLINGS["bare"])
     """
     down, up = spelling.down_up
     written: dict[str, Tensor] = {}

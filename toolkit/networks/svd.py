@@ -1,11 +1,14 @@
 """Extracts the nearest LoRA of a given rank from a weight delta, by SVD.
 
-Exact for LoRA, LoHa and LoKr, whose factors are decomposed instead of the whole change:
-a LoHa of ranks r and s is a product of rank r s (rows of the up matrices, columns of
-the down matrices multiplied with each other), and the singular values of a Kronecker
-product are the products of its factors' ones. What has no such factors is decomposed
-whole: exactly up to `FULL_SVD_SIDE`, above it by a randomised method with random
-numbers of its own, always the same.
+The result is exact for LoRA, LoHa and LoKr, whose factors are decomposed instead of the
+whole change. A LoHa of ranks r and s is a product of rank r s (rows of the up matrices,
+columns of the down matrices multiplied with each other). The singular values of a
+Kronecker product are the products of the singular values of its factors. A change
+without such factors is decomposed whole: exactly up to `FULL_SVD_SIDE`, above it by a
+randomised method with its own random numbers, always the same.
+
+It works on one layer, and knows neither names nor files. Called by the networks that
+start from a file, by `extract_lora`, by `toolkit.train.recovery`, and by tools.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer, Q columns of a basis.
 """
@@ -29,7 +32,12 @@ POWER_ITERATIONS = 4
 
 
 class Svd(NamedTuple):
-    """The largest singular values of a matrix, in order, with their vectors."""
+    """The largest singular values of a matrix, in order, with their vectors.
+
+    >>> found = Svd(torch.eye(2), torch.tensor([3.0, 1.0]), torch.eye(2))
+    >>> found.rest
+    0.0
+    """
 
     u_OQ: Tensor
     s_Q: Tensor
@@ -42,10 +50,15 @@ def extract_lora(change: LayerDelta, rank: int) -> tuple[Tensor, Tensor, float]:
     """(up_OR, down_RI, error): the LoRA of at most `rank` nearest to `change`, and its
     relative Frobenius error.
 
-    A LoRA that fits is returned as it is, with its own smaller rank and error 0; the
-    others have their singular values shared evenly by both matrices. The magnitude of a
-    DoRA is not looked at; a kind that multiplies the weight has no such LoRA
+    A LoRA that fits is returned as it is, with its own smaller rank and error 0. For
+    other changes both matrices share the singular values evenly. The magnitude of a
+    DoRA is ignored. A kind that multiplies the weight has no such LoRA
     (`LayerDelta.needs_base`).
+
+    >>> change = LayerDelta({"up": torch.ones(4, 1), "down": torch.ones(1, 2)}, 0.5)
+    >>> up_OR, down_RI, error = extract_lora(change, rank=8)
+    >>> up_OR.shape, down_RI.shape, error
+    (torch.Size([4, 1]), torch.Size([1, 2]), 0.0)
     """
     assert change.multiplied is None
     pair = change.low_rank
@@ -59,7 +72,7 @@ def extract_lora(change: LayerDelta, rank: int) -> tuple[Tensor, Tensor, float]:
         inner = len(change.parts["hada_w1_b"]) * len(change.parts["hada_w2_b"])
     if inner >= min(change.shape):
         return extract_lora_from_delta(change.delta(), rank)
-    # of a LoHa rank r s: (A1 B1) * (A2 B2) = sum over i, j of (A1_i * A2_j) (B1_i *
+    # a LoHa has rank r s: (A1 B1) * (A2 B2) = sum over i, j of (A1_i * A2_j) (B1_i *
     # B2_j)
     if pair is None:
         p = change.parts
@@ -74,7 +87,12 @@ def extract_lora(change: LayerDelta, rank: int) -> tuple[Tensor, Tensor, float]:
 def extract_lora_from_delta(
     delta_OI: Tensor, rank: int
 ) -> tuple[Tensor, Tensor, float]:
-    """`extract_lora` for a change that is given as a whole (float32)."""
+    """`extract_lora` for a change that is given as a matrix (float32).
+
+    >>> up_OR, down_RI, error = extract_lora_from_delta(torch.eye(2), rank=1)
+    >>> round(error, 3)
+    0.707
+    """
     return _truncate(_svd(delta_OI, rank), rank)
 
 
@@ -84,7 +102,7 @@ def within_share(
     """The lowest rank of a result of `extract_lora` that keeps `share` (in [0, 1]) of
     the change's squared norm.
 
-    All of it where the result itself keeps less.
+    The whole result where it keeps less than that itself.
     """
     svd = _svd_of_product(up_OR, down_RI)
     squares = svd.s_Q.double().square()
@@ -144,8 +162,8 @@ def _svd(delta_OI: Tensor, rank: int) -> Svd:
         u, s, vh = torch.linalg.svd(delta_OI, full_matrices=False)
         return Svd(u, s, vh.T)
     # Source: Halko, Martinsson and Tropp, https://arxiv.org/abs/0909.4061, algorithms
-    # 4.4 and 5.1. Not torch.svd_lowrank: it draws from the global generator, which
-    # belongs to the training.
+    # 4.4 and 5.1. torch.svd_lowrank would draw from the global generator, which the
+    # training uses.
     random = torch.Generator().manual_seed(0)
     start_IQ = torch.randn(delta_OI.shape[1], columns, generator=random).to(
         delta_OI.device

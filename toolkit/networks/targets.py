@@ -1,4 +1,9 @@
-"""Selects the layers that an adapter is attached to, and reads what their names say."""
+"""Selects the layers that an adapter is attached to, by their names.
+
+It knows only names: `Network.trainable_modules` lists the layers that a model offers.
+Raises an error or gives warnings where a choice fits no layer. Called by the plan, by
+the trainer, and by tools that work block by block.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +17,11 @@ _BLOCK = re.compile(r"blocks[._](\d+)[._]")
 
 
 def block_in(name: str) -> int | None:
-    """The number of the block in the name of a layer, or of a tensor in a file; None:
-    it is in none.
+    """The number of the block in the name of a layer, or of a tensor in a file; None
+    where the name has no block.
 
-    Example: `block_in("transformer_blocks.3.attn.to_q")` is 3.
+    >>> block_in("transformer_blocks.3.attn.to_q")
+    3
     """
     match = _BLOCK.search(name)
     return int(match[1]) if match else None
@@ -26,8 +32,12 @@ def select_target_modules(network: NetworkConfig, names: Sequence[str]) -> list[
     `only_if_contains` (if any is given), none of `ignore_if_contains`, and pass.
 
     A name passes when an include pattern matches all of it, or when exclude patterns
-    are given and none matches; without either all pass. Raises UserError when nothing
-    is left: training nothing is never meant.
+    are given and none matches; without either all pass. Raises UserError when no layer
+    is left, because a run without trained layers is a mistake.
+
+    >>> network = NetworkConfig(type="lora", include_patterns=[".*to_q"])
+    >>> select_target_modules(network, ["blocks.0.to_q", "blocks.0.to_k"])
+    ['blocks.0.to_q']
     """
     include_patterns = network.include_patterns
     exclude_patterns = network.exclude_patterns
@@ -58,7 +68,7 @@ def select_target_modules(network: NetworkConfig, names: Sequence[str]) -> list[
 
 
 def _nothing_chosen(network: NetworkConfig, example: str) -> str:
-    """The error where a section chooses no layer. example: a name of one."""
+    """The error where a section chooses no layer. example: the name of a layer."""
     has_patterns = bool(network.include_patterns or network.exclude_patterns)
     has_texts = bool(
         network.network_kwargs.only_if_contains
@@ -76,8 +86,7 @@ def _nothing_chosen(network: NetworkConfig, example: str) -> str:
 
 
 def unused_choices(network: NetworkConfig, names: Sequence[str]) -> Iterator[str]:
-    """A line for each text or pattern of a `network:` section that fits none of the
-    layers."""
+    """A line for each text or pattern of a `network:` section that fits no layer."""
     for key in ("include_patterns", "exclude_patterns"):
         for pattern in getattr(network, key):
             if not matching(pattern, names):

@@ -1,5 +1,5 @@
-"""Kinds of adapter that are not read, known by the names of their tensors, so that a
-refusal says what a file is.
+"""Kinds of adapter that are not read, recognized by the names of their tensors, so that
+a refusal names the kind of a file. Called by `lora_formats` and `adapter_health`.
 
 Source: peft 0.21.2, the `prefix` of each tuner and the keys that it saves
 (`tests/toolkit/networks/ test_unread_kinds.py` asks the installed peft for them);
@@ -29,7 +29,7 @@ SUFFIXES = {
         "base, or drawn, when the training began"
     ),
 }
-"""Suffix of a key -> what it is."""
+"""Suffix of a key -> the kind, with its article."""
 
 _T_LORA = SUFFIXES[".lambda_layer"]
 SUFFIXES |= {".q_layer.weight": _T_LORA, ".p_layer.weight": _T_LORA}
@@ -80,18 +80,22 @@ NAMES = {
     "waveft_": "a WaveFT of peft",
     "xlora_": "an X-LoRA of peft",
 }
-"""How one of the last two dotted parts of a key begins -> what it is."""
+"""Start of one of the last two dotted parts of a key -> the kind, with its article."""
 
 
 def unread_kind(key: str) -> str:
-    """What the tensor of this name belongs to, with its article; empty: to nothing that
-    is known here."""
+    """The kind of adapter that has a tensor of this name, with its article; empty where
+    the name is unknown.
+
+    >>> unread_kind("transformer_blocks.0.attn.to_q.vera_lambda_b")
+    'a VeRA of peft'
+    """
     by_suffix = next(
         (what for suffix, what in SUFFIXES.items() if key.endswith(suffix)), ""
     )
     if by_suffix:
         return by_suffix
-    # before them stands the module's own name, which may begin like a kind's
+    # earlier parts are the module's own name, which may begin like a kind's
     for part in key.split(".")[-2:]:
         named = next(
             (what for name, what in NAMES.items() if part.startswith(name)), ""

@@ -1,1 +1,1 @@
-"""The machine: devices, processes and what they share, signals, random streams."""
+"""The machine: devices, processes and their exchange, signals, random streams."""

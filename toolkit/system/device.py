@@ -1,4 +1,10 @@
-"""Which device the work runs on, and the dtypes that configs name."""
+"""Which device the work runs on, its memory, and the dtypes that configs name.
+
+The functions for memory treat CUDA, MPS and the CPU alike where the device has the
+number. This module imports torch; `nvidia` gives the reasons without it, so that a dry
+run can report them too. `jobs.process.trainer` picks the device of a training run.
+Called by nearly every room that computes: models, training, memory, networks.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +30,14 @@ logger = logging.getLogger(__name__)
 
 def pick_device(wanted: str, quiet: bool = False) -> torch.device:
     """The device named by the config: `cuda:0`, `cpu`, `mps`, or `auto` for the best
-    there is.
+    one of this machine.
 
-    Raises UserError where a device was chosen that is not there. `cuda:0`
-    (`ANY_DEVICE`) is then the CPU, with one warning (none if `quiet`); `check_device`
-    refuses that for a large model.
+    Raises UserError where the chosen device cannot be used. Instead of `cuda:0`
+    (`ANY_DEVICE`) it then returns the CPU, with one warning (none if `quiet`);
+    `check_device` refuses that for a large model.
+
+    >>> pick_device("cpu")
+    device(type='cpu')
     """
     check_device(wanted, 0)
     if wanted == "auto":
@@ -46,10 +55,11 @@ def pick_device(wanted: str, quiet: bool = False) -> torch.device:
 
 
 def check_device(wanted: str, model_bytes: int) -> None:
-    """Raises UserError where the job's device cannot be used: a chosen one, or, of a
-    large model (`ACCIDENTAL_CPU_LIMIT`), any but the CPU. The message has the likely
-    cause.
+    """Raises UserError where the job's device cannot be used. The message has the
+    likely cause.
 
+    A small model may then be trained on the CPU where the job names a device of
+    `ANY_DEVICE`; a model above `ACCIDENTAL_CPU_LIMIT` may not.
     wanted: the config's `device`. model_bytes: of all parts of the model; 0: not known.
     """
     if wanted == "auto" and (torch.cuda.is_available() or _has_mps()):
@@ -72,8 +82,8 @@ def _is_there(wanted: str) -> bool:
 
 
 def _no_cuda(wanted: str) -> str:
-    """Why the wanted CUDA device cannot be used: as the system tells, else as PyTorch
-    does."""
+    """Why the wanted CUDA device cannot be used: the cause that the system shows, or
+    else PyTorch's error."""
     count = torch.cuda.device_count()
     if count:
         return last_device(wanted, count)
@@ -90,8 +100,8 @@ def _no_cuda(wanted: str) -> str:
 def use_device(device: torch.device) -> torch.device:
     """Makes a CUDA device PyTorch's current one, and returns it.
 
-    Pinned memory, and libraries that name no device, would make a context on the first
-    GPU.
+    Otherwise pinned memory, and libraries that name no device, would create a context
+    on the first GPU.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -107,8 +117,8 @@ def to_device(
 ) -> torch.Tensor:
     """`tensor.to(device, dtype)`; from the CPU to CUDA through pinned memory.
 
-    Out of ordinary memory the host would wait for everything the device was given so
-    far.
+    A copy from ordinary memory would make the host wait for all work that the device
+    has been given.
     """
     if tensor.device.type == "cpu" and device.type == "cuda":
         host = tensor.to(dtype or tensor.dtype)
@@ -119,7 +129,11 @@ def to_device(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of the device, pinned or the machine's."""
+    """Whether memory ran out: the device's, pinned memory, or the machine's.
+
+    >>> is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    True
+    """
     return is_short_of(error) is MEMORY
 
 
@@ -127,8 +141,8 @@ def pinned(make: Callable[..., torch.Tensor]) -> torch.Tensor:
     """The CPU tensor of `make(pin_memory=True)`, which a GPU copies from and to while
     the host works on.
 
-    Where the system pins no more memory (WSL2 and containers limit it), an ordinary
-    one, and a warning.
+    Where the system pins no more memory (WSL2 and containers limit it), it returns an
+    ordinary tensor, and logs a warning once.
     """
     try:
         return make(pin_memory=True)
@@ -148,8 +162,8 @@ def _warn_unpinned() -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that tensors can still take there, those included that PyTorch holds and
-    does not use."""
+    """Bytes that tensors can still take on the device. They include the memory that
+    PyTorch holds and does not use."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
             device
@@ -161,21 +175,21 @@ def free_memory(device: torch.device) -> int:
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of a CUDA device in all."""
+    """Bytes of all memory of a CUDA device."""
     return torch.cuda.get_device_properties(device).total_memory
 
 
 FLOPS_PER_CYCLE = {(8, 0): 2048, (9, 0): 4096, (10, 0): 8192, (10, 3): 8192}
 """Operations of bf16 matrix products per cycle and multiprocessor, by compute
-capability; of all others 512. Source: NVIDIA's architecture papers (A100 312, H100 989,
+capability; 512 for all others. Source: NVIDIA's architecture papers (A100 312, H100 989,
 B200 2250, RTX 4090 165 TFLOP/s, dense)."""
 
 CYCLES = 1.7e9
-"""Per second, about."""
+"""Clock cycles per second, about."""
 
 
 def peak_flops(device: torch.device) -> float:
-    """Operations of bf16 matrix products per second that a CUDA device does at most,
+    """An upper bound of the bf16 matrix operations that a CUDA device does per second,
     roughly."""
     properties = torch.cuda.get_device_properties(device)
     return (
@@ -198,8 +212,8 @@ def reset_peak_memory(device: torch.device) -> None:
 def configure_cuda(
     device: torch.device, allow_tf32: bool, cudnn_benchmark: bool
 ) -> None:
-    """Sets PyTorch's switches of these names for the rest of the process; on another
-    device than CUDA only says so."""
+    """Sets PyTorch's switches of these names for the rest of the process. On another
+    device than CUDA it only logs that they have no effect."""
     wanted = {"cuda_allow_tf32": allow_tf32, "cuda_cudnn_benchmark": cudnn_benchmark}
     given = [f"train.{key}" for key, value in wanted.items() if value]
     if given and device.type != "cuda":
@@ -217,4 +231,4 @@ DTYPES = {
     "float16": torch.float16,
     "float32": torch.float32,
 }
-"""By the normalised names of `train.dtype` (computing) and `save.dtype` (files)."""
+"""Normalised name of `train.dtype` (computing) or `save.dtype` (files) -> dtype."""

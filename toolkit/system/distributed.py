@@ -7,7 +7,9 @@ Shutdown: a rank that fails writes a failure record into the launcher's store an
 The connection of the other ranks is then lost: at their next collective they read the
 record and exit too. A rank that disappears without a record was killed.
 
-Imports no torch before several processes rendezvous.
+`run` makes the group (`rendezvous_processes`), `jobs.job` connects it, and the training
+loop uses it. Sharding a model is in `toolkit.memory.fsdp`. Imports no torch before
+several processes rendezvous.
 """
 
 from __future__ import annotations
@@ -75,8 +77,8 @@ _ENDED = "ended"
 
 
 class PeerFailedError(RunError):
-    """Another rank died or failed, so this one exits too, with that rank's exit
-    code."""
+    """Another rank died or failed, so this rank exits too, with the exit code of the
+    other one."""
 
     def __init__(self, message: str, exit_code: int = EXIT_FAILURE) -> None:
         super().__init__(message)
@@ -92,7 +94,12 @@ class _Command:
 
 class ProcessGroup:
     """The process group as seen from one rank. On a single process every collective
-    returns its input."""
+    returns its input.
+
+    >>> group = ProcessGroup()
+    >>> group.is_main_process, group.all_gather_object("mine")
+    (True, ['mine'])
+    """
 
     def __init__(self, env: DistributedEnv = SINGLE_PROCESS, store: Any = None) -> None:
         """store: the `torch.distributed` store of all ranks; None for a single
@@ -113,8 +120,8 @@ class ProcessGroup:
         self.on_command: Callable[[Any], None] | None = None
         """Handles a command that rank 0 broadcasts."""
         self.oom_hint: Callable[[], str] = lambda: ""
-        """What the user can change when memory runs out in a collective, most effective
-        first."""
+        """Advice for the user when memory runs out in a collective, the most effective
+        change first."""
 
     def init_process_group(self, minutes: float = 0) -> None:
         """Connects the ranks. minutes: timeout of a collective; 0: `TIMEOUT_MIN`."""
@@ -127,8 +134,8 @@ class ProcessGroup:
         backend = "cpu:gloo,cuda:nccl" if has_nccl else "gloo"
         timeout = timedelta(minutes=minutes or TIMEOUT_MIN)
         self._store_timeout_s = timeout.total_seconds()
-        # Without this the ranks would wait for one that has failed already until the
-        # timeout.
+        # Without this the ranks would wait until the timeout for a rank that has failed
+        # already.
         self._store_call(lambda store: store.add(_READY, 1))
         self._wait_until(
             lambda store: store.add(_READY, 0) >= self.world_size,
@@ -159,8 +166,8 @@ class ProcessGroup:
         return gathered
 
     def broadcast_command(self, command: Any) -> None:
-        """Called by rank 0 while the other ranks wait in a collective: they run the
-        command, and wait again."""
+        """Makes the other ranks, which wait in a collective, run a command and wait
+        again. Rank 0 calls it."""
         if not self.is_single_process:
             self._values(_Command(command))
 
@@ -191,8 +198,8 @@ class ProcessGroup:
             self._wait_until(lambda store: store.check([key]))
 
     def assert_equal_across_ranks(self, values: Mapping[str, Any]) -> None:
-        """Raises RunError on all ranks when their values differ; it names the first one
-        that does."""
+        """Raises RunError on all ranks when their values differ. It names the first value
+        that differs."""
         gathered = self.all_gather_object(values)
         for name in dict.fromkeys(
             name for rank_values in gathered for name in rank_values
@@ -226,7 +233,7 @@ class ProcessGroup:
 
         shard: the tensor is this shard of a larger one, which is gathered: all ranks
         have to call it, and the device of rank 0 needs room for the full tensor. dtype:
-        of the copy; None: that of the tensor.
+        of the copy; None: the tensor's dtype.
         """
         import torch.distributed as dist
 
@@ -316,8 +323,8 @@ class ProcessGroup:
             if not (
                 self._connected or isinstance(error, Interrupted | KeyboardInterrupt)
             ):
-                # The store may be this rank's: a slower one learns there that an error
-                # which all find is reported.
+                # This rank may own the store. A slower rank reads there that an error
+                # which all ranks find has been reported.
                 self._poll_before_exit(
                     lambda store: store.add(_ENDED, 0) >= self.world_size
                 )
@@ -329,7 +336,7 @@ class ProcessGroup:
         """Reports the error, or leaves that to another rank, and returns the exit
         code."""
         if isinstance(error, PeerFailedError):
-            # On each machine: its output may be all that somebody sees.
+            # One rank of each machine reports it: a user may see only one output.
             if self._failure_record():
                 reports = self.local_rank == 0
             else:
@@ -379,7 +386,7 @@ class ProcessGroup:
     def _poll_before_exit(self, condition: Callable[[Any], bool]) -> bool:
         """Whether `condition` of the store comes true within SHUTDOWN_GRACE_S.
 
-        A lost store counts: it was that of rank 0, which exits after the other healthy
+        A lost store counts as true: rank 0 owned it, and exits after the other healthy
         ranks.
         """
         until = time.monotonic() + SHUTDOWN_GRACE_S
@@ -395,7 +402,7 @@ class ProcessGroup:
         """Calls `call`, a collective, and returns its result.
 
         Raises PeerFailedError or Interrupted when another rank is gone; RunError when
-        this one runs out of memory.
+        this rank runs out of memory.
         """
         from toolkit.system.device import is_out_of_memory
 
@@ -468,9 +475,9 @@ class ProcessGroup:
         """The result of a call of the store; `otherwise` when the store is lost, with
         the launcher or rank 0.
 
-        One that does not answer in time is lost too: a machine that has gone closes no
-        connection, and PyTorch would wait as long as the system takes to notice, a
-        quarter of an hour.
+        A store that does not answer in time counts as lost: a machine that has gone
+        closes no connection, and PyTorch would wait until the system notices, a quarter
+        of an hour.
         """
         if self._store is None:
             return otherwise
@@ -520,8 +527,8 @@ def rendezvous_processes(env: DistributedEnv) -> ProcessGroup:
 
 @contextmanager
 def _no_messages_of_cpp() -> Iterator[None]:
-    """Inside the block standard error is discarded: PyTorch logs failed connections
-    with a stack, and raises them."""
+    """Discards standard error inside the block: PyTorch logs failed connections with a
+    stack, and also raises an error."""
     stderr_copy = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
@@ -541,8 +548,8 @@ def mute_nonzero_ranks(env: DistributedEnv) -> None:
 
 
 def exit_process(code: int) -> NoReturn:
-    """Exits this process; with several, without waiting for pending work of libraries
-    with the other ranks."""
+    """Exits this process. With several processes it does not wait for work of libraries
+    that is pending with the other ranks."""
     # the exit code is final: a signal during interpreter shutdown would print a
     # traceback
     signals.ignore()

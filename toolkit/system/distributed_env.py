@@ -1,7 +1,8 @@
 """Rank and world size as the launcher's environment gives them. Imports no torch.
 
 `torchrun` and `accelerate launch` set these environment variables; only this module
-reads them.
+reads them. It connects nothing: `distributed.rendezvous_processes` does that with its
+result. `run` reads them once at the start; the plan uses the number of processes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from toolkit.errors import UserError
 
 @dataclass(frozen=True)
 class DistributedEnv:
-    """Rank, world size and local rank of this process."""
+    """Rank, world size and local rank of this process.
+
+    >>> env = DistributedEnv(rank=9, world_size=16, local_rank=1)
+    >>> env.first_rank_here, env.is_main_process
+    (8, False)
+    """
 
     rank: int = 0
     """0 to world_size - 1; rank 0 prints and writes."""
@@ -25,8 +31,8 @@ class DistributedEnv:
     """Rank within the machine: the index of its GPU."""
 
     attempt: int = 0
-    """Number of restarts by the launcher (`torchrun --max-restarts`), which keeps its
-    store."""
+    """Number of restarts by the launcher (`torchrun --max-restarts`). The launcher keeps
+    its store over them."""
 
     address: str = field(default="", compare=False)
     """Host and port where the processes meet."""
@@ -37,8 +43,7 @@ class DistributedEnv:
 
     @property
     def first_rank_here(self) -> int:
-        """Rank of the first process of this machine, by which machines are told
-        apart."""
+        """Rank of the first process of this machine. It identifies the machine."""
         return self.rank - self.local_rank
 
     @property
@@ -50,10 +55,13 @@ SINGLE_PROCESS = DistributedEnv()
 
 
 def read_distributed_env(environment: Mapping[str, str] = os.environ) -> DistributedEnv:
-    """Rank and world size as the launcher set them; a single process where there is no
+    """Rank and world size as the launcher set them; a single process without a
     launcher.
 
     Raises UserError when the variables are inconsistent.
+
+    >>> read_distributed_env({}).world_size
+    1
     """
     size = environment.get("WORLD_SIZE", "1")
     if size == "1":
@@ -81,7 +89,8 @@ def read_distributed_env(environment: Mapping[str, str] = os.environ) -> Distrib
 
 
 def _attempt(environment: Mapping[str, str]) -> int:
-    """torchrun's restart count; 0 with several machines, where each has its own."""
+    """torchrun's restart count; 0 with several machines, because each machine counts
+    separately."""
     if environment.get("LOCAL_WORLD_SIZE") != environment["WORLD_SIZE"]:
         return 0
     return int(environment.get("TORCHELASTIC_RESTART_COUNT") or 0)

@@ -1,4 +1,10 @@
-"""The memory of this process on the host."""
+"""The memory of this process on the host: how much is free, and how freed memory
+returns to the system.
+
+A container's limit counts as the machine's. The memory of a GPU is in `device`.
+Imports no torch. Called by the plan, by the loading of models, by quantization, and by
+the page's view of the machine.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +17,22 @@ from toolkit.system.torch_version import PINNED_EXACT_ABOVE_MB, pins_exactly
 
 
 def pinned_bytes(size: int) -> int:
-    """Bytes of the pinned memory that PyTorch takes for a tensor of `size` bytes."""
+    """Bytes of pinned memory that PyTorch allocates for a tensor of `size` bytes.
+
+    >>> pinned_bytes(3_000_000)  # rounded up to a power of two
+    4194304
+    """
     if size <= 0 or (size > PINNED_EXACT_ABOVE_MB << 20 and pins_exactly()):
         return max(0, size)
     return 1 << (size - 1).bit_length()
 
 
 def malloc_trim() -> None:
-    """Gives the memory of freed tensors back to the system, where the C library can be
-    asked to.
+    """Gives the memory of freed tensors back to the system, where the C library has a
+    function for it (glibc).
 
-    glibc keeps freed chunks of up to 32 MiB: after a few quantized blocks that is more
-    than the whole model.
+    glibc keeps freed chunks of up to 32 MiB: after a few quantized blocks they add up
+    to more than the whole model.
     """
     trim = getattr(_c_library(), "malloc_trim", None)
     if trim:
@@ -35,8 +45,8 @@ def _c_library() -> ctypes.CDLL | None:
 
 
 def free_host_memory() -> int:
-    """Bytes this process can still take without swapping: what the system has, or less
-    where a container has a limit.
+    """Bytes that this process can still take without swapping: the system's free
+    memory, or the rest of a container's limit where that is less.
 
     0 where neither is known.
     """
@@ -51,7 +61,7 @@ CGROUPS = (
         Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ),
 )
-"""Files of a container's limit and what it uses, in cgroup versions 2 and 1."""
+"""Files with the limit and the usage of a container, in cgroup versions 2 and 1."""
 
 
 def _available(meminfo: Path) -> int | None:

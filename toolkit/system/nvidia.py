@@ -1,7 +1,11 @@
-"""What the system says of NVIDIA GPUs and of the installed PyTorch, and why no CUDA
-device can be used.
+"""Facts about NVIDIA GPUs and the installed PyTorch, as the system gives them, and the
+reason why no CUDA device can be used.
 
-Imports no torch, so that a dry run can tell as well."""
+Imports no torch, so that a dry run can report the reason too. It opens no device and
+starts no CUDA: it asks the driver's library (NVML) and reads files of the system.
+`device` chooses the device with torch. Called by the plan, by `device`, `readings` and
+`toolkit.memory.compiling`, and by the tools that show the machine.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +38,18 @@ TO_TRY = (
     "To try the program on this machine, give the small model that comes with it, which draws flat mascots only: "
     "model.name_or_path: config/examples/tiny_mascots."
 )
-"""What a plan for a machine without a GPU offers."""
+"""A hint in the plan for a machine without a GPU."""
 
 NO_MPS = "mps is a device of Apple's machines: leave 'device' out, or write 'auto'."
 
 
 class Gpu(NamedTuple):
-    """What the driver says of one GPU."""
+    """The driver's values of one GPU.
+
+    >>> gpu = Gpu("NVIDIA H100 80GB HBM3", capability=9, memory=85_520_809_984)
+    >>> gpu.load is None
+    True
+    """
 
     name: str
     """Empty: not known."""
@@ -52,15 +61,20 @@ class Gpu(NamedTuple):
     """Bytes; 0: not known."""
 
     used: int = 0
-    """Bytes of them in use, by all processes."""
+    """Bytes of `memory` that all processes use."""
 
     load: int | None = None
-    """Percent of the last moment in which it computed; None: not known."""
+    """Percent of the last sampling period in which it computed; None: not known."""
 
 
 @dataclass(frozen=True)
 class NvidiaFacts:
-    """What is known of the machine, and of the PyTorch that is installed."""
+    """Facts about the machine, and about the installed PyTorch.
+
+    >>> facts = NvidiaFacts("13.0", driver="580.65.06", devices=4, visible="0,1")
+    >>> facts.usable, likely_cause(facts)
+    (2, '')
+    """
 
     torch_cuda: str | None
     """The CUDA version that PyTorch is built with, as in "13.0"; None: it is a build
@@ -81,7 +95,8 @@ class NvidiaFacts:
 
     @property
     def usable(self) -> int:
-        """The devices that CUDA_VISIBLE_DEVICES leaves; PyTorch counts these from 0."""
+        """Number of devices that CUDA_VISIBLE_DEVICES leaves. PyTorch counts them from
+        0."""
         if self.visible is None:
             return self.devices
         return min(self.devices, len(self.visible.split(",")))
@@ -103,14 +118,14 @@ def read_facts() -> NvidiaFacts:
 
 
 def has_no_gpu() -> bool:
-    """Whether PyTorch can certainly use no CUDA device of this machine, as far as it
-    can be known without torch."""
+    """Whether PyTorch certainly cannot use a CUDA device on this machine. False where
+    that cannot be known without torch."""
     return sys.platform == "darwin" or bool(likely_cause(read_facts()))
 
 
 def ask_nvml() -> tuple[str | None, list[Gpu]]:
-    """The driver and its GPUs, by the library that nvidia-smi uses; (None, []) where it
-    is not here."""
+    """The driver and its GPUs, from the library that nvidia-smi uses; (None, []) where
+    the library is missing."""
     version = ctypes.create_string_buffer(96)
     gpus = list[Gpu]()
     with suppress(OSError, AttributeError):
@@ -120,7 +135,7 @@ def ask_nvml() -> tuple[str | None, list[Gpu]]:
             count = ctypes.c_uint(0)
             nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
             for index in range(count.value):
-                # What a call cannot tell stays empty or 0.
+                # A value that a call does not give stays empty or 0.
                 device = ctypes.c_void_p()
                 name = ctypes.create_string_buffer(96)
                 major = ctypes.c_int(0)
@@ -144,8 +159,12 @@ def ask_nvml() -> tuple[str | None, list[Gpu]]:
 
 
 def likely_cause(facts: NvidiaFacts) -> str:
-    """Why CUDA cannot be used, with the remedy, in one sentence; empty where nothing
-    here speaks against it."""
+    """Why CUDA cannot be used, with the remedy, in one sentence; empty where the facts
+    show no reason.
+
+    >>> likely_cause(NvidiaFacts("13.0", driver="550.54", devices=1))
+    'the NVIDIA driver 550.54 is too old for this PyTorch, ...'
+    """
     if facts.torch_cuda is None:
         return "the installed PyTorch is a build for the CPU: install requirements.txt into a new environment."
     least = LEAST_DRIVER.get(
@@ -192,9 +211,9 @@ def why_no_device(device: str, model_bytes: int, cause: str) -> str:
 def why_no_device_here(
     device: str, model_bytes: int, facts: NvidiaFacts | None = None
 ) -> str:
-    """`why_no_device` as far as it can be known without torch; empty where the job may
-    start on this machine. Of a large model on a machine without any GPU it ends with
-    TO_TRY."""
+    """`why_no_device` with a cause that can be found without torch; empty where the job
+    may start on this machine. For a large model on a machine without a GPU the message
+    ends with TO_TRY."""
     cause = _cause_here(device, facts)
     if cause:
         message = why_no_device(device, model_bytes, cause)
@@ -209,8 +228,8 @@ def why_no_device_here(
 
 
 def cpu_instead_here(device: str, facts: NvidiaFacts | None = None) -> str:
-    """A line where the CPU is used although the job names a device, as far as it can be
-    known without torch."""
+    """A line for the plan where the CPU is used although the job names a device; empty
+    otherwise, and where that cannot be known without torch."""
     cause = _cause_here(device, facts)
     if not cause or device == "auto" or why_no_device(device, 0, cause):
         return ""
@@ -218,8 +237,8 @@ def cpu_instead_here(device: str, facts: NvidiaFacts | None = None) -> str:
 
 
 def _cause_here(device: str, facts: NvidiaFacts | None) -> str:
-    """Why the device cannot be used, as far as it can be known without torch; empty:
-    nothing speaks against it."""
+    """Why the device cannot be used; empty where no reason can be found without
+    torch."""
     if device == "cpu" or sys.platform == "darwin":
         return ""
     facts = facts or read_facts()
@@ -229,8 +248,12 @@ def _cause_here(device: str, facts: NvidiaFacts | None) -> str:
 
 
 def last_device(device: str, count: int) -> str:
-    """Why `cuda:N` is none of `count` devices; empty where it is one, or no device is
-    asked for by its number."""
+    """Why `cuda:N` is not one of `count` devices; empty where it is one, or where
+    `device` has no number.
+
+    >>> last_device("cuda:2", count=2)
+    'the last CUDA device here is cuda:1.'
+    """
     index = device.partition("cuda:")[2]
     if index and int(index) >= count:
         return f"the last CUDA device here is cuda:{count - 1}."
@@ -241,14 +264,14 @@ NO_C_COMPILER = "a C compiler (gcc, clang, or the one that CC names)"
 
 
 def has_c_compiler() -> bool:
-    """Whether Triton finds one; it builds the launcher of each kernel with it
-    (triton/runtime/build.py)."""
+    """Whether Triton finds a C compiler, with which it builds the launcher of each
+    kernel (triton/runtime/build.py)."""
     return bool(os.environ.get("CC") or which("gcc") or which("clang"))
 
 
 def compiling_note() -> str | None:
-    """What `train.compile: auto` does on a CUDA device of this machine; None where
-    PyTorch is a build for the CPU."""
+    """A line about the effect of `train.compile: auto` on a CUDA device of this machine;
+    None where PyTorch is a build for the CPU."""
     if _cuda_of_torch() is None:
         return None
     if find_spec("triton") is None:
@@ -261,8 +284,8 @@ def compiling_note() -> str | None:
 
 
 def half_precision(facts: NvidiaFacts | None = None) -> tuple[str, str]:
-    """The number type of 16 bits that suits this machine's GPUs, else float32; and why,
-    in one sentence."""
+    """The number type of 16 bits that suits this machine's GPUs, else float32; and the
+    reason in one sentence."""
     facts = facts or read_facts()
     if facts.torch_cuda is None or not facts.usable:
         return (
@@ -282,8 +305,8 @@ def half_precision(facts: NvidiaFacts | None = None) -> tuple[str, str]:
 
 
 def gpu_name(device: str) -> str:
-    """The name of the GPU that `device` of a job means, as its driver gives it; empty:
-    there is none, or not known."""
+    """The driver's name of the GPU that `device` of a job means; empty where there is
+    none, or where its name is not known."""
     if device in ("cpu", "mps"):
         return ""
     gpus = ask_nvml()[1]
@@ -294,8 +317,8 @@ def gpu_name(device: str) -> str:
 
 
 def _number_of(device: str) -> int | None:
-    """The driver's number of the GPU that `device` of a job means; None:
-    CUDA_VISIBLE_DEVICES names it otherwise."""
+    """The driver's number of the GPU that `device` of a job means; None where
+    CUDA_VISIBLE_DEVICES does not name it by number."""
     index = int(device.partition("cuda:")[2] or 0)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
@@ -316,13 +339,13 @@ THROTTLED = {
     0x40: "temperature",
     0x80: "power brake",
 }
-"""Bits of nvmlDeviceGetCurrentClocksThrottleReasons that mean a lower clock than the
-work asks for. Source: nvml.h."""
+"""Bit of nvmlDeviceGetCurrentClocksThrottleReasons -> the reason for a lower clock than
+the load would need. Source: nvml.h."""
 
 
 def gpu_clock(device: str) -> tuple[int, tuple[str, ...]]:
-    """MHz of the multiprocessors of a CUDA device, and why they are held back
-    (`THROTTLED`); (0, ()): not known."""
+    """Clock of the multiprocessors of a CUDA device in MHz, and the reasons that lower
+    it (`THROTTLED`); (0, ()) where it is not known."""
     number = _number_of(device)
     nvml = _open_nvml()
     if number is None or nvml is None:
@@ -343,7 +366,7 @@ def gpu_clock(device: str) -> tuple[int, tuple[str, ...]]:
 @cache
 def _open_nvml() -> ctypes.CDLL | None:
     """The driver's library, which stays open until the program ends; None where it is
-    not here."""
+    missing."""
     with suppress(OSError, AttributeError):
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
         if nvml.nvmlInit_v2() == 0:
@@ -352,13 +375,13 @@ def _open_nvml() -> ctypes.CDLL | None:
 
 
 def least_memory() -> int:
-    """Bytes of memory of the smallest GPU; 0: there is none, or it is not known."""
+    """Bytes of memory of the smallest GPU; 0 where no GPU exists or none is known."""
     return min(filter(None, (gpu.memory for gpu in ask_nvml()[1])), default=0)
 
 
 def _kernel_driver() -> str | None:
-    """The version that the driver's kernel module gives, also within a container
-    without its GPU."""
+    """The version of the driver's kernel module. It is known within a container without
+    a GPU too."""
     with suppress(OSError):
         text = Path("/proc/driver/nvidia/version").read_text(
             encoding="utf-8", errors="replace"

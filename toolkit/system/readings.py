@@ -1,6 +1,11 @@
-"""What the system counts that can make a training step slow: swapped memory, waiting
-for a CPU, the GPU's clock, its memory. Reading takes less than a millisecond and waits
-for no device; what cannot be read is 0 or empty."""
+"""Counters of the system that explain a slow training step: swapped memory, waiting
+for a CPU, the GPU's clock, its memory.
+
+Reading takes less than a millisecond and does not wait for a device. A value that
+cannot be read is 0 or empty. This module does not judge the values:
+`toolkit.train.anomalies` compares them between steps. Called by
+`toolkit.train.callbacks.anomalies`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,14 @@ from toolkit.system.nvidia import gpu_clock
 
 @dataclass(frozen=True)
 class Reading:
-    """Counters since the start of the process, and states of this moment."""
+    """Counters since the start of the process, and states of this moment.
+
+    Example::
+
+        before = read_machine(device)
+        run_steps()
+        swapped_in = read_machine(device).faults - before.faults
+    """
 
     faults: int = 0
     """Page faults of this process that had to read from a disk (Linux)."""
@@ -27,8 +39,8 @@ class Reading:
     """Bytes of this process in swap (Linux)."""
 
     cpu_s: float = 0.0
-    """Seconds of CPU time of this process, where it trains on the CPU: waiting for a
-    GPU would count as well."""
+    """Seconds of CPU time of this process where it trains on the CPU, else 0: waiting
+    for a GPU would count as well."""
 
     cpu_wait_s: float = 0.0
     """Seconds that the main thread could have run and got no CPU (Linux)."""
@@ -40,18 +52,18 @@ class Reading:
     """Share of the GPU's memory that is free, by its driver."""
 
     gpu_shares: bool = False
-    """Whether the driver moves GPU memory into that of the system when it is full:
+    """Whether the driver moves data to the system's memory when the GPU is full: on
     Windows and WSL."""
 
     clock_mhz: int = 0
     """Clock of the GPU's multiprocessors."""
 
     throttled: tuple[str, ...] = ()
-    """Why the GPU clocks lower than it could."""
+    """Reasons for which the GPU runs at a lower clock than it could."""
 
 
 def read_machine(device: torch.device) -> Reading:
-    """The reading of this moment. device: of the training."""
+    """The reading of this moment. device: the device that trains."""
     faults, swapped, cpu_wait_s = _of_process()
     if device.type != "cuda":
         return Reading(faults, swapped, time.process_time(), cpu_wait_s)

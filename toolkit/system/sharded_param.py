@@ -2,7 +2,9 @@
 
 A rank trains its rows as a separate parameter. The rows of rank 0 come first; all ranks
 have the same number, except the last ones, which may have fewer or none (as with
-`torch.chunk`). Imports torch only when it is used.
+`torch.chunk`). This module does not communicate: FSDP2 gathers and reduces,
+`distributed` collects shards for a file. Imports torch only when it is used. Called by
+full fine-tuning (`toolkit.networks.full`), the optimizer step and the checkpoints.
 """
 
 from __future__ import annotations
@@ -20,7 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RowShard:
-    """The local shard of a tensor: a range of its rows."""
+    """The local shard of a tensor: a range of its rows.
+
+    >>> RowShard.of((10, 4), rank=1, size=3)
+    RowShard(shape=(10, 4), start=4, stop=8)
+    """
 
     shape: tuple[int, ...]
     """Shape of the full tensor. Rows are indices of its first dimension."""
@@ -38,7 +44,11 @@ class RowShard:
 
 
 def rows_per_rank(rows: int, size: int) -> int:
-    """The largest number of rows that one of `size` ranks has."""
+    """The largest number of rows that one of `size` ranks has.
+
+    >>> rows_per_rank(10, size=3)
+    4
+    """
     return ceil_divide(rows, size)
 
 
@@ -55,8 +65,8 @@ def shard_of(parameter: Tensor) -> RowShard:
 
 
 def local_rows(parameter: Tensor) -> Tensor:
-    """The local shard of a parameter, or all of one that is not sharded; shares its
-    memory, without a gradient."""
+    """The local shard of a parameter, or the whole parameter where it is not sharded.
+    The result shares its memory and has no gradient."""
     values = parameter.detach()
     if is_sharded(parameter):
         return cast("DTensor", values).to_local()
@@ -67,8 +77,8 @@ def local_shard_parameter(parameter: nn.Parameter) -> nn.Parameter:
     """The local shard of a sharded parameter, as a separate parameter in the same
     memory.
 
-    Gradients that FSDP2 has reduced move to it at once and accumulate in its `grad`, as
-    those of any parameter.
+    Gradients that FSDP2 has reduced move to it at once. They accumulate in its `grad`,
+    as with any parameter.
     """
     from torch import nn
 

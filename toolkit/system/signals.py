@@ -11,6 +11,9 @@ point:
             step()
         save()
     request.check()
+
+`run` installs the handlers; `jobs.process.trainer` and `jobs.multi_run` defer the
+signals. With several processes `distributed` passes a stop on to the other ranks.
 """
 
 from __future__ import annotations
@@ -46,8 +49,8 @@ each."""
 
 
 def to_handle() -> list[int]:
-    """The signals of `EXIT_CODES` but SIGHUP where `nohup` made the program ignore
-    it."""
+    """The signals of `EXIT_CODES`, without SIGHUP where `nohup` made the program
+    ignore it."""
     ignored = set()
     for number in EXIT_CODES:
         if signal.getsignal(number) is signal.SIG_IGN:
@@ -61,7 +64,14 @@ def to_handle() -> list[int]:
 
 @dataclass
 class StopRequest:
-    """Whether a signal has requested a stop."""
+    """Whether a signal has requested a stop.
+
+    >>> request = StopRequest()
+    >>> request.requested
+    False
+    >>> StopRequest(exit_code=130).requested
+    True
+    """
 
     exit_code: int | None = None
     """130 after Ctrl-C, 75 after SIGTERM or SIGHUP, None before any."""
@@ -71,25 +81,25 @@ class StopRequest:
         return self.exit_code is not None
 
     def check(self) -> None:
-        """Raises Interrupted when a signal has come: for work that loses nothing by
-        stopping here."""
+        """Raises Interrupted when a signal has come. Called where stopping loses no
+        work."""
         if self.exit_code is not None:
             raise Interrupted(self.exit_code)
 
 
 _request: StopRequest | None = None
-"""The request of the `defer_signals` block that is open, if one is. Signals are global;
-so is this."""
+"""The request of the open `defer_signals` block; None where none is open. It is global
+because signals are."""
 
 
 _quiet = False
 
 
 def install(quiet: bool = False) -> None:
-    """Installs the signal handlers. Only possible in the main thread of a process;
-    elsewhere a no-op.
+    """Installs the signal handlers. This is only possible in the main thread of a
+    process; in other threads the call has no effect.
 
-    quiet: prints no message, as rank 0 prints it.
+    quiet: no message is printed, because rank 0 prints it.
     """
     global _quiet
     _quiet = quiet
@@ -107,10 +117,10 @@ def install(quiet: bool = False) -> None:
 
 
 def stop_with_parent() -> None:
-    """The end of the parent, however it ends, requests a stop: a launcher that is
-    killed cannot send a signal.
+    """Makes the end of the parent process request a stop, however it ends: a launcher
+    that is killed cannot send a signal.
 
-    Linux only; elsewhere a no-op.
+    It works on Linux only; on other systems the call has no effect.
     """
     if PARENT_GONE is not None:
         with suppress(OSError, AttributeError):
@@ -118,17 +128,18 @@ def stop_with_parent() -> None:
 
 
 PARENT_GONE: int | None = getattr(signal, "SIGRTMAX", None)
-"""What the system sends then. Not SIGTERM: of a parent with threads it comes once for
-each that ends before the last one, and a second SIGTERM would end the save."""
+"""The signal that the system sends when the parent has ended. It is not SIGTERM: a
+parent with threads causes one signal for each thread that ends before the last one, and
+a second SIGTERM would end the save."""
 
 _PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 
 
 def ignore() -> None:
-    """Ignores the signals from here on: the program is shutting down.
+    """Ignores the signals from now on: the program is shutting down.
 
-    With several processes the launcher sends signals to the others once one of them
+    With several processes the launcher sends signals to the other ones once one of them
     exits.
     """
     if threading.current_thread() is threading.main_thread():
@@ -177,22 +188,22 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 def _on_parent_gone(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)
-    # who is stopping already saves in peace
+    # a process that is stopping already may finish its save
     if _request is None or not _request.requested:
         _on_signal(signal.SIGTERM, frame)
 
 
 _hooks: list[Callable[[sys.UnraisableHookArgs], object]] = []
-"""What was told of exceptions that cannot be raised before `install`; the last one
-counts."""
+"""The hooks for exceptions that cannot be raised, as they were before `install`; the
+last one is used."""
 
 
 def _on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
     """Sends a signal again that came within a `__del__` or a callback of the garbage
     collector, which drop exceptions.
 
-    From a thread, as the main one is still within that code. Not by `threading`, whose
-    locks that code may hold.
+    A thread sends it, because the main thread is still within that code. It is not a
+    thread of `threading`, whose locks that code may hold.
     """
     if isinstance(unraisable.exc_value, Interrupted):
         code = unraisable.exc_value.exit_code
@@ -207,7 +218,7 @@ def _on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
 def _send_later(number: int) -> None:
     time.sleep(0.02)
     main = threading.main_thread().ident
-    # which also ends the sleep or the read it may be in
+    # this also ends a sleep or a read of the main thread
     if hasattr(signal, "pthread_kill") and main is not None:
         signal.pthread_kill(main, number)
     else:

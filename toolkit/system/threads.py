@@ -1,9 +1,14 @@
 """How many threads PyTorch computes with on a CPU.
 
-Its threads wait for each other in loops: where other programs use the cores, each waits
-for one that does not run, and a step takes many times as long as on one thread. So
-their number follows from the load at the start and from the times of the first steps,
-unless a variable of the environment says it."""
+Its threads wait for each other in loops. Where other programs use the cores, each
+thread waits for one that does not run, and a step takes many times the time of one
+thread. So the number of threads follows from the load at the start and from the times
+of the first steps, unless a variable of the environment sets it.
+
+`run` calls `use_free_cores` at the start. `jobs.process.trainer` makes a `ThreadChoice`
+for a training on the CPU; the callback `toolkit.train.callbacks.threads` passes it the
+times of steps and sets the number that it chooses. Nothing here times a step.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +18,23 @@ import sys
 from statistics import median
 
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-"""With one of these the user says how many threads there are."""
+"""Variables with which the user sets the number of threads."""
 
 TRIED_STEPS = 3
-"""Steps whose median is the time of a number of threads; the one before them is left
-out, as threads start in it."""
+"""Steps whose median is the time of a number of threads. The step before them is left
+out, because threads start in it."""
 
 GAIN = 0.9
 """More threads are taken where a step takes at most this share of its time with
 fewer."""
 
 MOST = 1.5
-"""As many times the time of one thread a step may take before one thread is tried
-again."""
+"""One thread is tried again once a step takes more than this multiple of the time that
+it takes with one thread."""
 
 
 def is_given() -> bool:
-    """Whether the environment says the number of threads."""
+    """Whether the environment sets the number of threads."""
     return any(os.environ.get(name) for name in VARIABLES)
 
 
@@ -41,7 +46,7 @@ def usable_cores() -> int:
 
 
 def free_cores() -> int:
-    """Those that the load of the last minute leaves; at least one."""
+    """Cores that the load of the last minute leaves free; at least one."""
     try:
         load = os.getloadavg()[0]
     except (AttributeError, OSError):  # not on this system
@@ -50,8 +55,10 @@ def free_cores() -> int:
 
 
 def use_free_cores() -> None:
-    """Has PyTorch compute with as many threads as cores are free, where it has been
-    imported, there is no GPU, and the environment does not say it."""
+    """Sets PyTorch's number of threads to the number of free cores.
+
+    It does so only where torch has been imported, no GPU is usable, and the environment
+    does not set the number."""
     torch = sys.modules.get("torch")
     if torch is not None and not is_given() and not torch.cuda.is_available():
         torch.set_num_threads(free_cores())
@@ -61,15 +68,20 @@ class ThreadChoice:
     """Finds the number of threads with which steps are fastest, and goes back to one
     where they no longer are.
 
-    It begins with one thread and doubles while that pays. Each number is tried for a
-    few steps, and given up at the first that takes more than twice as long as with
-    fewer threads: no more is lost on a busy machine.
+    It begins with one thread and doubles the number while that pays. Each number is
+    tried for a few steps. It is given up at the first step that takes more than twice
+    the time with fewer threads, so that a busy machine loses no more than that.
+
+    >>> choice = ThreadChoice(cores=2)
+    >>> times = [1.0, 1.0, 1.0, 1.0, 0.6, 0.6, 0.6, 0.6]
+    >>> [line for line in map(choice.observe, times) if line]
+    ['2 threads of the CPU: a step takes 1 s with 1, 0.6 s with 2']
     """
 
     def __init__(self, cores: int) -> None:
         self.threads = 1
         self._fewer = 1
-        """What was tried before `threads`."""
+        """The number that was tried before `threads`."""
 
         self._waiting = [
             *(2**power for power in range(1, 10) if 2**power < cores),
@@ -85,8 +97,10 @@ class ThreadChoice:
         return self._next != self._try_more
 
     def observe(self, seconds: float) -> str:
-        """Takes the time of a step with `threads`, which may change. Returns a line
-        where the choice is made, or changed; empty otherwise."""
+        """Takes the time of a step with `threads`, and may change `threads`. Returns a
+        line for the log where the choice is made or changed, else an empty text.
+
+        seconds: of the step."""
         self._times.append(seconds)
         return self._next()
 
@@ -124,8 +138,8 @@ class ThreadChoice:
         return ""
 
     def _try_one(self) -> str:
-        """Keeps one thread where it is faster; else the steps have become longer, with
-        any number of threads."""
+        """Keeps one thread where it is faster. Otherwise the steps themselves have
+        become longer, with any number of threads."""
         if len(self._times) <= TRIED_STEPS:
             return ""
         many = self._fewer
@@ -139,8 +153,8 @@ class ThreadChoice:
         return f"1 thread of the CPU from here on: a step takes {now:.3g} s with 1, and took {before:.3g} s with {many}"
 
     def _median(self) -> float:
-        """The time of a step with `threads`, without the first one; the times begin
-        again."""
+        """The time of a step with `threads`, without the first step. Clears the
+        times."""
         times = self._times[1:] or self._times
         self._times = []
         return median(times)

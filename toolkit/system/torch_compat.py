@@ -1,8 +1,9 @@
-"""What older supported versions of PyTorch name differently or lack. All other code is
-written for the newest one.
+"""Functions that older supported versions of PyTorch lack or name differently. All
+other code is written for the newest version.
 
-Each function asks PyTorch for what it needs, not for its version: versions under
-development have parts of the next.
+Each function looks for the feature that it needs, not at the version: versions under
+development have parts of the next one. `torch_version` says which versions are
+supported. Called by `toolkit.memory.fsdp`, and by `launch`, which starts several processes.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def torchrun_parser() -> ArgumentParser:
 
 
 def parse_torchrun(arguments: Sequence[str]) -> Namespace:
-    """torchrun's options; where it does not know --shutdown-timeout itself, its agents
-    in this process obey it."""
+    """torchrun's options. Where torchrun does not know --shutdown-timeout, its agents
+    in this process are changed to obey it."""
     options = torchrun_parser().parse_args(arguments)
     if getattr(options, "is_shutdown_timeout_ours", False):
         _wait_for_workers(options.shutdown_timeout)
@@ -55,8 +56,8 @@ def parse_torchrun(arguments: Sequence[str]) -> Namespace:
 
 
 def _wait_for_workers(seconds: int) -> None:
-    """Agents of torchrun that pass a signal on give their workers this long, not 30
-    seconds."""
+    """Makes agents of torchrun that pass a signal on wait this long for their workers,
+    instead of 30 seconds."""
     from torch.distributed.elastic.agent.server.local_elastic_agent import (
         LocalElasticAgent,
     )
