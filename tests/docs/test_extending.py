@@ -133,6 +133,14 @@ def test_a_diff_is_under_ten_lines(diff: str) -> None:
     assert 0 < len(changed(diff)) < 10
 
 
+def test_the_diffs_fit_the_code(tmp_path: Path) -> None:
+    for file in re.findall(r"^\+\+\+ b/(\S+)$", "\n".join(DIFFS), re.MULTILINE):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    for diff in DIFFS:
+        apply(diff, tmp_path)
+
+
 @pytest.mark.slow
 def test_the_diffs_make_what_they_add_usable(tmp_path: Path) -> None:
     for part in ("toolkit", "jobs", "extensions"):
@@ -146,11 +154,8 @@ def test_the_diffs_make_what_they_add_usable(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     write_model(tmp_path / "model", "TersePipeline", without="processor")
-    # of which only `tests` is used
-    environment = {
-        **os.environ,
-        "PYTHONPATH": python_path(),
-    }
+    # The path has the repository, of which only `tests` is used.
+    environment = {**os.environ, "PYTHONPATH": python_path()}
     used = subprocess.run(
         [sys.executable, "-c", USE],
         cwd=tmp_path,

@@ -35,6 +35,10 @@ def test_the_lines_for_diffusers_are_few() -> None:
             assert len([node for node in body if not is_import(node)]) <= 12
 
 
+def assigns(node: ast.stmt, name: str) -> bool:
+    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name
+
+
 def is_import(node: ast.stmt) -> bool:
     return isinstance(node, ast.Import | ast.ImportFrom)
 
@@ -112,6 +116,6 @@ def shows_its_lora(code: str) -> None:
     exec(code, drawn)
     with_it = np.asarray(drawn["result"].images[0])
     drawn["pipe"].disable_lora()
-    call = next(line for line in code.splitlines() if line.startswith("result = "))
-    exec(call, drawn)
+    (call,) = [node for node in ast.parse(code).body if assigns(node, "result")]
+    exec(ast.unparse(call), drawn)
     assert not np.array_equal(np.asarray(drawn["result"].images[0]), with_it)
