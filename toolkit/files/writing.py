@@ -556,6 +556,9 @@ def os_error_as_run_error(path: Path) -> Iterator[None]:
 def link(source: Path, target: Path, durable: bool = True) -> None:
     """Gives a file a second name, in one step; where the disk has no links, a copy gets
     that name. Raises RunError where it cannot."""
+    # rename(2) does nothing between two names of one file: the temporary would stay
+    if target.exists() and target.samefile(source):
+        return
     with os_error_as_run_error(target), atomic_write(target, durable) as temporary:
         try:
             os.link(source, temporary)

@@ -414,6 +414,17 @@ def test_no_secret_gets_into_a_file_and_numbers_stay(tmp_path: Path) -> None:
     assert json.loads(file.getvalue()) == {"error": ["<redacted>"], "step": 3}
 
 
+def test_a_file_that_has_the_name_already_leaves_no_temporary_file(
+    tmp_path: Path,
+) -> None:
+    """Renaming one name of a file to another of its names does nothing."""
+    (tmp_path / "a").write_text("x")
+    for _ in range(2):
+        link(tmp_path / "a", tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    assert (tmp_path / "b").samefile(tmp_path / "a")
+
+
 def test_a_disk_without_links_gets_copies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
