@@ -78,13 +78,20 @@ def shifted(t: Tensor, factor: float) -> Tensor:
     1 away from it.
 
     Source: Esser et al. 2024, arXiv:2403.03206, section 5.3.2, eq. 23.
+
+    >>> shifted(torch.tensor(0.5), 3.0)
+    tensor(0.7500)
     """
     return factor * t / (1 + (factor - 1) * t)
 
 
 def shift(normal: Tensor, settings: FlowSettings, context: TimestepContext) -> Tensor:
     """`sigmoid`, shifted by `discrete_flow_shift`. Source: musubi-tuner,
-    `timestep_sampling shift`."""
+    `timestep_sampling shift`.
+
+    >>> shift(torch.zeros(1), FlowSettings(discrete_flow_shift=3.0), TimestepContext())
+    tensor([0.7500])
+    """
     assert settings.discrete_flow_shift is not None  # `shift` is refused without it
     return shifted(sigmoid(normal, settings, context), settings.discrete_flow_shift)
 
@@ -92,16 +99,24 @@ def shift(normal: Tensor, settings: FlowSettings, context: TimestepContext) -> T
 def model_shift(
     normal: Tensor, settings: FlowSettings, context: TimestepContext
 ) -> Tensor:
-    """`sigmoid`, shifted as the model's own sampling is at this size. Source:
-    musubi-tuner, `qwen_shift`."""
+    """`sigmoid`, shifted by the factor exp(`context.mu`), as the model's own sampling
+    is at this size. Source: musubi-tuner, `qwen_shift`.
+
+    >>> model_shift(torch.zeros(1), FlowSettings(), TimestepContext(mu=1.0986))
+    tensor([0.7500])
+    """
     return shifted(sigmoid(normal, settings, context), math.exp(context.mu))
 
 
 def flux_shift(
     normal: Tensor, settings: FlowSettings, context: TimestepContext
 ) -> Tensor:
-    """`sigmoid`, shifted by Flux's line: exponent 0.5 at 256 tokens, 1.15 at 4096.
-    Source: musubi-tuner."""
+    """`sigmoid`, shifted by Flux's line: exponent 0.5 at 256 tokens, 1.15 at 4096;
+    outside of these the line goes on. Source: musubi-tuner.
+
+    >>> flux_shift(torch.zeros(1), FlowSettings(), TimestepContext(tokens=4096))
+    tensor([0.7595])
+    """
     slope = (1.15 - 0.5) / (4096 - 256)
     return shifted(
         sigmoid(normal, settings, context),
@@ -116,6 +131,10 @@ def inference_timesteps(
 
     Source: ai-toolkit, `set_train_timesteps` with `timestep_type shift`: diffusers'
     `set_timesteps`.
+
+    >>> context = TimestepContext(mu=0.0)
+    >>> inference_timesteps(torch.tensor([0.0, 0.5]), FlowSettings(), context)
+    tensor([1.0000, 0.5000])
     """
     factor = math.exp(context.mu)
     levels = shifted(1 - torch.floor(uniform * LEVELS) / LEVELS, factor)
@@ -192,7 +211,11 @@ def lognorm_blend(
     uniform: Tensor, settings: FlowSettings, context: TimestepContext
 ) -> Tensor:
     """Three quarters around t = 0.65, one quarter even. Source: ai-toolkit,
-    `timestep_type lognorm_blend`."""
+    `timestep_type lognorm_blend`.
+
+    t is interpolated on the CPU, in the inverse of a tabulated distribution; the result
+    has the device and dtype of `uniform`.
+    """
     levels, shares = _lognorm_blend_shares()
     return torch.from_numpy(
         np.interp(uniform.double().cpu().numpy(), shares, levels)
@@ -304,6 +327,8 @@ def sampling_for(settings: FlowSettings) -> TimestepSampling:
 
     A loss weighed by a bell requires even draws, whatever `timestep_type`. Source:
     ai-toolkit, `linear_timesteps`.
+
+    Raises KeyError for a `timestep_type` that is not in `SAMPLINGS`.
     """
     if settings.linear_timesteps or settings.linear_timesteps2:
         return SAMPLINGS["linear"]
@@ -446,7 +471,11 @@ def strata(samples: int, buckets: int, generator: torch.Generator) -> list[int]:
     """The stratum of each position of an epoch: each equally often, give or take one,
     in random order.
 
-    Source: musubi-tuner, `num_timestep_buckets`.
+    Returns `samples` numbers in [0, buckets). Source: musubi-tuner,
+    `num_timestep_buckets`.
+
+    >>> sorted(strata(4, buckets=2, generator=torch.Generator().manual_seed(0)))
+    [0, 0, 1, 1]
     """
     rest = torch.randperm(buckets, generator=generator)[: samples % buckets]
     stratum = torch.cat([torch.arange(samples - len(rest)) % buckets, rest])

@@ -70,7 +70,12 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; parameters without gradient stay."""
+        """One step; parameters without gradient stay. Returns the loss of `closure`,
+        None without one.
+
+        A parameter loses lr weight_decay of itself, and then lr times its direction.
+        The direction of a parameter with two or more dimensions is orthogonalized.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():

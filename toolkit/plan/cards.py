@@ -46,12 +46,18 @@ class Card:
 
     @property
     def called(self) -> str:
-        """The name with its article."""
+        """The name with its article.
+
+        >>> asked_card("4090").called
+        'an RTX 4090'
+        """
         return f"{'a' if self.name[0] in 'B' else 'an'} {self.name}"
 
     @property
     def bus_gb_s(self) -> float:
-        """10^9 bytes per second from main memory to the card, by the standard."""
+        """10^9 bytes per second from main memory to the card, by the standard: the rate
+        of a lane of its PCIe generation, times its lanes. Raises KeyError for a
+        generation that is not in `GB_S_PER_LANE`."""
         generation, lanes = self.pcie
         return GB_S_PER_LANE[generation] * lanes
 
@@ -192,7 +198,11 @@ def card_here(cuda_name: str) -> Card | None:
 
 def assumed_card(memory_gb: int) -> Card:
     """The card that is meant by so many GB: the one of that size, or of the next
-    smaller; of less than any, the smallest."""
+    smaller; of less than any, the smallest.
+
+    >>> assumed_card(25) == assumed_card(24)
+    True
+    """
     size = max((size for size in ASSUMED if size <= memory_gb), default=min(ASSUMED))
     return next(card for card in CARDS if card.name == ASSUMED[size])
 

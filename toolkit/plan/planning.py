@@ -523,8 +523,11 @@ def why_not_started(
 def times_in_run(
     train: OptimizationConfig, data: ImageData, steps: int
 ) -> Callable[[tuple[int, float]], int]:
-    """From an interval in (steps, epochs) to how often it comes in a run of so many
-    optimizer steps, the end included."""
+    """A function from an interval in (steps, epochs) to how often it comes in a run of
+    so many optimizer steps, the end included.
+
+    It returns 1, the end alone, for an interval of 0 steps and 0 epochs.
+    """
     micro_batches = data.micro_batches(train.batch_size)
 
     def often(interval: tuple[int, float]) -> int:

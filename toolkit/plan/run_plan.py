@@ -200,7 +200,8 @@ class RunPlan:
 
     @property
     def epochs(self) -> int | float:
-        """Passes over the data, rounded to 4 places; an int when whole."""
+        """Passes over the data, rounded to 4 places; an int when whole. 0 where the
+        micro-batches of an epoch are not known."""
         if not self.micro_batches_per_epoch:
             return 0
         epochs = round(
