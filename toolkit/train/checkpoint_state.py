@@ -129,7 +129,8 @@ def _checkpoint_tensors(
 
 
 def saved_seed(path: Path) -> int:
-    """The seed that the run of a checkpoint began with."""
+    """The seed that the run of a checkpoint began with. A damaged document raises the
+    error of `reading_state`."""
     with reading_state(path):
         return int(read_checkpoint_json(path)["seed"])
 

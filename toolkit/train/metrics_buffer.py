@@ -360,7 +360,11 @@ class MetricsBuffer:
 
 def to_host(tensors: Sequence[Tensor]) -> list[list[float]]:
     """The values of each tensor, flattened; one copy per device. As float32: integers
-    above 2^24 are rounded."""
+    above 2^24 are rounded.
+
+    >>> to_host([torch.ones(2), torch.tensor(3)])
+    [[1.0, 1.0], [3.0]]
+    """
     values: dict[int, list[float]] = {}
     for device in {tensor.device for tensor in tensors}:
         indices = []

@@ -143,7 +143,11 @@ class RecoveryMaker:
 
 def auto_file(model: ModelConfig, dtype: torch.dtype, cache: Path) -> Path:
     """Where the adapter that `auto` makes for a model is kept: its name says what it
-    was made from."""
+    was made from.
+
+    The name has the `qtype` and a hash of the model's weights, of `base_loras`, of the
+    rank and of the dtype. Files are hashed for it; the adapter itself need not exist.
+    """
     family = family_for(model)
     key = key_of(
         weights=part_hash(model, family.trained_part),
