@@ -71,12 +71,16 @@ class TrainableParams:
         return max(map(prod, self.shapes))
 
     def optimizer_bytes(self, train: TrainConfig) -> int:
-        """Bytes of the optimizer state with a `train:` section."""
+        """Bytes of the optimizer state with a `train:` section, for `shapes`."""
         return optimizer_bytes(train.optimizer, train.optimizer_params, self.shapes)
 
     def state_bytes(self, train: TrainConfig) -> int:
         """Bytes of a checkpoint: raw weights, the teacher of the few-step loss, EMA,
-        optimizer state."""
+        optimizer state.
+
+        The raw weights and the teacher take 2 bytes per weight with `full_bf16`,
+        otherwise 4. The EMA is always float32.
+        """
         per_weight = 2 if train.full_bf16 else FLOAT
         if train.few_step_loss:
             per_weight *= 2
@@ -366,7 +370,8 @@ class LargestBatch:
 
     @property
     def tokens(self) -> int:
-        """In the transformer."""
+        """Tokens of the batch in the transformer: per image the prefix once, and the
+        target once for each noise level."""
         prefix, target = self.prefix_and_target
         return self.images * (prefix + self.levels * target)
 

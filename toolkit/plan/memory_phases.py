@@ -69,7 +69,7 @@ class Choice:
 
 def choose(job: JobBytes, level: str, table: bool) -> Choice:
     """The choice of a level. table: whether the modulation cache is wanted; a job may
-    not allow it."""
+    not allow it. On a CPU `block_offload` becomes `full`."""
     if level == "block_offload" and not job.on_gpu:
         level = "full"  # nothing leaves the memory on a CPU
     model = job.model
@@ -85,7 +85,9 @@ def choose(job: JobBytes, level: str, table: bool) -> Choice:
 
 
 def phases(job: JobBytes, choice: Choice) -> dict[str, Bytes]:
-    """Phase -> its bytes on the compute device, in the order of a run."""
+    """Phase -> its bytes on the compute device, in the order of a run. The phases of
+    samples and of `datasets[].from_base` are left out where the job makes no such
+    images."""
     few_rows = job.lookahead_rows
     all_rows = max(few_rows, MOST_ROWS)
     optimizer = job.training.optimizer

@@ -227,7 +227,7 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         return (*mixed, t_B)
 
     def weighting(self, t_B: Tensor) -> Tensor:
-        """Loss weight of each sample, by its t [B]."""
+        """Loss weight of each sample [B], by its t [B]."""
         return weights(t_B, self.settings)
 
     def sample_noise_and_t(
@@ -246,8 +246,12 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         )
 
     def sample_t(self, spec: BatchSpec, latent: Size, levels: int = 1) -> list[float]:
-        """The timestep t of each item of a batch whose targets have latents of this
-        size; `levels` of each, one from each equal part of the distribution."""
+        """The timestep t, in [0, 1], of each item of a batch whose targets have latents
+        of this size; `levels` of each, one from each equal part of the distribution.
+
+        The random numbers depend only on the seed and on the epoch and position of the
+        item.
+        """
         tokens = self.model.family.tokens(latent)
         context = TimestepContext(
             tokens, self._shift.mu(tokens, LEVELS), self._shift.shift_terminal

@@ -127,7 +127,8 @@ class RecoveryMaker:
         )
 
     def by_kind(self) -> dict[str, LayerError]:
-        """The mean errors of the layers of the same name in all blocks."""
+        """The mean errors of the layers of the same name in all blocks. The name is
+        without its first part and without numbers."""
         kinds = defaultdict(list)
         for name, error in self.errors.items():
             parts = [part for part in name.split(".")[1:] if not part.isdigit()]

@@ -80,7 +80,9 @@ class LossByTimestep:
         self._losses: list[list[float]] = [[] for _ in range(BANDS)]
 
     def add(self, t: Iterable[float], loss: Iterable[float]) -> None:
-        """Adds samples; those whose loss or t is not finite do not count."""
+        """Adds samples; those whose loss or t is not finite do not count. A t outside
+        of [0, 1] counts in the nearest band. Raises ValueError when the lengths differ.
+        """
         for timestep, value in zip(t, loss, strict=True):
             if math.isfinite(timestep) and math.isfinite(value):
                 self._losses[min(max(int(timestep * BANDS), 0), BANDS - 1)].append(
