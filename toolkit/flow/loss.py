@@ -118,6 +118,13 @@ def huber(difference_BCHW: Tensor, t_B: Tensor, settings: FlowSettings) -> Tenso
 
     c follows `huber_schedule` over t. Source: Charbonnier et al. 1994; kohya
     sd-scripts, `loss_type huber`.
+
+    Returns the loss of each element [B, C, H, W]. Raises KeyError for a schedule that
+    is not in `HUBER_BENDS`.
+
+    >>> settings = FlowSettings(huber_schedule="constant", huber_c=1.0)
+    >>> huber(torch.full((1, 1, 1, 1), 3**0.5), torch.zeros(1), settings).item()
+    2.0
     """
     c_B111 = HUBER_BENDS[settings.huber_schedule](
         t_B, settings.huber_c, settings.huber_scale

@@ -60,6 +60,9 @@ def sigmoid(normal: Tensor, settings: FlowSettings, context: TimestepContext) ->
 
     Source: Esser et al. 2024, arXiv:2403.03206, section 3.1 (logit-normal with mean 0);
     musubi-tuner, `timestep_sampling sigmoid`.
+
+    >>> sigmoid(torch.tensor([-1.0, 0.0, 1.0]), FlowSettings(), TimestepContext())
+    tensor([0.2689, 0.5000, 0.7311])
     """
     return torch.sigmoid(settings.sigmoid_scale * normal)
 
@@ -150,6 +153,9 @@ def logsnr(normal: Tensor, settings: FlowSettings, context: TimestepContext) -> 
 
     Source: Choi et al. 2024, arXiv:2411.14793, section 3.2; musubi-tuner,
     `timestep_sampling logsnr`.
+
+    >>> logsnr(torch.tensor([-2.0, 0.0, 2.0]), FlowSettings(), TimestepContext())
+    tensor([0.7311, 0.5000, 0.2689])
     """
     return torch.sigmoid(-0.5 * (settings.logit_mean + settings.logit_std * normal))
 
@@ -163,6 +169,8 @@ def mixture(
     it becomes the normal number.
 
     parts: the share of each, which add up to 1, and the sampling.
+
+    The result has the shape of `uniform`, whose numbers are in [0, 1).
     """
     t = torch.empty_like(uniform)
     low = 0.0
@@ -261,6 +269,9 @@ def mode(uniform: Tensor, settings: FlowSettings, context: TimestepContext) -> T
 
     Source: Esser et al. 2024, arXiv:2403.03206, eq. 20; musubi-tuner, `weighting_scheme
     mode`.
+
+    >>> mode(torch.tensor([0.0, 0.5, 1.0]), FlowSettings(), TimestepContext())
+    tensor([1.0000, 0.5000, 0.0000])
     """
     bend = torch.cos(math.pi / 2 * uniform).square() - 1 + uniform
     return 1 - uniform - settings.mode_scale * bend
@@ -351,6 +362,12 @@ def timesteps(base: Tensor, settings: FlowSettings, context: TimestepContext) ->
 
     The whole distribution is squeezed between the two, none of it cut off. Source:
     musubi-tuner, `get_noisy_model_input_and_timesteps`.
+
+    Raises KeyError for a `timestep_type` that is not in `SAMPLINGS`.
+
+    >>> settings = FlowSettings(timestep_type="uniform", min_timestep=500)
+    >>> timesteps(torch.tensor([0.0, 0.5]), settings, TimestepContext())
+    tensor([0.5000, 0.7500])
     """
     sampling = sampling_for(settings)
     low = settings.min_timestep

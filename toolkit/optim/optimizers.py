@@ -152,7 +152,13 @@ def build_optimizer(
 
 def set_rate(group: dict[str, Any], lr: float) -> None:
     """Sets the learning rate of a parameter group. Where a class keeps it as a tensor,
-    so that its compiled step reads it again, the tensor stays and gets the value."""
+    so that its compiled step reads it again, the tensor stays and gets the value.
+
+    >>> group = {"lr": torch.tensor(0.5)}
+    >>> set_rate(group, 0.25)
+    >>> group["lr"]
+    tensor(0.2500)
+    """
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(lr)
     else:

@@ -104,7 +104,7 @@ def in_steps(length: float, steps: int) -> int:
 
 
 def constant(step: int, course: ScheduleArgs, *, factor: float = 1.0) -> float:
-    """1 throughout; `factor` makes it that."""
+    """`factor` throughout: 1 unless it is given."""
     return factor
 
 
@@ -557,7 +557,12 @@ END_RATES = ("eta_min", "min_lr", "lr_end")
 
 
 def parameters(name: str) -> list[str]:
-    """Names that `train.lr_scheduler_params` may hold for a schedule."""
+    """Names that `train.lr_scheduler_params` may hold for a schedule. Raises KeyError
+    for a schedule that is not in `SCHEDULES`.
+
+    >>> "power" in parameters("polynomial"), "power" in parameters("cosine")
+    (True, False)
+    """
     kind = SCHEDULES[name]
     names = []
     for key, arg in inspect.signature(kind.after).parameters.items():
@@ -577,7 +582,10 @@ def parameters(name: str) -> list[str]:
 
 def check_parameters(name: str, params: Mapping[str, Any]) -> None:
     """Raises UserError for a parameter the schedule does not have, lacks, or cannot
-    read."""
+    read. The values are tried in a run of two steps.
+
+    >>> check_parameters("exponential", {"gamma": 0.99})
+    """
     known = parameters(name) if params else []
     for param in params:
         if param not in known:
@@ -595,7 +603,12 @@ def check_parameters(name: str, params: Mapping[str, Any]) -> None:
 
 
 def remarks(name: str, params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Parameters that do something else than their names let expect, and what."""
+    """Parameters that do something else than their names let expect, each with a
+    sentence on its effect.
+
+    >>> [name for name, remark in remarks("linear", {"end_factor": 0.1})]
+    ['end_factor']
+    """
     for param in params:
         if param in SCHEDULES[name].lengths:
             other = SCHEDULES[name].torchs
@@ -635,7 +648,13 @@ def course_of(
 
 def overfull(name: str, course: ScheduleArgs) -> str:
     """A note on a warm-up and a fall that together are longer than the run; empty when
-    they are not."""
+    they are not.
+
+    >>> overfull("cosine", ScheduleArgs(steps=100, warmup=10))
+    ''
+    >>> overfull("cosine", ScheduleArgs(steps=100, warmup=200))
+    'lr: the warm-up takes 200 optimizer steps, the run 100: it never reaches the full rate'
+    """
     rise = course.warmup_steps
     if "decay" in SCHEDULES[name].uses:
         fall = course.decay_steps
@@ -691,6 +710,13 @@ def build_schedule(
 
     params: `train.lr_scheduler_params`, checked by `check_parameters`; what they say
     goes before `course_fields`, which are further fields of `ScheduleArgs`.
+
+    Returns a function from the number of steps done to the factor of the learning rate.
+    Raises KeyError for a schedule that is not in `SCHEDULES`.
+
+    >>> factor = build_schedule("cosine", steps=110, warmup=10)
+    >>> [round(factor(step), 2) for step in (10, 60, 110)]
+    [1.0, 0.5, 0.0]
     """
     kind = SCHEDULES[name]
     course = course_of(steps, warmup, params, **course_fields)
@@ -716,6 +742,11 @@ def initial_weight_fraction(updates: int, decay: float, warm_up: bool) -> float:
 
     The decay of the n-th is min(decay, (1 + n) / (10 + n)) with warm-up. Source:
     ai-toolkit, `use_num_updates`.
+
+    A weight below 1e-6 is returned as 0.
+
+    >>> initial_weight_fraction(2, decay=0.5, warm_up=False)
+    0.25
     """
     share = 1.0
     for n in range(1, updates + 1):

@@ -188,6 +188,11 @@ def card_here(cuda_name: str) -> Card | None:
 
     Names are compared as a whole: an RTX 4070 Ti is another card than an RTX 4070, and
     so is a laptop's.
+
+    >>> card_here("NVIDIA GeForce RTX 4090").memory_gb
+    24
+    >>> card_here("NVIDIA GeForce RTX 4090 Laptop GPU") is None
+    True
     """
     for card in CARDS:
         pattern = card.cuda_names or rf"(NVIDIA )?(GeForce )?{re.escape(card.name)}"
@@ -211,8 +216,8 @@ def asked_card(text: str) -> Card:
     """The card of `--card`: its name, with or without maker and series, or GB. Raises
     UserError for another one.
 
-    Example: `asked_card("4090")` and `asked_card("rtx4090")` are the RTX 4090,
-    `asked_card("24")` the card that 24 GB stand for.
+    >>> asked_card("rtx4090").name, asked_card("24").name
+    ('RTX 4090', 'RTX 4090')
     """
     wanted = _short(text)
     for card in CARDS:

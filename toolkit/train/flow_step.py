@@ -338,6 +338,10 @@ class PriorPreservation:
 def noise_keys(spec: BatchSpec, levels: int) -> list[tuple[int, ...]]:
     """Keys of the random numbers of each noise level of each item of a batch: epoch and
     position, and the number of the level. The first level has no number: its key is the
-    same as with one level."""
+    same as with one level.
+
+    >>> noise_keys(BatchSpec(1, items=(4,), positions=(0,)), levels=3)
+    [(1, 0), (1, 0, 1), (1, 0, 2)]
+    """
     uses = [(spec.epoch, position) for position in spec.positions]
     return [(*use, level) if level else use for use in uses for level in range(levels)]

@@ -603,7 +603,9 @@ def rows_by_step(path: Path) -> Iterator[Iterator[Row]]:
 
 
 def list_samples(folder: Path) -> tuple[SampleImage, ...]:
-    """All sample images of a run, by step and index, without those in superseded/."""
+    """All sample images of a run, by step and index, without those in superseded/. The
+    prompts are those of the events in which the images are named; None where no event
+    names one."""
     events = read_events(folder).rows
 
     def by_file(key: str) -> dict[str, str | None]:

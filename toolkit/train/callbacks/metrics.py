@@ -156,7 +156,9 @@ def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def truncate_after_step(path: Path, step: int) -> None:
-    """Removes the lines of later steps, and one that a crash left half written."""
+    """Removes the lines of later steps, lines without a step, and one that a crash left
+    half written. A missing file is ignored. Raises RunError when the file cannot be
+    written; it is replaced as a whole."""
     if not path.exists():
         return
 
