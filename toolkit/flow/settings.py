@@ -154,8 +154,8 @@ def describe_levels(counts: Sequence[tuple[int, int, float]]) -> str:
     """A plan's line. counts: references, levels and `cost_of` of each kind of image;
     duplicates are listed once.
 
-    >>> describe_levels([(0, 1, 1.0), (1, 4, 0.75)])
-    'noise levels per sample: 0 control images: 1 level; 1 control image: 4 levels cost 0.75 of 4 passes'
+    >>> describe_levels([(1, 4, 0.75)])
+    'noise levels per sample: 1 control image: 4 levels cost 0.75 of 4 passes'
     """
     groups = []
     for references, levels, cost in sorted(set(counts)):

@@ -653,7 +653,7 @@ def overfull(name: str, course: ScheduleArgs) -> str:
     >>> overfull("cosine", ScheduleArgs(steps=100, warmup=10))
     ''
     >>> overfull("cosine", ScheduleArgs(steps=100, warmup=200))
-    'lr: the warm-up takes 200 optimizer steps, the run 100: it never reaches the full rate'
+    'lr: the warm-up takes 200 optimizer steps, the run 100: it never reaches ...'
     """
     rise = course.warmup_steps
     if "decay" in SCHEDULES[name].uses:

@@ -747,9 +747,8 @@ def difference(samples: Sequence[tuple[str, SampleFeatures]]) -> float | None:
     """Median over all pairs with different texts of the root mean square difference of
     their thumbnails, 0..255; None where all texts are the same.
 
-    >>> black, white = (
-    ...     features_of(Image.new("RGB", (96, 96), colour)) for colour in ("black", "white")
-    ... )
+    >>> black = features_of(Image.new("RGB", (96, 96), "black"))
+    >>> white = features_of(Image.new("RGB", (96, 96), "white"))
     >>> difference([("a cat", black), ("a dog", white)])
     255.0
     """

@@ -130,7 +130,8 @@ def diagrams_at_saves(
     folder: Path, output: Path | None = None, suffix: str = ""
 ) -> ToolCallback:
     """The callback of `logging.diagrams`. folder: of the run's files. output: of the
-    diagrams; None: `graph/` in the run's folder. suffix: as of the tool `diagrams`."""
+    diagrams; None: `graph/` in the run's folder. suffix: appended to the name of each
+    file."""
     flags = (
         "--output",
         str(output or folder / GRAPH),
