@@ -224,7 +224,7 @@ class MemoryEstimate:
 
     @property
     def peak_bytes(self) -> int:
-        """Peak in the memory of the compute device, in bytes; of the CPU this is main
+        """Peak in the memory of the compute device, in bytes. On the CPU this is main
         memory."""
         return self.peak.total
 

@@ -210,7 +210,7 @@ class TimeOutlook(NamedTuple):
         return max(60.0, NAMED * self.seconds)
 
     def line(self, until_the_data_ends: bool) -> str:
-        """The line of a plan: the time of the whole run and its longest parts.
+        """The line of a plan: the time that is left of the run, and its longest parts.
         until_the_data_ends: only the time of a step is known."""
         source = "measured here" if self.measured else "calculated"
         if until_the_data_ends:
