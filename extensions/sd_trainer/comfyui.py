@@ -117,7 +117,8 @@ def _shift(section: DiffusionSection, with_images: bool) -> float:
 
 
 def is_own(path: Path) -> bool:
-    """Whether a file is a workflow as this program wrote it, unchanged."""
+    """Whether a file is a workflow as this program wrote it, unchanged: the digest in
+    it is the digest of its contents."""
     contents = read_object(path)
     extra = contents.get("extra")
     return isinstance(extra, dict) and extra.get(MARK) == _digest(contents)

@@ -144,7 +144,11 @@ def _files_of_others(section: DiffusionSection) -> dict[str, Any]:
 
 def network_module(kind: str) -> str:
     """`ss_network_module`: one name for each kind of network, whatever file its class
-    is in."""
+    is in.
+
+    >>> network_module("lora")
+    'toolkit.networks.lora'
+    """
     return f"toolkit.networks.{kind}"
 
 

@@ -196,7 +196,12 @@ def _weight_files(s: DiffusionSection) -> Findings:
 
 
 def weight_file_findings(s: DiffusionSection, key: str, path: str) -> Findings:
-    """Reasons why a LoRA file does not fit the model that it is for."""
+    """Reasons why a LoRA file does not fit the model that it is for. key: the key of
+    the job at which they are reported. path: of the file.
+
+    The widths of its layers are compared only where it can be read and its origin
+    raises no error.
+    """
     from toolkit.models.adapter_origin import (
         origin_findings,
         unreadable,

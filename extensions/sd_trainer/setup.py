@@ -74,8 +74,8 @@ def build_block_runner(
 
 
 def load_pretrained_lora(section: DiffusionSection) -> dict[str, LayerDelta] | None:
-    """The weights of `network.pretrained_lora_path`; read first, so that a wrong file
-    fails at once."""
+    """The weights of `network.pretrained_lora_path` by layer; None without this key.
+    Read first, so that a wrong file fails at once."""
     path = section.network.pretrained_lora_path
     if not path:
         return None
@@ -140,7 +140,7 @@ def attach_network(
     start: dict[str, LayerDelta] | None,
 ) -> Network:
     """The network of a `network:` section, attached to the model and initialised from
-    `start` if given."""
+    `start` if given. Logs the number of its layers and of its trainable parameters."""
     settings = section.network
     kind = KINDS[settings.type]
     network_class = kind.load()
@@ -172,9 +172,10 @@ def build_roles(
     process_group: ProcessGroup,
 ) -> dict[str, Role]:
     """The role of the network's parameters, with the optimizer, schedule and EMA of a
-    section's `train:`.
+    section's `train:`, by its only key NETWORK.
 
-    process_group: the ranks that train them.
+    steps: optimizer steps of the run, for the schedule. process_group: the ranks that
+    train them.
     """
     role = build_role(
         section.train,

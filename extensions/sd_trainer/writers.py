@@ -196,8 +196,9 @@ class LoraWriter:
         return [file]
 
     def metadata_at(self, state: TrainState) -> dict[str, str]:
-        """The metadata with the step and the completed epochs of a state; empty where
-        there is none."""
+        """The metadata with the step and the completed epochs of a state
+        (`training_info`, `ss_steps`, `ss_epoch`). Empty where the writer has no
+        metadata."""
         step = state.step
         epoch = state.epochs_done
         info = json.dumps({"step": step, "epoch": epoch})
@@ -211,8 +212,8 @@ class LoraWriter:
     def copies(
         self, run: Run, step: int | Literal["best"] | None
     ) -> dict[Path, dict[str, Tensor]]:
-        """Copies of the tensors of each file of a step (as in `snapshot`); of a network
-        that is not sharded."""
+        """Copies of the tensors of each file of a step (as in `snapshot`), in
+        `save.dtype` and on the CPU. The network must not be sharded."""
         role = run.roles[NETWORK]
         copies = {}
         for file, raw in self.files(run, step).items():

@@ -28,7 +28,11 @@ from toolkit.flow.settings import WEIGHTING_SCHEMES, FlowSettings
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Half precision as float32; float32 and float64 as they are."""
+    """A half-precision tensor as float32; float32 and float64 tensors unchanged.
+
+    >>> at_least_float32(torch.ones(1, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -114,6 +118,13 @@ def huber(difference_BCHW: Tensor, t_B: Tensor, settings: FlowSettings) -> Tenso
 
     c follows `huber_schedule` over t. Source: Charbonnier et al. 1994; kohya
     sd-scripts, `loss_type huber`.
+
+    Returns the loss of each element [B, C, H, W]. Raises KeyError for a schedule that
+    is not in `HUBER_BENDS`.
+
+    >>> settings = FlowSettings(huber_schedule="constant", huber_c=1.0)
+    >>> huber(torch.full((1, 1, 1, 1), 3**0.5), torch.zeros(1), settings).item()
+    2.0
     """
     c_B111 = HUBER_BENDS[settings.huber_schedule](
         t_B, settings.huber_c, settings.huber_scale
@@ -158,6 +169,9 @@ def loss_per_sample(
     each latent pixel. The mean stays over all pixels, so that a pixel weighs the same
     under every mask, and a mask of zeros gives 0 (ai-toolkit's `SDTrainer` divides the
     mask by its mean over the batch instead).
+
+    >>> loss_per_sample(torch.ones(2, 4, 8, 8), torch.zeros(2, 4, 8, 8))
+    tensor([1., 1.])
     """
     difference_BCHW = at_least_float32(predicted_BCHW) - at_least_float32(target_BCHW)
     t_B = torch.zeros(len(difference_BCHW)) if t_B is None else t_B
@@ -172,7 +186,11 @@ def loss_per_sample(
 def margin(beta: float, gain_of_better: Tensor, gain_of_worse: Tensor) -> Tensor:
     """The margin by which the better image of a pair is preferred; above 0: it is
     preferred. A gain is the error of an image minus its error by the reference. Source:
-    Wallace et al. 2023, arXiv:2311.12908, equation 14, the argument of the sigmoid."""
+    Wallace et al. 2023, arXiv:2311.12908, equation 14, the argument of the sigmoid.
+
+    >>> margin(2.0, gain_of_better=torch.tensor(-0.5), gain_of_worse=torch.tensor(0.25))
+    tensor(0.7500)
+    """
     return -beta / 2 * (gain_of_better - gain_of_worse)
 
 
@@ -196,13 +214,27 @@ def _flex_weights(device: torch.device) -> Tensor:
 
 
 def sigma_sqrt(t_B: Tensor) -> Tensor:
-    """1 / t^2. Source: diffusers and musubi-tuner, `weighting_scheme sigma_sqrt`."""
+    """1 / t^2 [B]. Source: diffusers and musubi-tuner, `weighting_scheme sigma_sqrt`.
+
+    t is first rounded to the nearest of 0.001, 0.002, ..., 1, so the weight is between
+    1 (pure noise) and 1e6.
+
+    >>> sigma_sqrt(torch.tensor([1.0, 0.5]))
+    tensor([1., 4.])
+    """
     return (_nearest_level(t_B) / 1000) ** -2.0
 
 
 def cosmap(t_B: Tensor) -> Tensor:
-    """2 / (pi (1 - 2 t + 2 t^2)): the middle levels most. Source: Esser et al. 2024,
-    arXiv:2403.03206, section 3.1."""
+    """2 / (pi (1 - 2 t + 2 t^2)) [B]: the middle levels most. Source: Esser et al.
+    2024, arXiv:2403.03206, section 3.1.
+
+    t is first rounded to the nearest of 0.001, 0.002, ..., 1. The weight is largest at
+    t = 0.5 (4 / pi) and half as large at both ends.
+
+    >>> cosmap(torch.tensor([1.0, 0.5]))
+    tensor([0.6366, 1.2732])
+    """
     t_B = _nearest_level(t_B) / 1000
     return 2 / (math.pi * (1 - 2 * t_B + 2 * t_B**2))
 
@@ -214,8 +246,12 @@ def _nearest_level(t_B: Tensor) -> Tensor:
 
 
 def bell(t_B: Tensor) -> Tensor:
-    """A bell around the middle, 0 at pure noise, mean 1. Source: ai-toolkit,
-    `linear_timesteps`."""
+    """A bell around the middle [B], 0 at pure noise, mean 1. Source: ai-toolkit,
+    `linear_timesteps`.
+
+    >>> bell(torch.tensor([1.0, 0.5]))
+    tensor([0.0000, 1.5796])
+    """
     # In float32, as in ai-toolkit: beside the foot of the bell the rounding is part of
     # the number.
     place_B = (1000 * (1 - t_B)).float() / 1000 - 0.5
@@ -223,8 +259,12 @@ def bell(t_B: Tensor) -> Tensor:
 
 
 def half_bell(t_B: Tensor) -> Tensor:
-    """`bell` above the middle, its top below. Source: ai-toolkit,
-    `linear_timesteps2`."""
+    """`bell` above the middle, its top below [B]. Source: ai-toolkit,
+    `linear_timesteps2`.
+
+    >>> half_bell(torch.tensor([1.0, 0.5, 0.1]))
+    tensor([0.0000, 1.5796, 1.5796])
+    """
     return bell(t_B.clamp(min=0.5))
 
 
@@ -244,7 +284,15 @@ WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def weights(t_B: Tensor, settings: FlowSettings) -> Tensor:
-    """By `weighting_scheme`, times ai-toolkit's weighting where one is asked for."""
+    """The weight of the loss of each sample [B], by `weighting_scheme`.
+
+    `timestep_type weighted`, `linear_timesteps2` or `linear_timesteps` multiply it by
+    ai-toolkit's weighting `flex`, `half_bell` or `bell`; the first of them that is set
+    applies. Raises KeyError for a scheme that is not in `WEIGHTING_SCHEMES`.
+
+    >>> weights(torch.tensor([1.0, 0.5]), FlowSettings(weighting_scheme="sigma_sqrt"))
+    tensor([1., 4.])
+    """
     by_scheme = WEIGHTINGS[WEIGHTING_SCHEMES[settings.weighting_scheme]](t_B)
     # One of ai-toolkit's at most, in this order. Source: ai-toolkit,
     # `get_weights_for_timesteps`.

@@ -29,6 +29,9 @@ def sigmas(
     descending, in (0, 1]; none: linspace(1, 1 / steps, steps), as diffusers' pipelines
     do. Source: diffusers, FlowMatchEulerDiscreteScheduler.set_timesteps with
     exponential dynamic shifting and `stretch_shift_to_terminal`.
+
+    >>> sigmas(4, mu=0.0, terminal=None)
+    tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000])
     """
     if levels:
         even = np.array(levels)
@@ -44,7 +47,11 @@ def sigmas(
 def resampled(levels: Sequence[float], steps: int) -> tuple[float, ...]:
     """A grid of noise levels for another number of steps: interpolated over its index,
     so that the first and the last level stay; for one step the first. An empty grid
-    stays empty."""
+    stays empty.
+
+    >>> resampled([1.0, 0.5], 3)
+    (1.0, 0.75, 0.5)
+    """
     if not levels:
         return ()
     places = np.linspace(0, len(levels) - 1, steps)
@@ -59,6 +66,16 @@ def euler_sample(
     velocity: called as (x_t_BCHW, t_B), returns the velocity noise - image. sigmas:
     descending noise fractions, 1 first, 0 last. Source: Euler's method on dx/dt = v;
     diffusers, FlowMatchEulerDiscreteScheduler.step.
+
+    With the velocity of one image it ends at this image:
+
+    >>> image_BCHW, noise_BCHW = torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
+    >>> levels = sigmas(4, mu=0.0, terminal=None)
+    >>> found_BCHW = euler_sample(
+    ...     lambda x_BCHW, t_B: noise_BCHW - image_BCHW, noise_BCHW, levels
+    ... )
+    >>> torch.equal(found_BCHW, image_BCHW)
+    True
     """
     x_BCHW = noise_BCHW.float()
     for sigma, following in itertools.pairwise(sigmas):

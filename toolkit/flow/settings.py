@@ -81,7 +81,10 @@ class FlowSettings:
 
     @staticmethod
     def named_in(section: object) -> dict[str, Any]:
-        """The values a section has under these names, as keyword arguments."""
+        """The values a section has under these names, as keyword arguments.
+
+        Raises AttributeError when the section lacks one of the fields.
+        """
         return {
             field.name: getattr(section, field.name) for field in fields(FlowSettings)
         }
@@ -105,7 +108,17 @@ target."""
 
 def levels_of(setting: NoiseLevels, references: int, prefix: int, target: int) -> int:
     """Noise levels of an image with so many references, prefix tokens (text and
-    references) and target tokens."""
+    references) and target tokens.
+
+    "auto" gives `AUTO_LEVELS` where the prefix is at least as long as the target, else
+    1. A number applies to every image. A tuple is indexed by the number of references;
+    its last entry applies to all larger numbers.
+
+    >>> levels_of("auto", references=1, prefix=4096, target=4096)
+    4
+    >>> levels_of((1, 2, 4), references=7, prefix=4096, target=4096)
+    4
+    """
     if setting == "auto":
         return AUTO_LEVELS if prefix >= target else 1
     if isinstance(setting, int):
@@ -114,7 +127,11 @@ def levels_of(setting: NoiseLevels, references: int, prefix: int, target: int) -
 
 
 def most_levels(setting: NoiseLevels) -> int:
-    """The largest number that an image may have."""
+    """The largest number of noise levels that an image may have with this setting.
+
+    >>> most_levels((1, 4, 2))
+    4
+    """
     if setting == "auto":
         return AUTO_LEVELS
     return setting if isinstance(setting, int) else max(setting)
@@ -122,12 +139,24 @@ def most_levels(setting: NoiseLevels) -> int:
 
 def cost_of(levels: int, prefix: int, target: int) -> float:
     """Tokens of one pass with so many levels, as a share of the tokens of separate
-    passes."""
+    passes: (prefix + levels target) / (levels (prefix + target)).
+
+    It is 1 for one level and for an empty prefix. Raises ZeroDivisionError when
+    `levels`, or both lengths, are 0.
+
+    >>> cost_of(4, prefix=4096, target=4096)
+    0.625
+    """
     return (prefix + levels * target) / (levels * (prefix + target))
 
 
 def describe_levels(counts: Sequence[tuple[int, int, float]]) -> str:
-    """A plan's line. found: references, levels and `cost_of` of each kind of image."""
+    """A plan's line. counts: references, levels and `cost_of` of each kind of image;
+    duplicates are listed once.
+
+    >>> describe_levels([(1, 4, 0.75)])
+    'noise levels per sample: 1 control image: 4 levels cost 0.75 of 4 passes'
+    """
     groups = []
     for references, levels, cost in sorted(set(counts)):
         what = f"{references} control image{'s' * (references != 1)}"

@@ -60,6 +60,9 @@ def sigmoid(normal: Tensor, settings: FlowSettings, context: TimestepContext) ->
 
     Source: Esser et al. 2024, arXiv:2403.03206, section 3.1 (logit-normal with mean 0);
     musubi-tuner, `timestep_sampling sigmoid`.
+
+    >>> sigmoid(torch.tensor([-1.0, 0.0, 1.0]), FlowSettings(), TimestepContext())
+    tensor([0.2689, 0.5000, 0.7311])
     """
     return torch.sigmoid(settings.sigmoid_scale * normal)
 
@@ -78,13 +81,20 @@ def shifted(t: Tensor, factor: float) -> Tensor:
     1 away from it.
 
     Source: Esser et al. 2024, arXiv:2403.03206, section 5.3.2, eq. 23.
+
+    >>> shifted(torch.tensor(0.5), 3.0)
+    tensor(0.7500)
     """
     return factor * t / (1 + (factor - 1) * t)
 
 
 def shift(normal: Tensor, settings: FlowSettings, context: TimestepContext) -> Tensor:
     """`sigmoid`, shifted by `discrete_flow_shift`. Source: musubi-tuner,
-    `timestep_sampling shift`."""
+    `timestep_sampling shift`.
+
+    >>> shift(torch.zeros(1), FlowSettings(discrete_flow_shift=3.0), TimestepContext())
+    tensor([0.7500])
+    """
     assert settings.discrete_flow_shift is not None  # `shift` is refused without it
     return shifted(sigmoid(normal, settings, context), settings.discrete_flow_shift)
 
@@ -92,16 +102,24 @@ def shift(normal: Tensor, settings: FlowSettings, context: TimestepContext) -> T
 def model_shift(
     normal: Tensor, settings: FlowSettings, context: TimestepContext
 ) -> Tensor:
-    """`sigmoid`, shifted as the model's own sampling is at this size. Source:
-    musubi-tuner, `qwen_shift`."""
+    """`sigmoid`, shifted by the factor exp(`context.mu`), as the model's own sampling
+    is at this size. Source: musubi-tuner, `qwen_shift`.
+
+    >>> model_shift(torch.zeros(1), FlowSettings(), TimestepContext(mu=1.0986))
+    tensor([0.7500])
+    """
     return shifted(sigmoid(normal, settings, context), math.exp(context.mu))
 
 
 def flux_shift(
     normal: Tensor, settings: FlowSettings, context: TimestepContext
 ) -> Tensor:
-    """`sigmoid`, shifted by Flux's line: exponent 0.5 at 256 tokens, 1.15 at 4096.
-    Source: musubi-tuner."""
+    """`sigmoid`, shifted by Flux's line: exponent 0.5 at 256 tokens, 1.15 at 4096;
+    outside of these the line goes on. Source: musubi-tuner.
+
+    >>> flux_shift(torch.zeros(1), FlowSettings(), TimestepContext(tokens=4096))
+    tensor([0.7595])
+    """
     slope = (1.15 - 0.5) / (4096 - 256)
     return shifted(
         sigmoid(normal, settings, context),
@@ -116,6 +134,10 @@ def inference_timesteps(
 
     Source: ai-toolkit, `set_train_timesteps` with `timestep_type shift`: diffusers'
     `set_timesteps`.
+
+    >>> context = TimestepContext(mu=0.0)
+    >>> inference_timesteps(torch.tensor([0.0, 0.5]), FlowSettings(), context)
+    tensor([1.0000, 0.5000])
     """
     factor = math.exp(context.mu)
     levels = shifted(1 - torch.floor(uniform * LEVELS) / LEVELS, factor)
@@ -131,6 +153,9 @@ def logsnr(normal: Tensor, settings: FlowSettings, context: TimestepContext) -> 
 
     Source: Choi et al. 2024, arXiv:2411.14793, section 3.2; musubi-tuner,
     `timestep_sampling logsnr`.
+
+    >>> logsnr(torch.tensor([-2.0, 0.0, 2.0]), FlowSettings(), TimestepContext())
+    tensor([0.7311, 0.5000, 0.2689])
     """
     return torch.sigmoid(-0.5 * (settings.logit_mean + settings.logit_std * normal))
 
@@ -144,6 +169,8 @@ def mixture(
     it becomes the normal number.
 
     parts: the share of each, which add up to 1, and the sampling.
+
+    The result has the shape of `uniform`, whose numbers are in [0, 1).
     """
     t = torch.empty_like(uniform)
     low = 0.0
@@ -192,7 +219,11 @@ def lognorm_blend(
     uniform: Tensor, settings: FlowSettings, context: TimestepContext
 ) -> Tensor:
     """Three quarters around t = 0.65, one quarter even. Source: ai-toolkit,
-    `timestep_type lognorm_blend`."""
+    `timestep_type lognorm_blend`.
+
+    t is interpolated on the CPU, in the inverse of a tabulated distribution; the result
+    has the device and dtype of `uniform`.
+    """
     levels, shares = _lognorm_blend_shares()
     return torch.from_numpy(
         np.interp(uniform.double().cpu().numpy(), shares, levels)
@@ -238,6 +269,9 @@ def mode(uniform: Tensor, settings: FlowSettings, context: TimestepContext) -> T
 
     Source: Esser et al. 2024, arXiv:2403.03206, eq. 20; musubi-tuner, `weighting_scheme
     mode`.
+
+    >>> mode(torch.tensor([0.0, 0.5, 1.0]), FlowSettings(), TimestepContext())
+    tensor([1.0000, 0.5000, 0.0000])
     """
     bend = torch.cos(math.pi / 2 * uniform).square() - 1 + uniform
     return 1 - uniform - settings.mode_scale * bend
@@ -304,6 +338,8 @@ def sampling_for(settings: FlowSettings) -> TimestepSampling:
 
     A loss weighed by a bell requires even draws, whatever `timestep_type`. Source:
     ai-toolkit, `linear_timesteps`.
+
+    Raises KeyError for a `timestep_type` that is not in `SAMPLINGS`.
     """
     if settings.linear_timesteps or settings.linear_timesteps2:
         return SAMPLINGS["linear"]
@@ -326,6 +362,12 @@ def timesteps(base: Tensor, settings: FlowSettings, context: TimestepContext) ->
 
     The whole distribution is squeezed between the two, none of it cut off. Source:
     musubi-tuner, `get_noisy_model_input_and_timesteps`.
+
+    Raises KeyError for a `timestep_type` that is not in `SAMPLINGS`.
+
+    >>> settings = FlowSettings(timestep_type="uniform", min_timestep=500)
+    >>> timesteps(torch.tensor([0.0, 0.5]), settings, TimestepContext())
+    tensor([0.5000, 0.7500])
     """
     sampling = sampling_for(settings)
     low = settings.min_timestep
@@ -446,7 +488,11 @@ def strata(samples: int, buckets: int, generator: torch.Generator) -> list[int]:
     """The stratum of each position of an epoch: each equally often, give or take one,
     in random order.
 
-    Source: musubi-tuner, `num_timestep_buckets`.
+    Returns `samples` numbers in [0, buckets). Source: musubi-tuner,
+    `num_timestep_buckets`.
+
+    >>> sorted(strata(4, buckets=2, generator=torch.Generator().manual_seed(0)))
+    [0, 0, 1, 1]
     """
     rest = torch.randperm(buckets, generator=generator)[: samples % buckets]
     stratum = torch.cat([torch.arange(samples - len(rest)) % buckets, rest])

@@ -50,18 +50,24 @@ class Ema:
 
     @property
     def updates(self) -> int:
-        """Updates so far; reading it waits for the device."""
+        """Updates so far, without those where `step_ok` was false. Reading it waits for
+        the device."""
         return int(self._updates)
 
     def load(self, averages: Mapping[str, Tensor], updates: int) -> None:
-        """Restores the average and its update count from a checkpoint."""
+        """Restores the average and its update count from a checkpoint. Raises KeyError
+        when the average of a parameter is missing."""
         copy_into(self.averages, averages)
         self._updates.fill_(updates)
 
     @torch.no_grad()
     def update(self, step_ok: Tensor | None = None) -> None:
         """average := decay * average + (1 - decay) * parameter; nothing where `step_ok`
-        (0-dim bool) is false."""
+        (0-dim bool) is false.
+
+        With `warm_up` update n takes min(decay, (1 + n) / (10 + n)) as its decay, so
+        that the first parameters are soon forgotten. It does not wait for the device.
+        """
         if step_ok is None:
             step_ok = torch.ones_like(self._updates, dtype=torch.bool)
         else:
@@ -78,7 +84,7 @@ class Ema:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Swaps the averages into the parameters inside the block, and restores the raw
-        values after it."""
+        values after it, also after an error."""
         with swapped_in(self._parameters, self.averages):
             yield
 
@@ -111,6 +117,11 @@ def gamma_of(sigma_rel: float) -> float:
 
     The largest real root of (g + 2)^2 (g + 3) sigma^2 = g + 1. Source: arXiv
     2312.02696, appendix C and algorithm 2.
+
+    Raises UserError when `sigma_rel` is not in this range.
+
+    >>> round(gamma_of(0.1), 2)
+    6.94
     """
     if not 0 < sigma_rel <= MAX_SIGMA_REL + 1e-9:
         raise UserError(
@@ -135,7 +146,15 @@ def swapped_in(
     parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]
 ) -> Iterator[None]:
     """Copies values into the parameters inside the block, and restores their own after
-    it."""
+    it, also after an error. Raises KeyError when the value of a parameter is missing.
+
+    >>> parameters = {"weight": torch.ones(1)}
+    >>> with swapped_in(parameters, {"weight": torch.zeros(1)}):
+    ...     parameters["weight"].item()
+    0.0
+    >>> parameters["weight"].item()
+    1.0
+    """
     trained = {name: p.detach().clone() for name, p in parameters.items()}
     try:
         copy_into(parameters, values)
@@ -146,7 +165,8 @@ def swapped_in(
 
 @torch.no_grad()
 def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
-    """Copies values by name, in place. Raises KeyError when a name of `target` is
-    missing in `source`."""
+    """Copies values by name, in place, to the dtype and device of the target. Raises
+    KeyError when a name of `target` is missing in `source`; other names of `source` are
+    ignored."""
     for name, tensor in target.items():
         tensor.copy_(source[name])

@@ -49,7 +49,13 @@ class Lion(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; parameters without gradient stay."""
+        """One step; parameters without gradient stay. Returns the loss of `closure`,
+        None without one.
+
+        With gradient g and moment m: p := (1 - lr weight_decay) p - lr sign(beta1 m +
+        (1 - beta1) g), then m := beta2 m + (1 - beta2) g. `decoupled_weight_decay`
+        divides the rate in the first factor by the initial `lr`.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -70,7 +70,12 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; parameters without gradient stay."""
+        """One step; parameters without gradient stay. Returns the loss of `closure`,
+        None without one.
+
+        A parameter loses lr weight_decay of itself, and then lr times its direction.
+        The direction of a parameter with two or more dimensions is orthogonalized.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -129,7 +134,12 @@ def orthogonal(matrix: Tensor) -> Tensor:
     """A matrix [rows, columns] of the same singular vectors whose singular values are
     near 1 (0.7 to 1.2).
 
-    Five Newton-Schulz iterations of a quintic polynomial, in the matrix's dtype.
+    Five Newton-Schulz iterations of a quintic polynomial, in the matrix's dtype. A
+    matrix of zeros stays zero.
+
+    >>> values = torch.linalg.svdvals(orthogonal(torch.diag(torch.tensor([3.0, 1.0]))))
+    >>> bool(((values > 0.65) & (values < 1.25)).all())
+    True
     """
     a, b, c = QUINTIC
     wide: Tensor = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T

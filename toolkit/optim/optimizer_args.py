@@ -186,7 +186,11 @@ class ArgumentError(UserError):
 def is_schedule_free(name: str, arguments: Arguments = MappingProxyType({})) -> bool:
     """Whether the optimizer averages its weights itself, and wants neither a schedule
     nor an EMA: its class has weights to train and weights to use (`train` and `eval`),
-    and its argument `use_schedulefree`, if any, is not false."""
+    and its argument `use_schedulefree`, if any, is not false.
+
+    >>> is_schedule_free("adamw")
+    False
+    """
     by_name = _kind(name).lower().endswith("schedulefree")
     if name in ARGUMENTS:
         return by_name
@@ -202,13 +206,22 @@ def is_schedule_free(name: str, arguments: Arguments = MappingProxyType({})) -> 
 
 
 def requires_single_lr(name: str) -> bool:
-    """Whether the optimizer refuses groups with unlike learning rates (it finds one
-    rate for all)."""
+    """Whether the optimizer refuses groups with unlike learning rates: Prodigy and
+    D-Adaptation find one rate for all.
+
+    >>> requires_single_lr("prodigy"), requires_single_lr("adamw")
+    (True, False)
+    """
     return _kind(name).startswith(("Prodigy", "DAdapt"))
 
 
 def takes_argument(name: str, argument: str) -> bool:
-    """Whether the constructor names this argument."""
+    """Whether the constructor names this argument. False for an optimizer that does not
+    exist.
+
+    >>> takes_argument("adamw", "betas"), takes_argument("adamw", "momentum")
+    (True, False)
+    """
     try:
         return argument in (
             ARGUMENTS.get(name) or named_arguments(find_optimizer(name))
@@ -244,8 +257,12 @@ def check_optimizer(name: str, arguments: Mapping[str, Any]) -> None:
 
 
 def unnamed_arguments(name: str, arguments: Arguments) -> Iterator[str]:
-    """A note on arguments that the constructor takes only because it takes any name: it
-    may ignore them. Nothing where the source does not tell all names."""
+    """Warnings on arguments that the constructor takes only because it takes any name:
+    it may ignore them.
+
+    Yields nothing for an optimizer of `ARGUMENTS`, and where the source does not tell
+    all names. Raises UserError for an optimizer that does not exist.
+    """
     if name in ARGUMENTS:
         return
     source = find_optimizer(name)
@@ -657,8 +674,12 @@ Prodigy."""
 
 
 def state_note(name: str, arguments: Arguments, shapes: Sequence[Shape]) -> str:
-    """The line of a plan on the state of an optimizer where it is not known or large;
-    otherwise empty."""
+    """The line of a plan on the state of an optimizer that the tables do not have: its
+    measured bytes per weight, or a note that it is measured before the first step.
+
+    A warning where the state takes more than `MUCH_STATE` bytes per weight; otherwise
+    empty.
+    """
     is_known = has_known_state(name, arguments)
     measure = measuring.get()
     if not is_known and measure is None:

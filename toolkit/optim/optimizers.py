@@ -152,7 +152,13 @@ def build_optimizer(
 
 def set_rate(group: dict[str, Any], lr: float) -> None:
     """Sets the learning rate of a parameter group. Where a class keeps it as a tensor,
-    so that its compiled step reads it again, the tensor stays and gets the value."""
+    so that its compiled step reads it again, the tensor stays and gets the value.
+
+    >>> group = {"lr": torch.tensor(0.5)}
+    >>> set_rate(group, 0.25)
+    >>> group["lr"]
+    tensor(0.2500)
+    """
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(lr)
     else:
@@ -177,7 +183,8 @@ class Averaging(AnyOptimizer, Protocol):
 
 
 def has_eval_mode(optimizer: AnyOptimizer) -> TypeGuard[Averaging]:
-    """Whether the optimizer has separate train and eval weights (schedule-free)."""
+    """Whether the optimizer has separate train and eval weights (schedule-free), by its
+    methods `train` and `eval`."""
     return callable(getattr(optimizer, "eval", None)) and callable(
         getattr(optimizer, "train", None)
     )
@@ -312,7 +319,16 @@ def load_state_tensors(
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of what a class raised, as a part of a sentence."""
+    """The first line of what a class raised, without its full stop, as a part of a
+    sentence; the name of the class for an error without text.
+
+    >>> reason_of(ValueError("lr is negative.\\nSee the documentation."))
+    'lr is negative'
+    >>> reason_of(KeyError("state"))
+    "no entry 'state'"
+    >>> reason_of(AssertionError())
+    'AssertionError'
+    """
     if isinstance(error, KeyError):
         return f"no entry {error}"
     return str(error).partition("\n")[0].rstrip(".") or type(error).__name__

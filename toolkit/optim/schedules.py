@@ -55,7 +55,10 @@ class ScheduleArgs:
     @staticmethod
     def named_in(section: object) -> dict[str, Any]:
         """The values of all fields but `steps` in the `train` section, as keyword
-        arguments."""
+        arguments.
+
+        Raises AttributeError when the section lacks one of the keys.
+        """
         return {
             field: getattr(section, key) for field, key in {"lr": "lr", **KEYS}.items()
         }
@@ -87,7 +90,13 @@ class ScheduleArgs:
 
 
 def in_steps(length: float, steps: int) -> int:
-    """A length of the config as optimizer steps: below 1 it is a share of all steps."""
+    """A length of the config as optimizer steps: below 1 it is a share of all steps.
+
+    Rounded down. The result can be 0.
+
+    >>> in_steps(0.1, steps=1000), in_steps(50, steps=1000)
+    (100, 50)
+    """
     return int(length * steps) if length < 1 else int(length)
 
 
@@ -95,7 +104,7 @@ def in_steps(length: float, steps: int) -> int:
 
 
 def constant(step: int, course: ScheduleArgs, *, factor: float = 1.0) -> float:
-    """1 throughout; `factor` makes it that."""
+    """`factor` throughout: 1 unless it is given."""
     return factor
 
 
@@ -110,6 +119,9 @@ def linear(
     to the second (1).
 
     Source: transformers, `get_linear_schedule_with_warmup`; torch, LinearLR.
+
+    >>> linear(25, ScheduleArgs(steps=100))
+    0.75
     """
     fallen = min(1.0, course.decay_progress(step))
     if start_factor is None and end_factor is None:
@@ -120,8 +132,13 @@ def linear(
 
 
 def cosine(step: int, course: ScheduleArgs) -> float:
-    """Half a cosine from 1 to 0. Source: transformers,
-    `get_cosine_schedule_with_warmup`."""
+    """Half a cosine from 1 to 0, or to `min_ratio`. Source: transformers,
+    `get_cosine_schedule_with_warmup`.
+
+    >>> course = ScheduleArgs(steps=100)
+    >>> [round(cosine(step, course), 2) for step in (0, 25, 50, 100)]
+    [1.0, 0.85, 0.5, 0.0]
+    """
     return course.lerp_to_min(_half_waves(course.decay_progress(step)))
 
 
@@ -129,6 +146,10 @@ def cosine_with_restarts(step: int, course: ScheduleArgs) -> float:
     """Falls from 1 to 0 along half a cosine, `lr_scheduler_num_cycles` times.
 
     Source: transformers, `get_cosine_with_hard_restarts_schedule_with_warmup`.
+
+    >>> course = ScheduleArgs(steps=100, cycles=2)
+    >>> [round(cosine_with_restarts(step, course), 2) for step in (0, 25, 50, 75, 100)]
+    [1.0, 0.5, 1.0, 0.5, 0.0]
     """
     fallen = course.decay_progress(step)
     return course.lerp_to_min(
@@ -140,13 +161,21 @@ def cosine_with_min_lr(step: int, course: ScheduleArgs) -> float:
     """A cosine between 1 and `min_ratio`; `lr_scheduler_num_cycles` half waves.
 
     Source: transformers, `get_cosine_with_min_lr_schedule_with_warmup`.
+
+    >>> course = ScheduleArgs(steps=100, cycles=2, min_ratio=0.1)
+    >>> [round(cosine_with_min_lr(step, course), 2) for step in (0, 25, 50, 100)]
+    [1.0, 0.55, 0.1, 1.0]
     """
     return course.lerp_to_min(_half_waves(course.cycles * course.decay_progress(step)))
 
 
 def polynomial(step: int, course: ScheduleArgs) -> float:
-    """(1 - share)^power, 1 to a rate of 1e-7. Source: transformers,
-    `get_polynomial_decay_schedule_with_warmup`."""
+    """(1 - share)^power, from 1 to `min_ratio`, or without one to a rate of 1e-7.
+    Source: transformers, `get_polynomial_decay_schedule_with_warmup`.
+
+    >>> round(polynomial(50, ScheduleArgs(steps=100, power=2.0, min_ratio=0.0)), 2)
+    0.25
+    """
     end = min(1.0, 1e-7 / course.lr) if course.lr else 0.0
     return course.lerp_to_min(
         max(0.0, 1 - course.decay_progress(step)) ** course.power, end
@@ -155,7 +184,12 @@ def polynomial(step: int, course: ScheduleArgs) -> float:
 
 def warmup_stable_decay(step: int, course: ScheduleArgs) -> float:
     """1, and half a cosine to 0 in the last `lr_decay_steps`, if any. Source:
-    transformers, `get_wsd_schedule`."""
+    transformers, `get_wsd_schedule`.
+
+    >>> course = ScheduleArgs(steps=100, decay=20)
+    >>> [round(warmup_stable_decay(step, course), 2) for step in (0, 80, 90, 100)]
+    [1.0, 1.0, 0.5, 0.0]
+    """
     return cosine(step, course) if course.decay_steps else 1.0
 
 
@@ -164,6 +198,9 @@ def inverse_sqrt(step: int, course: ScheduleArgs) -> float:
     warm-up's length, or 10000.
 
     Source: transformers, `get_inverse_sqrt_schedule`.
+
+    >>> inverse_sqrt(300, ScheduleArgs(steps=1000, timescale=100))
+    0.5
     """
     timescale = course.timescale or course.warmup_steps or 10_000
     return 1 / math.sqrt((step + timescale - course.warmup_steps) / timescale)
@@ -176,6 +213,10 @@ def rex(
     steep, to 0.01.
 
     Source: Chen et al. 2021, arXiv:2107.04197; musubi-tuner, modules/lr_schedulers.py.
+
+    >>> course = ScheduleArgs(steps=100)
+    >>> [round(rex(step, course), 2) for step in (0, 50, 90, 100)]
+    [1.0, 0.91, 0.53, 0.01]
     """
     left = max(0.0, 1 - course.decay_progress(step))
     return course.lerp_to_min(
@@ -186,21 +227,32 @@ def rex(
 def step_decay(
     step: int, course: ScheduleArgs, *, step_size: int | None = None, gamma: float = 0.1
 ) -> float:
-    """gamma^k after k times `step_size` steps. Source: torch, StepLR."""
+    """gamma^k after k times `step_size` steps; 1 throughout without a `step_size`.
+    Source: torch, StepLR.
+
+    >>> round(step_decay(25, ScheduleArgs(steps=100), step_size=10), 4)
+    0.01
+    """
     if step_size is not None:
         return gamma ** ((step - course.warmup_steps) // step_size)
     return 1.0
 
 
 def exponential(step: int, course: ScheduleArgs, *, gamma: float) -> float:
-    """gamma^n, n steps after the warm-up. Source: torch, ExponentialLR."""
+    """gamma^n, n steps after the warm-up. Raises ValueError when gamma is below 0.
+    Source: torch, ExponentialLR.
+
+    >>> exponential(3, ScheduleArgs(steps=100), gamma=0.5)
+    0.125
+    """
     return _in_range("gamma", gamma, highest=math.inf) ** (step - course.warmup_steps)
 
 
 def constant_lr(
     step: int, course: ScheduleArgs, *, factor: float = 1 / 3, total_iters: int = 5
 ) -> float:
-    """`factor`, and 1 after `total_iters` steps. Source: torch, ConstantLR."""
+    """`factor` in the first `total_iters` steps after the warm-up, then 1. Raises
+    ValueError when `factor` is not in [0, 1]. Source: torch, ConstantLR."""
     if step - course.warmup_steps < total_iters:
         return _in_range("factor", factor)
     return 1.0
@@ -214,8 +266,13 @@ def linear_lr(
     end_factor: float = 1.0,
     total_iters: int = 5,
 ) -> float:
-    """A line from `start_factor` to `end_factor` in `total_iters` steps, then level.
-    Source: torch, LinearLR."""
+    """A line from `start_factor` to `end_factor` in `total_iters` steps after the
+    warm-up, then level. Raises ValueError when a factor is not in [0, 1]. Source:
+    torch, LinearLR.
+
+    >>> linear_lr(5, ScheduleArgs(steps=100), start_factor=0.5, total_iters=10)
+    0.75
+    """
     share = min(1.0, (step - course.warmup_steps) / total_iters)
     start = _in_range("start_factor", start_factor)
     end = _in_range("end_factor", end_factor)
@@ -254,6 +311,10 @@ def piecewise_constant(
     then 0.01.
 
     Source: diffusers, optimization.py, `get_piecewise_constant_schedule`.
+
+    >>> course = ScheduleArgs(steps=100)
+    >>> piecewise_constant(15, course, step_rules="1:10,0.1:20,0.01")
+    0.1
     """
     *pieces, last = step_rules.split(",")
     ends = {}
@@ -324,7 +385,13 @@ class Plateau:
         return self._ratio
 
     def observe(self, value: float) -> None:
-        """Takes the next value; one that is not finite is left out."""
+        """Takes the next value of the metric; one that is not finite is ignored.
+
+        A value that is below the best one by more than `threshold` becomes the best.
+        After more than `patience` others in a row the factor is multiplied by `factor`,
+        but not below `min_ratio`. The `cooldown` values that follow do not count. A
+        change of the learning rate by at most `eps` is not made.
+        """
         if not math.isfinite(value):
             return
         if self._relative:
@@ -347,7 +414,8 @@ class Plateau:
                 self._ratio = lower
 
     def state_dict(self) -> dict[str, float | int | None]:
-        """JSON values."""
+        """The factor, the best value (None before the first one) and the counts of bad
+        and of cooldown values, as JSON values. The arguments are not in it."""
         best = self._best if math.isfinite(self._best) else None
         return {
             "ratio": self._ratio,
@@ -357,7 +425,7 @@ class Plateau:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores a `state_dict`."""
+        """Restores a `state_dict`. Raises KeyError when an entry is missing."""
         self._ratio = state["ratio"]
         self._bad = state["bad"]
         self._cooling = state["cooling"]
@@ -489,7 +557,12 @@ END_RATES = ("eta_min", "min_lr", "lr_end")
 
 
 def parameters(name: str) -> list[str]:
-    """Names that `train.lr_scheduler_params` may hold for a schedule."""
+    """Names that `train.lr_scheduler_params` may hold for a schedule. Raises KeyError
+    for a schedule that is not in `SCHEDULES`.
+
+    >>> "power" in parameters("polynomial"), "power" in parameters("cosine")
+    (True, False)
+    """
     kind = SCHEDULES[name]
     names = []
     for key, arg in inspect.signature(kind.after).parameters.items():
@@ -509,7 +582,10 @@ def parameters(name: str) -> list[str]:
 
 def check_parameters(name: str, params: Mapping[str, Any]) -> None:
     """Raises UserError for a parameter the schedule does not have, lacks, or cannot
-    read."""
+    read. The values are tried in a run of two steps.
+
+    >>> check_parameters("exponential", {"gamma": 0.99})
+    """
     known = parameters(name) if params else []
     for param in params:
         if param not in known:
@@ -527,7 +603,12 @@ def check_parameters(name: str, params: Mapping[str, Any]) -> None:
 
 
 def remarks(name: str, params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Parameters that do something else than their names let expect, and what."""
+    """Parameters that do something else than their names let expect, each with a
+    sentence on its effect.
+
+    >>> [name for name, remark in remarks("linear", {"end_factor": 0.1})]
+    ['end_factor']
+    """
     for param in params:
         if param in SCHEDULES[name].lengths:
             other = SCHEDULES[name].torchs
@@ -567,7 +648,13 @@ def course_of(
 
 def overfull(name: str, course: ScheduleArgs) -> str:
     """A note on a warm-up and a fall that together are longer than the run; empty when
-    they are not."""
+    they are not.
+
+    >>> overfull("cosine", ScheduleArgs(steps=100, warmup=10))
+    ''
+    >>> overfull("cosine", ScheduleArgs(steps=100, warmup=200))
+    'lr: the warm-up takes 200 optimizer steps, the run 100: it never reaches ...'
+    """
     rise = course.warmup_steps
     if "decay" in SCHEDULES[name].uses:
         fall = course.decay_steps
@@ -623,6 +710,13 @@ def build_schedule(
 
     params: `train.lr_scheduler_params`, checked by `check_parameters`; what they say
     goes before `course_fields`, which are further fields of `ScheduleArgs`.
+
+    Returns a function from the number of steps done to the factor of the learning rate.
+    Raises KeyError for a schedule that is not in `SCHEDULES`.
+
+    >>> factor = build_schedule("cosine", steps=110, warmup=10)
+    >>> [round(factor(step), 2) for step in (10, 60, 110)]
+    [1.0, 0.5, 0.0]
     """
     kind = SCHEDULES[name]
     course = course_of(steps, warmup, params, **course_fields)
@@ -648,6 +742,11 @@ def initial_weight_fraction(updates: int, decay: float, warm_up: bool) -> float:
 
     The decay of the n-th is min(decay, (1 + n) / (10 + n)) with warm-up. Source:
     ai-toolkit, `use_num_updates`.
+
+    A weight below 1e-6 is returned as 0.
+
+    >>> initial_weight_fraction(2, decay=0.5, warm_up=False)
+    0.25
     """
     share = 1.0
     for n in range(1, updates + 1):

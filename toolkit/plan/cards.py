@@ -46,12 +46,18 @@ class Card:
 
     @property
     def called(self) -> str:
-        """The name with its article."""
+        """The name with its article.
+
+        >>> asked_card("4090").called
+        'an RTX 4090'
+        """
         return f"{'a' if self.name[0] in 'B' else 'an'} {self.name}"
 
     @property
     def bus_gb_s(self) -> float:
-        """10^9 bytes per second from main memory to the card, by the standard."""
+        """10^9 bytes per second from main memory to the card, by the standard: the rate
+        of a lane of its PCIe generation, times its lanes. Raises KeyError for a
+        generation that is not in `GB_S_PER_LANE`."""
         generation, lanes = self.pcie
         return GB_S_PER_LANE[generation] * lanes
 
@@ -182,6 +188,11 @@ def card_here(cuda_name: str) -> Card | None:
 
     Names are compared as a whole: an RTX 4070 Ti is another card than an RTX 4070, and
     so is a laptop's.
+
+    >>> card_here("NVIDIA GeForce RTX 4090").memory_gb
+    24
+    >>> card_here("NVIDIA GeForce RTX 4090 Laptop GPU") is None
+    True
     """
     for card in CARDS:
         pattern = card.cuda_names or rf"(NVIDIA )?(GeForce )?{re.escape(card.name)}"
@@ -192,7 +203,11 @@ def card_here(cuda_name: str) -> Card | None:
 
 def assumed_card(memory_gb: int) -> Card:
     """The card that is meant by so many GB: the one of that size, or of the next
-    smaller; of less than any, the smallest."""
+    smaller; of less than any, the smallest.
+
+    >>> assumed_card(25) == assumed_card(24)
+    True
+    """
     size = max((size for size in ASSUMED if size <= memory_gb), default=min(ASSUMED))
     return next(card for card in CARDS if card.name == ASSUMED[size])
 
@@ -201,8 +216,8 @@ def asked_card(text: str) -> Card:
     """The card of `--card`: its name, with or without maker and series, or GB. Raises
     UserError for another one.
 
-    Example: `asked_card("4090")` and `asked_card("rtx4090")` are the RTX 4090,
-    `asked_card("24")` the card that 24 GB stand for.
+    >>> asked_card("rtx4090").name, asked_card("24").name
+    ('RTX 4090', 'RTX 4090')
     """
     wanted = _short(text)
     for card in CARDS:

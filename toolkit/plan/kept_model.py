@@ -38,7 +38,8 @@ class KeptOutlook(NamedTuple):
 
 
 def kept_outlook(section: DiffusionSection) -> KeptOutlook | None:
-    """None where the job keeps none."""
+    """The kept model of a job: its size, and whether it exists. None where the job
+    keeps none."""
     model = section.model
     if not model.keeps_quantized() or section.network.trains_model:
         return None

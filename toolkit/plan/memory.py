@@ -34,8 +34,12 @@ see docs/memory.md."""
 
 
 def gaps_on_host(activations: float, level: str = "full") -> float:
-    """Bytes that glibc's allocator holds in addition to so many bytes of activations,
-    at every level."""
+    """Bytes that glibc's allocator holds in addition to so many bytes of activations:
+    half of them, at every level.
+
+    >>> gaps_on_host(2e9)
+    1000000000.0
+    """
     return (HOST_FRAGMENTATION - 1) * activations
 
 
@@ -58,7 +62,14 @@ class Machine:
 
 def machine_from_config(device: str) -> Machine:
     """The machine that a config's `device` means, where that is known without torch:
-    `auto` is a GPU."""
+    `auto` is a GPU.
+
+    "cpu" and "mps" give a CPU, with the free main memory as its limit. All others give
+    a GPU whose memory is not known.
+
+    >>> machine_from_config("auto")
+    Machine(kind='cuda', limit=None, capability=None)
+    """
     if device in ("cpu", "mps"):
         return Machine("cpu", free_host_memory() or None)
     return Machine("cuda")
@@ -114,8 +125,11 @@ class Part(StrEnum):
 
 
 def adapter_part(kind: str) -> str:
-    """The name of the weights of an adapter. Example: `adapter_part("lora")` is "lora
-    weights"."""
+    """The name of the weights of an adapter.
+
+    >>> adapter_part("lora")
+    'lora weights'
+    """
     return f"{kind} weights"
 
 
@@ -204,29 +218,35 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> Phase:
-        """The phase that takes most."""
+        """The phase that takes most; the first of equal ones. Raises ValueError without
+        a phase."""
         return max(self.phases, key=lambda phase: phase.total)
 
     @property
     def peak_bytes(self) -> int:
-        """Peak in the memory of the compute device."""
+        """Peak in the memory of the compute device, in bytes. On the CPU this is main
+        memory."""
         return self.peak.total
 
     @property
     def device_bytes(self) -> int:
-        """Peak on a device; 0 on the CPU."""
+        """Peak on a device, in bytes; 0 on the CPU."""
         return self.peak_bytes if self.on_device else 0
 
     @property
     def host_bytes(self) -> int:
-        """Peak in main memory."""
+        """Peak in main memory, in bytes."""
         if self.on_device:
             return sum(self.host.values())
         return self.peak_bytes
 
     def allocated(self, *names: str) -> int:
-        """Peak of tensors in these phases on the compute device; on the CPU with the
-        process baseline."""
+        """Peak of tensors in these phases on the compute device, in bytes; on the CPU
+        with the process baseline.
+
+        names: of phases; those that the job does not have are ignored. 0 where none is
+        left.
+        """
         left_out = NOT_OF_TENSORS if self.on_device else ()
         phases = [phase for phase in self.phases if phase.name in names]
         return max(
@@ -260,7 +280,8 @@ class MemoryEstimate:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Bytes, for `--dry-run --json`."""
+        """The entry `memory` of `--dry-run --json`; all sizes in bytes. The keys
+        `device_bytes`, `device_phase` and `fits_cards_gb` are left out on the CPU."""
         device = {
             "device_bytes": self.peak_bytes,
             "device_phase": self.peak.name,
@@ -277,7 +298,11 @@ class MemoryEstimate:
 
 
 def positive(parts: Mapping[str, float]) -> dict[str, int]:
-    """Whole bytes of the parts that take any."""
+    """The parts in whole bytes, rounded down, without those of less than one byte.
+
+    >>> positive({"weights": 2.5, "gaps": 0.5})
+    {'weights': 2}
+    """
     return {str(name): int(size) for name, size in parts.items() if int(size) > 0}
 
 
@@ -293,5 +318,9 @@ def _shares(phase: str, parts: Mapping[str, int], most: int = 4) -> str:
 
 
 def gpu_of(size: int) -> str:
-    """A GPU of so many GB, with its article."""
+    """A GPU of so many GB, with its article.
+
+    >>> gpu_of(24), gpu_of(80)
+    ('a 24 GB GPU', 'an 80 GB GPU')
+    """
     return f"{'an' if str(size).startswith('8') else 'a'} {size} GB GPU"

@@ -71,12 +71,16 @@ class TrainableParams:
         return max(map(prod, self.shapes))
 
     def optimizer_bytes(self, train: TrainConfig) -> int:
-        """Bytes of the optimizer state with a `train:` section."""
+        """Bytes of the optimizer state with a `train:` section, for `shapes`."""
         return optimizer_bytes(train.optimizer, train.optimizer_params, self.shapes)
 
     def state_bytes(self, train: TrainConfig) -> int:
         """Bytes of a checkpoint: raw weights, the teacher of the few-step loss, EMA,
-        optimizer state."""
+        optimizer state.
+
+        The raw weights and the teacher take 2 bytes per weight with `full_bf16`,
+        otherwise 4. The EMA is always float32.
+        """
         per_weight = 2 if train.full_bf16 else FLOAT
         if train.few_step_loss:
             per_weight *= 2
@@ -183,23 +187,24 @@ def step_shape(
 
 
 def num_shards(train: TrainConfig) -> int:
-    """Number of ranks that the blocks of the model are sharded over."""
+    """Number of ranks that the blocks of the model are sharded over: all ranks with
+    `train.parallel: fsdp`, otherwise 1."""
     if train.parallel == "fsdp":
         return read_distributed_env().world_size
     return 1
 
 
 def bytes_beside(section: DiffusionSection) -> int:
-    """Bytes of the LoRA files that are active with the network, in the compute dtype;
-    of those that are there."""
+    """Bytes of the LoRA files that are active with the network, in the compute dtype. A
+    file that does not exist counts as 0; a file that is named twice counts once."""
     paths = {Path(file).expanduser() for file, _ in section.files_beside().values()}
     weights = sum(sum(tensor_sizes(path).values()) for path in paths if path.is_file())
     return weights * DTYPE_BYTES[section.train.dtype]
 
 
 def trained_bytes(section: DiffusionSection) -> int:
-    """Bytes of a trained parameter, and of its gradient; adapters are always
-    float32."""
+    """Bytes of one trained number, and of its gradient. Adapters are always float32
+    (4); a trained model has the dtype of its weights."""
     if section.network.trains_model:
         return DTYPE_BYTES[section.weights_dtype()]
     return FLOAT
@@ -207,7 +212,7 @@ def trained_bytes(section: DiffusionSection) -> int:
 
 def share_of_rank(train: OptimizationConfig) -> tuple[int, int]:
     """The images of one rank's largest micro-batch, and its micro-batches per optimizer
-    step."""
+    step. Both are rounded up. The number of ranks is read from the environment."""
     processes = read_distributed_env().world_size
     # of one micro-batch
     pieces = splits_per_micro_batch(train.gradient_accumulation, processes)
@@ -365,7 +370,8 @@ class LargestBatch:
 
     @property
     def tokens(self) -> int:
-        """In the transformer."""
+        """Tokens of the batch in the transformer: per image the prefix once, and the
+        target once for each noise level."""
         prefix, target = self.prefix_and_target
         return self.images * (prefix + self.levels * target)
 

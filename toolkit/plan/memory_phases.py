@@ -69,7 +69,7 @@ class Choice:
 
 def choose(job: JobBytes, level: str, table: bool) -> Choice:
     """The choice of a level. table: whether the modulation cache is wanted; a job may
-    not allow it."""
+    not allow it. On a CPU `block_offload` becomes `full`."""
     if level == "block_offload" and not job.on_gpu:
         level = "full"  # nothing leaves the memory on a CPU
     model = job.model
@@ -85,7 +85,9 @@ def choose(job: JobBytes, level: str, table: bool) -> Choice:
 
 
 def phases(job: JobBytes, choice: Choice) -> dict[str, Bytes]:
-    """Phase -> its bytes on the compute device, in the order of a run."""
+    """Phase -> its bytes on the compute device, in the order of a run. The phases of
+    samples and of `datasets[].from_base` are left out where the job makes no such
+    images."""
     few_rows = job.lookahead_rows
     all_rows = max(few_rows, MOST_ROWS)
     optimizer = job.training.optimizer
@@ -114,8 +116,12 @@ def phases(job: JobBytes, choice: Choice) -> dict[str, Bytes]:
 
 
 def encoding(job: JobBytes) -> Bytes:
-    """Images are encoded first. The VAE leaves the device for a text encoder that is
-    read layer by layer; for one that is loaded whole only with `low_vram`."""
+    """Bytes while images or texts are encoded, whichever takes more. This comes first,
+    without the transformer.
+
+    The VAE leaves the device for a text encoder that is read layer by layer; for one
+    that is loaded whole only with `low_vram`.
+    """
     encoders = job.encoders
     of_images: Bytes = {Part.VAE: encoders.vae, **_with_gaps(job, encoders.image)}
     if encoders.text_layer:
@@ -147,8 +153,8 @@ def _whole_encoder(job: JobBytes) -> Bytes:
 
 
 def loading(job: JobBytes, choice: Choice) -> Bytes:
-    """At the last block, which is in its original precision until it is quantized or
-    sharded."""
+    """Bytes while the last block is loaded, which is in its original precision until it
+    is quantized or sharded."""
     model = job.model
     parts = weights(job, choice, buffers=0) | _encoders_on_device(job.encoders)
     if model.quantizing is not None:
@@ -196,15 +202,16 @@ def step(job: JobBytes, choice: Choice, optimizer: int, rows: int) -> Bytes:
 
 
 def offloaded(job: JobBytes, choice: Choice) -> Bytes:
-    """Activations that wait in main memory for the backward pass."""
+    """Activations that wait in main memory for the backward pass; empty with a level
+    that offloads none."""
     if choice.level not in OFFLOADING_LEVELS:
         return {}
     return {Part.OFFLOADED: job.step.kept_on_host(choice.level)}
 
 
 def drawing(job: JobBytes, activations: float) -> Bytes:
-    """Images that are generated. The VAE is on the device while it decodes, with
-    `low_vram` too."""
+    """Bytes of generating an image, without the weights of the transformer. The VAE is
+    on the device while it decodes, with `low_vram` too. activations: in bytes."""
     return {Part.VAE: job.encoders.vae, **_with_gaps(job, activations)}
 
 
@@ -234,7 +241,8 @@ def at_rest(job: JobBytes, choice: Choice, optimizer: int, rows: int) -> Bytes:
 
 
 def weights(job: JobBytes, choice: Choice, buffers: int = SWAP_BUFFERS) -> Bytes:
-    """The transformer. buffers: device buffers for swapped blocks."""
+    """Bytes of the transformer on the compute device; on the CPU also the bytes of
+    `waiting`. buffers: device buffers for swapped blocks."""
     model = job.model
     blocks = model.blocks - model.narrowed
     others = model.others + model.recovery
@@ -272,7 +280,8 @@ def waiting(job: JobBytes, choice: Choice) -> Bytes:
 
 
 def mapped(job: JobBytes, choice: Choice) -> int:
-    """Bytes that wait in the kept model, not in main memory."""
+    """Bytes that wait in the kept model, not in main memory; 0 where the model is not
+    mapped."""
     if not job.model.is_mapped:
         return 0
     return choice.tabulated + job.model.swapped_blocks * choice.block
@@ -306,8 +315,11 @@ def _encoders_that_stay(encoders: EncoderBytes) -> Bytes:
 
 
 def host(job: JobBytes, choice: Choice) -> dict[str, int]:
-    """The most of three moments: a step during a save, the text encoder being read, the
-    last block being loaded."""
+    """Main memory of a job on a GPU, by consumer: the most of three moments, which are
+    a step during a save, the text encoder being read, and the last block being loaded.
+
+    The process counts with `PROCESS_BASELINE_WITH_CUDA`.
+    """
     resident = waiting(job, choice)
     training = resident | {Part.SAVED: job.training.saved} | offloaded(job, choice)
     in_training = sum(training.values())

@@ -103,8 +103,12 @@ def _has(plan: MemoryEstimate, limit: int) -> str:
 def why_too_large(
     section: TrainerConfig, machine: Machine, plan: MemoryEstimate
 ) -> str:
-    """Why a run does not start; empty where it may fit, or where `memory_check` is
-    off."""
+    """Why a run does not start: its peak is above the machine's memory by more than
+    `TOLERANCE`. Empty where it may fit, where the machine's memory is not known, or
+    where `memory_check` is off.
+
+    The phase `ENCODING` is left out where the run's folder has a cache already.
+    """
     # then nothing may be left to encode
     encoded = (Path(section.training_folder).expanduser() / CACHE_FOLDER).is_dir()
     phases = plan.phases
@@ -124,7 +128,12 @@ def why_too_large(
 
 
 def smaller_resolution(resolution: int | Rectangle) -> int | Rectangle | None:
-    """The one that is suggested instead, about 3/4 of it; None where there is none."""
+    """The resolution that is suggested instead: 3/4 of each side, rounded down to a
+    multiple of 64. None where a side would be 0.
+
+    >>> smaller_resolution(1024), smaller_resolution(64)
+    (768, None)
+    """
     width, height = (int(0.75 * side) // 64 * 64 for side in sides_of(resolution))
     if isinstance(resolution, int) or not (width and height):
         return min(width, height) or None

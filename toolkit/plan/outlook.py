@@ -99,7 +99,8 @@ class ModelOutlook:
         }
 
     def lines(self) -> Iterator[str]:
-        """The lines of a plan."""
+        """The lines of a plan: the model with its licence and size, its single files,
+        and the download if any."""
         line = f"model: {self.name}"
         facts = ", ".join(filter(None, (self.title, self.licence)))
         if facts:
@@ -114,8 +115,9 @@ class ModelOutlook:
             yield _download_line(self.download)
 
     def why_not_loaded(self, device: str, model: ModelConfig) -> Iterator[str]:
-        """Why a run with this model does not start on this machine. device: as the job
-        gives it."""
+        """Why a run with this model does not start on this machine: the device, or the
+        room for the download. Nothing where it may start. device: as the job gives it.
+        """
         size = 0
         if self.family and not self.comes_later:
             size = model_bytes(model)
@@ -167,7 +169,8 @@ class DiskOutlook(NamedTuple):
     `training_folder`; 0: it is not kept."""
 
     def line(self) -> str:
-        """The line of a plan; a warning where the disk has too little room."""
+        """The line of a plan. It is a warning where the disk has too little room for
+        the bytes that are not on it already."""
         line = f"disk: up to {readable_size(self.needed_bytes)} of states and files"
         if self.there_bytes:
             line += f", {readable_size(self.there_bytes)} of it already on disk"
@@ -207,7 +210,8 @@ class TimeOutlook(NamedTuple):
         return max(60.0, NAMED * self.seconds)
 
     def line(self, until_the_data_ends: bool) -> str:
-        """The line of a plan."""
+        """The line of a plan: the time that is left of the run, and its longest parts.
+        until_the_data_ends: only the time of a step is known."""
         source = "measured here" if self.measured else "calculated"
         if until_the_data_ends:
             return f"time: about {self.step_s:.2g} s for each step on {self.card} ({source})"
@@ -271,7 +275,8 @@ class StartOutlook:
         }
 
     def line(self, steps: int) -> str:
-        """steps: of the whole run."""
+        """The line of a plan on the run's folder: what a start does with the files in
+        it. steps: of the whole run."""
         return f"folder: {self.folder}: {self._what_happens(steps)}"
 
     def _what_happens(self, steps: int) -> str:

@@ -142,7 +142,7 @@ class Planner(ABC, Generic[SectionT]):
         return 3
 
     def save_size(self) -> SaveSize | None:
-        """The disk space of one save."""
+        """The disk space of one save; None: not known."""
         return None
 
     def run_time(self, data: ImageData, steps: int) -> RunTime | None:
@@ -151,8 +151,8 @@ class Planner(ABC, Generic[SectionT]):
         return None
 
     def length_notes(self, steps: int) -> Iterator[str]:
-        """Warnings of what a run of so many optimizer steps ends before: `stop_when`
-        may average over more."""
+        """Warnings of settings that a run of so many optimizer steps is too short for:
+        `stop_when` may average over more steps."""
         stop = self.section.stop_when
         if (
             stop
@@ -396,7 +396,8 @@ def run_outlook(
 def time_left(
     section: TrainerConfig, plan: RunPlan, done: int
 ) -> tuple[TimeOutlook | None, str]:
-    """`time_outlook` of a planned run of which so many optimizer steps are done."""
+    """`time_outlook` of a planned run of which so many optimizer steps are done; (None,
+    "") where the plan has no time."""
     if not plan.time:
         return None, ""
     compile = getattr(section.train, "compile", None)
@@ -507,8 +508,8 @@ def _start(
 def why_not_started(
     section: TrainerConfig, folder: Path, plan: RunPlan, machine: Machine
 ) -> Iterator[str]:
-    """Why a run of this plan does not start, most important first. folder: of the
-    run."""
+    """Why a run of this plan does not start, most important first: the memory, then the
+    disk. Nothing where it may start. folder: of the run."""
     if plan.memory:
         lack = why_too_large(section, machine, plan.memory)
         if lack:
@@ -523,8 +524,11 @@ def why_not_started(
 def times_in_run(
     train: OptimizationConfig, data: ImageData, steps: int
 ) -> Callable[[tuple[int, float]], int]:
-    """From an interval in (steps, epochs) to how often it comes in a run of so many
-    optimizer steps, the end included."""
+    """A function from an interval in (steps, epochs) to how often it comes in a run of
+    so many optimizer steps, the end included.
+
+    It returns 1, the end alone, for an interval of 0 steps and 0 epochs.
+    """
     micro_batches = data.micro_batches(train.batch_size)
 
     def often(interval: tuple[int, float]) -> int:
@@ -537,7 +541,11 @@ def times_in_run(
 
 
 def disk_bytes(section: TrainerConfig, plan: RunPlan) -> int | None:
-    """Bytes of all states and files that are on the disk at once; None: not known."""
+    """Bytes of all states and files that are on the disk at once; None: not known.
+
+    It includes the final files, the best file of a validation, the raw files next to
+    the EMA's, and the state that is written before an older one is removed.
+    """
     if plan.save_size is None or (
         isinstance(section, ImageTrainingSection) and section.unknown_steps()
     ):

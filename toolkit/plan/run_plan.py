@@ -106,7 +106,8 @@ class FolderPlan:
 
     @property
     def samples(self) -> int:
-        """Samples this folder gives to one epoch."""
+        """Samples this folder gives to one epoch: its images in all buckets, times
+        `repeats`."""
         return self.repeats * sum(bucket.images for bucket in self.buckets)
 
     def to_json(self) -> dict[str, Any]:
@@ -142,8 +143,8 @@ class SaveSize:
     """Bytes of a state; 0: none is written."""
 
     def check(self, folder: Path) -> None:
-        """Raises UserError when not even one state and one file would fit on the disk
-        of `folder`."""
+        """Raises UserError when the free space on the disk of `folder` is less than one
+        state and one file."""
         needed = self.file + self.state
         free = free_space(folder)
         if free < needed:
@@ -200,7 +201,8 @@ class RunPlan:
 
     @property
     def epochs(self) -> int | float:
-        """Passes over the data, rounded to 4 places; an int when whole."""
+        """Passes over the data, rounded to 4 places; an int when whole. 0 where the
+        micro-batches of an epoch are not known."""
         if not self.micro_batches_per_epoch:
             return 0
         epochs = round(

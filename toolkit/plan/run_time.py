@@ -304,8 +304,12 @@ def times_key(section: DiffusionSection, groups: Sequence[ItemGroup], gpu: str) 
 
 
 def pairs_of(batch: LargestBatch) -> float:
-    """Pairs of tokens that attention compares in a batch. Noise levels that share text
-    and references do not see each other."""
+    """Pairs of tokens that attention compares in a batch.
+
+    With one noise level an image has (prefix + target)^2 pairs. With K levels it has
+    prefix^2 + K target (prefix + target): levels that share text and references do not
+    see each other.
+    """
     prefix, target = batch.prefix_and_target
     if batch.levels == 1:
         return float(batch.images * (prefix + target) ** 2)

@@ -129,7 +129,11 @@ class PassWork:
         return PassWork(*map(add, astuple(self), astuple(other)))
 
     def times(self, count: float) -> PassWork:
-        """This work, `count` times."""
+        """This work, `count` times. `count` need not be whole.
+
+        >>> PassWork(products=2.0).times(1.5).products
+        3.0
+        """
         return PassWork(*(count * amount for amount in astuple(self)))
 
     def busy_seconds(self, card: Card, compiled: bool = True) -> float:
@@ -147,7 +151,15 @@ class PassWork:
 
     def seconds(self, card: Card, compiled: bool = True) -> float:
         """Seconds that it takes: of the card, the bus or the host, whichever is the
-        slowest."""
+        slowest. The bytes of `awaited` come on top.
+
+        compiled: False multiplies the bytes of `moved` by `EAGER`, and the host starts
+        every kernel.
+
+        >>> from toolkit.plan.cards import asked_card
+        >>> f"{PassWork(products=1e14).seconds(asked_card('4090')):.2f} s"
+        '0.77 s'
+        """
         bus_bytes_s = BUS * 1e9 * card.bus_gb_s
         bus_s = self.bus / bus_bytes_s
         host_s = HOST_S * self.kernels * (COMPILED_HOST_SHARE if compiled else 1.0)
@@ -158,7 +170,11 @@ class PassWork:
 
 
 def total(works: Iterable[PassWork]) -> PassWork:
-    """All of them, one after the other."""
+    """The sum of all of them, done one after the other.
+
+    >>> total([PassWork(products=1.0), PassWork(products=2.0)]).products
+    3.0
+    """
     return reduce(add, works, PassWork())
 
 
@@ -212,7 +228,9 @@ class Blocks:
         )
 
     def backward(self, tokens: float, pairs: float, level: str) -> PassWork:
-        """The backward pass of the same batch, with what it computes again."""
+        """The backward pass of the same batch, with the part of the forward pass that
+        it computes again. level: of `gradient_checkpointing`. Raises KeyError for a
+        level that is not in `RECOMPUTED`."""
         again, attention_again = RECOMPUTED[level]
         forward = self.forward(tokens, pairs)
         elementwise = ELEMENTWISE_FORWARD * self._unit(tokens)
@@ -263,8 +281,8 @@ class StepWork:
     """Bytes that the optimizer, clipping and the average read and write."""
 
     def seconds(self, card: Card, compiled: bool = True) -> float:
-        """On a card. Forward and backward pass each wait for what is slowest in
-        them."""
+        """Seconds of an optimizer step on a card. Forward and backward pass each wait
+        for what is slowest in them."""
         passes = self.forward.seconds(card, compiled) + self.backward.seconds(
             card, compiled
         )
@@ -320,8 +338,9 @@ class RunWork:
     def parts(
         self, card: Card, compiled: bool, compile_s: float | None = None
     ) -> dict[str, float]:
-        """Part of the run -> seconds. compile_s: what compiling took here the last
-        time."""
+        """Part of the run -> seconds. compile_s: the seconds that compiling took here
+        the last time; None: the table `COMPILE_S`. Without `compiled` the entry
+        "compiling" is 0."""
         if compiled:
             compiling = compile_s or COMPILE_S[self.level]
         else:

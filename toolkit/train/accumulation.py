@@ -79,14 +79,23 @@ def shard_micro_batches(
 
 
 def splits_per_micro_batch(micro_batches: int, processes: int) -> int:
-    """Number of pieces that each micro-batch is split into, so that every rank has
-    one."""
+    """Number of pieces that each micro-batch is split into, so that every rank has one.
+    1 where there are at least as many micro-batches as processes.
+
+    >>> splits_per_micro_batch(2, processes=8), splits_per_micro_batch(4, processes=2)
+    (4, 1)
+    """
     return ceil_divide(processes, micro_batches)
 
 
 def split_spec(spec: BatchSpec, count: int) -> list[BatchSpec]:
     """A micro-batch in `count` pieces of almost equal size, in order, the last one
-    among the largest; fewer when it has fewer samples."""
+    among the largest; fewer when it has fewer samples.
+
+    >>> spec = BatchSpec(0, items=(4, 7, 9), positions=(0, 1, 2))
+    >>> [piece.items for piece in split_spec(spec, 2)]
+    [(4,), (7, 9)]
+    """
     count = min(count, len(spec.items))
     edges = [len(spec.items) * index // count for index in range(count + 1)]
     return [spec.select(range(a, b)) for a, b in pairwise(edges)]

@@ -410,8 +410,9 @@ class RunawayLoss:
         self._count = 0
 
     def add(self, samples: Iterable[SampleLoss]) -> Iterable[Diagnostic]:
-        """The samples of one step; those whose loss is not finite and positive do not
-        count."""
+        """Takes the samples of one step; those whose loss is not finite and positive,
+        or whose t is not finite, do not count. Returns a diagnostic for each part of
+        the data whose loss is found to run away with these samples."""
         findings = []
         for sample in samples:
             if not (
@@ -538,8 +539,12 @@ _TEXT_SIDE = re.compile(r"add(?:ed)?_|txt|text|context")
 
 
 def layer_of(parameter: str) -> str:
-    """The layer of a parameter: that which an adapter changes, or else the module that
-    holds it."""
+    """The layer of a parameter: the layer that an adapter changes, or else the module
+    that holds the parameter.
+
+    >>> layer_of("blocks.0.attn.to_q.lora_A.weight"), layer_of("blocks.0.norm.bias")
+    ('blocks.0.attn.to_q', 'blocks.0.norm')
+    """
     match = _INSIDE.search(parameter)
     if match:
         return parameter[: match.start()]
@@ -554,7 +559,14 @@ def _block_number(layer: str) -> int:
 
 def steps_to_wait(module_dropout: float, rank_dropout: float, rank: int) -> int:
     """Optimizer steps after which a layer that was always dropped by chance is one of
-    10^12."""
+    10^12; at least `SILENT_STEPS`.
+
+    A layer is dropped in a step when its module is, or all `rank` ranks are. Where it
+    is always dropped (a chance of 1) the result is `SILENT_STEPS` too.
+
+    >>> steps_to_wait(module_dropout=0.9, rank_dropout=0.0, rank=16)
+    263
+    """
     chance = module_dropout + (1 - module_dropout) * rank_dropout ** max(1, rank)
     return max(
         SILENT_STEPS, math.ceil(-12 / math.log10(chance)) if 0 < chance < 1 else 0
@@ -698,7 +710,13 @@ FLOOR = 2.0
 
 def texture_of(image: Image.Image) -> float:
     """Share of spectral energy above HIGH in the flat areas of an image: 0 to 0.1 of
-    most, 0.9 of a fine pattern."""
+    most, 0.9 of a fine pattern.
+
+    0 for an image whose width or height is less than TILE pixels.
+
+    >>> texture_of(Image.new("RGB", (64, 64), "red"))
+    0.0
+    """
     grey_HW = np.asarray(image.convert("L"), dtype=float)
     rows, columns = (side // TILE for side in grey_HW.shape)
     if not rows * columns:
@@ -727,7 +745,13 @@ def texture_of(image: Image.Image) -> float:
 
 def difference(samples: Sequence[tuple[str, SampleFeatures]]) -> float | None:
     """Median over all pairs with different texts of the root mean square difference of
-    their thumbnails, 0..255; None where all texts are the same."""
+    their thumbnails, 0..255; None where all texts are the same.
+
+    >>> black = features_of(Image.new("RGB", (96, 96), "black"))
+    >>> white = features_of(Image.new("RGB", (96, 96), "white"))
+    >>> difference([("a cat", black), ("a dog", white)])
+    255.0
+    """
     pairs = []
     for index, (text, a) in enumerate(samples):
         for other, b in samples[index + 1 :]:

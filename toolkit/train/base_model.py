@@ -261,7 +261,8 @@ def _recovery(
 
 
 def cpu_block_indices(model: ModelConfig) -> frozenset[int]:
-    """Indices of the blocks that `blocks_to_swap` keeps in the CPU memory."""
+    """Indices of the blocks that `blocks_to_swap` keeps in the CPU memory; empty
+    without it. Otherwise the model's folder is read for the number of its blocks."""
     count = model.blocks_to_swap
     if not count:
         return frozenset()

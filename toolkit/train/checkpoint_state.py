@@ -129,7 +129,8 @@ def _checkpoint_tensors(
 
 
 def saved_seed(path: Path) -> int:
-    """The seed that the run of a checkpoint began with."""
+    """The seed that the run of a checkpoint began with. Raises RunError when its
+    document cannot be used, and OSError when it cannot be read."""
     with reading_state(path):
         return int(read_checkpoint_json(path)["seed"])
 

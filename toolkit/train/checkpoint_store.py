@@ -111,12 +111,17 @@ class CheckpointData:
         return self.rows_size + sum(map(self.size_of, self.tensors))
 
     def size_of(self, stem: str) -> int:
-        """Bytes of the tensors of one file."""
+        """Bytes of the tensors of one file, by its stem. Raises KeyError for another
+        one."""
         return sum(tensor.nbytes for tensor in self.tensors[stem].values())
 
 
 def checkpoint_dir(run_folder: Path) -> Path:
-    """The folder of a run's checkpoints."""
+    """The folder of a run's checkpoints. It need not exist.
+
+    >>> checkpoint_dir(Path("output/maya")).as_posix()
+    'output/maya/state'
+    """
     return run_folder / "state"
 
 
@@ -217,7 +222,11 @@ class BegunCheckpoint:
 
 def begin_checkpoint(root: Path, snapshot: CheckpointData) -> BegunCheckpoint:
     """Writes the part of a checkpoint for which training waits: the rows of sharded
-    tensors. Raises as it does."""
+    tensors. They are in a temporary folder in `root`, which `write_checkpoint` takes
+    over.
+
+    Raises OSError when they cannot be written, and any error of `snapshot.write_rows`.
+    """
     root.mkdir(parents=True, exist_ok=True)
     temporary = (
         root / f"{_TEMPORARY}{snapshot.step}-{os.getpid()}-{os.urandom(4).hex()}"
@@ -253,7 +262,9 @@ def write_checkpoint(
 
 
 def remove_old_states(root: Path, keep: int) -> None:
-    """Removes checkpoints older than the newest `keep` that verify; 0 keeps all."""
+    """Removes checkpoints older than the newest `keep` that verify; 0 keeps all. A
+    damaged one that is newer than these stays. An OSError is logged and does not end
+    the run."""
     if not keep:
         return
     good = 0
@@ -313,7 +324,12 @@ def remove_partial_writes(root: Path) -> None:
 
 def free_disk_space(root: Path, size: int) -> bool:
     """Whether a save of `size` bytes may start; when space is short, all but the newest
-    good checkpoint are removed."""
+    good checkpoint are removed, the oldest first, until there is enough. Logs what it
+    removes, and why a save may not start.
+
+    An OSError is logged, and the save may start then. Raises OSError where `root`
+    cannot be made.
+    """
     root.mkdir(parents=True, exist_ok=True)
     with only_tidy(
         root, "the free space of its disk is not known, and old states do not make room"
@@ -344,18 +360,28 @@ def _free(folder: Path) -> int:
 
 
 def checkpoint_folders(root: Path) -> list[Path]:
-    """Checkpoint folders by ascending step, verified or not."""
+    """Checkpoint folders by ascending step, verified or not. Empty where `root` is not
+    a folder."""
     entries = root.iterdir() if root.is_dir() else ()
     return sorted((p for p in entries if is_state_name(p.name)), key=step_of)
 
 
 def is_state_name(name: str) -> bool:
-    """Whether a folder of this name can be a checkpoint."""
+    """Whether a folder of this name can be a checkpoint.
+
+    >>> is_state_name("step_000000500"), is_state_name("samples")
+    (True, False)
+    """
     return _STEP_FOLDER.fullmatch(name) is not None
 
 
 def step_of(path: Path) -> int:
-    """The optimizer step of a checkpoint, by its folder name."""
+    """The optimizer step of a checkpoint, by its folder name. Raises AssertionError
+    where `is_state_name` is False.
+
+    >>> step_of(Path("state/step_000000500"))
+    500
+    """
     match = _STEP_FOLDER.fullmatch(path.name)
     assert match is not None, path  # every caller has asked `is_state_name`
     return int(match[1])
@@ -363,7 +389,7 @@ def step_of(path: Path) -> int:
 
 def latest_checkpoint(root: Path, by_hash: bool = True) -> Path | None:
     """The checkpoint with the highest step that verifies (`verify`); skipped ones are
-    logged with the reason."""
+    logged with the reason. None where there is none."""
     for path in reversed(checkpoint_folders(root)):
         problem = verify(path, by_hash)
         if problem is None:
@@ -396,7 +422,11 @@ def _file_versions(path: Path) -> dict[str, tuple[int, int, int]]:
 
 def verify(path: Path, by_hash: bool = True) -> str | None:
     """The error of a damaged checkpoint, or None. Reads all of it; without `by_hash`
-    only sizes are compared."""
+    only sizes are compared.
+
+    It compares the format, the step of the folder's name, and the size and SHA-256 of
+    each file with the manifest. Errors of reading are returned, not raised.
+    """
     try:
         versions = _file_versions(path)
         manifest = json.loads(read_regular(path / MANIFEST))
@@ -455,6 +485,7 @@ def reading_state(path: Path) -> Iterator[None]:
 
 
 def read_checkpoint_json(path: Path) -> dict[str, Any]:
-    """The JSON document of a verified checkpoint."""
+    """The JSON document of a verified checkpoint. Raises OSError when it cannot be
+    read, and ValueError when it is not JSON."""
     document: dict[str, Any] = json.loads(read_regular(path / STATE_FILE))
     return document

@@ -108,7 +108,18 @@ def _kind(section: type[BaseModel] | None, key: str, values: Any) -> ChangeKind:
 
 
 def flatten_config(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted keys of plain data with their values."""
+    """The dotted keys of plain data with their values.
+
+    Lists are entered only where they have sections in them. An empty section is a
+    value; a tuple becomes a list.
+
+    >>> job = {"train": {"lr": 0.5, "betas": (0.9, 0.99)}, "datasets": [{"repeats": 2}]}
+    >>> for key, value in flatten_config(job):
+    ...     print(key, value)
+    train.lr 0.5
+    train.betas [0.9, 0.99]
+    datasets[0].repeats 2
+    """
     if isinstance(value, Mapping) and value:
         for key, child in value.items():
             yield from flatten_config(child, f"{path}.{key}" if path else str(key))

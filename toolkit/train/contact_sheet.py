@@ -69,7 +69,11 @@ def write_contact_sheet(
 
 def spread(values: Sequence[Value], most: int) -> list[Value]:
     """At most so many of the values: the first, the last, and evenly chosen ones
-    between."""
+    between. most: at least 2 where there are more values than one.
+
+    >>> spread(range(10), 4)
+    [0, 3, 6, 9]
+    """
     if len(values) <= most:
         return list(values)
     last = len(values) - 1

@@ -118,7 +118,12 @@ def drift_metrics(
 ) -> dict[str, float]:
     """The numbers of each sample, `drift/px_0` of the first one, and before them
     `drift/px`, the mean of their magnitudes, and so on; `drift/measurable` is the share
-    of samples that are. drifts: by the index of the sample."""
+    of samples that are. drifts: by the index of the sample.
+
+    >>> shifted = Alignment(0.0, 0.0, (3.0, 4.0), peak=0.9, error=0.1, size=(512, 512))
+    >>> drift_metrics({0: Drift(shifted)})["drift/shift_px_0"]
+    5.0
+    """
     if not drifts:
         return {}
     named: dict[str, dict[int, float]] = {}

@@ -185,8 +185,8 @@ class FewStepMixture(FlowMatchingStep):
         return sampled
 
     def schedule(self, latent: Size) -> list[float]:
-        """The noise levels of a sampling run with the LoRA, for latents of this
-        size."""
+        """The noise levels of a sampling run with the LoRA, for latents of this size:
+        one per step, descending from 1, without the 0 at the end."""
         steps = self.few.steps
         shift = self.few.flow_shift
         if shift is not None:

@@ -227,7 +227,7 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         return (*mixed, t_B)
 
     def weighting(self, t_B: Tensor) -> Tensor:
-        """Loss weight of each sample, by its t [B]."""
+        """Loss weight of each sample [B], by its t [B]."""
         return weights(t_B, self.settings)
 
     def sample_noise_and_t(
@@ -246,8 +246,12 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         )
 
     def sample_t(self, spec: BatchSpec, latent: Size, levels: int = 1) -> list[float]:
-        """The timestep t of each item of a batch whose targets have latents of this
-        size; `levels` of each, one from each equal part of the distribution."""
+        """The timestep t, in [0, 1], of each item of a batch whose targets have latents
+        of this size; `levels` of each, one from each equal part of the distribution.
+
+        The random numbers depend only on the seed and on the epoch and position of the
+        item.
+        """
         tokens = self.model.family.tokens(latent)
         context = TimestepContext(
             tokens, self._shift.mu(tokens, LEVELS), self._shift.shift_terminal
@@ -334,6 +338,10 @@ class PriorPreservation:
 def noise_keys(spec: BatchSpec, levels: int) -> list[tuple[int, ...]]:
     """Keys of the random numbers of each noise level of each item of a batch: epoch and
     position, and the number of the level. The first level has no number: its key is the
-    same as with one level."""
+    same as with one level.
+
+    >>> noise_keys(BatchSpec(1, items=(4,), positions=(0,)), levels=3)
+    [(1, 0), (1, 0, 1), (1, 0, 2)]
+    """
     uses = [(spec.epoch, position) for position in spec.positions]
     return [(*use, level) if level else use for use in uses for level in range(levels)]

@@ -278,7 +278,8 @@ def _myself() -> LockHolder:
 
 
 def boot_id() -> str:
-    """Identifies this start of the machine; empty where the system has none."""
+    """Identifies this start of the machine, by the random UUID of the Linux kernel;
+    empty where the system has none."""
     try:
         return (
             Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -70,7 +70,7 @@ class StepTimer:
             self._key = outer
 
     def exclude(self, seconds: float) -> None:
-        """Takes seconds of a step off: they belong to no step."""
+        """Takes `seconds` off the time of the present step: they belong to no step."""
         self._seconds["step"] -= seconds
 
     def lap(self) -> tuple[float, float]:
@@ -177,7 +177,8 @@ class StepLossBuffer:
             )
 
     def finite(self, role: str) -> Tensor:
-        """Whether all losses of a role so far are finite; 0-dim bool on the device."""
+        """Whether all losses of a role so far are finite; 0-dim bool on the device.
+        Does not wait for it."""
         return torch.isfinite(torch.stack(self.shares[role])).all()
 
 
@@ -293,7 +294,8 @@ class MetricsBuffer:
         self._skipped_in_a_row: Counter[str] = Counter()
 
     def add(self, step: PendingStepMetrics) -> None:
-        """Adds the step just done, and flushes when it is time."""
+        """Adds the step just done, and flushes when `metrics_sync_interval` steps are
+        pending or METRICS_SYNC_SECONDS have passed since the last flush."""
         self._pending.append(step)
         if (
             len(self._pending) >= self._run.metrics_sync_interval
@@ -360,7 +362,11 @@ class MetricsBuffer:
 
 def to_host(tensors: Sequence[Tensor]) -> list[list[float]]:
     """The values of each tensor, flattened; one copy per device. As float32: integers
-    above 2^24 are rounded."""
+    above 2^24 are rounded.
+
+    >>> to_host([torch.ones(2), torch.tensor(3)])
+    [[1.0, 1.0], [3.0]]
+    """
     values: dict[int, list[float]] = {}
     for device in {tensor.device for tensor in tensors}:
         indices = []

@@ -115,7 +115,8 @@ class StandardStep(OptimizerStep):
     """
 
     def norm(self, role: Role, names: Collection[str] | None = None) -> Tensor:
-        """names: of the parameters whose gradients count; None: all."""
+        """The Euclidean norm of the gradients, 0-dim on the device; 0 without a
+        gradient. names: of the parameters whose gradients count; None: all."""
         gradients = {}
         for name, p in role.parameters.items():
             if p.grad is not None and (names is None or name in names):
@@ -193,8 +194,9 @@ class ZeroGradients:
         self._steps_P: Tensor | None = None
 
     def add(self, with_gradient: tuple[str, ...], norms_P: Tensor) -> None:
-        """One optimizer step. with_gradient: the parameters that have a gradient;
-        norms_P: of these, in their order."""
+        """Takes one optimizer step. with_gradient: the parameters that have a gradient.
+        norms_P: the norms of these gradients, in their order, on the device. All other
+        parameters count as having a gradient of 0."""
         if self._places is None or with_gradient != self._with_gradient:
             # Copied to the device once, or where a layer is used now and then: module
             # dropout.
@@ -214,7 +216,8 @@ class ZeroGradients:
         self._steps_P.add_(1).mul_(self._norms_P == 0)
 
     def steps(self) -> dict[str, int]:
-        """By the parameter's name; waits for the device."""
+        """By the parameter's name: the steps in a row, up to the last one, in which its
+        gradient was 0. Empty before the first step; waits for the device."""
         if self._steps_P is None:
             return {}
         return dict(zip(self.names, self._steps_P.tolist(), strict=False))
@@ -293,7 +296,8 @@ class Role:
         return sum(tensor.nbytes for tensor in tensors.values())
 
     def shape_of(self, name: str) -> tuple[int, ...]:
-        """The shape of a parameter or buffer, all shards included."""
+        """The shape of a parameter or buffer, all shards included. Raises KeyError for
+        another name."""
         if name in self.sharded:
             return self.sharded[name].shape
         return tuple(self.saved_weights[name].shape)
@@ -334,7 +338,11 @@ class Role:
 
     def eval_weights(self) -> dict[str, torch.Tensor]:
         """The weights that samples and saved files use: the EMA where there is one,
-        else the raw weights."""
+        else the average of a schedule-free optimizer, else the raw weights.
+
+        Only the average of a schedule-free optimizer is a copy; the others change with
+        the next step.
+        """
         if self.ema:
             return self.ema.averages
         if not has_eval_mode(self.optimizer):
@@ -343,12 +351,14 @@ class Role:
             return {name: p.detach().clone() for name, p in self.parameters.items()}
 
     def weights(self, raw: bool) -> dict[str, torch.Tensor]:
-        """The raw weights, or `eval_weights`."""
+        """The raw weights, or `eval_weights`. The raw ones are the parameters
+        themselves, not copies."""
         return dict(self.parameters) if raw else self.eval_weights()
 
     def using_eval_weights(self) -> AbstractContextManager[None]:
         """Swaps `eval_weights` into the parameters inside the block, and restores the
-        raw weights after it."""
+        raw weights after it. Without an EMA or a schedule-free optimizer it changes
+        nothing."""
         if self.ema:
             return self.ema.applied()
         return eval_mode(self.optimizer)

@@ -62,7 +62,7 @@ class OtherWeights:
     @contextmanager
     def using(self, key: str) -> Iterator[None]:
         """Inside the block the weights of this key are in the module; its own with a
-        key that has none."""
+        key that has none. They are exchanged in place, and back also after an error."""
         if key not in self._others:
             yield
             return

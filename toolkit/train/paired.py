@@ -51,8 +51,15 @@ def difference(
     confidence: float = CONFIDENCE,
     comparisons: int = 1,
 ) -> Difference:
-    """`one` - `other` over the images of both. confidence: of all `comparisons`
-    intervals together (Bonferroni)."""
+    """The mean of `one` - `other` over the images of both, with its interval.
+    confidence: of all `comparisons` intervals together (Bonferroni).
+
+    Images that only one of them has are left out. Without a common image the mean is
+    NaN and the interval infinite.
+
+    >>> difference({"a": 0.5, "b": 0.25}, {"a": 0.25})
+    Difference(mean=0.25, half=inf)
+    """
     differences = [loss - other[image] for image, loss in one.items() if image in other]
     if not differences:
         return Difference(math.nan, math.inf)
@@ -119,7 +126,7 @@ class AsGood:
 
     @property
     def earliest(self) -> int:
-        """The one to use."""
+        """The earliest of `steps`, which is the one to use."""
         return self.steps[0]
 
 

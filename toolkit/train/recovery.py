@@ -127,7 +127,8 @@ class RecoveryMaker:
         )
 
     def by_kind(self) -> dict[str, LayerError]:
-        """The mean errors of the layers of the same name in all blocks."""
+        """The mean errors of the layers of the same name in all blocks. The name is
+        without its first part and without numbers."""
         kinds = defaultdict(list)
         for name, error in self.errors.items():
             parts = [part for part in name.split(".")[1:] if not part.isdigit()]
@@ -143,7 +144,11 @@ class RecoveryMaker:
 
 def auto_file(model: ModelConfig, dtype: torch.dtype, cache: Path) -> Path:
     """Where the adapter that `auto` makes for a model is kept: its name says what it
-    was made from."""
+    was made from.
+
+    The name has the `qtype` and a hash of the model's weights, of `base_loras`, of the
+    rank and of the dtype. Files are hashed for it; the adapter itself need not exist.
+    """
     family = family_for(model)
     key = key_of(
         weights=part_hash(model, family.trained_part),

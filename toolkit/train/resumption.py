@@ -329,7 +329,15 @@ def stop_reason(
     settings: StopWhenConfig | None, step: int, extra: Mapping[str, Any]
 ) -> str | None:
     """Why `stop_when` settings end a run with this `TrainState` step and extra; None
-    where they do not."""
+    where they do not.
+
+    They never end it at step 0 or before `min_steps`. `no_better_within` requires a
+    forecast with the same confidence. `below` is compared only at multiples of
+    `check_every`, with the mean of the last `smooth` values of the same metric.
+
+    >>> stop_reason(None, step=100, extra={}) is None
+    True
+    """
     if settings is None or step == 0 or step < settings.min_steps:
         return None
     saved = extra.get(STOP_KEY, {})

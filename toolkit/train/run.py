@@ -50,13 +50,23 @@ class LossScaler:
         self._good_steps = torch.zeros((), dtype=torch.int64, device=device)
 
     def unscale_(self, gradients: Sequence[Tensor]) -> None:
-        """Divides gradients of scaled losses by the scale, in place."""
+        """Divides gradients of scaled losses by the scale, in place.
+
+        >>> gradient = torch.full((1,), 65536.0)
+        >>> LossScaler().unscale_([gradient])
+        >>> gradient
+        tensor([1.])
+        """
         if gradients:
             torch._foreach_mul_(list(gradients), 1 / self.scale)
 
     def update(self, finite: Tensor) -> None:
-        """Updates the scale after an optimizer step. finite: whether all gradients were
-        finite (0-dim bool)."""
+        """Updates the scale after an optimizer step, without waiting for the device.
+        finite: whether all gradients were finite (0-dim bool).
+
+        A doubled scale that is not finite in float32 is not taken. Source: the rule and
+        its numbers are torch.amp.GradScaler's.
+        """
         finite = finite.to(self.scale.device)
         good_steps = torch.where(finite, self._good_steps + 1, 0)
         grows = good_steps == SCALE_INTERVAL
@@ -71,7 +81,7 @@ class LossScaler:
         return {"scale": float(self.scale), "good_steps": int(self._good_steps)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores a `state_dict`."""
+        """Restores a `state_dict`. Raises KeyError when an entry is missing."""
         self.scale.fill_(state["scale"])
         self._good_steps.fill_(state["good_steps"])
 
@@ -248,7 +258,11 @@ class Callback:
 
 
 def due(step: int, every: int) -> bool:
-    """Whether optimizer step `step` is a multiple of `every`; never with `every` 0."""
+    """Whether optimizer step `step` is a multiple of `every`; never with `every` 0.
+
+    >>> due(100, every=50), due(100, every=0)
+    (True, False)
+    """
     return bool(every) and step % every == 0
 
 

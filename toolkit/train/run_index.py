@@ -112,7 +112,13 @@ class RunIndex:
 
 
 def mark_of(folder: str, *names: str) -> Mark:
-    """The mark of a folder and of files in it; zeros for one that is not there."""
+    """The mark of a folder and of files in it: the inode, the time of the last change
+    in nanoseconds and the bytes of each. Zeros for one that does not exist or cannot be
+    read.
+
+    >>> mark_of("missing", "run.json")
+    ((0, 0, 0), (0, 0, 0))
+    """
     stats = []
     for path in (folder, *(f"{folder}{os.sep}{name}" for name in names)):
         try:
@@ -124,7 +130,8 @@ def mark_of(folder: str, *names: str) -> Mark:
 
 
 def is_fresh(mark: Mark) -> bool:
-    """Whether one of the files was just written, so that an equal mark says nothing."""
+    """Whether the folder or one of the files was changed in the last `FRESH_S` seconds,
+    so that an equal mark says nothing."""
     return max(time_ns for _, time_ns, _ in mark) > (time.time() - FRESH_S) * 1e9
 
 

@@ -478,8 +478,8 @@ def read_events(folder: Path, since: str = "") -> Rows:
 
 
 def tell_unreadable(path: Path, error: OSError) -> None:
-    """A file that is there and cannot be read is worth a line; most runs lack one or
-    the other."""
+    """Logs a warning for a file that exists and cannot be read. A missing file is not
+    reported, because most runs lack one or the other."""
     if not isinstance(error, FileNotFoundError):
         logger.warning(f"{path}: cannot be read: {error.strerror or error}")
 
@@ -493,7 +493,11 @@ def digest_before(file: BinaryIO, offset: int) -> str:
 
 
 def row_of(data: bytes) -> Row | None:
-    """A JSON object; None for anything else."""
+    """A JSON object; None for anything else. Bytes that are not UTF-8 are replaced.
+
+    >>> row_of(b'{"step": 1}'), row_of(b"[1]"), row_of(b'{"step"')
+    ({'step': 1}, None, None)
+    """
     try:
         value = json.loads(data.decode("utf-8", errors="replace"))
     except (ValueError, RecursionError):
@@ -502,7 +506,11 @@ def row_of(data: bytes) -> Row | None:
 
 
 def step_of_row(row: Row) -> int:
-    """Its optimizer step; -1 for a row without one."""
+    """The optimizer step of a row; -1 for a row without one.
+
+    >>> step_of_row({"step": 5}), step_of_row({"loss": 0.1})
+    (5, -1)
+    """
     step = _whole(row, "step")
     return -1 if step is None else step
 
@@ -554,7 +562,8 @@ class StepRows:
     def between(
         self, file: BinaryIO, begin: int = 0, end: int | None = None
     ) -> Iterator[Row]:
-        """The rows from one index to another, read from the file again."""
+        """The rows from index `begin` to before `end`, read from the file again; None:
+        to the last. A row that is damaged since is an empty dict."""
         for offset in self._offsets[begin:end]:
             file.seek(offset)
             yield row_of(file.readline(_LONGEST_LINE)) or {}
@@ -594,7 +603,9 @@ def rows_by_step(path: Path) -> Iterator[Iterator[Row]]:
 
 
 def list_samples(folder: Path) -> tuple[SampleImage, ...]:
-    """All sample images of a run, by step and index, without those in superseded/."""
+    """All sample images of a run, by step and index, without those in superseded/. The
+    prompts are those of the events in which the images are named; None where no event
+    names one."""
     events = read_events(folder).rows
 
     def by_file(key: str) -> dict[str, str | None]:
@@ -670,7 +681,8 @@ def list_network_files(folder: Path) -> tuple[NetworkFile, ...]:
 
 
 def list_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
-    """The checkpoints of a run by ascending step, good or not."""
+    """The checkpoints of a run by ascending step, good or not. Their sizes are compared
+    with the manifest; their hashes are not."""
     checkpoints = []
     for path in checkpoint_folders(checkpoint_dir(folder)):
         size = _size(path)

@@ -106,7 +106,8 @@ class SamplePrompt:
 
     @property
     def guided(self) -> bool:
-        """Whether a second, negative prediction is made at each step."""
+        """Whether a second, negative prediction is made at each step: with a
+        `guidance_scale` above 1."""
         return self.guidance_scale > 1
 
 
@@ -120,7 +121,9 @@ class _Encoded:
 def sample_prompts(
     items: Iterable[SamplePicture], trigger_word: str, family: ModelFacts
 ) -> list[SamplePrompt]:
-    """The items of `sample` sections, with sizes that the family can generate."""
+    """The items of `sample` sections, with sizes that the family can generate. Steps
+    and guidance that an item leaves out are the family's; the trigger word replaces its
+    placeholder."""
     prompts = []
     for item in items:
         steps = item.sample_steps or family.sample_steps
@@ -179,7 +182,7 @@ def edit_prompts(
     guidance_scale: float,
 ) -> list[SamplePrompt]:
     """At most so many images of a dataset that have references, each to be made from
-    them by its caption."""
+    them by its caption. An image that has several sizes counts once."""
     edits = {}
     for item in items:
         if item.sample.control_images:
@@ -477,7 +480,12 @@ def beside_each_other(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def layers_of(row: Image.Image, layers: int) -> list[Image.Image]:
-    """The images of `beside_each_other`."""
+    """The images of `beside_each_other`, from left to right. Columns that are left over
+    by the division are cut off.
+
+    >>> [image.size for image in layers_of(Image.new("RGB", (64, 16)), layers=4)]
+    [(16, 16), (16, 16), (16, 16), (16, 16)]
+    """
     width = row.width // layers
     images = []
     for index in range(layers):
@@ -499,8 +507,12 @@ def write_layers(folder: Path, stem: str, row: Image.Image, layers: int) -> None
 
 
 def to_pil(pixels_BPHW: Tensor) -> Image.Image:
-    """The first of the images [B, P, H, W] in [-1, 1] as 8-bit RGB, or RGBA, rounded as
-    in diffusers."""
+    """The first of the images [B, P, H, W] in [-1, 1] as 8-bit RGB (P = 3), or RGBA (P
+    = 4), rounded as in diffusers.
+
+    >>> to_pil(torch.ones(1, 3, 2, 2)).getpixel((0, 0))
+    (255, 255, 255)
+    """
     values = (
         (pixels_BPHW[0].float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     )

@@ -32,8 +32,12 @@ texture."""
 
 
 def coarse_pixels(images: Sequence[Image.Image]) -> Features:
-    """Features of images without an embedder [N, F]: RGB in [0, 1], averaged down to
-    SIDE x SIDE."""
+    """Features of images without an embedder [N, 3 SIDE SIDE], float64: RGB in [0, 1],
+    averaged down to SIDE x SIDE. Raises ValueError without an image.
+
+    >>> coarse_pixels([Image.new("RGB", (64, 64), "white")]).shape
+    (1, 3072)
+    """
     small = []
     for image in images:
         small.append(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX))
@@ -45,8 +49,16 @@ def coarse_pixels(images: Sequence[Image.Image]) -> Features:
 def survival(
     many_NF: Features, few_NF: Features, base_many_NF: Features, base_few_NF: Features
 ) -> float:
-    """The score of features with the LoRA in many and in few steps, and of the same
-    without it; NaN where the LoRA changes nothing in many steps."""
+    """The score of features [N, F] with the LoRA in many and in few steps, and of the
+    same without it; NaN where the LoRA changes nothing in many steps.
+
+    It is the projection of the change in few steps on the change in many: 1 where they
+    are equal, 0 where nothing of it is left. It can be below 0 and above 1.
+
+    >>> base_NF = np.zeros((1, 2))
+    >>> survival(np.ones((1, 2)), np.full((1, 2), 0.5), base_NF, base_NF)
+    0.5
+    """
     change_NF = many_NF - base_many_NF
     left_NF = few_NF - base_few_NF
     whole = float((change_NF * change_NF).sum())
@@ -78,7 +90,11 @@ class SurvivalScores:
         self._base: dict[int, Image.Image] = {}
 
     def measure(self, images: Mapping[int, Image.Image]) -> dict[str, float]:
-        """Deployment -> its score. images: by the index of the prompt."""
+        """Deployment -> its score; one whose score is NaN is left out. images: by the
+        index of the prompt. Raises KeyError when one is missing.
+
+        The first call generates the images without the network.
+        """
         for pairs in self._pairs.values():
             for index in chain.from_iterable(pairs):
                 if index not in self._base:

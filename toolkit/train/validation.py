@@ -206,7 +206,7 @@ def loss_at_level(
     noise_BCHW: Tensor,
     level: float,
 ) -> Tensor:
-    """The loss of `measure_at_level`."""
+    """The loss of each sample, without the other results of `measure_at_level`."""
     return measure_at_level(model, predict, batch, noise_BCHW, level)[0]
 
 

@@ -80,7 +80,9 @@ class LossByTimestep:
         self._losses: list[list[float]] = [[] for _ in range(BANDS)]
 
     def add(self, t: Iterable[float], loss: Iterable[float]) -> None:
-        """Adds samples; those whose loss or t is not finite do not count."""
+        """Adds samples; those whose loss or t is not finite do not count. A t outside
+        of [0, 1] counts in the nearest band. Raises ValueError when the lengths differ.
+        """
         for timestep, value in zip(t, loss, strict=True):
             if math.isfinite(timestep) and math.isfinite(value):
                 self._losses[min(max(int(timestep * BANDS), 0), BANDS - 1)].append(
@@ -154,7 +156,9 @@ def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def truncate_after_step(path: Path, step: int) -> None:
-    """Removes the lines of later steps, and one that a crash left half written."""
+    """Removes the lines of later steps, lines without a step, and one that a crash left
+    half written. A missing file is ignored. Raises RunError when the file cannot be
+    written; it is replaced as a whole."""
     if not path.exists():
         return
 

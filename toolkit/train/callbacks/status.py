@@ -95,7 +95,8 @@ class ControlFilesCallback(Callback):
 
 
 def ask_to_stop(run: Run) -> None:
-    """What `stop` does: the loop ends at the next boundary, and the run is saved."""
+    """Does what the control file `stop` does: the loop ends at the next boundary, and
+    the run is saved."""
     run.stop_reason = "control/stop"
 
 

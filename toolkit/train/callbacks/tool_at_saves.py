@@ -129,8 +129,9 @@ class ToolCallback(Callback):
 def diagrams_at_saves(
     folder: Path, output: Path | None = None, suffix: str = ""
 ) -> ToolCallback:
-    """`logging.diagrams`. folder: of the run's files. output: of the diagrams; None:
-    `graph/` in it."""
+    """The callback of `logging.diagrams`. folder: of the run's files. output: of the
+    diagrams; None: `graph/` in the run's folder. suffix: appended to the name of each
+    file."""
     flags = (
         "--output",
         str(output or folder / GRAPH),
@@ -144,13 +145,14 @@ def diagrams_at_saves(
 
 
 def report_at_saves(folder: Path) -> ToolCallback:
-    """`logging.report`. The files of the run are not read for their hashes, which takes
-    a disk's whole attention."""
+    """The callback of `logging.report`. The files of the run are not read for their
+    hashes, which would occupy the disk."""
     return ToolCallback("report", ("report", str(folder), "--hashes", "false"))
 
 
 def publish_at_end(folder: Path, repo: str, private: bool) -> ToolCallback:
-    """`save.push_to_hub`."""
+    """The callback of `save.push_to_hub`: it starts the upload once the run is
+    finished. repo: name on the hub."""
     flags = ("--repo", repo, "--private", str(private).lower())
     return ToolCallback(
         "upload", (HINTED_TOOLS["publication"], str(folder), *flags), only_finished=True

@@ -153,8 +153,14 @@ class MemoryEstimateCheck(Callback):
 
 
 def comparison(predicted: int, measured: int) -> str:
-    """By how much measured bytes differ from the predicted ones, to be put behind both;
-    empty where it is little."""
+    """By how much measured bytes differ from the predicted ones, to be put behind both.
+
+    Empty unless the difference is above both `REPORT_IF_OFF_BY` (a share of the
+    prediction) and `REPORT_IF_OFF_BY_BYTES`.
+
+    >>> comparison(predicted=10 * 10**9, measured=15 * 10**9)
+    ': 50% more than predicted'
+    """
     off = measured / max(1, predicted) - 1
     if (
         abs(off) <= REPORT_IF_OFF_BY

@@ -93,8 +93,8 @@ TRACKERS = Registry(
 
 
 def open_tracker(name: str, run: RunInfo) -> Tracker:
-    """The tracker of this name, imported only now. Raises whatever its package
-    raises."""
+    """The tracker of this name, whose package is imported only now. Raises any error of
+    that package."""
     tracker: Tracker = TRACKERS.load(name)(run)
     return tracker
 
@@ -141,7 +141,9 @@ class TrackerWorker:
         self._thread.start()
 
     def put(self, call: Call) -> None:
-        """Queues a call; returns at once."""
+        """Queues a call; returns at once. When `most` calls are waiting, the oldest one
+        is dropped; the first time this is logged. Calls after the tracker was given up
+        are ignored."""
         if self._given_up:
             return
         if self._calls.qsize() >= self.most:

@@ -98,7 +98,8 @@ class WandbTracker(Tracker):
 
 
 def run_id(run: RunInfo) -> str:
-    """The id of the W&B run: the saved one on a resume, else a new one."""
+    """The id of the W&B run: the saved one on a resume, else a new one, which is saved
+    in the run's folder. A run that starts at step 0 always gets a new one."""
     file = run.folder / RUN_ID
     if run.step and file.exists():
         return file.read_text(encoding="utf-8").strip()
