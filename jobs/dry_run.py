@@ -51,6 +51,8 @@ class JobPlan:
         return [reason for outlook in outlooks for reason in outlook.will_not_start]
 
     def to_json(self) -> dict[str, Any]:
+        """The plan as plain data, as `--dry-run --json` prints it. `notes` is left out
+        where it is empty."""
         return {
             "job": self.job,
             "folders": [str(folder) for folder in self.folders],
@@ -59,6 +61,8 @@ class JobPlan:
         }
 
     def render(self) -> str:
+        """The plan as text, as `--dry-run` prints it: the job, its notes, then each
+        process."""
         return "\n".join(
             [
                 f"Job {self.job}",

@@ -38,7 +38,8 @@ def _is_seed(word: str) -> bool:
 
 
 def run_folders(config: JobConfig) -> list[Path]:
-    """The folders of the processes of a job that train."""
+    """The run folders of the processes that train, in their order. Other processes are
+    left out. The folders need not exist."""
     job = JobContext(config.name)
     sections = []
     for entry in config.processes:

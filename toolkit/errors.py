@@ -88,7 +88,11 @@ class Diagnostic:
 
     @property
     def place(self) -> str:
-        """The key, as it is printed."""
+        """The key as it is printed, its parts joined by dots.
+
+        >>> Diagnostic(("train", "lr"), "is negative").place
+        'train.lr'
+        """
         return ".".join(map(str, self.key))
 
     def __str__(self) -> str:

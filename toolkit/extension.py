@@ -114,7 +114,8 @@ class Extension:
 
     @classmethod
     def get_config(cls) -> type[BaseModel] | None:
-        """The model that `config` names; None without one."""
+        """The model of the section that `config` names, which is imported now. None
+        where the extension names none."""
         return cls._named("config")
 
     @classmethod
@@ -286,7 +287,9 @@ class ExtensionTable:
         return self._model(uid, "get_config")
 
     def find_command(self, uid: str) -> type[BaseModel] | None:
-        """The model of the flags of a tool."""
+        """The model of the flags of the tool `uid`; None where the extension has no
+        flags. Raises UserError where no extension has the uid, or where its code
+        fails."""
         return self._model(uid, "get_command")
 
     def _model(self, uid: str, method: str) -> type[BaseModel] | None:
@@ -321,7 +324,8 @@ class ExtensionTable:
         return process
 
     def tools(self) -> dict[str, str]:
-        """The uids of the tools, each with its purpose."""
+        """Uid -> purpose of each tool, sorted by uid. Extensions without a `purpose`
+        are not tools and are left out."""
         purposes = {}
         for registered in self.found:
             purposes[registered.uid] = getattr(registered.extension, "purpose", "")
@@ -353,7 +357,8 @@ class ExtensionTable:
         return models
 
     def render(self) -> str:
-        """The table that `--list-extensions` prints."""
+        """The table that `--list-extensions` prints: a line per process type, then the
+        folders that list none, then the broken ones with their reason."""
         rows = [("type", "name", "folder")]
         for extension in self.found:
             rows.append((extension.uid, extension.name, str(extension.folder)))

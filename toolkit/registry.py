@@ -27,7 +27,8 @@ this program starts inherits it."""
 
 
 def left_out() -> tuple[str, ...]:
-    """The parts that `--without` names."""
+    """The names that `--without` gave, in their order. They are read from the
+    environment, so that child processes leave out the same parts."""
     return tuple(name for name in os.environ.get(LEFT_OUT, "").split(",") if name)
 
 
@@ -76,7 +77,7 @@ class Registry(dict[str, str]):
         self.what = what
 
     def leave_out(self) -> None:
-        """Removes the entries of the parts that `--without` names."""
+        """Removes the entries whose parts are left out (`--without`)."""
         for name, path in [*self.items()]:
             if not is_present(path):
                 del self[name]

@@ -234,7 +234,11 @@ made to have thousands would end its reader."""
 
 
 def contains_secret(text: str) -> bool:
-    """Whether `redact_text` finds anything in `text`."""
+    """Whether `redact_text` would change `text`.
+
+    >>> contains_secret("https://anna:pass@example.com"), contains_secret("a cat")
+    (True, False)
+    """
     return redact_text(text) != text
 
 

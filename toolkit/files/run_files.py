@@ -145,7 +145,11 @@ def amount(seconds: float) -> str:
 
 
 def about(seconds: float) -> str:
-    """An estimate of any length: about 14 min."""
+    """An estimate of any length, for messages. seconds: 0 or more.
+
+    >>> about(850), about(12)
+    ('about 14 min', 'under a minute')
+    """
     if seconds < 60:
         return "under a minute"
     return f"about {amount(seconds)}"
@@ -171,7 +175,8 @@ def final_files(folder: Path, name: str) -> list[Path]:
 
 
 def workflow_files(folder: Path, name: str) -> list[Path]:
-    """The workflows for ComfyUI of a run that are there."""
+    """The existing workflows for ComfyUI of the run `name` in `folder`: at most two,
+    from text first, then with control images. Empty where the run wrote none."""
     paths = [folder / f"{name}{ending}" for ending in WORKFLOWS]
     return [path for path in paths if path.is_file()]
 

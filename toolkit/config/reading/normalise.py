@@ -503,7 +503,8 @@ def place_in(
 
 
 def listed(node: ConfigNode) -> ConfigNode:
-    """A single value as a list of one."""
+    """A node that is a list: `node` itself, or a copy with its value as the one
+    item."""
     if isinstance(node.value, list):
         return node
     return replace(node, value=[node])
@@ -534,7 +535,8 @@ def section_model(annotation: Any) -> type[BaseModel] | None:
 
 
 def item_annotation(annotation: Any) -> Any:
-    """The type of the items of a list or tuple field."""
+    """The type of the items of a list or tuple field. Any where the field is
+    neither."""
     for part in _parts(annotation):
         if get_origin(part) in (list, tuple):
             return get_args(part)[0]
@@ -603,7 +605,11 @@ def _works_empty(model: type[BaseModel]) -> bool:
 
 
 def is_text(annotation: Any) -> bool:
-    """Whether the field takes nothing but text."""
+    """Whether a field takes only text, or text and null.
+
+    >>> is_text(str | None), is_text(str | int)
+    (True, False)
+    """
     return set(_parts(annotation)) <= {str, type(None)}
 
 

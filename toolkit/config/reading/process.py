@@ -47,7 +47,8 @@ class ProcessEntry:
 
     @property
     def label(self) -> str:
-        """The name of the process, or its index and type."""
+        """The name of the process, else its index from 0 and its type: `[0]
+        sd_trainer`."""
         return self.name or f"[{self.index}] {self.type}"
 
 
@@ -130,7 +131,7 @@ class ProcessConfig(StrictModel):
         return next((text for text in texts if text is not None), value)
 
     def display_name(self, job: JobContext) -> str:
-        """The process's name, or the job's."""
+        """The name of the process; the name of the job where it has none."""
         return self.name or job.name
 
     def outputs(self, job: JobContext) -> frozenset[Path]:

@@ -97,7 +97,7 @@ def _add_other_names(definition: dict[str, Any], section: type[StrictModel]) -> 
 
 
 def by_model(models: Models) -> dict[type[BaseModel], list[str]]:
-    """Section model -> the types of process that have it."""
+    """Section model -> the process types that use it, in the order of `models`."""
     grouped: dict[type[BaseModel], list[str]] = {}
     for name, model in models.items():
         grouped.setdefault(model, []).append(name)
@@ -120,5 +120,5 @@ def sections_of(
 
 
 def meaning(row: ForeignName) -> str:
-    """The meaning of a name that a function turns into our keys."""
+    """The meaning of a foreign name: its note, else our keys joined by "and"."""
     return row.says or " and ".join(row.ours)

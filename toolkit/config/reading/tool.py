@@ -292,7 +292,8 @@ def _add(
 
 
 def flag_of(model: type[ToolConfig], key: str) -> str:
-    """`sigma_rel` -> `--sigma-rel`; `model.qtype` -> `--qtype`."""
+    """The flag for a key of a tool: `sigma_rel` -> `--sigma-rel`, `model.qtype` ->
+    `--qtype`. `model.flags` overrides it."""
     section, _, below = key.partition(".")
     if below == model.sections.get(section, ("",))[0]:
         last = section

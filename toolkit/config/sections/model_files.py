@@ -758,7 +758,8 @@ def hub_fault(name: str, revision: str | None, given: Collection[str] = ()) -> s
 
 
 def no_index(name: str, folder: Path) -> str:
-    """The fault of a hub repository without a model_index.json."""
+    """The message, with its remedy, about a hub repository without a model_index.json.
+    name: as the job gives it. folder: its files on this disk."""
     return f"{name!r} holds no {INDEX} ({folder}). {_remedy()}"
 
 
@@ -773,14 +774,16 @@ def cached_index(name: str, revision: str | None) -> Path | None:
 
 
 def hub_cache() -> Path:
-    """The folder that models are downloaded to."""
+    """The folder that models are downloaded to, as huggingface_hub reads it from the
+    environment (HF_HUB_CACHE, HF_HOME). It need not exist."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids to ask the hub."""
+    """Whether HF_HUB_OFFLINE forbids requests to the hub, as huggingface_hub read it
+    when it was imported."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)

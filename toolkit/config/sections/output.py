@@ -97,7 +97,8 @@ class SaveIntervalConfig(StrictModel):
         return 0, self.save_every_n_epochs
 
     def files_to_keep(self) -> int:
-        """How many files of the interval stay; 0: all."""
+        """Number of files of the interval that stay; 0: all. `save_last_n_epochs`
+        counts where the interval is in epochs, else `max_step_saves_to_keep`."""
         if self.interval()[1] and self.save_last_n_epochs is not None:
             return self.save_last_n_epochs
         return self.max_step_saves_to_keep
@@ -491,7 +492,8 @@ class SampleConfig(SampleIntervalConfig):
             yield from check_labels(self.also)
 
     def with_seed(self, drawn: int) -> Self:
-        """The section with this seed in the place of random ones."""
+        """A copy in which `drawn` replaces each random seed, of the section and of its
+        prompts. The section itself where none is random."""
         if RANDOM_SEED not in (self.seed, *(item.seed for item in self.samples)):
             return self
         items = (
@@ -603,7 +605,8 @@ class LoggingConfig(StrictModel):
     stored. It is not saved in any file."""
 
     def trackers(self) -> tuple[str, ...]:
-        """Names of the trackers of this run."""
+        """Names of the trackers of this run; empty for none. With `log_with: auto` it
+        is TensorBoard where `logging_dir` is given."""
         if self.log_with == "auto":
             return ("tensorboard",) if self.logging_dir else ()
         if self.log_with == "all":

@@ -134,7 +134,8 @@ class DatasetsSection(ProcessConfig):
     """Whether captions are part of what is learned."""
 
     def trigger_words(self) -> tuple[str, ...]:
-        """The trigger words of the process and of its datasets."""
+        """The distinct trigger words: the word of the process, then the words of its
+        datasets."""
         words = (
             self.trigger_word,
             *(dataset.trigger_word for dataset in self.datasets),
@@ -143,7 +144,7 @@ class DatasetsSection(ProcessConfig):
 
     @property
     def streamed(self) -> DatasetConfig | None:
-        """The stream of shards, where the datasets are one."""
+        """The dataset that is a stream of shards (it has a `url`); None for folders."""
         return next((dataset for dataset in self.datasets if dataset.url), None)
 
     def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
@@ -358,7 +359,8 @@ class TrainingSection(ProcessConfig):
         return self.model_copy(update=changed)
 
     def draws_first(self) -> bool:
-        """Whether samples are generated before step 1."""
+        """Whether samples are generated before step 1. Both `train.skip_first_sample`
+        and `sample.sample_at_first: false` turn it off."""
         return not (
             self.train.skip_first_sample
             or (self.sample and self.sample.sample_at_first is False)
@@ -371,12 +373,13 @@ class TrainingSection(ProcessConfig):
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Micro-batches of an optimizer step, of all processes."""
+        """Micro-batches of an optimizer step, all ranks together."""
         return self.train.gradient_accumulation
 
     @property
     def images_per_micro_batch(self) -> int:
-        """At most `train.batch_size`."""
+        """Images of an optimizer step divided by its micro-batches, rounded down. At
+        most `train.batch_size`."""
         return self.images_per_step // self.micro_batches_per_step
 
     def recorded_settings(self) -> dict[str, Any]:
@@ -455,7 +458,7 @@ class TrainerConfig(TrainingSection):
                 )
 
     def run_folder(self, job: JobContext) -> Path:
-        """The folder of the run's files."""
+        """The folder of the run's files, `job_folder`. It need not exist."""
         return self.job_folder(job)
 
     def outputs_exist(self, job: JobContext) -> bool:
@@ -588,7 +591,8 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
         } | also
 
     def deployments(self) -> dict[str, DeploymentConfig]:
-        """Key of the file or model -> the entry of `sample.also`."""
+        """Key of the file or model, as messages name it -> its entry of `sample.also`.
+        Empty without `sample`."""
         also = self.sample.also if self.sample else ()
         return {entry.key(index): entry for index, entry in enumerate(also)}
 
@@ -632,7 +636,8 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
         return [*(self.sample.all_items() if self.sample else ()), *first]
 
     def sample_pictures(self) -> list[SamplePicture]:
-        """The items of `sample`, then of `first_sample`."""
+        """The images to generate: the items of `sample`, then of `first_sample`. Empty
+        without both."""
         pictures: list[SamplePicture] = []
         for section in (self.sample, self.first_sample):
             if section:

@@ -161,7 +161,8 @@ class Colours:
 
     @property
     def is_hdr(self) -> bool:
-        """Whether the file holds light above the white of a page."""
+        """Whether the file holds light above the white of a page: its curve is PQ or
+        HLG, and it has no ICC profile."""
         return self.transfer.curve in _HDR and not self.profile
 
     @property
@@ -319,13 +320,18 @@ def read_profile(profile: bytes) -> tuple[ImageCms.ImageCmsProfile | None, str]:
 
 
 def profile_mode(profile: ImageCms.ImageCmsProfile) -> str | None:
-    """The mode of the pixels that a profile is for."""
+    """The mode of Pillow for the pixels that an ICC profile describes; None for a
+    colour space without one.
+
+    >>> profile_mode(srgb_profile())
+    'RGB'
+    """
     return PROFILE_MODES.get(profile.profile.xcolor_space.strip())
 
 
 @cache
 def srgb_profile() -> ImageCms.ImageCmsProfile:
-    """The profile of sRGB."""
+    """A new ICC profile of sRGB, as the target of a conversion."""
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 

@@ -170,10 +170,13 @@ class ImageFile(NamedTuple):
 
     @property
     def path(self) -> str:
+        """The path of the file, with the folder of its listing."""
         return self.listing.path(self.name)
 
     @property
     def facts(self) -> ImageInfo | None:
+        """Size, transparency and colours of the image; None where they are not known
+        yet."""
         return self.listing.facts.get(self.name)
 
 
@@ -278,7 +281,8 @@ class ScanCache:
 
     @staticmethod
     def beside(training_folder: str) -> ScanCache:
-        """The scan cache of all jobs of this training folder."""
+        """The scan cache that all jobs of this training folder share. A leading `~` is
+        the home folder. Nothing is read or written yet."""
         return ScanCache(Path(training_folder).expanduser() / CACHE_FOLDER / "scans")
 
     def listing(self, folder: str) -> DirectoryListing:

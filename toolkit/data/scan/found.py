@@ -77,6 +77,8 @@ class ScanFindings:
         return self.tables[key]
 
     def mistake(self, place: str, message: str) -> None:
+        """Adds an error that stops the job. place: the file, folder or key that it is
+        about."""
         self.mistakes.append(Diagnostic((place,), message))
 
     def not_used(
@@ -165,6 +167,12 @@ def repeats_of(folder: str) -> int:
 
 
 def matched_name(folder: str, pattern: re.Pattern[str]) -> str:
+    """The first group of `pattern` in the name of a folder, matched from its beginning;
+    empty where it does not match.
+
+    >>> matched_name("datasets/10_maya", re.compile(r"([0-9]+)_"))
+    '10'
+    """
     # abspath, not resolve: "." gets its name, a symlink keeps the one the user gave it.
     match = pattern.match(os.path.basename(os.path.abspath(folder)))
     return match[1] if match else ""
@@ -194,7 +202,11 @@ def count_of(number: int, what: str, several: str = "") -> str:
 
 
 def shorten(names: Iterable[str]) -> str:
-    """A list that stays readable for thousands of files."""
+    """The names joined by commas. After the first 20 only their number follows.
+
+    >>> shorten(["a.png", "b.png"]), shorten(map(str, range(25)))[-13:]
+    ('a.png, b.png', '19 and 5 more')
+    """
     names = list(names)
     listed = ", ".join(names[:_LISTED_NAMES])
     if len(names) > _LISTED_NAMES:

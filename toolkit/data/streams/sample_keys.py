@@ -44,7 +44,8 @@ class SampleKeys:
     """Key of the caption in the JSON."""
 
     def image_of(self, fields: dict[str, bytes]) -> bytes:
-        """Raises LookupError with the keys that are missing."""
+        """The encoded image of a sample: the first of the keys `image` that it has.
+        fields: key -> bytes. Raises LookupError with the keys that are missing."""
         images = [fields[key] for key in self.image if key in fields]
         if not images:
             raise LookupError(" or ".join(self.image))
