@@ -96,14 +96,20 @@ class Registry(dict[str, str]):
 
 
 def load_object(path: str) -> Any:
-    """The object that "module:attribute" names; the module is imported now."""
+    """The object that "module:attribute" names; the module is imported now. Raises
+    ImportError or AttributeError where there is none.
+
+    >>> load_object("toolkit.errors:UserError").__name__
+    'UserError'
+    """
     module, attribute = path.split(":")
     with collection_paused():
         return getattr(import_module(module), attribute)
 
 
 def find_object(path: str) -> Any:
-    """The object that "module:attribute" names; None where its part is absent."""
+    """The object that "module:attribute" names, as `load_object`. None where its part
+    is absent or left out (`--without`)."""
     return load_object(path) if is_present(path) else None
 
 

@@ -156,7 +156,11 @@ def about(seconds: float) -> str:
 
 
 def parse_time(text: str) -> datetime | None:
-    """What `utc_now` wrote, as a time in UTC; None for anything else."""
+    """The time in UTC that `utc_now` wrote; None for any other text.
+
+    >>> parse_time("yesterday") is None, parse_time(utc_now()).tzinfo == UTC
+    (True, True)
+    """
     try:
         return datetime.strptime(text, _TIME).replace(tzinfo=UTC)
     except ValueError:
@@ -169,7 +173,8 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def final_files(folder: Path, name: str) -> list[Path]:
-    """The files and model folders of the end of a run that are there."""
+    """The existing files and model folders of the end of the run `name`, the main one
+    first."""
     paths = [folder / f"{name}{ending}" for ending in FILE_SUFFIXES]
     return [path for path in paths if _is_product(path)]
 
@@ -211,7 +216,8 @@ def best_stem(name: str) -> str:
 
 
 def step_files(folder: Path, name: str) -> dict[int, list[Path]]:
-    """The step files and model folders of a run by their step, of every ending."""
+    """Step -> the files and model folders that the run `name` saved at it, in rising
+    order. Empty where the folder does not exist."""
     pattern = re.compile(
         rf"{re.escape(name)}_(\d{{9,}})(?:{'|'.join(map(re.escape, FILE_SUFFIXES))})"
     )
@@ -320,7 +326,8 @@ class EventLog:
         self.path = path
 
     def add(self, event: str, **details: object) -> None:
-        """One event with its details (JSON values) and the time in UTC."""
+        """Appends one line: the time in UTC, the event and its details (JSON values).
+        Raises RunError where the file cannot be written."""
         with (
             os_error_as_run_error(self.path),
             self.path.open("a", encoding="utf-8", newline="\n") as file,

@@ -295,7 +295,12 @@ def from_path(key: str) -> Callable[[Any], Any]:
 
 
 def as_list(value: Any) -> Any:
-    """A single value as a list of one; lists and mappings as they are."""
+    """A single value as a list of one, for a validator. Lists, tuples and mappings
+    stay.
+
+    >>> as_list("a.png"), as_list(["a.png"])
+    (['a.png'], ['a.png'])
+    """
     if isinstance(value, list | tuple | dict):
         return value
     return [value]

@@ -88,7 +88,12 @@ warning = partial(_finding, "warning")
 
 
 def below(name: str | int, findings: Findings) -> Iterator[Diagnostic]:
-    """The findings of a section below, with its place before their keys."""
+    """The findings of a section with `name` put before their keys, so that they are
+    right one section further up.
+
+    >>> next(below("train", [Diagnostic(("lr",), "is negative")])).place
+    'train.lr'
+    """
     return (replace(finding, key=(name, *finding.key)) for finding in findings)
 
 

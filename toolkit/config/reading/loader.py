@@ -402,7 +402,12 @@ def check_folder_name(node: ConfigNode, diagnostics: Diagnostics) -> bool:
 
 
 def folder_name_error(name: str) -> str:
-    """Why a run's folder and files cannot have this name, or an empty string."""
+    """Why a run's folder and files cannot have this name, as the rest of a message;
+    empty where they can.
+
+    >>> folder_name_error("maya"), folder_name_error("..")
+    ('', 'cannot be the name of a folder.')
+    """
     if not name.strip() or name in (".", ".."):
         return "cannot be the name of a folder."
     if _BAD_IN_FOLDER.search(name):

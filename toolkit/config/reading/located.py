@@ -65,7 +65,8 @@ class ConfigNode:
     """Written elsewhere and used here by a YAML alias."""
 
     def data(self, scalar: Callable[[ConfigNode], Any] | None = None) -> Any:
-        """The value as plain Python; `scalar` decides what a scalar node becomes."""
+        """The value as plain dicts, lists and scalars. scalar: from a scalar node to
+        its plain value; None: the value itself."""
         if isinstance(self.value, dict):
             return {key: child.data(scalar) for key, child in self.value.items()}
         if isinstance(self.value, list):

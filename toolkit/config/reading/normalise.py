@@ -493,7 +493,9 @@ def place_in(
     node: ConfigNode,
     diagnostics: Diagnostics,
 ) -> None:
-    """Puts `node` into a section under `key`, unless the section has it already."""
+    """Puts `node` into `entries[section]` under `key`, and makes a missing section. A
+    blank node is ignored. Where the section has the key already, `merge_aliases`
+    decides."""
     above = node.path[: 2 if node.from_defaults else 3]
     target = entries.get(section) or replace(node, value={}, path=(*above, section))
     if not isinstance(target.value, dict) or node.is_blank:
@@ -544,7 +546,11 @@ def item_annotation(annotation: Any) -> Any:
 
 
 def is_number(annotation: Any) -> bool:
-    """Whether the field wants a number and has no use for true or false."""
+    """Whether a field takes a number, and neither text nor true and false.
+
+    >>> is_number(int | None), is_number(float | str)
+    (True, False)
+    """
     parts = list(_parts(annotation))
     return any(part in (int, float) for part in parts) and not {bool, str} & set(parts)
 

@@ -107,7 +107,8 @@ def by_model(models: Models) -> dict[type[BaseModel], list[str]]:
 def sections_of(
     model: type[BaseModel], path: str = ""
 ) -> Iterator[tuple[str, type[BaseModel]]]:
-    """The model and the sections in it, each with its dotted path."""
+    """`path` and the model, then each section in it with its dotted path, at any depth.
+    A section that is the item of a list has `[]` after its key."""
     yield path, model
     for name, field in model.model_fields.items():
         inner = section_model(field.annotation)

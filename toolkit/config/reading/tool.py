@@ -228,7 +228,8 @@ def _idle(model: type[ToolConfig]) -> list[str]:
 
 
 def field_at(model: type[BaseModel], dotted: str) -> tuple[FieldInfo, str]:
-    """The field at a dotted path of sections, and its description."""
+    """The field at a dotted path of sections, and its description; empty without one.
+    Raises KeyError for a field that the model lacks."""
     key, _, below = dotted.partition(".")
     if below:
         inner = section_model(model.model_fields[key].annotation)

@@ -66,7 +66,8 @@ def binary_kind(path: str | Path) -> str:
 
 
 def read_text(path: str | Path, diagnostics: Diagnostics) -> str:
-    """The file as text. Raises ConfigErrors when it cannot be read."""
+    """The file as text, with line breaks as LF and without a byte order mark. Raises
+    ConfigErrors where it is missing, not UTF-8, binary or cannot be read."""
     kind = binary_kind(path)
     if kind:
         diagnostics.fatal(_NOWHERE, (), kind)
@@ -112,12 +113,21 @@ def _wrong_encoding(error: UnicodeDecodeError) -> tuple[SourceLocation, KeyPath,
 
 
 def is_json(path: str | Path) -> bool:
-    """Whether the file is JSON, perhaps with comments, by its name."""
+    """Whether the file is JSON, perhaps with comments. Only the suffix counts.
+
+    >>> is_json("maya.jsonc"), is_json("maya.yaml")
+    (True, False)
+    """
     return Path(path).suffix.lower() in (".json", ".jsonc")
 
 
 def strip_json_comments(text: str) -> str:
-    """JSON without comments and tabs, every other character in its old place."""
+    """JSON with spaces in place of comments and tabs. Lines and columns stay as they
+    are.
+
+    >>> strip_json_comments('{"a": 1 /* b */}')
+    '{"a": 1        }'
+    """
     return _JSON_TOKEN.sub(_blank, text)
 
 

@@ -96,7 +96,8 @@ def families() -> Iterator[ModelFacts]:
 
 
 def family_of(pipeline: str) -> ModelFacts | None:
-    """The family of a model with this `_class_name`, if it can be trained."""
+    """The first family that trains a model with this `_class_name` of its
+    model_index.json; None where no family does."""
     return next((family for family in families() if pipeline in family.pipelines), None)
 
 
@@ -121,7 +122,12 @@ def needed_files() -> list[str]:
 
 
 def unneeded_files(given: Iterable[str]) -> list[str]:
-    """Patterns of the weights of these parts, which single files give."""
+    """Patterns of the weight files of these parts in a model folder, which need not be
+    downloaded where single files replace the parts.
+
+    >>> unneeded_files(["vae"])
+    ['vae/*.safetensors*']
+    """
     return [f"{part}/*.safetensors*" for part in given]
 
 
@@ -134,7 +140,8 @@ def is_needed(file: str, given: Iterable[str] = ()) -> bool:
 
 
 def single_files(model: ModelSection) -> dict[str, Path]:
-    """Part -> the file of `model.<part>_path`, of those that are given."""
+    """Part -> the file of `model.<part>_path`, for the parts that have one. The files
+    need not exist."""
     given = {part: getattr(model, f"{part}_path", None) for part in SINGLE_FILE_PARTS}
     return {part: Path(path).expanduser() for part, path in given.items() if path}
 
@@ -764,7 +771,8 @@ def no_index(name: str, folder: Path) -> str:
 
 
 def cached_index(name: str, revision: str | None) -> Path | None:
-    """The model_index.json of a hub model in the hub cache, at this revision."""
+    """The model_index.json of a hub model in the hub cache, at this revision; None
+    where it is not cached. Nothing is downloaded."""
     if not _is_cached(name):
         return None
     from huggingface_hub import try_to_load_from_cache

@@ -180,7 +180,9 @@ class BatchLoader:
         )
 
     def worse(self, spec: BatchSpec) -> tuple[Tensor | None, ...]:
-        """For each item the worse image with which this use is compared."""
+        """For each item the latents [C, H, W] of the worse image that this use is
+        compared with; None for an item without one. One of several is drawn by seed,
+        epoch and position."""
         worse_images: list[Tensor | None] = []
         for index, position in zip(spec.items, spec.positions, strict=True):
             entries = self.dataset.entries[index].worse

@@ -254,7 +254,11 @@ def _other_kind(raw: bytes) -> str:
 
 
 def add_prefix(caption: str, prefix: str) -> str:
-    """`<prefix>. <caption>`; one of them alone where the other is empty."""
+    """`<prefix>. <caption>`; one of them alone where the other is empty.
+
+    >>> add_prefix("on a beach", "maya"), add_prefix("", "maya")
+    ('maya. on a beach', 'maya')
+    """
     if prefix and caption:
         return f"{prefix}. {caption}"
     return prefix or caption

@@ -242,7 +242,11 @@ def real_path(folder: str) -> str:
 
 
 def join(folder: str, name: str) -> str:
-    """`folder` as the user wrote it, with `name` appended after one slash."""
+    """`folder` as the user wrote it, with `name` appended after one slash.
+
+    >>> join("photos", "a.jpg"), join("photos/", "a.jpg")
+    ('photos/a.jpg', 'photos/a.jpg')
+    """
     if folder.endswith(("/", os.sep)):
         return folder + name
     return f"{folder}/{name}"

@@ -94,7 +94,8 @@ def image_digest(path: Path | str) -> str:
 
 
 def digest_as_read(digest: str, reading: str) -> str:
-    """The identity of pixels by the hash of their file and `ImageInfo.reading`."""
+    """The identity of an image's pixels. digest: hash of the file. reading: as
+    `ImageInfo.reading`; where it is empty, `digest` is the identity."""
     if reading:
         return key_of(file=digest, reading=reading)
     return digest

@@ -382,7 +382,7 @@ def _why_no_layers(stem: str, image: ImageFile, slot: Slot, suffix: str) -> str:
 
 
 def unpaired(listing: DirectoryListing, used: Collection[str]) -> list[str]:
-    """Names of the images of a folder that are not among those that are used."""
+    """Names of the image files in a folder that are not in `used`."""
     names = chain.from_iterable(listing.images.values())
     return [name for name in names if name not in used]
 

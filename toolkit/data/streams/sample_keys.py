@@ -131,5 +131,9 @@ class SampleKeys:
 
 
 def last_part(extension: str) -> str:
-    """The part of an extension behind its last dot; it may have several."""
+    """The part of an extension after its last dot.
+
+    >>> last_part("left.png"), last_part("png")
+    ('png', 'png')
+    """
     return extension.rpartition(".")[2]

@@ -157,7 +157,8 @@ class Unreadable:
         self._lock = Lock()
 
     def add_sample(self, name: str, reason: str) -> None:
-        """Counts an unreadable sample. Raises RunError when there are too many."""
+        """Counts an unreadable sample, and logs the first ones by name. Raises RunError
+        where the share of unreadable samples exceeds `max_share`."""
         name, reason = (text.replace("\n", "\\n") for text in (name, reason))
         if len(reason) > _LONGEST:
             reason = f"{reason[:_LONGEST]}..."
