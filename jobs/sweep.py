@@ -21,7 +21,11 @@ LARGEST = 2**32 - 1
 
 
 def read_seeds(text: str) -> tuple[int, ...]:
-    """The seeds of `1,2,3`, 1 or larger. Raises UserError for any other text."""
+    """The seeds of `1,2,3`, 1 or larger. Raises UserError for any other text.
+
+    >>> read_seeds("1, 2,3")
+    (1, 2, 3)
+    """
     words = [word.strip() for word in text.split(",")]
     if not all(_is_seed(word) for word in words):
         raise UserError(

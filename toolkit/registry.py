@@ -35,7 +35,11 @@ def left_out() -> tuple[str, ...]:
 def part_of(path: str) -> str:
     """The part that "module:attribute" is a piece of, as the package of its folder:
     `extensions.NAME`, of a tool `extensions.tools.NAME`. Empty for what is always
-    there."""
+    there.
+
+    >>> part_of("extensions.tools.NAME.config:A"), part_of("toolkit.errors:UserError")
+    ('extensions.tools.NAME', '')
+    """
     words = path.partition(":")[0].split(".")
     if words[0] != "extensions":
         return ""
@@ -43,8 +47,12 @@ def part_of(path: str) -> str:
 
 
 def is_present(path: str) -> bool:
-    """Whether the part that "module:attribute" is a piece of is there, and not left
-    out. Nothing is imported."""
+    """Whether the part that "module:attribute" is a piece of exists and is not left out
+    (`--without`). Nothing is imported.
+
+    >>> is_present("toolkit.errors:UserError")
+    True
+    """
     part = part_of(path)
     if not part:
         return True
@@ -130,9 +138,9 @@ def load_needed(path: str, needed_by: str) -> Any:
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """No search for reference cycles: PyTorch and diffusers make a million objects when
-    they are imported, none of them garbage, and Python would look through all of them
-    again and again, for a fifth of the time of a start."""
+    """Inside the block, Python does not search for reference cycles. PyTorch and
+    diffusers make a million objects when they are imported, none of them garbage. The
+    searches would take a fifth of the time of a start."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -169,8 +177,8 @@ HINTED_TOOLS = {"page": "ui", "examination": "doctor", "publication": "publish"}
 
 
 def hinted_tool(what: str) -> str:
-    """The tool for one of `HINTED_TOOLS`; empty where it is absent, so that nobody is
-    sent to it."""
+    """The tool for one of `HINTED_TOOLS`; empty where it is absent, so that messages do
+    not name it."""
     tool = HINTED_TOOLS[what]
     return tool if is_present(f"extensions.tools.{tool}") else ""
 

@@ -136,7 +136,11 @@ def remember_environment(env: Mapping[str, str]) -> None:
 
 
 def is_secret_variable(name: str) -> bool:
-    """Whether the value of the environment variable `name` is a secret, by its name."""
+    """Whether the value of the environment variable `name` is a secret, by its name.
+
+    >>> is_secret_variable("HF_TOKEN"), is_secret_variable("HOME")
+    (True, False)
+    """
     return _SECRET_VARIABLE.search(name) is not None
 
 

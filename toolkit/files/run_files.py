@@ -211,7 +211,11 @@ def step_stem(name: str, step: int) -> str:
 
 
 def best_stem(name: str) -> str:
-    """The name, without its ending, of the weights with the lowest validation loss."""
+    """The name, without its ending, of the weights with the lowest validation loss.
+
+    >>> best_stem("maya")
+    'maya_best'
+    """
     return f"{name}_best"
 
 

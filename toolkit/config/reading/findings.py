@@ -99,7 +99,11 @@ def below(name: str | int, findings: Findings) -> Iterator[Diagnostic]:
 
 def is_absolute(path: str) -> bool:
     """Whether it begins at a root, a home folder or a drive, of this machine's kind or
-    another's."""
+    another's.
+
+    >>> is_absolute("C:/photos"), is_absolute("~/photos"), is_absolute("photos")
+    (True, True, False)
+    """
     return path.startswith(("/", "~", "\\")) or path[1:3] in (":\\", ":/")
 
 

@@ -159,8 +159,12 @@ def show(node: ConfigNode) -> str:
 
 
 def odd_characters(text: str) -> str:
-    """A sentence that names the characters in a text that look like quotes or spaces
-    and are none; empty without."""
+    """A sentence that names the characters of a text that look like plain quotes or
+    spaces but are others, with the remedy; empty where it has none.
+
+    >>> odd_characters("maya")
+    ''
+    """
     odd = []
     for c in dict.fromkeys(text):
         if c in _ODD_QUOTES or (unicodedata.category(c) in ("Zs", "Cf") and c != " "):

@@ -47,8 +47,7 @@ class ProcessEntry:
 
     @property
     def label(self) -> str:
-        """The name of the process, else its index from 0 and its type: `[0]
-        sd_trainer`."""
+        """The name of the process, else its index from 0 in brackets and its type."""
         return self.name or f"[{self.index}] {self.type}"
 
 

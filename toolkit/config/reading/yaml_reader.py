@@ -172,7 +172,11 @@ def scalar_kind(text: str) -> str:
 
 def scalar_value(text: str, kind: str | None = None) -> Any:
     """The value of an unquoted scalar. Raises ValueError when the text is not of the
-    given kind."""
+    given kind.
+
+    >>> scalar_value("0x10"), scalar_value("1e-4"), scalar_value("yes")
+    (16, 0.0001, 'yes')
+    """
     kind = kind or scalar_kind(text)
     if kind == "str":
         return text

@@ -107,7 +107,8 @@ def published() -> dict[str, ModelFacts]:
 
 
 def published_family(name: str) -> ModelFacts | None:
-    """The family of a published model by its hub id, in which capitals do not count."""
+    """The family of a published model by its hub id, compared without regard to
+    capitals; None for any other name."""
     for family in families():
         for known in family.published:
             if known.lower() == name.lower():
@@ -116,8 +117,8 @@ def published_family(name: str) -> ModelFacts | None:
 
 
 def needed_files() -> list[str]:
-    """Patterns of what is needed of a hub repository; previews and other formats are
-    left there."""
+    """Patterns of the files of a hub repository that any family needs. Previews and
+    other formats are not among them."""
     return [INDEX, *(f"{part}/*" for family in families() for part in family.parts)]
 
 
@@ -133,7 +134,13 @@ def unneeded_files(given: Iterable[str]) -> list[str]:
 
 def is_needed(file: str, given: Iterable[str] = ()) -> bool:
     """Whether a file of a hub repository is among `needed_files`, and not among
-    `unneeded_files`."""
+    `unneeded_files`.
+
+    >>> is_needed("vae/config.json"), is_needed("preview.png")
+    (True, False)
+    >>> is_needed("vae/model.safetensors", given=["vae"])
+    False
+    """
     if any(fnmatchcase(file, pattern) for pattern in unneeded_files(given)):
         return False
     return file == INDEX or f"{file.split('/')[0]}/*" in needed_files()
@@ -215,8 +222,12 @@ with other names."""
 
 
 def hub_lora(name: str) -> tuple[str, str]:
-    """Repository and file of a LoRA that is named as on the hub; the file is empty
-    where the repository alone is named, and both are for what means a path."""
+    """Repository and file of a LoRA that is named as on the hub. The file is empty
+    where only the repository is named. Both are empty for a path.
+
+    >>> hub_lora("owner/name/file.safetensors"), hub_lora("file.safetensors")
+    (('owner/name', 'file.safetensors'), ('', ''))
+    """
     match = HUB_LORA.fullmatch(name)
     if match is None or Path(name).expanduser().exists() or looks_like_a_path(match[1]):
         return "", ""
@@ -225,7 +236,11 @@ def hub_lora(name: str) -> tuple[str, str]:
 
 def lora_among(repository: str, files: Iterable[str]) -> str:
     """The LoRA of a repository with these files. Raises UserError where there is none,
-    or more than one."""
+    or more than one.
+
+    >>> lora_among("owner/name", ["README.md", "maya.safetensors"])
+    'maya.safetensors'
+    """
     weights = sorted(file for file in files if file.endswith(".safetensors"))
     top = [file for file in weights if "/" not in file]
     if LORA_NAME in top:

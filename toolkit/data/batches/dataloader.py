@@ -39,8 +39,12 @@ logger = logging.getLogger(__name__)
 
 
 def halved(size: int) -> list[range]:
-    """The rows of both halves of a batch, the first one larger; of a batch of one only
-    its row."""
+    """The rows of both halves of a batch, the first one larger where the size is odd. A
+    batch of one gives a single range.
+
+    >>> halved(5), halved(1)
+    ([range(0, 3), range(3, 5)], [range(0, 1)])
+    """
     middle = (size + 1) // 2
     return [rows for rows in (range(middle), range(middle, size)) if rows]
 

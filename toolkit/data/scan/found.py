@@ -124,7 +124,11 @@ _REGULARISATION = re.compile(
 
 def named_as_regularisation(folder: str) -> bool:
     """Whether the name of a folder says that its images are regularisation images, as
-    kohya's users have it: `1_reg`, `reg_dog`, `regularization`, `class`."""
+    kohya's users have it: `1_reg`, `reg_dog`, `regularization`, `class`.
+
+    >>> named_as_regularisation("photos/1_reg"), named_as_regularisation("photos/maya")
+    (True, False)
+    """
     name = os.path.basename(os.path.abspath(folder))
     repeats = REPEATS.match(name)
     if repeats:
@@ -153,7 +157,11 @@ def split_of(name: str) -> str:
 
 def held_out_folders(names: Iterable[str]) -> list[str]:
     """The folders among neighbours that are not for training by their names, such as
-    `validation` and `test`; none where no neighbour is named as the training split."""
+    `validation` and `test`. Empty where no neighbour is named as the training split.
+
+    >>> held_out_folders(["train", "test", "val"]), held_out_folders(["test", "maya"])
+    (['test', 'val'], [])
+    """
     splits = {name: split_of(name) for name in names}
     if "train" not in splits.values():
         return []
@@ -161,8 +169,12 @@ def held_out_folders(names: Iterable[str]) -> list[str]:
 
 
 def repeats_of(folder: str) -> int:
-    """How often the name of a folder says that its images are used per epoch; 0 where
-    it does not say it."""
+    """The uses per epoch of each image that the name of a folder asks for; 0 where the
+    name does not begin with such a number.
+
+    >>> repeats_of("datasets/10_maya"), repeats_of("datasets/maya")
+    (10, 0)
+    """
     return int(matched_name(folder, REPEATS) or 0)
 
 
