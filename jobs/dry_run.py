@@ -46,7 +46,8 @@ class JobPlan:
     """Resolved folders that the job and the jobs before it write."""
 
     def refusals(self) -> list[str]:
-        """Why a process of the job would not start, one text per reason."""
+        """The reasons why processes of the job would not start. Empty where all
+        would."""
         outlooks = [plan.outlook for plan in self.processes if plan.outlook]
         return [reason for outlook in outlooks for reason in outlook.will_not_start]
 

@@ -181,7 +181,8 @@ class HiddenExtension:
     """Empty: all of the folder, which is not imported."""
 
     def concerns(self, uid: str) -> bool:
-        """Whether somebody who asks for `uid` means this one."""
+        """Whether a user who asks for `uid` means this extension: by its uid, or by the
+        name of its folder where the uid is not known."""
         if self.uid:
             return uid == self.uid
         return mentions(self.folder, uid)
@@ -205,7 +206,7 @@ class FailedExtension:
         return self.details.strip().splitlines()[-1]
 
     def concerns(self, uid: str) -> bool:
-        """Whether this is the folder somebody means who asks for `uid`."""
+        """Whether a user who asks for `uid` means the extension of this folder."""
         return mentions(self.folder, uid)
 
     def __str__(self) -> str:

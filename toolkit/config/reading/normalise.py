@@ -87,10 +87,12 @@ class UnusedDefaults:
         self._known.add(str((*DEFAULTS, *below_process)))
 
     def unknown(self, node: ConfigNode, message: str) -> None:
+        """Notes an unknown key of `config.defaults`. Only the first message about a key
+        is kept."""
         self._unknown.setdefault(str(node.path), (node, message))
 
     def report(self, diagnostics: Diagnostics) -> None:
-        """Adds an error for each default that no process knows."""
+        """Adds an error for each noted default that no process of the job knows."""
         for path, (node, message) in self._unknown.items():
             if path not in self._known:
                 diagnostics.error(node, message, at_key=True)
@@ -241,7 +243,9 @@ class Normaliser:
         return replace(node, value=written, text=written)
 
     def hint(self, model: type[BaseModel], key: str, node: ConfigNode) -> str:
-        """The remedy for a key that the section `node` does not have."""
+        """The remedy for a key that the section `node` does not have: odd characters, a
+        name of another program, the right section, a name spelt alike, else all keys of
+        the section."""
         what = (
             odd_characters(key)
             or _meant(key, model)
@@ -263,6 +267,8 @@ class Normaliser:
         return f"It belongs in {' or '.join(named)}." if named else ""
 
     def unknown(self, child: ConfigNode, message: str) -> None:
+        """Reports an unknown key at its line. A key from `config.defaults` is only
+        noted, since another process may know it."""
         if child.from_defaults:
             self.defaults.unknown(child, message)
         else:

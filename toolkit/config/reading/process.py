@@ -134,11 +134,13 @@ class ProcessConfig(StrictModel):
         return self.name or job.name
 
     def outputs(self, job: JobContext) -> frozenset[Path]:
-        """Folders that this process writes and that a later process may read."""
+        """Folders that this process writes and that a later process may read; by
+        default none."""
         return frozenset()
 
     def run_folder(self, job: JobContext) -> Path | None:
-        """The folder of run files this process owns alone, if it owns one."""
+        """The folder of run files that this process alone owns. None, the default, for
+        a process without one."""
         return None
 
     def outputs_exist(self, job: JobContext) -> bool:

@@ -69,7 +69,8 @@ class AssistantConfig(StrictModel):
     on_resume: ClassVar = {"path": "harmless"}
 
     def file(self) -> str:
-        """The file on this disk; `path` where it is not here yet."""
+        """The file on this disk, also for a LoRA of the hub that is cached. `path`
+        itself where the file is not on this disk or not clear."""
         try:
             return lora_file(self.path)
         except UserError:  # `check` says so

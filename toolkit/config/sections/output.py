@@ -513,7 +513,8 @@ class SampleConfig(SampleIntervalConfig):
         )
 
     def sample_items(self) -> tuple[SamplePicture, ...]:
-        """The items of one set with everything filled in from the section."""
+        """The items of one set, in the order of `samples`. Keys that an item leaves out
+        have the values of the section."""
         return tuple(
             self._picture(index, item) for index, item in enumerate(self.samples)
         )

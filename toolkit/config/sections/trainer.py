@@ -383,15 +383,16 @@ class TrainingSection(ProcessConfig):
         return self.images_per_step // self.micro_batches_per_step
 
     def recorded_settings(self) -> dict[str, Any]:
-        """Without where the files are and where to resume from: states of moved runs
-        are equal byte for byte."""
+        """The settings that are saved with a state, without `training_folder` and
+        `resume`: states of moved runs are equal byte for byte."""
         settings = super().recorded_settings()
         settings.pop("training_folder", None)
         settings.pop("resume", None)
         return settings
 
     def optimizers_used(self) -> Iterable[tuple[str, OptimizerConfig]]:
-        """The optimizers of the run, each with the key that has its settings."""
+        """The optimizers of the run, each as the key of its settings and the section
+        with them."""
         return [("train", self.train)]
 
 
@@ -470,7 +471,8 @@ class TrainerConfig(TrainingSection):
         )
 
     def outputs(self, job: JobContext) -> frozenset[Path]:
-        """The run's folder: a later process may start from its files."""
+        """The folder of the run, with links followed: a later process may start from
+        its files."""
         # unlike `resolve`, it takes links in a circle
         return frozenset({Path(os.path.realpath(self.job_folder(job)))})
 
@@ -503,7 +505,7 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
         )
 
     def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
-        """The folders of `datasets`, and the folder of `validation`."""
+        """As the base class, with the folder of `validation`."""
         if self.validation:
             folder = self.validation.folder_path
         else:
@@ -573,7 +575,8 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
     on_resume: ClassVar = {"first_sample": "harmless"}
 
     def recorded_settings(self) -> dict[str, Any]:
-        """Files that are active with the network are compared by their contents too."""
+        """As the base class, with the SHA-256 of each file that is active with the
+        network. Raises OSError where such a file cannot be read."""
         settings = super().recorded_settings()
         for key, (file, _) in self.train.files_beside().items():
             settings["train"][key]["sha256"] = sha256_of(Path(file).expanduser())

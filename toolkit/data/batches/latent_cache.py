@@ -146,7 +146,8 @@ class CacheEntry:
         return tensors
 
     def read(self) -> Tensor:
-        """The cached tensor (of a prompt its embeddings); as `read_all`."""
+        """The one tensor of the entry; of a prompt, its embeddings. Raises RunError as
+        `read_all`."""
         return self.read_all()[EMBEDS]
 
     def read_all(self) -> dict[str, Tensor]:

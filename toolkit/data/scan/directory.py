@@ -306,7 +306,8 @@ class ScanCache:
         return self._named[folder]
 
     def take(self, listing: DirectoryListing) -> None:
-        """Takes the listing of a folder, which is then not read again."""
+        """Takes the listing of a folder, which is then not read again. Facts of its
+        images that the cache has for unchanged files are added to it."""
         place = real_path(listing.prefix)
         first = self._listings.setdefault(place, listing)
         if first is not listing:  # the same folder by another name

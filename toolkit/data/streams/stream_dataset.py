@@ -159,7 +159,8 @@ class StreamDataset:
         return hashes
 
     def plan(self) -> StreamPlan:
-        """The facts of the stream for the plan."""
+        """The facts of the stream for the plan of the run. Needs at least one sample in
+        `looked_at`."""
         first = self.looked_at[0]
         return StreamPlan(
             shards=len(self.shards),
