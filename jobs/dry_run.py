@@ -46,11 +46,14 @@ class JobPlan:
     """Resolved folders that the job and the jobs before it write."""
 
     def refusals(self) -> list[str]:
-        """Why a process of the job would not start, one text per reason."""
+        """The reasons why processes of the job would not start. Empty where all
+        would."""
         outlooks = [plan.outlook for plan in self.processes if plan.outlook]
         return [reason for outlook in outlooks for reason in outlook.will_not_start]
 
     def to_json(self) -> dict[str, Any]:
+        """The plan as plain data, as `--dry-run --json` prints it. `notes` is left out
+        where it is empty."""
         return {
             "job": self.job,
             "folders": [str(folder) for folder in self.folders],
@@ -59,6 +62,8 @@ class JobPlan:
         }
 
     def render(self) -> str:
+        """The plan as text, as `--dry-run` prints it: the job, its notes, then each
+        process."""
         return "\n".join(
             [
                 f"Job {self.job}",

@@ -48,7 +48,8 @@ program, wherever they are met."""
 
 
 def report(error: BaseException) -> int:
-    """Prints the error to standard error, and returns the exit code."""
+    """Prints the error to standard error and returns the exit code. UserError, RunError
+    and Interrupted bring their own code. A bug is printed with its traceback."""
     if isinstance(error, UserError | RunError):
         print_error(str(error))
         _hint_at_missing_module(error)
@@ -86,7 +87,12 @@ def report(error: BaseException) -> int:
 
 
 def run_with_exit_code(action: Callable[..., int], *arguments: object) -> int:
-    """Returns the exit code of `action(*arguments)`; reports what it raises."""
+    """Calls `action(*arguments)` and returns its exit code. Any exception, SystemExit
+    and KeyboardInterrupt included, is reported and becomes an exit code.
+
+    >>> run_with_exit_code(max, 0, 3)
+    3
+    """
     try:
         return action(*arguments)
     except BaseException as error:  # noqa: BLE001 - the outermost frame: every error becomes an exit code

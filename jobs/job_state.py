@@ -71,11 +71,12 @@ class JobState:
             self._finished_count += 1
 
     def is_finished(self, index: int) -> bool:
-        """Whether process `index` need not run."""
+        """Whether process `index`, counted from 0, is finished and need not run."""
         return index < self._finished_count
 
     def describe(self, index: int) -> str:
-        """A line for the user about a process that is skipped."""
+        """The line that is printed for the skipped process `index`, with the flag that
+        runs it again."""
         entry = self._entries[index]
         place = f"process {index + 1} of {len(self._entries)}"
         return f"{place}, {entry.name or entry.type}: finished before, nothing to do (--restart runs it again)"
@@ -88,7 +89,8 @@ class JobState:
         self._begun = self._digest(self._entries[index])
 
     def finish(self, index: int) -> None:
-        """Records that process `index` is finished."""
+        """Records that process `index` is finished. `begin` must have been called for
+        it. The records of later processes are dropped."""
         self._keep_first(index, **{self._entries[index].label: self._begun})
 
     def _digest(self, entry: ProcessEntry) -> str:

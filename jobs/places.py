@@ -20,7 +20,8 @@ from toolkit.errors import DataErrors, Diagnostic
 
 @contextmanager
 def places_of_datasets(entry: ProcessEntry) -> Iterator[None]:
-    """Raises the DataErrors of what runs within with the places in the job."""
+    """Inside the block, DataErrors are raised again with the places (file and line) in
+    the job. Other errors pass unchanged."""
     try:
         yield
     except DataErrors as error:

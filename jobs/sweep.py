@@ -21,7 +21,11 @@ LARGEST = 2**32 - 1
 
 
 def read_seeds(text: str) -> tuple[int, ...]:
-    """The seeds of `1,2,3`, 1 or larger. Raises UserError for any other text."""
+    """The seeds of `1,2,3`, 1 or larger. Raises UserError for any other text.
+
+    >>> read_seeds("1, 2,3")
+    (1, 2, 3)
+    """
     words = [word.strip() for word in text.split(",")]
     if not all(_is_seed(word) for word in words):
         raise UserError(
@@ -38,7 +42,8 @@ def _is_seed(word: str) -> bool:
 
 
 def run_folders(config: JobConfig) -> list[Path]:
-    """The folders of the processes of a job that train."""
+    """The run folders of the processes that train, in their order. Other processes are
+    left out. The folders need not exist."""
     job = JobContext(config.name)
     sections = []
     for entry in config.processes:

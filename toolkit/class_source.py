@@ -53,6 +53,8 @@ class Module:
 
     @property
     def package(self) -> str:
+        """Dotted name of the package that relative imports of this module start
+        from."""
         if self.folders:
             return self.name
         return self.name.rpartition(".")[0]
@@ -106,7 +108,9 @@ class ClassSource:
         return None
 
     def own_method(self, name: str) -> Function | None:
-        """The method of that name which the class itself defines."""
+        """The definition of a method in the body of this class, not of its base
+        classes. None where the class does not define it. With overloads it is the last
+        one."""
         body = self.node.body if self.node else []
         methods = []
         for node in body:

@@ -34,7 +34,9 @@ def command_for_others(*arguments: object) -> str:
 
 
 def program() -> tuple[str, ...]:
-    """The words that start this program."""
+    """The words that start this program on a command line: the installed command, else
+    the interpreter and `run.py`. Paths are relative to the working directory where
+    possible."""
     if IS_INSTALLED:
         return (COMMAND,)
     python = Path(sys.executable)  # not resolved: of a virtual environment it is a link

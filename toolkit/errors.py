@@ -88,7 +88,11 @@ class Diagnostic:
 
     @property
     def place(self) -> str:
-        """The key, as it is printed."""
+        """The key as it is printed, its parts joined by dots.
+
+        >>> Diagnostic(("train", "lr"), "is negative").place
+        'train.lr'
+        """
         return ".".join(map(str, self.key))
 
     def __str__(self) -> str:
@@ -121,6 +125,9 @@ def did_you_mean(name: str, known: Iterable[str], *, list_all: bool = True) -> s
 
     Without, and with none that is close: all of a short list, nothing of a long one,
     whose names would mislead.
+
+    >>> did_you_mean("stesp", ["steps", "lr"])
+    "Did you mean 'steps'? Known names: lr, steps."
     """
     known = sorted(known)
     same = [word for word in known if word.lower() == str(name).lower()]
@@ -155,7 +162,11 @@ def install_command(packages: str, options: str = "") -> str:
 
 def missing_package(package: str, what: str) -> str:
     """The package to install before `what` (plural) can be made; empty where it is
-    installed. Imports nothing."""
+    installed. Imports nothing.
+
+    >>> missing_package("json", "examples")
+    ''
+    """
     if find_spec(package) is None:
         return f"{what} need the package {package!r}, which is not installed. Run: {install_command(package)}"
     return ""

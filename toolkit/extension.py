@@ -114,7 +114,8 @@ class Extension:
 
     @classmethod
     def get_config(cls) -> type[BaseModel] | None:
-        """The model that `config` names; None without one."""
+        """The model of the section that `config` names, which is imported now. None
+        where the extension names none."""
         return cls._named("config")
 
     @classmethod
@@ -180,7 +181,8 @@ class HiddenExtension:
     """Empty: all of the folder, which is not imported."""
 
     def concerns(self, uid: str) -> bool:
-        """Whether somebody who asks for `uid` means this one."""
+        """Whether a user who asks for `uid` means this extension: by its uid, or by the
+        name of its folder where the uid is not known."""
         if self.uid:
             return uid == self.uid
         return mentions(self.folder, uid)
@@ -204,7 +206,7 @@ class FailedExtension:
         return self.details.strip().splitlines()[-1]
 
     def concerns(self, uid: str) -> bool:
-        """Whether this is the folder somebody means who asks for `uid`."""
+        """Whether a user who asks for `uid` means the extension of this folder."""
         return mentions(self.folder, uid)
 
     def __str__(self) -> str:
@@ -286,7 +288,9 @@ class ExtensionTable:
         return self._model(uid, "get_config")
 
     def find_command(self, uid: str) -> type[BaseModel] | None:
-        """The model of the flags of a tool."""
+        """The model of the flags of the tool `uid`; None where the extension has no
+        flags. Raises UserError where no extension has the uid, or where its code
+        fails."""
         return self._model(uid, "get_command")
 
     def _model(self, uid: str, method: str) -> type[BaseModel] | None:
@@ -321,7 +325,8 @@ class ExtensionTable:
         return process
 
     def tools(self) -> dict[str, str]:
-        """The uids of the tools, each with its purpose."""
+        """Uid -> purpose of each tool, sorted by uid. Extensions without a `purpose`
+        are not tools and are left out."""
         purposes = {}
         for registered in self.found:
             purposes[registered.uid] = getattr(registered.extension, "purpose", "")
@@ -353,7 +358,8 @@ class ExtensionTable:
         return models
 
     def render(self) -> str:
-        """The table that `--list-extensions` prints."""
+        """The table that `--list-extensions` prints: a line per process type, then the
+        folders that list none, then the broken ones with their reason."""
         rows = [("type", "name", "folder")]
         for extension in self.found:
             rows.append((extension.uid, extension.name, str(extension.folder)))

@@ -27,14 +27,19 @@ this program starts inherits it."""
 
 
 def left_out() -> tuple[str, ...]:
-    """The parts that `--without` names."""
+    """The names that `--without` gave, in their order. They are read from the
+    environment, so that child processes leave out the same parts."""
     return tuple(name for name in os.environ.get(LEFT_OUT, "").split(",") if name)
 
 
 def part_of(path: str) -> str:
     """The part that "module:attribute" is a piece of, as the package of its folder:
     `extensions.NAME`, of a tool `extensions.tools.NAME`. Empty for what is always
-    there."""
+    there.
+
+    >>> part_of("extensions.tools.NAME.config:A"), part_of("toolkit.errors:UserError")
+    ('extensions.tools.NAME', '')
+    """
     words = path.partition(":")[0].split(".")
     if words[0] != "extensions":
         return ""
@@ -42,8 +47,12 @@ def part_of(path: str) -> str:
 
 
 def is_present(path: str) -> bool:
-    """Whether the part that "module:attribute" is a piece of is there, and not left
-    out. Nothing is imported."""
+    """Whether the part that "module:attribute" is a piece of exists and is not left out
+    (`--without`). Nothing is imported.
+
+    >>> is_present("toolkit.errors:UserError")
+    True
+    """
     part = part_of(path)
     if not part:
         return True
@@ -76,7 +85,7 @@ class Registry(dict[str, str]):
         self.what = what
 
     def leave_out(self) -> None:
-        """Removes the entries of the parts that `--without` names."""
+        """Removes the entries whose parts are left out (`--without`)."""
         for name, path in [*self.items()]:
             if not is_present(path):
                 del self[name]
@@ -95,14 +104,20 @@ class Registry(dict[str, str]):
 
 
 def load_object(path: str) -> Any:
-    """The object that "module:attribute" names; the module is imported now."""
+    """The object that "module:attribute" names; the module is imported now. Raises
+    ImportError or AttributeError where there is none.
+
+    >>> load_object("toolkit.errors:UserError").__name__
+    'UserError'
+    """
     module, attribute = path.split(":")
     with collection_paused():
         return getattr(import_module(module), attribute)
 
 
 def find_object(path: str) -> Any:
-    """The object that "module:attribute" names; None where its part is absent."""
+    """The object that "module:attribute" names, as `load_object`. None where its part
+    is absent or left out (`--without`)."""
     return load_object(path) if is_present(path) else None
 
 
@@ -123,9 +138,9 @@ def load_needed(path: str, needed_by: str) -> Any:
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """No search for reference cycles: PyTorch and diffusers make a million objects when
-    they are imported, none of them garbage, and Python would look through all of them
-    again and again, for a fifth of the time of a start."""
+    """Inside the block, Python does not search for reference cycles. PyTorch and
+    diffusers make a million objects when they are imported, none of them garbage. The
+    searches would take a fifth of the time of a start."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -162,8 +177,8 @@ HINTED_TOOLS = {"page": "ui", "examination": "doctor", "publication": "publish"}
 
 
 def hinted_tool(what: str) -> str:
-    """The tool for one of `HINTED_TOOLS`; empty where it is absent, so that nobody is
-    sent to it."""
+    """The tool for one of `HINTED_TOOLS`; empty where it is absent, so that messages do
+    not name it."""
     tool = HINTED_TOOLS[what]
     return tool if is_present(f"extensions.tools.{tool}") else ""
 

@@ -16,6 +16,10 @@ def regular_hadamard(group: int) -> Tensor:
     Its numbers are +-1 / sqrt(S), exact in every floating-point type. Source:
     comfy-kitchen 0.2.40, tensor/int8_utils.py, `_build_hadamard`; it is not
     Sylvester's.
+
+    >>> matrix = regular_hadamard(4)
+    >>> bool((matrix @ matrix == torch.eye(4)).all()), float(matrix[0, 0])
+    (True, 0.5)
     """
     of_4 = (1 - 2 * torch.eye(4).flip(0)) / 2
     matrix_SS = of_4

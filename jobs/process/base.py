@@ -83,10 +83,12 @@ class BaseProcess:
             )
 
     def run(self) -> None:
-        """Runs the process. A subclass calls `super().run()` first."""
+        """Runs the process. A subclass calls `super().run()` first. An exception ends
+        the job."""
 
     def on_error(self, error: Exception) -> None:
-        """Called when `run` has raised, before the job ends."""
+        """Called with the exception that `run` raised, before the job ends with it. An
+        exception in it is printed and does not replace `error`."""
 
     def move_aside(self) -> None:
         """Moves aside what an earlier run wrote: called before the first process runs,

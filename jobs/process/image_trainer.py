@@ -149,18 +149,24 @@ class ImageTrainer(Trainer):
         )
 
     def scan(self) -> ImageData:
+        """The images of the datasets at their sizes. Raises DataErrors that name every
+        bad file."""
         return self.planner.scan()
 
     def fingerprint(self) -> DatasetHashes:
+        """The hashes by which a resume notices that images have changed."""
         return self.data.hashes()
 
     def restore_order(self, order: RunOrder) -> None:
+        """Puts the images in the order in which the run began."""
         self.data = self.data.in_order(order)
 
     def make_plan(self) -> RunPlan:
+        """The plan of the run for the scanned images. `scan` must have run."""
         return self.planner.plan(self.data)
 
     def written_at_begin(self) -> None:
+        """Saves the scan cache for later starts."""
         self.data.scan.scan_cache.save()
 
     # ------------------------------------------------------------ encoding
@@ -177,7 +183,8 @@ class ImageTrainer(Trainer):
         return {}
 
     def pictures(self) -> Sequence[SamplePicture]:
-        """The sample images."""
+        """The sample images to generate: the items of `sample`, then of
+        `first_sample`."""
         pictures: Sequence[SamplePicture] = self.section.sample_pictures()
         return pictures
 

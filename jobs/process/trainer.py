@@ -136,6 +136,8 @@ class Trainer(BaseTrainProcess):
         return Programs()
 
     def run(self) -> None:
+        """The whole run: scans, plans, decides where to start, and trains unless the
+        run is complete. Signals are deferred until the run can stop."""
         group = self.process_group
         measured = measured_states(
             lambda: group.device(pick_device(self.section.device, quiet=True))
@@ -210,7 +212,8 @@ class Trainer(BaseTrainProcess):
             yield
 
     def train(self) -> None:
-        """The run from the model to its end."""
+        """Loads the model, encodes the data, attaches the trained parts, loads a
+        checkpoint where the run resumes, and runs the loop to its end."""
         with memory_account(self.device, self.section.train.memory_account) as account:
             self.open_model()
             self.encode()
@@ -347,6 +350,8 @@ class Trainer(BaseTrainProcess):
         """Saves results of the scan, once the run has started."""
 
     def move_aside(self) -> None:
+        """Moves the files of an earlier run to `<folder>.old-<n>` next to the run
+        folder. Nothing is deleted. It has no effect where the folder does not exist."""
         if self.save_root.is_dir():
             with run_lock(self.save_root):
                 archive_run(self.save_root)
@@ -560,7 +565,7 @@ class Trainer(BaseTrainProcess):
         return [*callbacks, *times]
 
     def build_run(self) -> Run:
-        """The run before its first step."""
+        """The `Run` before its first step. Callbacks are made on rank 0 only."""
         if self.process_group.is_main_process:
             callbacks = self.build_callbacks()
         else:

@@ -82,6 +82,9 @@ class RedactingStream:
         self._lock = threading.RLock()  # re-entrant, as in Tee
 
     def write(self, text: str) -> int:
+        """Passes on full lines without secrets, and holds an unfinished line back until
+        it ends or `release` is called. On a terminal, text after a line break is passed
+        on with it. Returns the length of `text`. May be called from any thread."""
         with self._lock:
             moves = not text.replace(_CURSOR_UP, "")
             held = self._held + (
@@ -100,6 +103,8 @@ class RedactingStream:
             self.write(line)
 
     def flush(self) -> None:
+        """Passes an unfinished line on if the stream is a terminal. Otherwise it stays
+        held, since a secret may be divided between two writes."""
         if self._terminal:
             self.release()
         else:
@@ -214,6 +219,7 @@ class LogFile:
                 )
 
     def close(self) -> None:
+        """Closes the file. A second call has no effect."""
         with self._lock:
             if self._file is not None:
                 self._file.close()
@@ -238,6 +244,8 @@ class Tee:
         self._lock = threading.RLock()
 
     def write(self, text: str) -> int:
+        """Writes to the stream at once, and to the log once a line is complete. Of a
+        line that was overwritten with carriage returns the log gets its last state."""
         written = self._stream.write(text)
         with self._lock:
             *lines, unfinished = (self._pending + text).split("\n")

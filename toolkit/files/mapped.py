@@ -36,7 +36,8 @@ def mapped_bytes(path: Path) -> Tensor:
 
 
 def is_mapped(tensor: Tensor) -> bool:
-    """Whether a tensor is in a file that `mapped_bytes` has mapped."""
+    """Whether a tensor is in a file that `mapped_bytes` has mapped. Always False on a
+    GPU."""
     return (
         bool(_maps)
         and tensor.device.type == "cpu"

@@ -59,7 +59,8 @@ class Now:
     """Share of everything that is done, 0 to 1."""
 
     def text(self) -> str:
-        """The phase and how far it is: `quantizing block 31 of 60`."""
+        """The phase and its progress, as the status line shows it: `quantizing block 31
+        of 60`. The phase alone where no progress is known."""
         if self.done is None:
             return self.phase
         count = _figure(self.done) + (
@@ -93,7 +94,8 @@ class Now:
         return ", ".join(filter(None, [self.text(), self.left()]))
 
     def to_json(self) -> dict[str, Any]:
-        """The entry `now` of run.json."""
+        """The entry `now` of run.json. `phase_left_s` and `left_s` are seconds, `share`
+        is a fraction from 0 to 1; all three are None where they are not known."""
         return {
             "phase": self.phase,
             "done": self.done,
@@ -152,9 +154,9 @@ class Listener(Protocol):
             tell("encoding", 12, 29, "images")
     """
 
-    def tell(
-        self, phase: str, done: float | None, of: float | None, unit: str
-    ) -> None: ...
+    def tell(self, phase: str, done: float | None, of: float | None, unit: str) -> None:
+        """Takes the present phase and its progress, as the function `tell` got them."""
+        ...
 
     def count(self, phase: str, units: float) -> None:
         """Notes that the phase has made this number of units in the time since it
@@ -177,13 +179,15 @@ def tell(
 
 
 def is_heard() -> bool:
-    """Whether there is a listener."""
+    """Whether `tell` reaches a listener. Code that would compute its progress only for
+    the report asks first."""
     return _listener is not None
 
 
 @contextmanager
 def told_to(listener: Listener) -> Iterator[None]:
-    """Inside the block `listener` is told."""
+    """Inside the block, `tell` calls `listener`. Afterwards the earlier listener, if
+    any, is called again."""
     global _listener
     before = _listener
     _listener = listener

@@ -57,7 +57,8 @@ class ParquetError(OSError):
 
 
 def is_parquet(path: str | Path) -> bool:
-    """Whether a file is a Parquet file, by its first bytes."""
+    """Whether a file begins with the four bytes of a Parquet file. False for a file
+    that is missing or cannot be read. Needs no pyarrow."""
     try:
         with open(path, "rb") as file:
             return file.read(len(MAGIC)) == MAGIC
@@ -66,7 +67,8 @@ def is_parquet(path: str | Path) -> bool:
 
 
 def is_missing() -> bool:
-    """Whether pyarrow is not installed."""
+    """Whether pyarrow, which reads Parquet files, is not installed. Does not import
+    it."""
     return find_spec("pyarrow") is None
 
 
@@ -127,7 +129,11 @@ class ParquetRows:
         return []
 
     def rows(self, first: int = 0) -> Iterator[dict[str, Any]]:
-        """The rows from `first` on, values that are missing left out."""
+        """The rows in the order of the file, each as column -> value. Columns without a
+        value in a row are left out of it.
+
+        first: index of the first row that is returned, from 0; row groups before it are
+        not read. Raises ParquetError where the file is damaged."""
         at = 0
         try:
             for number in range(self._file.num_row_groups):
@@ -185,7 +191,12 @@ def _is_picture(value: Any) -> bool:
 
 
 def picture_of(value: Any) -> bytes:
-    """The bytes of a picture; b"" for none."""
+    """The encoded bytes of a picture from a cell: the cell itself, or its entry `bytes`
+    as datasets of Hugging Face store it. b"" where the cell has none.
+
+    >>> picture_of({"bytes": b"RIFF", "path": "a.webp"}), picture_of("a.webp")
+    (b'RIFF', b'')
+    """
     image_bytes = value.get("bytes") if isinstance(value, dict) else value
     return image_bytes if isinstance(image_bytes, bytes) else b""
 

@@ -136,7 +136,11 @@ def remember_environment(env: Mapping[str, str]) -> None:
 
 
 def is_secret_variable(name: str) -> bool:
-    """Whether the value of the environment variable `name` is a secret, by its name."""
+    """Whether the value of the environment variable `name` is a secret, by its name.
+
+    >>> is_secret_variable("HF_TOKEN"), is_secret_variable("HOME")
+    (True, False)
+    """
     return _SECRET_VARIABLE.search(name) is not None
 
 
@@ -234,7 +238,11 @@ made to have thousands would end its reader."""
 
 
 def contains_secret(text: str) -> bool:
-    """Whether `redact_text` finds anything in `text`."""
+    """Whether `redact_text` would change `text`.
+
+    >>> contains_secret("https://anna:pass@example.com"), contains_secret("a cat")
+    (True, False)
+    """
     return redact_text(text) != text
 
 

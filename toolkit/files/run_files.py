@@ -145,14 +145,22 @@ def amount(seconds: float) -> str:
 
 
 def about(seconds: float) -> str:
-    """An estimate of any length: about 14 min."""
+    """An estimate of any length, for messages. seconds: 0 or more.
+
+    >>> about(850), about(12)
+    ('about 14 min', 'under a minute')
+    """
     if seconds < 60:
         return "under a minute"
     return f"about {amount(seconds)}"
 
 
 def parse_time(text: str) -> datetime | None:
-    """What `utc_now` wrote, as a time in UTC; None for anything else."""
+    """The time in UTC that `utc_now` wrote; None for any other text.
+
+    >>> parse_time("yesterday") is None, parse_time(utc_now()).tzinfo == UTC
+    (True, True)
+    """
     try:
         return datetime.strptime(text, _TIME).replace(tzinfo=UTC)
     except ValueError:
@@ -165,13 +173,15 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def final_files(folder: Path, name: str) -> list[Path]:
-    """The files and model folders of the end of a run that are there."""
+    """The existing files and model folders of the end of the run `name`, the main one
+    first."""
     paths = [folder / f"{name}{ending}" for ending in FILE_SUFFIXES]
     return [path for path in paths if _is_product(path)]
 
 
 def workflow_files(folder: Path, name: str) -> list[Path]:
-    """The workflows for ComfyUI of a run that are there."""
+    """The existing workflows for ComfyUI of the run `name` in `folder`: at most two,
+    from text first, then with control images. Empty where the run wrote none."""
     paths = [folder / f"{name}{ending}" for ending in WORKFLOWS]
     return [path for path in paths if path.is_file()]
 
@@ -201,12 +211,17 @@ def step_stem(name: str, step: int) -> str:
 
 
 def best_stem(name: str) -> str:
-    """The name, without its ending, of the weights with the lowest validation loss."""
+    """The name, without its ending, of the weights with the lowest validation loss.
+
+    >>> best_stem("maya")
+    'maya_best'
+    """
     return f"{name}_best"
 
 
 def step_files(folder: Path, name: str) -> dict[int, list[Path]]:
-    """The step files and model folders of a run by their step, of every ending."""
+    """Step -> the files and model folders that the run `name` saved at it, in rising
+    order. Empty where the folder does not exist."""
     pattern = re.compile(
         rf"{re.escape(name)}_(\d{{9,}})(?:{'|'.join(map(re.escape, FILE_SUFFIXES))})"
     )
@@ -315,7 +330,8 @@ class EventLog:
         self.path = path
 
     def add(self, event: str, **details: object) -> None:
-        """One event with its details (JSON values) and the time in UTC."""
+        """Appends one line: the time in UTC, the event and its details (JSON values).
+        Raises RunError where the file cannot be written."""
         with (
             os_error_as_run_error(self.path),
             self.path.open("a", encoding="utf-8", newline="\n") as file,

@@ -104,7 +104,11 @@ def check_count(tensors: int) -> None:
 
 def framed(header: str, alignment: int = 8) -> bytes:
     """A header as JSON text with its length before it, padded so that the tensors
-    behind it begin at a multiple of `alignment` bytes."""
+    behind it begin at a multiple of `alignment` bytes.
+
+    >>> len(framed("{}")), len(framed("{}", alignment=64))
+    (16, 64)
+    """
     text = header.encode()
     text += b" " * (-(LENGTH_BYTES + len(text)) % alignment)
     return len(text).to_bytes(LENGTH_BYTES, "little") + text

@@ -86,7 +86,8 @@ class TensorCache:
         return load(raw)
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
-        """Stores the entry; it is there completely or not at all."""
+        """Stores the entry. On disk it is complete or missing, also after a crash.
+        Raises RunError where the folder cannot be written."""
         tensors = {name: _stored(tensor) for name, tensor in tensors.items()}
         if self.folder is None:
             self._memory[key] = tensors
@@ -108,18 +109,20 @@ class TensorCache:
                 ) from error
 
     def has(self, key: str) -> bool:
-        """Whether the entry is there; a damaged one is too."""
+        """Whether the entry exists. A damaged file counts too: only `get` reads it."""
         if self.folder is None:
             return key in self._memory
         return self._path(self.folder, key).is_file()
 
     def sizes(self) -> dict[str, int]:
-        """Key -> bytes of every entry on disk, damaged ones included."""
+        """Key -> bytes of every entry on disk, damaged ones included. Empty for a cache
+        in memory."""
         files = self.folder.glob("??/*.safetensors") if self.folder else ()
         return {file.stem: file.stat().st_size for file in files}
 
     def remove(self, key: str) -> None:
-        """Deletes an entry on disk."""
+        """Deletes an entry on disk; a missing one is not an error. The cache must have
+        a folder. Raises RunError where the file cannot be deleted."""
         assert self.folder is not None  # nobody removes what is in memory
         try:
             self._path(self.folder, key).unlink(missing_ok=True)
@@ -152,6 +155,7 @@ class ForgetfulCache(TensorCache):
         super().__init__(None)
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
+        """Drops the tensors: `has` stays False and `get` returns None."""
         pass
 
 

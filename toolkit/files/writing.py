@@ -632,7 +632,8 @@ def _flush(path: Path, flags: int) -> None:
 
 
 def sha256_of(path: Path | str) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """SHA-256 of a file's bytes: 64 hexadecimal digits. The file is read in portions,
+    so large files need little memory. Raises OSError as `read_chunks`."""
     digest = hashlib.sha256()
     for portion in read_chunks(path):
         digest.update(portion)
@@ -688,7 +689,12 @@ def nearest_folder(path: Path) -> Path:
 
 
 def free_space(path: Path) -> int:
-    """Free bytes on the disk where `path` is, or will be."""
+    """Free bytes on the disk of `path`. The path need not exist: the nearest existing
+    folder above it decides.
+
+    >>> free_space(Path("not/made/yet")) == free_space(Path.cwd())
+    True
+    """
     return shutil.disk_usage(nearest_folder(path)).free
 
 

@@ -56,7 +56,9 @@ class RemovedKey(NamedTuple):
     """The values that asked for what is done now."""
 
     def message(self, value: Any) -> str:
-        """The warning for a value of the key, as the file gives it."""
+        """The warning about the removed key: since which version, and the replacement,
+        unless `value` means the same as the present behaviour. value: as the file gives
+        it."""
         removed = f"was removed in {self.version} and can be deleted"
         if value in self.same_as_now:
             return f"{removed}."
@@ -155,7 +157,8 @@ class StrictModel(BaseModel):
         return ()
 
     def is_default(self, key: str) -> bool:
-        """Whether a key has its default, given or not."""
+        """Whether the value of a field equals its default, whether or not it was given.
+        Raises KeyError for a name that is not a field."""
         default = (
             type(self)
             .model_fields[key]

@@ -285,12 +285,22 @@ def moved_hint(path: str) -> str:
 
 
 def from_path(key: str) -> Callable[[Any], Any]:
-    """Turns a path alone into the section whose `key` it is."""
+    """A validator for a section that may be written as a path alone: it turns a string
+    into a mapping with that one key. Other values stay.
+
+    >>> from_path("path")("a.safetensors")
+    {'path': 'a.safetensors'}
+    """
     return lambda value: {key: value} if isinstance(value, str) else value
 
 
 def as_list(value: Any) -> Any:
-    """A single value as a list of one; lists and mappings as they are."""
+    """A single value as a list of one, for a validator. Lists, tuples and mappings
+    stay.
+
+    >>> as_list("a.png"), as_list(["a.png"])
+    (['a.png'], ['a.png'])
+    """
     if isinstance(value, list | tuple | dict):
         return value
     return [value]
@@ -335,13 +345,20 @@ Slots = Annotated[
 
 
 def slot_names(key: str) -> tuple[str, ...]:
+    """The names of the ten numbered keys of one list, from 1.
+
+    >>> slot_names("ctrl_img")[:2]
+    ('ctrl_img_1', 'ctrl_img_2')
+    """
     return tuple(f"{key}_{number}" for number in range(1, MAX_SLOTS + 1))
 
 
 def gather_slots(
     entries: dict[str, ConfigNode], key: str, diagnostics: Diagnostics
 ) -> None:
-    """Replaces `<key>_1..10` by one list under `key`."""
+    """Replaces `<key>_1` to `<key>_10` by one list under `key`, in place and in the
+    order of the numbers. Reports an error where the same section gives `key` too.
+    entries: key -> value of the section."""
     numbered = [entries.pop(name) for name in slot_names(key) if name in entries]
     if not numbered:
         return

@@ -88,13 +88,22 @@ warning = partial(_finding, "warning")
 
 
 def below(name: str | int, findings: Findings) -> Iterator[Diagnostic]:
-    """The findings of a section below, with its place before their keys."""
+    """The findings of a section with `name` put before their keys, so that they are
+    right one section further up.
+
+    >>> next(below("train", [Diagnostic(("lr",), "is negative")])).place
+    'train.lr'
+    """
     return (replace(finding, key=(name, *finding.key)) for finding in findings)
 
 
 def is_absolute(path: str) -> bool:
     """Whether it begins at a root, a home folder or a drive, of this machine's kind or
-    another's."""
+    another's.
+
+    >>> is_absolute("C:/photos"), is_absolute("~/photos"), is_absolute("photos")
+    (True, True, False)
+    """
     return path.startswith(("/", "~", "\\")) or path[1:3] in (":\\", ":/")
 
 

@@ -124,9 +124,11 @@ class NoForeignKeys:
         diagnostics: Diagnostics,
         known: Noted,
     ) -> ConfigNode:
+        """Returns `node` unchanged."""
         return node
 
     def rows(self, section: type[BaseModel]) -> Mapping[str, ForeignName]:
+        """Empty for every section."""
         return {}
 
     def hint(self, key: str) -> str:
@@ -136,6 +138,7 @@ class NoForeignKeys:
         return ()
 
     def own_flag(self, word: str, keys: Iterable[str]) -> str:
+        """Returns `word` unchanged."""
         return word
 
     def flag_remedy(self, word: str) -> str:
@@ -144,7 +147,8 @@ class NoForeignKeys:
 
 @cache
 def foreign_keys() -> ForeignKeys:
-    """The table of this program."""
+    """The table of the installed part that knows other programs; `NoForeignKeys`
+    without that part. It is loaded once."""
     keys: ForeignKeys = find_object(FOREIGN_KEYS) or NoForeignKeys()
     return keys
 
@@ -255,7 +259,8 @@ def holds_command(text: str) -> bool:
 
 
 def foreign_file(root: ConfigNode) -> ForeignFile | None:
-    """The reader of a file; None for a job."""
+    """The reader of a file of another program; None where the root has the key `job` or
+    `config`, or where no reader knows the file."""
     if {"job", "config"} & root.value.keys():
         return None
     readers: Iterable[ForeignFile] = map(load_object, FOREIGN_FILES.values())

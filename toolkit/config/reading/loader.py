@@ -318,7 +318,9 @@ def refuse_unknown(
 
 
 def read_name(config: ConfigNode, diagnostics: Diagnostics) -> str:
-    """`config.name`, checked: it becomes a folder's name."""
+    """`config.name`, which becomes the name of a folder. Where it is missing or cannot
+    be such a name, an error is reported and "job" is returned, so that the rest is
+    checked."""
     node = config.value.get("name")
     if node is None or node.is_blank:
         diagnostics.error(
@@ -400,7 +402,12 @@ def check_folder_name(node: ConfigNode, diagnostics: Diagnostics) -> bool:
 
 
 def folder_name_error(name: str) -> str:
-    """Why a run's folder and files cannot have this name, or an empty string."""
+    """Why a run's folder and files cannot have this name, as the rest of a message;
+    empty where they can.
+
+    >>> folder_name_error("maya"), folder_name_error("..")
+    ('', 'cannot be the name of a folder.')
+    """
     if not name.strip() or name in (".", ".."):
         return "cannot be the name of a folder."
     if _BAD_IN_FOLDER.search(name):
@@ -482,7 +489,8 @@ def read_processes(
 def read_process(
     index: int, node: ConfigNode, find_model: FindModel, normaliser: Normaliser
 ) -> _Process | None:
-    """One process, or None when not even its type is known."""
+    """One process, checked. None, after an error, where it is not a mapping or its
+    `type` is missing or unknown. index: its place in the list, from 0."""
     diagnostics = normaliser.diagnostics
     if not isinstance(node.value, dict):
         diagnostics.error(

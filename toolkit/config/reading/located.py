@@ -65,7 +65,8 @@ class ConfigNode:
     """Written elsewhere and used here by a YAML alias."""
 
     def data(self, scalar: Callable[[ConfigNode], Any] | None = None) -> Any:
-        """The value as plain Python; `scalar` decides what a scalar node becomes."""
+        """The value as plain dicts, lists and scalars. scalar: from a scalar node to
+        its plain value; None: the value itself."""
         if isinstance(self.value, dict):
             return {key: child.data(scalar) for key, child in self.value.items()}
         if isinstance(self.value, list):
@@ -84,7 +85,8 @@ class ConfigNode:
         return node, ()
 
     def child(self, part: str | int) -> ConfigNode | None:
-        """The value under one key or index, or None."""
+        """The node under one key of a mapping or one index of a list. None where it is
+        missing, or where the value is neither."""
         if isinstance(self.value, dict):
             return self.value.get(part)
         if (
@@ -97,7 +99,8 @@ class ConfigNode:
         return None
 
     def walk(self) -> Iterator[ConfigNode]:
-        """This node and all below it."""
+        """This node, then all nodes below it, each before its children, in the order of
+        the file."""
         yield self
         if isinstance(self.value, dict):
             children = self.value.values()
@@ -109,12 +112,14 @@ class ConfigNode:
 
     @property
     def is_blank(self) -> bool:
-        """null or an empty string: the key counts as not given."""
+        """Whether the value is null or an empty string. The key then counts as not
+        given."""
         return self.value is None or self.value == ""
 
     @property
     def from_defaults(self) -> bool:
-        """Written in `config.defaults`, not in the process itself."""
+        """Whether the value is written in `config.defaults`, not in the process
+        itself."""
         return self.path[:2] == DEFAULTS
 
 
@@ -140,7 +145,9 @@ def general(path: KeyPath) -> str:
 
 
 def show(node: ConfigNode) -> str:
-    """A value as messages show it, shortened when it is long."""
+    """A value as messages show it: strings in quotes and at most 100 characters of
+    them, other scalars as the file writes them, "a mapping" or "a list" for the
+    rest."""
     value = node.value
     if isinstance(value, dict):
         return "a mapping"
@@ -152,8 +159,12 @@ def show(node: ConfigNode) -> str:
 
 
 def odd_characters(text: str) -> str:
-    """A sentence that names the characters in a text that look like quotes or spaces
-    and are none; empty without."""
+    """A sentence that names the characters of a text that look like plain quotes or
+    spaces but are others, with the remedy; empty where it has none.
+
+    >>> odd_characters("maya")
+    ''
+    """
     odd = []
     for c in dict.fromkeys(text):
         if c in _ODD_QUOTES or (unicodedata.category(c) in ("Zs", "Cf") and c != " "):
@@ -210,19 +221,21 @@ class Diagnostics:
         )
 
     def fatal(self, env: SourceLocation, path: KeyPath, message: str) -> NoReturn:
-        """An error behind which nothing can be read."""
+        """Adds an error after which nothing can be read, and raises ConfigErrors with
+        all errors so far."""
         self.error_at(env, path, message)
         self.raise_errors()
         raise AssertionError("unreachable")
 
     def warn(self, node: ConfigNode, message: str) -> None:
-        """A line for the user that does not stop the job."""
+        """Adds a warning at the key of `node`. It does not stop the job, and the same
+        one is kept once."""
         self._warnings[
             node.key_at, f"{self._place(node.key_at, node.path)}: {message}"
         ] = None
 
     def include(self, other: Diagnostics) -> None:
-        """Takes over what was found in another file."""
+        """Adds the errors and warnings of another file."""
         self._errors |= other._errors
         self._warnings |= other._warnings
 
@@ -236,7 +249,8 @@ class Diagnostics:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """One line each, in the order of the file."""
+        """The warnings, each one line that begins with its place, in the order of the
+        file."""
         return tuple(line for _, line in sorted(self._warnings))
 
     def raise_errors(self) -> None:
@@ -246,7 +260,8 @@ class Diagnostics:
             raise ConfigErrors([self._errors[key] for key in sorted(self._errors)])
 
     def place(self, node: ConfigNode) -> str:
-        """The place of a value with its key, as messages begin."""
+        """The place of a value (file, line, key) with which a message about it
+        begins."""
         return self._place(node.value_at, node.path)
 
     def _place(self, env: SourceLocation, path: KeyPath) -> str:

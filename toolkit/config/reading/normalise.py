@@ -87,10 +87,12 @@ class UnusedDefaults:
         self._known.add(str((*DEFAULTS, *below_process)))
 
     def unknown(self, node: ConfigNode, message: str) -> None:
+        """Notes an unknown key of `config.defaults`. Only the first message about a key
+        is kept."""
         self._unknown.setdefault(str(node.path), (node, message))
 
     def report(self, diagnostics: Diagnostics) -> None:
-        """Adds an error for each default that no process knows."""
+        """Adds an error for each noted default that no process of the job knows."""
         for path, (node, message) in self._unknown.items():
             if path not in self._known:
                 diagnostics.error(node, message, at_key=True)
@@ -241,7 +243,9 @@ class Normaliser:
         return replace(node, value=written, text=written)
 
     def hint(self, model: type[BaseModel], key: str, node: ConfigNode) -> str:
-        """The remedy for a key that the section `node` does not have."""
+        """The remedy for a key that the section `node` does not have: odd characters, a
+        name of another program, the right section, a name spelt alike, else all keys of
+        the section."""
         what = (
             odd_characters(key)
             or _meant(key, model)
@@ -263,6 +267,8 @@ class Normaliser:
         return f"It belongs in {' or '.join(named)}." if named else ""
 
     def unknown(self, child: ConfigNode, message: str) -> None:
+        """Reports an unknown key at its line. A key from `config.defaults` is only
+        noted, since another process may know it."""
         if child.from_defaults:
             self.defaults.unknown(child, message)
         else:
@@ -493,7 +499,9 @@ def place_in(
     node: ConfigNode,
     diagnostics: Diagnostics,
 ) -> None:
-    """Puts `node` into a section under `key`, unless the section has it already."""
+    """Puts `node` into `entries[section]` under `key`, and makes a missing section. A
+    blank node is ignored. Where the section has the key already, `merge_aliases`
+    decides."""
     above = node.path[: 2 if node.from_defaults else 3]
     target = entries.get(section) or replace(node, value={}, path=(*above, section))
     if not isinstance(target.value, dict) or node.is_blank:
@@ -503,7 +511,8 @@ def place_in(
 
 
 def listed(node: ConfigNode) -> ConfigNode:
-    """A single value as a list of one."""
+    """A node that is a list: `node` itself, or a copy with its value as the one
+    item."""
     if isinstance(node.value, list):
         return node
     return replace(node, value=[node])
@@ -534,7 +543,8 @@ def section_model(annotation: Any) -> type[BaseModel] | None:
 
 
 def item_annotation(annotation: Any) -> Any:
-    """The type of the items of a list or tuple field."""
+    """The type of the items of a list or tuple field. Any where the field is
+    neither."""
     for part in _parts(annotation):
         if get_origin(part) in (list, tuple):
             return get_args(part)[0]
@@ -542,7 +552,11 @@ def item_annotation(annotation: Any) -> Any:
 
 
 def is_number(annotation: Any) -> bool:
-    """Whether the field wants a number and has no use for true or false."""
+    """Whether a field takes a number, and neither text nor true and false.
+
+    >>> is_number(int | None), is_number(float | str)
+    (True, False)
+    """
     parts = list(_parts(annotation))
     return any(part in (int, float) for part in parts) and not {bool, str} & set(parts)
 
@@ -603,7 +617,11 @@ def _works_empty(model: type[BaseModel]) -> bool:
 
 
 def is_text(annotation: Any) -> bool:
-    """Whether the field takes nothing but text."""
+    """Whether a field takes only text, or text and null.
+
+    >>> is_text(str | None), is_text(str | int)
+    (True, False)
+    """
     return set(_parts(annotation)) <= {str, type(None)}
 
 

@@ -47,7 +47,7 @@ class ProcessEntry:
 
     @property
     def label(self) -> str:
-        """The name of the process, or its index and type."""
+        """The name of the process, else its index from 0 in brackets and its type."""
         return self.name or f"[{self.index}] {self.type}"
 
 
@@ -130,15 +130,17 @@ class ProcessConfig(StrictModel):
         return next((text for text in texts if text is not None), value)
 
     def display_name(self, job: JobContext) -> str:
-        """The process's name, or the job's."""
+        """The name of the process; the name of the job where it has none."""
         return self.name or job.name
 
     def outputs(self, job: JobContext) -> frozenset[Path]:
-        """Folders that this process writes and that a later process may read."""
+        """Folders that this process writes and that a later process may read; by
+        default none."""
         return frozenset()
 
     def run_folder(self, job: JobContext) -> Path | None:
-        """The folder of run files this process owns alone, if it owns one."""
+        """The folder of run files that this process alone owns. None, the default, for
+        a process without one."""
         return None
 
     def outputs_exist(self, job: JobContext) -> bool:

@@ -97,7 +97,7 @@ def _add_other_names(definition: dict[str, Any], section: type[StrictModel]) -> 
 
 
 def by_model(models: Models) -> dict[type[BaseModel], list[str]]:
-    """Section model -> the types of process that have it."""
+    """Section model -> the process types that use it, in the order of `models`."""
     grouped: dict[type[BaseModel], list[str]] = {}
     for name, model in models.items():
         grouped.setdefault(model, []).append(name)
@@ -107,7 +107,8 @@ def by_model(models: Models) -> dict[type[BaseModel], list[str]]:
 def sections_of(
     model: type[BaseModel], path: str = ""
 ) -> Iterator[tuple[str, type[BaseModel]]]:
-    """The model and the sections in it, each with its dotted path."""
+    """`path` and the model, then each section in it with its dotted path, at any depth.
+    A section that is the item of a list has `[]` after its key."""
     yield path, model
     for name, field in model.model_fields.items():
         inner = section_model(field.annotation)
@@ -120,5 +121,5 @@ def sections_of(
 
 
 def meaning(row: ForeignName) -> str:
-    """The meaning of a name that a function turns into our keys."""
+    """The meaning of a foreign name: its note, else our keys joined by "and"."""
     return row.says or " and ".join(row.ours)

@@ -228,7 +228,8 @@ def _idle(model: type[ToolConfig]) -> list[str]:
 
 
 def field_at(model: type[BaseModel], dotted: str) -> tuple[FieldInfo, str]:
-    """The field at a dotted path of sections, and its description."""
+    """The field at a dotted path of sections, and its description; empty without one.
+    Raises KeyError for a field that the model lacks."""
     key, _, below = dotted.partition(".")
     if below:
         inner = section_model(model.model_fields[key].annotation)
@@ -292,7 +293,8 @@ def _add(
 
 
 def flag_of(model: type[ToolConfig], key: str) -> str:
-    """`sigma_rel` -> `--sigma-rel`; `model.qtype` -> `--qtype`."""
+    """The flag for a key of a tool: `sigma_rel` -> `--sigma-rel`, `model.qtype` ->
+    `--qtype`. `model.flags` overrides it."""
     section, _, below = key.partition(".")
     if below == model.sections.get(section, ("",))[0]:
         last = section

@@ -209,7 +209,8 @@ def _mapping_remedy(node: ConfigNode) -> str:
 
 
 def list_remedy(node: ConfigNode) -> str:
-    """The remedy for another value instead of a list."""
+    """The remedy where a list was expected and `node` is another value: how its first
+    entry would be written."""
     if isinstance(node.value, dict):
         first = next(iter(node.value.items()), None)
     else:

@@ -213,7 +213,12 @@ def _second_document(below: list[str]) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text in quotes, as YAML reads it."""
+    """A text in quotes that YAML reads back as the same text. Single quotes are used
+    where it holds double quotes or backslashes.
+
+    >>> print(quoted("a: b"), quoted('5" x 7"'))
+    "a: b" '5" x 7"'
+    """
     if set(text) & set('"\\'):
         return "'" + text.replace("'", "''") + "'"
     return f'"{text}"'

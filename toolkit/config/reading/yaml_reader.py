@@ -66,7 +66,8 @@ def binary_kind(path: str | Path) -> str:
 
 
 def read_text(path: str | Path, diagnostics: Diagnostics) -> str:
-    """The file as text. Raises ConfigErrors when it cannot be read."""
+    """The file as text, with line breaks as LF and without a byte order mark. Raises
+    ConfigErrors where it is missing, not UTF-8, binary or cannot be read."""
     kind = binary_kind(path)
     if kind:
         diagnostics.fatal(_NOWHERE, (), kind)
@@ -112,12 +113,21 @@ def _wrong_encoding(error: UnicodeDecodeError) -> tuple[SourceLocation, KeyPath,
 
 
 def is_json(path: str | Path) -> bool:
-    """Whether the file is JSON, perhaps with comments, by its name."""
+    """Whether the file is JSON, perhaps with comments. Only the suffix counts.
+
+    >>> is_json("maya.jsonc"), is_json("maya.yaml")
+    (True, False)
+    """
     return Path(path).suffix.lower() in (".json", ".jsonc")
 
 
 def strip_json_comments(text: str) -> str:
-    """JSON without comments and tabs, every other character in its old place."""
+    """JSON with spaces in place of comments and tabs. Lines and columns stay as they
+    are.
+
+    >>> strip_json_comments('{"a": 1 /* b */}')
+    '{"a": 1        }'
+    """
     return _JSON_TOKEN.sub(_blank, text)
 
 
@@ -149,7 +159,12 @@ _SCALARS = {
 
 
 def scalar_kind(text: str) -> str:
-    """null, bool, int, float or str: what an unquoted scalar is."""
+    """The type of an unquoted scalar by the core schema of YAML 1.2: null, bool, int,
+    float or str. `yes` and `on` are text.
+
+    >>> [scalar_kind(text) for text in ("~", "true", "1e-4", "yes")]
+    ['null', 'bool', 'float', 'str']
+    """
     return next(
         (kind for kind, pattern in _SCALARS.items() if pattern.fullmatch(text)), "str"
     )
@@ -157,7 +172,11 @@ def scalar_kind(text: str) -> str:
 
 def scalar_value(text: str, kind: str | None = None) -> Any:
     """The value of an unquoted scalar. Raises ValueError when the text is not of the
-    given kind."""
+    given kind.
+
+    >>> scalar_value("0x10"), scalar_value("1e-4"), scalar_value("yes")
+    (16, 0.0001, 'yes')
+    """
     kind = kind or scalar_kind(text)
     if kind == "str":
         return text
@@ -490,7 +509,8 @@ def _expand_one(
 
 
 def replace_name(root: ConfigNode, name: str) -> ConfigNode:
-    """`[name]` in every string."""
+    """A copy of the tree with `[name]` in each string replaced by the name of the
+    job."""
 
     def fill(node: ConfigNode) -> ConfigNode:
         written = node.written and node.written.replace("[name]", name)

@@ -88,7 +88,12 @@ def sides_of(resolution: int | Rectangle) -> tuple[int, int]:
 
 
 def area_of(resolution: int | Rectangle) -> int:
-    """The most pixels of an image at one entry of `resolution`."""
+    """Width times height of one entry of `resolution`: the most pixels of an image
+    there.
+
+    >>> area_of(512), area_of(Rectangle(width=832, height=480))
+    (262144, 399360)
+    """
     return prod(sides_of(resolution))
 
 
@@ -807,17 +812,31 @@ over that in the image; 1: as much."""
 
 
 def noise_levels(count: int) -> tuple[float, ...]:
-    """The middles of `count` equal parts of (0, 1)."""
+    """The noise levels of a validation: the middles of `count` equal parts of (0, 1),
+    in rising order. 0 is the image, 1 is pure noise.
+
+    >>> noise_levels(4)
+    (0.125, 0.375, 0.625, 0.875)
+    """
     return tuple((index + 0.5) / count for index in range(count))
 
 
 def loss_at(level: float) -> str:
-    """The name of the loss at one noise level."""
+    """The name of the metric of the validation loss at one noise level, from 0 to 1.
+
+    >>> loss_at(0.125)
+    'validation/loss_t0.125'
+    """
     return f"{LOSS}_t{level:g}"
 
 
 def loss_in(way: str) -> str:
-    """The name of the loss in a way of sampling (`sample.also`)."""
+    """The name of the metric of the validation loss in a way of sampling
+    (`sample.also`).
+
+    >>> loss_in("turbo")
+    'validation/loss_in_turbo'
+    """
     return f"{LOSS}_in_{way}"
 
 

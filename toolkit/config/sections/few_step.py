@@ -69,7 +69,8 @@ class AssistantConfig(StrictModel):
     on_resume: ClassVar = {"path": "harmless"}
 
     def file(self) -> str:
-        """The file on this disk; `path` where it is not here yet."""
+        """The file on this disk, also for a LoRA of the hub that is cached. `path`
+        itself where the file is not on this disk or not clear."""
         try:
             return lora_file(self.path)
         except UserError:  # `check` says so
@@ -184,12 +185,14 @@ class DeploymentConfig(FewStepLora):
     lone_key: ClassVar = "lora"
 
     def key(self, index: int) -> str:
-        """Its name in messages, as an entry of `sample.also`."""
+        """The key that messages name. index: its place in `sample.also`, from 0."""
         return f"sample.also.{index}.{'model' if self.model else 'lora'}"
 
     @property
     def label(self) -> str:
-        """The name without characters that a file name may not have."""
+        """The name, else the file name of the model or the LoRA, for the names of
+        images: each run of other characters than letters, digits and "-" becomes one
+        "-". Never empty."""
         name = self.name or Path(self.model).name or Path(self.lora).stem
         return re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-")[:MAX_NAME] or "also"
 
@@ -218,7 +221,8 @@ class DeploymentConfig(FewStepLora):
 
 
 def check_labels(also: Iterable[DeploymentConfig]) -> Findings:
-    """Errors for entries whose images would have the same name."""
+    """An error for each entry with the label of an earlier one: their images would have
+    the same name."""
     seen: set[str] = set()
     for index, entry in enumerate(also):
         if entry.label in seen:

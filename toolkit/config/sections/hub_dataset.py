@@ -108,5 +108,9 @@ def hub_fault(path: str) -> str:
 
 
 def download(repo: str) -> str:
-    """The command that downloads a dataset."""
+    """The command that downloads a dataset of the hub, for messages.
+
+    >>> download("anna/photos")
+    'hf download --repo-type dataset anna/photos'
+    """
     return f"hf download --repo-type dataset {repo}"

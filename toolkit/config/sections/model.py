@@ -160,7 +160,7 @@ class ModelKwargs(StrictModel):
     samples then have no further one either."""
 
     def reference_area(self) -> int:
-        """Pixels of a control image; 0: the pixels of its target."""
+        """Pixels that a control image is resized to; 0: the pixels of its target."""
         if self.match_target_res:
             return 0
         return self.control_resolution**2
@@ -186,7 +186,7 @@ class BaseLora(StrictModel):
     saved_weights: ClassVar[tuple[str, ...]] = ("path",)
 
     def file_name(self) -> str:
-        """Without the folder: what may stand in a file that is given away."""
+        """The name of the file without its folder, for files that are given away."""
         return Path(self.path).name
 
     def check(self, job: JobContext) -> Findings:
@@ -506,7 +506,8 @@ class ModelConfig(StrictModel):
         return self.name_or_path
 
     def folder(self) -> Path:
-        """`name_or_path` as an absolute path."""
+        """`name_or_path` as an absolute path, with `~` expanded and links followed. It
+        need not exist."""
         return Path(self.name_or_path).expanduser().resolve()
 
     def files_folder(self) -> Path:

@@ -96,7 +96,8 @@ def families() -> Iterator[ModelFacts]:
 
 
 def family_of(pipeline: str) -> ModelFacts | None:
-    """The family of a model with this `_class_name`, if it can be trained."""
+    """The first family that trains a model with this `_class_name` of its
+    model_index.json; None where no family does."""
     return next((family for family in families() if pipeline in family.pipelines), None)
 
 
@@ -106,7 +107,8 @@ def published() -> dict[str, ModelFacts]:
 
 
 def published_family(name: str) -> ModelFacts | None:
-    """The family of a published model by its hub id, in which capitals do not count."""
+    """The family of a published model by its hub id, compared without regard to
+    capitals; None for any other name."""
     for family in families():
         for known in family.published:
             if known.lower() == name.lower():
@@ -115,26 +117,38 @@ def published_family(name: str) -> ModelFacts | None:
 
 
 def needed_files() -> list[str]:
-    """Patterns of what is needed of a hub repository; previews and other formats are
-    left there."""
+    """Patterns of the files of a hub repository that any family needs. Previews and
+    other formats are not among them."""
     return [INDEX, *(f"{part}/*" for family in families() for part in family.parts)]
 
 
 def unneeded_files(given: Iterable[str]) -> list[str]:
-    """Patterns of the weights of these parts, which single files give."""
+    """Patterns of the weight files of these parts in a model folder, which need not be
+    downloaded where single files replace the parts.
+
+    >>> unneeded_files(["vae"])
+    ['vae/*.safetensors*']
+    """
     return [f"{part}/*.safetensors*" for part in given]
 
 
 def is_needed(file: str, given: Iterable[str] = ()) -> bool:
     """Whether a file of a hub repository is among `needed_files`, and not among
-    `unneeded_files`."""
+    `unneeded_files`.
+
+    >>> is_needed("vae/config.json"), is_needed("preview.png")
+    (True, False)
+    >>> is_needed("vae/model.safetensors", given=["vae"])
+    False
+    """
     if any(fnmatchcase(file, pattern) for pattern in unneeded_files(given)):
         return False
     return file == INDEX or f"{file.split('/')[0]}/*" in needed_files()
 
 
 def single_files(model: ModelSection) -> dict[str, Path]:
-    """Part -> the file of `model.<part>_path`, of those that are given."""
+    """Part -> the file of `model.<part>_path`, for the parts that have one. The files
+    need not exist."""
     given = {part: getattr(model, f"{part}_path", None) for part in SINGLE_FILE_PARTS}
     return {part: Path(path).expanduser() for part, path in given.items() if path}
 
@@ -208,8 +222,12 @@ with other names."""
 
 
 def hub_lora(name: str) -> tuple[str, str]:
-    """Repository and file of a LoRA that is named as on the hub; the file is empty
-    where the repository alone is named, and both are for what means a path."""
+    """Repository and file of a LoRA that is named as on the hub. The file is empty
+    where only the repository is named. Both are empty for a path.
+
+    >>> hub_lora("owner/name/file.safetensors"), hub_lora("file.safetensors")
+    (('owner/name', 'file.safetensors'), ('', ''))
+    """
     match = HUB_LORA.fullmatch(name)
     if match is None or Path(name).expanduser().exists() or looks_like_a_path(match[1]):
         return "", ""
@@ -218,7 +236,11 @@ def hub_lora(name: str) -> tuple[str, str]:
 
 def lora_among(repository: str, files: Iterable[str]) -> str:
     """The LoRA of a repository with these files. Raises UserError where there is none,
-    or more than one."""
+    or more than one.
+
+    >>> lora_among("owner/name", ["README.md", "maya.safetensors"])
+    'maya.safetensors'
+    """
     weights = sorted(file for file in files if file.endswith(".safetensors"))
     top = [file for file in weights if "/" not in file]
     if LORA_NAME in top:
@@ -758,12 +780,14 @@ def hub_fault(name: str, revision: str | None, given: Collection[str] = ()) -> s
 
 
 def no_index(name: str, folder: Path) -> str:
-    """The fault of a hub repository without a model_index.json."""
+    """The message, with its remedy, about a hub repository without a model_index.json.
+    name: as the job gives it. folder: its files on this disk."""
     return f"{name!r} holds no {INDEX} ({folder}). {_remedy()}"
 
 
 def cached_index(name: str, revision: str | None) -> Path | None:
-    """The model_index.json of a hub model in the hub cache, at this revision."""
+    """The model_index.json of a hub model in the hub cache, at this revision; None
+    where it is not cached. Nothing is downloaded."""
     if not _is_cached(name):
         return None
     from huggingface_hub import try_to_load_from_cache
@@ -773,14 +797,16 @@ def cached_index(name: str, revision: str | None) -> Path | None:
 
 
 def hub_cache() -> Path:
-    """The folder that models are downloaded to."""
+    """The folder that models are downloaded to, as huggingface_hub reads it from the
+    environment (HF_HUB_CACHE, HF_HOME). It need not exist."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids to ask the hub."""
+    """Whether HF_HUB_OFFLINE forbids requests to the hub, as huggingface_hub read it
+    when it was imported."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)

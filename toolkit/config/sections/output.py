@@ -97,7 +97,8 @@ class SaveIntervalConfig(StrictModel):
         return 0, self.save_every_n_epochs
 
     def files_to_keep(self) -> int:
-        """How many files of the interval stay; 0: all."""
+        """Number of files of the interval that stay; 0: all. `save_last_n_epochs`
+        counts where the interval is in epochs, else `max_step_saves_to_keep`."""
         if self.interval()[1] and self.save_last_n_epochs is not None:
             return self.save_last_n_epochs
         return self.max_step_saves_to_keep
@@ -491,7 +492,8 @@ class SampleConfig(SampleIntervalConfig):
             yield from check_labels(self.also)
 
     def with_seed(self, drawn: int) -> Self:
-        """The section with this seed in the place of random ones."""
+        """A copy in which `drawn` replaces each random seed, of the section and of its
+        prompts. The section itself where none is random."""
         if RANDOM_SEED not in (self.seed, *(item.seed for item in self.samples)):
             return self
         items = (
@@ -511,7 +513,8 @@ class SampleConfig(SampleIntervalConfig):
         )
 
     def sample_items(self) -> tuple[SamplePicture, ...]:
-        """The items of one set with everything filled in from the section."""
+        """The items of one set, in the order of `samples`. Keys that an item leaves out
+        have the values of the section."""
         return tuple(
             self._picture(index, item) for index, item in enumerate(self.samples)
         )
@@ -603,7 +606,8 @@ class LoggingConfig(StrictModel):
     stored. It is not saved in any file."""
 
     def trackers(self) -> tuple[str, ...]:
-        """Names of the trackers of this run."""
+        """Names of the trackers of this run; empty for none. With `log_with: auto` it
+        is TensorBoard where `logging_dir` is given."""
         if self.log_with == "auto":
             return ("tensorboard",) if self.logging_dir else ()
         if self.log_with == "all":

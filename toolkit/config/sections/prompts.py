@@ -239,7 +239,11 @@ def read_flags(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None
 
 
 def split_flags(text: str) -> tuple[str, list[tuple[str, str]]]:
-    """A prompt's text, and its flags with their values as they stand there."""
+    """A prompt's text, and its flags with their values as they are written.
+
+    >>> split_flags("a cat --width 512 --seed 7")
+    ('a cat', [('width', '512'), ('seed', '7')])
+    """
     matches = list(_known_flags(text))
     if not matches:
         return text, []

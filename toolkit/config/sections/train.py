@@ -99,7 +99,8 @@ class LrGroupConfig(StrictModel):
         return self.name or self.match
 
     def rate(self, base: float) -> float:
-        """The highest learning rate of the group. base: `train.lr`."""
+        """The highest learning rate of the group: `lr`, else `base`, times `lr_scale`.
+        base: `train.lr`."""
         return self.lr_scale * (base if self.lr is None else self.lr)
 
 
@@ -1044,7 +1045,8 @@ class TrainConfig(OptimizationConfig):
         return files
 
     def checkpointing_level(self) -> str:
-        """`gradient_checkpointing` as a level, or "auto"."""
+        """`gradient_checkpointing` as a level: true is "full" and false is "none". Any
+        text, "auto" included, stays."""
         given = self.gradient_checkpointing
         if isinstance(given, str):
             return given

@@ -134,7 +134,8 @@ class DatasetsSection(ProcessConfig):
     """Whether captions are part of what is learned."""
 
     def trigger_words(self) -> tuple[str, ...]:
-        """The trigger words of the process and of its datasets."""
+        """The distinct trigger words: the word of the process, then the words of its
+        datasets."""
         words = (
             self.trigger_word,
             *(dataset.trigger_word for dataset in self.datasets),
@@ -143,7 +144,7 @@ class DatasetsSection(ProcessConfig):
 
     @property
     def streamed(self) -> DatasetConfig | None:
-        """The stream of shards, where the datasets are one."""
+        """The dataset that is a stream of shards (it has a `url`); None for folders."""
         return next((dataset for dataset in self.datasets if dataset.url), None)
 
     def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
@@ -358,7 +359,8 @@ class TrainingSection(ProcessConfig):
         return self.model_copy(update=changed)
 
     def draws_first(self) -> bool:
-        """Whether samples are generated before step 1."""
+        """Whether samples are generated before step 1. Both `train.skip_first_sample`
+        and `sample.sample_at_first: false` turn it off."""
         return not (
             self.train.skip_first_sample
             or (self.sample and self.sample.sample_at_first is False)
@@ -371,24 +373,26 @@ class TrainingSection(ProcessConfig):
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Micro-batches of an optimizer step, of all processes."""
+        """Micro-batches of an optimizer step, all ranks together."""
         return self.train.gradient_accumulation
 
     @property
     def images_per_micro_batch(self) -> int:
-        """At most `train.batch_size`."""
+        """Images of an optimizer step divided by its micro-batches, rounded down. At
+        most `train.batch_size`."""
         return self.images_per_step // self.micro_batches_per_step
 
     def recorded_settings(self) -> dict[str, Any]:
-        """Without where the files are and where to resume from: states of moved runs
-        are equal byte for byte."""
+        """The settings that are saved with a state, without `training_folder` and
+        `resume`: states of moved runs are equal byte for byte."""
         settings = super().recorded_settings()
         settings.pop("training_folder", None)
         settings.pop("resume", None)
         return settings
 
     def optimizers_used(self) -> Iterable[tuple[str, OptimizerConfig]]:
-        """The optimizers of the run, each with the key that has its settings."""
+        """The optimizers of the run, each as the key of its settings and the section
+        with them."""
         return [("train", self.train)]
 
 
@@ -455,7 +459,7 @@ class TrainerConfig(TrainingSection):
                 )
 
     def run_folder(self, job: JobContext) -> Path:
-        """The folder of the run's files."""
+        """The folder of the run's files, `job_folder`. It need not exist."""
         return self.job_folder(job)
 
     def outputs_exist(self, job: JobContext) -> bool:
@@ -467,7 +471,8 @@ class TrainerConfig(TrainingSection):
         )
 
     def outputs(self, job: JobContext) -> frozenset[Path]:
-        """The run's folder: a later process may start from its files."""
+        """The folder of the run, with links followed: a later process may start from
+        its files."""
         # unlike `resolve`, it takes links in a circle
         return frozenset({Path(os.path.realpath(self.job_folder(job)))})
 
@@ -500,7 +505,7 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
         )
 
     def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
-        """The folders of `datasets`, and the folder of `validation`."""
+        """As the base class, with the folder of `validation`."""
         if self.validation:
             folder = self.validation.folder_path
         else:
@@ -570,7 +575,8 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
     on_resume: ClassVar = {"first_sample": "harmless"}
 
     def recorded_settings(self) -> dict[str, Any]:
-        """Files that are active with the network are compared by their contents too."""
+        """As the base class, with the SHA-256 of each file that is active with the
+        network. Raises OSError where such a file cannot be read."""
         settings = super().recorded_settings()
         for key, (file, _) in self.train.files_beside().items():
             settings["train"][key]["sha256"] = sha256_of(Path(file).expanduser())
@@ -588,7 +594,8 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
         } | also
 
     def deployments(self) -> dict[str, DeploymentConfig]:
-        """Key of the file or model -> the entry of `sample.also`."""
+        """Key of the file or model, as messages name it -> its entry of `sample.also`.
+        Empty without `sample`."""
         also = self.sample.also if self.sample else ()
         return {entry.key(index): entry for index, entry in enumerate(also)}
 
@@ -632,7 +639,8 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
         return [*(self.sample.all_items() if self.sample else ()), *first]
 
     def sample_pictures(self) -> list[SamplePicture]:
-        """The items of `sample`, then of `first_sample`."""
+        """The images to generate: the items of `sample`, then of `first_sample`. Empty
+        without both."""
         pictures: list[SamplePicture] = []
         for section in (self.sample, self.first_sample):
             if section:

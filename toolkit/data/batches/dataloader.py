@@ -39,8 +39,12 @@ logger = logging.getLogger(__name__)
 
 
 def halved(size: int) -> list[range]:
-    """The rows of both halves of a batch, the first one larger; of a batch of one only
-    its row."""
+    """The rows of both halves of a batch, the first one larger where the size is odd. A
+    batch of one gives a single range.
+
+    >>> halved(5), halved(1)
+    ([range(0, 3), range(3, 5)], [range(0, 1)])
+    """
     middle = (size + 1) // 2
     return [rows for rows in (range(middle), range(middle, size)) if rows]
 
@@ -91,7 +95,8 @@ class LatentBatch:
         return tuple(self.select(rows) for rows in halved(len(self)))
 
     def select(self, rows: Sequence[int]) -> LatentBatch:
-        """The given items as a batch."""
+        """A batch of the items at these rows, in this order. Raises IndexError for a
+        row that the batch lacks."""
         rows = list(rows)
         loss_mask_B1HW = None
         if self.loss_mask_B1HW is not None:
@@ -113,6 +118,7 @@ class LatentBatch:
         )
 
     def describe(self) -> str:
+        """Shape of the latents and the most control images of an item, for messages."""
         most = max(map(len, self.control_latents), default=0)
         if most:
             more = f", {most} control image{'s' * (most > 1)}"
@@ -153,7 +159,8 @@ class BatchLoader:
     """Encodes a text that is not cached; by default from the dataset's own encoder."""
 
     def load(self, spec: BatchSpec) -> LatentBatch:
-        """The batch on the CPU, in the dtype it was stored in."""
+        """The batch on the CPU: latents [B, C, h, w] in the dtype they were stored in,
+        with the prompts, control latents, masks and loss weights of the items."""
         samples = [self.dataset.items[index].sample for index in spec.items]
         entries = [self.dataset.entries[index] for index in spec.items]
         extra = []
@@ -177,7 +184,9 @@ class BatchLoader:
         )
 
     def worse(self, spec: BatchSpec) -> tuple[Tensor | None, ...]:
-        """For each item the worse image with which this use is compared."""
+        """For each item the latents [C, H, W] of the worse image that this use is
+        compared with; None for an item without one. One of several is drawn by seed,
+        epoch and position."""
         worse_images: list[Tensor | None] = []
         for index, position in zip(spec.items, spec.positions, strict=True):
             entries = self.dataset.entries[index].worse
@@ -191,7 +200,7 @@ class BatchLoader:
         return tuple(worse_images)
 
     def prompts(self, spec: BatchSpec) -> PromptEmbeds:
-        """The texts of a batch."""
+        """Embeddings of the captions that the batch uses, padded to the longest."""
         return PromptEmbeds.stack([self._text(*use) for use in _uses(spec)])
 
     def masks(self, spec: BatchSpec) -> Tensor | None:
@@ -287,6 +296,7 @@ class StreamSource:
             )
 
     def load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
+        """The batches in the order of `specs`, loaded ahead in `workers` threads."""
         return loaded_ahead(self.make_batch, specs, self.workers)
 
 
@@ -360,6 +370,7 @@ class SharedStreamSource:
         return [_first_place(cursor)] * count
 
     def load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
+        """The batches in the order of `specs`, loaded ahead in `workers` threads."""
         return loaded_ahead(self.make_batch, specs, self.workers)
 
 

@@ -153,5 +153,9 @@ class EpochSource:
 
 
 def epoch_cursor(epoch: int, batch: int) -> Cursor:
-    """The cursor of an `EpochSource`: `batch` micro-batches of this epoch are done."""
+    """The cursor of an `EpochSource`: `batch` micro-batches of this epoch are done.
+
+    >>> epoch_cursor(1, 3)
+    {'epoch': 1, 'batch': 3}
+    """
     return {"epoch": epoch, "batch": batch}

@@ -57,12 +57,13 @@ class ImageData:
 
     @property
     def held_out(self) -> tuple[BucketedSample, ...]:
-        """The validation split; empty without one."""
+        """The items of the validation split; empty without one. They are not trained
+        on."""
         return self.split.items if self.split else ()
 
     @property
     def samples(self) -> int:
-        """Samples of an epoch, repeats included; 0: not known."""
+        """Samples of an epoch, repeats included. 0 for a stream of unknown length."""
         if self.stream:
             return self.stream.samples
         return sum(item.sample.repeats for item in self.items)
@@ -83,7 +84,8 @@ class ImageData:
         return fingerprint(self.scan.samples)
 
     def in_order(self, order: RunOrder) -> ImageData:
-        """The same images, in the order in which the run began."""
+        """The same images in the order in which the run began. Raises KeyError for an
+        image that `order` lacks."""
         place = {name: index for index, name in enumerate(order.names)}
 
         def key(sample: Sample) -> tuple[int, int]:
@@ -94,13 +96,15 @@ class ImageData:
         )
 
     def micro_batches(self, batch_size: int) -> int:
-        """Micro-batches of an epoch; 0: not known."""
+        """Micro-batches of an epoch; 0 for a stream of unknown length. An item is used
+        as often as its repeats say, and each micro-batch has one size."""
         if self.stream:
             return self.stream.micro_batches(batch_size)
         return count_batches(self.items, batch_size)
 
     def optimizer_steps(self, train: OptimizationConfig) -> int:
-        """Optimizer steps of a run, or UNTIL_THE_DATA_ENDS."""
+        """Optimizer steps of the run, as `toolkit.data.streams.counts.optimizer_steps`.
+        For a stream, as `StreamDataset.optimizer_steps`."""
         if self.stream:
             return self.stream.optimizer_steps(train)
         batches = self.micro_batches(train.batch_size)

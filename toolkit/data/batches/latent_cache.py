@@ -139,13 +139,15 @@ class CacheEntry:
         return self.store.get(self.key) or self.encode()
 
     def encode(self) -> dict[str, Tensor]:
-        """Makes and caches the tensors. Raises ImageError."""
+        """Computes the tensors and stores them, also where the cache has them. Raises
+        ImageError for a bad image and RunError where the cache cannot be written."""
         tensors = encoded_by_name(self.make())
         self.store.put(self.key, tensors)
         return tensors
 
     def read(self) -> Tensor:
-        """The cached tensor (of a prompt its embeddings); as `read_all`."""
+        """The one tensor of the entry; of a prompt, its embeddings. Raises RunError as
+        `read_all`."""
         return self.read_all()[EMBEDS]
 
     def read_all(self) -> dict[str, Tensor]:
@@ -236,7 +238,9 @@ class ItemEncoder:
         return to_tensor(flip_image(resize_cover_crop(image, crop), sample.flip))
 
     def mask(self, item: BucketedSample, stores: CachePair) -> CacheEntry | None:
-        """Loss weights [1, H, W] of an image that has a mask."""
+        """The entry of the loss weights [1, H, W], at the size of the latents; None for
+        an image without a mask. The mask file is hashed, and the weights are not
+        computed yet."""
         mask = item.sample.mask
         if mask is None:
             return None
@@ -449,9 +453,12 @@ class ItemEntries:
         return torch.cat([entry.read() for entry in entries], dim=1)
 
     def masks(self) -> tuple[CacheEntry, ...]:
+        """The entry of the mask, or nothing."""
         return (self.mask,) if self.mask else ()
 
     def images(self) -> tuple[CacheEntry, ...]:
+        """All entries that are made from image files: target, control images, worse
+        images, layers and mask."""
         return (
             self.latents,
             *self.references,
@@ -461,6 +468,7 @@ class ItemEntries:
         )
 
     def texts(self) -> tuple[CacheEntry, ...]:
+        """All entries that are made from text: captions, then further prompts."""
         texts = [*self.captions.values()]
         for entries in self.extra.values():
             texts += entries.values()

@@ -124,7 +124,7 @@ class StreamLatents:
         return PromptEmbeds.stack([self._text(text) for text in texts]), fitting
 
     def latent_size(self, spec: BatchSpec) -> Size:
-        """Width and height of the latents of a batch."""
+        """Width and height of the latents of a batch, in latent pixels."""
         return self.family.latent_size(spec.samples[0].crop.bucket)
 
     def trial(self, images: int) -> LatentBatch:
@@ -147,7 +147,8 @@ class StreamLatents:
         )
 
     def trial_prompts(self, images: int) -> PromptEmbeds:
-        """The texts of `trial`."""
+        """Embeddings of the longest caption of the first samples, once for each of
+        `images`."""
         return PromptEmbeds.stack([self._text(self._longest.caption)] * images)
 
     @property

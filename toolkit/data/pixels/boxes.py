@@ -10,7 +10,12 @@ from collections.abc import Iterator
 
 
 def boxes_of(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and contents of each box; ends at the first that does not fit."""
+    """Kind (four bytes) and contents of each box of an ISO media file, at the top
+    level. Ends silently at the first box that is longer than the data.
+
+    >>> list(boxes_of(bytes([0, 0, 0, 10]) + b"ftyp" + b"ab"))
+    [(b'ftyp', b'ab')]
+    """
     at = 0
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)

@@ -161,7 +161,8 @@ class Colours:
 
     @property
     def is_hdr(self) -> bool:
-        """Whether the file holds light above the white of a page."""
+        """Whether the file holds light above the white of a page: its curve is PQ or
+        HLG, and it has no ICC profile."""
         return self.transfer.curve in _HDR and not self.profile
 
     @property
@@ -307,8 +308,12 @@ _AS_SRGB = 3
 
 
 def read_profile(profile: bytes) -> tuple[ImageCms.ImageCmsProfile | None, str]:
-    """The profile, or None and what is wrong with it: it is damaged, or of a kind that
-    no image mode has."""
+    """The profile and an empty text; or None and the fault: the profile is damaged, or
+    of a kind that no image mode has.
+
+    >>> read_profile(b"no profile")
+    (None, 'its colour profile is damaged: taken as sRGB')
+    """
     try:
         icc_profile = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     except OSError:
@@ -319,13 +324,18 @@ def read_profile(profile: bytes) -> tuple[ImageCms.ImageCmsProfile | None, str]:
 
 
 def profile_mode(profile: ImageCms.ImageCmsProfile) -> str | None:
-    """The mode of the pixels that a profile is for."""
+    """The mode of Pillow for the pixels that an ICC profile describes; None for a
+    colour space without one.
+
+    >>> profile_mode(srgb_profile())
+    'RGB'
+    """
     return PROFILE_MODES.get(profile.profile.xcolor_space.strip())
 
 
 @cache
 def srgb_profile() -> ImageCms.ImageCmsProfile:
-    """The profile of sRGB."""
+    """A new ICC profile of sRGB, as the target of a conversion."""
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 

@@ -174,7 +174,12 @@ class ImageInfo(NamedTuple):
 
 
 def reference_error(size: Size) -> str:
-    """Why an image of this size cannot be a reference, or an empty string."""
+    """Why an image of this size cannot be a reference, as the rest of a message; empty
+    where it can. Its long side may be at most 200 times its short side.
+
+    >>> reference_error(Size(1024, 768))
+    ''
+    """
     if max(size) <= MAX_REFERENCE_ASPECT * min(size):
         return ""
     most = f"as a control image at most {MAX_REFERENCE_ASPECT} times as long as wide"
@@ -219,7 +224,11 @@ def open_image(
 
 
 def over_white(image: Image.Image) -> Image.Image:
-    """A copy of the image as mode RGB, its transparency composited on white."""
+    """A copy of the image as mode RGB, its transparency composited on white.
+
+    >>> over_white(Image.new("RGBA", (1, 1), (0, 0, 0, 0))).getpixel((0, 0))
+    (255, 255, 255)
+    """
     if image.has_transparency_data:
         return _laid_over(image.convert("RGBA"), (255, 255, 255))
     return image.convert("RGB")
@@ -274,7 +283,8 @@ def pixel_mode(path: Path | str) -> tuple[str, bool]:
 
 
 def inspect_image(path: Path | str) -> ImageInfo:
-    """Reads the whole file as cheaply as its format allows. Raises ImageError."""
+    """The facts of an image after all of its pixels were decoded, so that a damaged
+    file is noticed. A JPEG is decoded at an eighth of its size. Raises ImageError."""
     with _reading(path) as image:
         info = _info(image, image.has_transparency_data)
         # JPEG: every byte is still read, but only an eighth of each side is computed.
@@ -367,7 +377,13 @@ def resize_cover_crop(image: Image.Image, crop: ResizeCrop) -> Image.Image:
 
 
 def flip_image(image: Image.Image, flip: Flip) -> Image.Image:
-    """The image with its sides exchanged; without a flip the same object."""
+    """The mirrored image, a new object; the same object for `Flip()`.
+
+    >>> image = Image.new("L", (2, 1))
+    >>> image.putpixel((0, 0), 255)
+    >>> flip_image(image, Flip(x=True)).getpixel((1, 0))
+    255
+    """
     if flip.x:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if flip.y:

@@ -287,7 +287,8 @@ def _directories(file: IO[bytes]) -> Iterator[TiffImagePlugin.ImageFileDirectory
 
 
 def undone(image: Image.Image, header: TiffHeader) -> Image.Image:
-    """A decoded grey image of 12 or 16 bits with 0 as black and 65535 as white."""
+    """A decoded grey image of 12 or 16 bits at the full range of 16 bits: 0 is black
+    and 65535 is white. A TIFF in which 0 is white is inverted."""
     import numpy
 
     values_HW = numpy.asarray(image).astype(numpy.uint32)

@@ -254,7 +254,11 @@ def _other_kind(raw: bytes) -> str:
 
 
 def add_prefix(caption: str, prefix: str) -> str:
-    """`<prefix>. <caption>`; one of them alone where the other is empty."""
+    """`<prefix>. <caption>`; one of them alone where the other is empty.
+
+    >>> add_prefix("on a beach", "maya"), add_prefix("", "maya")
+    ('maya. on a beach', 'maya')
+    """
     if prefix and caption:
         return f"{prefix}. {caption}"
     return prefix or caption
@@ -307,7 +311,11 @@ _NEARLY_PLACEHOLDER = re.compile(
 
 def nearly_placeholders(text: str) -> list[str]:
     """Placeholders such as `{trigger}` and `[Trigger]`, which were probably intended as
-    `[trigger]` but are not replaced: each once, in order."""
+    `[trigger]` but are not replaced: each once, in order.
+
+    >>> nearly_placeholders("{trigger} on a beach")
+    ['{trigger}']
+    """
     # In 100,000 captions this search is much faster than the pattern.
     if not any(opening in text for opening in "[{<("):
         return []
@@ -354,8 +362,12 @@ _COMMON_WORDS = (
 
 def usual_word(captions: Sequence[str]) -> tuple[str, int]:
     """The word with which at least four of five captions begin, and the number of these
-    captions: a trigger word that was written by hand. Empty where there is none, and
-    for less than five captions."""
+    captions: a trigger word that was written by hand. ("", 0) where there is none, and
+    for fewer than five captions.
+
+    >>> usual_word(["maya on a beach"] * 5), usual_word(["maya on a beach"] * 4)
+    (('maya', 5), ('', 0))
+    """
     if len(captions) < 5:
         return "", 0
     begins = Counter[str]()

@@ -299,7 +299,11 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def first_of(row: Mapping[Any, Any], columns: Iterable[str]) -> str | None:
-    """The first of the columns that a row has."""
+    """The first of `columns` that `row` has; None where it has none of them.
+
+    >>> first_of({"image": "a.png", "text": "a cat"}, ("caption", "text"))
+    'text'
+    """
     return next((column for column in columns if column in row), None)
 
 
@@ -333,7 +337,12 @@ def _has_value_of(kind: type, column: str, rows: Sequence[Mapping[Any, Any]]) ->
 
 
 def in_yaml(column: str) -> str:
-    """The name of a column as YAML reads it as text."""
+    """The name of a column as a value of YAML: in quotes where it could be read as
+    another type.
+
+    >>> in_yaml("caption"), in_yaml("42")
+    ('caption', '"42"')
+    """
     if re.fullmatch(r"[A-Za-z_]\w+", column):
         return column
     return json.dumps(column, ensure_ascii=False)

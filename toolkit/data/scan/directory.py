@@ -170,10 +170,13 @@ class ImageFile(NamedTuple):
 
     @property
     def path(self) -> str:
+        """The path of the file, with the folder of its listing."""
         return self.listing.path(self.name)
 
     @property
     def facts(self) -> ImageInfo | None:
+        """Size, transparency and colours of the image; None where they are not known
+        yet."""
         return self.listing.facts.get(self.name)
 
 
@@ -239,7 +242,11 @@ def real_path(folder: str) -> str:
 
 
 def join(folder: str, name: str) -> str:
-    """`folder` as the user wrote it, with `name` appended after one slash."""
+    """`folder` as the user wrote it, with `name` appended after one slash.
+
+    >>> join("photos", "a.jpg"), join("photos/", "a.jpg")
+    ('photos/a.jpg', 'photos/a.jpg')
+    """
     if folder.endswith(("/", os.sep)):
         return folder + name
     return f"{folder}/{name}"
@@ -278,7 +285,8 @@ class ScanCache:
 
     @staticmethod
     def beside(training_folder: str) -> ScanCache:
-        """The scan cache of all jobs of this training folder."""
+        """The scan cache that all jobs of this training folder share. A leading `~` is
+        the home folder. Nothing is read or written yet."""
         return ScanCache(Path(training_folder).expanduser() / CACHE_FOLDER / "scans")
 
     def listing(self, folder: str) -> DirectoryListing:
@@ -298,7 +306,8 @@ class ScanCache:
         return self._named[folder]
 
     def take(self, listing: DirectoryListing) -> None:
-        """Takes the listing of a folder, which is then not read again."""
+        """Takes the listing of a folder, which is then not read again. Facts of its
+        images that the cache has for unchanged files are added to it."""
         place = real_path(listing.prefix)
         first = self._listings.setdefault(place, listing)
         if first is not listing:  # the same folder by another name

@@ -34,12 +34,14 @@ _known: dict[str, tuple[Version, str]] = {}
 
 
 def version_of(stat: os.stat_result) -> Version:
-    """The version of a file."""
+    """Size in bytes, and the times (ns since 1970) of the last change of the contents
+    and of the entry. A file with an equal version counts as unchanged."""
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def remember_digest(path: str, version: Version, digest: str) -> None:
-    """Takes the hash of a file's version from an earlier start."""
+    """Takes the hash of a file from an earlier start, so that it is not read again
+    while its version is `version`."""
     _known[path] = version, digest
 
 
@@ -69,7 +71,8 @@ _readings: dict[str, tuple[Version, str]] = {}
 
 
 def remember_reading(path: str, version: Version, reading: str) -> None:
-    """Takes `ImageInfo.reading` of a file's version from a scan."""
+    """Takes `ImageInfo.reading` of a file from a scan. It holds while the version of
+    the file is `version`."""
     _readings[path] = version, reading
 
 
@@ -91,7 +94,8 @@ def image_digest(path: Path | str) -> str:
 
 
 def digest_as_read(digest: str, reading: str) -> str:
-    """The identity of pixels by the hash of their file and `ImageInfo.reading`."""
+    """The identity of an image's pixels. digest: hash of the file. reading: as
+    `ImageInfo.reading`; where it is empty, `digest` is the identity."""
     if reading:
         return key_of(file=digest, reading=reading)
     return digest
@@ -129,7 +133,8 @@ def fingerprint(samples: Iterable[Sample]) -> DatasetHashes:
 
 
 def name_of(sample: Sample) -> str:
-    """The name of an image in `DatasetHashes`."""
+    """The name of an image in `DatasetHashes`: the folder of the dataset, "/", and the
+    path below it."""
     return f"{sample.folder}/{sample.name}"
 
 
@@ -173,7 +178,8 @@ def _digest_by(sample: Sample, image_digest: Callable[[str], str]) -> str:
 
 
 def digest_of(hashes: DatasetHashes) -> str:
-    """One hash of the whole dataset."""
+    """One SHA-256 (hex) of the whole dataset. It changes with any name or hash in
+    `hashes`."""
     return key_of(**{"files": hashes})
 
 

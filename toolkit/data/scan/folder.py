@@ -87,6 +87,7 @@ class DatasetScan:
 
     @cached_property
     def samples(self) -> tuple[Sample, ...]:
+        """The samples of all folders, in the order of the folders."""
         return tuple(chain.from_iterable(folder.samples for folder in self.folders))
 
     @property
@@ -98,7 +99,7 @@ class DatasetScan:
 
     @property
     def pairs(self) -> int:
-        """Pairs of a better and a worse image."""
+        """Number of distinct pairs of a better and a worse image."""
         pairs = set[tuple[str, str]]()
         for sample in self.samples:
             for worse in sample.worse:

@@ -77,6 +77,8 @@ class ScanFindings:
         return self.tables[key]
 
     def mistake(self, place: str, message: str) -> None:
+        """Adds an error that stops the job. place: the file, folder or key that it is
+        about."""
         self.mistakes.append(Diagnostic((place,), message))
 
     def not_used(
@@ -122,7 +124,11 @@ _REGULARISATION = re.compile(
 
 def named_as_regularisation(folder: str) -> bool:
     """Whether the name of a folder says that its images are regularisation images, as
-    kohya's users have it: `1_reg`, `reg_dog`, `regularization`, `class`."""
+    kohya's users have it: `1_reg`, `reg_dog`, `regularization`, `class`.
+
+    >>> named_as_regularisation("photos/1_reg"), named_as_regularisation("photos/maya")
+    (True, False)
+    """
     name = os.path.basename(os.path.abspath(folder))
     repeats = REPEATS.match(name)
     if repeats:
@@ -151,7 +157,11 @@ def split_of(name: str) -> str:
 
 def held_out_folders(names: Iterable[str]) -> list[str]:
     """The folders among neighbours that are not for training by their names, such as
-    `validation` and `test`; none where no neighbour is named as the training split."""
+    `validation` and `test`. Empty where no neighbour is named as the training split.
+
+    >>> held_out_folders(["train", "test", "val"]), held_out_folders(["test", "maya"])
+    (['test', 'val'], [])
+    """
     splits = {name: split_of(name) for name in names}
     if "train" not in splits.values():
         return []
@@ -159,12 +169,22 @@ def held_out_folders(names: Iterable[str]) -> list[str]:
 
 
 def repeats_of(folder: str) -> int:
-    """How often the name of a folder says that its images are used per epoch; 0 where
-    it does not say it."""
+    """The uses per epoch of each image that the name of a folder asks for; 0 where the
+    name does not begin with such a number.
+
+    >>> repeats_of("datasets/10_maya"), repeats_of("datasets/maya")
+    (10, 0)
+    """
     return int(matched_name(folder, REPEATS) or 0)
 
 
 def matched_name(folder: str, pattern: re.Pattern[str]) -> str:
+    """The first group of `pattern` in the name of a folder, matched from its beginning;
+    empty where it does not match.
+
+    >>> matched_name("datasets/10_maya", re.compile(r"([0-9]+)_"))
+    '10'
+    """
     # abspath, not resolve: "." gets its name, a symlink keeps the one the user gave it.
     match = pattern.match(os.path.basename(os.path.abspath(folder)))
     return match[1] if match else ""
@@ -194,7 +214,11 @@ def count_of(number: int, what: str, several: str = "") -> str:
 
 
 def shorten(names: Iterable[str]) -> str:
-    """A list that stays readable for thousands of files."""
+    """The names joined by commas. After the first 20 only their number follows.
+
+    >>> shorten(["a.png", "b.png"]), shorten(map(str, range(25)))[-13:]
+    ('a.png, b.png', '19 and 5 more')
+    """
     names = list(names)
     listed = ", ".join(names[:_LISTED_NAMES])
     if len(names) > _LISTED_NAMES:

@@ -156,7 +156,8 @@ def base_images(
 
 
 def place_of(training_folder: str, image: BaseImage) -> Path:
-    """The file of an image; its caption is next to it, with the suffix `.txt`."""
+    """The file of an image that the base model makes, in the cache of the training
+    folder. It need not exist. Its caption is next to it, with the suffix `.txt`."""
     folder = (
         Path(training_folder).expanduser()
         / CACHE_FOLDER

@@ -88,7 +88,11 @@ def bucket_for(
 
 def largest_bucket(resolution: int | Rectangle, divisibility: int) -> Size:
     """The size with the most pixels that `bucket_for` gives an image whose sides are at
-    most 1 to 4."""
+    most 1 to 4.
+
+    >>> largest_bucket(1024, 32)
+    Size(width=1024, height=1024)
+    """
     if isinstance(resolution, Rectangle):
         return bucket_for(Size(1, 1), resolution, divisibility).bucket
     limit = resolution * resolution
@@ -103,8 +107,13 @@ def largest_bucket(resolution: int | Rectangle, divisibility: int) -> Size:
 
 
 def cover(size: Size, bucket: Size) -> ResizeCrop:
-    """How an image of `size` pixels fills `bucket` with as little cut off as possible,
-    from its middle."""
+    """How an image of `size` pixels fills `bucket`: scaled, with its aspect ratio kept,
+    until it covers the bucket, and cut evenly on both sides.
+
+    >>> crop = cover(Size(1000, 500), Size(512, 512))
+    >>> crop.scaled, crop.left
+    (Size(width=1024, height=512), 256)
+    """
     scale = max(bucket.width / size.width, bucket.height / size.height)
     scaled = Size(ceil(size.width * scale), ceil(size.height * scale))
     left = (scaled.width - bucket.width) // 2

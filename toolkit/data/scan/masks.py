@@ -198,7 +198,7 @@ def _exchange(mask: Mask) -> str:
 def faults_of(
     looks: Sequence[tuple[Mask, MaskLook]],
 ) -> Iterator[tuple[Mask, MaskFault]]:
-    """The masks with a fault, each with it."""
+    """Each mask that has a fault, with the fault, in the order of `looks`."""
     for mask, look in looks:
         fault = mask_fault(mask, look)
         if fault:

@@ -55,7 +55,8 @@ def pair_mistakes(pairs: Sequence[Pair]) -> Iterator[Diagnostic]:
 
 
 def contradictions(pairs: Sequence[Pair]) -> Iterator[str]:
-    """A note of pairs that are there in both orders."""
+    """A warning, at most one, about images of which each is preferred to the other. It
+    gives their number and the first two."""
     orders = {(better.path, worse.path) for better, worse, _ in pairs}
     both = sorted(pair for pair in orders if pair[::-1] in orders and pair[0] < pair[1])
     if both:

@@ -119,7 +119,12 @@ def root_of(stem: str, affix: str) -> str | None:
 
 
 def with_affix(root: str, affix: str) -> str:
-    """The stem with this root: the inverse of `root_of`."""
+    """The stem of a file with this root: the inverse of `root_of`. affix: a suffix, or
+    a pattern with `*` in the place of the root.
+
+    >>> with_affix("a", "_end"), with_affix("1", "after_*")
+    ('a_end', 'after_1')
+    """
     begin, end = _ends(affix)
     return begin + root + end
 
@@ -197,7 +202,11 @@ def _head(match: re.Match[str] | None) -> str | None:
 
 
 def in_yaml(affix: str) -> str:
-    """An affix as YAML reads it as text."""
+    """An affix as a value of YAML: in quotes where it could be read as another type.
+
+    >>> in_yaml("_end"), in_yaml("*_mask")
+    ('_end', '"*_mask"')
+    """
     is_plain = re.fullmatch(r"[A-Za-z_.]([\w.* -]*[\w.*-])?", affix)
     if is_plain:
         return affix
@@ -250,13 +259,14 @@ class Slot(NamedTuple):
     """Affix of the image's stem, which `affix` replaces."""
 
     def wanted(self, stem: str) -> str:
-        """The stem of the partner. stem: of the image."""
+        """The stem that the partner of an image must have. stem: the stem of the image,
+        whose own affix is removed first."""
         root = root_of(stem, self.image_affix)
         return with_affix(stem if root is None else root, self.affix)
 
     @property
     def what(self) -> str:
-        """How messages name such a file."""
+        """The name of this kind of file in messages, such as "control image"."""
         return {"control": "control image", "layers": "layer"}.get(self.key, self.key)
 
 
@@ -372,7 +382,7 @@ def _why_no_layers(stem: str, image: ImageFile, slot: Slot, suffix: str) -> str:
 
 
 def unpaired(listing: DirectoryListing, used: Collection[str]) -> list[str]:
-    """Names of the images of a folder that are not among those that are used."""
+    """Names of the image files in a folder that are not in `used`."""
     names = chain.from_iterable(listing.images.values())
     return [name for name in names if name not in used]
 

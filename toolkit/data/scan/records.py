@@ -72,12 +72,13 @@ class ImageFolder:
 
     @property
     def rows(self) -> Mapping[str, TableRow]:
-        """The rows of its table; none without one."""
+        """Image name -> row of the folder's table. Empty without a table."""
         return self.table.rows if self.table else {}
 
     @property
     def repeats(self) -> int:
-        """How often each of its images is used per epoch."""
+        """Uses of each image per epoch: `num_repeats`, else the number in the name of
+        the folder, else 1."""
         return self.dataset.num_repeats or self.named_repeats or 1
 
     @property
@@ -104,16 +105,19 @@ class ImageFolder:
 
     @property
     def has_caption_files(self) -> bool:
+        """Whether any image of the folder has a caption file."""
         return any(map(any, self.caption_files))
 
     def inside(self, name: str) -> str:
-        """The path of a file from the folder of the dataset."""
+        """The path of a file relative to the folder of the dataset. name: relative to
+        this folder."""
         if self.subfolder:
             name = f"{self.subfolder}/{name}"
         return image_name(name)
 
     def image_names(self) -> list[str]:
-        """The paths of the images from the folder of the dataset."""
+        """The paths of the images relative to the folder of the dataset. Of images with
+        the same stem only the first counts."""
         return [self.inside(names[0]) for names in self.listing.images.values()]
 
     def table_names(self) -> list[str]:
@@ -215,13 +219,14 @@ class MatchedFolder:
                 yield image, control
 
     def layers(self) -> Iterator[tuple[MatchedImage, ImageFile]]:
-        """Each image with each of its layers."""
+        """Each image with each of its layers: an image of three layers gives three
+        pairs, and one without layers gives none."""
         for image in self.images:
             for layer in image.layers:
                 yield image, layer
 
     def worse(self) -> Iterator[tuple[MatchedImage, ImageFile]]:
-        """Each image with each that is liked less."""
+        """Each image with each image that is less preferred."""
         for image in self.images:
             for worse in image.worse:
                 yield image, worse
@@ -240,7 +245,8 @@ class MatchedFolder:
         yield from self.masks()
 
     def trained_mask(self, mask: ImageFile) -> Mask:
-        """The mask of an image, with the settings of the dataset."""
+        """The mask in a file, with the keys of the dataset that say how it is read:
+        `alpha_mask`, `mask_min_value` and `invert_mask`."""
         dataset = self.dataset
         return Mask(
             mask.path, dataset.alpha_mask, dataset.mask_min_value, dataset.invert_mask

@@ -724,7 +724,11 @@ class _Whereabouts:
 
 def image_name(path: str) -> str:
     """The name of an image in a table of captions: its path from the folder of the
-    images, in Unicode NFC."""
+    images, in Unicode NFC.
+
+    >>> image_name("./maya/a.jpg")
+    'maya/a.jpg'
+    """
     return normalize("NFC", normpath(path))
 
 

@@ -262,6 +262,7 @@ def _as_before(
 
 
 def forward_passes(items: int, settings: ValidationConfig) -> str:
+    """The cost of one validation, for the plan. items: images that are held out."""
     passes = _count(settings.timesteps * items, "forward pass", "forward passes")
     edits = min(settings.edits, items)
     if edits:

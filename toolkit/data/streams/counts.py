@@ -62,6 +62,8 @@ class StreamPlan:
     """How often it is read through, where that decides the number of steps."""
 
     def to_json(self) -> dict[str, Any]:
+        """The stream as plain data for the plan. `samples` is None where it is not
+        known; sizes are in pixels."""
         return {
             "shards": self.shards,
             "first_shard": self.first_shard,
@@ -71,6 +73,7 @@ class StreamPlan:
         }
 
     def lines(self) -> str:
+        """The stream as three or four indented lines of the plan."""
         places = " to ".join(dict.fromkeys((self.first_shard, self.last_shard)))
         if self.samples:
             count = f"{self.samples:,} samples as given"

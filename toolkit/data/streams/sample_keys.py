@@ -44,7 +44,8 @@ class SampleKeys:
     """Key of the caption in the JSON."""
 
     def image_of(self, fields: dict[str, bytes]) -> bytes:
-        """Raises LookupError with the keys that are missing."""
+        """The encoded image of a sample: the first of the keys `image` that it has.
+        fields: key -> bytes. Raises LookupError with the keys that are missing."""
         images = [fields[key] for key in self.image if key in fields]
         if not images:
             raise LookupError(" or ".join(self.image))
@@ -130,5 +131,9 @@ class SampleKeys:
 
 
 def last_part(extension: str) -> str:
-    """The part of an extension behind its last dot; it may have several."""
+    """The part of an extension after its last dot.
+
+    >>> last_part("left.png"), last_part("png")
+    ('png', 'png')
+    """
     return extension.rpartition(".")[2]

@@ -76,7 +76,7 @@ class Shard:
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is on a server."""
+        """Whether the shard is read from a server, not from this disk."""
         return _is_web(self.address)
 
     def open(
@@ -338,7 +338,8 @@ class SeekableShard(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Raises RunError as reading a shard does."""
+        """Reads up to `len(buffer)` bytes and returns their number; 0 at the end. After
+        a `seek` the shard is opened again. Raises RunError as reading a shard does."""
         if self._at >= self._size:
             return 0
         if self._at != self._opened_at:
@@ -351,6 +352,7 @@ class SeekableShard(io.RawIOBase):
         return len(content)
 
     def close(self) -> None:
+        """Closes the open connection or file."""
         self._file.close()
         super().close()
 

@@ -112,7 +112,7 @@ class StreamDataset:
 
     @property
     def samples(self) -> int:
-        """Samples of an epoch, as the job gives them; 0: not known."""
+        """Samples of an epoch, as `webdataset.samples` gives them; 0: not known."""
         return self.settings.webdataset.samples
 
     @property
@@ -122,7 +122,8 @@ class StreamDataset:
 
     @property
     def largest(self) -> Size:
-        """The largest size that a batch can have."""
+        """The largest size in pixels that a batch can have at the resolution of the
+        dataset."""
         return largest_bucket(self.resolution, self.multiple)
 
     @property
@@ -131,11 +132,13 @@ class StreamDataset:
         return self.settings.loss_multiplier
 
     def micro_batches(self, batch_size: int) -> int:
-        """Micro-batches of an epoch; 0: not known."""
+        """Micro-batches of an epoch, the last incomplete one included; 0: not known."""
         return ceil_divide(self.samples, batch_size)
 
     def optimizer_steps(self, train: OptimizationConfig) -> int:
-        """Optimizer steps of a run, or UNTIL_THE_DATA_ENDS."""
+        """Optimizer steps of the run, as `toolkit.data.streams.counts.optimizer_steps`.
+        Where `self.epochs` is set, the stream has an unknown length: the step limit
+        then, or UNTIL_THE_DATA_ENDS without one."""
         if self.epochs is not None:
             return train.step_limit or UNTIL_THE_DATA_ENDS
         of_epoch = self.micro_batches(train.batch_size)
@@ -156,7 +159,8 @@ class StreamDataset:
         return hashes
 
     def plan(self) -> StreamPlan:
-        """The facts of the stream for the plan."""
+        """The facts of the stream for the plan of the run. Needs at least one sample in
+        `looked_at`."""
         first = self.looked_at[0]
         return StreamPlan(
             shards=len(self.shards),
@@ -179,7 +183,9 @@ class StreamDataset:
         return tuple(map(self._captioned, stream.first(count)))
 
     def shard_stream(self, seed: int, batch_size: int) -> ShardStream:
-        """All shards, epoch after epoch."""
+        """A reader of all shards for `self.epochs` epochs; None: without end. seed: of
+        the order of shards and samples. batch_size: neighbours that are grouped by
+        aspect ratio."""
         window = self.settings.webdataset.window
         return ShardStream(
             self.shards,
@@ -224,11 +230,12 @@ class StreamDataset:
         return tuple(items)
 
     def at_own_size(self, samples: Sequence[StreamSample]) -> tuple[StreamItem, ...]:
-        """Each sample at the size that it has alone."""
+        """Each sample with its own bucket, for batches of one."""
         return tuple(item for sample in samples for item in self.of_one_size([sample]))
 
     def sample(self, streamed: StreamSample) -> Sample:
-        """A sample of the stream as one of a folder, without a file."""
+        """The sample in the form of one from a folder, used once per epoch. It has no
+        file: `image` is its name in the stream."""
         return Sample(
             image=streamed.name,
             caption=streamed.caption,

@@ -157,7 +157,8 @@ class Unreadable:
         self._lock = Lock()
 
     def add_sample(self, name: str, reason: str) -> None:
-        """Counts an unreadable sample. Raises RunError when there are too many."""
+        """Counts an unreadable sample, and logs the first ones by name. Raises RunError
+        where the share of unreadable samples exceeds `max_share`."""
         name, reason = (text.replace("\n", "\\n") for text in (name, reason))
         if len(reason) > _LONGEST:
             reason = f"{reason[:_LONGEST]}..."
@@ -199,7 +200,8 @@ class Unreadable:
             logger.warning(f"{name}: {reason}. The rest of this shard is left out.")
 
     def summary(self) -> str:
-        """A line for the user; empty where all could be read."""
+        """A line about samples and shards that were left out, with the last one; empty
+        where all could be read."""
         if not (self.samples or self.shards):
             return ""
         if self.shards:
@@ -272,7 +274,8 @@ class ShardStream:
         return [self.shards[at] for _, at in keyed][self.index :: self.count]
 
     def epoch_of(self, cursor: Cursor) -> int:
-        """The epoch of the next sample, counted from 0."""
+        """The epoch of the next sample, counted from 0. cursor: None is the
+        beginning."""
         return cursor["epoch"] if cursor else 0
 
     def read(self, cursor: Cursor) -> Iterator[tuple[StreamSample, Cursor]]:
