@@ -161,7 +161,8 @@ def _joined(kind: str, template: Path, shared: Sequence[Path]) -> str:
 
 
 def is_page(path: Path) -> bool:
-    """Whether `page` made a file. Only such a file may be replaced without asking."""
+    """Whether `page` made a file. Only such a file may be replaced without asking. The
+    result is False where the file is missing or cannot be read."""
     try:
         with open_regular(path) as file:
             return _GENERATOR.encode() in file.read(2048)

@@ -102,7 +102,8 @@ class FoundPairs:
 
 
 def is_table(path: str) -> bool:
-    """Whether a path names a text table of captions, such as CSV or JSONL."""
+    """Whether a path names an existing text table of captions, such as CSV or JSONL.
+    The suffix decides, and the file is not opened. `~` is expanded."""
     if split_suffix(path)[1] not in TEXT_TABLES:
         return False
     return os.path.isfile(os.path.expanduser(path))

@@ -79,7 +79,8 @@ def _is_newer(image: str, written: float) -> bool:
 
 
 def suspects_of_run(folder: Path) -> dict[str, str]:
-    """The suspects in the folder of a run; empty where `influence` was not run."""
+    """The suspects in the folder of a run, as `read_suspects` returns them. The result
+    is empty where `influence` was not run, and where the file cannot be read."""
     try:
         return read_suspects(folder / FOLDER / FILE)
     except OSError:
