@@ -75,12 +75,12 @@ def refuse_variables(text: str, diagnostics: Diagnostics) -> None:
 
 
 def not_read_message(whose: str) -> str:
-    """The message for a file that is not read. whose: what `whose_file` returns."""
+    """The message for a file that is not read. whose: such words as `whose_file` returns."""
     return f"is {whose}, which is not read. {PAGE} says what its main keys are here."
 
 
 def whose_file(root: ConfigNode) -> str:
-    """Whose file it is, as words of a message, such as "a config of diffusion-pipe". The
+    """Whose file it is, in words, such as "a config of diffusion-pipe". The
     result is empty for other files."""
     given = {key.lstrip("-") for key in flat(root)}
     for whose, groups in KEYS.items():
