@@ -75,7 +75,9 @@ def refuse_variables(text: str, diagnostics: Diagnostics) -> None:
 
 
 def not_read_message(whose: str) -> str:
-    """The message for a file that is not read. whose: such words as `whose_file` returns."""
+    """The message for a file that is not read, with the page that says what its keys
+    are called here. whose: words such as `whose_file` returns.
+    """
     return f"is {whose}, which is not read. {PAGE} says what its main keys are here."
 
 

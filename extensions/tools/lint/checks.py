@@ -69,27 +69,42 @@ Function = Callable[["Dataset", "LintConfig"], Found]
 
 
 def unusable(data: Dataset, config: LintConfig) -> Found:
+    """Files and folders that the scan refuses: a training would not start with them.
+    The messages are those of the training."""
     for mistake in data.mistakes:
         yield mistake.place, mistake.message
 
 
 def unused(data: Dataset, config: LintConfig) -> Found:
+    """Files in the folders that no image, caption, control image or mask is read
+    from, with the reason that the scan gives."""
     yield from data.unused
 
 
 def unpaired(data: Dataset, config: LintConfig) -> Found:
+    """Control images and masks whose image is missing. An image without its control
+    image is a mistake, which `unusable` reports."""
     yield from data.unpaired
 
 
 def repeats(data: Dataset, config: LintConfig) -> Found:
+    """Folders whose leading number is read as repeats and is probably a date, a size,
+    or a count (`toolkit.data.scan.repeats`)."""
     yield from data.questions
 
 
 def mask(data: Dataset, config: LintConfig) -> Found:
+    """Masks that are probably not meant as they are read: black or dark throughout, or
+    of several colours (`toolkit.data.scan.masks.mask_fault`). White is trained fully,
+    black not at all."""
     yield from data.mask_faults
 
 
 def pair_order(data: Dataset, config: LintConfig) -> Found:
+    """Control images that resemble another image of the dataset far more than
+    their own, by hashes of 128 bits, and control images in another order than in
+    most pairs. The other image must fit its own control image worse, or the two
+    images only resemble each other."""
     by_slot: dict[int, list[Item]] = defaultdict(list)
     for item in data.items:
         for slot in range(len(item.references)):
@@ -172,6 +187,9 @@ def pair_shape(data: Dataset, config: LintConfig) -> Found:
 
 
 def pair_shift(data: Dataset, config: LintConfig) -> Found:
+    """Pairs whose control image is displaced, turned or scaled against the image by
+    more than `most_drift` pixels at a corner. Only pairs whose alignment was
+    measured can be found."""
     for item in data.items:
         for reference in item.references:
             alignment = reference.alignment
@@ -184,6 +202,8 @@ def pair_shift(data: Dataset, config: LintConfig) -> Found:
 
 
 def same_as_reference(data: Dataset, config: LintConfig) -> Found:
+    """Images that differ from their control image by at most
+    `reference_difference`."""
     for item in data.items:
         for reference in item.references:
             if reference.difference <= config.reference_difference:
@@ -198,6 +218,9 @@ def same_as_reference(data: Dataset, config: LintConfig) -> Found:
 
 
 def duplicate(data: Dataset, config: LintConfig) -> Found:
+    """Images that show the same as an earlier one, also mirrored, turned or cropped,
+    at a likeness of `least_likeness` or more. Trained and held-out images are
+    compared among themselves; `leak` compares one with the other."""
     for held_out in (False, True):
         of_split = [item for item in data.items if item.held_out == held_out]
         items = _distinct_files(of_split)
@@ -208,6 +231,8 @@ def duplicate(data: Dataset, config: LintConfig) -> Found:
 
 
 def leak(data: Dataset, config: LintConfig) -> Found:
+    """Held-out images that show the same as a trained one: their loss says nothing
+    about new images."""
     yield from data.split_folders
     trained = _distinct_files(item for item in data.items if not item.held_out)
     held_out = _distinct_files(item for item in data.items if item.held_out)
@@ -270,6 +295,9 @@ def _all_distances(
 
 
 def blurred(data: Dataset, config: LintConfig) -> Found:
+    """Images whose sharpness is below `least_sharpness` and whose finest detail is
+    soft, or whose finest detail is below `least_detail`. Images that look enlarged
+    are left to `enlarged`."""
     for item in data.items:
         look = item.look
         is_soft = look.sharpness < config.least_sharpness and look.detail < SOFT
@@ -282,6 +310,8 @@ def blurred(data: Dataset, config: LintConfig) -> Found:
 
 
 def enlarged(data: Dataset, config: LintConfig) -> Found:
+    """Images with the periodic traces of resampling. Nothing is reported where
+    `least_detail` is 0."""
     for item in data.items:
         if item.look.resampled and config.least_detail:
             yield (
@@ -291,6 +321,8 @@ def enlarged(data: Dataset, config: LintConfig) -> Found:
 
 
 def tiny(data: Dataset, config: LintConfig) -> Found:
+    """Images whose side (the root of their area) is less than `least_size` of the
+    side of their resolution."""
     for item in data.items:
         size = item.sample.size
         wanted = sqrt(area_of(item.resolution))
@@ -305,6 +337,9 @@ def tiny(data: Dataset, config: LintConfig) -> Found:
 
 
 def aspect(data: Dataset, config: LintConfig) -> Found:
+    """Images that lose more than `most_cut` of their area to their bucket, with the
+    next resolution at which they lose half as much, and images that are more than
+    `most_aspect` times as long as wide."""
     for item in data.items:
         size = item.sample.size
         crop = item.crops[0]
@@ -337,6 +372,8 @@ def _finer(item: Item, multiple: int, cut: float) -> str:
 
 
 def transparent(data: Dataset, config: LintConfig) -> Found:
+    """Images with transparent pixels, which are trained on `background`, or on
+    white. Left out: transparency that is the mask, and layers that keep it."""
     for item in data.items:
         sample = item.sample
         share = item.look.transparent
@@ -351,6 +388,8 @@ def transparent(data: Dataset, config: LintConfig) -> Found:
 
 
 def mode(data: Dataset, config: LintConfig) -> Found:
+    """Images that are converted to 8-bit sRGB in a way that changes how they look:
+    palettes, CMYK, HDR, and curves of television."""
     for item in data.items:
         name = MODES.get(item.look.mode)
         if name:
@@ -377,6 +416,8 @@ def mode(data: Dataset, config: LintConfig) -> Found:
 
 
 def no_caption(data: Dataset, config: LintConfig) -> Found:
+    """Images whose caption is empty, or is only the trigger word. Regularisation
+    images are left out."""
     for item in data.items:
         if item.written is None:
             text = item.sample.caption
@@ -398,6 +439,9 @@ def no_caption(data: Dataset, config: LintConfig) -> Found:
 
 
 def trigger(data: Dataset, config: LintConfig) -> Found:
+    """Captions without the trigger word, with the word in other letters or inside
+    another word, and regularisation images with it. Without `trigger_word`, captions
+    that lack the word with which nearly all others begin."""
     if not data.trigger:
         yield from _usual_word(data)
         return
@@ -452,6 +496,8 @@ def _usual_word(data: Dataset) -> Found:
 
 
 def same_caption(data: Dataset, config: LintConfig) -> Found:
+    """Folders of more than two images whose captions are all the same. Pairs are
+    left out, because one instruction for all of them is common."""
     by_folder: dict[str, list[str]] = defaultdict(list)
     for item in data.items:
         if item.references or item.held_out:
@@ -467,6 +513,8 @@ def same_caption(data: Dataset, config: LintConfig) -> Found:
 
 
 def garbled(data: Dataset, config: LintConfig) -> Found:
+    """Captions with traces of another encoding, with hardly any letters, or with a
+    misspelt placeholder such as `[triger]`."""
     for item in data.items:
         image = item.sample.image
         for text in _texts(item):
@@ -487,6 +535,8 @@ def garbled(data: Dataset, config: LintConfig) -> Found:
 
 
 def syntax(data: Dataset, config: LintConfig) -> Found:
+    """Captions with the syntax of another program, such as weights in brackets or
+    `<lora:...>`, which the model would learn as text."""
     for item in data.items:
         for text in _texts(item):
             for line in lines_of(text):
@@ -494,6 +544,8 @@ def syntax(data: Dataset, config: LintConfig) -> Found:
 
 
 def several_lines(data: Dataset, config: LintConfig) -> Found:
+    """Captions of several lines, which are trained as one text. `captions:
+    lines` takes one line per use."""
     for item in data.items:
         lines = item.sample.caption.count("\n")
         if lines:
@@ -512,6 +564,8 @@ _GARBLED = re.compile(
 
 
 def long_caption(data: Dataset, config: LintConfig) -> Found:
+    """Captions that the text encoder would cut off. Where the model is not on the
+    disk, the number of tokens is estimated and compared with `most_tokens`."""
     for item in data.items:
         for text in item.sample.texts:
             if data.prompt_error:
@@ -541,6 +595,8 @@ def _tokens(text: str) -> int:
 
 
 def prompts(data: Dataset, config: LintConfig) -> Found:
+    """Sample prompts that differ from the captions in kind, such as lists of tags and
+    sentences, or in length. One finding for the whole dataset."""
     items = [item for item in data.items if not (item.is_reg or item.held_out)]
     triggers = [item.sample.rules.trigger or "" for item in items]
     names = list(dict.fromkeys([data.trigger, *triggers]))
@@ -560,6 +616,8 @@ def _captions(items: Iterable[Item]) -> list[tuple[str, str]]:
 
 
 def suspect(data: Dataset, config: LintConfig) -> Found:
+    """Images that act against the others, by the reports of `run.py influence` that
+    the configuration names or finds next to the run."""
     for item in data.items:
         why = data.suspects.get(os.path.realpath(item.sample.image))
         if why:
@@ -570,6 +628,8 @@ def suspect(data: Dataset, config: LintConfig) -> Found:
 
 
 def regularisation(data: Dataset, config: LintConfig) -> Found:
+    """Folders that are named as regularisation images (such as `reg`) and are
+    trained without `is_reg`."""
     trained = [item for item in data.items if not (item.is_reg or item.held_out)]
     for folder in dict.fromkeys(item.sample.folder for item in trained):
         if named_as_regularisation(folder):
@@ -577,6 +637,8 @@ def regularisation(data: Dataset, config: LintConfig) -> Found:
 
 
 def from_base(data: Dataset, config: LintConfig) -> Found:
+    """Faults in the prompts of `datasets[].from_base`, from which the base model
+    draws regularisation images."""
     yield from data.prompt_faults
 
 
@@ -712,7 +774,11 @@ CHECKS: dict[str, Check] = {
 
 
 def run_checks(data: Dataset, config: LintConfig) -> Iterator[Diagnostic]:
-    """All findings, each once, in the order of the table."""
+    """All findings, each once, in the order of the table.
+
+    A finding is a warning with the file as its place and the name of the check. Checks
+    named in `skip` are left out. Nothing is raised: damaged files are findings as well.
+    """
     for name, check in CHECKS.items():
         if name not in config.skip:
             for file, message in dict.fromkeys(check.function(data, config)):
@@ -720,6 +786,7 @@ def run_checks(data: Dataset, config: LintConfig) -> Iterator[Diagnostic]:
 
 
 def names_of(findings: Sequence[Diagnostic]) -> str:
-    """How many findings each check has, in words."""
+    """How many findings each check has, in words, such as "blurred 2, duplicate 1". The
+    order is that of the first finding of each check. Empty if there are none."""
     counts = Counter(finding.check for finding in findings)
     return shorten(f"{name} {count}" for name, count in counts.items())
