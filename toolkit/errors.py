@@ -182,6 +182,17 @@ def in_series(words: Sequence[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or the name of its class if it has no text.
+
+    >>> first_line(OSError("no route\\nto host")), first_line(TimeoutError())
+    ('no route', 'TimeoutError')
+    """
+    if str(error).strip():
+        return str(error).strip().splitlines()[0]
+    return type(error).__name__
+
+
 def with_short_words(text: str) -> str:
     """A message without words that fill screens, such as a whole file that is taken for
     the name of a key."""

@@ -88,11 +88,8 @@ def test_the_program_is_not_dense() -> None:
 def test_the_program_has_room_to_be_read() -> None:
     """Lines, with those of documentation and blank ones, for each statement. Libraries
     that read well have 1.9 to 3.0."""
-    texts = sources(ROOT, LIBRARY)
-    lines = sum(len(text.splitlines()) for text in texts.values())
-    trees = [ast.parse(text) for text in texts.values()]
-    statements = sum(isinstance(node, ast.stmt) for t in trees for node in ast.walk(t))
-    assert 1.85 < lines / statements < 2.6
+    counts = figures(sources(ROOT, LIBRARY))
+    assert 1.85 < counts["lines"] / counts["statements"] < 2.6
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ from toolkit.config.sections.model_files import (
     unneeded_files,
     where_else,
 )
-from toolkit.errors import UserError
+from toolkit.errors import UserError, first_line
 from toolkit.files import now
 from toolkit.files.writing import free_space
 from toolkit.models.families import why_no_room
@@ -166,10 +166,10 @@ def _asking(name: str, revision: str | None, key: str = KEY) -> Iterator[None]:
         yield
     except HFValidationError as error:
         raise UserError(
-            f"{place}: neither a local folder nor a model id of the hub: {_first_line(error)}"
+            f"{place}: neither a local folder nor a model id of the hub: {first_line(error)}"
         ) from error
     except GatedRepoError as error:
-        raise UserError(f"{place}: {_TOKEN_HELP} ({_first_line(error)})") from error
+        raise UserError(f"{place}: {_TOKEN_HELP} ({first_line(error)})") from error
     except RevisionNotFoundError as error:
         raise UserError(f"{place}: has no revision {revision!r}.") from error
     except RepositoryNotFoundError as error:
@@ -177,7 +177,7 @@ def _asking(name: str, revision: str | None, key: str = KEY) -> Iterator[None]:
         raise UserError(message.rstrip()) from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, HTTPError, OSError) as error:
         message = (
-            f"{place}: not complete in {constants.HF_HUB_CACHE}, and the hub cannot be used: {_first_line(error)}. "
+            f"{place}: not complete in {constants.HF_HUB_CACHE}, and the hub cannot be used: {first_line(error)}. "
             f"Download it by hand with `hf download {name}`, or give the path of a local folder. {where_else(name)}"
         )
         raise UserError(message.rstrip()) from error
@@ -198,13 +198,13 @@ def download_file(name: str, key: str) -> Path:
         logger.info(f"downloading {file} of {repository}")
     except HFValidationError as error:
         raise UserError(
-            f"{place}: neither a local file nor one of the hub: {_first_line(error)}"
+            f"{place}: neither a local file nor one of the hub: {first_line(error)}"
         ) from error
     try:
         with _watched(repository):
             return Path(hf_hub_download(repository, file))
     except GatedRepoError as error:
-        raise UserError(f"{place}: {_TOKEN_HELP} ({_first_line(error)})") from error
+        raise UserError(f"{place}: {_TOKEN_HELP} ({first_line(error)})") from error
     except RepositoryNotFoundError as error:
         raise UserError(
             f"{place}: the hub has no such repository, or it is private. {_TOKEN_HELP}"
@@ -241,7 +241,7 @@ def download_lora(name: str, key: str) -> Path:
 
 def _out_of_reach(place: str, error: Exception) -> UserError:
     return UserError(
-        f"{place}: not in {constants.HF_HUB_CACHE}, and the hub cannot be used: {_first_line(error)}. "
+        f"{place}: not in {constants.HF_HUB_CACHE}, and the hub cannot be used: {first_line(error)}. "
         "Download the file by hand and give its path."
     )
 
@@ -308,9 +308,3 @@ def _print_download_size(
     if message:
         raise UserError(message)
     return total
-
-
-def _first_line(error: Exception) -> str:
-    if str(error).strip():
-        return str(error).strip().splitlines()[0]
-    return type(error).__name__

@@ -281,12 +281,14 @@ class DatasetImage:
 
 def dataset_images(folder: Path) -> tuple[DatasetImage, ...]:
     """The images of the newest record of the dataset."""
-    records = sorted(list_dataset_files(folder), key=_modified)
+    records = sorted(list_dataset_files(folder), key=modified_at)
     names = read_object(records[-1]) if records else {}
     return tuple(_image(name, folder) for name in names)
 
 
-def _modified(path: Path) -> float:
+def modified_at(path: Path) -> float:
+    """Time of the last change of a file, in seconds since 1970. 0: the file does not
+    exist any more."""
     try:
         return path.stat().st_mtime
     except OSError:

@@ -21,6 +21,7 @@ import yaml
 from extensions.tools.shared.blocks import BAKED, groups_of
 from extensions.tools.shared.image_files import Settings, read_settings
 from extensions.tools.shared.run_job import training_section
+from extensions.tools.shared.run_records import modified_at
 from toolkit.config.sections.output import SamplePicture
 from toolkit.data.scan.captions import inject_trigger
 from toolkit.errors import UserError
@@ -248,12 +249,3 @@ def tried_in(folder: Path, most: int = MOST_IMAGES) -> list[Tried]:
         except UserError:
             continue
     return images
-
-
-def modified_at(path: Path) -> float:
-    """Time of the last change of a file, in seconds since 1970. 0: the file does not
-    exist any more."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0

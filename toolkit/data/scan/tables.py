@@ -525,7 +525,7 @@ def _header(text: str, delimiter: str) -> list[str]:
             if row:
                 return row
     except csv.Error:
-        pass
+        pass  # with another delimiter it may be a table; the reader reports what is not
     return []
 
 

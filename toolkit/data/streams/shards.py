@@ -24,7 +24,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from toolkit.errors import RunError, UserError
+from toolkit.errors import RunError, UserError, first_line
 from toolkit.files.redact import register_secret
 
 logger = logging.getLogger(__name__)
@@ -255,7 +255,7 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
     try:
         info = HfApi(token=token).dataset_info(repo, revision=revision)
     except GatedRepoError as error:
-        raise UserError(f"{pattern}: {_TOKEN_HELP} ({_first_line(error)})") from error
+        raise UserError(f"{pattern}: {_TOKEN_HELP} ({first_line(error)})") from error
     except RevisionNotFoundError as error:
         raise UserError(f"{pattern}: has no revision {revision!r}.") from error
     except RepositoryNotFoundError as error:
@@ -264,11 +264,11 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
         )
         raise UserError(message) from error
     except HFValidationError as error:
-        raise UserError(f"{pattern}: {_first_line(error)}") from error
+        raise UserError(f"{pattern}: {first_line(error)}") from error
     except (OfflineModeIsEnabled, HubError, OSError) as error:
         remedy = f"Download the shards with `hf download --repo-type dataset {repo}` and give their path."
         raise UserError(
-            f"{pattern}: the hub cannot be asked: {_first_line(error)}. {remedy}"
+            f"{pattern}: the hub cannot be asked: {first_line(error)}. {remedy}"
         ) from error
     files = sorted(sibling.rfilename for sibling in info.siblings or [])
     # As a shell does: `*` does not go beyond a folder.
@@ -448,7 +448,7 @@ class _WebFile(io.RawIOBase):
                     if isinstance(error, URLError) and isinstance(error.reason, OSError)
                     else error
                 )
-                self._pause(attempt, _first_line(reason), error)
+                self._pause(attempt, first_line(reason), error)
             else:
                 self._at += count
                 return count
@@ -530,12 +530,6 @@ class _WebFile(io.RawIOBase):
         if self._response:
             self._response.close()
         self._response = None
-
-
-def _first_line(error: Exception) -> str:
-    if str(error).strip():
-        return str(error).strip().splitlines()[0]
-    return type(error).__name__
 
 
 def read_ahead(

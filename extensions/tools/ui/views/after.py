@@ -28,6 +28,7 @@ from starlette.responses import RedirectResponse, Response
 
 from extensions.tools.shared.html_page import texts
 from extensions.tools.shared.run_job import validation_every
+from extensions.tools.shared.run_records import modified_at
 from extensions.tools.ui import commands, uploads
 from extensions.tools.ui.chosen import MEASURED, chosen_file
 from extensions.tools.ui.decoder import decoder
@@ -40,7 +41,6 @@ from extensions.tools.ui.state import (
     posted,
     render,
     run_id,
-    ui_of,
     whole,
 )
 from extensions.tools.ui.tries import (
@@ -48,7 +48,6 @@ from extensions.tools.ui.tries import (
     TRIED,
     TrySettings,
     compared_files,
-    modified_at,
     settings_of,
     tried_in,
 )
@@ -76,14 +75,9 @@ SENT = "control"
 
 def page(request: Request) -> Response:
     """The page of a run."""
-    ui, run = _asked(request)
+    ui, run = run_view.asked_run(request)
     file = request.query_params.get("file", "")
     return run_view.page(request, **_values(ui, run, {"file": file} if file else None))
-
-
-def _asked(request: Request) -> tuple[Ui, RunInfo]:
-    ui = ui_of(request)
-    return ui, ui.run(request.path_params["run"])
 
 
 def _values(
@@ -181,7 +175,7 @@ def _states(ui: Ui, tool: str, output: str) -> list[dict[str, Any]]:
 def _asked_file(request: Request, form: Form) -> tuple[Ui, RunInfo, TrySettings]:
     """The run of a form, and what can be tried of it. Raises HTTPException for a file
     that it does not have."""
-    ui, run = _asked(request)
+    ui, run = run_view.asked_run(request)
     settings = settings_of(run)
     if settings is None or (form.get("file") or "") not in settings.files:
         raise HTTPException(404, "no such file")
@@ -380,7 +374,7 @@ def _address(ui: Ui, run: RunInfo) -> str:
 
 def tried(request: Request) -> Response:
     """The images alone, for the script that keeps them current."""
-    ui, run = _asked(request)
+    ui, run = run_view.asked_run(request)
     return render(
         request,
         "tried.html.j2",
@@ -393,7 +387,7 @@ def tried(request: Request) -> Response:
 def tried_image(request: Request) -> Response:
     """An image of TRIED or COMPARED, or a control image that was sent; always made
     small, so that it is an image whatever the file holds."""
-    ui, run = _asked(request)
+    ui, run = run_view.asked_run(request)
     folder = run.folder / request.path_params["folder"]
     name = request.path_params["name"]
     if request.path_params["folder"] not in (TRIED, COMPARED, SENT):
@@ -410,7 +404,7 @@ def tried_image(request: Request) -> Response:
 @posted()
 def compare(request: Request, form: Form) -> Response:
     """Puts a grid of all files and `best` into the queue."""
-    ui, run = _asked(request)
+    ui, run = run_view.asked_run(request)
     settings = settings_of(run)
     files = [file.path for file in compared_files(run.folder)]
     if settings is None or len(files) < 2:
@@ -438,7 +432,7 @@ def compare(request: Request, form: Form) -> Response:
 
 def compared(request: Request) -> Response:
     """The comparison alone, for the script that keeps it current."""
-    ui, run = _asked(request)
+    ui, run = run_view.asked_run(request)
     shown = {
         "here": _address(ui, run),
         "chosen_file": chosen_file(run.folder),

@@ -81,7 +81,7 @@ REPORT_S = 120
 def page(request: Request, code: int = 200, **after: Any) -> Response:
     """The whole page, complete without its script. code: the HTTP status. after: what
     the template names of the parts in `views.after`."""
-    ui, run = _asked(request)
+    ui, run = asked_run(request)
     id_ = run_id(ui, run.folder)
     here = f"/runs/{quote(id_, safe='')}"
     values, cursor = page_values(run, feed(ui, run.folder))
@@ -137,7 +137,8 @@ def page(request: Request, code: int = 200, **after: Any) -> Response:
     )
 
 
-def _asked(request: Request) -> tuple[Ui, RunInfo]:
+def asked_run(request: Request) -> tuple[Ui, RunInfo]:
+    """The page and the run of an address. Raises HTTPException for an unknown run."""
     ui = ui_of(request)
     return ui, ui.run(request.path_params["run"])
 
@@ -152,7 +153,7 @@ def _whole(request: Request, name: str, default: int) -> int:
 
 def sample(request: Request) -> Response:
     """One sample image; with `side` a small one."""
-    ui, run = _asked(request)
+    ui, run = asked_run(request)
     name = request.path_params["name"]
     if not run_files.SAMPLE_FILE.fullmatch(name):
         raise HTTPException(404, "no such sample")
@@ -164,7 +165,7 @@ def sample(request: Request) -> Response:
 def reference(request: Request) -> Response:
     """A reference image of a sample, which the job names; always made small, so that it
     is an image whatever it was."""
-    ui, run = _asked(request)
+    ui, run = asked_run(request)
     paths = references(ui, run)
     index = request.path_params["index"]
     slot = request.path_params["slot"]
@@ -215,7 +216,7 @@ def references(ui: Ui, run: RunInfo) -> list[list[Path]]:
 def curves(request: Request) -> Response:
     """The diagrams of a run, of the steps `from` to `to`, each curve in at most
     `points` buckets."""
-    ui, run = _asked(request)
+    ui, run = asked_run(request)
     end = _whole(request, "to", -1)
     bounds = (_whole(request, "from", 0), None if end < 0 else end)
     points = max(2, min(_whole(request, "points", 800), MOST_BUCKETS))
@@ -234,7 +235,7 @@ async def live(request: Request) -> Response:
     """Events as they come
     (https://html.spec.whatwg.org/multipage/server-sent-events.html); ids are
     cursors."""
-    ui, run = await run_in_threadpool(_asked, request)
+    ui, run = await run_in_threadpool(asked_run, request)
     streams: set[object] = ui.memory.setdefault("streams", set())
     if len(streams) >= MOST_STREAMS:
         raise HTTPException(503, "too many watchers")
@@ -290,14 +291,14 @@ def _cost(ui: Ui, run: RunInfo) -> str:
 
 def news(request: Request) -> Response:
     """The same for those whose streams are cut."""
-    ui, run = _asked(request)
+    ui, run = asked_run(request)
     changes, cursor = _news(ui, run.folder, request.query_params.get("since", ""))
     return Json({**changes, "cursor": cursor})
 
 
 def log(request: Request) -> Response:
     """The whole log as a text file."""
-    _, run = _asked(request)
+    _, run = asked_run(request)
     return _download(run.folder / run_files.LOG, f"{run.name}-log.txt")
 
 
@@ -307,7 +308,7 @@ def log(request: Request) -> Response:
 def file(request: Request) -> Response:
     """A saved file, by ranges where that is asked for; with `hash` its SHA-256 as
     text."""
-    _, run = _asked(request)
+    _, run = asked_run(request)
     name = request.path_params["name"]
     workflows = {path.name for path in run_files.workflow_files(run.folder, run.name)}
     if name not in workflows | {
@@ -336,7 +337,7 @@ def _download(path: Path, name: str) -> Response:
 def report(request: Request) -> Response:
     """The report of the run as one file to keep or pass on, made by the tool of that
     name."""
-    _, run = _asked(request)
+    _, run = asked_run(request)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "report.html"
         arguments = (
@@ -369,7 +370,7 @@ def _favourites(ui: Ui) -> dict[str, list[str]]:
 def favourite(request: Request, form: Form) -> Response:
     """Marks a file, or takes the mark away that it had when it was shown, as `marked`
     says: pressed twice it counts once."""
-    (ui, run), name = _asked(request), form.get("file", "")
+    (ui, run), name = asked_run(request), form.get("file", "")
     workflows = {path.name for path in run_files.workflow_files(run.folder, run.name)}
     if name not in workflows | {
         saved.name for saved in saved_files(run.folder, hashed=False)
