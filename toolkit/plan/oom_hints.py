@@ -164,7 +164,11 @@ def suggestions(section: DiffusionSection) -> Iterator[MemorySaving]:
 
 
 def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
-    """All suggestions that are valid for a single process."""
+    """All suggestions that are valid for a single process.
+
+    One `if` for each, in the order in which they are suggested. The function is long
+    because this order is what it decides.
+    """
     model = section.model
     train = section.train
     whole = section.network.trains_model
