@@ -299,10 +299,7 @@ def import_job(arguments: argparse.Namespace) -> int:
     from toolkit.files.writing import file_in_the_way, write_text
 
     signals.install()
-    if arguments.output:
-        output = path_of("--output", arguments.output)
-    else:
-        output = None
+    output = path_of("--output", arguments.output) if arguments.output else None
     if output and (output.exists() or file_in_the_way(output.parent)):
         raise UserError(
             f"--output: '{output}' exists and is never replaced. Give another name."
@@ -645,10 +642,7 @@ def load(
     from toolkit.config.reading.foreign import COMMAND_LINE
 
     path = COMMAND_LINE if argument is None else find_config(argument)
-    if "config/examples" in text_of(Path(path)):
-        of_examples = moved_examples()
-    else:
-        of_examples = {}
+    of_examples = moved_examples() if "config/examples" in text_of(Path(path)) else {}
     config = load_job(
         path,
         extensions.find_config,
@@ -805,10 +799,11 @@ def check_arguments(
         parser.error(
             "no config file given, for example config/examples/quickstart.yaml"
         )
-    ours = []
-    for flag in ("name", "restart-from"):
-        if getattr(arguments, flag.replace("-", "_")):
-            ours.append(flag)
+    ours = [
+        flag
+        for flag in ("name", "restart-from")
+        if getattr(arguments, flag.replace("-", "_"))
+    ]
     if len(arguments.configs) > 1:
         for flag in (*arguments.flags, *ours):
             parser.error(f"--{flag} with several configs: give one config.")

@@ -150,9 +150,7 @@ def check_job(
         raise UserError(f"{config.path}: {error}") from error
     reasons = plan.refusals()
     if reasons:
-        lines = []
-        for reason in reasons:
-            lines.append(f"{config.path}: this will not start: {reason}")
+        lines = [f"{config.path}: this will not start: {reason}" for reason in reasons]
         raise UserError("\n".join(lines))
     return plan.outputs
 

@@ -80,9 +80,9 @@ class BaseJob:
         """The kind of job: what the file says under `job`."""
         self.name: str = config.name
         self.meta: dict[str, Any] = copy.deepcopy(dict(config.meta))
-        sections = []
-        for entry in config.processes:
-            sections.append(OrderedDict(copy.deepcopy(dict(entry.raw))))
+        sections = [
+            OrderedDict(copy.deepcopy(dict(entry.raw))) for entry in config.processes
+        ]
         self.config = OrderedDict(name=config.name, process=sections)
         """The file's `config` section after checking: the name, and each process as
         plain data."""

@@ -45,14 +45,16 @@ def run_folders(config: JobConfig) -> list[Path]:
     """The run folders of the processes that train, in their order. Other processes are
     left out. The folders need not exist."""
     job = JobContext(config.name)
-    sections = []
-    for entry in config.processes:
-        if isinstance(entry.section, ProcessConfig):
-            sections.append(entry.section)
-    folders = []
-    for section in sections:
-        if hasattr(section, "training_seed"):
-            folders.append(section.run_folder(job))
+    sections = [
+        entry.section
+        for entry in config.processes
+        if isinstance(entry.section, ProcessConfig)
+    ]
+    folders = [
+        section.run_folder(job)
+        for section in sections
+        if hasattr(section, "training_seed")
+    ]
     return [folder for folder in folders if folder]
 
 
@@ -80,8 +82,9 @@ def _numbers(folder: Path) -> dict[str, float]:
         "loss": status.get("loss"),
         "best validation loss": best.get("loss") if isinstance(best, dict) else None,
     }
-    finite = {}
-    for name, value in numbers.items():
-        if isinstance(value, float) and math.isfinite(value):
-            finite[name] = value
+    finite = {
+        name: value
+        for name, value in numbers.items()
+        if isinstance(value, float) and math.isfinite(value)
+    }
     return finite

@@ -92,10 +92,11 @@ class ClassSource:
             if key in seen:
                 continue
             seen.add(key)
-            bases = []
-            for base in source.node.bases:
-                if not _is_plain(base):
-                    bases.append(_named(source.module, ast.unparse(base)))
+            bases = [
+                _named(source.module, ast.unparse(base))
+                for base in source.node.bases
+                if not _is_plain(base)
+            ]
             waiting[:0] = bases
 
     def method(self, name: str) -> Function | None:
@@ -112,10 +113,9 @@ class ClassSource:
         classes. None where the class does not define it. With overloads it is the last
         one."""
         body = self.node.body if self.node else []
-        methods = []
-        for node in body:
-            if isinstance(node, Function) and node.name == name:
-                methods.append(node)
+        methods = [
+            node for node in body if isinstance(node, Function) and node.name == name
+        ]
         return methods[-1] if methods else None  # those above it are its overloads
 
 
@@ -136,10 +136,7 @@ def find_module(name: str) -> Module:
             raise UserError(
                 f"there is no module {part!r} in {'.'.join(parts[: index - 1])}."
             )
-    if spec.has_location and spec.origin:
-        file = Path(spec.origin)
-    else:
-        file = None
+    file = Path(spec.origin) if spec.has_location and spec.origin else None
     return Module(name, file, tuple(_folders(spec)))
 
 
@@ -150,10 +147,11 @@ def missing_package(name: str) -> str:
     def folded(text: str) -> str:
         return re.sub(r"[-_.]+", "-", text).lower()
 
-    owned = []
-    for module, owners in packages_distributions().items():
-        if folded(name) in map(folded, owners):
-            owned.append(module)
+    owned = [
+        module
+        for module, owners in packages_distributions().items()
+        if folded(name) in map(folded, owners)
+    ]
     public = [module for module in owned if not module.startswith("_")]
     if not public:
         return f"there is no package {name!r} here. Is it installed, and spelled right?"
@@ -189,10 +187,7 @@ def find_class(path: str) -> ClassSource:
     source = _named(module, name)
     if source.node is None and _is_complete(module) and name not in _names(module):
         classes = sorted(word for word in _names(module) if word[:1].isupper())
-        if classes:
-            hint = did_you_mean(name, classes, list_all=False)
-        else:
-            hint = ""
+        hint = did_you_mean(name, classes, list_all=False) if classes else ""
         raise UserError(f"{module_name} has no {name!r}. {hint}".rstrip())
     return source
 

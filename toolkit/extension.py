@@ -276,10 +276,7 @@ class ExtensionTable:
         if MOST_JOBS in known and re.search(MEANS_TRAINER, uid):
             near = [MOST_JOBS]
         hint = f"Did you mean {near[0]!r}? " if near else ""
-        if tools:
-            others = f"; the tools of '{COMMAND} --help' are types too"
-        else:
-            others = ""
+        others = f"; the tools of '{COMMAND} --help' are types too" if tools else ""
         return f"{hint}Known names: {', '.join(sorted(known - tools.keys()))}{others}."
 
     def find_config(self, uid: str) -> type[BaseModel] | None:
@@ -327,9 +324,10 @@ class ExtensionTable:
     def tools(self) -> dict[str, str]:
         """Uid -> purpose of each tool, sorted by uid. Extensions without a `purpose`
         are not tools and are left out."""
-        purposes = {}
-        for registered in self.found:
-            purposes[registered.uid] = getattr(registered.extension, "purpose", "")
+        purposes = {
+            registered.uid: getattr(registered.extension, "purpose", "")
+            for registered in self.found
+        }
         return {uid: purpose for uid, purpose in sorted(purposes.items()) if purpose}
 
     def stages(self) -> dict[str, list[str]]:
@@ -368,9 +366,10 @@ class ExtensionTable:
         for broken in self.broken:
             rows.append(("broken", broken.reason, str(broken.folder)))
         widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:2]]
-        lines = []
-        for uid, name, place in rows:
-            lines.append(f"{uid:{widths[0]}}  {name:{widths[1]}}  {place}")
+        lines = [
+            f"{uid:{widths[0]}}  {name:{widths[1]}}  {place}"
+            for uid, name, place in rows
+        ]
         return "\n".join(lines)
 
 

@@ -437,13 +437,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "preference",
         f"{asked.pairs} pairs, {asked.steps} steps, {asked.count} samples of each kind",
     )
-    found: dict[str, Any] = {}
-    for part in asked.part:
-        found[part] = (
-            times()
-            if part == "times"
-            else learned(part, Taste(trained(), asked.liked), asked)
-        )
+    found: dict[str, Any] = {
+        part: times()
+        if part == "times"
+        else learned(part, Taste(trained(), asked.liked), asked)
+        for part in asked.part
+    }
     report.finish("preference", figures=found)
 
 

@@ -37,10 +37,11 @@ def missing_parts(error: BaseException) -> str:
         0
     ] not in ("toolkit", "jobs"):
         return ""
-    files = []
-    for frame in traceback.extract_tb(error.__traceback__):
-        if Path(frame.filename).is_file():
-            files.append(frame.filename)
+    files = [
+        frame.filename
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_file()
+    ]
     lines: list[str] = []
     for node in ast.walk(ast.parse(Path(files[-1]).read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and not node.level and node.module:
@@ -74,10 +75,11 @@ def _lost(module: str, names: list[str]) -> list[str]:
         imported = import_module(module)
     except ImportError:
         return names
-    lost = []
-    for name in names:
-        if not hasattr(imported, name) and not _is_module(f"{module}.{name}"):
-            lost.append(name)
+    lost = [
+        name
+        for name in names
+        if not hasattr(imported, name) and (not _is_module(f"{module}.{name}"))
+    ]
     return lost
 
 

@@ -233,17 +233,15 @@ def stray_flags(text: str) -> Iterator[tuple[SourceLocation, str]]:
         first = words[0] if words else None
         was_above = is_above
         is_above = first is not None and parted(words)[0] is not None
-        flags = set()
-        for word in words:
-            if word.text.startswith("--"):
-                flags.add(word.text[2:].partition("=")[0])
+        flags = {
+            word.text[2:].partition("=")[0]
+            for word in words
+            if word.text.startswith("--")
+        }
         is_end = was_above and not is_above and not flags.isdisjoint(ROWS)
         if first is None or not (is_end or _FLAG.match(first.text)):
             continue
-        if first.at.line > 1:
-            above = lines[first.at.line - 2].strip()
-        else:
-            above = ""
+        above = lines[first.at.line - 2].strip() if first.at.line > 1 else ""
         if not above or above.startswith("#"):
             what = f"line {first.at.line - 1} is {'a comment' if above else 'empty'}, which ends it. Remove that line."
         else:
@@ -276,10 +274,7 @@ class _Variables:
             raw = array_begins[2]
         if self.filling:
             inside = raw.removesuffix(")")
-            if inside:
-                words = [_Word(_unquoted(inside, self.values), place)]
-            else:
-                words = []
+            words = [_Word(_unquoted(inside, self.values), place)] if inside else []
             self.arrays[self.filling] += words
             if raw.endswith(")"):
                 self.filling = ""
@@ -382,10 +377,7 @@ def parted(words: Sequence[_Word]) -> tuple[_Word | None, list[_Word], list[_Wor
         if name.endswith(".py"):
             flags = list(words[index + 1 :])
             keys = [flag.text.partition("=")[0] for flag in flags]
-            if "--mixed_precision" in keys:
-                before = []
-            else:
-                before = _precision(words[:index])
+            before = [] if "--mixed_precision" in keys else _precision(words[:index])
             return word._replace(text=name), before, flags
     return None, [], []
 
@@ -504,10 +496,7 @@ def _add(
     first = given.setdefault(name, node)
     if first.data() != node.data():
         at = node.key_at
-        if at.file:
-            place = f"in {at.file} line {at.line}"
-        else:
-            place = "a second time"
+        place = f"in {at.file} line {at.line}" if at.file else "a second time"
         message = f"--{name} is {_shown(first)}, and {_shown(node)} {place}. Remove one of them."
         diagnostics.error(first, message, at_key=True)
 

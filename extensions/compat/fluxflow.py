@@ -139,10 +139,11 @@ class _Guide:
         for section in (TRAINING, OUTPUT):
             node = root.value.get(section)
             if node is not None and isinstance(node.value, dict):
-                others = {}
-                for key, child in node.value.items():
-                    if key != "output_path":
-                        others[key] = child
+                others = {
+                    key: child
+                    for key, child in node.value.items()
+                    if key != "output_path"
+                }
                 root = replace(
                     root, value={**root.value, section: replace(node, value=others)}
                 )
@@ -330,10 +331,7 @@ class _Reader:
         for key, child in checked.value.items():
             value = getattr(section, key)
             if kind_of(key) in ("texts", "names"):
-                if isinstance(child.value, list):
-                    value = child.value
-                else:
-                    value = [child]
+                value = child.value if isinstance(child.value, list) else [child]
             elif kind_of(key) == "mapping":
                 value = child.value
             self._add(level, SAME.get(key, key), replace(child, value=value))
@@ -374,10 +372,11 @@ class _Reader:
         pipeline = self.shared.get("pipeline")
         if pipeline is None:
             node = self.root.child(TRAINING) or self.root
-            given = {}
-            for key, child in self.shared.items():
-                if STEPS in KEYS[key].places:
-                    given[key] = child
+            given = {
+                key: child
+                for key, child in self.shared.items()
+                if STEPS in KEYS[key].places
+            }
             step = self._step(node_at(node, DEFAULT_STEP), node, {}, given, pipeline)
             return [step] if step else []
         known = ("steps", "defaults", "datasets", "default_dataset")
@@ -447,10 +446,11 @@ class _Reader:
     ) -> _Step | None:
         """The step, or None where it trains nothing. given: what it says itself."""
         of_pipeline = {**defaults, **given}
-        shared = {}
-        for key, child in self.shared.items():
-            if key not in ("name", "pipeline"):
-                shared[key] = child
+        shared = {
+            key: child
+            for key, child in self.shared.items()
+            if key not in ("name", "pipeline")
+        }
         if any(mode in of_pipeline for mode in MODES):
             shared = {key: child for key, child in shared.items() if key not in MODES}
         dataset = self._named_dataset(of_pipeline.get("dataset"), pipeline)
@@ -811,10 +811,11 @@ class _Reader:
     def _lr(self, step: _Step) -> Any:
         if "lr" in step.values:
             return step.values["lr"]
-        given = []
-        for role in step.roles():
-            if "lr" in step.optimizers.optimizer(role) or role in self.rates:
-                given.append(role)
+        given = [
+            role
+            for role in step.roles()
+            if "lr" in step.optimizers.optimizer(role) or role in self.rates
+        ]
         if len(given) < len(step.roles()):
             note = f"step {step.name.value!r} has no 'lr': {DEFAULT_LR:g}, at which random weights hardly move."
             self.diagnostics.warn(
@@ -933,9 +934,10 @@ class _Reader:
             self.diagnostics.error(step.node, message)
         side = max(SMALL_IMAGE, size)
         captions = values.get("sample_captions")
-        sizes: list[dict[str, int]] = []
-        for width, height in step.get("sample_sizes", ()):
-            sizes.append({"width": width, "height": height})
+        sizes: list[dict[str, int]] = [
+            {"width": width, "height": height}
+            for width, height in step.get("sample_sizes", ())
+        ]
         if not sizes:
             sizes = [{}]
         texts = captions.value if captions is not None else []
@@ -1089,11 +1091,10 @@ def sized(vae_dim: int) -> dict[str, Any]:
     full size meets the fewest channels, since that is where the memory goes. Latents
     have an eighth of it as channels, at least 4 and at most 16.
     """
-    widths = []
-    for share in (4, 2, 1, 1):
-        widths.append(
-            max(CHANNEL_STEP, vae_dim // share // CHANNEL_STEP * CHANNEL_STEP)
-        )
+    widths = [
+        max(CHANNEL_STEP, vae_dim // share // CHANNEL_STEP * CHANNEL_STEP)
+        for share in (4, 2, 1, 1)
+    ]
     return {
         "block_out_channels": widths,
         "down_block_types": ["DownEncoderBlock2D"] * len(widths),
@@ -1173,9 +1174,8 @@ def _output_paths(root: ConfigNode) -> Iterator[ConfigNode]:
 def _places(key: str) -> str:
     """Where a key of the guide belongs; empty for one that it does not have."""
     places = KEYS[key].places if key in KEYS else ()
-    named = []
-    for place in places:
-        named.append(
-            f"'{TRAINING}.pipeline.steps[]'" if place == STEPS else repr(place)
-        )
+    named = [
+        f"'{TRAINING}.pipeline.steps[]'" if place == STEPS else repr(place)
+        for place in places
+    ]
     return " or ".join(named)

@@ -72,17 +72,17 @@ class FluxflowFiles(Callback):
         self._name_metrics()
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
-        rates = {}
-        for name, rate in result.lr_by_group.items():
-            if name in run.roles:
-                rates[name] = rate
+        rates = {
+            name: rate for name, rate in result.lr_by_group.items() if name in run.roles
+        }
         self._rates[result.step] = rates or dict.fromkeys(run.roles, result.lr)
         if not result.compiled:
             self._step_s = result.step_s
         step_s = result.step_s if self._step_s is None else self._step_s
-        values = {}
-        for name, value in result.logged().items():
-            values[name] = value if math.isfinite(value) else None
+        values = {
+            name: value if math.isfinite(value) else None
+            for name, value in result.logged().items()
+        }
         line = {
             "step": result.step,
             "epoch": result.epoch,
@@ -150,9 +150,10 @@ class FluxflowFiles(Callback):
         name = self._run.name
         folder = self._run.folder / name
         path = self.folder / f"flxflow_step_{name}_final.safetensors"
-        files = {}
-        for file in sorted(folder.rglob("*.safetensors")):
-            files[file] = prefix_of(file.relative_to(folder))
+        files = {
+            file: prefix_of(file.relative_to(folder))
+            for file in sorted(folder.rglob("*.safetensors"))
+        }
         parts = sorted({prefix.partition(".")[0] for prefix in files.values()})
         where = {"folder": folder.relative_to(self.folder).as_posix(), "parts": parts}
         metadata = {

@@ -77,10 +77,7 @@ def _flag(
             node, value=[replace(node, value=text, text=text) for text in texts]
         )
     text = texts[0] if texts else "true"
-    if kind in ("whole", "number", "switch"):
-        read = scalar_value(text)
-    else:
-        read = text
+    read = scalar_value(text) if kind in ("whole", "number", "switch") else text
     return replace(node, value=read, text=text, plain=True)
 
 

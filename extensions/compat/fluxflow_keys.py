@@ -413,10 +413,11 @@ def _values(kind: Kind, waiting: list[str]) -> list[str]:
 
 def _near_own(name: str, own_options: Sequence[str]) -> str:
     """The program's own option that is nearly a flag; empty where none is."""
-    known = []
-    for option in own_options:
-        if option.startswith("--") and "_" not in option:
-            known.append(option.removeprefix("--"))
+    known = [
+        option.removeprefix("--")
+        for option in own_options
+        if option.startswith("--") and "_" not in option
+    ]
     near = get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.8)
     return f"Did you mean '--{near[0]}'?" if near else ""
 

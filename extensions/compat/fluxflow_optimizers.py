@@ -159,10 +159,11 @@ class RoleOptimizers:
         merged: Entry = {}
         for source in self._sources[what]:
             entry = source.get(role, {})
-            kinds = []
-            for arguments in (merged, entry):
-                if "type" in arguments:
-                    kinds.append(arguments["type"].value)
+            kinds = [
+                arguments["type"].value
+                for arguments in (merged, entry)
+                if "type" in arguments
+            ]
             if len(kinds) == 2 and str(kinds[0]).lower() != str(kinds[1]).lower():
                 break  # the arguments of another class
             merged = entry | merged

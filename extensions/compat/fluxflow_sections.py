@@ -45,9 +45,10 @@ class _Section(BaseModel):
 def section_of(place: str) -> type[BaseModel]:
     """The model of a section, of a step or of an entry of the datasets; each key may be
     left out."""
-    kinds = {}
-    for name in names_in(DATA if place == DATASETS else place):
-        kinds[name] = _annotation(KEYS[name])
+    kinds = {
+        name: _annotation(KEYS[name])
+        for name in names_in(DATA if place == DATASETS else place)
+    }
     if place == DATASETS:
         kinds |= {name: _KINDS[kind] for name, kind in _OF_DATASETS.items()}
     fields: dict[str, Any] = {name: (kind | None, None) for name, kind in kinds.items()}
@@ -61,10 +62,9 @@ def kind_of(key: str) -> Kind:
 
 def _annotation(key: Key) -> Any:
     bounds = {"ge": key.least, "le": key.most}
-    given: dict[str, Any] = {}
-    for name, bound in bounds.items():
-        if math.isfinite(bound):
-            given[name] = bound
+    given: dict[str, Any] = {
+        name: bound for name, bound in bounds.items() if math.isfinite(bound)
+    }
     return Annotated[_KINDS[key.kind], Field(**given)]
 
 
@@ -100,10 +100,7 @@ def _sizes(value: Any) -> list[tuple[int, int]]:
 
 def _sides(value: Any) -> tuple[int, int] | None:
     """Width and height: of 512, [768, 512] or 768x512; None for anything else."""
-    if isinstance(value, list):
-        parts = value
-    else:
-        parts = str(value).lower().split("x")
+    parts = value if isinstance(value, list) else str(value).lower().split("x")
     sides = [str(part).strip() for part in parts]
     if len(sides) not in (1, 2) or not all(
         side.isdecimal() and 32 <= int(side) <= 16_384 for side in sides

@@ -67,10 +67,11 @@ class TableOfNames:
             return ""
         if not (row.ours or row.tool):
             return f"{whose} {key!r} is not supported: {row.says}."
-        sections = []
-        for place in row.ours:
-            if place.endswith(f".{key}"):
-                sections.append(place.removesuffix(f".{key}"))
+        sections = [
+            place.removesuffix(f".{key}")
+            for place in row.ours
+            if place.endswith(f".{key}")
+        ]
         if sections:
             return f"It belongs in {' or '.join(map(repr, sections))}."
         ours = " and ".join(map(repr, row.ours))
@@ -186,10 +187,11 @@ class _Rewriter:
             self.known(child)
             if child.is_blank:  # the section says what is taken instead
                 ours = [place.rpartition(".")[2] for place in row.ours]
-                optional = []
-                for name in ours:
-                    if name in fields and not fields[name].is_required():
-                        optional.append(name)
+                optional = [
+                    name
+                    for name in ours
+                    if name in fields and (not fields[name].is_required())
+                ]
                 blank = dict.fromkeys(optional[:1], child) | blank
             elif self.is_supported(row, key, node, neutral):
                 given[key] = child

@@ -246,10 +246,9 @@ class _Reader:
         more = level.get("additional_parameters")
         if more is None or more.is_blank:
             return level
-        known = {}
-        for key, node in level.items():
-            if key != "additional_parameters":
-                known[key] = node
+        known = {
+            key: node for key, node in level.items() if key != "additional_parameters"
+        }
         with_flags: Level = load_object(FOREIGN_OPTIONS)(known, more, self.diagnostics)
         return with_flags
 
@@ -277,10 +276,7 @@ class _Reader:
     def _read(self, given: Level, known: Sequence[str], elsewhere: str) -> None:
         front_end = [key for key in given if OF_FRONT_END.fullmatch(key)]
         for key in front_end[:1]:
-            if front_end[1:]:
-                more = f" ({len(front_end) - 1} more such keys)"
-            else:
-                more = ""
+            more = f" ({len(front_end) - 1} more such keys)" if front_end[1:] else ""
             self.diagnostics.warn(
                 given[key],
                 f"has no effect: a front end starts its program by it{more}.",
@@ -353,9 +349,10 @@ class _Reader:
     def _note_defaults(self) -> None:
         """The line that names the defaults which were taken."""
         if self.defaults:
-            taken = []
-            for key, value in self.defaults.items():
-                taken.append(f"{key} {json.dumps(value)}".replace('"', ""))
+            taken = [
+                f"{key} {json.dumps(value)}".replace('"', "")
+                for key, value in self.defaults.items()
+            ]
             self.diagnostics.notes.append(
                 f"left out, and therefore as in musubi-tuner: {', '.join(taken)}"
             )
@@ -449,10 +446,7 @@ class _Reader:
         arguments = self.given.get("optimizer_args")
         if kind is None or str(kind.value).lower() != "adafactor":
             return
-        if arguments:
-            pairs = dict(read_pairs(arguments, self.diagnostics).value)
-        else:
-            pairs = {}
+        pairs = dict(read_pairs(arguments, self.diagnostics).value) if arguments else {}
         if "relative_step" not in pairs:
             remedy = 'Add optimizer_args ["relative_step=False", "scale_parameter=False"] for learning_rate to count.'
             self.diagnostics.error(
@@ -601,10 +595,11 @@ class _Reader:
             "disable_prompt_enhancement" not in self.given
             or not self.given["disable_prompt_enhancement"].value
         )
-        given = {}
-        for key, ours in OF_SAMPLES.items():
-            if written and key in self.given:
-                given[ours] = self.given[key]
+        given = {
+            ours: self.given[key]
+            for key, ours in OF_SAMPLES.items()
+            if written and key in self.given
+        }
         for key, value in SAMPLES.items():
             self._set(f"sample.{key}", _their(key, value), self.process)
         for key, node in given.items():
@@ -636,10 +631,7 @@ class _Reader:
                 node, f"{show(node)} is not a file. Give the file with the datasets."
             )
         root = file_root(path, self.diagnostics) if path else None
-        if root:
-            entries = self._entries(map_paths(root, self.moved))
-        else:
-            entries = []
+        entries = self._entries(map_paths(root, self.moved)) if root else []
         if path and not entries:  # which is reported: that line is enough
             self.diagnostics.mark(node.path)
         return entries or [{"folder_path": node}]
@@ -667,10 +659,7 @@ class _Reader:
                 self.diagnostics.error(
                     table, f"{show(table)} is not a table of keys and values."
                 )
-        if isinstance(general.value, dict):
-            shared = general.value
-        else:
-            shared = {}
+        shared = general.value if isinstance(general.value, dict) else {}
         for key, child in shared.items():
             if key not in GENERAL:
                 if key in OF_DATASETS:
@@ -679,26 +668,25 @@ class _Reader:
                     hint = did_you_mean(key, GENERAL)
                 self.diagnostics.error(child, f"unknown key. {hint}", at_key=True)
         shared = {key: child for key, child in shared.items() if key in GENERAL}
-        datasets = []
-        for item in listed.value:
-            if isinstance(item.value, dict):
-                datasets.append(self._dataset({**shared, **item.value}, item))
+        datasets = [
+            self._dataset({**shared, **item.value}, item)
+            for item in listed.value
+            if isinstance(item.value, dict)
+        ]
         return datasets
 
     def _dataset(self, given: Level, item: ConfigNode) -> dict[str, Any]:
         dataset: dict[str, Any] = {}
         given = self._with_texts(given)
         sized = {"resolution", "enable_bucket", "bucket_no_upscale", "batch_size"}
-        of_controls = set()
-        for key in OF_DATASETS:
-            if "control" in key and key != "control_directory":
-                of_controls.add(key)
+        of_controls = {
+            key
+            for key in OF_DATASETS
+            if "control" in key and key != "control_directory"
+        }
         for key, node in given.items():
             if key not in OF_DATASETS:
-                if key in ROWS:
-                    elsewhere = "It belongs in the training config."
-                else:
-                    elsewhere = ""
+                elsewhere = "It belongs in the training config." if key in ROWS else ""
                 hint = (
                     odd_characters(key)
                     or elsewhere
@@ -793,10 +781,7 @@ class _Reader:
                 message = "control images are scaled to the area of control_resolution, 1024 x 1024 if left out."
                 self.diagnostics.warn(node, message)
                 continue
-            if isinstance(node.data(), list):
-                sides = node.data()
-            else:
-                sides = [node.data()] * 2
+            sides = node.data() if isinstance(node.data(), list) else [node.data()] * 2
             if len(sides) != 2 or not all(
                 type(side) is int and side > 0 for side in sides
             ):
@@ -851,10 +836,11 @@ class _Reader:
         self.lost = [
             node for node in self.lost if not self.diagnostics.reported(node.path)
         ]
-        absolute = []
-        for node in self.lost:
-            if is_absolute(str(node.value)):
-                absolute.append(str(node.value).replace("\\", "/"))
+        absolute = [
+            str(node.value).replace("\\", "/")
+            for node in self.lost
+            if is_absolute(str(node.value))
+        ]
         try:
             old = os.path.commonpath([os.path.dirname(path) for path in absolute])
         except ValueError:  # none, or some begin with a drive
@@ -923,10 +909,9 @@ def datasets_of(node: ConfigNode, diagnostics: Diagnostics) -> dict[str, ConfigN
     listed = reader._datasets()
     reader._report_missing()
     reader._note_defaults()
-    job: dict[str, Any] = {}
-    for key in ("train", "model"):
-        if key in reader.process:
-            job[key] = reader.process[key]
+    job: dict[str, Any] = {
+        key: reader.process[key] for key in ("train", "model") if key in reader.process
+    }
     return {**tree(job, node).value, "datasets": tree(listed, node)}
 
 
@@ -934,10 +919,11 @@ def model_of(paths: Mapping[str, str], version: str) -> NamedModel:
     """paths: of the keys of PARTS that are given, `dit` among them. version:
     `model_version` or what stands for it."""
     folders = {key: model_folder(path) for key, path in paths.items()}
-    files = []
-    for key, path in paths.items():
-        if path.endswith(FILE) or os.path.isfile(os.path.expanduser(path)):
-            files.append(key)
+    files = [
+        key
+        for key, path in paths.items()
+        if path.endswith(FILE) or os.path.isfile(os.path.expanduser(path))
+    ]
     alone = [key for key in files if folders[key] is None]
     folder = folders["dit"]
     model = paths["dit"]

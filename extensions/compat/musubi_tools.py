@@ -96,10 +96,11 @@ def tool_command(
     known: tool -> its flags. Raises UserError for commands that encode beforehand, of
     which the place is not known, and for one that lost its end.
     """
-    scripts = []
-    for script, _, flags in map(parted, commands(text)):
-        if script:
-            scripts.append((script.text, flags))
+    scripts = [
+        (script.text, flags)
+        for script, _, flags in map(parted, commands(text))
+        if script
+    ]
     if not scripts:
         return None
     first, first_flags = scripts[0]
@@ -185,10 +186,9 @@ def _model(given: dict[str, list[str]], tool: str, known: Collection[str]) -> li
     paths = {key: given.pop(key)[0] for key in PARTS if given.get(key)}
     if "dit" not in paths or "--model" not in known:
         return []
-    switches = []
-    for key in VERSIONS:
-        if key in given and not given.pop(key):
-            switches.append(VERSIONS[key])
+    switches = [
+        VERSIONS[key] for key in VERSIONS if key in given and (not given.pop(key))
+    ]
     versions = given.pop("model_version", []) or switches or [VERSION]
     named = model_of(paths, versions[0])
     if tool == "merge":
@@ -235,10 +235,7 @@ def _ours(
     if of_tool == tool and len(flags) == len(values) > 1:
         return [word for pair in zip(flags, values, strict=True) for word in pair]
     row = NAMES["musubi", "flags"].get(name)
-    if row and row.how == "is":
-        renamed = f"--{row.field}"
-    else:
-        renamed = ""
+    renamed = f"--{row.field}" if row and row.how == "is" else ""
     places = (
         FLAGS.get(name),
         renamed,

@@ -47,10 +47,9 @@ def tree(data: Any, place: ConfigNode) -> ConfigNode:
     if isinstance(data, ConfigNode):
         return data
     if isinstance(data, Mapping):
-        nodes = {}
-        for key, value in data.items():
-            if value is not None:
-                nodes[key] = tree(value, place)
+        nodes = {
+            key: tree(value, place) for key, value in data.items() if value is not None
+        }
         return node_at(place, nodes)
     if isinstance(data, list | tuple):
         return node_at(place, [tree(value, place) for value in data])

@@ -263,10 +263,7 @@ def _swapped(
 def _blocks(entries: Entries) -> int:
     """Blocks of the model's transformer: of its own config, else of the published
     one."""
-    if "name_or_path" in entries:
-        name = str(entries["name_or_path"].value)
-    else:
-        name = ""
+    name = str(entries["name_or_path"].value) if "name_or_path" in entries else ""
     try:
         config = json.loads(
             (Path(name).expanduser() / "transformer" / "config.json").read_text(
@@ -319,22 +316,21 @@ def _paired(
             f"{len(factors)} multipliers for {len(paths.value)} of base_weights. Give one for each file.",
         )
     factors += [None] * (len(paths.value) - len(factors))
-    entries = []
-    for path, factor in zip(paths.value, factors, strict=False):
-        entries.append(
-            replace(
-                path, value={"path": path, **({"multiplier": factor} if factor else {})}
-            )
+    entries = [
+        replace(
+            path, value={"path": path, **({"multiplier": factor} if factor else {})}
         )
+        for path, factor in zip(paths.value, factors, strict=False)
+    ]
     return replace(paths, value=entries)
 
 
 def _switched(entries: Entries, diagnostics: Diagnostics) -> None:
     """`fp8_base`, `fp8_scaled` and `fp8_vl` as what they stand for. Alone, `fp8_base`
     is float8 with scales."""
-    given = {}
-    for key in ("fp8_base", "fp8_scaled", "fp8_vl"):
-        given[key] = entries.pop(key, None)
+    given = {
+        key: entries.pop(key, None) for key in ("fp8_base", "fp8_scaled", "fp8_vl")
+    }
     for key, node in list(given.items()):
         if node is not None and not isinstance(node.value, bool):
             diagnostics.error(node, "write true or false.")
@@ -393,10 +389,9 @@ def _reshape_network(
     _from_arguments(section, entries, diagnostics)
     kwargs = entries.get("network_kwargs")
     if kwargs is not None and isinstance(kwargs.value, dict):
-        rest = {}
-        for key, child in kwargs.value.items():
-            if key not in _IN_KWARGS:
-                rest[key] = child
+        rest = {
+            key: child for key, child in kwargs.value.items() if key not in _IN_KWARGS
+        }
         for key in kwargs.value.keys() - rest.keys():
             if not kwargs.value[key].is_blank:
                 entries[key] = merge_aliases(
@@ -426,10 +421,9 @@ def _from_arguments(
     section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
 ) -> None:
     arguments = entries.pop("network_args", None)
-    aliases = {}
-    for key, row in rows_of(section).items():
-        if row.how == "is":
-            aliases[key] = row.field
+    aliases = {
+        key: row.field for key, row in rows_of(section).items() if row.how == "is"
+    }
     known = {name: name for name in section.model_fields} | aliases
     if arguments is None:
         return
@@ -501,10 +495,7 @@ def _memory_and_compile(
         flat = entries.pop(old, None)
         if flat is not None:
             node = entries.get("compile", replace(flat, value={}))
-            if isinstance(node.value, dict):
-                inside = node.value
-            else:
-                inside = {"enabled": node}
+            inside = node.value if isinstance(node.value, dict) else {"enabled": node}
             inside = {**inside, new: merge_aliases(inside.get(new), flat, diagnostics)}
             entries["compile"] = replace(node, value=inside)
     return entries
@@ -584,9 +575,10 @@ def samples_of(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
         items = subsets.value
     else:
         items = []
-    samples = []
-    for number, item in enumerate(items):
-        samples.append(_sample_of(item, shared, file, number, diagnostics))
+    samples = [
+        _sample_of(item, shared, file, number, diagnostics)
+        for number, item in enumerate(items)
+    ]
     return samples
 
 
@@ -682,9 +674,10 @@ def read_pairs(node: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
     if isinstance(node.value, list):
         items = node.value
     else:
-        items = []
-        for text in _BETWEEN.split(str(node.value).strip()):
-            items.append(replace(node, value=text))
+        items = [
+            replace(node, value=text)
+            for text in _BETWEEN.split(str(node.value).strip())
+        ]
     pairs = {}
     for item in items:
         key, equals, value = str(item.value).partition("=")
@@ -740,9 +733,10 @@ def merged(
     """One mapping of two; a name that both have with unlike values is an error."""
     if given is None or not isinstance(given.value, dict):
         return given or more
-    both = {}
-    for key, child in more.value.items():
-        both[key] = merge_aliases(given.value.get(key), child, diagnostics)
+    both = {
+        key: merge_aliases(given.value.get(key), child, diagnostics)
+        for key, child in more.value.items()
+    }
     return replace(given, value={**given.value, **both})
 
 

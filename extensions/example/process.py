@@ -47,10 +47,11 @@ class ExampleProcess(BaseExtensionProcess):
 def count_images(root: Path, suffixes: tuple[str, ...]) -> dict[str, int]:
     """Folder, relative to `root` (which is "."), -> its number of images, in
     alphabetical order."""
-    files = []
-    for path in root.rglob("*"):
-        if path.suffix.lower() in suffixes and path.is_file():
-            files.append(path)
+    files = [
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() in suffixes and path.is_file()
+    ]
     return dict(
         sorted(
             Counter(path.parent.relative_to(root).as_posix() for path in files).items()

@@ -149,10 +149,11 @@ def faults(
     [(('latent_channels',), '0 is out of range: must be from 1 to 1,048,576.')]
     """
     parameters = _parameters(class_name)
-    given = {}
-    for name, value in arguments.items():
-        if not of_file or name in parameters.model_fields:
-            given[name] = value
+    given = {
+        name: value
+        for name, value in arguments.items()
+        if not of_file or name in parameters.model_fields
+    }
     mistakes = list(_of_other_types(class_name, parameters, given))
     if not mistakes:
         for name, value in given.items():
@@ -210,9 +211,9 @@ def _as_written(value: Any, path: KeyPath) -> ConfigNode:
     """A value of a mapping as a node, without a place in a file."""
     inside = value
     if isinstance(value, dict):
-        inside = {}
-        for name, item in value.items():
-            inside[name] = _as_written(item, (*path, name))
+        inside = {
+            name: _as_written(item, (*path, name)) for name, item in value.items()
+        }
     elif isinstance(value, list):
         inside = [_as_written(item, (*path, index)) for index, item in enumerate(value)]
     at = SourceLocation(0, 0)
@@ -337,14 +338,15 @@ def _parameters(class_name: str) -> type[BaseModel]:
     declared: list[tuple[str, ast.expr | None, ast.expr | None]]
     if init:
         of_init = zip(init.args.args[1:], init.args.defaults, strict=True)
-        declared = []
-        for argument, default in of_init:
-            declared.append((argument.arg, argument.annotation, default))
+        declared = [
+            (argument.arg, argument.annotation, default)
+            for argument, default in of_init
+        ]
     else:  # a dataclass
         fields = (node for node in class_node.body if isinstance(node, ast.AnnAssign))
-        declared = []
-        for node in fields:
-            declared.append((ast.unparse(node.target), node.annotation, node.value))
+        declared = [
+            (ast.unparse(node.target), node.annotation, node.value) for node in fields
+        ]
     fields_of: dict[str, Any] = {
         # diffusers writes tuple[int] for any number of them.
         name: (

@@ -349,10 +349,7 @@ class AutoencoderStep(TrainStep[PixelBatch]):
 def trained_parameters(autoencoder: Autoencoder, which: str) -> dict[str, nn.Parameter]:
     """The parameters that are trained, by name; all others no longer require gradients.
     which: as `model.train`."""
-    if which == "decoder":
-        frozen = set(autoencoder.encoder_parameters())
-    else:
-        frozen = set()
+    frozen = set(autoencoder.encoder_parameters()) if which == "decoder" else set()
     for name, parameter in autoencoder.module.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return {

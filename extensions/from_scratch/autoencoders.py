@@ -89,10 +89,11 @@ class Autoencoder:
     def encoder_parameters(self) -> Iterable[str]:
         """Names of the parameters that the latents depend on."""
         of_encoder = ("encoder.", "quant_conv.")
-        names = []
-        for name, _ in self.module.named_parameters():
-            if name.startswith(of_encoder):
-                names.append(name)
+        names = [
+            name
+            for name, _ in self.module.named_parameters()
+            if name.startswith(of_encoder)
+        ]
         return names
 
     def last_layer(self) -> Tensor:
@@ -164,9 +165,10 @@ class Autoencoder:
         for key, value in self.module.config.items():
             if key[0] != "_":
                 values[key] = value
-        plain = {}
-        for key, value in values.items():
-            plain[key] = list(value) if isinstance(value, tuple) else value
+        plain = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in values.items()
+        }
         return {"_class_name": type(self.module).__name__, **spade, **plain}
 
 
@@ -376,14 +378,14 @@ def write_autoencoder(
     """Writes the files that `from_pretrained` of diffusers reads into an existing
     folder, with SPADE and the discriminator next to them. weights: the state dict, on
     the CPU. config: the entries of config.json."""
-    of_spade = {}
-    for name, tensor in weights.items():
-        if name.startswith(PREFIX):
-            of_spade[name.removeprefix(PREFIX)] = tensor
-    tensors = {}
-    for name, tensor in weights.items():
-        if not name.startswith(PREFIX):
-            tensors[name] = tensor
+    of_spade = {
+        name.removeprefix(PREFIX): tensor
+        for name, tensor in weights.items()
+        if name.startswith(PREFIX)
+    }
+    tensors = {
+        name: tensor for name, tensor in weights.items() if not name.startswith(PREFIX)
+    }
     write_safetensors_verified(folder / WEIGHTS, tensors, None)
     if of_spade:
         write_safetensors_verified(folder / SPADE_FILE, of_spade, None)

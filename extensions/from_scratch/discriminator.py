@@ -53,15 +53,14 @@ class PatchDiscriminator(nn.Module):
         widths = patch_widths(channels, layers)
         strides = [2] * layers + [1, 1]
         with global_generator(seed, "discriminator"):
-            normed = []
-            for (before, after), stride in zip(pairwise(widths), strides, strict=True):
-                normed.append(
-                    spectral_norm(
-                        nn.Conv2d(
-                            before, after, kernel_size=4, stride=stride, padding=1
-                        )
-                    )
+            normed = [
+                spectral_norm(
+                    nn.Conv2d(before, after, kernel_size=4, stride=stride, padding=1)
                 )
+                for (before, after), stride in zip(
+                    pairwise(widths), strides, strict=True
+                )
+            ]
         self.layers = nn.ModuleList(normed)
         self.eval()
 

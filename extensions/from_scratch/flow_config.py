@@ -542,10 +542,9 @@ class FlowTrainerConfig(RolesSection):
         sides = zip(
             ("width", "height"), sides_of(self.datasets[0].resolution[0]), strict=True
         )
-        missing = {}
-        for key, side in sides:
-            if key not in self.sample.model_fields_set:
-                missing[key] = side
+        missing = {
+            key: side for key, side in sides if key not in self.sample.model_fields_set
+        }
         return self.sample.model_copy(update=missing).sample_items()
 
     def weights_dtype(self) -> str:
@@ -554,10 +553,7 @@ class FlowTrainerConfig(RolesSection):
 
     def logged_numbers(self) -> Sequence[str]:
         """Metrics of a step, and of the validation where there is one."""
-        if self.validation:
-            levels = noise_levels(self.validation.timesteps)
-        else:
-            levels = ()
+        levels = noise_levels(self.validation.timesteps) if self.validation else ()
         scaled = ("loss_scale",) if self.train.dtype == "float16" else ()
         roles = self.roles()
         kinds = ("loss", "grad_norm", "lr") if len(roles) > 1 else ()

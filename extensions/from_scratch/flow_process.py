@@ -217,10 +217,7 @@ class FlowTrainerProcess(RolesTrainer):
         data = self.data
         streamed = data.stream.first(CAPTIONS) if data.stream else ()
         folders = (text for sample in data.scan.samples for text in sample.texts)
-        if data.stream:
-            captions = (sample.caption for sample in streamed)
-        else:
-            captions = folders
+        captions = (sample.caption for sample in streamed) if data.stream else folders
         write_start(
             self.section.model,
             self._start,
@@ -253,10 +250,7 @@ class FlowTrainerProcess(RolesTrainer):
             )
             if cut:
                 most = model.family.max_tokens
-                if cut > 1:
-                    captions = f"{cut:,} captions have"
-                else:
-                    captions = "1 caption has"
+                captions = f"{cut:,} captions have" if cut > 1 else "1 caption has"
                 logger.info(
                     f"{captions} more than {most} tokens: what comes after them is not seen (max_tokens)"
                 )

@@ -96,9 +96,9 @@ def _counted(
     """Adds the memory that stays between steps. An optimizer keeps nothing for weights
     that no gradient reaches."""
     trained = step.trained
-    counts = {}
-    for role, parameters in trained.items():
-        counts[role] = sum(p.numel() for p in parameters)
+    counts = {
+        role: sum(p.numel() for p in parameters) for role, parameters in trained.items()
+    }
     optimizers = {role: section.role_optimizer(role) for role in trained}
     state = 0
     for role, optimizer in optimizers.items():
@@ -114,14 +114,12 @@ def _counted(
         if VAE in trained
         else {}
     )
-    size = {}
-    for role in written:
-        size[role] = FLOAT if role == DISCRIMINATOR else DTYPE_BYTES[section.save.dtype]
+    size = {
+        role: FLOAT if role == DISCRIMINATOR else DTYPE_BYTES[section.save.dtype]
+        for role in written
+    }
     files = sum(size[role] * count for role, count in written.items())
-    if section.save.states == "never":
-        states = 0
-    else:
-        states = masters + average + state
+    states = 0 if section.save.states == "never" else masters + average + state
     return StepBytes(
         counts, weights, peak, state, average, SaveSize(files, states), encoding
     )
@@ -150,10 +148,7 @@ class _VaeStep:
                 frozen = section.model
             self.autoencoder = _autoencoder(self.along.model if self.along else frozen)
             gan = self.along.discriminator if self.along else None
-            if gan:
-                network = PatchDiscriminator(gan.channels, gan.layers, 0)
-            else:
-                network = None
+            network = PatchDiscriminator(gan.channels, gan.layers, 0) if gan else None
             self.adversary = Adversary(network, gan) if network and gan else None
             self.perceptual = (
                 PerceptualDistance() if self.along and self.along.losses.lpips else None
@@ -449,10 +444,7 @@ def _text_encoder(section: FlowTrainerConfig) -> tuple[text.TextEncoder | None, 
                 encoder.eval(), nn.Linear(width, outputs, bias=False)
             ), outputs
     outputs = wanted.projection_dim
-    if outputs:
-        projection = nn.Linear(width, outputs, bias=False)
-    else:
-        projection = None
+    projection = nn.Linear(width, outputs, bias=False) if outputs else None
     return text.TextEncoder(encoder.eval(), projection), outputs or width
 
 

@@ -110,14 +110,8 @@ class NewModelConfig(ModelFolderConfig):
         """The class of the transformer in `base`; the class of the published model
         where `base` does not exist yet."""
         index = Path(self.base).expanduser() / INDEX
-        if index.is_file():
-            entry = read_model_json(index).get("transformer")
-        else:
-            entry = None
-        if isinstance(entry, list) and entry:
-            name = entry[-1]
-        else:
-            name = None
+        entry = read_model_json(index).get("transformer") if index.is_file() else None
+        name = entry[-1] if isinstance(entry, list) and entry else None
         return name if name in SOURCES else PUBLISHED
 
     def missing(self) -> Iterator[tuple[str, str]]:

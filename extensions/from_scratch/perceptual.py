@@ -87,22 +87,25 @@ def load_perceptual(backbone: Path) -> PerceptualDistance:
     Raises UserError where one of the two cannot be used.
     """
     network = PerceptualDistance()
-    weights = {}
-    for name, tensor in _read(backbone).items():
-        if name.startswith("features."):
-            weights[name] = tensor
+    weights = {
+        name: tensor
+        for name, tensor in _read(backbone).items()
+        if name.startswith("features.")
+    }
     heads = _read(heads_file())
-    named = {}
-    for index in range(len(VGG_BLOCKS)):
-        named[f"heads.{index}"] = heads.get(f"lin{index}.model.1.weight")
+    named = {
+        f"heads.{index}": heads.get(f"lin{index}.model.1.weight")
+        for index in range(len(VGG_BLOCKS))
+    }
     tensors = {
         **weights,
         **{name: tensor for name, tensor in named.items() if tensor is not None},
     }
-    expected = {}
-    for name, tensor in network.state_dict().items():
-        if "_C11" not in name:
-            expected[name] = tensor.shape
+    expected = {
+        name: tensor.shape
+        for name, tensor in network.state_dict().items()
+        if "_C11" not in name
+    }
     if {name: tensor.shape for name, tensor in tensors.items()} != expected:
         raise UserError(
             f"losses.lpips_backbone: {backbone} does not hold the weights of VGG16 (features.0.weight and so on). "
@@ -136,10 +139,9 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise UserError(
             f"losses.lpips_backbone: {file} cannot be read ({reason})."
         ) from error
-    tensors = {}
-    for name, tensor in contents.items():
-        if isinstance(tensor, Tensor):
-            tensors[name] = tensor
+    tensors = {
+        name: tensor for name, tensor in contents.items() if isinstance(tensor, Tensor)
+    }
     return tensors
 
 

@@ -85,9 +85,10 @@ class Work(NamedTuple):
             references[bucket] = max(
                 references[bucket], len(item.sample.control_images)
             )
-        works = []
-        for size, count in counts.items():
-            works.append(Work(min(most, count), *size, references[size]))
+        works = [
+            Work(min(most, count), *size, references[size])
+            for size, count in counts.items()
+        ]
         if not works:
             multiple = section.size_multiple()
             largest = max(
@@ -136,10 +137,7 @@ class StepBytes:
             "gaps": int(gaps * self.step),
         }
         training = step | {"optimizer": self.optimizer}
-        if self.encoding:
-            phases = {ENCODING: {"encoders": self.encoding}}
-        else:
-            phases = {}
+        phases = {ENCODING: {"encoders": self.encoding}} if self.encoding else {}
         phases |= {"first step": step, "training": training}
         copies = {"copies to be saved": self.save.file + self.save.state}
         if not on_gpu:
@@ -148,9 +146,9 @@ class StepBytes:
             always = {"context": CUDA_CONTEXT}
         else:
             always = {"process baseline": PROCESS_BASELINE}
-        estimated_phases = []
-        for name, parts in phases.items():
-            estimated_phases.append(Phase(name, positive(always | parts)))
+        estimated_phases = [
+            Phase(name, positive(always | parts)) for name, parts in phases.items()
+        ]
         if on_gpu:
             host = {"process baseline": PROCESS_BASELINE_WITH_CUDA} | positive(copies)
         else:
@@ -234,10 +232,7 @@ class RolesPlanner(Planner[SectionT]):
                 count = f"{self.step.trained[role]:,} parameters, "
             else:
                 count = ""
-            if optimizer.every > 1:
-                every = f", each {optimizer.every} steps"
-            else:
-                every = ""
+            every = f", each {optimizer.every} steps" if optimizer.every > 1 else ""
             rate = f"learning rate {optimizer.lr:g}, {optimizer.lr_scheduler}"
             yield f"{role}: {count}{optimizer.optimizer}, {rate}{every}"
 

@@ -129,9 +129,9 @@ class RolesSection(ImageTrainingSection, TrainerConfig):
         """The optimizer of a role. Settings that its entry does not give come from
         `train`."""
         optimizer = self.own_optimizer(role)
-        shared = {}
-        for name in OptimizerConfig.model_fields:
-            shared[name] = getattr(self.train, name)
+        shared = {
+            name: getattr(self.train, name) for name in OptimizerConfig.model_fields
+        }
         shared |= self.role_defaults(role)
         given = optimizer.model_fields_set
         return optimizer.model_copy(

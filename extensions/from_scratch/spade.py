@@ -103,10 +103,7 @@ class Spade(nn.Module):
 
     def _begin(self, decoder: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         latents = inputs[0]
-        if latents.ndim == 5:
-            self._latents_BZhw = latents[:, :, 0]
-        else:
-            self._latents_BZhw = latents
+        self._latents_BZhw = latents[:, :, 0] if latents.ndim == 5 else latents
 
     def _end(self, decoder: nn.Module, inputs: Any, output: Any) -> None:
         self._latents_BZhw = torch.empty(0)
@@ -159,9 +156,9 @@ def load_spade(autoencoder: Any, folder: Path) -> None:
         raise RunError(
             f"{file}: cannot be read ({error}), and config.json says that the decoder has it. Restore the file."
         ) from error
-    expected = {}
-    for name, tensor in autoencoder.spade.state_dict().items():
-        expected[name] = tensor.shape
+    expected = {
+        name: tensor.shape for name, tensor in autoencoder.spade.state_dict().items()
+    }
     if {name: tensor.shape for name, tensor in weights.items()} != expected:
         raise RunError(
             f"{file}: is not of the autoencoder beside it. Restore the file."

@@ -103,10 +103,7 @@ def require_start(folder: Path, checkpoint: Path) -> None:
 
 def source_hashes(model: FlowModelConfig) -> dict[str, str]:
     """Key of a folder that the model is made of -> its hash."""
-    if model.new_vae:
-        folders = {}
-    else:
-        folders = {"model.vae": model.autoencoder().folder()}
+    folders = {} if model.new_vae else {"model.vae": model.autoencoder().folder()}
     if model.name_or_path:
         folders["model.name_or_path"] = model.folder()
     elif model.text_encoder.name_or_path:
@@ -131,10 +128,7 @@ def text_folders(model: FlowModelConfig) -> tuple[Path, Path]:
     is downloaded. Raises UserError where they hold none."""
     text = model.text_encoder
     given = _local(text.name_or_path, "name_or_path")
-    if (given / "config.json").is_file():
-        encoder = given
-    else:
-        encoder = given / "text_encoder"
+    encoder = given if (given / "config.json").is_file() else given / "text_encoder"
     if not (encoder / "config.json").is_file():
         raise UserError(
             f"model.text_encoder.name_or_path: {given} holds no config.json. Give a text encoder's folder."

@@ -167,10 +167,7 @@ class RolesTrainer(ImageTrainer):
             if self.training.model.name_or_path:
                 continue_discriminator(network, self.training.model.folder())
             adversary = Adversary(network.to(self.device), gan)
-        if self._perceptual:
-            perceptual = self._perceptual.to(self.device)
-        else:
-            perceptual = None
+        perceptual = self._perceptual.to(self.device) if self._perceptual else None
         return TrainedVae(autoencoder, adversary, perceptual, scale)
 
     def vae_roles(self, trained: TrainedVae) -> dict[str, Role]:
@@ -241,10 +238,11 @@ class LossBalance(Callback):
         losses = self._losses
         numbers = result.extra_metrics
         metrics = PIXEL_METRICS | {"lpips": LPIPS_METRIC, "adversarial": "loss_gen"}
-        weighted = {}
-        for key, name in metrics.items():
-            if name in numbers:
-                weighted[key] = getattr(losses, key) * numbers[name]
+        weighted = {
+            key: getattr(losses, key) * numbers[name]
+            for key, name in metrics.items()
+            if name in numbers
+        }
         if "adversarial" in weighted and ADVERSARIAL_WEIGHT in numbers:
             weighted["adversarial"] = numbers[ADVERSARIAL_WEIGHT] * numbers["loss_gen"]
         weighted["kl"] = numbers.get("loss_kl_weighted", 0.0)

@@ -139,11 +139,12 @@ class FlowWriter(FolderWriter):
         self.along = along
 
     def copied(self, run: Run) -> Callable[[Path], None]:
-        weights = {}
-        for role, network in self.networks.items():
-            weights[role] = to_cpu_copies(
+        weights = {
+            role: to_cpu_copies(
                 network.export(run.roles[role].eval_weights()), self.save.dtype
             )
+            for role, network in self.networks.items()
+        }
         if self.along:
             weights |= self.along.copied(run, self.save.dtype)
         config = self.along.autoencoder.config() if self.along else {}  # as it is now
@@ -169,10 +170,11 @@ class FlowWriter(FolderWriter):
 
 
 def _write_text_encoder(part: Path, weights: Mapping[str, Tensor]) -> None:
-    tensors = {}
-    for name, weight in weights.items():
-        if name.startswith("encoder."):
-            tensors[name.removeprefix("encoder.")] = weight
+    tensors = {
+        name.removeprefix("encoder."): weight
+        for name, weight in weights.items()
+        if name.startswith("encoder.")
+    }
     write_safetensors_verified(part / TEXT_WEIGHTS, tensors, None)
     projection = weights.get("projection.weight")
     if projection is not None:

@@ -169,9 +169,10 @@ class _Graph:
             slots.append(
                 {"name": name, "type": source[2] if source else "IMAGE", "link": link}
             )
-        ends = []
-        for place, (name, of) in enumerate(outputs):
-            ends.append({"name": name, "type": of, "links": [], "slot_index": place})
+        ends = [
+            {"name": name, "type": of, "links": [], "slot_index": place}
+            for place, (name, of) in enumerate(outputs)
+        ]
         named = {"title": title} if title else {}
         shown = {
             "id": node,
@@ -434,10 +435,7 @@ def _images(
 ) -> dict[str, Slot]:
     """A node for each control image of a sample, by the input it is for; one
     without."""
-    if picture:
-        names = [Path(path).name for path in picture.ctrl_img]
-    else:
-        names = []
+    names = [Path(path).name for path in picture.ctrl_img] if picture else []
     slots = dict[str, Slot]()
     ends = [("IMAGE", "IMAGE"), ("MASK", "MASK")]
     for place, (given, name) in enumerate(
@@ -453,10 +451,11 @@ def _images(
 
 def _with_own_files(comfy: ComfyModel, section: DiffusionSection) -> ComfyModel:
     """The same with the names of the single files that the job gives."""
-    file_names = {}
-    for part, file in single_files(section.model).items():
-        if file.suffix == ".safetensors":
-            file_names[part] = file.name
+    file_names = {
+        part: file.name
+        for part, file in single_files(section.model).items()
+        if file.suffix == ".safetensors"
+    }
     return replace(
         comfy,
         diffusion_model=file_names.get("transformer", comfy.diffusion_model),
@@ -489,10 +488,9 @@ def _note(
     with_images: bool,
 ) -> str:
     """What the reader of a workflow does first."""
-    pictures = []
-    for one in section.sample_pictures():
-        if bool(one.ctrl_img) == with_images:
-            pictures.append(one)
+    pictures = [
+        one for one in section.sample_pictures() if bool(one.ctrl_img) == with_images
+    ]
     loras = [name for name, _ in _base_loras(section)]
     loras.append(file)
     lines = [

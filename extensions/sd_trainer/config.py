@@ -119,10 +119,7 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
 
     def logged_numbers(self) -> Sequence[str]:
         """Metrics of a step, and of the validation where there is one."""
-        if self.validation:
-            levels = noise_levels(self.validation.timesteps)
-        else:
-            levels = ()
+        levels = noise_levels(self.validation.timesteps) if self.validation else ()
         limited: tuple[str, ...] = ()
         if self.network.scale_weight_norms:
             limited = ("keys_scaled", "average_key_norm", "max_key_norm")

@@ -93,10 +93,11 @@ def _size(section: DiffusionSection) -> dict[str, Any]:
         return {"full_bf16": section.train.full_bf16}
     without_effect = KINDS[network.type].without_effect
     sizes = {"rank": "linear", "alpha": "linear_alpha"}
-    size = {}
-    for name, key in sizes.items():
-        if key not in without_effect:
-            size[name] = getattr(network, key)
+    size = {
+        name: getattr(network, key)
+        for name, key in sizes.items()
+        if key not in without_effect
+    }
     if network.type == "lokr":
         size["lokr_factor"] = network.factor
     return size
@@ -207,12 +208,13 @@ def _training(
 def _datasets(plan: RunPlan, section: DiffusionSection) -> dict[str, Any]:
     """The folders; their names by the last part of the path as written; and the uses
     per epoch by bucket size."""
-    written = {}
-    for index, dataset in enumerate(section.datasets):
-        if dataset.folder_path:
-            written[dataset.folder_path] = section.as_written(
-                dataset.folder_path, "datasets", index, "folder_path"
-            )
+    written = {
+        dataset.folder_path: section.as_written(
+            dataset.folder_path, "datasets", index, "folder_path"
+        )
+        for index, dataset in enumerate(section.datasets)
+        if dataset.folder_path
+    }
     folders: list[dict[str, Any]] = []
     dirs: dict[str, dict[str, int]] = {}
     uses = Counter[tuple[int, int]]()
@@ -220,12 +222,10 @@ def _datasets(plan: RunPlan, section: DiffusionSection) -> dict[str, Any]:
         name = (
             _last_part(written.get(folder.folder, folder.folder)) or f"dataset {number}"
         )
-        references = {}
-        for count, images in folder.references.items():
-            references[str(count)] = images
-        sizes = []
-        for bucket in folder.buckets:
-            sizes.append([bucket.width, bucket.height, bucket.images])
+        references = {str(count): images for count, images in folder.references.items()}
+        sizes = [
+            [bucket.width, bucket.height, bucket.images] for bucket in folder.buckets
+        ]
         folders.append(
             {
                 "name": name,

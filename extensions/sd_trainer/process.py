@@ -392,21 +392,12 @@ class SdTrainerProcess(ImageTrainer):
             texts.append(text)
             if prompt.layers:
                 layers[index] = prompt.layers
-        if self.section.sample:
-            of_each_set = len(self.section.sample.all_items())
-        else:
-            of_each_set = 0
-        if self.section.sample:
-            in_many = len(self.section.sample.samples)
-        else:
-            in_many = 0
+        of_each_set = len(self.section.sample.all_items()) if self.section.sample else 0
+        in_many = len(self.section.sample.samples) if self.section.sample else 0
         pairs: dict[str, list[tuple[int, int]]] = {}
         for index, name in ways.items():
             pairs.setdefault(name, []).append((index % in_many, index))
-        if pairs:
-            survival = SurvivalScores(pairs, without_network)
-        else:
-            survival = None
+        survival = SurvivalScores(pairs, without_network) if pairs else None
         samples = Samples(
             generate,
             texts,

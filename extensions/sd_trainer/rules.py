@@ -164,9 +164,10 @@ def _model_or_adapter(s: DiffusionSection) -> Findings:
 
 
 def _weight_files(s: DiffusionSection) -> Findings:
-    files = {}
-    for index, lora in enumerate(s.model.base_loras):
-        files[f"model.base_loras.{index}.path"] = lora.path
+    files = {
+        f"model.base_loras.{index}.path": lora.path
+        for index, lora in enumerate(s.model.base_loras)
+    }
     ends = {
         "train.assistant": ".path",
         "train.few_step_loss": ".lora",
@@ -754,9 +755,10 @@ def _of_layers(s: DiffusionSection, title: str) -> Findings:
 def _unseen_sizes(s: DiffusionSection) -> Findings:
     """Sizes that a model which began with random weights has never seen."""
     folder = ModelFolder(s.model.files_folder())
-    sizes = {}
-    for index, dataset in enumerate(s.datasets):
-        sizes[f"datasets.{index}.resolution"] = list(map(sides_of, dataset.resolution))
+    sizes = {
+        f"datasets.{index}.resolution": list(map(sides_of, dataset.resolution))
+        for index, dataset in enumerate(s.datasets)
+    }
     for key, sides in {
         **sizes,
         "sample": [(item.width, item.height) for item in s.sample_pictures()],
@@ -889,10 +891,7 @@ def _validation(s: DiffusionSection) -> Findings:
     if validation.edits and not (
         validation.control_path if folder else any(d.references[1] for d in s.datasets)
     ):
-        if folder:
-            key = "validation.control_path"
-        else:
-            key = "datasets[].control_path"
+        key = "validation.control_path" if folder else "datasets[].control_path"
         yield warning(
             "validation.edits",
             f"has no effect: no image has a control image. Give {key}.",

@@ -133,10 +133,11 @@ class LoraWriter:
         self, file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     ) -> None:
         """Logs the first fault of a final file."""
-        wrong = []
-        for one in health(tensors, metadata):
-            if one.severity == "error" and one.check != "unknown_keys":
-                wrong.append(one)
+        wrong = [
+            one
+            for one in health(tensors, metadata)
+            if one.severity == "error" and one.check != "unknown_keys"
+        ]
         tool = hinted_tool("examination")
         more = f" See run.py {tool}." if tool else ""
         for one in wrong[:1]:
@@ -215,9 +216,10 @@ class LoraWriter:
         """Copies of the tensors of each file of a step (as in `snapshot`), in
         `save.dtype` and on the CPU. The network must not be sharded."""
         role = run.roles[NETWORK]
-        copies = {}
-        for file, raw in self.files(run, step).items():
-            copies[file] = self._copy(role.weights(raw))
+        copies = {
+            file: self._copy(role.weights(raw))
+            for file, raw in self.files(run, step).items()
+        }
         return copies
 
     def _copy(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -411,10 +413,11 @@ def _metadata(extracted: ExtractedLora, of_main: dict[str, str]) -> dict[str, st
     """The main file's metadata with the kind replaced, and the errors of the
     extraction."""
     made_from = {key: of_main[key] for key in OF_THE_KIND if key in of_main}
-    shared = {}
-    for key, text in of_main.items():
-        if key not in made_from and not key.startswith("ss_network_"):
-            shared[key] = text
+    shared = {
+        key: text
+        for key, text in of_main.items()
+        if key not in made_from and (not key.startswith("ss_network_"))
+    }
     if ARCHITECTURE in shared:
         shared[ARCHITECTURE] = f"{shared[ARCHITECTURE].rpartition('/')[0]}/lora"
     rank = str(extracted.rank)

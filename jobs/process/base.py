@@ -171,9 +171,9 @@ class BaseTrainProcess(BaseProcess):
         super().__init__(process_id, job, config)
         # The typed section has defaults and aliases; without one the plain values
         # count.
-        given = {}
-        for key in ("training_folder", "training_seed"):
-            given[key] = self.get_conf(key)
+        given = {
+            key: self.get_conf(key) for key in ("training_folder", "training_seed")
+        }
         folder, seed = (
             getattr(self.section, key, value) for key, value in given.items()
         )

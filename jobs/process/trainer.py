@@ -566,10 +566,7 @@ class Trainer(BaseTrainProcess):
 
     def build_run(self) -> Run:
         """The `Run` before its first step. Callbacks are made on rank 0 only."""
-        if self.process_group.is_main_process:
-            callbacks = self.build_callbacks()
-        else:
-            callbacks = []
+        callbacks = self.build_callbacks() if self.process_group.is_main_process else []
         run = Run(
             name=self.name,
             folder=self.save_root,

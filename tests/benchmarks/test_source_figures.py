@@ -6,16 +6,13 @@ import ast
 
 import pytest
 
-from benchmarks.bench_walks import LIBRARY
 from benchmarks.source_figures import (
     circles,
     figures,
     idioms,
     imported,
     line_kinds,
-    sources,
 )
-from tests.conftest import ROOT
 
 TEXT = '''"""Head.
 
@@ -66,30 +63,6 @@ def test_dense_idioms_are_counted_for_each_1000_statements() -> None:
         "comprehensions": 500,
         "tuple_assignments": 250,
     }
-
-
-CEILINGS = {
-    "conditional_expressions": 27,
-    "assignment_expressions": 1,
-    "comprehensions": 42,
-    "tuple_assignments": 8,
-}
-"""The most for each 1,000 statements of the program. Libraries that read well have 14
-to 27, 0, 17 to 42 and 0 to 11."""
-
-
-def test_the_program_is_not_dense() -> None:
-    found = idioms(ast.parse(text) for text in sources(ROOT, LIBRARY).values())
-    assert {
-        name: count for name, count in found.items() if count > CEILINGS[name]
-    } == {}
-
-
-def test_the_program_has_room_to_be_read() -> None:
-    """Lines, with those of documentation and blank ones, for each statement. Libraries
-    that read well have 1.9 to 3.0."""
-    counts = figures(sources(ROOT, LIBRARY))
-    assert 1.85 < counts["lines"] / counts["statements"] < 2.6
 
 
 @pytest.mark.parametrize(

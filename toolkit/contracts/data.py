@@ -333,11 +333,10 @@ class PromptEmbeds:
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        encoded = []
-        for prompt in prompts:
-            encoded.append(
-                {EMBEDS: prompt} if isinstance(prompt, torch.Tensor) else prompt
-            )
+        encoded = [
+            {EMBEDS: prompt} if isinstance(prompt, torch.Tensor) else prompt
+            for prompt in prompts
+        ]
         shapes = set()
         for one in encoded:
             parts = {name: t.shape for name, t in one.items() if name != EMBEDS}
@@ -347,10 +346,11 @@ class PromptEmbeds:
                 f"prompts of one batch have unlike extra tensors: {sorted(map(str, shapes))}"
             )
         padded_BLD = pad_sequence([one[EMBEDS] for one in encoded], batch_first=True)
-        extra = {}
-        for name in encoded[0]:
-            if name != EMBEDS:
-                extra[name] = torch.stack([one[name] for one in encoded])
+        extra = {
+            name: torch.stack([one[name] for one in encoded])
+            for name in encoded[0]
+            if name != EMBEDS
+        }
         return PromptEmbeds(
             padded_BLD, tuple(len(one[EMBEDS]) for one in encoded), extra
         )

@@ -143,9 +143,10 @@ class NetworkKind:
 
     def extra_kwargs(self, section: object) -> dict[str, Any]:
         """The arguments named in `settings`, from a `network:` section."""
-        kwargs = {}
-        for argument, key in self.settings.items():
-            kwargs[argument] = attrgetter(key)(section)
+        kwargs = {
+            argument: attrgetter(key)(section)
+            for argument, key in self.settings.items()
+        }
         return kwargs
 
     def layer_shapes(
@@ -220,10 +221,11 @@ def boft_shapes(
     of two. Source: LyCORIS 4.1.3, functional/general.py `power2factorization`,
     modules/boft.py.
     """
-    sizes = []
-    for size in range(2, min(rank, outputs) + 1, 2):
-        if outputs % size == 0 and _is_power(outputs // size):
-            sizes.append(size)
+    sizes = [
+        size
+        for size in range(2, min(rank, outputs) + 1, 2)
+        if outputs % size == 0 and _is_power(outputs // size)
+    ]
     if not sizes:
         odd = outputs // (outputs & -outputs)
         raise UserError(

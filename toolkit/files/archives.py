@@ -130,10 +130,11 @@ def opened(
         if limits:
             _check_directory(file, limits)
         with zipfile.ZipFile(file) as archive:
-            members = []
-            for member in archive.infolist():
-                if not member.is_dir() and _is_visible(member.filename):
-                    members.append(member)
+            members = [
+                member
+                for member in archive.infolist()
+                if not member.is_dir() and _is_visible(member.filename)
+            ]
             for member in members:
                 if member.flag_bits & 1:
                     raise OSError(

@@ -268,22 +268,25 @@ def unpack(path: str | Path, folder: Path) -> None:
     with open(folder / TABLE, "w", encoding="utf-8") as table:
         for number, row in enumerate(file.rows()):
             name = f"{number:07}"
-            pictures = {}
-            for key in file.pictures:
-                if key in row:
-                    pictures[key] = _written(row[key], key, name, folder)
-            record = {}
-            for key, value in row.items():
-                record[key] = pictures[key] if key in pictures else plain(value)
+            pictures = {
+                key: _written(row[key], key, name, folder)
+                for key in file.pictures
+                if key in row
+            }
+            record = {
+                key: pictures[key] if key in pictures else plain(value)
+                for key, value in row.items()
+            }
             table.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def _written(value: Any, column: str, name: str, folder: Path) -> Any:
     """The path of a picture that was written, from `folder`; of several a list."""
     if isinstance(value, list):
-        paths = []
-        for number, element in enumerate(value):
-            paths.append(_written(element, column, f"{name}_{number}", folder))
+        paths = [
+            _written(element, column, f"{name}_{number}", folder)
+            for number, element in enumerate(value)
+        ]
         return paths
     picture = picture_of(value)
     if not picture:

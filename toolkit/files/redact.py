@@ -128,10 +128,11 @@ def remember_environment(env: Mapping[str, str]) -> None:
     but their values are paths, words or short. Such values are not redacted: this would
     make ordinary text unreadable.
     """
-    secrets = []
-    for name, value in env.items():
-        if name in ALWAYS or (is_secret_variable(name) and not _is_common(value)):
-            secrets.append(value)
+    secrets = [
+        value
+        for name, value in env.items()
+        if name in ALWAYS or (is_secret_variable(name) and (not _is_common(value)))
+    ]
     register_secret(secrets)
 
 

@@ -179,17 +179,11 @@ def denied(path: Path) -> Cause:
     is_owner = status.st_uid == os.getuid()
     owner = f"{_user(status.st_uid)}, mode {status.st_mode & 0o777:03o}"
     what = f"Permission denied: {'it' if place == file else place} belongs to {owner}"
-    if is_owner:
-        who = ""
-    else:
-        who = f", and this program runs as {_user(os.getuid())}"
+    who = "" if is_owner else f", and this program runs as {_user(os.getuid())}"
     command = (
         f"Run: chmod {'u' if is_owner else 'a'}+{rights} {shlex.quote(str(place))}"
     )
-    if is_owner:
-        by = ""
-    else:
-        by = ", as the owner or root; or run this program as the owner"
+    by = "" if is_owner else ", as the owner or root; or run this program as the owner"
     if os.access(place, os.R_OK | (os.X_OK if is_folder else 0)):  # not by its mode
         return Cause(
             f"{what}{who}",

@@ -64,10 +64,7 @@ def find_config(argument: str) -> Path:
     """
     # leaves the name of an unknown user as it is
     given = Path(os.path.expanduser(argument))
-    if given.parts[:1] == ("config",):
-        named = Path(*given.parts[1:])
-    else:
-        named = given
+    named = Path(*given.parts[1:]) if given.parts[:1] == ("config",) else given
     bases = dict.fromkeys([given, Path("config") / named, CONFIG_ROOT / named])
     places = []
     for base in bases:
@@ -97,10 +94,11 @@ def find_config(argument: str) -> Path:
 
 def _folder_instead(folder: Path) -> str:
     """The remedy for a folder that is given instead of a config."""
-    jobs = []
-    for name in sorted(os.listdir(folder)):
-        if name.endswith(CONFIG_SUFFIXES[:2]):
-            jobs.append(str(folder / name))
+    jobs = [
+        str(folder / name)
+        for name in sorted(os.listdir(folder))
+        if name.endswith(CONFIG_SUFFIXES[:2])
+    ]
     if jobs:
         return f"is a folder, not a config file. Give a file: {', '.join(jobs[:3])}{', ...' * (len(jobs) > 3)}."
     remedy = f"For images in it, 'run.py new NAME {folder}' writes a job, and 'run.py lint {folder}' checks them."
@@ -112,13 +110,14 @@ def _near_config(bases: Iterable[Path]) -> str:
     one."""
     for base in bases:
         with suppress(OSError, ValueError):
-            siblings = []
-            for name in sorted(os.listdir(base.parent)):
-                if name.endswith(CONFIG_SUFFIXES):
-                    siblings.append(name)
-            stems = {}
-            for name in reversed(siblings):
-                stems[os.path.splitext(name)[0].lower()] = name
+            siblings = [
+                name
+                for name in sorted(os.listdir(base.parent))
+                if name.endswith(CONFIG_SUFFIXES)
+            ]
+            stems = {
+                os.path.splitext(name)[0].lower(): name for name in reversed(siblings)
+            }
             near = get_close_matches(base.stem.lower(), stems, n=1, cutoff=0.6)
             if near:
                 return f" Did you mean {str(base.parent / stems[near[0]])!r}?"
@@ -313,10 +312,7 @@ def why_not_replaced(path: Path, is_own: Callable[[Path], bool] = is_own_folder)
     if not os.path.lexists(path) or is_own(path):
         return ""
     added = added_to(path)
-    if added:
-        named = f"'{path}' holds '{added}', which"
-    else:
-        named = f"'{path}'"
+    named = f"'{path}' holds '{added}', which" if added else f"'{path}'"
     return f"{named} was not made by this program, so it is never replaced. Move it away, or give another place."
 
 

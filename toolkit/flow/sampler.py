@@ -33,10 +33,7 @@ def sigmas(
     >>> sigmas(4, mu=0.0, terminal=None)
     tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000])
     """
-    if levels:
-        even = np.array(levels)
-    else:
-        even = np.linspace(1.0, 1 / steps, steps)
+    even = np.array(levels) if levels else np.linspace(1.0, 1 / steps, steps)
     shifted = math.exp(mu) / (math.exp(mu) + (1 / even.astype(np.float32) - 1))
     if terminal is not None and shifted[-1] < 1:
         below_one = 1 - shifted

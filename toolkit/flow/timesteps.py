@@ -396,10 +396,7 @@ def timesteps_from_uniform(
         return _cut_off(share, settings, context)
     sampling = sampling_for(settings)
     if settings.content_or_style != "balanced":
-        if settings.content_or_style == "content":
-            noise = 1 - share**3
-        else:
-            noise = share**3
+        noise = 1 - share**3 if settings.content_or_style == "content" else share**3
         share = noise if sampling.increasing else 1 - noise
     if sampling.base is torch.randn:
         share = torch.special.ndtri(share.clamp(SMALLEST, 1 - SMALLEST))

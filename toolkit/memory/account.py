@@ -160,10 +160,7 @@ def account_of(
     The events may begin late. The blocks that were alive before them follow from the
     blocks at the end, by undoing the events.
     """
-    if snapshot["device_traces"]:
-        events = snapshot["device_traces"][device]
-    else:
-        events = []
+    events = snapshot["device_traces"][device] if snapshot["device_traces"] else []
     alive, reserved = _at_begin(snapshot["segments"], events, device)
     sizes = {address: size for address, (size, _) in alive.items()}
     now = peak = sum(sizes.values())

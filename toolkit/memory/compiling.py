@@ -100,20 +100,14 @@ def decide_compiling(
     """
     if settings.enabled != "auto" or device.type != "cuda":
         return settings.enabled is True
-    if sharded:
-        lack = "the blocks are sharded over the processes"
-    else:
-        lack = against
+    lack = "the blocks are sharded over the processes" if sharded else against
     if not lack and settings.backend not in torch._dynamo.list_backends(
         exclude_tags=()
     ):
         lack = f"PyTorch has no backend {settings.backend!r} on this machine"
     if not lack and settings.backend == "inductor":
         missing = _missing(device)
-        if missing:
-            lack = f"inductor needs {missing}"
-        else:
-            lack = _unable(device, qtype)
+        lack = f"inductor needs {missing}" if missing else _unable(device, qtype)
     if lack:
         logger.info(f"{settings.place} auto: the blocks are not compiled: {lack}")
     return not lack

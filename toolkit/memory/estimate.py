@@ -166,10 +166,7 @@ class StepShape:
         and the operation at work."""
         assert self._units.offloaded  # the others are refused
         units = self._of(self._units.offloaded) + DROPOUT_OFFLOADED * self.dropout
-        if self.dequantized_bytes:
-            weight = self.number_bytes * self.largest_layer
-        else:
-            weight = 0
+        weight = self.number_bytes * self.largest_layer if self.dequantized_bytes else 0
         change = max(
             0,
             self._of(self._units.change) * self.largest_layer

@@ -314,10 +314,7 @@ class BlockSwap:
                 # The backward pass begins with the last two blocks, which are loaded.
                 # Trained blocks may be written to between two passes; no block may be
                 # in a copy at that time.
-                if has_backward or self._trained:
-                    after = None
-                else:
-                    after = 0
+                after = None if has_backward or self._trained else 0
             self._ensure_loaded(place, after)
             if not has_backward:
                 return run(block, *tensors)

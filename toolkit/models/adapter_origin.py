@@ -74,10 +74,7 @@ def unreadable(path: str) -> str:
             read_metadata(file)
     except (UserError, ValueError) as error:
         reason = error.__cause__ or error
-        if isinstance(reason, Exception):
-            cause = cause_of(file, reason)
-        else:
-            cause = None
+        cause = cause_of(file, reason) if isinstance(reason, Exception) else None
         what = cause.what if cause else str(reason)
         if cause:
             remedy = cause.remedy
@@ -119,10 +116,11 @@ def origin_findings(key: str, path: str, model: ModelSection, folder: Path) -> F
     architecture = str(metadata.get(ARCHITECTURE, "")).partition("/")[0]
     known = [one for one in map(FAMILIES.load, FAMILIES) if one.published]
     named = named_families(metadata)
-    others = []
-    for one in named or known:
-        if _kinds(one, Path(next(iter(one.published)))) != kinds:
-            others.append(one)
+    others = [
+        one
+        for one in named or known
+        if _kinds(one, Path(next(iter(one.published)))) != kinds
+    ]
     if (named and others) or (not named and not _fits(keys, kinds)):
         if named:
             matching = others

@@ -201,16 +201,17 @@ def _candidates(path: Path) -> list[Candidate]:
     whatever its number of blocks. Empty where more than half of them differ."""
     shapes = shapes_of(path)
     names = {_pattern(weight) for weight in stored_weights(shapes)}
-    markers = set()
-    for marker, title in MARKERS.items():
-        if title and marker in map(without_prefix, shapes):
-            markers.add(title)
+    markers = {
+        title
+        for marker, title in MARKERS.items()
+        if title and marker in map(without_prefix, shapes)
+    }
     near: dict[int, list[Candidate]] = {}
     for family in map(FAMILIES.load, FAMILIES):
         for hub_id, title in family.published.items():
-            expected = set()
-            for weight in family.weight_shapes(Path(hub_id)):
-                expected.add(_pattern(weight))
+            expected = {
+                _pattern(weight) for weight in family.weight_shapes(Path(hub_id))
+            }
             differ = len(expected ^ names)
             if differ <= len(expected) / 2 and (not markers or title in markers):
                 near.setdefault(differ, []).append(
@@ -242,10 +243,11 @@ def _model_of(
     if arch:
         name = ARCH_SPELLINGS.get(arch, arch.split(":")[0])
         version = re.search(r"25\d\d", arch)
-        of_arch = []
-        for one in candidates:
-            if one.family.arch == ARCH_SPELLINGS.get(name, name):
-                of_arch.append(one)
+        of_arch = [
+            one
+            for one in candidates
+            if one.family.arch == ARCH_SPELLINGS.get(name, name)
+        ]
         if not of_arch:
             raise UserError(
                 f"by its weights it is {titles}, which model.arch {arch!r} is not. Leave it out, or give such a model."
@@ -253,10 +255,7 @@ def _model_of(
         candidates = [
             one for one in of_arch if version and version[0] in one.title
         ] or of_arch
-    if arch:
-        by = f"by its weights and arch {arch}"
-    else:
-        by = "by its weights"
+    by = f"by its weights and arch {arch}" if arch else "by its weights"
     if len(candidates) == 1:
         return candidates[0], f"{candidates[0].title} {by}"
     if home:
@@ -264,9 +263,10 @@ def _model_of(
         if of_home:
             return of_home[0], f"{home.title} {by} and the folder that it lies in"
     metadata = read_metadata(path)
-    texts = []
-    for key in ("base_model", "modelspec.architecture"):
-        texts.append((metadata.get(key, ""), "metadata"))
+    texts = [
+        (metadata.get(key, ""), "metadata")
+        for key in ("base_model", "modelspec.architecture")
+    ]
     for text, where in (*texts, (path.name, "name")):
         named = _named(str(text).split("/")[-1], candidates)
         if named:

@@ -135,10 +135,7 @@ def vae_weights(config: Mapping[str, Any], published: Mapping[str, Any]) -> Shap
             )
             place += 1
     for level, (before, after) in enumerate(pairwise([dims[-1], *dims[::-1]])):
-        if is_21 or level == 0:
-            halved = before
-        else:
-            halved = before / 2
+        halved = before if is_21 or level == 0 else before / 2
         for block in range(blocks + 1):
             resnet(
                 f"decoder.up_blocks.{level}.resnets.{block}",

@@ -547,10 +547,7 @@ def unknown_family(model: ModelSection) -> Iterator[str]:
 def deployed_grid(way: DeploymentConfig) -> tuple[int, tuple[float, ...]]:
     """Steps of an entry of `sample.also`, and the noise levels that are resampled to
     these steps. Without levels they are evenly spaced."""
-    if way.model:
-        other = family_for(ModelConfig(name_or_path=way.model))
-    else:
-        other = None
+    other = family_for(ModelConfig(name_or_path=way.model)) if way.model else None
     levels = way.levels or (other.sample_sigmas if other else ())
     return way.steps or len(levels) or (
         other.sample_steps if other else FEW_STEPS
@@ -602,9 +599,10 @@ def single_file_faults(model: ModelConfig, folder: Path) -> Iterator[tuple[str, 
         return
     expected = family.weight_shapes(folder)
     others = [one for one in map(FAMILIES.load, FAMILIES) if one.published]
-    names = {}
-    for one in others:
-        names[one.title] = one.weight_shapes(Path(next(iter(one.published)))).keys()
+    names = {
+        one.title: one.weight_shapes(Path(next(iter(one.published)))).keys()
+        for one in others
+    }
     for part, file in files.items():
         try:
             if not expected:
@@ -747,10 +745,7 @@ def download_of(model: ModelConfig, job: JobContext) -> Download | None:
         total = (
             published_bytes(family_for(model), model.folder(), given) or CONFIG_BYTES
         )
-    if total is None:
-        left = None
-    else:
-        left = max(0, total - downloaded_bytes(name))
+    left = None if total is None else max(0, total - downloaded_bytes(name))
     return Download(left, hub_cache(), free_space(hub_cache()))
 
 

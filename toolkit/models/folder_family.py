@@ -299,14 +299,15 @@ class FolderFamily(ModelFamily):
 
     def modules(self, folder: Path) -> dict[str, int]:
         config = self.transformer_config(folder)
-        counts = {}
-        for name, (inputs, outputs) in self.every_linear_layer(folder).items():
-            counts[name] = (inputs + self.biases) * outputs
+        counts = {
+            name: (inputs + self.biases) * outputs
+            for name, (inputs, outputs) in self.every_linear_layer(folder).items()
+        }
         for name, count in self.norms(config).items():
             if name.startswith("."):
-                places = []
-                for i in range(config["num_layers"]):
-                    places.append(f"transformer_blocks.{i}")
+                places = [
+                    f"transformer_blocks.{i}" for i in range(config["num_layers"])
+                ]
             else:
                 places = [""]
             counts |= {place + name: count for place in places}
@@ -314,9 +315,9 @@ class FolderFamily(ModelFamily):
 
     def weight_shapes(self, folder: Path) -> dict[str, tuple[int, ...]]:
         linears = self.every_linear_layer(folder)
-        shapes: dict[str, tuple[int, ...]] = {}
-        for name, (i, o) in linears.items():
-            shapes[f"{name}.weight"] = (o, i)
+        shapes: dict[str, tuple[int, ...]] = {
+            f"{name}.weight": (o, i) for name, (i, o) in linears.items()
+        }
         shapes |= {
             f"{name}.bias": (o,) for name, (_, o) in linears.items() if self.biases
         }
@@ -342,10 +343,11 @@ class FolderFamily(ModelFamily):
         layers = self.linear_layers(folder)
         all_modules = self.modules(folder)
         weights = {name: inputs * outputs for name, (inputs, outputs) in layers.items()}
-        tabulated = {}
-        for name, count in weights.items():
-            if re.fullmatch(self.modulation_pattern, name):
-                tabulated[name] = count
+        tabulated = {
+            name: count
+            for name, count in weights.items()
+            if re.fullmatch(self.modulation_pattern, name)
+        }
         of_text = text_config(folder)
         keys = zip(
             ("hidden_size", "intermediate_size"), self.published_text_sizes, strict=True
@@ -461,10 +463,11 @@ def text_size(stored: Mapping[str, int]) -> EncoderSize:
 def text_layer_size(stored: Mapping[str, int]) -> EncoderSize:
     """Size of one layer of a text encoder with these weights. Norms and biases, which
     are small, do not count."""
-    numbers = set()
-    for name in stored:
-        if OF_TEXT_LAYERS.fullmatch(name):
-            numbers.add(name.partition("layers.")[2].partition(".")[0])
+    numbers = {
+        name.partition("layers.")[2].partition(".")[0]
+        for name in stored
+        if OF_TEXT_LAYERS.fullmatch(name)
+    }
     return EncoderSize(text_size(stored).linear_params // max(1, len(numbers)), 0)
 
 

@@ -118,10 +118,7 @@ class FolderModel(DiffusionModel):
         """See `DiffusionModel`. A text encoder that is not loaded already is read layer
         by layer."""
         loaded = "text_encoder" in self._parts or "text_encoder" in self.trained_parts()
-        if loaded or not encodings:
-            encoder = None
-        else:
-            encoder = self.layerwise_encoder()
+        encoder = None if loaded or not encodings else self.layerwise_encoder()
         if encoder is None:
             yield from encodings
             return
@@ -225,14 +222,12 @@ class FolderModel(DiffusionModel):
         velocity: dict[int, Tensor] = {}
         levels = len(x_t_BCHW) // len(references)
         for number, rows in enumerate(groups.values(), start=1):
-            if number == len(groups):
-                run = self._run_last_pass
-            else:
-                run = self._run_block
+            run = self._run_last_pass if number == len(groups) else self._run_block
             of_group = [references[row] for row in rows]
-            slots = []
-            for slot_B in zip(*of_group, strict=True):
-                slots.append(self.to_model(torch.stack(slot_B)))
+            slots = [
+                self.to_model(torch.stack(slot_B))
+                for slot_B in zip(*of_group, strict=True)
+            ]
             noisy = [row * levels + level for row in rows for level in range(levels)]
             predicted_BCHW = self.predict_group(
                 run, x_t_BCHW[noisy], t_B[noisy], prompts.select(rows), slots

@@ -39,10 +39,9 @@ def refuse_arguments(kind: type[Any], arguments: Mapping[str, Any], key: str) ->
     ...
     toolkit.errors.UserError: net.in_feature: Linear has no such argument. ...
     """
-    known = []
-    for name in inspect.signature(kind.__init__).parameters:
-        if name != "self":
-            known.append(name)
+    known = [
+        name for name in inspect.signature(kind.__init__).parameters if name != "self"
+    ]
     unknown = sorted(arguments.keys() - set(known))
     if unknown:
         hint = did_you_mean(unknown[0], known)

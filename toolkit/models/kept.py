@@ -450,10 +450,11 @@ class KeptWriter:
         without: beginning of the blocks' names."""
         if self._stack is None:
             return
-        state = []
-        for name, tensor in rest.state_dict().items():
-            if not name.startswith(without):
-                state.append((name, tensor))
+        state = [
+            (name, tensor)
+            for name, tensor in rest.state_dict().items()
+            if not name.startswith(without)
+        ]
         try:
             self._bytes += _write(_file(self._temporary, REST), state, "{}")
             fsync(_file(self._temporary, REST))

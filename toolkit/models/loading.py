@@ -131,10 +131,7 @@ class ShardReader:
             for path in paths
             for name in self._shard(path).keys()  # noqa: SIM118
         }
-        if file:
-            self._stored = stored_weights(shapes_of(file), names)
-        else:
-            self._stored = {}
+        self._stored = stored_weights(shapes_of(file), names) if file else {}
         self._rotations = rotations_of(file) if file else {}
         self.names = set(self._stored or self._path_of)
 
@@ -448,10 +445,7 @@ def load_blockwise(
     """
     read = partial(_read_kept, options, kind, tabulated)
     make = partial(_from_weights, options, kind, tabulated)
-    if options.kept:
-        model = options.kept.used_by(read, make)
-    else:
-        model = make(None)
+    model = options.kept.used_by(read, make) if options.kept else make(None)
     for name, child in model.named_children():
         if name != BLOCKS:
             child.to(options.device)
@@ -618,10 +612,7 @@ def some(names: Iterable[str], most: int = 5) -> str:
     'bias, norm and 1 more'
     """
     ordered = sorted(names)
-    if len(ordered) > most:
-        more = f" and {len(ordered) - most} more"
-    else:
-        more = ""
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
     return ", ".join(ordered[:most]) + more
 
 
@@ -666,10 +657,7 @@ def load_model(
         keeps_text = FILE_CODES.get(model.qtype_te, "")
     else:
         keeps_text = ""
-    if keeps_text and model.qtype_te in FP8_QTYPES:
-        as_stored = "-as-stored"
-    else:
-        as_stored = ""
+    as_stored = "-as-stored" if keeps_text and model.qtype_te in FP8_QTYPES else ""
     options = ModelLoadOptions(
         folder=folder,
         files=checked_files(model),

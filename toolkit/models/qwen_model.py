@@ -53,10 +53,7 @@ class QwenModel(FolderModel):
         return encoder_hash(o.folder / part, o.files.get(part)), self.cache_key(part)
 
     def cache_key(self, part: str) -> str:
-        if part == "text_encoder":
-            variant = self.options.text_encoder_cache_tag
-        else:
-            variant = ""
+        variant = self.options.text_encoder_cache_tag if part == "text_encoder" else ""
         return self._identities[part] + variant
 
     @cached_property

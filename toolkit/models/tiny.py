@@ -97,14 +97,16 @@ class TinySpec:
     def recipe(self) -> dict[str, object]:
         """The values that are written to `tiny_model.json`: settings, and a hash of the
         captions where there are some."""
-        defaults = {}
-        for field in fields(self):
-            if field.name in ("arch", "zero_cond_t"):
-                defaults[field.name] = field.default
-        settings = {}
-        for key, value in asdict(self).items():
-            if key not in defaults or value != defaults[key]:
-                settings[key] = value
+        defaults = {
+            field.name: field.default
+            for field in fields(self)
+            if field.name in ("arch", "zero_cond_t")
+        }
+        settings = {
+            key: value
+            for key, value in asdict(self).items()
+            if key not in defaults or value != defaults[key]
+        }
         captions = settings.pop("captions")
         if captions:
             settings["captions"] = hashlib.sha256(
@@ -129,13 +131,12 @@ def write_tiny_model(folder: Path, spec: TinySpec = TinySpec()) -> None:
         shutil.rmtree(folder / "transformer", ignore_errors=True)
         transformer.save_pretrained(folder / "transformer", max_shard_size=shard_bytes)
     parts = {"scheduler": "FlowMatchEulerDiscreteScheduler", **family.classes}
-    libraries = {}
-    for part in parts:
-        libraries[part] = (
-            "transformers"
-            if part in family.encoder_parts["text_encoder"]
-            else "diffusers"
-        )
+    libraries = {
+        part: "transformers"
+        if part in family.encoder_parts["text_encoder"]
+        else "diffusers"
+        for part in parts
+    }
     index = {part: [libraries[part], parts[part]] for part in sorted(parts)}
     write_model_json(
         folder / "model_index.json",
@@ -223,9 +224,8 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     merges = "".join(f"{left} {right}\n" for left, right in model["merges"])
     (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
     write_model_json(folder / "added_tokens.json", added)
-    decoder = {}
-    for token, i in added.items():
-        decoder[str(i)] = {
+    decoder = {
+        str(i): {
             "content": token,
             "lstrip": False,
             "normalized": False,
@@ -233,6 +233,8 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
             "single_word": False,
             "special": True,
         }
+        for token, i in added.items()
+    }
     write_model_json(
         folder / "tokenizer_config.json",
         {

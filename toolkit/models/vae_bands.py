@@ -228,16 +228,10 @@ def _sum(
         while count < rows_BCFHW.shape[ROWS]:
             parts.append(next(waiting).rows_BCFHW)
             count += parts[-1].shape[ROWS]
-        if len(parts) > 1:
-            beside_BCFHW = torch.cat(parts, ROWS)
-        else:
-            beside_BCFHW = parts[0]
+        beside_BCFHW = torch.cat(parts, ROWS) if len(parts) > 1 else parts[0]
         del parts
         here = rows_BCFHW.shape[ROWS]
-        if count > here:
-            left_BCFHW = beside_BCFHW[:, :, :, here:].clone()
-        else:
-            left_BCFHW = None
+        left_BCFHW = beside_BCFHW[:, :, :, here:].clone() if count > here else None
         held = [rows_BCFHW + beside_BCFHW[:, :, :, :here]]
         del rows_BCFHW, beside_BCFHW
         yield Band(held.pop(), is_last)
@@ -291,10 +285,7 @@ def _convolution(module: Module) -> Layer:
     def convolve(window_BCFHW: Tensor) -> Tensor:
         # Only the last of the taps along time of a three-dimensional kernel meets the
         # frame.
-        if module.weight.ndim == 4:
-            weight = module.weight
-        else:
-            weight = module.weight[:, :, -1]
+        weight = module.weight if module.weight.ndim == 4 else module.weight[:, :, -1]
         padding = (0, columns // 2)
         return functional.conv2d(
             window_BCFHW[:, :, 0], weight, module.bias, padding=padding

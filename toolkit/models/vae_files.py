@@ -39,16 +39,14 @@ def encoder_hash(folder: Path, file: Path | None = None) -> str:
     ComfyUI has it, gets the same hash as a folder with the same weights.
     """
     config = read_model_json(folder / "config.json")
-    settings = {}
-    for key, value in config.items():
-        if not key.startswith("_") and "decoder" not in key:
-            settings[key] = value
+    settings = {
+        key: value
+        for key, value in config.items()
+        if not key.startswith("_") and "decoder" not in key
+    }
     digest = sha256(json.dumps(settings, sort_keys=True).encode())
     of_encoder = file is not None and not is_decoder_only(file)
-    if file is not None and of_encoder:
-        paths = shards_of(file)
-    else:
-        paths = weight_files(folder)
+    paths = shards_of(file) if file is not None and of_encoder else weight_files(folder)
     entries = {name: (path, entry) for path in paths for name, entry in _weights(path)}
     for name in sorted(entries):
         path, entry = entries[name]

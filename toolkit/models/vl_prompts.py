@@ -162,10 +162,9 @@ def load_tokenizer(part: Path) -> Qwen2Tokenizer:
         tokenizer = transformers.Qwen2Tokenizer.from_pretrained(
             part, local_files_only=True
         )
-    split_up = []
-    for marker in SPECIAL_TOKENS:
-        if len(tokenizer.encode(marker)) != 1:
-            split_up.append(marker)
+    split_up = [
+        marker for marker in SPECIAL_TOKENS if len(tokenizer.encode(marker)) != 1
+    ]
     absent = [marker for marker in split_up if marker not in tokenizer.get_vocab()]
     if absent:
         raise RunError(

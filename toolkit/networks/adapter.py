@@ -57,9 +57,9 @@ def apply_max_norm_(
     before = torch.stack(list(norms))
     above = (before > most) & step_ok.to(before.device)
     ratio = torch.where(above, most / before, 1.0)
-    shares = {}
-    for n in {len(parts) for parts in matrices}:
-        shares[n] = (ratio ** (1 / n)).unbind()
+    shares = {
+        n: (ratio ** (1 / n)).unbind() for n in {len(parts) for parts in matrices}
+    }
     factors = []
     for index, parts in enumerate(matrices):
         for _ in parts:
@@ -300,9 +300,9 @@ class LinearAdapterNetwork(Network):
         """The layer that replaces `base`, initialised on the CPU."""
         make_shapes = self.kind.shapes
         assert make_shapes is not None  # None means that the model itself is trained
-        settings = {}
-        for argument in self.kind.settings:
-            settings[argument] = getattr(self, argument)
+        settings = {
+            argument: getattr(self, argument) for argument in self.kind.settings
+        }
         shapes = make_shapes(base.in_features, base.out_features, self.rank, **settings)
         layer = self.layer(base, shapes, self.scale_for(shapes), adapter_dropout)
         layer.init_weights(generator(self.seed, "network", target))

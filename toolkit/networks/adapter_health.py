@@ -177,10 +177,9 @@ def layers_of(tensors: Mapping[str, Tensor]) -> FileLayers:
 
 def _matrices(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All parts but alpha, float32, as `LayerDelta` has them."""
-    matrices = {}
-    for name, tensor in parts.items():
-        if name != "alpha":
-            matrices[name] = tensor.float()
+    matrices = {
+        name: tensor.float() for name, tensor in parts.items() if name != "alpha"
+    }
     if "row_norms" in matrices:
         matrices["dora_scale"] = matrices.pop("row_norms").reshape(-1, 1)
     return matrices
@@ -285,10 +284,7 @@ def _unread(read: FileLayers, count: int) -> Iterator[Diagnostic]:
     if not read.unknown:
         return
     names = sorted(read.unknown)
-    if len(names) == count:
-        number = f"All {count}"
-    else:
-        number = f"{len(names)} of {count}"
+    number = f"All {count}" if len(names) == count else f"{len(names)} of {count}"
     kinds = [kind for kind in map(unread_kind, names) if kind]
     if kinds:
         problem = f"hold {kinds[0]}"
@@ -356,9 +352,9 @@ def _untrained(sound: Mapping[str, LayerDelta]) -> Iterator[Diagnostic]:
     implausible scale, so such layers count here as if their scale were 1."""
     if not sound:
         return
-    sizes = {}
-    for name, change in sound.items():
-        sizes[name] = _size(change) * _believed_scale(change)
+    sizes = {
+        name: _size(change) * _believed_scale(change) for name, change in sound.items()
+    }
     largest = max(sizes.values())
     if largest == 0:
         remedy = "Train again, and see that the loss has a gradient (grad_norm above 0 in metrics.jsonl)."
@@ -400,10 +396,7 @@ def _why_untrained(sound: Mapping[str, LayerDelta]) -> str:
     step."""
     ups = [change.parts["up"] for change in sound.values() if "up" in change.parts]
     ups_are_zero = bool(ups) and not any(up.any() for up in ups)
-    if ups_are_zero:
-        side = "lora_B (the up matrix)"
-    else:
-        side = "one of the matrices"
+    side = "lora_B (the up matrix)" if ups_are_zero else "one of the matrices"
     if _is_initial(sound):
         state = ", and lora_A is as it was initialised: no step was taken"
     else:
@@ -433,14 +426,14 @@ def _is_initial(sound: Mapping[str, LayerDelta]) -> bool:
     """Whether all down matrices are evenly spread between -1 and 1 through the root of
     their inputs, as trainers begin with them (`torch.nn.init.kaiming_uniform_(a=5 **
     0.5)`)."""
-    downs = []
-    for change in sound.values():
-        if "down" in change.parts:
-            downs.append(change.parts["down"])
-    spread = []
-    for down in downs:
-        if down.numel() > 1:
-            spread.append(float(down.std() * math.sqrt(3 * down.shape[1])))
+    downs = [
+        change.parts["down"] for change in sound.values() if "down" in change.parts
+    ]
+    spread = [
+        float(down.std() * math.sqrt(3 * down.shape[1]))
+        for down in downs
+        if down.numel() > 1
+    ]
     most = max(
         (float(down.abs().max()) * math.sqrt(down.shape[1]) for down in downs),
         default=2.0,
@@ -453,10 +446,9 @@ def _is_end_of_text(zero: Collection[str], sound: Collection[str]) -> bool:
     attention on that side reach no pixel, so they are zero in a good file too."""
     numbers = [number for number in map(block_in, sound) if number is not None]
     last = max(numbers, default=0)
-    text_of_last = set()
-    for name in sound:
-        if block_in(name) == last and TEXT_SIDE.search(name):
-            text_of_last.add(name)
+    text_of_last = {
+        name for name in sound if block_in(name) == last and TEXT_SIDE.search(name)
+    }
     return set(zero) <= text_of_last and set(zero) < set(sound)
 
 
@@ -493,14 +485,14 @@ def _alphas(
     read: FileLayers, sound: Mapping[str, LayerDelta], metadata: Mapping[str, str]
 ) -> Iterator[Diagnostic]:
     """All faults of the strengths of a file's layers."""
-    scales = {}
-    for name, change in sound.items():
-        if _has_strength(change):
-            scales[name] = change.scale
-    alphas = {}
-    for name in scales:
-        if "alpha" in read.parts[name]:
-            alphas[name] = read.parts[name]["alpha"]
+    scales = {
+        name: change.scale for name, change in sound.items() if _has_strength(change)
+    }
+    alphas = {
+        name: read.parts[name]["alpha"]
+        for name in scales
+        if "alpha" in read.parts[name]
+    }
     file = _Strengths(scales, alphas, metadata)
     yield from _lost_alphas(file)
     yield from _alphas_of_several_numbers(file)
@@ -570,10 +562,11 @@ def _unlike_strengths(file: _Strengths) -> Iterator[Diagnostic]:
     if len(counts) < 2:
         return
     usual = float(counts.most_common(1)[0][0])
-    unlike = []
-    for name, scale in scales.items():
-        if not 1 / UNLIKE < scale / usual < UNLIKE:
-            unlike.append(name)
+    unlike = [
+        name
+        for name, scale in scales.items()
+        if not 1 / UNLIKE < scale / usual < UNLIKE
+    ]
     alphas = {float(alpha) for alpha in file.alphas.values() if alpha.numel() == 1}
     all_have_one = len(file.alphas) == len(file.scales)
     if unlike and all_have_one and len(alphas) > 1:

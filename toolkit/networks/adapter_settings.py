@@ -241,10 +241,11 @@ class AdapterSettings:
         """The settings of an OFT. Raises UserError, without the name of the file, where
         one of them is missing or impossible. Defaults are not assumed, because peft's
         have changed."""
-        missing = []
-        for key in _OFT_KEYS:
-            if not isinstance(self.values.get(key), _OFT_KEYS[key]):
-                missing.append(key)
+        missing = [
+            key
+            for key in _OFT_KEYS
+            if not isinstance(self.values.get(key), _OFT_KEYS[key])
+        ]
         if missing:
             raise UserError(
                 f"{self.source} says nothing of {missing[0]}, without which an OFT cannot be read. Save it with peft."
@@ -515,10 +516,7 @@ _OFT_KEYS: dict[str, type | tuple[type, ...]] = {
 def _version(text: object) -> tuple[int, ...]:
     """The first two numbers of a version of peft, which is written since 0.18; () where
     none is given."""
-    if isinstance(text, str):
-        match = re.match(r"(\d+)\.(\d+)", text)
-    else:
-        match = None
+    match = re.match("(\\d+)\\.(\\d+)", text) if isinstance(text, str) else None
     return tuple(map(int, match.groups())) if match else ()
 
 

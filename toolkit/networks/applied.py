@@ -156,9 +156,9 @@ class NamedAdapters:
         Changes the model: the layers are replaced. The network has to be attached. At
         first no file is active.
         """
-        lighter = {}
-        for changes, _ in files.values():
-            lighter[id(changes)] = _in_dtype(changes, dtype)
+        lighter = {
+            id(changes): _in_dtype(changes, dtype) for changes, _ in files.values()
+        }
         self._applied = AppliedAdapters(model, lighter.values(), device)
         self._additions: dict[str, Additions] = {
             name: self._applied.additions([(lighter[id(changes)], strength)])

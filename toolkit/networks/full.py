@@ -90,9 +90,9 @@ class FullNetwork(Network):
         self._modules = {
             name: model.get_submodule(name) for name in modules_with_weights(model)
         }
-        parameters = set()
-        for name, _ in model.named_parameters(remove_duplicate=False):
-            parameters.add(name)
+        parameters = {
+            name for name, _ in model.named_parameters(remove_duplicate=False)
+        }
         self._buffers = {
             name: tensor
             for name, tensor in model.state_dict().items()
@@ -172,10 +172,11 @@ def cast_on_use(module: nn.Module, dtype: torch.dtype) -> None:
     it rounds only the weights.
     """
     parameters = module.named_parameters(recurse=False)
-    names = []
-    for name, parameter in parameters:
-        if parameter.dtype != dtype and not is_sharded(parameter):
-            names.append(name)
+    names = [
+        name
+        for name, parameter in parameters
+        if parameter.dtype != dtype and (not is_sharded(parameter))
+    ]
     if names:
         kind = type(module)
         module.__class__ = type(

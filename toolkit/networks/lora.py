@@ -84,10 +84,7 @@ class LoraLinear(LowRankLinear):
 
     def add_delta(self, out: Tensor, x: Tensor, *shared: Tensor) -> Tensor:
         """shared: the product of `x` with the down matrix."""
-        if shared:
-            low_R = self.adapter_dropout.ranks(shared[0])
-        else:
-            low_R = self.down(x)
+        low_R = self.adapter_dropout.ranks(shared[0]) if shared else self.down(x)
         if self.adapter_dropout.rates["module"]:
             return out + self.adapter_dropout.module(
                 self.scale * linear(low_R, self.up_for(x))

@@ -222,20 +222,20 @@ class LayerDelta:
 
     def _split_parts(self, count: int) -> list[dict[str, Tensor]]:
         of_rows = ("up", "hada_w1_a", "hada_w2_a", "lokr_w1", "lokr_w1_a", "dora_scale")
-        rows = {}
-        for name, part in self.parts.items():
-            if name in of_rows:
-                rows[name] = part.chunk(count)
+        rows = {
+            name: part.chunk(count)
+            for name, part in self.parts.items()
+            if name in of_rows
+        }
         if any(len(self.parts[name]) % count for name in rows):
             raise ValueError(f"{list(rows)} cannot be split into {count}")
-        of_each = []
-        for i in range(count):
-            of_each.append(
-                {
-                    name: rows[name][i] if name in rows else p
-                    for name, p in self.parts.items()
-                }
-            )
+        of_each = [
+            {
+                name: rows[name][i] if name in rows else p
+                for name, p in self.parts.items()
+            }
+            for i in range(count)
+        ]
         # They are copied, because safetensors writes no tensors that share memory.
         return [
             {name: part.clone() for name, part in parts.items()} for parts in of_each
@@ -438,9 +438,10 @@ def fused_weights(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     model whose rows it has."""
     given = set(names)
     fused = fused_layers(name.removesuffix(".weight") for name in given)
-    in_one_tensor = {}
-    for whole, parts in fused.items():
-        in_one_tensor[f"{whole}.weight"] = tuple(f"{part}.weight" for part in parts)
+    in_one_tensor = {
+        f"{whole}.weight": tuple(f"{part}.weight" for part in parts)
+        for whole, parts in fused.items()
+    }
     in_parts = {part for parts in in_one_tensor.values() for part in parts}
     alone = {name: (name,) for name in given - in_parts}
     return dict(sorted((in_one_tensor | alone).items()))

@@ -217,10 +217,11 @@ def stored_buffers(module: Any) -> dict[str, Tensor]:
     multiplies by the outputs and ComfyUI does not. It is stored as 0, because
     `within_limit` has already applied it.
     """
-    buffers = {}
-    for name, buffer in module.named_buffers():
-        if name not in module._non_persistent_buffers_set:
-            buffers[name] = buffer
+    buffers = {
+        name: buffer
+        for name, buffer in module.named_buffers()
+        if name not in module._non_persistent_buffers_set
+    }
     if getattr(module, "rs_lora", False):
         buffers["alpha"] = torch.tensor(module.scale * module.lora_dim)
     if hasattr(module, "constraint"):

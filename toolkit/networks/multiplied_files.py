@@ -180,10 +180,9 @@ def _read_ia3(
 def with_ia3_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The tensors, with the name `.ia3_weight` for the `.weight` next to an
     `.on_input`: an IA3 of LyCORIS has no distinct name."""
-    stems = set()
-    for key in tensors:
-        if key.endswith(".on_input"):
-            stems.add(key.removesuffix(".on_input"))
+    stems = {
+        key.removesuffix(".on_input") for key in tensors if key.endswith(".on_input")
+    }
     renamed = {}
     for key, tensor in tensors.items():
         stem = key.removesuffix(".weight")

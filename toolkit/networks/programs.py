@@ -391,10 +391,7 @@ def _of_strength(
     settings = readable_settings(metadata)
     meant = {name: change.scale for name, change in read.sound(metadata).items()}
     by_alpha = {name: change.scale for name, change in read.sound({}).items()}
-    if settings is not None:
-        in_settings = strengths_in_settings(read, settings)
-    else:
-        in_settings = {}
+    in_settings = strengths_in_settings(read, settings) if settings is not None else {}
     times: dict[str, list[float]] = defaultdict(list)
     names: dict[str, list[str]] = defaultdict(list)
     for name, scale in meant.items():
@@ -404,10 +401,7 @@ def _of_strength(
             applied *= in_settings.get(name, 1.0)
         if not scale or abs(applied / scale - 1) <= SAME:
             continue
-        if name in in_settings:
-            check = "alpha_in_header"
-        else:
-            check = "alpha_ignored"
+        check = "alpha_in_header" if name in in_settings else "alpha_ignored"
         if program.reads_header and not ignores and name in in_settings:
             check = "alpha_twice"
         times[check].append(applied / scale)
@@ -465,18 +459,15 @@ def _of_header_names(
 def _of_magnitudes(
     program: Program, tensors: Mapping[str, Tensor]
 ) -> Iterator[Diagnostic]:
-    magnitudes = {}
-    for key, tensor in tensors.items():
-        if key.endswith(MAGNITUDES):
-            magnitudes[key] = tensor
-    rows = []
-    for key, t in magnitudes.items():
-        if t.dim() == 1 or len(t) > 1:
-            rows.append(split_key(key)[0])
-    columns = []
-    for name in (split_key(key)[0] for key in magnitudes):
-        if name not in rows:
-            columns.append(name)
+    magnitudes = {
+        key: tensor for key, tensor in tensors.items() if key.endswith(MAGNITUDES)
+    }
+    rows = [
+        split_key(key)[0] for key, t in magnitudes.items() if t.dim() == 1 or len(t) > 1
+    ]
+    columns = [
+        name for name in (split_key(key)[0] for key in magnitudes) if name not in rows
+    ]
     is_named_for_columns = all(key.endswith(MAGNITUDES[0]) for key in magnitudes)
     reads_rows = program.reads_rows and not is_named_for_columns
     reads_columns = program.reads_columns and is_named_for_columns
@@ -520,10 +511,11 @@ def _of_rotations(
 
 def _of_skipped(program: Program, stems: Collection[str]) -> Iterator[Diagnostic]:
     for skip in program.skips:
-        left = []
-        for stem in stems:
-            if split_stem(stem)[0] in skip.prefixes and re.search(skip.layers, stem):
-                left.append(stem)
+        left = [
+            stem
+            for stem in stems
+            if split_stem(stem)[0] in skip.prefixes and re.search(skip.layers, stem)
+        ]
         if left:
             message = f"{program.title} skips {len(left)} of {len(stems)} layers, such as {left[0]}: {skip.reason}."
             yield finding("layers_skipped", message, skip.remedy, tuple(left))

@@ -180,9 +180,10 @@ def write_shards_in_turn(
     """Works as `write_shards`. fetch: returns the tensor of a name; it is called once
     for each, in the order of the names."""
     shards = _split(shapes, DTYPES[dtype].itemsize, shard_bytes)
-    names = []
-    for index in range(1, len(shards) + 1):
-        names.append(f"{STEM}-{index:05d}-of-{len(shards):05d}.safetensors")
+    names = [
+        f"{STEM}-{index:05d}-of-{len(shards):05d}.safetensors"
+        for index in range(1, len(shards) + 1)
+    ]
     if len(shards) == 1:
         names = [f"{STEM}.safetensors"]
     for file, shard in zip(names, shards, strict=True):
@@ -303,10 +304,7 @@ def _header(
     markers: Sequence[str],
 ) -> bytes:
     """The first bytes of the file up to the tensors."""
-    if metadata is None:
-        more = {}
-    else:
-        more = {**metadata, "sha256": sha256}
+    more = {} if metadata is None else {**metadata, "sha256": sha256}
     entries: Header = {METADATA: {"format": "pt", **more}}
     for name in sorted(markers):  # safetensors puts the wider type first
         entries[name] = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}

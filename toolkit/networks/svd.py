@@ -108,10 +108,7 @@ def within_share(
     squares = svd.s_Q.double().square()
     total = float(squares.sum()) / max(1e-30, 1 - error**2)
     enough = squares.cumsum(0) >= share * total * (1 - 1e-9)
-    if bool(enough.any()):
-        rank = int(enough.float().argmax()) + 1
-    else:
-        rank = len(squares)
+    rank = int(enough.float().argmax()) + 1 if bool(enough.any()) else len(squares)
     return _truncate(svd._replace(rest=total - float(squares.sum())), rank)
 
 

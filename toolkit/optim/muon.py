@@ -84,10 +84,7 @@ class Muon(Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                if parameter.ndim >= 2:
-                    move = self._matrix_move
-                else:
-                    move = self._vector_move
+                move = self._matrix_move if parameter.ndim >= 2 else self._vector_move
                 direction = move(group, parameter, parameter.grad)
                 parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(
                     direction, alpha=group["lr"]

@@ -344,9 +344,10 @@ def find_optimizer(name: str) -> ClassSource:
 def _may_be_optimizer(source: ClassSource) -> bool:
     """Whether the source leaves it possible that a class is a torch.optim.Optimizer,
     and not that one itself."""
-    lineage = []
-    for base in source.lineage():
-        lineage.append((base.module.name, base.node.name) if base.node else None)
+    lineage = [
+        (base.module.name, base.node.name) if base.node else None
+        for base in source.lineage()
+    ]
     return lineage[0] != _BASE and (None in lineage or _BASE in lineage)
 
 
@@ -437,10 +438,7 @@ def optimizer_class(name: str) -> type[Optimizer]:
     cls: type[Optimizer] | None = getattr(module, class_name, None)
     if cls is None:
         classes = [key for key, value in vars(module).items() if _is_optimizer(value)]
-        if classes:
-            hint = did_you_mean(class_name, classes, list_all=False)
-        else:
-            hint = ""
+        hint = did_you_mean(class_name, classes, list_all=False) if classes else ""
         raise UserError(f"{module_path} has no {class_name!r}. {hint}".rstrip())
     if not _is_optimizer(cls):
         raise UserError(
@@ -744,10 +742,7 @@ def _numbers_of_soap(shape: Shape, given: Arguments) -> float:
     """Two moments, and two square matrices for each side of a matrix up to the
     limit."""
     limit = int(given.get("max_precondition_dim", 10_000))
-    if len(shape) >= 2:
-        sides = [side for side in shape if side <= limit]
-    else:
-        sides = []
+    sides = [side for side in shape if side <= limit] if len(shape) >= 2 else []
     return 2 * prod(shape) + 2 * sum(side * side for side in sides)
 
 

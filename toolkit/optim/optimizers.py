@@ -357,9 +357,10 @@ def _flatten(value: Any, path: str) -> Iterator[tuple[str, Any]]:
                 f"keeps {entry!r} in its state as {kind.__name__}, which cannot be stored"
             )
         items = sorted(value, key=repr) if brackets == "{}" else value
-        parts = {}
-        for index, inner in enumerate(items):
-            parts[f"{brackets[0]}{index}{brackets[1]}"] = inner
+        parts = {
+            f"{brackets[0]}{index}{brackets[1]}": inner
+            for index, inner in enumerate(items)
+        }
     if not parts:
         yield f"{path}/{brackets}", None
     for part, inner in parts.items():
@@ -401,9 +402,6 @@ def _moved(counted: dict[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
     moved = {}
     for entry, value in counted.items():
         fresh = group.get(entry)
-        if isinstance(fresh, Tensor):
-            like = fresh
-        else:
-            like = group["params"][0]
+        like = fresh if isinstance(fresh, Tensor) else group["params"][0]
         moved[entry] = value.to(like.device) if isinstance(value, Tensor) else value
     return moved

@@ -287,10 +287,7 @@ def cosine_annealing_lr(
 
     Source: torch, CosineAnnealingLR.
     """
-    if T_max is None:
-        length = max(1, course.steps - course.warmup_steps)
-    else:
-        length = T_max
+    length = max(1, course.steps - course.warmup_steps) if T_max is None else T_max
     return course.lerp_to_min(_half_waves((step - course.warmup_steps) / length))
 
 
@@ -317,9 +314,10 @@ def piecewise_constant(
     0.1
     """
     *pieces, last = step_rules.split(",")
-    ends = {}
-    for factor, end in (piece.split(":") for piece in pieces):
-        ends[int(end)] = float(factor)
+    ends = {
+        int(end): float(factor)
+        for factor, end in (piece.split(":") for piece in pieces)
+    }
     return next((ends[end] for end in sorted(ends) if step < end), float(last))
 
 
@@ -429,10 +427,7 @@ class Plateau:
         self._ratio = state["ratio"]
         self._bad = state["bad"]
         self._cooling = state["cooling"]
-        if state["best"] is None:
-            self._best = math.inf
-        else:
-            self._best = state["best"]
+        self._best = math.inf if state["best"] is None else state["best"]
 
 
 def _half_waves(count: float) -> float:
@@ -564,14 +559,14 @@ def parameters(name: str) -> list[str]:
     (True, False)
     """
     kind = SCHEDULES[name]
-    names = []
-    for key, arg in inspect.signature(kind.after).parameters.items():
-        if arg.kind is arg.KEYWORD_ONLY:
-            names.append(key)
-    shared = []
-    for other, field in OTHER_NAMES.items():
-        if field in ("warmup", *kind.uses):
-            shared.append(other)
+    names = [
+        key
+        for key, arg in inspect.signature(kind.after).parameters.items()
+        if arg.kind is arg.KEYWORD_ONLY
+    ]
+    shared = [
+        other for other, field in OTHER_NAMES.items() if field in ("warmup", *kind.uses)
+    ]
     return [
         *names,
         *shared,
@@ -612,10 +607,7 @@ def remarks(name: str, params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for param in params:
         if param in SCHEDULES[name].lengths:
             other = SCHEDULES[name].torchs
-            if other:
-                remedy = ""
-            else:
-                remedy = " For restarts give 'lr_scheduler_num_cycles'."
+            remedy = "" if other else " For restarts give 'lr_scheduler_num_cycles'."
             if other and param in parameters(other):
                 remedy = f" It counts with 'lr_scheduler: {other}'."
             yield (
@@ -656,10 +648,7 @@ def overfull(name: str, course: ScheduleArgs) -> str:
     'lr: the warm-up takes 200 optimizer steps, the run 100: it never reaches ...'
     """
     rise = course.warmup_steps
-    if "decay" in SCHEDULES[name].uses:
-        fall = course.decay_steps
-    else:
-        fall = 0
+    fall = course.decay_steps if "decay" in SCHEDULES[name].uses else 0
     if rise >= course.steps and rise > 0:
         return (
             f"lr: the warm-up takes {rise:,} optimizer steps, the run "
@@ -721,10 +710,9 @@ def build_schedule(
     kind = SCHEDULES[name]
     course = course_of(steps, warmup, params, **course_fields)
     not_own = (*OTHER_NAMES, *END_RATES, *kind.lengths)
-    arguments = {}
-    for param, value in params.items():
-        if param not in not_own:
-            arguments[param] = value
+    arguments = {
+        param: value for param, value in params.items() if param not in not_own
+    }
     if isinstance(kind.after, type):  # Plateau, which is no function
         return Plateau(course, **arguments)
 

@@ -169,9 +169,10 @@ class _Trial:
 
     def weights(self, *more: Shape) -> list[nn.Parameter]:
         random = torch.Generator().manual_seed(0)
-        values = []
-        for shape in (*self.shapes, *more):
-            values.append(0.1 * torch.randn(shape, generator=random))
+        values = [
+            0.1 * torch.randn(shape, generator=random)
+            for shape in (*self.shapes, *more)
+        ]
         return [nn.Parameter(value.to(self.device)) for value in values]
 
     def build(self, weights: Sequence[nn.Parameter]) -> AnyOptimizer:
@@ -382,9 +383,10 @@ def measured_bytes(
         ):
             growth[shape], halvings[shape] = 1.0, 0
     _measure({shape for shape, count in halvings.items() if not count}, sizes_of, known)
-    sizes = {}
-    for shape, count in halvings.items():
-        sizes[shape] = known[_halved(shape, count)] * growth[shape] ** count
+    sizes = {
+        shape: known[_halved(shape, count)] * growth[shape] ** count
+        for shape, count in halvings.items()
+    }
     return round(sum(counts[shape] * size for shape, size in sizes.items()))
 
 
@@ -415,9 +417,9 @@ def _state_sizes(
 ) -> dict[Shape, int]:
     """Bytes of the state of a weight of each shape after two steps."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        weights = []
-        for shape in shapes:
-            weights.append(nn.Parameter(0.1 * torch.randn(shape, device=device)))
+        weights = [
+            nn.Parameter(0.1 * torch.randn(shape, device=device)) for shape in shapes
+        ]
         optimizer = build_optimizer(name, weights, 1e-3, arguments)
         for _ in range(2):
             for weight in weights:

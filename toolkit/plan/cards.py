@@ -231,14 +231,10 @@ def asked_card(text: str) -> Card:
     size = re.fullmatch(r"(\d{1,3})\s*(gb)?", text.strip(), re.IGNORECASE)
     if size and int(size[1]):
         return assumed_card(int(size[1]))
-    near = []
-    for card in CARDS:
-        if wanted and _short(card.name).startswith(wanted):
-            near.append(card.name)
-    if near:
-        offer = f"Did you mean {' or '.join(map(repr, near))}? "
-    else:
-        offer = ""
+    near = [
+        card.name for card in CARDS if wanted and _short(card.name).startswith(wanted)
+    ]
+    offer = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
     raise UserError(
         f"--card: {text!r} is not in the table of cards. {offer}Give its memory in GB, such as 12, or one of: "
         f"{', '.join(card.name for card in CARDS)}."

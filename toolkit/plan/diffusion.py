@@ -208,10 +208,9 @@ class SdPlanner(Planner[DiffusionSection]):
             machine = replace(machine, limit=card.memory_gb * GB)
         often = times_in_run(section.train, data, steps)
         memory = plan_memory(section, groups, machine)
-        base_images = []
-        for sample in not_made_yet(data.items).values():
-            if sample.made:
-                base_images.append(sample.made)
+        base_images = [
+            sample.made for sample in not_made_yet(data.items).values() if sample.made
+        ]
         work = run_work(
             section, groups, steps, often, memory, self.save_size(), base_images
         )
@@ -390,11 +389,10 @@ class SdPlanner(Planner[DiffusionSection]):
             for text in sample.texts:
                 captions.append((f"{sample.image}: its caption has", text))
         yield from self._cut_texts("captions", captions)
-        prompts = []
-        for picture in pictures:
-            prompts.append(
-                (f"sample: {shorten(picture.prompt, 40)!r} has", picture.prompt)
-            )
+        prompts = [
+            (f"sample: {shorten(picture.prompt, 40)!r} has", picture.prompt)
+            for picture in pictures
+        ]
         yield from self._cut_texts("prompts", prompts)
 
     def _cut_texts(self, noun: str, texts: Iterable[tuple[str, str]]) -> Iterator[str]:
@@ -410,10 +408,7 @@ class SdPlanner(Planner[DiffusionSection]):
         others = len(notes) - 1
         if others == 1:
             noun = noun.removesuffix("s")
-        if others:
-            rest = f" The same applies to {others:,} more {noun}."
-        else:
-            rest = ""
+        rest = f" The same applies to {others:,} more {noun}." if others else ""
         yield f"warning: {notes[0]}{rest}"
 
     def _passes(self, data: ImageData) -> Iterator[str]:
@@ -546,9 +541,9 @@ class SdPlanner(Planner[DiffusionSection]):
         if not KINDS[network.type].up_names:
             return
         layers = self.family.linear_layers(self.section.model.files_folder())
-        chosen = []
-        for name in select_target_modules(network, list(layers)):
-            chosen.append(min(layers[name]))
+        chosen = [
+            min(layers[name]) for name in select_target_modules(network, list(layers))
+        ]
         narrow = [width for width in chosen if width < network.linear]
         if narrow:
             yield (
@@ -573,10 +568,7 @@ def _deployment_line(deployment: DeploymentConfig) -> str:
     """An entry of `sample.also`."""
     file = deployment.model or deployment.lora
     beside = f" with {Path(file).name}" if file else ""
-    if deployment.model:
-        waits = "; its transformer waits in CPU memory"
-    else:
-        waits = ""
+    waits = "; its transformer waits in CPU memory" if deployment.model else ""
     return (
         f"samples also in {deployed_grid(deployment)[0]} steps at CFG {deployment.cfg:g}{beside} ({deployment.label})"
         f"{waits}; the survival score needs each image once without the network too"
@@ -610,17 +602,17 @@ def _in_brackets(params: Mapping[str, object]) -> str:
 
 def _dropout(section: DiffusionSection) -> Iterator[str]:
     """One rate for all datasets, or each with its place."""
-    rates = {}
-    for dataset in section.datasets:
-        rates[dataset.place] = dataset.caption_dropout_rate
+    rates = {
+        dataset.place: dataset.caption_dropout_rate for dataset in section.datasets
+    }
     if not any(rates.values()):
         return
     if len(set(rates.values())) == 1:
         yield f"caption dropout: {100 * next(iter(rates.values())):g} % of the uses train without caption"
     else:
-        shares = []
-        for place, rate in rates.items():
-            shares.append(f"{100 * rate:g} % of the uses of {place}")
+        shares = [
+            f"{100 * rate:g} % of the uses of {place}" for place, rate in rates.items()
+        ]
         yield f"caption dropout: {', '.join(shares)}"
 
 
@@ -629,18 +621,16 @@ def _samples(section: DiffusionSection, family: ModelFamily) -> str:
     if section.train.disable_sampling or not pictures or section.sample is None:
         return "samples: none"
     first = pictures[0]
-    if first.guidance_scale is None:
-        guidance = family.guidance
-    else:
-        guidance = first.guidance_scale
+    guidance = family.guidance if first.guidance_scale is None else first.guidance_scale
     steps = first.sample_steps or family.sample_steps
     if len(pictures) == 1:
         images = f"1 image in {steps} steps"
     else:
         images = f"{len(pictures)} images in {steps} steps each"
-    quoted = []
-    for picture in pictures[:MOST_PROMPTS]:
-        quoted.append(repr(shorten(picture.prompt, 40, placeholder=" ...")))
+    quoted = [
+        repr(shorten(picture.prompt, 40, placeholder=" ..."))
+        for picture in pictures[:MOST_PROMPTS]
+    ]
     prompts = ", ".join(quoted)
     if len(pictures) > MOST_PROMPTS:
         prompts += f" and {len(pictures) - MOST_PROMPTS} more"

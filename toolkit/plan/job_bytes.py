@@ -268,10 +268,7 @@ def read_job(
     facts = with_single_files(family.footprint(folder), whole_files(section.model))
     shards = num_shards(section.train)
     trained = count_trainable_params(section, shards)
-    if shards == 1:
-        all_trained = trained
-    else:
-        all_trained = count_trainable_params(section)
+    all_trained = trained if shards == 1 else count_trainable_params(section)
     sizes = BatchSizes(section, facts, groups)
     images = _Images(
         training=sizes.batch(share_of_rank(section.train)[0]),
@@ -544,10 +541,7 @@ def _saved_bytes(inputs: _Inputs) -> int:
     is_sharded = inputs.shards > 1 and inputs.section.network.trains_model
     saved = 0
     if not save.mem_eff_save and not (is_sharded and inputs.section.saves_folders):
-        if "raw" in save.also and train.ema_config.use_ema:
-            files = 2
-        else:
-            files = 1
+        files = 2 if "raw" in save.also and train.ema_config.use_ema else 1
         saved += files * inputs.all_trained.written * DTYPE_BYTES[save.dtype]
     # A sharded state is written row by row; the weights outside the blocks are few.
     if not is_sharded and save.states != "never":

@@ -310,10 +310,11 @@ def _shares(phase: str, parts: Mapping[str, int], most: int = 4) -> str:
     """The phase and its largest consumers."""
     least = 0.01 * sum(parts.values())
     largest = sorted(parts.items(), key=lambda part: -part[1])[:most]
-    shown = []
-    for name, size in largest:
-        if size >= least:
-            shown.append(f"{SHOWN.get(name, name)} {gigabytes(size, unit='')}")
+    shown = [
+        f"{SHOWN.get(name, name)} {gigabytes(size, unit='')}"
+        for name, size in largest
+        if size >= least
+    ]
     return f"{phase}{', if not cached yet' if phase == ENCODING else ''}: {', '.join(shown)}"
 
 

@@ -405,11 +405,10 @@ class BatchSizes:
         uses = Counter[tuple[Size, int]]()
         for group in groups:
             uses[group.bucket, group.layers] += group.uses
-        batches = []
-        for group in groups:
-            batches.append(
-                self.of_group(group, min(most, uses[group.bucket, group.layers]))
-            )
+        batches = [
+            self.of_group(group, min(most, uses[group.bucket, group.layers]))
+            for group in groups
+        ]
         return max(batches, key=lambda batch: batch.tokens)
 
     def samples(self) -> list[LargestBatch]:
@@ -437,10 +436,11 @@ class BatchSizes:
         """The images that the base model makes (`datasets[].from_base`), one at a
         time."""
         longest = max((group.longest for group in self._groups), default=0)
-        sizes = []
-        for dataset in self._section.datasets:
-            if dataset.from_base:
-                sizes.append(max(map(area_of, dataset.resolution)))
+        sizes = [
+            max(map(area_of, dataset.resolution))
+            for dataset in self._section.datasets
+            if dataset.from_base
+        ]
         return [self._image(1, pixels, 0, longest) for pixels in sizes]
 
     def of_base_image(self, image: BaseImage) -> LargestBatch:

@@ -143,9 +143,10 @@ def _estimate(job: JobBytes, level: str, table: bool) -> MemoryEstimate:
         + job.model.whole_blocks
         + job.training.block_gradients
     )
-    listed = []
-    for name, parts in phases(job, choice).items():
-        listed.append(Phase(name, positive(always | parts)))
+    listed = [
+        Phase(name, positive(always | parts))
+        for name, parts in phases(job, choice).items()
+    ]
     return MemoryEstimate(
         phases=tuple(listed),
         on_device=job.on_gpu,

@@ -72,9 +72,10 @@ class ModelOutlook:
             return cls(
                 model.name_or_path, None, "family not known", "", False, None, download
             )
-        files = []
-        for part, file in single_files(model).items():
-            files.append(f"{part.replace('_', ' ')}: {file}")
+        files = [
+            f"{part.replace('_', ' ')}: {file}"
+            for part, file in single_files(model).items()
+        ]
         comes_later = job.yet_to_come(model.folder())
         return cls(
             name=model.name_or_path,
@@ -124,10 +125,7 @@ class ModelOutlook:
         no_device = why_no_device_here(device, size)
         if no_device:
             yield no_device
-        if self.download:
-            no_room = self.download.why_no_room(self.name)
-        else:
-            no_room = ""
+        no_room = self.download.why_no_room(self.name) if self.download else ""
         if no_room:
             yield no_room
 
@@ -141,10 +139,7 @@ def _download_json(download: Download) -> dict[str, Any]:
 
 
 def _download_line(download: Download) -> str:
-    if download.bytes is None:
-        size = "size unknown"
-    else:
-        size = readable_size(download.bytes)
+    size = "size unknown" if download.bytes is None else readable_size(download.bytes)
     return (
         f"download: {size}, to {download.folder} ({readable_size(download.free)} free)"
     )
@@ -223,10 +218,11 @@ class TimeOutlook(NamedTuple):
     def _named_parts(self) -> list[tuple[float, str]]:
         """(seconds, part) of the longest parts in addition to the steps, the longest
         first."""
-        others = []
-        for part, seconds in self.parts.items():
-            if part != "steps" and seconds > self._least_named:
-                others.append((seconds, part))
+        others = [
+            (seconds, part)
+            for part, seconds in self.parts.items()
+            if part != "steps" and seconds > self._least_named
+        ]
         return sorted(others, reverse=True)[:MOST_NAMED]
 
 

@@ -267,10 +267,7 @@ class Planner(ABC, Generic[SectionT]):
         data = self.scan()
         plan = self.plan(data)
         reasons = []
-        if isinstance(section.model, ModelConfig):
-            model = section.model
-        else:
-            model = None
+        model = section.model if isinstance(section.model, ModelConfig) else None
         if model is None:
             no_device = why_no_device_here(section.device, 0)
             if no_device:
@@ -285,10 +282,7 @@ class Planner(ABC, Generic[SectionT]):
             section, self.job, plan, data.hashes, needed_bytes, model, tuple(reasons)
         )
         notes = plan.notes
-        if outlook.will_not_start:
-            on_cpu = ""
-        else:
-            on_cpu = cpu_instead_here(section.device)
+        on_cpu = "" if outlook.will_not_start else cpu_instead_here(section.device)
         if on_cpu:
             notes += (f"warning: {on_cpu}",)
         return replace(plan, outlook=outlook, notes=notes)
@@ -378,10 +372,7 @@ def run_outlook(
             kept_model = kept_outlook(section)
         else:
             kept_model = None
-        if kept_model and not kept_model.lack:
-            kept_bytes = kept_model.bytes
-        else:
-            kept_bytes = 0
+        kept_bytes = kept_model.bytes if kept_model and (not kept_model.lack) else 0
         disk = DiskOutlook(
             needed_bytes, min(needed_bytes, there_bytes), free_space(folder), kept_bytes
         )
@@ -422,10 +413,7 @@ def time_outlook(
     """
     work = time.work
     card = time.card
-    if time.is_asked:
-        measured = None
-    else:
-        measured = run_times(training_folder, time.key)
+    measured = None if time.is_asked else run_times(training_folder, time.key)
     if measured is None and card is None:
         return None, time.no_card
     step_s = 0.0
@@ -588,10 +576,7 @@ def alpha_notes(data: ImageData, channels: int) -> Iterator[str]:
         outcome = "trained with it"
     else:
         outcome = "trained with it, unless datasets[].background is given"
-    if count == 1:
-        subject = "1 image has"
-    else:
-        subject = f"{count:,} images have"
+    subject = "1 image has" if count == 1 else f"{count:,} images have"
     yield f"{subject} an alpha channel: {outcome}"
 
 
@@ -656,21 +641,18 @@ def ema_notes(section: TrainerConfig, steps: int, micro_batches: int) -> Iterato
     first = optimizer_steps(
         *section.save.interval(), micro_batches, section.train.gradient_accumulation
     )
-    saves = []
-    for step in (first, steps):
-        if 0 < step <= steps and step != UNTIL_THE_DATA_ENDS:
-            saves.append(step)
-    fractions = {}
-    for step in saves:
-        fractions[step] = initial_weight_fraction(
-            step, ema.ema_decay, ema.use_num_updates
-        )
+    saves = [
+        step
+        for step in (first, steps)
+        if 0 < step <= steps and step != UNTIL_THE_DATA_ENDS
+    ]
+    fractions = {
+        step: initial_weight_fraction(step, ema.ema_decay, ema.use_num_updates)
+        for step in saves
+    }
     shares = []
     for step, fraction in fractions.items():
-        if fraction >= 0.0005:
-            percent = f"{100 * fraction:.1f} %"
-        else:
-            percent = "under 0.1 %"
+        percent = f"{100 * fraction:.1f} %" if fraction >= 0.0005 else "under 0.1 %"
         shares.append(f"{percent} at step {step}")
     if saves:
         yield f"EMA {ema.ema_decay:g}: weight of the initial parameters in the saved average: {', '.join(shares)}"

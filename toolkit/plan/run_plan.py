@@ -311,9 +311,9 @@ def folder_plans(
     folders: Sequence[FolderInfo], items: Iterable[BucketedSample]
 ) -> tuple[FolderPlan, ...]:
     """Counts per folder; `items` are those made from the folders' samples."""
-    crops_by_folder: dict[tuple[int, str], Crops] = {}
-    for folder in folders:
-        crops_by_folder[(folder.dataset, folder.folder)] = {}
+    crops_by_folder: dict[tuple[int, str], Crops] = {
+        (folder.dataset, folder.folder): {} for folder in folders
+    }
     for sample, crop in items:
         crops_by_folder[sample.dataset, sample.folder].setdefault(crop, []).append(
             sample.image

@@ -232,9 +232,10 @@ class _RunWork:
             guidance = self.family.guidance
         else:
             guidance = sample.guidance_scale
-        edits = []
-        for group in groups:
-            edits.append(self._generated(self.sizes.of_group(group), steps, guidance))
+        edits = [
+            self._generated(self.sizes.of_group(group), steps, guidance)
+            for group in groups
+        ]
         return total(edits).times(count / len(edits))
 
     def encoding(self) -> PassWork:
@@ -357,10 +358,11 @@ def blocks_of(
     if section.network.trains_model:
         return blocks
     layers = family.linear_layers(model.files_folder())
-    of_tokens = []
-    for name in trained.layers:
-        if name not in facts.modulation_layers:
-            of_tokens.append(sum(layers[name]))
+    of_tokens = [
+        sum(layers[name])
+        for name in trained.layers
+        if name not in facts.modulation_layers
+    ]
     return replace(
         blocks,
         adapter_numbers=sum(of_tokens) / streams,

@@ -341,10 +341,7 @@ class RunWork:
         """Part of the run -> seconds. compile_s: the seconds that compiling took here
         the last time; None: the table `COMPILE_S`. Without `compiled` the entry
         "compiling" is 0."""
-        if compiled:
-            compiling = compile_s or COMPILE_S[self.level]
-        else:
-            compiling = 0.0
+        compiling = compile_s or COMPILE_S[self.level] if compiled else 0.0
         return {
             "steps": self.steps * self.step.seconds(card, compiled),
             "samples": self.samples.seconds(card, compiled),

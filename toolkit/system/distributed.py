@@ -348,10 +348,7 @@ class ProcessGroup:
                 )
             return report(error) if reports else error.exit_code
         interrupted = isinstance(error, KeyboardInterrupt)
-        if interrupted:
-            code = EXIT_SIGINT
-        else:
-            code = getattr(error, "exit_code", EXIT_FAILURE)
+        code = EXIT_SIGINT if interrupted else getattr(error, "exit_code", EXIT_FAILURE)
         text = str(error) or type(error).__name__
         record = json.dumps(
             {"rank": self.rank, "machine": self._machine, "code": code, "text": text}

@@ -215,10 +215,7 @@ def why_no_device_here(
     may start on this machine. For a large model on a machine without a GPU the message
     ends with TO_TRY."""
     cause = _cause_here(device, facts)
-    if cause:
-        message = why_no_device(device, model_bytes, cause)
-    else:
-        message = ""
+    message = why_no_device(device, model_bytes, cause) if cause else ""
     if not message or model_bytes <= ACCIDENTAL_CPU_LIMIT:
         return message
     facts = facts or read_facts()

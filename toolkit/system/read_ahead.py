@@ -58,9 +58,9 @@ def thread_map(
     >>> list(thread_map(abs, [3, -1, -2]))
     [3, 1, 2]
     """
-    portions = []
-    for start in range(0, len(things), at_once):
-        portions.append(things[start : start + at_once])
+    portions = [
+        things[start : start + at_once] for start in range(0, len(things), at_once)
+    ]
     for results in loaded_ahead(
         lambda portion: [work(thing) for thing in portion],
         portions,

@@ -87,10 +87,7 @@ def local_shard_parameter(parameter: nn.Parameter) -> nn.Parameter:
     def move_gradient(sharded: nn.Parameter) -> None:
         gradient = cast("DTensor", sharded.grad).to_local()
         sharded.grad = None
-        if rows.grad is None:
-            rows.grad = gradient
-        else:
-            rows.grad = rows.grad.add_(gradient)
+        rows.grad = gradient if rows.grad is None else rows.grad.add_(gradient)
 
     parameter.register_post_accumulate_grad_hook(move_gradient)
     return rows

@@ -51,10 +51,9 @@ each."""
 def to_handle() -> list[int]:
     """The signals of `EXIT_CODES`, without SIGHUP where `nohup` made the program
     ignore it."""
-    ignored = set()
-    for number in EXIT_CODES:
-        if signal.getsignal(number) is signal.SIG_IGN:
-            ignored.add(number)
+    ignored = {
+        number for number in EXIT_CODES if signal.getsignal(number) is signal.SIG_IGN
+    }
     return [
         number
         for number in EXIT_CODES

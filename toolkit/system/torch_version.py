@@ -100,8 +100,9 @@ def prepare_allocator() -> None:
         and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys()
     ):
         here = _settings_of(installed())
-        settings = []
-        for name, (value, since) in ALLOCATOR_SETTINGS.items():
-            if here >= since:
-                settings.append(f"{name}:{value}")
+        settings = [
+            f"{name}:{value}"
+            for name, (value, since) in ALLOCATOR_SETTINGS.items()
+            if here >= since
+        ]
         os.environ["PYTORCH_ALLOC_CONF"] = ",".join(settings)

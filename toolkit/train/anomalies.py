@@ -216,9 +216,10 @@ def costs_per_sample(
         counts_GS = counts_GS[keep_G]
         seconds_G = seconds_G[keep_G]
     # Some steps are always slower than the best ones.
-    costs = {}
-    for shape, cost in zip(shapes, costs_S, strict=True):
-        costs[shape] = float(cost * np.median(off_G))
+    costs = {
+        shape: float(cost * np.median(off_G))
+        for shape, cost in zip(shapes, costs_S, strict=True)
+    }
     return costs
 
 
@@ -299,10 +300,7 @@ def slow_cause(before: _Mean, now: _Mean, ratio: float) -> tuple[str, str, bool]
             False,
         )
     if now.clock_mhz and now.clock_mhz < before.clock_mhz / 1.3:
-        if now.last.throttled:
-            why = f" ({', '.join(now.last.throttled)})"
-        else:
-            why = ""
+        why = f" ({', '.join(now.last.throttled)})" if now.last.throttled else ""
         what = f"the GPU's clock is {now.clock_mhz:.0f} MHz and was {before.clock_mhz:.0f} MHz{why}"
         return (
             what,
@@ -479,10 +477,9 @@ class RunawayLoss:
             return None
         began = part.blocks[0][0]
         ended = part.blocks[-1][0]
-        others = []
-        for number, value, keys in self._values:
-            if key not in keys:
-                others.append((number, value))
+        others = [
+            (number, value) for number, value, keys in self._values if key not in keys
+        ]
         others_then = [value for number, value in others if began <= number <= ended]
         count = sum(number >= part.began for number, _ in others)
         # Where there are few others, some earlier ones are included.
@@ -502,14 +499,14 @@ class RunawayLoss:
 
     def _is_explained(self, key: tuple[str, str], part: _Part) -> bool:
         """Whether most of its samples belong to another part that was reported."""
-        reported = set()
-        for other, state in self._parts.items():
-            if state.said and other != key:
-                reported.add(other)
-        mine = []
-        for number, _, keys in self._values:
-            if number >= part.began and key in keys:
-                mine.append(keys)
+        reported = {
+            other for other, state in self._parts.items() if state.said and other != key
+        }
+        mine = [
+            keys
+            for number, _, keys in self._values
+            if number >= part.began and key in keys
+        ]
         shared = [sum(other in keys for keys in mine) for other in reported]
         return any(count > len(mine) / 2 for count in shared)
 
@@ -865,10 +862,7 @@ class SampleSets:
 
     def _is_new(self, what: str, is_wrong: bool) -> bool:
         is_new = is_wrong and what not in self._said
-        if is_wrong:
-            self._said = self._said | {what}
-        else:
-            self._said = self._said - {what}
+        self._said = self._said | {what} if is_wrong else self._said - {what}
         return is_new
 
 

@@ -188,10 +188,7 @@ def block_quantizer(model: ModelConfig) -> Quantizer | None:
     if not model.quantize:
         return None
     layers = family_for(model).linear_layers(model_folder(model))
-    if model.accuracy_recovery_adapter:
-        recovery = _recovery(model, layers)
-    else:
-        recovery = None
+    recovery = _recovery(model, layers) if model.accuracy_recovery_adapter else None
     return partial(quantizer, recovery=recovery)
 
 

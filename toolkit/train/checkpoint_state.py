@@ -56,10 +56,7 @@ def snapshot_state(run: Run) -> CheckpointData:
         if isinstance(role.schedule, Plateau):
             entry["schedule"] = role.schedule.state_dict()
         plain[role_name] = entry
-    if run.loss_scaler:
-        scaling = {"loss_scaler": run.loss_scaler.state_dict()}
-    else:
-        scaling = {}
+    scaling = {"loss_scaler": run.loss_scaler.state_dict()} if run.loss_scaler else {}
     threads = {"threads": torch.get_num_threads()}
     # Whether blocks are compiled may change while the checkpoint is written.
     metadata = deepcopy(run.checkpoint_metadata)
@@ -88,9 +85,10 @@ def snapshot_state(run: Run) -> CheckpointData:
 
 def _cpu_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies in CPU memory, which training does not change."""
-    copies = {}
-    for name, tensor in tensors.items():
-        copies[name] = tensor.detach().to("cpu", copy=True).contiguous()
+    copies = {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in tensors.items()
+    }
     return copies
 
 
@@ -214,10 +212,11 @@ def _read(path: Path, stem: str, role_name: str, run: Run) -> dict[str, Tensor]:
             else:
                 loaded[key] = saved[shard.start : shard.stop]
     begin = f"{stem}/{prefix}"
-    wanted = {}
-    for name, shape in shapes_of_rows(path).items():
-        if name.startswith(begin):
-            wanted[name] = shard_of(name.removeprefix(begin), shape)
+    wanted = {
+        name: shard_of(name.removeprefix(begin), shape)
+        for name, shape in shapes_of_rows(path).items()
+        if name.startswith(begin)
+    }
     rows = read_rows(path, wanted, run.process_group)
     return loaded | {name.removeprefix(begin): tensor for name, tensor in rows.items()}
 

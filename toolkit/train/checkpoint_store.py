@@ -194,10 +194,7 @@ def try_saving(folder: Path, size: int) -> None:
                 )
             link(Path(trial) / "step_000000002" / STATE_FILE, Path(trial) / "linked")
     except (OSError, RunError) as error:
-        if isinstance(error, RunError):
-            cause = error.__cause__
-        else:
-            cause = error
+        cause = error.__cause__ if isinstance(error, RunError) else error
         reason = getattr(cause, "strerror", None) or error
         raise RunError(
             f"{folder}: cannot be written: a trial save of {readable_size(size)} ended with '{reason}'. Free some "
@@ -474,10 +471,7 @@ def reading_state(path: Path) -> Iterator[None]:
         RecursionError,
         ArithmeticError,
     ) as error:
-        if isinstance(error, KeyError):
-            reason = f"no entry {error}"
-        else:
-            reason = str(error)
+        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         remedy = "Move it away, or add --restart to begin again."
         raise RunError(
             f"{path}: what it records cannot be used ({reason}). {remedy}"

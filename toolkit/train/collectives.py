@@ -214,9 +214,10 @@ def all_reduce_gradients_and_losses(
                 parameters.append(p)
     report = None
     if local_losses is not None:
-        counts = {}
-        for name, counted in local_losses.numbers.items():
-            counts[name] = sum(count for count, _ in counted)
+        counts = {
+            name: sum((count for count, _ in counted))
+            for name, counted in local_losses.numbers.items()
+        }
         has_gradient = [p.grad is not None for p in parameters]
         report = _Report(
             local_losses.uses,
@@ -237,10 +238,9 @@ def all_reduce_gradients_and_losses(
     ):
         if any(has_gradient) and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    roles = []
-    for name in run.roles:
-        if any(name in report.roles for report in reports):
-            roles.append(name)
+    roles = [
+        name for name in run.roles if any(name in report.roles for report in reports)
+    ]
     device = next(
         p.device for role in run.roles.values() for p in role.parameters.values()
     )
@@ -315,9 +315,9 @@ def whole_cursor(process_group: ProcessGroup, cursor: Cursor) -> Cursor:
     if process_group.is_single_process or not has_readers(cursor):
         return cursor
     places = process_group.all_gather_object(cursor["readers"])
-    readers = []
-    for index in range(len(cursor["readers"])):
-        readers.append(places[index % len(places)][index])
+    readers = [
+        places[index % len(places)][index] for index in range(len(cursor["readers"]))
+    ]
     return {**cursor, "readers": readers}
 
 

@@ -83,16 +83,10 @@ def _kind(section: type[BaseModel] | None, key: str, values: Any) -> ChangeKind:
         if section is None:
             break
         name = part.partition("[")[0]
-        if issubclass(section, StrictModel):
-            rules = section.on_resume
-        else:
-            rules = {}
+        rules = section.on_resume if issubclass(section, StrictModel) else {}
         rule = rules.get(name, rules.get(ALL_OTHERS, kind))
         kind = rule(values or {}) if callable(rule) else rule
-        if isinstance(values, Mapping):
-            values = values.get(name)
-        else:
-            values = None
+        values = values.get(name) if isinstance(values, Mapping) else None
         index = part.removeprefix(name).strip("[]")
         if index:
             if isinstance(values, list) and int(index) < len(values):

@@ -48,18 +48,18 @@ def write_contact_sheet(
     training: images for its first row, in half size; of many, evenly chosen ones.
     references: the reference images of each sample, in order. Raises OSError where an
     image cannot be read or the sheet cannot be written."""
-    samples = []
-    for sample in list_samples(folder):
-        if sample.path.suffix != ".tmp":
-            samples.append(sample)
+    samples = [
+        sample for sample in list_samples(folder) if sample.path.suffix != ".tmp"
+    ]
     if not samples:
         return None
     steps = spread(sorted({sample.step for sample in samples}), COLUMNS)
     rows = sorted({sample.index for sample in samples})[:ROWS]
-    cells = {}
-    for sample in samples:
-        if sample.step in steps:
-            cells[sample.index, sample.step] = sample
+    cells = {
+        (sample.index, sample.step): sample
+        for sample in samples
+        if sample.step in steps
+    }
     path = folder / SAMPLES / OVERVIEW
     sheet = _drawn(cells, rows, steps, training, references)
     with atomic_write(path) as temporary:
@@ -96,10 +96,11 @@ def _drawn(
     }
     width = max(image.width for image in images.values())
     small = (width - _GAP) // 2
-    beside = {}
-    for row, paths in enumerate(references):
-        if paths and row in rows:
-            beside[row] = _stacked(paths, small)
+    beside = {
+        row: _stacked(paths, small)
+        for row, paths in enumerate(references)
+        if paths and row in rows
+    }
     images |= {(row, None): image for row, image in beside.items()}
     left = _GAP + (small + _GAP if beside else 0)
     columns: dict[int | None, int] = {
@@ -112,10 +113,7 @@ def _drawn(
         shown = [_thumbnail(path, small) for path in spread(training, 2 * len(steps))]
     else:
         shown = []
-    if shown:
-        above = _LINE + max(image.height for image in shown) + 3 * _GAP
-    else:
-        above = 0
+    above = _LINE + max(image.height for image in shown) + 3 * _GAP if shown else 0
     font = ImageFont.load_default(11)
     titles = {row: _title(cells, row, total) for row in rows}
     heights = _row_heights(images, rows)

@@ -272,10 +272,7 @@ class FewStepMixture(FlowMatchingStep):
             scale = family.guidance
         else:
             scale = self.few.guidance_scale
-        if family.embeds_guidance:
-            embedded = [torch.full_like(t_B, scale)]
-        else:
-            embedded = []
+        embedded = [torch.full_like(t_B, scale)] if family.embeds_guidance else []
         cond_BCHW = self.model.predict_velocity(
             x_BCHW, t_B, batch.prompts, references, *embedded
         )

@@ -88,10 +88,7 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         self.interpolant = INTERPOLANTS[model.family.prediction]
         self.settings = FlowSettings(timestep_type=timestep_type, **settings)
         self.extra_losses = {}
-        if model.family.shares_prefix:
-            self.noise_levels = noise_levels
-        else:
-            self.noise_levels = 1
+        self.noise_levels = noise_levels if model.family.shares_prefix else 1
         self.most_levels = most_levels(self.noise_levels)
         # Read from the model folder once, before the first step.
         self._shift = model.dynamic_shift

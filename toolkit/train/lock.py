@@ -251,10 +251,7 @@ def _is_taken(file: IO[str]) -> bool | None:
 
 def why_locked(folder: Path, owner: LockHolder | None) -> str:
     """Why a run is refused in a folder that another process holds."""
-    if owner:
-        who = f"process {owner.pid} on {owner.host}"
-    else:
-        who = "another process"
+    who = f"process {owner.pid} on {owner.host}" if owner else "another process"
     return f"{folder}: {who} is running in this folder. Wait for it, stop it, or give the job another name."
 
 

@@ -374,10 +374,11 @@ class _Passes:
         retain_graph: bool = False,
         final: bool = True,
     ) -> None:
-        shares = {}
-        for name, loss_B in losses.items():
-            if name in self.roles:
-                shares[name] = loss_B.sum() / self._samples
+        shares = {
+            name: loss_B.sum() / self._samples
+            for name, loss_B in losses.items()
+            if name in self.roles
+        }
         if not shares:
             return
         roles = {name: self._run.roles[name] for name in shares}
@@ -490,9 +491,9 @@ def _optimizer_step(
         scaler.unscale_(_gradients(active.values()))
         numbers["loss_scale"] = scaler.scale
     norms = {name: role.optimizer_step.norm(role) for name, role in active.items()}
-    step_ok = {}
-    for name, norm in norms.items():
-        step_ok[name] = losses.finite(name) & torch.isfinite(norm)
+    step_ok = {
+        name: losses.finite(name) & torch.isfinite(norm) for name, norm in norms.items()
+    }
     for name, role in active.items():
         role_numbers = role.optimizer_step.step(
             role, run.state.step, norms[name], step_ok[name]

@@ -82,10 +82,11 @@ def build_param_groups(
     kinds = [(entry.label(), entry.rate(lr)) for entry in entries] + [(BASE, lr)]
     groups = []
     for index, (name, rate) in enumerate(kinds):
-        group_weights = []
-        for weight in weights:
-            if index_of.get(layer_of(weight), len(entries)) == index:
-                group_weights.append(weight)
+        group_weights = [
+            weight
+            for weight in weights
+            if index_of.get(layer_of(weight), len(entries)) == index
+        ]
         is_faster = {weight: up_ratio != 1 and weight in up for weight in group_weights}
         groups.append(
             LrGroup(

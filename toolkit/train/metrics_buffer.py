@@ -118,9 +118,10 @@ def _with_levels(
     there = [not math.isnan(t) for t in joined["t"]]
     if all(there):
         return joined
-    present = {}
-    for name, values in joined.items():
-        present[name] = tuple(itertools.compress(values, there))
+    present = {
+        name: tuple(itertools.compress(values, there))
+        for name, values in joined.items()
+    }
     return present
 
 
@@ -233,16 +234,18 @@ class PendingStepMetrics:
             by_role[name] = replace(
                 self.known.by_role[name], loss=loss, grad_norm=norm, skipped=not step_ok
             )
-        by_sample = {}
-        for name, tensors in self.losses.per_sample.items():
-            by_sample[name] = tuple(value for _ in tensors for value in next(values))
+        by_sample = {
+            name: tuple(value for _ in tensors for value in next(values))
+            for name, tensors in self.losses.per_sample.items()
+        }
         sources = self.losses.sources
         if "t" in by_sample:
             rows = tuple(range(len(sources)))
-            levels = {}
-            for name in by_sample:
-                if name.split(LEVEL)[0] == "t":
-                    levels[f"{ROW}{name[1:]}"] = rows
+            levels = {
+                f"{ROW}{name[1:]}": rows
+                for name in by_sample
+                if name.split(LEVEL)[0] == "t"
+            }
             by_sample = _with_levels(by_sample | levels)
             sources = [sources[int(row)] for row in by_sample.pop(ROW)]
         numbers = {}
@@ -369,10 +372,9 @@ def to_host(tensors: Sequence[Tensor]) -> list[list[float]]:
     """
     values: dict[int, list[float]] = {}
     for device in {tensor.device for tensor in tensors}:
-        indices = []
-        for index, tensor in enumerate(tensors):
-            if tensor.device == device:
-                indices.append(index)
+        indices = [
+            index for index, tensor in enumerate(tensors) if tensor.device == device
+        ]
         flat = torch.cat(
             [tensors[index].detach().reshape(-1).float() for index in indices]
         ).tolist()

@@ -220,10 +220,7 @@ class RunNow:
 
     def _left_of_everything(self) -> float | None:
         steps = self._left_of_steps()
-        if self._phase == "downloading":
-            of_phase = self._left_of_phase()
-        else:
-            of_phase = 0.0
+        of_phase = self._left_of_phase() if self._phase == "downloading" else 0.0
         if steps is None or of_phase is None:
             return None
         if self._run is not None and self._run.steps == UNTIL_THE_DATA_ENDS:

@@ -117,10 +117,11 @@ class StandardStep(OptimizerStep):
     def norm(self, role: Role, names: Collection[str] | None = None) -> Tensor:
         """The Euclidean norm of the gradients, 0-dim on the device; 0 without a
         gradient. names: of the parameters whose gradients count; None: all."""
-        gradients = {}
-        for name, p in role.parameters.items():
-            if p.grad is not None and (names is None or name in names):
-                gradients[name] = p.grad
+        gradients = {
+            name: p.grad
+            for name, p in role.parameters.items()
+            if p.grad is not None and (names is None or name in names)
+        }
         if not gradients:
             return torch.zeros((), device=next(iter(role.parameters.values())).device)
         first = next(iter(gradients.values()))

@@ -118,10 +118,11 @@ class AsGood:
         """The steps that are not worse than the lowest within the interval, the
         earliest first: the one whose true loss is the lowest is among them with this
         confidence."""
-        steps = []
-        for step, against_lowest in self.differences.items():
-            if not against_lowest.resolved:
-                steps.append(step)
+        steps = [
+            step
+            for step, against_lowest in self.differences.items()
+            if not against_lowest.resolved
+        ]
         return tuple(steps)
 
     @property
@@ -147,9 +148,10 @@ def as_good_as_the_lowest(
         return None
     lowest = min(steps, key=lambda step: fmean(losses[step].values()))
     others = max(1, len(steps) - 1)
-    differences = {}
-    for step in steps:
-        differences[step] = difference(losses[step], losses[lowest], confidence, others)
+    differences = {
+        step: difference(losses[step], losses[lowest], confidence, others)
+        for step in steps
+    }
     return AsGood(lowest, differences)
 
 
@@ -202,9 +204,9 @@ def forecast(
         return None
     middle = fmean(later)
     spread = sum((step - middle) ** 2 for step in later)
-    weights = []
-    for step in later:
-        weights.append(1 / len(later) + (end - middle) * (step - middle) / spread)
+    weights = [
+        1 / len(later) + (end - middle) * (step - middle) / spread for step in later
+    ]
     weighted_steps = list(zip(weights, later, strict=True))
     gains = []
     for image in images:
@@ -218,9 +220,9 @@ def forecast(
     half = math.hypot(
         _half(gains, tail, 1), t_quantile(1 - tail, len(later) - 2) * scatter
     )
-    variances = []
-    for step in later:
-        variances.append(variance([losses[best][i] - losses[step][i] for i in images]))
+    variances = [
+        variance([losses[best][i] - losses[step][i] for i in images]) for step in later
+    ]
     between = fmean(variances)
     resolvable = t_quantile((1 + confidence) / 2, len(images) - 1) * math.sqrt(
         between / len(images)
@@ -244,9 +246,10 @@ def _scatter(steps: Sequence[int], means: Sequence[float]) -> float:
         sum((step - middle) * mean for step, mean in zip(steps, means, strict=True))
         / spread
     )
-    residuals = []
-    for step, mean in zip(steps, means, strict=True):
-        residuals.append(mean - level - slope * (step - middle))
+    residuals = [
+        mean - level - slope * (step - middle)
+        for step, mean in zip(steps, means, strict=True)
+    ]
     squares = sum(r * r for r in residuals)
     if squares == 0:
         return 0.0

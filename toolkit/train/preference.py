@@ -80,10 +80,11 @@ class PreferenceStep(FlowMatchingStep):
             self.seed, "preference batch", batch.spec.epoch, batch.spec.first
         )
         compares = drawn < self.preference.share
-        pairs = []
-        for row, worse_CHW in enumerate(batch.worse):
-            if compares and worse_CHW is not None:
-                pairs.append(row)
+        pairs = [
+            row
+            for row, worse_CHW in enumerate(batch.worse)
+            if compares and worse_CHW is not None
+        ]
         if not pairs:
             return self._plain(batch, step)
         if len(pairs) == len(batch):

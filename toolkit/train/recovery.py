@@ -117,9 +117,10 @@ class RecoveryMaker:
             tensors[f"{EXPORTED_PREFIX}{name}.alpha"] = torch.tensor(
                 float(len(down_RI))
             )
-        errors = {}
-        for name, error in self.errors.items():
-            errors[name] = [round(number, 6) for number in error]
+        errors = {
+            name: [round(number, 6) for number in error]
+            for name, error in self.errors.items()
+        }
         write_safetensors_verified(
             path,
             tensors,
@@ -133,12 +134,13 @@ class RecoveryMaker:
         for name, error in self.errors.items():
             parts = [part for part in name.split(".")[1:] if not part.isdigit()]
             kinds[".".join(parts)].append(error)
-        means = {}
-        for kind, errors in kinds.items():
-            means[kind] = LayerError(
+        means = {
+            kind: LayerError(
                 fmean(error.plain for error in errors),
                 fmean(error.recovered for error in errors),
             )
+            for kind, errors in kinds.items()
+        }
         return means
 
 

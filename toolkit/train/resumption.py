@@ -155,10 +155,7 @@ def archive_later_files(folder: Path, name: str, step: int | None) -> None:
     if moved:
         target = unused_path(folder / SUPERSEDED, "")
         _move(moved, target)
-        if step >= 0:
-            what = f"of steps after {step}"
-        else:
-            what = "of an earlier run"
+        what = f"of steps after {step}" if step >= 0 else "of an earlier run"
         plural = "" if len(moved) == 1 else "s"
         logger.info(f"moved {len(moved)} file{plural} {what} to {target}")
 
@@ -236,10 +233,7 @@ def plan_start(
             if document.get("revision") != REVISION:
                 message = f"{checkpoint or folder} was written by an earlier version of this program."
                 raise RunError(f"{message} To keep both runs, {_ELSE}")
-            if checkpoint:
-                folder_of_run = checkpoint.parent.parent
-            else:
-                folder_of_run = folder
+            folder_of_run = checkpoint.parent.parent if checkpoint else folder
             is_compared = complete_at is not None or _has_moved(document, section)
             if is_compared:
                 order = _order_of_run(folder_of_run, document, section, read_hashes())
@@ -456,10 +450,9 @@ class ResumePlan:
         # A VAE is its encoder. A checkpoint of an earlier version has the hash of the
         # whole VAE alone.
         parts -= {"vae"} if VAE_ENCODER in self.base else {VAE_ENCODER}
-        differing = []
-        for part in sorted(parts):
-            if self.base.get(part) != hashes.get(part):
-                differing.append(part)
+        differing = [
+            part for part in sorted(parts) if self.base.get(part) != hashes.get(part)
+        ]
         if differing:
             verb = "differs" if len(differing) == 1 else "differ"
             names = ", ".join(part.replace("_", " ") for part in differing)

@@ -68,9 +68,9 @@ def build_role(
     is_single_group = [group.lr for group in groups] == [train.lr]
 
     def optimizer_over(weights: Mapping[str, nn.Parameter]) -> Optimizer:
-        by_group = {}
-        for group in groups:
-            by_group[group.name] = [weights[name] for name in group.weights]
+        by_group = {
+            group.name: [weights[name] for name in group.weights] for group in groups
+        }
         try:
             return build_optimizer(
                 train.optimizer, by_group, train.lr, train.optimizer_params

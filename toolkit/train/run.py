@@ -306,10 +306,7 @@ class Interval:
         if step >= last:
             return 0
         begin = max(step, self.start - 1)
-        if self.steps:
-            by_steps = last // self.steps - begin // self.steps
-        else:
-            by_steps = 0
+        by_steps = last // self.steps - begin // self.steps if self.steps else 0
         steps_per_epoch = self.epochs * run.batches_per_epoch / run.grad_accum_steps
         if steps_per_epoch:
             by_epochs = int(last / steps_per_epoch) - int(begin / steps_per_epoch)

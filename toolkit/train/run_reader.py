@@ -263,10 +263,7 @@ def list_runs(folder: Path) -> tuple[RunInfo, ...]:
     """
     jobs = _folders_in(folder)
     processes = [inner for job in jobs for inner in _folders_in(job)]
-    runs = []
-    for path in sorted([*jobs, *processes]):
-        if _is_run(path):
-            runs.append(_info(path))
+    runs = [_info(path) for path in sorted([*jobs, *processes]) if _is_run(path)]
     return tuple(runs)
 
 
@@ -379,10 +376,7 @@ def _now(document: Row) -> Now | None:
     if not phase:
         return None
     updated = _time(document, "updated")
-    if updated:
-        since = max(0.0, (datetime.now(UTC) - updated).total_seconds())
-    else:
-        since = 0.0
+    since = max(0.0, (datetime.now(UTC) - updated).total_seconds()) if updated else 0.0
 
     def left(key: str) -> float | None:
         seconds = _number(entry, key)
@@ -439,10 +433,11 @@ def read_losses_by_image(folder: Path) -> dict[int, dict[str, float]]:
     if not losses_of_steps:
         return {}
     latest = losses_of_steps[max(losses_of_steps)]
-    same_images = {}
-    for step, means in losses_of_steps.items():
-        if means.keys() == latest.keys():
-            same_images[step] = means
+    same_images = {
+        step: means
+        for step, means in losses_of_steps.items()
+        if means.keys() == latest.keys()
+    }
     return same_images
 
 
@@ -620,10 +615,7 @@ def list_samples(folder: Path) -> tuple[SampleImage, ...]:
     drifts = by_file("drift")
     samples = []
     for path in _entries(folder / run_files.SAMPLES):
-        if path.is_file():
-            match = run_files.SAMPLE_FILE.fullmatch(path.name)
-        else:
-            match = None
+        match = run_files.SAMPLE_FILE.fullmatch(path.name) if path.is_file() else None
         if match:
             time = _generated(path)
             if time:
@@ -695,10 +687,11 @@ def list_dataset_files(folder: Path) -> tuple[Path, ...]:
     """Hashes of the datasets of a run, `dataset-<hash>.json`: one file for each version
     of the dataset."""
     prefix = run_files.DATASET_PREFIX
-    files = []
-    for path in _entries(folder):
-        if path.name.startswith(prefix) and path.suffix == ".json":
-            files.append(path)
+    files = [
+        path
+        for path in _entries(folder)
+        if path.name.startswith(prefix) and path.suffix == ".json"
+    ]
     return tuple(files)
 
 

@@ -183,10 +183,7 @@ def edit_prompts(
 ) -> list[SamplePrompt]:
     """At most so many images of a dataset that have references, each to be made from
     them by its caption. An image that has several sizes counts once."""
-    edits = {}
-    for item in items:
-        if item.sample.control_images:
-            edits[item.sample.image] = item
+    edits = {item.sample.image: item for item in items if item.sample.control_images}
     first_edits = list(edits.values())[:most]
     return caption_prompts(first_edits, family, steps, guidance_scale)
 
@@ -361,10 +358,7 @@ class Sampler:
             negative = PromptEmbeds.stack([encoded.negative.read_all()])
         else:
             negative = None
-        if negative:
-            unconditional = self._steps_of(negative, references)
-        else:
-            unconditional = None
+        unconditional = self._steps_of(negative, references) if negative else None
         if self.model.family.embeds_guidance:
             guidance = [torch.tensor([item.guidance_scale])]
         else:

@@ -83,17 +83,12 @@ def write_rows(
             raise RunError(
                 f"{folder.parent}: the state could not be saved: {_reason(error)}"
             ) from error
-        if process_group.is_main_process:
-            metadata = [folder / METADATA]
-        else:
-            metadata = []
+        metadata = [folder / METADATA] if process_group.is_main_process else []
         files = [*folder.glob(f"__{process_group.rank}_*"), *metadata]
-        entries = {}
-        for file in files:
-            entries[file.name] = {
-                "size": file.stat().st_size,
-                "sha256": sha256_of(file),
-            }
+        entries = {
+            file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)}
+            for file in files
+        }
     of_all = process_group.all_gather_object(entries)
     if process_group.is_main_process:
         for rank, written in enumerate(of_all):
@@ -137,10 +132,7 @@ def read_rows(
     tensors = {}
     for name, shard in wanted.items():
         saved = metadata[name]
-        if shard is None:
-            rows = saved.size[0]
-        else:
-            rows = shard.stop - shard.start
+        rows = saved.size[0] if shard is None else shard.stop - shard.start
         loaded[name] = torch.empty(rows, *saved.size[1:], dtype=saved.properties.dtype)
         if shard is None:
             tensors[name] = loaded[name]
@@ -222,10 +214,9 @@ def _needed() -> dict[tuple[str, str], Any]:
         "ChunkStorageMetadata",
         "MetadataIndex",
     )
-    dtypes = []
-    for name, value in vars(torch).items():
-        if isinstance(value, torch.dtype):
-            dtypes.append(name)
+    dtypes = [
+        name for name, value in vars(torch).items() if isinstance(value, torch.dtype)
+    ]
     names = {
         metadata: (*of_metadata, "StorageMeta", "_MEM_FORMAT_ENCODING"),
         filesystem: ("_StorageInfo",),

@@ -38,9 +38,10 @@ def coarse_pixels(images: Sequence[Image.Image]) -> Features:
     >>> coarse_pixels([Image.new("RGB", (64, 64), "white")]).shape
     (1, 3072)
     """
-    small = []
-    for image in images:
-        small.append(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX))
+    small = [
+        image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+        for image in images
+    ]
     return np.stack(
         [np.asarray(image, dtype=np.float64).ravel() / 255 for image in small]
     )

@@ -84,9 +84,10 @@ class Validator:
     def identity(self) -> str:
         """Hash of all that decides the losses besides the weights: losses compare only
         where it is the same."""
-        entries = []
-        for e in self._dataset.entries:
-            entries.append([entry.key for entry in (*e.images(), *e.texts())])
+        entries = [
+            [entry.key for entry in (*e.images(), *e.texts())]
+            for e in self._dataset.entries
+        ]
         more = {"pairs": True} if self.compared else {}
         return key_of(entries=entries, levels=self._levels, seed=self._seed, **more)
 
@@ -136,9 +137,10 @@ class Validator:
             by_image.setdefault(key[0], []).extend(of_levels)
         self.by_image = by_image
         means = [fmean(losses) for losses in by_level]
-        numbers = {}
-        for level, mean in zip(self._levels, means, strict=True):
-            numbers[loss_at(level)] = mean
+        numbers = {
+            loss_at(level): mean
+            for level, mean in zip(self._levels, means, strict=True)
+        }
         if margins:
             numbers[HELD_OUT_RIGHT] = fmean(
                 (margin_NL > 0).float().mean().item() for margin_NL in margins
@@ -175,9 +177,10 @@ class Validator:
         """`margin` of the N worse images of an item at L levels [N, L]; None after a
         stop."""
         assert self.compared
-        worse = []
-        for entry in self._dataset.entries[index].worse:
-            worse.append(replace(batch, latents_BCHW=entry.read()[None]))
+        worse = [
+            replace(batch, latents_BCHW=entry.read()[None])
+            for entry in self._dataset.entries[index].worse
+        ]
 
         def errors(batches: Sequence[LatentBatch]) -> list[list[float]] | None:
             measured = [

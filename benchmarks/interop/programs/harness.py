@@ -119,8 +119,9 @@ def build(job: dict[str, Any], weights: dict[str, torch.Tensor]) -> torch.nn.Mod
 
 def base_weights(transformer: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Weights and biases without the wrappers that an adapter leaves around them."""
-    found = {}
-    for name, tensor in transformer.state_dict().items():
-        if "lora_" not in name:
-            found[name.replace(".base_layer", "")] = tensor.detach().clone()
+    found = {
+        name.replace(".base_layer", ""): tensor.detach().clone()
+        for name, tensor in transformer.state_dict().items()
+        if "lora_" not in name
+    }
     return found

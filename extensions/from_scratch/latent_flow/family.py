@@ -164,10 +164,7 @@ class LatentFlowFamily(ModelFamily):
         self.size_multiple = latent_scale * patch
         self.prediction = prediction
         self.max_tokens = max_tokens
-        if positions:
-            self.longest_side = positions * self.size_multiple
-        else:
-            self.longest_side = None
+        self.longest_side = positions * self.size_multiple if positions else None
         self.max_references = max_references
 
     def of_folder(self, folder: Path) -> LatentFlowFamily:
@@ -192,10 +189,7 @@ class LatentFlowFamily(ModelFamily):
         `_class_name`."""
         name = transformer["_class_name"]
         patch = transformer.get("patch_size", PATCH)
-        if name in POSITIONS:
-            most = transformer.get(*POSITIONS[name])
-        else:
-            most = None
+        most = transformer.get(*POSITIONS[name]) if name in POSITIONS else None
         references = REFERENCES.get(name, 0)
         return cls(
             latent_channels(vae),
@@ -256,17 +250,19 @@ class LatentFlowFamily(ModelFamily):
             )
 
     def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
-        layers = {}
-        for name, shape in self.every_linear_layer(folder).items():
-            if name.startswith(BLOCKS):
-                layers[name] = shape
+        layers = {
+            name: shape
+            for name, shape in self.every_linear_layer(folder).items()
+            if name.startswith(BLOCKS)
+        }
         return layers
 
     def every_linear_layer(self, folder: Path) -> dict[str, tuple[int, int]]:
-        layers = {}
-        for name, shape in part_shapes(folder / "transformer").items():
-            if len(shape) == 2:
-                layers[name.removesuffix(".weight")] = (shape[1], shape[0])
+        layers = {
+            name.removesuffix(".weight"): (shape[1], shape[0])
+            for name, shape in part_shapes(folder / "transformer").items()
+            if len(shape) == 2
+        }
         return layers
 
     def modules(self, folder: Path) -> dict[str, int]:

@@ -137,10 +137,7 @@ class LatentFlowModel(FolderModel):
         return autoencoder
 
     def trained_parts(self) -> set[str]:
-        if self._trains_text:
-            text_parts = {"text_encoder", "tokenizer"}
-        else:
-            text_parts = set()
+        text_parts = {"text_encoder", "tokenizer"} if self._trains_text else set()
         return text_parts | ({"vae"} if self._trained_vae else set())
 
     @cached_property
@@ -151,14 +148,8 @@ class LatentFlowModel(FolderModel):
         folder = self.options.folder
         if part == "vae":
             return weights_hash(folder, [part])
-        if self._trains_text:
-            parts = ["tokenizer"]
-        else:
-            parts = ["text_encoder", "tokenizer"]
-        if self._trains_text:
-            variant = ""
-        else:
-            variant = self.options.text_encoder_cache_tag
+        parts = ["tokenizer"] if self._trains_text else ["text_encoder", "tokenizer"]
+        variant = "" if self._trains_text else self.options.text_encoder_cache_tag
         return f"{weights_hash(folder, parts)} {self.family.max_tokens}{variant}"
 
     # ------------------------------------------------------------ images

@@ -152,9 +152,10 @@ def write_scheduler(folder: Path) -> None:
 
 def write_index(folder: Path, prediction: str, max_tokens: int) -> None:
     """Writes model_index.json of the parts in a folder."""
-    classes = {}
-    for part in ("transformer", "vae"):
-        classes[part] = part_config(folder, part)["_class_name"]
+    classes = {
+        part: part_config(folder, part)["_class_name"]
+        for part in ("transformer", "vae")
+    }
     write_json(
         folder / INDEX,
         {

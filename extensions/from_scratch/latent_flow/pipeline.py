@@ -84,10 +84,7 @@ class LatentFlowPipeline(DiffusionPipeline):
         device = self._execution_device
         dtype = self.transformer.dtype
         positive = self._embeds(prompt)
-        if guidance_scale > 1:
-            negative = self._embeds(negative_prompt)
-        else:
-            negative = None
+        negative = self._embeds(negative_prompt) if guidance_scale > 1 else None
         empty = self._encode(
             torch.zeros(1, 3, 64, 64, dtype=self.vae.dtype, device=device)
         )

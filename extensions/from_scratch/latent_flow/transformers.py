@@ -251,9 +251,10 @@ class QwenImage21Transformer(TransformerAdapter):
         patch = module.config.patch_size
         before = [_tokens(reference, patch) for reference in references]
         x_BSP = _tokens(x_BCHW, patch)
-        shapes = []
-        for image in (*references, x_BCHW):
-            shapes.append((1, image.shape[-2] // patch, image.shape[-1] // patch))
+        shapes = [
+            (1, image.shape[-2] // patch, image.shape[-1] // patch)
+            for image in (*references, x_BCHW)
+        ]
         slots = [0] * len(references)
         prediction = qwen21.forward(
             module, run, x_BSP[:, None], t_B[:, None], embeds_BLE, slots, before, shapes

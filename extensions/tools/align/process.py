@@ -117,9 +117,9 @@ class AlignProcess(BaseExtensionProcess):
 
     def _write(self, sample: Sample, output: Path) -> list[Pair]:
         image = open_image(sample.image, sample.background)
-        references = []
-        for path in sample.control_images:
-            references.append(open_image(path, sample.background))
+        references = [
+            open_image(path, sample.background) for path in sample.control_images
+        ]
         pairs = []
         box = (0, 0, *image.size)
         put = dict[int, Image.Image]()
@@ -213,10 +213,7 @@ def _whole(path: str) -> Image.Image:
 def _difference(image: Image.Image, reference: Image.Image) -> str:
     """The difference of two images, three times as bright, as an address for the
     page."""
-    if reference.size == image.size:
-        other = reference
-    else:
-        other = reference.resize(image.size)
+    other = reference if reference.size == image.size else reference.resize(image.size)
     grey = ImageChops.difference(image.convert("L"), other.convert("L")).point(
         lambda value: min(255, 3 * value)
     )

@@ -75,14 +75,16 @@ def images_of(
     """Word -> the images whose captions have this word and none of the others; each
     file once."""
     by_word: dict[str, dict[str, BucketedSample]] = {word: {} for word in words}
-    patterns = {}
-    for word in words:
-        patterns[word] = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
+    patterns = {
+        word: re.compile(f"(?<!\\w){re.escape(word)}(?!\\w)", re.IGNORECASE)
+        for word in words
+    }
     for item in items:
-        named = []
-        for word, pattern in patterns.items():
-            if pattern.search("\n".join(item.sample.texts)):
-                named.append(word)
+        named = [
+            word
+            for word, pattern in patterns.items()
+            if pattern.search("\n".join(item.sample.texts))
+        ]
         if len(named) == 1:
             by_word[named[0]].setdefault(item.sample.image, item)
     return {word: list(images.values()) for word, images in by_word.items()}

@@ -145,10 +145,7 @@ class BestConfig(RunToolConfig):
                 f"{self.embedder!r} is a file. Give the folder of a CLIP or a DINOv2.",
             )
         yield from check_page(self.output_path(), _is_measurement, "best.json")
-        if self.link:
-            reason = why_not_replaced(self.best_file(), is_own_file)
-        else:
-            reason = ""
+        reason = why_not_replaced(self.best_file(), is_own_file) if self.link else ""
         if reason:
             yield Diagnostic(("link",), reason)
         elif self.link and not self.overwrite and self.best_file().exists():

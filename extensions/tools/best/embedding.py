@@ -107,10 +107,7 @@ class Embedder:
                 prompt, truncation=True, max_length=77, return_tensors="pt"
             ).to(self._at)
             features = self._model.get_text_features(**ids)
-            if isinstance(features, Tensor):
-                row = features
-            else:
-                row = features.pooler_output
+            row = features if isinstance(features, Tensor) else features.pooler_output
             rows.append(functional.normalize(row.float().cpu(), dim=-1))
         return torch.cat(rows)
 

@@ -159,10 +159,7 @@ class BestProcess(BaseExtensionProcess):
             chosen, reason = recommend(candidates, measured[0], compared)
         else:
             reason = _CANNOT_TELL.format(every=validation_every(measured[-1].step or 0))
-        if chosen:
-            beyond = (measured[-1].step or 0) - (chosen.step or 0)
-        else:
-            beyond = None
+        beyond = (measured[-1].step or 0) - (chosen.step or 0) if chosen else None
         for line in table(measured):
             logger.info(line)
         appears = bench.who_appears(section.folder() / (chosen or measured[-1]).file)
@@ -213,10 +210,7 @@ class _Bench:
         _, uses, split = scan_and_split(training, family, cache, trained_before)
         items, trained, self.measured_on = _images(uses, split, config.images)
         self.is_held_out = split is not None
-        if config.embedder:
-            characters = _characters(training, uses, config)
-        else:
-            characters = {}
+        characters = _characters(training, uses, config) if config.embedder else {}
         logger.info(f"measured on {self.measured_on}")
         self._texts: list[Sequence[CacheEntry]] = []
         model, dataset, device, dtype = encoded_run(
@@ -248,10 +242,7 @@ class _Bench:
             self._asked += [name] * len(shown)
             asked += caption_prompts(shown, family, config.steps, 1.0)
         self._cast = self._sampler(model, asked)
-        if config.edits:
-            edits = _edits(training, family, items, trained, config)
-        else:
-            edits = []
+        edits = _edits(training, family, items, trained, config) if config.edits else []
         self._edits = self._sampler(model, edits)
         fill_texts(self._texts, model, self._progress)
         self._status.finish()
@@ -303,12 +294,13 @@ class _Bench:
         self._adapters.use(changes)
         losses = self._validator.losses()
         assert losses is not None  # nothing asks it to stop
-        by_image = {}
-        for image, losses_of_image in self._validator.by_image.items():
-            by_image[image[:12]] = fmean(losses_of_image)
-        latents = []
-        for index in range(len(self._neutral.prompts)):
-            latents.append(self._neutral.latents(index))
+        by_image = {
+            image[:12]: fmean(losses_of_image)
+            for image, losses_of_image in self._validator.by_image.items()
+        }
+        latents = [
+            self._neutral.latents(index) for index in range(len(self._neutral.prompts))
+        ]
         if path is None:
             self._of_base = latents
         pairs = zip(latents, self._of_base, strict=True)
@@ -319,10 +311,11 @@ class _Bench:
             drift_of_edit = edits.drift(at, edits.generate(at))
             if drift_of_edit:
                 drifts[at] = drift_of_edit
-        numbers = {}
-        for metric, value in drift_metrics(drifts, "").items():
-            if isfinite(value):
-                numbers[metric] = value
+        numbers = {
+            metric: value
+            for metric, value in drift_metrics(drifts, "").items()
+            if isfinite(value)
+        }
         drawn = [self._samples.generate(index) for index in range(self._count)]
         more: dict[str, Any] = {
             "by_image": by_image,
@@ -359,10 +352,11 @@ class _Bench:
         self._adapters.use([(self._read(path), 1.0)])
 
         def samples(name: str) -> list[Image.Image]:
-            images = []
-            for index, asked in enumerate(self._asked):
-                if asked == name:
-                    images.append(self._cast.generate(index))
+            images = [
+                self._cast.generate(index)
+                for index, asked in enumerate(self._asked)
+                if asked == name
+            ]
             return images
 
         table = who_appears(
@@ -406,9 +400,10 @@ class _Bench:
         many = features[0]
         base_many = self._base_features[0]
         pairs = zip(names, features[1:], self._base_features[1:], strict=True)
-        scores = {}
-        for name, few, base_few in pairs:
-            scores[name] = survival(many, few, base_many, base_few)
+        scores = {
+            name: survival(many, few, base_many, base_few)
+            for name, few, base_few in pairs
+        }
         return {name: score for name, score in scores.items() if isfinite(score)}
 
     def _features(self, images: Sequence[Image.Image]) -> Features:
@@ -520,10 +515,9 @@ def that_drift_less(
     left, or no limit is given."""
     if most_drift is None:
         return measured
-    steady = []
-    for numbers in measured:
-        if (numbers.edit_drift or 0.0) <= most_drift:
-            steady.append(numbers)
+    steady = [
+        numbers for numbers in measured if (numbers.edit_drift or 0.0) <= most_drift
+    ]
     return steady or measured
 
 
@@ -579,10 +573,11 @@ def recommend(
 def table(measured: Sequence[Measured]) -> list[str]:
     """The numbers as lines of columns. Columns without a number are left out."""
     titles = ("loss", "drift", "distance", "adherence", "edit_drift", "outside_mask")
-    shown = []
-    for title in titles:
-        if any(getattr(row, title) is not None for row in measured):
-            shown.append(title)
+    shown = [
+        title
+        for title in titles
+        if any(getattr(row, title) is not None for row in measured)
+    ]
     width = max(len(row.file) for row in measured)
     ways = list(dict.fromkeys(name for row in measured for name in row.survival))
     columns = [f"{title:>{max(9, len(title))}}" for title in shown]

@@ -141,10 +141,11 @@ class CacheCommand(CacheOptions, ToolConfig):
             return model
 
         processes = load_job(find_config(self.job), find_model).processes
-        sections = []
-        for entry in processes:
-            if isinstance(entry.section, CacheConfig):
-                sections.append(entry.section)
+        sections = [
+            entry.section
+            for entry in processes
+            if isinstance(entry.section, CacheConfig)
+        ]
         return tuple(sections)
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:

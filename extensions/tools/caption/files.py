@@ -74,10 +74,7 @@ def find_images(config: CaptionConfig) -> tuple[list[CaptionedImage], list[Image
     for folder in _folders(config.folder_path(), config.recursive):
         listing = list_folder(str(folder))
         below = folder.relative_to(config.folder_path())
-        if config.pairs:
-            references = _references(config.pairs_path() / below)
-        else:
-            references = {}
+        references = _references(config.pairs_path() / below) if config.pairs else {}
         for stem, names in listing.images.items():
             path = folder / names[0]
             if len(names) > 1:
@@ -371,15 +368,17 @@ class Table(Captions):
         """Puts the new captions into the table. Lines of images without a new caption
         stay as they are."""
         redone = [image for image in images if image.name in self.redone]
-        new = {}
-        for image in redone:
-            new[self._key_of(image)] = self._line(image, self.redone[image.name])
+        new = {
+            self._key_of(image): self._line(image, self.redone[image.name])
+            for image in redone
+        }
         if self.path.is_file():
             self._keep_old(self.path, self.path.name)
-        lines = []
-        for number, line in enumerate(self._lines, 1):
-            if line.strip():
-                lines.append(new.pop(self._read(number, line)[0], line))
+        lines = [
+            new.pop(self._read(number, line)[0], line)
+            for number, line in enumerate(self._lines, 1)
+            if line.strip()
+        ]
         with os_error_as_run_error(self.path), atomic_write(self.path) as temporary:
             text = "".join(f"{line}\n" for line in (*lines, *new.values()))
             temporary.write_bytes(text.encode(errors="backslashreplace"))

@@ -89,10 +89,7 @@ class CaptionProcess(BaseExtensionProcess):
             section.temperature,
             section.seed,
         )
-        if section.quantize:
-            quantize = quantizer(section.quantize)
-        else:
-            quantize = None
+        quantize = quantizer(section.quantize) if section.quantize else None
         device = use_device(pick_device(section.device))
         return Captioner(
             folder, settings, device, DTYPES[section.dtype], quantize, file
@@ -149,10 +146,7 @@ def _readable(
     are added to `refused`."""
     for image in batch:
         try:
-            if image.reference:
-                files = [image.reference, image.path]
-            else:
-                files = [image.path]
+            files = [image.reference, image.path] if image.reference else [image.path]
             yield image, [open_image(file) for file in files]
         except ImageError as error:
             refused.append(error)

@@ -170,10 +170,11 @@ class DoctorProcess(BaseExtensionProcess):
         except UserError:
             if section.model:
                 raise
-        bases = []
-        for family in map(FAMILIES.load, FAMILIES):
-            if family.published:
-                bases.append(_base(family, Path(next(iter(family.published))), None))
+        bases = [
+            _base(family, Path(next(iter(family.published))), None)
+            for family in map(FAMILIES.load, FAMILIES)
+            if family.published
+        ]
         return bases
 
     def _of_metadata(
@@ -232,18 +233,20 @@ class DoctorProcess(BaseExtensionProcess):
         }
         if others:
             report["between"] = sorted(_sum(others[start::2]).lost for start in (0, 1))
-        numbers = {}
-        for name, one in by_layer.items():
-            numbers[name] = {"lost": one.lost, "noise": one.noise}
+        numbers = {
+            name: {"lost": one.lost, "noise": one.noise}
+            for name, one in by_layer.items()
+        }
         return {**report, "by_layer": numbers}
 
     def _of_rounding(self, rounded: Mapping[str, Any]) -> Iterator[Diagnostic]:
         if rounded["lost"] < self.section.most_lost:
             return
-        lost = []
-        for name, one in rounded["by_layer"].items():
-            if one["lost"] >= self.section.most_lost:
-                lost.append(name)
+        lost = [
+            name
+            for name, one in rounded["by_layer"].items()
+            if one["lost"] >= self.section.most_lost
+        ]
         if rounded["measured"]:
             how = "measured"
         else:
@@ -336,10 +339,11 @@ def _misnamed(
             bare[stem] = _without_prefix(bare[stem])
     located = _located(bare, layers)
     names = _located(bare.values(), layers)
-    misnamed = {}
-    for stem, rest in bare.items():
-        if stem not in located and rest in names:
-            misnamed[stem] = names[rest]
+    misnamed = {
+        stem: names[rest]
+        for stem, rest in bare.items()
+        if stem not in located and rest in names
+    }
     return misnamed
 
 
@@ -368,10 +372,11 @@ def _missing(
     gone: list[str] = []
     for of_block in blocks.values():
         has = [number for number, name in of_block.items() if name in there]
-        holes = []
-        for number in of_block:
-            if has and min(has) < number < max(has) and number not in has:
-                holes.append(number)
+        holes = [
+            number
+            for number in of_block
+            if has and min(has) < number < max(has) and (number not in has)
+        ]
         if _has_all(metadata):
             holes = [number for number in of_block if number not in has]
         elif len(holes) > MOST_HOLES * len(has):
@@ -441,10 +446,11 @@ def _of_model(
         message = f"{len(left)} of {len(stems)} layers are none of {title}, such as {left[0]}."
         remedy = "Programs leave them out; use it with the model it was trained on."
         yield finding("other_layers", message, remedy, tuple(left))
-    odd = {}
-    for stem, change in sound.items():
-        if stem in names and not _fits(change, base.layers[names[stem]]):
-            odd[stem] = change
+    odd = {
+        stem: change
+        for stem, change in sound.items()
+        if stem in names and (not _fits(change, base.layers[names[stem]]))
+    }
     if odd:
         stem, change = next(iter(odd.items()))
         inputs, outputs = base.layers[names[stem]]
@@ -484,9 +490,10 @@ def _of_biases(biases: Mapping[str, Tensor], base: Base) -> Iterator[Diagnostic]
     """Changes of biases that the model lacks."""
     weights = base.family.weight_shapes(base.folder)
     fused = fused_layers(base.layers)
-    names = {}
-    for stem, name in _located(biases, base.layers).items():
-        names[stem] = fused.get(name, (name,))[0]
+    names = {
+        stem: fused.get(name, (name,))[0]
+        for stem, name in _located(biases, base.layers).items()
+    }
     absent = [stem for stem in biases if f"{names.get(stem)}.bias" not in weights]
     if weights and absent:
         of_all = f"{len(absent)} of {len(biases)} biases that it changes"
@@ -541,10 +548,7 @@ def render(
         note = "note: " if one.severity == "warning" else ""
         lines += [f"{note}{one.check}: {one.message}", f"  do: {one.remedy}"]
         if one.key:
-            if len(one.key) > SHOWN:
-                more = f" and {len(one.key) - SHOWN} more"
-            else:
-                more = ""
+            more = f" and {len(one.key) - SHOWN} more" if len(one.key) > SHOWN else ""
             lines.append(f"  where: {', '.join(map(str, one.key[:SHOWN]))}{more}")
     if rounded:
         if rounded["measured"]:

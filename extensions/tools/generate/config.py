@@ -124,9 +124,9 @@ class GenerateConfig(PicturesConfig):
             values["seed"] = (settings["seed"],)
             values["prompt"] = (settings["prompt"],)
             values["reference"] = tuple(file["path"] for file in settings["reference"])
-            loras = []
-            for file in settings["lora"]:
-                loras.append(f"{file['path']}:{file['strength']!r}")
+            loras = [
+                f"{file['path']}:{file['strength']!r}" for file in settings["lora"]
+            ]
             values["lora"] = tuple(loras)
             values["blocks"] = tuple(map(str, settings.get("blocks", ())))
             for key in self.model_fields_set - {"like", "model"}:

@@ -144,15 +144,14 @@ def plan_measurement(
         raise UserError(
             f"{run.folder}: trained on a stream, whose images are not on this disk."
         )
-    files = []
-    for file in list_network_files(run.folder):
-        if (
-            file.kind != "best"
-            and file.step
-            and file.path.suffix == ".safetensors"
-            and not _is_variant(file.path)
-        ):
-            files.append(file)
+    files = [
+        file
+        for file in list_network_files(run.folder)
+        if file.kind != "best"
+        and file.step
+        and (file.path.suffix == ".safetensors")
+        and (not _is_variant(file.path))
+    ]
     if not files:
         raise UserError(
             f"{run.folder}: holds no saved LoRA. Set save.save_every, and train it."
@@ -164,10 +163,11 @@ def plan_measurement(
         partial(trained_images, run.folder),
     )
     regular = {folder_.folder for folder_ in scan.folders if folder_.is_reg}
-    once = {}
-    for item in reversed(trained):
-        if item.sample.folder not in regular:
-            once[item.sample.image] = item
+    once = {
+        item.sample.image: item
+        for item in reversed(trained)
+        if item.sample.folder not in regular
+    }
     images = tuple(as_measured(item) for item in reversed(once.values()))
     if len(images) < FEWEST:
         raise UserError(
@@ -203,10 +203,7 @@ def plan_measurement(
         newest = read_object(max(records, key=lambda path: path.stat().st_mtime))
     else:
         newest = None
-    if newest is None:
-        changed = ""
-    else:
-        changed = str(compare(newest, fingerprint(scan.samples)))
+    changed = "" if newest is None else str(compare(newest, fingerprint(scan.samples)))
     return Measurement(
         training, images, tuple(groups), validation, tuple(rounds), uses, changed
     )

@@ -226,9 +226,9 @@ class _Bench:
             self._model, self._model.predict_velocity, batch, noise_BCHW, level
         ).sum().backward()
         parameters = self._network.parameters().values()
-        gradients = []
-        for p in parameters:
-            gradients.append(torch.zeros_like(p) if p.grad is None else p.grad)
+        gradients = [
+            torch.zeros_like(p) if p.grad is None else p.grad for p in parameters
+        ]
         for parameter in parameters:
             parameter.grad = None
         sketch_D = sketch(gradients)
@@ -289,15 +289,10 @@ def _numbers(
     results: Sequence[Influence],
     seconds: float,
 ) -> Mapping[str, object]:
-    rounds = []
-    for round_ in plan.rounds:
-        rounds.append(
-            {
-                "file": round_.file.path.name,
-                "step": round_.file.step,
-                "level": round_.level,
-            }
-        )
+    rounds = [
+        {"file": round_.file.path.name, "step": round_.file.step, "level": round_.level}
+        for round_ in plan.rounds
+    ]
     return {
         "against": plan.against,
         "rounds": rounds,

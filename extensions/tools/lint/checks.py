@@ -142,11 +142,10 @@ def _slots(data: Dataset) -> Found:
     for item in data.items:
         if len(item.references) > 1:
             bits_of_image = _bits([item.look.bits])
-            distances = []
-            for reference in item.references:
-                distances.append(
-                    int(_different(bits_of_image, _bits([reference.bits]))[0])
-                )
+            distances = [
+                int(_different(bits_of_image, _bits([reference.bits]))[0])
+                for reference in item.references
+            ]
             first, second = sorted(distances)[:2]
             near[item.sample.image] = (
                 distances.index(first),
@@ -171,10 +170,11 @@ def pair_shape(data: Dataset, config: LintConfig) -> Found:
     pairs: in others a different shape may be intended."""
     slots = max((len(item.references) for item in data.items), default=0)
     for slot in range(slots):
-        pairs = []
-        for item in data.items:
-            if len(item.references) > slot:
-                pairs.append((item, item.references[slot]))
+        pairs = [
+            (item, item.references[slot])
+            for item in data.items
+            if len(item.references) > slot
+        ]
         unlike = []
         for item, reference in pairs:
             ratio = reference.aspect * item.sample.size.height / item.sample.size.width
@@ -251,10 +251,11 @@ def leak(data: Dataset, config: LintConfig) -> Found:
 def _distinct_files(items: Iterable[Item]) -> list[Item]:
     """Each file once, however often and by whatever path it is used. Images of one
     colour are left out, because they are all alike."""
-    by_path = {}
-    for item in items:
-        if not is_flat(item.look.small):
-            by_path[os.path.realpath(item.sample.image)] = item
+    by_path = {
+        os.path.realpath(item.sample.image): item
+        for item in items
+        if not is_flat(item.look.small)
+    }
     return list(by_path.values())
 
 
@@ -359,10 +360,7 @@ def aspect(data: Dataset, config: LintConfig) -> Found:
 def _finer(item: Item, multiple: int, cut: float) -> str:
     """Names the next resolution that cuts off less than half as much: at a low
     resolution the sizes of buckets are far apart."""
-    if isinstance(item.resolution, int):
-        first = item.resolution
-    else:
-        first = 0
+    first = item.resolution if isinstance(item.resolution, int) else 0
     for side in range(first + multiple, 2 * first + 1, multiple):
         crop = bucket_for(item.sample.size, side, multiple)
         share = 1 - prod(crop.bucket) / prod(crop.scaled)
@@ -419,10 +417,7 @@ def no_caption(data: Dataset, config: LintConfig) -> Found:
     """Images whose caption is empty, or is only the trigger word. Regularisation
     images are left out."""
     for item in data.items:
-        if item.written is None:
-            text = item.sample.caption
-        else:
-            text = item.written
+        text = item.sample.caption if item.written is None else item.written
         without = text.replace(item.sample.rules.trigger or data.trigger, "")
         for placeholder in PLACEHOLDERS:
             without = without.replace(placeholder, "")
@@ -431,10 +426,7 @@ def no_caption(data: Dataset, config: LintConfig) -> Found:
                 of_job = "the trigger word of the job alone"
             else:
                 of_job = "an empty prompt"
-            if item.sample.caption:
-                prompt = f"{item.sample.caption!r} alone"
-            else:
-                prompt = of_job
+            prompt = f"{item.sample.caption!r} alone" if item.sample.caption else of_job
             yield item.sample.image, f"has no caption: it trains with {prompt}"
 
 
@@ -464,10 +456,7 @@ def _of_trigger(item: Item, word: str, text: str) -> Iterator[str]:
         if word in text:
             yield f"has {word!r} only inside another word, so it is not put in front: {_short(text)}"
         elif item.written is not None:
-            if word.lower() in text.lower():
-                other = " in these letters"
-            else:
-                other = ""
+            other = " in these letters" if word.lower() in text.lower() else ""
             yield f"has no {word!r}{other} in its caption, so it is put in front: {_short(text)}"
     elif rest != text and not whole.search(rest) and word.lower() in rest.lower():
         yield f"has {word!r} in other letters, and once more in front: {_short(text)}"

@@ -239,10 +239,11 @@ def read_datasets(
         yield data
         return
     job = load_job(find_config(config.path), discover().find_config)
-    sections = []
-    for entry in job.processes:
-        if isinstance(entry.section, ImageTrainingSection):
-            sections.append(entry.section)
+    sections = [
+        entry.section
+        for entry in job.processes
+        if isinstance(entry.section, ImageTrainingSection)
+    ]
     if not sections:
         raise UserError(
             f"{config.path}: no process of this job has datasets. Give a training job, or a folder."
@@ -295,10 +296,7 @@ def _of_folder(config: LintConfig, progress: Callable[[int, int], None]) -> Data
 def _with_written(item: Item, caption: str, trigger: str) -> Item:
     """The item with the caption of its file, the first one of several. The placeholders
     in it are filled in."""
-    if len(item.sample.texts) > 1:
-        first = caption.splitlines()[0]
-    else:
-        first = caption
+    first = caption.splitlines()[0] if len(item.sample.texts) > 1 else caption
     return replace(item, written=inject_trigger(first, trigger, add=False).strip())
 
 
@@ -418,9 +416,10 @@ def _fill(
                 key = (sample.image, is_held_out)
                 crops.setdefault(key, (sample, []))[1].append(crop)
     data.split_folders = scan.held_out
-    work = []
-    for (_, is_held_out), (sample, of_image) in crops.items():
-        work.append((sample, tuple(of_image), is_held_out))
+    work = [
+        (sample, tuple(of_image), is_held_out)
+        for (_, is_held_out), (sample, of_image) in crops.items()
+    ]
     regularisation = {folder.folder for folder in scan.folders if folder.is_reg}
     progress(0, len(work))
     measured = thread_map(
@@ -451,9 +450,10 @@ def _measured(
     try:
         notes = list[str]()
         image = open_image(sample.image, sample.background, notes.append)
-        references = []
-        for path in sample.control_images:
-            references.append(_reference(path, sample.background, image, shift))
+        references = [
+            _reference(path, sample.background, image, shift)
+            for path in sample.control_images
+        ]
         measured = look(image, crop, *_kind(sample.image))
         return measured._replace(notes=tuple(notes)), tuple(references)
     except ImageError as error:
@@ -572,10 +572,11 @@ def detail(grey: Image.Image) -> float:
     for _ in range(4):
         lost, grey = _lost_by_shrinking(grey, 2)
         losses.append(lost)
-    ratios = []
-    for finer, coarser in itertools.pairwise(losses):
-        if coarser > 0.25:
-            ratios.append(finer / coarser)
+    ratios = [
+        finer / coarser
+        for finer, coarser in itertools.pairwise(losses)
+        if coarser > 0.25
+    ]
     return min(ratios, default=float("inf"))
 
 
@@ -612,9 +613,10 @@ def is_resampled(grey: Image.Image) -> bool:
     if max(_period(pixels), _period(pixels.T)) > 10:
         return True
     lost = {factor: _lost_at(grey, factor) for factor in (1.75, 2, 2.5, 3, 3.5, 4, 5)}
-    dips = []
-    for below, at, above in ((1.75, 2, 2.5), (2.5, 3, 3.5), (3.5, 4, 5)):
-        dips.append((lost[below] + lost[above]) / 2 - lost[at])
+    dips = [
+        (lost[below] + lost[above]) / 2 - lost[at]
+        for below, at, above in ((1.75, 2, 2.5), (2.5, 3, 3.5), (3.5, 4, 5))
+    ]
     return max(dips) > 0.2
 
 

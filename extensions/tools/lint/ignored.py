@@ -79,9 +79,9 @@ def _rules_of(path: str) -> Iterator[Rule]:
 def _beside(path: str) -> tuple[Rule, ...]:
     if not os.path.isfile(path):
         return ()
-    rules = []
-    for mark in _MARK.finditer(_text(path)):
-        rules.append(("*", _checks(mark["checks"], path)))
+    rules = [
+        ("*", _checks(mark["checks"], path)) for mark in _MARK.finditer(_text(path))
+    ]
     return tuple(rules)
 
 
@@ -93,10 +93,7 @@ def _text(path: str) -> str:
 
 
 def _checks(text: str, place: str) -> frozenset[str]:
-    if text.strip():
-        names = re.split(r"[,\s]+", text.strip())
-    else:
-        names = []
+    names = re.split("[,\\s]+", text.strip()) if text.strip() else []
     for name in names:
         if name not in CHECKS:
             raise UserError(

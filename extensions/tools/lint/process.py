@@ -110,11 +110,10 @@ def as_json(
     findings: Sequence[Diagnostic], images: int, ignored: int
 ) -> dict[str, Any]:
     """The findings as one JSON object."""
-    rows = []
-    for finding in findings:
-        rows.append(
-            {"check": finding.check, "file": finding.place, "message": finding.message}
-        )
+    rows = [
+        {"check": finding.check, "file": finding.place, "message": finding.message}
+        for finding in findings
+    ]
     return {"images": images, "ignored": ignored, "findings": rows}
 
 

@@ -85,14 +85,16 @@ def unlike(captions: Sequence[str], prompts: Sequence[str]) -> list[str]:
     shortest = lengths[aside]
     longest = lengths[-1 - aside]
     of_prompts = [words_in(text) for text in prompts if text]
-    long = []
-    for words in of_prompts:
-        if words >= TIMES * longest and words - longest >= WORDS:
-            long.append(words)
-    short = []
-    for words in of_prompts:
-        if TIMES * words <= shortest and shortest - words >= WORDS:
-            short.append(words)
+    long = [
+        words
+        for words in of_prompts
+        if words >= TIMES * longest and words - longest >= WORDS
+    ]
+    short = [
+        words
+        for words in of_prompts
+        if TIMES * words <= shortest and shortest - words >= WORDS
+    ]
     usual = f"captions have {median(lengths):.0f} words"
     for unlike_ones, how in ((long, "longer"), (short, "shorter")):
         if unlike_ones:
@@ -107,10 +109,7 @@ def unlike(captions: Sequence[str], prompts: Sequence[str]) -> list[str]:
             form = kind
             break
     other = {TAGS: SENTENCES, SENTENCES: TAGS}.get(form)
-    if other:
-        count = [form_of(text) for text in prompts].count(other)
-    else:
-        count = 0
+    count = [form_of(text) for text in prompts].count(other) if other else 0
     if count:
         are = "is" if count == 1 else "are"
         messages.append(

@@ -46,9 +46,10 @@ class ExtractProcess(BaseExtensionProcess):
         family = family_for(ModelConfig(name_or_path=str(base)))
         layers = family.every_linear_layer(base)
         with ExitStack() as stack:
-            readers = []
-            for folder in (base, tuned):
-                readers.append(ShardReader(folder / family.trained_part, stack))
+            readers = [
+                ShardReader(folder / family.trained_part, stack)
+                for folder in (base, tuned)
+            ]
             if readers[0].names != readers[1].names:
                 name = min(readers[0].names ^ readers[1].names)
                 raise UserError(

@@ -98,10 +98,7 @@ class Loss:
         self._whole += float(meant_OI.norm(dtype=torch.float64)) ** 2
 
     def __str__(self) -> str:
-        if self._whole:
-            error = (self._lost / self._whole) ** 0.5
-        else:
-            error = 0.0
+        error = (self._lost / self._whole) ** 0.5 if self._whole else 0.0
         return f"relative error of the change {error:.2e}"
 
 
@@ -146,10 +143,11 @@ def for_every_program(
     folded = spelled(tensors, spelling)
     dtypes = {tensor.dtype for key, tensor in tensors.items() if key.endswith(UP)}
     for dtype in dtypes:
-        stored = {}
-        for key, tensor in folded.items():
-            if key.endswith(spelling.down_up[1]):
-                stored[key] = tensor.to(dtype)
+        stored = {
+            key: tensor.to(dtype)
+            for key, tensor in folded.items()
+            if key.endswith(spelling.down_up[1])
+        }
         if not _are_equal(stored, folded):
             return spelled(tensors, replace(spelling, folds_alpha=False))
         folded |= stored
@@ -187,10 +185,7 @@ def write_lowrank(
             refuse_what_needs_the_base(name, change)
             up, down, error = extract_lora(change, most)
             # The scale stays in alpha, where it is not rounded.
-            if change.low_rank and change.scale:
-                scale = change.scale
-            else:
-                scale = 1.0
+            scale = change.scale if change.low_rank and change.scale else 1.0
         else:
             up, down, error = extract_lora_from_delta(change, most)
         if section.share:
@@ -214,10 +209,7 @@ def refuse_what_needs_the_base(name: str, change: LayerDelta) -> None:
     """Raises UserError for a DoRA, OFT, BOFT or GLoRA, because its change depends on
     the weights that it is used with."""
     if change.needs_base:
-        if change.multiplied:
-            title = change.multiplied.title(change.parts)
-        else:
-            title = "a DoRA"
+        title = change.multiplied.title(change.parts) if change.multiplied else "a DoRA"
         remedy = "Merge it into its model, then extract a LoRA."
         raise UserError(
             f"{name} is {title}, whose change depends on the model's weights. {remedy}"

@@ -56,10 +56,7 @@ def facts(file: AdapterFile) -> dict[str, Any]:
     layers: dict[str, dict[str, Any]] = {}
     for name, change in file.changes.items():
         rank = rank_of(change.parts)
-        if change.multiplied:
-            norm = None
-        else:
-            norm = float(change.delta().norm())
+        norm = None if change.multiplied else float(change.delta().norm())
         layers[name] = {
             "kind": kind_of(change),
             "rank": rank,
@@ -71,14 +68,14 @@ def facts(file: AdapterFile) -> dict[str, Any]:
     for change in file.changes.values():
         parameters += sum(tensor.numel() for tensor in change.parts.values())
     tensors, metadata = read_tensors(file.path)
-    wrong = []
-    for finding in health(tensors, metadata):
-        if finding.severity == "error":
-            wrong.append(f"{finding.message} {finding.remedy}")
-    readable_by = []
-    for name, target in FORMATS.items():
-        if not why_not_exported(file, target):
-            readable_by.append(name)
+    wrong = [
+        f"{finding.message} {finding.remedy}"
+        for finding in health(tensors, metadata)
+        if finding.severity == "error"
+    ]
+    readable_by = [
+        name for name, target in FORMATS.items() if not why_not_exported(file, target)
+    ]
     keys = sorted(tensors)
     return {
         "file": str(file.path),
@@ -138,10 +135,7 @@ def render(report: Mapping[str, Any]) -> str:
         bar = "#" * round(30 * of_block / largest)
         blocks.append(f"  {name:28} {of_block:10.4g}  {bar}")
     kinds = " and ".join(report["kinds"]) or "no change"
-    if len(report["wrong"]) > 1:
-        more = f" ({len(report['wrong']) - 1} more)"
-    else:
-        more = ""
+    more = f" ({len(report['wrong']) - 1} more)" if len(report["wrong"]) > 1 else ""
     wrong = [f"wrong: {line}{more} See run.py doctor." for line in report["wrong"][:1]]
     multiplied = f"{report['without_norm']} layers multiply the model's weights: their change has no norm without those"
     if blocks:
@@ -151,9 +145,9 @@ def render(report: Mapping[str, Any]) -> str:
     size = f"layers {report['layers']}, parameters {report['parameters']:,}"
     if report["biases"]:
         size += f", biases {report['biases']}"
-    metadata = []
-    for key, value in sorted(report["metadata"].items()):
-        metadata.append(f"  {key}: {_short(value)}")
+    metadata = [
+        f"  {key}: {_short(value)}" for key, value in sorted(report["metadata"].items())
+    ]
     return "\n".join(
         [
             f"{report['file']}: {report['bytes'] / 1e6:.2f} MB, {kinds}, {report['dtype']}",

@@ -292,14 +292,14 @@ def _fused(changes: Mapping[str, LayerDelta]) -> dict[str, LayerDelta]:
         tensors: dict[str, Tensor] = {}
         for left, right in MATMUL_PAIRS:
             if left in first.parts:
-                factors = []
-                for one in deltas:
-                    factors.append(
-                        one.scale / scale if left in ("up", "hada_w1_a") else 1.0
-                    )
-                pieces = []
-                for factor, one in zip(factors, deltas, strict=True):
-                    pieces.append(factor * one.parts[left])
+                factors = [
+                    one.scale / scale if left in ("up", "hada_w1_a") else 1.0
+                    for one in deltas
+                ]
+                pieces = [
+                    factor * one.parts[left]
+                    for factor, one in zip(factors, deltas, strict=True)
+                ]
                 tensors |= {
                     left: torch.block_diag(*pieces),
                     right: torch.cat([one.parts[right] for one in deltas]),
@@ -352,10 +352,9 @@ OF_THE_FORM = (HEADER_METADATA, CONFIG_FILE, "sha256", "format")
 def kept_metadata(file: AdapterFile, target: Format | None = None) -> dict[str, str]:
     """The file's metadata without the entries that are true of its own form only. In a
     form without alphas, the entries for alpha become the rank."""
-    metadata = {}
-    for key, value in file.metadata.items():
-        if key not in OF_THE_FORM:
-            metadata[key] = value
+    metadata = {
+        key: value for key, value in file.metadata.items() if key not in OF_THE_FORM
+    }
     if target and not target.has_alpha and "lora" in file.kinds:
         ranks = {
             "alpha": metadata.get("rank"),

@@ -159,19 +159,22 @@ class MergeProcess(BaseExtensionProcess):
         with ExitStack() as stack:
             reader = ShardReader(base, stack, base)
             loss = Loss()
-            sizes = {}
-            for name, shape in reader.matrices().items():
-                sizes[name.removesuffix(".weight")] = (shape[1], shape[0])
-            files = []
-            for file, strength in pairs:
-                files.append((read_adapter(Path(file).expanduser(), [sizes]), strength))
+            sizes = {
+                name.removesuffix(".weight"): (shape[1], shape[0])
+                for name, shape in reader.matrices().items()
+            }
+            files = [
+                (read_adapter(Path(file).expanduser(), [sizes]), strength)
+                for file, strength in pairs
+            ]
             changes = _changes(files)
             dtype = torch.bfloat16 if reader.in_codes() else None
             layers = _check_biases(changes, reader.names)
-            markers = []
-            for name in map(without_prefix, shapes_of(base)):
-                if MARKERS.get(name):
-                    markers.append(name)
+            markers = [
+                name
+                for name in map(without_prefix, shapes_of(base))
+                if MARKERS.get(name)
+            ]
             tensors = {}
             for name in sorted(reader.names):
                 weight = reader.take(name)
@@ -253,9 +256,10 @@ class MergeProcess(BaseExtensionProcess):
                 if change.bias is not None:
                     biases[name] = biases.get(name, 0) + strength * change.bias
         dtype = number_type(self.section.dtype, (file.dtype for file, _ in files))
-        tensors = {}
-        for name, bias in biases.items():
-            tensors[f"{EXPORTED_PREFIX}{name}.diff_b"] = bias.to(dtype)
+        tensors = {
+            f"{EXPORTED_PREFIX}{name}.diff_b": bias.to(dtype)
+            for name, bias in biases.items()
+        }
         loss = Loss()
         for name, of_layer in pairs.items():
             scale = max((scale for _, scale in of_layer), key=abs) or 1.0

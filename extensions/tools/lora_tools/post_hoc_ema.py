@@ -46,9 +46,9 @@ def linear_betas(count: int, beta: float, beta2: float | None = None) -> list[fl
     """
     merges = count - 1
     last = beta if beta2 is None else beta2
-    betas = []
-    for index in range(merges):
-        betas.append(beta + (last - beta) * index / max(1, merges - 1))
+    betas = [
+        beta + (last - beta) * index / max(1, merges - 1) for index in range(merges)
+    ]
     return betas
 
 
@@ -65,10 +65,11 @@ def steps_of(files: Sequence[Path]) -> list[int]:
                 f"{file}: neither its metadata nor its name says of which step it is."
             )
         if steps.count(step) > 1:
-            others = []
-            for other, its in zip(files, steps, strict=True):
-                if its == step:
-                    others.append(str(other))
+            others = [
+                str(other)
+                for other, its in zip(files, steps, strict=True)
+                if its == step
+            ]
             raise UserError(
                 f"{' and '.join(others)} are of the same step, {step}. Leave one of them out."
             )
@@ -92,10 +93,11 @@ def average(files: Sequence[Path], betas: Sequence[float]) -> dict[str, Tensor]:
     files do not match.
     """
     first, _ = read_tensors(files[0])
-    mean = {}
-    for name, tensor in first.items():
-        if _is_averaged(name, tensor):
-            mean[name] = tensor.float()
+    mean = {
+        name: tensor.float()
+        for name, tensor in first.items()
+        if _is_averaged(name, tensor)
+    }
     for file, beta, tensors in zip(
         files[1:], betas, _following(files, first), strict=True
     ):

@@ -109,10 +109,11 @@ class ResizeProcess(BaseExtensionProcess):
         file = read_lora(
             section.input, section.model_folder() if section.model else None
         )
-        metadata = {}
-        for key, text in kept_metadata(file).items():
-            if not OF_THE_KIND.match(key):
-                metadata[key] = text
+        metadata = {
+            key: text
+            for key, text in kept_metadata(file).items()
+            if not OF_THE_KIND.match(key)
+        }
         write_lowrank(
             section,
             file.changes.items(),
@@ -161,10 +162,11 @@ class PostHocEmaProcess(BaseExtensionProcess):
     ) -> None:
         """Writes the tensors with the metadata of a file of the run and the recipe of
         the average."""
-        document = {}
-        for key, value in metadata.items():
-            if key not in ("sha256", "format"):
-                document[key] = value
+        document = {
+            key: value
+            for key, value in metadata.items()
+            if key not in ("sha256", "format")
+        }
         write_lora(
             self.section.output_path(),
             tensors,

@@ -89,10 +89,11 @@ class ScaleProcess(BaseExtensionProcess):
             exact = tensors[key].float() * strengths[key]
             stored = exact.to(tensors[key].dtype)
             tensors[key] = stored if stored.float().equal(exact) else exact
-        document = {}
-        for key, text in metadata.items():
-            if key not in ("sha256", "format"):
-                document[key] = text
+        document = {
+            key: text
+            for key, text in metadata.items()
+            if key not in ("sha256", "format")
+        }
         entries = [document.get(STRENGTHS, ""), " ".join(section.blocks)]
         strengths_text = "; ".join(filter(None, entries))
         write_lora(

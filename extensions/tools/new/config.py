@@ -167,10 +167,7 @@ class NewConfig(ToolConfig):
         """This command with another name and the small model, which can be trained on
         any machine."""
         small = ["--model", f"config/examples/{MASCOTS}"]
-        if self.control_path:
-            pairs = ["--control-path", *self.control_path]
-        else:
-            pairs = []
+        pairs = ["--control-path", *self.control_path] if self.control_path else []
         if self.default_caption:
             caption = ["--default-caption", self.default_caption]
         else:
@@ -278,10 +275,9 @@ class NewConfig(ToolConfig):
         if not self.model:
             return
         section = ModelConfig(name_or_path=self.model)
-        faults = []
-        for finding in section.check(job):
-            if finding.severity == "error":
-                faults.append(finding)
+        faults = [
+            finding for finding in section.check(job) if finding.severity == "error"
+        ]
         for fault in faults:
             yield replace(fault, key=("model",))
         if not faults:

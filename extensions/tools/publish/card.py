@@ -46,10 +46,7 @@ def model_card(
     samples: each with its name in the repository. licence: see `PublishConfig`."""
     trigger = section.trigger_word if section else ""
     family = family_of(section, loras)
-    if family and not licence:
-        terms = family.terms
-    else:
-        terms = None
+    terms = family.terms if family and (not licence) else None
     tasks = ("text-to-image", "image-to-image")
     data = ModelCardData(
         base_model=section.model.name_or_path
@@ -153,10 +150,7 @@ def _usage(
     if section.model.is_path():
         model = f"path/to/{section.model.public_name()}"
         of_folder = "  # the folder of the base model"
-    if _makes_edits(section, family):
-        image = 'image=[load_image("input.png")], '
-    else:
-        image = ""
+    image = 'image=[load_image("input.png")], ' if _makes_edits(section, family) else ""
     pipeline, attributes = (None if image else family.pipeline_without_images) or (
         family.pipelines[0],
         {},

@@ -71,10 +71,11 @@ class PublishConfig(RunToolConfig):
 
     def loras(self) -> list[NetworkFile]:
         """The LoRA files that are published."""
-        files = []
-        for file in list_network_files(self.folder()):
-            if file.path.suffix == ".safetensors":
-                files.append(file)
+        files = [
+            file
+            for file in list_network_files(self.folder())
+            if file.path.suffix == ".safetensors"
+        ]
         final = [file for file in files if file.kind == "final"]
         if self.files == "all":
             return files

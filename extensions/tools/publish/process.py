@@ -90,9 +90,9 @@ class PublishProcess(BaseExtensionProcess):
                     raise UserError(
                         f"repo: {repo} is public. Give another name, or set private to false (--private false)."
                     )
-                operations = []
-                for name, data in files.items():
-                    operations.append(CommitOperationAdd(name, data))
+                operations = [
+                    CommitOperationAdd(name, data) for name, data in files.items()
+                ]
                 message = f"{Path(section.run).name}: {', '.join(name for name in files if name.endswith(WEIGHTS))}"
                 done = api.create_commit(repo, operations, commit_message=message)
                 break
@@ -173,9 +173,10 @@ class PublishProcess(BaseExtensionProcess):
         files["README.md"] = public(
             model_card(run, trained, repo, loras, shown, section.licence)
         ).encode()
-        sizes = {}
-        for name, data in files.items():
-            sizes[name] = len(data) if isinstance(data, bytes) else data.stat().st_size
+        sizes = {
+            name: len(data) if isinstance(data, bytes) else data.stat().st_size
+            for name, data in files.items()
+        }
         logger.info(
             f"for {repo}: {len(files)} files, {readable_size(sum(sizes.values()))}"
         )

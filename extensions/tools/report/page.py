@@ -153,9 +153,10 @@ def _result(run: RunInfo) -> tuple[str, list[str]]:
         UserError
     ):  # another trainer, or a job that is not read any more: the file exists anyway
         section = None
-    lines = []
-    for line in next_commands(run.folder, run.name, section):
-        lines.append(line.replace(command(), command_for_others(), 1))
+    lines = [
+        line.replace(command(), command_for_others(), 1)
+        for line in next_commands(run.folder, run.name, section)
+    ]
     return str(files[0]), lines[:-1]  # the last one makes this page
 
 

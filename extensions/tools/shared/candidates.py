@@ -132,10 +132,7 @@ def add_groups(folder: Path, groups: Iterable[Group]) -> None:
     RunError where the file cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
-        if (folder / CANDIDATES).exists():
-            there = read_groups(folder)
-        else:
-            there = ()
+        there = read_groups(folder) if (folder / CANDIDATES).exists() else ()
         text = ""
         for group in joined((*there, *groups)):
             text += json.dumps(asdict(group), ensure_ascii=False) + "\n"

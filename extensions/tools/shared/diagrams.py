@@ -135,10 +135,7 @@ def summarize(title: str, run: Sequence[Series], skipped: int = 0) -> str:
     values, and the lowest value with its step."""
     last = run[0].last_row()
     seconds = run[0].total("step_s")
-    if type(last.get("epoch")) is int:
-        epochs = last["epoch"] + 1
-    else:
-        epochs = 1
+    epochs = last["epoch"] + 1 if type(last.get("epoch")) is int else 1
     lines = [
         title,
         f"steps: {last.get('step')}, epochs: {epochs}, samples: {last.get('samples', 'unknown')}",
@@ -171,9 +168,9 @@ def smoothed(values: Sequence[float]) -> list[float]:
     58.0
     """
     window = max(1, min(SMOOTHED_OVER, len(values) // 20))
-    means = []
-    for end in range(1, len(values) + 1):
-        means.append(fmean(values[max(0, end - window) : end]))
+    means = [
+        fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)
+    ]
     return means
 
 

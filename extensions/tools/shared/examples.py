@@ -449,9 +449,9 @@ def are_photographs(folder: str) -> bool:
                 if below.images:
                     listing = below
                     break
-        paths = []
-        for names in [*listing.images.values()][:_LOOKED_AT]:
-            paths.append(listing.path(names[0]))
+        paths = [
+            listing.path(names[0]) for names in [*listing.images.values()][:_LOOKED_AT]
+        ]
         return bool(paths) and 2 * sum(map(_is_photograph, paths)) >= len(paths)
     return False
 
@@ -497,10 +497,11 @@ def layers_in(folder: str) -> FoundLayers | None:
         beside = [(top, top)]
         if not top.images:
             beside += [(listing, listing) for listing in below]
-        apart = []
-        for listing in below:
-            if os.path.basename(listing.folder) == LAYERS:
-                apart.append((top, listing))
+        apart = [
+            (top, listing)
+            for listing in below
+            if os.path.basename(listing.folder) == LAYERS
+        ]
         for (images, layers), suffix in product((*beside, *apart), LAYER_SUFFIXES):
             known = layers.numbered_behind(suffix)
             stem = next((stem for stem in images.images if stem in known), "")
@@ -522,10 +523,9 @@ def numbers_in(folder: str) -> str:
         top = list_folder(folder)
         if top.images:
             return probably_no_repeats([os.path.basename(os.path.abspath(folder))])
-        filled = []
-        for name in top.subfolders:
-            if list_folder(join(folder, name)).images:
-                filled.append(name)
+        filled = [
+            name for name in top.subfolders if list_folder(join(folder, name)).images
+        ]
         trained = [name for name in filled if not named_as_regularisation(name)]
         return probably_no_repeats(trained)
     return ""
@@ -553,10 +553,9 @@ def _filled_in(folder: str) -> list[str]:
         top = list_folder(folder)
         if top.images:
             return []
-        filled = []
-        for name in top.subfolders:
-            if list_folder(join(folder, name)).images:
-                filled.append(name)
+        filled = [
+            name for name in top.subfolders if list_folder(join(folder, name)).images
+        ]
         return filled
     return []
 
@@ -589,10 +588,11 @@ def _tables_above(folder: str) -> dict[str, str]:
     """Subfolder -> the table in the folder itself that has captions for its images."""
     images = find_images(DatasetConfig(folder_path=folder))[0]
     above = os.path.dirname(join(folder, "x"))
-    tables = {}
-    for image in images:
-        if os.path.dirname(image.table) == above:
-            tables[os.path.dirname(image.path)] = image.table
+    tables = {
+        os.path.dirname(image.path): image.table
+        for image in images
+        if os.path.dirname(image.table) == above
+    }
     return tables
 
 
@@ -688,10 +688,7 @@ def _small_job(
         edits += SMALL_EDIT
     edits += yours.items()
     for pattern, replacement in edits:
-        if pattern in yours:
-            filled = replacement.replace("\\", "\\\\")
-        else:
-            filled = replacement
+        filled = replacement.replace("\\", "\\\\") if pattern in yours else replacement
         text, count = re.subn(pattern, filled, text, flags=re.MULTILINE)
         assert count == 1, f"{example.name}: {pattern!r} matches {count} times"
     _, _, body = text.partition("\njob: ")

@@ -163,9 +163,10 @@ class PictureMaker:
 
         @lru_cache(FILES_IN_MEMORY)
         def changes(path: str) -> dict[str, LayerDelta]:
-            scaled = {}
-            for name, change in read(Path(path).expanduser()).items():
-                scaled[name] = change.times(strength_in(name, blocks))
+            scaled = {
+                name: change.times(strength_in(name, blocks))
+                for name, change in read(Path(path).expanduser()).items()
+            }
             return scaled
 
         self.changes: Callable[[str], dict[str, LayerDelta]] = changes

@@ -58,13 +58,14 @@ _OF_NO_EFFECT = (
 def picture_key(settings: Settings) -> str:
     """A hash of all that decides the image. Files count by their contents, not by their
     paths."""
-    content = {}
-    for name in _BY_CONTENT:
-        content[name] = [{**file, "path": ""} for file in settings[name]]
-    model = {}
-    for key, value in settings["model"].items():
-        if key not in _OF_NO_EFFECT:
-            model[key] = value
+    content = {
+        name: [{**file, "path": ""} for file in settings[name]] for name in _BY_CONTENT
+    }
+    model = {
+        key: value
+        for key, value in settings["model"].items()
+        if key not in _OF_NO_EFFECT
+    }
     text = json.dumps({**settings, **content, "model": model}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

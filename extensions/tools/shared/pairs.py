@@ -89,9 +89,10 @@ class FoundPairs:
         """The result in words: `12 pairs in after; before/a.png has no partner`."""
         summary = f"{count_of(len(self.images), 'pair')} in {self.place}"
         if self.section.image_suffix:
-            named = []
-            for affix in (self.section.image_suffix, *self.section.control_suffix):
-                named.append(with_affix("X", affix))
+            named = [
+                with_affix("X", affix)
+                for affix in (self.section.image_suffix, *self.section.control_suffix)
+            ]
             summary = f"{summary} (the control images of {named[0]} are {', '.join(named[1:])})"
         if not self.alone:
             return summary
@@ -149,9 +150,9 @@ def _layouts(folder: str) -> Iterator[dict[str, Any]]:
     with suppress(OSError):
         top = list_folder(folder, names_only=True)
         inside = () if top.images else top.subfolders
-        below = {}
-        for name in inside:
-            below[name] = list_folder(join(folder, name), names_only=True)
+        below = {
+            name: list_folder(join(folder, name), names_only=True) for name in inside
+        }
         listings = (top, *below.values())
         for listing in listings:
             names = pair_names(listing.images)

@@ -337,10 +337,7 @@ class PicturesConfig(ToolConfig):
         references = item.ctrl_img or self.reference
         width = item.width or self.width
         height = item.height or self.height
-        if references:
-            like = image_size(Path(references[0]).expanduser())
-        else:
-            like = None
+        like = image_size(Path(references[0]).expanduser()) if references else None
         learned = (
             ModelFolder(self.model.files_folder()).default_sizes() if self.model else ()
         )
@@ -449,14 +446,14 @@ def _read(node: ConfigNode, diagnostics: Diagnostics) -> tuple[SampleItem, ...]:
         )
     diagnostics.raise_errors()
     assert isinstance(section, SampleConfig)  # otherwise there is an error
-    shared = {}
-    for key in section.model_fields_set & SampleItem.model_fields.keys():
-        shared[key] = getattr(section, key)
+    shared = {
+        key: getattr(section, key)
+        for key in section.model_fields_set & SampleItem.model_fields.keys()
+    }
     items = []
     for item in section.samples:
-        given = {}
-        for key, value in shared.items():
-            if getattr(item, key) is None:
-                given[key] = value
+        given = {
+            key: value for key, value in shared.items() if getattr(item, key) is None
+        }
         items.append(item.model_copy(update=given))
     return tuple(items)

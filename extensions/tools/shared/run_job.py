@@ -69,9 +69,10 @@ def control_images(run: RunInfo) -> list[list[Path]]:
         section = training_section(run, check_files=False)
     except UserError:
         return []
-    images = []
-    for item in section.all_pictures():
-        images.append([Path(path).expanduser() for path in item.ctrl_img])
+    images = [
+        [Path(path).expanduser() for path in item.ctrl_img]
+        for item in section.all_pictures()
+    ]
     return images
 
 

@@ -146,9 +146,10 @@ def diagrams(curves: Iterable[Curve]) -> list[dict[str, Any]]:
 
 def _drawn(curve: Curve) -> dict[str, Any]:
     values = {"low": curve.low, "high": curve.high, "mean": curve.mean}
-    short = {}
-    for kind, numbers in values.items():
-        short[kind] = [float(f"{value:.5g}") for value in numbers]
+    short = {
+        kind: [float(f"{value:.5g}") for value in numbers]
+        for kind, numbers in values.items()
+    }
     return {"name": redact_text(curve.name), "steps": curve.steps, **short}
 
 
@@ -160,10 +161,11 @@ MOST_MARKS = 500
 
 def marks(folder: Path) -> list[tuple[int, str]]:
     """Step and name of the latest events that belong to a step, for the diagrams."""
-    rows = []
-    for row in read_events(folder).rows:
-        if type(row.get("step")) is int and row["step"] >= 0:
-            rows.append(row)
+    rows = [
+        row
+        for row in read_events(folder).rows
+        if type(row.get("step")) is int and row["step"] >= 0
+    ]
     marked = [row for row in rows if row.get("event") not in _UNMARKED][-MOST_MARKS:]
     return [(row["step"], redact_text(str(row.get("event", "")))) for row in marked]
 
@@ -207,10 +209,9 @@ def sample_rows(
     most_pictures: a run with more samples is thinned out to the first step, the last
     step, and evenly chosen ones between.
     """
-    samples = []
-    for sample in list_samples(folder):
-        if sample.path.suffix != ".tmp":
-            samples.append(sample)
+    samples = [
+        sample for sample in list_samples(folder) if sample.path.suffix != ".tmp"
+    ]
     steps = sorted({s.step for s in samples})
     indices = sorted({s.index for s in samples})
     if most_pictures is not None and samples:
@@ -359,10 +360,7 @@ def saved_files(folder: Path, hashed: bool) -> Iterator[SavedFile]:
     """
     for saved in list_network_files(folder):
         step = "" if saved.step is None else f", step {saved.step}"
-        if saved.time:
-            time = saved.time.strftime("%Y-%m-%d %H:%M:%S")
-        else:
-            time = ""
+        time = saved.time.strftime("%Y-%m-%d %H:%M:%S") if saved.time else ""
         if saved.path.is_dir():
             inner = [path for path in sorted(saved.path.rglob("*")) if _is_file(path)]
         else:
@@ -424,10 +422,11 @@ def _manifest(checkpoint: Path) -> Iterator[tuple[str, int, str]]:
 def which_file(folder: Path) -> dict[str, str]:
     """Facts about the saved files whose validation losses are as good as the lowest;
     empty where the losses are not known."""
-    names = {}
-    for file in reversed(list_network_files(folder)):
-        if file.step is not None:
-            names[file.step] = file.path.name
+    names = {
+        file.step: file.path.name
+        for file in reversed(list_network_files(folder))
+        if file.step is not None
+    }
     losses = read_losses_by_image(folder)
     as_good = as_good_as_the_lowest(losses, candidates=names)
     if not as_good:
@@ -476,10 +475,11 @@ def plan_text(folder: Path) -> str | None:
 
 def event_row(row: dict[str, Any]) -> tuple[str, str, str, str]:
     """Time, event, step and details of a redacted row of events.jsonl."""
-    details = []
-    for key, value in row.items():
-        if key not in ("time", "event", "step"):
-            details.append(f"{key}: {_in_words(value)}")
+    details = [
+        f"{key}: {_in_words(value)}"
+        for key, value in row.items()
+        if key not in ("time", "event", "step")
+    ]
     step = row.get("step")
     time = str(row.get("time", "")).replace("T", " ").removesuffix("Z")
     return (

@@ -157,9 +157,10 @@ class _Buckets:
         """The curves that have values in the buckets from one to another. steps: of all
         rows."""
         every = max(1, math.ceil((end - begin) / max(1, points)))
-        groups = []
-        for at in range(begin, end, every):
-            groups.append((steps[at * self.width], slice(at, min(at + every, end))))
+        groups = [
+            (steps[at * self.width], slice(at, min(at + every, end)))
+            for at in range(begin, end, every)
+        ]
         curves = []
         for name, column in self.columns.items():
             if any(column.count[begin:end]):
@@ -301,10 +302,7 @@ class Series:
         """The lowest value of one of the curves, and its step."""
         value = min(curve.low)
         at = curve.low.index(value)
-        if at + 1 < len(curve.steps):
-            end = curve.steps[at + 1] - 1
-        else:
-            end = None
+        end = curve.steps[at + 1] - 1 if at + 1 < len(curve.steps) else None
         finest = curve
         for part in self.curves(curve.steps[at], end):
             if part.name == curve.name:

@@ -140,14 +140,8 @@ def error_page(request: Request, error: Exception) -> Response:
 
     The traceback of a defect is written to the log and never sent to the browser.
     """
-    if isinstance(error, HTTPException):
-        status = error.status_code
-    else:
-        status = 500
-    if isinstance(error, HTTPException):
-        detail = error.detail
-    else:
-        detail = ""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    detail = error.detail if isinstance(error, HTTPException) else ""
     if "text/html" not in request.headers.get("accept", ""):
         answer: Response = PlainTextResponse(
             f"{detail or texts()['errors']['defect']}\n", status

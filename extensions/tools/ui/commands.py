@@ -102,10 +102,7 @@ def run_py(
         str(RUN_PY),
         *arguments,
     ]
-    if checks is not None and tab:
-        running = checks
-    else:
-        running = {}
+    running = checks if checks is not None and tab else {}
     pipe: dict[str, Any] = {
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
@@ -264,10 +261,9 @@ def _keys(models: dict[str, Any], model: str, prefix: str) -> Iterator[Key]:
             or f"{prefix}{name}" in ("type", "name")
         ):
             continue
-        kinds = []
-        for kind in field_.get("anyOf", [field_]):
-            if kind.get("type") != "null":
-                kinds.append(kind)
+        kinds = [
+            kind for kind in field_.get("anyOf", [field_]) if kind.get("type") != "null"
+        ]
         section = kinds[0] if len(kinds) == 1 else {}
         inner = section.get("$ref") or section.get("items", {}).get("$ref")
         if inner:

@@ -261,9 +261,10 @@ class Dataset:
     def sides(self) -> tuple[str, str] | None:
         """The subfolders with the images before and after the edit. None: the dataset
         has no such subfolders."""
-        inside = {}
-        for listing in self.listings[1:]:
-            inside[os.path.basename(listing.folder)] = listing.images
+        inside = {
+            os.path.basename(listing.folder): listing.images
+            for listing in self.listings[1:]
+        }
         if self.view["references"] or self.listings[0].images:
             return None
         images, controls = pair_folders(inside) or (AFTER, BEFORE)
@@ -627,10 +628,7 @@ def changed_caption(text: str, form: dict[str, str]) -> str:
         else:
             others.append(part)
     if form.get("op") == "add" and tag and not has_tag:
-        if form.get("where") == "end":
-            parts = [text.rstrip(" ,"), tag]
-        else:
-            parts = [tag, text]
+        parts = [text.rstrip(" ,"), tag] if form.get("where") == "end" else [tag, text]
         return ", ".join(filter(None, parts))
     if form.get("op") == "remove" and has_tag:
         return ",".join(others).strip(" ,")
@@ -787,10 +785,7 @@ def _findings(data: Dataset, before: Dataset | None) -> dict[str, Any]:
     yet), `by_file` (path -> rows of check and message), `count` (number of rows), and
     `lint` (the contents of the file of the check).
     """
-    if before:
-        lint = before.findings["lint"]
-    else:
-        lint = ((), {}, None, None)
+    lint = before.findings["lint"] if before else ((), {}, None, None)
     file = _lint_file(data)
     mark = mark_of(str(file.parent), file.name)
     if lint[0] != mark or is_fresh(mark):

@@ -156,10 +156,9 @@ def _kind(field: Any, schema: dict[str, Any]) -> str:
 def _one_of(schema: dict[str, Any]) -> dict[str, Any]:
     """The only kind of value that a key takes, besides null and lists of this kind.
     Empty if it takes several."""
-    parts = []
-    for part in schema.get("anyOf", [schema]):
-        if part.get("type") != "null":
-            parts.append(part)
+    parts = [
+        part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"
+    ]
     single = [part for part in parts if part.get("type") != "array"]
     if not single:
         single = [part.get("items", {}) for part in parts]

@@ -204,10 +204,11 @@ class Guard:
         browser's history. None: the address has no token."""
         if "token" not in request.query_params:
             return None
-        rest = []
-        for key, value in request.query_params.multi_items():
-            if key != "token":
-                rest.append((key, value))
+        rest = [
+            (key, value)
+            for key, value in request.query_params.multi_items()
+            if key != "token"
+        ]
         # "//elsewhere" would lead to another site
         path = "/" + quote(request.scope["path"].lstrip("/\\\t\r\n"))
         return RedirectResponse(f"{path}?{urlencode(rest)}" if rest else path, 303)

@@ -71,10 +71,11 @@ class JobText:
             listed = processes.value
         else:
             listed = []
-        trains = []
-        for index, node in enumerate(listed):
-            if node.child("train") is not None:
-                trains.append(index)
+        trains = [
+            index
+            for index, node in enumerate(listed)
+            if node.child("train") is not None
+        ]
         return trains[-1] if trains else max(0, len(listed) - 1)
 
     def _at(self, path: KeyPath) -> ConfigNode | None:
@@ -242,10 +243,7 @@ class JobText:
                 begin = self.text.index("*", self._index(node))
             return self._replaced(begin, self._end(node), form)
         for part in reversed(rest[1:]):
-            if isinstance(part, str):
-                form = f"{{{part}: {form}}}"
-            else:
-                form = f"[{form}]"
+            form = f"{{{part}: {form}}}" if isinstance(part, str) else f"[{form}]"
         entry = f"{rest[0]}: {form}"
         if node.value is None:
             return self._replaced(begin, begin, f"{{{entry}}}")
@@ -268,10 +266,7 @@ class JobText:
         if comment:
             space = " " * max(1, len(comment[0]) + end - begin - len(form))
             end += len(comment[0])
-        if begin and self.text[begin - 1] == ":":
-            before = " "
-        else:
-            before = ""
+        before = " " if begin and self.text[begin - 1] == ":" else ""
         return self.text[:begin] + before + form + space + self.text[end:]
 
     def _in_place_of_block(self, node: ConfigNode, form: str) -> str:
@@ -314,10 +309,7 @@ class JobText:
         """Offset at which a value ends. Comments and empty lines after it do not count,
         although PyYAML includes them."""
         begin, end = node.span
-        if isinstance(node.value, dict):
-            children = node.value.values()
-        else:
-            children = node.value
+        children = node.value.values() if isinstance(node.value, dict) else node.value
         if node.aliased:
             alias = re.compile(r"\*[^\s,\]}]+").search(self.text, self._index(node))
             return alias.end() if alias else end

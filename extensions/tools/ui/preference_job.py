@@ -119,10 +119,9 @@ def preference_job(job: JobText, name: str, table: str, lora: str, pairs: int) -
     for section, keys in ((train, _WITHOUT_PAIRS), (process, _OF_OTHER_IMAGES)):
         for key in keys:
             section.pop(key, None)
-    preference = {}
-    for key, value in (before or {}).items():
-        if key != "reference":
-            preference[key] = value
+    preference = {
+        key: value for key, value in (before or {}).items() if key != "reference"
+    }
     if lora and not train.get("assistant"):  # an assistant is a reference already
         preference["reference"] = lora
     train |= {"batch_size": batch, "steps": steps, "preference": preference}

@@ -211,10 +211,11 @@ def planned(argv: Sequence[str], cwd: str) -> dict[str, Any]:
 
 def never_ends(plan: Mapping[str, Any]) -> str:
     """Why a job cannot be queued, by its plan. Empty: it can be."""
-    types = []
-    for process in plan.get("processes", ()):
-        if process["type"] in NOT_QUEUED:
-            types.append(process["type"])
+    types = [
+        process["type"]
+        for process in plan.get("processes", ())
+        if process["type"] in NOT_QUEUED
+    ]
     if types:
         return f"type {types[0]!r} never ends, and would keep a GPU. Start it from a terminal."
     return ""
@@ -336,10 +337,9 @@ class Queue:
         """Moves a waiting entry before another waiting one (empty: to the end). Raises
         UserError if one of both does not wait."""
         with self.locked():
-            waiting = {}
-            for entry in self.entries():
-                if entry.state == WAITING:
-                    waiting[entry.id] = entry
+            waiting = {
+                entry.id: entry for entry in self.entries() if entry.state == WAITING
+            }
             others = [waiting_id for waiting_id in waiting if waiting_id != id_]
             for waiting_id, known in ((id_, waiting), (before, ("", *others))):
                 if waiting_id not in known:

@@ -171,10 +171,7 @@ class Runner:
         The code is None if it is unknown."""
         child = self._children.get(entry.id)
         code = child.poll() if child else None
-        if child:
-            is_running = code is None
-        else:
-            is_running = q.is_alive(entry)
+        is_running = code is None if child else q.is_alive(entry)
         if is_running:
             return False, None
         with suppress(OSError, ValueError):
@@ -210,10 +207,11 @@ class Runner:
         with queue.locked():
             entry = queue.entry(id_)  # it may have been asked to stop by now
             before = dict(zip(map(Path, entry.runs), entry.marks, strict=False))
-            runs = []
-            for run in q.runs_of(entry):
-                if q.mark_of(run.folder) != before.get(run.folder):
-                    runs.append(run)
+            runs = [
+                run
+                for run in q.runs_of(entry)
+                if q.mark_of(run.folder) != before.get(run.folder)
+            ]
             step = max((run.step for run in runs if run.step is not None), default=None)
             was_killed = code in (None, KILLED)
             is_again = entry.attempts > 1 and step == entry.failed_at and not was_killed

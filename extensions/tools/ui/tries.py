@@ -144,9 +144,10 @@ class TrySettings:
             "flow_shift",
             "ctrl_img",
         )
-        pictures = {}
-        for picture in reversed(self.pictures):
-            pictures[picture.prompt + repr(picture.ctrl_img)] = picture
+        pictures = {
+            picture.prompt + repr(picture.ctrl_img): picture
+            for picture in reversed(self.pictures)
+        }
         rows = []
         for picture in [*reversed(pictures.values())][:MOST_PROMPTS]:
             values = {key: getattr(picture, key) for key in keys}
@@ -154,10 +155,11 @@ class TrySettings:
                 picture.prompt, self.trigger_word, add=False
             )
             values["ctrl_img"] = list(picture.ctrl_img)
-            row = {}
-            for key, value in values.items():
-                if value not in (None, "", []):
-                    row[key] = value
+            row = {
+                key: value
+                for key, value in values.items()
+                if value not in (None, "", [])
+            }
             rows.append(row)
         path = self.run.folder / COMPARED / PROMPTS
         path.parent.mkdir(exist_ok=True)
@@ -226,9 +228,10 @@ class Tried:
         """Reads the settings in an image file. Raises UserError if they are of another
         program."""
         try:
-            loras = []
-            for lora in settings["lora"]:
-                loras.append((Path(str(lora["path"])).name, float(lora["strength"])))
+            loras = [
+                (Path(str(lora["path"])).name, float(lora["strength"]))
+                for lora in settings["lora"]
+            ]
             return cls(
                 name=name,
                 prompt=redact_text(str(settings["prompt"])),

@@ -174,10 +174,7 @@ class Part:
         """
         if f"{zlib.crc32(piece):08x}" != crc:
             raise Refused("a piece was damaged on its way. Send it again")
-        if offset and self.path.exists():
-            here = self.path.stat().st_size
-        else:
-            here = 0
+        here = self.path.stat().st_size if offset and self.path.exists() else 0
         if offset != here or here + len(piece) > self.size:
             raise Refused(f"{here} bytes are here. Go on from there")
         self.path.parent.mkdir(parents=True, exist_ok=True)

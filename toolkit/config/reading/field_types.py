@@ -275,10 +275,9 @@ def near_path(path: str) -> str:
 def moved_hint(path: str) -> str:
     """A hint at `--map` for a path of another machine; empty unless the folder above
     the path is missing."""
-    missing = []
-    for folder in Path(path).parents:
-        if not os.path.exists(folder):
-            missing.append(str(folder))
+    missing = [
+        str(folder) for folder in Path(path).parents if not os.path.exists(folder)
+    ]
     if path.startswith("/") and missing:
         return f" Of another machine: --map {missing[-1]}=NEW."
     return ""

@@ -367,10 +367,7 @@ def with_seed(root: ConfigNode, find_model: FindModel, seed: int) -> ConfigNode:
 def _seeded(entry: ConfigNode, find_model: FindModel, seed: int) -> ConfigNode:
     kind = entry.child("type")
     try:
-        if kind is not None:
-            model = find_model(str(kind.value))
-        else:
-            model = None
+        model = find_model(str(kind.value)) if kind is not None else None
     except UserError:  # said later, with its place
         model = None
     if model is None or SEED not in model.model_fields:
@@ -451,9 +448,10 @@ def read_processes(
     if defaults is not None:
         entries = [merge_defaults(node, defaults, diagnostics) for node in entries]
     normaliser = Normaliser(diagnostics)
-    processes = []
-    for index, node in enumerate(entries):
-        processes.append(read_process(index, node, find_model, normaliser))
+    processes = [
+        read_process(index, node, find_model, normaliser)
+        for index, node in enumerate(entries)
+    ]
     seen: dict[str | None, int] = {}
     for process in filter(None, processes):
         section = process.entry.section
@@ -474,13 +472,11 @@ def read_processes(
         ):
             message = f"{name!r} is already the name of process[{seen[name]}]. Names are unique."
             diagnostics.error(process.node.value["name"], message)
-    if config.value.keys() - set(_IN_CONFIG):
-        places = normaliser.places()
-    else:
-        places = {}
-    inside = {}
-    for key, place in places.items():
-        inside[key] = f"{place[0]!r} of a process" if place[0] else "a process"
+    places = normaliser.places() if config.value.keys() - set(_IN_CONFIG) else {}
+    inside = {
+        key: f"{place[0]!r} of a process" if place[0] else "a process"
+        for key, place in places.items()
+    }
     refuse_unknown(config, _IN_CONFIG, inside, diagnostics)
     normaliser.defaults.report(diagnostics)
     return processes
@@ -555,10 +551,11 @@ def places_of_images(process: ConfigNode, diagnostics: Diagnostics) -> dict[Path
     for section in sections:
         if section:
             texts += [node for node in section.walk() if isinstance(node.value, str)]
-    places = {}
-    for node in texts:
-        if "\0" not in node.value:
-            places[Path(os.path.expanduser(node.value))] = diagnostics.place(node)
+    places = {
+        Path(os.path.expanduser(node.value)): diagnostics.place(node)
+        for node in texts
+        if "\x00" not in node.value
+    }
     return places
 
 
@@ -603,10 +600,7 @@ def check_processes(
                 continue
             # A single value may stand for a list of one: its place is then that of the
             # value.
-            if isinstance(node.value, dict):
-                path = (*node.path, *rest)
-            else:
-                path = node.path
+            path = (*node.path, *rest) if isinstance(node.value, dict) else node.path
             if not diagnostics.reported(path):
                 diagnostics.error(node, finding.message, path=path)
         if not isinstance(section, ProcessConfig):

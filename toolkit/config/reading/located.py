@@ -102,10 +102,7 @@ class ConfigNode:
         """This node, then all nodes below it, each before its children, in the order of
         the file."""
         yield self
-        if isinstance(self.value, dict):
-            children = self.value.values()
-        else:
-            children = self.value
+        children = self.value.values() if isinstance(self.value, dict) else self.value
         if isinstance(self.value, dict | list):
             for child in children:
                 yield from child.walk()
@@ -165,10 +162,11 @@ def odd_characters(text: str) -> str:
     >>> odd_characters("maya")
     ''
     """
-    odd = []
-    for c in dict.fromkeys(text):
-        if c in _ODD_QUOTES or (unicodedata.category(c) in ("Zs", "Cf") and c != " "):
-            odd.append(c)
+    odd = [
+        c
+        for c in dict.fromkeys(text)
+        if c in _ODD_QUOTES or (unicodedata.category(c) in ("Zs", "Cf") and c != " ")
+    ]
     names = ", ".join(
         f"U+{ord(c):04X} ({unicodedata.name(c, 'no name').lower()})" for c in odd
     )

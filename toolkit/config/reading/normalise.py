@@ -80,10 +80,7 @@ class UnusedDefaults:
     def known(self, node: ConfigNode) -> None:
         """A process knows the key of this node, its own or a default's: its mappings
         may hold defaults."""
-        if node.from_defaults:
-            below_process = node.path[2:]
-        else:
-            below_process = node.path[3:]
+        below_process = node.path[2:] if node.from_defaults else node.path[3:]
         self._known.add(str((*DEFAULTS, *below_process)))
 
     def unknown(self, node: ConfigNode, message: str) -> None:
@@ -115,10 +112,7 @@ def _default_of(model: type[BaseModel], name: str) -> str:
         return _NO_DEFAULT
     if isinstance(default, tuple):
         default = ", ".join(map(str, default))
-    if isinstance(default, bool):
-        text = str(default).lower()
-    else:
-        text = str(default)
+    text = str(default).lower() if isinstance(default, bool) else str(default)
     return f"the default is {text}"
 
 
@@ -171,10 +165,7 @@ class Normaliser:
         if not isinstance(node.value, dict):
             return node
         fields = field_names(model)
-        if issubclass(model, StrictModel):
-            strict = model
-        else:
-            strict = StrictModel
+        strict = model if issubclass(model, StrictModel) else StrictModel
         known = {*fields, *also_known, *strict.other_shapes}
         open_ended = model.model_config.get("extra") == "allow"
         entries: dict[str, ConfigNode] = {}
@@ -213,9 +204,9 @@ class Normaliser:
         program has it."""
         if isinstance(node.value, list):
             items = [self.saved(item) for item in node.value]
-            parts = []
-            for item in items:
-                parts.append(item.value if isinstance(item.value, list) else [item])
+            parts = [
+                item.value if isinstance(item.value, list) else [item] for item in items
+            ]
             return replace(node, value=[*chain.from_iterable(parts)])
         text = node.value if isinstance(node.value, str) else ""
         of_pattern = saved_like(text)
@@ -224,9 +215,9 @@ class Normaliser:
             self.diagnostics.warn(
                 node, f"{text!r} is found in '{of_pattern[0].parent}': {names}."
             )
-            files = []
-            for match in of_pattern:
-                files.append(replace(node, value=str(match), text=str(match)))
+            files = [
+                replace(node, value=str(match), text=str(match)) for match in of_pattern
+            ]
             return replace(node, value=files)
         file, colon, strength = text.rpartition(":")
         if not colon or text.endswith(".safetensors"):
@@ -261,9 +252,10 @@ class Normaliser:
         nearest = min((place.count(".") for place in known_places), default=0)
         places = [place for place in known_places if place.count(".") == nearest][:3]
         beside = general(node.path).partition(".")[0].removesuffix("[]")
-        named = []
-        for place in places:
-            named.append(repr(place) if place else f"the process, beside {beside!r}")
+        named = [
+            repr(place) if place else f"the process, beside {beside!r}"
+            for place in places
+        ]
         return f"It belongs in {' or '.join(named)}." if named else ""
 
     def unknown(self, child: ConfigNode, message: str) -> None:
@@ -278,10 +270,7 @@ class Normaliser:
         """False for null and "": the default applies. An error where there is no
         default; a warning where nothing is written, and of an empty text in the place
         of another default. A written null is meant."""
-        if issubclass(model, StrictModel):
-            strict = model
-        else:
-            strict = StrictModel
+        strict = model if issubclass(model, StrictModel) else StrictModel
         name = field_names(model).get(key)
         if not child.is_blank or (child.value == "" and key in strict.may_be_empty):
             return True
@@ -325,10 +314,7 @@ class Normaliser:
             items = [self.field(inner, item) for item in node.value]
             return replace(node, value=[item for item in items if item is not None])
         model = section_model(annotation)
-        if model and issubclass(model, StrictModel):
-            strict = model
-        else:
-            strict = StrictModel
+        strict = model if model and issubclass(model, StrictModel) else StrictModel
         if strict.short_for and not isinstance(node.value, dict):
             node = replace(node, value={strict.short_for: node})
         if model and isinstance(node.value, dict):
@@ -368,10 +354,7 @@ def is_ours(
     if model is None or not isinstance(node.value, dict):
         return True
     fields = field_names(model)
-    if issubclass(model, StrictModel):
-        strict = model
-    else:
-        strict = StrictModel
+    strict = model if issubclass(model, StrictModel) else StrictModel
     known = {*fields, *strict.other_shapes, *strict.removed_keys, *also_known}
     if not node.value.keys() <= known:
         return False
@@ -385,10 +368,7 @@ def is_ours(
 def _meant(key: str, model: type[BaseModel]) -> str:
     """The remedy for a word that people write for a key: by the section's table, or
     where the word is a part of the name of its main key (`path` for `folder_path`)."""
-    if issubclass(model, StrictModel):
-        strict = model
-    else:
-        strict = StrictModel
+    strict = model if issubclass(model, StrictModel) else StrictModel
     meant = strict.common_words.get(
         key, strict.lone_key if key in strict.lone_key.split("_") else ""
     )
@@ -419,13 +399,11 @@ def other_names(
 ) -> Mapping[str, ForeignName]:
     """The names that a section reads besides its fields: its other shapes, its removed
     keys, and the keys of other programs."""
-    if issubclass(section, StrictModel):
-        strict = section
-    else:
-        strict = StrictModel
-    removed = {}
-    for key, row in strict.removed_keys.items():
-        removed[key] = ForeignName("idle", says=f"removed in {row.version}")
+    strict = section if issubclass(section, StrictModel) else StrictModel
+    removed = {
+        key: ForeignName("idle", says=f"removed in {row.version}")
+        for key, row in strict.removed_keys.items()
+    }
     return {**strict.other_shapes, **removed, **foreign.rows(section)}
 
 
@@ -535,10 +513,11 @@ def field_names(model: type[BaseModel]) -> dict[str, str]:
 def section_model(annotation: Any) -> type[BaseModel] | None:
     """The one model a field holds, through Optional and Annotated; None when there is
     none or several."""
-    models = []
-    for part in _parts(annotation):
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            models.append(part)
+    models = [
+        part
+        for part in _parts(annotation)
+        if isinstance(part, type) and issubclass(part, BaseModel)
+    ]
     return models[0] if len(models) == 1 else None
 
 
@@ -587,10 +566,11 @@ def section_remedy(
     None where it is not known.
     """
     if model:
-        required = []
-        for name, field in model.model_fields.items():
-            if field.is_required():
-                required.append(repr(name))
+        required = [
+            repr(name)
+            for name, field in model.model_fields.items()
+            if field.is_required()
+        ]
     else:
         required = []
     if node.value is True and model and _works_empty(model):

@@ -44,20 +44,14 @@ def saved_text(
     redactions = [(*node.span, REDACTED) for node in secret_scalars(root)]
     reader = foreign_file(root)
     if reader:
-        if new_name is not None:
-            named = reader.renamed(root, new_name)
-        else:
-            named = root
+        named = reader.renamed(root, new_name) if new_name is not None else root
         return redact(
             _dump(named, None) if rewrite or new_name else _edit(text, redactions)
         )
     config = root.value["config"]
     name = config.value.get("name")
     # An aliased name stands elsewhere in the text, where other keys use it too.
-    if seed is not None:
-        processes = config.value["process"].value
-    else:
-        processes = []
+    processes = config.value["process"].value if seed is not None else []
     if (
         rewrite
         or (new_name is not None and name is not None and name.aliased)
@@ -71,9 +65,9 @@ def saved_text(
             _set(text, config, name, "name", json.dumps(new_name, ensure_ascii=False))
         ]
     trained = [process for process in processes if SEED in process.value]
-    seeded = []
-    for process in trained:
-        seeded.append(_set(text, process, _own(process), SEED, str(seed)))
+    seeded = [
+        _set(text, process, _own(process), SEED, str(seed)) for process in trained
+    ]
     return redact(_edit(text, [*redactions, *renamed, *seeded]))
 
 
@@ -182,10 +176,7 @@ def _edit(text: str, edits: list[tuple[int, int, str]]) -> str:
         # The end of an empty or a block scalar (| or >) lies behind white space that
         # must stay.
         white_space = text[start:end][len(text[start:end].rstrip()) :]
-        if start and text[start - 1] == ":":
-            space = " "
-        else:
-            space = ""
+        space = " " if start and text[start - 1] == ":" else ""
         text = text[:start] + space + new + white_space + text[end:]
     return text
 

@@ -34,14 +34,13 @@ def schema(models: Models) -> dict[str, Any]:
         for _, section in sections_of(model):
             if issubclass(section, StrictModel):
                 _add_other_names(definitions[section.__name__], section)
-    conditions = []
-    for model, types in grouped.items():
-        conditions.append(
-            {
-                "if": {"properties": {"type": {"enum": types}}},
-                "then": places[model, "validation"],
-            }
-        )
+    conditions = [
+        {
+            "if": {"properties": {"type": {"enum": types}}},
+            "then": places[model, "validation"],
+        }
+        for model, types in grouped.items()
+    ]
     process = {
         "type": "object",
         "required": ["type"],

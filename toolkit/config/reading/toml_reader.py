@@ -133,10 +133,7 @@ def _faults(text: str) -> Iterator[tuple[int, int, str]]:
                 yield line, 1, f"not valid TOML: {what}."
                 return
             match = _AT.search(str(error))
-            if match and match[1]:
-                place = (int(match[1]), int(match[2]))
-            else:
-                place = None
+            place = (int(match[1]), int(match[2])) if match and match[1] else None
             problem = _AT.sub("", str(error)) + (
                 " Unclosed" if match and not place else ""
             )
@@ -147,12 +144,11 @@ def _faults(text: str) -> Iterator[tuple[int, int, str]]:
             and _STATEMENT.match(lines[line - 1])
         )
         above = range(before + 1, line) if is_open else ()
-        starts = []
-        for at in above:
-            if _STATEMENT.match(lines[at - 1]) and _is_whole(
-                "\n".join(lines[: at - 1])
-            ):
-                starts.append(at)
+        starts = [
+            at
+            for at in above
+            if _STATEMENT.match(lines[at - 1]) and _is_whole("\n".join(lines[: at - 1]))
+        ]
         last = line
         if starts:  # a statement above is not closed before this line
             line, column, problem, last = starts[-1], 1, "Unclosed", line - 1

@@ -231,10 +231,7 @@ def field_at(model: type[BaseModel], dotted: str) -> tuple[FieldInfo, str]:
     """The field at a dotted path of sections, and its description; empty without one.
     Raises KeyError for a field that the model lacks."""
     key, _, below = dotted.partition(".")
-    if below:
-        inner = section_model(model.model_fields[key].annotation)
-    else:
-        inner = None
+    inner = section_model(model.model_fields[key].annotation) if below else None
     if inner:
         return field_at(inner, below)
     return (model.model_fields[key], descriptions(model).get(key, ""))
@@ -323,9 +320,10 @@ class FlagDiagnostics(Diagnostics):
             and path[0] not in self._model.positional
         ):
             path = (flag_of(self._model, str(path[0])), *path[1:])
-        firsts = {}
-        for key, keys in self._model.sections.items():
-            firsts[flag_of(self._model, f"{key}.{keys[0]}")] = keys[0]
+        firsts = {
+            flag_of(self._model, f"{key}.{keys[0]}"): keys[0]
+            for key, keys in self._model.sections.items()
+        }
         if len(path) > 1 and path[1] == firsts.get(str(path[0])):
             # the flag of a section is that of its first key
             path = (
@@ -339,10 +337,7 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
     """The job of one process that a command asks for, checked. Raises UserError for
     wrong flags, ConfigErrors with all errors in their values."""
     word, taker = model.verbatim
-    if word and word in argv:
-        end = argv.index(word) + 1
-    else:
-        end = len(argv)
+    end = argv.index(word) + 1 if word and word in argv else len(argv)
     argv, behind = (
         [foreign_keys().own_flag(word, model.model_fields) for word in argv[:end]],
         list(argv[end:]),
@@ -358,10 +353,9 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
     known, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         raise UserError(unknown_arguments(parser, unknown, model.lone_key))
-    given = {}
-    for key, value in vars(known).items():
-        if value not in (None, []):
-            given[key] = value
+    given = {
+        key: value for key, value in vars(known).items() if value not in (None, [])
+    }
     given |= {taker: behind} if behind else {}
     diagnostics = FlagDiagnostics(parser.prog, model)
     root = map_paths(_root(uid, model, given), moved_examples())
@@ -395,10 +389,11 @@ def unknown_arguments(
     """One line for each flag that a tool does not have; values that stand behind one
     are not told apart from it. lone_key: the key that a value without a flag is meant
     for."""
-    known = []
-    for flag in parser._option_string_actions:
-        if flag.startswith("--") and "_" not in flag:
-            known.append(flag[2:])
+    known = [
+        flag[2:]
+        for flag in parser._option_string_actions
+        if flag.startswith("--") and "_" not in flag
+    ]
     flags = [word for word in unknown if word.startswith("-")] or list(unknown[:1])
     lines = []
     for word in dict.fromkeys(flags):
@@ -431,11 +426,10 @@ def _root(uid: str, model: type[ToolConfig], given: Mapping[str, Any]) -> Config
             continue
         annotation = field_at(model, key)[0].annotation
         if isinstance(value, list):
-            children = []
-            for text in value:
-                children.append(
-                    _scalar(text, place, is_text(item_annotation(annotation)))
-                )
+            children = [
+                _scalar(text, place, is_text(item_annotation(annotation)))
+                for text in value
+            ]
             node = ConfigNode(children, (place,), _NOWHERE, _NOWHERE)
         else:
             node = _scalar(value, place, is_text(annotation))

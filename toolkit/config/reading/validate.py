@@ -269,19 +269,21 @@ def validate(
     section.
     """
     declared = model.model_fields.keys()
-    entries = {}
-    for key, child in node.value.items():
-        if key in declared or key not in ("type", "name"):
-            entries[key] = child
+    entries = {
+        key: child
+        for key, child in node.value.items()
+        if key in declared or key not in ("type", "name")
+    }
     node = replace(node, value=entries)
     for attempt in range(_MAX_ROUNDS):
         try:
             return model.model_validate(node.data()), node
         except ValidationError as error:
-            errors = []
-            for entry in error.errors(include_url=False):
-                if not _is_consequence(entry, node):
-                    errors.append(entry)
+            errors = [
+                entry
+                for entry in error.errors(include_url=False)
+                if not _is_consequence(entry, node)
+            ]
         # Later rounds only show what leaving out the first round's values entails.
         if attempt == 0:
             _report(model, errors, node, diagnostics)
@@ -323,10 +325,7 @@ def _report(
     for error in errors:
         at, rest = node.find(_key(node, error["loc"]))
         missing = error["type"] == "missing"
-        if missing and rest:
-            path = (*at.path, error["loc"][-1])
-        else:
-            path = at.path
+        path = (*at.path, error["loc"][-1]) if missing and rest else at.path
         messages = by_path.setdefault(path, (at, []))[1]
         message = explain(error, at, place_of(model, at.path[len(node.path) :]))
         if message not in messages:
@@ -365,9 +364,9 @@ def _prune(
     if at in wrong:
         return None
     if isinstance(node.value, dict):
-        children = {}
-        for key, child in node.value.items():
-            children[key] = _prune(child, wrong, (*at, key))
+        children = {
+            key: _prune(child, wrong, (*at, key)) for key, child in node.value.items()
+        }
         return replace(
             node,
             value={key: child for key, child in children.items() if child is not None},
@@ -533,10 +532,7 @@ def _sides(text: str) -> list[int]:
     """The sides of an image that a text lists, such as `512,768`, which does not mean
     512768; else nothing."""
     match = re.fullmatch(_SIDES, text.strip())
-    if match:
-        numbers = [int(number) for number in match.groups()]
-    else:
-        numbers = []
+    numbers = [int(number) for number in match.groups()] if match else []
     if all(number >= 64 and number % 8 == 0 for number in numbers):
         return numbers
     return []

@@ -163,10 +163,7 @@ def syntax_fault(
         here = SourceLocation(mark.line + 1, mark.column + 1)
     else:
         here = SourceLocation(1, 1)
-    if "end of stream" in str(error.problem):
-        stopped = error.context_mark
-    else:
-        stopped = mark
+    stopped = error.context_mark if "end of stream" in str(error.problem) else mark
     opened = (
         (stopped and _quote_before(text, stopped.index)) or error.context_mark or mark
     )
@@ -227,9 +224,10 @@ def quoted(text: str) -> str:
 def _lacks_dash(lines: list[str], place: SourceLocation) -> bool:
     """Whether the line is a key next to a line of the same indent that begins with a
     dash."""
-    indents = []
-    for line in lines[place.line - 2 : place.line + 1]:
-        indents.append(re.match(rf" {{{place.column - 1}}}- ", line))
+    indents = [
+        re.match(f" {{{place.column - 1}}}- ", line)
+        for line in lines[place.line - 2 : place.line + 1]
+    ]
     is_key = any(
         re.match(r" *\w+:(\s|$)", line) for line in lines[place.line - 1 : place.line]
     )

@@ -101,10 +101,7 @@ def _wrong_encoding(error: UnicodeDecodeError) -> tuple[SourceLocation, KeyPath,
         len(data[line:start].decode("utf-8", "replace")) + 1,
     )
     letter = data[start : start + 1].decode("cp1252", "ignore")
-    if letter.isprintable() and letter:
-        meant = f" (in Windows-1252: {letter!r})"
-    else:
-        meant = ""
+    meant = f" (in Windows-1252: {letter!r})" if letter.isprintable() and letter else ""
     return (
         place,
         (),
@@ -305,9 +302,10 @@ class _Builder:
         if isinstance(node, yaml.MappingNode):
             value: Any = self.mapping(node, path)
         elif isinstance(node, yaml.SequenceNode):
-            value = []
-            for i, item in enumerate(node.value):
-                value.append(self.build(item, (*path, i), _place(item), -1))
+            value = [
+                self.build(item, (*path, i), _place(item), -1)
+                for i, item in enumerate(node.value)
+            ]
         else:
             value = self.scalar(node, path)
         self.open.pop()
@@ -378,10 +376,7 @@ class _Builder:
         if isinstance(node, yaml.ScalarNode) and node.tag == f"{_TAG}str":
             key: str = node.value
             return key
-        if isinstance(node, yaml.ScalarNode):
-            text = str(node.value)
-        else:
-            text = "?"
+        text = str(node.value) if isinstance(node, yaml.ScalarNode) else "?"
         self.diagnostics.error_at(
             _place(node), (*path, text), "a key must be text. Put it in quotes."
         )

@@ -684,10 +684,11 @@ class DatasetConfig(StrictModel):
         )
 
     def _check_masks(self, job: JobContext) -> Findings:
-        sources = []
-        for key in ("mask_path", "mask_suffix", "alpha_mask"):
-            if getattr(self, key):
-                sources.append(key)
+        sources = [
+            key
+            for key in ("mask_path", "mask_suffix", "alpha_mask")
+            if getattr(self, key)
+        ]
         for key in sources[:1] if len(sources) > 1 else ():
             yield error(
                 key,
@@ -724,10 +725,7 @@ class DatasetConfig(StrictModel):
 def _check_folder(path: str | None, job: JobContext) -> Findings:
     """An error for a folder of images that is not there, also as a dataset of the
     hub."""
-    if path and not job.will_write(path):
-        fault = hub_fault(path)
-    else:
-        fault = None
+    fault = hub_fault(path) if path and (not job.will_write(path)) else None
     if fault:
         yield error("folder_path", fault)
     else:

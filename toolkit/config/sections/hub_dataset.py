@@ -17,8 +17,19 @@ _ADDRESS = re.compile(
 )
 _ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*?)(?:/tree/[^/]+|@[^/]+)?(/.*)?", re.ASCII)
 _FOLDERS = (
-    *("data", "dataset", "datasets", "images", "input", "model", "models"),
-    *("output", "outputs", "photos", "pictures", "spaces", "train"),
+    "data",
+    "dataset",
+    "datasets",
+    "images",
+    "input",
+    "model",
+    "models",
+    "output",
+    "outputs",
+    "photos",
+    "pictures",
+    "spaces",
+    "train",
 )
 """First parts of a path that mean a folder here."""
 

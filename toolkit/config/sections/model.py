@@ -378,20 +378,19 @@ class ModelConfig(StrictModel):
     ) -> ModelConfig:
         """A file as `name_or_path` is a transformer: the other keys become what is
         found around it."""
-        if isinstance(data, dict):
-            name = data.get("name_or_path")
-        else:
-            name = None
+        name = data.get("name_or_path") if isinstance(data, dict) else None
         if not isinstance(name, str) or Path(name).suffix.lower() not in WEIGHT_FILES:
             return handler(data)
-        texts = {}
-        for key, value in data.items():
-            if isinstance(value, str) and value:
-                texts[key] = value
-        given = {}
-        for part in SINGLE_FILE_PARTS:
-            if f"{part}_path" in texts:
-                given[part] = texts[f"{part}_path"]
+        texts = {
+            key: value
+            for key, value in data.items()
+            if isinstance(value, str) and value
+        }
+        given = {
+            part: texts[f"{part}_path"]
+            for part in SINGLE_FILE_PARTS
+            if f"{part}_path" in texts
+        }
         around = load_object(PARTS_AROUND)(
             name, texts.get("arch"), texts.get("revision"), given
         )

@@ -156,10 +156,11 @@ def single_files(model: ModelSection) -> dict[str, Path]:
 def whole_files(model: ModelSection) -> dict[str, Path]:
     """`single_files`, of those that stand for all weights of their part in the model
     folder."""
-    files = {}
-    for part, file in single_files(model).items():
-        if part != "vae" or not is_decoder_only(file):
-            files[part] = file
+    files = {
+        part: file
+        for part, file in single_files(model).items()
+        if part != "vae" or not is_decoder_only(file)
+    }
     return files
 
 
@@ -168,10 +169,7 @@ def vae_file(path: str) -> str:
     a model of the hub in the hub cache; any other path as it is."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        if looks_like_a_path(path):
-            snapshot = None
-        else:
-            snapshot = snapshot_in(_repository(path))
+        snapshot = None if looks_like_a_path(path) else snapshot_in(_repository(path))
         if snapshot is None:
             return path
         folder = snapshot
@@ -264,10 +262,7 @@ def lora_file(name: str) -> str:
     other name as it is. Raises UserError where it is not clear which of the
     repository's files is meant."""
     repository, file = hub_lora(name)
-    if repository:
-        snapshot = snapshot_in(_repository(repository))
-    else:
-        snapshot = None
+    snapshot = snapshot_in(_repository(repository)) if repository else None
     if snapshot is None:
         return name
     file = file or lora_among(repository, _listed_files(repository, snapshot))
@@ -297,10 +292,9 @@ def _another(name: str, what: str) -> str:
     titles = dict.fromkeys(
         title for family in families() for title in family.published.values()
     )
-    family_kinds = []
-    for family in families():
-        if not family.published:
-            family_kinds.append(f"{family.title}s of its own")
+    family_kinds = [
+        f"{family.title}s of its own" for family in families() if not family.published
+    ]
     kinds = [*titles, "what is made from them", *family_kinds]
     known = f"{', '.join(kinds[:-1])}, and {kinds[-1]}"
     return (
@@ -419,9 +413,10 @@ class ModelFolder:
                 # a class of somebody's own code; what it is made of is looked at
                 # elsewhere
                 entry = None
-            listed = []
-            for names in (config.get("architectures"), entry):
-                listed.append(names[-1:] if isinstance(names, list) else [])
+            listed = [
+                names[-1:] if isinstance(names, list) else []
+                for names in (config.get("architectures"), entry)
+            ]
             class_names = [
                 (path, config.get("_class_name")),
                 *((path, name) for name in listed[0]),
@@ -556,10 +551,7 @@ def path_fault(name: str, given: Collection[str] = ()) -> str:
             offer = _offer(_nearest_file(path)) + _remedy()
         return f"{name!r} does not exist (working directory: {Path.cwd()}). {offer}{moved_hint(name)}"
     hint = path_hint(name)
-    if hint:
-        near = f"{hint} "
-    else:
-        near = _offer(_nearest_folder(path)) or near_id(name)
+    near = f"{hint} " if hint else _offer(_nearest_folder(path)) or near_id(name)
     if "/" not in name and "\\" not in name and not name.startswith((".", "~")):
         return f"{name!r} is neither a folder nor a hub id (working directory: {Path.cwd()}). {near}{_remedy()}"
     fault = f"{name!r} does not exist (working directory: {Path.cwd()}). {near}{_remedy()}{moved_hint(name)}"
@@ -571,10 +563,7 @@ def path_fault(name: str, given: Collection[str] = ()) -> str:
 def lora_words(path: Path) -> str:
     """The remedy for a LoRA file, or a folder of LoRA files, that is given as a model;
     empty for other paths."""
-    if path.is_file():
-        files = [path]
-    else:
-        files = sorted(path.glob("*.safetensors"))
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     try:
         is_lora = bool(files) and any("lora" in name for name in tensor_sizes(files[0]))
     except UserError:
@@ -674,10 +663,7 @@ def weight_files(part: Path) -> list[Path]:
         )
     missing = [name for name in names if not (part / name).is_file()]
     if missing:
-        if len(missing) > 1:
-            more = f" and {len(missing) - 1} more"
-        else:
-            more = ""
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(f"{part}: missing weight files: {missing[0]}{more}. {_AGAIN}")
     return [part / name for name in names]
 
@@ -737,10 +723,9 @@ def _nearest_file(path: Path) -> Path | None:
     folder = path.parent if path.parent.is_dir() else _nearest_folder(path.parent)
     if not folder:
         return None
-    names = []
-    for file in folder.iterdir():
-        if file.suffix.lower() in WEIGHT_FILES:
-            names.append(file.name)
+    names = [
+        file.name for file in folder.iterdir() if file.suffix.lower() in WEIGHT_FILES
+    ]
     close = get_close_matches(path.name, names, n=1, cutoff=0.85)
     return folder / close[0] if close else None
 

@@ -368,10 +368,7 @@ class NetworkConfig(StrictModel):
             return f"with blocks of at most {self.linear}"
         if self.type != "lokr":
             return rank
-        if self.factor == -1:
-            factor = "balanced"
-        else:
-            factor = f"factor {self.factor}"
+        factor = "balanced" if self.factor == -1 else f"factor {self.factor}"
         if self.lokr_full_rank:
             return f"{factor}, second factor whole"
         return f"{factor}, {rank}"

@@ -531,10 +531,9 @@ class SampleConfig(SampleIntervalConfig):
             "flow_shift": self.flow_shift,
             "layers": self.layers,
         }
-        missing = {}
-        for key, value in shared.items():
-            if getattr(item, key) is None:
-                missing[key] = value
+        missing = {
+            key: value for key, value in shared.items() if getattr(item, key) is None
+        }
         return SamplePicture.model_construct(
             item.model_fields_set | missing.keys(), **{**dict(item), **missing}
         )

@@ -69,10 +69,11 @@ def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
         remedy = "Write one prompt per line, each after '- ', or give a text file (.txt) with one prompt per line."
         diagnostics.error(prompts, f"is not a list. {remedy}")
         lines = []
-    items = []
-    for line in lines:
-        if _is_text(line, diagnostics):
-            items.append(replace(line, value={"prompt": line}))
+    items = [
+        replace(line, value={"prompt": line})
+        for line in lines
+        if _is_text(line, diagnostics)
+    ]
     return replace(prompts, value=items)
 
 
@@ -112,10 +113,7 @@ def text_of(file: ConfigNode, diagnostics: Diagnostics) -> str | None:
             return None
         return contents.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError):
-            reason = error.strerror
-        else:
-            reason = "not UTF-8"
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         diagnostics.error(
             file,
             f"{show(file)} cannot be read ({reason}; working directory: {Path.cwd()}).",
@@ -231,10 +229,7 @@ def read_flags(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None
                     entries.get(key), replace(node, value=read), diagnostics
                 )
     if images:
-        if len(images) == 1:
-            given = images[0]
-        else:
-            given = replace(images[0], value=images)
+        given = images[0] if len(images) == 1 else replace(images[0], value=images)
         entries["ctrl_img"] = merge_aliases(entries.get("ctrl_img"), given, diagnostics)
 
 
@@ -248,9 +243,10 @@ def split_flags(text: str) -> tuple[str, list[tuple[str, str]]]:
     if not matches:
         return text, []
     ends = [match.start() for match in matches[1:]] + [len(text)]
-    flags = []
-    for match, end in zip(matches, ends, strict=True):
-        flags.append((match[1].lower(), text[match.end() : end].strip()))
+    flags = [
+        (match[1].lower(), text[match.end() : end].strip())
+        for match, end in zip(matches, ends, strict=True)
+    ]
     return text[: matches[0].start()].strip(), flags
 
 

@@ -32,10 +32,7 @@ def quantized_by(config: Mapping[str, Any]) -> str:
     config of the language model.
     """
     text_config = config.get("text_config")
-    if isinstance(text_config, dict):
-        of_text = text_config.get(KEY)
-    else:
-        of_text = None
+    of_text = text_config.get(KEY) if isinstance(text_config, dict) else None
     settings = config.get(KEY) or of_text
     if not settings:
         return ""
@@ -78,12 +75,6 @@ def _number_type(settings: Mapping[str, Any]) -> str:
 def _torchao_type(quant_type: Any) -> str:
     """The class of torchao's configuration, such as Int8WeightOnlyConfig: its number
     type is part of the name."""
-    if isinstance(quant_type, dict):
-        default = quant_type.get("default")
-    else:
-        default = None
-    if isinstance(default, dict):
-        name = default.get("_type")
-    else:
-        name = None
+    default = quant_type.get("default") if isinstance(quant_type, dict) else None
+    name = default.get("_type") if isinstance(default, dict) else None
     return name if isinstance(name, str) else ""

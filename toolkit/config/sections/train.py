@@ -345,10 +345,7 @@ class StopWhenConfig(StrictModel):
     def check(self, job: JobContext) -> Findings:
         """Neither or both of the two rules, and keys of the other one."""
         if (self.below is None) == (self.no_better_within is None):
-            if self.below is None:
-                what = "neither is set"
-            else:
-                what = "both are set"
+            what = "neither is set" if self.below is None else "both are set"
             yield error("below", f"{what}: give 'below' or 'no_better_within'.")
         elif self.no_better_within:
             for key in sorted(
@@ -1007,10 +1004,11 @@ class TrainConfig(OptimizationConfig):
 
     def preservations(self) -> dict[str, float]:
         """The losses of prior preservation that are computed -> their factors."""
-        factors = {}
-        for name in PRESERVATIONS:
-            if getattr(self, name):
-                factors[name] = getattr(self, f"{name}_multiplier")
+        factors = {
+            name: getattr(self, f"{name}_multiplier")
+            for name in PRESERVATIONS
+            if getattr(self, name)
+        }
         return {name: factor for name, factor in factors.items() if factor}
 
     def preserved_prompts(
@@ -1116,10 +1114,11 @@ class TrainConfig(OptimizationConfig):
                 "huber_schedule huber_c huber_scale", ": only loss_type huber uses it."
             )
         for switch in PRESERVATIONS:
-            keys = []
-            for key in (f"{switch}_multiplier", f"{switch}_class"):
-                if key in type(self).model_fields:
-                    keys.append(key)
+            keys = [
+                key
+                for key in (f"{switch}_multiplier", f"{switch}_class")
+                if key in type(self).model_fields
+            ]
             if not getattr(self, switch):
                 yield from self.unused(" ".join(keys), f" without '{switch}: true'.")
             elif getattr(self, f"{switch}_multiplier") == 0:
@@ -1130,10 +1129,7 @@ class TrainConfig(OptimizationConfig):
                 ": timestep_type weighted has its own loss weights.",
             )
         elif self.linear_timesteps or self.linear_timesteps2:
-            if self.linear_timesteps2:
-                bell = "linear_timesteps2"
-            else:
-                bell = "linear_timesteps"
+            bell = "linear_timesteps2" if self.linear_timesteps2 else "linear_timesteps"
             if (
                 "timestep_type" in self.model_fields_set
                 and self.timestep_type != "linear"

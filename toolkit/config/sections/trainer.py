@@ -348,14 +348,12 @@ class TrainingSection(ProcessConfig):
         """The section with the seed of a run in the place of the random ones of its
         samples."""
         parts = {key: getattr(self, key, None) for key in ("sample", "first_sample")}
-        samples = {}
-        for key, part in parts.items():
-            if isinstance(part, SampleConfig):
-                samples[key] = part.with_seed(drawn)
-        changed = {}
-        for key, part in samples.items():
-            if part is not parts[key]:
-                changed[key] = part
+        samples = {
+            key: part.with_seed(drawn)
+            for key, part in parts.items()
+            if isinstance(part, SampleConfig)
+        }
+        changed = {key: part for key, part in samples.items() if part is not parts[key]}
         return self.model_copy(update=changed)
 
     def draws_first(self) -> bool:
@@ -410,10 +408,7 @@ class TrainerConfig(TrainingSection):
         yield from super().check(job)
         is_plateau = self.train.lr_scheduler == "plateau"
         validation = self.validation
-        if self.stop_when or is_plateau:
-            logged = self.logged_numbers()
-        else:
-            logged = ()
+        logged = self.logged_numbers() if self.stop_when or is_plateau else ()
         asked: list[tuple[str, str, Sequence[str]]] = []
         if self.stop_when and self.stop_when.no_better_within is None:
             asked.append(("stop_when.metric", self.stop_when.metric, logged))
@@ -433,10 +428,9 @@ class TrainerConfig(TrainingSection):
                 f"needs validations during the run. {remedy}",
             )
         if is_plateau:
-            losses = []
-            for name in logged:
-                if name == "loss" or name.startswith(LOSS):
-                    losses.append(name)
+            losses = [
+                name for name in logged if name == "loss" or name.startswith(LOSS)
+            ]
             asked.append(
                 (
                     "train.lr_scheduler_params",
@@ -490,10 +484,7 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
     def micro_batches_per_step(self) -> int:
         """Micro-batches of an optimizer step: with several readers of a stream as many
         for each of them."""
-        if self.streamed:
-            readers = self.streamed.webdataset.readers
-        else:
-            readers = 1
+        readers = self.streamed.webdataset.readers if self.streamed else 1
         wanted = self.train.gradient_accumulation
         return round_up(wanted, readers)
 
@@ -506,10 +497,7 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
 
     def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
         """As the base class, with the folder of `validation`."""
-        if self.validation:
-            folder = self.validation.folder_path
-        else:
-            folder = None
+        folder = self.validation.folder_path if self.validation else None
         return super().datasets_to_come(job) + (
             (folder,) if folder and job.yet_to_come(folder) else ()
         )
@@ -585,10 +573,11 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
     def files_beside(self) -> dict[str, tuple[str, float]]:
         """Key, as messages name it -> LoRA file that is active with the network at
         times, and its strength."""
-        also = {}
-        for key, entry in self.deployments().items():
-            if entry.lora:
-                also[key] = (entry.lora, entry.weight)
+        also = {
+            key: (entry.lora, entry.weight)
+            for key, entry in self.deployments().items()
+            if entry.lora
+        }
         return {
             f"train.{key}": file for key, file in self.train.files_beside().items()
         } | also
@@ -623,19 +612,17 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
 
     def decoder(self) -> Path | None:
         """The file of `vae_path` of the samples; None: the model's own."""
-        given = []
-        for section in (self.sample, self.first_sample):
-            if section and section.vae_path:
-                given.append(section.vae_path)
+        given = [
+            section.vae_path
+            for section in (self.sample, self.first_sample)
+            if section and section.vae_path
+        ]
         return Path(given[0]).expanduser() if given else None
 
     def all_pictures(self) -> list[SamplePicture]:
         """The items of `sample`, the same items in each way of `sample.also`, then the
         items of `first_sample`."""
-        if self.first_sample:
-            first = self.first_sample.sample_items()
-        else:
-            first = ()
+        first = self.first_sample.sample_items() if self.first_sample else ()
         return [*(self.sample.all_items() if self.sample else ()), *first]
 
     def sample_pictures(self) -> list[SamplePicture]:

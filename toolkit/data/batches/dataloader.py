@@ -101,9 +101,9 @@ class LatentBatch:
         loss_mask_B1HW = None
         if self.loss_mask_B1HW is not None:
             loss_mask_B1HW = self.loss_mask_B1HW[rows]
-        extra_prompts = {}
-        for name, prompts in self.extra_prompts.items():
-            extra_prompts[name] = prompts.select(rows)
+        extra_prompts = {
+            name: prompts.select(rows) for name, prompts in self.extra_prompts.items()
+        }
         return LatentBatch(
             latents_BCHW=self.latents_BCHW[rows],
             prompts=self.prompts.select(rows),
@@ -120,18 +120,16 @@ class LatentBatch:
     def describe(self) -> str:
         """Shape of the latents and the most control images of an item, for messages."""
         most = max(map(len, self.control_latents), default=0)
-        if most:
-            more = f", {most} control image{'s' * (most > 1)}"
-        else:
-            more = ""
+        more = f", {most} control image{'s' * (most > 1)}" if most else ""
         return f"latents {tuple(self.latents_BCHW.shape)}{more}"
 
 
 def _uses(spec: BatchSpec) -> list[tuple[int, int, int]]:
     """Item, position and epoch of each use of a batch."""
-    uses = []
-    for index, position in zip(spec.items, spec.positions, strict=True):
-        uses.append((index, position, spec.epoch))
+    uses = [
+        (index, position, spec.epoch)
+        for index, position in zip(spec.items, spec.positions, strict=True)
+    ]
     return uses
 
 
@@ -163,9 +161,10 @@ class BatchLoader:
         with the prompts, control latents, masks and loss weights of the items."""
         samples = [self.dataset.items[index].sample for index in spec.items]
         entries = [self.dataset.entries[index] for index in spec.items]
-        extra = []
-        for entry, use in zip(entries, _uses(spec), strict=True):
-            extra.append(entry.extra[self._drawn(*use)])
+        extra = [
+            entry.extra[self._drawn(*use)]
+            for entry, use in zip(entries, _uses(spec), strict=True)
+        ]
         extra_prompts = {}
         for name in extra[0]:
             encoded = [prompts[name].read_all() for prompts in extra]

@@ -395,18 +395,17 @@ class ItemEncoder:
             background = sample.background or default
             if any(sample.flip):
                 parts["flip"] = sample.flip
-        keys = []
-        for identity in self._identities(part):
-            keys.append(
-                key_of(
-                    kind=kind,
-                    source=source,
-                    background=background,
-                    encoder=identity,
-                    dtype=str(self.dtype),
-                    **{"format": FORMAT, **parts},
-                )
+        keys = [
+            key_of(
+                kind=kind,
+                source=source,
+                background=background,
+                encoder=identity,
+                dtype=str(self.dtype),
+                **{"format": FORMAT, **parts},
             )
+            for identity in self._identities(part)
+        ]
         if store.folder is None or len(keys) == 1:
             return keys[-1]
         return next((key for key in keys if store.has(key)), keys[0])
@@ -540,9 +539,10 @@ def encode_items(
         [*items, *longer], model.prompt_error, model.family.sure_prompt
     )
     encoder = ItemEncoder(model, dtype)
-    entries = []
-    for item, prompts in zip(items, further, strict=True):
-        entries.append(_entries(item, encoder, stores_for(item.sample), prompts))
+    entries = [
+        _entries(item, encoder, stores_for(item.sample), prompts)
+        for item, prompts in zip(items, further, strict=True)
+    ]
     if latents:
         _fill_cache(
             "latents", [entry.images() for entry in entries], progress, workers, verify
@@ -570,9 +570,10 @@ FurtherPrompts = Mapping[str, Mapping[str, str]]
 def _further_prompts(
     sample: Sample, extra_prompts: Callable[[Sample], Mapping[str, str]]
 ) -> FurtherPrompts:
-    further = {}
-    for caption in sample.texts:
-        further[caption] = extra_prompts(sample._replace(caption=caption))
+    further = {
+        caption: extra_prompts(sample._replace(caption=caption))
+        for caption in sample.texts
+    }
     return further
 
 
@@ -602,14 +603,14 @@ def _entries(
     latents = encoder.latents(item, stores)
     references = encoder.references(item, stores)
     mask = encoder.mask(item, stores)
-    captions = {}
-    for text in _cached_captions(item.sample):
-        captions[text] = encoder.text(item, text, stores)
+    captions = {
+        text: encoder.text(item, text, stores) for text in _cached_captions(item.sample)
+    }
     extra = {}
     for caption, prompts in further_prompts.items():
-        by_name = {}
-        for name, prompt in prompts.items():
-            by_name[name] = encoder.text(item, prompt, stores)
+        by_name = {
+            name: encoder.text(item, prompt, stores) for name, prompt in prompts.items()
+        }
         extra[caption] = by_name
     return ItemEntries(
         latents=latents,

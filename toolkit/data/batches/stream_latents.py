@@ -84,13 +84,14 @@ class StreamLatents:
         """
         items: tuple[StreamItem, ...] = spec.samples
         samples = [self.stream.sample(item.sample) for item in items]
-        latents = []
-        for item, sample in zip(items, samples, strict=True):
-            latents.append(self._latents(item, sample))
+        latents = [
+            self._latents(item, sample)
+            for item, sample in zip(items, samples, strict=True)
+        ]
         prompts, fitting = self.prompts(spec)
-        usable = []
-        for one, fits in zip(latents, fitting, strict=True):
-            usable.append(one is not None and fits)
+        usable = [
+            one is not None and fits for one, fits in zip(latents, fitting, strict=True)
+        ]
         width, height = self.latent_size(spec)
         grey_CHW = torch.zeros(
             self.family.latent_channels, height, width, dtype=self.encoder.dtype
@@ -115,11 +116,10 @@ class StreamLatents:
         items: tuple[StreamItem, ...] = spec.samples
         captions = [self._caption(item) for item in items]
         rules = self.stream.rules
-        texts = []
-        for caption, position in zip(captions, spec.positions, strict=True):
-            texts.append(
-                caption_for_use(caption or "", rules, self._seed, spec.epoch, position)
-            )
+        texts = [
+            caption_for_use(caption or "", rules, self._seed, spec.epoch, position)
+            for caption, position in zip(captions, spec.positions, strict=True)
+        ]
         fitting = [caption is not None for caption in captions]
         return PromptEmbeds.stack([self._text(text) for text in texts]), fitting
 

@@ -375,16 +375,16 @@ def _fitted(a_HW: Array, b_HW: Array, move: Move) -> tuple[Move, float, float]:
     )
     if side < 16:
         return move, 0.0, math.inf
-    starts = []
-    for n in a_HW.shape:
-        starts.append(
-            numpy.unique(numpy.linspace(0, n - side, max(2, 2 * n // side)).astype(int))
-        )
+    starts = [
+        numpy.unique(numpy.linspace(0, n - side, max(2, 2 * n // side)).astype(int))
+        for n in a_HW.shape
+    ]
     window = _window(side, side)
     places = [(top, left) for top in starts[0] for left in starts[1]]
-    middles = []
-    for top, left in places:
-        middles.append((left + side / 2 - width / 2, top + side / 2 - height / 2))
+    middles = [
+        (left + side / 2 - width / 2, top + side / 2 - height / 2)
+        for top, left in places
+    ]
     xy = numpy.array(middles)
     a_NPP = _patches(a_HW, places, side, window)
     corner = math.hypot(width, height) / 2

@@ -542,10 +542,7 @@ def _of_numbers(primaries: Primaries, gamma: float | None, source: str) -> Colou
     """
     is_meant = gamma is not None and 0.1 <= gamma <= 10
     if not is_meant:
-        if primaries == ADOBE_RGB:
-            transfer = _ADOBE_CURVE
-        else:
-            transfer = SRGB_CURVE
+        transfer = _ADOBE_CURVE if primaries == ADOBE_RGB else SRGB_CURVE
     elif gamma == 1:
         transfer = Transfer("linear")
     else:
@@ -574,10 +571,7 @@ def _of_gamma_and_points(info: dict[str | tuple[int, int], Any]) -> Colours:
 def _of_jxl(header: Any) -> Colours:
     """The colours of the header of a JPEG XL: codes, or numbers."""
     primaries, transfer, _ = header.codes
-    if header.points:
-        space = _of_points(header.points)
-    else:
-        space = _PRIMARIES[primaries]
+    space = _of_points(header.points) if header.points else _PRIMARIES[primaries]
     if header.gamma:
         return _of_numbers(space, header.gamma, "its header")
     if header.points:

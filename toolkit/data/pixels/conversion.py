@@ -48,10 +48,7 @@ def to_srgb(values_HWP: ndarray, colours: Colours) -> ndarray:
     white, are clipped in each channel. A profile is one of `matrix_profile`."""
     height, width, _ = values_HWP.shape
     most = int(numpy.iinfo(values_HWP.dtype).max)
-    if colours.profile:
-        profile = matrix_profile(colours.profile)
-    else:
-        profile = None
+    profile = matrix_profile(colours.profile) if colours.profile else None
     if profile is None:
         lights = [_light_table(colours.transfer, colours.is_narrow, most)] * 3
         matrix_PP = matrix_to_srgb(colours.primaries)

@@ -881,10 +881,7 @@ def _has_wide_rgb(image: Image.Image) -> bool:
         return (
             header.has_planes and header.bits[0] == 16 and image.mode in ("RGB", "RGBA")
         )
-    if isinstance(image, ImageFile.ImageFile):
-        tiles = image.tile
-    else:
-        tiles = []
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
     return bool(tiles) and all(_rawmode(tile).endswith(_WIDE_ENDINGS) for tile in tiles)
 
 
@@ -991,9 +988,10 @@ def _of_planes(image: TiffImagePlugin.TiffImageFile) -> Image.Image:
     eight_HWP = ((values_HWP.astype(numpy.uint32) * 255 + top // 2) // top).astype(
         numpy.uint8
     )
-    planes = []
-    for p in range(eight_HWP.shape[2]):
-        planes.append(Image.fromarray(numpy.ascontiguousarray(eight_HWP[..., p])))
+    planes = [
+        Image.fromarray(numpy.ascontiguousarray(eight_HWP[..., p]))
+        for p in range(eight_HWP.shape[2])
+    ]
     decoded = _turned(Image.merge(image.mode, planes), orientation_of(image))
     decoded.info = image.info
     return decoded

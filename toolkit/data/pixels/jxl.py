@@ -128,9 +128,10 @@ def read_header(codestream: bytes) -> JxlHeader:
             _animation(bits)
     is_float, depth = _depth(bits)
     bits.flag()  # whether 16 bits suffice in between
-    kinds = []
-    for _ in range(bits.choice((0, 0), (1, 0), (2, 4), (1, 12))):
-        kinds.append(_extra_channel(bits))
+    kinds = [
+        _extra_channel(bits)
+        for _ in range(bits.choice((0, 0), (1, 0), (2, 4), (1, 12)))
+    ]
     bits.flag()  # whether it is XYB, of which libjxl makes the colours that follow
     is_grey, codes, gamma, points = _colours(bits)
     if orientation > 4:
@@ -250,11 +251,10 @@ def _colours(
 
 def _point(bits: _Bits) -> tuple[float, float]:
     """A chromaticity, x and y in millionths, each with its sign in the lowest bit."""
-    values = []
-    for _ in range(2):
-        values.append(
-            bits.choice((0, 19), (524_288, 19), (1_048_576, 20), (2_097_152, 21))
-        )
+    values = [
+        bits.choice((0, 19), (524288, 19), (1048576, 20), (2097152, 21))
+        for _ in range(2)
+    ]
     x, y = (-(value // 2) - 1 if value % 2 else value // 2 for value in values)
     return x / 1e6, y / 1e6
 
@@ -351,10 +351,7 @@ class JxlImageFile(ImageFile.ImageFile):
                 values_HWP = (
                     (values_HWP.astype(numpy.uint32) * 255 + 32767) // 65535
                 ).astype(numpy.uint8)
-            if values_HWP.shape[2] == 1:
-                pixels = values_HWP[..., 0]
-            else:
-                pixels = values_HWP
+            pixels = values_HWP[..., 0] if values_HWP.shape[2] == 1 else values_HWP
             self.im = Image.fromarray(numpy.ascontiguousarray(pixels)).im
         return super().load()
 

@@ -347,10 +347,7 @@ def read_planes(image: TiffImagePlugin.TiffImageFile) -> Any:
         top = y * part_height
         left = x * part_width
         # Tiles are stored whole, the last strip is as high as it needs to be.
-        if _TILE_OFFSETS in tags:
-            rows = part_height
-        else:
-            rows = min(part_height, height - top)
+        rows = part_height if _TILE_OFFSETS in tags else min(part_height, height - top)
         file.seek(offset)
         data = file.read(rows * part_width * size)
         if len(data) < rows * part_width * size:

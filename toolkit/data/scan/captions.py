@@ -341,10 +341,9 @@ def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterat
     if marks:
         yield f"warning: sample: prompts with {in_words(marks)}"
     words = (*triggers, *PLACEHOLDERS)
-    without = []
-    for prompt in prompts:
-        if not any(word in prompt for word in words):
-            without.append(prompt)
+    without = [
+        prompt for prompt in prompts if not any(word in prompt for word in words)
+    ]
     if triggers and without:
         shown = ", ".join(repr(shorten(prompt, 40)) for prompt in without[:3])
         what = f"{len(without)} of {len(prompts)} prompts without the trigger word {' or '.join(map(repr, triggers))}"
@@ -411,10 +410,7 @@ def caption_for_use(
     # Not shuffled: the prefix, which may begin with the trigger word, and the trigger
     # word in front of it or the tags.
     trigger = f"{rules.trigger} " if rules.trigger else ""
-    if rules.prefix:
-        begins = [trigger + rules.prefix, rules.prefix]
-    else:
-        begins = [trigger]
+    begins = [trigger + rules.prefix, rules.prefix] if rules.prefix else [trigger]
     begin = next((text for text in begins if caption.startswith(text)), "")
     if rules.prefix and caption.startswith(begin + ". "):
         begin += ". "

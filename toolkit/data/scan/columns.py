@@ -202,9 +202,10 @@ def columns_of(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Colum
     """
     written = dict.fromkeys(key for row in rows for key in row if isinstance(key, str))
     by_name = {key.strip().lower(): key for key in written}
-    of_role = {}
-    for role in ColumnsConfig.model_fields:
-        of_role[role] = _given(getattr(given, role), by_name, role)
+    of_role = {
+        role: _given(getattr(given, role), by_name, role)
+        for role in ColumnsConfig.model_fields
+    }
     taken = {key for keys in of_role.values() for key in keys}
     labelled = tuple(by_name[name] for name in _WITH_LABELS if name in by_name)
     is_labelled = not of_role["image"] and all(name in by_name for name in LABELLED)
@@ -215,13 +216,14 @@ def columns_of(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Colum
         of_role[role] = (
             _numbered(free, rows) if role == "control" else _known(role, free, rows)
         )
-    early = set()
-    for known in KNOWN:
-        if known.role == "control" and not known.paths_only:
-            early.add(known.name)
-    controls = set()
-    for key in of_role["control"]:
-        controls.add(re.sub(r"_[0-9]+$", "", key.strip().lower()))
+    early = {
+        known.name
+        for known in KNOWN
+        if known.role == "control" and (not known.paths_only)
+    }
+    controls = {
+        re.sub("_[0-9]+$", "", key.strip().lower()) for key in of_role["control"]
+    }
     is_of_pairs = bool(of_role["mask"] or given.control or controls - early)
     return Columns(
         **of_role, labelled=labelled if is_labelled else (), is_of_pairs=is_of_pairs
@@ -357,10 +359,9 @@ def unknown(rows: Sequence[Mapping[Any, Any]]) -> str:
     lists = [key for key in images if _has_value_of(list, key, rows)]
     if lists and lists == images:
         return f"its column {lists[0]!r} names several images in a row. Write a row for each image"
-    texts = []
-    for key in written:
-        if key not in images and _has_value_of(str, key, rows):
-            texts.append(key)
+    texts = [
+        key for key in written if key not in images and _has_value_of(str, key, rows)
+    ]
     known = [key for key in texts if _base(key) in names_of("prompt")]
     words = max(
         known or texts,
@@ -370,9 +371,6 @@ def unknown(rows: Sequence[Mapping[Any, Any]]) -> str:
     image = in_yaml(images[0]) if images else "..."
     prompt = in_yaml(words) if words else "..."
     says = f"columns: {{image: {image}, prompt: {prompt}}}"
-    if len(images) > 1:
-        named = f", of which {', '.join(images)} name images"
-    else:
-        named = ""
+    named = f", of which {', '.join(images)} name images" if len(images) > 1 else ""
     what = f"has no column that is known as the image; its columns are {', '.join(written) or 'none'}{named}"
     return f"{what}. Say what they are: '{says}' (for pairs also control, or worse)"

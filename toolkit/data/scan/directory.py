@@ -109,9 +109,9 @@ class DirectoryListing:
         by_root: dict[str, list[tuple[int, str]]] = {}
         for match in filter(None, map(NUMBERED.fullmatch, self.images)):
             by_root.setdefault(match[1], []).append((int(match[2]), match[0]))
-        numbered = {}
-        for root, stems in by_root.items():
-            numbered[root] = [stem for _, stem in sorted(stems)]
+        numbered = {
+            root: [stem for _, stem in sorted(stems)] for root, stems in by_root.items()
+        }
         return numbered
 
     def numbered_behind(self, affix: str) -> dict[str, list[tuple[int, str]]]:
@@ -147,12 +147,12 @@ class DirectoryListing:
     def describe(self) -> str:
         """The other entries in a few words, for a message about a folder without
         images."""
-        suffixes = []
-        for name in self.files.values():
-            suffixes.append(split_suffix(name)[1] or "without suffix")
-        counts = []
-        for suffix in sorted(set(suffixes)):
-            counts.append(f"{suffixes.count(suffix)} {suffix}")
+        suffixes = [
+            split_suffix(name)[1] or "without suffix" for name in self.files.values()
+        ]
+        counts = [
+            f"{suffixes.count(suffix)} {suffix}" for suffix in sorted(set(suffixes))
+        ]
         if self.subfolders:
             counts.append(f"{len(self.subfolders)} subfolder(s)")
         return ", ".join(counts) or "nothing"

@@ -199,20 +199,19 @@ class DatasetChange:
     other colours."""
 
     def __str__(self) -> str:
-        parts = []
-        for what, names in (
-            ("added", self.added),
-            ("removed", self.removed),
-            ("edited", self.edited),
-            (
-                "whose colours an earlier version of the program read wrongly",
-                self.converted,
-            ),
-        ):
-            if names:
-                parts.append(
-                    f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-                )
+        parts = [
+            f"{len(names)} {what} ({', '.join(names[:3])}{(', ...' if len(names) > 3 else '')})"
+            for what, names in (
+                ("added", self.added),
+                ("removed", self.removed),
+                ("edited", self.edited),
+                (
+                    "whose colours an earlier version of the program read wrongly",
+                    self.converted,
+                ),
+            )
+            if names
+        ]
         return "; ".join(parts)
 
 

@@ -182,10 +182,11 @@ def _folders_of_entry(
 ) -> list[ImageFolder]:
     """The folders of one entry of `datasets`, with their tables. What their names look
     like is noted."""
-    folders = []
-    for folder in image_folders(index, dataset, findings):
-        if not _asks_for_no_repeats(folder, findings):
-            folders.append(_with_own_table(folder, findings))
+    folders = [
+        _with_own_table(folder, findings)
+        for folder in image_folders(index, dataset, findings)
+        if not _asks_for_no_repeats(folder, findings)
+    ]
     folders = with_tables_above(dataset, folders, findings)
     note_splits(dataset, folders, findings)
     folders = with_placed_rows(dataset, folders, findings)
@@ -199,10 +200,11 @@ def _folders_of_entry(
             f"warning: {dataset.place}: {what}, or take 'columns' out"
         )
     note_pair_folders(dataset, folders, findings)
-    used = []
-    for folder in folders:
-        if folder.listing.images or not _is_of_pairs(folder, findings):
-            used.append(folder)
+    used = [
+        folder
+        for folder in folders
+        if folder.listing.images or not _is_of_pairs(folder, findings)
+    ]
     return used
 
 
@@ -330,18 +332,17 @@ def _found_images(
     """An image once for each of its files."""
     listing = folder.listing
     table = folder.folder.table
-    images = []
-    for name in image.names:
-        images.append(
-            FoundImage(
-                path=listing.path(name),
-                repeats=repeats,
-                caption=image.caption.replace(LIST, "\n"),
-                captions=tuple(map(listing.path, caption_files)),
-                table=table.path if table else "",
-                references=tuple(control.path for control in image.controls),
-                mask=image.mask.path if image.mask else "",
-                shares_stem=len(image.names) > 1,
-            )
+    images = [
+        FoundImage(
+            path=listing.path(name),
+            repeats=repeats,
+            caption=image.caption.replace(LIST, "\n"),
+            captions=tuple(map(listing.path, caption_files)),
+            table=table.path if table else "",
+            references=tuple(control.path for control in image.controls),
+            mask=image.mask.path if image.mask else "",
+            shares_stem=len(image.names) > 1,
         )
+        for name in image.names
+    ]
     return images

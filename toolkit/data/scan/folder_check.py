@@ -135,10 +135,7 @@ def _read_facts(
             remember_reading(image.path, version, looked.reading)
     for folder in folders:
         for _, control in folder.controls():
-            if control.facts:
-                reason = reference_error(control.facts.size)
-            else:
-                reason = None
+            reason = reference_error(control.facts.size) if control.facts else None
             if reason:
                 findings.mistake(control.path, reason)
     for listing, names in wanted.items():
@@ -227,9 +224,9 @@ def _without_unreadable(
         elif faulty:
             count = len(folder.images) - len(rest.images)
             what = f"{count:,} of {count_of(len(folder.images), 'image')} left out (skip_unreadable)"
-            reasons = []
-            for path in faulty[:3]:
-                reasons.append(f"{os.path.basename(path)} {unreadable[path]}")
+            reasons = [
+                f"{os.path.basename(path)} {unreadable[path]}" for path in faulty[:3]
+            ]
             findings.notes.append(
                 f"warning: {folder.listing.folder}: {what}: {'; '.join(reasons)}"
             )
@@ -409,10 +406,7 @@ def _small_images(folder: MatchedFolder) -> Iterator[str]:
     sizes = ((image.file.name, facts[image.file.name].size) for image in folder.images)
     small = [(name, size) for name, size in sizes if size.width * size.height < least]
     if small:
-        if isinstance(resolution, int):
-            outcome = "not enlarged"
-        else:
-            outcome = "enlarged to it"
+        outcome = "not enlarged" if isinstance(resolution, int) else "enlarged to it"
         what = f"smaller than half of 'resolution: {resolution}', and {outcome}"
         names = shorten(f"{name} ({size.width}x{size.height})" for name, size in small)
         yield f"{len(small)} of {len(folder.images)} images are {what}: {names}"
@@ -466,11 +460,12 @@ def _several_lines(folders: Sequence[MatchedFolder]) -> Iterator[str]:
 def _check_captions(folder: MatchedFolder, trigger: str) -> Iterator[str]:
     """Warnings for the captions of a folder: count, names, remedy."""
     dataset = folder.dataset
-    used = {}
-    for image in folder.images:
-        used[image.file.name] = add_prefix(
+    used = {
+        image.file.name: add_prefix(
             image.caption or dataset.default_caption or "", dataset.caption_prefix
         )
+        for image in folder.images
+    }
     yield from _missing_captions(folder, used, trigger)
     yield from _left_placeholders(used, trigger)
     marks = marks_in([*used.values()])
@@ -551,10 +546,11 @@ def _odd_captions(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
     if not trigger:
         return
     folded = trigger.lower()
-    other = []
-    for name, text in captions.items():
-        if folded in text.lower() and trigger not in text:
-            other.append(name)
+    other = [
+        name
+        for name, text in captions.items()
+        if folded in text.lower() and trigger not in text
+    ]
     if other:
         what = f"{count_of(len(other), 'caption')} with {trigger!r} in other letters"
         yield f"{what}, so that it is put in front as well: {shorten(other)}"

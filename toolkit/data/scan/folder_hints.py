@@ -86,10 +86,9 @@ def note_splits(
     """Notes subfolders that are trained although they are for validation or test by
     their names."""
     path = dataset.folder_path
-    inside = {}
-    for folder in folders:
-        if path and folder.subfolder:
-            inside[folder.subfolder] = folder
+    inside = {
+        folder.subfolder: folder for folder in folders if path and folder.subfolder
+    }
     held_out = held_out_folders(inside)
     if not held_out:
         return

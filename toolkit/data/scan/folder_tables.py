@@ -91,10 +91,11 @@ def with_tables_above(
     top = findings.listing(dataset.folder_path)
     if top is None:
         return [*folders]
-    bare = set()
-    for folder in below:
-        if folder.table is None and not folder.has_caption_files:
-            bare.add(folder)
+    bare = {
+        folder
+        for folder in below
+        if folder.table is None and (not folder.has_caption_files)
+    }
     meant = [folder for folder in below if not bare or folder in bare]
     names = [*chain.from_iterable(folder.image_names() for folder in meant)]
     if bare:
@@ -125,10 +126,11 @@ def _note_other_tables(
 ) -> None:
     """Notes the tables above subfolders that name their images and are not used."""
     used = {folder.table.path for folder in folders if folder.table}
-    others = []
-    for table in tables_in(top, dataset, top.files, findings):
-        if table.path not in used and names_any(table, dataset.folder_path, names):
-            others.append(os.path.basename(table.path))
+    others = [
+        os.path.basename(table.path)
+        for table in tables_in(top, dataset, top.files, findings)
+        if table.path not in used and names_any(table, dataset.folder_path, names)
+    ]
     if others:
         reason, remedy = OTHER_TABLE
         findings.not_used(top, others, reason, remedy, findings.unused)

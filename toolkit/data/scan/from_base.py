@@ -116,9 +116,10 @@ def read_prompts(file: str) -> list[str]:
     """The prompts of a text file: its lines but for empty ones and those that begin
     with `#`. Raises CaptionError."""
     # Not `splitlines`, which ends a line at characters that no editor shows as an end.
-    lines = []
-    for line in re.split(r"\r\n|\r|\n", read_text(Path(file).expanduser())):
-        lines.append(line.strip())
+    lines = [
+        line.strip()
+        for line in re.split("\\r\\n|\\r|\\n", read_text(Path(file).expanduser()))
+    ]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise CaptionError(
@@ -170,14 +171,14 @@ def place_of(training_folder: str, image: BaseImage) -> Path:
 def not_made_yet(items: Sequence[BucketedSample]) -> dict[str, Sample]:
     """The images that the base model has still to make: path -> the first sample of
     each."""
-    waiting = {}
-    for item in reversed(items):
-        if item.sample.made:
-            waiting[item.sample.image] = item.sample
-    not_made = {}
-    for path, sample in reversed(waiting.items()):
-        if not _is_whole(Path(path)):
-            not_made[path] = sample
+    waiting = {
+        item.sample.image: item.sample for item in reversed(items) if item.sample.made
+    }
+    not_made = {
+        path: sample
+        for path, sample in reversed(waiting.items())
+        if not _is_whole(Path(path))
+    }
     return not_made
 
 

@@ -68,10 +68,11 @@ def image_folders(
 def subfolders_of(listing: DirectoryListing, dataset: DatasetConfig) -> list[str]:
     """Subfolders except those with the dataset's control images, layers and masks."""
     partners = _partner_places(dataset)
-    subfolders = []
-    for name in listing.subfolders:
-        if real_path(join(listing.folder, name)) not in partners:
-            subfolders.append(name)
+    subfolders = [
+        name
+        for name in listing.subfolders
+        if real_path(join(listing.folder, name)) not in partners
+    ]
     return subfolders
 
 
@@ -182,15 +183,13 @@ def _without_partners(
         *chain.from_iterable(layers_beside(listing, dataset.layers_suffix).values())
     }
     if layers:
-        images = {}
-        for stem, names in listing.images.items():
-            if stem not in layers:
-                images[stem] = names
+        images = {
+            stem: names for stem, names in listing.images.items() if stem not in layers
+        }
         listing = replace(listing, images=images)
-    suffixes = []
-    for suffix in (*dataset.control_suffix, dataset.mask_suffix):
-        if suffix:
-            suffixes.append(suffix)
+    suffixes = [
+        suffix for suffix in (*dataset.control_suffix, dataset.mask_suffix) if suffix
+    ]
     if not suffixes and not dataset.image_suffix:
         return listing
     roots = {}
@@ -358,10 +357,11 @@ def _folders_of_table(
             continue
         whole = ImageFolder(index, dataset, listing, listing, subfolder or None, table)
         called = dict(zip(listing.images, whole.table_names(), strict=True))
-        images = {}
-        for stem, files in listing.images.items():
-            if called[stem] in names:
-                images[stem] = files
+        images = {
+            stem: files
+            for stem, files in listing.images.items()
+            if called[stem] in names
+        }
         for name in sorted(names.difference(called.values())):
             line = line_naming(findings.table(table.path, dataset), name)
             findings.mistake(
@@ -396,10 +396,11 @@ def _folders_of_deeper_table(
 ) -> Iterator[ImageFolder]:
     """The folders of the images that the only table in a folder names, further down
     than its subfolders."""
-    naming = []
-    for table in [*tables_in(top, dataset, top.files, findings)]:
-        if any(os.path.isfile(top.path(name)) for name in table.rows):
-            naming.append(table)
+    naming = [
+        table
+        for table in [*tables_in(top, dataset, top.files, findings)]
+        if any(os.path.isfile(top.path(name)) for name in table.rows)
+    ]
     if len(naming) == 1 and dataset.captions != "names":
         (table,) = naming
         findings.notes.append(
@@ -442,10 +443,11 @@ def _parquet_files(dataset: DatasetConfig, findings: ScanFindings) -> list[str]:
         if depth < _PARQUET_DEPTH and any(listing.images for listing in listings):
             return []
         for listing in listings:
-            names = []
-            for name in listing.files.values():
-                if split_suffix(name)[1] == PARQUET:
-                    names.append(name)
+            names = [
+                name
+                for name in listing.files.values()
+                if split_suffix(name)[1] == PARQUET
+            ]
             for name in names:
                 if has_pictures(listing.path(name)):
                     files.append(join(listing.folder, name))
@@ -481,10 +483,9 @@ def _files_to_train_on(
     dataset: DatasetConfig, files: Sequence[str], findings: ScanFindings
 ) -> Sequence[str]:
     """The Parquet files without those for validation and test, if there are others."""
-    held_out = []
-    for file in files:
-        if _split_of_file(file) in ("validation", "test"):
-            held_out.append(file)
+    held_out = [
+        file for file in files if _split_of_file(file) in ("validation", "test")
+    ]
     if not held_out or len(held_out) == len(files):
         return files
     what = "left out, as their names keep them from the training"

@@ -97,9 +97,9 @@ def largest_bucket(resolution: int | Rectangle, divisibility: int) -> Size:
         return bucket_for(Size(1, 1), resolution, divisibility).bucket
     limit = resolution * resolution
     widths = range(divisibility, 2 * resolution + divisibility, divisibility)
-    sizes = []
-    for width in widths:
-        sizes.append(Size(width, limit // width // divisibility * divisibility))
+    sizes = [
+        Size(width, limit // width // divisibility * divisibility) for width in widths
+    ]
     return max(
         (size for size in sizes if max(size) <= 4 * min(size)),
         key=lambda size: (prod(size), min(size)),
@@ -201,16 +201,14 @@ def refuse_references(items: Iterable[BucketedSample], family: ModelFacts) -> No
     """Raises DataErrors naming every image with more control images than the family
     takes."""
     most = family.max_references
-    counts = {}
-    for sample, _ in items:
-        if len(sample.control_images) > most:
-            counts[sample.image] = len(sample.control_images)
+    counts = {
+        sample.image: len(sample.control_images)
+        for sample, _ in items
+        if len(sample.control_images) > most
+    }
     if counts:
         # numbered files are in that list too
-        if most:
-            what = "the list of its control images"
-        else:
-            what = "control_path"
+        what = "the list of its control images" if most else "control_path"
         mistakes = []
         for image, count in counts.items():
             message = family.too_many_references(count, what)
@@ -294,8 +292,9 @@ def refuse_long_captions(
                 reason = fault(text, crop.bucket, sizes)
                 if reason:
                     messages[where] = reason
-    mistakes = []
-    for (file, what), message in messages.items():
-        mistakes.append(Diagnostic((file,), f"{what} has {message}"))
+    mistakes = [
+        Diagnostic((file,), f"{what} has {message}")
+        for (file, what), message in messages.items()
+    ]
     if mistakes:
         raise DataErrors(mistakes)

@@ -108,9 +108,9 @@ def look_at_masks(masks: Sequence[Mask]) -> list[tuple[Mask, MaskLook]]:
     decoded is left out: the scan of its file, or the encoder of the images, reports
     it."""
     step = max(1, len(masks) / MOST_MEASURED)
-    chosen = []
-    for place in range(min(len(masks), MOST_MEASURED)):
-        chosen.append(masks[int(place * step)])
+    chosen = [
+        masks[int(place * step)] for place in range(min(len(masks), MOST_MEASURED))
+    ]
 
     def look(mask: Mask) -> MaskLook | None:
         try:
@@ -119,10 +119,11 @@ def look_at_masks(masks: Sequence[Mask]) -> list[tuple[Mask, MaskLook]]:
             return None
 
     looks = thread_map(look, chosen, at_once=4)
-    measured = []
-    for mask, mask_look in zip(chosen, looks, strict=True):
-        if mask_look is not None:
-            measured.append((mask, mask_look))
+    measured = [
+        (mask, mask_look)
+        for mask, mask_look in zip(chosen, looks, strict=True)
+        if mask_look is not None
+    ]
     return measured
 
 
@@ -154,20 +155,14 @@ def mask_fault(mask: Mask, look: MaskLook) -> MaskFault | None:
             "Save white where the loss counts: values of 0 and 1 times 255, of a palette the index and not its colour",
         )
     if look.is_coloured or look.has_few_greys:
-        if look.is_coloured:
-            what = "colours"
-        else:
-            what = "a few greys without white"
+        what = "colours" if look.is_coloured else "a few greys without white"
         return MaskFault(
             f"in {what}, each of which counts by its brightness",
             f"{look.share:.1%} of the area counts",
             "If they are classes, save white for those that are to be learned and black for the others",
         )
     if look.share < LEAST_SHARE:
-        if mask.min_value:
-            rest = f"counts {mask.min_value:g}"
-        else:
-            rest = "teaches nothing"
+        rest = f"counts {mask.min_value:g}" if mask.min_value else "teaches nothing"
         return MaskFault(
             f"such that almost all of the image {rest}",
             f"{look.share:.1%} of the area counts",

@@ -64,10 +64,7 @@ def _slots(folder: ImageFolder, findings: ScanFindings) -> list[Slot]:
     if dataset.mask_path:
         beside = _looked_through(dataset.mask_path, "mask_path", folder, findings)
     if dataset.mask_path or dataset.mask_suffix:
-        if dataset.mask_suffix:
-            image_affix = dataset.image_suffix
-        else:
-            image_affix = ""
+        image_affix = dataset.image_suffix if dataset.mask_suffix else ""
         slots.append(
             Slot(
                 "mask", dataset.mask_suffix, beside, dataset.mask_optional, image_affix

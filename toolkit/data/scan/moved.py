@@ -107,10 +107,11 @@ def _with_entries(
     folders = _folders(entries)
     images = {}
     for name, digest in hashes.items():
-        own_indices = []
-        for index, folder in zip(indices, folders, strict=True):
-            if _is_in(name, folder):
-                own_indices.append(index)
+        own_indices = [
+            index
+            for index, folder in zip(indices, folders, strict=True)
+            if _is_in(name, folder)
+        ]
         images[name] = min(own_indices or indices), digest
     return images
 
@@ -165,10 +166,9 @@ def _same_entries(
         candidates = [other for other in left if recorded[other] == current[index]]
         if not candidates:
             return None
-        alike = []
-        for other in candidates:
-            if _has_settings_of(entry, before[other]):
-                alike.append(other)
+        alike = [
+            other for other in candidates if _has_settings_of(entry, before[other])
+        ]
         best = min(alike or candidates, key=lambda other: other != index)
         left.remove(best)
         chosen.append(best)

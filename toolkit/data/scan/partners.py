@@ -164,10 +164,9 @@ def _named_pairs(
         return None
     affixes = Counter(match["affix"] for match in images)
     image_affix = max(affixes, key=affixes.__getitem__)  # as most of them write it
-    of_root = {}
-    for match in images:
-        if match["affix"] == image_affix:
-            of_root[match["root"]] = match
+    of_root = {
+        match["root"]: match for match in images if match["affix"] == image_affix
+    }
     roots = {root: match[0] for root, match in of_root.items()}
     controls = []
     for stem in stems:
@@ -182,9 +181,9 @@ def _named_pairs(
     if not controls or len(paired) < enough or (words.is_letter and len(roots) < 2):
         return None
     counts = Counter(match["affix"] for match in controls)
-    numbers = {}
-    for match in controls:
-        numbers[match["affix"]] = int(match.groupdict().get("number") or -1)
+    numbers = {
+        match["affix"]: int(match.groupdict().get("number") or -1) for match in controls
+    }
     star = "*" if plain == _BEFORE else ""
     return PairNames(
         image_affix + star,
@@ -299,10 +298,7 @@ def partners_of(
         return _layers(stem, image, slot, mistakes)
     stem = slot.wanted(stem)
     for listing in slot.listings:
-        if slot.key == "control":
-            numbered = listing.numbered.get(stem, ())
-        else:
-            numbered = ()
+        numbered = listing.numbered.get(stem, ()) if slot.key == "control" else ()
         stems = [stem] if stem in listing.images else []
         for candidate in numbered:
             if candidate not in wanted[listing.prefix]:
@@ -334,10 +330,11 @@ def layers_beside(listing: DirectoryListing, suffix: str) -> dict[str, list[str]
     """Stem of an image -> the stems of its layers in the same folder, in order."""
     if not suffix:
         return {}
-    layers = {}
-    for root, numbered in listing.numbered_behind(suffix).items():
-        if root in listing.images:
-            layers[root] = [stem for _, stem in numbered]
+    layers = {
+        root: [stem for _, stem in numbered]
+        for root, numbered in listing.numbered_behind(suffix).items()
+        if root in listing.images
+    }
     return layers
 
 
@@ -404,8 +401,7 @@ def shared(uses: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     images_of: dict[str, dict[str, None]] = {}
     for image, partner in uses:
         images_of.setdefault(partner, {})[image] = None
-    several = {}
-    for partner, images in images_of.items():
-        if len(images) > 1:
-            several[partner] = [*images]
+    several = {
+        partner: [*images] for partner, images in images_of.items() if len(images) > 1
+    }
     return several

@@ -140,10 +140,9 @@ class Table:
         column that repeats the name of the image does not count."""
         columns = []
         for column, values in self.unused.items():
-            others = []
-            for name, value in values:
-                if image_name(value) != image_name(name):
-                    others.append(value)
+            others = [
+                value for name, value in values if image_name(value) != image_name(name)
+            ]
             if others and all(map(is_file, others)):
                 columns.append(column)
         return columns
@@ -275,10 +274,11 @@ def _read(path: str, moved: Mapping[str, str], given: ColumnsConfig) -> _Read:
     except Unfit as error:
         return _Read([], [_Fault(0, str(error))])
     used = _used(columns)
-    others = []
-    for key in dict.fromkeys(chain.from_iterable(usable)):
-        if isinstance(key, str) and key not in used:
-            others.append(key)
+    others = [
+        key
+        for key in dict.fromkeys(chain.from_iterable(usable))
+        if isinstance(key, str) and key not in used
+    ]
     unused: dict[str, list[tuple[str, str]]] = {key: [] for key in others}
     read = []
     faults = []
@@ -343,10 +343,11 @@ def _used(columns: Columns) -> set[str]:
         columns.ignore,
         columns.labelled,
     )
-    only = []
-    for keys in (columns.image, columns.prompt, columns.worse):
-        if len(keys) == 1:
-            only.append(keys)
+    only = [
+        keys
+        for keys in (columns.image, columns.prompt, columns.worse)
+        if len(keys) == 1
+    ]
     return {*chain.from_iterable((*all_of, *only)), UNDECIDED}
 
 
@@ -438,10 +439,9 @@ def _paths(keys: Sequence[Any], row: Mapping[Any, Any]) -> tuple[str, ...]:
     for key in keys:
         value = row.get(key)
         values += value if isinstance(value, list) else [value]
-    paths = []
-    for value in values:
-        if isinstance(value, str) and value.strip():
-            paths.append(value.strip())
+    paths = [
+        value.strip() for value in values if isinstance(value, str) and value.strip()
+    ]
     return tuple(paths)
 
 
@@ -535,9 +535,9 @@ def _delimiter(text: str, delimiters: str, given: ColumnsConfig) -> str:
     for delimiter in delimiters:
         header = _header(text, delimiter)
         # Names with several meanings are decided by the values of the first rows.
-        rows = []
-        for row in _some_rows(text, delimiter):
-            rows.append(dict(zip(header, row, strict=False)))
+        rows = [
+            dict(zip(header, row, strict=False)) for row in _some_rows(text, delimiter)
+        ]
         try:
             columns = columns_of(rows or [dict.fromkeys(header)], given)
         except Unfit:
@@ -565,11 +565,10 @@ def _no_header(text: str, delimiters: str, given: ColumnsConfig) -> str:
     shown = repr(delimiter.join(header)[:_SHOWN])
     is_image = [split_suffix(value)[1] in IMAGE_SUFFIXES for value in header]
     if any(is_image):
-        titles = []
-        for image in is_image:
-            titles.append(
-                name if image else caption if is_image.count(False) == 1 else "..."
-            )
+        titles = [
+            name if image else caption if is_image.count(False) == 1 else "..."
+            for image in is_image
+        ]
         return f"its first line, {shown}, names an image: there is no header. Put {delimiter.join(titles)!r} above it"
     rows = [dict(zip(header, row, strict=False)) for row in _some_rows(text, delimiter)]
     what = f"{shown} is not a header with {name!r} and {caption!r}"
@@ -660,10 +659,9 @@ def placed(
         if name in known:
             continue
         slashes = image_name(name.replace("\\", "/"))
-        places = set()
-        for place in (slashes, *whereabouts.inside(slashes)):
-            if place in known:
-                places.add(place)
+        places = {
+            place for place in (slashes, *whereabouts.inside(slashes)) if place in known
+        }
         for place in places:
             by_place.setdefault(place, []).append(name)
         if not places and not whereabouts.is_file(slashes):
@@ -675,10 +673,11 @@ def placed(
         ((begin, guessed),) = by_begin.items()
         for end, name in guessed:
             by_place.setdefault(end, []).append(name)
-    of_name = {}
-    for place, written in by_place.items():
-        if len(written) == 1 and split_suffix(place)[0] not in sure:
-            of_name[written[0]] = place
+    of_name = {
+        written[0]: place
+        for place, written in by_place.items()
+        if len(written) == 1 and split_suffix(place)[0] not in sure
+    }
     return {of_name.get(name, name): row for name, row in table.items()}, begin
 
 
@@ -743,10 +742,9 @@ def lost_folders(table: Table, images: bool = True) -> list[str]:
         named += [*line.row.references, *line.row.worse]
     absolute = [name.replace("\\", "/") for name in named if is_absolute(name)]
     folders = dict.fromkeys(name.rpartition("/")[0] for name in absolute)
-    lost = []
-    for folder in folders:
-        if not os.path.isdir(os.path.expanduser(folder)):
-            lost.append(folder)
+    lost = [
+        folder for folder in folders if not os.path.isdir(os.path.expanduser(folder))
+    ]
     return lost
 
 

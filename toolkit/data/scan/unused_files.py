@@ -192,10 +192,7 @@ def _note_partner_folders(
         filled = []
         for name in top.subfolders:
             place = join(path, name)
-            if real_path(place) in known:
-                listing = None
-            else:
-                listing = findings.listing(place)
+            listing = None if real_path(place) in known else findings.listing(place)
             if listing and listing.images:
                 filled.append(name)
         if filled:

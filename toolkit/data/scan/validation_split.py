@@ -150,10 +150,11 @@ def split_validation(
     )
     chosen = _as_before(scan.samples, _held_out(samples, settings, pairs), trained_on())
     shown = chosen & set(map(_place, samples))
-    measured = []
-    for bucketed in items:
-        if _place(bucketed.sample) in shown and not any(bucketed.sample.flip):
-            measured.append(as_measured(bucketed))
+    measured = [
+        as_measured(bucketed)
+        for bucketed in items
+        if _place(bucketed.sample) in shown and (not any(bucketed.sample.flip))
+    ]
     names = sorted(f"{path.parent.name}/{path.name}" for path in map(Path, shown))
     listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
     note = (

@@ -83,10 +83,7 @@ class StreamPlan:
             caption = f"caption {shorten(self.first_caption, 60)!r}"
         else:
             caption = "no caption"
-        if self.shards > 1:
-            shards = f"{self.shards:,} shards"
-        else:
-            shards = "1 shard"
+        shards = f"{self.shards:,} shards" if self.shards > 1 else "1 shard"
         lines = [
             f"  stream of {shards}: {places}; {count}",
             f"    first sample: {self.first_sample}, {self.first_size} pixels, {caption}",

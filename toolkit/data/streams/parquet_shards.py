@@ -61,17 +61,19 @@ def _fields(
     encoded_images = {
         column: picture_of(row[column]) for column in pictures if column in row
     }
-    texts = {}
-    for column, value in row.items():
-        if column not in encoded_images:
-            texts[column] = plain(value)
+    texts = {
+        column: plain(value)
+        for column, value in row.items()
+        if column not in encoded_images
+    }
     named = {
         column: f"x{suffix_of(picture)}" for column, picture in encoded_images.items()
     }
-    fields = {}
-    for column, text in texts.items():
-        if isinstance(text, str):
-            fields[column.lower()] = text.encode()
+    fields = {
+        column.lower(): text.encode()
+        for column, text in texts.items()
+        if isinstance(text, str)
+    }
     fields["json"] = json.dumps(texts, ensure_ascii=False).encode()
     known = columns_of([{**texts, **named}], ColumnsConfig()).image or tuple(
         encoded_images

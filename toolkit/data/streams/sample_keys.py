@@ -82,16 +82,16 @@ class SampleKeys:
         it. key: of the sample."""
         has_image = any(image_key in fields for image_key in self.image)
         if not has_image:
-            candidates = []
-            for field in fields:
-                if "." + last_part(field) in IMAGE_SUFFIXES:
-                    candidates.append(field)
+            candidates = [
+                field for field in fields if "." + last_part(field) in IMAGE_SUFFIXES
+            ]
             kind = "image_key"
         elif self.label not in fields or last_part(self.label) in JSON:
-            candidates = []
-            for field in fields:
-                if field != self.label and last_part(field) in (*TEXTS, *JSON):
-                    candidates.append(field)
+            candidates = [
+                field
+                for field in fields
+                if field != self.label and last_part(field) in (*TEXTS, *JSON)
+            ]
             kind = "label_key"
         else:
             return ""
@@ -107,10 +107,7 @@ class SampleKeys:
                 others = ""
             return f"set {kind}: {first}{others}"
         names = f"a name ends at its first dot, and {first} stands behind that of {key.rpartition('/')[2]!r}"
-        if len(candidates) == 1:
-            ways = f"Set {kind}: {first}, or take"
-        else:
-            ways = "Take"
+        ways = f"Set {kind}: {first}, or take" if len(candidates) == 1 else "Take"
         return f"{names}. {ways} the dots out of the names"
 
     def _caption_key(self, fields: Mapping[str, bytes]) -> str:

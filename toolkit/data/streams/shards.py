@@ -218,9 +218,9 @@ def _without_braces(pattern: str) -> list[str]:
             if not 0 <= last - first < MAX_SHARDS:
                 what = f"{{{match[1]}}} counts from {first} to {last}. Write the smaller number first."
                 raise UserError(f"{pattern}: {what}")
-            words = []
-            for number in range(first, last + 1):
-                words.append(str(number).zfill(len(numbers[1])))
+            words = [
+                str(number).zfill(len(numbers[1])) for number in range(first, last + 1)
+            ]
         for word in words:
             waiting.append(pattern[: match.start()] + word + pattern[match.end() :])
         if len(waiting) > MAX_SHARDS:
@@ -273,23 +273,21 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
     files = sorted(sibling.rfilename for sibling in info.siblings or [])
     # As a shell does: `*` does not go beyond a folder.
     parts = wanted.split("/")
-    shard_files = []
-    for file in files:
-        if file.count("/") == len(parts) - 1 and all(
-            map(fnmatchcase, file.split("/"), parts)
-        ):
-            shard_files.append(file)
+    shard_files = [
+        file
+        for file in files
+        if file.count("/") == len(parts) - 1
+        and all(map(fnmatchcase, file.split("/"), parts))
+    ]
     if not shard_files:
         tars = [file for file in files if ".tar" in file]
         rows = [file for file in files if file.endswith(".parquet")]
-        kinds = []
-        for kind, paths in (("tar", tars), ("Parquet", rows)):
-            if paths:
-                kinds.append(f"{len(paths)} {kind} files, such as {paths[0]}")
-        if kinds:
-            there = f"It has {' and '.join(kinds)}."
-        else:
-            there = "It has no tar files."
+        kinds = [
+            f"{len(paths)} {kind} files, such as {paths[0]}"
+            for kind, paths in (("tar", tars), ("Parquet", rows))
+            if paths
+        ]
+        there = f"It has {' and '.join(kinds)}." if kinds else "It has no tar files."
         raise UserError(f"{pattern}: matches no file of {repo}. {there}")
     prefix = pattern[: match.start("file")]
     shards = []
@@ -476,10 +474,7 @@ class _WebFile(io.RawIOBase):
             raise RunError(
                 f"{name}: the server sends other bytes than those from {at:,} on."
             )
-        if partial:
-            length = partial[2]
-        else:
-            length = response.headers.get("Content-Length", "")
+        length = partial[2] if partial else response.headers.get("Content-Length", "")
         known = int(length) if length.isdecimal() else None
         if self._length is not None and known not in (None, self._length):
             raise RunError(

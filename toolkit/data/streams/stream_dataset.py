@@ -92,10 +92,7 @@ class StreamDataset:
             return None
         try:
             shards = expand_shards(settings.url, settings.webdataset.token)
-            if section.unknown_steps():
-                epochs = section.train.epochs
-            else:
-                epochs = None
+            epochs = section.train.epochs if section.unknown_steps() else None
             unreadable = Unreadable(settings.webdataset.max_unreadable)
             rules = caption_rules(settings, section.trigger_word)
             dataset = cls(settings, shards, rules, multiple, unreadable, epochs)
@@ -153,9 +150,10 @@ class StreamDataset:
     def hashes(self) -> DatasetHashes:
         """The file names of the shards, by which a resume tells whether they are the
         same."""
-        hashes = {}
-        for number, shard in enumerate(self.shards, 1):
-            hashes[f"{number}: {shard.name.rpartition('/')[2]}"] = "shard"
+        hashes = {
+            f"{number}: {shard.name.rpartition('/')[2]}": "shard"
+            for number, shard in enumerate(self.shards, 1)
+        }
         return hashes
 
     def plan(self) -> StreamPlan:
@@ -224,9 +222,7 @@ class StreamDataset:
             buckets[crop.bucket] += 1
         least = round_up(self.least_side, self.multiple)
         bucket = Size(*(max(side, least) for side in buckets.most_common(1)[0][0]))
-        items = []
-        for sample in samples:
-            items.append(StreamItem(sample, cover(sample.size, bucket)))
+        items = [StreamItem(sample, cover(sample.size, bucket)) for sample in samples]
         return tuple(items)
 
     def at_own_size(self, samples: Sequence[StreamSample]) -> tuple[StreamItem, ...]:

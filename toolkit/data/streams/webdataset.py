@@ -267,9 +267,10 @@ class ShardStream:
     def order(self, epoch: int) -> list[Shard]:
         """The shards of this reader in the order of an epoch: a function of (seed,
         epoch) and their number, so that they may be moved."""
-        keyed = []
-        for at in range(len(self.shards)):
-            keyed.append((seeding.key(self.seed, "shards", epoch, at), at))
+        keyed = [
+            (seeding.key(self.seed, "shards", epoch, at), at)
+            for at in range(len(self.shards))
+        ]
         keyed.sort()
         return [self.shards[at] for _, at in keyed][self.index :: self.count]
 

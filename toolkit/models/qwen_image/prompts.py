@@ -74,9 +74,9 @@ def encoder_inputs(
 ) -> dict[str, Tensor]:
     """The inputs of the text encoder for a prompt with control images; see
     `vl_prompts.encoder_inputs`."""
-    images = []
-    for image in references:
-        images.append(resize_condition_image(image, template.condition_area))
+    images = [
+        resize_condition_image(image, template.condition_area) for image in references
+    ]
     if image_processor:
         vision = vl_prompts.vision_inputs(images, image_processor)
     else:

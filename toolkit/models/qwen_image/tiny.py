@@ -48,10 +48,7 @@ def write_parts(
         save_processor(
             tokenizer, folder / "processor", VISION_PIXELS if spec.captions else None
         )
-    if spec.captions:
-        make_encoder = _frozen_text_encoder
-    else:
-        make_encoder = _text_encoder
+    make_encoder = _frozen_text_encoder if spec.captions else _text_encoder
     make_encoder(tokenizer).save_pretrained(folder / "text_encoder")
     _vae(family.pixel_channels).save_pretrained(folder / "vae")
     return _transformer(spec, family.stacks_layers)

@@ -286,9 +286,10 @@ class QwenImage21Family(FolderFamily):
         """Source: diffusers, transformer_qwenimage21.py,
         QwenImage21TransformerBlock."""
         inner = width * config.get("mlp_ratio", 3)
-        attention = {}
-        for name in ("to_q", "to_k", "to_v", "to_out.0"):
-            attention[f"attn.{name}"] = (width, width)
+        attention = {
+            f"attn.{name}": (width, width)
+            for name in ("to_q", "to_k", "to_v", "to_out.0")
+        }
         mlp = {
             "proj": (width, inner),
             "out": (inner, width),
@@ -311,9 +312,10 @@ class QwenImage21Family(FolderFamily):
         }
 
     def norms(self, config: Mapping[str, int]) -> dict[str, int]:
-        of_block = {}
-        for name in ("norm_q", "norm_k"):
-            of_block[f".attn.{name}"] = config["attention_head_dim"]
+        of_block = {
+            f".attn.{name}": config["attention_head_dim"]
+            for name in ("norm_q", "norm_k")
+        }
         return {**of_block, "txt_in.text_norm": config["context_in_dim"]}
 
 

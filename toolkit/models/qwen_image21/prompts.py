@@ -96,10 +96,9 @@ def encode(
     is_text_S[:drop] = False
     # Text (`<|vision_end|>`) is between any two images, so each run of image tokens is
     # one image.
-    begins = []
-    for i in is_image_S.nonzero().flatten().tolist():
-        if not is_image_S[i - 1]:
-            begins.append(i)
+    begins = [
+        i for i in is_image_S.nonzero().flatten().tolist() if not is_image_S[i - 1]
+    ]
     slots_R = torch.full((most,), -1, dtype=torch.int64)
     slots_R[: len(begins)] = torch.tensor(
         [int(is_text_S[:begin].sum()) for begin in begins], dtype=torch.int64

@@ -92,10 +92,11 @@ class LossByTimestep:
     def pop_means(self) -> dict[str, float]:
         """The means since the last call by band, such as `0.3-0.4`; a band without
         samples is left out."""
-        means = {}
-        for band, losses in enumerate(self._losses):
-            if losses:
-                means[f"{band / BANDS:.1f}-{(band + 1) / BANDS:.1f}"] = fmean(losses)
+        means = {
+            f"{band / BANDS:.1f}-{(band + 1) / BANDS:.1f}": fmean(losses)
+            for band, losses in enumerate(self._losses)
+            if losses
+        }
         self._losses = [[] for _ in range(BANDS)]
         return means
 

@@ -173,9 +173,9 @@ class SampleCallback(Callback):
         if scores:
             details["survival"] = run.status_fields["survival"] = scores
             run.log(step, {f"survival/{name}": score for name, score in scores.items()})
-            shown = []
-            for name, score in scores.items():
-                shown.append(f"survival in {name}: {score:.2f}")
+            shown = [
+                f"survival in {name}: {score:.2f}" for name, score in scores.items()
+            ]
             logger.info(", ".join(shown))
         run.event(
             "sample", step=step, epoch=run.state.epochs_done, files=files, **details
@@ -223,9 +223,10 @@ class SampleCallback(Callback):
                 logger.warning(f"the drift of {path.name} is not measured: {error}")
         if not (samples.survival and step and images is self.images):
             return files, drifts, {}
-        scores = {}
-        for name, score in samples.survival.measure(drawn).items():
-            scores[name] = round(score, 4)
+        scores = {
+            name: round(score, 4)
+            for name, score in samples.survival.measure(drawn).items()
+        }
         return files, drifts, scores
 
     def _remove(self, run: Run, step: int) -> None:

@@ -147,20 +147,14 @@ class SaveCallback(Callback):
         else:
             snapshot = None
         # The trained parameters are an upper bound of a network file's size.
-        if checkpoint_only:
-            size = 0
-        else:
-            size = sum(role.size for role in run.roles.values())
+        size = 0 if checkpoint_only else sum(role.size for role in run.roles.values())
         with os_error_as_run_error(checkpoint_dir(folder)):
             has_room = free_disk_space(
                 checkpoint_dir(folder), size + (snapshot.size if snapshot else 0)
             )
         if not has_room:
             return False
-        if checkpoint_only:
-            write_network = None
-        else:
-            write_network = self.prepare_network(run, step)
+        write_network = None if checkpoint_only else self.prepare_network(run, step)
         self._collect(wait=True)
         with os_error_as_run_error(checkpoint_dir(folder)):
             if snapshot and snapshot.rows_size:

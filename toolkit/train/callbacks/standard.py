@@ -158,10 +158,11 @@ def _overview(section: TrainerConfig, folder: Path) -> Iterator[Callback]:
         return
     # The images to be learned, without regularization images; nothing where samples
     # have no prompts.
-    datasets = []
-    for data in getattr(section, "datasets", ()):
-        if data.folder_path and not data.is_reg:
-            datasets.append(data)
+    datasets = [
+        data
+        for data in getattr(section, "datasets", ())
+        if data.folder_path and (not data.is_reg)
+    ]
     learned = [Path(data.folder_path).expanduser() for data in datasets]
     usual = getattr(section, "sample_pictures", tuple)
     shown: Iterable[Any] = getattr(section, "all_pictures", usual)()
@@ -175,20 +176,18 @@ def _overview(section: TrainerConfig, folder: Path) -> Iterator[Callback]:
 def dataset_of(section: TrainerConfig) -> Callable[[str], str]:
     """Image file -> the folder of its dataset, as the job writes it; empty where there
     is none."""
-    names: list[str] = []
-    for data in getattr(section, "datasets", ()):
-        if data.folder_path:
-            names.append(data.folder_path)
-    folders = {}
-    for name in reversed(names):
-        folders[os.path.abspath(os.path.expanduser(name))] = name
+    names: list[str] = [
+        data.folder_path
+        for data in getattr(section, "datasets", ())
+        if data.folder_path
+    ]
+    folders = {
+        os.path.abspath(os.path.expanduser(name)): name for name in reversed(names)
+    }
 
     @cache
     def find(image: str) -> str:
-        if image:
-            path = os.path.abspath(os.path.expanduser(image))
-        else:
-            path = ""
+        path = os.path.abspath(os.path.expanduser(image)) if image else ""
         while path not in folders and path != os.path.dirname(path):
             path = os.path.dirname(path)
         return folders.get(path, "")

@@ -186,10 +186,7 @@ class StatusCallback(Callback):
         # terminal has room for less.
         took = run_files.duration(time.monotonic() - self._begun)
         now = replace(self.now.step(run, seconds), done=result.step)
-        if ended or not now.left():
-            left = ""
-        else:
-            left = f", {now.left()}"
+        left = "" if ended or not now.left() else f", {now.left()}"
         parts = [
             now.text(),
             f"loss {result.loss:.4f}",
@@ -207,10 +204,7 @@ class StatusCallback(Callback):
     def _write(self, run: Run, status: str, **more: object) -> None:
         self._written = time.monotonic()
         last = self._last
-        if self._losses:
-            loss = round(sum(self._losses) / len(self._losses), 6)
-        else:
-            loss = None
+        loss = round(sum(self._losses) / len(self._losses), 6) if self._losses else None
         document = {
             "name": run.name,
             "status": status,
@@ -246,15 +240,16 @@ def terms_text(result: StepResult) -> str:
     """The terms of a loss that is a sum, each before its weight; empty for a loss of
     one term."""
     of_roles = {f"loss/{role}" for role in result.by_role}
-    names = []
-    for name in result.extra_metrics:
-        if _TERM.search(name) and name not in of_roles:
-            names.append(name)
+    names = [
+        name
+        for name in result.extra_metrics
+        if _TERM.search(name) and name not in of_roles
+    ]
     if len(names) < 2 and not any(name.startswith("loss/") for name in names):
         return ""
-    terms = []
-    for name in names:
-        terms.append(f"{_TERM.sub('', name)} {result.extra_metrics[name]:.4g}")
+    terms = [
+        f"{_TERM.sub('', name)} {result.extra_metrics[name]:.4g}" for name in names
+    ]
     return ", ".join(terms)
 
 

@@ -57,8 +57,5 @@ class TimesCallback(Callback):
 
     def on_end(self, run: Run, finished: bool) -> None:
         if len(self._steps_s) >= LEAST_STEPS:
-            if self._pictures_s:
-                picture_s = median(self._pictures_s)
-            else:
-                picture_s = 0.0
+            picture_s = median(self._pictures_s) if self._pictures_s else 0.0
             self._remember(RunTimes(median(self._steps_s), picture_s))

@@ -53,10 +53,7 @@ class ToolCallback(Callback):
         self._product = product
         self._lack = lack
         self._only_finished = only_finished
-        if only_finished:
-            self._wait_s = WAIT_FOR_UPLOAD_S
-        else:
-            self._wait_s = WAIT_AT_END_S
+        self._wait_s = WAIT_FOR_UPLOAD_S if only_finished else WAIT_AT_END_S
         self._command = [sys.executable, str(TOOLKIT_ROOT / "run.py"), *arguments]
         self._child: subprocess.Popen[str] | None = None
         self._warned = False

@@ -130,19 +130,21 @@ class TrackerCallback(Callback):
     def _flush_up_to(self, last: float) -> None:
         """Logs the values that were kept for the steps up to `last`."""
         self._logged_step = last
-        ready = []
-        for step, call in sorted(self._early, key=itemgetter(0)):
-            if step <= last:
-                ready.append(call)
+        ready = [
+            call
+            for step, call in sorted(self._early, key=itemgetter(0))
+            if step <= last
+        ]
         self._early = [(step, call) for step, call in self._early if step > last]
         for call in ready:
             call()
 
     def _scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        finite = {}
-        for name, value in values.items():
-            if value is not None and math.isfinite(value):
-                finite[name] = float(value)
+        finite = {
+            name: float(value)
+            for name, value in values.items()
+            if value is not None and math.isfinite(value)
+        }
         if not finite:
             return
         for worker in self._workers:
@@ -153,9 +155,9 @@ class TrackerCallback(Callback):
             worker.put(lambda tracker: tracker.image(step, name, path))
 
     def _loss_by_timestep(self) -> dict[str, float]:
-        means = {}
-        for band, mean in self._bands.pop_means().items():
-            means[f"loss_by_t/{band}"] = mean
+        means = {
+            f"loss_by_t/{band}": mean for band, mean in self._bands.pop_means().items()
+        }
         return means
 
     def _close(self) -> None:

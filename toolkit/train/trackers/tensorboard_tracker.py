@@ -62,9 +62,10 @@ class TensorBoardTracker(Tracker):
         self._flushed = time.monotonic()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        entries = []
-        for name, value in values.items():
-            entries.append(Summary.Value(tag=name, simple_value=value))
+        entries = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+        ]
         self._write(step, summary=Summary(value=entries))
         if time.monotonic() - self._flushed >= FLUSH_EVERY_S:
             self._writer.flush()

@@ -44,9 +44,9 @@ def main() -> None:
     run = wandb.init(**json.loads(lines.get()), settings=settings)
     while line := lines.get():
         message = json.loads(line)
-        images = {}
-        for name, file in message.get("images", {}).items():
-            images[name] = wandb.Image(file)
+        images = {
+            name: wandb.Image(file) for name, file in message.get("images", {}).items()
+        }
         run.log({**message.get("scalars", {}), **images}, step=message["step"])
     run.finish()
 

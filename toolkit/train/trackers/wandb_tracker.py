@@ -44,10 +44,7 @@ class WandbTracker(Tracker):
         super().__init__(run)
         options = run.options
         register_secret([options.wandb_api_key])
-        if options.wandb_api_key:
-            key = {"WANDB_API_KEY": options.wandb_api_key}
-        else:
-            key = {}
+        key = {"WANDB_API_KEY": options.wandb_api_key} if options.wandb_api_key else {}
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the child runs
         self._child = subprocess.Popen(
             [sys.executable, "-P", str(CHILD_SCRIPT)],

@@ -188,10 +188,7 @@ def try_it(request: Request, form: Form) -> Response:
     ui, run, settings = _asked_file(request, form)
     images = whole(form.get("count", ""), 1, MOST_SEEDS) or 1
     seed = whole(form.get("seed", ""), 0, 2**62)
-    if seed is not None:
-        faults = {}
-    else:
-        faults = {"seed": texts()["after"]["seed_wrong"]}
+    faults = {} if seed is not None else {"seed": texts()["after"]["seed_wrong"]}
     strength = number(form.get("strength", ""))
     faults |= (
         {} if strength is not None else {"strength": texts()["after"]["strength_wrong"]}
@@ -210,9 +207,10 @@ def try_it(request: Request, form: Form) -> Response:
         )
         wrong = tools.asked({"uid": "generate", "argv": argv[1:]})
         names = {"--reference": "control"}
-        faults = {}
-        for place, message in reversed(wrong):
-            faults[names.get(place, place.removeprefix("--"))] = message
+        faults = {
+            names.get(place, place.removeprefix("--")): message
+            for place, message in reversed(wrong)
+        }
     if faults:
         return run_view.page(request, 400, **_values(ui, run, dict(form), faults))
     _enqueue(ui, argv, f"{texts()['after']['try']}: {run.name}")
@@ -222,18 +220,21 @@ def try_it(request: Request, form: Form) -> Response:
 def _blocks(form: Form) -> tuple[list[str], dict[str, str]]:
     """The strengths of blocks of a form that are not 1, as `--blocks` takes them, and
     what is wrong with them."""
-    given = {}
-    for key, text in form.items():
-        if key.startswith("blocks:"):
-            given[key.removeprefix("blocks:")] = number(text)
-    wrong = []
-    for group, strength in given.items():
-        if strength is None:
-            wrong.append(f"{group}: {texts()['after']['strength_wrong']}")
-    entries = []
-    for group, strength in given.items():
-        if strength is not None and strength != 1:
-            entries.append(f"{group}:{strength:.6f}")
+    given = {
+        key.removeprefix("blocks:"): number(text)
+        for key, text in form.items()
+        if key.startswith("blocks:")
+    }
+    wrong = [
+        f"{group}: {texts()['after']['strength_wrong']}"
+        for group, strength in given.items()
+        if strength is None
+    ]
+    entries = [
+        f"{group}:{strength:.6f}"
+        for group, strength in given.items()
+        if strength is not None and strength != 1
+    ]
     return entries, {"blocks": wrong[0]} if wrong else {}
 
 
@@ -295,10 +296,11 @@ def _controls(
     ui: Ui, run: RunInfo, settings: TrySettings, form: Form
 ) -> tuple[list[Path], str]:
     """The control images of a form, and what is wrong with them."""
-    sent = []
-    for file in form.data.getlist("image"):
-        if isinstance(file, UploadFile) and file.filename:
-            sent.append(file)
+    sent = [
+        file
+        for file in form.data.getlist("image")
+        if isinstance(file, UploadFile) and file.filename
+    ]
     if form.get("control") == "send" or (sent and not form.get("control")):
         if not sent:
             return [], texts()["after"]["send_none"]
@@ -332,17 +334,15 @@ def _take(ui: Ui, run: RunInfo, sent: Sequence[UploadFile]) -> tuple[list[Path],
         if not uploads.is_image(name):
             return [], texts()["after"]["send_no_image"].format(name=name)
     outcomes = list(uploads.take_all(files, home, folder, decoder(ui), takes_zip=False))
-    refused = []
-    for outcome in outcomes:
-        if outcome["state"] == "refused":
-            refused.append(f"{outcome['name']} {outcome['text']}")
-    names = []
-    for outcome in outcomes:
-        names.append(
-            outcome["text"]
-            if outcome["state"] in ("same", "renamed")
-            else outcome["name"]
-        )
+    refused = [
+        f"{outcome['name']} {outcome['text']}"
+        for outcome in outcomes
+        if outcome["state"] == "refused"
+    ]
+    names = [
+        outcome["text"] if outcome["state"] in ("same", "renamed") else outcome["name"]
+        for outcome in outcomes
+    ]
     return [Path(short(folder / name)) for name in names], " ".join(refused[:1])
 
 
@@ -449,9 +449,10 @@ def _compared(ui: Ui, run: RunInfo) -> dict[str, Any]:
     for image in images:
         row = cells.setdefault((image.prompt, image.controls, image.seed), {})
         row[image.files[0][0] if image.files else ""] = image.name
-    rows = []
-    for (prompt, *_), names in sorted(cells.items()):
-        rows.append((prompt, [names.get(column) for column in columns]))
+    rows = [
+        (prompt, [names.get(column) for column in columns])
+        for (prompt, *_), names in sorted(cells.items())
+    ]
     grid = _states(ui, "grid", short(run.folder / COMPARED))
     return {
         "comparison": {"columns": columns, "rows": rows} if rows else None,
@@ -471,18 +472,19 @@ def _measured(folder: Path) -> dict[str, Any]:
         rows = [row for row in files if isinstance(row, dict)]
     else:
         rows = []
-    shown = []
-    for row in rows:
-        shown.append({key: row.get(key) for key in ("file", "step", "loss", "drift")})
+    shown = [
+        {key: row.get(key) for key in ("file", "step", "loss", "drift")} for row in rows
+    ]
     shown = [
         row
         for row in shown
         if isinstance(row["file"], str)
         and all(_is_number(row[k]) for k in ("loss", "drift"))
     ]
-    texts_ = {}
-    for key in ("recommended", "reason", "measured_on"):
-        texts_[key] = redact_text(str(report.get(key) or ""))
+    texts_ = {
+        key: redact_text(str(report.get(key) or ""))
+        for key in ("recommended", "reason", "measured_on")
+    }
     return texts_ | {"rows": shown} if shown else {}
 
 

@@ -126,9 +126,9 @@ def _settings(text: str) -> dict[str, str]:
 def _differences(columns: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     """The keys whose values are not the same in all columns."""
     keys = dict.fromkeys(key for column in columns for key in column["settings"])
-    rows = []
-    for key in keys:
-        rows.append((key, [column["settings"].get(key, "") for column in columns]))
+    rows = [
+        (key, [column["settings"].get(key, "") for column in columns]) for key in keys
+    ]
     return [
         (key.removeprefix("config."), values)
         for key, values in rows

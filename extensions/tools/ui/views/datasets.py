@@ -312,9 +312,10 @@ def _card(data: Dataset, image: FoundImage) -> dict[str, Any]:
     if isinstance(size, Size):
         crop = data.crop(size)
         scale = crop.scaled.width / size.width, crop.scaled.height / size.height
-        frame = []
-        for axis, place in enumerate((crop.left, crop.top, *crop.bucket)):
-            frame.append(round(place / scale[axis % 2], 1))
+        frame = [
+            round(place / scale[axis % 2], 1)
+            for axis, place in enumerate((crop.left, crop.top, *crop.bucket))
+        ]
     return {
         "id": data.id_of(image.path),
         "image": image,
@@ -367,10 +368,11 @@ def set_view(request: Request, form: Form) -> Response:
     data = _opened(request)
     words = texts()["datasets"]
     faults = dict[str, str]()
-    view: dict[str, Any] = {}
-    for key in ("references", "masks", "instruction"):
-        if key in form:
-            view[key] = form[key].strip()
+    view: dict[str, Any] = {
+        key: form[key].strip()
+        for key in ("references", "masks", "instruction")
+        if key in form
+    }
     if "resolution" in form:
         resolution = whole(form["resolution"], 32, 8192)
         if resolution is None:
@@ -408,9 +410,9 @@ def check_state(request: Request) -> Response:
 def captioning(request: Request, form: Form) -> Response:
     """Puts the writing of the captions that are missing into the queue."""
     data = _opened(request)
-    given = {}
-    for key in ("trigger-word", "prompt", "model"):
-        given[key] = form.get(key, "").strip()
+    given = {
+        key: form.get(key, "").strip() for key in ("trigger-word", "prompt", "model")
+    }
     flags = [f"--{key}={value}" for key, value in given.items() if value]
     flags += ["--recursive"] if not (data.listings[0].images or data.sides) else []
     name = texts()["datasets"]["captioning_name"].format(name=data.name)
@@ -444,10 +446,11 @@ def _ticked(
     others = (
         FoundImage(path, 1, "", (), "", (), "", shares_stem=True) for path in orphans
     )
-    ticked = []
-    for image in chain(data.images, others):
-        if data.id_of(image.path) in wanted:
-            ticked.append(image)
+    ticked = [
+        image
+        for image in chain(data.images, others)
+        if data.id_of(image.path) in wanted
+    ]
     if ticked:
         return ticked
     raise HTTPException(404, texts()["datasets"]["none_chosen"])
@@ -526,9 +529,10 @@ def change(request: Request, form: Form) -> Response:
         return _back(
             request, data, **_where(form), changed=len(rows) - failed, failed=failed
         )
-    compared = []
-    for name, _, before, after in rows[:MOST_SHOWN]:
-        compared.append((name, *_difference(before, after)))
+    compared = [
+        (name, *_difference(before, after))
+        for name, _, before, after in rows[:MOST_SHOWN]
+    ]
     values = {
         "rows": compared,
         "count": len(rows),
@@ -536,9 +540,10 @@ def change(request: Request, form: Form) -> Response:
         "digest": digest,
         "form": form,
     }
-    undo = []
-    for name, _, before, after in rows:
-        undo.append({"name": name, "before": before, "after": after})
+    undo = [
+        {"name": name, "before": before, "after": after}
+        for name, _, before, after in rows
+    ]
     values |= {
         "undo": undo,
         "chosen": names,
@@ -585,10 +590,7 @@ def _target(data: Dataset, into: str = "") -> Path:
     """The folder that new files go to: the one that is named ("." is that of the
     dataset), else where its images are, else a subfolder with repeats, else itself."""
     if into:
-        if into == ".":
-            folder = data.folder
-        else:
-            folder = below(data.folder, into)
+        folder = data.folder if into == "." else below(data.folder, into)
     else:
         if not data.listings:
             data = open_dataset(data.ui, data.name, names_only=True)
@@ -656,19 +658,13 @@ def _add(request: Request, piece: bytearray) -> Response:
     key = ("upload", part.path.name)
     offset = whole(query.get("offset", ""), 0, part.size)
     is_last = offset is not None and offset + len(piece) == part.size
-    if into or is_last:
-        target = _target(data, into)
-    else:
-        target = data.folder
+    target = _target(data, into) if into or is_last else data.folder
     try:
         with _writes(part.name), data.ui.locked(), ExitStack() as held:
             # Whoever takes a whole part has its lock meanwhile, which another page of
             # this folder sees.
             is_begun = part.path.exists()
-            if is_begun:
-                is_free = held.enter_context(locked(part.path))
-            else:
-                is_free = True
+            is_free = held.enter_context(locked(part.path)) if is_begun else True
             running = data.ui.memory.get(key, {"state": "", "files": []})
             if running["state"] == "checking" or is_free is False:
                 progress = {"state": "checking", "count": len(running["files"])}

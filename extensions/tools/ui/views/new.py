@@ -249,17 +249,16 @@ def chosen_for(ui: Ui, name: str) -> dict[str, str]:
         data = read_dataset(ui, name)
     except HTTPException:
         return {FOLDER: str(ui.datasets / name)}
-    chosen = {}
-    for key, value in data.section().items():
-        chosen[f"datasets[].{key}"] = _as_typed(value)
+    chosen = {
+        f"datasets[].{key}": _as_typed(value) for key, value in data.section().items()
+    }
     if data.view["trigger"] or data.is_pairs:
         chosen[TRIGGER] = data.view["trigger"]
     if data.view["resolution"] != DEFAULT_VIEW["resolution"]:
         chosen["datasets[].resolution"] = str(data.view["resolution"])
-    suffixes = set()
-    for image in data.images:
-        if image.captions:
-            suffixes.add(Path(image.captions[0]).suffix)
+    suffixes = {
+        Path(image.captions[0]).suffix for image in data.images if image.captions
+    }
     if ".json" in suffixes:
         chosen["datasets[].caption_ext"] = json.dumps(sorted(suffixes))
     return chosen
@@ -420,10 +419,7 @@ def act(request: Request, sent: Form) -> Response:
             path = save(ui, editor, editor.file_name)
             if action == "save":
                 return RedirectResponse(f"/jobs/{path.name}", 303)
-            if editor.checked.plan:
-                name = editor.checked.plan["job"]
-            else:
-                name = path.stem
+            name = editor.checked.plan["job"] if editor.checked.plan else path.stem
             # If the text is new, a running entry has read another one.
             same = (WAITING, RUNNING) if editor.is_as_saved else (WAITING,)
             entry = enqueue(ui, [str(path)], name, unless=same)
@@ -437,10 +433,11 @@ def act(request: Request, sent: Form) -> Response:
 def _take(ui: Ui, editor: Editor, sent: Mapping[str, str]) -> None:
     """Applies the changes of the form to the text. Changes that cannot be applied are
     reported and stay in their fields."""
-    given = {}
-    for key, value in sent.items():
-        if key.startswith("key:"):
-            given[key.removeprefix("key:")] = value
+    given = {
+        key.removeprefix("key:"): value
+        for key, value in sent.items()
+        if key.startswith("key:")
+    }
     given |= {key: sent[key] for key in ("prompts", "card") if key in sent}
     for key in (FOLDER, CONTROL, MODEL):
         other = sent.get(f"other:{key}", "").strip()
@@ -451,10 +448,11 @@ def _take(ui: Ui, editor: Editor, sent: Mapping[str, str]) -> None:
         editor.shown = {str(key): str(value) for key, value in shown.items()}
     except (KeyError, ValueError, AttributeError, RecursionError):
         editor.shown = dict(given)  # the form is not from this page
-    changed = {}
-    for key, value in given.items():
-        if _words(value) != _words(editor.shown.get(key, "")):
-            changed[key] = value
+    changed = {
+        key: value
+        for key, value in given.items()
+        if _words(value) != _words(editor.shown.get(key, ""))
+    }
     if editor.job.root is None:
         editor.fields = given
         return
@@ -555,10 +553,7 @@ def _made(fields: Mapping[str, str], card: str) -> JobText:
         suffix = _listed(fields.get("datasets[].control_suffix", ""))
     else:
         suffix = []
-    if folder:
-        pairs = found_pairs(folder, _listed(control), suffix)
-    else:
-        pairs = None
+    pairs = found_pairs(folder, _listed(control), suffix) if folder else None
     gpu = int(card) if card in map(str, CARDS) else WITHOUT_GPU
     trigger = trigger or ("" if pairs else name)
     return JobText(written_job(name, folder, trigger, model, gpu, pairs, instruction))
@@ -584,9 +579,10 @@ def _remade(
     for the new one. If nobody has edited the job, that is all of it. Raises UserError as
     `written_job` does.
     """
-    fresh = {}
-    for key in (FOLDER, CONTROL, INSTRUCTION, MODEL):
-        fresh[key] = changed.get(key, was.get(key, ""))
+    fresh = {
+        key: changed.get(key, was.get(key, ""))
+        for key in (FOLDER, CONTROL, INSTRUCTION, MODEL)
+    }
     if (fresh[FOLDER], fresh[CONTROL]) != (was.get(FOLDER, ""), was.get(CONTROL, "")):
         fresh[TRIGGER] = was.get(TRIGGER, "") or _unknown_word(was.get(NAME, ""))
         if fresh[CONTROL]:
@@ -618,10 +614,7 @@ def _remade(
             continue
         with suppress(ValueError):  # the list that contains it was edited
             is_text = isinstance(value, str)
-            if is_text:
-                given = str(value)
-            else:
-                given = json.dumps(value, ensure_ascii=False)
+            given = str(value) if is_text else json.dumps(value, ensure_ascii=False)
             if path in after:
                 job = job.set(of_job, given, is_text)
             else:
@@ -717,10 +710,9 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
     ui = ui_of(request)
     editor.read()
     wanted = editor.wanted.lower()
-    keys = []
-    for key in editor.keys or ():
-        if wanted in f"{key.name} {key.about}".lower():
-            keys.append(key)
+    keys = [
+        key for key in editor.keys or () if wanted in f"{key.name} {key.about}".lower()
+    ]
     editor.keys = tuple(keys) if editor.keys is not None else None
     plan = editor.checked.plan if editor.checked else None
     if plan:
@@ -746,10 +738,11 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
     if plan and _is_complete(plan):
         refusals.insert(0, texts()["new"]["taken"].format(name=plan["job"]))
     is_taken = plan and (_is_complete(plan) or "refused" in _beginnings(plan))
-    ids = {}
-    for field_, name in FIELDS.items():
-        if "." in field_ or field_ == TRIGGER:
-            ids[field_] = f"f-{name}"
+    ids = {
+        field_: f"f-{name}"
+        for field_, name in FIELDS.items()
+        if "." in field_ or field_ == TRIGGER
+    }
     jobs = [path for path in ui.jobs.glob("*") if path.suffix in _YAML]
     return render(
         request,

@@ -112,10 +112,7 @@ def show(request: Request) -> Response:
         before = entries[: entries.index(entry)]
     else:
         before = ()
-    if entry.attempts:
-        tail = queue.tail(entry.id, SHORT_TAIL)
-    else:
-        tail = ""
+    tail = queue.tail(entry.id, SHORT_TAIL) if entry.attempts else ""
     return render(request, "entry.html.j2", entry=entry, before=before, tail=tail)
 
 
@@ -124,22 +121,19 @@ def index(request: Request) -> Response:
     ui = ui_of(request)
     queue = queue_of(ui)
     entries = queue_of(ui).entries()
-    running = []
-    for entry in entries:
-        if entry.state == RUNNING:
-            running.append((entry, *_run_of(ui, entry)))
+    running = [
+        (entry, *_run_of(ui, entry)) for entry in entries if entry.state == RUNNING
+    ]
     waiting = [entry for entry in entries if entry.state == WAITING]
     ended = [entry for entry in entries if entry.state not in (RUNNING, WAITING)]
-    tails = []
-    for entry in ended[:MOST]:
-        tails.append(
-            ""
-            if entry.state == DONE and entry.runs
-            else queue.tail(entry.id, SHORT_TAIL)
-        )
-    shown = []
-    for entry, tail in zip(ended, tails, strict=False):
-        shown.append((entry, tail, len(_images(queue, entry)), *_run_of(ui, entry)))
+    tails = [
+        "" if entry.state == DONE and entry.runs else queue.tail(entry.id, SHORT_TAIL)
+        for entry in ended[:MOST]
+    ]
+    shown = [
+        (entry, tail, len(_images(queue, entry)), *_run_of(ui, entry))
+        for entry, tail in zip(ended, tails, strict=False)
+    ]
     changed = max(
         (path.stat().st_mtime for path in queue.folder.glob("*.json")), default=0.0
     )

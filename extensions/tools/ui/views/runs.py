@@ -106,7 +106,7 @@ def latest_sample(folder: Path) -> str | None:
     except OSError:
         return None
     matches = filter(None, map(run_files.SAMPLE_FILE.fullmatch, names))
-    samples = []
-    for match in matches:
-        samples.append((int(match["step"]), -int(match["index"]), match.string))
+    samples = [
+        (int(match["step"]), -int(match["index"]), match.string) for match in matches
+    ]
     return max(samples)[2] if samples else None

@@ -50,16 +50,18 @@ def send(request: Request, form: Form) -> Response:
     ui = ui_of(request)
     uid = request.path_params["uid"]
     fields = _tool(ui, uid)["fields"]
-    given = {}
-    for field in fields:
-        given[field["key"]] = _given(
+    given = {
+        field["key"]: _given(
             field, [str(text) for text in form.data.getlist(field["key"])]
         )
+        for field in fields
+    }
     missing = texts()["tools"]["required"]
-    wrong = []
-    for field in fields:
-        if field["required"] and not given[field["key"]]:
-            wrong.append((field["key"], missing))
+    wrong = [
+        (field["key"], missing)
+        for field in fields
+        if field["required"] and (not given[field["key"]])
+    ]
     argv = []
     for f in fields:
         if given[f["key"]] != _default(f):
@@ -105,15 +107,16 @@ def _form(
     tool = _tool(ui, uid)
     mistakes: dict[str, list[str]] = {}
     for place, message in wrong:
-        named = []
-        for field in tool["fields"]:
-            if place and place in (field["key"], field["flag"]):
-                named.append(field["key"])
+        named = [
+            field["key"]
+            for field in tool["fields"]
+            if place and place in (field["key"], field["flag"])
+        ]
         mistakes.setdefault(named[0] if named else "", []).append(message)
     fields = tool["fields"]
-    values = {}
-    for field in fields:
-        values[field["key"]] = given.get(field["key"], _default(field))
+    values = {
+        field["key"]: given.get(field["key"], _default(field)) for field in fields
+    }
     first = [field for field in fields if field["required"]]
     first = first or [field for field in fields if not field["is_deep"]][:MOST_FIRST]
     first += [
