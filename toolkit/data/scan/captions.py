@@ -16,7 +16,7 @@ import json
 import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
@@ -377,17 +377,26 @@ def nearly_placeholders(text: str) -> list[str]:
     return [placeholder for placeholder in near if placeholder not in PLACEHOLDERS]
 
 
+def unreplaced(texts: Iterable[str], has_trigger: bool) -> dict[str, str]:
+    """The placeholders in some texts that nothing replaces -> what to do.
+
+    >>> unreplaced(["[trigger] on a beach", "a {Name}"], has_trigger=True)
+    {'{Name}': "Write '[trigger]'"}
+    """
+    together = "\n".join(texts)
+    literal = [written for written in PLACEHOLDERS if written in together]
+    remedies = dict.fromkeys(
+        nearly_placeholders(together), f"Write '{PLACEHOLDERS[0]}'"
+    )
+    if has_trigger:
+        return remedies
+    return dict.fromkeys(literal, "Give the job a 'trigger_word'") | remedies
+
+
 def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterator[str]:
     """Warnings for prompts of samples: placeholders that are not replaced, and prompts
     without any of the trigger words."""
-    together = "\n".join(prompts)
-    literal = []
-    if not triggers:
-        literal = [written for written in PLACEHOLDERS if written in together]
-    for placeholder in (*literal, *nearly_placeholders(together)):
-        remedy = f"Write '{PLACEHOLDERS[0]}'"
-        if placeholder in PLACEHOLDERS:
-            remedy = "Give the job a 'trigger_word'"
+    for placeholder, remedy in unreplaced(prompts, bool(triggers)).items():
         count = sum(placeholder in prompt for prompt in prompts)
         what = f"{count} of {len(prompts)} prompts with '{placeholder}', which nothing replaces"
         yield f"warning: sample: {what}. {remedy}"

@@ -18,7 +18,7 @@ from toolkit.data.scan.directory import DirectoryListing, join, real_path, split
 from toolkit.data.scan.folder_tables import OTHER_TABLE, names_any, tables_in
 from toolkit.data.scan.found import ScanFindings, count_of, shorten
 from toolkit.data.scan.partners import root_of
-from toolkit.data.scan.records import ImageFolder, MatchedFolder
+from toolkit.data.scan.records import ImageFolder
 from toolkit.data.scan.tables import image_name
 
 _UNREAD_IMAGES = frozenset({".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
@@ -110,8 +110,8 @@ def _why_no_caption(
 
 
 def note_unused_partners(
-    folders: Sequence[MatchedFolder],
-    others: Sequence[MatchedFolder],
+    folders: Sequence[ImageFolder],
+    others: Sequence[ImageFolder],
     findings: ScanFindings,
 ) -> None:
     """Notes control images and masks that belong to no image, and those that several
@@ -162,7 +162,7 @@ def note_unused_partners(
         )
 
 
-def _used_partners(folders: Sequence[MatchedFolder]) -> dict[str, set[str]]:
+def _used_partners(folders: Sequence[ImageFolder]) -> dict[str, set[str]]:
     """Folder, by its real path -> the files in it that are control images, layers or
     masks of an image."""
     by_prefix: dict[str, set[str]] = {}
@@ -195,7 +195,7 @@ def _captions_in(listing: DirectoryListing) -> list[str]:
 
 
 def _note_partner_folders(
-    folders: Sequence[MatchedFolder], known: set[str], findings: ScanFindings
+    folders: Sequence[ImageFolder], known: set[str], findings: ScanFindings
 ) -> None:
     """Notes subfolders of the folders of control images and masks that no folder of
     images uses. known: those used."""
@@ -226,7 +226,7 @@ def _partner_paths(dataset: DatasetConfig) -> list[tuple[str, str]]:
     return paths
 
 
-def _note_left_partners(folder: MatchedFolder, findings: ScanFindings) -> None:
+def _note_left_partners(folder: ImageFolder, findings: ScanFindings) -> None:
     """Notes images of a folder that are named like control images or masks of images
     that do not exist."""
     images = folder.listing.images
@@ -248,17 +248,15 @@ def _note_left_partners(folder: MatchedFolder, findings: ScanFindings) -> None:
             *chain.from_iterable(images.values()),
             *(partner.name for _, partner in folder.partners()),
         }
-        others = _images_without(folder.folder.whole, known)
+        others = _images_without(folder.whole, known)
         if others:
             reason = f"without image_suffix {folder.dataset.image_suffix!r}, and control image of no image"
             remedy = "Give it one of the suffixes, or remove it"
-            findings.not_used(
-                folder.folder.whole, others, reason, remedy, findings.unpaired
-            )
+            findings.not_used(folder.whole, others, reason, remedy, findings.unpaired)
 
 
 def _note_shared_partners(
-    folders: Sequence[MatchedFolder], findings: ScanFindings
+    folders: Sequence[ImageFolder], findings: ScanFindings
 ) -> None:
     """Notes control images and masks that belong to several images of one dataset by
     their names."""
