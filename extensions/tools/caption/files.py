@@ -22,12 +22,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from extensions.tools.caption.config import CaptionConfig
-from toolkit.config.sections.dataset import CAPTION_SUFFIXES
 from toolkit.data.pixels.images import ImageError
-from toolkit.data.scan.captions import CaptionError, read_caption
+from toolkit.data.scan.captions import (
+    CaptionError,
+    NoCaptionError,
+    files_beside,
+    read_caption,
+    with_caption,
+)
 from toolkit.data.scan.directory import list_folder
 from toolkit.data.scan.tables import image_name
-from toolkit.errors import UserError
+from toolkit.errors import RunError, UserError
 from toolkit.files.writing import (
     atomic_write,
     folder_lock,
@@ -230,7 +235,8 @@ class Captions:
 
 
 class TextFiles(Captions):
-    """Keeps captions in a `.txt` next to each image.
+    """Keeps each caption in a file next to its image: the one that it has, else a
+    `.txt`.
 
     Example::
 
@@ -243,15 +249,21 @@ class TextFiles(Captions):
     def has(self, image: CaptionedImage) -> bool:
         """Whether the image has a file that is not empty. A file that cannot be read
         counts as a caption."""
-        files = (image.path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
-        return any(_is_caption(file) for file in files if file.exists())
+        return any(map(_is_caption, files_beside(image.path)))
 
     def _replace(self, image: CaptionedImage, caption: str) -> None:
-        file = image.path.with_suffix(".txt")
-        with folder_lock(file.parent):
+        with folder_lock(image.path.parent):
+            file = next(
+                filter(_is_caption, files_beside(image.path)),
+                image.path.with_suffix(".txt"),
+            )
+            try:
+                text = with_caption(file, caption)
+            except CaptionError as error:
+                raise RunError(str(error)) from error
             if file.is_file():
-                self._keep_old(file, str(Path(image.name).with_suffix(".txt")))
-            write_text(file, caption + "\n")
+                self._keep_old(file, str(Path(image.name).with_name(file.name)))
+            write_text(file, text)
 
     def _add(self, image: CaptionedImage, caption: str) -> bool:
         file = image.path.with_suffix(".txt")
@@ -265,7 +277,9 @@ class TextFiles(Captions):
 
 def _is_caption(file: Path) -> bool:
     try:
-        return bool(read_caption(file))
+        return file.exists() and bool(read_caption(file))
+    except NoCaptionError:  # JSON of another program
+        return False
     except CaptionError:
         return True
 

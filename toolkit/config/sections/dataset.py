@@ -311,7 +311,8 @@ WITH_FROM_BASE = {
 is `path_map`, but `--map` gives it to all datasets."""
 
 CAPTION_SUFFIXES = (".txt", ".caption")
-"""Suffixes of files with the caption of one image."""
+"""Suffixes of the caption files that a job reads if it does not say which. What is
+known of each: `toolkit.data.scan.captions.FORMATS`."""
 
 
 class DatasetConfig(StrictModel):
