@@ -46,11 +46,9 @@ _FOLDERS = {
     "toolkit.data.pixels": (
         "alignment",
         "avif",
-        "boxes",
         "colours",
         "conversion",
         "images",
-        "jxl",
         "tiff",
     ),
     "toolkit.data.scan": (
