@@ -21,14 +21,12 @@ from typing import Any
 from extensions.compat.fluxflow_flags import with_flags
 from extensions.compat.fluxflow_keys import (
     DATA,
-    KEYS,
-    NOT_HERE,
-    OTHER_GRAMMARS,
     OUTPUT,
     SECTIONS,
     STEPS,
     TRAINING,
-    WITHOUT_EFFECT,
+    keys,
+    tables,
 )
 from extensions.compat.fluxflow_optimizers import RoleOptimizers
 from extensions.compat.fluxflow_sections import DATASETS, kind_of, section_of
@@ -311,7 +309,7 @@ class _Reader:
         level[key] = merge_aliases(level.get(key), node, self.diagnostics)
 
     def _level(self, node: ConfigNode, place: str) -> Level:
-        """The values of a mapping under the names of KEYS; what is wrong is reported
+        """The values of a mapping under the names of the guide's keys; what is wrong is reported
         and left out."""
         model = section_of(place)
         given: Level = {}
@@ -338,16 +336,17 @@ class _Reader:
         return level
 
     def _unknown(self, node: ConfigNode, key: str, known: Sequence[str]) -> None:
-        if key in WITHOUT_EFFECT or (node.is_blank and key in NOT_HERE):
+        without_effect, not_here = tables()["without_effect"], tables()["not_here"]
+        if key in without_effect or (node.is_blank and key in not_here):
             if not node.is_blank:
-                self.diagnostics.warn(node, f"has no effect: {WITHOUT_EFFECT[key]}.")
+                self.diagnostics.warn(node, f"has no effect: {without_effect[key]}.")
             return
-        if key in NOT_HERE:
-            self.diagnostics.error(node, f"{NOT_HERE[key]}.", at_key=True)
+        if key in not_here:
+            self.diagnostics.error(node, f"{not_here[key]}.", at_key=True)
             return
         belongs = _places(key)
-        if key in OTHER_GRAMMARS:
-            hint = f"Write '{OTHER_GRAMMARS[key]}'."
+        if key in tables()["other_grammars"]:
+            hint = f"Write '{tables()['other_grammars'][key]}'."
         elif belongs:
             hint = f"It belongs in {belongs}."
         else:
@@ -375,7 +374,7 @@ class _Reader:
             given = {
                 key: child
                 for key, child in self.shared.items()
-                if STEPS in KEYS[key].places
+                if STEPS in keys()[key].places
             }
             step = self._step(node_at(node, DEFAULT_STEP), node, {}, given, pipeline)
             return [step] if step else []
@@ -993,11 +992,13 @@ class _Reader:
         pixels: dict[str, Any] = {
             "l1": 0,
             "reconstruction": 1,
-            "mse": values.get("mse_weight", KEYS["mse_weight"].default),
-            "contrast": values.get("contrast_weight", KEYS["contrast_weight"].default),
-            "color": values.get("color_weight", KEYS["color_weight"].default),
+            "mse": values.get("mse_weight", keys()["mse_weight"].default),
+            "contrast": values.get(
+                "contrast_weight", keys()["contrast_weight"].default
+            ),
+            "color": values.get("color_weight", keys()["color_weight"].default),
             "histogram": values.get(
-                "histogram_weight", KEYS["histogram_weight"].default
+                "histogram_weight", keys()["histogram_weight"].default
             ),
         }
         kl: dict[str, Any] = {
@@ -1173,7 +1174,7 @@ def _output_paths(root: ConfigNode) -> Iterator[ConfigNode]:
 
 def _places(key: str) -> str:
     """Where a key of the guide belongs; empty for one that it does not have."""
-    places = KEYS[key].places if key in KEYS else ()
+    places = keys()[key].places if key in keys() else ()
     named = [
         f"'{TRAINING}.pipeline.steps[]'" if place == STEPS else repr(place)
         for place in places

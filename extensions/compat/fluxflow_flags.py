@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from extensions.compat.fluxflow_keys import KEYS, SECTIONS, TRAINING
+from extensions.compat.fluxflow_keys import SECTIONS, TRAINING, keys
 from toolkit.config.reading.foreign import COMMAND_LINE
 from toolkit.config.reading.located import (
     ConfigNode,
@@ -39,7 +39,7 @@ def with_flags(
     pipeline = root.find((TRAINING, "pipeline"))[0].path == (TRAINING, "pipeline")
     for name, texts in flags.items():
         node = _flag(name, texts, nowhere, diagnostics)
-        place = KEYS[name].places[0]
+        place = keys()[name].places[0]
         if (
             pipeline
             and name.startswith(("train_", "gan_", "freeze_"))
@@ -70,7 +70,7 @@ def with_flags(
 def _flag(
     name: str, texts: Sequence[str], nowhere: ConfigNode, diagnostics: Diagnostics
 ) -> ConfigNode:
-    kind = KEYS[name].kind
+    kind = keys()[name].kind
     node = replace(nowhere, path=(f"--{name}",))
     if kind == "texts":
         return replace(

@@ -11,11 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
 
-from extensions.compat.names import NAMES, ROWS, Names, rows_of
+from extensions.compat.names import (
+    NO_SECTION,
+    Names,
+    names,
+    options,
+    rows_of,
+    tool_flags,
+)
 from extensions.compat.shapes import SHAPES
 from toolkit.config.reading.base import Entries
 from toolkit.config.reading.foreign import ForeignName, Noted
@@ -28,18 +36,18 @@ from toolkit.config.reading.normalise import (
 )
 from toolkit.extension import discover
 
-OPTIONS: Names = {key: row for key, (_, row) in ROWS.items()}
-"""The options of musubi-tuner, whatever section reads them."""
+MUSUBI_TUNERS = "musubi-tuner's"
 
-PROGRAMS = {
-    "musubi-tuner's": OPTIONS,
-    "kohya's": NAMES["kohya", ""],
-    "diffusers'": NAMES["diffusers", ""],
-}
-"""Whose keys and flags are known wherever they stand, in the order in which they are
-asked."""
 
-_FLAGS = NAMES["musubi", "flags"]
+@cache
+def programs() -> dict[str, Names]:
+    """Whose keys and flags are known wherever they stand, in the order in which they
+    are asked. musubi-tuner's are known whatever section reads them."""
+    return {
+        MUSUBI_TUNERS: {key: row for key, (_, row) in options().items()},
+        "kohya's": names()["kohya", NO_SECTION],
+        "diffusers'": names()["diffusers", NO_SECTION],
+    }
 
 
 class TableOfNames:
@@ -79,26 +87,24 @@ class TableOfNames:
         return f"{whose} {key!r} is {' or '.join(filter(None, (ours, command)))} here."
 
     def named(self, place: str) -> Iterable[str]:
-        return [key for key, row in OPTIONS.items() if place in row.ours]
+        return [key for key, (_, row) in options().items() if place in row.ours]
 
     def own_flag(self, word: str, keys: Iterable[str]) -> str:
         name, equals, value = word.partition("=")
-        row = _FLAGS.get(_key(name))
-        is_ours = (
-            row and row.how == "is" and row.field in keys and _key(name) not in keys
-        )
-        if row and is_ours:
+        theirs = _key(name)
+        row = tool_flags().get(theirs) if theirs and theirs not in keys else None
+        if row and row.how == "renamed_to" and row.field in keys:
             return f"--{row.field}{equals}{value}"
         return word
 
     def flag_remedy(self, word: str) -> str:
-        row = _FLAGS.get(_key(word.partition("=")[0]))
+        row = tool_flags().get(_key(word.partition("=")[0]))
         return row.says if row else ""
 
 
 def known_name(key: str) -> tuple[str, ForeignName | None]:
     """Whose key it is, and what it is here; ("", None) where it is of no program."""
-    for whose, rows in PROGRAMS.items():
+    for whose, rows in programs().items():
         if key in rows:
             return whose, rows[key]
     return "", None
@@ -120,7 +126,7 @@ def not_a_flag(flag: str) -> str:
         in_a_job = f"write {' and '.join(map(repr, row.ours))} into a job"
     else:
         in_a_job = ""
-    if PROGRAMS[whose] is not OPTIONS:
+    if whose != MUSUBI_TUNERS:
         return (
             f"It is {whose} flag, whose commands are not read: {in_a_job or row.says}."
         )
@@ -204,7 +210,7 @@ class _Rewriter:
             if shape:
                 given = shape(model, given, self.diagnostics)
         for old, row in rows.items():
-            if row.how == "is" and old in given:
+            if row.how == "renamed_to" and old in given:
                 given[row.field] = merge_aliases(
                     given.get(row.field), given.pop(old), self.diagnostics
                 )
@@ -226,11 +232,11 @@ class _Rewriter:
             self.diagnostics.warn(child, f"has no effect: {row.needs} is off.")
         elif row.on and str(value).lower() not in ("false", "0"):
             self.diagnostics.error(child, f"{show(child)}: {row.on}")
-        elif row.how == "idle":
+        elif row.how == "not_needed":
             self.diagnostics.warn(child, f"has no effect: {row.says}.")
-        elif row.how == "refused" and value in row.passes:
+        elif row.how == "only_accepts" and value in row.passes:
             neutral.append(child)
-        elif row.how == "refused" and value not in ([], {}):
+        elif row.how == "only_accepts" and value not in ([], {}):
             if row.ours:
                 nearest = f"The nearest here is {' and '.join(map(repr, row.ours))}"
             else:
@@ -239,15 +245,15 @@ class _Rewriter:
             self.diagnostics.error(
                 child, f"{show(child)} is not supported yet. {nearest}{says}."
             )
-        return row.how in ("is", "shaped")
+        return row.how in ("renamed_to", "converted_to")
 
 
 def _idle_anywhere(key: str, is_blank: bool) -> ForeignName | None:
     """The row of a key that has no effect wherever it stands."""
-    row = OPTIONS.get(key)
+    _, row = options().get(key, ("", None))
     if row is None or row.ours or row.tool:
         return None
-    if row.how == "idle" or is_blank:
+    if row.how == "not_needed" or is_blank:
         return row
     return None
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from extensions.compat.foreign_jobs import SCRIPT, ForeignJobs
-from extensions.compat.names import PLACES, ROWS
+from extensions.compat.names import PLACES, options
 from extensions.compat.nodes import at, file_root, node_at, their, tree
 from extensions.compat.shapes import read_pairs
 from toolkit.config.reading.findings import is_absolute
@@ -205,7 +205,7 @@ class _Reader:
         self._model()
         self._read(
             self.given,
-            [key for key in ROWS if key not in OF_DATASETS],
+            [key for key in options() if key not in OF_DATASETS],
             "It belongs in the dataset file.",
         )
         self._network()
@@ -285,7 +285,7 @@ class _Reader:
             if key in front_end or key in OF_SAMPLES or key == "training_mode":
                 continue
             if key not in (*known, SCRIPT):
-                is_elsewhere = key in ROWS or key in ("general", "datasets")
+                is_elsewhere = key in options() or key in ("general", "datasets")
                 hint = odd_characters(key) or (
                     elsewhere
                     if is_elsewhere
@@ -299,18 +299,18 @@ class _Reader:
 
     def _put(self, key: str, node: ConfigNode, to: dict[str, Any]) -> None:
         """A value at the place its row says; a line where there is none."""
-        group, row = ROWS[key]
+        group, row = options()[key]
         if key == "mixed_precision":
             node = at(node, DTYPES.get(str(node.value), node.value))
         if key.startswith("lr_") and re.fullmatch(r"[0-9.]+%", str(node.value)):
             node = at(node, float(str(node.value)[:-1]) / 100)  # a share of all steps
         is_off = node.value in (False, "NO", "no")
-        if row.how == "is":
+        if row.how == "renamed_to":
             self._set(row.ours[0], node, to)
         elif group:  # the section says what becomes of it
-            if not is_off or row.how == "shaped":
+            if not is_off or row.how == "converted_to":
                 self._set(f"{PLACES[group]}.{key}", node, to)
-        elif row.how == "idle":
+        elif row.how == "not_needed":
             if not is_off:
                 self.diagnostics.warn(node, f"has no effect: {row.says}.")
         elif not is_off:
@@ -340,7 +340,7 @@ class _Reader:
         """Their default of an option that is left out, at the place its row says or at
         another."""
         if key not in self.given:
-            row = ROWS[key][1]
+            row = options()[key][1]
             self.defaults[key] = row.default if value is NO_DEFAULT else value
             self._set(
                 place or row.ours[0], _their(key, self.defaults[key]), self.process
@@ -686,7 +686,9 @@ class _Reader:
         }
         for key, node in given.items():
             if key not in OF_DATASETS:
-                elsewhere = "It belongs in the training config." if key in ROWS else ""
+                elsewhere = (
+                    "It belongs in the training config." if key in options() else ""
+                )
                 hint = (
                     odd_characters(key)
                     or elsewhere
@@ -703,7 +705,7 @@ class _Reader:
                         node, f"layers are not read from a table. {remedy}", at_key=True
                     )
             elif key == "cache_directory":
-                self.diagnostics.warn(node, f"has no effect: {ROWS[key][1].says}.")
+                self.diagnostics.warn(node, f"has no effect: {options()[key][1].says}.")
             elif key not in sized | of_controls:
                 self._find(key, node, OF_IMAGES)
                 self._put(key, node, dataset)
@@ -743,7 +745,7 @@ class _Reader:
         """One rectangle; with buckets its area."""
         node = given.get("resolution")
         if node is None:
-            node = _their("resolution", ROWS["resolution"][1].default)
+            node = _their("resolution", options()["resolution"][1].default)
             self.defaults["resolution"] = node.data()
         sides = node.data()
         if not isinstance(sides, list):

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from extensions.compat.names import NAMES, rows_of
+from extensions.compat.names import options, rows_of
 from extensions.compat.nodes import file_root
 from toolkit.config.reading.base import Entries
 from toolkit.config.reading.field_types import gather_slots
@@ -422,16 +422,16 @@ def _from_arguments(
 ) -> None:
     arguments = entries.pop("network_args", None)
     aliases = {
-        key: row.field for key, row in rows_of(section).items() if row.how == "is"
+        key: row.field
+        for key, row in rows_of(section).items()
+        if row.how == "renamed_to"
     }
     known = {name: name for name in section.model_fields} | aliases
     if arguments is None:
         return
     for key, node in read_pairs(arguments, diagnostics).value.items():
         if key in _IDLE_ARGUMENTS:
-            diagnostics.warn(
-                node, f"{key!r} has no effect: {NAMES['musubi', ''][key].says}."
-            )
+            diagnostics.warn(node, f"{key!r} has no effect: {options()[key][1].says}.")
         elif key in known:
             entries[known[key]] = merge_aliases(
                 entries.get(known[key]), node, diagnostics
