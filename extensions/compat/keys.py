@@ -75,15 +75,14 @@ class TableOfNames:
             return ""
         if not (row.ours or row.tool):
             return f"{whose} {key!r} is not supported: {row.says}."
+        parted = [place.rpartition(".") for place in row.ours]
         sections = [
-            place.removesuffix(f".{key}")
-            for place in row.ours
-            if place.endswith(f".{key}")
+            repr(section) for section, _, name in parted if section and name == key
         ]
         if sections:
-            return f"It belongs in {' or '.join(map(repr, sections))}."
+            return f"It belongs in {' or '.join(sections)}."
         ours = " and ".join(map(repr, row.ours))
-        command = f"'run.py {row.tool}'" if row.tool else ""
+        command = row.tool and f"'run.py {row.tool}'"
         return f"{whose} {key!r} is {' or '.join(filter(None, (ours, command)))} here."
 
     def named(self, place: str) -> Iterable[str]:
@@ -119,23 +118,15 @@ def not_a_flag(flag: str) -> str:
     whose, row = known_name(key)
     if row is None or key in (ours.rpartition(".")[2] for ours in row.ours):
         keys = _nearest_keys(key, places_of_keys(model, KEYS).get(key, []))
-        if keys:
-            return f"It is a key of a job: write {' or '.join(map(repr, keys))} into the job."
-        return ""
-    if row.ours:
-        in_a_job = f"write {' and '.join(map(repr, row.ours))} into a job"
-    else:
-        in_a_job = ""
+        named = " or ".join(map(repr, keys))
+        return f"It is a key of a job: write {named} into the job." if keys else ""
+    ours = " and ".join(map(repr, row.ours))
+    in_a_job = f"write {ours} into a job" if ours else ""
     if whose != MUSUBI_TUNERS:
-        return (
-            f"It is {whose} flag, whose commands are not read: {in_a_job or row.says}."
-        )
-    import_it = (
-        f"It is {whose} flag: give its whole command in quotes to 'run.py import'"
-    )
-    if in_a_job:
-        return f"{import_it}, or {in_a_job}."
-    return f"{import_it}."
+        not_read = "whose commands are not read"
+        return f"It is {whose} flag, {not_read}: {in_a_job or row.says}."
+    or_write = f", or {in_a_job}" if in_a_job else ""
+    return f"It is {whose} flag: give its whole command in quotes to 'run.py import'{or_write}."
 
 
 def _nearest_keys(key: str, sections: Iterable[str]) -> list[str]:
@@ -184,11 +175,8 @@ class _Rewriter:
             row = rows.get(key)
             if row is None and key not in fields:
                 row = _idle_anywhere(key, child.is_blank)
-            if row is None and child.is_blank:
-                blank[key] = child
-                continue
             if row is None:
-                given[key] = child
+                (blank if child.is_blank else given)[key] = child
                 continue
             self.known(child)
             if child.is_blank:  # the section says what is taken instead
@@ -196,7 +184,7 @@ class _Rewriter:
                 optional = [
                     name
                     for name in ours
-                    if name in fields and (not fields[name].is_required())
+                    if name in fields and not fields[name].is_required()
                 ]
                 blank = dict.fromkeys(optional[:1], child) | blank
             elif self.is_supported(row, key, node, neutral):
@@ -237,10 +225,8 @@ class _Rewriter:
         elif row.how == "only_accepts" and value in row.passes:
             neutral.append(child)
         elif row.how == "only_accepts" and value not in ([], {}):
-            if row.ours:
-                nearest = f"The nearest here is {' and '.join(map(repr, row.ours))}"
-            else:
-                nearest = "Leave this key out"
+            ours = " and ".join(map(repr, row.ours))
+            nearest = f"The nearest here is {ours}" if ours else "Leave this key out"
             says = f": {row.says}" if row.says else ""
             self.diagnostics.error(
                 child, f"{show(child)} is not supported yet. {nearest}{says}."
@@ -253,15 +239,11 @@ def _idle_anywhere(key: str, is_blank: bool) -> ForeignName | None:
     _, row = options().get(key, ("", None))
     if row is None or row.ours or row.tool:
         return None
-    if row.how == "not_needed" or is_blank:
-        return row
-    return None
+    return row if row.how == "not_needed" or is_blank else None
 
 
 def _key(flag: str) -> str:
-    if flag.startswith("--"):
-        return flag.removeprefix("--").replace("-", "_")
-    return ""
+    return flag[2:].replace("-", "_") if flag.startswith("--") else ""
 
 
 KEYS = TableOfNames()
