@@ -82,7 +82,7 @@ class CacheConfig(CacheOptions, DiffusionSection):
     process_types: ClassVar[tuple[str, ...]] = ("cache",)
 
     not_used: ClassVar = frozenset({"train", "logging"})
-    other_shapes: ClassVar = {"dtype": ForeignName("shaped", ("train.dtype",))}
+    other_shapes: ClassVar = {"dtype": ForeignName("converted_to", ("train.dtype",))}
 
     @classmethod
     def rewrite(

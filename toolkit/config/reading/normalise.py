@@ -401,7 +401,7 @@ def other_names(
     keys, and the keys of other programs."""
     strict = section if issubclass(section, StrictModel) else StrictModel
     removed = {
-        key: ForeignName("idle", says=f"removed in {row.version}")
+        key: ForeignName("not_needed", says=f"removed in {row.version}")
         for key, row in strict.removed_keys.items()
     }
     return {**strict.other_shapes, **removed, **foreign.rows(section)}
@@ -409,7 +409,9 @@ def other_names(
 
 def read_names(rows: Mapping[str, ForeignName]) -> list[str]:
     """The names of other programs that have an effect."""
-    return [key for key, row in rows.items() if row.how in ("is", "shaped")]
+    return [
+        key for key, row in rows.items() if row.how in ("renamed_to", "converted_to")
+    ]
 
 
 def places_of_keys(

@@ -224,7 +224,11 @@ def _group(model: type[ToolConfig], dotted: str) -> str | None:
 def _idle(model: type[ToolConfig]) -> list[str]:
     """Keys that other programs have, or this one had, and that do nothing: their flags
     are taken, with a note."""
-    return [key for key, row in foreign_keys().rows(model).items() if row.how == "idle"]
+    return [
+        key
+        for key, row in foreign_keys().rows(model).items()
+        if row.how == "not_needed"
+    ]
 
 
 def field_at(model: type[BaseModel], dotted: str) -> tuple[FieldInfo, str]:

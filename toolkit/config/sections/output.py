@@ -287,7 +287,8 @@ class SampleItem(StrictModel):
     drift of the samples then includes how much the black area changed. Empty: none."""
 
     other_shapes: ClassVar = dict.fromkeys(
-        slot_names("ctrl_img"), ForeignName("shaped", ("sample.samples[].ctrl_img",))
+        slot_names("ctrl_img"),
+        ForeignName("converted_to", ("sample.samples[].ctrl_img",)),
     )
     common_words: ClassVar = SAMPLE_WORDS
     lone_key: ClassVar = "prompt"
@@ -460,7 +461,7 @@ class SampleConfig(SampleIntervalConfig):
 
     other_shapes: ClassVar = {
         "prompts": ForeignName(
-            "shaped",
+            "converted_to",
             ("sample.samples",),
             "samples, as a list of prompts, or as a text file with one prompt per line",
         )
