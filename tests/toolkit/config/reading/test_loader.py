@@ -271,7 +271,7 @@ config:
     datasets: [{folder_path: photos}]
     model: {name_or_path: ./model}
   process:
-    - {type: cache}
+    - {type: encoding}
     - {type: sd_trainer, network: {rank: 4}}
     - {type: writer, path: tiny}
 """
@@ -279,8 +279,8 @@ config:
 
 @needs_foreign_names
 def test_defaults_are_merged_under_each_process(load) -> None:
-    cache, train, tiny = (process.section for process in load(DEFAULTS).processes)
-    assert (cache.network.linear, cache.network.dropout) == (8, 0.1)
+    encoding, train, tiny = (process.section for process in load(DEFAULTS).processes)
+    assert (encoding.network.linear, encoding.network.dropout) == (8, 0.1)
     # An old name in the process outranks the new name in the defaults; the rest of the
     # mapping merges.
     assert (
@@ -419,7 +419,7 @@ def test_a_command_of_another_program_names_the_part_that_would_read_it(
 def test_loading_imports_no_torch() -> None:
     code = (
         "import sys, toolkit.config, toolkit.config.reading.reference\n"
-        "import extensions.sd_trainer.config, extensions.tools.cache.config\n"
+        "import extensions.sd_trainer.config\n"
         "print([name for name in ('torch', 'diffusers', 'transformers', 'numpy', 'PIL') if name in sys.modules])\n"
     )
     root = Path(__file__).resolve().parents[4]
