@@ -26,7 +26,7 @@ from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs import ExtensionJob, JobOptions, exit, multi_run, sweep
+from jobs import ExtensionJob, JobOptions, exit, multi_run
 from toolkit.commands import command
 from toolkit.errors import EXIT_DONE, EXIT_FAILURE, EXIT_MISTAKE, UserError
 from toolkit.extension import FIRST_STAGE, discover, do_without
@@ -366,11 +366,12 @@ def foreign_tool(text: str) -> tuple[list[str], list[str]] | None:
     nothing, and a line for each flag that has no counterpart; None for all other
     texts."""
     from toolkit.config.reading.foreign import is_command
+
+    find_tool = find_object(FOREIGN_TOOLS) if is_command(text) else None
+    if find_tool is None:
+        return None
     from toolkit.config.reading.tool import ToolConfig, tool_parser
 
-    find_tool = find_object(FOREIGN_TOOLS)
-    if find_tool is None or not is_command(text):
-        return None
     extensions = discover()
     known = {}
     for uid in extensions.tools():
@@ -533,6 +534,8 @@ def child_command(arguments: argparse.Namespace) -> list[str]:
 def run_sweep(arguments: argparse.Namespace) -> int:
     """Runs a config with each seed, in its own interpreter, and prints how the runs
     compare. All are checked first."""
+    from jobs import sweep
+
     extensions = discover()
     argument = arguments.configs[0]
     by_seed: dict[int, list[Path]] = {}
@@ -815,7 +818,9 @@ def check_arguments(
             parser.error(
                 "--seeds requires one config, and commas between the seeds: JOB.yaml --seeds 1,2,3"
             )
-        arguments.seeds = sweep.read_seeds(arguments.seeds)
+        from jobs.sweep import read_seeds
+
+        arguments.seeds = read_seeds(arguments.seeds)
     if arguments.card:
         from toolkit.plan.cards import asked_card
 

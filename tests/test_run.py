@@ -489,6 +489,14 @@ def test_planning_needs_neither_torch_nor_network(
     assert (result.returncode, result.stderr) == (0, "")
 
 
+def test_help_imports_neither_pydantic_nor_yaml(run_py: Run, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        FORBID.replace('"torch"', '"torch", "pydantic", "yaml"')
+    )
+    result = run_py("--help", env={"PYTHONPATH": str(tmp_path)})
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 @pytest.mark.slow
 def test_the_schema_needs_no_torch_and_names_the_types(
     run_py: Run, without_torch: dict[str, str]
