@@ -150,9 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         is_written = log.flush_streams()
     if arguments.dry_run or not arguments.configs:  # what it prints is all that it does
-        if is_written or code != EXIT_DONE:
-            return code
-        return EXIT_FAILURE
+        return code if is_written or code != EXIT_DONE else EXIT_FAILURE
     return code
 
 
@@ -355,9 +353,7 @@ def text_of(file: Path) -> str:
     """The text of a file, to see whether it is a command; empty: a pipe, which can be
     read only once, or unreadable, which its reader says."""
     with suppress(OSError):
-        if file.is_file():
-            return read_source(file).decode("utf-8", "replace")
-        return ""
+        return read_source(file).decode("utf-8", "replace") if file.is_file() else ""
     return ""
 
 
@@ -421,9 +417,7 @@ def dispatch(arguments: argparse.Namespace) -> int:
     if tool:
         words, notes = tool
         print_tool(words, notes)
-        if words and not arguments.dry_run:
-            return run_tool(words)
-        return EXIT_DONE
+        return run_tool(words) if words and not arguments.dry_run else EXIT_DONE
     if (
         len(arguments.configs) == 1
         and not arguments.dry_run
@@ -445,9 +439,7 @@ def dispatch(arguments: argparse.Namespace) -> int:
             f"{len(arguments.seeds or arguments.configs)} runs for {env.world_size} processes: start them one after "
             "another."
         )
-    if arguments.seeds:
-        return run_sweep(arguments)
-    return run_series(arguments)
+    return run_sweep(arguments) if arguments.seeds else run_series(arguments)
 
 
 def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:

@@ -88,10 +88,11 @@ def plan_job(
     memory: `JobContext.measures_memory`. earlier_outputs: what jobs that run before
     this one will have written. card: `JobContext.card`.
     """
-    if restart_from is None:
-        first_anew = len(config.processes)
-    else:
-        first_anew = index_of(config, restart_from)
+    first_anew = (
+        len(config.processes)
+        if restart_from is None
+        else index_of(config, restart_from)
+    )
     plans: list[RunPlan] = []
     folders: list[Path] = []
     errors: list[UserError] = []
@@ -161,10 +162,9 @@ def _plan_process(entry: ProcessEntry, job: JobContext) -> RunPlan:
     section = entry.section
     plan = None
     notes: tuple[str, ...] = ()
-    if isinstance(section, DatasetsSection):
-        folders = section.datasets_to_come(job)
-    else:
-        folders = ()
+    folders = (
+        section.datasets_to_come(job) if isinstance(section, DatasetsSection) else ()
+    )
     if folders:
         notes = (
             f"reads {', '.join(folders)}, which an earlier process of the job writes: counted then",

@@ -74,10 +74,9 @@ def report(error: BaseException) -> int:
     short = shortage(error)
     if short:
         message = " ".join(str(error).split())
-        if message:
-            reason = f"{type(error).__name__}: {message}"
-        else:
-            reason = type(error).__name__
+        reason = (
+            f"{type(error).__name__}: {message}" if message else type(error).__name__
+        )
         print_error(f"Failed: {short.what} ({reason}). {short.remedy}.")
         return EXIT_FAILURE
     print_error("".join(traceback.format_exception(error)).rstrip())

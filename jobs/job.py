@@ -128,10 +128,11 @@ class BaseJob:
             )
         options = self.options
         count = len(self.process)
-        if options.restart_from:
-            first_anew = index_of(self.job_config, options.restart_from)
-        else:
-            first_anew = count
+        first_anew = (
+            index_of(self.job_config, options.restart_from)
+            if options.restart_from
+            else count
+        )
         state = JobState(
             self.job_config,
             self.process,

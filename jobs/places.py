@@ -46,10 +46,11 @@ def _placed(error: DataErrors, places: Mapping[Path, str]) -> Iterator[Diagnosti
             yield Diagnostic((places[named],), f"{str(named)!r}: {mistake.message}")
         others = [mistake for mistake in mistakes if Path(mistake.place) != named]
         if others:
-            if all(mistake.place.startswith(f"{named}:") for mistake in others):
-                what = "row"
-            else:
-                what = "file"
+            what = (
+                "row"
+                if all(mistake.place.startswith(f"{named}:") for mistake in others)
+                else "file"
+            )
             count = f"{len(others)} {what}{'' if len(others) == 1 else 's'}"
             yield Diagnostic(
                 (places[named],), f"{count} of {str(named)!r} cannot be used:"

@@ -183,9 +183,7 @@ class HiddenExtension:
     def concerns(self, uid: str) -> bool:
         """Whether a user who asks for `uid` means this extension: by its uid, or by the
         name of its folder where the uid is not known."""
-        if self.uid:
-            return uid == self.uid
-        return mentions(self.folder, uid)
+        return uid == self.uid if self.uid else mentions(self.folder, uid)
 
 
 @dataclass(frozen=True)

@@ -220,10 +220,9 @@ class ImageTrainer(Trainer):
                 self.model,
                 self.progress,
             )
-        if self.caches_latents:
-            what = "latents and text embeddings"
-        else:
-            what = "text embeddings"
+        what = (
+            "latents and text embeddings" if self.caches_latents else "text embeddings"
+        )
         self.status.finish(f"{what} of {len(self.dataset.items)} items are ready")
 
     def _unload_encoders(self) -> None:
@@ -435,10 +434,11 @@ class ImageTrainer(Trainer):
         group = self.process_group
         seed = run.seed
         size = self.section.images_per_micro_batch
-        if prefetched:
-            workers = max(dataset.num_workers for dataset in self.section.datasets)
-        else:
-            workers = 0
+        workers = (
+            max(dataset.num_workers for dataset in self.section.datasets)
+            if prefetched
+            else 0
+        )
         splits = splits_per_micro_batch(run.grad_accum_steps, group.world_size)
         if data.stream:
             ranks = group.rank, group.world_size

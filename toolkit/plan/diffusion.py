@@ -189,9 +189,9 @@ class SdPlanner(Planner[DiffusionSection]):
     def save_size(self) -> SaveSize:
         section = self.section
         trained = count_trainable_params(section)
-        state = 0
-        if section.save.states != "never":
-            state = trained.state_bytes(section.train)
+        state = (
+            trained.state_bytes(section.train) if section.save.states != "never" else 0
+        )
         return SaveSize(trained.written * DTYPE_BYTES[section.save.dtype], state)
 
     def run_time(self, data: ImageData, steps: int) -> RunTime | None:
@@ -200,9 +200,7 @@ class SdPlanner(Planner[DiffusionSection]):
         if self.job.yet_to_come(section.model.folder()):
             return None
         groups = groups_of(section, data)
-        gpu = ""
-        if machine.kind == "cuda":
-            gpu = gpu_name(section.device)
+        gpu = gpu_name(section.device) if machine.kind == "cuda" else ""
         card = self._card(data, gpu)
         if card and (self.job.card or machine.limit is None):
             machine = replace(machine, limit=card.memory_gb * GB)
@@ -325,10 +323,11 @@ class SdPlanner(Planner[DiffusionSection]):
         path, first = next(iter(recipes.items()))
         missing = len(not_made_yet(data.items))
         if missing:
-            if first.guidance_scale > 1:
-                guidance = f" at guidance {first.guidance_scale:g}"
-            else:
-                guidance = ""
+            guidance = (
+                f" at guidance {first.guidance_scale:g}"
+                if first.guidance_scale > 1
+                else ""
+            )
             work = f"in {first.steps} steps{guidance} each"
             count = (
                 f"{missing:,} of {len(recipes):,} are generated before step 1, {work}"
@@ -348,14 +347,16 @@ class SdPlanner(Planner[DiffusionSection]):
             yield f"warning: the worse images of {count:,} pairs are not used. Set train.preference to learn from them"
         if not preference:
             return
-        if preference.reference:
-            reference = f"with {Path(preference.reference).name}"
-        else:
-            reference = "alone"
-        if preference.share < 1:
-            share = f", in {preference.share:.0%} of the micro-batches"
-        else:
-            share = ""
+        reference = (
+            f"with {Path(preference.reference).name}"
+            if preference.reference
+            else "alone"
+        )
+        share = (
+            f", in {preference.share:.0%} of the micro-batches"
+            if preference.share < 1
+            else ""
+        )
         yield (
             f"train.preference: {count:,} pairs of {images:,} better images; beta {preference.beta:g} against the "
             f"model {reference}{share}. A pair takes two passes of two images, one of them without gradients"
@@ -438,10 +439,11 @@ class SdPlanner(Planner[DiffusionSection]):
             cached.append("latents")
         if self.section.requested_text_cache(stream):
             cached.append("text embeddings")
-        if cached:
-            caching = f"; {' and '.join(cached)} are kept on the disk"
-        else:
-            caching = ", again at each use"
+        caching = (
+            f"; {' and '.join(cached)} are kept on the disk"
+            if cached
+            else ", again at each use"
+        )
         return f"images and captions are encoded as they arrive{caching}; VAE and text encoder stay loaded"
 
     def _size_words(self, size: int | Rectangle) -> str:
@@ -457,10 +459,9 @@ class SdPlanner(Planner[DiffusionSection]):
         yield from self._assistant()
         few_step = self.section.train.few_step_loss
         if few_step:
-            if few_step.start:
-                since = f"after {few_step.start:.0%} of the steps, "
-            else:
-                since = ""
+            since = (
+                f"after {few_step.start:.0%} of the steps, " if few_step.start else ""
+            )
             file = Path(few_step.lora).name
             yield (
                 f"train.few_step_loss: {since}{few_step.share:.0%} of the micro-batches with {file}, at its "
@@ -586,18 +587,19 @@ def _optimizer(train: TrainConfig) -> str:
         schedule += f", warm-up {warmup:,.0f} steps"
     elif warmup:
         schedule += f", warm-up {warmup:.0%} of the steps"
-    if train.max_grad_norm:
-        clipping = f"clipping {train.max_grad_norm:g}"
-    else:
-        clipping = "no clipping"
+    clipping = (
+        f"clipping {train.max_grad_norm:g}" if train.max_grad_norm else "no clipping"
+    )
     return f"optimizer: {optimizer}, {rates}, {schedule}; {clipping}"
 
 
 def _in_brackets(params: Mapping[str, object]) -> str:
     """Such as " (weight_decay 0.1, eps 1e-08)"; empty without parameters."""
-    if not params:
-        return ""
-    return f" ({', '.join(f'{name} {value}' for name, value in params.items())})"
+    return (
+        f" ({', '.join(f'{name} {value}' for name, value in params.items())})"
+        if params
+        else ""
+    )
 
 
 def _dropout(section: DiffusionSection) -> Iterator[str]:
@@ -623,10 +625,11 @@ def _samples(section: DiffusionSection, family: ModelFamily) -> str:
     first = pictures[0]
     guidance = family.guidance if first.guidance_scale is None else first.guidance_scale
     steps = first.sample_steps or family.sample_steps
-    if len(pictures) == 1:
-        images = f"1 image in {steps} steps"
-    else:
-        images = f"{len(pictures)} images in {steps} steps each"
+    images = (
+        f"1 image in {steps} steps"
+        if len(pictures) == 1
+        else f"{len(pictures)} images in {steps} steps each"
+    )
     quoted = [
         repr(shorten(picture.prompt, 40, placeholder=" ..."))
         for picture in pictures[:MOST_PROMPTS]

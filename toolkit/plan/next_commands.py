@@ -58,9 +58,7 @@ def next_commands(folder: Path, name: str, section: object) -> list[str]:
         whole = command(
             "generate", "--model", model, "--transformer-path", files[0], *shown
         )
-        if Path(model).expanduser().is_file():
-            return [report]
-        return [whole, report]
+        return [report] if Path(model).expanduser().is_file() else [whole, report]
     by_step = {step: paths[0] for step, paths in step_files(folder, name).items()}
     last = step_in(files[0])
     # the last step has no file of its own

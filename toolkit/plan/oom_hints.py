@@ -84,10 +84,11 @@ def advice_line(
         )
     if limit is None or plan.peak_bytes <= limit:
         return None
-    if machine.limit is None:
-        there = f"for {gpu_of(limit // GB)}"
-    else:
-        there = f"warning: {_has(plan, limit)}: not enough"
+    there = (
+        f"for {gpu_of(limit // GB)}"
+        if machine.limit is None
+        else f"warning: {_has(plan, limit)}: not enough"
+    )
     named = "; ".join(changes())
     if named:
         return f"{there}; in this order until it fits: {named}"
@@ -154,10 +155,9 @@ def suggestions(section: DiffusionSection) -> Iterator[MemorySaving]:
     docs/memory.md: first what costs least."""
     excluded: frozenset[str] = frozenset()
     if not read_distributed_env().is_single_process:
-        if section.train.parallel == "fsdp":
-            excluded = OF_WHOLE_BLOCKS
-        else:
-            excluded = SINGLE_PROCESS_ONLY
+        excluded = (
+            OF_WHOLE_BLOCKS if section.train.parallel == "fsdp" else SINGLE_PROCESS_ONLY
+        )
     for change in _possible_savings(section):
         if excluded.isdisjoint(key for _, key, _ in change.values):
             yield change

@@ -119,9 +119,7 @@ class ModelOutlook:
         """Why a run with this model does not start on this machine: the device, or the
         room for the download. Nothing where it may start. device: as the job gives it.
         """
-        size = 0
-        if self.family and not self.comes_later:
-            size = model_bytes(model)
+        size = model_bytes(model) if self.family and not self.comes_later else 0
         no_device = why_no_device_here(device, size)
         if no_device:
             yield no_device
@@ -279,9 +277,11 @@ class StartOutlook:
         if self.what == "refused":
             return "nothing in it is changed"
         if self.what == "new":
-            if self.moves_aside:
-                return "a new run; the old one is moved aside"
-            return "a new run"
+            return (
+                "a new run; the old one is moved aside"
+                if self.moves_aside
+                else "a new run"
+            )
         changes = ""
         if self.new_dataset_place:
             changes += "; the dataset has moved, but its images are the same"

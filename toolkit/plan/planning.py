@@ -100,9 +100,9 @@ class Planner(ABC, Generic[SectionT]):
     def trained_images(self) -> DatasetHashes:
         """Hashes of the images that the run has trained on; empty for a new one."""
         folder = self.section.run_folder(self.job)
-        if self.job.begins_anew:
-            return {}
-        return trained_images(folder, self.section.resume)
+        return (
+            {} if self.job.begins_anew else trained_images(folder, self.section.resume)
+        )
 
     # ------------------------------------------------------------ what a trainer says
 
@@ -207,10 +207,9 @@ class Planner(ABC, Generic[SectionT]):
         half_empty = batch_note(data.items, train.batch_size)
         if half_empty:
             yield half_empty
-        if hasattr(section, "sample_pictures"):
-            pictures = section.sample_pictures()
-        else:
-            pictures = ()
+        pictures = (
+            section.sample_pictures() if hasattr(section, "sample_pictures") else ()
+        )
         yield from prompt_warnings(
             [picture.prompt for picture in pictures], section.trigger_words()
         )
@@ -359,19 +358,19 @@ def run_outlook(
     if start.what == "complete":  # a run that has nothing to do needs nothing
         will_not_start = ()
     else:
-        if models and model:
-            of_model = tuple(models.why_not_loaded(section.device, model))
-        else:
-            of_model = ()
+        of_model = (
+            tuple(models.why_not_loaded(section.device, model))
+            if models and model
+            else ()
+        )
         will_not_start = (*filter(None, [start.reason]), *of_model, *will_not_start)
     disk = None
     if needed_bytes is not None:
         there_bytes = sum(state.size for state in list_checkpoints(folder))
         there_bytes += sum(file.size for file in list_network_files(folder))
-        if isinstance(section, DiffusionSection):
-            kept_model = kept_outlook(section)
-        else:
-            kept_model = None
+        kept_model = (
+            kept_outlook(section) if isinstance(section, DiffusionSection) else None
+        )
         kept_bytes = kept_model.bytes if kept_model and (not kept_model.lack) else 0
         disk = DiskOutlook(
             needed_bytes, min(needed_bytes, there_bytes), free_space(folder), kept_bytes
@@ -455,10 +454,10 @@ def _start(
         return StartOutlook(folder, "refused", reason=why_locked(folder, lock.owner))
     try:
         check_writable(checkpoint_dir(folder))
-        if job.begins_anew:
-            start = Start(None, moves_aside=True)
-        else:
-            start = plan_start(
+        start = (
+            Start(None, moves_aside=True)
+            if job.begins_anew
+            else plan_start(
                 folder,
                 section,
                 steps,
@@ -467,6 +466,7 @@ def _start(
                 job.allow_change,
                 by_hash=False,
             )
+        )
     except (UserError, RunError) as error:
         return StartOutlook(folder, "refused", reason=str(error))
     except DAMAGED as error:
@@ -595,10 +595,11 @@ def colour_notes(data: ImageData) -> Iterator[str]:
     rest = sum(count for _, count in others[_NAMED_COLOURS - 1 :])
     if rest:
         parts.append(f"{rest:,} from others")
-    if any(image.is_hdr for image in images):
-        clipped = "; light above white is clipped"
-    else:
-        clipped = ""
+    clipped = (
+        "; light above white is clipped"
+        if any(image.is_hdr for image in images)
+        else ""
+    )
     yield f"{', '.join(parts)} to sRGB{clipped}"
 
 

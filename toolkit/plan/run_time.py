@@ -186,10 +186,9 @@ class _RunWork:
     def picture(self, item: SamplePicture) -> PassWork:
         """One sample image: its steps, twice with guidance, and the decoder."""
         steps = item.sample_steps or self.family.sample_steps
-        if item.guidance_scale is None:
-            guidance = self.family.guidance
-        else:
-            guidance = item.guidance_scale
+        guidance = (
+            self.family.guidance if item.guidance_scale is None else item.guidance_scale
+        )
         if item.also:
             _, deployment = item.also
             steps = deployed_grid(deployment)[0]
@@ -228,10 +227,11 @@ class _RunWork:
         count = min(most, sum(group.items for group in groups))
         sample = self.section.sample or SampleConfig()
         steps = sample.sample_steps or self.family.sample_steps
-        if sample.guidance_scale is None:
-            guidance = self.family.guidance
-        else:
-            guidance = sample.guidance_scale
+        guidance = (
+            self.family.guidance
+            if sample.guidance_scale is None
+            else sample.guidance_scale
+        )
         edits = [
             self._generated(self.sizes.of_group(group), steps, guidance)
             for group in groups

@@ -310,10 +310,11 @@ def refuse_unknown(
     """inside: key -> where it belongs."""
     for key, child in node.value.items():
         if key not in known:
-            if key in inside:
-                remedy = f"It belongs in {inside[key]}."
-            else:
-                remedy = foreign_keys().hint(key) or did_you_mean(key, known)
+            remedy = (
+                f"It belongs in {inside[key]}."
+                if key in inside
+                else foreign_keys().hint(key) or did_you_mean(key, known)
+            )
             diagnostics.error(child, f"unknown key. {remedy}", at_key=True)
 
 
@@ -349,10 +350,9 @@ def with_seed(root: ConfigNode, find_model: FindModel, seed: int) -> ConfigNode:
     UserError where none has."""
     config = root.value["config"]
     listed = config.value.get("process")
-    if listed is not None and isinstance(listed.value, list):
-        entries = listed.value
-    else:
-        entries = []
+    entries = (
+        listed.value if listed is not None and isinstance(listed.value, list) else []
+    )
     seeded = [_seeded(entry, find_model, seed) for entry in entries]
     if entries and all(new is old for new, old in zip(seeded, entries, strict=True)):
         raise UserError(
@@ -436,10 +436,11 @@ def read_processes(
         message = "is required: a list of at least one process."
         if listed is not None and not listed.is_blank and listed.value != []:
             is_type = isinstance(listed.value, str)
-            if is_type:
-                remedy = f"Write '- type: {listed.value}' below it."
-            else:
-                remedy = list_remedy(listed)
+            remedy = (
+                f"Write '- type: {listed.value}' below it."
+                if is_type
+                else list_remedy(listed)
+            )
             message = f"{show(listed)} is not a list of processes. {remedy}"
         diagnostics.error(listed or config, message, path=("config", "process"))
         return []
@@ -538,9 +539,11 @@ def read_process(
 
 def _raw_value(scalar: ConfigNode) -> Any:
     """A value as the file means it: of text from a variable, the number or switch."""
-    if scalar.plain and scalar.written is not None:
-        return scalar_value(scalar.value)
-    return scalar.value
+    return (
+        scalar_value(scalar.value)
+        if scalar.plain and scalar.written is not None
+        else scalar.value
+    )
 
 
 def places_of_images(process: ConfigNode, diagnostics: Diagnostics) -> dict[Path, str]:
@@ -570,10 +573,11 @@ def check_processes(
     write."""
     folders: dict[Path, int] = {}
     entries = [process.entry for process in processes if process is not None]
-    if len(processes) > 1:
-        finished = finished_processes(job_state_file(job.name, entries))
-    else:
-        finished = {}
+    finished = (
+        finished_processes(job_state_file(job.name, entries))
+        if len(processes) > 1
+        else {}
+    )
     for process in processes:
         # Without this section nothing is known of what it writes; later checks would
         # see ghosts.

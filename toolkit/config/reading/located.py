@@ -170,9 +170,7 @@ def odd_characters(text: str) -> str:
     names = ", ".join(
         f"U+{ord(c):04X} ({unicodedata.name(c, 'no name').lower()})" for c in odd
     )
-    if odd:
-        return f"It holds {names}: type a plain quote or space."
-    return ""
+    return f"It holds {names}: type a plain quote or space." if odd else ""
 
 
 _ODD_QUOTES = "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00b4"
@@ -265,6 +263,4 @@ class Diagnostics:
     def _place(self, env: SourceLocation, path: KeyPath) -> str:
         file = env.file or self.file
         where = f"{file}:{env.line}:{env.column}" if env.line else file
-        if path:
-            return f"{where}: {with_short_words(dotted(path))}"
-        return where
+        return f"{where}: {with_short_words(dotted(path))}" if path else where

@@ -150,9 +150,7 @@ class Normaliser:
     def places(self) -> dict[str, list[str]]:
         """Key -> sections of the process that was read last that have it, as
         `places_of_keys` names them."""
-        if self.model:
-            return places_of_keys(self.model, foreign_keys())
-        return {}
+        return places_of_keys(self.model, foreign_keys()) if self.model else {}
 
     def section(
         self,
@@ -293,10 +291,9 @@ class Normaliser:
         is_empty_text = (
             child.value == "" and child.written is None and key in field_names(model)
         )
-        if name and (is_left_out or is_empty_text):
-            default = _default_of(model, name)
-        else:
-            default = ""
+        default = (
+            _default_of(model, name) if name and (is_left_out or is_empty_text) else ""
+        )
         if default and (is_left_out or default != _NO_DEFAULT):
             self.diagnostics.warn(
                 child, f"has no value, and counts as not given: {default}."
@@ -372,9 +369,7 @@ def _meant(key: str, model: type[BaseModel]) -> str:
     meant = strict.common_words.get(
         key, strict.lone_key if key in strict.lone_key.split("_") else ""
     )
-    if " " in meant or not meant:
-        return meant
-    return f"Did you mean {meant!r}?"
+    return meant if " " in meant or not meant else f"Did you mean {meant!r}?"
 
 
 def _near(key: str, model: type[BaseModel]) -> str:
@@ -383,9 +378,11 @@ def _near(key: str, model: type[BaseModel]) -> str:
     hint = did_you_mean(
         key, {*fields, *read_names(other_names(model, foreign_keys()))}, list_all=False
     )
-    if hint.startswith("Did you mean"):
-        return hint
-    return did_you_mean(key, fields, list_all=False)
+    return (
+        hint
+        if hint.startswith("Did you mean")
+        else did_you_mean(key, fields, list_all=False)
+    )
 
 
 def all_keys(section: ConfigNode) -> str:
@@ -491,9 +488,7 @@ def place_in(
 def listed(node: ConfigNode) -> ConfigNode:
     """A node that is a list: `node` itself, or a copy with its value as the one
     item."""
-    if isinstance(node.value, list):
-        return node
-    return replace(node, value=[node])
+    return node if isinstance(node.value, list) else replace(node, value=[node])
 
 
 def field_names(model: type[BaseModel]) -> dict[str, str]:
@@ -565,24 +560,24 @@ def section_remedy(
     default: of the field. A switch means the section with its defaults, or none; model:
     None where it is not known.
     """
-    if model:
-        required = [
+    required = (
+        [
             repr(name)
             for name, field in model.model_fields.items()
             if field.is_required()
         ]
-    else:
-        required = []
+        if model
+        else []
+    )
     if node.value is True and model and _works_empty(model):
         return f"Write '{node.path[-1]}: {{}}' for its defaults."
     if node.value is False and model and default is None:
         return "Leave the key out."
-    if required:
-        needed = (
-            f"; {in_series(required)} {'is' if len(required) == 1 else 'are'} required"
-        )
-    else:
-        needed = ""
+    needed = (
+        f"; {in_series(required)} {'is' if len(required) == 1 else 'are'} required"
+        if required
+        else ""
+    )
     return f"Write its keys below it, indented, each as 'key: value'{needed}."
 
 

@@ -126,10 +126,11 @@ def _faults(text: str) -> Iterator[tuple[int, int, str]]:
             if not isinstance(error, tomllib.TOMLDecodeError):
                 digits = re.search(rf"[0-9_]{{{MOST_DIGITS},}}", text)
                 line = text.count("\n", 0, digits.start()) + 1 if digits else 1
-                if digits:
-                    what = f"a number has more than {MOST_DIGITS:,} digits"
-                else:
-                    what = str(error)
+                what = (
+                    f"a number has more than {MOST_DIGITS:,} digits"
+                    if digits
+                    else str(error)
+                )
                 yield line, 1, f"not valid TOML: {what}."
                 return
             match = _AT.search(str(error))

@@ -82,9 +82,11 @@ class Rectangle(StrictModel):
 def sides_of(resolution: int | Rectangle) -> tuple[int, int]:
     """Width and height of one entry of `resolution`: an image at it has at most their
     product in pixels."""
-    if isinstance(resolution, int):
-        return (resolution, resolution)
-    return (resolution.width, resolution.height)
+    return (
+        (resolution, resolution)
+        if isinstance(resolution, int)
+        else (resolution.width, resolution.height)
+    )
 
 
 def area_of(resolution: int | Rectangle) -> int:
@@ -102,9 +104,7 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _shape(value: Any) -> str:
-    if isinstance(value, dict | Rectangle):
-        return "rectangle"
-    return "square"
+    return "rectangle" if isinstance(value, dict | Rectangle) else "square"
 
 
 def _colour(value: str) -> str:
@@ -594,9 +594,7 @@ class DatasetConfig(StrictModel):
     @property
     def canvas(self) -> str:
         """`background` where it is given, else empty."""
-        if "background" in self.model_fields_set:
-            return self.background
-        return ""
+        return self.background if "background" in self.model_fields_set else ""
 
     def check(self, job: JobContext) -> Findings:
         """Folders that are missing, keys that exclude each other, images that teach
@@ -701,10 +699,11 @@ class DatasetConfig(StrictModel):
                     "cannot be combined with 'columns.mask'. Remove one of them.",
                 )
         elif not sources or sources == ["alpha_mask"]:
-            if self.alpha_mask:
-                keys = "mask_optional"
-            else:
-                keys = "mask_optional mask_min_value invert_mask"
+            keys = (
+                "mask_optional"
+                if self.alpha_mask
+                else "mask_optional mask_min_value invert_mask"
+            )
             yield from self.unused(keys, " without a mask.")
         if self.mask_path is None:
             return

@@ -161,9 +161,7 @@ class ModelKwargs(StrictModel):
 
     def reference_area(self) -> int:
         """Pixels that a control image is resized to; 0: the pixels of its target."""
-        if self.match_target_res:
-            return 0
-        return self.control_resolution**2
+        return 0 if self.match_target_res else self.control_resolution**2
 
 
 class BaseLora(StrictModel):
@@ -500,9 +498,7 @@ class ModelConfig(StrictModel):
     def public_name(self) -> str:
         """A hub id as it is, a folder by its last part alone: what may stand in a file
         that is given away."""
-        if self.is_path():
-            return self.folder().name
-        return self.name_or_path
+        return self.folder().name if self.is_path() else self.name_or_path
 
     def folder(self) -> Path:
         """`name_or_path` as an absolute path, with `~` expanded and links followed. It

@@ -266,9 +266,7 @@ def lora_file(name: str) -> str:
     if snapshot is None:
         return name
     file = file or lora_among(repository, _listed_files(repository, snapshot))
-    if (snapshot / file).is_file():
-        return str(snapshot / file)
-    return name
+    return str(snapshot / file) if (snapshot / file).is_file() else name
 
 
 def _listed_files(repository: str, snapshot: Path) -> list[str]:
@@ -373,9 +371,11 @@ class ModelFolder:
             pipeline = self.pipeline()
         except UserError as error:
             return str(error)
-        if family_of(pipeline):
-            return ""
-        return _another(self.name, f": {self.index} says {pipeline!r}")
+        return (
+            ""
+            if family_of(pipeline)
+            else _another(self.name, f": {self.index} says {pipeline!r}")
+        )
 
     def parts_fault(self) -> str:
         """Parts that are missing; empty: none, or of a family that cannot be
@@ -614,10 +614,9 @@ def quantization_fault(part: Path, name: str = "", remedy: str = "") -> str:
     ORIGINAL_WEIGHTS. Raises UserError for a config.json that cannot be read.
     """
     config = part / "config.json"
-    if config.is_file():
-        method = quantized_by(read_model_json(config, default={}))
-    else:
-        method = ""
+    method = (
+        quantized_by(read_model_json(config, default={})) if config.is_file() else ""
+    )
     if not method:
         return ""
     name = name or part.name

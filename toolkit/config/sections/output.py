@@ -475,9 +475,11 @@ class SampleConfig(SampleIntervalConfig):
         """`prompts` become `samples`; a single entry of `also` becomes a list."""
         entries = super().rewrite(entries, diagnostics)
         prompts_to_samples(entries, diagnostics)
-        if "also" in entries:
-            return entries | {"also": listed(entries["also"])}
-        return entries
+        return (
+            entries | {"also": listed(entries["also"])}
+            if "also" in entries
+            else entries
+        )
 
     def check(self, job: JobContext) -> Findings:
         """Entries of `also` with the same name; numbers that are probably typing
@@ -545,9 +547,7 @@ PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
 def _none_if_zero(value: Any) -> Any:
     """0 and false stand for "no folder" in jobs of other programs."""
-    if isinstance(value, bool | int) and not value:
-        return ""
-    return value
+    return "" if isinstance(value, bool | int) and not value else value
 
 
 class LoggingConfig(StrictModel):

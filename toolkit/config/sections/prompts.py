@@ -52,10 +52,9 @@ def prompts_to_samples(
 
 def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
     """A list of prompts, or a file of them, as a list of samples."""
-    if isinstance(prompts.value, str):
-        suffix = Path(prompts.value).suffix.lower()
-    else:
-        suffix = ""
+    suffix = (
+        Path(prompts.value).suffix.lower() if isinstance(prompts.value, str) else ""
+    )
     if suffix in (".json", ".toml"):
         read_prompts = load_needed(
             FOREIGN_PROMPTS, f"{prompts.value}: a file of prompts of another program"
@@ -275,9 +274,11 @@ def _refuse(name: str, value: str, node: ConfigNode, diagnostics: Diagnostics) -
 
 
 def _unquoted(value: str) -> str:
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
-        return value[1:-1]
-    return value
+    return (
+        value[1:-1]
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+        else value
+    )
 
 
 def _number(value: str, node: ConfigNode, diagnostics: Diagnostics) -> Any:

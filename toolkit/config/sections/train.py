@@ -411,9 +411,7 @@ def _level_counts(value: Any) -> Any:
         raise value_error(
             f"{value!r}: must be a whole number from 1 to {MOST_NOISE_LEVELS}, a list of them, or 'auto'"
         )
-    if isinstance(value, list | tuple):
-        return tuple(counts)
-    return value
+    return tuple(counts) if isinstance(value, list | tuple) else value
 
 
 def _optimizer(value: Any) -> Any:
@@ -475,9 +473,7 @@ def _change_of_length(train: Mapping[str, Any]) -> ChangeKind:
     is_free = name in SCHEDULES_WITHOUT_LENGTH or (
         name == "CosineAnnealingLR" and params.get("T_max") is not None
     )
-    if is_free and not is_share:
-        return "harmless"
-    return "changes the result"
+    return "harmless" if is_free and not is_share else "changes the result"
 
 
 class OptimizerConfig(StrictModel):
@@ -598,10 +594,11 @@ class OptimizerConfig(StrictModel):
                 entries[field] = merge_aliases(entries.get(field), node, diagnostics)
         if parts:
             given = entries.get("optimizer_params")
-            if given is not None and isinstance(given.value, dict):
-                extra = given.value
-            else:
-                extra = {}
+            extra = (
+                given.value
+                if given is not None and isinstance(given.value, dict)
+                else {}
+            )
             entries["optimizer_params"] = replace(
                 given or optimizer, value={**parts, **extra}
             )
@@ -637,15 +634,15 @@ class OptimizerConfig(StrictModel):
                 message = f"{both} 'lr_scheduler: {self.lr_scheduler}' cannot be combined. Remove one of them."
                 yield error("lr_scheduler", message)
             if self.lr_warmup_steps or self.lr_scheduler_params:
-                if self.lr_warmup_steps:
-                    key = "lr_warmup_steps"
-                else:
-                    key = "lr_scheduler_params"
+                key = (
+                    "lr_warmup_steps" if self.lr_warmup_steps else "lr_scheduler_params"
+                )
                 has_its_own = takes_argument(self.optimizer, "warmup_steps")
-                if has_its_own:
-                    remedy = "Use 'optimizer_params: {warmup_steps: 100}'."
-                else:
-                    remedy = "Remove this key."
+                remedy = (
+                    "Use 'optimizer_params: {warmup_steps: 100}'."
+                    if has_its_own
+                    else "Remove this key."
+                )
                 yield error(key, f"{both} a schedule cannot be combined. {remedy}")
         names = {BASE}
         for index, group in enumerate(self.lr_groups):
@@ -1053,17 +1050,21 @@ class TrainConfig(OptimizationConfig):
     def against_compiling(self) -> str:
         """Why the level excludes compiled blocks; empty where it does not."""
         level = self.checkpointing_level()
-        if level in UNCOMPILED_LEVELS:
-            return f"'gradient_checkpointing: {level}' moves what they save"
-        return ""
+        return (
+            f"'gradient_checkpointing: {level}' moves what they save"
+            if level in UNCOMPILED_LEVELS
+            else ""
+        )
 
     def noise_levels(self) -> str:
         """The `timestep_type` by which noise levels are sampled: linear if a bell
         weights the loss."""
         bell = self.linear_timesteps or self.linear_timesteps2
-        if bell and self.timestep_type != "weighted":
-            return "linear"
-        return self.timestep_type
+        return (
+            "linear"
+            if bell and self.timestep_type != "weighted"
+            else self.timestep_type
+        )
 
     def check(self, job: JobContext) -> Findings:
         """Values that exclude each other, and keys that the others leave unused."""

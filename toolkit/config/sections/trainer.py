@@ -60,10 +60,11 @@ def _device(value: str) -> str:
     device = value.strip().lower()
     if not re.fullmatch(_DEVICE, device):
         number = re.fullmatch(r"(?:cuda|gpu|nvidia)[ _:-]?(\d{0,2})", device)
-        if number:
-            meant = f"'cuda:{number[1]}'".replace(":'", "'")
-        else:
-            meant = "'auto', 'cuda', 'cuda:0' or 'cpu'"
+        meant = (
+            f"'cuda:{number[1]}'".replace(":'", "'")
+            if number
+            else "'auto', 'cuda', 'cuda:0' or 'cpu'"
+        )
         raise value_error(f"{value!r} is not a valid device. Write {meant}.")
     return device
 
@@ -172,9 +173,11 @@ class DatasetsSection(ProcessConfig):
                 yield error(f"datasets.{index}.from_base", message)
             if dataset.shuffle_tokens and self.requested_text_cache(dataset):
                 of_all = dataset.cache_text_embeddings is None
-                key = "train.cache_text_embeddings"
-                if not of_all:
-                    key = f"datasets.{index}.cache_text_embeddings"
+                key = (
+                    "train.cache_text_embeddings"
+                    if of_all
+                    else f"datasets.{index}.cache_text_embeddings"
+                )
                 yield error(
                     key,
                     "'cache_text_embeddings: true' and 'shuffle_tokens: true' cannot be combined: a shuffled caption "
@@ -220,10 +223,11 @@ class ModelSection(ProcessConfig):
 
         The decoder of `sample.vae_path` does not count: images that are there stay when
         it is given to a run."""
-        if self.model.quantize:
-            quantized = {"qtype", "accuracy_recovery_adapter"}
-        else:
-            quantized = set[str]()
+        quantized = (
+            {"qtype", "accuracy_recovery_adapter"}
+            if self.model.quantize
+            else set[str]()
+        )
         of_text = {"qtype_te"} if self.model.quantize_te else set[str]()
         settings = self.model.model_dump(
             mode="json", include={"base_loras", "model_kwargs"} | quantized | of_text
