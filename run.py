@@ -190,8 +190,7 @@ def other_word(argv: Sequence[str]) -> str:
             f"{word}: neither a config nor a tool. Write: "
             f"{OTHER_WORDS[word].format(shlex.join(others) or 'JOB.yaml')}"
         )
-    hidden = [one.without for one in discover().hidden if one.concerns(word)]
-    if hidden:
+    if hidden := [one.without for one in discover().hidden if one.concerns(word)]:
         return f"{word}: neither a config nor a tool. '--without {hidden[0]}' leaves it out."
     near = get_close_matches(
         word,
@@ -313,21 +312,15 @@ def import_job(arguments: argparse.Namespace) -> int:
             )
         print_tool(*tool)
         return EXIT_DONE
-    find_model = discover().find_config
-    options = {"name": arguments.name, "moved": moved_folders(arguments.map)}
     with redirect_stdout(sys.stderr):
-        if is_text:
-            config = load_job(
-                COMMAND_LINE,
-                find_model,
-                command=arguments.source,
-                as_job=True,
-                **options,
-            )
-        else:
-            config = load_job(
-                find_config(arguments.source), find_model, as_job=True, **options
-            )
+        config = load_job(
+            COMMAND_LINE if is_text else find_config(arguments.source),
+            discover().find_config,
+            command=arguments.source if is_text else "",
+            name=arguments.name,
+            moved=moved_folders(arguments.map),
+            as_job=True,
+        )
     if output is None:
         print(config.unexpanded_text, end="")
         return EXIT_DONE

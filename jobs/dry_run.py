@@ -112,8 +112,7 @@ def plan_job(
         except UserError as error:
             errors.append(error)
         if isinstance(entry.section, ProcessConfig):
-            folder = entry.section.run_folder(job)
-            if folder:
+            if folder := entry.section.run_folder(job):
                 folders.append(folder)
             job = replace(
                 job, earlier_outputs=job.earlier_outputs | entry.section.outputs(job)
@@ -149,8 +148,7 @@ def check_job(
         if str(error).startswith(f"{config.path}:"):
             raise
         raise UserError(f"{config.path}: {error}") from error
-    reasons = plan.refusals()
-    if reasons:
+    if reasons := plan.refusals():
         lines = [f"{config.path}: this will not start: {reason}" for reason in reasons]
         raise UserError("\n".join(lines))
     return plan.outputs

@@ -71,8 +71,7 @@ def report(error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
         print_error(f"Failed: {error.filename or 'a file'}: {error.strerror}")
         return EXIT_FAILURE
-    short = shortage(error)
-    if short:
+    if short := shortage(error):
         message = " ".join(str(error).split())
         reason = (
             f"{type(error).__name__}: {message}" if message else type(error).__name__

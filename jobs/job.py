@@ -170,8 +170,7 @@ class BaseJob:
         which are gone."""
         state.begin(first)  # a job that is killed here continues with this process
         for process in self.process[first:]:
-            move_aside = getattr(process, "move_aside", None)
-            if move_aside:
+            if move_aside := getattr(process, "move_aside", None):
                 move_aside()
 
     def cleanup(self) -> None:

@@ -44,8 +44,7 @@ def _placed(error: DataErrors, places: Mapping[Path, str]) -> Iterator[Diagnosti
         placed = [mistake for mistake in mistakes if Path(mistake.place) == named]
         for mistake in placed:
             yield Diagnostic((places[named],), f"{str(named)!r}: {mistake.message}")
-        others = [mistake for mistake in mistakes if Path(mistake.place) != named]
-        if others:
+        if others := [mistake for mistake in mistakes if Path(mistake.place) != named]:
             what = (
                 "row"
                 if all(mistake.place.startswith(f"{named}:") for mistake in others)

@@ -105,8 +105,7 @@ class Extension:
     @classmethod
     def get_process(cls) -> type:
         """The class that `process` names."""
-        process = cls._named("process")
-        if process:
+        if process := cls._named("process"):
             return process
         raise NotImplementedError(
             f'{cls.__name__} needs get_process(), or process = ".module:Class"'
@@ -254,8 +253,7 @@ class ExtensionTable:
             raise UserError(
                 f"more than one extension has the uid {uid!r}; keep one of:{folders}"
             )
-        asked = [broken for broken in self.broken if broken.concerns(uid)]
-        if asked:
+        if asked := [broken for broken in self.broken if broken.concerns(uid)]:
             raise UserError("\n".join(map(str, asked)))
         lines = [f"unknown process type {uid!r}. {self._remedy(uid)}"]
         for one in self.hidden:
@@ -394,8 +392,7 @@ def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
                 )
             )
     for point in entry_points(group=ENTRY_POINTS) if folders is None else ():
-        installed = _folder_of_module(point.module)
-        if installed:
+        if installed := _folder_of_module(point.module):
             packages.setdefault(installed, point.module)
         else:
             reason = f"entry point {point.name!r} in {ENTRY_POINTS}: there is no package {point.module!r}"
@@ -412,8 +409,7 @@ def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
             skipped.append(package)
             continue
         for extension in listed:
-            absent = [name for name in left_out() if name in extension.names()]
-            if absent:
+            if absent := [name for name in left_out() if name in extension.names()]:
                 hidden.append(HiddenExtension(absent[0], package, extension.uid))
             else:
                 extensions.append(extension)

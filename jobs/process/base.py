@@ -188,8 +188,7 @@ class BaseTrainProcess(BaseProcess):
         if own_name:
             self.save_root = self.save_root / own_name
         if isinstance(self.section, ProcessConfig):
-            run_folder = self.section.run_folder(JobContext(job.name))
-            if run_folder:
+            if run_folder := self.section.run_folder(JobContext(job.name)):
                 self.save_root = run_folder
 
     def run(self) -> None:

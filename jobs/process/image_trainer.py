@@ -245,8 +245,7 @@ class ImageTrainer(Trainer):
         stores = self.stores
         dtype = DTYPES[section.train.dtype]
         extra_prompts = self.extra_prompts
-        stream = self.data.stream
-        if stream:
+        if stream := self.data.stream:
             keep_text = bool(section.requested_text_cache(stream.settings))
             encoder = ItemEncoder(model, dtype)
             self.dataset = StreamLatents(
@@ -468,8 +467,6 @@ class ImageTrainer(Trainer):
         """Trains to the end, or until a stop; then says what of a stream could not be
         used."""
         train(run, source, step)
-        stream = self.data.stream
-        if stream:
-            line = stream.unreadable.summary()
-            if line:
+        if stream := self.data.stream:
+            if line := stream.unreadable.summary():
                 logger.warning(line)

@@ -427,8 +427,7 @@ class Trainer(BaseTrainProcess):
         verified, or sees another one."""
         if start.checkpoint is None or self.process_group.is_single_process:
             return
-        fault = verify(start.checkpoint, by_hash=False)
-        if fault:
+        if fault := verify(start.checkpoint, by_hash=False):
             raise RunError(
                 f"{start.checkpoint.absolute()}: process {self.process_group.rank} does not see this state ({fault}). "
                 "All machines need the same training_folder: give one that they share."

@@ -59,7 +59,7 @@ from toolkit.plan.memory_plan import plan_memory
 from toolkit.plan.oom_hints import suggestions
 from toolkit.plan.planning import Planner, times_in_run
 from toolkit.plan.run_plan import SaveSize
-from toolkit.plan.run_time import run_work, times_key
+from toolkit.plan.run_time import run_work, steps_and_guidance, times_key
 from toolkit.plan.step_time import RunTime
 from toolkit.registry import hinted_tool
 from toolkit.system.distributed_env import read_distributed_env
@@ -131,8 +131,7 @@ class SdPlanner(Planner[DiffusionSection]):
                 yield from error.errors
                 continue
             size = Size(picture.width, picture.height)
-            reason = too_large(self.family.drawable(size), self.family)
-            if reason:
+            if reason := too_large(self.family.drawable(size), self.family):
                 yield Diagnostic((place,), reason)
             for text_key, text in (
                 ("prompt", picture.prompt),
@@ -292,8 +291,7 @@ class SdPlanner(Planner[DiffusionSection]):
         """Lines on what is done with the model and the images, where a user may not
         expect it."""
         yield from yet_to_come(self.section.model, self.job)
-        terms = self.family.terms
-        if terms:
+        if terms := self.family.terms:
             tool = hinted_tool("publication")
             writer = f", which {COMMAND} {tool} writes" if tool else ""
             yield (
@@ -314,15 +312,13 @@ class SdPlanner(Planner[DiffusionSection]):
     def _made(self, data: ImageData) -> Iterator[str]:
         """How many images the base model has still to make, and where all of them
         are."""
-        recipes = {}  # image file -> its recipe
-        for sample in data.scan.samples:
-            if sample.made:
-                recipes[sample.image] = sample.made
+        recipes = {
+            sample.image: sample.made for sample in data.scan.samples if sample.made
+        }
         if not recipes:
             return
         path, first = next(iter(recipes.items()))
-        missing = len(not_made_yet(data.items))
-        if missing:
+        if missing := len(not_made_yet(data.items)):
             guidance = (
                 f" at guidance {first.guidance_scale:g}"
                 if first.guidance_scale > 1
@@ -372,11 +368,11 @@ class SdPlanner(Planner[DiffusionSection]):
         published with, and of captions and prompts whose end it does not get."""
         pictures = self.section.sample_pictures()
         least = self.family.min_references
-        images = 0
-        for sample in data.scan.samples:
-            if len(sample.control_images) < least and not sample.layers:
-                images += 1
-        samples = sum(1 for picture in pictures if len(picture.ctrl_img) < least)
+        images = sum(
+            len(sample.control_images) < least and not sample.layers
+            for sample in data.scan.samples
+        )
+        samples = sum(len(picture.ctrl_img) < least for picture in pictures)
         title = title_of(self.section.model, self.family)
         for count, noun, key in (
             (images, "image", "control_path"),
@@ -385,10 +381,11 @@ class SdPlanner(Planner[DiffusionSection]):
             if count:
                 subject = f"{noun}s have" if count > 1 else f"{noun} has"
                 yield f"warning: {count:,} {subject} no control image, but {title} is made to edit one. Give {key}."
-        captions = []
-        for sample in data.scan.samples:
-            for text in sample.texts:
-                captions.append((f"{sample.image}: its caption has", text))
+        captions = [
+            (f"{sample.image}: its caption has", text)
+            for sample in data.scan.samples
+            for text in sample.texts
+        ]
         yield from self._cut_texts("captions", captions)
         prompts = [
             (f"sample: {shorten(picture.prompt, 40)!r} has", picture.prompt)
@@ -399,11 +396,11 @@ class SdPlanner(Planner[DiffusionSection]):
     def _cut_texts(self, noun: str, texts: Iterable[tuple[str, str]]) -> Iterator[str]:
         """A warning of texts whose end the model does not get. texts: (begin of the
         warning, text)."""
-        notes = []
-        for subject, text in texts:
-            note = self.family.prompt_note(self.section.model, text)
-            if note:
-                notes.append(f"{subject} {note}")
+        notes = [
+            f"{subject} {note}"
+            for subject, text in texts
+            if (note := self.family.prompt_note(self.section.model, text))
+        ]
         if not notes:
             return
         others = len(notes) - 1
@@ -434,11 +431,11 @@ class SdPlanner(Planner[DiffusionSection]):
 
     def _stream_line(self, stream: DatasetConfig) -> str:
         """When a stream is encoded, and which results are cached."""
-        cached = []
-        if stream.cache_latents_to_disk:
-            cached.append("latents")
-        if self.section.requested_text_cache(stream):
-            cached.append("text embeddings")
+        kept = {
+            "latents": stream.cache_latents_to_disk,
+            "text embeddings": self.section.requested_text_cache(stream),
+        }
+        cached = [what for what, is_kept in kept.items() if is_kept]
         caching = (
             f"; {' and '.join(cached)} are kept on the disk"
             if cached
@@ -457,8 +454,7 @@ class SdPlanner(Planner[DiffusionSection]):
         """The LoRA files that are active with the network at times, those that are
         merged into the model, and what quantization costs."""
         yield from self._assistant()
-        few_step = self.section.train.few_step_loss
-        if few_step:
+        if few_step := self.section.train.few_step_loss:
             since = (
                 f"after {few_step.start:.0%} of the steps, " if few_step.start else ""
             )
@@ -469,8 +465,7 @@ class SdPlanner(Planner[DiffusionSection]):
                 f"{few_step.teacher_steps} steps for each of them"
             )
         yield from map(_deployment_line, self.section.deployments().values())
-        decoder = self.section.decoder()
-        if decoder:
+        if decoder := self.section.decoder():
             yield f"sample.vae_path: samples are decoded with {decoder.name}; latents and training stay as they are"
         for lora in self.section.model.base_loras:
             yield f"merged into the model before training: {lora.file_name()} times {lora.multiplier:g}"
@@ -482,8 +477,7 @@ class SdPlanner(Planner[DiffusionSection]):
         assistant = self.section.train.assistant
         published = self._published_assistant()
         if assistant:
-            download = assistant.to_download()
-            if download:
+            if download := assistant.to_download():
                 yield f"train.assistant: {download} is not in the hub cache: the run downloads it first"
             name = Path(assistant.file()).name
             strength = f"{assistant.multiplier:g}"
@@ -534,8 +528,7 @@ class SdPlanner(Planner[DiffusionSection]):
         }
         for name, factor in train.preservations().items():
             yield f"{name}: keeps the model's prediction for {prompts[name]} unchanged (weight {factor:g})"
-        count = len(train.preservations())
-        if count:
+        if count := len(train.preservations()):
             yield f"that takes {2 * count} more predictions per micro-batch, {count} of them with a backward pass"
         network = self.section.network
         # of other kinds the rank is not that of a product of two matrices
@@ -545,8 +538,7 @@ class SdPlanner(Planner[DiffusionSection]):
         chosen = [
             min(layers[name]) for name in select_target_modules(network, list(layers))
         ]
-        narrow = [width for width in chosen if width < network.linear]
-        if narrow:
+        if narrow := [width for width in chosen if width < network.linear]:
             yield (
                 f"warning: network.linear {network.linear} exceeds the width of {len(narrow)} of {len(chosen)} layers "
                 f"(smallest: {min(chosen)}); the extra rank has no effect there"
@@ -623,8 +615,7 @@ def _samples(section: DiffusionSection, family: ModelFamily) -> str:
     if section.train.disable_sampling or not pictures or section.sample is None:
         return "samples: none"
     first = pictures[0]
-    guidance = family.guidance if first.guidance_scale is None else first.guidance_scale
-    steps = first.sample_steps or family.sample_steps
+    steps, guidance = steps_and_guidance(first, family)
     images = (
         f"1 image in {steps} steps"
         if len(pictures) == 1

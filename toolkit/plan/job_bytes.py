@@ -566,8 +566,7 @@ def _encoder_bytes(inputs: _Inputs) -> EncoderBytes:
     ) * number_bytes
     text_read = text_file
     text_layer = None
-    layers = facts.text_layers
-    if layers:
+    if layers := facts.text_layers:
         text_read = _layers_read(inputs, layers)
         taken = []
         for image in images.encoded:

@@ -86,8 +86,7 @@ def lead_on(section: object, own_images: bool) -> list[str]:
         return []
     new = command("new", "my_char", "datasets/my_char")
     lines = [f"{new}   # your own images, in that folder: docs/first_character.md"]
-    page = hinted_tool("page")
-    if page:
+    if page := hinted_tool("page"):
         lines.append(f"{command(page)}   # all of it in a browser: docs/web.md")
     return lines
 

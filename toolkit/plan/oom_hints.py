@@ -89,8 +89,7 @@ def advice_line(
         if machine.limit is None
         else f"warning: {_has(plan, limit)}: not enough"
     )
-    named = "; ".join(changes())
-    if named:
+    if named := "; ".join(changes()):
         return f"{there}; in this order until it fits: {named}"
     return f"{there}, and no setting is left to change"
 
@@ -264,8 +263,7 @@ def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
         (size for dataset in section.datasets for size in dataset.resolution),
         key=area_of,
     )
-    smaller = smaller_resolution(largest)
-    if smaller:
+    if smaller := smaller_resolution(largest):
         yield MemorySaving(f"datasets[].resolution: {smaller}")
 
 

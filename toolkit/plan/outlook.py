@@ -103,8 +103,7 @@ class ModelOutlook:
         """The lines of a plan: the model with its licence and size, its single files,
         and the download if any."""
         line = f"model: {self.name}"
-        facts = ", ".join(filter(None, (self.title, self.licence)))
-        if facts:
+        if facts := ", ".join(filter(None, (self.title, self.licence))):
             line += f" ({facts})"
         if self.bytes is not None:
             line += f", {readable_size(self.bytes)}"
@@ -120,8 +119,7 @@ class ModelOutlook:
         room for the download. Nothing where it may start. device: as the job gives it.
         """
         size = model_bytes(model) if self.family and not self.comes_later else 0
-        no_device = why_no_device_here(device, size)
-        if no_device:
+        if no_device := why_no_device_here(device, size):
             yield no_device
         no_room = self.download.why_no_room(self.name) if self.download else ""
         if no_room:

@@ -127,8 +127,7 @@ class Planner(ABC, Generic[SectionT]):
             "a GPU, which is not available here" if is_elsewhere else "the GPU"
         )
         yield from memory.notes
-        line = advice_line(memory, self.machine, self.savings)
-        if line:
+        if line := advice_line(memory, self.machine, self.savings):
             yield line
 
     def savings(self) -> Iterable[str]:
@@ -204,8 +203,7 @@ class Planner(ABC, Generic[SectionT]):
         yield from data.scan.notes
         yield from alpha_notes(data, self.pixel_channels)
         yield from colour_notes(data)
-        half_empty = batch_note(data.items, train.batch_size)
-        if half_empty:
+        if half_empty := batch_note(data.items, train.batch_size):
             yield half_empty
         pictures = (
             section.sample_pictures() if hasattr(section, "sample_pictures") else ()
@@ -253,23 +251,20 @@ class Planner(ABC, Generic[SectionT]):
         if self.against_compiling:
             yield f"train.compile auto: the blocks are not compiled: {self.against_compiling}"
         elif self._compiles_by_choice() and self.machine.kind == "cuda":
-            note = compiling_note()
-            if note:
+            if note := compiling_note():
                 yield note
 
     def dry_run(self) -> RunPlan:
         """The plan with the outlook of a start, where both are known already."""
         section = self.section
-        lines = tuple(self.without_model())
-        if lines:
+        if lines := tuple(self.without_model()):
             return self._uncounted(lines)
         data = self.scan()
         plan = self.plan(data)
         reasons = []
         model = section.model if isinstance(section.model, ModelConfig) else None
         if model is None:
-            no_device = why_no_device_here(section.device, 0)
-            if no_device:
+            if no_device := why_no_device_here(section.device, 0):
                 reasons.append(no_device)
         for reason in why_not_started(
             section, section.run_folder(self.job), plan, self.machine
@@ -499,8 +494,7 @@ def why_not_started(
     """Why a run of this plan does not start, most important first: the memory, then the
     disk. Nothing where it may start. folder: of the run."""
     if plan.memory:
-        lack = why_too_large(section, machine, plan.memory)
-        if lack:
+        if lack := why_too_large(section, machine, plan.memory):
             yield f"memory: {lack}"
     try:
         if plan.save_size:
@@ -592,8 +586,7 @@ def colour_notes(data: ImageData) -> Iterator[str]:
     (name, first), *others = counts
     parts = [f"{first:,} {'images' if first > 1 else 'image'} converted from {name}"]
     parts += [f"{count:,} from {name}" for name, count in others[: _NAMED_COLOURS - 1]]
-    rest = sum(count for _, count in others[_NAMED_COLOURS - 1 :])
-    if rest:
+    if rest := sum(count for _, count in others[_NAMED_COLOURS - 1 :]):
         parts.append(f"{rest:,} from others")
     clipped = (
         "; light above white is clipped"

@@ -250,8 +250,7 @@ def path_hint(path: str) -> str:
     """A hint at the likely mistake in a path that does not exist; empty where none is
     recognised."""
     for pattern, words in _PATH_HINTS:
-        match = re.search(pattern, path)
-        if match:
+        if match := re.search(pattern, path):
             return words.format(match.group(), *match.groups())
     return odd_characters(path)
 

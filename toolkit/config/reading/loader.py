@@ -198,9 +198,7 @@ def check_given_name(name: str | None) -> None:
     """Raises ConfigErrors for a name given by `-n` that no folder of a job may have."""
     if name is None:
         return
-    fault = _CACHE_NAME if name == CACHE_FOLDER else folder_name_error(name)
-    if fault:
-        raise ConfigErrors([Diagnostic(("-n",), f"{name!r} {fault}")])
+    _refuse_name("-n", name, _CACHE_NAME if name == CACHE_FOLDER else "")
 
 
 def read_written(
@@ -339,10 +337,14 @@ def read_name(config: ConfigNode, diagnostics: Diagnostics) -> str:
 def seed_name(name: str, seed: int) -> str:
     """The name of a job with another seed. Raises ConfigErrors where it is too long."""
     named = f"{name}_seed{seed}"
-    fault = folder_name_error(named)
-    if fault:
-        raise ConfigErrors([Diagnostic(("--seeds",), f"{named!r} {fault}")])
+    _refuse_name("--seeds", named)
     return named
+
+
+def _refuse_name(flag: str, name: str, fault: str = "") -> None:
+    fault = fault or folder_name_error(name)
+    if fault:
+        raise ConfigErrors([Diagnostic((flag,), f"{name!r} {fault}")])
 
 
 def with_seed(root: ConfigNode, find_model: FindModel, seed: int) -> ConfigNode:
@@ -550,16 +552,12 @@ def places_of_images(process: ConfigNode, diagnostics: Diagnostics) -> dict[Path
     """Text of a dataset or of the validation, which may be a path -> its place and
     key."""
     sections = [process.child(key) for key in ("datasets", "validation")]
-    texts = []
-    for section in sections:
-        if section:
-            texts += [node for node in section.walk() if isinstance(node.value, str)]
-    places = {
+    return {
         Path(os.path.expanduser(node.value)): diagnostics.place(node)
-        for node in texts
-        if "\x00" not in node.value
+        for section in sections
+        for node in (section.walk() if section else ())
+        if isinstance(node.value, str) and "\x00" not in node.value
     }
-    return places
 
 
 # ---------------------------------------------------------------- what needs the file

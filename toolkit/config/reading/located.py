@@ -125,20 +125,16 @@ def dotted(path: KeyPath) -> str:
     before `process`."""
     if path[:2] == ("config", "process") and len(path) > 2:
         path = path[1:]
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return text.removeprefix(".")
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return "".join(parts).removeprefix(".")
 
 
 def general(path: KeyPath) -> str:
     """A path inside a process as the reference page writes it:
     `datasets[].num_repeats`."""
     inside = path[2:] if path[:2] == DEFAULTS else path[3:]
-    text = ""
-    for part in inside:
-        text += "[]" if isinstance(part, int) else f".{part}"
-    return text.removeprefix(".")
+    parts = ("[]" if isinstance(part, int) else f".{part}" for part in inside)
+    return "".join(parts).removeprefix(".")
 
 
 def show(node: ConfigNode) -> str:

@@ -116,6 +116,12 @@ def _default_of(model: type[BaseModel], name: str) -> str:
     return f"the default is {text}"
 
 
+def rules_of(model: type[BaseModel] | None) -> type[StrictModel]:
+    """The class variables that say how a section is read: the base's, so none, where it
+    is not a StrictModel."""
+    return model if model and issubclass(model, StrictModel) else StrictModel
+
+
 class Normaliser:
     """Walks a section along its model. One instance serves all processes of a job.
 
@@ -163,7 +169,7 @@ class Normaliser:
         if not isinstance(node.value, dict):
             return node
         fields = field_names(model)
-        strict = model if issubclass(model, StrictModel) else StrictModel
+        strict = rules_of(model)
         known = {*fields, *also_known, *strict.other_shapes}
         open_ended = model.model_config.get("extra") == "allow"
         entries: dict[str, ConfigNode] = {}
@@ -181,13 +187,12 @@ class Normaliser:
             if self.is_given(model, key, child):
                 entries[key] = child
         entries = strict.rewrite(entries, self.diagnostics)
-        walked: dict[str, ConfigNode | None] = {}
-        for key, child in entries.items():
-            if key in fields:
-                annotation = model.model_fields[fields[key]].annotation
-                walked[key] = self.field(annotation, child)
-            else:
-                walked[key] = child
+        walked = {
+            key: self.field(model.model_fields[fields[key]].annotation, child)
+            if key in fields
+            else child
+            for key, child in entries.items()
+        }
         for key in strict.saved_weights:
             child = walked.get(key)
             if child:
@@ -207,8 +212,7 @@ class Normaliser:
             ]
             return replace(node, value=[*chain.from_iterable(parts)])
         text = node.value if isinstance(node.value, str) else ""
-        of_pattern = saved_like(text)
-        if of_pattern:
+        if of_pattern := saved_like(text):
             names = ", ".join(file.name for file in of_pattern)
             self.diagnostics.warn(
                 node, f"{text!r} is found in '{of_pattern[0].parent}': {names}."
@@ -268,7 +272,7 @@ class Normaliser:
         """False for null and "": the default applies. An error where there is no
         default; a warning where nothing is written, and of an empty text in the place
         of another default. A written null is meant."""
-        strict = model if issubclass(model, StrictModel) else StrictModel
+        strict = rules_of(model)
         name = field_names(model).get(key)
         if not child.is_blank or (child.value == "" and key in strict.may_be_empty):
             return True
@@ -280,13 +284,11 @@ class Normaliser:
             name,
             *(ours.rpartition(".")[2] for ours in (row.ours if row else ())),
         ]
-        optional = []
-        for field in fields:
-            if field not in model.model_fields:
-                continue
-            if not model.model_fields[field].is_required():
-                optional.append(field)
-        name = optional[0] if optional else None
+        given = (field for field in fields if field in model.model_fields)
+        name = next(
+            (field for field in given if not model.model_fields[field].is_required()),
+            None,
+        )
         is_left_out = child.value is None and child.text == ""
         is_empty_text = (
             child.value == "" and child.written is None and key in field_names(model)
@@ -311,7 +313,7 @@ class Normaliser:
             items = [self.field(inner, item) for item in node.value]
             return replace(node, value=[item for item in items if item is not None])
         model = section_model(annotation)
-        strict = model if model and issubclass(model, StrictModel) else StrictModel
+        strict = rules_of(model)
         if strict.short_for and not isinstance(node.value, dict):
             node = replace(node, value={strict.short_for: node})
         if model and isinstance(node.value, dict):
@@ -351,21 +353,21 @@ def is_ours(
     if model is None or not isinstance(node.value, dict):
         return True
     fields = field_names(model)
-    strict = model if issubclass(model, StrictModel) else StrictModel
+    strict = rules_of(model)
     known = {*fields, *strict.other_shapes, *strict.removed_keys, *also_known}
     if not node.value.keys() <= known:
         return False
-    for key, child in node.value.items():
-        if key in fields:
-            if not is_ours(model.model_fields[fields[key]].annotation, child):
-                return False
-    return True
+    return all(
+        is_ours(model.model_fields[fields[key]].annotation, child)
+        for key, child in node.value.items()
+        if key in fields
+    )
 
 
 def _meant(key: str, model: type[BaseModel]) -> str:
     """The remedy for a word that people write for a key: by the section's table, or
     where the word is a part of the name of its main key (`path` for `folder_path`)."""
-    strict = model if issubclass(model, StrictModel) else StrictModel
+    strict = rules_of(model)
     meant = strict.common_words.get(
         key, strict.lone_key if key in strict.lone_key.split("_") else ""
     )
@@ -396,7 +398,7 @@ def other_names(
 ) -> Mapping[str, ForeignName]:
     """The names that a section reads besides its fields: its other shapes, its removed
     keys, and the keys of other programs."""
-    strict = section if issubclass(section, StrictModel) else StrictModel
+    strict = rules_of(section)
     removed = {
         key: ForeignName("idle", says=f"removed in {row.version}")
         for key, row in strict.removed_keys.items()
@@ -430,7 +432,7 @@ def places_of_keys(
         visited.add(section)
         for key in read_names(other_names(section, foreign_keys)):
             foreign.setdefault(key, []).append(at)
-        for key in section.other_shapes if issubclass(section, StrictModel) else ():
+        for key in rules_of(section).other_shapes:
             places.setdefault(key, []).append(at)
         for key, name in field_names(section).items():
             places.setdefault(key, []).append(at)
@@ -440,8 +442,7 @@ def places_of_keys(
                 (annotation, below),
                 (item_annotation(annotation), f"{below}[]"),
             ):
-                inner = section_model(child)
-                if inner:
+                if inner := section_model(child):
                     waiting.append((inner, place))
     return foreign | places
 

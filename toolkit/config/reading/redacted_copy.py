@@ -42,8 +42,7 @@ def saved_text(
     or not all of it. seed: `root` has it, and `text` another one, or none.
     """
     redactions = [(*node.span, REDACTED) for node in secret_scalars(root)]
-    reader = foreign_file(root)
-    if reader:
+    if reader := foreign_file(root):
         named = reader.renamed(root, new_name) if new_name is not None else root
         return redact(
             _dump(named, None) if rewrite or new_name else _edit(text, redactions)

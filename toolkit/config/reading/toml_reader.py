@@ -214,8 +214,7 @@ def _places(text: str, file: str) -> Places:
         line = lines[at]
         first = at
         at += 1
-        head = _HEAD.match(line)
-        if head:
+        if head := _HEAD.match(line):
             *above, newest = _keys(head[2])
             table = ()
             for part in above:  # of a list of tables the newest is meant
@@ -230,8 +229,7 @@ def _places(text: str, file: str) -> Places:
                 table = (*table, count[table])
             places[table] = (SourceLocation(at, head.start(1) + 1, file),) * 2
         else:
-            statement = _STATEMENT.match(line)
-            if statement:
+            if statement := _STATEMENT.match(line):
                 key = (*table, *_keys(statement[1]))
                 places[key] = (
                     SourceLocation(at, statement.start(1) + 1, file),

@@ -256,11 +256,10 @@ def _add(
     many = item_annotation(field.annotation) is not Any
     last = name.rpartition(".")[2]
     if by_place and name in model.positional:
-        optional = "*" if many else "?"
         if field.is_required():
             nargs = "+" if many else None
         else:
-            nargs = optional
+            nargs = "*" if many else "?"
         parser.add_argument(
             name, nargs=nargs, default=None, help=about, metavar=name.upper()
         )

@@ -422,8 +422,7 @@ def number_remedy(text: str, whole: bool, place: Place | None = None) -> str:
     if not whole:
         readings[_DECIMAL_COMMA] = lambda parts: f"{parts[1]}.{parts[2]}"
     if whole:
-        sides = _sides(text)
-        if sides:
+        if sides := _sides(text):
             return (
                 f"Write {sides[0]}."
                 if len(set(sides)) == 1
@@ -431,8 +430,7 @@ def number_remedy(text: str, whole: bool, place: Place | None = None) -> str:
             )
     meant = []
     for pattern, read in readings.items():
-        match = re.fullmatch(pattern, text.strip())
-        if match:
+        if match := re.fullmatch(pattern, text.strip()):
             meant.append(read(match))
             break
     if re.fullmatch(_LIST, text.strip()) and not (meant and not whole):

@@ -68,8 +68,7 @@ def binary_kind(path: str | Path) -> str:
 def read_text(path: str | Path, diagnostics: Diagnostics) -> str:
     """The file as text, with line breaks as LF and without a byte order mark. Raises
     ConfigErrors where it is missing, not UTF-8, binary or cannot be read."""
-    kind = binary_kind(path)
-    if kind:
+    if kind := binary_kind(path):
         diagnostics.fatal(_NOWHERE, (), kind)
     try:
         return (

@@ -428,8 +428,7 @@ class ModelConfig(StrictModel):
         error."""
         name = entries.get("name_or_path")
         if name is not None:
-            model = REPACKED.get(str(name.value).lower())
-            if model:
+            if model := REPACKED.get(str(name.value).lower()):
                 entries["name_or_path"] = replace(name, value=model, text=model)
                 diagnostics.warn(
                     name,
@@ -439,8 +438,7 @@ class ModelConfig(StrictModel):
         for switch, qtype in (("quantize", "qtype"), ("quantize_te", "qtype_te")):
             node = entries.get(switch)
             if node and isinstance(node.value, str):
-                meant = _meant_type(node.value)
-                if meant:
+                if meant := _meant_type(node.value):
                     remedy = f"Write '{switch}: true' and '{qtype}: {meant}'."
                     diagnostics.error(
                         node, f"{show(node)} is neither true nor false. {remedy}"

@@ -635,8 +635,7 @@ def weight_files(part: Path) -> list[Path]:
     Raises UserError, which names what is missing or outside of the folder, and for
     weights that another program has quantized.
     """
-    fault = quantization_fault(part)
-    if fault:
+    if fault := quantization_fault(part):
         raise UserError(fault)
     indexes = (part / f"{name}.index.json" for name in WEIGHT_NAMES)
     index = next((path for path in indexes if path.is_file()), None)
@@ -655,13 +654,11 @@ def weight_files(part: Path) -> list[Path]:
     ):
         raise UserError(f"{index}: has no 'weight_map' from weights to files. {_AGAIN}")
     names = sorted(set(weight_map.values()))
-    outside = [name for name in names if Path(name).name != name or "\\" in name]
-    if outside:
+    if outside := [name for name in names if Path(name).name != name or "\\" in name]:
         raise UserError(
             f"{index}: {outside[0]!r} is not the name of a file beside it. {_AGAIN}"
         )
-    missing = [name for name in names if not (part / name).is_file()]
-    if missing:
+    if missing := [name for name in names if not (part / name).is_file()]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(f"{part}: missing weight files: {missing[0]}{more}. {_AGAIN}")
     return [part / name for name in names]
@@ -750,8 +747,7 @@ def hub_fault(name: str, revision: str | None, given: Collection[str] = ()) -> s
         return no_index(name, folder)
     if folder:
         return ModelFolder(folder, name).fault(given)
-    index = cached_index(name, revision)
-    if index:
+    if index := cached_index(name, revision):
         # An interrupted download is completed by the run, unless the hub is offline.
         model_folder = ModelFolder(index.parent, name)
         try:

@@ -41,12 +41,13 @@ def prompts_to_samples(
     elif given and given[0] is not entries.get("samples"):
         entries["samples"] = _items(given[0], diagnostics)
     elif given and isinstance(given[0].value, list):
-        items = []
-        for item in given[0].value:
-            if not isinstance(item.value, str) or _is_text(item, diagnostics):
-                if isinstance(item.value, str):
-                    item = replace(item, value={"prompt": item})
-                items.append(item)
+        items = [
+            replace(item, value={"prompt": item})
+            if isinstance(item.value, str)
+            else item
+            for item in given[0].value
+            if not isinstance(item.value, str) or _is_text(item, diagnostics)
+        ]
         entries["samples"] = replace(given[0], value=items)
 
 
@@ -106,8 +107,7 @@ def text_of(file: ConfigNode, diagnostics: Diagnostics) -> str | None:
             )
             return None
         contents = read_source(path)
-        stands_in = in_its_place(contents)
-        if stands_in:
+        if stands_in := in_its_place(contents):
             diagnostics.error(file, f"{show(file)} {stands_in}.")
             return None
         return contents.decode("utf-8-sig")
@@ -127,19 +127,17 @@ def _lines(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
     text = text_of(file, diagnostics)
     if text is None:
         return []
-    lines = text.splitlines()
-    prompts = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip() and not line.lstrip().startswith("#"):
-            prompts.append(
-                replace(
-                    file,
-                    value=line.strip(),
-                    path=(*file.path, f"{path.name}:{number}"),
-                    text=line.strip(),
-                    plain=False,
-                )
-            )
+    prompts = [
+        replace(
+            file,
+            value=line.strip(),
+            path=(*file.path, f"{path.name}:{number}"),
+            text=line.strip(),
+            plain=False,
+        )
+        for number, line in enumerate(text.splitlines(), start=1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
     if not prompts:
         diagnostics.error(
             file,
@@ -194,8 +192,7 @@ def read_flags(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None
     if prompt is None or not isinstance(prompt.value, str) or "--" not in prompt.value:
         return
     text, flags = split_flags(prompt.value)
-    strange = [flag for flag in _FLAG.findall(prompt.value) if not _is_known(flag)]
-    if strange:
+    if strange := [flag for flag in _FLAG.findall(prompt.value) if not _is_known(flag)]:
         names = ", ".join(f"'--{name}'" for name in dict.fromkeys(strange))
         diagnostics.warn(
             prompt, f"{names}: no flag of a sample prompt, so it stays in the text."
@@ -257,8 +254,7 @@ def _known_flags(text: str) -> Iterator[re.Match[str]]:
             continue
         yield match
         if KEYS.get(match[1].lower()) in PATHS:
-            quoted = _QUOTED.match(text, at)
-            if quoted:
+            if quoted := _QUOTED.match(text, at):
                 at = quoted.end()  # a quoted path may hold anything
 
 

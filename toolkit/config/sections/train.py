@@ -276,8 +276,7 @@ line, the others for the spread around it."""
 def _confidence(value: Any) -> Any:
     """`95%` as 0.95."""
     if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value)
-        if match:
+        if match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value):
             value = round(float(match[1]) / 100, 12)
     if (
         isinstance(value, bool)
@@ -613,8 +612,7 @@ class OptimizerConfig(StrictModel):
             for message in unnamed_arguments(self.optimizer, self.optimizer_params):
                 yield warning("optimizer_params", message)
             if "." in self.optimizer:
-                code = imported_code(self.optimizer)
-                if code:
+                if code := imported_code(self.optimizer):
                     message = (
                         f"the training imports {code}, and so runs its code. Start "
                         "it only if you trust that file."
@@ -1030,14 +1028,12 @@ class TrainConfig(OptimizationConfig):
         assistant = self.assistant
         few = self.few_step_loss
         preference = self.preference
-        files = {}
-        if assistant:
-            files["assistant"] = (assistant.file(), assistant.multiplier)
-        if few:
-            files["few_step_loss"] = (few.lora, few.weight)
-        if preference and preference.reference:
-            files["preference"] = (preference.reference, 1.0)
-        return files
+        files = {
+            "assistant": assistant and (assistant.file(), assistant.multiplier),
+            "few_step_loss": few and (few.lora, few.weight),
+            "preference": preference and (preference.reference, 1.0),
+        }
+        return {key: file for key, file in files.items() if file and file[0]}
 
     def checkpointing_level(self) -> str:
         """`gradient_checkpointing` as a level: true is "full" and false is "none". Any
@@ -1084,36 +1080,51 @@ class TrainConfig(OptimizationConfig):
         kind = self.noise_levels()
         scheme = self.weighting_scheme
         uses = TIMESTEP_TYPES[self.noise_levels()]
-        if not (
-            "sigmoid_scale" in uses or (kind == "shift" and self.discrete_flow_shift)
-        ):
-            reason = ": only timestep_type sigmoid, shift, qwen_shift, flux_shift and qinglong use it."
-            yield from self.unused("sigmoid_scale", reason)
-        if "discrete_flow_shift" not in uses:
-            yield from self.unused(
-                "discrete_flow_shift", ": only timestep_type shift uses it."
-            )
-        if not ("logit_mean" in uses or (kind == "sigma" and scheme == "logit_normal")):
-            reason = ": only timestep_type logsnr, qinglong_flux, and sigma with weighting_scheme logit_normal use it."
-            yield from self.unused("logit_mean logit_std", reason)
-        if not (kind == "sigma" and scheme == "mode"):
-            yield from self.unused(
+        sigmoid = "sigmoid_scale" in uses or (
+            kind == "shift" and self.discrete_flow_shift
+        )
+        normal = "logit_mean" in uses or (kind == "sigma" and scheme == "logit_normal")
+        scheme_counts = kind == "sigma" or scheme == WEIGHTING_SCHEMES[scheme]
+        cut = self.min_timestep > 0 or self.max_timestep < 1000
+        for is_used, unused, reason in (
+            (
+                sigmoid,
+                "sigmoid_scale",
+                ": only timestep_type sigmoid, shift, qwen_shift, flux_shift and qinglong use it.",
+            ),
+            (
+                "discrete_flow_shift" in uses,
+                "discrete_flow_shift",
+                ": only timestep_type shift uses it.",
+            ),
+            (
+                normal,
+                "logit_mean logit_std",
+                ": only timestep_type logsnr, qinglong_flux, and sigma with weighting_scheme logit_normal use it.",
+            ),
+            (
+                kind == "sigma" and scheme == "mode",
                 "mode_scale",
                 ": only timestep_type sigma with weighting_scheme mode uses it.",
-            )
-        if kind != "sigma" and scheme != WEIGHTING_SCHEMES[scheme]:
-            yield from self.unused(
-                "weighting_scheme", f": {scheme} only applies to timestep_type sigma."
-            )
-        if self.min_timestep == 0 and self.max_timestep == 1000:
-            yield from self.unused(
+            ),
+            (
+                scheme_counts,
+                "weighting_scheme",
+                f": {scheme} only applies to timestep_type sigma.",
+            ),
+            (
+                cut,
                 "preserve_distribution_shape",
                 " unless min_timestep or max_timestep is set.",
-            )
-        if self.loss_type != "huber":
-            yield from self.unused(
-                "huber_schedule huber_c huber_scale", ": only loss_type huber uses it."
-            )
+            ),
+            (
+                self.loss_type == "huber",
+                "huber_schedule huber_c huber_scale",
+                ": only loss_type huber uses it.",
+            ),
+        ):
+            if not is_used:
+                yield from self.unused(unused, reason)
         for switch in PRESERVATIONS:
             keys = [
                 key

@@ -3,6 +3,7 @@ job."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -297,6 +298,17 @@ def test_a_default_that_no_process_knows_is_a_mistake_where_it_stands(mistakes) 
     assert mistakes(text) == [
         "6:26: config.defaults.network.dropuot: unknown key. Did you mean 'dropout'?"
     ]
+
+
+def test_defaults_are_merged_into_mappings_alone(mistakes) -> None:
+    text = DEFAULTS.partition("    - {type: encoding}")[0] + "    - sd_trainer\n"
+    assert mistakes(text) == [
+        "10:7: process[0]: 'sd_trainer' is not a mapping. A process has a 'type' and its keys."
+    ]
+    no_mapping = re.sub(r"defaults:\n(    .*\n)+", "defaults: 3\n", DEFAULTS)
+    assert "4:13: config.defaults: 3 is not a mapping of keys and values." in mistakes(
+        no_mapping
+    )
 
 
 def test_a_wrong_default_is_reported_once_at_its_origin(mistakes) -> None:
