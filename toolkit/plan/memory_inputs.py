@@ -164,10 +164,11 @@ def step_shape(
             copies = number + 1  # the codes, unpacked
         elif model.qtype == "fp8_scaled":
             copies = number + FLOAT
-    if bytes_each == number or num_shards(train) > 1:
-        casts = 0
-    else:
-        casts = trained.weights * number // facts.blocks
+    casts = (
+        0
+        if bytes_each == number or num_shards(train) > 1
+        else trained.weights * number // facts.blocks
+    )
     return StepShape(
         tokens=tokens,
         width=facts.width,
@@ -189,9 +190,7 @@ def step_shape(
 def num_shards(train: TrainConfig) -> int:
     """Number of ranks that the blocks of the model are sharded over: all ranks with
     `train.parallel: fsdp`, otherwise 1."""
-    if train.parallel == "fsdp":
-        return read_distributed_env().world_size
-    return 1
+    return read_distributed_env().world_size if train.parallel == "fsdp" else 1
 
 
 def bytes_beside(section: DiffusionSection) -> int:
@@ -205,9 +204,9 @@ def bytes_beside(section: DiffusionSection) -> int:
 def trained_bytes(section: DiffusionSection) -> int:
     """Bytes of one trained number, and of its gradient. Adapters are always float32
     (4); a trained model has the dtype of its weights."""
-    if section.network.trains_model:
-        return DTYPE_BYTES[section.weights_dtype()]
-    return FLOAT
+    return (
+        DTYPE_BYTES[section.weights_dtype()] if section.network.trains_model else FLOAT
+    )
 
 
 def share_of_rank(train: OptimizationConfig) -> tuple[int, int]:
