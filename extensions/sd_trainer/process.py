@@ -279,7 +279,13 @@ class SdTrainerProcess(ImageTrainer):
         )
         sharded = self.network.sharded_params()
         self.process_group.broadcast(
-            [p for name, p in self.network.parameters().items() if name not in sharded]
+            [
+                p
+                for name, p in (
+                    self.network.parameters() | self.network.buffers()
+                ).items()
+                if name not in sharded
+            ]
         )
         steps = self.plan.optimizer_steps
         few = self.section.train.few_step_loss

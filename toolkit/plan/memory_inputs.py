@@ -58,6 +58,9 @@ class TrainableParams:
     """Number of parameters in a saved file: of the whole model where it is trained
     itself."""
 
+    frozen: int = 0
+    """Number of weights that are not trained, but are in files and checkpoints."""
+
     largest_layer: int = 0
     """Number of frozen weights of the largest layer with an adapter."""
 
@@ -86,7 +89,8 @@ class TrainableParams:
             per_weight *= 2
         if train.ema_config.use_ema:
             per_weight += FLOAT
-        return self.weights * per_weight + self.optimizer_bytes(train)
+        frozen = (2 if train.full_bf16 else FLOAT) * self.frozen
+        return self.weights * per_weight + frozen + self.optimizer_bytes(train)
 
 
 def count_trainable_params(
@@ -113,14 +117,19 @@ def count_trainable_params(
     group_of_layers(config.train.lr_groups, chosen)
     # few sizes, many layers
     shapes_of = cache(partial(KINDS[config.network.type].layer_shapes, config.network))
-    added: list[Shape] = []
-    for name in chosen:
-        added += shapes_of(*layers[name]).values()
-    shapes = tuple(added)
+    trained, frozen = (
+        [
+            shape
+            for name in chosen
+            for shape in shapes_of(*layers[name], frozen).values()
+        ]
+        for frozen in (False, True)
+    )
     return TrainableParams(
         tuple(chosen),
-        shapes,
-        sum(map(prod, shapes)),
+        tuple(trained),
+        sum(map(prod, trained + frozen)),
+        sum(map(prod, frozen)),
         max(prod(layers[name]) for name in chosen),
     )
 
