@@ -360,9 +360,7 @@ class Role:
         """Swaps `eval_weights` into the parameters inside the block, and restores the
         raw weights after it. Without an EMA or a schedule-free optimizer it changes
         nothing."""
-        if self.ema:
-            return self.ema.applied()
-        return eval_mode(self.optimizer)
+        return self.ema.applied() if self.ema else eval_mode(self.optimizer)
 
 
 def post_step(role: Role, step_ok: Tensor) -> dict[str, Tensor]:
