@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 
-from extensions.tools.lint.checks import CHECKS
+from extensions.tools.lint.config import CHECKS
 from tests.conftest import ROOT
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
 from toolkit.data.scan.captions import FORMATS
