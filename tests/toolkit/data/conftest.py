@@ -39,7 +39,7 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
         "num_repeats": None,
         "repeats_from_names": None,
         "caption_ext": (".txt",),
-        "default_caption": None,
+        "default_caption": "",
         "captions_file": None,
         "path_map": {},
         "columns": ColumnsConfig(),

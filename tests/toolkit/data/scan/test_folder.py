@@ -296,7 +296,7 @@ def test_golden_caption_files(tmp_path: Path, image, dataset, case: dict) -> Non
     image(tmp_path / "a.png")
     if case["file_text"] is not None:
         (tmp_path / "a.txt").write_bytes(case["file_text"].encode())
-    default = case["options"].get("default_caption")
+    default = case["options"].get("default_caption") or ""
     (sample,) = scan_datasets(
         [dataset(tmp_path, default_caption=default)], case["trigger_word"]
     ).samples
