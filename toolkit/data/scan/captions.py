@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -55,19 +55,16 @@ LIST = "\0"
 def captions_of(text: str) -> list[str]:
     """The captions of a text, with `captions: lines`: its lines that are not empty, and
     the entries of a list."""
-    lines = (line.strip() for line in re.split(f"[{LIST}\n]", text))
-    return [line for line in lines if line]
+    return [*filter(None, map(str.strip, re.split(f"[{LIST}\n]", text)))]
 
 
 def listed(value: Any) -> Any:
     """A list of texts as one text with LIST between them, without empty ones; any other
     value unchanged."""
-    if not isinstance(value, list) or not value:
+    is_list = isinstance(value, list) and bool(value)
+    if not is_list or not all(isinstance(text, str) for text in value):
         return value
-    if not all(isinstance(text, str) for text in value):
-        return value
-    texts = (text.strip() for text in value)
-    return LIST.join(text for text in texts if text)
+    return LIST.join(filter(None, map(str.strip, value)))
 
 
 def caption_files(
@@ -76,22 +73,16 @@ def caption_files(
     """For each suffix the caption files of the images: a name for each of
     `listing.images`, in their order; '' for none. For `a.jpg` this is `a.txt`, else
     `a.jpg.txt`; for `a_end.jpg` with the image suffix `_end` also `a.txt`."""
-    return [_with_suffix(listing, suffix.lower(), image_suffix) for suffix in suffixes]
-
-
-def _with_suffix(
-    listing: DirectoryListing, suffix: str, image_suffix: str
-) -> list[str]:
-    """The caption file with this suffix of each image; '' for none."""
     files = listing.files
-    caption_names = []
-    for stem, names in listing.images.items():
-        name = files.get(stem + suffix) or files.get(names[0] + suffix)
-        if not name:
-            root = root_of(stem, image_suffix) or stem
-            name = files.get(root + suffix, "")
-        caption_names.append(name)
-    return caption_names
+    return [
+        [
+            files.get(stem + suffix)
+            or files.get(names[0] + suffix)
+            or files.get((root_of(stem, image_suffix) or stem) + suffix, "")
+            for stem, names in listing.images.items()
+        ]
+        for suffix in map(str.lower, suffixes)
+    ]
 
 
 def find_captions(
@@ -106,20 +97,23 @@ def find_captions(
     Errors of files are added to `mistakes`.
     """
     texts = listing.texts
-    no_files = listing.no_files
+
+    def read(name: str) -> str | CaptionError:
+        path = listing.path(name)
+        if name in listing.no_files:
+            return CaptionError(path, listing.no_files[name])
+        try:
+            return caption_in(path, read_text(path))
+        except CaptionError as error:
+            return error
+
     captions = [""] * len(listing.images)
     for names in files:
-        unread = []
-        for name, text in zip(names, captions, strict=True):
-            if not name or text or name in texts:
-                continue
-            if name in no_files:
-                mistakes.append(Diagnostic((listing.path(name),), no_files[name]))
-            else:
-                unread.append(name)
-        paths = [listing.path(name) for name in unread]
-        captions_or_errors = thread_map(_caption_or_error, paths)
-        for name, caption in zip(unread, captions_or_errors, strict=True):
+        wanted = zip(names, captions, strict=True)
+        unread = [
+            name for name, text in wanted if name and not text and name not in texts
+        ]
+        for name, caption in zip(unread, thread_map(read, unread), strict=True):
             if isinstance(caption, CaptionError):
                 mistakes.append(Diagnostic((str(caption.path),), caption.reason))
             else:
@@ -127,13 +121,6 @@ def find_captions(
         for index, name in enumerate(names):
             captions[index] = captions[index] or texts.get(name, "")
     return captions
-
-
-def _caption_or_error(path: str) -> str | CaptionError:
-    try:
-        return caption_in(path, read_text(path))
-    except CaptionError as error:
-        return error
 
 
 def caption_of_name(stem: str) -> str:
@@ -260,51 +247,33 @@ def read_text(path: Path | str, utf16: bool = False) -> str:
         raw = b"".join(read_chunks(path))
     except PermissionError as error:
         cause = denied(Path(path))
-        raise CaptionError(
-            path, f"cannot be read: {cause.what}. {cause.remedy}"
-        ) from error
+        reason = f"cannot be read: {cause.what}. {cause.remedy}"
+        raise CaptionError(path, reason) from error
     except OSError as error:
-        raise CaptionError(
-            path, f"cannot be read: {error.strerror or error}"
-        ) from error
+        reason = f"cannot be read: {error.strerror or error}"
+        raise CaptionError(path, reason) from error
     elsewhere = pointer(raw)
     if elsewhere is not None:
         raise CaptionError(path, f"is {GIT_LFS}. {elsewhere.remedy}")
-    # "Unicode text" of a spreadsheet
-    if utf16 and raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
-        return _utf16(path, raw)
-    text_bytes = raw.removeprefix(BOM_UTF8)
-    try:
-        text = text_bytes.decode("utf-8")
-    except UnicodeDecodeError as error:
-        offset = error.start + len(raw) - len(text_bytes)
-        reason = f"is not UTF-8 text: byte 0x{raw[offset]:02x} at offset {offset}. Save it as UTF-8"
-        raise CaptionError(path, _other_kind(raw) or reason) from error
-    if "\0" in text:
-        offset = raw.index(0)
-        reason = f"is not UTF-8 text: a zero byte at offset {offset}. Save it as UTF-8"
-        raise CaptionError(path, _other_kind(raw) or reason)
-    return _with_line_ends(text)
-
-
-def _with_line_ends(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _utf16(path: Path | str, raw: bytes) -> str:
-    try:
-        return _with_line_ends(raw.decode("utf-16"))
-    except UnicodeDecodeError as error:
-        reason = f"is not UTF-16 text, as its first bytes say: {error.reason} at offset {error.start}. Save it as UTF-8"
-        raise CaptionError(path, reason) from error
-
-
-def _other_kind(raw: bytes) -> str:
-    """The message for a file that is not text, if its first bytes tell its kind; else
-    empty."""
     if raw.startswith(b"PK\3\4"):
-        return "is a spreadsheet or another zip file, not text. Export the table as CSV, in UTF-8"
-    return ""
+        what = "is a spreadsheet or another zip file, not text"
+        raise CaptionError(path, f"{what}. Export the table as CSV, in UTF-8")
+    # "Unicode text" of a spreadsheet
+    is_utf16 = utf16 and raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
+    try:
+        text = raw.decode("utf-16" if is_utf16 else "utf-8")
+    except UnicodeDecodeError as error:
+        what = (
+            f"is not UTF-8 text: byte 0x{raw[error.start]:02x} at offset {error.start}"
+        )
+        if is_utf16:
+            what = f"is not UTF-16 text, as its first bytes say: {error.reason} at offset {error.start}"
+        raise CaptionError(path, f"{what}. Save it as UTF-8") from error
+    if "\0" in text and not is_utf16:
+        what = f"is not UTF-8 text: a zero byte at offset {raw.index(0)}"
+        raise CaptionError(path, f"{what}. Save it as UTF-8")
+    text = text.removeprefix("\ufeff")  # the mark of UTF-8
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def add_prefix(caption: str, prefix: str) -> str:
@@ -409,7 +378,10 @@ def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterat
     ]
     if triggers and without:
         shown = ", ".join(repr(shorten(prompt, 40)) for prompt in without[:3])
-        what = f"{len(without)} of {len(prompts)} prompts without the trigger word {' or '.join(map(repr, triggers))}"
+        named = " or ".join(map(repr, triggers))
+        what = (
+            f"{len(without)} of {len(prompts)} prompts without the trigger word {named}"
+        )
         yield f"warning: sample: {what}: {shown}. Write '{PLACEHOLDERS[0]}' into those that are to show what is trained"
 
 
@@ -432,18 +404,13 @@ def usual_word(captions: Sequence[str]) -> tuple[str, int]:
     """
     if len(captions) < 5:
         return "", 0
-    begins = Counter[str]()
-    for text in captions[:1000]:
-        begins[re.split(r"[\s,.;:]", text, maxsplit=1)[0]] += 1
-    word = begins.most_common(1)[0][0]
+    begins = Counter(
+        re.split(r"[\s,.;:]", text, maxsplit=1)[0] for text in captions[:1000]
+    )
+    ((word, _),) = begins.most_common(1)
     count = sum(text.startswith(word) for text in captions)
-    if (
-        word
-        and count >= 0.8 * len(captions)
-        and word.lower() not in _COMMON_WORDS.split()
-    ):
-        return word, count
-    return "", 0
+    is_common = not word or word.lower() in _COMMON_WORDS.split()
+    return ("", 0) if is_common or count < 0.8 * len(captions) else (word, count)
 
 
 def drawn_caption(sample: Sample, seed: int, epoch: int, position: int) -> str:
@@ -451,9 +418,8 @@ def drawn_caption(sample: Sample, seed: int, epoch: int, position: int) -> str:
     as in `caption_for_use`."""
     if not sample.captions:
         return sample.caption
-    return sample.captions[
-        int(seeding.uniform(seed, "caption", epoch, position) * len(sample.captions))
-    ]
+    share = seeding.uniform(seed, "caption", epoch, position)
+    return sample.captions[int(share * len(sample.captions))]
 
 
 def caption_for_use(
@@ -477,13 +443,13 @@ def caption_for_use(
     begin = next((text for text in begins if caption.startswith(text)), "")
     if rules.prefix and caption.startswith(begin + ". "):
         begin += ". "
-    tags = (tag.strip() for tag in caption.removeprefix(begin).split(","))
-    parts = [tag for tag in tags if tag]
-    free = []
-    for index, part in enumerate(parts):
-        has_trigger = bool(rules.trigger) and rules.trigger in part
-        if index >= rules.keep_tokens and not has_trigger:
-            free.append(index)
+    tags = map(str.strip, caption.removeprefix(begin).split(","))
+    parts = [*filter(None, tags)]
+    free = [
+        index
+        for index, part in enumerate(parts)
+        if index >= rules.keep_tokens and not (rules.trigger and rules.trigger in part)
+    ]
     drawn = sorted(
         free,
         key=lambda part: seeding.key(seed, "shuffle_tokens", epoch, position, part),

@@ -14,7 +14,7 @@ for the page and the tools.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
@@ -162,18 +162,19 @@ def _folders(
     folders = []
     for index, dataset in enumerate(datasets):
         if not dataset.from_base:
-            folders += _folders_of_entry(index, dataset, findings)
+            of_entry = _folders_of_entry(dataset, findings)
+            folders += [replace(folder, index=index) for folder in of_entry]
     return folders
 
 
 def _folders_of_entry(
-    index: int, dataset: DatasetConfig, findings: ScanFindings
+    dataset: DatasetConfig, findings: ScanFindings
 ) -> list[ImageFolder]:
     """The folders of one entry of `datasets`, with their tables. What their names look
     like is noted."""
-    folders = [
+    folders: Sequence[ImageFolder] = [
         _with_own_table(folder, findings)
-        for folder in image_folders(index, dataset, findings)
+        for folder in image_folders(dataset, findings)
         if not _asks_for_no_repeats(folder, findings)
     ]
     folders = with_tables_above(dataset, folders, findings)

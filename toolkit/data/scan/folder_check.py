@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import chain
 
@@ -307,8 +307,7 @@ def _with_looks(folder: ImageFolder, findings: ScanFindings) -> ImageFolder:
                 (mask.file, f"is {fault.kind}: {fault.detail}. {fault.remedy}")
             )
     for (kind, remedy), names in by_kind.items():
-        are = "is" if len(names) == 1 else "are"
-        what = f"{len(names):,} of {count_of(len(looks), 'mask')} {are} {kind}: {shorten(names)}"
+        what = f"{_share(names, looks, 'mask', 'is', 'are')} {kind}: {shorten(names)}"
         findings.notes.append(f"warning: {folder.listing.folder}: {what}. {remedy}")
     return replace(folder, mask_looks=tuple(look for _, look in looks))
 
@@ -336,12 +335,10 @@ def _warnings(
 def _odd_repeats(folder: ImageFolder) -> Iterator[str]:
     """A number in the name of a folder that is not read as repeats but was probably
     intended as repeats."""
-    dataset = folder.dataset
-    path = folder.listing.folder
-    if dataset.num_repeats or dataset.repeats_from_names is False:
+    if folder.dataset.num_repeats or folder.dataset.repeats_from_names is False:
         return
-    share = matched_name(path, _FRACTION)
-    count = matched_name(path, _NEARLY_REPEATS)
+    share = matched_name(folder.listing.folder, _FRACTION)
+    count = matched_name(folder.listing.folder, _NEARLY_REPEATS)
     if share:
         what = f"the {share} in its name is not used, as repeats are whole numbers"
         yield f"{what}: each image is used once per epoch"
@@ -356,10 +353,15 @@ def _clear_images(folder: ImageFolder) -> Iterator[str]:
     names = [image.file.name for image in folder.images]
     clear = [name for name in names if CLEAR in facts[name].notes]
     if clear and not folder.dataset.alpha_mask:
-        are = "is" if len(clear) == 1 else "are"
-        what = f"{len(clear):,} of {count_of(len(folder.images), 'image')} {are}"
+        share = _share(clear, names, "image", "is", "are")
         outcome = f"fully transparent, so that nothing of it is seen: {shorten(clear)}"
-        yield f"{what} {outcome}. Export them once more, or remove them"
+        yield f"{share} {outcome}. Export them once more, or remove them"
+
+
+def _share(part: Sized, whole: Sized, what: str, one: str, many: str) -> str:
+    """How many of the whole, with a verb: `1 of 2 images is`."""
+    verb = one if len(part) == 1 else many
+    return f"{len(part):,} of {count_of(len(whole), what)} {verb}"
 
 
 def _small_images(folder: ImageFolder) -> Iterator[str]:
@@ -381,16 +383,11 @@ def _numbers(folders: Sequence[ImageFolder], findings: ScanFindings) -> Iterator
     the question."""
     beside: dict[str, dict[str, int]] = {}
     for folder in folders:
+        dataset = folder.dataset
         path = folder.listing.folder
         name = os.path.basename(os.path.abspath(path))
-        is_decided = (
-            folder.dataset.num_repeats or folder.dataset.repeats_from_names is not None
-        )
-        if (
-            folder.named_repeats
-            and not is_decided
-            and not named_as_regularisation(name)
-        ):
+        is_asked = dataset.repeats_from_names is None and not dataset.num_repeats
+        if is_asked and folder.named_repeats and not named_as_regularisation(name):
             place = os.path.dirname(path.rstrip("/")) or "."
             beside.setdefault(place, {})[name] = folder.repeats
     for place, repeats in beside.items():
@@ -406,17 +403,19 @@ def _numbers(folders: Sequence[ImageFolder], findings: ScanFindings) -> Iterator
 
 def _several_lines(folders: Sequence[ImageFolder]) -> Iterator[str]:
     """Notes captions with line breaks: other programs take one of the lines."""
-    names = []
-    count = 0
-    for folder in folders:
-        if folder.dataset.captions == "one":
-            count += len(folder.images)
-            for image in folder.images:
-                if "\n" in image.caption:
-                    names.append(folder.inside(image.file.name))
+    images = [
+        (folder, image)
+        for folder in folders
+        for image in folder.images
+        if folder.dataset.captions == "one"
+    ]
+    names = [
+        folder.inside(image.file.name)
+        for folder, image in images
+        if "\n" in image.caption
+    ]
     if names:
-        have = "has" if len(names) == 1 else "have"
-        what = f"{len(names):,} of {count_of(count, 'caption')} {have} several lines"
+        what = f"{_share(names, images, 'caption', 'has', 'have')} several lines"
         how = "trained together, as one caption with line breaks ('captions: lines' draws one at each use)"
         yield f"{what}, which are {how}: {shorten(names)}"
 
@@ -424,10 +423,9 @@ def _several_lines(folders: Sequence[ImageFolder]) -> Iterator[str]:
 def _check_captions(folder: ImageFolder, trigger: str) -> Iterator[str]:
     """Warnings for the captions of a folder: count, names, remedy."""
     dataset = folder.dataset
+    default, prefix = dataset.default_caption, dataset.caption_prefix
     used = {
-        image.file.name: add_prefix(
-            image.caption or dataset.default_caption or "", dataset.caption_prefix
-        )
+        image.file.name: add_prefix(image.caption or default, prefix)
         for image in folder.images
     }
     yield from _missing_captions(folder, used, trigger)
@@ -436,14 +434,10 @@ def _check_captions(folder: ImageFolder, trigger: str) -> Iterator[str]:
     if marks:
         count = len({place for kind in marks for place in kind.texts})
         yield f"{count:,} of {count_of(len(used), 'caption')} with {in_words(marks, counted=True)}"
-    if not dataset.is_reg:
-        yield from _odd_captions(used, trigger)
-    if (
-        not trigger
-        and not dataset.is_reg
-        and not dataset.references[1]
-        and not dataset.caption_prefix
-    ):
+    if dataset.is_reg:
+        return
+    yield from _odd_captions(used, trigger)
+    if not (trigger or dataset.references[1] or prefix):
         yield from _trigger_by_hand(folder)
 
 
@@ -452,23 +446,19 @@ def _missing_captions(
 ) -> Iterator[str]:
     """Images without a caption. captions: of each image, with its prefix."""
     missing = [name for name, text in captions.items() if not text]
-    if (
-        not missing
-        or folder.dataset.is_reg
-        or (trigger and len(missing) == len(captions))
-    ):
+    trains_trigger = trigger and len(missing) == len(captions)
+    if not missing or folder.dataset.is_reg or trains_trigger:
         return
-    is_one = len(missing) == 1
-    share = f"{len(missing):,} of {count_of(len(captions), 'image')} {'has' if is_one else 'have'}"
+    share = _share(missing, captions, "image", "has", "have")
     outcome = "with an empty prompt, as there is no trigger_word"
     if trigger:
         outcome = f"with {trigger!r} alone"
     first = split_suffix(missing[0])[0] + folder.dataset.caption_ext[0]
-    remedy = f"Write {first}"
-    if folder.listing.files.get(first):
-        remedy = f"{first} is empty: write the caption into it"
-    more = "" if is_one else " etc."
-    train = "trains" if is_one else "train"
+    is_empty = folder.listing.files.get(first)
+    remedy = (
+        f"{first} is empty: write the caption into it" if is_empty else f"Write {first}"
+    )
+    train, more = ("trains", "") if len(missing) == 1 else ("train", " etc.")
     yield f"{share} no caption ({shorten(missing)}) and {train} {outcome}. {remedy}{more}, or give 'default_caption'"
 
 
@@ -484,9 +474,10 @@ def _left_placeholders(captions: Mapping[str, str], trigger: str) -> Iterator[st
 def _trigger_by_hand(folder: ImageFolder) -> Iterator[str]:
     """A word with which almost all captions begin, where the job has no trigger
     word."""
-    texts = list[str]()
-    for image in folder.images:
-        texts += texts_of(image.caption, folder.dataset)
+    dataset = folder.dataset
+    texts = [
+        text for image in folder.images for text in texts_of(image.caption, dataset)
+    ]
     word, count = usual_word([text for text in texts if text])
     if word and word not in PLACEHOLDERS and word not in nearly_placeholders(word):
         what = f"{count} of {len(texts)} captions begin with {word!r}, and there is no trigger_word"
@@ -496,7 +487,11 @@ def _trigger_by_hand(folder: ImageFolder) -> Iterator[str]:
 def _odd_captions(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
     """Captions that are probably not written as intended. captions: of each image, with
     its prefix."""
-    quoted = [name for name, text in captions.items() if _is_quoted(text)]
+    quoted = [
+        name
+        for name, text in captions.items()
+        if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    ]
     if quoted:
         what = f"{count_of(len(quoted), 'caption')} in quotation marks, which are trained as part of it"
         yield f"{what}: {shorten(quoted)}"
@@ -511,7 +506,3 @@ def _odd_captions(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
     if other:
         what = f"{count_of(len(other), 'caption')} with {trigger!r} in other letters"
         yield f"{what}, so that it is put in front as well: {shorten(other)}"
-
-
-def _is_quoted(text: str) -> bool:
-    return len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"

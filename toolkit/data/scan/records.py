@@ -91,13 +91,10 @@ class ImageFolder:
 
     >>> listing = DirectoryListing("photos/10_anna", "photos/10_anna/", looked_at=0)
     >>> dataset = DatasetConfig(folder_path="photos")
-    >>> folder = ImageFolder(0, dataset, listing, listing, subfolder="10_anna")
+    >>> folder = ImageFolder(dataset, listing, listing, subfolder="10_anna")
     >>> folder.repeats, folder.inside("a.jpg")
     (10, '10_anna/a.jpg')
     """
-
-    index: int
-    """Index of its entry in `datasets`."""
 
     dataset: DatasetConfig
     listing: DirectoryListing
@@ -112,6 +109,9 @@ class ImageFolder:
 
     table: FolderTable | None = None
     """None: captions are in files next to the images."""
+
+    index: int = 0
+    """Index of its entry in `datasets`."""
 
     slots: tuple[Slot, ...] = ()
     """Where control images, layers and masks are looked for, once they are matched."""
