@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,12 +72,11 @@ class TensorCache:
             return None
         version = (len(raw), changed)
         if self._verified.get(key) != version:
-            try:
+            whole = False
+            with suppress(ValueError, RecursionError):
                 header, _, digest = _hashed(raw, key)
                 metadata = header.get(METADATA)
                 whole = isinstance(metadata, dict) and metadata.get("sha256") == digest
-            except (ValueError, RecursionError):
-                whole = False
             if not whole:
                 logger.warning(f"{path}: cache entry is damaged, it is made again")
                 return None
