@@ -483,7 +483,8 @@ def test_patches_come_back_in_every_container_and_way_to_state_the_colours(
     WAYS[name](path)
     assert difference(path) <= 3
     info = inspect_image(path)
-    assert info.colours and info.is_hdr == ("pq" in name or "hlg" in name)
+    assert info.colours == NAMES.get(name, info.colours) != ""
+    assert info.is_hdr == ("pq" in name or "hlg" in name)
     header = inspect_header(path)
     assert (header.colours, header.is_hdr, header.reading) == (
         info.colours,
@@ -725,12 +726,6 @@ def test_avif_is_turned_once_by_either_decoder(
     assert difference(tmp_path / "a.avif") <= 1
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_colours_have_the_names_that_people_know(tmp_path: Path, name: str) -> None:
-    WAYS[name](tmp_path / name)
-    assert inspect_header(tmp_path / name).colours == NAMES[name]
-
-
 def test_a_profile_of_srgb_is_not_counted(tmp_path: Path) -> None:
     from PIL import ImageCms
 
@@ -842,7 +837,7 @@ def test_damaged_headers_are_as_if_nothing_was_said(
         def __init__(self) -> None:
             self.format, self.mode, self.info = suffix.upper(), "RGB", {}
 
-    for index in range(300):
+    for index in range(200):
         damaged = bytearray(whole[: 400 if index % 2 else rng.integers(8, 400)])
         for place in rng.integers(8, len(damaged), 4):
             damaged[place] = rng.integers(256)

@@ -395,7 +395,7 @@ def test_damage_raises_nothing_but_image_errors(tmp_path: Path, suffix: str) -> 
     noise(64, 48).save(path, **SAVE_OPTIONS[suffix])
     whole = path.read_bytes()
     rng = numpy.random.default_rng(1)
-    for _ in range(60):
+    for _ in range(40):
         damaged = bytearray(whole)
         for place in rng.integers(0, min(len(whole), 400), 6):
             damaged[place] = rng.integers(256)
