@@ -314,12 +314,9 @@ class ShardStream:
             for window in windows:
                 count = len(window.samples)
                 for done in range(index + 1, count + 1):
+                    epoch, places = window.next_epoch, window.next
                     if done < count:
-                        epoch = window.epoch
-                        places = window.start
-                    else:
-                        epoch = window.next_epoch
-                        places = window.next
+                        epoch, places = window.epoch, window.start
                     if is_old:
                         at = (places or (_Place(),))[0]._asdict()
                     else:
