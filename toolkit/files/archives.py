@@ -52,9 +52,8 @@ def unpacked(file: str, home: Path) -> Path:
     """
     place = hashlib.sha256(os.fsencode(os.path.realpath(file))).hexdigest()[:16]
     status = os.stat(file)
-    version = hashlib.sha256(
-        repr((status.st_size, status.st_mtime_ns)).encode()
-    ).hexdigest()[:16]
+    size_and_time = repr((status.st_size, status.st_mtime_ns)).encode()
+    version = hashlib.sha256(size_and_time).hexdigest()[:16]
     folder = home / f"{place}-{version}"
     if folder.is_dir():
         return folder
@@ -67,8 +66,8 @@ def unpacked(file: str, home: Path) -> Path:
             _extract(file, temporary)
         try:
             temporary.rename(folder)
-        except OSError:  # another job was faster
-            if not folder.is_dir():
+        except OSError:
+            if not folder.is_dir():  # where it is, another job was faster
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -122,9 +122,8 @@ def to_device(
     """
     if tensor.device.type == "cpu" and device.type == "cuda":
         host = tensor.to(dtype or tensor.dtype)
-        return pinned(lambda pin_memory: host.pin_memory() if pin_memory else host).to(
-            device, non_blocking=True
-        )
+        waiting = pinned(lambda pin_memory: host.pin_memory() if pin_memory else host)
+        return waiting.to(device, non_blocking=True)
     return tensor.to(device, dtype or tensor.dtype)
 
 
@@ -192,11 +191,8 @@ def peak_flops(device: torch.device) -> float:
     """An upper bound of the bf16 matrix operations that a CUDA device does per second,
     roughly."""
     properties = torch.cuda.get_device_properties(device)
-    return (
-        CYCLES
-        * FLOPS_PER_CYCLE.get((properties.major, properties.minor), 512)
-        * properties.multi_processor_count
-    )
+    per_cycle = FLOPS_PER_CYCLE.get((properties.major, properties.minor), 512)
+    return CYCLES * per_cycle * properties.multi_processor_count
 
 
 def peak_memory(device: torch.device) -> int:

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -401,6 +402,22 @@ def test_files_and_folders_can_be_flushed(tmp_path: Path) -> None:
     fsync(tmp_path)
     with pytest.raises(FileNotFoundError):
         fsync(tmp_path / "missing")
+
+
+def test_a_disk_that_cannot_flush_is_a_warning_and_a_file_that_is_lost_an_error(
+    new_process, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").touch()
+    for number, path in ((errno.EINVAL, tmp_path / "a"), (errno.ENOSPC, tmp_path)):
+        monkeypatch.setattr(os, "fsync", lambda _, number=number: fail(number))
+        fsync(path)
+    assert len(said) == 1 and "a power cut may cost the newest files" in said[0]
+    with pytest.raises(OSError, match="No space left"):
+        fsync(tmp_path / "a")
+
+
+def fail(number: int) -> None:
+    raise OSError(number, os.strerror(number))
 
 
 def test_no_secret_gets_into_a_file_and_numbers_stay(tmp_path: Path) -> None:
