@@ -94,7 +94,9 @@ def _names(field: str, path: str, foreign: Mapping[str, ForeignName]) -> str:
     """The names that are accepted for a field, then those that only musubi-tuner has
     for it."""
     accepted = [
-        key for key, row in foreign.items() if row.how == "is" and row.field == field
+        key
+        for key, row in foreign.items()
+        if row.how == "renamed_to" and row.field == field
     ]
     theirs = [
         key
@@ -123,14 +125,16 @@ def _other_names(foreign: Mapping[str, ForeignName]) -> str:
         "Also accepted": [
             f"`{key}` ({_cell(meaning(row))})"
             for key, row in foreign.items()
-            if row.how == "shaped"
+            if row.how == "converted_to"
         ],
         "Accepted with a warning, no effect": [
-            f"`{key}` ({row.says})" for key, row in foreign.items() if row.how == "idle"
+            f"`{key}` ({row.says})"
+            for key, row in foreign.items()
+            if row.how == "not_needed"
         ],
         "Refused unless false": [f"`{key}`" for key, row in foreign.items() if row.on],
         "Not supported yet": [
-            f"`{key}`" for key, row in foreign.items() if row.how == "refused"
+            f"`{key}`" for key, row in foreign.items() if row.how == "only_accepts"
         ],
     }
     return "".join(
@@ -211,7 +215,7 @@ def keys(models: Models) -> dict[str, bool]:
         refused = [
             name
             for name, row in other_names(section, foreign_keys()).items()
-            if row.how == "refused"
+            if row.how == "only_accepts"
         ]
         found |= {dotted(path, name): False for name in refused}
         found |= {dotted(path, name): True for name in section.model_fields}

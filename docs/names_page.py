@@ -8,13 +8,12 @@ from collections.abc import Iterator, Mapping
 from pydantic import BaseModel
 
 from docs.config_page import distinct_sections, dotted, keys
-from extensions.compat.keys import OPTIONS
-from extensions.compat.names import NAMES, PLACES
+from extensions.compat.names import PLACES, names, options
 from toolkit.config.reading.foreign import NO_DEFAULT, ForeignName, foreign_keys
 from toolkit.config.reading.reference import Models
 
 _HEAD = """\
-<!-- Written by docs/generate.py from extensions/compat/names.py, but for what stands below the mark "by hand". -->
+<!-- Written by docs/generate.py from extensions/compat/names.toml, but for what stands below the mark "by hand". -->
 # Coming from another program
 
 A file of musubi-tuner, ai-toolkit or FluxFlow runs as it is. `run.py FILE --dry-run` shows what it becomes,
@@ -109,7 +108,7 @@ def page(models: Models) -> str:
 def _parts(models: Models) -> Iterator[str]:
     sections, known = list(distinct_sections(models)), keys(models)
     yield _HEAD
-    for key, row in OPTIONS.items():
+    for key, (_, row) in options().items():
         yield _row(
             key,
             row,
@@ -119,9 +118,9 @@ def _parts(models: Models) -> Iterator[str]:
     yield _AI_TOOLKIT_HEAD
     for place, remark in _SAME_NAME.items():
         yield f"| `{place}` | `{place}` | `{place.rpartition('.')[0]}` | {remark} |\n"
-    for (program, group), rows in NAMES.items():
+    for (program, group), rows in names().items():
         for key, row in rows.items() if program == "ai-toolkit" else ():
-            if row.ours or (row.how == "refused" and row.says):
+            if row.ours or (row.how == "only_accepts" and row.says):
                 at = PLACES[group]
                 standing = [
                     _standing(key, path, section, row)
@@ -145,8 +144,8 @@ def _standing(key: str, path: str, section: type[BaseModel], row: ForeignName) -
             else ""
         )
     told = {
-        "idle": f", no effect{', refused unless false' if read.on else ''}",
-        "refused": ", not supported yet",
+        "not_needed": f", no effect{', refused unless false' if read.on else ''}",
+        "only_accepts": ", not supported yet",
     }
     return f"{where}{told.get(read.how, '')}"
 

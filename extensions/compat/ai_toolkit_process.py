@@ -42,30 +42,31 @@ def missing_parts(error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if Path(frame.filename).is_file()
     ]
-    lines: list[str] = []
-    for node in ast.walk(ast.parse(Path(files[-1]).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            lines += _line(node.module, [alias.name for alias in node.names])
-    if not lines:
-        return ""
-    return "\n".join(
-        ["ai-toolkit's own code, which this program is not and has not:", *lines]
+    tree = ast.parse(Path(files[-1]).read_text(encoding="utf-8"))
+    lines = [
+        _line(node.module, [alias.name for alias in node.names])
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module
+    ]
+    listed = "\n".join(filter(None, lines))
+    head = "ai-toolkit's own code, which this program is not and has not:"
+    return f"{head}\n{listed}" if listed else ""
+
+
+def _line(module: str, names: list[str]) -> str:
+    """The line of a module that lacks some of the names; empty where it has them all,
+    or is another package."""
+    is_theirs = module.partition(".")[0] in ("toolkit", "jobs")
+    lost = _lost(module, names) if is_theirs else []
+    instead = next(
+        (
+            f": here {ours}"
+            for theirs, ours in INSTEAD.items()
+            if f"{module}.".startswith(f"{theirs}.")
+        ),
+        "",
     )
-
-
-def _line(module: str, names: list[str]) -> list[str]:
-    """The line of a module that lacks some of the names; none where it has them all, or
-    is another package."""
-    if module.partition(".")[0] not in ("toolkit", "jobs"):
-        return []
-    lost = _lost(module, names)
-    if not lost:
-        return []
-    line = f"  {module} ({', '.join(lost)})"
-    for start, instead in INSTEAD.items():
-        if f"{module}.".startswith(f"{start}."):
-            return [f"{line}: here {instead}"]
-    return [line]
+    return f"  {module} ({', '.join(lost)}){instead}" if lost else ""
 
 
 def _lost(module: str, names: list[str]) -> list[str]:
@@ -75,12 +76,11 @@ def _lost(module: str, names: list[str]) -> list[str]:
         imported = import_module(module)
     except ImportError:
         return names
-    lost = [
+    return [
         name
         for name in names
-        if not hasattr(imported, name) and (not _is_module(f"{module}.{name}"))
+        if not hasattr(imported, name) and not _is_module(f"{module}.{name}")
     ]
-    return lost
 
 
 def _is_module(name: str) -> bool:

@@ -22,7 +22,7 @@ from extensions.compat import not_read
 from extensions.compat.foreign_jobs import SCRIPT
 from extensions.compat.musubi import FULL, LORA, flat
 from extensions.compat.musubi import TEXTS as OF_TEXT
-from extensions.compat.names import NAMES, ROWS
+from extensions.compat.names import options, tool_flags
 from extensions.compat.nodes import file_root
 from toolkit.config.reading.foreign import NO_COMMAND
 from toolkit.config.reading.located import (
@@ -238,7 +238,7 @@ def stray_flags(text: str) -> Iterator[tuple[SourceLocation, str]]:
             for word in words
             if word.text.startswith("--")
         }
-        is_end = was_above and not is_above and not flags.isdisjoint(ROWS)
+        is_end = was_above and not is_above and not flags.isdisjoint(options())
         if first is None or not (is_end or _FLAG.match(first.text)):
             continue
         above = lines[first.at.line - 2].strip() if first.at.line > 1 else ""
@@ -413,7 +413,7 @@ def _flags(words: Sequence[_Word], diagnostics: Diagnostics) -> dict[str, Config
             )
             continue
         name, equals, value = word.text[2:].partition("=")
-        meant = [flag for flag in ROWS if flag.startswith(name)]
+        meant = [flag for flag in options() if flag.startswith(name)]
         if len(meant) == 1:  # a beginning that no other has, as in musubi-tuner
             name = meant[0]
         values = [word._replace(text=value)] if equals else []
@@ -423,15 +423,15 @@ def _flags(words: Sequence[_Word], diagnostics: Diagnostics) -> dict[str, Config
             and (name in MANY or not values)
         ):
             values.append(waiting.pop(0))
-        if name not in ROWS:
-            if name in NAMES["musubi", "flags"]:
+        if name not in options():
+            if name in tool_flags():
                 tools = "It is a flag of another script."
             else:
                 tools = ""
             hint = (
                 odd_characters(name)
                 or tools
-                or did_you_mean(name, ROWS, list_all=False)
+                or did_you_mean(name, options(), list_all=False)
             )
             diagnostics.error(
                 _node(name, word, name), f"--{name}: unknown flag. {hint}", at_key=True

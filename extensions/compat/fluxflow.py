@@ -11,29 +11,27 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from extensions.compat.fluxflow_flags import with_flags
+from extensions.compat.fluxflow_flags import with_entry, with_flags, without
 from extensions.compat.fluxflow_keys import (
     DATA,
-    KEYS,
-    NOT_HERE,
-    OTHER_GRAMMARS,
     OUTPUT,
     SECTIONS,
     STEPS,
     TRAINING,
-    WITHOUT_EFFECT,
+    keys,
+    tables,
 )
 from extensions.compat.fluxflow_optimizers import RoleOptimizers
 from extensions.compat.fluxflow_sections import DATASETS, kind_of, section_of
 from extensions.compat.keys import not_a_flag
-from extensions.compat.nodes import at, node_at, tree
+from extensions.compat.nodes import at, entries, node_at, tree
 from toolkit.config.reading.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.reading.normalise import merge_aliases
 from toolkit.config.reading.validate import validate
@@ -113,11 +111,10 @@ class _Guide:
     ) -> ConfigNode:
         if root is not None and not self.reads(root):
             given = ", ".join(f"--{flag}" for flag in flags)
-            listed = ""
-            for flag in flags:
-                remedy = not_a_flag(flag)
-                if remedy:
-                    listed += f" --{flag}: {remedy}"
+            remedies = {flag: not_a_flag(flag) for flag in flags}
+            listed = "".join(
+                f" --{flag}: {remedy}" for flag, remedy in remedies.items() if remedy
+            )
             message = f"{given}: only applies to a file of FluxFlow's guide (data:, training:), and this is a job."
             diagnostics.fatal(root.value_at, (), f"{message}{listed}")
         return with_flags(root, flags, diagnostics)
@@ -133,24 +130,12 @@ class _Guide:
         return _Reader(root, folder, name, diagnostics).job()
 
     def renamed(self, root: ConfigNode, name: str) -> ConfigNode:
-        parent = Path(
-            next((str(node.value) for node in _output_paths(root)), DEFAULT_OUTPUT)
-        ).parent
-        for section in (TRAINING, OUTPUT):
-            node = root.value.get(section)
-            if node is not None and isinstance(node.value, dict):
-                others = {
-                    key: child
-                    for key, child in node.value.items()
-                    if key != "output_path"
-                }
-                root = replace(
-                    root, value={**root.value, section: replace(node, value=others)}
-                )
+        given = [root.find((section, "output_path")) for section in (TRAINING, OUTPUT)]
+        paths = [str(node.value) for node, missing in given if not missing]
+        parent = Path(next(iter(paths), DEFAULT_OUTPUT)).parent
+        root, _ = without(root, "output_path")
         path = replace(root, value=str(parent / name), path=(OUTPUT, "output_path"))
-        output = root.value.get(OUTPUT) or replace(root, value={}, path=(OUTPUT,))
-        output = replace(output, value={**output.value, "output_path": path})
-        return replace(root, value={**root.value, OUTPUT: output})
+        return with_entry(root, OUTPUT, "output_path", path)
 
 
 GUIDE = _Guide()
@@ -220,16 +205,13 @@ class _Step:
 
     def roles(self) -> tuple[str, ...]:
         """What learns."""
-        roles = []
-        if self.trains_flow:
-            roles.append("flow")
-        if self.trains_flow and not self.on("freeze_text_encoder"):
-            roles.append("text_encoder")
-        if self.trains_vae:
-            roles.append("vae")
-        if self.trains_vae and self.adversarial:
-            roles.append("discriminator")
-        return tuple(roles)
+        learns = {
+            "flow": self.trains_flow,
+            "text_encoder": self.trains_flow and not self.on("freeze_text_encoder"),
+            "vae": self.trains_vae,
+            "discriminator": self.adversarial,
+        }
+        return tuple(role for role, is_trained in learns.items() if is_trained)
 
 
 @dataclass
@@ -263,12 +245,9 @@ class _Reader:
         steps = self._steps()
         start = self._checkpoint()
         processes = []
-        for index, step in enumerate(steps):
-            place = "step"
-            if len(steps) == 1:
-                place = "only"
-            elif index == len(steps) - 1:
-                place = "last"
+        for number, step in enumerate(steps, 1):
+            of_several = "last" if number == len(steps) else "step"
+            place = "only" if len(steps) == 1 else of_several
             process = self._process(step, start, place)
             if process is not None:
                 processes.append(tree(process, step.node))
@@ -311,7 +290,7 @@ class _Reader:
         level[key] = merge_aliases(level.get(key), node, self.diagnostics)
 
     def _level(self, node: ConfigNode, place: str) -> Level:
-        """The values of a mapping under the names of KEYS; what is wrong is reported
+        """The values of a mapping under the names of the guide's keys; what is wrong is reported
         and left out."""
         model = section_of(place)
         given: Level = {}
@@ -338,16 +317,17 @@ class _Reader:
         return level
 
     def _unknown(self, node: ConfigNode, key: str, known: Sequence[str]) -> None:
-        if key in WITHOUT_EFFECT or (node.is_blank and key in NOT_HERE):
+        without_effect, not_here = tables()["without_effect"], tables()["not_here"]
+        if key in without_effect or (node.is_blank and key in not_here):
             if not node.is_blank:
-                self.diagnostics.warn(node, f"has no effect: {WITHOUT_EFFECT[key]}.")
+                self.diagnostics.warn(node, f"has no effect: {without_effect[key]}.")
             return
-        if key in NOT_HERE:
-            self.diagnostics.error(node, f"{NOT_HERE[key]}.", at_key=True)
+        if key in not_here:
+            self.diagnostics.error(node, f"{not_here[key]}.", at_key=True)
             return
         belongs = _places(key)
-        if key in OTHER_GRAMMARS:
-            hint = f"Write '{OTHER_GRAMMARS[key]}'."
+        if key in tables()["other_grammars"]:
+            hint = f"Write '{tables()['other_grammars'][key]}'."
         elif belongs:
             hint = f"It belongs in {belongs}."
         else:
@@ -375,7 +355,7 @@ class _Reader:
             given = {
                 key: child
                 for key, child in self.shared.items()
-                if STEPS in KEYS[key].places
+                if STEPS in keys()[key].places
             }
             step = self._step(node_at(node, DEFAULT_STEP), node, {}, given, pipeline)
             return [step] if step else []
@@ -399,10 +379,7 @@ class _Reader:
             )
             return []
         common = pipeline.child("defaults")
-        if common is not None and isinstance(common.value, dict):
-            defaults = self._level(common, STEPS)
-        else:
-            defaults = {}
+        defaults = self._level(common, STEPS) if common and entries(common) else {}
         steps = [self._listed_step(entry, defaults, pipeline) for entry in listed.value]
         return [step for step in steps if step is not None]
 
@@ -471,16 +448,14 @@ class _Reader:
     def _frozen(self, values: Level) -> Level:
         """`freeze: [vae]` as `freeze_vae`, and so on."""
         switches = {
-            **dict.fromkeys(("vae",), "freeze_vae"),
-            **dict.fromkeys(("flow", "flow_processor"), "freeze_flow"),
+            "vae": "freeze_vae",
+            "flow": "freeze_flow",
+            "flow_processor": "freeze_flow",
             "text_encoder": "freeze_text_encoder",
         }
         alone = ("compressor", "expander", "decoder", "discriminator", "D_img")
         listed = values.get("freeze")
-        if listed is not None:
-            names = {item.value: item for item in listed.value}
-        else:
-            names = {}
+        names = {item.value: item for item in listed.value} if listed else {}
         if "compressor" in names and {"expander", "decoder"} & names.keys():
             names = {**names, "vae": names["compressor"]}
         for name, item in names.items():
@@ -542,19 +517,13 @@ class _Reader:
         if pipeline is None:
             return {}
         chosen = chosen or pipeline.child("default_dataset")
-        known = pipeline.child("datasets")
-        if known is not None and isinstance(known.value, dict):
-            entries = known.value
-        else:
-            entries = {}
+        known = entries(pipeline.child("datasets"))
         if chosen is None or chosen.is_blank:
             return {}
-        node = entries.get(chosen.value)
+        node = known.get(chosen.value)
         if node is None:
-            if entries:
-                hint = did_you_mean(str(chosen.value), entries)
-            else:
-                hint = "There is no 'training.pipeline.datasets'."
+            none = "There is no 'training.pipeline.datasets'."
+            hint = did_you_mean(str(chosen.value), known) if known else none
             self.diagnostics.error(
                 chosen, f"{show(chosen)} is not a dataset of the pipeline. {hint}"
             )
@@ -592,12 +561,8 @@ class _Reader:
         folder = values.get("data_path")
         shards = values.get("webdataset_url")
         switch = values.get("use_webdataset")
-        streamed = shards is not None and folder is None
-        if switch is not None:
-            streamed = switch.value
-        place = folder or step
-        if streamed:
-            place = switch or shards or step
+        streamed = switch.value if switch else shards is not None and folder is None
+        place = (switch or shards or step) if streamed else (folder or step)
         entry: dict[str, Any] = {
             "resolution": self._resolution(values),
             "num_workers": values.get("workers", 1),
@@ -759,18 +724,11 @@ class _Reader:
 
     def _train(self, step: _Step) -> dict[str, Any]:
         values = step.values
-        batches = step.get("max_steps")
-        limit = None
-        if batches is not None:
-            limit = at(
-                values["max_steps"], max(1, batches // step.get("training_steps", 1))
-            )
-        epochs: Any = values.get("n_epochs", 1)
-        steps = None
-        if limit is not None and "n_epochs" not in values:
-            steps = limit
-            epochs = None
-            limit = None
+        batches = values.get("max_steps")
+        steps = batches and at(
+            batches, max(1, batches.value // step.get("training_steps", 1))
+        )
+        by_epochs = steps is None or "n_epochs" in values
         dtype: Any = "float32"
         if step.on("use_fp16"):
             name, reason = half_precision()
@@ -783,9 +741,9 @@ class _Reader:
         return {
             "batch_size": values.get("batch_size", 2),
             "gradient_accumulation": values.get("training_steps"),
-            "epochs": epochs,
-            "steps": steps,
-            "step_limit": limit,
+            "epochs": values.get("n_epochs", 1) if by_epochs else None,
+            "steps": None if by_epochs else steps,
+            "step_limit": steps if by_epochs else None,
             "lr": self._lr(step),
             **self._schedule(step),
             "max_grad_norm": values.get("initial_clipping_norm"),
@@ -897,60 +855,12 @@ class _Reader:
         }
 
     def _flow(self, step: _Step, start: _Start) -> dict[str, Any]:
-        values = step.values
-        size = step.get("img_size", 1024)
-        model: dict[str, Any] = {"prediction": None if start.flow else "flow"}
-        text: dict[str, Any] = {"train": not step.on("freeze_text_encoder")}
-        if start.flow:
-            model["name_or_path"] = start.flow
-        else:
-            model["transformer"] = {
-                "class_name": "SD3Transformer2DModel",
-                "config": transformer_size(values),
-            }
-            text["projection_dim"] = values.get("text_embedding_dim", 1024)
-            pretrained = values.get("pretrained_bert_model")
-            tokenizer = values.get("tokenizer_name")
-            if pretrained is not None:
-                text |= {"name_or_path": pretrained, "tokenizer": tokenizer}
-            else:
-                text |= {"config": dict(RANDOM_TEXT_ENCODER), "train": True}
-                self._refuse_frozen_noise(step)
-            if pretrained is None and tokenizer is not None:
-                note = "has no effect without 'pretrained_bert_model': random weights get a tokenizer of the captions."
-                self.diagnostics.warn(tokenizer, note)
-        if start.vae and (not start.flow or start.vae_is_newer):
-            model["vae"] = start.vae
-        elif not start.vae and step.trains_vae and not self._freezes_encoder(step):
-            model["new_vae"] = {
-                "class_name": "AutoencoderKL",
-                "config": self._size(step),
-            }
-        elif not start.vae:
-            message = (
-                f"step {step.name.value!r} has no autoencoder to encode the images with. Train one with it or before "
-                "it (train_vae: true), or give 'model.model_checkpoint'."
-            )
-            self.diagnostics.error(step.node, message)
-        side = max(SMALL_IMAGE, size)
-        captions = values.get("sample_captions")
-        sizes: list[dict[str, int]] = [
-            {"width": width, "height": height}
-            for width, height in step.get("sample_sizes", ())
-        ]
-        if not sizes:
-            sizes = [{}]
-        texts = captions.value if captions is not None else []
-        prompts = [{"prompt": caption, **size} for caption in texts for size in sizes]
-        drawn = {"samples": prompts, "width": side, "height": side, "sample_steps": 50}
-        if not step.get("cfg_dropout_prob"):
-            drawn["guidance_scale"] = (
-                1.0  # without dropped captions there is nothing to guide away from
-            )
+        model, text = self._flow_parts(step, start)
+        model |= self._latents(step, start)
         process: dict[str, Any] = {
             "type": "flow_trainer",
             "model": {**model, "text_encoder": text},
-            "sample": self._sample(step, drawn) if prompts else None,
+            "sample": self._prompts(step),
         }
         if step.trains_vae:
             autoencoder = {
@@ -960,9 +870,67 @@ class _Reader:
                 "discriminator": self._discriminator(step),
             }
             process["autoencoder"] = tree(
-                autoencoder, values.get("train_vae", step.node)
+                autoencoder, step.values.get("train_vae", step.node)
             )
         return process
+
+    def _flow_parts(
+        self, step: _Step, start: _Start
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The transformer, and the text encoder."""
+        values = step.values
+        text: dict[str, Any] = {"train": not step.on("freeze_text_encoder")}
+        if start.flow:
+            return {"name_or_path": start.flow}, text
+        text["projection_dim"] = values.get("text_embedding_dim", 1024)
+        pretrained = values.get("pretrained_bert_model")
+        tokenizer = values.get("tokenizer_name")
+        if pretrained is not None:
+            text |= {"name_or_path": pretrained, "tokenizer": tokenizer}
+        else:
+            text |= {"config": dict(RANDOM_TEXT_ENCODER), "train": True}
+            self._refuse_frozen_noise(step)
+        if pretrained is None and tokenizer is not None:
+            note = "has no effect without 'pretrained_bert_model': random weights get a tokenizer of the captions."
+            self.diagnostics.warn(tokenizer, note)
+        transformer = {
+            "class_name": "SD3Transformer2DModel",
+            "config": transformer_size(values),
+        }
+        return {"prediction": "flow", "transformer": transformer}, text
+
+    def _latents(self, step: _Step, start: _Start) -> dict[str, Any]:
+        """The autoencoder that encodes the images."""
+        if start.vae:
+            return {"vae": start.vae} if not start.flow or start.vae_is_newer else {}
+        if step.trains_vae and not self._freezes_encoder(step):
+            new = {"class_name": "AutoencoderKL", "config": self._size(step)}
+            return {"new_vae": new}
+        message = (
+            f"step {step.name.value!r} has no autoencoder to encode the images with. Train one with it or before "
+            "it (train_vae: true), or give 'model.model_checkpoint'."
+        )
+        self.diagnostics.error(step.node, message)
+        return {}
+
+    def _prompts(self, step: _Step) -> dict[str, Any] | None:
+        """`sample` of a flow model: each caption at each size."""
+        captions = step.get("sample_captions", ())
+        sizes = [
+            {"width": width, "height": height}
+            for width, height in step.get("sample_sizes", ())
+        ]
+        prompts = [
+            {"prompt": caption, **size}
+            for caption in captions
+            for size in sizes or [{}]
+        ]
+        side = max(SMALL_IMAGE, step.get("img_size", 1024))
+        drawn = {"samples": prompts, "width": side, "height": side, "sample_steps": 50}
+        if not step.get("cfg_dropout_prob"):
+            # without dropped captions there is nothing to guide away from
+            drawn["guidance_scale"] = 1.0
+        return self._sample(step, drawn) if prompts else None
 
     def _refuse_frozen_noise(self, step: _Step) -> None:
         if step.on("freeze_text_encoder"):
@@ -978,10 +946,7 @@ class _Reader:
         if step.get("img_size", 1024) >= SMALL_IMAGE:
             return arguments
         of_levels = ("block_out_channels", "down_block_types", "up_block_types")
-        for key in of_levels:
-            if key in arguments:
-                arguments[key] = arguments[key][1:]
-        return arguments
+        return arguments | {key: arguments[key][1:] for key in of_levels}
 
     @staticmethod
     def _freezes_encoder(step: _Step) -> bool:
@@ -990,22 +955,13 @@ class _Reader:
 
     def _losses(self, step: _Step) -> dict[str, Any]:
         values = step.values
-        pixels: dict[str, Any] = {
-            "l1": 0,
-            "reconstruction": 1,
-            "mse": values.get("mse_weight", KEYS["mse_weight"].default),
-            "contrast": values.get("contrast_weight", KEYS["contrast_weight"].default),
-            "color": values.get("color_weight", KEYS["color_weight"].default),
-            "histogram": values.get(
-                "histogram_weight", KEYS["histogram_weight"].default
-            ),
-        }
-        kl: dict[str, Any] = {
-            "kl": values.get("kl_beta"),
-            "kl_warmup_steps": values.get("kl_warmup_steps"),
-            "kl_free_bits": values.get("kl_free_bits"),
-            "kl_reduction": values.get("kl_reduction"),
-        }
+        pixels: dict[str, Any] = {"l1": 0, "reconstruction": 1}
+        for name in ("mse", "contrast", "color", "histogram"):
+            key = f"{name}_weight"
+            pixels[name] = values.get(key, keys()[key].default)
+        same = ("kl_warmup_steps", "kl_free_bits", "kl_reduction")
+        kl: dict[str, Any] = {"kl": values.get("kl_beta")}
+        kl |= {key: values.get(key) for key in same}
         if step.only_adversarial:
             pixels = dict.fromkeys(pixels, 0)
             kl = kl if "kl_beta" in step.given else {"kl": 0}
@@ -1015,11 +971,8 @@ class _Reader:
             pixels["lpips_backbone"] = values.get(
                 "lpips_backbone", at(switch, os.path.expanduser(LPIPS_BACKBONE))
             )
-        if step.adversarial:
-            adversarial = {"adversarial": values.get("lambda_adv")}
-        else:
-            adversarial = {}
-        return {**pixels, **kl, **adversarial}
+        adversarial = values.get("lambda_adv") if step.adversarial else None
+        return {**pixels, **kl, "adversarial": adversarial}
 
     def _discriminator(self, step: _Step) -> dict[str, Any] | None:
         if not step.adversarial:
@@ -1163,19 +1116,8 @@ def _number(value: Any) -> int | float | None:
     return None
 
 
-def _output_paths(root: ConfigNode) -> Iterator[ConfigNode]:
-    """Where a file of the guide's shape says where results go."""
-    for section in (TRAINING, OUTPUT):
-        node, rest = root.find((section, "output_path"))
-        if not rest:
-            yield node
-
-
 def _places(key: str) -> str:
     """Where a key of the guide belongs; empty for one that it does not have."""
-    places = KEYS[key].places if key in KEYS else ()
-    named = [
-        f"'{TRAINING}.pipeline.steps[]'" if place == STEPS else repr(place)
-        for place in places
-    ]
-    return " or ".join(named)
+    named = {STEPS: f"'{TRAINING}.pipeline.steps[]'"}
+    places = keys()[key].places if key in keys() else ()
+    return " or ".join(named.get(place, repr(place)) for place in places)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from extensions.compat.fluxflow_keys import KEYS, SECTIONS, TRAINING
+from extensions.compat.fluxflow_keys import SECTIONS, TRAINING, keys
+from extensions.compat.nodes import entries
 from toolkit.config.reading.foreign import COMMAND_LINE
 from toolkit.config.reading.located import (
     ConfigNode,
@@ -39,7 +40,7 @@ def with_flags(
     pipeline = root.find((TRAINING, "pipeline"))[0].path == (TRAINING, "pipeline")
     for name, texts in flags.items():
         node = _flag(name, texts, nowhere, diagnostics)
-        place = KEYS[name].places[0]
+        place = keys()[name].places[0]
         if (
             pipeline
             and name.startswith(("train_", "gan_", "freeze_"))
@@ -50,27 +51,29 @@ def with_flags(
                 "cannot be combined with a pipeline: each of its steps says what it trains.",
             )
             continue
-        root, replaced = _without(root, name)
+        root, replaced = without(root, name)
         if replaced:
             where = " and ".join(dotted(path) for path in replaced)
             diagnostics.warn(node, f"replaces {where} of the file.")
             place = str(replaced[0][0])
-        section = root.value.get(place)
-        if section is not None and isinstance(section.value, dict):
-            inside = section.value
-        else:
-            inside = {}
-        section = replace(
-            section or nowhere, value={**inside, name: node}, path=(place,)
-        )
-        root = replace(root, value={**root.value, place: section})
+        root = with_entry(root, place, name, node)
     return root
+
+
+def with_entry(
+    root: ConfigNode, section: str, key: str, node: ConfigNode
+) -> ConfigNode:
+    """The root with a key in a section, which is made where it is missing."""
+    place = root.value.get(section) or replace(node, text="")
+    value = {**entries(place), key: node}
+    place = replace(place, value=value, path=(section,))
+    return replace(root, value={**root.value, section: place})
 
 
 def _flag(
     name: str, texts: Sequence[str], nowhere: ConfigNode, diagnostics: Diagnostics
 ) -> ConfigNode:
-    kind = KEYS[name].kind
+    kind = keys()[name].kind
     node = replace(nowhere, path=(f"--{name}",))
     if kind == "texts":
         return replace(
@@ -81,7 +84,7 @@ def _flag(
     return replace(node, value=read, text=text, plain=True)
 
 
-def _without(node: ConfigNode, key: str) -> tuple[ConfigNode, list[KeyPath]]:
+def without(node: ConfigNode, key: str) -> tuple[ConfigNode, list[KeyPath]]:
     """The tree without a key of the sections and steps, and where it was."""
     places: list[KeyPath] = []
 

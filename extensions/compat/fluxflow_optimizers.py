@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from extensions.compat.nodes import tree
+from extensions.compat.nodes import entries, of_file, tree
 from toolkit.config.reading.located import ConfigNode, Diagnostics, SourceLocation, show
 from toolkit.config.reading.normalise import merge_aliases
 from toolkit.config.reading.yaml_reader import read_yaml, strip_json_comments
@@ -77,11 +77,10 @@ class RoleOptimizers:
         own first."""
         self.folder = folder
         self.diagnostics = diagnostics
-        self._sources: dict[str, list[ByRole]] = {}
-        for what in INLINE:
-            self._sources[what] = []
-            for level in levels:
-                self._sources[what].extend(self._of_level(level, what))
+        self._sources = {
+            what: [source for level in levels for source in self._of_level(level, what)]
+            for what in INLINE
+        }
 
     def optimizer(self, role: str) -> Entry:
         """The entry of a role as written, its kind under `type`; empty where there is
@@ -188,13 +187,11 @@ class RoleOptimizers:
         yield self._by_role(inline, what)
         root = self._file(level[FILE]) if FILE in level else None
         if root is not None:
-            node = root.value.get(what)
-            is_mapping = node is not None and isinstance(node.value, dict)
-            yield self._by_role(node.value if is_mapping else {}, what)
+            yield self._by_role(entries(root.value.get(what)), what)
 
-    def _by_role(self, entries: Mapping[str, ConfigNode], what: str) -> ByRole:
+    def _by_role(self, given: Mapping[str, ConfigNode], what: str) -> ByRole:
         by_role: dict[str, ConfigNode] = {}
-        for name, node in entries.items():
+        for name, node in given.items():
             if name not in ROLES:
                 hint = did_you_mean(name, ROLES)
                 self.diagnostics.error(
@@ -220,10 +217,8 @@ class RoleOptimizers:
         known = [key for keys in INLINE.values() for key in keys]
         for key, child in node.value.items():
             if key not in known and not (key == FILE and child.is_blank):
-                if key == FILE:
-                    hint = "It belongs in 'training' or a step."
-                else:
-                    hint = did_you_mean(key, known)
+                belongs = "It belongs in 'training' or a step."
+                hint = belongs if key == FILE else did_you_mean(key, known)
                 self.diagnostics.error(child, f"unknown key. {hint}", at_key=True)
 
     def _file(self, node: ConfigNode) -> ConfigNode | None:
@@ -261,36 +256,21 @@ def _read_json(path: Path, diagnostics: Diagnostics) -> ConfigNode | None:
             SourceLocation(0, 0, str(path)), (), f"cannot be read: {error}"
         )
         return None
-    of_file = Diagnostics(str(path))
+    of_file_alone = Diagnostics(str(path))
     try:
-        root = read_yaml(text, of_file)
+        root = read_yaml(text, of_file_alone)
     except ConfigErrors:
         root = None
-    diagnostics.include(of_file)
+    diagnostics.include(of_file_alone)
     if root is None:
         return None
-    root = _placed(root, str(path))
+    root = of_file(root, str(path))
     for key, node in root.value.items():
         if key not in INLINE and not key.startswith("_"):
             diagnostics.error(
                 node, f"unknown key. {did_you_mean(key, INLINE)}", at_key=True
             )
     return root
-
-
-def _placed(node: ConfigNode, file: str) -> ConfigNode:
-    """The tree with the file in each place."""
-    value = node.value
-    if isinstance(value, dict):
-        value = {key: _placed(child, file) for key, child in value.items()}
-    elif isinstance(value, list):
-        value = [_placed(child, file) for child in value]
-    return replace(
-        node,
-        value=value,
-        key_at=node.key_at._replace(file=file),
-        value_at=node.value_at._replace(file=file),
-    )
 
 
 def _gathered(nodes: Entry) -> ConfigNode:

@@ -21,7 +21,7 @@ from pydantic import (
     create_model,
 )
 
-from extensions.compat.fluxflow_keys import DATA, KEYS, Key, Kind, names_in
+from extensions.compat.fluxflow_keys import DATA, Key, Kind, keys, names_in
 from toolkit.config.reading.field_types import value_error
 
 DATASETS = "datasets"
@@ -46,7 +46,7 @@ def section_of(place: str) -> type[BaseModel]:
     """The model of a section, of a step or of an entry of the datasets; each key may be
     left out."""
     kinds = {
-        name: _annotation(KEYS[name])
+        name: _annotation(keys()[name])
         for name in names_in(DATA if place == DATASETS else place)
     }
     if place == DATASETS:
@@ -57,7 +57,7 @@ def section_of(place: str) -> type[BaseModel]:
 
 def kind_of(key: str) -> Kind:
     """What a key holds."""
-    return KEYS[key].kind if key in KEYS else _OF_DATASETS[key]
+    return keys()[key].kind if key in keys() else _OF_DATASETS[key]
 
 
 def _annotation(key: Key) -> Any:

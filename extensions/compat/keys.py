@@ -11,11 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
 
-from extensions.compat.names import NAMES, ROWS, Names, rows_of
+from extensions.compat.names import (
+    NO_SECTION,
+    Names,
+    names,
+    options,
+    rows_of,
+    tool_flags,
+)
 from extensions.compat.shapes import SHAPES
 from toolkit.config.reading.base import Entries
 from toolkit.config.reading.foreign import ForeignName, Noted
@@ -28,18 +36,18 @@ from toolkit.config.reading.normalise import (
 )
 from toolkit.extension import discover
 
-OPTIONS: Names = {key: row for key, (_, row) in ROWS.items()}
-"""The options of musubi-tuner, whatever section reads them."""
+MUSUBI_TUNERS = "musubi-tuner's"
 
-PROGRAMS = {
-    "musubi-tuner's": OPTIONS,
-    "kohya's": NAMES["kohya", ""],
-    "diffusers'": NAMES["diffusers", ""],
-}
-"""Whose keys and flags are known wherever they stand, in the order in which they are
-asked."""
 
-_FLAGS = NAMES["musubi", "flags"]
+@cache
+def programs() -> dict[str, Names]:
+    """Whose keys and flags are known wherever they stand, in the order in which they
+    are asked. musubi-tuner's are known whatever section reads them."""
+    return {
+        MUSUBI_TUNERS: {key: row for key, (_, row) in options().items()},
+        "kohya's": names()["kohya", NO_SECTION],
+        "diffusers'": names()["diffusers", NO_SECTION],
+    }
 
 
 class TableOfNames:
@@ -67,38 +75,35 @@ class TableOfNames:
             return ""
         if not (row.ours or row.tool):
             return f"{whose} {key!r} is not supported: {row.says}."
+        parted = [place.rpartition(".") for place in row.ours]
         sections = [
-            place.removesuffix(f".{key}")
-            for place in row.ours
-            if place.endswith(f".{key}")
+            repr(section) for section, _, name in parted if section and name == key
         ]
         if sections:
-            return f"It belongs in {' or '.join(map(repr, sections))}."
+            return f"It belongs in {' or '.join(sections)}."
         ours = " and ".join(map(repr, row.ours))
-        command = f"'run.py {row.tool}'" if row.tool else ""
+        command = row.tool and f"'run.py {row.tool}'"
         return f"{whose} {key!r} is {' or '.join(filter(None, (ours, command)))} here."
 
     def named(self, place: str) -> Iterable[str]:
-        return [key for key, row in OPTIONS.items() if place in row.ours]
+        return [key for key, (_, row) in options().items() if place in row.ours]
 
     def own_flag(self, word: str, keys: Iterable[str]) -> str:
         name, equals, value = word.partition("=")
-        row = _FLAGS.get(_key(name))
-        is_ours = (
-            row and row.how == "is" and row.field in keys and _key(name) not in keys
-        )
-        if row and is_ours:
+        theirs = _key(name)
+        row = tool_flags().get(theirs) if theirs and theirs not in keys else None
+        if row and row.how == "renamed_to" and row.field in keys:
             return f"--{row.field}{equals}{value}"
         return word
 
     def flag_remedy(self, word: str) -> str:
-        row = _FLAGS.get(_key(word.partition("=")[0]))
+        row = tool_flags().get(_key(word.partition("=")[0]))
         return row.says if row else ""
 
 
 def known_name(key: str) -> tuple[str, ForeignName | None]:
     """Whose key it is, and what it is here; ("", None) where it is of no program."""
-    for whose, rows in PROGRAMS.items():
+    for whose, rows in programs().items():
         if key in rows:
             return whose, rows[key]
     return "", None
@@ -113,23 +118,15 @@ def not_a_flag(flag: str) -> str:
     whose, row = known_name(key)
     if row is None or key in (ours.rpartition(".")[2] for ours in row.ours):
         keys = _nearest_keys(key, places_of_keys(model, KEYS).get(key, []))
-        if keys:
-            return f"It is a key of a job: write {' or '.join(map(repr, keys))} into the job."
-        return ""
-    if row.ours:
-        in_a_job = f"write {' and '.join(map(repr, row.ours))} into a job"
-    else:
-        in_a_job = ""
-    if PROGRAMS[whose] is not OPTIONS:
-        return (
-            f"It is {whose} flag, whose commands are not read: {in_a_job or row.says}."
-        )
-    import_it = (
-        f"It is {whose} flag: give its whole command in quotes to 'run.py import'"
-    )
-    if in_a_job:
-        return f"{import_it}, or {in_a_job}."
-    return f"{import_it}."
+        named = " or ".join(map(repr, keys))
+        return f"It is a key of a job: write {named} into the job." if keys else ""
+    ours = " and ".join(map(repr, row.ours))
+    in_a_job = f"write {ours} into a job" if ours else ""
+    if whose != MUSUBI_TUNERS:
+        not_read = "whose commands are not read"
+        return f"It is {whose} flag, {not_read}: {in_a_job or row.says}."
+    or_write = f", or {in_a_job}" if in_a_job else ""
+    return f"It is {whose} flag: give its whole command in quotes to 'run.py import'{or_write}."
 
 
 def _nearest_keys(key: str, sections: Iterable[str]) -> list[str]:
@@ -178,11 +175,8 @@ class _Rewriter:
             row = rows.get(key)
             if row is None and key not in fields:
                 row = _idle_anywhere(key, child.is_blank)
-            if row is None and child.is_blank:
-                blank[key] = child
-                continue
             if row is None:
-                given[key] = child
+                (blank if child.is_blank else given)[key] = child
                 continue
             self.known(child)
             if child.is_blank:  # the section says what is taken instead
@@ -190,7 +184,7 @@ class _Rewriter:
                 optional = [
                     name
                     for name in ours
-                    if name in fields and (not fields[name].is_required())
+                    if name in fields and not fields[name].is_required()
                 ]
                 blank = dict.fromkeys(optional[:1], child) | blank
             elif self.is_supported(row, key, node, neutral):
@@ -204,7 +198,7 @@ class _Rewriter:
             if shape:
                 given = shape(model, given, self.diagnostics)
         for old, row in rows.items():
-            if row.how == "is" and old in given:
+            if row.how == "renamed_to" and old in given:
                 given[row.field] = merge_aliases(
                     given.get(row.field), given.pop(old), self.diagnostics
                 )
@@ -226,36 +220,30 @@ class _Rewriter:
             self.diagnostics.warn(child, f"has no effect: {row.needs} is off.")
         elif row.on and str(value).lower() not in ("false", "0"):
             self.diagnostics.error(child, f"{show(child)}: {row.on}")
-        elif row.how == "idle":
+        elif row.how == "not_needed":
             self.diagnostics.warn(child, f"has no effect: {row.says}.")
-        elif row.how == "refused" and value in row.passes:
+        elif row.how == "only_accepts" and value in row.passes:
             neutral.append(child)
-        elif row.how == "refused" and value not in ([], {}):
-            if row.ours:
-                nearest = f"The nearest here is {' and '.join(map(repr, row.ours))}"
-            else:
-                nearest = "Leave this key out"
+        elif row.how == "only_accepts" and value not in ([], {}):
+            ours = " and ".join(map(repr, row.ours))
+            nearest = f"The nearest here is {ours}" if ours else "Leave this key out"
             says = f": {row.says}" if row.says else ""
             self.diagnostics.error(
                 child, f"{show(child)} is not supported yet. {nearest}{says}."
             )
-        return row.how in ("is", "shaped")
+        return row.how in ("renamed_to", "converted_to")
 
 
 def _idle_anywhere(key: str, is_blank: bool) -> ForeignName | None:
     """The row of a key that has no effect wherever it stands."""
-    row = OPTIONS.get(key)
+    _, row = options().get(key, ("", None))
     if row is None or row.ours or row.tool:
         return None
-    if row.how == "idle" or is_blank:
-        return row
-    return None
+    return row if row.how == "not_needed" or is_blank else None
 
 
 def _key(flag: str) -> str:
-    if flag.startswith("--"):
-        return flag.removeprefix("--").replace("-", "_")
-    return ""
+    return flag[2:].replace("-", "_") if flag.startswith("--") else ""
 
 
 KEYS = TableOfNames()

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from extensions.compat.foreign_jobs import SCRIPT, ForeignJobs
-from extensions.compat.names import PLACES, ROWS
-from extensions.compat.nodes import at, file_root, node_at, their, tree
+from extensions.compat.names import PLACES, options
+from extensions.compat.nodes import at, entries, file_root, node_at, their, tree
 from extensions.compat.shapes import read_pairs
 from toolkit.config.reading.findings import is_absolute
 from toolkit.config.reading.foreign import NO_DEFAULT
@@ -205,7 +205,7 @@ class _Reader:
         self._model()
         self._read(
             self.given,
-            [key for key in ROWS if key not in OF_DATASETS],
+            [key for key in options() if key not in OF_DATASETS],
             "It belongs in the dataset file.",
         )
         self._network()
@@ -265,9 +265,10 @@ class _Reader:
             if isinstance(given[key].value, dict | list):
                 self.diagnostics.error(given[key], f"{show(given[key])} is not text.")
                 given[key] = at(given[key], "missing")
-            elif key in ("output_name", "model_version"):
-                continue
-            elif "\\" in str(given[key].value):
+            elif "\\" in str(given[key].value) and key not in (
+                "output_name",
+                "model_version",
+            ):
                 given[key] = at(given[key], with_slashes(given[key].value))
         return given
 
@@ -285,51 +286,53 @@ class _Reader:
             if key in front_end or key in OF_SAMPLES or key == "training_mode":
                 continue
             if key not in (*known, SCRIPT):
-                is_elsewhere = key in ROWS or key in ("general", "datasets")
-                hint = odd_characters(key) or (
-                    elsewhere
-                    if is_elsewhere
-                    else did_you_mean(key, known, list_all=False)
-                )
-                self.diagnostics.error(node, f"unknown key. {hint}", at_key=True)
+                is_elsewhere = key in options() or key in ("general", "datasets")
+                self._unknown(key, node, elsewhere if is_elsewhere else "", known)
             else:
                 self._find(key, node, PATHS)
                 if key not in BY_HAND:
                     self._put(key, node, self.process)
 
+    def _unknown(
+        self, key: str, node: ConfigNode, elsewhere: str, known: Sequence[str]
+    ) -> None:
+        hint = odd_characters(key) or elsewhere
+        hint = hint or did_you_mean(key, known, list_all=False)
+        self.diagnostics.error(node, f"unknown key. {hint}", at_key=True)
+
+    def _on(self, key: str) -> ConfigNode | None:
+        """The node of a switch that is on."""
+        node = self.given.get(key)
+        return node if node is not None and node.value is True else None
+
     def _put(self, key: str, node: ConfigNode, to: dict[str, Any]) -> None:
         """A value at the place its row says; a line where there is none."""
-        group, row = ROWS[key]
+        group, row = options()[key]
         if key == "mixed_precision":
             node = at(node, DTYPES.get(str(node.value), node.value))
         if key.startswith("lr_") and re.fullmatch(r"[0-9.]+%", str(node.value)):
             node = at(node, float(str(node.value)[:-1]) / 100)  # a share of all steps
         is_off = node.value in (False, "NO", "no")
-        if row.how == "is":
+        if row.how == "renamed_to":
             self._set(row.ours[0], node, to)
         elif group:  # the section says what becomes of it
-            if not is_off or row.how == "shaped":
+            if not is_off or row.how == "converted_to":
                 self._set(f"{PLACES[group]}.{key}", node, to)
-        elif row.how == "idle":
+        elif row.how == "not_needed":
             if not is_off:
                 self.diagnostics.warn(node, f"has no effect: {row.says}.")
         elif not is_off:
             reason = f": {row.says}." if row.says else "."
-            if row.ours:
-                nearest = f" The nearest here is {' and '.join(map(repr, row.ours))}."
-            else:
-                nearest = ""
+            ours = " and ".join(map(repr, row.ours))
+            nearest = f" The nearest here is {ours}." if ours else ""
             self.diagnostics.error(
                 node, f"{show(node)} is not supported{reason}{nearest}", at_key=True
             )
 
     def _set(self, place: str, value: Any, to: dict[str, Any]) -> None:
         section, _, rest = place.partition(".")
-        if section == "config":
-            to = self.config
-            place = rest
-        elif section == "meta":
-            to = self.meta
+        if section in ("config", "meta"):
+            to = self.config if section == "config" else self.meta
             place = rest
         *above, last = place.removeprefix("datasets[].").split(".")
         for part in above:
@@ -340,7 +343,7 @@ class _Reader:
         """Their default of an option that is left out, at the place its row says or at
         another."""
         if key not in self.given:
-            row = ROWS[key][1]
+            row = options()[key][1]
             self.defaults[key] = row.default if value is NO_DEFAULT else value
             self._set(
                 place or row.ours[0], _their(key, self.defaults[key]), self.process
@@ -384,13 +387,13 @@ class _Reader:
             )
             return
         version = self.given.get("model_version")
-        for key in VERSIONS.keys() & self.given.keys():
-            if self.given[key].value is True:
-                version = version or at(self.given[key], VERSIONS[key])
+        for key, meant in VERSIONS.items():
+            switch = self._on(key)
+            version = version or (switch and at(switch, meant))
         if version is not None:
             self._set("model.arch", version, self.process)
-        without_composite = self.given.get("remove_first_image_from_target")
-        if without_composite is not None and without_composite.value is True:
+        without_composite = self._on("remove_first_image_from_target")
+        if without_composite:
             self._set(
                 "model.model_kwargs.composite_target",
                 at(without_composite, False),
@@ -473,18 +476,16 @@ class _Reader:
         kind = self.given.get("timestep_sampling", _their("", "sigma")).value
         if kind == "shift":
             self._default("discrete_flow_shift")
-        elif (
-            kind == "sigma"
-        ):  # there the bounds are places on a list that begins with the most noise
+        elif kind == "sigma":
+            # there the bounds are places on a list that begins with the most noise
             for key, other in (
                 ("min_timestep", "max_timestep"),
                 ("max_timestep", "min_timestep"),
             ):
                 node = self.given.get(key)
                 if node is not None and isinstance(node.value, int | float):
-                    self._set(
-                        f"train.{other}", at(node, 1000 - node.value), self.process
-                    )
+                    bound = at(node, 1000 - node.value)
+                    self._set(f"train.{other}", bound, self.process)
         else:
             for key in ("min_timestep", "max_timestep"):
                 self._set(f"train.{key}", self.given.get(key), self.process)
@@ -493,10 +494,7 @@ class _Reader:
             and self.given.get("model_version", _their("", "")).value == "layered"
         ):
             self.diagnostics.warn(self.given["timestep_sampling"], QWEN_SHIFT_OF_LAYERS)
-        if "lr_scheduler" in self.given:
-            schedule = str(self.given["lr_scheduler"].value)
-        else:
-            schedule = "constant"
+        schedule = str(self.given.get("lr_scheduler", _their("", "constant")).value)
         for key, schedules in HEEDED_BY.items():
             node = self.given.get(key)
             if (
@@ -512,21 +510,18 @@ class _Reader:
         seed = self.given.get("seed")
         if seed is None:
             self.defaults["seed"] = "random"
-        if seed is not None and seed.value == 0:
+            return
+        if seed.value == 0:
             self.diagnostics.warn(
                 seed,
                 "0 is a seed there, and a random one here. Take another for a fixed one.",
             )
-        if seed is not None:
-            self._set("training_seed", seed, self.process)
+        self._set("training_seed", seed, self.process)
 
     def _files(self) -> None:
         """When and how weights are saved, where a run begins."""
-        if not self.adapter and "full_bf16" in self.given:
-            dtype = "bfloat16"
-        else:
-            dtype = NO_DEFAULT
-        self._default("save_precision", value=dtype)
+        is_bf16 = not self.adapter and "full_bf16" in self.given
+        self._default("save_precision", value="bfloat16" if is_bf16 else NO_DEFAULT)
         every = self.given.get("save_every_n_steps")
         last = self.given.get("save_last_n_steps")
         if "save_every_n_epochs" not in self.given:
@@ -542,20 +537,20 @@ class _Reader:
             # the newest, and those of up to `last` steps before it
             files = last.value // every.value + 1
             self._set("save.max_step_saves_to_keep", at(last, files), self.process)
-        streams = self.given.get("mem_eff_save")
+        streams = self._on("mem_eff_save")
         for key, instead in (
             ("full_bf16", "in float32"),
             ("fused_backward_pass", "without it"),
         ):
-            node = self.given.get(key)
+            switch = self._on(key)
             if not self.adapter:
-                self._set(f"train.{key}", node, self.process)
-            elif node is not None and node.value is True:
+                self._set(f"train.{key}", self.given.get(key), self.process)
+            elif switch:
                 self.diagnostics.warn(
-                    node,
+                    switch,
                     f"has no effect: an adapter is trained {instead}, as in musubi-tuner.",
                 )
-        if streams is not None and streams.value is True:
+        if streams:
             message = "has no effect: one file is written while training goes on, from a copy in main memory."
             self.diagnostics.warn(
                 streams, message if not self.adapter else "has no effect on an adapter."
@@ -591,10 +586,8 @@ class _Reader:
         if "sample_prompts" not in self.given:
             self._set("train.disable_sampling", node_at(self.root, True), self.process)
             return
-        written = (
-            "disable_prompt_enhancement" not in self.given
-            or not self.given["disable_prompt_enhancement"].value
-        )
+        off = self.given.get("disable_prompt_enhancement")
+        written = off is None or not off.value
         given = {
             ours: self.given[key]
             for key, ours in OF_SAMPLES.items()
@@ -659,21 +652,18 @@ class _Reader:
                 self.diagnostics.error(
                     table, f"{show(table)} is not a table of keys and values."
                 )
-        shared = general.value if isinstance(general.value, dict) else {}
+        shared = entries(general)
         for key, child in shared.items():
             if key not in GENERAL:
-                if key in OF_DATASETS:
-                    hint = "It belongs in [[datasets]]."
-                else:
-                    hint = did_you_mean(key, GENERAL)
+                belongs = "It belongs in [[datasets]]."
+                hint = belongs if key in OF_DATASETS else did_you_mean(key, GENERAL)
                 self.diagnostics.error(child, f"unknown key. {hint}", at_key=True)
         shared = {key: child for key, child in shared.items() if key in GENERAL}
-        datasets = [
+        return [
             self._dataset({**shared, **item.value}, item)
             for item in listed.value
             if isinstance(item.value, dict)
         ]
-        return datasets
 
     def _dataset(self, given: Level, item: ConfigNode) -> dict[str, Any]:
         dataset: dict[str, Any] = {}
@@ -686,13 +676,10 @@ class _Reader:
         }
         for key, node in given.items():
             if key not in OF_DATASETS:
-                elsewhere = "It belongs in the training config." if key in ROWS else ""
-                hint = (
-                    odd_characters(key)
-                    or elsewhere
-                    or did_you_mean(key, OF_DATASETS, list_all=False)
+                elsewhere = "It belongs in the training config."
+                self._unknown(
+                    key, node, elsewhere if key in options() else "", OF_DATASETS
                 )
-                self.diagnostics.error(node, f"unknown key. {hint}", at_key=True)
             elif key == "multiple_target":
                 if node.value is True:
                     # of a.png: a_0.png, a_1.png and so on
@@ -703,24 +690,19 @@ class _Reader:
                         node, f"layers are not read from a table. {remedy}", at_key=True
                     )
             elif key == "cache_directory":
-                self.diagnostics.warn(node, f"has no effect: {ROWS[key][1].says}.")
+                self.diagnostics.warn(node, f"has no effect: {options()[key][1].says}.")
             elif key not in sized | of_controls:
                 self._find(key, node, OF_IMAGES)
                 self._put(key, node, dataset)
-        if (
-            not {
-                "image_directory",
-                "image_jsonl_file",
-                "video_directory",
-                "video_jsonl_file",
-            }
-            & given.keys()
-        ):
+        images = [
+            key for key in ("image_directory", "image_jsonl_file") if key in given
+        ]
+        if not images and not {"video_directory", "video_jsonl_file"} & given.keys():
             message = "is required: the folder of the images."
             self.diagnostics.error(item, message, path=(*item.path, "image_directory"))
-        if not {"image_directory", "image_jsonl_file"} & given.keys():
+        if not images:
             dataset["folder_path"] = node_at(item, ".")  # what is missing is reported
-        elif len({"image_directory", "image_jsonl_file"} & given.keys()) == 2:
+        elif len(images) == 2:
             message = "'image_directory' is given as well. Give one of them."
             self.diagnostics.error(given["image_jsonl_file"], message, at_key=True)
         dataset["num_workers"] = self.given.get("max_data_loader_n_workers")
@@ -728,7 +710,7 @@ class _Reader:
             dataset["num_repeats"] = _their("num_repeats", 1)
         self._size(given, item, dataset)
         source = given.get("control_directory") or given.get("image_jsonl_file")
-        if source is not None:
+        if source:
             self._reference_size(
                 [given[key] for key in sorted(of_controls & given.keys())], source
             )
@@ -743,16 +725,10 @@ class _Reader:
         """One rectangle; with buckets its area."""
         node = given.get("resolution")
         if node is None:
-            node = _their("resolution", ROWS["resolution"][1].default)
+            node = _their("resolution", options()["resolution"][1].default)
             self.defaults["resolution"] = node.data()
-        sides = node.data()
-        if not isinstance(sides, list):
-            sides = [sides, sides]
-        if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
-            self.diagnostics.error(
-                node,
-                f"{sides} is not a size. Write one number of pixels, or [width, height].",
-            )
+        sides = self._sides(node)
+        if not sides:
             return
         bucket = given.get("enable_bucket")
         keeps = given.get("bucket_no_upscale")
@@ -781,21 +757,26 @@ class _Reader:
                 message = "control images are scaled to the area of control_resolution, 1024 x 1024 if left out."
                 self.diagnostics.warn(node, message)
                 continue
-            sides = node.data() if isinstance(node.data(), list) else [node.data()] * 2
-            if len(sides) != 2 or not all(
-                type(side) is int and side > 0 for side in sides
-            ):
-                self.diagnostics.error(
-                    node,
-                    f"{sides} is not a size. Write one number of pixels, or [width, height].",
+            sides = self._sides(node)
+            if sides:
+                self._one_for_all(
+                    "model.model_kwargs.control_resolution",
+                    at(node, math.isqrt(sides[0] * sides[1])),
+                    "the size of control images",
                 )
-                continue
-            side = at(node, math.isqrt(sides[0] * sides[1]))
-            self._one_for_all(
-                "model.model_kwargs.control_resolution",
-                side,
-                "the size of control images",
-            )
+
+    def _sides(self, node: ConfigNode) -> list[int]:
+        """Width and height; empty for what is neither one number of pixels nor two,
+        which is reported."""
+        sides = node.data()
+        sides = sides if isinstance(sides, list) else [sides, sides]
+        if len(sides) == 2 and all(type(side) is int and side > 0 for side in sides):
+            return sides
+        self.diagnostics.error(
+            node,
+            f"{sides} is not a size. Write one number of pixels, or [width, height].",
+        )
+        return []
 
     def _one_for_all(self, place: str, node: ConfigNode, what: str) -> None:
         *above, last = place.split(".")

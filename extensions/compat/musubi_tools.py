@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from extensions.compat.command import NOT_NEEDED, commands, parted, stray_flags
 from extensions.compat.musubi import FILE, PARTS, VERSION, VERSIONS, model_of
-from extensions.compat.names import NAMES, ROWS
+from extensions.compat.names import options, tool_flags
 from toolkit.data.pixels.images import ImageError, image_size
 from toolkit.errors import UserError
 
@@ -148,11 +148,11 @@ def tool_command(
 def _why_not(name: str) -> str:
     """What the table of names says of a flag that has no counterpart; empty where it
     says nothing."""
-    rows = [NAMES["musubi", "flags"].get(name)]
-    if name in ROWS:
-        rows.append(ROWS[name][1])
+    rows = [tool_flags().get(name)]
+    if name in options():
+        rows.append(options()[name][1])
     return next(
-        (row.says for row in rows if row and row.says and row.how != "shaped"), ""
+        (row.says for row in rows if row and row.says and row.how != "converted_to"), ""
     )
 
 
@@ -230,12 +230,12 @@ def _ours(
     with_value = (tool, name, values[0] if values else "")
     if with_value in VALUES:
         return VALUES[with_value].split()
-    command = ROWS[name][1].tool if name in ROWS else ""
+    command = options()[name][1].tool if name in options() else ""
     of_tool, *flags = command.split() or [""]
     if of_tool == tool and len(flags) == len(values) > 1:
         return [word for pair in zip(flags, values, strict=True) for word in pair]
-    row = NAMES["musubi", "flags"].get(name)
-    renamed = f"--{row.field}" if row and row.how == "is" else ""
+    row = tool_flags().get(name)
+    renamed = f"--{row.field}" if row and row.how == "renamed_to" else ""
     places = (
         FLAGS.get(name),
         renamed,

@@ -3,7 +3,7 @@ were made from.
 
 The nodes keep the line and column of the other program's file, so that an error in the
 job points there. This module does not know the keys of either program. The readers
-call it: `command`, `fluxflow`, `fluxflow_optimizers`, `musubi` and `shapes`.
+call it: `command`, `fluxflow` and its parts, `musubi` and `shapes`.
 """
 
 from __future__ import annotations
@@ -54,6 +54,11 @@ def tree(data: Any, place: ConfigNode) -> ConfigNode:
     if isinstance(data, list | tuple):
         return node_at(place, [tree(value, place) for value in data])
     return node_at(place, data)
+
+
+def entries(node: ConfigNode | None) -> dict[str, ConfigNode]:
+    """The entries of a mapping; none of anything else, or without a node."""
+    return node.value if node is not None and isinstance(node.value, dict) else {}
 
 
 def of_file(node: ConfigNode, file: str) -> ConfigNode:

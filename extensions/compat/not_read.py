@@ -13,6 +13,7 @@ from pathlib import Path
 
 from extensions.compat.foreign_jobs import ForeignJobs, Reader
 from extensions.compat.musubi import flat
+from extensions.compat.nodes import entries
 from toolkit.config.reading.located import ConfigNode, Diagnostics, SourceLocation
 
 PAGE = "docs/coming_from.md"
@@ -97,26 +98,14 @@ def whose_file(root: ConfigNode) -> str:
 
 def _has_subsets(root: ConfigNode) -> bool:
     listed = root.value.get("datasets")
-    if listed is None or not isinstance(listed.value, list):
-        return False
-    mappings = [item.value for item in listed.value if isinstance(item.value, dict)]
-    return any("subsets" in mapping for mapping in mappings)
+    items = listed.value if listed and isinstance(listed.value, list) else []
+    return any("subsets" in entries(item) for item in items)
 
 
 def _is_diffusion_pipe(root: ConfigNode) -> bool:
-    model = root.value.get("model")
-    marks = {
-        "dataset",
-        "output_dir",
-        "micro_batch_size_per_gpu",
-        "pipeline_stages",
-    } & root.value.keys()
-    return (
-        bool(marks)
-        and model is not None
-        and isinstance(model.value, dict)
-        and "type" in model.value
-    )
+    marks = {"dataset", "output_dir", "micro_batch_size_per_gpu", "pipeline_stages"}
+    has_mark = not marks.isdisjoint(root.value)
+    return has_mark and "type" in entries(root.value.get("model"))
 
 
 def _refuse(

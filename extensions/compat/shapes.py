@@ -18,8 +18,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from extensions.compat.names import NAMES, rows_of
-from extensions.compat.nodes import file_root
+from extensions.compat import nodes
+from extensions.compat.names import options, rows_of
+from extensions.compat.nodes import at, file_root
 from toolkit.config.reading.base import Entries
 from toolkit.config.reading.field_types import gather_slots
 from toolkit.config.reading.located import ConfigNode, Diagnostics, show
@@ -114,25 +115,10 @@ def _move_compile(
     moved = {new: rest.pop(old, None) for old, new in TO_TRAIN.items()}
     entries["model"] = replace(model, value=rest)
     train = entries.get("train")
-    if train is not None and isinstance(train.value, dict):
-        given = train.child("compile")
-    else:
-        given = None
-    if (
-        switch is not None
-        and train is not None
-        and given is not None
-        and isinstance(given.value, dict)
-    ):
-        given = replace(
-            given,
-            value={
-                **given.value,
-                "enabled": merge_aliases(
-                    given.value.get("enabled"), switch, diagnostics
-                ),
-            },
-        )
+    given = train.child("compile") if train else None
+    if switch and train and given and isinstance(given.value, dict):
+        enabled = merge_aliases(given.value.get("enabled"), switch, diagnostics)
+        given = replace(given, value={**given.value, "enabled": enabled})
         entries["train"] = replace(train, value={**train.value, "compile": given})
     else:
         moved["compile"] = switch
@@ -251,9 +237,7 @@ def _swapped(
     count = min(round(blocks * part), blocks - 1)
     if count < 3:
         return  # two swapped blocks have room on the device: no memory is saved
-    entries["blocks_to_swap"] = replace(
-        share or switch, value=count, text=str(count), written=None
-    )
+    entries["blocks_to_swap"] = at(share or switch, count)
     diagnostics.warn(
         switch,
         f"is 'blocks_to_swap: {count}' of {blocks} blocks, which wait in main memory.",
@@ -282,22 +266,20 @@ def _with_extras(entries: Entries, diagnostics: Diagnostics) -> None:
     name = entries.get("name_or_path")
     extras = entries.pop("extras_name_or_path", None)
     path = str(name.value) if name is not None else ""
-    if name is not None and extras is not None and path.lower() in REPACKED:
+    if extras is None:
+        return
+    if name and path.lower() in REPACKED:
         entries["name_or_path"] = extras
         diagnostics.warn(
             name,
             f"{path!r} holds the weights for ComfyUI: those of {extras.value} are used.",
         )
-    elif (
-        name is not None
-        and extras is not None
-        and path.lower().endswith(".safetensors")
-    ):
+    elif name and path.lower().endswith(".safetensors"):
         entries["transformer_path"] = merge_aliases(
             entries.get("transformer_path"), name, diagnostics
         )
         entries["name_or_path"] = extras
-    elif extras is not None and extras.value != path:
+    elif extras.value != path:
         diagnostics.error(
             extras,
             f"{show(extras)}: all parts are those of name_or_path, unless that is a file.",
@@ -335,18 +317,12 @@ def _switched(entries: Entries, diagnostics: Diagnostics) -> None:
         if node is not None and not isinstance(node.value, bool):
             diagnostics.error(node, "write true or false.")
             given[key] = None
-    given_base, given_scaled, _ = given.values()
-    if (
-        given_base is not None
-        and given_base.value is False
-        and given_scaled is not None
-        and given_scaled.value is True
-    ):
-        message = "'fp8_scaled: true' and 'fp8_base: false' contradict each other. Leave one of them out."
-        diagnostics.error(given_scaled, message, at_key=True)
     base, scaled, text = (
         node if node is not None and node.value else None for node in given.values()
     )
+    if scaled and given["fp8_base"] is not None and not base:
+        message = "'fp8_scaled: true' and 'fp8_base: false' contradict each other. Leave one of them out."
+        diagnostics.error(scaled, message, at_key=True)
     for node, switch, kind, qtype in (
         (scaled or base, "quantize", "qtype", "fp8_scaled" if scaled else "float8"),
         (text, "quantize_te", "qtype_te", "float8"),
@@ -422,16 +398,16 @@ def _from_arguments(
 ) -> None:
     arguments = entries.pop("network_args", None)
     aliases = {
-        key: row.field for key, row in rows_of(section).items() if row.how == "is"
+        key: row.field
+        for key, row in rows_of(section).items()
+        if row.how == "renamed_to"
     }
     known = {name: name for name in section.model_fields} | aliases
     if arguments is None:
         return
     for key, node in read_pairs(arguments, diagnostics).value.items():
         if key in _IDLE_ARGUMENTS:
-            diagnostics.warn(
-                node, f"{key!r} has no effect: {NAMES['musubi', ''][key].says}."
-            )
+            diagnostics.warn(node, f"{key!r} has no effect: {options()[key][1].says}.")
         elif key in known:
             entries[known[key]] = merge_aliases(
                 entries.get(known[key]), node, diagnostics
@@ -470,11 +446,7 @@ def _arguments(
         diagnostics.error(
             kind, f"{show(kind)}: {rows_of(section)['lr_scheduler_type'].says}."
         )
-        # they are those of that class
-        for key in (
-            "lr_scheduler_args",
-            "lr_scheduler_params",
-        ):
+        for key in ("lr_scheduler_args", "lr_scheduler_params"):  # of that class
             entries.pop(key, None)
     for key in ("optimizer", "lr_scheduler"):
         if f"{key}_args" in entries:
@@ -557,29 +529,19 @@ def samples_of(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
     if text_of(file, diagnostics) is None:
         return []
     root = file_root(Path(file.value).expanduser(), diagnostics, "prompts")
-    given = root.value if root is not None else {}
-    prompt = given.get("prompt")
-    if prompt is not None and isinstance(prompt.value, dict):
-        shared = prompt.value
-    else:
-        shared = {}
+    given = nodes.entries(root)
+    shared = nodes.entries(given.get("prompt"))
     subsets = shared.get("subset") or given.get("prompts")
-    if root is not None and (
-        subsets is None or not isinstance(subsets.value, list) or not subsets.value
-    ):
+    items = subsets.value if subsets and isinstance(subsets.value, list) else []
+    if root is not None and not items:
         diagnostics.error(
             file,
             f"{show(file)} holds no prompts: a JSON list, or TOML with [[prompt.subset]].",
         )
-    if subsets is not None and isinstance(subsets.value, list):
-        items = subsets.value
-    else:
-        items = []
-    samples = [
+    return [
         _sample_of(item, shared, file, number, diagnostics)
         for number, item in enumerate(items)
     ]
-    return samples
 
 
 def _sample_of(
@@ -591,14 +553,8 @@ def _sample_of(
 ) -> ConfigNode:
     path = (*file.path, f"{Path(file.value).name}[{number}]")
     if not isinstance(item.value, dict):
-        return replace(
-            file,
-            value={
-                "prompt": replace(
-                    item, path=path, key_at=file.key_at, value_at=file.value_at
-                )
-            },
-        )
+        prompt = replace(item, path=path, key_at=file.key_at, value_at=file.value_at)
+        return replace(file, value={"prompt": prompt})
     sample: dict[str, ConfigNode] = {}
     for key, node in {**shared, **item.value}.items():
         placed = replace(
@@ -671,13 +627,10 @@ def read_pairs(node: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
     of texts are read."""
     if isinstance(node.value, dict):
         return node
-    if isinstance(node.value, list):
-        items = node.value
-    else:
-        items = [
-            replace(node, value=text)
-            for text in _BETWEEN.split(str(node.value).strip())
-        ]
+    items = node.value
+    if not isinstance(items, list):
+        texts = _BETWEEN.split(str(items).strip())
+        items = [replace(node, value=text) for text in texts]
     pairs = {}
     for item in items:
         key, equals, value = str(item.value).partition("=")
@@ -710,13 +663,9 @@ def _literal(text: str) -> Any:
             return kind(text)
         except ValueError:
             continue
-    if text.startswith("[") and _is_literal(text):
-        value = ast.literal_eval(text)
-    else:
-        value = text
-    if isinstance(value, str) or all(isinstance(part, str) for part in value):
-        return value
-    return text
+    is_list = text.startswith("[") and _is_literal(text)
+    value = ast.literal_eval(text) if is_list else [None]
+    return value if all(isinstance(part, str) for part in value) else text
 
 
 def _is_literal(text: str) -> bool:

@@ -70,10 +70,11 @@ def write_workflows(
         return []
     written = []
     for ending, with_images in zip(WORKFLOWS, (False, True), strict=True):
-        if with_images:
-            wanted = edits and family.max_references > 0
-        else:
-            wanted = plain and not family.min_references
+        wanted = (
+            edits and family.max_references > 0
+            if with_images
+            else plain and not family.min_references
+        )
         path = file.with_name(f"{file.stem}{ending}")
         if not wanted:
             continue
@@ -228,10 +229,9 @@ def workflow(
     model = _with_loras(graph, model, [*_base_loras(section), (file, 1.0)])
     if comfy.is_shifted:
         model = _shifted(graph, model, shift, settings.guidance)
-    if with_images:
-        images = _images(graph, comfy, _picture(section, with_images))
-    else:
-        images = {}
+    images = (
+        _images(graph, comfy, _picture(section, with_images)) if with_images else {}
+    )
     positive, negative = _encoded(
         graph,
         comfy,
@@ -271,10 +271,9 @@ def _settings(section: DiffusionSection, with_images: bool) -> _Settings:
             _text(section, section.trigger_word or "a photo"),
             _text(section, "") or family.empty_negative,
         )
-    if picture.guidance_scale is None:
-        guidance = family.guidance
-    else:
-        guidance = picture.guidance_scale
+    guidance = (
+        family.guidance if picture.guidance_scale is None else picture.guidance_scale
+    )
     return _Settings(
         Size(picture.width, picture.height),
         picture.seed,
@@ -387,10 +386,11 @@ def _encoded(
     """The conditioning of the prompt, and of the negative one. encoders: the text
     encoder and the VAE. side: of a control image, where a node scales it."""
     clip, vae = encoders
-    if images or comfy.encodes_both:
-        inputs = {"clip": clip, "vae": vae, **images}
-    else:
-        inputs = {"clip": clip}
+    inputs = (
+        {"clip": clip, "vae": vae, **images}
+        if images or comfy.encodes_both
+        else {"clip": clip}
+    )
     if comfy.encodes_both:
         both = [
             ("positive", "CONDITIONING"),

@@ -267,17 +267,17 @@ def _resolution(section: DiffusionSection, plan: RunPlan | None) -> tuple[int, i
         (size for dataset in section.datasets for size in dataset.resolution),
         key=area_of,
     )
-    if plan:
-        buckets = []
-        for folder in plan.datasets:
-            for bucket in folder.buckets:
-                buckets.append((bucket.width, bucket.height))
-    else:
-        buckets = []
+    buckets = (
+        [
+            (bucket.width, bucket.height)
+            for folder in plan.datasets
+            for bucket in folder.buckets
+        ]
+        if plan
+        else []
+    )
     trained = max(buckets, key=prod, default=sides_of(largest))
-    if 2 * prod(trained) < area_of(largest):
-        return trained
-    return sides_of(largest)
+    return trained if 2 * prod(trained) < area_of(largest) else sides_of(largest)
 
 
 def _modelspec(

@@ -198,10 +198,9 @@ class SdTrainerProcess(ImageTrainer):
         device = self.device
         group = self.process_group
         self.check_base()
-        if self.resumption.state:
-            self.pretrained = None
-        else:
-            self.pretrained = load_pretrained_lora(section)
+        self.pretrained = (
+            None if self.resumption.state else load_pretrained_lora(section)
+        )
         check_backend(
             train.compile, device, section.model.qtype if section.model.quantize else ""
         )
@@ -270,26 +269,30 @@ class SdTrainerProcess(ImageTrainer):
             enable_forward_prefetch(self.model.blocks())
         # A run that began compiled goes on so, whatever compiling takes now: its
         # results stay the same.
-        if self.resumption.ran_compiled:
-            against_compiling = ""
-        else:
-            against_compiling = self.plan.against_compiling
+        against_compiling = (
+            "" if self.resumption.ran_compiled else self.plan.against_compiling
+        )
         self.block_runner = build_block_runner(
             self.section, self.model, self.device, against_compiling
         )
         sharded = self.network.sharded_params()
         self.process_group.broadcast(
-            [p for name, p in self.network.parameters().items() if name not in sharded]
+            [
+                p
+                for name, p in (
+                    self.network.parameters() | self.network.buffers()
+                ).items()
+                if name not in sharded
+            ]
         )
         steps = self.plan.optimizer_steps
         few = self.section.train.few_step_loss
         self.roles = build_roles(
             self.section, self.network, steps, self.seed, self.process_group
         )
-        if few:
-            self.teacher = Teacher(self.roles[NETWORK], few.first_step(steps))
-        else:
-            self.teacher = None
+        self.teacher = (
+            Teacher(self.roles[NETWORK], few.first_step(steps)) if few else None
+        )
         self.make_base_images(self._generate_by_base)
 
     def _generate_by_base(self, sampler: Sampler, index: int) -> Image.Image:
@@ -497,10 +500,9 @@ class SdTrainerProcess(ImageTrainer):
             batch = largest()
             self._choose_checkpointing(run, batch, step)
             # With a sharded model no rank may repeat a pass alone.
-            if self._is_sharded:
-                ways_out = []
-            else:
-                ways_out = [self.block_runner.increase_checkpointing]
+            ways_out = (
+                [] if self._is_sharded else [self.block_runner.increase_checkpointing]
+            )
             line = try_largest_batch(run, batch, step, *ways_out)
             if line:
                 logger.info(line)

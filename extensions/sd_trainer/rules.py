@@ -117,11 +117,11 @@ def _model_or_adapter(s: DiffusionSection) -> Findings:
     network = s.network
     if network.trains_model:
         if model.quantize:
-            message = (
+            yield error(
+                "model.quantize",
                 "network.type 'full' trains the weights, and quantized weights "
-                "cannot be trained. Set it to false."
+                "cannot be trained. Set it to false.",
             )
-            yield error("model.quantize", message)
         if network.pretrained_lora_path is not None:
             yield error(
                 "network.pretrained_lora_path",
@@ -130,9 +130,11 @@ def _model_or_adapter(s: DiffusionSection) -> Findings:
         if model.blocks_to_swap and (
             not train.fused_backward_pass or train.gradient_accumulation > 1
         ):
-            message = "blocks that are trained can be swapped only where each is updated in the backward pass."
-            remedy = "Set train.fused_backward_pass: true and train.gradient_accumulation: 1, or blocks_to_swap: 0."
-            yield error("model.blocks_to_swap", f"{message} {remedy}")
+            yield error(
+                "model.blocks_to_swap",
+                "blocks that are trained can be swapped only where each is updated in the backward pass. Set "
+                "train.fused_backward_pass: true and train.gradient_accumulation: 1, or blocks_to_swap: 0.",
+            )
         if network.scale_weight_norms:
             yield error(
                 "network.scale_weight_norms",
@@ -159,8 +161,10 @@ def _model_or_adapter(s: DiffusionSection) -> Findings:
                 "1 zeroes every input of the adapter, so nothing is learned.",
             )
     if network.loraplus_lr_ratio not in (0, 1) and not KINDS[network.type].up_names:
-        message = f"network.type '{network.type}' has no up matrix to train at a higher rate. Remove it."
-        yield error("network.loraplus_lr_ratio", message)
+        yield error(
+            "network.loraplus_lr_ratio",
+            f"network.type '{network.type}' has no up matrix to train at a higher rate. Remove it.",
+        )
 
 
 def _weight_files(s: DiffusionSection) -> Findings:
@@ -188,9 +192,9 @@ def _weight_files(s: DiffusionSection) -> Findings:
     if s.saves_folders:
         encoders = given.keys() - {"transformer"}
         if encoders:
-            remedy = "Put the weights there, or set save.layout: single_file."
             message = (
-                f"network.type 'full' saves the encoders of the model folder. {remedy}"
+                "network.type 'full' saves the encoders of the model folder. Put the weights there, or set "
+                "save.layout: single_file."
             )
             for part in sorted(encoders):
                 yield error(f"model.{part}_path", message)
@@ -225,8 +229,10 @@ def _files_beside(s: DiffusionSection) -> Findings:
     sharded = s.train.parallel == "fsdp" and read_distributed_env().world_size > 1
     for key in dict.fromkeys((*s.files_beside(), *s.deployments())):
         if s.network.trains_model:
-            message = "network.type 'full' trains the weights that this file changes. Remove it, or train an adapter."
-            yield error(key, message)
+            yield error(
+                key,
+                "network.type 'full' trains the weights that this file changes. Remove it, or train an adapter.",
+            )
         elif sharded:
             yield error(
                 key,
@@ -245,8 +251,11 @@ def _other_models(s: DiffusionSection) -> Findings:
         try:
             other = family_for(s.other_model(way)) if way.model else None
         except UnknownFamilyError:
-            message = f"{way.model} is not on this disk, so its family is not known. {near_id(way.model)}"
-            yield error(key, f"{message}Run 'hf download {way.model} {INDEX}' first.")
+            yield error(
+                key,
+                f"{way.model} is not on this disk, so its family is not known. {near_id(way.model)}Run 'hf "
+                f"download {way.model} {INDEX}' first.",
+            )
             continue
         except UserError as fault:
             yield error(key, str(fault).removeprefix("model.name_or_path: "))
@@ -284,38 +293,50 @@ def _optimizer(s: DiffusionSection) -> Findings:
     optimizer = train.optimizer
     for key in ("fused_backward_pass", "full_bf16"):
         if getattr(train, key) and optimizer not in PER_PARAMETER_OPTIMIZERS:
-            if train.is_schedule_free:
-                why = "keeps its own average"
-            else:
-                why = "may need all gradients"
-            remedy = f"Use {', '.join(PER_PARAMETER_OPTIMIZERS)}."
+            why = (
+                "keeps its own average"
+                if train.is_schedule_free
+                else "may need all gradients"
+            )
             yield error(
                 f"train.{key}",
-                f"updates one parameter at a time, but {optimizer} {why}. {remedy}",
+                f"updates one parameter at a time, but {optimizer} {why}. Use "
+                f"{', '.join(PER_PARAMETER_OPTIMIZERS)}.",
             )
     if train.fused_backward_pass and train.dtype == "float16":
-        message = "does not work with 'dtype: float16', which checks all gradients before it applies any. Use bf16."
-        yield error("train.fused_backward_pass", message)
+        yield error(
+            "train.fused_backward_pass",
+            "does not work with 'dtype: float16', which checks all gradients before it applies any. Use bf16.",
+        )
     if requires_single_lr(optimizer) and network.loraplus_lr_ratio not in (0, 1):
-        message = f"optimizer '{optimizer}' adapts one learning rate for all weights. Remove this key, or use 'adamw'."
-        yield error("network.loraplus_lr_ratio", message)
+        yield error(
+            "network.loraplus_lr_ratio",
+            f"optimizer '{optimizer}' adapts one learning rate for all weights. Remove this key, or use 'adamw'.",
+        )
     if (
         train.is_schedule_free
         and network.scale_weight_norms
         and not network.trains_model
     ):
-        message = f"optimizer '{optimizer}' saves averaged weights, which the limit would not cover."
         yield error(
-            "network.scale_weight_norms", f"{message} Remove this key, or use 'adamw'."
+            "network.scale_weight_norms",
+            f"optimizer '{optimizer}' saves averaged weights, which the limit would "
+            "not cover. Remove this key, or use 'adamw'.",
         )
     if train.lr == 0:
         yield warning("train.lr", "0 means that nothing is trained.")
     if requires_single_lr(optimizer) and 0 < train.lr < 0.1:
-        message = f"{optimizer} estimates the learning rate itself, and lr {train.lr:g} scales it down."
-        yield warning("train.optimizer", f"{message} A typical value is 'lr: 1'.")
+        yield warning(
+            "train.optimizer",
+            f"{optimizer} estimates the learning rate itself, and lr {train.lr:g} "
+            "scales it down. A typical value is 'lr: 1'.",
+        )
     if train.lr > HIGHEST_LR.get(optimizer, math.inf):
-        message = f"{train.lr:g} is unusually high for {optimizer}; training is likely to diverge."
-        yield warning("train.lr", f"{message} A typical value is 1e-4 (prodigy: 1).")
+        yield warning(
+            "train.lr",
+            f"{train.lr:g} is unusually high for {optimizer}; training is likely to "
+            "diverge. A typical value is 1e-4 (prodigy: 1).",
+        )
     elif (
         train.lr > ADAPTER_LR
         and HIGHEST_LR.get(optimizer) == HIGHEST_LR["adamw"]
@@ -326,8 +347,11 @@ def _optimizer(s: DiffusionSection) -> Findings:
             s.model.files_folder().is_dir() or s.model.name_or_path in published_names()
         )
         if is_here and (_blocks(s) or 0) >= LARGE_MODEL_BLOCKS:
-            message = f"{train.lr:g} is high for a large model: above {ADAPTER_LR:g} its images tend to burn."
-            yield warning("train.lr", f"{message} A typical value is 0.0001 to 0.0002.")
+            yield warning(
+                "train.lr",
+                f"{train.lr:g} is high for a large model: above {ADAPTER_LR:g} its images tend to burn. A "
+                "typical value is 0.0001 to 0.0002.",
+            )
     # `accelerate launch --mixed_precision`, or its configuration, passes its choice on
     # in a variable.
     asked = {"fp16": "float16", "bf16": "bfloat16", "no": "float32"}.get(
@@ -349,21 +373,25 @@ def _preservation(s: DiffusionSection) -> Findings:
         for name in preserved:
             yield error(f"train.{name}", message)
     if "diff_output_preservation" in preserved and not has_trigger:
-        message = "replaces the trigger word by its class, but trigger_word is not set."
         yield error(
             "train.diff_output_preservation",
-            f"{message} Set it, or use 'blank_prompt_preservation'.",
+            "replaces the trigger word by its class, but trigger_word is not set. Set it, or use "
+            "'blank_prompt_preservation'.",
         )
     if train.diff_output_preservation and not train.diff_output_preservation_class:
-        message = "is not set, so the trigger word is removed. Set what it is an example of, such as 'woman'."
-        yield warning("train.diff_output_preservation_class", message)
+        yield warning(
+            "train.diff_output_preservation_class",
+            "is not set, so the trigger word is removed. Set what it is an example of, such as 'woman'.",
+        )
 
 
 def _preference(s: DiffusionSection) -> Findings:
     train = s.train
     if s.network.trains_model:
-        message = "needs the model without its adapter, and network.type 'full' has no adapter. Remove it."
-        yield error("train.preference", message)
+        yield error(
+            "train.preference",
+            "needs the model without its adapter, and network.type 'full' has no adapter. Remove it.",
+        )
     if s.streamed:
         yield error(
             "train.preference",
@@ -380,8 +408,10 @@ def _preference(s: DiffusionSection) -> Findings:
             "cannot be combined with 'train.assistant'. Remove one of them.",
         )
     if train.noise_levels_per_sample not in (1, "auto"):
-        message = "a pair has one noise level. Use 1, or leave it out."
-        yield error("train.noise_levels_per_sample", message)
+        yield error(
+            "train.noise_levels_per_sample",
+            "a pair has one noise level. Use 1, or leave it out.",
+        )
 
 
 def _schedule(s: DiffusionSection) -> Findings:
@@ -434,8 +464,10 @@ def _noise_levels(s: DiffusionSection) -> Findings:
         and most_levels(asked) > 1
         and not family.shares_prefix
     ):
-        message = f"in a {family.title} text and control images see the image's noise level. Use 1, or leave it out."
-        yield error("train.noise_levels_per_sample", message)
+        yield error(
+            "train.noise_levels_per_sample",
+            f"in a {family.title} text and control images see the image's noise level. Use 1, or leave it out.",
+        )
 
 
 def _distilled(s: DiffusionSection) -> Findings:
@@ -445,9 +477,11 @@ def _distilled(s: DiffusionSection) -> Findings:
     if not family or not family.sample_sigmas:
         return
     if not s.train.assistant:
-        remedy = f"Train on {next(iter(family.published))} and use the LoRA with this model, or set train.assistant."
-        message = f"{family.title} is distilled for {len(family.sample_sigmas)} steps, and training undoes that."
-        yield warning("model.name_or_path", f"{message} {remedy}")
+        yield warning(
+            "model.name_or_path",
+            f"{family.title} is distilled for {len(family.sample_sigmas)} steps, and training undoes that. "
+            f"Train on {next(iter(family.published))} and use the LoRA with this model, or set train.assistant.",
+        )
 
 
 def _memory(s: DiffusionSection) -> Findings:
@@ -456,15 +490,16 @@ def _memory(s: DiffusionSection) -> Findings:
     blocks = _blocks(s) if count else None
     if blocks is not None and count >= blocks:
         most = blocks - 1 if blocks > MIN_BLOCKS_TO_SWAP else 0  # fewer save no memory
-        message = f"{count} is more than the model allows: it has {blocks} blocks, of which one must stay on the GPU."
         yield error(
             "model.blocks_to_swap",
-            f"{message} Use {f'{most} or fewer' if most else 0}.",
+            f"{count} is more than the model allows: it has {blocks} blocks, of which one must stay on the "
+            f"GPU. Use {f'{most} or fewer' if most else 0}.",
         )
     if 0 < count < MIN_BLOCKS_TO_SWAP:
-        message = f"{count} saves no memory, because two swapped blocks are buffered on the GPU."
         yield warning(
-            "model.blocks_to_swap", f"{message} Use at least {MIN_BLOCKS_TO_SWAP}."
+            "model.blocks_to_swap",
+            f"{count} saves no memory, because two swapped blocks are buffered on "
+            f"the GPU. Use at least {MIN_BLOCKS_TO_SWAP}.",
         )
     for switch, keys in (
         ("quantize", "qtype accuracy_recovery_adapter"),
@@ -477,18 +512,19 @@ def _memory(s: DiffusionSection) -> Findings:
                 )
     if model.quantize and not model.accuracy_recovery_adapter:
         if model.qtype in ("int2", "uint2"):
-            message = f"{model.qtype} without an accuracy recovery adapter leaves weights about 50 % off."
             yield warning(
-                "model.qtype", f"{message} Use '{model.qtype}|file' to add one."
+                "model.qtype",
+                f"{model.qtype} without an accuracy recovery adapter leaves weights about 50 % off. Use "
+                f"'{model.qtype}|file' to add one.",
             )
     elif model.quantize:
         named = TYPE_IN_A_NAME.findall(model.recovery_name().lower().replace("_", " "))
         types = {QTYPE_SPELLINGS.get(name, name) for name in named}
         if named and model.qtype not in types:
-            message = f"was made for {named[0]}, and cannot correct the errors of qtype {model.qtype}."
             yield warning(
                 "model.accuracy_recovery_adapter",
-                f"{message} Remove it, or use one for {model.qtype}.",
+                f"was made for {named[0]}, and cannot correct the errors of qtype {model.qtype}. Remove it, or "
+                f"use one for {model.qtype}.",
             )
 
 
@@ -533,26 +569,31 @@ def _compile(s: DiffusionSection) -> Findings:
         and drops
         and recomputes
     ):
-        message = f"'{train.compile.backend}' samples dropout again in a recomputed block, so gradients would be wrong."
         yield error(
             "train.compile.backend",
-            f"{message} Use inductor or aot_eager, or 'gradient_checkpointing: none'.",
+            f"'{train.compile.backend}' samples dropout again in a recomputed block, so gradients would be "
+            "wrong. Use inductor or aot_eager, or 'gradient_checkpointing: none'.",
         )
     if (
         train.compile.enabled
         and train.compile.fullgraph
         and network.network_kwargs.constraint
     ):
-        message = "cannot be combined with network_kwargs.constraint, which looks at values. Set it to false."
-        yield error("train.compile.fullgraph", message)
+        yield error(
+            "train.compile.fullgraph",
+            "cannot be combined with network_kwargs.constraint, which looks at values. Set it to false.",
+        )
 
 
 def _offloads(s: DiffusionSection) -> Findings:
     """Whether it is known what `block_offload` takes with this kind of network."""
     known = [name for name, kind in KINDS.items() if kind.units.offloaded]
     if s.train.checkpointing_level() == "block_offload" and s.network.type not in known:
-        message = f"'block_offload' works with network.type {', '.join(known)}, not with {s.network.type}."
-        yield error("train.gradient_checkpointing", f"{message} Use full_offload.")
+        yield error(
+            "train.gradient_checkpointing",
+            f"'block_offload' works with network.type {', '.join(known)}, not "
+            f"with {s.network.type}. Use full_offload.",
+        )
 
 
 def _processes(s: DiffusionSection) -> Findings:
@@ -569,8 +610,10 @@ def _processes(s: DiffusionSection) -> Findings:
         )
         return
     if train.fused_backward_pass:
-        message = f"updates each parameter before the gradients of {processes} processes are summed. Set it to false."
-        yield error("train.fused_backward_pass", message)
+        yield error(
+            "train.fused_backward_pass",
+            f"updates each parameter before the gradients of {processes} processes are summed. Set it to false.",
+        )
     if train.parallel != "fsdp":
         return
     fsdp = "'train.parallel: fsdp'"
@@ -580,16 +623,21 @@ def _processes(s: DiffusionSection) -> Findings:
             f"{train.batch_size}: {fsdp} needs 1. Raise gradient_accumulation instead.",
         )
     if s.micro_batches_per_step % processes:
-        message = f"{train.gradient_accumulation}: {fsdp} needs a multiple of the number of processes, {processes}."
-        yield error("train.gradient_accumulation", message)
-    if s.network.trains_model and train.optimizer not in ELEMENTWISE:
-        message = f"'{train.optimizer}' may need whole weights, and {fsdp} shards them."
         yield error(
-            "train.optimizer", f"{message} Use one of {', '.join(ELEMENTWISE)}."
+            "train.gradient_accumulation",
+            f"{train.gradient_accumulation}: {fsdp} needs a multiple of the number of processes, {processes}.",
+        )
+    if s.network.trains_model and train.optimizer not in ELEMENTWISE:
+        yield error(
+            "train.optimizer",
+            f"'{train.optimizer}' may need whole weights, and {fsdp} shards them. Use one of "
+            f"{', '.join(ELEMENTWISE)}.",
         )
     if KINDS[s.network.type].needs_base:
-        message = f"'{s.network.type}' computes with whole weights, and {fsdp} shards them. Use lora, loha or lokr."
-        yield error("network.type", message)
+        yield error(
+            "network.type",
+            f"'{s.network.type}' computes with whole weights, and {fsdp} shards them. Use lora, loha or lokr.",
+        )
     for key, given, reason in (
         (
             "model.quantize",
@@ -640,10 +688,10 @@ def _images(s: DiffusionSection) -> Findings:
         key, slots = dataset.references
         of_layers = family is not None and family.stacks_layers
         if dataset.from_base and family and family.min_references:
-            message = f"{family.title} edits a given image, and these have none. Give a folder of pairs with"
             yield error(
                 f"datasets.{index}.from_base",
-                f"{message} 'folder_path' and 'is_reg: true'.",
+                f"{family.title} edits a given image, and these have none. Give a folder of pairs with "
+                "'folder_path' and 'is_reg: true'.",
             )
         if (
             family
@@ -713,16 +761,20 @@ def _of_layers(s: DiffusionSection, title: str) -> Findings:
                 f"does not apply to {title}: {ABOVE_LAYERS[key]}. Remove it.",
             )
         if not (dataset.layers_path or dataset.layers_suffix or dataset.url):
-            message = f"{title} learns the layers of each image. Give 'layers_path', or 'layers_suffix: _layer'."
-            yield error(f"datasets.{index}", message)
+            yield error(
+                f"datasets.{index}",
+                f"{title} learns the layers of each image. Give 'layers_path', or 'layers_suffix: _layer'.",
+            )
     for name, sample in (("sample", s.sample), ("first_sample", s.first_sample)):
         if not sample:
             continue
         for index, item in enumerate(sample.samples):
             place = f"{name}.samples.{index}"
             if not item.ctrl_img:
-                message = f"is required: {title} takes an image apart into layers. Give that image."
-                yield error(f"{place}.ctrl_img", message)
+                yield error(
+                    f"{place}.ctrl_img",
+                    f"is required: {title} takes an image apart into layers. Give that image.",
+                )
             if item.mask_img:
                 yield error(
                     f"{place}.mask_img", f"does not apply to {title}. Remove it."
@@ -786,10 +838,11 @@ def _first_samples(s: DiffusionSection) -> Findings:
         "first_sample": first and "first_sample",
         "train.skip_first_sample": wants_none and "skip_first_sample: false",
     }
-    if train.skip_first_sample:
-        denied = "skip_first_sample: true"
-    else:
-        denied = "sample_at_first: false"
+    denied = (
+        "skip_first_sample: true"
+        if train.skip_first_sample
+        else "sample_at_first: false"
+    )
     if train.skip_first_sample or (sample and sample.sample_at_first is False):
         for key, asked in [(key, asked) for key, asked in asks.items() if asked][:1]:
             yield error(
@@ -903,15 +956,18 @@ def _validation(s: DiffusionSection) -> Findings:
         )
         first, *others = (Path(folder).expanduser().resolve() for folder in folders)
         if first in others:
-            message = f"'{validation.folder_path}' is also trained on: a low loss says nothing about new images."
-            yield warning("validation.folder_path", message)
+            yield warning(
+                "validation.folder_path",
+                f"'{validation.folder_path}' is also trained on: a low loss says nothing about new images.",
+            )
     counted = not validation.every_n_epochs and (steps or not validation.every)
     if stop and stop.below is not None and stop.metric.startswith(LOSS) and counted:
         times = 1 + steps // validation.every if validation.every else 1
         if times < stop.smooth:
-            message = f"will never trigger: it needs {stop.smooth} validations, and only {times} run before the end."
             yield warning(
-                "stop_when.smooth", f"{message} Lower it, or 'validation.every'."
+                "stop_when.smooth",
+                f"will never trigger: it needs {stop.smooth} validations, and only {times} run before the end. "
+                "Lower it, or 'validation.every'.",
             )
 
 
@@ -919,14 +975,17 @@ def _files(s: DiffusionSection) -> Findings:
     save = s.save
     kind = s.network.type
     if "merged_lora" in save.also and kind not in MERGED:
-        if s.network.trains_model:
-            why = "no adapter is trained"
-        else:
-            why = "the files are already plain LoRAs"
+        why = (
+            "no adapter is trained"
+            if s.network.trains_model
+            else "the files are already plain LoRAs"
+        )
         if KINDS[kind].library_class:
             why = "none is extracted of LyCORIS's modules"
-        message = f"'merged_lora' needs network.type {' or '.join(MERGED)}; with '{kind}' {why}. Remove it."
-        yield error("save.also", message)
+        yield error(
+            "save.also",
+            f"'merged_lora' needs network.type {' or '.join(MERGED)}; with '{kind}' {why}. Remove it.",
+        )
     if save.mem_eff_save and not s.network.trains_model:
         yield warning(
             "save.mem_eff_save", "has no effect without 'network: {type: full}'."

@@ -189,6 +189,7 @@ def build_roles(
         up_ratio=section.network.loraplus_lr_ratio or 1,
         after_step=network.after_step,
         sharded=network.sharded_params(),
+        buffers=network.buffers(),
         stochastic_rounding=section.train.full_bf16,
     )
     if section.train.fused_backward_pass and not role.sharded:

@@ -115,7 +115,7 @@ def test_every_key_without_effect_has_a_reason() -> None:
         assert [
             name
             for name, row in rows.items()
-            if row.how == "idle" and not row.says.strip()
+            if row.how == "not_needed" and not row.says.strip()
         ] == [], path
 
 
@@ -123,7 +123,7 @@ def test_no_name_of_another_program_is_a_key_of_the_section() -> None:
     for path, section in distinct_sections(section_models()):
         rows = foreign_keys().rows(section)
         assert not rows.keys() & section.model_fields.keys(), path
-        assert {row.field for row in rows.values() if row.how == "is"} <= set(
+        assert {row.field for row in rows.values() if row.how == "renamed_to"} <= set(
             section.model_fields
         ), path
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 import run as command_line
 from extensions.compat.fluxflow import sized, transformer_size
-from extensions.compat.fluxflow_keys import FLAGS, KEYS, split_flags
+from extensions.compat.fluxflow_keys import guide_flags, keys, split_flags
 from jobs import ExtensionJob
 from jobs.dry_run import plan_job
 from tests.conftest import ROOT
@@ -682,7 +682,7 @@ def test_no_damage_to_a_file_ends_in_anything_but_messages_with_places(
         for _ in range(draw.randint(1, 3)):
             container, key = draw.choice(list(all_places(data)) or [({}, "")])
             if isinstance(container, dict) and draw.random() < 0.4:
-                key = draw.choice(list(KEYS))
+                key = draw.choice(list(keys()))
             container[key] = copy.deepcopy(draw.choice(ODD))
         try:
             read(yaml.safe_dump(data))
@@ -711,7 +711,7 @@ def test_no_flags_end_in_anything_but_messages(seed: int, workplace: Path) -> No
         "null",
     ]
     for _ in range(40):
-        chosen = draw.sample(list(FLAGS), draw.randint(1, 6))
+        chosen = draw.sample(list(guide_flags()), draw.randint(1, 6))
         argv = [word for flag in chosen for word in (f"--{flag}", draw.choice(words))]
         try:
             flags, _ = split_flags([*guide.arguments(QUICK)[:4], *argv], [])

@@ -13,7 +13,7 @@ from unicodedata import normalize
 import pytest
 from PIL import Image
 
-from extensions.compat.names import NAMES
+from extensions.compat.names import options
 from tests.faults.conftest import Job, contents, draw_pictures
 from toolkit.config import load_job
 from toolkit.config.reading.tool import load_tool
@@ -220,14 +220,7 @@ def test_no_text_in_the_place_of_a_path_is_a_traceback_in_another_programs_file(
         "network_module": "networks.lora_qwen_image",
         "output_name": "x",
     }
-    keys = sorted(
-        {
-            key
-            for (program, _), keys in NAMES.items()
-            if program == "musubi"
-            for key in keys
-        }
-    )
+    keys = sorted(options())
     assert len(keys) > 200
     texts = [text for name, text in NO_PATHS.items() if name != "bytes"]
     for place, key in enumerate(keys):

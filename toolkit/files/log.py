@@ -375,6 +375,10 @@ class StatusLine:
             self._stream.write(escape_controls(text) + "\n")
         self._stream.flush()
 
+    def count(self, what: str, done: int, total: int) -> None:
+        """Shows how much of something is done: a `Progress`."""
+        self.update(f"{what} {done}/{total}")
+
     @property
     def is_shown(self) -> bool:
         """Whether it is shown in the last line of the terminal."""

@@ -308,6 +308,13 @@ def why_not_replaced(path: Path, is_own: Callable[[Path], bool] = is_own_folder)
     return f"{named} was not made by this program, so it is never replaced. Move it away, or give another place."
 
 
+def require_own(path: Path, is_own: Callable[[Path], bool] = is_own_folder) -> None:
+    """Raises RunError where `path` must not be replaced (`why_not_replaced`)."""
+    reason = why_not_replaced(path, is_own)
+    if reason:
+        raise RunError(reason)
+
+
 def _files_in(folder: Path) -> set[str]:
     """The files and links below a folder, relative to it, without files of file
     managers."""
@@ -348,7 +355,7 @@ def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
     with os_error_as_run_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         settle(path)
-        _require_own(path, known_by)
+        require_own(path, lambda place: is_own_folder(place, known_by))
         temporary = leftover_name(path)
         temporary.mkdir()
         try:
@@ -360,7 +367,7 @@ def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
                 )
                 for folder in (*filter(Path.is_dir, temporary.rglob("*")), temporary):
                     fsync(folder)
-                _require_own(path, known_by)
+                require_own(path, lambda place: is_own_folder(place, known_by))
                 if added_to(path):
                     logger.warning(
                         f"{path}: was added to, and is {move_folder_aside(path)} from here on"
@@ -368,12 +375,6 @@ def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
                 replace_folder(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _require_own(path: Path, known_by: str) -> None:
-    reason = why_not_replaced(path, lambda place: is_own_folder(place, known_by))
-    if reason:
-        raise RunError(reason)
 
 
 def replace_folder(new: Path, path: Path) -> None:

@@ -113,8 +113,9 @@ class WaitingTensors:
             return self._tensors.get(key)
         place, shape, dtype = self._places[key]
         self._file.seek(place)
-        data = bytearray(self._file.read(shape.numel() * dtype.itemsize))
-        return torch.frombuffer(data, dtype=dtype).view(shape)
+        tensor = torch.empty(shape, dtype=dtype)
+        self._file.readinto(tensor.flatten().view(torch.uint8).numpy())
+        return tensor
 
     def drop(self, key: tuple[int, str]) -> None:
         if key in self._tensors:

@@ -128,6 +128,8 @@ class LinearAdapterNetwork(Network):
         self.module_dropout = module_dropout
         self.seed = seed
         self._parameters: dict[str, nn.Parameter] = {}
+        self._frozen: list[str] = []
+        """Names of the parameters that are buffers of the network."""
         self._dropouts: list[nn.Module] = []
         self.layers: dict[str, AdapterLinear] = {}
         """Target -> its layer; empty until `attach`."""
@@ -236,7 +238,12 @@ class LinearAdapterNetwork(Network):
     # `Network`
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self._parameters)
+        return {
+            name: p for name, p in self._parameters.items() if name not in self._frozen
+        }
+
+    def buffers(self) -> dict[str, Tensor]:
+        return {name: self._parameters[name].detach() for name in self._frozen}
 
     def module_name_of(self, name: str) -> str:
         while name not in self._target_set:
@@ -259,7 +266,10 @@ class LinearAdapterNetwork(Network):
                 dropout.train()
 
     def export(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        tensors = {EXPORTED_PREFIX + name: weight for name, weight in weights.items()}
+        tensors = {
+            EXPORTED_PREFIX + name: weight
+            for name, weight in (*self.buffers().items(), *weights.items())
+        }
         for target in self.targets:
             tensors[f"{EXPORTED_PREFIX}{target}.alpha"] = torch.tensor(
                 float(self.alpha_of(target))
@@ -287,10 +297,11 @@ class LinearAdapterNetwork(Network):
                 base.weight.device,
                 torch.promote_types(base.weight.dtype, torch.float32),
             )
-            self._parameters |= {
-                f"{target}.{name}": parameter
-                for name, parameter in layer.layer_weights.items()
-            }
+            for name, parameter in layer.layer_weights.items():
+                self._parameters[f"{target}.{name}"] = parameter
+                if name in self.kind.frozen_names:
+                    self._frozen.append(f"{target}.{name}")
+                    parameter.requires_grad_(False)
             model.set_submodule(target, layer)
             self.layers[target] = layer
 
@@ -453,8 +464,8 @@ class AdapterLinear(nn.Module):
         """The Frobenius norm of the weight delta, 0-dim; called without gradients."""
 
     def factors(self) -> list[nn.Parameter]:
-        """The matrices whose product is the delta."""
-        return list(self.layer_weights.values())
+        """The trained matrices among those whose product is the delta."""
+        return [p for p in self.layer_weights.values() if p.requires_grad]
 
     def forward_with_base_output(
         self, out: Tensor, x: Tensor, *shared: Tensor

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from toolkit.contracts.model import ROWS_OF
 from toolkit.errors import UserError
-from toolkit.files.safetensors_io import check_count
+from toolkit.files.safetensors_io import aligned, check_count
 from toolkit.files.unreadable import explained
 from toolkit.networks.adapter_settings import (
     CONFIG_FILE,
@@ -481,7 +481,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             check_count(len(file.keys()))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: aligned(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         again = "Download or copy it again, or take an earlier file of the run."

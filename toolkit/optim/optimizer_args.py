@@ -250,8 +250,10 @@ def check_optimizer(name: str, arguments: Mapping[str, Any]) -> None:
         return
     if name in EXTRAS and find_spec(OPTIMIZERS[name].partition(":")[0]) is None:
         extra, package = EXTRAS[name]
-        message = f"needs the package {package.partition('=')[0]} (the extra '{extra}'), which is not installed."
-        raise UserError(f"'{name}' {message} Run: pip install {package}")
+        raise UserError(
+            f"'{name}' needs the package {package.partition('=')[0]} (the extra '{extra}'), which is not "
+            f"installed. Run: pip install {package}"
+        )
     source = find_optimizer(name)
     typed_arguments(name, named_arguments(source), arguments, takes_any_name(source))
 
@@ -273,8 +275,10 @@ def unnamed_arguments(name: str, arguments: Arguments) -> Iterator[str]:
     named = named_arguments(source)
     for argument in arguments:
         if argument not in named:
-            message = f"{name} does not name {argument!r} among its arguments, and may ignore it."
-            yield f"{message} {did_you_mean(argument, named)}"
+            yield (
+                f"{name} does not name {argument!r} among its arguments, and may ignore it. "
+                f"{did_you_mean(argument, named)}"
+            )
 
 
 def _refused(name: str, argument: str, value: Any, given: Mapping[str, Any]) -> str:
@@ -314,9 +318,7 @@ def _refused(name: str, argument: str, value: Any, given: Mapping[str, Any]) -> 
 
 def _path(name: str) -> str:
     """The dotted path of an optimizer's class."""
-    if "." in name:
-        return name
-    return OPTIMIZERS.path_of(name).replace(":", ".")
+    return name if "." in name else OPTIMIZERS.path_of(name).replace(":", ".")
 
 
 def find_optimizer(name: str) -> ClassSource:
@@ -392,9 +394,7 @@ def declared_arguments(function: Function) -> dict[str, Any]:
 
 def _literal(default: ast.expr | None) -> Any:
     try:
-        if default is None:
-            return REQUIRED
-        return ast.literal_eval(default)
+        return REQUIRED if default is None else ast.literal_eval(default)
     except NO_LITERAL:
         return REQUIRED
 
@@ -545,10 +545,11 @@ def _typed(argument: str, default: Any, given: Any) -> Any:
         fits = isinstance(value, type(default))
         wanted = f"a {type(default).__name__}"
     if not fits:
-        if isinstance(default, tuple):
-            example = f", such as {list(default)}"
-        else:
-            example = f", such as {default}"
+        example = (
+            f", such as {list(default)}"
+            if isinstance(default, tuple)
+            else f", such as {default}"
+        )
         raise ArgumentError(f"{argument}: {given!r} is not {wanted}{example}.")
     return value
 
@@ -613,8 +614,10 @@ def make_optimizer(
             make({})
         except Exception as alone:  # noqa: BLE001 - of any class
             if str(alone) == str(error):
-                message = f"{name} cannot be made for groups of weights as a job has them: {reason}."
-                raise UserError(f"{message} Choose another optimizer.") from error
+                raise UserError(
+                    f"{name} cannot be made for groups of weights as a job has them: "
+                    f"{reason}. Choose another optimizer."
+                ) from error
         raise ArgumentError(
             f"{name} refuses them: {reason}. Correct or remove the argument."
         ) from error
@@ -640,9 +643,7 @@ def optimizer_bytes(name: str, arguments: Arguments, shapes: Iterable[Shape]) ->
     if not has_known_state(name, arguments):
         measure = measuring.get()
         measured = measure(name, arguments, shapes) if measure else None
-        if measured is None:
-            return 2 * FLOAT * sum(map(prod, shapes))
-        return measured
+        return 2 * FLOAT * sum(map(prod, shapes)) if measured is None else measured
     kind = _kind(name)
     moments = _EIGHT_BIT_MOMENTS.get(kind)
     if moments:
@@ -681,8 +682,10 @@ def state_note(name: str, arguments: Arguments, shapes: Sequence[Shape]) -> str:
     is_known = has_known_state(name, arguments)
     measure = measuring.get()
     if not is_known and measure is None:
-        message = "is not in the tables of this program. Its state is taken to be two numbers per weight;"
-        return f"optimizer {name} {message} it is measured, and the class tried, before the first step"
+        return (
+            f"optimizer {name} is not in the tables of this program. Its state is taken to be two numbers per "
+            "weight; it is measured, and the class tried, before the first step"
+        )
     if not is_known and measure and measure(name, arguments, shapes) is None:
         return ""  # the trial says why
     per_weight = optimizer_bytes(name, arguments, shapes) / max(
@@ -691,10 +694,11 @@ def state_note(name: str, arguments: Arguments, shapes: Sequence[Shape]) -> str:
     limit = "max_precondition_dim"
     if per_weight > MUCH_STATE:
         smallest = max(map(min, shapes))  # of a LoRA the rank
-        if takes_argument(name, limit):
-            remedy = f". Give optimizer_params: {{{limit}: {smallest}}}"
-        else:
-            remedy = ""
+        remedy = (
+            f". Give optimizer_params: {{{limit}: {smallest}}}"
+            if takes_argument(name, limit)
+            else ""
+        )
         return f"warning: optimizer {name} keeps {per_weight:,.0f} bytes of state per weight{remedy}"
     if is_known:
         return ""

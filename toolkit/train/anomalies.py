@@ -164,10 +164,11 @@ class SlowSteps:
         ):
             self._slow_s = 0.0
             return None
-        if self._slow_s:
-            self._slow_s = self._slow_s + recent[-1].step_s * recent[-1].steps
-        else:
-            self._slow_s = took
+        self._slow_s = (
+            self._slow_s + recent[-1].step_s * recent[-1].steps
+            if self._slow_s
+            else took
+        )
         before = _Mean.of(self._reference)
         now = _Mean.of(recent)
         cause, remedy, is_busy = slow_cause(before, now, ratio)
@@ -175,8 +176,12 @@ class SlowSteps:
             return None
         self._said = True
         usual = now.step_s / ratio
-        message = f"steps take {ratio:.1f} times as long as before: {now.step_s:.2f} s, usually {usual:.2f} s"
-        return _diagnostic("step_time", message, cause, remedy)
+        return _diagnostic(
+            "step_time",
+            f"steps take {ratio:.1f} times as long as before: {now.step_s:.2f} s, usually {usual:.2f} s",
+            cause,
+            remedy,
+        )
 
 
 def costs_per_sample(
@@ -216,11 +221,10 @@ def costs_per_sample(
         counts_GS = counts_GS[keep_G]
         seconds_G = seconds_G[keep_G]
     # Some steps are always slower than the best ones.
-    costs = {
+    return {
         shape: float(cost * np.median(off_G))
         for shape, cost in zip(shapes, costs_S, strict=True)
     }
-    return costs
 
 
 @dataclass(frozen=True)
@@ -269,8 +273,10 @@ def slow_cause(before: _Mean, now: _Mean, ratio: float) -> tuple[str, str, bool]
     added = now.step_s * (1 - 1 / ratio)
     if now.faults - before.faults > max(FAULTS * added, 5):
         if now.last.swapped:
-            size = f"{now.last.swapped / 1e9:.2f} GB of this process are in swap"
-            what = f"memory is swapped: {size}, and each step reads {now.faults:.0f} pages back"
+            what = (
+                f"memory is swapped: {now.last.swapped / 1e9:.2f} GB of this process are in swap, and each "
+                f"step reads {now.faults:.0f} pages back"
+            )
         else:
             what = f"each step reads {now.faults:.0f} pages of memory from the disk again, as memory is short"
         return (
@@ -466,9 +472,13 @@ class RunawayLoss:
             return None
         part.said = True
         kind, name = key
-        what = f"the loss of {kind} {name} is {math.exp(rise[0]):.1f} times what it was, compared with all other images"
-        remedy = f"Look at the images and captions of this {kind} (run.py lint), or lower its weight or train.lr."
-        return _diagnostic("loss", what, f"not known; it is this {kind} alone", remedy)
+        return _diagnostic(
+            "loss",
+            f"the loss of {kind} {name} is {math.exp(rise[0]):.1f} times what "
+            "it was, compared with all other images",
+            f"not known; it is this {kind} alone",
+            f"Look at the images and captions of this {kind} (run.py lint), or lower its weight or train.lr.",
+        )
 
     def _rise(self, key: tuple[str, str], part: _Part) -> tuple[float, float] | None:
         """By how much the part's block rose more than all others did in the same time,
@@ -631,9 +641,11 @@ class SilentLayers:
         cause = "the gradient is exactly zero: an input or the scale is zero, masks hide all, or float16 underflows"
         if unused.issuperset(new):
             cause = "the loss does not depend on them: the model does not use these layers, or they are frozen"
-        remedy = "They learn nothing: leave them out (network_kwargs.ignore_if_contains), or look at what feeds them."
         return _diagnostic(
-            "gradient", f"{which} had no gradient for {self.wait} steps", cause, remedy
+            "gradient",
+            f"{which} had no gradient for {self.wait} steps",
+            cause,
+            "They learn nothing: leave them out (network_kwargs.ignore_if_contains), or look at what feeds them.",
         )
 
     def _is_end_of_text(self, layer: str) -> bool:
@@ -749,11 +761,12 @@ def difference(samples: Sequence[tuple[str, SampleFeatures]]) -> float | None:
     >>> difference([("a cat", black), ("a dog", white)])
     255.0
     """
-    pairs = []
-    for index, (text, a) in enumerate(samples):
-        for other, b in samples[index + 1 :]:
-            if text != other:
-                pairs.append(float(np.sqrt(np.mean((a.thumbnail - b.thumbnail) ** 2))))
+    pairs = [
+        float(np.sqrt(np.mean((a.thumbnail - b.thumbnail) ** 2)))
+        for index, (text, a) in enumerate(samples)
+        for other, b in samples[index + 1 :]
+        if text != other
+    ]
     return median(pairs) if pairs else None
 
 
@@ -807,10 +820,12 @@ class RisingTexture:
         if self._said:
             return None
         self._said = True
-        message = f"{self._what} turn into texture: high frequencies {now:.2f}, at first at most {self._first:.2f}"
-        cause = "the images of the dataset have it, or the network collapses into it, which the loss does not show"
-        remedy = "If they have none, take an earlier file, and set train.assistant or lower train.lr (docs/models.md)."
-        return _diagnostic("texture", message, cause, remedy)
+        return _diagnostic(
+            "texture",
+            f"{self._what} turn into texture: high frequencies {now:.2f}, at first at most {self._first:.2f}",
+            "the images of the dataset have it, or the network collapses into it, which the loss does not show",
+            "If they have none, take an earlier file, and set train.assistant or lower train.lr (docs/models.md).",
+        )
 
 
 class SampleSets:
@@ -844,12 +859,24 @@ class SampleSets:
             differ is not None and differ < ALIKE and self._difference >= DIFFERENT
         )
         if self._is_new("noise", is_noise):
-            message = f"the sample images are noise: roughness {rough:.2f} of 1, before {self._roughness:.2f}"
-            findings.append(_diagnostic("samples", message, _BROKEN, _EARLIER))
+            findings.append(
+                _diagnostic(
+                    "samples",
+                    f"the sample images are noise: roughness {rough:.2f} of 1, before {self._roughness:.2f}",
+                    _BROKEN,
+                    _EARLIER,
+                )
+            )
         if self._is_new("alike", is_alike and not is_noise):
-            message = f"the sample images of different prompts are all alike: they differ by {differ:.1f} of 255"
-            before = f", before by up to {self._difference:.0f}"
-            findings.append(_diagnostic("samples", message + before, _BROKEN, _EARLIER))
+            findings.append(
+                _diagnostic(
+                    "samples",
+                    f"the sample images of different prompts are all alike: they differ by {differ:.1f} of 255"
+                    + f", before by up to {self._difference:.0f}",
+                    _BROKEN,
+                    _EARLIER,
+                )
+            )
         textured = self._texture.add(
             [features.texture for _, features in samples], loss_rises or bool(findings)
         )

@@ -472,9 +472,8 @@ def reading_state(path: Path) -> Iterator[None]:
         ArithmeticError,
     ) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-        remedy = "Move it away, or add --restart to begin again."
         raise RunError(
-            f"{path}: what it records cannot be used ({reason}). {remedy}"
+            f"{path}: what it records cannot be used ({reason}). Move it away, or add --restart to begin again."
         ) from error
 
 

@@ -194,10 +194,11 @@ class RunNow:
     def _left_of_phase(self) -> float | None:
         if self._phase == STEP:
             return self._left_of_steps()
-        if self._phase in RECURRING.values():
-            unit_s = self._seconds_per_unit(self._phase)
-        else:
-            unit_s = None
+        unit_s = (
+            self._seconds_per_unit(self._phase)
+            if self._phase in RECURRING.values()
+            else None
+        )
         if unit_s and self._of:
             return (self._of - (self._done or 1) + 1) * unit_s
         if (
@@ -237,10 +238,9 @@ class RunNow:
         phase = RECURRING.get(part)
         if phase:
             return self._left_of_recurring(part, phase, planned)
-        if part == "compiling":
-            is_over = self._step_s is not None
-        else:
-            is_over = self._is_past(part)
+        is_over = (
+            self._step_s is not None if part == "compiling" else self._is_past(part)
+        )
         if is_over:
             return 0.0
         if PART_OF.get(self._phase) == part and self._phase != "reading":
@@ -299,9 +299,7 @@ class RunNow:
                 and run.steps not in (0, UNTIL_THE_DATA_ENDS)
                 and run.state.step
             )
-            if run is not None and known:
-                return run.state.step / run.steps
-            return None
+            return run.state.step / run.steps if run is not None and known else None
         worked = (
             self._clock()
             - self._begun
@@ -312,9 +310,7 @@ class RunNow:
     def _planned_step_s(self) -> float:
         run = self._run
         left = run.steps - self._steps_before if run else 0
-        if left > 0:
-            return self._planned.get("steps", 0.0) / left
-        return 0.0
+        return self._planned.get("steps", 0.0) / left if left > 0 else 0.0
 
     # ------------------------------------------------------------ run.json
 

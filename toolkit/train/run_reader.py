@@ -269,9 +269,7 @@ def list_runs(folder: Path) -> tuple[RunInfo, ...]:
 
 def runs_in(folder: Path) -> tuple[RunInfo, ...]:
     """The run in the folder itself, or else all runs below it (`list_runs`)."""
-    if _is_run(folder):
-        return (_info(folder),)
-    return list_runs(folder)
+    return (_info(folder),) if _is_run(folder) else list_runs(folder)
 
 
 def read_run(folder: Path) -> RunInfo:
@@ -433,12 +431,11 @@ def read_losses_by_image(folder: Path) -> dict[int, dict[str, float]]:
     if not losses_of_steps:
         return {}
     latest = losses_of_steps[max(losses_of_steps)]
-    same_images = {
+    return {
         step: means
         for step, means in losses_of_steps.items()
         if means.keys() == latest.keys()
     }
-    return same_images
 
 
 def read_events(folder: Path, since: str = "") -> Rows:
@@ -644,11 +641,12 @@ def list_network_files(folder: Path) -> tuple[NetworkFile, ...]:
     """The weights that a run has saved: by step, then the best ones, then the final
     ones."""
     name = _text(run_files.read_status(folder), "name") or folder.name
-    written = {}
-    for event in read_events(folder).rows:
-        if event.get("event") == "save":
-            for file in _texts(event, "files"):
-                written[file] = _time(event, "time")
+    written = {
+        file: _time(event, "time")
+        for event in read_events(folder).rows
+        if event.get("event") == "save"
+        for file in _texts(event, "files")
+    }
 
     def of(path: Path, kind: str, step: float) -> NetworkFile:
         return NetworkFile(
@@ -661,10 +659,9 @@ def list_network_files(folder: Path) -> tuple[NetworkFile, ...]:
 
     by_step = run_files.step_files(folder, name)
     best = run_files.final_files(folder, run_files.best_stem(name))
-    files = []
-    for step in sorted(by_step):
-        for path in by_step[step]:
-            files.append(of(path, "step", step))
+    files = [
+        of(path, "step", step) for step in sorted(by_step) for path in by_step[step]
+    ]
     for path in best:
         files.append(of(path, "best", run_files.step_in(path)))
     for path in run_files.final_files(folder, name):
@@ -735,10 +732,9 @@ def _number(row: Row, key: str) -> float | None:
 def _numbers(value: object) -> list[float]:
     """The numbers of a list; empty for a value that is not a list or has other
     entries."""
-    if isinstance(value, list):
-        numbers = [_number({"": entry}, "") for entry in value]
-    else:
-        numbers = []
+    numbers = (
+        [_number({"": entry}, "") for entry in value] if isinstance(value, list) else []
+    )
     if None not in numbers:
         return [entry for entry in numbers if entry is not None]
     return []

@@ -18,13 +18,12 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from extensions.tools.shared.series import Curve, Series, series_of
-from toolkit.errors import RunError
 from toolkit.files.run_files import duration, read_status
 from toolkit.files.writing import (
     atomic_write,
     os_error_as_run_error,
     read_regular,
-    why_not_replaced,
+    require_own,
     write_text,
 )
 
@@ -103,11 +102,11 @@ def draw_diagrams(folder: Path, output: Path, suffix: str = "") -> list[Path]:
                 shown.append((panel, of_panel))
         if shown:
             path = output / f"{name}{suffix}.png"
-            _require_own(path)
+            require_own(path, _is_own)
             _draw(path, title, shown)
             written.append(path)
     summary = output / f"{SUMMARY}{suffix}.txt"
-    _require_own(summary)
+    require_own(summary, _is_own)
     write_text(summary, summarize(title, run, status.get("skipped", 0)))
     return [*written, summary]
 
@@ -174,15 +173,8 @@ def smoothed(values: Sequence[float]) -> list[float]:
     return means
 
 
-def _require_own(path: Path) -> None:
-    """Raises RunError for a file that is neither an image of matplotlib nor a
-    summary."""
-    reason = why_not_replaced(path, _is_own)
-    if reason:
-        raise RunError(reason)
-
-
 def _is_own(file: Path) -> bool:
+    """Whether a file is an image of matplotlib, or a summary."""
     data = read_regular(file)
     return b"\0Matplotlib" in data or _END.encode() in data
 

@@ -309,8 +309,8 @@ class PictureMaker:
             model, prompts, ItemEncoder(model, dtype), self._stores, watch=watch
         )
         texts: list[Sequence[CacheEntry]] = []
-        sampler.encode(self._progress, texts)
-        fill_texts(texts, model, self._progress, stays=self.keeps_encoders)
+        sampler.encode(self._status.count, texts)
+        fill_texts(texts, model, self._status.count, stays=self.keeps_encoders)
         self._status.finish()
         if not self.keeps_encoders:
             model.unload_encoders(keep=model.family.encoder_parts["vae"])
@@ -351,9 +351,6 @@ class PictureMaker:
             self._status.finish()
             logger.info(f"{index + 1}/{len(todo)} {paths[0]}")
             after_each(picture, paths[0])
-
-    def _progress(self, what: str, done: int, total: int) -> None:
-        self._status.update(f"{what} {done}/{total}")
 
     def decode(self, files: Sequence[Path]) -> None:
         """Writes the images of files with latents, named after them. Images that exist

@@ -21,6 +21,7 @@ from toolkit.config.reading.field_types import PathStr, near_path
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.model_files import INDEX
 from toolkit.errors import UserError
 from toolkit.files.archives import archive_in
 from toolkit.files.run_files import saved_as
@@ -141,10 +142,25 @@ def check_page(
     reason = why_not_replaced(path, is_own)
     if reason:
         yield Diagnostic(("output",), reason)
-        return
-    file = file_in_the_way(path.parent)
+    else:
+        yield from check_place(path.parent)
+
+
+def check_place(folder: Path, key: str = "output") -> Iterator[Diagnostic]:
+    """Reports a file where a folder is to be made."""
+    file = file_in_the_way(folder)
     if file:
-        yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")
+        yield Diagnostic((key,), f"'{file}' is a file. Give a path in a folder.")
+
+
+def check_model_folder(
+    key: tuple[str | int, ...], path: str, job: JobContext
+) -> Iterator[Diagnostic]:
+    """Reports a folder that holds no model, unless an earlier process of the job writes
+    it."""
+    folder = Path(path).expanduser()
+    if not job.will_write(folder) and not (folder / INDEX).is_file():
+        yield Diagnostic(key, f"{path!r} holds no {INDEX}. Give the folder of a model.")
 
 
 def split_strength(text: str) -> tuple[str, float]:

@@ -22,7 +22,7 @@ from extensions.tools.shared.blocks import BAKED
 from extensions.tools.shared.diagrams import KL, LOSSES, RATES, TIMES
 from extensions.tools.shared.feed import Feed, facts_of
 from extensions.tools.shared.series import IN_STEPS, Curve
-from toolkit.config.sections.dataset import CAPTION_SUFFIXES
+from toolkit.data.scan.captions import LIST, CaptionError, caption_in, files_beside
 from toolkit.files.redact import redact, redact_text
 from toolkit.files.run_files import CONFIG, LOG
 from toolkit.files.safetensors_io import read_metadata
@@ -53,7 +53,8 @@ MOST_ROWS = 300
 MOST_WARNINGS = 5
 """Warnings of a run on its page, the latest ones."""
 
-_MOST_CAPTION_BYTES = 1000
+_MOST_CAPTION_BYTES = 100_000
+_MOST_CAPTION_CHARACTERS = 1000
 _MOST_CONFIG_BYTES = 2**19
 _PLAN_BYTES = 32_768
 
@@ -314,13 +315,15 @@ def _is_file(path: Path) -> bool:
 
 
 def _caption(image: Path) -> str:
-    for suffix in CAPTION_SUFFIXES:
+    for path in files_beside(image):
         try:
-            with open_regular(image.with_suffix(suffix)) as file:
+            with open_regular(path) as file:
                 data = file.read(_MOST_CAPTION_BYTES)
-                return data.decode("utf-8-sig", errors="replace").strip()
-        except OSError:
+            caption = caption_in(path, data.decode("utf-8-sig", errors="replace"))
+        except (OSError, CaptionError):
             continue
+        if caption:
+            return caption[:_MOST_CAPTION_CHARACTERS].replace(LIST, "\n")
     return ""
 
 

@@ -35,10 +35,15 @@ from starlette.exceptions import HTTPException
 from extensions.tools.shared.suspects import FILE, FOLDER, suspects_of_run
 from extensions.tools.ui.commands import LATE, run_py
 from extensions.tools.ui.state import Ui, inside
-from toolkit.config.sections.dataset import CAPTION_SUFFIXES, DatasetConfig
+from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.contracts.data import ResizeCrop, Size
 from toolkit.data.pixels.images import ImageError, image_size
-from toolkit.data.scan.captions import CaptionError, read_caption, with_caption
+from toolkit.data.scan.captions import (
+    FORMATS,
+    CaptionError,
+    read_caption,
+    with_caption,
+)
 from toolkit.data.scan.directory import DirectoryListing, list_folder
 from toolkit.data.scan.fingerprint import version_of
 from toolkit.data.scan.folder import FoundImage, find_images
@@ -351,7 +356,7 @@ class Dataset:
         keys["control_optional"] = True  # images without a partner are shown too
         keys.pop("default_caption", "")  # the page edits the captions in the files
         return DatasetConfig(
-            caption_ext=(*CAPTION_SUFFIXES, ".json"),
+            caption_ext=tuple(FORMATS),
             captions="lines",
             resolution=(self.view["resolution"],),
             **keys,

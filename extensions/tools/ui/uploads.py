@@ -27,9 +27,8 @@ from typing import IO, NamedTuple
 from unicodedata import category, normalize
 
 from extensions.tools.ui.decoder import Decoder
-from toolkit.config.sections.dataset import CAPTION_SUFFIXES
 from toolkit.data.pixels.images import IMAGE_SUFFIXES, ImageError
-from toolkit.data.scan.captions import CaptionError, read_caption
+from toolkit.data.scan.captions import FORMATS, CaptionError, read_caption
 from toolkit.data.scan.directory import list_folder, split_suffix
 from toolkit.data.scan.found import repeats_of
 from toolkit.data.scan.tables import TEXT_TABLES
@@ -53,11 +52,9 @@ PIECE = 8 * 2**20
 
 MOST_BYTES = {
     SUFFIX: 20 * 10**9,
-    **dict.fromkeys((*CAPTION_SUFFIXES, ".json"), 100_000),
+    **dict.fromkeys(TEXT_TABLES, 20 * 10**6),
+    **dict.fromkeys(FORMATS, 100_000),
 }
-MOST_BYTES |= dict.fromkeys(
-    (suffix for suffix in TEXT_TABLES if suffix != ".json"), 20 * 10**6
-)
 MOST_BYTES |= dict.fromkeys(IMAGE_SUFFIXES, 500 * 10**6)
 """Suffix -> maximum size of a file in bytes. Files with other suffixes are refused."""
 

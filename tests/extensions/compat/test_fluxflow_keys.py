@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from extensions.compat.fluxflow_keys import (
-    FLAGS,
-    KEYS,
     SECTIONS,
     STEPS,
+    guide_flags,
+    keys,
     names_in,
     page_rows,
     split_flags,
@@ -39,12 +39,12 @@ samples_per_checkpoint sample_captions log_interval tokenizer_name generate_diag
 
 
 def test_every_flag_of_the_guide_is_known() -> None:
-    assert set(OF_THE_GUIDE.split()) <= FLAGS.keys()
+    assert set(OF_THE_GUIDE.split()) <= guide_flags().keys()
 
 
 def test_every_key_has_a_place_and_every_place_keys() -> None:
     assert all(
-        key.places and set(key.places) <= {*SECTIONS, STEPS} for key in KEYS.values()
+        key.places and set(key.places) <= {*SECTIONS, STEPS} for key in keys().values()
     )
     assert all(names_in(place) for place in (*SECTIONS, STEPS))
 
@@ -55,7 +55,7 @@ def test_defaults_are_the_guides() -> None:
         "lr_min": 0.1, "n_epochs": 1, "text_embedding_dim": 1024, "training_steps": 1, "vae_dim": 128, "workers": 1,
         "webdataset_caption_key": "prompt", "webdataset_label_key": "json",
     }  # fmt: skip
-    assert {name: KEYS[name].default for name in guides} == guides
+    assert {name: keys()[name].default for name in guides} == guides
 
 
 def test_the_page_has_the_table() -> None:

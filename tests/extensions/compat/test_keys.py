@@ -9,14 +9,16 @@ import pytest
 from safetensors.torch import save_file
 from torch import ones
 
-from extensions.compat.names import NAMES
+from extensions.compat.names import tool_flags
 from toolkit.config.reading.tool import load_tool
 from toolkit.errors import UserError
 from toolkit.extension import discover
 
-FLAGS = NAMES["musubi", "flags"]
-REMEDIES = {flag: row.says for flag, row in FLAGS.items() if row.how == "absent"}
-SAME = {flag: row.field for flag, row in FLAGS.items() if row.how == "is"}
+FLAGS = tool_flags()
+REMEDIES = {
+    flag: row.says for flag, row in FLAGS.items() if row.how == "no_counterpart"
+}
+SAME = {flag: row.field for flag, row in FLAGS.items() if row.how == "renamed_to"}
 
 TOOLS = {uid: discover().find_command(uid) for uid in discover().tools()}
 

@@ -10,8 +10,8 @@ import pytest
 from docs.config_page import distinct_sections, keys
 from docs.generate import section_models
 from docs.names_page import page
-from extensions.compat.keys import KEYS, OPTIONS
-from extensions.compat.names import NAMES, PLACES
+from extensions.compat.keys import KEYS
+from extensions.compat.names import NO_SECTION, PLACES, names, options
 from extensions.compat.shapes import SHAPES
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.reading.foreign import ForeignName
@@ -68,6 +68,8 @@ AI_TOOLKIT_KEYS = {
 }
 """Section -> keys of jobs of ai-toolkit beside those of the tests' own jobs."""
 
+OPTIONS = {key: row for key, (_, row) in options().items()}
+
 SECTIONS = dict(reversed(list(distinct_sections(section_models()))))
 
 KNOWN = keys(section_models())
@@ -91,8 +93,8 @@ def test_every_option_is_on_the_page_with_ours_beside_it_or_a_reason() -> None:
 
 
 ROWS = [
-    (program, group, key, row)
-    for (program, group), rows in NAMES.items()
+    (program, "" if group == NO_SECTION else group, key, row)
+    for (program, group), rows in names().items()
     for key, row in rows.items()
     if group != "flags"
 ]
@@ -111,10 +113,10 @@ def test_a_name_that_is_read_where_it_stands_is_read_into_what_its_row_says() ->
     """The place of its section is that of the key that it is another name of; what is
     shaped has a function there."""
     for _, section, key, row in ROWS:
-        if section and row.how == "is":
+        if section and row.how == "renamed_to":
             assert row.ours[0].rpartition(".")[0] == PLACES[section], key
-        assert not section or row.how not in ("near", "absent"), key
-        assert row.how != "shaped" or section in {
+        assert not section or row.how not in ("use_instead", "no_counterpart"), key
+        assert row.how != "converted_to" or section in {
             *SHAPES,
             "OptimizationConfig",
             "NetworkKwargs",
@@ -124,14 +126,18 @@ def test_a_name_that_is_read_where_it_stands_is_read_into_what_its_row_says() ->
 def test_an_option_has_one_row() -> None:
     """A flat list of options has one place for each: otherwise a value lands where the
     first row says."""
-    keys = [key for program, _, key, _ in ROWS if program == "musubi"]
+    keys = [key for program, _, key, _ in ROWS if program == "musubi-tuner"]
     assert sorted(keys) == sorted(OPTIONS)
 
 
 def test_a_name_of_programs_that_are_not_read_hides_none_that_is() -> None:
     """Such a name becomes an error: it is neither a key of ours nor one that is
     read."""
-    unread = {key for program in ("kohya", "diffusers") for key in NAMES[program, ""]}
+    unread = {
+        key
+        for program in ("kohya", "diffusers")
+        for key in names()[program, NO_SECTION]
+    }
     read = {key for program, _, key, _ in ROWS if program not in ("kohya", "diffusers")}
     assert not unread & (read | {key.rpartition(".")[2] for key in KNOWN})
 
@@ -142,8 +148,8 @@ def test_each_name_is_of_the_class_of_a_section() -> None:
         for _, section in distinct_sections(section_models())
         for cls in section.__mro__
     }
-    assert {name for _, name in NAMES} - {
-        "",
+    assert {name for _, name in names()} - {
+        NO_SECTION,
         "flags",
     } == PLACES.keys() and PLACES.keys() | SHAPES.keys() <= classes
 
@@ -171,7 +177,7 @@ def test_a_command_that_does_it_exists_with_its_flags(command: str) -> None:
 
 
 def is_denied(row: ForeignName) -> bool:
-    return not (row.ours or row.tool) and row.how != "idle"
+    return not (row.ours or row.tool) and row.how != "not_needed"
 
 
 def test_nothing_is_denied_that_exists() -> None:

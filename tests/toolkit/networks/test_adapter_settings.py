@@ -25,7 +25,7 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from extensions.tools.lora_tools.lora_export import FORMATS, export, read_adapter
+from tests.parts import needs_part
 from tests.running import run_tool
 from toolkit.config.sections import network
 from toolkit.errors import RunError, UserError
@@ -777,10 +777,13 @@ def test_a_config_that_is_no_text_is_named(tmp_path: Path) -> None:
         load_adapter_file(tmp_path / "adapter_model.safetensors", LAYERS)
 
 
+@needs_part("tools.lora_tools")
 @pytest.mark.parametrize("form", ["comfyui", "kohya", "aitk"])
 def test_convert_keeps_the_strength_that_peft_gives_two_whole_factors(
     form: str, tmp_path: Path
 ) -> None:
+    from extensions.tools.lora_tools.lora_export import FORMATS, export, read_adapter
+
     expected = saved_by_peft(CONFIGS["lokr, whole factors, patterns"](), tmp_path)
     converted = tmp_path / "converted.safetensors"
     file = read_adapter(tmp_path / "adapter_model.safetensors", [LAYERS])

@@ -29,14 +29,22 @@ NO_DEFAULT: Any = object()
 class ForeignName(NamedTuple):
     """What a key or flag of another program is here.
 
-    >>> ForeignName("is", ("train.steps",)).field
+    >>> ForeignName("renamed_to", ("train.steps",)).field
     'steps'
     """
 
-    how: Literal["is", "near", "shaped", "idle", "refused", "absent"]
-    """is: another name of `ours`. shaped: a function turns it into `ours`. near: `ours`
-    does something like it. idle: needs nothing that is missing here. refused: an error
-    unless its value is one of `passes`. absent: not here."""
+    how: Literal[
+        "renamed_to",
+        "converted_to",
+        "use_instead",
+        "not_needed",
+        "only_accepts",
+        "no_counterpart",
+    ]
+    """renamed_to: another name of `ours`. converted_to: a function turns it into
+    `ours`. use_instead: `ours` does something like it. not_needed: has no effect, for
+    the reason in `says`. only_accepts: an error unless its value is one of `passes`.
+    no_counterpart: not here."""
 
     ours: tuple[str, ...] = ()
     """Keys of a job, each with its place as the reference page writes it:
@@ -46,14 +54,14 @@ class ForeignName(NamedTuple):
     """How the meaning differs, or why there is no such key."""
 
     passes: tuple[Any, ...] = ()
-    """For `refused`: the values that have no effect."""
+    """For `only_accepts`: the values that have no effect."""
 
     needs: str = ""
-    """For `refused`: the switch next to it that it refines. It has no effect where that
+    """For `only_accepts`: the switch next to it that it refines. It has no effect where that
     switch is off."""
 
     on: str = ""
-    """For `idle`: why it is an error unless it is false, and the remedy."""
+    """For `not_needed`: why it is an error unless it is false, and the remedy."""
 
     tool: str = ""
     """The command that does it, as `run.py` takes it: `generate --negative`."""
@@ -63,7 +71,7 @@ class ForeignName(NamedTuple):
 
     @property
     def field(self) -> str:
-        """For `is`: the key in the section where it stands."""
+        """For `renamed_to`: the key in the section where it stands."""
         return self.ours[0].rpartition(".")[2]
 
 

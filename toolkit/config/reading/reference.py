@@ -75,15 +75,15 @@ def schema(models: Models) -> dict[str, Any]:
 def _add_other_names(definition: dict[str, Any], section: type[StrictModel]) -> None:
     properties = definition["properties"]
     for key, row in other_names(section, foreign_keys()).items():
-        if row.how == "is":
+        if row.how == "renamed_to":
             added = {
                 **properties[row.field],
                 "deprecated": True,
                 "description": f"Means `{row.field}`.",
             }
-        elif row.how == "shaped":
+        elif row.how == "converted_to":
             added = {"description": f"Means {meaning(row)}."}
-        elif row.how == "idle":
+        elif row.how == "not_needed":
             off = {"enum": [None, False]} if row.on else {}
             added = {"deprecated": True, "description": f"No effect: {row.says}."} | off
         else:

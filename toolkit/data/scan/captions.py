@@ -5,9 +5,9 @@ adds prefix and trigger word, once for each image. At each use, `drawn_caption` 
 one of several captions, and `caption_for_use` drops or shuffles it; the random numbers
 depend on seed, epoch and position only. Captions in tables are read by `tables`.
 
-`matching` and `samples` call the first half, the batches the second one. The caption
-tool, `lint` and the page read and write caption files with `read_caption` and
-`with_caption`. Imports no torch.
+`matching` and `samples` call the first half, the batches the second one. `FORMATS` is
+the table of caption files. The caption tool, `lint` and the page find, read and write
+them with `files_beside`, `read_caption` and `with_caption`. Imports no torch.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import json
 import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 from toolkit.config.sections.dataset import ColumnsConfig, DatasetConfig
 from toolkit.contracts.data import PLACEHOLDERS, CaptionRules, Sample
@@ -41,6 +41,11 @@ class CaptionError(ValueError):
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
+
+
+class NoCaptionError(CaptionError):
+    """A file that can be read and is not a caption file, such as a `.json` file of
+    another program."""
 
 
 LIST = "\0"
@@ -126,7 +131,7 @@ def find_captions(
 
 def _caption_or_error(path: str) -> str | CaptionError:
     try:
-        return _caption_in(path)
+        return caption_in(path, read_text(path))
     except CaptionError as error:
         return error
 
@@ -141,6 +146,68 @@ def caption_of_name(stem: str) -> str:
     return re.sub(r"\s*\([0-9]+\)$", "", stem.replace("_", " ")).strip()
 
 
+class CaptionFormat(NamedTuple):
+    """One kind of caption file.
+
+    >>> FORMATS[".json"].read('{"caption": "a red cat", "rating": 5}')
+    'a red cat'
+    """
+
+    read: Callable[[str], str]
+    """From the text of a file to its caption, with LIST between several. An error of
+    Python: the file holds none."""
+
+    write: Callable[[str, str], str]
+    """From the text of a file and a new caption to the new text."""
+
+
+def _read_json(text: str) -> str:
+    row = json.loads(text)
+    caption: str = listed(row[_key_in(row)] if isinstance(row, dict) else row)
+    return caption.strip()
+
+
+def _key_in(row: Mapping[str, Any]) -> str | None:
+    """The key of the caption in an object of JSON."""
+    return first_of(row, columns_of([row], ColumnsConfig()).prompt)
+
+
+def _write_json(text: str, caption: str) -> str:
+    """Other keys stay, and a list stays a list."""
+    row = json.loads(text)
+    key = _key_in(row) if isinstance(row, dict) else None
+    is_list = isinstance(row[key] if key else row, list)
+    new = captions_of(caption) if is_list else caption
+    row = row | {key: new} if key else new
+    return json.dumps(row, indent=2, ensure_ascii=False) + "\n"
+
+
+_TEXT = CaptionFormat(str.strip, lambda _, caption: caption and f"{caption}\n")
+
+FORMATS = {
+    ".txt": _TEXT,
+    ".caption": _TEXT,
+    ".cap": _TEXT,
+    ".json": CaptionFormat(_read_json, _write_json),
+}
+"""Suffix -> how such a caption file is read and written; `caption_ext` may name others,
+which are text. Where nothing says which suffix counts, the first one does."""
+
+
+def files_beside(image: Path) -> list[Path]:
+    """The paths at which an image may have its caption, in the order of `FORMATS`: for
+    each suffix `a.txt`, then `a.jpg.txt`.
+
+    >>> [path.name for path in files_beside(Path("photos/a.jpg"))][:3]
+    ['a.txt', 'a.jpg.txt', 'a.caption']
+    """
+    return [
+        image.with_name(stem + suffix)
+        for suffix in FORMATS
+        for stem in (image.stem, image.name)
+    ]
+
+
 def read_caption(path: Path | str) -> str:
     """The text of a caption file without byte order mark and surrounding whitespace,
     lines ended by \\n. For a `.json` file it is the caption in it, for a list there one
@@ -148,18 +215,14 @@ def read_caption(path: Path | str) -> str:
 
     Raises CaptionError for any other file.
     """
-    return _caption_in(path).replace(LIST, "\n")
+    return caption_in(path, read_text(path)).replace(LIST, "\n")
 
 
-def _caption_in(path: Path | str) -> str:
-    """The text of `read_caption`, with LIST between the captions of a list."""
-    text = read_text(path)
-    if split_suffix(str(path))[1] != ".json":
-        return text.strip()
+def caption_in(path: Path | str, text: str) -> str:
+    """The caption in the text of the caption file `path`, with LIST between several.
+    Raises NoCaptionError."""
     try:
-        row = json.loads(text)
-        caption: str = listed(row[_key_in(row)] if isinstance(row, dict) else row)
-        return caption.strip()
+        return FORMATS.get(split_suffix(str(path))[1], _TEXT).read(text)
     except (
         ValueError,
         RecursionError,
@@ -167,15 +230,10 @@ def _caption_in(path: Path | str) -> str:
         TypeError,
         AttributeError,
     ) as error:
-        reason = (
-            "holds no 'caption' of text. Write one, or take .json out of caption_ext"
-        )
-        raise CaptionError(path, reason) from error
-
-
-def _key_in(row: Mapping[str, Any]) -> str | None:
-    """The key of the caption in the object of a `.json` file."""
-    return first_of(row, columns_of([row], ColumnsConfig()).prompt)
+        raise NoCaptionError(
+            path,
+            "holds no 'caption' of text. Write one, or take .json out of caption_ext",
+        ) from error
 
 
 def with_caption(path: Path | str, caption: str) -> str:
@@ -184,16 +242,12 @@ def with_caption(path: Path | str, caption: str) -> str:
 
     Raises CaptionError for a `.json` file that holds none.
     """
-    if split_suffix(str(path))[1] != ".json":
-        return caption + "\n" if caption else ""
-    read_caption(path)
-    row = json.loads(read_text(path))
-    key = _key_in(row) if isinstance(row, dict) else None
-    new = (
-        captions_of(caption) if isinstance(row[key] if key else row, list) else caption
-    )
-    row = row | {key: new} if key else new
-    return json.dumps(row, indent=2, ensure_ascii=False) + "\n"
+    caption_format = FORMATS.get(split_suffix(str(path))[1], _TEXT)
+    if caption_format is _TEXT:
+        return _TEXT.write("", caption)
+    text = read_text(path)
+    caption_in(path, text)
+    return caption_format.write(text, caption)
 
 
 def read_text(path: Path | str, utf16: bool = False) -> str:
@@ -323,17 +377,26 @@ def nearly_placeholders(text: str) -> list[str]:
     return [placeholder for placeholder in near if placeholder not in PLACEHOLDERS]
 
 
+def unreplaced(texts: Iterable[str], has_trigger: bool) -> dict[str, str]:
+    """The placeholders in some texts that nothing replaces -> what to do.
+
+    >>> unreplaced(["[trigger] on a beach", "a {Name}"], has_trigger=True)
+    {'{Name}': "Write '[trigger]'"}
+    """
+    together = "\n".join(texts)
+    literal = [written for written in PLACEHOLDERS if written in together]
+    remedies = dict.fromkeys(
+        nearly_placeholders(together), f"Write '{PLACEHOLDERS[0]}'"
+    )
+    if has_trigger:
+        return remedies
+    return dict.fromkeys(literal, "Give the job a 'trigger_word'") | remedies
+
+
 def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterator[str]:
     """Warnings for prompts of samples: placeholders that are not replaced, and prompts
     without any of the trigger words."""
-    together = "\n".join(prompts)
-    literal = []
-    if not triggers:
-        literal = [written for written in PLACEHOLDERS if written in together]
-    for placeholder in (*literal, *nearly_placeholders(together)):
-        remedy = f"Write '{PLACEHOLDERS[0]}'"
-        if placeholder in PLACEHOLDERS:
-            remedy = "Give the job a 'trigger_word'"
+    for placeholder, remedy in unreplaced(prompts, bool(triggers)).items():
         count = sum(placeholder in prompt for prompt in prompts)
         what = f"{count} of {len(prompts)} prompts with '{placeholder}', which nothing replaces"
         yield f"warning: sample: {what}. {remedy}"

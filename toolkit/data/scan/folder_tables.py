@@ -18,9 +18,9 @@ from itertools import chain
 
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
-from toolkit.data.scan.columns import in_yaml as column_in_yaml
 from toolkit.data.scan.directory import DirectoryListing, ImageFile, split_suffix
 from toolkit.data.scan.found import ScanFindings, count_of, shorten
+from toolkit.data.scan.partners import in_yaml
 from toolkit.data.scan.records import FolderTable, ImageFolder
 from toolkit.data.scan.tables import (
     NO_JSON,
@@ -266,7 +266,7 @@ def _note_unused_columns(
     of_files = table.unused_files(is_file)
     for column in of_files:
         what = f"its column {column!r} names {count_of(len(table.unused[column]), 'file')} and is not used"
-        name = column_in_yaml(column)
+        name = in_yaml(column)
         says = f"Say what it is: 'columns: {{control: {name}}}' (or mask, worse, image), 'columns: {{ignore: {name}}}'"
         findings.mistake(table.called, f"{what}. {says} where it is not meant")
     others = [column for column in table.unused if column not in of_files]
@@ -274,7 +274,7 @@ def _note_unused_columns(
         named = shorten(column or "one without a title" for column in others)
         what = f"columns that are not used: {named}"
         findings.notes.append(f"{table.called}: {what}")
-        names = ", ".join(map(column_in_yaml, others))
+        names = ", ".join(map(in_yaml, others))
         remedy = (
             f"Say what they are with 'columns', or 'columns: {{ignore: [{names}]}}'"
         )

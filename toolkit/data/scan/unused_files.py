@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from itertools import chain
 
 from toolkit.config.sections.dataset import DatasetConfig
+from toolkit.data.scan.captions import FORMATS
 from toolkit.data.scan.directory import DirectoryListing, join, real_path, split_suffix
 from toolkit.data.scan.folder_tables import OTHER_TABLE, names_any, tables_in
 from toolkit.data.scan.found import ScanFindings, count_of, shorten
-from toolkit.data.scan.partners import captions_beside, root_of, shared, unpaired
-from toolkit.data.scan.records import ImageFolder, MatchedFolder
+from toolkit.data.scan.partners import root_of
+from toolkit.data.scan.records import ImageFolder
 from toolkit.data.scan.tables import image_name
 
 _UNREAD_IMAGES = frozenset({".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
-_TEXT_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
 _NO_CAPTIONS = frozenset(
     {"lint_ignore.txt", "readme.txt", "license.txt", "classes.txt"}
 )
@@ -80,7 +80,7 @@ def _why_ignored(
             reason,
             "Give image and caption the same name, in upper and lower case too",
         )
-    if suffix in _TEXT_SUFFIXES and name.removesuffix(suffix) in listing.images:
+    if suffix in FORMATS and name.removesuffix(suffix) in listing.images:
         return _why_no_caption(suffix, caption_ext, dataset)
     if caption_ext:
         names = [image_name(files[0]) for files in listing.images.values()]
@@ -110,8 +110,8 @@ def _why_no_caption(
 
 
 def note_unused_partners(
-    folders: Sequence[MatchedFolder],
-    others: Sequence[MatchedFolder],
+    folders: Sequence[ImageFolder],
+    others: Sequence[ImageFolder],
     findings: ScanFindings,
 ) -> None:
     """Notes control images and masks that belong to no image, and those that several
@@ -128,7 +128,7 @@ def note_unused_partners(
                 if place in known:
                     continue
                 known.add(place)
-                left = unpaired(listing, used.get(place, ()))
+                left = _images_without(listing, used.get(place, set()))
                 if left:
                     if slot.key == "control":
                         several = ", with _0, _1 and so on for several"
@@ -142,7 +142,7 @@ def note_unused_partners(
                         remedy,
                         findings.unpaired,
                     )
-                texts = captions_beside(listing)
+                texts = _captions_in(listing)
                 if texts:
                     remedy = "Put it beside the image, with its name"
                     findings.not_used(
@@ -162,7 +162,7 @@ def note_unused_partners(
         )
 
 
-def _used_partners(folders: Sequence[MatchedFolder]) -> dict[str, set[str]]:
+def _used_partners(folders: Sequence[ImageFolder]) -> dict[str, set[str]]:
     """Folder, by its real path -> the files in it that are control images, layers or
     masks of an image."""
     by_prefix: dict[str, set[str]] = {}
@@ -179,8 +179,23 @@ def _used_partners(folders: Sequence[MatchedFolder]) -> dict[str, set[str]]:
     return used
 
 
+def _images_without(listing: DirectoryListing, used: set[str]) -> list[str]:
+    """Names of the image files in a folder that are not in `used`."""
+    names = chain.from_iterable(listing.images.values())
+    return [name for name in names if name not in used]
+
+
+def _captions_in(listing: DirectoryListing) -> list[str]:
+    """Names of the files of a folder that are captions of its images."""
+    stems = {*listing.images, *chain.from_iterable(listing.images.values())}
+    split = ((split_suffix(written), name) for written, name in listing.files.items())
+    return [
+        name for (stem, suffix), name in split if suffix in FORMATS and stem in stems
+    ]
+
+
 def _note_partner_folders(
-    folders: Sequence[MatchedFolder], known: set[str], findings: ScanFindings
+    folders: Sequence[ImageFolder], known: set[str], findings: ScanFindings
 ) -> None:
     """Notes subfolders of the folders of control images and masks that no folder of
     images uses. known: those used."""
@@ -211,7 +226,7 @@ def _partner_paths(dataset: DatasetConfig) -> list[tuple[str, str]]:
     return paths
 
 
-def _note_left_partners(folder: MatchedFolder, findings: ScanFindings) -> None:
+def _note_left_partners(folder: ImageFolder, findings: ScanFindings) -> None:
     """Notes images of a folder that are named like control images or masks of images
     that do not exist."""
     images = folder.listing.images
@@ -233,32 +248,30 @@ def _note_left_partners(folder: MatchedFolder, findings: ScanFindings) -> None:
             *chain.from_iterable(images.values()),
             *(partner.name for _, partner in folder.partners()),
         }
-        others = unpaired(folder.folder.whole, known)
+        others = _images_without(folder.whole, known)
         if others:
             reason = f"without image_suffix {folder.dataset.image_suffix!r}, and control image of no image"
             remedy = "Give it one of the suffixes, or remove it"
-            findings.not_used(
-                folder.folder.whole, others, reason, remedy, findings.unpaired
-            )
+            findings.not_used(folder.whole, others, reason, remedy, findings.unpaired)
 
 
 def _note_shared_partners(
-    folders: Sequence[MatchedFolder], findings: ScanFindings
+    folders: Sequence[ImageFolder], findings: ScanFindings
 ) -> None:
     """Notes control images and masks that belong to several images of one dataset by
     their names."""
-    uses = []
+    images_of: dict[str, dict[str, None]] = {}
     for folder in folders:
         for image, partner in folder.partners():
             if not image.has_controls_in_table:
-                uses.append((image.file.path, partner.path))
-    images_of = shared(uses)
-    if not images_of:
+                images_of.setdefault(partner.path, {})[image.file.path] = None
+    shared = [pair for pair in images_of.items() if len(pair[1]) > 1]
+    if not shared:
         return
-    first, images = next(iter(images_of.items()))
-    more = ""
-    if len(images_of) > 1:
-        more = f" ({count_of(len(images_of) - 1, 'more file')} likewise)"
+    first, images = shared[0]
+    more = f" ({count_of(len(shared) - 1, 'more file')} likewise)"
+    if len(shared) == 1:
+        more = ""
     what = f"is the one of {len(images)} images: {shorten(images)}{more}"
     remedy = "Where each image has its own, put them into subfolders named as those of the images"
     findings.notes.append(f"warning: {first}: {what}. {remedy}")

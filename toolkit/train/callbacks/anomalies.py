@@ -210,10 +210,9 @@ class AnomalyCallback(Callback):
         self, folder: Path, files: Sequence[str], texts: Sequence[str]
     ) -> Iterable[Diagnostic]:
         if self._sets is None:
-            if self._step:
-                self._sets = self._earlier_sets(folder, set(files))
-            else:
-                self._sets = SampleSets()
+            self._sets = (
+                self._earlier_sets(folder, set(files)) if self._step else SampleSets()
+            )
         features = self._features([folder / SAMPLES / file for file in files], texts)
         return self._sets.add(features, self._losses.rises())
 

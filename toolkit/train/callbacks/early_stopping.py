@@ -61,10 +61,11 @@ class EarlyStopping(Callback):
         known = read_losses_by_image(run.folder)
         if run.state.step in known:  # not where a loss was not finite
             last_forecast = forecast(known, run.steps, confidence)
-            if last_forecast:
-                record = {"confidence": confidence} | asdict(last_forecast)
-            else:
-                record = {}
+            record = (
+                {"confidence": confidence} | asdict(last_forecast)
+                if last_forecast
+                else {}
+            )
             self._saved(run)[FORECAST] = record
 
     def update(self, run: Run, values: Mapping[str, float]) -> None:

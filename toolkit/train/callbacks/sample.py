@@ -181,8 +181,9 @@ class SampleCallback(Callback):
             "sample", step=step, epoch=run.state.epochs_done, files=files, **details
         )
         plural = "" if len(files) == 1 else "s"
-        count = f"{len(files)} sample image{plural}"
-        logger.info(f"generated {count} at step {step} in {run.folder / SAMPLES}")
+        logger.info(
+            f"generated {len(files)} sample image{plural} at step {step} in {run.folder / SAMPLES}"
+        )
         metrics = drift_metrics(drifts)
         if metrics:
             append_row(run.folder / DRIFT, {"step": step, **metrics})
@@ -202,10 +203,11 @@ class SampleCallback(Callback):
             image = samples.draw(prompt)
             if samples.survival:
                 drawn[prompt] = image
-            if prompt in samples.deployments:
-                way = f"_{samples.deployments[prompt]}"
-            else:
-                way = ""
+            way = (
+                f"_{samples.deployments[prompt]}"
+                if prompt in samples.deployments
+                else ""
+            )
             path = run.folder / SAMPLES / f"{step:09d}_{index}{way}.{images.format}"
             with os_error_as_run_error(path), atomic_write(path) as temporary:
                 (over_white(image) if images.format == "jpg" else image).save(

@@ -59,6 +59,7 @@ from extensions.tools.ui.views.queue import enqueue
 from toolkit.config.reading.loader import folder_name_error
 from toolkit.config.reading.located import KeyPath, dotted
 from toolkit.config.reading.redacted_copy import saved_text
+from toolkit.config.sections.dataset import CAPTION_SUFFIXES
 from toolkit.config.sections.model_files import INDEX, hub_cache
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
@@ -257,9 +258,11 @@ def chosen_for(ui: Ui, name: str) -> dict[str, str]:
     if data.view["resolution"] != DEFAULT_VIEW["resolution"]:
         chosen["datasets[].resolution"] = str(data.view["resolution"])
     suffixes = {
-        Path(image.captions[0]).suffix for image in data.images if image.captions
+        Path(image.captions[0]).suffix.lower()
+        for image in data.images
+        if image.captions
     }
-    if ".json" in suffixes:
+    if not suffixes.issubset(CAPTION_SUFFIXES):
         chosen["datasets[].caption_ext"] = json.dumps(sorted(suffixes))
     return chosen
 

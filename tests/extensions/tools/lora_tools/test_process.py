@@ -661,7 +661,7 @@ def test_a_strength_that_16_bits_would_round_stays_in_alpha(
         (
             "post_hoc_ema",
             {"files": ".", "output": "x.safetensors"},
-            "is a folder. Give its files",
+            "'.' is a folder",
         ),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from toolkit.config.sections.dataset import ColumnsConfig
-from toolkit.data.scan.columns import KNOWN, Unfit, columns_of
+from toolkit.data.scan.columns import Unfit, columns_of, known_names
 from toolkit.data.scan.fingerprint import fingerprint
 from toolkit.data.scan.folder import scan_datasets
 from toolkit.errors import DataErrors
@@ -43,11 +43,11 @@ def both(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_each_known_name_has_a_source_and_is_there_once() -> None:
-    assert all(known.source for known in KNOWN)
-    assert len({known[:2] for known in KNOWN}) == len(KNOWN)
+    assert all(known.source for known in known_names())
+    assert len({known[:2] for known in known_names()}) == len(known_names())
     assert all(
         known.name == known.name.lower() and not known.name.endswith("_file_name")
-        for known in KNOWN[1:]
+        for known in known_names()[1:]
     )
 
 
@@ -108,7 +108,9 @@ def test_columns_that_are_not_used_are_named_once_for_plan_and_lint(
     path = write(data / "t.jsonl", rows)
     scan = scan_datasets([dataset("", captions_file=path)], None)
     assert scan.notes == (f"{path}: columns that are not used: width, id of it",)
-    remedy = "Say what they are with 'columns', or 'columns: {ignore: [width, \"id of it\"]}'"
+    remedy = (
+        "Say what they are with 'columns', or 'columns: {ignore: [width, id of it]}'"
+    )
     assert scan.unused == (
         (path, f"columns that are not used: width, id of it. {remedy}"),
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.data.scan.columns import KNOWN
+from toolkit.data.scan.columns import known_names
 from toolkit.data.scan.folder import find_images, scan_datasets
 from toolkit.data.scan.tables import Table, read_table
 from toolkit.errors import DataErrors
@@ -226,10 +226,10 @@ def test_the_page_has_every_name_that_is_known() -> None:
     )
     listed = {
         known.name
-        for known in KNOWN
+        for known in known_names()
         if f"`{known.name}`" in names or f"`{known.name.removesuffix('s')}`" in names
     }
-    assert listed == {known.name for known in KNOWN}
+    assert listed == {known.name for known in known_names()}
 
 
 # ---------------------------------------------------------------- what is given, and
@@ -275,7 +275,7 @@ def test_addresses_of_images_are_told_once(tmp_path: Path, dataset) -> None:
 def test_a_title_of_the_caption_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("file_name,width,label text\na.png,64,a cat\n")
     (mistake,) = read_table(str(tmp_path / "t.csv")).mistakes
-    remedy = "Say which it is: 'columns: {prompt: ...}', of width, \"label text\""
+    remedy = "Say which it is: 'columns: {prompt: ...}', of width, label text"
     assert mistake.message.endswith(f": no column is known as the caption. {remedy}")
 
 

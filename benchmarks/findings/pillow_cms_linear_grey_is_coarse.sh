@@ -10,11 +10,7 @@
 # Output seen:
 #   grey, gamma 1.0  default 9.7 levels off  HIGHRESPRECALC 6.7  NOOPTIMIZE 0.5
 #   grey, gamma 2.2  default 1.0 levels off  HIGHRESPRECALC 0.5  NOOPTIMIZE 0.5
-set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "${work}"' EXIT
-cd "${work}"
-python3 -m venv venv
+source "$(dirname "$0")/head.sh"
 venv/bin/pip install --quiet pillow==13.0.0 numpy==2.4.6
 venv/bin/python - <<'PYTHON' 2> errors.txt || { cat errors.txt >&2; exit 1; }
 import io

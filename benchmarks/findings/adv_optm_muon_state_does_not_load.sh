@@ -13,11 +13,7 @@
 #   Muon_adv    (16, 256): momentum_buffer              4 bytes per weight, loads
 #   Muon_adv    (16, 3072): exp_avg, exp_avg_sq         8 bytes per weight, KeyError: 'actual_state_precision'
 #   AdaMuon_adv (16, 3072): exp_avg, exp_avg_sq         8 bytes per weight, KeyError: 'actual_state_precision'
-set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "${work}"' EXIT
-cd "${work}"
-python3 -m venv venv
+source "$(dirname "$0")/head.sh"
 venv/bin/pip install --quiet torch==2.13.0
 venv/bin/pip install --quiet adv-optm==2.5.16
 venv/bin/python - <<'PYTHON'

@@ -10,11 +10,7 @@
 # Output seen:
 #   to_parquet                      bytes: none, path: the file on this machine
 #   embed_table_storage, to_parquet bytes: the picture
-set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "${work}"' EXIT
-cd "${work}"
-python3 -m venv venv
+source "$(dirname "$0")/head.sh"
 venv/bin/pip install --quiet datasets==5.2.0 pyarrow==26.0.1 pillow==13.0.0
 HF_HUB_OFFLINE=1 HF_HOME="${work}/hf" venv/bin/python - <<'PYTHON'
 from pathlib import Path

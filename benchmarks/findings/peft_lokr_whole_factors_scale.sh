@@ -11,11 +11,7 @@
 # Output seen:
 #   peft:    matrices lokr_w1 (4, 4), lokr_w2 (4, 4); change / kron(w1, w2) = 0.03125
 #   LyCORIS: matrices lokr_w1 (4, 4), lokr_w2 (4, 4); change / kron(w1, w2) = 1.0
-set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "${work}"' EXIT
-cd "${work}"
-python3 -m venv venv
+source "$(dirname "$0")/head.sh"
 venv/bin/pip install --quiet torch==2.13.0
 venv/bin/pip install --quiet peft==0.21.2 lycoris-lora==4.1.3
 venv/bin/python - <<'PYTHON'

@@ -12,11 +12,7 @@
 # Output seen (rank 4, alpha 2):
 #   with the header     KeyError: 'model_type'
 #   without the header  strength 1.0
-set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "${work}"' EXIT
-cd "${work}"
-python3 -m venv venv
+source "$(dirname "$0")/head.sh"
 venv/bin/pip install --quiet torch==2.13.0
 venv/bin/pip install --quiet diffusers==0.42.1 peft==0.21.2 transformers==5.24.0 accelerate==1.15.0
 # Of SimpleTuner only two modules are needed, which run on older versions of Python than the whole program.

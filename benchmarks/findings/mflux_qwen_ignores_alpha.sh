@@ -14,11 +14,7 @@
 #   qwen    diffusion_model., folded in  strength 1.0
 #   qwen21  diffusion_model., alpha      strength 2.0
 #   qwen21  diffusion_model., folded in  strength 1.0
-set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "${work}"' EXIT
-cd "${work}"
-python3 -m venv venv
+source "$(dirname "$0")/head.sh"
 venv/bin/pip install --quiet torch==2.13.0
 # Of mflux only the loader is needed. With its dependencies it would bring the CUDA build of mlx on Linux.
 venv/bin/pip install --quiet "mlx[cpu]==0.32.2" transformers==5.24.0 pillow==13.0.0 piexif platformdirs toml

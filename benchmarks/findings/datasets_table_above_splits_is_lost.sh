@@ -12,11 +12,7 @@
 #   red/, blue/                     train: ['text of red', 'text of blue']
 #   train/, test/                   train: no text, label None; test: no text, label 0
 #   train/, test/, a table in each  train: ['text of train']; test: ['text of test']
-set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "${work}"' EXIT
-cd "${work}"
-python3 -m venv venv
+source "$(dirname "$0")/head.sh"
 venv/bin/pip install --quiet datasets==5.2.0 pillow==13.0.0
 HF_HUB_OFFLINE=1 HF_HOME="${work}/hf" venv/bin/python - <<'PYTHON'
 import json

@@ -14,11 +14,7 @@
 #   single_transformer_blocks.0.proj_out     in the file 1.0, applied 0.25
 #   single_transformer_blocks.1.proj_out     in the file 1.0, applied 0.25
 #   transformer_blocks.0.attn.to_q           in the file 1.0, applied 1.0
-set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "${work}"' EXIT
-cd "${work}"
-python3 -m venv venv
+source "$(dirname "$0")/head.sh"
 venv/bin/pip install --quiet torch==2.13.0
 venv/bin/pip install --quiet diffusers==0.42.1 peft==0.21.2 transformers==5.24.0 accelerate==1.15.0
 venv/bin/python - <<'PYTHON' 2> errors.txt || { cat errors.txt >&2; exit 1; }

@@ -12,11 +12,7 @@
 #   create_lycoris                        scale 1.0, alpha in the file 16.0
 #   create_lycoris, rs_lora=True          scale 1.0, alpha in the file 16.0
 #   LoConModule, rs_lora=True             scale 4.0, alpha in the file 64.0
-set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "${work}"' EXIT
-cd "${work}"
-python3 -m venv venv
+source "$(dirname "$0")/head.sh"
 venv/bin/pip install --quiet torch==2.13.0
 venv/bin/pip install --quiet lycoris-lora==4.1.3
 venv/bin/python - <<'PYTHON'

@@ -13,11 +13,7 @@
 #   transformer.        strength 0.0, 0 tensors are fused
 #   base_model.model.   strength 0.0, 0 tensors are fused
 #   lora_unet_          strength 0.0, 0 tensors are fused
-set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "${work}"' EXIT
-cd "${work}"
-python3 -m venv venv
+source "$(dirname "$0")/head.sh"
 venv/bin/pip install --quiet torch==2.13.0
 venv/bin/pip install --quiet numpy
 # The package imports torchvision; its loader of LoRAs, which is one file, does not.

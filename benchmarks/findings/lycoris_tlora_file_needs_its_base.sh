@@ -14,11 +14,7 @@
 #   on its own base:                         error 0.00 of the change
 #   on a base that was trained on by 10 %:   error 0.29 of the change
 #   the product of the stored matrices:      error 1.12 of the change
-set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "${work}"' EXIT
-cd "${work}"
-python3 -m venv venv
+source "$(dirname "$0")/head.sh"
 venv/bin/pip install --quiet torch==2.13.0
 venv/bin/pip install --quiet lycoris-lora==4.1.3
 venv/bin/python - <<'PYTHON'

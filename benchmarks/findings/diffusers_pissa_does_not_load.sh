@@ -14,11 +14,7 @@
 #     have incompatible tensor type.
 #   load_lora_weights(file, low_cpu_mem_usage=False): error 0.0 of the change
 #   A and B alone, as any other reader adds them: error 2.5 of the change
-set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "${work}"' EXIT
-cd "${work}"
-python3 -m venv venv
+source "$(dirname "$0")/head.sh"
 venv/bin/pip install --quiet torch==2.13.0
 venv/bin/pip install --quiet diffusers==0.42.1 peft==0.21.2 transformers==5.24.0 accelerate==1.15.0
 venv/bin/python - <<'PYTHON' 2> errors.txt || { cat errors.txt >&2; exit 1; }

@@ -14,11 +14,7 @@
 #   loha, r 8, alpha 8                 1.0
 #   lokr, r 2, alpha 4                 2.0
 #   lokr, two whole factors            1.0
-set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "${work}"' EXIT
-cd "${work}"
-python3 -m venv venv
+source "$(dirname "$0")/head.sh"
 venv/bin/pip install --quiet torch==2.13.0
 venv/bin/pip install --quiet lycoris-lora==4.1.3
 venv/bin/python - <<'PYTHON'

@@ -12,11 +12,7 @@
 #   int8   256 wide  group_size 0  weight I8 [256, 256]  scale [256, 1]     zero_point none
 #   uint4  256 wide  group_size 0  weight U8 [32768]     scale [256, 4, 1]  zero_point [256, 4, 1]
 #   uint4   64 wide  group_size 0  weight F32 [64, 64]   scale none         zero_point none
-set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "${work}"' EXIT
-cd "${work}"
-python3 -m venv venv
+source "$(dirname "$0")/head.sh"
 venv/bin/pip install --quiet torch==2.13.0
 venv/bin/pip install --quiet diffusers==0.42.1 transformers==5.24.0 accelerate==1.15.0 sdnq==0.2.8
 venv/bin/python - <<'PYTHON' 2> errors.txt || { cat errors.txt >&2; exit 1; }

@@ -14,11 +14,7 @@
 #   sampling  512 x  512: median 0.638, least 0.02
 #   sampling 1024 x 1024: median 0.673, least 0.02
 #   sampling 1328 x 1328: median 0.703, least 0.02
-set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "${work}"' EXIT
-cd "${work}"
-python3 -m venv venv
+source "$(dirname "$0")/head.sh"
 venv/bin/pip install --quiet torch==2.13.0
 venv/bin/pip install --quiet numpy typing_extensions
 # The package imports torchvision; its scheduler, which is one file, does not.

@@ -13,11 +13,7 @@
 # Output seen:
 #   with import sdnq:     weight 0.0233, missing keys 0, unexpected keys 0, error of the logits 0.011
 #   without import sdnq:  weight 51.0000, missing keys 0, unexpected keys 7, error of the logits 1.444
-set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "${work}"' EXIT
-cd "${work}"
-python3 -m venv venv
+source "$(dirname "$0")/head.sh"
 venv/bin/pip install --quiet torch==2.13.0
 venv/bin/pip install --quiet transformers==5.24.0 accelerate==1.15.0 diffusers==0.42.1 sdnq==0.2.8
 

@@ -11,11 +11,7 @@
 #   AVIF  round(value * 255 / 1023)    0 of 1024 otherwise
 #   HEIC  value >> 2                   0 of 1024 otherwise
 #   170 of 1024 values differ, by at most 1
-set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "${work}"' EXIT
-cd "${work}"
-python3 -m venv venv
+source "$(dirname "$0")/head.sh"
 venv/bin/pip install --quiet pi-heif==1.4.0 pillow-heif==1.8.1 pillow==13.0.0 imagecodecs==2026.3.6 numpy==2.4.6
 venv/bin/python - <<'PYTHON' 2> errors.txt || { cat errors.txt >&2; exit 1; }
 import io

@@ -11,11 +11,7 @@
 #   file_name, text            image: PngImageFile, text: str
 #   file_name, image, text     image: str, text: str
 #   image, file_name, text     image: PngImageFile, text: str
-set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "${work}"' EXIT
-cd "${work}"
-python3 -m venv venv
+source "$(dirname "$0")/head.sh"
 venv/bin/pip install --quiet datasets==5.2.0 pillow==13.0.0
 HF_HUB_OFFLINE=1 HF_HOME="${work}/hf" venv/bin/python - <<'PYTHON'
 import json
