@@ -49,9 +49,7 @@ def escape_controls(text: str, carriage_returns: bool = True) -> str:
     carriage_returns: also those within a line.
     """
     text = _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-    if carriage_returns:
-        return re.sub("\r(?!\n)", r"\\u000d", text)
-    return text
+    return re.sub("\r(?!\n)", r"\\u000d", text) if carriage_returns else text
 
 
 class RedactingStream:
@@ -93,9 +91,8 @@ class RedactingStream:
             end = max(held.rfind("\n"), held.rfind("\r")) + 1
             if end and self._terminal:
                 end = len(held)  # what follows a carriage return is to be seen at once
-            ready = held[:end]
             self._held = held[end:]
-            self._pass_on(ready)
+            self._pass_on(held[:end])
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -414,11 +411,8 @@ class StatusLine:
         # the parts between ` | ` that have room; the beginning of the first where none
         # has
         if len(text) > width:
-            if " | " in text[: width + 3]:
-                whole = text[: text.rfind(" | ", 0, width + 3)]
-            else:
-                whole = text
-            text = whole[:width]
+            end = text.rfind(" | ", 0, width + 3)
+            text = text[: end if end >= 0 else width]
         if _last_drawn is not None and _last_drawn is not self:
             _last_drawn._erase()
         self._stream.write("\r" + text.ljust(len(self._shown)))

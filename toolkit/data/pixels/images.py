@@ -490,6 +490,14 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
         refuse_misread(image)
 
 
+_ENDS = {
+    "JPEG": b"\xff\xd9",
+    "MPO": b"\xff\xd9",
+    "PNG": b"IEND\xaeB`\x82",
+}
+"""Format -> the last bytes of a whole file."""
+
+
 def _header_is_enough(image: Image.Image) -> bool:
     """Whether the header of an image that was not decoded tells all that is to be known
     before its pixels are needed, and its file is as long as its format says.
@@ -498,23 +506,16 @@ def _header_is_enough(image: Image.Image) -> bool:
     may be all clear).
     """
     file: IO[bytes] | None = getattr(image, "fp", None)
-    usual = image.format in ("JPEG", "MPO") or (
-        image.format == "WEBP" and image.mode == "RGB"
-    )
-    if file is None or not (
-        usual or (image.format == "PNG" and "icc_profile" not in image.info)
-    ):
+    if file is None or (image.format == "PNG" and "icc_profile" in image.info):
         return False
     place = file.tell()
-    if image.format == "PNG":
-        file.seek(-8, os.SEEK_END)
-        whole = file.read(4) == b"IEND"
-    elif image.format != "WEBP":
-        file.seek(-2, os.SEEK_END)
-        whole = file.read(2) == b"\xff\xd9"
-    else:
+    if image.format == "WEBP" and image.mode == "RGB":
         file.seek(4)
         whole = int.from_bytes(file.read(4), "little") + 8 == file.seek(0, os.SEEK_END)
+    else:
+        end = _ENDS.get(str(image.format), b"")
+        file.seek(-len(end), os.SEEK_END)
+        whole = bool(end) and file.read() == end
     file.seek(place)
     return whole
 

@@ -327,11 +327,11 @@ def camera_exif(
     return exif
 
 
-def transfer_function(gamma: float, tables: int = 1) -> dict[int, tuple]:
-    return {
-        301: tuple(round((value / 255) ** gamma * 65535) for value in range(256))
-        * tables
-    }
+def transfer_function(
+    gamma: float, tables: int = 1, count: int = 256
+) -> dict[int, tuple]:
+    values = [(value / (count - 1)) ** gamma * 65535 for value in range(count)]
+    return {301: tuple(map(round, values)) * tables}
 
 
 def tagged_tiff(path: Path, values: numpy.ndarray, tags: dict) -> None:
@@ -457,6 +457,9 @@ WAYS: dict[str, Callable[[Path], object]] = {
     "numbers adobe.tif": lambda path: tagged_tiff(path, ADOBE_8, numbers(ADOBE)),
     "numbers and a function.tif": lambda path: tagged_tiff(path, P3_22, numbers(P3) | transfer_function(2.2, 3)),
     "function linear.tif": lambda path: tagged_tiff(path, tiled(light_in(SRGB), 255), transfer_function(1.0)),
+    "function of 16 values.tif": lambda path: tagged_tiff(
+        path, tiled(power(1.8)(light_in(SRGB)), 255), transfer_function(1.8, count=16)
+    ),
     "exif numbers p3.png": lambda path: saved(path, P3, srgb, exif=camera_exif(P3, 65535)),
     "exif numbers adobe.webp": lambda path: saved(
         path, ADOBE, power(ADOBE_GAMMA), exif=camera_exif(ADOBE, 65535), **LOSSLESS[".webp"]
@@ -483,7 +486,8 @@ def test_patches_come_back_in_every_container_and_way_to_state_the_colours(
     WAYS[name](path)
     assert difference(path) <= 3
     info = inspect_image(path)
-    assert info.colours and info.is_hdr == ("pq" in name or "hlg" in name)
+    assert info.colours == NAMES.get(name, info.colours) != ""
+    assert info.is_hdr == ("pq" in name or "hlg" in name)
     header = inspect_header(path)
     assert (header.colours, header.is_hdr, header.reading) == (
         info.colours,
@@ -725,12 +729,6 @@ def test_avif_is_turned_once_by_either_decoder(
     assert difference(tmp_path / "a.avif") <= 1
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_colours_have_the_names_that_people_know(tmp_path: Path, name: str) -> None:
-    WAYS[name](tmp_path / name)
-    assert inspect_header(tmp_path / name).colours == NAMES[name]
-
-
 def test_a_profile_of_srgb_is_not_counted(tmp_path: Path) -> None:
     from PIL import ImageCms
 
@@ -842,7 +840,7 @@ def test_damaged_headers_are_as_if_nothing_was_said(
         def __init__(self) -> None:
             self.format, self.mode, self.info = suffix.upper(), "RGB", {}
 
-    for index in range(300):
+    for index in range(200):
         damaged = bytearray(whole[: 400 if index % 2 else rng.integers(8, 400)])
         for place in rng.integers(8, len(damaged), 4):
             damaged[place] = rng.integers(256)
@@ -855,7 +853,7 @@ def test_damaged_headers_are_as_if_nothing_was_said(
 
 def test_the_associations_of_another_item_do_not_count(tmp_path: Path) -> None:
     """Of a file with several items the colours of the primary one are asked: 16-bit
-    numbers, 15-bit indices."""
+    numbers, 15-bit indices, a box whose length has 64 bits. It is grey: one channel."""
     colr = [
         struct.pack(">I4s4s2HHB", 19, b"colr", b"nclx", p, 13, 0, 128) for p in (9, 12)
     ]
@@ -863,12 +861,13 @@ def test_the_associations_of_another_item_do_not_count(tmp_path: Path) -> None:
         b"\0\0\0\1"
         + struct.pack(">I", 2)
         + struct.pack(">HBH", 1, 1, 0x8001)
-        + struct.pack(">HBH", 7, 1, 0x8002)
+        + struct.pack(">HB2H", 7, 2, 0x8002, 0x8003)
     )
+    pixi = struct.pack(">I4sI2B", 14, b"pixi", 0, 1, 10)
     pitm = struct.pack(">I4sIH", 14, b"pitm", 0, 7)
-    ipco = struct.pack(">I4s", 8 + 38, b"ipco") + b"".join(colr)
+    ipco = struct.pack(">I4s", 8 + 38 + 14, b"ipco") + b"".join(colr) + pixi
     iprp_content = ipco + struct.pack(">I4s", 8 + len(ipma), b"ipma") + ipma
-    iprp = struct.pack(">I4s", 8 + len(iprp_content), b"iprp") + iprp_content
+    iprp = struct.pack(">I4sQ", 1, b"iprp", 16 + len(iprp_content)) + iprp_content
     meta = bytes(4) + pitm + iprp
     path = tmp_path / "a.avif"
     path.write_bytes(
@@ -879,6 +878,7 @@ def test_the_associations_of_another_item_do_not_count(tmp_path: Path) -> None:
     )
     with path.open("rb") as file:
         assert avif_header.codes_of_avif(file) == (12, 13)
+        assert avif_header.bits_of_avif(file) == 10
 
 
 FAULTS = {
