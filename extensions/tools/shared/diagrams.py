@@ -95,11 +95,8 @@ def draw_diagrams(folder: Path, output: Path, suffix: str = "") -> list[Path]:
     written = []
     title = str(status.get("name") or folder.name)
     for name, panels in FIGURES.items():
-        shown = []
-        for panel in panels:
-            of_panel = _distinct(c for c in curves if panel.takes(c.name))
-            if of_panel:
-                shown.append((panel, of_panel))
+        chosen = [(p, _distinct(c for c in curves if p.takes(c.name))) for p in panels]
+        shown = [(panel, of_panel) for panel, of_panel in chosen if of_panel]
         if shown:
             path = output / f"{name}{suffix}.png"
             require_own(path, _is_own)
@@ -123,10 +120,10 @@ def _distinct(curves: Iterable[Curve]) -> list[Curve]:
 
 def _same(curve: Curve, other: Curve) -> bool:
     """Whether two curves have equal values, except for rounding."""
-    if curve.steps != other.steps:
-        return False
-    pairs = zip(curve.mean, other.mean, strict=True)
-    return all(math.isclose(a, b, rel_tol=1e-5) for a, b in pairs)
+    pairs = zip(curve.mean, other.mean, strict=False)
+    return curve.steps == other.steps and all(
+        math.isclose(a, b, rel_tol=1e-5) for a, b in pairs
+    )
 
 
 def summarize(title: str, run: Sequence[Series], skipped: int = 0) -> str:
@@ -167,10 +164,9 @@ def smoothed(values: Sequence[float]) -> list[float]:
     58.0
     """
     window = max(1, min(SMOOTHED_OVER, len(values) // 20))
-    means = [
+    return [
         fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)
     ]
-    return means
 
 
 def _is_own(file: Path) -> bool:

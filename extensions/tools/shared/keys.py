@@ -115,17 +115,12 @@ def check_folder(
     folder = Path(path).expanduser()
     if folder.is_dir() or job.will_write(folder):
         return
+    reason = f"is not a folder (working directory: {Path.cwd()})."
+    near = near_path(path) or "Give a folder."
     if archive_in(path):
-        yield Diagnostic(
-            key,
-            f"{path!r} is a zip file, which jobs read and this tool does not. Unpack it.",
-        )
-    else:
-        near = near_path(path) or "Give a folder."
-        yield Diagnostic(
-            key,
-            f"{path!r} is not a folder (working directory: {Path.cwd()}). {near}".rstrip(),
-        )
+        reason = "is a zip file, which jobs read and this tool does not."
+        near = "Unpack it."
+    yield Diagnostic(key, f"{path!r} {reason} {near}".rstrip())
 
 
 def check_page(
@@ -200,10 +195,9 @@ def check_safetensors(
         return
     if not file.is_file():
         saved_path = saved_as(f"output/{path}")
+        near = near_path(path) or "Give a LoRA file."
         if saved_path:
             near = f"Did you mean '{saved_path}'?"
-        else:
-            near = near_path(path) or "Give a LoRA file."
         yield Diagnostic(
             key,
             f"{path!r} is not a file (working directory: {Path.cwd()}). {near}".rstrip(),

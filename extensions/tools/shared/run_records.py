@@ -65,21 +65,18 @@ def page_values(run: RunInfo, feed: Feed) -> tuple[dict[str, Any], str]:
     is left out of the page."""
     news, cursor = feed.update().news()
     rows = news.get("events", [])
-    memory: dict[str, Any] = {}
-    for row in rows:
-        if row.get("event") == "memory":
-            memory = row
-    warnings = [row for row in rows if row.get("event") == "warning"]
-    lines = []
-    for series in feed.series:
-        lines += series.curves(points=240)
+    of = {
+        event: [row for row in rows if row.get("event") == event]
+        for event in ("memory", "warning")
+    }
+    lines = [curve for series in feed.series for curve in series.curves(points=240)]
     values = {
         "run": run,
         "folder": run.folder,
         "now_facts": facts_of(run, feed.metrics.total(*IN_STEPS)),
-        "memory": memory,
+        "memory": of["memory"][-1] if of["memory"] else {},
         "which": which_file(run.folder),
-        "warnings": warnings[-MOST_WARNINGS:],
+        "warnings": of["warning"][-MOST_WARNINGS:],
         "lines": lines,
         "log": news.get("log", ""),
         "plan": plan_text(run.folder),
@@ -364,10 +361,7 @@ def saved_files(folder: Path, hashed: bool) -> Iterator[SavedFile]:
     for saved in list_network_files(folder):
         step = "" if saved.step is None else f", step {saved.step}"
         time = saved.time.strftime("%Y-%m-%d %H:%M:%S") if saved.time else ""
-        if saved.path.is_dir():
-            inner = [path for path in sorted(saved.path.rglob("*")) if _is_file(path)]
-        else:
-            inner = []
+        inner = [path for path in sorted(saved.path.rglob("*")) if _is_file(path)]
         for path in inner or [saved.path]:
             size, digest = _size_and_hash(path, hashed)
             name = redact_text(path.relative_to(folder).as_posix())
