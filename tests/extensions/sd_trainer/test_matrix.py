@@ -278,13 +278,10 @@ def test_a_class_that_does_not_resume_is_reported_before_the_first_step(
 MEMBER_SPECS = {
     "2.1": TinySpec(arch="qwen_image_2"),
     "2511": TinySpec(zero_cond_t=True),
-    "Edit": TinySpec(arch="qwen_image_edit"),
-    "Qwen-Image": TinySpec(arch="qwen_image"),
 }
 
 LORA = {"network": {"type": "lora", "linear": 2, "linear_alpha": 2}}
 TRAINED: dict[str, dict[str, dict]] = {
-    "fp32": LORA,
     "int8": {**LORA, "model": {"quantize": True, "qtype": "int8"}},
     "ARA": {
         **LORA,
