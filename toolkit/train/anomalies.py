@@ -334,7 +334,7 @@ def slow_cause(before: _Mean, now: _Mean, ratio: float) -> tuple[str, str, bool]
         ),
     ):
         if explains:
-            return what, remedy, remedy is beside
+            return what, remedy, remedy == beside
     return (
         "not known",
         "See what else uses the GPU (nvidia-smi), the CPU and the disk (top).",
