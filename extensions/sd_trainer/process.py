@@ -351,8 +351,7 @@ class SdTrainerProcess(ImageTrainer):
         validator = self.validator
         if validator is None:
             return None
-        preference = self.section.train.preference
-        if preference:
+        if preference := self.section.train.preference:
             validator.compared = ComparedWith(preference.beta, self.reference)
 
         def measure(should_stop: Callable[[], bool]) -> dict[str, float] | None:
@@ -384,17 +383,22 @@ class SdTrainerProcess(ImageTrainer):
                 return generate(index)
 
         prompts = sampler.prompts
-        texts = []
-        ways = {}
-        layers = {}
-        for index, prompt in enumerate(prompts):
-            text = prompt.prompt
-            if prompt.deployment:
-                text += f" [{prompt.deployment}, {prompt.steps} steps]"
-                ways[index] = prompt.deployment
-            texts.append(text)
-            if prompt.layers:
-                layers[index] = prompt.layers
+        ways = {
+            index: prompt.deployment
+            for index, prompt in enumerate(prompts)
+            if prompt.deployment
+        }
+        texts = [
+            f"{prompt.prompt} [{prompt.deployment}, {prompt.steps} steps]"
+            if prompt.deployment
+            else prompt.prompt
+            for prompt in prompts
+        ]
+        layers = {
+            index: prompt.layers
+            for index, prompt in enumerate(prompts)
+            if prompt.layers
+        }
         of_each_set = len(self.section.sample.all_items()) if self.section.sample else 0
         in_many = len(self.section.sample.samples) if self.section.sample else 0
         pairs: dict[str, list[tuple[int, int]]] = {}
@@ -439,8 +443,7 @@ class SdTrainerProcess(ImageTrainer):
             prompts = train.preserved_prompts(
                 sample.caption, self.section.trigger_words()
             )
-        few = train.few_step_loss
-        if few:
+        if few := train.few_step_loss:
             prompts[NEGATIVE] = few.neg or self.model.family.empty_negative
         return prompts
 
@@ -454,16 +457,15 @@ class SdTrainerProcess(ImageTrainer):
             "noise_levels": train.noise_levels_per_sample,
         }
         make: Callable[..., FlowMatchingStep] = FlowMatchingStep
-        few = train.few_step_loss
-        if few:
-            teacher = self.teacher
-            if teacher:
-                with_lora = partial(self.beside.using, FEW_STEP_LOSS)
-                alone = partial(self.beside.using, "")
-                mixture = partial(
-                    FewStepMixture, few=few, network=self.network, teacher=teacher
-                )
-                make = partial(mixture, with_lora=with_lora, alone=alone)
+        if train.few_step_loss and self.teacher:
+            make = partial(
+                FewStepMixture,
+                few=train.few_step_loss,
+                network=self.network,
+                teacher=self.teacher,
+                with_lora=partial(self.beside.using, FEW_STEP_LOSS),
+                alone=partial(self.beside.using, ""),
+            )
         if train.preference:
             named["noise_levels"] = 1
             make = partial(
@@ -503,8 +505,7 @@ class SdTrainerProcess(ImageTrainer):
             ways_out = (
                 [] if self._is_sharded else [self.block_runner.increase_checkpointing]
             )
-            line = try_largest_batch(run, batch, step, *ways_out)
-            if line:
+            if line := try_largest_batch(run, batch, step, *ways_out):
                 logger.info(line)
             self.resumption.record_compiled(self.programs.record)
         self.run_loop(run, _Announced(source, step, self._latent_size), step)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 from toolkit.config.reading.field_types import PER_PARAMETER_OPTIMIZERS
@@ -31,7 +31,6 @@ from toolkit.config.sections.output import SampleConfig, SampleItem
 from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.errors import UserError
-from toolkit.files.run_files import NEW_MODEL
 from toolkit.flow.settings import most_levels
 from toolkit.models.families import (
     LARGE_MODEL_BLOCKS,
@@ -44,7 +43,7 @@ from toolkit.models.families import (
     single_file_faults,
     unlike_distilled,
 )
-from toolkit.optim.optimizer_args import ELEMENTWISE, requires_single_lr
+from toolkit.optim.optimizer_args import ELEMENTWISE, HIGHEST_LR, requires_single_lr
 from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
 from toolkit.system.distributed_env import read_distributed_env
 
@@ -59,21 +58,11 @@ REDRAWS_DROPOUT = ("eager", "eager_debug", "eager_noexcept", "pre_dispatch_eager
 are wrong (torch/_higher_order_ops/wrap.py, `divide_kwargs`: the others make the random
 numbers part of the program)."""
 
-HIGHEST_LR = {
-    **dict.fromkeys(
-        ("adamw", "adam", "lion", "adamw8bit", "adam8bit", "ademamix8bit", "lion8bit", "schedulefree_adamw",
-         "came", "stableadamw", "adopt", "soap", "adamw_adv"),
-        0.01,
-    ),
-    "muon": 0.1,
-    **dict.fromkeys(("prodigy", "prodigyplus", "prodigy_adv"), 10),
-}  # fmt: skip
-"""Optimizer -> learning rate above which a typing error, or the rate of another
-optimizer, is likely."""
-
 ADAPTER_LR = 5e-4
 """Learning rate above which an adapter of a large model tends to burn
 (docs/first_character.md)."""
+
+SampleEntry = SampleConfig | SampleItem
 
 TYPE_IN_A_NAME = re.compile(
     r"(?<![a-z0-9])(?:q?u?int[2-8]|q?float8|fp8|nf4|nvfp4)(?![a-z0-9])"
@@ -81,25 +70,13 @@ TYPE_IN_A_NAME = re.compile(
 
 
 def findings(s: DiffusionSection) -> Findings:
-    """All checks of several subsections together. The checks of a feature run only
-    where the job uses it."""
-    train = s.train
-    used: dict[Callable[[DiffusionSection], Findings], object] = {
-        _files_beside: s.files_beside() or s.deployments(),
-        _preservation: train.diff_output_preservation
-        or train.blank_prompt_preservation,
-        _preference: train.preference,
-        _modulation_table: s.model.modulation_table is True,
-        _unseen_sizes: (s.model.files_folder() / NEW_MODEL).is_file(),
-        _validation: s.validation,
-    }
+    """All checks of several subsections together."""
     for group in (
         _arch, _model_or_adapter, _weight_files, _files_beside, _optimizer, _preservation, _preference, _schedule,
         _noise_levels, _distilled, _memory, _modulation_table, _compile, _offloads, _processes, _images, _layers,
         _unseen_sizes, _first_samples, _samples, _validation, _files,
     ):  # fmt: skip
-        if used.get(group, True):
-            yield from group(s)
+        yield from group(s)
 
 
 def _arch(s: DiffusionSection) -> Findings:
@@ -213,8 +190,7 @@ def weight_file_findings(s: DiffusionSection, key: str, path: str) -> Findings:
         width_findings,
     )
 
-    fault = unreadable(path)
-    if fault:
+    if fault := unreadable(path):
         yield error(key, fault)
         return
     of_origin = list(origin_findings(key, path, s.model, s.model.files_folder()))
@@ -387,6 +363,8 @@ def _preservation(s: DiffusionSection) -> Findings:
 
 def _preference(s: DiffusionSection) -> Findings:
     train = s.train
+    if not train.preference:
+        return
     if s.network.trains_model:
         yield error(
             "train.preference",
@@ -402,7 +380,7 @@ def _preference(s: DiffusionSection) -> Findings:
             "train.few_step_loss",
             "cannot be combined with 'train.preference'. Remove one of them.",
         )
-    if train.preference and train.preference.reference and train.assistant:
+    if train.preference.reference and train.assistant:
         yield error(
             "train.preference.reference",
             "cannot be combined with 'train.assistant'. Remove one of them.",
@@ -422,8 +400,7 @@ def _schedule(s: DiffusionSection) -> Findings:
             yield from below(
                 "train", train.unused(key, f": lr_scheduler {scheduler} ignores it.")
             )
-    params = train.lr_scheduler_params
-    if params:
+    if params := train.lr_scheduler_params:
         for param, message in remarks(scheduler, params):
             yield warning(f"train.lr_scheduler_params.{param}", message)
     if s.stop_when and 0 < _steps(s) <= s.stop_when.min_steps:
@@ -529,6 +506,8 @@ def _memory(s: DiffusionSection) -> Findings:
 
 
 def _modulation_table(s: DiffusionSection) -> Findings:
+    if s.model.modulation_table is not True:
+        return
     try:
         tabulated = (
             family_for(s.model).footprint(s.model.files_folder()).modulation_layers
@@ -720,11 +699,19 @@ ABOVE_LAYERS = {
 def _layers(s: DiffusionSection) -> Findings:
     """Keys that a model of layers needs or does not take, and those that only such a
     model takes."""
-    family = _family(s)
-    if family is not None:
+    if (family := _family(s)) is not None:
         yield from (_of_layers if family.stacks_layers else _without_layers)(
             s, family.title
         )
+
+
+def _sample_entries(s: DiffusionSection) -> Iterator[tuple[str, SampleEntry]]:
+    """`sample` and `first_sample`, each before its own samples, by their keys."""
+    for name, section in (("sample", s.sample), ("first_sample", s.first_sample)):
+        if section:
+            yield name, section
+            for index, item in enumerate(section.samples):
+                yield f"{name}.samples.{index}", item
 
 
 def _without_layers(s: DiffusionSection, title: str) -> Findings:
@@ -733,18 +720,13 @@ def _without_layers(s: DiffusionSection, title: str) -> Findings:
             yield error(
                 f"datasets.{index}.{key}", f"{title} generates no layers. Remove it."
             )
-    for name, sample in (("sample", s.sample), ("first_sample", s.first_sample)):
-        places: list[tuple[str, SampleConfig | SampleItem]] = []
-        if sample:
-            places += [(name, sample)] if "layers" in sample.model_fields_set else []
-            for index, item in enumerate(sample.samples):
-                places.append((f"{name}.samples.{index}", item))
-        for place, entry in places:
-            # `--f 1` in musubi-tuner's prompts is one image.
-            if entry.layers not in (None, 1):
-                yield warning(
-                    f"{place}.layers", f"has no effect: {title} generates no layers."
-                )
+    for place, entry in _sample_entries(s):
+        is_given = isinstance(entry, SampleItem) or "layers" in entry.model_fields_set
+        # `--f 1` in musubi-tuner's prompts is one image.
+        if is_given and entry.layers not in (None, 1):
+            yield warning(
+                f"{place}.layers", f"has no effect: {title} generates no layers."
+            )
     yield from below(
         "model",
         s.model.model_kwargs.unused(
@@ -765,25 +747,18 @@ def _of_layers(s: DiffusionSection, title: str) -> Findings:
                 f"datasets.{index}",
                 f"{title} learns the layers of each image. Give 'layers_path', or 'layers_suffix: _layer'.",
             )
-    for name, sample in (("sample", s.sample), ("first_sample", s.first_sample)):
-        if not sample:
+    for place, item in _sample_entries(s):
+        if not isinstance(item, SampleItem):
             continue
-        for index, item in enumerate(sample.samples):
-            place = f"{name}.samples.{index}"
-            if not item.ctrl_img:
-                yield error(
-                    f"{place}.ctrl_img",
-                    f"is required: {title} takes an image apart into layers. Give that image.",
-                )
-            if item.mask_img:
-                yield error(
-                    f"{place}.mask_img", f"does not apply to {title}. Remove it."
-                )
-    for key, given in (
-        ("preference", s.train.preference),
-        ("few_step_loss", s.train.few_step_loss),
-    ):
-        if given:
+        if not item.ctrl_img:
+            yield error(
+                f"{place}.ctrl_img",
+                f"is required: {title} takes an image apart into layers. Give that image.",
+            )
+        if item.mask_img:
+            yield error(f"{place}.mask_img", f"does not apply to {title}. Remove it.")
+    for key in ("preference", "few_step_loss"):
+        if getattr(s.train, key):
             yield error(
                 f"train.{key}",
                 f"does not apply to {title}: its target is several images. Remove it.",
@@ -815,8 +790,7 @@ def _unseen_sizes(s: DiffusionSection) -> Findings:
         **sizes,
         "sample": [(item.width, item.height) for item in s.sample_pictures()],
     }.items():
-        note = folder.size_note(sides)
-        if note:
+        if note := folder.size_note(sides):
             yield warning(key, note)
 
 
@@ -826,29 +800,29 @@ def _first_samples(s: DiffusionSection) -> Findings:
     train = s.train
     sample = s.sample
     first = s.first_sample
-    wants_none = (
+    wants_one = (
         "skip_first_sample" in train.model_fields_set and not train.skip_first_sample
     )
-    asks = {
-        "sample.sample_at_first": sample
-        and sample.sample_at_first
-        and "sample_at_first: true",
-        "train.force_first_sample": train.force_first_sample
-        and "force_first_sample: true",
-        "first_sample": first and "first_sample",
-        "train.skip_first_sample": wants_none and "skip_first_sample: false",
-    }
-    denied = (
-        "skip_first_sample: true"
-        if train.skip_first_sample
-        else "sample_at_first: false"
-    )
-    if train.skip_first_sample or (sample and sample.sample_at_first is False):
-        for key, asked in [(key, asked) for key, asked in asks.items() if asked][:1]:
-            yield error(
-                key,
-                f"'{asked}' and '{denied}' contradict each other. Remove one of them.",
-            )
+    asked = [
+        (key, words)
+        for key, words, is_asked in (
+            ("sample.sample_at_first", "sample_at_first: true", sample and sample.sample_at_first),
+            ("train.force_first_sample", "force_first_sample: true", train.force_first_sample),
+            ("first_sample", "first_sample", first),
+            ("train.skip_first_sample", "skip_first_sample: false", wants_one),
+        )
+        if is_asked
+    ]  # fmt: skip
+    denied = ""
+    if train.skip_first_sample:
+        denied = "skip_first_sample: true"
+    elif sample and sample.sample_at_first is False:
+        denied = "sample_at_first: false"
+    if denied and asked:
+        key, words = asked[0]
+        yield error(
+            key, f"'{words}' and '{denied}' contradict each other. Remove one of them."
+        )
     if first and not first.samples:
         yield error(
             "first_sample",
@@ -884,28 +858,21 @@ def _samples(s: DiffusionSection) -> Findings:
     """Prompts and sizes that give something else than they say, and steps that the
     model was not made for."""
     family = _family(s)
-    for name, section in (("sample", s.sample), ("first_sample", s.first_sample)):
-        if section is None:
-            continue
-        if name == "sample" and not section.samples:
+    for key, entry in _sample_entries(s):
+        if key == "sample" and s.sample and not s.sample.samples:
             yield warning(
-                name, "has no prompts: no images are generated. Give 'prompts'."
+                key, "has no prompts: no images are generated. Give 'prompts'."
             )
-        if section.vae_path:
-            yield from _decoder(s, name, section.vae_path)
-        items: list[tuple[str, SampleConfig | SampleItem]] = [(name, section)]
-        for index, sample in enumerate(section.samples):
-            items.append((f"{name}.samples.{index}", sample))
-        for key, item in items:
-            for side in ("width", "height"):
-                if family:
-                    message = rounded_side(family, getattr(item, side))
-                    if message:
-                        yield warning(f"{key}.{side}", message)
-            if not family or not family.sample_sigmas:
-                continue
+        if isinstance(entry, SampleConfig) and entry.vae_path:
+            yield from _decoder(s, key, entry.vae_path)
+        if not family:
+            continue
+        for side in ("width", "height"):
+            if message := rounded_side(family, getattr(entry, side)):
+                yield warning(f"{key}.{side}", message)
+        if family.sample_sigmas:
             for what, message in unlike_distilled(
-                family, item.sample_steps, item.guidance_scale
+                family, entry.sample_steps, entry.guidance_scale
             ):
                 yield warning(
                     f"{key}.{'sample_steps' if what == 'steps' else 'guidance_scale'}",

@@ -52,8 +52,7 @@ def build_block_runner(
 ) -> BlockRunner:
     """The block runner of a section, for a model whose network is attached; before it
     the modulation cache. against: `RunPlan.against_compiling`."""
-    reason = model.enable_modulation_cache(BlockSwap)
-    if reason:
+    if reason := model.enable_modulation_cache(BlockSwap):
         logger.info(f"model.modulation_table: not possible here, {reason}")
     train = section.train
     qtype = section.model.qtype if section.model.quantize else ""

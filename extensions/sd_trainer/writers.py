@@ -148,8 +148,7 @@ class LoraWriter:
     ) -> None:
         """Logs the programs in which the last file of a run does not have its whole
         effect, once: the raw file has the same form."""
-        reasons = limits(tensors, metadata)
-        if reasons:
+        if reasons := limits(tensors, metadata):
             logger.info(f"{file}: {' '.join(reasons)} See docs/use_your_lora.md.")
 
     def _extract(

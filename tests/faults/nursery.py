@@ -288,8 +288,7 @@ def import_everything() -> None:
 
 
 def fork(order: dict) -> int:
-    pid = os.fork()
-    if pid:
+    if pid := os.fork():
         return pid
     code = 70
     try:

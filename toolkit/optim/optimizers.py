@@ -253,11 +253,8 @@ def state_tensors(
         flat.update(_flatten(entries, names[index]))
     defaults = optimizer.defaults
     for index, group in enumerate(optimizer.param_groups):
-        # what is not a setting has moved away from what the constructor gave
-        for (
-            entry,
-            value,
-        ) in group.items():
+        for entry, value in group.items():
+            # what is not a setting has moved away from what the constructor gave
             counted = (
                 isinstance(value, Tensor)
                 or entry not in defaults

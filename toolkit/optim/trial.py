@@ -110,11 +110,9 @@ def try_optimizer(
         build_optimizer(
             name, [nn.Parameter(torch.zeros(16, 16, device=device))], lr, arguments
         )
-        filled = set()  # a rank may have no rows of a small weight
-        for shape in shapes:
-            if prod(shape):
-                filled.add(shape)
-        tried = _shapes_to_try(name, arguments, filled or set(LORA_SHAPES), device)
+        # a rank may have no rows of a small weight
+        filled = {shape for shape in shapes if prod(shape)} or set(LORA_SHAPES)
+        tried = _shapes_to_try(name, arguments, filled, device)
         return _Trial(name, lr, arguments, device, tried).run(
             keeps_state, begins_at_zero
         )
@@ -392,8 +390,7 @@ def _measure(
     sizes_of: Callable[[Sequence[Shape]], dict[Shape, int]],
     known: dict[Shape, int],
 ) -> None:
-    missing = sorted(set(wanted) - known.keys())
-    if missing:
+    if missing := sorted(set(wanted) - known.keys()):
         known.update(sizes_of(missing))
 
 

@@ -236,23 +236,28 @@ class _Mean:
     faults: float
     cpu_s: float
     cpu_wait_s: float
-    retries: int
+    retries: float
     clock_mhz: float
     last: Reading
 
     @classmethod
     def of(cls, groups: Sequence[_Group]) -> _Mean:
         steps = sum(group.steps for group in groups)
+
+        def risen(counter: str) -> float:
+            rises: list[float] = [
+                getattr(group.end, counter) - getattr(group.begin, counter)
+                for group in groups
+            ]
+            return sum(rises)
+
         return cls(
             sum(group.step_s * group.steps for group in groups) / steps,
             sum(group.data_s * group.steps for group in groups) / steps,
-            sum(group.end.faults - group.begin.faults for group in groups) / steps,
-            sum(group.end.cpu_s - group.begin.cpu_s for group in groups) / steps,
-            sum(group.end.cpu_wait_s - group.begin.cpu_wait_s for group in groups)
-            / steps,
-            sum(
-                group.end.alloc_retries - group.begin.alloc_retries for group in groups
-            ),
+            risen("faults") / steps,
+            risen("cpu_s") / steps,
+            risen("cpu_wait_s") / steps,
+            risen("alloc_retries"),
             median(group.end.clock_mhz for group in groups),
             groups[-1].end,
         )
@@ -271,63 +276,65 @@ def slow_cause(before: _Mean, now: _Mean, ratio: float) -> tuple[str, str, bool]
     quarter), in the order in which one leads to another.
     """
     added = now.step_s * (1 - 1 / ratio)
-    if now.faults - before.faults > max(FAULTS * added, 5):
-        if now.last.swapped:
-            what = (
-                f"memory is swapped: {now.last.swapped / 1e9:.2f} GB of this process are in swap, and each "
-                f"step reads {now.faults:.0f} pages back"
-            )
-        else:
-            what = f"each step reads {now.faults:.0f} pages of memory from the disk again, as memory is short"
-        return (
-            what,
-            "Close other programs, or lower blocks_to_swap and the number of cached images.",
-            False,
-        )
-    if now.data_s - before.data_s > added / 2:
-        what = f"waiting for data, {now.data_s:.2f} s of each step and {before.data_s:.2f} s before"
-        return (
-            what,
-            "Look at the disk or network folder of the images and of _cache, and at what else reads it.",
-            False,
-        )
-    if now.retries:
-        what = f"GPU memory is full: PyTorch had to free its cached memory {now.retries} times in these steps"
-        return (
-            what,
-            "Lower batch_size or resolution, or let less of the model stay on the GPU (docs/memory.md).",
-            False,
-        )
-    if now.last.gpu_shares and now.last.gpu_free < 0.03:
-        what = f"GPU memory is full ({now.last.gpu_free:.1%} free), and the driver moves it into the system's memory"
-        return (
-            what,
-            "Close programs that use the GPU, or lower batch_size or resolution (docs/memory.md).",
-            False,
-        )
-    if now.clock_mhz and now.clock_mhz < before.clock_mhz / 1.3:
-        why = f" ({', '.join(now.last.throttled)})" if now.last.throttled else ""
-        what = f"the GPU's clock is {now.clock_mhz:.0f} MHz and was {before.clock_mhz:.0f} MHz{why}"
-        return (
-            what,
-            "Look at its temperature, fans and power limit: nvidia-smi -q -d PERFORMANCE,TEMPERATURE.",
-            False,
-        )
+    last = now.last
     same = now.step_s / ratio / before.step_s  # the steps before were of other shapes
     waits = now.cpu_wait_s - same * before.cpu_wait_s
     computes = now.cpu_s - same * before.cpu_s
-    # A quarter is enough: a program that shares the CPU also shares its caches and its
-    # memory, which nothing counts.
-    if waits + computes > added / 4:
-        what = f"other programs use the CPU: this one waits {now.cpu_wait_s:.2f} s of each step for it"
-        if computes > waits:
-            usual = same * before.cpu_s
-            what = f"the CPU is slower, or shared: a step takes {now.cpu_s:.2f} s of it, {usual:.2f} s before"
-        return (
-            what,
-            "See what runs beside it (top), and the clock and temperature of the CPU.",
-            True,
-        )
+    reads = now.faults - before.faults > max(FAULTS * added, 5)
+    full = "Lower batch_size or resolution, or let less of the model stay on the GPU (docs/memory.md)."
+    short = (
+        "Close other programs, or lower blocks_to_swap and the number of cached images."
+    )
+    # A quarter of the time is enough for the CPU: a program that shares it also shares
+    # its caches and its memory, which nothing counts.
+    is_busy = waits + computes > added / 4
+    throttled = f" ({', '.join(last.throttled)})" if last.throttled else ""
+    beside = "See what runs beside it (top), and the clock and temperature of the CPU."
+    for explains, what, remedy in (
+        (
+            reads and last.swapped,
+            f"memory is swapped: {last.swapped / 1e9:.2f} GB of this process are in swap, and each step reads "
+            f"{now.faults:.0f} pages back",
+            short,
+        ),
+        (
+            reads,
+            f"each step reads {now.faults:.0f} pages of memory from the disk again, as memory is short",
+            short,
+        ),
+        (
+            now.data_s - before.data_s > added / 2,
+            f"waiting for data, {now.data_s:.2f} s of each step and {before.data_s:.2f} s before",
+            "Look at the disk or network folder of the images and of _cache, and at what else reads it.",
+        ),
+        (
+            now.retries,
+            f"GPU memory is full: PyTorch had to free its cached memory {now.retries} times in these steps",
+            full,
+        ),
+        (
+            last.gpu_shares and last.gpu_free < 0.03,
+            f"GPU memory is full ({last.gpu_free:.1%} free), and the driver moves it into the system's memory",
+            "Close programs that use the GPU, or lower batch_size or resolution (docs/memory.md).",
+        ),
+        (
+            now.clock_mhz and now.clock_mhz < before.clock_mhz / 1.3,
+            f"the GPU's clock is {now.clock_mhz:.0f} MHz and was {before.clock_mhz:.0f} MHz{throttled}",
+            "Look at its temperature, fans and power limit: nvidia-smi -q -d PERFORMANCE,TEMPERATURE.",
+        ),
+        (
+            is_busy and computes > waits,
+            f"the CPU is slower, or shared: a step takes {now.cpu_s:.2f} s of it, {same * before.cpu_s:.2f} s before",
+            beside,
+        ),
+        (
+            is_busy,
+            f"other programs use the CPU: this one waits {now.cpu_wait_s:.2f} s of each step for it",
+            beside,
+        ),
+    ):
+        if explains:
+            return what, remedy, remedy == beside
     return (
         "not known",
         "See what else uses the GPU (nvidia-smi), the CPU and the disk (top).",
@@ -433,8 +440,7 @@ class RunawayLoss:
                 part.began = part.began if part.block else self._count
                 part.block.append(value)
                 if len(part.block) == BLOCK:
-                    finding = self._judge(key, part)
-                    if finding:
+                    if finding := self._judge(key, part):
                         findings.append(finding)
                     part.block = []
             self._count += 1
@@ -552,8 +558,7 @@ def layer_of(parameter: str) -> str:
     >>> layer_of("blocks.0.attn.to_q.lora_A.weight"), layer_of("blocks.0.norm.bias")
     ('blocks.0.attn.to_q', 'blocks.0.norm')
     """
-    match = _INSIDE.search(parameter)
-    if match:
+    if match := _INSIDE.search(parameter):
         return parameter[: match.start()]
     return parameter.rpartition(".")[0] or parameter
 
@@ -617,13 +622,8 @@ class SilentLayers:
             silent_for[layer] = min(
                 silent_for.get(layer, steps_in_a_row), steps_in_a_row
             )
-        alive = set()
-        silent = set()
-        for layer, steps_in_a_row in silent_for.items():
-            if not steps_in_a_row:
-                alive.add(layer)
-            if steps_in_a_row >= self.wait:
-                silent.add(layer)
+        alive = {layer for layer, count in silent_for.items() if not count}
+        silent = {layer for layer, count in silent_for.items() if count >= self.wait}
         self._alive |= alive
         self._said -= alive
         if silent != self._layers:

@@ -186,8 +186,7 @@ class FewStepMixture(FlowMatchingStep):
         """The noise levels of a sampling run with the LoRA, for latents of this size:
         one per step, descending from 1, without the 0 at the end."""
         steps = self.few.steps
-        shift = self.few.flow_shift
-        if shift is not None:
+        if (shift := self.few.flow_shift) is not None:
             return sigmas(steps, math.log(shift), None).tolist()[:-1]
         dynamic_shift = self.model.dynamic_shift
         return sigmas(

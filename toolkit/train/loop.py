@@ -67,11 +67,8 @@ def train(run: Run, source: BatchSource, step_fn: TrainStep[Any]) -> bool:
             _steps(run, source, step_fn, metrics, timer)
         except _SourceError as error:
             # A source that stops waiting because a stop is requested has not failed.
-            failure = (
-                None
-                if run.interrupted and run.process_group.is_single_process
-                else error.reason
-            )
+            if not (run.interrupted and run.process_group.is_single_process):
+                failure = error.reason
         metrics.flush()
         finished = run.complete and failure is None
         # Of a sharded model the others would have to help with saving, and they wait

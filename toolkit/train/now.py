@@ -235,8 +235,7 @@ class RunNow:
     def _left_of(self, part: str) -> float:
         """Seconds left of a part; 0 where nothing is known of it."""
         planned = self._planned.get(part, 0.0)
-        phase = RECURRING.get(part)
-        if phase:
+        if phase := RECURRING.get(part):
             return self._left_of_recurring(part, phase, planned)
         is_over = (
             self._step_s is not None if part == "compiling" else self._is_past(part)
@@ -244,8 +243,7 @@ class RunNow:
         if is_over:
             return 0.0
         if PART_OF.get(self._phase) == part and self._phase != "reading":
-            left = self._left_of_phase()
-            if left is not None:
+            if (left := self._left_of_phase()) is not None:
                 return left
         return max(0.0, planned - self._spent_on(part))
 
@@ -283,10 +281,11 @@ class RunNow:
         )
 
     def _spent_on(self, part: str) -> float:
-        spent = 0.0
-        for phase, seconds in self._spent.items():
-            if PART_OF.get(phase) == part:
-                spent += seconds
+        spent = sum(
+            seconds
+            for phase, seconds in self._spent.items()
+            if PART_OF.get(phase) == part
+        )
         if PART_OF.get(self._phase) == part:
             spent += self._clock() - self._phase_began
         return spent
@@ -294,12 +293,9 @@ class RunNow:
     def _share(self, left: float | None) -> float | None:
         run = self._run
         if left is None:
-            known = (
-                run is not None
-                and run.steps not in (0, UNTIL_THE_DATA_ENDS)
-                and run.state.step
-            )
-            return run.state.step / run.steps if run is not None and known else None
+            if run is None or run.steps in (0, UNTIL_THE_DATA_ENDS):
+                return None
+            return run.state.step / run.steps if run.state.step else None
         worked = (
             self._clock()
             - self._begun

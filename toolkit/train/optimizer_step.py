@@ -402,7 +402,7 @@ Mode = Literal["keep", "drop", "step"]
 
 class OptimizerInBackward(OptimizerStep):
     """Steps each parameter in the backward pass of an accumulation step's last
-    micro-batch, as soon as its gradient is complete, which is then freed.
+    micro-batch, as soon as its gradient is complete, then frees the gradient.
 
     At most one gradient is in memory at a time (with accumulation all are, until the
     last micro-batch). The weights are the same as with `StandardStep`, bit for bit,

@@ -86,14 +86,10 @@ def find_checkpoint(
             if isinstance(resume, int)
             else Path(resume).expanduser()
         )
-        problem = (
-            None
-            if is_state_name(path.name)
-            else "its name has to be step_ and nine digits"
-        )
-        problem = problem or (
-            verify(path, by_hash) if path.is_dir() else "it does not exist"
-        )
+        if not is_state_name(path.name):
+            problem: str | None = "its name has to be step_ and nine digits"
+        else:
+            problem = verify(path, by_hash) if path.is_dir() else "it does not exist"
         if problem:
             available = (
                 ", ".join(str(step_of(p)) for p in checkpoint_folders(root)) or "none"
@@ -137,24 +133,34 @@ def archive_later_files(folder: Path, name: str, step: int | None) -> None:
     for a run from scratch.
     """
     step = -1 if step is None else step
-    moved = [path for path in final_files(folder, name) if step_in(path) > step]
-    # A best file without a step stays: unlike the final one it is not rewritten by
-    # every run.
-    for path in final_files(folder, best_stem(name)):
-        if step < step_in(path) < math.inf:
-            moved.append(path)
-    for path in checkpoint_folders(checkpoint_dir(folder)):
-        if step_of(path) > step:
-            moved.append(path)
-    for number, paths in step_files(folder, name).items():
-        if number > step:
-            for path in paths:
-                moved.append(path)
     samples = folder / SAMPLES
-    for path in sorted((*samples.glob("*"), *(samples / LAYERS).glob("*"))):
-        match = SAMPLE_FILE.fullmatch(path.name)
-        if match and int(match["step"]) > step:
-            moved.append(path)
+    pictures = sorted((*samples.glob("*"), *(samples / LAYERS).glob("*")))
+    moved = [
+        *(path for path in final_files(folder, name) if step_in(path) > step),
+        # A best file without a step stays: unlike the final one it is not rewritten by
+        # every run.
+        *(
+            path
+            for path in final_files(folder, best_stem(name))
+            if step < step_in(path) < math.inf
+        ),
+        *(
+            path
+            for path in checkpoint_folders(checkpoint_dir(folder))
+            if step_of(path) > step
+        ),
+        *(
+            path
+            for number, paths in step_files(folder, name).items()
+            if number > step
+            for path in paths
+        ),
+        *(
+            path
+            for path in pictures
+            if (match := SAMPLE_FILE.fullmatch(path.name)) and int(match["step"]) > step
+        ),
+    ]
     if moved:
         target = unused_path(folder / SUPERSEDED, "")
         _move(moved, target)

@@ -319,24 +319,12 @@ def _info(folder: Path) -> RunInfo:
     step = _whole(document, "step")
     total = _whole(document, "steps")
     step_s = _number(document, "step_s")
-    eta_s = None
-    if (
-        status is RunStatus.RUNNING
-        and step is not None
-        and total is not None
-        and step_s is not None
-    ):
-        eta_s = max(0, total - step) * step_s
-    now = None
+    now = eta_s = None
     if status in (RunStatus.RUNNING, RunStatus.KILLED):
-        now = _now(document) if "now" in document else None
+        now = _now(document)
     if status is RunStatus.RUNNING:
-        if not now:
-            if step is None:
-                now = Now("starting")
-            else:
-                share = _share(step, total)
-                now = Now(STEP, step, total, left_s=eta_s, share=share)
+        if now is None:
+            now = _step_now(step, total, step_s)
         eta_s = now.left_s
     config = folder / run_files.CONFIG
     return RunInfo(
@@ -393,8 +381,15 @@ def _now(document: Row) -> Now | None:
     )
 
 
-def _share(step: int, total: int | None) -> float | None:
-    return min(1.0, max(0.0, step / total)) if total else None
+def _step_now(step: int | None, total: int | None, step_s: float | None) -> Now:
+    """The present activity by the steps alone."""
+    if step is None:
+        return Now("starting")
+    share = min(1.0, max(0.0, step / total)) if total else None
+    left_s = None
+    if total is not None and step_s is not None:
+        left_s = max(0, total - step) * step_s
+    return Now(STEP, step, total, left_s=left_s, share=share)
 
 
 def _status(held: bool, owner: LockHolder | None, document: Row) -> RunStatus:
@@ -424,8 +419,7 @@ def read_losses_by_image(folder: Path) -> dict[int, dict[str, float]]:
         if row.get("of") == rows[-1].get("of") and isinstance(losses, dict):
             means = {}
             for image, values in losses.items():
-                numbers = _numbers(values)
-                if numbers:
+                if numbers := _numbers(values):
                     means[image] = fmean(numbers)
             losses_of_steps[step_of_row(row)] = means
     if not losses_of_steps:
@@ -457,11 +451,11 @@ def read_events(folder: Path, since: str = "") -> Rows:
             file.seek(offset)
             data = file.read()
             end = data.rfind(b"\n") + 1
-            rows = []
-            for line in data[:end].splitlines():
-                row = row_of(line)
-                if row is not None:
-                    rows.append(row)
+            rows = [
+                row
+                for line in data[:end].splitlines()
+                if (row := row_of(line)) is not None
+            ]
             cursor = f"{offset + end}-{digest_before(file, offset + end)}"
     except OSError as error:
         tell_unreadable(path, error)
@@ -614,8 +608,7 @@ def list_samples(folder: Path) -> tuple[SampleImage, ...]:
     for path in _entries(folder / run_files.SAMPLES):
         match = run_files.SAMPLE_FILE.fullmatch(path.name) if path.is_file() else None
         if match:
-            time = _generated(path)
-            if time:
+            if time := _generated(path):
                 texts = prompts.get(path.name), drifts.get(path.name)
                 samples.append(
                     SampleImage(

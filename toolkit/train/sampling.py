@@ -298,8 +298,7 @@ class Sampler:
         for item in self.prompts:
             sizes = [image_size(path) for path in item.references]
             for text in (item.prompt, item.negative):
-                message = self.model.prompt_error(text, item.size, sizes)
-                if message:
+                if message := self.model.prompt_error(text, item.size, sizes):
                     raise UserError(
                         f"sample prompt {shorten(text, 100)!r} has {message}"
                     )

@@ -96,8 +96,7 @@ class EarlyStopping(Callback):
         return saved
 
     def _check(self, run: Run) -> None:
-        reason = stop_reason(self.settings, run.state.step, run.state.extra)
-        if reason:
+        if reason := stop_reason(self.settings, run.state.step, run.state.extra):
             logger.info(f"{reason} at step {run.state.step}: the run is finished")
             run.early_stop_reason = run.status_fields["reason"] = reason
             self.on_stop(run)
