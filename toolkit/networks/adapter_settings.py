@@ -533,6 +533,4 @@ def _short(value: object) -> str:
 
 def _shown(name: str) -> str:
     """A name as it is where it is a plain word, else as `_short` shows it."""
-    if re.fullmatch(r"\w{1,60}", name, re.ASCII):
-        return name
-    return _short(name)
+    return name if re.fullmatch(r"\w{1,60}", name, re.ASCII) else _short(name)
