@@ -60,10 +60,9 @@ def apply_max_norm_(
     shares = {
         n: (ratio ** (1 / n)).unbind() for n in {len(parts) for parts in matrices}
     }
-    factors = []
-    for index, parts in enumerate(matrices):
-        for _ in parts:
-            factors.append(shares[len(parts)][index])
+    factors = [
+        shares[len(parts)][index] for index, parts in enumerate(matrices) for _ in parts
+    ]
     torch._foreach_mul_([matrix for parts in matrices for matrix in parts], factors)
     after = before * ratio
     return {
@@ -191,14 +190,11 @@ class LinearAdapterNetwork(Network):
             raise UserError(
                 "network.pretrained_lora_path: the file changes none of the layers this job trains."
             )
-        biased = [target for target in common if deltas[target].bias is not None]
-        if biased:
-            what = (
-                f"the file changes biases ({biased[0]}), which a network does not train"
-            )
-            raise UserError(
-                f"network.pretrained_lora_path: {what}. Give it as model.base_loras, or merge it (run.py merge)."
-            )
+        for target in common:
+            if deltas[target].bias is not None:
+                raise _not_trained(
+                    f"the file changes biases ({target}), which a network does not train"
+                )
         check_trained_kind({target: deltas[target] for target in common})
         if self.scale == 0:
             raise UserError(
@@ -348,10 +344,15 @@ def check_trained_kind(deltas: Mapping[str, LayerDelta]) -> None:
     """Raises UserError for a file of a kind that can be applied but not trained."""
     for target, delta in deltas.items():
         if delta.multiplied:
-            what = f"the file is {delta.multiplied.title(delta.parts)} ({target}), which no network here trains"
-            raise UserError(
-                f"network.pretrained_lora_path: {what}. Give it as model.base_loras, or merge it (run.py merge)."
+            raise _not_trained(
+                f"the file is {delta.multiplied.title(delta.parts)} ({target}), which no network here trains"
             )
+
+
+def _not_trained(what: str) -> UserError:
+    return UserError(
+        f"network.pretrained_lora_path: {what}. Give it as model.base_loras, or merge it (run.py merge)."
+    )
 
 
 class AdapterDropout(nn.Module):
@@ -376,9 +377,7 @@ class AdapterDropout(nn.Module):
     def inputs(self, x: Tensor) -> Tensor:
         """`x` with dropped inputs."""
         rate = self.rates["inputs"]
-        if rate and self.training:
-            return functional.dropout(x, rate)
-        return x
+        return functional.dropout(x, rate) if rate and self.training else x
 
     def ranks(self, h: Tensor) -> Tensor:
         """`h` [samples, ..., ranks] with dropped ranks, per sample."""

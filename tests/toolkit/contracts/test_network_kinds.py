@@ -30,10 +30,10 @@ from toolkit.networks.lora import LoraNetwork
 from toolkit.networks.lora_formats import load_adapter_file, own_names
 
 
-@pytest.mark.parametrize("factor", [-1, 1, 2, 3, 4, 7, 8, 16, 48, 100])
-def test_a_size_is_factorised_as_lycoris_does(factor: int) -> None:
-    for size in [*range(1, 130), 256, 384, 3072, 3584, 12288, 18432]:
-        assert factorize(size, factor) == factorization(size, factor), size
+def test_a_size_is_factorised_as_lycoris_does() -> None:
+    for factor in (-1, 1, 2, 3, 4, 7, 8, 16, 48, 100):
+        for size in [*range(1, 130), 256, 384, 3072, 3584, 12288, 18432]:
+            assert factorize(size, factor) == factorization(size, factor), size
 
 
 @pytest.mark.parametrize(
