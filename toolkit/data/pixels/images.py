@@ -49,7 +49,7 @@ from toolkit.data.pixels.colours import (
     srgb_profile,
 )
 from toolkit.data.pixels.tiff import pages_of, refuse_misread
-from toolkit.data.pixels.unread import Unread, unread_kind
+from toolkit.data.pixels.unread import Unread, unread_jpeg, unread_kind
 from toolkit.errors import install_command
 from toolkit.files.unreadable import denied, in_its_place
 
@@ -405,7 +405,7 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
         # of the system; those of the decoders have no number
         if isinstance(error, OSError) and error.errno:
             raise ImageError(path, f"cannot be read: {error.strerror}") from error
-        kind = unread_kind(_beginning(path, data))
+        kind = unread_jpeg(_beginning(path, data))
         damage = f"cannot be read ({error}): truncated or damaged"
         raise ImageError(
             path, Unread(kind).reason(path, data) if kind else damage

@@ -12,7 +12,7 @@ from pathlib import Path
 
 SAVE_AS_PNG = "Save it as PNG, with 8 or 16 bits per channel"
 
-MAGICK = "magick {image} {png}"
+MAGICK = "magick {first} {png}"
 """ImageMagick applies what a file says of its values, and names the colours in the
 PNG."""
 
@@ -32,7 +32,6 @@ _OTHER_FORMATS = {
     b"8BPS": "a Photoshop document",
     b"v/1\x01": "an OpenEXR image",
     b"%PDF": "a PDF",
-    b"PK\x03\x04": "a zip archive",
     **dict.fromkeys(
         (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
         "a TIFF that is damaged, or not grey, RGB or CMYK of 8 or 16 bits",
@@ -45,7 +44,8 @@ class Unread(ValueError):
     """A valid file of a kind that is not read; the message names the kind, as in `a
     JPEG XL`.
 
-    command: converts it, with the fields {image} and {png}.
+    command: converts it, with the fields {image}, {first} (its first page or layer) and
+    {png}.
     """
 
     def __init__(self, kind: str, command: str = MAGICK) -> None:
@@ -61,7 +61,9 @@ class Unread(ValueError):
         if png.exists():
             png = png.with_suffix(".converted.png")
         command = self.command.format(
-            image=shlex.quote(str(path)), png=shlex.quote(str(png))
+            image=shlex.quote(str(path)),
+            first=shlex.quote(f"{path}[0]"),
+            png=shlex.quote(str(png)),
         )
         return f"is {self}, which is not read. Convert it, and replace it by the result: {command}"
 
@@ -75,10 +77,10 @@ def unread_kind(beginning: bytes) -> str:
     kinds = (
         kind for begin, kind in _OTHER_FORMATS.items() if beginning.startswith(begin)
     )
-    return next(kinds, "") or _unread_jpeg(beginning)
+    return next(kinds, "") or unread_jpeg(beginning)
 
 
-def _unread_jpeg(beginning: bytes) -> str:
+def unread_jpeg(beginning: bytes) -> str:
     """The kind of a JPEG that its decoder does not read, by the marker that begins its
     frame; else empty.
 

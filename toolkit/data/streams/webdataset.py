@@ -26,7 +26,6 @@ from collections.abc import (
     Callable,
     Collection,
     Generator,
-    Iterable,
     Iterator,
     Sequence,
 )
@@ -63,8 +62,10 @@ _LARGEST = 2**36
 """Bytes that one file of a shard may have: tarfile would count to the end of any number
 that a damaged header gives."""
 
-_LOOKED_THROUGH = 4096
-"""Samples of a shard among which the missing file of another one is looked for."""
+_KEYS_OR_ORDER = (
+    "Set image_key, label_key and caption_key, or pack the files of each sample one after the other and in one "
+    "folder, as `tar --sort=name` does."
+)
 
 _LONGEST = 300
 """Characters of a reason; the name of a key can be any text."""
@@ -519,9 +520,7 @@ class ShardStream:
                 1,
                 _FIRST,
             ):
-                remedy = self._apart(shard, shard_sample) or self.keys.remedy(
-                    shard_sample.key, shard_sample.fields
-                )
+                remedy = self.keys.remedy(shard_sample.key, shard_sample.fields)
                 reason += f": {remedy}" if remedy else ""
         except ImageError as error:
             reason = f"its image {error.reason}"
@@ -532,47 +531,12 @@ class ShardStream:
         except (ValueError, RecursionError) as error:
             reason = f"its {self.keys.label} cannot be read: {error}"
         if unreadable.read == unreadable.samples + 1 >= _FIRST:
-            hint = "" if remedy else " Set image_key, label_key and caption_key."
+            hint = "" if remedy else f" {_KEYS_OR_ORDER}"
             raise RunError(
                 f"{name}: none of the first {_FIRST} samples can be used: {reason}.{hint}"
             )
         unreadable.add_sample(name, reason)
         return None
-
-    def _apart(self, shard: Shard, shard_sample: ShardSample) -> str:
-        """The remedy if the other files of a sample are elsewhere in its shard; else
-        empty. Only files on disk are searched: a server would have to send all of
-        it."""
-        if shard.is_remote or is_parquet_shard(shard):
-            return ""
-        with closing(
-            read_tar(shard, shard_sample.byte, self.pauses, wanted=())
-        ) as samples:
-            name = shard_sample.key.rpartition("/")[2]
-            others = _others_named(name, shard_sample, samples)
-            try:
-                other = next(others, None)
-            except _DAMAGED:  # which is reported when it is read
-                return ""
-        if other is None:
-            return ""
-        shown = _listed(other.fields.keys() - shard_sample.fields.keys())
-        if other.key != shard_sample.key:
-            what = f"its {shown} lies in another folder of the shard, as {other.key!r}"
-            return (
-                f"{what}, and files of a sample share their folder. Pack them into one"
-            )
-        return f"its {shown} lies elsewhere in the shard, and files of a sample are neighbours. Pack it sorted by name"
-
-
-def _others_named(
-    name: str, shard_sample: ShardSample, samples: Iterable[ShardSample]
-) -> Iterator[ShardSample]:
-    """The later samples of this name, without folder, that have a further file."""
-    for sample in islice(samples, 1, _LOOKED_THROUGH):
-        if sample.key.rpartition("/")[2] == name:
-            if sample.fields.keys() - shard_sample.fields.keys():
-                yield sample
 
 
 def _listed(fields: Collection[str]) -> str:

@@ -114,9 +114,16 @@ def test_a_kind_that_pillow_does_not_read_rightly_is_refused_by_name(
             read(path)
         assert refused.value.reason.startswith(f"is {kind}")
         assert refused.value.reason.endswith(
-            f"which is not read. Convert it, and replace it by the result: magick '{path}' '{tmp_path}/a b.png'"
+            f"which is not read. Convert it, and replace it by the result: magick '{path}[0]' '{tmp_path}/a b.png'"
         )
     assert capfd.readouterr() == ("", ""), "nothing of libtiff on the terminal"
+
+
+def test_a_short_file_is_damaged(tmp_path: Path) -> None:
+    write(tmp_path / "a.tif", [RGB_16.tobytes()[:-1]], **RGB, t258=(16,) * 3)
+    for read in (inspect_image, open_image):
+        with pytest.raises(ImageError, match="truncated or damaged"):
+            read(tmp_path / "a.tif")
 
 
 def with_second_page(path: Path, first: int, second: int) -> None:
