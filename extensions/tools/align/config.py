@@ -40,14 +40,14 @@ class AlignConfig(ToolConfig):
     They are cut as their images are. Empty: no masks."""
 
     output: PathStr
-    """Folder to write, which must not be there: `images/`, `references/`
-    (`references_2/`, ... of further ones), `masks/` with `mask_path`, and
+    """Folder to write, which must not exist yet: `images/`, `references/`
+    (`references_2/`, ... for further ones), `masks/` with `mask_path`, and
     `align.html`."""
 
     most_drift: float = Field(default=0.5, ge=0)
-    """Pairs that are off by at most so many pixels at a corner, of images up to 1024
-    pixels long, are copied as they are. 0: all of which it is certain that they are off
-    are moved."""
+    """Pairs whose corners are off by at most this many pixels, with a long side of at
+    most 1024 pixels, are copied unchanged. 0: every pair that is certainly off is
+    moved."""
 
     def outputs(self, job: JobContext) -> frozenset[Path]:
         """The folder to write."""

@@ -158,8 +158,10 @@ class BestProcess(BaseExtensionProcess):
         if bench.is_held_out:
             chosen, reason = recommend(candidates, measured[0], compared)
         beyond = (measured[-1].step or 0) - (chosen.step or 0) if chosen else None
+        for line in table(measured):
+            logger.info(line)
         appears = bench.who_appears(section.folder() / (chosen or measured[-1]).file)
-        for line in (*table(measured), *(lines_of(appears) if appears else ())):
+        for line in lines_of(appears) if appears else ():
             logger.info(line)
         differences = []
         if compared and chosen:

@@ -58,9 +58,9 @@ class InfluenceConfig(RunToolConfig):
     high ones the caption decides."""
 
     threshold: float = Field(default=3.0, gt=0)
-    """An image is a suspect from so many robust standard deviations from the others on,
-    by influence and length of the gradient together; at most a fifth of the images
-    are."""
+    """An image is a suspect if it is at least this many robust standard deviations from
+    the others, by influence and length of the gradient together; at most a fifth of the
+    images are."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the noise, which is the same for all images; 0 is a valid seed."""

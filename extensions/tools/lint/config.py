@@ -101,7 +101,7 @@ class LintConfig(ToolConfig):
     """For a folder: the word that each caption is to hold."""
 
     default_caption: str = ""
-    """For a folder: the caption of images that have none, as
+    """For a folder: caption for images without one, like
     `datasets[].default_caption`."""
 
     suspects: PathOrList = ()
@@ -122,10 +122,10 @@ class LintConfig(ToolConfig):
     """File of that page. A page of this program is replaced, any other file is not."""
 
     least_likeness: float = Field(default=0.97, ge=0, le=1)
-    """duplicate, leak: from this share of one image on that the other explains once it
-    lies on it, also mirrored or turned by quarters. Copies that were resized,
-    compressed or cut by up to 10 % have 0.985 to 1, other images at most 0.94. 0: what
-    resembles it from afar as well."""
+    """duplicate, leak: two images show the same if one explains at least this share of
+    the other once they are aligned, also mirrored or turned by quarters. Copies that
+    were resized, compressed or cut by up to 10 % have 0.985 to 1, other images at most
+    0.94. 0: also images that are only similar."""
 
     least_sharpness: float = Field(default=25.0, ge=0)
     """blurred: below this variance of the Laplacian, of the crop with grey values 0 to
@@ -147,18 +147,17 @@ class LintConfig(ToolConfig):
     """aspect: above this ratio of the sides."""
 
     reference_difference: int = Field(default=7, ge=0, le=255)
-    """same_as_reference: up to this largest difference of a colour, of 255, of both at
-    64 x 64 pixels, less what compressing and resizing change at edges. 0: equal ones
-    only."""
+    """same_as_reference: largest difference of a colour (0 to 255) between both at
+    64 x 64 pixels, beyond what compressing and resizing change at edges. 0: identical
+    images only."""
 
     most_drift: float = Field(default=0.5, ge=0)
-    """pair_shift: above so many pixels by which a corner of an image is off its control
-    image, of images up to 1024 pixels long; of larger ones at that size. 0: all that
-    are certain to be off."""
+    """pair_shift: more than this many pixels between the corners of an image and of its
+    control image, with a long side of at most 1024 pixels. 0: every certain shift."""
 
     most_tokens: int = Field(default=512, ge=1)
-    """long_caption: above so many tokens, estimated, where no tokenizer of a model says
-    it exactly."""
+    """long_caption: more than this many tokens, estimated where the model's tokenizer
+    is not on the disk."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Reports a path that does not exist, keys of the other kind of path, and a

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
 from extensions.tools.shared.examples import (
     LAYERS,
@@ -25,21 +25,16 @@ from extensions.tools.shared.examples import (
     layers_in,
     written_job,
 )
-from extensions.tools.shared.keys import check_folder, name_like
+from extensions.tools.shared.keys import check_folder, check_place, name_like
 from extensions.tools.shared.pairs import FoundPairs, found_pairs, is_table
 from toolkit.commands import command
-from toolkit.config.reading.field_types import (
-    PathStr,
-    as_list,
-    schema_of_list,
-    value_error,
-)
+from toolkit.config.reading.field_types import PathOrList, PathStr, value_error
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.config.sections.model import ModelConfig
 from toolkit.config.sections.model_files import INDEX, near_id
 from toolkit.errors import UserError
-from toolkit.files.writing import CONFIG_SUFFIXES, file_in_the_way
+from toolkit.files.writing import CONFIG_SUFFIXES
 from toolkit.models.families import UnknownFamilyError, family_for, model_bytes
 from toolkit.system.nvidia import TO_TRY, least_memory, why_no_device_here
 from toolkit.version import with_addresses
@@ -93,11 +88,7 @@ class NewConfig(ToolConfig):
     the images after the edit, or a folder of both, or a table with columns for both
     (CSV, TSV, JSON, JSONL)."""
 
-    control_path: Annotated[
-        tuple[PathStr, ...],
-        BeforeValidator(as_list),
-        schema_of_list({"type": "string"}),
-    ] = ()
+    control_path: PathOrList = ()
     """For pairs: the folder of the images before the edit, or several, in the order of
     *Picture 1*, *Picture 2*. Not needed where names or a table say what the pairs
     are."""
@@ -166,15 +157,12 @@ class NewConfig(ToolConfig):
     def command_to_try(self) -> str:
         """This command with another name and the small model, which can be trained on
         any machine."""
-        small = ["--model", f"config/examples/{MASCOTS}"]
-        pairs = ["--control-path", *self.control_path] if self.control_path else []
+        flags = ["--model", f"config/examples/{MASCOTS}"]
+        if self.control_path:
+            flags += ["--control-path", *self.control_path]
         if self.default_caption:
-            caption = ["--default-caption", self.default_caption]
-        else:
-            caption = []
-        return command(
-            "new", f"{self.job_name}_try", self.folder, *small, *pairs, *caption
-        )
+            flags += ["--default-caption", self.default_caption]
+        return command("new", f"{self.job_name}_try", self.folder, *flags)
 
     def is_as_written(self) -> bool:
         """Whether the file to write exists with the same text. Then an earlier call was
@@ -198,10 +186,9 @@ class NewConfig(ToolConfig):
                 f"{message}Write: {command('new', self.folder, self.job_name)}",
             )
         else:
-            if is_table(self.folder):
-                findings = []
-            else:
-                findings = list(check_folder(("folder",), self.folder, job))
+            findings: list[Diagnostic] = []
+            if not is_table(self.folder):
+                findings += check_folder(("folder",), self.folder, job)
             for slot, control in enumerate(self.control_path):
                 findings += check_folder(("control_path", slot), control, job)
             yield from findings
@@ -211,31 +198,25 @@ class NewConfig(ToolConfig):
         if path.suffix not in CONFIG_SUFFIXES[:2]:
             yield Diagnostic(("output",), f"{str(path)!r} must end in .yaml.")
         else:
-            file = file_in_the_way(path.parent)
-            if file:
-                yield Diagnostic(
-                    ("output",), f"'{file}' is a file. Give another place."
-                )
-            elif path.exists() and not self.is_as_written():
-                message = (
-                    f"'{path}' exists, with other contents, and is never replaced. "
-                )
-                message += f"Run it ({command(path)}), remove it, or give another --output or name."
-                yield Diagnostic(("output",), message)
+            yield from check_place(path.parent)
+            if path.exists() and not self.is_as_written():
+                what = f"'{path}' exists, with other contents, and is never replaced"
+                remedy = f"Run it ({command(path)}), remove it, or give another --output or name."
+                yield Diagnostic(("output",), f"{what}. {remedy}")
 
     def _pair_findings(self) -> Iterable[Diagnostic]:
         """Control images that belong to no image, or that the model does not take."""
         pairs = self.pairs()
         if pairs is None and self.control_path:
-            names: list[str] = []
+            names = []
             for place in self.control_path:
                 files = sorted(Path(place).expanduser().glob("[!.]*"))
                 names += [repr(str(file)) for file in files[:1]]
-            seen = f" (there: {', '.join(names)})"
-            message = f"no image in {self.folder!r} has a control image of its name in {', '.join(self.control_path)}"
+            folders = ", ".join(self.control_path)
+            message = f"no image in {self.folder!r} has a control image of its name in {folders}"
             yield Diagnostic(
                 ("control_path",),
-                f"{message}{seen}. Give both files of a pair the same name.",
+                f"{message} (there: {', '.join(names)}). Give both files of a pair the same name.",
             )
         with suppress(UserError):  # of the model
             family = family_for(ModelConfig(name_or_path=self.model or MODELS[0].id))
@@ -258,16 +239,12 @@ class NewConfig(ToolConfig):
         with suppress(UserError):  # of the model
             family = family_for(ModelConfig(name_or_path=self.model))
             if family.stacks_layers and layers_in(self.folder) is None:
-                message = f"{self.folder!r}: no image has layers, and {family.title} learns them. Save those of a.png, "
-                message += (
-                    "each with the whole canvas, as a_layer0.png (the back), "
-                    "a_layer1.png and so on, beside it or in "
+                message = (
+                    f"{self.folder!r}: no image has layers, and {family.title} learns them. Save those of a.png, "
+                    "each with the whole canvas, as a_layer0.png (the back), a_layer1.png and so on, beside it or in "
+                    f"{str(Path(self.folder) / LAYERS)!r}. See docs/datasets.md."
                 )
-                yield Diagnostic(
-                    ("folder",),
-                    message
-                    + f"{str(Path(self.folder) / LAYERS)!r}. See docs/datasets.md.",
-                )
+                yield Diagnostic(("folder",), message)
 
     def _model_findings(self, job: JobContext) -> Iterable[Diagnostic]:
         """Mistakes that the job would report about the model, and a hub model whose
@@ -275,24 +252,19 @@ class NewConfig(ToolConfig):
         if not self.model:
             return
         section = ModelConfig(name_or_path=self.model)
-        faults = [
-            finding for finding in section.check(job) if finding.severity == "error"
-        ]
+        faults = [one for one in section.check(job) if one.severity == "error"]
         for fault in faults:
             yield replace(fault, key=("model",))
-        if not faults:
-            try:
-                family_for(section)
-            except UnknownFamilyError:
-                remedy = (
-                    f"Run 'hf download {self.model} {INDEX}' and repeat the command."
-                )
-                message = (
-                    f"{self.model!r} is not on this disk, so its family is not "
-                    f"known. {near_id(self.model)}{remedy}"
-                )
-                yield Diagnostic(("model",), message)
-            except UserError as error:
-                yield Diagnostic(
-                    ("model",), str(error).removeprefix("model.name_or_path: ")
-                )
+        if faults:
+            return
+        try:
+            family_for(section)
+        except UnknownFamilyError:
+            message = (
+                f"{self.model!r} is not on this disk, so its family is not known. {near_id(self.model)}"
+                f"Run 'hf download {self.model} {INDEX}' and repeat the command."
+            )
+            yield Diagnostic(("model",), message)
+        except UserError as error:
+            message = str(error).removeprefix("model.name_or_path: ")
+            yield Diagnostic(("model",), message)

@@ -146,8 +146,6 @@ def test_what_has_a_caption_is_left_and_replaced_ones_are_kept(
     "torn",
     [
         b"",
-        b'{"name": "b.p',
-        bytes(40),
         b'{"name": "b.png", "caption": "x"}',
         b"[1]\n{}\n",
     ],

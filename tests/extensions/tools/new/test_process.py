@@ -7,7 +7,9 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -29,7 +31,7 @@ from tests.conftest import ROOT
 from tests.layer_files import write_layers
 from tests.model_folders import write_header
 from toolkit.config import load_job
-from toolkit.config.reading.process import JobContext
+from toolkit.config.reading.process import JobConfig, JobContext
 from toolkit.config.reading.tool import field_at, load_tool
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.config.sections.model import ModelConfig
@@ -58,10 +60,46 @@ def job_text(gpu: int, **changes: str) -> str:
     return written_job(gpu=gpu, **asked)
 
 
-def plan_of(text: str, folder: Path) -> str:
+def loaded(text: str, folder: Path) -> JobConfig:
+    """The job of this text, from a file in the folder."""
     path = folder / "zuzu.yaml"
     path.write_text(text, encoding="utf-8")
-    return plan_job(load_job(str(path), discover().find_config)).render()
+    return load_job(str(path), discover().find_config)
+
+
+def plan_of(text: str, folder: Path) -> str:
+    return plan_job(loaded(text, folder)).render()
+
+
+def section_in(text: str, folder: Path) -> Any:
+    return loaded(text, folder).processes[0].section
+
+
+@pytest.fixture
+def new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[tuple[object, ...]]]:
+    """Runs the command in an empty folder, without its checks, which it returns; those
+    of `lint` say `found`."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*flags: object, found: int = 0) -> list[tuple[object, ...]]:
+        checks: list[tuple[object, ...]] = []
+
+        def checked(*arguments: object) -> int:
+            checks.append(arguments)
+            return found * (arguments[0] == "lint")
+
+        monkeypatch.setattr("extensions.tools.new.process._run_py", checked)
+        config = load_tool("new", NewConfig, [*map(str, flags)])
+        ExtensionJob(config, discover()).run()
+        return checks
+
+    return run
+
+
+UNLIKE = [MODELS[0], *(model for model in MODELS if "Edit" not in model.title)]
+"""One model of each kind: those that edit have the cards of the first."""
 
 
 def test_every_gpu_that_jobs_are_written_for_is_in_the_table_of_cards() -> None:
@@ -72,8 +110,8 @@ def test_every_gpu_that_jobs_are_written_for_is_in_the_table_of_cards() -> None:
     ("model", "gpu"),
     [
         (model, gpu)
-        for model in MODELS
-        for gpu in (4, 6, 8, 11, 12, 16, 24, 32, 48, 80)
+        for model in UNLIKE
+        for gpu in (4, 6, 8, 11, 12, 16, 24, 32, 80)
         if gpu >= min(card.least_gb for card in model.cards.values())
     ],
     ids=lambda value: value.title if isinstance(value, Model) else str(value),
@@ -119,12 +157,9 @@ def test_the_smallest_gpus_have_room_for_large_images_in_all_phases(
     )
     text = job_text(gpu, model=model, folder="pairs")
     assert "blocks_to_swap: 31" in text if gpu == 4 else "blocks_to_swap: 59" in text
-    path = tmp_path / "zuzu.yaml"
     text = re.sub(r"(width|height): 768", r"\1: 1024", text)
-    path.write_text(
-        re.sub(r"resolution: \[768\]", "resolution: [1024]", text), encoding="utf-8"
-    )
-    memory = plan_job(load_job(str(path), discover().find_config)).processes[0].memory
+    text = re.sub(r"resolution: \[768\]", "resolution: [1024]", text)
+    memory = plan_job(loaded(text, tmp_path)).processes[0].memory
     assert (
         memory
         and [(p.name, p.total) for p in memory.phases if p.total > most_gb * 1e9] == []
@@ -141,7 +176,7 @@ def test_the_smallest_gpus_have_room_for_large_images_in_all_phases(
 
 @pytest.mark.parametrize(
     ("model", "gpu"),
-    [(model, gpu) for model in MODELS if model.references for gpu in model.cards],
+    [(model, gpu) for model in UNLIKE if model.references for gpu in model.cards],
     ids=lambda value: value.title if isinstance(value, Model) else str(value),
 )
 def test_a_job_of_pairs_fits_the_gpu_it_is_written_for(
@@ -154,12 +189,8 @@ def test_a_job_of_pairs_fits_the_gpu_it_is_written_for(
         (tmp_path / side).mkdir()
         Image.new("RGB", (1024, 1024)).save(tmp_path / side / "a.png")
     pairs = found_pairs("after", control_path=["before"])
-    path = tmp_path / "zuzu.yaml"
-    path.write_text(
-        written_job("zuzu", "after", "", model.id, gpu, pairs, "make it so"),
-        encoding="utf-8",
-    )
-    memory = plan_job(load_job(str(path), discover().find_config)).processes[0].memory
+    text = written_job("zuzu", "after", "", model.id, gpu, pairs, "make it so")
+    memory = plan_job(loaded(text, tmp_path)).processes[0].memory
     assert memory and memory.device_bytes <= model.cards[gpu].least_gb * 1e9
 
 
@@ -253,14 +284,13 @@ def test_a_small_distilled_model_is_sampled_as_it_is_made_for(tmp_path: Path) ->
 
 
 def test_a_gpu_that_is_too_small_for_the_model_is_refused_and_nothing_is_written(
-    tmp_path: Path, run_py
+    tmp_path: Path, new
 ) -> None:
-    refused = run_py("new", "zuzu", PHOTOS, "--gpu", "4")
-    assert refused.returncode == 2 and not (tmp_path / "config").exists()
-    assert (
-        "Qwen-Image-Edit-2509 does not fit a GPU of 4 GB" in refused.stderr
-        and "--gpu 6" in refused.stderr
-    )
+    with pytest.raises(UserError, match=r"2509 does not fit a GPU of 4 GB.*--gpu 6"):
+        new("zuzu", PHOTOS, "--gpu", 4)
+    assert not (tmp_path / "config").exists()
+    with pytest.raises(UserError, match="Qwen-Image-Layered does not fit a GPU of 8"):
+        job_text(8, model=LAYERED)
     assert job_text(4, model=str(TINY)), "a small model fits any"
 
 
@@ -280,7 +310,7 @@ def test_a_gpu_that_is_too_small_for_the_model_is_refused_and_nothing_is_written
     ],
 )
 def test_the_card_that_the_plan_assumes_is_named(
-    tmp_path: Path,
+    new,
     monkeypatch,
     said: list[str],
     flags: list[str],
@@ -288,42 +318,24 @@ def test_the_card_that_the_plan_assumes_is_named(
     line: str,
     card: str,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "extensions.tools.new.config.least_memory", lambda: memory_gb * 2**30
-    )
-    commands: list[tuple[object, ...]] = []
-    monkeypatch.setattr(
-        "extensions.tools.new.process._run_py",
-        lambda *arguments: commands.append(arguments),
-    )
-    job = ExtensionJob(
-        load_tool("new", NewConfig, ["zuzu", str(PHOTOS), *flags]), discover()
-    )
-    job.run()
+    memory = memory_gb * 2**30
+    monkeypatch.setattr("extensions.tools.new.config.least_memory", lambda: memory)
+    checks = new("zuzu", PHOTOS, *flags)
     assert f"config/zuzu.yaml: written {line}" in said
-    assert commands[1] == (
-        Path("config/zuzu.yaml"),
-        "--dry-run",
-        *(["--card", card] if card else []),
-    )
+    assumed = ("--card", card) if card else ()
+    assert checks[1] == (Path("config/zuzu.yaml"), "--dry-run", *assumed)
 
 
 @pytest.mark.parametrize("found", [0, 1])
 def test_the_end_says_what_to_do_where_the_job_cannot_start(
-    tmp_path: Path, monkeypatch, said: list[str], found: int
+    new, monkeypatch, said: list[str], found: int
 ) -> None:
     """On a machine without a GPU: why, the command that tries the program, and where
     the job trains."""
-    monkeypatch.chdir(tmp_path)
     nothing = NvidiaFacts(torch_cuda="13.0", driver=None, devices=0)
     monkeypatch.setattr("toolkit.system.nvidia.read_facts", lambda: nothing)
     monkeypatch.setattr("extensions.tools.new.config.least_memory", lambda: 0)
-    monkeypatch.setattr(
-        "extensions.tools.new.process._run_py",
-        lambda *asked: found * (asked[0] == "lint"),
-    )
-    ExtensionJob(load_tool("new", NewConfig, ["zuzu", str(PHOTOS)]), discover()).run()
+    new("zuzu", PHOTOS, found=found)
     why, tried, to_train, last = said[-4:]
     assert why.startswith(
         "config/zuzu.yaml will not start on this machine. device: cuda:0: no such device"
@@ -347,9 +359,7 @@ def test_the_end_says_what_to_do_where_the_job_cannot_start(
         "--model",
         "config/examples/tiny_mascots",
     ]
-    ExtensionJob(
-        load_tool("new", NewConfig, again[again.index("new") + 1 :]), discover()
-    ).run()
+    new(*again[again.index("new") + 1 :], found=found)
     assert (
         said[-2]
         == f"next: check config/zuzu_try.html, {fixed}put your prompts into config/zuzu_try.yaml, then"
@@ -421,12 +431,10 @@ def test_what_was_asked_for_is_in_the_job_whatever_characters_it_has(
         "trigger": "ohwx 'a' \\g<0>",
         "model": str(TINY),
     }
-    path = tmp_path / "zuzu.yaml"
-    path.write_text(job_text(24, **asked), encoding="utf-8")
     (tmp_path / asked["folder"]).mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        section = load_job(str(path), discover().find_config).processes[0].section
+        section = section_in(job_text(24, **asked), tmp_path)
     assert section.datasets[0].folder_path == asked["folder"]
     assert (section.trigger_word, section.model.name_or_path) == (
         asked["trigger"],
@@ -445,13 +453,8 @@ def test_regularisation_images_beside_the_character_are_a_dataset(
     for name in ("40_zuzu", "1_reg_dog"):
         (tmp_path / "my images" / name).mkdir(parents=True)
         Image.new("RGB", (64, 64), "red").save(tmp_path / "my images" / name / "a.png")
-    path = tmp_path / "job.yaml"
-    path.write_text(
-        job_text(24, folder=str(tmp_path / "my images"), model=model), encoding="utf-8"
-    )
-    character, regularisation = (
-        load_job(str(path), discover().find_config).processes[0].section.datasets
-    )
+    text = job_text(24, folder=str(tmp_path / "my images"), model=model)
+    character, regularisation = section_in(text, tmp_path).datasets
     assert (character.folder_path, character.is_reg) == (
         f"{tmp_path}/my images/40_zuzu",
         False,
@@ -472,13 +475,8 @@ def test_folders_for_validation_and_test_are_left_out(
     (tmp_path / "set" / "metadata.jsonl").write_text(
         '{"file_name": "train/a.png", "text": "a cat"}\n'
     )
-    path = tmp_path / "job.yaml"
-    path.write_text(
-        job_text(24, folder=str(tmp_path / "set"), model=model), encoding="utf-8"
-    )
-    (dataset,) = (
-        load_job(str(path), discover().find_config).processes[0].section.datasets
-    )
+    text = job_text(24, folder=str(tmp_path / "set"), model=model)
+    (dataset,) = section_in(text, tmp_path).datasets
     assert (dataset.folder_path, dataset.captions_file) == (
         f"{tmp_path}/set/train",
         f"{tmp_path}/set/metadata.jsonl",
@@ -539,10 +537,8 @@ def pair_job(folder: Path, *flags: str) -> tuple[DatasetConfig, object, str]:
     """The dataset and the process of the job that `run.py new` writes, and the whole of
     it."""
     section = load_tool("new", NewConfig, ["zuzu", *flags]).processes[0].section
-    (folder / "job.yaml").write_text(text := section.job_text(), encoding="utf-8")
-    process = (
-        load_job(str(folder / "job.yaml"), discover().find_config).processes[0].section
-    )
+    text = section.job_text()
+    process = section_in(text, folder)
     (dataset,) = process.datasets
     return dataset, process, text
 
@@ -675,15 +671,11 @@ def test_a_table_in_the_folder_of_the_images_makes_pairs_too(tmp_path: Path) -> 
 
 
 def test_what_was_found_is_said_with_what_has_no_partner(
-    tmp_path: Path, monkeypatch, said: list[str]
+    tmp_path: Path, new, said: list[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("extensions.tools.new.process._run_py", lambda *arguments: 0)
-    draw(tmp_path / "after", "1", "2", "a"), draw(tmp_path / "before", "1", "2", "b")
-    ExtensionJob(
-        load_tool("new", NewConfig, ["x", "after", "--control-path", "before"]),
-        discover(),
-    ).run()
+    draw(tmp_path / "after", "1", "2", "a")
+    draw(tmp_path / "before", "1", "2", "b")
+    new("x", "after", "--control-path", "before")
     (line,) = (line for line in said if "partner" in line)
     assert line.startswith(
         "2 pairs in after; after/a.png, before/b.png have no partner: give each one of the same name"
@@ -697,23 +689,15 @@ def test_what_was_found_is_said_with_what_has_no_partner(
     assert pairs and pairs.describe().startswith(said_of_both)
 
 
-@pytest.mark.parametrize(("suffix", "warns"), [(".jpg", True), (".png", False)])
 def test_the_small_model_says_what_it_cannot_draw(
-    tmp_path: Path, monkeypatch, said: list[str], suffix: str, warns: bool
+    tmp_path: Path, new, said: list[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("extensions.tools.new.process._run_py", lambda *arguments: 0)
-    draw(tmp_path / "images", "1", "2", suffix=suffix)
-    ExtensionJob(
-        load_tool("new", NewConfig, ["x", "images", "--model", str(TINY)]), discover()
-    ).run()
-    assert (
-        any(
-            "draws flat mascots only, and photographs become mush" in line
-            for line in said
-        )
-        is warns
-    )
+    for suffix, warns in ((".jpg", True), (".png", False)):
+        draw(tmp_path / f"images{suffix}", "1", "2", suffix=suffix)
+        said.clear()
+        new(f"x{suffix}", f"images{suffix}", "--model", TINY)
+        warned = "draws flat mascots only, and photographs become mush"
+        assert any(warned in line for line in said) is warns
 
 
 @pytest.mark.parametrize(
@@ -770,14 +754,14 @@ def rename_layers(folder: Path, to: str) -> None:
         path.rename(folder / to.format(stem=stem, number=number))
 
 
-@pytest.mark.parametrize("small", [True, False])
 @pytest.mark.parametrize(
-    ("named", "key"),
+    ("named", "key", "small"),
     [
-        ("{stem}_layer{number}.png", "layers_suffix: _layer"),
-        ("{stem}_{number}.png", "layers_suffix: _"),
-        ("layers/{stem}_layer{number}.png", 'layers_path: "{folder}/layers"'),
-        ("layers/{stem}_{number}.png", 'layers_path: "{folder}/layers"'),
+        ("{stem}_layer{number}.png", "layers_suffix: _layer", True),
+        ("{stem}_layer{number}.png", "layers_suffix: _layer", False),
+        ("{stem}_{number}.png", "layers_suffix: _", True),
+        ("layers/{stem}_layer{number}.png", 'layers_path: "{folder}/layers"', True),
+        ("layers/{stem}_{number}.png", 'layers_path: "{folder}/layers"', False),
     ],
 )
 def test_layers_are_learned_and_the_first_image_is_taken_apart(
@@ -794,13 +778,7 @@ def test_layers_are_learned_and_the_first_image_is_taken_apart(
     assert not {"control_suffix", "match_target_res", "from_base"} & {
         *re.findall(r"\w+", text)
     }
-    path = tmp_path / "zuzu.yaml"
-    path.write_text(text, encoding="utf-8")
-    (sample,) = (
-        load_job(str(path), discover().find_config)
-        .processes[0]
-        .section.sample_pictures()
-    )
+    (sample,) = section_in(text, tmp_path).sample_pictures()
     assert (sample.ctrl_img, sample.layers) == ((str(folder / "a.png"),), 3)
     plan = plan_of(text, tmp_path)
     assert (
@@ -834,13 +812,6 @@ def test_images_without_layers_are_refused_for_a_model_of_layers(
     ]
     other = NewConfig(type="new", job_name="zuzu", folder=str(folder), model=str(TINY))
     assert not list(other.check(JobContext("new")))
-
-
-def test_a_gpu_that_is_too_small_for_layers_is_refused() -> None:
-    with pytest.raises(
-        UserError, match="Qwen-Image-Layered does not fit a GPU of 8 GB"
-    ):
-        job_text(8, model=LAYERED)
 
 
 @pytest.mark.slow
@@ -922,16 +893,13 @@ def test_a_job_is_written_checked_and_runs_by_the_printed_command(
     assert (tmp_path / "output" / "zuzu" / "zuzu.safetensors").is_file()
 
 
-def test_a_job_that_exists_is_not_replaced(tmp_path: Path, run_py) -> None:
+def test_a_job_that_exists_is_not_replaced(tmp_path: Path, new) -> None:
     (tmp_path / "config").mkdir()
     job = tmp_path / "config" / "zuzu.yaml"
     job.write_text("mine")
-    refused = run_py("new", "zuzu", PHOTOS)
-    assert (
-        refused.returncode == 2
-        and "exists, with other contents, and is never replaced. Run it ("
-        in refused.stderr
-    )
+    exists = r"exists, with other contents, and is never replaced. Run it \("
+    with pytest.raises(UserError, match=exists):
+        new("zuzu", PHOTOS)
     assert job.read_text() == "mine"
 
 
@@ -985,12 +953,10 @@ def test_numbers_that_are_probably_no_repeats_are_parts_of_names(
 
 
 def test_new_says_that_numbers_are_not_taken_for_repeats(
-    tmp_path: Path, run_py
+    tmp_path: Path, new, said: list[str]
 ) -> None:
     for name in ("2023_summer", "2024_winter"):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        Image.new("RGB", (64, 64)).save(tmp_path / "photos" / name / "a.png")
-    folder = tmp_path / "photos"
-    told = run_py("new", "zuzu", folder, "--model", TINY)
-    said = f"{folder}: the numbers of its folders look like dates, and are not taken for repeats"
-    assert said in told.stderr + told.stdout
+        draw(tmp_path / "photos" / name, "a")
+    new("zuzu", "photos", "--model", TINY)
+    dates = "the numbers of its folders look like dates, and are not taken for repeats"
+    assert any(line.startswith(f"photos: {dates}") for line in said)
