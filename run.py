@@ -368,8 +368,9 @@ def foreign_tool(text: str) -> tuple[list[str], list[str]] | None:
     from toolkit.config.reading.foreign import is_command
     from toolkit.config.reading.tool import ToolConfig, tool_parser
 
-    find_tool = find_object(FOREIGN_TOOLS)
-    if find_tool is None or not is_command(text):
+    # the reader is loaded for commands only
+    find_tool = find_object(FOREIGN_TOOLS) if is_command(text) else None
+    if find_tool is None:
         return None
     extensions = discover()
     known = {}
