@@ -474,17 +474,6 @@ def test_a_class_of_a_schedule_is_one_error_without_its_arguments(faults) -> Non
     )
 
 
-def test_options_without_effect_are_one_warning_each(load) -> None:
-    job = load(
-        trainer(
-            "train: {sdpa: true, split_attn: false, persistent_data_loader_workers: true}"
-        )
-    )
-    assert [line.split("process[0].")[1].split(":")[0] for line in job.warnings] == [
-        "train.sdpa", "train.split_attn", "train.persistent_data_loader_workers",
-    ]  # fmt: skip
-
-
 # ------------------------------------------------------------ ai-toolkit's keys that
 # ask for nothing
 
