@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -71,6 +70,8 @@ class Key:
 def tables() -> Mapping[str, Mapping[str, Any]]:
     """The tables of fluxflow_keys.toml: `keys`, `not_here`, `other_grammars` and
     `without_effect`."""
+    import tomllib  # here: most starts never ask
+
     text = Path(__file__).with_name("fluxflow_keys.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
 

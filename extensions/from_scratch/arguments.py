@@ -165,9 +165,7 @@ def file_fault(file: Path, config: Mapping[str, Any]) -> str:
     """The first fault in the arguments of a config.json, whose class is in `SOURCES`;
     empty: none."""
     fault = next(faults(config["_class_name"], config, of_file=True), None)
-    if fault:
-        return f"{file}: {dotted(fault[0])}: {fault[1]}"
-    return ""
+    return f"{file}: {dotted(fault[0])}: {fault[1]}" if fault else ""
 
 
 def autoencoder_fault(model: AutoencoderConfig) -> str:

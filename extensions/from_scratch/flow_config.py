@@ -148,7 +148,7 @@ class TextEncoderConfig(StrictModel):
     config: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the BertConfig of random weights, such as hidden_size,
     num_hidden_layers, num_attention_heads and intermediate_size; vocab_size is also the
-    most that the tokenizer gets. Other arguments have the values of transformers.
+    tokenizer's maximum. Other arguments have the values of transformers.
     Dropout is not used."""
 
     projection_dim: int = Field(default=0, ge=0, le=100_000)
@@ -310,10 +310,8 @@ class FlowModelConfig(StrictModel):
             autoencoder = AutoencoderConfig(name_or_path=self.vae)
             messages = [diagnostic.message for diagnostic in autoencoder.check(job)]
             if not messages and not autoencoder.is_yet_to_come(job):
-                fault = autoencoder_fault(autoencoder)
-                if fault:
-                    messages = [fault]
-            yield from (Diagnostic(("vae",), message) for message in messages)
+                messages = [autoencoder_fault(autoencoder)]
+            yield from (Diagnostic(("vae",), fault) for fault in messages if fault)
         for key in ("name_or_path", "tokenizer"):
             path = getattr(text, key)
             is_there = Path(path).expanduser().is_dir() or not looks_like_a_path(path)
@@ -492,35 +490,28 @@ class FlowTrainerConfig(RolesSection):
     def roles(self) -> tuple[str, ...]:
         """The names of the roles that are trained."""
         along = self.autoencoder
-        text = (TEXT_ENCODER,) if self.trains_text() else ()
-        return (
-            FLOW,
-            *text,
-            *((VAE,) if along else ()),
-            *((DISCRIMINATOR,) if along and along.discriminator else ()),
-        )
+        is_trained = {
+            FLOW: True,
+            TEXT_ENCODER: self.trains_text(),
+            VAE: along is not None,
+            DISCRIMINATOR: along is not None and along.discriminator is not None,
+        }
+        return tuple(role for role, trained in is_trained.items() if trained)
 
     def measure_every(self) -> int:
         """Steps between two measurements of the latents' scale; 0: it is not
         measured."""
-        if self.autoencoder is None:
-            return 0
-        given = self.autoencoder.measure_every
-        if given is not None:
-            return given
-        return MEASURE_EVERY if self.model.new_vae else 0
+        given = self.autoencoder.measure_every if self.autoencoder else 0
+        by_default = MEASURE_EVERY if self.model.new_vae else 0
+        return by_default if given is None else given
 
     def role_defaults(self, role: str) -> dict[str, Any]:
-        role_section = self.own_optimizer(role)
-        defaults: dict[str, Any] = (
-            {"lr": TEXT_SHARE * self.role_optimizer(FLOW).lr}
-            if role == TEXT_ENCODER
-            else {}
-        )
-        if (
-            role_section.optimizer != self.train.optimizer
-            and "optimizer" in role_section.model_fields_set
-        ):
+        own = self.own_optimizer(role)
+        defaults: dict[str, Any] = {}
+        if role == TEXT_ENCODER:
+            defaults["lr"] = TEXT_SHARE * self.role_optimizer(FLOW).lr
+        is_another = own.optimizer != self.train.optimizer
+        if is_another and "optimizer" in own.model_fields_set:
             defaults["optimizer_params"] = {}  # those of `train` are of its optimizer
         return defaults | super().role_defaults(role)
 
@@ -641,16 +632,11 @@ class FlowTrainerConfig(RolesSection):
                 "section 'autoencoder', or set 'vae'."
             )
             yield Diagnostic(("model", "new_vae"), message)
-        for role in (VAE, DISCRIMINATOR):
+        sections = {VAE: "autoencoder", DISCRIMINATOR: "autoencoder.discriminator"}
+        for role, section in sections.items():
             if role in self.optimizers.model_fields_set and role not in self.roles():
-                if role == VAE:
-                    section = "'autoencoder'"
-                else:
-                    section = "'autoencoder.discriminator'"
-                yield Diagnostic(
-                    ("optimizers", role),
-                    f"needs the section {section}. Add it, or remove this key.",
-                )
+                message = f"needs the section '{section}'. Add it, or remove this key."
+                yield Diagnostic(("optimizers", role), message)
 
     def _check_text(self) -> Iterator[Diagnostic]:
         text = self.model.text_encoder
@@ -669,38 +655,35 @@ class FlowTrainerConfig(RolesSection):
             yield Diagnostic(("optimizers", TEXT_ENCODER), message)
 
     def _check_train(self) -> Iterator[Diagnostic]:
-        for key in PRESERVATIONS:
-            if getattr(self.train, key):
-                message = "needs the model without its adapter, and a flow_trainer trains the model itself. Remove it."
+        train, roles = self.train, self.roles()
+        without = "needs the model without its adapter, and a flow_trainer trains the model itself. Remove it."
+        seen = "text and control images of these transformers see the image's noise level. Remove it."
+        offload = (
+            "'block_offload' is not supported by flow_trainer yet. Use full_offload."
+        )
+        fsdp = "'fsdp' is not supported by flow_trainer yet. Remove it."
+        single = f"works with a single role, but {' and '.join(roles)} are trained. Remove it."
+        beside = ("assistant", "few_step_loss", "preference")
+        is_block_offload = train.checkpointing_level() == "block_offload"
+        is_fused = train.fused_backward_pass and len(roles) > 1
+        for key, is_wrong, message in (
+            *((key, getattr(train, key), without) for key in PRESERVATIONS),
+            *((key, getattr(train, key), BESIDE_AN_ADAPTER) for key in beside),
+            ("noise_levels_per_sample", train.noise_levels_per_sample != 1, seen),
+            ("gradient_checkpointing", is_block_offload, offload),
+            ("parallel", train.parallel == "fsdp", fsdp),
+            ("fused_backward_pass", is_fused, single),
+        ):
+            if is_wrong:
                 yield Diagnostic(("train", key), message)
-        for key in ("assistant", "few_step_loss", "preference"):
-            if getattr(self.train, key):
-                yield Diagnostic(("train", key), BESIDE_AN_ADAPTER)
-        if self.train.noise_levels_per_sample != 1:
-            message = "text and control images of these transformers see the image's noise level. Remove it."
-            yield Diagnostic(("train", "noise_levels_per_sample"), message)
-        if self.train.checkpointing_level() == "block_offload":
-            message = "'block_offload' is not supported by flow_trainer yet. Use full_offload."
-            yield Diagnostic(("train", "gradient_checkpointing"), message)
-        if self.train.parallel == "fsdp":
-            yield Diagnostic(
-                ("train", "parallel"),
-                "'fsdp' is not supported by flow_trainer yet. Remove it.",
-            )
-        if self.train.fused_backward_pass and len(self.roles()) > 1:
-            message = f"works with a single role, but {' and '.join(self.roles())} are trained. Remove it."
-            yield Diagnostic(("train", "fused_backward_pass"), message)
 
     def _warn(self) -> Iterator[Diagnostic]:
         """Rates that move nothing, guidance without an unconditional model."""
         lr = self.role_optimizer(FLOW).lr
         key = ("optimizers", FLOW, "lr")
         if not self.model.name_or_path and 0 < lr < SLOW:
-            at = (
-                key
-                if "lr" in self.optimizers.flow.model_fields_set
-                else ("train", "lr")
-            )
+            is_own = "lr" in self.optimizers.flow.model_fields_set
+            at = key if is_own else ("train", "lr")
             message = f"{lr:g} is very low for a randomly initialised transformer; below {SLOW:g} it barely learns."
             yield Diagnostic(at, message, "warning")
         if self.sample:

@@ -142,27 +142,22 @@ class StepBytes:
         copies = {"copies to be saved": self.save.file + self.save.state}
         if not on_gpu:
             phases["saving"] = training | copies
+        always = {"process baseline": PROCESS_BASELINE}
+        host: dict[str, int] = {}
         if on_gpu:
             always = {"context": CUDA_CONTEXT}
-        else:
-            always = {"process baseline": PROCESS_BASELINE}
-        estimated_phases = [
-            Phase(name, positive(always | parts)) for name, parts in phases.items()
-        ]
-        if on_gpu:
             host = {"process baseline": PROCESS_BASELINE_WITH_CUDA} | positive(copies)
-        else:
-            host = {}
-        return MemoryEstimate(tuple(estimated_phases), on_gpu, host)
+        estimated = (
+            Phase(name, positive(always | parts)) for name, parts in phases.items()
+        )
+        return MemoryEstimate(tuple(estimated), on_gpu, host)
 
 
 def memory_advice(section: RolesSection) -> str:
     """One sentence that lists changes that save memory; those that change the result
     most come last."""
-    named = list(_less_memory(section))
-    if named:
-        return f"To save memory, in order of effect: {'; '.join(named)}."
-    return ""
+    named = "; ".join(_less_memory(section))
+    return f"To save memory, in order of effect: {named}." if named else ""
 
 
 def _less_memory(section: RolesSection) -> Iterator[str]:
@@ -228,10 +223,8 @@ class RolesPlanner(Planner[SectionT]):
         """Each role with its optimizer and rate."""
         for role in self.section.roles():
             optimizer = self.section.role_optimizer(role)
-            if self.step and role in self.step.trained:
-                count = f"{self.step.trained[role]:,} parameters, "
-            else:
-                count = ""
+            weights = self.step.trained.get(role, 0) if self.step else 0
+            count = f"{weights:,} parameters, " if weights else ""
             every = f", each {optimizer.every} steps" if optimizer.every > 1 else ""
             rate = f"learning rate {optimizer.lr:g}, {optimizer.lr_scheduler}"
             yield f"{role}: {count}{optimizer.optimizer}, {rate}{every}"
@@ -286,15 +279,10 @@ class VaePlanner(RolesPlanner[VaeTrainerConfig]):
         section, train = self.section, self.section.train
         if section.model.is_yet_to_come(self.job):
             yield f"starts from {section.model.name_or_path}, which an earlier process of the job writes: counted then"
-            if train.step_limit:
-                limit = f", at most {train.step_limit:,} optimizer steps"
-            else:
-                limit = ""
-            yield (
-                f"{train.epochs:,} epochs{limit}"
-                if train.epochs
-                else f"{train.steps:,} optimizer steps"
-            )
+            steps = train.step_limit
+            limit = f", at most {steps:,} optimizer steps" if steps else ""
+            by_steps = f"{train.steps:,} optimizer steps" if not train.epochs else ""
+            yield by_steps or f"{train.epochs:,} epochs{limit}"
             stop = section.stop_when
             if stop and stop.below is not None:
                 yield f"or until the mean of {stop.metric} is below {stop.below:g}"
@@ -302,23 +290,15 @@ class VaePlanner(RolesPlanner[VaeTrainerConfig]):
 
     def describe_parts(self) -> Iterator[str]:
         model = self.section.model
-        if model.name_or_path:
-            start = f"from {model.folder()}"
-        else:
-            start = "with random weights"
-        if model.train == "decoder":
-            part = "the decoder; the encoder is frozen"
-        else:
-            part = "all of it"
+        known = model.name_or_path
+        start = f"from {model.folder()}" if known else "with random weights"
+        frozen = "the decoder; the encoder is frozen"
+        part = frozen if model.train == "decoder" else "all of it"
         kind = model.arguments()["_class_name"]
         scale = model.latent_scale()
         spade = "; SPADE in the decoder" if model.uses_spade() else ""
         yield f"{kind} {start}, {scale} x {scale} pixels per latent pixel{spade}; trained: {part}"
-        if (
-            model.name_or_path
-            and model.arguments().get(SPADE)
-            and not model.uses_spade()
-        ):
+        if known and model.arguments().get(SPADE) and not model.uses_spade():
             yield "model.spade: false: the decoder goes on without the SPADE of that folder"
 
 
@@ -334,10 +314,8 @@ class FlowPlanner(RolesPlanner[FlowTrainerConfig]):
     def without_model(self) -> Iterator[str]:
         model = self.section.model
         if model.is_yet_to_come(self.job):
-            if self.job.yet_to_come(model.name_or_path):
-                folder = model.name_or_path
-            else:
-                folder = model.vae
+            is_whole = self.job.yet_to_come(model.name_or_path)
+            folder = model.name_or_path if is_whole else model.vae
             yield f"starts from {folder}, which an earlier process of the job writes: counted then"
             yield from self.describe_parts()
             yield from self.describe_roles()
@@ -378,10 +356,8 @@ class FlowPlanner(RolesPlanner[FlowTrainerConfig]):
         captions = {text for item in data.items for text in item.sample.texts}
         if len(captions) == 1 and len({item.sample.image for item in data.items}) > 1:
             caption = captions.pop()
-            if caption:
-                reason = f"all captions are {caption!r}"
-            else:
-                reason = "no image has a caption"
+            none = "no image has a caption"
+            reason = f"all captions are {caption!r}" if caption else none
             yield f"warning: {reason}: prompts will have no effect on what is drawn"
 
 
@@ -391,6 +367,5 @@ def pixels_at_once(item: BucketedSample) -> int:
 
 
 def _listed(config: dict[str, Any]) -> str:
-    if config:
-        return " with " + ", ".join(f"{key}={value}" for key, value in config.items())
-    return ""
+    listed = ", ".join(f"{key}={value}" for key, value in config.items())
+    return f" with {listed}" if config else ""

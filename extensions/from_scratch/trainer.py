@@ -149,9 +149,9 @@ class RolesTrainer(ImageTrainer):
     def _perceptual(self) -> PerceptualDistance | None:
         """The distance of `losses.lpips`, loaded once."""
         losses = self.training.losses if self.training else None
-        if losses and losses.lpips:
-            return load_perceptual(Path(losses.lpips_backbone).expanduser())
-        return None
+        if not losses or not losses.lpips:
+            return None
+        return load_perceptual(Path(losses.lpips_backbone).expanduser())
 
     def trained_vae(
         self, autoencoder: Autoencoder, scale: LatentScale | None = None

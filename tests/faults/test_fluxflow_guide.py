@@ -30,6 +30,7 @@ from tests.conftest import ROOT
 from tests.extensions.compat import fluxflow_guide as guide
 from tests.extensions.from_scratch.unmeasured import MEASURE, UNMEASURED
 from tests.faults.nursery import Child, Nursery
+from tests.running import lines
 from toolkit.config import JobConfig, load_job
 from toolkit.config.reading.foreign import COMMAND_LINE
 from toolkit.config.reading.located import ConfigNode, SourceLocation
@@ -129,89 +130,52 @@ def test_every_file_trains_two_batches_of_each_step(text: str, workplace: Path) 
     assert {path.name for path in (out / "samples").iterdir()}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", cases(guide.COMMANDS))
-def test_every_command_trains_two_batches(command: str, workplace: Path) -> None:
-    train(
-        read_command(
-            command, "--max_steps", "8" if "training_steps" in command else "2"
-        )
-    )
-    out = next((workplace / "outputs").glob("[!_]*"))
-    assert (out / "flxflow_final.safetensors").is_file()
+SECRET = "hf_" + "q7" * 12
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", cases(guide.STREAM_COMMANDS))
-def test_every_command_on_a_stream_trains_two_batches(
-    command: str, workplace: Path
-) -> None:
-    guide.write_shards(workplace)
+def files_with(secret: str) -> list[Path]:
+    files = [path for path in Path().rglob("*") if path.is_file()]
+    return [path for path in files if secret.encode() in path.read_bytes()]
+
+
+def on_shards(command: str) -> str:
+    """A command on a stream, with the shards of the test."""
     local = command.replace("hf://datasets/nyuuzyou/textureninja/", "shards/")
     if "webdataset_url" not in local:
         local += " --webdataset_url shards/*.tar"
-    train(read_command(local, "--max_steps", "2", "--seed", "3"))
-    out = next((workplace / "outputs").glob("[!_]*"))
-    assert (out / "flxflow_final.safetensors").is_file()
-    tokens = ("hf_your_actual_token", "hf_token")
-    files = [
-        path
-        for path in workplace.rglob("*")
-        if path.is_file() and path.suffix in (".yaml", ".json", ".txt")
-    ]
-    assert [
-        path
-        for path in files
-        if any(token in path.read_text(encoding="utf-8") for token in tokens)
-    ] == []
+    return local
 
 
-def test_an_epoch_of_a_stream_is_one_pass_over_all_shards(workplace: Path) -> None:
+def test_every_command_on_a_stream_is_planned(workplace: Path) -> None:
     guide.write_shards(workplace)
-    command = guide.STREAM_COMMANDS["another set"].replace(
-        "hf://datasets/nyuuzyou/textureninja/", "shards/"
-    )
-    train(
-        read_command(
-            command.replace("--n_epochs 10", "--n_epochs 2 --batch_size 1").replace(
-                "--batch_size 2", ""
-            )
-        )
-    )
-    out = workplace / "outputs" / "custom_dataset"
-    assert (
-        len(
-            (out / "graph" / "training_metrics.jsonl")
-            .read_text(encoding="utf-8")
-            .splitlines()
-        )
-        == 2 * 6
-    )
-    assert (out / "flxflow_final.safetensors").is_file()
-
-
-def test_a_command_on_a_stream_is_planned(workplace: Path) -> None:
-    guide.write_shards(workplace)
-    command = guide.STREAM_COMMANDS["another set"].replace(
-        "hf://datasets/nyuuzyou/textureninja/", "shards/"
-    )
+    for command in guide.STREAM_COMMANDS.values():
+        (plan,) = plan_job(read_command(on_shards(command))).processes
+        assert plan.stream.shards == 2, command
+    command = on_shards(guide.STREAM_COMMANDS["another set"])
     config = read_command(command)
-    assert plan_job(config).processes[0].stream.shards == 2
     assert (
         "the rate stays as it is: how many samples the stream has is not known"
         in "".join(config.warnings)
     )
-    assert (
-        plan_job(read_command(command, "--webdataset_size", "6"))
-        .processes[0]
-        .optimizer_steps
-        == 10 * 3
-    )
+    (sized_plan,) = plan_job(read_command(command, "--webdataset_size", "6")).processes
+    assert sized_plan.optimizer_steps == 10 * 3
     (dataset,) = config.processes[0].section.datasets
     assert (dataset.webdataset.image_key, dataset.webdataset.caption_key) == (
         ("png",),
         "caption",
     )
+
+
+def test_an_epoch_of_a_stream_is_one_pass_over_all_shards(workplace: Path) -> None:
+    guide.write_shards(workplace)
+    command = on_shards(guide.STREAM_COMMANDS["another set"])
+    command = command.replace("--n_epochs 10", "--n_epochs 2 --batch_size 1")
+    flags = re.sub(r"--webdataset_token \S+", "", command.replace("--batch_size 2", ""))
+    train(read_command(flags, "--webdataset_token", SECRET))
+    out = workplace / "outputs" / "custom_dataset"
+    assert len(lines(out / "graph" / "training_metrics.jsonl")) == 2 * 6
+    assert (out / "flxflow_final.safetensors").is_file()
+    assert files_with(SECRET) == []
 
 
 @pytest.fixture
@@ -322,37 +286,33 @@ QUICK = guide.COMMANDS["path a"]
 def test_a_command_writes_the_file_that_repeats_it_and_its_weights_are_a_start(
     workplace: Path,
 ) -> None:
-    config = read_command(QUICK, "--max_steps", "1", "--seed", "5")
+    config = read_command(
+        QUICK, "--max_steps", "1", "--seed", "5", "--webdataset_token", SECRET
+    )
     train(config)
     out = workplace / "outputs" / "quick_test"
-    saved = load_job(out / "train" / "config.yaml", EXTENSIONS.find_config)
+    file = out / "train" / "config.yaml"
+    saved = load_job(file, EXTENSIONS.find_config)
     assert saved.processes == config.processes and saved.name == config.name
+    text = file.read_text(encoding="utf-8")
+    assert files_with(SECRET) == [] and "<redacted>" in text
+    train(read(text.replace("quick_test", "again")))
+    first, second = (
+        load_file(folder / "flxflow_final.safetensors")
+        for folder in (out, workplace / "outputs" / "again")
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
     again = read_command(
         f"--data_path images --output_path outputs/next --model_checkpoint {out}/flxflow_final.safetensors"
         f" --preserve_lr --train_vae --max_steps 1 --img_size {guide.SIDE}"
     )
     section = again.processes[0].section
     assert section.model.name_or_path == str(out / "train" / "train")
-    assert (
-        section.role_optimizer("vae").lr
-        == json.loads((out / "lr_sav.json").read_text())["vae"]
-    )
+    rates = json.loads((out / "lr_sav.json").read_text())
+    assert section.role_optimizer("vae").lr == rates["vae"]
     train(again)
     assert (workplace / "outputs" / "next" / "flxflow_final.safetensors").is_file()
-
-
-def test_a_command_is_repeated_to_the_same_bytes_from_its_file(workplace: Path) -> None:
-    train(read_command(QUICK, "--max_steps", "1", "--seed", "5"))
-    weights = workplace / "outputs" / "quick_test" / "flxflow_final.safetensors"
-    first = load_file(weights)
-    text = (workplace / "outputs" / "quick_test" / "train" / "config.yaml").read_text(
-        encoding="utf-8"
-    )
-    train(read(text.replace("quick_test", "again")))
-    second = load_file(workplace / "outputs" / "again" / "flxflow_final.safetensors")
-    assert first.keys() == second.keys() and all(
-        torch.equal(first[name], second[name]) for name in first
-    )
 
 
 def test_the_command_line_takes_flags_a_file_and_its_own_options(
@@ -480,16 +440,6 @@ def test_flags_do_not_go_with_a_job_of_ours(
         )
 
 
-def test_a_token_of_the_command_line_is_in_no_file(workplace: Path) -> None:
-    secret = "hf_" + "q7" * 12
-    train(read_command(QUICK, "--max_steps", "1", "--webdataset_token", secret))
-    files = [path for path in workplace.rglob("*") if path.is_file()]
-    assert [path for path in files if secret.encode() in path.read_bytes()] == []
-    assert "<redacted>" in (
-        workplace / "outputs/quick_test/train/config.yaml"
-    ).read_text(encoding="utf-8")
-
-
 def kill_when(child: Child, metrics: Path, lines: int) -> None:
     """Kills a job once a metrics file has so many lines."""
     child.wait_until(
@@ -531,16 +481,9 @@ def test_the_complete_example_killed_twice_leaves_the_same_bytes(
             path.name
         )
     for path in sorted((whole / "outputs" / "full_pipeline" / "graph").iterdir()):
-        rows = [
-            [
-                (row["step"], row["loss"])
-                for row in map(
-                    json.loads, file.read_text(encoding="utf-8").splitlines()
-                )
-            ]
-            for file in (path, graph / path.name)
-        ]
-        assert rows[0] == rows[1]
+        whole_rows, killed_rows = lines(path), lines(graph / path.name)
+        for key in ("step", "loss"):
+            assert [row[key] for row in whole_rows] == [row[key] for row in killed_rows]
 
 
 # ------------------------------------------------------------ the guide's table of
@@ -587,27 +530,6 @@ def test_captions_that_are_no_table_are_told_with_their_line(workplace: Path) ->
     Path("captions.txt").write_text("image0.png a photo\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"captions\.txt:1"):
         plan_job(read(f"{guide.HEAD}\ntraining: {{train_vae: true, lr: 1e-5}}\n"))
-
-
-@pytest.mark.slow
-def test_a_stop_condition_ends_the_step_as_finished_and_the_next_one_runs(
-    workplace: Path, said: list[str]
-) -> None:
-    text = FIRST.replace(
-        "max_steps: 2\n        n_epochs: 10", "max_steps: 40\n        n_epochs: 40"
-    ).replace(
-        "        lr: 1e-5\n\n",
-        "        lr: 1e-5\n        stop_condition: {loss_name: loss_recon, threshold: 100}\n\n",
-    )
-    train(read(text))
-    out = workplace / "outputs" / "pipeline_training"
-    first = (
-        (out / "graph" / "training_metrics_vae_warmup.jsonl")
-        .read_text(encoding="utf-8")
-        .splitlines()
-    )
-    assert len(first) == 20  # values that the mean is over
-    assert (out / "flxflow_final.safetensors").is_file()
 
 
 @pytest.mark.slow
@@ -667,9 +589,7 @@ def all_places(data: Any) -> Iterator[tuple[Any, Any]]:
         yield from all_places(data[key])
 
 
-@pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))]
-)
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_no_damage_to_a_file_ends_in_anything_but_messages_with_places(
     seed: int, workplace: Path
 ) -> None:
@@ -693,9 +613,8 @@ def test_no_damage_to_a_file_ends_in_anything_but_messages_with_places(
             )
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_no_flags_end_in_anything_but_messages(seed: int, workplace: Path) -> None:
-    draw = random.Random(seed)
+def test_no_flags_end_in_anything_but_messages(workplace: Path) -> None:
+    draw = random.Random(0)
     words = [
         "",
         "x",

@@ -250,20 +250,18 @@ class LatentFlowFamily(ModelFamily):
             )
 
     def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
-        layers = {
+        return {
             name: shape
             for name, shape in self.every_linear_layer(folder).items()
             if name.startswith(BLOCKS)
         }
-        return layers
 
     def every_linear_layer(self, folder: Path) -> dict[str, tuple[int, int]]:
-        layers = {
+        return {
             name.removesuffix(".weight"): (shape[1], shape[0])
             for name, shape in part_shapes(folder / "transformer").items()
             if len(shape) == 2
         }
-        return layers
 
     def modules(self, folder: Path) -> dict[str, int]:
         counts: dict[str, int] = {}
@@ -280,10 +278,8 @@ class LatentFlowFamily(ModelFamily):
     def footprint(self, folder: Path) -> ModelSizeInfo:
         layers = self.linear_layers(folder)
         config = part_config(folder, "transformer")
-        in_blocks = sum(inputs * outputs for inputs, outputs in layers.values())
-        largest = max(
-            (inputs * outputs for inputs, outputs in layers.values()), default=0
-        )
+        sizes = [inputs * outputs for inputs, outputs in layers.values()]
+        in_blocks, largest = sum(sizes), max(sizes, default=0)
         text = part_config(folder, "text_encoder")
         vae = part_config(folder, "vae")
         hidden = text.get("hidden_size", text.get("dim", text.get("d_model", 0)))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from extensions.compat.fluxflow_keys import (
     SECTIONS,
     STEPS,
+    Kind,
     guide_flags,
     keys,
     names_in,
     page_rows,
     split_flags,
+    tables,
 )
 from tests.conftest import ROOT
 from toolkit.errors import UserError
@@ -43,9 +47,11 @@ def test_every_flag_of_the_guide_is_known() -> None:
 
 
 def test_every_key_has_a_place_and_every_place_keys() -> None:
-    assert all(
-        key.places and set(key.places) <= {*SECTIONS, STEPS} for key in keys().values()
-    )
+    for name, key in keys().items():
+        assert key.places and set(key.places) <= {*SECTIONS, STEPS}, name
+        assert key.kind in get_args(Kind), name
+    columns = {column for row in tables()["keys"].values() for column in row}
+    assert columns == {"kind", "in", "least", "most", "left_out", "here"}
     assert all(names_in(place) for place in (*SECTIONS, STEPS))
 
 

@@ -3,6 +3,8 @@ written down by hand."""
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from docs.names_page import page
 from extensions.compat.keys import KEYS
 from extensions.compat.names import NO_SECTION, PLACES, names, options
 from extensions.compat.shapes import SHAPES
+from tests.conftest import ROOT
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.reading.foreign import ForeignName
 from toolkit.config.reading.normalise import field_names, other_names
@@ -98,6 +101,38 @@ ROWS = [
     for key, row in rows.items()
     if group != "flags"
 ]
+
+
+COLUMNS = {
+    "renamed_to": {"note", "command", "left_out_there"},
+    "converted_to": {"note"},
+    "use_instead": {"note", "command"},
+    "not_needed": {"nearest", "error_when_on"},
+    "only_accepts": {"nearest", "note", "only_with"},
+    "no_counterpart": set(),
+}
+"""First column of a row of names.toml -> the others that it may have."""
+
+
+def test_the_file_has_the_columns_that_its_head_explains_and_each_name_once() -> None:
+    text = (ROOT / "extensions/compat/names.toml").read_text(encoding="utf-8")
+    for (program, section), rows in tables_of(text).items():
+        for key, (how, *others) in rows.items():
+            assert set(others) <= COLUMNS[how], (program, section, key)
+        listed = [name for keys_ in rows for name in keys_.split()]
+        assert len(listed) == len(set(listed)), (program, section)
+    head = text.partition("\n[")[0]
+    explained = set(re.findall(r"^# \| (\w+) ", head, re.MULTILINE)) - {"column"}
+    assert explained == {*COLUMNS, *set().union(*COLUMNS.values())}
+
+
+def tables_of(text: str) -> dict[tuple[str, str], dict[str, dict]]:
+    """(program, section) -> key -> its columns, in their order."""
+    return {
+        (program, section): rows
+        for program, sections in tomllib.loads(text).items()
+        for section, rows in sections.items()
+    }
 
 
 def test_what_a_name_is_here_is_a_key() -> None:
@@ -437,17 +472,6 @@ def test_a_class_of_a_schedule_is_one_error_without_its_arguments(faults) -> Non
     assert found.startswith(
         "train.lr_scheduler_type: 'torch.optim.lr_scheduler.StepLR': classes of schedules are not"
     )
-
-
-def test_options_without_effect_are_one_warning_each(load) -> None:
-    job = load(
-        trainer(
-            "train: {sdpa: true, split_attn: false, persistent_data_loader_workers: true}"
-        )
-    )
-    assert [line.split("process[0].")[1].split(":")[0] for line in job.warnings] == [
-        "train.sdpa", "train.split_attn", "train.persistent_data_loader_workers",
-    ]  # fmt: skip
 
 
 # ------------------------------------------------------------ ai-toolkit's keys that

@@ -50,6 +50,21 @@ def name_of(case: dict[str, Any]) -> str:
     return case["example"].partition("lora_")[2].removesuffix(".yaml")
 
 
+def buckets_are_theirs(plan: str, case: dict[str, Any]) -> None:
+    """An epoch has the images and sizes of their epoch."""
+    theirs = Counter[str]()
+    for _, width, height, uses in case["epoch"]:
+        theirs[f"{width}x{height}"] += uses
+    listed = re.findall(r"(\d+x\d+) \((\d+)\)", plan.partition("buckets:")[2])
+    ours = {size: int(count) for size, count in listed}
+    assert ours == theirs and sum(ours.values()) == 21
+
+
+def test_an_example_is_planned_as_there(as_there: Callable[..., Any]) -> None:
+    case = golden("aitk_jobs")[0]
+    buckets_are_theirs(as_there(case, "--dry-run")[1], case)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", golden("aitk_jobs"), ids=name_of)
 def test_an_example_does_what_its_own_trainer_did(
@@ -57,7 +72,8 @@ def test_an_example_does_what_its_own_trainer_did(
 ) -> None:
     """Steps, the learning rate in each, names of saved files, their number type and
     matrices."""
-    folder, _ = as_there(case)
+    folder, plan = as_there(case)
+    buckets_are_theirs(plan, case)
     lines = [
         json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()
     ]
@@ -69,23 +85,6 @@ def test_an_example_does_what_its_own_trainer_did(
         types = {str(tensor.dtype) for tensor in tensors.values()}
         found[path.name] = [" ".join(types), sum("lora_" in name for name in tensors)]
     assert found == case["files"]
-
-
-@pytest.mark.parametrize("case", golden("aitk_jobs"), ids=name_of)
-def test_an_epoch_has_the_images_and_sizes_of_their_epoch(
-    as_there: Callable[..., Any], case: dict[str, Any]
-) -> None:
-    _, plan = as_there(case, "--dry-run")
-    theirs = Counter[str]()
-    for _, width, height, uses in case["epoch"]:
-        theirs[f"{width}x{height}"] += uses
-    ours = {
-        size: int(count)
-        for size, count in re.findall(
-            r"(\d+x\d+) \((\d+)\)", plan.partition("buckets:")[2]
-        )
-    }
-    assert ours == theirs and sum(ours.values()) == 21
 
 
 @pytest.mark.slow

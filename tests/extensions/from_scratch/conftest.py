@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +22,11 @@ from extensions.from_scratch.autoencoders import (
     write_autoencoder,
 )
 from extensions.from_scratch.latent_flow.text import make_tokenizer
+from tests.conftest import ROOT, child_environment
 from tests.extensions.from_scratch.unmeasured import MEASURE, UNMEASURED
 from tests.running import run_job
 from tests.toolkit.data.conftest import make_stream as make_stream
+from tests.toolkit.data.shard_server import write_shard
 from toolkit.data.pixels.images import to_tensor
 from toolkit.files.log import shown
 from toolkit.system.seeding import global_generator
@@ -127,43 +133,50 @@ def write_measured_vae(folder: Path, images: Sequence[Path]) -> Path:
     return folder
 
 
+def write_shards(folder: Path) -> Path:
+    """Three shards of five images, by two sizes."""
+    for number in range(3):
+        size = ((40, 32), (32, 40))[number % 2]
+        write_shard(folder / f"{number}.tar", 5, size=size)
+    return folder
+
+
 def load_pixels_of(file: Path) -> torch.Tensor:
     """[1, 3, H, W] in [-1, 1]."""
     return to_tensor(Image.open(file).convert("RGB"))[None]
 
 
-@pytest.fixture
-def vae_job() -> Callable[..., dict]:
+def vae_section(folder: Path, kind: str = "AutoencoderKL", **changes: Any) -> dict:
     """A short section on a folder of images; `train` and `losses` are merged, other
     keys are replaced."""
+    no_kl = {"kl": 0} if kind == "AutoencoderTiny" else {}
+    losses = {"kl_warmup_steps": 2, **no_kl, **changes.pop("losses", {})}
+    model = {"class_name": kind, "config": SMALL[kind]}
+    return {
+        **short_section("vae_trainer", folder, changes.pop("train", {})),
+        "model": model,
+        "losses": losses,
+        **changes,
+    }
 
-    def section(folder: Path, kind: str = "AutoencoderKL", **changes: Any) -> dict:
-        train = {
-            "steps": 4,
-            "batch_size": 2,
-            "lr": 1e-3,
-            "dtype": "fp32",
-            **changes.pop("train", {}),
-        }
-        losses = {
-            "kl_warmup_steps": 2,
-            **({"kl": 0} if kind == "AutoencoderTiny" else {}),
-            **changes.pop("losses", {}),
-        }
-        return {
-            "type": "vae_trainer",
-            "training_folder": "output",
-            "device": "cpu",
-            "training_seed": 3,
-            "model": {"class_name": kind, "config": SMALL[kind]},
-            "losses": losses,
-            "train": train,
-            "save": {"save_every": 0},
-            "datasets": [{"folder_path": str(folder), "resolution": 32}],
-            **changes,
-        }
 
-    return section
+def short_section(kind: str, folder: Path, train: dict[str, Any]) -> dict[str, Any]:
+    """Four steps on a folder of images."""
+    short = {"steps": 4, "batch_size": 2, "lr": 1e-3, "dtype": "fp32"}
+    return {
+        "type": kind,
+        "training_folder": "output",
+        "device": "cpu",
+        "training_seed": 3,
+        "train": {**short, **train},
+        "save": {"save_every": 0},
+        "datasets": [{"folder_path": str(folder), "resolution": 32}],
+    }
+
+
+@pytest.fixture(scope="session")
+def vae_job() -> Callable[..., dict]:
+    return vae_section
 
 
 @pytest.fixture(scope="session")
@@ -176,7 +189,7 @@ def pictures(make_pictures, tmp_path: Path) -> Path:
     return make_pictures(tmp_path / "data", "a", "b", "c", "d", "e", size=(40, 32))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def flow_job(vae: Path) -> Callable[..., dict]:
     """A short section on a folder of images; `train` and `model` are merged, other keys
     are replaced."""
@@ -184,13 +197,6 @@ def flow_job(vae: Path) -> Callable[..., dict]:
     def section(
         folder: Path, kind: str = "SD3Transformer2DModel", **changes: Any
     ) -> dict:
-        train = {
-            "steps": 4,
-            "batch_size": 2,
-            "lr": 1e-3,
-            "dtype": "fp32",
-            **changes.pop("train", {}),
-        }
         model = {
             "vae": str(vae),
             "transformer": {"class_name": kind, "config": TRANSFORMERS[kind]},
@@ -198,18 +204,71 @@ def flow_job(vae: Path) -> Callable[..., dict]:
             **changes.pop("model", {}),
         }
         return {
-            "type": "flow_trainer",
-            "training_folder": "output",
-            "device": "cpu",
-            "training_seed": 3,
+            **short_section("flow_trainer", folder, changes.pop("train", {})),
             "model": model,
-            "train": train,
-            "save": {"save_every": 0},
-            "datasets": [{"folder_path": str(folder), "resolution": 32}],
             **changes,
         }
 
     return section
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Where a dry run was made, and what it printed."""
+
+    folder: Path
+    printed: str
+
+
+@pytest.fixture(scope="session")
+def planned(
+    flow_job: Callable[..., dict], tmp_path_factory: pytest.TempPathFactory
+) -> Planned:
+    """One dry run, without torch, of a job of each trainer and of one on a stream. The
+    second process of the first two starts from the first's folder."""
+    folder = tmp_path_factory.mktemp("planned")
+    (folder / "torch.py").write_text("raise RuntimeError('torch was imported')")
+    data = folder / "data"
+    data.mkdir()
+    for number in range(5):
+        Image.new("RGB", (40, 32), (40 * number, 0, 0)).save(data / f"{number}.png")
+        (data / f"{number}.txt").write_text(f"red {number}")
+    stream = {
+        "url": f"{write_shards(folder / 'shards')}/*.tar",
+        "resolution": 32,
+        "webdataset": {"samples": 15},
+    }
+    gan = {"channels": 4, "layers": 1}
+    jobs: dict[str, list[dict]] = {
+        "vae": [
+            vae_section(data, discriminator=gan),
+            vae_section(data, model={"name_or_path": "output/vae/one/one"}),
+        ],
+        "flow": [
+            flow_job(data, train={"optimizer": "lion"}),
+            flow_job(data) | {"model": {"name_or_path": "output/flow/one/one"}},
+        ],
+        "stream": [vae_section(data, datasets=[stream], train={"epochs": 2})],
+    }
+    for name, sections in jobs.items():
+        named = zip(("one", "two"), sections, strict=False)
+        process = [section | {"name": part} for part, section in named]
+        job = {"job": "extension", "config": {"name": name, "process": process}}
+        (folder / f"{name}.yaml").write_text(json.dumps(job))
+    done = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "run.py",
+            *(f"{name}.yaml" for name in jobs),
+            "--dry-run",
+        ],
+        cwd=folder,
+        env=child_environment({"PYTHONPATH": str(folder)}),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and not (folder / "output").exists(), done.stderr
+    return Planned(folder, done.stdout)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from extensions.from_scratch.memory import step_bytes
 from extensions.from_scratch.plan import StepBytes, Work
-from tests.extensions.from_scratch.conftest import SMALL, TRANSFORMERS
+from tests.extensions.from_scratch.conftest import TRANSFORMERS
 from tests.extensions.from_scratch.unmeasured import MEASURE
 from tests.jobs.process.test_image_trainer import *  # noqa: F403 - its tests
 from tests.jobs.process.test_image_trainer import job_of
@@ -20,19 +20,13 @@ ALONG = {"autoencoder": {"losses": {"kl": 0}}}
 WIDER = {
     "transformer": {"config": TRANSFORMERS["SD3Transformer2DModel"] | {"num_layers": 3}}
 }
-OTHER_VAE = {
-    "class_name": "AutoencoderKL",
-    "config": SMALL["AutoencoderKL"] | {"latent_channels": 8},
-}
 
 TRAINERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "vae_trainer": ("vae_job", {}, {"model": OTHER_VAE}),
     "vae_trainer, GAN": (
         "vae_job",
         {"discriminator": GAN},
         {"discriminator": GAN | {"layers": 2}},
     ),
-    "flow_trainer": ("flow_job", {}, {"model": WIDER}),
     "flow_trainer, joint": ("flow_job", ALONG, {"model": WIDER}),
 }
 """The fixture that makes its section, what is particular to it, and a change that a
@@ -51,7 +45,7 @@ def step_bytes_once(section: Any, work: Work, on_gpu: bool) -> StepBytes:
     return steps_of[key]
 
 
-SLOW = ("vae_trainer", "flow_trainer", "flow_trainer, joint")
+SLOW = ("flow_trainer, joint",)
 
 
 @pytest.fixture(

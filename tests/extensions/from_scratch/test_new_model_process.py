@@ -118,14 +118,11 @@ def test_an_autoencoder_of_another_shape_is_refused(
         new_transformer(tmp_path, SMALL)
 
 
-@pytest.mark.parametrize("head_dim", [8, 12, 16, 24, 32, 64, 128])
-def test_axes_are_even_and_fill_the_head(head_dim: int) -> None:
-    axes = rope_axes(head_dim)
-    assert sum(axes) == head_dim and all(axis % 2 == 0 for axis in axes)
-
-
-def test_the_published_model_has_these_axes() -> None:
-    assert rope_axes(128) == (16, 56, 56)
+def test_axes_are_even_and_fill_the_head() -> None:
+    for head_dim in (8, 12, 16, 24, 32, 64, 128):
+        axes = rope_axes(head_dim)
+        assert sum(axes) == head_dim and not any(axis % 2 for axis in axes), head_dim
+    assert axes == (16, 56, 56), "of the published model"
 
 
 @pytest.mark.slow
@@ -337,13 +334,13 @@ def test_the_libraries_own_loaders_read_every_part(tiny_model: Path) -> None:
     )
 
 
-def test_the_same_settings_give_the_same_bytes_and_another_seed_others(write) -> None:
-    one, same, other = (
-        bytes_of(write("one")),
-        bytes_of(write("same")),
-        bytes_of(write("other", seed=1)),
-    )
-    assert one == same
+def test_settings_decide_the_bytes_and_a_folder_is_replaced_where_that_is_asked_for(
+    write,
+) -> None:
+    folder = write("one")
+    one, times = bytes_of(folder), times_of(folder)
+    assert bytes_of(write("same")) == one
+    other = bytes_of(write("other", seed=1))
     changed = {name for name in one if one[name] != other.get(name)}
     for part in (
         "text_encoder/model",
@@ -351,6 +348,13 @@ def test_the_same_settings_give_the_same_bytes_and_another_seed_others(write) ->
         "transformer/diffusion_pytorch_model-",
     ):
         assert any(name.startswith(part) for name in changed), part
+    assert times_of(write("one")) == times, "what is there already is kept"
+    with pytest.raises(
+        UserError, match=r"process\[0\]\.path: .*holds another model.*overwrite: true"
+    ):
+        write("one", seed=1)
+    assert bytes_of(folder) == one
+    assert bytes_of(write("one", seed=1, overwrite=True)) == other
 
 
 def test_the_size_of_the_transformer_can_be_chosen(write) -> None:
@@ -358,22 +362,6 @@ def test_the_size_of_the_transformer_can_be_chosen(write) -> None:
         (write(layers=1, heads=3) / "transformer" / "config.json").read_text()
     )
     assert (config["num_layers"], config["num_attention_heads"]) == (1, 3)
-
-
-def test_what_is_there_already_is_kept(write) -> None:
-    before = times_of(write())
-    assert times_of(write()) == before
-
-
-@pytest.mark.slow
-def test_other_settings_do_not_replace_a_model_unasked(write, tmp_path: Path) -> None:
-    before = bytes_of(write())
-    with pytest.raises(
-        UserError, match=r"process\[0\]\.path: .*holds another model.*overwrite: true"
-    ):
-        write(seed=1)
-    assert bytes_of(tmp_path / "model") == before
-    assert bytes_of(write(seed=1, overwrite=True)) == bytes_of(write("fresh", seed=1))
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -33,21 +33,19 @@ def plan(
     return planner.plan(planner.scan()) if machine else planner.dry_run()
 
 
-def test_it_says_what_memory_it_takes_where_that_is_asked_for(
+def test_it_says_memory_and_parameters_where_they_are_asked_for(
     vae_job, pictures: Path
 ) -> None:
-    quick = plan(vae_job, pictures)
-    assert (
-        quick.memory is None
-        and "memory: computed at the start, or with --dry-run --memory" in quick.notes
-    )
-    found = plan(vae_job, pictures, Machine("cpu"))
-    assert found.to_json()["memory"]["phases"].keys() == {
-        "first step",
-        "training",
-        "saving",
-    }
+    gan = {"discriminator": {"channels": 4, "layers": 1}}
+    line = "adamw, learning rate 0.001, constant"
+    quick = plan(vae_job, pictures, **gan)
+    assert quick.memory is None and f"discriminator: {line}" in quick.notes
+    assert "memory: computed at the start, or with --dry-run --memory" in quick.notes
+    found = plan(vae_job, pictures, Machine("cpu"), **gan)
+    phases = found.to_json()["memory"]["phases"]
+    assert phases.keys() == {"first step", "training", "saving"}
     assert any(note.startswith("memory: peak 0.4") for note in found.notes)
+    assert f"discriminator: 845 parameters, {line}" in found.notes
     on_card = plan(vae_job, pictures, Machine("cuda"))
     assert any(
         "GPU, which is not available here" in note and "fits a 4 GB GPU" in note
@@ -107,16 +105,6 @@ def test_the_largest_batch_is_that_of_the_bucket_with_most_pixels_at_once(
     assert largest(item(64), item(256)) == Work(1, 256, 256)
     assert largest(item(64, 2), item(80, references=3)) == Work(1, 80, 80, 3)
     assert largest() == Work(4, 32, 32)
-
-
-def test_each_role_has_its_number_of_parameters(vae_job, pictures: Path) -> None:
-    gan = {"discriminator": {"channels": 4, "layers": 1}}
-    line = "adamw, learning rate 0.001, constant"
-    assert (
-        f"discriminator: 845 parameters, {line}"
-        in plan(vae_job, pictures, Machine("cpu"), **gan).notes
-    )
-    assert f"discriminator: {line}" in plan(vae_job, pictures, **gan).notes
 
 
 def test_a_validation_costs_reconstructions(vae_job, pictures: Path) -> None:
