@@ -124,13 +124,6 @@ def test_a_mistake_is_exit_2_without_traceback(run: Run, job) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_a_crash_is_exit_1_with_traceback_and_a_last_line(run: Run, job) -> None:
-    result = run(job("crash"))
-    assert result.returncode == 1
-    assert "Traceback" in result.stderr
-    assert result.stderr.splitlines()[-1] == "Failed: ValueError: boom"
-
-
 def test_processes_run_in_order_in_this_process(
     run: Run, write_job: Write, steps: None, without_torch
 ) -> None:
@@ -419,29 +412,6 @@ def test_an_ostris_style_drop_in_runs(
     assert result.returncode == 1
 
 
-def test_a_broken_neighbour_changes_nothing(
-    run: Run, job, write_extension: Write
-) -> None:
-    before = run(job("good"))
-    write_extension("broken", "import sys\nprint('noise')\nsys.exit(5)")
-    after = run(job("good"))
-    assert (after.returncode, after.stdout) == (before.returncode, before.stdout)
-    asked = run(job("broken"))
-    assert asked.returncode == 2
-    assert "sys.exit(5)" in asked.stderr
-
-
-def test_equal_uids_are_refused_naming_both_folders(
-    run: Run, job, simple_extension: Write
-) -> None:
-    path = job("good")
-    simple_extension("good", package="other_folder")
-    result = run(path)
-    assert result.returncode == 2
-    assert "drop_ins/good" in result.stderr
-    assert "drop_ins/other_folder" in result.stderr
-
-
 def test_list_extensions(run: Run, steps: None, write_extension: Write) -> None:
     write_extension("broken", "1 / 0")
     result = run("--list-extensions")
@@ -450,15 +420,6 @@ def test_list_extensions(run: Run, steps: None, write_extension: Write) -> None:
     assert rows["good"].endswith("drop_ins/good")
     assert "ZeroDivisionError: division by zero" in rows["broken"]
     assert "example" in rows
-
-
-def test_a_missing_package_says_what_to_install(
-    run: Run, job, simple_extension: Write
-) -> None:
-    simple_extension("needy", "import no_such_package")
-    result = run(job("needy"))
-    assert result.returncode == 1
-    assert "install -r requirements.txt" in result.stderr.splitlines()[-1]
 
 
 # ---------------------------------------------------------------- plans and schema
