@@ -21,6 +21,7 @@ from jobs import multi_run
 from run import main
 from tests.conftest import ROOT, child_environment
 from tests.light_start import FORBID
+from tests.parts import needs_foreign_names, needs_part
 from toolkit.config.reading.tool import tool_parser
 from toolkit.extension import STAGES, discover
 from toolkit.version import NAME, VERSION
@@ -124,13 +125,6 @@ def test_a_mistake_is_exit_2_without_traceback(run: Run, job) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_a_crash_is_exit_1_with_traceback_and_a_last_line(run: Run, job) -> None:
-    result = run(job("crash"))
-    assert result.returncode == 1
-    assert "Traceback" in result.stderr
-    assert result.stderr.splitlines()[-1] == "Failed: ValueError: boom"
-
-
 def test_processes_run_in_order_in_this_process(
     run: Run, write_job: Write, steps: None, without_torch
 ) -> None:
@@ -163,6 +157,7 @@ def test_wrong_arguments_are_exit_2(run_py: Run, arguments: list[str]) -> None:
 EVIL = "a\x1b[2J\x07\r\x9b1A\u202eb"
 
 
+@needs_part("tools.lint")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
@@ -203,6 +198,7 @@ def test_a_word_that_is_nearly_a_tool_gets_the_command_that_was_meant(
     assert said in capsys.readouterr().err
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -241,6 +237,7 @@ def test_a_flag_that_is_a_key_of_a_job_or_of_another_program_says_where_it_belon
     assert said in capsys.readouterr().err
 
 
+@needs_foreign_names
 def test_a_flag_of_the_guide_beside_a_job_names_the_key(
     write_job: Write, capsys
 ) -> None:
@@ -251,6 +248,7 @@ def test_a_flag_of_the_guide_beside_a_job_names_the_key(
     )
 
 
+@needs_part("tools.new")
 @pytest.mark.parametrize(
     ("words", "first"),
     [
@@ -277,6 +275,7 @@ def test_a_config_named_as_a_tool_nearly_is_runs(
     assert run("train").stdout == "good train\n"
 
 
+@needs_part("tools.new")
 def test_help_lists_each_tool_once_by_when_it_is_used(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
@@ -319,6 +318,7 @@ def test_the_help_of_a_tool_begins_with_what_it_does_and_an_example(
     tool_parser(uid, model).parse_args(shlex.split(model.example))
 
 
+@needs_foreign_names
 def test_a_flag_is_taken_in_both_spellings(tmp_path: Path, capsys) -> None:
     for flag in ("--list-extensions", "--list_extensions"):
         assert main([flag]) == 0
@@ -333,6 +333,7 @@ def test_a_flag_is_taken_in_both_spellings(tmp_path: Path, capsys) -> None:
         assert words in said
 
 
+@needs_part("tools.lint")
 def test_foreign_text_reaches_the_terminal_as_escapes(
     run_py: Run, write_job, trainer, make_pictures, tmp_path
 ) -> None:
@@ -419,29 +420,6 @@ def test_an_ostris_style_drop_in_runs(
     assert result.returncode == 1
 
 
-def test_a_broken_neighbour_changes_nothing(
-    run: Run, job, write_extension: Write
-) -> None:
-    before = run(job("good"))
-    write_extension("broken", "import sys\nprint('noise')\nsys.exit(5)")
-    after = run(job("good"))
-    assert (after.returncode, after.stdout) == (before.returncode, before.stdout)
-    asked = run(job("broken"))
-    assert asked.returncode == 2
-    assert "sys.exit(5)" in asked.stderr
-
-
-def test_equal_uids_are_refused_naming_both_folders(
-    run: Run, job, simple_extension: Write
-) -> None:
-    path = job("good")
-    simple_extension("good", package="other_folder")
-    result = run(path)
-    assert result.returncode == 2
-    assert "drop_ins/good" in result.stderr
-    assert "drop_ins/other_folder" in result.stderr
-
-
 def test_list_extensions(run: Run, steps: None, write_extension: Write) -> None:
     write_extension("broken", "1 / 0")
     result = run("--list-extensions")
@@ -450,15 +428,6 @@ def test_list_extensions(run: Run, steps: None, write_extension: Write) -> None:
     assert rows["good"].endswith("drop_ins/good")
     assert "ZeroDivisionError: division by zero" in rows["broken"]
     assert "example" in rows
-
-
-def test_a_missing_package_says_what_to_install(
-    run: Run, job, simple_extension: Write
-) -> None:
-    simple_extension("needy", "import no_such_package")
-    result = run(job("needy"))
-    assert result.returncode == 1
-    assert "install -r requirements.txt" in result.stderr.splitlines()[-1]
 
 
 # ---------------------------------------------------------------- plans and schema
@@ -819,6 +788,7 @@ def test_what_is_no_config_and_no_path_is_one_line(
     assert said in errors and len(errors.splitlines()) == 1, errors
 
 
+@needs_part("tools.lora_tools")
 def test_a_name_that_fills_screens_is_cut_in_the_error(tmp_path, capfd) -> None:
     from toolkit.files.safetensors_io import framed
 
@@ -858,6 +828,7 @@ def test_without_hides_a_type_everywhere(run: Run, job) -> None:
     assert run(job("good"), "--without", "crash").stdout == "good good\n"
 
 
+@needs_part("tools.grid")
 def test_without_hides_a_tool_of_the_help_and_of_the_command_line(run: Run) -> None:
     assert "\n  grid " in run("--help").stdout
     shown = run("--without", "grid", "--help")
@@ -874,6 +845,7 @@ def test_without_hides_a_tool_of_the_help_and_of_the_command_line(run: Run) -> N
     assert run("grid", "--help", "--without", "report").stdout.startswith("usage:")
 
 
+@needs_part("tools.grid")
 def test_without_takes_known_names_alone(run: Run) -> None:
     result = run("--without", "gird", "--list-extensions")
     assert (result.returncode, result.stdout) == (2, "")

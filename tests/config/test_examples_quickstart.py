@@ -49,6 +49,7 @@ from tests.diffusers_reference import (
 from tests.docs.pages import blocks
 from tests.docs.test_walks import SHORTER_FLAGS
 from tests.faults.nursery import Nursery
+from tests.parts import needs_part
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.contracts.data import Size
 from toolkit.data.batches.latent_cache import ItemEncoder
@@ -186,6 +187,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Fini
     return Finished(folder / "output" / "quickstart", run.outputs[0])
 
 
+@needs_part("tools.generate")
 @pytest.mark.slow
 def test_it_ends_with_the_path_of_the_sheet_and_commands_that_run(
     finished: Finished, run_py: Callable

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.parts import needs_part
 from toolkit import extension
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import Extension, discover, do_without
@@ -245,6 +246,7 @@ def test_an_unknown_type_gets_the_nearest_and_the_broken_ones(
     assert "ZeroDivisionError" in str(caught.value)
 
 
+@needs_part("tools.new")
 def test_what_people_write_for_a_trainer_leads_to_that_of_most_jobs() -> None:
     """Tools are named by where they are listed, not all of them."""
     table = discover()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
+from tests.parts import needs_foreign_names
 from toolkit.config import load_job
 from toolkit.config.reading.process import JobContext
 from toolkit.errors import ConfigErrors
@@ -31,6 +32,7 @@ def section(write_job, trainer, make_pictures, tmp_path: Path):
     return section
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("keys", "level"),
     [
@@ -70,6 +72,7 @@ def test_levels_as_people_write_them(section, keys: dict, level: str) -> None:
     assert section(keys).train.checkpointing_level() == level
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -96,6 +99,7 @@ def test_what_is_wrong_is_told(section, keys: dict, message: str) -> None:
     assert message in str(caught.value)
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("train", "model"),
     [
@@ -144,6 +148,7 @@ def test_compiling_as_people_write_it(section, train: dict, model: dict) -> None
     assert found.enabled is True and found.model_dump(include=set(given)) == given
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("train", "model", "enabled"),
     [

@@ -14,6 +14,7 @@ from torch import nn
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.metadata import job_metadata
 from extensions.sd_trainer.writers import LoraWriter
+from tests.parts import needs_foreign_names
 from toolkit.config import load_job
 from toolkit.contracts.training import TrainState
 from toolkit.plan.run_plan import BucketCount, FolderPlan, RunPlan
@@ -235,6 +236,7 @@ def test_a_variable_is_shown_where_it_was_written_and_nowhere_else(
     assert found["trigger_word"] == found["modelspec.trigger_phrase"] == "${OUT}"
 
 
+@needs_foreign_names
 def test_files_that_came_from_variables_are_shown_as_written(
     metadata, monkeypatch, plan, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
+from tests.parts import needs_part
 from tests.running import lines, run_job
 
 OF_CLASS = {"diff_output_preservation": True, "diff_output_preservation_class": "dog"}
@@ -68,6 +69,7 @@ def test_a_run_holds_both_prompts_and_resumes_bit_for_bit(run, tmp_path: Path) -
     assert run("fused", fused_backward_pass=True, **keys)[0] == whole
 
 
+@needs_part("tools.cache")
 def test_the_cache_process_encodes_their_prompts_too(run, tmp_path: Path) -> None:
     run("output", kind="cache", **OF_CLASS)
     text = tmp_path / "output" / "_cache" / "text"

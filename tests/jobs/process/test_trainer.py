@@ -385,8 +385,9 @@ def test_a_run_without_states_is_complete_too_and_begins_anew_with_more_steps(
     )
 
 
-@pytest.mark.parametrize("states", ["always", "never"])
-@pytest.mark.parametrize("change", ["settings", "dataset"])
+@pytest.mark.parametrize(
+    ("states", "change"), [("always", "settings"), ("never", "dataset")]
+)
 def test_a_complete_run_of_another_job_is_neither_complete_nor_touched(
     start, make_pictures, tmp_path: Path, capsys, states: str, change: str
 ) -> None:

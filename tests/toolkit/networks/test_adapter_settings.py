@@ -518,6 +518,7 @@ def _save_weights(transformer: QwenImageTransformer2DModel, folder: Path) -> Non
 # ------------------------------------------------------------ every reader
 
 
+@needs_part("tools.lora_tools")
 @pytest.mark.parametrize("tool", ["inspect", "convert", "resize"])
 def test_every_tool_names_the_setting_that_the_training_refuses(
     tool: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -91,7 +91,8 @@ def test_names_are_those_of_one_card_each_and_every_row_has_a_source() -> None:
     ("text", "name"),
     [("4090", "RTX 4090"), ("rtx4070 ti-super", "RTX 4070 Ti SUPER"), ("A4000", "RTX A4000"), ("l40s", "L40S"),
      ("a100 80gb", "A100 80 GB"), ("24", "RTX 4090"), ("24 GB", "RTX 4090"), ("24gb", "RTX 4090"),
-     ("RTX 4060 Ti 16GB", "RTX 4060 Ti"), ("H100 80 GB", "H100")],
+     ("RTX 4060 Ti 16GB", "RTX 4060 Ti"), ("H100 80 GB", "H100"), ("12", "RTX 4070"),
+     ("NVIDIA GeForce RTX 5070  Ti", "RTX 5070 Ti"), ("NVIDIA H100 80GB HBM3", "H100")],
 )  # fmt: skip
 def test_a_card_is_asked_for_as_people_call_it(text: str, name: str) -> None:
     assert asked_card(text).name == name
@@ -120,19 +121,6 @@ def test_every_size_of_gpu_has_a_card_of_that_memory() -> None:
 )
 def test_of_a_size_between_two_the_smaller_card_is_meant(size: int, name: str) -> None:
     assert assumed_card(size).name == name
-
-
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        ("12", "RTX 4070"),
-        ("rtx 4090", "RTX 4090"),
-        ("NVIDIA GeForce RTX 5070  Ti", "RTX 5070 Ti"),
-        ("NVIDIA H100 80GB HBM3", "H100"),
-    ],
-)
-def test_a_card_is_asked_for_by_its_name_or_size(text: str, name: str) -> None:
-    assert asked_card(text).name == name
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,8 @@ sampled with 1 to 8, in 4 to 50."""
 
 
 def _unusual(sample: SampleItem | SampleConfig) -> Findings:
-    """A scale of guidance that burns images, and steps that take minutes for each."""
+    """Warns of a guidance scale that over-saturates, and of step counts that take
+    minutes per image."""
     scale = sample.guidance_scale
     steps = sample.sample_steps
     if scale is not None and scale > MOST_GUIDANCE:

@@ -398,13 +398,6 @@ def test_the_files_count_more_than_the_published_name(home: Path) -> None:
     assert model_fault("Qwen/Qwen-Image-2.0", None) == ""
 
 
-def test_the_place_is_that_of_the_name(mistakes) -> None:
-    (line,) = mistakes(trainer("model: {name_or_path: krea/Krea-2-Raw}"))
-    assert line.startswith(
-        "7:29: process[0].model.name_or_path: 'krea/Krea-2-Raw' is another model (Krea), "
-    )
-
-
 # ------------------------------------------------------------ contents
 
 
