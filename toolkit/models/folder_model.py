@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from toolkit.contracts.data import EncodedPrompt, PromptEmbeds, Size
 from toolkit.contracts.model import BlockWrapper, DiffusionModel
 from toolkit.errors import RunError, UserError
-from toolkit.files.safetensors_io import aligned
+from toolkit.files.safetensors_io import ALIGNMENT
 from toolkit.models.families import ModelFamily, ModelLoadOptions
 from toolkit.models.layerwise import LayerwiseEncoder, PromptRecorder
 from toolkit.system.device import to_device
@@ -88,10 +88,12 @@ class FolderModel(DiffusionModel):
                 raise RunError(
                     f"cannot load {name} of the model in {self.options.folder}: {error}"
                 ) from error
-            # A GPU gets copies anyway; there they would be in main memory for nothing.
+            # A CPU may round otherwise in weights that begin elsewhere, as in a mapped
+            # file. A GPU gets copies.
             if isinstance(part, nn.Module) and self.options.device.type == "cpu":
                 for tensor in chain(part.parameters(), part.buffers()):
-                    tensor.data = aligned(tensor.data)
+                    if tensor.data_ptr() % ALIGNMENT:
+                        tensor.data = tensor.data.clone()
             self._parts[name] = part
         return self._parts[name]
 

@@ -414,6 +414,7 @@ def test_waiting_tensors_know_what_they_hold_and_use_a_place_again(
     assert (waiting.held, waiting.on_disk) == (12, 18)
     assert torch.equal(waiting.get((0, "b")), tensor + 1)
     assert torch.equal(waiting.get((0, "c")), tensor.bfloat16())
+    assert waiting.get((0, "c")).data_ptr() % 64 == 0
     waiting.drop((0, "a"))
     waiting.drop((0, "b"))
     waiting.limit = 0

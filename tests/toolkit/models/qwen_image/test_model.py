@@ -149,6 +149,15 @@ def test_guidance_leaves_zeros_as_they_are(adapter: QwenImageModel) -> None:
     assert adapter.apply_cfg(zeros, zeros, 4.0).equal(zeros)
 
 
+def test_weights_on_a_cpu_begin_at_multiples_of_64_bytes(
+    adapter: QwenImageModel,
+) -> None:
+    """Also those that a library leaves where they are in a mapped file."""
+    for name in ("transformer", "vae", "text_encoder"):
+        weights = adapter.part(name).state_dict()
+        assert not [key for key, one in weights.items() if one.data_ptr() % 64], name
+
+
 def test_a_missing_part_is_named(tiny_model: Path, tmp_path: Path) -> None:
     for name in ("model_index.json", "transformer"):
         (tmp_path / name).symlink_to(tiny_model / name)
