@@ -65,6 +65,10 @@ def test_a_header_with_tabs_is_one(tmp_path: Path, name: str) -> None:
             ": its first line, 'a.png,one', names an image: there is no header. Put 'file_name,caption' above it",
         ),
         (
+            "a.png,one,two\n",
+            ": its first line, 'a.png,one,two', names an image: there is no header. Put 'file_name,...,...' above it",
+        ),
+        (
             "one;b.png\n",
             ": its first line, 'one;b.png', names an image: there is no header. Put 'caption;file_name' above it",
         ),
