@@ -46,6 +46,20 @@ def refusal(*arguments, **options) -> DataErrors:
     return caught.value
 
 
+def make_files(folder: Path, files: Mapping[str, str] | Iterable[str]) -> Path:
+    """Makes files in a folder: an image for the name of one, else a text file. files:
+    names, or name -> text."""
+    texts = files if isinstance(files, Mapping) else dict.fromkeys(files, "")
+    for name, text in texts.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix in (".png", ".jpg"):
+            make_image(path)
+        else:
+            path.write_text(text)
+    return folder
+
+
 def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
     section = {
         "folder_path": str(folder),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from typing import Any
 
@@ -98,23 +98,21 @@ class LatentBatch:
         """A batch of the items at these rows, in this order. Raises IndexError for a
         row that the batch lacks."""
         rows = list(rows)
-        loss_mask_B1HW = None
-        if self.loss_mask_B1HW is not None:
-            loss_mask_B1HW = self.loss_mask_B1HW[rows]
-        extra_prompts = {
-            name: prompts.select(rows) for name, prompts in self.extra_prompts.items()
-        }
-        return LatentBatch(
+        masks_B1HW = self.loss_mask_B1HW
+        return replace(
+            self,
             latents_BCHW=self.latents_BCHW[rows],
             prompts=self.prompts.select(rows),
             control_latents=tuple(self.control_latents[row] for row in rows),
             spec=self.spec.select(rows),
             names=tuple(self.names[row] for row in rows),
             loss_weight_B=self.loss_weight_B[rows],
-            loss_mask_B1HW=loss_mask_B1HW,
-            extra_prompts=extra_prompts,
+            loss_mask_B1HW=None if masks_B1HW is None else masks_B1HW[rows],
+            extra_prompts={
+                name: prompts.select(rows)
+                for name, prompts in self.extra_prompts.items()
+            },
             worse=tuple(self.worse[row] for row in rows) if self.worse else (),
-            stacked=self.stacked,
         )
 
     def describe(self) -> str:
@@ -126,11 +124,8 @@ class LatentBatch:
 
 def _uses(spec: BatchSpec) -> list[tuple[int, int, int]]:
     """Item, position and epoch of each use of a batch."""
-    uses = [
-        (index, position, spec.epoch)
-        for index, position in zip(spec.items, spec.positions, strict=True)
-    ]
-    return uses
+    pairs = zip(spec.items, spec.positions, strict=True)
+    return [(index, position, spec.epoch) for index, position in pairs]
 
 
 def _control_latents(entries: ItemEntries) -> tuple[Tensor, ...]:
@@ -165,10 +160,10 @@ class BatchLoader:
             entry.extra[self._drawn(*use)]
             for entry, use in zip(entries, _uses(spec), strict=True)
         ]
-        extra_prompts = {}
-        for name in extra[0]:
-            encoded = [prompts[name].read_all() for prompts in extra]
-            extra_prompts[name] = PromptEmbeds.stack(encoded)
+        extra_prompts = {
+            name: PromptEmbeds.stack([prompts[name].read_all() for prompts in extra])
+            for name in extra[0]
+        }
         return LatentBatch(
             latents_BCHW=torch.stack([entry.target() for entry in entries]),
             prompts=self.prompts(spec),
@@ -186,17 +181,13 @@ class BatchLoader:
         """For each item the latents [C, H, W] of the worse image that this use is
         compared with; None for an item without one. One of several is drawn by seed,
         epoch and position."""
-        worse_images: list[Tensor | None] = []
-        for index, position in zip(spec.items, spec.positions, strict=True):
+        images: list[Tensor | None] = []
+        for index, position, epoch in _uses(spec):
             entries = self.dataset.entries[index].worse
-            if len(entries) > 1:
-                drawn = uniform(self.seed, "worse", spec.epoch, position)
-            else:
-                drawn = 0.0
-            worse_images.append(
-                entries[int(drawn * len(entries))].read() if entries else None
-            )
-        return tuple(worse_images)
+            share = uniform(self.seed, "worse", epoch, position)
+            image = int(share * len(entries))
+            images.append(entries[image].read() if entries else None)
+        return tuple(images)
 
     def prompts(self, spec: BatchSpec) -> PromptEmbeds:
         """Embeddings of the captions that the batch uses, padded to the longest."""
@@ -207,31 +198,30 @@ class BatchLoader:
         has one."""
         entries = [self.dataset.entries[index] for index in spec.items]
         masks = [entry.mask.read() if entry.mask else None for entry in entries]
-        given = [mask_1HW for mask_1HW in masks if mask_1HW is not None]
-        if not given:
+        given = next((mask_1HW for mask_1HW in masks if mask_1HW is not None), None)
+        if given is None:
             return None
-        whole_1HW = torch.ones_like(given[0])
+        whole_1HW = torch.ones_like(given)
         return torch.stack(
             [whole_1HW if mask_1HW is None else mask_1HW for mask_1HW in masks]
         )
 
     def _drawn(self, index: int, position: int, epoch: int) -> str:
         """The caption of one use before it is dropped or shuffled."""
-        return drawn_caption(
-            self.dataset.items[index].sample, self.seed, epoch, position
-        )
+        sample = self.dataset.items[index].sample
+        return drawn_caption(sample, self.seed, epoch, position)
 
     def _text(self, index: int, position: int, epoch: int) -> EncodedPrompt:
         """The text of one use: a cached caption, the cached empty one, or a text
         encoded now."""
-        sample = self.dataset.items[index].sample
-        entries = self.dataset.entries[index]
+        item = self.dataset.items[index]
+        rules = item.sample.rules
         drawn = self._drawn(index, position, epoch)
-        caption = caption_for_use(drawn, sample.rules, self.seed, epoch, position)
-        if sample.rules.shuffle_tokens:
+        caption = caption_for_use(drawn, rules, self.seed, epoch, position)
+        if rules.shuffle_tokens:
             encode_prompt = self.encode_prompt or self.dataset.encoder.encode_prompt
-            return encode_prompt(caption, self.dataset.items[index])
-        return entries.captions[caption].read_all()
+            return encode_prompt(caption, item)
+        return self.dataset.entries[index].captions[caption].read_all()
 
 
 @dataclass(frozen=True)
@@ -361,12 +351,8 @@ class SharedStreamSource:
 
     def _places(self, cursor: Cursor) -> list[Cursor]:
         count = len(self.readers)
-        if not cursor:
-            return [None] * count
-        places = cursor.get("readers", ())
-        if len(places) == count:
-            return list(places)
-        return [_first_place(cursor)] * count
+        places = cursor.get("readers", ()) if cursor else [None] * count
+        return [*places] if len(places) == count else [_first_place(cursor)] * count
 
     def load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
         """The batches in the order of `specs`, loaded ahead in `workers` threads."""
@@ -376,9 +362,7 @@ class SharedStreamSource:
 def _first_place(cursor: Cursor) -> Cursor:
     """Where the stream is, by the cursor of either source; with several readers where
     the first one is."""
-    if "readers" in cursor:
-        return cursor["readers"][0]
-    return cursor["stream"]
+    return cursor["readers"][0] if "readers" in cursor else cursor["stream"]
 
 
 def _micro_batch(
@@ -406,28 +390,13 @@ def stream_source(
     waited for. rank: of so many processes, which divide the readers.
     """
     count = stream.readers
-    is_reader_per_process = stream.readers % processes == 0
-    if count > 1:
-        return SharedStreamSource(
-            [
-                stream.reader(seed, batch_size, stopping, index)
-                for index in range(count)
-            ],
-            frozenset(
-                range(rank, count, processes) if is_reader_per_process else range(count)
-            ),
-            make_batch,
-            batch_size,
-            workers,
-            stream.of_one_size,
-            stream.shard_stream(seed, batch_size).epoch_of,
-        )
-    return StreamSource(
-        stream.reader(seed, batch_size, stopping),
-        make_batch,
-        batch_size,
-        workers,
-        stream.of_one_size,
-        stream.shard_stream(seed, batch_size).epoch_of,
-        stream.samples,
-    )
+    own = range(rank, count, processes) if count % processes == 0 else range(count)
+    epoch_of = stream.shard_stream(seed, batch_size).epoch_of
+    common = (make_batch, batch_size, workers, stream.of_one_size, epoch_of)
+    if count == 1:
+        reader = stream.reader(seed, batch_size, stopping)
+        return StreamSource(reader, *common, stream.samples)
+    readers = [
+        stream.reader(seed, batch_size, stopping, index) for index in range(count)
+    ]
+    return SharedStreamSource(readers, frozenset(own), *common)

@@ -36,12 +36,12 @@ def epoch_order(items: Sequence[BucketedSample], seed: int, epoch: int) -> list[
     times."""
     # Sorting by a hash depends on no library's shuffle, so an order never changes with
     # a version.
-    uses = []
-    for index, item in enumerate(items):
-        for repeat in range(item.sample.repeats):
-            uses.append((seeding.key(seed, "order", epoch, index, repeat), index))
-    uses.sort()
-    return [index for _, index in uses]
+    uses = [
+        (seeding.key(seed, "order", epoch, index, repeat), index)
+        for index, item in enumerate(items)
+        for repeat in range(item.sample.repeats)
+    ]
+    return [index for _, index in sorted(uses)]
 
 
 def epoch_batches(
@@ -142,12 +142,9 @@ class EpochSource:
         epoch, first = (cursor["epoch"], cursor["batch"]) if cursor else (0, 0)
         while True:
             specs = self.batches(epoch)
-            for done in range(first + 1, len(specs) + 1):
-                yield MicroBatch(
-                    specs[done - 1],
-                    epoch_cursor(epoch, done),
-                    ends_epoch=done == len(specs),
-                )
+            for done, spec in enumerate(specs[first:], first + 1):
+                cursor = epoch_cursor(epoch, done)
+                yield MicroBatch(spec, cursor, ends_epoch=done == len(specs))
             epoch = epoch + 1
             first = 0
 

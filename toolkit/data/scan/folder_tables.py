@@ -84,11 +84,11 @@ def with_tables_above(
     top = findings.listing(dataset.folder_path)
     if top is None or not _reads_captions(dataset, findings):
         return folders
-    bare = {
+    bare = [
         folder
         for folder in below
         if folder.table is None and not folder.has_caption_files
-    }
+    ]
     names = [name for folder in bare or below for name in folder.image_names()]
     table = None
     if bare:

@@ -11,6 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import product
 from typing import NamedTuple
 
 from toolkit.data.scan.directory import DirectoryListing, ImageFile
@@ -103,11 +104,8 @@ def root_of(stem: str, affix: str) -> str | None:
     ('a', '1', None)
     """
     begin, end = _ends(affix)
-    if (
-        len(stem) >= len(begin) + len(end)
-        and stem.startswith(begin)
-        and stem.endswith(end)
-    ):
+    is_long_enough = len(stem) >= len(begin) + len(end)
+    if is_long_enough and stem.startswith(begin) and stem.endswith(end):
         return stem[len(begin) : len(stem) - len(end)]
     return None
 
@@ -168,9 +166,8 @@ def _named_pairs(
             if _head(match) == _head(of_root.get(match["root"])):
                 controls.append(match)
                 break
-    paired = set[str]()
-    for match in controls:
-        paired |= {match[0], roots[match["root"]]}
+    paired = {match[0] for match in controls}
+    paired |= {roots[match["root"]] for match in controls}
     enough = len(stems) if words.is_letter else len(stems) / 2
     if not controls or len(paired) < enough or (words.is_letter and len(roots) < 2):
         return None
@@ -201,9 +198,7 @@ def in_yaml(affix: str) -> str:
     ('_end', '"*_mask"')
     """
     is_plain = re.fullmatch(r"[A-Za-z_.]([\w.* -]*[\w.*-])?", affix)
-    if is_plain:
-        return affix
-    return json.dumps(affix, ensure_ascii=False)
+    return affix if is_plain else json.dumps(affix, ensure_ascii=False)
 
 
 def pair_folders(folders: Mapping[str, Collection[str]]) -> tuple[str, str] | None:
@@ -212,18 +207,17 @@ def pair_folders(folders: Mapping[str, Collection[str]]) -> tuple[str, str] | No
     stems of its images."""
 
     def named(names: Collection[str]) -> list[str]:
-        with_name = []
-        for folder in folders:
-            word = re.sub(r"^[0-9]+_", "", folder.lower())
-            if word in names or word.removesuffix("s") in names:
-                with_name.append(folder)
-        return with_name
+        words = {folder: re.sub(r"^[0-9]+_", "", folder.lower()) for folder in folders}
+        return [
+            folder
+            for folder, word in words.items()
+            if word in names or word.removesuffix("s") in names
+        ]
 
-    for image in named(IMAGES):
-        for control in named(CONTROLS):
-            both = len({*folders[image]} & {*folders[control]})
-            if both and 2 * both >= len(folders[image]):
-                return image, control
+    for image, control in product(named(IMAGES), named(CONTROLS)):
+        both = len({*folders[image]} & {*folders[control]})
+        if both and 2 * both >= len(folders[image]):
+            return image, control
     return None
 
 
@@ -294,9 +288,7 @@ def partners_of(
     for listing in slot.listings:
         numbered = listing.numbered.get(stem, ()) if slot.key == "control" else ()
         stems = [stem] if stem in listing.images else []
-        for candidate in numbered:
-            if candidate not in wanted[listing.prefix]:
-                stems.append(candidate)
+        stems += [each for each in numbered if each not in wanted[listing.prefix]]
         for candidate in stems:
             names = listing.images[candidate]
             if len(names) > 1:
@@ -304,8 +296,7 @@ def partners_of(
                 mistakes.append(Diagnostic((listing.path(names[0]),), reason))
                 return []
         if stems:
-            files = [listing.images[candidate][0] for candidate in stems]
-            return [ImageFile(listing, name) for name in files]
+            return [ImageFile(listing, listing.images[each][0]) for each in stems]
     if slot.listings and not slot.optional:
         searched = " or ".join(repr(listing.folder) for listing in slot.listings)
         reason = f"has no {slot.what} {stem!r} in {searched}. Add it, or set {slot.key}_optional"
@@ -324,12 +315,11 @@ def layers_beside(listing: DirectoryListing, suffix: str) -> dict[str, list[str]
     """Stem of an image -> the stems of its layers in the same folder, in order."""
     if not suffix:
         return {}
-    layers = {
+    return {
         root: [stem for _, stem in numbered]
         for root, numbered in listing.numbered_behind(suffix).items()
         if root in listing.images
     }
-    return layers
 
 
 def _layers(
@@ -346,9 +336,8 @@ def _layers(
             numbers = [number for number, _ in numbered]
             first = min(numbers[0], 1)
             names = [name for _, layer in numbered for name in listing.images[layer]]
-            if numbers != [*range(first, first + len(numbers))] or len(names) > len(
-                numbers
-            ):
+            expected = [*range(first, first + len(names))]  # one file for each number
+            if numbers != expected:
                 reason = f"its layers are not numbered one after the other: {', '.join(names)}. Rename them"
                 mistakes.append(Diagnostic((image.path,), reason))
                 return []

@@ -159,22 +159,6 @@ def test_all_lines_of_a_table_that_cannot_be_used_are_named(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("raw", "reason"),
-    [(None, "cannot be read: No such file"), (b"a\t\xff", "at offset 2")],
-)
-def test_a_table_that_cannot_be_read_is_a_mistake(
-    tmp_path: Path, raw: bytes | None, reason: str
-) -> None:
-    path = tmp_path / "captions.tsv"
-    if raw is not None:
-        path.write_bytes(raw)
-    table = read_table(str(path))
-    assert table.rows == {}
-    [mistake] = table.mistakes
-    assert mistake.place == str(path) and reason in mistake.message
-
-
-@pytest.mark.parametrize(
     ("name", "old", "new"),
     [
         ("a.txt", "old", "another\n"),
@@ -275,24 +259,20 @@ INJECT = [
 ]
 
 
-@pytest.mark.parametrize("case", INJECT, ids=lambda case: repr(case["prompt"]))
-def test_golden_injection(case: dict) -> None:
-    assert (
-        inject_trigger(case["prompt"], case["trigger"], case["add_if_not_present"])
-        == case["result"]
-    )
+def test_golden_injection() -> None:
+    for case in INJECT:
+        given = (case["prompt"], case["trigger"], case["add_if_not_present"])
+        assert inject_trigger(*given) == case["result"], case
 
 
-@pytest.mark.parametrize(
-    "case",
-    golden("captions", table="caption"),
-    ids=lambda c: f"{c['raw']}-{c['is_reg']}",
-)
-def test_golden_captions_but_for_the_spaces_around_commas(case: dict) -> None:
+def test_golden_captions_but_for_the_spaces_around_commas() -> None:
     """The peer splits at commas and joins with another space, which jobs here do not
     get (tests/golden/README.md)."""
-    caption = inject_trigger(case["raw"], case["trigger_word"], add=not case["is_reg"])
-    assert re.sub(r" *, *", ",", caption) == re.sub(r" *, *", ",", case["result"])
+    for case in golden("captions", table="caption"):
+        add = not case["is_reg"]
+        caption = inject_trigger(case["raw"], case["trigger_word"], add=add)
+        both = [re.sub(r" *, *", ",", text) for text in (caption, case["result"])]
+        assert both[0] == both[1], case
 
 
 def uses(
@@ -364,27 +344,6 @@ def test_trigger_is_never_moved_wherever_it_stands() -> None:
         caption.split(", ")[1] for caption in uses("a, photo of sks, b, c", rules)
     } == {"photo of sks"}
     assert {caption.split(", ")[0] for caption in uses("sks, a, b", rules)} == {"sks"}
-
-
-def test_keep_tokens_beyond_the_caption() -> None:
-    assert set(uses("a, b", CaptionRules(shuffle_tokens=True, keep_tokens=9))) == {
-        "a, b"
-    }
-
-
-@pytest.mark.parametrize(
-    ("caption", "prefix", "expected"),
-    [
-        ("a girl", "drawn", "drawn. a girl"),
-        ("", "drawn", "drawn"),
-        ("a girl", "", "a girl"),
-        ("", "", ""),
-    ],
-)
-def test_a_prefix_stands_before_the_caption(
-    caption: str, prefix: str, expected: str
-) -> None:
-    assert add_prefix(caption, prefix) == expected
 
 
 @pytest.mark.parametrize(

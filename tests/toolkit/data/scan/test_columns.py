@@ -13,6 +13,7 @@ from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.data.scan.columns import Unfit, columns_of, known_names
 from toolkit.data.scan.fingerprint import fingerprint
 from toolkit.data.scan.folder import scan_datasets
+from toolkit.data.scan.tables import read_table
 
 FILES = ("in/0.png", "in/1.png", "out/0.png", "out/1.png", "mask/0.png", "mask/1.png")
 
@@ -261,6 +262,12 @@ def test_a_weight_that_is_none_is_named_with_its_line(
         str(refusal([dataset("", captions_file=path, columns={"weight": "w"})], None))
         == f"{path}:1: {reason}"
     )
+
+
+def test_an_empty_weight_is_1_and_0_is_0(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("file,text,w\na.png,one,\nb.png,two,0\n")
+    table = read_table(str(tmp_path / "t.csv"), given=ColumnsConfig(weight=("w",)))
+    assert [row.weight for row in table.rows.values()] == [1.0, 0.0]
 
 
 def test_a_given_column_that_is_not_there_is_named_with_those_that_are() -> None:

@@ -170,12 +170,6 @@ def test_what_save_to_disk_wrote_is_refused_with_the_line_that_makes_parquet_of_
     )
 
 
-def test_a_zip_file_is_read_as_the_remedy_says(tmp_path: Path) -> None:
-    write(LAYOUTS["a zip file"], tmp_path)
-    (case,) = golden("dataset_layouts", layout="a zip file")
-    assert read(tmp_path / "photos.zip") == rows_of(case["splits"])
-
-
 @pytest.mark.parametrize("name", ["a row for each caption", "captions in a list"])
 def test_several_captions_of_an_image_are_drawn_from(tmp_path: Path, name: str) -> None:
     write(LAYOUTS[name], tmp_path)

@@ -63,11 +63,6 @@ def test_each_file_has_its_own_version(tmp_path: Path) -> None:
     assert listing.versions == own | {"ab.png": None}
 
 
-def test_an_empty_folder_holds_nothing(tmp_path: Path) -> None:
-    listing = list_folder(str(tmp_path))
-    assert (listing.versions, listing.images, listing.files) == ({}, {}, {})
-
-
 def test_join_keeps_what_the_user_wrote() -> None:
     assert join("data", "40_a") == join("data/", "40_a") == "data/40_a"
 

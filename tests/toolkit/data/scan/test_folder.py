@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,13 @@ from PIL import Image
 
 from tests.conftest import TURNED_HEIC
 from tests.golden_tables import golden
-from tests.toolkit.data.conftest import make_images, refusal
+from tests.toolkit.data.conftest import make_dataset, make_files, make_images, refusal
 from toolkit.config.sections.dataset import Rectangle
 from toolkit.contracts.data import CaptionRules, Flip, Mask, Sample, Size
 from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.fingerprint import fingerprint
 from toolkit.data.scan.folder import find_images, scan_datasets
+from toolkit.data.scan.found import named_as_regularisation
 from toolkit.data.scan.items import make_items
 from toolkit.errors import DataErrors
 
@@ -49,15 +51,6 @@ def test_photographs_by_their_subfolders(dataset) -> None:
         == "sks " + Path(PHOTOS, "20_photo_wide/chelsea.txt").read_text().strip()
     )
     assert scan.notes == ()
-
-
-def test_one_folder_of_images(dataset) -> None:
-    (folder,) = scan_datasets([dataset(f"{PHOTOS}/40_photo")], None).folders
-    assert (folder.folder, folder.repeats, len(folder.samples)) == (
-        f"{PHOTOS}/40_photo",
-        40,
-        3,
-    )
 
 
 @pytest.mark.parametrize("name", ["40_char", "40_ü [x] 🙂", "40_", "0040_char"])
@@ -122,136 +115,106 @@ def test_an_image_beside_subfolders_with_repeats_is_a_mistake(
     ] == [40]
 
 
-def warnings_of(*datasets, trigger: str | None = "sks") -> list[str]:
-    notes = scan_datasets(datasets, trigger).notes
-    return [
-        note.removeprefix("warning: ").split(": ", 1)[1]
-        for note in notes
-        if note.startswith("warning: ")
-    ]
+@pytest.fixture
+def warned(tmp_path: Path):
+    """The warnings for a folder with these files, as of `make_files`."""
+    number = count()
+
+    def run(files, trigger: str | None = "sks", inside: str = "", **keys) -> list[str]:
+        folder = make_files(tmp_path / f"set{next(number)}", files) / inside
+        keys = {"resolution": (64,), **keys}
+        notes = scan_datasets([make_dataset(folder, **keys)], trigger).notes
+        told = (note for note in notes if note.startswith("warning: "))
+        return [note.removeprefix("warning: ").split(": ", 1)[1] for note in told]
+
+    return run
 
 
-@pytest.mark.parametrize("name", ["40 char", "40-char", "7. char", "100 - char"])
-def test_a_name_that_nearly_gives_repeats_is_a_warning(
-    tmp_path: Path, image, dataset, name: str
-) -> None:
-    folder, count = image(tmp_path / name / "a.png").parent, re.match(r"\d+", name)[0]
-    assert warnings_of(dataset(folder, resolution=(64,))) == [
-        f"each image is used once per epoch. For {count} repeats begin its name with '{count}_', "
-        f"or give 'num_repeats: {count}'"
-    ]
-    assert warnings_of(dataset(folder, num_repeats=1, resolution=(64,))) == []
+def test_a_name_that_nearly_gives_repeats_is_a_warning(warned) -> None:
+    for name in ("40 char", "40-char", "7. char", "100 - char"):
+        number, files = re.match(r"\d+", name)[0], [f"{name}/a.png"]
+        assert warned(files, inside=name) == [
+            f"each image is used once per epoch. For {number} repeats begin its name with '{number}_', "
+            f"or give 'num_repeats: {number}'"
+        ]
+        assert warned(files, inside=name, num_repeats=1) == []
+    for name in ("2024-05-01 char", "40", "char 40", "4x"):
+        assert warned([f"{name}/a.png"], inside=name) == [], name
 
 
-@pytest.mark.parametrize("name", ["2024-05-01 char", "40", "char 40", "4x"])
-def test_other_numbers_in_names_are_none(
-    tmp_path: Path, image, dataset, name: str
-) -> None:
-    assert (
-        warnings_of(dataset(image(tmp_path / name / "a.png").parent, resolution=(64,)))
-        == []
-    )
-
-
-def test_images_without_any_words_are_a_warning(tmp_path: Path, image, dataset) -> None:
-    make_images(tmp_path / f"{name}.png" for name in "ab")
-    (tmp_path / "a.txt").write_text("a cat")
-    bare = dataset(tmp_path, resolution=(64,))
-    assert warnings_of(bare, trigger=None) == [
-        "1 of 2 images has no caption (b.png) and trains with an empty prompt, as there is no trigger_word. "
-        "Write b.txt, or give 'default_caption'"
-    ]
-    assert warnings_of(bare, trigger="sks") == [
-        "1 of 2 images has no caption (b.png) and trains with 'sks' alone. Write b.txt, or give 'default_caption'"
-    ]
+def test_images_without_any_words_are_a_warning(warned) -> None:
+    files = {"a.png": "", "b.png": "", "a.txt": "a cat"}
+    no_caption = "1 of 2 images has no caption (b.png) and trains with"
+    why = "an empty prompt, as there is no trigger_word"
+    remedy = "Write b.txt, or give 'default_caption'"
+    assert warned(files, None) == [f"{no_caption} {why}. {remedy}"]
+    assert warned(files, "sks") == [f"{no_caption} 'sks' alone. {remedy}"]
     for words in ({"default_caption": "a thing"}, {"is_reg": True}):
-        assert (
-            warnings_of(dataset(tmp_path, resolution=(64,), **words), trigger=None)
-            == []
-        )
-    (tmp_path / "b.txt").write_text("\n")
-    [told] = warnings_of(bare, trigger=None)
-    assert told.endswith(
-        "b.txt is empty: write the caption into it, or give 'default_caption'"
-    )
-
-
-@pytest.mark.parametrize("placeholder", ["[trigger]", "[name]"])
-def test_a_placeholder_without_a_trigger_word_is_a_warning(
-    tmp_path: Path, image, dataset, placeholder: str
-) -> None:
-    image(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_text(f"{placeholder}, a temple")
-    data = dataset(tmp_path, resolution=(64,))
-    assert warnings_of(data, trigger="") == [
-        f"1 caption with '{placeholder}', which nothing replaces: a.png. Give the job a 'trigger_word'"
-    ]
-    assert warnings_of(data, trigger="sks") == []
-
-
-def test_captions_in_quotes_and_a_trigger_word_in_other_letters_are_warnings(
-    tmp_path: Path, image, dataset
-) -> None:
-    for name, text in {
-        "a": "sks at night",
-        "b": "Sks, smiling",
-        "c": '"sks in the rain"',
-    }.items():
-        image(tmp_path / f"{name}.png")
-        (tmp_path / f"{name}.txt").write_text(text)
-    assert warnings_of(dataset(tmp_path, resolution=(64,))) == [
-        "1 caption in quotation marks, which are trained as part of it: c.png",
-        "1 caption with 'sks' in other letters, so that it is put in front as well: b.png",
-    ]
+        assert warned(files, None, **words) == []
+    remedy = "b.txt is empty: write the caption into it, or give 'default_caption'"
+    assert warned(files | {"b.txt": "\n"}, None) == [f"{no_caption} {why}. {remedy}"]
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["[Trigger] in a garden", "{trigger} in a garden", "<trigger word>, smiling"],
+    ("texts", "trigger", "told"),
+    [
+        *(
+            (
+                [f"{written}, a temple"],
+                "",
+                f"1 caption with '{written}', which nothing replaces: a.png. Give the job a 'trigger_word'",
+            )
+            for written in ("[trigger]", "[name]")
+        ),
+        (["[trigger], a temple"], "sks", None),
+        *(
+            (
+                ["[trigger] in a garden", f"{written} in a garden"],
+                "sks",
+                f"1 caption with '{written}', which nothing replaces: b.png. Write '[trigger]'",
+            )
+            for written in ("[Trigger]", "{trigger}", "<trigger word>")
+        ),
+        (
+            ["sks at night", '"sks in the rain"'],
+            "sks",
+            "1 caption in quotation marks, which are trained as part of it: b.png",
+        ),
+        (
+            ["sks at night", "Sks, smiling"],
+            "sks",
+            "1 caption with 'sks' in other letters, so that it is put in front as well: b.png",
+        ),
+        (
+            [f"zxq, in a garden {name}" for name in "abcdef"],
+            "",
+            "6 of 6 captions begin with 'zxq', and there is no trigger_word. If it is yours, give "
+            "'trigger_word: zxq'",
+        ),
+        ([f"zxq, in a garden {name}" for name in "abcdef"], "zxq", None),
+    ],
 )
-def test_what_only_looks_like_a_placeholder_is_a_warning(
-    tmp_path: Path, image, dataset, text: str
+def test_captions_that_are_probably_not_meant_so_are_a_warning(
+    warned, texts: list[str], trigger: str, told: str | None
 ) -> None:
-    for name in "ab":
-        image(tmp_path / f"{name}.png")
-        (tmp_path / f"{name}.txt").write_text("[trigger] in a garden")
-    (tmp_path / "b.txt").write_text(text)
-    written = re.match(r"\W.*?\W(?= |,)", text)[0]
-    assert warnings_of(dataset(tmp_path, resolution=(64,))) == [
-        f"1 caption with '{written}', which nothing replaces: b.png. Write '[trigger]'"
-    ]
-
-
-def test_a_trigger_word_that_only_the_captions_know_is_a_warning(
-    tmp_path: Path, image, dataset
-) -> None:
-    for name in "abcdef":
-        image(tmp_path / f"{name}.png")
-        (tmp_path / f"{name}.png.txt").write_text(f"zxq, in a garden {name}")
-    found = dataset(tmp_path, resolution=(64,))
-    assert warnings_of(found, trigger="") == [
-        "6 of 6 captions begin with 'zxq', and there is no trigger_word. If it is yours, give 'trigger_word: zxq'"
-    ]
-    assert warnings_of(found, trigger="zxq") == []
-    assert scan_datasets([found], "zxq").samples[0].caption == "zxq, in a garden a"
+    files = dict(zip((f"{name}.png.txt" for name in "abcdef"), texts, strict=False))
+    images = [name.removesuffix(".txt") for name in files]
+    expected = [told] if told else []
+    assert warned(files | dict.fromkeys(images, ""), trigger) == expected
 
 
 def test_clear_pictures_and_those_that_need_a_package_are_warnings(
-    tmp_path: Path, image, dataset
+    tmp_path: Path, warned
 ) -> None:
-    image(tmp_path / "a.png")
-    Image.new("RGBA", (64, 64)).save(tmp_path / "clear.png")
-    (tmp_path / "A.txt").write_text("of a.png")
-    (tmp_path / "x.psd").touch()
-    section, remedy = (
-        dataset(tmp_path, resolution=(64,)),
-        "Export them once more, or remove them",
-    )
-    assert warnings_of(section) == [
+    clear = tmp_path / "set0" / "clear.png"
+    clear.parent.mkdir()
+    Image.new("RGBA", (64, 64)).save(clear)
+    assert warned({"a.png": "", "A.txt": "of a.png", "x.psd": ""}) == [
         "1 file not used, caption of an image whose name has other letters: A.txt. "
         "Give image and caption the same name, in upper and lower case too",
         "1 file not used, .psd is not supported: x.psd. Convert them to PNG or JPEG",
-        f"1 of 2 images is fully transparent, so that nothing of it is seen: clear.png. {remedy}",
+        "1 of 2 images is fully transparent, so that nothing of it is seen: clear.png. Export them once more, "
+        "or remove them",
     ]
 
 
@@ -263,28 +226,23 @@ def test_photographs_of_an_iphone_are_images(tmp_path: Path, image, dataset) -> 
 
 
 def test_images_far_below_the_resolution_are_a_warning(
-    tmp_path: Path, image, dataset
+    tmp_path: Path, image, warned
 ) -> None:
-    image(tmp_path / "small.png", 255, 255)
-    image(tmp_path / "wide.png", 512, 128)
-    assert warnings_of(dataset(tmp_path, resolution=(1024, 512))) == [
+    image(tmp_path / "set0" / "small.png", 255, 255)
+    image(tmp_path / "set0" / "wide.png", 512, 128)
+    (tmp_path / "set1").symlink_to(tmp_path / "set0")
+    assert warned([], resolution=(1024, 512)) == [
         "1 of 2 images are smaller than half of 'resolution: 512', and not enlarged: small.png (255x255)"
     ]
-    assert warnings_of(dataset(tmp_path, resolution=(510,))) == []
+    assert warned([], resolution=(510,)) == []
 
 
-def test_ignored_files_are_named_with_the_reason(
-    tmp_path: Path, image, dataset
-) -> None:
-    image(tmp_path / "a.png")
-    for name in ("a.txt", "b.psd", "c.txt", "a.caption", "notes.md", ".DS_Store"):
-        (tmp_path / name).write_text("x")
-    notes = "\n".join(scan_datasets([dataset(tmp_path)], None).notes)
-    for part in (
-        "caption without an image: c.txt. Give",
-        "ignored, not an image: notes.md",
-    ):
-        assert part in notes
+def test_ignored_files_are_named_with_the_reason(tmp_path: Path, dataset) -> None:
+    names = ("a.png", "a.txt", "b.psd", "c.txt", "a.caption", "notes.md", ".DS_Store")
+    section = dataset(make_files(tmp_path, dict.fromkeys(names, "x")))
+    notes = "\n".join(scan_datasets([section], None).notes)
+    assert "caption without an image: c.txt. Give" in notes
+    assert "ignored, not an image: notes.md" in notes
     assert "caption_ext is .txt: a.caption" in notes
     assert "a.txt" not in notes and "DS_Store" not in notes
 
@@ -303,19 +261,6 @@ def test_golden_caption_files(tmp_path: Path, image, dataset, case: dict) -> Non
     # the peer doubles the space after commas and leaves one behind a trigger that
     # stands alone
     assert sample.caption == case["result"].replace(",  ", ", ").strip()
-
-
-def test_missing_and_empty_captions_are_counted(tmp_path: Path, image, dataset) -> None:
-    make_images(tmp_path / f"{name}.png" for name in ("a", "b", "c"))
-    (tmp_path / "a.txt").write_text("a cat")
-    (tmp_path / "b.txt").write_text(" \n")
-    scan = scan_datasets([dataset(tmp_path, default_caption="a thing")], None)
-    assert scan.folders[0].missing_captions == 2
-    assert [sample.caption for sample in scan.samples] == [
-        "a cat",
-        "a thing",
-        "a thing",
-    ]
 
 
 def test_images_are_found_as_a_scan_finds_them(tmp_path: Path, image, dataset) -> None:
@@ -370,21 +315,6 @@ def test_a_datasets_own_trigger_word_goes_first(tmp_path: Path, image, dataset) 
         "job",
     )
     assert [sample.caption for sample in scan.samples] == ["own", "job"]
-
-
-def test_samples_of_two_entries_over_one_folder_are_told_apart(
-    tmp_path: Path, image, dataset
-) -> None:
-    image(tmp_path / "a.png")
-    scan = scan_datasets([dataset(tmp_path), dataset(tmp_path)], None)
-    assert [sample.dataset for sample in scan.samples] == [0, 1]
-
-
-def test_size_is_that_after_rotation(tmp_path: Path, dataset) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
-    assert scan_datasets([dataset(tmp_path)], None).samples[0].size == (40, 60)
 
 
 def test_every_offender_is_named_at_once(tmp_path: Path, image, dataset) -> None:
@@ -905,38 +835,18 @@ def test_images_below_a_subfolder_without_any_are_told(
     ]
 
 
-@pytest.mark.parametrize(
-    ("name", "is_one"),
-    [
-        ("1_reg", True),
-        ("1_reg_dog", True),
-        ("reg", True),
-        ("2_woman-reg", True),
-        ("regularization", True),
-        ("Regularisation_Images", True),
-        ("class", True),
-        ("1_class", True),
-        ("class_images", True),
-        ("40_regina", False),
-        ("40_first_class", False),
-        ("1_classic cars", False),
-        ("regatta", False),
-        ("40_mychar", False),
-    ],
-)
 def test_a_folder_that_is_named_as_regularisation_images_is_told(
-    tmp_path: Path, image, dataset, name: str, is_one: bool
+    tmp_path: Path, dataset
 ) -> None:
-    image(tmp_path / name / "a.png")
-    for section, told in (
-        (dataset(tmp_path), is_one),
-        (dataset(tmp_path / name, is_reg=True), False),
-    ):
+    names = "1_reg 1_reg_dog reg 2_woman-reg regularization Regularisation_Images class 1_class class_images"
+    others = "40_regina 40_first_class 1_classic regatta 40_mychar"
+    assert all(map(named_as_regularisation, names.split()))
+    assert not any(map(named_as_regularisation, others.split()))
+    make_files(tmp_path, ["1_reg/a.png"])
+    for section, told in ((dataset(tmp_path), 1), (dataset(tmp_path, is_reg=True), 0)):
         notes = scan_datasets([section], "sks").notes
-        assert (
-            any("'is_reg: true'" in note and f"/{name}: " in note for note in notes)
-            == told
-        )
+        of_folder = [note for note in notes if "/1_reg: its name says" in note]
+        assert len(of_folder) == told
 
 
 @pytest.mark.parametrize(

@@ -54,16 +54,6 @@ def test_optional_references_may_be_missing_and_close_up(
     assert controls(scan) == [["r1/a.png", "r2/a.png"], ["r2/b.png"], []]
 
 
-def test_missing_ambiguous_and_absent(tmp_path: Path, image, dataset) -> None:
-    image(tmp_path / "data" / "a.png"), image(tmp_path / "data" / "b.png")
-    image(tmp_path / "ref" / "a.png"), image(tmp_path / "ref" / "a.jpg")
-    paths = (str(tmp_path / "ref"), str(tmp_path / "nowhere"))
-    refused = refusal([dataset(tmp_path / "data", control_path=paths)], None)
-    found = {Path(m.place).name: m.message for m in refused.errors}
-    assert set(found) == {"a.jpg", "b.png", "nowhere"} and len(refused.errors) == 3
-    assert "a.jpg, a.png" in found["a.jpg"] and "control_optional" in found["b.png"]
-
-
 def test_references_inside_the_dataset_folder_are_no_targets(
     tmp_path: Path, image, dataset
 ) -> None:

@@ -3,7 +3,6 @@ from pathlib import Path
 import pytest
 
 from toolkit.data.scan.folder import scan_datasets
-from toolkit.data.scan.found import shorten
 
 
 @pytest.mark.parametrize(
@@ -48,8 +47,3 @@ def test_files_that_are_neither_image_nor_caption(
         for note in notes
         if " not used, " in note
     ] == found
-
-
-def test_a_long_list_stays_short() -> None:
-    assert shorten(str(number) for number in range(3)) == "0, 1, 2"
-    assert shorten(map(str, range(1000))).endswith("18, 19 and 980 more")

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.toolkit.data.conftest import make_dataset, make_image
 from toolkit.data.scan.captions import prompt_warnings
 from toolkit.data.scan.folder import scan_datasets
@@ -59,19 +57,16 @@ PLAIN = [
 ]
 
 
-@pytest.mark.parametrize(("text", "kind", "first"), FOREIGN)
-def test_instructions_of_other_programs_are_found(
-    text: str, kind: str, first: str
-) -> None:
-    (marks,) = marks_in(["a plain caption", text])
-    assert (marks.syntax.name, marks.first, marks.texts) == (kind, first, (1,))
-    (line,) = lines_of(text)
-    assert line.startswith(repr(first)) and line.endswith(marks.syntax.remedy)
+def test_instructions_of_other_programs_are_found() -> None:
+    for text, kind, first in FOREIGN:
+        (marks,) = marks_in(["a plain caption", text])
+        assert (marks.syntax.name, marks.first, marks.texts) == (kind, first, (1,))
+        (line,) = lines_of(text)
+        assert line.startswith(repr(first)) and line.endswith(marks.syntax.remedy)
 
 
-@pytest.mark.parametrize("text", PLAIN)
-def test_what_looks_like_them_and_is_text_is_not(text: str) -> None:
-    assert marks_in([text]) == []
+def test_what_looks_like_them_and_is_text_is_not() -> None:
+    assert [text for text in PLAIN if marks_in([text])] == []
 
 
 def test_captions_and_prompts_are_told_alike(tmp_path: Path) -> None:

@@ -10,38 +10,38 @@ from tests.toolkit.data.conftest import make_dataset, make_image
 from toolkit.data.scan.folder import scan_datasets
 from toolkit.data.scan.repeats import probably_no_repeats
 
+PROBABLY = {
+    "01_anna 02_bob 03_carl": "count up",
+    "1_anna 2_bob 3_carl": "count up",
+    "1_anna 2_bob 3_carl misc": "count up",
+    "00_anna 01_bob": "count up",
+    "7_a 8_b 9_c 10_d": "count up",
+    "2023_summer 2024_winter misc": "look like dates",
+    "20250816_paris": "look like dates",
+    "202508_paris": "look like dates",
+    "512_faces 1024_bodies": "look like sizes in pixels",
+    "768_faces 3_x": "look like sizes in pixels",
+    "007_bond": "begin with 0",
+    "40_char": "",
+    "10_char 5_style 1_other": "",
+    "1_background 2_character": "",
+    "3_a 3_b 3_c": "",
+    "100_char 200_other": "",
+    "240501_paris 240612_rome": "look like dates",
+    "1080_clips": "look like sizes in pixels",
+    "12345_photo": "are larger than repeats are",
+    "209913_x": "are larger than repeats are",
+    "999_x": "",
+    "200_a 100_b": "",
+    "faces bodies": "",
+    "": "",
+}
+"""Names of neighbouring folders -> why their numbers are probably no repeats."""
 
-@pytest.mark.parametrize(
-    ("names", "why"),
-    [
-        ("01_anna 02_bob 03_carl", "count up"),
-        ("1_anna 2_bob 3_carl", "count up"),
-        ("1_anna 2_bob 3_carl misc", "count up"),
-        ("00_anna 01_bob", "count up"),
-        ("7_a 8_b 9_c 10_d", "count up"),
-        ("2023_summer 2024_winter misc", "look like dates"),
-        ("20250816_paris", "look like dates"),
-        ("202508_paris", "look like dates"),
-        ("512_faces 1024_bodies", "look like sizes in pixels"),
-        ("768_faces 3_x", "look like sizes in pixels"),
-        ("007_bond", "begin with 0"),
-        ("40_char", ""),
-        ("10_char 5_style 1_other", ""),
-        ("1_background 2_character", ""),
-        ("3_a 3_b 3_c", ""),
-        ("100_char 200_other", ""),
-        ("240501_paris 240612_rome", "look like dates"),
-        ("1080_clips", "look like sizes in pixels"),
-        ("12345_photo", "are larger than repeats are"),
-        ("209913_x", "are larger than repeats are"),
-        ("999_x", ""),
-        ("200_a 100_b", ""),
-        ("faces bodies", ""),
-        ("", ""),
-    ],
-)
-def test_numbers_that_are_probably_no_repeats(names: str, why: str) -> None:
-    assert probably_no_repeats(names.split()) == why
+
+def test_numbers_that_are_probably_no_repeats() -> None:
+    found = {names: probably_no_repeats(names.split()) for names in PROBABLY}
+    assert found == PROBABLY
 
 
 def scanned(folder: Path, *names: str, **settings) -> tuple[dict[str, int], list[str]]:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -28,19 +29,14 @@ def captions(path: Path) -> dict[str, str]:
     return {name: row.caption for name, row in table.rows.items()}
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
-@pytest.mark.parametrize("ends", ["\n", "\r\n"])
-def test_a_csv_is_read_as_spreadsheets_save_it(
-    tmp_path: Path, encoding: str, delimiter: str, ends: str
-) -> None:
-    (tmp_path / "t.csv").write_bytes(
-        ROWS.format(delimiter).replace("\n", ends).encode(encoding)
-    )
-    assert captions(tmp_path / "t.csv") == {
-        "a.png": f"one{delimiter} two",
-        "b.png": "grün",
-    }
+def test_a_csv_is_read_as_spreadsheets_save_it(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    encodings = ("utf-8", "utf-8-sig", "utf-16")
+    for encoding, delimiter, ends in product(encodings, ",;\t|", ("\n", "\r\n")):
+        text = ROWS.format(delimiter).replace("\n", ends)
+        file.write_bytes(text.encode(encoding))
+        expected = {"a.png": f"one{delimiter} two", "b.png": "grün"}
+        assert captions(file) == expected, (encoding, delimiter, ends)
 
 
 def test_the_first_line_of_a_spreadsheet_may_name_its_delimiter(tmp_path: Path) -> None:
@@ -67,6 +63,10 @@ def test_a_header_with_tabs_is_one(tmp_path: Path, name: str) -> None:
         (
             "a.png,one\nb.png,two\n",
             ": its first line, 'a.png,one', names an image: there is no header. Put 'file_name,caption' above it",
+        ),
+        (
+            "a.png,one,two\n",
+            ": its first line, 'a.png,one,two', names an image: there is no header. Put 'file_name,...,...' above it",
         ),
         (
             "one;b.png\n",
