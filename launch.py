@@ -59,9 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         _report(f"process {rank} was killed by {failure.signal_name()}")
         return 128 - failure.exitcode
     except api.SignalException as error:
-        if error.sigval == signal.SIGINT:
-            return EXIT_SIGINT
-        return EXIT_SIGTERM
+        return EXIT_SIGINT if error.sigval == signal.SIGINT else EXIT_SIGTERM
     except (RendezvousError, DistError) as error:
         _report(_why_not_met(error, options))
         return EXIT_FAILURE

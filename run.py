@@ -26,7 +26,7 @@ from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs import ExtensionJob, JobOptions, exit, multi_run, sweep
+from jobs import ExtensionJob, JobOptions, exit, multi_run
 from toolkit.commands import command
 from toolkit.errors import EXIT_DONE, EXIT_FAILURE, EXIT_MISTAKE, UserError
 from toolkit.extension import FIRST_STAGE, discover, do_without
@@ -150,9 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         is_written = log.flush_streams()
     if arguments.dry_run or not arguments.configs:  # what it prints is all that it does
-        if is_written or code != EXIT_DONE:
-            return code
-        return EXIT_FAILURE
+        return code if is_written or code != EXIT_DONE else EXIT_FAILURE
     return code
 
 
@@ -192,8 +190,7 @@ def other_word(argv: Sequence[str]) -> str:
             f"{word}: neither a config nor a tool. Write: "
             f"{OTHER_WORDS[word].format(shlex.join(others) or 'JOB.yaml')}"
         )
-    hidden = [one.without for one in discover().hidden if one.concerns(word)]
-    if hidden:
+    if hidden := [one.without for one in discover().hidden if one.concerns(word)]:
         return f"{word}: neither a config nor a tool. '--without {hidden[0]}' leaves it out."
     near = get_close_matches(
         word,
@@ -315,21 +312,15 @@ def import_job(arguments: argparse.Namespace) -> int:
             )
         print_tool(*tool)
         return EXIT_DONE
-    find_model = discover().find_config
-    options = {"name": arguments.name, "moved": moved_folders(arguments.map)}
     with redirect_stdout(sys.stderr):
-        if is_text:
-            config = load_job(
-                COMMAND_LINE,
-                find_model,
-                command=arguments.source,
-                as_job=True,
-                **options,
-            )
-        else:
-            config = load_job(
-                find_config(arguments.source), find_model, as_job=True, **options
-            )
+        config = load_job(
+            COMMAND_LINE if is_text else find_config(arguments.source),
+            discover().find_config,
+            command=arguments.source if is_text else "",
+            name=arguments.name,
+            moved=moved_folders(arguments.map),
+            as_job=True,
+        )
     if output is None:
         print(config.unexpanded_text, end="")
         return EXIT_DONE
@@ -355,9 +346,7 @@ def text_of(file: Path) -> str:
     """The text of a file, to see whether it is a command; empty: a pipe, which can be
     read only once, or unreadable, which its reader says."""
     with suppress(OSError):
-        if file.is_file():
-            return read_source(file).decode("utf-8", "replace")
-        return ""
+        return read_source(file).decode("utf-8", "replace") if file.is_file() else ""
     return ""
 
 
@@ -366,12 +355,12 @@ def foreign_tool(text: str) -> tuple[list[str], list[str]] | None:
     nothing, and a line for each flag that has no counterpart; None for all other
     texts."""
     from toolkit.config.reading.foreign import is_command
-    from toolkit.config.reading.tool import ToolConfig, tool_parser
 
-    # the reader is loaded for commands only
     find_tool = find_object(FOREIGN_TOOLS) if is_command(text) else None
     if find_tool is None:
         return None
+    from toolkit.config.reading.tool import ToolConfig, tool_parser
+
     extensions = discover()
     known = {}
     for uid in extensions.tools():
@@ -421,9 +410,7 @@ def dispatch(arguments: argparse.Namespace) -> int:
     if tool:
         words, notes = tool
         print_tool(words, notes)
-        if words and not arguments.dry_run:
-            return run_tool(words)
-        return EXIT_DONE
+        return run_tool(words) if words and not arguments.dry_run else EXIT_DONE
     if (
         len(arguments.configs) == 1
         and not arguments.dry_run
@@ -445,9 +432,7 @@ def dispatch(arguments: argparse.Namespace) -> int:
             f"{len(arguments.seeds or arguments.configs)} runs for {env.world_size} processes: start them one after "
             "another."
         )
-    if arguments.seeds:
-        return run_sweep(arguments)
-    return run_series(arguments)
+    return run_sweep(arguments) if arguments.seeds else run_series(arguments)
 
 
 def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:
@@ -534,6 +519,8 @@ def child_command(arguments: argparse.Namespace) -> list[str]:
 def run_sweep(arguments: argparse.Namespace) -> int:
     """Runs a config with each seed, in its own interpreter, and prints how the runs
     compare. All are checked first."""
+    from jobs import sweep
+
     extensions = discover()
     argument = arguments.configs[0]
     by_seed: dict[int, list[Path]] = {}
@@ -816,7 +803,9 @@ def check_arguments(
             parser.error(
                 "--seeds requires one config, and commas between the seeds: JOB.yaml --seeds 1,2,3"
             )
-        arguments.seeds = sweep.read_seeds(arguments.seeds)
+        from jobs.sweep import read_seeds
+
+        arguments.seeds = read_seeds(arguments.seeds)
     if arguments.card:
         from toolkit.plan.cards import asked_card
 

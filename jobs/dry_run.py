@@ -88,10 +88,11 @@ def plan_job(
     memory: `JobContext.measures_memory`. earlier_outputs: what jobs that run before
     this one will have written. card: `JobContext.card`.
     """
-    if restart_from is None:
-        first_anew = len(config.processes)
-    else:
-        first_anew = index_of(config, restart_from)
+    first_anew = (
+        len(config.processes)
+        if restart_from is None
+        else index_of(config, restart_from)
+    )
     plans: list[RunPlan] = []
     folders: list[Path] = []
     errors: list[UserError] = []
@@ -111,8 +112,7 @@ def plan_job(
         except UserError as error:
             errors.append(error)
         if isinstance(entry.section, ProcessConfig):
-            folder = entry.section.run_folder(job)
-            if folder:
+            if folder := entry.section.run_folder(job):
                 folders.append(folder)
             job = replace(
                 job, earlier_outputs=job.earlier_outputs | entry.section.outputs(job)
@@ -148,8 +148,7 @@ def check_job(
         if str(error).startswith(f"{config.path}:"):
             raise
         raise UserError(f"{config.path}: {error}") from error
-    reasons = plan.refusals()
-    if reasons:
+    if reasons := plan.refusals():
         lines = [f"{config.path}: this will not start: {reason}" for reason in reasons]
         raise UserError("\n".join(lines))
     return plan.outputs
@@ -161,10 +160,9 @@ def _plan_process(entry: ProcessEntry, job: JobContext) -> RunPlan:
     section = entry.section
     plan = None
     notes: tuple[str, ...] = ()
-    if isinstance(section, DatasetsSection):
-        folders = section.datasets_to_come(job)
-    else:
-        folders = ()
+    folders = (
+        section.datasets_to_come(job) if isinstance(section, DatasetsSection) else ()
+    )
     if folders:
         notes = (
             f"reads {', '.join(folders)}, which an earlier process of the job writes: counted then",

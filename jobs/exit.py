@@ -71,13 +71,11 @@ def report(error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
         print_error(f"Failed: {error.filename or 'a file'}: {error.strerror}")
         return EXIT_FAILURE
-    short = shortage(error)
-    if short:
+    if short := shortage(error):
         message = " ".join(str(error).split())
-        if message:
-            reason = f"{type(error).__name__}: {message}"
-        else:
-            reason = type(error).__name__
+        reason = (
+            f"{type(error).__name__}: {message}" if message else type(error).__name__
+        )
         print_error(f"Failed: {short.what} ({reason}). {short.remedy}.")
         return EXIT_FAILURE
     print_error("".join(traceback.format_exception(error)).rstrip())

@@ -128,10 +128,11 @@ class BaseJob:
             )
         options = self.options
         count = len(self.process)
-        if options.restart_from:
-            first_anew = index_of(self.job_config, options.restart_from)
-        else:
-            first_anew = count
+        first_anew = (
+            index_of(self.job_config, options.restart_from)
+            if options.restart_from
+            else count
+        )
         state = JobState(
             self.job_config,
             self.process,
@@ -169,8 +170,7 @@ class BaseJob:
         which are gone."""
         state.begin(first)  # a job that is killed here continues with this process
         for process in self.process[first:]:
-            move_aside = getattr(process, "move_aside", None)
-            if move_aside:
+            if move_aside := getattr(process, "move_aside", None):
                 move_aside()
 
     def cleanup(self) -> None:

@@ -80,9 +80,7 @@ def _describe(code: int | None) -> str:
     if code in STOP_CODES:
         return f"stopped (exit code {code})"
     words = WORDS.get(code, "failed")
-    if code in (None, EXIT_DONE):
-        return words
-    return f"{words} (exit code {code})"
+    return words if code in (None, EXIT_DONE) else f"{words} (exit code {code})"
 
 
 class ChildRunner:

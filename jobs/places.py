@@ -44,12 +44,12 @@ def _placed(error: DataErrors, places: Mapping[Path, str]) -> Iterator[Diagnosti
         placed = [mistake for mistake in mistakes if Path(mistake.place) == named]
         for mistake in placed:
             yield Diagnostic((places[named],), f"{str(named)!r}: {mistake.message}")
-        others = [mistake for mistake in mistakes if Path(mistake.place) != named]
-        if others:
-            if all(mistake.place.startswith(f"{named}:") for mistake in others):
-                what = "row"
-            else:
-                what = "file"
+        if others := [mistake for mistake in mistakes if Path(mistake.place) != named]:
+            what = (
+                "row"
+                if all(mistake.place.startswith(f"{named}:") for mistake in others)
+                else "file"
+            )
             count = f"{len(others)} {what}{'' if len(others) == 1 else 's'}"
             yield Diagnostic(
                 (places[named],), f"{count} of {str(named)!r} cannot be used:"

@@ -21,11 +21,18 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from benchmarks import cuda_report
 from benchmarks.cuda_report import (  # noqa: F401 - hooks of pytest
-    pytest_addoption,
     pytest_collection_modifyitems,
     pytest_configure,
     pytest_ignore_collect,
+)
+from tests import cpu_seconds
+from tests.cpu_seconds import (  # noqa: F401 - hooks of pytest
+    pytest_runtest_logreport,
+    pytest_runtest_makereport,
+    pytest_runtest_protocol,
+    pytest_terminal_summary,
 )
 from tests.faults.nursery import Child, Nursery
 from tests.html_browser import Browser, opened_browser
@@ -44,6 +51,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# People behind a firewall set these; the tests have a small hub on this machine.
+for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+    os.environ.pop(_name, None)
+
 TURNED_HEIC = ROOT / "tests/toolkit/data/pixels/turned.heic"
 """As an iPhone held upright writes it: 96 x 64 red, its left upper quarter green and
 its right half blue, and that it is to be turned clockwise, in the format's own way and
@@ -52,6 +63,20 @@ in EXIF, which does not count."""
 
 gc.disable()  # until all tests are collected, of which next to nothing is garbage
 _room = Path()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    cuda_report.pytest_addoption(parser)
+    cpu_seconds.pytest_addoption(parser)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """A worker that has finished takes tests from the other's end: neither waits, and
+    the tests of a file stay together, with what they share."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 def pytest_collection_finish() -> None:

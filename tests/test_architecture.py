@@ -8,7 +8,6 @@ import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -171,46 +170,6 @@ def wrong_arrows(name: str, text: str) -> list[str]:
         if not allowed:
             wrong.append(f"{name} imports {target}")
     return wrong
-
-
-def at_import(tree: ast.Module) -> Iterator[ast.stmt]:
-    """The statements that run when a module is imported: no function bodies, nothing
-    under TYPE_CHECKING."""
-    waiting: list[ast.stmt] = list(tree.body)
-    while waiting:
-        statement = waiting.pop()
-        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        if (
-            isinstance(statement, ast.If)
-            and ast.unparse(statement.test) == "TYPE_CHECKING"
-        ):
-            waiting += statement.orelse
-            continue
-        yield statement
-        for block in ("body", "orelse", "finalbody"):
-            waiting += [
-                inner
-                for inner in getattr(statement, block, [])
-                if isinstance(inner, ast.stmt)
-            ]
-        waiting += [
-            inner
-            for handler in getattr(statement, "handlers", [])
-            for inner in handler.body
-        ]
-
-
-def imports_torch_at_once(text: str) -> bool:
-    statements = [
-        node
-        for node in at_import(parse(text))
-        if isinstance(node, ast.Import | ast.ImportFrom)
-    ]
-    module = ast.Module(statements, type_ignores=[])
-    return any(
-        name.split(".")[0] == "torch" for name in imports("x.py", ast.unparse(module))
-    )
 
 
 # ------------------------------------------------------------ foreign files
@@ -394,52 +353,15 @@ def read_before_a_run() -> set[str]:
     return found
 
 
-def test_contracts_and_config_name_torch_only_for_the_type_checker() -> None:
-    light = [
-        *tracked("toolkit/contracts", "toolkit/config"),
-        *tracked("jobs"),
-        "run.py",
-    ]
-    # a process imports them, as its process.py
-    light = [name for name in light if not name.endswith("trainer.py")]
-    light += sorted(read_before_a_run())
-    assert [name for name in light if imports_torch_at_once(source(name))] == []
-    assert [
-        name
-        for name in tracked("toolkit/config")
-        if any(to.split(".")[0] == "torch" for to in imports(name, source(name)))
-    ] == []
-
-
-@pytest.mark.parametrize(
-    ("text", "at_once"),
-    [
-        ("import torch", True),
-        ("from torch import nn", True),
-        ("class A:\n    import torch.nn", True),
-        ("try:\n    import torch\nexcept ImportError:\n    pass", True),
-        ("if TYPE_CHECKING:\n    import torch\nelse:\n    import os", False),
-        ("def f():\n    import torch", False),
-        ("class A:\n    def f(self):\n        import torch", False),
-        ("import torchless", False),
-    ],
-)
-def test_an_import_of_torch_is_seen_where_it_runs(text: str, at_once: bool) -> None:
-    assert imports_torch_at_once(text) is at_once
-
-
 def test_what_planning_imports_loads_no_torch() -> None:
-    modules = [
-        *map(module_of, tracked("toolkit/contracts", "toolkit/config", "jobs")),
-        "run",
-        "toolkit.data.scan.items",
-    ]
-    modules = [module for module in modules if not module.endswith("trainer")]
-    modules += [
-        module_of(name)
-        for name in tracked("extensions")
-        if name.endswith(("config.py", "plan.py", "__init__.py"))
-    ]
+    light = {
+        *tracked("toolkit/contracts", "toolkit/config", "jobs"),
+        "run.py",
+        "toolkit/data/scan/items.py",
+        *read_before_a_run(),
+    }
+    # a process imports them, as its process.py
+    modules = [module_of(name) for name in light if not name.endswith("trainer.py")]
     code = f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\nprint('torch' in sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", code],
@@ -449,6 +371,12 @@ def test_what_planning_imports_loads_no_torch() -> None:
         check=True,
     )
     assert result.stdout == "False\n"
+    # nor when a section is checked
+    assert [
+        name
+        for name in tracked("toolkit/config")
+        if any(to.split(".")[0] == "torch" for to in imports(name, source(name)))
+    ] == []
 
 
 # ------------------------------------------------------------ types
@@ -671,6 +599,9 @@ def test_the_tests_of_the_core_use_no_part() -> None:
         for name in files
         for line in parts_named(name, source(name), USES_OF_PARTS)
     ] == []
+    # a test that needs a part imports it itself, below a mark
+    a_part = re.compile(r"^(?:from|import) extensions\.(?!sd_trainer|example)", re.M)
+    assert [name for name in files if a_part.search(source(name))] == []
 
 
 @pytest.mark.parametrize(
@@ -749,7 +680,7 @@ def test_every_extension_gives_its_config_and_its_process() -> None:
 
     table = discover([EXTENSIONS_ROOT])
     assert [str(broken) for broken in table.broken] == []
-    assert {"sd_trainer", "cache", "example"} <= {found.uid for found in table.found}
+    assert {"sd_trainer", "example"} <= {found.uid for found in table.found}
     for found in table.found:
         config = table.find_config(found.uid)
         assert config is None or issubclass(config, BaseModel), found

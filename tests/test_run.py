@@ -17,6 +17,7 @@ import numpy
 import pytest
 from safetensors.numpy import save_file
 
+from jobs import multi_run
 from run import main
 from tests.conftest import ROOT, child_environment
 from tests.light_start import FORBID
@@ -65,13 +66,20 @@ def job(write_job: Write, steps: None) -> Callable[[str], Path]:
 # ---------------------------------------------------------------- one config
 
 
-def test_a_job_runs(run: Run, job) -> None:
-    result = run(job("good"))
-    assert (result.returncode, result.stdout, result.stderr) == (0, "good good\n", "")
+def test_a_job_runs_and_its_name_can_be_replaced(run: Run, job) -> None:
+    result = run(job("good"), "-n", "other")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "good other\n", "")
 
 
-@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", ">&- 2>&- <&-"])
-@pytest.mark.parametrize("arguments", [[], ["--dry-run"], ["--help"]])
+@pytest.mark.parametrize(
+    ("closed", "arguments"),
+    [
+        (">&- 2>&- <&-", []),
+        (">&- 2>&-", ["--dry-run"]),
+        (">&-", ["--help"]),
+        (">&-", []),
+    ],
+)
 def test_closed_streams_are_as_dev_null(
     job, tmp_path: Path, closed: str, arguments: list[str]
 ) -> None:
@@ -95,10 +103,6 @@ def test_closed_streams_are_as_dev_null(
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
     if not arguments:
         assert (tmp_path / "kept").read_text() == "kept"
-
-
-def test_the_name_can_be_replaced(run: Run, job) -> None:
-    assert run(job("good"), "-n", "other").stdout == "good other\n"
 
 
 def test_a_config_is_found_in_the_config_folder(run: Run, job, tmp_path: Path) -> None:
@@ -125,11 +129,6 @@ def test_a_crash_is_exit_1_with_traceback_and_a_last_line(run: Run, job) -> None
     assert result.returncode == 1
     assert "Traceback" in result.stderr
     assert result.stderr.splitlines()[-1] == "Failed: ValueError: boom"
-
-
-def test_a_run_that_cannot_go_on_is_exit_1_with_its_message(run: Run, job) -> None:
-    result = run(job("cannot"))
-    assert (result.returncode, result.stderr) == (1, "disk full\n")
 
 
 def test_processes_run_in_order_in_this_process(
@@ -489,6 +488,14 @@ def test_planning_needs_neither_torch_nor_network(
     assert (result.returncode, result.stderr) == (0, "")
 
 
+def test_help_imports_neither_pydantic_nor_yaml(run_py: Run, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        FORBID.replace('"torch"', '"torch", "pydantic", "yaml"')
+    )
+    result = run_py("--help", env={"PYTHONPATH": str(tmp_path)})
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 @pytest.mark.slow
 def test_the_schema_needs_no_torch_and_names_the_types(
     run_py: Run, without_torch: dict[str, str]
@@ -531,17 +538,14 @@ def test_json_holds_one_object_and_nothing_else(
     assert result.stderr == "noise\n"
 
 
-def test_json_of_a_mistake_leaves_standard_output_empty(run: Run, job) -> None:
-    result = run(job("nobody"), "--dry-run", "--json")
-    assert (result.returncode, result.stdout) == (2, "")
-
-
 def test_json_of_several_is_a_list_of_the_good_ones(run: Run, job) -> None:
     configs = [job("good"), job("nobody"), job("crash")]
     result = run(*configs, "--dry-run", "--json", "-r")
     assert result.returncode == 2
     assert [plan["job"] for plan in json.loads(result.stdout)] == ["good", "crash"]
     assert "crash.yaml: done" in result.stderr
+    alone = run(configs[1], "--dry-run", "--json")
+    assert (alone.returncode, alone.stdout) == (2, "")
 
 
 # ---------------------------------------------------------------- several configs
@@ -630,9 +634,14 @@ def test_no_process_of_a_job_runs_where_a_later_one_cannot(
 
 
 def test_a_config_of_a_series_may_read_what_an_earlier_one_writes(
-    run: Run, write_job: Write, trainer, make_pictures, tmp_path: Path
+    write_job: Write,
+    trainer,
+    make_pictures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The file that the second starts from exists only when the first has run."""
+    """The file that the second starts from exists only when the first has run; each
+    would run in its own interpreter."""
     photos = make_pictures(tmp_path / "photos", "a")
     first = write_job(
         trainer(photos, train={"steps": 1, "disable_sampling": True}), name="first"
@@ -642,11 +651,16 @@ def test_a_config_of_a_series_may_read_what_an_earlier_one_writes(
         tmp_path / "output" / "first" / "first.safetensors"
     )
     second = write_job(section, name="second")
-    assert run(second).returncode == 2
-    assert run(first, second, "--dry-run").returncode == 0
-    result = run(first, second)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.endswith(f"{first}: done\n{second}: done\n")
+    ran = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        multi_run, "ChildRunner", lambda command: lambda job: ran.append(job) or 0
+    )
+    assert main([str(second), "--dry-run"]) == main([str(second), str(first)]) == 2
+    assert ran == []
+    assert main([str(first), str(second), "--dry-run"]) == 0
+    assert main([str(first), str(second)]) == 0
+    assert ran == [str(first), str(second)]
 
 
 def test_each_config_of_a_series_has_an_interpreter_of_its_own(
@@ -681,15 +695,14 @@ def test_the_log_holds_all_output_of_a_series_and_is_appended_to(
         assert text.count(words) == 2
 
 
-def test_a_bare_log_name_works_for_one_config(run: Run, job, tmp_path: Path) -> None:
-    result = run(job("crash"), "-l", "bare.txt")
+def test_a_log_may_have_a_bare_name_and_has_to_be_a_file(
+    run: Run, job, tmp_path: Path
+) -> None:
+    result = run(job("cannot"), "-l", "bare.txt")
+    assert (result.returncode, result.stderr) == (1, "disk full\n")
     assert (tmp_path / "bare.txt").read_text() == result.stderr
-
-
-def test_a_log_that_cannot_be_written_is_exit_2(run: Run, job, tmp_path: Path) -> None:
     result = run(job("good"), "-l", tmp_path)
-    assert result.returncode == 2
-    assert "cannot write the log" in result.stderr
+    assert result.returncode == 2 and "cannot write the log" in result.stderr
 
 
 # ---------------------------------------------------------------- signals
@@ -751,9 +764,9 @@ def start(tmp_path: Path, write_job: Write, simple_extension: Write):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)]
+    ("kind", "number", "code"),
+    [("waits", signal.SIGINT, 130), ("saves", signal.SIGTERM, 75)],
 )
-@pytest.mark.parametrize("kind", ["waits", "saves"])
 def test_a_signal_ends_one_config_with_its_code(
     start, kind: str, number: int, code: int
 ) -> None:
@@ -765,17 +778,12 @@ def test_a_signal_ends_one_config_with_its_code(
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)]
-)
-def test_a_series_forwards_the_signal_and_starts_no_further_one(
-    start, number: int, code: int
-) -> None:
+def test_a_series_forwards_the_signal_and_starts_no_further_one(start) -> None:
     process = start("saves", "waits")
     # as a terminal does: the child must not get it a second time
-    os.killpg(process.pid, number)
+    os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.returncode == 130
     assert output.splitlines()[0] == "saved"
     assert output.splitlines()[-1].endswith("not run")
 

@@ -55,9 +55,7 @@ class Module:
     def package(self) -> str:
         """Dotted name of the package that relative imports of this module start
         from."""
-        if self.folders:
-            return self.name
-        return self.name.rpartition(".")[0]
+        return self.name if self.folders else self.name.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -200,9 +198,7 @@ def _tree(file: Path, mark: tuple[int, int]) -> ast.Module | None:
     """The parsed source; None where it is too large or not Python. mark: of the file as
     it is now."""
     try:
-        if mark[1] <= MOST_BYTES:
-            return ast.parse(file.read_bytes())
-        return None
+        return ast.parse(file.read_bytes()) if mark[1] <= MOST_BYTES else None
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 

@@ -47,6 +47,4 @@ def program() -> tuple[str, ...]:
 
 
 def _relative(path: Path) -> Path:
-    if path.is_relative_to(Path.cwd()):
-        return path.relative_to(Path.cwd())
-    return path
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

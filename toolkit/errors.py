@@ -188,9 +188,11 @@ def first_line(error: Exception) -> str:
     >>> first_line(OSError("no route\\nto host")), first_line(TimeoutError())
     ('no route', 'TimeoutError')
     """
-    if str(error).strip():
-        return str(error).strip().splitlines()[0]
-    return type(error).__name__
+    return (
+        str(error).strip().splitlines()[0]
+        if str(error).strip()
+        else type(error).__name__
+    )
 
 
 def with_short_words(text: str) -> str:

@@ -105,8 +105,7 @@ class Extension:
     @classmethod
     def get_process(cls) -> type:
         """The class that `process` names."""
-        process = cls._named("process")
-        if process:
+        if process := cls._named("process"):
             return process
         raise NotImplementedError(
             f'{cls.__name__} needs get_process(), or process = ".module:Class"'
@@ -183,9 +182,7 @@ class HiddenExtension:
     def concerns(self, uid: str) -> bool:
         """Whether a user who asks for `uid` means this extension: by its uid, or by the
         name of its folder where the uid is not known."""
-        if self.uid:
-            return uid == self.uid
-        return mentions(self.folder, uid)
+        return uid == self.uid if self.uid else mentions(self.folder, uid)
 
 
 @dataclass(frozen=True)
@@ -256,8 +253,7 @@ class ExtensionTable:
             raise UserError(
                 f"more than one extension has the uid {uid!r}; keep one of:{folders}"
             )
-        asked = [broken for broken in self.broken if broken.concerns(uid)]
-        if asked:
+        if asked := [broken for broken in self.broken if broken.concerns(uid)]:
             raise UserError("\n".join(map(str, asked)))
         lines = [f"unknown process type {uid!r}. {self._remedy(uid)}"]
         for one in self.hidden:
@@ -396,8 +392,7 @@ def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
                 )
             )
     for point in entry_points(group=ENTRY_POINTS) if folders is None else ():
-        installed = _folder_of_module(point.module)
-        if installed:
+        if installed := _folder_of_module(point.module):
             packages.setdefault(installed, point.module)
         else:
             reason = f"entry point {point.name!r} in {ENTRY_POINTS}: there is no package {point.module!r}"
@@ -414,8 +409,7 @@ def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
             skipped.append(package)
             continue
         for extension in listed:
-            absent = [name for name in left_out() if name in extension.names()]
-            if absent:
+            if absent := [name for name in left_out() if name in extension.names()]:
                 hidden.append(HiddenExtension(absent[0], package, extension.uid))
             else:
                 extensions.append(extension)

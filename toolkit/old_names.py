@@ -15,87 +15,27 @@ from types import ModuleType
 
 _FOLDERS = {
     "toolkit.config.reading": (
-        "base",
-        "field_types",
-        "findings",
-        "foreign",
-        "loader",
-        "located",
-        "normalise",
-        "process",
-        "redacted_copy",
-        "reference",
-        "toml_reader",
-        "tool",
-        "validate",
-        "yaml_faults",
-        "yaml_reader",
+        "base field_types findings foreign loader located normalise process redacted_copy reference "
+        "toml_reader tool validate yaml_faults yaml_reader"
     ),
     "toolkit.config.sections": (
-        "dataset",
-        "few_step",
-        "hub_dataset",
-        "model",
-        "model_files",
-        "network",
-        "output",
-        "prompts",
-        "stored_quantization",
-        "train",
+        "dataset few_step hub_dataset model model_files network output prompts stored_quantization train"
     ),
-    "toolkit.data.pixels": (
-        "alignment",
-        "avif",
-        "boxes",
-        "colours",
-        "conversion",
-        "images",
-        "jxl",
-        "tiff",
-    ),
+    "toolkit.data.pixels": "alignment avif colours conversion images tiff",
     "toolkit.data.scan": (
-        "captions",
-        "columns",
-        "directory",
-        "fingerprint",
-        "folder",
-        "folder_check",
-        "folder_tables",
-        "found",
-        "foreign_syntax",
-        "from_base",
-        "items",
-        "masks",
-        "moved",
-        "pairs",
-        "partners",
-        "repeats",
-        "tables",
-        "validation_split",
+        "captions columns directory fingerprint folder folder_check folder_tables found foreign_syntax "
+        "from_base items masks moved pairs partners repeats tables validation_split"
     ),
-    "toolkit.data.streams": (
-        "counts",
-        "parquet_shards",
-        "sample_keys",
-        "shards",
-        "stream_dataset",
-        "webdataset",
-    ),
-    "toolkit.data.batches": (
-        "dataloader",
-        "epoch_order",
-        "image_data",
-        "latent_cache",
-        "stream_latents",
-    ),
+    "toolkit.data.streams": "counts parquet_shards sample_keys shards stream_dataset webdataset",
+    "toolkit.data.batches": "dataloader epoch_order image_data latent_cache stream_latents",
 }
-"""Folder -> modules that were in the folder around it."""
+"""Folder -> its modules that were in the folder around it."""
 
 MOVED = {
     **{
         f"{folder.rpartition('.')[0]}.{module}": f"{folder}.{module}"
         for folder, modules in _FOLDERS.items()
-        for module in modules
+        for module in modules.split()
     },
     "toolkit.data.cache": "toolkit.files.tensor_cache",
     "toolkit.data.threads": "toolkit.system.read_ahead",

@@ -61,7 +61,9 @@ def is_present(path: str) -> bool:
     package = "extensions"
     for word in part.split(".")[1:]:
         package = f"{package}.{word}"
-        if find_spec(package) is None:
+        spec = find_spec(package)
+        # a part that was removed may leave its `__pycache__`: a folder without a file
+        if spec is None or spec.origin is None:
             return False
     return True
 

@@ -52,14 +52,10 @@ FILES = Shortage(
 _NUMBERS = {errno.ENOMEM: MEMORY, errno.EMFILE: FILES, errno.ENFILE: FILES}
 
 _TEXTS = {
-    re.compile("can't start new thread|Resource temporarily unavailable"): THREADS,
-    re.compile("Too many open files"): FILES,
-    re.compile(
-        r"[Oo]ut of memory|_ALLOC_FAILED|ALLOCATION_FAILED|[Cc]an('t|not) allocate memory|bad_alloc"
-    ): MEMORY,
-    re.compile(
-        "could not (create|execute) a primitive|error return without exception set"
-    ): MEMORY,
+    "can't start new thread|Resource temporarily unavailable": THREADS,
+    "Too many open files": FILES,
+    r"[Oo]ut of memory|_ALLOC_FAILED|ALLOCATION_FAILED|[Cc]an('t|not) allocate memory|bad_alloc": MEMORY,
+    "could not (create|execute) a primitive|error return without exception set": MEMORY,
 }
 """In the messages of errors that have no class or number of their own: of threads, of
 PyTorch's allocators, cuBLAS, cuDNN, NCCL and the driver, of `mmap`, of Rust ("Cannot
@@ -86,7 +82,7 @@ def is_short_of(error: BaseException) -> Shortage | None:
     ):
         return None
     return next(
-        (short for text, short in _TEXTS.items() if text.search(str(error))), None
+        (short for text, short in _TEXTS.items() if re.search(text, str(error))), None
     )
 
 
@@ -99,8 +95,7 @@ def shortage(error: BaseException) -> Shortage | None:
     """
     behind: BaseException | None = error
     while behind is not None and not isinstance(behind, UserError | RunError):
-        is_short = is_short_of(behind)
-        if is_short:
+        if is_short := is_short_of(behind):
             return is_short
         behind = behind.__cause__ or (
             None if behind.__suppress_context__ else behind.__context__

@@ -26,7 +26,7 @@ class SdTrainerExtension(Extension):
 
 
 class DiffusionTrainerExtension(SdTrainerExtension):
-    """The same under a name that jobs of ai-toolkit use.
+    """Alias that ai-toolkit jobs use.
 
     Example::
 
@@ -38,7 +38,7 @@ class DiffusionTrainerExtension(SdTrainerExtension):
 
 
 class UiTrainerExtension(SdTrainerExtension):
-    """The same under another name that jobs of ai-toolkit use.
+    """Another alias that ai-toolkit jobs use.
 
     Example::
 

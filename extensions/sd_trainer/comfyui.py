@@ -38,8 +38,8 @@ MARK = "atelier"
 """Key in `extra` of a workflow: the digest of all else in it. Where it does not match,
 another program wrote or changed the file."""
 
-SIDE = Size(1024, 1024)
-"""Size of the image where a job has no samples."""
+SIDE = 1024
+"""Side of the image where a job has no samples."""
 
 MOST_PROMPTS = 8
 """Further prompts that the note lists."""
@@ -70,10 +70,11 @@ def write_workflows(
         return []
     written = []
     for ending, with_images in zip(WORKFLOWS, (False, True), strict=True):
-        if with_images:
-            wanted = edits and family.max_references > 0
-        else:
-            wanted = plain and not family.min_references
+        wanted = (
+            edits and family.max_references > 0
+            if with_images
+            else plain and not family.min_references
+        )
         path = file.with_name(f"{file.stem}{ending}")
         if not wanted:
             continue
@@ -82,9 +83,8 @@ def write_workflows(
                 f"{path} is not from this program, so it stays as it is, and no workflow is written there."
             )
             continue
-        contents = workflow(
-            file.name, section, title, with_images, _shift(section, with_images)
-        )
+        shift = _shift(section, _picture(section, with_images))
+        contents = workflow(file.name, section, title, with_images, shift)
         try:
             with atomic_write(path) as temporary:
                 temporary.write_text(
@@ -101,16 +101,14 @@ def write_workflows(
     return written
 
 
-def _shift(section: DiffusionSection, with_images: bool) -> float:
+def _shift(section: DiffusionSection, picture: SamplePicture) -> float:
     """The factor by which the job's own samples shift their noise levels, by the size
     of the image."""
-    picture = _picture(section, with_images)
-    family = family_for(section.model)
-    if picture and picture.flow_shift:
+    if picture.flow_shift:
         return picture.flow_shift
-    size = Size(picture.width, picture.height) if picture else SIDE
-    steps = (picture.sample_steps if picture else None) or family.sample_steps
-    tokens = family.tokens(family.latent_size(size))
+    family = family_for(section.model)
+    tokens = family.tokens(family.latent_size(Size(picture.width, picture.height)))
+    steps = picture.sample_steps or family.sample_steps
     return round(
         math.exp(dynamic_shift(model_folder(section.model)).mu(tokens, steps)), 2
     )
@@ -129,13 +127,21 @@ def _digest(contents: dict[str, Any]) -> str:
     return sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _picture(section: DiffusionSection, with_images: bool) -> SamplePicture | None:
+def _picture(section: DiffusionSection, with_images: bool) -> SamplePicture:
     """The sample that a workflow takes its settings from: the first of its kind, else
-    the first."""
+    the first; of a job without samples one with the model's own settings."""
     pictures = section.sample_pictures()
-    return next(
-        (one for one in pictures if bool(one.ctrl_img) == with_images),
-        next(iter(pictures), None),
+    of_kind = [one for one in pictures if bool(one.ctrl_img) == with_images]
+    if pictures:
+        return (of_kind or pictures)[0]
+    return SamplePicture(
+        prompt=section.trigger_word or "a photo",
+        width=SIDE,
+        height=SIDE,
+        neg="",
+        seed=42,
+        guidance_scale=None,
+        sample_steps=None,
     )
 
 
@@ -152,12 +158,12 @@ class _Graph:
         at: tuple[int, int],
         size: tuple[int, int],
         inputs: Mapping[str, Slot],
-        outputs: Sequence[tuple[str, str]],
+        outputs: str,
         widgets: Sequence[Any] = (),
         title: str = "",
     ) -> list[Slot]:
-        """Adds a node and its incoming links, and returns its outputs. outputs: names
-        and types."""
+        """Adds a node and its incoming links, and returns its outputs. outputs: their
+        types, each after its name where it has another one: `name:TYPE`."""
         node = len(self.nodes) + 1
         slots = []
         for place, (name, source) in enumerate(inputs.items()):
@@ -169,9 +175,14 @@ class _Graph:
             slots.append(
                 {"name": name, "type": source[2] if source else "IMAGE", "link": link}
             )
-        ends = [
-            {"name": name, "type": of, "links": [], "slot_index": place}
-            for place, (name, of) in enumerate(outputs)
+        ends: list[dict[str, Any]] = [
+            {
+                "name": one.partition(":")[0],
+                "type": one.rpartition(":")[2],
+                "links": [],
+                "slot_index": place,
+            }
+            for place, one in enumerate(outputs.split())
         ]
         named = {"title": title} if title else {}
         shown = {
@@ -190,7 +201,7 @@ class _Graph:
         self.nodes.append(
             {**shown, "inputs": slots, "outputs": ends, **named, **filled}
         )
-        return [(node, place, of) for place, (_, of) in enumerate(outputs)]
+        return [(node, end["slot_index"], end["type"]) for end in ends]
 
     def to_json(self) -> dict[str, Any]:
         """The whole file, with its mark."""
@@ -219,161 +230,64 @@ def workflow(
         contents = workflow("mira.safetensors", section, "Qwen-Image", False, 2.2)
         path.write_text(json.dumps(contents))
     """
-    settings = _settings(section, with_images)
+    picture = _picture(section, with_images)
+    family = family_for(section.model)
+    guidance = (
+        family.guidance if picture.guidance_scale is None else picture.guidance_scale
+    )
     comfy = _with_own_files(MODELS[title], section)
     graph = _Graph()
+    add = graph.add
     note = _note(file, section, title, comfy, with_images)
-    graph.add("MarkdownNote", (0, -60), (320, 420), {}, [], [note])
-    model, clip, vae = _loaders(graph, comfy)
-    model = _with_loras(graph, model, [*_base_loras(section), (file, 1.0)])
+    add("MarkdownNote", (0, -60), (320, 420), {}, "", [note])
+    files = [comfy.diffusion_model, "default"]
+    (model,) = add("UNETLoader", (360, 0), (360, 82), {}, "MODEL", files)
+    files = [comfy.text_encoder, CLIP_TYPE, "default"]
+    (clip,) = add("CLIPLoader", (360, 140), (360, 106), {}, "CLIP", files)
+    (vae,) = add("VAELoader", (360, 300), (360, 58), {}, "VAE", [comfy.vae])
+    loras = [*_base_loras(section), (file, 1.0)]
+    for place, lora in enumerate(loras, start=1 - len(loras)):
+        at, inputs = (760, 140 * place), {"model": model}  # the last is at the sampler
+        (model,) = add("LoraLoaderModelOnly", at, (340, 82), inputs, "MODEL", lora)
     if comfy.is_shifted:
-        model = _shifted(graph, model, shift, settings.guidance)
-    if with_images:
-        images = _images(graph, comfy, _picture(section, with_images))
-    else:
-        images = {}
+        inputs = {"model": model}
+        (model,) = add("ModelSamplingAuraFlow", (1140, 0), (300, 58), inputs, "MODEL", [shift])  # fmt: skip
+        if guidance > 1:
+            inputs = {"model": model}
+            (model,) = add("CFGNorm", (1140, 110), (300, 82), inputs, "patched_model:MODEL", [1.0])  # fmt: skip
+    images = _images(graph, comfy, picture) if with_images else {}
     positive, negative = _encoded(
         graph,
         comfy,
-        (settings.prompt, settings.negative),
+        (
+            _text(section, picture.prompt),
+            _text(section, picture.neg) or family.empty_negative,
+        ),
         (clip, vae),
         images,
-        _reference_side(section, settings.size.width * settings.size.height),
+        _reference_side(section, picture.width * picture.height),
     )
-    latent = _empty_latent(graph, comfy, settings.size)
-    sampled = _sampled(graph, settings, model, positive, negative, latent)
-    _save(graph, sampled, vae, file.removesuffix(".safetensors"))
+    size = [picture.width, picture.height, 1]
+    (noise,) = add(comfy.empty_latent, (1140, 250), (300, 106), {}, "LATENT", size)
+    steps = picture.sample_steps or family.sample_steps
+    (sampled,) = add(
+        "KSampler",
+        (1480, 0),
+        (300, 262),
+        {
+            "model": model,
+            "positive": positive,
+            "negative": negative,
+            "latent_image": noise,
+        },
+        "LATENT",
+        [picture.seed, "fixed", steps, guidance, "euler", "simple", 1.0],
+    )
+    inputs = {"samples": sampled, "vae": vae}
+    (image,) = add("VAEDecode", (1480, 310), (300, 46), inputs, "IMAGE")
+    name = file.removesuffix(".safetensors")
+    add("SaveImage", (1820, 0), (420, 460), {"images": image}, "", [name])
     return graph.to_json()
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """The settings of the sampler that a workflow begins with."""
-
-    size: Size
-    seed: int
-    steps: int
-    guidance: float
-    prompt: str
-    negative: str
-
-
-def _settings(section: DiffusionSection, with_images: bool) -> _Settings:
-    """The settings of the job's sample, or those of the family where it has none."""
-    picture = _picture(section, with_images)
-    family = family_for(section.model)
-    if picture is None:
-        return _Settings(
-            SIDE,
-            42,
-            family.sample_steps,
-            family.guidance,
-            _text(section, section.trigger_word or "a photo"),
-            _text(section, "") or family.empty_negative,
-        )
-    if picture.guidance_scale is None:
-        guidance = family.guidance
-    else:
-        guidance = picture.guidance_scale
-    return _Settings(
-        Size(picture.width, picture.height),
-        picture.seed,
-        picture.sample_steps or family.sample_steps,
-        guidance,
-        _text(section, picture.prompt),
-        _text(section, picture.neg) or family.empty_negative,
-    )
-
-
-def _loaders(graph: _Graph, comfy: ComfyModel) -> tuple[Slot, Slot, Slot]:
-    """Adds the loaders of the three files of a model: the diffusion model, the text
-    encoder, and the VAE."""
-    files = [comfy.diffusion_model, "default"]
-    (model,) = graph.add(
-        "UNETLoader", (360, 0), (360, 82), {}, [("MODEL", "MODEL")], files
-    )
-    files = [comfy.text_encoder, CLIP_TYPE, "default"]
-    (clip,) = graph.add(
-        "CLIPLoader", (360, 140), (360, 106), {}, [("CLIP", "CLIP")], files
-    )
-    (vae,) = graph.add(
-        "VAELoader", (360, 300), (360, 58), {}, [("VAE", "VAE")], [comfy.vae]
-    )
-    return model, clip, vae
-
-
-def _with_loras(graph: _Graph, model: Slot, loras: Sequence[tuple[str, float]]) -> Slot:
-    """Adds a loader for each LoRA, the last next to the sampler. loras: names of files
-    and their strengths."""
-    for place, lora in enumerate(loras, start=1):
-        at = (760, 140 * (place - len(loras)))
-        inputs = {"model": model}
-        ends = [("MODEL", "MODEL")]
-        (model,) = graph.add("LoraLoaderModelOnly", at, (340, 82), inputs, ends, lora)
-    return model
-
-
-def _shifted(graph: _Graph, model: Slot, shift: float, guidance: float) -> Slot:
-    """Adds the shift of the noise levels, and the norm of the guidance where two
-    predictions are made."""
-    name = "ModelSamplingAuraFlow"
-    ends = [("MODEL", "MODEL")]
-    inputs = {"model": model}
-    (model,) = graph.add(name, (1140, 0), (300, 58), inputs, ends, [shift])
-    if guidance > 1:
-        ends = [("patched_model", "MODEL")]
-        inputs = {"model": model}
-        (model,) = graph.add("CFGNorm", (1140, 110), (300, 82), inputs, ends, [1.0])
-    return model
-
-
-def _empty_latent(graph: _Graph, comfy: ComfyModel, size: Size) -> Slot:
-    """Adds the noise that the sampler begins with."""
-    ends = [("LATENT", "LATENT")]
-    widgets = [size.width, size.height, 1]
-    (latent,) = graph.add(
-        comfy.empty_latent, (1140, 250), (300, 106), {}, ends, widgets
-    )
-    return latent
-
-
-def _sampled(
-    graph: _Graph,
-    settings: _Settings,
-    model: Slot,
-    positive: Slot,
-    negative: Slot,
-    latent: Slot,
-) -> Slot:
-    """Adds the sampler, and returns its latents."""
-    inputs = {
-        "model": model,
-        "positive": positive,
-        "negative": negative,
-        "latent_image": latent,
-    }
-    widgets = [
-        settings.seed,
-        "fixed",
-        settings.steps,
-        settings.guidance,
-        "euler",
-        "simple",
-        1.0,
-    ]
-    (sampled,) = graph.add(
-        "KSampler", (1480, 0), (300, 262), inputs, [("LATENT", "LATENT")], widgets
-    )
-    return sampled
-
-
-def _save(graph: _Graph, latent: Slot, vae: Slot, stem: str) -> None:
-    """Adds the decoder and the node that saves the image. stem: name of the image's
-    file, without a number."""
-    ends = [("IMAGE", "IMAGE")]
-    inputs = {"samples": latent, "vae": vae}
-    (image,) = graph.add("VAEDecode", (1480, 310), (300, 46), inputs, ends)
-    graph.add("SaveImage", (1820, 0), (420, 460), {"images": image}, [], [stem])
 
 
 def _encoded(
@@ -387,21 +301,18 @@ def _encoded(
     """The conditioning of the prompt, and of the negative one. encoders: the text
     encoder and the VAE. side: of a control image, where a node scales it."""
     clip, vae = encoders
-    if images or comfy.encodes_both:
-        inputs = {"clip": clip, "vae": vae, **images}
-    else:
-        inputs = {"clip": clip}
+    inputs = (
+        {"clip": clip, "vae": vae, **images}
+        if images or comfy.encodes_both
+        else {"clip": clip}
+    )
     if comfy.encodes_both:
-        both = [
-            ("positive", "CONDITIONING"),
-            ("negative", "CONDITIONING"),
-            ("latent", "LATENT"),
-        ]
+        both = "positive:CONDITIONING negative:CONDITIONING latent:LATENT"
         positive, negative, _ = graph.add(
             comfy.encoder, (760, 140), (340, 300), inputs, both, [*texts, side]
         )
         return positive, negative
-    ends = [("CONDITIONING", "CONDITIONING")]
+    ends = "CONDITIONING"
     conditioning = []
     for row, (title, text) in enumerate(
         zip(("prompt", "negative prompt"), texts, strict=True)
@@ -431,20 +342,19 @@ def _encoded(
 
 
 def _images(
-    graph: _Graph, comfy: ComfyModel, picture: SamplePicture | None
+    graph: _Graph, comfy: ComfyModel, picture: SamplePicture
 ) -> dict[str, Slot]:
     """A node for each control image of a sample, by the input it is for; one
     without."""
-    names = [Path(path).name for path in picture.ctrl_img] if picture else []
+    names = [Path(path).name for path in picture.ctrl_img]
     slots = dict[str, Slot]()
-    ends = [("IMAGE", "IMAGE"), ("MASK", "MASK")]
     for place, (given, name) in enumerate(
         zip(comfy.images, names or ["control image.png"], strict=False)
     ):
         at = (360, 420 + 380 * place)
         title = f"control image {place + 1}"
         slots[given] = graph.add(
-            "LoadImage", at, (360, 330), {}, ends, [name, "image"], title
+            "LoadImage", at, (360, 330), {}, "IMAGE MASK", [name, "image"], title
         )[0]
     return slots
 

@@ -64,10 +64,11 @@ def _warn_about_step_count(
     )
     epochs = _child(entries, "train", "epochs")
     given = _child(entries, "train", "steps")
-    if given is None or given.is_blank:
-        steps = TrainConfig.model_fields["steps"].default
-    else:
-        steps = given.value
+    steps = (
+        TrainConfig.model_fields["steps"].default
+        if given is None or given.is_blank
+        else given.value
+    )
     if isinstance(steps, int) and steps and not (epochs and epochs.value):
         message += (
             f" steps: {steps} is {steps * key.value:,} micro-batches; there it would stop after {steps:,}, "
@@ -139,10 +140,11 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
             *scaled,
             *(f"max_norm/{name}" for name in limited),
         )
-        if levels:
-            ways = [loss_in(way.label) for way in self.deployments().values()]
-        else:
-            ways = []
+        ways = (
+            [loss_in(way.label) for way in self.deployments().values()]
+            if levels
+            else []
+        )
         held_out = (HELD_OUT_RIGHT, HELD_OUT_MARGIN) if levels and pairs else ()
         return (
             *of_a_step,
@@ -159,8 +161,10 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
         if self.network.trains_model:
             name = self.display_name(job)
             if name in RESERVED_NAMES:
-                message = f"{name!r} is a folder of every run; the model's folder has the same name. Choose another."
-                yield error("name" if self.name else "network.type", message)
+                yield error(
+                    "name" if self.name else "network.type",
+                    f"{name!r} is a folder of every run; the model's folder has the same name. Choose another.",
+                )
 
     def inputs_digest(self, job: JobContext) -> str:
         """Digest of the images, as a resume compares them; empty where they cannot be

@@ -122,19 +122,16 @@ def _files_of_others(section: DiffusionSection) -> dict[str, Any]:
         for index, lora in enumerate(model.base_loras):
             file = named(lora.path, "model", "base_loras", index, "path")
             used["base_loras"].append({"file": file, "multiplier": lora.multiplier})
-    assistant = section.train.assistant
-    if assistant:
+    if assistant := section.train.assistant:
         file = named(assistant.path, "train", "assistant", "path")
         used["assistant"] = {"file": file, "multiplier": assistant.multiplier}
-    few = section.train.few_step_loss
-    if few:
+    if few := section.train.few_step_loss:
         file = named(few.lora, "train", "few_step_loss", "lora")
         used["few_step_loss"] = {
             "file": file,
             **few.model_dump(mode="json", exclude={"lora"}),
         }
-    preference = section.train.preference
-    if preference:
+    if preference := section.train.preference:
         used["preference"] = preference.model_dump(mode="json", exclude={"reference"})
         if preference.reference:
             used["preference"]["reference"] = named(
@@ -267,17 +264,13 @@ def _resolution(section: DiffusionSection, plan: RunPlan | None) -> tuple[int, i
         (size for dataset in section.datasets for size in dataset.resolution),
         key=area_of,
     )
-    if plan:
-        buckets = []
-        for folder in plan.datasets:
-            for bucket in folder.buckets:
-                buckets.append((bucket.width, bucket.height))
-    else:
-        buckets = []
+    buckets = [
+        (bucket.width, bucket.height)
+        for folder in (plan.datasets if plan else ())
+        for bucket in folder.buckets
+    ]
     trained = max(buckets, key=prod, default=sides_of(largest))
-    if 2 * prod(trained) < area_of(largest):
-        return trained
-    return sides_of(largest)
+    return trained if 2 * prod(trained) < area_of(largest) else sides_of(largest)
 
 
 def _modelspec(

@@ -198,10 +198,9 @@ class SdTrainerProcess(ImageTrainer):
         device = self.device
         group = self.process_group
         self.check_base()
-        if self.resumption.state:
-            self.pretrained = None
-        else:
-            self.pretrained = load_pretrained_lora(section)
+        self.pretrained = (
+            None if self.resumption.state else load_pretrained_lora(section)
+        )
         check_backend(
             train.compile, device, section.model.qtype if section.model.quantize else ""
         )
@@ -270,26 +269,30 @@ class SdTrainerProcess(ImageTrainer):
             enable_forward_prefetch(self.model.blocks())
         # A run that began compiled goes on so, whatever compiling takes now: its
         # results stay the same.
-        if self.resumption.ran_compiled:
-            against_compiling = ""
-        else:
-            against_compiling = self.plan.against_compiling
+        against_compiling = (
+            "" if self.resumption.ran_compiled else self.plan.against_compiling
+        )
         self.block_runner = build_block_runner(
             self.section, self.model, self.device, against_compiling
         )
         sharded = self.network.sharded_params()
         self.process_group.broadcast(
-            [p for name, p in self.network.parameters().items() if name not in sharded]
+            [
+                p
+                for name, p in (
+                    self.network.parameters() | self.network.buffers()
+                ).items()
+                if name not in sharded
+            ]
         )
         steps = self.plan.optimizer_steps
         few = self.section.train.few_step_loss
         self.roles = build_roles(
             self.section, self.network, steps, self.seed, self.process_group
         )
-        if few:
-            self.teacher = Teacher(self.roles[NETWORK], few.first_step(steps))
-        else:
-            self.teacher = None
+        self.teacher = (
+            Teacher(self.roles[NETWORK], few.first_step(steps)) if few else None
+        )
         self.make_base_images(self._generate_by_base)
 
     def _generate_by_base(self, sampler: Sampler, index: int) -> Image.Image:
@@ -348,8 +351,7 @@ class SdTrainerProcess(ImageTrainer):
         validator = self.validator
         if validator is None:
             return None
-        preference = self.section.train.preference
-        if preference:
+        if preference := self.section.train.preference:
             validator.compared = ComparedWith(preference.beta, self.reference)
 
         def measure(should_stop: Callable[[], bool]) -> dict[str, float] | None:
@@ -381,17 +383,22 @@ class SdTrainerProcess(ImageTrainer):
                 return generate(index)
 
         prompts = sampler.prompts
-        texts = []
-        ways = {}
-        layers = {}
-        for index, prompt in enumerate(prompts):
-            text = prompt.prompt
-            if prompt.deployment:
-                text += f" [{prompt.deployment}, {prompt.steps} steps]"
-                ways[index] = prompt.deployment
-            texts.append(text)
-            if prompt.layers:
-                layers[index] = prompt.layers
+        ways = {
+            index: prompt.deployment
+            for index, prompt in enumerate(prompts)
+            if prompt.deployment
+        }
+        texts = [
+            f"{prompt.prompt} [{prompt.deployment}, {prompt.steps} steps]"
+            if prompt.deployment
+            else prompt.prompt
+            for prompt in prompts
+        ]
+        layers = {
+            index: prompt.layers
+            for index, prompt in enumerate(prompts)
+            if prompt.layers
+        }
         of_each_set = len(self.section.sample.all_items()) if self.section.sample else 0
         in_many = len(self.section.sample.samples) if self.section.sample else 0
         pairs: dict[str, list[tuple[int, int]]] = {}
@@ -436,8 +443,7 @@ class SdTrainerProcess(ImageTrainer):
             prompts = train.preserved_prompts(
                 sample.caption, self.section.trigger_words()
             )
-        few = train.few_step_loss
-        if few:
+        if few := train.few_step_loss:
             prompts[NEGATIVE] = few.neg or self.model.family.empty_negative
         return prompts
 
@@ -451,16 +457,15 @@ class SdTrainerProcess(ImageTrainer):
             "noise_levels": train.noise_levels_per_sample,
         }
         make: Callable[..., FlowMatchingStep] = FlowMatchingStep
-        few = train.few_step_loss
-        if few:
-            teacher = self.teacher
-            if teacher:
-                with_lora = partial(self.beside.using, FEW_STEP_LOSS)
-                alone = partial(self.beside.using, "")
-                mixture = partial(
-                    FewStepMixture, few=few, network=self.network, teacher=teacher
-                )
-                make = partial(mixture, with_lora=with_lora, alone=alone)
+        if train.few_step_loss and self.teacher:
+            make = partial(
+                FewStepMixture,
+                few=train.few_step_loss,
+                network=self.network,
+                teacher=self.teacher,
+                with_lora=partial(self.beside.using, FEW_STEP_LOSS),
+                alone=partial(self.beside.using, ""),
+            )
         if train.preference:
             named["noise_levels"] = 1
             make = partial(
@@ -497,12 +502,10 @@ class SdTrainerProcess(ImageTrainer):
             batch = largest()
             self._choose_checkpointing(run, batch, step)
             # With a sharded model no rank may repeat a pass alone.
-            if self._is_sharded:
-                ways_out = []
-            else:
-                ways_out = [self.block_runner.increase_checkpointing]
-            line = try_largest_batch(run, batch, step, *ways_out)
-            if line:
+            ways_out = (
+                [] if self._is_sharded else [self.block_runner.increase_checkpointing]
+            )
+            if line := try_largest_batch(run, batch, step, *ways_out):
                 logger.info(line)
             self.resumption.record_compiled(self.programs.record)
         self.run_loop(run, _Announced(source, step, self._latent_size), step)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 from toolkit.config.reading.field_types import PER_PARAMETER_OPTIMIZERS
@@ -31,7 +31,6 @@ from toolkit.config.sections.output import SampleConfig, SampleItem
 from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.errors import UserError
-from toolkit.files.run_files import NEW_MODEL
 from toolkit.flow.settings import most_levels
 from toolkit.models.families import (
     LARGE_MODEL_BLOCKS,
@@ -44,7 +43,7 @@ from toolkit.models.families import (
     single_file_faults,
     unlike_distilled,
 )
-from toolkit.optim.optimizer_args import ELEMENTWISE, requires_single_lr
+from toolkit.optim.optimizer_args import ELEMENTWISE, HIGHEST_LR, requires_single_lr
 from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
 from toolkit.system.distributed_env import read_distributed_env
 
@@ -59,21 +58,11 @@ REDRAWS_DROPOUT = ("eager", "eager_debug", "eager_noexcept", "pre_dispatch_eager
 are wrong (torch/_higher_order_ops/wrap.py, `divide_kwargs`: the others make the random
 numbers part of the program)."""
 
-HIGHEST_LR = {
-    **dict.fromkeys(
-        ("adamw", "adam", "lion", "adamw8bit", "adam8bit", "ademamix8bit", "lion8bit", "schedulefree_adamw",
-         "came", "stableadamw", "adopt", "soap", "adamw_adv"),
-        0.01,
-    ),
-    "muon": 0.1,
-    **dict.fromkeys(("prodigy", "prodigyplus", "prodigy_adv"), 10),
-}  # fmt: skip
-"""Optimizer -> learning rate above which a typing error, or the rate of another
-optimizer, is likely."""
-
 ADAPTER_LR = 5e-4
 """Learning rate above which an adapter of a large model tends to burn
 (docs/first_character.md)."""
+
+SampleEntry = SampleConfig | SampleItem
 
 TYPE_IN_A_NAME = re.compile(
     r"(?<![a-z0-9])(?:q?u?int[2-8]|q?float8|fp8|nf4|nvfp4)(?![a-z0-9])"
@@ -81,25 +70,13 @@ TYPE_IN_A_NAME = re.compile(
 
 
 def findings(s: DiffusionSection) -> Findings:
-    """All checks of several subsections together. The checks of a feature run only
-    where the job uses it."""
-    train = s.train
-    used: dict[Callable[[DiffusionSection], Findings], object] = {
-        _files_beside: s.files_beside() or s.deployments(),
-        _preservation: train.diff_output_preservation
-        or train.blank_prompt_preservation,
-        _preference: train.preference,
-        _modulation_table: s.model.modulation_table is True,
-        _unseen_sizes: (s.model.files_folder() / NEW_MODEL).is_file(),
-        _validation: s.validation,
-    }
+    """All checks of several subsections together."""
     for group in (
         _arch, _model_or_adapter, _weight_files, _files_beside, _optimizer, _preservation, _preference, _schedule,
         _noise_levels, _distilled, _memory, _modulation_table, _compile, _offloads, _processes, _images, _layers,
         _unseen_sizes, _first_samples, _samples, _validation, _files,
     ):  # fmt: skip
-        if used.get(group, True):
-            yield from group(s)
+        yield from group(s)
 
 
 def _arch(s: DiffusionSection) -> Findings:
@@ -117,11 +94,11 @@ def _model_or_adapter(s: DiffusionSection) -> Findings:
     network = s.network
     if network.trains_model:
         if model.quantize:
-            message = (
+            yield error(
+                "model.quantize",
                 "network.type 'full' trains the weights, and quantized weights "
-                "cannot be trained. Set it to false."
+                "cannot be trained. Set it to false.",
             )
-            yield error("model.quantize", message)
         if network.pretrained_lora_path is not None:
             yield error(
                 "network.pretrained_lora_path",
@@ -130,9 +107,11 @@ def _model_or_adapter(s: DiffusionSection) -> Findings:
         if model.blocks_to_swap and (
             not train.fused_backward_pass or train.gradient_accumulation > 1
         ):
-            message = "blocks that are trained can be swapped only where each is updated in the backward pass."
-            remedy = "Set train.fused_backward_pass: true and train.gradient_accumulation: 1, or blocks_to_swap: 0."
-            yield error("model.blocks_to_swap", f"{message} {remedy}")
+            yield error(
+                "model.blocks_to_swap",
+                "blocks that are trained can be swapped only where each is updated in the backward pass. Set "
+                "train.fused_backward_pass: true and train.gradient_accumulation: 1, or blocks_to_swap: 0.",
+            )
         if network.scale_weight_norms:
             yield error(
                 "network.scale_weight_norms",
@@ -159,8 +138,10 @@ def _model_or_adapter(s: DiffusionSection) -> Findings:
                 "1 zeroes every input of the adapter, so nothing is learned.",
             )
     if network.loraplus_lr_ratio not in (0, 1) and not KINDS[network.type].up_names:
-        message = f"network.type '{network.type}' has no up matrix to train at a higher rate. Remove it."
-        yield error("network.loraplus_lr_ratio", message)
+        yield error(
+            "network.loraplus_lr_ratio",
+            f"network.type '{network.type}' has no up matrix to train at a higher rate. Remove it.",
+        )
 
 
 def _weight_files(s: DiffusionSection) -> Findings:
@@ -188,9 +169,9 @@ def _weight_files(s: DiffusionSection) -> Findings:
     if s.saves_folders:
         encoders = given.keys() - {"transformer"}
         if encoders:
-            remedy = "Put the weights there, or set save.layout: single_file."
             message = (
-                f"network.type 'full' saves the encoders of the model folder. {remedy}"
+                "network.type 'full' saves the encoders of the model folder. Put the weights there, or set "
+                "save.layout: single_file."
             )
             for part in sorted(encoders):
                 yield error(f"model.{part}_path", message)
@@ -209,8 +190,7 @@ def weight_file_findings(s: DiffusionSection, key: str, path: str) -> Findings:
         width_findings,
     )
 
-    fault = unreadable(path)
-    if fault:
+    if fault := unreadable(path):
         yield error(key, fault)
         return
     of_origin = list(origin_findings(key, path, s.model, s.model.files_folder()))
@@ -225,8 +205,10 @@ def _files_beside(s: DiffusionSection) -> Findings:
     sharded = s.train.parallel == "fsdp" and read_distributed_env().world_size > 1
     for key in dict.fromkeys((*s.files_beside(), *s.deployments())):
         if s.network.trains_model:
-            message = "network.type 'full' trains the weights that this file changes. Remove it, or train an adapter."
-            yield error(key, message)
+            yield error(
+                key,
+                "network.type 'full' trains the weights that this file changes. Remove it, or train an adapter.",
+            )
         elif sharded:
             yield error(
                 key,
@@ -245,8 +227,11 @@ def _other_models(s: DiffusionSection) -> Findings:
         try:
             other = family_for(s.other_model(way)) if way.model else None
         except UnknownFamilyError:
-            message = f"{way.model} is not on this disk, so its family is not known. {near_id(way.model)}"
-            yield error(key, f"{message}Run 'hf download {way.model} {INDEX}' first.")
+            yield error(
+                key,
+                f"{way.model} is not on this disk, so its family is not known. {near_id(way.model)}Run 'hf "
+                f"download {way.model} {INDEX}' first.",
+            )
             continue
         except UserError as fault:
             yield error(key, str(fault).removeprefix("model.name_or_path: "))
@@ -284,38 +269,50 @@ def _optimizer(s: DiffusionSection) -> Findings:
     optimizer = train.optimizer
     for key in ("fused_backward_pass", "full_bf16"):
         if getattr(train, key) and optimizer not in PER_PARAMETER_OPTIMIZERS:
-            if train.is_schedule_free:
-                why = "keeps its own average"
-            else:
-                why = "may need all gradients"
-            remedy = f"Use {', '.join(PER_PARAMETER_OPTIMIZERS)}."
+            why = (
+                "keeps its own average"
+                if train.is_schedule_free
+                else "may need all gradients"
+            )
             yield error(
                 f"train.{key}",
-                f"updates one parameter at a time, but {optimizer} {why}. {remedy}",
+                f"updates one parameter at a time, but {optimizer} {why}. Use "
+                f"{', '.join(PER_PARAMETER_OPTIMIZERS)}.",
             )
     if train.fused_backward_pass and train.dtype == "float16":
-        message = "does not work with 'dtype: float16', which checks all gradients before it applies any. Use bf16."
-        yield error("train.fused_backward_pass", message)
+        yield error(
+            "train.fused_backward_pass",
+            "does not work with 'dtype: float16', which checks all gradients before it applies any. Use bf16.",
+        )
     if requires_single_lr(optimizer) and network.loraplus_lr_ratio not in (0, 1):
-        message = f"optimizer '{optimizer}' adapts one learning rate for all weights. Remove this key, or use 'adamw'."
-        yield error("network.loraplus_lr_ratio", message)
+        yield error(
+            "network.loraplus_lr_ratio",
+            f"optimizer '{optimizer}' adapts one learning rate for all weights. Remove this key, or use 'adamw'.",
+        )
     if (
         train.is_schedule_free
         and network.scale_weight_norms
         and not network.trains_model
     ):
-        message = f"optimizer '{optimizer}' saves averaged weights, which the limit would not cover."
         yield error(
-            "network.scale_weight_norms", f"{message} Remove this key, or use 'adamw'."
+            "network.scale_weight_norms",
+            f"optimizer '{optimizer}' saves averaged weights, which the limit would "
+            "not cover. Remove this key, or use 'adamw'.",
         )
     if train.lr == 0:
         yield warning("train.lr", "0 means that nothing is trained.")
     if requires_single_lr(optimizer) and 0 < train.lr < 0.1:
-        message = f"{optimizer} estimates the learning rate itself, and lr {train.lr:g} scales it down."
-        yield warning("train.optimizer", f"{message} A typical value is 'lr: 1'.")
+        yield warning(
+            "train.optimizer",
+            f"{optimizer} estimates the learning rate itself, and lr {train.lr:g} "
+            "scales it down. A typical value is 'lr: 1'.",
+        )
     if train.lr > HIGHEST_LR.get(optimizer, math.inf):
-        message = f"{train.lr:g} is unusually high for {optimizer}; training is likely to diverge."
-        yield warning("train.lr", f"{message} A typical value is 1e-4 (prodigy: 1).")
+        yield warning(
+            "train.lr",
+            f"{train.lr:g} is unusually high for {optimizer}; training is likely to "
+            "diverge. A typical value is 1e-4 (prodigy: 1).",
+        )
     elif (
         train.lr > ADAPTER_LR
         and HIGHEST_LR.get(optimizer) == HIGHEST_LR["adamw"]
@@ -326,8 +323,11 @@ def _optimizer(s: DiffusionSection) -> Findings:
             s.model.files_folder().is_dir() or s.model.name_or_path in published_names()
         )
         if is_here and (_blocks(s) or 0) >= LARGE_MODEL_BLOCKS:
-            message = f"{train.lr:g} is high for a large model: above {ADAPTER_LR:g} its images tend to burn."
-            yield warning("train.lr", f"{message} A typical value is 0.0001 to 0.0002.")
+            yield warning(
+                "train.lr",
+                f"{train.lr:g} is high for a large model: above {ADAPTER_LR:g} its images tend to burn. A "
+                "typical value is 0.0001 to 0.0002.",
+            )
     # `accelerate launch --mixed_precision`, or its configuration, passes its choice on
     # in a variable.
     asked = {"fp16": "float16", "bf16": "bfloat16", "no": "float32"}.get(
@@ -349,21 +349,27 @@ def _preservation(s: DiffusionSection) -> Findings:
         for name in preserved:
             yield error(f"train.{name}", message)
     if "diff_output_preservation" in preserved and not has_trigger:
-        message = "replaces the trigger word by its class, but trigger_word is not set."
         yield error(
             "train.diff_output_preservation",
-            f"{message} Set it, or use 'blank_prompt_preservation'.",
+            "replaces the trigger word by its class, but trigger_word is not set. Set it, or use "
+            "'blank_prompt_preservation'.",
         )
     if train.diff_output_preservation and not train.diff_output_preservation_class:
-        message = "is not set, so the trigger word is removed. Set what it is an example of, such as 'woman'."
-        yield warning("train.diff_output_preservation_class", message)
+        yield warning(
+            "train.diff_output_preservation_class",
+            "is not set, so the trigger word is removed. Set what it is an example of, such as 'woman'.",
+        )
 
 
 def _preference(s: DiffusionSection) -> Findings:
     train = s.train
+    if not train.preference:
+        return
     if s.network.trains_model:
-        message = "needs the model without its adapter, and network.type 'full' has no adapter. Remove it."
-        yield error("train.preference", message)
+        yield error(
+            "train.preference",
+            "needs the model without its adapter, and network.type 'full' has no adapter. Remove it.",
+        )
     if s.streamed:
         yield error(
             "train.preference",
@@ -374,14 +380,16 @@ def _preference(s: DiffusionSection) -> Findings:
             "train.few_step_loss",
             "cannot be combined with 'train.preference'. Remove one of them.",
         )
-    if train.preference and train.preference.reference and train.assistant:
+    if train.preference.reference and train.assistant:
         yield error(
             "train.preference.reference",
             "cannot be combined with 'train.assistant'. Remove one of them.",
         )
     if train.noise_levels_per_sample not in (1, "auto"):
-        message = "a pair has one noise level. Use 1, or leave it out."
-        yield error("train.noise_levels_per_sample", message)
+        yield error(
+            "train.noise_levels_per_sample",
+            "a pair has one noise level. Use 1, or leave it out.",
+        )
 
 
 def _schedule(s: DiffusionSection) -> Findings:
@@ -392,8 +400,7 @@ def _schedule(s: DiffusionSection) -> Findings:
             yield from below(
                 "train", train.unused(key, f": lr_scheduler {scheduler} ignores it.")
             )
-    params = train.lr_scheduler_params
-    if params:
+    if params := train.lr_scheduler_params:
         for param, message in remarks(scheduler, params):
             yield warning(f"train.lr_scheduler_params.{param}", message)
     if s.stop_when and 0 < _steps(s) <= s.stop_when.min_steps:
@@ -434,8 +441,10 @@ def _noise_levels(s: DiffusionSection) -> Findings:
         and most_levels(asked) > 1
         and not family.shares_prefix
     ):
-        message = f"in a {family.title} text and control images see the image's noise level. Use 1, or leave it out."
-        yield error("train.noise_levels_per_sample", message)
+        yield error(
+            "train.noise_levels_per_sample",
+            f"in a {family.title} text and control images see the image's noise level. Use 1, or leave it out.",
+        )
 
 
 def _distilled(s: DiffusionSection) -> Findings:
@@ -445,9 +454,11 @@ def _distilled(s: DiffusionSection) -> Findings:
     if not family or not family.sample_sigmas:
         return
     if not s.train.assistant:
-        remedy = f"Train on {next(iter(family.published))} and use the LoRA with this model, or set train.assistant."
-        message = f"{family.title} is distilled for {len(family.sample_sigmas)} steps, and training undoes that."
-        yield warning("model.name_or_path", f"{message} {remedy}")
+        yield warning(
+            "model.name_or_path",
+            f"{family.title} is distilled for {len(family.sample_sigmas)} steps, and training undoes that. "
+            f"Train on {next(iter(family.published))} and use the LoRA with this model, or set train.assistant.",
+        )
 
 
 def _memory(s: DiffusionSection) -> Findings:
@@ -456,15 +467,16 @@ def _memory(s: DiffusionSection) -> Findings:
     blocks = _blocks(s) if count else None
     if blocks is not None and count >= blocks:
         most = blocks - 1 if blocks > MIN_BLOCKS_TO_SWAP else 0  # fewer save no memory
-        message = f"{count} is more than the model allows: it has {blocks} blocks, of which one must stay on the GPU."
         yield error(
             "model.blocks_to_swap",
-            f"{message} Use {f'{most} or fewer' if most else 0}.",
+            f"{count} is more than the model allows: it has {blocks} blocks, of which one must stay on the "
+            f"GPU. Use {f'{most} or fewer' if most else 0}.",
         )
     if 0 < count < MIN_BLOCKS_TO_SWAP:
-        message = f"{count} saves no memory, because two swapped blocks are buffered on the GPU."
         yield warning(
-            "model.blocks_to_swap", f"{message} Use at least {MIN_BLOCKS_TO_SWAP}."
+            "model.blocks_to_swap",
+            f"{count} saves no memory, because two swapped blocks are buffered on "
+            f"the GPU. Use at least {MIN_BLOCKS_TO_SWAP}.",
         )
     for switch, keys in (
         ("quantize", "qtype accuracy_recovery_adapter"),
@@ -477,22 +489,25 @@ def _memory(s: DiffusionSection) -> Findings:
                 )
     if model.quantize and not model.accuracy_recovery_adapter:
         if model.qtype in ("int2", "uint2"):
-            message = f"{model.qtype} without an accuracy recovery adapter leaves weights about 50 % off."
             yield warning(
-                "model.qtype", f"{message} Use '{model.qtype}|file' to add one."
+                "model.qtype",
+                f"{model.qtype} without an accuracy recovery adapter leaves weights about 50 % off. Use "
+                f"'{model.qtype}|file' to add one.",
             )
     elif model.quantize:
         named = TYPE_IN_A_NAME.findall(model.recovery_name().lower().replace("_", " "))
         types = {QTYPE_SPELLINGS.get(name, name) for name in named}
         if named and model.qtype not in types:
-            message = f"was made for {named[0]}, and cannot correct the errors of qtype {model.qtype}."
             yield warning(
                 "model.accuracy_recovery_adapter",
-                f"{message} Remove it, or use one for {model.qtype}.",
+                f"was made for {named[0]}, and cannot correct the errors of qtype {model.qtype}. Remove it, or "
+                f"use one for {model.qtype}.",
             )
 
 
 def _modulation_table(s: DiffusionSection) -> Findings:
+    if s.model.modulation_table is not True:
+        return
     try:
         tabulated = (
             family_for(s.model).footprint(s.model.files_folder()).modulation_layers
@@ -533,26 +548,31 @@ def _compile(s: DiffusionSection) -> Findings:
         and drops
         and recomputes
     ):
-        message = f"'{train.compile.backend}' samples dropout again in a recomputed block, so gradients would be wrong."
         yield error(
             "train.compile.backend",
-            f"{message} Use inductor or aot_eager, or 'gradient_checkpointing: none'.",
+            f"'{train.compile.backend}' samples dropout again in a recomputed block, so gradients would be "
+            "wrong. Use inductor or aot_eager, or 'gradient_checkpointing: none'.",
         )
     if (
         train.compile.enabled
         and train.compile.fullgraph
         and network.network_kwargs.constraint
     ):
-        message = "cannot be combined with network_kwargs.constraint, which looks at values. Set it to false."
-        yield error("train.compile.fullgraph", message)
+        yield error(
+            "train.compile.fullgraph",
+            "cannot be combined with network_kwargs.constraint, which looks at values. Set it to false.",
+        )
 
 
 def _offloads(s: DiffusionSection) -> Findings:
     """Whether it is known what `block_offload` takes with this kind of network."""
     known = [name for name, kind in KINDS.items() if kind.units.offloaded]
     if s.train.checkpointing_level() == "block_offload" and s.network.type not in known:
-        message = f"'block_offload' works with network.type {', '.join(known)}, not with {s.network.type}."
-        yield error("train.gradient_checkpointing", f"{message} Use full_offload.")
+        yield error(
+            "train.gradient_checkpointing",
+            f"'block_offload' works with network.type {', '.join(known)}, not "
+            f"with {s.network.type}. Use full_offload.",
+        )
 
 
 def _processes(s: DiffusionSection) -> Findings:
@@ -569,8 +589,10 @@ def _processes(s: DiffusionSection) -> Findings:
         )
         return
     if train.fused_backward_pass:
-        message = f"updates each parameter before the gradients of {processes} processes are summed. Set it to false."
-        yield error("train.fused_backward_pass", message)
+        yield error(
+            "train.fused_backward_pass",
+            f"updates each parameter before the gradients of {processes} processes are summed. Set it to false.",
+        )
     if train.parallel != "fsdp":
         return
     fsdp = "'train.parallel: fsdp'"
@@ -580,16 +602,21 @@ def _processes(s: DiffusionSection) -> Findings:
             f"{train.batch_size}: {fsdp} needs 1. Raise gradient_accumulation instead.",
         )
     if s.micro_batches_per_step % processes:
-        message = f"{train.gradient_accumulation}: {fsdp} needs a multiple of the number of processes, {processes}."
-        yield error("train.gradient_accumulation", message)
-    if s.network.trains_model and train.optimizer not in ELEMENTWISE:
-        message = f"'{train.optimizer}' may need whole weights, and {fsdp} shards them."
         yield error(
-            "train.optimizer", f"{message} Use one of {', '.join(ELEMENTWISE)}."
+            "train.gradient_accumulation",
+            f"{train.gradient_accumulation}: {fsdp} needs a multiple of the number of processes, {processes}.",
+        )
+    if s.network.trains_model and train.optimizer not in ELEMENTWISE:
+        yield error(
+            "train.optimizer",
+            f"'{train.optimizer}' may need whole weights, and {fsdp} shards them. Use one of "
+            f"{', '.join(ELEMENTWISE)}.",
         )
     if KINDS[s.network.type].needs_base:
-        message = f"'{s.network.type}' computes with whole weights, and {fsdp} shards them. Use lora, loha or lokr."
-        yield error("network.type", message)
+        yield error(
+            "network.type",
+            f"'{s.network.type}' computes with whole weights, and {fsdp} shards them. Use lora, loha or lokr.",
+        )
     for key, given, reason in (
         (
             "model.quantize",
@@ -640,10 +667,10 @@ def _images(s: DiffusionSection) -> Findings:
         key, slots = dataset.references
         of_layers = family is not None and family.stacks_layers
         if dataset.from_base and family and family.min_references:
-            message = f"{family.title} edits a given image, and these have none. Give a folder of pairs with"
             yield error(
                 f"datasets.{index}.from_base",
-                f"{message} 'folder_path' and 'is_reg: true'.",
+                f"{family.title} edits a given image, and these have none. Give a folder of pairs with "
+                "'folder_path' and 'is_reg: true'.",
             )
         if (
             family
@@ -672,11 +699,19 @@ ABOVE_LAYERS = {
 def _layers(s: DiffusionSection) -> Findings:
     """Keys that a model of layers needs or does not take, and those that only such a
     model takes."""
-    family = _family(s)
-    if family is not None:
+    if (family := _family(s)) is not None:
         yield from (_of_layers if family.stacks_layers else _without_layers)(
             s, family.title
         )
+
+
+def _sample_entries(s: DiffusionSection) -> Iterator[tuple[str, SampleEntry]]:
+    """`sample` and `first_sample`, each before its own samples, by their keys."""
+    for name, section in (("sample", s.sample), ("first_sample", s.first_sample)):
+        if section:
+            yield name, section
+            for index, item in enumerate(section.samples):
+                yield f"{name}.samples.{index}", item
 
 
 def _without_layers(s: DiffusionSection, title: str) -> Findings:
@@ -685,18 +720,13 @@ def _without_layers(s: DiffusionSection, title: str) -> Findings:
             yield error(
                 f"datasets.{index}.{key}", f"{title} generates no layers. Remove it."
             )
-    for name, sample in (("sample", s.sample), ("first_sample", s.first_sample)):
-        places: list[tuple[str, SampleConfig | SampleItem]] = []
-        if sample:
-            places += [(name, sample)] if "layers" in sample.model_fields_set else []
-            for index, item in enumerate(sample.samples):
-                places.append((f"{name}.samples.{index}", item))
-        for place, entry in places:
-            # `--f 1` in musubi-tuner's prompts is one image.
-            if entry.layers not in (None, 1):
-                yield warning(
-                    f"{place}.layers", f"has no effect: {title} generates no layers."
-                )
+    for place, entry in _sample_entries(s):
+        is_given = isinstance(entry, SampleItem) or "layers" in entry.model_fields_set
+        # `--f 1` in musubi-tuner's prompts is one image.
+        if is_given and entry.layers not in (None, 1):
+            yield warning(
+                f"{place}.layers", f"has no effect: {title} generates no layers."
+            )
     yield from below(
         "model",
         s.model.model_kwargs.unused(
@@ -713,25 +743,22 @@ def _of_layers(s: DiffusionSection, title: str) -> Findings:
                 f"does not apply to {title}: {ABOVE_LAYERS[key]}. Remove it.",
             )
         if not (dataset.layers_path or dataset.layers_suffix or dataset.url):
-            message = f"{title} learns the layers of each image. Give 'layers_path', or 'layers_suffix: _layer'."
-            yield error(f"datasets.{index}", message)
-    for name, sample in (("sample", s.sample), ("first_sample", s.first_sample)):
-        if not sample:
+            yield error(
+                f"datasets.{index}",
+                f"{title} learns the layers of each image. Give 'layers_path', or 'layers_suffix: _layer'.",
+            )
+    for place, item in _sample_entries(s):
+        if not isinstance(item, SampleItem):
             continue
-        for index, item in enumerate(sample.samples):
-            place = f"{name}.samples.{index}"
-            if not item.ctrl_img:
-                message = f"is required: {title} takes an image apart into layers. Give that image."
-                yield error(f"{place}.ctrl_img", message)
-            if item.mask_img:
-                yield error(
-                    f"{place}.mask_img", f"does not apply to {title}. Remove it."
-                )
-    for key, given in (
-        ("preference", s.train.preference),
-        ("few_step_loss", s.train.few_step_loss),
-    ):
-        if given:
+        if not item.ctrl_img:
+            yield error(
+                f"{place}.ctrl_img",
+                f"is required: {title} takes an image apart into layers. Give that image.",
+            )
+        if item.mask_img:
+            yield error(f"{place}.mask_img", f"does not apply to {title}. Remove it.")
+    for key in ("preference", "few_step_loss"):
+        if getattr(s.train, key):
             yield error(
                 f"train.{key}",
                 f"does not apply to {title}: its target is several images. Remove it.",
@@ -763,8 +790,7 @@ def _unseen_sizes(s: DiffusionSection) -> Findings:
         **sizes,
         "sample": [(item.width, item.height) for item in s.sample_pictures()],
     }.items():
-        note = folder.size_note(sides)
-        if note:
+        if note := folder.size_note(sides):
             yield warning(key, note)
 
 
@@ -774,28 +800,29 @@ def _first_samples(s: DiffusionSection) -> Findings:
     train = s.train
     sample = s.sample
     first = s.first_sample
-    wants_none = (
+    wants_one = (
         "skip_first_sample" in train.model_fields_set and not train.skip_first_sample
     )
-    asks = {
-        "sample.sample_at_first": sample
-        and sample.sample_at_first
-        and "sample_at_first: true",
-        "train.force_first_sample": train.force_first_sample
-        and "force_first_sample: true",
-        "first_sample": first and "first_sample",
-        "train.skip_first_sample": wants_none and "skip_first_sample: false",
-    }
+    asked = [
+        (key, words)
+        for key, words, is_asked in (
+            ("sample.sample_at_first", "sample_at_first: true", sample and sample.sample_at_first),
+            ("train.force_first_sample", "force_first_sample: true", train.force_first_sample),
+            ("first_sample", "first_sample", first),
+            ("train.skip_first_sample", "skip_first_sample: false", wants_one),
+        )
+        if is_asked
+    ]  # fmt: skip
+    denied = ""
     if train.skip_first_sample:
         denied = "skip_first_sample: true"
-    else:
+    elif sample and sample.sample_at_first is False:
         denied = "sample_at_first: false"
-    if train.skip_first_sample or (sample and sample.sample_at_first is False):
-        for key, asked in [(key, asked) for key, asked in asks.items() if asked][:1]:
-            yield error(
-                key,
-                f"'{asked}' and '{denied}' contradict each other. Remove one of them.",
-            )
+    if denied and asked:
+        key, words = asked[0]
+        yield error(
+            key, f"'{words}' and '{denied}' contradict each other. Remove one of them."
+        )
     if first and not first.samples:
         yield error(
             "first_sample",
@@ -831,28 +858,21 @@ def _samples(s: DiffusionSection) -> Findings:
     """Prompts and sizes that give something else than they say, and steps that the
     model was not made for."""
     family = _family(s)
-    for name, section in (("sample", s.sample), ("first_sample", s.first_sample)):
-        if section is None:
-            continue
-        if name == "sample" and not section.samples:
+    for key, entry in _sample_entries(s):
+        if key == "sample" and s.sample and not s.sample.samples:
             yield warning(
-                name, "has no prompts: no images are generated. Give 'prompts'."
+                key, "has no prompts: no images are generated. Give 'prompts'."
             )
-        if section.vae_path:
-            yield from _decoder(s, name, section.vae_path)
-        items: list[tuple[str, SampleConfig | SampleItem]] = [(name, section)]
-        for index, sample in enumerate(section.samples):
-            items.append((f"{name}.samples.{index}", sample))
-        for key, item in items:
-            for side in ("width", "height"):
-                if family:
-                    message = rounded_side(family, getattr(item, side))
-                    if message:
-                        yield warning(f"{key}.{side}", message)
-            if not family or not family.sample_sigmas:
-                continue
+        if isinstance(entry, SampleConfig) and entry.vae_path:
+            yield from _decoder(s, key, entry.vae_path)
+        if not family:
+            continue
+        for side in ("width", "height"):
+            if message := rounded_side(family, getattr(entry, side)):
+                yield warning(f"{key}.{side}", message)
+        if family.sample_sigmas:
             for what, message in unlike_distilled(
-                family, item.sample_steps, item.guidance_scale
+                family, entry.sample_steps, entry.guidance_scale
             ):
                 yield warning(
                     f"{key}.{'sample_steps' if what == 'steps' else 'guidance_scale'}",
@@ -903,15 +923,18 @@ def _validation(s: DiffusionSection) -> Findings:
         )
         first, *others = (Path(folder).expanduser().resolve() for folder in folders)
         if first in others:
-            message = f"'{validation.folder_path}' is also trained on: a low loss says nothing about new images."
-            yield warning("validation.folder_path", message)
+            yield warning(
+                "validation.folder_path",
+                f"'{validation.folder_path}' is also trained on: a low loss says nothing about new images.",
+            )
     counted = not validation.every_n_epochs and (steps or not validation.every)
     if stop and stop.below is not None and stop.metric.startswith(LOSS) and counted:
         times = 1 + steps // validation.every if validation.every else 1
         if times < stop.smooth:
-            message = f"will never trigger: it needs {stop.smooth} validations, and only {times} run before the end."
             yield warning(
-                "stop_when.smooth", f"{message} Lower it, or 'validation.every'."
+                "stop_when.smooth",
+                f"will never trigger: it needs {stop.smooth} validations, and only {times} run before the end. "
+                "Lower it, or 'validation.every'.",
             )
 
 
@@ -919,14 +942,17 @@ def _files(s: DiffusionSection) -> Findings:
     save = s.save
     kind = s.network.type
     if "merged_lora" in save.also and kind not in MERGED:
-        if s.network.trains_model:
-            why = "no adapter is trained"
-        else:
-            why = "the files are already plain LoRAs"
+        why = (
+            "no adapter is trained"
+            if s.network.trains_model
+            else "the files are already plain LoRAs"
+        )
         if KINDS[kind].library_class:
             why = "none is extracted of LyCORIS's modules"
-        message = f"'merged_lora' needs network.type {' or '.join(MERGED)}; with '{kind}' {why}. Remove it."
-        yield error("save.also", message)
+        yield error(
+            "save.also",
+            f"'merged_lora' needs network.type {' or '.join(MERGED)}; with '{kind}' {why}. Remove it.",
+        )
     if save.mem_eff_save and not s.network.trains_model:
         yield warning(
             "save.mem_eff_save", "has no effect without 'network: {type: full}'."

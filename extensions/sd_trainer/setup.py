@@ -52,8 +52,7 @@ def build_block_runner(
 ) -> BlockRunner:
     """The block runner of a section, for a model whose network is attached; before it
     the modulation cache. against: `RunPlan.against_compiling`."""
-    reason = model.enable_modulation_cache(BlockSwap)
-    if reason:
+    if reason := model.enable_modulation_cache(BlockSwap):
         logger.info(f"model.modulation_table: not possible here, {reason}")
     train = section.train
     qtype = section.model.qtype if section.model.quantize else ""
@@ -189,6 +188,7 @@ def build_roles(
         up_ratio=section.network.loraplus_lr_ratio or 1,
         after_step=network.after_step,
         sharded=network.sharded_params(),
+        buffers=network.buffers(),
         stochastic_rounding=section.train.full_bf16,
     )
     if section.train.fused_backward_pass and not role.sharded:

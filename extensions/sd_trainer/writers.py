@@ -148,8 +148,7 @@ class LoraWriter:
     ) -> None:
         """Logs the programs in which the last file of a run does not have its whole
         effect, once: the raw file has the same form."""
-        reasons = limits(tensors, metadata)
-        if reasons:
+        if reasons := limits(tensors, metadata):
             logger.info(f"{file}: {' '.join(reasons)} See docs/use_your_lora.md.")
 
     def _extract(
@@ -216,20 +215,20 @@ class LoraWriter:
         """Copies of the tensors of each file of a step (as in `snapshot`), in
         `save.dtype` and on the CPU. The network must not be sharded."""
         role = run.roles[NETWORK]
-        copies = {
+        return {
             file: self._copy(role.weights(raw))
             for file, raw in self.files(run, step).items()
         }
-        return copies
 
     def _copy(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of a file, sorted by key, in `save.dtype`. Alphas stay in
         float32: bfloat16 would round them."""
         tensors = spelled(self.network.export(weights), self.spelling)
-        if self.spelling is not STORED:
-            alphas = {name for name in tensors if name.endswith(ALPHA)}
-        else:
-            alphas = set()
+        alphas = (
+            {name for name in tensors if name.endswith(ALPHA)}
+            if self.spelling is not STORED
+            else set()
+        )
         in_dtype = to_cpu_copies(
             {name: t for name, t in tensors.items() if name not in alphas},
             self.section.save.dtype,

@@ -116,9 +116,11 @@ class BaseProcess:
             raise UserError(f"{self._place(key)}: required, but not given.")
         if value is None:
             value = default
-        if value is None or as_type is None:
-            return value
-        return self._convert(key, value, as_type)
+        return (
+            value
+            if value is None or as_type is None
+            else self._convert(key, value, as_type)
+        )
 
     def _convert(self, key: str, value: Any, as_type: Callable[[Any], Any]) -> Any:
         wanted = getattr(as_type, "__name__", str(as_type))
@@ -186,8 +188,7 @@ class BaseTrainProcess(BaseProcess):
         if own_name:
             self.save_root = self.save_root / own_name
         if isinstance(self.section, ProcessConfig):
-            run_folder = self.section.run_folder(JobContext(job.name))
-            if run_folder:
+            if run_folder := self.section.run_folder(JobContext(job.name)):
                 self.save_root = run_folder
 
     def run(self) -> None:

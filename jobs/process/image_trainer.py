@@ -220,10 +220,9 @@ class ImageTrainer(Trainer):
                 self.model,
                 self.progress,
             )
-        if self.caches_latents:
-            what = "latents and text embeddings"
-        else:
-            what = "text embeddings"
+        what = (
+            "latents and text embeddings" if self.caches_latents else "text embeddings"
+        )
         self.status.finish(f"{what} of {len(self.dataset.items)} items are ready")
 
     def _unload_encoders(self) -> None:
@@ -246,8 +245,7 @@ class ImageTrainer(Trainer):
         stores = self.stores
         dtype = DTYPES[section.train.dtype]
         extra_prompts = self.extra_prompts
-        stream = self.data.stream
-        if stream:
+        if stream := self.data.stream:
             keep_text = bool(section.requested_text_cache(stream.settings))
             encoder = ItemEncoder(model, dtype)
             self.dataset = StreamLatents(
@@ -435,10 +433,11 @@ class ImageTrainer(Trainer):
         group = self.process_group
         seed = run.seed
         size = self.section.images_per_micro_batch
-        if prefetched:
-            workers = max(dataset.num_workers for dataset in self.section.datasets)
-        else:
-            workers = 0
+        workers = (
+            max(dataset.num_workers for dataset in self.section.datasets)
+            if prefetched
+            else 0
+        )
         splits = splits_per_micro_batch(run.grad_accum_steps, group.world_size)
         if data.stream:
             ranks = group.rank, group.world_size
@@ -468,8 +467,6 @@ class ImageTrainer(Trainer):
         """Trains to the end, or until a stop; then says what of a stream could not be
         used."""
         train(run, source, step)
-        stream = self.data.stream
-        if stream:
-            line = stream.unreadable.summary()
-            if line:
+        if stream := self.data.stream:
+            if line := stream.unreadable.summary():
                 logger.warning(line)

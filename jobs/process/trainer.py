@@ -321,10 +321,11 @@ class Trainer(BaseTrainProcess):
                     shapes=self.trained_shapes(),
                 )
             except UserError as error:
-                if isinstance(error, ArgumentError):
-                    field = "optimizer_params"
-                else:
-                    field = "optimizer"
+                field = (
+                    "optimizer_params"
+                    if isinstance(error, ArgumentError)
+                    else "optimizer"
+                )
                 raise UserError(f"{key}.{field}: {error}") from error
             for line in trial.lines():
                 logger.info(line)
@@ -391,9 +392,7 @@ class Trainer(BaseTrainProcess):
             )
             return OutOfMemory(f"{reason}. {self.memory_advice()}")
         if short:
-            if short is MEMORY:
-                return OutOfMemory(str(short))
-            return RunError(str(short))
+            return OutOfMemory(str(short)) if short is MEMORY else RunError(str(short))
         place = getattr(error, "filename", None)
         folder = self.training_folder.absolute()
         if isinstance(place, str) and Path(place).absolute().is_relative_to(folder):
@@ -428,8 +427,7 @@ class Trainer(BaseTrainProcess):
         verified, or sees another one."""
         if start.checkpoint is None or self.process_group.is_single_process:
             return
-        fault = verify(start.checkpoint, by_hash=False)
-        if fault:
+        if fault := verify(start.checkpoint, by_hash=False):
             raise RunError(
                 f"{start.checkpoint.absolute()}: process {self.process_group.rank} does not see this state ({fault}). "
                 "All machines need the same training_folder: give one that they share."
@@ -525,10 +523,9 @@ class Trainer(BaseTrainProcess):
 
     def build_callbacks(self) -> list[Callback]:
         """The callbacks of the run, in call order; only rank 0 has any."""
-        if self.section.logging.log_every:
-            status = StatusLine(every_s=0)
-        else:
-            status = self.status
+        status = (
+            StatusLine(every_s=0) if self.section.logging.log_every else self.status
+        )
         validation = self.validation()
         samples = self.samples()
         # All of a validation and of an image comes from blocks of one kind.
@@ -545,10 +542,9 @@ class Trainer(BaseTrainProcess):
             keep = TimesCallback(
                 partial(remember_run_times, self.section.training_folder, time.key)
             )
-            if samples:
-                samples = replace(samples, draw=keep.timed(samples.draw))
-            else:
-                samples = None
+            samples = (
+                replace(samples, draw=keep.timed(samples.draw)) if samples else None
+            )
             times = [keep]
         compiled = self.programs.used
         folder = self.save_root

@@ -14,7 +14,7 @@ from benchmarks.interop.environments import ENVIRONMENTS
 from benchmarks.peers.turns import Turns
 from benchmarks.synthetic import SIZES
 
-QUICK = ("--rounds", "2", "--warm-up", "0", "--starts", "2")
+QUICK = ("--rounds", "2", "--warm-up", "0", "--starts", "1")
 
 
 @pytest.mark.slow

@@ -10,10 +10,10 @@ from functools import cache
 
 import pytest
 
-from extensions.tools.lint.checks import CHECKS
+from extensions.tools.lint.config import CHECKS
 from tests.conftest import ROOT
-from toolkit.config.sections.dataset import CAPTION_SUFFIXES
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
+from toolkit.data.scan.captions import FORMATS
 from toolkit.data.scan.tables import TEXT_TABLES
 from toolkit.files import archives, parquet
 
@@ -68,7 +68,7 @@ def said() -> str:
 def test_the_formats_are_those_of_the_code() -> None:
     assert endings("pictures") == IMAGE_SUFFIXES
     assert endings("captions and tables") == {
-        *CAPTION_SUFFIXES,
+        *FORMATS,
         *TEXT_TABLES,
         parquet.SUFFIX,
     }

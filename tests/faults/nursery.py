@@ -30,6 +30,7 @@ import torch
 from PIL import Image
 
 from toolkit.files.writing import python_path
+from toolkit.registry import is_present
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -275,8 +276,9 @@ def no_gpu_in_sight() -> Iterator[None]:
 
 
 def import_everything() -> None:
-    """What a job imports in the end, so that each child finds it."""
-    for name in MODULES:
+    """What a job imports in the end, so that each child finds it; not the modules of a
+    part that is absent."""
+    for name in filter(is_present, MODULES):
         import_module(name)
     Image.init()
     gc.collect()
@@ -286,8 +288,7 @@ def import_everything() -> None:
 
 
 def fork(order: dict) -> int:
-    pid = os.fork()
-    if pid:
+    if pid := os.fork():
         return pid
     code = 70
     try:

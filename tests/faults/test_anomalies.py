@@ -50,16 +50,12 @@ FULL = {
         ),
         pytest.param(SLOW_DISK, SLOW_LOADS, "step_time", "waiting for data", id="disk"),
         pytest.param(
-            LAYERS, [("detach_first", "lora_A")], "gradient", NO_GRADIENT, id="layer"
-        ),
-        pytest.param(
             FULL,
             [("detach_first", "weight")],
             "gradient",
             NO_GRADIENT,
             id="layer of the model",
         ),
-        pytest.param(FULL, [], None, "", id="sound, all of the model, fused"),
         pytest.param({"train__steps": 70}, [], None, "", id="sound"),
     ],
 )

@@ -15,8 +15,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -27,7 +25,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from benchmarks import bench_memory
-from tests.conftest import FAST_BF16, ROOT, child_environment
+from tests.conftest import FAST_BF16
 from tests.diffusers_reference import relative
 from tests.extensions.from_scratch.conftest import SMALL
 from tests.faults.conftest import Job, draw_pictures
@@ -628,22 +626,6 @@ def test_auto_takes_the_level_that_fits(on_less) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_whose_process_could_not_be_forked_is_a_new_one(tmp_path: Path) -> None:
-    """As `fork` starts it where importing has used a GPU nevertheless."""
-    order = {
-        "arguments": [str(tmp_path)],
-        "cwd": str(tmp_path),
-        "name": "run",
-        "main": "tests.faults.small",
-    }
-    order["faults"] = [("largest_file", 2**30)]
-    environment = child_environment({"PYTHONPATH": str(ROOT)})
-    command = [sys.executable, str(ROOT / "tests/faults/nursery.py"), json.dumps(order)]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=300)
-    assert (tmp_path / "writes").exists() and (tmp_path / "run.out").exists()
-
-
-@pytest.mark.slow
 def test_jobs_that_one_process_runs_in_turn_are_as_those_of_their_own(
     here: Job, tmp_path: Path
 ) -> None:
@@ -677,29 +659,6 @@ def test_jobs_that_one_process_runs_in_turn_are_as_those_of_their_own(
     killed.end()
     assert killed.code == -signal.SIGKILL
     assert in_turn("after", [], "--dry-run")[0] == 0, "by another process"
-
-
-ELSEWHERE = """
-from pathlib import Path
-
-def main(arguments):
-    Path("found").write_text(arguments[0])
-    return 0
-"""
-
-
-@pytest.mark.slow
-def test_jobs_are_forked_where_packages_come_by_pythonpath(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / "installed_elsewhere.py").write_text(ELSEWHERE)
-    monkeypatch.setenv("PYTHONPATH", str(site))
-    nursery = Nursery()
-    nursery.fork(["yes"], tmp_path, "run", main="installed_elsewhere").ends_with()
-    nursery.close()
-    assert (tmp_path / "found").read_text() == "yes"
 
 
 # ------------------------------------------------------------ what the device notices

@@ -18,8 +18,6 @@ from tests.faults.conftest import Job, draw_pictures
 
 OF_THEIR_OWN_KIND = {
     "adamw8bit": {},
-    "muon": {},
-    "prodigy": {"train__lr": 1.0},
     # It averages by itself, and wants no schedule.
     "schedulefree_adamw": {
         "train__ema_config": {"use_ema": False},

@@ -133,39 +133,24 @@ def test_no_trace_of_a_lora_is_in_them(job: Job, unbroken: Job) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "call", "left"),
+    ("place", "call", "number", "code"),
     [
-        ("jobs.process.image_trainer:write_base_image", 3, 2),
-        ("PIL.Image:Image.save", 3, 2),  # its caption is there
-        ("toolkit.train.sampling:euler_sample", 1, 0),
+        ("PIL.Image:Image.save", 3, KILL, -KILL),  # its caption is there
+        ("jobs.process.image_trainer:write_base_image", 2, TERM, 75),
     ],
 )
-def test_killed_while_they_are_made_it_goes_on_to_the_same_bytes(
-    job: Job, unbroken: Job, place: str, call: int, left: int
+def test_ended_while_they_are_made_it_goes_on_to_the_same_bytes(
+    job: Job, unbroken: Job, place: str, call: int, number: int, code: int
 ) -> None:
     prepare(job)
-    job.run(faults=[("kill_self", place, call, KILL)], code=-KILL)
+    job.run(faults=[("kill_self", place, call, number)], code=code)
     first = images(job)
-    assert len(first) == left
+    assert len(first) == 2
     folder = job.cwd / "output" / "_cache" / "from_base"
     times = {name: (folder / name).stat().st_mtime_ns for name in first}
     said = job.run()
-    assert f"{COUNT - left} of {COUNT} are generated before step 1" in said
+    assert f"{COUNT - 2} of {COUNT} are generated before step 1" in said
     assert {name: (folder / name).stat().st_mtime_ns for name in first} == times
-    assert made(job) == made(unbroken)
-    assert job.result() == unbroken.result()
-
-
-def test_a_stop_while_they_are_made_ends_the_run_and_keeps_what_there_is(
-    job: Job, unbroken: Job
-) -> None:
-    prepare(job)
-    job.run(
-        faults=[("kill_self", "jobs.process.image_trainer:write_base_image", 2, TERM)],
-        code=75,
-    )
-    assert len(images(job)) == 2
-    job.run()
     assert made(job) == made(unbroken)
     assert job.result() == unbroken.result()
 
@@ -186,7 +171,10 @@ def test_a_resume_has_the_same_bits_and_makes_lost_images_again(
     assert job.result() == unbroken.result()
 
 
-def test_another_job_of_the_same_base_uses_them_again(job: Job, unbroken: Job) -> None:
+def test_another_job_of_the_same_base_uses_them_again(
+    job: Job, unbroken: Job, tmp_path: Path
+) -> None:
+    """One of another base does not."""
     shutil.copytree(unbroken.cwd / "output" / "_cache", job.cwd / "output" / "_cache")
     before = made(job)
     prepare(job)
@@ -202,30 +190,30 @@ def test_another_job_of_the_same_base_uses_them_again(job: Job, unbroken: Job) -
     )
     assert "images of the base model are in" not in said
     assert made(job) == before
-
-
-def test_another_base_has_images_of_its_own(
-    job: Job, unbroken: Job, tmp_path: Path
-) -> None:
-    shutil.copytree(unbroken.cwd / "output" / "_cache", job.cwd / "output" / "_cache")
-    before = made(job)
-    prepare(job)
     write_tiny_model(tmp_path / "model", TinySpec(seed=5))
-    job.change(model__name_or_path=str(tmp_path / "model"), train__steps=1)
-    job.run()
-    after = made(job)
-    assert before.items() <= after.items() and len(after) == 2 * len(before)
+    job.name = "of_another_base"
+    job.change(model__name_or_path=str(tmp_path / "model"))
+    assert f"{COUNT} of {COUNT} are generated before step 1" in job.run("--dry-run")
 
 
-def test_changed_prompts_are_a_changed_dataset(job: Job, unbroken: Job) -> None:
+def test_changed_prompts_are_a_changed_dataset_and_another_count_a_changed_job(
+    job: Job, unbroken: Job
+) -> None:
     prepare(job)
     job.change(train__steps=2)
     job.run()
     before = made(job)
+    job.section["datasets"][1]["from_base"]["count"] = 2
+    job.change(train__steps=4)
+    said = job.run(code=2)
+    assert (
+        f"datasets[1].from_base.count: {COUNT} -> 2" in said
+        and "this changes the result" in said
+    )
+    job.section["datasets"][1]["from_base"]["count"] = COUNT
     (job.cwd / "prompts.txt").write_text(
         "a green tree\n" + "\n".join(PROMPTS) + "\n", encoding="utf-8"
     )
-    job.change(train__steps=4)
     said = job.run("--allow-change")
     # Five of three prompts: the second one is not used a third time, nor the first one.
     assert (
@@ -234,19 +222,6 @@ def test_changed_prompts_are_a_changed_dataset(job: Job, unbroken: Job) -> None:
     )
     assert "The next epoch begins with it." in said
     assert before.items() <= made(job).items()
-
-
-def test_another_count_changes_the_result(job: Job) -> None:
-    prepare(job)
-    job.change(train__steps=2)
-    job.run()
-    job.section["datasets"][1]["from_base"]["count"] = 2
-    job.change(train__steps=4)
-    said = job.run(code=2)
-    assert (
-        "datasets[1].from_base.count: 5 -> 2" in said
-        and "this changes the result" in said
-    )
 
 
 def test_prompts_that_have_moved_are_the_same_dataset(job: Job, unbroken: Job) -> None:

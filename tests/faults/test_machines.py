@@ -182,12 +182,12 @@ def test_a_network_that_is_gone_for_five_seconds_costs_these_and_one_that_stays_
 
 
 LOST: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "worker 0": ((DIED,), ("running",)),
     "launcher 0": (("Stopped.", DIED), ("stopped", "failed", "running")),
     "machine 0": ((DIED,), ("running",)),
 }
-"""What is killed -> what one of these the others say, and how the run counts then. The
-worker of a launcher is stopped as by a signal, and with it the other one. With the
+"""What is killed -> what one of these the others say, and how the run counts then (of a
+worker: test_processes.py). The worker of a launcher is stopped as by a signal, and with
+it the other one. With the
 first launcher the store is gone: whether all agree on the stop before they miss it is a
 race."""
 
@@ -205,9 +205,7 @@ def test_what_is_lost_ends_the_run_on_both_and_one_goes_on(
     if kind == "machine":
         machines.lose(gone)
     else:
-        os.kill(
-            started[gone].worker if kind == "worker" else started[gone].launcher, KILL
-        )
+        os.kill(started[gone].launcher, KILL)
     go_on(job)
     for launched in started:
         launched.wait_for_worker()

@@ -67,18 +67,12 @@ def refused(
     return refused
 
 
-@pytest.mark.parametrize(
-    ("pipeline", "flags", "kind"),
-    [("FluxPipeline", LOOK, "cache"), ("StableDiffusion3Pipeline", (), "sd_trainer")],
-)
-def test_a_cached_model_of_another_family(
-    refused, tmp_path: Path, pipeline: str, flags: tuple, kind: str
-) -> None:
-    write_cached(tmp_path / "home", NAME, pipeline)
-    line = refused(NAME, *flags, kind=kind)
+def test_a_cached_model_of_another_family(refused, tmp_path: Path) -> None:
+    write_cached(tmp_path / "home", NAME, "StableDiffusion3Pipeline")
+    line = refused(NAME, kind="cache")
     assert (
         f"model.name_or_path: '{NAME}' is another model: " in line
-        and repr(pipeline) in line
+        and "'StableDiffusion3Pipeline'" in line
     )
     assert line.startswith(str(tmp_path / "job.yaml:1:"))
 
@@ -102,30 +96,12 @@ def test_a_dry_run_and_a_run_refuse_a_cached_model_without_a_connection(
     )
 
 
-def test_a_published_name_of_another_family(refused) -> None:
-    assert "'Qwen/Qwen-Image-2.0' is another model (" in refused("Qwen/Qwen-Image-2.0")
-
-
-def test_an_index_that_says_nothing(refused, tmp_path: Path) -> None:
-    (write_model(tmp_path / "mine") / "model_index.json").write_text("{")
-    assert "model_index.json: " in refused("./mine")
-
-
 def test_a_missing_part(refused, tmp_path: Path) -> None:
     write_model(tmp_path / "mine", without="vae")
     assert "'./mine': vae/ is missing in mine. " in refused("./mine", *LOOK)
     snapshot = write_cached(tmp_path / "home", NAME, without="scheduler", listed=True)
     assert f"'{NAME}': scheduler/ is missing in {snapshot}. " in refused(
         NAME, env={"HF_HUB_OFFLINE": "0"}
-    )
-
-
-def test_what_looks_like_a_path(refused, tmp_path: Path) -> None:
-    write_model(tmp_path / "mine" / "model")
-    line = refused("mine/modle", *LOOK)
-    assert (
-        "model.name_or_path: 'mine/modle' " in line
-        and "Did you mean 'mine/model'? " in line
     )
 
 
@@ -164,9 +140,7 @@ def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("hub", "kind"),
-    [("FluxPipeline", "cache"), ("StableDiffusion3Pipeline", "sd_trainer")],
-    indirect=["hub"],
+    ("hub", "kind"), [("StableDiffusion3Pipeline", "sd_trainer")], indirect=["hub"]
 )
 def test_of_another_family_nothing_but_the_index_is_fetched(
     refused, tmp_path: Path, hub: Hub, kind: str

@@ -95,28 +95,6 @@ def test_two_processes_compare_the_pairs_that_one_does(
     assert any(line.get(DISTANCE, 0) > 0 for line in one.metrics())
 
 
-@pytest.mark.slow
-def test_a_share_of_the_pairs_is_the_same_when_two_processes_cut_each_batch(
-    of_pairs: Job, tmp_path: Path
-) -> None:
-    """Each process has one of the two images of a micro-batch, and compares it where
-    one process would."""
-    of_pairs.change(train__preference={"beta": 5, "share": 0.5}, train__optimizer="sgd")
-    of_pairs.change(train__batch_size=2, train__gradient_accumulation=1)
-    # a part draws its own network dropout
-    of_pairs.change(network__dropout=0, sample=None)
-    one = again(of_pairs, tmp_path / "alone")
-    one.run()
-    assert len({DISTANCE in line for line in one.metrics()}) == 2, (
-        "pairs are compared in some steps"
-    )
-    assert (
-        "2 processes share the 1 x 2 images of each step: 1 x 1 each"
-        in run_together(of_pairs)
-    )
-    assert_same_but_for_rounding(of_pairs, one)
-
-
 def test_processes_that_share_out_the_model_need_pairs_alone(
     of_pairs: Job, tmp_path: Path
 ) -> None:

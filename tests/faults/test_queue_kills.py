@@ -16,7 +16,7 @@ import pytest
 from extensions.tools.ui.queue import DONE, FAILED, RUNNING, WAITING, start_of
 from tests.extensions.tools.ui.test_queue import Yard, yard  # noqa: F401 - a fixture
 
-KILLS = int(os.environ.get("QUEUE_KILLS", "40"))
+KILLS = int(os.environ.get("QUEUE_KILLS", "24"))
 
 KINDS = (
     "shell",

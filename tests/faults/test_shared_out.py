@@ -39,7 +39,6 @@ PICTURE, VALIDATION = 4, 2
 """Calls of FORWARD that each takes; the largest batch is one, and so is a step in a
 process of two."""
 
-IN_THE_FIRST_PICTURE = 1 + VALIDATION + 2
 IN_THE_PICTURE_OF_STEP_3 = 1 + VALIDATION + PICTURE + 2 + VALIDATION + 1 + 2
 """Each the second pass of it."""
 
@@ -147,19 +146,6 @@ def test_stopped_in_the_middle_of_a_picture_it_trains_draws_validates_and_saves_
         whole.folder / "state" / "step_000000006" / "optimizer.safetensors"
     ), "compared too"
     assert_same_images(job, whole)
-
-
-def test_one_that_is_killed_in_a_picture_ends_the_other_with_one_line(job: Job) -> None:
-    first, second = start_together(
-        job, of_second=[("kill_self", FORWARD, IN_THE_FIRST_PICTURE, KILL)]
-    )
-    assert second.wait() == -KILL
-    assert first.wait(20) == 1, first.output
-    assert (
-        len(first.errors.splitlines()) == 1
-        and "died without reporting an error" in first.errors
-    )
-    assert job.status() == "failed"
 
 
 def test_one_that_is_killed_within_a_save_costs_that_save(job: Job) -> None:

@@ -1,10 +1,13 @@
 """Names that lead to modules."""
 
 import gc
+from importlib import invalidate_caches
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+import extensions
 from toolkit.errors import UserError
 from toolkit.registry import (
     HINTED_TOOLS,
@@ -72,8 +75,8 @@ NOWHERE = "extensions.no_such_part.module:NAME"
     [
         ("toolkit.errors:UserError", ""),
         ("extensions.example.config:ExampleConfig", "extensions.example"),
-        ("extensions.tools.grid.config:GridConfig", "extensions.tools.grid"),
-        ("extensions.tools.grid", "extensions.tools.grid"),
+        ("extensions.tools.any.config:AnyConfig", "extensions.tools.any"),
+        ("extensions.tools.any", "extensions.tools.any"),
     ],
 )
 def test_the_part_of_an_entry_is_its_folder(path: str, part: str) -> None:
@@ -96,6 +99,18 @@ def test_entries_of_a_part_that_is_not_installed_are_left_out() -> None:
         match=r"^vae: x needs the extension 'no_such_part', which is not installed\.$",
     ):
         load_needed(NOWHERE, "vae: x")
+
+
+def test_a_part_that_was_removed_leaves_a_folder_and_is_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`git rm` keeps `__pycache__`, which makes the folder a package to Python."""
+    monkeypatch.setattr(extensions, "__path__", [*extensions.__path__, str(tmp_path)])
+    (tmp_path / "no_such_part" / "__pycache__").mkdir(parents=True)
+    assert find_spec("extensions.no_such_part") and find_object(NOWHERE) is None
+    (tmp_path / "no_such_part" / "__init__.py").touch()
+    invalidate_caches()
+    assert is_present(NOWHERE)
 
 
 @pytest.mark.parametrize("name", ["example", "other,example"])

@@ -73,6 +73,11 @@ class Network(ABC):
         """Trainable parameters by a name that is stable across runs; float32 unless
         `train.full_bf16`."""
 
+    def buffers(self) -> dict[str, Tensor]:
+        """Tensors of an adapter that are not trained, but are part of its files and
+        checkpoints; named as in `parameters`. Empty for most kinds."""
+        return {}
+
     def sharded_params(self) -> dict[str, RowShard]:
         """Tensors of `parameters` and `export` that are sharded, by name.
 
@@ -116,4 +121,5 @@ class Network(ABC):
 
     @abstractmethod
     def export(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`weights` (named as in `parameters`) under the names of the saved file."""
+        """`weights` (named as in `parameters`) and the buffers under the names of the
+        saved file."""

@@ -113,6 +113,9 @@ class NetworkKind:
     up_names: frozenset[str] = frozenset()
     """Matrices with LoRA+'s own learning rate; empty: LoRA+ cannot be used."""
 
+    frozen_names: frozenset[str] = frozenset()
+    """Matrices of `shapes` that are not trained (`Network.buffers`)."""
+
     algo: str = ""
     """LyCORIS's name for it, which `network_kwargs.algo` of `type: lycoris` gives;
     empty: it has none."""
@@ -150,15 +153,20 @@ class NetworkKind:
         return kwargs
 
     def layer_shapes(
-        self, section: NetworkSection, inputs: int, outputs: int
+        self, section: NetworkSection, inputs: int, outputs: int, frozen: bool = False
     ) -> Shapes:
-        """The matrices that a `network:` section trains on a layer of this size; none
-        where it trains the model."""
+        """The matrices that a `network:` section trains on a layer of this size, or its
+        frozen ones; none where it trains the model."""
         if self.shapes is None:
             return {}
-        return self.shapes(
+        shapes = self.shapes(
             inputs, outputs, section.linear, **self.extra_kwargs(section)
         )
+        return {
+            name: shape
+            for name, shape in shapes.items()
+            if (name in self.frozen_names) == frozen
+        }
 
 
 def lora_shapes(inputs: int, outputs: int, rank: int) -> Shapes:

@@ -34,8 +34,6 @@ def archive_in(path: str) -> tuple[str, str] | None:
     `pairs.zip/before` is the folder `before` of `pairs.zip`.
     """
     suffixes = (SUFFIX, parquet.SUFFIX)
-    if not any(suffix in path.lower() for suffix in suffixes):
-        return None
     parts = Path(os.path.expanduser(path)).parts
     for count in range(1, len(parts) + 1):
         if parts[count - 1].lower().endswith(suffixes):
@@ -54,9 +52,8 @@ def unpacked(file: str, home: Path) -> Path:
     """
     place = hashlib.sha256(os.fsencode(os.path.realpath(file))).hexdigest()[:16]
     status = os.stat(file)
-    version = hashlib.sha256(
-        repr((status.st_size, status.st_mtime_ns)).encode()
-    ).hexdigest()[:16]
+    size_and_time = repr((status.st_size, status.st_mtime_ns)).encode()
+    version = hashlib.sha256(size_and_time).hexdigest()[:16]
     folder = home / f"{place}-{version}"
     if folder.is_dir():
         return folder
@@ -69,8 +66,8 @@ def unpacked(file: str, home: Path) -> Path:
             _extract(file, temporary)
         try:
             temporary.rename(folder)
-        except OSError:  # another job was faster
-            if not folder.is_dir():
+        except OSError:
+            if not folder.is_dir():  # where it is, another job was faster
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -140,9 +137,8 @@ def opened(
                     raise OSError(
                         f"{member.filename!r} is encrypted. Unpack it, and give the folder"
                     )
-                if stat.S_ISLNK(member.external_attr >> 16) or _leads_out(
-                    member.filename
-                ):
+                is_link = stat.S_ISLNK(member.external_attr >> 16)
+                if is_link or _leads_out(member.filename):
                     raise OSError(
                         f"{member.filename!r} leads out of the archive. Unpack it, and give the folder"
                     )
@@ -150,10 +146,10 @@ def opened(
                 size = sum(entry.file_size for entry in members)
                 packed = sum(entry.compress_size for entry in members)
                 most = min(limits.most_bytes, max(FREE_RATIO, limits.ratio * packed))
-            if limits and size > most:
-                raise OSError(
-                    f"holds {readable_size(size)} unpacked, at most {readable_size(most)} are taken. Split it"
-                )
+                if size > most:
+                    raise OSError(
+                        f"holds {readable_size(size)} unpacked, at most {readable_size(most)} are taken. Split it"
+                    )
             yield archive, members
     except (
         zipfile.BadZipFile,
@@ -183,12 +179,11 @@ def _check_directory(file: str | Path, limits: Limits) -> None:
 
 
 def _is_visible(name: str) -> bool:
-    return not any(map(_is_hidden, PurePosixPath(name).parts))
-
-
-def _is_hidden(part: str) -> bool:
-    """Whether the name of a file or folder hides it and all that is in it."""
-    return part == "__MACOSX" or (part.startswith(".") and part != "..")
+    """Whether neither its name nor the name of a folder above it hides a file."""
+    return not any(
+        part == "__MACOSX" or (part.startswith(".") and part != "..")
+        for part in PurePosixPath(name).parts
+    )
 
 
 def _leads_out(name: str) -> bool:

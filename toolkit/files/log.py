@@ -49,9 +49,7 @@ def escape_controls(text: str, carriage_returns: bool = True) -> str:
     carriage_returns: also those within a line.
     """
     text = _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-    if carriage_returns:
-        return re.sub("\r(?!\n)", r"\\u000d", text)
-    return text
+    return re.sub("\r(?!\n)", r"\\u000d", text) if carriage_returns else text
 
 
 class RedactingStream:
@@ -93,9 +91,8 @@ class RedactingStream:
             end = max(held.rfind("\n"), held.rfind("\r")) + 1
             if end and self._terminal:
                 end = len(held)  # what follows a carriage return is to be seen at once
-            ready = held[:end]
             self._held = held[end:]
-            self._pass_on(ready)
+            self._pass_on(held[:end])
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -378,6 +375,10 @@ class StatusLine:
             self._stream.write(escape_controls(text) + "\n")
         self._stream.flush()
 
+    def count(self, what: str, done: int, total: int) -> None:
+        """Shows how much of something is done: a `Progress`."""
+        self.update(f"{what} {done}/{total}")
+
     @property
     def is_shown(self) -> bool:
         """Whether it is shown in the last line of the terminal."""
@@ -410,11 +411,8 @@ class StatusLine:
         # the parts between ` | ` that have room; the beginning of the first where none
         # has
         if len(text) > width:
-            if " | " in text[: width + 3]:
-                whole = text[: text.rfind(" | ", 0, width + 3)]
-            else:
-                whole = text
-            text = whole[:width]
+            end = text.rfind(" | ", 0, width + 3)
+            text = text[: end if end >= 0 else width]
         if _last_drawn is not None and _last_drawn is not self:
             _last_drawn._erase()
         self._stream.write("\r" + text.ljust(len(self._shown)))

@@ -66,27 +66,21 @@ class Now:
         count = _figure(self.done) + (
             f" of {_figure(self.of)}" if self.of is not None else ""
         )
-        if self.unit == BLOCK:
-            words = (self.phase, self.unit, count)
-        else:
-            words = (self.phase, count, self.unit)
-        return " ".join(word for word in words if word)
+        words = (self.unit, count) if self.unit == BLOCK else (count, self.unit)
+        return " ".join(filter(None, (self.phase, *words)))
 
     def left(self) -> str:
         """The time left for the phase and for everything; for a step only the latter.
         Empty where neither is known."""
-        if self.phase == STEP or self.phase_left_s is None:
-            of_phase = ""
-        else:
-            of_phase = f"{span(self.phase_left_s)} left"
-        if self.left_s is None:
-            return of_phase
-        of_all = span(self.left_s)
-        if of_phase:
-            return f"{of_phase}; {of_all} for everything"
-        if self.phase == STEP:
-            return f"{of_all} left"
-        return f"{of_all} left for everything"
+        is_step = self.phase == STEP
+        parts = []
+        if self.phase_left_s is not None and not is_step:
+            parts.append(f"{span(self.phase_left_s)} left")
+        if self.left_s is not None:
+            left = "" if parts else " left"
+            whole = "" if is_step else " for everything"
+            parts.append(f"{span(self.left_s)}{left}{whole}")
+        return "; ".join(parts)
 
     def line(self) -> str:
         """The line that the terminal and the page show: `encoding 12 of 29 images, 40 s

@@ -103,14 +103,12 @@ class ParquetRows:
             raise ParquetError(
                 f"cannot be read as Parquet: {_first_line(error)}"
             ) from error
-        schema = self._file.schema_arrow
-        kinds = pyarrow.types
-        pictures = []
-        for field in schema:
-            if _may_be_picture(field.type, kinds):
-                if any(map(_is_picture, self._first(field.name))):
-                    pictures.append(field.name)
-        self.pictures = tuple(pictures)
+        self.pictures = tuple(
+            field.name
+            for field in self._file.schema_arrow
+            if _may_be_picture(field.type, pyarrow.types)
+            and any(map(_is_picture, self._first(field.name)))
+        )
         """Columns with pictures in them, as the first rows have them; other such
         columns have names of files."""
 
@@ -124,9 +122,7 @@ class ParquetRows:
             raise ParquetError(
                 f"is damaged at its first row ({_first_line(error)})"
             ) from error
-        if batch:
-            return [row[column] for row in batch.to_pylist()]
-        return []
+        return [row[column] for row in batch.to_pylist()] if batch else []
 
     def rows(self, first: int = 0) -> Iterator[dict[str, Any]]:
         """The rows in the order of the file, each as column -> value. Columns without a
@@ -138,24 +134,24 @@ class ParquetRows:
         try:
             for number in range(self._file.num_row_groups):
                 size = self._file.metadata.row_group(number).num_rows
-                if at + size > first:
-                    for batch in self._file.iter_batches(
-                        _ROWS_AT_ONCE, row_groups=[number]
-                    ):
-                        for row in batch.to_pylist():
-                            if at >= first:
-                                yield _without_missing(row)
-                            at += 1
-                else:
+                if at + size <= first:
                     at += size
+                    continue
+                for batch in self._file.iter_batches(
+                    _ROWS_AT_ONCE, row_groups=[number]
+                ):
+                    for row in batch.to_pylist():
+                        if at >= first:
+                            yield {
+                                key: value
+                                for key, value in row.items()
+                                if value is not None
+                            }
+                        at += 1
         except self._damage as error:
             raise ParquetError(
                 f"is damaged behind row {at:,} ({_first_line(error)})"
             ) from error
-
-
-def _without_missing(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if value is not None}
 
 
 def _beginning(source: Any) -> bytes:
@@ -211,9 +207,7 @@ def suffix_of(picture: bytes) -> str:
     if picture[:4] == b"RIFF" and picture[8:12] == b"WEBP":
         return ".webp"
     if picture[4:8] == b"ftyp":
-        if picture[8:12] in (b"avif", b"avis"):
-            return ".avif"
-        return ".heic"
+        return ".avif" if picture[8:12] in (b"avif", b"avis") else ".heic"
     return next(
         (suffix for begin, suffix in _KINDS if picture.startswith(begin)), _UNKNOWN
     )
@@ -268,13 +262,10 @@ def unpack(path: str | Path, folder: Path) -> None:
     with open(folder / TABLE, "w", encoding="utf-8") as table:
         for number, row in enumerate(file.rows()):
             name = f"{number:07}"
-            pictures = {
-                key: _written(row[key], key, name, folder)
-                for key in file.pictures
-                if key in row
-            }
             record = {
-                key: pictures[key] if key in pictures else plain(value)
+                key: _written(value, key, name, folder)
+                if key in file.pictures
+                else plain(value)
                 for key, value in row.items()
             }
             table.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -283,11 +274,10 @@ def unpack(path: str | Path, folder: Path) -> None:
 def _written(value: Any, column: str, name: str, folder: Path) -> Any:
     """The path of a picture that was written, from `folder`; of several a list."""
     if isinstance(value, list):
-        paths = [
+        return [
             _written(element, column, f"{name}_{number}", folder)
             for number, element in enumerate(value)
         ]
-        return paths
     picture = picture_of(value)
     if not picture:
         raise ParquetError(

@@ -128,12 +128,11 @@ def remember_environment(env: Mapping[str, str]) -> None:
     but their values are paths, words or short. Such values are not redacted: this would
     make ordinary text unreadable.
     """
-    secrets = [
+    register_secret(
         value
         for name, value in env.items()
-        if name in ALWAYS or (is_secret_variable(name) and (not _is_common(value)))
-    ]
-    register_secret(secrets)
+        if name in ALWAYS or (is_secret_variable(name) and not _is_common(value))
+    )
 
 
 def is_secret_variable(name: str) -> bool:
@@ -164,11 +163,9 @@ def _forms_of(value: str) -> set[str]:
     forms = {value}
     for _ in range(2):
         for form in tuple(forms):
+            in_json = (json.dumps(form), json.dumps(form, ensure_ascii=False))
             forms |= {repr(form)[1:-1], repr(form + '"')[1:-2]}
-            forms |= {
-                json.dumps(form)[1:-1],
-                json.dumps(form, ensure_ascii=False)[1:-1],
-            }
+            forms |= {text[1:-1] for text in in_json}
     in_shell = value.replace("'", "'\"'\"'")  # as shlex.quote, within its quotes
     return forms | {in_shell, quote(value, safe="", errors="surrogateescape")}
 
@@ -210,8 +207,7 @@ def _black_out_parts(text: str) -> str:
     done = []
     for mark, after in zip(rest[::2], rest[1::2], strict=True):
         for form in map(_in_any_case, _forms):
-            plain_before = _in_any_case(before)
-            plain_after = _in_any_case(after)
+            plain_before, plain_after = _in_any_case(before), _in_any_case(after)
             at = plain_before.rfind(form[:_PART])
             if at >= 0 and form.startswith(plain_before[at:]):
                 before = before[:at] + REDACTED
@@ -226,11 +222,9 @@ def _black_out_parts(text: str) -> str:
 def _in_any_case(text: str) -> str:
     """The text in small letters, with the same length: letters whose small form has two
     characters are kept."""
-    letters = []
-    for letter in text:
-        small = letter.lower()
-        letters.append(small if len(small) == 1 else letter)
-    return "".join(letters)
+    return "".join(
+        small if len(small := letter.lower()) == 1 else letter for letter in text
+    )
 
 
 MOST_LEVELS = 100
@@ -258,13 +252,12 @@ def redact_json(
     if isinstance(data, dict | list | tuple) and not levels:
         return REDACTED
     if isinstance(data, dict):
-        redacted = {}
-        for name, value in data.items():
-            shown_name = redact_text(name) if isinstance(name, str) else name
-            redacted[shown_name] = redact_json(
+        return {
+            redact_text(name) if isinstance(name, str) else name: redact_json(
                 value, by_key=by_key, key=str(name), levels=levels - 1
             )
-        return redacted
+            for name, value in data.items()
+        }
     if isinstance(data, list | tuple):
         inside = partial(redact_json, by_key=by_key, key=key, levels=levels - 1)
         return [*map(inside, data)]

@@ -229,7 +229,7 @@ def step_files(folder: Path, name: str) -> dict[int, list[Path]]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         match = pattern.fullmatch(path.name)
         if match and _is_product(path):
-            by_step.setdefault(int(match.group(1)), []).append(path)
+            by_step.setdefault(int(match[1]), []).append(path)
     return by_step
 
 
@@ -240,17 +240,14 @@ _MUSUBI = re.compile(
 
 
 def saved_as(path: str) -> Path | None:
-    """Where the weights are that musubi-tuner would call `OUT/NAME.safetensors`, `OUT/NAME-000003.safetensors` (epoch
-    3) or `OUT/NAME-step00000012.safetensors`: a run writes into the folder `OUT/NAME`, and names files by steps. Of a
-    run's folder its last file. None for what is there, and for all else."""
-    try:
+    """The weights that musubi-tuner would call `OUT/NAME.safetensors`,
+    `OUT/NAME-000003.safetensors` (epoch 3) or `OUT/NAME-step00000012.safetensors`: a run
+    writes into the folder `OUT/NAME`, and names files by steps. The last file of a run
+    for its folder. None for a file that exists, and for other texts."""
+    # no path, or one that no file can have
+    with suppress(OSError, ValueError, RuntimeError):
         return _saved_as(Path(path).expanduser())
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ):  # no path, or of no file that there can be
-        return None
+    return None
 
 
 def _saved_as(file: Path) -> Path | None:
@@ -265,13 +262,15 @@ def _saved_as(file: Path) -> Path | None:
     if match["step"]:
         candidates += step_files(run, match["name"]).get(int(match["step"]), [])
     elif match["epoch"]:
-        steps = [
+        saved = [
             *step_files(run, match["name"]).values(),
             final_files(run, match["name"]),
         ]
-        for candidate in steps:
-            if candidate and _epoch_in(candidate[0]) == int(match["epoch"]):
-                candidates.append(candidate[0])
+        candidates += [
+            files[0]
+            for files in saved
+            if files and _epoch_in(files[0]) == int(match["epoch"])
+        ]
     with_suffix = [candidate for candidate in candidates if candidate.suffix]
     return next(iter(with_suffix or candidates), None)
 
@@ -297,9 +296,7 @@ def _epoch_in(path: Path) -> int:
     """The epochs that were complete when a network file was written; -1 where it does
     not say it."""
     try:
-        if path.is_file():
-            return int(read_metadata(path)["ss_epoch"])
-        return -1
+        return int(read_metadata(path)["ss_epoch"]) if path.is_file() else -1
     except (OSError, ValueError, KeyError, TypeError):
         return -1
 

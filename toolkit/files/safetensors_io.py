@@ -36,6 +36,10 @@ thousands."""
 
 METADATA = "__metadata__"
 
+ALIGNMENT = 64
+"""Bytes; PyTorch's own tensors begin at multiples of it. Kernels of a CPU may round
+otherwise in a tensor that does not."""
+
 MAGIC = {
     b"GGUF": "a GGUF file",
     b"PK\3\4": "a pickle of torch",
@@ -112,6 +116,17 @@ def framed(header: str, alignment: int = 8) -> bytes:
     text = header.encode()
     text += b" " * (-(LENGTH_BYTES + len(text)) % alignment)
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of it where it begins between multiples of ALIGNMENT, as one
+    in a mapped file may.
+
+    >>> import torch
+    >>> aligned(torch.zeros(4)[1:]).data_ptr() % ALIGNMENT
+    0
+    """
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 
 def compact(header: Header) -> str:

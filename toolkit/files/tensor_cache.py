@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,12 +72,11 @@ class TensorCache:
             return None
         version = (len(raw), changed)
         if self._verified.get(key) != version:
-            try:
+            whole = False
+            with suppress(ValueError, RecursionError):
                 header, _, digest = _hashed(raw, key)
                 metadata = header.get(METADATA)
                 whole = isinstance(metadata, dict) and metadata.get("sha256") == digest
-            except (ValueError, RecursionError):
-                whole = False
             if not whole:
                 logger.warning(f"{path}: cache entry is damaged, it is made again")
                 return None
@@ -88,7 +88,11 @@ class TensorCache:
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Stores the entry. On disk it is complete or missing, also after a crash.
         Raises RunError where the folder cannot be written."""
-        tensors = {name: _stored(tensor) for name, tensor in tensors.items()}
+        # copies: a view would keep the larger tensor behind it
+        tensors = {
+            name: tensor.detach().to("cpu", copy=True).contiguous()
+            for name, tensor in tensors.items()
+        }
         if self.folder is None:
             self._memory[key] = tensors
             return
@@ -134,11 +138,6 @@ class TensorCache:
     @staticmethod
     def _path(folder: Path, key: str) -> Path:
         return folder / key[:2] / f"{key}.safetensors"
-
-
-def _stored(tensor: Tensor) -> Tensor:
-    """A copy of the tensor on the CPU."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 class ForgetfulCache(TensorCache):

@@ -81,40 +81,27 @@ def cause_of(path: Path, error: Exception) -> Cause | None:
     with suppress(OSError):
         if path.stat().st_size <= LONGEST:
             head = read_regular(path)
-    cause = stand_in(head)
-    if cause:
-        return cause
     remedy = _KINDS.get(str(error))
-    if remedy:
-        return Cause(str(error), remedy)
-    return None
+    return stand_in(head) or (Cause(str(error), remedy) if remedy else None)
 
 
 def stand_in(contents: bytes) -> Cause | None:
     """The cause where something else is in place of a file, by its whole contents: a
     pointer of Git LFS, or a link that became text. Else None."""
-    if len(contents) > LONGEST:
-        return None
-    cause = pointer(contents)
-    if cause:
-        return cause
     text = contents.decode("utf-8", "replace").strip()
-    if _LINK.fullmatch(text):
-        what = f"it is a link that became a text file: it holds {text[:80]!r}"
-        return Cause(
-            what,
-            "Copy the folder with the files that its links lead to (cp -rL, rsync -aL)",
-        )
-    return None
+    if len(contents) > LONGEST or not _LINK.fullmatch(text):
+        return pointer(contents)
+    return Cause(
+        f"it is a link that became a text file: it holds {text[:80]!r}",
+        "Copy the folder with the files that its links lead to (cp -rL, rsync -aL)",
+    )
 
 
 def in_its_place(contents: bytes) -> str:
     """`stand_in` by the first bytes of a file (`LONGEST` and one more): cause and remedy
     in words that follow its name; empty for the file itself."""
     cause = stand_in(contents)
-    if cause:
-        return f"{cause.what.replace('it is', 'is', 1)}. {cause.remedy}"
-    return ""
+    return f"{cause.what.replace('it is', 'is', 1)}. {cause.remedy}" if cause else ""
 
 
 def pointer(contents: bytes) -> Cause | None:
@@ -144,31 +131,25 @@ def explained(path: Path, error: Exception, damaged: str, again: str) -> str:
 def unread_file(folder: Path) -> str:
     """The first file of a folder that cannot be read for another reason than damage,
     explained; empty: none."""
-    place = folder
+    place, cause = folder, None
     try:
-        for place in sorted(folder.iterdir()):
-            if not place.is_file():
-                continue
+        for place in filter(Path.is_file, sorted(folder.iterdir())):
             with place.open("rb") as opened:
                 cause = stand_in(opened.read(LONGEST + 1))
             if cause:
-                return f"{place}: not readable ({cause.what}). {cause.remedy}."
+                break
     except OSError as error:
         cause = cause_of(place, error)
-        if cause:
-            return f"{place}: not readable ({cause.what}). {cause.remedy}."
-        return ""
-    return ""
+    return f"{place}: not readable ({cause.what}). {cause.remedy}." if cause else ""
 
 
 def denied(path: Path) -> Cause:
     """Who owns what may not be read, the file or a folder above it, and who asks."""
     file = Path(os.path.realpath(path))  # of a link what it leads to
     place = _closed(file)
-    try:
+    status = None
+    with suppress(OSError):
         status = place.stat()
-    except OSError:
-        status = None
     if status is None or not hasattr(os, "getuid"):
         return Cause(
             "Permission denied",
@@ -194,10 +175,8 @@ def denied(path: Path) -> Cause:
 
 def _closed(path: Path) -> Path:
     """The first folder on the way that may not be entered, or the file."""
-    for folder in reversed(path.parents):
-        if not os.access(folder, os.X_OK):
-            return folder
-    return path
+    folders = reversed(path.parents)
+    return next((one for one in folders if not os.access(one, os.X_OK)), path)
 
 
 def _user(uid: int) -> str:

@@ -21,10 +21,12 @@ import os
 import re
 import shutil
 import stat
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from difflib import get_close_matches
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from threading import Lock
 from typing import IO, Any, BinaryIO
@@ -66,11 +68,8 @@ def find_config(argument: str) -> Path:
     given = Path(os.path.expanduser(argument))
     named = Path(*given.parts[1:]) if given.parts[:1] == ("config",) else given
     bases = dict.fromkeys([given, Path("config") / named, CONFIG_ROOT / named])
-    places = []
-    for base in bases:
-        for suffix in ("", *CONFIG_SUFFIXES):
-            places.append(Path(f"{base}{suffix}"))
-    for place in places:
+    suffixes = ("", *CONFIG_SUFFIXES)
+    for place in (Path(f"{base}{suffix}") for base in bases for suffix in suffixes):
         # Not `isfile`: a pipe such as /dev/stdin is a source too. Not those of `Path`:
         # they raise for a name that no file can have, such as a whole command that was
         # pasted.
@@ -80,10 +79,8 @@ def find_config(argument: str) -> Path:
         raise UserError(
             f"{argument[:80]!r}... is neither a file nor a command that can be read."
         )
-    if os.path.isdir(given):
-        what = _folder_instead(given)
-    else:
-        what = f"no such config.{_near_config(bases)}"
+    missing = f"no such config.{_near_config(bases)}"
+    what = _folder_instead(given) if os.path.isdir(given) else missing
     looked = "".join(
         f"\n  {base} (also with {', '.join(CONFIG_SUFFIXES)})" for base in bases
     )
@@ -99,9 +96,9 @@ def _folder_instead(folder: Path) -> str:
         for name in sorted(os.listdir(folder))
         if name.endswith(CONFIG_SUFFIXES[:2])
     ]
-    if jobs:
-        return f"is a folder, not a config file. Give a file: {', '.join(jobs[:3])}{', ...' * (len(jobs) > 3)}."
     remedy = f"For images in it, 'run.py new NAME {folder}' writes a job, and 'run.py lint {folder}' checks them."
+    if jobs:
+        remedy = f"Give a file: {', '.join(jobs[:3])}{', ...' * (len(jobs) > 3)}."
     return f"is a folder, not a config file. {remedy}"
 
 
@@ -110,13 +107,10 @@ def _near_config(bases: Iterable[Path]) -> str:
     one."""
     for base in bases:
         with suppress(OSError, ValueError):
-            siblings = [
-                name
-                for name in sorted(os.listdir(base.parent))
-                if name.endswith(CONFIG_SUFFIXES)
-            ]
             stems = {
-                os.path.splitext(name)[0].lower(): name for name in reversed(siblings)
+                os.path.splitext(name)[0].lower(): name
+                for name in sorted(os.listdir(base.parent), reverse=True)
+                if name.endswith(CONFIG_SUFFIXES)
             }
             near = get_close_matches(base.stem.lower(), stems, n=1, cutoff=0.6)
             if near:
@@ -247,12 +241,12 @@ def _sweeping(path: Path) -> Iterator[None]:
 def _left_in(folder: Path) -> dict[str, list[Path]]:
     """Name of a file -> its temporary files that are in a folder when it is first
     written to."""
-    leftovers: dict[str, list[Path]] = {}
+    leftovers = defaultdict[str, list[Path]](list)
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             temporary = _TEMPORARY.fullmatch(entry.name)
             if temporary:
-                leftovers.setdefault(temporary[1], []).append(Path(entry.path))
+                leftovers[temporary[1]].append(Path(entry.path))
     return leftovers
 
 
@@ -278,10 +272,8 @@ def only_tidy(path: Path, consequence: str) -> Iterator[None]:
     except OSError as error:
         if consequence not in _warned:
             _warned.add(consequence)
-            place = path
-            for folder in (path, *path.parents):
-                if folder.name.endswith(".tmp"):
-                    place = folder.parent
+            inside = [one for one in (path, *path.parents) if one.name.endswith(".tmp")]
+            place = inside[-1].parent if inside else path
             logger.warning(f"{place}: {error.strerror or error}: {consequence}")
 
 
@@ -316,17 +308,27 @@ def why_not_replaced(path: Path, is_own: Callable[[Path], bool] = is_own_folder)
     return f"{named} was not made by this program, so it is never replaced. Move it away, or give another place."
 
 
+def require_own(path: Path, is_own: Callable[[Path], bool] = is_own_folder) -> None:
+    """Raises RunError where `path` must not be replaced (`why_not_replaced`)."""
+    reason = why_not_replaced(path, is_own)
+    if reason:
+        raise RunError(reason)
+
+
 def _files_in(folder: Path) -> set[str]:
     """The files and links below a folder, relative to it, without files of file
     managers."""
-    paths = set()
-    for top, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            place = Path(top, name)
-            is_folder = place.is_dir() and not place.is_symlink()
-            if not is_folder and name not in _OF_FILE_MANAGERS:
-                paths.add(place.relative_to(folder).as_posix())
-    return paths - {MARKER}
+    places = (
+        Path(top, name)
+        for top, folders, files in os.walk(folder)
+        for name in (*folders, *files)
+    )
+    return {
+        place.relative_to(folder).as_posix()
+        for place in places
+        if (place.is_symlink() or not place.is_dir())
+        and place.name not in _OF_FILE_MANAGERS
+    } - {MARKER}
 
 
 def added_to(folder: Path) -> str:
@@ -334,9 +336,8 @@ def added_to(folder: Path) -> str:
     none, or no list."""
     try:
         listed = json.loads(read_regular(folder / MARKER)).get("files")
-        if listed is not None:
-            return min(_files_in(folder).difference(listed), default="")
-        return ""
+        added = set() if listed is None else _files_in(folder).difference(listed)
+        return min(added, default="")
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return ""
 
@@ -354,7 +355,7 @@ def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
     with os_error_as_run_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         settle(path)
-        _require_own(path, known_by)
+        require_own(path, lambda place: is_own_folder(place, known_by))
         temporary = leftover_name(path)
         temporary.mkdir()
         try:
@@ -366,7 +367,7 @@ def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
                 )
                 for folder in (*filter(Path.is_dir, temporary.rglob("*")), temporary):
                     fsync(folder)
-                _require_own(path, known_by)
+                require_own(path, lambda place: is_own_folder(place, known_by))
                 if added_to(path):
                     logger.warning(
                         f"{path}: was added to, and is {move_folder_aside(path)} from here on"
@@ -374,12 +375,6 @@ def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
                 replace_folder(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _require_own(path: Path, known_by: str) -> None:
-    reason = why_not_replaced(path, lambda place: is_own_folder(place, known_by))
-    if reason:
-        raise RunError(reason)
 
 
 def replace_folder(new: Path, path: Path) -> None:
@@ -409,11 +404,8 @@ def settle(path: Path) -> None:
         elif os.path.lexists(aside):
             shutil.rmtree(aside.rename(leftover_name(path)))
         for left in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
-            if (
-                _TEMPORARY.fullmatch(left.name)
-                and left.is_dir()
-                and not left.is_symlink()
-            ):
+            is_folder = left.is_dir() and not left.is_symlink()
+            if is_folder and _TEMPORARY.fullmatch(left.name):
                 with locked(left) as is_abandoned:
                     if is_abandoned:
                         shutil.rmtree(left)
@@ -494,10 +486,8 @@ def file_in_the_way(folder: Path) -> Path | None:
 
 def unused_path(parent: Path, prefix: str) -> Path:
     """The first of `<prefix>1`, `<prefix>2`, ... in `parent` that does not exist."""
-    number = 1
-    while (parent / f"{prefix}{number}").exists():
-        number += 1
-    return parent / f"{prefix}{number}"
+    paths = (parent / f"{prefix}{number}" for number in count(1))
+    return next(path for path in paths if not path.exists())
 
 
 def move_folder_aside(folder: Path) -> Path | None:
@@ -515,8 +505,7 @@ def remove(path: Path) -> None:
     """Deletes a file, or a folder with its contents. The folder is renamed first, so an
     incomplete folder never has its name."""
     if path.is_dir() and not path.is_symlink():
-        doomed = path.rename(leftover_name(path))
-        shutil.rmtree(doomed)
+        shutil.rmtree(path.rename(leftover_name(path)))
     else:
         path.unlink()
 
@@ -609,7 +598,11 @@ def fsync(path: Path) -> None:
     if is_folder and os.name == "nt":
         return  # Windows cannot open a folder
     try:
-        _flush(path, os.O_RDONLY if is_folder else os.O_RDWR)
+        handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
     except OSError as error:
         if not is_folder and error.errno in _NOT_WRITTEN:
             raise
@@ -617,14 +610,6 @@ def fsync(path: Path) -> None:
             path, "it is not flushed, so that a power cut may cost the newest files"
         ):
             raise
-
-
-def _flush(path: Path, flags: int) -> None:
-    handle = os.open(path, flags)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def sha256_of(path: Path | str) -> str:
@@ -710,14 +695,14 @@ def lacks_room(needed: int, folder: Path) -> str:
     return f"{sizes} in {folder.parent}. Make room, or give a folder"
 
 
-def readable_size(count: float) -> str:
+def readable_size(size: float) -> str:
     """Bytes for people (powers of 1000).
 
     >>> readable_size(1500), readable_size(2e9)
     ('1.5 kB', '2 GB')
     """
     for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"

@@ -175,10 +175,11 @@ def mixture(
     t = torch.empty_like(uniform)
     low = 0.0
     for share, transform in parts:
-        if low + share < 1 - SMALLEST:
-            chosen = (uniform >= low) & (uniform < low + share)
-        else:
-            chosen = uniform >= low
+        chosen = (
+            (uniform >= low) & (uniform < low + share)
+            if low + share < 1 - SMALLEST
+            else uniform >= low
+        )
         rest = ((uniform[chosen] - low) / share).clamp(SMALLEST, 1 - SMALLEST)
         t[chosen] = transform(torch.special.ndtri(rest), settings)
         low += share

@@ -111,9 +111,10 @@ class Account:
     def merged(self, later: Account) -> Account:
         """The account of both periods."""
         higher = later if later.peak > self.peak else self
-        phases = dict(self.phases)
-        for name, peak in later.phases.items():
-            phases[name] = max(peak, phases.get(name, 0))
+        phases = {
+            name: max(self.phases.get(name, 0), later.phases.get(name, 0))
+            for name in (*self.phases, *later.phases)
+        }
         reserved = max(self.reserved, later.reserved)
         return replace(
             higher, phases=phases, reserved=reserved, last_phase=later.last_phase
@@ -140,10 +141,7 @@ class Account:
 
 
 def _line(group: Group) -> str:
-    if group.largest:
-        largest = f", the largest {group.largest / 1e6:.1f} MB"
-    else:
-        largest = ""
+    largest = f", the largest {group.largest / 1e6:.1f} MB" if group.largest else ""
     return f"    {group.bytes / 1e9:7.3f} GB  {group.name} ({group.blocks} blocks{largest})"
 
 
@@ -195,6 +193,14 @@ def account_of(
     )
 
 
+_RESERVING = {
+    "segment_alloc": 1,
+    "segment_map": 1,
+    "segment_free": -1,
+    "segment_unmap": -1,
+}
+"""Action of an event -> whether PyTorch reserves its bytes, or frees them."""
+
 Block = tuple[int, Stack | None]
 """Size in bytes, and the stack that made the block; None: it is not known."""
 
@@ -206,23 +212,16 @@ def _at_begin(
 ) -> tuple[dict[int, Block], int]:
     """The blocks that were alive before the first event, by address, and the bytes
     reserved then."""
-    device_segments = [
-        segment for segment in segments if segment.get("device", device) == device
-    ]
-    reserved = sum(segment["total_size"] for segment in device_segments)
-    alive: dict[int, Block] = {}
-    for block in (
-        block
-        for segment in device_segments
-        for block in segment["blocks"]
-        if block["state"].startswith("active")
-    ):
-        # A block without frames was made before the recording began. Empty frames
-        # belong to a thread without a Python stack.
-        alive[block["address"]] = (
+    blocks, reserved = _active(segments, device)
+    # A block without frames was made before the recording began. Empty frames belong to
+    # a thread without a Python stack.
+    alive: dict[int, Block] = {
+        block["address"]: (
             block.get("requested_size", block["size"]),
             block.get("frames"),
         )
+        for block in blocks
+    }
     for event in reversed(events):
         reserved -= _reserved_by(event)
         if event["action"] == "alloc":
@@ -232,13 +231,24 @@ def _at_begin(
     return alive, reserved
 
 
+def _active(
+    segments: Sequence[Mapping[str, Any]], device: int
+) -> tuple[list[Mapping[str, Any]], int]:
+    """The blocks of a device that are in use, and the bytes that PyTorch reserved."""
+    own = [one for one in segments if one.get("device", device) == device]
+    blocks = [
+        block
+        for segment in own
+        for block in segment["blocks"]
+        if block["state"].startswith("active")
+    ]
+    return blocks, sum(segment["total_size"] for segment in own)
+
+
 def _reserved_by(event: Mapping[str, Any]) -> int:
     """Bytes by which an event changes what PyTorch has reserved."""
-    if event["action"] in ("segment_alloc", "segment_map"):
-        return int(event["size"])
-    if event["action"] in ("segment_free", "segment_unmap"):
-        return -int(event["size"])
-    return 0
+    size: int = event["size"]
+    return _RESERVING.get(event["action"], 0) * size
 
 
 def _grouped(blocks: Iterator[tuple[str, int]]) -> list[Group]:
@@ -369,10 +379,9 @@ class Recorder(MemoryAccount):
             torch.cuda.memory._snapshot(), self._device.index or 0, self._phase
         )
         self._phase, self._seen = phase_account.last_phase, peak_memory(self._device)
-        if self._account:
-            self._account = self._account.merged(phase_account)
-        else:
-            self._account = phase_account
+        self._account = (
+            self._account.merged(phase_account) if self._account else phase_account
+        )
         self._record()
 
     def take_if_grown(self) -> None:
@@ -444,17 +453,9 @@ def shortage_lines(
 ) -> Iterator[str]:
     """The lines for the log at an out-of-memory error without a recording. segments: of
     `torch.cuda.memory_snapshot`. The other arguments are as in `Shortage.note`."""
-    device_segments = [
-        segment for segment in segments if segment.get("device", device) == device
-    ]
-    sizes = Counter(
-        block["size"]
-        for segment in device_segments
-        for block in segment["blocks"]
-        if block["state"].startswith("active")
-    )
-    held = sum(size * count for size, count in sizes.items())
-    reserved = sum(segment["total_size"] for segment in device_segments)
+    blocks, reserved = _active(segments, device)
+    sizes = Counter(block["size"] for block in blocks)
+    held = sum(block["size"] for block in blocks)
     others = f"{gigabytes(max(0, total - free - reserved))} CUDA and other programs"
     gaps = f"{gigabytes(reserved - held)} gaps between them"
     yield f"memory at the error: {gigabytes(held)} tensors, {gaps}, {others}; {gigabytes(asked)} more were asked for"
@@ -479,16 +480,9 @@ def memory_account(device: torch.device, record: bool) -> Iterator[MemoryAccount
     except BaseException as error:
         ran_out = isinstance(error, OutOfMemory) or is_out_of_memory(error)
         is_stop = not isinstance(error, Exception)
-        if ran_out or (record and is_stop):
-            _log(account)
+        record = ran_out or (record and is_stop)
         raise
-    else:
-        if record:
-            _log(account)
     finally:
+        for line in account.lines() if record else ():
+            logger.info(line)
         account.stop()
-
-
-def _log(account: MemoryAccount) -> None:
-    for line in account.lines():
-        logger.info(line)

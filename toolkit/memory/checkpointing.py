@@ -149,14 +149,12 @@ def _keeps_costly(
     recognized by their small inner size alone.
     """
     if op in MATMULS:
-        if op in (_aten.addmm.default, _aten.baddbmm.default):
-            factor = args[1]
-        else:
-            factor = args[0]
-        if tokens is None:
-            is_of_tokens = factor.dim() == 2
-        else:
-            is_of_tokens = prod(factor.shape[:-1]) in tokens
+        factor = (
+            args[1] if op in (_aten.addmm.default, _aten.baddbmm.default) else args[0]
+        )
+        is_of_tokens = (
+            factor.dim() == 2 if tokens is None else prod(factor.shape[:-1]) in tokens
+        )
         if is_of_tokens and factor.shape[-1] >= min_width:
             return CheckpointPolicy.MUST_SAVE
     return _keeps_attention(ctx, op)

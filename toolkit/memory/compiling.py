@@ -62,26 +62,9 @@ def check_backend(
 
     qtype: quantization of the blocks; empty when they are not quantized.
     """
-    if settings.enabled is not True:
-        return
-    if settings.backend not in torch._dynamo.list_backends(exclude_tags=()):
-        message = (
-            f"{settings.place}.backend: PyTorch has no backend {settings.backend!r} on this machine. Write "
-            "inductor, or leave it out."
-        )
-        raise UserError(message)
-    if settings.backend == "inductor":
-        missing = _missing(device)
-        if missing:
-            raise UserError(
-                f"{settings.place}: inductor needs {missing}. Write enabled: false, or install that."
-            )
-    if settings.backend == "inductor":
-        reason = _unable(device, qtype)
-        if reason:
-            raise UserError(
-                f"{settings.place}: {reason}. Write model.qtype: int8, or {settings.place}.enabled: false."
-            )
+    lack = _lack(settings, device, qtype) if settings.enabled is True else None
+    if lack:
+        raise UserError(f"{lack.key}: {lack.reason}. {lack.remedy}.")
 
 
 def decide_compiling(
@@ -100,17 +83,37 @@ def decide_compiling(
     """
     if settings.enabled != "auto" or device.type != "cuda":
         return settings.enabled is True
-    lack = "the blocks are sharded over the processes" if sharded else against
-    if not lack and settings.backend not in torch._dynamo.list_backends(
-        exclude_tags=()
-    ):
-        lack = f"PyTorch has no backend {settings.backend!r} on this machine"
-    if not lack and settings.backend == "inductor":
-        missing = _missing(device)
-        lack = f"inductor needs {missing}" if missing else _unable(device, qtype)
-    if lack:
-        logger.info(f"{settings.place} auto: the blocks are not compiled: {lack}")
-    return not lack
+    reason = "the blocks are sharded over the processes" if sharded else against
+    if not reason:
+        lack = _lack(settings, device, qtype)
+        reason = lack.reason if lack else ""
+    if reason:
+        logger.info(f"{settings.place} auto: the blocks are not compiled: {reason}")
+    return not reason
+
+
+class _Lack(NamedTuple):
+    """A reason why blocks cannot be compiled, with the key that asks for it."""
+
+    key: str
+    reason: str
+    remedy: str
+
+
+def _lack(settings: CompileConfig, device: torch.device, qtype: str) -> _Lack | None:
+    place = settings.place
+    if settings.backend not in torch._dynamo.list_backends(exclude_tags=()):
+        reason = f"PyTorch has no backend {settings.backend!r} on this machine"
+        return _Lack(f"{place}.backend", reason, "Write inductor, or leave it out")
+    if settings.backend != "inductor":
+        return None
+    missing = _missing(device)
+    if missing:
+        remedy = "Write enabled: false, or install that"
+        return _Lack(place, f"inductor needs {missing}", remedy)
+    reason = _unable(device, qtype)
+    remedy = f"Write model.qtype: int8, or {place}.enabled: false"
+    return _Lack(place, reason, remedy) if reason else None
 
 
 def _unable(device: torch.device, qtype: str) -> str:
@@ -258,9 +261,7 @@ class Programs:
     @property
     def took(self) -> CompileTime:
         """Programs and time of compiling so far."""
-        if self._settings:
-            return _clock.total.since(self._begun)
-        return CompileTime()
+        return _clock.total.since(self._begun) if self._settings else CompileTime()
 
     def may_replace(self, error: Exception) -> bool:
         """Whether a pass that failed with this error is repeated without the programs."""

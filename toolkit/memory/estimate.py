@@ -228,9 +228,7 @@ def gaps_on_gpu(activations: float, level: str = "full") -> float:
     80000000.0
     """
     least = min(GAPS_SHARE * activations, GAPS_AT_MOST)
-    if level == "none":
-        return max(least, GAPS_OF_ALL * activations)
-    return least
+    return max(least, GAPS_OF_ALL * activations) if level == "none" else least
 
 
 def step_peak(

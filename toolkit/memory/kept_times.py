@@ -86,9 +86,7 @@ def remember_run_times(training_folder: str, key: str, times: RunTimes) -> None:
 
 
 def _seconds(value: object) -> float | None:
-    if isinstance(value, int | float) and value > 0:
-        return float(value)
-    return None
+    return float(value) if isinstance(value, int | float) and value > 0 else None
 
 
 def _known(file: Callable[[], Path]) -> dict[str, object]:

@@ -619,6 +619,4 @@ def _memory(tensor: Tensor) -> int:
 
 def offloading(device: torch.device) -> list[ActivationOffload]:
     """The wrapper for this device, as a list; empty without CUDA."""
-    if device.type == "cuda":
-        return [ActivationOffload(CudaCopies(device))]
-    return []
+    return [ActivationOffload(CudaCopies(device))] if device.type == "cuda" else []

@@ -360,10 +360,9 @@ class ZeroPointQuantized(QuantizedWeight):
                 getattr(self, f"places_{width}"),
             )
             part_GS = part_GS[: len(self.scale_G1)]
-            if codes_GS is None:
-                codes_GS = part_GS
-            else:
-                codes_GS = codes_GS.add_(part_GS, alpha=2**lowest)
+            codes_GS = (
+                part_GS if codes_GS is None else codes_GS.add_(part_GS, alpha=2**lowest)
+            )
         assert codes_GS is not None  # there is a part for each bit
         return codes_GS
 
@@ -544,14 +543,12 @@ def quantizer(
         ]:
             linear = block.get_submodule(layer)
             assert isinstance(linear, nn.Linear)  # as those listed
-            if recovery is not None:
-                recovery_lora = recovery.pop(f"{name}.{layer}", None)
-            else:
-                recovery_lora = None
-            if recovery is None or recovery_lora:
-                chosen = qtype
-            else:
-                chosen = DEFAULT_RECOVERY_QTYPE
+            recovery_lora = (
+                recovery.pop(f"{name}.{layer}", None) if recovery is not None else None
+            )
+            chosen = (
+                qtype if recovery is None or recovery_lora else DEFAULT_RECOVERY_QTYPE
+            )
             stored: tuple[Tensor, Tensor, int] | None = getattr(
                 linear, STORED_CODES, None
             )

@@ -17,10 +17,9 @@ from toolkit.config.reading.findings import Findings, error, warning
 from toolkit.contracts.model import ROWS_OF, ModelSection
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import read_metadata, tensor_shapes
-from toolkit.files.unreadable import cause_of
-from toolkit.models.families import ModelFamily, family_for
+from toolkit.files.unreadable import Cause, cause_of
+from toolkit.models.families import ModelFamily, family_for, published_families
 from toolkit.models.single_file import OTHER_MODELS
-from toolkit.registry import FAMILIES
 
 ARCHITECTURE, VERSION = "modelspec.architecture", "ss_base_model_version"
 """Keys of the metadata that name the model. The first has `ModelFacts.modelspec` with
@@ -43,6 +42,8 @@ OTHER_LAYERS = {
 """A layer, by a name that some program gives it -> the model whose LoRAs have it. The
 first entry that matches counts."""
 
+
+_AGAIN = "Download it again, or save it as safetensors in the program that made it"
 
 DOWN_ENDS = (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight")
 """Ends of the names of a LoRA's matrix that reads the inputs of the layer."""
@@ -74,13 +75,9 @@ def unreadable(path: str) -> str:
             read_metadata(file)
     except (UserError, ValueError) as error:
         reason = error.__cause__ or error
-        cause = cause_of(file, reason) if isinstance(reason, Exception) else None
-        what = cause.what if cause else str(reason)
-        if cause:
-            remedy = cause.remedy
-        else:
-            remedy = "Download it again, or save it as safetensors in the program that made it"
-        return f"{path!r} cannot be read as a safetensors file ({what}). {remedy}."
+        assert isinstance(reason, Exception)  # nobody wraps an exit
+        cause = cause_of(file, reason) or Cause(str(reason), _AGAIN)
+        return f"{path!r} cannot be read as a safetensors file ({cause.what}). {cause.remedy}."
     return ""
 
 
@@ -90,13 +87,16 @@ def named_families(metadata: Mapping[str, Any]) -> list[ModelFamily]:
     >>> [family.title for family in named_families({VERSION: "qwen_image"})]
     ['Qwen-Image']
     """
-    architecture = str(metadata.get(ARCHITECTURE, "")).partition("/")[0]
-    known = [one for one in map(FAMILIES.load, FAMILIES) if one.published]
+    architecture = _architecture(metadata)
     return [
         one
-        for one in known
+        for one in published_families()
         if one.modelspec[0] == architecture or one.arch == metadata.get(VERSION)
     ]
+
+
+def _architecture(metadata: Mapping[str, Any]) -> str:
+    return str(metadata.get(ARCHITECTURE, "")).partition("/")[0]
 
 
 def origin_findings(key: str, path: str, model: ModelSection, folder: Path) -> Findings:
@@ -113,25 +113,24 @@ def origin_findings(key: str, path: str, model: ModelSection, folder: Path) -> F
         kinds = _kinds(family, folder)
     except (UserError, OSError, ValueError):
         return
-    architecture = str(metadata.get(ARCHITECTURE, "")).partition("/")[0]
-    known = [one for one in map(FAMILIES.load, FAMILIES) if one.published]
+    architecture = _architecture(metadata)
     named = named_families(metadata)
     others = [
         one
-        for one in named or known
+        for one in named or published_families()
         if _kinds(one, Path(next(iter(one.published)))) != kinds
     ]
-    if (named and others) or (not named and not _fits(keys, kinds)):
-        if named:
-            matching = others
-        else:
-            matching = [one for one in others if _fits(keys, _kinds(one, Path()))]
-        if matching:
-            titles = " or ".join(one.title for one in matching)
-            yield error(
-                key,
-                f"{path} is a LoRA of {titles}, and this model is {family.title}. Give one of this model.",
-            )
+    if not named:
+        fits = _fits(keys, kinds)
+        others = (
+            [] if fits else [one for one in others if _fits(keys, _kinds(one, Path()))]
+        )
+    if others:
+        titles = " or ".join(one.title for one in others)
+        yield error(
+            key,
+            f"{path} is a LoRA of {titles}, and this model is {family.title}. Give one of this model.",
+        )
     elif named and architecture and architecture != family.modelspec[0]:
         yield warning(
             key,

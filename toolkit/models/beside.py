@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,12 +130,8 @@ def parts_around(
         candidate, note = _model_of(path, arch, home)
         if home is None or home.family.title != candidate.family.title:
             index = cached_index(candidate.id, revision)
-            home = Candidate(
-                candidate.id,
-                candidate.title,
-                candidate.family,
-                index.parent if index else Path(candidate.id),
-            )
+            folder = index.parent if index else Path(candidate.id)
+            home = replace(candidate, folder=folder)
         model = home.id
         files = dict(_parts(path, home, given))
     except UserError as error:
@@ -165,9 +161,7 @@ def transformer_fault(name: str) -> str:
         fault = unread(path) or _no_transformer(path, name)
     except UserError as error:
         fault = str(error)
-    if not fault or name in fault:
-        return fault
-    return f"{name!r}: {fault}"
+    return f"{name!r}: {fault}" if fault and name not in fault else fault
 
 
 def _no_transformer(path: Path, name: str) -> str:
@@ -291,9 +285,8 @@ def _model_of(
 
 def _tag(candidate: Candidate) -> str:
     version = re.search(r"25\d\d", candidate.title)
-    if version and len(candidate.family.published) > 1:
-        return f":{version[0]}"
-    return ""
+    several = len(candidate.family.published) > 1
+    return f":{version[0]}" if version and several else ""
 
 
 def _named(text: str, candidates: list[Candidate]) -> Candidate | None:
@@ -304,9 +297,7 @@ def _named(text: str, candidates: list[Candidate]) -> Candidate | None:
         title = re.sub(r"[^a-z0-9]", "", candidate.title.lower())
         if plain.startswith(title):
             rest = plain.removeprefix(title)
-            if re.match(r"\d|edit|plus|layered", rest) or ("edit" in rest):
-                return None
-            return candidate
+            return None if re.match(r"\d|plus|layered|.*edit", rest) else candidate
     return None
 
 
@@ -342,17 +333,12 @@ def _parts(
             if quantization_fault(candidate.folder / part):
                 faults.append(str(error))
                 continue
-            if others:
-                unfit = f" ({'; '.join(other.rstrip('.') for other in others[:3])})"
-            else:
-                unfit = ""
-            is_hub = candidate.id in candidate.family.published
-            if is_hub:
-                home = f"the hub cache of {candidate.id}"
-                instead = f", or name_or_path: {candidate.id} and this file as transformer_path, to download it"
-            else:
-                home = candidate.id
-                instead = ""
+            unfit = "; ".join(other.rstrip(".") for other in others[:3])
+            unfit = f" ({unfit})" if unfit else ""
+            home, instead = candidate.id, ""
+            if home in candidate.family.published:
+                instead = f", or name_or_path: {home} and this file as transformer_path, to download it"
+                home = f"the hub cache of {home}"
             places = (
                 f"in {' or '.join(PART_FOLDERS[part])} of its ComfyUI, or in {home}"
             )

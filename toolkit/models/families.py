@@ -506,11 +506,8 @@ def family_for(model: ModelSection) -> ModelFamily:
     """
     name = model.name_or_path
     wanted = model.arch
-    detected = arch_of(model)
-    if detected is None:
-        known = published_family(name)
-        if known:
-            detected = known.arch
+    known = published_family(name)
+    detected = arch_of(model) or (known.arch if known else None)
     if detected and wanted and detected != wanted:
         raise AnotherFamilyError(
             f"model.arch: {wanted!r}, but {name} is {detected!r}. Leave it out, or give such a model."
@@ -598,10 +595,9 @@ def single_file_faults(model: ModelConfig, folder: Path) -> Iterator[tuple[str, 
     except UserError:  # other rules say so
         return
     expected = family.weight_shapes(folder)
-    others = [one for one in map(FAMILIES.load, FAMILIES) if one.published]
     names = {
         one.title: one.weight_shapes(Path(next(iter(one.published)))).keys()
-        for one in others
+        for one in published_families()
     }
     for part, file in files.items():
         try:
@@ -631,6 +627,11 @@ def title_of(model: ModelSection, family: ModelFamily) -> str:
     """
     titles = {name.lower(): title for name, title in family.published.items()}
     return titles.get(model.name_or_path.lower(), family.title)
+
+
+def published_families() -> list[ModelFamily]:
+    """The families that have published models."""
+    return [one for one in map(FAMILIES.load, FAMILIES) if one.published]
 
 
 def published_names() -> set[str]:
@@ -672,10 +673,8 @@ def model_bytes(model: ModelConfig) -> int:
     whole = whole_files(model)
     parts = [part for part in family.weight_parts if part not in whole]
     files = [path for part in parts for path in (folder / part).glob("*.safetensors")]
-    for file in given.values():
-        for shard in shards_of(file):
-            if shard.is_file():
-                files.append(shard)
+    shards = (shard for file in given.values() for shard in shards_of(file))
+    files += filter(Path.is_file, shards)
     return sum(path.stat().st_size for path in files) or published_bytes(family, folder)
 
 

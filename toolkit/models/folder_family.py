@@ -189,14 +189,8 @@ class FolderFamily(ModelFamily):
         value."""
         part = folder / "transformer"
         published = self.published_transformer
-        config = {
-            **published,
-            **{
-                key: value
-                for key, value in part_config(part).items()
-                if key in published
-            },
-        }
+        given = part_config(part)
+        config = {key: given.get(key, value) for key, value in published.items()}
         if config["out_channels"] is None:  # as diffusers reads it
             config["out_channels"] = config["in_channels"]
         for key, value in config.items():
@@ -226,12 +220,11 @@ class FolderFamily(ModelFamily):
         latents = vae.get("z_dim", 0)
         pixels = self.pixel_channels * (vae.get("patch_size") or 1) ** 2
         path = folder / "processor" / "preprocessor_config.json"
-        image = read_model_json(path) if path.is_file() else None
-        if image is None:
+        image = read_model_json(path) if path.is_file() else {}
+        if not path.is_file():
             path = folder / "processor" / "processor_config.json"
-            image = (read_model_json(path) if path.is_file() else {}).get(
-                "image_processor"
-            ) or {}
+            whole = read_model_json(path) if path.is_file() else {}
+            image = whole.get("image_processor") or {}
         vision = text.get("vision_config") or {}
         config = folder / "transformer" / "config.json"
         for place, key, has, other, wants in (
@@ -303,13 +296,9 @@ class FolderFamily(ModelFamily):
             name: (inputs + self.biases) * outputs
             for name, (inputs, outputs) in self.every_linear_layer(folder).items()
         }
+        blocks = [f"transformer_blocks.{i}" for i in range(config["num_layers"])]
         for name, count in self.norms(config).items():
-            if name.startswith("."):
-                places = [
-                    f"transformer_blocks.{i}" for i in range(config["num_layers"])
-                ]
-            else:
-                places = [""]
+            places = blocks if name.startswith(".") else [""]
             counts |= {place + name: count for place in places}
         return counts
 
@@ -349,29 +338,22 @@ class FolderFamily(ModelFamily):
             if re.fullmatch(self.modulation_pattern, name)
         }
         of_text = text_config(folder)
-        keys = zip(
-            ("hidden_size", "intermediate_size"), self.published_text_sizes, strict=True
-        )
-        text_width, text_inner = (
-            of_text.get(key, published) for key, published in keys
-        )
+        width, inner = self.published_text_sizes
+        text_width = of_text.get("hidden_size", width)
+        text_inner = of_text.get("intermediate_size", inner)
         text = self.published_text
         vae = self.published_vae
         text_layer = EncoderSize(text.linear_params // self.published_text_layers, 0)
         for part in ("text_encoder", "vae"):
-            files = sorted((folder / part).glob("*.safetensors"))
-            stored = {}
-            for path in files:
-                for name, count in tensor_sizes(path).items():
-                    stored[name] = count
-            if stored:
-                if part == "vae":
-                    vae = EncoderSize(
-                        linear_params=0, other_params=sum(stored.values())
-                    )
-                else:
-                    text = text_size(stored)
-                    text_layer = text_layer_size(stored)
+            stored = {
+                name: count
+                for path in sorted((folder / part).glob("*.safetensors"))
+                for name, count in tensor_sizes(path).items()
+            }
+            if stored and part == "vae":
+                vae = EncoderSize(linear_params=0, other_params=sum(stored.values()))
+            elif stored:
+                text, text_layer = text_size(stored), text_layer_size(stored)
         vision = {**self.published_vision, **(of_text.get("vision_config") or {})}
         patch_width = vision["hidden_size"]
         patch_inner = vision["intermediate_size"]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from toolkit.contracts.data import EncodedPrompt, PromptEmbeds, Size
 from toolkit.contracts.model import BlockWrapper, DiffusionModel
 from toolkit.errors import RunError, UserError
+from toolkit.files.safetensors_io import aligned
 from toolkit.models.families import ModelFamily, ModelLoadOptions
 from toolkit.models.layerwise import LayerwiseEncoder, PromptRecorder
 from toolkit.system.device import to_device
@@ -82,11 +83,16 @@ class FolderModel(DiffusionModel):
         call. Raises RunError."""
         if name not in self._parts:
             try:
-                self._parts[name] = self.load_part(name)
+                part: Any = self.load_part(name)
             except (OSError, ValueError, KeyError, UserError) as error:
                 raise RunError(
                     f"cannot load {name} of the model in {self.options.folder}: {error}"
                 ) from error
+            # A GPU gets copies anyway; there they would be in main memory for nothing.
+            if isinstance(part, nn.Module) and self.options.device.type == "cpu":
+                for tensor in chain(part.parameters(), part.buffers()):
+                    tensor.data = aligned(tensor.data)
+            self._parts[name] = part
         return self._parts[name]
 
     @property

@@ -29,7 +29,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from toolkit.errors import RunError
 from toolkit.files.mapped import mapped_bytes
@@ -122,18 +122,12 @@ def kept_entries(cache: Path) -> list[KeptEntry]:
     """
     entries = []
     for manifest in (cache / MODELS).glob(f"[!.]*/{MANIFEST}"):
+        folder = manifest.parent
         with suppress(OSError):  # deleted by another process meanwhile
-            files = manifest.parent.glob("*.safetensors")
-            size = sum(file.stat().st_size for file in files)
-            manifest_values = read_object(manifest)
-            entries.append(
-                KeptEntry(
-                    manifest.parent,
-                    size,
-                    manifest.stat().st_mtime,
-                    str(manifest_values.get("model", "")),
-                )
-            )
+            size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+            used = manifest.stat().st_mtime
+            model = str(read_object(manifest).get("model", ""))
+            entries.append(KeptEntry(folder, size, used, model))
     return sorted(entries, key=lambda entry: entry.used)
 
 
@@ -208,26 +202,24 @@ class Kept:
         """The model that `read` fills from the entry. Without an entry, `make` makes it
         and passes it to the writer, block by block. Without a writer (None) it is not
         kept."""
-        while True:
-            entry = self._begin()
-            if isinstance(entry, KeptReader):
-                try:
-                    model = read(entry)
-                except DamagedEntryError as error:
-                    logger.warning(
-                        f"{self.folder}: the kept model is damaged ({error}), it is made again"
-                    )
-                    if not self._remove():
-                        return make(None)
-                    continue
+        entry = self._begin()
+        while isinstance(entry, KeptReader):
+            try:
+                model = read(entry)
+            except DamagedEntryError as error:
+                logger.warning(
+                    f"{self.folder}: the kept model is damaged ({error}), it is made again"
+                )
+                entry = self._begin() if self._remove() else None
+            else:
                 logger.info(
                     f"transformer: read from {self.folder} ({readable_size(entry.bytes)}), as it was quantized"
                 )
                 return model
-            if entry is None:
-                return make(None)
-            with entry:
-                return make(entry)
+        if entry is None:
+            return make(None)
+        with entry:
+            return make(entry)
 
     def _begin(self) -> KeptReader | KeptWriter | None:
         """The reader of the entry, or its writer. None where it cannot be written. It
@@ -241,7 +233,10 @@ class Kept:
                 with folder_lock(self.folder.parent):
                     if self.is_there():
                         continue
-                    if not self._is_being_written():
+                    writing = self.folder.parent.glob(
+                        f".{self.folder.name}.????????.tmp"
+                    )
+                    if not any(_lock_of(left) is False for left in writing):
                         return self._writer()
             except (OSError, RunError) as error:
                 self.say_not_kept(error)
@@ -252,12 +247,6 @@ class Kept:
                 )
             waits = True
             time.sleep(WAIT_S)
-
-    def _is_being_written(self) -> bool:
-        return any(
-            _lock_of(left) is False
-            for left in self.folder.parent.glob(f".{self.folder.name}.????????.tmp")
-        )
 
     def _writer(self) -> KeptWriter | None:
         # Left by processes that were killed.
@@ -273,7 +262,7 @@ class Kept:
                 f"{entry.folder}: deleted to make room ({entry.model}, {readable_size(entry.bytes)})"
             )
             remove(entry.folder)
-        return KeptWriter(self).begun()
+        return KeptWriter(self)
 
     def say_not_kept(self, reason: object) -> None:
         """Logs a warning that the model is not kept, with the reason."""
@@ -345,16 +334,14 @@ class KeptReader:
         blocks' names. Raises DamagedEntryError."""
         *_, tensors = self._read(REST)
         try:
-            missing = model.load_state_dict(
-                tensors, strict=False, assign=True
-            ).missing_keys
+            loaded = model.load_state_dict(tensors, strict=False, assign=True)
         except RuntimeError as error:
             raise DamagedEntryError(
                 f"what is around the blocks is of another model: {str(error)[:100]}"
             ) from error
-        lost = [name for name in missing if not name.startswith(without)]
-        if lost:
-            raise DamagedEntryError(f"it lacks {lost[0]}")
+        for name in loaded.missing_keys:
+            if not name.startswith(without):
+                raise DamagedEntryError(f"it lacks {name}")
         with suppress(OSError):  # sets the time of the last use
             os.utime(self._kept.folder / MANIFEST)
 
@@ -366,17 +353,15 @@ class KeptReader:
         try:
             with path.open("rb", buffering=0) as file:
                 header = read_header(file)
-                begin = file.tell()
-                end = file.seek(0, 2)
-                file.seek(begin)
-                memory = torch.empty(end - begin, dtype=torch.uint8)
+                end = path.stat().st_size
+                memory = torch.empty(end - file.tell(), dtype=torch.uint8)
                 _read_into(file, memory)
         except (OSError, ValueError, RecursionError) as error:
             raise DamagedEntryError(
                 f"{path.name}: {getattr(error, 'strerror', None) or error}"
             ) from error
         metadata = header.pop(METADATA, {})
-        if metadata.get("crc32") != str(_checksum([memory.numpy()])):
+        if metadata.get("crc32") != _checksum([memory.numpy()]):
             raise DamagedEntryError(
                 f"the bytes of {path.name} are not those that were written"
             )
@@ -393,28 +378,21 @@ class KeptWriter:
 
     Example::
 
-        with KeptWriter(kept).begun() as entry:
+        with KeptWriter(kept) as entry:
             entry.add("transformer_blocks.0", block)
             entry.finish(model, without="transformer_blocks.")
     """
 
     def __init__(self, entry: Kept) -> None:
+        """Makes the temporary folder. Raises RunError where it cannot be made."""
         self._kept = entry
-        self._stack: ExitStack | None = ExitStack()
-        self._temporary = Path()
+        stack = ExitStack()
+        self._temporary = stack.enter_context(atomic_write_dir(entry.folder))
+        self._stack: ExitStack | None = stack
         self._bytes = 0
-        self._flusher, self._flushed = (
-            ThreadPoolExecutor(1, "kept model"),
-            list[Future[None]](),
-        )
-        """Files are flushed to the disk while the next blocks are quantized."""
-
-    def begun(self) -> KeptWriter:
-        """Makes the temporary folder, and returns itself. Raises RunError where the
-        folder cannot be made."""
-        assert self._stack is not None
-        self._temporary = self._stack.enter_context(atomic_write_dir(self._kept.folder))
-        return self
+        self._flusher = ThreadPoolExecutor(1, "kept model")
+        """Flushes files to the disk while the next blocks are quantized."""
+        self._flushed: list[Future[None]] = []
 
     def __enter__(self) -> KeptWriter:
         return self
@@ -525,7 +503,7 @@ def _write(path: Path, state: Iterable[tuple[str, Tensor]], layers: str) -> int:
         }
         pieces.append(_bytes_of(raw))
         end += raw.nbytes
-    header[METADATA] = {"layers": layers, "crc32": str(_checksum(pieces))}
+    header[METADATA] = {"layers": layers, "crc32": _checksum(pieces)}
     frame = framed(json.dumps(header), PAGE)
     with path.open("wb", buffering=0) as file:
         for piece in (frame, *pieces):
@@ -538,8 +516,7 @@ def _write(path: Path, state: Iterable[tuple[str, Tensor]], layers: str) -> int:
 def _read_into(file: Any, memory: Tensor) -> None:
     """Fills the memory from an unbuffered file. Raises ValueError where the file is too
     short."""
-    numbers: Any = memory.numpy()
-    left = memoryview(numbers)
+    left = memoryview(cast("Any", memory.numpy()))
     while left.nbytes:
         count = file.readinto(left)
         if not count:
@@ -553,11 +530,11 @@ def _bytes_of(raw: Tensor) -> Any:
     return raw.view(torch.uint8).numpy() if raw.numel() else b""
 
 
-def _checksum(pieces: Iterable[Any]) -> int:
+def _checksum(pieces: Iterable[Any]) -> str:
     checksum = 0
     for piece in pieces:
         checksum = zlib.crc32(piece, checksum)
-    return checksum
+    return str(checksum)
 
 
 def _views(header: Mapping[str, Any], memory: Tensor) -> dict[str, Tensor]:

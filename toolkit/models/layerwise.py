@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from toolkit.errors import RunError
 from toolkit.files.writing import free_space
 from toolkit.models.families import TEXTS_IN_MEMORY, ModelLoadOptions
-from toolkit.models.loading import ShardReader, check_finite, fill, reading, some
+from toolkit.models.loading import ShardReader, check_finite, check_names, fill, reading
 from toolkit.models.single_file import HEAD, text_encoder_name
 
 MOST_WAITING = 64 * 10**9
@@ -113,8 +113,9 @@ class WaitingTensors:
             return self._tensors.get(key)
         place, shape, dtype = self._places[key]
         self._file.seek(place)
-        data = bytearray(self._file.read(shape.numel() * dtype.itemsize))
-        return torch.frombuffer(data, dtype=dtype).view(shape)
+        tensor = torch.empty(shape, dtype=dtype)
+        self._file.readinto(tensor.flatten().view(torch.uint8).numpy())
+        return tensor
 
     def drop(self, key: tuple[int, str]) -> None:
         if key in self._tensors:
@@ -333,16 +334,8 @@ class LayerwiseEncoder:
             for name in self.names
             for key in self._empty[name].state_dict()
         }
-        missing = expected - weights.names
-        if missing:
-            raise RunError(
-                f"{weights.folder}: missing weights: {some(missing)}. Copy or download the model again."
-            )
         more = weights.names - expected - {HEAD, "language_model.norm.weight"}
-        if more:
-            raise RunError(
-                f"{weights.folder}: weights that config.json does not account for: {some(more)}."
-            )
+        check_names(weights.folder, expected - weights.names, more)
 
     def _run_layer(self, name: str) -> None:
         self._turn, self._layer = name, self._read(name)
@@ -361,10 +354,9 @@ class LayerwiseEncoder:
             if name != PIXELS
         }
         if PIXELS in inputs:
-            if self._turn == PATCHES:
-                pixels_NV = self._waiting.get((prompt, PIXELS))
-            else:
-                pixels_NV = None
+            pixels_NV = (
+                self._waiting.get((prompt, PIXELS)) if self._turn == PATCHES else None
+            )
             on_device[PIXELS] = (
                 self._placeholder(inputs[PIXELS].shape)
                 if pixels_NV is None

@@ -187,9 +187,7 @@ class ShardReader:
             weight.float().view(len(scale), scale.shape[1], -1) * scale[..., None]
         ).view(weight.shape)
         group = self._group(stored)
-        if group:
-            return rotate(values, regular_hadamard(group))
-        return values
+        return rotate(values, regular_hadamard(group)) if group else values
 
     def stored_codes(
         self, name: str, kind: str
@@ -221,10 +219,8 @@ class ShardReader:
         if stored.half is None:
             return weight, scale
         if scale is not None and len(scale) > 1:
-            halved = scale.chunk(2)[stored.half]
-        else:
-            halved = scale
-        return weight.chunk(2)[stored.half], halved
+            scale = scale.chunk(2)[stored.half]
+        return weight.chunk(2)[stored.half], scale
 
 
 def fill(
@@ -249,11 +245,7 @@ def fill(
         for name, tensor in module.state_dict().items()
         if not name.startswith(skip)
     }
-    absent = [prefix + name for name in wanted if prefix + name not in reader.names]
-    if absent:
-        raise RunError(
-            f"{reader.folder}: missing weights: {some(absent)}. Copy or download the model again."
-        )
+    check_names(reader.folder, {prefix + name for name in wanted} - reader.names)
     state = {name: reader.take(prefix + name).to(dtype, copy=True) for name in wanted}
     for name, tensor in state.items():
         if tensor.shape != wanted[name].shape:
@@ -338,15 +330,10 @@ def with_decoder(
         fill(vae.decoder, reader, "decoder.", dtype)
         if "post_quant_conv.weight" in reader.names:
             fill(vae.post_quant_conv, reader, "post_quant_conv.", dtype)
-    more = [
-        name
-        for name in reader.names
-        if not name.startswith(("encoder.", "quant_conv."))
-    ]
-    if more:
-        raise RunError(
-            f"{file}: weights that config.json does not account for: {some(more)}."
-        )
+    of_encoder = ("encoder.", "quant_conv.")
+    check_names(
+        file, more=[name for name in reader.names if not name.startswith(of_encoder)]
+    )
     check_finite(file, vae)
     return vae.requires_grad_(False).eval()
 
@@ -368,11 +355,7 @@ def fill_from_file(
     with ExitStack() as stack:
         reader = ShardReader(file, stack, file, names)
         fill(module, reader, "", dtype, codes=codes, codes_of=codes_of)
-    more = reader.names.difference(unused)
-    if more:
-        raise RunError(
-            f"{file}: weights that config.json does not account for: {some(more)}."
-        )
+    check_names(file, more=reader.names.difference(unused))
     check_finite(file, module)
     return module.requires_grad_(False).eval()
 
@@ -397,14 +380,21 @@ def check_loaded(
             f"{part}: {name} is {tuple(stored)}, config.json says {tuple(expected)}."
         )
     missing = {str(name) for name in info["missing_keys"]} - set(unused)
-    unexpected = {str(name) for name in info["unexpected_keys"]}
+    check_names(part, missing, {str(name) for name in info["unexpected_keys"]})
+
+
+def check_names(
+    part: Path, missing: Collection[str] = (), more: Collection[str] = ()
+) -> None:
+    """Raises RunError where weights of a part are missing, or where its files have more
+    of them than its config."""
     if missing:
         raise RunError(
             f"{part}: missing weights: {some(missing)}. Copy or download the model again."
         )
-    if unexpected:
+    if more:
         raise RunError(
-            f"{part}: weights that config.json does not account for: {some(unexpected)}."
+            f"{part}: weights that config.json does not account for: {some(more)}."
         )
 
 
@@ -540,15 +530,10 @@ def _from_weights(
                 f"{part}: {coded_layers} layers keep its {CODES[codes]} codes and scales"
             )
         elif options.keeps_codes and reader.in_codes():
-            if merge:
-                why = "LoRAs are merged into them"
-            else:
-                why = f"they are not in {CODES[codes]}"
+            not_in = f"they are not in {CODES.get(codes)}"
+            why = "LoRAs are merged into them" if merge else not_in
             logger.info(f"{part}: its 8-bit weights are quantized again, since {why}")
-    if reader.names:
-        raise RunError(
-            f"{part}: weights that config.json does not account for: {some(reader.names)}."
-        )
+    check_names(part, more=reader.names)
     if entry:
         entry.finish(model, without=f"{BLOCKS}.")
     return model
@@ -645,18 +630,14 @@ def load_model(
     """
     folder = model_folder(model)
     family = family_for(model)
-    if model.modulation_table == "auto":
+    table = model.modulation_table
+    if table == "auto":
         table = device.type == "cuda"
-    else:
-        table = model.modulation_table
+    keeps = keeps_text = ""
     if model.quantize and not model.accuracy_recovery_adapter:
         keeps = FILE_CODES.get(model.qtype, "")
-    else:
-        keeps = ""
     if model.quantize_te and model.text_encoder_path:
         keeps_text = FILE_CODES.get(model.qtype_te, "")
-    else:
-        keeps_text = ""
     as_stored = "-as-stored" if keeps_text and model.qtype_te in FP8_QTYPES else ""
     options = ModelLoadOptions(
         folder=folder,

@@ -172,11 +172,9 @@ def stored_weights(
             or name.startswith(OTHER_PARTS)
         ):
             continue
-        stem = name.removesuffix(WEIGHT)
+        stem, scale = name.removesuffix(WEIGHT), ""
         if stem != name:
             scale = next((stem + end for end in SCALES if stem + end in shapes), "")
-        else:
-            scale = ""
         layer, _, kind = bare.rpartition(".")
         whole = next((end for end in ROWS_OF if layer.endswith(f".{end}")), "")
         if not whole:
@@ -206,10 +204,8 @@ def layer_formats(path: Path) -> dict[str, Mapping[str, Any]]:
                 errors="replace"
             )
     metadata = header.get(METADATA)
-    if isinstance(metadata, dict):
-        layers = _json(str(metadata.get(FORMATS))).get("layers")
-    else:
-        layers = None
+    text = str(metadata.get(FORMATS)) if isinstance(metadata, dict) else ""
+    layers = _json(text).get("layers")
     formats = {**layers} if isinstance(layers, dict) else {}
     formats |= {layer: _json(text) or {"format": text} for layer, text in texts.items()}
     return {
@@ -230,18 +226,18 @@ def _json(text: str) -> dict[str, Any]:
 
 def _group(layer_format: Mapping[str, Any]) -> Any:
     """The number of inputs of a layer that are rotated together; 0: not rotated."""
-    if layer_format.get("convrot"):
-        return layer_format.get("convrot_groupsize", 256)
-    return 0
+    is_rotated = layer_format.get("convrot")
+    return layer_format.get("convrot_groupsize", 256) if is_rotated else 0
 
 
 def rotations_of(path: Path) -> dict[str, int]:
     """Layers in `shards_of` whose inputs are rotated -> how many inputs at a time."""
-    groups = {}
-    for shard in shards_of(path):
-        for layer, layer_format in layer_formats(shard).items():
-            groups[layer] = _group(layer_format)
-    return {layer: group for layer, group in groups.items() if group}
+    return {
+        layer: group
+        for shard in shards_of(path)
+        for layer, layer_format in layer_formats(shard).items()
+        if (group := _group(layer_format))
+    }
 
 
 def _format_fault(
@@ -343,37 +339,32 @@ def _unread_file(path: Path) -> str:
         return f"{path}: cannot be read ({error.strerror or error}). Give a file that this user may read."
     shapes = tensor_shapes(path)
     formats = layer_formats(path)
-    shapes = {
-        name: shape
-        for name, shape in shapes.items()
-        if not name.startswith(OTHER_PARTS)
-    }
     with open_regular(path) as file:
         header = read_header(file)
+    types = {
+        name: header[name]["dtype"]
+        for name in shapes
+        if not name.startswith(OTHER_PARTS)
+    }
+    shapes = {name: shapes[name] for name in types}
     for layer, layer_format in formats.items():
         name = layer + WEIGHT
-        # It belongs to another part, or its weight is reported as missing.
-        if name not in shapes:
-            continue
-        has_scale = any(layer + end in shapes for end in SCALES)
-        fault = _format_fault(
-            layer_format, shapes[name], header[name]["dtype"], has_scale
-        )
-        if fault:
-            return f"{path}: {layer} {fault}. {REMEDY}"
-    in_codes = {layer + WEIGHT for layer in formats}
-    types = {
-        header[name]["dtype"]
-        for name in shapes.keys() - in_codes
-        if not name.endswith(FORMAT)
-    }
+        stored = types.pop(name, "")
+        # Without it, it belongs to another part, or is reported as missing.
+        if stored:
+            has_scale = any(layer + end in shapes for end in SCALES)
+            fault = _format_fault(layer_format, shapes[name], stored, has_scale)
+            if fault:
+                return f"{path}: {layer} {fault}. {REMEDY}"
     for end, words in OTHER_QUANTIZATIONS.items():
         if any(name.endswith(end) for name in shapes):
             return f"{path} is {words}, which is not read. {REMEDY}"
     for one in stored_weights(shapes).values():
         if one.scale and not scale_fits(shapes[one.scale], shapes[one.name]):
             return f"{path}: {one.scale} is {shapes[one.scale]}, which is not a scale of its weight. {REMEDY}"
-    other = types - NUMBER_TYPES
+    other = {
+        stored for name, stored in types.items() if not name.endswith(FORMAT)
+    } - NUMBER_TYPES
     if other:
         return f"{path}: has weights in {', '.join(sorted(other))}, which is not read. {REMEDY}"
     return ""
@@ -487,19 +478,13 @@ def single_file_fault(
         parts = encoders_in(encoder_stored(path))
         if parts:
             return f"{path}: this is {part_words(parts[0])}: that is model.{parts[0]}_path. Give a file of {title}."
-        other = next(
-            (
-                other
-                for other, names in others.items()
-                if len(stored.keys() - names) < len(unexpected)
-            ),
-            "",
+        nearer = (
+            f"this is {other}"
+            for other, names in others.items()
+            if len(stored.keys() - names) < len(unexpected)
         )
-        if other:
-            this = f"this is {other}"
-        else:
-            this = f"weights that a {title} does not have: {_some(unexpected)}"
-        return f"{path}: {this}. Give a file of {title}."
+        unlike = f"weights that a {title} does not have: {_some(unexpected)}"
+        return f"{path}: {next(nearer, unlike)}. Give a file of {title}."
     if missing:
         return f"{path}: missing weights: {_some(missing)}. Give the whole transformer in one file."
     for name, shape in expected.items():

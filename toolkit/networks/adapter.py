@@ -60,10 +60,9 @@ def apply_max_norm_(
     shares = {
         n: (ratio ** (1 / n)).unbind() for n in {len(parts) for parts in matrices}
     }
-    factors = []
-    for index, parts in enumerate(matrices):
-        for _ in parts:
-            factors.append(shares[len(parts)][index])
+    factors = [
+        shares[len(parts)][index] for index, parts in enumerate(matrices) for _ in parts
+    ]
     torch._foreach_mul_([matrix for parts in matrices for matrix in parts], factors)
     after = before * ratio
     return {
@@ -128,6 +127,8 @@ class LinearAdapterNetwork(Network):
         self.module_dropout = module_dropout
         self.seed = seed
         self._parameters: dict[str, nn.Parameter] = {}
+        self._frozen: list[str] = []
+        """Names of the parameters that are buffers of the network."""
         self._dropouts: list[nn.Module] = []
         self.layers: dict[str, AdapterLinear] = {}
         """Target -> its layer; empty until `attach`."""
@@ -189,14 +190,11 @@ class LinearAdapterNetwork(Network):
             raise UserError(
                 "network.pretrained_lora_path: the file changes none of the layers this job trains."
             )
-        biased = [target for target in common if deltas[target].bias is not None]
-        if biased:
-            what = (
-                f"the file changes biases ({biased[0]}), which a network does not train"
-            )
-            raise UserError(
-                f"network.pretrained_lora_path: {what}. Give it as model.base_loras, or merge it (run.py merge)."
-            )
+        for target in common:
+            if deltas[target].bias is not None:
+                raise _not_trained(
+                    f"the file changes biases ({target}), which a network does not train"
+                )
         check_trained_kind({target: deltas[target] for target in common})
         if self.scale == 0:
             raise UserError(
@@ -236,7 +234,12 @@ class LinearAdapterNetwork(Network):
     # `Network`
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self._parameters)
+        return {
+            name: p for name, p in self._parameters.items() if name not in self._frozen
+        }
+
+    def buffers(self) -> dict[str, Tensor]:
+        return {name: self._parameters[name].detach() for name in self._frozen}
 
     def module_name_of(self, name: str) -> str:
         while name not in self._target_set:
@@ -259,7 +262,10 @@ class LinearAdapterNetwork(Network):
                 dropout.train()
 
     def export(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        tensors = {EXPORTED_PREFIX + name: weight for name, weight in weights.items()}
+        tensors = {
+            EXPORTED_PREFIX + name: weight
+            for name, weight in (*self.buffers().items(), *weights.items())
+        }
         for target in self.targets:
             tensors[f"{EXPORTED_PREFIX}{target}.alpha"] = torch.tensor(
                 float(self.alpha_of(target))
@@ -287,10 +293,11 @@ class LinearAdapterNetwork(Network):
                 base.weight.device,
                 torch.promote_types(base.weight.dtype, torch.float32),
             )
-            self._parameters |= {
-                f"{target}.{name}": parameter
-                for name, parameter in layer.layer_weights.items()
-            }
+            for name, parameter in layer.layer_weights.items():
+                self._parameters[f"{target}.{name}"] = parameter
+                if name in self.kind.frozen_names:
+                    self._frozen.append(f"{target}.{name}")
+                    parameter.requires_grad_(False)
             model.set_submodule(target, layer)
             self.layers[target] = layer
 
@@ -337,10 +344,15 @@ def check_trained_kind(deltas: Mapping[str, LayerDelta]) -> None:
     """Raises UserError for a file of a kind that can be applied but not trained."""
     for target, delta in deltas.items():
         if delta.multiplied:
-            what = f"the file is {delta.multiplied.title(delta.parts)} ({target}), which no network here trains"
-            raise UserError(
-                f"network.pretrained_lora_path: {what}. Give it as model.base_loras, or merge it (run.py merge)."
+            raise _not_trained(
+                f"the file is {delta.multiplied.title(delta.parts)} ({target}), which no network here trains"
             )
+
+
+def _not_trained(what: str) -> UserError:
+    return UserError(
+        f"network.pretrained_lora_path: {what}. Give it as model.base_loras, or merge it (run.py merge)."
+    )
 
 
 class AdapterDropout(nn.Module):
@@ -365,9 +377,7 @@ class AdapterDropout(nn.Module):
     def inputs(self, x: Tensor) -> Tensor:
         """`x` with dropped inputs."""
         rate = self.rates["inputs"]
-        if rate and self.training:
-            return functional.dropout(x, rate)
-        return x
+        return functional.dropout(x, rate) if rate and self.training else x
 
     def ranks(self, h: Tensor) -> Tensor:
         """`h` [samples, ..., ranks] with dropped ranks, per sample."""
@@ -453,8 +463,8 @@ class AdapterLinear(nn.Module):
         """The Frobenius norm of the weight delta, 0-dim; called without gradients."""
 
     def factors(self) -> list[nn.Parameter]:
-        """The matrices whose product is the delta."""
-        return list(self.layer_weights.values())
+        """The trained matrices among those whose product is the delta."""
+        return [p for p in self.layer_weights.values() if p.requires_grad]
 
     def forward_with_base_output(
         self, out: Tensor, x: Tensor, *shared: Tensor

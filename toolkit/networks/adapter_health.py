@@ -15,6 +15,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -120,18 +121,15 @@ class FileLayers:
             if alpha is not None and alpha.numel() != 1:
                 alpha = None
             form = form_of(matrices)
-            if form:
-                try:
-                    stored, scale, shape = read_stored(
-                        "", name, form, matrices, alpha, settings, (0, 0)
-                    )
-                except UserError:
-                    continue  # alpha or the settings, which other checks report
-                layers[name] = LayerDelta(stored, scale, size=shape)
+            if not form:
+                scale = layer_scale(without_prefix(name), matrices, alpha, settings)
+                layers[name] = LayerDelta(matrices, scale)
                 continue
-            layers[name] = LayerDelta(
-                matrices, layer_scale(without_prefix(name), matrices, alpha, settings)
-            )
+            with suppress(UserError):  # alpha or settings, which other checks report
+                stored, scale, shape = read_stored(
+                    "", name, form, matrices, alpha, settings, (0, 0)
+                )
+                layers[name] = LayerDelta(stored, scale, size=shape)
         return layers
 
 
@@ -149,14 +147,12 @@ def strengths_in_settings(
 ) -> dict[str, float]:
     """Stem of each sound layer of a file -> its factor by peft's settings, regardless
     of the file's alpha."""
-    strengths = {}
-    for name, parts in read.parts.items():
-        matrices = _matrices(parts)
-        if not _faults(matrices) and not form_of(matrices):
-            strengths[name] = layer_scale(
-                without_prefix(name), matrices, None, settings
-            )
-    return strengths
+    in_float32 = {name: _matrices(parts) for name, parts in read.parts.items()}
+    return {
+        name: layer_scale(without_prefix(name), matrices, None, settings)
+        for name, matrices in in_float32.items()
+        if not _faults(matrices) and not form_of(matrices)
+    }
 
 
 def layers_of(tensors: Mapping[str, Tensor]) -> FileLayers:
@@ -197,14 +193,14 @@ def _faults(matrices: Mapping[str, Tensor]) -> str:
     try:
         if form:
             read_stored("", "", form, matrices, None, None, (0, 0))
-            return ""
-        check_parts("", "", matrices)
+        else:
+            check_parts("", "", matrices)
     except UserError:
         return "misfit"
-    shape = LayerDelta(matrices, 1.0).shape
-    if "up" in matrices and rank_of(matrices) > MOST_RANK * max(shape):
-        return "misfit"
-    return ""
+    is_wide = "up" in matrices and rank_of(matrices) > MOST_RANK * max(
+        LayerDelta(matrices, 1.0).shape
+    )
+    return "misfit" if is_wide else ""
 
 
 _BROKEN = {
@@ -240,13 +236,11 @@ def health(
     """
     read = layers_of(tensors)
     sound = read.sound(metadata)
-    unread = _unread(read, len(tensors))
-    settings = _of_settings(tensors, metadata)
     return [
-        *unread,
+        *_unread(read, len(tensors)),
         *_broken(read),
         *_untrained(sound),
-        *settings,
+        *_of_settings(tensors, metadata),
         *_alphas(read, sound, metadata),
     ]
 
@@ -340,11 +334,8 @@ def _bias_fault(bias_O: Tensor, change: LayerDelta | None) -> str:
     weight."""
     if not torch.isfinite(bias_O.float()).all():
         return "not_finite"
-    if bias_O.dim() != 1:
-        return "misfit"
-    if change and len(bias_O) != change.shape[0]:
-        return "misfit"
-    return ""
+    fits = bias_O.dim() == 1 and (not change or len(bias_O) == change.shape[0])
+    return "" if fits else "misfit"
 
 
 def _untrained(sound: Mapping[str, LayerDelta]) -> Iterator[Diagnostic]:
@@ -397,10 +388,8 @@ def _why_untrained(sound: Mapping[str, LayerDelta]) -> str:
     ups = [change.parts["up"] for change in sound.values() if "up" in change.parts]
     ups_are_zero = bool(ups) and not any(up.any() for up in ups)
     side = "lora_B (the up matrix)" if ups_are_zero else "one of the matrices"
-    if _is_initial(sound):
-        state = ", and lora_A is as it was initialised: no step was taken"
-    else:
-        state = ""
+    initial = ", and lora_A is as it was initialised: no step was taken"
+    state = initial if _is_initial(sound) else ""
     return f"{side} is all zero in all {len(sound)} layers{state}. It does nothing."
 
 

@@ -24,8 +24,10 @@ import json
 import math
 import re
 import time
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from toolkit.config.sections.network import MATCH_SECONDS, matching
@@ -63,7 +65,7 @@ class Refused:
     """
 
     reason: str
-    harmless: tuple[object, ...] = ()
+    harmless: Sequence[object] = ()
     """Values that leave the matrices their meaning."""
 
     remedy: str = "Merge it into its model with peft, and extract a LoRA of that (run.py extract)."
@@ -72,95 +74,21 @@ class Refused:
 SCALES = "scales"
 HARMLESS = "harmless"
 
-_STARTS_IN_THE_BASE = (
-    "the start of this adapter was subtracted from the model's weights"
-)
-_CONVERT = (
-    "In peft, save it with path_initial_model_for_weight_conversion, which writes "
-    "a plain LoRA of twice the rank."
-)
+_TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
-_OF_EVERY_KIND: dict[str, str | Refused] = {
-    **dict.fromkeys(
-        (
-            "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
-            "inference_mode", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-        ),
-        HARMLESS,
-    ),
-    "modules_to_save": Refused("whole modules were trained besides the adapter"),
-}  # fmt: skip
 
-_OF_LYCORIS: dict[str, str | Refused] = {
-    **_OF_EVERY_KIND,
-    **dict.fromkeys(("r", "alpha", "rank_pattern", "alpha_pattern"), SCALES),
-    # use_effective_conv2d concerns convolutions, of which these models have none.
-    **dict.fromkeys(
-        ("rank_dropout", "module_dropout", "use_effective_conv2d", "init_weights"),
-        HARMLESS,
-    ),
-}
+def _fields(kind: str) -> dict[str, str | Refused]:
+    row = _TABLE[kind]
+    return {
+        **(_fields(row["as"]) if "as" in row else {}),
+        **{name: key for key in (SCALES, HARMLESS) for name in row.get(key, ())},
+        **{name: Refused(**one) for name, one in row.get("refused", {}).items()},
+    }
 
-_OF_OFT: dict[str, str | Refused] = {
-    **_OF_EVERY_KIND,
-    # fan_in_fan_out: peft turns it off for linear layers.
-    **dict.fromkeys(("fan_in_fan_out", "init_weights"), HARMLESS),
-    "bias": Refused(
-        "the biases of the model were trained besides the adapter", ("none",)
-    ),
-}
 
-FIELDS: dict[str, dict[str, str | Refused]] = {
-    "LORA": {
-        **_OF_EVERY_KIND,
-        **dict.fromkeys(("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"), SCALES),
-        **dict.fromkeys(
-            (
-                "lora_dropout",
-                "fan_in_fan_out",  # peft turns it off for linear layers
-                "lora_bias",  # seen by its keys
-                "use_dora",  # seen by its keys
-                "megatron_config", "megatron_core", "runtime_config", "target_parameters", "ensure_weight_tying",
-                # They have no effect on linear layers. The matrices of a GPTQ model are
-                # narrower, which the shapes show.
-                "use_qalora", "qalora_group_size",
-                # Arguments of a start. Which start was used is in init_lora_weights.
-                "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-            ),
-            HARMLESS,
-        ),
-        "bias": Refused("the biases of the model were trained besides the adapter", ("none",)),
-        "init_lora_weights": Refused(
-            _STARTS_IN_THE_BASE, (True, "true", "false", "gaussian", "orthogonal", "mica", "eva"), _CONVERT
-        ),
-        "trainable_token_indices": Refused("embeddings of tokens were trained besides the adapter"),
-        "velora_config": Refused("it is a VeLoRA, which has further tensors"),
-        "monteclora_config": Refused("it is a MonteCLoRA, whose matrices are drawn at random"),
-        "kasa_config": Refused("it is a KaSA, which cuts the model's own weights"),
-        "alora_invocation_tokens": Refused("it is an activated LoRA (aLoRA), which acts on some tokens only"),
-        "layer_replication": Refused("it belongs to a model with repeated layers (layer_replication)"),
-        "use_bdlora": Refused("it is a BD-LoRA, whose matrices are stored as blocks"),
-        "arrow_config": Refused("it is one of several LoRAs between which Arrow chooses for each token"),
-    },
-    "LOHA": _OF_LYCORIS,
-    "LOKR": {
-        **_OF_LYCORIS,
-        **dict.fromkeys(("decompose_both", "decompose_factor", "rank_dropout_scale"), HARMLESS),
-    },
-    "OFT": {
-        **_OF_OFT,
-        **dict.fromkeys(("coft", "eps", "block_share", "use_cayley_neumann", "num_cayley_neumann_terms"), SCALES),
-        # The matrices show the size of the blocks.
-        **dict.fromkeys(("r", "oft_block_size", "module_dropout"), HARMLESS),
-    },
-    "BOFT": {
-        **_OF_OFT,
-        # The matrices show size and number of the blocks.
-        **dict.fromkeys(("boft_block_size", "boft_block_num", "boft_n_butterfly_factor", "boft_dropout"), HARMLESS),
-    },
-}  # fmt: skip
+FIELDS = {kind: _fields(kind) for kind in ("LORA", "LOHA", "LOKR", "OFT", "BOFT")}
 """`peft_type` -> field of its config -> whether it scales the change, is harmless, or
-is refused."""
+is refused (adapter_settings.toml)."""
 
 ALPHA_OF = {"lora": "lora_alpha", "loha": "alpha", "lokr": "alpha"}
 """Kind of the matrices -> the field that has their alpha."""
@@ -533,6 +461,4 @@ def _short(value: object) -> str:
 
 def _shown(name: str) -> str:
     """A name as it is where it is a plain word, else as `_short` shows it."""
-    if re.fullmatch(r"\w{1,60}", name, re.ASCII):
-        return name
-    return _short(name)
+    return name if re.fullmatch(r"\w{1,60}", name, re.ASCII) else _short(name)

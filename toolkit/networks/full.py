@@ -103,17 +103,12 @@ class FullNetwork(Network):
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.requires_grad or parameter.dtype == self.dtype:
                     continue
+                rounded = parameter.detach().to(self.dtype)
                 # FSDP2 takes over the parameters of the module when it first runs
                 if is_sharded(parameter):
-                    setattr(
-                        module,
-                        name,
-                        nn.Parameter(
-                            parameter.detach().to(self.dtype), requires_grad=False
-                        ),
-                    )
+                    setattr(module, name, nn.Parameter(rounded, requires_grad=False))
                 else:
-                    parameter.data = parameter.data.to(self.dtype)
+                    parameter.data = rounded
 
     def load_pretrained(self, deltas: Mapping[str, Any]) -> None:
         raise UserError(

@@ -113,9 +113,7 @@ class LoraLinear(LowRankLinear):
 
 def cast_or(cast: Tensor | None, x: Tensor, parameter: Callable[[], Tensor]) -> Tensor:
     """`cast` where it has the dtype of `x`, else the parameter."""
-    if cast is None or cast.dtype != x.dtype:
-        return parameter()
-    return cast
+    return parameter() if cast is None or cast.dtype != x.dtype else cast
 
 
 class FusedDownProjection:

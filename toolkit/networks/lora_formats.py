@@ -27,7 +27,7 @@ from torch import Tensor
 
 from toolkit.contracts.model import ROWS_OF
 from toolkit.errors import UserError
-from toolkit.files.safetensors_io import check_count
+from toolkit.files.safetensors_io import aligned, check_count
 from toolkit.files.unreadable import explained
 from toolkit.networks.adapter_settings import (
     CONFIG_FILE,
@@ -200,9 +200,7 @@ class LayerDelta:
     def sized(self, inputs: int, outputs: int) -> LayerDelta:
         """The same change with the size of its layer, which not all kinds give
         themselves."""
-        if self.multiplied:
-            return replace(self, size=(outputs, inputs))
-        return self
+        return replace(self, size=(outputs, inputs)) if self.multiplied else self
 
     def split(self, count: int) -> list[LayerDelta]:
         """The changes of `count` layers that each have an equal share of its outputs,
@@ -323,9 +321,7 @@ def dora_norm(weight_OI: Tensor, axis: int) -> Tensor:
 def factor(parts: Mapping[str, Tensor], name: str) -> Tensor:
     """A factor of a LoKr, `lokr_w1` or `lokr_w2`, multiplied out where it is
     low-rank."""
-    if name in parts:
-        return parts[name]
-    return parts[f"{name}_a"] @ parts[f"{name}_b"]
+    return parts[name] if name in parts else parts[f"{name}_a"] @ parts[f"{name}_b"]
 
 
 def load_adapter_file(
@@ -481,7 +477,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             check_count(len(file.keys()))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: aligned(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         again = "Download or copy it again, or take an earlier file of the run."

@@ -185,9 +185,7 @@ class LokrNetwork(LinearAdapterNetwork):
         self.whole = whole
 
     def scale_for(self, names: Container[str]) -> float:
-        if "lokr_w2" in names and self.alpha:
-            return 1.0
-        return self.scale
+        return 1.0 if "lokr_w2" in names and self.alpha else self.scale
 
     def alpha_of(self, target: str) -> float:
         """The alpha of a layer. With two full factors it is the rank, so that readers

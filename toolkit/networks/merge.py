@@ -99,9 +99,12 @@ class LoraMerger:
             torch.set_float32_matmul_precision(precision)
 
     def _merge(self, module: nn.Module, prefix: str) -> None:
-        targets = dict.fromkeys(
-            t for _, _, changes in self._files for t in changes if t.startswith(prefix)
-        )
+        targets = {
+            t: None
+            for _, _, changes in self._files
+            for t in changes
+            if t.startswith(prefix)
+        }
         for target in targets:
             layer = module.get_submodule(target.removeprefix(prefix))
             # files change linear layers, which are not quantized yet

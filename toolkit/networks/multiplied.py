@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 Parts = Mapping[str, Tensor]
-"""Float32, by the names in `NEEDED` and `OPTIONAL` of their kind."""
+"""Float32, by the names that the classes below give."""
 
 FrozenLayer = Callable[[Tensor], Tensor]
 """From inputs to the outputs of the frozen layer without its bias, float32."""
@@ -61,18 +61,12 @@ def cayley_neumann_KBB(skew_KBB: Tensor, terms: int) -> Tensor:
     `OFTRotationModule._cayley_batch`.
     """
     one_BB = torch.eye(skew_KBB.shape[-1], dtype=skew_KBB.dtype)
-    sum_KBB = one_BB.expand_as(skew_KBB)
-    if terms == 1:
-        return sum_KBB.clone()
-    if terms == 2:
-        return sum_KBB + 2 * skew_KBB
-    last = max(terms - 1, 3)
+    sum_KBB = one_BB.expand_as(skew_KBB).clone()
+    factors = [2] * (terms - 1) if terms < 3 else [2] * (max(terms, 4) - 2) + [1]
     power_KBB = skew_KBB
-    sum_KBB = sum_KBB + 2 * power_KBB
-    for exponent in range(2, last + 1):
-        power_KBB = power_KBB @ skew_KBB
-        factor = 1 if exponent == last else 2
+    for factor in factors:
         sum_KBB = sum_KBB + factor * power_KBB
+        power_KBB = power_KBB @ skew_KBB
     return sum_KBB
 
 
@@ -95,9 +89,7 @@ def limited_skew(skew: Tensor, most: float) -> Tensor:
     Source: LyCORIS 4.1.3, `get_r` in functional/diag_oft.py.
     """
     norm: Tensor = skew.norm() + 1e-8
-    if most <= 0 or norm <= most:
-        return skew
-    return skew * most / norm
+    return skew if most <= 0 or norm <= most else skew * most / norm
 
 
 def limited_each_KBB(skew_KBB: Tensor, eps: float) -> Tensor:
@@ -152,12 +144,14 @@ class Multiplied(ABC):
     'Glora'
     """
 
-    NEEDED: tuple[str, ...]
-    OPTIONAL: tuple[str, ...] = ()
+    PART: str
+    """The part by which it is recognised."""
 
-    @abstractmethod
+    NAME = ""
+
     def name(self, parts: Parts) -> str:
         """Its name in the tools, a key of TITLES."""
+        return self.NAME
 
     def title(self, parts: Parts) -> str:
         """Its name with its article, for messages."""
@@ -206,10 +200,8 @@ class Rotation(Multiplied):
     ('oft', True)
     """
 
-    OPTIONAL = ("rescale",)
-
     def name(self, parts: Parts) -> str:
-        return "oft" if len(parts[self.NEEDED[0]]) == 1 else "boft"
+        return "oft" if len(parts[self.PART]) == 1 else "boft"
 
     @abstractmethod
     def order(self, stage: int, width: int, places_D: Tensor) -> Tensor:
@@ -242,16 +234,10 @@ class Rotation(Multiplied):
         return result_XD - vectors_XD
 
     def is_zero(self, parts: Parts, scale: float) -> bool:
-        rotation_MKBB = parts[self.NEEDED[0]]
-        is_one = bool(
-            (
-                rotation_MKBB == torch.eye(rotation_MKBB.shape[-1]).to(rotation_MKBB)
-            ).all()
-        )
-        return is_one and bool((parts.get("rescale", torch.ones(1)) == 1).all())
+        return self.size(parts) == 0
 
     def size(self, parts: Parts) -> float:
-        rotation_MKBB = parts[self.NEEDED[0]]
+        rotation_MKBB = parts[self.PART]
         moved = (
             (rotation_MKBB - torch.eye(rotation_MKBB.shape[-1]))
             .square()
@@ -275,7 +261,7 @@ class TurnedOutputs(Rotation):
             [ 1., -1.]])
     """
 
-    NEEDED = ("rotation_of_outputs",)
+    PART = "rotation_of_outputs"
 
     def shape(self, parts: Parts) -> tuple[int, int]:
         _, count, size, _ = parts["rotation_of_outputs"].shape
@@ -315,7 +301,7 @@ class TurnedInputs(Rotation):
     (0, 2)
     """
 
-    NEEDED = ("rotation_of_inputs",)
+    PART = "rotation_of_inputs"
 
     def name(self, parts: Parts) -> str:
         # a BOFT of peft has one rotation by default
@@ -352,15 +338,13 @@ class TurnedInputs(Rotation):
 class Glora(Multiplied):
     """W + scale (W A1 A2 + B1 B2): a1 [I, R], a2 [R, I], b1 [O, R], b2 [R, I].
 
-    >>> parts = {name: torch.ones(2, 2) for name in Glora.NEEDED}
+    >>> parts = {name: torch.ones(2, 2) for name in ("a1", "a2", "b1", "b2")}
     >>> Glora().shape(parts), Glora().rank(parts)
     ((2, 2), 2)
     """
 
-    NEEDED = ("a1", "a2", "b1", "b2")
-
-    def name(self, parts: Parts) -> str:
-        return "glora"
+    PART = "a1"
+    NAME = "glora"
 
     def rank(self, parts: Parts) -> int:
         return len(parts["a2"])
@@ -409,10 +393,8 @@ class Whole(Multiplied):
     tensor([[2., 2.]])
     """
 
-    NEEDED = ("diff",)
-
-    def name(self, parts: Parts) -> str:
-        return "full"
+    PART = "diff"
+    NAME = "full"
 
     def shape(self, parts: Parts) -> tuple[int, int]:
         outputs, inputs = parts["diff"].shape
@@ -450,10 +432,8 @@ class Ia3(Multiplied):
             [0., 0.]])
     """
 
-    NEEDED = ("factors",)
-
-    def name(self, parts: Parts) -> str:
-        return "ia3"
+    PART = "factors"
+    NAME = "ia3"
 
     def shape(self, parts: Parts) -> tuple[int, int]:
         rows, columns = parts["factors"].shape
@@ -488,7 +468,7 @@ KINDS = (TurnedOutputs(), TurnedInputs(), Glora(), Whole(), Ia3())
 def kind_for(parts: Collection[str]) -> Multiplied | None:
     """The kind of a layer's matrices, by their names; None for a change that is added
     to the weight."""
-    return next((kind for kind in KINDS if kind.NEEDED[0] in parts), None)
+    return next((kind for kind in KINDS if kind.PART in parts), None)
 
 
 def _split_rows(

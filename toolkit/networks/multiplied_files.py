@@ -73,12 +73,17 @@ class StoredForm:
     has_alpha: bool = True
 
 
+def _need(fits: bool) -> None:
+    """Raises Misfit where the matrices do not."""
+    if not fits:
+        raise Misfit
+
+
 def _read_lycoris_oft(
     parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape
 ) -> Stored:
     blocks = parts["oft_blocks"]
-    if blocks.dim() not in (3, 4) or blocks.shape[-1] != blocks.shape[-2]:
-        raise Misfit
+    _need(blocks.dim() in (3, 4) and blocks.shape[-1] == blocks.shape[-2])
     skew = blocks - blocks.transpose(-1, -2)
     outputs = blocks.shape[-1] * blocks.shape[-3]
     rotation = cayley_KBB(limited_skew(skew, outputs * (alpha or 0.0)))
@@ -97,44 +102,32 @@ def _read_glora(
     parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape
 ) -> Stored:
     a1, a2, b1, b2 = (parts[name] for name in ("a1", "a2", "b1", "b2"))
-    if any(part.dim() != 2 for part in (a1, a2, b1, b2)):
-        raise Misfit
+    _need(all(part.dim() == 2 for part in (a1, a2, b1, b2)))
     inputs, rank = a1.shape
-    if (
-        a2.shape != (rank, inputs)
-        or b2.shape != (b1.shape[1], inputs)
-        or b1.shape[1] != rank
-    ):
-        raise Misfit
-    scale = 1.0 if alpha is None else alpha / rank
-    return dict(parts), scale, (len(b1), inputs)
+    _need(a2.shape == b2.shape == (rank, inputs) and b1.shape[1] == rank)
+    return dict(parts), 1.0 if alpha is None else alpha / rank, (len(b1), inputs)
 
 
 def _read_peft_oft(
     parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape
 ) -> Stored:
     triangle_KN = parts["oft_R"]
-    if triangle_KN.dim() != 2:
-        raise Misfit
+    _need(triangle_KN.dim() == 2)
     count, numbers = triangle_KN.shape
     size = (1 + math.isqrt(1 + 8 * numbers)) // 2
-    if size * (size - 1) // 2 != numbers:
-        raise Misfit
+    _need(size * (size - 1) // 2 == numbers)
     # A file without settings has been refused by `settings_of`; `adapter_health` needs
     # only shapes.
     how = OftSettings() if settings is None else settings.oft()
     skew_KBB = skew_of_triangle_KBB(triangle_KN, size)
     if how.coft_eps is not None:
         skew_KBB = limited_each_KBB(skew_KBB, how.coft_eps)
-    if how.neumann_terms is None:
-        rotation_KBB = cayley_KBB(-skew_KBB)
-    else:
-        rotation_KBB = cayley_neumann_KBB(skew_KBB, how.neumann_terms)
-    inputs = count * size
-    if how.is_shared:
-        if count != 1 or layer[1] % size:
-            raise Misfit
-        inputs = layer[1]
+    terms = how.neumann_terms
+    rotation_KBB = (
+        cayley_neumann_KBB(skew_KBB, terms) if terms else cayley_KBB(-skew_KBB)
+    )
+    _need(not how.is_shared or (count == 1 and layer[1] % size == 0))
+    inputs = layer[1] if how.is_shared else count * size
     return {"rotation_of_inputs": rotation_KBB[None]}, 1.0, (layer[0], inputs)
 
 
@@ -142,26 +135,20 @@ def _read_peft_boft(
     parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape
 ) -> Stored:
     blocks_MKBB = parts["boft_R"]
-    if blocks_MKBB.dim() != 4 or blocks_MKBB.shape[-1] != blocks_MKBB.shape[-2]:
-        raise Misfit
+    _need(blocks_MKBB.dim() == 4 and blocks_MKBB.shape[-1] == blocks_MKBB.shape[-2])
     stages, count, size, _ = blocks_MKBB.shape
     if stages > 1:
         _check_butterfly(stages, size, count * size)
-    skew_MKBB = (blocks_MKBB - blocks_MKBB.transpose(-1, -2)) / 2
+    rotation_MKBB = cayley_KBB((blocks_MKBB.transpose(-1, -2) - blocks_MKBB) / 2)
     rescale = _column(parts["boft_s"], len(parts["boft_s"]))
-    rotation_MKBB = cayley_KBB(-skew_MKBB)
-    return (
-        {"rotation_of_inputs": rotation_MKBB, "rescale": rescale},
-        1.0,
-        (len(rescale), count * size),
-    )
+    stored = {"rotation_of_inputs": rotation_MKBB, "rescale": rescale}
+    return stored, 1.0, (len(rescale), count * size)
 
 
 def _read_whole(
     parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape
 ) -> Stored:
-    if parts["diff"].dim() != 2:
-        raise Misfit
+    _need(parts["diff"].dim() == 2)
     outputs, inputs = parts["diff"].shape
     return dict(parts), 1.0, (outputs, inputs)
 
@@ -170,8 +157,7 @@ def _read_ia3(
     parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape
 ) -> Stored:
     factors = parts["ia3_weight"]
-    if factors.dim() != 1 or parts["on_input"].numel() != 1:
-        raise Misfit
+    _need(factors.dim() == 1 and parts["on_input"].numel() == 1)
     if parts["on_input"].item():
         return {"factors": factors[None]}, 1.0, (layer[0], len(factors))
     return {"factors": factors[:, None]}, 1.0, (len(factors), layer[1])
@@ -193,13 +179,11 @@ def with_ia3_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 def _check_butterfly(stages: int, size: int, width: int) -> None:
     """Raises Misfit where the rotations do not fit the width. The last rotation mixes
     2 ** (stages - 1) blocks of the rows or columns."""
-    if size % 2 or width % (2 ** (stages - 1) * size):
-        raise Misfit
+    _need(size % 2 == 0 and width % (2 ** (stages - 1) * size) == 0)
 
 
 def _column(part: Tensor, outputs: int) -> Tensor:
-    if part.shape != (outputs, 1):
-        raise Misfit
+    _need(part.shape == (outputs, 1))
     return part
 
 

@@ -1,5 +1,5 @@
-"""How other programs load a LoRA file: one table, which the end of a run, the
-examination of a file, the model card and docs/use_your_lora.md use.
+"""How other programs load a LoRA file: one table (`programs.toml`), which the end of a
+run, the examination of a file, the model card and docs/use_your_lora.md use.
 
 Each row was found by running the version of the program that its title names on files
 of many writers and comparing the change of every layer (`benchmarks/bench_interop.py`,
@@ -15,10 +15,15 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from toolkit.contracts.model import ROWS_OF
@@ -39,12 +44,8 @@ FORMS = {
     "default": (".lora_A.default.weight", ".lora_B.default.weight"),
     "loha": (".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b"),
     "lokr": (
-        ".lokr_w1",
-        ".lokr_w2",
-        ".lokr_w1_a",
-        ".lokr_w1_b",
-        ".lokr_w2_a",
-        ".lokr_w2_b",
+        *(".lokr_w1", ".lokr_w1_a", ".lokr_w1_b"),
+        *(".lokr_w2", ".lokr_w2_a", ".lokr_w2_b"),
     ),
     "glora": (".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight"),
     "oft": (".oft_blocks", ".rescale"),
@@ -75,21 +76,42 @@ ALPHA_IGNORED = "!"
 has none; its alphas are ignored."""
 
 
+def _halves(parts: Iterable[str]) -> str:
+    return r"[._](?:{})$".format(
+        "|".join(re.escape(part).replace(r"\.", "[._]") for part in parts)
+    )
+
+
+_LAYERS = {
+    "halves": _halves(part for parts in ROWS_OF.values() for part in parts),
+    "wholes": _halves(ROWS_OF),
+}
+"""Names of patterns in the table: layers that ComfyUI fuses, and the fused ones."""
+
+
 @dataclass(frozen=True)
 class Skip:
     """Layers of a file that a program does not load.
 
-    >>> Skip(r"norm$", "it has no such layer", "Leave it out.").prefixes == PREFIXES
+    >>> skip = Skip(layers="norm$", reason="it has no such layer")
+    >>> skip.skips("transformer.blocks.0.norm")
     True
     """
 
     layers: str
-    """Pattern for the ends of the names of these layers, with or without dots."""
+    """Pattern for the ends of the names of these layers, with or without dots, or a key
+    of `_LAYERS`."""
 
     reason: str
-    remedy: str
+    remedy: str = ""
+    """Empty: to convert the file."""
+
     prefixes: Collection[str] = PREFIXES
     """The prefixes with which the program does not load them."""
+
+    def skips(self, stem: str) -> bool:
+        pattern = _LAYERS.get(self.layers, self.layers)
+        return split_stem(stem)[0] in self.prefixes and bool(re.search(pattern, stem))
 
 
 @dataclass(frozen=True)
@@ -103,12 +125,12 @@ class Program:
     title: str
     """Name and tested version of the program."""
 
+    convert_to: str
+    """The form of `run.py convert` that the program loads."""
+
     loads: Mapping[str, str]
     """Prefix -> forms, separated by spaces, each with one of the marks above or without
     a mark."""
-
-    convert_to: str
-    """The form of `run.py convert` that the program loads."""
 
     loads_halves: Mapping[str, str] | None = None
     """The same as `loads` for a model whose layers ComfyUI fuses (Qwen-Image-2.1),
@@ -125,7 +147,7 @@ class Program:
     reads_columns: bool = False
     """Whether it reads a DoRA with norms of rows (`reads_rows`) or of columns."""
 
-    skips: tuple[Skip, ...] = field(default_factory=tuple)
+    skips: tuple[Skip, ...] = ()
 
     @property
     def remedy(self) -> str:
@@ -134,132 +156,23 @@ class Program:
 
     def forms(self, prefix: str, has_halves: bool) -> list[str]:
         """The forms that the program loads with this prefix, with their marks."""
-        if self.loads_halves is None or not has_halves:
-            loads = self.loads
-        else:
-            loads = self.loads_halves
+        loads = (has_halves and self.loads_halves) or self.loads
         return loads.get(prefix, "").split()
 
 
-def _halves(parts: Iterable[str]) -> str:
-    return r"[._](?:{})$".format(
-        "|".join(re.escape(part).replace(r"\.", "[._]") for part in parts)
-    )
+def _program(row: dict[str, Any]) -> Program:
+    for key in {"loads", "loads_halves"} & row.keys():
+        row[key] = {
+            prefix: each["forms"] for each in row[key] for prefix in each["prefixes"]
+        }
+    row["skips"] = tuple(Skip(**skip) for skip in row.get("skips", ()))
+    return Program(**row)
 
 
-HALVES = _halves(part for parts in ROWS_OF.values() for part in parts)
-WHOLES = _halves(ROWS_OF)
-
-_COMFYUI = "lora_A lora_down lora.down default bias loha lokr glora oft whole"
-_HAS_HALVES = "its model has the halves of this layer"
 _MERGE = "Merge it into its model (run.py merge), or extract a LoRA of that (run.py extract)."
 
-PROGRAMS = {
-    "comfyui": Program(
-        "ComfyUI (17358c8f, autumn 2026)",
-        dict.fromkeys(
-            ("lora_unet_", "lycoris_", "diffusion_model.", "transformer.", ""), _COMFYUI
-        ),
-        "comfyui",
-        reads_columns=True,
-        skips=(
-            Skip(
-                HALVES,
-                "its weights hold them in pairs, and it knows the halves by other prefixes",
-                "Convert it: run.py convert FILE OUT --to comfyui.",
-                ("lora_unet_", "diffusion_model."),
-            ),
-            Skip(
-                WHOLES,
-                "it knows the halves of this layer by this prefix, and not the whole",
-                "Convert it: run.py convert FILE OUT --to comfyui.",
-                ("lycoris_", "transformer.", ""),
-            ),
-        ),
-    ),
-    "diffusers": Program(
-        "diffusers 0.42.1 with peft 0.21.2",
-        {
-            "diffusion_model.": "lora_A lora_down default",
-            "lora_unet_": "lora_A lora_down",
-            "transformer.": "lora_A- lora.down- lora_bias-",
-            "": "lora_A+ lora_down+ default",
-        },
-        "diffusers",
-        reads_header=True,
-        header_prefix="transformer.",
-        reads_rows=True,
-        skips=(
-            Skip(
-                _halves(("img_mlp.gate_layer",)),
-                "its pipeline does not know the flat name",
-                "Convert it: run.py convert FILE OUT --to diffusers.",
-                ("lora_unet_",),
-            ),
-            Skip(
-                WHOLES,
-                _HAS_HALVES,
-                "Convert it: run.py convert FILE OUT --to diffusers.",
-            ),
-        ),
-    ),
-    "diffsynth": Program(
-        "DiffSynth 2.1.12",
-        dict.fromkeys(("diffusion_model.", ""), "lora_A lora_down default"),
-        "aitk",
-        skips=(
-            Skip(WHOLES, _HAS_HALVES, "Convert it: run.py convert FILE OUT --to aitk."),
-        ),
-    ),
-    "mflux": Program(
-        "mflux 0.24.0 (macOS)",
-        {
-            "diffusion_model.": "lora_A!",
-            "lora_unet_": "lora_down",
-            "": "default lora_down",
-        },
-        "aitk",
-        loads_halves={
-            "diffusion_model.": "lora_A!",
-            "transformer.": "lora_A!",
-            "": "default!",
-        },
-        reads_header=True,
-        skips=(
-            Skip(
-                r"[._](?:img|txt)_mod[._]1$",
-                "it has no place for changes of the modulation layers",
-                "Train without them (network.network_kwargs.ignore_if_contains), or merge the LoRA (run.py merge).",
-            ),
-        ),
-    ),
-    "simpletuner": Program(
-        "SimpleTuner 4.10.1 (init_lora)",
-        {"transformer.": "lora_A-"},
-        "diffusers",
-    ),
-    "nunchaku": Program(
-        "ComfyUI-QwenImageLoraLoader (254679f), for Nunchaku",
-        dict.fromkeys(
-            ("lora_unet_", "diffusion_model.", "transformer.", ""),
-            "lora_A lora_down default",
-        ),
-        "comfyui",
-        skips=(
-            Skip(
-                r"[._](?:img|txt)_mod[._]1$|[._]img_mlp[._](?:gate_layer|gate_up|proj)$",
-                "it leaves out the modulation layers, unless QWENIMAGE_LORA_APPLY_AWQ_MOD=1 is set, and does not "
-                "support layers of Qwen-Image-2.1",
-                "Train without them (network.network_kwargs.ignore_if_contains), or merge it before quantizing.",
-            ),
-        ),
-    ),
-    "musubi": Program(
-        "musubi-tuner 0.3.4 (30c658c)",
-        {"lora_unet_": "lora_down loha lokr"},
-        "musubi",
-    ),
-}
+_TABLE = Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
+PROGRAMS = {name: _program(row) for name, row in tomllib.loads(_TABLE).items()}
 """Name for `--for` -> the program."""
 
 LOAD_AS_SAVED = ("comfyui", "diffusers", "diffsynth", "mflux")
@@ -290,7 +203,7 @@ def split_key(key: str) -> tuple[str, str]:
             if key.endswith(end):
                 return key.removesuffix(end), form
     bare = re.sub(r"[._]lora[._].*$", "", key)
-    return (key.rpartition(".")[0] if bare == key else bare), "other"
+    return key.rpartition(".")[0] if bare == key else bare, "other"
 
 
 OF_HALVES = re.compile(r"img_mlp[._](?:gate_layer|gate_up|proj|out)$")
@@ -325,8 +238,7 @@ def program_findings(
     empty where the file has its whole effect in it."""
     stems = list(dict.fromkeys(split_key(key)[0] for key in tensors))
     has_halves = any(OF_HALVES.search(stem) for stem in stems)
-    has_alpha = any(key.endswith(".alpha") for key in tensors)
-    yield from _not_loaded(program, tensors, len(stems), has_alpha, has_halves)
+    yield from _not_loaded(program, tensors, len(stems), has_halves)
     yield from _of_strength(program, tensors, metadata, has_halves)
     yield from _of_magnitudes(program, tensors)
     yield from _of_rotations(program, tensors)
@@ -335,49 +247,44 @@ def program_findings(
 
 
 def _not_loaded(
-    program: Program,
-    tensors: Mapping[str, Tensor],
-    count: int,
-    has_alpha: bool,
-    has_halves: bool,
+    program: Program, tensors: Mapping[str, Tensor], count: int, has_halves: bool
 ) -> Iterator[Diagnostic]:
     refused: dict[str, list[str]] = defaultdict(list)
     remedies: dict[str, None] = {}
     with_magnitudes = {split_key(key)[0] for key in tensors if key.endswith(MAGNITUDES)}
+    mark, other_mark, having = ALPHA_MISSING, WITH_ALPHA, "without"
+    if any(key.endswith(".alpha") for key in tensors):
+        mark, other_mark, having = WITH_ALPHA, ALPHA_MISSING, "with"
     for key in tensors:
         stem, form = split_key(key)
         prefix, _ = split_stem(stem)
         forms = program.forms(prefix, has_halves)
-        mark = WITH_ALPHA if has_alpha else ALPHA_MISSING
         if not form or {form, form + mark, form + ALPHA_IGNORED} & set(forms):
             continue
         shown = f"{prefix}LAYER{key.removeprefix(stem)}"
-        other_mark = ALPHA_MISSING if has_alpha else WITH_ALPHA
         if form + other_mark in forms:
-            shown += " with alpha" if has_alpha else " without alpha"
+            shown += f" {having} alpha"
         refused[shown].append(stem)
         remedies[_remedy(program, form, stem in with_magnitudes)] = None
-    if not refused:
-        return
-    names = tuple(dict.fromkeys(stem for stems in refused.values() for stem in stems))
-    shown = " and ".join(list(refused)[:2])
-    message = f"{program.title} does not load {len(names)} of {count} layers: keys of the form {shown}."
-    yield finding("not_loaded", message, " ".join(remedies), names)
+    names = tuple(dict.fromkeys(chain.from_iterable(refused.values())))
+    if names:
+        shown = " and ".join(list(refused)[:2])
+        message = f"{program.title} does not load {len(names)} of {count} layers: keys of the form {shown}."
+        yield finding("not_loaded", message, " ".join(remedies), names)
 
 
 def _remedy(program: Program, form: str, has_magnitude: bool) -> str:
     """The remedy for layers of a form that a program does not load."""
-    has_form = any(form in forms.split() for forms in program.loads.values())
     if has_magnitude and not (program.reads_rows or program.reads_columns):
         return _MERGE
-    if form in _OF_LORA or (has_form and form in ("loha", "lokr")):
+    if form in _OF_LORA:
         return program.remedy
-    if form in ("loha", "lokr"):
-        as_lora = (
-            "Make a LoRA of it (run.py resize FILE LORA --rank 64), and convert that"
-        )
-        return f"{as_lora}: run.py convert LORA OUT --to {program.convert_to}."
-    return _MERGE
+    if form not in ("loha", "lokr"):
+        return _MERGE
+    if any(form in forms.split() for forms in program.loads.values()):
+        return program.remedy
+    as_lora = "Make a LoRA of it (run.py resize FILE LORA --rank 64), and convert that"
+    return f"{as_lora}: run.py convert LORA OUT --to {program.convert_to}."
 
 
 def _of_strength(
@@ -390,10 +297,11 @@ def _of_strength(
     read = layers_of(tensors)
     settings = readable_settings(metadata)
     meant = {name: change.scale for name, change in read.sound(metadata).items()}
-    by_alpha = {name: change.scale for name, change in read.sound({}).items()}
+    by_alpha = meant
+    if settings is not None:
+        by_alpha = {name: change.scale for name, change in read.sound({}).items()}
     in_settings = strengths_in_settings(read, settings) if settings is not None else {}
-    times: dict[str, list[float]] = defaultdict(list)
-    names: dict[str, list[str]] = defaultdict(list)
+    times: dict[str, dict[str, float]] = defaultdict(dict)
     for name, scale in meant.items():
         ignores = _ignores_alpha(program, name, tensors, has_halves)
         applied = 1.0 if ignores else by_alpha[name]
@@ -404,20 +312,20 @@ def _of_strength(
         check = "alpha_in_header" if name in in_settings else "alpha_ignored"
         if program.reads_header and not ignores and name in in_settings:
             check = "alpha_twice"
-        times[check].append(applied / scale)
-        names[check].append(name)
+        times[check][name] = applied / scale
     for check, reason in _STRENGTHS.items():
-        if names[check]:
-            shown = _few(set(times[check]))
-            message = (
-                f"{program.title} applies {len(names[check])} layers at {shown} "
-                f"times their strength: it {reason}."
-            )
+        names = tuple(times[check])
+        if names:
+            two = sorted(set(times[check].values()))[:2]
+            shown = " and ".join(f"{number:.3g}" for number in two)
+            remedy = program.remedy
             if check == "alpha_ignored":
                 remedy = "Convert it: run.py convert FILE OUT --to aitk."
-            else:
-                remedy = program.remedy
-            yield finding(check, message, remedy, tuple(names[check]))
+            message = (
+                f"{program.title} applies {len(names)} layers at {shown} "
+                f"times their strength: it {reason}."
+            )
+            yield finding(check, message, remedy, names)
 
 
 _STRENGTHS = {
@@ -431,12 +339,11 @@ _STRENGTHS = {
 def _ignores_alpha(
     program: Program, stem: str, tensors: Mapping[str, Tensor], has_halves: bool
 ) -> bool:
-    prefix, _ = split_stem(stem)
-    forms = program.forms(prefix, has_halves)
-    for form, ends in FORMS.items():
-        if form + ALPHA_IGNORED in forms and any(stem + end in tensors for end in ends):
-            return True
-    return False
+    forms = program.forms(split_stem(stem)[0], has_halves)
+    return any(
+        form + ALPHA_IGNORED in forms and any(stem + end in tensors for end in ends)
+        for form, ends in FORMS.items()
+    )
 
 
 def _of_header_names(
@@ -459,27 +366,21 @@ def _of_header_names(
 def _of_magnitudes(
     program: Program, tensors: Mapping[str, Tensor]
 ) -> Iterator[Diagnostic]:
-    magnitudes = {
-        key: tensor for key, tensor in tensors.items() if key.endswith(MAGNITUDES)
+    keys = [key for key in tensors if key.endswith(MAGNITUDES)]
+    layers: dict[str, list[str]] = {"rows": [], "columns": []}
+    for key in keys:
+        is_of_rows = tensors[key].dim() == 1 or len(tensors[key]) > 1
+        layers["rows" if is_of_rows else "columns"].append(split_key(key)[0])
+    is_named_for_columns = all(key.endswith(MAGNITUDES[0]) for key in keys)
+    is_read = {
+        "rows": program.reads_rows and not is_named_for_columns,
+        "columns": program.reads_columns and is_named_for_columns,
     }
-    rows = [
-        split_key(key)[0] for key, t in magnitudes.items() if t.dim() == 1 or len(t) > 1
-    ]
-    columns = [
-        name for name in (split_key(key)[0] for key in magnitudes) if name not in rows
-    ]
-    is_named_for_columns = all(key.endswith(MAGNITUDES[0]) for key in magnitudes)
-    reads_rows = program.reads_rows and not is_named_for_columns
-    reads_columns = program.reads_columns and is_named_for_columns
-    for kind, layers, is_read in (
-        ("rows", rows, reads_rows),
-        ("columns", columns, reads_columns),
-    ):
-        if layers and not is_read:
-            norms = f"a DoRA with norms of {kind} as it is meant ({len(layers)} layers)"
-            yield finding(
-                "dora", f"{program.title} does not read {norms}.", _MERGE, tuple(layers)
-            )
+    for kind, names in layers.items():
+        if names and not is_read[kind]:
+            norms = f"a DoRA with norms of {kind} as it is meant ({len(names)} layers)"
+            message = f"{program.title} does not read {norms}."
+            yield finding("dora", message, _MERGE, names)
 
 
 def _of_rotations(
@@ -493,37 +394,25 @@ def _of_rotations(
         if not key.endswith(".oft_blocks"):
             continue
         stem = key.removesuffix(".oft_blocks")
-        rescale = tensors.get(f"{stem}.rescale")
-        alpha = tensors.get(f"{stem}.alpha")
-        is_rescaled = (
-            blocks.dim() == 3 and rescale is not None and bool((rescale != 1).any())
-        )
-        is_limited = alpha is not None and bool((alpha > 0).any())
-        if is_rescaled or is_limited:
+        rescale = tensors.get(f"{stem}.rescale", torch.ones(1))
+        alpha = tensors.get(f"{stem}.alpha", torch.zeros(1))
+        if (blocks.dim() == 3 and (rescale != 1).any()) or (alpha > 0).any():
             wrong.append(stem)
     if wrong:
         what = (
             f"the rescale or the limit of an OFT as it is meant ({len(wrong)} layers)"
         )
-        message = f"{program.title} does not read {what}."
-        yield finding("oft", message, _MERGE, tuple(wrong))
+        yield finding("oft", f"{program.title} does not read {what}.", _MERGE, wrong)
 
 
 def _of_skipped(program: Program, stems: Collection[str]) -> Iterator[Diagnostic]:
     for skip in program.skips:
-        left = [
-            stem
-            for stem in stems
-            if split_stem(stem)[0] in skip.prefixes and re.search(skip.layers, stem)
-        ]
+        left = list(filter(skip.skips, stems))
         if left:
             message = f"{program.title} skips {len(left)} of {len(stems)} layers, such as {left[0]}: {skip.reason}."
-            yield finding("layers_skipped", message, skip.remedy, tuple(left))
-
-
-def _few(numbers: Iterable[float]) -> str:
-    """Up to two of the numbers, in words."""
-    return " and ".join(f"{number:.3g}" for number in sorted(numbers)[:2])
+            yield finding(
+                "layers_skipped", message, skip.remedy or program.remedy, left
+            )
 
 
 def limits(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[str]:
@@ -533,8 +422,9 @@ def limits(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[s
     programs: dict[str, list[str]] = defaultdict(list)
     for name in LOAD_AS_SAVED:
         title = PROGRAMS[name].title
-        for one in list(program_findings(PROGRAMS[name], tensors, metadata))[:1]:
-            programs[one.message.removeprefix(f"{title} ")].append(title)
+        first = next(program_findings(PROGRAMS[name], tensors, metadata), None)
+        if first:
+            programs[first.message.removeprefix(f"{title} ")].append(title)
     effect = "it does not have its whole effect, as the program"
     return [
         f"In {in_series(titles)} {effect} {reason}"

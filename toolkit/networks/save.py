@@ -180,12 +180,9 @@ def write_shards_in_turn(
     """Works as `write_shards`. fetch: returns the tensor of a name; it is called once
     for each, in the order of the names."""
     shards = _split(shapes, DTYPES[dtype].itemsize, shard_bytes)
-    names = [
-        f"{STEM}-{index:05d}-of-{len(shards):05d}.safetensors"
-        for index in range(1, len(shards) + 1)
-    ]
-    if len(shards) == 1:
-        names = [f"{STEM}.safetensors"]
+    count = len(shards)
+    places = [f"-{at:05d}-of-{count:05d}" for at in range(1, count + 1)]
+    names = [f"{STEM}{place if count > 1 else ''}.safetensors" for place in places]
     for file, shard in zip(names, shards, strict=True):
         with naming(file):
             _write_in_turn(
@@ -198,10 +195,11 @@ def write_shards_in_turn(
         fsync(folder / file)
     if len(shards) > 1:
         total = sum(shape.numel() for shape in shapes.values()) * DTYPES[dtype].itemsize
-        weight_map = {}
-        for file, shard in zip(names, shards, strict=True):
-            for name in shard:
-                weight_map[name] = file
+        weight_map = {
+            name: file
+            for file, shard in zip(names, shards, strict=True)
+            for name in shard
+        }
         write_json(
             folder / f"{STEM}.safetensors.index.json",
             {"metadata": {"total_size": total}, "weight_map": weight_map},

@@ -83,9 +83,7 @@ def spelling_for_layers(layers: Iterable[str]) -> Spelling:
     'alpha_folded'
     """
     halves = tuple(f".{part}" for parts in ROWS_OF.values() for part in parts)
-    if any(layer.endswith(halves) for layer in layers):
-        return BARE
-    return FOLDED
+    return BARE if any(layer.endswith(halves) for layer in layers) else FOLDED
 
 
 def spelled(tensors: Mapping[str, Tensor], spelling: Spelling) -> dict[str, Tensor]:

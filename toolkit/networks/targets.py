@@ -69,20 +69,16 @@ def select_target_modules(network: NetworkConfig, names: Sequence[str]) -> list[
 
 def _nothing_chosen(network: NetworkConfig, example: str) -> str:
     """The error where a section chooses no layer. example: the name of a layer."""
-    has_patterns = bool(network.include_patterns or network.exclude_patterns)
-    has_texts = bool(
-        network.network_kwargs.only_if_contains
-        or network.network_kwargs.ignore_if_contains
-    )
-    patterns = "include_patterns / exclude_patterns"
+    kwargs = network.network_kwargs
     texts = "only_if_contains / ignore_if_contains"
     outcome = f"leave no layer to train. Layer names look like {example!r}."
-    whole_name = "A pattern has to match the whole name."
-    if not has_patterns:
+    if not (network.include_patterns or network.exclude_patterns):
         return f"network.network_kwargs: {texts} {outcome}"
-    if not has_texts:
-        return f"network: {patterns} {outcome} {whole_name}"
-    return f"network: {patterns} with {texts} {outcome} {whole_name}"
+    with_texts = (
+        f" with {texts}" if kwargs.only_if_contains or kwargs.ignore_if_contains else ""
+    )
+    patterns = f"include_patterns / exclude_patterns{with_texts}"
+    return f"network: {patterns} {outcome} A pattern has to match the whole name."
 
 
 def unused_choices(network: NetworkConfig, names: Sequence[str]) -> Iterator[str]:

@@ -68,10 +68,11 @@ class Ema:
         With `warm_up` update n takes min(decay, (1 + n) / (10 + n)) as its decay, so
         that the first parameters are soon forgotten. It does not wait for the device.
         """
-        if step_ok is None:
-            step_ok = torch.ones_like(self._updates, dtype=torch.bool)
-        else:
-            step_ok = step_ok.to(self._updates.device)
+        step_ok = (
+            torch.ones_like(self._updates, dtype=torch.bool)
+            if step_ok is None
+            else step_ok.to(self._updates.device)
+        )
         self._updates += step_ok
         # 1 - min(decay, (1 + n) / (10 + n)), on the device: only there the number of
         # updates n is known.

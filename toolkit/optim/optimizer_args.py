@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from contextvars import ContextVar
 from importlib import import_module
 from importlib.util import find_spec
 from math import prod
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,85 +37,39 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 Arguments = Mapping[str, Any]
 
-OPTIMIZERS = Registry(
-    "optimizer",
-    {
-        "adamw": "torch.optim:AdamW",
-        "adam": "torch.optim:Adam",
-        "sgd": "torch.optim:SGD",
-        "rmsprop": "torch.optim:RMSprop",
-        "lion": "toolkit.optim.lion:Lion",
-        "muon": "toolkit.optim.muon:Muon",
-        "adamw8bit": "bitsandbytes.optim:AdamW8bit",
-        "adam8bit": "bitsandbytes.optim:Adam8bit",
-        "lion8bit": "bitsandbytes.optim:Lion8bit",
-        "ademamix8bit": "bitsandbytes.optim:AdEMAMix8bit",
-        "adafactor": "transformers.optimization:Adafactor",
-        "prodigy": "prodigyopt:Prodigy",
-        "schedulefree_adamw": "schedulefree:AdamWScheduleFree",
-        "prodigyplus": "prodigyplus:ProdigyPlusScheduleFree",
-        "came": "came_pytorch:CAME",
-        "stableadamw": "pytorch_optimizer:StableAdamW",
-        "adopt": "pytorch_optimizer:ADOPT",
-        "soap": "pytorch_optimizer:SOAP",
-        "adamw_adv": "adv_optm:AdamW_adv",
-        "prodigy_adv": "adv_optm:Prodigy_adv",
-    },
+_ROWS: dict[str, dict[str, Any]] = json.loads(
+    Path(__file__).with_name("optimizers.json").read_text(encoding="utf-8")
 )
+"""Short name -> its class; the extra with its package, and the package as pip takes it,
+where that is not in requirements.txt; whether it is one of `ELEMENTWISE`; the learning
+rate above which a typing error, or the rate of another optimizer, is likely; the
+arguments of its constructor with their defaults (torch 2.13, bitsandbytes,
+transformers, prodigyopt, schedulefree as in requirements.txt). The arguments of an
+optimizer whose row has none are read from the source."""
 
-_PYTORCH_OPTIMIZER = ("pytorch-optimizer", "pytorch-optimizer==4.1.0")
-_ADV_OPTM = ("adv-optm", "adv-optm==2.5.16")
-EXTRAS = {
-    "prodigyplus": ("prodigyplus", "prodigy-plus-schedule-free==2.0.1"),
-    "came": ("came", "came-pytorch==0.1.3"),
-    **dict.fromkeys(("stableadamw", "adopt", "soap"), _PYTORCH_OPTIMIZER),
-    **dict.fromkeys(("adamw_adv", "prodigy_adv"), _ADV_OPTM),
+OPTIMIZERS = Registry("optimizer", {name: row["class"] for name, row in _ROWS.items()})
+
+EXTRAS: dict[str, tuple[str, str]] = {
+    name: (row["extra"], row["package"])
+    for name, row in _ROWS.items()
+    if "extra" in row
 }
 """Short name -> the extra with its package, and the package as pip takes it. All others
 are in requirements.txt."""
 
-_BETAS = {"betas": (0.9, 0.999)}
-_TORCH = {"maximize": False, "foreach": None, "differentiable": False, "fused": None}
-_ADAM = (
-    _BETAS
-    | {"eps": 1e-08, "weight_decay": 0, "amsgrad": False, "capturable": False}
-    | _TORCH
-)
-_8BIT = {"weight_decay": 0, "min_8bit_size": 4096, "is_paged": False}
-_ADAM_8BIT = _BETAS | {"eps": 1e-08, "amsgrad": False, "optim_bits": 32} | _8BIT
+HIGHEST_LR: dict[str, float] = {
+    name: row["highest_lr"] for name, row in _ROWS.items() if "highest_lr" in row
+}
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "adamw": _ADAM | {"weight_decay": 0.01},
-    "adam": _ADAM | {"decoupled_weight_decay": False},
-    "sgd": {"momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False} | _TORCH,
-    "rmsprop": {
-        "alpha": 0.99, "eps": 1e-08, "weight_decay": 0, "momentum": 0, "centered": False, "capturable": False,
-        "foreach": None, "maximize": False, "differentiable": False,
-    },
-    "lion": {"betas": (0.9, 0.99), "weight_decay": 0, "decoupled_weight_decay": False},
-    "muon": _BETAS | {"momentum": 0.95, "weight_decay": 0.01, "eps": 1e-08},
-    "adamw8bit": _ADAM_8BIT | {"weight_decay": 0.01},
-    "adam8bit": _ADAM_8BIT,
-    "lion8bit": {"betas": (0.9, 0.99)} | _8BIT,
-    "ademamix8bit": _8BIT
-    | {"betas": (0.9, 0.999, 0.9999), "alpha": 5.0, "t_alpha": None, "t_beta3": None, "eps": 1e-08}
-    | {"weight_decay": 0.01},
-    "adafactor": {
-        "eps": (1e-30, 0.001), "clip_threshold": 1.0, "decay_rate": -0.8, "beta1": None, "weight_decay": 0.0,
-        "scale_parameter": True, "relative_step": True, "warmup_init": False,
-    },
-    "prodigy": _BETAS | {
-        "beta3": None, "eps": 1e-08, "weight_decay": 0, "decouple": True, "use_bias_correction": False,
-        "safeguard_warmup": False, "d0": 1e-06, "d_coef": 1.0, "growth_rate": math.inf, "fsdp_in_use": False,
-        "slice_p": 1,
-    },
-    "schedulefree_adamw": _BETAS | {
-        "eps": 1e-08, "weight_decay": 0, "warmup_steps": 0, "r": 0.0, "weight_lr_power": 2.0, "foreach": True,
-    },
-}  # fmt: skip
-"""Argument -> default of the constructors (torch 2.13, bitsandbytes, transformers,
-prodigyopt, schedulefree as in requirements.txt). Of an optimizer without a row here the
-source is read."""
+    name: {
+        argument: tuple(default) if isinstance(default, list) else default
+        for argument, default in row["arguments"].items()
+    }
+    for name, row in _ROWS.items()
+    if "arguments" in row
+}
+"""Short name -> argument -> default of the constructor."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     # Adafactor's own learning rate would ignore `train.lr`.
@@ -129,20 +85,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """Arguments an optimizer gets unless `optimizer_params` says otherwise."""
 
 ELEMENTWISE = (
-    "adamw",
-    "adam",
-    "sgd",
-    "rmsprop",
-    "lion",
-    "schedulefree_adamw",
-    "torch.optim.AdamW",
-    "torch.optim.Adam",
-    "torch.optim.SGD",
-    "torch.optim.Adamax",
-    "torch.optim.NAdam",
-    "torch.optim.RAdam",
-    "torch.optim.RMSprop",
-    "torch.optim.Adagrad",
+    *(name for name, row in _ROWS.items() if row.get("elementwise")),
+    *map(
+        "torch.optim.{}".format,
+        ("AdamW", "Adam", "SGD", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad"),
+    ),
 )
 """Optimizers known to step each number of a weight by nothing but its own gradients,
 and to keep what they remember of it in tensors of the weight's shape: a part of a
@@ -242,16 +189,17 @@ def check_optimizer(name: str, arguments: Mapping[str, Any]) -> None:
     if name in ARGUMENTS:
         typed = typed_arguments(name, ARGUMENTS[name], arguments)
         for argument, value in typed.items():
-            reason = _refused(name, argument, value, typed)
-            if reason:
+            if reason := _refused(name, argument, value, typed):
                 raise ArgumentError(
                     f"{argument}: {arguments[argument]!r} {reason}. Correct or remove it."
                 )
         return
     if name in EXTRAS and find_spec(OPTIMIZERS[name].partition(":")[0]) is None:
         extra, package = EXTRAS[name]
-        message = f"needs the package {package.partition('=')[0]} (the extra '{extra}'), which is not installed."
-        raise UserError(f"'{name}' {message} Run: pip install {package}")
+        raise UserError(
+            f"'{name}' needs the package {package.partition('=')[0]} (the extra '{extra}'), which is not "
+            f"installed. Run: pip install {package}"
+        )
     source = find_optimizer(name)
     typed_arguments(name, named_arguments(source), arguments, takes_any_name(source))
 
@@ -273,8 +221,10 @@ def unnamed_arguments(name: str, arguments: Arguments) -> Iterator[str]:
     named = named_arguments(source)
     for argument in arguments:
         if argument not in named:
-            message = f"{name} does not name {argument!r} among its arguments, and may ignore it."
-            yield f"{message} {did_you_mean(argument, named)}"
+            yield (
+                f"{name} does not name {argument!r} among its arguments, and may ignore it. "
+                f"{did_you_mean(argument, named)}"
+            )
 
 
 def _refused(name: str, argument: str, value: Any, given: Mapping[str, Any]) -> str:
@@ -314,9 +264,7 @@ def _refused(name: str, argument: str, value: Any, given: Mapping[str, Any]) -> 
 
 def _path(name: str) -> str:
     """The dotted path of an optimizer's class."""
-    if "." in name:
-        return name
-    return OPTIMIZERS.path_of(name).replace(":", ".")
+    return name if "." in name else OPTIMIZERS.path_of(name).replace(":", ".")
 
 
 def find_optimizer(name: str) -> ClassSource:
@@ -392,9 +340,7 @@ def declared_arguments(function: Function) -> dict[str, Any]:
 
 def _literal(default: ast.expr | None) -> Any:
     try:
-        if default is None:
-            return REQUIRED
-        return ast.literal_eval(default)
+        return REQUIRED if default is None else ast.literal_eval(default)
     except NO_LITERAL:
         return REQUIRED
 
@@ -533,22 +479,21 @@ def _typed(argument: str, default: Any, given: Any) -> Any:
         # whole numbers as fractions where the defaults are: PyTorch refuses betas of
         # both kinds
         if fits:
-            pairs = zip(default, value, strict=True)
-            numbers = []
-            for default_part, part in pairs:
-                if isinstance(default_part, float) and isinstance(part, int):
-                    numbers.append(float(part))
-                else:
-                    numbers.append(part)
-            value = tuple(numbers)
+            value = tuple(
+                float(part)
+                if isinstance(default_part, float) and isinstance(part, int)
+                else part
+                for default_part, part in zip(default, value, strict=True)
+            )
     else:
         fits = isinstance(value, type(default))
         wanted = f"a {type(default).__name__}"
     if not fits:
-        if isinstance(default, tuple):
-            example = f", such as {list(default)}"
-        else:
-            example = f", such as {default}"
+        example = (
+            f", such as {list(default)}"
+            if isinstance(default, tuple)
+            else f", such as {default}"
+        )
         raise ArgumentError(f"{argument}: {given!r} is not {wanted}{example}.")
     return value
 
@@ -613,8 +558,10 @@ def make_optimizer(
             make({})
         except Exception as alone:  # noqa: BLE001 - of any class
             if str(alone) == str(error):
-                message = f"{name} cannot be made for groups of weights as a job has them: {reason}."
-                raise UserError(f"{message} Choose another optimizer.") from error
+                raise UserError(
+                    f"{name} cannot be made for groups of weights as a job has them: "
+                    f"{reason}. Choose another optimizer."
+                ) from error
         raise ArgumentError(
             f"{name} refuses them: {reason}. Correct or remove the argument."
         ) from error
@@ -640,20 +587,14 @@ def optimizer_bytes(name: str, arguments: Arguments, shapes: Iterable[Shape]) ->
     if not has_known_state(name, arguments):
         measure = measuring.get()
         measured = measure(name, arguments, shapes) if measure else None
-        if measured is None:
-            return 2 * FLOAT * sum(map(prod, shapes))
-        return measured
+        return 2 * FLOAT * sum(map(prod, shapes)) if measured is None else measured
     kind = _kind(name)
-    moments = _EIGHT_BIT_MOMENTS.get(kind)
-    if moments:
-        counts = [prod(shape) for shape in shapes]
+    if moments := _EIGHT_BIT_MOMENTS.get(kind):
         # With the scale of each block; in float32 where the weight is small.
-        of_moment = 0
-        for n in counts:
-            if n >= LEAST_FOR_8_BIT:
-                of_moment += n + FLOAT * ceil_divide(n, BLOCK)
-            else:
-                of_moment += FLOAT * n
+        of_moment = sum(
+            n + FLOAT * ceil_divide(n, BLOCK) if n >= LEAST_FOR_8_BIT else FLOAT * n
+            for n in map(prod, shapes)
+        )
         return moments * of_moment
     given = {**DEFAULTS.get(name, {}), **arguments}
     return sum(int(FLOAT * _NUMBERS[kind](shape, given)) for shape in shapes)
@@ -681,8 +622,10 @@ def state_note(name: str, arguments: Arguments, shapes: Sequence[Shape]) -> str:
     is_known = has_known_state(name, arguments)
     measure = measuring.get()
     if not is_known and measure is None:
-        message = "is not in the tables of this program. Its state is taken to be two numbers per weight;"
-        return f"optimizer {name} {message} it is measured, and the class tried, before the first step"
+        return (
+            f"optimizer {name} is not in the tables of this program. Its state is taken to be two numbers per "
+            "weight; it is measured, and the class tried, before the first step"
+        )
     if not is_known and measure and measure(name, arguments, shapes) is None:
         return ""  # the trial says why
     per_weight = optimizer_bytes(name, arguments, shapes) / max(
@@ -691,10 +634,11 @@ def state_note(name: str, arguments: Arguments, shapes: Sequence[Shape]) -> str:
     limit = "max_precondition_dim"
     if per_weight > MUCH_STATE:
         smallest = max(map(min, shapes))  # of a LoRA the rank
-        if takes_argument(name, limit):
-            remedy = f". Give optimizer_params: {{{limit}: {smallest}}}"
-        else:
-            remedy = ""
+        remedy = (
+            f". Give optimizer_params: {{{limit}: {smallest}}}"
+            if takes_argument(name, limit)
+            else ""
+        )
         return f"warning: optimizer {name} keeps {per_weight:,.0f} bytes of state per weight{remedy}"
     if is_known:
         return ""

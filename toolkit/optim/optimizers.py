@@ -128,10 +128,11 @@ def build_optimizer(
     (`Role.set_learning_rates`). Raises ArgumentError for an argument the optimizer does
     not take or refuses.
     """
-    if isinstance(parameters, Mapping):
-        groups = list(parameters.values())
-    else:
-        groups = [list(parameters)]
+    groups = (
+        list(parameters.values())
+        if isinstance(parameters, Mapping)
+        else [list(parameters)]
+    )
     # torch's fused step is faster, and can skip a step on the device (`step_if`).
     devices = {parameter.device.type for group in groups for parameter in group}
     chosen = arguments.keys() & {"fused", "foreach", "capturable", "differentiable"}
@@ -252,11 +253,8 @@ def state_tensors(
         flat.update(_flatten(entries, names[index]))
     defaults = optimizer.defaults
     for index, group in enumerate(optimizer.param_groups):
-        # what is not a setting has moved away from what the constructor gave
-        for (
-            entry,
-            value,
-        ) in group.items():
+        for entry, value in group.items():
+            # what is not a setting has moved away from what the constructor gave
             counted = (
                 isinstance(value, Tensor)
                 or entry not in defaults
@@ -391,9 +389,7 @@ def _restored(tree: Any) -> Any:
             parts[part] = _restored(inner)
         elif index[1]:
             parts[int(index[1])] = _restored(inner)
-    if make is None:
-        return parts
-    return make(parts[index] for index in sorted(parts))
+    return parts if make is None else make(parts[index] for index in sorted(parts))
 
 
 def _moved(counted: dict[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,10 +76,11 @@ class ScheduleArgs:
     def decay_progress(self, step: int) -> float:
         """Share of the fall that lies behind `step`: 0 before it begins, 1 at the end
         of the run."""
-        if self.decay_steps:
-            begins = max(self.warmup_steps, self.steps - self.decay_steps)
-        else:
-            begins = self.warmup_steps
+        begins = (
+            max(self.warmup_steps, self.steps - self.decay_steps)
+            if self.decay_steps
+            else self.warmup_steps
+        )
         return max(0, step - begins) / max(1, self.steps - begins)
 
     def lerp_to_min(self, factor: float, end: float = 0.0) -> float:
@@ -392,10 +393,11 @@ class Plateau:
         """
         if not math.isfinite(value):
             return
-        if self._relative:
-            bound = self._best * (1 - self._threshold)
-        else:
-            bound = self._best - self._threshold
+        bound = (
+            self._best * (1 - self._threshold)
+            if self._relative
+            else self._best - self._threshold
+        )
         if value < bound:
             self._best = value
             self._bad = 0
@@ -680,11 +682,11 @@ def early_end(
     start = factor(first)
     for step in range(1, min(EARLY, (steps - first) // 2) + 1):
         if factor(first + step) < 1e-3 * start:
-            after = (
-                f"{step} optimizer steps after the {'warm-up' if first else 'start'}"
+            return (
+                f"lr: {step} optimizer steps after the {'warm-up' if first else 'start'} the rate is below a "
+                f"thousandth of its first value, and {steps - first - step:,} follow. A schedule counts "
+                "optimizer steps, not epochs"
             )
-            what = f"lr: {after} the rate is below a thousandth of its first value"
-            return f"{what}, and {steps - first - step:,} follow. A schedule counts optimizer steps, not epochs"
     return ""
 
 

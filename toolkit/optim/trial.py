@@ -73,12 +73,11 @@ class OptimizerTrial:
     def lines(self) -> Iterator[str]:
         """The lines for the log; warnings begin with `warning: `."""
         if self.difference:
-            percent = f"{100 * self.difference:{',.0f' if self.difference >= 0.01 else '.1g'}}"
-            message = (
-                "its state does not come back whole: after a resume its steps "
-                f"differ by {percent} % of their size"
+            yield (
+                f"warning: {self.name}: its state does not come back whole: after a resume its steps differ by "
+                f"{100 * self.difference:{',.0f' if self.difference >= 0.01 else '.1g'}} % of their size. A "
+                "run that was stopped ends as another one"
             )
-            yield f"warning: {self.name}: {message}. A run that was stopped ends as another one"
         if self.moves_at_zero:
             yield f"warning: {self.name} moves weights at a learning rate of 0: it does not follow train.lr alone"
         if self.difference == 0:
@@ -111,11 +110,9 @@ def try_optimizer(
         build_optimizer(
             name, [nn.Parameter(torch.zeros(16, 16, device=device))], lr, arguments
         )
-        filled = set()  # a rank may have no rows of a small weight
-        for shape in shapes:
-            if prod(shape):
-                filled.add(shape)
-        tried = _shapes_to_try(name, arguments, filled or set(LORA_SHAPES), device)
+        # a rank may have no rows of a small weight
+        filled = {shape for shape in shapes if prod(shape)} or set(LORA_SHAPES)
+        tried = _shapes_to_try(name, arguments, filled, device)
         return _Trial(name, lr, arguments, device, tried).run(
             keeps_state, begins_at_zero
         )
@@ -209,9 +206,9 @@ class _Trial:
                 self.take(optimizer, 0.0)
         except Exception as error:
             if begins_at_zero:
-                remedy = "Set lr_warmup_steps: 0 and a learning rate above 0, or choose another optimizer."
                 raise UserError(
-                    f"{self.name} {what}: {reason_of(error)}. {remedy}"
+                    f"{self.name} {what}: {reason_of(error)}. Set lr_warmup_steps: 0 and a learning rate above "
+                    "0, or choose another optimizer."
                 ) from error
             return False
         return any(
@@ -277,9 +274,7 @@ class _Trial:
             float((a - b).detach().abs().max())
             for a, b in zip(weights, resumed_weights, strict=True)
         )
-        if apart == 0 or size == 0:
-            return apart
-        return apart / size
+        return apart if apart == 0 or size == 0 else apart / size
 
     @contextmanager
     def saying(self, what: str, remedy: str) -> Iterator[None]:
@@ -395,8 +390,7 @@ def _measure(
     sizes_of: Callable[[Sequence[Shape]], dict[Shape, int]],
     known: dict[Shape, int],
 ) -> None:
-    missing = sorted(set(wanted) - known.keys())
-    if missing:
+    if missing := sorted(set(wanted) - known.keys()):
         known.update(sizes_of(missing))
 
 

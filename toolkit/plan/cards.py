@@ -225,8 +225,7 @@ def asked_card(text: str) -> Card:
         # card.
         if wanted in (_short(card.name), f"{_short(card.name)}{card.memory_gb}gb"):
             return card
-    present = card_here(text)
-    if present:
+    if present := card_here(text):
         return present
     size = re.fullmatch(r"(\d{1,3})\s*(gb)?", text.strip(), re.IGNORECASE)
     if size and int(size[1]):

@@ -59,7 +59,7 @@ from toolkit.plan.memory_plan import plan_memory
 from toolkit.plan.oom_hints import suggestions
 from toolkit.plan.planning import Planner, times_in_run
 from toolkit.plan.run_plan import SaveSize
-from toolkit.plan.run_time import run_work, times_key
+from toolkit.plan.run_time import run_work, steps_and_guidance, times_key
 from toolkit.plan.step_time import RunTime
 from toolkit.registry import hinted_tool
 from toolkit.system.distributed_env import read_distributed_env
@@ -131,8 +131,7 @@ class SdPlanner(Planner[DiffusionSection]):
                 yield from error.errors
                 continue
             size = Size(picture.width, picture.height)
-            reason = too_large(self.family.drawable(size), self.family)
-            if reason:
+            if reason := too_large(self.family.drawable(size), self.family):
                 yield Diagnostic((place,), reason)
             for text_key, text in (
                 ("prompt", picture.prompt),
@@ -189,9 +188,9 @@ class SdPlanner(Planner[DiffusionSection]):
     def save_size(self) -> SaveSize:
         section = self.section
         trained = count_trainable_params(section)
-        state = 0
-        if section.save.states != "never":
-            state = trained.state_bytes(section.train)
+        state = (
+            trained.state_bytes(section.train) if section.save.states != "never" else 0
+        )
         return SaveSize(trained.written * DTYPE_BYTES[section.save.dtype], state)
 
     def run_time(self, data: ImageData, steps: int) -> RunTime | None:
@@ -200,9 +199,7 @@ class SdPlanner(Planner[DiffusionSection]):
         if self.job.yet_to_come(section.model.folder()):
             return None
         groups = groups_of(section, data)
-        gpu = ""
-        if machine.kind == "cuda":
-            gpu = gpu_name(section.device)
+        gpu = gpu_name(section.device) if machine.kind == "cuda" else ""
         card = self._card(data, gpu)
         if card and (self.job.card or machine.limit is None):
             machine = replace(machine, limit=card.memory_gb * GB)
@@ -294,8 +291,7 @@ class SdPlanner(Planner[DiffusionSection]):
         """Lines on what is done with the model and the images, where a user may not
         expect it."""
         yield from yet_to_come(self.section.model, self.job)
-        terms = self.family.terms
-        if terms:
+        if terms := self.family.terms:
             tool = hinted_tool("publication")
             writer = f", which {COMMAND} {tool} writes" if tool else ""
             yield (
@@ -316,19 +312,18 @@ class SdPlanner(Planner[DiffusionSection]):
     def _made(self, data: ImageData) -> Iterator[str]:
         """How many images the base model has still to make, and where all of them
         are."""
-        recipes = {}  # image file -> its recipe
-        for sample in data.scan.samples:
-            if sample.made:
-                recipes[sample.image] = sample.made
+        recipes = {
+            sample.image: sample.made for sample in data.scan.samples if sample.made
+        }
         if not recipes:
             return
         path, first = next(iter(recipes.items()))
-        missing = len(not_made_yet(data.items))
-        if missing:
-            if first.guidance_scale > 1:
-                guidance = f" at guidance {first.guidance_scale:g}"
-            else:
-                guidance = ""
+        if missing := len(not_made_yet(data.items)):
+            guidance = (
+                f" at guidance {first.guidance_scale:g}"
+                if first.guidance_scale > 1
+                else ""
+            )
             work = f"in {first.steps} steps{guidance} each"
             count = (
                 f"{missing:,} of {len(recipes):,} are generated before step 1, {work}"
@@ -348,14 +343,16 @@ class SdPlanner(Planner[DiffusionSection]):
             yield f"warning: the worse images of {count:,} pairs are not used. Set train.preference to learn from them"
         if not preference:
             return
-        if preference.reference:
-            reference = f"with {Path(preference.reference).name}"
-        else:
-            reference = "alone"
-        if preference.share < 1:
-            share = f", in {preference.share:.0%} of the micro-batches"
-        else:
-            share = ""
+        reference = (
+            f"with {Path(preference.reference).name}"
+            if preference.reference
+            else "alone"
+        )
+        share = (
+            f", in {preference.share:.0%} of the micro-batches"
+            if preference.share < 1
+            else ""
+        )
         yield (
             f"train.preference: {count:,} pairs of {images:,} better images; beta {preference.beta:g} against the "
             f"model {reference}{share}. A pair takes two passes of two images, one of them without gradients"
@@ -371,11 +368,11 @@ class SdPlanner(Planner[DiffusionSection]):
         published with, and of captions and prompts whose end it does not get."""
         pictures = self.section.sample_pictures()
         least = self.family.min_references
-        images = 0
-        for sample in data.scan.samples:
-            if len(sample.control_images) < least and not sample.layers:
-                images += 1
-        samples = sum(1 for picture in pictures if len(picture.ctrl_img) < least)
+        images = sum(
+            len(sample.control_images) < least and not sample.layers
+            for sample in data.scan.samples
+        )
+        samples = sum(len(picture.ctrl_img) < least for picture in pictures)
         title = title_of(self.section.model, self.family)
         for count, noun, key in (
             (images, "image", "control_path"),
@@ -384,10 +381,11 @@ class SdPlanner(Planner[DiffusionSection]):
             if count:
                 subject = f"{noun}s have" if count > 1 else f"{noun} has"
                 yield f"warning: {count:,} {subject} no control image, but {title} is made to edit one. Give {key}."
-        captions = []
-        for sample in data.scan.samples:
-            for text in sample.texts:
-                captions.append((f"{sample.image}: its caption has", text))
+        captions = [
+            (f"{sample.image}: its caption has", text)
+            for sample in data.scan.samples
+            for text in sample.texts
+        ]
         yield from self._cut_texts("captions", captions)
         prompts = [
             (f"sample: {shorten(picture.prompt, 40)!r} has", picture.prompt)
@@ -398,11 +396,11 @@ class SdPlanner(Planner[DiffusionSection]):
     def _cut_texts(self, noun: str, texts: Iterable[tuple[str, str]]) -> Iterator[str]:
         """A warning of texts whose end the model does not get. texts: (begin of the
         warning, text)."""
-        notes = []
-        for subject, text in texts:
-            note = self.family.prompt_note(self.section.model, text)
-            if note:
-                notes.append(f"{subject} {note}")
+        notes = [
+            f"{subject} {note}"
+            for subject, text in texts
+            if (note := self.family.prompt_note(self.section.model, text))
+        ]
         if not notes:
             return
         others = len(notes) - 1
@@ -433,15 +431,16 @@ class SdPlanner(Planner[DiffusionSection]):
 
     def _stream_line(self, stream: DatasetConfig) -> str:
         """When a stream is encoded, and which results are cached."""
-        cached = []
-        if stream.cache_latents_to_disk:
-            cached.append("latents")
-        if self.section.requested_text_cache(stream):
-            cached.append("text embeddings")
-        if cached:
-            caching = f"; {' and '.join(cached)} are kept on the disk"
-        else:
-            caching = ", again at each use"
+        kept = {
+            "latents": stream.cache_latents_to_disk,
+            "text embeddings": self.section.requested_text_cache(stream),
+        }
+        cached = [what for what, is_kept in kept.items() if is_kept]
+        caching = (
+            f"; {' and '.join(cached)} are kept on the disk"
+            if cached
+            else ", again at each use"
+        )
         return f"images and captions are encoded as they arrive{caching}; VAE and text encoder stay loaded"
 
     def _size_words(self, size: int | Rectangle) -> str:
@@ -455,12 +454,10 @@ class SdPlanner(Planner[DiffusionSection]):
         """The LoRA files that are active with the network at times, those that are
         merged into the model, and what quantization costs."""
         yield from self._assistant()
-        few_step = self.section.train.few_step_loss
-        if few_step:
-            if few_step.start:
-                since = f"after {few_step.start:.0%} of the steps, "
-            else:
-                since = ""
+        if few_step := self.section.train.few_step_loss:
+            since = (
+                f"after {few_step.start:.0%} of the steps, " if few_step.start else ""
+            )
             file = Path(few_step.lora).name
             yield (
                 f"train.few_step_loss: {since}{few_step.share:.0%} of the micro-batches with {file}, at its "
@@ -468,8 +465,7 @@ class SdPlanner(Planner[DiffusionSection]):
                 f"{few_step.teacher_steps} steps for each of them"
             )
         yield from map(_deployment_line, self.section.deployments().values())
-        decoder = self.section.decoder()
-        if decoder:
+        if decoder := self.section.decoder():
             yield f"sample.vae_path: samples are decoded with {decoder.name}; latents and training stay as they are"
         for lora in self.section.model.base_loras:
             yield f"merged into the model before training: {lora.file_name()} times {lora.multiplier:g}"
@@ -481,8 +477,7 @@ class SdPlanner(Planner[DiffusionSection]):
         assistant = self.section.train.assistant
         published = self._published_assistant()
         if assistant:
-            download = assistant.to_download()
-            if download:
+            if download := assistant.to_download():
                 yield f"train.assistant: {download} is not in the hub cache: the run downloads it first"
             name = Path(assistant.file()).name
             strength = f"{assistant.multiplier:g}"
@@ -533,8 +528,7 @@ class SdPlanner(Planner[DiffusionSection]):
         }
         for name, factor in train.preservations().items():
             yield f"{name}: keeps the model's prediction for {prompts[name]} unchanged (weight {factor:g})"
-        count = len(train.preservations())
-        if count:
+        if count := len(train.preservations()):
             yield f"that takes {2 * count} more predictions per micro-batch, {count} of them with a backward pass"
         network = self.section.network
         # of other kinds the rank is not that of a product of two matrices
@@ -544,8 +538,7 @@ class SdPlanner(Planner[DiffusionSection]):
         chosen = [
             min(layers[name]) for name in select_target_modules(network, list(layers))
         ]
-        narrow = [width for width in chosen if width < network.linear]
-        if narrow:
+        if narrow := [width for width in chosen if width < network.linear]:
             yield (
                 f"warning: network.linear {network.linear} exceeds the width of {len(narrow)} of {len(chosen)} layers "
                 f"(smallest: {min(chosen)}); the extra rank has no effect there"
@@ -586,18 +579,19 @@ def _optimizer(train: TrainConfig) -> str:
         schedule += f", warm-up {warmup:,.0f} steps"
     elif warmup:
         schedule += f", warm-up {warmup:.0%} of the steps"
-    if train.max_grad_norm:
-        clipping = f"clipping {train.max_grad_norm:g}"
-    else:
-        clipping = "no clipping"
+    clipping = (
+        f"clipping {train.max_grad_norm:g}" if train.max_grad_norm else "no clipping"
+    )
     return f"optimizer: {optimizer}, {rates}, {schedule}; {clipping}"
 
 
 def _in_brackets(params: Mapping[str, object]) -> str:
     """Such as " (weight_decay 0.1, eps 1e-08)"; empty without parameters."""
-    if not params:
-        return ""
-    return f" ({', '.join(f'{name} {value}' for name, value in params.items())})"
+    return (
+        f" ({', '.join(f'{name} {value}' for name, value in params.items())})"
+        if params
+        else ""
+    )
 
 
 def _dropout(section: DiffusionSection) -> Iterator[str]:
@@ -621,12 +615,12 @@ def _samples(section: DiffusionSection, family: ModelFamily) -> str:
     if section.train.disable_sampling or not pictures or section.sample is None:
         return "samples: none"
     first = pictures[0]
-    guidance = family.guidance if first.guidance_scale is None else first.guidance_scale
-    steps = first.sample_steps or family.sample_steps
-    if len(pictures) == 1:
-        images = f"1 image in {steps} steps"
-    else:
-        images = f"{len(pictures)} images in {steps} steps each"
+    steps, guidance = steps_and_guidance(first, family)
+    images = (
+        f"1 image in {steps} steps"
+        if len(pictures) == 1
+        else f"{len(pictures)} images in {steps} steps each"
+    )
     quoted = [
         repr(shorten(picture.prompt, 40, placeholder=" ..."))
         for picture in pictures[:MOST_PROMPTS]

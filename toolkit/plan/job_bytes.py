@@ -347,9 +347,7 @@ class _Inputs:
     @property
     def qtype(self) -> str | None:
         """The quantized type of the model; None: it is not quantized."""
-        if self.section.model.quantize:
-            return self.section.model.qtype
-        return None
+        return self.section.model.qtype if self.section.model.quantize else None
 
     @property
     def off_device(self) -> bool:
@@ -374,9 +372,9 @@ def _model_bytes(inputs: _Inputs) -> ModelBytes:
         quantizing = weights_while_quantized * inputs.weight_bytes
     elif inputs.qtype:
         block_on_host = weights_while_quantized * inputs.weight_bytes
-    whole_blocks = 0
-    if inputs.shards > 1:
-        whole_blocks = WHOLE_BLOCKS * block_weights * inputs.number_bytes
+    whole_blocks = (
+        WHOLE_BLOCKS * block_weights * inputs.number_bytes if inputs.shards > 1 else 0
+    )
     return ModelBytes(
         block_count=facts.blocks,
         blocks=blocks,
@@ -467,10 +465,11 @@ def _training_bytes(inputs: _Inputs) -> TrainingBytes:
     train = section.train
     in_float32 = FLOAT * inputs.trained.weights
     average = in_float32 if train.ema_config.use_ema else 0
-    if train.ema_config.use_ema:
-        ema_backup = inputs.trained.weights * trained_bytes(section)
-    else:
-        ema_backup = 0
+    ema_backup = (
+        inputs.trained.weights * trained_bytes(section)
+        if train.ema_config.use_ema
+        else 0
+    )
     temporaries = _temporaries(inputs)
     return TrainingBytes(
         kind=section.network.type,
@@ -558,18 +557,16 @@ def _encoder_bytes(inputs: _Inputs) -> EncoderBytes:
     facts = inputs.facts
     images = inputs.images
     number_bytes = inputs.number_bytes
-    if model.quantize_te:
-        weight_bytes = facts.bytes_per_weight[model.qtype_te]
-    else:
-        weight_bytes = number_bytes
+    weight_bytes = (
+        facts.bytes_per_weight[model.qtype_te] if model.quantize_te else number_bytes
+    )
     off_device = inputs.off_device
     text_file = (
         facts.text.linear_params + facts.text.other_params + facts.text.unused
     ) * number_bytes
     text_read = text_file
     text_layer = None
-    layers = facts.text_layers
-    if layers:
+    if layers := facts.text_layers:
         text_read = _layers_read(inputs, layers)
         taken = []
         for image in images.encoded:

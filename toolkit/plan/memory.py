@@ -70,9 +70,11 @@ def machine_from_config(device: str) -> Machine:
     >>> machine_from_config("auto")
     Machine(kind='cuda', limit=None, capability=None)
     """
-    if device in ("cpu", "mps"):
-        return Machine("cpu", free_host_memory() or None)
-    return Machine("cuda")
+    return (
+        Machine("cpu", free_host_memory() or None)
+        if device in ("cpu", "mps")
+        else Machine("cuda")
+    )
 
 
 def machine_of(device: str) -> Machine:
@@ -236,9 +238,7 @@ class MemoryEstimate:
     @property
     def host_bytes(self) -> int:
         """Peak in main memory, in bytes."""
-        if self.on_device:
-            return sum(self.host.values())
-        return self.peak_bytes
+        return sum(self.host.values()) if self.on_device else self.peak_bytes
 
     def allocated(self, *names: str) -> int:
         """Peak of tensors in these phases on the compute device, in bytes; on the CPU
@@ -270,10 +270,11 @@ class MemoryEstimate:
         if not self.on_device:
             return f"memory: peak {gigabytes(self.peak_bytes)} ({shares})"
         card = self.card()
-        if card:
-            fits = f"fits {gpu_of(card)}"
-        else:
-            fits = f"does not fit {', '.join(map(str, GPU_SIZES_GB))} GB GPUs"
+        fits = (
+            f"fits {gpu_of(card)}"
+            if card
+            else f"does not fit {', '.join(map(str, GPU_SIZES_GB))} GB GPUs"
+        )
         return (
             f"memory: peak {gigabytes(self.peak_bytes)} on {gpu} ({shares}): {fits}; "
             f"{gigabytes(self.host_bytes)} of main memory"

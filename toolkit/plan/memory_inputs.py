@@ -58,6 +58,9 @@ class TrainableParams:
     """Number of parameters in a saved file: of the whole model where it is trained
     itself."""
 
+    frozen: int = 0
+    """Number of weights that are not trained, but are in files and checkpoints."""
+
     largest_layer: int = 0
     """Number of frozen weights of the largest layer with an adapter."""
 
@@ -86,7 +89,8 @@ class TrainableParams:
             per_weight *= 2
         if train.ema_config.use_ema:
             per_weight += FLOAT
-        return self.weights * per_weight + self.optimizer_bytes(train)
+        frozen = (2 if train.full_bf16 else FLOAT) * self.frozen
+        return self.weights * per_weight + frozen + self.optimizer_bytes(train)
 
 
 def count_trainable_params(
@@ -113,14 +117,19 @@ def count_trainable_params(
     group_of_layers(config.train.lr_groups, chosen)
     # few sizes, many layers
     shapes_of = cache(partial(KINDS[config.network.type].layer_shapes, config.network))
-    added: list[Shape] = []
-    for name in chosen:
-        added += shapes_of(*layers[name]).values()
-    shapes = tuple(added)
+    trained, frozen = (
+        [
+            shape
+            for name in chosen
+            for shape in shapes_of(*layers[name], frozen).values()
+        ]
+        for frozen in (False, True)
+    )
     return TrainableParams(
         tuple(chosen),
-        shapes,
-        sum(map(prod, shapes)),
+        tuple(trained),
+        sum(map(prod, trained + frozen)),
+        sum(map(prod, frozen)),
         max(prod(layers[name]) for name in chosen),
     )
 
@@ -164,10 +173,11 @@ def step_shape(
             copies = number + 1  # the codes, unpacked
         elif model.qtype == "fp8_scaled":
             copies = number + FLOAT
-    if bytes_each == number or num_shards(train) > 1:
-        casts = 0
-    else:
-        casts = trained.weights * number // facts.blocks
+    casts = (
+        0
+        if bytes_each == number or num_shards(train) > 1
+        else trained.weights * number // facts.blocks
+    )
     return StepShape(
         tokens=tokens,
         width=facts.width,
@@ -189,9 +199,7 @@ def step_shape(
 def num_shards(train: TrainConfig) -> int:
     """Number of ranks that the blocks of the model are sharded over: all ranks with
     `train.parallel: fsdp`, otherwise 1."""
-    if train.parallel == "fsdp":
-        return read_distributed_env().world_size
-    return 1
+    return read_distributed_env().world_size if train.parallel == "fsdp" else 1
 
 
 def bytes_beside(section: DiffusionSection) -> int:
@@ -205,9 +213,9 @@ def bytes_beside(section: DiffusionSection) -> int:
 def trained_bytes(section: DiffusionSection) -> int:
     """Bytes of one trained number, and of its gradient. Adapters are always float32
     (4); a trained model has the dtype of its weights."""
-    if section.network.trains_model:
-        return DTYPE_BYTES[section.weights_dtype()]
-    return FLOAT
+    return (
+        DTYPE_BYTES[section.weights_dtype()] if section.network.trains_model else FLOAT
+    )
 
 
 def share_of_rank(train: OptimizationConfig) -> tuple[int, int]:

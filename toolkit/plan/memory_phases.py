@@ -124,10 +124,11 @@ def encoding(job: JobBytes) -> Bytes:
     """
     encoders = job.encoders
     of_images: Bytes = {Part.VAE: encoders.vae, **_with_gaps(job, encoders.image)}
-    if encoders.text_layer:
-        of_texts = _layer_by_layer(job, *encoders.text_layer)
-    else:
-        of_texts = _whole_encoder(job)
+    of_texts = (
+        _layer_by_layer(job, *encoders.text_layer)
+        if encoders.text_layer
+        else _whole_encoder(job)
+    )
     return max(of_images, of_texts, key=lambda parts: sum(parts.values()))
 
 
@@ -290,16 +291,12 @@ def mapped(job: JobBytes, choice: Choice) -> int:
 def _window(job: JobBytes, count: int) -> int:
     """How many of `count` mapped weights are in main memory at a time: those on their
     way to a GPU."""
-    if count and job.on_gpu:
-        return WINDOW
-    return 0
+    return WINDOW if count and job.on_gpu else 0
 
 
 def _encoders_on_device(encoders: EncoderBytes) -> Bytes:
     """Encoders that stay on the compute device."""
-    if encoders.off_device:
-        return {}
-    return _encoders_that_stay(encoders)
+    return {} if encoders.off_device else _encoders_that_stay(encoders)
 
 
 def _encoders_that_stay(encoders: EncoderBytes) -> Bytes:

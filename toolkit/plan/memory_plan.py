@@ -167,8 +167,7 @@ def _notes(job: JobBytes, choice: Choice) -> Iterator[str]:
             f"the whole text encoder ({gigabytes(job.encoders.text)}) stays in memory, because shuffled captions and "
             "captions of a stream are encoded at each use"
         )
-    size = mapped(job, choice)
-    if size:
+    if size := mapped(job, choice):
         yield (
             f"{gigabytes(size)} of waiting weights are read from the kept model (model.keep_quantized): in main "
             "memory they are only in the system's file cache, which the system frees when it needs to"

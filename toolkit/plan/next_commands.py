@@ -58,9 +58,7 @@ def next_commands(folder: Path, name: str, section: object) -> list[str]:
         whole = command(
             "generate", "--model", model, "--transformer-path", files[0], *shown
         )
-        if Path(model).expanduser().is_file():
-            return [report]
-        return [whole, report]
+        return [report] if Path(model).expanduser().is_file() else [whole, report]
     by_step = {step: paths[0] for step, paths in step_files(folder, name).items()}
     last = step_in(files[0])
     # the last step has no file of its own
@@ -88,8 +86,7 @@ def lead_on(section: object, own_images: bool) -> list[str]:
         return []
     new = command("new", "my_char", "datasets/my_char")
     lines = [f"{new}   # your own images, in that folder: docs/first_character.md"]
-    page = hinted_tool("page")
-    if page:
+    if page := hinted_tool("page"):
         lines.append(f"{command(page)}   # all of it in a browser: docs/web.md")
     return lines
 

@@ -84,12 +84,12 @@ def advice_line(
         )
     if limit is None or plan.peak_bytes <= limit:
         return None
-    if machine.limit is None:
-        there = f"for {gpu_of(limit // GB)}"
-    else:
-        there = f"warning: {_has(plan, limit)}: not enough"
-    named = "; ".join(changes())
-    if named:
+    there = (
+        f"for {gpu_of(limit // GB)}"
+        if machine.limit is None
+        else f"warning: {_has(plan, limit)}: not enough"
+    )
+    if named := "; ".join(changes()):
         return f"{there}; in this order until it fits: {named}"
     return f"{there}, and no setting is left to change"
 
@@ -154,10 +154,9 @@ def suggestions(section: DiffusionSection) -> Iterator[MemorySaving]:
     docs/memory.md: first what costs least."""
     excluded: frozenset[str] = frozenset()
     if not read_distributed_env().is_single_process:
-        if section.train.parallel == "fsdp":
-            excluded = OF_WHOLE_BLOCKS
-        else:
-            excluded = SINGLE_PROCESS_ONLY
+        excluded = (
+            OF_WHOLE_BLOCKS if section.train.parallel == "fsdp" else SINGLE_PROCESS_ONLY
+        )
     for change in _possible_savings(section):
         if excluded.isdisjoint(key for _, key, _ in change.values):
             yield change
@@ -264,8 +263,7 @@ def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
         (size for dataset in section.datasets for size in dataset.resolution),
         key=area_of,
     )
-    smaller = smaller_resolution(largest)
-    if smaller:
+    if smaller := smaller_resolution(largest):
         yield MemorySaving(f"datasets[].resolution: {smaller}")
 
 

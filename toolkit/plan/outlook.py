@@ -103,8 +103,7 @@ class ModelOutlook:
         """The lines of a plan: the model with its licence and size, its single files,
         and the download if any."""
         line = f"model: {self.name}"
-        facts = ", ".join(filter(None, (self.title, self.licence)))
-        if facts:
+        if facts := ", ".join(filter(None, (self.title, self.licence))):
             line += f" ({facts})"
         if self.bytes is not None:
             line += f", {readable_size(self.bytes)}"
@@ -119,11 +118,8 @@ class ModelOutlook:
         """Why a run with this model does not start on this machine: the device, or the
         room for the download. Nothing where it may start. device: as the job gives it.
         """
-        size = 0
-        if self.family and not self.comes_later:
-            size = model_bytes(model)
-        no_device = why_no_device_here(device, size)
-        if no_device:
+        size = model_bytes(model) if self.family and not self.comes_later else 0
+        if no_device := why_no_device_here(device, size):
             yield no_device
         no_room = self.download.why_no_room(self.name) if self.download else ""
         if no_room:
@@ -279,9 +275,11 @@ class StartOutlook:
         if self.what == "refused":
             return "nothing in it is changed"
         if self.what == "new":
-            if self.moves_aside:
-                return "a new run; the old one is moved aside"
-            return "a new run"
+            return (
+                "a new run; the old one is moved aside"
+                if self.moves_aside
+                else "a new run"
+            )
         changes = ""
         if self.new_dataset_place:
             changes += "; the dataset has moved, but its images are the same"

@@ -100,9 +100,9 @@ class Planner(ABC, Generic[SectionT]):
     def trained_images(self) -> DatasetHashes:
         """Hashes of the images that the run has trained on; empty for a new one."""
         folder = self.section.run_folder(self.job)
-        if self.job.begins_anew:
-            return {}
-        return trained_images(folder, self.section.resume)
+        return (
+            {} if self.job.begins_anew else trained_images(folder, self.section.resume)
+        )
 
     # ------------------------------------------------------------ what a trainer says
 
@@ -127,8 +127,7 @@ class Planner(ABC, Generic[SectionT]):
             "a GPU, which is not available here" if is_elsewhere else "the GPU"
         )
         yield from memory.notes
-        line = advice_line(memory, self.machine, self.savings)
-        if line:
+        if line := advice_line(memory, self.machine, self.savings):
             yield line
 
     def savings(self) -> Iterable[str]:
@@ -204,13 +203,11 @@ class Planner(ABC, Generic[SectionT]):
         yield from data.scan.notes
         yield from alpha_notes(data, self.pixel_channels)
         yield from colour_notes(data)
-        half_empty = batch_note(data.items, train.batch_size)
-        if half_empty:
+        if half_empty := batch_note(data.items, train.batch_size):
             yield half_empty
-        if hasattr(section, "sample_pictures"):
-            pictures = section.sample_pictures()
-        else:
-            pictures = ()
+        pictures = (
+            section.sample_pictures() if hasattr(section, "sample_pictures") else ()
+        )
         yield from prompt_warnings(
             [picture.prompt for picture in pictures], section.trigger_words()
         )
@@ -254,23 +251,20 @@ class Planner(ABC, Generic[SectionT]):
         if self.against_compiling:
             yield f"train.compile auto: the blocks are not compiled: {self.against_compiling}"
         elif self._compiles_by_choice() and self.machine.kind == "cuda":
-            note = compiling_note()
-            if note:
+            if note := compiling_note():
                 yield note
 
     def dry_run(self) -> RunPlan:
         """The plan with the outlook of a start, where both are known already."""
         section = self.section
-        lines = tuple(self.without_model())
-        if lines:
+        if lines := tuple(self.without_model()):
             return self._uncounted(lines)
         data = self.scan()
         plan = self.plan(data)
         reasons = []
         model = section.model if isinstance(section.model, ModelConfig) else None
         if model is None:
-            no_device = why_no_device_here(section.device, 0)
-            if no_device:
+            if no_device := why_no_device_here(section.device, 0):
                 reasons.append(no_device)
         for reason in why_not_started(
             section, section.run_folder(self.job), plan, self.machine
@@ -359,19 +353,19 @@ def run_outlook(
     if start.what == "complete":  # a run that has nothing to do needs nothing
         will_not_start = ()
     else:
-        if models and model:
-            of_model = tuple(models.why_not_loaded(section.device, model))
-        else:
-            of_model = ()
+        of_model = (
+            tuple(models.why_not_loaded(section.device, model))
+            if models and model
+            else ()
+        )
         will_not_start = (*filter(None, [start.reason]), *of_model, *will_not_start)
     disk = None
     if needed_bytes is not None:
         there_bytes = sum(state.size for state in list_checkpoints(folder))
         there_bytes += sum(file.size for file in list_network_files(folder))
-        if isinstance(section, DiffusionSection):
-            kept_model = kept_outlook(section)
-        else:
-            kept_model = None
+        kept_model = (
+            kept_outlook(section) if isinstance(section, DiffusionSection) else None
+        )
         kept_bytes = kept_model.bytes if kept_model and (not kept_model.lack) else 0
         disk = DiskOutlook(
             needed_bytes, min(needed_bytes, there_bytes), free_space(folder), kept_bytes
@@ -455,10 +449,10 @@ def _start(
         return StartOutlook(folder, "refused", reason=why_locked(folder, lock.owner))
     try:
         check_writable(checkpoint_dir(folder))
-        if job.begins_anew:
-            start = Start(None, moves_aside=True)
-        else:
-            start = plan_start(
+        start = (
+            Start(None, moves_aside=True)
+            if job.begins_anew
+            else plan_start(
                 folder,
                 section,
                 steps,
@@ -467,6 +461,7 @@ def _start(
                 job.allow_change,
                 by_hash=False,
             )
+        )
     except (UserError, RunError) as error:
         return StartOutlook(folder, "refused", reason=str(error))
     except DAMAGED as error:
@@ -499,8 +494,7 @@ def why_not_started(
     """Why a run of this plan does not start, most important first: the memory, then the
     disk. Nothing where it may start. folder: of the run."""
     if plan.memory:
-        lack = why_too_large(section, machine, plan.memory)
-        if lack:
+        if lack := why_too_large(section, machine, plan.memory):
             yield f"memory: {lack}"
     try:
         if plan.save_size:
@@ -592,13 +586,13 @@ def colour_notes(data: ImageData) -> Iterator[str]:
     (name, first), *others = counts
     parts = [f"{first:,} {'images' if first > 1 else 'image'} converted from {name}"]
     parts += [f"{count:,} from {name}" for name, count in others[: _NAMED_COLOURS - 1]]
-    rest = sum(count for _, count in others[_NAMED_COLOURS - 1 :])
-    if rest:
+    if rest := sum(count for _, count in others[_NAMED_COLOURS - 1 :]):
         parts.append(f"{rest:,} from others")
-    if any(image.is_hdr for image in images):
-        clipped = "; light above white is clipped"
-    else:
-        clipped = ""
+    clipped = (
+        "; light above white is clipped"
+        if any(image.is_hdr for image in images)
+        else ""
+    )
     yield f"{', '.join(parts)} to sRGB{clipped}"
 
 

@@ -260,10 +260,11 @@ class RunPlan:
             batches = _count(self.micro_batches_per_epoch, "batch", "batches")
             steps = f"{batches}, {self.accumulation} for each step: {steps}"
         all_steps = _count(self.optimizer_steps, "step")
-        if self.requested_epochs:
-            duration = f"{_epochs(self.requested_epochs)} = {all_steps}"
-        else:
-            duration = f"{all_steps} = {_epochs(self.epochs)}"
+        duration = (
+            f"{_epochs(self.requested_epochs)} = {all_steps}"
+            if self.requested_epochs
+            else f"{all_steps} = {_epochs(self.epochs)}"
+        )
         return f"{samples} per epoch in {steps}; {duration}"
 
     def _notes_and_warnings(self) -> tuple[list[str], list[str]]:
@@ -281,9 +282,7 @@ class RunPlan:
 def _count(number: int, noun: str, plural: str = "") -> str:
     """Example: `_count(1200, "step")` is "1,200 steps". plural: by default the noun and
     "s"."""
-    if number == 1:
-        return f"1 {noun}"
-    return f"{number:,} {plural or noun + 's'}"
+    return f"1 {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"
 
 
 def batch_note(items: Iterable[BucketedSample], batch_size: int) -> str:
@@ -296,10 +295,11 @@ def batch_note(items: Iterable[BucketedSample], batch_size: int) -> str:
     mean = uses.total() / max(1, batches)
     if not uses or 2 * mean >= batch_size:
         return ""
-    if any(layers for _, layers in uses):
-        alike = "one size and as many layers"
-    else:
-        alike = "one size"
+    alike = (
+        "one size and as many layers"
+        if any(layers for _, layers in uses)
+        else "one size"
+    )
     most = max(uses.values())
     least = min(count % batch_size or batch_size for count in uses.values())
     sizes = f"{least} to {min(most, batch_size)} images, {_number(mean)} on average"

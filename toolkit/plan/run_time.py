@@ -185,11 +185,7 @@ class _RunWork:
 
     def picture(self, item: SamplePicture) -> PassWork:
         """One sample image: its steps, twice with guidance, and the decoder."""
-        steps = item.sample_steps or self.family.sample_steps
-        if item.guidance_scale is None:
-            guidance = self.family.guidance
-        else:
-            guidance = item.guidance_scale
+        steps, guidance = steps_and_guidance(item, self.family)
         if item.also:
             _, deployment = item.also
             steps = deployed_grid(deployment)[0]
@@ -227,11 +223,7 @@ class _RunWork:
             return PassWork()
         count = min(most, sum(group.items for group in groups))
         sample = self.section.sample or SampleConfig()
-        steps = sample.sample_steps or self.family.sample_steps
-        if sample.guidance_scale is None:
-            guidance = self.family.guidance
-        else:
-            guidance = sample.guidance_scale
+        steps, guidance = steps_and_guidance(sample, self.family)
         edits = [
             self._generated(self.sizes.of_group(group), steps, guidance)
             for group in groups
@@ -274,6 +266,18 @@ class _RunWork:
         passes = 2 if guidance > 1 else 1
         decoding = PassWork(convolutions=DECODE_FLOP * batch.pixels * decoded)
         return self._forward(batch).times(passes * steps) + decoding
+
+
+def steps_and_guidance(
+    sample: SamplePicture | SampleConfig, family: ModelFamily
+) -> tuple[int, float]:
+    """The denoising steps and the guidance scale of a sample; the family's where it
+    gives none."""
+    scale = sample.guidance_scale
+    return (
+        sample.sample_steps or family.sample_steps,
+        family.guidance if scale is None else scale,
+    )
 
 
 def times_key(section: DiffusionSection, groups: Sequence[ItemGroup], gpu: str) -> str:

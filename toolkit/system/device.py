@@ -41,10 +41,8 @@ def pick_device(wanted: str, quiet: bool = False) -> torch.device:
     """
     check_device(wanted, 0)
     if wanted == "auto":
-        if torch.cuda.is_available():
-            wanted = "cuda:0"
-        else:
-            wanted = "mps" if _has_mps() else "cpu"
+        other = "mps" if _has_mps() else "cpu"
+        wanted = "cuda:0" if torch.cuda.is_available() else other
     if _is_there(wanted):
         return torch.device(wanted)
     if not quiet:
@@ -62,9 +60,11 @@ def check_device(wanted: str, model_bytes: int) -> None:
     `ANY_DEVICE`; a model above `ACCIDENTAL_CPU_LIMIT` may not.
     wanted: the config's `device`. model_bytes: of all parts of the model; 0: not known.
     """
-    if wanted == "auto" and (torch.cuda.is_available() or _has_mps()):
-        return
-    if wanted != "auto" and _is_there(wanted):
+    if wanted == "auto":
+        is_usable = torch.cuda.is_available() or _has_mps()
+    else:
+        is_usable = _is_there(wanted)
+    if is_usable:
         return
     message = why_no_device(
         wanted, model_bytes, NO_MPS if wanted == "mps" else _no_cuda(wanted)
@@ -122,9 +122,8 @@ def to_device(
     """
     if tensor.device.type == "cpu" and device.type == "cuda":
         host = tensor.to(dtype or tensor.dtype)
-        return pinned(lambda pin_memory: host.pin_memory() if pin_memory else host).to(
-            device, non_blocking=True
-        )
+        waiting = pinned(lambda pin_memory: host.pin_memory() if pin_memory else host)
+        return waiting.to(device, non_blocking=True)
     return tensor.to(device, dtype or tensor.dtype)
 
 
@@ -192,11 +191,8 @@ def peak_flops(device: torch.device) -> float:
     """An upper bound of the bf16 matrix operations that a CUDA device does per second,
     roughly."""
     properties = torch.cuda.get_device_properties(device)
-    return (
-        CYCLES
-        * FLOPS_PER_CYCLE.get((properties.major, properties.minor), 512)
-        * properties.multi_processor_count
-    )
+    per_cycle = FLOPS_PER_CYCLE.get((properties.major, properties.minor), 512)
+    return CYCLES * per_cycle * properties.multi_processor_count
 
 
 def peak_memory(device: torch.device) -> int:

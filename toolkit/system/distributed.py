@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from queue import Empty, Queue
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
@@ -201,18 +202,14 @@ class ProcessGroup:
         """Raises RunError on all ranks when their values differ. It names the first value
         that differs."""
         gathered = self.all_gather_object(values)
-        for name in dict.fromkeys(
-            name for rank_values in gathered for name in rank_values
-        ):
+        for name in dict.fromkeys(chain.from_iterable(gathered)):
             by_rank = [rank_values.get(name) for rank_values in gathered]
-            different = [
-                rank for rank, value in enumerate(by_rank) if value != by_rank[0]
-            ]
-            if different:
-                raise RunError(
-                    f"{name} is not the same in all processes: {by_rank[0]!r} in process 0, {by_rank[different[0]]!r} "
-                    f"in process {different[0]}. All need the same program, job and files."
-                )
+            for rank, value in enumerate(by_rank):
+                if value != by_rank[0]:
+                    raise RunError(
+                        f"{name} is not the same in all processes: {by_rank[0]!r} in process 0, {value!r} "
+                        f"in process {rank}. All need the same program, job and files."
+                    )
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         """All-reduces each tensor in place (sum, in float32); the result has the same
@@ -243,10 +240,9 @@ class ProcessGroup:
             with self._oom_as_run_error():
                 # all ranks send the same size
                 padded = tensor.new_zeros(rows, *shard.shape[1:])
+                joined = None
                 if self.is_main_process:
                     joined = tensor.new_empty(rows * self.world_size, *shard.shape[1:])
-                else:
-                    joined = None
             padded[: len(tensor)] = tensor.detach()
             self.run_collective(
                 dist.gather,
@@ -337,15 +333,10 @@ class ProcessGroup:
         code."""
         if isinstance(error, PeerFailedError):
             # One rank of each machine reports it: a user may see only one output.
-            if self._failure_record():
-                reports = self.local_rank == 0
-            else:
-                reports = (
-                    self._store_call(
-                        lambda store: store.add(f"{_LOST_PEERS} {self._machine}", 1), 1
-                    )
-                    == 1
-                )
+            reports = self.local_rank == 0
+            if not self._failure_record():
+                lost = f"{_LOST_PEERS} {self._machine}"
+                reports = self._store_call(lambda store: store.add(lost, 1), 1) == 1
             return report(error) if reports else error.exit_code
         interrupted = isinstance(error, KeyboardInterrupt)
         code = EXIT_SIGINT if interrupted else getattr(error, "exit_code", EXIT_FAILURE)
@@ -359,17 +350,17 @@ class ProcessGroup:
             )
             or record
         )
-        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        first = json.loads(stored)
         # An error in the job and a stop concern all ranks: one of each machine reports
         # it.
         reported = f"{_REPORTED} {self._machine}"
-        if stopped:
+        if isinstance(error, Interrupted | KeyboardInterrupt):
             reports = self.local_rank == 0
         else:
-            elsewhere = json.loads(stored)["machine"] != self._machine
+            elsewhere = first["machine"] != self._machine
             reports = (
                 stored == record
-                or json.loads(stored)["text"] != text
+                or first["text"] != text
                 or (elsewhere and self.local_rank == 0)
             )
         if reports:

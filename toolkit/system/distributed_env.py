@@ -76,9 +76,7 @@ def read_distributed_env(environment: Mapping[str, str] = os.environ) -> Distrib
     try:
         rank, count, local = (int(environment[name]) for name in names[:3])
     except ValueError:
-        rank = -1
-        count = 0
-        local = 0
+        rank = count = local = -1
     if not 0 <= rank < count or local < 0:
         given = ", ".join(f"{name}={environment[name]!r}" for name in names[:3])
         raise UserError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -65,21 +66,14 @@ CGROUPS = (
 
 
 def _available(meminfo: Path) -> int | None:
-    try:
-        lines = dict(
-            line.split(":", 1)
-            for line in meminfo.read_text(encoding="ascii").splitlines()
-        )
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, ValueError, KeyError):
-        return None
+    with suppress(OSError, ValueError, IndexError):
+        text = meminfo.read_text(encoding="ascii")
+        return int(text.partition("MemAvailable:")[2].split()[0]) * 1024
+    return None
 
 
 def _left_in(cgroup: tuple[Path, Path]) -> int | None:
-    try:
-        limit, used = (path.read_text(encoding="ascii").strip() for path in cgroup)
-        if limit == "max":
-            return None
-        return max(0, int(limit) - int(used))
-    except (OSError, ValueError):
-        return None
+    with suppress(OSError, ValueError):  # without a limit it is `max`
+        limit, used = (int(path.read_text(encoding="ascii")) for path in cgroup)
+        return max(0, limit - used)
+    return None

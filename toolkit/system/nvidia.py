@@ -271,10 +271,9 @@ def compiling_note() -> str | None:
     None where PyTorch is a build for the CPU."""
     if _cuda_of_torch() is None:
         return None
+    lack = "" if has_c_compiler() else NO_C_COMPILER
     if find_spec("triton") is None:
         lack = "Triton"
-    else:
-        lack = "" if has_c_compiler() else NO_C_COMPILER
     if lack:
         return f"train.compile auto: the blocks are not compiled, for which {lack} is missing; each step takes longer"
     return "train.compile auto: the blocks are compiled at their first use, which takes a minute or more"
@@ -318,15 +317,10 @@ def _number_of(device: str) -> int | None:
     CUDA_VISIBLE_DEVICES does not name it by number."""
     index = int(device.partition("cuda:")[2] or 0)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        numbers = [number.strip() for number in visible.split(",")]
-    else:
-        numbers = []
     if visible is None:
         return index
-    if index < len(numbers) and numbers[index].isdecimal():
-        return int(numbers[index])
-    return None
+    number = (visible.split(",")[index : index + 1] or [""])[0].strip()
+    return int(number) if number.isdecimal() else None
 
 
 THROTTLED = {
@@ -384,20 +378,18 @@ def _kernel_driver() -> str | None:
             encoding="utf-8", errors="replace"
         )
         match = re.search(r"\b\d{3,}\.\d+(?:\.\d+)?\b", text)
-        if match:
-            return match[0]
+        return match[0] if match else None
     return None
 
 
 def _is_on_bus() -> bool:
     for device in Path("/sys/bus/pci/devices").glob("*"):
         with suppress(OSError):
-            is_nvidia = (device / "vendor").read_text(
-                encoding="ascii"
-            ).strip() == "0x10de"
-            if is_nvidia and (device / "class").read_text(encoding="ascii").startswith(
-                "0x03"
-            ):
+            vendor, kind = (
+                (device / name).read_text(encoding="ascii").strip()
+                for name in ("vendor", "class")
+            )
+            if vendor == "0x10de" and kind.startswith("0x03"):
                 return True
     return False
 

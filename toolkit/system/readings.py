@@ -85,30 +85,23 @@ def read_machine(device: torch.device) -> Reading:
 def _of_process(proc: Path = Path("/proc")) -> tuple[int, int, float]:
     """`faults`, `swapped` and `cpu_wait_s`. Source: proc(5), `stat`, `status` and
     `schedstat`."""
-    faults = swapped = 0
-    cpu_wait_s = 0.0
-    with suppress(OSError, ValueError, IndexError):
-        # The name of the program may contain spaces and parentheses.
-        faults = int(
-            (proc / "self/stat")
-            .read_text(encoding="utf-8", errors="replace")
-            .rpartition(")")[2]
-            .split()[9]
-        )
-    with suppress(OSError, ValueError, IndexError, StopIteration):
-        lines = (
-            (proc / "self/status")
-            .read_text(encoding="utf-8", errors="replace")
-            .splitlines()
-        )
-        swapped = 1024 * int(
-            next(line for line in lines if line.startswith("VmSwap")).split()[1]
-        )
-    with suppress(OSError, ValueError, IndexError):
-        cpu_wait_s = (
-            int((proc / "self/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
-        )
-    return faults, swapped, cpu_wait_s
+
+    def number(name: str, behind: str, index: int) -> int:
+        """A number of a file, by its place behind the last such text; 0 where it cannot
+        be read."""
+        with suppress(OSError, ValueError, IndexError):
+            text = (proc / "self" / name).read_text(encoding="utf-8", errors="replace")
+            rest = text.rpartition(behind)[2] if behind else text
+            return int(rest.split()[index])
+        return 0
+
+    # the name of the program may contain spaces and parentheses
+    faults = number("stat", ")", 9)
+    return (
+        faults,
+        1024 * number("status", "VmSwap:", 0),
+        number("schedstat", "", 1) / 1e9,
+    )
 
 
 @cache

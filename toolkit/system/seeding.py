@@ -29,13 +29,8 @@ def key(seed: int, purpose: str, *indices: int | str) -> int:
     False
     """
     text = "\x1f".join([str(seed), purpose, *map(str, indices)])
-    return (
-        int.from_bytes(
-            blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest(),
-            "big",
-        )
-        >> 1
-    )
+    digest = blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def uniform(seed: int, purpose: str, *indices: int | str) -> float:

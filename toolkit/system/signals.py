@@ -32,18 +32,15 @@ from types import FrameType
 
 from toolkit.errors import EXIT_SIGINT, EXIT_SIGTERM, Interrupted
 
-
-def _exit_codes() -> dict[int, int]:
-    codes: dict[int, int] = {signal.SIGINT: EXIT_SIGINT}
-    codes |= {
-        getattr(signal, name): EXIT_SIGTERM
-        for name in ("SIGTERM", "SIGHUP")
-        if hasattr(signal, name)
-    }
-    return codes
-
-
-EXIT_CODES = _exit_codes()
+EXIT_CODES: dict[int, int] = {
+    getattr(signal, name): code
+    for name, code in (
+        ("SIGINT", EXIT_SIGINT),
+        ("SIGTERM", EXIT_SIGTERM),
+        ("SIGHUP", EXIT_SIGTERM),
+    )
+    if hasattr(signal, name)
+}
 """The signals that stop the program, where this platform has them, and the exit code of
 each."""
 
@@ -51,13 +48,11 @@ each."""
 def to_handle() -> list[int]:
     """The signals of `EXIT_CODES`, without SIGHUP where `nohup` made the program
     ignore it."""
-    ignored = {
-        number for number in EXIT_CODES if signal.getsignal(number) is signal.SIG_IGN
-    }
     return [
         number
         for number in EXIT_CODES
-        if number not in ignored or number in (signal.SIGINT, signal.SIGTERM)
+        if number in (signal.SIGINT, signal.SIGTERM)
+        or signal.getsignal(number) is not signal.SIG_IGN
     ]
 
 

@@ -41,11 +41,9 @@ class AccumulationStep:
     @property
     def sample_keys(self) -> list[tuple[int, int]]:
         """(epoch, position) of each sample, in order."""
-        keys = []
-        for spec in self.specs:
-            for position in spec.positions:
-                keys.append((spec.epoch, position))
-        return keys
+        return [
+            (spec.epoch, position) for spec in self.specs for position in spec.positions
+        ]
 
 
 def accumulation_steps(

@@ -164,10 +164,11 @@ class SlowSteps:
         ):
             self._slow_s = 0.0
             return None
-        if self._slow_s:
-            self._slow_s = self._slow_s + recent[-1].step_s * recent[-1].steps
-        else:
-            self._slow_s = took
+        self._slow_s = (
+            self._slow_s + recent[-1].step_s * recent[-1].steps
+            if self._slow_s
+            else took
+        )
         before = _Mean.of(self._reference)
         now = _Mean.of(recent)
         cause, remedy, is_busy = slow_cause(before, now, ratio)
@@ -175,8 +176,12 @@ class SlowSteps:
             return None
         self._said = True
         usual = now.step_s / ratio
-        message = f"steps take {ratio:.1f} times as long as before: {now.step_s:.2f} s, usually {usual:.2f} s"
-        return _diagnostic("step_time", message, cause, remedy)
+        return _diagnostic(
+            "step_time",
+            f"steps take {ratio:.1f} times as long as before: {now.step_s:.2f} s, usually {usual:.2f} s",
+            cause,
+            remedy,
+        )
 
 
 def costs_per_sample(
@@ -216,11 +221,10 @@ def costs_per_sample(
         counts_GS = counts_GS[keep_G]
         seconds_G = seconds_G[keep_G]
     # Some steps are always slower than the best ones.
-    costs = {
+    return {
         shape: float(cost * np.median(off_G))
         for shape, cost in zip(shapes, costs_S, strict=True)
     }
-    return costs
 
 
 @dataclass(frozen=True)
@@ -232,23 +236,28 @@ class _Mean:
     faults: float
     cpu_s: float
     cpu_wait_s: float
-    retries: int
+    retries: float
     clock_mhz: float
     last: Reading
 
     @classmethod
     def of(cls, groups: Sequence[_Group]) -> _Mean:
         steps = sum(group.steps for group in groups)
+
+        def risen(counter: str) -> float:
+            rises: list[float] = [
+                getattr(group.end, counter) - getattr(group.begin, counter)
+                for group in groups
+            ]
+            return sum(rises)
+
         return cls(
             sum(group.step_s * group.steps for group in groups) / steps,
             sum(group.data_s * group.steps for group in groups) / steps,
-            sum(group.end.faults - group.begin.faults for group in groups) / steps,
-            sum(group.end.cpu_s - group.begin.cpu_s for group in groups) / steps,
-            sum(group.end.cpu_wait_s - group.begin.cpu_wait_s for group in groups)
-            / steps,
-            sum(
-                group.end.alloc_retries - group.begin.alloc_retries for group in groups
-            ),
+            risen("faults") / steps,
+            risen("cpu_s") / steps,
+            risen("cpu_wait_s") / steps,
+            risen("alloc_retries"),
             median(group.end.clock_mhz for group in groups),
             groups[-1].end,
         )
@@ -267,61 +276,65 @@ def slow_cause(before: _Mean, now: _Mean, ratio: float) -> tuple[str, str, bool]
     quarter), in the order in which one leads to another.
     """
     added = now.step_s * (1 - 1 / ratio)
-    if now.faults - before.faults > max(FAULTS * added, 5):
-        if now.last.swapped:
-            size = f"{now.last.swapped / 1e9:.2f} GB of this process are in swap"
-            what = f"memory is swapped: {size}, and each step reads {now.faults:.0f} pages back"
-        else:
-            what = f"each step reads {now.faults:.0f} pages of memory from the disk again, as memory is short"
-        return (
-            what,
-            "Close other programs, or lower blocks_to_swap and the number of cached images.",
-            False,
-        )
-    if now.data_s - before.data_s > added / 2:
-        what = f"waiting for data, {now.data_s:.2f} s of each step and {before.data_s:.2f} s before"
-        return (
-            what,
-            "Look at the disk or network folder of the images and of _cache, and at what else reads it.",
-            False,
-        )
-    if now.retries:
-        what = f"GPU memory is full: PyTorch had to free its cached memory {now.retries} times in these steps"
-        return (
-            what,
-            "Lower batch_size or resolution, or let less of the model stay on the GPU (docs/memory.md).",
-            False,
-        )
-    if now.last.gpu_shares and now.last.gpu_free < 0.03:
-        what = f"GPU memory is full ({now.last.gpu_free:.1%} free), and the driver moves it into the system's memory"
-        return (
-            what,
-            "Close programs that use the GPU, or lower batch_size or resolution (docs/memory.md).",
-            False,
-        )
-    if now.clock_mhz and now.clock_mhz < before.clock_mhz / 1.3:
-        why = f" ({', '.join(now.last.throttled)})" if now.last.throttled else ""
-        what = f"the GPU's clock is {now.clock_mhz:.0f} MHz and was {before.clock_mhz:.0f} MHz{why}"
-        return (
-            what,
-            "Look at its temperature, fans and power limit: nvidia-smi -q -d PERFORMANCE,TEMPERATURE.",
-            False,
-        )
+    last = now.last
     same = now.step_s / ratio / before.step_s  # the steps before were of other shapes
     waits = now.cpu_wait_s - same * before.cpu_wait_s
     computes = now.cpu_s - same * before.cpu_s
-    # A quarter is enough: a program that shares the CPU also shares its caches and its
-    # memory, which nothing counts.
-    if waits + computes > added / 4:
-        what = f"other programs use the CPU: this one waits {now.cpu_wait_s:.2f} s of each step for it"
-        if computes > waits:
-            usual = same * before.cpu_s
-            what = f"the CPU is slower, or shared: a step takes {now.cpu_s:.2f} s of it, {usual:.2f} s before"
-        return (
-            what,
-            "See what runs beside it (top), and the clock and temperature of the CPU.",
-            True,
-        )
+    reads = now.faults - before.faults > max(FAULTS * added, 5)
+    full = "Lower batch_size or resolution, or let less of the model stay on the GPU (docs/memory.md)."
+    short = (
+        "Close other programs, or lower blocks_to_swap and the number of cached images."
+    )
+    # A quarter of the time is enough for the CPU: a program that shares it also shares
+    # its caches and its memory, which nothing counts.
+    is_busy = waits + computes > added / 4
+    throttled = f" ({', '.join(last.throttled)})" if last.throttled else ""
+    beside = "See what runs beside it (top), and the clock and temperature of the CPU."
+    for explains, what, remedy in (
+        (
+            reads and last.swapped,
+            f"memory is swapped: {last.swapped / 1e9:.2f} GB of this process are in swap, and each step reads "
+            f"{now.faults:.0f} pages back",
+            short,
+        ),
+        (
+            reads,
+            f"each step reads {now.faults:.0f} pages of memory from the disk again, as memory is short",
+            short,
+        ),
+        (
+            now.data_s - before.data_s > added / 2,
+            f"waiting for data, {now.data_s:.2f} s of each step and {before.data_s:.2f} s before",
+            "Look at the disk or network folder of the images and of _cache, and at what else reads it.",
+        ),
+        (
+            now.retries,
+            f"GPU memory is full: PyTorch had to free its cached memory {now.retries} times in these steps",
+            full,
+        ),
+        (
+            last.gpu_shares and last.gpu_free < 0.03,
+            f"GPU memory is full ({last.gpu_free:.1%} free), and the driver moves it into the system's memory",
+            "Close programs that use the GPU, or lower batch_size or resolution (docs/memory.md).",
+        ),
+        (
+            now.clock_mhz and now.clock_mhz < before.clock_mhz / 1.3,
+            f"the GPU's clock is {now.clock_mhz:.0f} MHz and was {before.clock_mhz:.0f} MHz{throttled}",
+            "Look at its temperature, fans and power limit: nvidia-smi -q -d PERFORMANCE,TEMPERATURE.",
+        ),
+        (
+            is_busy and computes > waits,
+            f"the CPU is slower, or shared: a step takes {now.cpu_s:.2f} s of it, {same * before.cpu_s:.2f} s before",
+            beside,
+        ),
+        (
+            is_busy,
+            f"other programs use the CPU: this one waits {now.cpu_wait_s:.2f} s of each step for it",
+            beside,
+        ),
+    ):
+        if explains:
+            return what, remedy, remedy == beside
     return (
         "not known",
         "See what else uses the GPU (nvidia-smi), the CPU and the disk (top).",
@@ -427,8 +440,7 @@ class RunawayLoss:
                 part.began = part.began if part.block else self._count
                 part.block.append(value)
                 if len(part.block) == BLOCK:
-                    finding = self._judge(key, part)
-                    if finding:
+                    if finding := self._judge(key, part):
                         findings.append(finding)
                     part.block = []
             self._count += 1
@@ -466,9 +478,13 @@ class RunawayLoss:
             return None
         part.said = True
         kind, name = key
-        what = f"the loss of {kind} {name} is {math.exp(rise[0]):.1f} times what it was, compared with all other images"
-        remedy = f"Look at the images and captions of this {kind} (run.py lint), or lower its weight or train.lr."
-        return _diagnostic("loss", what, f"not known; it is this {kind} alone", remedy)
+        return _diagnostic(
+            "loss",
+            f"the loss of {kind} {name} is {math.exp(rise[0]):.1f} times what "
+            "it was, compared with all other images",
+            f"not known; it is this {kind} alone",
+            f"Look at the images and captions of this {kind} (run.py lint), or lower its weight or train.lr.",
+        )
 
     def _rise(self, key: tuple[str, str], part: _Part) -> tuple[float, float] | None:
         """By how much the part's block rose more than all others did in the same time,
@@ -542,8 +558,7 @@ def layer_of(parameter: str) -> str:
     >>> layer_of("blocks.0.attn.to_q.lora_A.weight"), layer_of("blocks.0.norm.bias")
     ('blocks.0.attn.to_q', 'blocks.0.norm')
     """
-    match = _INSIDE.search(parameter)
-    if match:
+    if match := _INSIDE.search(parameter):
         return parameter[: match.start()]
     return parameter.rpartition(".")[0] or parameter
 
@@ -607,13 +622,8 @@ class SilentLayers:
             silent_for[layer] = min(
                 silent_for.get(layer, steps_in_a_row), steps_in_a_row
             )
-        alive = set()
-        silent = set()
-        for layer, steps_in_a_row in silent_for.items():
-            if not steps_in_a_row:
-                alive.add(layer)
-            if steps_in_a_row >= self.wait:
-                silent.add(layer)
+        alive = {layer for layer, count in silent_for.items() if not count}
+        silent = {layer for layer, count in silent_for.items() if count >= self.wait}
         self._alive |= alive
         self._said -= alive
         if silent != self._layers:
@@ -631,9 +641,11 @@ class SilentLayers:
         cause = "the gradient is exactly zero: an input or the scale is zero, masks hide all, or float16 underflows"
         if unused.issuperset(new):
             cause = "the loss does not depend on them: the model does not use these layers, or they are frozen"
-        remedy = "They learn nothing: leave them out (network_kwargs.ignore_if_contains), or look at what feeds them."
         return _diagnostic(
-            "gradient", f"{which} had no gradient for {self.wait} steps", cause, remedy
+            "gradient",
+            f"{which} had no gradient for {self.wait} steps",
+            cause,
+            "They learn nothing: leave them out (network_kwargs.ignore_if_contains), or look at what feeds them.",
         )
 
     def _is_end_of_text(self, layer: str) -> bool:
@@ -749,11 +761,12 @@ def difference(samples: Sequence[tuple[str, SampleFeatures]]) -> float | None:
     >>> difference([("a cat", black), ("a dog", white)])
     255.0
     """
-    pairs = []
-    for index, (text, a) in enumerate(samples):
-        for other, b in samples[index + 1 :]:
-            if text != other:
-                pairs.append(float(np.sqrt(np.mean((a.thumbnail - b.thumbnail) ** 2))))
+    pairs = [
+        float(np.sqrt(np.mean((a.thumbnail - b.thumbnail) ** 2)))
+        for index, (text, a) in enumerate(samples)
+        for other, b in samples[index + 1 :]
+        if text != other
+    ]
     return median(pairs) if pairs else None
 
 
@@ -807,10 +820,12 @@ class RisingTexture:
         if self._said:
             return None
         self._said = True
-        message = f"{self._what} turn into texture: high frequencies {now:.2f}, at first at most {self._first:.2f}"
-        cause = "the images of the dataset have it, or the network collapses into it, which the loss does not show"
-        remedy = "If they have none, take an earlier file, and set train.assistant or lower train.lr (docs/models.md)."
-        return _diagnostic("texture", message, cause, remedy)
+        return _diagnostic(
+            "texture",
+            f"{self._what} turn into texture: high frequencies {now:.2f}, at first at most {self._first:.2f}",
+            "the images of the dataset have it, or the network collapses into it, which the loss does not show",
+            "If they have none, take an earlier file, and set train.assistant or lower train.lr (docs/models.md).",
+        )
 
 
 class SampleSets:
@@ -844,12 +859,24 @@ class SampleSets:
             differ is not None and differ < ALIKE and self._difference >= DIFFERENT
         )
         if self._is_new("noise", is_noise):
-            message = f"the sample images are noise: roughness {rough:.2f} of 1, before {self._roughness:.2f}"
-            findings.append(_diagnostic("samples", message, _BROKEN, _EARLIER))
+            findings.append(
+                _diagnostic(
+                    "samples",
+                    f"the sample images are noise: roughness {rough:.2f} of 1, before {self._roughness:.2f}",
+                    _BROKEN,
+                    _EARLIER,
+                )
+            )
         if self._is_new("alike", is_alike and not is_noise):
-            message = f"the sample images of different prompts are all alike: they differ by {differ:.1f} of 255"
-            before = f", before by up to {self._difference:.0f}"
-            findings.append(_diagnostic("samples", message + before, _BROKEN, _EARLIER))
+            findings.append(
+                _diagnostic(
+                    "samples",
+                    f"the sample images of different prompts are all alike: they differ by {differ:.1f} of 255"
+                    + f", before by up to {self._difference:.0f}",
+                    _BROKEN,
+                    _EARLIER,
+                )
+            )
         textured = self._texture.add(
             [features.texture for _, features in samples], loss_rises or bool(findings)
         )

@@ -95,10 +95,11 @@ def load_base_model(
 
     is_there = kept_model is not None and kept_model.is_there()
     merge_fn: Callable[[], LoraMerger] | None
-    if is_there and model.base_loras:
-        merge_fn = partial(_merging, model)
-    else:
-        merge_fn = base_merging(model)
+    merge_fn = (
+        partial(_merging, model)
+        if is_there and model.base_loras
+        else base_merging(model)
+    )
     return load_model(
         model,
         device,
@@ -148,10 +149,11 @@ def kept_name(model: ModelConfig, dtype: torch.dtype, device: str) -> str:
     if recovery == "auto":
         recovery = f"auto {AUTO_RANK}"
     elif recovery:
-        if model.recovery_is_path():
-            path = Path(recovery).expanduser()
-        else:
-            path = download_file(recovery, RECOVERY)
+        path = (
+            Path(recovery).expanduser()
+            if model.recovery_is_path()
+            else download_file(recovery, RECOVERY)
+        )
         recovery = _hash_of(path, RECOVERY)
     key = key_of(
         rule=QUANTIZING,
@@ -226,10 +228,11 @@ def _recovery(
     that are not quantized none."""
     name = model.accuracy_recovery_adapter
     assert name is not None  # only called with a recovery adapter
-    if model.recovery_is_path():
-        path = Path(name).expanduser()
-    else:
-        path = download_file(name, RECOVERY)
+    path = (
+        Path(name).expanduser()
+        if model.recovery_is_path()
+        else download_file(name, RECOVERY)
+    )
     loaded = load_adapter_file(
         path, family_for(model).every_linear_layer(model_folder(model))
     )

@@ -85,11 +85,10 @@ def snapshot_state(run: Run) -> CheckpointData:
 
 def _cpu_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies in CPU memory, which training does not change."""
-    copies = {
+    return {
         name: tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in tensors.items()
     }
-    return copies
 
 
 def _write_rows_on_worker(worker: WorkerContext, folder: Path) -> None:
@@ -196,9 +195,7 @@ def _read(path: Path, stem: str, role_name: str, run: Run) -> dict[str, Tensor]:
 
     def shard_of(key: str, shape: tuple[int, ...]) -> RowShard | None:
         shard = role.sharded.get(key.partition("/")[0])
-        if shard is not None and shape == shard.shape:
-            return shard
-        return None
+        return shard if shard is not None and shape == shard.shape else None
 
     with safe_open(path / f"{stem}.safetensors", framework="pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118 - not a dict
@@ -207,10 +204,11 @@ def _read(path: Path, stem: str, role_name: str, run: Run) -> dict[str, Tensor]:
                 continue
             saved = tensors.get_slice(name)
             shard = shard_of(key, tuple(saved.get_shape()))
-            if shard is None:
-                loaded[key] = tensors.get_tensor(name)
-            else:
-                loaded[key] = saved[shard.start : shard.stop]
+            loaded[key] = (
+                tensors.get_tensor(name)
+                if shard is None
+                else saved[shard.start : shard.stop]
+            )
     begin = f"{stem}/{prefix}"
     wanted = {
         name: shard_of(name.removeprefix(begin), shape)
@@ -222,10 +220,11 @@ def _read(path: Path, stem: str, role_name: str, run: Run) -> dict[str, Tensor]:
 
 
 def _refuse_other_weights(path: Path, run: Run) -> None:
-    expected = {}
-    for role, r in run.roles.items():
-        for name in r.saved_weights:
-            expected[f"{role}/{name}"] = r.shape_of(name)
+    expected = {
+        f"{role}/{name}": r.shape_of(name)
+        for role, r in run.roles.items()
+        for name in r.saved_weights
+    }
     saved = {}
     with safe_open(path / "weights.safetensors", framework="pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118 - not a dict

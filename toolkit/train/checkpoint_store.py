@@ -429,8 +429,7 @@ def verify(path: Path, by_hash: bool = True) -> str | None:
         manifest = json.loads(read_regular(path / MANIFEST))
         if manifest["format"] not in (FORMAT, FORMAT_ROWS):
             return f"its format in {MANIFEST} is {manifest['format']}, this program reads {FORMAT} and {FORMAT_ROWS}"
-        absent = sorted(_FILES - manifest["files"].keys())
-        if absent:
+        if absent := sorted(_FILES - manifest["files"].keys()):
             return f"{MANIFEST} does not list {absent[0]}"
         step = manifest.get("step", step_of(path))
         if step != step_of(path):
@@ -472,9 +471,8 @@ def reading_state(path: Path) -> Iterator[None]:
         ArithmeticError,
     ) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-        remedy = "Move it away, or add --restart to begin again."
         raise RunError(
-            f"{path}: what it records cannot be used ({reason}). {remedy}"
+            f"{path}: what it records cannot be used ({reason}). Move it away, or add --restart to begin again."
         ) from error
 
 

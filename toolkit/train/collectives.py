@@ -207,11 +207,12 @@ def all_reduce_gradients_and_losses(
     """
     if run.process_group.is_single_process:
         return local_losses
-    parameters = []
-    for role in run.roles.values():
-        for name, p in role.parameters.items():
-            if name not in role.sharded:
-                parameters.append(p)
+    parameters = [
+        p
+        for role in run.roles.values()
+        for name, p in role.parameters.items()
+        if name not in role.sharded
+    ]
     report = None
     if local_losses is not None:
         counts = {
@@ -300,10 +301,11 @@ def _summands(
     for name, mean in zip(counts, of_batches, strict=True):
         whole.numbers[name] = [(counts[name], mean)]
     whole.per_sample |= {kind: [row] for kind, row in zip(kinds, rows, strict=True)}
-    sources = {}
-    for report in reports:
-        for use, source in zip(report.uses, report.sources, strict=True):
-            sources[use] = source
+    sources = {
+        use: source
+        for report in reports
+        for use, source in zip(report.uses, report.sources, strict=True)
+    }
     whole.uses = samples
     whole.sources = [sources[use] for use in samples]
     return numbers, whole

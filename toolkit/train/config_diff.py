@@ -87,12 +87,12 @@ def _kind(section: type[BaseModel] | None, key: str, values: Any) -> ChangeKind:
         rule = rules.get(name, rules.get(ALL_OTHERS, kind))
         kind = rule(values or {}) if callable(rule) else rule
         values = values.get(name) if isinstance(values, Mapping) else None
-        index = part.removeprefix(name).strip("[]")
-        if index:
-            if isinstance(values, list) and int(index) < len(values):
-                values = values[int(index)]
-            else:
-                values = None
+        if index := part.removeprefix(name).strip("[]"):
+            values = (
+                values[int(index)]
+                if isinstance(values, list) and int(index) < len(values)
+                else None
+            )
         field = section.model_fields.get(name)
         annotation = field.annotation if field else None
         section = section_model(

@@ -109,10 +109,11 @@ def _drawn(
     if beside:
         columns[None] = _GAP
     total = left + len(steps) * (width + _GAP)
-    if len(steps) > 1:
-        shown = [_thumbnail(path, small) for path in spread(training, 2 * len(steps))]
-    else:
-        shown = []
+    shown = (
+        [_thumbnail(path, small) for path in spread(training, 2 * len(steps))]
+        if len(steps) > 1
+        else []
+    )
     above = _LINE + max(image.height for image in shown) + 3 * _GAP if shown else 0
     font = ImageFont.load_default(11)
     titles = {row: _title(cells, row, total) for row in rows}

@@ -63,10 +63,11 @@ class Drift(NamedTuple):
 
     def __str__(self) -> str:
         alignment = self.found
-        if alignment.is_measurable:
-            text = f"{alignment.drift:.1f} pixels off ({alignment})"
-        else:
-            text = "not measurable"
+        text = (
+            f"{alignment.drift:.1f} pixels off ({alignment})"
+            if alignment.is_measurable
+            else "not measurable"
+        )
         if self.outside_mask is None:
             return text
         return f"{text}; changed outside the mask by {self.outside_mask:.1f}"

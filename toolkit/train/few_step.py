@@ -170,9 +170,7 @@ class FewStepMixture(FlowMatchingStep):
         return replace(losses, numbers={**losses.numbers, "loss/few_step": mean})
 
     def weighting(self, t_B: Tensor) -> Tensor:
-        if self._is_active:
-            return torch.ones_like(t_B)
-        return super().weighting(t_B)
+        return torch.ones_like(t_B) if self._is_active else super().weighting(t_B)
 
     def sample_t(self, spec: BatchSpec, latent: Size, levels: int = 1) -> list[float]:
         if not self._is_active:
@@ -188,8 +186,7 @@ class FewStepMixture(FlowMatchingStep):
         """The noise levels of a sampling run with the LoRA, for latents of this size:
         one per step, descending from 1, without the 0 at the end."""
         steps = self.few.steps
-        shift = self.few.flow_shift
-        if shift is not None:
+        if (shift := self.few.flow_shift) is not None:
             return sigmas(steps, math.log(shift), None).tolist()[:-1]
         dynamic_shift = self.model.dynamic_shift
         return sigmas(
@@ -268,10 +265,11 @@ class FewStepMixture(FlowMatchingStep):
     def _guided(self, batch: LatentBatch, x_BCHW: Tensor, t_B: Tensor) -> Tensor:
         family = self.model.family
         references = batch.control_latents
-        if self.few.guidance_scale is None:
-            scale = family.guidance
-        else:
-            scale = self.few.guidance_scale
+        scale = (
+            family.guidance
+            if self.few.guidance_scale is None
+            else self.few.guidance_scale
+        )
         embedded = [torch.full_like(t_B, scale)] if family.embeds_guidance else []
         cond_BCHW = self.model.predict_velocity(
             x_BCHW, t_B, batch.prompts, references, *embedded

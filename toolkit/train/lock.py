@@ -145,10 +145,11 @@ def run_lock(folder: Path, check: Callable[[], None] = lambda: None) -> Iterator
         previous = _owner_in(file)
         locked = _try_flock(file)
         # An owner whose lock cannot be seen is alive where it writes.
-        if previous and (locked is None or not _is_here(previous)):
-            unseen = previous
-        else:
-            unseen = None
+        unseen = (
+            previous
+            if previous and (locked is None or not _is_here(previous))
+            else None
+        )
         if locked is False or (unseen and _writes(folder, unseen, check)):
             raise RunError(why_locked(folder, previous))
         if previous:

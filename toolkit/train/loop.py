@@ -67,9 +67,7 @@ def train(run: Run, source: BatchSource, step_fn: TrainStep[Any]) -> bool:
             _steps(run, source, step_fn, metrics, timer)
         except _SourceError as error:
             # A source that stops waiting because a stop is requested has not failed.
-            if run.interrupted and run.process_group.is_single_process:
-                failure = None
-            else:
+            if not (run.interrupted and run.process_group.is_single_process):
                 failure = error.reason
         metrics.flush()
         finished = run.complete and failure is None
@@ -158,10 +156,11 @@ def _steps(
         state.cursor = whole_cursor(process_group, accumulation_step.cursor)
         state.epochs_before = state.epochs_done
         state.epochs_done += accumulation_step.epochs_ended
-        if has_readers(state.cursor):
-            state.epoch = state.epochs_done
-        else:
-            state.epoch = accumulation_step.specs[-1].epoch
+        state.epoch = (
+            state.epochs_done
+            if has_readers(state.cursor)
+            else accumulation_step.specs[-1].epoch
+        )
         state.samples += accumulation_step.samples
         metrics.add(
             PendingStepMetrics(
@@ -229,10 +228,11 @@ def _forward_backward_split_batch(
     same passes.
     """
     _free_memory(run)
-    if run.sharded:
-        halves = batches
-    else:
-        halves = [half for batch in batches for half in batch.halves()]
+    halves = (
+        batches
+        if run.sharded
+        else [half for batch in batches for half in batch.halves()]
+    )
     if len(halves) == len(batches):
         raise OutOfMemory(_out_of_memory_message(run, large))
     try:
@@ -399,10 +399,11 @@ class _Passes:
         # Losses of some roles only: gradients for their parameters alone, even where
         # the graph reaches others.
         is_subset = len(roles) < len(self._run.roles)
-        if is_subset:
-            inputs = [p for role in roles.values() for p in role.parameters.values()]
-        else:
-            inputs = None
+        inputs = (
+            [p for role in roles.values() for p in role.parameters.values()]
+            if is_subset
+            else None
+        )
         try:
             total.backward(retain_graph=retain_graph, inputs=inputs)
         except Exception as error:
@@ -457,8 +458,10 @@ def try_largest_batch(
                 _forward_backward_split_batch(
                     run, len(batch), [batch], step_fn, batch, trial=True
                 )
-                message = f"the largest batch ({len(batch)} images) does not fit; it is split in two, which is slower."
-                return f"{message} {run.oom_hint()}"
+                return (
+                    f"the largest batch ({len(batch)} images) does not fit; it is split "
+                    f"in two, which is slower. {run.oom_hint()}"
+                )
     finally:
         _zero_grad(run)
 
@@ -513,12 +516,9 @@ def _optimizer_step(
 
 def _gradients(roles: Iterable[Role]) -> list[Tensor]:
     """The gradients of all parameters that have one."""
-    gradients = []
-    for role in roles:
-        for p in role.parameters.values():
-            if p.grad is not None:
-                gradients.append(p.grad)
-    return gradients
+    return [
+        p.grad for role in roles for p in role.parameters.values() if p.grad is not None
+    ]
 
 
 def _zero_grad(run: Run) -> None:

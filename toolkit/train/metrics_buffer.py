@@ -118,11 +118,10 @@ def _with_levels(
     there = [not math.isnan(t) for t in joined["t"]]
     if all(there):
         return joined
-    present = {
+    return {
         name: tuple(itertools.compress(values, there))
         for name, values in joined.items()
     }
-    return present
 
 
 class StepLossBuffer:
@@ -161,10 +160,11 @@ class StepLossBuffer:
         self.sources.extend(SampleSource(name, shape) for name in batch.names)
         for position in batch.spec.positions:
             self.uses.append((batch.spec.epoch, position))
-        if main in roles and main in losses.by_role:
-            loss_B = {"loss": losses.by_role[main]}
-        else:
-            loss_B = {}
+        loss_B = (
+            {"loss": losses.by_role[main]}
+            if main in roles and main in losses.by_role
+            else {}
+        )
         for name, values in {**loss_B, **losses.per_sample}.items():
             for level, values_B in enumerate(
                 values.detach().view(len(values), -1).unbind(1)
@@ -260,10 +260,11 @@ class PendingStepMetrics:
                     f"grad_norm/{name}": role.grad_norm,
                 }
         steps = list(by_role.values())
-        if len(steps) == 1:
-            grad_norm = steps[0].grad_norm
-        else:
-            grad_norm = math.hypot(*(role.grad_norm for role in steps))
+        grad_norm = (
+            steps[0].grad_norm
+            if len(steps) == 1
+            else math.hypot(*(role.grad_norm for role in steps))
+        )
         return replace(
             self.known,
             loss=by_role[main].loss if main in by_role else math.nan,

@@ -194,10 +194,11 @@ class RunNow:
     def _left_of_phase(self) -> float | None:
         if self._phase == STEP:
             return self._left_of_steps()
-        if self._phase in RECURRING.values():
-            unit_s = self._seconds_per_unit(self._phase)
-        else:
-            unit_s = None
+        unit_s = (
+            self._seconds_per_unit(self._phase)
+            if self._phase in RECURRING.values()
+            else None
+        )
         if unit_s and self._of:
             return (self._of - (self._done or 1) + 1) * unit_s
         if (
@@ -234,18 +235,15 @@ class RunNow:
     def _left_of(self, part: str) -> float:
         """Seconds left of a part; 0 where nothing is known of it."""
         planned = self._planned.get(part, 0.0)
-        phase = RECURRING.get(part)
-        if phase:
+        if phase := RECURRING.get(part):
             return self._left_of_recurring(part, phase, planned)
-        if part == "compiling":
-            is_over = self._step_s is not None
-        else:
-            is_over = self._is_past(part)
+        is_over = (
+            self._step_s is not None if part == "compiling" else self._is_past(part)
+        )
         if is_over:
             return 0.0
         if PART_OF.get(self._phase) == part and self._phase != "reading":
-            left = self._left_of_phase()
-            if left is not None:
+            if (left := self._left_of_phase()) is not None:
                 return left
         return max(0.0, planned - self._spent_on(part))
 
@@ -283,10 +281,11 @@ class RunNow:
         )
 
     def _spent_on(self, part: str) -> float:
-        spent = 0.0
-        for phase, seconds in self._spent.items():
-            if PART_OF.get(phase) == part:
-                spent += seconds
+        spent = sum(
+            seconds
+            for phase, seconds in self._spent.items()
+            if PART_OF.get(phase) == part
+        )
         if PART_OF.get(self._phase) == part:
             spent += self._clock() - self._phase_began
         return spent
@@ -294,14 +293,9 @@ class RunNow:
     def _share(self, left: float | None) -> float | None:
         run = self._run
         if left is None:
-            known = (
-                run is not None
-                and run.steps not in (0, UNTIL_THE_DATA_ENDS)
-                and run.state.step
-            )
-            if run is not None and known:
-                return run.state.step / run.steps
-            return None
+            if run is None or run.steps in (0, UNTIL_THE_DATA_ENDS):
+                return None
+            return run.state.step / run.steps if run.state.step else None
         worked = (
             self._clock()
             - self._begun
@@ -312,9 +306,7 @@ class RunNow:
     def _planned_step_s(self) -> float:
         run = self._run
         left = run.steps - self._steps_before if run else 0
-        if left > 0:
-            return self._planned.get("steps", 0.0) / left
-        return 0.0
+        return self._planned.get("steps", 0.0) / left if left > 0 else 0.0
 
     # ------------------------------------------------------------ run.json
 

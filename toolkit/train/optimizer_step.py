@@ -268,8 +268,8 @@ class Role:
     """Post-processing of the weights after each step (`Network.after_step`)."""
 
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
-    """Tensors that `after_step` changes and no gradient does, by name: part of a
-    checkpoint, not of the EMA."""
+    """Tensors that no gradient changes, by name: part of a checkpoint, not of the EMA.
+    `after_step` may change them."""
 
     further: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
     """Further tensors of a checkpoint, by the stem of their file and by name. A
@@ -360,9 +360,7 @@ class Role:
         """Swaps `eval_weights` into the parameters inside the block, and restores the
         raw weights after it. Without an EMA or a schedule-free optimizer it changes
         nothing."""
-        if self.ema:
-            return self.ema.applied()
-        return eval_mode(self.optimizer)
+        return self.ema.applied() if self.ema else eval_mode(self.optimizer)
 
 
 def post_step(role: Role, step_ok: Tensor) -> dict[str, Tensor]:
@@ -404,7 +402,7 @@ Mode = Literal["keep", "drop", "step"]
 
 class OptimizerInBackward(OptimizerStep):
     """Steps each parameter in the backward pass of an accumulation step's last
-    micro-batch, as soon as its gradient is complete, which is then freed.
+    micro-batch, as soon as its gradient is complete, then frees the gradient.
 
     At most one gradient is in memory at a time (with accumulation all are, until the
     last micro-batch). The weights are the same as with `StandardStep`, bit for bit,

@@ -134,14 +134,13 @@ class RecoveryMaker:
         for name, error in self.errors.items():
             parts = [part for part in name.split(".")[1:] if not part.isdigit()]
             kinds[".".join(parts)].append(error)
-        means = {
+        return {
             kind: LayerError(
                 fmean(error.plain for error in errors),
                 fmean(error.recovered for error in errors),
             )
             for kind, errors in kinds.items()
         }
-        return means
 
 
 def auto_file(model: ModelConfig, dtype: torch.dtype, cache: Path) -> Path:

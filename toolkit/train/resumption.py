@@ -81,17 +81,15 @@ def find_checkpoint(
     if resume == "never":
         return None, True
     if resume != "auto":
-        if isinstance(resume, int):
-            path = root / f"step_{resume:09d}"
-        else:
-            path = Path(resume).expanduser()
-        if is_state_name(path.name):
-            problem = None
-        else:
-            problem = "its name has to be step_ and nine digits"
-        problem = problem or (
-            verify(path, by_hash) if path.is_dir() else "it does not exist"
+        path = (
+            root / f"step_{resume:09d}"
+            if isinstance(resume, int)
+            else Path(resume).expanduser()
         )
+        if not is_state_name(path.name):
+            problem: str | None = "its name has to be step_ and nine digits"
+        else:
+            problem = verify(path, by_hash) if path.is_dir() else "it does not exist"
         if problem:
             available = (
                 ", ".join(str(step_of(p)) for p in checkpoint_folders(root)) or "none"
@@ -114,10 +112,11 @@ def find_checkpoint(
 def archive_run(folder: Path) -> None:
     """Moves the files of a run to `<folder>.old-<n>`; the folder itself stays, with its
     lock, and so do runs of other processes of its job in it."""
-    if folder.is_dir():
-        entries = [path for path in folder.iterdir() if path.name != LOCK_FILE]
-    else:
-        entries = []
+    entries = (
+        [path for path in folder.iterdir() if path.name != LOCK_FILE]
+        if folder.is_dir()
+        else []
+    )
     entries = [path for path in entries if not (path / LOCK_FILE).is_file()]
     if not entries:
         return
@@ -134,24 +133,34 @@ def archive_later_files(folder: Path, name: str, step: int | None) -> None:
     for a run from scratch.
     """
     step = -1 if step is None else step
-    moved = [path for path in final_files(folder, name) if step_in(path) > step]
-    # A best file without a step stays: unlike the final one it is not rewritten by
-    # every run.
-    for path in final_files(folder, best_stem(name)):
-        if step < step_in(path) < math.inf:
-            moved.append(path)
-    for path in checkpoint_folders(checkpoint_dir(folder)):
-        if step_of(path) > step:
-            moved.append(path)
-    for number, paths in step_files(folder, name).items():
-        if number > step:
-            for path in paths:
-                moved.append(path)
     samples = folder / SAMPLES
-    for path in sorted((*samples.glob("*"), *(samples / LAYERS).glob("*"))):
-        match = SAMPLE_FILE.fullmatch(path.name)
-        if match and int(match["step"]) > step:
-            moved.append(path)
+    pictures = sorted((*samples.glob("*"), *(samples / LAYERS).glob("*")))
+    moved = [
+        *(path for path in final_files(folder, name) if step_in(path) > step),
+        # A best file without a step stays: unlike the final one it is not rewritten by
+        # every run.
+        *(
+            path
+            for path in final_files(folder, best_stem(name))
+            if step < step_in(path) < math.inf
+        ),
+        *(
+            path
+            for path in checkpoint_folders(checkpoint_dir(folder))
+            if step_of(path) > step
+        ),
+        *(
+            path
+            for number, paths in step_files(folder, name).items()
+            if number > step
+            for path in paths
+        ),
+        *(
+            path
+            for path in pictures
+            if (match := SAMPLE_FILE.fullmatch(path.name)) and int(match["step"]) > step
+        ),
+    ]
     if moved:
         target = unused_path(folder / SUPERSEDED, "")
         _move(moved, target)
@@ -231,14 +240,17 @@ def plan_start(
             if document is None or (checkpoint is None and complete_at is None):
                 return Start(None, complete_at=complete_at)
             if document.get("revision") != REVISION:
-                message = f"{checkpoint or folder} was written by an earlier version of this program."
-                raise RunError(f"{message} To keep both runs, {_ELSE}")
+                raise RunError(
+                    f"{checkpoint or folder} was written by an earlier version of this "
+                    f"program. To keep both runs, {_ELSE}"
+                )
             folder_of_run = checkpoint.parent.parent if checkpoint else folder
             is_compared = complete_at is not None or _has_moved(document, section)
-            if is_compared:
-                order = _order_of_run(folder_of_run, document, section, read_hashes())
-            else:
-                order = None
+            order = (
+                _order_of_run(folder_of_run, document, section, read_hashes())
+                if is_compared
+                else None
+            )
             changes = tuple(_differences(document, section, order))
             trained_on = str(document["dataset"])
             document = dict(document)
@@ -291,9 +303,9 @@ def _complete_at(
         step = int(status["step"])
         planned = status["steps"]
         if is_gone and section.save.states == "never":
-            lost = f"{name}.safetensors is not there any more, and no state was kept to write it from"
             raise UserError(
-                f"{folder} holds a run that is complete at step {step}: {lost}. --restart trains again."
+                f"{folder} holds a run that is complete at step {step}: {name}.safetensors is not there any "
+                "more, and no state was kept to write it from. --restart trains again."
             )
         if section.save.states == "never" and (planned is None or planned >= steps):
             return step
@@ -473,18 +485,17 @@ class ResumePlan:
         if self.compiled is not None and self.compiled != compiled:
             before = _how_they_ran(self.compiled)
             now = _how_they_ran(compiled)
-            change = f"blocks that ran {before} run {now}"
             logger.info(
-                f"changed since the last run: {change}: results differ by rounding"
+                f"changed since the last run: blocks that ran {before} run {now}: results differ by rounding"
             )
 
     def report_threads(self, threads: int) -> None:
         """Logs that a run on the CPU is computed with another number of threads than
         the checkpoint was."""
         if self.threads not in (None, threads):
-            change = f"threads of the CPU: {self.threads} -> {threads}"
             logger.info(
-                f"changed since the last run: {change}. Results differ by rounding"
+                f"changed since the last run: threads of the CPU: {self.threads} -> "
+                f"{threads}. Results differ by rounding"
             )
 
     def record_spelling(self, of_new_runs: str, before_it_was_recorded: str) -> str:
@@ -670,10 +681,9 @@ def _refuse_changes(
     elsewhere."""
     by_kind: dict[str, list[ConfigChange]] = {}
     for change in changes:
-        if change.kind == "place" and not knows_base:
-            kind = "impossible"
-        else:
-            kind = change.kind
+        kind = (
+            "impossible" if change.kind == "place" and not knows_base else change.kind
+        )
         by_kind.setdefault(kind, []).append(change)
     impossible = by_kind.get("impossible", [])
     changing = by_kind.get("changes the result", [])
@@ -709,10 +719,11 @@ def _why(changes: Sequence[ConfigChange], state: Path, section: TrainerConfig) -
     """Why these change the result, and what can be done."""
     if all(change.key in _LENGTH for change in changes):
         name = section.train.lr_scheduler
-        if name in SCHEDULES_WITHOUT_LENGTH:
-            ends = "its warm-up is a share of them"
-        else:
-            ends = f"'{name}' ends with the last one"
+        ends = (
+            "its warm-up is a share of them"
+            if name in SCHEDULES_WITHOUT_LENGTH
+            else f"'{name}' ends with the last one"
+        )
         return (
             f"the learning rate of each step depends on the number of steps: {ends}. Two ways: add --allow-change to "
             f"continue {state} with the rates of the new number; or train all steps again: {_ELSE}"

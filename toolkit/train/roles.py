@@ -48,14 +48,15 @@ def build_role(
     up_ratio: float = 1.0,
     after_step: Callable[[Tensor], dict[str, Tensor]] = lambda step_ok: {},
     sharded: Mapping[str, RowShard] | None = None,
+    buffers: Mapping[str, Tensor] | None = None,
     stochastic_rounding: bool = False,
 ) -> Role:
     """The role of these parameters in a run of `steps` optimizer steps.
 
     process_group: the ranks that train them. ema: of the weights; None: none. layer_of:
     from a parameter's name to the layer that `lr_groups` match. up, up_ratio: names of
-    the parameters whose learning rate is multiplied by `up_ratio`. after_step, sharded:
-    as of `Role`. stochastic_rounding: of updates of bfloat16 parameters. Raises
+    the parameters whose learning rate is multiplied by `up_ratio`. after_step, sharded,
+    buffers: as of `Role`. stochastic_rounding: of updates of bfloat16 parameters. Raises
     UserError for an entry of `lr_groups` that matches no layer.
     """
     sharded = sharded or {}
@@ -107,6 +108,7 @@ def build_role(
         group_lrs={} if is_single_group else {group.name: group.lr for group in groups},
         optimizer_step=optimizer_step,
         after_step=after_step,
+        buffers=buffers or {},
         sharded=sharded,
     )
 

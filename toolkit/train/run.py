@@ -308,10 +308,11 @@ class Interval:
         begin = max(step, self.start - 1)
         by_steps = last // self.steps - begin // self.steps if self.steps else 0
         steps_per_epoch = self.epochs * run.batches_per_epoch / run.grad_accum_steps
-        if steps_per_epoch:
-            by_epochs = int(last / steps_per_epoch) - int(begin / steps_per_epoch)
-        else:
-            by_epochs = 0
+        by_epochs = (
+            int(last / steps_per_epoch) - int(begin / steps_per_epoch)
+            if steps_per_epoch
+            else 0
+        )
         at_last = due(last, self.steps) or bool(
             steps_per_epoch and last % steps_per_epoch == 0
         )

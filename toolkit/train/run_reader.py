@@ -269,9 +269,7 @@ def list_runs(folder: Path) -> tuple[RunInfo, ...]:
 
 def runs_in(folder: Path) -> tuple[RunInfo, ...]:
     """The run in the folder itself, or else all runs below it (`list_runs`)."""
-    if _is_run(folder):
-        return (_info(folder),)
-    return list_runs(folder)
+    return (_info(folder),) if _is_run(folder) else list_runs(folder)
 
 
 def read_run(folder: Path) -> RunInfo:
@@ -321,24 +319,12 @@ def _info(folder: Path) -> RunInfo:
     step = _whole(document, "step")
     total = _whole(document, "steps")
     step_s = _number(document, "step_s")
-    eta_s = None
-    if (
-        status is RunStatus.RUNNING
-        and step is not None
-        and total is not None
-        and step_s is not None
-    ):
-        eta_s = max(0, total - step) * step_s
-    now = None
+    now = eta_s = None
     if status in (RunStatus.RUNNING, RunStatus.KILLED):
-        now = _now(document) if "now" in document else None
+        now = _now(document)
     if status is RunStatus.RUNNING:
-        if not now:
-            if step is None:
-                now = Now("starting")
-            else:
-                share = _share(step, total)
-                now = Now(STEP, step, total, left_s=eta_s, share=share)
+        if now is None:
+            now = _step_now(step, total, step_s)
         eta_s = now.left_s
     config = folder / run_files.CONFIG
     return RunInfo(
@@ -395,8 +381,15 @@ def _now(document: Row) -> Now | None:
     )
 
 
-def _share(step: int, total: int | None) -> float | None:
-    return min(1.0, max(0.0, step / total)) if total else None
+def _step_now(step: int | None, total: int | None, step_s: float | None) -> Now:
+    """The present activity by the steps alone."""
+    if step is None:
+        return Now("starting")
+    share = min(1.0, max(0.0, step / total)) if total else None
+    left_s = None
+    if total is not None and step_s is not None:
+        left_s = max(0, total - step) * step_s
+    return Now(STEP, step, total, left_s=left_s, share=share)
 
 
 def _status(held: bool, owner: LockHolder | None, document: Row) -> RunStatus:
@@ -426,19 +419,17 @@ def read_losses_by_image(folder: Path) -> dict[int, dict[str, float]]:
         if row.get("of") == rows[-1].get("of") and isinstance(losses, dict):
             means = {}
             for image, values in losses.items():
-                numbers = _numbers(values)
-                if numbers:
+                if numbers := _numbers(values):
                     means[image] = fmean(numbers)
             losses_of_steps[step_of_row(row)] = means
     if not losses_of_steps:
         return {}
     latest = losses_of_steps[max(losses_of_steps)]
-    same_images = {
+    return {
         step: means
         for step, means in losses_of_steps.items()
         if means.keys() == latest.keys()
     }
-    return same_images
 
 
 def read_events(folder: Path, since: str = "") -> Rows:
@@ -460,11 +451,11 @@ def read_events(folder: Path, since: str = "") -> Rows:
             file.seek(offset)
             data = file.read()
             end = data.rfind(b"\n") + 1
-            rows = []
-            for line in data[:end].splitlines():
-                row = row_of(line)
-                if row is not None:
-                    rows.append(row)
+            rows = [
+                row
+                for line in data[:end].splitlines()
+                if (row := row_of(line)) is not None
+            ]
             cursor = f"{offset + end}-{digest_before(file, offset + end)}"
     except OSError as error:
         tell_unreadable(path, error)
@@ -617,8 +608,7 @@ def list_samples(folder: Path) -> tuple[SampleImage, ...]:
     for path in _entries(folder / run_files.SAMPLES):
         match = run_files.SAMPLE_FILE.fullmatch(path.name) if path.is_file() else None
         if match:
-            time = _generated(path)
-            if time:
+            if time := _generated(path):
                 texts = prompts.get(path.name), drifts.get(path.name)
                 samples.append(
                     SampleImage(
@@ -644,11 +634,12 @@ def list_network_files(folder: Path) -> tuple[NetworkFile, ...]:
     """The weights that a run has saved: by step, then the best ones, then the final
     ones."""
     name = _text(run_files.read_status(folder), "name") or folder.name
-    written = {}
-    for event in read_events(folder).rows:
-        if event.get("event") == "save":
-            for file in _texts(event, "files"):
-                written[file] = _time(event, "time")
+    written = {
+        file: _time(event, "time")
+        for event in read_events(folder).rows
+        if event.get("event") == "save"
+        for file in _texts(event, "files")
+    }
 
     def of(path: Path, kind: str, step: float) -> NetworkFile:
         return NetworkFile(
@@ -661,10 +652,9 @@ def list_network_files(folder: Path) -> tuple[NetworkFile, ...]:
 
     by_step = run_files.step_files(folder, name)
     best = run_files.final_files(folder, run_files.best_stem(name))
-    files = []
-    for step in sorted(by_step):
-        for path in by_step[step]:
-            files.append(of(path, "step", step))
+    files = [
+        of(path, "step", step) for step in sorted(by_step) for path in by_step[step]
+    ]
     for path in best:
         files.append(of(path, "best", run_files.step_in(path)))
     for path in run_files.final_files(folder, name):
@@ -735,10 +725,9 @@ def _number(row: Row, key: str) -> float | None:
 def _numbers(value: object) -> list[float]:
     """The numbers of a list; empty for a value that is not a list or has other
     entries."""
-    if isinstance(value, list):
-        numbers = [_number({"": entry}, "") for entry in value]
-    else:
-        numbers = []
+    numbers = (
+        [_number({"": entry}, "") for entry in value] if isinstance(value, list) else []
+    )
     if None not in numbers:
         return [entry for entry in numbers if entry is not None]
     return []

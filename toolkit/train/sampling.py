@@ -128,14 +128,12 @@ def sample_prompts(
     for item in items:
         steps = item.sample_steps or family.sample_steps
         references = tuple(Path(path).expanduser() for path in item.ctrl_img)
-        if references and family.stacks_layers:
-            first = image_size(references[0])
-        else:
-            first = None
-        if item.guidance_scale is None:
-            guidance = family.guidance
-        else:
-            guidance = item.guidance_scale
+        first = (
+            image_size(references[0]) if references and family.stacks_layers else None
+        )
+        guidance = (
+            family.guidance if item.guidance_scale is None else item.guidance_scale
+        )
         prompt = SamplePrompt(
             prompt=inject_trigger(item.prompt, trigger_word, add=False),
             negative=inject_trigger(item.neg, trigger_word, add=False),
@@ -197,10 +195,9 @@ def measured_edits(
     """`edit_prompts` of a validation, with the steps and the guidance of the job's
     samples."""
     sample = sample or SampleConfig()
-    if sample.guidance_scale is None:
-        guidance = family.guidance
-    else:
-        guidance = sample.guidance_scale
+    guidance = (
+        family.guidance if sample.guidance_scale is None else sample.guidance_scale
+    )
     return edit_prompts(
         items, most, family, sample.sample_steps or family.sample_steps, guidance
     )
@@ -301,8 +298,7 @@ class Sampler:
         for item in self.prompts:
             sizes = [image_size(path) for path in item.references]
             for text in (item.prompt, item.negative):
-                message = self.model.prompt_error(text, item.size, sizes)
-                if message:
+                if message := self.model.prompt_error(text, item.size, sizes):
                     raise UserError(
                         f"sample prompt {shorten(text, 100)!r} has {message}"
                     )
@@ -321,12 +317,12 @@ class Sampler:
         return self._texts() + self._references()
 
     def _texts(self) -> list[CacheEntry]:
-        entries = []
-        for item in self._encoded:
-            for entry in (item.prompt, item.negative):
-                if entry:
-                    entries.append(entry)
-        return entries
+        return [
+            entry
+            for item in self._encoded
+            for entry in (item.prompt, item.negative)
+            if entry
+        ]
 
     def _references(self) -> list[CacheEntry]:
         return [entry for item in self._encoded for entry in item.references]
@@ -354,15 +350,17 @@ class Sampler:
         conditional = self._steps_of(
             PromptEmbeds.stack([encoded.prompt.read_all()]), references
         )
-        if encoded.negative:
-            negative = PromptEmbeds.stack([encoded.negative.read_all()])
-        else:
-            negative = None
+        negative = (
+            PromptEmbeds.stack([encoded.negative.read_all()])
+            if encoded.negative
+            else None
+        )
         unconditional = self._steps_of(negative, references) if negative else None
-        if self.model.family.embeds_guidance:
-            guidance = [torch.tensor([item.guidance_scale])]
-        else:
-            guidance = []
+        guidance = (
+            [torch.tensor([item.guidance_scale])]
+            if self.model.family.embeds_guidance
+            else []
+        )
 
         steps = count(1)
 
@@ -386,10 +384,9 @@ class Sampler:
         # Noise from the CPU generator: a seed gives the same image on every machine,
         # and in diffusers.
         generator = torch.Generator("cpu").manual_seed(item.seed)
-        if item.layers:
-            count_of_images = item.layers + self.model.predicts_composite
-        else:
-            count_of_images = 1
+        count_of_images = (
+            item.layers + self.model.predicts_composite if item.layers else 1
+        )
         noise_BNCHW = torch.randn(
             (1, count_of_images, family.latent_channels, height, width),
             generator=generator,
@@ -441,10 +438,11 @@ def _entries(
     )
     item = BucketedSample(sample, ResizeCrop(scaled=size, left=0, top=0, bucket=size))
     needs_negative = prompt.guided and not family.embeds_guidance
-    if needs_negative:
-        negative = encoder.text(item, prompt.negative or family.empty_negative, stores)
-    else:
-        negative = None
+    negative = (
+        encoder.text(item, prompt.negative or family.empty_negative, stores)
+        if needs_negative
+        else None
+    )
     return _Encoded(
         encoder.text(item, prompt.prompt, stores),
         negative,

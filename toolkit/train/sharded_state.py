@@ -134,10 +134,11 @@ def read_rows(
         saved = metadata[name]
         rows = saved.size[0] if shard is None else shard.stop - shard.start
         loaded[name] = torch.empty(rows, *saved.size[1:], dtype=saved.properties.dtype)
-        if shard is None:
-            tensors[name] = loaded[name]
-        else:
-            tensors[name] = _distributed(process_group, loaded[name], shard)
+        tensors[name] = (
+            loaded[name]
+            if shard is None
+            else _distributed(process_group, loaded[name], shard)
+        )
     with warnings.catch_warnings():
         # PyTorch warns that one process reads the files of several.
         warnings.simplefilter("ignore", UserWarning)
@@ -223,10 +224,11 @@ def _needed() -> dict[tuple[str, str], Any]:
         torch.serialization: ("_get_layout",),
         torch: ("Size", *dtypes),
     }
-    objects = {}
-    for module in names:
-        for name in names[module]:
-            objects[(module.__name__, name)] = getattr(module, name)
+    objects = {
+        (module.__name__, name): getattr(module, name)
+        for module in names
+        for name in names[module]
+    }
     # The folder that was written to, which nobody reads. Python 3.13 has another name
     # for its class.
     for module_name in ("pathlib", "pathlib._local"):

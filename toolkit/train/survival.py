@@ -63,9 +63,7 @@ def survival(
     change_NF = many_NF - base_many_NF
     left_NF = few_NF - base_few_NF
     whole = float((change_NF * change_NF).sum())
-    if whole:
-        return float((left_NF * change_NF).sum()) / whole
-    return math.nan
+    return float((left_NF * change_NF).sum()) / whole if whole else math.nan
 
 
 class SurvivalScores:
@@ -103,9 +101,10 @@ class SurvivalScores:
         scores = {}
         for name, pairs in self._pairs.items():
             many, few = zip(*pairs, strict=True)
-            features = []
-            for of in (images, self._base):
-                for part in (many, few):
-                    features.append(coarse_pixels([of[i] for i in part]))
+            features = [
+                coarse_pixels([of[i] for i in part])
+                for of in (images, self._base)
+                for part in (many, few)
+            ]
             scores[name] = survival(*features)
         return {name: score for name, score in scores.items() if math.isfinite(score)}

@@ -9,19 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from extensions.tools.shared.keys import check_folder
-from toolkit.config.reading.field_types import PathStr, as_list, schema_of_list
+from extensions.tools.shared.keys import check_folder, check_place
+from toolkit.config.reading.field_types import PathOrList, PathStr
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
-from toolkit.files.writing import file_in_the_way
-
-Paths = Annotated[
-    tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})
-]
 
 
 class AlignConfig(ToolConfig):
@@ -37,7 +32,7 @@ class AlignConfig(ToolConfig):
     folder: PathStr
     """Folder of the images, as `datasets[].folder_path`."""
 
-    control_path: Paths
+    control_path: PathOrList
     """The folders of their control images, as `datasets[].control_path`."""
 
     mask_path: PathStr = ""
@@ -78,8 +73,4 @@ class AlignConfig(ToolConfig):
                 f"'{output}' is there already, and nothing is replaced. Give another folder.",
             )
         else:
-            file = file_in_the_way(output.parent)
-            if file:
-                yield Diagnostic(
-                    ("output",), f"'{file}' is a file. Give a path in a folder."
-                )
+            yield from check_place(output.parent)

@@ -20,10 +20,11 @@ from PIL import Image, ImageChops
 from extensions.tools.align.config import AlignConfig
 from extensions.tools.shared.html_page import embedded, page
 from jobs.process import BaseExtensionProcess
-from toolkit.config.sections.dataset import CAPTION_SUFFIXES, DatasetConfig
+from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.contracts.data import Sample
 from toolkit.data.pixels.alignment import Alignment, measure, onto_image
 from toolkit.data.pixels.images import ImageError, open_image, open_mask
+from toolkit.data.scan.captions import files_beside
 from toolkit.data.scan.folder import scan_datasets
 from toolkit.errors import DataErrors, Diagnostic, RunError, UserError
 from toolkit.files.log import StatusLine
@@ -34,9 +35,6 @@ logger = logging.getLogger(__name__)
 SHOWN_SIDE = 360
 MOST_SHOWN = 200
 """Pairs on the page; those that were moved come first."""
-
-BESIDE = (*CAPTION_SUFFIXES, ".json", ".lint")
-"""Captions and the like, which are copied with their image."""
 
 ALIGNED = "aligned"
 SAME = "lies on it already"
@@ -148,8 +146,9 @@ class AlignProcess(BaseExtensionProcess):
                 ]
             pairs.append(pair)
         home = Path(self.section.folder).expanduser()
-        for suffix in BESIDE:
-            beside = Path(sample.image).with_suffix(suffix)
+        image_file = Path(sample.image)
+        # captions, and what `lint` is to ignore
+        for beside in (*files_beside(image_file), image_file.with_suffix(".lint")):
             if beside.is_file():
                 _copy(beside, output / "images" / _below(beside, home))
         target = output / "images" / _below(Path(sample.image), home)

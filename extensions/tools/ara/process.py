@@ -30,11 +30,10 @@ from toolkit.data.batches.latent_cache import (
     fill_texts,
 )
 from toolkit.data.scan.validation_split import scan_and_split
-from toolkit.errors import RunError
 from toolkit.files.log import StatusLine
 from toolkit.files.safetensors_io import is_own_file
 from toolkit.files.tensor_cache import TensorCache
-from toolkit.files.writing import why_not_replaced
+from toolkit.files.writing import require_own
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.quantization import MakeLowRank
 from toolkit.models.families import model_bytes
@@ -76,9 +75,8 @@ class AraProcess(BaseExtensionProcess):
         self._status = StatusLine()
         images = []
         if section.measure:
-            images.append(
-                self._image(self._load(model.model_copy(update={"quantize": False})))
-            )
+            unquantized = model.model_copy(update={"quantize": False})
+            images.append(self._image(self._load(unquantized)))
         moments: Mapping[str, Tensor] = {}
         if section.measure or section.calibrate:
             plain = self._load(model)
@@ -105,9 +103,7 @@ class AraProcess(BaseExtensionProcess):
             "base_model": model.public_name(),
             "mean_errors": json.dumps(errors),
         }
-        reason = why_not_replaced(section.output_path(), is_own_file)
-        if reason:
-            raise RunError(reason)
+        require_own(section.output_path(), is_own_file)
         maker.write(section.output_path(), metadata)
         logger.info(
             f"{section.output_path()}: use it with qtype: {model.qtype}|{section.output_path()}"
@@ -126,9 +122,8 @@ class AraProcess(BaseExtensionProcess):
             self._calibration(loaded, texts)
         fill_texts(texts, loaded)
         loaded.unload_encoders()
-        self._status.update(
-            f"loading {model.qtype if model.quantize else 'the whole model'}"
-        )
+        what = model.qtype if model.quantize else "the whole model"
+        self._status.update(f"loading {what}")
         BlockRunner(loaded, self._device, self._dtype, "none", model.blocks_to_swap)
         return loaded
 
@@ -164,10 +159,13 @@ class AraProcess(BaseExtensionProcess):
             rows[name] += len(x_MI)
 
         network = model.network_module
-        hooks = []
-        for name in self._family.linear_layers(self.section.model.files_folder()):
-            module = network.get_submodule(name)
-            hooks.append(module.register_forward_pre_hook(partial(observe, name)))
+        names = self._family.linear_layers(self.section.model.files_folder())
+        hooks = [
+            network.get_submodule(name).register_forward_pre_hook(
+                partial(observe, name)
+            )
+            for name in names
+        ]
         self._status.update("calibrating")
         with torch.no_grad():
             self._calibration(model).losses()

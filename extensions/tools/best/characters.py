@@ -80,11 +80,8 @@ def images_of(
         for word in words
     }
     for item in items:
-        named = [
-            word
-            for word, pattern in patterns.items()
-            if pattern.search("\n".join(item.sample.texts))
-        ]
+        text = "\n".join(item.sample.texts)
+        named = [word for word in words if patterns[word].search(text)]
         if len(named) == 1:
             by_word[named[0]].setdefault(item.sample.image, item)
     return {word: list(images.values()) for word, images in by_word.items()}

@@ -103,11 +103,8 @@ class BestConfig(RunToolConfig):
         by_step = {}
         for file in list_network_files(self.folder()):
             is_raw = file.path.stem.endswith("_raw")
-            if (
-                file.kind != "best"
-                and file.path.suffix == ".safetensors"
-                and not is_raw
-            ):
+            is_lora = file.path.suffix == ".safetensors" and not is_raw
+            if is_lora and file.kind != "best":
                 by_step[file.step] = file
         return sorted(by_step.values(), key=lambda file: file.step or 0)
 
@@ -145,14 +142,14 @@ class BestConfig(RunToolConfig):
                 f"{self.embedder!r} is a file. Give the folder of a CLIP or a DINOv2.",
             )
         yield from check_page(self.output_path(), _is_measurement, "best.json")
-        reason = why_not_replaced(self.best_file(), is_own_file) if self.link else ""
-        if reason:
-            yield Diagnostic(("link",), reason)
-        elif self.link and not self.overwrite and self.best_file().exists():
-            remedy = "Set overwrite (--overwrite), or move it."
-            yield Diagnostic(
-                ("link",), f"{self.best_file()} is there already. {remedy}"
-            )
+        if self.link:
+            best = self.best_file()
+            reason = why_not_replaced(best, is_own_file)
+            if best.exists() and not self.overwrite:
+                remedy = "Set overwrite (--overwrite), or move it."
+                reason = reason or f"{best} is there already. {remedy}"
+            if reason:
+                yield Diagnostic(("link",), reason)
 
 
 def _is_measurement(path: Path) -> bool:

@@ -47,6 +47,7 @@ class Embedder:
         for files that cannot be used.
         """
         from transformers import AutoConfig, AutoModel, AutoTokenizer
+        from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
         folder = Path(name).expanduser()
         if not folder.is_dir():
@@ -69,14 +70,13 @@ class Embedder:
             self.reads_text = config.model_type == "clip"
             if self.reads_text:
                 self._tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
-            else:
-                self._tokenizer = None
         self._model = model.requires_grad_(False).eval().to(at)
         self._at = at
-        self._side = (config.vision_config if self.reads_text else config).image_size
-        if not self.reads_text:
-            # The side of its preprocessor. The model interpolates its positions of 518.
-            self._side = 224
+        # 224 is the side of DINOv2's preprocessor. The model interpolates its positions
+        # of 518.
+        self._side = config.vision_config.image_size if self.reads_text else 224
+        clip = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+        self._normalisation = clip if self.reads_text else (MEAN, STD)
 
     @torch.no_grad()
     def images(self, pictures: Sequence[Image.Image]) -> Tensor:
@@ -86,30 +86,22 @@ class Embedder:
         for picture in pictures:
             pixels = self._pixels(picture)
             if self.reads_text:
-                features = self._model.get_image_features(pixel_values=pixels)
-                if isinstance(features, Tensor):
-                    row = features
-                else:
-                    row = features.pooler_output
+                rows.append(self._model.get_image_features(pixel_values=pixels))
             else:
-                row = self._model(pixel_values=pixels).last_hidden_state[:, 0]
-            rows.append(functional.normalize(row.float().cpu(), dim=-1))
-        return torch.cat(rows)
+                rows.append(self._model(pixel_values=pixels).last_hidden_state[:, 0])
+        return _units(rows)
 
     @torch.no_grad()
     def texts(self, prompts: Sequence[str]) -> Tensor:
-        """The embeddings [N, D] of prompts, each of length 1. A prompt is cut off at
-        the length that a CLIP reads."""
-        assert self._tokenizer is not None  # `reads_text`
+        """The embeddings [N, D] of prompts, each of length 1, by a CLIP. A prompt is cut
+        off at the length that it reads."""
         rows = []
         for prompt in prompts:
             ids = self._tokenizer(
                 prompt, truncation=True, max_length=77, return_tensors="pt"
-            ).to(self._at)
-            features = self._model.get_text_features(**ids)
-            row = features if isinstance(features, Tensor) else features.pooler_output
-            rows.append(functional.normalize(row.float().cpu(), dim=-1))
-        return torch.cat(rows)
+            )
+            rows.append(self._model.get_text_features(**ids.to(self._at)))
+        return _units(rows)
 
     def _pixels(self, picture: Image.Image) -> Tensor:
         side = min(picture.size)
@@ -118,16 +110,17 @@ class Embedder:
         square = over_white(picture).crop((left, top, left + side, top + side))
         resized = square.resize((self._side, self._side), Image.Resampling.BICUBIC)
         values = to_tensor(resized) / 2 + 0.5
-        mean, std = map(torch.tensor, self._normalisation())
+        mean, std = map(torch.tensor, self._normalisation)
         standard = (values - mean[:, None, None]) / std[:, None, None]
         return standard[None].to(self._at)
 
-    def _normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
-        if not self.reads_text:
-            return MEAN, STD
-        from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-        return OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+def _units(rows: Sequence[Any]) -> Tensor:
+    """[N, D], each of length 1. rows: tensors [1, D], or outputs of a model that have
+    one."""
+    tensors = (row if isinstance(row, Tensor) else row.pooler_output for row in rows)
+    units = [functional.normalize(row.float().cpu(), dim=-1) for row in tensors]
+    return torch.cat(units)
 
 
 def distance(samples_ND: Tensor, images_ND: Tensor) -> float:

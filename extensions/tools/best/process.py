@@ -16,7 +16,6 @@ from itertools import chain
 from math import inf, isfinite, nan
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from PIL import Image
@@ -155,32 +154,28 @@ class BestProcess(BaseExtensionProcess):
         by_image = [candidate.by_image for candidate in candidates]
         compared = as_good_as_the_lowest(dict(enumerate(by_image)))
         chosen: Measured | None = None
+        reason = _CANNOT_TELL.format(every=validation_every(measured[-1].step or 0))
         if bench.is_held_out:
             chosen, reason = recommend(candidates, measured[0], compared)
-        else:
-            reason = _CANNOT_TELL.format(every=validation_every(measured[-1].step or 0))
         beyond = (measured[-1].step or 0) - (chosen.step or 0) if chosen else None
-        for line in table(measured):
-            logger.info(line)
         appears = bench.who_appears(section.folder() / (chosen or measured[-1]).file)
-        for line in lines_of(appears) if appears else ():
+        for line in (*table(measured), *(lines_of(appears) if appears else ())):
             logger.info(line)
+        differences = []
         if compared and chosen:
             named = ", ".join(candidates[index].file for index in compared.steps)
             logger.info(
                 f"not worse than the lowest loss within the {CONFIDENCE:.0%} interval: {named}"
             )
+            for index, difference in compared.differences.items():
+                name = candidates[index].file
+                row = {"file": name, "as_good": index in compared.steps}
+                differences.append(row | asdict(difference))
         if chosen:
             logger.info(f"recommended: {chosen.file}: {reason}")
             logger.info(f"optimizer steps spent beyond it: {beyond}")
         else:
             logger.info(f"cannot tell which file is best: {reason}")
-        differences = []
-        if compared and chosen:
-            for index, difference in compared.differences.items():
-                name = candidates[index].file
-                row = {"file": name, "as_good": index in compared.steps}
-                differences.append(row | asdict(difference))
         report = {
             "recommended": chosen.file if chosen else None,
             "reason": reason,
@@ -214,7 +209,7 @@ class _Bench:
         logger.info(f"measured on {self.measured_on}")
         self._texts: list[Sequence[CacheEntry]] = []
         model, dataset, device, dtype = encoded_run(
-            training, items, config.device, self._progress, self._texts
+            training, items, config.device, self._status.count, self._texts
         )
         settings = training.validation or ValidationConfig(fraction=0.5)
         self._validator = Validator(model, dataset, settings.timesteps, settings.seed)
@@ -223,14 +218,14 @@ class _Bench:
             model, list(_neutral(config, family, side, trained))
         )
         ways = training.deployments()
+        prompts = []
         if config.embedder or ways:
             prompts = _prompts(training, family, trained, config)
-        else:
-            prompts = []
-        in_ways = []
-        for key, way in ways.items():
-            for prompt in prompts:
-                in_ways.append(deployed(prompt, key, way))
+        in_ways = [
+            deployed(prompt, key, way)
+            for key, way in ways.items()
+            for prompt in prompts
+        ]
         self._count = len(prompts)
         self._samples = self._sampler(model, [*prompts, *in_ways])
         self._asked: list[str] = []
@@ -244,7 +239,7 @@ class _Bench:
         self._cast = self._sampler(model, asked)
         edits = _edits(training, family, items, trained, config) if config.edits else []
         self._edits = self._sampler(model, edits)
-        fill_texts(self._texts, model, self._progress)
+        fill_texts(self._texts, model, self._status.count)
         self._status.finish()
         keep = family.encoder_parts["vae"] if prompts or edits else ()
         model.unload_encoders(keep=keep)
@@ -252,9 +247,10 @@ class _Bench:
         if config.embedder:
             self._embedder = Embedder(config.embedder, config.device, device)
             self._photos_ND = self._embedded(trained)
-            self._references: dict[str, Tensor] = {}
-            for name, of_name in characters.items():
-                self._references[name] = self._embedded(of_name[: config.images])
+            self._references = {
+                name: self._embedded(of_name[: config.images])
+                for name, of_name in characters.items()
+            }
         self._read = partial(
             load_adapter_file,
             layers=family.every_linear_layer(training.model.files_folder()),
@@ -298,9 +294,7 @@ class _Bench:
             image[:12]: fmean(losses_of_image)
             for image, losses_of_image in self._validator.by_image.items()
         }
-        latents = [
-            self._neutral.latents(index) for index in range(len(self._neutral.prompts))
-        ]
+        latents = list(map(self._neutral.latents, range(len(self._neutral.prompts))))
         if path is None:
             self._of_base = latents
         pairs = zip(latents, self._of_base, strict=True)
@@ -311,37 +305,27 @@ class _Bench:
             drift_of_edit = edits.drift(at, edits.generate(at))
             if drift_of_edit:
                 drifts[at] = drift_of_edit
-        numbers = {
-            metric: value
-            for metric, value in drift_metrics(drifts, "").items()
-            if isfinite(value)
-        }
-        drawn = [self._samples.generate(index) for index in range(self._count)]
-        more: dict[str, Any] = {
-            "by_image": by_image,
-            "edit_drift": numbers.get("px"),
-            "outside_mask": numbers.get("outside_mask"),
-            "survival": self._survival(drawn, changes) if self._ways else {},
-        }
-        if self._embedder is None:
-            self._status.finish()
-            return Measured(name, step, losses[LOSS], drift, **more)
-        drawn_ND = self._embedder.images(drawn)
-        texts = [prompt.prompt for prompt in self._samples.prompts[: self._count]]
-        if self._embedder.reads_text:
-            heard = adherence(drawn_ND, self._embedder.texts(texts))
-        else:
-            heard = None
-        self._status.finish()
-        return Measured(
+        numbers = drift_metrics(drifts, "")
+        drawn = list(map(self._samples.generate, range(self._count)))
+        measured = Measured(
             name,
             step,
             losses[LOSS],
             drift,
-            distance(drawn_ND, self._photos_ND),
-            heard,
-            **more,
+            by_image=by_image,
+            edit_drift=_finite(numbers.get("px")),
+            outside_mask=_finite(numbers.get("outside_mask")),
+            survival=self._survival(drawn, changes) if self._ways else {},
         )
+        if self._embedder:
+            drawn_ND = self._embedder.images(drawn)
+            measured = replace(measured, distance=distance(drawn_ND, self._photos_ND))
+            if self._embedder.reads_text:
+                prompts = self._samples.prompts[: self._count]
+                texts_ND = self._embedder.texts([prompt.prompt for prompt in prompts])
+                measured = replace(measured, adherence=adherence(drawn_ND, texts_ND))
+        self._status.finish()
+        return measured
 
     def who_appears(self, path: Path) -> Table | None:
         """The table of characters for a file; None where there are fewer than two
@@ -352,18 +336,11 @@ class _Bench:
         self._adapters.use([(self._read(path), 1.0)])
 
         def samples(name: str) -> list[Image.Image]:
-            images = [
-                self._cast.generate(index)
-                for index, asked in enumerate(self._asked)
-                if asked == name
-            ]
-            return images
+            asked = enumerate(self._asked)
+            return [self._cast.generate(index) for index, of in asked if of == name]
 
-        table = who_appears(
-            list(self._references),
-            samples,
-            nearest(self._references, self._embedder.images),
-        )
+        judge = nearest(self._references, self._embedder.images)
+        table = who_appears(list(self._references), samples, judge)
         self._status.finish()
         return table
 
@@ -386,24 +363,21 @@ class _Bench:
         prompts = self._samples.prompts
         for key, beside in self._ways.items():
             self._adapters.use([*changes, beside])
-            images = []
             with self._others.using(key):
-                for index, prompt in enumerate(prompts):
-                    if prompt.beside == key:
-                        images.append(self._samples.generate(index))
+                images = [
+                    self._samples.generate(index)
+                    for index, prompt in enumerate(prompts)
+                    if prompt.beside == key
+                ]
                 features.append(self._features(images))
         if not changes:
             self._base_features = features
             return {}
-        deployments = [prompt.deployment for prompt in prompts if prompt.deployment]
-        names = list(dict.fromkeys(deployments))
-        many = features[0]
-        base_many = self._base_features[0]
-        pairs = zip(names, features[1:], self._base_features[1:], strict=True)
-        scores = {
-            name: survival(many, few, base_many, base_few)
-            for name, few, base_few in pairs
-        }
+        names = dict.fromkeys(one.deployment for one in prompts if one.deployment)
+        many, *few = features
+        base_many, *base_few = self._base_features
+        ways = zip(names, few, base_few, strict=True)
+        scores = {name: survival(many, a, base_many, b) for name, a, b in ways}
         return {name: score for name, score in scores.items() if isfinite(score)}
 
     def _features(self, images: Sequence[Image.Image]) -> Features:
@@ -416,11 +390,12 @@ class _Bench:
     ) -> Sampler:
         memory = CachePair(TensorCache(None), TensorCache(None))
         sampler = Sampler(model, prompts, ItemEncoder(model, torch.float32), memory)
-        sampler.encode(self._progress, self._texts)
+        sampler.encode(self._status.count, self._texts)
         return sampler
 
-    def _progress(self, what: str, done: int, total: int) -> None:
-        self._status.update(f"{what} {done}/{total}")
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and isfinite(number) else None
 
 
 def _images(
@@ -433,11 +408,8 @@ def _images(
         held_out = list(split.items)[:most]
         return held_out, chosen, f"{len(held_out)} images that were not trained on"
     plain = [as_measured(item) for item in trained if not any(item.sample.flip)][:most]
-    return (
-        plain,
-        chosen,
-        f"{len(plain)} images of the training, for none are held out (section 'validation')",
-    )
+    of_training = f"{len(plain)} images of the training"
+    return plain, chosen, f"{of_training}, for none are held out (section 'validation')"
 
 
 def _neutral(
@@ -475,16 +447,14 @@ def _characters(
     if not words:
         triggers = training.trigger_words()
         words = tuple(word for word in triggers if word != training.trigger_word)
-    if len(words) < 2:
-        return {}
     by_word = images_of(words, trained)
-    missing = [word for word, items in by_word.items() if not items]
-    if config.characters and missing:
+    shown = {word: items for word, items in by_word.items() if items}
+    missing = [word for word in by_word if word not in shown]
+    if len(config.characters) > 1 and missing:
         raise UserError(
             f"characters: no training image's caption has {missing[0]!r} and none of the others."
         )
-    by_word = {word: items for word, items in by_word.items() if items}
-    return by_word if len(by_word) > 1 else {}
+    return shown if len(shown) > 1 else {}
 
 
 def _edits(
@@ -515,9 +485,7 @@ def that_drift_less(
     left, or no limit is given."""
     if most_drift is None:
         return measured
-    steady = [
-        numbers for numbers in measured if (numbers.edit_drift or 0.0) <= most_drift
-    ]
+    steady = [one for one in measured if (one.edit_drift or 0.0) <= most_drift]
     return steady or measured
 
 
@@ -535,10 +503,9 @@ def recommend(
     lowest = min(measured, key=lambda numbers: numbers.loss)
     most = lowest.loss * (1 + AS_GOOD)
     as_good = [numbers for numbers in measured if numbers.loss <= most]
-    if len(as_good) > 1:
-        of_these = f" among the {len(as_good)} whose loss is within {AS_GOOD:.0%} of the lowest"
-    else:
-        of_these = ""
+    of_these = (
+        f" among the {len(as_good)} whose loss is within {AS_GOOD:.0%} of the lowest"
+    )
     if compared and len(compared.steps) > 1:
         best = measured[compared.earliest]
         difference = compared.differences[compared.earliest]
@@ -551,9 +518,8 @@ def recommend(
         reason = f"the lowest loss, {lowest.loss:.4f}"
     elif lowest.distance is not None:
         best = min(as_good, key=lambda numbers: numbers.distance or 0.0)
-        reason = (
-            f"samples nearest to the training images ({best.distance:.3f}){of_these}"
-        )
+        nearest = f"samples nearest to the training images ({best.distance:.3f})"
+        reason = nearest + of_these
     elif lowest.survival:
         best = max(
             as_good, key=lambda numbers: fmean(numbers.survival.values() or [-inf])
@@ -562,36 +528,32 @@ def recommend(
     else:
         best = min(as_good, key=lambda numbers: numbers.drift)
         reason = f"the least drift ({best.drift:.3f}){of_these}"
-    if best.loss < base.loss:
-        return best, f"{reason}; the base model has {base.loss:.4f}"
-    return (
-        best,
-        f"{reason}; but the base model has {base.loss:.4f}: on these images no LoRA of the run is better",
-    )
+    against = f"the base model has {base.loss:.4f}"
+    if best.loss >= base.loss:
+        against = f"but {against}: on these images no LoRA of the run is better"
+    return best, f"{reason}; {against}"
 
 
 def table(measured: Sequence[Measured]) -> list[str]:
     """The numbers as lines of columns. Columns without a number are left out."""
     titles = ("loss", "drift", "distance", "adherence", "edit_drift", "outside_mask")
-    shown = [
-        title
-        for title in titles
-        if any(getattr(row, title) is not None for row in measured)
-    ]
+    columns = {title: [getattr(row, title) for row in measured] for title in titles}
+    columns = {
+        title: [_cell(value, 4) for value in values]
+        for title, values in columns.items()
+        if any(value is not None for value in values)
+    }
+    for way in dict.fromkeys(chain.from_iterable(row.survival for row in measured)):
+        scores = (row.survival.get(way, nan) for row in measured)
+        columns[f"left in {way}"] = [_cell(score, 2) for score in scores]
     width = max(len(row.file) for row in measured)
-    ways = list(dict.fromkeys(name for row in measured for name in row.survival))
-    columns = [f"{title:>{max(9, len(title))}}" for title in shown]
-    columns += [f"left in {name}" for name in ways]
-    lines = [f"{'file':{width}} {'step':>8} " + " ".join(columns)]
-    for row in measured:
-        step = "" if row.step is None else str(row.step)
-        cells = []
-        for title in shown:
-            value = getattr(row, title)
-            text = "" if value is None else f"{value:.4f}"
-            cells.append(f"{text:>{max(9, len(title))}}")
-        left = ""
-        for name in ways:
-            left += f" {row.survival.get(name, nan):>{len(name) + 8}.2f}"
-        lines.append(f"{row.file:{width}} {step:>8} {' '.join(cells)}{left}")
+    lines = [f"{'file':{width}} {'step':>8}"]
+    lines += [f"{row.file:{width}} {_cell(row.step, 0):>8}" for row in measured]
+    for title, cells in columns.items():
+        for index, cell in enumerate((title, *cells)):
+            lines[index] += f" {cell:>{max(9, len(title))}}"
     return lines
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

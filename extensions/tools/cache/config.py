@@ -56,13 +56,11 @@ class CacheOptions(ProcessConfig):
 
     def check_prune(self, folder: Path) -> Iterable[Diagnostic]:
         """A run that may read entries that would be deleted."""
-        if not self.prune or self.keep:
-            return
-        for run in list_runs(folder):
-            if run.status is RunStatus.RUNNING:
-                message = f"{run.folder} is training from this cache. Wait until it has ended, or remove 'prune'."
-                yield Diagnostic(("prune",), message)
-                return
+        runs = list_runs(folder) if self.prune and not self.keep else ()
+        training = [run for run in runs if run.status is RunStatus.RUNNING]
+        for run in training[:1]:
+            message = f"{run.folder} is training from this cache. Wait until it has ended, or remove 'prune'."
+            yield Diagnostic(("prune",), message)
 
 
 class CacheConfig(CacheOptions, DiffusionSection):
@@ -141,12 +139,8 @@ class CacheCommand(CacheOptions, ToolConfig):
             return model
 
         processes = load_job(find_config(self.job), find_model).processes
-        sections = [
-            entry.section
-            for entry in processes
-            if isinstance(entry.section, CacheConfig)
-        ]
-        return tuple(sections)
+        sections = (entry.section for entry in processes)
+        return tuple(one for one in sections if isinstance(one, CacheConfig))
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """The job itself."""

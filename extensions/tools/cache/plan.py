@@ -21,16 +21,8 @@ def plan_cache(config: DiffusionSection, job: JobContext) -> RunPlan:
     model = ModelOutlook.of(config.model, job)
     lines = tuple(unknown_family(config.model))
     if lines:
-        return RunPlan(
-            config.type,
-            config.display_name(job),
-            (),
-            0,
-            0,
-            0,
-            notes=lines,
-            outlook=Outlook(model),
-        )
+        name, outlook = config.display_name(job), Outlook(model)
+        return RunPlan(config.type, name, (), 0, 0, 0, notes=lines, outlook=outlook)
     scan_cache = ScanCache.beside(config.training_folder)
     scan, items, validation_split = scan_and_split(
         config, family_for(config.model), scan_cache

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from extensions.tools.cache.config import CacheCommand, CacheConfig
@@ -56,10 +57,8 @@ class CacheProcess(BaseExtensionProcess):
 
     def run(self) -> None:
         super().run()
-        if isinstance(self.section, CacheCommand):
-            sections = self.section.encoded()
-        else:
-            sections = (self.section,)
+        given = self.section
+        sections = given.encoded() if isinstance(given, CacheCommand) else (given,)
         used: dict[Path, Keys] = {}
         for section in sections:
             folder = Path(section.training_folder).expanduser()
@@ -90,16 +89,13 @@ class CacheProcess(BaseExtensionProcess):
         model = load_model(section.model, device, dtype, quantizer)
         stores = CacheStores(folder).on_disk
 
-        def progress(what: str, done: int, total: int) -> None:
-            status.update(f"{what} {done}/{total}")
-
         texts: list[Sequence[CacheEntry]] = []
         dataset = encode_items(
             items,
             model,
             lambda _: stores,
             dtype,
-            progress,
+            status.count,
             lambda sample: section.train.preserved_prompts(
                 sample.caption, section.trigger_words()
             ),
@@ -115,11 +111,11 @@ class CacheProcess(BaseExtensionProcess):
                 validation_split.items, edits, section.sample, family
             )
         sampler = Sampler(model, prompts, ItemEncoder(model, dtype), stores)
-        sampler.encode(progress, texts)
+        sampler.encode(status.count, texts)
         fill_texts(
             texts,
             model,
-            progress,
+            status.count,
             self.section.workers,
             verify=not self.section.skip_existing,
         )
@@ -130,16 +126,17 @@ class CacheProcess(BaseExtensionProcess):
                 f"{len(unmade)} images of 'from_base' are not there yet: the training makes and encodes them"
             )
         status.finish(f"cached {len(items)} items{more} in {folder / CACHE_FOLDER}")
-        entries: list[CacheEntry] = []
-        for item_entries in dataset.entries:
-            for entry in (*item_entries.images(), *item_entries.texts()):
-                entries.append(entry)
-        for entry in (*entries, *sampler.entries()):
+        for entry in (
+            *chain.from_iterable(each.images() for each in dataset.entries),
+            *chain.from_iterable(each.texts() for each in dataset.entries),
+            *sampler.entries(),
+        ):
             yield KINDS[stores.index(entry.store)], entry.key
 
     def _account(self, folder: Path, used: Keys) -> None:
         """Logs the size of the cache, and with `prune` deletes unused entries."""
         unused = 0
+        prunes = self.section.prune and not self.section.keep
         for kind, store in zip(KINDS, CacheStores(folder).on_disk, strict=True):
             sizes = store.sizes()
             rest = sizes.keys() - used[kind]
@@ -148,9 +145,8 @@ class CacheProcess(BaseExtensionProcess):
                 f"{kind}: {_amount(sizes[key] for key in sizes.keys() & used[kind])} used, "
                 f"{_amount(sizes[key] for key in rest)} not used by this job"
             )
-            if self.section.prune and not self.section.keep:
-                for key in rest:
-                    store.remove(key)
+            for key in rest if prunes else ():
+                store.remove(key)
         for entry in kept_entries(folder / CACHE_FOLDER):
             is_used = entry.folder.name in used[MODELS]
             unused += not is_used
@@ -158,9 +154,9 @@ class CacheProcess(BaseExtensionProcess):
             logger.info(
                 f"models: {entry.model} ({readable_size(entry.bytes)}) {by_it}, in {entry.folder}"
             )
-            if not is_used and self.section.prune and not self.section.keep:
+            if prunes and not is_used:
                 remove(entry.folder)
-        if unused and self.section.prune and not self.section.keep:
+        if prunes and unused:
             logger.info(f"{unused} entries deleted")
 
 

@@ -10,17 +10,18 @@ patches, V patch width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from extensions.tools.caption.config import QUANTIZED
+from extensions.tools.caption.config import QUANTIZED, CaptionConfig
 from toolkit.config.sections.model_files import (
     CAPTIONER,
     INDEX,
@@ -28,6 +29,7 @@ from toolkit.config.sections.model_files import (
     quantization_fault,
 )
 from toolkit.errors import RunError, UserError
+from toolkit.memory.quantization import quantizer
 from toolkit.models.hub import download_encoder
 from toolkit.models.loading import (
     STRICTLY,
@@ -36,9 +38,15 @@ from toolkit.models.loading import (
     fill_from_file,
     reading,
 )
-from toolkit.models.single_file import HEAD, text_encoder_name
+from toolkit.models.single_file import HEAD, shards_of, text_encoder_name
 from toolkit.system import seeding
-from toolkit.system.device import is_out_of_memory
+from toolkit.system.device import (
+    DTYPES,
+    check_device,
+    is_out_of_memory,
+    pick_device,
+    use_device,
+)
 
 ENCODER, TOKENIZER, PROCESSOR = "text_encoder", "tokenizer", "processor"
 """Subfolders of a captioner's parts in a diffusers folder; a transformers folder has no
@@ -59,30 +67,6 @@ tokenizer_config.json."""
 
 
 @dataclass(frozen=True)
-class CaptionSettings:
-    """How captions are generated.
-
-    >>> CaptionSettings("What is seen?", max_tokens=64, max_size=1024).temperature
-    0.0
-    """
-
-    question: str
-    """The prompt for the model."""
-
-    max_tokens: int
-    """Length of the longest caption."""
-
-    max_size: int
-    """Images of more than `max_size`^2 pixels are scaled down to that area."""
-
-    temperature: float = 0.0
-    """0: greedy decoding."""
-
-    seed: int = 0
-    """Seed of sampled captions."""
-
-
-@dataclass(frozen=True)
 class Caption:
     """The model's answer for an image.
 
@@ -100,25 +84,14 @@ class Captioner:
 
     Example::
 
-        captioner = Captioner(folder, settings, torch.device("cuda"), torch.bfloat16)
+        captioner = Captioner(section)
         captions = captioner.captions([[image]], ["07.png"])
         print(captions[0].text)
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: CaptionSettings,
-        device: torch.device,
-        dtype: torch.dtype,
-        quantize: Callable[[nn.Module, str], None] | None = None,
-        file: Path | None = None,
-    ) -> None:
-        """Loads the model of a folder (`captioner_folder`). quantize: called with each
-        block of the language model. file: weights to load instead of the folder's.
-
-        Raises RunError for files that cannot be used.
-        """
+    def __init__(self, section: CaptionConfig) -> None:
+        """Loads the model. Raises RunError for files that cannot be used, and UserError
+        as `captioner_folder`."""
         from transformers import (
             Qwen2_5_VLConfig,
             Qwen2_5_VLForConditionalGeneration,
@@ -128,11 +101,15 @@ class Captioner:
             Qwen2VLImageProcessorPil,
         )
 
-        self.settings = settings
-        self.device = device
+        self.section = section
+        file = section.weights_file()
+        folder = captioner_folder(section.model, weights=file is None)
         encoder = part_folder(folder, ENCODER)
+        files = shards_of(file) if file else encoder.glob("*.safetensors")
+        check_device(section.device, sum(each.stat().st_size for each in files))
+        self.device = use_device(pick_device(section.device))
+        dtype = DTYPES[section.dtype]
         tokenizer = part_folder(folder, TOKENIZER)
-        processor = part_folder(folder, PROCESSOR)
         with reading(tokenizer):
             self.tokenizer = Qwen2Tokenizer.from_pretrained(
                 tokenizer, local_files_only=True, padding_side="left"
@@ -144,6 +121,7 @@ class Captioner:
                 f"{tokenizer}: {', '.join(absent)} are not in the vocabulary. Copy the model again."
             )
         self.ids = {marker: known[marker] for marker in MARKERS}
+        processor = part_folder(folder, PROCESSOR)
         with reading(processor):
             self.processor = Qwen2VLImageProcessorPil.from_pretrained(
                 processor, local_files_only=True
@@ -160,7 +138,8 @@ class Captioner:
                 )
             check_loaded(encoder, info)
             check_finite(encoder, model)
-        if quantize:
+        if section.quantize:
+            quantize = quantizer(section.quantize)
             for index, block in enumerate(model.model.language_model.layers):
                 quantize(block, f"language_model.layers.{index}")
         self.model = model.requires_grad_(False).eval().to(self.device)
@@ -192,70 +171,51 @@ class Captioner:
     def _captions(
         self, shown: Sequence[Sequence[Image.Image]], names: Sequence[str]
     ) -> list[Caption]:
-        settings = self.settings
-        end = self.ids[END]
-        pad = self.ids[PAD]
+        section = self.section
+        stops = [self.ids[END], self.ids[PAD]]
         inputs_BL = self._inputs(shown)
-        drawn: dict[str, Any] = {
-            "do_sample": False,
-            "temperature": None,
-            "top_p": None,
-            "top_k": None,
-        }
-        if settings.temperature:
-            drawn = {
-                "do_sample": True,
-                "temperature": settings.temperature,
-                "top_p": 1.0,
-                "top_k": 0,
-            }
-        with seeding.global_generator(settings.seed, "caption", *names):
+        is_drawn = section.temperature > 0
+        with seeding.global_generator(section.seed, "caption", *names):
             tokens_BL = self.model.generate(
                 **inputs_BL,
-                max_new_tokens=settings.max_tokens,
-                eos_token_id=[end, pad],
-                pad_token_id=pad,
-                **drawn,
+                max_new_tokens=section.max_tokens,
+                eos_token_id=stops,
+                pad_token_id=self.ids[PAD],
+                do_sample=is_drawn,
+                temperature=section.temperature if is_drawn else None,
+                top_p=1.0 if is_drawn else None,
+                top_k=0 if is_drawn else None,
             )
         answers = tokens_BL[:, inputs_BL["input_ids"].shape[1] :].tolist()
         captions = []
         for ids in answers:
             text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            captions.append(Caption(text, cut=not {end, pad} & set(ids)))
+            captions.append(Caption(text, cut=not set(stops) & set(ids)))
         return captions
 
     def _inputs(self, shown: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]:
         """The inputs of the model: input_ids_BL and attention_mask_BL, padded on the
         left, mm_token_type_ids_BL (1: of an image), pixel_values_NV and image_grid_thw
         [images, 3] of all images in order."""
-        least = dict(self.processor.size)["shortest_edge"]
-        size = {
-            "shortest_edge": min(least, self.settings.max_size**2),
-            "longest_edge": self.settings.max_size**2,
-        }
+        most = self.section.max_size**2
+        least = min(dict(self.processor.size)["shortest_edge"], most)
+        size = {"shortest_edge": least, "longest_edge": most}
         images = [image for entry in shown for image in entry]
         vision = dict(self.processor(images=images, size=size, return_tensors="pt"))
         patches = vision["image_grid_thw"].prod(1)
         tokens = patches.floor_divide(self.processor.merge_size**2).tolist()
         counts = iter(tokens)
-        question = self._encode(self.settings.question, plain=True)
+        question = self._encode(self.section.question(), plain=True)
+        after = self._encode(AFTER)
         rows = []
         for entry in shown:
-            pictures = ""
-            for _ in entry:
-                pictures += PICTURE.replace(IMAGE_PAD, IMAGE_PAD * next(counts))
+            pads = (IMAGE_PAD * next(counts) for _ in entry)
+            pictures = "".join(PICTURE.replace(IMAGE_PAD, pad) for pad in pads)
             before = self._encode(BEFORE + pictures)
-            rows.append([*before, *question, *self._encode(AFTER)])
-        longest = max(map(len, rows))
-        pad = self.ids[PAD]
-        padded = []
-        mask = []
-        for row in rows:
-            missing = longest - len(row)
-            padded.append([pad] * missing + row)
-            mask.append([0] * missing + [1] * len(row))
-        ids_BL = torch.tensor(padded)
-        mask_BL = torch.tensor(mask)
+            rows.append(torch.tensor([*before, *question, *after]))
+        pad_left = partial(pad_sequence, batch_first=True, padding_side="left")
+        ids_BL = pad_left(rows, padding_value=self.ids[PAD])
+        mask_BL = pad_left([torch.ones_like(row) for row in rows])
         is_image_BL = (ids_BL == self.ids[IMAGE_PAD]).int()
         inputs = {
             "input_ids": ids_BL,
@@ -291,10 +251,8 @@ def captioner_folder(model: str, weights: bool) -> Path:
     folder = _folder_of(model, weights)
     if weights:
         fault = quantization_fault(part_folder(folder, ENCODER), *QUANTIZED)
-    else:
-        fault = ""
-    if fault:
-        raise UserError(f"model: {fault}")
+        if fault:
+            raise UserError(f"model: {fault}")
     return folder
 
 
@@ -316,9 +274,3 @@ def _folder_of(model: str, weights: bool) -> Path:
 def part_folder(folder: Path, part: str) -> Path:
     """The folder of a part of a captioner."""
     return folder / part if (folder / INDEX).is_file() else folder
-
-
-def weights_bytes(folder: Path) -> int:
-    """Bytes of the captioner's weights on the disk."""
-    files = part_folder(folder, ENCODER).glob("*.safetensors")
-    return sum(file.stat().st_size for file in files)

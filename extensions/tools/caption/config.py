@@ -8,7 +8,6 @@ command line fills the section in (`toolkit/config/reading`). Imports no torch.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -163,17 +162,14 @@ class CaptionConfig(ToolConfig):
         model = data.get("model") if isinstance(data, dict) else None
         if not isinstance(model, str) or data.get("text_encoder_path"):
             return data
-        if not (
-            model.endswith(".safetensors") or os.path.isfile(os.path.expanduser(model))
-        ):
-            return data
-        return {**data, "text_encoder_path": model, "model": CAPTIONER}
+        if model.endswith(".safetensors") or Path(model).expanduser().is_file():
+            return {**data, "text_encoder_path": model, "model": CAPTIONER}
+        return data
 
     def weights_file(self) -> Path | None:
         """`text_encoder_path` as a path."""
-        if self.text_encoder_path:
-            return Path(self.text_encoder_path).expanduser()
-        return None
+        file = self.text_encoder_path
+        return Path(file).expanduser() if file else None
 
     def outputs_exist(self, job: JobContext) -> bool:
         """False, so that each start looks for images without a caption."""
@@ -217,31 +213,22 @@ class CaptionConfig(ToolConfig):
 
     def _check_model(self, job: JobContext) -> Iterator[Diagnostic]:
         folder = Path(self.model).expanduser()
-        if job.will_write(folder) or (
-            not folder.is_dir() and not looks_like_a_path(self.model)
-        ):
+        is_id = not folder.is_dir() and not looks_like_a_path(self.model)
+        if is_id or job.will_write(folder):
             return
-        if (folder / INDEX).is_file():
-            config = folder / "text_encoder" / "config.json"
-        else:
-            config = folder / "config.json"
+        part = "text_encoder" if (folder / INDEX).is_file() else ""
+        config = folder / part / "config.json"
+        kind = _model_type(config)
+        fault = ""
         if not config.is_file():
             remedy = f"Give a hub id such as {CAPTIONER!r}, or a folder of it."
-            yield Diagnostic(
-                ("model",),
-                f"{self.model!r} holds no {config.relative_to(folder)}. {remedy}",
-            )
-        else:
-            kind = _model_type(config)
-            if kind != CAPTIONER_TYPE:
-                yield Diagnostic(
-                    ("model",),
-                    f"{self.model!r} is {kind!r}. Only {CAPTIONER_TYPE!r} writes captions here.",
-                )
-            elif not self.text_encoder_path:
-                fault = quantization_fault(config.parent, *QUANTIZED)
-                if fault:
-                    yield Diagnostic(("model",), fault)
+            fault = f"{self.model!r} holds no {config.relative_to(folder)}. {remedy}"
+        elif kind != CAPTIONER_TYPE:
+            fault = f"{self.model!r} is {kind!r}. Only {CAPTIONER_TYPE!r} writes captions here."
+        elif not self.text_encoder_path:
+            fault = quantization_fault(config.parent, *QUANTIZED)
+        if fault:
+            yield Diagnostic(("model",), fault)
 
 
 def _model_type(config: Path) -> str:

@@ -22,12 +22,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from extensions.tools.caption.config import CaptionConfig
-from toolkit.config.sections.dataset import CAPTION_SUFFIXES
 from toolkit.data.pixels.images import ImageError
-from toolkit.data.scan.captions import CaptionError, read_caption
+from toolkit.data.scan.captions import (
+    CaptionError,
+    NoCaptionError,
+    files_beside,
+    read_caption,
+    with_caption,
+)
 from toolkit.data.scan.directory import list_folder
 from toolkit.data.scan.tables import image_name
-from toolkit.errors import UserError
+from toolkit.errors import RunError, UserError
 from toolkit.files.writing import (
     atomic_write,
     folder_lock,
@@ -77,34 +82,22 @@ def find_images(config: CaptionConfig) -> tuple[list[CaptionedImage], list[Image
         references = _references(config.pairs_path() / below) if config.pairs else {}
         for stem, names in listing.images.items():
             path = folder / names[0]
+            fault = ""
             if len(names) > 1:
-                refused.append(
-                    ImageError(
-                        path,
-                        f"{names[1]} has the same caption file. Rename one of them",
-                    )
-                )
+                fault = f"{names[1]} has the same caption file. Rename one of them"
             elif config.pairs and stem not in references:
-                refused.append(
-                    ImageError(
-                        path,
-                        f"has no control image of its name in {config.pairs_path() / below}",
-                    )
+                fault = (
+                    f"has no control image of its name in {config.pairs_path() / below}"
                 )
+            if fault:
+                refused.append(ImageError(path, fault))
             else:
-                images.append(
-                    CaptionedImage(
-                        image_name((below / names[0]).as_posix()),
-                        path,
-                        references.get(stem),
-                    )
-                )
+                name = image_name((below / names[0]).as_posix())
+                images.append(CaptionedImage(name, path, references.get(stem)))
     if not images and not refused:
-        subfolders = list_folder(config.folder).subfolders and not config.recursive
-        if subfolders:
+        remedy = "Give another folder."
+        if list_folder(config.folder).subfolders and not config.recursive:
             remedy = "Set recursive (--recursive) for those of its subfolders."
-        else:
-            remedy = "Give another folder."
         raise UserError(f"folder: {config.folder!r} holds no image. {remedy}")
     if config.format == "tsv":
         bad = [image.name for image in images if not _fits_tsv(image.name)]
@@ -155,10 +148,9 @@ class Captions:
         self.config = config
         self._trash = home / TRASH
         date = time.strftime("%Y-%m-%d_%H%M%S")
-        if (self._trash / date).exists():
+        self._taken = self._trash / date
+        if self._taken.exists():
             self._taken = unused_path(self._trash, f"{date}-")
-        else:
-            self._taken = self._trash / date
         self._journal = self._trash / f"unfinished-{_digest(config)}.jsonl"
         self.redone: dict[str, str] = {}
         """Name -> caption by this run with `overwrite`, including an interrupted part
@@ -198,10 +190,8 @@ class Captions:
             return self._add(image, caption)
         self._replace(image, caption)
         self.redone[image.name] = caption
-        _append(
-            self._journal,
-            json.dumps({"name": image.name, "caption": caption}, ensure_ascii=False),
-        )
+        row = {"name": image.name, "caption": caption}
+        _append(self._journal, json.dumps(row, ensure_ascii=False))
         return True
 
     def finish(self) -> None:
@@ -230,7 +220,8 @@ class Captions:
 
 
 class TextFiles(Captions):
-    """Keeps captions in a `.txt` next to each image.
+    """Keeps each caption in a file next to its image: the one that it has, else a
+    `.txt`.
 
     Example::
 
@@ -243,15 +234,21 @@ class TextFiles(Captions):
     def has(self, image: CaptionedImage) -> bool:
         """Whether the image has a file that is not empty. A file that cannot be read
         counts as a caption."""
-        files = (image.path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
-        return any(_is_caption(file) for file in files if file.exists())
+        return any(map(_is_caption, files_beside(image.path)))
 
     def _replace(self, image: CaptionedImage, caption: str) -> None:
-        file = image.path.with_suffix(".txt")
-        with folder_lock(file.parent):
+        with folder_lock(image.path.parent):
+            file = next(
+                filter(_is_caption, files_beside(image.path)),
+                image.path.with_suffix(".txt"),
+            )
+            try:
+                text = with_caption(file, caption)
+            except CaptionError as error:
+                raise RunError(str(error)) from error
             if file.is_file():
-                self._keep_old(file, str(Path(image.name).with_suffix(".txt")))
-            write_text(file, caption + "\n")
+                self._keep_old(file, str(Path(image.name).with_name(file.name)))
+            write_text(file, text)
 
     def _add(self, image: CaptionedImage, caption: str) -> bool:
         file = image.path.with_suffix(".txt")
@@ -265,7 +262,9 @@ class TextFiles(Captions):
 
 def _is_caption(file: Path) -> bool:
     try:
-        return bool(read_caption(file))
+        return file.exists() and bool(read_caption(file))
+    except NoCaptionError:  # JSON of another program
+        return False
     except CaptionError:
         return True
 
@@ -300,9 +299,8 @@ class Table(Captions):
             logger.info(
                 f"{path}: its last line has no line end and is kept: see that it is whole"
             )
-            self._lines = [*self._lines, torn.decode("utf-8")]
-            torn = b""
-        if torn:
+            self._lines.append(torn.decode("utf-8"))
+        elif torn:
             self._keep_old(path, path.name)
             with os_error_as_run_error(path):
                 os.truncate(path, len(raw) - len(torn))
@@ -312,8 +310,7 @@ class Table(Captions):
         self._captions: dict[str, str] = {}
         for number, line in enumerate(self._lines, 1):
             if line.strip():
-                key, caption = self._read(number, line)
-                self._captions[key] = caption
+                self._captions.update([self._read(number, line)])
 
     def _is_caption(self, line: bytes) -> bool:
         try:
@@ -331,10 +328,8 @@ class Table(Captions):
             name, caption = line.split("\t", 1)
             return image_name(name.strip()), caption.strip()
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            if self._is_json:
-                form = '{"image_path": ..., "caption": ...}'
-            else:
-                form = "name, tab, caption"
+            as_json = '{"image_path": ..., "caption": ...}'
+            form = as_json if self._is_json else "name, tab, caption"
             raise UserError(
                 f"{self.path}:{number}: is not {form}. Correct it, or give another output."
             ) from error
@@ -367,10 +362,10 @@ class Table(Captions):
     def finish_overwriting(self, images: list[CaptionedImage]) -> None:
         """Puts the new captions into the table. Lines of images without a new caption
         stay as they are."""
-        redone = [image for image in images if image.name in self.redone]
         new = {
             self._key_of(image): self._line(image, self.redone[image.name])
-            for image in redone
+            for image in images
+            if image.name in self.redone
         }
         if self.path.is_file():
             self._keep_old(self.path, self.path.name)

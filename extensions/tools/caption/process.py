@@ -13,12 +13,7 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from extensions.tools.caption.captioner import (
-    Captioner,
-    CaptionSettings,
-    captioner_folder,
-    weights_bytes,
-)
+from extensions.tools.caption.captioner import Captioner
 from extensions.tools.caption.config import CaptionConfig
 from extensions.tools.caption.files import (
     CaptionedImage,
@@ -32,9 +27,6 @@ from toolkit.data.pixels.images import ImageError, open_image
 from toolkit.data.scan.captions import add_prefix, inject_trigger
 from toolkit.errors import RunError
 from toolkit.files.log import StatusLine
-from toolkit.memory.quantization import quantizer
-from toolkit.models.single_file import shards_of
-from toolkit.system.device import DTYPES, check_device, pick_device, use_device
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +50,8 @@ class CaptionProcess(BaseExtensionProcess):
         todo = captions.missing(images)
         had = len(images) - len(todo)
         if had:
-            logger.info(
-                f"{had} of {len(images)} images have captions"
-                + ("" if todo else ": nothing to do")
-            )
+            rest = "" if todo else ": nothing to do"
+            logger.info(f"{had} of {len(images)} images have captions{rest}")
         if todo:
             refused += self._caption(todo, captions)
         if section.overwrite and isinstance(captions, Table):
@@ -73,28 +63,6 @@ class CaptionProcess(BaseExtensionProcess):
                 f"{len(refused)} of {total} images have no new caption: {reasons}."
             )
 
-    def _load(self) -> Captioner:
-        section = self.section
-        file = section.weights_file()
-        folder = captioner_folder(section.model, weights=file is None)
-        if file:
-            in_files = sum(shard.stat().st_size for shard in shards_of(file))
-        else:
-            in_files = 0
-        check_device(section.device, in_files or weights_bytes(folder))
-        settings = CaptionSettings(
-            section.question(),
-            section.max_tokens,
-            section.max_size,
-            section.temperature,
-            section.seed,
-        )
-        quantize = quantizer(section.quantize) if section.quantize else None
-        device = use_device(pick_device(section.device))
-        return Captioner(
-            folder, settings, device, DTYPES[section.dtype], quantize, file
-        )
-
     def _caption(
         self, todo: list[CaptionedImage], captions: Captions
     ) -> list[ImageError]:
@@ -103,27 +71,21 @@ class CaptionProcess(BaseExtensionProcess):
         section = self.section
         status = StatusLine()
         refused: list[ImageError] = []
-        captioner = self._load()
+        captioner = Captioner(section)
         written = cut = 0
         for start in range(0, len(todo), section.batch_size):
             batch = dict(_readable(todo[start : start + section.batch_size], refused))
             if not batch:
                 continue
-            answers = captioner.captions(
-                list(batch.values()), [image.name for image in batch]
-            )
+            names = [image.name for image in batch]
+            answers = captioner.captions(list(batch.values()), names)
             for image, answer in zip(batch, answers, strict=True):
                 if not answer.text:
-                    refused.append(
-                        ImageError(
-                            image.path,
-                            "the model returned an empty caption. Try another prompt",
-                        )
-                    )
+                    why = "the model returned an empty caption. Try another prompt"
+                    refused.append(ImageError(image.path, why))
                     continue
-                text = inject_trigger(
-                    add_prefix(answer.text, section.prefix), section.trigger_word
-                )
+                text = add_prefix(answer.text, section.prefix)
+                text = inject_trigger(text, section.trigger_word)
                 if captions.write(image, text):
                     written += 1
                     cut += answer.cut
@@ -146,7 +108,7 @@ def _readable(
     are added to `refused`."""
     for image in batch:
         try:
-            files = [image.reference, image.path] if image.reference else [image.path]
-            yield image, [open_image(file) for file in files]
+            files = filter(None, (image.reference, image.path))
+            yield image, list(map(open_image, files))
         except ImageError as error:
             refused.append(error)

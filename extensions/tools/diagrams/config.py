@@ -10,11 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
-from extensions.tools.shared.keys import RunToolConfig
+from extensions.tools.shared.keys import RunToolConfig, check_place
 from toolkit.config.reading.field_types import PathStr
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.errors import missing_package
-from toolkit.files.writing import file_in_the_way
 
 
 class DiagramsConfig(RunToolConfig):
@@ -39,11 +38,7 @@ class DiagramsConfig(RunToolConfig):
         """A folder without a run, a file in the way, a package that is missing."""
         yield from self.check_runs(job)
         if self.output:
-            file = file_in_the_way(Path(self.output).expanduser())
-            if file:
-                yield Diagnostic(
-                    ("output",), f"'{file}' is a file. Give a folder to write."
-                )
+            yield from check_place(Path(self.output).expanduser())
         lack = missing_package("matplotlib", "diagrams")
         if lack:
             yield Diagnostic(("run",), lack)

@@ -34,31 +34,20 @@ class DiagramsProcess(BaseExtensionProcess):
         super().run()
         runs = runs_in(self.section.folder())
         for run in runs:
-            if self.section.output:
-                output = Path(self.section.output).expanduser()
-            else:
-                output = run.folder / GRAPH
-            suffix = self.section.suffix or (
-                f"_{run.name}" if self.section.output and len(runs) > 1 else ""
-            )
+            given = self.section.output
+            output = Path(given).expanduser() if given else run.folder / GRAPH
+            of_run = f"_{run.name}" if len(runs) > 1 else ""
+            suffix = self.section.suffix or (of_run if given else "")
             files = draw_diagrams(run.folder, output, suffix)
-            logger.info(
-                f"{run.folder}: "
-                + (
-                    f"{len(files)} files in {output}"
-                    if files
-                    else "no step recorded yet"
-                )
-            )
-            if not self.section.output and run.folder != self.section.folder():
-                self._draw_above(run, f"_{run.name}" if len(runs) > 1 else "")
+            drawn = f"{len(files)} files in {output}"
+            logger.info(f"{run.folder}: {drawn if files else 'no step recorded yet'}")
+            if not given and run.folder != self.section.folder():
+                self._draw_above(run, of_run)
 
     def _draw_above(self, run: RunInfo, suffix: str) -> None:
         """Also draws a run into `graph/` of the given folder, where FluxFlow's guide
         has its diagrams."""
         together = self.section.folder() / GRAPH
         if draw_diagrams(run.folder, together, suffix):
-            logger.info(
-                f"{together}: the same"
-                + (f", with {suffix} behind their names" if suffix else "")
-            )
+            named = f", with {suffix} behind their names" if suffix else ""
+            logger.info(f"{together}: the same{named}")

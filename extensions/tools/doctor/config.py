@@ -8,17 +8,14 @@ tensors are examined by `process`. A job or the command line fills the section i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from extensions.tools.shared.keys import check_safetensors
+from extensions.tools.shared.keys import check_model_folder, check_safetensors
 from toolkit.config.reading.field_types import PathStr
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
-
-MODEL_INDEX = "model_index.json"
 
 
 class DoctorConfig(ToolConfig):
@@ -71,13 +68,5 @@ class DoctorConfig(ToolConfig):
         without a model."""
         yield from super().check(job)
         yield from check_safetensors(("file",), self.file, job)
-        folder = Path(self.model).expanduser()
-        if (
-            self.model
-            and not job.will_write(folder)
-            and not (folder / MODEL_INDEX).is_file()
-        ):
-            yield Diagnostic(
-                ("model",),
-                f"{self.model!r} holds no {MODEL_INDEX}. Give the folder of a model.",
-            )
+        if self.model:
+            yield from check_model_folder(("model",), self.model, job)

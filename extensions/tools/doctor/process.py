@@ -93,12 +93,11 @@ class DoctorProcess(BaseExtensionProcess):
             raise UserError(f"{section.file}: {error}") from error
         wrong = [one for one in findings if one.severity == "error"]
         if section.as_json:
-            rows = [as_json(one) for one in findings]
             report = {
                 "file": section.file,
                 "model": title,
                 "sound": not wrong,
-                "findings": rows,
+                "findings": list(map(as_json, findings)),
                 "rounding": rounded,
             }
             print(json.dumps(report, indent=2))
@@ -117,8 +116,7 @@ class DoctorProcess(BaseExtensionProcess):
         section = self.section
         read = layers_of(tensors)
         if not tensors:
-            remedy = "Take the file as its trainer saved it."
-            return [finding("empty", "It holds no tensors.", remedy)], None, ""
+            return [finding("empty", "It holds no tensors.", AS_SAVED)], None, ""
         if section.program:
             findings = list(findings_for(PROGRAMS[section.program], tensors, metadata))
         else:
@@ -140,10 +138,10 @@ class DoctorProcess(BaseExtensionProcess):
         findings += self._of_metadata(metadata, base, findings)
         errors = {one.check for one in findings if one.severity == "error"}
         if section.base_dtype and errors.isdisjoint(UNMEASURABLE):
-            changes = {}
-            for stem, change in sound.items():
-                name = names[stem]
-                changes[name] = change.sized(*base.layers[name])
+            changes = {
+                names[stem]: change.sized(*base.layers[names[stem]])
+                for stem, change in sound.items()
+            }
             rounded = self._rounded(changes, base)
             findings += self._of_rounding(rounded)
         return findings, rounded, self._title(metadata, base) if names else ""
@@ -151,31 +149,20 @@ class DoctorProcess(BaseExtensionProcess):
     def _title(self, metadata: Mapping[str, str], base: Base) -> str:
         if base.model:
             return base.family.title
-        same = [one for one in named_families(metadata) if _kin(one, base.family)]
-        if same:
-            return same[0].title
-        return f"{base.family.title}, or a model with its layers"
+        same = (one.title for one in named_families(metadata) if _kin(one, base.family))
+        return next(same, f"{base.family.title}, or a model with its layers")
 
     def _bases(self) -> list[Base]:
         section = self.section
         try:
-            name = section.model and str(Path(section.model).expanduser())
-            if name:
-                model = ModelConfig(name_or_path=name)
-            else:
-                model = model_of(Path(section.file).expanduser())
-            folder = model.files_folder()
-            here = model if folder.is_dir() else None
-            return [_base(family_for(model), folder, here, bool(name))]
+            if section.model:
+                folder = str(Path(section.model).expanduser())
+                return [_base(ModelConfig(name_or_path=folder), is_given=True)]
+            return [_base(model_of(Path(section.file).expanduser()))]
         except UserError:
             if section.model:
                 raise
-        bases = [
-            _base(family, Path(next(iter(family.published))), None)
-            for family in map(FAMILIES.load, FAMILIES)
-            if family.published
-        ]
-        return bases
+        return _published()
 
     def _of_metadata(
         self, metadata: Mapping[str, str], base: Base, findings: list[Diagnostic]
@@ -188,22 +175,17 @@ class DoctorProcess(BaseExtensionProcess):
             file = str(Path(self.section.file).expanduser())
             for one in origin_findings("", file, base.model, base.folder):
                 yield finding(
-                    "other_base",
-                    one.message,
-                    "Use it with the model it is of.",
-                    severity=one.severity,
+                    "other_base", one.message, ITS_MODEL, severity=one.severity
                 )
         else:
             named = named_families(metadata)
             if named and not any(_kin(family, base.family) for family in named):
                 message = f"Its metadata say {named[0].title}, and its layers are those of {base.family.title}."
-                yield finding(
-                    "other_base", message, "Take the file as its trainer saved it."
-                )
+                yield finding("other_base", message, AS_SAVED)
         architecture = metadata.get(ARCHITECTURE, "")
         if OTHER_ARCHITECTURES.match(architecture):
             message = f"Its metadata say {architecture}, and its layers have the names of those of {base.family.title}."
-            yield finding("other_base", message, "Use it with the model it is of.")
+            yield finding("other_base", message, ITS_MODEL)
 
     # ------------------------------------------------------------ rounding
 
@@ -213,10 +195,9 @@ class DoctorProcess(BaseExtensionProcess):
         by_layer: dict[str, Rounding] = {}
         others: list[Rounding] = []
         with ExitStack() as stack:
+            reader = None
             if base.model:
                 reader = ShardReader(base.folder / base.family.trained_part, stack)
-            else:
-                reader = None
             for index, (name, change) in enumerate(_split_all(changes, base).items()):
                 if reader:
                     weight = reader.take(f"{name}.weight").float()
@@ -233,34 +214,32 @@ class DoctorProcess(BaseExtensionProcess):
         }
         if others:
             report["between"] = sorted(_sum(others[start::2]).lost for start in (0, 1))
-        numbers = {
+        report["by_layer"] = {
             name: {"lost": one.lost, "noise": one.noise}
             for name, one in by_layer.items()
         }
-        return {**report, "by_layer": numbers}
+        return report
 
     def _of_rounding(self, rounded: Mapping[str, Any]) -> Iterator[Diagnostic]:
-        if rounded["lost"] < self.section.most_lost:
+        most = self.section.most_lost
+        if rounded["lost"] < most:
             return
-        lost = [
-            name
-            for name, one in rounded["by_layer"].items()
-            if one["lost"] >= self.section.most_lost
-        ]
-        if rounded["measured"]:
-            how = "measured"
-        else:
-            how = "predicted for weights of usual size"
+        by_layer = rounded["by_layer"]
+        lost = [name for name in by_layer if by_layer[name]["lost"] >= most]
+        predicted = "predicted for weights of usual size"
         message = (
-            f"Merged into {rounded['base_dtype']} weights {rounded['lost']:.0%} of the change is rounded away ({how}), "
-            f"in {len(lost)} of {len(rounded['by_layer'])} layers."
+            f"Merged into {rounded['base_dtype']} weights {rounded['lost']:.0%} of the change is rounded away "
+            f"({'measured' if rounded['measured'] else predicted}), in {len(lost)} of {len(by_layer)} layers."
         )
         remedy = (
             "Do not merge it into those: merge into the bf16 model and quantize that (run.py merge), or load it beside "
             "the weights, as run.py generate does."
         )
-        yield finding("rounded_away", message, remedy, tuple(lost))
+        yield finding("rounded_away", message, remedy, lost)
 
+
+AS_SAVED = "Take the file as its trainer saved it."
+ITS_MODEL = "Use it with the model it is of."
 
 OTHER_ARCHITECTURES = re.compile(
     r"flux|stable-diffusion|sd3|wan|hunyuan|z-?image|lumina|chroma", re.IGNORECASE
@@ -282,15 +261,8 @@ MOST_HOLES = 0.1
 blocks on both sides have it."""
 
 UNMEASURABLE = (
-    "prefix",
-    "unknown_keys",
-    "not_finite",
-    "rank_zero",
-    "incomplete",
-    "misfit",
-    "other_model",
-    "other_layers",
-    "size",
+    *("prefix", "unknown_keys", "not_finite", "rank_zero", "incomplete"),
+    *("misfit", "other_model", "other_layers", "size"),
 )
 """Checks that leave nothing to add to a model's weights."""
 
@@ -302,8 +274,17 @@ def _kin(one: ModelFamily, other: ModelFamily) -> bool:
     )
 
 
-def _base(
-    family: ModelFamily, folder: Path, model: ModelConfig | None, is_given: bool = False
+def _base(model: ModelConfig, is_given: bool = False) -> Base:
+    folder = model.files_folder()
+    here = model if folder.is_dir() else None
+    return _with_layers(family_for(model), folder, here, is_given)
+
+
+def _with_layers(
+    family: ModelFamily,
+    folder: Path,
+    model: ModelConfig | None = None,
+    is_given: bool = False,
 ) -> Base:
     layers = dict(family.every_linear_layer(folder))
     for whole, parts in fused_layers(layers).items():
@@ -311,20 +292,23 @@ def _base(
     return Base(family, folder, layers, model, is_given)
 
 
+def _published() -> list[Base]:
+    return [
+        _with_layers(family, Path(next(iter(family.published))))
+        for family in map(FAMILIES.load, FAMILIES)
+        if family.published
+    ]
+
+
 def _located(
     stems: Iterable[str], layers: Mapping[str, tuple[int, int]]
 ) -> dict[str, str]:
     """Stem -> the layer of the model that it names."""
-    names = {}
-    for name in layers:
-        for spelling in (name, name.replace(".", "_")):
-            names[spelling] = name
-    located = {}
-    for stem in stems:
-        rest = split_stem(stem)[1]
-        if rest in names:
-            located[stem] = names[rest]
-    return located
+    names = {
+        spelling: name for name in layers for spelling in (name, name.replace(".", "_"))
+    }
+    rests = {stem: split_stem(stem)[1] for stem in stems}
+    return {stem: names[rest] for stem, rest in rests.items() if rest in names}
 
 
 def _misnamed(
@@ -332,25 +316,19 @@ def _misnamed(
 ) -> dict[str, str]:
     """Stem -> the layer of the model that it names once several prefixes are
     removed."""
-    bare = {}
-    for stem in stems:
-        bare[stem] = stem
-        while bare[stem].startswith(NEEDLESS):
-            bare[stem] = _without_prefix(bare[stem])
+    bare = {stem: _without_prefixes(stem) for stem in stems}
     located = _located(bare, layers)
     names = _located(bare.values(), layers)
-    misnamed = {
+    return {
         stem: names[rest]
         for stem, rest in bare.items()
         if stem not in located and rest in names
     }
-    return misnamed
 
 
-def _without_prefix(stem: str) -> str:
-    for prefix in NEEDLESS:
-        if stem.startswith(prefix):
-            return stem.removeprefix(prefix)
+def _without_prefixes(stem: str) -> str:
+    while prefix := next(filter(stem.startswith, NEEDLESS), ""):
+        stem = stem.removeprefix(prefix)
     return stem
 
 
@@ -372,27 +350,21 @@ def _missing(
     gone: list[str] = []
     for of_block in blocks.values():
         has = [number for number, name in of_block.items() if name in there]
-        holes = [
-            number
-            for number in of_block
-            if has and min(has) < number < max(has) and (number not in has)
-        ]
-        if _has_all(metadata):
-            holes = [number for number in of_block if number not in has]
-        elif len(holes) > MOST_HOLES * len(has):
-            continue
+        holes = of_block.keys() - has
+        if not _has_all(metadata):
+            holes = {n for n in holes if has and min(has) < n < max(has)}
+            if len(holes) > MOST_HOLES * len(has):
+                continue
         # Layers whose output reaches no pixel are not in all files.
-        for n in holes:
-            if n != max(of_block) or not TEXT_SIDE.search(of_block[n]):
-                gone.append(of_block[n])
+        gone += [
+            of_block[n]
+            for n in sorted(holes)
+            if n != max(of_block) or not TEXT_SIDE.search(of_block[n])
+        ]
     if gone:
         message = f"{len(gone)} layers are missing that it was trained with, such as {gone[0]}."
-        yield finding(
-            "missing",
-            message,
-            "Take the file as its trainer saved it: this one has lost them.",
-            tuple(gone),
-        )
+        remedy = "Take the file as its trainer saved it: this one has lost them."
+        yield finding("missing", message, remedy, gone)
 
 
 def _has_all(metadata: Mapping[str, str]) -> bool:
@@ -415,13 +387,17 @@ def _of_model(
 ) -> Iterator[Diagnostic]:
     """Layers that the model lacks or has in another size, and layers that are changed
     twice."""
-    left = [stem for stem in stems if stem not in names]
     title = base.family.title
+    left = [stem for stem in stems if stem not in names]
+
+    def told(check: str, layers: list[str], what: str, remedy: str) -> Diagnostic:
+        message = f"{len(layers)} of {len(stems)} layers {what}, such as {layers[0]}."
+        return finding(check, message, remedy, layers)
+
     encoder = [stem for stem in left if names and TEXT_ENCODER.match(stem)]
     if encoder:
-        message = f"{len(encoder)} of {len(stems)} layers are of a text encoder, such as {encoder[0]}."
         remedy = f"Programs leave them out: {title} has no LoRA on its text encoder. Train without it."
-        yield finding("other_layers", message, remedy, tuple(encoder))
+        yield told("other_layers", encoder, "are of a text encoder", remedy)
         left = [stem for stem in left if stem not in encoder]
     misnamed = _misnamed(left, base.layers)
     if misnamed:
@@ -434,22 +410,18 @@ def _of_model(
         known = _family_with(stems, base.family) or other_model(left)
         if known:
             message = f"It is a LoRA of {known}; {title} has other layers."
-            yield finding("other_model", message, "Use it with the model it is of.")
+            yield finding("other_model", message, ITS_MODEL)
             return
-    if left and len(left) >= len(names):
-        message = f"{len(left)} of {len(stems)} layers are of no model that is known here, such as {left[0]}."
-        yield finding(
-            "other_model", message, "Use it with the model it is of.", tuple(left)
-        )
-        return
-    if left:
-        message = f"{len(left)} of {len(stems)} layers are none of {title}, such as {left[0]}."
+        if len(left) >= len(names):
+            what = "are of no model that is known here"
+            yield told("other_model", left, what, ITS_MODEL)
+            return
         remedy = "Programs leave them out; use it with the model it was trained on."
-        yield finding("other_layers", message, remedy, tuple(left))
+        yield told("other_layers", left, f"are none of {title}", remedy)
     odd = {
         stem: change
         for stem, change in sound.items()
-        if stem in names and (not _fits(change, base.layers[names[stem]]))
+        if stem in names and not _fits(change, base.layers[names[stem]])
     }
     if odd:
         stem, change = next(iter(odd.items()))
@@ -458,31 +430,24 @@ def _of_model(
             f"{len(odd)} of {len(stems)} layers have another width than {title}: {stem} has {change.shape[1]} "
             f"inputs and {change.shape[0]} outputs, there {inputs} and {outputs}."
         )
-        remedy = "Use it with the model it is of" + (
-            "." if base.is_given else ", or give that (--model)."
-        )
-        yield finding("size", message, remedy, tuple(odd))
-    by_name: dict[str, list[str]] = {}
+        more = "." if base.is_given else ", or give that (--model)."
+        yield finding("size", message, ITS_MODEL.removesuffix(".") + more, tuple(odd))
+    by_name: dict[str, list[str]] = defaultdict(list)
     for stem, name in names.items():
-        by_name.setdefault(name, []).append(stem)
-    twice = [group[0] for group in by_name.values() if len(group) > 1]
+        by_name[name].append(stem)
+    twice = [group for group in by_name.values() if len(group) > 1]
     if twice:
-        message = f"{len(twice)} layers appear twice under two names, such as {' and '.join(by_name[names[twice[0]]])}."
-        yield finding(
-            "twice",
-            message,
-            "Keep one of the names: programs use one and drop the other.",
-            tuple(twice),
-        )
+        message = f"{len(twice)} layers appear twice under two names, such as {' and '.join(twice[0])}."
+        remedy = "Keep one of the names: programs use one and drop the other."
+        yield finding("twice", message, remedy, [group[0] for group in twice])
 
 
 def _family_with(stems: Mapping[str, Any], other_than: ModelFamily) -> str:
     """Title of a published model that has all of these layers; empty: there is none."""
-    for family in map(FAMILIES.load, FAMILIES):
-        if family.published and not _kin(family, other_than):
-            layers = _base(family, Path(), None).layers
-            if len(_located(stems, layers)) == len(stems):
-                return str(family.title)
+    for base in _published():
+        if not _kin(base.family, other_than):
+            if len(_located(stems, base.layers)) == len(stems):
+                return base.family.title
     return ""
 
 
@@ -496,13 +461,11 @@ def _of_biases(biases: Mapping[str, Tensor], base: Base) -> Iterator[Diagnostic]
     }
     absent = [stem for stem in biases if f"{names.get(stem)}.bias" not in weights]
     if weights and absent:
-        of_all = f"{len(absent)} of {len(biases)} biases that it changes"
         message = (
-            f"{of_all} are none of {base.family.title}, such as that of {absent[0]}."
+            f"{len(absent)} of {len(biases)} biases that it changes are none of {base.family.title}, "
+            f"such as that of {absent[0]}."
         )
-        yield finding(
-            "other_layers", message, "Use it with the model it is of.", tuple(absent)
-        )
+        yield finding("other_layers", message, ITS_MODEL, absent)
 
 
 def _fits(change: LayerDelta, size: tuple[int, int]) -> bool:
@@ -520,22 +483,17 @@ def _split_all(changes: Mapping[str, LayerDelta], base: Base) -> dict[str, Layer
     return by_part
 
 
-def _sum(roundings: Any) -> Rounding:
-    total = Rounding(0.0, 0.0, 0.0)
-    for one in roundings:
-        total += one
-    return total
+def _sum(roundings: Iterable[Rounding]) -> Rounding:
+    return sum(roundings, start=Rounding(0.0, 0.0, 0.0))
 
 
 def as_json(one: Diagnostic) -> dict[str, Any]:
-    layers = list(one.key)
-    is_wrong = one.severity == "error"
     return {
         "check": one.check,
         "message": one.message,
         "remedy": one.remedy,
-        "layers": layers,
-        "is_wrong": is_wrong,
+        "layers": list(one.key),
+        "is_wrong": one.severity == "error",
     }
 
 
@@ -551,10 +509,9 @@ def render(
             more = f" and {len(one.key) - SHOWN} more" if len(one.key) > SHOWN else ""
             lines.append(f"  where: {', '.join(map(str, one.key[:SHOWN]))}{more}")
     if rounded:
+        how = "predicted; weights were not read"
         if rounded["measured"]:
             how = "measured on the model's weights"
-        else:
-            how = "predicted; weights were not read"
         lines.append(
             f"merged into {rounded['base_dtype']}: {rounded['lost']:.1%} of the change is lost ({how})"
         )

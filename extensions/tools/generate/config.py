@@ -64,18 +64,15 @@ class GenerateConfig(PicturesConfig):
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Reports files that cannot be read, and a section without a prompt."""
-        if self.like:
-            try:
-                section = self.resolved()
-            except UserError as error:
-                yield Diagnostic(("like",), str(error))
-                return
-            assert section.model is not None  # an image's settings have one
+        try:
+            section = self.resolved()
+        except UserError as error:
+            yield Diagnostic(("like",), str(error))
+            return
+        if self.like and section.model:
             for finding in section.model.check(job):
                 yield Diagnostic(("like",), f"its model: {finding.message}")
-            yield from section.check_values(job)
-            return
-        yield from self.check_values(job)
+        yield from section.check_values(job)
 
     def check_values(self, job: JobContext) -> Iterable[Diagnostic]:
         """Reports mistakes in a section without `like`."""
@@ -124,13 +121,12 @@ class GenerateConfig(PicturesConfig):
             values["seed"] = (settings["seed"],)
             values["prompt"] = (settings["prompt"],)
             values["reference"] = tuple(file["path"] for file in settings["reference"])
-            loras = [
+            values["lora"] = tuple(
                 f"{file['path']}:{file['strength']!r}" for file in settings["lora"]
-            ]
-            values["lora"] = tuple(loras)
+            )
             values["blocks"] = tuple(map(str, settings.get("blocks", ())))
-            for key in self.model_fields_set - {"like", "model"}:
-                values[key] = getattr(self, key)
+            given = self.model_fields_set - {"like", "model"}
+            values |= {key: getattr(self, key) for key in given}
             values["type"] = self.type
             model = self.model.model_dump(exclude_unset=True) if self.model else {}
             values["model"] = settings["model"] | model
@@ -149,13 +145,7 @@ class GenerateConfig(PicturesConfig):
 
 
 _SAME = (
-    "negative",
-    "width",
-    "height",
-    "cfg",
-    "steps",
-    "flow_shift",
-    "lightning",
-    "dtype",
+    *("negative", "width", "height", "cfg"),
+    *("steps", "flow_shift", "lightning", "dtype"),
 )
 """Keys of an image's settings that are keys of the section with the same value."""

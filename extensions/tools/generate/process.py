@@ -15,7 +15,6 @@ from pathlib import Path
 from extensions.tools.generate.config import GenerateConfig
 from extensions.tools.shared.generation import LoraFile, Picture, PictureMaker
 from extensions.tools.shared.image_files import LATENTS, read_settings
-from extensions.tools.shared.keys import split_strength
 from extensions.tools.shared.picture_config import (
     check_references,
     is_prompt,
@@ -51,17 +50,13 @@ class GenerateProcess(BaseExtensionProcess):
         super().run()
         section = self.section.resolved()
         if section.latent_path:
-            PictureMaker(section, []).decode(
-                [Path(path).expanduser() for path in section.latent_path]
-            )
+            files = [Path(path).expanduser() for path in section.latent_path]
+            PictureMaker(section, []).decode(files)
             return
         items = self.section.items()
-        maker = PictureMaker(
-            section,
-            [split_strength(text)[0] for text in section.lora],
-            SUFFIXES[section.output_type],
-        )
         loras = [LoraFile.of(text) for text in section.lora]
+        paths = [lora.path for lora in loras]
+        maker = PictureMaker(section, paths, SUFFIXES[section.output_type])
         if self.section.like:
             self._tell_changes(maker, items, loras)
         maker.keeps_encoders = section.interactive
@@ -73,9 +68,9 @@ class GenerateProcess(BaseExtensionProcess):
         self, section: GenerateConfig, maker: PictureMaker, loras: Sequence[LoraFile]
     ) -> None:
         """Generates the prompts of standard input until it ends."""
-        shown = sys.stdin.isatty()
+        context = JobContext(self.job.name)
         while True:
-            if shown:
+            if sys.stdin.isatty():
                 print("prompt> ", end="", flush=True)
             line = sys.stdin.readline()
             if not line:
@@ -84,11 +79,9 @@ class GenerateProcess(BaseExtensionProcess):
                 continue
             try:
                 items = read_lines([line.strip()])
+                images = items[0].ctrl_img
                 for finding in check_references(
-                    ("prompt",),
-                    items[0].ctrl_img,
-                    maker.family,
-                    JobContext(self.job.name),
+                    ("prompt",), images, maker.family, context
                 ):
                     raise UserError(finding.message)
                 maker.make(list(pictures(section, maker, items, loras)))
@@ -105,15 +98,18 @@ class GenerateProcess(BaseExtensionProcess):
         given = self.section.model_fields_set
         then = read_settings(Path(self.section.like).expanduser())
         now = next(pictures(self.section.resolved(), maker, items, loras)).settings
-        changed = []
-        for key in ("reference", "lora"):
-            if key not in given:
-                for file, present in zip(then[key], now[key], strict=True):
-                    if file["sha256"] != present["sha256"]:
-                        changed.append(file["path"])
-        for part, digest in then["base"].items():
-            if maker.base.get(part) != digest:
-                changed.append(f"the model's {part}")
+        changed = [
+            file["path"]
+            for key in ("reference", "lora")
+            if key not in given
+            for file, present in zip(then[key], now[key], strict=True)
+            if file["sha256"] != present["sha256"]
+        ]
+        changed += [
+            f"the model's {part}"
+            for part, digest in then["base"].items()
+            if maker.base.get(part) != digest
+        ]
         if changed:
             logger.warning(
                 f"{', '.join(changed)} changed since {self.section.like} was generated, so the result will differ"

@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from extensions.tools.shared.generation import LoraFile, Picture
 from extensions.tools.shared.html_page import link_to, page
@@ -69,16 +68,6 @@ class Row:
         return self.pictures[0].prompt.seed
 
 
-def _column_data(column: Column) -> dict[str, Any]:
-    """A column as the script of the page reads it."""
-    return {"lora": column.file, "strength": column.strength, "name": column.name}
-
-
-def _row_data(row: Row) -> dict[str, Any]:
-    """A row as the script of the page reads it."""
-    return {"prompt": row.prompt, "cfg": row.cfg, "seed": row.seed}
-
-
 def grid_page(
     columns: Sequence[Column], rows: Sequence[Row], folder: Path, title: str
 ) -> str:
@@ -88,20 +77,23 @@ def grid_page(
     first = rows[0].pictures[0].settings if rows else {}
     data = {
         "id": hashlib.sha256(repr(names).encode()).hexdigest()[:16],
-        "columns": [_column_data(column) for column in columns],
-        "rows": [_row_data(row) for row in rows],
+        "columns": [
+            {"lora": column.file, "strength": column.strength, "name": column.name}
+            for column in columns
+        ],
+        "rows": [
+            {"prompt": row.prompt, "cfg": row.cfg, "seed": row.seed} for row in rows
+        ],
         "files": names,
     }
 
     def address(picture: Picture) -> str:
-        if (folder / picture.name).is_file():
-            return link_to(folder / picture.name, folder)
-        return ""
+        path = folder / picture.name
+        return link_to(path, folder) if path.is_file() else ""
 
+    steps = ""
     if rows:
         steps = f"{first['model']['name_or_path']}, {first['steps']} steps, {first['dtype']}"
-    else:
-        steps = ""
     return page(
         Path(__file__).with_name("grid.html.j2"),
         f"Grid: {redact_text(title)}",

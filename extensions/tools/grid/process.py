@@ -34,27 +34,26 @@ class GridProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         section = self.section
-        files = [split_strength(text)[0] for text in (*section.also, *section.lora)]
-        maker = PictureMaker(section, files)
         also = [LoraFile.of(text) for text in section.also]
-        columns = [(), *((lora,) for lora in self._loras())]
+        loras = list(self._loras())
+        maker = PictureMaker(section, [lora.path for lora in (*also, *loras)])
+        columns = [(), *((lora,) for lora in loras)]
+        heads = [Column.of(loras) for loras in columns]
+        title = Path(loras[-1].path).stem
         index = maker.folder / INDEX
         cfgs = section.cfg or (None,)
         rows = []
         for item in section.items():
             for cfg in dict.fromkeys(maker.cfg_of(item, scale) for scale in cfgs):
                 for seed in section.seed if item.seed is None else (item.seed,):
-                    pictures = []
-                    for loras in columns:
-                        shown = (*also, *loras)
-                        pictures.append(maker.picture(item, seed, cfg, shown))
+                    pictures = [
+                        maker.picture(item, seed, cfg, (*also, *shown))
+                        for shown in columns
+                    ]
                     rows.append(Row(pictures))
 
         def write(*_: object) -> None:
-            heads = [Column.of(loras) for loras in columns]
-            write_text(
-                index, grid_page(heads, rows, maker.folder, Path(files[-1]).stem)
-            )
+            write_text(index, grid_page(heads, rows, maker.folder, title))
 
         write()
         maker.make([picture for row in rows for picture in row.pictures], write)

@@ -14,13 +14,13 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from extensions.tools.influence.plan import Measurement, plan_measurement
-from extensions.tools.shared.keys import RunToolConfig
+from extensions.tools.shared.keys import RunToolConfig, check_place
 from extensions.tools.shared.suspects import FOLDER
 from toolkit.config.reading.field_types import OneOf, PathStr, as_list, schema_of_list
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.sections.trainer import Device
 from toolkit.errors import RunError, UserError
-from toolkit.files.writing import file_in_the_way, why_not_replaced
+from toolkit.files.writing import why_not_replaced
 from toolkit.plan.run_plan import RunPlan
 
 Levels = Annotated[
@@ -98,15 +98,10 @@ class InfluenceConfig(RunToolConfig):
             self.measurement()
         except (RunError, UserError) as error:
             yield Diagnostic(("run",), str(error))
-        file = file_in_the_way(self.output_folder().parent)
-        if file:
-            yield Diagnostic(
-                ("output",), f"'{file}' is a file. Give a path in a folder."
-            )
-        else:
-            reason = why_not_replaced(self.output_folder())
-            if reason:
-                yield Diagnostic(("output",), reason)
+        yield from check_place(self.output_folder().parent)
+        reason = why_not_replaced(self.output_folder())
+        if reason:
+            yield Diagnostic(("output",), reason)
 
     def plan(self, job: JobContext) -> RunPlan | None:
         """The plan of the measurement, with the number of its passes."""

@@ -73,13 +73,13 @@ def medians(values: Tensor, groups: Sequence[int]) -> Tensor:
     median_of_each = torch.zeros_like(values)
     group_N = torch.tensor(groups)
     for group in set(groups):
-        of_group = values[..., group_N == group]
-        median_of_each[..., group_N == group] = of_group.median(-1, keepdim=True).values
+        at_N = group_N == group
+        median_of_each[..., at_N] = values[..., at_N].median(-1, keepdim=True).values
     return median_of_each
 
 
 def deviations(values: Tensor, groups: Sequence[int]) -> Tensor:
-    """The distance [N] of each value [N] from the median of its group, in robust
+    """The distance of each value [..., N] from the median of its group, in robust
     standard deviations of the group."""
     from_median = values - medians(values, groups)
     spread = NORMAL * medians(from_median.abs(), groups)

@@ -147,10 +147,7 @@ def plan_measurement(
     files = [
         file
         for file in list_network_files(run.folder)
-        if file.kind != "best"
-        and file.step
-        and (file.path.suffix == ".safetensors")
-        and (not _is_variant(file.path))
+        if file.kind != "best" and file.step and not _is_variant(file.path)
     ]
     if not files:
         raise UserError(
@@ -173,46 +170,38 @@ def plan_measurement(
         raise UserError(
             f"{run.folder}: trained on {len(images)} images. At least {FEWEST} are needed to compare them."
         )
-    sizes = Counter(item.sample.dataset for item in images)
-    groups = []
-    for item in images:
-        index = item.sample.dataset
-        groups.append(index if sizes[index] >= FEWEST else -1)
+    datasets = [item.sample.dataset for item in images]
+    sizes = Counter(datasets)
+    groups = tuple(index if sizes[index] >= FEWEST else -1 for index in datasets)
     uses = sum(item.sample.repeats for item in trained)
-    if split:
-        held_out = tuple({item.sample.image: item for item in split.items}.values())
-    else:
-        held_out = ()
-    if reference == "validation" and not held_out:
+    held_out = split.items if split else ()
+    validation = tuple({item.sample.image: item for item in held_out}.values())
+    if reference == "validation" and not validation:
         raise UserError(
             f"{run.folder}: its job has no section 'validation'. Set reference to others."
         )
     most = epochs * uses
-    fits = len(images) + len(held_out) <= most
-    if reference == "validation" or (reference == "auto" and fits):
-        validation = held_out
-    else:
+    fits = len(images) + len(validation) <= most
+    if reference == "others" or (reference == "auto" and not fits):
         validation = ()
-    wanted = []
-    for level in levels:
-        for file in _spread(files, checkpoints):
-            wanted.append(Round(file, level))
+    chosen = _spread(files, checkpoints)
+    wanted = [Round(file, level) for level in levels for file in chosen]
     rounds = wanted[: max(1, int(most // (len(images) + len(validation))))]
+    changed = ""
     records = list_dataset_files(run.folder)
     if records:
         newest = read_object(max(records, key=lambda path: path.stat().st_mtime))
-    else:
-        newest = None
-    changed = "" if newest is None else str(compare(newest, fingerprint(scan.samples)))
+        if newest is not None:
+            changed = str(compare(newest, fingerprint(scan.samples)))
     return Measurement(
-        training, images, tuple(groups), validation, tuple(rounds), uses, changed
+        training, images, groups, validation, tuple(rounds), uses, changed
     )
 
 
 def _is_variant(path: Path) -> bool:
-    """Whether a file is a second one of its step: weights before averaging, or an
-    extracted LoRA."""
-    return path.stem.endswith(("_raw", "_lora"))
+    """Whether a file is not a LoRA, or a second one of its step: weights before
+    averaging, or an extracted LoRA."""
+    return path.suffix != ".safetensors" or path.stem.endswith(("_raw", "_lora"))
 
 
 def _spread(files: Sequence[NetworkFile], most: int) -> list[NetworkFile]:
@@ -221,12 +210,10 @@ def _spread(files: Sequence[NetworkFile], most: int) -> list[NetworkFile]:
     by_step = {file.step or 0: file for file in files}
     last = max(by_step)
     chosen = [min(by_step, key=lambda step: (abs(step - BEST_PLACE * last), step))]
+
+    def distance(step: int) -> tuple[int, int]:
+        return min(abs(step - other) for other in chosen), step
+
     while len(chosen) < min(most, len(by_step)):
-        left = [step for step in by_step if step not in chosen]
-        chosen.append(
-            max(
-                left,
-                key=lambda step: (min(abs(step - other) for other in chosen), step),
-            )
-        )
+        chosen.append(max(by_step.keys() - chosen, key=distance))
     return [by_step[step] for step in chosen]

@@ -133,12 +133,9 @@ class InfluenceProcess(BaseExtensionProcess):
             write_json(new / NUMBERS, _numbers(section, plan, results, seconds))
         for suspect in suspects:
             logger.info(f"suspect: {suspect.image}: {suspect.reason}")
-        if suspects:
-            advice = "Look at them first"
-        else:
-            advice = "Look at the first of the page all the same"
+        at_what = "them first" if suspects else "the first of the page all the same"
         logger.info(
-            f"{folder / PAGE}: {len(suspects)} of {len(results)} images are suspects. {advice}"
+            f"{folder / PAGE}: {len(suspects)} of {len(results)} images are suspects. Look at {at_what}"
         )
         logger.info(NOT_FOUND)
 
@@ -154,7 +151,7 @@ class _Bench:
         family = checked_family(training.model)
         items = [*plan.images, *plan.validation]
         model, self._dataset, device, dtype = encoded_run(
-            training, items, config.device, self._progress
+            training, items, config.device, self._status.count
         )
         self._model = model
         self._status.finish()
@@ -178,10 +175,9 @@ class _Bench:
         with self._network.inference():
             for number, round_ in enumerate(self._plan.rounds, 1):
                 if loaded != round_.file.path:
-                    self._network.load_pretrained(
-                        load_adapter_file(round_.file.path, self._layers)
-                    )
                     loaded = round_.file.path
+                    changes = load_adapter_file(loaded, self._layers)
+                    self._network.load_pretrained(changes)
                 self._model.prefetch_timesteps([round_.level])
                 what = f"round {number} of {len(self._plan.rounds)}, image"
                 sketches_ND = self._sketches(round_.level, what)
@@ -200,16 +196,15 @@ class _Bench:
         group_N = torch.tensor(self._plan.groups)
         influence_N = torch.zeros(len(images_ND))
         for group in set(self._plan.groups):
-            influence_N[group_N == group] = influence_on_others(
-                images_ND[group_N == group]
-            )
+            at_N = group_N == group
+            influence_N[at_N] = influence_on_others(images_ND[at_N])
         return influence_N
 
     def _sketches(self, level: float, what: str) -> Tensor:
         """The sketches [N, D] of the gradients of all images at a noise level."""
         rows = []
         for index, item in enumerate(self._dataset.items):
-            self._progress(what, index + 1, len(self._dataset.items))
+            self._status.count(what, index + 1, len(self._dataset.items))
             rows.append(self._gradient(index, item, level))
         self._status.finish()
         return torch.stack(rows)
@@ -218,10 +213,8 @@ class _Bench:
         """The sketch [D] of the gradient of an image's loss, unweighted, with the noise
         that all images have."""
         batch = self._loader.load(BatchSpec(0, (index,), (index,)))
-        noise_BCHW = torch.randn(
-            batch.latents_BCHW.shape,
-            generator=generator(self._config.seed, "influence"),
-        )
+        random = generator(self._config.seed, "influence")
+        noise_BCHW = torch.randn(batch.latents_BCHW.shape, generator=random)
         loss_at_level(
             self._model, self._model.predict_velocity, batch, noise_BCHW, level
         ).sum().backward()
@@ -238,9 +231,6 @@ class _Bench:
             )
         return sketch_D
 
-    def _progress(self, what: str, done: int, total: int) -> None:
-        self._status.update(f"{what} {done}/{total}")
-
 
 def ranked(
     plan: Measurement, influence_RN: Tensor, length_RN: Tensor, threshold: float
@@ -248,8 +238,8 @@ def ranked(
     """The images, the most harmful first. influence_RN, length_RN: as returned by
     `_Bench.measure`. threshold: as in `InfluenceConfig`."""
     log_length_RN = length_RN.clamp_min(torch.finfo(length_RN.dtype).tiny).log()
-    by_influence_RN = _deviations_by_round(influence_RN, plan.groups)
-    by_length_RN = _deviations_by_round(log_length_RN, plan.groups)
+    by_influence_RN = deviations(influence_RN, plan.groups)
+    by_length_RN = deviations(log_length_RN, plan.groups)
     # The mean of the rounds varies less than each round.
     far_N = deviations((by_influence_RN - by_length_RN).mean(0), plan.groups)
     relative_N = (log_length_RN - medians(log_length_RN, plan.groups)).mean(0).exp()
@@ -258,22 +248,19 @@ def ranked(
     results = []
     for place, index in enumerate(order):
         sample = plan.images[index].sample
-        by_round = [round(float(value), 4) for value in influence_RN[:, index]]
-        result = Influence(
-            sample.image,
-            sample.caption,
-            round(float(influence_RN[:, index].mean()), 4),
-            round(float(relative_N[index]), 3),
-            round(float(far_N[index]), 3),
-            tuple(by_round),
-            suspect=place < most and float(far_N[index]) <= -threshold,
+        of_image_R = influence_RN[:, index]
+        results.append(
+            Influence(
+                sample.image,
+                sample.caption,
+                round(float(of_image_R.mean()), 4),
+                round(float(relative_N[index]), 3),
+                round(float(far_N[index]), 3),
+                tuple(round(value, 4) for value in of_image_R.tolist()),
+                suspect=place < most and float(far_N[index]) <= -threshold,
+            )
         )
-        results.append(result)
     return results
-
-
-def _deviations_by_round(values_RN: Tensor, groups: Sequence[int]) -> Tensor:
-    return torch.stack([deviations(values_N, groups) for values_N in values_RN])
 
 
 def _head(config: InfluenceConfig, plan: Measurement) -> str:

@@ -1,11 +1,10 @@
-"""The checks of a dataset: one row of `CHECKS` each.
+"""The checks of a dataset: one function each, with its heading in `checks.toml`.
 
-A check is a generator of files and messages over a `Dataset`, whose images are measured
-already. No check opens a file, and none changes anything. The thresholds are keys of
-`LintConfig`.
+A check looks at one image and yields messages, or at the whole dataset and yields files
+with messages. The images of a `Dataset` are measured already: no check opens a file, and
+none changes anything. The thresholds are keys of `LintConfig`.
 
-`process` runs the checks and prints their findings. `ignored` and `preview` look up
-their names and titles.
+`process` runs the checks and prints their findings.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from math import prod, sqrt
 from typing import TYPE_CHECKING
 
 import numpy
 
+from extensions.tools.lint.config import CHECKS
 from extensions.tools.lint.dataset import SMALL_SIDE, SOFT
 from extensions.tools.lint.likeness import is_flat, most_like
 from extensions.tools.lint.text_kinds import unlike, without_names
@@ -58,46 +57,10 @@ MARGIN_BITS = 16
 """By so many bits one control image must resemble its image more than the next one
 does, to tell which slot shows the image."""
 
-
-Found = Iterator[tuple[str, str]]
+Found = Iterable[tuple[str, str]]
 """File and message of each finding."""
 
-Function = Callable[["Dataset", "LintConfig"], Found]
-
-
-# ------------------------------------------------------------ files and pairs
-
-
-def unusable(data: Dataset, config: LintConfig) -> Found:
-    """Files and folders that the scan refuses: a training would not start with them.
-    The messages are those of the training."""
-    for mistake in data.mistakes:
-        yield mistake.place, mistake.message
-
-
-def unused(data: Dataset, config: LintConfig) -> Found:
-    """Files in the folders that no image, caption, control image or mask is read
-    from, with the reason that the scan gives."""
-    yield from data.unused
-
-
-def unpaired(data: Dataset, config: LintConfig) -> Found:
-    """Control images and masks whose image is missing. An image without its control
-    image is a mistake, which `unusable` reports."""
-    yield from data.unpaired
-
-
-def repeats(data: Dataset, config: LintConfig) -> Found:
-    """Folders whose leading number is read as repeats and is probably a date, a size,
-    or a count (`toolkit.data.scan.repeats`)."""
-    yield from data.questions
-
-
-def mask(data: Dataset, config: LintConfig) -> Found:
-    """Masks that are probably not meant as they are read: black or dark throughout, or
-    of several colours (`toolkit.data.scan.masks.mask_fault`). White is trained fully,
-    black not at all."""
-    yield from data.mask_faults
+# ------------------------------------------------------------ pairs
 
 
 def pair_order(data: Dataset, config: LintConfig) -> Found:
@@ -113,52 +76,42 @@ def pair_order(data: Dataset, config: LintConfig) -> Found:
         targets = _bits([item.look.bits for item in items])
         references = _bits([item.references[slot].bits for item in items])
         to_own = _different(targets, references)
-        for start, distances in _all_distances(targets, references):
-            for row, line in enumerate(distances):
-                here = start + row
-                nearest = int(line.argmin())
-                far = int(to_own[here])
-                near = int(line[nearest])
-                its = int(to_own[nearest])
-                # Where the other reference fits its own image, the two images only
-                # resemble each other.
-                if (
-                    far > UNLIKE_BITS
-                    and 2 * near < far
-                    and its > max(UNLIKE_BITS, 2 * near)
-                ):
-                    shown = f"shows what {items[nearest].references[slot].path} shows, and not its own control image"
-                    yield (
-                        items[here].sample.image,
-                        f"{shown} {items[here].references[slot].path}",
-                    )
+        for index, item in enumerate(items):
+            distances = _different(targets[index], references)
+            nearest = int(distances.argmin())
+            far = int(to_own[index])
+            near = int(distances[nearest])
+            if (
+                far > UNLIKE_BITS
+                and 2 * near < far
+                and int(to_own[nearest]) > max(UNLIKE_BITS, 2 * near)
+            ):
+                other = items[nearest].references[slot].path
+                own = item.references[slot].path
+                yield (
+                    item.image,
+                    f"shows what {other} shows, and not its own control image {own}",
+                )
     yield from _slots(data)
 
 
 def _slots(data: Dataset) -> Found:
     """Control images whose order differs from the order of most pairs, by the slot that
     resembles the image."""
-    near: dict[str, tuple[int, bool]] = {}
+    near = {}
     for item in data.items:
         if len(item.references) > 1:
-            bits_of_image = _bits([item.look.bits])
-            distances = [
-                int(_different(bits_of_image, _bits([reference.bits]))[0])
-                for reference in item.references
-            ]
+            references = _bits([reference.bits for reference in item.references])
+            distances = _different(_bits([item.look.bits]), references).tolist()
             first, second = sorted(distances)[:2]
-            near[item.sample.image] = (
-                distances.index(first),
-                second - first >= MARGIN_BITS,
-            )
-    counts = Counter(slot for slot, is_clear in near.values() if is_clear)
-    if not counts:
-        return
-    usual, count = counts.most_common(1)[0]
+            if second - first >= MARGIN_BITS:
+                near[item.image] = distances.index(first)
+    counts = Counter(near.values())
+    [(usual, count)] = counts.most_common(1) or [(0, 0)]
     if count >= 4 and count >= 0.8 * counts.total():
-        for image, (slot, is_clear) in near.items():
-            if is_clear and slot != usual:
-                others = f"{count} of {counts.total()} images number {usual + 1}"
+        others = f"{count} of {counts.total()} images number {usual + 1}"
+        for image, slot in near.items():
+            if slot != usual:
                 yield (
                     image,
                     f"resembles its control image {slot + 1}, and {others}: are they exchanged?",
@@ -168,50 +121,43 @@ def _slots(data: Dataset) -> Found:
 def pair_shape(data: Dataset, config: LintConfig) -> Found:
     """Looks only at slots whose control images have the shape of their image in most
     pairs: in others a different shape may be intended."""
-    slots = max((len(item.references) for item in data.items), default=0)
-    for slot in range(slots):
-        pairs = [
-            (item, item.references[slot])
-            for item in data.items
-            if len(item.references) > slot
-        ]
-        unlike = []
-        for item, reference in pairs:
-            ratio = reference.aspect * item.sample.size.height / item.sample.size.width
-            if max(ratio, 1 / ratio) > 1 + SAME_SHAPE:
-                unlike.append((item, reference, max(ratio, 1 / ratio)))
-        if len(pairs) - len(unlike) >= max(3, 0.7 * len(pairs)):
-            for item, reference, ratio in unlike:
+    by_slot: dict[int, list[float]] = defaultdict(list)
+    unlike = []
+    for item in data.items:
+        width, height = item.sample.size
+        for slot, reference in enumerate(item.references):
+            ratio = reference.aspect * height / width
+            ratio = max(ratio, 1 / ratio)
+            by_slot[slot].append(ratio)
+            if ratio > 1 + SAME_SHAPE:
                 what = f"its control image {reference.path} has another shape, by {ratio - 1:.0%}"
-                yield item.sample.image, f"{what}: edited areas do not line up"
+                unlike.append((slot, item.image, what))
+    for slot, ratios in by_slot.items():
+        alike = sum(ratio <= 1 + SAME_SHAPE for ratio in ratios)
+        if alike >= max(3, 0.7 * len(ratios)):
+            for at, image, what in unlike:
+                if at == slot:
+                    yield image, f"{what}: edited areas do not line up"
 
 
-def pair_shift(data: Dataset, config: LintConfig) -> Found:
+def pair_shift(item: Item, data: Dataset, config: LintConfig) -> Iterator[str]:
     """Pairs whose control image is displaced, turned or scaled against the image by
     more than `most_drift` pixels at a corner. Only pairs whose alignment was
     measured can be found."""
-    for item in data.items:
-        for reference in item.references:
-            alignment = reference.alignment
-            if alignment and alignment.is_off(config.most_drift):
-                what = f"is off its control image {reference.path} by up to {alignment.drift:.1f} pixels"
-                yield (
-                    item.sample.image,
-                    f"{what} ({alignment}): the model learns to move what it edits",
-                )
+    for reference in item.references:
+        alignment = reference.alignment
+        if alignment and alignment.is_off(config.most_drift):
+            what = f"is off its control image {reference.path} by up to {alignment.drift:.1f} pixels"
+            yield f"{what} ({alignment}): the model learns to move what it edits"
 
 
-def same_as_reference(data: Dataset, config: LintConfig) -> Found:
+def same_as_reference(item: Item, data: Dataset, config: LintConfig) -> Iterator[str]:
     """Images that differ from their control image by at most
     `reference_difference`."""
-    for item in data.items:
-        for reference in item.references:
-            if reference.difference <= config.reference_difference:
-                outcome = "this pair teaches the model to leave images unchanged"
-                yield (
-                    item.sample.image,
-                    f"is identical to its control image {reference.path}: {outcome}",
-                )
+    for reference in item.references:
+        if reference.difference <= config.reference_difference:
+            what = f"is identical to its control image {reference.path}"
+            yield f"{what}: this pair teaches the model to leave images unchanged"
 
 
 # ------------------------------------------------------------ the same image twice
@@ -222,51 +168,43 @@ def duplicate(data: Dataset, config: LintConfig) -> Found:
     at a likeness of `least_likeness` or more. Trained and held-out images are
     compared among themselves; `leak` compares one with the other."""
     for held_out in (False, True):
-        of_split = [item for item in data.items if item.held_out == held_out]
-        items = _distinct_files(of_split)
-        pictures = _pictures(items)
+        items, pictures = _distinct(data, held_out)
         matches = most_like(pictures, pictures, config.least_likeness, earlier=True)
         for here, other, orientation in matches:
-            yield items[here].sample.image, _alike(items[other], orientation)
+            yield items[here].image, _alike(items[other], orientation)
 
 
 def leak(data: Dataset, config: LintConfig) -> Found:
     """Held-out images that show the same as a trained one: their loss says nothing
     about new images."""
-    yield from data.split_folders
-    trained = _distinct_files(item for item in data.items if not item.held_out)
-    held_out = _distinct_files(item for item in data.items if item.held_out)
+    yield from data.scan.held_out
+    trained, known = _distinct(data, held_out=False)
+    held_out, pictures = _distinct(data, held_out=True)
     if trained and held_out:
-        matches = most_like(
-            _pictures(held_out),
-            _pictures(trained),
-            config.least_likeness,
-            earlier=False,
-        )
+        matches = most_like(pictures, known, config.least_likeness, earlier=False)
         for here, other, orientation in matches:
-            message = f"is in the validation, but trained on: {_alike(trained[other], orientation)}"
-            yield held_out[here].sample.image, message
+            like = _alike(trained[other], orientation)
+            yield (
+                held_out[here].image,
+                f"is in the validation, but trained on: {like}",
+            )
 
 
-def _distinct_files(items: Iterable[Item]) -> list[Item]:
-    """Each file once, however often and by whatever path it is used. Images of one
-    colour are left out, because they are all alike."""
+def _distinct(data: Dataset, held_out: bool) -> tuple[list[Item], numpy.ndarray]:
+    """Each file once, however often and by whatever path it is used, and the small
+    images. Images of one colour are left out, because they are all alike."""
     by_path = {
-        os.path.realpath(item.sample.image): item
-        for item in items
-        if not is_flat(item.look.small)
+        os.path.realpath(item.image): item
+        for item in data.items
+        if item.held_out == held_out and not is_flat(item.look.small)
     }
-    return list(by_path.values())
-
-
-def _pictures(items: Sequence[Item]) -> numpy.ndarray:
-    return numpy.array([item.look.small for item in items]).reshape(
-        -1, SMALL_SIDE, SMALL_SIDE, 3
-    )
+    items = list(by_path.values())
+    small = numpy.array([item.look.small for item in items])
+    return items, small.reshape(-1, SMALL_SIDE, SMALL_SIDE, 3)
 
 
 def _alike(other: Item, orientation: str) -> str:
-    return f"shows what {other.sample.image} shows{orientation and f', {orientation}'}"
+    return f"shows what {other.image} shows{orientation and f', {orientation}'}"
 
 
 def _bits(hashes: Sequence[tuple[int, int]]) -> numpy.ndarray:
@@ -277,84 +215,60 @@ def _bits(hashes: Sequence[tuple[int, int]]) -> numpy.ndarray:
 def _different(a: numpy.ndarray, b: numpy.ndarray) -> numpy.ndarray:
     """How many of the 128 bits differ, as uint8, along the last axis. The number is 64
     at most: an image and its negative differ in 0."""
-    rows = numpy.bitwise_count(a[..., 0] ^ b[..., 0])
-    columns = numpy.bitwise_count(a[..., 1] ^ b[..., 1])
-    differing: numpy.ndarray = numpy.minimum(rows + columns, 128 - rows - columns)
-    return differing
-
-
-def _all_distances(
-    a: numpy.ndarray, b: numpy.ndarray, at_once: int = 64
-) -> Iterator[tuple[int, numpy.ndarray]]:
-    """The distances of each of `a` to all of `b`, some rows at a time, with the index
-    of the first row."""
-    for start in range(0, len(a), at_once):
-        yield start, _different(a[start : start + at_once, None], b[None])
+    differing = numpy.bitwise_count(a ^ b).sum(-1, dtype=numpy.uint8)
+    least: numpy.ndarray = numpy.minimum(differing, 128 - differing)
+    return least
 
 
 # ------------------------------------------------------------ pixels
 
 
-def blurred(data: Dataset, config: LintConfig) -> Found:
+def blurred(item: Item, data: Dataset, config: LintConfig) -> Iterator[str]:
     """Images whose sharpness is below `least_sharpness` and whose finest detail is
     soft, or whose finest detail is below `least_detail`. Images that look enlarged
     are left to `enlarged`."""
-    for item in data.items:
-        look = item.look
-        is_soft = look.sharpness < config.least_sharpness and look.detail < SOFT
-        if not look.resampled and (is_soft or look.detail < config.least_detail):
-            what = f"sharpness {look.sharpness:.3g}, and {look.detail:.2f} of the finest detail"
-            yield (
-                item.sample.image,
-                f"is blurred: {what}; usual are more than {config.least_sharpness:g} and 0.7",
-            )
+    look = item.look
+    is_soft = look.sharpness < config.least_sharpness and look.detail < SOFT
+    if not look.resampled and (is_soft or look.detail < config.least_detail):
+        what = f"sharpness {look.sharpness:.3g}, and {look.detail:.2f} of the finest detail"
+        yield f"is blurred: {what}; usual are more than {config.least_sharpness:g} and 0.7"
 
 
-def enlarged(data: Dataset, config: LintConfig) -> Found:
+def enlarged(item: Item, data: Dataset, config: LintConfig) -> Iterator[str]:
     """Images with the periodic traces of resampling. Nothing is reported where
     `least_detail` is 0."""
-    for item in data.items:
-        if item.look.resampled and config.least_detail:
-            yield (
-                item.sample.image,
-                f"looks enlarged: {item.look.detail:.2f} of the finest detail; usual are 0.7 to 1.4",
-            )
+    if item.look.resampled and config.least_detail:
+        yield f"looks enlarged: {item.look.detail:.2f} of the finest detail; usual are 0.7 to 1.4"
 
 
-def tiny(data: Dataset, config: LintConfig) -> Found:
+def tiny(item: Item, data: Dataset, config: LintConfig) -> Iterator[str]:
     """Images whose side (the root of their area) is less than `least_size` of the
     side of their resolution."""
-    for item in data.items:
-        size = item.sample.size
-        wanted = sqrt(area_of(item.resolution))
-        share = sqrt(prod(size)) / wanted
-        if share < config.least_size:
-            what = f"{size.width} x {size.height}, {share:.0%} of the resolution {wanted:.0f}"
-            if isinstance(item.resolution, int):
-                outcome = "is not enlarged"
-            else:
-                outcome = "is enlarged to it"
-            yield item.sample.image, f"is small: {what}, and {outcome}"
+    wanted = sqrt(area_of(item.resolution))
+    share = sqrt(prod(item.sample.size)) / wanted
+    if share < config.least_size:
+        is_fixed = not isinstance(item.resolution, int)
+        outcome = "is enlarged to it" if is_fixed else "is not enlarged"
+        yield f"is small: {_by(item.sample.size)}, {share:.0%} of the resolution {wanted:.0f}, and {outcome}"
 
 
-def aspect(data: Dataset, config: LintConfig) -> Found:
+def aspect(item: Item, data: Dataset, config: LintConfig) -> Iterator[str]:
     """Images that lose more than `most_cut` of their area to their bucket, with the
     next resolution at which they lose half as much, and images that are more than
     `most_aspect` times as long as wide."""
-    for item in data.items:
-        size = item.sample.size
-        crop = item.crops[0]
-        cut = 1 - prod(crop.bucket) / prod(crop.scaled)
-        ratio = max(size) / min(size)
-        if cut > config.most_cut:
-            bucket = f"{crop.bucket.width} x {crop.bucket.height}"
-            what = f"loses {cut:.0%}: it is {size.width} x {size.height}, its bucket {bucket}"
-            yield item.sample.image, what + _finer(item, data.multiple, cut)
-        elif ratio > config.most_aspect:
-            yield (
-                item.sample.image,
-                f"is {ratio:.1f} times as long as wide: {size.width} x {size.height}",
-            )
+    size = item.sample.size
+    crop = item.crops[0]
+    cut = 1 - prod(crop.bucket) / prod(crop.scaled)
+    ratio = max(size) / min(size)
+    if cut > config.most_cut:
+        what = f"loses {cut:.0%}: it is {_by(size)}, its bucket {_by(crop.bucket)}"
+        yield what + _finer(item, data.multiple, cut)
+    elif ratio > config.most_aspect:
+        yield f"is {ratio:.1f} times as long as wide: {_by(size)}"
+
+
+def _by(size: tuple[int, int]) -> str:
+    return "{} x {}".format(*size)
 
 
 def _finer(item: Item, multiple: int, cut: float) -> str:
@@ -369,20 +283,17 @@ def _finer(item: Item, multiple: int, cut: float) -> str:
     return ""
 
 
-def transparent(data: Dataset, config: LintConfig) -> Found:
+def transparent(item: Item, data: Dataset, config: LintConfig) -> Iterator[str]:
     """Images with transparent pixels, which are trained on `background`, or on
     white. Left out: transparency that is the mask, and layers that keep it."""
-    for item in data.items:
-        sample = item.sample
-        share = item.look.transparent
-        is_its_mask = sample.mask is not None and sample.mask.alpha
-        is_trained = data.keeps_alpha and not sample.background
-        if share and not is_its_mask and not is_trained:
-            colour = sample.background or "white"
-            yield (
-                sample.image,
-                f"is transparent at {share:.1%} of its pixels, which are trained as {colour}",
-            )
+    sample = item.sample
+    is_its_mask = sample.mask is not None and sample.mask.alpha
+    is_trained = data.keeps_alpha and not sample.background
+    if item.look.transparent and not is_its_mask and not is_trained:
+        yield (
+            f"is transparent at {item.look.transparent:.1%} of its pixels, "
+            f"which are trained as {sample.background or 'white'}"
+        )
 
 
 def mode(data: Dataset, config: LintConfig) -> Found:
@@ -392,42 +303,38 @@ def mode(data: Dataset, config: LintConfig) -> Found:
         name = MODES.get(item.look.mode)
         if name:
             yield (
-                item.sample.image,
+                item.image,
                 f"is {name}. Training converts it to 8-bit sRGB; look at the result",
             )
-        yield from ((item.sample.image, note) for note in item.look.notes)
-    for image in data.converted:
+        yield from ((item.image, note) for note in item.look.notes)
+    for image in data.scan.converted:
         if image.is_hdr:
             outcome = "Training converts it to 8-bit sRGB and clips light above white; look at the result"
             yield image.path, f"is {image.colours}. {outcome}"
         elif image.colours in TELEVISION:
-            outcome = (
-                "Training makes it brighter, as its curve asks for; look at the result"
-            )
+            marked = f"is {image.colours} by its header, as some programs mark sRGB too"
             yield (
                 image.path,
-                f"is {image.colours} by its header, as some programs mark sRGB too. {outcome}",
+                f"{marked}. Training makes it brighter, as its curve asks for; look at the result",
             )
 
 
 # ------------------------------------------------------------ captions
 
 
-def no_caption(data: Dataset, config: LintConfig) -> Found:
+def no_caption(item: Item, data: Dataset, config: LintConfig) -> Iterator[str]:
     """Images whose caption is empty, or is only the trigger word. Regularisation
     images are left out."""
-    for item in data.items:
-        text = item.sample.caption if item.written is None else item.written
-        without = text.replace(item.sample.rules.trigger or data.trigger, "")
-        for placeholder in PLACEHOLDERS:
-            without = without.replace(placeholder, "")
-        if not item.is_reg and not without.strip(" .,;:"):
-            if os.path.isdir(config.path):
-                of_job = "the trigger word of the job alone"
-            else:
-                of_job = "an empty prompt"
-            prompt = f"{item.sample.caption!r} alone" if item.sample.caption else of_job
-            yield item.sample.image, f"has no caption: it trains with {prompt}"
+    caption = item.sample.caption
+    rest = caption if item.written is None else item.written
+    for word in (item.sample.rules.trigger or data.trigger, *PLACEHOLDERS):
+        rest = rest.replace(word, "")
+    if not item.is_reg and not rest.strip(" .,;:"):
+        of_job = "an empty prompt"
+        if os.path.isdir(config.path):
+            of_job = "the trigger word of the job alone"
+        prompt = f"{caption!r} alone" if caption else of_job
+        yield f"has no caption: it trains with {prompt}"
 
 
 def trigger(data: Dataset, config: LintConfig) -> Found:
@@ -439,9 +346,9 @@ def trigger(data: Dataset, config: LintConfig) -> Found:
         return
     for item in data.items:
         word = item.sample.rules.trigger or data.trigger
-        for text in _texts(item):
+        for text in item.texts:
             for message in _of_trigger(item, word, text):
-                yield (item.sample.image, message)
+                yield item.image, message
 
 
 def _of_trigger(item: Item, word: str, text: str) -> Iterator[str]:
@@ -462,18 +369,10 @@ def _of_trigger(item: Item, word: str, text: str) -> Iterator[str]:
         yield f"has {word!r} in other letters, and once more in front: {_short(text)}"
 
 
-def _texts(item: Item) -> tuple[str, ...]:
-    """The captions as they are written, or as they are trained where only those are
-    known."""
-    if item.written is None:
-        return item.sample.texts
-    return (item.written,)
-
-
 def _usual_word(data: Dataset) -> Found:
     """Captions without the word that nearly all others begin with: a trigger word that
     was written by hand."""
-    items = [item for item in data.items if item.sample.caption and not item.is_reg]
+    items = (item for item in data.items if item.sample.caption and not item.is_reg)
     captions = _captions(items)
     word, count = usual_word([text for _, text in captions])
     for image, text in captions:
@@ -489,9 +388,8 @@ def same_caption(data: Dataset, config: LintConfig) -> Found:
     left out, because one instruction for all of them is common."""
     by_folder: dict[str, list[str]] = defaultdict(list)
     for item in data.items:
-        if item.references or item.held_out:
-            continue  # one instruction for all pairs is common
-        if item.sample.caption not in ("", item.sample.rules.trigger):
+        is_alone = not (item.references or item.held_out)
+        if is_alone and item.sample.caption not in ("", item.sample.rules.trigger):
             by_folder[item.sample.folder] += item.sample.texts
     for folder, captions in by_folder.items():
         if len(captions) > 2 and len(set(captions)) == 1:
@@ -501,48 +399,32 @@ def same_caption(data: Dataset, config: LintConfig) -> Found:
             )
 
 
-def garbled(data: Dataset, config: LintConfig) -> Found:
+def garbled(item: Item, data: Dataset, config: LintConfig) -> Iterator[str]:
     """Captions with traces of another encoding, with hardly any letters, or with a
     misspelt placeholder such as `[triger]`."""
-    for item in data.items:
-        image = item.sample.image
-        for text in _texts(item):
-            letters = sum(map(str.isalnum, text))
-            match = _GARBLED.search(text)
-            if match:
-                yield (
-                    image,
-                    f"its caption has {match[0]!r}, which looks like another encoding: {_short(text)}",
-                )
-            elif 2 * letters < len("".join(text.split())):
-                yield image, f"its caption has hardly any letters: {_short(text)}"
-            for placeholder in nearly_placeholders(text):
-                yield (
-                    image,
-                    f"its caption has {placeholder!r}, which nothing replaces: {_short(text)}",
-                )
+    for text in item.texts:
+        match = _GARBLED.search(text)
+        if match:
+            yield f"its caption has {match[0]!r}, which looks like another encoding: {_short(text)}"
+        elif 2 * sum(map(str.isalnum, text)) < len("".join(text.split())):
+            yield f"its caption has hardly any letters: {_short(text)}"
+        for placeholder in nearly_placeholders(text):
+            yield f"its caption has {placeholder!r}, which nothing replaces: {_short(text)}"
 
 
-def syntax(data: Dataset, config: LintConfig) -> Found:
+def syntax(item: Item, data: Dataset, config: LintConfig) -> Iterator[str]:
     """Captions with the syntax of another program, such as weights in brackets or
     `<lora:...>`, which the model would learn as text."""
-    for item in data.items:
-        for text in _texts(item):
-            for line in lines_of(text):
-                yield (item.sample.image, f"its caption has {line}")
+    for text in item.texts:
+        yield from (f"its caption has {line}" for line in lines_of(text))
 
 
-def several_lines(data: Dataset, config: LintConfig) -> Found:
+def several_lines(item: Item, data: Dataset, config: LintConfig) -> Iterator[str]:
     """Captions of several lines, which are trained as one text. `captions:
     lines` takes one line per use."""
-    for item in data.items:
-        lines = item.sample.caption.count("\n")
-        if lines:
-            shown = _short(item.sample.caption)
-            yield (
-                item.sample.image,
-                f"has a caption of {lines + 1} lines, which are trained as one: {shown}",
-            )
+    lines = item.sample.caption.count("\n") + 1
+    if lines > 1:
+        yield f"has a caption of {lines} lines, which are trained as one: {_short(item.sample.caption)}"
 
 
 _GARBLED = re.compile(
@@ -552,24 +434,17 @@ _GARBLED = re.compile(
 )
 
 
-def long_caption(data: Dataset, config: LintConfig) -> Found:
+def long_caption(item: Item, data: Dataset, config: LintConfig) -> Iterator[str]:
     """Captions that the text encoder would cut off. Where the model is not on the
     disk, the number of tokens is estimated and compared with `most_tokens`."""
-    for item in data.items:
-        for text in item.sample.texts:
-            if data.prompt_error:
-                message = data.prompt_error(
-                    item.sample._replace(caption=text), item.crops[0]
-                )
-                if message:
-                    yield item.sample.image, f"its caption has {message}"
-            else:
-                count = _tokens(text)
-                if count > config.most_tokens:
-                    yield (
-                        item.sample.image,
-                        f"its caption has about {count} tokens, more than {config.most_tokens}",
-                    )
+    for text in item.sample.texts:
+        if data.prompt_error:
+            sample = item.sample._replace(caption=text)
+            message = data.prompt_error(sample, item.crops[0])
+            if message:
+                yield f"its caption has {message}"
+        elif _tokens(text) > config.most_tokens:
+            yield f"its caption has about {_tokens(text)} tokens, more than {config.most_tokens}"
 
 
 def _tokens(text: str) -> int:
@@ -587,8 +462,8 @@ def prompts(data: Dataset, config: LintConfig) -> Found:
     """Sample prompts that differ from the captions in kind, such as lists of tags and
     sentences, or in length. One finding for the whole dataset."""
     items = [item for item in data.items if not (item.is_reg or item.held_out)]
-    triggers = [item.sample.rules.trigger or "" for item in items]
-    names = list(dict.fromkeys([data.trigger, *triggers]))
+    triggers = (item.sample.rules.trigger or "" for item in items)
+    names = list(dict.fromkeys((data.trigger, *triggers)))
     captions = [without_names(text, names) for _, text in _captions(items)]
     asked = [without_names(prompt, names) for prompt in data.prompts]
     for message in unlike(captions, asked):
@@ -597,181 +472,77 @@ def prompts(data: Dataset, config: LintConfig) -> Found:
 
 def _captions(items: Iterable[Item]) -> list[tuple[str, str]]:
     """Image and caption, each once."""
-    captions: dict[tuple[str, str], None] = {}
-    for item in items:
-        for text in item.sample.texts:
-            captions[item.sample.image, text] = None
-    return list(captions)
+    pairs = ((item.image, text) for item in items for text in item.sample.texts)
+    return list(dict.fromkeys(pairs))
 
 
-def suspect(data: Dataset, config: LintConfig) -> Found:
+def suspect(item: Item, data: Dataset, config: LintConfig) -> Iterator[str]:
     """Images that act against the others, by the reports of `run.py influence` that
     the configuration names or finds next to the run."""
-    for item in data.items:
-        why = data.suspects.get(os.path.realpath(item.sample.image))
-        if why:
-            yield (
-                item.sample.image,
-                f"acts against the other images of a training: {why}",
-            )
+    why = data.suspects.get(os.path.realpath(item.image))
+    if why:
+        yield f"acts against the other images of a training: {why}"
 
 
 def regularisation(data: Dataset, config: LintConfig) -> Found:
     """Folders that are named as regularisation images (such as `reg`) and are
     trained without `is_reg`."""
-    trained = [item for item in data.items if not (item.is_reg or item.held_out)]
+    trained = (item for item in data.items if not (item.is_reg or item.held_out))
     for folder in dict.fromkeys(item.sample.folder for item in trained):
         if named_as_regularisation(folder):
             yield folder, REGULARISATION
-
-
-def from_base(data: Dataset, config: LintConfig) -> Found:
-    """Faults in the prompts of `datasets[].from_base`, from which the base model
-    draws regularisation images."""
-    yield from data.prompt_faults
 
 
 def _short(text: str, longest: int = 60) -> str:
     return repr(text if len(text) <= longest else f"{text[:longest]}...")
 
 
-# ------------------------------------------------------------ the table
+# ------------------------------------------------------------ all of them
 
-
-@dataclass(frozen=True)
-class Check:
-    """A check: its function, the heading of its findings, and what to do about them.
-
-    >>> CHECKS["blurred"].title, CHECKS["blurred"].remedy
-    ('blurred images', 'Take a sharper one.')
-    """
-
-    function: Function
-    title: str
-    remedy: str
-
-
-CHECKS: dict[str, Check] = {
-    "unusable": Check(unusable, "files that a training refuses", "Fix or remove them."),
-    "unused": Check(
-        unused,
-        "files that are not used",
-        "Give them the names and the format that are read.",
-    ),
-    "unpaired": Check(
-        unpaired,
-        "control images and masks without an image",
-        "Give them the name of their image.",
-    ),
-    "repeats": Check(
-        repeats, "folders whose numbers are probably no repeats", "Say what they are."
-    ),
-    "mask": Check(
-        mask, "masks that are probably not meant as they are read", "Correct them."
-    ),
-    "pair_order": Check(
-        pair_order, "control images that belong to another image", "Rename them."
-    ),
-    "pair_shape": Check(
-        pair_shape,
-        "control images of another shape than their image",
-        "Crop both alike.",
-    ),
-    "pair_shift": Check(
-        pair_shift, "pairs that do not lie on each other", "Align them (run.py align)."
-    ),
-    "same_as_reference": Check(
-        same_as_reference, "images equal to their control image", "Remove the pair."
-    ),
-    "duplicate": Check(
-        duplicate,
-        "duplicate images",
-        "Keep the better one, or use its folder's repeats.",
-    ),
-    "leak": Check(
-        leak,
-        "images of a validation or test that are trained on",
-        "Keep them from the training.",
-    ),
-    "blurred": Check(blurred, "blurred images", "Take a sharper one."),
-    "enlarged": Check(
-        enlarged,
-        "images enlarged from smaller ones",
-        "Take the original, at a lower resolution.",
-    ),
-    "tiny": Check(
-        tiny,
-        "images much smaller than the resolution",
-        "Lower the resolution, or remove them.",
-    ),
-    "aspect": Check(
-        aspect,
-        "shapes that are cut off, or very long",
-        "Crop them, or take a resolution that is named.",
-    ),
-    "transparent": Check(
-        transparent, "transparent images", "Give datasets[].background, or alpha_mask."
-    ),
-    "mode": Check(mode, "unusual kinds of pixels", "Save them as 8-bit RGB."),
-    "no_caption": Check(
-        no_caption, "images without a caption", "Write one (run.py caption does)."
-    ),
-    "trigger": Check(
-        trigger,
-        "captions without the trigger word",
-        "Write the word as the job has it.",
-    ),
-    "garbled": Check(
-        garbled,
-        "captions with garbled text",
-        "Save them as UTF-8, and write [trigger].",
-    ),
-    "syntax": Check(
-        syntax, "captions with the syntax of other programs", "Write what is meant."
-    ),
-    "several_lines": Check(
-        several_lines,
-        "captions of several lines",
-        "For one of them per use, 'captions: lines'.",
-    ),
-    "same_caption": Check(
-        same_caption, "folders with one caption for all", "Say what differs."
-    ),
-    "long_caption": Check(
-        long_caption, "captions over the model's limit", "Shorten them."
-    ),
-    "prompts": Check(
-        prompts,
-        "sample prompts unlike the captions",
-        "Word both as you will ask for images.",
-    ),
-    "regularisation": Check(
-        regularisation,
-        "folders named as regularisation images",
-        "Give them is_reg: true.",
-    ),
-    "from_base": Check(
-        from_base, "prompts of images that the base model makes", "Write what is meant."
-    ),
-    "suspect": Check(
-        suspect,
-        "images that 'influence' suspects",
-        "Look at image and caption; correct or remove it.",
-    ),
+_OF_DATASETS: dict[str, Callable[[Dataset, LintConfig], Found]] = {
+    "unusable": lambda data, _: ((one.place, one.message) for one in data.mistakes),
+    "unused": lambda data, _: data.scan.unused,
+    "unpaired": lambda data, _: data.scan.unpaired,
+    "repeats": lambda data, _: data.scan.questions,
+    "mask": lambda data, _: data.scan.mask_faults,
+    "from_base": lambda data, _: data.scan.prompt_faults,
+} | {
+    check.__name__: check
+    for check in (
+        *(pair_order, pair_shape, duplicate, leak, mode),
+        *(trigger, same_caption, prompts, regularisation),
+    )
 }
-"""Name -> the check, in the order of the report."""
+_OF_IMAGES: dict[str, Callable[[Item, Dataset, LintConfig], Iterator[str]]] = {
+    check.__name__: check
+    for check in (
+        *(pair_shift, same_as_reference, blurred, enlarged, tiny, aspect, transparent),
+        *(no_caption, garbled, syntax, several_lines, long_caption, suspect),
+    )
+}
 
 
 def run_checks(data: Dataset, config: LintConfig) -> Iterator[Diagnostic]:
-    """All findings, each once, in the order of the table.
+    """All findings, each once, in the order of `checks.toml`.
 
     A finding is a warning with the file as its place and the name of the check. Checks
     named in `skip` are left out. Nothing is raised: damaged files are findings as well.
     """
-    for name, check in CHECKS.items():
+    for name in CHECKS:
         if name not in config.skip:
-            for file, message in dict.fromkeys(check.function(data, config)):
+            for file, message in dict.fromkeys(_found(name, data, config)):
                 yield Diagnostic((file,), message, "warning", name)
+
+
+def _found(name: str, data: Dataset, config: LintConfig) -> Found:
+    if name in _OF_DATASETS:
+        return _OF_DATASETS[name](data, config)
+    check = _OF_IMAGES[name]
+    return (
+        (item.image, message)
+        for item in data.items
+        for message in check(item, data, config)
+    )
 
 
 def names_of(findings: Sequence[Diagnostic]) -> str:

@@ -7,16 +7,19 @@ section in (`toolkit/config/reading`). Imports no torch.
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from extensions.tools.shared.html_page import is_page
 from extensions.tools.shared.keys import check_folder, check_page
 from toolkit.config.reading.field_types import (
+    PathOrList,
     PathStr,
+    StrOrList,
     as_list,
     near_path,
     schema_of_list,
@@ -27,32 +30,31 @@ from toolkit.config.reading.tool import ToolConfig
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.writing import find_config
 
-CHECK_NAMES = (
-    *("unusable", "unused", "unpaired", "repeats", "mask"),
-    *("pair_order", "pair_shape", "pair_shift", "same_as_reference"),
-    *("duplicate", "leak"),
-    *("blurred", "enlarged", "tiny", "aspect", "transparent", "mode"),
-    *(
-        "no_caption",
-        "trigger",
-        "garbled",
-        "syntax",
-        "several_lines",
-        "same_caption",
-        "long_caption",
-        "prompts",
-    ),
-    *("regularisation", "from_base", "suspect"),
-)
-"""All checks; `checks.CHECKS` describes them."""
+
+class Check(NamedTuple):
+    """The heading of a check's findings, and what to do about them.
+
+    >>> CHECKS["blurred"]
+    Check(title='blurred images', remedy='Take a sharper one.')
+    """
+
+    title: str
+    remedy: str
+
+
+CHECKS = {
+    name: Check(**row)
+    for name, row in tomllib.loads(
+        Path(__file__).with_name("checks.toml").read_text(encoding="utf-8")
+    ).items()
+}
+"""Name -> the check, in the order of the report; `checks` has the functions."""
 
 
 def _known(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
-        if name not in CHECK_NAMES:
-            raise value_error(
-                f"{name!r} is not a check. {did_you_mean(name, CHECK_NAMES)}"
-            )
+        if name not in CHECKS:
+            raise value_error(f"{name!r} is not a check. {did_you_mean(name, CHECKS)}")
     return names
 
 
@@ -60,20 +62,12 @@ Checks = Annotated[
     tuple[str, ...],
     BeforeValidator(as_list),
     AfterValidator(_known),
-    schema_of_list({"type": "string", "enum": list(CHECK_NAMES)}),
+    schema_of_list({"type": "string", "enum": list(CHECKS)}),
 ]
-Paths = Annotated[
-    tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})
-]
-
-OF_A_FOLDER = (
-    "control_path",
-    "control_suffix",
-    "image_suffix",
-    "resolution",
-    "trigger_word",
-    "default_caption",
-)
+OF_A_FOLDER = {
+    *("control_path", "control_suffix", "image_suffix"),
+    *("resolution", "trigger_word", "default_caption"),
+}
 """Keys that a job has itself."""
 
 
@@ -90,12 +84,10 @@ class LintConfig(ToolConfig):
     """A job, of which every dataset is checked as it would be trained, or a folder of
     images."""
 
-    control_path: Paths = ()
+    control_path: PathOrList = ()
     """For a folder: the folders of its control images."""
 
-    control_suffix: Annotated[
-        tuple[str, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})
-    ] = ()
+    control_suffix: StrOrList = ()
     """For a folder: the suffixes of its control images, as
     `datasets[].control_suffix`."""
 
@@ -112,7 +104,7 @@ class LintConfig(ToolConfig):
     """For a folder: the caption of images that have none, as
     `datasets[].default_caption`."""
 
-    suspects: Paths = ()
+    suspects: PathOrList = ()
     """Lists of images that `run.py influence` wrote (`suspects.txt`). For a job they
     are used in addition to the list in the folder of its run."""
 
@@ -193,12 +185,10 @@ class LintConfig(ToolConfig):
                     ("suspects", slot),
                     f"{file!r} is not a file. Give a list of 'run.py influence'.",
                 )
-        output = Path(self.output).expanduser()
-        if not self.preview:
-            if "output" in self.model_fields_set:
-                yield Diagnostic(
-                    ("output",),
-                    "is the page of 'preview: true', which is not given. Add it.",
-                )
-        else:
-            yield from check_page(output, is_page, "lint.html")
+        if self.preview:
+            yield from check_page(Path(self.output).expanduser(), is_page, "lint.html")
+        elif "output" in self.model_fields_set:
+            yield Diagnostic(
+                ("output",),
+                "is the page of 'preview: true', which is not given. Add it.",
+            )

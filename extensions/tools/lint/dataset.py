@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,12 +39,7 @@ from toolkit.data.pixels.images import (
 )
 from toolkit.data.scan.captions import inject_trigger
 from toolkit.data.scan.directory import ScanCache
-from toolkit.data.scan.folder import (
-    ConvertedImage,
-    DatasetScan,
-    find_images,
-    scan_datasets,
-)
+from toolkit.data.scan.folder import DatasetScan, find_images, scan_datasets
 from toolkit.data.scan.items import SIZE_MULTIPLE, make_items, scan_items
 from toolkit.data.scan.validation_split import split_validation
 from toolkit.errors import DataErrors, Diagnostic, RunError, UserError
@@ -141,7 +137,7 @@ class Item:
 
     Example::
 
-        names = [item.sample.image for item in data.items if not item.held_out]
+        names = [item.image for item in data.items if not item.held_out]
     """
 
     sample: Sample
@@ -158,6 +154,16 @@ class Item:
     written: str | None = None
     """The caption before the trigger word is put in front; None where only the final
     caption is known."""
+
+    @property
+    def image(self) -> str:
+        return self.sample.image
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The captions as they are written, or as they are trained where only those are
+        known."""
+        return self.sample.texts if self.written is None else (self.written,)
 
 
 @dataclass
@@ -179,23 +185,8 @@ class Dataset:
     mistakes: list[Diagnostic] = field(default_factory=list)
     """Files that a training would refuse."""
 
-    unused: tuple[tuple[str, str], ...] = ()
-    """Files that are not used though they seem meant to be, and why."""
-
-    unpaired: tuple[tuple[str, str], ...] = ()
-    """Control images and masks that belong to no image, and why."""
-
-    converted: tuple[ConvertedImage, ...] = ()
-    """Files whose colours are not sRGB, as the plan counts them."""
-
-    mask_faults: tuple[tuple[str, str], ...] = ()
-    """Masks that are probably not meant as they are read, and why."""
-
-    questions: tuple[tuple[str, str], ...] = ()
-    """Folders whose numbers are probably no repeats, and why."""
-
-    prompt_faults: tuple[tuple[str, str], ...] = ()
-    """As in `DatasetScan`."""
+    scan: DatasetScan = field(default_factory=lambda: DatasetScan((), ()))
+    """The findings of the scan, which `checks` reports as they are."""
 
     trigger: str = ""
     prompts: tuple[str, ...] = ()
@@ -210,9 +201,6 @@ class Dataset:
     measures_shift: bool = True
     """Whether `Reference.alignment` is measured, which takes most of the time of a
     pair."""
-
-    split_folders: tuple[tuple[str, str], ...] = ()
-    """Folders that are trained on although their names mark them as held out."""
 
     suspects: dict[str, str] = field(default_factory=dict)
     """Image, as a path without links -> why `influence` suspects it."""
@@ -234,8 +222,9 @@ def read_datasets(
                 f"{file}: cannot be read: {error.strerror or error}"
             ) from error
     if Path(config.path).expanduser().is_dir():
-        data = _of_folder(config, progress)
-        data.suspects = given
+        data = Dataset(config.path, trigger=config.trigger_word, suspects=given)
+        data.measures_shift = measures_shift
+        _of_folder(config, data, progress)
         yield data
         return
     job = load_job(find_config(config.path), discover().find_config)
@@ -262,10 +251,14 @@ def read_datasets(
         data = Dataset(section.name or job.name, measures_shift=measures_shift)
         run = section.run_folder(JobContext(job.name))
         data.suspects = given | (suspects_of_run(run) if run else {})
-        yield _of_section(section, data, progress)
+        _of_section(section, data, progress)
+        yield data
 
 
-def _of_folder(config: LintConfig, progress: Callable[[int, int], None]) -> Dataset:
+def _of_folder(
+    config: LintConfig, data: Dataset, progress: Callable[[int, int], None]
+) -> None:
+    """Fills `data`."""
     settings = DatasetConfig(
         folder_path=config.path,
         control_path=config.control_path,
@@ -274,97 +267,82 @@ def _of_folder(config: LintConfig, progress: Callable[[int, int], None]) -> Data
         resolution=(config.resolution,),
         default_caption=config.default_caption,
     )
-    data = Dataset(config.path, trigger=config.trigger_word)
-    data.measures_shift = "pair_shift" not in config.skip
-    scan = scan_datasets(
-        [settings], config.trigger_word or None, forgiven=data.mistakes
-    )
-    items = make_items(scan.samples, lambda _: settings.resolution, SIZE_MULTIPLE)
-    _fill(data, scan, items, (), lambda _: settings, progress)
-    if not data.items and not scan.folders:
-        raise DataErrors(data.mistakes)
     trigger = config.trigger_word
+    data.scan = scan_datasets([settings], trigger or None, forgiven=data.mistakes)
+    items = make_items(data.scan.samples, lambda _: settings.resolution, SIZE_MULTIPLE)
+    _fill(data, items, (), lambda _: settings, progress)
+    if not data.items and not data.scan.folders:
+        raise DataErrors(data.mistakes)
     if trigger:
         captions = {image.path: image.caption for image in find_images(settings)[0]}
-        default = config.default_caption
         for index, item in enumerate(data.items):
-            caption = captions[item.sample.image] or default
-            data.items[index] = _with_written(item, caption, trigger)
-    return data
-
-
-def _with_written(item: Item, caption: str, trigger: str) -> Item:
-    """The item with the caption of its file, the first one of several. The placeholders
-    in it are filled in."""
-    first = caption.splitlines()[0] if len(item.sample.texts) > 1 else caption
-    return replace(item, written=inject_trigger(first, trigger, add=False).strip())
+            caption = captions[item.image] or config.default_caption
+            if len(item.sample.texts) > 1:
+                caption = caption.splitlines()[0]
+            written = inject_trigger(caption, trigger, add=False).strip()
+            data.items[index] = replace(item, written=written)
 
 
 def _of_section(
     section: ImageTrainingSection, data: Dataset, progress: Callable[[int, int], None]
-) -> Dataset:
+) -> None:
     """Fills `data`."""
     for dataset in section.datasets:
-        if dataset.from_base:
-            continue
-        if not Path(dataset.folder_path).expanduser().is_dir() and not archive_in(
-            dataset.folder_path
-        ):
+        folder = dataset.folder_path
+        is_there = Path(folder).expanduser().is_dir() or archive_in(folder)
+        if not dataset.from_base and not is_there:
             raise UserError(
-                f"{dataset.folder_path}: is not there yet. Run the process that writes it first, and check that folder."
+                f"{folder}: is not there yet. Run the process that writes it first, and check that folder."
             )
     multiple = data.multiple = _size_multiple(section) or SIZE_MULTIPLE
     cache = ScanCache.beside(section.training_folder)
     family = _family(section)
-    scan, items, split = split_validation(
+    data.scan, items, split = split_validation(
         section,
         *scan_items(section, multiple, cache, data.mistakes, family),
         multiple,
         lambda count, _: f"{count} images",
         data.mistakes,
     )
+    held_out = None
     if split and not split.from_training and section.validation:
-        held_out_settings = section.validation.dataset(section.datasets)
-    else:
-        held_out_settings = None
+        held_out = section.validation.dataset(section.datasets)
     data.trigger = section.trigger_word
     # An autoencoder has no prompts.
     pictures: Any = getattr(section, "sample_pictures", tuple)()
     data.prompts = tuple(item.prompt for item in pictures)
     data.keeps_alpha = family is not None and family.pixel_channels == 4
     data.prompt_error = _prompt_error(section, family)
-    held_out = split.items if split else ()
-
-    def settings(sample: Sample) -> DatasetConfig:
-        return section.datasets[sample.dataset]
-
-    _fill(data, scan, items, held_out, settings, progress, held_out_settings)
-    return data
+    _fill(
+        data,
+        items,
+        split.items if split else (),
+        lambda sample: section.datasets[sample.dataset],
+        progress,
+        held_out,
+    )
 
 
 def _size_multiple(section: ImageTrainingSection) -> int | None:
     """Multiple of the sides of a bucket, in pixels. None: an earlier process of the job
     writes the model, so it is not known."""
     model: Any = getattr(section, "model", None)
-    if hasattr(model, "latent_scale"):  # an autoencoder
-        try:
-            return int(model.latent_scale())
-        except (UserError, RunError):
-            return None
-    family = _family(section)
-    return family.size_multiple if family else None
+    if not hasattr(model, "latent_scale"):
+        family = _family(section)
+        return family.size_multiple if family else None
+    with suppress(UserError, RunError):
+        return int(model.latent_scale())  # an autoencoder
+    return None
 
 
 def _family(section: ImageTrainingSection) -> ModelFamily | None:
     """The family of the section's model. None for an autoencoder, and for a model that
     an earlier process of the job writes."""
     model: Any = getattr(section, "model", None)
-    try:
-        if hasattr(model, "latent_scale"):
-            return None
-        return model.family() if hasattr(model, "family") else family_for(model)
-    except (UserError, RunError, AttributeError):
-        return None
+    if not hasattr(model, "latent_scale"):
+        with suppress(UserError, RunError, AttributeError):
+            return model.family() if hasattr(model, "family") else family_for(model)
+    return None
 
 
 def _prompt_error(
@@ -379,20 +357,14 @@ def _prompt_error(
     def error(sample: Sample, crop: ResizeCrop) -> str | None:
         if len(sample.caption) <= family.sure_prompt:
             return None
-        message: str | None = family.prompt_error(
-            model,
-            sample.caption,
-            crop.bucket,
-            [image_size(path) for path in sample.control_images],
-        )
-        return message
+        sizes = [image_size(path) for path in sample.control_images]
+        return family.prompt_error(model, sample.caption, crop.bucket, sizes)
 
     return error
 
 
 def _fill(
     data: Dataset,
-    scan: DatasetScan,
     trained: Sequence[BucketedSample],
     held_out: Sequence[BucketedSample],
     settings: Callable[[Sample], DatasetConfig],
@@ -401,12 +373,6 @@ def _fill(
 ) -> None:
     """Measures the images. settings: gives the dataset of a sample. held_out_settings:
     the dataset of held-out images that have a separate folder."""
-    data.unused = scan.unused
-    data.unpaired = scan.unpaired
-    data.converted = scan.converted
-    data.mask_faults = scan.mask_faults
-    data.questions = scan.questions
-    data.prompt_faults = scan.prompt_faults
     crops: dict[tuple[str, bool], tuple[Sample, list[ResizeCrop]]] = {}
     for is_held_out, bucketed in ((False, trained), (True, held_out)):
         for sample, crop in bucketed:
@@ -415,12 +381,8 @@ def _fill(
             if not any(sample.flip) and not sample.made:
                 key = (sample.image, is_held_out)
                 crops.setdefault(key, (sample, []))[1].append(crop)
-    data.split_folders = scan.held_out
-    work = [
-        (sample, tuple(of_image), is_held_out)
-        for (_, is_held_out), (sample, of_image) in crops.items()
-    ]
-    regularisation = {folder.folder for folder in scan.folders if folder.is_reg}
+    work = [(*use, is_held_out) for (_, is_held_out), use in crops.items()]
+    regularisation = {folder.folder for folder in data.scan.folders if folder.is_reg}
     progress(0, len(work))
     measured = thread_map(
         lambda task: _measured(task[0], task[1][0], data.measures_shift), work, AT_ONCE
@@ -432,13 +394,15 @@ def _fill(
         if isinstance(result, ImageError):
             data.mistakes.append(Diagnostic((sample.image,), result.reason))
             continue
-        if held_out_settings and is_held_out:
-            of = held_out_settings
-        else:
-            of = settings(sample)
+        of = (
+            held_out_settings if held_out_settings and is_held_out else settings(sample)
+        )
         smallest = min(of.resolution, key=area_of)
         is_reg = not is_held_out and sample.folder in regularisation
-        data.items.append(Item(sample, sizes, smallest, is_held_out, is_reg, *result))
+        crops_of_image = tuple(sizes)
+        data.items.append(
+            Item(sample, crops_of_image, smallest, is_held_out, is_reg, *result)
+        )
 
 
 # ------------------------------------------------------------ pixels
@@ -450,41 +414,38 @@ def _measured(
     try:
         notes = list[str]()
         image = open_image(sample.image, sample.background, notes.append)
-        references = [
+        references = tuple(
             _reference(path, sample.background, image, shift)
             for path in sample.control_images
-        ]
-        measured = look(image, crop, *_kind(sample.image))
-        return measured._replace(notes=tuple(notes)), tuple(references)
+        )
+        mode, can_be_clear = pixel_mode(sample.image)
+        clear = 0.0
+        if can_be_clear:
+            clear = float((numpy.asarray(load_alpha(sample.image)) < 255).mean())
+        return look(image, crop, mode, clear, tuple(notes)), references
     except ImageError as error:
         return error
 
 
-def _kind(path: str) -> tuple[str, float]:
-    """The mode of a file that could be decoded, and the share of its pixels that are
-    not opaque."""
-    mode, can_be_clear = pixel_mode(path)
-    if not can_be_clear:
-        return mode, 0.0
-    return mode, float((numpy.asarray(load_alpha(path)) < 255).mean())
-
-
 def look(
-    image: Image.Image, crop: ResizeCrop, mode: str = "RGB", transparent: float = 0.0
+    image: Image.Image,
+    crop: ResizeCrop,
+    mode: str = "RGB",
+    transparent: float = 0.0,
+    notes: tuple[str, ...] = (),
 ) -> Look:
     """Measures a decoded image, of which `crop` is trained."""
     grey = resize_cover_crop(image, crop).convert("L")
     fine = detail(grey)
-    resampled = fine < SOFT and is_resampled(image.convert("L"))
-    small = _resized(image, SMALL_SIDE)
     return Look(
         mode,
         transparent,
         difference_hash(image),
         sharpness(grey),
         fine,
-        resampled,
-        small,
+        resampled=fine < SOFT and is_resampled(image.convert("L")),
+        small=_resized(image, SMALL_SIDE),
+        notes=notes,
     )
 
 
@@ -500,16 +461,17 @@ def _reference(
         - numpy.maximum(_spread(a), _spread(b)) // 3
     )
     ratio_of_sharpness = _fine_sharpness(image) / _fine_sharpness(target)
-    if 1 / AS_SHARP < ratio_of_sharpness < AS_SHARP:
-        difference = max(0, int(beyond.max()))
-    else:
-        difference = 255
-    ratio = image.width / image.height
+    is_as_sharp = 1 / AS_SHARP < ratio_of_sharpness < AS_SHARP
+    alignment = None
     if shift and same_shape(target.size, image.size):
         alignment = measure(target, image).inverse()
-    else:
-        alignment = None
-    return Reference(path, ratio, difference_hash(image), difference, alignment)
+    return Reference(
+        path,
+        image.width / image.height,
+        difference_hash(image),
+        max(0, int(beyond.max())) if is_as_sharp else 255,
+        alignment,
+    )
 
 
 def _fine_sharpness(image: Image.Image) -> float:
@@ -545,9 +507,10 @@ def difference_hash(image: Image.Image) -> tuple[int, int]:
     columns = numpy.asarray(
         grey.resize((8, 9), Image.Resampling.BOX), dtype=numpy.int16
     )
-    along_rows = _as_number(rows[:, 1:] > rows[:, :-1])
-    along_columns = _as_number(columns[1:] > columns[:-1])
-    return along_rows, along_columns
+    return (
+        _as_number(rows[:, 1:] > rows[:, :-1]),
+        _as_number(columns[1:] > columns[:-1]),
+    )
 
 
 def _as_number(bits: numpy.ndarray) -> int:
@@ -572,12 +535,9 @@ def detail(grey: Image.Image) -> float:
     for _ in range(4):
         lost, grey = _lost_by_shrinking(grey, 2)
         losses.append(lost)
-    ratios = [
-        finer / coarser
-        for finer, coarser in itertools.pairwise(losses)
-        if coarser > 0.25
-    ]
-    return min(ratios, default=float("inf"))
+    pairs = itertools.pairwise(losses)
+    ratios = (finer / coarser for finer, coarser in pairs if coarser > 0.25)
+    return min(ratios, default=math.inf)
 
 
 def _lost_by_shrinking(grey: Image.Image, factor: float) -> tuple[float, Image.Image]:
@@ -601,12 +561,9 @@ def is_resampled(grey: Image.Image) -> bool:
     - Where the factor is a whole number, which leaves no such period for 2, shrinking
       by it loses less than by factors around it.
     """
-    side = 768
-    left = max(0, (grey.width - side) // 2)
-    top = max(0, (grey.height - side) // 2)
-    grey = grey.crop(
-        (left, top, min(grey.width, left + side), min(grey.height, top + side))
-    )
+    width, height = (min(768, side) for side in grey.size)
+    left, top = (grey.width - width) // 2, (grey.height - height) // 2
+    grey = grey.crop((left, top, left + width, top + height))
     if min(grey.size) < 64:
         return False
     pixels = numpy.asarray(grey, dtype=numpy.float32)

@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
 
-from extensions.tools.lint.checks import CHECKS
+from extensions.tools.lint.config import CHECKS
 from toolkit.data.scan.captions import CaptionError, read_caption
 from toolkit.errors import Diagnostic, UserError, did_you_mean
 
@@ -48,46 +47,36 @@ class Ignored:
     def __contains__(self, finding: Diagnostic) -> bool:
         """Whether a finding is ignored. Raises UserError for a rule with the name of an
         unknown check."""
-        folder = finding.place
-        name = ""
-        if not os.path.isdir(finding.place):
-            folder, name = os.path.split(finding.place)
-        rules = [*self._listed(folder)]
+        place = finding.place
+        folder, name = (place, "") if os.path.isdir(place) else os.path.split(place)
+        rules = self._listed(os.path.join(folder, LIST))
         if name:
-            rules += self._beside(os.path.splitext(finding.place)[0] + SUFFIX)
-        return any(_matches(rule, name, finding.check) for rule in rules)
+            rules += self._beside(os.path.splitext(place)[0] + SUFFIX)
+        return any(
+            fnmatchcase(name, pattern) and (not checks or finding.check in checks)
+            for pattern, checks in rules
+        )
 
 
-def _matches(rule: Rule, name: str, check: str) -> bool:
-    pattern, checks = rule
-    return fnmatchcase(name, pattern) and (not checks or check in checks)
-
-
-def _listed(folder: str) -> tuple[Rule, ...]:
-    path = os.path.join(folder, LIST)
-    return tuple(_rules_of(path)) if os.path.isfile(path) else ()
-
-
-def _rules_of(path: str) -> Iterator[Rule]:
+def _listed(path: str) -> tuple[Rule, ...]:
+    rules = []
     for number, line in enumerate(_text(path).splitlines(), 1):
         pattern, colon, checks = line.partition("#")[0].rpartition(":")
         pattern, checks = (pattern, checks) if colon else (checks, "")
         if pattern.strip():
-            yield pattern.strip(), _checks(checks, f"{path}:{number}")
-
-
-def _beside(path: str) -> tuple[Rule, ...]:
-    if not os.path.isfile(path):
-        return ()
-    rules = [
-        ("*", _checks(mark["checks"], path)) for mark in _MARK.finditer(_text(path))
-    ]
+            rules.append((pattern.strip(), _checks(checks, f"{path}:{number}")))
     return tuple(rules)
 
 
+def _beside(path: str) -> tuple[Rule, ...]:
+    marks = _MARK.finditer(_text(path))
+    return tuple(("*", _checks(mark["checks"], path)) for mark in marks)
+
+
 def _text(path: str) -> str:
+    """Empty where there is no such file."""
     try:
-        return read_caption(path)
+        return read_caption(path) if os.path.isfile(path) else ""
     except CaptionError as error:
         raise UserError(str(error)) from error
 

@@ -10,7 +10,7 @@ image; 3 is red, green, blue.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy
 
@@ -40,26 +40,21 @@ FLAT = 1.5
 """Standard deviation below which an image cannot be recognised."""
 
 
-def _turned(quarters: int, mirrored: bool) -> Callable[[numpy.ndarray], numpy.ndarray]:
-    """A function of small images [..., S, S, 3] that mirrors them left to right if
-    `mirrored`, and then turns them left."""
-    return lambda pictures: numpy.rot90(
-        pictures[..., ::-1, :] if mirrored else pictures, quarters, (-3, -2)
-    )
+ORIENTATIONS = (
+    *("", "turned left", "upside down", "turned right"),
+    *("mirrored", "mirrored and turned left"),
+    *("mirrored top to bottom", "mirrored and turned right"),
+)
+"""Orientation of a copy, in words, in the order of the numbers of `turned`."""
 
 
-ORIENTATIONS = {
-    "": _turned(0, mirrored=False),
-    "turned left": _turned(1, mirrored=False),
-    "upside down": _turned(2, mirrored=False),
-    "turned right": _turned(3, mirrored=False),
-    "mirrored": _turned(0, mirrored=True),
-    "mirrored and turned left": _turned(1, mirrored=True),
-    "mirrored top to bottom": _turned(2, mirrored=True),
-    "mirrored and turned right": _turned(3, mirrored=True),
-}
-"""Orientation of a copy, in words -> the function that turns the small original to it.
-Small images have no aspect ratio, so that a portrait can be turned to a landscape."""
+def turned(pictures: numpy.ndarray, orientation: int) -> numpy.ndarray:
+    """Small images [..., S, S, 3], mirrored left to right from 4 on, then turned left by
+    as many quarters. They have no aspect ratio, so that a portrait can be turned to a
+    landscape."""
+    if orientation >= 4:
+        pictures = pictures[..., ::-1, :]
+    return numpy.rot90(pictures, orientation % 4, (-3, -2))
 
 
 def is_flat(small_SS3: numpy.ndarray) -> bool:
@@ -79,28 +74,22 @@ def most_like(
     least: the lowest `likeness`. earlier: both are the same list, and an image is only
     compared with those before it.
     """
-    known = [_normalised(turn(others_NSS3)) for turn in ORIENTATIONS.values()]
-    names = list(ORIENTATIONS)
+    turns = range(len(ORIENTATIONS))
+    known = [_normalised(turned(others_NSS3, turn)) for turn in turns]
     for start in range(0, len(pictures_NSS3), at_once):
         looked_for = _normalised(pictures_NSS3[start : start + at_once])
         products = [looked_for @ known_ND.T for known_ND in known]
-        for row, correlations in enumerate(numpy.stack(products, axis=-1)):
-            here = start + row
-            seen = correlations[:here] if earlier else correlations
-            flat = seen.reshape(-1)
-            if len(flat) > NEAREST:
-                nearest = numpy.argpartition(-flat, NEAREST)[:NEAREST]
-            else:
-                nearest = numpy.arange(len(flat))
-            for place in sorted(nearest, key=lambda place: -flat[place]):
-                other = int(place) // len(names)
-                orientation = names[int(place) % len(names)]
-                there = ORIENTATIONS[orientation](others_NSS3[other])
+        for here, correlations in enumerate(numpy.stack(products, axis=-1), start):
+            flat = (correlations[:here] if earlier else correlations).reshape(-1)
+            nearest = numpy.argsort(-flat, kind="stable")[:NEAREST].tolist()
+            for place in nearest:
+                other, turn = divmod(place, len(ORIENTATIONS))
+                there = turned(others_NSS3[other], turn)
                 if (
                     flat[place] >= LEAST_CORRELATION
                     and likeness(pictures_NSS3[here], there) >= least
                 ):
-                    yield here, other, orientation
+                    yield here, other, ORIENTATIONS[turn]
                     break
 
 
@@ -111,12 +100,10 @@ def _normalised(pictures_NSS3: numpy.ndarray) -> numpy.ndarray:
     halved = pictures_NSS3.reshape(count, side // 2, 2, side // 2, 2, 3).mean(
         (2, 4), dtype=numpy.float32
     )
-    flat = halved.reshape(count, 3 * (side // 2) ** 2)
+    flat: numpy.ndarray = halved.reshape(count, 3 * (side // 2) ** 2)
     flat -= flat.mean(1, keepdims=True)
-    rows: numpy.ndarray = flat / numpy.maximum(
-        numpy.linalg.norm(flat, axis=1, keepdims=True), 1e-6
-    )
-    return rows
+    flat /= numpy.maximum(numpy.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+    return flat
 
 
 def likeness(a_SS3: numpy.ndarray, b_SS3: numpy.ndarray) -> float:
@@ -128,9 +115,9 @@ def likeness(a_SS3: numpy.ndarray, b_SS3: numpy.ndarray) -> float:
     image registration technique", IJCAI 1981.
     """
     explained = _aligned(a_SS3, b_SS3)
-    if explained > PROMISING:
-        return max(explained, _aligned(b_SS3, a_SS3))
-    return explained
+    return (
+        max(explained, _aligned(b_SS3, a_SS3)) if explained > PROMISING else explained
+    )
 
 
 def _aligned(a_SS3: numpy.ndarray, b_SS3: numpy.ndarray) -> float:
@@ -177,9 +164,8 @@ def _aligned(a_SS3: numpy.ndarray, b_SS3: numpy.ndarray) -> float:
         return 0.0
     contrast = numpy.subtract(*numpy.percentile(y, [99, 1]))
     allowed = min(MOST_DIFFERENT, max(LEAST_DIFFERENT, OF_CONTRAST * contrast))
-    if numpy.percentile(numpy.abs(left).max(-1), 99) <= allowed:
-        return explained
-    return 0.0
+    differs = numpy.percentile(numpy.abs(left).max(-1), 99) > allowed
+    return 0.0 if differs else explained
 
 
 def _smooth(picture_SS3: numpy.ndarray, halved: bool) -> numpy.ndarray:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from extensions.tools.lint.checks import CHECKS
+from extensions.tools.lint.config import CHECKS
 from extensions.tools.lint.dataset import Dataset, Item
 from extensions.tools.shared.html_page import embedded, page
 from toolkit.data.pixels.images import ImageError, open_image, resize_cover_crop
@@ -46,9 +46,9 @@ def preview_page(datasets: Sequence[Dataset], findings: Sequence[Diagnostic]) ->
         by_file[finding.place].append(finding)
     sections = []
     for data in datasets:  # images with findings first, else the order of the training
-        ordered = sorted(data.items, key=lambda item: item.sample.image not in by_file)
+        ordered = sorted(data.items, key=lambda item: item.image not in by_file)
         sections.append((data.name, len(ordered), ordered[:MOST_IMAGES]))
-    shown = {item.sample.image for data in datasets for item in data.items}
+    shown = {item.image for data in datasets for item in data.items}
     # Findings without an image on the page: unreadable files, control images, folders.
     others = [finding for finding in findings if finding.place not in shown]
     return page(
@@ -70,13 +70,9 @@ def preview_page(datasets: Sequence[Dataset], findings: Sequence[Diagnostic]) ->
 def _facts(item: Item) -> str:
     """Sizes and use of an image."""
     sample = item.sample
-    buckets = [crop.bucket for crop in item.crops]
-    sizes = ", ".join(f"{bucket.width} x {bucket.height}" for bucket in buckets)
+    sizes = ", ".join("{} x {}".format(*crop.bucket) for crop in item.crops)
     facts = [f"{sample.size.width} x {sample.size.height}, trained at {sizes}"]
-    if item.held_out:
-        facts.append("validation")
-    if item.is_reg:
-        facts.append("regularisation")
+    facts += ["validation"] * item.held_out + ["regularisation"] * item.is_reg
     if sample.repeats > 1:
         facts.append(f"{sample.repeats} repeats")
     return ", ".join(facts)
@@ -95,11 +91,10 @@ def _rules(item: Item) -> str:
 def _crop(item: Item) -> Shown:
     """The pixels that are trained."""
     try:
-        image = open_image(item.sample.image, item.sample.background)
-        crop = resize_cover_crop(image, item.crops[0])
+        image = open_image(item.image, item.sample.background)
+        return Shown(embedded(resize_cover_crop(image, item.crops[0]), CROP_SIDE))
     except ImageError as error:
         return Shown(problem=str(error))
-    return Shown(embedded(crop, CROP_SIDE))
 
 
 def _reference(path: str, background: str) -> Shown:

@@ -16,8 +16,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from extensions.tools.lint.checks import CHECKS, names_of, run_checks
-from extensions.tools.lint.config import LintConfig
+from extensions.tools.lint.checks import names_of, run_checks
+from extensions.tools.lint.config import CHECKS, LintConfig
 from extensions.tools.lint.dataset import Dataset, read_datasets
 from extensions.tools.lint.ignored import Ignored
 from extensions.tools.lint.preview import preview_page
@@ -28,7 +28,7 @@ from toolkit.data.scan.found import count_of
 from toolkit.errors import Diagnostic, RunError
 from toolkit.files.log import StatusLine
 from toolkit.files.now import Now
-from toolkit.files.writing import readable_size, why_not_replaced, write_text
+from toolkit.files.writing import readable_size, require_own, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -56,17 +56,19 @@ class LintProcess(BaseExtensionProcess):
             findings |= dict.fromkeys(run_checks(data, section))
         ignored_ones = Ignored()
         shown = [finding for finding in findings if finding not in ignored_ones]
-        images = len({item.sample.image for data in datasets for item in data.items})
+        images = len({item.image for data in datasets for item in data.items})
         ignored = len(findings) - len(shown)
         if section.preview:
             self._write_preview(datasets, shown)
         if section.as_json:
-            report = as_json(shown, images, ignored)
-            report["pairs"] = pairs(datasets)
-            print(json.dumps(report, indent=2))
+            rows = [
+                {"check": one.check, "file": one.place, "message": one.message}
+                for one in shown
+            ]
+            report = {"images": images, "ignored": ignored, "findings": rows}
+            print(json.dumps(report | {"pairs": pairs(datasets)}, indent=2))
         else:
-            for line in render(shown):
-                print(line)
+            print(*render(shown), sep="\n", end="\n" if shown else "")
         checked = f"{count_of(images, 'image')} checked"
         if ignored:
             checked += f", {count_of(ignored, 'finding')} ignored"
@@ -98,58 +100,37 @@ class LintProcess(BaseExtensionProcess):
         self, datasets: Sequence[Dataset], findings: Sequence[Diagnostic]
     ) -> None:
         path = Path(self.section.output).expanduser()
-        reason = why_not_replaced(path, is_page)
-        if reason:
-            raise RunError(reason)
+        require_own(path, is_page)
         write_text(path, preview_page(datasets, findings))
         if not self.section.as_json:
             logger.info(f"{path}: {readable_size(path.stat().st_size)}")
 
 
-def as_json(
-    findings: Sequence[Diagnostic], images: int, ignored: int
-) -> dict[str, Any]:
-    """The findings as one JSON object."""
-    rows = [
-        {"check": finding.check, "file": finding.place, "message": finding.message}
-        for finding in findings
-    ]
-    return {"images": images, "ignored": ignored, "findings": rows}
-
-
 def pairs(datasets: Sequence[Dataset]) -> list[dict[str, Any]]:
     """How each image is aligned with its control images of the same shape, as JSON
     values."""
-    rows = []
-    for data in datasets:
-        for item in data.items:
-            for reference in item.references:
-                if reference.alignment:
-                    row = {"image": item.sample.image, "reference": reference.path}
-                    rows.append(row | _measures(reference.alignment))
-    return rows
+    return [
+        {"image": item.image, "reference": reference.path}
+        | _measures(reference.alignment)
+        for data in datasets
+        for item in data.items
+        for reference in item.references
+        if reference.alignment
+    ]
 
 
 def _measures(alignment: Alignment) -> dict[str, Any]:
-    return {
-        "measurable": alignment.is_measurable,
-        "zoom": alignment.zoom,
-        "rotation": alignment.rotation,
-        "shift": list(alignment.shift),
-        "drift": alignment.drift,
-        "error": alignment.error if isfinite(alignment.error) else None,
-        "peak": alignment.peak,
-    }
+    names = ("zoom", "rotation", "shift", "drift", "peak")
+    error = alignment.error if isfinite(alignment.error) else None
+    measures = {name: getattr(alignment, name) for name in names}
+    return {"measurable": alignment.is_measurable, **measures, "error": error}
 
 
 def render(findings: Sequence[Diagnostic]) -> list[str]:
     """A heading for each check, and a line for each finding."""
     lines = []
     for name, check in CHECKS.items():
-        of_check = [finding for finding in findings if finding.check == name]
+        of_check = [f"  {finding}" for finding in findings if finding.check == name]
         if of_check:
-            lines.append(f"{name}: {check.title}. {check.remedy}")
-            for finding in of_check:
-                lines.append(f"  {finding.place}: {finding.message}")
-            lines.append("")
+            lines += [f"{name}: {check.title}. {check.remedy}", *of_check, ""]
     return lines

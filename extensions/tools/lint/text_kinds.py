@@ -84,41 +84,25 @@ def unlike(captions: Sequence[str], prompts: Sequence[str]) -> list[str]:
     aside = len(lengths) // 10
     shortest = lengths[aside]
     longest = lengths[-1 - aside]
-    of_prompts = [words_in(text) for text in prompts if text]
-    long = [
-        words
-        for words in of_prompts
-        if words >= TIMES * longest and words - longest >= WORDS
-    ]
-    short = [
-        words
-        for words in of_prompts
-        if TIMES * words <= shortest and shortest - words >= WORDS
-    ]
-    usual = f"captions have {median(lengths):.0f} words"
-    for unlike_ones, how in ((long, "longer"), (short, "shorter")):
-        if unlike_ones:
-            some = f"{len(unlike_ones)} of {len(of_prompts)} sample prompts have {_range(unlike_ones)}"
+    counts = [words_in(text) for text in prompts if text]
+    far = {
+        "longer": [n for n in counts if n >= max(TIMES * longest, longest + WORDS)],
+        "shorter": [n for n in counts if n <= min(shortest / TIMES, shortest - WORDS)],
+    }
+    usual = f"captions have {median(lengths):.0f} words (the median)"
+    for how, of_how in far.items():
+        if of_how:
+            words = " to ".join(map(str, sorted({min(of_how), max(of_how)})))
+            some = f"{len(of_how)} of {len(counts)} sample prompts have {words}"
             messages.append(
-                f"{usual} (the median), and {some}, which is far {how} than nearly all of them"
+                f"{usual}, and {some}, which is far {how} than nearly all of them"
             )
-    forms = [form_of(text) for text in captions]
-    form = ""
-    for kind in (TAGS, SENTENCES):
-        if forms.count(kind) >= MOST * len(forms):
-            form = kind
-            break
-    other = {TAGS: SENTENCES, SENTENCES: TAGS}.get(form)
-    count = [form_of(text) for text in prompts].count(other) if other else 0
-    if count:
-        are = "is" if count == 1 else "are"
-        messages.append(
-            f"captions are {form}, and {count} of {len(prompts)} sample prompts {are} {other}"
-        )
+    forms = list(map(form_of, captions))
+    for form, other in ((TAGS, SENTENCES), (SENTENCES, TAGS)):
+        count = list(map(form_of, prompts)).count(other)
+        if count and forms.count(form) >= MOST * len(forms):
+            are = "is" if count == 1 else "are"
+            messages.append(
+                f"captions are {form}, and {count} of {len(prompts)} sample prompts {are} {other}"
+            )
     return messages
-
-
-def _range(counts: Sequence[int]) -> str:
-    if min(counts) < max(counts):
-        return f"{min(counts)} to {max(counts)}"
-    return str(counts[0])

@@ -18,6 +18,7 @@ from extensions.tools.shared.blocks import check_blocks
 from extensions.tools.shared.keys import (
     FileToolConfig,
     check_loras,
+    check_model_folder,
     check_origins,
     check_safetensors,
 )
@@ -36,8 +37,6 @@ from toolkit.config.sections.model_files import ORIGINAL_MODEL, quantization_fau
 from toolkit.contracts.model import ModelFacts
 from toolkit.errors import UserError
 from toolkit.models.beside import transformer_fault
-
-MODEL_INDEX = "model_index.json"
 
 
 def _model(folder: str) -> ModelConfig:
@@ -65,15 +64,8 @@ class LoraToolConfig(ToolConfig):
         """Reports files that are missing or are not safetensors files, and outputs that
         exist."""
         yield from super().check(job)
-        if (
-            self.model
-            and not job.will_write(Path(self.model))
-            and not (self.model_folder() / MODEL_INDEX).is_file()
-        ):
-            yield Diagnostic(
-                ("model",),
-                f"{self.model!r} holds no {MODEL_INDEX}. Give the folder of a model.",
-            )
+        if self.model:
+            yield from check_model_folder(("model",), self.model, job)
         if self.reads:
             yield from check_safetensors((self.reads,), getattr(self, self.reads), job)
             if self.model:
@@ -81,9 +73,9 @@ class LoraToolConfig(ToolConfig):
                     self.reads, [getattr(self, self.reads)], partial(_model, self.model)
                 )
 
-    def model_folder(self) -> Path:
-        """`model` as a path."""
-        return Path(self.model).expanduser()
+    def model_folder(self) -> Path | None:
+        """`model` as a path; None where it is not given."""
+        return Path(self.model).expanduser() if self.model else None
 
 
 class WritingToolConfig(LoraToolConfig, FileToolConfig):
@@ -91,10 +83,26 @@ class WritingToolConfig(LoraToolConfig, FileToolConfig):
 
     Example::
 
-        class ConvertConfig(WritingToolConfig):
-            reads: ClassVar[str] = "input"
-            input: PathStr
+        class PostHocEmaConfig(WritingToolConfig):
+            files: PathOrList
     """
+
+
+class OneFileConfig(WritingToolConfig):
+    """Keys of the tools that make another file from one.
+
+    Example::
+
+        class ConvertConfig(OneFileConfig):
+            process_types: ClassVar[tuple[str, ...]] = ("convert",)
+    """
+
+    saved_weights: ClassVar[tuple[str, ...]] = ("input",)
+    reads: ClassVar[str] = "input"
+    positional: ClassVar[tuple[str, ...]] = ("input", "output")
+
+    input: PathStr
+    """LoRA file, of any program."""
 
 
 class InspectConfig(LoraToolConfig):
@@ -114,19 +122,13 @@ class InspectConfig(LoraToolConfig):
     """Print one JSON object."""
 
 
-class ConvertConfig(WritingToolConfig):
+class ConvertConfig(OneFileConfig):
     """`type: convert`: converts a LoRA file for another program."""
 
     process_types: ClassVar[tuple[str, ...]] = ("convert",)
     example: ClassVar[str] = (
         "output/quickstart/quickstart.safetensors output/for_kohya.safetensors --to kohya"
     )
-    saved_weights: ClassVar[tuple[str, ...]] = ("input",)
-    reads: ClassVar[str] = "input"
-    positional: ClassVar[tuple[str, ...]] = ("input", "output")
-
-    input: PathStr
-    """LoRA file, of any program."""
 
     to: Annotated[
         Literal["comfyui", "comfyui-fused", "diffusers", "kohya", "musubi", "aitk"],
@@ -142,9 +144,8 @@ class RankConfig(WritingToolConfig):
 
     Example::
 
-        class ResizeConfig(RankConfig):
-            reads: ClassVar[str] = "input"
-            input: PathStr
+        class ExtractConfig(RankConfig):
+            tuned: PathStr
     """
 
     rank: int = Field(default=0, ge=0, le=65536)
@@ -166,7 +167,7 @@ class RankConfig(WritingToolConfig):
             )
 
 
-class ResizeConfig(RankConfig):
+class ResizeConfig(OneFileConfig, RankConfig):
     """`type: resize`: makes the nearest LoRA of a rank from a LoRA, LoHa or LoKr
     file."""
 
@@ -174,27 +175,15 @@ class ResizeConfig(RankConfig):
     example: ClassVar[str] = (
         "output/quickstart/quickstart.safetensors output/rank_4.safetensors --rank 4"
     )
-    saved_weights: ClassVar[tuple[str, ...]] = ("input",)
-    reads: ClassVar[str] = "input"
-    positional: ClassVar[tuple[str, ...]] = ("input", "output")
-
-    input: PathStr
-    """LoRA file, of any program."""
 
 
-class ScaleConfig(WritingToolConfig):
+class ScaleConfig(OneFileConfig):
     """`type: scale`: writes a LoRA file with a strength for each group of blocks."""
 
     process_types: ClassVar[tuple[str, ...]] = ("scale",)
     example: ClassVar[str] = (
         "output/quickstart/quickstart.safetensors output/half.safetensors --blocks 0:0.5 1-3:1.2"
     )
-    saved_weights: ClassVar[tuple[str, ...]] = ("input",)
-    reads: ClassVar[str] = "input"
-    positional: ClassVar[tuple[str, ...]] = ("input", "output")
-
-    input: PathStr
-    """LoRA, LoHa or LoKr file, of any program."""
 
     blocks: StrOrList
     """Strengths of blocks, each as FIRST-LAST:STRENGTH or BLOCK:STRENGTH, from block 0:
@@ -252,13 +241,9 @@ class ExtractConfig(RankConfig):
 
 
 def _check_model(key: str, path: str, job: JobContext) -> Iterator[Diagnostic]:
-    folder = Path(path).expanduser()
-    if not job.will_write(folder) and not (folder / MODEL_INDEX).is_file():
-        yield Diagnostic(
-            (key,), f"{path!r} holds no {MODEL_INDEX}. Give the folder of a model."
-        )
-        return
-    fault = quantization_fault(folder / ModelFacts.trained_part, remedy=ORIGINAL_MODEL)
+    yield from check_model_folder((key,), path, job)
+    part = Path(path).expanduser() / ModelFacts.trained_part
+    fault = quantization_fault(part, remedy=ORIGINAL_MODEL)
     if fault:
         yield Diagnostic((key,), fault)
 
@@ -368,18 +353,13 @@ class PostHocEmaConfig(WritingToolConfig):
         if self.sigma_rel > 0.2887:
             message = f"{self.sigma_rel:g} is out of range: the uniform mean over all steps has 0.2887, the maximum."
             yield Diagnostic(("sigma_rel",), message)
-        if len(self.files) == 1 and Path(self.files[0]).expanduser().is_dir():
-            yield Diagnostic(
-                ("files",), f"{self.files[0]!r} is a folder. Give its files."
-            )
-            return
         if len(self.files) == 1 and "*" in self.files[0]:
             yield Diagnostic(
                 ("files",),
                 f"{self.files[0]!r} matches no file (working directory: {Path.cwd()}).",
             )
         elif len(self.files) < 2:
-            yield Diagnostic(("files",), "give at least two.")
+            yield Diagnostic(("files",), "give at least two files of a run.")
         for index, file in enumerate(self.files):
             yield from check_safetensors(("files", index), file, job)
         if self.sigma_rel and self.model_fields_set & {"beta", "beta2"}:

@@ -9,7 +9,7 @@ class for the table of tools.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -46,76 +46,54 @@ class ExtractProcess(BaseExtensionProcess):
         family = family_for(ModelConfig(name_or_path=str(base)))
         layers = family.every_linear_layer(base)
         with ExitStack() as stack:
-            readers = [
+            before, after = (
                 ShardReader(folder / family.trained_part, stack)
                 for folder in (base, tuned)
-            ]
-            if readers[0].names != readers[1].names:
-                name = min(readers[0].names ^ readers[1].names)
+            )
+            if before.names != after.names:
+                name = min(before.names ^ after.names)
                 raise UserError(
                     f"base and tuned are not models of one shape: only one of them has {name}."
                 )
-            weights = readers[1].names & {f"{name}.weight" for name in layers}
-            dtype = number_type(section.dtype, map(readers[1].dtype_of, weights))
-            changes = Differences(readers, layers)
-            name = ModelConfig(name_or_path=section.base or str(base)).public_name()
+
+            def change_of(name: str) -> Tensor | None:
+                """float32; None where both are equal."""
+                old, new = before.take(name), after.take(name)
+                if old.shape != new.shape:
+                    raise UserError(
+                        f"{name} has the shape {list(old.shape)} in base, {list(new.shape)} in tuned."
+                    )
+                return None if torch.equal(old, new) else new.float() - old.float()
+
+            weights = {f"{layer}.weight": layer for layer in layers}
+            in_files = [weight for weight in weights if weight in before.names]
+            dtype = number_type(section.dtype, map(after.dtype_of, in_files))
+            public = ModelConfig(name_or_path=section.base or str(base)).public_name()
             metadata = {
                 "extracted_from": f"{tuned.name} - {base.name}",
-                BASE_MODEL: name,
+                BASE_MODEL: public,
             }
-            write_lowrank(section, changes.of_layers(), metadata, dtype)
-            others = changes.others()
+            changes = ((weights[name], change_of(name)) for name in in_files)
+            write_lowrank(section, _that_differ(changes), metadata, dtype)
+            others = sum(
+                change_of(name) is not None for name in before.names - weights.keys()
+            )
         if others:
             logger.warning(
                 f"{others} tensors besides (biases, norms) differ too: a LoRA cannot hold them."
             )
 
 
-class Differences:
-    """The differences of two models.
-
-    Example::
-
-        differences = Differences([base, tuned], family.every_linear_layer(folder))
-        for name, change_OI in differences.of_layers():
-            print(name, float(change_OI.norm()))
-    """
-
-    def __init__(
-        self, readers: list[ShardReader], layers: Mapping[str, tuple[int, int]]
-    ) -> None:
-        self._readers = readers
-        self._weights = {f"{name}.weight": name for name in layers}
-
-    def of_layers(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and change [O, I], float32, of each linear layer that differs. Raises
-        UserError where no layer differs."""
-        any_differs = False
-        for weight, name in self._weights.items():
-            if weight in self._readers[0].names:
-                change = self._change(weight)
-                if change is not None:
-                    any_differs = True
-                    yield name, change
-        if not any_differs:
-            raise UserError(
-                "base and tuned are the same in every linear layer: there is nothing to extract."
-            )
-
-    def others(self) -> int:
-        """The number of other tensors that differ."""
-        count = 0
-        for name in sorted(self._readers[0].names):
-            if self._change(name) is not None:
-                count += 1
-        return count
-
-    def _change(self, name: str) -> Tensor | None:
-        base, tuned = (reader.take(name) for reader in self._readers)
-        if base.shape != tuned.shape:
-            raise UserError(
-                f"{name} has the shape {list(base.shape)} in base, {list(tuned.shape)} in tuned."
-            )
-        if torch.equal(base, tuned):
-            return None
-        return tuned.float() - base.float()
+def _that_differ(
+    changes: Iterable[tuple[str, Tensor | None]],
+) -> Iterator[tuple[str, Tensor]]:
+    """The layers that differ. Raises UserError where none does."""
+    any_differs = False
+    for name, change_OI in changes:
+        if change_OI is not None:
+            any_differs = True
+            yield name, change_OI
+    if not any_differs:
+        raise UserError(
+            "base and tuned are the same in every linear layer: there is nothing to extract."
+        )

@@ -22,9 +22,9 @@ from extensions.tools.lora_tools.config import RankConfig
 from extensions.tools.lora_tools.lora_export import AdapterFile, read_adapter
 from extensions.tools.shared.run_job import model_of
 from toolkit.config.sections.model import ModelConfig
-from toolkit.errors import RunError, UserError
+from toolkit.errors import UserError
 from toolkit.files.safetensors_io import is_own_file
-from toolkit.files.writing import why_not_replaced
+from toolkit.files.writing import require_own
 from toolkit.models.families import family_for
 from toolkit.networks.lora_formats import LayerDelta
 from toolkit.networks.save import write_safetensors_verified
@@ -47,11 +47,11 @@ def read_lora(file: str, model: Path | None, any_model: bool = False) -> Adapter
     if model is not None:
         family = family_for(ModelConfig(name_or_path=str(model)))
         return read_adapter(path, [family.every_linear_layer(model)])
-    families = [family for family in map(FAMILIES.load, FAMILIES) if family.published]
-    layers = []
-    for family in families:
-        folder = Path(next(iter(family.published)))
-        layers.append(list(family.every_linear_layer(folder)))
+    layers = [
+        list(family.every_linear_layer(Path(next(iter(family.published)))))
+        for family in map(FAMILIES.load, FAMILIES)
+        if family.published
+    ]
     try:
         return read_adapter(path, layers, any_model)
     except UserError as error:
@@ -71,12 +71,11 @@ def read_lora(file: str, model: Path | None, any_model: bool = False) -> Adapter
 def write_lora(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Writes a LoRA file, atomically. Raises RunError where it cannot be written, or
-    would replace another program's file."""
-    reason = why_not_replaced(path, is_own_file)
-    if reason:
-        raise RunError(reason)
-    write_safetensors_verified(path, tensors, metadata)
+    """Writes a LoRA file, atomically. metadata: also of a file that it was made from.
+    Raises RunError where it cannot be written, or would replace another program's
+    file."""
+    require_own(path, is_own_file)
+    write_safetensors_verified(path, tensors, {**metadata, "format": "pt"})
 
 
 class Loss:
@@ -117,6 +116,11 @@ def number_type(given: str | None, inputs: Iterable[torch.dtype]) -> torch.dtype
     return torch.float32
 
 
+def named(dtype: torch.dtype) -> str:
+    """The name of a dtype as the keys of a job have it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def lora_tensors(
     name: str, up_OR: Tensor, down_RI: Tensor, scale: float, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], Tensor]:
@@ -124,13 +128,9 @@ def lora_tensors(
     in that file."""
     down = down_RI.to(dtype).contiguous()
     up = up_OR.to(dtype).contiguous()
-    stem = f"{EXPORTED_PREFIX}{name}"
     alpha = torch.tensor(scale * len(down))
-    tensors = {
-        f"{stem}.lora_A.weight": down,
-        f"{stem}.lora_B.weight": up,
-        f"{stem}.alpha": alpha,
-    }
+    parts = {"lora_A.weight": down, "lora_B.weight": up, "alpha": alpha}
+    tensors = {f"{EXPORTED_PREFIX}{name}.{part}": parts[part] for part in parts}
     return tensors, float(alpha) / len(down) * up.float() @ down.float()
 
 
@@ -148,16 +148,10 @@ def for_every_program(
             for key, tensor in folded.items()
             if key.endswith(spelling.down_up[1])
         }
-        if not _are_equal(stored, folded):
+        if not all(stored[key].float().equal(folded[key].float()) for key in stored):
             return spelled(tensors, replace(spelling, folds_alpha=False))
         folded |= stored
     return folded
-
-
-def _are_equal(stored: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> bool:
-    """Whether the stored tensors have the numbers of the exact ones."""
-    pairs = ((tensor.float(), exact[key].float()) for key, tensor in stored.items())
-    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def write_lowrank(
@@ -196,12 +190,11 @@ def write_lowrank(
         meant_OI = change.delta() if isinstance(change, LayerDelta) else change
         loss.add(meant_OI, written_OI)
     write_lora(section.output_path(), for_every_program(tensors, layers), metadata)
+    of_ranks = f"rank {max(ranks, default=0)}"
     if len(set(ranks)) > 1:
         of_ranks = f"ranks {min(ranks)} to {max(ranks)}"
-    else:
-        of_ranks = f"rank {max(ranks, default=0)}"
     logger.info(
-        f"{section.output}: {len(layers)} layers, {of_ranks}, {str(dtype).removeprefix('torch.')}; {loss}"
+        f"{section.output}: {len(layers)} layers, {of_ranks}, {named(dtype)}; {loss}"
     )
 
 

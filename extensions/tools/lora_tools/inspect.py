@@ -15,7 +15,7 @@ from math import sqrt
 from typing import Any
 
 from extensions.tools.lora_tools.config import InspectConfig
-from extensions.tools.lora_tools.files import read_lora
+from extensions.tools.lora_tools.files import named, read_lora
 from extensions.tools.lora_tools.lora_export import (
     FORMATS,
     AdapterFile,
@@ -46,8 +46,7 @@ class InspectProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         section = self.section
-        model = section.model_folder() if section.model else None
-        report = facts(read_lora(section.file, model, any_model=True))
+        report = facts(read_lora(section.file, section.model_folder(), any_model=True))
         print(json.dumps(report, indent=2) if section.as_json else render(report))
 
 
@@ -64,36 +63,34 @@ def facts(file: AdapterFile) -> dict[str, Any]:
             "shape": [size or None for size in change.shape],
             "norm": norm,
         }
-    parameters = 0
-    for change in file.changes.values():
-        parameters += sum(tensor.numel() for tensor in change.parts.values())
+    changes = file.changes.values()
     tensors, metadata = read_tensors(file.path)
     wrong = [
         f"{finding.message} {finding.remedy}"
         for finding in health(tensors, metadata)
         if finding.severity == "error"
     ]
-    readable_by = [
-        name for name, target in FORMATS.items() if not why_not_exported(file, target)
-    ]
-    keys = sorted(tensors)
     return {
         "file": str(file.path),
         "bytes": file.path.stat().st_size,
         "kinds": list(file.kinds),
-        "dtype": str(file.dtype).removeprefix("torch."),
+        "dtype": named(file.dtype),
         "ranks": _counts(layer["rank"] for layer in layers.values() if layer["rank"]),
         "alphas": _counts(layer["alpha"] for layer in layers.values() if layer["rank"]),
         "layers": len(layers),
-        "parameters": parameters,
-        "biases": sum(change.bias is not None for change in file.changes.values()),
-        "zero_layers": sum(change.is_zero for change in file.changes.values()),
+        "parameters": sum(
+            part.numel() for change in changes for part in change.parts.values()
+        ),
+        "biases": sum(change.bias is not None for change in changes),
+        "zero_layers": sum(change.is_zero for change in changes),
         "wrong": wrong,
         "norm": sqrt(sum((x["norm"] or 0.0) ** 2 for x in layers.values())),
         "without_norm": sum(x["norm"] is None for x in layers.values()),
         "norm_by_block": _by_block(layers),
-        "first_key": keys[0],
-        "readable_by": readable_by,
+        "first_key": min(tensors),
+        "readable_by": [
+            name for name in FORMATS if not why_not_exported(file, FORMATS[name])
+        ],
         "written_by": _writer(metadata),
         "metadata": metadata,
         "by_layer": layers,
@@ -130,46 +127,37 @@ def _writer(metadata: Mapping[str, str]) -> str:
 def render(report: Mapping[str, Any]) -> str:
     """The facts as lines."""
     largest = max(report["norm_by_block"].values(), default=0.0) or 1.0
-    blocks = []
+    wrong = report["wrong"]
+    more = f" ({len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    biases = f", biases {report['biases']}" if report["biases"] else ""
+    lines = [
+        f"{report['file']}: {report['bytes'] / 1e6:.2f} MB, {' and '.join(report['kinds']) or 'no change'}, "
+        f"{report['dtype']}",
+        f"layers {report['layers']}, parameters {report['parameters']:,}{biases}",
+        f"rank {_in_words(report['ranks'])}; alpha {_in_words(report['alphas'])}",
+        f"keys such as {report['first_key']}",
+        f"can be written for: {', '.join(report['readable_by']) or 'none'} (run.py convert)",
+        f"written by: {report['written_by']}",
+    ]
+    lines += [f"wrong: {line}{more} See run.py doctor." for line in wrong[:1]]
+    if report["without_norm"]:
+        lines.append(
+            f"{report['without_norm']} layers multiply the model's weights: their change has no norm without those"
+        )
+    if report["norm_by_block"]:
+        lines.append(f"norm of the change {report['norm']:.4g}; by block:")
     for name, of_block in report["norm_by_block"].items():
         bar = "#" * round(30 * of_block / largest)
-        blocks.append(f"  {name:28} {of_block:10.4g}  {bar}")
-    kinds = " and ".join(report["kinds"]) or "no change"
-    more = f" ({len(report['wrong']) - 1} more)" if len(report["wrong"]) > 1 else ""
-    wrong = [f"wrong: {line}{more} See run.py doctor." for line in report["wrong"][:1]]
-    multiplied = f"{report['without_norm']} layers multiply the model's weights: their change has no norm without those"
-    if blocks:
-        norm = [f"norm of the change {report['norm']:.4g}; by block:", *blocks]
-    else:
-        norm = []
-    size = f"layers {report['layers']}, parameters {report['parameters']:,}"
-    if report["biases"]:
-        size += f", biases {report['biases']}"
-    metadata = [
-        f"  {key}: {_short(value)}" for key, value in sorted(report["metadata"].items())
-    ]
-    return "\n".join(
-        [
-            f"{report['file']}: {report['bytes'] / 1e6:.2f} MB, {kinds}, {report['dtype']}",
-            size,
-            f"rank {_in_words(report['ranks'])}; alpha {_in_words(report['alphas'])}",
-            f"keys such as {report['first_key']}",
-            f"can be written for: {', '.join(report['readable_by']) or 'none'} (run.py convert)",
-            f"written by: {report['written_by']}",
-            *wrong,
-            *([multiplied] if report["without_norm"] else []),
-            *norm,
-            "metadata:" if metadata else "metadata: none",
-            *metadata,
-        ]
-    )
+        lines.append(f"  {name:28} {of_block:10.4g}  {bar}")
+    lines.append("metadata:" if report["metadata"] else "metadata: none")
+    for key, value in sorted(report["metadata"].items()):
+        lines.append(f"  {key}: {_short(value)}")
+    return "\n".join(lines)
 
 
 def _in_words(counts: Mapping[str, int]) -> str:
-    if not counts:
-        return "none"
-    if len(counts) == 1:
-        return next(iter(counts))
+    if len(counts) < 2:
+        return next(iter(counts), "none")
     return ", ".join(f"{key} ({count} layers)" for key, count in counts.items())
 
 

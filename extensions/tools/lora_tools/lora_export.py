@@ -81,10 +81,7 @@ def read_adapter(
     if not tensors:
         raise UserError(f"{path}: holds no tensors.")
     refused: list[UserError] = []
-    candidates = [*models]
-    if any_model:
-        candidates.append(own_names(tensors))
-    for layers in candidates:
+    for layers in (*models, own_names(tensors)) if any_model else models:
         try:
             changes = parse_adapter_tensors(tensors, layers, str(path), metadata)
         except UserError as error:
@@ -103,9 +100,7 @@ def read_adapter(
 def kind_of(change: LayerDelta) -> str:
     """The kind of a change: lora, loha, lokr, oft, boft or glora, or dora where it has
     a magnitude."""
-    if change.magnitude is not None:
-        return "dora"
-    return _base_kind(change)
+    return _base_kind(change) if change.magnitude is None else "dora"
 
 
 def _base_kind(change: LayerDelta) -> str:
@@ -113,9 +108,7 @@ def _base_kind(change: LayerDelta) -> str:
         return change.multiplied.name(change.parts)
     if "up" in change.parts:
         return "lora"
-    if "hada_w1_a" in change.parts:
-        return "loha"
-    return "lokr"
+    return "loha" if "hada_w1_a" in change.parts else "lokr"
 
 
 @dataclass(frozen=True)
@@ -227,9 +220,8 @@ def why_not_exported(file: AdapterFile, target: Format) -> list[str]:
         if change.bias is not None and not target.bias:
             reasons[f"{target.title} does not read changes of biases"] = None
     for parts in fused_layers(file.changes).values() if target.is_fused else ():
-        kinds = sorted(
-            {kind_of(file.changes[part]) for part in parts if part in file.changes}
-        )
+        there = (file.changes[part] for part in parts if part in file.changes)
+        kinds = sorted(set(map(kind_of, there)))
         if kinds not in (["lora"], ["loha"]):
             named = " and ".join(_TITLES[kind] for kind in kinds)
             reasons[f"{target.title} cannot be written of {named}"] = None
@@ -246,9 +238,7 @@ _TITLES = {
 
 
 def _magnitude_key(magnitude: Tensor, target: Format) -> str:
-    if len(magnitude) > 1:
-        return target.row_magnitude
-    return target.column_magnitude
+    return target.row_magnitude if len(magnitude) > 1 else target.column_magnitude
 
 
 def export(file: AdapterFile, target: Format) -> dict[str, Tensor]:
@@ -261,22 +251,15 @@ def export(file: AdapterFile, target: Format) -> dict[str, Tensor]:
         )
     target = target.for_layers(file.changes)
     changes = _fused(file.changes) if target.is_fused else file.changes
-    tensors: dict[str, Tensor] = {}
-    for module, change in changes.items():
-        for suffix, tensor in _written(change, target).items():
-            tensors[target.stem(module) + suffix] = tensor
-    matrices = [name for name in tensors if not name.endswith(".alpha")]
-    is_exact = _fit([tensors[name] for name in matrices], file.dtype)
-    dtype = file.dtype if is_exact else torch.float32
-    for name in matrices:
-        tensors[name] = tensors[name].to(dtype)
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def _fit(tensors: Iterable[Tensor], dtype: torch.dtype) -> bool:
-    """Whether a dtype can hold float32 tensors exactly."""
-    pairs = ((tensor.to(dtype).float(), tensor) for tensor in tensors)
-    return all(torch.equal(rounded, exact) for rounded, exact in pairs)
+    tensors = {
+        target.stem(module) + suffix: tensor.contiguous()
+        for module, change in changes.items()
+        for suffix, tensor in _written(change, target).items()
+    }
+    exact = {name: tensors[name] for name in tensors if not name.endswith(".alpha")}
+    rounded = {name: tensor.to(file.dtype) for name, tensor in exact.items()}
+    fits = all(rounded[name].float().equal(exact[name]) for name in exact)
+    return tensors | (rounded if fits else exact)
 
 
 def _fused(changes: Mapping[str, LayerDelta]) -> dict[str, LayerDelta]:
@@ -292,18 +275,11 @@ def _fused(changes: Mapping[str, LayerDelta]) -> dict[str, LayerDelta]:
         tensors: dict[str, Tensor] = {}
         for left, right in MATMUL_PAIRS:
             if left in first.parts:
-                factors = [
-                    one.scale / scale if left in ("up", "hada_w1_a") else 1.0
-                    for one in deltas
-                ]
-                pieces = [
-                    factor * one.parts[left]
-                    for factor, one in zip(factors, deltas, strict=True)
-                ]
-                tensors |= {
-                    left: torch.block_diag(*pieces),
-                    right: torch.cat([one.parts[right] for one in deltas]),
-                }
+                pieces = [one.parts[left] for one in deltas]
+                if left in ("up", "hada_w1_a"):
+                    pieces = [one.scale / scale * one.parts[left] for one in deltas]
+                tensors[left] = torch.block_diag(*pieces)
+                tensors[right] = torch.cat([one.parts[right] for one in deltas])
         if any(one.bias is not None for one in deltas):
             raise UserError(f"the bias of {whole} is changed. {NO_BIAS}")
         joined[whole] = LayerDelta(tensors, scale)
@@ -319,7 +295,6 @@ def _no_rank(change: LayerDelta, part: str) -> Tensor:
 def _written(change: LayerDelta, target: Format) -> dict[str, Tensor]:
     """Suffix -> tensor of one module, float32."""
     parts = dict(change.parts)
-    written = {}
     scale = change.scale
     # Only peft applies a strength to two whole factors.
     if ignores_alpha(parts):
@@ -330,16 +305,15 @@ def _written(change: LayerDelta, target: Format) -> dict[str, Tensor]:
         down, up = target.down_up
         written = {
             down: parts["down"],
-            up: parts["up"] if target.has_alpha else change.scale * parts["up"],
+            up: parts["up"] if target.has_alpha else scale * parts["up"],
         }
     else:
         written = {f".{name}": tensor for name, tensor in parts.items()}
     if target.has_alpha or "up" not in parts:
         written[".alpha"] = torch.tensor(scale * rank_of(parts))
     if magnitude is not None:
-        written[_magnitude_key(magnitude, target)] = (
-            magnitude.flatten() if target.flat_magnitude else magnitude
-        )
+        key = _magnitude_key(magnitude, target)
+        written[key] = magnitude.flatten() if target.flat_magnitude else magnitude
     if change.bias is None:
         return written
     return {**(written if change.has_weight else {}), target.bias: change.bias}
@@ -352,15 +326,10 @@ OF_THE_FORM = (HEADER_METADATA, CONFIG_FILE, "sha256", "format")
 def kept_metadata(file: AdapterFile, target: Format | None = None) -> dict[str, str]:
     """The file's metadata without the entries that are true of its own form only. In a
     form without alphas, the entries for alpha become the rank."""
-    metadata = {
-        key: value for key, value in file.metadata.items() if key not in OF_THE_FORM
-    }
+    before = file.metadata
+    metadata = {key: before[key] for key in before if key not in OF_THE_FORM}
     if target and not target.has_alpha and "lora" in file.kinds:
-        ranks = {
-            "alpha": metadata.get("rank"),
-            "ss_network_alpha": metadata.get("ss_network_dim"),
-        }
-        for key, rank in ranks.items():
-            if key in metadata and rank:
-                metadata[key] = rank
+        for alpha, rank in (("alpha", "rank"), ("ss_network_alpha", "ss_network_dim")):
+            if alpha in metadata and metadata.get(rank):
+                metadata[alpha] = metadata[rank]
     return metadata

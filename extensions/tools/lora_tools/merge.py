@@ -22,6 +22,7 @@ from extensions.tools.lora_tools.files import (
     Loss,
     for_every_program,
     lora_tensors,
+    named,
     number_type,
     read_lora,
     refuse_what_needs_the_base,
@@ -75,13 +76,6 @@ def _check_biases(changes: Collection[str], base: Collection[str]) -> int:
     return len({name.rpartition(".")[0] for name in changes})
 
 
-def _scaled_ups(
-    changes: Sequence[tuple[LayerDelta, float]], scale: float
-) -> list[Tensor]:
-    """The up matrices of changes with their strengths, relative to a strength."""
-    return [strength / scale * change.parts["up"] for change, strength in changes]
-
-
 class MergeProcess(BaseExtensionProcess):
     """Merges in float32 and rounds once.
 
@@ -95,38 +89,36 @@ class MergeProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         section = self.section
-        model = section.base or section.model
-        folder = Path(model).expanduser() if model else None
+        self._loss = Loss()
         pairs = [split_strength(text) for text in section.lora]
-        output = Path(section.output).expanduser()
-        if folder is not None and section.base and folder.is_file():
-            self._into_single_file(folder, pairs, output)
+        base = Path(section.base).expanduser() if section.base else None
+        if base and base.is_file():
+            self._into_single_file(base, pairs)
             return
-        files = [(read_lora(file, folder), strength) for file, strength in pairs]
-        if folder is not None and section.base:
-            self._into_model(folder, files, output)
+        model = base or section.model_folder()
+        files = [(read_lora(file, model), strength) for file, strength in pairs]
+        if base:
+            self._into_model(base, files)
         else:
-            self._into_file(files, output)
+            self._into_file(files)
 
     def _into_model(
-        self, base: Path, files: Sequence[tuple[AdapterFile, float]], output: Path
+        self, base: Path, files: Sequence[tuple[AdapterFile, float]]
     ) -> None:
         """A model folder of the base's layout, whose weights are read, changed and
         written one after the other."""
+        output = self.section.output_path()
         family = family_for(ModelConfig(name_or_path=str(base)))
         part = base / family.trained_part
         shards = weight_files(part)
         changes = _changes(files)
-        loss = Loss()
-        names: set[str] = set()
-        for shard in shards:
-            names |= tensor_shapes(shard).keys()
+        names = {name for shard in shards for name in tensor_shapes(shard)}
         layers = _check_biases(changes, names)
 
         def merged_of(shard: Path) -> dict[str, Tensor]:
             weights, _ = read_tensors(shard)
             return {
-                name: self._merged(name, weight, changes.get(name, ()), loss)
+                name: self._merged(name, weight, changes.get(name, ()))
                 for name, weight in weights.items()
             }
 
@@ -134,31 +126,26 @@ class MergeProcess(BaseExtensionProcess):
             tensors: dict[str, Tensor] = {}
             for shard in shards:
                 tensors |= merged_of(shard)
-            self._write_single_file(
-                output, in_one(tensors, markers_of(family.title)), files, layers, loss
-            )
+            self._write_single_file(tensors, markers_of(family.title), files, layers)
             return
         with atomic_write_dir(output) as new:
             place_parts(base, new, without={family.trained_part})
-            paths = [path for path in part.iterdir() if path.is_file()]
-            for other in sorted(path for path in paths if path not in shards):
-                place_file(other, new / family.trained_part / other.name)
-            for shard in shards:
-                write_safetensors_verified(
-                    new / family.trained_part / shard.name, merged_of(shard), None
-                )
+            new_part = new / family.trained_part
+            for path in sorted(filter(Path.is_file, part.iterdir())):
+                if path in shards:
+                    merged = merged_of(path)
+                    write_safetensors_verified(new_part / path.name, merged, None)
+                else:
+                    place_file(path, new_part / path.name)
         logger.info(
-            f"{output}: {len(files)} files merged into {layers} layers; {loss}, by rounding"
+            f"{output}: {len(files)} files merged into {layers} layers; {self._loss}, by rounding"
         )
 
-    def _into_single_file(
-        self, base: Path, pairs: Sequence[tuple[str, float]], output: Path
-    ) -> None:
+    def _into_single_file(self, base: Path, pairs: Sequence[tuple[str, float]]) -> None:
         """Writes the file of a transformer from a base that is one. The file of an
         8-bit base is bfloat16, unless `dtype` is given."""
         with ExitStack() as stack:
             reader = ShardReader(base, stack, base)
-            loss = Loss()
             sizes = {
                 name.removesuffix(".weight"): (shape[1], shape[0])
                 for name, shape in reader.matrices().items()
@@ -170,40 +157,30 @@ class MergeProcess(BaseExtensionProcess):
             changes = _changes(files)
             dtype = torch.bfloat16 if reader.in_codes() else None
             layers = _check_biases(changes, reader.names)
-            markers = [
-                name
-                for name in map(without_prefix, shapes_of(base))
-                if MARKERS.get(name)
-            ]
+            names = map(without_prefix, shapes_of(base))
+            markers = [name for name in names if MARKERS.get(name)]
             tensors = {}
             for name in sorted(reader.names):
                 weight = reader.take(name)
-                tensors[name] = self._merged(
-                    name, weight.to(dtype or weight.dtype), changes.get(name, ()), loss
-                )
-            self._write_single_file(
-                output, in_one(tensors, markers), files, layers, loss
-            )
+                weight = weight.to(dtype or weight.dtype)
+                tensors[name] = self._merged(name, weight, changes.get(name, ()))
+            self._write_single_file(tensors, markers, files, layers)
 
     def _write_single_file(
         self,
-        output: Path,
         tensors: dict[str, Tensor],
+        markers: Sequence[str],
         files: Sequence[tuple[AdapterFile, float]],
         layers: int,
-        loss: Loss,
     ) -> None:
-        write_lora(output, tensors, {"merged_from": _sources(files)})
+        output = self.section.output_path()
+        write_lora(output, in_one(tensors, markers), {"merged_from": _sources(files)})
         logger.info(
-            f"{output}: {len(files)} files merged into {layers} layers for ComfyUI; {loss}, by rounding"
+            f"{output}: {len(files)} files merged into {layers} layers for ComfyUI; {self._loss}, by rounding"
         )
 
     def _merged(
-        self,
-        name: str,
-        weight: Tensor,
-        changes: Sequence[tuple[LayerDelta, float]],
-        loss: Loss,
+        self, name: str, weight: Tensor, changes: Sequence[tuple[LayerDelta, float]]
     ) -> Tensor:
         if weight.dtype not in DTYPES.values():
             raise UserError(
@@ -218,18 +195,17 @@ class MergeProcess(BaseExtensionProcess):
         dtype = number_type(self.section.dtype, [weight.dtype])
         written = changed.to(dtype).contiguous()
         if changes:
-            loss.add(changed - weight.float(), written.float() - weight.float())
+            self._loss.add(changed - weight.float(), written.float() - weight.float())
         return written
 
-    def _into_file(
-        self, files: Sequence[tuple[AdapterFile, float]], output: Path
-    ) -> None:
+    def _into_file(self, files: Sequence[tuple[AdapterFile, float]]) -> None:
         """Writes the sum of the changes: rows and columns of all matrices together, or
         the nearest LoRA of `rank`.
 
         The largest strength stays in alpha, where it is not rounded. The factors of the
         other strengths to it are multiplied into `up`.
         """
+        section = self.section
         pairs: dict[str, list[tuple[LayerDelta, float]]] = defaultdict(list)
         biases: dict[str, Tensor] = {}
         outputs: dict[str, int] = {}
@@ -241,13 +217,11 @@ class MergeProcess(BaseExtensionProcess):
                         f"{file.path}: {name} is not a LoRA; only LoRAs can be merged into one file. "
                         "Convert it first with run.py resize."
                     )
+                shape = change.shape
                 if change.has_weight and name in pairs:
-                    of_weight = pairs[name][0][0].shape
-                else:
-                    of_weight = change.shape
-                if change.shape != of_weight or change.shape[0] != outputs.setdefault(
-                    name, change.shape[0]
-                ):
+                    shape = pairs[name][0][0].shape
+                output_count = outputs.setdefault(name, shape[0])
+                if change.shape != shape or shape[0] != output_count:
                     raise UserError(
                         f"{file.path}: {name} has another size than in the files before: another model's."
                     )
@@ -255,32 +229,30 @@ class MergeProcess(BaseExtensionProcess):
                     pairs[name].append((change, strength * change.scale))
                 if change.bias is not None:
                     biases[name] = biases.get(name, 0) + strength * change.bias
-        dtype = number_type(self.section.dtype, (file.dtype for file, _ in files))
+        dtype = number_type(section.dtype, (file.dtype for file, _ in files))
         tensors = {
             f"{EXPORTED_PREFIX}{name}.diff_b": bias.to(dtype)
             for name, bias in biases.items()
         }
-        loss = Loss()
         for name, of_layer in pairs.items():
             scale = max((scale for _, scale in of_layer), key=abs) or 1.0
-            up = torch.cat(_scaled_ups(of_layer, scale), 1)
+            ups = [strength / scale * one.parts["up"] for one, strength in of_layer]
+            up = torch.cat(ups, 1)
             down = torch.cat([change.parts["down"] for change, _ in of_layer])
             meant_OI = scale * up @ down
-            if self.section.rank and len(down) > self.section.rank:
-                up, down, _ = extract_lora(
-                    LayerDelta({"up": up, "down": down}, 1.0), self.section.rank
-                )
+            if section.rank and len(down) > section.rank:
+                change = LayerDelta({"up": up, "down": down}, 1.0)
+                up, down, _ = extract_lora(change, section.rank)
             of_file, written_OI = lora_tensors(name, up, down, scale, dtype)
             tensors |= of_file
-            loss.add(meant_OI, written_OI)
+            self._loss.add(meant_OI, written_OI)
         metadata = {"merged_from": _sources(files)}
         models = {file.metadata.get(BASE_MODEL) for file, _ in files}
-        if len(models) == 1:
-            model = models.pop()
-            if model:
-                metadata[BASE_MODEL] = model
+        model = models.pop()
+        if model and not models:
+            metadata[BASE_MODEL] = model
+        output = section.output_path()
         write_lora(output, for_every_program(tensors, outputs), metadata)
-        dtype_name = str(dtype).removeprefix("torch.")
         logger.info(
-            f"{output}: {len(files)} files in {len(outputs)} layers, {dtype_name}; {loss}"
+            f"{output}: {len(files)} files in {len(outputs)} layers, {named(dtype)}; {self._loss}"
         )

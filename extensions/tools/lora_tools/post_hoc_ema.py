@@ -46,10 +46,9 @@ def linear_betas(count: int, beta: float, beta2: float | None = None) -> list[fl
     """
     merges = count - 1
     last = beta if beta2 is None else beta2
-    betas = [
+    return [
         beta + (last - beta) * index / max(1, merges - 1) for index in range(merges)
     ]
-    return betas
 
 
 def steps_of(files: Sequence[Path]) -> list[int]:
@@ -65,11 +64,8 @@ def steps_of(files: Sequence[Path]) -> list[int]:
                 f"{file}: neither its metadata nor its name says of which step it is."
             )
         if steps.count(step) > 1:
-            others = [
-                str(other)
-                for other, its in zip(files, steps, strict=True)
-                if its == step
-            ]
+            pairs = zip(files, steps, strict=True)
+            others = [str(other) for other, its in pairs if its == step]
             raise UserError(
                 f"{' and '.join(others)} are of the same step, {step}. Leave one of them out."
             )
@@ -93,11 +89,8 @@ def average(files: Sequence[Path], betas: Sequence[float]) -> dict[str, Tensor]:
     files do not match.
     """
     first, _ = read_tensors(files[0])
-    mean = {
-        name: tensor.float()
-        for name, tensor in first.items()
-        if _is_averaged(name, tensor)
-    }
+    averaged = (name for name in first if _is_averaged(name, first[name]))
+    mean = {name: first[name].float() for name in averaged}
     for file, beta, tensors in zip(
         files[1:], betas, _following(files, first), strict=True
     ):
@@ -105,8 +98,7 @@ def average(files: Sequence[Path], betas: Sequence[float]) -> dict[str, Tensor]:
             value.mul_(beta).add_(tensors[name].float(), alpha=1 - beta)
             if not torch.isfinite(value).all():
                 raise UserError(f"{file}: {name} is not finite.")
-    averaged = {name: mean[name].to(first[name].dtype) for name in mean}
-    return {**first, **averaged}
+    return first | {name: mean[name].to(first[name].dtype) for name in mean}
 
 
 def _following(

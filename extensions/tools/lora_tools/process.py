@@ -11,9 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from extensions.tools.lora_tools.config import (
     ConvertConfig,
@@ -38,10 +36,7 @@ from extensions.tools.lora_tools.post_hoc_ema import (
 )
 from extensions.tools.lora_tools.scale import ScaleProcess
 from jobs.process import BaseExtensionProcess
-from toolkit.networks.lora_formats import read_tensors
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from toolkit.files.safetensors_io import read_metadata
 
 logger = logging.getLogger(__name__)
 
@@ -75,16 +70,13 @@ class ConvertProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         section, target = self.section, FORMATS[self.section.to]
-        file = read_lora(
-            section.input, section.model_folder() if section.model else None
-        )
+        file = read_lora(section.input, section.model_folder())
         tensors = export(file, target)
         write_lora(section.output_path(), tensors, kept_metadata(file, target))
         matrices = (name for name in tensors if not name.endswith(".alpha"))
         dtype = tensors[next(matrices)].dtype
-        if dtype == file.dtype:
-            rounded = ""
-        else:
+        rounded = ""
+        if dtype != file.dtype:
             rounded = (
                 f"; {dtype}, as alpha / rank in the matrices does not fit {file.dtype}"
             )
@@ -106,20 +98,11 @@ class ResizeProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         section = self.section
-        file = read_lora(
-            section.input, section.model_folder() if section.model else None
-        )
-        metadata = {
-            key: text
-            for key, text in kept_metadata(file).items()
-            if not OF_THE_KIND.match(key)
-        }
-        write_lowrank(
-            section,
-            file.changes.items(),
-            metadata,
-            number_type(section.dtype, [file.dtype]),
-        )
+        file = read_lora(section.input, section.model_folder())
+        kept = kept_metadata(file)
+        metadata = {key: kept[key] for key in kept if not OF_THE_KIND.match(key)}
+        dtype = number_type(section.dtype, [file.dtype])
+        write_lowrank(section, file.changes.items(), metadata, dtype)
 
 
 class PostHocEmaProcess(BaseExtensionProcess):
@@ -149,29 +132,11 @@ class PostHocEmaProcess(BaseExtensionProcess):
             "steps": steps,
             "betas": [round(beta, 6) for beta in betas],
         }
-        self._write(tensors, read_tensors(files[-1])[1], recipe)
+        metadata = read_metadata(files[-1]) | {"post_hoc_ema": json.dumps(recipe)}
+        write_lora(section.output_path(), tensors, metadata)
         for step, share, file in zip(steps, _shares(betas), files, strict=True):
             logger.info(f"{share:7.2%} of step {step}: {file.name}")
         logger.info(f"{section.output}: the average of {len(files)} files")
-
-    def _write(
-        self,
-        tensors: dict[str, Tensor],
-        metadata: Mapping[str, str],
-        recipe: Mapping[str, object],
-    ) -> None:
-        """Writes the tensors with the metadata of a file of the run and the recipe of
-        the average."""
-        document = {
-            key: value
-            for key, value in metadata.items()
-            if key not in ("sha256", "format")
-        }
-        write_lora(
-            self.section.output_path(),
-            tensors,
-            {**document, "post_hoc_ema": json.dumps(recipe)},
-        )
 
 
 def _shares(betas: list[float]) -> list[float]:

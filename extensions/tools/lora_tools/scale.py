@@ -25,13 +25,8 @@ from toolkit.networks.targets import block_in
 logger = logging.getLogger(__name__)
 
 SCALED = (
-    *(
-        ".lora_B.weight",
-        ".lora_B.default.weight",
-        ".lora_up.weight",
-        ".lora.up.weight",
-        ".lora_B.bias",
-    ),
+    *(".lora_B.weight", ".lora_B.default.weight", ".lora_up.weight"),
+    *(".lora.up.weight", ".lora_B.bias"),
     *(".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".diff", ".diff_b"),
 )
 """Endings of the keys that a strength is multiplied into: one factor of each change,
@@ -57,27 +52,21 @@ class ScaleProcess(BaseExtensionProcess):
         blocks that the file lacks."""
         super().run()
         section, blocks = self.section, read_blocks(self.section.blocks)
-        file = read_lora(
-            section.input, section.model_folder() if section.model else None
-        )
+        file = read_lora(section.input, section.model_folder())
         for name, change in file.changes.items():
             refuse_what_needs_the_base(name, change)
         tensors, metadata = read_tensors(file.path)
         known = {block for block in map(block_in, tensors) if block is not None}
         for one in blocks:
             if not known & {*range(one.first, one.last + 1)}:
+                has = "Its layers are in no blocks."
                 if known:
                     has = f"It has blocks {min(known)} to {max(known)}."
-                else:
-                    has = "Its layers are in no blocks."
                 raise UserError(
                     f"blocks: {section.input} changes none of blocks {one.first} to {one.last}. {has}"
                 )
-        strengths = {}
-        for key in tensors:
-            strength = strength_in(key, blocks)
-            if strength != 1:
-                strengths[key] = strength
+        of_keys = {key: strength_in(key, blocks) for key in tensors}
+        strengths = {key: of_keys[key] for key in of_keys if of_keys[key] != 1}
         scaled = {key for key in strengths if key.endswith(SCALED)}
         left = {split_key(key)[0] for key in strengths}
         left -= {split_key(key)[0] for key in scaled}
@@ -89,16 +78,10 @@ class ScaleProcess(BaseExtensionProcess):
             exact = tensors[key].float() * strengths[key]
             stored = exact.to(tensors[key].dtype)
             tensors[key] = stored if stored.float().equal(exact) else exact
-        document = {
-            key: text
-            for key, text in metadata.items()
-            if key not in ("sha256", "format")
-        }
-        entries = [document.get(STRENGTHS, ""), " ".join(section.blocks)]
-        strengths_text = "; ".join(filter(None, entries))
-        write_lora(
-            section.output_path(), tensors, document | {STRENGTHS: strengths_text}
-        )
+        entries = " ".join(section.blocks)
+        before = metadata.get(STRENGTHS)
+        metadata[STRENGTHS] = f"{before}; {entries}" if before else entries
+        write_lora(section.output_path(), tensors, metadata)
         logger.info(
-            f"{section.output}: {len(scaled)} of {len(tensors)} tensors scaled ({' '.join(section.blocks)})"
+            f"{section.output}: {len(scaled)} of {len(tensors)} tensors scaled ({entries})"
         )

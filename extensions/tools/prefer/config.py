@@ -78,9 +78,8 @@ class PreferConfig(PicturesConfig):
                 ("prompt",), "is required. Or give 'prompts', a file of prompts."
             )
         try:
-            read_groups(self.folder()) if (
-                self.folder() / CANDIDATES
-            ).exists() else None
+            if (self.folder() / CANDIDATES).exists():
+                read_groups(self.folder())
         except UserError as error:
             yield Diagnostic(("output",), str(error))
         if job.will_write(split_strength(self.source)[0]):
@@ -110,34 +109,24 @@ class PreferConfig(PicturesConfig):
             if saved is None:
                 raise UserError(f"{path}: this run has not saved a file yet.")
             with suppress(UserError):  # its job cannot be read any more
-                given["trigger_word"] = (
-                    self.trigger_word
-                    or training_section(run, check_files=False).trigger_word
-                )
+                training = training_section(run, check_files=False)
+                given["trigger_word"] = self.trigger_word or training.trigger_word
             if saved.is_dir():
-                return self._with(
-                    given
-                    | {"model": self.model or ModelConfig(name_or_path=str(saved))}
-                )
+                given["model"] = self.model or ModelConfig(name_or_path=str(saved))
+                return self._with(given)
             return self._with(given, str(saved))
         if path.suffix == ".safetensors":
             return self._with(given, self.source)
         if path.suffix in CONFIG_SUFFIXES or not path.suffix:
             config_path = find_config(self.source)
             job = load_job(config_path, discover().find_config, check_files=False)
-            sections = (entry.section for entry in job.processes)
-            section = next(
-                (item for item in sections if isinstance(item, DiffusionSection)), None
-            )
-            if section is None:
-                raise UserError(f"{config_path}: this job trains no LoRA.")
-            given |= {
-                "trigger_word": self.trigger_word or section.trigger_word,
-                "model": self.model or section.model,
-            }
-            return self._with(
-                given, *filter(None, [section.network.pretrained_lora_path])
-            )
+            for section in (entry.section for entry in job.processes):
+                if isinstance(section, DiffusionSection):
+                    given["trigger_word"] = self.trigger_word or section.trigger_word
+                    given["model"] = self.model or section.model
+                    lora = section.network.pretrained_lora_path
+                    return self._with(given, *([lora] if lora else []))
+            raise UserError(f"{config_path}: this job trains no LoRA.")
         raise UserError(
             f"{self.source!r} is neither the folder of a run, nor a LoRA file, nor a job file."
         )

@@ -11,7 +11,6 @@ import logging
 from extensions.tools.prefer.config import PreferConfig
 from extensions.tools.shared.candidates import VOTES, Group, add_groups
 from extensions.tools.shared.generation import LoraFile, PictureMaker
-from extensions.tools.shared.keys import split_strength
 from jobs.process import BaseExtensionProcess
 from toolkit.commands import command
 
@@ -32,26 +31,18 @@ class PreferProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         section = self.section.resolved()
-        maker = PictureMaker(
-            section, [split_strength(text)[0] for text in section.lora]
-        )
         loras = [LoraFile.of(text) for text in section.lora]
+        maker = PictureMaker(section, [lora.path for lora in loras])
         pictures = []
         for item in section.items():
-            for first in [section.seed if item.seed is None else item.seed]:
-                for place in range(section.count):
-                    pictures.append(
-                        maker.picture(
-                            item, first + place, maker.cfg_of(item, section.cfg), loras
-                        )
-                    )
-        add_groups(
-            maker.folder,
-            (
-                Group.of(picture.settings, picture.name, maker.folder)
-                for picture in pictures
-            ),
-        )
+            first = section.seed if item.seed is None else item.seed
+            cfg = maker.cfg_of(item, section.cfg)
+            pictures += [
+                maker.picture(item, first + place, cfg, loras)
+                for place in range(section.count)
+            ]
+        groups = (Group.of(one.settings, one.name, maker.folder) for one in pictures)
+        add_groups(maker.folder, groups)
         maker.make(pictures)
         logger.info(
             f"{maker.folder}: {len(pictures)} images to vote on: {command('ui')}, Datasets, {maker.folder.name}. "

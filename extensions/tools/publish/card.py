@@ -1,5 +1,5 @@
 """The model card of a run: the base model, the settings, the samples and the use of its
-LoRA, for the hub and for people.
+LoRA, for the hub and for people. Its text is in `card.md.j2`.
 
 It uploads nothing and removes no paths: `process` does. `process` calls `model_card`
 with the LoRA files and samples that it uploads.
@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    OfflineModeIsEnabled,
-)
+from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from extensions.tools.shared.run_job import training_section
 from toolkit.config.sections.trainer import DiffusionSection
@@ -33,6 +32,9 @@ from toolkit.train.run_reader import NetworkFile, RunInfo, SampleImage
 
 logger = logging.getLogger(__name__)
 
+UNREACHABLE = (HTTPError, OfflineModeIsEnabled, OSError)
+"""Errors of the hub's library where the hub cannot be reached, or refuses."""
+
 
 def model_card(
     run: RunInfo,
@@ -44,68 +46,76 @@ def model_card(
 ) -> str:
     """The text of README.md. section: `section_of` the run. repo: `owner/name`.
     samples: each with its name in the repository. licence: see `PublishConfig`."""
-    trigger = section.trigger_word if section else ""
     family = family_of(section, loras)
-    terms = family.terms if family and (not licence) else None
-    tasks = ("text-to-image", "image-to-image")
-    data = ModelCardData(
-        base_model=section.model.name_or_path
-        if section and not section.model.is_path()
-        else None,
-        license="other"
-        if terms
-        else licence or (licence_of(section) if section else None),
-        license_name=terms.name if terms else None,
-        license_link=terms.link if terms else None,
-        pipeline_tag=tasks[_makes_edits(section, family)]
-        if section and family
-        else None,
-        tags=["lora", "diffusers", "template:sd-lora"],
-        instance_prompt=trigger or None,
-        widget=[
-            {"text": image.prompt or " ", "output": {"url": name}}
-            for name, image in samples
-        ]
-        or None,
-    )
-    lines = ["---", data.to_yaml().rstrip("\n"), "---", "", f"# {run.name}", ""]
-    lines += [
-        f"A LoRA for {section.model.public_name()}." if section else "A LoRA.",
-        "",
-    ]
-    if family:
-        asked = family.terms
-        if asked:
-            lines += [
-                f"**{asked.display}**. {asked.notice} [Licence]({asked.link}).",
-                "",
-            ]
-    if trigger:
-        lines += [f"**Trigger word**: `{trigger}`", ""]
-    for name, image in samples:
-        lines += [f"![{(image.prompt or 'sample').replace(chr(10), ' ')}]({name})", ""]
-    lines += ["## Files", "", "| file | step | size | sha256 |", "|---|---|---|---|"]
-    for lora in loras:
-        step = "" if lora.step is None else str(lora.step)
-        lines.append(
-            f"| {lora.path.name} | {step} | {readable_size(lora.size)} | `{sha256_of(lora.path)}` |"
-        )
-    lines += [
-        "",
-        "## Use",
-        "",
-        *_usage(section, family, repo, loras[-1].path, samples),
-        "",
-    ]
+    path = loras[-1].path
+    values = {
+        "data": _front_matter(section, family, samples, licence).to_yaml(),
+        **{"run": run, "section": section, "family": family, "repo": repo},
+        **{"loras": loras, "samples": samples, "file": path.name, "is_known": False},
+    }
     if section:
-        lines += [
-            "## Training",
-            "",
-            "| | |",
-            "|---|---|",
-            *(f"| {key} | {value} |" for key, value in settings(section, run)),
-        ]
-    return "\n".join(lines).rstrip("\n") + "\n"
+        sizes = chain.from_iterable(data.resolution for data in section.datasets)
+        values["sizes"] = sorted(set(map(str, sizes)))
+    if section and family and family.published:
+        makes_edits = _makes_edits(section, family)
+        faults = program_findings(PROGRAMS["diffusers"], *read_tensors(path))
+        without_images = None if makes_edits else family.pipeline_without_images
+        pipeline, attributes = without_images or (family.pipelines[0], {})
+        prompts = (image.prompt for _, image in samples if image.prompt)
+        values |= {
+            **{"is_known": True, "fault": next(faults, None)},
+            **{"pipeline": pipeline, "attributes": attributes},
+            "makes_edits": makes_edits,
+            "prompt": next(prompts, section.trigger_word or "what to generate"),
+        }
+    return _environment().get_template("card.md.j2").render(values)
+
+
+def _environment() -> Environment:
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    templates.filters |= {
+        "size": readable_size,
+        "sha256": sha256_of,
+        "json": partial(json.dumps, ensure_ascii=False),
+    }
+    return templates
+
+
+def _front_matter(
+    section: DiffusionSection | None,
+    family: ModelFamily | None,
+    samples: Sequence[tuple[str, SampleImage]],
+    licence: str,
+) -> ModelCardData:
+    """The head of the card, which the hub reads."""
+    facts: dict[str, Any] = {"tags": ["lora", "diffusers", "template:sd-lora"]}
+    if section:
+        facts["instance_prompt"] = section.trigger_word or None
+        if not section.model.is_path():
+            facts["base_model"] = section.model.name_or_path
+        if family:
+            makes_edits = _makes_edits(section, family)
+            task = "image-to-image" if makes_edits else "text-to-image"
+            facts["pipeline_tag"] = task
+    if family and family.terms and not licence:
+        facts["license"] = "other"
+        facts["license_name"] = family.terms.name
+        facts["license_link"] = family.terms.link
+    elif section:
+        facts["license"] = licence or licence_of(section)
+    else:
+        facts["license"] = licence or None
+    widget = [
+        {"text": image.prompt or " ", "output": {"url": name}}
+        for name, image in samples
+    ]
+    return ModelCardData(**facts, widget=widget or None)
 
 
 def family_of(
@@ -123,66 +133,12 @@ def family_of(
     return None
 
 
-def _usage(
-    section: DiffusionSection | None,
-    family: ModelFamily | None,
-    repo: str,
-    path: Path,
-    samples: Sequence[tuple[str, SampleImage]],
-) -> list[str]:
-    """How the file is loaded: with a pipeline of diffusers, where diffusers has one for
-    the model and reads the file."""
-    file = path.name
-    if not (section and family and family.published):
-        return [
-            f"`run.py generate --lora {file} --model FOLDER --prompt TEXT`, in the program it was made with."
-        ]
-    comfy = "In ComfyUI: put the file into `models/loras`."
-    in_diffusers = list(program_findings(PROGRAMS["diffusers"], *read_tensors(path)))
-    if in_diffusers:
-        return [f"{comfy} {in_diffusers[0].message}"]
-    prompt = next(
-        (image.prompt for _, image in samples if image.prompt),
-        section.trigger_word or "what to generate",
-    )
-    model = section.model.name_or_path
-    of_folder = ""
-    if section.model.is_path():
-        model = f"path/to/{section.model.public_name()}"
-        of_folder = "  # the folder of the base model"
-    image = 'image=[load_image("input.png")], ' if _makes_edits(section, family) else ""
-    pipeline, attributes = (None if image else family.pipeline_without_images) or (
-        family.pipelines[0],
-        {},
-    )
-    return [
-        f"{comfy} With diffusers:",
-        "",
-        "```python",
-        "import torch",
-        f"from diffusers import {pipeline}",
-        *(["from diffusers.utils import load_image"] if image else []),
-        "",
-        f'pipe = {pipeline}.from_pretrained("{model}", dtype=torch.bfloat16){of_folder}',
-        f'pipe.load_lora_weights("{repo}", weight_name="{file}")',
-        *(f"pipe.{name} = {json.dumps(value)}" for name, value in attributes.items()),
-        "if torch.cuda.is_available():",
-        "    pipe.enable_model_cpu_offload()",
-        f'images = pipe({image}prompt={json.dumps(prompt, ensure_ascii=False)}, negative_prompt=" ").images',
-        "```",
-    ]
-
-
 def _makes_edits(section: DiffusionSection, family: ModelFamily) -> bool:
     """Whether the LoRA is used with images: it was trained with control images, or its
     model always has them."""
-    controls = False
-    for dataset in section.datasets:
-        if dataset.control_path or dataset.control_suffix:
-            controls = True
     return bool(
         family.min_references
-        or controls
+        or any(data.control_path or data.control_suffix for data in section.datasets)
         or any(picture.ctrl_img for picture in section.sample_pictures())
     )
 
@@ -200,32 +156,6 @@ def section_of(run: RunInfo) -> DiffusionSection | None:
         return None
 
 
-def settings(section: DiffusionSection, run: RunInfo) -> Iterator[tuple[str, object]]:
-    """Names and values of the training in the card."""
-    network = section.network
-    train = section.train
-    yield (
-        "network",
-        f"{network.type}, rank {network.linear}, alpha {network.linear_alpha:g}",
-    )
-    yield "steps", run.step if run.step is not None else train.steps
-    yield (
-        "optimizer",
-        f"{train.optimizer}, learning rate {train.lr:g}, {train.lr_scheduler}",
-    )
-    yield "batch", f"{train.batch_size} x {train.gradient_accumulation}"
-    sizes: set[str] = set()
-    for dataset in section.datasets:
-        sizes.update(map(str, dataset.resolution))
-    yield "resolution", ", ".join(sorted(sizes))
-    if section.model.quantize:
-        yield "base in", section.model.qtype
-    if run.samples:
-        yield "images seen", run.samples
-    if run.best_loss is not None:
-        yield "lowest validation loss", f"{run.best_loss:.4f} at step {run.best_step}"
-
-
 def licence_of(section: DiffusionSection) -> str | None:
     """The licence in the base model's own card; None, which is logged, where the card
     has none."""
@@ -236,22 +166,12 @@ def licence_of(section: DiffusionSection) -> str | None:
             page = model.folder() / "README.md"
             data = ModelCard.load(page).data if page.is_file() else None
         else:
-            data = (
-                HfApi()
-                .model_info(model.name_or_path, revision=model.revision)
-                .card_data
-            )
+            name, revision = model.name_or_path, model.revision
+            data = HfApi().model_info(name, revision=revision).card_data
         licence = getattr(data, "license", None)
         if licence:
             return str(licence)
-    except (
-        HfHubHTTPError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-        HTTPError,
-        OSError,
-        ValueError,
-    ) as error:
+    except (*UNREACHABLE, HFValidationError, ValueError) as error:
         why = type(error).__name__
     logger.info(
         f"the licence of {model.public_name()} is not known ({why}); set it with --licence"

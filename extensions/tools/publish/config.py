@@ -8,18 +8,18 @@ It does not contact the hub: `process` does. The reader of jobs and of flags
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from extensions.tools.shared.keys import RunToolConfig
+from extensions.tools.shared.keys import RunToolConfig, check_place
 from toolkit.commands import command
 from toolkit.config.reading.field_types import PathStr
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import flag_of
 from toolkit.errors import RunError
-from toolkit.files.writing import file_in_the_way
 from toolkit.train.run_reader import NetworkFile, list_network_files, read_run
 
 
@@ -71,24 +71,18 @@ class PublishConfig(RunToolConfig):
 
     def loras(self) -> list[NetworkFile]:
         """The LoRA files that are published."""
-        files = [
-            file
-            for file in list_network_files(self.folder())
-            if file.path.suffix == ".safetensors"
-        ]
-        final = [file for file in files if file.kind == "final"]
+        saved = list_network_files(self.folder())
+        files = [file for file in saved if file.path.suffix == ".safetensors"]
         if self.files == "all":
             return files
+        final = [file for file in files if file.kind == "final"]
         return final or [file for file in files if file.kind == "step"][-1:]
 
     def command(self) -> str:
         """The command line that repeats this upload."""
         given = self.model_dump(exclude={"type", "name", "run"}, exclude_defaults=True)
-        flags = []
-        for key, value in given.items():
-            for text in (flag_of(type(self), key), _shown(value)):
-                flags.append(text)
-        return command("publish", self.run, *flags)
+        flags = [(flag_of(type(self), key), _shown(given[key])) for key in given]
+        return command("publish", self.run, *chain.from_iterable(flags))
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """A folder without a run or without a LoRA."""
@@ -102,14 +96,8 @@ class PublishConfig(RunToolConfig):
         if not self.loras():
             yield Diagnostic(("run",), f"{self.run!r} holds no saved LoRA.")
         if self.preview:
-            file = file_in_the_way(Path(self.preview).expanduser())
-            if file:
-                yield Diagnostic(
-                    ("preview",), f"'{file}' is a file. Give a folder to write."
-                )
+            yield from check_place(Path(self.preview).expanduser(), "preview")
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -17,15 +17,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from extensions.tools.publish.card import family_of, model_card, section_of
+from extensions.tools.publish.card import (
+    UNREACHABLE,
+    family_of,
+    model_card,
+    section_of,
+)
 from extensions.tools.publish.config import PublishConfig
 from extensions.tools.publish.private import public_text
 from jobs.job import ExtensionJob
 from jobs.process import BaseExtensionProcess
 from toolkit.config.reading.tool import ToolConfig, load_tool
-from toolkit.errors import RunError, UserError
+from toolkit.errors import RunError, UserError, first_line
 from toolkit.extension import discover
 from toolkit.files.redact import contains_secret, redact_text
 from toolkit.files.safetensors_io import merge_files, read_metadata
@@ -57,10 +62,8 @@ class PublishProcess(BaseExtensionProcess):
         section = self.section
         with TemporaryDirectory(prefix="publish-") as workplace:
             if section.preview:
-                self._preview(
-                    Path(section.preview).expanduser(),
-                    self._files(section.repo, Path(workplace)),
-                )
+                files = self._files(section.repo, Path(workplace))
+                self._preview(Path(section.preview).expanduser(), files)
             elif get_token():
                 self._publish(Path(workplace))
             else:
@@ -78,10 +81,9 @@ class PublishProcess(BaseExtensionProcess):
         files: dict[str, Path | bytes] = {}
         for attempt in range(1, section.attempts + 1):
             try:
-                if "/" in section.repo:
-                    repo = section.repo
-                else:
-                    repo = f"{api.whoami()['name']}/{section.repo}"
+                repo = section.repo
+                if "/" not in repo:
+                    repo = f"{api.whoami()['name']}/{repo}"
                 files = files or self._files(repo, workplace)
                 api.create_repo(
                     repo, private=section.private, repo_type="model", exist_ok=True
@@ -93,10 +95,11 @@ class PublishProcess(BaseExtensionProcess):
                 operations = [
                     CommitOperationAdd(name, data) for name, data in files.items()
                 ]
-                message = f"{Path(section.run).name}: {', '.join(name for name in files if name.endswith(WEIGHTS))}"
+                weights = ", ".join(name for name in files if name.endswith(WEIGHTS))
+                message = f"{Path(section.run).name}: {weights}"
                 done = api.create_commit(repo, operations, commit_message=message)
                 break
-            except (HTTPError, OfflineModeIsEnabled, OSError) as error:
+            except UNREACHABLE as error:
                 self._wait_or_raise(attempt, error)
         logger.info(
             f"published: {done.repo_url} ({'private' if section.private else 'public'})"
@@ -106,58 +109,49 @@ class PublishProcess(BaseExtensionProcess):
         """Waits before the next attempt. Raises RunError where another one is of no
         use, or was the last."""
         section = self.section
-        lines = str(error).strip().splitlines()
-        first_line = lines[0] if lines else type(error).__name__
-        refused = isinstance(error, HfHubHTTPError)
-        if isinstance(error, HfHubHTTPError) and error.response is not None:
-            status = error.response.status_code
-        else:
-            status = 500
-        is_final = (status < 500 and status not in AGAIN) or isinstance(
-            error, OfflineModeIsEnabled
+        why = first_line(error)
+        response = getattr(error, "response", None)
+        status = 500 if response is None else response.status_code
+        is_final = isinstance(error, OfflineModeIsEnabled) or (
+            status < 500 and status not in AGAIN
         )
         if attempt < section.attempts and not is_final:
             seconds = min(2**attempt, MOST_SECONDS)
             logger.info(
-                f"attempt {attempt} of {section.attempts}: {first_line}; again in {seconds} s"
+                f"attempt {attempt} of {section.attempts}: {why}; again in {seconds} s"
             )
             time.sleep(seconds)
             return
-        if not refused:
-            reason = f"the hub cannot be reached ({first_line})"
-            raise RunError(
-                f"{section.repo}: {reason}. Later: {section.command()}"
-            ) from error
-        if status in (401, 403):
-            help_ = " Set HF_TOKEN to a token that may write to it"
-        else:
-            help_ = " Fix it"
+        help_ = "Later"
+        reason = f"the hub cannot be reached ({why})"
+        if isinstance(error, HfHubHTTPError):
+            reason = f"the hub rejects it ({why})"
+            may_write = "Set HF_TOKEN to a token that may write to it, then"
+            help_ = may_write if status in (401, 403) else "Fix it, then"
         raise RunError(
-            f"{section.repo}: the hub rejects it ({first_line}).{help_}, then: {section.command()}"
+            f"{section.repo}: {reason}. {help_}: {section.command()}"
         ) from error
 
     def _files(self, repo: str, workplace: Path) -> dict[str, Path | bytes]:
         """Name in the repository -> file, or its content. The log lists their sizes."""
         section, run = self.section, read_run(self.section.folder())
         trained = section_of(run)
-        public = public_text(
-            run.folder, trained.model_dump(mode="json") if trained else None
-        )
+        settings = trained.model_dump(mode="json") if trained else None
+        public = public_text(run.folder, settings)
         loras = [self._public_lora(lora, public, workplace) for lora in section.loras()]
         samples = list_samples(section.folder())
-        last = [sample for sample in samples if sample.step == samples[-1].step][
-            : section.samples
+        last = [sample for sample in samples if sample.step == samples[-1].step]
+        shown = [
+            (f"samples/{sample.path.name}", sample)
+            for sample in last[: section.samples]
         ]
-        shown = [(f"samples/{Path(sample.path).name}", sample) for sample in last]
         files: dict[str, Path | bytes] = {lora.path.name: lora.path for lora in loras}
         files |= {name: sample.path for name, sample in shown}
         report = section.folder() / REPORT
+        if report.is_file() and not section.full_report:
+            report = self._public_report(workplace / REPORT)
         if report.is_file():
-            files[REPORT] = (
-                report
-                if section.full_report
-                else self._public_report(workplace / REPORT)
-            )
+            files[REPORT] = report
         secret_names = [name for name in files if contains_secret(name)]
         if secret_names:
             raise UserError(
@@ -208,15 +202,8 @@ class PublishProcess(BaseExtensionProcess):
         table = discover()
         model = table.find_config("report")
         assert model is not None and issubclass(model, ToolConfig)
-        flags = [
-            self.section.run,
-            "--output",
-            str(path),
-            "--share",
-            "true",
-            "--hashes",
-            "false",
-        ]
+        flags = ["--output", str(path), "--share", "true", "--hashes", "false"]
+        flags.insert(0, self.section.run)
         report_logger = logging.getLogger("extensions.tools.report")
         report_logger.setLevel(logging.WARNING)  # its line names a temporary file
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +69,11 @@ def report_page(
     values, _ = page_values(run, feed)
     values |= _nothing_private(run) if share else _private(run, address)
     samples = sample_table(run.folder, address, MOST_SAMPLES if embed else None)
-    shown_curves = []
-    for series in feed.series:
-        shown_curves.extend(series.curves(points=MOST_POINTS))
-    curves = diagrams(shown_curves)
-    marked = [] if share else marks(run.folder)
+    curves = (series.curves(points=MOST_POINTS) for series in feed.series)
     files = list(islice(saved_files(run.folder, hashed), MOST_ROWS))
-    if len(files) == MOST_ROWS:
+    file_count = len(files)
+    if file_count == MOST_ROWS:
         file_count = sum(1 for _ in saved_files(run.folder, hashed=False))
-    else:
-        file_count = len(files)
     return page(
         PAGES / "run.html.j2",
         redact_text(run.name),
@@ -87,8 +82,8 @@ def report_page(
             "here": "",
             "words": texts()["run"]["script"],
             "samples": samples,
-            "diagrams": curves,
-            "marks": marked,
+            "diagrams": diagrams(chain.from_iterable(curves)),
+            "marks": [] if share else marks(run.folder),
         },
         **values,
         base="page.html.j2",
@@ -107,14 +102,9 @@ def report_page(
 def _nothing_private(run: RunInfo) -> dict[str, Any]:
     """Empty values, in a page for others, for everything about the dataset and this
     machine."""
-    values = dict.fromkeys(
-        ("dataset", "settings", "events", "log", "plan", "folder", "result")
-    )
-    return values | {
-        "run": replace(run, error=None, reason=None),
-        "warnings": [],
-        "references": [],
-    }
+    hidden = ("dataset", "settings", "events", "log", "plan", "folder", "result")
+    run = replace(run, error=None, reason=None)
+    return dict.fromkeys(hidden) | {"run": run, "warnings": [], "references": []}
 
 
 def _private(
@@ -122,10 +112,10 @@ def _private(
 ) -> dict[str, Any]:
     """The values that only the owner's page has."""
     images = dataset_images(run.folder)
-    dataset = []
-    for image in images[:MOST_ROWS]:
-        thumbnail = image.file and address(image.file, THUMBNAIL_SIDE)
-        dataset.append((image, thumbnail))
+    dataset = [
+        (image, image.file and address(image.file, THUMBNAIL_SIDE))
+        for image in images[:MOST_ROWS]
+    ]
     references = []
     for paths in control_images(run):
         addresses = [address(path, CONTROL_SIDE) for path in paths]
@@ -149,9 +139,7 @@ def _result(run: RunInfo) -> tuple[str, list[str]]:
         return "", []
     try:
         section = training_section(run, check_files=False)
-    except (
-        UserError
-    ):  # another trainer, or a job that is not read any more: the file exists anyway
+    except UserError:  # another trainer, or a job that is not read any more
         section = None
     lines = [
         line.replace(command(), command_for_others(), 1)

@@ -32,20 +32,14 @@ class ReportProcess(BaseExtensionProcess):
 
     def run(self) -> None:
         super().run()
-        for run in runs_in(self.section.folder()):
-            if self.section.output:
-                path = Path(self.section.output).expanduser()
-            else:
-                path = run.folder / FILE
+        section = self.section
+        how = section.embed, section.hashes, section.share
+        for run in runs_in(section.folder()):
+            given = section.output
+            path = Path(given).expanduser() if given else run.folder / FILE
             reason = why_not_replaced(path, is_page)
             if reason:
                 logger.warning(reason)
                 continue
-            section = self.section
-            write_text(
-                path,
-                report_page(
-                    run, path.parent, section.embed, section.hashes, section.share
-                ),
-            )
+            write_text(path, report_page(run, path.parent, *how))
             logger.info(f"{path}: {readable_size(path.stat().st_size)}")

@@ -54,10 +54,10 @@ class Group:
         """The group of one image. settings: as `image_files.Settings`. Raises UserError
         where keys are missing or have other types."""
         try:
-            control = []
-            for image in settings["reference"]:
-                path = os.path.expanduser(image["path"])
-                control.append(os.path.relpath(path, folder))
+            control = [
+                os.path.relpath(os.path.expanduser(image["path"]), folder)
+                for image in settings["reference"]
+            ]
             lora = tuple(str(one["path"]) for one in settings["lora"])
             model = str(settings["model"]["name_or_path"])
             seed = int(settings["seed"])
@@ -83,12 +83,15 @@ def joined(groups: Iterable[Group]) -> tuple[Group, ...]:
         rows = rows_by_group.setdefault(key, {})
         for file, seed, lora in zip(group.files, group.seed, group.lora, strict=True):
             rows[file] = (seed, lora)
-    merged = []
-    for key, rows in rows_by_group.items():
-        seeds = tuple(seed for seed, _ in rows.values())
-        loras = tuple(lora for _, lora in rows.values())
-        merged.append(replace(key, files=tuple(rows), seed=seeds, lora=loras))
-    return tuple(merged)
+    return tuple(
+        replace(
+            key,
+            files=tuple(rows),
+            seed=tuple(seed for seed, _ in rows.values()),
+            lora=tuple(lora for _, lora in rows.values()),
+        )
+        for key, rows in rows_by_group.items()
+    )
 
 
 def read_groups(folder: Path) -> tuple[Group, ...]:
@@ -133,7 +136,6 @@ def add_groups(folder: Path, groups: Iterable[Group]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
         there = read_groups(folder) if (folder / CANDIDATES).exists() else ()
-        text = ""
-        for group in joined((*there, *groups)):
-            text += json.dumps(asdict(group), ensure_ascii=False) + "\n"
-        write_text(folder / CANDIDATES, text)
+        rows = map(asdict, joined((*there, *groups)))
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        write_text(folder / CANDIDATES, "".join(lines))

@@ -18,13 +18,12 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from extensions.tools.shared.series import Curve, Series, series_of
-from toolkit.errors import RunError
 from toolkit.files.run_files import duration, read_status
 from toolkit.files.writing import (
     atomic_write,
     os_error_as_run_error,
     read_regular,
-    why_not_replaced,
+    require_own,
     write_text,
 )
 
@@ -96,18 +95,15 @@ def draw_diagrams(folder: Path, output: Path, suffix: str = "") -> list[Path]:
     written = []
     title = str(status.get("name") or folder.name)
     for name, panels in FIGURES.items():
-        shown = []
-        for panel in panels:
-            of_panel = _distinct(c for c in curves if panel.takes(c.name))
-            if of_panel:
-                shown.append((panel, of_panel))
+        chosen = [(p, _distinct(c for c in curves if p.takes(c.name))) for p in panels]
+        shown = [(panel, of_panel) for panel, of_panel in chosen if of_panel]
         if shown:
             path = output / f"{name}{suffix}.png"
-            _require_own(path)
+            require_own(path, _is_own)
             _draw(path, title, shown)
             written.append(path)
     summary = output / f"{SUMMARY}{suffix}.txt"
-    _require_own(summary)
+    require_own(summary, _is_own)
     write_text(summary, summarize(title, run, status.get("skipped", 0)))
     return [*written, summary]
 
@@ -124,10 +120,10 @@ def _distinct(curves: Iterable[Curve]) -> list[Curve]:
 
 def _same(curve: Curve, other: Curve) -> bool:
     """Whether two curves have equal values, except for rounding."""
-    if curve.steps != other.steps:
-        return False
-    pairs = zip(curve.mean, other.mean, strict=True)
-    return all(math.isclose(a, b, rel_tol=1e-5) for a, b in pairs)
+    pairs = zip(curve.mean, other.mean, strict=False)
+    return curve.steps == other.steps and all(
+        math.isclose(a, b, rel_tol=1e-5) for a, b in pairs
+    )
 
 
 def summarize(title: str, run: Sequence[Series], skipped: int = 0) -> str:
@@ -168,21 +164,13 @@ def smoothed(values: Sequence[float]) -> list[float]:
     58.0
     """
     window = max(1, min(SMOOTHED_OVER, len(values) // 20))
-    means = [
+    return [
         fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)
     ]
-    return means
-
-
-def _require_own(path: Path) -> None:
-    """Raises RunError for a file that is neither an image of matplotlib nor a
-    summary."""
-    reason = why_not_replaced(path, _is_own)
-    if reason:
-        raise RunError(reason)
 
 
 def _is_own(file: Path) -> bool:
+    """Whether a file is an image of matplotlib, or a summary."""
     data = read_regular(file)
     return b"\0Matplotlib" in data or _END.encode() in data
 

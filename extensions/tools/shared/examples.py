@@ -1,5 +1,5 @@
 """Jobs for published models by GPU: one template, `train.yaml.j2`, and a table of models
-and GPUs.
+and GPUs, `examples.toml`.
 
 The job of a small model comes from config/examples/quickstart.yaml instead. What the
 folder of the images needs is added: pairs, layers, subfolders, numbers in names. This
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import product
@@ -47,7 +48,7 @@ NOTES = 44
 class Card(NamedTuple):
     """Settings that a GPU of this memory needs.
 
-    >>> QWEN_IMAGE_21.cards[24].qtype
+    >>> MODELS[3].cards[24].qtype
     'int8'
     """
 
@@ -81,7 +82,7 @@ class Card(NamedTuple):
 class Model(NamedTuple):
     """A published model in the examples.
 
-    >>> LAYERED.steps, list(LAYERED.cards)
+    >>> MODELS[4].steps, list(MODELS[4].cards)
     (50, [80, 48, 24, 16, 12])
     """
 
@@ -110,7 +111,7 @@ class Model(NamedTuple):
     cards: Mapping[int, Card]
     """Settings by GPU, the largest first."""
 
-    examples: tuple[int, ...]
+    examples: Sequence[int]
     """GPUs with their own example in config/examples."""
 
     subject: str = "character "
@@ -134,126 +135,21 @@ def _weights(bf16: float, int8: float, int4: float) -> Mapping[str, tuple[str, s
     }
 
 
-_SMALLEST = Card(
-    0,
-    "int4",
-    low_vram=True,
-    match_target_res=True,
-    sample_side=768,
-    level="block_offload",
-    for_pairs={"rank": 16},
-)
-"""A GPU for which all blocks and all that they save wait in main memory."""
+def _models() -> tuple[Model, ...]:
+    """The models of `examples.toml`."""
+    text = Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
+    models: dict[str, Model] = {}
+    for name, row in tomllib.loads(text).items():
+        if "cards" in row:
+            row["cards"] = {int(gpu): Card(**c) for gpu, c in row["cards"].items()}
+        if "weights_gb" in row:
+            row["weights"] = _weights(*row.pop("weights_gb"))
+        like = models.get(row.pop("like", ""))
+        models[name] = like._replace(**row) if like else Model(**row)
+    return (*models.values(),)
 
-EDIT_2509 = Model(
-    title="Qwen-Image-Edit-2509",
-    id="Qwen/Qwen-Image-Edit-2509",
-    arch="qwen_image_edit_plus",
-    file="qwen_image_edit_2509",
-    run="my_character",
-    weights=_weights(40.8, 20.4, 10.9),
-    layers="img_mod, txt_mod",
-    references="three",
-    control_keys="ctrl_img_1, ctrl_img_2, ctrl_img_3",
-    steps=25,
-    guidance=4.0,
-    guidance_note="1: no guidance, twice as fast",
-    cards={
-        80: Card(80),
-        48: Card(32, "int8"),
-        24: Card(20, "int4", low_vram=True, match_target_res=True),
-        16: Card(
-            16,
-            "int4",
-            low_vram=True,
-            match_target_res=True,
-            swap=4,
-            for_pairs={"swap": 20},
-        ),
-        12: Card(
-            12,
-            "int4",
-            low_vram=True,
-            match_target_res=True,
-            swap=20,
-            sample_side=768,
-            for_pairs={"swap": 45},
-        ),
-        8: Card(
-            8,
-            "int4",
-            low_vram=True,
-            match_target_res=True,
-            swap=56,
-            sample_side=768,
-            for_pairs={"swap": 58, "level": "full_offload", "rank": 16},
-        ),
-        6: _SMALLEST._replace(least_gb=6, swap=59, table=False),
-    },
-    examples=(24, 48, 80),
-)
-EDIT_2511 = EDIT_2509._replace(
-    title="Qwen-Image-Edit-2511",
-    id="Qwen/Qwen-Image-Edit-2511",
-    file="qwen_image_edit_2511",
-    run="my_character_2511",
-    examples=(16, 24, 48, 80),
-)
-QWEN_IMAGE_2512 = EDIT_2509._replace(
-    title="Qwen-Image-2512",
-    id="Qwen/Qwen-Image-2512",
-    arch="qwen_image",
-    file="qwen_image_2512",
-    run="my_character_2512",
-    references="",
-    examples=(24,),
-)
-QWEN_IMAGE_21 = Model(
-    title="Qwen-Image-2.1",
-    id="Qwen/Qwen-Image-2.1",
-    arch="qwen_image_2",
-    file="qwen_image_2.1",
-    run="my_character_2.1",
-    weights=_weights(14.2, 7.2, 4.0),
-    layers="img_mlp",
-    references="ten",
-    control_keys="ctrl_img_1 to ctrl_img_10",
-    steps=40,
-    guidance=1.0,
-    guidance_note="this model is made to be sampled without guidance",
-    cards={
-        80: Card(80, batch_size=4),
-        48: Card(32),
-        24: Card(20, "int8", low_vram=True, match_target_res=True),
-        16: Card(16, "int4", low_vram=True, match_target_res=True),
-        12: Card(12, "int4", low_vram=True, match_target_res=True, sample_side=768),
-        8: Card(
-            8, "int4", low_vram=True, match_target_res=True, swap=30, sample_side=768
-        ),
-        4: _SMALLEST._replace(least_gb=4, swap=31),
-    },
-    examples=(16, 24, 48, 80),
-)
-LAYERED = EDIT_2509._replace(
-    title="Qwen-Image-Layered",
-    id="Qwen/Qwen-Image-Layered",
-    arch="qwen_image_layered",
-    file="qwen_image_layered",
-    run="my_layers",
-    references="",
-    steps=50,
-    cards={
-        80: Card(48, sample_side=640),
-        48: Card(32, "int8", sample_side=640),
-        24: Card(20, "int4", low_vram=True, sample_side=640),
-        16: Card(16, "int4", low_vram=True, swap=4, sample_side=640),
-        12: Card(12, "int4", low_vram=True, swap=56, sample_side=640),
-    },
-    examples=(24,),
-    subject="",
-    folder="config/examples/layers",
-)
-MODELS = (EDIT_2509, EDIT_2511, QWEN_IMAGE_2512, QWEN_IMAGE_21, LAYERED)
+
+MODELS = _models()
 """`run.py new` takes the first one without `--model`."""
 
 
@@ -309,38 +205,29 @@ def model_of(name: str) -> Model:
         or (section.file_note and family_for(section).arch)
         or (known and known.arch)
     )
-    for model in MODELS:
-        if model.id == section.name_or_path:
-            return model
-    for model in MODELS:
-        if model.arch == arch:
-            return model
-    return MODELS[0]
+    same = [model for model in MODELS if model.id == section.name_or_path]
+    alike = [model for model in MODELS if model.arch == arch]
+    return (*same, *alike, MODELS[0])[0]
 
 
 def example_text(model: Model, gpu: int, peak: str) -> str:
     """An example for a GPU of the table. peak: planned GB."""
-    fields = {
-        "name": f"{model.run}_{gpu}gb",
-        "trigger": '"mychar"',
-        "folder": model.folder,
-        "id": model.id,
-    }
-    recipe = RECIPES[model.title]
-    family = FAMILIES.load(model.arch)
+    card = model.cards[gpu]
     text = _fill(
         model,
-        model.cards[gpu],
+        card,
         gpu=gpu,
         peak=peak,
         written=False,
         pairs=False,
-        recipe=recipe,
-        **fields,
+        recipe=RECIPES[model.title],
+        name=f"{model.run}_{gpu}gb",
+        trigger='"mychar"',
+        folder=model.folder,
+        id=model.id,
     )
-    return _of_images(
-        text, model.folder, family, None, "", model.cards[gpu].sample_side
-    )
+    family = FAMILIES.load(model.arch)
+    return _of_images(text, model.folder, family, None, "", card.sample_side)
 
 
 def written_job(
@@ -444,11 +331,11 @@ def are_photographs(folder: str) -> bool:
     with suppress(OSError):
         listing = list_folder(folder, names_only=True)
         if not listing.images:
-            for name in listing.subfolders:
-                below = list_folder(join(folder, name), names_only=True)
-                if below.images:
-                    listing = below
-                    break
+            below = (
+                list_folder(join(folder, name), names_only=True)
+                for name in listing.subfolders
+            )
+            listing = next((each for each in below if each.images), listing)
         paths = [
             listing.path(names[0]) for names in [*listing.images.values()][:_LOOKED_AT]
         ]
@@ -520,15 +407,10 @@ def numbers_in(folder: str) -> str:
     """Why the numbers in a folder's name, or in the names of its subfolders with
     images, are probably not repeats; empty: they may be, or no name has a number."""
     with suppress(OSError):
-        top = list_folder(folder)
-        if top.images:
+        if list_folder(folder).images:
             return probably_no_repeats([os.path.basename(os.path.abspath(folder))])
-        filled = [
-            name for name in top.subfolders if list_folder(join(folder, name)).images
-        ]
-        trained = [name for name in filled if not named_as_regularisation(name)]
-        return probably_no_repeats(trained)
-    return ""
+    filled = _filled_in(folder)
+    return probably_no_repeats([n for n in filled if not named_as_regularisation(n)])
 
 
 def _with_numbers(text: str, folder: str) -> str:
@@ -551,12 +433,9 @@ def _filled_in(folder: str) -> list[str]:
     """The subfolders with images, where the folder itself has none."""
     with suppress(OSError):
         top = list_folder(folder)
-        if top.images:
-            return []
-        filled = [
-            name for name in top.subfolders if list_folder(join(folder, name)).images
-        ]
-        return filled
+        if not top.images:
+            subfolders = top.subfolders
+            return [n for n in subfolders if list_folder(join(folder, n)).images]
     return []
 
 
@@ -588,12 +467,11 @@ def _tables_above(folder: str) -> dict[str, str]:
     """Subfolder -> the table in the folder itself that has captions for its images."""
     images = find_images(DatasetConfig(folder_path=folder))[0]
     above = os.path.dirname(join(folder, "x"))
-    tables = {
+    return {
         os.path.dirname(image.path): image.table
         for image in images
         if os.path.dirname(image.table) == above
     }
-    return tables
 
 
 def _with_pairs(text: str, pairs: FoundPairs, instruction: str, side: int) -> str:
@@ -611,10 +489,8 @@ def _with_pairs(text: str, pairs: FoundPairs, instruction: str, side: int) -> st
     for image in dict.fromkeys((pairs.images[0], pairs.images[-1])):
         prompt = " ".join((image.caption or instruction).split())
         drawn.append(f"          - prompt: {_quoted(prompt)}")
-        names = [f"ctrl_img_{slot}" for slot in range(1, len(image.references) + 1)]
-        if len(names) < 2:
-            names = ["ctrl_img"]
-        for name, path in zip(names, image.references, strict=True):
+        for slot, path in enumerate(image.references, 1):
+            name = f"ctrl_img_{slot}" if len(image.references) > 1 else "ctrl_img"
             drawn.append(f"            {name}: {_quoted(path)}")
         # In the shape of the image. The check reports an image that cannot be read.
         with suppress(ImageError, OSError):

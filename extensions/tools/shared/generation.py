@@ -89,9 +89,8 @@ class LoraFile:
         """Reads `FILE[:STRENGTH]`. strength: takes precedence over the one in the
         text."""
         path, written_strength = split_strength(text)
-        if strength is None:
-            strength = written_strength
-        return cls(path, strength, sha256_of(Path(path).expanduser()))
+        chosen = written_strength if strength is None else strength
+        return cls(path, chosen, sha256_of(Path(path).expanduser()))
 
 
 @dataclass(frozen=True)
@@ -163,11 +162,10 @@ class PictureMaker:
 
         @lru_cache(FILES_IN_MEMORY)
         def changes(path: str) -> dict[str, LayerDelta]:
-            scaled = {
+            return {
                 name: change.times(strength_in(name, blocks))
                 for name, change in read(Path(path).expanduser()).items()
             }
-            return scaled
 
         self.changes: Callable[[str], dict[str, LayerDelta]] = changes
         """The changes of a file. Not all files of a long run fit into memory
@@ -176,10 +174,11 @@ class PictureMaker:
             self.changes(path)
         self.folder = Path(section.output).expanduser()
         self._suffixes = tuple(suffixes)
-        self.base: dict[str, str] = {}
-        for part, digest in base_hashes(self.config).items():
-            if part != VAE_ENCODER:
-                self.base[part] = digest[:16]
+        self.base: dict[str, str] = {
+            part: digest[:16]
+            for part, digest in base_hashes(self.config).items()
+            if part != VAE_ENCODER
+        }
         self.keeps_encoders = False
         """Whether the text encoder stays once prompts are encoded, for further ones."""
         self._status = StatusLine()
@@ -256,11 +255,12 @@ class PictureMaker:
         """Writes the images that do not exist yet, the cheapest first, and returns how
         many. after_each: called with each image and its first file."""
         by_name = {picture.name: picture for picture in pictures}
-        wanted = []
-        for picture in by_name.values():
-            paths = self._paths(picture)
-            if self.section.overwrite or not all(path.exists() for path in paths):
-                wanted.append(picture)
+        wanted = [
+            picture
+            for picture in by_name.values()
+            if self.section.overwrite
+            or not all(path.exists() for path in self._paths(picture))
+        ]
         there = len(by_name) - len(wanted)
         if there:
             logger.info(
@@ -269,10 +269,7 @@ class PictureMaker:
         todo = sorted(wanted, key=lambda picture: picture.cost)
         if not todo:
             return 0
-        sizes = []
-        for picture in todo:
-            size = picture.prompt.size
-            sizes.append((size.width, size.height))
+        sizes = [(p.prompt.size.width, p.prompt.size.height) for p in todo]
         note = ModelFolder(self.config.files_folder()).size_note(sizes)
         if note:
             logger.warning(note)
@@ -309,8 +306,8 @@ class PictureMaker:
             model, prompts, ItemEncoder(model, dtype), self._stores, watch=watch
         )
         texts: list[Sequence[CacheEntry]] = []
-        sampler.encode(self._progress, texts)
-        fill_texts(texts, model, self._progress, stays=self.keeps_encoders)
+        sampler.encode(self._status.count, texts)
+        fill_texts(texts, model, self._status.count, stays=self.keeps_encoders)
         self._status.finish()
         if not self.keeps_encoders:
             model.unload_encoders(keep=model.family.encoder_parts["vae"])
@@ -321,10 +318,8 @@ class PictureMaker:
             reason = model.enable_modulation_cache(BlockSwap)
             if reason:
                 logger.info(f"model.modulation_table: not possible here, {reason}")
-            if decide_compiling(self.section.compile, device, qtype):
-                compiling = self.section.compile
-            else:
-                compiling = None
+            is_compiled = decide_compiling(self.section.compile, device, qtype)
+            compiling = self.section.compile if is_compiled else None
             runner = BlockRunner(
                 model, device, dtype, "none", self.config.blocks_to_swap, compiling
             )
@@ -352,9 +347,6 @@ class PictureMaker:
             logger.info(f"{index + 1}/{len(todo)} {paths[0]}")
             after_each(picture, paths[0])
 
-    def _progress(self, what: str, done: int, total: int) -> None:
-        self._status.update(f"{what} {done}/{total}")
-
     def decode(self, files: Sequence[Path]) -> None:
         """Writes the images of files with latents, named after them. Images that exist
         are kept unless `overwrite`. Only the VAE of the model is loaded."""
@@ -380,10 +372,8 @@ class PictureMaker:
         """Raises UserError where the disk has no room for the images, which take at
         most 3 bytes per pixel, and latents 1."""
         per_pixel = sum(1 if suffix == LATENTS else 3 for suffix in self._suffixes)
-        needed = 0
-        for picture in todo:
-            size = picture.prompt.size
-            needed += per_pixel * size.width * size.height
+        sizes = [picture.prompt.size for picture in todo]
+        needed = per_pixel * sum(size.width * size.height for size in sizes)
         free = free_space(self.folder)
         if free < needed:
             need = f"{len(todo)} images take up to {readable_size(needed)}"

@@ -91,10 +91,10 @@ def points(values: Sequence[float], width: int, height: int) -> str:
     low = min(values)
     step = (width - 2) / (len(values) - 1)
     scale = (height - 4) / (max(values) - low or 1)
-    pairs = []
-    for index, value in enumerate(values):
-        y = height - 2 - (value - low) * scale
-        pairs.append(f"{index * step + 1:.1f},{y:.1f}")
+    pairs = (
+        f"{index * step + 1:.1f},{height - 2 - (value - low) * scale:.1f}"
+        for index, value in enumerate(values)
+    )
     return " ".join(pairs)
 
 
@@ -124,10 +124,11 @@ def page(
     """
     style = _joined(".css", template, shared) + css
     script = _joined(".js", template, shared)
-    licences = ""
-    for file in shared:
-        if not file.suffix:
-            licences += f"/*\n{file.read_text(encoding='utf-8')}*/\n"
+    licences = "".join(
+        f"/*\n{file.read_text(encoding='utf-8')}*/\n"
+        for file in shared
+        if not file.suffix
+    )
     script = licences + re.sub(r"(?m)^(export |import .*\n)", "", script)
     if "</" in style + script:
         raise ValueError("css and js must not hold '</'")

@@ -61,11 +61,7 @@ def picture_key(settings: Settings) -> str:
     content = {
         name: [{**file, "path": ""} for file in settings[name]] for name in _BY_CONTENT
     }
-    model = {
-        key: value
-        for key, value in settings["model"].items()
-        if key not in _OF_NO_EFFECT
-    }
+    model = {k: v for k, v in settings["model"].items() if k not in _OF_NO_EFFECT}
     text = json.dumps({**settings, **content, "model": model}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -103,10 +99,9 @@ def read_settings(path: Path) -> dict[str, Any]:
     file has none."""
     try:
         with Image.open(path) as picture:
+            text = ""
             if isinstance(picture, PngImagePlugin.PngImageFile):
                 text = str(picture.text.get(CHUNK, ""))
-            else:
-                text = ""
     except FileNotFoundError:
         raise UserError(
             f"'{path}' is not a file (working directory: {Path.cwd()})."
@@ -134,8 +129,7 @@ def write_latents(
     RunError where the file cannot be written."""
     document: dict[str, str] = {}
     if metadata:
-        for name, key in _OF_LATENTS.items():
-            document[name] = str(settings[key])
+        document = {name: str(settings[key]) for name, key in _OF_LATENTS.items()}
         document[CHUNK] = json.dumps(redact_json(dict(settings)))
     redacted = redact_json(document)
     latents_BCTHW = latents_BCHW.float().cpu().unsqueeze(2).contiguous()
@@ -186,19 +180,15 @@ def read_latents(path: Path) -> tuple[Tensor, dict[str, Any]]:
         settings = json.loads(read_metadata(path).get(CHUNK, "{}"))
     except (ValueError, RecursionError):
         settings = {}
-    if not isinstance(settings, dict):
-        settings = {}
-    return latents.reshape(1, -1, *latents.shape[-2:]).float(), settings
+    shaped = latents.reshape(1, -1, *latents.shape[-2:]).float()
+    return shaped, settings if isinstance(settings, dict) else {}
 
 
 def parameters_text(settings: Settings) -> str:
     """The settings as AUTOMATIC1111's web UI writes them."""
-    tags = []
-    hashes = []
-    for lora in settings["lora"]:
-        name = Path(lora["path"]).stem
-        tags.append(f"<lora:{name}:{lora['strength']:g}>")
-        hashes.append(f"{name}: {lora['sha256'][:12]}")
+    loras = [(Path(lora["path"]).stem, lora) for lora in settings["lora"]]
+    tags = [f"<lora:{name}:{lora['strength']:g}>" for name, lora in loras]
+    hashes = [f"{name}: {lora['sha256'][:12]}" for name, lora in loras]
     prompt = " ".join([settings["prompt"], *tags])
     model = settings["model"]["name_or_path"].rstrip("/\\")
     values: dict[str, Any] = {

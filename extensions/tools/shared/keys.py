@@ -21,6 +21,7 @@ from toolkit.config.reading.field_types import PathStr, near_path
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.model_files import INDEX
 from toolkit.errors import UserError
 from toolkit.files.archives import archive_in
 from toolkit.files.run_files import saved_as
@@ -114,17 +115,12 @@ def check_folder(
     folder = Path(path).expanduser()
     if folder.is_dir() or job.will_write(folder):
         return
+    reason = f"is not a folder (working directory: {Path.cwd()})."
+    near = near_path(path) or "Give a folder."
     if archive_in(path):
-        yield Diagnostic(
-            key,
-            f"{path!r} is a zip file, which jobs read and this tool does not. Unpack it.",
-        )
-    else:
-        near = near_path(path) or "Give a folder."
-        yield Diagnostic(
-            key,
-            f"{path!r} is not a folder (working directory: {Path.cwd()}). {near}".rstrip(),
-        )
+        reason = "is a zip file, which jobs read and this tool does not."
+        near = "Unpack it."
+    yield Diagnostic(key, f"{path!r} {reason} {near}".rstrip())
 
 
 def check_page(
@@ -141,10 +137,25 @@ def check_page(
     reason = why_not_replaced(path, is_own)
     if reason:
         yield Diagnostic(("output",), reason)
-        return
-    file = file_in_the_way(path.parent)
+    else:
+        yield from check_place(path.parent)
+
+
+def check_place(folder: Path, key: str = "output") -> Iterator[Diagnostic]:
+    """Reports a file where a folder is to be made."""
+    file = file_in_the_way(folder)
     if file:
-        yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")
+        yield Diagnostic((key,), f"'{file}' is a file. Give a path in a folder.")
+
+
+def check_model_folder(
+    key: tuple[str | int, ...], path: str, job: JobContext
+) -> Iterator[Diagnostic]:
+    """Reports a folder that holds no model, unless an earlier process of the job writes
+    it."""
+    folder = Path(path).expanduser()
+    if not job.will_write(folder) and not (folder / INDEX).is_file():
+        yield Diagnostic(key, f"{path!r} holds no {INDEX}. Give the folder of a model.")
 
 
 def split_strength(text: str) -> tuple[str, float]:
@@ -184,10 +195,9 @@ def check_safetensors(
         return
     if not file.is_file():
         saved_path = saved_as(f"output/{path}")
+        near = near_path(path) or "Give a LoRA file."
         if saved_path:
             near = f"Did you mean '{saved_path}'?"
-        else:
-            near = near_path(path) or "Give a LoRA file."
         yield Diagnostic(
             key,
             f"{path!r} is not a file (working directory: {Path.cwd()}). {near}".rstrip(),

@@ -89,17 +89,16 @@ class FoundPairs:
         """The result in words: `12 pairs in after; before/a.png has no partner`."""
         summary = f"{count_of(len(self.images), 'pair')} in {self.place}"
         if self.section.image_suffix:
-            named = [
-                with_affix("X", affix)
-                for affix in (self.section.image_suffix, *self.section.control_suffix)
-            ]
+            affixes = (self.section.image_suffix, *self.section.control_suffix)
+            named = [with_affix("X", affix) for affix in affixes]
             summary = f"{summary} (the control images of {named[0]} are {', '.join(named[1:])})"
         if not self.alone:
             return summary
         names = shorten(path.removeprefix(f".{os.sep}") for path in self.alone)
+        remedy = "have no partner: give each one of the same name, or move them away"
         if len(self.alone) == 1:
-            return f"{summary}; {names} has no partner: give it one of the same name, or move it away"
-        return f"{summary}; {names} have no partner: give each one of the same name, or move them away"
+            remedy = "has no partner: give it one of the same name, or move it away"
+        return f"{summary}; {names} {remedy}"
 
 
 def is_table(path: str) -> bool:
@@ -135,9 +134,12 @@ def found_pairs(
         if paired:
             used = {*chain.from_iterable(image.references for image in paired)}
             bare = [image.path for image in images if not image.references]
-            left = []
-            for control in section.control_path:
-                left += [path for path in _images_in(control) if path not in used]
+            left = [
+                path
+                for control in section.control_path
+                for path in _images_in(control)
+                if path not in used
+            ]
             return FoundPairs(section, paired, (*bare, *alone, *left))
     return None
 
@@ -157,9 +159,11 @@ def _layouts(folder: str) -> Iterator[dict[str, Any]]:
         for listing in listings:
             names = pair_names(listing.images)
             if names:
-                alone: list[str] = []
-                for stem in names.alone:
-                    alone += map(listing.path, listing.images[stem])
+                alone = [
+                    listing.path(name)
+                    for stem in names.alone
+                    for name in listing.images[stem]
+                ]
                 yield {
                     "folder_path": folder,
                     "image_suffix": names.image,
@@ -184,8 +188,5 @@ def _has_table(listing: DirectoryListing) -> bool:
 def _images_in(folder: str) -> list[str]:
     with suppress(OSError):
         listing = list_folder(folder, names_only=True)
-        paths: list[str] = []
-        for names in listing.images.values():
-            paths += map(listing.path, names)
-        return paths
+        return [*map(listing.path, chain.from_iterable(listing.images.values()))]
     return []

@@ -289,12 +289,8 @@ class PicturesConfig(ToolConfig):
         """Reports settings of one prompt that the model does not support."""
         yield from check_references((key,), item.ctrl_img, family, job)
         if len(item.ctrl_img or self.reference) < family.min_references:
-            if family.stacks_layers:
-                does = "takes one apart"
-                severity: Severity = "error"
-            else:
-                does = "edits one"
-                severity = "warning"
+            does = "takes one apart" if family.stacks_layers else "edits one"
+            severity: Severity = "error" if family.stacks_layers else "warning"
             message = f"no control image, but {family.title} {does}. Give --reference."
             yield Diagnostic((key,), message, severity)
         for side in (item.width, item.height):
@@ -367,10 +363,8 @@ def check_references(
     """Reports more control images than the model takes, and files that are missing or
     are not images."""
     if len(paths) > family.max_references:
-        if family.max_references:
-            takes = f"at most {family.max_references}. Give fewer."
-        else:
-            takes = "none. Remove them."
+        most = family.max_references
+        takes = f"at most {most}. Give fewer." if most else "none. Remove them."
         yield Diagnostic(
             key, f"{len(paths)} control images: {family.title} takes {takes}"
         )
@@ -411,11 +405,13 @@ def read_file(path: Path) -> tuple[SampleItem, ...]:
         root = read_yaml(read_text(path, diagnostics), diagnostics)
         return _read(root.value.get("sample", root), diagnostics)
     lines = read_text(path, diagnostics).splitlines()
-    texts = []
-    for number, line in enumerate(lines, start=1):
-        if is_prompt(line):
-            at = SourceLocation(number, 1)
-            texts.append(ConfigNode(line.strip(), (), at, at, text=line.strip()))
+    texts = [
+        ConfigNode(line.strip(), (), at, at, text=line.strip())
+        for at, line in (
+            (SourceLocation(n, 1), line) for n, line in enumerate(lines, 1)
+        )
+        if is_prompt(line)
+    ]
     if not texts:
         raise UserError(
             f"{path} contains no prompt. Write one per line; lines that begin with '#' are ignored."
@@ -450,10 +446,9 @@ def _read(node: ConfigNode, diagnostics: Diagnostics) -> tuple[SampleItem, ...]:
         key: getattr(section, key)
         for key in section.model_fields_set & SampleItem.model_fields.keys()
     }
-    items = []
-    for item in section.samples:
-        given = {
-            key: value for key, value in shared.items() if getattr(item, key) is None
-        }
-        items.append(item.model_copy(update=given))
-    return tuple(items)
+    return tuple(
+        item.model_copy(
+            update={k: v for k, v in shared.items() if getattr(item, k) is None}
+        )
+        for item in section.samples
+    )

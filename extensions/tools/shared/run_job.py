@@ -69,11 +69,10 @@ def control_images(run: RunInfo) -> list[list[Path]]:
         section = training_section(run, check_files=False)
     except UserError:
         return []
-    images = [
+    return [
         [Path(path).expanduser() for path in item.ctrl_img]
         for item in section.all_pictures()
     ]
-    return images
 
 
 def last_saved(folder: Path) -> Path | None:

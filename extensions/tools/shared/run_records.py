@@ -22,7 +22,7 @@ from extensions.tools.shared.blocks import BAKED
 from extensions.tools.shared.diagrams import KL, LOSSES, RATES, TIMES
 from extensions.tools.shared.feed import Feed, facts_of
 from extensions.tools.shared.series import IN_STEPS, Curve
-from toolkit.config.sections.dataset import CAPTION_SUFFIXES
+from toolkit.data.scan.captions import LIST, CaptionError, caption_in, files_beside
 from toolkit.files.redact import redact, redact_text
 from toolkit.files.run_files import CONFIG, LOG
 from toolkit.files.safetensors_io import read_metadata
@@ -53,7 +53,8 @@ MOST_ROWS = 300
 MOST_WARNINGS = 5
 """Warnings of a run on its page, the latest ones."""
 
-_MOST_CAPTION_BYTES = 1000
+_MOST_CAPTION_BYTES = 100_000
+_MOST_CAPTION_CHARACTERS = 1000
 _MOST_CONFIG_BYTES = 2**19
 _PLAN_BYTES = 32_768
 
@@ -64,21 +65,18 @@ def page_values(run: RunInfo, feed: Feed) -> tuple[dict[str, Any], str]:
     is left out of the page."""
     news, cursor = feed.update().news()
     rows = news.get("events", [])
-    memory: dict[str, Any] = {}
-    for row in rows:
-        if row.get("event") == "memory":
-            memory = row
-    warnings = [row for row in rows if row.get("event") == "warning"]
-    lines = []
-    for series in feed.series:
-        lines += series.curves(points=240)
+    of = {
+        event: [row for row in rows if row.get("event") == event]
+        for event in ("memory", "warning")
+    }
+    lines = [curve for series in feed.series for curve in series.curves(points=240)]
     values = {
         "run": run,
         "folder": run.folder,
         "now_facts": facts_of(run, feed.metrics.total(*IN_STEPS)),
-        "memory": memory,
+        "memory": of["memory"][-1] if of["memory"] else {},
         "which": which_file(run.folder),
-        "warnings": warnings[-MOST_WARNINGS:],
+        "warnings": of["warning"][-MOST_WARNINGS:],
         "lines": lines,
         "log": news.get("log", ""),
         "plan": plan_text(run.folder),
@@ -314,13 +312,15 @@ def _is_file(path: Path) -> bool:
 
 
 def _caption(image: Path) -> str:
-    for suffix in CAPTION_SUFFIXES:
+    for path in files_beside(image):
         try:
-            with open_regular(image.with_suffix(suffix)) as file:
+            with open_regular(path) as file:
                 data = file.read(_MOST_CAPTION_BYTES)
-                return data.decode("utf-8-sig", errors="replace").strip()
-        except OSError:
+            caption = caption_in(path, data.decode("utf-8-sig", errors="replace"))
+        except (OSError, CaptionError):
             continue
+        if caption:
+            return caption[:_MOST_CAPTION_CHARACTERS].replace(LIST, "\n")
     return ""
 
 
@@ -361,10 +361,7 @@ def saved_files(folder: Path, hashed: bool) -> Iterator[SavedFile]:
     for saved in list_network_files(folder):
         step = "" if saved.step is None else f", step {saved.step}"
         time = saved.time.strftime("%Y-%m-%d %H:%M:%S") if saved.time else ""
-        if saved.path.is_dir():
-            inner = [path for path in sorted(saved.path.rglob("*")) if _is_file(path)]
-        else:
-            inner = []
+        inner = [path for path in sorted(saved.path.rglob("*")) if _is_file(path)]
         for path in inner or [saved.path]:
             size, digest = _size_and_hash(path, hashed)
             name = redact_text(path.relative_to(folder).as_posix())

@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from toolkit.config.sections.dataset import CAPTION_SUFFIXES
+from toolkit.data.scan.captions import files_beside
 from toolkit.files.writing import open_regular
 
 FOLDER = "influence"
@@ -69,12 +69,8 @@ def read_suspects(file: Path) -> dict[str, str]:
 
 
 def _is_newer(image: str, written: float) -> bool:
-    """Whether the image, or a file of its name next to it, such as a caption, was
-    written after that time."""
-    stem = os.path.splitext(image)[0]
-    paths = [image]
-    paths += [stem + suffix for suffix in (*CAPTION_SUFFIXES, ".json")]
-    files = filter(os.path.isfile, paths)
+    """Whether the image or its caption was written after that time."""
+    files = filter(os.path.isfile, (image, *map(str, files_beside(Path(image)))))
     return any(os.path.getmtime(path) > written for path in files)
 
 

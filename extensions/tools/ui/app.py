@@ -10,6 +10,8 @@ build it to send requests without a server.
 
 from __future__ import annotations
 
+from functools import partial
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -20,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 
 from extensions.tools.shared.html_page import PAGES, texts
 from extensions.tools.ui.guard import Guard, protect
-from extensions.tools.ui.machine import machine_now
+from extensions.tools.ui.machine import LOOK_S, look
 from extensions.tools.ui.state import HERE, Ui, render
 from extensions.tools.ui.views import (
     after,
@@ -121,9 +123,8 @@ def make_app(ui: Ui) -> Starlette:
         exception_handlers={HTTPException: error_page, Exception: error_page},
     )
     app.state.ui = ui
-    app.state.machine = lambda: ui.shared(
-        "machine", lambda: machine_now(ui.output, ui.memory)
-    )
+    look_here = partial(look, ui.output)
+    app.state.machine = lambda: ui.kept("machine", look_here, LOOK_S)
     return app
 
 
@@ -140,8 +141,9 @@ def error_page(request: Request, error: Exception) -> Response:
 
     The traceback of a defect is written to the log and never sent to the browser.
     """
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    detail = error.detail if isinstance(error, HTTPException) else ""
+    status, detail = 500, ""
+    if isinstance(error, HTTPException):
+        status, detail = error.status_code, error.detail
     if "text/html" not in request.headers.get("accept", ""):
         answer: Response = PlainTextResponse(
             f"{detail or texts()['errors']['defect']}\n", status

@@ -73,10 +73,7 @@ def chosen_file(folder: Path) -> Chosen | None:
     last = last_saved(folder)
     recommended = measured.get("recommended")
     is_measured = isinstance(recommended, str) and recommended in saved
-    if is_measured:
-        name = recommended
-    else:
-        name = last.name if last else ""
+    name = recommended if is_measured else last.name if last else ""
     file = saved.get(str(name))
     if file is None or not file.path.is_file():
         return None
@@ -120,11 +117,8 @@ def chosen_sample(samples: dict[str, Any], step: int | None) -> dict[str, Any] |
     for saved_step in sorted(steps, key=distance):
         at = steps.index(saved_step)
         for row in samples["rows"]:
-            if row["files"][at]:
-                return {
-                    "file": row["files"][at],
-                    "step": saved_step,
-                    "index": row["index"],
-                    "prompt": row["prompt"],
-                }
+            file = row["files"][at]
+            if file:
+                shown = {"index": row["index"], "prompt": row["prompt"]}
+                return {"file": file, "step": saved_step, **shown}
     return None

@@ -17,14 +17,15 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any
 
+from toolkit.errors import Diagnostic, Severity
 from toolkit.files.writing import TOOLKIT_ROOT
 
 RUN_PY = TOOLKIT_ROOT / "run.py"
@@ -40,22 +41,18 @@ _lock = Lock()
 
 
 @dataclass(frozen=True)
-class Message:
+class Message(Diagnostic):
     """One error or warning of a command about a job.
 
-    >>> Message("must be at least 1", 12, "process[0].train.steps").line
-    12
+    >>> Message(("process[0].train.steps",), "must be at least 1", line=12).place
+    'process[0].train.steps'
     """
 
-    text: str
     line: int = 0
     """Line of the job file, from 1. 0: the message names no line."""
 
-    key: str = ""
-    """Key as messages show it: `process[0].train.steps`."""
 
-
-@dataclass
+@dataclass(frozen=True)
 class Checked:
     """The result of a dry run: messages, and the plan if there were no errors.
 
@@ -63,15 +60,18 @@ class Checked:
 
         checked = check_job(memory, text, "cat.yaml", tab="")
         if checked.plan is None:
-            print([message.text for message in checked.errors])
+            print([error.message for error in checked.errors])
     """
 
-    errors: list[Message] = field(default_factory=list)
-    warnings: list[Message] = field(default_factory=list)
+    errors: Sequence[Message] = ()
+    warnings: Sequence[Message] = ()
     plan: dict[str, Any] | None = None
     fault: str = ""
-    """`late`: the dry run took too long. `replaced`: a newer check of the same browser
-    tab ended it. Empty: it came to its end."""
+    """`unchecked`: there was no dry run. `late`: it took too long. `replaced`: a newer
+    check of the same browser tab ended it. Empty: it came to its end."""
+
+
+UNCHECKED = Checked(fault="unchecked")
 
 
 def run_py(
@@ -139,7 +139,6 @@ def check_job(
     tab: browser tab that asks. Empty: no later check ends this one.
     card: value of `--card`. Empty: the GPU of this machine.
     """
-    checked = Checked()
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_text(text, encoding="utf-8")
@@ -150,30 +149,26 @@ def check_job(
         )
     if code < 0 or code == LATE:
         return Checked(fault="late" if code == LATE else "replaced")
-    for is_warning, message in _messages(stderr.replace(f"{folder}/", ""), name):
-        (checked.warnings if is_warning else checked.errors).append(message)
-    if code == 0:
-        checked.plan = json.loads(stdout)
-        checked.warnings += checked.errors  # the dry run succeeded: these are notes
-        checked.errors = []
-    return checked
+    messages = [*_messages(stderr.replace(f"{folder}/", ""), name)]
+    if code == 0:  # what it has said are notes
+        return Checked((), messages, json.loads(stdout))
+    errors = [message for message in messages if message.severity == "error"]
+    return Checked(errors, [m for m in messages if m.severity == "warning"])
 
 
-def _messages(stderr: str, name: str) -> Iterator[tuple[bool, Message]]:
-    """The messages in standard error, each with whether it is a warning.
-
-    An indented line continues the message before it.
-    """
+def _messages(stderr: str, name: str) -> Iterator[Message]:
+    """The messages in standard error. An indented line continues the message before
+    it."""
     place = re.compile(
         rf"(?s)(warning: )?(?:{re.escape(name)}(?::(\d+):\d+)?: )?(?:([a-z]\w*(?:[.\[][\w.\[\]-]+)?): (?=\S))?(.*)"
     )
-    if not stderr.strip():
-        return
-    for line in re.split(r"\n(?! )", stderr.rstrip()):
+    for line in re.split(r"\n(?! )", stderr.rstrip()) if stderr.strip() else ():
         match = place.fullmatch(line)
         if match:
             warning, row, key, text = match.groups()
-            yield bool(warning), Message(text, int(row or 0), key or "")
+            severity: Severity = "warning" if warning else "error"
+            key_path = (key,) if key else ()
+            yield Message(key_path, text, severity, line=int(row or 0))
 
 
 def import_text(text: str, file_name: str) -> tuple[str, str]:
@@ -270,10 +265,11 @@ def _keys(models: dict[str, Any], model: str, prefix: str) -> Iterator[Key]:
             many = "[]" if "items" in section else ""
             yield from _keys(models, inner.rpartition("/")[2], f"{prefix}{name}{many}.")
             continue
-        choices = []
-        for kind in kinds:
-            for choice in kind.get("enum", [kind["const"]] if "const" in kind else []):
-                choices.append(choice)
+        choices = [
+            choice
+            for kind in kinds
+            for choice in kind.get("enum", [kind["const"]] if "const" in kind else [])
+        ]
         if any(kind.get("type") == "boolean" for kind in kinds):
             choices += [True, False]
         default = field_.get("default")

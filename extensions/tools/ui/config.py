@@ -38,11 +38,8 @@ SHORTEST_TOKEN = 8
 
 def token() -> str:
     """The token that the page asks for; empty: the page asks for none."""
-    for name in TOKEN_VARIABLES:
-        value = os.environ.get(name, "").strip()
-        if value:
-            return value
-    return ""
+    values = (os.environ.get(name, "").strip() for name in TOKEN_VARIABLES)
+    return next(filter(None, values), "")
 
 
 def is_loopback(host: str) -> bool:

@@ -35,10 +35,15 @@ from starlette.exceptions import HTTPException
 from extensions.tools.shared.suspects import FILE, FOLDER, suspects_of_run
 from extensions.tools.ui.commands import LATE, run_py
 from extensions.tools.ui.state import Ui, inside
-from toolkit.config.sections.dataset import CAPTION_SUFFIXES, DatasetConfig
+from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.contracts.data import ResizeCrop, Size
 from toolkit.data.pixels.images import ImageError, image_size
-from toolkit.data.scan.captions import CaptionError, read_caption, with_caption
+from toolkit.data.scan.captions import (
+    FORMATS,
+    CaptionError,
+    read_caption,
+    with_caption,
+)
 from toolkit.data.scan.directory import DirectoryListing, list_folder
 from toolkit.data.scan.fingerprint import version_of
 from toolkit.data.scan.folder import FoundImage, find_images
@@ -116,11 +121,10 @@ def shown(text: str) -> str:
 def names(ui: Ui) -> list[str]:
     """Names of the datasets, sorted. A link that leads out of the folder of the datasets
     is left out."""
+    if not ui.datasets.is_dir():
+        return []
     try:
-        if ui.datasets.is_dir():
-            folders = list_folder(str(ui.datasets)).subfolders
-        else:
-            folders = ()
+        folders = list_folder(str(ui.datasets)).subfolders
     except OSError as error:
         raise HTTPException(403, f"{ui.datasets}: {error.strerror}") from error
     return [name for name in folders if _is_within(ui.datasets, name)]
@@ -222,12 +226,8 @@ class Dataset:
     @property
     def size(self) -> int:
         """Bytes of its files."""
-        total = 0
-        for listing in self.listings:
-            for version in listing.versions.values():
-                if version:
-                    total += version[0]
-        return total
+        versions = chain.from_iterable(each.versions.values() for each in self.listings)
+        return sum(version[0] for version in versions if version)
 
     def id_of(self, path: str) -> str:
         """The name of a file in addresses: its path from the folder, with `/`."""
@@ -246,15 +246,11 @@ class Dataset:
         """
         place = os.path.realpath(value)
         root = os.path.realpath(self.ui.datasets)
-        names = [value]
-        if place.startswith(f"{root}{os.sep}"):
-            names.append(os.path.relpath(place, root))
-        for name in names:
+        within = place.startswith(f"{root}{os.sep}")
+        for name in (value, os.path.relpath(place, root) if within else ""):
             with suppress(HTTPException):
-                if name:
-                    folder = below(self.ui.datasets, name)
-                    if folder.is_dir():
-                        return str(folder), ""
+                if name and below(self.ui.datasets, name).is_dir():
+                    return str(below(self.ui.datasets, name)), ""
         return "", value
 
     @cached_property
@@ -268,24 +264,20 @@ class Dataset:
         if self.view["references"] or self.listings[0].images:
             return None
         images, controls = pair_folders(inside) or (AFTER, BEFORE)
-        if {images, controls} <= inside.keys():
-            return (controls, images)
-        return None
+        return (controls, images) if {images, controls} <= inside.keys() else None
 
     @cached_property
     def names(self) -> PairNames | None:
         """How the pairs in its own folder are named. None: the names do not show
         pairs."""
-        if self.view["references"]:
-            return None
-        return pair_names(self.listings[0].images)
+        chosen = self.view["references"]
+        return None if chosen else pair_names(self.listings[0].images)
 
     @property
     def is_pairs(self) -> bool:
         """Whether its images have control images."""
-        if self.view["references"] or self.sides or self.names:
-            return True
-        return any(image.references for image in self.images)
+        is_named = self.view["references"] or self.sides or self.names
+        return bool(is_named) or any(image.references for image in self.images)
 
     @cached_property
     def orphans(self) -> list[str]:
@@ -293,27 +285,24 @@ class Dataset:
         pair."""
         if not (self.sides or self.names or self.view["references"]):
             return []
-        used_paths = set[str]()
+        used = set[str]()
         for image in self.images:
-            used_paths.update((image.path, *image.references, image.mask))
+            used.update((image.path, *image.references, image.mask))
         places = self.section().get("control_path", (str(self.folder),))
-        orphans = dict[str, None]()
-        for listing in (*self.listings, *self.partners):
-            if listing.folder not in places:
-                continue
-            for name in chain.from_iterable(listing.images.values()):
-                path = listing.path(name)
-                if path not in used_paths:
-                    orphans[path] = None
-        return [*orphans]
+        paths = (
+            listing.path(name)
+            for listing in (*self.listings, *self.partners)
+            if listing.folder in places
+            for name in chain.from_iterable(listing.images.values())
+        )
+        return [*dict.fromkeys(path for path in paths if path not in used)]
 
     @property
     def alone(self) -> int:
         """Number of images without their partner."""
         if not self.is_pairs:
             return 0
-        unpaired = sum(not image.references for image in self.images)
-        return len(self.orphans) + unpaired
+        return len(self.orphans) + sum(not each.references for each in self.images)
 
     def section(self) -> dict[str, Any]:
         """The `datasets` section of a job for this dataset: its folders, and the choices
@@ -325,16 +314,12 @@ class Dataset:
             before, after = (str(self.folder / side) for side in self.sides)
             keys |= {"folder_path": after, "control_path": (before,)}
         elif self.names:
-            keys |= {
-                "image_suffix": self.names.image,
-                "control_suffix": self.names.controls,
-            }
+            keys["image_suffix"] = self.names.image
+            keys["control_suffix"] = self.names.controls
             keys |= {"control_optional": True} if self.names.optional else {}
         chosen: dict[str, Any] = {
             "control_path": references and (references,),
             "control_suffix": suffix and (suffix,),
-        }
-        chosen |= {
             "mask_path": masks,
             "mask_suffix": mask_suffix,
             "default_caption": self.view["instruction"],
@@ -351,7 +336,7 @@ class Dataset:
         keys["control_optional"] = True  # images without a partner are shown too
         keys.pop("default_caption", "")  # the page edits the captions in the files
         return DatasetConfig(
-            caption_ext=(*CAPTION_SUFFIXES, ".json"),
+            caption_ext=tuple(FORMATS),
             captions="lines",
             resolution=(self.view["resolution"],),
             **keys,
@@ -420,12 +405,8 @@ def _look(ui: Ui, name: str, before: Dataset | None) -> Dataset:
     data.faults_told = ui.memory.get("faults told", 0)
     is_same = before is not None and before.state == data.state
     if before and is_same:
-        data.listings = before.listings
-        data.partners = before.partners
-        data.images = before.images
-        data.faults = before.faults
-        data.notes = before.notes
-        data.sizes = before.sizes
+        for kept in ("listings", "partners", "images", "faults", "notes", "sizes"):
+            setattr(data, kept, getattr(before, kept))
     elif _has_images(data):
         _read_captions(data, before)
     if before is None or not is_same or before.faults_told != data.faults_told:
@@ -437,21 +418,18 @@ def _look(ui: Ui, name: str, before: Dataset | None) -> Dataset:
 def _has_images(data: Dataset) -> bool:
     """Whether a folder that is trained has images, not only a folder of control
     images."""
-    for listing in data.listings:
-        is_trained = not data.sides or listing.folder.endswith(data.sides[1])
-        if is_trained and listing.images:
-            return True
-    return False
+    return any(
+        listing.images and (not data.sides or listing.folder.endswith(data.sides[1]))
+        for listing in data.listings
+    )
 
 
 def _read_captions(data: Dataset, before: Dataset | None) -> None:
     """Fills the images, notes and faults. Texts of files that have not changed are taken
     from `before`."""
     listings = [*data.listings, *data.partners]
-    known = dict[str, DirectoryListing]()
-    if before:
-        for listing in (*before.listings, *before.partners):
-            known[listing.prefix] = listing
+    old = (*before.listings, *before.partners) if before else ()
+    known = {listing.prefix: listing for listing in old}
     for listing in listings:
         if listing.prefix in known:
             listing.take_texts(known[listing.prefix])
@@ -550,6 +528,20 @@ def caption_version(image: FoundImage) -> str:
         return "unreadable"
 
 
+def version_with(image: FoundImage, text: str) -> str:
+    """The version of a caption file that has this text. Empty: it has another text."""
+    # The version is read before the text, so a change in between is a conflict.
+    version = caption_version(image)
+    with suppress(CaptionError):
+        if _text_of(caption_file(image)) == text:
+            return version
+    return ""
+
+
+def _text_of(file: Path) -> str:
+    return read_caption(file) if file.exists() else ""
+
+
 def keep_captions(data: Dataset, images: Iterable[FoundImage]) -> None:
     """Copies the captions of images into one file of the page's trash, before they are
     replaced.
@@ -589,7 +581,7 @@ def set_caption(
             )
         if caption_version(image) != version:
             with suppress(CaptionError):
-                theirs = read_caption(file) if file.exists() else ""
+                theirs = _text_of(file)
                 if theirs == text:
                     return caption_version(image)
                 raise Conflict(theirs)
@@ -620,16 +612,13 @@ def changed_caption(text: str, form: dict[str, str]) -> str:
         replacement = form.get("replacement", "")
         text = re.sub(re.escape(find), lambda _: replacement, text, flags=flags)
         return text.strip()
-    others = []
-    has_tag = False
-    for part in text.split(","):
-        if part.strip().casefold() == tag.casefold():
-            has_tag = True
-        else:
-            others.append(part)
+    parts = text.split(",")
+    others = [p for p in parts if p.strip().casefold() != tag.casefold()]
+    has_tag = len(others) < len(parts)
     if form.get("op") == "add" and tag and not has_tag:
-        parts = [text.rstrip(" ,"), tag] if form.get("where") == "end" else [tag, text]
-        return ", ".join(filter(None, parts))
+        is_last = form.get("where") == "end"
+        both = [text.rstrip(" ,"), tag] if is_last else [tag, text]
+        return ", ".join(filter(None, both))
     if form.get("op") == "remove" and has_tag:
         return ",".join(others).strip(" ,")
     return text
@@ -676,9 +665,8 @@ def _with_partners(data: Dataset, image: FoundImage) -> list[str]:
     paths = [image.path, *image.captions]
     if not image.captions and os.path.lexists(caption_file(image)):
         paths.append(str(caption_file(image)))  # written since the dataset was read
-    for path in (*image.references, image.mask):
-        if path.startswith(data._prefix) and path not in used_by_others:
-            paths.append(path)
+    partners = {*image.references, image.mask} - used_by_others
+    paths += [path for path in partners if path.startswith(data._prefix)]
     return [*dict.fromkeys(paths)]
 
 
@@ -743,11 +731,8 @@ def lint(data: Dataset) -> None:
             return
         data.ui.memory[key] = "running"
     section = data.section()
-    flags = [
-        section["folder_path"],
-        "--json",
-        f"--resolution={data.view['resolution']}",
-    ]
+    flags = [section["folder_path"], "--json"]
+    flags.append(f"--resolution={data.view['resolution']}")
     for flag in ("control_path", "control_suffix", "image_suffix", "default_caption"):
         values = section.get(flag, ())
         given = [values] if isinstance(values, str) else values
@@ -793,19 +778,18 @@ def _findings(data: Dataset, before: Dataset | None) -> dict[str, Any]:
     _, rows, state, images = lint
     suspects = _suspects(data)
     for image, why in suspects.items():
-        row = {
-            "check": "suspect",
-            "message": shown(f"acts against the other images of a training: {why}"),
-        }
+        message = shown(f"acts against the other images of a training: {why}")
+        row = {"check": "suspect", "message": message}
         suspects[image] = [*rows.get(image, ()), row]
     rows = rows | suspects
-    findings = {
+    return {
         "status": data.ui.memory.get(("lint", data.name), ""),
-        "lint": lint,
+        "is_old": images is not None and state != data.state,
         "images": images,
+        "by_file": rows,
+        "count": sum(map(len, rows.values())),
+        "lint": lint,
     }
-    findings["is_old"] = images is not None and state != data.state
-    return {"by_file": rows, "count": sum(map(len, rows.values())), **findings}
 
 
 def _in_lint_file(

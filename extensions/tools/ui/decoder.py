@@ -38,23 +38,29 @@ IDLE_S = 30.0
 """Seconds without a question after which the process ends."""
 
 
+def tag_of(path: Path, side: int = 0) -> str:
+    """A hash of an image's path and version, and of the side of its copy. Raises
+    ImageError for what is not a file, and OSError."""
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode):
+        raise ImageError(path, "is not a file")  # reading a pipe would wait for ever
+    origin = repr((str(path.resolve()), version_of(about), side))
+    return hashlib.sha256(origin.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
 def thumbnail(ui: Ui, path: Path, side: int) -> Path:
     """The thumbnail of an image: a JPEG file, made at the first request.
 
     Its longer side is the smallest of SIDES that is at least `side`, or the largest of
-    them. Its name is a hash of the image's path and version. Raises ImageError for a
-    file that is not an image, and OSError for one that cannot be read or written.
+    them. Its name is `tag_of` the image. Raises ImageError for a file that is not an
+    image, and OSError for one that cannot be read or written.
 
     Example::
 
         return FileResponse(thumbnail(ui, run.folder / "samples" / name, 400))
     """
     side = min((known for known in SIDES if known >= side), default=SIDES[-1])
-    about = os.stat(path)
-    if not stat.S_ISREG(about.st_mode):
-        raise ImageError(path, "is not a file")  # reading a pipe would wait for ever
-    origin = repr((str(path.resolve()), version_of(about), side))
-    name = hashlib.sha256(origin.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    name = tag_of(path, side)
     small = ui.own / "thumbs" / name[:2] / f"{name}.jpg"
     if not small.is_file():
         decoder(ui).decode(path, small, side)
@@ -109,12 +115,10 @@ class Decoder:
             self._idle = Timer(IDLE_S, self.end)
             self._idle.daemon = True
             self._idle.start()
-        number = answer.get("errno")
-        if number:
-            raise OSError(number, os.strerror(number), str(thumb))
-        error = answer.get("error")
-        if error:
-            raise ImageError(path, error)
+        if "errno" in answer:
+            raise OSError(answer["errno"], os.strerror(answer["errno"]), str(thumb))
+        if "error" in answer:
+            raise ImageError(path, answer["error"])
 
     def end(self) -> None:
         """Ends the process; the next question starts another."""

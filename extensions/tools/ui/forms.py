@@ -108,10 +108,9 @@ def _fields(model: Any) -> list[Field]:
         defaults = default if isinstance(default, tuple) else (default,)
         section, _, key = dotted.partition(".")
         first_key = model.sections.get(section, ())[:1]
-        if "enum" in schema:
-            choices = [_text(choice) for choice in schema["enum"]]
-        else:
-            choices = None
+        choices = (
+            [_text(choice) for choice in schema["enum"]] if "enum" in schema else None
+        )
         fields.append(
             {
                 "key": dotted,
@@ -167,11 +166,9 @@ def _one_of(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _text(value: object) -> str:
     """A value as a flag has it: `true` and `false` in lower case, None as empty."""
-    if value is None:
-        return ""
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value)
+    return "" if value is None else str(value)
 
 
 def mistakes(uid: str, argv: Sequence[str]) -> list[tuple[str, str]]:
@@ -202,10 +199,7 @@ def suggestions(runs: Iterable[RunInfo], datasets: Path) -> list[str]:
     and up to 300 of their LoRA files."""
     from toolkit.train.run_reader import list_network_files
 
-    if datasets.is_dir():
-        folders = sorted(path for path in datasets.iterdir() if path.is_dir())
-    else:
-        folders = []
+    folders = sorted(path for path in datasets.glob("*") if path.is_dir())
     runs = sorted(runs, key=lambda run: str(run.updated), reverse=True)[:20]
     files = [file.path for run in runs for file in list_network_files(run.folder)][:300]
     return [str(path) for path in (*files, *(run.folder for run in runs), *folders)]

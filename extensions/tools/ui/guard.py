@@ -122,10 +122,8 @@ class Guard:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         is_bearer = scheme.lower() == "bearer"
         if not is_bearer:
-            if request.method == "GET":
-                given = request.query_params.get("token", "")
-            else:
-                given = ""
+            is_get = request.method == "GET"
+            given = request.query_params.get("token", "") if is_get else ""
         if given and self._accepts(request, given):
             if is_bearer:
                 return None
@@ -142,10 +140,10 @@ class Guard:
 
     async def _login(self, request: Request) -> Response:
         """The login form (GET), and the check of the token that it sends (POST)."""
-        if request.method != "POST" or not self._token:
-            if self._token:
-                return self._login_page(request, 200, "")
+        if not self._token:
             return RedirectResponse("/", 303)
+        if request.method != "POST":
+            return self._login_page(request, 200, "")
         try:
             given = (await request.form(max_files=0, max_fields=5)).get("token", "")
         except HTTPException as error:
@@ -218,10 +216,8 @@ class Guard:
 
         Others can make a name point to this machine (DNS rebinding), but not an address.
         """
-        if host.rpartition(":")[2].isdigit():
-            name = host.lower().rpartition(":")[0]
-        else:
-            name = host.lower()
+        before, _, port = host.lower().rpartition(":")
+        name = before if port.isdigit() else host.lower()
         try:
             ipaddress.ip_address(name.strip("[]"))
         except ValueError:

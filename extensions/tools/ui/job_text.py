@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import Any
@@ -67,15 +67,10 @@ class JobText:
         """Index of the last process that trains, or of the last process if none
         does."""
         processes = self._at(("config", "process"))
-        if processes and isinstance(processes.value, list):
-            listed = processes.value
-        else:
+        listed = processes.value if processes else []
+        if not isinstance(listed, list):
             listed = []
-        trains = [
-            index
-            for index, node in enumerate(listed)
-            if node.child("train") is not None
-        ]
+        trains = [i for i, node in enumerate(listed) if node.child("train") is not None]
         return trains[-1] if trains else max(0, len(listed) - 1)
 
     def _at(self, path: KeyPath) -> ConfigNode | None:
@@ -101,6 +96,10 @@ class JobText:
         """A value as plain Python. None: the key is not given."""
         node = self._at(path)
         return node.data() if node else None
+
+    def leaves(self) -> dict[KeyPath, Any]:
+        """Each value that is not a section, by its path."""
+        return dict(_leaves(self.root.data())) if self.root else {}
 
     def prompts(self) -> list[str]:
         """The prompts of the samples, each in one line."""
@@ -157,10 +156,9 @@ class JobText:
         node = self._at(path)
         if parent is None or node is None:
             return self
-        if isinstance(parent.value, dict):
-            siblings = parent.value.values()
-        else:
-            siblings = parent.value
+        siblings = parent.value
+        if isinstance(siblings, dict):
+            siblings = siblings.values()
         begins = sorted(self._index(child) for child in siblings)
         begin = self._index(node)
         end = self._end(node)
@@ -216,10 +214,7 @@ class JobText:
         assert node is not None
         near = node.value[max(0, index - 1)]
         item = {"prompt": prompt} if isinstance(near.value, dict) else prompt
-        if isinstance(item, dict):
-            written = f"prompt: {_json(prompt)}"
-        else:
-            written = _json(prompt)
+        written = f"prompt: {_json(prompt)}" if item is not prompt else _json(prompt)
         line = self._line_of(self._index(near))
         dash = self.text.index("-", line) - line
         at = self._line_end(self._end(near)) if index else line - 1
@@ -327,6 +322,17 @@ class JobText:
     def _line_end(self, index: int) -> int:
         newline = self.text.find("\n", index)
         return len(self.text) if newline < 0 else newline
+
+
+def _leaves(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    if isinstance(data, dict):
+        for key, value in data.items():
+            yield from _leaves(value, (*path, key))
+    elif isinstance(data, list) and all(isinstance(item, dict) for item in data):
+        for index, value in enumerate(data):
+            yield from _leaves(value, (*path, index))
+    else:
+        yield path, data
 
 
 def _json(value: Any) -> str:

@@ -3,16 +3,15 @@
 It says how busy the GPUs are, how much main memory is free, and which jobs of the queue
 run and wait. Nothing is changed, and the GPUs are asked through NVML, not torch.
 
-`extensions.tools.ui.app` gives `machine_now` to the templates. The page about the
+`extensions.tools.ui.app` gives the result of `look` to the templates. The page about the
 system asks for `main_memory` (`extensions.tools.ui.views.system`).
 """
 
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from extensions.tools.ui.config import queue_folder
 from extensions.tools.ui.queue import RUNNING, WAITING, Queue
@@ -48,21 +47,8 @@ class Machine(NamedTuple):
     """Number of the queue's jobs that wait."""
 
 
-def machine_now(output: Path, memory: dict[Any, Any]) -> Machine:
-    """The state of the machine, at most LOOK_S old.
-
-    output: the folder of the runs. memory: `Ui.memory`, where the last state is kept.
-    """
-    looked, machine = memory.get("machine_look", (-LOOK_S, None))
-    if machine is None or time.monotonic() - looked > LOOK_S:
-        machine = look(output)
-        memory["machine_look"] = time.monotonic(), machine
-    assert isinstance(machine, Machine)
-    return machine
-
-
 def look(output: Path) -> Machine:
-    """Asks the driver, the system and the queue. output: the folder of the runs."""
+    """The state now: asks the driver, the system and the queue. output: the folder of the runs."""
     entries = Queue(queue_folder(output)).entries()
     running = tuple(entry.name for entry in entries if entry.state == RUNNING)
     waiting = sum(entry.state == WAITING for entry in entries)

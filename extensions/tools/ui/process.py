@@ -62,10 +62,8 @@ class UiProcess(BaseExtensionProcess):
             CDLL(None).mallopt(*ONE_ARENA)
         ui = Ui.of(self.section, token())
         with _listening(self.section.host, self.section.port) as listener:
-            if ":" in self.section.host:
-                host = f"[{self.section.host}]"
-            else:
-                host = self.section.host
+            is_ipv6 = ":" in self.section.host
+            host = f"[{self.section.host}]" if is_ipv6 else self.section.host
             login = " (it asks for the token)" if ui.token else ""
             logger.info(
                 f"http://{host}:{self.section.port}/ shows {ui.output}{login}. Ctrl-C ends it, runs go on."
@@ -136,9 +134,8 @@ class QueueProcess(BaseExtensionProcess):
                 logger.info(f"{entry.id}  {entry.state:8}  {about}")
         elif action == "add":
             entry = queue.add(words, checked(words))
-            if queue.has_runner():
-                runner = ""
-            else:
+            runner = ""
+            if not queue.has_runner():
                 runner = f" Next: {_run_the_queue(self.section)}"
             logger.info(f"{entry.id}: {entry.name} waits.{runner}")
         else:

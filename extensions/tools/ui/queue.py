@@ -202,22 +202,19 @@ def planned(argv: Sequence[str], cwd: str) -> dict[str, Any]:
     reason = next(filter(None, map(never_ends, plans)), "")
     if reason:
         raise UserError(f"{argv[0]}: {reason}")
-    folders = []
-    for job_plan in plans:
-        for folder in job_plan["folders"]:
-            folders.append(os.path.join(cwd, os.path.expanduser(folder)))
+    folders = [
+        os.path.join(cwd, os.path.expanduser(folder))
+        for job_plan in plans
+        for folder in job_plan["folders"]
+    ]
     return {**plans[0], "folders": folders}
 
 
 def never_ends(plan: Mapping[str, Any]) -> str:
     """Why a job cannot be queued, by its plan. Empty: it can be."""
-    types = [
-        process["type"]
-        for process in plan.get("processes", ())
-        if process["type"] in NOT_QUEUED
-    ]
-    if types:
-        return f"type {types[0]!r} never ends, and would keep a GPU. Start it from a terminal."
+    for process in plan.get("processes", ()):
+        if process["type"] in NOT_QUEUED:
+            return f"type {process['type']!r} never ends, and would keep a GPU. Start it from a terminal."
     return ""
 
 
@@ -281,7 +278,7 @@ class Queue:
 
         argv: the words after `run.py`. The caller checks whether its settings are right.
         name: name of the entry for people.
-        cwd: working directory. None: that of this process.
+        cwd: working directory. None: the one of this process.
         unless: if an entry of the same command is in one of these states, it is returned
         and none is added. So a button that is pressed twice adds one entry.
         yields: as `Entry.yields`.
@@ -319,12 +316,8 @@ class Queue:
     def entries(self) -> tuple[Entry, ...]:
         """All entries: the running ones, then the waiting ones in their order, then the
         ended ones, the latest first."""
-        entries = []
-        for name in _entry_files(self.folder):
-            entry = self._read(name[:-5])
-            if entry is not None:
-                entries.append(entry)
-        return tuple(sorted(entries, key=_sort_key))
+        entries = (self._read(name[:-5]) for name in _entry_files(self.folder))
+        return tuple(sorted(filter(None, entries), key=_sort_key))
 
     def entry(self, id_: str) -> Entry:
         """One entry. Raises UserError for an unknown id."""
@@ -400,19 +393,18 @@ class Queue:
             entry = self.entry(id_)
             if entry.state not in (DONE, STOPPED, FAILED):
                 raise UserError(f"entry {id_} has not ended.")
-            if entry.exit_code == EXIT_MISTAKE:
-                argv = entry.argv
-            else:
-                argv = without_restart(entry.argv)
-            fields = {
-                "id": id_,
-                "argv": argv,
-                "name": entry.name,
-                "cwd": entry.cwd,
-                "added": entry.added,
-                "yields": entry.yields,
-            }
-            self.save(Entry(**fields, state=WAITING, order=self.last_order() + 1))
+            is_mistake = entry.exit_code == EXIT_MISTAKE
+            fresh = Entry(
+                id=id_,
+                argv=entry.argv if is_mistake else without_restart(entry.argv),
+                name=entry.name,
+                state=WAITING,
+                order=self.last_order() + 1,
+                cwd=entry.cwd,
+                added=entry.added,
+                yields=entry.yields,
+            )
+            self.save(fresh)
 
     def start_runner(self) -> None:
         """Starts the runner as a detached process, if an entry runs or waits and no
@@ -420,14 +412,9 @@ class Queue:
         has_work = any(entry.state in (RUNNING, WAITING) for entry in self.entries())
         if not has_work or self.has_runner():
             return
-        command = [
-            sys.executable,
-            str(commands.RUN_PY),
-            "queue",
-            "--output",
-            str(self.folder.parents[1]),
-            "run",
-        ]
+        output = str(self.folder.parents[1])
+        program = (sys.executable, str(commands.RUN_PY))
+        command = [*program, "queue", "--output", output, "run"]
         try:
             with (self.folder / "runner.log").open("ab") as log:
                 null = subprocess.DEVNULL
@@ -537,10 +524,8 @@ class Queue:
 
 def _sort_key(entry: Entry) -> tuple[int, float, str]:
     """Running entries first, then waiting ones, then ended ones, the latest first."""
-    if entry.state == RUNNING:
-        return 0, entry.order, entry.id
-    if entry.state == WAITING:
-        return 1, entry.order, entry.id
+    if entry.state in (RUNNING, WAITING):
+        return int(entry.state == WAITING), entry.order, entry.id
     return 2, -entry.order, entry.id
 
 
@@ -635,13 +620,17 @@ def trains_elsewhere(
     runs: Iterable[RunInfo], entries: Iterable[Entry]
 ) -> list[RunInfo]:
     """The runs that train and were not started by a running entry."""
-    owned = set()
-    for entry in entries:
-        if entry.state == RUNNING:
-            for folder in entry.runs:
-                owned.add(str(Path(folder).resolve()))
-    training = [run for run in runs if run.status is RunStatus.RUNNING]
-    return [run for run in training if str(run.folder.resolve()) not in owned]
+    owned = {
+        str(Path(folder).resolve())
+        for entry in entries
+        if entry.state == RUNNING
+        for folder in entry.runs
+    }
+    return [
+        run
+        for run in runs
+        if run.status is RunStatus.RUNNING and str(run.folder.resolve()) not in owned
+    ]
 
 
 def mark_of(folder: Path) -> str:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from extensions.tools.ui import commands
 from extensions.tools.ui import queue as q
@@ -215,10 +215,8 @@ class Runner:
             step = max((run.step for run in runs if run.step is not None), default=None)
             was_killed = code in (None, KILLED)
             is_again = entry.attempts > 1 and step == entry.failed_at and not was_killed
-            if was_killed and (step or 0) > (entry.failed_at or 0):
-                attempts = 1
-            else:
-                attempts = entry.attempts
+            gets_further = was_killed and (step or 0) > (entry.failed_at or 0)
+            attempts = 1 if gets_further else entry.attempts
             is_stopped = any(run.status is RunStatus.STOPPED for run in runs)
             state = FAILED
             why = ""
@@ -242,21 +240,22 @@ class Runner:
                 self._not_before[id_] = (
                     time.monotonic() + self._pauses[max(attempts, 1) - 1]
                 )
-            changes: dict[str, Any] = {
-                "state": state,
-                "why": why,
-                "exit_code": code,
-                "failed_at": entry.failed_at if step is None else step,
-                "attempts": attempts,
-                "ended": utc_now(),
-                "pid": 0,
-                "is_stopping": False,
-            }
+            argv, order = entry.argv, queue.last_order() + 1
             if state == WAITING:
-                changes["argv"] = q.without_restart(entry.argv)
-            else:
-                changes["order"] = queue.last_order() + 1
-            queue.save(entry, **changes)
+                argv, order = q.without_restart(entry.argv), entry.order
+            queue.save(
+                entry,
+                state=state,
+                why=why,
+                exit_code=code,
+                failed_at=entry.failed_at if step is None else step,
+                attempts=attempts,
+                ended=utc_now(),
+                pid=0,
+                is_stopping=False,
+                argv=argv,
+                order=order,
+            )
         self._children.pop(id_, None)
         self._left.pop(id_, None)
         logger.info(f"{id_} {entry.name}: {state}{f', {why}' if why else ''}")
@@ -265,15 +264,12 @@ class Runner:
         """Records why an entry cannot be started. The entries after it are not
         affected."""
         with self._queue.locked():
-            refused = {
-                "state": FAILED,
-                "why": reason,
-                "exit_code": EXIT_MISTAKE,
-                "ended": utc_now(),
-            }
             self._queue.save(
                 self._queue.waiting(entry.id),
-                **refused,
+                state=FAILED,
+                why=reason,
+                exit_code=EXIT_MISTAKE,
+                ended=utc_now(),
                 order=self._queue.last_order() + 1,
             )
 
@@ -300,17 +296,10 @@ class Runner:
         if gpu:
             environment[VISIBLE] = gpu
         if VISIBLE not in os.environ:
-            # The numbers are those of NVML, which counts in the order of the bus.
+            # NVML counts in the order of the bus.
             environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-        command = [
-            "sh",
-            "-c",
-            _SHELL,
-            str(exit_file),
-            sys.executable,
-            str(commands.RUN_PY),
-            *entry.argv,
-        ]
+        program = [sys.executable, str(commands.RUN_PY), *entry.argv]
+        command = ["sh", "-c", _SHELL, str(exit_file), *program]
         with queue.log(entry.id).open("ab") as log:
             try:
                 child = subprocess.Popen(
@@ -334,21 +323,21 @@ class Runner:
             try:
                 with queue.locked():
                     entry = queue.waiting(entry.id)
-                    changes: dict[str, Any] = {
-                        "state": RUNNING,
-                        "attempts": entry.attempts + 1,
-                        "gpu": gpu,
-                        "why": "",
-                        "pid": child.pid,
-                        "pid_start": q.start_of(child.pid),
-                        "boot": boot_id(),
-                        "runs": runs,
-                        "marks": tuple(q.mark_of(Path(folder)) for folder in runs),
-                        "started": utc_now(),
-                        "ended": "",
-                    }
                     self._children[entry.id] = child
-                    queue.save(entry, **changes)
+                    queue.save(
+                        entry,
+                        state=RUNNING,
+                        attempts=entry.attempts + 1,
+                        gpu=gpu,
+                        why="",
+                        pid=child.pid,
+                        pid_start=q.start_of(child.pid),
+                        boot=boot_id(),
+                        runs=runs,
+                        marks=tuple(q.mark_of(Path(folder)) for folder in runs),
+                        started=utc_now(),
+                        ended="",
+                    )
             except UserError:
                 return
             gate.write(b"go\n")

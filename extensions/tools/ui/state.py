@@ -2,7 +2,7 @@
 
 `Ui` holds the folders, the settings, and the memory of the page. Around it are: ids of
 runs and the names that may come from outside (`run_id`, `inside`), forms (`posted`,
-`Form`), errors (`conflicts`), and the rendering of templates (`render`). No page is
+`Form`), errors (`refusals`), and the rendering of templates (`render`). No page is
 made here, and nothing that is kept in memory has to survive a restart.
 
 Every module in `extensions.tools.ui.views` uses it. `extensions.tools.ui.process`
@@ -11,6 +11,7 @@ creates the `Ui`, and the datasets, the decoder and the guard need parts of it.
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 import time
@@ -28,7 +29,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import (
+    HTMLResponse,
+    JSONResponse,
+    RedirectResponse,
+    Response,
+)
 
 from extensions.tools.shared.feed import Feed
 from extensions.tools.shared.html_page import as_json, environment
@@ -59,7 +65,9 @@ THEMES = ("auto", "light", "dark")
 THEME_COOKIE = "atelier_theme"
 
 KEPT_S = 60.0
-"""Seconds after which a value is made again (`Ui.kept`)."""
+"""Seconds after which most values are made again (`Ui.kept`)."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _BETWEEN = ":"
 """Separates the folder of a job and of its process in the id of a run. File systems of
@@ -148,12 +156,12 @@ class Ui:
             self.memory["ids"] = runs, ids
         return tuple(ids)
 
-    def kept(self, key: str, make: Callable[[], Any]) -> Any:
-        """The value of `make()`, at most KEPT_S old: for values that take long and rarely
-        change. Other requests wait while it is made."""
+    def kept(self, key: str, make: Callable[[], Any], most_s: float = KEPT_S) -> Any:
+        """The value of `make()`, at most `most_s` seconds old: for values that take long
+        and rarely change. Other requests wait while it is made."""
         with self.memory.setdefault(("lock", key), Lock()):
             made_at, value = self.memory.get(("kept", key), (-math.inf, None))
-            if time.monotonic() - made_at > KEPT_S:
+            if time.monotonic() - made_at > most_s:
                 value = make()
                 self.memory["kept", key] = time.monotonic(), value
             return value
@@ -314,18 +322,34 @@ def posted(
 
 
 @contextmanager
-def conflicts() -> Iterator[None]:
-    """Turns a UserError or RunError of the block into HTTPException 409 with its
-    text."""
+def refusals(what: str = "") -> Iterator[None]:
+    """Turns an error of the block into HTTPException with its text: 507 for a full disk,
+    403 for another error of the disk, 409 for any other UserError or RunError.
+
+    what: what could not be written; it is put before an error of the disk.
+    """
     try:
         yield
-    except (UserError, RunError) as error:
-        raise HTTPException(409, str(error)) from error
+    except (UserError, RunError, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):
+            raise HTTPException(409, str(error)) from error
+        detail = f"{what}: {cause.strerror or error}" if what else str(error)
+        status = 507 if cause.errno in _FULL else 403
+        raise HTTPException(status, redact_text(detail)) from error
 
 
 def wants_json(request: Request) -> bool:
     """Whether a request asks for JSON, as scripts do."""
     return "application/json" in request.headers.get("accept", "")
+
+
+def done(request: Request, address: str, **facts: object) -> Response:
+    """The answer to a request that has changed something: the facts for a script, or
+    the page at an address of this server."""
+    if wants_json(request):
+        return JSONResponse(facts)
+    return RedirectResponse(address, 303)
 
 
 def whole(text: str, least: int = 0, most: int = 10**18) -> int | None:
@@ -334,10 +358,8 @@ def whole(text: str, least: int = 0, most: int = 10**18) -> int | None:
     >>> whole("12"), whole("-1"), whole("200", most=100)
     (12, None, None)
     """
-    if text.isascii() and text.isdigit() and len(text) < 20:
-        number = int(text)
-    else:
-        number = least - 1
+    is_number = text.isascii() and text.isdigit() and len(text) < 20
+    number = int(text) if is_number else least - 1
     return number if least <= number <= most else None
 
 
@@ -370,12 +392,10 @@ def options(texts: Iterable[str], chosen: str = "") -> str:
     >>> options(["auto", "dark"], chosen="dark")
     '<option value="auto">auto</option><option value="dark" selected>dark</option>'
     """
-    elements = []
-    for text in texts:
-        selected = " selected" if text == chosen else ""
-        label = escape(text)
-        elements.append(f'<option value="{label}"{selected}>{label}</option>')
-    return "".join(elements)
+    return "".join(
+        f'<option value="{escape(text)}"{" selected" * (text == chosen)}>{escape(text)}</option>'
+        for text in texts
+    )
 
 
 _COMMAND = re.compile(r"run\.py ([a-z_]+)(?: --[a-z-]+)*")
@@ -443,12 +463,16 @@ def render(
     the template, in addition to the request, the state, the theme and the machine.
     """
     theme = request.cookies.get(THEME_COOKIE)
-    shared = {
-        "request": request,
-        "ui": ui_of(request),
-        "theme": theme if theme in THEMES else THEMES[0],
-    }
-    shared["machine"] = request.app.state.machine
-    text = show_marks(_environment().get_template(template).render(**shared, **values))
+    page = (
+        _environment()
+        .get_template(template)
+        .render(
+            request=request,
+            ui=ui_of(request),
+            theme=theme if theme in THEMES else THEMES[0],
+            machine=request.app.state.machine,
+            **values,
+        )
+    )
     # Names of files may contain bytes that are not UTF-8.
-    return HTMLResponse(text.encode("utf-8", "backslashreplace"), code)
+    return HTMLResponse(show_marks(page).encode("utf-8", "backslashreplace"), code)

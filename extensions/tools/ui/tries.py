@@ -12,7 +12,7 @@ The only caller is the lower part of a run's page (`extensions.tools.ui.views.af
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,44 +83,48 @@ class TrySettings:
 
     def command(
         self,
-        file: str,
+        lora: str,
         output: str,
-        prompt: str,
-        strength: str,
-        sides: tuple[str, str],
-        seeds: Sequence[int],
+        form: Mapping[str, str],
+        seeds: Sequence[str],
         controls: Sequence[Path],
         blocks: Sequence[str],
     ) -> list[str]:
         """The words of `run.py generate` for images with one file.
 
-        file, output: paths of the LoRA file and of the folder for the images.
-        sides: width and height as texts of the form. They are checked later, as all
+        lora: path of the file and its strength, as `--lora` takes them.
+        output: folder for the images.
+        form: `prompt`, `width` and `height` as typed. They are checked later, as all
         flags.
         seeds: one image is made per seed.
         controls: control images.
         blocks: strengths of groups of blocks, as `--blocks` takes them.
         """
-        argv = ["generate", f"--lora={file}:{strength}", f"--prompt={prompt}"]
-        for name, side in zip(("width", "height"), sides, strict=True):
-            if side:
-                argv.append(f"--{name}={side}")
-        argv += [f"--seed={seed}" for seed in seeds]
         first = self.first
+        optional = {
+            "width": form.get("width", "").strip(),
+            "height": form.get("height", "").strip(),
+            "trigger-word": self.trigger_word,
+        }
         if first is not None:
-            shared = {
+            numbers = {
                 "steps": first.sample_steps,
                 "cfg": first.guidance_scale,
                 "flow-shift": first.flow_shift,
             }
-            for name, value in shared.items():
-                if value is not None:
-                    argv.append(f"--{name}={value:g}")
-            argv += [f"--negative={first.neg}"] if first.neg.strip() else []
-        argv += [f"--trigger-word={self.trigger_word}"] if self.trigger_word else []
-        argv += [f"--blocks={entry}" for entry in blocks]
-        argv += [f"--reference={path}" for path in controls]
-        return [*argv, f"--output={output}"]
+            for name, value in numbers.items():
+                optional[name] = "" if value is None else f"{value:g}"
+            optional["negative"] = first.neg.strip() and first.neg
+        return [
+            "generate",
+            f"--lora={lora}",
+            f"--prompt={form.get('prompt', '').strip()}",
+            *(f"--{name}={value}" for name, value in optional.items() if value),
+            *(f"--seed={seed}" for seed in seeds),
+            *(f"--blocks={entry}" for entry in blocks),
+            *(f"--reference={path}" for path in controls),
+            f"--output={output}",
+        ]
 
     def groups(self) -> list[str]:
         """The groups of blocks of the latest file. Empty: it has no blocks, or cannot be
@@ -150,17 +154,11 @@ class TrySettings:
         }
         rows = []
         for picture in [*reversed(pictures.values())][:MOST_PROMPTS]:
-            values = {key: getattr(picture, key) for key in keys}
-            values["prompt"] = inject_trigger(
-                picture.prompt, self.trigger_word, add=False
-            )
-            values["ctrl_img"] = list(picture.ctrl_img)
-            row = {
-                key: value
-                for key, value in values.items()
-                if value not in (None, "", [])
+            values = {key: getattr(picture, key) for key in keys} | {
+                "prompt": inject_trigger(picture.prompt, self.trigger_word, add=False),
+                "ctrl_img": list(picture.ctrl_img),
             }
-            rows.append(row)
+            rows.append({k: v for k, v in values.items() if v not in (None, "", [])})
         path = self.run.folder / COMPARED / PROMPTS
         path.parent.mkdir(exist_ok=True)
         text = yaml.safe_dump({"samples": rows}, allow_unicode=True, sort_keys=False)

@@ -26,10 +26,11 @@ from secrets import token_hex
 from typing import IO, NamedTuple
 from unicodedata import category, normalize
 
+from starlette.datastructures import UploadFile
+
 from extensions.tools.ui.decoder import Decoder
-from toolkit.config.sections.dataset import CAPTION_SUFFIXES
 from toolkit.data.pixels.images import IMAGE_SUFFIXES, ImageError
-from toolkit.data.scan.captions import CaptionError, read_caption
+from toolkit.data.scan.captions import FORMATS, CaptionError, read_caption
 from toolkit.data.scan.directory import list_folder, split_suffix
 from toolkit.data.scan.found import repeats_of
 from toolkit.data.scan.tables import TEXT_TABLES
@@ -53,12 +54,10 @@ PIECE = 8 * 2**20
 
 MOST_BYTES = {
     SUFFIX: 20 * 10**9,
-    **dict.fromkeys((*CAPTION_SUFFIXES, ".json"), 100_000),
+    **dict.fromkeys(IMAGE_SUFFIXES, 500 * 10**6),
+    **dict.fromkeys(TEXT_TABLES, 20 * 10**6),
+    **dict.fromkeys(FORMATS, 100_000),
 }
-MOST_BYTES |= dict.fromkeys(
-    (suffix for suffix in TEXT_TABLES if suffix != ".json"), 20 * 10**6
-)
-MOST_BYTES |= dict.fromkeys(IMAGE_SUFFIXES, 500 * 10**6)
 """Suffix -> maximum size of a file in bytes. Files with other suffixes are refused."""
 
 MOST_REPEATS = 10_000
@@ -259,10 +258,8 @@ def _put(path: Path, name: str, folder: Path) -> Outcome:
         listing = list_folder(str(folder), names_only=True)
         for number in count(1):
             wanted = f"{stem}-{number}" if number > 1 else stem
-            if suffix.lower() in IMAGE_SUFFIXES:
-                names = listing.images.get(wanted, ())
-            else:
-                names = ()
+            is_picture = suffix.lower() in IMAGE_SUFFIXES
+            names = listing.images.get(wanted, ()) if is_picture else ()
             same_name = listing.files.get(wanted + suffix.lower(), wanted + suffix)
             taken = [folder / other for other in names or (same_name,)]
             if any(other.is_file() and _same(path, other) for other in taken):
@@ -301,6 +298,21 @@ class Incoming(NamedTuple):
     name: str
     size: int
     open: Callable[[], IO[bytes]]
+
+
+def of_form(sent: Iterable[object]) -> list[Incoming]:
+    """The files of a form. A field without a file has none."""
+    return [
+        Incoming(
+            file.filename,
+            PurePosixPath(),
+            file.filename,
+            file.size or 0,
+            partial(getattr, file, "file"),
+        )
+        for file in sent
+        if isinstance(file, UploadFile) and file.filename
+    ]
 
 
 def _unpack(path: Path, folder: Path, decoder: Decoder) -> Iterator[Outcome]:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations, pairwise, zip_longest
+from itertools import combinations, islice, pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -78,18 +78,12 @@ def pairs_of(groups: Iterable[Group]) -> list[Pair]:
 
 
 def _pairs_of_group(group: Group) -> list[Pair]:
-    files = [
-        name for name in group.files if Path(name).suffix.lower() in IMAGE_SUFFIXES
-    ]
-    couples: Iterable[tuple[str, str]] = pairwise(files)
-    if len(files) <= MOST_COMPARED:
-        couples = combinations(files, 2)
+    files = [f for f in group.files if Path(f).suffix.lower() in IMAGE_SUFFIXES]
+    is_small = len(files) <= MOST_COMPARED
     pairs = []
-    for one, other in couples:
-        if crc32(f"{one}\n{other}".encode()) & 1:
-            pairs.append(Pair(other, one, group))
-        else:
-            pairs.append(Pair(one, other, group))
+    for one, other in combinations(files, 2) if is_small else pairwise(files):
+        is_turned = crc32(f"{one}\n{other}".encode()) & 1
+        pairs.append(Pair(other, one, group) if is_turned else Pair(one, other, group))
     return pairs
 
 
@@ -127,22 +121,15 @@ class Ballot:
     def next_pairs(self, most: int) -> list[Pair]:
         """The first pairs that have no vote yet and can be shown, at most `most`."""
         known = {_names(row) for row in self.votes}
-        pairs: list[Pair] = []
-        for pair in self.pairs:
-            if len(pairs) == most:
-                break
-            if pair.names not in known and self._is_shown(pair):
-                pairs.append(pair)
-        return pairs
+        left = (pair for pair in self.pairs if pair.names not in known)
+        return [*islice(filter(self._is_shown, left), most)]
 
     def _is_shown(self, pair: Pair) -> bool:
         """Whether both images exist, have the same size, and differ."""
+        left, right = (inside(self.folder, name) for name in (pair.left, pair.right))
         with suppress(ImageError, OSError):
-            left = inside(self.folder, pair.left)
-            right = inside(self.folder, pair.right)
-            if image_size(left) != image_size(right):
-                return False
-            return not filecmp.cmp(left, right, shallow=False)
+            is_same_size = image_size(left) == image_size(right)
+            return is_same_size and not filecmp.cmp(left, right, shallow=False)
         return False
 
     def vote(self, names: frozenset[str], choice: str) -> bool:
@@ -152,16 +139,13 @@ class Ballot:
         or choice, and if the pair has another vote already. Raises RunError if the disk
         cannot be written.
         """
-        pairs = [pair for pair in self.pairs if pair.names == names]
-        if not pairs or choice not in CHOICES:
+        pair = next((pair for pair in self.pairs if pair.names == names), None)
+        if pair is None or choice not in CHOICES:
             return False
-        pair = pairs[0]
-        if choice == LEFT:
-            row: dict[str, Any] = {"better": pair.left, "worse": pair.right}
-        elif choice == RIGHT:
-            row = {"better": pair.right, "worse": pair.left}
-        else:
-            row = {UNDECIDED: choice, "images": sorted(names)}
+        row: dict[str, Any] = {UNDECIDED: choice, "images": sorted(names)}
+        if choice in (LEFT, RIGHT):
+            better, worse = (pair.left, pair.right)[:: 1 if choice == LEFT else -1]
+            row = {"better": better, "worse": worse}
         row |= {"prompt": pair.group.prompt, "control": [*pair.group.control]}
         row = redact_json(row)
         with folder_lock(self.folder):

@@ -130,21 +130,6 @@ def test_the_assistant_is_on_in_training_and_off_in_what_the_run_shows_and_saves
             "file": "assistant.safetensors",
             "multiplier": 1.0,
         }
-    # Of a network that learns nothing the files change nothing: what the assistant
-    # changes is in none of them.
-    idle = run(
-        "idle",
-        {"assistant": "assistant.safetensors", "lr": 0},
-        save={"dtype": "float32", "save_every": 1},
-    )
-    for path in idle.glob("*.safetensors"):
-        saved = load_file(path)
-        ups = [weight for name, weight in saved.items() if "lora_B" in name]
-        assert (
-            saved.keys() == load_file(plain / "job.safetensors").keys()
-            and ups
-            and not any(map(torch.any, ups))
-        )
 
 
 MOD = {
@@ -163,12 +148,6 @@ MOD = {
             {"gradient_checkpointing": "cheap"},
             {"quantize": True, "qtype": "int8"},
             {"type": "dora", "linear": 4},
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            {"compile": {"enabled": True, "backend": "aot_eager"}},
-            {},
-            MOD,
             marks=pytest.mark.slow,
         ),
     ],
@@ -382,15 +361,13 @@ def turbo(turbo_models: Path, tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "model", [{}, {"quantize": True, "qtype": "int8"}], ids=["whole", "int8"]
-)
 def test_samples_of_another_model_are_those_of_the_lora_on_it(
-    run, turbo: tuple[Path, Path], model: dict
+    run, turbo: tuple[Path, Path]
 ) -> None:
     """At its noise levels; what is trained, and the other samples, are the same as
     without it."""
     base, other = map(str, turbo)
+    model = {"quantize": True, "qtype": "int8"}
     keys = {
         "validation": None,
         "network": {"type": "lora", "linear": 4, "linear_alpha": 4},

@@ -4,13 +4,14 @@ go on."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed.fsdp  # once, not in each process
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from extensions.sd_trainer.setup import build_roles, load_pretrained_lora
@@ -19,6 +20,7 @@ from tests.running import lines, run_job
 from toolkit.config.sections.model import ModelConfig
 from toolkit.config.sections.network import NetworkConfig
 from toolkit.config.sections.train import TrainConfig
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.errors import UserError
 from toolkit.memory.fsdp import shard_block_fn
 from toolkit.networks.full import FullNetwork
@@ -121,6 +123,27 @@ def test_a_weight_moves_as_in_a_run_of_its_own_with_its_rate(tmp_path: Path) -> 
         torch.testing.assert_close(
             role_of(grouped).parameters[name], role_of(alone).parameters[name]
         )
+
+
+def test_frozen_matrices_of_a_kind_are_in_the_checkpoint_and_are_not_averaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = replace(KINDS["lora"], frozen_names=frozenset({"lora_A.weight"}))
+    monkeypatch.setattr(LoraNetwork, "kind", kind)
+    run = run_of(tmp_path, ema_config={"use_ema": True})
+    take_steps(run, 1)
+    ups = [f"{layer}.lora_B.weight" for layer in "abc"]
+    assert list(role_of(run).parameters) == list(role_of(run).ema.averages) == ups
+    path = write_checkpoint(checkpoint_dir(tmp_path), snapshot_state(run), 1)
+    saved = load_file(path / "weights.safetensors")
+    names = [
+        f"network/{layer}.lora_{matrix}.weight" for layer in "abc" for matrix in "AB"
+    ]
+    assert sorted(saved) == names
+    drawn = saved[names[0]].clone()
+    role_of(run).buffers["a.lora_A.weight"].zero_()
+    load_state(path, run)
+    assert torch.equal(role_of(run).buffers["a.lora_A.weight"], drawn)
 
 
 def test_a_rate_of_zero_trains_nothing(tmp_path: Path) -> None:

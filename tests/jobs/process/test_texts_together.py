@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.parts import needs_part
 from tests.running import run_job
 from toolkit.models import layerwise, vl_prompts
 
@@ -92,6 +93,7 @@ def test_each_weight_is_read_once_in_a_job_and_never_again(
     assert not read and not whole
 
 
+@needs_part("tools.cache")
 def test_run_py_cache_reads_each_weight_once_and_leaves_nothing_to_the_training(
     section, write_job, read, whole
 ) -> None:

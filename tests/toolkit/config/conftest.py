@@ -5,15 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from pydantic import BaseModel
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.tools.cache.config import CacheConfig
 from tests.model_folders import write_model
 from toolkit.config import JobConfig, load_job
 from toolkit.config.reading.process import JobContext, ProcessConfig
+from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.errors import ConfigErrors, UserError, did_you_mean
 
 
@@ -28,9 +29,17 @@ class WriterConfig(ProcessConfig):
         return frozenset({Path(self.path).resolve()})
 
 
+class EncodingConfig(DiffusionSection):
+    """`type: encoding`: a process that reads a trainer's keys and does not train."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("encoding",)
+
+    not_used: ClassVar = frozenset({"train", "logging"})
+
+
 MODELS: dict[str, type[BaseModel] | None] = {
     **dict.fromkeys(SdTrainerConfig.process_types, SdTrainerConfig),
-    "cache": CacheConfig,
+    "encoding": EncodingConfig,
     "writer": WriterConfig,
     "drop_in": None,
 }

@@ -210,8 +210,13 @@ def job_with(path: str, keys: dict[str, Any]) -> str:
     return trainer(*(f"{key}: {json.dumps(inner)}" for key, inner in value.items()))
 
 
-@pytest.mark.parametrize("blank", ["", "null", "~", "''", '"${NOTHING:-}"'])
-@pytest.mark.parametrize("path", SECTIONS)
+@pytest.mark.parametrize(
+    ("path", "blank"),
+    [
+        *((path, blank) for path in SECTIONS for blank in ("", "null", "''")),
+        *((path, blank) for path in ("", "train") for blank in ("~", '"${NOTHING:-}"')),
+    ],
+)
 def test_empty_and_null_are_not_given_for_every_key_of_every_section(
     load, path: str, blank: str
 ) -> None:
@@ -264,13 +269,11 @@ def test_an_empty_sample_keeps_its_defaults(section, blank: str) -> None:
     assert given.interval() == (250, 0)
 
 
-@pytest.mark.parametrize("key", ["name_or_path"])
 @pytest.mark.parametrize("blank", ["", "null", "''"])
-def test_a_key_that_is_required_needs_a_value(faults, key: str, blank: str) -> None:
-    assert faults("model:", f"  {key}: {blank}") == [f"model.{key}: needs a value."]
-    assert faults("datasets:", f"  - folder_path: {blank}") == [
-        f"datasets[0]: {NO_IMAGES}"
-    ]
+def test_a_key_that_is_required_needs_a_value(faults, blank: str) -> None:
+    assert faults(
+        f"model: {{name_or_path: {blank}}}", f"datasets: [{{folder_path: {blank}}}]"
+    ) == ["model.name_or_path: needs a value.", f"datasets[0]: {NO_IMAGES}"]
 
 
 @needs_foreign_names

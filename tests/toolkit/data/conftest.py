@@ -3,7 +3,7 @@ family of a few lines."""
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +19,9 @@ from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.config.sections.trainer import ImageTrainingSection
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import DiffusionModel
+from toolkit.data.scan.folder import scan_datasets
 from toolkit.data.streams.stream_dataset import StreamDataset
-from toolkit.errors import RunError
+from toolkit.errors import DataErrors, RunError
 from toolkit.models.qwen_image.family import FAMILY
 
 
@@ -32,6 +33,19 @@ def make_image(
     return path
 
 
+def make_images(paths: Iterable[Path]) -> None:
+    """Makes an image at each of these paths."""
+    for path in paths:
+        make_image(path)
+
+
+def refusal(*arguments, **options) -> DataErrors:
+    """The errors with which `scan_datasets` refuses these arguments."""
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets(*arguments, **options)
+    return caught.value
+
+
 def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
     section = {
         "folder_path": str(folder),
@@ -39,7 +53,7 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
         "num_repeats": None,
         "repeats_from_names": None,
         "caption_ext": (".txt",),
-        "default_caption": None,
+        "default_caption": "",
         "captions_file": None,
         "path_map": {},
         "columns": ColumnsConfig(),

@@ -1,12 +1,11 @@
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
+from tests.processes import killed
 from toolkit.errors import RunError
 from toolkit.files.tensor_cache import TensorCache, _hashed, key_of
 
@@ -116,16 +115,12 @@ def test_an_entry_under_another_key_is_not_taken(
     assert cache.get(other) is None and said
 
 
-@pytest.mark.slow
 def test_a_killed_writer_leaves_no_entry(tmp_path: Path) -> None:
-    code = (
-        "import os, sys, torch\nfrom pathlib import Path\nfrom toolkit.files.tensor_cache import TensorCache\n"
-        "os.replace = lambda *a: os._exit(9)\n"
-        "TensorCache(Path(sys.argv[1])).put(sys.argv[2], {'a': torch.ones(4)})"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", code, str(tmp_path), KEY]).returncode == 9
-    )
+    def put() -> None:
+        os.replace = lambda *_: os._exit(9)
+        TensorCache(tmp_path).put(KEY, {"a": torch.ones(4)})
+
+    assert killed(put)
     assert len(list(tmp_path.rglob("*.tmp"))) == 1
     cache = TensorCache(tmp_path)
     assert cache.get(KEY) is None

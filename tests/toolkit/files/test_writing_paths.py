@@ -25,29 +25,25 @@ def test_roots_hold_the_program() -> None:
     assert EXTENSIONS_ROOT.parent == CONFIG_ROOT.parent == TOOLKIT_ROOT
 
 
-def test_the_path_as_given_comes_first() -> None:
-    Path("a.yaml").touch()
-    Path("config/a.yaml").touch()
-    assert find_config("a.yaml") == Path("a.yaml")
-
-
-@pytest.mark.parametrize("file", ["a", "a.yaml", "a.yml", "a.json", "a.jsonc"])
-def test_a_bare_name_is_found_in_config(file: str) -> None:
-    Path("config", file).touch()
-    assert find_config("a") == Path("config", file)
-
-
-def test_a_name_with_suffix_is_found_in_config() -> None:
-    Path("config/a.yaml").touch()
-    assert find_config("a.yaml") == Path("config/a.yaml")
-
-
-def test_a_folder_is_not_a_config() -> None:
-    Path("a").mkdir()
-    Path("config/a.yaml").touch()
-    assert find_config("a") == Path("config/a.yaml")
-    with pytest.raises(UserError, match="is a folder"):
-        find_config("config")
+@pytest.mark.parametrize(
+    ("files", "asked", "found"),
+    [
+        ("a.yaml config/a.yaml", "a.yaml", "a.yaml"),
+        ("config/a.yaml", "a.yaml", "config/a.yaml"),
+        ("a/photo.jpg config/a.yaml", "a", "config/a.yaml"),
+        *(
+            (f"config/{name}", "a", f"config/{name}")
+            for name in ("a", "a.yaml", "a.yml", "a.json", "a.jsonc")
+        ),
+    ],
+)
+def test_the_path_as_given_comes_first_then_one_in_config(
+    files: str, asked: str, found: str
+) -> None:
+    for file in map(Path, files.split()):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    assert find_config(asked) == Path(found)
 
 
 def test_the_error_lists_the_places(tmp_path: Path) -> None:

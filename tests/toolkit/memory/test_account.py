@@ -206,24 +206,6 @@ def test_what_was_read_before_is_kept_where_it_is_the_higher_one() -> None:
     assert account_of(later.snapshot()).merged(high).peak == high.peak
 
 
-def test_blocks_from_before_the_recording_have_no_line() -> None:
-    trace = Trace().segment(50)
-    trace.alive[1] = {
-        "size": 512,
-        "requested_size": 400,
-        "address": 1,
-        "state": "active_allocated",
-    }
-    assert [
-        (group.name, group.bytes) for group in account_of(trace.snapshot()).groups
-    ] == [(BEFORE, 400)]
-
-
-def test_a_device_on_which_nothing_happened() -> None:
-    found = account_of({"segments": [], "device_traces": []})
-    assert (found.peak, found.phases, found.groups) == (0, {START: 0}, [])
-
-
 def test_every_phase_is_a_function_of_the_program() -> None:
     for file, function in PHASES:
         tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))

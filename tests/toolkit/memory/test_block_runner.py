@@ -92,13 +92,6 @@ def test_the_block_that_backward_begins_with_is_not_computed_again(
     assert list(begun.values()) == [2, 2, 2, 2, 1]
 
 
-def test_compiled_all_blocks_are_one_program(made) -> None:
-    adapter, *_ = made(
-        "full", compile_settings=CompileConfig(enabled=True, backend="eager")
-    )
-    assert adapter.last_block_wrappers is None
-
-
 def test_auto_saves_all_it_can_until_it_knows_the_work(made) -> None:
     _, engine, _ = made()
     assert engine.level == "full_offload"
@@ -209,18 +202,6 @@ def test_where_compiling_fails_the_level_is_that_of_blocks_that_keep_more(
     assert (
         engine.level == "cheap"
         and "cheap instead of none, for uncompiled blocks" in "".join(said)
-    )
-
-
-def test_compiling_is_only_done_when_enabled(made) -> None:
-    assert len(made("full")[0].wrappers) == 1
-    assert (
-        len(
-            made("full", compile_settings=CompileConfig(enabled=True, backend="eager"))[
-                0
-            ].wrappers
-        )
-        == 2
     )
 
 

@@ -344,20 +344,6 @@ def test_auto_compiles_on_cuda_where_everything_is_there(
     )
 
 
-def test_names_of_weights_stay() -> None:
-    compiled_stack = stack("none", count=1)
-    before = (
-        compiled_stack.model.state_dict().keys(),
-        compiled_stack.network.export({}).keys(),
-    )
-    compiled_stack.gradients()
-    assert (
-        compiled_stack.model.state_dict().keys(),
-        compiled_stack.network.export({}).keys(),
-    ) == before
-    assert not [name for name in before[0] if "_orig_mod" in name]
-
-
 @pytest.mark.parametrize(("given", "limit"), [(0, DEFAULT_RECOMPILE_LIMIT), (5, 5)])
 def test_the_number_of_programs_is_limited(given: int, limit: int) -> None:
     compile_wrapper(
@@ -367,16 +353,6 @@ def test_the_number_of_programs_is_limited(given: int, limit: int) -> None:
 
 
 # ------------------------------------------------------------ what cannot be compiled
-
-
-@pytest.mark.parametrize(
-    ("enabled", "backend"),
-    [(True, "inductor"), (True, "aot_eager"), (False, "indcutor")],
-)
-def test_a_backend_that_is_known_or_not_used_is_taken(
-    enabled: bool, backend: str
-) -> None:
-    check_backend(CompileConfig(enabled=enabled, backend=backend), CPU)
 
 
 def test_an_unknown_backend_is_a_mistake_of_the_job() -> None:
@@ -442,18 +418,6 @@ def test_too_many_programs_of_whole_graphs_end_the_run_with_advice() -> None:
         compiled_stack = Stack(count=2).wrap(compile_wrapper(settings))
         compiled_stack.gradients()
         compiled_stack.gradients(tokens=12)
-
-
-@pytest.mark.slow
-@torch._inductor.config.patch(
-    {"cpp.cxx": (None, "/nowhere/g++"), "force_disable_caches": True}
-)
-def test_a_missing_compiler_ends_the_run_with_advice() -> None:
-    settings = CompileConfig(enabled=True)
-    with pytest.raises(
-        RunError, match=r"inductor cannot compile here .* Write enabled: false"
-    ):
-        Stack(count=1, dropout=0.0).wrap(compile_wrapper(settings)).gradients()
 
 
 @pytest.mark.slow

@@ -17,12 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.toolkit.memory.toy_blocks import CPU, Stack, same
-from toolkit.config.sections.train import CompileConfig
 from toolkit.memory.checkpointing import checkpoint_wrapper
-from toolkit.memory.compiling import compile_wrapper
 from toolkit.memory.offload import (
     ActivationOffload,
-    BlockSwap,
     InFlightCopies,
     offloading,
 )
@@ -158,24 +155,6 @@ def test_a_graph_can_be_gone_through_twice() -> None:
         total.backward()
         found.append(stack.learned())
     assert same(*found)
-
-
-def test_compiled_and_swapped_blocks_wait_too_and_compute_the_same_bits() -> None:
-    """All that the engine puts around a block on a small GPU, in its order."""
-    inner = (
-        checkpoint_wrapper("full"),
-        compile_wrapper(CompileConfig(enabled=True, backend="aot_eager")),
-    )
-    copies, stack = WrittenDown(), Stack(count=BLOCKS, dropout=0.0)
-    swap = BlockSwap(stack.blocks(1, 3), CPU)
-    stack.wrap(
-        *inner, ActivationOffload(copies, is_elsewhere=lambda tensor: True), swap
-    )
-    assert same(
-        stack.gradients(steps=2),
-        Stack(count=BLOCKS, dropout=0.0).wrap(*inner).gradients(steps=2),
-    )
-    assert len(copies.hosts) == 2 * (BLOCKS - 1)
 
 
 def test_nothing_waits_where_nothing_is_kept_or_there_is_nowhere_to_wait() -> None:

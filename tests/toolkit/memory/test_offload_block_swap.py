@@ -53,10 +53,10 @@ def test_they_are_spread_evenly(
     assert swapped_blocks(count, blocks) == expected
 
 
-@pytest.mark.parametrize("count", range(1, 60))
-def test_none_is_swapped_twice(count: int) -> None:
-    chosen = swapped_blocks(count, 60)
-    assert len(set(chosen)) == count and set(chosen) <= set(range(60))
+def test_none_is_swapped_twice() -> None:
+    for count in range(1, 60):
+        chosen = swapped_blocks(count, 60)
+        assert len(set(chosen)) == count and set(chosen) <= set(range(60)), count
 
 
 @pytest.mark.parametrize(

@@ -8,22 +8,19 @@ import weakref
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.live_bytes import Kernels
 from tests.diffusers_reference import relative
 from toolkit.memory.quantization import (
-    QuantizedLinearFn,
     QuantizedWeight,
     RowwiseQuantized,
     WithRecoveryLora,
     ZeroPointQuantized,
     as_stored,
-    code_places,
     decode_e4m3,
     quantize_weight,
-    unpack,
 )
 from toolkit.number_types import QTYPES, UINT_BITS
 
@@ -101,19 +98,6 @@ def test_products_are_those_of_the_dequantized_weight(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_is_the_derivative(kind: str) -> None:
-    weight = stored(kind, torch.float32)
-    x = normal(2, 3, INPUTS, seed=3, dtype=torch.float64).requires_grad_()
-    bias = normal(OUTPUTS, seed=4, dtype=torch.float64)
-    assert torch.autograd.gradcheck(
-        lambda x: QuantizedLinearFn.apply(x, weight, bias),
-        (x,),
-        atol=1e-6,
-        fast_mode=True,
-    )
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_kept_for_the_backward_pass(kind: str) -> None:
     """No tensor is saved, and the input is gone when its owner lets go of it."""
     weight = stored(kind, torch.float32)
@@ -155,23 +139,6 @@ def test_casting_the_model_never_touches_the_codes(kind: str) -> None:
 def test_only_products_are_defined_for_a_stored_weight() -> None:
     with pytest.raises(TypeError):
         torch.add(stored("int8", torch.float32), 1)
-
-
-@pytest.mark.parametrize("bits", [2, 4])
-def test_packed_values_come_back(bits: int) -> None:
-    from optimum.quanto.tensor.packed import PackedTensor
-
-    values = torch.randint(
-        0,
-        2**bits,
-        (17, 6),
-        dtype=torch.uint8,
-        generator=torch.Generator().manual_seed(0),
-    )
-    places = code_places(bits, torch.device("cpu"))
-    assert torch.equal(
-        unpack(PackedTensor.pack(values, bits)._data, bits, places)[:17], values
-    )
 
 
 @pytest.mark.parametrize("bits", UINT_BITS.values())
@@ -241,11 +208,3 @@ def test_half_precision_does_not_overflow_on_large_codes() -> None:
     torch.testing.assert_close(
         y.float(), torch.full((20, 8), 127e-4 * 2048), rtol=0.02, atol=0
     )
-
-
-def test_a_stored_weight_stands_in_a_module_as_a_parameter_would() -> None:
-    layer = nn.Module()
-    layer.weight = stored("int4", torch.bfloat16)
-    parts = {f"weight.{part}" for part in ("packed", "places", "scale_G1", "shift_G1")}
-    assert {name for name, _ in layer.named_buffers()} == parts
-    assert layer.state_dict().keys() == {name for name, _ in layer.named_buffers()}

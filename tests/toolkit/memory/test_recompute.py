@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.diffusers_reference import open_tiny
 from tests.toolkit.memory.test_checkpointing import ATTENTION, Counted
 from tests.toolkit.memory.test_offload_activations import WrittenDown
 from tests.toolkit.memory.toy_blocks import CPU, TOKENS, WIDTH, Stack, same
-from toolkit.contracts.data import PromptEmbeds
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.offload import BlockSwap
-from toolkit.memory.quantization import quantizer
 from toolkit.memory.recompute import RecomputeOffload, recomputing
 from toolkit.networks.lora import DoraNetwork, LoraNetwork
 from toolkit.networks.lycoris import LohaNetwork, LokrNetwork
@@ -72,44 +68,6 @@ def test_gradients_are_those_of_full_checkpointing(kind, qtype) -> None:
 def test_a_wrapper_of_the_cpu_moves_nothing() -> None:
     stack = Stack(count=BLOCKS).wrap(recomputing(CPU))
     assert same(stack.gradients(), full().gradients())
-
-
-@pytest.mark.parametrize("table", [False, True], ids=["", "table"])
-def test_a_real_model_has_the_bits_of_full_checkpointing(
-    tiny_model: Path, table: bool
-) -> None:
-    found = []
-    for wrapper in (
-        checkpoint_wrapper("full"),
-        RecomputeOffload(Copies(), is_elsewhere=lambda tensor: True),
-    ):
-        model = open_tiny(
-            tiny_model, transform_block=quantizer("int8"), modulation_table=table
-        )
-        network = LoraNetwork(model.lora_targets(), 4, 4.0, dropout=0.1, seed=1)
-        network.attach(model.network_module)
-        network.fuse_projections(model.fused_projection_groups())
-        random = torch.Generator().manual_seed(2)
-        for parameter in network.parameters().values():
-            parameter.data += 0.05 * torch.randn(parameter.shape, generator=random)
-        assert model.enable_modulation_cache(BlockSwap) is None
-        model.wrap_blocks([wrapper])
-        torch.manual_seed(0)
-        width = model.network_module.config.joint_attention_dim
-        # two groups: two passes
-        texts = [torch.randn((tokens, width), generator=random) for tokens in (7, 9)]
-        x_t_BCHW = torch.randn((2, 16, 8, 12), generator=random)
-        velocity = model.predict_velocity(
-            x_t_BCHW, torch.tensor([0.8, 0.3]), PromptEmbeds.stack(texts), [(), ()]
-        )
-        velocity.square().mean().backward()
-        found.append(
-            [
-                velocity.detach(),
-                *(p.grad for p in network.parameters().values() if p.grad is not None),
-            ]
-        )
-    assert same(*found)
 
 
 def test_swapped_blocks_wait_too() -> None:

@@ -12,12 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from extensions.tools.lora_tools.lora_export import (
-    FORMATS,
-    export,
-    read_adapter,
-    why_not_exported,
-)
 from tests import diffusers_21
 from tests.diffusers_reference import (
     CPU,
@@ -30,6 +24,7 @@ from tests.diffusers_reference import (
 )
 from tests.measured import at_least, at_most
 from tests.network_files import save_network
+from tests.parts import needs_part
 from toolkit.config.sections.network import NetworkConfig
 from toolkit.contracts.data import PromptEmbeds, Size
 from toolkit.contracts.model import DiffusionModel
@@ -122,7 +117,13 @@ def loaded_by_diffusers(
 
 
 @pytest.mark.parametrize(
-    "form", ["as it is saved", pytest.param("diffusers", marks=pytest.mark.slow)]
+    "form",
+    [
+        "as it is saved",
+        pytest.param(
+            "diffusers", marks=[pytest.mark.slow, needs_part("tools.lora_tools")]
+        ),
+    ],
 )
 def test_a_lora_means_the_same_in_diffusers_own_pipeline(
     folder: Path, form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -132,7 +133,13 @@ def test_a_lora_means_the_same_in_diffusers_own_pipeline(
     network, file = trained(model), tmp_path / "lora.safetensors"
     save_network(file, network.export(network.parameters()), "float32", {})
     ours = velocity(family, model)
-    if form in FORMATS:
+    if form != "as it is saved":
+        from extensions.tools.lora_tools.lora_export import (
+            FORMATS,
+            export,
+            read_adapter,
+        )
+
         save_file(
             export(
                 read_adapter(file, [family.every_linear_layer(folder)]), FORMATS[form]
@@ -152,6 +159,7 @@ def test_a_lora_means_the_same_in_diffusers_own_pipeline(
     )
 
 
+@needs_part("tools.lora_tools")
 @pytest.mark.parametrize(
     "folder", ["qwen_image_edit_plus", "qwen_image_2"], indirect=True
 )
@@ -166,6 +174,13 @@ def test_a_lora_means_the_same_in_diffusers_own_pipeline(
 def test_every_kind_of_file_is_read_back_in_every_form_that_holds_it(
     folder: Path, kind: str, tmp_path: Path
 ) -> None:
+    from extensions.tools.lora_tools.lora_export import (
+        FORMATS,
+        export,
+        read_adapter,
+        why_not_exported,
+    )
+
     family, model = opened(folder)
     network, file = trained(model, kind), tmp_path / "file.safetensors"
     save_network(file, network.export(network.parameters()), "float32", {})

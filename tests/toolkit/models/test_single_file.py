@@ -631,30 +631,6 @@ def test_what_is_no_safetensors_file_is_told_by_its_first_bytes(
     )
 
 
-def test_a_file_that_is_cut_off_is_damaged(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
-    folder, file = folders["qwen_image"], tmp_path / "t.safetensors"
-    save_file(weights_of(folder), file)
-    file.write_bytes(file.read_bytes()[:-8])
-    fault = fault_of(folder, transformer_path=file)
-    assert (
-        fault
-        == f"{file}: damaged weights (it is cut off). Copy or download the model again."
-    )
-
-
-def test_the_transformer_of_another_family_is_named(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
-    save_file(
-        as_comfyui(weights_of(folders["qwen_image_2"])), tmp_path / "t.safetensors"
-    )
-    assert "this is Qwen-Image-2.1. Give a file of Qwen-Image." in fault_of(
-        folders["qwen_image"], transformer_path=tmp_path / "t.safetensors"
-    )
-
-
 def test_the_file_counts_for_the_hash_of_the_transformer_alone(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -50,8 +50,8 @@ def kind(request) -> tuple[Any, int, int, int]:
     return expect_one_frame(vae), scale, channels, latent_channels
 
 
-@pytest.mark.parametrize("band_pixels", [1, 2000, 10**9])
-@pytest.mark.parametrize("size", [(64, 96), (112, 80), (208, 16)])
+@pytest.mark.parametrize("band_pixels", [1, 2000])
+@pytest.mark.parametrize("size", [(112, 80), (208, 16)])
 @torch.no_grad()
 def test_bands_give_the_numbers_of_the_whole_image(
     kind, size: tuple[int, int], band_pixels: int, monkeypatch
@@ -113,34 +113,37 @@ def elements_of(vae: Any, side: int, whole: bool = False) -> dict[str, float]:
     return taken
 
 
-@pytest.mark.parametrize("cls", [AutoencoderKLQwenImage, AutoencoderKLQwenImage21])
-def test_the_memory_is_a_fraction(cls: Any) -> None:
-    with FakeTensorMode():
-        vae = expect_one_frame(cls())
-        whole, banded = elements_of(vae, 1024, whole=True), elements_of(vae, 1024)
-    for phase, taken in banded.items():
-        at_most(
-            f"{cls.__name__}, {phase}, in bands / whole", taken / whole[phase], 0.15
-        )
-
-
-@pytest.mark.parametrize("side", [256, 512, 1024, 2048])
 @pytest.mark.parametrize(
-    ("family", "cls"),
-    [(FAMILY, AutoencoderKLQwenImage), (FAMILY_21, AutoencoderKLQwenImage21)],
+    ("family", "cls", "side"),
+    [
+        (FAMILY, AutoencoderKLQwenImage, 1024),
+        (FAMILY_21, AutoencoderKLQwenImage21, 512),
+    ],
     ids=["qwen", "qwen 21"],
 )
-def test_the_plan_counts_it(family: FolderFamily, cls: Any, side: int) -> None:
+def test_the_memory_is_planned_and_a_fraction(
+    family: FolderFamily, cls: Any, side: int
+) -> None:
+    """With the widths of the published models. An image of 256 x 256 is one band."""
     facts = family.footprint(Path("not here"))
     with FakeTensorMode():
-        taken = elements_of(expect_one_frame(cls()), side)
-    for phase, planned in (
-        ("encoding", facts.encoding(side**2)),
-        ("decoding", facts.decoding(side**2)),
-    ):
-        at_most(f"{phase}, taken / planned", taken[phase] / planned, 1.0)
-        if side > 256:  # a smaller image is one band
-            at_least(f"{phase}, taken / planned", taken[phase] / planned, 0.6)
+        vae = expect_one_frame(cls())
+        whole = elements_of(vae, side, whole=True)
+        banded = {size: elements_of(vae, size) for size in (256, side)}
+    for phase, planned in (("encoding", facts.encoding), ("decoding", facts.decoding)):
+        for size, taken in banded.items():
+            at_most(
+                f"{phase} {size}, taken / planned",
+                taken[phase] / planned(size**2),
+                1.0,
+            )
+        taken = banded[side]
+        at_least(f"{phase}, taken / planned", taken[phase] / planned(side**2), 0.6)
+        at_most(
+            f"{phase}, in bands / whole",
+            taken[phase] / whole[phase],
+            0.15 if side == 1024 else 0.4,
+        )
 
 
 @pytest.mark.parametrize("band_pixels", [1, 10**9])

@@ -119,39 +119,6 @@ def test_gradients_reach_every_matrix_and_checkpointing_changes_none(
         )
 
 
-@pytest.mark.parametrize("kind", ["dora", "loha", "lokr", "lokr_whole"])
-def test_gradients_are_those_of_the_weight_the_file_makes(kind: str) -> None:
-    """Against torch's own derivative of x W'(parts)^T, in float32."""
-    layer_of, network = single(configured(kind))
-    train_somewhat(network)
-    x = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(3))
-    layer_of().forward(x).square().sum().backward()
-    ours = {name: p.grad.clone() for name, p in network.parameters().items()}
-    parts = {
-        name: p.detach().requires_grad_()
-        for name, p in network.layer_weights("layer").items()
-    }
-    weight, bias = layer_of().base_layer.weight, layer_of().base_layer.bias
-    expected_OI = written_out(kind, parts, weight, layer_of().scale)
-    torch.nn.functional.linear(x, expected_OI, bias).square().sum().backward()
-    for name, part in parts.items():
-        assert relative(ours[f"layer.{name}"], part.grad) < 1e-5, name
-
-
-def written_out(
-    kind: str, p: dict[str, Tensor], weight: Tensor, scale: float
-) -> Tensor:
-    if kind == "loha":
-        return weight + scale * (p["hada_w1_a"] @ p["hada_w1_b"]) * (
-            p["hada_w2_a"] @ p["hada_w2_b"]
-        )
-    if kind.startswith("lokr"):
-        second = p["lokr_w2"] if "lokr_w2" in p else p["lokr_w2_a"] @ p["lokr_w2_b"]
-        return weight + scale * torch.kron(p["lokr_w1"], second)
-    changed = weight + scale * p["lora_B.weight"] @ p["lora_A.weight"]
-    return p["dora_scale"] * changed / changed.detach().norm(dim=0, keepdim=True)
-
-
 def layers(*names: str) -> torch.nn.Sequential:
     """A model of layers of 24 inputs and 40 outputs."""
     model = torch.nn.Sequential()
@@ -232,25 +199,6 @@ def test_dropout_is_active_in_training_and_off_for_samples(
         raise KeyError
     # on again after an error too
     assert any(not torch.equal(layer()(x), plain) for _ in range(20))
-
-
-@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
-def test_dropout_and_checkpointing_agree(
-    tiny_model: Path, step_inputs, kind: str
-) -> None:
-    """What is dropped in the forward pass is dropped again when it is computed once
-    more."""
-    found = []
-    for checkpointing in (False, True):
-        model = open_tiny(tiny_model)
-        thinned = configured(kind, dropout=0.2, rank_dropout=0.3, module_dropout=0.2)
-        network = attached(thinned, model)
-        train_somewhat(network)
-        model.wrap_blocks([checkpoint_wrapper("full" if checkpointing else "none")])
-        torch.manual_seed(0)
-        model.predict_velocity(*step_inputs).square().mean().backward()
-        found.append([p.grad for p in network.parameters().values()])
-    assert all(a is b is None or torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 # ---------------------------------------------------------------- the file

@@ -126,19 +126,3 @@ def test_on_a_device_the_host_waits_for_nothing() -> None:
 def test_the_norm_of_a_product_without_forming_it(rank: int) -> None:
     up_OR, down_RI = torch.randn(50, rank), torch.randn(rank, 30)
     torch.testing.assert_close(product_norm(up_OR, down_RI), (up_OR @ down_RI).norm())
-
-
-def test_only_low_rank_pairs_have_up_matrices() -> None:
-    ups = {kind: adapted(kind, 0.0)[1].lora_b_parameters() for kind in KINDS}
-    assert ups["lora"] == ups["dora"] == {"0.lora_B.weight", "1.lora_B.weight"}
-    assert not ups["loha"] | ups["lokr"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_weight_knows_its_layer(kind: str) -> None:
-    _, network = adapted(kind, 0.0)
-    assert {network.module_name_of(name) for name in network.parameters()} == {"0", "1"}
-    assert all(
-        name.startswith(network.module_name_of(name) + ".")
-        for name in network.parameters()
-    )

@@ -25,9 +25,8 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from extensions.tools.lora_tools.lora_export import FORMATS, export, read_adapter
+from tests.parts import needs_part
 from tests.running import run_tool
-from toolkit.config.sections import network
 from toolkit.errors import RunError, UserError
 from toolkit.networks import adapter_settings
 from toolkit.networks.adapter_settings import (
@@ -385,34 +384,6 @@ def test_each_refusal_has_a_reason_and_a_remedy() -> None:
     )
 
 
-def test_pissa_that_peft_has_converted_is_read(tmp_path: Path) -> None:
-    """What the message recommends: peft writes a LoRA of twice the rank, on the weights
-    before the start."""
-    adapted = get_peft_model(
-        Model(),
-        LoraConfig(
-            r=4, lora_alpha=4, init_lora_weights="pissa", target_modules=TARGETS
-        ),
-    )
-    adapted.peft_config["default"].init_lora_weights = True
-    adapted.save_pretrained(tmp_path / "start")
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    adapted.peft_config["default"].init_lora_weights = "pissa"
-    adapted.save_pretrained(
-        tmp_path, path_initial_model_for_weight_conversion=tmp_path / "start"
-    )
-    merged = PeftModel.from_pretrained(Model(), tmp_path).merge_and_unload()
-    before = Model()
-    expected = {
-        name: merged.get_submodule(name).weight - before.get_submodule(name).weight
-        for name in LAYERS
-    }
-    assert_same_changes(tmp_path / "adapter_model.safetensors", expected)
-
-
 # ------------------------------------------------------------ patterns
 
 
@@ -433,23 +404,6 @@ def test_a_pattern_matches_the_names_that_it_matches_in_peft() -> None:
     expected = [patterns.get(get_pattern_key(patterns.keys(), name)) for name in names]
     assert [ours.value_for(name) for name in names] == expected
     assert None in expected and len(set(expected)) > 15
-
-
-def test_a_pattern_that_is_not_a_regular_expression_is_named(tmp_path: Path) -> None:
-    saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
-    put_settings(tmp_path, alpha_pattern={"to_(q": 8})
-    with pytest.raises(UserError, match=r"'to_\(q' is not a regular expression"):
-        load_adapter_file(tmp_path / "adapter_model.safetensors", LAYERS)
-
-
-def test_a_pattern_that_takes_too_long_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(network, "MATCH_SECONDS", 0.2)
-    saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
-    put_settings(tmp_path, alpha_pattern={"([a-z_.0-9]+)+!": 8})
-    with pytest.raises(UserError, match="is not done with the names of the layers"):
-        load_adapter_file(tmp_path / "adapter_model.safetensors", LAYERS)
 
 
 # ------------------------------------------------------------ files of diffusers
@@ -536,52 +490,6 @@ def test_a_file_that_diffusers_saves_means_what_it_fuses(
         torch.testing.assert_close(change.delta(), expected[layer], rtol=0, atol=1e-6)
 
 
-def test_a_file_with_alphas_that_diffusers_loads_and_saves_keeps_its_meaning(
-    tmp_path: Path,
-) -> None:
-    """It then has `^` before the names in rank_pattern, and none in alpha_pattern."""
-    torch.manual_seed(1)
-    ranks = {"attn.to_q": 4, "attn.to_k": 2, "attn.to_v": 8}
-    tensors = {}
-    expected = {}
-    for block in (0, 1):
-        for name, rank in ranks.items():
-            layer = f"transformer_blocks.{block}.{name}"
-            down_RI = torch.randn(rank, 32)
-            up_OR = torch.randn(32, rank)
-            tensors[f"diffusion_model.{layer}.lora_A.weight"] = down_RI
-            tensors[f"diffusion_model.{layer}.lora_B.weight"] = up_OR
-            tensors[f"diffusion_model.{layer}.alpha"] = torch.tensor(1.0)
-            expected[layer] = up_OR @ down_RI / rank
-    file = tmp_path / "pytorch_lora_weights.safetensors"
-    save_file(tensors, file)
-    _save_weights(_loaded(tmp_path), tmp_path)
-    settings = json.loads(read_tensors(file)[1]["lora_adapter_metadata"])
-    assert any(
-        pattern.startswith("^") for pattern in settings["transformer.rank_pattern"]
-    )
-    changes = load_adapter_file(file, list(expected))
-    for layer, change in changes.items():
-        torch.testing.assert_close(change.delta(), expected[layer], rtol=0, atol=1e-5)
-
-
-def test_a_lora_bias_that_diffusers_saves_is_what_it_fuses(tmp_path: Path) -> None:
-    """diffusers fuses the bias of a LoRA as peft merges it."""
-    config = LoraConfig(r=4, lora_alpha=2, lora_bias=True, target_modules=QWEN_TARGETS)
-    transformer, expected = _adapted(config)
-    transformer.save_lora_adapter(tmp_path)
-    transformer.fuse_lora()
-    before = _transformer()
-    for layer, change in load_adapter_file(
-        tmp_path / "pytorch_lora_weights.safetensors", list(expected)
-    ).items():
-        bias_O = (
-            transformer.get_submodule(layer).base_layer.bias
-            - before.get_submodule(layer).bias
-        )
-        torch.testing.assert_close(change.bias, bias_O.detach(), rtol=0, atol=1e-6)
-
-
 def _loaded(folder: Path) -> QwenImageTransformer2DModel:
     """A transformer with the LoRA of the folder, as the pipeline loads it."""
     transformer = _transformer()
@@ -649,6 +557,7 @@ def test_every_tool_names_the_setting_that_the_training_refuses(
             {"alpha_pattern": {"(" + "k" * 20_000: 1}},
             r"'\(kkk.*'\.\.\. is longer than 10000 characters",
         ),
+        ({"alpha_pattern": {"to_(q": 8}}, r"'to_\(q' is not a regular expression"),
         ({"rank_pattern": {"to_q": 0}}, "holds a rank of 0, which no adapter has"),
         ({"peft_type": "LOKR", "r": 0}, "holds a rank of 0, which no adapter has"),
         ({"peft_type": "k" * 3000}, 'says peft_type "KKKK'),
@@ -777,10 +686,13 @@ def test_a_config_that_is_no_text_is_named(tmp_path: Path) -> None:
         load_adapter_file(tmp_path / "adapter_model.safetensors", LAYERS)
 
 
+@needs_part("tools.lora_tools")
 @pytest.mark.parametrize("form", ["comfyui", "kohya", "aitk"])
 def test_convert_keeps_the_strength_that_peft_gives_two_whole_factors(
     form: str, tmp_path: Path
 ) -> None:
+    from extensions.tools.lora_tools.lora_export import FORMATS, export, read_adapter
+
     expected = saved_by_peft(CONFIGS["lokr, whole factors, patterns"](), tmp_path)
     converted = tmp_path / "converted.safetensors"
     file = read_adapter(tmp_path / "adapter_model.safetensors", [LAYERS])

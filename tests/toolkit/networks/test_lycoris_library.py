@@ -311,20 +311,6 @@ def test_a_file_of_limited_rotations_needs_no_limit(kind: str, tmp_path: Path) -
     assert within_limit(small, 1.0) is small and within_limit(small, 0.0) is small
 
 
-@pytest.mark.parametrize("kind", OF_LIBRARY)
-def test_names_in_a_file_are_the_librarys(kind: str, tmp_path: Path) -> None:
-    network = attached(toy(), kind)
-    names = load_file(saved(network, tmp_path / "x.safetensors")).keys()
-    weights = load_library_class(KINDS[kind].library_class).weight_list
-    suffixes = {
-        name.removeprefix("lycoris_block_first.") for name in names if "first" in name
-    }
-    assert suffixes and suffixes <= set(weights)
-    assert suffixes >= {name for name in weights if name in ("alpha", "on_input")}
-    assert len(names) == 2 * len(suffixes)
-    assert all(name.startswith("lycoris_block_") for name in names)
-
-
 # ------------------------------------------------------------ seeds, dropouts,
 # quantized layers
 
@@ -369,7 +355,7 @@ def test_dropouts_change_training_alone(kind: str, drop: str) -> None:
 
 
 @pytest.mark.parametrize("kind", OF_LIBRARY)
-@pytest.mark.parametrize("qtype", ["int8", "int4", "float8"])
+@pytest.mark.parametrize("qtype", ["int8", "int4"])
 def test_a_quantized_layer_has_the_change_of_its_dequantized_weight(
     kind: str, qtype: str
 ) -> None:
@@ -403,42 +389,26 @@ def test_a_quantized_layer_has_the_change_of_its_dequantized_weight(
 # ------------------------------------------------------------ whole jobs
 
 
-@pytest.mark.parametrize("kind", OF_LIBRARY)
 def test_a_dry_run_counts_them_without_torch(
-    run_py, write_job, trainer, make_pictures, tmp_path: Path, kind: str
+    run_py, write_job, trainer, make_pictures, tmp_path: Path
 ) -> None:
     """And so without the library, which imports it."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(FORBID)
     section = trainer(
-        make_pictures(tmp_path / "photos", "a"), network={"type": kind, "linear": 6}
+        make_pictures(tmp_path / "photos", "a"), network={"type": "boft", "linear": 6}
     )
     result = run_py(
         write_job(section), "--dry-run", env={"PYTHONPATH": str(tmp_path / "site")}
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(
-        rf"{kind} .* on 28 layers: [\d,]+ trainable parameters", result.stdout
+        r"boft .* on 28 layers: [\d,]+ trainable parameters", result.stdout
     )
-
-
-def test_a_size_that_a_boft_cannot_split_ends_a_dry_run(
-    run_py, write_job, trainer, make_pictures, tmp_path
-) -> None:
-    section = trainer(
-        make_pictures(tmp_path / "photos", "a"), network={"type": "boft", "linear": 2}
-    )
-    result = run_py(write_job(section), "--dry-run")
-    assert result.returncode == 2
-    assert (
-        "network.linear: boft cannot split 384 outputs into blocks of at most 2. Set it to 6 or more"
-        in result.stderr
-    )
-    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "arguments"), [VARIANTS[i] for i in (1, 3, 5, 6, 8)])
+@pytest.mark.parametrize(("kind", "arguments"), [VARIANTS[i] for i in (1, 6)])
 def test_a_job_stops_goes_on_and_leaves_a_file_that_the_library_reads(
     run_py,
     write_job,
@@ -504,9 +474,8 @@ def test_a_job_stops_goes_on_and_leaves_a_file_that_the_library_reads(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["diag-oft", "glora"])
 def test_two_processes_train_what_one_trains(
-    run_ranks, write_job, trainer, make_pictures, tmp_path: Path, kind: str
+    run_ranks, write_job, trainer, make_pictures, tmp_path: Path
 ) -> None:
     folder = make_pictures(tmp_path / "photos", "a", "b")
     found = []
@@ -515,7 +484,7 @@ def test_two_processes_train_what_one_trains(
             folder,
             training_folder=f"of_{processes}",
             train={"steps": 3, "gradient_accumulation": 2, "lr": 0.01},
-            network={"type": kind, "linear": 4},
+            network={"type": "glora", "linear": 4},
             save={"dtype": "float32"},
         )
         run_ranks(processes, write_job(section))
@@ -529,26 +498,8 @@ def test_two_processes_train_what_one_trains(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "arguments", "train"),
-    [
-        ("boft", {"constraint": 0.01}, {"gradient_checkpointing": True}),
-        (
-            "glora",
-            {},
-            {"gradient_checkpointing": "none", "blank_prompt_preservation": True},
-        ),
-    ],
-)
 def test_compiled_blocks_train_and_draw_with_them(
-    run_py,
-    write_job,
-    trainer,
-    make_pictures,
-    tmp_path: Path,
-    kind: str,
-    arguments: dict,
-    train: dict,
+    run_py, write_job, trainer, make_pictures, tmp_path: Path
 ) -> None:
     """In bf16, with an average, samples, and a pass without the network."""
     section = trainer(
@@ -558,9 +509,10 @@ def test_compiled_blocks_train_and_draw_with_them(
             "dtype": "bf16",
             "ema_config": {"use_ema": True},
             "compile": {"enabled": True, "backend": "aot_eager"},
-            **train,
+            "gradient_checkpointing": "none",
+            "blank_prompt_preservation": True,
         },
-        network={"type": kind, "linear": 6, "network_kwargs": arguments},
+        network={"type": "glora", "linear": 6},
         sample={
             "sample_every": 2,
             "prompts": ["a cat"],

@@ -114,17 +114,7 @@ def test_a_file_of_another_program_adds_the_change_that_program_computed(
     at_most(f"merged change of {name}, norm", worst, 1e-3)
 
 
-def test_the_layers_a_file_may_change_are_those_of_diffusers(tiny_model: Path) -> None:
-    model = QwenImageTransformer2DModel.from_pretrained(tiny_model / "transformer")
-    theirs = {
-        n: (m.in_features, m.out_features)
-        for n, m in model.named_modules()
-        if isinstance(m, nn.Linear)
-    }
-    assert FAMILY.every_linear_layer(tiny_model) == theirs
-
-
-@pytest.mark.parametrize("qtype", [None, "int8", "int4", "float8"])
+@pytest.mark.parametrize("qtype", [None, "int8"])
 def test_a_model_is_quantized_after_the_merge(
     tiny_model: Path, tmp_path: Path, qtype: str | None
 ) -> None:

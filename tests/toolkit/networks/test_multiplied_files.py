@@ -3,7 +3,6 @@ layers."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -24,17 +23,16 @@ from torch import Tensor, nn
 
 from tests.measured import at_most
 from toolkit.config.sections.model import BaseLora
-from toolkit.contracts.model import ROWS_OF
 from toolkit.errors import UserError
 from toolkit.memory.quantization import quantizer
 from toolkit.networks.adapter_settings import CONFIG_FILE
-from toolkit.networks.applied import AppliedAdapters, NamedAdapters
+from toolkit.networks.applied import AppliedAdapters
 from toolkit.networks.lora_formats import (
     LayerDelta,
     load_adapter_file,
     parse_adapter_tensors,
 )
-from toolkit.networks.merge import LoraMerger, read_base_loras
+from toolkit.networks.merge import read_base_loras
 
 CPU = torch.device("cpu")
 LAYER = "transformer_blocks.0.attn.to_q"
@@ -151,15 +149,6 @@ def test_the_change_is_that_of_lycoris(name: str, shape: str, bias: bool) -> Non
         and not change.is_zero
         and change.shape == tuple(layer.weight.shape)
     )
-
-
-@pytest.mark.parametrize("name", ["oft, limited", "boft, limited"])
-def test_the_limit_of_lycoris_is_reached(name: str) -> None:
-    """So that the test above compares it, and a limit that is far away changes
-    nothing."""
-    module = of_lycoris(name, linear("square"))
-    blocks = module.oft_blocks.detach()
-    assert module.constraint < float((blocks - blocks.transpose(-1, -2)).norm())
 
 
 @pytest.mark.parametrize("name", ["oft, rescaled", "boft, limited", "glora"])
@@ -293,15 +282,6 @@ def test_the_change_is_that_of_peft(
     )
 
 
-def test_the_constraint_of_peft_is_reached(tmp_path: Path) -> None:
-    layer = linear("square")
-    _, free_OI = saved_by_peft(PEFT["oft, series, blocks of 8"](), layer, tmp_path)
-    _, bound_OI = saved_by_peft(
-        PEFT["oft, constrained, blocks of 8"](), layer, tmp_path
-    )
-    assert relative(bound_OI, layer.weight) < 0.5 * relative(free_OI, layer.weight)
-
-
 class _BlockDiagonal:
     """Stands for peft's CUDA kernel, without which it has no BOFT of several
     rotations."""
@@ -338,15 +318,6 @@ def test_a_boft_of_several_rotations_is_that_of_peft(
     x = torch.randn(3, layer.in_features)
     added = change.output_delta(x, lambda inputs: inputs @ layer.weight.T)
     assert relative(layer(x) + added, forward(x).detach()) < 1e-6
-
-
-def test_the_size_of_the_blocks_is_that_of_the_matrices(tmp_path: Path) -> None:
-    layer = linear("wide")
-    _, merged_OI = saved_by_peft(
-        OFTConfig(target_modules=["to_q"], oft_block_size=8), layer, tmp_path
-    )
-    set_config(tmp_path, oft_block_size=32, r=7)
-    assert relative(load(tmp_path, layer).applied_to(layer.weight), merged_OI) < 1e-6
 
 
 def test_names_of_peft_with_the_adapter_are_read(tmp_path: Path) -> None:
@@ -419,17 +390,6 @@ def test_files_of_peft_without_settings_are_refused(
     (tmp_path / CONFIG_FILE).unlink()
     with pytest.raises(UserError, match="its keys are peft's"):
         load(tmp_path, layer)
-
-
-def test_an_oft_of_peft_under_other_names_needs_its_settings_too() -> None:
-    with pytest.raises(
-        UserError, match=r"its keys are peft's, such as 'diffusion_model\..*oft_R"
-    ):
-        parse_adapter_tensors(
-            {f"diffusion_model.{LAYER}.oft_R.weight": torch.ones(4, 28)},
-            [LAYER],
-            "file",
-        )
 
 
 BLOCKS_KBB = torch.full((8, 4, 4), 0.1)
@@ -556,43 +516,6 @@ def test_the_output_is_that_of_the_changed_weight(
         assert torch.equal(net(x), before)
 
 
-def test_a_change_and_a_bias_are_added_in_bfloat16_too() -> None:
-    layer = linear("tall").bfloat16()
-    module = of_lycoris("oft, rescaled", layer.float())
-    change = dataclasses.replace(change_of(module, layer), bias=torch.ones(128))
-    layer = layer.bfloat16()
-    net, x = Net(layer), torch.randn(4, 32).bfloat16()
-    before = net(x).float()
-    named = NamedAdapters(net, {"file": ({LAYER: change}, 0.5)}, CPU, torch.bfloat16)
-    with named.using("file"):
-        found = net(x)
-    expected = before + 0.5 * (x.float() @ change.delta_for(layer.weight.float()).T + 1)
-    assert found.dtype == torch.bfloat16 and relative(found.float(), expected) < 5e-3
-
-
-@pytest.mark.parametrize("multiplier", [1.0, 0.8])
-@pytest.mark.parametrize(
-    "name", ["oft, limited and rescaled", "boft, rescaled", "glora, alpha"]
-)
-def test_base_loras_are_merged(name: str, multiplier: float, tmp_path: Path) -> None:
-    layer = linear("wide")
-    module = of_lycoris(name, layer)
-    expected = layer.weight + multiplier * module.get_diff_weight()[0].detach()
-    file = tmp_path / "oft.safetensors"
-    save_file(
-        {
-            f"lycoris_{LAYER.replace('.', '_')}.{key}": one
-            for key, one in module.state_dict().items()
-        },
-        file,
-    )
-    read = read_base_loras(
-        [BaseLora(path=str(file), multiplier=multiplier)], {LAYER: (96, 32)}
-    )
-    LoraMerger(read)(net := Net(layer), "")
-    assert relative(net.get_submodule(LAYER).weight, expected) < 1e-6
-
-
 @pytest.mark.parametrize("kind", [DiagOFTModule, ButterflyOFTModule, GLoRAModule])
 def test_an_untrained_file_changes_nothing(
     kind: type[LycorisBaseModule], tmp_path: Path
@@ -670,20 +593,6 @@ def test_a_whole_change_and_an_ia3_mean_what_they_mean_in_lycoris(
     x = torch.randn(3, 6)
     added = change.output_delta(x, lambda given: given @ weight_OI.T)
     torch.testing.assert_close(added, x @ expected_OI.T, rtol=1e-5, atol=1e-6)
-
-
-def test_a_whole_change_of_a_fused_layer_is_split() -> None:
-    parts = [f"blocks.0.{part}" for part in ROWS_OF["img_mlp.gate_up"]]
-    diff = torch.randn(8, 6)
-    changes = parse_adapter_tensors(
-        {"diffusion_model.blocks.0.img_mlp.gate_up.diff": diff},
-        dict.fromkeys(parts, (6, 4)),
-        "file",
-    )
-    weight_OI = torch.zeros(4, 6)
-    assert torch.equal(
-        torch.cat([changes[part].delta_for(weight_OI) for part in parts]), diff
-    )
 
 
 def test_an_ia3_without_its_side_is_not_taken_for_one() -> None:

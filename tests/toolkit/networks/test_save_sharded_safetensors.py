@@ -78,25 +78,6 @@ def test_shards_are_filled_in_the_order_of_names_up_to_their_size(
         assert torch.equal(load_file(tmp_path / file)[name], tensors[name])
 
 
-def test_weights_that_are_copied_first_give_the_same_bytes(tmp_path: Path) -> None:
-    """With `mem_eff_save` the tensors are the model's own, else copies in the file's
-    type."""
-    for folder, tensors in (
-        ("live", WEIGHTS),
-        ("copied", to_cpu_copies(WEIGHTS, "bfloat16")),
-    ):
-        (tmp_path / folder).mkdir()
-        write_shards(
-            tmp_path / folder, tensors, "bfloat16", {"step": "4"}, shard_bytes=20
-        )
-    names = sorted(path.name for path in (tmp_path / "live").iterdir())
-    assert len(names) > 2
-    assert all(
-        (tmp_path / "live" / n).read_bytes() == (tmp_path / "copied" / n).read_bytes()
-        for n in names
-    )
-
-
 @pytest.mark.parametrize(
     ("value", "dtype"),
     [(float("nan"), "float32"), (float("-inf"), "bfloat16"), (1e6, "float16")],

@@ -87,14 +87,6 @@ def test_a_loha_and_a_lokr_keep_their_alpha(kind: str) -> None:
         )
 
 
-def test_the_old_spelling_leaves_everything_as_it_is() -> None:
-    assert spelled(exported("lora"), STORED).keys() == exported("lora").keys()
-    assert all(
-        torch.equal(tensor, exported("lora")[key])
-        for key, tensor in spelled(exported("lora"), STORED).items()
-    )
-
-
 def test_names_that_a_network_gives_itself_stay() -> None:
     own = {"lycoris_transformer_blocks_0_attn_to_q.oft_blocks": torch.ones(2, 3, 3)}
     assert spelled(own, BARE) == own

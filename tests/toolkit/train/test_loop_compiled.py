@@ -92,9 +92,14 @@ class Kept(Callback):
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
         # of a fused step the order of its summands may differ
-        norm = f"{result.grad_norm:.6g}"
         self.rows.append(
-            (result.step, result.samples, result.loss, norm, result.per_sample)
+            (
+                result.step,
+                result.samples,
+                result.loss,
+                f"{result.grad_norm:.6g}",
+                result.per_sample,
+            )
         )
 
 

@@ -40,7 +40,6 @@ from toolkit.train.run_reader import (
 
 ROOT = Path(__file__).resolve().parents[3]
 STEP = "toolkit.train.flow_step:FlowMatchingStep.__call__"
-ENCODE = "toolkit.data.batches.latent_cache:CacheEntry.encode"
 
 
 def steps_in(path: Path) -> list[dict]:
@@ -221,77 +220,15 @@ def test_a_run_that_has_said_nothing_yet_is_starting(tmp_path: Path) -> None:
         assert read_run(tmp_path).now.line() == "starting"
 
 
-@pytest.mark.parametrize(
-    ("fault", "code", "status", "step"),
-    [
-        (("kill_self", STEP, 4, int(signal.SIGINT)), 130, RunStatus.STOPPED, 1),
-        (("kill_self", ENCODE, 2, int(signal.SIGTERM)), 75, RunStatus.STOPPED, None),
-        (("kill_self", ENCODE, 2, int(signal.SIGKILL)), -9, RunStatus.KILLED, None),
-    ],
-    ids=["in a step", "before the first step", "killed before the first step"],
-)
-def test_how_a_signal_ended_it(
-    job: Job,  # noqa: F811
-    fault: tuple,
-    code: int,
-    status: RunStatus,
-    step: int | None,
-) -> None:
-    job.change(sample=None)
-    child = job.start(faults=[fault])
-    assert child.wait() == code, child.output
-    run = read_run(job.folder)
-    assert (run.status, run.step, run.error) == (status, step, None)
-
-
-@pytest.mark.parametrize(
-    ("place", "call", "step"),
-    [
-        (STEP, 6, 2),
-        pytest.param(
-            "extensions.sd_trainer.process:load_base_model",
-            1,
-            None,
-            marks=pytest.mark.slow,
-        ),
-    ],
-    ids=["in a step", "before the hooks"],
-)
-def test_an_error_is_told_and_forgotten_when_the_run_goes_on(
-    job: Job,  # noqa: F811
-    place: str,
-    call: int,
-    step: int | None,
-) -> None:
+def test_an_error_is_told_and_forgotten_when_the_run_goes_on(job: Job) -> None:  # noqa: F811
     job.change(sample=None, save__save_every=1)
-    assert job.start(faults=[("fail", place, call, errno.EIO)]).wait() == 1
+    assert job.start(faults=[("fail", STEP, 6, errno.EIO)]).wait() == 1
     run = read_run(job.folder)
-    assert (run.status, run.step, run.owner) == (RunStatus.FAILED, step, None)
+    assert (run.status, run.step, run.owner) == (RunStatus.FAILED, 2, None)
     assert run.error == f"OSError: [Errno {errno.EIO}] {os.strerror(errno.EIO)}"
     job.run()
     run = read_run(job.folder)
     assert (run.status, run.step, run.error) == (RunStatus.FINISHED, 6, None)
-
-
-def test_a_run_that_began_again_and_died_while_loading_is_killed(
-    job: Job,  # noqa: F811
-    whole: Job,  # noqa: F811
-) -> None:
-    """run.json is still that of the finished run."""
-    shutil.copytree(whole.folder, job.folder)
-    job.change(train__steps=8)
-    child = job.start(
-        faults=[
-            (
-                "kill_self",
-                "extensions.sd_trainer.process:load_base_model",
-                1,
-                int(signal.SIGKILL),
-            )
-        ]
-    )
-    assert child.wait() == -signal.SIGKILL
-    assert (job.status(), read_run(job.folder).status) == ("finished", RunStatus.KILLED)
 
 
 def test_readers_never_disturb_a_run_that_starts_or_ends(tmp_path: Path) -> None:
@@ -364,6 +301,8 @@ def test_of_another_machine_the_heartbeat_decides(
     tmp_path: Path, changes: dict, status: RunStatus
 ) -> None:
     owned(tmp_path, **changes)
+    # that of an earlier start, where this one has died while loading
+    (tmp_path / "run.json").write_text('{"status": "finished"}')
     run = read_run(tmp_path)
     assert (run.status, run.owner.pid) == (status, 4711)
 

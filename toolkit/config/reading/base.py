@@ -60,9 +60,11 @@ class RemovedKey(NamedTuple):
         unless `value` means the same as the present behaviour. value: as the file gives
         it."""
         removed = f"was removed in {self.version} and can be deleted"
-        if value in self.same_as_now:
-            return f"{removed}."
-        return f"{removed}: {self.instead}."
+        return (
+            f"{removed}."
+            if value in self.same_as_now
+            else f"{removed}: {self.instead}."
+        )
 
 
 class StrictModel(BaseModel):

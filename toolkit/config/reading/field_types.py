@@ -93,9 +93,11 @@ class OneOf:
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         names = [*self.names, *self.spellings]
-        if self.or_bool:
-            return {"enum": [True, False, *names]}
-        return {"type": "string", "enum": names}
+        return (
+            {"enum": [True, False, *names]}
+            if self.or_bool
+            else {"type": "string", "enum": names}
+        )
 
 
 def reader_of(
@@ -248,8 +250,7 @@ def path_hint(path: str) -> str:
     """A hint at the likely mistake in a path that does not exist; empty where none is
     recognised."""
     for pattern, words in _PATH_HINTS:
-        match = re.search(pattern, path)
-        if match:
+        if match := re.search(pattern, path):
             return words.format(match.group(), *match.groups())
     return odd_characters(path)
 
@@ -278,9 +279,11 @@ def moved_hint(path: str) -> str:
     missing = [
         str(folder) for folder in Path(path).parents if not os.path.exists(folder)
     ]
-    if path.startswith("/") and missing:
-        return f" Of another machine: --map {missing[-1]}=NEW."
-    return ""
+    return (
+        f" Of another machine: --map {missing[-1]}=NEW."
+        if path.startswith("/") and missing
+        else ""
+    )
 
 
 def from_path(key: str) -> Callable[[Any], Any]:
@@ -300,9 +303,7 @@ def as_list(value: Any) -> Any:
     >>> as_list("a.png"), as_list(["a.png"])
     (['a.png'], ['a.png'])
     """
-    if isinstance(value, list | tuple | dict):
-        return value
-    return [value]
+    return value if isinstance(value, list | tuple | dict) else [value]
 
 
 def schema_of_list(item: dict[str, Any]) -> WithJsonSchema:

@@ -198,9 +198,7 @@ def check_given_name(name: str | None) -> None:
     """Raises ConfigErrors for a name given by `-n` that no folder of a job may have."""
     if name is None:
         return
-    fault = _CACHE_NAME if name == CACHE_FOLDER else folder_name_error(name)
-    if fault:
-        raise ConfigErrors([Diagnostic(("-n",), f"{name!r} {fault}")])
+    _refuse_name("-n", name, _CACHE_NAME if name == CACHE_FOLDER else "")
 
 
 def read_written(
@@ -310,10 +308,11 @@ def refuse_unknown(
     """inside: key -> where it belongs."""
     for key, child in node.value.items():
         if key not in known:
-            if key in inside:
-                remedy = f"It belongs in {inside[key]}."
-            else:
-                remedy = foreign_keys().hint(key) or did_you_mean(key, known)
+            remedy = (
+                f"It belongs in {inside[key]}."
+                if key in inside
+                else foreign_keys().hint(key) or did_you_mean(key, known)
+            )
             diagnostics.error(child, f"unknown key. {remedy}", at_key=True)
 
 
@@ -338,10 +337,14 @@ def read_name(config: ConfigNode, diagnostics: Diagnostics) -> str:
 def seed_name(name: str, seed: int) -> str:
     """The name of a job with another seed. Raises ConfigErrors where it is too long."""
     named = f"{name}_seed{seed}"
-    fault = folder_name_error(named)
-    if fault:
-        raise ConfigErrors([Diagnostic(("--seeds",), f"{named!r} {fault}")])
+    _refuse_name("--seeds", named)
     return named
+
+
+def _refuse_name(flag: str, name: str, fault: str = "") -> None:
+    fault = fault or folder_name_error(name)
+    if fault:
+        raise ConfigErrors([Diagnostic((flag,), f"{name!r} {fault}")])
 
 
 def with_seed(root: ConfigNode, find_model: FindModel, seed: int) -> ConfigNode:
@@ -349,10 +352,9 @@ def with_seed(root: ConfigNode, find_model: FindModel, seed: int) -> ConfigNode:
     UserError where none has."""
     config = root.value["config"]
     listed = config.value.get("process")
-    if listed is not None and isinstance(listed.value, list):
-        entries = listed.value
-    else:
-        entries = []
+    entries = (
+        listed.value if listed is not None and isinstance(listed.value, list) else []
+    )
     seeded = [_seeded(entry, find_model, seed) for entry in entries]
     if entries and all(new is old for new, old in zip(seeded, entries, strict=True)):
         raise UserError(
@@ -436,10 +438,11 @@ def read_processes(
         message = "is required: a list of at least one process."
         if listed is not None and not listed.is_blank and listed.value != []:
             is_type = isinstance(listed.value, str)
-            if is_type:
-                remedy = f"Write '- type: {listed.value}' below it."
-            else:
-                remedy = list_remedy(listed)
+            remedy = (
+                f"Write '- type: {listed.value}' below it."
+                if is_type
+                else list_remedy(listed)
+            )
             message = f"{show(listed)} is not a list of processes. {remedy}"
         diagnostics.error(listed or config, message, path=("config", "process"))
         return []
@@ -538,25 +541,23 @@ def read_process(
 
 def _raw_value(scalar: ConfigNode) -> Any:
     """A value as the file means it: of text from a variable, the number or switch."""
-    if scalar.plain and scalar.written is not None:
-        return scalar_value(scalar.value)
-    return scalar.value
+    return (
+        scalar_value(scalar.value)
+        if scalar.plain and scalar.written is not None
+        else scalar.value
+    )
 
 
 def places_of_images(process: ConfigNode, diagnostics: Diagnostics) -> dict[Path, str]:
     """Text of a dataset or of the validation, which may be a path -> its place and
     key."""
     sections = [process.child(key) for key in ("datasets", "validation")]
-    texts = []
-    for section in sections:
-        if section:
-            texts += [node for node in section.walk() if isinstance(node.value, str)]
-    places = {
+    return {
         Path(os.path.expanduser(node.value)): diagnostics.place(node)
-        for node in texts
-        if "\x00" not in node.value
+        for section in sections
+        for node in (section.walk() if section else ())
+        if isinstance(node.value, str) and "\x00" not in node.value
     }
-    return places
 
 
 # ---------------------------------------------------------------- what needs the file
@@ -570,10 +571,11 @@ def check_processes(
     write."""
     folders: dict[Path, int] = {}
     entries = [process.entry for process in processes if process is not None]
-    if len(processes) > 1:
-        finished = finished_processes(job_state_file(job.name, entries))
-    else:
-        finished = {}
+    finished = (
+        finished_processes(job_state_file(job.name, entries))
+        if len(processes) > 1
+        else {}
+    )
     for process in processes:
         # Without this section nothing is known of what it writes; later checks would
         # see ghosts.

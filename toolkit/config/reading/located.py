@@ -125,20 +125,16 @@ def dotted(path: KeyPath) -> str:
     before `process`."""
     if path[:2] == ("config", "process") and len(path) > 2:
         path = path[1:]
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return text.removeprefix(".")
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return "".join(parts).removeprefix(".")
 
 
 def general(path: KeyPath) -> str:
     """A path inside a process as the reference page writes it:
     `datasets[].num_repeats`."""
     inside = path[2:] if path[:2] == DEFAULTS else path[3:]
-    text = ""
-    for part in inside:
-        text += "[]" if isinstance(part, int) else f".{part}"
-    return text.removeprefix(".")
+    parts = ("[]" if isinstance(part, int) else f".{part}" for part in inside)
+    return "".join(parts).removeprefix(".")
 
 
 def show(node: ConfigNode) -> str:
@@ -170,9 +166,7 @@ def odd_characters(text: str) -> str:
     names = ", ".join(
         f"U+{ord(c):04X} ({unicodedata.name(c, 'no name').lower()})" for c in odd
     )
-    if odd:
-        return f"It holds {names}: type a plain quote or space."
-    return ""
+    return f"It holds {names}: type a plain quote or space." if odd else ""
 
 
 _ODD_QUOTES = "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00b4"
@@ -265,6 +259,4 @@ class Diagnostics:
     def _place(self, env: SourceLocation, path: KeyPath) -> str:
         file = env.file or self.file
         where = f"{file}:{env.line}:{env.column}" if env.line else file
-        if path:
-            return f"{where}: {with_short_words(dotted(path))}"
-        return where
+        return f"{where}: {with_short_words(dotted(path))}" if path else where

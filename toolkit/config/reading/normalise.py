@@ -116,6 +116,12 @@ def _default_of(model: type[BaseModel], name: str) -> str:
     return f"the default is {text}"
 
 
+def rules_of(model: type[BaseModel] | None) -> type[StrictModel]:
+    """The class variables that say how a section is read: the base's, so none, where it
+    is not a StrictModel."""
+    return model if model and issubclass(model, StrictModel) else StrictModel
+
+
 class Normaliser:
     """Walks a section along its model. One instance serves all processes of a job.
 
@@ -150,9 +156,7 @@ class Normaliser:
     def places(self) -> dict[str, list[str]]:
         """Key -> sections of the process that was read last that have it, as
         `places_of_keys` names them."""
-        if self.model:
-            return places_of_keys(self.model, foreign_keys())
-        return {}
+        return places_of_keys(self.model, foreign_keys()) if self.model else {}
 
     def section(
         self,
@@ -165,7 +169,7 @@ class Normaliser:
         if not isinstance(node.value, dict):
             return node
         fields = field_names(model)
-        strict = model if issubclass(model, StrictModel) else StrictModel
+        strict = rules_of(model)
         known = {*fields, *also_known, *strict.other_shapes}
         open_ended = model.model_config.get("extra") == "allow"
         entries: dict[str, ConfigNode] = {}
@@ -183,13 +187,12 @@ class Normaliser:
             if self.is_given(model, key, child):
                 entries[key] = child
         entries = strict.rewrite(entries, self.diagnostics)
-        walked: dict[str, ConfigNode | None] = {}
-        for key, child in entries.items():
-            if key in fields:
-                annotation = model.model_fields[fields[key]].annotation
-                walked[key] = self.field(annotation, child)
-            else:
-                walked[key] = child
+        walked = {
+            key: self.field(model.model_fields[fields[key]].annotation, child)
+            if key in fields
+            else child
+            for key, child in entries.items()
+        }
         for key in strict.saved_weights:
             child = walked.get(key)
             if child:
@@ -209,8 +212,7 @@ class Normaliser:
             ]
             return replace(node, value=[*chain.from_iterable(parts)])
         text = node.value if isinstance(node.value, str) else ""
-        of_pattern = saved_like(text)
-        if of_pattern:
+        if of_pattern := saved_like(text):
             names = ", ".join(file.name for file in of_pattern)
             self.diagnostics.warn(
                 node, f"{text!r} is found in '{of_pattern[0].parent}': {names}."
@@ -270,7 +272,7 @@ class Normaliser:
         """False for null and "": the default applies. An error where there is no
         default; a warning where nothing is written, and of an empty text in the place
         of another default. A written null is meant."""
-        strict = model if issubclass(model, StrictModel) else StrictModel
+        strict = rules_of(model)
         name = field_names(model).get(key)
         if not child.is_blank or (child.value == "" and key in strict.may_be_empty):
             return True
@@ -282,21 +284,18 @@ class Normaliser:
             name,
             *(ours.rpartition(".")[2] for ours in (row.ours if row else ())),
         ]
-        optional = []
-        for field in fields:
-            if field not in model.model_fields:
-                continue
-            if not model.model_fields[field].is_required():
-                optional.append(field)
-        name = optional[0] if optional else None
+        given = (field for field in fields if field in model.model_fields)
+        name = next(
+            (field for field in given if not model.model_fields[field].is_required()),
+            None,
+        )
         is_left_out = child.value is None and child.text == ""
         is_empty_text = (
             child.value == "" and child.written is None and key in field_names(model)
         )
-        if name and (is_left_out or is_empty_text):
-            default = _default_of(model, name)
-        else:
-            default = ""
+        default = (
+            _default_of(model, name) if name and (is_left_out or is_empty_text) else ""
+        )
         if default and (is_left_out or default != _NO_DEFAULT):
             self.diagnostics.warn(
                 child, f"has no value, and counts as not given: {default}."
@@ -314,7 +313,7 @@ class Normaliser:
             items = [self.field(inner, item) for item in node.value]
             return replace(node, value=[item for item in items if item is not None])
         model = section_model(annotation)
-        strict = model if model and issubclass(model, StrictModel) else StrictModel
+        strict = rules_of(model)
         if strict.short_for and not isinstance(node.value, dict):
             node = replace(node, value={strict.short_for: node})
         if model and isinstance(node.value, dict):
@@ -354,27 +353,25 @@ def is_ours(
     if model is None or not isinstance(node.value, dict):
         return True
     fields = field_names(model)
-    strict = model if issubclass(model, StrictModel) else StrictModel
+    strict = rules_of(model)
     known = {*fields, *strict.other_shapes, *strict.removed_keys, *also_known}
     if not node.value.keys() <= known:
         return False
-    for key, child in node.value.items():
-        if key in fields:
-            if not is_ours(model.model_fields[fields[key]].annotation, child):
-                return False
-    return True
+    return all(
+        is_ours(model.model_fields[fields[key]].annotation, child)
+        for key, child in node.value.items()
+        if key in fields
+    )
 
 
 def _meant(key: str, model: type[BaseModel]) -> str:
     """The remedy for a word that people write for a key: by the section's table, or
     where the word is a part of the name of its main key (`path` for `folder_path`)."""
-    strict = model if issubclass(model, StrictModel) else StrictModel
+    strict = rules_of(model)
     meant = strict.common_words.get(
         key, strict.lone_key if key in strict.lone_key.split("_") else ""
     )
-    if " " in meant or not meant:
-        return meant
-    return f"Did you mean {meant!r}?"
+    return meant if " " in meant or not meant else f"Did you mean {meant!r}?"
 
 
 def _near(key: str, model: type[BaseModel]) -> str:
@@ -383,9 +380,11 @@ def _near(key: str, model: type[BaseModel]) -> str:
     hint = did_you_mean(
         key, {*fields, *read_names(other_names(model, foreign_keys()))}, list_all=False
     )
-    if hint.startswith("Did you mean"):
-        return hint
-    return did_you_mean(key, fields, list_all=False)
+    return (
+        hint
+        if hint.startswith("Did you mean")
+        else did_you_mean(key, fields, list_all=False)
+    )
 
 
 def all_keys(section: ConfigNode) -> str:
@@ -399,7 +398,7 @@ def other_names(
 ) -> Mapping[str, ForeignName]:
     """The names that a section reads besides its fields: its other shapes, its removed
     keys, and the keys of other programs."""
-    strict = section if issubclass(section, StrictModel) else StrictModel
+    strict = rules_of(section)
     removed = {
         key: ForeignName("not_needed", says=f"removed in {row.version}")
         for key, row in strict.removed_keys.items()
@@ -435,7 +434,7 @@ def places_of_keys(
         visited.add(section)
         for key in read_names(other_names(section, foreign_keys)):
             foreign.setdefault(key, []).append(at)
-        for key in section.other_shapes if issubclass(section, StrictModel) else ():
+        for key in rules_of(section).other_shapes:
             places.setdefault(key, []).append(at)
         for key, name in field_names(section).items():
             places.setdefault(key, []).append(at)
@@ -445,8 +444,7 @@ def places_of_keys(
                 (annotation, below),
                 (item_annotation(annotation), f"{below}[]"),
             ):
-                inner = section_model(child)
-                if inner:
+                if inner := section_model(child):
                     waiting.append((inner, place))
     return foreign | places
 
@@ -493,9 +491,7 @@ def place_in(
 def listed(node: ConfigNode) -> ConfigNode:
     """A node that is a list: `node` itself, or a copy with its value as the one
     item."""
-    if isinstance(node.value, list):
-        return node
-    return replace(node, value=[node])
+    return node if isinstance(node.value, list) else replace(node, value=[node])
 
 
 def field_names(model: type[BaseModel]) -> dict[str, str]:
@@ -567,24 +563,24 @@ def section_remedy(
     default: of the field. A switch means the section with its defaults, or none; model:
     None where it is not known.
     """
-    if model:
-        required = [
+    required = (
+        [
             repr(name)
             for name, field in model.model_fields.items()
             if field.is_required()
         ]
-    else:
-        required = []
+        if model
+        else []
+    )
     if node.value is True and model and _works_empty(model):
         return f"Write '{node.path[-1]}: {{}}' for its defaults."
     if node.value is False and model and default is None:
         return "Leave the key out."
-    if required:
-        needed = (
-            f"; {in_series(required)} {'is' if len(required) == 1 else 'are'} required"
-        )
-    else:
-        needed = ""
+    needed = (
+        f"; {in_series(required)} {'is' if len(required) == 1 else 'are'} required"
+        if required
+        else ""
+    )
     return f"Write its keys below it, indented, each as 'key: value'{needed}."
 
 

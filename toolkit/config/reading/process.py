@@ -54,12 +54,12 @@ class ProcessEntry:
 def job_state_file(name: str, processes: Iterable[ProcessEntry]) -> Path:
     """The job_state.json of a job: in the first `training_folder` that a process gives,
     else in `output`."""
-    given = []
-    for entry in processes:
-        if entry.section:
-            given.append(getattr(entry.section, "training_folder", None))
-        else:
-            given.append(entry.raw.get("training_folder"))
+    given = [
+        getattr(entry.section, "training_folder", None)
+        if entry.section
+        else entry.raw.get("training_folder")
+        for entry in processes
+    ]
     folder = next(
         (folder for folder in given if isinstance(folder, str) and folder), "output"
     )

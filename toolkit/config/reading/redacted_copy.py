@@ -42,8 +42,7 @@ def saved_text(
     or not all of it. seed: `root` has it, and `text` another one, or none.
     """
     redactions = [(*node.span, REDACTED) for node in secret_scalars(root)]
-    reader = foreign_file(root)
-    if reader:
+    if reader := foreign_file(root):
         named = reader.renamed(root, new_name) if new_name is not None else root
         return redact(
             _dump(named, None) if rewrite or new_name else _edit(text, redactions)
@@ -58,12 +57,13 @@ def saved_text(
         or any(p.aliased for p in processes)
     ):
         return redact(_dump(root, new_name))
-    if new_name is None:
-        renamed = []
-    else:
-        renamed = [
+    renamed = (
+        []
+        if new_name is None
+        else [
             _set(text, config, name, "name", json.dumps(new_name, ensure_ascii=False))
         ]
+    )
     trained = [process for process in processes if SEED in process.value]
     seeded = [
         _set(text, process, _own(process), SEED, str(seed)) for process in trained
@@ -130,9 +130,11 @@ def _lines(node: ConfigNode, source: str, indent: int) -> Iterator[str]:
 
 def _as_written(scalar: ConfigNode) -> Any:
     """A value with `${VAR}` as it stood in the file, without secrets."""
-    if is_secret(_key_of(scalar), scalar.value):
-        return REDACTED
-    return scalar.written or scalar.value
+    return (
+        REDACTED
+        if is_secret(_key_of(scalar), scalar.value)
+        else scalar.written or scalar.value
+    )
 
 
 def _inline(node: ConfigNode) -> str:
@@ -209,9 +211,7 @@ class _Dumper(yaml.SafeDumper):
 
 def _dump(root: ConfigNode, new_name: str | None) -> str:
     def scalar(node: ConfigNode) -> Any:
-        if is_secret(_key_of(node), node.value):
-            return REDACTED
-        return node.value
+        return REDACTED if is_secret(_key_of(node), node.value) else node.value
 
     data = root.data(scalar)
     if new_name is not None:

@@ -126,10 +126,11 @@ def _faults(text: str) -> Iterator[tuple[int, int, str]]:
             if not isinstance(error, tomllib.TOMLDecodeError):
                 digits = re.search(rf"[0-9_]{{{MOST_DIGITS},}}", text)
                 line = text.count("\n", 0, digits.start()) + 1 if digits else 1
-                if digits:
-                    what = f"a number has more than {MOST_DIGITS:,} digits"
-                else:
-                    what = str(error)
+                what = (
+                    f"a number has more than {MOST_DIGITS:,} digits"
+                    if digits
+                    else str(error)
+                )
                 yield line, 1, f"not valid TOML: {what}."
                 return
             match = _AT.search(str(error))
@@ -213,8 +214,7 @@ def _places(text: str, file: str) -> Places:
         line = lines[at]
         first = at
         at += 1
-        head = _HEAD.match(line)
-        if head:
+        if head := _HEAD.match(line):
             *above, newest = _keys(head[2])
             table = ()
             for part in above:  # of a list of tables the newest is meant
@@ -229,8 +229,7 @@ def _places(text: str, file: str) -> Places:
                 table = (*table, count[table])
             places[table] = (SourceLocation(at, head.start(1) + 1, file),) * 2
         else:
-            statement = _STATEMENT.match(line)
-            if statement:
+            if statement := _STATEMENT.match(line):
                 key = (*table, *_keys(statement[1]))
                 places[key] = (
                     SourceLocation(at, statement.start(1) + 1, file),

@@ -148,9 +148,11 @@ def tool_parser(
         *model.positional,
         *sorted(keys, key=lambda key: _group(model, key) is not None),
     ):
-        paths = [name]
-        if name in model.sections:
-            paths = [f"{name}.{key}" for key in model.sections[name]]
+        paths = (
+            [f"{name}.{key}" for key in model.sections[name]]
+            if name in model.sections
+            else [name]
+        )
         for dotted in paths:
             field, about_it = field_at(model, dotted)
             title = _group(model, dotted)
@@ -194,12 +196,11 @@ def _epilog(uid: str, model: type[ToolConfig]) -> str:
     """The last lines of the help: other ways to call the tool, and its
     documentation."""
     places = [flag_of(model, key) for key in model.positional]
-    if places:
-        lines = [
-            f"Also as {'a flag' if len(places) == 1 else 'flags'}: {', '.join(places)}."
-        ]
-    else:
-        lines = []
+    lines = (
+        [f"Also as {'a flag' if len(places) == 1 else 'flags'}: {', '.join(places)}."]
+        if places
+        else []
+    )
     lines.append(
         f"In a job: 'type: {uid}', with the same keys. All keys: docs/config.md"
     )
@@ -211,9 +212,11 @@ def _group(model: type[ToolConfig], dotted: str) -> str | None:
     is."""
     section, _, key = dotted.partition(".")
     if not key:
-        if section in _OF_THE_MACHINE and "device" in model.model_fields:
-            return _GROUPS["model"]
-        return None
+        return (
+            _GROUPS["model"]
+            if section in _OF_THE_MACHINE and "device" in model.model_fields
+            else None
+        )
     is_name = (
         is_text(field_at(model, dotted)[0].annotation)
         and key == model.sections[section][0]
@@ -236,9 +239,11 @@ def field_at(model: type[BaseModel], dotted: str) -> tuple[FieldInfo, str]:
     Raises KeyError for a field that the model lacks."""
     key, _, below = dotted.partition(".")
     inner = section_model(model.model_fields[key].annotation) if below else None
-    if inner:
-        return field_at(inner, below)
-    return (model.model_fields[key], descriptions(model).get(key, ""))
+    return (
+        field_at(inner, below)
+        if inner
+        else (model.model_fields[key], descriptions(model).get(key, ""))
+    )
 
 
 def _add(
@@ -255,23 +260,24 @@ def _add(
     many = item_annotation(field.annotation) is not Any
     last = name.rpartition(".")[2]
     if by_place and name in model.positional:
-        optional = "*" if many else "?"
         if field.is_required():
             nargs = "+" if many else None
         else:
-            nargs = optional
+            nargs = "*" if many else "?"
         parser.add_argument(
             name, nargs=nargs, default=None, help=about, metavar=name.upper()
         )
         return
-    if isinstance(field.default, tuple):
-        default = " ".join(map(str, field.default))
-    else:
-        default = field.default
-    if field.is_required() or default in (None, "", []):
-        shown = ""
-    else:
-        shown = f" (default: {default})"
+    default = (
+        " ".join(map(str, field.default))
+        if isinstance(field.default, tuple)
+        else field.default
+    )
+    shown = (
+        ""
+        if field.is_required() or default in (None, "", [])
+        else f" (default: {default})"
+    )
     options: dict[str, Any] = {"metavar": last.upper()}
     if field.annotation in (bool, AUTO_OR_BOOL):
         options = {"nargs": "?", "const": "true", "metavar": "true|false"}
@@ -297,10 +303,11 @@ def flag_of(model: type[ToolConfig], key: str) -> str:
     """The flag for a key of a tool: `sigma_rel` -> `--sigma-rel`, `model.qtype` ->
     `--qtype`. `model.flags` overrides it."""
     section, _, below = key.partition(".")
-    if below == model.sections.get(section, ("",))[0]:
-        last = section
-    else:
-        last = key.rpartition(".")[2]
+    last = (
+        section
+        if below == model.sections.get(section, ("",))[0]
+        else key.rpartition(".")[2]
+    )
     return model.flags.get(key, f"--{last.replace('_', '-')}")
 
 
@@ -404,15 +411,17 @@ def unknown_arguments(
         near = get_close_matches(
             word.partition("=")[0].lstrip("-").replace("_", "-"), known, n=1, cutoff=0.7
         )
-        if near:
-            hint = f"Did you mean '--{near[0]}'?"
-        else:
-            hint = f"'{parser.prog} --help' lists its flags."
+        hint = (
+            f"Did you mean '--{near[0]}'?"
+            if near
+            else f"'{parser.prog} --help' lists its flags."
+        )
         if not word.startswith("-"):
-            if lone_key:
-                hint = f"Write '--{lone_key} {word}'."
-            else:
-                hint = f"Each value stands behind its flag, one with spaces in quotes: {hint}"
+            hint = (
+                f"Write '--{lone_key} {word}'."
+                if lone_key
+                else f"Each value stands behind its flag, one with spaces in quotes: {hint}"
+            )
         if word.partition("=")[0].replace("_", "-") in OF_JOBS:
             hint = "It is an option for jobs: a tool does what it does at once."
         help_ = foreign_keys().flag_remedy(word) or hint
@@ -440,10 +449,11 @@ def _root(uid: str, model: type[ToolConfig], given: Mapping[str, Any]) -> Config
         *above, last = key.split(".")
         section = entries
         for depth, part in enumerate(above):
-            if depth == 0:
-                at = flag_of(model, f"{part}.{model.sections[part][0]}")
-            else:
-                at = part
+            at = (
+                flag_of(model, f"{part}.{model.sections[part][0]}")
+                if depth == 0
+                else part
+            )
             section = section.setdefault(
                 part, ConfigNode({}, (at,), _NOWHERE, _NOWHERE)
             ).value

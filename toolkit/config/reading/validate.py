@@ -74,9 +74,7 @@ class Place(NamedTuple):
         default = self.section.model_fields[self.name].get_default(
             call_default_factory=True, validated_data={}
         )
-        if isinstance(default, tuple) and default:
-            return default[0]
-        return default
+        return default[0] if isinstance(default, tuple) and default else default
 
     def bound(self, name: str) -> float | None:
         """The smallest number that the field takes, `ge`, or the largest, `le`, where
@@ -146,9 +144,7 @@ def explain(error: ErrorDetails, node: ConfigNode, place: Place | None = None) -
             return " ".join(filter(None, (value, message, _remedy(name, node, place))))
     # a switch is `True` for a validator
     is_shown = error["msg"].lower().startswith(value.lower())
-    if is_shown:
-        return error["msg"]
-    return f"{value}: {error['msg'].removesuffix('.')}."
+    return error["msg"] if is_shown else f"{value}: {error['msg'].removesuffix('.')}."
 
 
 def _single(node: ConfigNode) -> str:
@@ -211,10 +207,9 @@ def _mapping_remedy(node: ConfigNode) -> str:
 def list_remedy(node: ConfigNode) -> str:
     """The remedy where a list was expected and `node` is another value: how its first
     entry would be written."""
-    if isinstance(node.value, dict):
-        first = next(iter(node.value.items()), None)
-    else:
-        first = None
+    first = (
+        next(iter(node.value.items()), None) if isinstance(node.value, dict) else None
+    )
     if first is None:
         return "Begin each entry with '- '."
     key, child = first
@@ -242,9 +237,9 @@ def _not_text(node: ConfigNode) -> str:
         if is_entry and all(item.text for item in node.value):
             return f"{message} For several write an entry of '{node.path[-3]}' for each: {_entries(node)}"
         return f"{message} Give one value; if the brackets or the dash belong to a text, put it in quotes."
-    if node.value is None:
-        return message
-    return f'{message} Put it in quotes: "{node.text}"'
+    return (
+        message if node.value is None else f'{message} Put it in quotes: "{node.text}"'
+    )
 
 
 def _entries(node: ConfigNode) -> str:
@@ -353,9 +348,7 @@ def _removable(node: ConfigNode, loc: Sequence[str | int], missing: bool) -> Key
     lacks a key."""
     key = _key(node, loc)
     _, rest = node.find(key)
-    if rest or missing:
-        return key[: len(key) - len(rest)]
-    return key
+    return key[: len(key) - len(rest)] if rest or missing else key
 
 
 def _prune(
@@ -429,15 +422,15 @@ def number_remedy(text: str, whole: bool, place: Place | None = None) -> str:
     if not whole:
         readings[_DECIMAL_COMMA] = lambda parts: f"{parts[1]}.{parts[2]}"
     if whole:
-        sides = _sides(text)
-        if sides:
-            if len(set(sides)) == 1:
-                return f"Write {sides[0]}."
-            return f"Write {sides} where a list may stand."
+        if sides := _sides(text):
+            return (
+                f"Write {sides[0]}."
+                if len(set(sides)) == 1
+                else f"Write {sides} where a list may stand."
+            )
     meant = []
     for pattern, read in readings.items():
-        match = re.fullmatch(pattern, text.strip())
-        if match:
+        if match := re.fullmatch(pattern, text.strip()):
             meant.append(read(match))
             break
     if re.fullmatch(_LIST, text.strip()) and not (meant and not whole):
@@ -462,9 +455,11 @@ def _misspelt(text: str) -> str:
     """The remedy for a number with another minus sign, or with a space before its
     exponent."""
     meant = re.sub(r"(?<=\d)\s+(?=[eE][-+]?\d)", "", text.strip().translate(_MINUS))
-    if meant != text.strip() and re.fullmatch(_NUMBER, meant):
-        return f"Write {meant}."
-    return ""
+    return (
+        f"Write {meant}."
+        if meant != text.strip() and re.fullmatch(_NUMBER, meant)
+        else ""
+    )
 
 
 def _share(text: str, place: Place | None) -> str:
@@ -533,6 +528,6 @@ def _sides(text: str) -> list[int]:
     512768; else nothing."""
     match = re.fullmatch(_SIDES, text.strip())
     numbers = [int(number) for number in match.groups()] if match else []
-    if all(number >= 64 and number % 8 == 0 for number in numbers):
-        return numbers
-    return []
+    return (
+        numbers if all(number >= 64 and number % 8 == 0 for number in numbers) else []
+    )

@@ -159,10 +159,9 @@ def syntax_fault(
     and what to write instead."""
     lines = text.splitlines() or [""]
     mark = error.problem_mark or error.context_mark
-    if mark:
-        here = SourceLocation(mark.line + 1, mark.column + 1)
-    else:
-        here = SourceLocation(1, 1)
+    here = (
+        SourceLocation(mark.line + 1, mark.column + 1) if mark else SourceLocation(1, 1)
+    )
     stopped = error.context_mark if "end of stream" in str(error.problem) else mark
     opened = (
         (stopped and _quote_before(text, stopped.index)) or error.context_mark or mark
@@ -216,9 +215,9 @@ def quoted(text: str) -> str:
     >>> print(quoted("a: b"), quoted('5" x 7"'))
     "a: b" '5" x 7"'
     """
-    if set(text) & set('"\\'):
-        return "'" + text.replace("'", "''") + "'"
-    return f'"{text}"'
+    return (
+        "'" + text.replace("'", "''") + "'" if set(text) & set('"\\') else f'"{text}"'
+    )
 
 
 def _lacks_dash(lines: list[str], place: SourceLocation) -> bool:
@@ -245,6 +244,8 @@ def _quote_before(text: str, end: int) -> yaml.Mark | None:
         ):
             last = token
     quoted = isinstance(last, yaml.ScalarToken) and last.style in ("'", '"')
-    if last and quoted and not text[last.end_mark.index : end].strip():
-        return last.start_mark
-    return None
+    return (
+        last.start_mark
+        if last and quoted and not text[last.end_mark.index : end].strip()
+        else None
+    )

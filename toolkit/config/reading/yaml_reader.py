@@ -59,17 +59,16 @@ def binary_kind(path: str | Path) -> str:
             file_kind = next(
                 (kind for magic, kind in _BINARY.items() if start.startswith(magic)), ""
             )
-            if file_kind:
-                return f"is {file_kind}, not a job: a YAML or JSON file."
-            return ""
+            return (
+                f"is {file_kind}, not a job: a YAML or JSON file." if file_kind else ""
+            )
     return ""
 
 
 def read_text(path: str | Path, diagnostics: Diagnostics) -> str:
     """The file as text, with line breaks as LF and without a byte order mark. Raises
     ConfigErrors where it is missing, not UTF-8, binary or cannot be read."""
-    kind = binary_kind(path)
-    if kind:
+    if kind := binary_kind(path):
         diagnostics.fatal(_NOWHERE, (), kind)
     try:
         return (
@@ -130,9 +129,7 @@ def strip_json_comments(text: str) -> str:
 
 def _blank(match: re.Match[str]) -> str:
     token = match.group()
-    if token.startswith('"'):
-        return token
-    return re.sub(r"[^\n]", " ", token)
+    return token if token.startswith('"') else re.sub(r"[^\n]", " ", token)
 
 
 MAX_NODES = 100_000
@@ -256,10 +253,11 @@ def read_yaml(text: str, diagnostics: Diagnostics) -> ConfigNode:
             SourceLocation(1, 1), (), "is empty. A job has the keys 'job' and 'config'."
         )
     if not isinstance(root, yaml.MappingNode):
-        if root.id == "sequence":
-            listed = [item for item in root.value if isinstance(item, yaml.MappingNode)]
-        else:
-            listed = []
+        listed = (
+            [item for item in root.value if isinstance(item, yaml.MappingNode)]
+            if root.id == "sequence"
+            else []
+        )
         is_dataset = {"instance_data_dir", "path"} & {
             key.value for item in listed for key, _ in item.value
         }
@@ -395,9 +393,11 @@ class _Builder:
             value = scalar_value(node.value, kind)
             # JSON writes characters beyond U+FFFF as two \u escapes, which YAML leaves
             # apart.
-            if kind == "str":
-                return value.encode("utf-16", "surrogatepass").decode("utf-16")
-            return value
+            return (
+                value.encode("utf-16", "surrogatepass").decode("utf-16")
+                if kind == "str"
+                else value
+            )
         except UnicodeDecodeError:
             self.diagnostics.error_at(
                 _place(node),
@@ -468,10 +468,11 @@ def written_with_variables(
     if node.written is not None:
         yield key, node.written
     if isinstance(node.value, dict | list):
-        if isinstance(node.value, dict):
-            children: Iterable[tuple[str | int, ConfigNode]] = node.value.items()
-        else:
-            children = enumerate(node.value)
+        children: Iterable[tuple[str | int, ConfigNode]] = (
+            node.value.items()
+            if isinstance(node.value, dict)
+            else enumerate(node.value)
+        )
         for part, child in children:
             yield from written_with_variables(child, (*key, part))
 
@@ -520,9 +521,7 @@ def map_paths(root: ConfigNode, moved: Mapping[str, str]) -> ConfigNode:
 
     def move(node: ConfigNode) -> ConfigNode:
         path = moved_path(str(node.value), moved)
-        if path == node.value:
-            return node
-        return replace(node, value=path, written=None)
+        return node if path == node.value else replace(node, value=path, written=None)
 
     return map_strings(root, move) if moved else root
 
@@ -543,10 +542,11 @@ def map_in_tables(root: ConfigNode, moved: Mapping[str, str]) -> ConfigNode:
     none."""
 
     def of(node: ConfigNode, value: Any) -> ConfigNode:
-        if isinstance(value, dict):
-            inside = {key: of(node, text) for key, text in value.items()}
-        else:
-            inside = value
+        inside = (
+            {key: of(node, text) for key, text in value.items()}
+            if isinstance(value, dict)
+            else value
+        )
         return replace(
             node,
             value=inside,

@@ -82,9 +82,11 @@ class Rectangle(StrictModel):
 def sides_of(resolution: int | Rectangle) -> tuple[int, int]:
     """Width and height of one entry of `resolution`: an image at it has at most their
     product in pixels."""
-    if isinstance(resolution, int):
-        return (resolution, resolution)
-    return (resolution.width, resolution.height)
+    return (
+        (resolution, resolution)
+        if isinstance(resolution, int)
+        else (resolution.width, resolution.height)
+    )
 
 
 def area_of(resolution: int | Rectangle) -> int:
@@ -102,9 +104,7 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _shape(value: Any) -> str:
-    if isinstance(value, dict | Rectangle):
-        return "rectangle"
-    return "square"
+    return "rectangle" if isinstance(value, dict | Rectangle) else "square"
 
 
 def _colour(value: str) -> str:
@@ -311,7 +311,8 @@ WITH_FROM_BASE = {
 is `path_map`, but `--map` gives it to all datasets."""
 
 CAPTION_SUFFIXES = (".txt", ".caption")
-"""Suffixes of files with the caption of one image."""
+"""Suffixes of the caption files that a job reads if it does not say which. What is
+known of each: `toolkit.data.scan.captions.FORMATS`."""
 
 
 class DatasetConfig(StrictModel):
@@ -594,9 +595,7 @@ class DatasetConfig(StrictModel):
     @property
     def canvas(self) -> str:
         """`background` where it is given, else empty."""
-        if "background" in self.model_fields_set:
-            return self.background
-        return ""
+        return self.background if "background" in self.model_fields_set else ""
 
     def check(self, job: JobContext) -> Findings:
         """Folders that are missing, keys that exclude each other, images that teach
@@ -632,16 +631,12 @@ class DatasetConfig(StrictModel):
                     "captions",
                     "'names' and 'captions_file' cannot be combined. Remove one of them.",
                 )
-            if self.control_path and self.control_suffix:
-                yield error(
-                    "control_suffix",
-                    "cannot be combined with 'control_path'. Remove one of them.",
-                )
-            if self.layers_path and self.layers_suffix:
-                yield error(
-                    "layers_suffix",
-                    "cannot be combined with 'layers_path'. Remove one of them.",
-                )
+            for of in ("control", "layers"):
+                if getattr(self, f"{of}_path") and getattr(self, f"{of}_suffix"):
+                    message = (
+                        f"cannot be combined with '{of}_path'. Remove one of them."
+                    )
+                    yield error(f"{of}_suffix", message)
             yield from check_path(
                 "layers_path", self.layers_path, "Give a folder of layers.", job
             )
@@ -652,10 +647,7 @@ class DatasetConfig(StrictModel):
         if self.loss_multiplier == 0:
             yield warning("loss_multiplier", "0: nothing is learned from these images.")
         for slot, control in enumerate(self.control_path if self.folder_path else ()):
-            if (
-                Path(control).expanduser().resolve()
-                == Path(self.folder_path).expanduser().resolve()
-            ):
+            if _is_same(control, self.folder_path):
                 message = "is the same folder as folder_path: each image would be its own control image."
                 yield warning(f"control_path.{slot}", message)
         sizes = self.resolution
@@ -701,17 +693,15 @@ class DatasetConfig(StrictModel):
                     "cannot be combined with 'columns.mask'. Remove one of them.",
                 )
         elif not sources or sources == ["alpha_mask"]:
-            if self.alpha_mask:
-                keys = "mask_optional"
-            else:
-                keys = "mask_optional mask_min_value invert_mask"
+            keys = (
+                "mask_optional"
+                if self.alpha_mask
+                else "mask_optional mask_min_value invert_mask"
+            )
             yield from self.unused(keys, " without a mask.")
         if self.mask_path is None:
             return
-        if (
-            Path(self.mask_path).expanduser().resolve()
-            == Path(self.folder_path).expanduser().resolve()
-        ):
+        if _is_same(self.mask_path, self.folder_path):
             remedy = "Give another folder, or 'alpha_mask: true' to use the transparency of the images."
             yield error(
                 "mask_path",
@@ -720,6 +710,10 @@ class DatasetConfig(StrictModel):
         yield from check_path(
             "mask_path", self.mask_path, "Give a folder of masks.", job
         )
+
+
+def _is_same(folder: str, other: str) -> bool:
+    return Path(folder).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def _check_folder(path: str | None, job: JobContext) -> Findings:
@@ -953,10 +947,12 @@ class ValidationConfig(StrictModel):
         first = next(
             (dataset for dataset in datasets if not dataset.is_reg), datasets[0]
         )
-        sizes: dict[int | Rectangle, None] = {}
-        for dataset in datasets:
-            if not dataset.is_reg:
-                sizes.update(dict.fromkeys(dataset.resolution))
+        sizes = dict.fromkeys(
+            size
+            for dataset in datasets
+            if not dataset.is_reg
+            for size in dataset.resolution
+        )
         settings: dict[str, Any] = {
             "caption_prefix": first.caption_prefix,
             "captions": first.captions,

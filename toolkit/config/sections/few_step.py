@@ -78,9 +78,7 @@ class AssistantConfig(StrictModel):
 
     def to_download(self) -> str:
         """The file that a run downloads first, as named on the hub; empty: none."""
-        if hub_lora(self.path)[0] and self.file() == self.path:
-            return self.path
-        return ""
+        return self.path if hub_lora(self.path)[0] and self.file() == self.path else ""
 
     def check(self, job: JobContext) -> Findings:
         """A file that is missing, or read for nothing; one of the hub that is not here

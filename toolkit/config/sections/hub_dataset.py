@@ -72,9 +72,7 @@ def snapshot_in(home: Path) -> Path | None:
         commits = [folder.name for folder in home.glob("snapshots/*")]
         commit = commits[0] if len(commits) == 1 else ""
     folder = home / "snapshots" / commit
-    if commit and folder.is_dir():
-        return folder
-    return None
+    return folder if commit and folder.is_dir() else None
 
 
 def from_cache(path: str) -> str:
@@ -89,9 +87,9 @@ def hub_remedy(path: str) -> str:
     """The remedy for a missing path that may mean a dataset of the hub; empty for any
     other path."""
     repo, _ = hub_dataset(path)
-    if repo:
-        return f" If it is a dataset of the hub, run '{download(repo)}' first."
-    return ""
+    return (
+        f" If it is a dataset of the hub, run '{download(repo)}' first." if repo else ""
+    )
 
 
 def hub_fault(path: str) -> str:
@@ -101,10 +99,11 @@ def hub_fault(path: str) -> str:
         return f"{path!r} is an address. Write {path.removeprefix('file://')!r}."
     if _SCHEME.match(path):
         repo, _ = hub_dataset(path)
-        if repo:
-            how = f"Run '{download(repo)}', and start again"
-        else:
-            how = "Download it, and give the folder"
+        how = (
+            f"Run '{download(repo)}', and start again"
+            if repo
+            else "Download it, and give the folder"
+        )
         return f"{path!r} is an address, and its files are not here. {how}; a 'url' streams tar files."
     home, snapshots, _ = path.partition("/snapshots/")
     name = Path(home).name

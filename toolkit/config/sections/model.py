@@ -161,9 +161,7 @@ class ModelKwargs(StrictModel):
 
     def reference_area(self) -> int:
         """Pixels that a control image is resized to; 0: the pixels of its target."""
-        if self.match_target_res:
-            return 0
-        return self.control_resolution**2
+        return 0 if self.match_target_res else self.control_resolution**2
 
 
 class BaseLora(StrictModel):
@@ -430,8 +428,7 @@ class ModelConfig(StrictModel):
         error."""
         name = entries.get("name_or_path")
         if name is not None:
-            model = REPACKED.get(str(name.value).lower())
-            if model:
+            if model := REPACKED.get(str(name.value).lower()):
                 entries["name_or_path"] = replace(name, value=model, text=model)
                 diagnostics.warn(
                     name,
@@ -441,8 +438,7 @@ class ModelConfig(StrictModel):
         for switch, qtype in (("quantize", "qtype"), ("quantize_te", "qtype_te")):
             node = entries.get(switch)
             if node and isinstance(node.value, str):
-                meant = _meant_type(node.value)
-                if meant:
+                if meant := _meant_type(node.value):
                     remedy = f"Write '{switch}: true' and '{qtype}: {meant}'."
                     diagnostics.error(
                         node, f"{show(node)} is neither true nor false. {remedy}"
@@ -500,9 +496,7 @@ class ModelConfig(StrictModel):
     def public_name(self) -> str:
         """A hub id as it is, a folder by its last part alone: what may stand in a file
         that is given away."""
-        if self.is_path():
-            return self.folder().name
-        return self.name_or_path
+        return self.folder().name if self.is_path() else self.name_or_path
 
     def folder(self) -> Path:
         """`name_or_path` as an absolute path, with `~` expanded and links followed. It

@@ -266,9 +266,7 @@ def lora_file(name: str) -> str:
     if snapshot is None:
         return name
     file = file or lora_among(repository, _listed_files(repository, snapshot))
-    if (snapshot / file).is_file():
-        return str(snapshot / file)
-    return name
+    return str(snapshot / file) if (snapshot / file).is_file() else name
 
 
 def _listed_files(repository: str, snapshot: Path) -> list[str]:
@@ -373,9 +371,11 @@ class ModelFolder:
             pipeline = self.pipeline()
         except UserError as error:
             return str(error)
-        if family_of(pipeline):
-            return ""
-        return _another(self.name, f": {self.index} says {pipeline!r}")
+        return (
+            ""
+            if family_of(pipeline)
+            else _another(self.name, f": {self.index} says {pipeline!r}")
+        )
 
     def parts_fault(self) -> str:
         """Parts that are missing; empty: none, or of a family that cannot be
@@ -614,10 +614,9 @@ def quantization_fault(part: Path, name: str = "", remedy: str = "") -> str:
     ORIGINAL_WEIGHTS. Raises UserError for a config.json that cannot be read.
     """
     config = part / "config.json"
-    if config.is_file():
-        method = quantized_by(read_model_json(config, default={}))
-    else:
-        method = ""
+    method = (
+        quantized_by(read_model_json(config, default={})) if config.is_file() else ""
+    )
     if not method:
         return ""
     name = name or part.name
@@ -636,8 +635,7 @@ def weight_files(part: Path) -> list[Path]:
     Raises UserError, which names what is missing or outside of the folder, and for
     weights that another program has quantized.
     """
-    fault = quantization_fault(part)
-    if fault:
+    if fault := quantization_fault(part):
         raise UserError(fault)
     indexes = (part / f"{name}.index.json" for name in WEIGHT_NAMES)
     index = next((path for path in indexes if path.is_file()), None)
@@ -656,13 +654,11 @@ def weight_files(part: Path) -> list[Path]:
     ):
         raise UserError(f"{index}: has no 'weight_map' from weights to files. {_AGAIN}")
     names = sorted(set(weight_map.values()))
-    outside = [name for name in names if Path(name).name != name or "\\" in name]
-    if outside:
+    if outside := [name for name in names if Path(name).name != name or "\\" in name]:
         raise UserError(
             f"{index}: {outside[0]!r} is not the name of a file beside it. {_AGAIN}"
         )
-    missing = [name for name in names if not (part / name).is_file()]
-    if missing:
+    if missing := [name for name in names if not (part / name).is_file()]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(f"{part}: missing weight files: {missing[0]}{more}. {_AGAIN}")
     return [part / name for name in names]
@@ -751,8 +747,7 @@ def hub_fault(name: str, revision: str | None, given: Collection[str] = ()) -> s
         return no_index(name, folder)
     if folder:
         return ModelFolder(folder, name).fault(given)
-    index = cached_index(name, revision)
-    if index:
+    if index := cached_index(name, revision):
         # An interrupted download is completed by the run, unless the hub is offline.
         model_folder = ModelFolder(index.parent, name)
         try:

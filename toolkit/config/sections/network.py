@@ -357,10 +357,9 @@ class NetworkConfig(StrictModel):
         words; "model" where the model itself is trained."""
         if self.trains_model:
             return "model"
-        if "linear_alpha" in self.model_fields_set:
-            given = ""
-        else:
-            given = " (not given: the rank)"
+        given = (
+            "" if "linear_alpha" in self.model_fields_set else " (not given: the rank)"
+        )
         rank = f"rank {self.linear}, alpha {self.linear_alpha:g}{given}"
         if "linear" in KINDS[self.type].without_effect:
             return "without a rank"
@@ -369,6 +368,8 @@ class NetworkConfig(StrictModel):
         if self.type != "lokr":
             return rank
         factor = "balanced" if self.factor == -1 else f"factor {self.factor}"
-        if self.lokr_full_rank:
-            return f"{factor}, second factor whole"
-        return f"{factor}, {rank}"
+        return (
+            f"{factor}, second factor whole"
+            if self.lokr_full_rank
+            else f"{factor}, {rank}"
+        )

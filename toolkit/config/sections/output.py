@@ -476,9 +476,11 @@ class SampleConfig(SampleIntervalConfig):
         """`prompts` become `samples`; a single entry of `also` becomes a list."""
         entries = super().rewrite(entries, diagnostics)
         prompts_to_samples(entries, diagnostics)
-        if "also" in entries:
-            return entries | {"also": listed(entries["also"])}
-        return entries
+        return (
+            entries | {"also": listed(entries["also"])}
+            if "also" in entries
+            else entries
+        )
 
     def check(self, job: JobContext) -> Findings:
         """Entries of `also` with the same name; numbers that are probably typing
@@ -486,8 +488,7 @@ class SampleConfig(SampleIntervalConfig):
         yield from super().check(job)
         yield from _unusual(self)
         if self.vae_path and not job.will_write(self.vae_path):
-            fault = vae_file_fault(self.vae_path)
-            if fault:
+            if fault := vae_file_fault(self.vae_path):
                 yield error("vae_path", fault)
         if self.also:
             yield from check_labels(self.also)
@@ -546,9 +547,7 @@ PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
 def _none_if_zero(value: Any) -> Any:
     """0 and false stand for "no folder" in jobs of other programs."""
-    if isinstance(value, bool | int) and not value:
-        return ""
-    return value
+    return "" if isinstance(value, bool | int) and not value else value
 
 
 class LoggingConfig(StrictModel):
@@ -653,18 +652,25 @@ class LoggingConfig(StrictModel):
                     "log_with",
                     f"Weights & Biases needs an API key, and none was found. {remedy}",
                 )
-        if "tensorboard" not in trackers:
-            reason = (
-                f": log_with is {self.log_with!r}, so no TensorBoard files are written."
-            )
-            yield from self.unused("logging_dir log_prefix", reason)
-        if not trackers:
-            yield from self.unused(
-                "log_tracker_name log_config", " without logging_dir or log_with."
-            )
-        if "wandb" not in trackers:
-            keys = "wandb_project wandb_run_name wandb_entity wandb_api_key"
-            yield from self.unused(keys, " without 'log_with: wandb' (or 'all').")
+        for is_used, keys, reason in (
+            (
+                "tensorboard" in trackers,
+                "logging_dir log_prefix",
+                f": log_with is {self.log_with!r}, so no TensorBoard files are written.",
+            ),
+            (
+                trackers,
+                "log_tracker_name log_config",
+                " without logging_dir or log_with.",
+            ),
+            (
+                "wandb" in trackers,
+                "wandb_project wandb_run_name wandb_entity wandb_api_key",
+                " without 'log_with: wandb' (or 'all').",
+            ),
+        ):
+            if not is_used:
+                yield from self.unused(keys, reason)
 
 
 def _is_installed(package: str) -> bool:

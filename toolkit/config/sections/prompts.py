@@ -41,21 +41,21 @@ def prompts_to_samples(
     elif given and given[0] is not entries.get("samples"):
         entries["samples"] = _items(given[0], diagnostics)
     elif given and isinstance(given[0].value, list):
-        items = []
-        for item in given[0].value:
-            if not isinstance(item.value, str) or _is_text(item, diagnostics):
-                if isinstance(item.value, str):
-                    item = replace(item, value={"prompt": item})
-                items.append(item)
+        items = [
+            replace(item, value={"prompt": item})
+            if isinstance(item.value, str)
+            else item
+            for item in given[0].value
+            if not isinstance(item.value, str) or _is_text(item, diagnostics)
+        ]
         entries["samples"] = replace(given[0], value=items)
 
 
 def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
     """A list of prompts, or a file of them, as a list of samples."""
-    if isinstance(prompts.value, str):
-        suffix = Path(prompts.value).suffix.lower()
-    else:
-        suffix = ""
+    suffix = (
+        Path(prompts.value).suffix.lower() if isinstance(prompts.value, str) else ""
+    )
     if suffix in (".json", ".toml"):
         read_prompts = load_needed(
             FOREIGN_PROMPTS, f"{prompts.value}: a file of prompts of another program"
@@ -107,8 +107,7 @@ def text_of(file: ConfigNode, diagnostics: Diagnostics) -> str | None:
             )
             return None
         contents = read_source(path)
-        stands_in = in_its_place(contents)
-        if stands_in:
+        if stands_in := in_its_place(contents):
             diagnostics.error(file, f"{show(file)} {stands_in}.")
             return None
         return contents.decode("utf-8-sig")
@@ -128,19 +127,17 @@ def _lines(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
     text = text_of(file, diagnostics)
     if text is None:
         return []
-    lines = text.splitlines()
-    prompts = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip() and not line.lstrip().startswith("#"):
-            prompts.append(
-                replace(
-                    file,
-                    value=line.strip(),
-                    path=(*file.path, f"{path.name}:{number}"),
-                    text=line.strip(),
-                    plain=False,
-                )
-            )
+    prompts = [
+        replace(
+            file,
+            value=line.strip(),
+            path=(*file.path, f"{path.name}:{number}"),
+            text=line.strip(),
+            plain=False,
+        )
+        for number, line in enumerate(text.splitlines(), start=1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
     if not prompts:
         diagnostics.error(
             file,
@@ -195,8 +192,7 @@ def read_flags(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None
     if prompt is None or not isinstance(prompt.value, str) or "--" not in prompt.value:
         return
     text, flags = split_flags(prompt.value)
-    strange = [flag for flag in _FLAG.findall(prompt.value) if not _is_known(flag)]
-    if strange:
+    if strange := [flag for flag in _FLAG.findall(prompt.value) if not _is_known(flag)]:
         names = ", ".join(f"'--{name}'" for name in dict.fromkeys(strange))
         diagnostics.warn(
             prompt, f"{names}: no flag of a sample prompt, so it stays in the text."
@@ -258,8 +254,7 @@ def _known_flags(text: str) -> Iterator[re.Match[str]]:
             continue
         yield match
         if KEYS.get(match[1].lower()) in PATHS:
-            quoted = _QUOTED.match(text, at)
-            if quoted:
+            if quoted := _QUOTED.match(text, at):
                 at = quoted.end()  # a quoted path may hold anything
 
 
@@ -275,9 +270,11 @@ def _refuse(name: str, value: str, node: ConfigNode, diagnostics: Diagnostics) -
 
 
 def _unquoted(value: str) -> str:
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
-        return value[1:-1]
-    return value
+    return (
+        value[1:-1]
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+        else value
+    )
 
 
 def _number(value: str, node: ConfigNode, diagnostics: Diagnostics) -> Any:

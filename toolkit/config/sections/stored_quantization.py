@@ -67,9 +67,9 @@ def _number_type(settings: Mapping[str, Any]) -> str:
         if isinstance(settings.get(key), int):
             return f"{settings[key]} bits"
     layout = settings.get("format")  # compressed-tensors
-    if isinstance(layout, str):
-        return layout
-    return _torchao_type(settings.get("quant_type"))
+    return (
+        layout if isinstance(layout, str) else _torchao_type(settings.get("quant_type"))
+    )
 
 
 def _torchao_type(quant_type: Any) -> str:

@@ -276,8 +276,7 @@ line, the others for the spread around it."""
 def _confidence(value: Any) -> Any:
     """`95%` as 0.95."""
     if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value)
-        if match:
+        if match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value):
             value = round(float(match[1]) / 100, 12)
     if (
         isinstance(value, bool)
@@ -411,9 +410,7 @@ def _level_counts(value: Any) -> Any:
         raise value_error(
             f"{value!r}: must be a whole number from 1 to {MOST_NOISE_LEVELS}, a list of them, or 'auto'"
         )
-    if isinstance(value, list | tuple):
-        return tuple(counts)
-    return value
+    return tuple(counts) if isinstance(value, list | tuple) else value
 
 
 def _optimizer(value: Any) -> Any:
@@ -475,9 +472,7 @@ def _change_of_length(train: Mapping[str, Any]) -> ChangeKind:
     is_free = name in SCHEDULES_WITHOUT_LENGTH or (
         name == "CosineAnnealingLR" and params.get("T_max") is not None
     )
-    if is_free and not is_share:
-        return "harmless"
-    return "changes the result"
+    return "harmless" if is_free and not is_share else "changes the result"
 
 
 class OptimizerConfig(StrictModel):
@@ -598,10 +593,11 @@ class OptimizerConfig(StrictModel):
                 entries[field] = merge_aliases(entries.get(field), node, diagnostics)
         if parts:
             given = entries.get("optimizer_params")
-            if given is not None and isinstance(given.value, dict):
-                extra = given.value
-            else:
-                extra = {}
+            extra = (
+                given.value
+                if given is not None and isinstance(given.value, dict)
+                else {}
+            )
             entries["optimizer_params"] = replace(
                 given or optimizer, value={**parts, **extra}
             )
@@ -616,8 +612,7 @@ class OptimizerConfig(StrictModel):
             for message in unnamed_arguments(self.optimizer, self.optimizer_params):
                 yield warning("optimizer_params", message)
             if "." in self.optimizer:
-                code = imported_code(self.optimizer)
-                if code:
+                if code := imported_code(self.optimizer):
                     message = (
                         f"the training imports {code}, and so runs its code. Start "
                         "it only if you trust that file."
@@ -637,15 +632,15 @@ class OptimizerConfig(StrictModel):
                 message = f"{both} 'lr_scheduler: {self.lr_scheduler}' cannot be combined. Remove one of them."
                 yield error("lr_scheduler", message)
             if self.lr_warmup_steps or self.lr_scheduler_params:
-                if self.lr_warmup_steps:
-                    key = "lr_warmup_steps"
-                else:
-                    key = "lr_scheduler_params"
+                key = (
+                    "lr_warmup_steps" if self.lr_warmup_steps else "lr_scheduler_params"
+                )
                 has_its_own = takes_argument(self.optimizer, "warmup_steps")
-                if has_its_own:
-                    remedy = "Use 'optimizer_params: {warmup_steps: 100}'."
-                else:
-                    remedy = "Remove this key."
+                remedy = (
+                    "Use 'optimizer_params: {warmup_steps: 100}'."
+                    if has_its_own
+                    else "Remove this key."
+                )
                 yield error(key, f"{both} a schedule cannot be combined. {remedy}")
         names = {BASE}
         for index, group in enumerate(self.lr_groups):
@@ -1033,14 +1028,12 @@ class TrainConfig(OptimizationConfig):
         assistant = self.assistant
         few = self.few_step_loss
         preference = self.preference
-        files = {}
-        if assistant:
-            files["assistant"] = (assistant.file(), assistant.multiplier)
-        if few:
-            files["few_step_loss"] = (few.lora, few.weight)
-        if preference and preference.reference:
-            files["preference"] = (preference.reference, 1.0)
-        return files
+        files = {
+            "assistant": assistant and (assistant.file(), assistant.multiplier),
+            "few_step_loss": few and (few.lora, few.weight),
+            "preference": preference and (preference.reference, 1.0),
+        }
+        return {key: file for key, file in files.items() if file and file[0]}
 
     def checkpointing_level(self) -> str:
         """`gradient_checkpointing` as a level: true is "full" and false is "none". Any
@@ -1053,17 +1046,21 @@ class TrainConfig(OptimizationConfig):
     def against_compiling(self) -> str:
         """Why the level excludes compiled blocks; empty where it does not."""
         level = self.checkpointing_level()
-        if level in UNCOMPILED_LEVELS:
-            return f"'gradient_checkpointing: {level}' moves what they save"
-        return ""
+        return (
+            f"'gradient_checkpointing: {level}' moves what they save"
+            if level in UNCOMPILED_LEVELS
+            else ""
+        )
 
     def noise_levels(self) -> str:
         """The `timestep_type` by which noise levels are sampled: linear if a bell
         weights the loss."""
         bell = self.linear_timesteps or self.linear_timesteps2
-        if bell and self.timestep_type != "weighted":
-            return "linear"
-        return self.timestep_type
+        return (
+            "linear"
+            if bell and self.timestep_type != "weighted"
+            else self.timestep_type
+        )
 
     def check(self, job: JobContext) -> Findings:
         """Values that exclude each other, and keys that the others leave unused."""
@@ -1083,36 +1080,51 @@ class TrainConfig(OptimizationConfig):
         kind = self.noise_levels()
         scheme = self.weighting_scheme
         uses = TIMESTEP_TYPES[self.noise_levels()]
-        if not (
-            "sigmoid_scale" in uses or (kind == "shift" and self.discrete_flow_shift)
-        ):
-            reason = ": only timestep_type sigmoid, shift, qwen_shift, flux_shift and qinglong use it."
-            yield from self.unused("sigmoid_scale", reason)
-        if "discrete_flow_shift" not in uses:
-            yield from self.unused(
-                "discrete_flow_shift", ": only timestep_type shift uses it."
-            )
-        if not ("logit_mean" in uses or (kind == "sigma" and scheme == "logit_normal")):
-            reason = ": only timestep_type logsnr, qinglong_flux, and sigma with weighting_scheme logit_normal use it."
-            yield from self.unused("logit_mean logit_std", reason)
-        if not (kind == "sigma" and scheme == "mode"):
-            yield from self.unused(
+        sigmoid = "sigmoid_scale" in uses or (
+            kind == "shift" and self.discrete_flow_shift
+        )
+        normal = "logit_mean" in uses or (kind == "sigma" and scheme == "logit_normal")
+        scheme_counts = kind == "sigma" or scheme == WEIGHTING_SCHEMES[scheme]
+        cut = self.min_timestep > 0 or self.max_timestep < 1000
+        for is_used, unused, reason in (
+            (
+                sigmoid,
+                "sigmoid_scale",
+                ": only timestep_type sigmoid, shift, qwen_shift, flux_shift and qinglong use it.",
+            ),
+            (
+                "discrete_flow_shift" in uses,
+                "discrete_flow_shift",
+                ": only timestep_type shift uses it.",
+            ),
+            (
+                normal,
+                "logit_mean logit_std",
+                ": only timestep_type logsnr, qinglong_flux, and sigma with weighting_scheme logit_normal use it.",
+            ),
+            (
+                kind == "sigma" and scheme == "mode",
                 "mode_scale",
                 ": only timestep_type sigma with weighting_scheme mode uses it.",
-            )
-        if kind != "sigma" and scheme != WEIGHTING_SCHEMES[scheme]:
-            yield from self.unused(
-                "weighting_scheme", f": {scheme} only applies to timestep_type sigma."
-            )
-        if self.min_timestep == 0 and self.max_timestep == 1000:
-            yield from self.unused(
+            ),
+            (
+                scheme_counts,
+                "weighting_scheme",
+                f": {scheme} only applies to timestep_type sigma.",
+            ),
+            (
+                cut,
                 "preserve_distribution_shape",
                 " unless min_timestep or max_timestep is set.",
-            )
-        if self.loss_type != "huber":
-            yield from self.unused(
-                "huber_schedule huber_c huber_scale", ": only loss_type huber uses it."
-            )
+            ),
+            (
+                self.loss_type == "huber",
+                "huber_schedule huber_c huber_scale",
+                ": only loss_type huber uses it.",
+            ),
+        ):
+            if not is_used:
+                yield from self.unused(unused, reason)
         for switch in PRESERVATIONS:
             keys = [
                 key

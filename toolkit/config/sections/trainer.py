@@ -60,10 +60,11 @@ def _device(value: str) -> str:
     device = value.strip().lower()
     if not re.fullmatch(_DEVICE, device):
         number = re.fullmatch(r"(?:cuda|gpu|nvidia)[ _:-]?(\d{0,2})", device)
-        if number:
-            meant = f"'cuda:{number[1]}'".replace(":'", "'")
-        else:
-            meant = "'auto', 'cuda', 'cuda:0' or 'cpu'"
+        meant = (
+            f"'cuda:{number[1]}'".replace(":'", "'")
+            if number
+            else "'auto', 'cuda', 'cuda:0' or 'cpu'"
+        )
         raise value_error(f"{value!r} is not a valid device. Write {meant}.")
     return device
 
@@ -154,14 +155,15 @@ class DatasetsSection(ProcessConfig):
     def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
         """Folders of images that are not there yet and that earlier processes of the
         job write."""
-        paths = []
-        for dataset in self.datasets:
-            for path in (dataset.folder_path, *dataset.control_path):
-                paths.append(path)
-        for dataset in self.datasets:
-            if dataset.from_base:
-                paths.append(dataset.from_base.prompts)
-        return tuple(filter(job.yet_to_come, paths))
+        folders = [
+            path
+            for dataset in self.datasets
+            for path in (dataset.folder_path, *dataset.control_path)
+        ]
+        prompts = [
+            dataset.from_base.prompts for dataset in self.datasets if dataset.from_base
+        ]
+        return tuple(filter(job.yet_to_come, [*folders, *prompts]))
 
     def check(self, job: JobContext) -> Findings:
         """Streams that this process cannot read, texts that cannot be cached."""
@@ -172,9 +174,11 @@ class DatasetsSection(ProcessConfig):
                 yield error(f"datasets.{index}.from_base", message)
             if dataset.shuffle_tokens and self.requested_text_cache(dataset):
                 of_all = dataset.cache_text_embeddings is None
-                key = "train.cache_text_embeddings"
-                if not of_all:
-                    key = f"datasets.{index}.cache_text_embeddings"
+                key = (
+                    "train.cache_text_embeddings"
+                    if of_all
+                    else f"datasets.{index}.cache_text_embeddings"
+                )
                 yield error(
                     key,
                     "'cache_text_embeddings: true' and 'shuffle_tokens: true' cannot be combined: a shuffled caption "
@@ -220,10 +224,11 @@ class ModelSection(ProcessConfig):
 
         The decoder of `sample.vae_path` does not count: images that are there stay when
         it is given to a run."""
-        if self.model.quantize:
-            quantized = {"qtype", "accuracy_recovery_adapter"}
-        else:
-            quantized = set[str]()
+        quantized = (
+            {"qtype", "accuracy_recovery_adapter"}
+            if self.model.quantize
+            else set[str]()
+        )
         of_text = {"qtype_te"} if self.model.quantize_te else set[str]()
         settings = self.model.model_dump(
             mode="json", include={"base_loras", "model_kwargs"} | quantized | of_text
@@ -318,8 +323,7 @@ class TrainingSection(ProcessConfig):
     def check(self, job: JobContext) -> Findings:
         """A file where the run's folder belongs, a training without an end."""
         yield from super().check(job)
-        file = file_in_the_way(self.job_folder(job))
-        if file:
+        if file := file_in_the_way(self.job_folder(job)):
             yield error(
                 "training_folder",
                 f"'{file}' is not a folder. Move it, or give another folder.",
@@ -622,17 +626,18 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
     def all_pictures(self) -> list[SamplePicture]:
         """The items of `sample`, the same items in each way of `sample.also`, then the
         items of `first_sample`."""
+        also = self.sample.all_items() if self.sample else ()
         first = self.first_sample.sample_items() if self.first_sample else ()
-        return [*(self.sample.all_items() if self.sample else ()), *first]
+        return [*also, *first]
 
     def sample_pictures(self) -> list[SamplePicture]:
         """The images to generate: the items of `sample`, then of `first_sample`. Empty
         without both."""
-        pictures: list[SamplePicture] = []
-        for section in (self.sample, self.first_sample):
-            if section:
-                pictures += section.sample_items()
-        return pictures
+        return [
+            picture
+            for section in (self.sample, self.first_sample)
+            for picture in (section.sample_items() if section else ())
+        ]
 
     def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
         """`cache_text_embeddings` as the user gave it for this dataset, or for all, or

@@ -192,17 +192,18 @@ class ItemEncoder:
         """Target latents [C, H, W] of the image at its bucket. data: the image file,
         where it is not on disk."""
         sample = item.sample
-        source = _source_of(sample, data)
-        key = self._key(
-            "vae", "latents", sample, source, stores.latents, crop=item.crop
-        )
-        what = f"latents of {sample.image}"
-        return CacheEntry(
-            what,
-            stores.latents,
-            key,
-            lambda: self.encode_image(self.pixels(item, data)),
-        )
+        store = stores.latents
+        if data is None:
+            source = sample_digest(sample, image_digest)
+        else:
+            reading = image_reading(sample.image, data)
+            source = digest_as_read(sha256(data).hexdigest(), reading)
+        key = self._key("vae", "latents", sample, source, store, crop=item.crop)
+
+        def make() -> Tensor:
+            return self.encode_image(self.pixels(item, data))
+
+        return CacheEntry(f"latents of {sample.image}", store, key, make)
 
     def worse(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
         """Latents [C, H, W] of the images that are liked less, fitted to the same
@@ -244,61 +245,42 @@ class ItemEncoder:
         mask = item.sample.mask
         if mask is None:
             return None
-        crop = item.crop
         flip = item.sample.flip
         scale = self._model.family.latent_scale
-        settings = (mask.alpha, mask.min_value, mask.inverted)
-        parts = {}
-        if scale != FIRST_LATENT_SCALE:
-            parts["latent_scale"] = scale
-        source = image_digest(mask.file)
         key = key_of(
             kind="mask",
-            source=source,
-            settings=settings,
-            crop=crop,
+            source=image_digest(mask.file),
+            settings=(mask.alpha, mask.min_value, mask.inverted),
+            crop=item.crop,
             flip=flip,
             format=FORMAT,
-            **parts,
+            **({} if scale == FIRST_LATENT_SCALE else {"latent_scale": scale}),
         )
+        make = partial(mask_weights, mask, item.crop, flip, scale)
         what = f"mask of {item.sample.image}"
-        return CacheEntry(
-            what,
-            stores.latents,
-            key,
-            lambda: mask_weights(mask, crop, flip, scale),
-            weighs=True,
-        )
+        return CacheEntry(what, stores.latents, key, make, weighs=True)
 
     def references(
         self, item: BucketedSample, stores: CachePair
     ) -> tuple[CacheEntry, ...]:
         """Latents [C, h, w] of each control image, in slot order, each with its own
         size. An image with layers is its own control image."""
-        if item.sample.layers and not item.sample.control_images:
+        sample = item.sample
+        if sample.layers and not sample.control_images:
             return (self.latents(item, stores),)
-        images = item.sample.control_images
-        return tuple(self._reference(path, item, stores) for path in images)
+        store = stores.latents
+        entries = []
+        for path in sample.control_images:
+            source = image_digest(path)
+            size = self._reference_size(path, item)
+            key = self._key("vae", "reference", sample, source, store, size=size)
+            make = partial(self._encode_reference, path, item)
+            what = f"latents of control image {path}"
+            entries.append(CacheEntry(what, store, key, make))
+        return tuple(entries)
 
-    def _reference(
-        self, path: str, item: BucketedSample, stores: CachePair
-    ) -> CacheEntry:
-        size = self._reference_size(path, item)
-        key = self._key(
-            "vae",
-            "reference",
-            item.sample,
-            image_digest(path),
-            stores.latents,
-            size=size,
-        )
-        what = f"latents of control image {path}"
-        return CacheEntry(
-            what,
-            stores.latents,
-            key,
-            lambda: self.encode_image(self._reference_pixels(path, item, size)),
-        )
+    def _encode_reference(self, path: str, item: BucketedSample) -> Tensor:
+        return self.encode_image(self._reference_pixels(path, item))
 
     def text(self, item: BucketedSample, prompt: str, stores: CachePair) -> CacheEntry:
         """Embeddings [L, D] of the prompt with those of the item's control images that
@@ -311,19 +293,15 @@ class ItemEncoder:
             parts["format"] = PROMPT_FORMAT
         if digests and self._model.family.text_at_reference_size:
             parts["sizes"] = [self._reference_size(path, item) for path in seen]
-        key = self._key(
-            "text_encoder", "text", sample, digests, stores.text, prompt=prompt, **parts
-        )
-        what = f"text of {sample.image}"
-        return CacheEntry(
-            what, stores.text, key, lambda: self.encode_prompt(prompt, item)
-        )
+        parts["prompt"] = prompt
+        store = stores.text
+        key = self._key("text_encoder", "text", sample, digests, store, **parts)
+        make = partial(self.encode_prompt, prompt, item)
+        return CacheEntry(f"text of {sample.image}", store, key, make)
 
     def _images_in_prompt(self, sample: Sample) -> tuple[str, ...]:
         """The control images that the text encoder sees with a prompt."""
-        if self._sees_references:
-            return sample.control_images
-        return ()
+        return sample.control_images if self._sees_references else ()
 
     def encode_prompt(self, prompt: str, item: BucketedSample) -> dict[str, Tensor]:
         """The prompt's embeddings [L, D] under EMBEDS and its further tensors, computed
@@ -343,23 +321,18 @@ class ItemEncoder:
     def _on_cpu(self, tensor: Tensor) -> Tensor:
         """The tensor as it is cached: floating-point numbers in the dtype of the cache,
         ids and masks unchanged."""
-        if tensor.is_floating_point():
-            return tensor.to("cpu", self.dtype)
-        return tensor.to("cpu")
+        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to("cpu", dtype)
 
     def reference_pixels(self, item: BucketedSample) -> tuple[Tensor, ...]:
         """Each control image [P, h, w] at its size, in slot order, float32 in [-1, 1].
         Raises ImageError."""
-        images = []
-        for path in item.sample.control_images:
-            size = self._reference_size(path, item)
-            images.append(self._reference_pixels(path, item, size))
-        return tuple(images)
+        images = item.sample.control_images
+        return tuple(self._reference_pixels(path, item) for path in images)
 
-    def _reference_pixels(self, path: str, item: BucketedSample, size: Size) -> Tensor:
-        image = resize(
-            open_image(path, item.sample.background, channels=self._channels), size
-        )
+    def _reference_pixels(self, path: str, item: BucketedSample) -> Tensor:
+        image = open_image(path, item.sample.background, channels=self._channels)
+        image = resize(image, self._reference_size(path, item))
         return to_tensor(flip_image(image, item.sample.flip))
 
     def _reference_size(self, path: str, item: BucketedSample) -> Size:
@@ -411,13 +384,6 @@ class ItemEncoder:
         return next((key for key in keys if store.has(key)), keys[0])
 
 
-def _source_of(sample: Sample, data: bytes | None) -> str:
-    """The identity of a sample's image. data: of one that is not on disk."""
-    if data is None:
-        return sample_digest(sample, image_digest)
-    return digest_as_read(sha256(data).hexdigest(), image_reading(sample.image, data))
-
-
 @dataclass(frozen=True)
 class ItemEntries:
     """The cache entries of one item.
@@ -458,20 +424,13 @@ class ItemEntries:
     def images(self) -> tuple[CacheEntry, ...]:
         """All entries that are made from image files: target, control images, worse
         images, layers and mask."""
-        return (
-            self.latents,
-            *self.references,
-            *self.worse,
-            *self.layers,
-            *self.masks(),
-        )
+        images = (self.latents, *self.references, *self.worse, *self.layers)
+        return (*images, *self.masks())
 
     def texts(self) -> tuple[CacheEntry, ...]:
         """All entries that are made from text: captions, then further prompts."""
-        texts = [*self.captions.values()]
-        for entries in self.extra.values():
-            texts += entries.values()
-        return tuple(texts)
+        groups = (self.captions, *self.extra.values())
+        return tuple(entry for group in groups for entry in group.values())
 
 
 @dataclass(frozen=True)
@@ -530,31 +489,33 @@ def encode_items(
         dataset = encode_items(items, model, stores.of_samples(section), torch.bfloat16)
         batch = BatchLoader(dataset, seed=42).load(spec)
     """
-    further = [_further_prompts(item.sample, extra_prompts) for item in items]
-    longer = []
-    for item, prompts in zip(items, further, strict=True):
-        for text in _longer(prompts):
-            longer.append(_with_text(item, text))
-    refuse_long_captions(
-        [*items, *longer], model.prompt_error, model.family.sure_prompt
-    )
+    further = [
+        {
+            caption: extra_prompts(item.sample._replace(caption=caption))
+            for caption in item.sample.texts
+        }
+        for item in items
+    ]
+    # A further prompt may be too long for the model where its caption is not.
+    longer = [
+        item._replace(sample=item.sample._replace(caption=text, captions=()))
+        for item, prompts in zip(items, further, strict=True)
+        for caption, texts in prompts.items()
+        for text in texts.values()
+        if len(text) > len(caption)
+    ]
+    family = model.family
+    refuse_long_captions([*items, *longer], model.prompt_error, family.sure_prompt)
     encoder = ItemEncoder(model, dtype)
     entries = [
         _entries(item, encoder, stores_for(item.sample), prompts)
         for item, prompts in zip(items, further, strict=True)
     ]
-    if latents:
-        _fill_cache(
-            "latents", [entry.images() for entry in entries], progress, workers, verify
-        )
-    else:
-        _fill_cache(
-            "masks",
-            [entry.masks() for entry in entries if entry.mask],
-            progress,
-            workers,
-            verify,
-        )
+    groups = [entry.images() for entry in entries]
+    if not latents:
+        groups = [entry.masks() for entry in entries if entry.mask]
+    what = "latents" if latents else "masks"
+    _fill_cache(what, groups, progress, workers, verify)
     texts = [entry.texts() for entry in entries if entry.texts()]
     if later is None:
         fill_texts(texts, model, progress, workers, verify)
@@ -563,74 +524,34 @@ def encode_items(
     return EncodedDataset(tuple(items), tuple(entries), encoder)
 
 
-FurtherPrompts = Mapping[str, Mapping[str, str]]
-"""Each caption of a sample -> its further prompts by name."""
-
-
-def _further_prompts(
-    sample: Sample, extra_prompts: Callable[[Sample], Mapping[str, str]]
-) -> FurtherPrompts:
-    further = {
-        caption: extra_prompts(sample._replace(caption=caption))
-        for caption in sample.texts
-    }
-    return further
-
-
-def _longer(prompts: FurtherPrompts) -> list[str]:
-    """The further prompts that are longer than their caption: they may be too long for
-    the model."""
-    longer = []
-    for caption, texts in prompts.items():
-        for text in texts.values():
-            if len(text) > len(caption):
-                longer.append(text)
-    return longer
-
-
-def _with_text(item: BucketedSample, text: str) -> BucketedSample:
-    """The item with this text as its only caption."""
-    return item._replace(sample=item.sample._replace(caption=text, captions=()))
-
-
 def _entries(
     item: BucketedSample,
     encoder: ItemEncoder,
     stores: CachePair,
-    further_prompts: FurtherPrompts,
+    further: Mapping[str, Mapping[str, str]],
 ) -> ItemEntries:
-    """The entries of an item. Nothing is computed yet."""
-    latents = encoder.latents(item, stores)
-    references = encoder.references(item, stores)
-    mask = encoder.mask(item, stores)
-    captions = {
-        text: encoder.text(item, text, stores) for text in _cached_captions(item.sample)
-    }
-    extra = {}
-    for caption, prompts in further_prompts.items():
-        by_name = {
-            name: encoder.text(item, prompt, stores) for name, prompt in prompts.items()
-        }
-        extra[caption] = by_name
+    """The entries of an item. Nothing is computed yet. further: each caption -> its
+    further prompts by name."""
+    rules = item.sample.rules
+    # Every caption that a use may have; shuffled tags have too many orders.
+    captions = () if rules.shuffle_tokens else item.sample.texts
+    if captions and rules.dropout_rate > 0:
+        captions = (*captions, "")
     return ItemEntries(
-        latents=latents,
-        references=references,
-        mask=mask,
-        captions=captions,
-        extra=extra,
+        latents=encoder.latents(item, stores),
+        references=encoder.references(item, stores),
+        mask=encoder.mask(item, stores),
+        captions={text: encoder.text(item, text, stores) for text in captions},
+        extra={
+            caption: {
+                name: encoder.text(item, prompt, stores)
+                for name, prompt in prompts.items()
+            }
+            for caption, prompts in further.items()
+        },
         worse=encoder.worse(item, stores),
         layers=encoder.layers(item, stores),
     )
-
-
-def _cached_captions(sample: Sample) -> tuple[str, ...]:
-    """Every caption that a use may have. Shuffled tags have too many orders, so none is
-    cached for them."""
-    if sample.rules.shuffle_tokens:
-        return ()
-    if sample.rules.dropout_rate > 0:
-        return (*sample.texts, "")
-    return sample.texts
 
 
 def fill_texts(
@@ -651,7 +572,11 @@ def fill_texts(
     """
 
     def lacking(group: Sequence[CacheEntry]) -> list[CacheEntry]:
-        return [entry for entry in group if not _is_cached(entry, verify)]
+        return [
+            entry
+            for entry in group
+            if not (entry.store.get if verify else entry.store.has)(entry.key)
+        ]
 
     missing: list[list[CacheEntry]] = []
     done = 0
@@ -677,13 +602,6 @@ def fill_texts(
         raise RunError("\n".join(unreadable))
 
 
-def _is_cached(entry: CacheEntry, verify: bool) -> bool:
-    """Whether the cache has an entry and, with `verify`, can read it."""
-    if verify:
-        return entry.store.get(entry.key) is not None
-    return entry.store.has(entry.key)
-
-
 def _threads(workers: int) -> int:
     """Threads in addition to the one that encodes: none for one worker."""
     return 0 if workers == 1 else workers
@@ -701,9 +619,8 @@ def _encoded_together(
     if stays:
         return iter(makes)
     folder = next((entry.store.folder for entry in entries if entry.store.folder), None)
-    return model.encode_together(
-        makes, partial(progress, "text encoder layers"), folder
-    )
+    of_layers = partial(progress, "text encoder layers")
+    return model.encode_together(makes, of_layers, folder)
 
 
 def _each_once(groups: Sequence[Sequence[CacheEntry]]) -> list[list[CacheEntry]]:
@@ -801,25 +718,21 @@ class CacheStores:
 
     def __init__(self, training_folder: Path) -> None:
         root = training_folder / CACHE_FOLDER
-        self._disk = CachePair(
+        self.on_disk = CachePair(
             TensorCache(root / "latents"), TensorCache(root / "text")
         )
+        """For sample prompts and `cache` processes too."""
         self._memory = CachePair(TensorCache(None), TensorCache(None))
 
     def of_samples(self, section: DatasetsSection) -> Callable[[Sample], CachePair]:
         """The caches of each sample of `section.datasets`, by the flags of its
         dataset."""
+        disk, memory = self.on_disk, self._memory
         by_dataset = []
         for dataset in section.datasets:
-            latents, text = self._disk
-            if not (dataset.cache_latents and dataset.cache_latents_to_disk):
-                latents = self._memory.latents
-            if section.requested_text_cache(dataset) is False:
-                text = self._memory.text
+            keeps_latents = dataset.cache_latents and dataset.cache_latents_to_disk
+            keeps_text = section.requested_text_cache(dataset) is not False
+            latents = (disk if keeps_latents else memory).latents
+            text = (disk if keeps_text else memory).text
             by_dataset.append(CachePair(latents, text))
         return lambda sample: by_dataset[sample.dataset]
-
-    @property
-    def on_disk(self) -> CachePair:
-        """The caches on disk, for sample prompts and `cache` processes."""
-        return self._disk

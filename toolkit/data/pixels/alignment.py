@@ -110,9 +110,12 @@ class Alignment(NamedTuple):
     def is_measurable(self) -> bool:
         """Whether the pair is alike in enough places for the numbers to have a
         meaning."""
-        return self.peak >= MEASURABLE and self.error <= MOST_ERROR * max(
-            1.0, max(self.size) / LARGEST
-        )
+        return self.peak >= MEASURABLE and self.error <= MOST_ERROR * self._times_larger
+
+    @property
+    def _times_larger(self) -> float:
+        """The longer side as a multiple of LARGEST; 1 for smaller images."""
+        return max(1.0, max(self.size) / LARGEST)
 
     @property
     def is_certain(self) -> bool:
@@ -145,9 +148,7 @@ class Alignment(NamedTuple):
     def is_off(self, most_drift: float) -> bool:
         """Whether the drift is certainly more than `most_drift` pixels, of images up to
         LARGEST pixels long; of larger ones more in proportion."""
-        return self.is_certain and self.drift > most_drift * max(
-            1.0, max(self.size) / LARGEST
-        )
+        return self.is_certain and self.drift > most_drift * self._times_larger
 
     def __str__(self) -> str:
         x, y = self.shift
@@ -275,8 +276,7 @@ def _affine(
     within the reference."""
     width, height = size
     a, b, x, y = move
-    cx = width / 2
-    cy = height / 2
+    cx, cy = width / 2, height / 2
     data = (a, -b, cx - a * cx + b * cy + x, b, a, cy - b * cx - a * cy + y)
     u = numpy.arange(width) + 0.5
     v = (numpy.arange(height) + 0.5)[:, None]
@@ -354,14 +354,8 @@ def _phase(first: Array, second: Array, shape: tuple[int, ...]) -> Array:
     `second` has what `first` has at 0."""
     product = second * first.conj()
     product /= numpy.sqrt(numpy.abs(product)) + 1e-6
-    norm = (
-        numpy.sqrt(
-            (numpy.abs(first) ** 2).sum((-2, -1))
-            * (numpy.abs(second) ** 2).sum((-2, -1))
-        )
-        ** 0.5
-        + 1e-6
-    )
+    power, other = ((numpy.abs(each) ** 2).sum((-2, -1)) for each in (first, second))
+    norm = numpy.sqrt(power * other) ** 0.5 + 1e-6
     plane: Array = numpy.fft.irfft2(product, s=shape[-2:]) / norm[..., None, None]
     return plane
 
@@ -381,21 +375,17 @@ def _fitted(a_HW: Array, b_HW: Array, move: Move) -> tuple[Move, float, float]:
     ]
     window = _window(side, side)
     places = [(top, left) for top in starts[0] for left in starts[1]]
-    middles = [
-        (left + side / 2 - width / 2, top + side / 2 - height / 2)
-        for top, left in places
-    ]
-    xy = numpy.array(middles)
+    xy = numpy.array(places)[:, ::-1] + side / 2 - numpy.array([width, height]) / 2
     a_NPP = _patches(a_HW, places, side, window)
     corner = math.hypot(width, height) / 2
     for number in range(ROUNDS):
         moved_HW, inside_HW = _warped(b_HW, move)
         shift_N2, weight_N = _shifts(a_NPP, _patches(moved_HW, places, side, window))
-        is_inside = []
-        for top, left in places:
-            patch_PP = inside_HW[top : top + side, left : left + side]
-            is_inside.append(patch_PP.mean() > 0.9)
-        weight_N = weight_N * numpy.array(is_inside)
+        inside_N = [
+            inside_HW[top : top + side, left : left + side].mean()
+            for top, left in places
+        ]
+        weight_N = weight_N * (numpy.array(inside_N) > 0.9)
         (p, q, x, y), error, share = _similarity(xy, shift_N2, weight_N, corner)
         a, b, dx, dy = move
         (sx, sy), (ca, cb) = _turned(a, b, x, y), _turned(a, b, 1 + p, q)
@@ -428,24 +418,25 @@ def _shifts(a_NPP: Array, b_NPP: Array) -> tuple[Array, Array]:
     reach = slice(half - side // 4, half + side // 4 + 1)
     near = plane[:, reach, reach].reshape(len(plane), -1)
     count = side // 4 * 2 + 1
-    row, column = numpy.divmod(near.argmax(1), count)
-    row = row + half - side // 4
-    column = column + half - side // 4
+    row, column = (
+        place + half - side // 4 for place in numpy.divmod(near.argmax(1), count)
+    )
     index = numpy.arange(len(plane))
     at = plane[index, row, column]
-    shift = []
-    for before, after, place in (
-        (plane[index, row, column - 1], plane[index, row, column + 1], column),
-        (plane[index, row - 1, column], plane[index, row + 1, column], row),
-    ):
+
+    def shift(place: Array, down: int, right: int) -> Array:
+        """From the middle to the top of the parabola through three values."""
+        before = plane[index, row - down, column - right]
+        after = plane[index, row + down, column + right]
         curve = numpy.minimum(before - 2 * at + after, -1e-9)
-        shift.append(
-            place - half + numpy.clip((before - after) / (2 * curve), -0.5, 0.5)
-        )
+        top: Array = numpy.clip((before - after) / (2 * curve), -0.5, 0.5)
+        shifted: Array = place - half + top
+        return shifted
+
+    shift_N2 = numpy.stack([shift(column, 0, 1), shift(row, 1, 0)], 1)
     energy = numpy.sqrt((a_NPP**2).mean((1, 2)))
-    return numpy.stack(shift, 1), numpy.maximum(at, 0) ** 2 * numpy.minimum(
-        energy / (numpy.median(energy) + 1e-6), 2
-    )
+    strength = numpy.minimum(energy / (numpy.median(energy) + 1e-6), 2)
+    return shift_N2, numpy.maximum(at, 0) ** 2 * strength
 
 
 def _similarity(
@@ -462,19 +453,7 @@ def _similarity(
     wanted = numpy.concatenate(shift_N2.T)
     robust = numpy.ones(len(u))
     # The first fit is by the median shift, which half of the patches may miss.
-    order = [numpy.argsort(shift_N) for shift_N in shift_N2.T]
-    middle = []
-    for axis, places in enumerate(order):
-        sums = weight_N[places].cumsum()
-        middle.append(
-            shift_N2[
-                places[
-                    min(int(numpy.searchsorted(sums, sums[-1] / 2)), len(places) - 1)
-                ],
-                axis,
-            ]
-        )
-    fit = numpy.array([0.0, 0.0, *middle])
+    fit = numpy.array([0.0, 0.0, *(_median(axis_N, weight_N) for axis_N in shift_N2.T)])
     error = math.inf
     for reach in (4.0, 2.0, 1.0, 1.0, 1.0, 1.0):
         left = numpy.hypot(*(wanted - known @ fit).reshape(2, -1))
@@ -489,17 +468,18 @@ def _similarity(
         # does.
         spread = 4 * (weight * (wanted - known @ fit) ** 2).sum() / weight.sum()
         among = inverse @ (known.T @ ((weight**2)[:, None] * known)) @ inverse
-        error = math.sqrt(
-            spread
-            * (
-                among[0, 0] * corner**2
-                + among[1, 1] * corner**2
-                + among[2, 2]
-                + among[3, 3]
-            )
-        )
+        p, q, x, y = among.diagonal()
+        error = math.sqrt(spread * (p * corner**2 + q * corner**2 + x + y))
     share = float((weight_N * robust).sum() / max(weight_N.sum(), 1e-9))
     return tuple(map(float, fit)), error, share  # type: ignore[return-value]
+
+
+def _median(values_N: Array, weight_N: Array) -> float:
+    """The value in the middle of the weights."""
+    order = values_N.argsort()
+    sums = weight_N[order].cumsum()
+    middle = int(numpy.searchsorted(sums, sums[-1] / 2))
+    return float(values_N[order[min(middle, len(order) - 1)]])
 
 
 def _correlation(a_HW: Array, b_HW: Array, inside_HW: Array) -> float:
@@ -529,17 +509,13 @@ def onto_image(
     left, top, right, bottom = 0, 0, *alignment.size
     while left < right and top < bottom:
         part = inside_HW[top:bottom, left:right]
-        sides = [
-            1 - part[0].mean(),
-            1 - part[-1].mean(),
-            1 - part[:, 0].mean(),
-            1 - part[:, -1].mean(),
-        ]
-        worst = int(numpy.argmax(sides))
-        if not sides[worst]:
+        edges = (part[0], part[-1], part[:, 0], part[:, -1])
+        outside = [1 - edge.mean() for edge in edges]
+        worst = int(numpy.argmax(outside))
+        if not outside[worst]:
             break
-        top = top + (worst == 0)
-        bottom = bottom - (worst == 1)
-        left = left + (worst == 2)
-        right = right - (worst == 3)
+        top += worst == 0
+        bottom -= worst == 1
+        left += worst == 2
+        right -= worst == 3
     return moved, (left, top, right, bottom)

@@ -1,8 +1,7 @@
-"""What the header of an AVIF says of its primary item: colours and bits. Pillow 13 says
-nothing of either.
+"""The header of an AVIF: colours and bits of its primary item. Pillow 13 gives neither.
 
 `colours` calls `codes_of_avif`, `images` calls `bits_of_avif`. The pixels are decoded
-by Pillow.
+by Pillow, those of HDR by imagecodecs.
 
 Sources: ISO/IEC 14496-12 (boxes), ISO/IEC 23008-12 (items and their properties), AV1
 Codec ISO Media File Format Binding, 2.3 (`av1C`), AV1 Bitstream and Decoding Process
@@ -13,19 +12,20 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import IO
 
-from toolkit.data.pixels.boxes import boxes_of
+from toolkit.data.pixels.unread import Unread
 
-Codes = tuple[int, int, bool]
-"""Primaries and transfer by ITU-T H.273, and whether values are 16 to 235."""
+PACKAGE = "imagecodecs"
+"""Decodes all bits of an AVIF, of which Pillow gives 8: the extra `hdr`."""
+
+Codes = tuple[int, int]
+"""Primaries and transfer by ITU-T H.273."""
 
 _MOST_BOXES = 1000
 _MOST_META = 1 << 22
 """Bytes of the box `meta` that are read: those of a thousand tiles are some 40 kB."""
-
-_MOST_LOCATIONS = 1 << 16
-"""Bytes of the box `iloc` that are read: some 4,000 items."""
 
 _SEQUENCE_HEADER = 1
 _MOST_OF_ITEM = 256
@@ -33,17 +33,23 @@ _MOST_OF_ITEM = 256
 20."""
 
 
+def is_hdr_decoder_installed() -> bool:
+    """Whether the bits of HDR can be decoded. Does not import the decoder."""
+    return find_spec(PACKAGE) is not None
+
+
 def codes_of_avif(file: IO[bytes]) -> Codes | None:
     """The colours of the primary item: its property `colr` of type `nclx`; where it has
-    none, what the sequence header of its AV1 says, as in libavif 1.4. None: neither
-    says anything.
+    none, those of the sequence header of its AV1, as in libavif 1.4. None: neither
+    gives any.
 
-    Raises OSError, struct.error or IndexError for a damaged file.
+    Raises Unread for a file that gives them in the header of a film, and OSError,
+    struct.error or IndexError for a damaged one.
     """
     item = _PrimaryItem(file)
     for name, content in item.properties:
         if name == b"colr" and content[:4] == b"nclx":
-            return (*struct.unpack(">2H", content[4:8]), False)
+            return struct.unpack(">2H", content[4:8])
     for data in (dict(item.properties).get(b"av1C", b"")[4:], item.beginning(file)):
         for kind, content in _units(data):
             if kind == _SEQUENCE_HEADER:
@@ -53,21 +59,37 @@ def codes_of_avif(file: IO[bytes]) -> Codes | None:
 
 def bits_of_avif(file: IO[bytes]) -> int:
     """The bits of a value of the primary item: by `pixi`, else by the configuration of
-    AV1; 8 where neither says it."""
+    AV1; 8 where neither gives them."""
     try:
         properties = dict(_PrimaryItem(file).properties)
     except (OSError, struct.error, IndexError):
         return 8
     pixi = properties.get(b"pixi", b"")
-    configuration = properties.get(b"av1C", b"")
     if len(pixi) > 5:
         return pixi[5]
-    if len(configuration) < 3 or not configuration[2] & 0x40:
-        return 8
-    return 12 if configuration[2] & 0x20 else 10
+    is_wide, is_12 = 0x40, 0x20  # of the third byte
+    flags = (*properties.get(b"av1C", b""), 0, 0, 0)[2]
+    return 8 if not flags & is_wide else 12 if flags & is_12 else 10
 
 
 # ---------------------------------------------------------------- boxes
+
+
+def _boxes_of(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and contents of each box. Ends silently at the first box that is longer than
+    the data."""
+    at = 0
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        start = at + 8
+        if length == 1 and start + 8 <= len(data):
+            (length,) = struct.unpack_from(">Q", data, start)
+            start += 8
+        length = length or len(data) - at
+        if length < start - at or at + length > len(data):
+            return
+        yield kind, data[start : at + length]
+        at += length
 
 
 def _meta_of(file: IO[bytes]) -> bytes:
@@ -76,20 +98,16 @@ def _meta_of(file: IO[bytes]) -> bytes:
     for _ in range(_MOST_BOXES):
         file.seek(at)
         head = file.read(16)
-        if len(head) < 8:
-            return b""
-        length, kind = struct.unpack(">I4s", head[:8])
+        length, kind = struct.unpack_from(">I4s", head)
         start = 8
         if length == 1:
-            (length,) = struct.unpack(">Q", head[8:16])
+            (length,) = struct.unpack_from(">Q", head, 8)
             start = 16
+        if length < start:
+            break
         if kind == b"meta":
             file.seek(at + start)
-            if length > start:
-                return file.read(min(length - start, _MOST_META))
-            return b""
-        if length < start:
-            return b""
+            return file.read(min(length - start, _MOST_META))
         at += length
     return b""
 
@@ -98,100 +116,34 @@ class _PrimaryItem:
     """The item that is the picture."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._boxes = dict(boxes_of(_meta_of(file)[4:]))  # behind version and flags
-        item = self._boxes.get(b"pitm", b"")
+        boxes = dict(_boxes_of(_meta_of(file)[4:]))  # behind version and flags
+        item = boxes.get(b"pitm", b"")
         self._number = int.from_bytes(item[4 : 6 if item[:1] == b"\0" else 8], "big")
-        parts = list(boxes_of(self._boxes.get(b"iprp", b"")))
-        all_of_them = []
-        for kind, held in parts:
-            if kind == b"ipco":
-                for box in boxes_of(held):
-                    all_of_them.append(box)
-        indices = []
-        for kind, held in parts:
-            if kind == b"ipma":
-                for index in _properties_of(held, self._number):
-                    indices.append(index)
-        in_range = [index for index in indices if 1 <= index <= len(all_of_them)]
-        self.properties = [all_of_them[index - 1] for index in in_range]
+        self._locations = boxes.get(b"iloc", b"")
+        parts = list(_boxes_of(boxes.get(b"iprp", b"")))
+        all_of_them = [
+            box for kind, held in parts if kind == b"ipco" for box in _boxes_of(held)
+        ]
+        indices = [
+            index
+            for kind, held in parts
+            if kind == b"ipma"
+            for index in _properties_of(held, self._number)
+        ]
+        self.properties = [
+            all_of_them[index - 1]
+            for index in indices
+            if 1 <= index <= len(all_of_them)
+        ]
         """Kind and contents of each."""
 
     def beginning(self, file: IO[bytes]) -> bytes:
-        """The first bytes of its AV1, of tiles those of the first one; empty where they
-        are not in the file itself."""
-        place = _place_of(
-            self._boxes.get(b"iloc", b""), self._first_tile() or self._number
-        )
+        """The first bytes of its AV1; empty where they are not in the file itself."""
+        place = _place_of(self._locations, self._number)
         if place is None:
             return b""
         file.seek(place)
         return file.read(_MOST_OF_ITEM)
-
-    def _first_tile(self) -> int:
-        """The first item of which this one is made; 0 where it is not made of
-        others."""
-        references = self._boxes.get(b"iref", b"")
-        wide = 4 if references[:1] == b"\1" else 2
-        for kind, held in boxes_of(references[4:]):
-            if kind == b"dimg" and int.from_bytes(held[:wide], "big") == self._number:
-                return int.from_bytes(held[wide + 2 : 2 * wide + 2], "big")
-        return 0
-
-
-def _properties_of(associations: bytes, item: int) -> list[int]:
-    """The indices, from 1 on, of the properties of an item, from a box `ipma`."""
-    version = associations[0]
-    is_wide = associations[3] & 1
-    (count,) = struct.unpack_from(">I", associations, 4)
-    at = 8
-    for _ in range(count):
-        wide_number = 4 if version else 2
-        number = int.from_bytes(associations[at : at + wide_number], "big")
-        association_count = associations[at + wide_number]
-        at += wide_number + 1
-        size = 2 if is_wide else 1
-        if number == item:
-            mask = 0x7FFF if is_wide else 0x7F
-            indices = []
-            for start in range(at, at + association_count * size, size):
-                entry = associations[start : start + size]
-                indices.append(int.from_bytes(entry, "big") & mask)
-            return indices
-        at += association_count * size
-    return []
-
-
-def _place_of(locations: bytes, item: int) -> int | None:
-    """Where the data of an item begin in the file, from a box `iloc`; None where they
-    are elsewhere."""
-    if len(locations) < 8:
-        return None
-    bits = _Bits(locations[:_MOST_LOCATIONS])
-    version = bits.take(8)
-    bits.take(24)
-    wide_offset = 8 * bits.take(4)
-    wide_length = 8 * bits.take(4)
-    wide_base = 8 * bits.take(4)
-    wide_index = 8 * bits.take(4)
-    wide_number = 32 if version == 2 else 16
-    for _ in range(bits.take(wide_number)):
-        number = bits.take(wide_number)
-        method = bits.take(16) & 15 if version else 0
-        bits.take(16)
-        base = bits.take(wide_base)
-        offsets = []
-        for _ in range(bits.take(16)):
-            bits.take(wide_index if version else 0)
-            offsets.append(bits.take(wide_offset))
-            bits.take(wide_length)
-        if number == item:
-            if method == 0 and offsets:
-                return base + offsets[0]
-            return None
-    return None
-
-
-# ---------------------------------------------------------------- AV1
 
 
 class _Bits:
@@ -199,14 +151,61 @@ class _Bits:
     the end."""
 
     def __init__(self, data: bytes) -> None:
-        self._value = int.from_bytes(data, "big")
-        self._left = 8 * len(data)
+        self._data = data
+        self._at = 0
 
     def take(self, count: int) -> int:
-        if count > self._left:
+        first, self._at = self._at, self._at + count
+        if self._at > 8 * len(self._data):
             raise IndexError("its header is not whole")
-        self._left -= count
-        return (self._value >> self._left) & ((1 << count) - 1)
+        bytes_read = self._data[first // 8 : (self._at + 7) // 8]
+        value = int.from_bytes(bytes_read, "big") >> (-self._at % 8)
+        return value & ((1 << count) - 1)
+
+
+def _properties_of(associations: bytes, item: int) -> list[int]:
+    """The indices, from 1 on, of the properties of an item, from a box `ipma`."""
+    bits = _Bits(associations)
+    version = bits.take(8)
+    bits.take(23)
+    index_bits = 15 if bits.take(1) else 7
+    for _ in range(bits.take(32)):
+        number = bits.take(32 if version else 16)
+        indices = []
+        for _ in range(bits.take(8)):
+            bits.take(1)  # whether a reader must know the property
+            indices.append(bits.take(index_bits))
+        if number == item:
+            return indices
+    return []
+
+
+def _place_of(locations: bytes, item: int) -> int | None:
+    """Where the data of an item begin in the file, from a box `iloc`; None where they
+    are elsewhere."""
+    if not locations:
+        return None
+    bits = _Bits(locations)
+    version = bits.take(8)
+    bits.take(24)
+    offset, length, base, index = (8 * bits.take(4) for _ in range(4))
+    number = 32 if version == 2 else 16
+    for _ in range(bits.take(number)):
+        found = bits.take(number)
+        method = bits.take(16) & 15 if version else 0
+        bits.take(16)
+        start = bits.take(base)
+        offsets = []
+        for _ in range(bits.take(16)):
+            bits.take(index if version else 0)
+            offsets.append(bits.take(offset))
+            bits.take(length)
+        if found == item:
+            return start + offsets[0] if method == 0 and offsets else None
+    return None
+
+
+# ---------------------------------------------------------------- AV1
 
 
 def _units(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -226,57 +225,21 @@ def _units(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _codes_of_sequence(header: bytes) -> Codes | None:
-    """The colours by a sequence header; None where it says nothing, or has timing
-    information (of films)."""
+    """The colours by the sequence header of a still picture; None where it gives
+    none."""
     bits = _Bits(header)
     profile = bits.take(3)
     bits.take(1)
-    is_short = bits.take(1)
-    if is_short:
-        bits.take(5)
-    elif not _skip_operating_points(bits):
-        return None
+    if not bits.take(1):
+        raise Unread("an AVIF that has the header of a film, and no nclx")
+    bits.take(5)
     wide_width = 1 + bits.take(4)
     wide_height = 1 + bits.take(4)
     bits.take(wide_width + wide_height)
-    if not is_short and bits.take(1):  # numbers of frames
-        bits.take(7)
-    bits.take(3)
-    if not is_short:
-        _skip_tools(bits)
-    bits.take(3)
+    bits.take(6)  # tools
     has_many_bits = bits.take(1)
     if profile == 2 and has_many_bits:
         bits.take(1)
     if profile != 1:  # whether it is grey
         bits.take(1)
-    if bits.take(1):
-        return (bits.take(8), bits.take(8), False)
-    return None
-
-
-def _skip_operating_points(bits: _Bits) -> bool:
-    """Whether they were read: not with timing information."""
-    if bits.take(1):
-        return False
-    has_delays = bits.take(1)
-    for _ in range(1 + bits.take(5)):
-        bits.take(12)
-        if bits.take(5) > 7:
-            bits.take(1)
-        if has_delays and bits.take(1):
-            bits.take(4)
-    return True
-
-
-def _skip_tools(bits: _Bits) -> None:
-    """The tools for several frames."""
-    bits.take(4)
-    has_order = bits.take(1)
-    if has_order:
-        bits.take(2)
-    has_screen_content = 1 if bits.take(1) else bits.take(1)
-    if has_screen_content and not bits.take(1):
-        bits.take(1)
-    if has_order:
-        bits.take(3)
+    return (bits.take(8), bits.take(8)) if bits.take(1) else None

@@ -8,10 +8,9 @@ The first of these that a file has decides, as browsers decide it:
    third edition, 11.3.2.6; ICC.1:2022, 9.2.17).
 2. An ICC profile.
 3. A code of H.273: `nclx` of AVIF and HEIC (ISO/IEC 14496-12, 12.1.5), in an AVIF
-   without it the sequence header; `cICP` of PNG, the header of JPEG XL. The VUI of
-   HEVC, which pi-heif does not give, is not asked.
-4. PNG's `sRGB`, then `gAMA` and `cHRM` (PNG specification, 11.3.2); endpoints and gamma
-   of a BMP.
+   without it the sequence header; `cICP` of PNG. The VUI of HEVC, which pi-heif does
+   not give, is not asked.
+4. PNG's `sRGB`, then `gAMA` and `cHRM` (PNG specification, 11.3.2).
 5. TIFF and EXIF: the colour space, Adobe RGB as cameras mark it (65535 and
    interoperability index R03: DCF 2.0, JEITA CP-3461), then the tags WhitePoint,
    PrimaryChromaticities and TransferFunction (TIFF 6.0, section 20).
@@ -36,6 +35,7 @@ from typing import IO, Any, NamedTuple, cast
 from PIL import Image, ImageCms
 
 from toolkit.data.pixels.avif import Codes, codes_of_avif
+from toolkit.data.pixels.unread import NARROW, ZSCALE, Unread
 
 
 class Primaries(NamedTuple):
@@ -66,24 +66,16 @@ class Transfer(NamedTuple):
 
 
 _D65 = (0.3127, 0.3290)
-_C = (0.310, 0.316)
 BT709 = Primaries((0.640, 0.330), (0.300, 0.600), (0.150, 0.060), _D65)
 ADOBE_RGB = Primaries((0.640, 0.330), (0.210, 0.710), (0.150, 0.060), _D65)
-_SMPTE_170M = Primaries((0.630, 0.340), (0.310, 0.595), (0.155, 0.070), _D65)
 SRGB_CURVE = Transfer("srgb")
 
 _PRIMARIES = {
     1: BT709,
-    4: Primaries((0.67, 0.33), (0.21, 0.71), (0.14, 0.08), _C),
     5: Primaries((0.64, 0.33), (0.29, 0.60), (0.15, 0.06), _D65),
-    6: _SMPTE_170M,
-    7: _SMPTE_170M,
-    8: Primaries((0.681, 0.319), (0.243, 0.692), (0.145, 0.049), _C),
+    6: Primaries((0.630, 0.340), (0.310, 0.595), (0.155, 0.070), _D65),
     9: Primaries((0.708, 0.292), (0.170, 0.797), (0.131, 0.046), _D65),
-    10: Primaries((1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (1 / 3, 1 / 3)),
-    11: Primaries((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), (0.314, 0.351)),
     12: Primaries((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), _D65),
-    22: Primaries((0.630, 0.340), (0.295, 0.605), (0.155, 0.077), _D65),
 }
 """ColourPrimaries of ITU-T H.273 (07/2024), table 2. Others, such as 2, mean that they
 are not known."""
@@ -92,25 +84,22 @@ _BT709_CURVE = Transfer("bt709")
 _TRANSFERS = {
     1: _BT709_CURVE,
     4: Transfer("power", 2.2),
-    5: Transfer("power", 2.8),
     6: _BT709_CURVE,
-    7: Transfer("smpte240"),
     8: Transfer("linear"),
-    9: Transfer("log100"),
-    10: Transfer("log316"),
-    11: _BT709_CURVE,
-    12: _BT709_CURVE,
     13: SRGB_CURVE,
     14: _BT709_CURVE,
     15: _BT709_CURVE,
     16: Transfer("pq"),
-    17: Transfer("st428"),
     18: Transfer("hlg"),
 }
-"""TransferCharacteristics of ITU-T H.273 (07/2024), table 3, with which 11 and 12 agree
-between 0 and 1."""
+"""TransferCharacteristics of ITU-T H.273 (07/2024), table 3."""
+
+_NOT_READ = {4, 7, 8, 10, 11, 22}, {5, 7, 9, 10, 11, 12, 17}
+"""Primaries and curves of these tables that no camera, phone or browser writes: of
+film, old television and cinemas."""
 
 _HDR = {"pq": "HDR (PQ)", "hlg": "HDR (HLG)"}
+_HDR_CODES = (16, 18)
 _NAMES = {
     (1, "srgb"): "sRGB",
     (1, "bt709"): "BT.709",
@@ -118,7 +107,6 @@ _NAMES = {
     (6, "bt709"): "BT.601",
     (9, "bt709"): "BT.2020",
     (9, "srgb"): "BT.2020",
-    (11, "st428"): "DCI-P3",
     (12, "srgb"): "Display P3",
 }
 """Names of common pairs of primaries, as a code of H.273, and curve."""
@@ -146,9 +134,6 @@ class Colours:
 
     primaries: Primaries = BT709
     transfer: Transfer = SRGB_CURVE
-    is_narrow: bool = False
-    """Whether black is 16 and white 235 of 255 in the file."""
-
     profile: bytes = b""
     """The ICC profile that decides; then the other fields have no effect."""
 
@@ -171,68 +156,59 @@ class Colours:
         read the same pixels."""
         if self.profile or not self.changes:
             return ""
-        return f"colours {_READING} {list(self.primaries)} {list(self.transfer)} {self.is_narrow}"
+        # `False`: earlier versions also read values from 16 to 235
+        return f"colours {_READING} {list(self.primaries)} {list(self.transfer)} False"
 
 
 SRGB = Colours("sRGB", changes=False)
 
 
-def from_codes(primaries: int, transfer: int, is_narrow: bool = False) -> Colours:
-    """The colours of codes of ITU-T H.273. Unknown codes count as sRGB.
+def from_codes(primaries: int, transfer: int) -> Colours:
+    """The colours of codes of ITU-T H.273. Unknown codes count as sRGB. Raises Unread
+    for codes that are not read.
 
     >>> from_codes(12, 13).name
     'Display P3'
     """
-    curve = _TRANSFERS.get(transfer, SRGB_CURVE)
+    name = f"H.273 {primaries}/{transfer}"
+    if primaries in _NOT_READ[0] or transfer in _NOT_READ[1]:
+        raise Unread(f"an image of the colours {name}", ZSCALE)
     return _named(
-        _PRIMARIES.get(primaries, BT709),
-        curve,
-        f"H.273 {primaries}/{transfer}",
-        is_narrow,
+        _PRIMARIES.get(primaries, BT709), _TRANSFERS.get(transfer, SRGB_CURVE), name
     )
 
 
-def _named(
-    primaries: Primaries, transfer: Transfer, otherwise: str, is_narrow: bool = False
-) -> Colours:
+def _named(primaries: Primaries, transfer: Transfer, otherwise: str) -> Colours:
     """The colours of primaries and a curve, with their usual name, or the name
     `otherwise`."""
-    if primaries == BT709 and transfer == SRGB_CURVE and not is_narrow:
+    if primaries == BT709 and transfer == SRGB_CURVE:
         return SRGB
     code = next((code for code, known in _PRIMARIES.items() if known == primaries), 0)
     name = _HDR.get(transfer.curve) or _NAMES.get((code, transfer.curve), otherwise)
-    return Colours(
-        f"{name}, 16 to 235" if is_narrow else name, primaries, transfer, is_narrow
-    )
+    return Colours(name, primaries, transfer)
 
 
 def colours_of(image: Image.Image) -> Colours:
     """The colours of an opened image that was not decoded. Reads a few bytes of its
-    header. Never fails: damaged colour information is ignored."""
+    header. Damaged colour information is ignored. Raises Unread for colours that are
+    not read."""
     profile = cast("bytes", image.info.get("icc_profile") or b"")
     codes = _codes(image)
-    coded = from_codes(*codes) if codes else None
-    if image.format == "PNG" and coded and coded.is_hdr:
-        return coded
     if profile:
-        of_profile = _codes_of_profile(profile)
-        if of_profile:
-            of_tag = from_codes(*of_profile)
-            if of_tag.is_hdr:
-                return of_tag
+        before_profile = codes if image.format == "PNG" else None
+        for given in (before_profile, _codes_of_profile(profile)):
+            if given and given[1] in _HDR_CODES:
+                return from_codes(*given)
         return _of_profile(profile, "L" if is_grey_webp(image) else image.mode)
-    if image.format == "JXL":
-        return _of_jxl(cast("Any", image).header)
-    if coded:
-        return coded
+    if codes:
+        return from_codes(*codes)
     if image.format == "BMP":
         return _of_bmp(_header_of_bmp(image))
-    if image.format == "PNG" and not {"srgb", "gamma", "chromaticity"}.isdisjoint(
-        image.info
-    ):
-        if "srgb" in image.info:
-            return SRGB
-        return _of_gamma_and_points(image.info)
+    if image.format == "PNG" and "srgb" in image.info:
+        return SRGB
+    if image.format == "PNG" and not {"gamma", "chromaticity"}.isdisjoint(image.info):
+        points = _of_points(image.info.get("chromaticity", ()))
+        return _of_numbers(points, float(image.info.get("gamma", 0)), "cHRM")
     return _of_exif(image)
 
 
@@ -240,17 +216,11 @@ def colours_of(image: Image.Image) -> Colours:
 
 
 def _codes(image: Image.Image) -> Codes | None:
-    """The codes of H.273 in the header of the file. Decoders apply the range of AVIF
-    and HEIC, but not of PNG."""
+    """The codes of H.273 in the header of the file."""
     if image.format == "HEIF":
         nclx = image.info.get("nclx_profile")
-        if nclx:
-            return (
-                int(nclx["color_primaries"]),
-                int(nclx["transfer_characteristics"]),
-                False,
-            )
-        return None
+        names = ("color_primaries", "transfer_characteristics")
+        return (int(nclx[names[0]]), int(nclx[names[1]])) if nclx else None
     file: IO[bytes] | None = getattr(image, "fp", None)
     if file is None or image.format not in ("PNG", "AVIF"):
         return None
@@ -258,9 +228,7 @@ def _codes(image: Image.Image) -> Codes | None:
     raw: IO[bytes] = getattr(file, "raw", file)
     place = raw.tell()
     try:
-        if image.format == "PNG":
-            return _cicp_of_png(raw)
-        return codes_of_avif(raw)
+        return _cicp_of_png(raw) if image.format == "PNG" else codes_of_avif(raw)
     except (OSError, struct.error, IndexError):
         return None
     finally:
@@ -280,15 +248,22 @@ def _cicp_of_png(file: IO[bytes]) -> Codes | None:
         if kind in (b"IDAT", b"IEND"):
             return None
         if kind == b"cICP" and length == 4:
-            primaries, transfer, _, full = head[8:12]
-            return primaries, transfer, full == 0
+            return _of_full_range(head[8:12])
         at += 12 + length
     return None
 
 
+def _of_full_range(codes: bytes) -> Codes:
+    """Primaries and transfer of the four bytes of `cICP` and `cicp`."""
+    primaries, transfer, _, is_full = codes
+    if not is_full:
+        raise Unread("an image whose black is 16 and white 235 of 255", NARROW)
+    return primaries, transfer
+
+
 # ---------------------------------------------------------------- ICC profiles
 
-PROFILE_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK", "Lab": "LAB"}
+PROFILE_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}
 """Colour space of a profile -> mode of the pixels that it is for."""
 
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -299,7 +274,6 @@ _CALLED = {
     "RGBX": "RGB",
     "P": "RGB",
     "CMYK": "CMYK",
-    "LAB": "Lab",
 }
 """Mode of pixels -> its name in messages."""
 
@@ -357,9 +331,7 @@ def _codes_of_profile(profile: bytes) -> Codes | None:
     """The tag `cicp` of an ICC profile (ICC.1:2022, 10.4), as programs write it for
     HDR."""
     content = _tags_of(profile).get(b"cicp", b"")
-    if len(content) >= 12:
-        return (content[8], content[9], content[11] == 0)
-    return None
+    return _of_full_range(content[8:12]) if len(content) >= 12 else None
 
 
 class ProfileCurve(NamedTuple):
@@ -481,7 +453,7 @@ def _of_profile(profile: bytes, mode: str) -> Colours:
     if icc_profile is None:
         return Colours("sRGB", profile=profile, changes=False, fault=fault)
     wanted = profile_mode(icc_profile)
-    is_of_mode = wanted == mode or (wanted == "RGB" and mode not in ("CMYK", "LAB"))
+    is_of_mode = wanted == mode or (wanted == "RGB" and mode != "CMYK")
     if not is_of_mode and not (wanted == "L" and mode in _GREY_MODES):
         fault = (
             f"its colour profile is for {_CALLED[str(wanted)]}, its pixels are "
@@ -517,7 +489,7 @@ def _differs(profile: ImageCms.ImageCmsProfile) -> bool:
 
 
 # ---------------------------------------------------------------- numbers: gAMA, cHRM,
-# BMP, TIFF, EXIF
+# TIFF, EXIF
 
 _ADOBE_CURVE = Transfer("power", 563 / 256)
 """Source: Adobe RGB (1998) color image encoding, 4.3.4.2: an exponent of 2 + 51/256."""
@@ -532,53 +504,25 @@ _SAME_GAMMA = 0.05
 _SAME_POINT = 0.002
 
 
-def _of_numbers(primaries: Primaries, gamma: float | None, source: str) -> Colours:
-    """The colours of primaries and of an exponent from light to values, with the field
-    of the file for messages.
+def _of_numbers(primaries: Primaries, gamma: float, source: str) -> Colours:
+    """The colours of primaries and of an exponent from light to values (0: none is
+    given), with the field of the file for messages.
 
     An exponent of about 1/2.2 with the primaries of sRGB is sRGB: the values that the
     PNG specification (11.3.2.5) asks writers of sRGB to add for readers that know
     nothing else.
     """
-    is_meant = gamma is not None and 0.1 <= gamma <= 10
+    is_meant = 0.1 <= gamma <= 10
+    is_usual = not is_meant or abs(gamma / _SRGB_GAMMA - 1) <= _SAME_GAMMA
     if not is_meant:
         transfer = _ADOBE_CURVE if primaries == ADOBE_RGB else SRGB_CURVE
-    elif gamma == 1:
-        transfer = Transfer("linear")
     else:
-        transfer = Transfer("power", 1 / cast("float", gamma))
-    is_usual = (
-        not is_meant or abs(cast("float", gamma) / _SRGB_GAMMA - 1) <= _SAME_GAMMA
-    )
+        transfer = Transfer("linear") if gamma == 1 else Transfer("power", 1 / gamma)
     if primaries == BT709:
-        if is_usual:
-            return SRGB
-        return Colours(f"gamma {gamma:.3g}", primaries, transfer)
+        return SRGB if is_usual else Colours(f"gamma {gamma:.3g}", primaries, transfer)
     if primaries == ADOBE_RGB and is_usual:
         return Colours("Adobe RGB", primaries, transfer)
     return _named(primaries, transfer, f"the primaries of {source}")
-
-
-def _of_gamma_and_points(info: dict[str | tuple[int, int], Any]) -> Colours:
-    """The colours of PNG's gAMA and cHRM."""
-    gamma = info.get("gamma")
-    points = info.get("chromaticity")
-    return _of_numbers(
-        _of_points(points or ()), None if gamma is None else float(gamma), "cHRM"
-    )
-
-
-def _of_jxl(header: Any) -> Colours:
-    """The colours of the header of a JPEG XL: codes, or numbers."""
-    primaries, transfer, _ = header.codes
-    space = _of_points(header.points) if header.points else _PRIMARIES[primaries]
-    if header.gamma:
-        return _of_numbers(space, header.gamma, "its header")
-    if header.points:
-        name = "the primaries of its header"
-    else:
-        name = f"H.273 {primaries}/{transfer}"
-    return _named(space, _TRANSFERS.get(transfer, SRGB_CURVE), name)
 
 
 def _is_same_point(a: tuple[float, float], b: tuple[float, float]) -> bool:
@@ -592,10 +536,7 @@ def _of_points(points: Sequence[float]) -> Primaries:
     or span no triangle are sRGB's."""
     if len(points) != 8 or not all(math.isfinite(value) for value in points):
         return BT709
-    white = (points[0], points[1])
-    red = (points[2], points[3])
-    green = (points[4], points[5])
-    blue = (points[6], points[7])
+    white, red, green, blue = zip(points[::2], points[1::2], strict=True)
     area = (green[0] - red[0]) * (blue[1] - red[1]) - (blue[0] - red[0]) * (
         green[1] - red[1]
     )
@@ -630,9 +571,7 @@ def _header_of_bmp(image: Image.Image) -> bytes:
     header = file.read(124)
     file.seek(place)
     length = int.from_bytes(header[:4], "little")
-    if length >= 108 and len(header) >= 108:
-        return header[:length]
-    return b""
+    return header[:length] if min(length, len(header)) >= 108 else b""
 
 
 def profile_of_bmp(image: Image.Image) -> bytes:
@@ -654,23 +593,15 @@ _MOST_OF_PROFILE = 1 << 24
 
 
 def _of_bmp(header: bytes) -> Colours:
-    """The colours of a BMP without a profile in it. The endpoints are XYZ; their white
-    is not said and is taken as D65. A gamma below 1 is the exponent of the other
-    direction."""
+    """The colours of a BMP without a profile in it: sRGB, also where the endpoints are
+    zeros, as most programs write them. Raises Unread for other endpoints."""
     if header[56:60] == _LINKED:
         return replace(
             SRGB, fault="its colour profile is in another file: taken as sRGB"
         )
-    if not header or header[56:60] != _CALIBRATED:
-        return SRGB
-    values = [value / (1 << 30) for value in struct.unpack_from("<9i", header, 60)]
-    ends = [values[at : at + 3] for at in (0, 3, 6)]
-    if any(sum(end) <= 0 for end in ends):
-        return SRGB  # zeros, as most programs write them
-    points = [value / sum(end) for end in ends for value in end[:2]]
-    gamma = struct.unpack_from("<3I", header, 96)[1] / 65536
-    exponent = gamma if gamma < 1 else 1 / gamma
-    return _of_numbers(_of_points((*_D65, *points)), exponent or None, "its header")
+    if header[56:60] == _CALIBRATED and any(header[60:96]):
+        raise Unread("a BMP that gives its colours by endpoints")
+    return SRGB
 
 
 # ---------------------------------------------------------------- TIFF and EXIF
@@ -692,10 +623,7 @@ def _of_exif(image: Image.Image) -> Colours:
     """The colours that the tags of TIFF or EXIF say."""
     has_tags = "exif" in image.info or image.format in ("JPEG", "MPO", "TIFF")
     # the tags that a camera wrote stay when it is made CMYK
-    if not has_tags or image.mode in (
-        "CMYK",
-        "LAB",
-    ):
+    if not has_tags or image.mode == "CMYK":
         return SRGB
     try:
         exif = Image.Image.getexif(image)  # that of a PNG would decode the image first
@@ -732,7 +660,7 @@ def _of_exif(image: Image.Image) -> Colours:
             SRGB,
             fault="its EXIF says that its colours are not sRGB, but not which they are: taken as sRGB",
         )
-    return _of_numbers(_of_points(points), exponent or None, "its tags")
+    return _of_numbers(_of_points(points), exponent, "its tags")
 
 
 def _exponent_of(curve: Sequence[float]) -> float:

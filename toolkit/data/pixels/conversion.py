@@ -50,7 +50,7 @@ def to_srgb(values_HWP: ndarray, colours: Colours) -> ndarray:
     most = int(numpy.iinfo(values_HWP.dtype).max)
     profile = matrix_profile(colours.profile) if colours.profile else None
     if profile is None:
-        lights = [_light_table(colours.transfer, colours.is_narrow, most)] * 3
+        lights = [_light_table(colours.transfer, most)] * 3
         matrix_PP = matrix_to_srgb(colours.primaries)
     else:
         lights = [_profile_table(curve, most) for curve in profile.curves]
@@ -94,13 +94,6 @@ def _bt709(value: ndarray) -> ndarray:
     )
 
 
-def _smpte240(value: ndarray) -> ndarray:
-    """Source: ITU-T H.273, table 3, value 7."""
-    return numpy.where(
-        value < 0.0913, value / 4.0, ((value + 0.1115) / 1.1115) ** (1 / 0.45)
-    )
-
-
 def _pq(value: ndarray) -> ndarray:
     """Light as a multiple of `SDR_WHITE`. Source: ITU-R BT.2100-3, table 4 (SMPTE ST
     2084)."""
@@ -129,11 +122,7 @@ def _hlg(value: ndarray) -> ndarray:
 CURVES: dict[str, Callable[[ndarray], ndarray]] = {
     "srgb": _srgb,
     "bt709": _bt709,
-    "smpte240": _smpte240,
     "linear": lambda value: value,
-    "log100": lambda value: numpy.where(value > 0, 10 ** (2 * (value - 1)), 0.0),
-    "log316": lambda value: numpy.where(value > 0, 10 ** (2.5 * (value - 1)), 0.0),
-    "st428": lambda value: value**2.6 * (52.37 / 48.0),
     "pq": _pq,
     "hlg": _hlg,
 }
@@ -141,15 +130,11 @@ CURVES: dict[str, Callable[[ndarray], ndarray]] = {
 
 
 @lru_cache(maxsize=8)
-def _light_table(transfer: Transfer, is_narrow: bool, most: int) -> ndarray:
+def _light_table(transfer: Transfer, most: int) -> ndarray:
     """The light of each value from 0 to `most`."""
     value = numpy.arange(most + 1, dtype=numpy.float64) / most
-    if is_narrow:
-        value = ((value * 255 - 16) / 219).clip(0.0, 1.0)
-    if transfer.curve == "power":
-        light = value**transfer.gamma
-    else:
-        light = CURVES[transfer.curve](value)
+    is_power = transfer.curve == "power"
+    light = value**transfer.gamma if is_power else CURVES[transfer.curve](value)
     return light.astype(numpy.float32)
 
 
@@ -171,9 +156,7 @@ def _matrix_of_profile(profile: MatrixProfile) -> ndarray:
     the connection space."""
     if not profile.columns:  # grey
         return numpy.eye(3, dtype=numpy.float32)
-    cones = _BRADFORD @ (_xyz(BT709.white) / BT709.white[1])
-    wanted = _BRADFORD @ _PCS_WHITE
-    to_d50_XX = numpy.linalg.solve(_BRADFORD, numpy.diag(wanted / cones) @ _BRADFORD)
+    to_d50_XX = _adapted(_xyz(BT709.white) / BT709.white[1], _PCS_WHITE)
     columns_XP = numpy.array(profile.columns).T
     return numpy.linalg.solve(to_d50_XX @ _to_xyz(BT709), columns_XP).astype(
         numpy.float32
@@ -223,6 +206,12 @@ def _xyz(point: tuple[float, float]) -> ndarray:
     return numpy.array([point[0], point[1], 1 - point[0] - point[1]])
 
 
+def _adapted(white_X: ndarray, wanted_X: ndarray) -> ndarray:
+    """Matrix [X, X] that exchanges one white for another; a white has Y = 1."""
+    cones = (_BRADFORD @ wanted_X) / (_BRADFORD @ white_X)
+    return numpy.linalg.solve(_BRADFORD, numpy.diag(cones) @ _BRADFORD)
+
+
 def _to_xyz(primaries: Primaries) -> ndarray:
     """Matrix [X, P] from light to XYZ, so that white has a luminance of 1. Source:
     SMPTE RP 177."""
@@ -237,9 +226,9 @@ def _to_xyz(primaries: Primaries) -> ndarray:
 def matrix_to_srgb(primaries: Primaries) -> ndarray:
     """Matrix [P, P] from light of these primaries to that of sRGB; white stays
     white."""
-    cones = _BRADFORD @ (_xyz(primaries.white) / primaries.white[1])
-    wanted = _BRADFORD @ (_xyz(BT709.white) / BT709.white[1])
-    adapt_XX = numpy.linalg.solve(_BRADFORD, numpy.diag(wanted / cones) @ _BRADFORD)
+    adapt_XX = _adapted(
+        _xyz(primaries.white) / primaries.white[1], _xyz(BT709.white) / BT709.white[1]
+    )
     return (numpy.linalg.solve(_to_xyz(BT709), adapt_XX @ _to_xyz(primaries))).astype(
         numpy.float32
     )

@@ -3,9 +3,9 @@ through here.
 
 Whatever the file holds (16-bit grey, CMYK, a colour profile, HDR, transparency, an EXIF
 rotation), the result is an upright 8-bit sRGB image. A file that cannot become one
-faithfully is refused with the reason: animations, several pages, floating point, truncated or oversized
-files. `colours` says which colours a file holds, `conversion` makes sRGB of them,
-`tiff` knows what Pillow reads wrongly.
+faithfully is refused with the reason: animations, several pages, truncated or oversized
+files, and kinds that are not read (`unread`). `colours` says which colours a file
+holds, `conversion` makes sRGB of them, `tiff` knows the files that Pillow reads wrongly.
 
 Shape suffixes: H/W height and width in pixels; P red, green, blue, and opacity where
 the image has it.
@@ -19,7 +19,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
@@ -35,8 +35,7 @@ from PIL import (
 )
 
 from toolkit.contracts.data import Flip, Mask, ResizeCrop, Size
-from toolkit.data.pixels import jxl
-from toolkit.data.pixels.avif import bits_of_avif
+from toolkit.data.pixels.avif import PACKAGE, bits_of_avif, is_hdr_decoder_installed
 from toolkit.data.pixels.colours import (
     PROFILE_MODES,
     Colours,
@@ -49,39 +48,22 @@ from toolkit.data.pixels.colours import (
     read_profile,
     srgb_profile,
 )
-from toolkit.data.pixels.tiff import (
-    TiffHeader,
-    header_of,
-    is_opened,
-    orientation_of,
-    pages_of,
-    read_header,
-    read_planes,
-    undone,
-)
+from toolkit.data.pixels.tiff import pages_of, refuse_misread
+from toolkit.data.pixels.unread import Unread, unread_jpeg, unread_kind
 from toolkit.errors import install_command
-from toolkit.files.unreadable import LONGEST, denied, in_its_place
+from toolkit.files.unreadable import denied, in_its_place
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 IMAGE_SUFFIXES = frozenset(
     {
-        ".jpg",
-        ".jpeg",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".avif",
-        ".heic",
-        ".heif",
-        ".jxl",
-        ".bmp",
-        ".tif",
-        ".tiff",
+        *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"),
+        *(".avif", ".heic", ".heif", ".jxl"),
     }
 )
-"""File name endings (lower case) that are read as images."""
+"""File name endings (lower case) of images. JPEG XL (.jxl) is refused with the command
+that converts it."""
 
 MAX_PIXELS = 120_000_000
 """Largest image that is read, in pixels: about 480 MB while it is decoded."""
@@ -95,7 +77,7 @@ image_processing_qwen2_vl.py, `smart_resize`."""
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
-_SIXTEEN_BIT = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
+_SIXTEEN_BIT = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -211,8 +193,7 @@ def open_image(
         if _is_converted_here(image, colours):
             rgb, alpha = _converted(image, colours, path, data)
         else:
-            eight_bit = _to_eight_bit(_decoded(image), path)
-            colour, alpha = _split_alpha(eight_bit)
+            colour, alpha = _split_alpha(_to_eight_bit(_decoded(image)))
             rgb = _to_srgb(colour, colours, note)
         if alpha is not None:
             rgb.putalpha(alpha)
@@ -248,7 +229,7 @@ def load_alpha(path: Path | str) -> Image.Image:
     """
     with _reading(path) as image:
         upright = _decoded(image)
-        _, alpha = _split_alpha(_to_eight_bit(upright, path))
+        _, alpha = _split_alpha(_to_eight_bit(upright))
         return alpha or Image.new("L", upright.size, 255)
 
 
@@ -290,11 +271,8 @@ def inspect_image(path: Path | str) -> ImageInfo:
         # JPEG: every byte is still read, but only an eighth of each side is computed.
         image.draft(None, (1, 1))
         decoded = _decoded(image)
-        _refuse_wide_values(decoded, path)
-        if info.alpha and decoded.convert("RGBA").getchannel("A").getextrema() == (
-            0,
-            0,
-        ):
+        opacity = decoded.convert("RGBA").getchannel("A") if info.alpha else None
+        if opacity and opacity.getextrema() == (0, 0):
             info = info._replace(notes=(*info.notes, CLEAR))
         return info._replace(verified=True)
 
@@ -311,36 +289,25 @@ def inspect_header(path: Path | str) -> ImageInfo:
 def _info(image: Image.Image, alpha: bool) -> ImageInfo:
     """The facts in the header of an image that was not decoded."""
     colours = colours_of(image)
-    notes = (colours.fault,) if colours.fault else ()
-    name = colours.name if colours.changes else ""
     return ImageInfo(
         _upright_size(image),
         alpha,
-        notes,
-        False,
-        name,
-        colours.is_hdr,
-        _reading_of(image, colours),
+        notes=(colours.fault,) if colours.fault else (),
+        colours=colours.name if colours.changes else "",
+        is_hdr=colours.is_hdr,
+        reading=_reading_of(image, colours),
     )
 
 
 def _reading_of(image: Image.Image, colours: Colours) -> str:
-    header = header_of(image)
-    parts = [colours.reading, header.reading if header else ""]
-    is_new = _is_converted_here(image, colours) or (
-        image.format == "BMP" and colours.changes
-    )
-    if not colours.reading and is_new:
-        parts.append("profile 1")
-    if (
-        image.format == "AVIF"
-        and colours.reading
-        and find_spec(jxl.PACKAGE)
-        and _avif_bits(image) > 8
-    ):
-        # where another decoder is installed the same file has other pixels
-        parts.append("16 bits")
-    return " ".join(filter(None, parts))
+    if not colours.reading:
+        is_new = _is_converted_here(image, colours) or (
+            image.format == "BMP" and colours.changes
+        )
+        return "profile 1" if is_new else ""
+    has_more = image.format == "AVIF" and is_hdr_decoder_installed()
+    # where another decoder is installed the same file has other pixels
+    return colours.reading + (" 16 bits" if has_more and _avif_bits(image) > 8 else "")
 
 
 def _is_converted_here(image: Image.Image, colours: Colours) -> bool:
@@ -421,14 +388,9 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        reason = _stands_in(path, data)
-        if reason:
-            raise ImageError(path, reason) from error
         raise ImageError(path, _why_unknown(path, data)) from error
-    except jxl.Unread as error:
-        raise ImageError(
-            path, f"is a JPEG XL {error}, which is not read. {_REMEDY}"
-        ) from error
+    except Unread as error:
+        raise ImageError(path, error.reason(path, data)) from error
     except FileNotFoundError as error:
         raise ImageError(path, "does not exist") from error
     except Image.DecompressionBombError as error:
@@ -438,131 +400,57 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
     except _DECODE_ERRORS as error:
         if isinstance(error, PermissionError):
             cause = denied(Path(path))
-            raise ImageError(
-                path, f"cannot be read: {cause.what}. {cause.remedy}"
-            ) from error
+            what = f"{cause.what}. {cause.remedy}"
+            raise ImageError(path, f"cannot be read: {what}") from error
         # of the system; those of the decoders have no number
         if isinstance(error, OSError) and error.errno:
             raise ImageError(path, f"cannot be read: {error.strerror}") from error
-        kind = _unread_jpeg(_beginning(path, data))
-        if kind:
-            raise ImageError(
-                path, f"is {kind}, which is not read. {_REMEDY}"
-            ) from error
+        kind = unread_jpeg(_beginning(path, data))
+        damage = f"cannot be read ({error}): truncated or damaged"
         raise ImageError(
-            path, f"cannot be read ({error}): truncated or damaged"
+            path, Unread(kind).reason(path, data) if kind else damage
         ) from error
 
 
-def _stands_in(path: Path | str, data: bytes | None) -> str:
-    """The kind of a file that is in place of an image, such as a pointer of Git LFS,
-    with the remedy; empty for other unknown files."""
-    with suppress(OSError):  # then the other error is told
-        contents = data
-        if contents is None:
-            with open(path, "rb") as file:
-                contents = file.read(LONGEST + 1)
-        return in_its_place(contents)
-    return ""
-
-
 def _open(file: Path | str | IO[bytes]) -> Image.Image:
-    """Photographs of iPhones (HEIC) and JPEG XL are read from the first unknown file
-    on, whatever it is named: their decoders take time to be imported."""
+    """Photographs of iPhones (HEIC) are read from the first unknown file on, whatever it
+    is named: their decoder takes time to be imported."""
+    has_heif = "HEIF" in Image.OPEN
     try:
-        return _open_with_pillow(file)
+        image = Image.open(file, formats=(*_FORMATS, *(("HEIF",) if has_heif else ())))
     except UnidentifiedImageError:
-        if not find_spec(jxl.PACKAGE):
+        if has_heif or not find_spec("pi_heif"):
             raise
-        with (
-            Path(file).open("rb")
-            if isinstance(file, Path | str)
-            else nullcontext(file) as opened
-        ):
-            opened.seek(0)
-            is_jxl = opened.read(12).startswith(jxl.BEGINNINGS)
-            opened.seek(0)
-            if not is_jxl:
-                raise
-            return jxl.open_jxl(opened)
+        from pi_heif import register_heif_opener
+
+        register_heif_opener()
+        return Image.open(file, formats=("HEIF",))
+    profile = profile_of_bmp(image)
+    if profile:
+        image.info["icc_profile"] = profile
+    return image
 
 
-def _open_with_pillow(file: Path | str | IO[bytes]) -> Image.Image:
-    try:
-        image = Image.open(
-            file, formats=(*_FORMATS, *(("HEIF",) if "HEIF" in Image.OPEN else ()))
-        )
-        profile = profile_of_bmp(image)
-        if profile:
-            image.info["icc_profile"] = profile
-        return image
-    except UnidentifiedImageError:
-        if "HEIF" in Image.OPEN or not find_spec("pi_heif"):
-            raise
-    from pi_heif import register_heif_opener
-
-    register_heif_opener()
-    return Image.open(file, formats=("HEIF",))
-
-
-_HEIC_BRANDS = (
-    b"heic",
-    b"heix",
-    b"heim",
-    b"heis",
-    b"hevc",
-    b"hevx",
-    b"hevm",
-    b"hevs",
-    b"mif1",
-    b"msf1",
-)
-_REMEDY = "Save it as PNG, with 8 or 16 bits per channel"
-_OTHER_FORMATS = {
-    b"\0\0\0\x0cjP  ": "JPEG 2000",
-    b"\xff\x4f\xff\x51": "JPEG 2000",
-    b"8BPS": "Photoshop document",
-    b"v/1\x01": "OpenEXR image",
-    b"%PDF": "PDF",
-    b"PK\x03\x04": "zip archive",
-}
-"""First bytes of files that are not read -> their kind."""
+_HEIC_BRANDS = frozenset(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1".split())
 
 
 def _why_unknown(path: Path | str, data: bytes | None) -> str:
-    """Why no decoder takes a file: it is of a kind that is not read, its decoder is not
-    installed, or it is damaged."""
-    what = "is not a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF image, or is damaged"
+    """Why no decoder takes a file: something else is in its place, it is of a kind that
+    is not read, its decoder is not installed, or it is damaged."""
     beginning = _beginning(path, data)
+    instead = in_its_place(beginning)
+    if instead:
+        return instead
     if not beginning.strip(b"\0"):
         state = "begins with zeros" if beginning else "is empty"
         return f"{state}, as after a broken download. Copy or download it again"
-    try:
-        with Path(path).open("rb") if data is None else io.BytesIO(data) as file:
-            header = read_header(file)
-    except OSError:
-        return what
-    if header is not None:
-        if is_opened(header, beginning[:2]):
-            return what
-        return f"is a TIFF of {header}, which is not read. {_REMEDY}"
-    kind = _unread_jpeg(beginning)
+    kind = unread_kind(beginning)
     if kind:
-        return f"is {kind}, which is not read. {_REMEDY}"
-    for begin, name in _OTHER_FORMATS.items():
-        if beginning.startswith(begin):
-            article = "an" if name[0] == "O" else "a"
-            return f"is {article} {name}, which is not read. {_REMEDY}"
-    if (
-        beginning[4:8] == b"ftyp"
-        and beginning[8:12] in _HEIC_BRANDS
-        and not find_spec("pi_heif")
-    ):
-        return (
-            f"{what} (HEIC needs the package 'pi-heif': {install_command('pi-heif')})"
-        )
-    if beginning.startswith(jxl.BEGINNINGS) and not find_spec(jxl.PACKAGE):
-        return f"is a JPEG XL, which needs the package '{jxl.PACKAGE}' (extra 'jxl'): {install_command(jxl.PACKAGE)}"
+        return Unread(kind).reason(path, data)
+    what = "is not a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF image, or is damaged"
+    is_heic = beginning[4:8] == b"ftyp" and beginning[8:12] in _HEIC_BRANDS
+    if is_heic and not find_spec("pi_heif"):
+        what += f" (HEIC needs the package 'pi-heif': {install_command('pi-heif')})"
     return what
 
 
@@ -575,27 +463,6 @@ def _beginning(path: Path | str, data: bytes | None) -> bytes:
         return b""
 
 
-def _unread_jpeg(beginning: bytes) -> str:
-    """The kind of a JPEG that its decoder does not read, by the marker that begins its
-    frame; else empty.
-
-    Source of the layout: ITU-T T.81, table B.1 and B.2.2.
-    """
-    if beginning[:2] != b"\xff\xd8":
-        return ""
-    at = 2
-    while at + 9 <= len(beginning) and beginning[at] == 0xFF:
-        marker = beginning[at + 1]
-        length = int.from_bytes(beginning[at + 2 : at + 4], "big")
-        if marker in (0xC0, 0xC1, 0xC2):
-            bits = beginning[at + 4]
-            return "" if bits == 8 else f"a JPEG of {bits} bits"
-        if marker in (0xC3, 0xC7, 0xCB, 0xCF):
-            return "a lossless JPEG"
-        at += 2 + length
-    return ""
-
-
 def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
     """Raises ImageError for images that cannot be used by their header alone."""
     if image.width * image.height > MAX_PIXELS:
@@ -606,33 +473,29 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
         )
     # A JPEG with several images (MPO) is a photograph with previews, as HEIC may be:
     # its first image is meant.
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        frames = pages_of(image)
-    else:
-        if image.format in ("JPEG", "MPO", "HEIF"):
-            frames = 1
-        else:
-            frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        kind = "pages" if image.format == "TIFF" else "frames"
-        state = "holds" if image.format == "TIFF" else "is animated:"
-        raise ImageError(path, f"{state} {frames} {kind}. Save one of them as PNG")
+    is_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
+    frames = pages_of(image) if is_tiff else getattr(image, "n_frames", 1)
+    if frames > 1 and image.format not in ("JPEG", "MPO", "HEIF"):
+        state = f"holds {frames} pages" if is_tiff else f"is animated: {frames} frames"
+        raise ImageError(path, f"{state}. Save one of them as PNG")
     if image.format == "GIF":
         raise ImageError(path, "is a GIF, which is not supported. Save it as PNG")
-    if image.format == "AVIF" and not find_spec(jxl.PACKAGE):
+    if image.format == "AVIF" and not is_hdr_decoder_installed():
         colours = colours_of(image)
         if colours.is_hdr:
             what = f"is {colours.name}, of which Pillow gives 8 bits, too few for its range"
-            install = f"Install the package '{jxl.PACKAGE}' (extra 'hdr'): {install_command(jxl.PACKAGE)}"
+            install = f"Install the package '{PACKAGE}' (extra 'hdr'): {install_command(PACKAGE)}"
             raise ImageError(path, f"{what}. {install}; or save it as PNG")
-    header = header_of(image)
-    if header is not None and not header.is_read:
-        raise ImageError(path, f"is a TIFF of {header}, which is not read. {_REMEDY}")
-    if image.mode == "F":
-        raise ImageError(
-            path,
-            "holds floating-point pixels, whose range is unknown. Save it with 8 or 16 bits",
-        )
+    if is_tiff:
+        refuse_misread(image)
+
+
+_ENDS = {
+    "JPEG": b"\xff\xd9",
+    "MPO": b"\xff\xd9",
+    "PNG": b"IEND\xaeB`\x82",
+}
+"""Format -> the last bytes of a whole file."""
 
 
 def _header_is_enough(image: Image.Image) -> bool:
@@ -643,23 +506,16 @@ def _header_is_enough(image: Image.Image) -> bool:
     may be all clear).
     """
     file: IO[bytes] | None = getattr(image, "fp", None)
-    usual = image.format in ("JPEG", "MPO") or (
-        image.format == "WEBP" and image.mode == "RGB"
-    )
-    if file is None or not (
-        usual or (image.format == "PNG" and "icc_profile" not in image.info)
-    ):
+    if file is None or (image.format == "PNG" and "icc_profile" in image.info):
         return False
     place = file.tell()
-    if image.format == "PNG":
-        file.seek(-8, os.SEEK_END)
-        whole = file.read(4) == b"IEND"
-    elif image.format != "WEBP":
-        file.seek(-2, os.SEEK_END)
-        whole = file.read(2) == b"\xff\xd9"
-    else:
+    if image.format == "WEBP" and image.mode == "RGB":
         file.seek(4)
         whole = int.from_bytes(file.read(4), "little") + 8 == file.seek(0, os.SEEK_END)
+    else:
+        end = _ENDS.get(str(image.format), b"")
+        file.seek(-len(end), os.SEEK_END)
+        whole = bool(end) and file.read() == end
     file.seek(place)
     return whole
 
@@ -705,13 +561,14 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright_size(image: Image.Image) -> Size:
-    turned = _orientation(image) in (5, 6, 7, 8)
-    if turned:
+    if _orientation(image) in (5, 6, 7, 8):
         return Size(image.height, image.width)
     return Size(image.width, image.height)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _decoded(image: Image.Image) -> Image.Image:
+    """An opened image with its pixels, upright."""
+    image.load()
     return _turned(image, _orientation(image))
 
 
@@ -724,21 +581,7 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 # ---------------------------------------------------------------- colour
 
 
-def _refuse_wide_values(image: Image.Image, path: Path | str) -> None:
-    """Mode I is either 16 bits in a wider type or truly 32 bits; only the pixels
-    tell."""
-    # one pair: one band
-    low, high = (
-        cast("tuple[int, int]", image.getextrema()) if image.mode == "I" else (0, 0)
-    )
-    is_small = 0 < high < 256  # which 16 bits would make all but black
-    if low < 0 or high > 65535 or is_small:
-        raise ImageError(
-            path, f"holds 32-bit values ({low} to {high}). Save it with 8 or 16 bits"
-        )
-
-
-def _to_eight_bit(image: Image.Image, path: Path | str) -> Image.Image:
+def _to_eight_bit(image: Image.Image) -> Image.Image:
     """Scales grey of 16 bits to 8 (65535 becomes 255); everything else passes.
 
     Pillow reads 16-bit colour as 8 bits, but `convert("RGB")` would clip 16-bit grey to
@@ -746,7 +589,6 @@ def _to_eight_bit(image: Image.Image, path: Path | str) -> Image.Image:
     """
     if image.mode not in _SIXTEEN_BIT:
         return image
-    _refuse_wide_values(image, path)
     import numpy
 
     wide_HW = numpy.asarray(image).astype(numpy.int64)
@@ -754,16 +596,14 @@ def _to_eight_bit(image: Image.Image, path: Path | str) -> Image.Image:
     if "icc_profile" in image.info:
         grey.info["icc_profile"] = image.info["icc_profile"]
     clear = image.info.get("transparency")
-    if clear is None:
-        return grey
-    grey.putalpha(
-        Image.fromarray(numpy.where(wide_HW == clear, 0, 255).astype(numpy.uint8))
-    )
+    if clear is not None:
+        opacity_HW = numpy.where(wide_HW == clear, 0, 255).astype(numpy.uint8)
+        grey.putalpha(Image.fromarray(opacity_HW))
     return grey
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Colour as L, RGB, CMYK or LAB, and its opacity (L) when the file has one."""
+    """Colour as L, RGB or CMYK, and its opacity (L) when the file has one."""
     if image.has_transparency_data:
         if image.mode != "LA":
             image = image.convert("RGBA")
@@ -781,13 +621,9 @@ def _to_srgb(colour: Image.Image, colours: Colours, note: Note) -> Image.Image:
     already."""
     if colours.fault:
         note(colours.fault)
-    profile, _ = (
-        read_profile(colours.profile)
-        if colours.profile and not colours.fault
-        else (None, "")
-    )
-    if profile is None and colour.mode == "LAB":
-        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+    profile = None
+    if colours.profile and not colours.fault:
+        profile, _ = read_profile(colours.profile)
     if profile is None:
         return colour.convert("RGB")
     if colour.mode == "L" and profile_mode(profile) == "RGB":
@@ -812,21 +648,14 @@ def _converted(
 
     from toolkit.data.pixels.conversion import to_srgb
 
-    header = header_of(image)
-    is_stored = header is not None and header.has_planes  # which Pillow does not turn
-    if is_stored:
-        orientation = orientation_of(cast("TiffImagePlugin.TiffImageFile", image))
-    else:
-        orientation = _orientation(image)
+    orientation = _orientation(image)
     wide_HWP = _sixteen_bits(image, path, data)
-    decoded = _decoded(image)
-    colour, alpha = _split_alpha(_to_eight_bit(decoded, path))
-    if wide_HWP is None:
-        values = numpy.asarray(colour if colour.mode == "L" else colour.convert("RGB"))
-        return Image.fromarray(
-            to_srgb(values.reshape(*values.shape[:2], -1), colours)
-        ), alpha
-    return _turned(Image.fromarray(to_srgb(wide_HWP, colours)), orientation), alpha
+    colour, alpha = _split_alpha(_to_eight_bit(_decoded(image)))
+    if wide_HWP is not None:
+        return _turned(Image.fromarray(to_srgb(wide_HWP, colours)), orientation), alpha
+    values = numpy.asarray(colour if colour.mode == "L" else colour.convert("RGB"))
+    values_HWP = values.reshape(*values.shape[:2], -1)
+    return Image.fromarray(to_srgb(values_HWP, colours)), alpha
 
 
 def _sixteen_bits(image: Image.Image, path: Path | str, data: bytes | None) -> Any:
@@ -834,31 +663,16 @@ def _sixteen_bits(image: Image.Image, path: Path | str, data: bytes | None) -> A
     `Image.load` turns them; None where its decoder gives 8 bits."""
     import numpy
 
-    if (
-        isinstance(image, TiffImagePlugin.TiffImageFile)
-        and TiffHeader.of(image.tag_v2).has_planes
-    ):
-        wide_HWP = read_planes(image)
-        is_rgb = image.mode in ("RGB", "RGBA")
-        return wide_HWP[..., :3] if is_rgb else None
-    if isinstance(image, jxl.JxlImageFile):
-        values_HWP = image.values() if image.header.bits > 8 else None
-        if values_HWP is None:
-            return None
-        return values_HWP[..., : 1 if image.header.is_grey else 3]
     if image.format == "AVIF":
         bits = _avif_bits(image)
-        if bits > 8 and find_spec(jxl.PACKAGE):
-            return _avif_of_16_bits(bits, path, data)
-        return None
+        has_more = bits > 8 and is_hdr_decoder_installed()
+        return _avif_of_16_bits(bits, path, data) if has_more else None
     if image.format == "HEIF":
-        if image.info.get("bit_depth", 8) > 8:
-            return _heic_of_16_bits(path, data)
-        return None
+        has_more = image.info.get("bit_depth", 8) > 8
+        return _heic_of_16_bits(path, data) if has_more else None
     if image.mode in _SIXTEEN_BIT:
         image.load()
-        grey_HW = numpy.asarray(_tiff_undone(image)).astype(numpy.int64)
-        return grey_HW.clip(0, 65535).astype(numpy.uint16)[..., None]
+        return numpy.asarray(image).astype(numpy.uint16)[..., None]
     if not _has_wide_rgb(image):
         return None
     # Pillow keeps the high byte of each value; where it is told of the other byte order
@@ -875,12 +689,7 @@ def _sixteen_bits(image: Image.Image, path: Path | str, data: bytes | None) -> A
 
 def _has_wide_rgb(image: Image.Image) -> bool:
     """Whether an image that was not decoded is RGB of 16 bits, all of which
-    `_sixteen_bits` gets. Of compressed planes Pillow gives the high bytes alone."""
-    header = header_of(image)
-    if header is not None and header.is_planar:
-        return (
-            header.has_planes and header.bits[0] == 16 and image.mode in ("RGB", "RGBA")
-        )
+    `_sixteen_bits` gets."""
     tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
     return bool(tiles) and all(_rawmode(tile).endswith(_WIDE_ENDINGS) for tile in tiles)
 
@@ -892,9 +701,7 @@ _WIDE_ENDINGS = tuple(
 
 
 def _rawmode(tile: Any) -> str:
-    if isinstance(tile.args, str):
-        return tile.args
-    return str(tile.args[0])
+    return tile.args if isinstance(tile.args, str) else str(tile.args[0])
 
 
 def _other_order(args: Any) -> Any:
@@ -919,10 +726,9 @@ def _avif_of_16_bits(bits: int, path: Path | str, data: bytes | None) -> Any:
     import imagecodecs
     import numpy
 
+    data = Path(path).read_bytes() if data is None else data
     try:
-        values_HWP = numpy.asarray(
-            imagecodecs.avif_decode(Path(path).read_bytes() if data is None else data)
-        )
+        values_HWP = numpy.asarray(imagecodecs.avif_decode(data))
     except imagecodecs.AvifError as error:
         raise OSError(f"broken data stream: {error}") from error
     values_HWP = values_HWP.reshape(*values_HWP.shape[:2], -1)
@@ -935,9 +741,8 @@ def _widened(values_HWP: Any, bits: int) -> Any:
     import numpy
 
     top = (1 << bits) - 1
-    return (
-        (values_HWP.astype(numpy.uint32).clip(0, top) * 65535 + top // 2) // top
-    ).astype(numpy.uint16)
+    wide_HWP = values_HWP.astype(numpy.uint32).clip(0, top) * 65535 + top // 2
+    return (wide_HWP // top).astype(numpy.uint16)
 
 
 def _heic_of_16_bits(path: Path | str, data: bytes | None) -> Any:
@@ -955,43 +760,3 @@ def _heic_of_16_bits(path: Path | str, data: bytes | None) -> Any:
         return None
     bits = int(file[file.primary_index].info["bit_depth"])
     return _widened(values_HWP[..., :3] >> (16 - bits), bits)
-
-
-# ---------------------------------------------------------------- what Pillow does
-# otherwise
-
-
-def _decoded(image: Image.Image) -> Image.Image:
-    """An opened image with its pixels, upright."""
-    header = header_of(image)
-    if header is not None and header.has_planes:
-        return _of_planes(cast("TiffImagePlugin.TiffImageFile", image))
-    image.load()
-    return _upright(_tiff_undone(image, header))
-
-
-def _tiff_undone(image: Image.Image, header: TiffHeader | None = None) -> Image.Image:
-    """A decoded image; grey of a TIFF as 16 bits with 0 as black."""
-    header = header or header_of(image)
-    if header is not None and header.grey_top:
-        return undone(image, header)
-    return image
-
-
-def _of_planes(image: TiffImagePlugin.TiffImageFile) -> Image.Image:
-    """The upright image, of 8 bits, of a TIFF whose channels are stored one after the
-    other."""
-    import numpy
-
-    values_HWP = read_planes(image)
-    top = int(numpy.iinfo(values_HWP.dtype).max)
-    eight_HWP = ((values_HWP.astype(numpy.uint32) * 255 + top // 2) // top).astype(
-        numpy.uint8
-    )
-    planes = [
-        Image.fromarray(numpy.ascontiguousarray(eight_HWP[..., p]))
-        for p in range(eight_HWP.shape[2])
-    ]
-    decoded = _turned(Image.merge(image.mode, planes), orientation_of(image))
-    decoded.info = image.info
-    return decoded

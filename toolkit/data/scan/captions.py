@@ -5,21 +5,21 @@ adds prefix and trigger word, once for each image. At each use, `drawn_caption` 
 one of several captions, and `caption_for_use` drops or shuffles it; the random numbers
 depend on seed, epoch and position only. Captions in tables are read by `tables`.
 
-`matching` and `samples` call the first half, the batches the second one. The caption
-tool, `lint` and the page read and write caption files with `read_caption` and
-`with_caption`. Imports no torch.
+`matching` and `samples` call the first half, the batches the second one. `FORMATS` is
+the table of caption files. The caption tool, `lint` and the page find, read and write
+them with `files_beside`, `read_caption` and `with_caption`. Imports no torch.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 from toolkit.config.sections.dataset import ColumnsConfig, DatasetConfig
 from toolkit.contracts.data import PLACEHOLDERS, CaptionRules, Sample
@@ -43,6 +43,11 @@ class CaptionError(ValueError):
         self.reason = reason
 
 
+class NoCaptionError(CaptionError):
+    """A file that can be read and is not a caption file, such as a `.json` file of
+    another program."""
+
+
 LIST = "\0"
 """Between the captions of a list in JSON. No caption file has it."""
 
@@ -50,19 +55,16 @@ LIST = "\0"
 def captions_of(text: str) -> list[str]:
     """The captions of a text, with `captions: lines`: its lines that are not empty, and
     the entries of a list."""
-    lines = (line.strip() for line in re.split(f"[{LIST}\n]", text))
-    return [line for line in lines if line]
+    return [*filter(None, map(str.strip, re.split(f"[{LIST}\n]", text)))]
 
 
 def listed(value: Any) -> Any:
     """A list of texts as one text with LIST between them, without empty ones; any other
     value unchanged."""
-    if not isinstance(value, list) or not value:
+    is_list = isinstance(value, list) and bool(value)
+    if not is_list or not all(isinstance(text, str) for text in value):
         return value
-    if not all(isinstance(text, str) for text in value):
-        return value
-    texts = (text.strip() for text in value)
-    return LIST.join(text for text in texts if text)
+    return LIST.join(filter(None, map(str.strip, value)))
 
 
 def caption_files(
@@ -71,22 +73,16 @@ def caption_files(
     """For each suffix the caption files of the images: a name for each of
     `listing.images`, in their order; '' for none. For `a.jpg` this is `a.txt`, else
     `a.jpg.txt`; for `a_end.jpg` with the image suffix `_end` also `a.txt`."""
-    return [_with_suffix(listing, suffix.lower(), image_suffix) for suffix in suffixes]
-
-
-def _with_suffix(
-    listing: DirectoryListing, suffix: str, image_suffix: str
-) -> list[str]:
-    """The caption file with this suffix of each image; '' for none."""
     files = listing.files
-    caption_names = []
-    for stem, names in listing.images.items():
-        name = files.get(stem + suffix) or files.get(names[0] + suffix)
-        if not name:
-            root = root_of(stem, image_suffix) or stem
-            name = files.get(root + suffix, "")
-        caption_names.append(name)
-    return caption_names
+    return [
+        [
+            files.get(stem + suffix)
+            or files.get(names[0] + suffix)
+            or files.get((root_of(stem, image_suffix) or stem) + suffix, "")
+            for stem, names in listing.images.items()
+        ]
+        for suffix in map(str.lower, suffixes)
+    ]
 
 
 def find_captions(
@@ -101,20 +97,23 @@ def find_captions(
     Errors of files are added to `mistakes`.
     """
     texts = listing.texts
-    no_files = listing.no_files
+
+    def read(name: str) -> str | CaptionError:
+        path = listing.path(name)
+        if name in listing.no_files:
+            return CaptionError(path, listing.no_files[name])
+        try:
+            return caption_in(path, read_text(path))
+        except CaptionError as error:
+            return error
+
     captions = [""] * len(listing.images)
     for names in files:
-        unread = []
-        for name, text in zip(names, captions, strict=True):
-            if not name or text or name in texts:
-                continue
-            if name in no_files:
-                mistakes.append(Diagnostic((listing.path(name),), no_files[name]))
-            else:
-                unread.append(name)
-        paths = [listing.path(name) for name in unread]
-        captions_or_errors = thread_map(_caption_or_error, paths)
-        for name, caption in zip(unread, captions_or_errors, strict=True):
+        wanted = zip(names, captions, strict=True)
+        unread = [
+            name for name, text in wanted if name and not text and name not in texts
+        ]
+        for name, caption in zip(unread, thread_map(read, unread), strict=True):
             if isinstance(caption, CaptionError):
                 mistakes.append(Diagnostic((str(caption.path),), caption.reason))
             else:
@@ -122,13 +121,6 @@ def find_captions(
         for index, name in enumerate(names):
             captions[index] = captions[index] or texts.get(name, "")
     return captions
-
-
-def _caption_or_error(path: str) -> str | CaptionError:
-    try:
-        return _caption_in(path)
-    except CaptionError as error:
-        return error
 
 
 def caption_of_name(stem: str) -> str:
@@ -141,6 +133,68 @@ def caption_of_name(stem: str) -> str:
     return re.sub(r"\s*\([0-9]+\)$", "", stem.replace("_", " ")).strip()
 
 
+class CaptionFormat(NamedTuple):
+    """One kind of caption file.
+
+    >>> FORMATS[".json"].read('{"caption": "a red cat", "rating": 5}')
+    'a red cat'
+    """
+
+    read: Callable[[str], str]
+    """From the text of a file to its caption, with LIST between several. An error of
+    Python: the file holds none."""
+
+    write: Callable[[str, str], str]
+    """From the text of a file and a new caption to the new text."""
+
+
+def _read_json(text: str) -> str:
+    row = json.loads(text)
+    caption: str = listed(row[_key_in(row)] if isinstance(row, dict) else row)
+    return caption.strip()
+
+
+def _key_in(row: Mapping[str, Any]) -> str | None:
+    """The key of the caption in an object of JSON."""
+    return first_of(row, columns_of([row], ColumnsConfig()).prompt)
+
+
+def _write_json(text: str, caption: str) -> str:
+    """Other keys stay, and a list stays a list."""
+    row = json.loads(text)
+    key = _key_in(row) if isinstance(row, dict) else None
+    is_list = isinstance(row[key] if key else row, list)
+    new = captions_of(caption) if is_list else caption
+    row = row | {key: new} if key else new
+    return json.dumps(row, indent=2, ensure_ascii=False) + "\n"
+
+
+_TEXT = CaptionFormat(str.strip, lambda _, caption: caption and f"{caption}\n")
+
+FORMATS = {
+    ".txt": _TEXT,
+    ".caption": _TEXT,
+    ".cap": _TEXT,
+    ".json": CaptionFormat(_read_json, _write_json),
+}
+"""Suffix -> how such a caption file is read and written; `caption_ext` may name others,
+which are text. Where nothing says which suffix counts, the first one does."""
+
+
+def files_beside(image: Path) -> list[Path]:
+    """The paths at which an image may have its caption, in the order of `FORMATS`: for
+    each suffix `a.txt`, then `a.jpg.txt`.
+
+    >>> [path.name for path in files_beside(Path("photos/a.jpg"))][:3]
+    ['a.txt', 'a.jpg.txt', 'a.caption']
+    """
+    return [
+        image.with_name(stem + suffix)
+        for suffix in FORMATS
+        for stem in (image.stem, image.name)
+    ]
+
+
 def read_caption(path: Path | str) -> str:
     """The text of a caption file without byte order mark and surrounding whitespace,
     lines ended by \\n. For a `.json` file it is the caption in it, for a list there one
@@ -148,18 +202,14 @@ def read_caption(path: Path | str) -> str:
 
     Raises CaptionError for any other file.
     """
-    return _caption_in(path).replace(LIST, "\n")
+    return caption_in(path, read_text(path)).replace(LIST, "\n")
 
 
-def _caption_in(path: Path | str) -> str:
-    """The text of `read_caption`, with LIST between the captions of a list."""
-    text = read_text(path)
-    if split_suffix(str(path))[1] != ".json":
-        return text.strip()
+def caption_in(path: Path | str, text: str) -> str:
+    """The caption in the text of the caption file `path`, with LIST between several.
+    Raises NoCaptionError."""
     try:
-        row = json.loads(text)
-        caption: str = listed(row[_key_in(row)] if isinstance(row, dict) else row)
-        return caption.strip()
+        return FORMATS.get(split_suffix(str(path))[1], _TEXT).read(text)
     except (
         ValueError,
         RecursionError,
@@ -167,15 +217,10 @@ def _caption_in(path: Path | str) -> str:
         TypeError,
         AttributeError,
     ) as error:
-        reason = (
-            "holds no 'caption' of text. Write one, or take .json out of caption_ext"
-        )
-        raise CaptionError(path, reason) from error
-
-
-def _key_in(row: Mapping[str, Any]) -> str | None:
-    """The key of the caption in the object of a `.json` file."""
-    return first_of(row, columns_of([row], ColumnsConfig()).prompt)
+        raise NoCaptionError(
+            path,
+            "holds no 'caption' of text. Write one, or take .json out of caption_ext",
+        ) from error
 
 
 def with_caption(path: Path | str, caption: str) -> str:
@@ -184,16 +229,12 @@ def with_caption(path: Path | str, caption: str) -> str:
 
     Raises CaptionError for a `.json` file that holds none.
     """
-    if split_suffix(str(path))[1] != ".json":
-        return caption + "\n" if caption else ""
-    read_caption(path)
-    row = json.loads(read_text(path))
-    key = _key_in(row) if isinstance(row, dict) else None
-    new = (
-        captions_of(caption) if isinstance(row[key] if key else row, list) else caption
-    )
-    row = row | {key: new} if key else new
-    return json.dumps(row, indent=2, ensure_ascii=False) + "\n"
+    caption_format = FORMATS.get(split_suffix(str(path))[1], _TEXT)
+    if caption_format is _TEXT:
+        return _TEXT.write("", caption)
+    text = read_text(path)
+    caption_in(path, text)
+    return caption_format.write(text, caption)
 
 
 def read_text(path: Path | str, utf16: bool = False) -> str:
@@ -206,51 +247,33 @@ def read_text(path: Path | str, utf16: bool = False) -> str:
         raw = b"".join(read_chunks(path))
     except PermissionError as error:
         cause = denied(Path(path))
-        raise CaptionError(
-            path, f"cannot be read: {cause.what}. {cause.remedy}"
-        ) from error
+        reason = f"cannot be read: {cause.what}. {cause.remedy}"
+        raise CaptionError(path, reason) from error
     except OSError as error:
-        raise CaptionError(
-            path, f"cannot be read: {error.strerror or error}"
-        ) from error
+        reason = f"cannot be read: {error.strerror or error}"
+        raise CaptionError(path, reason) from error
     elsewhere = pointer(raw)
     if elsewhere is not None:
         raise CaptionError(path, f"is {GIT_LFS}. {elsewhere.remedy}")
-    # "Unicode text" of a spreadsheet
-    if utf16 and raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
-        return _utf16(path, raw)
-    text_bytes = raw.removeprefix(BOM_UTF8)
-    try:
-        text = text_bytes.decode("utf-8")
-    except UnicodeDecodeError as error:
-        offset = error.start + len(raw) - len(text_bytes)
-        reason = f"is not UTF-8 text: byte 0x{raw[offset]:02x} at offset {offset}. Save it as UTF-8"
-        raise CaptionError(path, _other_kind(raw) or reason) from error
-    if "\0" in text:
-        offset = raw.index(0)
-        reason = f"is not UTF-8 text: a zero byte at offset {offset}. Save it as UTF-8"
-        raise CaptionError(path, _other_kind(raw) or reason)
-    return _with_line_ends(text)
-
-
-def _with_line_ends(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _utf16(path: Path | str, raw: bytes) -> str:
-    try:
-        return _with_line_ends(raw.decode("utf-16"))
-    except UnicodeDecodeError as error:
-        reason = f"is not UTF-16 text, as its first bytes say: {error.reason} at offset {error.start}. Save it as UTF-8"
-        raise CaptionError(path, reason) from error
-
-
-def _other_kind(raw: bytes) -> str:
-    """The message for a file that is not text, if its first bytes tell its kind; else
-    empty."""
     if raw.startswith(b"PK\3\4"):
-        return "is a spreadsheet or another zip file, not text. Export the table as CSV, in UTF-8"
-    return ""
+        what = "is a spreadsheet or another zip file, not text"
+        raise CaptionError(path, f"{what}. Export the table as CSV, in UTF-8")
+    # "Unicode text" of a spreadsheet
+    is_utf16 = utf16 and raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
+    try:
+        text = raw.decode("utf-16" if is_utf16 else "utf-8")
+    except UnicodeDecodeError as error:
+        what = (
+            f"is not UTF-8 text: byte 0x{raw[error.start]:02x} at offset {error.start}"
+        )
+        if is_utf16:
+            what = f"is not UTF-16 text, as its first bytes say: {error.reason} at offset {error.start}"
+        raise CaptionError(path, f"{what}. Save it as UTF-8") from error
+    if "\0" in text and not is_utf16:
+        what = f"is not UTF-8 text: a zero byte at offset {raw.index(0)}"
+        raise CaptionError(path, f"{what}. Save it as UTF-8")
+    text = text.removeprefix("\ufeff")  # the mark of UTF-8
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def add_prefix(caption: str, prefix: str) -> str:
@@ -323,17 +346,26 @@ def nearly_placeholders(text: str) -> list[str]:
     return [placeholder for placeholder in near if placeholder not in PLACEHOLDERS]
 
 
+def unreplaced(texts: Iterable[str], has_trigger: bool) -> dict[str, str]:
+    """The placeholders in some texts that nothing replaces -> what to do.
+
+    >>> unreplaced(["[trigger] on a beach", "a {Name}"], has_trigger=True)
+    {'{Name}': "Write '[trigger]'"}
+    """
+    together = "\n".join(texts)
+    literal = [written for written in PLACEHOLDERS if written in together]
+    remedies = dict.fromkeys(
+        nearly_placeholders(together), f"Write '{PLACEHOLDERS[0]}'"
+    )
+    if has_trigger:
+        return remedies
+    return dict.fromkeys(literal, "Give the job a 'trigger_word'") | remedies
+
+
 def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterator[str]:
     """Warnings for prompts of samples: placeholders that are not replaced, and prompts
     without any of the trigger words."""
-    together = "\n".join(prompts)
-    literal = []
-    if not triggers:
-        literal = [written for written in PLACEHOLDERS if written in together]
-    for placeholder in (*literal, *nearly_placeholders(together)):
-        remedy = f"Write '{PLACEHOLDERS[0]}'"
-        if placeholder in PLACEHOLDERS:
-            remedy = "Give the job a 'trigger_word'"
+    for placeholder, remedy in unreplaced(prompts, bool(triggers)).items():
         count = sum(placeholder in prompt for prompt in prompts)
         what = f"{count} of {len(prompts)} prompts with '{placeholder}', which nothing replaces"
         yield f"warning: sample: {what}. {remedy}"
@@ -346,7 +378,10 @@ def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterat
     ]
     if triggers and without:
         shown = ", ".join(repr(shorten(prompt, 40)) for prompt in without[:3])
-        what = f"{len(without)} of {len(prompts)} prompts without the trigger word {' or '.join(map(repr, triggers))}"
+        named = " or ".join(map(repr, triggers))
+        what = (
+            f"{len(without)} of {len(prompts)} prompts without the trigger word {named}"
+        )
         yield f"warning: sample: {what}: {shown}. Write '{PLACEHOLDERS[0]}' into those that are to show what is trained"
 
 
@@ -369,18 +404,13 @@ def usual_word(captions: Sequence[str]) -> tuple[str, int]:
     """
     if len(captions) < 5:
         return "", 0
-    begins = Counter[str]()
-    for text in captions[:1000]:
-        begins[re.split(r"[\s,.;:]", text, maxsplit=1)[0]] += 1
-    word = begins.most_common(1)[0][0]
+    begins = Counter(
+        re.split(r"[\s,.;:]", text, maxsplit=1)[0] for text in captions[:1000]
+    )
+    ((word, _),) = begins.most_common(1)
     count = sum(text.startswith(word) for text in captions)
-    if (
-        word
-        and count >= 0.8 * len(captions)
-        and word.lower() not in _COMMON_WORDS.split()
-    ):
-        return word, count
-    return "", 0
+    is_common = not word or word.lower() in _COMMON_WORDS.split()
+    return ("", 0) if is_common or count < 0.8 * len(captions) else (word, count)
 
 
 def drawn_caption(sample: Sample, seed: int, epoch: int, position: int) -> str:
@@ -388,9 +418,8 @@ def drawn_caption(sample: Sample, seed: int, epoch: int, position: int) -> str:
     as in `caption_for_use`."""
     if not sample.captions:
         return sample.caption
-    return sample.captions[
-        int(seeding.uniform(seed, "caption", epoch, position) * len(sample.captions))
-    ]
+    share = seeding.uniform(seed, "caption", epoch, position)
+    return sample.captions[int(share * len(sample.captions))]
 
 
 def caption_for_use(
@@ -414,13 +443,13 @@ def caption_for_use(
     begin = next((text for text in begins if caption.startswith(text)), "")
     if rules.prefix and caption.startswith(begin + ". "):
         begin += ". "
-    tags = (tag.strip() for tag in caption.removeprefix(begin).split(","))
-    parts = [tag for tag in tags if tag]
-    free = []
-    for index, part in enumerate(parts):
-        has_trigger = bool(rules.trigger) and rules.trigger in part
-        if index >= rules.keep_tokens and not has_trigger:
-            free.append(index)
+    tags = map(str.strip, caption.removeprefix(begin).split(","))
+    parts = [*filter(None, tags)]
+    free = [
+        index
+        for index, part in enumerate(parts)
+        if index >= rules.keep_tokens and not (rules.trigger and rules.trigger in part)
+    ]
     drawn = sorted(
         free,
         key=lambda part: seeding.key(seed, "shuffle_tokens", epoch, position, part),

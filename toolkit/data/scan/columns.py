@@ -1,30 +1,33 @@
 """The meaning of the columns of a table: by the names that libraries and public
 datasets give them, or by the keys of the job.
 
-`KNOWN` is the list of names, each with its source. A name with `paths_only` has other
-meanings too: such a column counts only if all its values are names of image files, so
-that `source: flickr` is not a control image. `datasets` writes `X_file_name`, or
+`columns.csv` is the list of names, each with its source. A name with `paths_only` has
+other meanings too: such a column counts only if all its values are names of image
+files, so that `source: flickr` is not a control image. `datasets` writes `X_file_name`, or
 `X_file_names` for lists, where an image X is a separate file: such a column is X.
 """
 
 from __future__ import annotations
 
-import json
+import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
 from toolkit.data.scan.directory import split_suffix
+from toolkit.data.scan.partners import in_yaml
 
 
 class KnownName(NamedTuple):
     """A name of a column.
 
-    >>> [known.name for known in KNOWN if known.role == "worse"]
+    >>> [known.name for known in known_names() if known.role == "worse"]
     ['worse', 'rejected', 'lose']
     """
 
@@ -38,98 +41,21 @@ class KnownName(NamedTuple):
     source: str
     """The program or data set that uses the name."""
 
-    paths_only: bool = True
+    paths_only: bool
     """Whether it counts only where all values are names of image files."""
 
 
-_HERE = "this program and its exporters"
-_IMAGE_FOLDER = "datasets 5.2.0, ImageFolder"
-_MUSUBI = "musubi-tuner, docs/dataset_config.md"
-_PIX2PIX = "diffusers, train_instruct_pix2pix.py (defaults); fusing/instructpix2pix-1000-samples"
-_ULTRA_EDIT = "BleachNick/UltraEdit_500k; diffusers, train_instruct_pix2pix_sd3.py"
-_MAGIC_BRUSH = "osunlp/MagicBrush"
-_OMNI_EDIT = "TIGER-Lab/OmniEdit-Filtered-1.2M"
-_HUMAN_EDIT = "BryanW/HumanEdit"
-_FILL = "lllyasviel/ControlNet, docs/train.md (fill50k)"
-_DIFFSYNTH = "DiffSynth-Studio, metadata of examples"
-_KOHYA = "sd-scripts, metadata of finetune/"
-_ONE_TRAINER = "OneTrainer, pull request 1403"
-_LONG = "the same with 'image' in full"
+@cache
+def known_names() -> tuple[KnownName, ...]:
+    """Every name that is known without `columns`. Of one role, earlier names take
+    precedence."""
+    file = Path(__file__).with_name("columns.csv")
+    with file.open(encoding="utf-8", newline="") as rows:
+        return tuple(
+            KnownName(**row | {"paths_only": row["paths_only"] == "yes"})
+            for row in csv.DictReader(rows)
+        )
 
-KNOWN = (
-    KnownName("image", "file_name", _IMAGE_FOLDER, False),
-    KnownName("image", "filename", _HERE, False),
-    KnownName("image", "image_path", _MUSUBI, False),
-    KnownName("image", "image", _DIFFSYNTH, False),
-    KnownName("image", "file", _HERE, False),
-    KnownName("image", "path", _HERE, False),
-    KnownName("image", "name", _HERE, False),
-    KnownName("image", "edited_image", _PIX2PIX, False),
-    KnownName("image", "better", _HERE, False),
-    KnownName("image", "edited_img", _OMNI_EDIT),
-    KnownName("image", "target_image", _LONG),
-    KnownName("image", "target_img", _MAGIC_BRUSH),
-    KnownName("image", "target", _FILL),
-    KnownName("image", "output_image", _LONG),
-    KnownName("image", "output_img", _HUMAN_EDIT),
-    KnownName("image", "after", _IMAGE_FOLDER + " (after_file_name)"),
-    KnownName("image", "chosen", _ONE_TRAINER),
-    KnownName("image", "win", "preference tables with win and lose"),
-    KnownName("prompt", "caption", _HERE, False),
-    KnownName("prompt", "text", _IMAGE_FOLDER, False),
-    KnownName("prompt", "prompt", _DIFFSYNTH, False),
-    KnownName("prompt", "edit_prompt", _PIX2PIX, False),
-    KnownName("prompt", "description", _HERE, False),
-    KnownName("prompt", "tags", _KOHYA, False),
-    KnownName("prompt", "instruction", _MAGIC_BRUSH, False),
-    KnownName(
-        "prompt",
-        "edit_instruction",
-        "hub datasets with original_image and edited_image",
-        False,
-    ),
-    KnownName("prompt", "editing_instruction", _HUMAN_EDIT, False),
-    KnownName("prompt", "edited_prompt_list", _OMNI_EDIT, False),
-    KnownName("tags", "tags", _KOHYA, False),
-    KnownName("control", "control", _HERE, False),
-    KnownName("control", "control_path", _MUSUBI, False),
-    KnownName("control", "control_image", _HERE, False),
-    KnownName("control", "control_images", _HERE, False),
-    KnownName("control", "reference", _HERE, False),
-    KnownName("control", "references", _HERE, False),
-    KnownName("control", "reference_image", _HERE, False),
-    KnownName("control", "reference_images", _HERE, False),
-    KnownName("control", "edit_image", _DIFFSYNTH, False),
-    KnownName("control", "edit_images", _DIFFSYNTH, False),
-    KnownName(
-        "control",
-        "original_image",
-        "diffusers, train_instruct_pix2pix.py (--original_image_column)",
-        False,
-    ),
-    KnownName("control", "original_images", _HERE, False),
-    KnownName("control", "source_image", _ULTRA_EDIT, False),
-    KnownName("control", "source_images", _HERE, False),
-    KnownName(
-        "control",
-        "conditioning_image",
-        "diffusers, train_controlnet.py (default)",
-        False,
-    ),
-    KnownName("control", "conditioning_images", _HERE, False),
-    KnownName("control", "input_image", _PIX2PIX),
-    KnownName("control", "input_img", _HUMAN_EDIT),
-    KnownName("control", "source_img", _MAGIC_BRUSH),
-    KnownName("control", "src_img", _OMNI_EDIT),
-    KnownName("control", "source", _FILL),
-    KnownName("control", "before", _IMAGE_FOLDER + " (before_file_name)"),
-    KnownName("control", "kontext_images", "DiffSynth-Studio, FLUX.1-Kontext"),
-    KnownName("worse", "worse", _HERE, False),
-    KnownName("worse", "rejected", _ONE_TRAINER, False),
-    KnownName("worse", "lose", "preference tables with win and lose"),
-)
-"""Every name that is known without `columns`. Of one role, earlier names take
-precedence."""
 
 LABELLED = ("jpg_0", "jpg_1", "label_0")
 """Columns of two images, and whether the first is the better one: 1, 0, or 0.5 for
@@ -140,11 +66,6 @@ _WITH_LABELS = (*LABELLED, "label_1")
 UNDECIDED = "vote"
 """A line of JSON with this key and without an image is skipped: it records that neither
 of two images is better."""
-
-
-def names_of(role: str) -> tuple[str, ...]:
-    """The known names of a role, in the order in which they are looked for."""
-    return tuple(known.name for known in KNOWN if known.role == role)
 
 
 class Unfit(ValueError):
@@ -206,27 +127,26 @@ def columns_of(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Colum
         role: _given(getattr(given, role), by_name, role)
         for role in ColumnsConfig.model_fields
     }
-    taken = {key for keys in of_role.values() for key in keys}
-    labelled = tuple(by_name[name] for name in _WITH_LABELS if name in by_name)
+    taken = {*chain.from_iterable(of_role.values())}
     is_labelled = not of_role["image"] and all(name in by_name for name in LABELLED)
+    labelled = [by_name[name] for name in _WITH_LABELS if name in by_name]
     for role in ("image", "prompt", "tags", "control", "worse"):
-        if of_role.get(role):
-            continue
-        free = [key for key in written if key not in taken]
-        of_role[role] = (
-            _numbered(free, rows) if role == "control" else _known(role, free, rows)
-        )
+        if not of_role.get(role):
+            free = [key for key in written if key not in taken]
+            of_role[role] = _known(role, free, rows)
     early = {
         known.name
-        for known in KNOWN
-        if known.role == "control" and (not known.paths_only)
+        for known in known_names()
+        if known.role == "control" and not known.paths_only
     }
     controls = {
         re.sub("_[0-9]+$", "", key.strip().lower()) for key in of_role["control"]
     }
     is_of_pairs = bool(of_role["mask"] or given.control or controls - early)
     return Columns(
-        **of_role, labelled=labelled if is_labelled else (), is_of_pairs=is_of_pairs
+        **of_role,
+        labelled=tuple(labelled) if is_labelled else (),
+        is_of_pairs=is_of_pairs,
     )
 
 
@@ -243,36 +163,23 @@ def _given(
 def _known(
     role: str, written: Iterable[str], rows: Sequence[Mapping[Any, Any]]
 ) -> tuple[str, ...]:
-    named: dict[str, list[str]] = {}
-    for key in written:
-        named.setdefault(_base(key), []).append(key)
-    keys = []
-    for known in KNOWN:
-        if known.role == role:
-            for key in reversed(named.get(known.name, [])):
-                if not known.paths_only or are_images(key, rows):
-                    keys.append(key)
-    return tuple(keys)
-
-
-def _numbered(
-    written: Iterable[str], rows: Sequence[Mapping[Any, Any]]
-) -> tuple[str, ...]:
-    """The columns of control images, in the order of the numbers behind their names."""
-    controls = {known.name: known for known in KNOWN if known.role == "control"}
-    numbered = []
-    for key in written:
+    """The columns of a role, by their known names: of control images in the order of
+    the numbers behind the names, else in the order of the list."""
+    names = {known.name: known for known in known_names() if known.role == role}
+    ranks = {name: rank for rank, name in enumerate(names)}
+    found: list[tuple[int, Any, str]] = []
+    for place, key in enumerate(written):
         name = _base(key)
-        number = -1
-        match = re.fullmatch(r"(.+)_([0-9]+)", name)
-        if match and name not in controls:
-            name = match[1]
-            number = int(match[2])
-        if name in controls and (
-            not controls[name].paths_only or are_images(key, rows)
-        ):
-            numbered.append((number, key))
-    return tuple(key for _, key in sorted(numbered))
+        order: tuple[int, Any] = (ranks.get(name, -1), -place)
+        if role == "control":
+            match = re.fullmatch(r"(.+)_([0-9]+)", name)
+            order = (-1, key)
+            if match and name not in names:
+                name = match[1]
+                order = (int(match[2]), key)
+        if name in names and (not names[name].paths_only or are_images(key, rows)):
+            found.append((*order, key))
+    return tuple(key for *_, key in sorted(found))
 
 
 def _base(column: str) -> str:
@@ -333,36 +240,21 @@ def labelled(row: Mapping[Any, Any], columns: Columns) -> tuple[str, str] | None
     return (first, second) if better else (second, first)
 
 
-def _has_value_of(kind: type, column: str, rows: Sequence[Mapping[Any, Any]]) -> bool:
-    """Whether a column has a value of this type in any row."""
-    return any(isinstance(row.get(column), kind) for row in rows)
-
-
-def in_yaml(column: str) -> str:
-    """The name of a column as a value of YAML: in quotes where it could be read as
-    another type.
-
-    >>> in_yaml("caption"), in_yaml("42")
-    ('caption', '"42"')
-    """
-    if re.fullmatch(r"[A-Za-z_]\w+", column):
-        return column
-    return json.dumps(column, ensure_ascii=False)
-
-
 def unknown(rows: Sequence[Mapping[Any, Any]]) -> str:
     """The error for a table without a column that is known as the image, with the key of
     the job that tells its columns."""
     keys = dict.fromkeys(chain.from_iterable(rows))
     written = [key for key in keys if isinstance(key, str) and key.strip()]
     images = [key for key in written if are_images(key, rows)]
-    lists = [key for key in images if _has_value_of(list, key, rows)]
-    if lists and lists == images:
-        return f"its column {lists[0]!r} names several images in a row. Write a row for each image"
-    texts = [
-        key for key in written if key not in images and _has_value_of(str, key, rows)
-    ]
-    known = [key for key in texts if _base(key) in names_of("prompt")]
+
+    def has(kind: type, key: str) -> bool:
+        return any(isinstance(row.get(key), kind) for row in rows)
+
+    if images and all(has(list, key) for key in images):
+        return f"its column {images[0]!r} names several images in a row. Write a row for each image"
+    texts = [key for key in written if key not in images and has(str, key)]
+    prompts = {known.name for known in known_names() if known.role == "prompt"}
+    known = [key for key in texts if _base(key) in prompts]
     words = max(
         known or texts,
         key=lambda key: sum(len(str(row.get(key) or "")) for row in rows),

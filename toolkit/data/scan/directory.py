@@ -18,6 +18,7 @@ import json
 import os
 import re
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -106,26 +107,26 @@ class DirectoryListing:
     def numbered(self) -> dict[str, list[str]]:
         """Stem -> the stems `<stem>_0`, `<stem>_1` and so on of image files, in the
         order of their numbers."""
-        by_root: dict[str, list[tuple[int, str]]] = {}
-        for match in filter(None, map(NUMBERED.fullmatch, self.images)):
-            by_root.setdefault(match[1], []).append((int(match[2]), match[0]))
-        numbered = {
-            root: [stem for _, stem in sorted(stems)] for root, stems in by_root.items()
+        return {
+            root: [stem for _, stem in stems]
+            for root, stems in self._by_root(NUMBERED).items()
         }
-        return numbered
 
     def numbered_behind(self, affix: str) -> dict[str, list[tuple[int, str]]]:
         """Root of the stems `<root><affix><number>` of image files -> the numbers, in
         order, with the stems."""
         if affix not in self._behind:
             pattern = re.compile(rf"(.+){re.escape(affix)}([0-9]{{1,4}})")
-            by_root: dict[str, list[tuple[int, str]]] = {}
-            for match in filter(None, map(pattern.fullmatch, self.images)):
-                by_root.setdefault(match[1], []).append((int(match[2]), match[0]))
-            for stems in by_root.values():
-                stems.sort()
-            self._behind[affix] = by_root
+            self._behind[affix] = self._by_root(pattern)
         return self._behind[affix]
+
+    def _by_root(self, pattern: re.Pattern[str]) -> dict[str, list[tuple[int, str]]]:
+        """Root of the stems of image files that fit -> their numbers, in order, with
+        the stems."""
+        by_root: dict[str, list[tuple[int, str]]] = {}
+        for match in filter(None, map(pattern.fullmatch, self.images)):
+            by_root.setdefault(match[1], []).append((int(match[2]), match[0]))
+        return {root: sorted(stems) for root, stems in by_root.items()}
 
     def path(self, name: str) -> str:
         """The file of this name."""
@@ -136,23 +137,18 @@ class DirectoryListing:
         the folder was read."""
         latest = before.looked_at - MIN_FILE_AGE_NS
         for name, text in before.texts.items():
-            version = self.versions.get(name)
-            if (
-                version
-                and version == before.versions.get(name)
-                and max(version[1:]) < latest
-            ):
+            version = self.versions.get(name) or (0, latest, latest)
+            is_same = version == before.versions.get(name)
+            if is_same and max(version[1:]) < latest:
                 self.texts[name] = text
 
     def describe(self) -> str:
         """The other entries in a few words, for a message about a folder without
         images."""
-        suffixes = [
+        suffixes = Counter(
             split_suffix(name)[1] or "without suffix" for name in self.files.values()
-        ]
-        counts = [
-            f"{suffixes.count(suffix)} {suffix}" for suffix in sorted(set(suffixes))
-        ]
+        )
+        counts = [f"{count} {suffix}" for suffix, count in sorted(suffixes.items())]
         if self.subfolders:
             counts.append(f"{len(self.subfolders)} subfolder(s)")
         return ", ".join(counts) or "nothing"
@@ -191,11 +187,12 @@ def list_folder(
     """
     place = os.path.expanduser(files_in or folder)
     listing = DirectoryListing(folder, str(Path(place) / "x")[:-1], time.time_ns())
-    entries = []
     with os.scandir(place) as scanned:
-        for entry in scanned:
-            if not entry.name.startswith(".") and entry.name not in _OF_SYSTEMS:
-                entries.append(entry)
+        entries = [
+            entry
+            for entry in scanned
+            if not entry.name.startswith(".") and entry.name not in _OF_SYSTEMS
+        ]
     entries.sort(key=lambda entry: entry.name, reverse=True)
     while entries:
         # Removed one by one: an entry keeps the result of `stat`, which is larger than
@@ -350,25 +347,15 @@ def _recall(listing: DirectoryListing, file: Path) -> None:
         known = json.loads(_contents(file))
         if known["format"] != FORMAT:
             return
-        for name, (
-            version,
-            width,
-            height,
-            alpha,
-            notes,
-            verified,
-            colours,
-            digest,
-        ) in known["images"].items():
-            if listing.versions.get(name) == tuple(version):
-                listing.facts[name] = ImageInfo(
-                    Size(width, height), alpha, tuple(notes), verified, *colours
-                )
-                remember_reading(
-                    listing.path(name), tuple(version), listing.facts[name].reading
-                )
+        for name, row in known["images"].items():
+            changed, *size, alpha, notes, verified, colours, digest = row
+            version: Version = tuple(changed)
+            if listing.versions.get(name) == version:
+                facts = ImageInfo(Size(*size), alpha, tuple(notes), verified, *colours)
+                listing.facts[name] = facts
+                remember_reading(listing.path(name), version, facts.reading)
                 if digest:
-                    remember_digest(listing.path(name), tuple(version), digest)
+                    remember_digest(listing.path(name), version, digest)
 
 
 def _document(listing: DirectoryListing) -> bytes:

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from toolkit.contracts.data import BaseImage, Sample
 from toolkit.data.pixels.images import image_reading
@@ -144,36 +143,32 @@ otherwise."""
 
 
 def _digest(sample: Sample) -> str:
-    new_digest = _digest_by(sample, image_digest)
+    digest = _digest_by(sample, image_digest)
     before = _digest_by(sample, file_digest)
-    if new_digest != before:
-        _before[new_digest] = before
-    return new_digest
+    if digest != before:
+        _before[digest] = before
+    return digest
 
 
 def _digest_by(sample: Sample, image_digest: Callable[[str], str]) -> str:
-    # Only where there are any: images with neither keep the hash that older checkpoints
+    more = {
+        "mask": sample.mask and image_digest(sample.mask.file),
+        "worse": [image_digest(path) for path in sample.worse],
+        "layers": [image_digest(path) for path in sample.layers],
+        "flip": sample.flip if any(sample.flip) else None,
+        "captions": sample.captions,
+        "weight": sample.own_weight if sample.own_weight != 1 else None,
+    }
+    # Only what there is: images without any of it keep the hash that older checkpoints
     # recorded.
-    more: dict[str, Any] = (
-        {"mask": image_digest(sample.mask.file)} if sample.mask else {}
-    )
-    if sample.worse:
-        more["worse"] = [image_digest(path) for path in sample.worse]
-    if sample.layers:
-        more["layers"] = [image_digest(path) for path in sample.layers]
-    if any(sample.flip):
-        more["flip"] = sample.flip
-    if sample.captions:
-        more["captions"] = sample.captions
-    if sample.own_weight != 1.0:
-        more["weight"] = sample.own_weight
+    given = {name: value for name, value in more.items() if value or value == 0}
     return key_of(
         image=sample_digest(sample, image_digest),
         controls=[image_digest(path) for path in sample.control_images],
         caption=sample.caption,
         repeats=sample.repeats,
         background=sample.background or "white",
-        **more,
+        **given,
     )
 
 
@@ -236,8 +231,7 @@ def _unmatched(hashes: Mapping[str, str], others: Mapping[str, str]) -> tuple[st
     left = Counter(others[name] for name in others.keys() - hashes.keys())
     names = []
     for name in sorted(hashes.keys() - others.keys()):
-        if left[hashes[name]]:
-            left[hashes[name]] -= 1
-        else:
+        left[hashes[name]] -= 1
+        if left[hashes[name]] < 0:
             names.append(name)
     return tuple(names)

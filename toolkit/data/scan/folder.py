@@ -5,15 +5,16 @@ A dataset is one folder of images, or a folder whose direct subfolders hold them
 leading `<int>_` in the name of the folder that holds the images is how often each is
 used per epoch.
 
-`scan_datasets` is the whole scan, stage by stage; each hands records to the next and
-changes none. The items of a job (`items`), the validation and `lint` call it;
-`find_images`, which opens no image, is for the page and the tools.
+`scan_datasets` is the whole scan, stage by stage: the folders of an entry, their
+tables, the partners of their images, the images themselves, samples. The items of a job
+(`items`), the validation and `lint` call it; `find_images`, which opens no image, is
+for the page and the tools.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
@@ -38,7 +39,7 @@ from toolkit.data.scan.folder_tables import (
 from toolkit.data.scan.found import ScanFindings, matched_name
 from toolkit.data.scan.image_folders import image_folders
 from toolkit.data.scan.matching import match_files
-from toolkit.data.scan.records import ImageFolder, MatchedFolder, MatchedImage
+from toolkit.data.scan.records import ImageFolder, MatchedImage
 from toolkit.data.scan.repeats import REPEATS
 from toolkit.data.scan.samples import ConvertedImage as ConvertedImage
 from toolkit.data.scan.samples import FolderInfo as FolderInfo
@@ -100,11 +101,9 @@ class DatasetScan:
     @property
     def pairs(self) -> int:
         """Number of distinct pairs of a better and a worse image."""
-        pairs = set[tuple[str, str]]()
-        for sample in self.samples:
-            for worse in sample.worse:
-                pairs.add((sample.image, worse))
-        return len(pairs)
+        return len(
+            {(sample.image, worse) for sample in self.samples for worse in sample.worse}
+        )
 
 
 def scan_datasets(
@@ -136,13 +135,13 @@ def scan_datasets(
     folders = _folders(datasets, findings)
     matched = match_files(folders, findings)
     if any(folder.slots or folder.dataset.image_suffix for folder in matched):
-        note_unused_partners(matched, _matched_without_notes(also, findings), findings)
+        # What is wrong with other sections, their own scan reports.
+        of_others = ScanFindings(findings.scan_cache, read_captions=False)
+        others = match_files(_folders(also, of_others), of_others)
+        note_unused_partners(matched, others, findings)
     checked = check_images(matched, trigger_word, forgiven, findings)
-    infos = [
-        *(folder_info(folder, trigger_word, reg_weight) for folder in checked),
-        *generated,
-    ]
-    infos.sort(key=lambda info: info.dataset)
+    infos = [folder_info(folder, trigger_word, reg_weight) for folder in checked]
+    infos = sorted([*infos, *generated], key=lambda info: info.dataset)
     notes = [info.note for info in infos if info.note]
     return DatasetScan(
         folders=tuple(infos),
@@ -156,16 +155,6 @@ def scan_datasets(
     )
 
 
-def _matched_without_notes(
-    datasets: Sequence[Any], findings: ScanFindings
-) -> list[MatchedFolder]:
-    """The folders of other sections. Their errors are reported by their own scan."""
-    if not datasets:
-        return []
-    of_others = ScanFindings(findings.scan_cache, read_captions=False)
-    return match_files(_folders(datasets, of_others), of_others)
-
-
 def _folders(
     datasets: Sequence[DatasetConfig], findings: ScanFindings
 ) -> list[ImageFolder]:
@@ -173,18 +162,19 @@ def _folders(
     folders = []
     for index, dataset in enumerate(datasets):
         if not dataset.from_base:
-            folders += _folders_of_entry(index, dataset, findings)
+            of_entry = _folders_of_entry(dataset, findings)
+            folders += [replace(folder, index=index) for folder in of_entry]
     return folders
 
 
 def _folders_of_entry(
-    index: int, dataset: DatasetConfig, findings: ScanFindings
+    dataset: DatasetConfig, findings: ScanFindings
 ) -> list[ImageFolder]:
     """The folders of one entry of `datasets`, with their tables. What their names look
     like is noted."""
-    folders = [
+    folders: Sequence[ImageFolder] = [
         _with_own_table(folder, findings)
-        for folder in image_folders(index, dataset, findings)
+        for folder in image_folders(dataset, findings)
         if not _asks_for_no_repeats(folder, findings)
     ]
     folders = with_tables_above(dataset, folders, findings)
@@ -195,17 +185,17 @@ def _folders_of_entry(
         and folders
         and not any(folder.table for folder in folders)
     ):
-        what = "'columns' is given, and no table of captions is read. Give one as 'captions_file'"
-        findings.notes.append(
-            f"warning: {dataset.place}: {what}, or take 'columns' out"
-        )
+        what = "'columns' is given, and no table of captions is read"
+        remedy = "Give one as 'captions_file', or take 'columns' out"
+        findings.notes.append(f"warning: {dataset.place}: {what}. {remedy}")
     note_pair_folders(dataset, folders, findings)
-    used = [
+    # A table of pairs may name all images of a folder as control images of others.
+    return [
         folder
         for folder in folders
-        if folder.listing.images or not _is_of_pairs(folder, findings)
+        if folder.listing.images
+        or not (folder.table and folder.table.path in findings.of_pairs)
     ]
-    return used
 
 
 def _asks_for_no_repeats(folder: ImageFolder, findings: ScanFindings) -> bool:
@@ -213,13 +203,8 @@ def _asks_for_no_repeats(folder: ImageFolder, findings: ScanFindings) -> bool:
     mistake."""
     dataset = folder.dataset
     path = folder.listing.folder
-    if (
-        not dataset.folder_path
-        or dataset.repeats_from_names is False
-        or dataset.num_repeats
-    ):
-        return False
-    repeats = matched_name(path, REPEATS)
+    is_read = dataset.repeats_from_names is not False and not dataset.num_repeats
+    repeats = matched_name(path, REPEATS) if dataset.folder_path and is_read else ""
     if not repeats or int(repeats):
         return False
     findings.mistake(
@@ -239,12 +224,6 @@ def _with_own_table(folder: ImageFolder, findings: ScanFindings) -> ImageFolder:
     note_layer_names(folder, findings)
     note_subfolders(folder, findings)
     return folder
-
-
-def _is_of_pairs(folder: ImageFolder, findings: ScanFindings) -> bool:
-    """Whether the table of a folder may name all its images as control images of
-    others."""
-    return folder.table is not None and folder.table.path in findings.of_pairs
 
 
 # ---------------------------------------------------------------- images by name,
@@ -300,10 +279,9 @@ def find_images(
     findings = ScanFindings(scan_cache, read_captions=True)
     images = []
     for folder in match_files(_folders([dataset], findings), findings):
-        of_images = _caption_files_of_images(folder.folder)
-        repeats = folder.folder.repeats
+        of_images = _caption_files_of_images(folder)
         for image, caption_files in zip(folder.images, of_images, strict=True):
-            images += _found_images(folder, image, repeats, caption_files)
+            images += _found_images(folder, image, caption_files)
     return images, list(dict.fromkeys(findings.mistakes)), findings.notes
 
 
@@ -311,31 +289,24 @@ def _caption_files_of_images(folder: ImageFolder) -> list[list[str]]:
     """For each image of a folder its caption files: first those that are not empty, as
     the first of them is read."""
     texts = folder.listing.texts
-    of_image: list[list[str]] = [[] for _ in folder.listing.images]
-    if folder.table is not None:
-        return of_image
-    for names in folder.caption_files:
-        for files, name in zip(of_image, names, strict=True):
-            if name:
-                files.append(name)
-    for files in of_image:
-        files.sort(key=lambda name: not texts.get(name))
-    return of_image
+    if folder.table is not None or not folder.caption_files:
+        return [[] for _ in folder.images]
+    return [
+        sorted(filter(None, names), key=lambda name: not texts.get(name))
+        for names in zip(*folder.caption_files, strict=True)
+    ]
 
 
 def _found_images(
-    folder: MatchedFolder,
-    image: MatchedImage,
-    repeats: int,
-    caption_files: Sequence[str],
+    folder: ImageFolder, image: MatchedImage, caption_files: Sequence[str]
 ) -> list[FoundImage]:
     """An image once for each of its files."""
     listing = folder.listing
-    table = folder.folder.table
-    images = [
+    table = folder.table
+    return [
         FoundImage(
             path=listing.path(name),
-            repeats=repeats,
+            repeats=folder.repeats,
             caption=image.caption.replace(LIST, "\n"),
             captions=tuple(map(listing.path, caption_files)),
             table=table.path if table else "",
@@ -345,4 +316,3 @@ def _found_images(
         )
         for name in image.names
     ]
-    return images

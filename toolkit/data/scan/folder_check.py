@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import chain
 
@@ -25,7 +25,12 @@ from toolkit.data.pixels.images import (
     inspect_image,
     reference_error,
 )
-from toolkit.data.scan.captions import add_prefix, nearly_placeholders, usual_word
+from toolkit.data.scan.captions import (
+    add_prefix,
+    nearly_placeholders,
+    unreplaced,
+    usual_word,
+)
 from toolkit.data.scan.directory import DirectoryListing, ImageFile, split_suffix
 from toolkit.data.scan.fingerprint import remember_reading
 from toolkit.data.scan.foreign_syntax import in_words, marks_in
@@ -38,9 +43,9 @@ from toolkit.data.scan.found import (
     shorten,
     texts_of,
 )
-from toolkit.data.scan.masks import MaskLook, faults_of, look_at_masks
+from toolkit.data.scan.masks import look_at_masks, mask_fault
 from toolkit.data.scan.pairs import Pair, contradictions, pair_mistakes
-from toolkit.data.scan.records import CheckedFolder, MatchedFolder, MatchedImage
+from toolkit.data.scan.records import ImageFolder
 from toolkit.data.scan.repeats import ask_about, probably_no_repeats
 from toolkit.errors import DataErrors, Diagnostic
 from toolkit.system.read_ahead import thread_map
@@ -56,106 +61,86 @@ _NEARLY_REPEATS = re.compile(r"([0-9]{1,3})[ .-]+[^\W\d]")
 
 
 def check_images(
-    folders: Sequence[MatchedFolder],
+    folders: Sequence[ImageFolder],
     trigger_word: str | None,
     forgiven: list[Diagnostic] | None,
     findings: ScanFindings,
-) -> list[CheckedFolder]:
+) -> list[ImageFolder]:
     """Reads the facts of every image that is used, then warns of what is allowed but
     rarely intended.
 
     Raises DataErrors for all errors so far; with `forgiven` it takes them, and the
     images that have one are left out.
     """
-    unreadable = _read_facts(folders, findings)
-    readable = _without_unreadable(folders, unreadable, findings)
-    pairs = [*chain.from_iterable(map(_pairs, readable))]
+    folders = _readable(folders, _read_facts(folders, findings), findings)
+    pairs = [
+        Pair(image.file, worse, image.caption)
+        for folder in folders
+        for image in folder.images
+        for worse in image.worse
+    ]
     findings.mistakes.extend(pair_mistakes(pairs))
     findings.notes.extend(contradictions(pairs))
-    findings.mistakes.extend(chain.from_iterable(map(_unlike_layers, readable)))
-    usable = _without_mistaken(readable, forgiven, findings)
-    checked = [_checked(folder, trigger_word, findings) for folder in usable]
-    findings.notes.extend(_numbers(usable, findings))
-    if findings.read_captions:
-        findings.notes.extend(_several_lines(usable))
-    return checked
-
-
-def _without_mistaken(
-    folders: Sequence[MatchedFolder],
-    forgiven: list[Diagnostic] | None,
-    findings: ScanFindings,
-) -> Sequence[MatchedFolder]:
-    """The folders without images that have an error, which `forgiven` takes; None:
-    DataErrors is raised for all."""
+    findings.mistakes.extend(chain.from_iterable(map(_unlike_layers, folders)))
     mistakes = list(dict.fromkeys(findings.mistakes))
-    if not mistakes:
-        return folders
-    if forgiven is None:
+    if mistakes and forgiven is None:
         raise DataErrors(mistakes)
-    forgiven += mistakes
-    places = {mistake.place for mistake in mistakes}
-    return [_without_images(folder, places) for folder in folders]
-
-
-def _checked(
-    folder: MatchedFolder, trigger_word: str | None, findings: ScanFindings
-) -> CheckedFolder:
-    """The folder with the measurements of its masks. Warnings for it are noted."""
-    mask_looks: list[MaskLook] = []
-    if any(image.mask for image in folder.images):
-        folder = _without_void_masks(folder, findings)
-        mask_looks = _mask_looks(folder, findings)
-    for what in _warnings(folder, trigger_word, findings.read_captions):
-        findings.notes.append(f"warning: {folder.listing.folder}: {what}")
-    return CheckedFolder(folder, tuple(mask_looks))
+    if mistakes and forgiven is not None:
+        forgiven += mistakes
+        places = {mistake.place for mistake in mistakes}
+        folders = [_without_images(folder, places) for folder in folders]
+    checked = []
+    for folder in folders:
+        folder = _with_looks(_without_void_masks(folder, findings), findings)
+        for what in _warnings(folder, trigger_word, findings.read_captions):
+            findings.notes.append(f"warning: {folder.listing.folder}: {what}")
+        checked.append(folder)
+    findings.notes.extend(_numbers(checked, findings))
+    if findings.read_captions:
+        findings.notes.extend(_several_lines(checked))
+    return checked
 
 
 # ---------------------------------------------------------------- reading the images
 
 
 def _read_facts(
-    folders: Sequence[MatchedFolder], findings: ScanFindings
+    folders: Sequence[ImageFolder], findings: ScanFindings
 ) -> dict[str, str]:
     """Reads the images, each once: few of them whole, of many the header and the end.
     Path -> error of those that cannot be read."""
-    wanted = _files_of(folders)
-    images = []
-    for listing, names in wanted.items():
-        for name in names:
-            images.append(ImageFile(listing, name))
-    unreadable: dict[str, str] = {}
-    for image, looked in _looked_at(images):
-        if isinstance(looked, str):
-            unreadable[image.path] = looked
-            continue
-        image.listing.facts[image.name] = looked
-        version = image.listing.versions.get(image.name)
-        if version:
-            remember_reading(image.path, version, looked.reading)
-    for folder in folders:
-        for _, control in folder.controls():
-            reason = reference_error(control.facts.size) if control.facts else None
-            if reason:
-                findings.mistake(control.path, reason)
-    for listing, names in wanted.items():
-        findings.notes.extend(_remarks(listing, sorted(names)))
-    return unreadable
-
-
-def _files_of(
-    folders: Sequence[MatchedFolder],
-) -> dict[DirectoryListing, dict[str, None]]:
-    """The images of the folders and their partners, each once: names by listing."""
     wanted: dict[DirectoryListing, dict[str, None]] = {}
     for folder in folders:
-        names = chain.from_iterable(image.names for image in folder.images)
-        wanted.setdefault(folder.listing, {}).update(dict.fromkeys(names))
-        for _, (listing, name) in chain(
-            folder.controls(), folder.layers(), folder.worse(), folder.masks()
-        ):
-            wanted.setdefault(listing, {})[name] = None
-    return wanted
+        own = chain.from_iterable(image.names for image in folder.images)
+        wanted.setdefault(folder.listing, {}).update(dict.fromkeys(own))
+        for image in folder.images:
+            for listing, name in (*image.partners, *image.worse):
+                wanted.setdefault(listing, {})[name] = None
+    images = [
+        ImageFile(listing, name) for listing, names in wanted.items() for name in names
+    ]
+    unreadable: dict[str, str] = {}
+    for file, looked in _looked_at(images):
+        if isinstance(looked, str):
+            unreadable[file.path] = looked
+            continue
+        file.listing.facts[file.name] = looked
+        version = file.listing.versions.get(file.name)
+        if version:
+            remember_reading(file.path, version, looked.reading)
+    controls = (
+        control
+        for folder in folders
+        for image in folder.images
+        for control in image.controls
+    )
+    for control in controls:
+        reason = reference_error(control.facts.size) if control.facts else None
+        if reason:
+            findings.mistake(control.path, reason)
+    for listing, names in wanted.items():
+        _note_remarks(listing, sorted(names), findings)
+    return unreadable
 
 
 def _looked_at(
@@ -180,46 +165,49 @@ def _looked_at(
     return zip(unread, thread_map(look, unread, at_once), strict=True)
 
 
-def _remarks(listing: DirectoryListing, names: Iterable[str]) -> Iterator[str]:
-    """Remarks on files that can be used, each remark once."""
+def _note_remarks(
+    listing: DirectoryListing, names: Sequence[str], findings: ScanFindings
+) -> None:
+    """Notes remarks on files that can be used, each remark once."""
     with_remark: dict[str, list[str]] = {}
-    for name in names:
-        facts = listing.facts.get(name)
-        if facts:
-            for remark in facts.notes:
+    for facts, name in ((listing.facts.get(name), name) for name in names):
+        for remark in facts.notes if facts else ():
+            if remark != CLEAR:
                 with_remark.setdefault(remark, []).append(name)
     for remark, files in with_remark.items():
-        if remark == CLEAR:
-            continue
+        place = f"{listing.folder}: {shorten(files)}"
         if len(files) == 1:
-            yield f"{listing.path(files[0])}: {remark}"
-        else:
-            yield f"{listing.folder}: {shorten(files)}: {remark}"
+            place = listing.path(files[0])
+        findings.notes.append(f"{place}: {remark}")
 
 
 # ---------------------------------------------------------------- images that are left
 # out
 
 
-def _without_unreadable(
-    folders: Sequence[MatchedFolder],
+def _readable(
+    folders: Sequence[ImageFolder],
     unreadable: Mapping[str, str],
     findings: ScanFindings,
-) -> list[MatchedFolder]:
+) -> Sequence[ImageFolder]:
     """The folders without images that cannot be read, or whose control image or mask
     cannot be read, where the dataset has `skip_unreadable`. In other datasets such
     images are errors. unreadable: path -> error."""
+    if not unreadable:
+        return folders
     readable = []
     wrong: dict[str, None] = {}
     for folder in folders:
-        faulty = _unreadable_of(folder, unreadable)
-        if not folder.dataset.skip_unreadable:
-            wrong.update(dict.fromkeys(faulty))
-            readable.append(folder)
-            continue
-        rest = _without_images(folder, faulty)
+        paths = set[str]()
+        for image in folder.images:
+            paths.update(map(folder.listing.path, image.names))
+            paths.update(file.path for file in (*image.partners, *image.worse))
+        faulty = [path for path in unreadable if path in paths]
+        rest = folder
+        if folder.dataset.skip_unreadable:
+            rest = _without_images(folder, faulty)
         readable.append(rest)
-        if not rest.images:
+        if rest is folder or not rest.images:
             wrong.update(dict.fromkeys(faulty))
         elif faulty:
             count = len(folder.images) - len(rest.images)
@@ -235,56 +223,37 @@ def _without_unreadable(
     return readable
 
 
-def _unreadable_of(folder: MatchedFolder, unreadable: Collection[str]) -> list[str]:
-    """The images of a folder, and their partners, that cannot be read: paths."""
-    if not unreadable:
-        return []
-    paths = set[str]()
-    for image in folder.images:
-        paths.update(map(folder.listing.path, image.names))
-    paths.update(partner.path for _, partner in folder.partners())
-    paths.update(worse.path for _, worse in folder.worse())
-    return [path for path in unreadable if path in paths]
-
-
-def _without_images(folder: MatchedFolder, places: Collection[str]) -> MatchedFolder:
+def _without_images(folder: ImageFolder, places: Collection[str]) -> ImageFolder:
     """The folder without the images that have an error in their own file or in the file
     of a partner. places: of the errors."""
-
-    def is_good(image: MatchedImage) -> bool:
-        if len(image.names) > 1:
-            return False
-        partners = (*image.controls, *image.layers, *image.worse)
-        if image.mask is not None:
-            partners = (*partners, image.mask)
-        files = (image.file, *partners)
-        return not any(file.path in places for file in files)
-
-    return replace(folder, images=tuple(filter(is_good, folder.images)))
+    good = [
+        image
+        for image in folder.images
+        if len(image.names) == 1
+        and not any(
+            file.path in places for file in (image.file, *image.partners, *image.worse)
+        )
+    ]
+    return replace(folder, images=tuple(good))
 
 
-# ---------------------------------------------------------------- pairs and layers
+# ---------------------------------------------------------------- layers
 
 
-def _pairs(folder: MatchedFolder) -> Iterator[Pair]:
-    for image, worse in folder.worse():
-        yield Pair(image.file, worse, image.caption)
-
-
-def _unlike_layers(folder: MatchedFolder) -> Iterator[Diagnostic]:
+def _unlike_layers(folder: ImageFolder) -> Iterator[Diagnostic]:
     """Layers that do not have the size of their image."""
-    for image, layer in folder.layers():
+    for image in folder.images:
         facts = image.file.facts
-        if layer.facts and facts and layer.facts.size != facts.size:
-            has = f"has {layer.facts.size} pixels, and its image {image.file.name} has {facts.size}"
-            yield Diagnostic(
-                (layer.path,), f"{has}. Export the layer with the whole canvas"
-            )
+        for layer in image.layers:
+            if layer.facts and facts and layer.facts.size != facts.size:
+                has = f"has {layer.facts.size} pixels, and its image {image.file.name} has {facts.size}"
+                remedy = "Export the layer with the whole canvas"
+                yield Diagnostic((layer.path,), f"{has}. {remedy}")
 
 
-def _opaque_layers(folder: MatchedFolder) -> Iterator[str]:
+def _opaque_layers(folder: ImageFolder) -> Iterator[str]:
     """Layers that hide all layers behind them."""
-    upper = [layer for image in folder.all_images for layer in image.layers[1:]]
+    upper = [layer for image in folder.images for layer in image.layers[1:]]
     opaque = [layer.name for layer in upper if layer.facts and not layer.facts.alpha]
     if opaque:
         what = f"{count_of(len(opaque), 'layer')} in front of others without opacity of their own: {shorten(opaque)}"
@@ -294,32 +263,26 @@ def _opaque_layers(folder: MatchedFolder) -> Iterator[str]:
 # ---------------------------------------------------------------- masks
 
 
-def _without_void_masks(folder: MatchedFolder, findings: ScanFindings) -> MatchedFolder:
+def _without_void_masks(folder: ImageFolder, findings: ScanFindings) -> ImageFolder:
     """The folder without masks of images that have no transparency to be their mask.
     Notes these images, and masks of another shape than their image."""
     opaque = list[str]()
     stretched = list[str]()
-    for image, mask in folder.masks():
-        facts = mask.listing.facts[mask.name]
-        if folder.dataset.alpha_mask and not facts.alpha:
-            opaque.append(image.file.name)
-        elif _has_other_shape(facts, folder.listing.facts[image.file.name]):
-            stretched.append(image.file.name)
-    place = folder.listing.folder
-    if opaque:
-        findings.notes.append(
-            f"{place}: alpha_mask: no transparency, so the whole image counts: {shorten(opaque)}"
-        )
-    if stretched:
-        findings.notes.append(
-            f"{place}: the mask has another shape and is stretched over: {shorten(stretched)}"
-        )
-    void = set(opaque)
     images = []
     for image in folder.images:
-        if image.file.name in void:
+        facts = image.mask and image.mask.listing.facts[image.mask.name]
+        if facts and folder.dataset.alpha_mask and not facts.alpha:
+            opaque.append(image.file.name)
             image = image._replace(mask=None)
+        elif facts and _has_other_shape(facts, folder.listing.facts[image.file.name]):
+            stretched.append(image.file.name)
         images.append(image)
+    for names, what in (
+        (opaque, "alpha_mask: no transparency, so the whole image counts"),
+        (stretched, "the mask has another shape and is stretched over"),
+    ):
+        if names:
+            findings.notes.append(f"{folder.listing.folder}: {what}: {shorten(names)}")
     return replace(folder, images=tuple(images))
 
 
@@ -330,23 +293,23 @@ def _has_other_shape(mask: ImageInfo, image: ImageInfo) -> bool:
     return abs(mask.size.width * height / (mask.size.height * width) - 1) > 0.02
 
 
-def _mask_looks(folder: MatchedFolder, findings: ScanFindings) -> list[MaskLook]:
-    """The measurements of the masks. Masks that are probably intended otherwise than
-    they are read are noted, by kind."""
-    masks = [folder.trained_mask(mask) for _, mask in folder.masks()]
-    looks = look_at_masks(masks)
+def _with_looks(folder: ImageFolder, findings: ScanFindings) -> ImageFolder:
+    """The folder with the measurements of its masks. Masks that are probably intended
+    otherwise than they are read are noted, by kind."""
+    looks = look_at_masks([*filter(None, map(folder.trained_mask, folder.images))])
     by_kind: dict[tuple[str, str], list[str]] = {}
-    for mask, fault in faults_of(looks):
-        name = f"{os.path.basename(mask.file)} ({fault.detail})"
-        by_kind.setdefault((fault.kind, fault.remedy), []).append(name)
-        findings.mask_faults.append(
-            (mask.file, f"is {fault.kind}: {fault.detail}. {fault.remedy}")
-        )
+    for mask, look in looks:
+        fault = mask_fault(mask, look)
+        if fault:
+            name = f"{os.path.basename(mask.file)} ({fault.detail})"
+            by_kind.setdefault((fault.kind, fault.remedy), []).append(name)
+            findings.mask_faults.append(
+                (mask.file, f"is {fault.kind}: {fault.detail}. {fault.remedy}")
+            )
     for (kind, remedy), names in by_kind.items():
-        are = "is" if len(names) == 1 else "are"
-        what = f"{len(names):,} of {count_of(len(looks), 'mask')} {are} {kind}: {shorten(names)}"
+        what = f"{_share(names, looks, 'mask', 'is', 'are')} {kind}: {shorten(names)}"
         findings.notes.append(f"warning: {folder.listing.folder}: {what}. {remedy}")
-    return [look for _, look in looks]
+    return replace(folder, mask_looks=tuple(look for _, look in looks))
 
 
 # ---------------------------------------------------------------- what is allowed and
@@ -354,7 +317,7 @@ def _mask_looks(folder: MatchedFolder, findings: ScanFindings) -> list[MaskLook]
 
 
 def _warnings(
-    folder: MatchedFolder, trigger_word: str | None, read_captions: bool
+    folder: ImageFolder, trigger_word: str | None, read_captions: bool
 ) -> Iterator[str]:
     """Warnings of one folder, without its path."""
     yield from _odd_repeats(folder)
@@ -369,15 +332,13 @@ def _warnings(
     yield from _small_images(folder)
 
 
-def _odd_repeats(folder: MatchedFolder) -> Iterator[str]:
+def _odd_repeats(folder: ImageFolder) -> Iterator[str]:
     """A number in the name of a folder that is not read as repeats but was probably
     intended as repeats."""
-    dataset = folder.dataset
-    path = folder.listing.folder
-    if dataset.num_repeats or dataset.repeats_from_names is False:
+    if folder.dataset.num_repeats or folder.dataset.repeats_from_names is False:
         return
-    share = matched_name(path, _FRACTION)
-    count = matched_name(path, _NEARLY_REPEATS)
+    share = matched_name(folder.listing.folder, _FRACTION)
+    count = matched_name(folder.listing.folder, _NEARLY_REPEATS)
     if share:
         what = f"the {share} in its name is not used, as repeats are whole numbers"
         yield f"{what}: each image is used once per epoch"
@@ -386,19 +347,24 @@ def _odd_repeats(folder: MatchedFolder) -> Iterator[str]:
         yield f"each image is used once per epoch. {remedy}"
 
 
-def _clear_images(folder: MatchedFolder) -> Iterator[str]:
+def _clear_images(folder: ImageFolder) -> Iterator[str]:
     """Images that are fully transparent."""
     facts = folder.listing.facts
     names = [image.file.name for image in folder.images]
     clear = [name for name in names if CLEAR in facts[name].notes]
     if clear and not folder.dataset.alpha_mask:
-        are = "is" if len(clear) == 1 else "are"
-        what = f"{len(clear):,} of {count_of(len(folder.images), 'image')} {are}"
+        share = _share(clear, names, "image", "is", "are")
         outcome = f"fully transparent, so that nothing of it is seen: {shorten(clear)}"
-        yield f"{what} {outcome}. Export them once more, or remove them"
+        yield f"{share} {outcome}. Export them once more, or remove them"
 
 
-def _small_images(folder: MatchedFolder) -> Iterator[str]:
+def _share(part: Sized, whole: Sized, what: str, one: str, many: str) -> str:
+    """How many of the whole, with a verb: `1 of 2 images is`."""
+    verb = one if len(part) == 1 else many
+    return f"{len(part):,} of {count_of(len(whole), what)} {verb}"
+
+
+def _small_images(folder: ImageFolder) -> Iterator[str]:
     """Images that are much smaller than the resolution that they are trained at."""
     facts = folder.listing.facts
     resolution = min(folder.dataset.resolution, key=area_of)
@@ -412,23 +378,18 @@ def _small_images(folder: MatchedFolder) -> Iterator[str]:
         yield f"{len(small)} of {len(folder.images)} images are {what}: {names}"
 
 
-def _numbers(folders: Sequence[MatchedFolder], findings: ScanFindings) -> Iterator[str]:
+def _numbers(folders: Sequence[ImageFolder], findings: ScanFindings) -> Iterator[str]:
     """Asks about neighbouring folders whose numbers are probably not repeats, and keeps
     the question."""
     beside: dict[str, dict[str, int]] = {}
     for folder in folders:
+        dataset = folder.dataset
         path = folder.listing.folder
         name = os.path.basename(os.path.abspath(path))
-        is_decided = (
-            folder.dataset.num_repeats or folder.dataset.repeats_from_names is not None
-        )
-        if (
-            folder.folder.named_repeats
-            and not is_decided
-            and not named_as_regularisation(name)
-        ):
+        is_asked = dataset.repeats_from_names is None and not dataset.num_repeats
+        if is_asked and folder.named_repeats and not named_as_regularisation(name):
             place = os.path.dirname(path.rstrip("/")) or "."
-            beside.setdefault(place, {})[name] = folder.folder.repeats
+            beside.setdefault(place, {})[name] = folder.repeats
     for place, repeats in beside.items():
         why = probably_no_repeats(repeats)
         if why:
@@ -440,30 +401,31 @@ def _numbers(folders: Sequence[MatchedFolder], findings: ScanFindings) -> Iterat
 # ---------------------------------------------------------------- captions
 
 
-def _several_lines(folders: Sequence[MatchedFolder]) -> Iterator[str]:
+def _several_lines(folders: Sequence[ImageFolder]) -> Iterator[str]:
     """Notes captions with line breaks: other programs take one of the lines."""
-    names = []
-    count = 0
-    for folder in folders:
-        if folder.dataset.captions == "one":
-            count += len(folder.images)
-            for image in folder.images:
-                if "\n" in image.caption:
-                    names.append(folder.folder.inside(image.file.name))
+    images = [
+        (folder, image)
+        for folder in folders
+        for image in folder.images
+        if folder.dataset.captions == "one"
+    ]
+    names = [
+        folder.inside(image.file.name)
+        for folder, image in images
+        if "\n" in image.caption
+    ]
     if names:
-        have = "has" if len(names) == 1 else "have"
-        what = f"{len(names):,} of {count_of(count, 'caption')} {have} several lines"
+        what = f"{_share(names, images, 'caption', 'has', 'have')} several lines"
         how = "trained together, as one caption with line breaks ('captions: lines' draws one at each use)"
         yield f"{what}, which are {how}: {shorten(names)}"
 
 
-def _check_captions(folder: MatchedFolder, trigger: str) -> Iterator[str]:
+def _check_captions(folder: ImageFolder, trigger: str) -> Iterator[str]:
     """Warnings for the captions of a folder: count, names, remedy."""
     dataset = folder.dataset
+    default, prefix = dataset.default_caption, dataset.caption_prefix
     used = {
-        image.file.name: add_prefix(
-            image.caption or dataset.default_caption or "", dataset.caption_prefix
-        )
+        image.file.name: add_prefix(image.caption or default, prefix)
         for image in folder.images
     }
     yield from _missing_captions(folder, used, trigger)
@@ -472,64 +434,50 @@ def _check_captions(folder: MatchedFolder, trigger: str) -> Iterator[str]:
     if marks:
         count = len({place for kind in marks for place in kind.texts})
         yield f"{count:,} of {count_of(len(used), 'caption')} with {in_words(marks, counted=True)}"
-    if not dataset.is_reg:
-        yield from _odd_captions(used, trigger)
-    if (
-        not trigger
-        and not dataset.is_reg
-        and not dataset.references[1]
-        and not dataset.caption_prefix
-    ):
+    if dataset.is_reg:
+        return
+    yield from _odd_captions(used, trigger)
+    if not (trigger or dataset.references[1] or prefix):
         yield from _trigger_by_hand(folder)
 
 
 def _missing_captions(
-    folder: MatchedFolder, captions: Mapping[str, str], trigger: str
+    folder: ImageFolder, captions: Mapping[str, str], trigger: str
 ) -> Iterator[str]:
     """Images without a caption. captions: of each image, with its prefix."""
     missing = [name for name, text in captions.items() if not text]
-    if (
-        not missing
-        or folder.dataset.is_reg
-        or (trigger and len(missing) == len(captions))
-    ):
+    trains_trigger = trigger and len(missing) == len(captions)
+    if not missing or folder.dataset.is_reg or trains_trigger:
         return
-    is_one = len(missing) == 1
-    share = f"{len(missing):,} of {count_of(len(captions), 'image')} {'has' if is_one else 'have'}"
+    share = _share(missing, captions, "image", "has", "have")
     outcome = "with an empty prompt, as there is no trigger_word"
     if trigger:
         outcome = f"with {trigger!r} alone"
     first = split_suffix(missing[0])[0] + folder.dataset.caption_ext[0]
-    remedy = f"Write {first}"
-    if folder.listing.files.get(first):
-        remedy = f"{first} is empty: write the caption into it"
-    more = "" if is_one else " etc."
-    train = "trains" if is_one else "train"
+    is_empty = folder.listing.files.get(first)
+    remedy = (
+        f"{first} is empty: write the caption into it" if is_empty else f"Write {first}"
+    )
+    train, more = ("trains", "") if len(missing) == 1 else ("train", " etc.")
     yield f"{share} no caption ({shorten(missing)}) and {train} {outcome}. {remedy}{more}, or give 'default_caption'"
 
 
 def _left_placeholders(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
     """Placeholders for the trigger word that are trained as they are written. captions:
     of each image, with its prefix."""
-    together = "\n".join(captions.values())
-    literal = []
-    if not trigger:
-        literal = [written for written in PLACEHOLDERS if written in together]
-    for placeholder in (*literal, *nearly_placeholders(together)):
-        remedy = f"Write '{PLACEHOLDERS[0]}'"
-        if placeholder in PLACEHOLDERS:
-            remedy = "Give the job a 'trigger_word'"
+    for placeholder, remedy in unreplaced(captions.values(), bool(trigger)).items():
         names = [name for name, text in captions.items() if placeholder in text]
         what = f"{count_of(len(names), 'caption')} with '{placeholder}', which nothing replaces: {shorten(names)}"
         yield f"{what}. {remedy}"
 
 
-def _trigger_by_hand(folder: MatchedFolder) -> Iterator[str]:
+def _trigger_by_hand(folder: ImageFolder) -> Iterator[str]:
     """A word with which almost all captions begin, where the job has no trigger
     word."""
-    texts = list[str]()
-    for image in folder.images:
-        texts += texts_of(image.caption, folder.dataset)
+    dataset = folder.dataset
+    texts = [
+        text for image in folder.images for text in texts_of(image.caption, dataset)
+    ]
     word, count = usual_word([text for text in texts if text])
     if word and word not in PLACEHOLDERS and word not in nearly_placeholders(word):
         what = f"{count} of {len(texts)} captions begin with {word!r}, and there is no trigger_word"
@@ -539,7 +487,11 @@ def _trigger_by_hand(folder: MatchedFolder) -> Iterator[str]:
 def _odd_captions(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
     """Captions that are probably not written as intended. captions: of each image, with
     its prefix."""
-    quoted = [name for name, text in captions.items() if _is_quoted(text)]
+    quoted = [
+        name
+        for name, text in captions.items()
+        if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    ]
     if quoted:
         what = f"{count_of(len(quoted), 'caption')} in quotation marks, which are trained as part of it"
         yield f"{what}: {shorten(quoted)}"
@@ -554,7 +506,3 @@ def _odd_captions(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
     if other:
         what = f"{count_of(len(other), 'caption')} with {trigger!r} in other letters"
         yield f"{what}, so that it is put in front as well: {shorten(other)}"
-
-
-def _is_quoted(text: str) -> bool:
-    return len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"

@@ -8,11 +8,11 @@ left out or changed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from itertools import chain
 
 from toolkit.config.sections.dataset import DatasetConfig
-from toolkit.data.scan.directory import join, real_path
+from toolkit.data.scan.directory import join
 from toolkit.data.scan.found import ScanFindings, held_out_folders, shorten, split_of
 from toolkit.data.scan.image_folders import subfolders_of
 from toolkit.data.scan.partners import (
@@ -39,17 +39,13 @@ def note_pair_names(folder: ImageFolder, findings: ScanFindings) -> None:
     pairs = pair_names(listing.images)
     if pairs is None:
         return
-    optional = ", control_optional: true" if pairs.optional else ""
-    controls = ", ".join(map(in_yaml, pairs.controls))
-    given = (
-        f"image_suffix: {in_yaml(pairs.image)}, control_suffix: [{controls}]{optional}"
-    )
-    but = ""
     alone = [name for stem in pairs.alone for name in listing.images[stem]]
-    if alone:
-        have = "has" if len(alone) == 1 else "have"
-        but = f" ({len(alone):,} {have} no partner: {shorten(alone)})"
-    looks = f"its images look like pairs{but}, and each is trained by itself. For pairs give '{given}'"
+    have = "has" if len(alone) == 1 else "have"
+    but = f" ({len(alone):,} {have} no partner: {shorten(alone)})" if alone else ""
+    controls = ", ".join(map(in_yaml, pairs.controls))
+    given = f"image_suffix: {in_yaml(pairs.image)}, control_suffix: [{controls}]"
+    optional = ", control_optional: true" if pairs.optional else ""
+    looks = f"its images look like pairs{but}, and each is trained by itself. For pairs give '{given}{optional}'"
     findings.notes.append(f"warning: {listing.folder}: {looks}")
     findings.unpaired.append((listing.folder, looks))
 
@@ -60,15 +56,13 @@ def note_layer_names(folder: ImageFolder, findings: ScanFindings) -> None:
     listing = folder.listing
     if dataset.layers_path or dataset.layers_suffix:
         return
-    names = list[str]()
-    for stems in layers_beside(listing, LAYER).values():
-        for stem in stems:
-            names += listing.images[stem]
+    stems = chain.from_iterable(layers_beside(listing, LAYER).values())
+    names = [name for stem in stems for name in listing.images[stem]]
     if names:
-        what = "by its name a layer of another, and trained as an image"
+        what = "some images are each by its name a layer of another, and trained as an image"
         remedy = f"For a model of layers give 'layers_suffix: {LAYER}'"
         findings.notes.append(
-            f"warning: {listing.folder}: some images are each {what}: {shorten(names)}. {remedy}"
+            f"warning: {listing.folder}: {what}: {shorten(names)}. {remedy}"
         )
 
 
@@ -92,34 +86,24 @@ def note_splits(
     held_out = held_out_folders(inside)
     if not held_out:
         return
-    remedy = _give_train_alone(path, inside)
-    for name in held_out:
-        what = "is trained on, and its name keeps it from the training"
-        findings.held_out.append((join(path, name), f"{what}. {remedy}"))
-    shown = " and ".join(map(repr, held_out))
-    if len(held_out) == 1:
-        what = f"its subfolder {shown} is trained on, and its name keeps it from the training"
-    else:
-        what = f"its subfolders {shown} are trained on, and their names keep them from the training"
-    of_validation = [name for name in held_out if split_of(name) == "validation"]
-    measures = (of_validation or held_out)[0]
-    measured = (
-        f"(the validation takes 'validation: {{folder_path: {join(path, measures)}}}')"
-    )
-    findings.notes.append(f"warning: {path}: {what}. {remedy} {measured}")
-
-
-def _give_train_alone(path: str, inside: dict[str, ImageFolder]) -> str:
-    """The keys that train the subfolder for training alone. inside: the subfolders of a
-    dataset's folder."""
     train = next(name for name in inside if split_of(name) == "train")
     alone = f"'folder_path: {join(path, train)}'"
     table = inside[train].table
-    if table and real_path(os.path.dirname(table.path) or ".") != real_path(
-        join(path, train)
-    ):
+    if table and not inside[train].caption_files:  # it is above the folder
         alone = f"{alone} and 'captions_file: {table.path}'"
-    return f"For {train!r} alone give {alone}"
+    remedy = f"For {train!r} alone give {alone}"
+    what = "is trained on, and its name keeps it from the training"
+    for name in held_out:
+        findings.held_out.append((join(path, name), f"{what}. {remedy}"))
+    shown = f"its subfolder {held_out[0]!r} {what}"
+    if len(held_out) > 1:
+        what = "are trained on, and their names keep them from the training"
+        shown = f"its subfolders {' and '.join(map(repr, held_out))} {what}"
+    measures = join(
+        path, max(held_out, key=lambda name: split_of(name) == "validation")
+    )
+    measured = f"(the validation takes 'validation: {{folder_path: {measures}}}')"
+    findings.notes.append(f"warning: {path}: {shown}. {remedy} {measured}")
 
 
 def note_pair_folders(
@@ -136,7 +120,7 @@ def note_pair_folders(
     )
     if pair:
         images, controls = (join(dataset.folder_path, name) for name in pair)
-        looks = f"its subfolders {pair[0]!r} and {pair[1]!r} look like pairs, and each image is trained by itself"
-        looks = f"{looks}. For pairs give 'folder_path: {images}' and 'control_path: {controls}'"
+        what = f"its subfolders {pair[0]!r} and {pair[1]!r} look like pairs, and each image is trained by itself"
+        looks = f"{what}. For pairs give 'folder_path: {images}' and 'control_path: {controls}'"
         findings.notes.append(f"warning: {dataset.folder_path}: {looks}")
         findings.unpaired.append((dataset.folder_path, looks))

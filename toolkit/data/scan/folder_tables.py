@@ -14,13 +14,12 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import chain
 
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
-from toolkit.data.scan.columns import in_yaml as column_in_yaml
 from toolkit.data.scan.directory import DirectoryListing, ImageFile, split_suffix
 from toolkit.data.scan.found import ScanFindings, count_of, shorten
+from toolkit.data.scan.partners import in_yaml
 from toolkit.data.scan.records import FolderTable, ImageFolder
 from toolkit.data.scan.tables import (
     NO_JSON,
@@ -54,77 +53,52 @@ _LOOKED_FOR = 100
 def with_table_beside(folder: ImageFolder, findings: ScanFindings) -> ImageFolder:
     """The folder with the only table in it that names its images, where it has neither
     a table nor caption files."""
-    if (
-        folder.table is not None
-        or not findings.read_captions
-        or folder.dataset.captions == "names"
-    ):
+    listing = folder.listing
+    dataset = folder.dataset
+    if folder.table or not _reads_captions(dataset, findings):
         return folder
     if folder.has_caption_files:
         return folder
-    listing = folder.listing
-    dataset = folder.dataset
     names = [image_name(files[0]) for files in listing.images.values()]
     table = _only_table(listing, listing.prefix, names, dataset, findings)
     if table is None:
         return folder
-    rows = used_rows(dataset, table, listing.folder, findings)
-    rows, _ = placed(rows, table.path, listing.prefix, names)
-    findings.notes.append(
-        f"{listing.folder}: no caption files: captions are read from {table.path}"
-    )
+    rows, _ = placed(table.rows, table.path, listing.prefix, names)
     inside = f"{folder.subfolder}/" if folder.subfolder else ""
     of_dataset = {inside + name: row for name, row in rows.items()}
     return replace(folder, table=FolderTable(table.path, of_dataset))
 
 
+def _reads_captions(dataset: DatasetConfig, findings: ScanFindings) -> bool:
+    return findings.read_captions and dataset.captions != "names"
+
+
 def with_tables_above(
     dataset: DatasetConfig, folders: Sequence[ImageFolder], findings: ScanFindings
-) -> list[ImageFolder]:
+) -> Sequence[ImageFolder]:
     """The folders, where subfolders with neither caption files nor a table have got the
     table above them, if it is the only one that names their images."""
     below = [folder for folder in folders if folder.subfolder]
     if not below or not dataset.folder_path or dataset.captions_file:
-        return [*folders]
-    if not findings.read_captions or dataset.captions == "names":
-        return [*folders]
+        return folders
     top = findings.listing(dataset.folder_path)
-    if top is None:
-        return [*folders]
+    if top is None or not _reads_captions(dataset, findings):
+        return folders
     bare = {
         folder
         for folder in below
-        if folder.table is None and (not folder.has_caption_files)
+        if folder.table is None and not folder.has_caption_files
     }
-    meant = [folder for folder in below if not bare or folder in bare]
-    names = [*chain.from_iterable(folder.image_names() for folder in meant)]
+    names = [name for folder in bare or below for name in folder.image_names()]
+    table = None
     if bare:
         table = _only_table(top, dataset.folder_path, names, dataset, findings)
-    else:
-        table = None
-    if table is None:
-        _note_other_tables(dataset, top, folders, names, findings)
-        return [*folders]
-    shared = FolderTable(table.path, used_rows(dataset, table, top.folder, findings))
-    findings.notes.append(
-        f"{top.folder}: no caption files: captions are read from {table.path}"
-    )
-    with_table = []
-    for folder in folders:
-        if folder in bare:
-            folder = replace(folder, table=shared)
-        with_table.append(folder)
-    return with_table
-
-
-def _note_other_tables(
-    dataset: DatasetConfig,
-    top: DirectoryListing,
-    folders: Sequence[ImageFolder],
-    names: Sequence[str],
-    findings: ScanFindings,
-) -> None:
-    """Notes the tables above subfolders that name their images and are not used."""
+    if table:
+        shared = FolderTable(table.path, table.rows)
+        return [
+            replace(folder, table=shared) if folder in bare else folder
+            for folder in folders
+        ]
     used = {folder.table.path for folder in folders if folder.table}
     others = [
         os.path.basename(table.path)
@@ -132,8 +106,8 @@ def _note_other_tables(
         if table.path not in used and names_any(table, dataset.folder_path, names)
     ]
     if others:
-        reason, remedy = OTHER_TABLE
-        findings.not_used(top, others, reason, remedy, findings.unused)
+        findings.not_used(top, others, *OTHER_TABLE, findings.unused)
+    return folders
 
 
 def _only_table(
@@ -144,21 +118,27 @@ def _only_table(
     findings: ScanFindings,
 ) -> Table | None:
     """The only table in a folder that names its images, none of which has a caption
-    file; else None. A table that is meant for images, but names none of these or cannot
-    be read, is a mistake: the captions would be lost.
+    file; else None. That it is used is noted. A table that is meant for images, but
+    names none of these or cannot be read, is a mistake: the captions would be lost.
 
     folder: that the names begin at.
     """
     tables = [*tables_in(listing, dataset, listing.files, findings)]
     naming = [table for table in tables if names_any(table, folder, names)]
     if len(naming) == 1:
-        return naming[0]
+        (table,) = naming
+        used_rows(dataset, table, listing.folder, findings)
+        what = f"no caption files: captions are read from {table.path}"
+        findings.notes.append(f"{listing.folder}: {what}")
+        return table
     if naming:
         return None
+    why = "It is read because no image has a caption file; if it is not for them, move it away"
     for table in tables:
         if _is_meant(table, names):
-            mistakes = table.mistakes or [_of_others(table, names)]
-            findings.mistakes.extend(map(_as_not_given, mistakes))
+            for mistake in table.mistakes or [_of_others(table, names)]:
+                message = f"{mistake.message}. ({why}.)"
+                findings.mistakes.append(replace(mistake, message=message))
     return None
 
 
@@ -192,32 +172,24 @@ def _is_meant(table: Table, names: Sequence[str]) -> bool:
     or, where they cannot be read, by a name of an image in the file. names: of the
     images."""
     suffix = split_suffix(table.path)[1]
-    is_json = suffix == ".json" and not any(
-        NO_JSON in mistake.message for mistake in table.mistakes
-    )
-    if is_json or not table.mistakes:  # objects of other programs mention images too
-        return any(map(_is_row_of_image, table.rows, table.rows.values()))
+    no_json = any(NO_JSON in mistake.message for mistake in table.mistakes)
+    # objects of other programs mention images too
+    if not table.mistakes or (suffix == ".json" and not no_json):
+        return any(
+            split_suffix(name)[1] in IMAGE_SUFFIXES
+            and (row.caption or row.references or row.worse)
+            for name, row in table.rows.items()
+        )
     if suffix == PARQUET:  # its text is packed; `datasets` names such a table so
         return os.path.basename(table.path) == "metadata.parquet"
+    raw = b""
     with suppress(OSError), open(table.path, "rb") as file:
         raw = file.read(_LOOKED_THROUGH)
-        for name in map(os.path.basename, names[:_LOOKED_FOR]):
-            if name.encode() in raw or name.encode("utf-16-le") in raw:
-                return True
-    return False
-
-
-def _is_row_of_image(name: str, row: TableRow) -> bool:
-    """Whether a row names an image file and has something for it."""
-    has_something = row.caption or row.references or row.worse
-    return bool(has_something) and split_suffix(name)[1] in IMAGE_SUFFIXES
-
-
-def _as_not_given(mistake: Diagnostic) -> Diagnostic:
-    """The mistake of a table that the job does not name, with the remedy for a table
-    that is not meant for captions."""
-    why = "It is read because no image has a caption file; if it is not for them, move it away"
-    return replace(mistake, message=f"{mistake.message}. ({why}.)")
+    return any(
+        name.encode(encoding) in raw
+        for name in map(os.path.basename, names[:_LOOKED_FOR])
+        for encoding in ("utf-8", "utf-16-le")
+    )
 
 
 def _of_others(table: Table, names: Sequence[str]) -> Diagnostic:
@@ -247,26 +219,13 @@ def used_rows(
         findings.notes.append(
             f"{table.called}: {votes} for neither of two images: not used"
         )
-    _note_unused_columns(dataset, table, folder, findings)
-    return table.rows
-
-
-def _note_unused_columns(
-    dataset: DatasetConfig, table: Table, folder: str, findings: ScanFindings
-) -> None:
-    """Notes columns that are not used. One whose values are files is a mistake: they
-    would not be trained."""
     bases = dict.fromkeys(
         (dataset.folder_path, folder, os.path.dirname(table.path), ".")
     )
-
-    def is_file(path: str) -> bool:
-        return any(os.path.isfile(place) for place in _places(path, bases))
-
-    of_files = table.unused_files(is_file)
-    for column in of_files:
+    of_files = table.unused_files(lambda path: bool(_place_of(path, bases)))
+    for column in of_files:  # they would not be trained
         what = f"its column {column!r} names {count_of(len(table.unused[column]), 'file')} and is not used"
-        name = column_in_yaml(column)
+        name = in_yaml(column)
         says = f"Say what it is: 'columns: {{control: {name}}}' (or mask, worse, image), 'columns: {{ignore: {name}}}'"
         findings.mistake(table.called, f"{what}. {says} where it is not meant")
     others = [column for column in table.unused if column not in of_files]
@@ -274,24 +233,28 @@ def _note_unused_columns(
         named = shorten(column or "one without a title" for column in others)
         what = f"columns that are not used: {named}"
         findings.notes.append(f"{table.called}: {what}")
-        names = ", ".join(map(column_in_yaml, others))
-        remedy = (
-            f"Say what they are with 'columns', or 'columns: {{ignore: [{names}]}}'"
-        )
+        ignore = f"columns: {{ignore: [{', '.join(map(in_yaml, others))}]}}"
+        remedy = f"Say what they are with 'columns', or '{ignore}'"
         findings.unused.append((table.called, f"{what}. {remedy}"))
+    return table.rows
 
 
 def _places(path: str, bases: Iterable[str]) -> list[str]:
     """Where a file that a table names may be: relative to each of these folders, also
     with `\\` in place of `/`."""
     if os.path.isabs(path):
-        return [os.path.expanduser(path)]
+        return [path]
     spellings = dict.fromkeys((path, path.replace("\\", "/")))
-    places = []
-    for base in bases:
-        for spelling in spellings:
-            places.append(os.path.join(base or ".", spelling))
-    return [os.path.expanduser(place) for place in places]
+    return [
+        os.path.expanduser(os.path.join(base or ".", spelling))
+        for base in bases
+        for spelling in spellings
+    ]
+
+
+def _place_of(path: str, bases: Iterable[str]) -> str:
+    """Where a file that a table names is; empty for one that does not exist."""
+    return next(filter(os.path.isfile, _places(path, bases)), "")
 
 
 # ---------------------------------------------------------------- the rows by the names
@@ -308,37 +271,20 @@ def with_placed_rows(
         if folder.table and folder.table.rows and dataset.folder_path:
             of_table.setdefault(folder.table.path, []).append(folder)
     after: dict[ImageFolder, ImageFolder] = {}
-    for path, with_table in of_table.items():
-        after.update(
-            zip(
-                with_table,
-                _with_placed_table(dataset, path, with_table, findings),
-                strict=True,
-            )
-        )
+    for path, before in of_table.items():
+        with_table = before
+        if path in findings.of_pairs:
+            with_table = _without_partners(dataset, path, before, findings)
+        images = [name for folder in with_table for name in folder.image_names()]
+        rows, begin = placed(before[0].rows, path, dataset.folder_path, images)
+        if begin:
+            what = f"{begin!r} at the beginning of its names is left out"
+            findings.notes.append(f"{path}: {what}")
+        table = FolderTable(path, rows)
+        with_table = [replace(folder, table=table) for folder in with_table]
+        _note_unnamed(dataset, path, with_table, findings)
+        after.update(zip(before, with_table, strict=True))
     return [after.get(folder, folder) for folder in folders]
-
-
-def _with_placed_table(
-    dataset: DatasetConfig,
-    path: str,
-    folders: Sequence[ImageFolder],
-    findings: ScanFindings,
-) -> list[ImageFolder]:
-    """The folders of one table with its rows by the names of their images. path: of the
-    table."""
-    before = folders[0].rows
-    if path in findings.of_pairs:
-        folders = _without_partners(dataset, path, folders, findings)
-    images = [*chain.from_iterable(folder.image_names() for folder in folders)]
-    rows, begin = placed(before, path, dataset.folder_path, images)
-    if begin:
-        findings.notes.append(
-            f"{path}: {begin!r} at the beginning of its names is left out"
-        )
-    folders = [replace(folder, table=FolderTable(path, rows)) for folder in folders]
-    _note_unnamed(dataset, path, folders, findings)
-    return folders
 
 
 def _note_unnamed(
@@ -350,9 +296,7 @@ def _note_unnamed(
     """Notes images without a row and rows without an image; a table that names none of
     the images is a mistake."""
     rows = folders[0].rows
-    names = dict.fromkeys(
-        chain.from_iterable(folder.table_names() for folder in folders)
-    )
+    names = {name: None for folder in folders for name in folder.table_names()}
     unused = [name for name in rows if name not in names]
     if len(unused) == len(rows):
         what = f"none of its {count_of(len(rows), 'line')} names an image of {dataset.place}"
@@ -375,7 +319,11 @@ def _without_partners(
 ) -> list[ImageFolder]:
     """The folders without images that have no row and that their table names as control
     images or masks of others. path: of the table."""
-    partners = _partner_files(dataset, path, folders[0])
+    bases = (dataset.folder_path, os.path.dirname(path), ".")
+    rows = folders[0].rows
+    named = (name for row in rows.values() for name in (*row.references, row.mask))
+    places = (_place_of(name, bases) for name in named if name)
+    partners = {os.path.realpath(place) for place in places if place}
     less = []
     left_out = []
     for folder in folders:
@@ -383,10 +331,8 @@ def _without_partners(
         for (stem, files), name in zip(
             folder.listing.images.items(), folder.table_names(), strict=True
         ):
-            if (
-                name in folder.rows
-                or os.path.realpath(folder.listing.path(files[0])) not in partners
-            ):
+            place = folder.listing.path(files[0])
+            if name in rows or os.path.realpath(place) not in partners:
                 images[stem] = files
             else:
                 left_out.append(name)
@@ -395,22 +341,6 @@ def _without_partners(
         what = f"{count_of(len(left_out), 'image')} not trained, as control images or masks of others"
         findings.notes.append(f"{path}: {what}: {shorten(left_out)}")
     return less
-
-
-def _partner_files(dataset: DatasetConfig, path: str, folder: ImageFolder) -> set[str]:
-    """The real paths of the control images and masks that the table of a folder names.
-    path: of the table."""
-    bases = (dataset.folder_path, os.path.dirname(path), ".")
-    files = set[str]()
-    for row in folder.rows.values():
-        for name in (*row.references, row.mask):
-            if name:
-                place = next(filter(os.path.isfile, _places(name, bases)), "")
-            else:
-                place = ""
-            if place:
-                files.add(os.path.realpath(place))
-    return files
 
 
 def _unlike(written: Sequence[str], images: Sequence[str]) -> str:
@@ -423,10 +353,9 @@ def _unlike(written: Sequence[str], images: Sequence[str]) -> str:
     of_images = {key(name): name for name in reversed(images)}
     near = next((name for name in written if key(name) in of_images), written[0])
     image = of_images.get(key(near), next(iter(images), ""))
+    remedy = "write paths from that folder"
     if key(near) in of_images and os.path.dirname(near) == os.path.dirname(image):
         remedy = "write suffix and letters as that file has them"
-    else:
-        remedy = "write paths from that folder"
     return f"It has {near!r}, the folder {image!r}: {remedy}"
 
 
@@ -444,8 +373,7 @@ def named_files(
     bases = (folder.dataset.folder_path, os.path.dirname(folder.table.path), ".")
     images = []
     for path in paths:
-        places = _places(path, bases)
-        place = next((place for place in places if os.path.isfile(place)), places[0])
+        place = _place_of(path, bases) or _places(path, bases)[0]
         listing = findings.listing(os.path.dirname(place))
         if listing is None:
             continue

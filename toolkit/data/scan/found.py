@@ -98,10 +98,7 @@ class ScanFindings:
     def listing(self, folder: str, key: str = "") -> DirectoryListing | None:
         """The folder, or None where it cannot be read. key: of its path in the config,
         for the message."""
-        if key:
-            begin = f"{key} cannot be read as a folder"
-        else:
-            begin = "cannot be read as a folder"
+        begin = f"{key} cannot be read as a folder".lstrip()
         try:
             return self.scan_cache.listing(folder)
         except PermissionError:
@@ -131,9 +128,7 @@ def named_as_regularisation(folder: str) -> bool:
     """
     name = os.path.basename(os.path.abspath(folder))
     repeats = REPEATS.match(name)
-    if repeats:
-        name = name[repeats.end() :]
-    return bool(_REGULARISATION.fullmatch(name))
+    return bool(_REGULARISATION.fullmatch(name, repeats.end() if repeats else 0))
 
 
 SPLITS = {
@@ -193,9 +188,7 @@ def matched_name(folder: str, pattern: re.Pattern[str]) -> str:
 def texts_of(text: str, dataset: DatasetConfig) -> list[str]:
     """The captions of an image by the text of its file or row: one, empty for none, or
     several."""
-    if dataset.captions == "lines":
-        return captions_of(text) or [""]
-    return [text]
+    return (captions_of(text) or [""]) if dataset.captions == "lines" else [text]
 
 
 # ---------------------------------------------------------------- words of messages
@@ -220,7 +213,6 @@ def shorten(names: Iterable[str]) -> str:
     ('a.png, b.png', '19 and 5 more')
     """
     names = list(names)
+    more = len(names) - _LISTED_NAMES
     listed = ", ".join(names[:_LISTED_NAMES])
-    if len(names) > _LISTED_NAMES:
-        return f"{listed} and {len(names) - _LISTED_NAMES} more"
-    return listed
+    return f"{listed} and {more} more" if more > 0 else listed

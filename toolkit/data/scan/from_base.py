@@ -67,44 +67,38 @@ def made_folders(
     folders = list[FolderInfo]()
     faults = list[tuple[str, str]]()
     mistakes = list[Diagnostic]()
-    if any(dataset.from_base for dataset in section.datasets):
-        base = _base_hash(section, family)
-    else:
-        base = ""
+    base = ""
     for index, dataset in enumerate(section.datasets):
         from_base = dataset.from_base
         if not from_base:
             continue
+        base = base or _base_hash(section, family)
         try:
             prompts = read_prompts(from_base.prompts)
         except CaptionError as error:
             mistakes.append(Diagnostic((from_base.prompts,), error.reason))
             continue
-        for fault in _faults(prompts, section.trigger_words()):
-            faults.append((from_base.prompts, fault))
+        file = from_base.prompts
+        faults += [(file, fault) for fault in _faults(prompts, section.trigger_words())]
         weight = dataset.loss_multiplier * section.train.reg_weight
         rules = caption_rules(dataset, section.trigger_word)
         repeats = dataset.num_repeats or 1
-        samples = []
-        for image in base_images(
-            from_base, prompts, _size(dataset, family), base, family
-        ):
-            place = str(place_of(section.training_folder, image))
-            sample = Sample(
-                place,
+        size = _size(dataset, family)
+        samples = tuple(
+            Sample(
+                str(place_of(section.training_folder, image)),
                 image.prompt,
                 repeats,
                 image.size,
-                from_base.prompts,
+                file,
+                rules=rules,
+                loss_weight=weight,
                 dataset=index,
                 made=image,
             )
-            samples.append(sample._replace(rules=rules, loss_weight=weight))
-        folders.append(
-            FolderInfo(
-                index, from_base.prompts, repeats, tuple(samples), 0, is_reg=True
-            )
+            for image in base_images(from_base, prompts, size, base, family)
         )
+        folders.append(FolderInfo(index, file, repeats, samples, 0, is_reg=True))
     if mistakes and forgiven is None:
         raise DataErrors(mistakes)
     if forgiven is not None:
@@ -116,16 +110,12 @@ def read_prompts(file: str) -> list[str]:
     """The prompts of a text file: its lines but for empty ones and those that begin
     with `#`. Raises CaptionError."""
     # Not `splitlines`, which ends a line at characters that no editor shows as an end.
-    lines = [
-        line.strip()
-        for line in re.split("\\r\\n|\\r|\\n", read_text(Path(file).expanduser()))
-    ]
+    text = read_text(Path(file).expanduser())
+    lines = [line.strip() for line in text.split("\n")]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise CaptionError(
-            file,
-            "holds no prompt. Write one per line; '#' begins a line that is left out",
-        )
+        remedy = "Write one per line; '#' begins a line that is left out"
+        raise CaptionError(file, f"holds no prompt. {remedy}")
     return prompts
 
 
@@ -144,10 +134,8 @@ def base_images(
     they are.
     """
     steps = settings.sample_steps or family.sample_steps
-    if settings.guidance_scale is None:
-        guidance = family.guidance
-    else:
-        guidance = settings.guidance_scale
+    given = settings.guidance_scale
+    guidance = family.guidance if given is None else given
     uses = Counter[str]()
     for index in range(settings.count or len(prompts)):
         prompt = prompts[index % len(prompts)]
@@ -159,27 +147,19 @@ def base_images(
 def place_of(training_folder: str, image: BaseImage) -> Path:
     """The file of an image that the base model makes, in the cache of the training
     folder. It need not exist. Its caption is next to it, with the suffix `.txt`."""
-    folder = (
-        Path(training_folder).expanduser()
-        / CACHE_FOLDER
-        / FOLDER
-        / (image.base or "unknown")[:16]
-    )
-    return folder / f"{made_digest(image)[:32]}.png"
+    folder = Path(training_folder).expanduser() / CACHE_FOLDER / FOLDER
+    base = (image.base or "unknown")[:16]
+    return folder / base / f"{made_digest(image)[:32]}.png"
 
 
 def not_made_yet(items: Sequence[BucketedSample]) -> dict[str, Sample]:
     """The images that the base model has still to make: path -> the first sample of
     each."""
-    waiting = {
-        item.sample.image: item.sample for item in reversed(items) if item.sample.made
-    }
-    not_made = {
-        path: sample
-        for path, sample in reversed(waiting.items())
-        if not _is_whole(Path(path))
-    }
-    return not_made
+    first: dict[str, Sample] = {}
+    for sample, _ in items:
+        if sample.made:
+            first.setdefault(sample.image, sample)
+    return {path: each for path, each in first.items() if not _is_whole(Path(path))}
 
 
 def _is_whole(file: Path) -> bool:
@@ -240,9 +220,5 @@ def _faults(prompts: Sequence[str], triggers: Sequence[str]) -> Iterator[str]:
 
 
 def _quoted(prompts: Sequence[str]) -> str:
-    quoted = []
-    for prompt in prompts[:3]:
-        if len(prompt) > 40:
-            prompt = f"{prompt[:40]}..."
-        quoted.append(repr(prompt))
-    return shorten(quoted)
+    cut = (p if len(p) <= 40 else f"{p[:40]}..." for p in prompts[:3])
+    return shorten(map(repr, cut))

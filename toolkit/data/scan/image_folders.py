@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
@@ -31,7 +31,7 @@ from toolkit.data.scan.found import (
 from toolkit.data.scan.partners import layers_beside, root_of, with_affix
 from toolkit.data.scan.records import FolderTable, ImageFolder
 from toolkit.data.scan.repeats import REPEATS
-from toolkit.data.scan.tables import TableRow, line_naming, lost_folders, with_slashes
+from toolkit.data.scan.tables import line_naming, lost_folders, with_slashes
 from toolkit.files.archives import SUFFIX as ZIP
 from toolkit.files.archives import archive_in
 from toolkit.files.parquet import MISSING, has_pictures, is_missing, is_parquet
@@ -43,37 +43,40 @@ LOOKED_INTO = 1000
 
 
 def image_folders(
-    index: int, dataset: DatasetConfig, findings: ScanFindings
+    dataset: DatasetConfig, findings: ScanFindings
 ) -> Iterator[ImageFolder]:
     """The image folders of one entry, in the order of their names. An entry that cannot
     be used is a mistake and has none.
 
-    index: of the entry in `datasets`. Notes on all folders together are added after the
-    last one.
+    Notes on all folders together are added after the last one.
     """
     files = _parquet_files(dataset, findings)
     if files:
-        return _folders_of_parquet(index, dataset, files, findings)
-    if dataset.captions_file is None:
-        return _folders_in_place(index, dataset, None, findings)
-    table = _given_table(dataset, dataset.captions_file, findings)
-    if table is None:
+        return _folders_of_parquet(dataset, files, findings)
+    table = None
+    if dataset.captions_file is not None:
+        table = _given_table(dataset, dataset.captions_file, findings)
+        if table is None:
+            return iter(())
+        if not dataset.folder_path:
+            place = os.path.dirname(table.path) or "."
+            return _folders_of_table(dataset, table, place, findings)
+    top = findings.listing(dataset.folder_path)
+    if top is None:
         return iter(())
-    if dataset.folder_path:
-        return _folders_in_place(index, dataset, table, findings)
-    place = os.path.dirname(table.path) or "."
-    return _folders_of_table(index, dataset, table, place, findings)
+    if top.images:
+        return iter([_own_images(dataset, top, table, findings)])
+    return _subfolders_with_images(dataset, top, table, findings)
 
 
 def subfolders_of(listing: DirectoryListing, dataset: DatasetConfig) -> list[str]:
     """Subfolders except those with the dataset's control images, layers and masks."""
     partners = _partner_places(dataset)
-    subfolders = [
+    return [
         name
         for name in listing.subfolders
         if real_path(join(listing.folder, name)) not in partners
     ]
-    return subfolders
 
 
 def _partner_places(dataset: DatasetConfig) -> set[str]:
@@ -91,19 +94,16 @@ def _given_table(
     # Images of a folder are found by what follows the folders of another machine, where
     # that is sure.
     lost = lost_folders(given, images=not dataset.folder_path)
+    for folder in lost:
+        what = f"names files in {folder}, which is not on this machine"
+        remedy = f"Where it lies elsewhere: --map {shlex.quote(f'{folder}=NEW')}"
+        findings.mistake(file, f"{what}. {remedy}")
     if lost:
-        for folder in lost:
-            what = f"names files in {folder}, which is not on this machine"
-            findings.mistake(
-                file,
-                f"{what}. Where it lies elsewhere: --map {shlex.quote(f'{folder}=NEW')}",
-            )
         return None
     if not given.rows and not given.mistakes:
+        what = "has no line. Write one for each image"
         if given.undecided:
             what = "has votes for neither of two images alone. Vote on more"
-        else:
-            what = "has no line. Write one for each image"
         findings.mistake(file, f"{what}, or take 'captions_file' out")
         return None
     return FolderTable(file, used_rows(dataset, given, os.path.dirname(file), findings))
@@ -113,99 +113,65 @@ def _given_table(
 # entry names
 
 
-def _folders_in_place(
-    index: int,
-    dataset: DatasetConfig,
-    table: FolderTable | None,
-    findings: ScanFindings,
-) -> Iterator[ImageFolder]:
-    """The folder that an entry names, where it holds images; else its subfolders."""
-    top = findings.listing(dataset.folder_path)
-    if top is None:
-        return
-    if top.images:
-        yield _own_images(index, dataset, top, table, findings)
-    else:
-        yield from _subfolders_with_images(index, dataset, top, table, findings)
-
-
 def _own_images(
-    index: int,
     dataset: DatasetConfig,
     top: DirectoryListing,
     table: FolderTable | None,
     findings: ScanFindings,
 ) -> ImageFolder:
-    """The folder of an entry that holds images itself."""
-    _refuse_loose_images(dataset, top, findings)
+    """The folder of an entry that holds images itself. Subfolders with repeats next to
+    them are a mistake: only the loose images would be used."""
+    path = dataset.folder_path
+    filled = []
+    if dataset.repeats_from_names is not False and not matched_name(path, REPEATS):
+        named = filter(REPEATS.match, subfolders_of(top, dataset))
+        filled = [*_filled(path, named, findings)]
+    if filled:
+        loose = shorten(chain.from_iterable(top.images.values()))
+        what = f"holds images itself ({loose}), so those in {shorten(filled)} would not be used"
+        remedy = "Move the loose images away, or give each subfolder as a dataset"
+        findings.mistake(path, f"{what}. {remedy}")
     listing = _without_partners(top, dataset)
     if not listing.images:
         example = next(chain.from_iterable(top.images.values()))
         what = f"no name of an image in it fits image_suffix {dataset.image_suffix!r}"
-        findings.mistake(
-            dataset.folder_path,
-            f"{what}. It has {example!r}: write the suffix with its letters",
-        )
-    return ImageFolder(index, dataset, listing, whole=top, subfolder=None, table=table)
+        remedy = f"It has {example!r}: write the suffix with its letters"
+        findings.mistake(path, f"{what}. {remedy}")
+    return ImageFolder(dataset, listing, whole=top, table=table)
 
 
-def _refuse_loose_images(
-    dataset: DatasetConfig, top: DirectoryListing, findings: ScanFindings
-) -> None:
-    """Loose images next to subfolders with repeats are a mistake: only the loose images
-    would be used."""
-    path = dataset.folder_path
-    filled = []
-    for name in subfolders_of(top, dataset):
-        if REPEATS.match(name):
-            listing = findings.listing(join(path, name))
-            if listing and listing.images:
-                filled.append(name)
-    if (
-        filled
-        and dataset.repeats_from_names is not False
-        and not matched_name(path, REPEATS)
-    ):
-        loose = shorten(chain.from_iterable(top.images.values()))
-        what = f"holds images itself ({loose}), so those in {shorten(filled)} would not be used"
-        findings.mistake(
-            path,
-            f"{what}. Move the loose images away, or give each subfolder as a dataset",
-        )
+def _filled(
+    path: str, names: Iterable[str], findings: ScanFindings
+) -> dict[str, DirectoryListing]:
+    """The subfolders of these names that hold images."""
+    listings = ((name, findings.listing(join(path, name))) for name in names)
+    return {name: listing for name, listing in listings if listing and listing.images}
 
 
 def _without_partners(
     listing: DirectoryListing, dataset: DatasetConfig
 ) -> DirectoryListing:
-    """The folder without the control images and masks that the dataset recognises by a
-    suffix, and without images that lack the `image_suffix` of the dataset."""
-    layers = {
-        *chain.from_iterable(layers_beside(listing, dataset.layers_suffix).values())
-    }
-    if layers:
-        images = {
-            stem: names for stem, names in listing.images.items() if stem not in layers
-        }
-        listing = replace(listing, images=images)
-    suffixes = [
-        suffix for suffix in (*dataset.control_suffix, dataset.mask_suffix) if suffix
-    ]
-    if not suffixes and not dataset.image_suffix:
+    """The folder without the control images, layers and masks that the dataset
+    recognises by a suffix, and without images that lack the `image_suffix` of the
+    dataset."""
+    layers = layers_beside(listing, dataset.layers_suffix).values()
+    partners = set(chain.from_iterable(layers))
+    suffixes = [*filter(None, (*dataset.control_suffix, dataset.mask_suffix))]
+    if not (partners or suffixes or dataset.image_suffix):
         return listing
-    roots = {}
-    for stem in listing.images:
-        root = root_of(stem, dataset.image_suffix)
-        if root is not None:
-            roots[stem] = root
-    partners = set[str]()
-    for root in roots.values():
+    roots = {stem: root_of(stem, dataset.image_suffix) for stem in listing.images}
+    for stem, root in roots.items():
+        if root is None or stem in partners:
+            continue
         partners.update(with_affix(root, suffix) for suffix in suffixes)
         for suffix in dataset.control_suffix:
             partners.update(listing.numbered.get(with_affix(root, suffix), ()))
-    return replace(
-        listing,
-        images={stem: listing.images[stem] for stem in roots if stem not in partners},
-    )
+    images = {
+        stem: names
+        for stem, names in listing.images.items()
+        if roots[stem] is not None and stem not in partners
+    }
+    return replace(listing, images=images)
 
 
 # ---------------------------------------------------------------- the subfolders of the
@@ -213,7 +179,6 @@ def _without_partners(
 
 
 def _subfolders_with_images(
-    index: int,
     dataset: DatasetConfig,
     top: DirectoryListing,
     table: FolderTable | None,
@@ -223,39 +188,29 @@ def _subfolders_with_images(
     table in it. Subfolders that are not used are noted. No image at all is a
     mistake."""
     path = dataset.folder_path
-    filled = {}
-    empty = []
-    for name in subfolders_of(top, dataset):
-        listing = findings.listing(join(path, name))
-        if listing and listing.images:
-            filled[name] = listing
-        elif listing:
-            empty.append(name)
+    names = subfolders_of(top, dataset)
+    filled = _filled(path, names, findings)
     for name, listing in filled.items():
         images = _without_partners(listing, dataset)
-        yield ImageFolder(
-            index, dataset, images, whole=listing, subfolder=name, table=table
-        )
+        yield ImageFolder(dataset, images, whole=listing, subfolder=name, table=table)
     if not filled and table is None:
-        deeper = [*_folders_of_deeper_table(index, dataset, top, findings)]
+        deeper = [*_folders_of_deeper_table(dataset, top, findings)]
         yield from deeper
         if deeper:
             return
+    empty = [name for name in names if name not in filled]
     below = _images_below([join(path, name) for name in empty], dataset, findings)
     if not filled:
-        findings.mistake(
-            path,
-            f"holds no images (seen: {top.describe()}). {_where_images_are(top, below)}",
-        )
+        what = f"holds no images (seen: {top.describe()})"
+        findings.mistake(path, f"{what}. {_where_images_are(top, below)}")
     elif below:
         hold = "holds" if len(below) == 1 else "hold"
         what = f"{shorten(below)} {hold} images that are not used"
         remedy = "Only direct subfolders are looked into: give it as a dataset"
         findings.notes.append(f"warning: {path}: {what}. {remedy}")
     elif empty:
-        findings.notes.append(
-            f"{path}: subfolders without images ignored: {shorten(empty)}"
-        )
+        what = f"subfolders without images ignored: {shorten(empty)}"
+        findings.notes.append(f"{path}: {what}")
 
 
 def _images_below(
@@ -265,12 +220,9 @@ def _images_below(
     with_images = list[str]()
     waiting = [*folders]
     seen = _partner_places(dataset)
-    for _ in range(LOOKED_INTO):
-        if not waiting:
-            break
-        folder = waiting.pop(0)
+    for folder in waiting:  # it gets longer meanwhile
         place = real_path(folder)
-        if place in seen:
+        if place in seen or len(seen) > LOOKED_INTO:
             continue
         seen.add(place)
         with suppress(OSError):  # nothing of it would be used
@@ -287,13 +239,16 @@ def _where_images_are(top: DirectoryListing, below: Sequence[str]) -> str:
     images."""
     if below:
         return _give_folders_below(top, below)
-    zips = [name for name in top.files.values() if split_suffix(name)[1] == ZIP]
-    if zips:
-        more = " and so on" if len(zips) > 1 else ""
-        return f"Give 'folder_path: {join(top.folder, zips[0])}'{more}"
+    endings = {split_suffix(name)[1]: name for name in reversed(top.files.values())}
+    if ZIP in endings:
+        return f"Give 'folder_path: {join(top.folder, endings[ZIP])}'"
     is_several = "dataset_dict.json" in top.files
-    if is_several or any(split_suffix(name)[1] == ".arrow" for name in top.files):
-        return _write_as_parquet(top, is_several)
+    if is_several or ".arrow" in endings:  # of `save_to_disk`
+        place = os.path.abspath(os.path.expanduser(top.folder))
+        of_train = '["train"]' if is_several else ""
+        loaded = f"datasets.load_from_disk({json.dumps(place)}){of_train}"
+        code = f"import datasets; {loaded}.to_parquet({json.dumps(place + '.parquet')})"
+        return f"It is what save_to_disk of 'datasets' wrote. Write it as Parquet: python -c {shlex.quote(code)}"
     return f"Supported: {', '.join(sorted(IMAGE_SUFFIXES))}"
 
 
@@ -304,27 +259,16 @@ def _give_folders_below(top: DirectoryListing, below: Sequence[str]) -> str:
     for folder in below:
         if matched_name(folder, REPEATS):
             folder = folder.rpartition("/")[0]
-        splits[folder] = _split_within(folder.removeprefix(top.folder))
-    if "train" in splits.values():
-        splits = {name: use for name, use in splits.items() if use in ("", "train")}
+        parts = map(split_of, folder.removeprefix(top.folder).split("/"))
+        splits[folder] = next(filter(None, parts), "")
+    is_split = "train" in splits.values()
+    given = [
+        folder
+        for folder, split in sorted(splits.items())
+        if not is_split or split in ("", "train")
+    ]
     do = "does" if len(below) == 1 else "do"
-    return f"{shorten(map(repr, below))} {do}: give {shorten(sorted(splits))}"
-
-
-def _split_within(path: str) -> str:
-    """The split that the first folder of a path names which names one; '' for none."""
-    splits = (split_of(folder) for folder in path.split("/"))
-    return next((split for split in splits if split), "")
-
-
-def _write_as_parquet(top: DirectoryListing, is_several: bool) -> str:
-    """How a folder of `save_to_disk` becomes one that can be read. is_several: whether
-    it has a folder per split."""
-    place = os.path.abspath(os.path.expanduser(top.folder))
-    of_train = '["train"]' if is_several else ""
-    loaded = f"datasets.load_from_disk({json.dumps(place)}){of_train}"
-    code = f"import datasets; {loaded}.to_parquet({json.dumps(place + '.parquet')})"
-    return f"It is what save_to_disk of 'datasets' wrote. Write it as Parquet: python -c {shlex.quote(code)}"
+    return f"{shorten(map(repr, below))} {do}: give {shorten(given)}"
 
 
 # ---------------------------------------------------------------- the images that a
@@ -332,30 +276,27 @@ def _write_as_parquet(top: DirectoryListing, is_several: bool) -> str:
 
 
 def _folders_of_table(
-    index: int,
-    dataset: DatasetConfig,
-    table: FolderTable,
-    place: str,
-    findings: ScanFindings,
+    dataset: DatasetConfig, table: FolderTable, place: str, findings: ScanFindings
 ) -> Iterator[ImageFolder]:
     """The folders of the images that a table names, with only these images. place: the
     folder that its names begin at."""
-    table = replace(
-        table, rows={with_slashes(name, place): row for name, row in table.rows.items()}
-    )
-    addresses = [name for name in table.rows if name.startswith(("http:/", "https:/"))]
+    rows = {with_slashes(name, place): row for name, row in table.rows.items()}
+    table = replace(table, rows=rows)
+    addresses = [name for name in rows if name.startswith(("http:/", "https:/"))]
     if addresses:
         counted = count_of(len(addresses), "address", "addresses")
         what = f"names {counted}, such as {addresses[0]!r}, and images are files"
-        findings.mistake(
-            table.path, f"{what}. Download them, and write the names of the files"
-        )
+        remedy = "Download them, and write the names of the files"
+        findings.mistake(table.path, f"{what}. {remedy}")
         return
-    for subfolder, names in _by_folder(table.rows).items():
+    by_folder: dict[str, set[str]] = {}
+    for name in rows:
+        by_folder.setdefault(os.path.dirname(name), set()).add(name)
+    for subfolder, names in by_folder.items():
         listing = findings.listing(_start_of(subfolder, place))
         if listing is None:
             continue
-        whole = ImageFolder(index, dataset, listing, listing, subfolder or None, table)
+        whole = ImageFolder(dataset, listing, listing, subfolder or None, table)
         called = dict(zip(listing.images, whole.table_names(), strict=True))
         images = {
             stem: files
@@ -364,52 +305,36 @@ def _folders_of_table(
         }
         for name in sorted(names.difference(called.values())):
             line = line_naming(findings.table(table.path, dataset), name)
-            findings.mistake(
-                listing.path(os.path.basename(name)),
-                f"is named in {line} and is not an image",
-            )
+            what = f"is named in {line} and is not an image"
+            findings.mistake(listing.path(os.path.basename(name)), what)
         yield replace(whole, listing=replace(listing, images=images))
-
-
-def _by_folder(rows: Mapping[str, TableRow]) -> dict[str, set[str]]:
-    """The names of a table by their folders."""
-    names: dict[str, set[str]] = {}
-    for name in rows:
-        names.setdefault(os.path.dirname(name), set()).add(name)
-    return names
 
 
 def _start_of(subfolder: str, place: str) -> str:
     """The folder that a table means: from its own place, or from the working directory,
     as musubi-tuner writes it."""
-    if not subfolder:
-        return place
-    start = join(place, subfolder)
+    start = join(place, subfolder) if subfolder else place
     is_there = os.path.isdir(os.path.expanduser(start)) or archive_in(start)
-    if not is_there and os.path.isdir(subfolder):
-        return subfolder
-    return start
+    return subfolder if not is_there and os.path.isdir(subfolder) else start
 
 
 def _folders_of_deeper_table(
-    index: int, dataset: DatasetConfig, top: DirectoryListing, findings: ScanFindings
+    dataset: DatasetConfig, top: DirectoryListing, findings: ScanFindings
 ) -> Iterator[ImageFolder]:
     """The folders of the images that the only table in a folder names, further down
     than its subfolders."""
     naming = [
         table
-        for table in [*tables_in(top, dataset, top.files, findings)]
+        for table in tables_in(top, dataset, top.files, findings)
         if any(os.path.isfile(top.path(name)) for name in table.rows)
     ]
     if len(naming) == 1 and dataset.captions != "names":
         (table,) = naming
-        findings.notes.append(
-            f"{top.folder}: the images are those that {table.path} names"
-        )
+        what = f"the images are those that {table.path} names"
+        findings.notes.append(f"{top.folder}: {what}")
         rows = used_rows(dataset, table, top.folder, findings)
-        yield from _folders_of_table(
-            index, dataset, FolderTable(table.path, rows), top.folder, findings
-        )
+        folder_table = FolderTable(table.path, rows)
+        yield from _folders_of_table(dataset, folder_table, top.folder, findings)
 
 
 # ---------------------------------------------------------------- pictures in Parquet
@@ -427,11 +352,9 @@ def _parquet_files(dataset: DatasetConfig, findings: ScanFindings) -> list[str]:
     path = dataset.folder_path or str(dataset.captions_file)
     place = os.path.expanduser(path)
     if os.path.isfile(place):
-        is_one = is_parquet(place) and (
-            bool(dataset.folder_path) or has_pictures(place)
-        )
-        return [path] if is_one else []
-    if dataset.captions_file or not os.path.isdir(place):
+        with_pictures = bool(dataset.folder_path) or has_pictures(place)
+        return [path] if is_parquet(place) and with_pictures else []
+    if dataset.captions_file:
         return []
     files = list[str]()
     level = [path]
@@ -443,30 +366,42 @@ def _parquet_files(dataset: DatasetConfig, findings: ScanFindings) -> list[str]:
         if depth < _PARQUET_DEPTH and any(listing.images for listing in listings):
             return []
         for listing in listings:
-            names = [
-                name
-                for name in listing.files.values()
-                if split_suffix(name)[1] == PARQUET
-            ]
-            for name in names:
-                if has_pictures(listing.path(name)):
+            for name in listing.files.values():
+                if split_suffix(name)[1] == PARQUET and has_pictures(
+                    listing.path(name)
+                ):
                     files.append(join(listing.folder, name))
-        level = []
-        for listing in listings:
-            for name in listing.subfolders:
-                level.append(join(listing.folder, name))
+        level = [
+            join(listing.folder, name)
+            for listing in listings
+            for name in listing.subfolders
+        ]
     return sorted(files)
 
 
 def _folders_of_parquet(
-    index: int, dataset: DatasetConfig, files: Sequence[str], findings: ScanFindings
+    dataset: DatasetConfig, files: Sequence[str], findings: ScanFindings
 ) -> Iterator[ImageFolder]:
     """The folders of the pictures in Parquet files that their rows name as the image.
-    The files are unpacked into the cache."""
+    The files are unpacked into the cache. Of several those for validation and test are
+    left out."""
     if is_missing():
         findings.mistake(dataset.place, MISSING)
         return
-    for file in _files_to_train_on(dataset, files, findings):
+    held_out = [
+        file for file in files if _split_of_file(file) in ("validation", "test")
+    ]
+    if len(held_out) == len(files):
+        held_out = []
+    if held_out:
+        what = "left out, as their names keep them from the training"
+        counted = count_of(len(held_out), "file")
+        findings.notes.append(
+            f"warning: {dataset.place}: {counted} {what}: {shorten(held_out)}"
+        )
+    for file in files:
+        if file in held_out:
+            continue
         try:
             top = findings.scan_cache.listing(file)
         except OSError as error:
@@ -474,26 +409,8 @@ def _folders_of_parquet(
             continue
         table = findings.table(top.path(ROWS), dataset, called=file)
         rows = used_rows(dataset, table, os.path.dirname(table.path), findings)
-        yield from _folders_of_table(
-            index, dataset, FolderTable(table.path, rows), file, findings
-        )
-
-
-def _files_to_train_on(
-    dataset: DatasetConfig, files: Sequence[str], findings: ScanFindings
-) -> Sequence[str]:
-    """The Parquet files without those for validation and test, if there are others."""
-    held_out = [
-        file for file in files if _split_of_file(file) in ("validation", "test")
-    ]
-    if not held_out or len(held_out) == len(files):
-        return files
-    what = "left out, as their names keep them from the training"
-    counted = count_of(len(held_out), "file")
-    findings.notes.append(
-        f"warning: {dataset.place}: {counted} {what}: {shorten(held_out)}"
-    )
-    return [file for file in files if file not in held_out]
+        folder_table = FolderTable(table.path, rows)
+        yield from _folders_of_table(dataset, folder_table, file, findings)
 
 
 def _split_of_file(path: str) -> str:

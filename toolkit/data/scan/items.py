@@ -134,11 +134,11 @@ def make_items(
         distinct = dict.fromkeys(resolutions)
         return [bucket_for(size, resolution, divisibility) for resolution in distinct]
 
-    items = []
-    for sample in samples:
-        for crop in crops(sample.size, resolutions_of(sample)):
-            items.append(BucketedSample(sample, crop))
-    return tuple(items)
+    return tuple(
+        BucketedSample(sample, crop)
+        for sample in samples
+        for crop in crops(sample.size, resolutions_of(sample))
+    )
 
 
 MAX_USES = 10_000_000
@@ -162,10 +162,8 @@ def scan_items(
     """
     folders = [] if section.streamed else section.datasets
     settings = section.validation
-    if folders and settings and settings.folder_path:
-        also = [settings.dataset(folders)]
-    else:
-        also = []
+    is_separate = folders and settings and settings.folder_path
+    also = [settings.dataset(folders)] if settings and is_separate else []
     generated, faults = made_folders(section, family, forgiven) if family else ([], ())
     scan = scan_datasets(
         folders,
@@ -201,18 +199,20 @@ def refuse_references(items: Iterable[BucketedSample], family: ModelFacts) -> No
     """Raises DataErrors naming every image with more control images than the family
     takes."""
     most = family.max_references
-    counts = {
-        sample.image: len(sample.control_images)
-        for sample, _ in items
-        if len(sample.control_images) > most
-    }
-    if counts:
-        # numbered files are in that list too
-        what = "the list of its control images" if most else "control_path"
-        mistakes = []
-        for image, count in counts.items():
-            message = family.too_many_references(count, what)
-            mistakes.append(Diagnostic((image,), message))
+    # numbered files are in that list too
+    what = "the list of its control images" if most else "control_path"
+    counts = {sample.image: len(sample.control_images) for sample, _ in items}
+    _refuse(
+        (image, family.too_many_references(count, what))
+        for image, count in counts.items()
+        if count > most
+    )
+
+
+def _refuse(reasons: Iterable[tuple[str, str]]) -> None:
+    """Raises DataErrors for the files that have a reason, if any has."""
+    mistakes = [Diagnostic((file,), reason) for file, reason in reasons]
+    if mistakes:
         raise DataErrors(mistakes)
 
 
@@ -243,16 +243,12 @@ def sample_inputs(place: str, item: SampleItem, family: ModelFacts) -> list[Size
 def refuse_large(items: Iterable[BucketedSample], family: ModelFacts) -> None:
     """Raises DataErrors naming every image that is trained at a larger size than the
     family has positions for."""
-    if family.longest_side is not None:
-        reasons = {}
-        for sample, crop in items:
-            reason = too_large(crop.bucket, family)
-            if reason:
-                reasons[sample.image] = reason
-        if reasons:
-            raise DataErrors(
-                [Diagnostic((image,), reason) for image, reason in reasons.items()]
-            )
+    reasons = {
+        sample.image: too_large(crop.bucket, family)
+        for sample, crop in items
+        if family.longest_side and max(crop.bucket) > family.longest_side
+    }
+    _refuse(reasons.items())
 
 
 def too_large(size: Size, family: ModelFacts) -> str:
@@ -282,19 +278,14 @@ def refuse_long_captions(
         for text in sample.texts:
             # An image of the base model may not be there: its caption is a line of the
             # file of prompts.
+            where = (sample.image, "its caption")
             if sample.made:
-                of_line = (sample.folder, f"its prompt {text[:40]!r}...")
-            else:
-                of_line = None
-            where = of_line or (sample.image, "its caption")
+                where = (sample.folder, f"its prompt {text[:40]!r}...")
             if len(text) > sure and where not in messages:
                 sizes = [image_size(path) for path in sample.control_images]
                 reason = fault(text, crop.bucket, sizes)
                 if reason:
                     messages[where] = reason
-    mistakes = [
-        Diagnostic((file,), f"{what} has {message}")
-        for (file, what), message in messages.items()
-    ]
-    if mistakes:
-        raise DataErrors(mistakes)
+    _refuse(
+        (file, f"{what} has {message}") for (file, what), message in messages.items()
+    )

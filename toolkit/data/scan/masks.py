@@ -9,7 +9,7 @@ it. `folder_check` measures the masks of each folder and warns of those with a f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 from PIL import ImageStat
@@ -118,13 +118,8 @@ def look_at_masks(masks: Sequence[Mask]) -> list[tuple[Mask, MaskLook]]:
         except ImageError:
             return None
 
-    looks = thread_map(look, chosen, at_once=4)
-    measured = [
-        (mask, mask_look)
-        for mask, mask_look in zip(chosen, looks, strict=True)
-        if mask_look is not None
-    ]
-    return measured
+    looks = zip(chosen, thread_map(look, chosen, at_once=4), strict=True)
+    return [(mask, mask_look) for mask, mask_look in looks if mask_look]
 
 
 def mask_fault(mask: Mask, look: MaskLook) -> MaskFault | None:
@@ -179,22 +174,9 @@ def mask_fault(mask: Mask, look: MaskLook) -> MaskFault | None:
 
 def _exchange(mask: Mask) -> str:
     """The remedy for a mask that may have black and white exchanged."""
+    what, white = "white", "black"
     if mask.alpha:
-        what = "the opaque area"
-        white = "transparent"
-    else:
-        what = "white"
-        white = "black"
+        what, white = "the opaque area", "transparent"
     if mask.inverted:
         return f"Look whether {white} is what is to be learned, as 'invert_mask: true' says"
     return f"Look whether {what} is what is to be learned: 'invert_mask: true' exchanges the two"
-
-
-def faults_of(
-    looks: Sequence[tuple[Mask, MaskLook]],
-) -> Iterator[tuple[Mask, MaskFault]]:
-    """Each mask that has a fault, with the fault, in the order of `looks`."""
-    for mask, look in looks:
-        fault = mask_fault(mask, look)
-        if fault:
-            yield mask, fault

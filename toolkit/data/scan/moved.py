@@ -48,11 +48,10 @@ class RunOrder:
     ) -> list[dict[str, Any]]:
         """The recorded entries in the order of the job, with its places: what differs
         from the job's own is a change of the settings."""
-        settings = []
-        for before, entry in zip(self.entries, given, strict=True):
-            places = {key: entry[key] for key in PLACES if key in entry}
-            settings.append({**recorded[before], **places})
-        return settings
+        return [
+            {**recorded[before], **{key: entry[key] for key in PLACES if key in entry}}
+            for before, entry in zip(self.entries, given, strict=True)
+        ]
 
 
 def run_order(
@@ -67,61 +66,44 @@ def run_order(
     recorded, current: hashes of the images of the run and of the job, in their orders.
     before, given: their `datasets`.
     """
-    if sorted(recorded.values()) != sorted(current.values()) or len(before) != len(
-        given
-    ):
+    of_run, of_job = list(recorded.values()), list(current.values())
+    if sorted(of_run) != sorted(of_job) or len(before) != len(given):
         return None
-    entries = _same_entries(
-        _hashes_of(recorded, before), _hashes_of(current, given), before, given
-    )
+    hashes = _hashes_of(recorded, before), _hashes_of(current, given)
+    entries = _same_entries(*hashes, before, given)
     if entries is None:
         return None
-    is_as_found = list(recorded.values()) == list(
-        current.values()
-    ) and entries == sorted(entries)
-    if is_as_found:
+    if of_run == of_job and entries == sorted(entries):
         return RunOrder(tuple(current), tuple(entries), True)
     if _are_nested(current, given):
         return None  # the order of an image that two entries use is not recorded
-    of_run = _with_entries(recorded, before, range(len(before)))
-    names = _in_order(of_run, _with_entries(current, given, entries))
-    return RunOrder(names, tuple(entries), False)
-
-
-def _in_order(
-    recorded: Mapping[str, tuple[int, str]], current: Mapping[str, tuple[int, str]]
-) -> tuple[str, ...]:
-    """The names found, in the recorded order. Both: name -> index of its recorded
-    entry, and hash. Which of two equal images of an entry is used for the other makes
-    no difference."""
+    # Which of two equal images of an entry is used for the other makes no difference.
     names: dict[tuple[int, str], list[str]] = {}
-    for name, image in current.items():
+    for name, image in _with_entries(current, given, entries).items():
         names.setdefault(image, []).append(name)
-    return tuple(names[image].pop(0) for image in recorded.values())
+    images = _with_entries(recorded, before, range(len(before))).values()
+    in_order = tuple(names[image].pop(0) for image in images)
+    return RunOrder(in_order, tuple(entries), False)
 
 
 def _with_entries(
     hashes: DatasetHashes, entries: Sequence[Entry], indices: Sequence[int]
 ) -> dict[str, tuple[int, str]]:
     """Each name with the first of the `indices` of its entries, and its hash."""
-    folders = _folders(entries)
+    of_folders = [*zip(indices, _folders(entries), strict=True)]
     images = {}
     for name, digest in hashes.items():
-        own_indices = [
-            index
-            for index, folder in zip(indices, folders, strict=True)
-            if _is_in(name, folder)
-        ]
-        images[name] = min(own_indices or indices), digest
+        own = [index for index, folder in of_folders if _is_in(name, folder)]
+        images[name] = min(own or indices), digest
     return images
 
 
 def _folders(entries: Sequence[Entry]) -> list[str]:
-    folders = []
-    for entry in entries:
-        prompts = (entry.get("from_base") or {}).get("prompts")
-        folders.append(str(entry.get("folder_path") or prompts or "").rstrip("/\\"))
-    return folders
+    made = [(entry.get("from_base") or {}).get("prompts") for entry in entries]
+    return [
+        str(entry.get("folder_path") or prompts or "").rstrip("/\\")
+        for entry, prompts in zip(entries, made, strict=True)
+    ]
 
 
 def _is_in(name: str, folder: str) -> bool:
@@ -135,13 +117,13 @@ def _hashes_of(
     they are."""
     if len(entries) == 1:
         return [sorted(hashes.values())]
-    hashes_by_entry = []
-    known = set[str]()
-    for folder in _folders(entries):
-        names = [name for name in hashes if _is_in(name, folder)]
-        known.update(names)
-        hashes_by_entry.append(sorted(hashes[name] for name in names))
-    return hashes_by_entry if len(known) == len(hashes) else None
+    by_entry = [
+        [name for name in hashes if _is_in(name, folder)]
+        for folder in _folders(entries)
+    ]
+    if {name for names in by_entry for name in names} != hashes.keys():
+        return None
+    return [sorted(hashes[name] for name in names) for names in by_entry]
 
 
 def _are_nested(hashes: DatasetHashes, entries: Sequence[Entry]) -> bool:

@@ -1,10 +1,8 @@
 """Control images, layers and masks: which files belong to an image by their names.
 
 `partners_of` finds the files of one image in the folders of a `Slot`. `pair_names` and
-`pair_folders` recognise pairs that the job does not declare. `unpaired`,
-`captions_beside` and `shared` list files that are not used as their owner probably
-intended. `matching`, `unused_files` and `folder_hints` call them. No image is opened
-here.
+`pair_folders` recognise pairs that the job does not declare. `matching` and
+`folder_hints` call them. No image is opened here.
 """
 
 from __future__ import annotations
@@ -13,14 +11,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import chain
 from typing import NamedTuple
 
-from toolkit.data.scan.directory import DirectoryListing, ImageFile, split_suffix
+from toolkit.data.scan.directory import DirectoryListing, ImageFile
 from toolkit.errors import Diagnostic
-
-CAPTION_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
-"""Suffixes of caption files next to images."""
 
 
 class PairWords(NamedTuple):
@@ -376,32 +370,3 @@ def _why_no_layers(stem: str, image: ImageFile, slot: Slot, suffix: str) -> str:
         remedy = f"Give 'layers_suffix: {suffix}' in place of 'layers_path'"
         return f"is a layer beside its image {root!r}, and would be trained as an image. {remedy}"
     return f"is a layer, and there is no image {root!r}. Add that image, or remove the layer"
-
-
-def unpaired(listing: DirectoryListing, used: Collection[str]) -> list[str]:
-    """Names of the image files in a folder that are not in `used`."""
-    names = chain.from_iterable(listing.images.values())
-    return [name for name in names if name not in used]
-
-
-def captions_beside(listing: DirectoryListing) -> list[str]:
-    """Names of the files of a folder that are captions of its images."""
-    stems = {*listing.images, *chain.from_iterable(listing.images.values())}
-    captions = []
-    for written, name in listing.files.items():
-        stem, suffix = split_suffix(written)
-        if suffix in CAPTION_SUFFIXES and stem in stems:
-            captions.append(name)
-    return captions
-
-
-def shared(uses: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Control images and masks that several images share -> these images. uses: pairs
-    of an image and such a file."""
-    images_of: dict[str, dict[str, None]] = {}
-    for image, partner in uses:
-        images_of.setdefault(partner, {})[image] = None
-    several = {
-        partner: [*images] for partner, images in images_of.items() if len(images) > 1
-    }
-    return several

@@ -1,9 +1,8 @@
-"""The records that the stages of a scan pass on: a folder of images with its table,
-then the same folder with its images matched.
+"""The record that the stages of a scan pass on: a folder of images.
 
-Each record is made once, by the stage whose name it has, and never changed:
-`image_folders` and `folder_tables` make an `ImageFolder`, `matching` makes a
-`MatchedFolder` of it, `folder_check` a `CheckedFolder`, `samples` the samples.
+`image_folders` finds it, `folder_tables` gives it its table, `matching` its images with
+their partners, and `folder_check` leaves out those that cannot be used. A stage makes a
+new record and changes none.
 """
 
 from __future__ import annotations
@@ -29,6 +28,50 @@ from toolkit.data.scan.partners import Slot
 from toolkit.data.scan.tables import TableRow, image_name
 
 
+class MatchedImage(NamedTuple):
+    """An image and its partners by the names of files and by its table. A tuple, since
+    there are many.
+
+    >>> listing = DirectoryListing("photos", "photos/", looked_at=0)
+    >>> image = MatchedImage("a", ImageFile(listing, "a.jpg"), ("a.jpg",), "a cat")
+    >>> image.controls, image.weight
+    ((), 1.0)
+    """
+
+    stem: str
+    file: ImageFile
+    names: tuple[str, ...]
+    """The files of this stem. More than one is a mistake; the first is `file`."""
+
+    caption: str
+    """As its file or row has it; several with LIST between them; '' for none."""
+
+    controls: tuple[ImageFile, ...] = ()
+    """Control images in slot order."""
+
+    layers: tuple[ImageFile, ...] = ()
+    """From back to front."""
+
+    worse: tuple[ImageFile, ...] = ()
+    """Images that are liked less."""
+
+    mask: ImageFile | None = None
+    """The image itself where its own opacity is the mask."""
+
+    weight: float = 1.0
+    """Factor on the loss that the table gives."""
+
+    has_controls_in_table: bool = False
+    """Whether the table names its control images, so that none are looked for by
+    name."""
+
+    @property
+    def partners(self) -> tuple[ImageFile, ...]:
+        """The files that are trained with it by their names: control images, layers and
+        mask."""
+        return (*self.controls, *self.layers, *((self.mask,) if self.mask else ()))
+
+
 @dataclass(frozen=True)
 class FolderTable:
     """The table that the captions of a folder come from.
@@ -44,17 +87,14 @@ class FolderTable:
 
 @dataclass(frozen=True, eq=False)
 class ImageFolder:
-    """One folder of images. Their names are known, and no image was opened.
+    """One folder of images.
 
     >>> listing = DirectoryListing("photos/10_anna", "photos/10_anna/", looked_at=0)
     >>> dataset = DatasetConfig(folder_path="photos")
-    >>> folder = ImageFolder(0, dataset, listing, listing, subfolder="10_anna", table=None)
+    >>> folder = ImageFolder(dataset, listing, listing, subfolder="10_anna")
     >>> folder.repeats, folder.inside("a.jpg")
     (10, '10_anna/a.jpg')
     """
-
-    index: int
-    """Index of its entry in `datasets`."""
 
     dataset: DatasetConfig
     listing: DirectoryListing
@@ -64,11 +104,24 @@ class ImageFolder:
     whole: DirectoryListing
     """All files of the folder."""
 
-    subfolder: str | None
+    subfolder: str | None = None
     """Its name within the folder of the dataset; None: it is that folder."""
 
-    table: FolderTable | None
+    table: FolderTable | None = None
     """None: captions are in files next to the images."""
+
+    index: int = 0
+    """Index of its entry in `datasets`."""
+
+    slots: tuple[Slot, ...] = ()
+    """Where control images, layers and masks are looked for, once they are matched."""
+
+    images: tuple[MatchedImage, ...] = ()
+    """The images of `listing` once they are matched, in its order, without those that
+    are left out."""
+
+    mask_looks: tuple[MaskLook, ...] = ()
+    """Measurements of its masks, of those that were measured."""
 
     @property
     def rows(self) -> Mapping[str, TableRow]:
@@ -111,9 +164,7 @@ class ImageFolder:
     def inside(self, name: str) -> str:
         """The path of a file relative to the folder of the dataset. name: relative to
         this folder."""
-        if self.subfolder:
-            name = f"{self.subfolder}/{name}"
-        return image_name(name)
+        return image_name(f"{self.subfolder}/{name}" if self.subfolder else name)
 
     def image_names(self) -> list[str]:
         """The paths of the images relative to the folder of the dataset. Of images with
@@ -124,147 +175,22 @@ class ImageFolder:
         """The names of the images in a table of captions: with their suffix, or without
         it where the table has them so."""
         rows = self.rows
-        return [_name_in(rows, name) for name in self.image_names()]
-
-
-def _name_in(rows: Mapping[str, TableRow], name: str) -> str:
-    if name in rows:
-        return name
-    stem, _ = split_suffix(name)
-    if stem in rows:
-        return stem
-    return name
-
-
-class MatchedImage(NamedTuple):
-    """An image and its partners by the names of files and by its table. A tuple, since
-    there are many.
-
-    >>> listing = DirectoryListing("photos", "photos/", looked_at=0)
-    >>> image = MatchedImage("a", ImageFile(listing, "a.jpg"), ("a.jpg",), "a cat")
-    >>> image.controls, image.weight
-    ((), 1.0)
-    """
-
-    stem: str
-    file: ImageFile
-    names: tuple[str, ...]
-    """The files of this stem. More than one is a mistake; the first is `file`."""
-
-    caption: str
-    """As its file or row has it; several with LIST between them; '' for none."""
-
-    controls: tuple[ImageFile, ...] = ()
-    """Control images in slot order."""
-
-    layers: tuple[ImageFile, ...] = ()
-    """From back to front."""
-
-    worse: tuple[ImageFile, ...] = ()
-    """Images that are liked less."""
-
-    mask: ImageFile | None = None
-    """The image itself where its own opacity is the mask."""
-
-    weight: float = 1.0
-    """Factor on the loss that the table gives."""
-
-    has_controls_in_table: bool = False
-    """Whether the table names its control images, so that none are looked for by
-    name."""
-
-    has_mask_in_table: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class MatchedFolder:
-    """A folder whose images have their captions, control images, layers and masks.
-
-    Example::
-
-        (matched,) = match_files([folder], findings)
-        for image, control in matched.controls():
-            print(image.file.path, control.path)
-    """
-
-    folder: ImageFolder
-    slots: tuple[Slot, ...]
-    """Where control images, layers and masks were looked for."""
-
-    images: tuple[MatchedImage, ...]
-    """In the order of `folder.listing`, without those that are left out."""
-
-    all_images: tuple[MatchedImage, ...]
-    """With those that are left out."""
-
-    @property
-    def index(self) -> int:
-        return self.folder.index
-
-    @property
-    def dataset(self) -> DatasetConfig:
-        return self.folder.dataset
-
-    @property
-    def listing(self) -> DirectoryListing:
-        return self.folder.listing
-
-    def controls(self) -> Iterator[tuple[MatchedImage, ImageFile]]:
-        """Each image with each of its control images: first those that the table
-        names."""
-        for image in sorted(
-            self.images, key=lambda image: not image.has_controls_in_table
-        ):
-            for control in image.controls:
-                yield image, control
-
-    def layers(self) -> Iterator[tuple[MatchedImage, ImageFile]]:
-        """Each image with each of its layers: an image of three layers gives three
-        pairs, and one without layers gives none."""
-        for image in self.images:
-            for layer in image.layers:
-                yield image, layer
-
-    def worse(self) -> Iterator[tuple[MatchedImage, ImageFile]]:
-        """Each image with each image that is less preferred."""
-        for image in self.images:
-            for worse in image.worse:
-                yield image, worse
-
-    def masks(self) -> Iterator[tuple[MatchedImage, ImageFile]]:
-        """Each image that has a mask, with it: first those whose mask the table
-        names."""
-        for image in sorted(self.images, key=lambda image: not image.has_mask_in_table):
-            if image.mask is not None:
-                yield image, image.mask
+        return [
+            stem if name not in rows and stem in rows else name
+            for name, stem in (
+                (name, split_suffix(name)[0]) for name in self.image_names()
+            )
+        ]
 
     def partners(self) -> Iterator[tuple[MatchedImage, ImageFile]]:
-        """Each image with each control image and layer, then with its mask."""
-        yield from self.controls()
-        yield from self.layers()
-        yield from self.masks()
+        """Each image with each of its partners: an image of three layers gives three
+        pairs."""
+        for image in self.images:
+            for partner in image.partners:
+                yield image, partner
 
-    def trained_mask(self, mask: ImageFile) -> Mask:
-        """The mask in a file, with the keys of the dataset that say how it is read:
-        `alpha_mask`, `mask_min_value` and `invert_mask`."""
+    def trained_mask(self, image: MatchedImage) -> Mask | None:
+        """The mask of an image, with the keys of the dataset that say how it is read."""
         dataset = self.dataset
-        return Mask(
-            mask.path, dataset.alpha_mask, dataset.mask_min_value, dataset.invert_mask
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class CheckedFolder:
-    """A folder whose images were read.
-
-    Example::
-
-        (checked,) = check_images([matched], trigger_word, None, findings)
-        info = folder_info(checked, trigger_word, reg_weight=1.0)
-    """
-
-    matched: MatchedFolder
-    """Without images that are left out, and without masks that mask nothing."""
-
-    mask_looks: tuple[MaskLook, ...]
-    """Measurements of its masks, of those that were measured."""
+        read_as = (dataset.alpha_mask, dataset.mask_min_value, dataset.invert_mask)
+        return Mask(image.mask.path, *read_as) if image.mask else None

@@ -1,4 +1,4 @@
-"""The last stage of a scan: a checked folder becomes the samples of its images.
+"""The last stage of a scan: a folder becomes the samples of its images.
 
 A sample is an image with its trained captions, its control images, its mask and its
 weight; an image that is mirrored becomes several samples. `folder_info` also counts
@@ -11,16 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import product
 from typing import NamedTuple
 
-from toolkit.config.sections.dataset import DatasetConfig
-from toolkit.contracts.data import CaptionRules, Flip, Sample
+from toolkit.contracts.data import Flip, Sample
 from toolkit.data.scan.captions import caption_rules, trained_caption
 from toolkit.data.scan.directory import ImageFile
 from toolkit.data.scan.found import matched_name, texts_of
 from toolkit.data.scan.masks import MaskLook
-from toolkit.data.scan.records import CheckedFolder, MatchedFolder, MatchedImage
+from toolkit.data.scan.records import ImageFolder
 from toolkit.data.scan.repeats import REPEATS
 
 
@@ -80,60 +79,58 @@ class FolderInfo:
 
 
 def folder_info(
-    checked: CheckedFolder, trigger_word: str | None, reg_weight: float
+    folder: ImageFolder, trigger_word: str | None, reg_weight: float
 ) -> FolderInfo:
     """A folder with its samples. trigger_word: of the job. reg_weight: factor on the
     loss of regularisation images."""
-    folder = checked.matched
     dataset = folder.dataset
+    controls = [file for image in folder.images for file in image.controls]
+    images = [image.file for image in folder.images if not dataset.alpha_mask]
+    with_alpha = {f.path for f in (*controls, *images) if f.facts and f.facts.alpha}
     return FolderInfo(
         dataset=folder.index,
         folder=folder.listing.folder,
-        repeats=folder.folder.repeats,
+        repeats=folder.repeats,
         samples=tuple(_samples(folder, trigger_word, reg_weight)),
         missing_captions=sum(image.caption == "" for image in folder.images),
         note=_unused_repeats(folder),
         is_reg=dataset.is_reg,
-        with_alpha=_count_with_alpha(folder),
+        with_alpha=len(with_alpha),
         converted=tuple(_converted(folder)),
-        mask_looks=checked.mask_looks,
+        mask_looks=folder.mask_looks,
         has_default=bool(dataset.default_caption),
     )
 
 
-def _unused_repeats(folder: MatchedFolder) -> str:
+def _unused_repeats(folder: ImageFolder) -> str:
     """A line where `num_repeats` overrides the folder's name; else empty."""
-    dataset = folder.dataset
-    listing = folder.listing
-    if dataset.repeats_from_names is False:
-        return ""
-    named = matched_name(listing.folder, REPEATS)
-    if not named or int(named) == folder.folder.repeats:
+    named = matched_name(folder.listing.folder, REPEATS)
+    is_read = folder.dataset.repeats_from_names is not False
+    if not (is_read and named) or int(named) == folder.repeats:
         return ""
     unused = f"the {int(named)} in the folder's name is not used"
-    return f"{listing.folder}: num_repeats: {dataset.num_repeats} is given; {unused}"
+    return f"{folder.listing.folder}: num_repeats: {folder.dataset.num_repeats} is given; {unused}"
 
 
 def _samples(
-    folder: MatchedFolder, trigger_word: str | None, reg_weight: float
+    folder: ImageFolder, trigger_word: str | None, reg_weight: float
 ) -> Iterator[Sample]:
     """Each image of a folder, once for each way in which it is mirrored."""
     dataset = folder.dataset
     listing = folder.listing
-    index = folder.index
-    repeats = folder.folder.repeats
+    repeats = folder.repeats
     background = dataset.canvas
     rules = caption_rules(dataset, trigger_word)
-    weight = dataset.loss_multiplier
-    if dataset.is_reg:
-        weight *= reg_weight
-    flips = []
-    for y in sorted({False, dataset.flip_y}):
-        for x in sorted({False, dataset.flip_x}):
-            flips.append(Flip(x, y))
-    mirrored = flips[1:]  # the first is not mirrored
+    weight = dataset.loss_multiplier * (reg_weight if dataset.is_reg else 1)
+    both = sorted({False, dataset.flip_y}), sorted({False, dataset.flip_x})
+    _, *mirrored = [Flip(x, y) for y, x in product(*both)]  # the first is not mirrored
+    # Regularisation images show things that the trigger word should not mean.
+    add_trigger = not dataset.is_reg
     for image in folder.images:
-        captions = _trained_captions(image, dataset, rules)
+        texts = texts_of(image.caption, dataset)
+        captions = [
+            trained_caption(text, dataset, rules, add_trigger) for text in texts
+        ]
         sample = Sample(
             image=image.file.path,
             caption=captions[0],
@@ -142,11 +139,11 @@ def _samples(
             folder=listing.folder,
             control_images=_paths(image.controls),
             rules=rules,
-            mask=folder.trained_mask(image.mask) if image.mask else None,
+            mask=folder.trained_mask(image),
             loss_weight=weight * image.weight,
             background=background,
-            dataset=index,
-            captions=captions if len(captions) > 1 else (),
+            dataset=folder.index,
+            captions=tuple(captions) if len(captions) > 1 else (),
             worse=_paths(image.worse),
             own_weight=image.weight,
             layers=_paths(image.layers),
@@ -156,37 +153,17 @@ def _samples(
             yield sample._replace(flip=flip)
 
 
-def _trained_captions(
-    image: MatchedImage, dataset: DatasetConfig, rules: CaptionRules
-) -> tuple[str, ...]:
-    """The captions of an image as they are trained, with prefix and trigger word."""
-    # Regularisation images show things that the trigger word should not mean.
-    add_trigger = not dataset.is_reg
-    texts = texts_of(image.caption, dataset)
-    return tuple([trained_caption(text, dataset, rules, add_trigger) for text in texts])
-
-
 def _paths(files: Sequence[ImageFile]) -> tuple[str, ...]:
     return tuple([file.path for file in files])
 
 
-def _count_with_alpha(folder: MatchedFolder) -> int:
-    """Images and control images with an alpha channel that is not used as a mask, each
-    once."""
-    files = [control for _, control in folder.controls()]
-    if not folder.dataset.alpha_mask:
-        files += [image.file for image in folder.images]
-    facts = {file.path: file.facts for file in files}
-    return sum(known is not None and known.alpha for known in facts.values())
-
-
-def _converted(folder: MatchedFolder) -> Iterator[ConvertedImage]:
+def _converted(folder: ImageFolder) -> Iterator[ConvertedImage]:
     """The files of a folder's images, and of what belongs to them, whose colours are
     not sRGB."""
-    images = (image.file for image in folder.images)
-    partners = (partner for _, partner in folder.partners())
-    worse = (worse for _, worse in folder.worse())
-    for file in chain(images, partners, worse):
+    files = [image.file for image in folder.images]
+    files += [partner for _, partner in folder.partners()]
+    files += [worse for image in folder.images for worse in image.worse]
+    for file in files:
         facts = file.facts
         if facts and facts.colours:
             yield ConvertedImage(file.path, facts.colours, facts.is_hdr)

@@ -15,7 +15,8 @@ import json
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice
 from posixpath import normpath
@@ -34,19 +35,14 @@ from toolkit.data.scan.columns import (
     Unfit,
     columns_of,
     first_of,
-    in_yaml,
     labelled,
-    names_of,
     texts_in,
     unknown,
 )
 from toolkit.data.scan.directory import real_path, split_suffix
+from toolkit.data.scan.partners import in_yaml
 from toolkit.errors import Diagnostic
 from toolkit.files.parquet import SUFFIX, ParquetError, is_parquet, table_rows
-
-TEXT_TABLES = (".tsv", ".csv", ".jsonl", ".json")
-TABLES = (*TEXT_TABLES, SUFFIX)
-"""Endings of files with the captions of many images."""
 
 NOTHING_MOVED: Mapping[str, str] = MappingProxyType({})
 """The folders that tables name are where the tables say."""
@@ -59,10 +55,6 @@ _SHOWN = 40
 
 _ROWS_LOOKED_AT = 20
 """Lines of a `.csv` file, the header included, that tell what its columns are."""
-
-_DELIMITERS = ",;\t|"
-"""Delimiters of a `.csv` file. Spreadsheets write the second where numbers have a
-decimal comma."""
 
 
 class TableRow(NamedTuple):
@@ -118,20 +110,20 @@ class Table:
     called: str
     """As messages name it."""
 
-    rows: dict[str, TableRow]
+    rows: dict[str, TableRow] = field(default_factory=dict)
     """By `image_name`."""
 
-    lines: list[TableLine]
-    mistakes: list[Diagnostic]
+    lines: list[TableLine] = field(default_factory=list)
+    mistakes: list[Diagnostic] = field(default_factory=list)
     """Errors of the file and of its lines."""
 
-    is_of_pairs: bool
+    is_of_pairs: bool = False
     """As `Columns.is_of_pairs`."""
 
-    undecided: int
+    undecided: int = 0
     """Lines that are skipped, because neither of two images is better."""
 
-    unused: Mapping[str, list[tuple[str, str]]]
+    unused: Mapping[str, list[tuple[str, str]]] = field(default_factory=dict)
     """Columns that are not used -> their values: each the name of the image as it is
     written, and a text."""
 
@@ -148,15 +140,9 @@ class Table:
         return columns
 
 
-class _Line(NamedTuple):
-    """One row of the file."""
-
-    number: int
-    """The number of its line; in `.json`, of its entry."""
-
-    row: Mapping[Any, Any]
-    fault: str = ""
-    """Why the line cannot be used; empty where it can."""
+Lines = Iterator[tuple[int, Mapping[Any, Any] | str]]
+"""The rows of a file by the numbers of their lines, in `.json` of their entries. A text
+is why a line cannot be used."""
 
 
 def read_table(
@@ -178,134 +164,81 @@ def read_table(
     are skipped. Mistakes are named as file:line, of `.json` as file:entry.
     """
     called = called or path
-    read = _read(path, moved, given)
-    rows, repeated = _by_image(read.lines, path, several)
-    faults = sorted([*read.faults, *repeated], key=lambda fault: fault.number)
-    return Table(
-        path,
-        called,
-        rows,
-        read.lines,
-        mistakes=[_mistake(called, fault) for fault in faults],
-        is_of_pairs=read.is_of_pairs,
-        undecided=read.undecided,
-        unused=read.unused,
-    )
-
-
-class _Fault(NamedTuple):
-    """A line that cannot be used."""
-
-    number: int
-    """0: the whole file."""
-
-    reason: str
-
-
-def _mistake(called: str, fault: _Fault) -> Diagnostic:
-    place = f"{called}:{fault.number}" if fault.number else called
-    return Diagnostic((place,), fault.reason)
-
-
-def _by_image(
-    lines: Iterable[TableLine], path: str, several: bool
-) -> tuple[dict[str, TableRow], list[_Fault]]:
-    """The rows by `image_name`. Rows of one image are joined; lines that cannot be
-    joined are faults. Arguments as of `read_table`."""
-    rows: dict[str, TableRow] = {}
-    first: dict[str, int] = {}
-    faults = []
-    is_there = lru_cache(os.path.isdir)  # one folder has many images
-    for number, written, row in lines:
-        if os.path.isabs(written) and is_there(os.path.dirname(written)):
-            written = os.path.relpath(written, os.path.dirname(os.path.abspath(path)))
-        name = image_name(written)
-        if name not in first:
-            first[name] = number
-            rows[name] = row
-            continue
-        joined = _joined(rows[name], row, several)
-        if joined is not None:
-            rows[name] = joined
-            continue
-        remedy = "Remove one of them"
-        if _differ_in_caption_alone(rows[name], row):
-            remedy = f"{remedy}, or give 'captions: lines', which draws one at each use"
-        faults.append(
-            _Fault(number, f"{name!r} has a caption in line {first[name]}. {remedy}")
-        )
-    return rows, faults
-
-
-def _joined(known: TableRow, row: TableRow, several: bool) -> TableRow | None:
-    """Two rows of one image as one: with the worse images of both, or, with `several`,
-    both captions. None: the rows contradict each other."""
-    if known.worse and row.worse and known[:2] == row[:2]:
-        return known._replace(worse=tuple(dict.fromkeys(known.worse + row.worse)))
-    if several and _differ_in_caption_alone(known, row):
-        captions = [caption for caption in (known.caption, row.caption) if caption]
-        return known._replace(caption=LIST.join(captions))
-    return None
-
-
-def _differ_in_caption_alone(known: TableRow, row: TableRow) -> bool:
-    return row.caption != known.caption and row._replace(caption=known.caption) == known
-
-
-class _Read(NamedTuple):
-    """The lines of a file, before they are joined by image."""
-
-    lines: list[TableLine]
-    faults: list[_Fault]
-    is_of_pairs: bool = False
-    undecided: int = 0
-    unused: Mapping[str, list[tuple[str, str]]] = MappingProxyType({})
-
-
-def _read(path: str, moved: Mapping[str, str], given: ColumnsConfig) -> _Read:
-    """The usable lines of a file, and the faults of the others. Arguments as of
-    `read_table`."""
     try:
-        lines = [*_lines(path, given)]
-        usable = [line.row for line in lines if not line.fault]
+        found = [*_lines(path, given)]
+        usable = [row for _, row in found if not isinstance(row, str)]
         columns = _columns(usable, given)
-    except CaptionError as error:
-        return _Read([], [_Fault(0, error.reason)])
-    except Unfit as error:
-        return _Read([], [_Fault(0, str(error))])
-    used = _used(columns)
-    others = [
-        key
-        for key in dict.fromkeys(chain.from_iterable(usable))
-        if isinstance(key, str) and key not in used
-    ]
-    unused: dict[str, list[tuple[str, str]]] = {key: [] for key in others}
-    read = []
+    except (CaptionError, Unfit) as error:
+        reason = error.reason if isinstance(error, CaptionError) else str(error)
+        return Table(path, called, mistakes=[Diagnostic((called,), reason)])
+    used = _used(usable, columns)
+    keys = dict.fromkeys(chain.from_iterable(usable))
+    unused: dict[str, list[tuple[str, str]]] = {
+        key: [] for key in keys if isinstance(key, str) and key not in used
+    }
+    lines = []
     faults = []
     undecided = 0
-    chosen = set[str | None]()
-    for number, row, fault in lines:
-        if fault:
-            faults.append(_Fault(number, fault))
+    for number, row in found:
+        if isinstance(row, str):
+            faults.append((number, row))
             continue
         try:
             name = _name(row, columns)
             if name is None:
                 undecided += 1
                 continue
-            of_image = _row_of(row, columns)
+            lines.append(
+                TableLine(number, moved_path(name, moved), _row_of(row, columns, moved))
+            )
         except Unfit as error:
-            faults.append(_Fault(number, str(error)))
+            faults.append((number, str(error)))
             continue
-        chosen.update(first_of(row, keys) for keys in _alternatives(columns))
-        for key in others:
-            for value in texts_in(row.get(key)):
-                unused[key].append((name, moved_path(value, moved)))
-        read.append(
-            TableLine(number, moved_path(name, moved), _moved_row(of_image, moved))
+        for key, values in unused.items():
+            texts = texts_in(row.get(key))
+            values += [(name, moved_path(text, moved)) for text in texts]
+    rows = _by_image(lines, path, several, faults)
+    mistakes = [
+        Diagnostic((f"{called}:{number}",), reason)
+        for number, reason in sorted(faults, key=lambda fault: fault[0])
+    ]
+    return Table(
+        path, called, rows, lines, mistakes, columns.is_of_pairs, undecided, unused
+    )
+
+
+def _by_image(
+    lines: Iterable[TableLine], path: str, several: bool, faults: list[tuple[int, str]]
+) -> dict[str, TableRow]:
+    """The rows by `image_name`. Rows of one image are joined; lines that cannot be
+    joined are added to the faults. Arguments as of `read_table`."""
+    rows: dict[str, TableRow] = {}
+    first: dict[str, int] = {}
+    is_there = lru_cache(os.path.isdir)  # one folder has many images
+    for number, written, row in lines:
+        if os.path.isabs(written) and is_there(os.path.dirname(written)):
+            written = os.path.relpath(written, os.path.dirname(os.path.abspath(path)))
+        name = image_name(written)
+        known = rows.setdefault(name, row)
+        if first.setdefault(name, number) == number:
+            continue
+        differ_in_caption_alone = (
+            row.caption != known.caption
+            and row._replace(caption=known.caption) == known
         )
-    unused = {key: values for key, values in unused.items() if key not in chosen}
-    return _Read(read, faults, columns.is_of_pairs, undecided, unused)
+        if known.worse and row.worse and known[:2] == row[:2]:
+            worse = dict.fromkeys(known.worse + row.worse)
+            rows[name] = known._replace(worse=tuple(worse))
+        elif several and differ_in_caption_alone:
+            captions = filter(None, (known.caption, row.caption))
+            rows[name] = known._replace(caption=LIST.join(captions))
+        else:
+            remedy = "Remove one of them"
+            if differ_in_caption_alone:
+                remedy += ", or give 'captions: lines', which draws one at each use"
+            reason = f"{name!r} has a caption in line {first[name]}. {remedy}"
+            faults.append((number, reason))
+    return rows
 
 
 def _columns(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Columns:
@@ -317,38 +250,20 @@ def _columns(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Columns
     return columns
 
 
-def _alternatives(columns: Columns) -> list[tuple[str, ...]]:
-    """The columns of each role that has several. A row uses the first that it has."""
+def _used(rows: Sequence[Mapping[Any, Any]], columns: Columns) -> set[str | None]:
+    """The columns that are read. Of a role with several columns these are the first
+    ones that any row has."""
     roles = (columns.image, columns.prompt, columns.worse)
-    return [keys for keys in roles if len(keys) > 1]
-
-
-def _moved_row(row: TableRow, moved: Mapping[str, str]) -> TableRow:
-    """The row with the present paths of its files. moved: `DatasetConfig.path_map`."""
-    return row._replace(
-        references=tuple(moved_path(path, moved) for path in row.references),
-        worse=tuple(moved_path(path, moved) for path in row.worse),
-        mask=moved_path(row.mask, moved) if row.mask else "",
-    )
-
-
-def _used(columns: Columns) -> set[str]:
-    """The columns that are read in every row that has them. Where a role has several
-    columns, only the first that a row has is read, so those are left out."""
-    all_of = (
+    chosen = {first_of(row, keys) for keys in roles for row in rows}
+    return chosen.union(
         columns.tags,
         columns.control,
         columns.mask,
         columns.weight,
         columns.ignore,
         columns.labelled,
+        [UNDECIDED],
     )
-    only = [
-        keys
-        for keys in (columns.image, columns.prompt, columns.worse)
-        if len(keys) == 1
-    ]
-    return {*chain.from_iterable((*all_of, *only)), UNDECIDED}
 
 
 def _name(row: Mapping[Any, Any], columns: Columns) -> str | None:
@@ -374,25 +289,30 @@ NO_JSON = "is not valid JSON"
 _NO_NAME = "has no 'file_name' and 'caption' of text. Give both, or remove the line"
 
 
-def _row_of(row: Mapping[Any, Any], columns: Columns) -> TableRow:
-    """The values of a row. Raises Unfit where they are not text."""
-    weight = 1.0
-    worse = _worse(row, columns)
-    mask = next(iter(_paths(columns.mask, row)), "")
-    if columns.weight:
-        weight = _weight(row.get(columns.weight[0]))
-    return TableRow(
-        _caption(row, columns), _paths(columns.control, row), worse, mask, weight
-    )
+def _row_of(
+    row: Mapping[Any, Any], columns: Columns, moved: Mapping[str, str]
+) -> TableRow:
+    """The values of a row, with the present paths of its files. Raises Unfit where they
+    are not text."""
 
+    def paths(keys: Iterable[str]) -> tuple[str, ...]:
+        """The paths in these columns, each with one or a list."""
+        values = [row.get(key) for key in keys]
+        lists = [value if isinstance(value, list) else [value] for value in values]
+        texts = [text for text in chain.from_iterable(lists) if isinstance(text, str)]
+        return tuple(moved_path(text.strip(), moved) for text in texts if text.strip())
 
-def _worse(row: Mapping[Any, Any], columns: Columns) -> tuple[str, ...]:
-    """The images of a row that are liked less: by its label, or by its column."""
     pair = labelled(row, columns) if columns.labelled else None
-    if pair:
-        return (pair[1].strip(),)
-    key = first_of(row, columns.worse)
-    return _paths((key,), row) if key else ()
+    worse = first_of(row, columns.worse)
+    return TableRow(
+        _caption(row, columns),
+        paths(columns.control),
+        (moved_path(pair[1].strip(), moved),)
+        if pair
+        else paths([worse] if worse else []),
+        next(iter(paths(columns.mask)), ""),
+        _weight(row.get(columns.weight[0])) if columns.weight else 1.0,
+    )
 
 
 def _caption(row: Mapping[Any, Any], columns: Columns) -> str:
@@ -402,20 +322,15 @@ def _caption(row: Mapping[Any, Any], columns: Columns) -> str:
     tags = row.get(tags_key)
     if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags):
         tags = ", ".join(tags)
-    caption = listed(row.get(key))
-    if key is not None and key == tags_key:
-        caption = tags
+    is_tags = key is not None and key == tags_key
+    caption = tags if is_tags else listed(row.get(key))
     if not isinstance(caption, str | None):
         raise Unfit(_NO_NAME)
-    if key and key != tags_key and isinstance(tags, str):
-        texts = (caption or "").split(LIST)
-        caption = LIST.join(_with_tags(text, tags) for text in texts)
-    return (caption or "").strip()
-
-
-def _with_tags(caption: str, tags: str) -> str:
-    parts = (caption.strip(), tags.strip())
-    return ", ".join(part for part in parts if part)
+    texts = (caption or "").split(LIST)
+    if key and not is_tags and isinstance(tags, str):
+        both = [(text.strip(), tags.strip()) for text in texts]
+        texts = [", ".join(filter(None, parts)) for parts in both]
+    return LIST.join(texts).strip()
 
 
 def _weight(value: Any) -> float:
@@ -431,55 +346,43 @@ def _weight(value: Any) -> float:
     return weight
 
 
-def _paths(keys: Sequence[Any], row: Mapping[Any, Any]) -> tuple[str, ...]:
-    """The paths in these columns of a row, each with one or a list."""
-    if not keys:
-        return ()
-    values = list[Any]()
-    for key in keys:
-        value = row.get(key)
-        values += value if isinstance(value, list) else [value]
-    paths = [
-        value.strip() for value in values if isinstance(value, str) and value.strip()
-    ]
-    return tuple(paths)
+# ---------------------------------------------------------------- dialects: forms of
+# files
 
 
-# ---------------------------------------------------------------- forms of files
-
-
-def _lines(path: str, given: ColumnsConfig) -> Iterator[_Line]:
+def _lines(path: str, given: ColumnsConfig) -> Lines:
     """The rows of a file, by its ending. Raises CaptionError for one that cannot be
     read, Unfit for one whose form or header is not known."""
     file = os.path.expanduser(path)
     suffix = split_suffix(path)[1]
     if suffix == SUFFIX or is_parquet(file):
-        return _parquet_lines(file)
-    text = read_text(file, utf16=True)
-    if suffix == ".jsonl":
-        return _json_lines(text)
-    if suffix == ".json":
-        return _json_entries(text)
-    if suffix == ".csv" or _delimiter(text, "\t", given):
-        return _with_header(text, _DELIMITERS if suffix == ".csv" else "\t", given)
-    return _tab_lines(text)
+        try:
+            yield from enumerate(table_rows(file), 1)
+        except ParquetError as error:
+            raise Unfit(str(error)) from error
+    else:
+        dialect = _DIALECTS.get(suffix, _tab_separated)
+        yield from dialect(read_text(file, utf16=True), given)
 
 
-def _tab_lines(text: str) -> Iterator[_Line]:
-    name = names_of("image")[0]
-    caption = names_of("prompt")[0]
+def _tab_separated(text: str, given: ColumnsConfig) -> Lines:
+    if _delimiter(text, "\t", given):
+        yield from _with_header(text, given, "\t")
+        return
     for number, line in enumerate(text.split("\n"), 1):
         written, tab, text_of = line.partition("\t")
         if tab and written.strip():
-            yield _Line(number, {name: written.strip(), caption: text_of.strip()})
+            yield number, {_NAME: written.strip(), _CAPTION: text_of.strip()}
         elif line.strip():
             what = "no name before the tab" if tab else "no tab"
-            reason = f"{line.strip()[:_SHOWN]!r}: {what}. Write the name of the image, a tab, its caption"
-            yield _Line(number, {}, reason)
+            remedy = "Write the name of the image, a tab, its caption"
+            yield number, f"{line.strip()[:_SHOWN]!r}: {what}. {remedy}"
 
 
-def _with_header(text: str, delimiters: str, given: ColumnsConfig) -> Iterator[_Line]:
-    """The rows of a file with a header. Spreadsheets may write a first line `sep=;`."""
+def _with_header(text: str, given: ColumnsConfig, delimiters: str = ",;\t|") -> Lines:
+    """The rows of a file with a header. delimiters: that are tried; spreadsheets write
+    the second where numbers have a decimal comma, and may write a first line
+    `sep=;`."""
     before, _, rest = text.partition("\n")
     skipped = 0
     if before.strip().lower().startswith("sep=") and len(before.strip()) == 5:
@@ -489,89 +392,57 @@ def _with_header(text: str, delimiters: str, given: ColumnsConfig) -> Iterator[_
     delimiter = _delimiter(text, delimiters, given)
     if not delimiter:
         if text.strip():
-            yield _Line(1 + skipped, {}, _no_header(text, delimiters, given))
+            yield 1 + skipped, _no_header(text, delimiters, given)
         return
     reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
     try:
         for row in reader:
-            number = reader.line_num + skipped
             more = [value for value in row.pop(None, ()) if value.strip()]
             if more:
                 what = f"has more values than the header: {delimiter.join(more)[:_SHOWN]!r}"
-                yield _Line(
-                    number,
-                    {},
-                    f"{what}. Put a caption that has {delimiter!r} in it into quotation marks",
+                remedy = (
+                    f"Put a caption that has {delimiter!r} in it into quotation marks"
                 )
-            elif any(map(_is_filled, row.values())):
-                yield _Line(number, row)
+                yield reader.line_num + skipped, f"{what}. {remedy}"
+            elif any(value and value.strip() for value in row.values()):
+                yield reader.line_num + skipped, row
     except csv.Error as error:
-        yield _Line(
-            reader.line_num + skipped,
-            {},
-            f"cannot be read as CSV: {error}. Fix the line",
-        )
+        yield reader.line_num + skipped, f"cannot be read as CSV: {error}. Fix the line"
 
 
-def _is_filled(value: object) -> bool:
-    """Whether a value of a `.csv` file is a text that is not blank."""
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _header(text: str, delimiter: str) -> list[str]:
-    """The values of the first line that is not blank."""
-    try:
-        for row in csv.reader(io.StringIO(text), delimiter=delimiter):
-            if row:
-                return row
-    except csv.Error:
-        pass  # with another delimiter it may be a table; the reader reports what is not
-    return []
+def _begin(text: str, delimiter: str) -> tuple[list[str], list[dict[str, str]]]:
+    """The header of a text by this delimiter, and the first rows below it."""
+    lines = list[list[str]]()
+    with suppress(csv.Error):  # what is wrong is reported when all is read
+        reader = csv.reader(io.StringIO(text), delimiter=delimiter)
+        lines += islice(filter(None, reader), _ROWS_LOOKED_AT)
+    header, *rows = lines or [[]]
+    return header, [dict(zip(header, row, strict=False)) for row in rows]
 
 
 def _delimiter(text: str, delimiters: str, given: ColumnsConfig) -> str:
     """The delimiter by which the first line is a header of known or given columns;
     empty for none."""
     for delimiter in delimiters:
-        header = _header(text, delimiter)
+        header, rows = _begin(text, delimiter)
         # Names with several meanings are decided by the values of the first rows.
-        rows = [
-            dict(zip(header, row, strict=False)) for row in _some_rows(text, delimiter)
-        ]
-        try:
-            columns = columns_of(rows or [dict.fromkeys(header)], given)
-        except Unfit:
-            continue
-        if columns.is_table:
-            return delimiter
+        with suppress(Unfit):
+            if columns_of(rows or [dict.fromkeys(header)], given).is_table:
+                return delimiter
     return ""
-
-
-def _some_rows(text: str, delimiter: str) -> list[list[str]]:
-    """The first rows below the header, without blank lines."""
-    try:
-        reader = csv.reader(io.StringIO(text), delimiter=delimiter)
-        return [*islice(filter(None, reader), 1, _ROWS_LOOKED_AT)]
-    except csv.Error:
-        return []
 
 
 def _no_header(text: str, delimiters: str, given: ColumnsConfig) -> str:
     """Why the first line is not a header, and what to do."""
-    name = names_of("image")[0]
-    caption = names_of("prompt")[0]
-    delimiter = max(delimiters, key=lambda delimiter: len(_header(text, delimiter)))
-    header = _header(text, delimiter)
+    delimiter = max(delimiters, key=lambda each: len(_begin(text, each)[0]))
+    header, rows = _begin(text, delimiter)
     shown = repr(delimiter.join(header)[:_SHOWN])
     is_image = [split_suffix(value)[1] in IMAGE_SUFFIXES for value in header]
     if any(is_image):
-        titles = [
-            name if image else caption if is_image.count(False) == 1 else "..."
-            for image in is_image
-        ]
-        return f"its first line, {shown}, names an image: there is no header. Put {delimiter.join(titles)!r} above it"
-    rows = [dict(zip(header, row, strict=False)) for row in _some_rows(text, delimiter)]
-    what = f"{shown} is not a header with {name!r} and {caption!r}"
+        other = _CAPTION if is_image.count(False) == 1 else "..."
+        titles = delimiter.join(_NAME if image else other for image in is_image)
+        return f"its first line, {shown}, names an image: there is no header. Put {titles!r} above it"
+    what = f"{shown} is not a header with {_NAME!r} and {_CAPTION!r}"
     try:
         columns = columns_of(rows or [dict.fromkeys(header)], given)
     except Unfit as error:
@@ -584,55 +455,51 @@ def _no_header(text: str, delimiters: str, given: ColumnsConfig) -> str:
     return f"{what}: it {unknown(rows)}"
 
 
-def _parquet_lines(path: str) -> Iterator[_Line]:
-    """Each row is a line by its number."""
-    try:
-        for number, row in enumerate(table_rows(path), 1):
-            yield _Line(number, row)
-    except ParquetError as error:
-        raise Unfit(str(error)) from error
-
-
-def _json_lines(text: str) -> Iterator[_Line]:
+def _json_lines(text: str, given: ColumnsConfig) -> Lines:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                row = json.loads(line)
+                yield _json_line(number, json.loads(line))
             except (ValueError, RecursionError) as error:
-                yield _Line(
-                    number,
-                    {},
-                    f"{NO_JSON}: {getattr(error, 'msg', error)}. Fix the line",
-                )
-                continue
-            yield _json_line(number, row)
+                yield number, f"{NO_JSON}: {getattr(error, 'msg', error)}. Fix the line"
 
 
-def _json_entries(text: str) -> Iterator[_Line]:
-    name = names_of("image")[0]
-    caption = names_of("prompt")[0]
+def _json_entries(text: str, given: ColumnsConfig) -> Lines:
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError) as error:
-        reason = f"{NO_JSON}: {getattr(error, 'msg', error)}. Fix it, or write a line for each image"
-        yield _Line(getattr(error, "lineno", 1), {}, reason)
+        what = f"{NO_JSON}: {getattr(error, 'msg', error)}"
+        remedy = "Fix it, or write a line for each image"
+        yield getattr(error, "lineno", 1), f"{what}. {remedy}"
         return
-    rows = [whole]
-    if isinstance(whole, list):
-        rows = whole
-    elif isinstance(whole, dict):
-        rows = []
-        for key, row in whole.items():
-            values = row if isinstance(row, dict) else {caption: row}
-            rows.append({name: key, **values})
-    for number, row in enumerate(rows, 1):
+    if isinstance(whole, dict):
+        whole = [
+            {_NAME: key, **(row if isinstance(row, dict) else {_CAPTION: row})}
+            for key, row in whole.items()
+        ]
+    for number, row in enumerate(whole if isinstance(whole, list) else [whole], 1):
         yield _json_line(number, row)
 
 
-def _json_line(number: int, row: Any) -> _Line:
-    if isinstance(row, dict):
-        return _Line(number, row)
-    return _Line(number, {}, _NO_NAME)
+def _json_line(number: int, row: Any) -> tuple[int, Mapping[Any, Any] | str]:
+    return number, row if isinstance(row, dict) else _NO_NAME
+
+
+_NAME = "file_name"
+_CAPTION = "caption"
+"""The titles that messages suggest, and that rows without a header get."""
+
+_DIALECTS: Mapping[str, Callable[[str, ColumnsConfig], Lines]] = {
+    ".tsv": _tab_separated,
+    ".csv": _with_header,
+    ".jsonl": _json_lines,
+    ".json": _json_entries,
+}
+"""Ending -> how the text of such a file is read. Any other text is as `.tsv`."""
+
+TEXT_TABLES = tuple(_DIALECTS)
+TABLES = (*TEXT_TABLES, SUFFIX)
+"""Endings of files with the captions of many images."""
 
 
 # ---------------------------------------------------------------- which images are

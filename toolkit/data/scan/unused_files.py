@@ -12,16 +12,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 
-from toolkit.config.sections.dataset import DatasetConfig
+from toolkit.data.scan.captions import FORMATS
 from toolkit.data.scan.directory import DirectoryListing, join, real_path, split_suffix
 from toolkit.data.scan.folder_tables import OTHER_TABLE, names_any, tables_in
 from toolkit.data.scan.found import ScanFindings, count_of, shorten
-from toolkit.data.scan.partners import captions_beside, root_of, shared, unpaired
-from toolkit.data.scan.records import ImageFolder, MatchedFolder
+from toolkit.data.scan.partners import Slot, root_of
+from toolkit.data.scan.records import ImageFolder
 from toolkit.data.scan.tables import image_name
 
 _UNREAD_IMAGES = frozenset({".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
-_TEXT_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
 _NO_CAPTIONS = frozenset(
     {"lint_ignore.txt", "readme.txt", "license.txt", "classes.txt"}
 )
@@ -36,73 +35,54 @@ def note_unused_files(folder: ImageFolder, findings: ScanFindings) -> None:
     reasons."""
     listing = folder.listing
     dataset = folder.dataset
-    caption_ext: Sequence[str] = ()
-    if folder.table is None and dataset.captions != "names":
-        caption_ext = dataset.caption_ext
+    reads_files = folder.table is None and dataset.captions != "names"
+    caption_ext = dataset.caption_ext if reads_files else ()
     used = set(chain.from_iterable(folder.caption_files))
     by_reason: dict[tuple[str, str], list[str]] = {}
     for name, written in listing.files.items():
         if written not in used:
-            why = _why_ignored(name, listing, caption_ext, dataset, findings)
+            why = _why_ignored(name, folder, caption_ext, findings)
             by_reason.setdefault(why, []).append(written)
     for (reason, remedy), names in by_reason.items():
         if remedy:
             findings.not_used(listing, names, reason, remedy, findings.unused)
         else:
-            findings.notes.append(
-                f"{listing.folder}: ignored, {reason}: {shorten(names)}"
-            )
+            what = f"ignored, {reason}: {shorten(names)}"
+            findings.notes.append(f"{listing.folder}: {what}")
 
 
 def _why_ignored(
-    name: str,
-    listing: DirectoryListing,
-    caption_ext: Sequence[str],
-    dataset: DatasetConfig,
-    findings: ScanFindings,
+    name: str, folder: ImageFolder, caption_ext: Sequence[str], findings: ScanFindings
 ) -> tuple[str, str]:
     """The reason, and the remedy, which is empty for files that are not expected to be
     used.
 
     caption_ext: the suffixes of captions; none where they come from one file.
     """
+    images = folder.listing.images
     stem, suffix = split_suffix(name)
     if suffix in _UNREAD_IMAGES:
         return f"{suffix} is not supported", "Convert them to PNG or JPEG"
-    if (
-        name.endswith(tuple(map(str.lower, caption_ext)))
-        and name.lower() not in _NO_CAPTIONS
-    ):
+    is_caption = name.endswith(tuple(map(str.lower, caption_ext)))
+    if is_caption and name.lower() not in _NO_CAPTIONS:
         reason = "caption without an image"
-        if stem.casefold() in map(str.casefold, listing.images):
+        if stem.casefold() in map(str.casefold, images):
             reason = "caption of an image whose name has other letters"
-        return (
-            reason,
-            "Give image and caption the same name, in upper and lower case too",
-        )
-    if suffix in _TEXT_SUFFIXES and name.removesuffix(suffix) in listing.images:
-        return _why_no_caption(suffix, caption_ext, dataset)
+        remedy = "Give image and caption the same name, in upper and lower case too"
+        return reason, remedy
+    if suffix in FORMATS and name.removesuffix(suffix) in images:
+        if caption_ext:
+            reason = f"not a caption, because caption_ext is {' '.join(caption_ext)}"
+            return reason, f"Add {suffix} to caption_ext"
+        are_names = folder.dataset.captions == "names"
+        why = "captions is names" if are_names else "captions_file is given"
+        return f"not a caption, because {why}", ""
     if caption_ext:
-        names = [image_name(files[0]) for files in listing.images.values()]
-        for table in tables_in(listing, dataset, [name], findings):
-            if names_any(table, listing.prefix, names):
+        names = [image_name(files[0]) for files in images.values()]
+        for table in tables_in(folder.listing, folder.dataset, [name], findings):
+            if names_any(table, folder.listing.prefix, names):
                 return OTHER_TABLE
     return "not an image", ""
-
-
-def _why_no_caption(
-    suffix: str, caption_ext: Sequence[str], dataset: DatasetConfig
-) -> tuple[str, str]:
-    """The reason and the remedy for a text file that has the name of an image. suffix:
-    of the text file."""
-    if caption_ext:
-        return (
-            f"not a caption, because caption_ext is {' '.join(caption_ext)}",
-            f"Add {suffix} to caption_ext",
-        )
-    if dataset.captions == "names":
-        return "not a caption, because captions is names", ""
-    return "not a caption, because captions_file is given", ""
 
 
 # ---------------------------------------------------------------- control images and
@@ -110,8 +90,8 @@ def _why_no_caption(
 
 
 def note_unused_partners(
-    folders: Sequence[MatchedFolder],
-    others: Sequence[MatchedFolder],
+    folders: Sequence[ImageFolder],
+    others: Sequence[ImageFolder],
     findings: ScanFindings,
 ) -> None:
     """Notes control images and masks that belong to no image, and those that several
@@ -119,146 +99,127 @@ def note_unused_partners(
 
     others: folders that are not trained on, whose images use such files.
     """
-    used = _used_partners([*folders, *others])
+    by_prefix: dict[str, set[str]] = {}
+    for folder in (*folders, *others):
+        for _, partner in folder.partners():
+            by_prefix.setdefault(partner.listing.prefix, set()).add(partner.name)
+    used: dict[str, set[str]] = {}
+    for prefix, names in by_prefix.items():  # paths of one folder may be several
+        used.setdefault(real_path(prefix), set()).update(names)
     known = {real_path(folder.listing.prefix) for folder in (*folders, *others)}
-    for folder in folders:
-        for slot in folder.slots:
-            for listing in slot.listings:
-                place = real_path(listing.prefix)
-                if place in known:
-                    continue
-                known.add(place)
-                left = unpaired(listing, used.get(place, ()))
-                if left:
-                    if slot.key == "control":
-                        several = ", with _0, _1 and so on for several"
-                    else:
-                        several = ""
-                    remedy = f"Give it the name of its image{several}"
-                    findings.not_used(
-                        listing,
-                        left,
-                        f"{slot.what} without an image",
-                        remedy,
-                        findings.unpaired,
-                    )
-                texts = captions_beside(listing)
-                if texts:
-                    remedy = "Put it beside the image, with its name"
-                    findings.not_used(
-                        listing,
-                        texts,
-                        f"caption beside a {slot.what}",
-                        remedy,
-                        findings.unused,
-                    )
+    slots = [
+        (slot, listing)
+        for f in folders
+        for slot in f.slots
+        for listing in slot.listings
+    ]
+    for slot, listing in slots:
+        place = real_path(listing.prefix)
+        if place not in known:
+            known.add(place)
+            _note_unused_in(slot, listing, used.get(place, set()), findings)
     _note_partner_folders(folders, known, findings)
     for folder in folders:
         _note_left_partners(folder, findings)
     for index in dict.fromkeys(folder.index for folder in folders):
-        _note_shared_partners(
-            [folder for folder in folders if folder.index == index and folder.slots],
-            findings,
-        )
+        _note_shared_partners([f for f in folders if f.index == index], findings)
 
 
-def _used_partners(folders: Sequence[MatchedFolder]) -> dict[str, set[str]]:
-    """Folder, by its real path -> the files in it that are control images, layers or
-    masks of an image."""
-    by_prefix: dict[str, set[str]] = {}
-    for folder in folders:
-        for _, partner in folder.partners():
-            by_prefix.setdefault(partner.listing.prefix, set()).add(partner.name)
-    used: dict[str, set[str]] = {}
-    # several of one folder, where its path is written differently
-    for (
-        prefix,
-        names,
-    ) in by_prefix.items():
-        used.setdefault(real_path(prefix), set()).update(names)
-    return used
+def _note_unused_in(
+    slot: Slot, listing: DirectoryListing, used: set[str], findings: ScanFindings
+) -> None:
+    """Notes images of no image, and captions, in a folder of control images or
+    masks."""
+    left = _images_without(listing, used)
+    if left:
+        is_control = slot.key == "control"
+        several = ", with _0, _1 and so on for several" if is_control else ""
+        reason = f"{slot.what} without an image"
+        remedy = f"Give it the name of its image{several}"
+        findings.not_used(listing, left, reason, remedy, findings.unpaired)
+    stems = {*listing.images, *chain.from_iterable(listing.images.values())}
+    split = ((split_suffix(written), name) for written, name in listing.files.items())
+    texts = [
+        name for (stem, suffix), name in split if suffix in FORMATS and stem in stems
+    ]
+    if texts:
+        reason = f"caption beside a {slot.what}"
+        remedy = "Put it beside the image, with its name"
+        findings.not_used(listing, texts, reason, remedy, findings.unused)
+
+
+def _images_without(listing: DirectoryListing, used: set[str]) -> list[str]:
+    """Names of the image files in a folder that are not in `used`."""
+    names = chain.from_iterable(listing.images.values())
+    return [name for name in names if name not in used]
 
 
 def _note_partner_folders(
-    folders: Sequence[MatchedFolder], known: set[str], findings: ScanFindings
+    folders: Sequence[ImageFolder], known: set[str], findings: ScanFindings
 ) -> None:
     """Notes subfolders of the folders of control images and masks that no folder of
     images uses. known: those used."""
-    partner_paths = (_partner_paths(folder.dataset) for folder in folders)
-    for key, path in dict.fromkeys(chain.from_iterable(partner_paths)):
-        top = findings.listing(path, key)
-        if top is None:
-            continue
+    paths = dict[str, str]()
+    for dataset in (folder.dataset for folder in folders):
+        paths |= dict.fromkeys(dataset.control_path, "control_path")
+        paths[dataset.layers_path or ""] = "layers_path"
+        if not dataset.alpha_mask:
+            paths[dataset.mask_path or ""] = "mask_path"
+    for path, key in paths.items():
+        top = findings.listing(path, key) if path else None
         filled = []
-        for name in top.subfolders:
+        for name in top.subfolders if top else ():
             place = join(path, name)
             listing = None if real_path(place) in known else findings.listing(place)
             if listing and listing.images:
                 filled.append(name)
         if filled:
-            findings.notes.append(
-                f"{path}: subfolders without a folder of images ignored: {shorten(filled)}"
-            )
+            what = f"subfolders without a folder of images ignored: {shorten(filled)}"
+            findings.notes.append(f"{path}: {what}")
 
 
-def _partner_paths(dataset: DatasetConfig) -> list[tuple[str, str]]:
-    """The keys of the folders of control images, layers and masks, and the folders."""
-    paths = [("control_path", path) for path in dataset.control_path]
-    if dataset.layers_path:
-        paths.append(("layers_path", dataset.layers_path))
-    if dataset.mask_path and not dataset.alpha_mask:
-        paths.append(("mask_path", dataset.mask_path))
-    return paths
-
-
-def _note_left_partners(folder: MatchedFolder, findings: ScanFindings) -> None:
+def _note_left_partners(folder: ImageFolder, findings: ScanFindings) -> None:
     """Notes images of a folder that are named like control images or masks of images
     that do not exist."""
     images = folder.listing.images
     affixes = [slot.affix for slot in folder.slots if slot.affix]
-    like = []
-    for stem in images:
-        for affix in affixes:
-            if root_of(stem, affix) is not None:
-                like.append(stem)
-    lone = [images[stem][0] for stem in dict.fromkeys(like)]
+    lone = [
+        names[0]
+        for stem, names in images.items()
+        if any(root_of(stem, affix) is not None for affix in affixes)
+    ]
     if lone:
-        what = f"named like control images or masks, and trained as images: {shorten(lone)}"
+        named = "named like control images or masks, and trained as images"
+        what = f"{count_of(len(lone), 'file')} {named}: {shorten(lone)}"
         remedy = "Remove them, or add the images that they belong to"
-        findings.notes.append(
-            f"warning: {folder.listing.folder}: {count_of(len(lone), 'file')} {what}. {remedy}"
+        findings.notes.append(f"warning: {folder.listing.folder}: {what}. {remedy}")
+    suffix = folder.dataset.image_suffix
+    if suffix:
+        used = {partner.name for _, partner in folder.partners()}
+        others = _images_without(
+            folder.whole, used.union(chain.from_iterable(images.values()))
         )
-    if folder.dataset.image_suffix:
-        known = {
-            *chain.from_iterable(images.values()),
-            *(partner.name for _, partner in folder.partners()),
-        }
-        others = unpaired(folder.folder.whole, known)
+        reason = f"without image_suffix {suffix!r}, and control image of no image"
+        remedy = "Give it one of the suffixes, or remove it"
         if others:
-            reason = f"without image_suffix {folder.dataset.image_suffix!r}, and control image of no image"
-            remedy = "Give it one of the suffixes, or remove it"
-            findings.not_used(
-                folder.folder.whole, others, reason, remedy, findings.unpaired
-            )
+            findings.not_used(folder.whole, others, reason, remedy, findings.unpaired)
 
 
 def _note_shared_partners(
-    folders: Sequence[MatchedFolder], findings: ScanFindings
+    folders: Sequence[ImageFolder], findings: ScanFindings
 ) -> None:
     """Notes control images and masks that belong to several images of one dataset by
     their names."""
-    uses = []
+    images_of: dict[str, dict[str, None]] = {}
     for folder in folders:
-        for image, partner in folder.partners():
+        for image, partner in folder.partners() if folder.slots else ():
             if not image.has_controls_in_table:
-                uses.append((image.file.path, partner.path))
-    images_of = shared(uses)
-    if not images_of:
+                images_of.setdefault(partner.path, {})[image.file.path] = None
+    shared = [pair for pair in images_of.items() if len(pair[1]) > 1]
+    if not shared:
         return
-    first, images = next(iter(images_of.items()))
-    more = ""
-    if len(images_of) > 1:
-        more = f" ({count_of(len(images_of) - 1, 'more file')} likewise)"
+    (first, images), *rest = shared
+    more = f" ({count_of(len(rest), 'more file')} likewise)" if rest else ""
     what = f"is the one of {len(images)} images: {shorten(images)}{more}"
     remedy = "Where each image has its own, put them into subfolders named as those of the images"
     findings.notes.append(f"warning: {first}: {what}. {remedy}")

@@ -125,46 +125,35 @@ def split_validation(
             [dataset], section.trigger_word, 1.0, scan.scan_cache, forgiven, also=also
         )
         samples = _measured(validation_scan.samples, pairs)
-        validation_items = make_items(
-            samples, lambda _: dataset.resolution, size_multiple
-        )
+        measured = make_items(samples, lambda _: dataset.resolution, size_multiple)
         missing = sum(folder.missing_captions for folder in validation_scan.folders)
         note = f"validation: {dataset.folder_path}, {_count(len(samples), 'image')}"
-        if dataset.default_caption:
-            what = "with 'default_caption'"
-        else:
-            what = "without caption"
+        what = (
+            "with 'default_caption'" if dataset.default_caption else "without caption"
+        )
         note += f", {missing} {what}" if missing else ""
-        notes = (
-            f"{note}; {cost(_images(validation_items, pairs), settings)} each time",
-            *validation_scan.notes,
-        )
-        return (
-            scan,
-            items,
-            ValidationSplit(tuple(map(as_measured, validation_items)), False, notes),
-        )
+        note += f"; {cost(_images(measured, pairs), settings)} each time"
+        notes = (note, *validation_scan.notes)
+        split = ValidationSplit(tuple(map(as_measured, measured)), False, notes)
+        return scan, items, split
     samples = _measured(
         [s for folder in scan.folders if not folder.is_reg for s in folder.samples],
         pairs,
     )
     chosen = _as_before(scan.samples, _held_out(samples, settings, pairs), trained_on())
     shown = chosen & set(map(_place, samples))
-    measured = [
+    measured = tuple(
         as_measured(bucketed)
         for bucketed in items
-        if _place(bucketed.sample) in shown and (not any(bucketed.sample.flip))
-    ]
+        if _place(bucketed.sample) in shown and not any(bucketed.sample.flip)
+    )
     names = sorted(f"{path.parent.name}/{path.name}" for path in map(Path, shown))
     listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
     note = (
         f"validation: {_count(len(shown), 'image')} held out, not trained on ({listed})"
     )
-    split = ValidationSplit(
-        tuple(measured),
-        True,
-        (f"{note}; {cost(_images(measured, pairs), settings)} each time",),
-    )
+    note += f"; {cost(_images(measured, pairs), settings)} each time"
+    split = ValidationSplit(measured, True, (note,))
     left = []  # of the folders; one that is held out whole is left out with its images
     for folder in scan.folders:
         rest = [sample for sample in folder.samples if _place(sample) not in chosen]
@@ -183,9 +172,8 @@ def _measured(samples: Sequence[Sample], pairs: bool) -> Sequence[Sample]:
 
 def _images(items: Sequence[BucketedSample], pairs: bool) -> int:
     """The number of images that are measured; of a pair both are."""
-    if pairs:
-        return sum(1 + len(item.sample.worse) for item in items)
-    return len(items)
+    worse = sum(len(item.sample.worse) for item in items) if pairs else 0
+    return len(items) + worse
 
 
 def _held_out(
@@ -212,9 +200,8 @@ def _held_out(
 
     def key(place: str) -> tuple[int, str]:
         folder, name = os.path.split(place)
-        return seeding.key(
-            settings.seed, "held out", os.path.basename(folder), name
-        ), place
+        parts = ("held out", os.path.basename(folder), name)
+        return seeding.key(settings.seed, *parts), place
 
     chosen = set[str]()
     for place in sorted(places, key=key):
@@ -223,14 +210,10 @@ def _held_out(
             chosen |= group
             count -= len(group & places)
     if places <= chosen:
-        if together:
-            why = " (pairs that have an image in common are held out together)"
-        else:
-            why = ""
-        raise UserError(
-            f"validation.fraction: of {_count(len(places), 'image')} none would be left to train on{why}. "
-            "Add images, or give validation.folder_path."
-        )
+        why = " (pairs that have an image in common are held out together)"
+        what = f"of {_count(len(places), 'image')} none would be left to train on{why if together else ''}"
+        remedy = "Add images, or give validation.folder_path."
+        raise UserError(f"validation.fraction: {what}. {remedy}")
     return chosen
 
 
@@ -252,11 +235,9 @@ def _as_before(
     hashes = fingerprint(samples)
     for sample in samples:
         digest = hashes.pop(name_of(sample), None)
-        if digest is None:  # another use of the same image
-            continue
-        if left[digest]:
+        if digest and left[digest]:
             left[digest] -= 1
-        else:
+        elif digest:  # not another use of the same image
             rest.add(_place(sample))
     is_same_dataset = left.total() == 0 and len(rest) == len(expected)
     return rest if is_same_dataset else chosen
@@ -275,11 +256,8 @@ def as_measured(item: BucketedSample) -> BucketedSample:
     """The item as it is measured: always with its caption (the first of several), and
     no sample counts more than another."""
     rules = CaptionRules(trigger=item.sample.rules.trigger)
-    return item._replace(
-        sample=item.sample._replace(
-            rules=rules, repeats=1, loss_weight=1.0, captions=()
-        )
-    )
+    sample = item.sample._replace(rules=rules, repeats=1, loss_weight=1.0, captions=())
+    return item._replace(sample=sample)
 
 
 def _place(sample: Sample) -> str:

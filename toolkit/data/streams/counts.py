@@ -59,7 +59,7 @@ class StreamPlan:
     """The largest size of a batch."""
 
     epochs: int | None = None
-    """How often it is read through, where that decides the number of steps."""
+    """Number of passes over the data, if that sets the number of steps."""
 
     def to_json(self) -> dict[str, Any]:
         """The stream as plain data for the plan. `samples` is None where it is not
@@ -75,14 +75,10 @@ class StreamPlan:
     def lines(self) -> str:
         """The stream as three or four indented lines of the plan."""
         places = " to ".join(dict.fromkeys((self.first_shard, self.last_shard)))
-        if self.samples:
-            count = f"{self.samples:,} samples as given"
-        else:
-            count = "number of samples not known"
-        if self.first_caption:
-            caption = f"caption {shorten(self.first_caption, 60)!r}"
-        else:
-            caption = "no caption"
+        known = f"{self.samples:,} samples as given"
+        count = known if self.samples else "number of samples not known"
+        given = f"caption {shorten(self.first_caption, 60)!r}"
+        caption = given if self.first_caption else "no caption"
         shards = f"{self.shards:,} shards" if self.shards > 1 else "1 shard"
         lines = [
             f"  stream of {shards}: {places}; {count}",

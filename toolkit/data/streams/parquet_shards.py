@@ -58,31 +58,20 @@ def read_parquet(
 def _fields(
     row: dict[str, Any], pictures: Collection[str], wanted: Collection[str] | None
 ) -> dict[str, bytes]:
-    encoded_images = {
-        column: picture_of(row[column]) for column in pictures if column in row
-    }
-    texts = {
-        column: plain(value)
-        for column, value in row.items()
-        if column not in encoded_images
-    }
-    named = {
-        column: f"x{suffix_of(picture)}" for column, picture in encoded_images.items()
-    }
+    images = {key: picture_of(row[key]) for key in pictures if key in row}
+    texts = {key: plain(value) for key, value in row.items() if key not in images}
     fields = {
-        column.lower(): text.encode()
-        for column, text in texts.items()
+        key.lower(): text.encode()
+        for key, text in texts.items()
         if isinstance(text, str)
     }
     fields["json"] = json.dumps(texts, ensure_ascii=False).encode()
-    known = columns_of([{**texts, **named}], ColumnsConfig()).image or tuple(
-        encoded_images
-    )
-    for column, picture in encoded_images.items():
-        fields[column.lower()] = picture
-        if column == known[0]:
-            fields[suffix_of(picture)[1:]] = picture
-    for name in fields:
-        if wanted is not None and name not in wanted:
-            fields[name] = b""
-    return fields
+    named = {key: f"x{suffix_of(image)}" for key, image in images.items()}
+    known = columns_of([{**texts, **named}], ColumnsConfig()).image or tuple(images)
+    for key, image in images.items():
+        fields[key.lower()] = image
+        if key == known[0]:
+            fields[suffix_of(image)[1:]] = image
+    if wanted is None:
+        return fields
+    return {name: fields[name] if name in wanted else b"" for name in fields}

@@ -46,10 +46,10 @@ class SampleKeys:
     def image_of(self, fields: dict[str, bytes]) -> bytes:
         """The encoded image of a sample: the first of the keys `image` that it has.
         fields: key -> bytes. Raises LookupError with the keys that are missing."""
-        images = [fields[key] for key in self.image if key in fields]
-        if not images:
-            raise LookupError(" or ".join(self.image))
-        return images[0]
+        for key in self.image:
+            if key in fields:
+                return fields[key]
+        raise LookupError(" or ".join(self.image))
 
     def caption_of(self, fields: dict[str, bytes]) -> str:
         """Raises LookupError with the keys that are missing, ValueError or
@@ -101,11 +101,8 @@ class SampleKeys:
         first = min(candidates)
         # whose name ends where that of the sample does
         if "." not in first or has_image:
-            if candidates[1:]:
-                others = f" (or {', '.join(sorted(candidates)[1:])})"
-            else:
-                others = ""
-            return f"set {kind}: {first}{others}"
+            others = ", ".join(sorted(candidates)[1:])
+            return f"set {kind}: {first}" + (f" (or {others})" if others else "")
         names = f"a name ends at its first dot, and {first} stands behind that of {key.rpartition('/')[2]!r}"
         ways = f"Set {kind}: {first}, or take" if len(candidates) == 1 else "Take"
         return f"{names}. {ways} the dots out of the names"
@@ -117,14 +114,11 @@ class SampleKeys:
             label = json.loads(fields.get(self.label, b""))
         except (ValueError, RecursionError):
             return ""
-        if isinstance(label, dict):
-            texts = [key for key, value in label.items() if isinstance(value, str)]
-        else:
-            texts = []
-        return next(
-            (key for key in CAPTIONS if key in texts),
-            texts[0] if len(texts) == 1 else "",
-        )
+        if not isinstance(label, dict):
+            return ""
+        texts = [key for key, value in label.items() if isinstance(value, str)]
+        likely = [key for key in CAPTIONS if key in texts]
+        return likely[0] if likely else texts[0] if len(texts) == 1 else ""
 
 
 def last_part(extension: str) -> str:

@@ -17,10 +17,12 @@ import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import product
+from math import prod
 from pathlib import Path
 from threading import Event
 from typing import IO, Any, TypeVar, cast
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
@@ -167,8 +169,7 @@ def _whose_token(patterns: Sequence[str], token: str | None) -> tuple[str, str |
         return hosts[0], token
     if not token:
         token = get_token()
-        if token:
-            register_secret([token])
+        register_secret([token or ""])
     return hub, token
 
 
@@ -202,30 +203,30 @@ def _is_safe(address: str) -> bool:
 def _without_braces(pattern: str) -> list[str]:
     """`a{00..02}` -> `a00`, `a01`, `a02`; `{a,b}` -> `a`, `b`; several braces: every
     pair."""
-    done = []
-    waiting = [pattern]
-    while waiting:
-        pattern = waiting.pop(0)
-        match = _BRACES.search(pattern)
-        if not match:
-            done.append(pattern)
-            continue
-        words = match[1].split(",")
-        numbers = _NUMBERS.fullmatch(match[1])
-        if numbers:
-            first = int(numbers[1])
-            last = int(numbers[2])
-            if not 0 <= last - first < MAX_SHARDS:
-                what = f"{{{match[1]}}} counts from {first} to {last}. Write the smaller number first."
-                raise UserError(f"{pattern}: {what}")
-            words = [
-                str(number).zfill(len(numbers[1])) for number in range(first, last + 1)
-            ]
-        for word in words:
-            waiting.append(pattern[: match.start()] + word + pattern[match.end() :])
-        if len(waiting) > MAX_SHARDS:
-            raise UserError(f"{pattern}: means more than {MAX_SHARDS:,} shards.")
-    return done
+    parts = _BRACES.split(pattern)
+    if len(parts) == 1:
+        return parts
+    choices = [
+        _choices(part, pattern) if number % 2 else [part]
+        for number, part in enumerate(parts)
+    ]
+    if prod(map(len, choices)) > MAX_SHARDS:
+        raise UserError(f"{pattern}: means more than {MAX_SHARDS:,} shards.")
+    names = map("".join, product(*choices))
+    # again for braces within braces
+    return [inner for name in names for inner in _without_braces(name)]
+
+
+def _choices(inside: str, pattern: str) -> list[str]:
+    """The words or numbers for which braces stand. inside: the text between them."""
+    numbers = _NUMBERS.fullmatch(inside)
+    if not numbers:
+        return inside.split(",")
+    first, last = int(numbers[1]), int(numbers[2])
+    if not 0 <= last - first < MAX_SHARDS:
+        what = f"{{{inside}}} counts from {first} to {last}. Write the smaller number first."
+        raise UserError(f"{pattern}: {what}")
+    return [str(number).zfill(len(numbers[1])) for number in range(first, last + 1)]
 
 
 # ---------------------------------------------------------------- the hub
@@ -249,9 +250,7 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
         raise UserError(
             f"{pattern}: write hf://datasets/owner/name/*.tar, with @revision behind the name if wanted."
         )
-    repo = match["repo"]
-    revision = match["revision"]
-    wanted = match["file"]
+    repo, revision, wanted = match.group("repo", "revision", "file")
     try:
         info = HfApi(token=token).dataset_info(repo, revision=revision)
     except GatedRepoError as error:
@@ -259,10 +258,8 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
     except RevisionNotFoundError as error:
         raise UserError(f"{pattern}: has no revision {revision!r}.") from error
     except RepositoryNotFoundError as error:
-        message = (
-            f"{pattern}: the hub has no dataset {repo}, or it is private. {_TOKEN_HELP}"
-        )
-        raise UserError(message) from error
+        what = f"the hub has no dataset {repo}, or it is private"
+        raise UserError(f"{pattern}: {what}. {_TOKEN_HELP}") from error
     except HFValidationError as error:
         raise UserError(f"{pattern}: {first_line(error)}") from error
     except (OfflineModeIsEnabled, HubError, OSError) as error:
@@ -280,21 +277,25 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
         and all(map(fnmatchcase, file.split("/"), parts))
     ]
     if not shard_files:
-        tars = [file for file in files if ".tar" in file]
-        rows = [file for file in files if file.endswith(".parquet")]
+        of_kind = {
+            kind: [file for file in files if ending in file]
+            for kind, ending in (("tar", ".tar"), ("Parquet", ".parquet"))
+        }
         kinds = [
             f"{len(paths)} {kind} files, such as {paths[0]}"
-            for kind, paths in (("tar", tars), ("Parquet", rows))
+            for kind, paths in of_kind.items()
             if paths
         ]
         there = f"It has {' and '.join(kinds)}." if kinds else "It has no tar files."
         raise UserError(f"{pattern}: matches no file of {repo}. {there}")
     prefix = pattern[: match.start("file")]
-    shards = []
-    for file in shard_files:
-        url = hf_hub_url(repo, file, repo_type="dataset", revision=info.sha)
-        shards.append((prefix + file, url))
-    return shards
+    return [
+        (
+            prefix + file,
+            hf_hub_url(repo, file, repo_type="dataset", revision=info.sha),
+        )
+        for file in shard_files
+    ]
 
 
 class SeekableShard(io.RawIOBase):
@@ -397,24 +398,15 @@ class _WebFile(io.RawIOBase):
     def __init__(
         self, shard: Shard, offset: int, pauses: Sequence[float], stop: Event
     ) -> None:
+        self.name = shard.name
         self._shard = shard
         self._at = offset
         self._pauses = pauses
         self._stop = stop
         self._response: http.client.HTTPResponse | None = None
-        self._length: int | None = None
-        """Bytes of the whole file, where the server says so."""
-
-    @property
-    def length(self) -> int | None:
-        """Bytes of the whole file, once it is connected and where the server says
-        so."""
-        return self._length
-
-    @property
-    def name(self) -> str:
-        """The shard, for messages."""
-        return self._shard.name
+        self.length: int | None = None
+        """Bytes of the whole file, once it is connected and where the server gives
+        them."""
 
     def readable(self) -> bool:
         return True
@@ -428,12 +420,12 @@ class _WebFile(io.RawIOBase):
         pauses."""
         for attempt in range(len(self._pauses) + 1):
             try:
-                if self._at == self._length:
+                if self._at == self.length:
                     return 0
                 count = (self._response or self._connect()).readinto(buffer)
-                if not count and self._length is not None and self._at < self._length:
+                if not count and self.length is not None and self._at < self.length:
                     raise ConnectionError(
-                        f"{self._length - self._at:,} bytes are missing"
+                        f"{self.length - self._at:,} bytes are missing"
                     )
             except HTTPError as error:
                 error.close()
@@ -441,11 +433,8 @@ class _WebFile(io.RawIOBase):
                     raise self._refusal(error) from None
                 self._pause(attempt, f"status {error.code}", error)
             except (OSError, http.client.HTTPException) as error:
-                reason = (
-                    error.reason
-                    if isinstance(error, URLError) and isinstance(error.reason, OSError)
-                    else error
-                )
+                cause = getattr(error, "reason", None)  # of a URLError
+                reason = cause if isinstance(cause, OSError) else error
                 self._pause(attempt, first_line(reason), error)
             else:
                 self._at += count
@@ -453,8 +442,7 @@ class _WebFile(io.RawIOBase):
         raise AssertionError("the last attempt raises")
 
     def _connect(self) -> http.client.HTTPResponse:
-        name = self._shard.name
-        at = self._at
+        name, at = self.name, self._at
         request = Request(self._shard.address)
         if at:
             request.add_header("Range", f"bytes={at}-")
@@ -476,11 +464,11 @@ class _WebFile(io.RawIOBase):
             )
         length = partial[2] if partial else response.headers.get("Content-Length", "")
         known = int(length) if length.isdecimal() else None
-        if self._length is not None and known not in (None, self._length):
+        if self.length is not None and known not in (None, self.length):
             raise RunError(
-                f"{name}: was {self._length:,} bytes long and is {length} now. Start again."
+                f"{name}: was {self.length:,} bytes long and is {length} now. Start again."
             )
-        self._length = known or self._length
+        self.length = known or self.length
         # the server does not support ranges: what lies before is read and dropped
         if response.status != 206 and at:
             for start in range(0, at, 1 << 18):
@@ -490,27 +478,22 @@ class _WebFile(io.RawIOBase):
         return response
 
     def _refusal(self, error: HTTPError) -> RunError:
-        if self._shard.token:
-            token = "The token that was sent may not read it."
-        else:
-            token = "No token was sent: give one."
-        remedies = {
-            401: token,
-            403: token,
-            416: f"It is shorter than {self._at:,} bytes: it has changed.",
-        }
-        remedy = remedies.get(error.code, "Look at the pattern.")
+        remedy = "Look at the pattern."
+        if error.code in (401, 403):
+            remedy = "The token that was sent may not read it."
+            if not self._shard.token:
+                remedy = "No token was sent: give one."
+        elif error.code == 416:
+            remedy = f"It is shorter than {self._at:,} bytes: it has changed."
         return RunError(
-            f"{self._shard.name}: the server answers {error.code} {error.reason}. {remedy}"
+            f"{self.name}: the server answers {error.code} {error.reason}. {remedy}"
         )
 
     def _pause(self, attempt: int, what: str, error: Exception) -> None:
         """Waits before the next attempt. Raises RunError when it was the last one, or
         the run is stopped."""
         self._disconnect()
-        where = (
-            f"{self._shard.name}: the connection broke at byte {self._at:,} ({what})"
-        )
+        where = f"{self.name}: the connection broke at byte {self._at:,} ({what})"
         if attempt == len(self._pauses):
             raise RunError(
                 f"{where}, {attempt + 1} times in a row. Resume when the server can be reached."

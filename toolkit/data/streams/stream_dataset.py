@@ -138,11 +138,10 @@ class StreamDataset:
         then, or UNTIL_THE_DATA_ENDS without one."""
         if self.epochs is not None:
             return train.step_limit or UNTIL_THE_DATA_ENDS
-        of_epoch = self.micro_batches(train.batch_size)
         return optimizer_steps(
             train.steps,
             train.epochs,
-            of_epoch,
+            self.micro_batches(train.batch_size),
             train.gradient_accumulation,
             train.step_limit,
         )
@@ -150,11 +149,10 @@ class StreamDataset:
     def hashes(self) -> DatasetHashes:
         """The file names of the shards, by which a resume tells whether they are the
         same."""
-        hashes = {
+        return {
             f"{number}: {shard.name.rpartition('/')[2]}": "shard"
             for number, shard in enumerate(self.shards, 1)
         }
-        return hashes
 
     def plan(self) -> StreamPlan:
         """The facts of the stream for the plan of the run. Needs at least one sample in
@@ -184,12 +182,11 @@ class StreamDataset:
         """A reader of all shards for `self.epochs` epochs; None: without end. seed: of
         the order of shards and samples. batch_size: neighbours that are grouped by
         aspect ratio."""
-        window = self.settings.webdataset.window
         return ShardStream(
             self.shards,
             seed,
             self._keys,
-            window,
+            self.settings.webdataset.window,
             batch_size,
             self.epochs,
             self.unreadable,
@@ -216,14 +213,15 @@ class StreamDataset:
     def of_one_size(self, samples: Sequence[StreamSample]) -> tuple[StreamItem, ...]:
         """The samples of a micro-batch at the size that most of them have by
         `bucket_for`; the other samples are cut to it."""
-        buckets = Counter[Size]()
-        for sample in samples:
-            crop = bucket_for(sample.size, self.resolution, self.multiple)
-            buckets[crop.bucket] += 1
+        buckets = Counter(
+            bucket_for(sample.size, self.resolution, self.multiple).bucket
+            for sample in samples
+        )
         least = round_up(self.least_side, self.multiple)
         bucket = Size(*(max(side, least) for side in buckets.most_common(1)[0][0]))
-        items = [StreamItem(sample, cover(sample.size, bucket)) for sample in samples]
-        return tuple(items)
+        return tuple(
+            StreamItem(sample, cover(sample.size, bucket)) for sample in samples
+        )
 
     def at_own_size(self, samples: Sequence[StreamSample]) -> tuple[StreamItem, ...]:
         """Each sample with its own bucket, for batches of one."""

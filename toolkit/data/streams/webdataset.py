@@ -26,7 +26,6 @@ from collections.abc import (
     Callable,
     Collection,
     Generator,
-    Iterable,
     Iterator,
     Sequence,
 )
@@ -63,8 +62,10 @@ _LARGEST = 2**36
 """Bytes that one file of a shard may have: tarfile would count to the end of any number
 that a damaged header gives."""
 
-_LOOKED_THROUGH = 4096
-"""Samples of a shard among which the missing file of another one is looked for."""
+_KEYS_OR_ORDER = (
+    "Set image_key, label_key and caption_key, or pack the files of each sample one after the other and in one "
+    "folder, as `tar --sort=name` does."
+)
 
 _LONGEST = 300
 """Characters of a reason; the name of a key can be any text."""
@@ -165,18 +166,15 @@ class Unreadable:
         with self._lock:
             self.samples += 1
             self.last = f"{name}: {reason}"
-            count = self.samples
-            read = self.read
+            count, read = self.samples, self.read
             names = not (
                 self._quiet or name in self._named or len(self._named) == _NAMED
             )
             if names:
                 self._named.add(name)
         if names:
-            if len(self._named) == _NAMED:
-                more = " Further ones are only counted."
-            else:
-                more = ""
+            is_last = len(self._named) == _NAMED
+            more = " Further ones are only counted." if is_last else ""
             logger.warning(f"{name}: left out: {reason}.{more}")
         if count > self.max_share * max(read, _FEW):
             allowed = f"at most {self.max_share:.0%} are allowed"
@@ -204,11 +202,9 @@ class Unreadable:
         where all could be read."""
         if not (self.samples or self.shards):
             return ""
-        if self.shards:
-            shards = f" and the rest of {len(self.shards)} {'shards' if len(self.shards) > 1 else 'shard'}"
-        else:
-            shards = ""
-        return f"stream: left out {self.samples:,} of {self.read:,} samples{shards}. The last: {self.last}"
+        count = len(self.shards)
+        rest = f" and the rest of {count} shard{'s' * (count > 1)}" if count else ""
+        return f"stream: left out {self.samples:,} of {self.read:,} samples{rest}. The last: {self.last}"
 
 
 @dataclass(frozen=True)
@@ -267,12 +263,11 @@ class ShardStream:
     def order(self, epoch: int) -> list[Shard]:
         """The shards of this reader in the order of an epoch: a function of (seed,
         epoch) and their number, so that they may be moved."""
-        keyed = [
-            (seeding.key(self.seed, "shards", epoch, at), at)
-            for at in range(len(self.shards))
-        ]
-        keyed.sort()
-        return [self.shards[at] for _, at in keyed][self.index :: self.count]
+        numbers = sorted(
+            range(len(self.shards)),
+            key=lambda at: seeding.key(self.seed, "shards", epoch, at),
+        )
+        return [self.shards[at] for at in numbers][self.index :: self.count]
 
     def epoch_of(self, cursor: Cursor) -> int:
         """The epoch of the next sample, counted from 0. cursor: None is the
@@ -320,12 +315,9 @@ class ShardStream:
             for window in windows:
                 count = len(window.samples)
                 for done in range(index + 1, count + 1):
+                    epoch, places = window.next_epoch, window.next
                     if done < count:
-                        epoch = window.epoch
-                        places = window.start
-                    else:
-                        epoch = window.next_epoch
-                        places = window.next
+                        epoch, places = window.epoch, window.start
                     if is_old:
                         at = (places or (_Place(),))[0]._asdict()
                     else:
@@ -407,12 +399,12 @@ class ShardStream:
             end = min(group + abreast, len(order))
             places = list(start) or [_Place(at) for at in range(group, end)]
             start = ()
-            readers = list[Iterator[tuple[_Place, StreamSample]]]()
-            for at in places:
-                if at.byte >= 0:
-                    readers.append(self._samples(order[: at.shard + 1], at, stop))
-                else:
-                    readers.append(iter(()))
+            readers: list[Iterator[tuple[_Place, StreamSample]]] = [
+                self._samples(order[: at.shard + 1], at, stop)
+                if at.byte >= 0
+                else iter(())
+                for at in places
+            ]
             heads = [next(reader, None) for reader in readers]
             while True:
                 waiting = []
@@ -486,10 +478,9 @@ class ShardStream:
                     raise RunError(f"{shard.name}: {error}.") from error
                 reason = str(error)
             except OSError as error:
-                if shard.is_remote:
-                    cause = None
-                else:
-                    cause = cause_of(Path(shard.address), error)
+                cause = (
+                    None if shard.is_remote else cause_of(Path(shard.address), error)
+                )
                 why = error.strerror or str(error)
                 if cause:
                     why = f"{cause.what}. {cause.remedy}"
@@ -529,9 +520,7 @@ class ShardStream:
                 1,
                 _FIRST,
             ):
-                remedy = self._apart(shard, shard_sample) or self.keys.remedy(
-                    shard_sample.key, shard_sample.fields
-                )
+                remedy = self.keys.remedy(shard_sample.key, shard_sample.fields)
                 reason += f": {remedy}" if remedy else ""
         except ImageError as error:
             reason = f"its image {error.reason}"
@@ -542,58 +531,19 @@ class ShardStream:
         except (ValueError, RecursionError) as error:
             reason = f"its {self.keys.label} cannot be read: {error}"
         if unreadable.read == unreadable.samples + 1 >= _FIRST:
-            message = (
-                f"{name}: none of the first {_FIRST} samples can be used: {reason}."
+            hint = "" if remedy else f" {_KEYS_OR_ORDER}"
+            raise RunError(
+                f"{name}: none of the first {_FIRST} samples can be used: {reason}.{hint}"
             )
-            if not remedy:
-                message = f"{message} Set image_key, label_key and caption_key."
-            raise RunError(message)
         unreadable.add_sample(name, reason)
         return None
-
-    def _apart(self, shard: Shard, shard_sample: ShardSample) -> str:
-        """The remedy if the other files of a sample are elsewhere in its shard; else
-        empty. Only files on disk are searched: a server would have to send all of
-        it."""
-        if shard.is_remote or is_parquet_shard(shard):
-            return ""
-        with closing(
-            read_tar(shard, shard_sample.byte, self.pauses, wanted=())
-        ) as samples:
-            name = shard_sample.key.rpartition("/")[2]
-            others = _others_named(name, shard_sample, samples)
-            try:
-                other = next(others, None)
-            except _DAMAGED:  # which is reported when it is read
-                return ""
-        if other is None:
-            return ""
-        shown = _listed(other.fields.keys() - shard_sample.fields.keys())
-        if other.key != shard_sample.key:
-            what = f"its {shown} lies in another folder of the shard, as {other.key!r}"
-            return (
-                f"{what}, and files of a sample share their folder. Pack them into one"
-            )
-        return f"its {shown} lies elsewhere in the shard, and files of a sample are neighbours. Pack it sorted by name"
-
-
-def _others_named(
-    name: str, shard_sample: ShardSample, samples: Iterable[ShardSample]
-) -> Iterator[ShardSample]:
-    """The later samples of this name, without folder, that have a further file."""
-    for sample in islice(samples, 1, _LOOKED_THROUGH):
-        if sample.key.rpartition("/")[2] == name:
-            if sample.fields.keys() - shard_sample.fields.keys():
-                yield sample
 
 
 def _listed(fields: Collection[str]) -> str:
     """The extensions of a sample, not too many."""
-    names = sorted(fields)
-    listed = ", ".join(names[:_NAMED])
-    if len(names) > _NAMED:
-        return f"{listed} and {len(names) - _NAMED} more"
-    return listed
+    listed = ", ".join(sorted(fields)[:_NAMED])
+    more = len(fields) - _NAMED
+    return f"{listed} and {more} more" if more > 0 else listed
 
 
 class _StrictHeader(tarfile.TarInfo):
@@ -656,10 +606,8 @@ def read_tar(
                 if not fields:
                     key = member_key
                     start = byte + member.offset
-                if plain and (wanted is None or extension in wanted):
-                    content = tar.extractfile(member)
-                else:
-                    content = None
+                is_read = plain and (wanted is None or extension in wanted)
+                content = tar.extractfile(member) if is_read else None
                 fields[extension] = content.read() if content else b""
             if fields:
                 yield ShardSample(key, fields, start)

@@ -155,9 +155,7 @@ class QwenImageFamily(FolderFamily):
 
     def prompt_note(self, model: ModelSection, prompt: str) -> str | None:
         index = local_index(model.name_or_path, model.revision)
-        if index:
-            return sizes.prompt_cut(index.parent, prompt, self.template)
-        return None
+        return sizes.prompt_cut(index.parent, prompt, self.template) if index else None
 
     def block_linears(self, width: int, config: Mapping[str, int]) -> Shapes:
         """Source: diffusers, transformer_qwenimage.py, QwenImageTransformerBlock."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from toolkit.config.sections.model_files import read_model_json
 from toolkit.errors import UserError
@@ -59,15 +60,18 @@ def new_transformer(
     transformer = build(
         QwenImageTransformer2DModel, {**fitting, **arguments}, ARGUMENTS
     )
-    modulations = []
-    for block in transformer.transformer_blocks:
-        for layer in (block.img_mod, block.txt_mod):
-            modulations.append(layer)
-    with torch.no_grad():
-        for part in (*modulations, transformer.norm_out.linear, transformer.proj_out):
-            for parameter in part.parameters():
-                parameter.zero_()
+    blocks = transformer.transformer_blocks
+    modulations = [layer for one in blocks for layer in (one.img_mod, one.txt_mod)]
+    zero_(*modulations, transformer.norm_out.linear, transformer.proj_out)
     return transformer
+
+
+@torch.no_grad()
+def zero_(*parts: nn.Module) -> None:
+    """Sets all weights of these parts to zero."""
+    for part in parts:
+        for parameter in part.parameters():
+            parameter.zero_()
 
 
 def rope_axes(head_dim: int) -> tuple[int, int, int]:

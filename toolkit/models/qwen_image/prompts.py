@@ -77,10 +77,9 @@ def encoder_inputs(
     images = [
         resize_condition_image(image, template.condition_area) for image in references
     ]
-    if image_processor:
-        vision = vl_prompts.vision_inputs(images, image_processor)
-    else:
-        vision = {}
+    vision = (
+        vl_prompts.vision_inputs(images, image_processor) if image_processor else {}
+    )
     ids = token_ids(
         prompt, vl_prompts.image_tokens(vision, image_processor), tokenizer, template
     )

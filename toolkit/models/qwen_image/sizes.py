@@ -83,27 +83,17 @@ def prompt_fault(
     most = POSITIONS - max(
         max(size) // (LATENT_SCALE * PATCH) // 2 for size in (target, *seen)
     )
-    images = []  # tokens of each in the text encoder
-    for reference in references:
-        seen_at = size_of_area(
-            template.condition_area, reference.width / reference.height
-        )
-        images.append(
-            prod(max(1, round(side / PIXELS_PER_TEXT_TOKEN)) for side in seen_at)
-        )
-    if (
-        _bytes(prompt) + sum(images) + WORDS_AROUND * (1 + len(images)) <= most
-        or not (folder / "tokenizer").is_dir()
-    ):
-        return None
-    from toolkit.models.qwen_image.prompts import token_ids
-    from toolkit.models.vl_prompts import known_tokenizer
-
-    count = (
-        len(token_ids(prompt, images, known_tokenizer(folder / "tokenizer"), template))
-        - template.dropped_tokens
+    seen_at = (
+        size_of_area(template.condition_area, reference.width / reference.height)
+        for reference in references
     )
-    if min(count, template.most_tokens or count) <= most:
+    # tokens of each in the text encoder
+    images = [
+        prod(max(1, round(side / PIXELS_PER_TEXT_TOKEN)) for side in size)
+        for size in seen_at
+    ]
+    count = _tokens_above(most, folder, prompt, images, template)
+    if count is None or (template.most_tokens or count) <= most:
         return None
     if references:
         beside = f" beside {len(references)} control image{'s' * (len(references) > 1)}"
@@ -117,22 +107,27 @@ def prompt_cut(folder: Path, prompt: str, template: Template) -> str | None:
     `Template.most_tokens`. None where it does, and where the model's tokenizer does not
     exist (yet)."""
     most = template.most_tokens
-    if (
-        most is None
-        or _bytes(prompt) + WORDS_AROUND <= most
-        or not (folder / "tokenizer").is_dir()
-    ):
+    count = None if most is None else _tokens_above(most, folder, prompt, (), template)
+    if count is None:
+        return None
+    return f"{count:,} text tokens, of which the model gets the first {most}, as in its own pipeline. Shorten the text."
+
+
+def _tokens_above(
+    most: int, folder: Path, prompt: str, images: Sequence[int], template: Template
+) -> int | None:
+    """Tokens of a prompt with images of these tokens, where they are more than `most`.
+    None where they are not, and where the model's tokenizer does not exist (yet)."""
+    bound = _bytes(prompt) + sum(images) + WORDS_AROUND * (1 + len(images))
+    if bound <= most or not (folder / "tokenizer").is_dir():
         return None
     from toolkit.models.qwen_image.prompts import token_ids
     from toolkit.models.vl_prompts import known_tokenizer
 
-    count = (
-        len(token_ids(prompt, (), known_tokenizer(folder / "tokenizer"), template))
-        - template.dropped_tokens
-    )
-    if count <= most:
-        return None
-    return f"{count:,} text tokens, of which the model gets the first {most}, as in its own pipeline. Shorten the text."
+    tokenizer = known_tokenizer(folder / "tokenizer")
+    ids = token_ids(prompt, images, tokenizer, template)
+    count = len(ids) - template.dropped_tokens
+    return count if count > most else None
 
 
 def _bytes(prompt: str) -> int:

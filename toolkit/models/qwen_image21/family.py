@@ -243,9 +243,7 @@ class QwenImage21Family(FolderFamily):
         )
 
     def of_title(self, title: str) -> QwenImage21Family:
-        if title == TURBO:
-            return QwenImage21Family(sample_sigmas=TURBO_SIGMAS)
-        return self
+        return QwenImage21Family(sample_sigmas=TURBO_SIGMAS) if title == TURBO else self
 
     def drawable(self, pixels: Size) -> Size:
         """See `ModelFacts`. The pipeline rounds to 32, though a token has 16 pixels per
@@ -276,10 +274,9 @@ class QwenImage21Family(FolderFamily):
         count = count_text_tokens(prompt, len(seen), folder / "processor")
         if count <= most:
             return None
-        if seen:
-            beside = f" beside {len(seen)} control image{'s' * (len(seen) > 1)}"
-        else:
-            beside = ""
+        beside = (
+            f" beside {len(seen)} control image{'s' * (len(seen) > 1)}" if seen else ""
+        )
         return f"{count:,} text tokens; the model has room for {most:,}{beside}. Shorten the text."
 
     def block_linears(self, width: int, config: Mapping[str, int]) -> Shapes:

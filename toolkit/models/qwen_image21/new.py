@@ -11,13 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from toolkit.config.sections.model_files import read_model_json
 from toolkit.errors import UserError
 from toolkit.models.from_config import build
 from toolkit.models.loading import ASKED_BY, block_import
-from toolkit.models.qwen_image.new import ARGUMENTS, HEAD_DIM, rope_axes
+from toolkit.models.qwen_image.new import ARGUMENTS, HEAD_DIM, rope_axes, zero_
 from toolkit.models.qwen_image21.family import FAMILY
 
 with block_import("bitsandbytes", ASKED_BY):
@@ -51,12 +49,5 @@ def new_transformer(
     transformer = build(
         QwenImage21Transformer2DModel, {**fitting, **arguments}, ARGUMENTS
     )
-    with torch.no_grad():
-        for part in (
-            transformer.modulation,
-            transformer.norm_out.linear,
-            transformer.proj_out,
-        ):
-            for parameter in part.parameters():
-                parameter.zero_()
+    zero_(transformer.modulation, transformer.norm_out.linear, transformer.proj_out)
     return transformer

@@ -132,8 +132,7 @@ class AnomalyCallback(Callback):
             return
         self._looked_at = self._step
         for name, layers in self._layers.items():
-            zero = run.roles[name].zero_gradients
-            if zero:
+            if zero := run.roles[name].zero_gradients:
                 steps = zero.steps()
                 self._say(layers.add(steps, filter(zero.is_absent, steps)))
 
@@ -196,13 +195,11 @@ class AnomalyCallback(Callback):
             return
         for source, loss, t in zip(result.sources, losses, levels, strict=True):
             parts = {}
-            size = _SIZE.search(source.batch)
-            if size:
+            if size := _SIZE.search(source.batch):
                 parts["bucket"] = (
                     f"{size[2]}x{size[1]} ({source.batch.partition(' ')[0]})"
                 )
-            dataset = self.dataset_of(source.name)
-            if dataset:
+            if dataset := self.dataset_of(source.name):
                 parts["dataset"] = dataset
             yield SampleLoss(parts, loss, t)
 
@@ -210,10 +207,9 @@ class AnomalyCallback(Callback):
         self, folder: Path, files: Sequence[str], texts: Sequence[str]
     ) -> Iterable[Diagnostic]:
         if self._sets is None:
-            if self._step:
-                self._sets = self._earlier_sets(folder, set(files))
-            else:
-                self._sets = SampleSets()
+            self._sets = (
+                self._earlier_sets(folder, set(files)) if self._step else SampleSets()
+            )
         features = self._features([folder / SAMPLES / file for file in files], texts)
         return self._sets.add(features, self._losses.rises())
 

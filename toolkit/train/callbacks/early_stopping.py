@@ -61,10 +61,11 @@ class EarlyStopping(Callback):
         known = read_losses_by_image(run.folder)
         if run.state.step in known:  # not where a loss was not finite
             last_forecast = forecast(known, run.steps, confidence)
-            if last_forecast:
-                record = {"confidence": confidence} | asdict(last_forecast)
-            else:
-                record = {}
+            record = (
+                {"confidence": confidence} | asdict(last_forecast)
+                if last_forecast
+                else {}
+            )
             self._saved(run)[FORECAST] = record
 
     def update(self, run: Run, values: Mapping[str, float]) -> None:
@@ -95,8 +96,7 @@ class EarlyStopping(Callback):
         return saved
 
     def _check(self, run: Run) -> None:
-        reason = stop_reason(self.settings, run.state.step, run.state.extra)
-        if reason:
+        if reason := stop_reason(self.settings, run.state.step, run.state.extra):
             logger.info(f"{reason} at step {run.state.step}: the run is finished")
             run.early_stop_reason = run.status_fields["reason"] = reason
             self.on_stop(run)

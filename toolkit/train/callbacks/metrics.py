@@ -149,11 +149,10 @@ class MetricsCallback(Callback):
 
 def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row with null for each number that is not finite: JSON has no NaN."""
-    finite = {}
-    for name, value in row.items():
-        is_nan = isinstance(value, float) and not math.isfinite(value)
-        finite[name] = None if is_nan else value
-    return finite
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
 
 
 def truncate_after_step(path: Path, step: int) -> None:

@@ -181,10 +181,10 @@ class SampleCallback(Callback):
             "sample", step=step, epoch=run.state.epochs_done, files=files, **details
         )
         plural = "" if len(files) == 1 else "s"
-        count = f"{len(files)} sample image{plural}"
-        logger.info(f"generated {count} at step {step} in {run.folder / SAMPLES}")
-        metrics = drift_metrics(drifts)
-        if metrics:
+        logger.info(
+            f"generated {len(files)} sample image{plural} at step {step} in {run.folder / SAMPLES}"
+        )
+        if metrics := drift_metrics(drifts):
             append_row(run.folder / DRIFT, {"step": step, **metrics})
             run.log(step, metrics)
 
@@ -202,10 +202,11 @@ class SampleCallback(Callback):
             image = samples.draw(prompt)
             if samples.survival:
                 drawn[prompt] = image
-            if prompt in samples.deployments:
-                way = f"_{samples.deployments[prompt]}"
-            else:
-                way = ""
+            way = (
+                f"_{samples.deployments[prompt]}"
+                if prompt in samples.deployments
+                else ""
+            )
             path = run.folder / SAMPLES / f"{step:09d}_{index}{way}.{images.format}"
             with os_error_as_run_error(path), atomic_write(path) as temporary:
                 (over_white(image) if images.format == "jpg" else image).save(
@@ -216,8 +217,7 @@ class SampleCallback(Callback):
                 path.parent / LAYERS, path.stem, image, samples.layers.get(prompt, 0)
             )
             try:
-                drift = samples.drift(prompt, image)
-                if drift is not None:
+                if (drift := samples.drift(prompt, image)) is not None:
                     drifts[index] = drift
             except ImageError as error:  # the reference is gone meanwhile
                 logger.warning(f"the drift of {path.name} is not measured: {error}")
@@ -236,12 +236,12 @@ class SampleCallback(Callback):
 
     @staticmethod
     def _files_of(run: Run, step: int) -> list[Path]:
-        paths = []
-        for path in sorted((run.folder / SAMPLES).glob(f"{step:09d}_*")):
-            match = SAMPLE_FILE.fullmatch(path.name)
-            if match and int(match["step"]) == step:
-                paths.append(path)
-        return paths
+        return [
+            path
+            for path in sorted((run.folder / SAMPLES).glob(f"{step:09d}_*"))
+            if (match := SAMPLE_FILE.fullmatch(path.name))
+            and int(match["step"]) == step
+        ]
 
 
 class OverviewCallback(Callback):
@@ -284,10 +284,10 @@ class OverviewCallback(Callback):
 def _images_in(folders: Iterable[Path]) -> list[Path]:
     """The images below folders, without files whose names begin with a dot or an
     underscore."""
-    images = []
-    for folder in folders:
-        for path in sorted(folder.rglob("*")):
-            is_image = path.suffix.lower() in IMAGE_SUFFIXES
-            if is_image and not path.name.startswith((".", "_")):
-                images.append(path)
-    return images
+    return [
+        path
+        for folder in folders
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not path.name.startswith((".", "_"))
+    ]

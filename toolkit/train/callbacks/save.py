@@ -142,10 +142,9 @@ class SaveCallback(Callback):
         )
         # The checkpoint of this step may be on disk already: the end of a run often
         # follows a save.
-        if wanted and self._checkpoint_step != done:
-            snapshot = snapshot_state(run)
-        else:
-            snapshot = None
+        snapshot = (
+            snapshot_state(run) if wanted and self._checkpoint_step != done else None
+        )
         # The trained parameters are an upper bound of a network file's size.
         size = 0 if checkpoint_only else sum(role.size for role in run.roles.values())
         with os_error_as_run_error(checkpoint_dir(folder)):
@@ -157,10 +156,11 @@ class SaveCallback(Callback):
         write_network = None if checkpoint_only else self.prepare_network(run, step)
         self._collect(wait=True)
         with os_error_as_run_error(checkpoint_dir(folder)):
-            if snapshot and snapshot.rows_size:
-                part = begin_checkpoint(checkpoint_dir(folder), snapshot)
-            else:
-                part = None
+            part = (
+                begin_checkpoint(checkpoint_dir(folder), snapshot)
+                if snapshot and snapshot.rows_size
+                else None
+            )
 
         def work() -> str:
             files = write_network() if write_network else []

@@ -71,8 +71,7 @@ class ControlFilesCallback(Callback):
                 f"{folder}: cannot be read: {error.strerror or error}. Requests in it wait."
             )
         for name, action in self.actions.items():
-            request = requests.pop(name, None)
-            if request:
+            if request := requests.pop(name, None):
                 try:
                     # A folder of that name is a request too.
                     remove(Path(request.path))

@@ -55,8 +55,7 @@ class ThreadsCallback(Callback):
         if result.compiled or run.programs.used:
             return
         before = self.choice.threads
-        line = self.choice.observe(result.step_s)
-        if line:
+        if line := self.choice.observe(result.step_s):
             logger.info(line)
         if self.choice.threads != before:
             self._set_threads(self.choice.threads)

@@ -63,10 +63,11 @@ class TrackerCallback(Callback):
         with rows_by_step(self.folder / METRICS) as rows:
             for row in rows:  # restores the averages
                 self._averages.add(row.get("epoch", 0), row.get("loss"))
-        if self.options.log_config:
-            settings = run.checkpoint_metadata.get("settings", {})
-        else:
-            settings = {}
+        settings = (
+            run.checkpoint_metadata.get("settings", {})
+            if self.options.log_config
+            else {}
+        )
         shown = RunInfo(self.name, self.folder, run.state.step, self.options, settings)
         for worker in self._workers:
             worker.start(partial(open_tracker, worker.name, shown))
@@ -155,10 +156,9 @@ class TrackerCallback(Callback):
             worker.put(lambda tracker: tracker.image(step, name, path))
 
     def _loss_by_timestep(self) -> dict[str, float]:
-        means = {
+        return {
             f"loss_by_t/{band}": mean for band, mean in self._bands.pop_means().items()
         }
-        return means
 
     def _close(self) -> None:
         """Closes the trackers and waits a little for them; the run does not depend on

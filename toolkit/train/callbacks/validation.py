@@ -133,8 +133,7 @@ class ValidationCallback(Callback):
         known["step"] = step
         is_best = math.isfinite(loss) and (best is None or loss < best["loss"])
         append_row(run.folder / run_files.VALIDATION, {"step": step, **losses})
-        by_image = _of_first_images(self.validation.by_image())
-        if by_image:
+        if by_image := _of_first_images(self.validation.by_image()):
             append_row(
                 run.folder / run_files.VALIDATION_IMAGES,
                 {"step": step, "of": self.validation.identity, "losses": by_image},
@@ -161,8 +160,7 @@ class ValidationCallback(Callback):
 
     def _report(self, run: Run) -> None:
         """Writes the best step into run.json."""
-        best = run.state.extra["validation"].get("best")
-        if best:
+        if best := run.state.extra["validation"].get("best"):
             # A resume from an older checkpoint may have moved it aside with the other
             # later files.
             exists = (run.folder / best["file"]).exists()

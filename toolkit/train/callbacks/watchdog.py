@@ -148,8 +148,9 @@ class MemoryEstimateCheck(Callback):
         )
         if self.logged:
             more = comparison(predicted, measured)
-            peaks = f"{measured / 1e9:.2f} GB, predicted {predicted / 1e9:.2f} GB{more}"
-            logger.info(f"memory at the first step: {peaks}")
+            logger.info(
+                f"memory at the first step: {measured / 1e9:.2f} GB, predicted {predicted / 1e9:.2f} GB{more}"
+            )
 
 
 def comparison(predicted: int, measured: int) -> str:

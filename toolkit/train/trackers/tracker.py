@@ -179,10 +179,11 @@ class TrackerWorker:
             with suppress(Empty):
                 while True:
                     self._calls.get_nowait()
-            if str(error):
-                reason = f"{type(error).__name__}: {error}"
-            else:
-                reason = type(error).__name__
+            reason = (
+                f"{type(error).__name__}: {error}"
+                if str(error)
+                else type(error).__name__
+            )
             logger.warning(
                 f"{self.name} failed; the run continues without it: {reason}"
             )

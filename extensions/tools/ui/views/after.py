@@ -14,14 +14,12 @@ import filecmp
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from itertools import count
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from secrets import token_hex
 from typing import Any
 from urllib.parse import quote
 
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -36,9 +34,9 @@ from extensions.tools.ui.queue import DONE, RUNNING, STOPPED, WAITING, trains_el
 from extensions.tools.ui.state import (
     Form,
     Ui,
-    conflicts,
     inside,
     posted,
+    refusals,
     render,
     run_id,
     whole,
@@ -54,6 +52,7 @@ from extensions.tools.ui.tries import (
 from extensions.tools.ui.views import run as run_view
 from extensions.tools.ui.views import tools
 from extensions.tools.ui.views.new import short
+from extensions.tools.ui.views.pictures import LARGE, picture
 from extensions.tools.ui.views.queue import queue_of
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
@@ -87,51 +86,39 @@ def _values(
     sent. faults: field -> message."""
     settings = settings_of(run)
     values: dict[str, Any] = {"try_settings": settings, "try_faults": faults or {}}
-    if settings is not None:
-        values |= {
-            "given": _form(run, settings) | (given or {}),
-            "sent": _sent(run),
-            **_tried(ui, run),
-        }
-        values["groups"] = settings.groups()
-        values |= _compared(ui, run)
-    return values
+    if settings is None:
+        return values
+    return values | {
+        "given": _form(run, settings) | (given or {}),
+        "sent": _sent(run),
+        "groups": settings.groups(),
+        **_tried(ui, run),
+        **_compared(ui, run),
+    }
 
 
 def _form(run: RunInfo, settings: TrySettings) -> dict[str, str]:
     """The form at first: the file that is recommended, and the prompt and size of the
     run's first sample."""
     chosen = chosen_file(run.folder)
+    name = chosen.path.name if chosen else ""
     first = settings.first
-    if chosen and chosen.path.name in settings.files:
-        file = chosen.path.name
-    else:
-        file = settings.files[0]
-    values = {
-        "file": file,
+    return {
+        "file": name if name in settings.files else settings.files[0],
         "strength": "1",
-        "seed": "42",
         "count": "1",
         "prompt": settings.prompt,
-        "control": "",
+        "seed": str(first.seed) if first else "42",
+        "width": str(first.width) if first else "",
+        "height": str(first.height) if first else "",
+        "control": "0" if first and first.ctrl_img else "",
     }
-    if first is None:
-        return values | {"width": "", "height": ""}
-    values |= {
-        "width": str(first.width),
-        "height": str(first.height),
-        "seed": str(first.seed),
-    }
-    return values | {"control": "0" if first.ctrl_img else ""}
 
 
 def _sent(run: RunInfo) -> list[str]:
     """Names of the control images that were sent, the latest first."""
     folder = run.folder / TRIED / SENT
-    if folder.is_dir():
-        files = [path for path in folder.glob("*") if path.is_file()]
-    else:
-        files = []
+    files = [path for path in folder.glob("*") if path.is_file()]
     return [path.name for path in sorted(files, key=modified_at, reverse=True)]
 
 
@@ -147,25 +134,20 @@ def _states(ui: Ui, tool: str, output: str) -> list[dict[str, Any]]:
     one that was done: each with its `entry`, and what it waits for (`behind`), or its
     last words (`told`)."""
     queue = queue_of(ui)
-    states = list[dict[str, Any]]()
     entries = queue.entries()
     training = [run.name for run in trains_elsewhere(ui.runs(), entries)]
     behind = [entry.name for entry in entries if entry.state == RUNNING] + training
+    outputs = {f"--output={output}", f"--run={output}"}
+    states = []
     for entry in entries:
-        if entry.argv[:1] != (tool,) or not {
-            f"--output={output}",
-            f"--run={output}",
-        } & set(entry.argv):
+        if entry.argv[:1] != (tool,) or outputs.isdisjoint(entry.argv):
             continue
         if entry.state in (DONE, STOPPED):
             break
-        if entry.state in (RUNNING, WAITING):
-            last_line = ""
-        else:
-            last_line = queue.tail(entry.id, 600).strip().rpartition("\n")[2]
-        states.append(
-            {"entry": entry, "behind": behind, "told": last_line or entry.why}
-        )
+        is_open = entry.state in (RUNNING, WAITING)
+        tail = "" if is_open else queue.tail(entry.id, 600)
+        told = tail.strip().rpartition("\n")[2] or entry.why
+        states.append({"entry": entry, "behind": behind, "told": told})
     return states
 
 
@@ -186,25 +168,18 @@ def _asked_file(request: Request, form: Form) -> tuple[Ui, RunInfo, TrySettings]
 def try_it(request: Request, form: Form) -> Response:
     """Puts an image of the form into the queue, before the runs that wait there."""
     ui, run, settings = _asked_file(request, form)
-    images = whole(form.get("count", ""), 1, MOST_SEEDS) or 1
-    seed = whole(form.get("seed", ""), 0, 2**62)
-    faults = {} if seed is not None else {"seed": texts()["after"]["seed_wrong"]}
+    words = texts()["after"]
     strength = number(form.get("strength", ""))
-    faults |= (
-        {} if strength is not None else {"strength": texts()["after"]["strength_wrong"]}
-    )
-    blocks, wrong_blocks = _blocks(form)
+    blocks, faults = _blocks(form)
     controls, fault = _controls(ui, run, settings, form)
-    faults |= wrong_blocks | ({"control": fault} if fault else {})
+    if strength is None:
+        faults["strength"] = words["strength_wrong"]
+    if fault:
+        faults["control"] = fault
     if not faults:
-        file = short(run.folder / form["file"])
+        lora = f"{short(run.folder / form['file'])}:{strength:g}"
         output = short(run.folder / TRIED)
-        sides = (form.get("width", "").strip(), form.get("height", "").strip())
-        seeds = [(seed or 0) + offset for offset in range(images)]
-        prompt = form.get("prompt", "").strip()
-        argv = settings.command(
-            file, output, prompt, f"{strength:g}", sides, seeds, controls, blocks
-        )
+        argv = settings.command(lora, output, form, _seeds(form), controls, blocks)
         wrong = tools.asked({"uid": "generate", "argv": argv[1:]})
         names = {"--reference": "control"}
         faults = {
@@ -213,8 +188,18 @@ def try_it(request: Request, form: Form) -> Response:
         }
     if faults:
         return run_view.page(request, 400, **_values(ui, run, dict(form), faults))
-    _enqueue(ui, argv, f"{texts()['after']['try']}: {run.name}")
+    _enqueue(ui, (argv, f"{words['try']}: {run.name}"))
     return RedirectResponse(f"{_address(ui, run)}#try", 303)
+
+
+def _seeds(form: Form) -> list[str]:
+    """The seed of each image of a form. A text that is not a seed stays as it is, and
+    the check of the command says so."""
+    seed = whole(form.get("seed", ""), 0, 2**62)
+    if seed is None:
+        return [form.get("seed", "")]
+    count = whole(form.get("count", ""), 1, MOST_SEEDS) or 1
+    return [str(seed + offset) for offset in range(count)]
 
 
 def _blocks(form: Form) -> tuple[list[str], dict[str, str]]:
@@ -248,31 +233,25 @@ def bake(request: Request, form: Form) -> Response:
         faults = {"blocks": texts()["after"]["blocks_none"]}
     if not faults:
         part = run.folder / f"part_{token_hex(8)}.safetensors"
+        flags = [f"--blocks={block}" for block in blocks]
+        files = (str(run.folder / form["file"]), str(part))
         try:
-            paths = [str(run.folder / form["file"]), str(part)]
-            code, _, stderr = commands.run_py(
-                "scale",
-                *paths,
-                *(f"--blocks={block}" for block in blocks),
-                limit_s=BAKE_S,
-            )
+            code, _, stderr = commands.run_py("scale", *files, *flags, limit_s=BAKE_S)
             if not code:
                 name = _named(part, Path(settings.files[0]).stem)
-                return RedirectResponse(
-                    f"{_address(ui, run)}?file={quote(name, safe='')}#try", 303
-                )
+                query = f"?file={quote(name, safe='')}#try"
+                return RedirectResponse(_address(ui, run) + query, 303)
         finally:
             part.unlink(missing_ok=True)
-        faults = {
-            "blocks": stderr.strip().rpartition("\n")[2] or texts()["after"]["late"]
-        }
+        reason = stderr.strip().rpartition("\n")[2]
+        faults = {"blocks": reason or texts()["after"]["late"]}
     return run_view.page(request, 400, **_values(ui, run, dict(form), faults))
 
 
 def _named(part: Path, stem: str) -> str:
-    """Gives a file the first free name of its kind, or that of one with the same
-    content; no file is replaced."""
-    with conflicts(), folder_lock(part.parent):
+    """Gives a file the first free name of its kind, or the name of a file with the same
+    content. No file is replaced."""
+    with refusals(), folder_lock(part.parent):
         for place in count(1):
             path = part.with_name(f"{stem}_blocks_{place}.safetensors")
             if path.is_file() and filecmp.cmp(part, path, shallow=False):
@@ -296,11 +275,7 @@ def _controls(
     ui: Ui, run: RunInfo, settings: TrySettings, form: Form
 ) -> tuple[list[Path], str]:
     """The control images of a form, and what is wrong with them."""
-    sent = [
-        file
-        for file in form.data.getlist("image")
-        if isinstance(file, UploadFile) and file.filename
-    ]
+    sent = uploads.of_form(form.data.getlist("image"))
     if form.get("control") == "send" or (sent and not form.get("control")):
         if not sent:
             return [], texts()["after"]["send_none"]
@@ -313,56 +288,33 @@ def _controls(
     return (known[place] if place is not None and place < len(known) else []), ""
 
 
-def _take(ui: Ui, run: RunInfo, sent: Sequence[UploadFile]) -> tuple[list[Path], str]:
+def _take(
+    ui: Ui, run: RunInfo, sent: Sequence[uploads.Incoming]
+) -> tuple[list[Path], str]:
     """Keeps images that were sent; the text is the first refusal."""
     folder = run.folder / TRIED / SENT
     home = ui.own / "uploads"
     for place in (folder, home):
         place.mkdir(parents=True, exist_ok=True)
-    files = []
     for file in sent:
-        name = str(file.filename)
-        files.append(
-            uploads.Incoming(
-                name,
-                PurePosixPath(),
-                name,
-                file.size or 0,
-                partial(getattr, file, "file"),
-            )
-        )
-        if not uploads.is_image(name):
-            return [], texts()["after"]["send_no_image"].format(name=name)
-    outcomes = list(uploads.take_all(files, home, folder, decoder(ui), takes_zip=False))
-    refused = [
-        f"{outcome['name']} {outcome['text']}"
-        for outcome in outcomes
-        if outcome["state"] == "refused"
-    ]
-    names = [
-        outcome["text"] if outcome["state"] in ("same", "renamed") else outcome["name"]
-        for outcome in outcomes
-    ]
-    return [Path(short(folder / name)) for name in names], " ".join(refused[:1])
+        if not uploads.is_image(file.name):
+            return [], texts()["after"]["send_no_image"].format(name=file.name)
+    outcomes = [*uploads.take_all(sent, home, folder, decoder(ui), takes_zip=False)]
+    for outcome in outcomes:
+        if outcome["state"] == "refused":
+            return [], f"{outcome['name']} {outcome['text']}"
+    return [Path(short(folder / outcome["text"])) for outcome in outcomes], ""
 
 
-def _enqueue(ui: Ui, *commands: Sequence[str] | str) -> None:
-    """Puts commands, each followed by its name, before whatever waits: somebody looks
-    at the page. They wait while a run trains."""
+def _enqueue(ui: Ui, *commands: tuple[list[str], str]) -> None:
+    """Puts commands with their names before whatever waits: somebody looks at the page.
+    They wait while a run trains."""
     queue = queue_of(ui)
-    with conflicts():
-        first = next(
-            (
-                entry.id
-                for entry in queue.entries()
-                if entry.state == WAITING and not entry.yields
-            ),
-            "",
-        )
-        for argv, name in zip(commands[::2], commands[1::2], strict=True):
-            entry = queue.add(
-                list(argv), str(name), unless=(WAITING, RUNNING), yields=True
-            )
+    with refusals():
+        waiting = [entry for entry in queue.entries() if entry.state == WAITING]
+        first = next((entry.id for entry in waiting if not entry.yields), "")
+        for argv, name in commands:
+            entry = queue.add(argv, name, unless=(WAITING, RUNNING), yields=True)
             with suppress(UserError):  # what it was to come before has begun meanwhile
                 queue.move(entry.id, first)
     queue.start_runner()
@@ -375,27 +327,21 @@ def _address(ui: Ui, run: RunInfo) -> str:
 def tried(request: Request) -> Response:
     """The images alone, for the script that keeps them current."""
     ui, run = run_view.asked_run(request)
-    return render(
-        request,
-        "tried.html.j2",
-        here=_address(ui, run),
-        id=run_id(ui, run.folder),
-        **_tried(ui, run),
-    )
+    id_ = run_id(ui, run.folder)
+    shown = {"here": _address(ui, run), "id": id_, **_tried(ui, run)}
+    return render(request, "tried.html.j2", **shown)
 
 
 def tried_image(request: Request) -> Response:
-    """An image of TRIED or COMPARED, or a control image that was sent; always made
-    small, so that it is an image whatever the file holds."""
-    ui, run = run_view.asked_run(request)
-    folder = run.folder / request.path_params["folder"]
-    name = request.path_params["name"]
-    if request.path_params["folder"] not in (TRIED, COMPARED, SENT):
+    """A copy of an image of TRIED or COMPARED, or of a control image that was sent."""
+    _, run = run_view.asked_run(request)
+    folder = {TRIED: TRIED, COMPARED: COMPARED, SENT: f"{TRIED}/{SENT}"}.get(
+        request.path_params["folder"]
+    )
+    if folder is None:
         raise HTTPException(404, "no such image")
-    if folder.name == SENT:
-        folder = run.folder / TRIED / SENT
-    side = request.query_params.get("side", "")
-    return run_view.image(ui, inside(folder, name), 400 if side == "400" else 960)
+    path = inside(run.folder / folder, request.path_params["name"])
+    return picture(request, path, LARGE)
 
 
 # ------------------------------------------------------------ compare
@@ -406,26 +352,20 @@ def compare(request: Request, form: Form) -> Response:
     """Puts a grid of all files and `best` into the queue."""
     ui, run = run_view.asked_run(request)
     settings = settings_of(run)
-    files = [file.path for file in compared_files(run.folder)]
-    if settings is None or len(files) < 2:
-        raise HTTPException(409, texts()["after"]["too_few"])
-    with conflicts():
+    loras = [f"--lora={short(file.path)}" for file in compared_files(run.folder)]
+    words = texts()["after"]
+    if settings is None or len(loras) < 2:
+        raise HTTPException(409, words["too_few"])
+    with refusals():
         prompts = settings.write_prompts()
-    output = run.folder / COMPARED
-    grid = [
-        "grid",
-        *(f"--lora={short(file)}" for file in files),
-        f"--prompts={short(prompts)}",
-    ]
+    grid = ["grid", *loras, f"--prompts={short(prompts)}"]
     grid += [f"--trigger-word={settings.trigger_word}"] if settings.trigger_word else []
-    words, numbers = (texts()["after"][key] for key in ("compare", "compare_numbers"))
+    grid += [f"--output={short(run.folder / COMPARED)}"]
     best = ["best", f"--run={short(run.folder)}"]
     _enqueue(
         ui,
-        [*grid, f"--output={short(output)}"],
-        f"{words}: {run.name}",
-        best,
-        f"{numbers}: {run.name}",
+        (grid, f"{words['compare']}: {run.name}"),
+        (best, f"{words['compare_numbers']}: {run.name}"),
     )
     return RedirectResponse(f"{_address(ui, run)}#compared", 303)
 
@@ -468,24 +408,20 @@ def _measured(folder: Path) -> dict[str, Any]:
     held out), `reason` and `rows` of file, step, loss and drift; empty: nothing."""
     report = read_object(folder / MEASURED)
     files = report.get("files")
-    if isinstance(files, list):
-        rows = [row for row in files if isinstance(row, dict)]
-    else:
-        rows = []
-    shown = [
-        {key: row.get(key) for key in ("file", "step", "loss", "drift")} for row in rows
-    ]
-    shown = [
-        row
-        for row in shown
-        if isinstance(row["file"], str)
-        and all(_is_number(row[k]) for k in ("loss", "drift"))
-    ]
-    texts_ = {
-        key: redact_text(str(report.get(key) or ""))
-        for key in ("recommended", "reason", "measured_on")
-    }
-    return texts_ | {"rows": shown} if shown else {}
+    rows = [row for row in files if _is_row(row)] if isinstance(files, list) else []
+    if not rows:
+        return {}
+    keys = ("recommended", "reason", "measured_on")
+    told = {key: redact_text(str(report.get(key) or "")) for key in keys}
+    return {"rows": rows, **told}
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("file"), str)
+        and all(_is_number(row.get(key)) for key in ("loss", "drift"))
+    )
 
 
 def _is_number(value: object) -> bool:

@@ -10,25 +10,22 @@ by `extensions.tools.ui.uploads`.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from threading import Thread
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from extensions.tools.shared.candidates import CANDIDATES
 from extensions.tools.shared.html_page import texts
@@ -40,20 +37,25 @@ from extensions.tools.ui.datasets import (
     open_dataset,
     read_dataset,
 )
-from extensions.tools.ui.decoder import SIDES, decoder, thumbnail
-from extensions.tools.ui.state import Form, render, ui_of, wants_json, whole
+from extensions.tools.ui.decoder import decoder
+from extensions.tools.ui.state import (
+    Form,
+    done,
+    refusals,
+    render,
+    ui_of,
+    wants_json,
+    whole,
+)
+from extensions.tools.ui.views.pictures import picture
 from extensions.tools.ui.views.queue import enqueue
 from toolkit.config.reading.loader import folder_name_error
 from toolkit.contracts.data import Size
-from toolkit.data.pixels.images import ImageError, media_type
 from toolkit.data.scan.captions import CaptionError
-from toolkit.data.scan.fingerprint import version_of
 from toolkit.data.scan.folder import FoundImage
 from toolkit.data.scan.found import repeats_of
 from toolkit.data.scan.items import SIZE_MULTIPLE
-from toolkit.errors import RunError
 from toolkit.files.archives import SUFFIX
-from toolkit.files.redact import redact_text
 from toolkit.files.writing import fsync, locked
 from toolkit.rounding import ceil_divide
 
@@ -61,43 +63,19 @@ PER_PAGE = 60
 THUMB_SIDE = 400
 """Pixels of the longer side of a small image."""
 
-NOT_SHOWN = frozenset({"image/heif", "image/tiff"})
-"""Types that most browsers do not show."""
-
 MOST_CAPTION = uploads.MOST_BYTES[".txt"]
 MOST_SHOWN = 200
 """Changed captions in a preview; all are applied."""
 
 _QUERY = ("q", "only", "page", "deleted", "entry", "changed", "failed")
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 posted = partial(state.posted, files=1000, fields=6000, part_size=4 * MOST_CAPTION)
-
-
-@contextmanager
-def _writes(what: str) -> Iterator[None]:
-    """An error of the disk becomes an answer that says what was not done."""
-    try:
-        yield
-    except (OSError, RunError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        number = getattr(cause, "errno", None)
-        reason = getattr(cause, "strerror", None)
-        raise HTTPException(
-            507 if number in _FULL else 403,
-            f"{what}: {redact_text(reason or str(error))}",
-        ) from error
 
 
 def _back(request: Request, data: Dataset, **query: object) -> Response:
     """To the page of a dataset."""
-    if wants_json(request):
-        return JSONResponse(query)
-    given = {key: value for key, value in query.items() if value}
-    return RedirectResponse(
-        f"/datasets/{quote(data.name, safe='')}"
-        + (f"?{urlencode(given)}" if given else ""),
-        303,
-    )
+    given = urlencode({key: value for key, value in query.items() if value})
+    address = f"/datasets/{quote(data.name, safe='')}"
+    return done(request, f"{address}?{given}" if given else address, **query)
 
 
 def _opened(request: Request) -> Dataset:
@@ -105,7 +83,7 @@ def _opened(request: Request) -> Dataset:
 
 
 def _named(request: Request) -> Dataset:
-    """A dataset of which nothing was read: thousands of files that are sent one by one
+    """A dataset whose files were not read: thousands of files that are sent one by one
     would each wait for that."""
     ui = ui_of(request)
     name = request.path_params["d"]
@@ -131,22 +109,22 @@ def index(
     form -> what is wrong."""
     ui = ui_of(request)
     rows = []
-    query = request.query_params
     for name in datasets.names(ui):
         try:
             rows.append(datasets.summary(ui, name))
         except HTTPException as error:
             rows.append({"name": name, "fault": error.detail})
-    given = {"name": "", "repeats": "1", "kind": "character"} | (form or {})
-    values = {
-        "faults": faults or {},
-        "form": given,
-        "trash": ui.shared("trash", partial(datasets.trashed, ui)),
-        "back": query.get("back", ""),
-    }
-    values["stay"] = query.get("stay", "0")
     return render(
-        request, "datasets.html.j2", status, rows=rows, folder=ui.datasets, **values
+        request,
+        "datasets.html.j2",
+        status,
+        rows=rows,
+        folder=ui.datasets,
+        faults=faults or {},
+        form={"name": "", "repeats": "1", "kind": "character"} | (form or {}),
+        trash=ui.shared("trash", partial(datasets.trashed, ui)),
+        back=request.query_params.get("back", ""),
+        stay=request.query_params.get("stay", "0"),
     )
 
 
@@ -158,21 +136,17 @@ def create(request: Request, form: Form) -> Response:
     words = texts()["datasets"]
     name = form.get("name", "").strip()
     is_pairs = form.get("kind") == "pairs"
-    repeats = (
-        1
-        if is_pairs
-        else whole(form.get("repeats", "").strip() or "1", 1, uploads.MOST_REPEATS)
-    )
-    fault = folder_name_error(name) or (
-        words["hidden_name"] if name.startswith(".") else ""
-    )
-    faults = {"name": fault} if fault else {}
-    if repeats is None or repeats_of(name) > uploads.MOST_REPEATS:
-        faults["name" if repeats else "repeats"] = words["bad_repeats"].format(
-            most=uploads.MOST_REPEATS
-        )
-    elif repeats > 1 and not repeats_of(name):
-        name = f"{repeats}_{name}"
+    repeats = form.get("repeats", "").strip() or "1"
+    count = 1 if is_pairs else whole(repeats, 1, uploads.MOST_REPEATS)
+    bad_repeats = words["bad_repeats"].format(most=uploads.MOST_REPEATS)
+    faults = dict[str, str]()
+    if count is None:
+        faults["repeats"] = bad_repeats
+    elif count > 1 and not repeats_of(name):
+        name = f"{count}_{name}"
+    fault = folder_name_error(name) or (name[:1] == "." and words["hidden_name"])
+    if fault or repeats_of(name) > uploads.MOST_REPEATS:
+        faults["name"] = fault or bad_repeats
     try:
         if not faults:
             (ui.datasets / name).mkdir(parents=True)
@@ -190,18 +164,17 @@ def create(request: Request, form: Form) -> Response:
 @posted()
 def restore(request: Request, form: Form) -> Response:
     """Brings back an entry of the trash."""
-    with _writes(form.get("entry", "")):
+    with refusals(form.get("entry", "")):
         back, stay = datasets.restore(ui_of(request), form.get("entry", ""))
-    if wants_json(request):
-        return JSONResponse({"back": back, "stay": stay})
-    return RedirectResponse(f"/datasets?back={back}&stay={stay}#trash", 303)
+    address = f"/datasets?back={back}&stay={stay}#trash"
+    return done(request, address, back=back, stay=stay)
 
 
 # ---------------------------------------------------------------- one
 
 
 def show(request: Request) -> Response:
-    """The images of a dataset, those alone that are asked for."""
+    """The images of a dataset that pass the filter."""
     return _page(request, _read(request))
 
 
@@ -213,14 +186,14 @@ def _page(
     faults: dict[str, str] | None = None,
     form: Form | None = None,
 ) -> Response:
-    """told: what became of files that were sent. faults: field -> what is wrong with
-    it. form: what was sent."""
+    """outcomes: the result for each file that was sent. faults: field -> message. form:
+    the form as it was sent."""
     query = {key: request.query_params.get(key, "") for key in _QUERY}
-    findings = data.findings
     chosen = _filtered(data, query)
     pages = max(1, ceil_divide(len(chosen), PER_PAGE))
-    page = whole(query["page"], 1, pages) or (1 if not query["page"] else pages)
+    page = whole(query["page"], 1, pages) or (pages if query["page"] else 1)
     shown = chosen[(page - 1) * PER_PAGE : page * PER_PAGE]
+    by_file = data.findings["by_file"]
     return render(
         request,
         "dataset.html.j2",
@@ -228,35 +201,22 @@ def _page(
         data=data,
         cards=[_card(data, image) for image in shown],
         count=len(chosen),
-        missing=data.missing,
-        repeats=data.repeats,
         page=page,
         pages=pages,
         address=lambda page: (
             "?" + urlencode({"q": query["q"], "only": query["only"], "page": page})
         ),
         query=query,
-        buckets=data.buckets,
-        findings=findings,
         orphans=[_orphan(data, path) for path in data.orphans] if page == 1 else [],
         folded=_folded(data),
-        others={
-            path: rows
-            for path, rows in findings["by_file"].items()
-            if path not in data.sizes
-        },
-        faults={
-            place: text
-            for place, text in data.faults.items()
-            if place not in data.sizes
-        },
+        others={p: rows for p, rows in by_file.items() if p not in data.sizes},
+        faults={p: text for p, text in data.faults.items() if p not in data.sizes},
         folders=[name for name in datasets.names(data.ui) if name != data.name],
         target=_target(data).name,
         counts={
             os.path.basename(listing.folder): sum(map(len, listing.images.values()))
             for listing in data.listings[1:]
         },
-        subfolders=[os.path.basename(listing.folder) for listing in data.listings[1:]],
         most=uploads.MOST_BYTES,
         piece=uploads.PIECE,
         multiple=SIZE_MULTIPLE,
@@ -386,7 +346,7 @@ def set_view(request: Request, form: Form) -> Response:
             faults[key] = words["bad_partner"].format(value=suffix)
     if faults:
         return _page(request, _read(request), 400, faults=faults, form=form)
-    with _writes(data.name):
+    with refusals(data.name):
         datasets.keep_view(data, view)
     return _back(request, data)
 
@@ -395,7 +355,7 @@ def set_view(request: Request, form: Form) -> Response:
 def check(request: Request, form: Form) -> Response:
     """Starts lint."""
     data = _opened(request)
-    with _writes(data.name):
+    with refusals(data.name):
         datasets.lint(data)
     return _back(request, data)
 
@@ -427,11 +387,9 @@ def captioning(request: Request, form: Form) -> Response:
             error.status_code,
             faults={"captioning": error.detail},
         )
-    with _writes(data.name):  # the job asks for the word that the captions hold
+    with refusals(data.name):  # the job asks for the word that the captions hold
         datasets.keep_view(data, {"trigger": given["trigger-word"]})
-    if wants_json(request):
-        return JSONResponse({})
-    return RedirectResponse("/queue", 303)
+    return done(request, "/queue")
 
 
 # ---------------------------------------------------------------- captions
@@ -470,21 +428,18 @@ def save_caption(request: Request, form: Form) -> Response:
         raise HTTPException(
             409, words["in_table"].format(table=data.id_of(image.table))
         )
-    version = form.get("version", "")
-    if not version and image.caption == form.get("was"):
-        version = datasets.caption_version(image)
+    version = form.get("version") or datasets.version_with(image, form.get("was", ""))
     try:
-        with _writes(data.name):
+        with refusals(data.name):
             version = datasets.set_caption(data, image, text, version)
     except CaptionError as error:
         raise HTTPException(409, error.reason) from error
     except Conflict as error:
-        new = datasets.caption_version(image)
         both = {
             "name": form["name"],
             "yours": text,
             "theirs": str(error),
-            "version": new,
+            "version": datasets.caption_version(image),
         }
         if wants_json(request):
             return JSONResponse({"detail": words["conflict"], **both}, 409)
@@ -519,7 +474,7 @@ def change(request: Request, form: Form) -> Response:
     given = form.get("apply")
     if given == digest:
         failed = 0
-        with _writes(data.name):
+        with refusals(data.name):
             datasets.keep_captions(data, (image for image, _ in changes))
             for (image, new), (_, version, _, _) in zip(changes, rows, strict=True):
                 try:
@@ -529,46 +484,45 @@ def change(request: Request, form: Form) -> Response:
         return _back(
             request, data, **_where(form), changed=len(rows) - failed, failed=failed
         )
-    compared = [
-        (name, *_difference(before, after))
-        for name, _, before, after in rows[:MOST_SHOWN]
-    ]
-    values = {
-        "rows": compared,
-        "count": len(rows),
-        "of": len(images),
-        "digest": digest,
-        "form": form,
-    }
-    undo = [
-        {"name": name, "before": before, "after": after}
-        for name, _, before, after in rows
-    ]
-    values |= {
-        "undo": undo,
-        "chosen": names,
-        "is_late": given is not None,
-        "conflict": None,
-    }
     return render(
-        request, "captions.html.j2", 409 if given else 200, data=data, **values
+        request,
+        "captions.html.j2",
+        409 if given else 200,
+        data=data,
+        rows=[
+            (name, *_difference(before, after))
+            for name, _, before, after in rows[:MOST_SHOWN]
+        ],
+        count=len(rows),
+        of=len(images),
+        digest=digest,
+        form=form,
+        undo=[
+            {"name": name, "before": before, "after": after}
+            for name, _, before, after in rows
+        ],
+        chosen=names,
+        is_late=given is not None,
+        conflict=None,
     )
 
 
 def _difference(before: str, after: str) -> tuple[str, str, str, str]:
     """What both begin with, what of each differs, and what both end with."""
-
-    def alike(one: str, other: str) -> int:
-        unlike = (
-            at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b
-        )
-        return next(unlike, min(len(one), len(other)))
-
-    start = alike(before, after)
-    end = alike(before[start:][::-1], after[start:][::-1])
+    start = _common(before, after)
+    end = _common(before[start:][::-1], after[start:][::-1])
     cut = len(before) - end
-    added = len(after) - end
-    return before[:start], before[start:cut], after[start:added], before[cut:]
+    return (
+        before[:start],
+        before[start:cut],
+        after[start : len(after) - end],
+        before[cut:],
+    )
+
+
+def _common(one: str, other: str) -> int:
+    """Number of letters with which both begin."""
+    return len(os.path.commonprefix([one, other]))  # noqa: RUF071 - texts, not paths
 
 
 @posted()
@@ -576,7 +530,7 @@ def delete(request: Request, form: Form) -> Response:
     """Moves the ticked images into the trash, with their captions."""
     data = _read(request)
     images = _ticked(data, form.data.getlist("chosen"), data.orphans)
-    with _writes(data.name):
+    with refusals(data.name):
         entry, moved = datasets.trash(data, images)
     if not moved:
         raise HTTPException(404, texts()["datasets"]["none_chosen"])
@@ -622,8 +576,8 @@ def _part(request: Request, data: Dataset) -> uploads.Part:
 
 
 def upload_state(request: Request) -> Response:
-    """How much of a file is here, and what became of it when it was whole. `key`: tells
-    files of one name and size from each other."""
+    """How many bytes of a file were received, and the result once it is complete. `key`
+    tells files of one name and size apart."""
     data = _named(request)
     part = _part(request, data)
     progress = data.ui.memory.get(("upload", part.path.name))
@@ -660,7 +614,7 @@ def _add(request: Request, piece: bytearray) -> Response:
     is_last = offset is not None and offset + len(piece) == part.size
     target = _target(data, into) if into or is_last else data.folder
     try:
-        with _writes(part.name), data.ui.locked(), ExitStack() as held:
+        with refusals(part.name), data.ui.locked(), ExitStack() as held:
             # Whoever takes a whole part has its lock meanwhile, which another page of
             # this folder sees.
             is_begun = part.path.exists()
@@ -716,31 +670,16 @@ def upload_form(request: Request, form: Form) -> Response:
     """Whole files, without a script."""
     data = _named(request)
     home = ui_of(request).own / "uploads"
-    files = []
-    for sent in form.data.getlist("file"):
-        if isinstance(sent, UploadFile):
-            name = sent.filename
-            if name:
-                files.append(
-                    uploads.Incoming(
-                        name,
-                        PurePosixPath(),
-                        name,
-                        sent.size or 0,
-                        partial(getattr, sent, "file"),
-                    )
-                )
-    with _writes(data.name):
+    files = uploads.of_form(form.data.getlist("file"))
+    target = _target(data, form.get("into", ""))
+    with refusals(data.name):
         home.mkdir(parents=True, exist_ok=True)
-        outcomes = list(
-            uploads.take_all(
-                files, home, _target(data, form.get("into", "")), decoder(data.ui)
-            )
-        )
+        outcomes = [*uploads.take_all(files, home, target, decoder(data.ui))]
+    is_refused = any(outcome["state"] == "refused" for outcome in outcomes)
     return _page(
         request,
         _read(request),
-        422 if any(outcome["state"] == "refused" for outcome in outcomes) else 200,
+        422 if is_refused else 200,
         outcomes=outcomes,
     )
 
@@ -748,57 +687,23 @@ def upload_form(request: Request, form: Form) -> Response:
 # ---------------------------------------------------------------- images
 
 
-def _file(request: Request) -> tuple[Path, str]:
-    """An image, and what tells its version."""
-    path = below(
-        ui_of(request).datasets,
-        f"{request.path_params['d']}/{request.path_params['name']}",
-    )
-    try:
-        about = os.stat(path)
-    except OSError as error:
-        raise HTTPException(404, f"{path.name}: {error.strerror}") from error
-    if not stat.S_ISREG(about.st_mode):
-        raise HTTPException(404, f"{path.name} is not a file")
-    version = version_of(about)
-    return path, hashlib.sha256(
-        repr((str(path.resolve()), version)).encode()
-    ).hexdigest()[:32]
-
-
-def _sent(request: Request, path: Path, tag: str, kind: str) -> Response:
-    headers = {"etag": f'"{tag}"', "cache-control": "private, no-cache"}
-    if f'"{tag}"' in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=headers)
-    return FileResponse(path, media_type=kind, headers=headers)
-
-
 def image(request: Request) -> Response:
-    """An image as its file is, of the type that it holds; of a type that browsers do
-    not show, its largest copy."""
-    path, tag = _file(request)
-    try:
-        kind = media_type(path)
-    except ImageError as error:
-        raise HTTPException(415, error.reason) from error
-    if kind in NOT_SHOWN:
-        return _copy(request, SIDES[-1])
-    return _sent(request, path, tag, kind)
+    """An image as its file is, of the type that it holds."""
+    return _shown(request, 0)
 
 
 def thumb(request: Request) -> Response:
     """A small copy of an image."""
-    return _copy(request, THUMB_SIDE)
+    return _shown(request, THUMB_SIDE)
 
 
-def _copy(request: Request, side: int) -> Response:
-    """A smaller copy of an image, made once. Where it cannot be decoded the answer says
-    why."""
-    (path, tag), ui = _file(request), ui_of(request)
+def _shown(request: Request, side: int) -> Response:
+    ui = ui_of(request)
+    name = f"{request.path_params['d']}/{request.path_params['name']}"
+    path = below(ui.datasets, name)
     try:
-        with _writes(path.name):
-            small = thumbnail(ui, path, side)
-    except ImageError as error:
-        datasets.remember_fault(ui, str(path), error.reason)
-        raise HTTPException(415, redact_text(error.reason)) from error
-    return _sent(request, small, tag, "image/jpeg")
+        return picture(request, path, side)
+    except HTTPException as error:
+        if error.status_code == 415:
+            datasets.remember_fault(ui, str(path), error.detail)
+        raise

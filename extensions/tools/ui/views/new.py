@@ -19,7 +19,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -44,6 +44,7 @@ from extensions.tools.shared.html_page import texts
 from extensions.tools.shared.keys import name_like
 from extensions.tools.shared.pairs import found_pairs
 from extensions.tools.ui.commands import (
+    UNCHECKED,
     Checked,
     Key,
     Message,
@@ -51,14 +52,15 @@ from extensions.tools.ui.commands import (
     import_text,
     keys_of,
 )
-from extensions.tools.ui.datasets import DEFAULT_VIEW, open_dataset, read_dataset
+from extensions.tools.ui.datasets import DEFAULT_VIEW, names, open_dataset, read_dataset
 from extensions.tools.ui.job_text import PROMPTS, JobText
 from extensions.tools.ui.queue import RUNNING, WAITING, never_ends
-from extensions.tools.ui.state import Form, Ui, conflicts, inside, posted, render, ui_of
+from extensions.tools.ui.state import Form, Ui, inside, posted, refusals, render, ui_of
 from extensions.tools.ui.views.queue import enqueue
 from toolkit.config.reading.loader import folder_name_error
-from toolkit.config.reading.located import KeyPath, dotted
+from toolkit.config.reading.located import dotted
 from toolkit.config.reading.redacted_copy import saved_text
+from toolkit.config.sections.dataset import CAPTION_SUFFIXES
 from toolkit.config.sections.model_files import INDEX, hub_cache
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
@@ -138,12 +140,11 @@ class Editor:
     told: list[str] = field(default_factory=list)
     """Messages above the form."""
 
-    checked: Checked | None = None
+    checked: Checked = UNCHECKED
     import_text: str = ""
     theirs: str | None = None
     """The text of the file, if somebody else has changed it."""
 
-    their_version: str = ""
     is_as_saved: bool = False
     """Whether the file had the same text already."""
 
@@ -199,31 +200,33 @@ def show(request: Request) -> Response:
     editor = Editor(JobText(""), tab=secrets.token_urlsafe(8))
     if "from" in asked:
         run = ui.run(asked["from"])
-        path = run.config and inside(run.folder, run.config.name)
-    elif {"example", "job"} & asked.keys():
-        if "example" in asked:
-            path = inside(EXAMPLES, asked["example"])
-        else:
-            path = inside(ui.jobs, asked["job"])
+        if run.config is None:
+            raise HTTPException(404, texts()["new"]["no_config"])
+        editor.job = _copied(ui, inside(run.folder, run.config.name))
+    elif "example" in asked:
+        editor.job = _copied(ui, inside(EXAMPLES, asked["example"]))
+    elif "job" in asked:
+        editor.job = _copied(ui, inside(ui.jobs, asked["job"]))
     else:
         dataset = asked.get("dataset", "")
         editor.card = _card_here()
         chosen = chosen_for(ui, dataset) if dataset else {}
         is_small = not (editor.card or are_photographs(chosen.get(FOLDER, "")))
         model = short(TINY) if is_small else MODELS[0].id
-        fields = {**_named_after(ui, dataset), MODEL: model}
+        fields = {**_named_after(ui, dataset), MODEL: model, **chosen}
         editor.job = _begun(fields, chosen, editor.card)
-        return _page(request, editor)
-    if path is None:
-        raise HTTPException(404, texts()["new"]["no_config"])
-    job = _without_secrets(read_job(path))
-    try:
-        name = job.get(job.path(NAME))
-        new = unused_name(ui, name)
-        editor.job = _comments_of(job.set(job.path(NAME), new, True), name, new)
-    except ValueError:  # the file is not a job, and the check will say so
-        editor.job = job
     return _page(request, editor)
+
+
+def _copied(ui: Ui, path: Path) -> JobText:
+    """The job of a file under a new name."""
+    job = _without_secrets(read_job(path))
+    name = job.get(job.path(NAME))
+    new = unused_name(ui, name)
+    try:
+        return _comments_of(job.set(job.path(NAME), new, True), name, new)
+    except ValueError:  # the file is not a job, and the check will say so
+        return job
 
 
 def _named_after(ui: Ui, dataset: str) -> dict[str, str]:
@@ -234,12 +237,14 @@ def _named_after(ui: Ui, dataset: str) -> dict[str, str]:
 
 
 def _begun(fields: Mapping[str, str], chosen: Mapping[str, str], card: str) -> JobText:
-    """The new job of a dataset. fields: its name, trigger word and model. chosen: the
-    result of `chosen_for`."""
-    job = _made({**fields, **chosen}, card)
-    for key, value in chosen.items():
-        if _listed(job.get(job.path(key))) != _listed(value):
-            job = _put(job, key, value, key in TEXTS)
+    """The new job of a dataset, with the fields of the form (TEXTS), and further keys
+    that were chosen on the page of the dataset (`chosen_for`). Raises UserError as
+    `written_job` does."""
+    values = {**chosen, **{key: fields.get(key, "") for key in TEXTS}}
+    job = _made(values, card)
+    for key in chosen:
+        if _listed(job.get(job.path(key))) != _listed(values[key]):
+            job = _put(job, key, values[key], key in TEXTS)
     return job
 
 
@@ -257,9 +262,11 @@ def chosen_for(ui: Ui, name: str) -> dict[str, str]:
     if data.view["resolution"] != DEFAULT_VIEW["resolution"]:
         chosen["datasets[].resolution"] = str(data.view["resolution"])
     suffixes = {
-        Path(image.captions[0]).suffix for image in data.images if image.captions
+        Path(image.captions[0]).suffix.lower()
+        for image in data.images
+        if image.captions
     }
-    if ".json" in suffixes:
+    if not suffixes.issubset(CAPTION_SUFFIXES):
         chosen["datasets[].caption_ext"] = json.dumps(sorted(suffixes))
     return chosen
 
@@ -365,69 +372,61 @@ def unused_name(ui: Ui, name: str, text_of: Callable[[str], str] | None = None) 
 def act(request: Request, sent: Form) -> Response:
     """POST /new: a button of the form, or a change in it."""
     ui = ui_of(request)
-    action = sent.get("action", "check")
-    if action.startswith("search:"):  # a key in a message
-        sent["wanted"] = action.removeprefix("search:")
-        action = "search"
+    action, _, key = sent.get("action", "check").partition(":")
+    if key:  # `search:KEY`, a key in a message
+        sent["wanted"] = key
     if action == "small":  # the plan has offered the small model
         sent[f"other:{MODEL}"] = short(TINY)
-        action = "check"
     if action == "rename":  # as a new job file
-        sent[f"key:{NAME}"] = unused_name(ui, sent.get(f"key:{NAME}", ""))
-        for key in ("file", "loaded", "version"):
-            sent[key] = ""
-        action = "check"
-    replaced = sent.get("version_of_theirs")
-    if replaced:  # the user has seen the other text and replaces it
-        sent["loaded"] = sent.get("their_file", "")
-        sent["version"] = replaced
-        action = "save"
+        name = unused_name(ui, sent.get(f"key:{NAME}", ""))
+        sent |= {f"key:{NAME}": name, "file": "", "loaded": "", "version": ""}
     carried: dict[str, Any] = {key: sent.get(key, "").strip() for key in KEPT}
     editor = Editor(JobText(sent.get("yaml", "")), **carried)
     try:
         if editor.wanted or sent.get("all") or action == "search":
             type_ = editor.job.get(editor.job.path("type")) or "sd_trainer"
             keys = keys_of(ui.memory, type_)
-            others = [key for key in keys if key.name not in (*TEXTS, *NUMBERS)]
-            editor.keys = tuple(others)
+            editor.keys = tuple(k for k in keys if k.name not in (*TEXTS, *NUMBERS))
         _take(ui, editor, sent)
     except RuntimeError as error:
         editor.told.append(str(error))
     if action == "import":
         upload = sent.data.get("import_file")
-        if isinstance(upload, UploadFile):
-            content = upload.file.read().decode("utf-8", "replace")
-            _import(editor, content, upload.filename or "")
-        else:
-            _import(editor, "", "")
-    status = 200
+        content, name = editor.import_text, ""
+        if isinstance(upload, UploadFile) and upload.filename:
+            name = upload.filename
+            content = upload.file.read().decode("utf-8", "replace") or content
+        _import(editor, content, name)
+    is_last = action in ("save", "start")
+    name = editor.file_name or f"job{_YAML[0]}"
+    # No later check of the tab may end the one before a start.
+    tab = "" if is_last else editor.tab
+    editor.checked = check_job(ui.memory, editor.job.text, name, tab, editor.other_card)
     try:
-        # No later check of the tab may end the one before a start.
-        tab = "" if action in ("save", "start") else editor.tab
-        name = editor.file_name or f"job{_YAML[0]}"
-        editor.checked = check_job(
-            ui.memory, editor.job.text, name, tab, editor.other_card
-        )
-        if action in ("save", "start"):
-            if not editor.file_name:
-                raise HTTPException(400, texts()["new"]["bad_file"])
-            plan = editor.checked.plan
-            if action == "start" and (
-                plan is None or why_not_started(plan) or _is_complete(plan)
-            ):
-                raise HTTPException(400, texts()["new"]["not_started"])
-            path = save(ui, editor, editor.file_name)
-            if action == "save":
-                return RedirectResponse(f"/jobs/{path.name}", 303)
-            name = editor.checked.plan["job"] if editor.checked.plan else path.stem
-            # If the text is new, a running entry has read another one.
-            same = (WAITING, RUNNING) if editor.is_as_saved else (WAITING,)
-            entry = enqueue(ui, [str(path)], name, unless=same)
-            return RedirectResponse(f"/queue/{entry.id}", 303)
+        if is_last:
+            return _kept(ui, editor, starts=action == "start")
     except HTTPException as error:
-        status = error.status_code
         editor.told.append(error.detail)
-    return _page(request, editor, status)
+        return _page(request, editor, error.status_code)
+    return _page(request, editor)
+
+
+def _kept(ui: Ui, editor: Editor, starts: bool) -> Response:
+    """Saves a job, and puts it into the queue if it `starts`. Raises HTTPException for
+    one that cannot be saved or would not start."""
+    words = texts()["new"]
+    plan = editor.checked.plan
+    if not editor.file_name:
+        raise HTTPException(400, words["bad_file"])
+    if starts and (plan is None or why_not_started(plan)):
+        raise HTTPException(400, words["not_started"])
+    path = save(ui, editor, editor.file_name)
+    if not (starts and plan):
+        return RedirectResponse(f"/jobs/{path.name}", 303)
+    # If the text is new, a running entry has read another one.
+    same = (WAITING, RUNNING) if editor.is_as_saved else (WAITING,)
+    entry = enqueue(ui, [str(path)], plan["job"], unless=same)
+    return RedirectResponse(f"/queue/{entry.id}", 303)
 
 
 def _take(ui: Ui, editor: Editor, sent: Mapping[str, str]) -> None:
@@ -456,25 +455,13 @@ def _take(ui: Ui, editor: Editor, sent: Mapping[str, str]) -> None:
     if editor.job.root is None:
         editor.fields = given
         return
-    taken_over = dict[str, str]()
-    if FOLDER in changed and CONTROL not in changed:
-        # Another dataset has other control images and another instruction.
-        name = _set_of(ui, changed[FOLDER])
-        chosen = chosen_for(ui, name) if name else {}
-        if name:
-            with suppress(UserError, OSError, ValueError):
-                taken_over = _taken_over(ui, editor, name, chosen)
-        for key in (CONTROL, INSTRUCTION):
-            if chosen.get(key, "") != editor.shown.get(key, ""):
-                changed[key] = chosen.get(key, "")
+    for key, value in _following(ui, editor, changed).items():
+        if value != editor.shown.get(key, ""):
+            changed.setdefault(key, value)
     editor.fields = dict(changed)
     if {MODEL, "card", FOLDER, CONTROL} & changed.keys():
         with suppress(UserError, OSError, ValueError):  # the check reports a bad model
-            editor.job = _remade(editor.job, editor.shown, changed)
-    for key, value in taken_over.items():
-        if key not in changed and editor.job.get(editor.job.path(key)) != value:
-            with suppress(ValueError):
-                editor.job = _put(editor.job, key, value, key in TEXTS)
+            editor.job = _remade(ui, editor.job, editor.shown, changed)
     kinds = {key.name: key.is_text for key in editor.keys or ()}
     rank = editor.job.path(RANK)
     alpha = editor.job.path("network.linear_alpha")
@@ -492,38 +479,39 @@ def _take(ui: Ui, editor: Editor, sent: Mapping[str, str]) -> None:
         editor.told.append(message.format(keys=", ".join(editor.fields)))
 
 
+def _following(ui: Ui, editor: Editor, changed: Mapping[str, str]) -> dict[str, str]:
+    """Fields that follow a change of the images or of the control images: field ->
+    value. Name and trigger word follow while they are those of a new job."""
+    was = editor.shown
+    if CONTROL in changed:
+        word = was.get(TRIGGER, "") or _unknown_word(was.get(NAME, ""))
+        return {TRIGGER: "" if changed[CONTROL] else word}
+    if FOLDER not in changed:
+        return {}
+    before, after = (
+        _named_after(ui, _set_of(ui, folder)) | _chosen_in(ui, folder)
+        for folder in (was.get(FOLDER, ""), changed[FOLDER])
+    )
+    fields = {key: after.get(key, "") for key in (CONTROL, INSTRUCTION)}
+    for key in (NAME, TRIGGER):
+        if editor.job.get(editor.job.path(key)) == before[key]:
+            fields[key] = after[key]
+    return fields
+
+
 def _set_of(ui: Ui, folder: str) -> str:
-    """Name of the dataset of a folder. Empty: no dataset has this folder."""
-    if folder:
-        for name, keys in _sets(ui).items():
-            if keys["folder_path"] == folder:
-                return name
-    return ""
+    """Name of the dataset of a folder. Any other folder has its own name."""
+    for name, keys in _sets(ui).items():
+        if keys["folder_path"] == folder:
+            return name
+    return Path(folder).name
 
 
-def _taken_over(
-    ui: Ui, editor: Editor, name: str, chosen: Mapping[str, str]
-) -> dict[str, str]:
-    """Key -> value of the new job of another dataset, for keys that nobody has edited.
-
-    These are the keys whose value is still the one that a new job of the dataset before
-    would have. Raises UserError as `written_job` does.
-    """
-    before = _set_of(ui, editor.shown.get(FOLDER, ""))
-    chosen_before = chosen_for(ui, before) if before else {}
-    model = {MODEL: editor.shown.get(MODEL, "")}
-    card = editor.shown.get("card", "")
-    old_job = _begun(_named_after(ui, before) | model, chosen_before, card)
-    new_job = _begun(_named_after(ui, name) | model, chosen, card)
-    taken_over = {}
-    for key in {NAME: "", TRIGGER: "", **chosen_before, **chosen}:
-        if key in (FOLDER, CONTROL, INSTRUCTION):
-            continue
-        old = old_job.get(old_job.path(key))
-        new = new_job.get(new_job.path(key))
-        if editor.job.get(editor.job.path(key)) == old and old != new:
-            taken_over[key] = new
-    return taken_over
+def _chosen_in(ui: Ui, folder: str) -> dict[str, str]:
+    """As `chosen_for`, for a folder of images. Empty: it is not a dataset's."""
+    name = _set_of(ui, folder)
+    chosen = chosen_for(ui, name) if name in _sets(ui) else {}
+    return chosen if chosen.get(FOLDER) == folder else {}
 
 
 def _words(value: str) -> list[list[str]]:
@@ -549,11 +537,9 @@ def _made(fields: Mapping[str, str], card: str) -> JobText:
     name, folder, trigger, model, control, instruction = (
         fields.get(key, "") for key in TEXTS
     )
-    if "datasets[].image_suffix" not in fields:
-        suffix = _listed(fields.get("datasets[].control_suffix", ""))
-    else:
-        suffix = []
-    pairs = found_pairs(folder, _listed(control), suffix) if folder else None
+    is_suffixed = "datasets[].image_suffix" in fields
+    suffix = "" if is_suffixed else fields.get("datasets[].control_suffix", "")
+    pairs = found_pairs(folder, _listed(control), _listed(suffix)) if folder else None
     gpu = int(card) if card in map(str, CARDS) else WITHOUT_GPU
     trigger = trigger or ("" if pairs else name)
     return JobText(written_job(name, folder, trigger, model, gpu, pairs, instruction))
@@ -561,62 +547,49 @@ def _made(fields: Mapping[str, str], card: str) -> JobText:
 
 def _listed(value: str) -> list[str]:
     """The texts of a field that contains one text, or a list of texts as YAML."""
-    if value.startswith("["):
-        items = JobText(f"value: {value}").data(("value",))
-    else:
-        items = value
-    if not isinstance(items, list):
-        items = [items]
-    return [str(item) for item in items if item]
+    items = JobText(f"value: {value}").data(("value",)) if value[:1] == "[" else value
+    return [
+        str(item) for item in (items if isinstance(items, list) else [items]) if item
+    ]
 
 
 def _remade(
-    job: JobText, was: Mapping[str, str], changed: Mapping[str, str]
+    ui: Ui, job: JobText, was: Mapping[str, str], changed: Mapping[str, str]
 ) -> JobText:
-    """The job for another model or GPU.
+    """The job for other images, another model or GPU.
 
     Values that are still as they were written for the old one are replaced by the values
     for the new one. If nobody has edited the job, that is all of it. Raises UserError as
     `written_job` does.
     """
-    fresh = {
-        key: changed.get(key, was.get(key, ""))
-        for key in (FOLDER, CONTROL, INSTRUCTION, MODEL)
-    }
-    if (fresh[FOLDER], fresh[CONTROL]) != (was.get(FOLDER, ""), was.get(CONTROL, "")):
-        fresh[TRIGGER] = was.get(TRIGGER, "") or _unknown_word(was.get(NAME, ""))
-        if fresh[CONTROL]:
-            fresh[TRIGGER] = ""
-    new = _made({**was, **fresh}, changed.get("card", was.get("card", "")))
-    cards = [was["card"]] if was.get("card") else [*map(str, CARDS)]
+    now = {**was, **changed}
+    new = _begun(now, _chosen_in(ui, now.get(FOLDER, "")), now.get("card", ""))
+    chosen = _chosen_in(ui, was.get(FOLDER, ""))
     olds = []
-    for card in cards:
+    for card in [was["card"]] if was.get("card") else map(str, CARDS):
         with suppress(UserError):  # the GPU is too small for that model
-            olds.append(_made(was, card))
+            olds.append(_begun(was, chosen, card))
     for old in olds:
-        typed_keys = _typed_keys(old, was)
         filled = [old, new]
         with suppress(ValueError):
-            for key in typed_keys:
+            for key in _typed_keys(old, was):
                 filled = [_put(text, key, was.get(key, ""), False) for text in filled]
             if filled[0].text.split() == job.text.split():
                 return filled[1]
-    befores = [dict(_leaves(old.data(()))) for old in olds]
-    after = dict(_leaves(new.data(())))
+    befores = [old.leaves() for old in olds]
+    after = new.leaves()
     for path in dict.fromkeys(chain(*befores, after)):
         value = after.get(path)
         of_job = path
         if path[:2] == ("config", "process"):
             # The job may have other processes before the one that trains.
             of_job = (*path[:2], job.trainer, *path[3:])
-        now = job.data(of_job)
-        if now == value or now not in [before.get(path) for before in befores]:
+        now_is = job.data(of_job)
+        if now_is == value or now_is not in [before.get(path) for before in befores]:
             continue
         with suppress(ValueError):  # the list that contains it was edited
-            is_text = isinstance(value, str)
-            given = str(value) if is_text else json.dumps(value, ensure_ascii=False)
             if path in after:
-                job = job.set(of_job, given, is_text)
+                job = job.set(of_job, _as_typed(value), isinstance(value, str))
             else:
                 job = job.remove(of_job)
     return job
@@ -631,24 +604,13 @@ def _typed_keys(old: JobText, was: Mapping[str, str]) -> list[str]:
     return keys
 
 
-def _leaves(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """Each value that is not a section, with its path."""
-    if isinstance(data, dict):
-        for key, value in data.items():
-            yield from _leaves(value, (*path, key))
-    elif isinstance(data, list) and all(isinstance(item, dict) for item in data):
-        for index, value in enumerate(data):
-            yield from _leaves(value, (*path, index))
-    else:
-        yield path, data
-
-
 def _import(editor: Editor, content: str, file_name: str) -> None:
     """Converts a file or command of another program, and puts the job into the
     editor."""
-    job_text, messages = import_text(content or editor.import_text, file_name)
-    if JobText(job_text).root is not None:
-        editor.job = JobText(job_text)
+    job_text, messages = import_text(content, file_name)
+    job = JobText(job_text)
+    if job.root is not None:
+        editor.job = job
         editor.fields = {}
         editor.card = editor.file = editor.loaded = editor.version = ""
     else:
@@ -661,14 +623,13 @@ def save(ui: Ui, editor: Editor, name: str) -> Path:
     page has loaded."""
     ui.jobs.mkdir(parents=True, exist_ok=True)
     path = inside(ui.jobs, name)
-    with conflicts(), folder_lock(ui.jobs):
+    with refusals(), folder_lock(ui.jobs):
         if path.exists() or path.is_symlink():
             theirs = read_job(path)
             editor.is_as_saved = editor.job.text == theirs
             is_loaded = name == editor.loaded and _hash(theirs) == editor.version
             if not editor.is_as_saved and not is_loaded:
                 editor.theirs = theirs
-                editor.their_version = _hash(theirs)
                 raise HTTPException(409, texts()["new"]["conflict"].format(file=name))
         write_text(path, editor.job.text)
     return path
@@ -685,16 +646,12 @@ def _hash(text: str) -> str:
 
 def why_not_started(plan: Mapping[str, Any]) -> list[str]:
     """The reasons why a job would not start, by its plan. Empty: it would start."""
-    refused = []
+    reasons = [texts()["new"]["taken"].format(name=plan["job"])]
+    if _beginnings(plan) != {"complete"}:  # not all of its runs are finished
+        reasons = []
     for process in plan["processes"]:
-        for reason in process.get("will_not_start", ()):
-            refused.append(reason)
-    return [*refused, *filter(None, [never_ends(plan)])]
-
-
-def _is_complete(plan: Mapping[str, Any]) -> bool:
-    """Whether all runs of a job exist and are finished: its name is taken."""
-    return _beginnings(plan) == {"complete"}
+        reasons += process.get("will_not_start", ())
+    return [*reasons, *filter(None, [never_ends(plan)])]
 
 
 def _beginnings(plan: Mapping[str, Any]) -> set[str]:
@@ -709,40 +666,26 @@ def _beginnings(plan: Mapping[str, Any]) -> set[str]:
 def _page(request: Request, editor: Editor, status: int = 200) -> Response:
     ui = ui_of(request)
     editor.read()
-    wanted = editor.wanted.lower()
-    keys = [
-        key for key in editor.keys or () if wanted in f"{key.name} {key.about}".lower()
-    ]
-    editor.keys = tuple(keys) if editor.keys is not None else None
-    plan = editor.checked.plan if editor.checked else None
+    if editor.keys is not None:
+        wanted = editor.wanted.lower()
+        keys = editor.keys
+        editor.keys = tuple(k for k in keys if wanted in f"{k.name} {k.about}".lower())
+    plan = editor.checked.plan
+    refusals = why_not_started(plan) if plan else []
+    is_taken = plan and {"complete", "refused"} & _beginnings(plan)
     if plan:
-        for process in plan["processes"]:
-            for shown_key in ("start", "time", "no_time", "disk", "model", "memory"):
-                process.setdefault(shown_key, None)
+        processes = [_PROCESS | process for process in plan["processes"]]
+        plan = plan | {"processes": processes}
     faults, errors = _errors_by_field(editor)
-    rows = []
-    for message, field_ in errors:
-        label = _words_of(field_).get("label", "")
-        rows.append((message, FIELDS.get(field_, ""), label))
     sets: dict[str, dict[str, Any]] = ui.shared("sets", partial(_sets, ui))
     controls = {}
     for set_keys in sets.values():
         for place in set_keys.get("control_path", (set_keys["folder_path"],)):
             controls[place] = os.path.relpath(place, ui.datasets)
-    models = ui.shared("models", partial(_models, ui))
     hints = {}
     is_tiny = Path(editor.fields.get(MODEL, "")).name == MASCOTS
     if is_tiny and are_photographs(editor.fields.get(FOLDER, "")):
         hints = {MODEL: texts()["new"]["tiny_of_photographs"]}
-    refusals = why_not_started(plan) if plan else []
-    if plan and _is_complete(plan):
-        refusals.insert(0, texts()["new"]["taken"].format(name=plan["job"]))
-    is_taken = plan and (_is_complete(plan) or "refused" in _beginnings(plan))
-    ids = {
-        field_: f"f-{name}"
-        for field_, name in FIELDS.items()
-        if "." in field_ or field_ == TRIGGER
-    }
     jobs = [path for path in ui.jobs.glob("*") if path.suffix in _YAML]
     return render(
         request,
@@ -750,12 +693,17 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
         status,
         e=editor,
         faults=faults,
-        errors=rows,
+        errors=errors,
         focus=next(filter(None, faults), "") if status == 400 else "",
         hints=hints,
         plan=plan,
         refusals=refusals,
-        ids=ids,
+        words_of=_words_of,
+        ids={
+            field_: f"f-{name}"
+            for field_, name in FIELDS.items()
+            if "." in field_ or field_ == TRIGGER
+        },
         free_name=unused_name(ui, plan["job"]) if plan and is_taken else "",
         offers_small=any(TO_TRY in reason for reason in refusals),
         cards=CARDS,
@@ -764,47 +712,48 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
         numbers=NUMBERS,
         folders=[(keys["folder_path"], name) for name, keys in sets.items()],
         controls=[*controls.items()],
-        models=models,
+        models=ui.shared("models", partial(_models, ui)),
         jobs=sorted(path.name for path in jobs if path.is_file()),
         examples=sorted(path.name for path in EXAMPLES.glob(f"*{_YAML[0]}")),
     )
 
 
+_PROCESS = dict.fromkeys(("start", "time", "no_time", "disk", "model", "memory"))
+"""Keys of a process in the plan that the template names."""
+
+
 def _errors_by_field(
     editor: Editor,
-) -> tuple[dict[str, str], list[tuple[Message, str]]]:
-    """The errors of the check: field -> text, and each message with its field. A field
-    that is empty belongs to no field of the form."""
+) -> tuple[dict[str, str], list[tuple[Message, str, str]]]:
+    """The errors of the check: field -> text, and each message with the id and the
+    label of its field. An empty field belongs to no field of the form."""
     faults = dict[str, str]()
-    errors = list[tuple[Message, str]]()
+    errors = []
     places = {dotted(editor.job.path(key)): key for key in editor.fields}
     places |= {dotted(editor.job.path(".".join(path))): "prompts" for path in PROMPTS}
-    before = ""
-    for message in editor.checked.errors if editor.checked else ():
-        field_ = _field_of(message, places)
-        is_of_datasets = re.search(r"(^|\.)datasets(\[0\])?$", message.key)
-        if is_of_datasets and not editor.fields.get(FOLDER):
-            field_ = FOLDER
-        if before and not (message.key or message.line):
-            # The message is about a file of the folder that the error before names.
-            faults[before] += f"\n{message.text}"
+    field_ = ""
+    for message in editor.checked.errors:
+        if field_ and not (message.key or message.line):
+            # It is about a file of the folder that the error before names.
+            faults[field_] += f"\n{message.message}"
         else:
-            before = field_
-            if field_ and not editor.fields.get(field_, "").strip():
-                missing = _words_of(field_).get("missing")
-            else:
-                missing = ""
-            message = replace(message, text=missing or message.text)
-            faults.setdefault(field_, message.text)
-        errors.append((message, field_))
+            field_ = _field_of(message, places, bool(editor.fields.get(FOLDER)))
+            missing = _words_of(field_).get("missing")
+            if missing and not editor.fields.get(field_, "").strip():
+                message = replace(message, message=missing)
+            faults.setdefault(field_, message.message)
+        label = _words_of(field_).get("label", "")
+        errors.append((message, FIELDS.get(field_, ""), label))
     return faults, errors
 
 
-def _field_of(message: Message, places: Mapping[str, str]) -> str:
+def _field_of(message: Message, places: Mapping[str, str], has_folder: bool) -> str:
     """The field of the form that a message is about. Empty: it has none. places: key of
     the job -> field."""
+    if not has_folder and re.search(r"(^|\.)datasets(\[0\])?$", message.place):
+        return FOLDER
     for place, key in places.items():
-        if re.match(rf"{re.escape(place)}(\W|$)", message.key):
+        if re.match(rf"{re.escape(place)}(\W|$)", message.place):
             return key
     return ""
 
@@ -818,7 +767,7 @@ def _words_of(key: str) -> dict[str, str]:
 def _sets(ui: Ui) -> dict[str, dict[str, Any]]:
     """Name of a dataset -> its section of a job (`Dataset.section`)."""
     sets = {}
-    for name in _subfolders(ui.datasets):
+    for name in names(ui):
         with suppress(HTTPException):
             sets[name] = open_dataset(ui, name, names_only=True).section()
     return sets
@@ -831,11 +780,9 @@ def _models(ui: Ui) -> dict[str, list[tuple[str, str]]]:
     for depth in ("*", "*/*"):
         near += ui.output.glob(f"{depth}/{INDEX}")
     here = [short(index.parent) for index in near if index.is_file()]
-    for folder in _subfolders(hub_cache()):
-        if not folder.startswith("models--"):
-            continue
-        if any((hub_cache() / folder).glob(f"snapshots/*/{INDEX}")):
-            here.append(folder.removeprefix("models--").replace("--", "/"))
+    cached = hub_cache().glob(f"models--*/snapshots/*/{INDEX}")
+    for folder in sorted({index.parents[2].name for index in cached}):
+        here.append(folder.removeprefix("models--").replace("--", "/"))
     titles = {model.id: model.title for model in MODELS}
     published = [(id_, title) for id_, title in titles.items() if id_ not in here]
     titles[short(TINY)] = texts()["new"]["tiny"]
@@ -853,12 +800,3 @@ def short(path: Path) -> str:
     if path.is_relative_to(here):
         return str(path.relative_to(here))
     return str(path)
-
-
-def _subfolders(folder: Path) -> list[str]:
-    """Names of the visible subfolders, sorted. Empty if the folder cannot be read."""
-    try:
-        names = [entry.name for entry in folder.iterdir() if entry.is_dir()]
-    except OSError:
-        return []
-    return sorted(name for name in names if not name.startswith("."))

@@ -19,7 +19,6 @@ from urllib.parse import quote
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import (
-    JSONResponse,
     PlainTextResponse,
     RedirectResponse,
     Response,
@@ -39,14 +38,14 @@ from extensions.tools.ui.queue import (
 from extensions.tools.ui.state import (
     Form,
     Ui,
-    conflicts,
+    done,
     posted,
+    refusals,
     render,
     run_id,
     ui_of,
-    wants_json,
 )
-from extensions.tools.ui.views.run import image
+from extensions.tools.ui.views.pictures import LARGE, picture
 from toolkit.errors import RunError, UserError
 from toolkit.files.redact import redact_text
 from toolkit.train.run_reader import RunInfo, RunStatus, read_run
@@ -85,22 +84,31 @@ def enqueue(
     """Adds an entry as `Queue.add`, and starts the runner. Raises HTTPException 409 for
     one that cannot be added."""
     queue = queue_of(ui)
-    with conflicts():
+    with refusals():
         entry = queue.add(argv, name, cwd, unless)
     queue.start_runner()
     return entry
 
 
+def _asked(request: Request) -> tuple[Queue, Entry]:
+    """The queue, and the entry of an address. Raises HTTPException 404 for an unknown
+    one."""
+    queue = queue_of(ui_of(request))
+    return queue, _entry(queue, request.path_params["id"])
+
+
+def _entry(queue: Queue, id_: str) -> Entry:
+    try:
+        return queue.entry(id_)
+    except UserError as error:
+        raise HTTPException(404, str(error)) from error
+
+
 def show(request: Request) -> Response:
     """What becomes of an entry: its run as soon as there is one, until then what it
     waits for, or why there is none."""
-    ui = ui_of(request)
-    queue = queue_of(ui_of(request))
-    try:
-        entry = queue.entry(request.path_params["id"])
-    except UserError as error:
-        raise HTTPException(404, str(error)) from error
-    run, id_ = _run_of(ui, entry)
+    queue, entry = _asked(request)
+    run, id_ = _run_of(ui_of(request), entry)
     if (
         run
         and entry.state != WAITING
@@ -108,10 +116,8 @@ def show(request: Request) -> Response:
     ):
         return RedirectResponse(f"/runs/{quote(id_, safe='')}", 303)
     entries = queue.entries()
-    if entry in entries and entry.state == WAITING:
-        before = entries[: entries.index(entry)]
-    else:
-        before = ()
+    is_waiting = entry in entries and entry.state == WAITING
+    before = entries[: entries.index(entry)] if is_waiting else ()
     tail = queue.tail(entry.id, SHORT_TAIL) if entry.attempts else ""
     return render(request, "entry.html.j2", entry=entry, before=before, tail=tail)
 
@@ -120,28 +126,22 @@ def index(request: Request) -> Response:
     """Running, waiting and ended entries."""
     ui = ui_of(request)
     queue = queue_of(ui)
-    entries = queue_of(ui).entries()
+    entries = queue.entries()
     running = [
         (entry, *_run_of(ui, entry)) for entry in entries if entry.state == RUNNING
     ]
     waiting = [entry for entry in entries if entry.state == WAITING]
     ended = [entry for entry in entries if entry.state not in (RUNNING, WAITING)]
-    tails = [
-        "" if entry.state == DONE and entry.runs else queue.tail(entry.id, SHORT_TAIL)
-        for entry in ended[:MOST]
-    ]
-    shown = [
-        (entry, tail, len(_images(queue, entry)), *_run_of(ui, entry))
-        for entry, tail in zip(ended, tails, strict=False)
-    ]
+    shown = []
+    for entry in ended[:MOST]:
+        is_run = entry.state == DONE and entry.runs
+        tail = "" if is_run else queue.tail(entry.id, SHORT_TAIL)
+        shown.append((entry, tail, len(_images(queue, entry)), *_run_of(ui, entry)))
     changed = max(
         (path.stat().st_mtime for path in queue.folder.glob("*.json")), default=0.0
     )
-    is_idle = (
-        bool(running or waiting)
-        and abs(time.time() - changed) > RUNNER_S
-        and not queue.has_runner()
-    )
+    is_old = abs(time.time() - changed) > RUNNER_S
+    is_idle = bool(running or waiting) and is_old and not queue.has_runner()
     return render(
         request,
         "queue.html.j2",
@@ -168,7 +168,7 @@ def _run_of(ui: Ui, entry: Entry) -> tuple[RunInfo | None, str]:
 
 
 def _images(queue: Queue, entry: Entry) -> list[Path]:
-    """The images that a tool says it has written, as far as they are there."""
+    """The images that a tool says it has written and that still exist."""
     if entry.state != DONE or entry.runs:
         return []
     paths = (
@@ -181,10 +181,7 @@ def images_folder(ui: Ui, id_: str) -> tuple[Path, str]:
     """The folder of the images that an ended entry has made, and the entry's name.
     Raises HTTPException 404 where it has made none."""
     queue = queue_of(ui)
-    try:
-        entry = queue.entry(id_)
-    except UserError as error:
-        raise HTTPException(404, str(error)) from error
+    entry = _entry(queue, id_)
     folders = {path.parent for path in _images(queue, entry)}
     if len(folders) != 1:
         raise HTTPException(404, "no images of one folder")
@@ -192,18 +189,12 @@ def images_folder(ui: Ui, id_: str) -> tuple[Path, str]:
 
 
 def result(request: Request) -> Response:
-    """One of these images; always made small, so that it is an image whatever the file
-    holds."""
-    queue = queue_of(ui_of(request))
+    """One of these images."""
+    images = _images(*_asked(request))
     place = request.path_params["index"]
-    try:
-        images = _images(queue, queue.entry(request.path_params["id"]))
-    except UserError as error:
-        raise HTTPException(404, str(error)) from error
     if place >= len(images):
         raise HTTPException(404, "no such image")
-    side = request.query_params.get("side", "")
-    return image(ui_of(request), images[place], 400 if side == "400" else 960)
+    return picture(request, images[place], LARGE)
 
 
 def act(request: Request) -> Response:
@@ -229,25 +220,15 @@ def start(request: Request) -> Response:
 
 
 def _done(request: Request, action: Any, *arguments: object) -> Response:
-    with conflicts():
+    with refusals():
         action(*arguments)
     queue_of(ui_of(request)).start_runner()
-    return _answer(request, "/queue")
-
-
-def _answer(request: Request, address: str) -> Response:
-    if wants_json(request):
-        return JSONResponse({"ok": True})
-    return RedirectResponse(address, 303)
+    return done(request, "/queue", ok=True)
 
 
 def log(request: Request) -> Response:
     """The end of what an entry has printed."""
-    queue = queue_of(ui_of(request))
-    try:
-        entry = queue.entry(request.path_params["id"])
-    except UserError as error:
-        raise HTTPException(404, str(error)) from error
+    queue, entry = _asked(request)
     return PlainTextResponse(redact_text(queue.tail(entry.id)))
 
 
@@ -258,10 +239,10 @@ def resume(request: Request) -> Response:
     run = ui.run(request.path_params["id"])
     queue = queue_of(ui)
     here = Path.cwd()
-    if run.status is RunStatus.RUNNING or run.config is None:
-        raise HTTPException(
-            409, "it runs." if run.config else f"{run.folder} has no saved job."
-        )
+    if run.config is None:
+        raise HTTPException(409, f"{run.folder} has no saved job.")
+    if run.status is RunStatus.RUNNING:
+        raise HTTPException(409, "it runs.")
     argv = [str(run.config.absolute())]
     folder = run.folder.resolve()
     deadline = time.monotonic() + RUNNER_S
@@ -274,7 +255,7 @@ def resume(request: Request) -> Response:
         if WAITING in states or time.monotonic() > deadline:
             raise HTTPException(409, "it is in the queue already.")
         time.sleep(0.1)  # a run has ended a moment before its process has
-    with conflicts():
+    with refusals():
         owned = planned(argv, str(here))["folders"]
         if str(folder) not in map(_resolved, owned):
             raise UserError(
@@ -283,7 +264,7 @@ def resume(request: Request) -> Response:
             )
     # another press may have been planned as long
     entry = enqueue(ui, argv, run.name, here, (WAITING, RUNNING))
-    return _answer(request, f"/queue/{entry.id}")
+    return done(request, f"/queue/{entry.id}", ok=True)
 
 
 def _resolved(folder: str) -> str:
@@ -300,6 +281,6 @@ def control(request: Request, form: Form) -> Response:
     run = ui_of(request).run(id_)
     if run.status is not RunStatus.RUNNING:
         raise HTTPException(409, "it does not run.")
-    with conflicts():
+    with refusals():
         ask_run(run, wanted)
-    return _answer(request, f"/runs/{quote(id_, safe='')}")
+    return done(request, f"/runs/{quote(id_, safe='')}", ok=True)

@@ -44,21 +44,21 @@ from extensions.tools.shared.run_records import (
 from extensions.tools.shared.series import MOST_BUCKETS
 from extensions.tools.ui.chosen import chosen_file, chosen_sample
 from extensions.tools.ui.commands import run_py
-from extensions.tools.ui.decoder import thumbnail
 from extensions.tools.ui.queue import CONTROL
 from extensions.tools.ui.state import (
     Form,
     Json,
     Ui,
-    conflicts,
     feed,
     inside,
     posted,
+    refusals,
     render,
     run_id,
     ui_of,
     whole,
 )
+from extensions.tools.ui.views.pictures import LARGE, picture
 from extensions.tools.ui.views.runs import cost
 from toolkit.errors import RunError
 from toolkit.files import run_files
@@ -73,6 +73,9 @@ HEARTBEAT_S = 15.0
 """A proxy ends a stream that says nothing."""
 
 MOST_STREAMS = 256
+
+MOST_REFERENCES = 24
+"""Runs whose control images are remembered."""
 
 REPORT_S = 120
 """Seconds that the making of a report may take."""
@@ -153,13 +156,11 @@ def _whole(request: Request, name: str, default: int) -> int:
 
 def sample(request: Request) -> Response:
     """One sample image; with `side` a small one."""
-    ui, run = asked_run(request)
+    _, run = asked_run(request)
     name = request.path_params["name"]
     if not run_files.SAMPLE_FILE.fullmatch(name):
         raise HTTPException(404, "no such sample")
-    return image(
-        ui, inside(run.folder / run_files.SAMPLES, name), _whole(request, "side", 0)
-    )
+    return picture(request, inside(run.folder / run_files.SAMPLES, name))
 
 
 def reference(request: Request) -> Response:
@@ -171,28 +172,7 @@ def reference(request: Request) -> Response:
     slot = request.path_params["slot"]
     if index >= len(paths) or slot >= len(paths[index]):
         raise HTTPException(404, "no such control image")
-    return image(ui, paths[index][slot], _whole(request, "side", 400) or 400)
-
-
-def image(ui: Ui, path: Path, side: int) -> Response:
-    """An image file, or a thumbnail of it. Raises HTTPException 404 where it is gone or
-    no image."""
-    from toolkit.data.pixels.images import ImageError
-
-    try:
-        path = thumbnail(ui, path, side) if side else path
-        if not path.is_file():
-            raise FileNotFoundError
-    except (ImageError, OSError) as error:
-        raise HTTPException(404, "no such image") from error
-    return FileResponse(
-        path,
-        headers={
-            "cache-control": "private, max-age=31536000"
-            if side
-            else "private, no-cache"
-        },
-    )
+    return picture(request, paths[index][slot], LARGE)
 
 
 def references(ui: Ui, run: RunInfo) -> list[list[Path]]:
@@ -204,10 +184,10 @@ def references(ui: Ui, run: RunInfo) -> list[list[Path]]:
         stamp = (run.folder, run.config.stat().st_mtime_ns if run.config else 0)
     except OSError:
         return []
-    known: dict[Any, list[list[Path]]] = ui.memory.setdefault("references", {})
-    if stamp not in known:
-        known[stamp] = control_images(run)
-    return known[stamp]
+    images: list[list[Path]] = ui.recent(
+        "references", stamp, lambda: control_images(run), MOST_REFERENCES
+    )
+    return images
 
 
 # ------------------------------------------------------------ curves
@@ -377,7 +357,7 @@ def favourite(request: Request, form: Form) -> Response:
     }:
         raise HTTPException(404, "no such file")
     this = run_id(ui, run.folder)
-    with conflicts(), ui.locked():
+    with refusals(), ui.locked():
         favourites = _favourites(ui)
         marked = [other for other in favourites.get(this, []) if other != name]
         if form.get("marked") != "true":

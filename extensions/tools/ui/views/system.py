@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -30,8 +31,8 @@ from extensions.tools.ui.state import (
     THEMES,
     Form,
     Ui,
-    conflicts,
     posted,
+    refusals,
     render,
     run_id,
     ui_of,
@@ -86,12 +87,9 @@ def _disks(ui: Ui) -> list[tuple[str, Path, int, int]]:
     """Key of its name, folder, free and all bytes of the disk where each folder is, or
     will be."""
     disks = []
-    for key, folder in (
-        ("output", ui.output.absolute()),
-        ("datasets", ui.datasets.absolute()),
-    ):
-        usage = shutil.disk_usage(nearest_folder(folder))
-        disks.append((key, folder, usage.free, usage.total))
+    for key, folder in (("output", ui.output), ("datasets", ui.datasets)):
+        usage = shutil.disk_usage(nearest_folder(folder.absolute()))
+        disks.append((key, folder.absolute(), usage.free, usage.total))
     return disks
 
 
@@ -108,11 +106,12 @@ def _cache_bytes(ui: Ui) -> int:
 def _versions() -> dict[str, str]:
     """Name -> version of the program, Python and the packages; empty where it is not
     installed."""
-    return {
-        NAME: f"{VERSION} {_revision()}",
-        "Python": platform.python_version(),
-        **_packages(),
-    }
+    versions = {NAME: f"{VERSION} {_revision()}", "Python": platform.python_version()}
+    for name in PACKAGES:
+        versions[name] = ""
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def _revision() -> str:
@@ -124,16 +123,6 @@ def _revision() -> str:
         ).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
-
-
-def _packages() -> dict[str, str]:
-    packages = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = ""
-    return packages
 
 
 def _extensions() -> dict[str, list[tuple[str, str]]]:
@@ -159,7 +148,7 @@ def set_price(request: Request, form: Form) -> Response:
         price = -1
     if not 0 <= price <= MOST_PRICE:
         return _page(request, texts()["system"]["wrong_price"].format(price=text), 400)
-    with conflicts():
+    with refusals():
         write_json(ui.settings, {"price_per_hour": price})
     ui.price_per_hour = price
     return RedirectResponse("/system", 303)

@@ -51,22 +51,19 @@ def send(request: Request, form: Form) -> Response:
     uid = request.path_params["uid"]
     fields = _tool(ui, uid)["fields"]
     given = {
-        field["key"]: _given(
-            field, [str(text) for text in form.data.getlist(field["key"])]
-        )
-        for field in fields
+        f["key"]: _given(f, [str(text) for text in form.data.getlist(f["key"])])
+        for f in fields
     }
     missing = texts()["tools"]["required"]
     wrong = [
-        (field["key"], missing)
-        for field in fields
-        if field["required"] and (not given[field["key"]])
+        (f["key"], missing) for f in fields if f["required"] and not given[f["key"]]
     ]
-    argv = []
-    for f in fields:
-        if given[f["key"]] != _default(f):
-            for text in given[f["key"]]:
-                argv.append(f"{f['flag']}={text}")
+    argv = [
+        f"{f['flag']}={text}"
+        for f in fields
+        if given[f["key"]] != _default(f)
+        for text in given[f["key"]]
+    ]
     try:
         wrong = wrong or asked({"uid": uid, "argv": argv})
         if not wrong:
@@ -84,14 +81,10 @@ def _given(field: Field, sent: list[str]) -> list[str]:
     """The values of a field, one for each flag."""
     # the form sends false, and true besides where its box is checked
     if field["kind"] == "bool":
-        if sent:
-            return [str("true" in sent).lower()]
-        return _default(field)
-    texts_ = []
-    for text in sent:
-        for line in text.splitlines() if field["many"] else [text]:
-            texts_.append(line)
-    return [text.strip() for text in texts_ if text.strip()]
+        return [str("true" in sent).lower()] if sent else _default(field)
+    if field["many"]:
+        sent = [line for text in sent for line in text.splitlines()]
+    return [text.strip() for text in sent if text.strip()]
 
 
 def _default(field: Field) -> list[str]:
@@ -105,18 +98,12 @@ def _form(
     ui = ui_of(request)
     uid = request.path_params["uid"]
     tool = _tool(ui, uid)
+    fields = tool["fields"]
+    places = {place: f["key"] for f in fields for place in (f["flag"], f["key"])}
     mistakes: dict[str, list[str]] = {}
     for place, message in wrong:
-        named = [
-            field["key"]
-            for field in tool["fields"]
-            if place and place in (field["key"], field["flag"])
-        ]
-        mistakes.setdefault(named[0] if named else "", []).append(message)
-    fields = tool["fields"]
-    values = {
-        field["key"]: given.get(field["key"], _default(field)) for field in fields
-    }
+        mistakes.setdefault(places.get(place, ""), []).append(message)
+    values = {f["key"]: given.get(f["key"], _default(f)) for f in fields}
     first = [field for field in fields if field["required"]]
     first = first or [field for field in fields if not field["is_deep"]][:MOST_FIRST]
     first += [
@@ -124,13 +111,15 @@ def _form(
         for f in fields
         if f not in first and (values[f["key"]] != _default(f) or f["key"] in mistakes)
     ]
-    shown = {"uid": uid, "tool": tool, "values": values, "mistakes": mistakes}
-    shown |= {"groups": (first, [field for field in fields if field not in first])}
     return render(
         request,
         "tool.html.j2",
         code,
-        **shown,
+        uid=uid,
+        tool=tool,
+        values=values,
+        mistakes=mistakes,
+        groups=(first, [field for field in fields if field not in first]),
         places=suggestions(ui.runs(), ui.datasets),
     )
 

@@ -35,17 +35,18 @@ from extensions.tools.ui.preference_job import base_job, preference_job
 from extensions.tools.ui.state import (
     Form,
     Ui,
-    conflicts,
     inside,
     posted,
+    refusals,
     render,
     ui_of,
     whole,
 )
 from extensions.tools.ui.tries import TRIED
 from extensions.tools.ui.views.new import save_new, short, unused_name, why_not_started
+from extensions.tools.ui.views.pictures import LARGE, picture
 from extensions.tools.ui.views.queue import enqueue, images_folder
-from extensions.tools.ui.views.run import image, references
+from extensions.tools.ui.views.run import references
 from extensions.tools.ui.votes import Ballot, Pair, pairs_of
 from toolkit.config.sections.train import FEW_PAIRS
 from toolkit.data.scan.directory import list_folder
@@ -88,24 +89,14 @@ class Place:
         return Ballot(self.folder, self.pairs)
 
     def loras(self, ballot: Ballot) -> list[str]:
-        """LoRA files that a job may start from: those of the run, the last first, or
-        those of the images, first the one whose images were liked most often."""
+        """LoRA files that a job may start from: the run's files, the last first. Without
+        a run the files that made the images, first the one whose images were liked most
+        often."""
         if self.run:
             last = last_saved(self.run.folder)
-            if last:
-                files = [
-                    last,
-                    *reversed(
-                        [file.path for file in list_network_files(self.run.folder)]
-                    ),
-                ]
-            else:
-                files = []
-            return list(
-                dict.fromkeys(
-                    short(file) for file in files if file.suffix == ".safetensors"
-                )
-            )
+            saved = [file.path for file in list_network_files(self.run.folder)]
+            files = map(short, [last, *reversed(saved)] if last else [])
+            return [*dict.fromkeys(f for f in files if f.endswith(".safetensors"))]
         of = {
             file: lora
             for group in self.groups
@@ -114,13 +105,12 @@ class Place:
         liked = Counter(
             lora for row in ballot.decided for lora in of.get(row["better"], ())
         )
-        known = dict.fromkeys(chain(*of.values()))
-        there = [
+        loras = [
             lora
-            for lora in known
+            for lora in dict.fromkeys(chain(*of.values()))
             if lora.endswith(".safetensors") and Path(lora).expanduser().is_file()
         ]
-        return sorted(there, key=lambda lora: -liked[lora])
+        return sorted(loras, key=lambda lora: -liked[lora])
 
 
 def place_of(request: Request) -> Place:
@@ -130,32 +120,30 @@ def place_of(request: Request) -> Place:
     ui = ui_of(request)
     kind = request.path_params["kind"]
     id_ = request.path_params["id"]
-    back = f"/{kind}/{quote(id_, safe='')}"
-    address = f"/votes{back}"
+    quoted = quote(id_, safe="")
+    place = partial(Place, address=f"/votes/{kind}/{quoted}", back=f"/{kind}/{quoted}")
     if kind == "runs":
         run = ui.run(id_)
         folder = inside(run.folder, SAMPLES)
         groups = joined(_of_samples(ui, run, folder))
-        return Place(
-            address,
-            back,
-            run.name,
-            folder,
-            groups,
-            pairs_of(groups),
-            run,
-            short(run.folder),
+        return place(
+            title=run.name,
+            folder=folder,
+            groups=groups,
+            pairs=pairs_of(groups),
+            run=run,
+            source=short(run.folder),
         )
-    tried = ui.run(id_) if kind == TRIED else None
-    if tried:
-        folder = inside(tried.folder, TRIED)
-        title = tried.name
-        back = f"/runs/{quote(id_, safe='')}"
+    if kind == TRIED:
+        run = ui.run(id_)
+        folder = inside(run.folder, TRIED)
+        place = partial(place, back=f"/runs/{quoted}", title=run.name, run=run)
     elif kind == "datasets":
         folder = below(ui.datasets, id_)
-        title = id_
+        place = partial(place, title=id_)
     elif kind == "queue":
-        (folder, title), back = images_folder(ui, id_), "/queue"
+        folder, name = images_folder(ui, id_)
+        place = partial(place, back="/queue", title=name)
     else:
         raise HTTPException(404, "no such place")
     if not folder.is_dir():
@@ -163,10 +151,10 @@ def place_of(request: Request) -> Place:
     shared: SharedLook[_Read] = ui.recent(
         "groups", folder, lambda: SharedLook(partial(_read, folder)), MOST_SHARED
     )
-    with conflicts():
+    with refusals():
         _, groups, pairs = shared.now()
     source = next((lora[0] for group in groups for lora in group.lora if lora), "")
-    return Place(address, back, title, folder, groups, pairs, tried, source)
+    return place(folder=folder, groups=groups, pairs=pairs, source=source)
 
 
 _Read = tuple[object, tuple[Group, ...], list[Pair]]
@@ -191,11 +179,9 @@ def _of_samples(ui: Ui, run: RunInfo, folder: Path) -> Iterator[Group]:
     """The samples of each prompt, the latest first."""
     rows, _ = sample_rows(run.folder)
     controls = references(ui, run)
-    samples = []
-    for row in rows:
-        for sample in row.samples:
-            if sample.prompt:
-                samples.append((sample, row.index))
+    samples = [
+        (sample, row.index) for row in rows for sample in row.samples if sample.prompt
+    ]
     for sample, index in sorted(samples, key=lambda item: (-item[0].step, item[1])):
         given = controls[index] if index < len(controls) else []
         control = tuple(os.path.relpath(path, folder) for path in given)
@@ -242,20 +228,18 @@ def _page(
 def _more(ui: Ui, place: Place) -> str:
     """The form of `run.py prefer`, filled in for more images of these prompts; empty
     where the source is not known."""
-    is_there = (place.folder / CANDIDATES).is_file()
-    if is_there:
-        output = place.folder
-    else:
+    if not place.source:
+        return ""
+    output = place.folder
+    if not (output / CANDIDATES).is_file():
         output = ui.datasets / f"{name_like(place.title, 'votes')}_votes"
-    prompts = dict.fromkeys(group.prompt for group in place.groups[:MOST_PROMPTS])
+    prompts = [*dict.fromkeys(group.prompt for group in place.groups[:MOST_PROMPTS])]
     fields = {
         "source": place.source,
         "output": short(output),
-        "prompt": [*prompts] or [""],
+        "prompt": prompts or [""],
     }
-    if place.source:
-        return f"/tools/prefer?{urlencode(fields, doseq=True)}"
-    return ""
+    return f"/tools/prefer?{urlencode(fields, doseq=True)}"
 
 
 def digest(path: str) -> str:
@@ -270,12 +254,11 @@ def vote(request: Request, form: Form) -> Response:
     place = place_of(request)
     ballot = place.ballot
     choice = form.get("vote", "")
-    with conflicts():
+    names = frozenset((form.get("left", ""), form.get("right", "")))
+    with refusals():
         if choice == "undo":
             ballot.undo(whole(form.get("count", "")) or 0)
-        elif not ballot.vote(
-            frozenset((form.get("left", ""), form.get("right", ""))), choice
-        ):
+        elif not ballot.vote(names, choice):
             raise HTTPException(409, texts()["votes"]["not_kept"])
     return RedirectResponse(place.address, 303)
 
@@ -286,24 +269,17 @@ def candidate(request: Request) -> Response:
     name = request.path_params["name"]
     if not any(name in group.files for group in place.groups):
         raise HTTPException(404, "no such image")
-    return image(ui_of(request), inside(place.folder, name), 0)
+    return picture(request, inside(place.folder, name))
 
 
 def control(request: Request) -> Response:
-    """A control image; always made small, so that it is an image whatever the file
-    holds."""
+    """A copy of a control image."""
     place = place_of(request)
     wanted = request.path_params["digest"]
-    named = (
-        path
-        for group in place.groups
-        for path in group.control
-        if digest(path) == wanted
-    )
-    path = next(named, None)
-    if path is None:
-        raise HTTPException(404, "no such image")
-    return image(ui_of(request), place.folder / path, 960)
+    for path in chain.from_iterable(group.control for group in place.groups):
+        if digest(path) == wanted:
+            return picture(request, place.folder / path, LARGE)
+    raise HTTPException(404, "no such image")
 
 
 @posted()
@@ -319,14 +295,11 @@ def train(request: Request, form: Form) -> Response:
     if not ballot.decided:
         raise HTTPException(400, texts()["votes"]["none_decided"])
     model = next((group.model for group in place.groups if group.model), "")
-    before = name_like(place.title.removesuffix("_votes"), "votes").removesuffix(
-        "_voted"
-    )
-    with conflicts():
+    title = name_like(place.title.removesuffix("_votes"), "votes")
+    with refusals():
         prompts = [*dict.fromkeys(row["prompt"] for row in ballot.decided)]
-        job = base_job(
-            place.run.config if place.run else None, lora, model, place.folder, prompts
-        )
+        config = place.run.config if place.run else None
+        job = base_job(config, lora, model, place.folder, prompts)
         text_of = partial(
             preference_job,
             job,
@@ -334,13 +307,13 @@ def train(request: Request, form: Form) -> Response:
             lora=lora,
             pairs=len(ballot.decided),
         )
-        name = unused_name(ui, f"{before}_voted", text_of)
+        name = unused_name(ui, f"{title.removesuffix('_voted')}_voted", text_of)
         text = text_of(name)
     path = save_new(ui, f"{name}.yaml", text)
     checked = check_job(ui.memory, text, path.name, "")
-    faults = [message.text for message in checked.errors] or (
-        why_not_started(checked.plan) if checked.plan else []
-    )
+    faults = [error.message for error in checked.errors]
+    if checked.plan:
+        faults = why_not_started(checked.plan)
     if faults or checked.plan is None:
         return _page(request, place, 400, tuple(faults), path.name)
     enqueue(ui, [str(path)], checked.plan["job"])

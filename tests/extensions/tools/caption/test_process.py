@@ -136,11 +136,10 @@ def test_what_has_a_caption_is_left_and_replaced_ones_are_kept(
     )
     caption(images, "--overwrite", "--prompt", "Another question")
     (trash,) = (images / ".trash").iterdir()  # no journal is left
-    assert (
-        texts(trash) == first
-        and set(texts(images)) == {"a", "b", "c"}
-        and texts(images)["a"] != "mine"
-    )
+    assert texts(trash) == first and texts(images)["a"] != "mine"
+    assert (trash / "c.caption").read_text() == "mine too"
+    assert set(texts(images)) == {"a", "b"}
+    assert (images / "c.caption").read_text() != "mine too"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from extensions.tools.influence.gradients import (
     sketch,
 )
 from extensions.tools.influence.process import NOT_FOUND, ranked
-from extensions.tools.lint.config import CHECK_NAMES
+from extensions.tools.lint.config import CHECKS
 from extensions.tools.shared.suspects import FILE, read_suspects, suspects_text
 from jobs.dry_run import plan_job
 from tests.running import run_job, run_tool, section_of
@@ -175,7 +175,7 @@ def test_pairs_with_repeats_on_a_quantized_model_with_another_adapter_in_a_run_t
 
 
 def _other_checks() -> list[str]:
-    return [name for name in CHECK_NAMES if name != "suspect"]
+    return [name for name in CHECKS if name != "suspect"]
 
 
 def test_folders_that_cannot_be_measured(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""Files written for other programs: every form to every other and back, without loss
-where the target can hold it."""
+"""Files written for other programs: every form to every other, without loss where the
+target can hold it."""
 
 from __future__ import annotations
 
@@ -49,17 +49,12 @@ def test_a_file_keeps_its_meaning_in_every_form_that_can_hold_it(
             export(file, FORMATS[to])
         return
     save_file(export(file, FORMATS[to]), tmp_path / "converted.safetensors")
-    for back in FORMATS:
-        converted = read(tmp_path / "converted.safetensors")
-        if why_not_exported(converted, FORMATS[back]):
-            continue
-        save_file(export(converted, FORMATS[back]), tmp_path / "back.safetensors")
-        again = read(tmp_path / "back.safetensors")
-        assert again.changes.keys() == file.changes.keys()
-        for module, change in file.changes.items():
-            torch.testing.assert_close(
-                again.changes[module].delta(), change.delta(), rtol=1e-6, atol=0
-            )
+    again = read(tmp_path / "converted.safetensors").changes
+    assert again.keys() == file.changes.keys()
+    for module, change in file.changes.items():
+        torch.testing.assert_close(
+            again[module].delta(), change.delta(), rtol=1e-6, atol=0
+        )
 
 
 def lora(tmp_path: Path, alpha: float, dtype: torch.dtype, **more: Tensor) -> Path:

@@ -4,7 +4,9 @@ LyCORIS and peft write."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import peft.tuners.boft.layer as boft_layer
@@ -61,7 +63,6 @@ KIND = {
     "lora_bias, rslora": "lora",
 }
 NAMES = [*ALGORITHMS, *CONFIGS]
-MULTIPLIED = [name for name in NAMES if not name.startswith("lora_bias")]
 
 
 def transformer_of(folder: Path) -> QwenImageTransformer2DModel:
@@ -119,12 +120,19 @@ def _libraries_as_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(params=NAMES)
-def case(
-    request: pytest.FixtureRequest, unit_gain_model: Path, tmp_path: Path
-) -> tuple[str, Path, nn.Module, Path]:
-    file, expected = written(request.param, unit_gain_model, tmp_path)
-    return request.param, file, expected, unit_gain_model
+@pytest.fixture(scope="module")
+def made(
+    unit_gain_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, dict[str, Tensor]]]:
+    """The file of a name, and the weights that the library makes with it; each is made
+    once."""
+
+    @cache
+    def make(name: str) -> tuple[Path, dict[str, Tensor]]:
+        file, expected = written(name, unit_gain_model, tmp_path_factory.mktemp("of"))
+        return file, expected.state_dict()
+
+    return make
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -135,234 +143,161 @@ def weights(folder: Path) -> dict[str, Tensor]:
     }
 
 
-def test_the_tools_do_what_the_library_does(
-    case, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", NAMES)
+def test_a_merged_file_is_what_the_library_makes(
+    name: str, made, unit_gain_model: Path
 ) -> None:
-    name, file, expected, base = case
-    kind = KIND.get(name, name)
-    run_tool(
-        "merge",
-        ["--base", base, "--lora", file, "--output", "merged", "--dtype", "float32"],
-    )
-    run_tool(
-        "merge",
-        [
-            "--base",
-            base,
-            "--lora",
-            f"{file}:0.5",
-            "--output",
-            "half",
-            "--dtype",
-            "float32",
-        ],
-    )
-    before, merged, half = weights(base), weights(Path("merged")), weights(Path("half"))
+    file, expected = made(name)
+    flags = ["--base", unit_gain_model, "--lora", file, "--dtype", "float32"]
+    run_tool("merge", [*flags, "--output", "merged"])
+    before, merged = weights(unit_gain_model), weights(Path("merged"))
     changed = 0
-    for key, tensor in expected.state_dict().items():
+    for key, tensor in expected.items():
         torch.testing.assert_close(merged[key], tensor, rtol=1e-6, atol=1e-6)
+        changed += not torch.equal(before[key].float(), tensor)
+    assert changed == (12 if name.startswith("lora_bias") else 6)
+
+
+@pytest.mark.parametrize("name", ["boft", "glora", "oft of peft", "lora_bias"])
+def test_half_of_it_is_merged_and_the_difference_extracted_again(
+    name: str, made, unit_gain_model: Path
+) -> None:
+    base, (file, expected) = unit_gain_model, made(name)
+    as_float32 = ["--base", base, "--dtype", "float32"]
+    run_tool("merge", ["--lora", f"{file}:0.5", "--output", "half", *as_float32])
+    before, half = weights(base), weights(Path("half"))
+    for key, tensor in expected.items():
         middle = (before[key].float() + tensor) / 2
         torch.testing.assert_close(half[key], middle, rtol=1e-6, atol=1e-6)
-        changed += not torch.equal(before[key].float(), tensor)
-    assert changed == (12 if kind == "lora" else 6)
-
-    run_tool(
-        "extract",
-        [
-            "again.safetensors",
-            "--base",
-            base,
-            "--tuned",
-            "merged",
-            "--rank",
-            64,
-            "--dtype",
-            "float32",
-        ],
-    )
+    again = Path("again.safetensors")
+    run_tool("extract", [again, "--tuned", "half", "--rank", 64, *as_float32])
     layers = family_for(ModelConfig(name_or_path=str(base))).every_linear_layer(base)
-    again = load_adapter_file(Path("again.safetensors"), layers)
-    assert sorted(again) == sorted(LAYERS)
-    for layer, change in again.items():
-        delta = (
-            expected.state_dict()[f"{layer}.weight"] - before[f"{layer}.weight"].float()
-        )
+    changes = load_adapter_file(again, layers)
+    assert sorted(changes) == sorted(LAYERS)
+    for layer, change in changes.items():
+        key = f"{layer}.weight"
+        delta = (expected[key] - before[key].float()) / 2
         assert (change.delta() - delta).norm() < 1e-3 * delta.norm()
 
-    for flags in (["--model", base], []):
-        capsys.readouterr()
-        run_tool("inspect", [file, "--json", *flags])
-        told = json.loads(capsys.readouterr().out)
-        assert (
-            told["kinds"] == [kind]
-            and told["layers"] == 6
-            and told["zero_layers"] == 0
-            and told["wrong"] == []
-        )
-    run_tool("inspect", [file])
-    assert ("6 layers multiply the model's weights" in capsys.readouterr().out) == (
-        kind != "lora"
-    )
 
-    for flags in ([], ["--base-dtype", "int8"]):
-        run_tool("doctor", [file, "--model", base, *flags])
-        assert "sound: nothing wrong was found" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", MULTIPLIED)
-def test_what_would_lose_its_meaning_is_refused(
-    name: str, unit_gain_model: Path, tmp_path: Path
+@pytest.mark.parametrize("name", ["boft", "glora", "oft of peft", "lora_bias"])
+def test_it_is_inspected_and_found_sound(
+    name: str, made, unit_gain_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file, _ = written(name, unit_gain_model, tmp_path)
-    title = {"oft": "an OFT", "boft": "a BOFT", "glora": "a GLoRA"}[
-        KIND.get(name, name)
-    ]
-    model = ["--model", unit_gain_model]
-    for flags in (
-        [file, "a.safetensors", "--rank", 4, *model],
-        [file, "a.safetensors", "--share", 0.9, *model],
+    (file, _), kind = made(name), KIND.get(name, name)
+    of_model = ["--model", unit_gain_model]
+    capsys.readouterr()
+    run_tool("inspect", [file, "--json", *of_model])
+    told = json.loads(capsys.readouterr().out)
+    assert (told["kinds"], told["layers"], told["zero_layers"]) == ([kind], 6, 0)
+    assert told["wrong"] == []
+    run_tool("inspect", [file])
+    multiplies = "6 layers multiply the model's weights"
+    assert (multiplies in capsys.readouterr().out) == (kind != "lora")
+    run_tool("doctor", [file, *of_model, "--base-dtype", "int8"])
+    assert "sound: nothing wrong was found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["oft", "boft of peft", "glora"])
+def test_what_would_lose_its_meaning_is_refused(
+    name: str, made, unit_gain_model: Path
+) -> None:
+    file, _ = made(name)
+    kinds = {"oft": "an OFT", "boft": "a BOFT", "glora": "a GLoRA"}
+    title = kinds[KIND.get(name, name)]
+    depends = f"is {title}, whose change depends on the model's weights"
+    output = Path("a.safetensors")
+    for uid, flags, message in (
+        ("resize", [file, output, "--rank", 4], depends),
+        ("resize", [file, output, "--share", 0.9], depends),
+        ("merge", ["--lora", file, "--output", output], depends),
+        ("convert", [file, output, "--to", "comfyui"], f"does not read {title}"),
+        ("convert", [file, output, "--to", "diffusers"], f"does not read {title}"),
     ):
-        with pytest.raises(
-            UserError, match=f"is {title}, whose change depends on the model's weights"
-        ):
-            run_tool("resize", flags)
-    with pytest.raises(
-        UserError, match=f"is {title}, whose change depends on the model's weights"
-    ):
-        run_tool("merge", ["--lora", file, "--output", "a.safetensors", *model])
-    for program in ("comfyui", "diffusers"):
-        with pytest.raises(UserError, match=f"does not read {title}"):
-            run_tool("convert", [file, "a.safetensors", "--to", program, *model])
-    assert not Path("a.safetensors").exists()
+        with pytest.raises(UserError, match=message):
+            run_tool(uid, [*flags, "--model", unit_gain_model])
+    assert not output.exists()
 
 
 @pytest.mark.parametrize("name", ["lora_bias", "lora_bias, rslora"])
 def test_a_lora_bias_is_converted_to_the_same_change(
-    name: str, unit_gain_model: Path, tmp_path: Path
+    name: str, made, unit_gain_model: Path
 ) -> None:
-    file, expected = written(name, unit_gain_model, tmp_path)
-    run_tool(
-        "convert",
-        [file, "comfyui.safetensors", "--to", "comfyui", "--model", unit_gain_model],
-    )
-    made = load_file("comfyui.safetensors")
-    before = weights(unit_gain_model)
+    file, expected = made(name)
+    output = Path("comfyui.safetensors")
+    flags = [file, output, "--to", "comfyui", "--model", unit_gain_model]
+    run_tool("convert", flags)
+    converted, before = load_file(output), weights(unit_gain_model)
     for layer in LAYERS:
-        bias_O = (
-            expected.state_dict()[f"{layer}.bias"] - before[f"{layer}.bias"].float()
-        )
+        key = f"{layer}.bias"
+        bias_O = expected[key] - before[key].float()
         torch.testing.assert_close(
-            made[f"diffusion_model.{layer}.diff_b"], bias_O, rtol=1e-5, atol=1e-6
+            converted[f"diffusion_model.{layer}.diff_b"], bias_O, rtol=1e-5, atol=1e-6
         )
 
 
-@pytest.mark.parametrize(
-    ("change", "check"),
-    [
-        (
-            lambda tensors: {
-                key: tensor * torch.nan for key, tensor in tensors.items()
-            },
-            "not_finite",
-        ),
-        (
-            lambda tensors: {
-                key: tensor
-                for key, tensor in tensors.items()
-                if not key.endswith("b2.weight")
-            },
-            "incomplete",
-        ),
-        (
-            lambda tensors: {
-                key: one.T if key.endswith("a1.weight") else one
-                for key, one in tensors.items()
-            },
-            "misfit",
-        ),
-        (
-            lambda tensors: {
-                key: one * ("a1" not in key)
-                for key, one in tensors.items()
-                if "b1" not in key
-            },
-            "incomplete",
-        ),
-        (
-            lambda tensors: {
-                key: one * (key.endswith("alpha")) for key, one in tensors.items()
-            },
-            "untrained",
-        ),
-    ],
-)
-def test_doctor_names_what_is_wrong_with_a_glora(
-    change: Callable,
-    check: str,
-    unit_gain_model: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    file, _ = written("glora", unit_gain_model, tmp_path)
-    save_file(
-        {key: one.contiguous() for key, one in change(load_file(file)).items()},
-        tmp_path / "broken.safetensors",
-    )
-    with pytest.raises(RunError, match=check):
-        run_tool("doctor", ["broken.safetensors", "--model", unit_gain_model])
-    assert f"{check}: " in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("kind", ["oft", "boft", "oft of peft"])
-def test_doctor_names_what_is_wrong_with_an_oft(
-    kind: str, unit_gain_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file, _ = written(kind, unit_gain_model, tmp_path)
-    tensors = load_file(file)
-    broken = {
-        "misfit": {
-            key: one[..., : max(1, one.shape[-1] - 1)].contiguous()
-            for key, one in tensors.items()
-            if one.dim()
-        },
-        "untrained": {
-            key: torch.ones_like(one) if "rescale" in key else 0 * one
-            for key, one in tensors.items()
-        },
-        "not_finite": {key: one * torch.inf for key, one in tensors.items()},
+def broken(kind: str, tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The checks that find a damage, and the damaged tensors."""
+    if kind != "glora":
+        narrower = {
+            key: one[..., :-1] if one.dim() else one for key, one in tensors.items()
+        }
+        neutral = {key: 0 * one + ("rescale" in key) for key, one in tensors.items()}
+        infinite = {key: one * torch.inf for key, one in tensors.items()}
+        return {"misfit": narrower, "untrained": neutral, "not_finite": infinite}
+    without = {key: one for key, one in tensors.items() if "b2" not in key}
+    turned = {key: one.T if "a1" in key else one for key, one in tensors.items()}
+    zero = {key: one * ("alpha" in key) for key, one in tensors.items()}
+    nan = {key: one * torch.nan for key, one in tensors.items()}
+    return {
+        "incomplete": without,
+        "misfit": turned,
+        "untrained": zero,
+        "not_finite": nan,
     }
-    for check, made in broken.items():
-        save_file(made, file)
+
+
+@pytest.mark.parametrize("name", ["glora", "oft", "boft", "oft of peft"])
+def test_doctor_names_what_is_wrong(
+    name: str, made, unit_gain_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, _ = made(name)
+    for check, tensors in broken(name, load_file(file)).items():
+        whole = {key: one.contiguous() for key, one in tensors.items()}
+        save_file(whole, "broken.safetensors")
+        shutil.copy(
+            file.parent / "adapter_config.json", "."
+        ) if "peft" in name else None
         with pytest.raises(RunError, match=check):
-            run_tool("doctor", [file, "--model", unit_gain_model])
+            run_tool("doctor", ["broken.safetensors", "--model", unit_gain_model])
         assert f"{check}: " in capsys.readouterr().out
 
 
 def test_an_oft_has_no_alpha_to_lose(
-    unit_gain_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made, unit_gain_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its alpha is a limit. LyCORIS writes one for each layer, others under the same
     names may not."""
-    file, _ = written("boft", unit_gain_model, tmp_path)
     kept = {
         key.replace("lycoris_", "lora_unet_"): one
-        for key, one in load_file(file).items()
+        for key, one in load_file(made("boft")[0]).items()
         if "alpha" not in key
     }
-    save_file(kept, file)
-    run_tool("doctor", [file, "--model", unit_gain_model])
+    save_file(kept, "kept.safetensors")
+    run_tool("doctor", ["kept.safetensors", "--model", unit_gain_model])
     assert "sound: nothing wrong was found" in capsys.readouterr().out
 
 
 def test_what_is_rounded_away_is_predicted_for_layers_of_the_published_size(
-    unit_gain_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One block for all inputs says nothing of the size of the layer."""
-    file, _ = written("shared oft of peft", unit_gain_model, tmp_path)
-    save_file(
-        {key: one for key, one in load_file(file).items() if "0.attn.to_q" in key}, file
-    )
-    run_tool("doctor", [file, "--base-dtype", "int8", "--json"])
+    file, _ = made("shared oft of peft")
+    tensors = load_file(file)
+    one_layer = {key: tensors[key] for key in tensors if "0.attn.to_q" in key}
+    shutil.copy(file.parent / "adapter_config.json", ".")
+    save_file(one_layer, "one.safetensors")
+    run_tool("doctor", ["one.safetensors", "--base-dtype", "int8", "--json"])
     told = json.loads(capsys.readouterr().out)
     (rounded,) = told["rounding"]["by_layer"].values()
     assert told["sound"] and 0 < rounded["noise"] < 1

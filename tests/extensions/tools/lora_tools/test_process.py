@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from jobs import ExtensionJob
 from tests.conftest import ROOT
 from tests.quantized import mark
-from tests.running import run_job
+from tests.running import run_job, run_tool, section_of
 from toolkit.config import load_job
 from toolkit.config.reading.tool import load_tool
 from toolkit.config.sections.model import ModelConfig
@@ -512,34 +512,32 @@ def test_an_average_of_files_says_which_share_each_has(
 
 
 def test_commands_convert_and_refuse(
-    run_py, write_lora, tiny_model: Path, tmp_path: Path
+    run_py, write_lora, tiny_model: Path, tmp_path: Path, monkeypatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     write_lora("a.safetensors", 1)
-    (tmp_path / "pickle.pt").write_bytes(b"\x80\x04K\x01.")
-    done = run_py(
-        "convert",
-        "a.safetensors",
-        "b.safetensors",
-        "--to",
-        "diffusers",
-        "--model",
-        tiny_model,
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"transformer.{TO_Q}.lora_A.weight" in load_file(tmp_path / "b.safetensors")
+    for name, content in (
+        ("pickle.pt", b"\x80\x04K\x01."),
+        ("photo.jpg", b"\xff\xd8\xff\xe0 photo"),
+        ("job.yaml", b"job: extension\n"),
+    ):
+        Path(name).write_bytes(content)
+    to_diffusers = ["--to", "diffusers", "--model", tiny_model]
+    run_tool("convert", ["a.safetensors", "b.safetensors", *to_diffusers])
+    assert f"transformer.{TO_Q}.lora_A.weight" in load_file("b.safetensors")
     refused = run_py("convert", "pickle.pt", "b.safetensors", "--to", "kohya")
     assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 2
     assert "'b.safetensors' exists already" in refused.stderr
-    assert "'pickle.pt' cannot be read as a safetensors file" in refused.stderr
-    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0 photo")
-    (tmp_path / "job.yaml").write_text("job: extension\n")
-    for name, what in (("photo.jpg", "an image"), ("job.yaml", "a text file")):
-        assert (
-            f"cannot be read as a safetensors file (it is {what})"
-            in run_py("inspect", name).stderr
-        )
-    refused = run_py("convert", "a.safetensors", "c.safetensors", "--to", "difusers")
-    assert "--to: 'difusers' is unknown. Did you mean 'diffusers'?" in refused.stderr
+    no_file = "cannot be read as a safetensors file"
+    assert f"'pickle.pt' {no_file}" in refused.stderr
+    to_unknown = ["a.safetensors", "c.safetensors", "--to", "difusers"]
+    for uid, flags, message in (
+        ("inspect", ["photo.jpg"], f"{no_file} (it is an image)"),
+        ("inspect", ["job.yaml"], f"{no_file} (it is a text file)"),
+        ("convert", to_unknown, "'difusers' is unknown. Did you mean 'diffusers'?"),
+    ):
+        with pytest.raises(ConfigErrors, match=re.escape(message)):
+            section_of(uid, flags)
 
 
 @pytest.mark.parametrize(
@@ -661,7 +659,7 @@ def test_a_strength_that_16_bits_would_round_stays_in_alpha(
         (
             "post_hoc_ema",
             {"files": ".", "output": "x.safetensors"},
-            "is a folder. Give its files",
+            "'.' is a folder",
         ),
     ],
 )

@@ -39,6 +39,7 @@ from toolkit.extension import discover
 from toolkit.models.families import family_for
 from toolkit.models.recipes import RECIPES
 from toolkit.models.tiny import TinySpec, write_tiny_model
+from toolkit.plan.cards import ASSUMED
 from toolkit.registry import FAMILIES
 from toolkit.system.nvidia import NvidiaFacts
 
@@ -61,6 +62,10 @@ def plan_of(text: str, folder: Path) -> str:
     path = folder / "zuzu.yaml"
     path.write_text(text, encoding="utf-8")
     return plan_job(load_job(str(path), discover().find_config)).render()
+
+
+def test_every_gpu_that_jobs_are_written_for_is_in_the_table_of_cards() -> None:
+    assert {gpu for model in MODELS for gpu in model.cards} <= set(ASSUMED)
 
 
 @pytest.mark.parametrize(

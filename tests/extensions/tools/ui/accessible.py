@@ -7,7 +7,8 @@ from typing import Any
 
 from tests.html_browser import Browser
 
-SIZES = [(width, dark) for width in (1200, 390) for dark in (False, True)]
+SIZES = ((1200, False), (390, True))
+"""Widths in CSS pixels, each in one of the themes."""
 
 FAINT = """
 const canvas = Object.assign(document.createElement('canvas'), {width: 1, height: 1});

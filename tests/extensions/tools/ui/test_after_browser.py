@@ -10,18 +10,15 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from extensions.tools.shared.image_files import read_settings
 from extensions.tools.ui.state import Ui
+from tests.extensions.tools.ui.accessible import SIZES, faults
 from tests.extensions.tools.ui.conftest import Served
 from tests.html_browser import Browser
 from toolkit.train.lock import run_lock
 
 pytestmark = pytest.mark.slow
-
-WIDTHS = ((1200, 300), (390, 500))
-"""Width of a window, and how far down the download may end, in CSS pixels."""
 
 
 def bottom(browser: Browser, selector: str) -> float:
@@ -32,47 +29,30 @@ def bottom(browser: Browser, selector: str) -> float:
     )
 
 
-@pytest.mark.parametrize("shape", [(1024, 1024), (768, 1344), (1344, 768)])
-@pytest.mark.parametrize(("width", "most"), WIDTHS)
 def test_the_download_is_seen_at_once(
-    browser: Browser,
-    served: Served,
-    make_run: Callable[..., Path],
-    width: int,
-    most: int,
-    shape: tuple[int, int],
+    browser: Browser, address: str, make_run: Callable[..., Path]
 ) -> None:
+    name = "a_character_with_a_long_name_of_her_own"
     folder = make_run(
-        "a_character_with_a_long_name_of_her_own",
-        steps=2000,
-        sampled=(1000, 2000),
-        reason="no step is better",
+        name, steps=2000, sampled=(1000, 2000), reason="no step is better"
     )
-    for image in (folder / "samples").iterdir():
-        Image.effect_noise(shape, 60).convert("RGB").save(image)
+    weights = (folder / f"{name}.safetensors").read_bytes()
     for step in range(200, 2000, 200):
-        (folder / f"{folder.name}_{step:09d}.safetensors").write_bytes(
-            (folder / f"{folder.name}.safetensors").read_bytes()
-        )
-    (folder / "best.json").write_text(
-        json.dumps({"recommended": f"{folder.name}_000001000.safetensors"})
+        (folder / f"{name}_{step:09d}.safetensors").write_bytes(weights)
+    recommended = {"recommended": f"{name}_000001000.safetensors"}
+    (folder / "best.json").write_text(json.dumps(recommended))
+    for shape in ((1024, 1024), (768, 1344), (1344, 768)):
+        for image in (folder / "samples").iterdir():
+            Image.new("RGB", shape, "teal").save(image)
+        for width, most in ((1200, 300), (390, 500)):
+            browser.open(f"{address}/runs/{name}", width=width, height=800)
+            browser.wait_for("document.querySelector('#first img').naturalWidth")
+            assert bottom(browser, "#download") <= most, (shape, width)
+            assert browser.is_as_wide_as_the_window() and browser.errors() == []
+    first, link = browser.run(
+        "return [document.querySelector('#first img').src, document.querySelector('#download').href]"
     )
-    for dark in (False, True):
-        browser.open(
-            f"{served.address}/runs/{folder.name}", width=width, height=800, dark=dark
-        )
-        browser.wait_for("document.querySelector('#first img').naturalWidth")
-        assert bottom(browser, "#download") <= most
-        assert (
-            browser.run("return document.querySelector('#first img').src").find(
-                "000001000_0.png"
-            )
-            > 0
-        )
-        assert browser.run("return document.querySelector('#download').href").endswith(
-            "_000001000.safetensors"
-        )
-        assert browser.is_as_wide_as_the_window() and browser.errors() == []
+    assert "000001000_0.png" in first and link.endswith("_000001000.safetensors")
 
 
 @pytest.fixture
@@ -120,7 +100,7 @@ def fill(browser: Browser, selector: str, text: str) -> None:
     browser.type(selector, text)
 
 
-def test_a_file_is_tried_with_control_images_and_voted_on(
+def test_a_file_is_tried_voted_on_and_compared_with_the_others(
     browser: Browser, served: Served, trained: Path, tmp_path: Path
 ) -> None:
     browser.open(f"{served.address}/runs/pairs")
@@ -197,12 +177,7 @@ def test_a_file_is_tried_with_control_images_and_voted_on(
     assert vote["prompt"] == "pipo in a hat" and {vote["better"], vote["worse"]} < {
         *map(str, os.listdir(trained / "tried"))
     }
-    assert browser.errors() == [] and browser.requests_elsewhere() == []
 
-
-def test_all_files_are_compared_by_one_button(
-    browser: Browser, served: Served, trained: Path
-) -> None:
     browser.open(f"{served.address}/runs/pairs")
     browser.click("#first form button")
     browser.wait_for("location.hash == '#compared'")
@@ -216,116 +191,33 @@ def test_all_files_are_compared_by_one_button(
     )
     assert "It cannot be told which file is best" in browser.text("#outcome")
     assert "failed" not in browser.text("#outcome")
-    browser.open(f"{served.address}/runs/pairs")
-    assert "measures which one" not in browser.text("#first")
-    assert browser.errors() == [] and browser.is_as_wide_as_the_window()
 
-
-CONTRAST = r"""
-const rgb = text => text.match(/[\d.]+/g).map(Number);
-const linear = value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
-const light = colour => colour.slice(0, 3).map(value => linear(value / 255))
-  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-const behind = element => {
-  for (; element; element = element.parentElement) {
-    const found = rgb(getComputedStyle(element).backgroundColor);
-    if (found.length === 3 || found[3] > 0.5) return found;
-  }
-  return [255, 255, 255];
-};
-const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), faults = [];
-for (let node; node = walker.nextNode();) {
-  const element = node.parentElement;
-  if (!node.data.trim() || !element.checkVisibility({contentVisibilityAuto: true, visibilityProperty: true})) continue;
-  if (element.closest('script, style, noscript, :disabled, .skip')) continue;
-  const [one, two] = [light(rgb(getComputedStyle(element).color)), light(behind(element))].sort((a, b) => b - a);
-  if ((one + 0.05) / (two + 0.05) < 4.5) faults.push([node.data.trim().slice(0, 40), (one + 0.05) / (two + 0.05)]);
-}
-return faults;
-"""
-"""Texts that are seen with a contrast below 4.5 to 1 (WCAG 2.2, 1.4.3)."""
-
-CONTROLS = {
-    "button",
-    "link",
-    "textbox",
-    "combobox",
-    "checkbox",
-    "radio",
-    "slider",
-    "spinbutton",
-    "DisclosureTriangle",
-}
-
-
-def unnamed(browser: Browser) -> list[str]:
-    """The controls and images that a screen reader has no name for."""
-    nodes = browser.command("Accessibility.getFullAXTree")["nodes"]
-    asked = [
-        node
-        for node in nodes
-        if node["role"]["value"] in {*CONTROLS, "image"} and not node["ignored"]
-    ]
-    assert len(asked) > 20
-    return [
-        node["role"]["value"] for node in asked if not node.get("name", {}).get("value")
-    ]
-
-
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [1200, 390])
-def test_all_is_read_named_and_reached_by_keys(
-    browser: Browser, served: Served, trained: Path, width: int, dark: bool
-) -> None:
-    image = "a_1_0000000000.png"
-    settings = {
-        "prompt": "a cat",
-        "seed": 1,
-        "reference": [],
-        "lora": [{"path": "pairs.safetensors", "strength": 1}],
-    }
-    for folder, more in (
-        ("tried", settings),
-        ("tried", settings | {"seed": 2}),
-        ("compared", settings),
-    ):
-        (trained / folder).mkdir(exist_ok=True)
-        text = PngInfo()
-        text.add_itxt("atelier", json.dumps(more))
-        Image.new("RGB", (64, 64), "teal").save(
-            trained / folder / f"{more['seed']}{image}", pnginfo=text
+    for width, dark in SIZES:
+        browser.open(f"{served.address}/runs/pairs", width=width, dark=dark)
+        assert "measures which one" not in browser.text("#first")
+        browser.wait_for("document.querySelector('.plot canvas')")
+        browser.run(
+            "for (const part of document.querySelectorAll('main details')) part.open = true"
         )
-    row = {"file": "pairs.safetensors", "step": 4, "loss": 0.5, "drift": 0.125}
-    measured = {
-        "recommended": "pairs.safetensors",
-        "reason": "the lowest loss",
-        "files": [row],
-    }
-    (trained / "best.json").write_text(json.dumps(measured))
-    browser.open(f"{served.address}/runs/pairs", width=width, height=900, dark=dark)
-    browser.wait_for("document.querySelector('.plot canvas')")
+        assert faults(browser, width) == []
+    browser.open(f"{served.address}/runs/pairs")
     for _ in range(40):  # nothing but keys, until the summary of More
         browser.press("Tab")
         if browser.run("return document.activeElement.id") == "download":
             break
-    assert browser.run("return document.activeElement.id") == "download"
     browser.press("Tab", "Enter")
     assert browser.run("return location.hash") == "#try"
     browser.run("document.querySelector('#more > summary').focus()")
     browser.press("Enter")
     assert browser.run("return document.getElementById('more').open")
-    browser.run(
-        "for (const part of document.querySelectorAll('main details')) part.open = true"
-    )
-    assert browser.run(CONTRAST) == [] and unnamed(browser) == []
-    assert browser.is_as_wide_as_the_window() and browser.errors() == []
+    assert browser.errors() == [] and browser.requests_elsewhere() == []
 
 
 def test_a_link_to_a_folded_part_opens_it_and_one_chart_marks_the_samples(
-    browser: Browser, served: Served, make_run: Callable[..., Path]
+    browser: Browser, address: str, make_run: Callable[..., Path]
 ) -> None:
     make_run("one")
-    browser.open(f"{served.address}/runs/one")
+    browser.open(f"{address}/runs/one")
     browser.wait_for("document.querySelectorAll('.plot canvas').length >= 2")
     assert browser.run("return document.querySelectorAll('#plots .plot').length") == 1
     assert browser.text("#plots figcaption") == "Loss" and not browser.run(
@@ -345,11 +237,11 @@ def test_a_link_to_a_folded_part_opens_it_and_one_chart_marks_the_samples(
 
 
 def test_a_run_that_trains_begins_with_its_samples(
-    browser: Browser, served: Served, make_run: Callable[..., Path]
+    browser: Browser, address: str, make_run: Callable[..., Path]
 ) -> None:
     folder = make_run("one", status="running")
     with run_lock(folder):
-        browser.open(f"{served.address}/runs/one")
+        browser.open(f"{address}/runs/one")
         parts = (
             "return [...document.querySelectorAll('main section')].map(part => part.id)"
         )

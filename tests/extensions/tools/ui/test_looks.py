@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from extensions.tools.shared.html_page import PAGES
-from extensions.tools.ui import machine
-from extensions.tools.ui.machine import LOOK_S, machine_now
+from extensions.tools.ui import machine, state
+from extensions.tools.ui.machine import LOOK_S
 from extensions.tools.ui.queue import RUNNING, WAITING
 from extensions.tools.ui.state import HERE, Ui
 from extensions.tools.ui.views.queue import queue_of
@@ -161,24 +160,21 @@ def test_it_counts_the_queue_and_is_asked_for_alone(
                     update={"state": RUNNING if entry.name in running else WAITING}
                 )
             )
-        ui.memory.pop("machine_look")
+        ui.memory.pop(("kept", "machine"))
         assert bar_of(client.get("/").text).endswith(expected)
 
 
 def test_it_is_looked_at_once_for_many_pages(
-    ui: Ui, gpus, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = []
     monkeypatch.setattr(machine, "ask_nvml", lambda: looks.append(1) or (None, []))
     clock = [100.0]
-    monkeypatch.setattr(machine.time, "monotonic", lambda: clock[0])
-    kept: dict[Any, Any] = {}
-    for _ in range(3):
-        machine_now(ui.output, kept)
-    assert len(looks) == 1
-    clock[0] += LOOK_S + 0.1
-    machine_now(ui.output, kept)
-    assert len(looks) == 2
+    monkeypatch.setattr(state.time, "monotonic", lambda: clock[0])
+    for seconds, expected in ((0, 1), (0, 1), (LOOK_S + 0.1, 2)):
+        clock[0] += seconds
+        client.app.state.machine()
+        assert len(looks) == expected
 
 
 def test_who_has_not_logged_in_does_not_see_the_machine(
@@ -202,9 +198,8 @@ def test_empty_lists_have_the_drawing(client: TestClient) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1200, 390])
-def test_nothing_is_hidden_behind_the_bar(
-    browser: Browser, address: str, ui: Ui, make_run, width: int, gpus
+def test_the_bar_hides_nothing_and_is_renewed_while_the_page_is_open(
+    browser: Browser, address: str, ui: Ui, make_run, gpus
 ) -> None:
     gpus(
         Gpu(
@@ -220,30 +215,22 @@ def test_nothing_is_hidden_behind_the_bar(
         queue_of(ui).add(["report", f"output/{name}"], f"a_name_of_twenty_five_{name}")
     first = queue_of(ui).entries()[0]
     queue_of(ui).save(first.model_copy(update={"state": RUNNING}))
-    browser.open(f"{address}/", width, 500)
-    # its style is there
-    browser.wait_for(
-        "getComputedStyle(document.querySelector('.machine')).position == 'fixed'"
-    )
-    cut = browser.run("""return [...document.querySelectorAll('.machine a, .machine .num')].filter(part => {
+    cut = """return [...document.querySelectorAll('.machine a, .machine .num')].filter(part => {
         const place = part.getBoundingClientRect();
         return !place.width || place.right > innerWidth || place.bottom > innerHeight;
-    }).map(part => part.className + JSON.stringify(part.getBoundingClientRect()))""")
-    assert cut == []
-    assert browser.is_as_wide_as_the_window()
-    browser.run("scrollTo(0, document.body.scrollHeight)")
-    assert browser.run("""return document.querySelector('.runs > p button').getBoundingClientRect().bottom
-        <= document.querySelector('.machine').getBoundingClientRect().top""")
-
-
-@pytest.mark.slow
-def test_the_bar_is_renewed_while_the_page_is_open(
-    browser: Browser, address: str, ui: Ui, gpus
-) -> None:
-    gpus()
-    browser.open(f"{address}/")
+    }).map(part => part.className + JSON.stringify(part.getBoundingClientRect()))"""
+    for width in (1200, 390):
+        browser.open(f"{address}/", width, 500)
+        # its style is there
+        browser.wait_for(
+            "getComputedStyle(document.querySelector('.machine')).position == 'fixed'"
+        )
+        assert browser.run(cut) == [] and browser.is_as_wide_as_the_window()
+        browser.run("scrollTo(0, document.body.scrollHeight)")
+        assert browser.run("""return document.querySelector('.runs > p button').getBoundingClientRect().bottom
+            <= document.querySelector('.machine').getBoundingClientRect().top""")
     queue_of(ui).add(["report", "output/a"], "a")
     browser.wait_for(
-        "document.querySelector('.machine .queue').textContent.includes('1 waiting')"
+        "document.querySelector('.machine .queue').textContent.includes('5 waiting')"
     )
     assert browser.errors() == []

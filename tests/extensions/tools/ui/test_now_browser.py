@@ -4,14 +4,13 @@ on."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from extensions.tools.ui.queue import RUNNING, Queue
 from extensions.tools.ui.state import Ui
-from tests.extensions.tools.ui.conftest import Served
 from tests.html_browser import Browser
 from toolkit.files.now import Now
 from toolkit.files.run_files import utc_now
@@ -19,7 +18,8 @@ from toolkit.train.lock import run_lock
 
 pytestmark = pytest.mark.slow
 
-PLACES = {"a run": "/runs/one", "runs": "/", "queue": "/queue"}
+PLACES = (("/runs/one", 390), ("/", 1200), ("/queue", 390))
+"""Address and width of the window in CSS pixels."""
 
 
 def says(folder: Path, now: Now, **more: object) -> None:
@@ -34,7 +34,7 @@ def says(folder: Path, now: Now, **more: object) -> None:
 
 
 @pytest.fixture
-def running(ui: Ui, served: Served) -> Iterator[Path]:
+def running(ui: Ui) -> Iterator[Path]:
     """The folder of a run that a live process owns and that is in the queue; it has
     just begun."""
     folder = ui.output / "one"
@@ -62,32 +62,20 @@ def bar(browser: Browser) -> object:
     )
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize(("path", "width"), PLACES)
 def test_it_is_shown_from_the_first_second_and_goes_on(
-    browser: Browser, served: Served, running: Path, place: str, width: int
+    browser: Browser, address: str, running: Path, path: str, width: int
 ) -> None:
-    browser.open(served.address + PLACES[place], width)
+    browser.open(address + path, width)
     assert (line(browser), bar(browser)) == ("starting", -1)
     browser.run("window.isSame = true")
-    for now, shown in [
-        (
-            Now("reading", left_s=2400.0, share=0.0),
-            "reading, 40 min left for everything",
-        ),
-        (
-            Now("downloading", 12.2, 57.7, "GB", "", 2400.0, 7800.0, 0.05),
-            "downloading 12 of 58 GB, 40 min left; 2.2 h for everything",
-        ),
-        (Now("encoding", 12, 29, "images", share=0.25), "encoding 12 of 29 images"),
-    ]:
-        says(running, now)
-        browser.wait_for(
-            f"document.querySelector('.doing .line').textContent == {shown!r}"
-        )
-        browser.wait_for(
-            f"Math.abs(document.querySelector('.doing progress').position - {now.share}) < 0.001"
-        )
+    now = Now("downloading", 12.2, 57.7, "GB", "", 2400.0, 7800.0, 0.05)
+    says(running, now)
+    shown = "downloading 12 of 58 GB, 40 min left; 2.2 h for everything"
+    browser.wait_for(f"document.querySelector('.doing .line').textContent == {shown!r}")
+    browser.wait_for(
+        f"Math.abs(document.querySelector('.doing progress').position - {now.share}) < 0.001"
+    )
     says(
         running, Now("step", 120, 2000, left_s=1860.0, share=0.5), step=120, steps=2000
     )
@@ -104,17 +92,3 @@ def test_it_is_shown_from_the_first_second_and_goes_on(
         "const b = document.querySelector('.doing').getBoundingClientRect(); return [b.left, b.right, b.top]"
     )
     assert box[0] >= 0 and box[1] <= width and box[2] < 900, box
-
-
-def test_a_run_that_was_killed_says_what_it_did_last(
-    browser: Browser, served: Served, make_run: Callable[..., Path]
-) -> None:
-    folder = make_run("one")
-    says(folder, Now("sampling", 2, 3, left_s=50.0, share=0.4), step=120, steps=2000)
-    browser.open(f"{served.address}/runs/one", 390)
-    assert "killed" in browser.text(
-        "#state"
-    ) and "last: sampling 2 of 3" in browser.text("#state")
-    assert "120 / 2,000" in browser.text("#state") and bar(browser) is None
-    browser.open(f"{served.address}/")
-    assert "last: sampling 2 of 3" in browser.text("[data-run=one]")

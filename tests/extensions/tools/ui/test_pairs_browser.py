@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from PIL import Image, ImageDraw
 
 from extensions.tools.ui.queue import FAILED, Queue
@@ -40,25 +39,17 @@ def send(browser: Browser, zone: str, paths: list[Path]) -> None:
     browser.type(f"{zone} [name=file]", "\n".join(map(str, paths)))
 
 
-def dataset(browser: Browser) -> dict[str, object]:
-    """The first dataset of the job that is shown."""
-    process = yaml.safe_load(
-        browser.run("return document.getElementById('yaml').value")
-    )["config"]["process"][-1]
-    return {"trigger_word": process["trigger_word"], **process["datasets"][0]}
-
-
 def test_an_edit_is_trained_by_clicks_alone(
     browser: Browser, served: Served, tmp_path: Path
 ) -> None:
     sent = tmp_path / "sent"
     browser.open(f"{served.address}/datasets")
-    browser.click("[value=pairs]")
+    browser.run("document.querySelector('[value=character]').focus()")
+    browser.press("ArrowDown")
     assert not browser.run(
         "return document.querySelector('.repeats').checkVisibility()"
     )
-    browser.type("[name=name]", "eyes")
-    browser.click("form.new .main")
+    browser.press("Tab", *"eyes", "Enter")
     browser.wait_for("document.querySelectorAll('.drops [data-upload]').length == 2")
     send(browser, BEFORE, draw(sent / "before", "1", "2", "odd"))
     browser.wait_for("document.querySelectorAll('.orphan').length == 3")
@@ -121,120 +112,20 @@ def test_an_edit_is_trained_by_clicks_alone(
 
 @pytest.fixture
 def sets(ui: Ui) -> Ui:
-    draw(ui.datasets / "pipo", "a", "b", "a_ref", "b_ref", "a_mask", "b_mask")
-    draw(ui.datasets / "before", "a", "b"), draw(ui.datasets / "masks", "a", "b")
-    draw(ui.datasets / "named", "x_start", "x_end", "y_start", "y_end")
-    (
-        draw(ui.datasets / "both" / "source", "x"),
-        draw(ui.datasets / "both" / "target", "x"),
-    )
+    draw(ui.datasets / "pipo", "a", "b", "a_mask", "b_mask")
+    for side in ("source", "target"):
+        draw(ui.datasets / "both" / side, "x")
     return ui
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "keys"),
-    [
-        ("references", "before", {"control_path": "{datasets}/before"}),
-        ("references", "{datasets}/before", {"control_path": "{datasets}/before"}),
-        ("references", "_ref", {"control_suffix": ["_ref"]}),
-        ("masks", "masks", {"mask_path": "{datasets}/masks"}),
-        ("masks", "_mask", {"mask_suffix": "_mask"}),
-        ("resolution", "256", {"resolution": 256}),
-        ("trigger-word", "ohwx", {"trigger_word": "ohwx"}),
-    ],
-)
-def test_every_choice_of_the_page_reaches_the_job(
-    browser: Browser,
-    sets: Ui,
-    address: str,
-    monkeypatch: pytest.MonkeyPatch,
-    field: str,
-    value: str,
-    keys: dict,
-) -> None:
-    monkeypatch.setattr("extensions.tools.ui.views.datasets.enqueue", lambda *_: None)
-    browser.open(f"{address}/datasets/pipo")
-    form = f"form:has(> * [name='{field}'])"
-    browser.run(f"document.querySelector(\"{form}\").closest('details').open = true")
-    fill(browser, f"[name='{field}']", value.format(datasets=sets.datasets))
-    browser.run("window.isOld = true")
-    browser.click(f"{form} button")
-    browser.wait_for("!window.isOld && document.readyState == 'complete'")
-    browser.open(f"{address}/datasets/pipo")
-    browser.click(".head .main")
-    browser.wait_for("document.getElementById('yaml')")
-    found = dataset(browser)
-    wanted = {
-        key: text.format(datasets=sets.datasets) if isinstance(text, str) else text
-        for key, text in keys.items()
-    }
-    assert {key: found.get(key) for key in wanted} == wanted
-    assert found["folder_path"] == f"{sets.datasets}/pipo"
-
-
-def test_names_of_pairs_need_no_choice_and_another_dataset_brings_its_own(
-    browser: Browser, sets: Ui, address: str
-) -> None:
-    browser.open(f"{address}/datasets/named")
-    assert (
-        browser.run("return document.querySelectorAll('.image .side img').length") == 4
-    )
-    browser.click(".head .main")
-    browser.wait_for("document.getElementById('yaml')")
-    found = dataset(browser)
-    assert (found["image_suffix"], found["control_suffix"], found["trigger_word"]) == (
-        "_end",
-        ["_start"],
-        "",
-    )
-    # the script is there
-    browser.wait_for("document.querySelector('.gutter').childElementCount")
-    browser.click(f"#f-folder option[value='{sets.datasets}/both/target']")
-    browser.wait_for(
-        "document.getElementById('f-control').value.endsWith('both/source')"
-    )
-    found = dataset(browser)
-    assert (found["folder_path"], found["control_path"]) == tuple(
-        f"{sets.datasets}/both/{side}" for side in ("target", "source")
-    )
-    browser.click(f"#f-folder option[value='{sets.datasets}/pipo']")
-    browser.wait_for("document.getElementById('f-control').value == ''")
-    assert "control_path" not in dataset(browser) and dataset(browser)["trigger_word"]
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/datasets",
-        "/datasets/new",
-        "/datasets/both",
-        "/datasets/pipo",
-        "/new?dataset=both",
-    ],
-)
-def test_the_screens_of_pairs_are_easy_to_see_and_to_reach(
-    browser: Browser, sets: Ui, address: str, path: str
-) -> None:
-    (
-        (sets.datasets / "new" / "before").mkdir(parents=True),
-        (sets.datasets / "new" / "after").mkdir(),
-    )
-    (
-        draw(sets.datasets / "both" / "source", "alone"),
-        draw(sets.datasets / "both" / "target", "alone too"),
-    )
-    for width, dark in SIZES:
-        browser.open(address + path, width=width, dark=dark)
-        browser.run(
-            "for (const each of document.querySelectorAll('.tools details')) each.open = true"
-        )
-        assert faults(browser, width) == []
-    assert browser.errors() == []
-
-
-def test_a_form_with_faults_an_entry_and_a_run_are_easy_to_see_and_to_reach(
+def test_the_screens_are_easy_to_see_and_to_reach(
     browser: Browser, sets: Ui, address: str, make_run: Callable[..., Path]
 ) -> None:
+    """Pairs, a form with faults, an entry of the queue, a run, and the machine."""
+    (sets.datasets / "new" / "before").mkdir(parents=True)
+    (sets.datasets / "new" / "after").mkdir()
+    draw(sets.datasets / "both" / "source", "alone")
+    draw(sets.datasets / "both" / "target", "alone too")
     make_run("one")
     queue = Queue(sets.own / "queue")
     waits, failed = (queue.add(["inspect", name], name).id for name in "ab")
@@ -243,12 +134,23 @@ def test_a_form_with_faults_an_entry_and_a_run_are_easy_to_see_and_to_reach(
     )
     queue.log(failed).write_text("reading\n")
     for width, dark in SIZES:
-        for path in (f"/queue/{waits}", f"/queue/{failed}", "/runs/one", "/system"):
+        for path in (
+            "/datasets",
+            "/datasets/new",
+            "/datasets/both",
+            "/datasets/pipo",
+            "/new?dataset=both",
+            f"/queue/{waits}",
+            f"/queue/{failed}",
+            "/runs/one",
+            "/system",
+        ):
             browser.open(address + path, width=width, dark=dark)
             browser.run(
-                "for (const each of document.querySelectorAll('.plot details')) each.open = true"
+                "for (const each of document.querySelectorAll('.plot details, .tools details')) each.open = true"
             )
             assert (path, faults(browser, width)) == (path, [])
+        assert browser.errors() == []
         browser.open(f"{address}/datasets", width=width, dark=dark)
         browser.type("[name=name]", "pipo")
         browser.click("form.new .main")
@@ -271,16 +173,3 @@ def test_a_form_with_faults_an_entry_and_a_run_are_easy_to_see_and_to_reach(
     )
     assert browser.run("return document.activeElement.id") == "f-folder"
     assert faults(browser, 1280) == []
-
-
-def test_a_kind_is_chosen_and_a_dataset_made_by_keys(
-    browser: Browser, sets: Ui, address: str
-) -> None:
-    browser.open(f"{address}/datasets")
-    browser.run("document.querySelector('[value=character]').focus()")
-    browser.press("ArrowDown", "Tab", "e", "Enter")
-    browser.wait_for("document.querySelectorAll('.drops [data-upload]').length == 2")
-    assert sorted(path.name for path in (sets.datasets / "e").iterdir()) == [
-        "after",
-        "before",
-    ]

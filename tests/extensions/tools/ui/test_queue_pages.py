@@ -408,7 +408,7 @@ def test_the_images_that_a_tool_has_written_are_on_the_page(
     assert Image.open(BytesIO(answer.content)).size == (64, 48)
     # no image, none there, no other size
     for place, status in (
-        ("1", 404),
+        ("1", 415),
         ("2", 404),
         ("0?side=9999", 200),
     ):

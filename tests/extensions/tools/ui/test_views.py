@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 from extensions.tools.shared.feed import log_since
 from extensions.tools.shared.html_page import PAGES, texts
 from extensions.tools.ui.state import HERE, Ui
+from toolkit.files.now import Now
 from toolkit.train.lock import run_lock
 
 HOSTILE = "<script>alert(1)</script>\"'`{{7*7}}"
@@ -45,20 +46,17 @@ def test_runs_are_listed_the_running_and_the_latest_first(
     assert "about 0.00 so far" in text  # 10 steps of 0.5 s at 2 per hour
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/runs/one", "/compare?run=one&run=two@0", "/nothing", "/runs/none"]
-)
 def test_every_page_is_whole_html_without_a_defect(
-    client: TestClient, make_run: Callable[..., Path], path: str
+    client: TestClient, make_run: Callable[..., Path]
 ) -> None:
     make_run("one"), make_run("two")
-    text = client.get(path, headers={"accept": "text/html"}).text
-    assert text.rstrip().endswith("</html>")
-    assert "style=" not in text and "onclick" not in text
-    assert (
-        "http://" not in text.replace("http://localhost:8675", "")
-        and "https://" not in text
-    )
+    addresses = ("/", "/runs/one", "/compare?run=one&run=two@0", "/no", "/runs/none")
+    for path in addresses:
+        text = client.get(path, headers={"accept": "text/html"}).text
+        assert text.rstrip().endswith("</html>"), path
+        own = text.replace("http://localhost:8675", "")
+        for bad in ("style=", "onclick", "http://", "https://"):
+            assert bad not in own, path
 
 
 def test_the_page_of_a_run_shows_what_its_folder_holds(
@@ -191,26 +189,23 @@ def test_samples_and_files_come_whole_small_and_by_ranges(
     assert len(client.get("/runs/one/files/one.safetensors?hash=1").text) == 64
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/runs/%2e%2e", "/runs/..%2f..%2fetc", "/runs/one%00", "/runs/one:..", "/runs/%E2%80%A5",
-        "/runs/one/samples/..%2frun.json", "/runs/one/samples/run.json", "/runs/one/samples/000000010_0.png%00.html",
-        "/runs/one/files/run.json", "/runs/one/files/../run.json", "/runs/one/files/config.yaml",
-        "/runs/one/files/..%2f..%2fsecret.safetensors", "/runs/one/files//etc/passwd", "/runs/link",
-        "/runs/one:samples", "/runs/one/references/0/0", "/runs/one/references/-1/0",
-        "/runs/one/samples/000000010_9.png",
-    ],
-)  # fmt: skip
 def test_a_name_leads_nowhere_else(
-    client: TestClient, ui: Ui, make_run: Callable[..., Path], path: str
+    client: TestClient, ui: Ui, make_run: Callable[..., Path]
 ) -> None:
     folder = make_run("one")
     outside = ui.output.parent / "outside"
     shutil.copytree(folder, outside)
     (ui.output / "link").symlink_to(outside)
     (folder / "samples" / "000000010_9.png").symlink_to("/etc/hostname")
-    assert client.get(path).status_code == 404
+    for path in (
+        "/runs/%2e%2e", "/runs/..%2f..%2fetc", "/runs/one%00", "/runs/one:..", "/runs/%E2%80%A5",
+        "/runs/one/samples/..%2frun.json", "/runs/one/samples/run.json", "/runs/one/samples/000000010_0.png%00.html",
+        "/runs/one/files/run.json", "/runs/one/files/../run.json", "/runs/one/files/config.yaml",
+        "/runs/one/files/..%2f..%2fsecret.safetensors", "/runs/one/files//etc/passwd", "/runs/link",
+        "/runs/one:samples", "/runs/one/references/0/0", "/runs/one/references/-1/0",
+        "/runs/one/samples/000000010_9.png",
+    ):  # fmt: skip
+        assert client.get(path).status_code == 404, path
 
 
 def test_hostile_text_is_shown_as_text_and_secrets_are_not(
@@ -249,34 +244,39 @@ def test_hostile_text_is_shown_as_text_and_secrets_are_not(
             assert "49" not in answer.text.split("<h1>")[1].split("</h1>")[0]
 
 
-@pytest.mark.parametrize(
-    "damage",
-    ["run.json", "metrics.jsonl", "events.jsonl", "log.txt", "config.yaml", "samples"],
-)
-@pytest.mark.parametrize("kind", ["missing", "half", "noise", "folder"])
 def test_damage_of_any_file_leaves_a_page(
-    client: TestClient, make_run: Callable[..., Path], damage: str, kind: str
+    client: TestClient, make_run: Callable[..., Path]
 ) -> None:
     folder = make_run("one")
     # without it and without run.json there is no run
     (folder / "run.lock").write_text("")
-    path = folder / damage
-    content = path.read_bytes() if path.is_file() else b""
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if kind == "half":
-        path.write_bytes(content[: len(content) // 2])
-    elif kind == "noise":
-        path.write_bytes(bytes(range(256)) * 20)
-    elif kind == "folder":
-        path.mkdir()
-    for address in (
-        "/",
-        "/runs/one",
-        "/runs/one/curves",
-        "/runs/one/news",
-        "/compare?run=one",
-    ):
-        assert client.get(address).status_code == 200, address
+    whole = shutil.copytree(folder, folder.parents[1] / "whole")
+    rows = [
+        (name, kind)
+        for name in (
+            "run.json",
+            "metrics.jsonl",
+            "events.jsonl",
+            "log.txt",
+            "config.yaml",
+            "samples",
+        )
+        for kind in ("missing", "half", "noise", "folder")
+    ]
+    for name, kind in rows:
+        path = folder / name
+        content = path.read_bytes() if path.is_file() else b""
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if kind == "half":
+            path.write_bytes(content[: len(content) // 2])
+        elif kind == "noise":
+            path.write_bytes(bytes(range(256)) * 20)
+        elif kind == "folder":
+            path.mkdir()
+        for address in ("/", "/runs/one", "/runs/one/curves", "/compare?run=one"):
+            assert client.get(address).status_code == 200, (name, kind, address)
+        shutil.rmtree(folder)
+        shutil.copytree(whole, folder)
 
 
 ODD = {
@@ -347,23 +347,18 @@ def test_a_run_whose_name_is_not_utf_8_has_its_page(
     )
 
 
-@pytest.mark.parametrize(
-    "name", ["run.json", "log.txt", "config.yaml", "metrics.jsonl", "events.jsonl"]
-)
 def test_a_run_whose_file_leads_elsewhere_shows_nothing_of_it(
-    client: TestClient, ui: Ui, make_run: Callable[..., Path], name: str
+    client: TestClient, ui: Ui, make_run: Callable[..., Path]
 ) -> None:
     folder, outside = make_run("one"), ui.output.parent / "outside.txt"
-    (folder / name).rename(outside)
-    (folder / name).symlink_to(outside)
-    for path in (
-        "/runs/one",
-        "/runs/one/news",
-        "/runs/one/log",
-        "/compare?run=one",
-        "/new?from=one",
-    ):
-        assert client.get(path).status_code == 404, path
+    names = ("run.json", "log.txt", "config.yaml", "metrics.jsonl", "events.jsonl")
+    for name in names:
+        (folder / name).rename(outside)
+        (folder / name).symlink_to(outside)
+        for path in ("/runs/one", "/runs/one/log", "/compare?run=one", "/new?from=one"):
+            assert client.get(path).status_code == 404, (name, path)
+        (folder / name).unlink()
+        outside.rename(folder / name)
 
 
 def test_a_pipe_is_not_waited_for(
@@ -381,8 +376,8 @@ def test_a_pipe_is_not_waited_for(
         os.mkfifo(folder / name)
     for path, status in (
         ("", 200),
-        ("/samples/000000010_0.png?side=160", 404),
-        ("/samples/000000010_0.png", 404),
+        ("/samples/000000010_0.png?side=160", 415),
+        ("/samples/000000010_0.png", 415),
     ):
         assert client.get(f"/runs/one{path}").status_code == status
 
@@ -528,6 +523,18 @@ def test_all_words_are_in_one_file() -> None:
                     break
                 assert key in node, f"{template.name}: {path}"
                 node = node[key]
+
+
+def test_a_run_that_was_killed_says_what_it_did_last(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
+    now = Now("sampling", 2, 3, left_s=50.0, share=0.4).to_json()
+    make_run("one", status="running", now=now, step=120, steps=2000)
+    text = client.get("/runs/one").text
+    state = text.partition('id="state"')[2].partition("</p>")[0]
+    assert "killed" in state and "last: sampling 2 of 3" in state
+    assert "120 / 2,000" in text and 'class="doing"' not in state
+    assert "last: sampling 2 of 3" in client.get("/").text
 
 
 def test_a_run_that_was_asked_to_stop_says_so(

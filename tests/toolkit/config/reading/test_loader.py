@@ -3,6 +3,7 @@ job."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -271,7 +272,7 @@ config:
     datasets: [{folder_path: photos}]
     model: {name_or_path: ./model}
   process:
-    - {type: cache}
+    - {type: encoding}
     - {type: sd_trainer, network: {rank: 4}}
     - {type: writer, path: tiny}
 """
@@ -279,8 +280,8 @@ config:
 
 @needs_foreign_names
 def test_defaults_are_merged_under_each_process(load) -> None:
-    cache, train, tiny = (process.section for process in load(DEFAULTS).processes)
-    assert (cache.network.linear, cache.network.dropout) == (8, 0.1)
+    encoding, train, tiny = (process.section for process in load(DEFAULTS).processes)
+    assert (encoding.network.linear, encoding.network.dropout) == (8, 0.1)
     # An old name in the process outranks the new name in the defaults; the rest of the
     # mapping merges.
     assert (
@@ -297,6 +298,17 @@ def test_a_default_that_no_process_knows_is_a_mistake_where_it_stands(mistakes) 
     assert mistakes(text) == [
         "6:26: config.defaults.network.dropuot: unknown key. Did you mean 'dropout'?"
     ]
+
+
+def test_defaults_are_merged_into_mappings_alone(mistakes) -> None:
+    text = DEFAULTS.partition("    - {type: encoding}")[0] + "    - sd_trainer\n"
+    assert mistakes(text) == [
+        "10:7: process[0]: 'sd_trainer' is not a mapping. A process has a 'type' and its keys."
+    ]
+    no_mapping = re.sub(r"defaults:\n(    .*\n)+", "defaults: 3\n", DEFAULTS)
+    assert "4:13: config.defaults: 3 is not a mapping of keys and values." in mistakes(
+        no_mapping
+    )
 
 
 def test_a_wrong_default_is_reported_once_at_its_origin(mistakes) -> None:
@@ -419,7 +431,7 @@ def test_a_command_of_another_program_names_the_part_that_would_read_it(
 def test_loading_imports_no_torch() -> None:
     code = (
         "import sys, toolkit.config, toolkit.config.reading.reference\n"
-        "import extensions.sd_trainer.config, extensions.tools.cache.config\n"
+        "import extensions.sd_trainer.config\n"
         "print([name for name in ('torch', 'diffusers', 'transformers', 'numpy', 'PIL') if name in sys.modules])\n"
     )
     root = Path(__file__).resolve().parents[4]

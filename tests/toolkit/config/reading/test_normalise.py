@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.parts import needs_foreign_names
+from tests.parts import needs_foreign_names, needs_part
 from tests.running import section_of
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.reading import normalise
@@ -478,6 +478,7 @@ def test_a_key_without_effect_is_one_warning_line(load) -> None:
     )
 
 
+@needs_part("tools.generate")
 @pytest.mark.parametrize("strength", ["", ":0.5"])
 def test_the_folder_of_a_run_stands_for_its_file(
     tmp_path: Path, tiny_model: Path, strength: str
@@ -550,6 +551,7 @@ def test_where_the_text_encoder_runs_is_no_longer_chosen(load, key: str) -> None
 
 
 @needs_foreign_names
+@needs_part("tools.generate")
 def test_the_flag_for_it_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"The text encoder is read layer by layer. Leave it out\."

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
 from pydantic import Field
 
-from extensions.tools.lint.config import LintConfig
-from tests.parts import needs_foreign_names
-from tests.running import section_of
 from toolkit.config.reading.base import StrictModel
 from toolkit.config.reading.field_types import StrOrList
 from toolkit.config.reading.process import Diagnostic
@@ -177,17 +173,6 @@ def test_keys_of_a_section_are_flags_and_the_first_is_the_section() -> None:
         assert str(refused.value).startswith(message)
 
 
-@needs_foreign_names
-def test_a_flag_that_has_lost_its_meaning_is_a_warning(tmp_path: Path) -> None:
-    told = load_tool(
-        "lint", LintConfig, [str(tmp_path), "--overwrite", "--duplicate-bits", "3"]
-    ).warnings
-    assert sorted(line.partition(": has no effect")[0] for line in told) == [
-        "run.py lint: --duplicate-bits", "run.py lint: --overwrite",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("words", [["", "inf"], ["x", "", "--embed"]])
-def test_an_empty_word_is_one_like_others(words: list[str]) -> None:
-    with pytest.raises(UserError, match=r"unknown argument|unrecognized|holds no run"):
-        section_of("report", words)
+def test_an_empty_word_is_one_like_others() -> None:
+    with pytest.raises(UserError, match=r"^run\.py draw: source: needs a value\.$"):
+        load_tool("draw", DrawConfig, ["", "inf"])

@@ -299,10 +299,12 @@ def test_what_does_not_go_with_a_stream_is_refused_with_the_reason(
 
 def test_a_process_that_reads_folders_refuses_a_stream(mistakes) -> None:
     (message,) = mistakes(
-        trainer("datasets: [{url: a.tar}]").replace("type: sd_trainer", "type: cache")
+        trainer("datasets: [{url: a.tar}]").replace(
+            "type: sd_trainer", "type: encoding"
+        )
     )
     assert message.endswith(
-        "datasets[0].url: 'type: cache' reads folders only. Give 'folder_path'."
+        "datasets[0].url: 'type: encoding' reads folders only. Give 'folder_path'."
     )
 
 

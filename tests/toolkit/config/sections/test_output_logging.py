@@ -283,5 +283,5 @@ def test_what_concerns_a_tracker_that_is_not_used_is_said(
 
 
 def test_caching_asks_for_no_tracker(load) -> None:
-    text = trainer("logging: {log_with: wandb}").replace("sd_trainer", "cache")
+    text = trainer("logging: {log_with: wandb}").replace("sd_trainer", "encoding")
     assert load(text).processes[0].section.logging.log_with == "wandb"

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BytesIO
-from itertools import islice, pairwise
+from itertools import islice
 from random import Random
 
 import numpy
@@ -17,6 +17,7 @@ from mascots.mascot import Casting, Lots, random_mascot
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 from tests.conftest import ROOT
+from toolkit.data.pixels import alignment
 from toolkit.data.pixels.alignment import MEASURABLE, Alignment, measure, onto_image
 
 PHOTOGRAPHS = sorted((ROOT / "config" / "examples" / "photos").glob("*/*.jpg"))
@@ -48,6 +49,13 @@ def moved(image: Image.Image, move: Move) -> Image.Image:
     return image.transform(
         image.size, Image.Transform.AFFINE, data, Image.Resampling.BICUBIC
     )
+
+
+def part_of(index: int) -> Image.Image:
+    """The middle of a photograph: half of its pixels take half of the time."""
+    image = photograph(index)
+    x, y = max(0, image.width - 400) // 2, max(0, image.height - 320) // 2
+    return image.crop((x, y, image.width - x, image.height - y))
 
 
 def within(image: Image.Image) -> Image.Image:
@@ -145,9 +153,9 @@ def planted() -> Iterator[tuple[int, Move, Callable]]:
 
 
 SOME = pytest.mark.parametrize(
-    ("first", "every"), [(5, 17), pytest.param(0, 3, marks=pytest.mark.slow)]
+    ("first", "every"), [(4, 17), pytest.param(0, 7, marks=pytest.mark.slow)]
 )
-"""All kinds of moves; every third has all edits too."""
+"""All kinds of moves; every seventh has most edits too."""
 
 
 @SOME
@@ -155,7 +163,7 @@ def test_planted_moves_are_measured(first: int, every: int) -> None:
     random = Random(1)
     for index, move, edit in islice(planted(), first, None, every):
         image, reference = (
-            within(each) for each in (photograph(index), moved(photograph(index), move))
+            within(each) for each in (part_of(index), moved(part_of(index), move))
         )
         found = measure(edit(image, random), reference)
         where = f"{index}: {move} measured as {found}"
@@ -170,7 +178,7 @@ def test_planted_moves_are_measured(first: int, every: int) -> None:
 def test_pairs_that_lie_on_each_other_are_not_accused(first: int, every: int) -> None:
     random = Random(2)
     for index in range(first, 60, every):
-        image = photograph(index)
+        image = part_of(index)
         found = measure(EDITS[index // 5 % len(EDITS)](image, random), image)
         assert found.is_measurable and not found.is_certain and found.drift < 0.25, (
             f"{index}: {found}"
@@ -179,13 +187,13 @@ def test_pairs_that_lie_on_each_other_are_not_accused(first: int, every: int) ->
 
 @pytest.mark.slow
 def test_what_does_not_show_the_same_is_not_measurable() -> None:
-    images = [photograph(index) for index in range(5)]
-    others = list(pairwise(images[:4]))
-    others += [
-        (Image.new("RGB", images[0].size, (90, 99, 9)), images[0]),
-        (images[0].resize((20, 15)), images[0]),
+    one, two = part_of(0), part_of(1)
+    others = [
+        (one, two),
+        (Image.new("RGB", one.size, (90, 99, 9)), one),
+        (one.resize((20, 15)), one),
+        (two, ImageOps.mirror(two)),
     ]
-    others += [(image, ImageOps.mirror(image)) for image in images[3:]]
     assert [
         str(found) for pair in others if (found := measure(*pair)).is_measurable
     ] == []
@@ -194,7 +202,7 @@ def test_what_does_not_show_the_same_is_not_measurable() -> None:
 def test_a_reference_in_pixels_or_out_of_focus_is_not_accused() -> None:
     """Its own patches do not agree, which the error says."""
     for index in range(2):
-        image = photograph(index)
+        image = part_of(index)
         spoilt = image.filter(ImageFilter.GaussianBlur(4))
         if index % 2:
             small = image.resize(
@@ -206,7 +214,7 @@ def test_a_reference_in_pixels_or_out_of_focus_is_not_accused() -> None:
 
 @pytest.mark.parametrize(
     ("seed", "poses"),
-    [(1, "sitting cheering"), (1, "jumping standing"), (3, "sitting cheering")],
+    [(1, "sitting cheering"), (1, "jumping standing")],
 )
 def test_a_figure_that_moves_before_its_background_is_no_shift(
     seed: int, poses: str
@@ -226,8 +234,10 @@ def test_a_relief_is_not_taken_for_a_shift() -> None:
         assert not measure(image.filter(ImageFilter.EMBOSS), image).is_measurable
 
 
-def test_a_reference_of_another_size_or_shape_is_taken_as_training_takes_it() -> None:
-    image = photograph(1)
+def test_a_reference_of_another_size_or_shape_is_taken_as_training_takes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = part_of(1)
     wide = Image.new("RGB", (image.width + 20, image.height))
     wide.paste(image, (10, 0))
     for reference in (
@@ -235,13 +245,14 @@ def test_a_reference_of_another_size_or_shape_is_taken_as_training_takes_it() ->
         wide,
     ):
         assert measure(image, reference).drift < 0.1
-    large = image.resize((1280, 854), Image.Resampling.LANCZOS)
+    monkeypatch.setattr(alignment, "LARGEST", 432)  # smaller than the photograph
+    large = photograph(1)
     found = measure(within(large), within(moved(large, (0.01, 0.0, 6.0, 3.0))))
     assert math.dist(found.shift, (6, 3)) < 0.2 and abs(found.zoom - 0.01) < 1e-3
 
 
-@pytest.mark.parametrize("move", [(-0.03, 1.5, 0.0, 0.0), (0.0, -0.7, -6.3, 2.2)])
-def test_what_is_moved_onto_its_image_lies_on_it(move: Move) -> None:
+def test_what_is_moved_onto_its_image_lies_on_it() -> None:
+    move = -0.02, -0.7, -6.3, 2.2
     image, reference = (
         within(each) for each in (photograph(4), moved(photograph(4), move))
     )

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from tests.conftest import TURNED_HEIC
+from tests.toolkit.data.pixels.test_colours import chunk
 from toolkit.contracts.data import ResizeCrop, Size
 from toolkit.data.pixels import images
 from toolkit.data.pixels.images import (
@@ -68,15 +69,6 @@ def write_png(
     extra=b"",
 ) -> None:
     """A PNG of any depth; `rows` holds the filter bytes too."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data))
-            + name
-            + data
-            + struct.pack(">I", zlib.crc32(name + data))
-        )
-
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
     body = (
         chunk(b"IHDR", header)
@@ -85,16 +77,6 @@ def write_png(
         + chunk(b"IEND", b"")
     )
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
-
-
-def chunk_trns(*values: int) -> bytes:
-    data = struct.pack(f">{len(values)}H", *values)
-    return (
-        struct.pack(">I", len(data))
-        + b"tRNS"
-        + data
-        + struct.pack(">I", zlib.crc32(b"tRNS" + data))
-    )
 
 
 # ---------------------------------------------------------------- EXIF
@@ -202,12 +184,11 @@ PIXELS = {
     "16-bit grey.png": (SIXTEEN, {}, SIXTEEN_SEEN),
     "16-bit grey.tif": (SIXTEEN, {}, SIXTEEN_SEEN),
     "big-endian.tif": (Image.frombytes("I;16B", (2, 1), struct.pack(">2H", 32767, 65535)), {}, [HALF, WHITE]),
-    "16 bits in 32.tif": (of_array([[0, 32767, 65535]], "int32"), {}, [BLACK, HALF, WHITE]),
     "16-bit colour.png": (lambda path: wide_png(path, 2, 32767, 32767, 32767), {}, [HALF]),
     "16-bit rgba.png": (lambda path: wide_png(path, 6, 32767, 32767, 32767, 65535), {}, [HALF]),
     "16-bit grey and alpha.png": (lambda path: wide_png(path, 4, 32767, 65535), {}, [HALF]),
     "clear value, on red.png": (
-        lambda path: wide_png(path, 0, 300, 301, width=2, extra=chunk_trns(300)), {}, [RED, (1, 1, 1)],
+        lambda path: wide_png(path, 0, 300, 301, width=2, extra=chunk(b"tRNS", b"\1\x2c")), {}, [RED, (1, 1, 1)],
     ),
     "rgba.png": (SHEER, EXACT, [WHITE, HALF, BLUE]),
     "rgba.webp": (SHEER, EXACT, [WHITE, HALF, BLUE]),
@@ -217,7 +198,6 @@ PIXELS = {
     "palette.png": (RED_AND_BLUE, {}, [RED, BLUE]),
     "bilevel.png": (of_pixels("1", 0, 1), {}, [BLACK, WHITE]),
     "cmyk.jpg": (Image.new("CMYK", (16, 16), (0, 255, 255, 0)), {"quality": 100}, [RED]),
-    "lab.tif": (Image.new("LAB", (4, 4), (255, 128, 128)), {}, [WHITE]),
     **{
         f"linear.{suffix}": (Image.new("RGB", (16, 16), (128,) * 3), {"icc_profile": LINEAR, "quality": 100}, [LIT])
         for suffix in ("jpg", "png", "tif", "webp")
@@ -242,7 +222,7 @@ def test_whatever_a_file_holds_is_read_as_srgb_of_eight_bits(
     image = open_image(tmp_path / name, "#ff0000" if "on red" in name else "white")
     assert image.mode == "RGB" and check_image(tmp_path / name) is None
     found = [image.getpixel((x, 0)) for x in range(len(expected))]
-    lossy = 15 if name in ("cmyk.jpg", "lab.tif") else 2 if "linear" in name else 0
+    lossy = 15 if name == "cmyk.jpg" else 2 if "linear" in name else 0
     assert numpy.abs(numpy.subtract(found, expected)).max() <= lossy
 
 
@@ -271,13 +251,6 @@ FRAMES = {
     "append_images": [Image.new("RGB", (48, 32), colour) for colour in (GREEN, BLUE)],
 }
 REFUSED = {
-    "32 bits.tif": (of_array([[0, 70000]], "int32"), {}, "32-bit"),
-    "8 bits in 32.tif": (
-        of_array([[0, 255]], "int32"),
-        {},
-        "32-bit values (0 to 255). Save it with 8 or 16 bits",
-    ),
-    "float.tif": (of_array([[1.0, 1.0]], "float32"), {}, "floating-point"),
     "pages.tif": (quarters(), FRAMES, "3 pages"),
     "still.gif": (quarters(), {}, "PNG"),
     **{
@@ -404,7 +377,7 @@ def test_damage_raises_nothing_but_image_errors(tmp_path: Path, suffix: str) -> 
     noise(64, 48).save(path, **SAVE_OPTIONS[suffix])
     whole = path.read_bytes()
     rng = numpy.random.default_rng(1)
-    for _ in range(60):
+    for _ in range(40):
         damaged = bytearray(whole)
         for place in rng.integers(0, min(len(whole), 400), 6):
             damaged[place] = rng.integers(256)

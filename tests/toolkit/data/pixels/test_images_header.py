@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +12,7 @@ from PIL import Image, ImageCms
 from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngInfo
 
+from tests.toolkit.data.pixels.test_colours import chunk
 from toolkit.data.pixels.images import (
     ImageError,
     ImageInfo,
@@ -109,13 +108,8 @@ def seen(inspect: Callable[[Path], ImageInfo], path: Path) -> tuple[Any, ...] | 
 def late_metadata() -> bytes:
     """A PNG that says behind its pixels that it is turned."""
     said = turned(6).tobytes()[6:]
-    chunk = (
-        struct.pack(">I", len(said))
-        + b"eXIf"
-        + said
-        + struct.pack(">I", zlib.crc32(b"eXIf" + said))
-    )
-    return ORDINARY["colour.png"][:-12] + chunk + ORDINARY["colour.png"][-12:]
+    whole = ORDINARY["colour.png"]
+    return whole[:-12] + chunk(b"eXIf", said) + whole[-12:]
 
 
 @pytest.mark.parametrize("name", [*ORDINARY, *UNUSUAL, "late.png"])
@@ -162,7 +156,7 @@ def test_a_changed_header_is_never_taken_for_another_image(tmp_path: Path) -> No
     path = tmp_path / "image"
     agreed = 0
     for name in ("turned_6.jpg", "clear_palette.png", "colour.webp"):
-        for place in range(0, min(len(ORDINARY[name]), 240), 2):
+        for place in range(0, min(len(ORDINARY[name]), 240), 4):
             changed = bytearray(ORDINARY[name])
             changed[place] ^= 0x41
             path.write_bytes(changed)
@@ -170,4 +164,4 @@ def test_a_changed_header_is_never_taken_for_another_image(tmp_path: Path) -> No
             if isinstance(decoded, tuple):
                 assert header == decoded, (name, place)
                 agreed += 1
-    assert agreed > 50
+    assert agreed > 25

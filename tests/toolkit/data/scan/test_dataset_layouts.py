@@ -9,9 +9,9 @@ from PIL import Image
 
 from tests.dataset_layouts import LAYOUTS, PICTURES, colour, name_of, write
 from tests.golden_tables import golden, table
+from tests.toolkit.data.conftest import refusal
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.scan.folder import scan_datasets
-from toolkit.errors import DataErrors
 
 IMAGES = ("after", "target_image", "edited_image", "image")
 CAPTIONS = ("text", "prompt", "instruction", "edit_prompt")
@@ -126,9 +126,7 @@ def test_a_layout_is_read_as_datasets_reads_it(tmp_path: Path, name: str) -> Non
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_layout_that_is_refused_says_what_to_do(tmp_path: Path, name: str) -> None:
     write(LAYOUTS[name], tmp_path)
-    with pytest.raises(DataErrors) as caught:
-        scan_datasets([section(tmp_path)], None)
-    (mistake,) = caught.value.errors
+    (mistake,) = refusal([section(tmp_path)], None).errors
     told = f"{mistake.place}: {mistake.message}".removeprefix(
         f"{tmp_path}"
     ).removeprefix("/")
@@ -162,11 +160,10 @@ def test_what_save_to_disk_wrote_is_refused_with_the_line_that_makes_parquet_of_
     (tmp_path / "saved").mkdir()
     for file in files:
         (tmp_path / "saved" / file).write_text("{}")
-    with pytest.raises(DataErrors) as caught:
-        scan_datasets([section(tmp_path / "saved")], None)
+    refused = refusal([section(tmp_path / "saved")], None)
     place = f"{tmp_path}/saved"
     code = f'import datasets; datasets.load_from_disk("{place}"){of_train}.to_parquet("{place}.parquet")'
-    told = caught.value.errors[0].message.partition("). ")[2]
+    told = refused.errors[0].message.partition("). ")[2]
     assert (
         told
         == f"It is what save_to_disk of 'datasets' wrote. Write it as Parquet: python -c '{code}'"

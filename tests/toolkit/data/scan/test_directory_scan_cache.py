@@ -152,9 +152,9 @@ def test_each_folder_is_listed_once_per_start(scan, data: Path, monkeypatch) -> 
         lambda *path: listed.append(Path(path[0]).name) or listing(*path),
     )
     read = []
-    text = captions._caption_in
+    text = captions.read_text
     monkeypatch.setattr(
-        captions, "_caption_in", lambda path: read.append(Path(path).name) or text(path)
+        captions, "read_text", lambda path: read.append(Path(path).name) or text(path)
     )
     scan()
     assert (

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.conftest import TURNED_HEIC
 from tests.golden_tables import golden
+from tests.toolkit.data.conftest import make_images, refusal
 from toolkit.config.sections.dataset import Rectangle
 from toolkit.contracts.data import CaptionRules, Flip, Mask, Sample, Size
 from toolkit.data.scan.directory import ScanCache
@@ -153,8 +154,7 @@ def test_other_numbers_in_names_are_none(
 
 
 def test_images_without_any_words_are_a_warning(tmp_path: Path, image, dataset) -> None:
-    for name in "ab":
-        image(tmp_path / f"{name}.png")
+    make_images(tmp_path / f"{name}.png" for name in "ab")
     (tmp_path / "a.txt").write_text("a cat")
     bare = dataset(tmp_path, resolution=(64,))
     assert warnings_of(bare, trigger=None) == [
@@ -296,7 +296,7 @@ def test_golden_caption_files(tmp_path: Path, image, dataset, case: dict) -> Non
     image(tmp_path / "a.png")
     if case["file_text"] is not None:
         (tmp_path / "a.txt").write_bytes(case["file_text"].encode())
-    default = case["options"].get("default_caption")
+    default = case["options"].get("default_caption") or ""
     (sample,) = scan_datasets(
         [dataset(tmp_path, default_caption=default)], case["trigger_word"]
     ).samples
@@ -306,8 +306,7 @@ def test_golden_caption_files(tmp_path: Path, image, dataset, case: dict) -> Non
 
 
 def test_missing_and_empty_captions_are_counted(tmp_path: Path, image, dataset) -> None:
-    for name in ("a", "b", "c"):
-        image(tmp_path / f"{name}.png")
+    make_images(tmp_path / f"{name}.png" for name in ("a", "b", "c"))
     (tmp_path / "a.txt").write_text("a cat")
     (tmp_path / "b.txt").write_text(" \n")
     scan = scan_datasets([dataset(tmp_path, default_caption="a thing")], None)
@@ -320,15 +319,17 @@ def test_missing_and_empty_captions_are_counted(tmp_path: Path, image, dataset) 
 
 
 def test_images_are_found_as_a_scan_finds_them(tmp_path: Path, image, dataset) -> None:
-    for name in (
-        "4_x/a.png",
-        "4_x/b.png",
-        "4_x/b_ref.png",
-        "4_x/a_ref.png",
-        "7_y/c.png",
-        "7_y/c_ref.png",
-    ):
-        image(tmp_path / name)
+    make_images(
+        tmp_path / name
+        for name in (
+            "4_x/a.png",
+            "4_x/b.png",
+            "4_x/b_ref.png",
+            "4_x/a_ref.png",
+            "7_y/c.png",
+            "7_y/c_ref.png",
+        )
+    )
     for name, text in (
         ("a.txt", " "),
         ("a.caption", "second"),
@@ -388,10 +389,8 @@ def test_size_is_that_after_rotation(tmp_path: Path, dataset) -> None:
 
 def test_every_offender_is_named_at_once(tmp_path: Path, image, dataset) -> None:
     data, control = tmp_path / "data", tmp_path / "control"
-    for name in ("good", "lonely", "encoded", "hurt"):
-        image(data / f"{name}.png")
-    for name in ("good", "twin", "encoded", "anim"):
-        image(control / f"{name}.png")
+    make_images(data / f"{name}.png" for name in ("good", "lonely", "encoded", "hurt"))
+    make_images(control / f"{name}.png" for name in ("good", "twin", "encoded", "anim"))
     image(data / "twin.jpg"), image(data / "twin.png")
     (data / "encoded.txt").write_bytes(b"caf\xe9")
     (data / "good.txt").write_text("fine")
@@ -485,8 +484,7 @@ def test_a_broken_link_is_a_mistake(tmp_path: Path, image, dataset) -> None:
 def test_order_does_not_depend_on_the_file_system(
     tmp_path: Path, image, dataset, monkeypatch
 ) -> None:
-    for name in ("b", "a", "C", "ä"):
-        image(tmp_path / f"{name}.png")
+    make_images(tmp_path / f"{name}.png" for name in ("b", "a", "C", "ä"))
     entries = sorted(os.scandir(tmp_path), key=lambda entry: entry.name)
     for order in (entries, entries[::-1]):
         monkeypatch.setattr(
@@ -644,8 +642,7 @@ def test_forgiven_errors_leave_out_the_images_that_have_one(
 ) -> None:
     photos, before, masks = tmp_path / "photos", tmp_path / "before", tmp_path / "masks"
     for folder in (photos, before, masks):
-        for name in "abcdef":
-            image(folder / f"{name}.png")
+        make_images(folder / f"{name}.png" for name in "abcdef")
     for name in "abcdef":
         (photos / f"{name}.txt").write_text(f"caption {name}")
     image(photos / "a.jpg")  # of the same stem
@@ -670,14 +667,14 @@ def test_forgiven_errors_leave_out_the_images_that_have_one(
         "d.png",
         "e.txt",
     ]
-    with pytest.raises(DataErrors) as caught:
-        scan_datasets([settings], None)
-    assert list(caught.value.errors) == forgiven
+    assert list(refusal([settings], None).errors) == forgiven
 
 
 def test_zip_files_are_folders(tmp_path: Path, image, dataset) -> None:
-    for name in ("3_x/a.png", "3_x/b.png", "before/a.png", "before/b.png"):
-        image(tmp_path / "in" / name)
+    make_images(
+        tmp_path / "in" / name
+        for name in ("3_x/a.png", "3_x/b.png", "before/a.png", "before/b.png")
+    )
     (tmp_path / "in" / "3_x" / "a.txt").write_text("a cat")
     shutil.make_archive(str(tmp_path / "pairs"), "zip", tmp_path / "in")
     file = f"{tmp_path}/pairs.zip"
@@ -700,8 +697,7 @@ def test_zip_files_are_folders(tmp_path: Path, image, dataset) -> None:
     # wherever it was unpacked
     assert fingerprint(scan.samples) == fingerprint(again.samples)
     (tmp_path / "pairs.zip").write_bytes(b"PK")
-    with pytest.raises(DataErrors, match="is not a readable zip file"):
-        scan_datasets([section], None)
+    assert re.search("is not a readable zip file", str(refusal([section], None)))
 
 
 def test_captions_of_several_lines_are_told_once(
@@ -787,9 +783,7 @@ def test_a_list_in_json_is_several_captions_only_where_it_is_asked_for(
     ]
     scan = scan_datasets(sections[:1], None)
     assert [sample.captions for sample in scan.samples] == [("a cat", "two", "lines")]
-    with pytest.raises(DataErrors) as caught:
-        scan_datasets(sections, None)
-    [mistake] = caught.value.errors
+    [mistake] = refusal(sections, None).errors
     assert mistake.place == str(tmp_path / "a.png")
     assert (
         mistake.message
@@ -817,15 +811,21 @@ def test_a_list_of_something_else_is_refused(
 ) -> None:
     image(tmp_path / "a.png")
     (tmp_path / "x.jsonl").write_text(json.dumps({"file_name": "a.png"} | row))
-    with pytest.raises(DataErrors, match="has no 'file_name' and 'caption' of text"):
-        scan_datasets(
-            [
-                dataset(
-                    tmp_path, captions_file=str(tmp_path / "x.jsonl"), captions="lines"
-                )
-            ],
-            None,
-        )
+    assert re.search(
+        "has no 'file_name' and 'caption' of text",
+        str(
+            refusal(
+                [
+                    dataset(
+                        tmp_path,
+                        captions_file=str(tmp_path / "x.jsonl"),
+                        captions="lines",
+                    )
+                ],
+                None,
+            )
+        ),
+    )
 
 
 def test_tags_of_a_table_follow_each_caption_of_a_list(
@@ -946,8 +946,7 @@ def test_folders_for_validation_and_test_beside_one_to_train_on_are_named(
     tmp_path: Path, image, dataset, names: str
 ) -> None:
     train, *held_out = names.split()
-    for name in names.split():
-        image(tmp_path / name / "x.png")
+    make_images(tmp_path / name / "x.png" for name in names.split())
     scan = scan_datasets([dataset(tmp_path, resolution=(64,))], "sks")
     assert len(scan.samples) == 3 and [path for path, _ in scan.held_out] == sorted(
         f"{tmp_path}/{name}" for name in held_out
@@ -964,6 +963,5 @@ def test_folders_for_validation_and_test_beside_one_to_train_on_are_named(
 def test_folders_are_not_held_out_where_none_is_named_to_train_on(
     tmp_path: Path, image, dataset, names: str
 ) -> None:
-    for name in names.split():
-        image(tmp_path / name / "x.png")
+    make_images(tmp_path / name / "x.png" for name in names.split())
     assert scan_datasets([dataset(tmp_path)], "sks").held_out == ()

@@ -1,8 +1,6 @@
 """Parquet files as tables and as datasets, as `datasets` 5.2.0 writes them."""
 
-import importlib.util
 import io
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -234,15 +232,7 @@ def test_a_file_that_is_not_a_dataset_says_why(
         scan_datasets([section(write(tmp_path / "p.parquet", rows))], None)
 
 
-def test_damage_is_called_damage(tmp_path: Path) -> None:
-    file = write(tmp_path / "p.parquet", EDITS)
-    file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(DataErrors, match="cannot be read as Parquet: "):
-        scan_datasets([section(file)], None)
-
-
-@pytest.mark.parametrize("key", ["folder_path", "captions_file"])
-def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, key: str) -> None:
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
     path = tmp_path / "metadata.parquet"
     path.write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
@@ -251,9 +241,7 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, key: str) -> None:
         DataErrors,
         match=r"is what Git LFS has in the place .* Run 'git lfs pull' in its repository",
     ):
-        scan_datasets(
-            [DatasetConfig.model_validate({key: str(path), "resolution": 64})], None
-        )
+        scan_datasets([section(path)], None)
 
 
 @pytest.mark.parametrize("pictures", [False, True])
@@ -272,17 +260,6 @@ def test_without_pyarrow_one_line_names_the_extra(
         )
     place = tmp_path / "set" if pictures else tmp_path / "set" / "a.parquet"
     assert str(caught.value) == f"{place}: {parquet.MISSING}"
-
-
-def test_a_file_is_known_by_its_first_bytes_and_pyarrow_is_imported_for_it_alone(
-    tmp_path: Path,
-) -> None:
-    assert parquet.is_parquet(
-        write(tmp_path / "t.table", EDITS)
-    ) and not parquet.is_parquet(Path(__file__))
-    assert (
-        importlib.util.find_spec("pyarrow") and "toolkit.files.parquet" in sys.modules
-    )
 
 
 def test_metadata_beside_images_is_an_error_without_pyarrow_and_another_file_is_not(

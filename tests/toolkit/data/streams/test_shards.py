@@ -50,6 +50,9 @@ def test_braces_and_globs_name_each_shard_once(tmp_path: Path) -> None:
         for number in ("000", "001", "002")
         for word in "pq"
     ]
+    assert names("https://a.b/{c,{d,e}f}.tar", "https://a.b/{d}f.tar") == [
+        f"https://a.b/{name}.tar" for name in ("c", "df", "ef")
+    ]
 
 
 @pytest.mark.parametrize(

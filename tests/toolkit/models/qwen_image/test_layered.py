@@ -314,7 +314,7 @@ def bytes_of_a_step(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", ["none", "cheap", "full"])
+@pytest.mark.parametrize("level", ["none", "full"])
 def test_layers_take_the_memory_that_is_planned(tmp_path: Path, level: str) -> None:
     """Three layers more: what they take, against what the plan adds for them. A step
     takes what one of Edit-2509 takes, whose plan is held against a card."""

@@ -106,19 +106,6 @@ def test_a_special_token_typed_by_the_user_is_text(
         )
 
 
-def test_the_text_encoder_takes_a_picture_beside_a_typed_placeholder(
-    unit_gain_model, tokenizer, processor
-) -> None:
-    """It counts placeholders and images, and raises when they differ."""
-    inputs = encoder_inputs(
-        "<|image_pad|>", [Image.open(REFERENCES[0])], tokenizer, processor
-    )
-    text_model = load_text_model(
-        unit_gain_model / "text_encoder", TEXT_ENCODER, torch.float32
-    )
-    assert torch.isfinite(prompt_embedding(inputs, text_model)).all()
-
-
 @pytest.mark.parametrize(
     "prompt", ["", "a cat", "\n\nin two  lines\n", " 42, 'quoted' — ünï 日本語"]
 )

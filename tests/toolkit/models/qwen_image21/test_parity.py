@@ -45,7 +45,7 @@ from tests.golden_tables import golden
 from tests.measured import at_least, at_most
 from toolkit.config.sections.model_files import INDEX, model_fault
 from toolkit.config.sections.output import SamplePicture
-from toolkit.contracts.data import EMBEDS, BatchSpec, BucketedSample, PromptEmbeds, Size
+from toolkit.contracts.data import EMBEDS, BatchSpec, BucketedSample, Size
 from toolkit.data.batches.dataloader import BatchLoader
 from toolkit.data.batches.latent_cache import ItemEncoder
 from toolkit.data.pixels.images import over_white
@@ -499,32 +499,6 @@ def test_text_features_and_places_of_references_are_the_pipelines(
     ]
     counts = [image.width * image.height // 32**2 for image in images]
     assert token_ids(prompt, counts, model.part("processor")[0]) == ids
-
-
-@torch.no_grad()
-def test_features_behind_the_final_norm_would_be_seen(
-    pipeline_21, unit_gain_21: Path
-) -> None:
-    """In the velocity too, though the transformer has a norm of its own."""
-    model = open_21(unit_gain_21)
-    x_BCHW, t_B = (
-        torch.randn(1, 16, 4, 6, generator=torch.Generator().manual_seed(1)),
-        torch.tensor([0.5]),
-    )
-
-    def seen() -> tuple[torch.Tensor, torch.Tensor]:
-        encoded = model.encode_prompt(PROMPT, ())
-        return encoded[EMBEDS], model.predict_velocity(
-            x_BCHW, t_B, PromptEmbeds.stack([encoded]), [()]
-        )
-
-    features_LD, velocity_BCHW = seen()
-    model.part(
-        "text_encoder"
-    ).language_model.norm = pipeline_21.text_encoder.model.language_model.norm
-    normed_LD, of_normed_BCHW = seen()
-    assert relative(normed_LD, features_LD) > 0.3
-    assert relative(of_normed_BCHW, velocity_BCHW) > 0.03
 
 
 CASES = golden("prompt_templates_21")

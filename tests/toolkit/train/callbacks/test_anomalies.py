@@ -150,10 +150,8 @@ LORA, FULL = ("lora_A.weight", "lora_B.weight"), ("weight", "bias")
     ("fault", "names", "fused"),
     [
         (None, LORA, True),
-        (None, FULL, False),
         ("absent", LORA, False),
         ("absent", FULL, True),
-        ("zero", LORA, True),
         ("zero", FULL, False),
     ],
 )
@@ -216,9 +214,9 @@ def write_set(folder: Path, step: int, kind: str) -> dict:
     return {"step": step, "epoch": 0, "files": files, "prompts": ["a", "b"]}
 
 
-@pytest.mark.parametrize("resumes", [False, True])
 @pytest.mark.parametrize(
-    ("kind", "message"), [("noise", "are noise"), ("alike", "all alike")]
+    ("kind", "message", "resumes"),
+    [("noise", "are noise", False), ("alike", "all alike", True)],
 )
 def test_samples_are_compared_with_those_before_also_after_a_resume(
     toy, said, kind, message, resumes
@@ -248,15 +246,15 @@ def test_the_first_samples_of_a_run_are_looked_at_when_they_come(toy, said) -> N
     assert len(said) == 1 and "are noise" in said[0]
 
 
-@pytest.mark.parametrize("resumes", [False, True])
 def test_texture_of_samples_and_of_the_validation_is_compared_with_the_first(
-    toy, said, monkeypatch: pytest.MonkeyPatch, resumes: bool
+    toy, said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also after a resume at step 20."""
     monkeypatch.setattr(RunawayLoss, "rises", lambda self: False)
     toy.folder.mkdir()
     events, run = EventLog(toy.folder / "events.jsonl"), toy.run(50)
     for step in (0, 10, 20):
-        if step == 0 or (step == 20 and resumes):
+        if step in (0, 20):
             callback = AnomalyCallback(lambda *_, **__: None)
         if step:
             callback.on_start(run)

@@ -147,16 +147,6 @@ def test_when_sets_are_drawn(
     assert Drawing(run, **settings).run_to(last, result, finished) == sets(*drawn)
 
 
-def test_sets_are_drawn_at_the_end_of_epochs(toy) -> None:
-    """Epochs of 3 micro-batches in windows of 2 end at steps 2, 3, 5, 6."""
-    run = toy.run(7, accumulation=2)
-    drawing = Drawing(run, every=0, epochs=2)
-    run.callbacks = [drawing.callback]
-    toy.train(run, toy.step(run))
-    assert drawing.pictures() == sets(0, 3, 6, 7)
-    assert [event["epoch"] for event in drawing.events] == [0, 2, 4, 4]
-
-
 def test_the_first_set_may_be_another_one(run, result) -> None:
     drawing = Drawing(run, first=("c",), first_format="png")
     drawn: list[int] = []

@@ -216,22 +216,6 @@ def test_epochs_are_saved_at_the_first_step_that_has_completed_them_and_the_even
     ]
 
 
-@pytest.mark.parametrize("stopped_at", range(1, 10))
-def test_going_on_saves_no_epoch_twice_and_leaves_none_out(
-    toy, stopped_at: int
-) -> None:
-    toy.folder.mkdir()
-    first, second = (Saving(every=0, keep=0, epochs=1) for _ in range(2))
-    run = epoch_saves(toy, first, stopped_at)
-    epoch_saves(toy, second, 10, run)
-    by_epoch = [
-        event
-        for event in first.events + second.events
-        if event["files"] != ["toy.safetensors"]
-    ]
-    assert [event["step"] for event in by_epoch] == [2, 3, 5, 6, 8, 9]
-
-
 def test_the_end_copies_no_state_that_is_on_disk_already(
     run, result, monkeypatch
 ) -> None:

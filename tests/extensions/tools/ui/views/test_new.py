@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -427,16 +428,9 @@ def test_a_file_that_another_has_changed_is_not_replaced(
     assert "steps: 6" in mine.form.text and "steps: 7" in mine.form.text, (
         "both are shown"
     )
-    (theirs,) = re.findall(r'name="version_of_theirs" value="(\w+)"', mine.answer.text)
-    path.write_text(path.read_text() + "# again\n")
-    assert mine.fill({"version_of_theirs": theirs}).answer.status_code == 409, (
-        "it has changed since it was shown"
-    )
-    (theirs,) = re.findall(r'name="version_of_theirs" value="(\w+)"', mine.answer.text)
-    assert (
-        mine.fill({"version_of_theirs": theirs}).answer.status_code == 303
-        and "steps: 7" in path.read_text()
-    )
+    assert mine.press("save").answer.status_code == 409, "nor at the second press"
+    mine.fill({"file": "mine.yaml"}, "save")
+    assert "steps: 7" in (ui.jobs / "mine.yaml").read_text()
     assert (
         Page(client, "/new?dataset=40_photo")
         .fill({"file": "zuzu.yaml"}, "save")
@@ -446,9 +440,11 @@ def test_a_file_that_another_has_changed_is_not_replaced(
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(
-    "file",
-    [
+def test_a_job_file_lies_in_its_folder_under_a_plain_name(
+    client: TestClient, ui: Ui
+) -> None:
+    page = Page(client, "/new?dataset=40_photo")
+    for file in (
         "../x.yaml",
         "a/b.yaml",
         ".hidden.yaml",
@@ -457,19 +453,12 @@ def test_a_file_that_another_has_changed_is_not_replaced(
         "-n.yaml",
         "x\0.yaml",
         ".yaml",
-    ],
-)
-def test_a_job_file_lies_in_its_folder_under_a_plain_name(
-    client: TestClient, ui: Ui, file: str
-) -> None:
-    page = Page(client, "/new?dataset=40_photo").fill({"file": file, NAME: "a"}, "save")
-    assert (
-        page.answer.status_code in (400, 404)
-        and not list(ui.jobs.glob("*"))
-        and "name:" in page.yaml
-    )
-    assert client.get("/new", params={"job": file}).status_code == 404
-    assert client.get("/new", params={"example": file}).status_code == 404
+    ):
+        page.fill({"file": file, NAME: "a"}, "save")
+        assert page.answer.status_code in (400, 404) and "name:" in page.yaml, file
+        assert not list(ui.jobs.glob("*"))
+        assert client.get("/new", params={"job": file}).status_code == 404
+        assert client.get("/new", params={"example": file}).status_code == 404
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -488,9 +477,12 @@ def test_jobs_runs_and_templates_are_cloned_under_names_of_their_own(
         page.form.fields[NAME] == "zuzu_2"
         and page.yaml.split() == saved.replace('"zuzu" ', '"zuzu_2" ', 1).split()
     )
-    assert (
-        Page(client, "/new?example=quickstart.yaml").form.fields[NAME] == "quickstart"
-    )
+    copy = Page(client, "/new?example=quickstart.yaml")
+    assert copy.form.fields[NAME] == "quickstart"
+    (ui.output / "quickstart").mkdir()
+    copy = Page(client, "/new?example=quickstart.yaml").yaml
+    assert "output/quickstart_2/" in copy, "its own folder, in comments too"
+    assert "output/quickstart/" not in copy
     assert 'href="/jobs/zuzu.yaml"' in page.answer.text
     assert client.get("/new?from=nothing").status_code == 404
 
@@ -732,13 +724,12 @@ def test_a_job_is_made_corrected_and_started_in_a_browser(
         "document.getElementById('yaml').value.includes('caption_dropout_rate: 0.5')"
     )
     assert browser.errors() == [] and browser.requests_elsewhere() == []
-    for width, dark in ((360, False), (360, True), (1280, True)):
-        browser.open(f"{address}/new?dataset=40_photo", width, dark=dark)
-        browser.run(
-            "for (const each of document.querySelectorAll('details')) each.open = true"
-        )
-        browser.wait_for("document.querySelectorAll('.key').length > 200")
-        assert browser.is_as_wide_as_the_window()
+    browser.open(f"{address}/new?dataset=40_photo", 360, dark=True)
+    browser.run(
+        "for (const each of document.querySelectorAll('details')) each.open = true"
+    )
+    browser.wait_for("document.querySelectorAll('.key').length > 200")
+    assert browser.is_as_wide_as_the_window()
     typed(browser, "#f-1", "2")
     browser.wait_for("document.querySelector('.verdict.good')")
     browser.click("button.main.big")
@@ -747,50 +738,44 @@ def test_a_job_is_made_corrected_and_started_in_a_browser(
     assert " steps: 2 " in (ui.jobs / "photo.yaml").read_text().replace("\n", " ")
 
 
+def draw(folder: Path, *names: str) -> None:
+    """Images of one colour."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (96, 96), "red").save(folder / f"{name}.png")
+
+
 def at_fields(page: Page) -> dict[str, str]:
     """Id of a field -> what is told at it."""
     told = re.findall(r'(?s)id="f-([a-z0-9]+)-bad" data-part>([^<]+)', page.answer.text)
     return {name: html.unescape(text) for name, text in told}
 
 
-@pytest.mark.parametrize(
-    ("changes", "field", "words", "listed"),
-    [
-        (
-            {FOLDER: ""},
-            "folder",
-            "Choose a folder of images.",
-            "Images: Choose a folder of images.",
-        ),
+def test_an_error_stands_at_its_field_in_its_words(client):
+    for changes, field, words, listed in (
+        ({FOLDER: ""}, "folder", "Choose a folder of images.", "Images: Choose"),
         ({NAME: ""}, "name", "Give the run a name.", "Name: Give the run a name."),
         ({MODEL: ""}, "model", "Choose a model.", "Model: Choose a model."),
-        ({STEPS: "many"}, "1", "'many' is not a whole number", "Steps: 'many' is not"),
         (
             {"key:datasets[].control_path": "none"},
             "control",
             "'none' does not exist",
             "Control images: 'none'",
         ),
-    ],
-)
-def test_an_error_stands_at_its_field_in_its_words(
-    client, changes, field, words, listed
-):
-    page = Page(client, "/new?dataset=40_photo").fill(changes, "start")
-    assert page.answer.status_code == 400
-    assert list(at_fields(page)) == [field] and words in at_fields(page)[field]
-    (error,) = page.errors()
-    assert listed in error and f'<a href="#f-{field}">' in page.answer.text
-    (chosen,) = re.findall(
-        r"<(?:input|select|textarea)[^>]*autofocus", page.answer.text
-    )
-    assert f'id="f-{field}"' in chosen and 'aria-invalid="true"' in chosen
+    ):
+        page = Page(client, "/new?dataset=40_photo").fill(changes, "start")
+        assert page.answer.status_code == 400
+        assert list(at_fields(page)) == [field] and words in at_fields(page)[field]
+        (error,) = page.errors()
+        assert listed in error and f'<a href="#f-{field}">' in page.answer.text
+        (chosen,) = re.findall(
+            r"<(?:input|select|textarea)[^>]*autofocus", page.answer.text
+        )
+        assert f'id="f-{field}"' in chosen and 'aria-invalid="true"' in chosen
 
 
 def test_images_that_cannot_be_used_are_named_at_the_field_of_the_images(client, ui):
-    for place in ("before/a", "after/a", "after/b"):
-        (ui.datasets / "eyes" / place).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (96, 96), "red").save(ui.datasets / "eyes" / f"{place}.png")
+    draw(ui.datasets / "eyes", "before/a", "after/a", "after/b")
     page = Page(client, "/new?dataset=eyes").press("check")
     told = at_fields(page)
     assert (
@@ -828,7 +813,10 @@ def test_the_small_model_says_what_it_draws_and_is_not_the_first_for_photographs
 def test_a_plan_that_needs_a_gpu_offers_the_small_model(client, ui, queued):
     """Where there is none: the error says how, and a button does it."""
     shutil.copytree(PHOTOS, ui.datasets / "camera")
-    page = Page(client, "/new?dataset=camera").press("check")
+    page = Page(client, "/new?dataset=camera")
+    assert page.form.fields["card"] == "" and "no GPU here" in page.answer.text
+    page.press("check")
+    assert "on a GPU, which this machine does not have" in page.answer.text
     (refused,) = page.errors()
     assert "no such device can be used here" in refused and refused.endswith(TO_TRY)
     assert (
@@ -882,24 +870,22 @@ def test_the_name_of_a_finished_run_is_taken_and_the_next_free_one_is_offered(
     )
 
 
-def test_a_second_job_of_a_dataset_has_another_name_and_the_same_trigger_word(
-    client, ui
-):
+def test_a_new_job_has_a_free_name_and_a_word_that_no_model_knows(client, ui):
+    """Of a folder named after a person too; the command line takes each name."""
     (ui.output / "photo").mkdir(parents=True)
-    page = client.get("/new?dataset=40_photo").text
-    assert (
-        'name="key:config.name" value="photo_2"' in page
-        and 'name="key:trigger_word" value="phtx"' in page
-    )
-
-
-def test_a_folder_named_after_a_person_gives_a_word_that_no_model_knows(client, ui):
-    shutil.copytree(PHOTOS, ui.datasets / "20_Anna Smith")
-    page = Page(client, "/new?dataset=20_Anna Smith")
-    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == (
-        "Anna_Smith",
-        "annsmt",
-    )
+    for dataset, proposed in (
+        ("40_photo", ("photo_2", "phtx")),
+        ("20_Anna Smith", ("Anna_Smith", "annsmt")),
+        ("zumi my owl", ("zumi_my_owl", "zmmywl")),
+        ("12_été (1)!", ("été_1", "t1xx")),
+        ("…", ("my_character", "mychrc")),
+    ):
+        if dataset != "40_photo":
+            draw(ui.datasets, f"{dataset}/a")
+        fields = Page(client, f"/new?dataset={dataset}").form.fields
+        assert (fields[NAME], fields["key:trigger_word"]) == proposed
+        name = fields[NAME]
+        assert NewConfig(type="new", job_name=name, folder="datasets").job_name == name
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -945,24 +931,60 @@ def test_a_dataset_of_the_menu_brings_what_create_a_job_brings(client, ui):
     assert page.form.fields[NAME] == "quickstart"
 
 
-def test_a_proposed_name_is_one_that_the_command_line_takes(client, ui):
-    for dataset in ("zumi my owl", "12_été (1)!", "…"):
-        shutil.copytree(PHOTOS, ui.datasets / dataset)
-        name = Page(client, f"/new?dataset={dataset}").form.fields[NAME]
-        assert NewConfig(type="new", job_name=name, folder="datasets").job_name == name
-        assert name == {"zumi my owl": "zumi_my_owl", "…": "my_character"}.get(
-            dataset, "été_1"
-        )
+def dataset_of(page: Page) -> dict[str, object]:
+    """The first dataset of the job that is shown, with the trigger word."""
+    process = yaml.safe_load(page.yaml)["config"]["process"][-1]
+    return {"trigger_word": process["trigger_word"], **process["datasets"][0]}
 
 
-def test_without_a_gpu_the_page_promises_none(client, ui):
-    page = Page(client, "/new?dataset=40_photo")
-    assert page.form.fields["card"] == "" and "no GPU here" in page.answer.text
-    page.press("check")
-    assert (
-        "which this machine does not have" in page.answer.text
-        or "on the GPU" not in page.answer.text
+@pytest.mark.usefixtures("unchecked")
+def test_every_choice_on_the_page_of_a_dataset_reaches_the_job(client, ui, queued):
+    rows = (
+        ("view", "references", "before", {"control_path": "datasets/before"}),
+        (
+            "view",
+            "references",
+            f"{ui.datasets.resolve()}/before",
+            {"control_path": "datasets/before"},
+        ),
+        ("view", "references", "_ref", {"control_suffix": ["_ref"]}),
+        ("view", "masks", "masks", {"mask_path": "datasets/masks"}),
+        ("view", "masks", "_mask", {"mask_suffix": "_mask"}),
+        ("view", "resolution", "256", {"resolution": 256}),
+        ("captioning", "trigger-word", "ohwx", {"trigger_word": "ohwx"}),
     )
+    for number, (address, field, value, keys) in enumerate(rows):
+        name = f"pipo{number}"
+        draw(
+            ui.datasets,
+            f"{name}/a",
+            f"{name}/a_ref",
+            f"{name}/a_mask",
+            "before/a",
+            "masks/a",
+        )
+        answer = client.post(f"/datasets/{name}/{address}", data={field: value})
+        assert answer.status_code == 303, answer.text
+        found = dataset_of(Page(client, f"/new?dataset={name}"))
+        assert {key: found.get(key) for key in keys} == keys, (field, value)
+        assert found["folder_path"] == f"datasets/{name}"
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_names_of_pairs_need_no_choice_and_another_dataset_brings_its_own(client, ui):
+    draw(ui.datasets, "named/x_start", "named/x_end", "both/source/x", "both/target/x")
+    page = Page(client, "/new?dataset=named")
+    found = dataset_of(page)
+    assert (found["image_suffix"], found["control_suffix"]) == ("_end", ["_start"])
+    assert found["trigger_word"] == ""
+    found = dataset_of(page.fill({FOLDER: "datasets/both/target"}))
+    assert (found["folder_path"], found["control_path"], found["trigger_word"]) == (
+        "datasets/both/target",
+        "datasets/both/source",
+        "",
+    )
+    found = dataset_of(page.fill({FOLDER: "datasets/40_photo"}))
+    assert "control_path" not in found and found["trigger_word"] == "phtx"
 
 
 def test_the_other_rank_key_follows_where_it_is_equal(client, ui):
@@ -979,14 +1001,6 @@ def test_the_other_rank_key_follows_where_it_is_equal(client, ui):
         {"key:network.linear": "32"}
     )
     assert "linear: 32\n" in page.yaml and "linear_alpha: 4\n" in page.yaml
-
-
-def test_a_copy_of_a_job_names_its_own_folder_in_comments(client, ui):
-    for address in ("/new?example=quickstart.yaml", "/new?dataset=40_photo"):
-        (ui.output / "quickstart").mkdir(parents=True, exist_ok=True)
-        assert "output/quickstart/" not in Page(client, address).yaml.replace(
-            "output/quickstart_", ""
-        )
 
 
 def test_commands_and_keys_in_what_the_check_says_lead_to_the_page(client, ui):

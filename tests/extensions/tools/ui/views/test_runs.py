@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,27 +38,35 @@ def opened() -> Iterator[list[str]]:
     _opened.clear()
 
 
-@pytest.fixture
-def many(ui: Ui) -> Ui:  # noqa: F811
-    """So many runs, the last one the latest, and a dataset; all written an hour ago."""
-    then = time.time() - 3600
+@pytest.fixture(scope="module")
+def folder_of_many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """So many runs, the last one the latest; all written an hour ago."""
+    output = tmp_path_factory.mktemp("many")
     for number in range(RUNS):
-        folder = ui.output / f"run_{number:04d}"
+        folder = output / f"run_{number:04d}"
         folder.mkdir()
-        status = {
-            "status": "finished",
-            "step": number,
-            "steps": RUNS,
-            "name": folder.name,
-        }
-        status["updated"] = f"2026-11-01T{number // 60:02d}:{number % 60:02d}:00Z"
+        updated = f"2026-11-01T{number // 60:02d}:{number % 60:02d}:00Z"
+        status = {"status": "finished", "step": number, "steps": RUNS}
+        status |= {"name": folder.name, "updated": updated}
         (folder / "run.json").write_text(json.dumps(status))
         (folder / "config.yaml").touch()
         (folder / "metrics.jsonl").write_text(
             '{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.5}\n'
         )
-        for path in (folder / "run.json", folder / "metrics.jsonl", folder):
-            os.utime(path, (then, then))
+        an_hour_old(folder)
+    return output
+
+
+def an_hour_old(run: Path) -> None:
+    then = time.time() - 3600
+    for path in (run / "run.json", run / "metrics.jsonl", run):
+        os.utime(path, (then, then))
+
+
+@pytest.fixture
+def many(ui: Ui, folder_of_many: Path) -> Ui:  # noqa: F811
+    """The page of these runs, and a dataset."""
+    ui.output = folder_of_many
     (ui.datasets / "d").mkdir()
     return ui
 
@@ -89,11 +98,13 @@ def test_pages_open_few_files_and_are_small(
         ]
         assert len(answer.content) < 200_000, path
         assert len(of_runs) <= 30, (path, of_runs)
-    (many.output / "run_0123" / "run.json").write_text(
-        '{"status": "failed", "name": "anew"}'
-    )
+    status = many.output / "run_0123" / "run.json"
+    before = status.read_text()
+    status.write_text('{"status": "failed", "name": "anew"}')
     opened.clear()
     assert "anew" in client.get("/?q=failed").text
+    status.write_text(before)
+    an_hour_old(status.parent)
     assert {name for name in opened if name.startswith(str(many.output / "run_"))} <= {
         str(many.output / "run_0123" / name)
         for name in ("run.json", "run.lock", "metrics.jsonl", "samples")

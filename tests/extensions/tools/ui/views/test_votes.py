@@ -223,15 +223,10 @@ def test_nothing_else_is_shown_or_written(
         "linked.png",
     ):
         assert client.get(f"{here}/images/{name}").status_code == 404, name
+    secret = votes.digest("../../secret.txt")
     # not an image
-    assert (
-        client.get(f"{here}/control/{votes.digest('../../secret.txt')}").status_code
-        == 404
-    )
-    assert (
-        client.get(f"{here}/control/{votes.digest('../../secret.png')}x").status_code
-        == 404
-    )
+    assert client.get(f"{here}/control/{secret}").status_code == 415
+    assert client.get(f"{here}/control/{secret}x").status_code == 404
     for left, right in (
         ("a.png", "c.png"),
         ("a.png", "photo.png"),
@@ -266,7 +261,7 @@ def test_a_vote_that_cannot_be_kept_is_an_error(
     pair = shown(client.get("/votes/datasets/cats_votes").text)
     monkeypatch.setattr("os.fsync", full)
     answer = client.post("/votes/datasets/cats_votes", data=pair | {"vote": "left"})
-    assert answer.status_code == 409 and "No space left" in answer.text
+    assert answer.status_code == 507 and "No space left" in answer.text
 
 
 # ---------------------------------------------------------------- the job
@@ -355,7 +350,7 @@ def test_the_button_writes_the_job_and_puts_it_into_the_queue(
     (folder / "config.yaml").write_text(config)
     monkeypatch.setattr(Queue, "start_runner", lambda self: None)
     found = Checked(
-        errors=[Message("gone.png: is named in votes.jsonl:1 and is not an image")]
+        errors=[Message((), "gone.png: is named in votes.jsonl:1 and is not an image")]
     )
     monkeypatch.setattr(votes, "check_job", lambda ui, text, *_: found)
     client.post(

@@ -1,0 +1,46 @@
+"""Files of kinds that are not read are called by their name, with a command."""
+
+from pathlib import Path
+
+import pytest
+
+from toolkit.data.pixels.images import ImageError, inspect_image, open_image
+from toolkit.data.pixels.unread import MAGICK, SAVE_AS_PNG, ZSCALE, Unread
+
+KINDS = {
+    "a JPEG of 12 bits": b"\xff\xd8\xff\xe0\0\x04ab\xff\xc1\0\x11\x0c\0\x10\0\x10\3",
+    "a lossless JPEG": b"\xff\xd8\xff\xc3\0\x11\x08\0\x10\0\x10\3",
+    "a JPEG 2000": b"\0\0\0\x0cjP  \r\n\x87\n",
+    "a JPEG XL": b"\xff\x0a",
+    "a JPEG XL, which": b"\0\0\0\x0cJXL \r\n\x87\n",
+    "an OpenEXR image": b"v/1\x01",
+    "a Photoshop document": b"8BPS",
+    "a PDF": b"%PDF",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_formats_are_called_by_their_name(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(KINDS[kind] + bytes(40))
+    for read in (open_image, inspect_image):
+        with pytest.raises(ImageError, match=rf"is {kind}.* magick '{path}\[0\]' "):
+            read(path)
+    with pytest.raises(ImageError, match=f"shard/1: is {kind}.* {SAVE_AS_PNG}$"):
+        open_image("shard/1", data=path.read_bytes())
+
+
+def test_a_command_can_be_pasted_and_writes_over_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "it's.jxl"
+    quoted = str(tmp_path) + "/it'\"'\"'s"
+    for command, words in ((MAGICK, ".jxl[0]'"), (ZSCALE, ".jxl' -vf zscale=p=709")):
+        reason = Unread("a kind", command).reason(path, None)
+        assert f" '{quoted}{words}" in reason
+        assert reason.endswith(f"'{quoted}.png'")
+    path.with_suffix(".png").touch()
+    assert Unread("a kind").reason(path, None).endswith(f"'{quoted}.converted.png'")
+    assert (
+        Unread("a kind")
+        .reason(path.with_suffix(".png"), None)
+        .endswith(f"'{quoted}.png[0]' '{quoted}.converted.png'")
+    )

@@ -1,0 +1,98 @@
+"""Files of valid kinds that are not read: each is refused by its name, with the command
+that converts it.
+
+`images`, `colours` and `tiff` raise `Unread`; `images` adds the name of the file and
+the command. It does not look at the pixels.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+SAVE_AS_PNG = "Save it as PNG, with 8 or 16 bits per channel"
+
+MAGICK = "magick {first} {png}"
+"""ImageMagick applies what a file says of its values, and names the colours in the
+PNG."""
+
+_TO_SRGB = "zscale=p=709:t=iec61966-2-1:m=gbr:r=full,format=gbrp16"
+ZSCALE = f"ffmpeg -i {{image}} -vf {_TO_SRGB} {{png}}"
+"""FFmpeg converts the colours of all codes of ITU-T H.273 to sRGB."""
+
+_LEVELS = "colorlevels=16/255:16/255:16/255:0:235/255:235/255:235/255"
+NARROW = f"ffmpeg -i {{image}} -vf {_LEVELS},{_TO_SRGB} {{png}}"
+"""The same for RGB whose black is 16 and white 235, which zscale takes as 0 and 255."""
+
+_OTHER_FORMATS = {
+    b"\xff\x0a": "a JPEG XL",
+    b"\0\0\0\x0cJXL ": "a JPEG XL",
+    b"\0\0\0\x0cjP  ": "a JPEG 2000",
+    b"\xff\x4f\xff\x51": "a JPEG 2000",
+    b"8BPS": "a Photoshop document",
+    b"v/1\x01": "an OpenEXR image",
+    b"%PDF": "a PDF",
+    **dict.fromkeys(
+        (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+        "a TIFF that is damaged, or not grey, RGB or CMYK of 8 or 16 bits",
+    ),
+}
+"""First bytes of files that are not read -> their kind."""
+
+
+class Unread(ValueError):
+    """A valid file of a kind that is not read; the message names the kind, as in `a
+    JPEG XL`.
+
+    command: converts it, with the fields {image}, {first} (its first page or layer) and
+    {png}.
+    """
+
+    def __init__(self, kind: str, command: str = MAGICK) -> None:
+        super().__init__(kind)
+        self.command = command
+
+    def reason(self, path: Path | str, data: bytes | None) -> str:
+        """The kind, and the command that converts the file. data: its bytes, where it
+        is not on disk."""
+        if data is not None:
+            return f"is {self}, which is not read. {SAVE_AS_PNG}"
+        png = Path(path).with_suffix(".png")
+        if png.exists():
+            png = png.with_suffix(".converted.png")
+        command = self.command.format(
+            image=shlex.quote(str(path)),
+            first=shlex.quote(f"{path}[0]"),
+            png=shlex.quote(str(png)),
+        )
+        return f"is {self}, which is not read. Convert it, and replace it by the result: {command}"
+
+
+def unread_kind(beginning: bytes) -> str:
+    """The kind of a file that no decoder takes, by its first bytes; empty: unknown.
+
+    >>> unread_kind(b"8BPS")
+    'a Photoshop document'
+    """
+    kinds = (
+        kind for begin, kind in _OTHER_FORMATS.items() if beginning.startswith(begin)
+    )
+    return next(kinds, "") or unread_jpeg(beginning)
+
+
+def unread_jpeg(beginning: bytes) -> str:
+    """The kind of a JPEG that its decoder does not read, by the marker that begins its
+    frame; else empty.
+
+    Source of the layout: ITU-T T.81, table B.1 and B.2.2.
+    """
+    at = 2 if beginning[:2] == b"\xff\xd8" else len(beginning)
+    while at + 9 <= len(beginning) and beginning[at] == 0xFF:
+        marker = beginning[at + 1]
+        if marker in (0xC0, 0xC1, 0xC2):
+            bits = beginning[at + 4]
+            return "" if bits == 8 else f"a JPEG of {bits} bits"
+        if marker in (0xC3, 0xC7, 0xCB, 0xCF):
+            return "a lossless JPEG"
+        at += 2 + int.from_bytes(beginning[at + 2 : at + 4], "big")
+    return ""
