@@ -298,6 +298,10 @@ def test_sizes_scale_with_the_guides_dimensions(read) -> None:
     model = "{vae_dim: 64, feature_maps_dim: 64, feature_maps_dim_disc: 16}"
     first, process = read(joint("gan_training: true", "lr: 1e-5", model=model)).steps
     assert first["model"]["config"] == sized(64)
+    # a quarter and a half of 40 are 10 and 20: rounded down to multiples of 8
+    found = sized(40)
+    assert found["block_out_channels"] == [8, 16, 40, 40]
+    assert (found["norm_num_groups"], found["latent_channels"]) == (2, 5)
     assert process["autoencoder"]["discriminator"]["channels"] == 64
     transformer = process["model"]["transformer"]["config"]
     assert transformer == {

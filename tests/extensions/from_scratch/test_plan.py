@@ -190,3 +190,9 @@ def test_the_share_of_the_start_in_the_average_is_told(vae_job, pictures: Path) 
 
 def test_captions_are_not_missed(vae_job, pictures: Path) -> None:
     assert not any("empty prompt" in note for note in plan(vae_job, pictures).notes)
+
+
+def test_a_folder_without_spade_loses_none(vae_job, pictures: Path, vae: Path) -> None:
+    notes = plan(vae_job, pictures, model={"name_or_path": str(vae)}).notes
+    assert any(f"AutoencoderKL from {vae}" in note for note in notes)
+    assert not any("SPADE" in note for note in notes)
