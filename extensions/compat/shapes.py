@@ -663,9 +663,11 @@ def _literal(text: str) -> Any:
             return kind(text)
         except ValueError:
             continue
-    is_list = text.startswith("[") and _is_literal(text)
-    value = ast.literal_eval(text) if is_list else [None]
-    return value if all(isinstance(part, str) for part in value) else text
+    if text.startswith("[") and _is_literal(text):
+        parts = ast.literal_eval(text)
+        if all(isinstance(part, str) for part in parts):
+            return parts
+    return text
 
 
 def _is_literal(text: str) -> bool:

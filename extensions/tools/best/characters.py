@@ -76,7 +76,7 @@ def images_of(
     file once."""
     by_word: dict[str, dict[str, BucketedSample]] = {word: {} for word in words}
     patterns = {
-        word: re.compile(f"(?<!\\w){re.escape(word)}(?!\\w)", re.IGNORECASE)
+        word: re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
         for word in words
     }
     for item in items:

@@ -82,7 +82,7 @@ def _text(path: str) -> str:
 
 
 def _checks(text: str, place: str) -> frozenset[str]:
-    names = re.split("[,\\s]+", text.strip()) if text.strip() else []
+    names = re.split(r"[,\s]+", text.strip()) if text.strip() else []
     for name in names:
         if name not in CHECKS:
             raise UserError(

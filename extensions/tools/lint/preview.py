@@ -72,7 +72,10 @@ def _facts(item: Item) -> str:
     sample = item.sample
     sizes = ", ".join("{} x {}".format(*crop.bucket) for crop in item.crops)
     facts = [f"{sample.size.width} x {sample.size.height}, trained at {sizes}"]
-    facts += ["validation"] * item.held_out + ["regularisation"] * item.is_reg
+    if item.held_out:
+        facts.append("validation")
+    if item.is_reg:
+        facts.append("regularisation")
     if sample.repeats > 1:
         facts.append(f"{sample.repeats} repeats")
     return ", ".join(facts)

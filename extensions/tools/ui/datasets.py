@@ -121,10 +121,9 @@ def shown(text: str) -> str:
 def names(ui: Ui) -> list[str]:
     """Names of the datasets, sorted. A link that leads out of the folder of the datasets
     is left out."""
-    if not ui.datasets.is_dir():
-        return []
     try:
-        folders = list_folder(str(ui.datasets)).subfolders
+        is_there = ui.datasets.is_dir()
+        folders = list_folder(str(ui.datasets)).subfolders if is_there else ()
     except OSError as error:
         raise HTTPException(403, f"{ui.datasets}: {error.strerror}") from error
     return [name for name in folders if _is_within(ui.datasets, name)]

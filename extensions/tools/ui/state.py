@@ -392,10 +392,12 @@ def options(texts: Iterable[str], chosen: str = "") -> str:
     >>> options(["auto", "dark"], chosen="dark")
     '<option value="auto">auto</option><option value="dark" selected>dark</option>'
     """
-    return "".join(
-        f'<option value="{escape(text)}"{" selected" * (text == chosen)}>{escape(text)}</option>'
-        for text in texts
-    )
+    elements = []
+    for text in texts:
+        selected = " selected" if text == chosen else ""
+        label = escape(text)
+        elements.append(f'<option value="{label}"{selected}>{label}</option>')
+    return "".join(elements)
 
 
 _COMMAND = re.compile(r"run\.py ([a-z_]+)(?: --[a-z-]+)*")

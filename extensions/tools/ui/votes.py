@@ -143,9 +143,10 @@ class Ballot:
         if pair is None or choice not in CHOICES:
             return False
         row: dict[str, Any] = {UNDECIDED: choice, "images": sorted(names)}
-        if choice in (LEFT, RIGHT):
-            better, worse = (pair.left, pair.right)[:: 1 if choice == LEFT else -1]
-            row = {"better": better, "worse": worse}
+        if choice == LEFT:
+            row = {"better": pair.left, "worse": pair.right}
+        elif choice == RIGHT:
+            row = {"better": pair.right, "worse": pair.left}
         row |= {"prompt": pair.group.prompt, "control": [*pair.group.control]}
         row = redact_json(row)
         with folder_lock(self.folder):

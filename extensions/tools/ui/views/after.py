@@ -174,6 +174,8 @@ def try_it(request: Request, form: Form) -> Response:
     controls, fault = _controls(ui, run, settings, form)
     if strength is None:
         faults["strength"] = words["strength_wrong"]
+    if not form.get("seed", "").strip():
+        faults["seed"] = words["seed_missing"]
     if fault:
         faults["control"] = fault
     if not faults:

@@ -765,9 +765,14 @@ def _words_of(key: str) -> dict[str, str]:
 
 
 def _sets(ui: Ui) -> dict[str, dict[str, Any]]:
-    """Name of a dataset -> its section of a job (`Dataset.section`)."""
-    sets = {}
-    for name in names(ui):
+    """Name of a dataset -> its section of a job (`Dataset.section`). Empty where their
+    folder cannot be read."""
+    sets: dict[str, dict[str, Any]] = {}
+    try:
+        known = names(ui)
+    except HTTPException:
+        return sets
+    for name in known:
         with suppress(HTTPException):
             sets[name] = open_dataset(ui, name, names_only=True).section()
     return sets

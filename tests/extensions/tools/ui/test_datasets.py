@@ -108,6 +108,8 @@ def test_a_new_dataset_has_its_repeats_in_its_name(page: TestClient, ui: Ui) -> 
         ("..", "1", "cannot be the name"),
         ("a/b", "1", "leave out"),
         (".x", "1", "hidden"),
+        (".x", "20", "hidden"),
+        ("", "20", "cannot be the name"),
         ("x" * 300, "1", "too long"),
         ("pipo", "1", "exists already"),
         ("ok", "0", "whole number"),

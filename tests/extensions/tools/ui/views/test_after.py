@@ -105,6 +105,7 @@ def test_a_mistake_is_told_at_its_field(client: TestClient, ui: Ui, run: Path) -
     for given, field, told in (
         ({"strength": "strong"}, "strength", "Write a number"),
         ({"seed": "-3"}, "seed", "must be &gt;= 0"),
+        ({"seed": " "}, "seed", "Write a whole number, such as 42."),
         ({"width": "10"}, "width", "must be &gt;= 64"),
         ({"prompt": "a cat --w wide"}, "prompt", "is not a whole number"),
         ({"control": "send"}, "control", "Choose an image file"),

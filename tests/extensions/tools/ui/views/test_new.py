@@ -931,6 +931,24 @@ def test_a_dataset_of_the_menu_brings_what_create_a_job_brings(client, ui):
     assert page.form.fields[NAME] == "quickstart"
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_datasets_that_cannot_be_read_hide_no_form(client, ui, monkeypatch):
+    """As root, for whom every folder can be read, the disk says it."""
+
+    is_dir = Path.is_dir
+
+    def denied(path: Path) -> bool:
+        if path == ui.datasets:
+            raise PermissionError(13, "Permission denied")
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", denied)
+    answer = client.get("/datasets")
+    assert answer.status_code == 403 and "Permission denied" in answer.text
+    page = Page(client, "/new")
+    assert page.answer.status_code == 200 and "name:" in page.yaml
+
+
 def dataset_of(page: Page) -> dict[str, object]:
     """The first dataset of the job that is shown, with the trigger word."""
     process = yaml.safe_load(page.yaml)["config"]["process"][-1]
