@@ -660,6 +660,25 @@ def test_colours_that_no_camera_writes_are_refused_by_name(
     assert images.image_reading(path) == ""
 
 
+def test_codes_that_a_profile_overrules_refuse_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header of a film beside a profile, and a tag `cicp` that is not of HDR."""
+    profile = icc(P3, 2.2, bytes([12, 13, 0, 0]))
+    for name in ("a.avif", "a.png"):
+        Image.fromarray(P3_22).save(tmp_path / name, icc_profile=profile)
+
+    def refuse(_: object) -> None:
+        raise Unread("an AVIF that has the header of a film, and no nclx")
+
+    monkeypatch.setattr(colours, "codes_of_avif", refuse)
+    for name in ("a.avif", "a.png"):
+        assert inspect_header(tmp_path / name).colours == "Test"
+    Image.fromarray(P3_22).save(tmp_path / "b.avif")
+    with pytest.raises(images.ImageError, match="the header of a film"):
+        inspect_header(tmp_path / "b.avif")
+
+
 def test_short_sequence_headers_are_read_and_long_ones_refused(tmp_path: Path) -> None:
     """The header of a still picture is short; a long one has the tools of a film."""
     codec = pytest.importorskip("imagecodecs")
