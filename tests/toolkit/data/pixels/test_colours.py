@@ -748,6 +748,25 @@ def test_avif_is_turned_once_by_either_decoder(
     assert difference(tmp_path / "a.avif") <= 1
 
 
+def test_without_its_decoder_an_avif_of_hdr_names_the_package_and_others_have_8_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same file with other pixels has other cached latents."""
+    path = tmp_path / "a.avif"
+    exact_avif(path, srgb(light_in(P3)), 10, 12, 13)
+    reading = images.image_reading(path)
+    exact_avif(tmp_path / "hdr.avif", pq(light_in(BT2020)), 10, 9, 16)
+    assert inspect_header(tmp_path / "hdr.avif").is_hdr
+    monkeypatch.setattr(avif_header, "find_spec", lambda _: None)
+    assert reading == images.image_reading(path) + " 16 bits"
+    with pytest.raises(
+        images.ImageError,
+        match=r"is HDR \(PQ\), of which Pillow gives 8 bits, too few for its range\. Install the package "
+        r"'imagecodecs' \(extra 'hdr'\): .*pip install",
+    ):
+        images.image_size(tmp_path / "hdr.avif")
+
+
 def test_a_profile_of_srgb_is_not_counted(tmp_path: Path) -> None:
     from PIL import ImageCms
 
