@@ -8,6 +8,7 @@ import importlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -840,13 +841,15 @@ def third_party(name: str, text: str) -> set[str]:
     constants = (
         node.value for node in nodes_of(text) if isinstance(node, ast.Constant)
     )
-    named = (
-        match[1]
-        for value in constants
-        if (match := re.fullmatch(r"(\w+)(?:\.\w+)*:(?!True$)[A-Z]\w+", str(value)))
-    )
-    imported = (module.split(".")[0] for module in imports(name, text))
-    return {*imported, *named} - OWN - sys.stdlib_module_names
+    imported = {module.split(".")[0] for module in imports(name, text)}
+    return (imported | named(map(str, constants))) - OWN - sys.stdlib_module_names
+
+
+def named(texts: Iterable[str]) -> set[str]:
+    """The packages of texts as "package.module:Class". `MODEL` is a socket of
+    ComfyUI."""
+    path = re.compile(r"(\w+)(?:\.\w+)*:(?!(?:True|MODEL)$)[A-Z]\w+")
+    return {match[1] for match in map(path.fullmatch, texts) if match}
 
 
 def test_a_package_is_seen_where_it_is_imported_and_where_it_is_named() -> None:
@@ -866,7 +869,8 @@ def test_what_the_program_imports_is_what_it_requires() -> None:
             for name in tracked("toolkit", "extensions", "jobs", *PROGRAMS)
         )
     )
-    needed = (used - OPTIONAL - {"pydantic_core"}) | set(FOR_THE_USER)
+    used |= named(re.findall('"([^"]+)"', source("toolkit/optim/optimizers.json")))
+    needed = (used - OWN - OPTIONAL - {"pydantic_core"}) | set(FOR_THE_USER)
     assert needed <= modules
     if all(
         (ROOT / "extensions" / folder).is_dir()

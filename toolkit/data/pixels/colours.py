@@ -193,10 +193,10 @@ def colours_of(image: Image.Image) -> Colours:
     header. Damaged colour information is ignored. Raises Unread for colours that are
     not read."""
     profile = cast("bytes", image.info.get("icc_profile") or b"")
-    codes = _codes(image)
+    # beside a profile those of an AVIF or HEIC do not count
+    codes = _codes(image) if image.format == "PNG" or not profile else None
     if profile:
-        before_profile = codes if image.format == "PNG" else None
-        for given in (before_profile, _codes_of_profile(profile)):
+        for given in (codes, _codes_of_profile(profile)):
             if given and given[1] in _HDR_CODES:
                 return from_codes(*given)
         return _of_profile(profile, "L" if is_grey_webp(image) else image.mode)
@@ -329,9 +329,10 @@ def _tags_of(profile: bytes) -> dict[bytes, bytes]:
 @lru_cache(maxsize=64)
 def _codes_of_profile(profile: bytes) -> Codes | None:
     """The tag `cicp` of an ICC profile (ICC.1:2022, 10.4), as programs write it for
-    HDR."""
+    HDR. Of other profiles the tag does not count."""
     content = _tags_of(profile).get(b"cicp", b"")
-    return _of_full_range(content[8:12]) if len(content) >= 12 else None
+    is_hdr = len(content) >= 12 and content[9] in _HDR_CODES
+    return _of_full_range(content[8:12]) if is_hdr else None
 
 
 class ProfileCurve(NamedTuple):

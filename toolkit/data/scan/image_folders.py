@@ -159,9 +159,14 @@ def _without_partners(
     suffixes = [*filter(None, (*dataset.control_suffix, dataset.mask_suffix))]
     if not (partners or suffixes or dataset.image_suffix):
         return listing
-    roots = {stem: root_of(stem, dataset.image_suffix) for stem in listing.images}
-    for stem, root in roots.items():
-        if root is None or stem in partners:
+    # Control images have partners of their own: `a_control_mask.png` is no image.
+    roots = {
+        stem: root_of(stem, dataset.image_suffix)
+        for stem in listing.images
+        if stem not in partners
+    }
+    for root in roots.values():
+        if root is None:
             continue
         partners.update(with_affix(root, suffix) for suffix in suffixes)
         for suffix in dataset.control_suffix:
@@ -169,7 +174,7 @@ def _without_partners(
     images = {
         stem: names
         for stem, names in listing.images.items()
-        if roots[stem] is not None and stem not in partners
+        if roots.get(stem) is not None and stem not in partners
     }
     return replace(listing, images=images)
 

@@ -14,11 +14,10 @@ import io
 import logging
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import product
-from math import prod
 from pathlib import Path
 from threading import Event
 from typing import IO, Any, TypeVar, cast
@@ -203,18 +202,19 @@ def _is_safe(address: str) -> bool:
 def _without_braces(pattern: str) -> list[str]:
     """`a{00..02}` -> `a00`, `a01`, `a02`; `{a,b}` -> `a`, `b`; several braces: every
     pair."""
-    parts = _BRACES.split(pattern)
-    if len(parts) == 1:
-        return parts
-    choices = [
-        _choices(part, pattern) if number % 2 else [part]
-        for number, part in enumerate(parts)
-    ]
-    if prod(map(len, choices)) > MAX_SHARDS:
-        raise UserError(f"{pattern}: means more than {MAX_SHARDS:,} shards.")
-    names = map("".join, product(*choices))
-    # again for braces within braces
-    return [inner for name in names for inner in _without_braces(name)]
+    names = list[str]()
+    waiting = deque([pattern])
+    while waiting:  # of braces within braces the inner ones come first
+        name = waiting.popleft()
+        match = _BRACES.search(name)
+        if match:
+            begin, end = name[: match.start()], name[match.end() :]
+            waiting += [begin + word + end for word in _choices(match[1], name)]
+        else:
+            names.append(name)
+        if len(waiting) > MAX_SHARDS:
+            raise UserError(f"{pattern}: means more than {MAX_SHARDS:,} shards.")
+    return names
 
 
 def _choices(inside: str, pattern: str) -> list[str]:

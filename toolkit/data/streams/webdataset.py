@@ -62,10 +62,8 @@ _LARGEST = 2**36
 """Bytes that one file of a shard may have: tarfile would count to the end of any number
 that a damaged header gives."""
 
-_KEYS_OR_ORDER = (
-    "Set image_key, label_key and caption_key, or pack the files of each sample one after the other and in one "
-    "folder, as `tar --sort=name` does."
-)
+_KEYS = "Set image_key, label_key and caption_key"
+_ORDER = "pack the files of each sample one after the other and in one folder, as `tar --sort=name` does"
 
 _LONGEST = 300
 """Characters of a reason; the name of a key can be any text."""
@@ -531,7 +529,9 @@ class ShardStream:
         except (ValueError, RecursionError) as error:
             reason = f"its {self.keys.label} cannot be read: {error}"
         if unreadable.read == unreadable.samples + 1 >= _FIRST:
-            hint = "" if remedy else f" {_KEYS_OR_ORDER}"
+            # a row of Parquet is whole
+            order = "" if is_parquet_shard(shard) else f", or {_ORDER}"
+            hint = "" if remedy else f" {_KEYS}{order}."
             raise RunError(
                 f"{name}: none of the first {_FIRST} samples can be used: {reason}.{hint}"
             )

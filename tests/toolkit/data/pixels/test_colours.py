@@ -660,6 +660,25 @@ def test_colours_that_no_camera_writes_are_refused_by_name(
     assert images.image_reading(path) == ""
 
 
+def test_codes_that_a_profile_overrules_refuse_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header of a film beside a profile, and a tag `cicp` that is not of HDR."""
+    profile = icc(P3, 2.2, bytes([12, 13, 0, 0]))
+    for name in ("a.avif", "a.png"):
+        Image.fromarray(P3_22).save(tmp_path / name, icc_profile=profile)
+
+    def refuse(_: object) -> None:
+        raise Unread("an AVIF that has the header of a film, and no nclx")
+
+    monkeypatch.setattr(colours, "codes_of_avif", refuse)
+    for name in ("a.avif", "a.png"):
+        assert inspect_header(tmp_path / name).colours == "Test"
+    Image.fromarray(P3_22).save(tmp_path / "b.avif")
+    with pytest.raises(images.ImageError, match="the header of a film"):
+        inspect_header(tmp_path / "b.avif")
+
+
 def test_short_sequence_headers_are_read_and_long_ones_refused(tmp_path: Path) -> None:
     """The header of a still picture is short; a long one has the tools of a film."""
     codec = pytest.importorskip("imagecodecs")
@@ -727,6 +746,25 @@ def test_avif_is_turned_once_by_either_decoder(
     (tmp_path / "a.avif").write_bytes(with_property(plain, struct.pack(">I", 9) + box))
     assert images.image_size(tmp_path / "a.avif") == (4 * SIDE, 2 * SIDE)
     assert difference(tmp_path / "a.avif") <= 1
+
+
+def test_without_its_decoder_an_avif_of_hdr_names_the_package_and_others_have_8_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same file with other pixels has other cached latents."""
+    path = tmp_path / "a.avif"
+    exact_avif(path, srgb(light_in(P3)), 10, 12, 13)
+    reading = images.image_reading(path)
+    exact_avif(tmp_path / "hdr.avif", pq(light_in(BT2020)), 10, 9, 16)
+    assert inspect_header(tmp_path / "hdr.avif").is_hdr
+    monkeypatch.setattr(avif_header, "find_spec", lambda _: None)
+    assert reading == images.image_reading(path) + " 16 bits"
+    with pytest.raises(
+        images.ImageError,
+        match=r"is HDR \(PQ\), of which Pillow gives 8 bits, too few for its range\. Install the package "
+        r"'imagecodecs' \(extra 'hdr'\): .*pip install",
+    ):
+        images.image_size(tmp_path / "hdr.avif")
 
 
 def test_a_profile_of_srgb_is_not_counted(tmp_path: Path) -> None:

@@ -331,10 +331,10 @@ def test_a_label_for_neither_is_counted_and_another_one_is_a_mistake(
 def test_a_table_without_a_known_image_says_how_to_name_it_in_the_job(
     data: Path, dataset
 ) -> None:
-    rows = [{"prompt": "a cat", "good_jpg": "out/0.png", "bad_jpg": "out/1.png"}] * 1
-    path = write(data / "t.jsonl", rows)
+    row = {"prompt": "a cat", "good_jpg": "out/0.png", "bad_jpg": "out/1.png"}
+    path = write(data / "t.jsonl", [row | {"by": "somebody with a long name"}])
     refused = refusal([dataset("", captions_file=path)], None)
-    columns = "its columns are prompt, good_jpg, bad_jpg, of which good_jpg, bad_jpg name images"
+    columns = "its columns are prompt, good_jpg, bad_jpg, by, of which good_jpg, bad_jpg name images"
     remedy = "Say what they are: 'columns: {image: good_jpg, prompt: prompt}' (for pairs also control, or worse)"
     assert (
         str(refused)

@@ -256,6 +256,17 @@ def test_control_images_and_masks_told_by_a_suffix_are_no_targets(
     }
 
 
+def test_what_is_named_as_a_partner_of_a_control_image_is_no_target(
+    tmp_path: Path, image, dataset
+) -> None:
+    make_images(
+        tmp_path / f"{name}.png" for name in ("a", "a_ref", "a_mask", "a_ref_mask")
+    )
+    section = dataset(tmp_path, control_suffix=("_ref",), mask_suffix="_mask")
+    (sample,) = scan_datasets([section], None).samples
+    assert Path(sample.image).name == "a.png"
+
+
 # ---------------------------------------------------------------- pairs as other
 # programs name them
 

@@ -347,6 +347,12 @@ def test_a_wrong_key_is_told_with_those_that_are_there(shards: Path) -> None:
         RunError, match=r"whose keys are size, text\), only .*: set label_key: text"
     ):
         list(stream(shards / "0.parquet", keys=SampleKeys()).read(None))
+    with pytest.raises(
+        RunError,
+        match=r"its image is not .*\. Set image_key, label_key and caption_key\.$",
+    ):
+        texts = SampleKeys(("text",), label="text")
+        list(stream(shards / "0.parquet", keys=texts).read(None))
 
 
 def test_a_damaged_file_is_one_line_and_a_good_one_is_never_called_so(

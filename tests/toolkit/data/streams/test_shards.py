@@ -53,6 +53,10 @@ def test_braces_and_globs_name_each_shard_once(tmp_path: Path) -> None:
     assert names("https://a.b/{c,{d,e}f}.tar", "https://a.b/{d}f.tar") == [
         f"https://a.b/{name}.tar" for name in ("c", "df", "ef")
     ]
+    # an order that runs have recorded
+    assert names("https://a.b/{c,{d,e}}{0,1}.tar") == [
+        f"https://a.b/{name}.tar" for name in ("c0", "c1", "d0", "d1", "e0", "e1")
+    ]
 
 
 @pytest.mark.parametrize(
