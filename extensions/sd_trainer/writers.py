@@ -415,7 +415,7 @@ def _metadata(extracted: ExtractedLora, of_main: dict[str, str]) -> dict[str, st
     shared = {
         key: text
         for key, text in of_main.items()
-        if key not in made_from and (not key.startswith("ss_network_"))
+        if key not in made_from and not key.startswith("ss_network_")
     }
     if ARCHITECTURE in shared:
         shared[ARCHITECTURE] = f"{shared[ARCHITECTURE].rpartition('/')[0]}/lora"

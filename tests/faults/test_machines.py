@@ -187,9 +187,8 @@ LOST: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """What is killed -> what one of these the others say, and how the run counts then (of a
 worker: test_processes.py). The worker of a launcher is stopped as by a signal, and with
-it the other one. With the
-first launcher the store is gone: whether all agree on the stop before they miss it is a
-race."""
+it the other one. With the first launcher the store is gone: whether all agree on the
+stop before they miss it is a race."""
 
 
 @pytest.mark.parametrize("what", LOST)

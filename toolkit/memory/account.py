@@ -483,6 +483,8 @@ def memory_account(device: torch.device, record: bool) -> Iterator[MemoryAccount
         record = ran_out or (record and is_stop)
         raise
     finally:
-        for line in account.lines() if record else ():
-            logger.info(line)
-        account.stop()
+        try:
+            for line in account.lines() if record else ():
+                logger.info(line)
+        finally:
+            account.stop()

@@ -444,7 +444,7 @@ _OFT_KEYS: dict[str, type | tuple[type, ...]] = {
 def _version(text: object) -> tuple[int, ...]:
     """The first two numbers of a version of peft, which is written since 0.18; () where
     none is given."""
-    match = re.match("(\\d+)\\.(\\d+)", text) if isinstance(text, str) else None
+    match = re.match(r"(\d+)\.(\d+)", text) if isinstance(text, str) else None
     return tuple(map(int, match.groups())) if match else ()
 
 

@@ -170,7 +170,7 @@ def cast_on_use(module: nn.Module, dtype: torch.dtype) -> None:
     names = [
         name
         for name, parameter in parameters
-        if parameter.dtype != dtype and (not is_sharded(parameter))
+        if parameter.dtype != dtype and not is_sharded(parameter)
     ]
     if names:
         kind = type(module)

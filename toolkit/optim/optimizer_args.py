@@ -61,11 +61,16 @@ HIGHEST_LR: dict[str, float] = {
     name: row["highest_lr"] for name, row in _ROWS.items() if "highest_lr" in row
 }
 
+
+def _default(stored: Any) -> Any:
+    """The default of an argument in `_ROWS`: JSON has no tuples and no infinity."""
+    if isinstance(stored, list):
+        return tuple(stored)
+    return math.inf if stored == "Infinity" else stored
+
+
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    name: {
-        argument: tuple(default) if isinstance(default, list) else default
-        for argument, default in row["arguments"].items()
-    }
+    name: {argument: _default(stored) for argument, stored in row["arguments"].items()}
     for name, row in _ROWS.items()
     if "arguments" in row
 }

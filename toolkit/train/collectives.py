@@ -216,7 +216,7 @@ def all_reduce_gradients_and_losses(
     report = None
     if local_losses is not None:
         counts = {
-            name: sum((count for count, _ in counted))
+            name: sum(count for count, _ in counted)
             for name, counted in local_losses.numbers.items()
         }
         has_gradient = [p.grad is not None for p in parameters]

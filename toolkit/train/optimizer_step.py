@@ -284,10 +284,10 @@ class Role:
 
     @property
     def size(self) -> int:
-        """Bytes of its full parameters, all shards included."""
+        """Bytes of its full parameters and its buffers, all shards included."""
         return sum(
-            prod(self.shape_of(name)) * p.element_size()
-            for name, p in self.parameters.items()
+            prod(self.shape_of(name)) * tensor.element_size()
+            for name, tensor in self.saved_weights.items()
         )
 
     @property

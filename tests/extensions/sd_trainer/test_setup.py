@@ -140,6 +140,7 @@ def test_frozen_matrices_of_a_kind_are_in_the_checkpoint_and_are_not_averaged(
         f"network/{layer}.lora_{matrix}.weight" for layer in "abc" for matrix in "AB"
     ]
     assert sorted(saved) == names
+    assert role_of(run).size == sum(tensor.nbytes for tensor in saved.values())
     drawn = saved[names[0]].clone()
     role_of(run).buffers["a.lora_A.weight"].zero_()
     load_state(path, run)

@@ -286,6 +286,18 @@ def test_a_recorded_run_says_it_at_its_end_and_the_recording_stops(
     assert START not in said[1], "what has no stack is of the phase before it"
 
 
+def test_the_recording_stops_where_its_events_cannot_be_read(
+    device: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost() -> None:
+        raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(torch.cuda.memory, "_snapshot", lost)
+    with pytest.raises(RuntimeError, match="lost"), memory_account(CUDA, record=True):
+        pass
+    assert device["recording"][-1] is None
+
+
 @pytest.mark.parametrize(
     ("error", "record", "begins"),
     [

@@ -244,6 +244,12 @@ def test_only_the_linears_weights_are_quantized(
             assert ours.dtype == dtype and torch.equal(ours, parameter)
 
 
+def test_nothing_is_trainable_afterwards() -> None:
+    block = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64))
+    quantizer("int8")(block, "block")
+    assert not any(parameter.requires_grad for parameter in block.parameters())
+
+
 @pytest.mark.parametrize("qtype", QTYPES)
 def test_the_weights_take_less_memory(qtype: str) -> None:
     layer = quantized(nn.Linear(256, 256, bias=False, dtype=torch.bfloat16), qtype)[0]

@@ -48,6 +48,24 @@ def test_the_layer_computes_what_lycoris_trains(rank: int, alpha: float) -> None
     )
 
 
+def test_gradients_take_the_norm_as_a_constant() -> None:
+    """As the method does, against torch's own derivative."""
+    model, network = trained()
+    x = torch.randn(2, 5, 24)
+    model[0](x).square().sum().backward()
+    parts = {
+        name: p.detach().clone().requires_grad_()
+        for name, p in network.layer_weights("0").items()
+    }
+    base = model[0].base_layer
+    changed_OI = base.weight + 0.5 * parts["lora_B.weight"] @ parts["lora_A.weight"]
+    norm_1I = changed_OI.detach().norm(dim=0, keepdim=True)
+    expected_OI = parts["dora_scale"] * changed_OI / norm_1I
+    torch.nn.functional.linear(x, expected_OI, base.bias).square().sum().backward()
+    for name, p in network.layer_weights("0").items():
+        assert relative(p.grad, parts[name].grad) < 1e-5, name
+
+
 def comfyui(weight_OI: Tensor, file: dict[str, Tensor]) -> Tensor:
     """m (W + d) / |W + d| with norms of columns: what ComfyUI a125cd84 was measured to
     make of a [1, in] magnitude."""

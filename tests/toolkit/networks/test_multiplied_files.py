@@ -595,6 +595,18 @@ def test_a_whole_change_and_an_ia3_mean_what_they_mean_in_lycoris(
     torch.testing.assert_close(added, x @ expected_OI.T, rtol=1e-5, atol=1e-6)
 
 
+def test_a_whole_change_of_a_fused_layer_is_split() -> None:
+    parts = [f"blocks.0.{part}" for part in ("img_mlp.gate_layer", "img_mlp.proj")]
+    diff_OI = torch.randn(8, 6)
+    changes = parse_adapter_tensors(
+        {"diffusion_model.blocks.0.img_mlp.gate_up.diff": diff_OI},
+        dict.fromkeys(parts, (6, 4)),
+        "file",
+    )
+    found = [changes[part].delta_for(torch.zeros(4, 6)) for part in parts]
+    assert torch.equal(torch.cat(found), diff_OI)
+
+
 def test_an_ia3_without_its_side_is_not_taken_for_one() -> None:
     with pytest.raises(UserError, match="1 keys are of no known form"):
         parse_adapter_tensors(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
 import tomllib
@@ -47,6 +49,13 @@ DEFAULTS = {
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_the_table_has_the_arguments_of_the_constructor(name: str) -> None:
     assert signature_of(optimizer_class(name)) == (ARGUMENTS[name], False)
+
+
+def test_the_table_is_read_by_every_reader_of_json() -> None:
+    """JSON has no infinity, which Python's reader takes."""
+    text = (ROOT / "toolkit/optim/optimizers.json").read_text(encoding="utf-8")
+    json.loads(text, parse_constant=pytest.fail)
+    assert ARGUMENTS["prodigy"]["growth_rate"] == math.inf
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""The detectors of anomalies: every planted fault is found, with its cause, once;
-sound runs give no line (`docs/correctness.md` has 50 of each kind)."""
+"""The detectors of anomalies: every planted fault is found, with its cause, once; 20
+sound runs give no line."""
 
 from __future__ import annotations
 

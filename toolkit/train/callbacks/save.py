@@ -145,7 +145,7 @@ class SaveCallback(Callback):
         snapshot = (
             snapshot_state(run) if wanted and self._checkpoint_step != done else None
         )
-        # The trained parameters are an upper bound of a network file's size.
+        # The weights of the roles are an upper bound of a network file's size.
         size = 0 if checkpoint_only else sum(role.size for role in run.roles.values())
         with os_error_as_run_error(checkpoint_dir(folder)):
             has_room = free_disk_space(

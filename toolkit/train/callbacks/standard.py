@@ -161,7 +161,7 @@ def _overview(section: TrainerConfig, folder: Path) -> Iterator[Callback]:
     datasets = [
         data
         for data in getattr(section, "datasets", ())
-        if data.folder_path and (not data.is_reg)
+        if data.folder_path and not data.is_reg
     ]
     learned = [Path(data.folder_path).expanduser() for data in datasets]
     usual = getattr(section, "sample_pictures", tuple)

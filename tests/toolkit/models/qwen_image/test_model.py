@@ -158,6 +158,16 @@ def test_weights_on_a_cpu_begin_at_multiples_of_64_bytes(
         assert not [key for key, one in weights.items() if one.data_ptr() % 64], name
 
 
+def test_parts_are_loaded_when_used_and_dropped_when_asked(tiny_model: Path) -> None:
+    model = open_tiny(tiny_model)
+    assert model._parts == {}
+    model.encode_images(torch.zeros(1, 3, 32, 32))
+    model.encode_prompt("a cat", [])
+    assert set(model._parts) == {"vae", "text_encoder", "tokenizer"}
+    model.unload_encoders(keep=["vae"])
+    assert set(model._parts) == {"vae"}
+
+
 def test_a_missing_part_is_named(tiny_model: Path, tmp_path: Path) -> None:
     for name in ("model_index.json", "transformer"):
         (tmp_path / name).symlink_to(tiny_model / name)
