@@ -187,7 +187,7 @@ def _model(given: dict[str, list[str]], tool: str, known: Collection[str]) -> li
     if "dit" not in paths or "--model" not in known:
         return []
     switches = [
-        VERSIONS[key] for key in VERSIONS if key in given and (not given.pop(key))
+        VERSIONS[key] for key in VERSIONS if key in given and not given.pop(key)
     ]
     versions = given.pop("model_version", []) or switches or [VERSION]
     named = model_of(paths, versions[0])

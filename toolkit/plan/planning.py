@@ -366,7 +366,7 @@ def run_outlook(
         kept_model = (
             kept_outlook(section) if isinstance(section, DiffusionSection) else None
         )
-        kept_bytes = kept_model.bytes if kept_model and (not kept_model.lack) else 0
+        kept_bytes = kept_model.bytes if kept_model and not kept_model.lack else 0
         disk = DiskOutlook(
             needed_bytes, min(needed_bytes, there_bytes), free_space(folder), kept_bytes
         )

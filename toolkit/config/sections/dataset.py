@@ -719,7 +719,7 @@ def _is_same(folder: str, other: str) -> bool:
 def _check_folder(path: str | None, job: JobContext) -> Findings:
     """An error for a folder of images that is not there, also as a dataset of the
     hub."""
-    fault = hub_fault(path) if path and (not job.will_write(path)) else None
+    fault = hub_fault(path) if path and not job.will_write(path) else None
     if fault:
         yield error("folder_path", fault)
     else:
