@@ -353,15 +353,19 @@ class PostHocEmaConfig(WritingToolConfig):
         if self.sigma_rel > 0.2887:
             message = f"{self.sigma_rel:g} is out of range: the uniform mean over all steps has 0.2887, the maximum."
             yield Diagnostic(("sigma_rel",), message)
+        faults = [
+            fault
+            for index, file in enumerate(self.files)
+            for fault in check_safetensors(("files", index), file, job)
+        ]
         if len(self.files) == 1 and "*" in self.files[0]:
             yield Diagnostic(
                 ("files",),
                 f"{self.files[0]!r} matches no file (working directory: {Path.cwd()}).",
             )
-        elif len(self.files) < 2:
+        elif len(self.files) < 2 and not faults:
             yield Diagnostic(("files",), "give at least two files of a run.")
-        for index, file in enumerate(self.files):
-            yield from check_safetensors(("files", index), file, job)
+        yield from faults
         if self.sigma_rel and self.model_fields_set & {"beta", "beta2"}:
             yield Diagnostic(
                 ("sigma_rel",), "and 'beta' are both given. Keep one of them."

@@ -240,7 +240,8 @@ def broken(kind: str, tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]
     """The checks that find a damage, and the damaged tensors."""
     if kind != "glora":
         narrower = {
-            key: one[..., :-1] if one.dim() else one for key, one in tensors.items()
+            key: one[..., : max(1, one.shape[-1] - 1)] if one.dim() else one
+            for key, one in tensors.items()
         }
         neutral = {key: 0 * one + ("rescale" in key) for key, one in tensors.items()}
         infinite = {key: one * torch.inf for key, one in tensors.items()}
