@@ -8,6 +8,7 @@ command line fills the section in (`toolkit/config/reading`). Imports no torch.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -162,7 +163,8 @@ class CaptionConfig(ToolConfig):
         model = data.get("model") if isinstance(data, dict) else None
         if not isinstance(model, str) or data.get("text_encoder_path"):
             return data
-        if model.endswith(".safetensors") or Path(model).expanduser().is_file():
+        # not of pathlib, which raises for a text that no path can be
+        if model.endswith(".safetensors") or os.path.isfile(os.path.expanduser(model)):
             return {**data, "text_encoder_path": model, "model": CAPTIONER}
         return data
 
