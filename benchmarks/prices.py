@@ -30,7 +30,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks.bench_walks import LIBRARY  # noqa: E402
-from benchmarks.source_figures import sources  # noqa: E402
+from benchmarks.source_figures import is_text, sources  # noqa: E402
 
 PAGE = "CONTRIBUTING.md"
 BEGIN, END = "<!-- prices -->\n", "<!-- end of the prices -->\n"
@@ -188,20 +188,12 @@ class _Plain(ast.NodeTransformer):
         super().generic_visit(node)
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            node.body = [one for one in body if not _is_text(one)] or [ast.Pass()]
+            node.body = [one for one in body if not is_text(one)] or [ast.Pass()]
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             node.returns = None
         if isinstance(node, ast.arg):
             node.annotation = None
         return node
-
-
-def _is_text(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
 
 
 def promise_of(path: str) -> str:

@@ -118,7 +118,7 @@ def line_kinds(text: str) -> dict[str, int]:
     of docstrings."""
     code: set[int] = set()
     doc: set[int] = set()
-    docstrings = {node.lineno for node in ast.walk(ast.parse(text)) if _is_text(node)}
+    docstrings = {node.lineno for node in ast.walk(ast.parse(text)) if is_text(node)}
     skipped = (
         tokenize.NL,
         tokenize.NEWLINE,
@@ -145,7 +145,7 @@ def line_kinds(text: str) -> dict[str, int]:
     }
 
 
-def _is_text(node: ast.AST) -> bool:
+def is_text(node: ast.AST) -> bool:
     """A text that stands alone: a docstring, of an attribute too."""
     return (
         isinstance(node, ast.Expr)
