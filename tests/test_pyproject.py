@@ -48,7 +48,7 @@ def test_what_is_installed_is_what_is_tested() -> None:
 
 
 def test_the_changelog_begins_with_this_version() -> None:
-    """In releases, newest first, of at most a page each."""
+    """In releases, newest first, each with its headings in one order."""
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     releases = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
     versions = [tuple(map(int, release.split()[0].split("."))) for release in releases]
@@ -56,7 +56,6 @@ def test_the_changelog_begins_with_this_version() -> None:
         versions, reverse=True
     )
     for release in releases:
-        assert release.count("\n") <= 80
         headings = re.findall(r"^### (.*)$", release, re.MULTILINE)
         assert headings == [
             name
