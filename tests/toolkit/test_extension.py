@@ -54,14 +54,33 @@ def test_extensions_path_adds_folders(
     assert {"example", "one", "two"} <= uids
 
 
-def test_a_folder_named_twice_counts_once(
-    drop_ins: Path, simple_extension: Write
+def test_packages_with_the_list_are_found_once_whatever_their_names(
+    drop_ins: Path, simple_extension: Write, write_extension: Write
 ) -> None:
-    package = simple_extension("one")
-    assert [
-        found.uid
-        for found in discover([drop_ins, drop_ins / ".." / "drop_ins", package]).found
-    ] == ["one"]
+    for uid, package in (("good", "good"), ("json", "json"), ("one", "my-ext v1.2")):
+        simple_extension(uid, package=package)
+    for hidden in ("_private", ".hidden", "__pycache__"):
+        simple_extension(f"uid{hidden}", package=hidden)
+    skipped = write_extension("models_only", "AI_TOOLKIT_MODELS = []").resolve()
+    (drop_ins / "loose.py").write_text("raise SystemExit")
+    (drop_ins / "no_init").mkdir()
+    again = (drop_ins / ".." / "drop_ins", drop_ins / "good")
+    table = discover([drop_ins, *again])
+    assert sorted(found.uid for found in table.found) == ["good", "json", "one"]
+    assert (table.broken, table.skipped) == ((), (skipped,))
+    assert table.process_class("one").__name__ == "SimpleProcess"
+    assert table.process_class("json").__module__.startswith("extension_json_"), (
+        "not the module of that name"
+    )
+
+
+def test_a_folder_that_is_not_there_is_reported_and_not_fatal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "nowhere" in discover([tmp_path / "nowhere"]).broken[0].reason
+    monkeypatch.setenv("EXTENSIONS_PATH", "~no_such_user/extensions")
+    (broken,) = discover().broken
+    assert "cannot be read (see EXTENSIONS_PATH)" in broken.reason
 
 
 def install(site: Path, **points: str) -> None:
@@ -124,17 +143,6 @@ def test_a_folder_that_python_finds_too_has_each_class_once(
     assert table.process_class("both") is import_module("both.process").SimpleProcess
 
 
-def test_a_folder_with_the_name_of_another_module_is_not_that_module(
-    drop_ins: Path, simple_extension: Write
-) -> None:
-    simple_extension("json")
-    assert (
-        discover([drop_ins])
-        .process_class("json")
-        .__module__.startswith("extension_json_")
-    )
-
-
 def test_two_threads_find_the_same(drop_ins: Path, simple_extension: Write) -> None:
     """As two requests of the page do, of which the second came while the first
     imported."""
@@ -148,17 +156,6 @@ def test_two_threads_find_the_same(drop_ins: Path, simple_extension: Write) -> N
     ]
 
 
-def test_only_packages_are_looked_at(drop_ins: Path, simple_extension: Write) -> None:
-    simple_extension("good")
-    for hidden in ("_private", ".hidden", "__pycache__"):
-        simple_extension(f"uid{hidden}", package=hidden)
-    (drop_ins / "loose.py").write_text("raise SystemExit")
-    (drop_ins / "no_init").mkdir()
-    table = discover([drop_ins])
-    assert [found.uid for found in table.found] == ["good"]
-    assert table.broken == table.skipped == ()
-
-
 def test_equal_folder_names_in_two_places_both_work(
     tmp_path: Path, simple_extension: Write
 ) -> None:
@@ -168,13 +165,6 @@ def test_equal_folder_names_in_two_places_both_work(
     first, second = table.process_class("one"), table.process_class("two")
     assert first is not second
     assert first.__module__ != second.__module__
-
-
-def test_a_folder_name_need_not_be_an_identifier(
-    drop_ins: Path, simple_extension: Write
-) -> None:
-    simple_extension("one", package="my-ext v1.2")
-    assert discover([drop_ins]).process_class("one").__name__ == "SimpleProcess"
 
 
 @pytest.mark.parametrize(
@@ -278,14 +268,6 @@ def test_equal_uids_are_refused_only_when_asked_for(
         assert all(str(folder) in str(caught.value) for folder in folders)
 
 
-def test_a_package_without_the_list_is_skipped(
-    drop_ins: Path, write_extension: Write
-) -> None:
-    package = write_extension("models_only", "AI_TOOLKIT_MODELS = []")
-    table = discover([drop_ins])
-    assert (table.found, table.broken, table.skipped) == ((), (), (package.resolve(),))
-
-
 def test_what_an_extension_prints_stays_off_standard_output(
     drop_ins: Path, write_extension: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -293,19 +275,6 @@ def test_what_an_extension_prints_stays_off_standard_output(
     discover([drop_ins])
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "hello\n")
-
-
-def test_a_missing_folder_is_reported_not_fatal(tmp_path: Path) -> None:
-    table = discover([tmp_path / "nowhere"])
-    assert "nowhere" in table.broken[0].reason
-
-
-def test_a_home_folder_that_nobody_has_is_reported_not_fatal(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("EXTENSIONS_PATH", "~no_such_user/extensions")
-    (broken,) = discover().broken
-    assert "cannot be read (see EXTENSIONS_PATH)" in broken.reason
 
 
 def test_the_process_is_imported_only_when_asked_for(

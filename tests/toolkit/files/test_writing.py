@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import nullcontext
 from fnmatch import fnmatch
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -51,22 +52,17 @@ from toolkit.networks.save import write_safetensors_verified
 def test_the_new_file_takes_the_place_of_the_old_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "a.txt"
     write_text(path, "old")
-    with atomic_write(path) as temporary:
-        temporary.write_text("new")
-        # a rename is atomic within one file system only
-        assert temporary.parent == path.parent
-        assert path.read_text() == "old"
-    assert path.read_text() == "new"
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    write_text(path, "old")
     with pytest.raises(KeyError), atomic_write(path) as temporary:
         temporary.write_text("half")
         raise KeyError
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+    with atomic_write(path) as temporary, atomic_write(path) as other:
+        temporary.write_text("new")
+        other.write_text("of another writer")
+        # a rename is atomic within one file system only
+        assert temporary.parent == path.parent and temporary != other
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and list(path.parent.iterdir()) == [path]
 
 
 def test_a_folder_is_the_old_or_the_new_one(tmp_path: Path) -> None:
@@ -262,15 +258,6 @@ def test_what_safetensors_leaves_behind_when_it_is_killed_has_the_known_name(
     assert fnmatch(left.name, SAFETENSORS_TEMP_GLOB)
 
 
-def test_two_writers_do_not_meet(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    with atomic_write(path) as one, atomic_write(path) as other:
-        one.write_text("1")
-        other.write_text("2")
-        assert one != other
-    assert path.read_text() == "1"
-
-
 COUNTER = """
 import sys
 from pathlib import Path
@@ -347,41 +334,36 @@ def test_a_folder_that_is_gone_has_no_lock(tmp_path: Path) -> None:
         pass
 
 
-def test_json_round_trip_and_no_nan(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    write_json(path, {"name": "ü", "step": 3})
-    assert "ü" in path.read_bytes().decode("utf-8") and b"\r" not in path.read_bytes()
-    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "ü", "step": 3}
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(path, {"loss": float("nan")})
-    assert json.loads(path.read_text(encoding="utf-8"))["step"] == 3
-
-
-def test_a_name_that_is_no_text_comes_back_as_it_was(tmp_path: Path) -> None:
-    name = os.fsdecode(b"caf\xe9.png")
-    write_json(tmp_path / "a.json", {name: 1})
-    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {name: 1}
-    with (tmp_path / "a.jsonl").open("a", encoding="utf-8") as file:
-        append_json_line(file, {"file": name})
-    assert json.loads((tmp_path / "a.jsonl").read_text(encoding="utf-8")) == {
-        "file": name
-    }
-
-
-def test_each_line_of_json_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    with path.open("a") as file:
-        append_json_line(file, {"step": 1})
-        append_json_line(file, {"text": "two\nlines"})
-        seen_while_open = path.read_text().splitlines()
-    assert [json.loads(line) for line in seen_while_open] == [
-        {"step": 1},
-        {"text": "two\nlines"},
-    ]
-    file = StringIO()
-    with pytest.raises(ValueError, match="JSON"):
-        append_json_line(file, {"loss": float("inf")})
-    assert file.getvalue() == ""
+def test_what_is_written_as_json_is_read_again_without_secrets_and_whole(
+    tmp_path: Path,
+) -> None:
+    token, path, out = "hf_" + "aB3" * 11 + "z", tmp_path / "a", StringIO()
+    name = os.fsdecode(b"caf\xe9.png")  # is no text
+    for given, read in (
+        ({"name": "ü", "step": 3}, {"name": "ü", "step": 3}),
+        ({name: 1}, {name: 1}),
+        ({"text": "two\nlines"}, {"text": "two\nlines"}),
+        (
+            {"a": [f"\n{token}"], token: 1.5},
+            {"a": ["\n<redacted>"], "<redacted>": 1.5},
+        ),
+    ):
+        write_json(path, given)
+        assert json.loads(path.read_text(encoding="utf-8")) == read
+        with (tmp_path / "lines").open("a", encoding="utf-8") as file:
+            append_json_line(file, given)
+            # it can be read while the file is open
+            line = (tmp_path / "lines").read_text(encoding="utf-8").splitlines()[-1]
+        assert json.loads(line) == read
+    write_json(path, {"name": "ü"})
+    assert "ü" in path.read_bytes().decode() and b"\r" not in path.read_bytes()
+    for use in (partial(write_json, path), partial(append_json_line, out)):
+        with pytest.raises(ValueError, match="JSON"):
+            use({"loss": float("nan")})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "ü"}
+    assert out.getvalue() == ""
+    write_text(path, f"x {token} y")
+    assert path.read_text() == "x <redacted> y"
 
 
 def test_the_digest_of_a_file(tmp_path: Path) -> None:
@@ -418,18 +400,6 @@ def test_a_disk_that_cannot_flush_is_a_warning_and_a_file_that_is_lost_an_error(
 
 def fail(number: int) -> None:
     raise OSError(number, os.strerror(number))
-
-
-def test_no_secret_gets_into_a_file_and_numbers_stay(tmp_path: Path) -> None:
-    token = "hf_" + "aB3" * 11 + "z"
-    path = tmp_path / "a"
-    write_text(path, f"x {token} y")
-    assert path.read_text() == "x <redacted> y"
-    write_json(path, {"a": f"\n{token}", token: 1.5})
-    assert json.loads(path.read_text()) == {"a": "\n<redacted>", "<redacted>": 1.5}
-    file = StringIO()
-    append_json_line(file, {"error": [token], "step": 3})
-    assert json.loads(file.getvalue()) == {"error": ["<redacted>"], "step": 3}
 
 
 def test_a_file_that_has_the_name_already_leaves_no_temporary_file(

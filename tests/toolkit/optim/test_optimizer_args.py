@@ -5,7 +5,6 @@ import math
 import subprocess
 import sys
 import tomllib
-from itertools import product
 from math import prod
 from pathlib import Path
 
@@ -163,16 +162,22 @@ def test_what_would_fail_in_training_fails_when_it_is_tried(
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_a_plan_refuses_every_value_that_a_run_refuses(name: str) -> None:
-    values = (0, -1, 2, None, "x", [2, 3], [None, 0.9])
-    # by the device
-    for argument, value in product(
-        ARGUMENTS[name].keys() - {"capturable", "fsdp_in_use"}, values
-    ):
-        try:
-            try_optimizer(name, 1e-4, {argument: value}, torch.device("cpu"))
-        except (UserError, TypeError):
-            with pytest.raises(ArgumentError, match=argument):
+    """What the plan takes is tried together, and one by one where that fails."""
+    given = ARGUMENTS[name].keys() - {"capturable", "fsdp_in_use"}  # by the device
+    for value in (0, -1, 2, None, "x", [2, 3], [None, 0.9]):
+        taken = {}
+        for argument in given:
+            try:
                 check_optimizer(name, {argument: value})
+            except ArgumentError as error:
+                assert argument in str(error)
+            else:
+                taken[argument] = value
+        try:
+            try_optimizer(name, 1e-4, taken, torch.device("cpu"))
+        except UserError:
+            for argument in taken:
+                try_optimizer(name, 1e-4, {argument: value}, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", ["adamw", "torch.optim.SGD"])

@@ -119,59 +119,34 @@ def test_on_a_known_gpu_the_first_dry_run_calculates_the_time(
     job, plan: Plan, here
 ) -> None:
     found, words = plan(job(device="cuda:0", train=BF16 | {"gradient_accumulation": 3}))
-    time = found["time"]
-    assert (time["steps"], time["card"], time["measured"], found["no_time"]) == (
-        2,
-        "an L40S",
-        False,
-        None,
-    )
+    time, parts = found["time"], found["time"]["parts"]
+    assert (time["steps"], time["card"], time["measured"]) == (2, "an L40S", False)
     # Two blocks, which compiling does not pay for, leave the card waiting for the host.
     assert time["step_s"] == pytest.approx(3 * 2 * KERNELS_PER_BLOCK * HOST_S, rel=0.01)
-    assert time["seconds"] == pytest.approx(sum(time["parts"].values()))
-    assert (
-        time["parts"]["steps"] == 2 * time["step_s"] and time["parts"]["compiling"] == 0
-    )
-    assert (
-        line_of_time(words)
-        == "time: under a minute on an L40S (calculated); a step takes 0.14 s"
+    assert time["seconds"] == pytest.approx(sum(parts.values()))
+    assert (parts["steps"], parts["compiling"]) == (2 * time["step_s"], 0)
+    assert found["no_time"] is None and line_of_time(words) == (
+        "time: under a minute on an L40S (calculated); a step takes 0.14 s"
     )
 
 
-def test_an_unknown_gpu_gets_no_time_and_the_reason(job, plan: Plan, here) -> None:
-    found, words = plan(job(device="cuda:1"))
-    assert (found["time"], found["no_time"]) == (
-        None,
-        "NVIDIA GeForce GT 710 is not in the table of cards",
-    )
-    assert line_of_time(words) == (
-        "time: the first steps will tell; NVIDIA GeForce GT 710 is not in the table of cards"
-    )
-
-
-@pytest.mark.parametrize("device", ["cpu", "auto"])
-def test_a_small_model_is_trained_without_a_gpu_and_its_first_steps_tell(
-    job, plan: Plan, here, device: str
+@pytest.mark.parametrize(
+    ("device", "card", "reason"),
+    [
+        ("cpu", "", None),
+        ("auto", "", None),
+        ("cpu", "4090", "this job runs on 'device: cpu', so --card has no effect"),
+        ("cuda:1", "", "NVIDIA GeForce GT 710 is not in the table of cards"),
+        ("cuda:0", "", "the table of cards has no rate for float32"),
+    ],
+)
+def test_where_nothing_can_be_calculated_the_first_steps_tell(
+    job, plan: Plan, here, device: str, card: str, reason: str | None
 ) -> None:
-    found, words = plan(job(device=device))
-    assert (found["time"], found["no_time"]) == (None, None)
-    assert line_of_time(words) == "time: the first steps will tell"
-
-
-def test_a_card_that_is_asked_for_is_not_passed_over_in_silence(
-    job, plan: Plan, here
-) -> None:
-    found, _ = plan(job(device="cpu"), card="4090")
-    assert found["no_time"] == "this job runs on 'device: cpu', so --card has no effect"
-
-
-def test_a_job_in_float32_gets_no_calculated_time(job, plan: Plan, here) -> None:
-    found, words = plan(job(device="cuda:0"))
-    assert found["time"] is None
-    assert (
-        line_of_time(words)
-        == "time: the first steps will tell; the table of cards has no rate for float32"
-    )
+    found, words = plan(job(device=device), card=card)
+    assert (found["time"], found["no_time"]) == (None, reason)
+    why = f"; {reason}" if reason else ""
+    assert line_of_time(words) == f"time: the first steps will tell{why}"
 
 
 @pytest.mark.parametrize("model", [PUBLISHED, INT4])
@@ -368,9 +343,10 @@ def test_a_level_that_excludes_compiled_blocks_says_so_instead(job, plan: Plan) 
 
 
 def test_what_is_said_of_a_folder_is_what_the_run_does(
-    job, plan: Plan, run, tmp_path: Path
+    job, plan: Plan, run, run_py, tmp_path: Path
 ) -> None:
-    """Beside what tests/jobs/process/test_image_trainer.py holds for all trainers."""
+    """Beside what tests/jobs/process/test_image_trainer.py holds for all trainers; a
+    dry run needs no torch, no network and no file."""
     folder = tmp_path / "output" / "job"
     run(job())
     before = contents(folder)
@@ -380,27 +356,26 @@ def test_what_is_said_of_a_folder_is_what_the_run_does(
         ({"resume": 7}, {}),
     ):
         found, words = plan(job(**changes), **options)
-        assert found["start"]["what"] == "refused"
-        assert (
-            found["will_not_start"]
-            == [found["start"]["reason"]]
-            == [run(job(**changes), **options)]
-        )
+        start = found["start"]
+        assert start["what"] == "refused" and found["will_not_start"] == [
+            start["reason"]
+        ]
+        assert start["reason"] == run(job(**changes), **options)
         assert "warning: this will not start: " in words
 
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(FORBID)
+    path, site = job(train={"steps": 3}), {"PYTHONPATH": str(tmp_path / "site")}
+    result = run_py(path, "--dry-run", env=site)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "folder: output/job: resumes at step 2 of 3" in result.stdout
+
     (tmp_path / "data" / "a.txt").write_text("another caption")
-    assert plan(job())[0]["start"]["reason"] == run(job())
-    assert "the dataset is another one: 1 edited" in run(job())
+    reason = plan(job())[0]["start"]["reason"]
+    assert "the dataset is another one: 1 edited" in reason and reason == run(job())
     assert plan(job(), allow_change=True)[0]["start"]["what"] == "complete"
     assert "a new run; the old one is moved aside" in plan(job(), restart=True)[1]
     assert contents(folder) == before
-
-
-def test_a_folder_that_cannot_be_used_is_told_as_such(
-    job, plan: Plan, run, tmp_path: Path
-) -> None:
-    folder = tmp_path / "output" / "job"
-    run(job())
     with run_lock(folder):
         assert "is running in this folder" in plan(job())[0]["start"]["reason"]
     document = folder / "state" / "step_000000002" / "state.json"
@@ -484,18 +459,3 @@ def test_a_chosen_device_that_is_not_there_is_an_error_and_the_first_gpu_may_be_
     )
     assert "device: cuda:0 is not available" in run(job(device="cuda:0"))
     assert "no such device" not in plan(job(device="auto"))[1]
-
-
-def test_all_of_it_needs_no_torch_no_network_and_no_file(
-    job, run, run_py, tmp_path: Path
-) -> None:
-    run(job())
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(FORBID)
-    path = job(train={"steps": 3})
-    before = contents(tmp_path / "output")
-    result = run_py(path, "--dry-run", env={"PYTHONPATH": str(site)})
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "folder: output/job: resumes at step 2 of 3" in result.stdout
-    assert contents(tmp_path / "output") == before

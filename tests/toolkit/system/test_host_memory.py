@@ -1,10 +1,17 @@
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from toolkit.system import host_memory
+from toolkit.system import host_memory, readings
+from toolkit.system.read_ahead import loaded_ahead, thread_map
+from toolkit.system.readings import Reading, read_machine
 
 ROOT = Path(__file__).parents[3]
 
@@ -92,3 +99,71 @@ def test_pinned_memory_is_rounded_up_to_the_limit_and_exact_above(
     # as with PyTorch 2.13
     monkeypatch.setattr(host_memory, "pins_exactly", lambda: True)
     assert host_memory.pinned_bytes(size) == pinned
+
+
+def test_counters_of_a_process_are_read(tmp_path: Path) -> None:
+    (tmp_path / "self").mkdir()
+    for name, text in {
+        "stat": "7 (a (b) c) R 1 7 7 0 -1 4194304 120 0 42 0 1 2 3",
+        "status": "Name:\tpython\nVmRSS:\t 9 kB\nVmSwap:\t  1000 kB\n",
+        "schedstat": "114235 2500000000 2\n",
+    }.items():
+        (tmp_path / "self" / name).write_text(text)
+    assert readings._of_process(tmp_path) == (42, 1_024_000, 2.5)
+    assert readings._of_process(tmp_path / "elsewhere") == (0, 0, 0.0)
+
+
+def test_the_gpu_is_asked_for_memory_and_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readings, "_of_process", lambda: (1, 2, 3.0))
+    monkeypatch.setattr(readings, "gpu_clock", lambda device: (1800, ("temperature",)))
+    monkeypatch.setattr(readings, "_shares_gpu_memory", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 4))
+    monkeypatch.setattr(
+        torch.cuda, "memory_stats", lambda device: {"num_alloc_retries": 5}
+    )
+    assert read_machine(torch.device("cuda:0")) == Reading(
+        1, 2, 0.0, 3.0, 5, 0.25, True, 1800, ("temperature",)
+    )
+    on_cpu = read_machine(torch.device("cpu"))
+    assert on_cpu.cpu_s > 0 and replace(on_cpu, cpu_s=0.0) == Reading(1, 2, 0.0, 3.0)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1000])
+@pytest.mark.parametrize("count", [0, 1, 50])
+def test_what_is_found_comes_in_the_order_of_the_things(
+    count: int, at_once: int
+) -> None:
+    assert list(thread_map(lambda number: number**2, range(count), at_once)) == [
+        n**2 for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_workers_change_neither_order_nor_results_and_their_errors_reach_the_caller(
+    workers: int,
+) -> None:
+    def load(number: int) -> tuple[int, bool]:
+        time.sleep(0.002 * (number % 3))
+        return 60 // (
+            20 - number
+        ), threading.current_thread() is threading.main_thread()
+
+    found = list(loaded_ahead(load, range(20), workers))
+    assert found == [(60 // (20 - number), workers == 0) for number in range(20)]
+    with pytest.raises(ZeroDivisionError):
+        list(loaded_ahead(load, range(30), workers))
+
+
+def test_threads_load_ahead_but_not_everything_and_end_when_they_are_closed() -> None:
+    asked: list[int] = []
+
+    def things() -> Iterator[int]:
+        for number in range(20):
+            asked.append(number)
+            yield number
+
+    before = threading.active_count()
+    found = loaded_ahead(lambda number: number, things(), 2)
+    assert next(found) == 0 and 2 < len(asked) < 8 and threading.active_count() > before
+    found.close()
+    assert threading.active_count() == before

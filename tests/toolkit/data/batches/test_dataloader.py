@@ -92,22 +92,6 @@ def test_references_keep_their_slot_order_and_own_size(load_photos) -> None:
     assert not torch.equal(references[0], references[1])
 
 
-def test_a_dropped_caption_uses_the_cached_empty_one(load_photos) -> None:
-    loader, adapter = load_photos(dropout_rate=0.5)
-    adapter.unload_encoders()
-    dropped = 0
-    for batch_spec in all_specs(loader, 1):
-        sample = loader.dataset.items[batch_spec.items[0]].sample
-        caption = caption_for_use(
-            sample.caption, sample.rules, SEED, 0, batch_spec.positions[0]
-        )
-        assert loader.load(batch_spec).prompts.lengths == (
-            len(sample.control_images) + len(caption.split()) + 1,
-        )
-        dropped += not caption
-    assert 0 < dropped < 15
-
-
 def test_each_use_has_one_of_the_captions_and_its_further_prompts(load_photos) -> None:
     """All are encoded before, each once; of two losses the prompts follow the caption,
     also where it is dropped."""

@@ -4,12 +4,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from PIL import Image
 
 from tests.toolkit.data.pixels.test_colours import cicp
-from toolkit.contracts.data import BatchSpec, CaptionRules
+from toolkit.contracts.data import (
+    NO_FLIP,
+    BatchSpec,
+    CaptionRules,
+    Flip,
+    Mask,
+    ResizeCrop,
+    Size,
+)
 from toolkit.data.batches import latent_cache
 from toolkit.data.batches.dataloader import BatchLoader
 from toolkit.data.batches.latent_cache import (
@@ -21,9 +30,15 @@ from toolkit.data.batches.latent_cache import (
     encode_items,
     mask_weights,
 )
+from toolkit.data.pixels.images import (
+    flip_image,
+    open_image,
+    resize_cover_crop,
+    to_tensor,
+)
 from toolkit.data.scan.fingerprint import file_digest
 from toolkit.data.scan.folder import scan_datasets
-from toolkit.data.scan.items import make_items
+from toolkit.data.scan.items import bucket_for, make_items
 from toolkit.errors import DataErrors, RunError
 from toolkit.files.tensor_cache import TensorCache
 
@@ -93,23 +108,6 @@ def test_latents_of_an_older_reading_are_not_used(
         for found in (before, after)
     ]
     assert keys[0] == keys[1], "what is sRGB keeps its key"
-
-
-def test_an_image_of_a_stream_has_the_entry_of_the_same_file_in_a_folder(
-    items, tmp_path: Path, fake_adapter
-) -> None:
-    path = tmp_path / "40_x/a.png"
-    encoder, stores = (
-        ItemEncoder(fake_adapter(), torch.float32),
-        CachePair(TensorCache(None), TensorCache(None)),
-    )
-    for chunk in (b"", cicp(12, 13)):
-        whole = path.read_bytes()
-        path.write_bytes(whole[:33] + chunk + whole[33:])
-        assert (
-            encoder.latents(items[0], stores).key
-            == encoder.latents(items[0], stores, path.read_bytes()).key
-        )
 
 
 def with_sample(items, **changes):
@@ -185,17 +183,41 @@ def test_broken_off_encoding_goes_on_where_it_stopped(items, encode) -> None:
 
 
 def test_empty_caption_is_cached_where_it_may_be_drawn(items, encode) -> None:
-    _, adapter = encode(
-        with_sample(items, rules=CaptionRules(dropout_rate=0.1)), in_memory=True
-    )
+    dropped = with_sample(items, rules=CaptionRules(dropout_rate=0.1))
+    _, adapter = encode(dropped, in_memory=True)
     # the references hold the same bytes, so a and b share the empty caption seen with
     # them
-    assert sorted(adapter.prompts) == [
-        ("", 0),
-        ("", 1),
-        ("picture a", 1),
-        ("picture b", 1),
-    ]
+    expected = [("", 0), ("", 1), ("picture a", 1), ("picture b", 1)]
+    assert sorted(adapter.prompts) == expected
+
+
+def test_damaged_entry_is_made_again_at_the_start(
+    items, tmp_path: Path, encode
+) -> None:
+    encode(items)
+    victim = next((tmp_path / "cache" / "latents").rglob("*.safetensors"))
+    victim.write_bytes(victim.read_bytes()[:-3])
+    assert encode(items)[1].calls == {"images": 1}
+
+
+def test_entry_that_vanishes_during_the_run(
+    items, image, tmp_path: Path, encode
+) -> None:
+    """A mask needs no encoder to be made again."""
+    mask = Mask(str(image(tmp_path / "mask.png", colour="#333333")))
+    encoded, adapter = encode(with_sample(items, mask=mask))
+    entry, masked = encoded.entries[0].latents, encoded.entries[0].mask
+    before = entry.read(), masked.read()
+    for path in (tmp_path / "cache").rglob("*.safetensors"):
+        path.unlink()
+    torch.testing.assert_close(entry.read(), before[0], rtol=0, atol=0)
+    adapter.unload_encoders()
+    assert entry.read() is not None  # stored again by the read before
+    assert torch.equal(masked.read(), before[1])
+    with pytest.raises(
+        RunError, match=r"latents of .*b\.png.*the encoders were dropped"
+    ):
+        encoded.entries[1].latents.read()
 
 
 def test_further_prompts_are_cached_with_the_control_images_and_shuffled_captions_are_not(
@@ -397,15 +419,6 @@ def test_what_decides_the_result_is_in_the_key(
     }
 
 
-def test_damaged_entry_is_made_again_at_the_start(
-    items, tmp_path: Path, encode
-) -> None:
-    encode(items)
-    victim = next((tmp_path / "cache" / "latents").rglob("*.safetensors"))
-    victim.write_bytes(victim.read_bytes()[:-3])
-    assert encode(items)[1].calls == {"images": 1}
-
-
 def test_all_unreadable_pictures_are_named_once_the_others_are_done(
     items, encode, fake_adapter
 ) -> None:
@@ -421,21 +434,6 @@ def test_all_unreadable_pictures_are_named_once_the_others_are_done(
         f"latents of control image {items[1].sample.control_images[0]}",
     ]
     assert adapter.calls == {"images": 3}  # b, c and the reference of a
-
-
-def test_entry_that_vanishes_during_the_run(items, tmp_path: Path, encode) -> None:
-    encoded, adapter = encode(items)
-    entry = encoded.entries[0].latents
-    before = entry.read()
-    for path in (tmp_path / "cache").rglob("*.safetensors"):
-        path.unlink()
-    torch.testing.assert_close(entry.read(), before, rtol=0, atol=0)
-    adapter.unload_encoders()
-    assert entry.read() is not None  # stored again by the read before
-    with pytest.raises(
-        RunError, match=r"latents of .*b\.png.*the encoders were dropped"
-    ):
-        encoded.entries[1].latents.read()
 
 
 # ---------------------------------------------------------------- flips and masks
@@ -544,17 +542,6 @@ def test_masks_that_leave_nothing_are_named_at_each_start(
     assert len(said) == 2
 
 
-def test_a_mask_needs_no_encoder_to_be_made_again(
-    halves, tmp_path: Path, encode
-) -> None:
-    encoded, adapter = encode(halves(mask_path=str(tmp_path / "mask")))
-    adapter.unload_encoders()
-    before = encoded.entries[0].mask.read()
-    for path in (tmp_path / "cache").rglob("*.safetensors"):
-        path.unlink()
-    assert torch.equal(encoded.entries[0].mask.read(), before)
-
-
 def test_flags_decide_what_outlives_the_run(tmp_path: Path, image, dataset) -> None:
     image(tmp_path / "data" / "a.png")
     kept = SimpleNamespace(
@@ -600,3 +587,152 @@ def test_what_an_earlier_version_cached_is_still_used(
         ItemEncoder(adapter, torch.float32).latents(items[1], stores).key
         == made_now.key
     )
+
+
+PLAIN = ResizeCrop(Size(32, 16), 0, 0, Size(32, 16))
+ROTATED = 6
+"""EXIF: to be turned by a quarter."""
+
+
+def weights(
+    path: Path, crop: ResizeCrop = PLAIN, flip: Flip = NO_FLIP, **mask
+) -> torch.Tensor:
+    weights_1HW = mask_weights(Mask(path, **mask), crop, flip, 8)
+    assert weights_1HW.dtype == torch.float32 and weights_1HW.shape[0] == 1
+    return weights_1HW[0]
+
+
+def two_halves(
+    mode: str, left: object, right: object, size: tuple[int, int] = (32, 16)
+) -> Image.Image:
+    picture = Image.new(mode, size, left)
+    picture.paste(right, (size[0] // 2, 0, *size))
+    return picture
+
+
+@pytest.fixture
+def save(tmp_path: Path):
+    def save(picture: Image.Image, suffix: str = "png", **options) -> Path:
+        path = tmp_path / f"mask.{suffix}"
+        picture.save(path, **options)
+        return path
+
+    return save
+
+
+@pytest.mark.parametrize("min_value", [0.0, 0.1, 0.3, 1.0])
+def test_white_counts_fully_and_black_by_the_least_value(
+    save, min_value: float
+) -> None:
+    weights_HW = weights(save(two_halves("L", 255, 0)), min_value=min_value)
+    assert weights_HW[:, :2].eq(1.0).all()
+    torch.testing.assert_close(weights_HW[:, 2:], torch.full((2, 2), min_value))
+    if min_value == 0:
+        assert weights_HW[:, 2:].eq(0.0).all()
+
+
+def test_a_latent_pixel_has_the_mean_of_its_64_pixels(save) -> None:
+    picture = Image.new("L", (32, 16), 0)
+    # of the first block half, of the second a quarter
+    picture.paste(255, (0, 0, 12, 4))
+    picture.paste(51, (24, 8, 32, 16))  # the last block is a fifth white
+    torch.testing.assert_close(
+        weights(save(picture)), torch.tensor([[0.5, 0.25, 0, 0], [0, 0, 0, 0.2]])
+    )
+
+
+def test_a_latent_pixel_is_as_large_as_the_family_says(save) -> None:
+    mask = Mask(save(two_halves("L", 255, 0)))
+    assert mask_weights(mask, PLAIN, NO_FLIP, 16).tolist() == [[[1, 0]]]
+
+
+def test_an_inverted_mask_counts_where_it_is_black(save) -> None:
+    path = save(two_halves("L", 255, 51))
+    torch.testing.assert_close(weights(path, inverted=True), 1 - weights(path))
+    least = weights(path, inverted=True, min_value=0.5)
+    torch.testing.assert_close(least[0], torch.tensor([0.5, 0.5, 0.9, 0.9]))
+
+
+@pytest.mark.parametrize("flip", [Flip(), Flip(x=True), Flip(y=True), Flip(True, True)])
+@pytest.mark.parametrize("orientation", [1, ROTATED])
+@pytest.mark.parametrize("size", [(150, 90), (64, 64), (37, 201)])
+def test_a_mask_goes_the_way_of_its_image(
+    tmp_path: Path, size, orientation: int, flip: Flip
+) -> None:
+    """A grey image as its own mask: the weights are the means of exactly the pixels
+    that are encoded."""
+    path = tmp_path / "a.png"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.effect_noise(size, 90).save(path, exif=exif)
+    picture = open_image(path)
+    crop = bucket_for(Size(*picture.size), 96, 32)
+    pixels_3HW = to_tensor(flip_image(resize_cover_crop(picture, crop), flip))
+    expected_HW = (torch.nn.functional.avg_pool2d(pixels_3HW, 8)[0] + 1) / 2
+    torch.testing.assert_close(weights(path, crop, flip), expected_HW)
+
+
+def test_a_mask_of_another_size_is_stretched_over_its_image(save) -> None:
+    picture = two_halves("L", 255, 0, (320, 400))
+    assert weights(save(picture)).mean(0).tolist() == pytest.approx(
+        [1, 1, 0, 0], abs=0.1
+    )
+
+
+def wide_grey() -> Image.Image:
+    return Image.fromarray(
+        numpy.repeat(
+            numpy.array([[65535] * 16 + [0] * 16], dtype=numpy.uint16), 16, axis=0
+        )
+    )
+
+
+PICTURES = {
+    "bilevel": lambda: two_halves("1", 1, 0),
+    "grey": lambda: two_halves("L", 255, 0),
+    "16 bits": wide_grey,
+    "palette": lambda: two_halves("RGB", (255, 255, 255), (0, 0, 0)).quantize(4),
+    "colour": lambda: two_halves("RGB", (255, 255, 255), (0, 0, 0)),
+    "white on nothing": lambda: two_halves(
+        "RGBA", (255, 255, 255, 255), (255, 255, 255, 0)
+    ),
+    "grey on nothing": lambda: two_halves("LA", (255, 255), (255, 0)),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_whatever_a_picture_holds_white_is_one_and_black_or_nothing_zero(
+    save, kind: str
+) -> None:
+    assert weights(save(PICTURES[kind]())).tolist() == [[1.0, 1.0, 0.0, 0.0]] * 2
+
+
+OPAQUE_LEFT = {
+    "RGBA": lambda: (two_halves("RGBA", (9, 9, 9, 255), (9, 9, 9, 0)), {}),
+    "LA": lambda: (two_halves("LA", (0, 255), (255, 0)), {}),
+    "palette": lambda: (two_halves("P", 1, 0), {"transparency": 0}),
+    "16-bit grey": lambda: (wide_grey(), {"transparency": 0}),
+}
+
+
+@pytest.mark.parametrize("kind", OPAQUE_LEFT)
+def test_opacity_is_the_mask_of_an_image(save, kind: str) -> None:
+    picture, options = OPAQUE_LEFT[kind]()
+    path = save(picture, **options)
+    assert weights(path, alpha=True).tolist() == [[1.0, 1.0, 0.0, 0.0]] * 2
+    assert (
+        weights(path, alpha=True, inverted=True, min_value=0.5).tolist()
+        == [[0.5, 0.5, 1.0, 1.0]] * 2
+    )
+
+
+def test_opacity_is_turned_as_its_image_is(save) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = ROTATED  # a quarter clockwise: what is left comes to the top
+    path = save(two_halves("RGBA", (9, 9, 9, 255), (9, 9, 9, 0)), exif=exif)
+    turned = weights(path, ResizeCrop(Size(16, 32), 0, 0, Size(16, 32)), alpha=True)
+    assert turned.tolist() == [[1.0, 1.0]] * 2 + [[0.0, 0.0]] * 2
+
+
+def test_an_image_without_transparency_is_all_opaque(save) -> None:
+    assert weights(save(two_halves("RGB", "red", "blue")), alpha=True).eq(1.0).all()

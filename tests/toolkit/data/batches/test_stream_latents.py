@@ -17,7 +17,6 @@ from toolkit.contracts.data import BatchSpec, BucketedSample, CaptionRules, Samp
 from toolkit.data.batches.dataloader import BatchLoader, LatentBatch, stream_source
 from toolkit.data.batches.latent_cache import CachePair, ItemEncoder, encode_items
 from toolkit.data.batches.stream_latents import StreamLatents
-from toolkit.data.scan.captions import caption_for_use
 from toolkit.data.streams.stream_dataset import StreamDataset
 from toolkit.files.tensor_cache import TensorCache
 
@@ -100,26 +99,6 @@ def test_a_batch_is_what_the_same_images_in_a_folder_give(
         assert torch.equal(batch.prompts.embeds_BLD, expected.prompts.embeds_BLD)
         assert batch.control_latents == expected.control_latents == ((),) * len(items)
         assert torch.equal(batch.loss_weight_B, expected.loss_weight_B)
-
-
-def test_captions_have_the_trigger_and_are_dropped_by_keys_of_their_use(
-    five, fake_adapter
-) -> None:
-    model = fake_adapter()
-    found = batches(
-        latents_of(five(caption_dropout_rate=0.5, trigger="tok"), model), 30
-    )
-    rules = CaptionRules(0.5)
-    expected = [
-        caption_for_use(item.sample.caption, rules, 7, batch.spec.epoch, position)
-        for batch in found
-        for item, position in zip(batch.spec.samples, batch.spec.positions, strict=True)
-    ]
-    assert (
-        {text for text, _ in model.prompts}
-        == set(expected)
-        == {"", *(f"tok a {colour}" for colour in COLOURS)}
-    )
 
 
 def test_nothing_is_kept_unless_asked_for_but_few_texts_in_memory(

@@ -5,11 +5,16 @@ import os
 import re
 import struct
 import zlib
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
 from PIL import Image, ImageCms
+from PIL.ImageFile import ImageFile
+from PIL.PngImagePlugin import PngInfo
 
 from tests.conftest import TURNED_HEIC
 from tests.toolkit.data.pixels.test_colours import chunk
@@ -17,7 +22,10 @@ from toolkit.contracts.data import ResizeCrop, Size
 from toolkit.data.pixels import images
 from toolkit.data.pixels.images import (
     ImageError,
+    ImageInfo,
     image_size,
+    inspect_header,
+    inspect_image,
     open_image,
     resize,
     resize_cover_crop,
@@ -116,10 +124,21 @@ def test_exif_rotation_is_applied_exactly_once(
         assert numpy.abs(numpy.subtract(image.getpixel(place), colour)).max() <= 4
 
 
-def test_damaged_exif_leaves_the_picture_usable(tmp_path: Path) -> None:
-    path = tmp_path / "a.jpg"
-    quarters().save(path, exif=b"Exif\0\0garbage that is not a TIFF header")
-    assert open_image(path).size == image_size(path) == (48, 32)
+def test_what_is_odd_and_usable_is_read(tmp_path: Path) -> None:
+    """Damaged EXIF, a photograph with a preview, names."""
+    odd_exif = {"exif": b"Exif\0\0garbage that is not a TIFF header"}
+    pages = {"save_all": True, "append_images": [quarters().resize((8, 8))]}
+    for name, options in (
+        ("exif.jpg", odd_exif),
+        ("previews.jpg", {"format": "MPO", **pages}),
+        *((name, {}) for name in ("ü [x] 🙂.png", "e\u0301.png", " a .png")),
+    ):
+        quarters().save(tmp_path / name, **options)
+        assert check_image(tmp_path / name) is None, name
+        found = open_image(tmp_path / name)
+        assert found.size == image_size(tmp_path / name) == (48, 32), name
+    with Image.open(tmp_path / "previews.jpg") as image:
+        assert image.n_frames == 2
 
 
 # ---------------------------------------------------------------- depth, transparency,
@@ -290,17 +309,6 @@ def test_what_a_full_disk_leaves_is_named(
     )
 
 
-def test_jpeg_with_several_pictures_is_a_photograph(tmp_path: Path) -> None:
-    path = tmp_path / "a.jpg"
-    quarters().save(
-        path, format="MPO", save_all=True, append_images=[quarters().resize((8, 8))]
-    )
-    with Image.open(path) as image:
-        assert image.n_frames == 2
-    assert check_image(path) is None
-    assert open_image(path).size == (48, 32)
-
-
 SAVE_OPTIONS = {
     "jpg": {"quality": 90},
     "progressive.jpg": {"progressive": True},
@@ -398,12 +406,6 @@ def test_pixel_cap_is_checked_before_decoding(tmp_path: Path, side: int) -> None
         open_image(path)
 
 
-def test_odd_names(tmp_path: Path) -> None:
-    for name in ("ü [x] 🙂.png", "e\u0301.png", " a .png"):
-        quarters().save(tmp_path / name)
-        assert open_image(tmp_path / name).size == (48, 32)
-
-
 # ---------------------------------------------------------------- sizes and tensors
 
 
@@ -417,36 +419,24 @@ def test_resize_cover_crop_cuts_the_bucket_out_of_the_scaled_image() -> None:
     assert image.tobytes() == expected.tobytes()
 
 
-def test_references_are_prepared_as_diffusers_does() -> None:
+@pytest.mark.parametrize("kind", ["photograph", "clear", "opaque"])
+def test_references_are_prepared_as_diffusers_does(tmp_path: Path, kind: str) -> None:
     import torch
     from diffusers.image_processor import VaeImageProcessor
 
-    image = open_image(PHOTOS / "40_photo/coffee.jpg")
-    theirs = VaeImageProcessor(vae_scale_factor=16).preprocess(
-        image, height=224, width=320
-    )[0]
-    torch.testing.assert_close(
-        to_tensor(resize(image, Size(320, 224))), theirs, rtol=0, atol=0
-    )
-
-
-@pytest.mark.parametrize("name", ["clear.png", "opaque.png"])
-def test_transparent_references_are_prepared_as_diffusers_does(
-    tmp_path: Path, name: str
-) -> None:
-    import torch
-    from diffusers.image_processor import VaeImageProcessor
-
-    image = quarters()
-    if name == "clear.png":
-        image.putalpha(Image.linear_gradient("L").resize(image.size))
-    image.save(tmp_path / name)
-    theirs = VaeImageProcessor(vae_scale_factor=16).preprocess(
-        image.convert("RGBA"), height=64, width=32
-    )[0]
-    ours = to_tensor(resize(open_image(tmp_path / name, channels=4), Size(32, 64)))
+    path, size, channels = PHOTOS / "40_photo/coffee.jpg", Size(320, 224), 3
+    if kind != "photograph":
+        image, path, size, channels = quarters(), tmp_path / "a.png", Size(32, 64), 4
+        if kind == "clear":
+            image.putalpha(Image.linear_gradient("L").resize(image.size))
+        image.save(path)
+    with Image.open(path) as image:
+        given = image.convert("RGBA" if channels == 4 else "RGB")
+    prepare = VaeImageProcessor(vae_scale_factor=16).preprocess
+    theirs = prepare(given, height=size.height, width=size.width)[0]
+    ours = to_tensor(resize(open_image(path, channels=channels), size))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    assert bool(ours[3].eq(1).all()) == (name == "opaque.png")
+    assert kind == "photograph" or bool(ours[3].eq(1).all()) == (kind == "opaque")
 
 
 def test_colours_of_clear_pixels_do_not_bleed(tmp_path: Path) -> None:
@@ -500,24 +490,161 @@ def test_a_photograph_of_an_iphone_is_turned_once(tmp_path: Path, name: str) -> 
     assert below == pytest.approx((30, 30, 200), abs=12)
 
 
-@pytest.mark.parametrize("length", [12, 40, 300, 700])
-def test_a_torn_photograph_of_an_iphone_is_named(tmp_path: Path, length: int) -> None:
-    path = tmp_path / "photo.heic"
-    path.write_bytes(TURNED_HEIC.read_bytes()[:length])
-    assert "damaged" in (check_image(path) or "")
-
-
-def test_without_its_decoder_a_heic_names_the_package(
+def test_a_photograph_of_an_iphone_that_cannot_be_read_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    path, whole = tmp_path / "photo.heic", TURNED_HEIC.read_bytes()
+    for length in (12, 40, 300, 700):
+        path.write_bytes(whole[:length])
+        assert "damaged" in (check_image(path) or ""), length
     monkeypatch.setattr(images, "find_spec", lambda name: None)
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
-    path = tmp_path / "photo.heic"
-    path.write_bytes(TURNED_HEIC.read_bytes())
-    with pytest.raises(
-        ImageError,
-        match=re.escape(
-            f"(HEIC needs the package 'pi-heif': {install_command('pi-heif')})"
-        ),
-    ):
+    path.write_bytes(whole)
+    package = f"(HEIC needs the package 'pi-heif': {install_command('pi-heif')})"
+    with pytest.raises(ImageError, match=re.escape(package)):
         image_size(path)
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def grain(mode: str = "RGB", size: tuple[int, int] = (61, 40)) -> Image.Image:
+    return Image.effect_noise(size, 50).convert(mode)
+
+
+def saved(image: Image.Image, form: str, **options) -> bytes:
+    file = BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def text(**entries: str) -> PngInfo:
+    info = PngInfo()
+    for key, value in entries.items():
+        info.add_text(key, value)
+    return info
+
+
+def xmp_rotation() -> PngInfo:
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+    return info
+
+
+ORDINARY = {
+    "grey.jpg": saved(grain("L"), "JPEG"),
+    "colour.jpg": saved(grain(), "JPEG"),
+    "print.jpg": saved(grain("CMYK"), "JPEG"),
+    "progressive.jpg": saved(grain(), "JPEG", progressive=True),
+    "photo.jpg": saved(grain(), "JPEG", exif=turned(1), icc_profile=SRGB),
+    "bad_profile.jpg": saved(grain(), "JPEG", icc_profile=b"no profile"),
+    **{f"turned_{n}.jpg": saved(grain(), "JPEG", exif=turned(n)) for n in range(1, 9)},
+    "grey.png": saved(grain("L"), "PNG"),
+    "bits.png": saved(grain("1"), "PNG"),
+    "colour.png": saved(grain(), "PNG"),
+    "alpha.png": saved(grain("RGBA"), "PNG"),
+    "grey_alpha.png": saved(grain("LA"), "PNG"),
+    "palette.png": saved(grain("P"), "PNG"),
+    "clear_palette.png": saved(grain("P"), "PNG", transparency=0),
+    "clear_colour.png": saved(grain(), "PNG", transparency=(1, 2, 3)),
+    "deep.png": saved(Image.new("I;16", (61, 40), 40_000), "PNG"),
+    "said.png": saved(grain(), "PNG", pnginfo=text(parameters="a prompt")),
+    "colour.webp": saved(grain(), "WEBP"),
+}
+UNUSUAL = {
+    "turned.png": saved(grain(), "PNG", exif=turned(6)),
+    "xmp.png": saved(grain(), "PNG", pnginfo=xmp_rotation()),
+    "profile.png": saved(grain(), "PNG", icc_profile=SRGB),
+    "moving.png": saved(
+        grain(), "PNG", save_all=True, append_images=[grain("L").convert("RGB")]
+    ),
+    "xmp.jpg": saved(grain(), "JPEG", xmp=b'<x tiff:Orientation="6"/>'),
+    "profile_in_parts.jpg": saved(grain(), "JPEG", icc_profile=b"x" * 70_000),
+    "alpha.webp": saved(Image.new("RGBA", (61, 40), (9, 9, 9, 9)), "WEBP"),
+    "lossless.webp": saved(grain(), "WEBP", lossless=True),
+    "turned.webp": saved(grain(), "WEBP", exif=turned(6)),
+    "picture.bmp": saved(grain(), "BMP"),
+    "picture.tif": saved(grain(), "TIFF"),
+    "picture.gif": saved(grain("P"), "GIF"),
+    "nothing.jpg": b"",
+    "text.png": b"no picture at all",
+}
+
+
+READ_WHOLE = ("picture.bmp", "picture.tif", "alpha.webp", "profile.png")
+
+
+def seen(inspect: Callable[[Path], ImageInfo], path: Path) -> tuple[Any, ...] | str:
+    """What is said of a file, whether it was read whole or not; or the error."""
+    try:
+        return inspect(path)[:3]
+    except ImageError as error:
+        return error.reason
+
+
+def late_metadata() -> bytes:
+    """A PNG that says behind its pixels that it is turned."""
+    said = turned(6).tobytes()[6:]
+    whole = ORDINARY["colour.png"]
+    return whole[:-12] + chunk(b"eXIf", said) + whole[-12:]
+
+
+@pytest.mark.parametrize("name", [*ORDINARY, *UNUSUAL, "late.png"])
+def test_the_header_says_what_the_decoder_says(tmp_path: Path, name: str) -> None:
+    contents = {**ORDINARY, **UNUSUAL, "late.png": late_metadata()}[name]
+    path = tmp_path / name
+    path.write_bytes(contents)
+    wanted = seen(inspect_image, path)
+    assert seen(inspect_header, path) == wanted
+    if isinstance(wanted, tuple):
+        assert (
+            image_size(path)
+            == image_size("nowhere", contents)
+            == wanted[0]
+            == open_image(path).size
+        )
+        assert inspect_header(path).verified == (name in READ_WHOLE)
+    for share in (0.0, 0.1, 0.5, 0.9, 0.97):
+        path.write_bytes(contents[: int(share * len(contents))])
+        assert seen(inspect_header, path) == seen(inspect_image, path)
+
+
+@pytest.mark.parametrize(
+    "name", ["colour.png", "alpha.png", "colour.jpg", "turned_6.jpg", "colour.webp"]
+)
+def test_sizes_come_without_decoding(tmp_path: Path, monkeypatch, name: str) -> None:
+    (tmp_path / name).write_bytes(ORDINARY[name])
+    monkeypatch.setattr(ImageFile, "load", lambda _: pytest.fail("decoded"))
+    wanted = (40, 61) if name == "turned_6.jpg" else (61, 40)
+    assert (
+        inspect_header(tmp_path / name).size
+        == image_size("nowhere", ORDINARY[name])
+        == wanted
+    )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow says what it finds odd
+def test_a_changed_header_is_never_taken_for_another_image(tmp_path: Path) -> None:
+    """Each byte of the headers in turn: the header agrees with the decoder.
+
+    Where the decoder refuses a file for what is beyond its size, it does so when the
+    image is encoded.
+    """
+    path = tmp_path / "image"
+    agreed = 0
+    for name in ("turned_6.jpg", "clear_palette.png", "colour.webp"):
+        for place in range(0, min(len(ORDINARY[name]), 240), 4):
+            changed = bytearray(ORDINARY[name])
+            changed[place] ^= 0x41
+            path.write_bytes(changed)
+            header, decoded = seen(inspect_header, path), seen(inspect_image, path)
+            if isinstance(decoded, tuple):
+                assert header == decoded, (name, place)
+                agreed += 1
+    assert agreed > 25

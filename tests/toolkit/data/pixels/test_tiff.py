@@ -22,7 +22,6 @@ from toolkit.data.pixels.images import (
 HEIGHT, WIDTH = 37, 45
 RNG = numpy.random.default_rng(0)
 RGB_16 = RNG.integers(0, 65536, (HEIGHT, WIDTH, 3)).astype(numpy.uint16)
-GREY_16 = RGB_16[..., 0]
 
 
 def write(path: Path, strips: list[bytes], order: str = "<", **tags: object) -> None:

@@ -87,37 +87,36 @@ def test_edit_tables_are_read_by_the_names_that_their_makers_give(
     assert not [note for note in scan.notes if "columns" in note]
 
 
-@pytest.mark.parametrize(
-    "column", ["source", "target", "before", "input_image", "chosen", "win"]
-)
-def test_a_name_with_other_meanings_counts_only_where_all_values_are_images(
-    data: Path, dataset, column: str
-) -> None:
-    rows = both({"file_name": "out/#.png", "text": "red", column: "flickr"})
-    scan = scan_datasets(
-        [dataset("", captions_file=write(data / "t.jsonl", rows))], None
-    )
-    assert [sample.control_images for sample in scan.samples] == [(), ()]
-    assert scan.notes[0] == f"{data}/t.jsonl: columns that are not used: {column}"
+UNUSED = {
+    # columns beside an image and its text, those of the second row -> what is not used
+    "a name with other meanings": [
+        ({name: "flickr"}, {}, name)
+        for name in ("source", "target", "before", "input_image", "chosen", "win")
+    ],
+    "one that repeats the image, one that lacks a file": [
+        ({"path": "./out/#.png", "shot": "in/#.png"}, {"shot": "in/gone.png"}, "path, shot")
+    ],
+    "numbers": [({"width": 64, "id of it": "x#"}, {}, "width, id of it")],
+}  # fmt: skip
 
 
+@pytest.mark.parametrize("what", UNUSED)
 def test_columns_that_are_not_used_are_named_once_for_plan_and_lint(
-    data: Path, dataset
+    data: Path, dataset, what: str
 ) -> None:
-    rows = both(
-        {"file_name": "out/#.png", "text": "red", "width": 64, "id of it": "x#"}
-    )
-    path = write(data / "t.jsonl", rows)
-    scan = scan_datasets([dataset("", captions_file=path)], None)
-    assert scan.notes == (f"{path}: columns that are not used: width, id of it",)
-    remedy = (
-        "Say what they are with 'columns', or 'columns: {ignore: [width, id of it]}'"
-    )
-    assert scan.unused == (
-        (path, f"columns that are not used: width, id of it. {remedy}"),
-    )
-    quiet = dataset("", captions_file=path, columns={"ignore": ("width", "id of it")})
-    assert scan_datasets([quiet], None).notes == ()
+    for columns, second, named in UNUSED[what]:
+        rows = both({"file_name": "out/#.png", "text": "red", **columns})
+        path = write(data / "t.jsonl", [rows[0], rows[1] | second])
+        scan = scan_datasets([dataset("", captions_file=path)], None)
+        assert [sample.control_images for sample in scan.samples] == [(), ()]
+        unused = f"columns that are not used: {named}"
+        assert scan.notes == (f"{path}: {unused}",)
+        ignore = f"'columns: {{ignore: [{named}]}}'"
+        if ", " in named:
+            remedy = f"Say what they are with 'columns', or {ignore}"
+            assert scan.unused == ((path, f"{unused}. {remedy}"),)
+        quiet = dataset("", captions_file=path, columns={"ignore": named.split(", ")})
+        assert scan_datasets([quiet], None).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -148,24 +147,6 @@ def test_a_column_of_files_is_a_mistake_until_the_job_says_what_it_is(
         ).notes
         == ()
     )
-
-
-def test_a_column_that_repeats_the_image_or_lacks_a_file_is_only_named(
-    data: Path, dataset
-) -> None:
-    rows = both(
-        {
-            "file_name": "out/#.png",
-            "text": "red",
-            "path": "./out/#.png",
-            "shot": "in/#.png",
-        }
-    )
-    rows[1]["shot"] = "in/gone.png"
-    scan = scan_datasets(
-        [dataset("", captions_file=write(data / "t.jsonl", rows))], None
-    )
-    assert scan.notes == (f"{data}/t.jsonl: columns that are not used: path, shot",)
 
 
 def test_the_job_says_what_each_column_is(data: Path, dataset) -> None:

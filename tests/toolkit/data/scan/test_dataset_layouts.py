@@ -32,15 +32,23 @@ REFUSED = {
 }
 """Layouts that are refused, and how."""
 
-OTHERWISE = (
-    "a column named image",
-    "a picture without a row",
-    "a table above its splits",
-    "splits in names of files",
-    "paths in Parquet",
-)
-"""Layouts that are read otherwise than `datasets` reads them, as the tests below have
-it."""
+OTHERWISE = {
+    "a column named image": [("picture a", "a cat", [])],
+    "a picture without a row": [
+        ("picture a", "a photo of a", []),
+        ("picture b", "", []),
+    ],
+    "a table above its splits": [
+        ("picture a", "for train/a", []),
+        ("picture b", "for test/b", []),
+    ],
+    "splits in names of files": [],
+    "paths in Parquet": [("picture a", "a photo of a", [])],
+}
+"""Layouts that are read otherwise than `datasets` reads them, and how: a picture stays
+one beside a column named image, and without a row; a table is that of all splits; splits
+in names of files are all trained; paths begin at the folder of a Parquet file, and not
+at the working directory."""
 
 
 @pytest.fixture(autouse=True)
@@ -179,41 +187,8 @@ def test_several_captions_of_an_image_are_drawn_from(tmp_path: Path, name: str) 
     assert [*sample.captions] == (texts[0] if isinstance(texts[0], list) else texts)
 
 
-def test_a_column_named_image_does_not_replace_the_picture(tmp_path: Path) -> None:
-    name = "a column named image"
-    write(LAYOUTS[name], tmp_path)
-    (case,) = golden("dataset_layouts", layout=name)
-    assert case["splits"]["train"] == [{"image": "of a cat", "text": "a cat"}]
-    assert read(tmp_path) == [("picture a", "a cat", [])]
-
-
-def test_a_picture_without_a_row_is_trained_and_named(tmp_path: Path) -> None:
-    name = "a picture without a row"
-    write(LAYOUTS[name], tmp_path)
-    (case,) = golden("dataset_layouts", layout=name)
-    assert read(tmp_path) == [*rows_of(case["splits"]), ("picture b", "", [])]
-    notes = scan_datasets([section(tmp_path)], None).notes
-    assert (
-        f"{tmp_path}: 1 of 2 images have no line in {tmp_path}/metadata.jsonl: b.png"
-        in notes
-    )
-
-
-def test_a_table_above_its_splits_is_read_and_goes_with_the_remedy(
-    tmp_path: Path,
-) -> None:
-    name = "a table above its splits"
-    write(LAYOUTS[name], tmp_path)
-    (case,) = golden("dataset_layouts", layout=name)
-    # the table is of no split there
-    assert [caption for _, caption, _ in rows_of(case["splits"])] == [
-        "",
-        "",
-    ]
-    assert read(tmp_path) == [
-        ("picture a", "for train/a", []),
-        ("picture b", "for test/b", []),
-    ]
+def test_the_remedy_of_a_table_above_its_splits_is_read(tmp_path: Path) -> None:
+    write(LAYOUTS["a table above its splits"], tmp_path)
     scan = scan_datasets([section(tmp_path)], None)
     alone = f"'folder_path: {tmp_path}/train' and 'captions_file: {tmp_path}/metadata.jsonl'"
     what = "is trained on, and its name keeps it from the training"
@@ -230,20 +205,16 @@ def test_a_table_above_its_splits_is_read_and_goes_with_the_remedy(
     ]
 
 
-def test_splits_in_the_names_of_files_are_all_trained(tmp_path: Path) -> None:
-    name = "splits in names of files"
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_a_layout_that_is_read_otherwise(tmp_path: Path, name: str) -> None:
     write(LAYOUTS[name], tmp_path)
     (case,) = golden("dataset_layouts", layout=name)
-    assert {*case["splits"]} == {"train", "test"} and read(tmp_path) == rows_of(
-        case["splits"]
-    )
-
-
-def test_paths_in_a_parquet_file_begin_at_its_folder(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
-    name = "paths in Parquet"
-    write(LAYOUTS[name], tmp_path)
-    (case,) = golden("dataset_layouts", layout=name)
-    # there they begin at the working directory
-    assert case["error"].startswith("FileNotFoundError")
-    assert read(tmp_path) == [("picture a", "a photo of a", [])]
+    theirs = rows_of(case.get("splits", {}))
+    found = read(tmp_path)
+    if name == "splits in names of files":
+        assert {*case["splits"]} == {"train", "test"} and found == theirs
+    else:
+        assert found == OTHERWISE[name] != theirs
+    if name == "a picture without a row":
+        told = f"{tmp_path}: 1 of 2 images have no line in {tmp_path}/metadata.jsonl: b.png"
+        assert told in scan_datasets([section(tmp_path)], None).notes

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toolkit.data.conftest import make_images, refusal
-from toolkit.data.scan.fingerprint import fingerprint
+from tests.toolkit.data.conftest import make_files, make_images, refusal
 from toolkit.data.scan.folder import scan_datasets
 
 
@@ -46,21 +45,6 @@ def test_each_image_has_the_caption_of_its_line(data: Path, dataset) -> None:
         f"{data}/40_x: ignored, not a caption, because captions_file is given: a.txt",
         f"{data}: 1 of 4 images have no line in {table}: b/c.png",
         f"{table}: 2 of 5 lines name no image of {data}: a.png, b/x.png",
-    ]
-
-
-def test_an_edited_line_edits_its_image(data: Path, dataset, tmp_path: Path) -> None:
-    def hashes(text: str) -> dict[str, str]:
-        (tmp_path / "captions.tsv").write_text(text)
-        section = dataset(data / "b", captions_file=str(tmp_path / "captions.tsv"))
-        return fingerprint(scan_datasets([section], None).samples)
-
-    before, after = (
-        hashes("a.png\tone\nc.png\ttwo"),
-        hashes("c.png\tchanged\na.png\tone"),
-    )
-    assert [name for name in before if before[name] != after[name]] == [
-        f"{data}/b/c.png"
     ]
 
 
@@ -522,42 +506,27 @@ def test_a_folder_with_a_space_is_quoted_in_the_remedy(data: Path, dataset) -> N
     )
 
 
-def test_a_file_name_is_the_caption_of_an_image_without_one(
-    image, dataset, tmp_path: Path
+def test_a_file_name_is_the_caption_of_an_image_without_one_or_of_all(
+    dataset, tmp_path: Path
 ) -> None:
-    make_images(tmp_path / "named" / name for name in ("a_red_cat.png", "b.png"))
-    (tmp_path / "named" / "b.txt").write_text("written")
-    scan = scan_datasets(
-        [dataset(tmp_path / "named", caption_from_name=True, default_caption="none")],
-        None,
-    )
-    assert [sample.caption for sample in scan.samples] == ["a red cat", "written"]
-    assert scan.folders[0].missing_captions == 0
-
-
-def test_captions_of_names_are_those_of_all_images(
-    image, dataset, tmp_path: Path
-) -> None:
-    make_images(
-        tmp_path / "named" / name
-        for name in ("a_red_cat.png", "a_red_cat (2).png", "sub/a_dog_end.png")
-    )
-    (tmp_path / "named" / "a_red_cat.txt").write_text("written")
-    (tmp_path / "named" / "t.tsv").write_text("a_red_cat (2).png\tin a table")
-    scan = scan_datasets(
-        [dataset(tmp_path / "named", captions="names", resolution=(64,))], "sks"
-    )
-    assert [sample.caption for sample in scan.samples] == ["sks a red cat"] * 2
-    assert (
-        f"{tmp_path}/named: ignored, not a caption, because captions is names: a_red_cat.txt"
-        in scan.notes
-    )
-    ends = dataset(
-        tmp_path / "named" / "sub",
-        captions="names",
-        image_suffix="_end",
-        resolution=(64,),
-    )
-    assert [sample.caption for sample in scan_datasets([ends], None).samples] == [
-        "a dog"
-    ]
+    folder = tmp_path / "named"
+    texts = {"b.txt": "written", "t.tsv": "a_red_cat (2).png\tin a table"}
+    images = ("a_red_cat.png", "a_red_cat (2).png", "b.png", "sub/a_dog_end.png")
+    make_files(folder, texts | dict.fromkeys(images, ""))
+    for keys, captions in (
+        (
+            {"caption_from_name": True, "default_caption": "none"},
+            ["a red cat (2)", "a red cat", "written"],
+        ),
+        ({"captions": "names"}, ["a red cat", "a red cat", "b"]),
+        (
+            {"captions": "names", "folder_path": "sub", "image_suffix": "_end"},
+            ["a dog"],
+        ),
+    ):
+        given = folder / keys.pop("folder_path", "")
+        scan = scan_datasets([dataset(given, resolution=(64,), **keys)], None)
+        assert [sample.caption for sample in scan.samples] == captions
+        assert scan.folders[0].missing_captions == 0
+        told = f"{given}: ignored, not a caption, because captions is names: b.txt"
+        assert (told in scan.notes) == (captions[-1] == "b")

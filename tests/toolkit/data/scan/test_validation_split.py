@@ -76,25 +76,35 @@ def test_without_the_section_everything_is_trained_on(folder, dataset) -> None:
     assert (len(scan.samples), len(items), validation_split) == (10, 10, None)
 
 
-@pytest.mark.parametrize(
-    ("fraction", "count"),
-    [(0.01, 1), (0.1, 1), (0.14, 1), (0.16, 2), (0.3, 3), (0.5, 5)],
-)
 def test_a_fraction_is_taken_out_of_the_training_and_at_least_one(
-    folder, dataset, fraction: float, count
+    folder, dataset
 ) -> None:
-    scan, items, validation_split = scan_and_split(
-        section(dataset(folder()), fraction=fraction), FAMILY
-    )
-    assert len(validation_split.items) == count
-    assert len(items) == len(scan.samples) == 10 - count
-    trained = {item.sample.name for item in items}
-    assert trained.isdisjoint(names(validation_split))
-    assert validation_split.from_training
-    assert (
-        f"validation: {count} image{'s' * (count > 1)} held out"
-        in validation_split.notes[0]
-    )
+    images = dataset(folder())
+    shares = {0.01: 1, 0.1: 1, 0.14: 1, 0.16: 2, 0.3: 3, 0.5: 5}
+    for fraction, count in shares.items():
+        scan, items, split = scan_and_split(section(images, fraction=fraction), FAMILY)
+        assert len(split.items) == count and split.from_training, fraction
+        assert len(items) == len(scan.samples) == 10 - count, fraction
+        assert {item.sample.name for item in items}.isdisjoint(names(split))
+        told = f"validation: {count} image{'s' * (count > 1)} held out"
+        assert told in split.notes[0]
+    jobs = [section(images, fraction=0.3, seed=seed) for seed in range(6)]
+    drawn = {tuple(names(scan_and_split(job, FAMILY)[2])) for job in jobs}
+    assert len(drawn) > 1, "another seed draws others"
+
+
+def test_regularisation_images_stay_and_one_image_is_left_to_train_on(
+    folder, dataset
+) -> None:
+    few = dataset(folder("a", 2))
+    job = section(few, dataset(folder("b"), is_reg=True), fraction=0.5)
+    _, items, split = scan_and_split(job, FAMILY)
+    assert len(items) == 11 and [
+        Path(item.sample.image).parent.name for item in split.items
+    ] == ["a"]
+    assert len(scan_and_split(section(few, fraction=0.5), FAMILY)[1]) == 1
+    with pytest.raises(UserError, match="none would be left to train on"):
+        scan_and_split(section(dataset(folder("c", 1)), fraction=0.5), FAMILY)
 
 
 def test_an_image_goes_at_all_its_sizes_mirrors_and_in_all_datasets(
@@ -133,20 +143,6 @@ def test_the_draw_does_not_depend_on_the_order_or_the_place_of_the_datasets(
     assert chosen[0] == chosen[1] == chosen[2]
 
 
-def test_another_seed_and_not_the_training_seed_draws_others(folder, dataset) -> None:
-    drawn = {
-        tuple(
-            names(
-                scan_and_split(
-                    section(dataset(folder()), fraction=0.3, seed=seed), FAMILY
-                )[2]
-            )
-        )
-        for seed in range(6)
-    }
-    assert len(drawn) > 1
-
-
 def test_more_images_leave_what_was_drawn_unless_they_take_its_place(
     folder, dataset
 ) -> None:
@@ -180,19 +176,6 @@ def test_they_are_measured_as_they_are(folder, dataset) -> None:
     assert items[0].sample.rules.dropout_rate == 0.9
 
 
-def test_regularisation_images_stay(folder, dataset) -> None:
-    _, items, validation_split = scan_and_split(
-        section(
-            dataset(folder("a", 2)), dataset(folder("b"), is_reg=True), fraction=0.5
-        ),
-        FAMILY,
-    )
-    assert [Path(item.sample.image).parent.name for item in validation_split.items] == [
-        "a"
-    ]
-    assert len(items) == 11
-
-
 def test_a_dataset_that_is_held_out_whole_is_counted_nowhere(folder, dataset) -> None:
     datasets = [dataset(folder("only", 1)), dataset(folder("b", 3))]
     seeds = (
@@ -206,16 +189,6 @@ def test_a_dataset_that_is_held_out_whole_is_counted_nowhere(folder, dataset) ->
     )
     assert [Path(found.folder).name for found in scan.folders] == ["b"]
     assert {item.sample.dataset for item in items} == {1}
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_one_image_is_left_to_train_on(folder, dataset, count: int) -> None:
-    job = section(dataset(folder("a", count)), fraction=0.5)
-    if count == 2:
-        assert len(scan_and_split(job, FAMILY)[1]) == 1
-        return
-    with pytest.raises(UserError, match="none would be left to train on"):
-        scan_and_split(job, FAMILY)
 
 
 def test_a_folder_of_its_own_takes_nothing_from_the_training(folder, dataset) -> None:
