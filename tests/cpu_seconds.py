@@ -12,6 +12,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -87,11 +88,11 @@ def _cpu_seconds() -> float:
 
 def _children() -> list[str]:
     """Process ids of the children of all threads; none where there is no /proc."""
-    return [
-        child
-        for task in Path("/proc/self/task").glob("*/children")
-        for child in task.read_text().split()
-    ]
+    found: list[str] = []
+    for task in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # a thread may end meanwhile
+            found += task.read_text().split()
+    return found
 
 
 def _process_seconds(process: str) -> float:
