@@ -51,13 +51,21 @@ def find_model(name: str) -> type[BaseModel] | None:
     return MODELS[name]
 
 
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that no test changes."""
+    return write_model(tmp_path_factory.mktemp("config") / "model")
+
+
 @pytest.fixture
-def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., JobConfig]:
+def load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_folder: Path
+) -> Callable[..., JobConfig]:
     """Writes a text to `job.yaml` (or `file`) in an empty working directory and loads
     it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
-    write_model(tmp_path / "model")
+    (tmp_path / "model").symlink_to(model_folder)
 
     def load(
         text: str, *, file: str = "job.yaml", find=find_model, **options

@@ -187,6 +187,8 @@ NEEDED: dict[str, dict[str, Any]] = {
 
 NO_IMAGES = "names no images. Give 'folder_path', or 'url' for a stream of shards."
 
+BLANK = "has no value, and counts as not given: "
+
 SECTIONS = dict(distinct_sections({"sd_trainer": SdTrainerConfig}))
 
 
@@ -210,49 +212,33 @@ def job_with(path: str, keys: dict[str, Any]) -> str:
     return trainer(*(f"{key}: {json.dumps(inner)}" for key, inner in value.items()))
 
 
-@pytest.mark.parametrize(
-    ("path", "blank"),
-    [
-        *((path, blank) for path in SECTIONS for blank in ("", "null", "''")),
-        *((path, blank) for path in ("", "train") for blank in ("~", '"${NOTHING:-}"')),
-    ],
-)
+@pytest.mark.parametrize("path", SECTIONS)
 def test_empty_and_null_are_not_given_for_every_key_of_every_section(
-    load, path: str, blank: str
+    load, path: str
 ) -> None:
     Path("a.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")  # no tensors
     Path("kept.txt").write_text("a dog")
     needed, section = NEEDED.get(path, {}), SECTIONS[path]
-    optional = names_of(section) - {
-        *needed,
-        *section.may_be_empty,
-        "type",
-        "name",
-        "datasets",
-        "model",
-    }
-    blanks = job_with(path, needed | dict.fromkeys(sorted(optional), "@")).replace(
-        '"@"', blank
-    )
-    given, plain = load(blanks), load(job_with(path, needed))
-    assert given.processes[0].section == plain.processes[0].section
-    told = [
-        line
-        for line in given.warnings
-        if "has no value, and counts as not given: " in line
-    ]
-    others = [line for line in plain.warnings if "has no keys" not in line]
-    assert [line for line in given.warnings if line not in told] == others
-    if blank == "''":  # an empty text in the place of another default
-        assert "the default is none" not in "".join(told)
-    else:
-        assert bool(told) == (blank == "" and bool(optional)), (
-            "of what is written out the default is meant"
-        )
+    others = {"type", "name", "datasets", "model"}
+    optional = names_of(section) - {*needed, *section.may_be_empty, *others}
+    keys = job_with(path, needed | dict.fromkeys(sorted(optional), "@"))
+    plain = load(job_with(path, needed))
+    expected = [line for line in plain.warnings if "has no keys" not in line]
+    forms = ("null", "~", '"${NOTHING:-}"') if path in ("", "train") else ()
+    for blank in ("", "''", *forms):
+        given = load(keys.replace('"@"', blank))
+        assert given.processes[0].section == plain.processes[0].section, blank
+        told = [line for line in given.warnings if BLANK in line]
+        assert [each for each in given.warnings if each not in told] == expected, blank
+        if blank == "''":  # an empty text in the place of another default
+            assert "the default is none" not in "".join(told)
+        else:
+            assert bool(told) == (blank == "" and bool(optional)), (
+                f"{blank}: of what is written out the default is meant"
+            )
 
 
-@pytest.mark.parametrize("blank", ["", "null", "''"])
-def test_an_empty_sample_keeps_its_defaults(section, blank: str) -> None:
+def test_blanks_where_they_mean_something_else_than_a_default(section, faults) -> None:
     keys = (
         "sample_every",
         "sample_every_n_epochs",
@@ -262,49 +248,27 @@ def test_an_empty_sample_keeps_its_defaults(section, blank: str) -> None:
         "flow_shift",
         "prompts",
     )
-    given = section(
-        "sample:", *(f"  {key}: {blank}" for key in keys), "  walk_seed: false"
-    ).sample
-    assert given == section("sample: {walk_seed: false}").sample
-    assert given.interval() == (250, 0)
-
-
-@pytest.mark.parametrize("blank", ["", "null", "''"])
-def test_a_key_that_is_required_needs_a_value(faults, blank: str) -> None:
-    assert faults(
-        f"model: {{name_or_path: {blank}}}", f"datasets: [{{folder_path: {blank}}}]"
-    ) == ["model.name_or_path: needs a value.", f"datasets[0]: {NO_IMAGES}"]
+    plain = section("sample: {walk_seed: false}").sample
+    assert plain.interval() == (250, 0)
+    for blank in ("", "null", "''"):
+        lines = (f"  {key}: {blank}" for key in keys)
+        assert section("sample:", *lines, "  walk_seed: false").sample == plain, blank
+        assert section(f"resume: {blank}").resume == "auto", blank
+        logs = "logging:", f"  log_with: {blank}"
+        assert section(*logs).logging.trackers() == (), blank
+        found = section(*logs, "  logging_dir: runs").logging.trackers()
+        assert found == ("tensorboard",), blank
+        assert faults(
+            f"model: {{name_or_path: {blank}}}", f"datasets: [{{folder_path: {blank}}}]"
+        ) == ["model.name_or_path: needs a value.", f"datasets[0]: {NO_IMAGES}"], blank
 
 
 @needs_foreign_names
-@pytest.mark.parametrize("value", ["", "null", "''", "[]"])
-@pytest.mark.parametrize("key", ["base_loras", "base_weights"])
-def test_no_base_loras(section, key: str, value: str) -> None:
-    assert (
-        section(
-            "model:", "  name_or_path: ./model", f"  {key}: {value}"
-        ).model.base_loras
-        == ()
-    )
-
-
-def test_an_empty_resume_goes_on_from_what_is_there(section) -> None:
-    assert {section(f"resume: {blank}").resume for blank in ("", "null", "''")} == {
-        "auto"
-    }
-
-
-# ------------------------------------------------------------ trackers
-
-
-@pytest.mark.parametrize("blank", ["", "null", "''"])
-def test_an_empty_log_with_is_tensorboard_where_there_is_a_folder(
-    section, blank: str
-) -> None:
-    assert section("logging:", f"  log_with: {blank}").logging.trackers() == ()
-    assert section(
-        "logging:", f"  log_with: {blank}", "  logging_dir: runs"
-    ).logging.trackers() == ("tensorboard",)
+def test_no_base_loras(section) -> None:
+    for key in ("base_loras", "base_weights"):
+        for value in ("", "null", "''", "[]"):
+            lines = "model:", "  name_or_path: ./model", f"  {key}: {value}"
+            assert section(*lines).model.base_loras == (), (key, value)
 
 
 def test_a_key_of_wandb_comes_from_the_environment_and_is_kept_nowhere(

@@ -84,13 +84,6 @@ def test_a_terminal_stays_a_terminal(
     assert (tmp_path / "log.txt").read_text() == "saved\ndone\n"
 
 
-def test_an_exception_is_written_too(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), tee_output(tmp_path / "log.txt"):
-        _ = 1 / 0
-    assert "Traceback" in (tmp_path / "log.txt").read_text()
-    assert "ZeroDivisionError" in (tmp_path / "log.txt").read_text()
-
-
 def test_text_that_utf8_cannot_hold_is_escaped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +91,23 @@ def test_text_that_utf8_cannot_hold_is_escaped(
     with tee_output(tmp_path / "log.txt"):
         print("caf\udce9.jpg ü")
     assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "caf\\udce9.jpg ü\n"
+
+
+@pytest.mark.parametrize(("rank", "text"), [(0, "a line\n"), (1, "")])
+def test_only_the_first_process_shows_what_is_logged_and_none_outside_the_block(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    rank: int,
+    text: str,
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    with shown():
+        mute_nonzero_ranks(DistributedEnv(rank=rank, world_size=2))
+        OWN.info("a line")
+    caplog.set_level(logging.INFO)
+    OWN.info("outside")
+    assert (stream.getvalue(), caplog.messages) == (text, ["outside"])
 
 
 def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
@@ -178,25 +188,51 @@ def test_status_elsewhere_is_a_plain_line_every_ten_seconds() -> None:
 # ------------------------------------------------------------ secrets
 
 
-@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
-def test_a_secret_does_not_pass(kind: type[io.StringIO]) -> None:
+EVIL = "a\x1b[2J\x1b]0;t\x07\x00\x7f\x9b1A\u202eb\u2066\u2028\x85"
+SHOWN = r"a\u001b[2J\u001b]0;t\u0007\u0000\u007f\u009b1A\u202eb\u2066\u2028\u0085"
+HARMLESS = "tab\t\u200d\N{FAMILY} \u05d0 \u00e9 \u3042"
+PIECES = (f"a {TOKEN[:9]}", TOKEN[9:20], f"{TOKEN[20:]} b", "\nunfinished")
+STREAMED: dict[str, tuple[type[io.StringIO], tuple[str, ...], tuple[str, ...]]] = {
+    # what: (stream, what is written, what stands there after each)
+    **{
+        f"a secret, {kind.__name__}": (
+            kind, (f"a {TOKEN} b {TOKEN}\n", f"{TOKEN}\n"),
+            ("a <redacted> b <redacted>\n", "a <redacted> b <redacted>\n<redacted>\n"),
+        )
+        for kind in (io.StringIO, Terminal)
+    },
+    **{
+        f"control characters, {kind.__name__}": (
+            kind, (f"{json.dumps(EVIL, ensure_ascii=False)} {HARMLESS}\n",), (f'"{SHOWN}" {HARMLESS}\n',),
+        )
+        for kind in (io.StringIO, Terminal)
+    },
+    "a secret in pieces": (io.StringIO, PIECES, ("", "", "", "a <redacted> b\n")),
+    "a terminal shows everything at once": (
+        Terminal, ("\rstep 1", "Name: "), ("\rstep 1", "\rstep 1Name: "),
+    ),
+    "a pipe gets progress one state late": (
+        io.StringIO, ("\rstep 0", "\rstep 1", "\rstep 2", "\r\n"),
+        ("\r", "\rstep 0\r", "\rstep 0\rstep 1\r", "\rstep 0\rstep 1\rstep 2\r\n"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", STREAMED)
+def test_what_is_written_is_shown_without_secrets_and_control_characters(
+    what: str,
+) -> None:
+    kind, pieces, seen = STREAMED[what]
     stream = kind()
-    print(f"a {TOKEN} b", TOKEN, file=RedactingStream(stream))
-    RedactingStream(stream).writelines([f"{TOKEN}\n", "end\n"])
-    assert stream.getvalue() == "a <redacted> b <redacted>\n<redacted>\nend\n"
-
-
-def test_a_secret_in_pieces_does_not_pass_into_a_file() -> None:
-    stream = io.StringIO()
-    out = RedactingStream(stream)
-    for piece in (f"a {TOKEN[:9]}", TOKEN[9:20], f"{TOKEN[20:]} b"):
+    out, after = RedactingStream(stream), []
+    for piece in pieces:
         out.write(piece)
         out.flush()
-    assert stream.getvalue() == ""
-    out.write("\nunfinished")
-    assert stream.getvalue() == "a <redacted> b\n"
+        after.append(stream.getvalue())
+    assert tuple(after) == seen and out.isatty() == (kind is Terminal)
     out.release()
-    assert stream.getvalue() == "a <redacted> b\nunfinished"
+    assert stream.getvalue().endswith("unfinished") == (pieces is PIECES)
+    assert json.loads(f'"{SHOWN}"') == EVIL, "JSON stays the same data"
 
 
 def test_a_log_is_without_secrets_in_pieces_and_in_tracebacks(
@@ -212,27 +248,6 @@ def test_a_log_is_without_secrets_in_pieces_and_in_tracebacks(
         "KeyError: '<redacted>'\n"
     )
     assert "aB3" not in text
-
-
-def test_a_terminal_shows_everything_at_once() -> None:
-    terminal = Terminal()
-    out = RedactingStream(terminal)
-    assert out.isatty()
-    out.write("\rstep 1")
-    assert terminal.getvalue() == "\rstep 1"
-    out.write("Name: ")
-    out.flush()
-    assert terminal.getvalue() == "\rstep 1Name: "
-
-
-def test_a_pipe_gets_progress_by_carriage_returns_one_state_late() -> None:
-    stream = io.StringIO()
-    out = RedactingStream(stream)
-    for step in range(3):
-        out.write(f"\rstep {step}")
-    assert stream.getvalue() == "\rstep 0\rstep 1\r"
-    out.write("\r\n")
-    assert stream.getvalue() == "\rstep 0\rstep 1\rstep 2\r\n"
 
 
 def test_a_status_line_is_drawn_without_secrets_also_where_it_is_cut_off(
@@ -266,24 +281,6 @@ def test_the_streams_of_the_process_are_wrapped_once(
 
 
 # ------------------------------------------------------------ control characters
-
-EVIL = "a\x1b[2J\x1b]0;t\x07\x00\x7f\x9b1A\u202eb\u2066\u2028\x85"
-HARMLESS = "tab\t\u200d\N{FAMILY} \u05d0 \u00e9 \u3042"
-
-
-@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
-def test_control_characters_are_shown_and_json_stays_the_same_data(
-    kind: type[io.StringIO],
-) -> None:
-    stream = kind()
-    print(json.dumps(EVIL, ensure_ascii=False), HARMLESS, file=RedactingStream(stream))
-    text, harmless = stream.getvalue().split(" ", 1)
-    assert (
-        text
-        == r'"a\u001b[2J\u001b]0;t\u0007\u0000\u007f\u009b1A\u202eb\u2066\u2028\u0085"'
-        and json.loads(text) == EVIL
-    )
-    assert harmless == f"{HARMLESS}\n"
 
 
 def test_a_foreign_carriage_return_overwrites_nothing(
@@ -381,18 +378,6 @@ def test_a_status_line_on_another_stream_is_left_alone(
     assert (capsys.readouterr().out, terminal.shown()) == ("a line\n", ["step 1"])
 
 
-@pytest.mark.parametrize(("rank", "text"), [(0, "a line\n"), (1, "")])
-def test_only_the_first_process_shows_what_is_logged(
-    monkeypatch: pytest.MonkeyPatch, rank: int, text: str
-) -> None:
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stdout", stream)
-    with shown():
-        mute_nonzero_ranks(DistributedEnv(rank=rank, world_size=2))
-        OWN.info("a line")
-    assert stream.getvalue() == text
-
-
 def test_extensions_of_other_folders_are_shown_whenever_they_are_found(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -406,17 +391,6 @@ def test_extensions_of_other_folders_are_shown_whenever_they_are_found(
         ):
             logging.getLogger(name).info(name)
     assert capsys.readouterr().out == "extension_early_1\nextension_late_2.process\n"
-
-
-def test_outside_the_block_nothing_is_printed(
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    with shown():
-        OWN.info("inside")
-    caplog.set_level(logging.INFO)
-    OWN.info("outside")
-    assert capsys.readouterr().out == "inside\n"
-    assert caplog.messages == ["outside"]
 
 
 def test_a_stream_that_fails_ends_the_work_as_for_a_print(

@@ -3,21 +3,26 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import stat
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load, save
 
 from toolkit.errors import UserError
 from toolkit.files import safetensors_io
 from toolkit.files.safetensors_io import (
+    METADATA,
+    compact,
     framed,
     merge_files,
     read_header,
     save_file,
     tensor_shapes,
+    tensor_sizes,
 )
 from toolkit.networks import adapter_settings
 from toolkit.networks.adapter_settings import read_settings
@@ -136,3 +141,53 @@ def test_what_the_parser_of_json_does_not_take_is_said_in_words(
 ) -> None:
     with pytest.raises(ValueError, match=fault):
         read_header(io.BytesIO(framed(header)))
+
+
+MIXED = {
+    "b": torch.arange(6.0).view(2, 3),
+    "a": torch.ones(4, dtype=torch.bfloat16),
+    "scalar": torch.tensor(2.0),
+}
+
+
+def test_a_header_that_is_read_and_written_again_is_one_the_library_reads() -> None:
+    file = io.BytesIO(save(MIXED, {"z": "1", "ä": "2"}))
+    header = read_header(file)
+    data = file.read()
+    again = framed(compact(header))
+    assert len(again) % 8 == 0
+    read = load(again + data)
+    assert read.keys() == MIXED.keys() and all(
+        torch.equal(read[name], MIXED[name]) for name in MIXED
+    )
+    assert list(
+        json.loads(compact({METADATA: {"z": "1", "b": "2"}, "x": {}}))[METADATA]
+    ) == ["b", "z"]
+
+
+def test_weights_are_counted_by_name(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(save(MIXED, {"format": "pt"}))
+    assert tensor_sizes(tmp_path / "x.safetensors") == {"b": 6, "a": 4, "scalar": 1}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x01",
+        b"\xff" * 20,
+        framed("{}")[:-1],
+        framed("[]"),
+        framed('{"a": {}}'),
+        framed('{"a": 1}'),
+        framed("{"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(
+        UserError,
+        match=rf"{re.escape(str(path))}: damaged weights \(.*Copy or download the model again",
+    ):
+        tensor_sizes(path)

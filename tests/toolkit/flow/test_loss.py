@@ -29,25 +29,24 @@ from toolkit.flow.timesteps import SAMPLINGS
 # ------------------------------------------------------------ interpolant
 
 
-@pytest.mark.parametrize("t", [0.0, 0.25, 0.999])
-def test_the_path_leads_back_to_both_ends(t: float) -> None:
-    x0_BCHW, noise_BCHW = torch.randn(
-        (2, 3, 5, 4, 4), generator=torch.Generator().manual_seed(0)
-    )
-    x_t_BCHW, velocity_BCHW = linear_path(x0_BCHW, noise_BCHW, torch.full((3,), t))
-    torch.testing.assert_close(x_t_BCHW - t * velocity_BCHW, x0_BCHW)
-    torch.testing.assert_close(x_t_BCHW + (1 - t) * velocity_BCHW, noise_BCHW)
+BACK = {
+    # path, of t -> what of x_t and of what is predicted is the image, and the noise
+    linear_path: lambda t: ((1, -t), (1, 1 - t)),
+    trigonometric_path: lambda t: (
+        (math.cos(math.pi * t / 2), -math.sin(math.pi * t / 2)),
+        (math.sin(math.pi * t / 2), math.cos(math.pi * t / 2)),
+    ),
+}
 
 
+@pytest.mark.parametrize("path", BACK)
 @pytest.mark.parametrize("t", [0.0, 0.25, 0.999])
-def test_v_leads_back_to_both_ends(t: float) -> None:
-    x0_BCHW, noise_BCHW = torch.randn(
-        (2, 3, 5, 4, 4), generator=torch.Generator().manual_seed(0)
-    )
-    x_t_BCHW, v_BCHW = trigonometric_path(x0_BCHW, noise_BCHW, torch.full((3,), t))
-    cos, sin = math.cos(math.pi * t / 2), math.sin(math.pi * t / 2)
-    torch.testing.assert_close(cos * x_t_BCHW - sin * v_BCHW, x0_BCHW)
-    torch.testing.assert_close(sin * x_t_BCHW + cos * v_BCHW, noise_BCHW)
+def test_the_path_leads_back_to_both_ends(path, t: float) -> None:
+    ends = torch.randn((2, 3, 5, 4, 4), generator=torch.Generator().manual_seed(0))
+    x_t_BCHW, predicted_BCHW = path(*ends, torch.full((3,), t))
+    for (of_x_t, of_predicted), end_BCHW in zip(BACK[path](t), ends, strict=True):
+        found_BCHW = of_x_t * x_t_BCHW + of_predicted * predicted_BCHW
+        torch.testing.assert_close(found_BCHW, end_BCHW)
 
 
 @pytest.mark.parametrize("name", INTERPOLANTS)
@@ -172,32 +171,28 @@ def test_the_mask_weighs_pixels_and_the_mean_stays_over_all(loss_type: str) -> N
     ).item() == pytest.approx(whole * 1.5 / 4)
 
 
-def test_huber_is_the_formula_of_its_source() -> None:
-    """2 c (sqrt(d^2 + c^2) - c) with c = 0.3 * 2 at d = 0.8: 2 * 0.6 * (1 - 0.6)."""
-    settings = FlowSettings(loss_type="huber", huber_c=0.3, huber_scale=2.0)
-    assert loss_per_sample(*pair(0.8), HALF, settings=settings).item() == pytest.approx(
-        1.2 * 0.4
-    )
-
-
-def test_huber_is_a_square_near_zero_and_a_line_far_away() -> None:
-    settings = FlowSettings(loss_type="huber", huber_c=0.1)
-    assert loss_per_sample(
-        *pair(1e-5), HALF, settings=settings
-    ).item() == pytest.approx(1e-10, rel=1e-6)
-    assert loss_per_sample(*pair(1e4), HALF, settings=settings).item() == pytest.approx(
-        0.2 * (1e4 - 0.1), rel=1e-6
-    )
+@pytest.mark.parametrize(
+    ("settings", "difference", "loss"),
+    [
+        # 2 c (sqrt(d^2 + c^2) - c) with c = 0.3 * 2 at d = 0.8: 2 * 0.6 * (1 - 0.6)
+        ({"huber_c": 0.3, "huber_scale": 2.0}, 0.8, 1.2 * 0.4),
+        # a square near zero, and a line far away
+        ({"huber_c": 0.1}, 1e-5, 1e-10),
+        ({"huber_c": 0.1}, 1e4, 0.2 * (1e4 - 0.1)),
+    ],
+)
+def test_huber_is_the_formula_of_its_source(
+    settings: dict, difference: float, loss: float
+) -> None:
+    huber = FlowSettings(loss_type="huber", **settings)
+    found_B = loss_per_sample(*pair(difference), HALF, settings=huber)
+    assert found_B.item() == pytest.approx(loss, rel=1e-6)
 
 
 def test_huber_has_a_gradient_where_the_prediction_is_right() -> None:
     predicted_BCHW = torch.zeros(1, 1, 1, 2, requires_grad=True)
-    loss_per_sample(
-        predicted_BCHW,
-        torch.zeros(1, 1, 1, 2),
-        HALF,
-        settings=FlowSettings(loss_type="huber"),
-    ).backward()
+    huber, target_BCHW = FlowSettings(loss_type="huber"), torch.zeros(1, 1, 1, 2)
+    loss_per_sample(predicted_BCHW, target_BCHW, HALF, settings=huber).backward()
     assert predicted_BCHW.grad.tolist() == [[[[0.0, 0.0]]]]
 
 

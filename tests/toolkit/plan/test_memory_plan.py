@@ -225,10 +225,36 @@ def test_what_a_part_takes_while_training(
 
 
 def test_int8_fits_24_gb_and_int4_16_gb() -> None:
-    cards = [
-        plan(model=model).card() for model in ({}, INT8, INT4 | {"quantize_te": True})
+    models = ({}, INT8, INT4 | {"quantize_te": True})
+    assert [plan(model=model).card() for model in models] == [48, 24, 16]
+
+
+def test_the_smallest_card_and_a_device_that_is_large_enough_need_no_advice() -> None:
+    keys = {"blocks_to_swap": 59, "low_vram": True, "modulation_table": False}
+    levels = {"gradient_checkpointing": "block_offload", "optimizer": "adamw8bit"}
+    frugal = {"model": INT4 | keys, "train": levels}
+    assert plan(item(256, 0), **frugal).card() == 4
+    assert advised(CARD, item(256, 0), **frugal) is None
+    assert advised(Machine("cuda", 24 * GB), model=INT8) is None
+
+
+def test_on_the_cpu_everything_is_in_one_memory() -> None:
+    on_card, on_host = plan(model=INT8), plan(model=INT8, machine=Machine("cpu"))
+    assert on_host.host == {} and on_host.device_bytes == 0
+    assert on_host.host_bytes == on_host.peak_bytes > on_card.device_bytes
+
+
+def test_held_out_images_are_encoded_too() -> None:
+    peaks = [
+        phase(
+            plan_memory(
+                section(model=INT8), group_items([item(256, 0)], held_out), CARD
+            ),
+            "encoding",
+        ).total
+        for held_out in ([], [item(4096, 0)])
     ]
-    assert cards == [48, 24, 16]
+    assert peaks[1] > 2 * peaks[0]
 
 
 @pytest.mark.parametrize(
@@ -592,25 +618,6 @@ def test_sampling_larger_than_training_decides() -> None:
     assert "sampling" not in [phase.name for phase in off.phases]
 
 
-def test_held_out_images_are_encoded_too() -> None:
-    job = section(model=INT8)
-    small, large = (
-        group_items([item(256, 0)]),
-        group_items([item(256, 0)], held_out=[item(4096, 0)]),
-    )
-    peaks = [
-        phase(plan_memory(job, groups, CARD), "encoding").total
-        for groups in (small, large)
-    ]
-    assert peaks[1] > 2 * peaks[0]
-
-
-def test_on_the_cpu_everything_is_in_one_memory() -> None:
-    on_card, on_host = plan(model=INT8), plan(model=INT8, machine=Machine("cpu"))
-    assert on_host.host == {} and on_host.device_bytes == 0
-    assert on_host.host_bytes == on_host.peak_bytes > on_card.device_bytes
-
-
 @pytest.mark.parametrize(
     ("compile", "model", "machine", "compiled"),
     [
@@ -746,24 +753,6 @@ def test_where_it_does_not_fit_the_changes_are_listed_in_their_order(
 ) -> None:
     words = advised(machine, **job)
     assert words and words.startswith(begins)
-
-
-def test_the_smallest_card_and_a_device_that_is_large_enough_need_no_advice() -> None:
-    frugal = {"quantize": True, "qtype": "int4", "blocks_to_swap": 59, "low_vram": True}
-    levels = {"gradient_checkpointing": "block_offload", "optimizer": "adamw8bit"}
-    assert (
-        plan(
-            item(256, 0), model=frugal | {"modulation_table": False}, train=levels
-        ).card()
-        == 4
-    )
-    assert (
-        advised(
-            CARD, item(256, 0), model=frugal | {"modulation_table": False}, train=levels
-        )
-        is None
-    )
-    assert advised(Machine("cuda", 24 * GB), model=INT8) is None
 
 
 @pytest.mark.parametrize(

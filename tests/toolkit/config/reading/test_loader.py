@@ -101,13 +101,48 @@ def test_a_path_that_leads_nowhere_says_what_may_be_wrong_with_its_spelling(
     assert f"). {hint}" in model
 
 
-def test_the_address_of_a_model_on_the_hub_says_its_id(mistakes) -> None:
-    address = "https://huggingface.co/Qwen/Qwen-Image-2.1/tree/main"
-    (message,) = mistakes(trainer(f"model: {{name_or_path: {address}}}"))
-    assert (
-        "). It is the address of a page of the hub: write its id, 'Qwen/Qwen-Image-2.1'."
-        in message
-    )
+CIRCLE = "cannot be reached: Too many levels of symbolic links."
+NO_FOLDER = "is not a folder. Move it, or give another folder."
+ADDRESS = "https://huggingface.co/Qwen/Qwen-Image-2.1/tree/main"
+OWNER = "begins with the name of a user that this machine does not"
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (
+            f"model: {{name_or_path: {ADDRESS}}}",
+            "). It is the address of a page of the hub: write its id, 'Qwen/Qwen-Image-2.1'.",
+        ),
+        (
+            "training_folder: ~no_such_user/output",
+            f"training_folder: '~no_such_user/output' {OWNER}",
+        ),
+        ("training_folder: loop", CIRCLE),
+        ("datasets: [{folder_path: loop/x}]", CIRCLE),
+        ("model: {name_or_path: ./loop}", CIRCLE),
+        ("network: {pretrained_lora_path: loop}", CIRCLE),
+        ("logging: {logging_dir: loop}", CIRCLE),
+        ("sample: {samples: [{prompt: a, ctrl_img: loop}]}", CIRCLE),
+        (
+            "training_folder: file/more",
+            f"process[0].training_folder: '{{here}}/file' {NO_FOLDER}",
+        ),
+        (
+            "training_folder: runs",
+            f"process[0].training_folder: '{{here}}/runs/test' {NO_FOLDER}",
+        ),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_one_line_wherever_it_stands(
+    mistakes, tmp_path: Path, lines: str, words: str
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "test").symlink_to("test")
+    (found,) = mistakes(trainer(lines))
+    assert words.format(here=tmp_path) in found
 
 
 def test_a_path_of_another_machine_says_how_all_are_moved(mistakes) -> None:
@@ -514,48 +549,6 @@ def test_no_job_has_the_name_of_the_shared_cache(load, mistakes) -> None:
     ):
         load(trainer(), name="_cache")
     assert load(trainer("name: _cache")).processes[0].section.name == "_cache"
-
-
-def test_a_home_folder_that_nobody_has_is_one_line(mistakes) -> None:
-    (line,) = mistakes(trainer("training_folder: ~no_such_user/output"))
-    assert (
-        "training_folder: '~no_such_user/output' begins with the name of a user that this machine does not"
-        in line
-    )
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "training_folder: loop",
-        "datasets: [{folder_path: loop/x}]",
-        "model: {name_or_path: ./loop}",
-        "network: {pretrained_lora_path: loop}",
-        "logging: {logging_dir: loop}",
-        "sample: {samples: [{prompt: a, ctrl_img: loop}]}",
-    ],
-)
-def test_links_in_a_circle_are_one_line_wherever_they_stand(
-    mistakes, tmp_path: Path, line: str
-) -> None:
-    (tmp_path / "loop").symlink_to("loop")
-    (found,) = mistakes(trainer(line))
-    assert "cannot be reached: Too many levels of symbolic links." in found
-
-
-def test_a_file_where_the_folder_of_the_run_belongs_is_one_line(
-    mistakes, tmp_path: Path
-) -> None:
-    (tmp_path / "file").touch()
-    (line,) = mistakes(trainer("training_folder: file/more"))
-    message = "is not a folder. Move it, or give another folder."
-    assert line.endswith(f"process[0].training_folder: '{tmp_path}/file' {message}")
-    (tmp_path / "output").mkdir()
-    (tmp_path / "output" / "test").symlink_to("test")
-    (line,) = mistakes(trainer())
-    assert line.endswith(
-        f"process[0].training_folder: '{tmp_path}/output/test' {message}"
-    )
 
 
 @pytest.mark.parametrize(

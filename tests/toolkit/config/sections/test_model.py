@@ -1,12 +1,15 @@
 """`model`: base LoRAs in every shape they are written in."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import save_file
 
 from tests.parts import needs_foreign_names
+from tests.quantized import QUANTIZED, SDNQ
 from tests.toolkit.config.conftest import trainer
+from toolkit.config.sections.stored_quantization import UNNAMED, quantized_by
 
 A, B = "a.safetensors", "b.safetensors"
 
@@ -257,3 +260,43 @@ def test_what_has_no_effect_is_told(load) -> None:
 def test_quantization_as_people_write_it(section, keys: str, expected: dict) -> None:
     model = section(f"model: {{name_or_path: ./model, {keys}}}").model
     assert {key: getattr(model, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize("words", QUANTIZED)
+def test_method_and_number_type_are_named(words: str) -> None:
+    assert (
+        quantized_by({"_class_name": "X", "quantization_config": QUANTIZED[words]})
+        == words
+    )
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"quantization_config": None}, {"quantization_config": {}}]
+)
+def test_a_part_without_an_entry_is_not_quantized(config: dict[str, Any]) -> None:
+    assert quantized_by(config) == ""
+    assert quantized_by({"text_config": config}) == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"group_size": 64, "bits": 4}, f"{UNNAMED} (4 bits)"),  # MLX
+        ({"load_in_4bit": True}, "bitsandbytes (4 bits)"),  # before it was named
+        ({"quant_method": 3}, UNNAMED),
+        ({"quant_method": "torchao", "quant_type": {"default": "int8wo"}}, "torchao"),
+        ("sdnq", UNNAMED),
+        ([1], UNNAMED),
+    ],
+)
+def test_an_entry_that_says_less_is_named_as_far_as_it_goes(
+    said: Any, words: str
+) -> None:
+    assert quantized_by({"quantization_config": said}) == words
+
+
+def test_the_entry_of_the_language_model_counts_as_in_transformers() -> None:
+    assert (
+        quantized_by({"text_config": {"quantization_config": SDNQ}}) == "sdnq (uint4)"
+    )
+    assert quantized_by({"text_config": None}) == ""

@@ -60,36 +60,17 @@ def test_the_tables_know_the_families() -> None:
 # ------------------------------------------------------------ path or hub id
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "Qwen/Qwen-Image-Edit-2509",
-        "someone/my_model.v2",
-        "a/b",
-        "black-forest-labs/FLUX.1-dev",
-    ],
-)
-def test_a_hub_id_is_none(name: str) -> None:
-    assert not looks_like_a_path(name)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
+def test_what_cannot_be_a_hub_id_is_a_path() -> None:
+    ids = (
+        "Qwen/Qwen-Image-Edit-2509 someone/my_model.v2 a/b black-forest-labs/FLUX.1-dev"
+    )
+    assert [name for name in ids.split() if looks_like_a_path(name)] == []
+    paths = [
         *("./a/b", "/a/b", "~/b", "a\\b", "C:/b", "a/b/c", "a/b/", "a/", "/", "name"),
-        *("my models/edit", "a/b--c", "a/..b"),
-        *(
-            "a/b.safetensors",
-            "a/b.GGUF",
-            "a/b.ckpt",
-            "output/x",
-            "models/qwen_image",
-            "checkpoints/last",
-        ),
-    ],
-)
-def test_what_cannot_be_a_hub_id_is_a_path(name: str) -> None:
-    assert looks_like_a_path(name)
+        *("my models/edit", "a/b--c", "a/..b", "a/b.safetensors", "a/b.GGUF"),
+        *("a/b.ckpt", "output/x", "models/qwen_image", "checkpoints/last"),
+    ]
+    assert [name for name in paths if not looks_like_a_path(name)] == []
 
 
 def test_a_name_below_a_folder_that_is_here_is_a_path_unless_it_is_known(
@@ -107,29 +88,117 @@ def test_a_name_below_a_folder_that_is_here_is_a_path_unless_it_is_known(
 # ------------------------------------------------------------ local folders
 
 
-def test_a_complete_folder_has_no_fault(tmp_path: Path) -> None:
-    write_model(tmp_path / "mine" / "model")
-    assert model_fault("mine/model", None) == ""
-    assert model_fault(str(tmp_path / "mine/model"), None) == ""
+NOWHERE = "does not exist (working directory: {here}). "
+NO_FOLDER = "is a file and no model folder. "
+WEIGHTS = "diffusion_models/qwen_image_bf16.safetensors"
+INDEX = "model/model_index.json"
+PARTS = "transformer vae text_encoder tokenizer processor scheduler"
+LOCAL = [
+    # what is there beside the model in `models/edit`, the name, what is said of it
+    ({}, "models/edit", ""),
+    ({}, "{here}/models/edit", ""),
+    *(
+        ({}, name, f"{name!r} {NOWHERE}Did you mean 'models/edit'? {REMEDY}...")
+        for name in ("models/edti", "./Modles/Edit", "models/edit_")
+    ),
+    ({}, "models/something", f"'models/something' {NOWHERE}{REMEDY}..."),
+    (
+        {"someone/a.txt": b""}, "someone/model",
+        f"'someone/model' {NOWHERE}{REMEDY} If it is one: 'someone' is a folder here, so run `hf downl...",
+    ),
+    *(({}, name, f"{name!r} {NOWHERE}{REMEDY}") for name in ("other/x.safetensors", "x.ckpt")),
+    ({}, "/tmp/none/x.gguf", f"'/tmp/none/x.gguf' {NOWHERE}{REMEDY} Of another machine: --map /tmp/none=NEW."),
+    *(
+        ({WEIGHTS: b""}, name, f"{name!r} {NOWHERE}Did you mean '{WEIGHTS}'? {REMEDY}")
+        for name in (WEIGHTS.replace("bf16", "bf6"), WEIGHTS.replace("models", "model"))
+    ),
+    ({"alone.safetensors": b""}, "alone.safetensors", f"'alone.safetensors' {NO_FOLDER}{REMEDY}"),
+    *(
+        ({"models/edit/vae/x.safetensors": b""}, name, f"{name!r} {NO_FOLDER}Did you mean 'models/edit'? {REMEDY}")
+        for name in ("models/edit/vae/x.safetensors", "models/edit/model_index.json")
+    ),
+    *(
+        ({}, name, f"{name!r} holds no model_index.json. Did you mean 'models/edit'? {REMEDY}")
+        for name in ("models", "models/edit/transformer", "./models/")
+    ),
+    *(
+        ({INDEX: index}, "./model", f"{INDEX}: has no '_class_name'...")
+        for index in (b"[]", b"null", b"3", b"{}", b'{"_class_name": null}', b'{"_class_name": 5}')
+    ),
+    *(
+        ({INDEX: index}, "./model", f"{INDEX}: not readable (...")
+        for index in (b"", b'{"_class_name": ', b"\xff\xfe\x00", b"[" * 100_000)
+    ),
+    (
+        {INDEX: b'{"_class_name": "FluxPipeline"}'}, "./model",
+        f"'./model' is another model: {INDEX} says 'FluxPipeline', {OURS} {REMEDY}",
+    ),
+    *(
+        ({f"model/{part}": None}, "./model", f"'./model': {part}/ is missing in model. Copy or download the whole m...")
+        for part in PARTS.split()
+    ),
+    (
+        {"model/vae/config.json": None, "model/tokenizer": None}, "./model",
+        "'./model': vae/config.json, tokenizer/ are missing in model. Copy or download the whole model.",
+    ),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "offered"),
-    [
-        ("models/qwen_image", "models/qwen_edti"),
-        ("./Modles/Qwen_Edti", "models/qwen_edti"),
-        ("models/qwen_edti_", "models/qwen_edti"),
-        ("models/something", ""),
-    ],
-)
-def test_a_misspelt_folder_is_answered_with_the_nearest(
-    tmp_path: Path, name: str, offered: str
+@pytest.mark.parametrize(("files", "name", "said"), LOCAL)
+def test_a_name_is_a_model_or_one_line_says_what_it_is(
+    tmp_path: Path, files: dict[str, bytes | None], name: str, said: str
 ) -> None:
-    write_model(tmp_path / "models" / "qwen_edti")
-    hint = f"Did you mean {offered!r}? " if offered else ""
-    fault = model_fault(name, None)
-    assert fault.startswith(
-        f"{name!r} does not exist (working directory: {tmp_path}). {hint}{REMEDY}"
+    write_model(tmp_path / "models" / "edit")
+    if any(file.startswith("model/") for file in files):
+        write_model(tmp_path / "model")
+    for file, content in files.items():
+        if content is None:
+            gone = tmp_path / file
+            shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+        else:
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).write_bytes(content)
+    found = model_fault(name.format(here=tmp_path), None)
+    begin, dots, _ = said.format(here=tmp_path).partition("...")
+    assert found.startswith(begin) and (dots or found == begin), found
+    assert "\n" not in found
+
+
+def test_what_is_not_here_is_known_by_its_published_name() -> None:
+    families = {
+        "Qwen/Qwen-Image-2.0": "Qwen-Image-2.0",
+        "krea/Krea-2-Raw": "Krea",
+        "Qwen/Qwen3-VL-8B-Instruct": "a language model",
+        "black-forest-labs/FLUX.1-dev": "FLUX",
+        "stabilityai/stable-diffusion-xl-base-1.0": "Stable Diffusion XL",
+        "stabilityai/stable-diffusion-3.5-large": "Stable Diffusion",
+        "Tongyi-MAI/Z-Image-Turbo": "Z-Image",
+        "Wan-AI/Wan2.2-T2V-A14B-Diffusers": "Wan",
+    }
+    for name, family in families.items():
+        said = f"{name!r} is another model ({family}), {OURS} {REMEDY}"
+        assert model_fault(name, None) == said
+    ours = "qwen/qwen-image-edit", "someone/Qwen-Image", "Qwen/Qwen-Image-2600"
+    assert {name: model_fault(name, None) for name in (*published(), *ours)} == (
+        dict.fromkeys((*published(), *ours), "")
+    )
+
+
+def test_the_files_in_the_cache_count_more_than_the_published_name(home: Path) -> None:
+    write_cached(home, "Qwen/Qwen-Image-2.0")
+    write_cached(home, "someone/flux", "FluxPipeline", without=PARTS)
+    write_cached(home, "someone/edit", without=PARTS)
+    assert model_fault("Qwen/Qwen-Image-2.0", None) == ""
+    assert model_fault("someone/edit", None) == "", "an index alone decides too"
+    assert "'someone/flux' is another model" in model_fault("someone/flux", None)
+
+
+def test_a_dry_run_refuses_it_at_its_key(mistakes, tmp_path: Path) -> None:
+    write_model(tmp_path / "other")
+    mark(tmp_path / "other" / "text_encoder" / "config.json")
+    (line,) = mistakes(trainer("model: {name_or_path: other}"))
+    assert line.startswith(
+        "7:29: process[0].model.name_or_path: other/text_encoder/config.json: the text_encoder is "
     )
 
 
@@ -166,57 +235,6 @@ def test_a_misspelt_id_is_answered_with_the_published_one(
     assert ("Did you mean" in said) == bool(meant)
 
 
-def test_a_name_that_a_hub_model_can_have_says_how_it_becomes_one(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "someone").mkdir()
-    fault = model_fault("someone/model", None)
-    assert fault.endswith(
-        "'someone' is a folder here, so run `hf download someone/model` first."
-    )
-
-
-@pytest.mark.parametrize(
-    "name", ["models/edit.safetensors", "/tmp/none/edit.gguf", "edit.ckpt"]
-)
-def test_a_single_file_that_is_not_here(tmp_path: Path, name: str) -> None:
-    moved = " Of another machine: --map /tmp/none=NEW." * name.startswith("/tmp/none")
-    assert (
-        model_fault(name, None)
-        == f"{name!r} does not exist (working directory: {tmp_path}). {REMEDY}{moved}"
-    )
-
-
-def test_a_misspelt_file_is_answered_with_the_one_that_is_here(tmp_path: Path) -> None:
-    file = tmp_path / "diffusion_models" / "qwen_image_bf16.safetensors"
-    file.parent.mkdir()
-    file.touch()
-    for name in (
-        "diffusion_models/qwen_image_bf6.safetensors",
-        "diffusion_model/qwen_image_bf16.safetensors",
-    ):
-        said = f"Did you mean 'diffusion_models/qwen_image_bf16.safetensors'? {REMEDY}"
-        assert model_fault(name, None).endswith(said)
-
-
-def test_a_single_file_that_is_here_offers_the_model_it_lies_in(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "models" / "edit")
-    (model / "transformer" / "weights.safetensors").write_bytes(b"")
-    (tmp_path / "alone.safetensors").write_bytes(b"")
-    start = "is a file and no model folder. "
-    assert (
-        model_fault("alone.safetensors", None) == f"'alone.safetensors' {start}{REMEDY}"
-    )
-    for name in (
-        "models/edit/transformer/weights.safetensors",
-        "models/edit/model_index.json",
-    ):
-        assert (
-            model_fault(name, None)
-            == f"{name!r} {start}Did you mean 'models/edit'? {REMEDY}"
-        )
-
-
 @pytest.mark.parametrize("name", ["output/mine", "output/mine/mine.safetensors"])
 def test_a_lora_is_no_model(tmp_path: Path, name: str) -> None:
     (tmp_path / "output" / "mine").mkdir(parents=True)
@@ -232,61 +250,6 @@ def test_a_lora_is_no_model(tmp_path: Path, name: str) -> None:
         ) == told
 
 
-@pytest.mark.parametrize("name", ["models", "models/edit/transformer", "./models/"])
-def test_a_folder_beside_a_model_offers_it(tmp_path: Path, name: str) -> None:
-    write_model(tmp_path / "models" / "edit")
-    assert (
-        model_fault(name, None)
-        == f"{name!r} holds no model_index.json. Did you mean 'models/edit'? {REMEDY}"
-    )
-
-
-@pytest.mark.parametrize(
-    "content", ["[]", "null", "3", "{}", '{"_class_name": null}', '{"_class_name": 5}']
-)
-def test_an_index_without_a_class_is_named(tmp_path: Path, content: str) -> None:
-    (write_model(tmp_path / "model") / "model_index.json").write_text(content)
-    assert model_fault("./model", None).startswith(
-        "model/model_index.json: has no '_class_name'"
-    )
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b'{"_class_name": ', b"\xff\xfe\x00", b"[" * 100_000]
-)
-def test_a_damaged_index_is_named_in_one_line(tmp_path: Path, content: bytes) -> None:
-    (write_model(tmp_path / "model") / "model_index.json").write_bytes(content)
-    fault = model_fault("./model", None)
-    assert (
-        fault.startswith("model/model_index.json: not readable (") and "\n" not in fault
-    )
-
-
-def test_a_folder_of_another_family_is_refused(tmp_path: Path) -> None:
-    write_model(tmp_path / "model", "FluxPipeline")
-    assert model_fault("./model", None) == (
-        f"'./model' is another model: model/model_index.json says 'FluxPipeline', {OURS} {REMEDY}"
-    )
-
-
-@pytest.mark.parametrize(
-    "part",
-    ["transformer", "vae", "text_encoder", "tokenizer", "processor", "scheduler"],
-)
-def test_a_missing_part_is_named_with_its_folder(tmp_path: Path, part: str) -> None:
-    write_model(tmp_path / "model", without=part)
-    assert (
-        model_fault("./model", None)
-        == f"'./model': {part}/ is missing in model. Copy or download the whole model."
-    )
-
-
-def test_parts_without_their_config_are_named(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "model", without="tokenizer")
-    (model / "vae" / "config.json").unlink()
-    assert "vae/config.json, tokenizer/ are missing in" in model_fault("./model", None)
-
-
 # ------------------------------------------------------------ hub ids
 
 
@@ -299,14 +262,6 @@ def test_a_hub_model_of_another_family_is_refused(home: Path, listed: bool) -> N
     assert model_fault("someone/model", None) == (
         f"'someone/model' is another model: {index} says 'FluxPipeline', {OURS} {REMEDY}"
     )
-
-
-def test_an_index_alone_decides_too(home: Path) -> None:
-    parts = "transformer vae text_encoder tokenizer processor scheduler"
-    write_cached(home, "someone/flux", "FluxPipeline", without=parts)
-    write_cached(home, "someone/edit", without=parts)
-    assert "'someone/flux' is another model" in model_fault("someone/flux", None)
-    assert model_fault("someone/edit", None) == ""
 
 
 def test_the_revision_decides_which_index(home: Path) -> None:
@@ -356,46 +311,6 @@ def test_a_repository_without_an_index_is_no_model(home: Path) -> None:
     assert (
         model_fault("someone/other", None) == model_fault("someone/broken", None) == ""
     )
-
-
-@pytest.mark.parametrize(
-    ("name", "family"),
-    [
-        ("Qwen/Qwen-Image-2.0", "Qwen-Image-2.0"),
-        ("krea/Krea-2-Raw", "Krea"),
-        ("Qwen/Qwen3-VL-8B-Instruct", "a language model"),
-        ("black-forest-labs/FLUX.1-dev", "FLUX"),
-        ("stabilityai/stable-diffusion-xl-base-1.0", "Stable Diffusion XL"),
-        ("stabilityai/stable-diffusion-3.5-large", "Stable Diffusion"),
-        ("Tongyi-MAI/Z-Image-Turbo", "Z-Image"),
-        ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "Wan"),
-    ],
-)
-def test_what_is_not_here_is_known_by_its_published_name(
-    name: str, family: str
-) -> None:
-    assert (
-        model_fault(name, None)
-        == f"{name!r} is another model ({family}), {OURS} {REMEDY}"
-    )
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *published(),
-        "qwen/qwen-image-edit",
-        "someone/Qwen-Image",
-        "Qwen/Qwen-Image-2600",
-    ],
-)
-def test_of_other_names_nothing_is_said(name: str) -> None:
-    assert model_fault(name, None) == ""
-
-
-def test_the_files_count_more_than_the_published_name(home: Path) -> None:
-    write_cached(home, "Qwen/Qwen-Image-2.0")
-    assert model_fault("Qwen/Qwen-Image-2.0", None) == ""
 
 
 # ------------------------------------------------------------ contents
@@ -615,22 +530,22 @@ def test_a_processor_saved_as_one_file_is_looked_into(copy: Path) -> None:
         )
 
 
-def test_a_class_of_somebodys_own_is_not_judged_by_its_name(copy: Path) -> None:
+def test_what_makes_no_other_model_is_no_mistake(copy: Path) -> None:
+    """A class of somebody's own, classes that do the same, an empty quantization."""
     index = json.loads((copy / "model_index.json").read_text())
-    (copy / "model_index.json").write_text(
-        json.dumps(index | {"processor": ["my_module", "WithoutVideos"]})
-    )
-    assert model_fault(str(copy), None) == ""
-
-
-def test_classes_that_do_the_same_are_no_mistake(copy: Path) -> None:
-    index = json.loads((copy / "model_index.json").read_text())
-    index |= {
-        "processor": ["transformers", "Qwen2_5_VLProcessor"],
-        "tokenizer": ["transformers", "Qwen2TokenizerFast"],
-    }
-    (copy / "model_index.json").write_text(json.dumps(index))
-    assert model_fault(str(copy), None) == ""
+    for classes in (
+        {"processor": ["my_module", "WithoutVideos"]},
+        {
+            "processor": ["transformers", "Qwen2_5_VLProcessor"],
+            "tokenizer": ["transformers", "Qwen2TokenizerFast"],
+        },
+    ):
+        (copy / "model_index.json").write_text(json.dumps(index | classes))
+        assert model_fault(str(copy), None) == "", classes
+    for said in (None, {}):
+        for part in ("transformer", "text_encoder", "vae"):
+            mark(copy / part / "config.json", said)
+        assert model_fault(str(copy), None) == "", said
 
 
 @pytest.mark.parametrize(
@@ -722,13 +637,6 @@ def test_weights_that_another_program_quantized_are_refused_by_name(
     assert str(refused.value) == model_fault(str(copy), None)
 
 
-@pytest.mark.parametrize("said", [None, {}])
-def test_an_empty_quantization_config_is_none(copy: Path, said: object) -> None:
-    for part in ("transformer", "text_encoder", "vae"):
-        mark(copy / part / "config.json", said)
-    assert model_fault(str(copy), None) == ""
-
-
 def test_the_configs_of_a_broken_off_download_say_it(home: Path) -> None:
     snapshot = write_cached(
         home, "someone/quantized", without="vae processor", listed=False
@@ -742,13 +650,4 @@ def test_the_configs_of_a_broken_off_download_say_it(home: Path) -> None:
     (snapshot / "transformer" / "config.json").write_text("{")
     assert "transformer/config.json: not readable" in model_fault(
         "someone/quantized", None
-    )
-
-
-def test_a_dry_run_refuses_it_at_its_key(mistakes, tmp_path: Path) -> None:
-    write_model(tmp_path / "other")
-    mark(tmp_path / "other" / "text_encoder" / "config.json")
-    (line,) = mistakes(trainer("model: {name_or_path: other}"))
-    assert line.startswith(
-        "7:29: process[0].model.name_or_path: other/text_encoder/config.json: the text_encoder is "
     )

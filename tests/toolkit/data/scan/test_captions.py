@@ -1,6 +1,7 @@
 import json
 import re
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -23,31 +24,53 @@ from toolkit.data.scan.directory import list_folder
 from toolkit.data.scan.tables import TableRow, read_table
 from toolkit.errors import Diagnostic
 
-
-def test_text_is_stripped_of_mark_whitespace_and_carriage_returns(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "a.txt"
-    path.write_bytes("\ufeff  grüne\r\nKatze 🙂 \r\n\n".encode())
-    assert read_caption(path) == "grüne\nKatze 🙂"
+POINTER = (
+    f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 99735\n"
+)
+OF_LFS = "is what Git LFS has in the place of a file that was not downloaded. Run 'git lfs pull'"
+NO_TEXT = "holds no 'caption' of text"
 
 
 @pytest.mark.parametrize(
-    ("raw", "place"),
+    ("name", "raw", "caption", "error"),
     [
-        ("grün".encode("cp1252"), "byte 0xfc at offset 2"),
-        (b"\xef\xbb\xbfgr\xfcn", "byte 0xfc at offset 5"),
-        ("a cat".encode("utf-16"), "byte 0xff at offset 0"),
-        ("a cat".encode("utf-16-le"), "zero byte at offset 1"),
+        ("a.txt", "\ufeff  grüne\r\nKatze 🙂 \r\n\n".encode(), "grüne\nKatze 🙂", ""),
+        ("a.txt", "grün".encode("cp1252"), "", "byte 0xfc at offset 2"),
+        ("a.txt", b"\xef\xbb\xbfgr\xfcn", "", "byte 0xfc at offset 5"),
+        ("a.txt", "a cat".encode("utf-16"), "", "byte 0xff at offset 0"),
+        ("a.txt", "a cat".encode("utf-16-le"), "", "zero byte at offset 1"),
+        ("a.txt", POINTER.encode(), "", OF_LFS),
+        ("a.json", POINTER.encode(), "", OF_LFS),
+        ("a.json", b'{"caption": " a cat ", "tags": "b"}', "a cat", ""),
+        ("a.json", b'"a cat"', "a cat", ""),
+        ("a.json", b'{"Text": "a cat"}', "a cat", ""),
+        ("a.json", b'{"caption": [" one ", "two"]}', "one\ntwo", ""),
+        ("a.json", b"a cat", "", NO_TEXT),
+        ("a.json", b"[]", "", NO_TEXT),
+        ("a.json", b'{"caption": 3}', "", NO_TEXT),
+        ("a.json", b'{"width": 3}', "", NO_TEXT),
     ],
 )
-def test_other_encodings_are_refused_with_their_place(
-    tmp_path: Path, raw: bytes, place: str
+def test_what_a_caption_file_holds_is_its_caption_or_refused(
+    tmp_path: Path, name: str, raw: bytes, caption: str, error: str
 ) -> None:
-    path = tmp_path / "a.txt"
+    path = tmp_path / name
     path.write_bytes(raw)
-    with pytest.raises(CaptionError, match=place):
+    if not error:
+        assert read_caption(path) == caption
+        return
+    with pytest.raises(CaptionError, match=error):
         read_caption(path)
+    if error == NO_TEXT:
+        with pytest.raises(CaptionError, match=error):
+            with_caption(path, "x")
+
+
+def test_a_pointer_of_git_lfs_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "captions.csv").write_text(POINTER)
+    table = read_table(str(tmp_path / "captions.csv"))
+    assert table.rows == {}
+    assert [OF_LFS in mistake.message for mistake in table.mistakes] == [True]
 
 
 def test_first_caption_that_is_not_empty(tmp_path: Path) -> None:
@@ -102,22 +125,6 @@ def test_captions_that_cannot_be_used_are_all_named_and_the_others_read(
         "d.txt",
     ]
     assert "cannot be read: No such file" in mistakes[2].message
-
-
-@pytest.mark.parametrize(
-    "text", ['{"caption": " a cat ", "tags": "b"}', '"a cat"', '{"Text": "a cat"}']
-)
-def test_a_caption_in_a_json_file(tmp_path: Path, text: str) -> None:
-    (tmp_path / "a.json").write_text(text)
-    assert read_caption(tmp_path / "a.json") == "a cat"
-
-
-@pytest.mark.parametrize("text", ["a cat", "[]", '{"caption": 3}', '{"width": 3}'])
-def test_a_json_file_without_a_caption_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "a.json").write_text(text)
-    for use in (read_caption, lambda path: with_caption(path, "x")):
-        with pytest.raises(CaptionError, match="holds no 'caption' of text"):
-            use(tmp_path / "a.json")
 
 
 # ------------------------------------------------------------ one file for all
@@ -183,12 +190,10 @@ def test_a_caption_is_exchanged_and_read_again(
     assert read_caption(file) == "another"
 
 
-def test_a_list_is_shown_and_written_line_by_line(tmp_path: Path) -> None:
+def test_a_list_is_written_line_by_line(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"caption": [" one ", "two"]}')
-    assert read_caption(tmp_path / "a.json") == "one\ntwo"
-    assert json.loads(with_caption(tmp_path / "a.json", "one\n\nthree\nfour")) == {
-        "caption": ["one", "three", "four"]
-    }
+    written = json.loads(with_caption(tmp_path / "a.json", "one\n\nthree\nfour"))
+    assert written == {"caption": ["one", "three", "four"]}
 
 
 def test_one_of_several_captions_is_drawn_by_seed_epoch_and_position() -> None:
@@ -236,20 +241,6 @@ def test_prompts_of_samples_without_the_trigger_word_are_a_warning() -> None:
     )
 
 
-def test_a_pointer_of_git_lfs_is_no_caption_and_no_table(tmp_path: Path) -> None:
-    """It was trained as the caption of its image."""
-    contents = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 99735\n"
-    for name in ("a.txt", "a.json", "captions.csv"):
-        (tmp_path / name).write_text(contents)
-    words = "is what Git LFS has in the place of a file that was not downloaded. Run 'git lfs pull'"
-    for name in ("a.txt", "a.json"):
-        with pytest.raises(CaptionError, match=words):
-            read_caption(tmp_path / name)
-    table = read_table(str(tmp_path / "captions.csv"))
-    assert table.rows == {}
-    assert [words in mistake.message for mistake in table.mistakes] == [True]
-
-
 # ------------------------------------------------------------ each use
 
 
@@ -283,8 +274,34 @@ def uses(
     ]
 
 
-def test_a_caption_without_rules_is_left_as_written() -> None:
-    assert set(uses("a,b ,, c", CaptionRules(trigger="sks"))) == {"a,b ,, c"}
+def orders(before: str, *tokens: str) -> set[str]:
+    """A caption with these tokens in every order behind what stays."""
+    return {before + ", ".join(order) for order in permutations(tokens)}
+
+
+@pytest.mark.parametrize(
+    ("caption", "rules", "captions"),
+    [
+        ("a,b ,, c", {"trigger": "sks"}, {"a,b ,, c"}),
+        ("a", {"dropout_rate": 1.0}, {""}),
+        ("a", {"dropout_rate": 0.0}, {"a"}),
+        ("a hat,b coat , c", {"shuffle_tokens": True}, orders("", "a hat", "b coat", "c")),
+        # the trigger that was put in front is no token
+        (
+            "zxq man a, b, c, d", {"shuffle_tokens": True, "keep_tokens": 1, "trigger": "zxq man"},
+            orders("zxq man a, ", "b", "c", "d"),
+        ),
+        ("sks a, b, c", {"shuffle_tokens": True, "trigger": "sks"}, orders("sks ", "a", "b", "c")),
+        ("sks, a, b", {"shuffle_tokens": True, "trigger": "sks"}, orders("sks, ", "a", "b")),
+        (
+            "a, of sks, b", {"shuffle_tokens": True, "trigger": "sks"}, {"a, of sks, b", "b, of sks, a"},
+        ),
+    ],
+)  # fmt: skip
+def test_rules_reach_all_that_they_allow_and_nothing_else(
+    caption: str, rules: dict, captions: set[str]
+) -> None:
+    assert set(uses(caption, CaptionRules(**rules))) == captions
 
 
 @pytest.mark.parametrize(
@@ -304,11 +321,6 @@ def test_dropout_rate_is_a_probability_per_use(case: dict) -> None:
     )
 
 
-def test_dropout_at_both_ends() -> None:
-    assert set(uses("a", CaptionRules(dropout_rate=1.0))) == {""}
-    assert set(uses("a", CaptionRules(dropout_rate=0.0))) == {"a"}
-
-
 def test_draws_depend_on_seed_epoch_and_position_and_repeat() -> None:
     rules = CaptionRules(dropout_rate=0.5)
     first = uses("a", rules)
@@ -317,33 +329,6 @@ def test_draws_depend_on_seed_epoch_and_position_and_repeat() -> None:
     assert first != [
         caption_for_use("a", rules, 1, 1, position) for position in range(400)
     ]
-
-
-def test_shuffling_reaches_every_order_and_loses_nothing() -> None:
-    captions = set(
-        uses("red hat,blue coat , green shoe", CaptionRules(shuffle_tokens=True))
-    )
-    assert len(captions) == 6
-    assert all(
-        sorted(caption.split(", ")) == ["blue coat", "green shoe", "red hat"]
-        for caption in captions
-    )
-
-
-def test_keep_tokens_stay_in_front_and_the_prepended_trigger_is_no_part() -> None:
-    rules = CaptionRules(shuffle_tokens=True, keep_tokens=1, trigger="zxq man")
-    captions = set(uses("zxq man a, b, c, d", rules))
-    assert len(captions) == 6
-    assert all(caption.startswith("zxq man a, ") for caption in captions)
-
-
-def test_trigger_is_never_moved_wherever_it_stands() -> None:
-    rules = CaptionRules(shuffle_tokens=True, trigger="sks")
-    assert all(caption.startswith("sks ") for caption in uses("sks a, b, c", rules))
-    assert {
-        caption.split(", ")[1] for caption in uses("a, photo of sks, b, c", rules)
-    } == {"photo of sks"}
-    assert {caption.split(", ")[0] for caption in uses("sks, a, b", rules)} == {"sks"}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -113,24 +114,38 @@ def test_the_identity_of_an_image_is_that_of_its_file_unless_it_is_read_otherwis
     assert len({p3, image_digest(path), file_digest(path)}) == 3
 
 
-def test_a_caption_and_a_reference_are_part_of_their_image(
-    taken, tmp_path: Path, image
-) -> None:
-    before = taken()
-    (tmp_path / "2_data" / "c.txt").write_text("another photo")
-    assert compare(before, taken()).edited == (key(tmp_path, "c"),)
-    image(tmp_path / "references" / "a.png", colour="white")
-    assert compare(before, taken()).edited == (key(tmp_path, "a"), key(tmp_path, "c"))
+def test_each_file_of_an_image_is_part_of_it(taken, tmp_path: Path, image) -> None:
+    for name in "abc":
+        image(tmp_path / "masks" / f"{name}.png", colour="white")
+    before = taken(mask_path=str(tmp_path / "masks"))
+    edited = ""
+    for name, edit in (
+        ("c", lambda: (tmp_path / "2_data" / "c.txt").write_text("another photo")),
+        ("a", lambda: image(tmp_path / "references" / "a.png", colour="white")),
+        ("b", lambda: image(tmp_path / "masks" / "b.png", colour="black")),
+    ):
+        edit()
+        edited = "".join(sorted(edited + name))
+        change = compare(before, taken(mask_path=str(tmp_path / "masks")))
+        assert change.edited == tuple(key(tmp_path, each) for each in edited)
     (tmp_path / "references" / "b.png").unlink()
-    assert compare(before, taken()).edited == tuple(
-        key(tmp_path, name) for name in "abc"
-    )
+    assert len(compare(before, taken(mask_path=str(tmp_path / "masks"))).edited) == 3
 
 
-def test_repeats_and_background_are_part_of_every_image(taken) -> None:
-    before = taken()
-    assert len(compare(before, taken(num_repeats=5)).edited) == 3
-    assert len(compare(before, taken(background="black")).edited) == 3
+def test_the_settings_of_a_dataset_are_part_of_every_image(
+    taken, tmp_path: Path
+) -> None:
+    (tmp_path / "masks").symlink_to(tmp_path / "2_data")
+    uses = [
+        {},
+        {"num_repeats": 5},
+        {"background": "black"},
+        {"mask_path": str(tmp_path / "masks")},
+        {"flip_x": True},
+        {"flip_y": True},
+    ]
+    for one, other in combinations(uses, 2):
+        assert len(compare(taken(**one), taken(**other)).edited) == 3, (one, other)
 
 
 def test_two_entries_over_one_folder_are_both_seen(
@@ -169,31 +184,6 @@ def test_an_image_that_vanished_after_the_scan_is_named(
     (tmp_path / "2_data" / "b.png").unlink()
     with pytest.raises(RunError, match=r"b\.png: cannot be read"):
         fingerprint(scan.samples)
-
-
-def test_a_mask_is_part_of_its_image(tmp_path: Path, image, dataset) -> None:
-    for name in ("a", "b"):
-        image(tmp_path / "data" / f"{name}.png")
-        image(tmp_path / "mask" / f"{name}.png", colour="white")
-
-    def take(**changes):
-        return fingerprint(
-            scan_datasets([dataset(tmp_path / "data", **changes)], None).samples
-        )
-
-    with_masks = {"mask_path": str(tmp_path / "mask")}
-    before = take(**with_masks)
-    assert len(compare(take(), before).edited) == 2
-    image(tmp_path / "mask" / "b.png", colour="black")
-    assert [Path(name).name for name in compare(before, take(**with_masks)).edited] == [
-        "b.png"
-    ]
-
-
-def test_mirrored_uses_are_part_of_every_image(taken) -> None:
-    plain, x, y = taken(), taken(flip_x=True), taken(flip_y=True)
-    for one, other in ((plain, x), (plain, y), (x, y)):
-        assert len(compare(one, other).edited) == 3
 
 
 def test_file_digest_follows_the_contents(tmp_path: Path) -> None:

@@ -53,24 +53,24 @@ def test_photographs_by_their_subfolders(dataset) -> None:
     assert scan.notes == ()
 
 
-@pytest.mark.parametrize("name", ["40_char", "40_ü [x] 🙂", "40_", "0040_char"])
+@pytest.mark.parametrize(
+    ("name", "repeats"),
+    [
+        *((name, 40) for name in ("40_char", "40_ü [x] 🙂", "40_", "0040_char")),
+        *((name, 1) for name in ("char", "char_40", "4x_char", "-3_char", "40")),
+    ],
+)
 def test_repeats_from_the_name_however_it_is_written(
-    tmp_path: Path, monkeypatch, image, dataset, name
+    tmp_path: Path, monkeypatch, image, dataset, name: str, repeats: int
 ) -> None:
-    image(tmp_path / name / "a.png")
-    (tmp_path / "40_link").symlink_to(tmp_path / name)
-    for given in (tmp_path / name, f"{tmp_path / name}/", tmp_path / "40_link"):
-        assert scan_datasets([dataset(given)], None).folders[0].repeats == 40
-    monkeypatch.chdir(tmp_path / name)
-    assert scan_datasets([dataset(".")], None).folders[0].repeats == 40
-
-
-@pytest.mark.parametrize("name", ["char", "char_40", "4x_char", "-3_char", "40"])
-def test_without_a_prefix_repeats_are_one(
-    tmp_path: Path, image, dataset, name: str
-) -> None:
-    image(tmp_path / name / "a.png")
-    assert [f.repeats for f in scan_datasets([dataset(tmp_path)], None).folders] == [1]
+    folder = tmp_path / "of" / name
+    image(folder / "a.png")
+    (tmp_path / "40_link").symlink_to(folder)
+    monkeypatch.chdir(folder)
+    for given in (folder, f"{folder}/", folder.parent, "."):
+        found = scan_datasets([dataset(given)], None).folders
+        assert [each.repeats for each in found] == [repeats], given
+    assert scan_datasets([dataset(tmp_path / "40_link")], None).folders[0].repeats == 40
 
 
 def test_explicit_repeats_win_and_it_is_said(tmp_path: Path, image, dataset) -> None:
@@ -81,9 +81,36 @@ def test_explicit_repeats_win_and_it_is_said(tmp_path: Path, image, dataset) -> 
     assert "num_repeats: 7" in scan.notes[1] and "40" in scan.notes[1]
 
 
-def test_zero_repeats_are_a_mistake(tmp_path: Path, image, dataset) -> None:
+def test_every_offender_is_named_at_once(tmp_path: Path, image, dataset) -> None:
+    data, control = tmp_path / "data", tmp_path / "control"
+    make_images(data / f"{name}.png" for name in ("good", "lonely", "encoded", "hurt"))
+    make_images(control / f"{name}.png" for name in ("good", "twin", "encoded", "anim"))
+    make_images(data / f"twin.{suffix}" for suffix in ("jpg", "png"))
+    (data / "linked.png").symlink_to(tmp_path / "gone.png")
+    (data / "encoded.txt").write_bytes(b"caf\xe9")
+    (data / "good.txt").write_text("fine")
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(data / "anim.webp", save_all=True, append_images=frames[1:])
+    whole = image(control / "hurt.jpg", 300, 200).read_bytes()
+    (control / "hurt.jpg").write_bytes(whole[: len(whole) // 2])
     image(tmp_path / "0_char" / "a.png")
-    assert "0 repeats" in mistakes_of(dataset(tmp_path))["0_char"]
+    make_files(tmp_path / "none", ["a.psd", "40_sub/a.txt"])
+
+    others = (dataset(tmp_path / name) for name in ("nowhere", "0_char", "none"))
+    found = mistakes_of(dataset(data, control_path=(str(control),)), *others)
+    words = {
+        "nowhere": ["cannot be read as a folder"],
+        "0_char": ["0 repeats"],
+        "none": ["1 .psd", "1 subfolder", ".webp"],
+        "lonely.png": ["no control image 'lonely'"],
+        "twin.jpg": ["twin.jpg, twin.png"],
+        "linked.png": ["does not exist"],
+        "encoded.txt": ["offset 3"],
+        "anim.webp": ["animated"],
+        "hurt.jpg": ["truncated"],
+    }
+    assert found.keys() == words.keys()
+    assert all(word in found[name] for name in words for word in words[name]), found
 
 
 def test_own_images_shadow_subfolders_with_a_note(
@@ -218,11 +245,27 @@ def test_clear_pictures_and_those_that_need_a_package_are_warnings(
     ]
 
 
-def test_photographs_of_an_iphone_are_images(tmp_path: Path, image, dataset) -> None:
-    shutil.copyfile(TURNED_HEIC, tmp_path / "b.HEIC")
-    shutil.copyfile(TURNED_HEIC, tmp_path / "named_so.jpg")
+def test_photographs_of_an_iphone_are_images(tmp_path: Path, dataset) -> None:
+    for name in ("b.HEIC", "named_so.jpg"):
+        shutil.copyfile(TURNED_HEIC, tmp_path / name)
     scan = scan_datasets([dataset(tmp_path)], "sks")
     assert [sample.size for sample in scan.samples] == [(64, 96)] * 2
+
+
+def test_the_trigger_word_is_the_dataset_s_or_the_job_s_and_none_for_regularisation_images(
+    tmp_path: Path, dataset
+) -> None:
+    texts = {"a.txt": "a man", "b.txt": "[trigger] in a hat", "c.txt": ""}
+    make_files(tmp_path, texts | dict.fromkeys(("a.png", "b.png", "c.png"), ""))
+    for keys, captions in (
+        ({"is_reg": True}, ["a man", "sks in a hat", ""]),
+        ({}, ["sks a man", "sks in a hat", "sks"]),
+        ({"trigger_word": ""}, ["sks a man", "sks in a hat", "sks"]),
+        ({"trigger_word": "own"}, ["own a man", "own in a hat", "own"]),
+    ):
+        scan = scan_datasets([dataset(tmp_path, **keys)], "sks")
+        assert [sample.caption for sample in scan.samples] == captions, keys
+        assert scan.folders[0].is_reg == ("is_reg" in keys)
 
 
 def test_images_far_below_the_resolution_are_a_warning(
@@ -235,16 +278,6 @@ def test_images_far_below_the_resolution_are_a_warning(
         "1 of 2 images are smaller than half of 'resolution: 512', and not enlarged: small.png (255x255)"
     ]
     assert warned([], resolution=(510,)) == []
-
-
-def test_ignored_files_are_named_with_the_reason(tmp_path: Path, dataset) -> None:
-    names = ("a.png", "a.txt", "b.psd", "c.txt", "a.caption", "notes.md", ".DS_Store")
-    section = dataset(make_files(tmp_path, dict.fromkeys(names, "x")))
-    notes = "\n".join(scan_datasets([section], None).notes)
-    assert "caption without an image: c.txt. Give" in notes
-    assert "ignored, not an image: notes.md" in notes
-    assert "caption_ext is .txt: a.caption" in notes
-    assert "a.txt" not in notes and "DS_Store" not in notes
 
 
 @pytest.mark.parametrize(
@@ -263,94 +296,31 @@ def test_golden_caption_files(tmp_path: Path, image, dataset, case: dict) -> Non
     assert sample.caption == case["result"].replace(",  ", ", ").strip()
 
 
-def test_images_are_found_as_a_scan_finds_them(tmp_path: Path, image, dataset) -> None:
-    make_images(
-        tmp_path / name
-        for name in (
-            "4_x/a.png",
-            "4_x/b.png",
-            "4_x/b_ref.png",
-            "4_x/a_ref.png",
-            "7_y/c.png",
-            "7_y/c_ref.png",
-        )
-    )
-    for name, text in (
-        ("a.txt", " "),
-        ("a.caption", "second"),
-        ("b.txt", "of b"),
-        ("b.caption", "unread"),
-    ):
-        (tmp_path / "4_x" / name).write_text(text)
-    section = dataset(
-        tmp_path, control_suffix=("_ref",), caption_ext=(".txt", ".caption")
-    )
+def test_images_are_found_as_a_scan_finds_them(tmp_path: Path, dataset) -> None:
+    names = "4_x/a 4_x/b 4_x/b_ref 4_x/a_ref 7_y/c 7_y/c_ref"
+    texts = {
+        "4_x/a.txt": " ",
+        "4_x/a.caption": "second",
+        "4_x/b.txt": "of b",
+        "4_x/b.caption": "unread",
+    }
+    make_files(tmp_path, texts | {f"{name}.png": "" for name in names.split()})
+    keys = {"control_suffix": ("_ref",), "caption_ext": (".txt", ".caption")}
+    section = dataset(tmp_path, **keys)
     images, mistakes, _ = find_images(section)
     samples = scan_datasets([section], None).samples
     assert [(i.path, i.repeats, i.caption, i.references) for i in images] == [
         (s.image, s.repeats, s.caption, s.control_images) for s in samples
     ]
-    names = [[Path(path).name for path in each.captions] for each in images]
-    assert (
-        names == [["a.caption", "a.txt"], ["b.txt", "b.caption"], []] and mistakes == []
+    found = [[Path(path).name for path in each.captions] for each in images]
+    assert (found, mistakes) == (
+        [["a.caption", "a.txt"], ["b.txt", "b.caption"], []],
+        [],
     )
-    image(tmp_path / "7_y" / "c.jpg")
+    make_images([tmp_path / "7_y" / "c.jpg"])
     images, mistakes, _ = find_images(section)
     assert [each.shares_stem for each in images] == [False, False, True, True]
-    assert [str(each) for each in mistakes] == [
-        str(each) for each in _errors_of_scan(section)
-    ]
-
-
-def _errors_of_scan(section) -> list:
-    with pytest.raises(DataErrors) as caught:
-        scan_datasets([section], None)
-    return list(caught.value.errors)
-
-
-def test_a_datasets_own_trigger_word_goes_first(tmp_path: Path, image, dataset) -> None:
-    image(tmp_path / "a.png")
-    scan = scan_datasets(
-        [dataset(tmp_path, trigger_word="own"), dataset(tmp_path, trigger_word="")],
-        "job",
-    )
-    assert [sample.caption for sample in scan.samples] == ["own", "job"]
-
-
-def test_every_offender_is_named_at_once(tmp_path: Path, image, dataset) -> None:
-    data, control = tmp_path / "data", tmp_path / "control"
-    make_images(data / f"{name}.png" for name in ("good", "lonely", "encoded", "hurt"))
-    make_images(control / f"{name}.png" for name in ("good", "twin", "encoded", "anim"))
-    image(data / "twin.jpg"), image(data / "twin.png")
-    (data / "encoded.txt").write_bytes(b"caf\xe9")
-    (data / "good.txt").write_text("fine")
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    frames[0].save(data / "anim.webp", save_all=True, append_images=frames[1:])
-    whole = image(control / "hurt.jpg", 300, 200).read_bytes()
-    (control / "hurt.jpg").write_bytes(whole[: len(whole) // 2])
-
-    found = mistakes_of(
-        dataset(data, control_path=(str(control),)), dataset(tmp_path / "nowhere")
-    )
-    assert set(found) == {
-        "nowhere",
-        "lonely.png",
-        "twin.jpg",
-        "encoded.txt",
-        "anim.webp",
-        "hurt.jpg",
-    }
-    assert "no control image 'lonely'" in found["lonely.png"]
-    assert "twin.jpg, twin.png" in found["twin.jpg"]
-    assert "offset 3" in found["encoded.txt"]
-    assert "animated" in found["anim.webp"] and "truncated" in found["hurt.jpg"]
-
-
-def test_a_dataset_without_images_says_what_was_seen(tmp_path: Path, dataset) -> None:
-    (tmp_path / "a.psd").touch()
-    (tmp_path / "40_sub").mkdir()
-    message = mistakes_of(dataset(tmp_path))[tmp_path.name]
-    assert "1 .psd" in message and "1 subfolder" in message and ".webp" in message
+    assert mistakes == list(refusal([section], None).errors)
 
 
 def test_pipes_and_devices_are_named_and_never_opened(
@@ -403,12 +373,6 @@ def test_pipes_and_devices_are_named_and_never_opened(
         ": is a pipe, not a file" in line or ": is a device, not a file" in line
         for line in lines
     )
-
-
-def test_a_broken_link_is_a_mistake(tmp_path: Path, image, dataset) -> None:
-    image(tmp_path / "a.png")
-    (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
-    assert "does not exist" in mistakes_of(dataset(tmp_path))["b.png"]
 
 
 def test_order_does_not_depend_on_the_file_system(
@@ -506,26 +470,6 @@ def test_each_flip_is_a_sample_of_its_own(tmp_path: Path, image, dataset) -> Non
     assert set(found(flip_x=True, flip_y=True)[:4]) == both
 
 
-def test_the_trigger_word_is_not_put_before_captions_of_regularisation_images(
-    tmp_path: Path, image, dataset
-) -> None:
-    for name, caption in (("a", "a man"), ("b", "[trigger] in a hat"), ("c", "")):
-        image(tmp_path / f"{name}.png")
-        (tmp_path / f"{name}.txt").write_text(caption)
-    scan = scan_datasets([dataset(tmp_path, is_reg=True), dataset(tmp_path)], "sks")
-    assert [sample.caption for sample in scan.samples[:3]] == [
-        "a man",
-        "sks in a hat",
-        "",
-    ]
-    assert [sample.caption for sample in scan.samples[3:]] == [
-        "sks a man",
-        "sks in a hat",
-        "sks",
-    ]
-    assert [folder.is_reg for folder in scan.folders] == [True, False]
-
-
 def test_the_loss_is_weighed_by_the_dataset_and_for_regularisation_images_once_more(
     tmp_path: Path, image, dataset
 ) -> None:
@@ -539,17 +483,13 @@ def test_the_loss_is_weighed_by_the_dataset_and_for_regularisation_images_once_m
 
 
 def test_images_without_transparency_count_whole_and_are_named_once(
-    tmp_path: Path, image, dataset
+    tmp_path: Path, dataset
 ) -> None:
-    image(tmp_path / "a.png"), image(tmp_path / "c.jpg")
+    make_images(tmp_path / name for name in ("a.png", "c.jpg"))
     Image.new("RGBA", (64, 48)).save(tmp_path / "b.png")
     scan = scan_datasets([dataset(tmp_path, alpha_mask=True)], None)
-    assert [sample.mask and Path(sample.mask.file).name for sample in scan.samples] == [
-        None,
-        "b.png",
-        None,
-    ]
-    assert scan.samples[1].mask.alpha
+    masks = [sample.mask for sample in scan.samples]
+    assert masks == [None, Mask(str(tmp_path / "b.png"), alpha=True), None]
     assert [note for note in scan.notes if "alpha_mask" in note] == [
         f"{tmp_path}: alpha_mask: no transparency, so the whole image counts: a.png, c.jpg"
     ]
@@ -559,11 +499,19 @@ def test_a_mask_of_another_shape_is_noted(tmp_path: Path, image, dataset) -> Non
     for name, size in (("a", (32, 24)), ("b", (48, 64)), ("c", (65, 48))):
         image(tmp_path / "data" / f"{name}.png", 64, 48)
         image(tmp_path / "mask" / f"{name}.png", *size)
-    scan = scan_datasets(
-        [dataset(tmp_path / "data", mask_path=str(tmp_path / "mask"))], None
-    )
-    assert [note.rsplit(": ", 1)[1] for note in scan.notes if "stretched" in note] == [
-        "b.png"
+    section = dataset(tmp_path / "data", mask_path=str(tmp_path / "mask"))
+    notes = scan_datasets([section], None).notes
+    (told,) = (note for note in notes if "stretched" in note)
+    assert told.endswith(": b.png")
+
+
+def test_images_below_a_subfolder_without_any_are_told(tmp_path: Path, dataset) -> None:
+    make_images(tmp_path / name for name in ("x/a.png", "y/z/b.png", "c/ref/a.png"))
+    keys = {"control_path": (f"{tmp_path}/c/ref",), "resolution": (64,)}
+    notes = scan_datasets([dataset(tmp_path, **keys)], "sks").notes
+    assert [note for note in notes if "not used" in note] == [
+        f"warning: {tmp_path}: {tmp_path}/y/z holds images that are not used. Only direct subfolders are looked into: "
+        "give it as a dataset"
     ]
 
 
@@ -722,54 +670,35 @@ def test_a_list_in_json_is_several_captions_only_where_it_is_asked_for(
     assert not scan_datasets(sections, None, read_captions=False).samples[1].captions
 
 
-def test_a_list_of_empty_texts_is_no_caption(tmp_path: Path, image, dataset) -> None:
-    for name, text in (("a cat", ["", " "]), ("b", ["a dog", ""])):
-        image(tmp_path / f"{name}.png")
-        (tmp_path / f"{name}.json").write_text(json.dumps(text))
-    for captions in ("lines", "one"):
-        keys = {"caption_ext": (".json",), "captions": captions}
-        scan = scan_datasets([dataset(tmp_path, **keys)], None)
-        assert [sample.texts for sample in scan.samples] == [("",), ("a dog",)]
-        assert scan.folders[0].missing_captions == 1
-        named = scan_datasets([dataset(tmp_path, **keys, caption_from_name=True)], None)
-        assert [sample.texts for sample in named.samples] == [("a cat",), ("a dog",)]
+def test_a_list_of_empty_texts_is_no_caption(tmp_path: Path, dataset) -> None:
+    texts = {"a cat.json": '["", " "]', "b.json": '["a dog", ""]'}
+    make_files(tmp_path, texts | dict.fromkeys(("a cat.png", "b.png"), ""))
+    for captions, from_name, first in (
+        ("lines", False, ""),
+        ("one", False, ""),
+        ("lines", True, "a cat"),
+        ("one", True, "a cat"),
+    ):
+        keys = {"captions": captions, "caption_from_name": from_name}
+        scan = scan_datasets([dataset(tmp_path, caption_ext=(".json",), **keys)], None)
+        found = [sample.texts for sample in scan.samples]
+        assert found == [(first,), ("a dog",)], keys
+        assert scan.folders[0].missing_captions == (not from_name), keys
 
 
-@pytest.mark.parametrize("row", [{"text": ["a", 3]}, {"text": []}, {"tags": ["a", 3]}])
-def test_a_list_of_something_else_is_refused(
-    tmp_path: Path, image, dataset, row: dict
+def test_tags_of_a_table_follow_each_caption_of_a_list_of_texts(
+    tmp_path: Path, dataset
 ) -> None:
-    image(tmp_path / "a.png")
-    (tmp_path / "x.jsonl").write_text(json.dumps({"file_name": "a.png"} | row))
-    assert re.search(
-        "has no 'file_name' and 'caption' of text",
-        str(
-            refusal(
-                [
-                    dataset(
-                        tmp_path,
-                        captions_file=str(tmp_path / "x.jsonl"),
-                        captions="lines",
-                    )
-                ],
-                None,
-            )
-        ),
-    )
-
-
-def test_tags_of_a_table_follow_each_caption_of_a_list(
-    tmp_path: Path, image, dataset
-) -> None:
-    image(tmp_path / "a.png")
-    (tmp_path / "x.json").write_text(
-        json.dumps({"a": {"caption": ["one", "two"], "tags": "indoors"}})
-    )
-    scan = scan_datasets(
-        [dataset(tmp_path, captions_file=str(tmp_path / "x.json"), captions="lines")],
-        None,
-    )
-    assert scan.samples[0].captions == ("one, indoors", "two, indoors")
+    table = tmp_path / "x.json"
+    make_files(tmp_path, ["a.png"])
+    section = dataset(tmp_path, captions_file=str(table), captions="lines")
+    table.write_text('{"a": {"caption": ["one", "two"], "tags": "indoors"}}')
+    (sample,) = scan_datasets([section], None).samples
+    assert sample.captions == ("one, indoors", "two, indoors")
+    for row in ('"text": ["a", 3]', '"text": []', '"tags": ["a", 3]'):
+        table.write_text(f'[{{"file_name": "a.png", {row}}}]')
+        told = str(refusal([section], None))
+        assert "has no 'file_name' and 'caption' of text" in told, row
 
 
 @pytest.mark.parametrize(
@@ -817,24 +746,6 @@ def test_the_folder_below_that_holds_the_images_is_named(
     assert "Supported: " in mistakes_of(dataset(tmp_path / "none"))["none"]
 
 
-def test_images_below_a_subfolder_without_any_are_told(
-    tmp_path: Path, image, dataset
-) -> None:
-    (
-        image(tmp_path / "x" / "a.png"),
-        image(tmp_path / "y" / "z" / "b.png"),
-        image(tmp_path / "c" / "ref" / "a.png"),
-    )
-    scan = scan_datasets(
-        [dataset(tmp_path, control_path=(f"{tmp_path}/c/ref",), resolution=(64,))],
-        "sks",
-    )
-    assert [note for note in scan.notes if "not used" in note] == [
-        f"warning: {tmp_path}: {tmp_path}/y/z holds images that are not used. Only direct subfolders are looked into: "
-        "give it as a dataset"
-    ]
-
-
 def test_a_folder_that_is_named_as_regularisation_images_is_told(
     tmp_path: Path, dataset
 ) -> None:
@@ -850,28 +761,132 @@ def test_a_folder_that_is_named_as_regularisation_images_is_told(
 
 
 @pytest.mark.parametrize(
-    "names", ["train validation test", "training val eval", "Train-1 dev testing"]
+    ("names", "held_out"),
+    [
+        ("train validation test", 2),
+        ("training val eval", 2),
+        ("Train-1 dev testing", 2),
+        *((names, 0) for names in ("validation test", "train contest", "trainer test")),
+        ("a test", 0),
+    ],
 )
 def test_folders_for_validation_and_test_beside_one_to_train_on_are_named(
-    tmp_path: Path, image, dataset, names: str
+    tmp_path: Path, dataset, names: str, held_out: int
 ) -> None:
-    train, *held_out = names.split()
     make_images(tmp_path / name / "x.png" for name in names.split())
+    train, *others = names.split()
     scan = scan_datasets([dataset(tmp_path, resolution=(64,))], "sks")
-    assert len(scan.samples) == 3 and [path for path, _ in scan.held_out] == sorted(
-        f"{tmp_path}/{name}" for name in held_out
-    )
+    assert len(scan.samples) == len(names.split())
+    expected = sorted(f"{tmp_path}/{name}" for name in others) if held_out else []
+    assert [path for path, _ in scan.held_out] == expected
     remedy = f"For {train!r} alone give 'folder_path: {tmp_path}/{train}'"
     assert all(why.endswith(remedy) for _, why in scan.held_out)
-    (note,) = (note for note in scan.notes if remedy in note)
-    assert note.startswith("warning: ") and all(repr(name) in note for name in held_out)
+    told = [note for note in scan.notes if remedy in note]
+    assert len(told) == bool(held_out)
+    assert all(
+        note.startswith("warning: ") and repr(name) in note
+        for note in told
+        for name in others
+    )
 
 
 @pytest.mark.parametrize(
-    "names", ["validation test", "train contest", "trainer test", "a test"]
+    ("names", "suffixes", "found"),
+    [
+        ("a.png a.txt a.CAPTION b.png b.v2.txt", (".txt", ".caption", ".v2.txt"), []),
+        (
+            "a.png a.txt a.CAPTION b.png b.v2.txt",
+            (".txt",),
+            [
+                "not a caption, because caption_ext is .txt: a.CAPTION",
+                "caption without an image: b.v2.txt",
+            ],
+        ),
+        (
+            "a.png a.txt b.png c.txt",
+            (".txt", ".txt"),
+            ["caption without an image: c.txt"],
+        ),
+        (
+            "a.png a.txt a.caption b.caption b.png c.txt",
+            (".caption", ".txt"),
+            ["caption without an image: c.txt"],
+        ),
+    ],
 )
-def test_folders_are_not_held_out_where_none_is_named_to_train_on(
-    tmp_path: Path, image, dataset, names: str
+def test_files_that_are_neither_image_nor_caption(
+    tmp_path: Path,
+    image,
+    dataset,
+    names: str,
+    suffixes: tuple[str, ...],
+    found: list[str],
 ) -> None:
-    make_images(tmp_path / name / "x.png" for name in names.split())
-    assert scan_datasets([dataset(tmp_path)], "sks").held_out == ()
+    for name in names.split():
+        image(tmp_path / name) if name.endswith(".png") else (
+            tmp_path / name
+        ).write_text("text")
+    notes = scan_datasets([dataset(tmp_path, caption_ext=suffixes)], "sks").notes
+    assert [
+        note.partition(" not used, ")[2].partition(". ")[0]
+        for note in notes
+        if " not used, " in note
+    ] == found
+
+
+@pytest.fixture
+def images(tmp_path: Path, image) -> Path:
+    """Two good images, one cut off, one animated, each with a caption."""
+    for stem in ("a", "b", "cut", "moves"):
+        image(tmp_path / f"{stem}.png")
+        (tmp_path / f"{stem}.txt").write_text(f"a photo of {stem}")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:60])
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    (tmp_path / "moves.png").unlink()
+    frames[0].save(tmp_path / "moves.webp", save_all=True, append_images=frames[1:])
+    return tmp_path
+
+
+def test_the_others_are_trained_and_the_plan_names_those_left_out(
+    images: Path, dataset
+) -> None:
+    scan = scan_datasets([dataset(images, skip_unreadable=True)], None)
+    captions = {Path(sample.image).name: sample.texts for sample in scan.samples}
+    assert captions == {"a.png": ("a photo of a",), "b.png": ("a photo of b",)}
+    (note,) = (note for note in scan.notes if "skip_unreadable" in note)
+    assert (
+        note.startswith(f"warning: {images}: 2 of 4 images left out")
+        and "cut.png" in note
+        and "moves.webp" in note
+    )
+
+
+def test_a_folder_of_nothing_else_is_still_an_error_and_so_is_a_file_of_another_dataset(
+    images: Path, dataset
+) -> None:
+    with pytest.raises(DataErrors):
+        scan_datasets([dataset(images, skip_unreadable=True), dataset(images)], None)
+    for name in ("a.png", "b.png"):
+        (images / name).unlink()
+    with pytest.raises(DataErrors):
+        scan_datasets([dataset(images, skip_unreadable=True)], None)
+
+
+def test_an_image_whose_control_image_is_damaged_is_left_out_too(
+    images: Path, dataset, image, tmp_path: Path
+) -> None:
+    before = tmp_path / "before"
+    make_images(before / f"{stem}.png" for stem in ("a", "b", "cut", "moves"))
+    (before / "a.png").write_bytes(b"not an image")
+    scan = scan_datasets(
+        [dataset(images, skip_unreadable=True, control_path=(str(before),))], None
+    )
+    assert [Path(sample.image).name for sample in scan.samples] == ["b.png"]
+
+
+def test_a_jfif_file_is_a_jpeg(tmp_path: Path, dataset) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.jfif", "JPEG")
+    assert [
+        Path(sample.image).name
+        for sample in scan_datasets([dataset(tmp_path)], None).samples
+    ] == ["a.jfif"]

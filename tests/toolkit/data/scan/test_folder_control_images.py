@@ -17,100 +17,81 @@ def controls(scan) -> list[list[str]]:
     ]
 
 
-def test_slots_are_in_the_order_of_control_path(tmp_path: Path, image, dataset) -> None:
-    image(tmp_path / "data" / "a.png")
-    image(tmp_path / "z" / "a.JPG"), image(tmp_path / "c" / "a.webp")
-    paths = (str(tmp_path / "z"), f"{tmp_path}/c/")
-    scan = scan_datasets([dataset(tmp_path / "data", control_path=paths)], None)
-    assert controls(scan) == [["z/a.JPG", "c/a.webp"]]
+def masks(scan) -> list[str | None]:
+    return [
+        sample.mask and "/".join(Path(sample.mask.file).parts[-2:])
+        for sample in scan.samples
+    ]
 
 
-def test_subfolder_of_the_same_name_goes_first_then_the_control_folder(
-    tmp_path: Path, image, dataset
+def notes_of(scan, *words: str) -> list[str]:
+    return [note for note in scan.notes if all(word in note for word in words)]
+
+
+REF = {"control_path": ("ref",)}
+SUFFIX = {"control_suffix": ("_ref",)}
+PARTNERS = {
+    # what: (files, keys, the control images of each image, files that no image uses)
+    "slots are in the order of control_path": (
+        "data/a.png z/a.JPG c/a.webp", {"control_path": ("z", "c/")}, ["z/a.JPG c/a.webp"], [],
+    ),
+    "a subfolder of the same name goes first": (
+        "data/4_x/a.png data/4_x/b.png ref/a.png ref/b.png ref/4_x/a.png", REF, ["4_x/a.png", "ref/b.png"],
+        ["ref/a.png"],
+    ),
+    "optional ones may be missing and close up": (
+        "data/a.png data/b.png data/c.png r1/a.png r2/a.png r2/b.png",
+        {"control_path": ("r1", "r2"), "control_optional": True}, ["r1/a.png r2/a.png", "r2/b.png", ""], [],
+    ),
+    "those inside the dataset folder are no images": (
+        "data/4_x/a.png data/control/a.png", {"control_path": ("data/control",)}, ["control/a.png"], [],
+    ),
+    "numbers are slots": (
+        "data/a.png data/b.png data/b_1.png ref/a_0010.png ref/a_0002.png ref/b.png ref/b_1.png", REF,
+        ["ref/a_0002.png ref/a_0010.png", "ref/b.png", "ref/b_1.png"], [],
+    ),
+    "a number adds to the one without, and 2_1 is that of 2_1 alone": (
+        "data/1.png data/2.png data/2_1.png "
+        "ref/1.png ref/1_10.png ref/1_2.png ref/1_hat.png ref/2.png ref/2_1.png ref/2_0.png", REF,
+        ["ref/1.png ref/1_2.png ref/1_10.png", "ref/2.png ref/2_0.png", "ref/2_1.png"], ["ref/1_hat.png"],
+    ),
+    "a number behind the suffix": (
+        "data/a.png data/a_ref.png data/a_ref_1.png data/a_1.png", SUFFIX | {"control_optional": True},
+        ["data/a_ref.png data/a_ref_1.png", ""], [],
+    ),
+    "the mask of a control image is no image": (
+        "data/a.png data/a_ref.png data/a_mask.png data/a_ref_mask.png", SUFFIX | {"mask_suffix": "_mask"},
+        ["data/a_ref.png"], [],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", PARTNERS)
+def test_control_images_are_found_by_folder_suffix_and_number(
+    tmp_path: Path, dataset, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    for name in ("a", "b"):
-        image(tmp_path / "data" / "4_x" / f"{name}.png")
-        image(tmp_path / "ref" / f"{name}.png")
-    image(tmp_path / "ref" / "4_x" / "a.png")
-    scan = scan_datasets(
-        [dataset(tmp_path / "data", control_path=(str(tmp_path / "ref"),))], None
-    )
-    assert controls(scan) == [["4_x/a.png"], ["ref/b.png"]]
+    files, keys, found, unused = PARTNERS[what]
+    make_images(tmp_path / file for file in files.split())
+    monkeypatch.chdir(tmp_path)
+    scan = scan_datasets([dataset("data", **keys)], None)
+    assert controls(scan) == [each.split() for each in found]
+    assert [path for path, _ in scan.unpaired] == unused
 
 
-def test_optional_references_may_be_missing_and_close_up(
-    tmp_path: Path, image, dataset
+def test_masks_are_found_by_stem_in_the_subfolder_first_and_are_no_targets(
+    tmp_path: Path, dataset
 ) -> None:
-    make_images(tmp_path / "data" / f"{name}.png" for name in ("a", "b", "c"))
-    (
-        image(tmp_path / "r1" / "a.png"),
-        image(tmp_path / "r2" / "a.png"),
-        image(tmp_path / "r2" / "b.png"),
-    )
-    paths = (str(tmp_path / "r1"), str(tmp_path / "r2"))
-    scan = scan_datasets(
-        [dataset(tmp_path / "data", control_path=paths, control_optional=True)], None
-    )
-    assert controls(scan) == [["r1/a.png", "r2/a.png"], ["r2/b.png"], []]
-
-
-def test_references_inside_the_dataset_folder_are_no_targets(
-    tmp_path: Path, image, dataset
-) -> None:
-    image(tmp_path / "4_x" / "a.png"), image(tmp_path / "control" / "a.png")
-    scan = scan_datasets(
-        [dataset(tmp_path, control_path=(str(tmp_path / "control"),))], None
-    )
-    assert controls(scan) == [["control/a.png"]]
-
-
-def test_control_images_with_a_number_are_slots(tmp_path: Path, image, dataset) -> None:
-    make_images(tmp_path / "data" / f"{name}.png" for name in ("a", "b", "b_1"))
     make_images(
-        tmp_path / "ref" / f"{name}.png" for name in ("a_0010", "a_0002", "b", "b_1")
+        tmp_path / name
+        for name in ("4_x/a.png", "4_x/b.png", "mask/4_x/a.webp", "mask/b.PNG")
     )
-    scan = scan_datasets(
-        [dataset(tmp_path / "data", control_path=(str(tmp_path / "ref"),))], None
+    keys = {"mask_path": f"{tmp_path}/mask", "mask_min_value": 0.2, "invert_mask": True}
+    scan = scan_datasets([dataset(tmp_path, **keys)], None)
+    assert masks(scan) == ["4_x/a.webp", "mask/b.PNG"]
+    assert all(
+        (s.mask.alpha, s.mask.min_value, s.mask.inverted) == (False, 0.2, True)
+        for s in scan.samples
     )
-    assert controls(scan) == [
-        ["ref/a_0002.png", "ref/a_0010.png"],
-        ["ref/b.png"],
-        ["ref/b_1.png"],
-    ]
-
-
-def test_a_number_adds_to_the_control_image_without_one(
-    tmp_path: Path, image, dataset
-) -> None:
-    make_images(tmp_path / "data" / f"{name}.png" for name in ("1", "2", "2_1"))
-    make_images(
-        tmp_path / "ref" / f"{name}.png"
-        for name in ("1", "1_10", "1_2", "1_hat", "2", "2_1", "2_0")
-    )
-    scan = scan_datasets(
-        [dataset(tmp_path / "data", control_path=(f"{tmp_path}/ref",))], None
-    )
-    # 2_1.png is the control image of 2_1.png alone.
-    assert controls(scan) == [
-        ["ref/1.png", "ref/1_2.png", "ref/1_10.png"],
-        ["ref/2.png", "ref/2_0.png"],
-        ["ref/2_1.png"],
-    ]
-    assert [Path(path).name for path, _ in scan.unpaired] == ["1_hat.png"]
-
-
-def test_a_number_behind_the_suffix_adds_a_control_image(
-    tmp_path: Path, image, dataset
-) -> None:
-    make_images(tmp_path / f"{name}.png" for name in ("a", "a_ref", "a_ref_1", "a_1"))
-    scan = scan_datasets(
-        [dataset(tmp_path, control_suffix=("_ref",), control_optional=True)], None
-    )
-    assert [Path(sample.image).name for sample in scan.samples] == ["a.png", "a_1.png"]
-    assert controls(scan)[0] == [
-        f"{tmp_path.name}/a_ref.png",
-        f"{tmp_path.name}/a_ref_1.png",
-    ]
 
 
 def test_two_numbered_control_images_of_one_name_are_a_mistake(
@@ -126,10 +107,6 @@ def test_two_numbered_control_images_of_one_name_are_a_mistake(
             )
         ),
     )
-
-
-def notes_of(scan, *words: str) -> list[str]:
-    return [note for note in scan.notes if all(word in note for word in words)]
 
 
 def test_control_images_and_masks_that_no_image_uses_are_told(
@@ -254,17 +231,6 @@ def test_control_images_and_masks_told_by_a_suffix_are_no_targets(
         "a-masklabel.png",
         "c_ref.png",
     }
-
-
-def test_what_is_named_as_a_partner_of_a_control_image_is_no_target(
-    tmp_path: Path, image, dataset
-) -> None:
-    make_images(
-        tmp_path / f"{name}.png" for name in ("a", "a_ref", "a_mask", "a_ref_mask")
-    )
-    section = dataset(tmp_path, control_suffix=("_ref",), mask_suffix="_mask")
-    (sample,) = scan_datasets([section], None).samples
-    assert Path(sample.image).name == "a.png"
 
 
 # ---------------------------------------------------------------- pairs as other
@@ -500,36 +466,6 @@ def test_subfolders_that_look_like_pairs_are_told(
 
 
 # ---------------------------------------------------------------- masks
-
-
-def masks(scan) -> list[str | None]:
-    return [
-        sample.mask and "/".join(Path(sample.mask.file).parts[-2:])
-        for sample in scan.samples
-    ]
-
-
-def test_masks_are_found_by_stem_in_the_subfolder_first_and_are_no_targets(
-    tmp_path: Path, image, dataset
-) -> None:
-    make_images(tmp_path / "4_x" / f"{name}.png" for name in ("a", "b"))
-    image(tmp_path / "mask" / "4_x" / "a.webp"), image(tmp_path / "mask" / "b.PNG")
-    scan = scan_datasets(
-        [
-            dataset(
-                tmp_path,
-                mask_path=f"{tmp_path}/mask",
-                mask_min_value=0.2,
-                invert_mask=True,
-            )
-        ],
-        None,
-    )
-    assert masks(scan) == ["4_x/a.webp", "mask/b.PNG"]
-    assert all(
-        (s.mask.alpha, s.mask.min_value, s.mask.inverted) == (False, 0.2, True)
-        for s in scan.samples
-    )
 
 
 def test_all_missing_masks_are_named_unless_they_are_optional(

@@ -35,21 +35,66 @@ def names(sample: Sample) -> list[str]:
 
 def test_layers_lie_beside_their_images(tmp_path: Path) -> None:
     """From back to front by their numbers, as many as there are; none is an image of
-    its own."""
+    its own. `image1_0.png` is musubi-tuner's example of a first layer
+    (docs/dataset_config.md, 30c658c4)."""
     write_layers(tmp_path, 11)
     write_layers(tmp_path, 2, stem="b")
-    first, second = scan(tmp_path, layers_suffix="_layer")
-    assert names(first) == [f"a_layer{index}.png" for index in range(11)]
-    assert names(second) == ["b_layer0.png", "b_layer1.png"]
+    for suffix in ("_layer", "_"):
+        first, second = scan(tmp_path, layers_suffix=suffix)
+        assert names(first) == [f"a{suffix}{index}.png" for index in range(11)]
+        assert names(second) == [f"b{suffix}0.png", f"b{suffix}1.png"]
+        for path in tmp_path.glob("*_layer*.png"):
+            path.rename(path.with_name(path.name.replace("layer", "")))
 
 
-def test_layers_are_named_as_musubi_tuner_names_them(tmp_path: Path) -> None:
-    """`image1_0.png` is its example of a first layer (docs/dataset_config.md,
-    30c658c4)."""
-    for path in write_layers(tmp_path, 2):
-        path.rename(path.with_name(path.name.replace("layer", "")))
-    (sample,) = scan(tmp_path, layers_suffix="_")
-    assert names(sample) == ["a_0.png", "a_1.png"]
+def test_what_is_probably_not_meant_is_noted(tmp_path: Path) -> None:
+    write_layers(tmp_path / "images", 2)
+    Image.new("RGB", (96, 64)).save(tmp_path / "images" / "a_layer1.png")
+    (tmp_path / "apart").mkdir()
+    Image.new("RGB", (96, 64)).save(tmp_path / "apart" / "a.png")
+    write_layers(tmp_path / "layers", 1, stem="b")
+    write_layers(tmp_path / "layers", 1)
+    for name in ("a.png", "b.png"):
+        (tmp_path / "layers" / name).unlink()
+    for folder, keys, told in (
+        (
+            "apart",
+            {"layers_path": str(tmp_path / "layers")},
+            f"{tmp_path / 'layers'}: 1 file not used, layer without an image: b_layer0.png. "
+            "Give it the name of its image",
+        ),
+        (
+            "images",
+            {"layers_suffix": "_layer"},
+            f"{tmp_path / 'images'}: 1 layer in front of others without opacity of their own: a_layer1.png. "
+            "Such a layer hides those behind it; number layers from back to front, and save them as PNG",
+        ),
+        (
+            "images",
+            {},
+            f"{tmp_path / 'images'}: some images are each by its name a layer of another, and trained as an image: "
+            "a_layer0.png, a_layer1.png. For a model of layers give 'layers_suffix: _layer'",
+        ),
+    ):
+        section = DatasetConfig(folder_path=str(tmp_path / folder), **keys)
+        assert f"warning: {told}" in scan_datasets([section], None).notes, told
+
+
+def test_an_edited_layer_is_another_dataset_and_one_of_another_size_an_error(
+    tmp_path: Path,
+) -> None:
+    write_layers(tmp_path, 2)
+    assert faults(tmp_path, layers_path=str(tmp_path))[0] == (
+        "a_layer0.png: is a layer beside its image 'a', and would be trained as an image. "
+        "Give 'layers_suffix: _layer' in place of 'layers_path'"
+    )
+    before = fingerprint(scan(tmp_path, layers_suffix="_layer"))
+    Image.new("RGBA", (96, 64), (1, 2, 3, 4)).save(tmp_path / "a_layer1.png")
+    assert fingerprint(scan(tmp_path, layers_suffix="_layer")) != before
+    Image.new("RGBA", (48, 64)).save(tmp_path / "a_layer1.png")
+    assert faults(tmp_path, layers_suffix="_layer") == [
+        "a_layer1.png: has 48x64 pixels, and its image a.png has 96x64. Export the layer with the whole canvas"
+    ]
 
 
 @pytest.mark.parametrize("named", ["_layer", "_"])
@@ -76,53 +121,6 @@ def test_layers_that_are_missing_are_errors(tmp_path: Path) -> None:
     ]
 
 
-def test_layers_of_another_size_are_errors(tmp_path: Path) -> None:
-    write_layers(tmp_path, 2)
-    Image.new("RGBA", (48, 64)).save(tmp_path / "a_layer1.png")
-    assert faults(tmp_path, layers_suffix="_layer") == [
-        "a_layer1.png: has 48x64 pixels, and its image a.png has 96x64. Export the layer with the whole canvas"
-    ]
-
-
-def test_extra_layers_are_noted(tmp_path: Path) -> None:
-    _, *layers = write_layers(tmp_path / "images", 1)
-    (tmp_path / "layers").mkdir()
-    for stem in ("a", "b"):
-        Image.open(layers[0]).save(tmp_path / "layers" / f"{stem}_layer0.png")
-    layers[0].unlink()
-    datasets = [
-        DatasetConfig(
-            folder_path=str(tmp_path / "images"), layers_path=str(tmp_path / "layers")
-        )
-    ]
-    notes = scan_datasets(datasets, None).notes
-    assert (
-        f"warning: {tmp_path / 'layers'}: 1 file not used, layer without an image: b_layer0.png. "
-        "Give it the name of its image"
-    ) in notes
-
-
-def test_opaque_layers_in_front_of_others_are_noted(tmp_path: Path) -> None:
-    write_layers(tmp_path, 2)
-    Image.new("RGB", (96, 64)).save(tmp_path / "a_layer1.png")
-    notes = scan_datasets(
-        [DatasetConfig(folder_path=str(tmp_path), layers_suffix="_layer")], None
-    ).notes
-    assert (
-        f"warning: {tmp_path}: 1 layer in front of others without opacity of their own: a_layer1.png. "
-        "Such a layer hides those behind it; number layers from back to front, and save them as PNG"
-    ) in notes
-
-
-def test_images_named_like_layers_are_noted(tmp_path: Path) -> None:
-    write_layers(tmp_path, 1)
-    notes = scan_datasets([DatasetConfig(folder_path=str(tmp_path))], None).notes
-    assert (
-        f"warning: {tmp_path}: some images are each by its name a layer of another, and trained as an image: "
-        "a_layer0.png. For a model of layers give 'layers_suffix: _layer'"
-    ) in notes
-
-
 def test_a_batch_has_images_of_as_many_layers(tmp_path: Path) -> None:
     for index in range(4):
         write_layers(tmp_path, 1 + index % 2, stem=f"image{index}")
@@ -137,22 +135,3 @@ def test_a_batch_has_images_of_as_many_layers(tmp_path: Path) -> None:
         [2, 2],
     ]
     assert count_batches(items, 4) == 2
-
-
-def test_an_edited_layer_is_another_dataset(tmp_path: Path) -> None:
-    write_layers(tmp_path, 2)
-    before = fingerprint(scan(tmp_path, layers_suffix="_layer"))
-    Image.new("RGBA", (96, 64), (1, 2, 3, 4)).save(tmp_path / "a_layer1.png")
-    assert fingerprint(scan(tmp_path, layers_suffix="_layer")) != before
-
-
-def test_layers_in_the_folder_of_their_images_are_not_missing_an_image(
-    tmp_path: Path,
-) -> None:
-    write_layers(tmp_path, 1)
-    (found,) = faults(tmp_path, layers_path=str(tmp_path))
-    remedy = "Give 'layers_suffix: _layer' in place of 'layers_path'"
-    assert (
-        found
-        == f"a_layer0.png: is a layer beside its image 'a', and would be trained as an image. {remedy}"
-    )
