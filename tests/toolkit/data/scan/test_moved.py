@@ -49,7 +49,7 @@ ORDERS = {
         PLAIN, MOVED, TWICE, MOVED_TWICE, RunOrder(("new/a.png", "new/b.png"), (0, 1), is_as_found=True),
     ),
     "and in another order": (
-        PLAIN, MOVED, TWICE, MOVED_TWICE[::-1], RunOrder(("new/a.png", "new/b.png"), (1, 0), is_as_found=True),
+        PLAIN, MOVED, TWICE, MOVED_TWICE[::-1], RunOrder(("new/a.png", "new/b.png"), (1, 0), is_as_found=False),
     ),
     "an image that changed": (RECORDED, RECORDED | {"old/x/b.png": "changed"}, ONE, ONE, None),
     "one less": (RECORDED, {"old/x/a.png": "A", "old/x/b.png": "B"}, ONE, ONE, None),
