@@ -51,7 +51,7 @@ _BEGIN = pytest.StashKey[float]()
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
-    if report.when == "teardown":
+    if report.when == "teardown" and _BEGIN in item.stash:
         report.user_properties.append((KEY, _cpu_seconds() - item.stash[_BEGIN]))
     return report
 
