@@ -211,14 +211,14 @@ EIGHTHS: dict[str, tuple[FolderFamily, str, dict[str, Any], dict[str, Any], int]
         "Qwen3VLForConditionalGeneration",
         TEXT | {"intermediate_size": 1536, "head_dim": 128},
         VISION_21 | {"deepstack_visual_indexes": [0], "patch_size": 16},
-        48,
+        32,
     ),
     "2509": (
         FAMILY,
         "Qwen2_5_VLForConditionalGeneration",
         TEXT | {"intermediate_size": 2700, "layer_types": ["full_attention"] * 2},
         VISION | {"fullatt_block_indexes": [1], "patch_size": 14},
-        28,
+        20,
     ),
 }
 """Family, class in transformers, text_config and vision_config, patches along one side
