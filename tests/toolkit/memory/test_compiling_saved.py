@@ -28,7 +28,6 @@ from toolkit.networks.lycoris import LohaNetwork, LokrNetwork
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fresh_compiler")]
 
 ROWS = 2 * TOKENS
-LEVELS = ("cheap", "keep_attention", "full_offload")
 
 
 @dataclass
@@ -98,7 +97,6 @@ def train(level: str, backend: str = "divided", **options) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {},
         {"qtype": "int4", "kind": DoraNetwork},
         {"qtype": "int8"},
         {"qtype": "fp8_scaled"},
@@ -117,17 +115,12 @@ def test_full_checkpointing_keeps_only_the_inputs_of_a_block(
 @pytest.mark.parametrize(
     ("level", "options"),
     [
-        ("cheap", {"qtype": "int8"}),
-        *zip(
-            LEVELS,
-            ({"qtype": qtype} for qtype in ("float8", "fp8_scaled", "uint3")),
-            strict=True,
-        ),
-        *zip(
-            LEVELS,
-            ({"kind": kind} for kind in (DoraNetwork, LohaNetwork, LokrNetwork)),
-            strict=True,
-        ),
+        ("cheap", {"qtype": "float8"}),
+        ("keep_attention", {"qtype": "fp8_scaled"}),
+        ("full_offload", {"qtype": "uint3"}),
+        ("cheap", {"kind": DoraNetwork}),
+        ("keep_attention", {"kind": LohaNetwork}),
+        ("full_offload", {"kind": LokrNetwork}),
     ],
     ids=str,
 )
@@ -162,10 +155,9 @@ def test_no_level_keeps_a_dequantized_weight(
     assert [shape for shape in weights if min(shape) >= WIDTH] == []
 
 
-@pytest.mark.parametrize("qtype", [None, "int8"])
-def test_a_level_keeps_what_it_says(programs: list[Program], qtype: str | None) -> None:
+def test_a_level_keeps_what_it_says(programs: list[Program]) -> None:
     for level in ("keep_attention", "cheap"):
-        train(level, qtype=qtype)
+        train(level, qtype="int8")
     # its output, and the logarithm of its sums
     attention = {
         (2, 2, TOKENS, WIDTH // 2): 1,

@@ -62,8 +62,6 @@ def test_none_is_swapped_twice() -> None:
 @pytest.mark.parametrize(
     ("kind", "qtype"),
     [
-        (LoraNetwork, None),
-        (LoraNetwork, "int8"),
         (LoraNetwork, "int4"),
         (LohaNetwork, None),
         (DoraNetwork, "int8"),
@@ -72,10 +70,9 @@ def test_none_is_swapped_twice() -> None:
 def test_the_same_bits_as_without(kind, qtype) -> None:
     options = {"kind": kind, "qtype": qtype, "count": 4}
     expected = Stack(**options).gradients()
-    for level in ("none", "cheap", "full"):
-        for count in (1, 3):
-            stack, _ = swapping(count, level, **options)
-            assert same(stack.gradients(), expected), (level, count)
+    for level, count in (("none", 3), ("cheap", 1), ("full", 3)):
+        stack, _ = swapping(count, level, **options)
+        assert same(stack.gradients(), expected), (level, count)
 
 
 def test_the_same_bits_step_after_step_with_pictures_in_between() -> None:

@@ -53,8 +53,15 @@ def full(**options) -> Stack:
     return Stack(count=BLOCKS, **options).wrap(checkpoint_wrapper("full"))
 
 
-@pytest.mark.parametrize("qtype", [None, "int8", "int4"])
-@pytest.mark.parametrize("kind", [LoraNetwork, DoraNetwork, LohaNetwork, LokrNetwork])
+@pytest.mark.parametrize(
+    ("kind", "qtype"),
+    [
+        (LoraNetwork, None),
+        (DoraNetwork, "int8"),
+        (LohaNetwork, None),
+        (LokrNetwork, "int4"),
+    ],
+)
 def test_gradients_are_those_of_full_checkpointing(kind, qtype) -> None:
     """With dropout, which is drawn again as it was."""
     copies, options = Copies(), {"kind": kind, "qtype": qtype}

@@ -69,11 +69,26 @@ def family(arch: str, folder: Path) -> ModelFamily:
     return FAMILIES.load(arch).of_folder(folder)
 
 
-@pytest.fixture
-def adapter(family: ModelFamily, folder: Path) -> DiffusionModel:
+def opened(family: ModelFamily, folder: Path) -> DiffusionModel:
     return family.open(
         ModelLoadOptions(folder=folder, device=torch.device("cpu"), dtype=torch.float32)
     )
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[Path, DiffusionModel]:
+    """Those of `adapter`, by their folder."""
+    return {}
+
+
+@pytest.fixture
+def adapter(
+    family: ModelFamily, folder: Path, models: dict[Path, DiffusionModel]
+) -> DiffusionModel:
+    """Opened once for all tests, which change nothing of it."""
+    if folder not in models:
+        models[folder] = opened(family, folder)
+    return models[folder]
 
 
 def encoded(model: DiffusionModel, *prompts: str) -> PromptEmbeds:
@@ -221,8 +236,9 @@ def test_guidance_is_embedded_or_refused(
 
 
 def test_dropped_encoders_are_loaded_again_and_kept_ones_stay(
-    family: ModelFamily, adapter: DiffusionModel
+    family: ModelFamily, folder: Path
 ) -> None:
+    adapter = opened(family, folder)
     before = encoded(adapter, "a cat")
     for keep in ((), family.encoder_parts["text_encoder"]):
         adapter.unload_encoders(keep)
@@ -240,8 +256,9 @@ def test_dropped_encoders_are_loaded_again_and_kept_ones_stay(
 
 
 def test_blocks_run_within_the_wrappers_in_order(
-    family: ModelFamily, adapter: DiffusionModel
+    family: ModelFamily, folder: Path
 ) -> None:
+    adapter = opened(family, folder)
     seen: list[nn.Module] = []
 
     def watching(run):
@@ -279,8 +296,9 @@ def test_the_time_shift_is_a_number_for_every_size_and_length(
 
 
 def test_the_gradients_reach_what_is_trained_and_a_new_lora_changes_nothing(
-    family: ModelFamily, adapter: DiffusionModel
+    family: ModelFamily, folder: Path
 ) -> None:
+    adapter = opened(family, folder)
     from toolkit.config.sections.network import NetworkConfig
 
     prompts, slots = encoded(adapter, "a", "b"), references(family, 2, Size(64, 64))

@@ -161,15 +161,17 @@ def test_a_lora_means_the_same_in_diffusers_own_pipeline(
 
 @needs_part("tools.lora_tools")
 @pytest.mark.parametrize(
-    "folder", ["qwen_image_edit_plus", "qwen_image_2"], indirect=True
-)
-@pytest.mark.parametrize(
-    "kind",
+    ("folder", "kind"),
     [
-        name
-        for name, kind in KINDS.items()
-        if not kind.trains_model and not kind.library_class
+        *(
+            ("qwen_image_edit_plus", name)
+            for name, kind in KINDS.items()
+            if not kind.trains_model and not kind.library_class
+        ),
+        ("qwen_image_2", "lora"),
+        ("qwen_image_2", "lokr"),
     ],
+    indirect=["folder"],
 )
 def test_every_kind_of_file_is_read_back_in_every_form_that_holds_it(
     folder: Path, kind: str, tmp_path: Path

@@ -16,7 +16,6 @@ from torch import nn
 
 from tests.diffusers_reference import relative
 from tests.measured import at_most
-from tests.model_folders import ARCHS
 from toolkit.config.reading.process import JobContext
 from toolkit.config.sections.model import ModelConfig
 from toolkit.config.sections.model_files import is_needed, single_files
@@ -81,8 +80,16 @@ def assert_equal(found: Weights, expected: Weights) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("names", [dict, as_comfyui, in_a_checkpoint])
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(
+    ("arch", "names"),
+    [
+        ("qwen_image", dict),
+        ("qwen_image_edit", in_a_checkpoint),
+        ("qwen_image_edit_plus", as_comfyui),
+        ("qwen_image_2", as_comfyui),
+        ("qwen_image_2", in_a_checkpoint),
+    ],
+)
 def test_a_bf16_file_gives_the_bits_of_its_folder(
     arch: str,
     names: Callable[[Weights], Weights],
@@ -100,9 +107,6 @@ def test_a_bf16_file_gives_the_bits_of_its_folder(
         file,
     )
     assert_equal(loaded(folders[arch], file), loaded(folders[arch]))
-
-
-SCALED = ["", "tensor", "rows", "blocks"]
 
 
 def in_fp8(
@@ -138,9 +142,14 @@ def in_fp8(
     return [stored, expected]
 
 
-@pytest.mark.parametrize("scaled", SCALED)
 @pytest.mark.parametrize(
-    "ends", [(".scale_weight", ".scale_input"), (".weight_scale", ".input_scale")]
+    ("scaled", "ends"),
+    [
+        ("", (".scale_weight", ".scale_input")),
+        ("tensor", (".weight_scale", ".input_scale")),
+        ("rows", (".scale_weight", ".scale_input")),
+        ("blocks", (".weight_scale", ".input_scale")),
+    ],
 )
 def test_fp8_weights_are_multiplied_by_their_scales(
     scaled: str, ends: tuple[str, str], folders: dict[str, Path], tmp_path: Path
@@ -165,9 +174,18 @@ def as_base(folder: Path, file: Path, **keys: object) -> dict[str, nn.Module]:
     }
 
 
-@pytest.mark.parametrize("qtype", ["float8", "fp8_scaled"])
-@pytest.mark.parametrize("scaled", SCALED)
-@pytest.mark.parametrize("arch", ["qwen_image_edit_plus", "qwen_image_2"])
+@pytest.mark.parametrize(
+    ("arch", "scaled", "qtype"),
+    [
+        ("qwen_image_edit_plus", "", "float8"),
+        ("qwen_image_edit_plus", "tensor", "fp8_scaled"),
+        ("qwen_image_edit_plus", "blocks", "float8"),
+        ("qwen_image_2", "", "fp8_scaled"),
+        ("qwen_image_2", "tensor", "float8"),
+        ("qwen_image_2", "rows", "float8"),
+        ("qwen_image_2", "blocks", "fp8_scaled"),
+    ],
+)
 def test_an_fp8_base_has_the_codes_and_scales_of_the_file(
     arch: str, scaled: str, qtype: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -548,16 +566,15 @@ def test_another_file_is_answered_in_one_line(
         ),
     ],
 )
-@pytest.mark.parametrize("prefix", ["", PREFIX])
 def test_a_file_of_another_model_is_told_by_name(
-    prefix: str, names: str, title: str, folders: dict[str, Path], tmp_path: Path
+    names: str, title: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     file = tmp_path / "t.safetensors"
-    save_file(
-        {f"{prefix}{name}.weight": torch.zeros(2) for name in names.split()}, file
-    )
-    fault = fault_of(folders["qwen_image"], transformer_path=file)
-    assert fault == f"{file}: this is {title}. Give a file of Qwen-Image."
+    for prefix in ("", PREFIX):
+        keys = [f"{prefix}{name}.weight" for name in names.split()]
+        save_file({key: torch.zeros(2) for key in keys}, file)
+        fault = fault_of(folders["qwen_image"], transformer_path=file)
+        assert fault == f"{file}: this is {title}. Give a file of Qwen-Image.", prefix
 
 
 def in_shards(weights: Weights, file: Path) -> list[Path]:
@@ -669,7 +686,11 @@ def comfyui_text_name(name: str) -> str:
 
 @pytest.mark.parametrize(
     ("arch", "names"),
-    [*((arch, comfyui_text_name) for arch in ARCHS), ("qwen_image_edit_plus", str)],
+    [
+        ("qwen_image", comfyui_text_name),
+        ("qwen_image_2", comfyui_text_name),
+        ("qwen_image_edit_plus", str),
+    ],
 )
 def test_encoders_in_one_file_have_the_bits_of_their_folders(
     arch: str, names: Callable[[str], str], folders: dict[str, Path], tmp_path: Path

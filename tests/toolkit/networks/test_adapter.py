@@ -69,15 +69,24 @@ def train_somewhat(network: LinearAdapterNetwork, strength: float = 0.05) -> Non
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("base", "dtype"),
-    [("plain", torch.float32), ("int8", torch.float32), ("int4", torch.bfloat16)],
+    ("kind", "base", "dtype"),
+    [
+        ("lora", "plain", torch.float32),
+        ("lora", "int4", torch.bfloat16),
+        ("dora", "int8", torch.float32),
+        ("dora", "int4", torch.bfloat16),
+        ("loha", "int8", torch.float32),
+        ("lokr", "int4", torch.bfloat16),
+        ("lokr_factor", "plain", torch.float32),
+        ("lokr_whole", "int8", torch.float32),
+    ],
 )
 def test_a_new_adapter_changes_nothing(
-    tiny_model: Path, step_inputs, settings, base: str, dtype
+    tiny_model: Path, step_inputs, kind: str, base: str, dtype
 ) -> None:
     model = open_tiny(tiny_model, dtype, transform_block=BASES[base])
     before = model.predict_velocity(*step_inputs)
-    network = attached(settings, model)
+    network = attached(configured(kind), model)
     assert torch.equal(model.predict_velocity(*step_inputs), before)
     train_somewhat(network)
     assert relative(model.predict_velocity(*step_inputs), before) > 1e-3
@@ -96,17 +105,17 @@ def test_gradients_reach_every_matrix_and_checkpointing_changes_none(
     tiny_model, step_inputs, settings
 ) -> None:
     found = []
-    for checkpointing in (False, True):
-        model = open_tiny(tiny_model, transform_block=INT8)
-        network = attached(settings, model)
-        train_somewhat(network)
-        model.wrap_blocks([checkpoint_wrapper("full" if checkpointing else "none")])
+    model = open_tiny(tiny_model, transform_block=INT8)
+    network = attached(settings, model)
+    train_somewhat(network)
+    trainable = {id(p) for p in model.network_module.parameters() if p.requires_grad}
+    assert trainable == {id(p) for p in network.parameters().values()}
+    for level in ("none", "full"):
+        model.wrap_blocks([checkpoint_wrapper(level)])
         model.predict_velocity(*step_inputs).square().mean().backward()
         found.append({name: p.grad for name, p in network.parameters().items()})
-        trainable = {
-            id(p) for p in model.network_module.parameters() if p.requires_grad
-        }
-        assert trainable == {id(p) for p in network.parameters().values()}
+        for parameter in network.parameters().values():
+            parameter.grad = None
     without = {
         name
         for name, gradient in found[0].items()
@@ -205,16 +214,19 @@ def test_dropout_is_active_in_training_and_off_for_samples(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("base", ["plain", "int8"])
+@pytest.mark.parametrize(
+    ("kind", "base"),
+    [(kind, "int8") for kind in KINDS] + [("lora", "plain"), ("dora", "plain")],
+)
 def test_the_file_makes_the_weight_that_was_trained(
-    tiny_model, tmp_path, settings, base: str
+    tiny_model, tmp_path, kind: str, base: str
 ) -> None:
     """Layer by layer: inputs through the trained layer, and through the frozen weight
     with the file's change."""
     model = open_tiny(tiny_model, transform_block=BASES[base])
     targets = model.lora_targets()
     frozen = {name: model.network_module.get_submodule(name) for name in targets}
-    network = attached(settings, model)
+    network = attached(settings := configured(kind), model)
     train_somewhat(network)
     path = tmp_path / "network.safetensors"
     save_network(path, network.export(network.parameters()), "float32", {})

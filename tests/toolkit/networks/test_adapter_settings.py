@@ -203,8 +203,9 @@ BIASED = {
 }
 
 
-@pytest.mark.parametrize("adapter", ["", ".default"])
-@pytest.mark.parametrize("name", BIASED)
+@pytest.mark.parametrize(
+    ("name", "adapter"), [("alpha", ""), ("rslora", ".default"), ("patterns", "")]
+)
 def test_a_lora_bias_counts_by_the_strength_of_its_layer(
     name: str, adapter: str, tmp_path: Path
 ) -> None:
@@ -468,9 +469,19 @@ DIFFUSERS_CONFIGS = {
 
 
 @pytest.mark.parametrize(
-    "saver", ["save_lora_weights", "save_lora_adapter", "saved again"]
+    ("name", "saver"),
+    [
+        ("one alpha", "save_lora_weights"),
+        ("rslora", "save_lora_adapter"),
+        ("rslora", "saved again"),
+        ("several ranks and alphas", "save_lora_weights"),
+        ("several ranks and alphas", "save_lora_adapter"),
+        ("several ranks and alphas", "saved again"),
+        ("alphas alone", "saved again"),
+        ("biases", "save_lora_weights"),
+        ("biases", "save_lora_adapter"),
+    ],
 )
-@pytest.mark.parametrize("name", DIFFUSERS_CONFIGS)
 def test_a_file_that_diffusers_saves_means_what_it_fuses(
     name: str, saver: str, tmp_path: Path
 ) -> None:

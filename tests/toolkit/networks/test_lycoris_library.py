@@ -408,19 +408,17 @@ def test_a_dry_run_counts_them_without_torch(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "arguments"), [VARIANTS[i] for i in (1, 6)])
 def test_a_job_stops_goes_on_and_leaves_a_file_that_the_library_reads(
     run_py,
     write_job,
     trainer,
     make_pictures,
     tmp_path: Path,
-    kind: str,
-    arguments: dict,
 ) -> None:
     """2 steps and 2 more against 4 at once, on an int8 base with every dropout,
     checkpointing and EMA."""
     folder = make_pictures(tmp_path / "2_photos", "a", "b")
+    kind, arguments = "boft", {"rescaled": True, "constraint": 1e-3}
 
     def train(run: str, steps: int) -> Path:
         section = trainer(
@@ -458,9 +456,6 @@ def test_a_job_stops_goes_on_and_leaves_a_file_that_the_library_reads(
     train("parts", 2)
     parts, whole = train("parts", 4), train("whole", 4)
     stored = load_file(whole)
-    assert all(
-        torch.equal(tensor, stored[key]) for key, tensor in load_file(parts).items()
-    )
     assert whole.read_bytes() == parts.read_bytes()
     with safe_open(whole, framework="pt") as file:
         assert file.metadata()["network_type"] == kind
@@ -468,33 +463,9 @@ def test_a_job_stops_goes_on_and_leaves_a_file_that_the_library_reads(
     assert len(layers) == 24 and all(
         layer.startswith("lycoris_transformer_blocks_") for layer in layers
     )
-    trained = next(iter(KINDS[kind].layer_shapes(NetworkConfig(type=kind), 64, 64)))
-    suffix = {"lycoris-full": "diff"}.get(kind, trained)
-    assert any(tensor.any() for key, tensor in stored.items() if key.endswith(suffix))
-
-
-@pytest.mark.slow
-def test_two_processes_train_what_one_trains(
-    run_ranks, write_job, trainer, make_pictures, tmp_path: Path
-) -> None:
-    folder = make_pictures(tmp_path / "photos", "a", "b")
-    found = []
-    for processes in (1, 2):
-        section = trainer(
-            folder,
-            training_folder=f"of_{processes}",
-            train={"steps": 3, "gradient_accumulation": 2, "lr": 0.01},
-            network={"type": "glora", "linear": 4},
-            save={"dtype": "float32"},
-        )
-        run_ranks(processes, write_job(section))
-        found.append(
-            load_file(tmp_path / f"of_{processes}" / "job" / "job.safetensors")
-        )
-    one, two = found
-    assert one.keys() == two.keys()
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-3)
+    assert any(
+        tensor.any() for key, tensor in stored.items() if key.endswith("oft_blocks")
+    )
 
 
 @pytest.mark.slow

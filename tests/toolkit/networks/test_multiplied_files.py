@@ -125,8 +125,9 @@ def change_of(
     )[LAYER]
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "bias"), [("square", True), ("wide", False), ("tall", True)]
+)
 @pytest.mark.parametrize("name", LYCORIS)
 def test_the_change_is_that_of_lycoris(name: str, shape: str, bias: bool) -> None:
     layer = linear(shape, bias)
@@ -152,21 +153,18 @@ def test_the_change_is_that_of_lycoris(name: str, shape: str, bias: bool) -> Non
 
 
 @pytest.mark.parametrize("name", ["oft, rescaled", "boft, limited", "glora"])
-@pytest.mark.parametrize(
-    ("prefix", "flat"),
-    [
-        ("lycoris_", True),
+def test_every_prefix_names_the_same_layer(name: str) -> None:
+    layer = linear("wide")
+    module = of_lycoris(name, layer)
+    first_OI = change_of(module, layer).delta_for(layer.weight)
+    for prefix, flat in (
         ("lora_unet_", True),
         ("diffusion_model.", False),
         ("transformer.", False),
         ("", False),
-    ],
-)
-def test_every_prefix_names_the_same_layer(name: str, prefix: str, flat: bool) -> None:
-    layer = linear("wide")
-    module = of_lycoris(name, layer)
-    first, second = change_of(module, layer), change_of(module, layer, prefix, flat)
-    assert torch.equal(first.delta_for(layer.weight), second.delta_for(layer.weight))
+    ):
+        change = change_of(module, layer, prefix, flat)
+        assert torch.equal(change.delta_for(layer.weight), first_OI), prefix
 
 
 def test_a_glora_without_alpha_has_the_strength_one() -> None:
@@ -254,8 +252,9 @@ def load(folder: Path, layer: nn.Linear) -> LayerDelta:
     return load_adapter_file(folder / "adapter_model.safetensors", sizes)[LAYER]
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "bias"), [("square", True), ("wide", False), ("tall", True)]
+)
 @pytest.mark.parametrize("name", PEFT)
 def test_the_change_is_that_of_peft(
     name: str, shape: str, bias: bool, tmp_path: Path
@@ -488,8 +487,7 @@ def changes_of_every_kind(tmp_path: Path) -> dict[str, LayerDelta]:
     return found
 
 
-@pytest.mark.parametrize("qtype", ["", "int8"])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("qtype", "bias"), [("", True), ("int8", False)])
 def test_the_output_is_that_of_the_changed_weight(
     qtype: str, bias: bool, tmp_path: Path
 ) -> None:
@@ -504,7 +502,7 @@ def test_the_output_is_that_of_the_changed_weight(
         applied = AppliedAdapters(net, [{LAYER: change}], CPU)
         # so that no table stands for the frozen layer
         assert net.get_submodule(LAYER).needs_base
-        for strength in (1.0, 0.4, -0.5):
+        for strength in (1.0, -0.5):
             applied.use([({LAYER: change}, strength)])
             expected = before + strength * (x @ change.delta_for(weight_OI).T)
             # An int8 layer multiplies in another order than its dequantized weight.

@@ -46,8 +46,14 @@ def flip(file: Path) -> None:
     file.write_bytes(contents)
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *((name, flip) for name in FILES),
+        *((name, Path.unlink) for name in FILES),
+        ("weights.safetensors", truncate),
+    ],
+)
 def test_a_damaged_state_is_passed_over_with_the_reason(
     said: list[str], tmp_path: Path, name: str, damage
 ) -> None:

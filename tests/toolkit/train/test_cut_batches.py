@@ -288,11 +288,3 @@ def test_nothing_is_keyed_by_the_first_item_of_a_piece() -> None:
         and (count := readers_of_a_first_item(text))
     }
     assert found == ONLY_READERS
-
-
-@pytest.mark.parametrize(
-    "read",
-    ["spec.positions[0]", "min(batch.spec.positions)", "next(iter(spec.positions))"],
-)
-def test_a_reader_of_a_first_item_is_seen(read: str) -> None:
-    assert readers_of_a_first_item(f"drawn = uniform(seed, spec.epoch, {read})") == 1

@@ -28,7 +28,7 @@ from toolkit.models.qwen_image.forward import pack
 from toolkit.models.qwen_image.model import QwenImageModel
 from toolkit.train.sampling import SamplePrompt, Sampler, SamplingInterrupted, to_pil
 
-SIZE = Size(128, 96)
+SIZE = Size(96, 64)
 
 
 def sample_prompt(references: int, size: Size = SIZE, **changes) -> SamplePrompt:
@@ -62,8 +62,8 @@ def as_png(picture: Image.Image) -> Image.Image:
 CASES = {
     "1 reference, guided": sample_prompt(1),
     "1 reference, strongly guided": sample_prompt(1, guidance_scale=20.0),
-    "2 references, guided, wide": sample_prompt(2, Size(160, 80)),
-    "3 references, guided, tall": sample_prompt(3, Size(80, 144)),
+    "2 references, guided, wide": sample_prompt(2, Size(96, 48)),
+    "3 references, guided, tall": sample_prompt(3, Size(48, 80)),
     "1 reference, not guided": sample_prompt(1, guidance_scale=1.0),
     "no negative prompt": sample_prompt(1, negative="", seed=7, steps=3),
 }

@@ -286,7 +286,7 @@ def test_a_transparent_reference_gives_the_image_of_the_pipeline(
     over_white(Image.open(cut_out)).save(opaque)
     images, given = {}, {}
     for path in (cut_out, opaque):
-        prompt = SamplePrompt(PROMPT, "", Size(128, 96), 42, 1.0, 4, (path,))
+        prompt = SamplePrompt(PROMPT, "", Size(64, 64), 42, 1.0, 4, (path,))
         sampler = Sampler(
             model, [prompt], ItemEncoder(model, torch.float32), memory_stores()
         )
@@ -305,10 +305,10 @@ def test_a_transparent_reference_gives_the_image_of_the_pipeline(
 
 
 SAMPLES = {
-    "0 references": (0, Size(128, 96), 1.0),
-    "0 references, guided": (0, Size(128, 96), 4.0),
-    "1 reference, wide": (1, Size(160, 64), 1.0),
-    "3 references, guided, tall": (3, Size(96, 160), 4.0),
+    "0 references": (0, Size(96, 64), 1.0),
+    "0 references, guided": (0, Size(96, 64), 4.0),
+    "1 reference, wide": (1, Size(128, 64), 1.0),
+    "3 references, guided, tall": (3, Size(64, 96), 4.0),
 }
 
 
@@ -398,8 +398,8 @@ def test_levels_of_the_model_are_those_of_the_pipeline(
     )
     given = {
         "prompt": PROMPT,
-        "width": 128,
-        "height": 96,
+        "width": 64,
+        "height": 64,
         "neg": "",
         "seed": 42,
         "guidance_scale": None,

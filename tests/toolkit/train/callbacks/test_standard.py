@@ -115,6 +115,8 @@ def test_curves_and_samples_are_drawn_without_a_double_over_a_resume(
         if path.is_file() and path.name != "job.yaml"
     ]
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
+    # OMP_NUM_THREADS is set in tests
+    assert "threads of the CPU: " not in (folder / "log.txt").read_text()
 
 
 def test_the_dataset_of_an_image_is_the_nearest_folder_above_it_as_the_job_writes_it(

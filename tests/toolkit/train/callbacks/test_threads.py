@@ -54,10 +54,11 @@ def test_the_number_that_is_chosen_first_is_reported_once(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given", [True, False])
 def test_a_run_says_that_it_finds_its_threads(
-    start_py, write_job, trainer, make_pictures, tmp_path: Path, given
+    start_py, write_job, trainer, make_pictures, tmp_path: Path
 ) -> None:
+    """Where the environment says their number, test_standard.py sees that it does
+    not."""
     job = write_job(trainer(make_pictures(tmp_path / "photos", "a", "b")))
-    said = start_py(job, env={"OMP_NUM_THREADS": "1" if given else ""}).ends_with(0)
-    assert ("threads of the CPU: " in said) != given
+    said = start_py(job, env={"OMP_NUM_THREADS": ""}).ends_with(0)
+    assert "threads of the CPU: " in said
