@@ -349,9 +349,9 @@ def test_a_key_that_a_section_does_not_have_is_a_type_error(tmp_path: Path) -> N
     """What would become of all readers of a key that is renamed."""
     reader = tmp_path / "reader.py"
     reader.write_text(
-        "from toolkit.config.sections.train import TrainConfig\n\n\n"
-        "def right(section: TrainConfig) -> int:\n    return section.steps\n\n\n"
-        "def wrong(section: TrainConfig) -> object:\n    return section.stepz\n"
+        "from extensions.sd_trainer.config import SdTrainerConfig\n\n\n"
+        "def right(section: SdTrainerConfig) -> int:\n    return section.train.steps\n\n\n"
+        "def wrong(section: SdTrainerConfig) -> object:\n    return section.train.stepz\n"
     )
     command = [
         sys.executable,
