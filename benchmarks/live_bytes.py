@@ -75,10 +75,13 @@ class LiveBytes(TorchDispatchMode):
             with self:
                 return self._inside[func](*args, **kwargs)
         result = func(*args, **kwargs)
-        for storage in _storages(result):
-            self._see(storage, self._makes_on_host or self._are_on_host((args, kwargs)))
+        new = [storage for storage in _storages(result) if storage not in self._known]
+        if new:
+            on_host = self._makes_on_host or self._are_on_host((args, kwargs))
+            for storage in new:
+                self._see(storage, on_host)
         self._look(
-            str(func), self._extra[func](*args, **kwargs) if func in self._extra else 0
+            func, self._extra[func](*args, **kwargs) if func in self._extra else 0
         )
         return result
 
@@ -130,10 +133,11 @@ class LiveBytes(TorchDispatchMode):
         else:
             self.device += sign * storage.size
 
-    def _look(self, operation: str, extra: int = 0) -> None:
+    def _look(self, operation: object, extra: int = 0) -> None:
         self._phase.host = max(self._phase.host, self.host)
         if self.device + extra > self._phase.device:
-            self._phase.device, self._phase.operation = self.device + extra, operation
+            self._phase.device = self.device + extra
+            self._phase.operation = str(operation)
 
 
 def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:

@@ -164,8 +164,7 @@ def tokens(text: str) -> int:
     >>> tokens("def f(x: int) -> int:\\n    'Twice.'\\n    return 2 * x  # twice\\n")
     10
     """
-    tree = ast.fix_missing_locations(_Plain().visit(ast.parse(text)))
-    readline = io.StringIO(ast.unparse(tree)).readline
+    readline = io.StringIO(ast.unparse(_plain(ast.parse(text)))).readline
     return sum(
         token.type not in _LAYOUT for token in tokenize.generate_tokens(readline)
     )
@@ -181,11 +180,10 @@ _LAYOUT = {
 }
 
 
-class _Plain(ast.NodeTransformer):
-    """Takes docstrings, of attributes too, and annotations out."""
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        super().generic_visit(node)
+def _plain(tree: ast.Module) -> ast.Module:
+    """The tree, from which docstrings, of attributes too, and annotations are taken
+    out."""
+    for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
             node.body = [one for one in body if not is_text(one)] or [ast.Pass()]
@@ -193,7 +191,7 @@ class _Plain(ast.NodeTransformer):
             node.returns = None
         if isinstance(node, ast.arg):
             node.annotation = None
-        return node
+    return tree
 
 
 def promise_of(path: str) -> str:

@@ -75,12 +75,14 @@ def atelier(tmp_path_factory: pytest.TempPathFactory) -> str:
         cwd=ROOT,
         check=True,
     )
-    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True
+    )
     python = folder / "venv" / "bin" / "python"
     [wheel] = folder.glob("*.whl")
+    pip = [sys.executable, "-m", "pip", "--python", python]
     subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel],
-        check=True,
+        [*pip, "install", "--quiet", "--no-deps", "--no-index", wheel], check=True
     )
     [packages] = (folder / "venv" / "lib").glob("*/site-packages")
     (packages / "others.pth").write_text(
@@ -105,10 +107,6 @@ def run(*command: str) -> str:
 
 @pytest.mark.slow
 def test_the_command_plans_and_writes_jobs(atelier: str, elsewhere: Path) -> None:
-    assert run(atelier, "--help").startswith("usage: atelier ")
-    assert "quickstart (sd_trainer)" in run(
-        atelier, "config/examples/quickstart.yaml", "--dry-run"
-    )
     plan = run(atelier, "config/examples/photos.yaml", "--dry-run")
     assert f"{Path(atelier).parents[1]}" in plan and "samples" in plan
     shutil.copytree(ROOT / "config" / "examples" / "photos" / "40_photo", "40_photo")
@@ -174,6 +172,7 @@ def test_every_page_that_is_named_is_installed(atelier: str, elsewhere: Path) ->
     """In the help and in messages, as an address; and every link of an installed page
     leads to an installed file."""
     help_ = ends([atelier, "--help"])
+    assert help_.startswith("usage: atelier ")
     [index, *_] = re.findall(r"file://\S+docs/index\.md", help_)
     assert opened(index).startswith("# ")
     told = ends([atelier, "--nosuch"], code=2)
@@ -269,7 +268,7 @@ def test_the_page_answers(atelier: str, elsewhere: Path) -> None:
                 f"http://127.0.0.1:18976{path}",
                 headers={"Authorization": "Bearer a-token-of-a-test"},
             )
-            for _ in range(100):
+            for _ in range(600):  # a busy machine
                 try:
                     with urlopen(asked, timeout=5) as answer:
                         assert answer.status == 200 and answer.read()

@@ -3,6 +3,9 @@ nearly always right."""
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 from mascots.drawing import draw
@@ -14,6 +17,7 @@ from benchmarks.mascot_classifier import (
     agreement,
     drawn,
     pixels_of,
+    train,
     trained,
 )
 
@@ -50,10 +54,15 @@ def test_shares_are_of_what_is_wanted_and_no_hat_has_no_colour(monkeypatch) -> N
     }
 
 
-@pytest.mark.slow  # trained for a minute and a half, where no earlier run has left it
-def test_it_is_right_nearly_always() -> None:
-    classifier = trained()
-    for kind in ("any", "held_out"):
-        shown, pixels_N3ss = drawn(mascot_classifier.FRESH, 500, Casting(kind))
-        shares = agreement(classifier, pixels_N3ss / 127.5 - 1, shown)
-        assert min(shares.values()) >= 0.98, shares
+@pytest.mark.slow
+def test_it_learns_and_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 60 of its 800 steps. `python benchmarks/mascot_classifier.py` says how often
+    the whole of it is right."""
+    monkeypatch.setattr(mascot_classifier, "train", partial(train, 400, 60))
+    classifier = trained(tmp_path)
+    shown, pixels_N3ss = drawn(mascot_classifier.FRESH, 100, Casting("any"))
+    shares = agreement(classifier, pixels_N3ss / 127.5 - 1, shown)
+    assert all(shares[name] >= 0.8 for name in ("colour", "place")), shares
+    monkeypatch.setattr(mascot_classifier, "train", None)
+    again = trained(tmp_path).state_dict()
+    assert all(again[name].equal(one) for name, one in classifier.state_dict().items())

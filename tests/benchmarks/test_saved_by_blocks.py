@@ -22,11 +22,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ("family", "kind", "qtype", "level"),
     [
         ("2511", "lora", "int8", "none"),
-        ("2509", "lora", "int4", "cheap"),
         ("2509", "dora", "", "none"),
         ("2509", "loha", "", "cheap"),
         ("2509", "full", "", "none"),
-        ("2.1", "lora", "", "cheap"),
         ("2.1", "lokr", "int8", "keep_attention"),
     ],
 )

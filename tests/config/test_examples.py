@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -59,27 +60,16 @@ def files_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
-@pytest.fixture
-def workplace(tmp_path: Path) -> Path:
-    """A working directory that holds nothing but the examples."""
-    folder = tmp_path / "work"
-    shutil.copytree(CONFIG, folder / "config")
-    return folder
-
-
-def test_the_quickstart_is_among_them() -> None:
-    assert "config/examples/quickstart.yaml" in EXAMPLES
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
 def test_each_is_read_without_a_word_of_other_programs(
-    name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(workplace)
-    monkeypatch.setattr(
-        normalise, "foreign_keys", lambda: pytest.fail("other programs were asked")
-    )
-    assert load_job(Path(name), discover().find_config).processes
+    assert "config/examples/quickstart.yaml" in EXAMPLES
+    (tmp_path / "config").symlink_to(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    for name in EXAMPLES:
+        asked = f"{name}: other programs were asked"
+        monkeypatch.setattr(normalise, "foreign_keys", partial(pytest.fail, asked))
+        assert load_job(Path(name), discover().find_config).processes, name
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +93,9 @@ def plans_of(examples: list[str], root: Path) -> dict[str, dict]:
         "".join(f"{path}: done\n" for path in examples),
     )
     assert files_in(root / "work") == before
-    return dict(zip(examples, json.loads(result.stdout), strict=True))
-
-
-def test_an_example_can_be_planned_without_torch_network_or_a_trace(
-    plans: dict[str, dict],
-) -> None:
+    plans = dict(zip(examples, json.loads(result.stdout), strict=True))
     assert all(plan["processes"] for plan in plans.values())
+    return plans
 
 
 REAL = [example for example in EXAMPLES if "/train_" in example]
@@ -117,25 +103,16 @@ REAL = [example for example in EXAMPLES if "/train_" in example]
 
 
 @pytest.mark.parametrize("example", REAL)
-def test_the_header_of_an_example_says_the_memory_that_its_plan_says(
-    plans: dict[str, dict], example: str
-) -> None:
-    head = (CONFIG.parent / example).read_text(encoding="utf-8").splitlines()[0]
-    peak = plans[example]["processes"][0]["memory"]["device_bytes"] / 1e9
-    assert f"planned peak {peak:.1f} GB." in head
-    assert peak < int(re.search(r"one (\d+) GB GPU", head)[1])
-
-
-@pytest.mark.parametrize("example", REAL)
-def test_what_an_example_says_of_its_device_is_what_its_plan_says(
+def test_an_example_says_the_memory_and_the_device_that_its_plan_says(
     plans: dict[str, dict], example: str
 ) -> None:
     """The model is too large for a CPU: without a GPU the run does not start."""
-    (line,) = re.findall(
-        r"^ +device: (.*)$",
-        (CONFIG.parent / example).read_text(encoding="utf-8"),
-        re.MULTILINE,
-    )
+    text = (CONFIG.parent / example).read_text(encoding="utf-8")
+    head = text.splitlines()[0]
+    peak = plans[example]["processes"][0]["memory"]["device_bytes"] / 1e9
+    assert f"planned peak {peak:.1f} GB." in head
+    assert peak < int(re.search(r"one (\d+) GB GPU", head)[1])
+    (line,) = re.findall(r"^ +device: (.*)$", text, re.MULTILINE)
     assert (
         " ".join(line.split())
         == "cuda:0 # the first GPU; this model is not trained without one"

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from docs.config_page import about, distinct_sections, render
+from docs.config_page import about, distinct_sections
 from docs.generate import pages, section_models
+from tests.conftest import ROOT
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.reading.base import descriptions
 from toolkit.config.reading.foreign import foreign_keys
@@ -109,7 +110,8 @@ def test_every_number_that_may_be_zero_says_what_zero_does() -> None:
     assert silent == [] and asked > 40
 
 
-def test_every_key_without_effect_has_a_reason() -> None:
+def test_no_name_of_another_program_is_a_key_of_the_section() -> None:
+    """And each key without effect has a reason."""
     for path, section in distinct_sections(section_models()):
         rows = foreign_keys().rows(section)
         assert [
@@ -117,11 +119,6 @@ def test_every_key_without_effect_has_a_reason() -> None:
             for name, row in rows.items()
             if row.how == "not_needed" and not row.says.strip()
         ] == [], path
-
-
-def test_no_name_of_another_program_is_a_key_of_the_section() -> None:
-    for path, section in distinct_sections(section_models()):
-        rows = foreign_keys().rows(section)
         assert not rows.keys() & section.model_fields.keys(), path
         assert {row.field for row in rows.values() if row.how == "renamed_to"} <= set(
             section.model_fields
@@ -141,7 +138,8 @@ def test_the_schema_accepts_a_job_and_names_old_keys() -> None:
 
 
 def test_the_page_shows_default_range_and_old_names() -> None:
-    page = render(section_models())
+    """Of the text that a test above compares with what is generated."""
+    page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
     assert (
         "| `linear` | whole number >= 1, <= 100000 | `16` | Rank r of each adapted layer"
         in page

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from extensions.tools.shared.examples import MODELS, written_job
 from jobs.dry_run import plan_job
@@ -22,12 +23,15 @@ QUOTED = re.compile(r"([\d.]+) (min|h) (?:on an |\()(H100|RTX \d{4})")
 
 @pytest.fixture
 def planned(
-    make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[int], TimeOutlook]:
     """The time of the job that `run.py new --gpu` writes, on the card that it names:
     2000 steps at 1024 x 1024."""
     monkeypatch.chdir(tmp_path)
-    folder = make_pictures(tmp_path / "pictures", *"abcdefgh", size=(1100, 1100))
+    (folder := tmp_path / "pictures").mkdir()
+    for name in "abcdefgh":
+        Image.new("RGB", (1100, 1100)).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"a photo of {name}", encoding="utf-8")
 
     def plan(gpu: int) -> TimeOutlook:
         job = tmp_path / "job.yaml"

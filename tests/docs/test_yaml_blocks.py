@@ -6,13 +6,15 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import subprocess
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from jobs.dry_run import plan_job
+from run import main
 from tests.conftest import ROOT
 from tests.docs.pages import (
     EXAMPLE,
@@ -24,9 +26,9 @@ from tests.docs.pages import (
     whole_job,
 )
 from tests.layer_files import write_layers
+from toolkit.config import load_job
+from toolkit.extension import discover
 from toolkit.files.safetensors_io import framed
-
-Run = Callable[..., subprocess.CompletedProcess]
 
 ADVICE = ("first_character", "before_and_after_pairs", "ten_keys", "troubleshooting")
 """Pages whose commands are run, too."""
@@ -45,26 +47,39 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("block", YAML, ids=str)
-def test_a_block_is_a_job_or_fits_into_the_example(
-    run_py: Run, tmp_path: Path, block: Block
-) -> None:
-    job = whole_job(block)
-    shutil.copytree(PHOTOS, tmp_path / "config" / "examples" / "photos")
-    put_photos(job, tmp_path)
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The working directory of all blocks, which are planned and not run; what one of
+    them names is there for the others, too."""
+    folder = tmp_path_factory.mktemp("blocks")
+    shutil.copytree(PHOTOS, folder / "config" / "examples" / "photos")
     # docs/datasets.md
-    (tmp_path / "kept.txt").write_text("a person in a garden\n", encoding="utf-8")
+    (folder / "kept.txt").write_text("a person in a garden\n", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        yield folder
+
+
+def planned(job: dict[str, Any], place: Path) -> tuple[str, list[str]]:
+    """The text of the plan of a job, and its warnings. Raises UserError where it has a
+    mistake."""
+    (place / "job.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
+    config = load_job("job.yaml", discover().find_config)
+    return plan_job(config).render(), config.warnings
+
+
+@pytest.mark.parametrize("block", YAML, ids=str)
+def test_a_block_is_a_job_or_fits_into_the_example(photos: Path, block: Block) -> None:
+    job = whole_job(block)
+    put_photos(job, photos)
     for name in lora_files(job):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(framed("{}"))
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
-    planned = run_py("job.yaml", "--dry-run", cwd=tmp_path)
-    assert planned.returncode == 0, planned.stderr
-    if Path(block.page).stem in ADVICE:
-        assert planned.stderr == ""
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes(framed("{}"))
+    _, warnings = planned(job, photos)
+    assert not warnings or Path(block.page).stem not in ADVICE
 
 
-def test_the_block_of_layers_is_a_job(run_py: Run, tmp_path: Path) -> None:
+def test_the_block_of_layers_is_a_job(photos: Path) -> None:
     """Its images have layers, which photographs have not."""
     layers = next(
         block
@@ -73,20 +88,22 @@ def test_the_block_of_layers_is_a_job(run_py: Run, tmp_path: Path) -> None:
     )
     job = whole_job(layers)
     del job["config"]["process"][0]["model"]["arch"]  # the example's
-    write_layers(tmp_path / "datasets" / "posters", 3, stem="a")
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
-    planned = run_py("job.yaml", "--dry-run", cwd=tmp_path)
-    assert planned.returncode == 0, planned.stderr
-    assert "Qwen-Image-Layered" in planned.stdout
+    write_layers(photos / "datasets" / "posters", 3, stem="a")
+    assert "Qwen-Image-Layered" in planned(job, photos)[0]
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
 def test_a_command_of_the_pages_can_be_given(
-    run_py: Run, tmp_path: Path, command: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
 ) -> None:
     """As written, but planned only; config/my_character.yaml is what `run.py new` makes
     of an example."""
-    shutil.copytree(ROOT / "config", tmp_path / "config")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").mkdir()  # `new` writes into it
+    (tmp_path / "config" / "examples").symlink_to(ROOT / "config" / "examples")
     program, script, *arguments = shlex.split(command, comments=True)
     assert (program, script) == (".venv/bin/python", "run.py")
     if arguments[0] in ("new", "lint"):
@@ -97,15 +114,13 @@ def test_a_command_of_the_pages_can_be_given(
             tmp_path / "config" / "my_character.yaml",
         )
     is_planned = arguments[0] in ("new", "lint") or "--dry-run" in arguments
-    planned = run_py(*arguments, *([] if is_planned else ["--dry-run"]), cwd=tmp_path)
+    code = main([*arguments, *([] if is_planned else ["--dry-run"])])
     # it finds that the photographs are small
-    assert planned.returncode == (arguments[0] == "lint"), planned.stderr
+    assert code == (arguments[0] == "lint"), capsys.readouterr().err
     assert (tmp_path / "lint.html").exists() == ("--preview" in arguments)
 
 
-def test_the_block_for_12_gb_has_the_peak_of_the_table(
-    run_py: Run, tmp_path: Path
-) -> None:
+def test_the_block_for_12_gb_has_the_peak_of_the_table(photos: Path) -> None:
     """The table's figures are held to the plans of `run.py new` in
     tests/docs/test_gpu_table.py."""
     page = (ROOT / "docs" / "first_character.md").read_text(encoding="utf-8")
@@ -115,13 +130,10 @@ def test_the_block_for_12_gb_has_the_peak_of_the_table(
         for block in blocks("docs/first_character.md", "yaml")
         if "blocks_to_swap" in block.text
     )
-    job = whole_job(small)
-    shutil.copytree(PHOTOS, tmp_path / "config" / "examples" / "photos")
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
-    plan = run_py("job.yaml", "--dry-run", cwd=tmp_path)
+    plan, _ = planned(whole_job(small), photos)
     assert peak and re.search(
-        rf"peak {peak[1]} GB on (?:a|the) GPU.*: fits a 12 GB GPU", plan.stdout
-    ), plan.stdout
+        rf"peak {peak[1]} GB on (?:a|the) GPU.*: fits a 12 GB GPU", plan
+    ), plan
 
 
 def test_what_the_pages_copy_is_there() -> None:
