@@ -244,7 +244,6 @@ def test_a_whole_folder_is_walked_for_all_who_ask(
 def test_the_form_of_a_tool_knows_the_runs_from_the_index(
     client: TestClient,
     ui: Ui,
-    forked: None,
     make_run: Callable[..., Path],
     counted: Callable[[Any, str], list[str]],
 ) -> None:

@@ -35,6 +35,8 @@ from toolkit.errors import RunError, UserError
 from toolkit.files.writing import python_path
 from toolkit.train.lock import run_lock
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 FAKE = f"""
 import json, os, sys, time
 sys.path.insert(0, {str(ROOT)!r})

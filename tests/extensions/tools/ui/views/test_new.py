@@ -144,7 +144,7 @@ def queued(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], str]]:
 
 
 @pytest.fixture
-def client(ui: Ui, forked: None) -> TestClient:
+def client(ui: Ui) -> TestClient:
     app = make_app(ui)
     return TestClient(
         app,
@@ -619,6 +619,7 @@ def test_a_job_names_registered_processes_and_no_other_code(
     assert page.errors() and not (tmp_path / "trap").exists()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_is_typed_is_shown_as_text(client: TestClient) -> None:
     nasty = "</textarea><script>alert(1)</script>\"'&"
     page = Page(client, "/new?dataset=40_photo").fill(
@@ -633,6 +634,7 @@ def test_what_is_typed_is_shown_as_text(client: TestClient) -> None:
     assert json.loads(page.form.fields["shown"])["prompts"] == nasty
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_newest_check_of_a_tab_wins(
     ui: Ui, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -673,8 +675,8 @@ def typed(browser: Browser, selector: str, value: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_is_made_corrected_and_started_in_a_browser(
-    browser: Browser, address: str, queued: list[tuple[list[str], str]], ui: Ui
+def test_a_job_is_made_and_corrected_in_a_browser(
+    browser: Browser, address: str, ui: Ui
 ) -> None:
     browser.open(f"{address}/new")
     typed(browser, "#f-folder", "datasets/40_photo")
@@ -724,18 +726,6 @@ def test_a_job_is_made_corrected_and_started_in_a_browser(
         "document.getElementById('yaml').value.includes('caption_dropout_rate: 0.5')"
     )
     assert browser.errors() == [] and browser.requests_elsewhere() == []
-    browser.open(f"{address}/new?dataset=40_photo", 360, dark=True)
-    browser.run(
-        "for (const each of document.querySelectorAll('details')) each.open = true"
-    )
-    browser.wait_for("document.querySelectorAll('.key').length > 200")
-    assert browser.is_as_wide_as_the_window()
-    typed(browser, "#f-1", "2")
-    browser.wait_for("document.querySelector('.verdict.good')")
-    browser.click("button.main.big")
-    browser.wait_for("location.pathname === '/queue/000001'")
-    assert queued == [(["config/photo.yaml"], "photo")]
-    assert " steps: 2 " in (ui.jobs / "photo.yaml").read_text().replace("\n", " ")
 
 
 def draw(folder: Path, *names: str) -> None:
@@ -785,6 +775,7 @@ def test_images_that_cannot_be_used_are_named_at_the_field_of_the_images(client,
     )
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_small_model_says_what_it_draws_and_is_not_the_first_for_photographs(
     client, ui
 ):
@@ -1005,6 +996,7 @@ def test_names_of_pairs_need_no_choice_and_another_dataset_brings_its_own(client
     assert "control_path" not in found and found["trigger_word"] == "phtx"
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_other_rank_key_follows_where_it_is_equal(client, ui):
     page = Page(client, "/new?dataset=40_photo")
     page.fill(
