@@ -113,19 +113,26 @@ class Page:
         return [" ".join(Form(item).text.split()) for item in items]
 
 
-@pytest.fixture
-def ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ui:
-    """In an own working directory, with small images as a dataset and without a GPU;
-    nothing starts."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("extensions.tools.ui.views.new.least_memory", lambda: 0)
-    shutil.copytree(PHOTOS, tmp_path / "datasets" / "40_photo")
-    # as the small model may be offered for
-    for photograph in (tmp_path / "datasets" / "40_photo").glob("*.jpg"):
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small images, as the small model may be offered for."""
+    folder = tmp_path_factory.mktemp("small") / "40_photo"
+    shutil.copytree(PHOTOS, folder)
+    for photograph in folder.glob("*.jpg"):
         with Image.open(photograph) as image:
             image.thumbnail((256, 256))
             image.save(photograph.with_suffix(".png"))
         photograph.unlink()
+    return folder
+
+
+@pytest.fixture
+def ui(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> Ui:
+    """In an own working directory, with small images as a dataset and without a GPU;
+    nothing starts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("extensions.tools.ui.views.new.least_memory", lambda: 0)
+    shutil.copytree(photos, tmp_path / "datasets" / "40_photo")
     return Ui(Path("output"), Path("datasets"), Path("config"), "", 2.0)
 
 
