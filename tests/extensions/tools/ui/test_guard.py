@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -337,33 +335,6 @@ def test_a_client_that_says_to_be_many_is_one(ui: Ui) -> None:
         assert answer.value.code == 429
     finally:
         page.stop()
-
-
-@pytest.mark.slow
-def test_the_page_keeps_one_arena_of_memory(ui: Ui, make_run: Any) -> None:
-    """glibc begins each further one at a multiple of 64 MiB, whose rest is reserved
-    (malloc/arena.c, HEAP_MAX_SIZE)."""
-    make_run()
-    page = Served(ui.output.parent)
-    try:
-        with ThreadPoolExecutor(8) as threads:
-            list(
-                threads.map(
-                    lambda _: urlopen(f"{page.address}/runs/one").read(), range(40)
-                )
-            )
-        assert page.process
-        maps = Path(f"/proc/{page.process.pid}/maps").read_text().splitlines()
-    finally:
-        page.stop()
-    heaps = [
-        line
-        for line, following in pairwise(maps)
-        if " rw-p 00000000 00:00 0" in line
-        and not int(line.partition("-")[0], 16) % 2**26
-        and " ---p " in following
-    ]
-    assert heaps == []
 
 
 # ------------------------------------------------------------ where the page may listen

@@ -372,26 +372,6 @@ def test_the_time_is_that_of_the_chosen_card(
     )
 
 
-@pytest.mark.slow
-def test_a_job_of_several_processes_whose_images_are_yet_to_come_has_a_plan(
-    client: TestClient,
-) -> None:
-    page = Page(client, "/new?example=quickstart.yaml")
-    before = page.yaml
-    page.fill({MODEL: "", STEPS: "11"})
-    assert "Choose a model." in page.errors()[0] and "steps: 11" in page.yaml, (
-        "a model that is none stops nothing else"
-    )
-    assert page.yaml.splitlines()[:30] == before.splitlines()[:30], (
-        "nor does it change another process"
-    )
-    page.fill({MODEL: str(EXAMPLES / "tiny_mascots")})
-    assert (
-        "Ready to start" in page.form.text
-        and "which an earlier process of the job writes" in page.form.text
-    )
-
-
 @pytest.mark.usefixtures("unchecked")
 def test_keys_are_found_set_and_taken_out(client: TestClient) -> None:
     page = Page(client, "/new?dataset=40_photo").press("search", wanted="dropout")
@@ -601,29 +581,6 @@ def test_another_programs_file_becomes_a_job(client: TestClient) -> None:
     assert "# Made from imported.yaml" in Form(answer.text).fields["yaml"]
     page.fill({"import_text": "[[datasets]]\nimage_directory = 'x'\n"}, "import")
     assert "It is a dataset file" in page.form.text
-
-
-def test_a_job_names_registered_processes_and_no_other_code(
-    client: TestClient, ui: Ui, tmp_path: Path
-) -> None:
-    (ui.jobs / "evil").mkdir(parents=True)
-    trap = f"open({str(tmp_path / 'trap')!r}, 'w')\nAI_TOOLKIT_EXTENSIONS = []\n"
-    for place in (
-        ui.jobs / "evil" / "__init__.py",
-        ui.jobs / "__init__.py",
-        tmp_path / "sitecustomize.py",
-    ):
-        place.write_text(trap)
-    page = Page(client, "/new")
-    for kind in ("evil", "os.system", "extensions.tools.ui:UiProcess"):
-        page.fill(
-            {
-                "yaml": f"job: extension\nconfig:\n  name: a\n  process:\n    - type: '{kind}'\n"
-            }
-        )
-        assert "unknown" in page.errors()[0] or "Known" in page.errors()[0]
-    page.fill({"yaml": "job: !!python/object/apply:os.system ['touch trap']\n"})
-    assert page.errors() and not (tmp_path / "trap").exists()
 
 
 @pytest.mark.usefixtures("unchecked")
