@@ -230,7 +230,7 @@ def biased(write_lora, layers, tmp_path: Path) -> Path:
 
 
 def test_biases_are_kept_by_convert_and_resize_and_merged(
-    run, run_py, biased: Path, write_lora, tiny_model: Path, tmp_path: Path, capsys
+    run, biased: Path, write_lora, tiny_model: Path, tmp_path: Path, capsys
 ) -> None:
     given = load_file(biased)
     biases = {name: given[name] for name in given if name.endswith(".diff_b")}
@@ -358,7 +358,7 @@ def test_an_average_of_files_says_which_share_each_has(
 
 
 def test_commands_convert_and_refuse(
-    run_py, write_lora, tiny_model: Path, tmp_path: Path, monkeypatch
+    write_lora, tiny_model: Path, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_lora("a.safetensors", 1)
@@ -371,11 +371,12 @@ def test_commands_convert_and_refuse(
     to_diffusers = ["--to", "diffusers", "--model", tiny_model]
     run_tool("convert", ["a.safetensors", "b.safetensors", *to_diffusers])
     assert f"transformer.{TO_Q}.lora_A.weight" in load_file("b.safetensors")
-    refused = run_py("convert", "pickle.pt", "b.safetensors", "--to", "kohya")
-    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 2
-    assert "'b.safetensors' exists already" in refused.stderr
+    with pytest.raises(ConfigErrors) as refused:
+        section_of("convert", ["pickle.pt", "b.safetensors", "--to", "kohya"])
     no_file = "cannot be read as a safetensors file"
-    assert f"'pickle.pt' {no_file}" in refused.stderr
+    said = [error.message for error in refused.value.errors]
+    assert len(said) == 2 and "'b.safetensors' exists already" in " ".join(said)
+    assert f"'pickle.pt' {no_file}" in " ".join(said)
     to_unknown = ["a.safetensors", "c.safetensors", "--to", "difusers"]
     for uid, flags, message in (
         ("inspect", ["photo.jpg"], f"{no_file} (it is an image)"),

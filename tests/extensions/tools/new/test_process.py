@@ -855,7 +855,7 @@ def test_a_job_that_exists_is_not_replaced(
     """The same command finds its own file, as where it was interrupted."""
     for _ in range(2):
         new("zuzu", PHOTOS)
-    assert "config/zuzu.yaml: is there as written before" in said
+    assert any("zuzu.yaml: is there as written before" in line for line in said)
     job = tmp_path / "config" / "zuzu.yaml"
     job.write_text("mine")
     exists = r"exists, with other contents, and is never replaced. Run it \("

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, redirect_stderr, redirect_stdout
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -167,9 +168,15 @@ def run_here(
 
 
 def ask_here(asked: Mapping[str, Any] | None = None) -> Any:
-    """As `forms.ask`."""
-    found = forms.mistakes(**asked) if asked else forms.forms()
-    return json.loads(json.dumps(found, default=str))
+    """As `forms.ask`; the forms, which are the same each time, are made once."""
+    return json.loads(
+        json.dumps(forms.mistakes(**asked), default=str) if asked else _forms()
+    )
+
+
+@cache
+def _forms() -> str:
+    return json.dumps(forms.forms(), default=str)
 
 
 _ANSWERS: dict[tuple[str, ...], tuple[int, str, str]] = {}

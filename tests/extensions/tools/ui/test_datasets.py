@@ -699,7 +699,7 @@ def test_captions_are_written_by_the_queue(
     page: TestClient, ui: Ui, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[Queue] = []
-    monkeypatch.setattr(Queue, "start_runner", started.append)
+    monkeypatch.setattr(Queue, "start_runner", lambda queue: started.append(queue))
     given = {"trigger-word": "pipo", "prompt": "--overwrite", "model": ""}
     answer = page.post("/datasets/pipo/captioning", data=given, follow_redirects=False)
     assert answer.headers["location"] == "/queue" and len(started) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from extensions.tools.ui import guard
 from extensions.tools.ui.app import ROUTES
 from extensions.tools.ui.config import TOKEN_VARIABLES, is_loopback
 from extensions.tools.ui.state import Ui
-from tests.extensions.tools.ui.conftest import TOKEN, Served, client_of
+from tests.extensions.tools.ui.conftest import TOKEN, Served, client_of, run_here
 from tests.running import section_of
 from toolkit.config.reading.located import ConfigErrors
 
@@ -371,15 +372,11 @@ def test_a_file_where_a_folder_is_to_be_is_told(tmp_path: Path) -> None:
         section_of("ui", ["--output", tmp_path / "output"])
 
 
-def test_a_port_that_is_taken_is_told(run_py, tmp_path: Path) -> None:
-    import socket
-
+def test_a_port_that_is_taken_is_told() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = run_py("ui", "--port", str(port))
-    assert done.returncode == 1
-    assert (
-        f"127.0.0.1:{port}: Address already in use. Give another --port" in done.stderr
-    )
+        code, _, errors = run_here("ui", "--port", str(port))
+    assert code == 1
+    assert f"127.0.0.1:{port}: Address already in use. Give another --port" in errors

@@ -224,10 +224,10 @@ For all others a lock of the file system decides, as between two pages."""
 ALIKE = {
     *(f"/runs/{{run}}/{name}" for name in ("try", "compare")),
     *(f"/runs/{{id}}/{name}" for name in ("resume", "control")),
-    *("/queue/start", "/datasets/{d}/captioning", "/system/prune", "/system/price"),
+    *("/queue/start", "/tools/{uid}", "/system/prune", "/system/price"),
     "/theme",
 }
-"""Routes that add an entry to the queue as `/tools/{uid}` does, or set one value."""
+"""Routes that add an entry to the queue as `/datasets/{d}/captioning` does, or set one value."""
 
 
 TABLE: dict[str, Callable[[Pages], None]] = {}
@@ -364,12 +364,10 @@ def act(pages: Pages) -> None:
     )
 
 
-@row("/tools/{uid}")
-def tool(pages: Pages) -> None:
+@row("/datasets/{d}/captioning")
+def captioning(pages: Pages) -> None:
     pages.dataset("a.bmp")
-    answers = pages.send(
-        "/tools/lint", {"path": f"datasets/{pages.name}", "as_json": ["false", "true"]}
-    )
+    answers = pages.send(f"/datasets/{pages.name}/captioning", {"prompt": "short"})
     assert statuses(answers) == [303, 303] and len(pages.added(pages.name)) == 1
 
 
