@@ -133,12 +133,6 @@ def test_a_file_is_tried_voted_on_and_compared_with_the_others(
     ) and "pairs.safetensors × 0.5, seed 43" in browser.text("#tried")
     assert browser.run(field, "#try-strength") == "0.5"  # the form stays as it was
 
-    own = tmp_path / "mine.png"
-    Image.effect_noise((64, 64), 90).convert("RGB").save(own)
-    browser.type("[name=image]", str(own))
-    assert browser.run(
-        "return document.querySelector('[name=control][value=send]').checked"
-    )
     browser.click("#blocks summary")
     fill(browser, "[name='blocks:1']", "0")
     browser.click("#blocks button")
@@ -151,6 +145,13 @@ def test_a_file_is_tried_voted_on_and_compared_with_the_others(
         and browser.run(field, "[name='blocks:1']") == "1"
     )
     assert "pairs_blocks_1.safetensors" in browser.text("#files")
+
+    own = tmp_path / "mine.png"
+    Image.effect_noise((64, 64), 90).convert("RGB").save(own)
+    browser.type("[name=image]", str(own))
+    assert browser.run(
+        "return document.querySelector('[name=control][value=send]').checked"
+    )
     browser.click("#tried .button")
     browser.wait_for("document.querySelector('#pair .two img')?.naturalWidth")
     browser.press("ArrowLeft")
