@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from extensions.tools.shared.image_files import read_settings
 from extensions.tools.ui.state import Ui
 from tests.extensions.tools.ui.accessible import SIZES, faults
 from tests.extensions.tools.ui.conftest import Served
@@ -133,6 +134,25 @@ def test_a_file_is_tried_voted_on_and_compared_with_the_others(
     ) and "pairs.safetensors × 0.5, seed 43" in browser.text("#tried")
     assert browser.run(field, "#try-strength") == "0.5"  # the form stays as it was
 
+    own = tmp_path / "mine.png"
+    Image.effect_noise((64, 64), 90).convert("RGB").save(own)
+    browser.type("[name=image]", str(own))
+    assert browser.run(
+        "return document.querySelector('[name=control][value=send]').checked"
+    )
+    browser.click("#try-form button.main")
+    browser.wait_for("document.querySelectorAll('#tried img').length == 4", 90)
+    assert (
+        browser.run("return document.querySelector('[name=control]:checked').value")
+        == "control:mine.png"
+    )
+    settings = [read_settings(path) for path in (trained / "tried").glob("*.png")]
+    references = {one["path"] for image in settings for one in image["reference"]}
+    assert references == {
+        "datasets/before/0.png",
+        "output/pairs/tried/control/mine.png",
+    }
+
     browser.click("#blocks summary")
     fill(browser, "[name='blocks:1']", "0")
     browser.click("#blocks button")
@@ -145,13 +165,10 @@ def test_a_file_is_tried_voted_on_and_compared_with_the_others(
         and browser.run(field, "[name='blocks:1']") == "1"
     )
     assert "pairs_blocks_1.safetensors" in browser.text("#files")
+    browser.click("#try-form button.main")
+    browser.wait_for("document.querySelectorAll('#tried img').length == 6", 90)
+    assert "pairs_blocks_1.safetensors × 0.5" in browser.text("#tried")
 
-    own = tmp_path / "mine.png"
-    Image.effect_noise((64, 64), 90).convert("RGB").save(own)
-    browser.type("[name=image]", str(own))
-    assert browser.run(
-        "return document.querySelector('[name=control][value=send]').checked"
-    )
     browser.click("#tried .button")
     browser.wait_for("document.querySelector('#pair .two img')?.naturalWidth")
     browser.press("ArrowLeft")

@@ -87,7 +87,6 @@ def test_a_character_is_made_from_nothing(
         browser.run("return document.activeElement.getAttribute('aria-invalid')")
         == "true"
     )
-    fill(browser, "[name=prompts]", "pipo at sea")
     fill(browser, '[name="key:train.steps"]', "40")
     fill(browser, '[name="key:save.save_every"]', "20")
     fill(browser, '[name="key:sample.sample_every"]', "8")
