@@ -565,18 +565,18 @@ def _remade(
     now = {**was, **changed}
     new = _begun(now, _chosen_in(ui, now.get(FOLDER, "")), now.get("card", ""))
     chosen = _chosen_in(ui, was.get(FOLDER, ""))
-    olds = []
-    for card in [was["card"]] if was.get("card") else map(str, CARDS):
-        with suppress(UserError):  # the GPU is too small for that model
-            olds.append(_begun(was, chosen, card))
-    for old in olds:
-        filled = [old, new]
-        with suppress(ValueError):
-            for key in _typed_keys(old, was):
+    # A job of no card was written for WITHOUT_GPU.
+    cards = [was["card"]] if was.get("card") else map(str, (WITHOUT_GPU, *CARDS))
+    befores = []
+    for card in cards:
+        # The GPU is too small for that model, or a list was edited.
+        with suppress(UserError, ValueError):
+            filled = [_begun(was, chosen, card), new]
+            befores.append(filled[0].leaves())
+            for key in _typed_keys(filled[0], was):
                 filled = [_put(text, key, was.get(key, ""), False) for text in filled]
             if filled[0].text.split() == job.text.split():
                 return filled[1]
-    befores = [old.leaves() for old in olds]
     after = new.leaves()
     for path in dict.fromkeys(chain(*befores, after)):
         value = after.get(path)

@@ -74,8 +74,14 @@ def shifted(told: dict) -> set[str]:
 def test_pairs_lie_on_each_other_afterwards(
     folder: Path, said: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Their masks too: each is the image at half its size; `other` has none."""
+    Path("masks").mkdir()
+    for name in (*MOVES, "good"):
+        mask = Image.open(f"after/10_it/{name}.png").convert("L").reduce(2)
+        mask.save(f"masks/{name}.webp", lossless=True)
     before = digests(folder)
-    run_tool("align", ["after", "--control-path", "before", "--output", "made"])
+    flags = ["--control-path", "before", "--mask-path", "masks", "--output", "made"]
+    run_tool("align", ["after", *flags])
     assert "5 pairs: 3 aligned, 1 lies on it already, 1 not measurable" in said[-1]
     assert {
         name: digest for name, digest in digests(folder).items() if "/made/" not in name
@@ -93,6 +99,13 @@ def test_pairs_lie_on_each_other_afterwards(
         whole = Image.open(f"after/10_it/{name}.png").convert("RGB").tobytes()
         assert image.convert("RGB").crop((9, 9, 200, 10)).tobytes() in whole
         assert Path(f"made/images/10_it/{name}.txt").read_text() == f"make it {name}"
+        mask = Image.open(f"made/masks/10_it/{name}.png")
+        assert (mask.size, mask.mode) == (image.size, "L")
+        found = measure(image, mask.convert("RGB"))
+        assert found.is_measurable and found.drift < 0.3
+    kept, mine = (Path(part, "good.webp") for part in ("made/masks/10_it", "masks"))
+    assert kept.read_bytes() == mine.read_bytes()
+    assert not list(Path("made/masks").rglob("other*"))
     for name in ("good", "other"):
         for copy, original in (
             ("images/10_it/{}.png", "after/10_it/{}.png"),
@@ -152,43 +165,6 @@ def test_lint_align_and_samples_tell_a_move_with_one_sign(
             pytest.approx(value, abs=0.15 if at > 1 else 0.02)
             for at, value in enumerate(move)
         ]
-
-
-@pytest.mark.slow
-def test_masks_are_cut_as_their_images_are(folder: Path) -> None:
-    """One is the image itself, at half its size; `good` is not moved, and `other` has
-    none."""
-    Path("masks").mkdir()
-    for name in (*MOVES, "good"):
-        image = Image.open(f"after/10_it/{name}.png").convert("L")
-        image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX).save(
-            f"masks/{name}.webp", lossless=True
-        )
-    run_tool(
-        "align",
-        [
-            "after",
-            "--control-path",
-            "before",
-            "--mask-path",
-            "masks",
-            "--output",
-            "made",
-        ],
-    )
-    for name in MOVES:
-        image, mask = (
-            Image.open(f"made/images/10_it/{name}.png"),
-            Image.open(f"made/masks/10_it/{name}.png"),
-        )
-        assert mask.size == image.size and mask.mode == "L"
-        found = measure(image, mask.convert("RGB"))
-        assert found.is_measurable and found.drift < 0.3
-    assert (
-        Path("made/masks/10_it/good.webp").read_bytes()
-        == Path("masks/good.webp").read_bytes()
-    )
-    assert not list(Path("made/masks").rglob("other*"))
 
 
 @pytest.mark.slow

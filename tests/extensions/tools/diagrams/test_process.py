@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.running import run_job, run_tool
+
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
@@ -25,50 +27,46 @@ def runs(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_command_draws_a_run_or_all_in_a_folder(
-    run_py, runs: Path, tmp_path: Path
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
-    result = run_py("diagrams", "output/job/vae")
-    assert (
-        result.returncode == 0
-        and result.stdout
-        == f"{Path('output/job/vae')}: 3 files in output/job/vae/graph\n"
-    )
-    assert run_py("diagrams", "output/job", "--output", "together").returncode == 0
+    monkeypatch.chdir(tmp_path)
+    run_tool("diagrams", ["output/job/vae"])
+    assert f"{Path('output/job/vae')}: 3 files in output/job/vae/graph" in said
+    run_tool("diagrams", ["output/job", "--output", "together"])
     names = {path.name for path in (tmp_path / "together").iterdir()}
     assert {"training_losses_vae.png", "training_losses_flow.png"} <= names
 
 
 @pytest.mark.slow
 def test_a_folder_above_runs_gets_their_diagrams_too(
-    run_py, runs: Path, tmp_path: Path
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As FluxFlow's guide says of `outputs/`: `outputs/graph/training_losses.png`."""
-    assert run_py("diagrams", "output/job").returncode == 0
+    monkeypatch.chdir(tmp_path)
+    run_tool("diagrams", ["output/job"])
     own = (runs / "flow" / "graph" / "training_losses.png").read_bytes()
     assert (runs / "graph" / "training_losses_flow.png").read_bytes() == own
     assert (runs / "graph" / "training_summary_vae.txt").is_file()
     shutil.rmtree(runs / "vae"), shutil.rmtree(runs / "graph")
-    assert run_py("diagrams", "output").returncode == 0
+    run_tool("diagrams", ["output"])
     assert (tmp_path / "output" / "graph" / "training_losses.png").read_bytes() == own
 
 
-def test_a_job_draws_what_it_has_trained(run_py, write_job, runs: Path) -> None:
-    assert (
-        run_py(write_job({"type": "diagrams", "run": "output/job/flow"})).returncode
-        == 0
-    )
+def test_a_job_draws_what_it_has_trained(
+    write_job, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_job(write_job({"type": "diagrams", "run": "output/job/flow"}))
     assert (runs / "flow" / "graph" / "training_overview.png").is_file()
 
 
-def test_help_and_wrong_input(run_py, runs: Path, tmp_path: Path) -> None:
-    assert "plot the losses" in run_py("--help").stdout
-    shown = run_py("diagrams", "--help")
-    assert shown.returncode == 0 and "--suffix" in shown.stdout
+def test_a_folder_without_a_run_is_refused_and_an_ending_makes_a_config(
+    run_py, runs: Path, tmp_path: Path
+) -> None:
     refused = run_py("diagrams", "output/nothing")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "run: 'output/nothing' contains no run" in refused.stderr
     (tmp_path / "diagrams.yaml").write_text(
         "job: extension\nconfig: {name: a, process: [{type: nothing}]}\n"
     )
-    # with its ending, a config
     assert "unknown process type 'nothing'" in run_py("diagrams.yaml").stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from benchmarks.interop.record import metadata_of, rebuild
 from tests.conftest import ROOT
 from tests.running import run_tool
 from toolkit.networks import programs
-from toolkit.networks.adapter_health import health
+from toolkit.networks.adapter_health import health, layers_of
 from toolkit.networks.adapter_settings import CONFIG_FILE
 from toolkit.networks.lora_formats import read_tensors
 from toolkit.networks.programs import PROGRAMS, findings_for
@@ -46,14 +47,21 @@ names without an alpha."""
 def test_a_file_is_sound_for_a_program_exactly_where_that_applies_it_as_it_is_meant(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The faults of the file itself are found once for all programs."""
+    """What is found in the file itself is found once for all programs."""
     wrong = {}
     for case in CASES:
         tensors, metadata = rebuild(case), metadata_of(case)
         if "adapter_config" in case:
             metadata[CONFIG_FILE] = json.dumps(case["adapter_config"])
-        of_file = health(tensors, metadata)
-        monkeypatch.setattr(programs, "health", lambda *_, known=of_file: known)
+        read = layers_of(tensors)
+        sound = {
+            given: read.sound(metadata if given else {}) for given in (True, False)
+        }
+        monkeypatch.setattr(
+            read, "sound", lambda given, sound=sound: sound[bool(given)]
+        )
+        for name, known in (("health", health(tensors, metadata)), ("layers_of", read)):
+            monkeypatch.setattr(programs, name, lambda *_, known=known: known)
         for program, reader in READER_OF.items():
             found = findings_for(PROGRAMS[program], tensors, metadata)
             checks = [one.check for one in found if one.severity == "error"]
@@ -84,30 +92,35 @@ OWN = {
 }
 
 
-@pytest.mark.parametrize("kind", OWN)
-@pytest.mark.parametrize("program", READER_OF)
-def test_what_doctor_says_to_do_makes_the_program_load_the_file(
-    program: str, kind: str, tmp_path: Path
-) -> None:
+def test_what_doctor_says_to_do_makes_the_program_load_the_file(tmp_path: Path) -> None:
+    """Each conversion is made once, for all programs that are told of it."""
     stem = "base_model.model.transformer_blocks.0.attn.to_q"
-    torch.manual_seed(0)
-    tensors = {
-        stem + end: 0.1 * torch.randn(shape) for end, shape in OWN[kind].items()
-    } | {f"{stem}.alpha": torch.tensor(4.0)}
-    file, lora, out = (
-        tmp_path / f"{name}.safetensors" for name in ("file", "lora", "out")
-    )
-    save_file(tensors, file)
-    found = findings_for(PROGRAMS[program], tensors, {})
-    wrong = (one for one in found if one.check in ("not_loaded", "dora"))
-    remedies = " ".join(one.remedy for one in wrong)
-    if "run.py merge" in remedies:
-        assert kind in ("dora", "diag-oft")
-        return
-    if "run.py resize FILE LORA --rank 64" in remedies:
-        run_tool("resize", [file, lora, "--rank", 64])
-    form = re.search(r"run\.py convert (FILE|LORA) OUT --to (\w+)\.", remedies)
-    assert form
-    run_tool("convert", [file if form[1] == "FILE" else lora, out, "--to", form[2]])
-    left = findings_for(PROGRAMS[program], *read_tensors(out))
-    assert not [one for one in left if one.severity == "error"]
+    made: dict[str, tuple[dict[str, torch.Tensor], dict[str, str]]] = {}
+    for kind, program in product(OWN, READER_OF):
+        torch.manual_seed(0)
+        tensors = {
+            stem + end: 0.1 * torch.randn(shape) for end, shape in OWN[kind].items()
+        }
+        tensors[f"{stem}.alpha"] = torch.tensor(4.0)
+        found = findings_for(PROGRAMS[program], tensors, {})
+        wrong = (one for one in found if one.check in ("not_loaded", "dora"))
+        remedies = " ".join(one.remedy for one in wrong)
+        if "run.py merge" in remedies:
+            assert kind in ("dora", "diag-oft"), program
+            continue
+        form = re.search(r"run\.py convert (FILE|LORA) OUT --to (\w+)\.", remedies)
+        assert form, (kind, program)
+        name = f"{kind}_{form[1]}_{form[2]}"
+        if name not in made:
+            file, lora, out = (
+                tmp_path / f"{name}_{part}.safetensors"
+                for part in ("FILE", "LORA", "out")
+            )
+            save_file(tensors, file)
+            if "run.py resize FILE LORA --rank 64" in remedies:
+                run_tool("resize", [file, lora, "--rank", 64])
+            source = file if form[1] == "FILE" else lora
+            run_tool("convert", [source, out, "--to", form[2]])
+            made[name] = read_tensors(out)
+        left = findings_for(PROGRAMS[program], *made[name])
+        assert not [one for one in left if one.severity == "error"], (kind, program)

@@ -132,38 +132,22 @@ def test_wrong_input_is_one_line(
     assert message in str(refused.value) and len(str(refused.value).splitlines()) == 1
 
 
-@pytest.mark.slow
-def test_the_commands_of_the_page_run(
-    grid, tiny_model: Path, tmp_path: Path, make_pictures
+def test_the_commands_of_the_page_are_understood(
+    tiny_model: Path, tmp_path: Path, make_pictures, monkeypatch
 ) -> None:
-    (tmp_path / "MODEL").symlink_to(tiny_model)
-    (tmp_path / "output" / "my_char").mkdir(parents=True)
-    for name in (
-        "my_char",
-        "lightning_8",
-        "output/my_char/my_char_000000100",
-        "output/my_char/my_char_000000200",
-    ):
-        write_lora(tiny_model, tmp_path / f"{name}.safetensors")
+    monkeypatch.chdir(tmp_path)
+    Path("MODEL").symlink_to(tiny_model)
+    run = tmp_path / "output" / "my_char"
+    run.mkdir(parents=True)
+    for path in (tmp_path / "my_char", tmp_path / "lightning_8", run / "my_char_100"):
+        write_lora(tiny_model, path.with_suffix(".safetensors"))
     make_pictures(tmp_path, "photo", captions=False)
-    text = (ROOT / "extensions" / "tools" / "grid" / "README.md").read_text(
-        encoding="utf-8"
-    )
-    commands = re.findall(r"python run\.py grid ([^`\n]*)", text)
+    page = (ROOT / "extensions/tools/grid/README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"python run\.py grid ([^`\n]*)", page)
     assert len(commands) >= 6
     for line in commands:
-        words = [
-            str(found)
-            for word in line.split(" ")
-            for found in (tmp_path.glob(word) if "*" in word else [word])
-        ]
-        small = (
-            SMALL if "--lightning" in line else SMALL.replace("--steps 2", "--steps 1")
-        )
-        data = grid(f"{' '.join(words)} {small}")
-        assert all(
-            (tmp_path / "out" / name).is_file() for row in data["files"] for name in row
-        ), line
+        words = line.replace("my_char_*", "my_char_100")
+        assert section_of("grid", shlex.split(words)), line
 
 
 # ------------------------------------------------------------ the page
@@ -267,7 +251,7 @@ def test_a_browser_shows_it_by_keys_and_keeps_favourites(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "fits"), [(1280, True), (1920, True), (700, False)])
+@pytest.mark.parametrize(("width", "fits"), [(1280, True), (400, False)])
 def test_five_columns_fit_or_scroll(
     browser: Browser, tmp_path: Path, width: int, fits: bool
 ) -> None:
@@ -281,15 +265,3 @@ def test_five_columns_fit_or_scroll(
         "const box = document.querySelector('.wide'); return box.scrollWidth - box.clientWidth"
     )
     assert (rest <= 0) == fits
-
-
-@pytest.mark.slow
-def test_a_phone_shows_it(browser: Browser, tmp_path: Path) -> None:
-    browser.open(write_grid(tmp_path), width=400, height=800)
-    assert browser.is_as_wide_as_the_window()
-    browser.screenshot(tmp_path / "phone.png")
-    browser.click("tbody tr:nth-child(1) td:nth-child(2) .open")
-    assert browser.is_as_wide_as_the_window()
-    browser.click("#next")
-    assert "my_char" in browser.text("#told")
-    assert browser.requests_elsewhere() == [] and browser.errors() == []

@@ -178,16 +178,6 @@ def _other_checks() -> list[str]:
     return [name for name in CHECKS if name != "suspect"]
 
 
-def test_folders_that_cannot_be_measured(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"status": "finished", "name": "x"}')
-    for folder, words in [
-        (tmp_path / "none", "no run is here"),
-        (tmp_path, "holds no job"),
-    ]:
-        with pytest.raises(ConfigErrors, match=words):
-            section_of("influence", [folder])
-
-
 @pytest.mark.slow
 def test_fully_trained_models_and_small_datasets_are_refused(
     write_job, trainer, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

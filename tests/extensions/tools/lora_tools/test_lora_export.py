@@ -4,7 +4,6 @@ target can hold it."""
 from __future__ import annotations
 
 import math
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -38,23 +37,24 @@ def read(path: Path):
     return read_adapter(path, [LAYERS])
 
 
-@pytest.mark.parametrize(("name", "to"), list(product(FILES, FORMATS)))
+@pytest.mark.parametrize("name", FILES)
 def test_a_file_keeps_its_meaning_in_every_form_that_can_hold_it(
-    name: str, to: str, tmp_path: Path
+    name: str, tmp_path: Path
 ) -> None:
     file = read(GOLDEN / "lora_files" / name)
-    if reasons := why_not_exported(file, FORMATS[to]):
-        assert file.kinds[0] in ("loha", "lokr") and FORMATS[to].title in reasons[0]
-        with pytest.raises(UserError, match="does not read a Lo"):
-            export(file, FORMATS[to])
-        return
-    save_file(export(file, FORMATS[to]), tmp_path / "converted.safetensors")
-    again = read(tmp_path / "converted.safetensors").changes
-    assert again.keys() == file.changes.keys()
-    for module, change in file.changes.items():
-        torch.testing.assert_close(
-            again[module].delta(), change.delta(), rtol=1e-6, atol=0
-        )
+    for to, form in FORMATS.items():
+        if reasons := why_not_exported(file, form):
+            assert file.kinds[0] in ("loha", "lokr") and form.title in reasons[0], to
+            with pytest.raises(UserError, match="does not read a Lo"):
+                export(file, form)
+            continue
+        save_file(export(file, form), tmp_path / f"{to}.safetensors")
+        again = read(tmp_path / f"{to}.safetensors").changes
+        assert again.keys() == file.changes.keys(), to
+        for module, change in file.changes.items():
+            torch.testing.assert_close(
+                again[module].delta(), change.delta(), rtol=1e-6, atol=0
+            )
 
 
 def lora(tmp_path: Path, alpha: float, dtype: torch.dtype, **more: Tensor) -> Path:

@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,14 @@ from jobs.job import ExtensionJob
 from tests.conftest import ROOT
 from tests.layer_files import write_layers
 from tests.model_folders import write_header
+from tests.running import run_tool
 from toolkit.config import load_job
 from toolkit.config.reading.process import JobConfig, JobContext
 from toolkit.config.reading.tool import field_at, load_tool
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.config.sections.model import ModelConfig
 from toolkit.data.scan.folder import find_images
-from toolkit.errors import UserError
+from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 from toolkit.models.families import family_for
 from toolkit.models.recipes import RECIPES
@@ -111,7 +113,7 @@ def test_every_gpu_that_jobs_are_written_for_is_in_the_table_of_cards() -> None:
     [
         (model, gpu)
         for model in UNLIKE
-        for gpu in (4, 6, 8, 11, 12, 16, 24, 32, 80)
+        for gpu in ((11, 32) if model.references else (*model.cards, 11, 32))
         if gpu >= min(card.least_gb for card in model.cards.values())
     ],
     ids=lambda value: value.title if isinstance(value, Model) else str(value),
@@ -119,7 +121,8 @@ def test_every_gpu_that_jobs_are_written_for_is_in_the_table_of_cards() -> None:
 def test_the_job_fits_the_gpu_it_is_written_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Model, gpu: int
 ) -> None:
-    """On the images of its examples: four layers of one that has layers."""
+    """On the images of its examples: four layers of one that has layers. Of models that
+    take control images the pairs below need more."""
     monkeypatch.chdir(tmp_path)
     folder = str(PHOTOS if "photos" in model.folder else ROOT / model.folder)
     plan = plan_of(
@@ -485,45 +488,14 @@ def test_folders_for_validation_and_test_are_left_out(
     assert left_out_in(str(tmp_path / "set")) == ["test", "validation"]
 
 
-def test_suffixes_of_pairs_are_text_in_the_job_whatever_stands_before_them(
-    tmp_path: Path,
-) -> None:
-    for name in ("a AFTER", "a BEFORE"):
-        Image.new("RGB", (64, 64), "red").save(tmp_path / f"{name}.png")
-    plan = plan_of(job_text(24, folder=str(tmp_path), model=str(TINY)), tmp_path)
-    assert (
-        f"{tmp_path}: 1 x 1 = 1 samples" in " ".join(plan.split())
-        and "1 with 1" in plan
-    )
-
-
-@pytest.mark.parametrize("model", [str(TINY), "Qwen/Qwen-Image-Edit-2511"])
-def test_pairs_as_other_programs_name_them_are_pairs_of_the_job(
-    tmp_path: Path, model: str
-) -> None:
+def test_pairs_as_other_programs_name_them_are_pairs_of_the_job(tmp_path: Path) -> None:
     for name in ("a_end", "a_start", "a_start2", "b_end", "b_start"):
         (tmp_path / "1_pairs").mkdir(exist_ok=True)
         Image.new("RGB", (64, 64), "red").save(tmp_path / "1_pairs" / f"{name}.png")
-    plan = plan_of(job_text(24, folder=str(tmp_path), model=model), tmp_path)
+    plan = plan_of(job_text(24, folder=str(tmp_path), model=str(TINY)), tmp_path)
     assert (
         f"{tmp_path}/1_pairs: 2 x 1 = 2 samples" in " ".join(plan.split())
         and "1 with 1, 1 with 2" in plan
-    )
-
-
-def test_a_word_before_a_number_makes_pairs_of_the_job(tmp_path: Path) -> None:
-    for name in ("after_1", "before_1", "after_2", "before_2", "before_3"):
-        Image.new("RGB", (64, 64), "red").save(tmp_path / f"{name}.png")
-    text = job_text(24, folder=str(tmp_path), model=str(TINY))
-    assert "image_suffix: after_*\n" in text and "control_suffix: [before_*]\n" in text
-    plan = plan_of(text, tmp_path)
-    assert (
-        f"{tmp_path}: 2 x 1 = 2 samples" in " ".join(plan.split())
-        and "2 with 1" in plan
-    )
-    assert (
-        "without image_suffix 'after_*', and control image of no image: before_3.png"
-        in plan
     )
 
 
@@ -612,6 +584,7 @@ def test_several_control_images_have_their_places(tmp_path: Path) -> None:
             {"control_path": ("{folder}/before",)},
         ),
         (("source/a", "target/a"), "/target", {"control_path": ("{folder}/source",)}),
+        (("a AFTER", "a BEFORE"), "", {"image_suffix": " AFTER"}),
     ],
 )
 def test_names_of_pairs_make_a_job_of_pairs(
@@ -814,34 +787,17 @@ def test_images_without_layers_are_refused_for_a_model_of_layers(
     assert not list(other.check(JobContext("new")))
 
 
-@pytest.mark.slow
-def test_a_job_of_layers_is_written_checked_and_trains(
-    tmp_path: Path, run_py, tiny_layered: Path
+def test_layers_are_told_and_shown_by_the_check(
+    tmp_path: Path, new, tiny_layered: Path, said: list[str]
 ) -> None:
     write_layers(tmp_path / "posters", 2)
-    made = run_py("new", "zuzu", "posters", "--model", tiny_layered)
-    assert made.returncode == 0, made.stderr
-    assert (
-        "layers: 2 of posters/a.png (layers_suffix: _layer); docs/datasets.md"
-        in made.stdout + made.stderr
-    )
-    page = (tmp_path / "config" / "zuzu.html").read_text(encoding="utf-8")
+    (uid, *flags), _ = new("zuzu", "posters", "--model", tiny_layered)
+    told = "layers: 2 of posters/a.png (layers_suffix: _layer); docs/datasets.md"
+    assert any(told in line for line in said)
+    with suppress(RunError):
+        run_tool(uid, flags)
+    page = Path("config/zuzu.html").read_text(encoding="utf-8")
     assert re.findall(r"layer (\d)</figure>", page) == ["0", "1"]
-    job = tmp_path / "config" / "zuzu.yaml"
-    job.write_text(
-        job.read_text()
-        .replace("steps: 240", "steps: 1")
-        .replace("sample_steps: 8", "sample_steps: 1")
-    )
-    trained = run_py(job)
-    assert trained.returncode == 0, trained.stderr
-    drawn = sorted(
-        path.name
-        for path in (tmp_path / "output" / "zuzu" / "samples" / "layers").glob(
-            "000000001_*"
-        )
-    )
-    assert drawn == ["000000001_0_layer0.png", "000000001_0_layer1.png"]
 
 
 @pytest.mark.slow
@@ -893,8 +849,13 @@ def test_a_job_is_written_checked_and_runs_by_the_printed_command(
     assert (tmp_path / "output" / "zuzu" / "zuzu.safetensors").is_file()
 
 
-def test_a_job_that_exists_is_not_replaced(tmp_path: Path, new) -> None:
-    (tmp_path / "config").mkdir()
+def test_a_job_that_exists_is_not_replaced(
+    tmp_path: Path, new, said: list[str]
+) -> None:
+    """The same command finds its own file, as where it was interrupted."""
+    for _ in range(2):
+        new("zuzu", PHOTOS)
+    assert any("zuzu.yaml: is there as written before" in line for line in said)
     job = tmp_path / "config" / "zuzu.yaml"
     job.write_text("mine")
     exists = r"exists, with other contents, and is never replaced. Run it \("
@@ -904,11 +865,9 @@ def test_a_job_that_exists_is_not_replaced(tmp_path: Path, new) -> None:
 
 
 @pytest.mark.slow
-def test_images_that_a_start_refuses_are_not_called_errors_of_the_job_and_new_goes_on_where_it_was(
+def test_images_that_a_start_refuses_are_not_called_errors_of_the_job(
     tmp_path: Path, run_py
 ) -> None:
-    """Also where it was interrupted behind writing the job: the same command finds its
-    own file."""
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_text("no image")
     made = run_py("new", "zuzu", "photos", "--model", TINY)
@@ -922,10 +881,6 @@ def test_images_that_a_start_refuses_are_not_called_errors_of_the_job_and_new_go
     assert said[-1].startswith(
         "config/zuzu.yaml was written, but a start would refuse what stands above."
     )
-    Image.effect_noise((160, 160), 99).save(tmp_path / "photos" / "a.png")
-    again = run_py("new", "zuzu", "photos", "--model", TINY)
-    assert again.returncode == 0, again.stderr
-    assert "config/zuzu.yaml: is there as written before" in again.stdout
 
 
 @pytest.mark.parametrize("model", ["", str(TINY)])

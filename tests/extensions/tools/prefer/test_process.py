@@ -11,13 +11,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from extensions.tools.prefer.config import PreferConfig
-from extensions.tools.shared import generation
 from extensions.tools.shared.candidates import Group, read_groups
 from extensions.tools.shared.image_files import read_settings
 from tests.diffusers_reference import REFERENCES
 from tests.extensions.tools.generate.test_process import SMALL, write_lora
 from tests.running import lines, run_tool, section_of
-from toolkit.errors import Interrupted, UserError
+from toolkit.errors import UserError
 
 ONE_STEP = SMALL.replace("--steps 2", "--steps 1")
 
@@ -74,35 +73,6 @@ def test_candidates_are_made_once_and_more_are_added(
     assert {path: path.stat().st_mtime_ns for path in images} == times
     assert (tmp_path / "out" / "votes.jsonl").read_text() == "{}\n"
     assert len(list((tmp_path / "out").glob("*.png"))) == 9
-
-
-@pytest.mark.slow
-def test_a_stopped_command_goes_on(
-    prefer, tiny_model: Path, tmp_path: Path, monkeypatch
-) -> None:
-    write_lora(tiny_model, tmp_path / "mine.safetensors")
-    line = f"mine.safetensors --model {tiny_model} --prompt tea --count 2 {ONE_STEP}"
-    write, made = generation.write_picture, []
-
-    def stopped(path: Path, *given: object) -> None:
-        if made:
-            raise Interrupted("stop")
-        made.append(path)
-        write(path, *given)
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(generation, "write_picture", stopped)
-        prefer(line)
-    (first,) = (tmp_path / "out").glob("*.png")
-    (group,) = read_groups(tmp_path / "out")
-    # it can be voted on as soon as the other is there
-    assert len(group.files) == 2 and first.name == group.files[0]
-    before = first.stat().st_mtime_ns
-    assert prefer(line) == (group,)
-    assert (
-        first.stat().st_mtime_ns == before
-        and (tmp_path / "out" / group.files[1]).is_file()
-    )
 
 
 def test_a_source_is_a_run_a_lora_or_a_job(

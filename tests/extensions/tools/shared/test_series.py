@@ -65,7 +65,7 @@ def check(series: Series, folder: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_file_that_grows_goes_back_and_is_replaced_reads_as_the_whole_file_does(
     tmp_path: Path, seed: int
 ) -> None:

@@ -10,6 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -19,14 +22,15 @@ import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
-from extensions.tools.ui import commands, forms
+import run as program
+from extensions.tools.ui import commands, datasets, forms
 from extensions.tools.ui.app import make_app
 from extensions.tools.ui.decoder import Decoder
 from extensions.tools.ui.state import Ui
-from tests.conftest import child_environment
-from tests.faults.nursery import Nursery
+from extensions.tools.ui.views import run, system, tools
 from tests.processes import free_port
 from toolkit.files.writing import python_path
+from toolkit.system import signals
 
 ROOT = Path(__file__).resolve().parents[4]
 TOKEN = "a-token-of-the-tests"
@@ -127,46 +131,56 @@ def make_run(ui: Ui) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def forked(
-    nursery: Nursery,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """What the page asks of `run.py` is forked from a process that has imported
-    everything; the schema, which is the same each time, is asked once per session. What
-    it asks of the tools' declarations is answered in this process."""
-    lock = threading.Lock()
+def processes() -> None:
+    """For tests of the processes that the page asks: they are started."""
 
-    def run_py(
-        *arguments: str, cwd: str | None = None, **_: object
-    ) -> tuple[int, str, str]:
-        if arguments in _ANSWERS:
-            return _ANSWERS[arguments]
-        with lock:
-            name = str(tmp_path_factory.mktemp("asked") / "run")
-            child = nursery.fork(
-                arguments,
-                Path(cwd or Path.cwd()),
-                name,
-                environment=child_environment(),
-            )
-            answer = child.wait(60), *child.outputs
-        if arguments == ("--print-schema",):
-            _ANSWERS[arguments] = answer
-        return answer
 
-    def ask(request: Mapping[str, Any] | None = None) -> Any:
-        return json.loads(
-            json.dumps(
-                forms.mistakes(**request) if request else forms.forms(), default=str
-            )
-        )
+@pytest.fixture(autouse=True)
+def asked_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the page asks of `run.py`, and of the declarations of the tools, is answered
+    in this process, which has imported everything."""
+    if "processes" in request.fixturenames:
+        return
+    for module in (commands, datasets, run, system):
+        monkeypatch.setattr(module, "run_py", run_here)
+    monkeypatch.setattr(tools, "ask", ask_here)
+    monkeypatch.setattr(signals, "install", lambda *_: None)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
 
-    monkeypatch.setattr(commands, "run_py", run_py)
-    monkeypatch.setattr("extensions.tools.ui.views.tools.ask", ask)
+
+def run_here(
+    *arguments: str, cwd: str | None = None, **_: object
+) -> tuple[int, str, str]:
+    """As `commands.run_py`; the schema, which is the same each time, is made once."""
+    if arguments in _ANSWERS:
+        return _ANSWERS[arguments]
+    with (
+        _in_turn,
+        chdir(cwd or "."),
+        redirect_stdout(StringIO()) as out,
+        redirect_stderr(StringIO()) as err,
+    ):
+        code = program.main(arguments)
+    answer = code, out.getvalue(), err.getvalue()
+    if arguments == ("--print-schema",):
+        _ANSWERS[arguments] = answer
+    return answer
+
+
+def ask_here(asked: Mapping[str, Any] | None = None) -> Any:
+    """As `forms.ask`; the forms, which are the same each time, are made once."""
+    return json.loads(
+        json.dumps(forms.mistakes(**asked), default=str) if asked else _forms()
+    )
+
+
+@cache
+def _forms() -> str:
+    return json.dumps(forms.forms(), default=str)
 
 
 _ANSWERS: dict[tuple[str, ...], tuple[int, str, str]] = {}
+_in_turn = threading.Lock()
 
 
 @pytest.fixture

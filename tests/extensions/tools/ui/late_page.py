@@ -12,18 +12,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import uvicorn
 
-from extensions.tools.ui import commands, forms
+from extensions.tools.ui import commands
 from extensions.tools.ui.queue import Queue
 
 LATE_S = 0.08
 """Seconds by which each write comes late; a request takes less."""
 
-_asking = Lock()
 LINTED = "linted.txt"
 """Gets a line for each check of a dataset."""
 
@@ -62,16 +60,6 @@ def run_py(*arguments: str, **_: object) -> tuple[int, str, str]:
     )
 
 
-def ask(request: dict[str, Any] | None) -> Any:
-    """What is asked of the declarations of the tools."""
-    with _asking:
-        return json.loads(
-            json.dumps(
-                forms.mistakes(**request) if request else forms.forms(), default=str
-            )
-        )
-
-
 def main(port: int, folder: Path) -> None:
     """Serves the folders `output`, `datasets` and `jobs` of the given one until it is
     killed."""
@@ -79,9 +67,7 @@ def main(port: int, folder: Path) -> None:
     commands.run_py = run_py  # before the views take it from there
     from extensions.tools.ui.app import make_app
     from extensions.tools.ui.state import Ui
-    from extensions.tools.ui.views import tools
 
-    tools.ask = ask
     Queue.start_runner = lambda queue: None  # type: ignore[method-assign]  # nothing is to run
     for name in ("replace", "link", "rename"):
         setattr(os, name, late(getattr(os, name)))

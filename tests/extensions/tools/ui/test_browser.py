@@ -196,30 +196,3 @@ def test_nothing_is_missing_and_nothing_twice_after_the_page_was_killed(
         line for line in browser.text("#tail").splitlines() if line.startswith("step")
     ]
     assert len(lines) == len(set(lines)) == 1 + 20 + 2
-
-
-def test_each_page_fits_a_phone_in_light_and_dark_and_is_whole_without_its_script(
-    browser: Browser, address: str, make_run: Callable[..., Path]
-) -> None:
-    make_run("one"), make_run("two")
-    colours = """const s = getComputedStyle(document.body);
-        return [s.backgroundColor, s.color].map(c => c.match(/\\d+/g))"""
-    for path in ("/", "/runs/one", "/compare?run=one&run=two"):
-        for dark in (False, True):
-            browser.open(address + path, width=360, height=740, dark=dark)
-            assert browser.is_as_wide_as_the_window()
-            back, text = browser.run(colours)
-            assert (sum(map(int, back[:3])) < sum(map(int, text[:3]))) is dark
-            assert is_clean(browser)
-        browser.command("Emulation.setScriptExecutionDisabled", value=True)
-        browser.open(address + path)
-        pictures = json.dumps(browser.command("DOM.getDocument", depth=-1))
-        assert "000000000_0.png" in pictures or "000000010_0.png" in pictures
-        browser.command("Emulation.setScriptExecutionDisabled", value=False)
-    # the switch goes before the system's setting
-    scheme = "return getComputedStyle(document.documentElement).colorScheme"
-    browser.open(address)
-    for theme, wanted in (("light", "light"), ("auto", "light dark")):
-        browser.click(f'.theme [value="{theme}"]')
-        until(lambda wanted=wanted: browser.run(scheme) == wanted)
-    assert is_clean(browser)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
 import time
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -18,7 +17,7 @@ from extensions.tools.ui import guard
 from extensions.tools.ui.app import ROUTES
 from extensions.tools.ui.config import TOKEN_VARIABLES, is_loopback
 from extensions.tools.ui.state import Ui
-from tests.extensions.tools.ui.conftest import TOKEN, Served, client_of
+from tests.extensions.tools.ui.conftest import TOKEN, Served, client_of, run_here
 from tests.running import section_of
 from toolkit.config.reading.located import ConfigErrors
 
@@ -339,33 +338,6 @@ def test_a_client_that_says_to_be_many_is_one(ui: Ui) -> None:
         page.stop()
 
 
-@pytest.mark.slow
-def test_the_page_keeps_one_arena_of_memory(ui: Ui, make_run: Any) -> None:
-    """glibc begins each further one at a multiple of 64 MiB, whose rest is reserved
-    (malloc/arena.c, HEAP_MAX_SIZE)."""
-    make_run()
-    page = Served(ui.output.parent)
-    try:
-        with ThreadPoolExecutor(8) as threads:
-            list(
-                threads.map(
-                    lambda _: urlopen(f"{page.address}/runs/one").read(), range(40)
-                )
-            )
-        assert page.process
-        maps = Path(f"/proc/{page.process.pid}/maps").read_text().splitlines()
-    finally:
-        page.stop()
-    heaps = [
-        line
-        for line, following in pairwise(maps)
-        if " rw-p 00000000 00:00 0" in line
-        and not int(line.partition("-")[0], 16) % 2**26
-        and " ---p " in following
-    ]
-    assert heaps == []
-
-
 # ------------------------------------------------------------ where the page may listen
 
 
@@ -400,15 +372,11 @@ def test_a_file_where_a_folder_is_to_be_is_told(tmp_path: Path) -> None:
         section_of("ui", ["--output", tmp_path / "output"])
 
 
-def test_a_port_that_is_taken_is_told(run_py, tmp_path: Path) -> None:
-    import socket
-
+def test_a_port_that_is_taken_is_told() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = run_py("ui", "--port", str(port))
-    assert done.returncode == 1
-    assert (
-        f"127.0.0.1:{port}: Address already in use. Give another --port" in done.stderr
-    )
+        code, _, errors = run_here("ui", "--port", str(port))
+    assert code == 1
+    assert f"127.0.0.1:{port}: Address already in use. Give another --port" in errors

@@ -1,5 +1,5 @@
-"""Pairs by clicks: two drop zones, what has no partner, and a job that takes over every
-choice of the page."""
+"""The screens of the page in both themes and on a phone: what is faint, without a name,
+out of reach or too wide."""
 
 from __future__ import annotations
 
@@ -12,13 +12,9 @@ from PIL import Image, ImageDraw
 from extensions.tools.ui.queue import FAILED, Queue
 from extensions.tools.ui.state import Ui
 from tests.extensions.tools.ui.accessible import SIZES, faults
-from tests.extensions.tools.ui.conftest import Served
-from tests.extensions.tools.ui.test_from_nothing import fill, seen
 from tests.html_browser import Browser
 
 pytestmark = pytest.mark.slow
-
-BEFORE, AFTER = ".drops form:nth-child(1)", ".drops form:nth-child(2)"
 
 
 def draw(
@@ -33,81 +29,6 @@ def draw(
         )
         image.save(path)
     return paths
-
-
-def send(browser: Browser, zone: str, paths: list[Path]) -> None:
-    browser.type(f"{zone} [name=file]", "\n".join(map(str, paths)))
-
-
-def test_an_edit_is_trained_by_clicks_alone(
-    browser: Browser, served: Served, tmp_path: Path
-) -> None:
-    sent = tmp_path / "sent"
-    browser.open(f"{served.address}/datasets")
-    browser.run("document.querySelector('[value=character]').focus()")
-    browser.press("ArrowDown")
-    assert not browser.run(
-        "return document.querySelector('.repeats').checkVisibility()"
-    )
-    browser.press("Tab", *"eyes", "Enter")
-    browser.wait_for("document.querySelectorAll('.drops [data-upload]').length == 2")
-    send(browser, BEFORE, draw(sent / "before", "1", "2", "odd"))
-    browser.wait_for("document.querySelectorAll('.orphan').length == 3")
-    assert "Drop the image “odd”" in browser.text(".orphans")
-    send(browser, AFTER, draw(sent / "after", "1", "2", "3", eyes=True))
-    browser.wait_for("document.querySelectorAll('.duo .side').length == 6")
-    folder = served.folder / "datasets" / "eyes"
-    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")} == {
-        *(f"before/{name}.png" for name in ("1", "2", "odd")),
-        *(f"after/{name}.png" for name in ("1", "2", "3")),
-    }
-    beside = "[...document.querySelector('.image').querySelectorAll('img')].map(e => e.getAttribute('src'))"
-    assert browser.run(f"return {beside}") == [
-        f"/datasets/eyes/thumbs/{side}/1.png" for side in ("before", "after")
-    ]
-    assert "2 pairs, 2 without a partner" in browser.text(".counts")
-    assert "No image before. Drop the image “3”" in browser.text(".hole")
-
-    browser.run("window.confirm = () => true")
-    browser.click(".orphan [name=chosen]")
-    browser.click("#orphans-form button")
-    browser.wait_for(
-        "!document.querySelector('.orphan') && document.querySelector('.told')"
-    )
-    browser.run(
-        "window.confirm = () => true; document.querySelector('[value=\"after/3.png\"]').click()"
-    )
-    browser.click(".filter [formaction$=delete]")
-    browser.wait_for(
-        "document.querySelectorAll('.duo .side').length == 4 && document.querySelector('.told')"
-    )
-    assert "2 pairs ·" in browser.text(".counts")
-    browser.type("[name=instruction]", "add eyes")
-    browser.click(".instruction button")
-    browser.wait_for(
-        "document.querySelector('[name=instruction]').defaultValue == 'add eyes'"
-    )
-
-    browser.click(".head .main")
-    browser.wait_for("document.getElementById('f-control')")
-    assert (
-        browser.run("return document.getElementById('f-control').value")
-        == "datasets/eyes/before"
-    )
-    assert (
-        browser.run("return document.getElementById('f-prompts').value")
-        == "add eyes\nadd eyes"
-    )
-    fill(browser, '[name="key:train.steps"]', "2")
-    fill(browser, '[name="key:save.save_every"]', "2")
-    fill(browser, '[name="key:sample.sample_every"]', "2")
-    seen(browser, "Ready to start")
-    browser.click("[value=start]")
-    log = served.folder / "output" / "eyes" / "log.txt"
-    browser.wait_for("location.pathname == '/runs/eyes'", 60)  # Start leads to the run
-    browser.wait_for("document.querySelector('#state .finished')", 120)
-    assert "control images: 2 with 1" in " ".join(log.read_text().split())
-    assert browser.errors() == [] and browser.requests_elsewhere() == []
 
 
 @pytest.fixture
@@ -135,6 +56,8 @@ def test_the_screens_are_easy_to_see_and_to_reach(
     queue.log(failed).write_text("reading\n")
     for width, dark in SIZES:
         for path in (
+            "/",
+            "/compare?run=one",
             "/datasets",
             "/datasets/new",
             "/datasets/both",

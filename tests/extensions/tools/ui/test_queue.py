@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -34,6 +33,8 @@ from toolkit.commands import command
 from toolkit.errors import RunError, UserError
 from toolkit.files.writing import python_path
 from toolkit.train.lock import run_lock
+
+pytestmark = pytest.mark.usefixtures("processes")
 
 FAKE = f"""
 import json, os, sys, time
@@ -220,17 +221,14 @@ def test_what_yields_waits_while_a_run_trains_that_the_queue_did_not_start(yard)
     assert yard.queue.entry(image).yields
 
 
-@pytest.mark.parametrize(
-    ("code", "state"), [(2, FAILED), (75, STOPPED), (130, STOPPED)]
-)
-def test_what_is_wrong_or_stopped_is_not_tried_again(yard, code, state):
-    id_ = yard.add("a", {"code": code})
+def test_what_is_wrong_or_stopped_is_not_tried_again(yard):
+    codes = {2: FAILED, 75: STOPPED, 130: STOPPED}
+    ids = {code: yard.add(f"a{code}", {"code": code}) for code in codes}
     yard.work()
-    assert (yard.begun(), yard.state(id_), yard.queue.entry(id_).exit_code) == (
-        ["a"],
-        state,
-        code,
-    )
+    assert len(yard.starts()) == len(codes)
+    for code, id_ in ids.items():
+        entry = yard.queue.entry(id_)
+        assert (entry.state, entry.exit_code) == (codes[code], code)
 
 
 def test_a_crash_is_retried_three_times_and_always_resumed(yard):
@@ -253,19 +251,21 @@ def test_a_crash_is_retried_three_times_and_always_resumed(yard):
     assert (yard.state(id_), yard.queue.entry(id_).attempts) == (WAITING, 0)
 
 
-@pytest.mark.parametrize(
-    ("code", "status"),
-    [(1, {"status": {"step": 7}}), (139, {"status": {"step": 7}}), (1, {})],
-)
-def test_a_failure_that_comes_again_at_the_same_step_is_not_worth_three_retries(
-    yard, code, status
-):
-    id_ = yard.add("a", {"code": code, **status})
+def test_a_failure_that_comes_again_at_the_same_step_is_not_worth_three_retries(yard):
+    step, beginning = {"status": {"step": 7}}, {}
+    ids = [
+        yard.add(f"a{number}", {"code": code, **status})
+        for number, (code, status) in enumerate(
+            [(1, step), (139, step), (1, beginning)]
+        )
+    ]
     yard.work()
-    assert len(yard.starts()) == 2
-    assert yard.queue.entry(id_).why == (
-        "failed again at step 7" if status else "failed again at the beginning"
-    )
+    assert sorted(yard.begun()) == ["a0", "a0", "a1", "a1", "a2", "a2"]
+    assert [yard.queue.entry(id_).why for id_ in ids] == [
+        "failed again at step 7",
+        "failed again at step 7",
+        "failed again at the beginning",
+    ]
 
 
 @pytest.mark.slow
@@ -286,20 +286,16 @@ def test_a_kill_is_not_a_failure_of_the_job(yard):
     )
 
 
-@pytest.mark.parametrize(
-    "is_adopted", [pytest.param(False, marks=pytest.mark.slow), True]
-)
-def test_a_gpu_is_free_when_the_job_has_ended_not_the_shell_above_it(yard, is_adopted):
+def test_a_gpu_is_free_when_the_job_has_ended_not_the_shell_above_it(yard):
     """It has not written run.json yet: it imports its packages."""
     door = str(yard.folder / "door")
     first, second = yard.add("a", {"until": door}), yard.add("b")
     runner = yard.runner()
     yard.wait(lambda: yard.starts())
-    if is_adopted:
-        runner.kill()
-        runner.wait()
+    runner.kill()
+    runner.wait()
     os.kill(yard.queue.entry(first).pid, signal.SIGKILL)
-    runner = yard.runner() if is_adopted else runner
+    runner = yard.runner()
     time.sleep(0.5)
     assert (yard.begun(), yard.state(first), yard.state(second)) == (
         ["a"],
@@ -355,18 +351,6 @@ def test_a_job_outlives_its_runner_and_is_adopted_by_the_next(yard):
         FAILED,
         2,
     )
-
-
-def test_what_ended_without_a_runner_is_judged_by_its_exit_code(yard):
-    door = str(yard.folder / "door")
-    id_ = yard.add("a", {"until": door, "code": 75})
-    runner = yard.runner()
-    yard.wait(lambda: yard.starts())
-    runner.kill()
-    Path(door).touch()
-    yard.wait(lambda: (yard.queue.folder / f"{id_}.exit").exists())
-    yard.work()
-    assert (yard.begun(), yard.state(id_)) == (["a"], STOPPED)
 
 
 @pytest.mark.parametrize(
@@ -565,23 +549,6 @@ def test_a_move_orders_entries_whose_numbers_are_the_same(yard):
             ),
         )
         assert [entry.id for entry in yard.queue.entries()] == wanted
-
-
-def test_two_pages_change_one_queue_at_the_same_time(yard):
-    queues = [Queue(yard.queue.folder) for _ in range(4)]
-
-    def work(queue: Queue) -> list[str]:
-        ids = [queue.add(["merge"], "m").id for _ in range(10)]
-        queue.move(ids[0])
-        queue.remove(ids[1])
-        return ids
-
-    with ThreadPoolExecutor() as threads:
-        added = [id_ for ids in threads.map(work, queues) for id_ in ids]
-    assert len(set(added)) == 40
-    assert len(yard.queue.entries()) == 36 and {
-        entry.state for entry in yard.queue.entries()
-    } == {WAITING}
 
 
 @pytest.mark.parametrize("way", ["long", "directory"])

@@ -37,7 +37,6 @@ def run(
     make_run: Callable[..., Path],
     trainer,
     write_job,
-    forked: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """A finished run whose job can be read, in the working directory; nothing works on
