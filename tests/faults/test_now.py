@@ -108,7 +108,7 @@ def lines_of(printed: str) -> list[str]:
 
 @pytest.mark.slow
 def test_a_terminal_shows_each_phase_in_one_line_that_is_rewritten(job: Job) -> None:
-    job.change(train__steps=2)
+    job.change(train__steps=4)
     leader, follower = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), str(job.write())],
@@ -131,9 +131,9 @@ def test_a_terminal_shows_each_phase_in_one_line_that_is_rewritten(job: Job) -> 
         r"reading$",
         r"encoding 1 of 3 images",
         r"sampling 1 of 1",
-        r"step 1 of 2 \| loss",
+        r"step 1 of 4 \| loss",
         "saving",
-        r"step 2 of 2 \|",
+        r"step 4 of 4 \|",
     ]
     places = [
         next(
@@ -143,7 +143,7 @@ def test_a_terminal_shows_each_phase_in_one_line_that_is_rewritten(job: Job) -> 
     ]
     assert None not in places and places == sorted(places), (places, states)
     log = (job.folder / "log.txt").read_text()
-    assert "encoding 1 of 3" not in log and "step 2 of 2 | " in log, (
+    assert "encoding 1 of 3" not in log and "step 4 of 4 | " in log, (
         "the log has what stayed"
     )
     assert "\x1b" not in printed.decode()
