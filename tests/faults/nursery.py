@@ -83,13 +83,11 @@ class Nursery:
         faults: Sequence[Fault] = (),
         main: str = "run",
         environment: dict[str, str] | None = None,
-        in_turn: bool | None = None,
     ) -> Child:
         """Starts `main` of a module with these arguments; its output goes to
         `<name>.out` and `<name>.err` in `cwd`.
 
-        environment: all of it; None is that of this process. in_turn: as one of
-        `Turns`; None: where it is on a GPU.
+        environment: all of it; None is that of this process.
         """
         order = {
             "arguments": [*map(str, arguments)],
@@ -99,11 +97,7 @@ class Nursery:
         }
         order |= {"main": main, "environment": environment}
         files = cwd / f"{name}.out", cwd / f"{name}.err"
-        if (
-            any(fault[0] == "real_cuda" for fault in faults)
-            if in_turn is None
-            else in_turn
-        ):
+        if any(fault[0] == "real_cuda" for fault in faults):
             if self._turns is None or self._turns.is_over:
                 self._turns = Turns(self._environment)
             return Child(self._turns, self._turns.add(order), *files)

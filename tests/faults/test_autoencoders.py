@@ -163,72 +163,45 @@ def test_the_job_leaves_what_is_to_be_the_same(whole: Pipeline) -> None:
 
 
 @pytest.mark.slow
-def test_a_kill_between_the_two_passes_of_a_step(
+def test_kills_within_a_step_between_the_processes_and_in_the_second_one(
     pipeline: Pipeline, whole: Pipeline
 ) -> None:
-    """The autoencoder has its gradients, the discriminator none: nothing of that is
-    left."""
-    for number, call in ((KILL, 7), (TERM, 5)):  # in step 5, in step 5 again
-        child = pipeline.start(faults=[("kill_self", OF_DISCRIMINATOR, call, number)])
-        assert child.wait() == (-KILL if number == KILL else 75), child.output
-        assert (
-            pipeline.folder / "one" / "state" / "step_000000002" / "MANIFEST.json"
-        ).is_file()
-    pipeline.run()
-    assert_same(pipeline, whole)
+    """Between the two passes of a step the autoencoder has its gradients and the
+    discriminator none: nothing of that is left. Between the processes the first one is
+    done, and what says so is not written, then half written."""
 
+    def ends(code: int, *fault: object) -> None:
+        child = pipeline.start(faults=[fault])
+        assert child.wait() == code, child.output
 
-@pytest.mark.slow
-def test_kills_in_a_row_within_the_second_process(
-    pipeline: Pipeline, whole: Pipeline
-) -> None:
-    """Each start makes at least one more save; the first process is not begun again."""
-    # of the first process; the largest batch is tried before the first step
-    calls = 1 + 2 * STEPS
-    assert (
-        pipeline.start(faults=[("kill_self", OF_VAE, calls + 1 + 5, KILL)]).wait()
-        == -KILL
-    )
-    before = (pipeline.folder / "one" / "one" / "config.json").stat().st_mtime_ns
-    assert pipeline.start(faults=[("kill_self", OF_VAE, 1 + 6, KILL)]).wait() == -KILL
-    pipeline.run()
-    assert (
-        pipeline.folder / "one" / "one" / "config.json"
-    ).stat().st_mtime_ns == before
-    assert_same(pipeline, whole)
-
-
-@pytest.mark.slow
-def test_death_between_the_processes(pipeline: Pipeline, whole: Pipeline) -> None:
-    """The first process is done, and what says so is not written, then half written."""
+    one, two = (pipeline.folder / name for name in ("one", "two"))
+    ends(-KILL, "kill_self", OF_DISCRIMINATOR, 7, KILL)  # in step 5
+    assert (one / "state" / "step_000000002" / "MANIFEST.json").is_file()
+    ends(75, "kill_self", OF_DISCRIMINATOR, 5, TERM)  # in step 5 again
     for _ in range(2):
-        assert pipeline.start(faults=[("leave_at", FINISHED, 1)]).wait() == 99
-        assert (pipeline.folder / "one" / "one").is_dir() and not (
-            pipeline.folder / "two" / "state"
-        ).exists()
+        ends(99, "leave_at", FINISHED, 1)
+        assert (one / "one").is_dir() and not (two / "state").exists()
     (pipeline.folder / "job_state.json").write_text('{"fin')
+    # the largest batch is tried before the first step
+    ends(-KILL, "kill_self", OF_VAE, 1 + 5, KILL)
+    before = (one / "one" / "config.json").stat().st_mtime_ns
+    ends(-KILL, "kill_self", OF_VAE, 1 + 6, KILL)
     pipeline.run()
+    assert (one / "one" / "config.json").stat().st_mtime_ns == before, "not begun again"
     assert_same(pipeline, whole)
 
 
 @pytest.mark.slow
 def test_death_at_writes_of_its_saves(pipeline: Pipeline, whole: Pipeline) -> None:
-    """Every few writes of the saving thread, before or within one, in one folder again
-    and again: folders of models, then states."""
-    before, within = (3, 5, 8, 12, 17, 23, 30), (1, 2, 3, 4, 5, 6, 7)
-    deaths = 0
+    """Some writes of the saving thread, before or within one, in one folder again and
+    again: folders of models, then states."""
     for half, call in (
         (half, calls[half])
-        for calls in zip(before, within, strict=True)
+        for calls in ((3, 1), (12, 4), (30, 7))
         for half in (False, True)
     ):
-        deaths += (
-            pipeline.start(faults=[("leave_at_write", "save", call, half)]).wait(60)
-            == 99
-        )
-        if (pipeline.folder / "two" / "two").exists():
-            break
-    assert deaths >= 8
+        died = ("leave_at_write", "save", call, half)
+        assert pipeline.start(faults=[died]).wait(60) == 99, (call, half)
     pipeline.run()
     assert_same(pipeline, whole)
 

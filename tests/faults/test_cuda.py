@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
 import shutil
-import signal
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -115,12 +113,11 @@ SETTINGS: dict[str, dict[str, dict]] = {
 
 
 TOGETHER: dict[str, tuple[str, ...]] = {
-    "fp32": ("validation", "low_vram"),
     "bf16": ("bf16",),
     "int8, compiled": ("int8", "compiled where auto can"),
     "int4": ("int4, text encoder int8", "attention kept", "lokr, prodigy"),
-    "uint3": ("uint3, the blank prompt held", "three blocks swapped"),
-    "fp8": ("fp8", "dora, adafactor"),
+    "uint3": ("uint3, the blank prompt held", "three blocks swapped", "validation"),
+    "fp8": ("fp8", "dora, adafactor", "low_vram"),
     **{
         name: (name,)
         for name in SETTINGS
@@ -130,19 +127,14 @@ TOGETHER: dict[str, tuple[str, ...]] = {
 """Jobs with several of these settings, which are all that the stand-in runs: it has the
 CPU's numbers. The rest are parts of them."""
 
+assert {name for names in TOGETHER.values() for name in names} <= SETTINGS.keys()
+
 
 def settings_of(names: Iterable[str]) -> dict[str, dict]:
     joined: dict[str, dict] = {}
     for part, values in (item for name in names for item in SETTINGS[name].items()):
         joined[part] = {**joined.get(part, {}), **values}
     return joined
-
-
-@pytest.mark.parametrize("names", TOGETHER.values(), ids=TOGETHER)
-def test_settings_that_run_together_are_known(names: tuple[str, ...]) -> None:
-    """Without the stand-in, so that a name that was removed fails among the fast
-    tests."""
-    assert set(names) <= set(SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -355,14 +347,14 @@ def test_a_job_goes_on_there_and_ends_in_the_same_bytes(
     settings: dict,
     record_property: Callable,
 ) -> None:
-    here.change(model__blocks_to_swap=2, sample=None)
+    here.change(model__blocks_to_swap=2, sample=None, train__steps=4)
     for name, values in settings.items():
         here.section[name] = {**here.section[name], **values}
     job, report = there(here), here.cwd / "report.json"
     job.run(faults=device)
     path, whole = job.folder / "job.safetensors", job.cwd / "whole.safetensors"
     shutil.copyfile(path, whole)
-    job.change(resume=4)
+    job.change(resume=2)
     assert "resuming from" in job.run(faults=[(*device[0], str(report))])
     same = path.read_bytes() == whole.read_bytes()
     expected = load_file(whole)
@@ -391,15 +383,13 @@ FUSED: dict[str, dict] = {
     "settings",
     [
         {},
-        {"model": INT8},
-        {"network": {"dropout": 0.0}, "model": {"blocks_to_swap": 2}},
+        {"network": {"dropout": 0.0}, "model": {**INT8, "blocks_to_swap": 2}},
         FUSED | {"train": FUSED["train"] | {"optimizer": "adafactor"}},
         FUSED | {"train": FUSED["train"] | {"optimizer": "adamw"}},
     ],
     ids=[
         "as it is",
-        "int8",
-        "swapped",
+        "int8, swapped",
         "in the backward pass",
         "in it, by a fused kernel",
     ],
@@ -437,16 +427,16 @@ def test_no_step_waits_for_the_device(
 
 AT_512 = {"resolution": 512}
 PLANNED: dict[str, dict] = {
-    "fp32, all computed again": {
-        "train": {"dtype": "fp32", "gradient_checkpointing": "full"}
+    "int8, table, nothing computed again": {
+        **AT_512,
+        "model": {**INT8, "modulation_table": True},
+        "train": PLAIN,
     },
-    "nothing computed again": {**AT_512, "train": PLAIN},
     "dora, batch of 2, attention kept": {
         **AT_512,
         "network": {"type": "dora"},
         "train": {"gradient_checkpointing": "keep_attention", "batch_size": 2},
     },
-    "int8, table": {**AT_512, "model": {**INT8, "modulation_table": True}},
     "int4, table, half swapped, offloaded": {
         **AT_512,
         "model": {**INT4, "modulation_table": True, "blocks_to_swap": 3},
@@ -457,9 +447,13 @@ PLANNED: dict[str, dict] = {
         "model": {**INT4, "modulation_table": False, "blocks_to_swap": 3},
         "train": {"gradient_checkpointing": "block_offload"},
     },
-    "the model itself, average": {
+    "the model itself, fp32, average": {
         "network": {"type": "full"},
-        "train": {"ema_config": {"use_ema": True}},
+        "train": {
+            "dtype": "fp32",
+            "gradient_checkpointing": "full",
+            "ema_config": {"use_ema": True},
+        },
     },
     "the model itself, in bf16, four blocks swapped, average": {
         "model": {"blocks_to_swap": 4},
@@ -554,11 +548,10 @@ def on_less(
 @pytest.mark.parametrize(
     "settings",
     [
-        {"train__gradient_checkpointing": "full"},
         {"train__gradient_checkpointing": "full_offload", "model__blocks_to_swap": 3},
         {"train__gradient_checkpointing": "none", "model__modulation_table": True},
     ],
-    ids=["all computed again", "offloaded and swapped", "all kept, table"],
+    ids=["offloaded and swapped", "all kept, table"],
 )
 def test_a_batch_that_does_not_fit_is_trained_in_halves(
     on_less, settings: dict
@@ -620,45 +613,6 @@ def test_auto_takes_the_level_that_fits(on_less) -> None:
     output, (roomy, tight) = on_less(share=0.75, train__gradient_checkpointing="auto")
     assert re.search("gradient_checkpointing auto: (cheap|keep_attention|full)", output)
     assert tight == pytest.approx(roomy, rel=1e-5)
-
-
-# ------------------------------------------------------------ the processes
-
-
-@pytest.mark.slow
-def test_jobs_that_one_process_runs_in_turn_are_as_those_of_their_own(
-    here: Job, tmp_path: Path
-) -> None:
-    """A failed one, and what was broken in it, leave nothing to the next."""
-    here.change(train__dtype="bf16", train__steps=2, sample=None)
-    before = dict(os.environ)
-
-    def in_turn(name: str, faults: list[Fault], *flags: str) -> tuple[int, str]:
-        folder = tmp_path / name
-        folder.mkdir()
-        job = Job(here.nursery, folder, copy.deepcopy(here.section))
-        child = here.nursery.fork(
-            [job.write(), *flags], folder, "run", faults, in_turn=True
-        )
-        found.append(job)
-        return child.wait(), child.output
-
-    found: list[Job] = []
-    faults = [("environment", {"HF_HUB_OFFLINE": "1"}), ("fetch_by_steps_only", 3)]
-    assert in_turn("one", faults)[0] == 0
-    code, output = in_turn("failed", [("change_folder", "/nowhere")])
-    assert code == 70 and "FileNotFoundError" in output
-    code, output = in_turn("other", [], "--dry-run")
-    assert code == 0 and "device" not in output
-    code, output = in_turn("last", [])
-    assert code == 0 and output.count("lora: ") == 1, "each line is said once"
-    here.run()
-    assert found[0].metrics() == found[-1].metrics() == here.metrics()
-    assert dict(os.environ) == before
-    killed = here.nursery.fork([here.write()], here.cwd, "killed", in_turn=True)
-    killed.end()
-    assert killed.code == -signal.SIGKILL
-    assert in_turn("after", [], "--dry-run")[0] == 0, "by another process"
 
 
 # ------------------------------------------------------------ what the device notices
@@ -727,53 +681,6 @@ def run_there(nursery: Nursery, tmp_path: Path) -> Callable[[str], str]:
 @stand_in_only
 def test_the_device_notices_what_it_is_for(device, run_there) -> None:
     run_there(SEEN)
-
-
-TWO_THREADS = """
-import threading
-import torch
-from tests.stand_in_cuda import built, install
-
-install(built())
-
-
-class Twice(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, tensor):
-        ctx.save_for_backward(tensor.clone())
-        return 2 * tensor
-
-    @staticmethod
-    def backward(ctx, grad):
-        return 2 * grad + 0 * ctx.saved_tensors[0]
-
-
-def wait(stream, finished):
-    while not finished.is_set():
-        stream.record_event().synchronize()
-
-
-finished = threading.Event()
-waiting = threading.Thread(target=wait, args=(torch.cuda.Stream(), finished))
-waiting.start()
-for _ in range(500):
-    leaf = torch.ones(64, 64, device="cuda:0", requires_grad=True)
-    tensor = leaf
-    for _ in range(10):
-        tensor = Twice.apply(tensor) + leaf
-    tensor.sum().backward()
-finished.set()
-waiting.join()
-"""
-"""Tensors that Python knows are freed by the thread of a backward pass, while another
-thread waits for a copy."""
-
-
-@stand_in_only
-def test_one_thread_waits_for_a_copy_while_another_frees_tensors(
-    device, run_there
-) -> None:
-    run_there(TWO_THREADS)
 
 
 # ------------------------------------------------------------ parts of the program,

@@ -164,20 +164,6 @@ def test_when_space_runs_short_during_the_run_older_states_go_and_it_is_said(
 
 
 @pytest.mark.slow
-def test_a_failed_write_is_one_line(job: Job, same) -> None:
-    """This flush to the disk is in the middle of the first state, behind those of the
-    trial save."""
-    number = errno.EDQUOT
-    said = job.run(
-        faults=[("fail", "toolkit.train.checkpoint_store:fsync", 24, number)], code=1
-    )
-    assert f"output/job/state: cannot be written: {os.strerror(number)}" in said
-    assert job.states() == [] and nothing_is_half_written(job.folder)
-    job.run()
-    same()
-
-
-@pytest.mark.slow
 def test_a_dataset_that_may_not_be_written_to_is_enough(
     job: Job, pictures: Path, read_only, same
 ) -> None:

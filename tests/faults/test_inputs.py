@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from unicodedata import normalize
 
@@ -16,20 +15,18 @@ from PIL import Image
 from extensions.compat.names import options
 from tests.faults.conftest import Job, contents, draw_pictures
 from toolkit.config import load_job
-from toolkit.config.reading.tool import load_tool
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 
-NO_PATHS = {
-    "long": "x" * 5000,
-    "name": "y" * 300 + ".safetensors",
-    "deep": "a/" * 3000,
-    "zero": "a\0b",
-    "loop": "loop/x",
-    "user": "~nobody-of-this-name/x",
-    "bytes": "\udc80x",
-    "empty": "",
-}
+NO_PATHS = (
+    "x" * 5000,
+    "y" * 300 + ".safetensors",
+    "a/" * 3000,
+    "a\0b",
+    "loop/x",
+    "~nobody-of-this-name/x",
+    "",
+)
 """Texts that no path can have, or that lead nowhere."""
 
 PLACES = [0.0, 0.1, 0.5, 0.9, 0.97]
@@ -76,8 +73,8 @@ def test_a_picture_that_goes_bad_after_the_check_is_named(
 
 
 @pytest.mark.slow
-def test_damaged_cache_entries_are_made_again(job: Job, same) -> None:
-    job.run()
+def test_damaged_cache_entries_are_made_again(job: Job, whole: Job, same) -> None:
+    shutil.copytree(whole.cwd / "output", job.cwd / "output")
     entries = sorted(job.cwd.glob("output/_cache/*/*/*.safetensors"))
     assert len(entries) >= 5
     good = {path: path.read_bytes() for path in entries}
@@ -123,9 +120,9 @@ def test_names_of_every_kind(job: Job) -> None:
     } == before
 
 
-def test_no_connection_is_opened_for_a_model_on_the_disk(job: Job, same) -> None:
+def test_no_connection_is_opened_for_a_model_on_the_disk(job: Job) -> None:
+    job.change(train__steps=1, train__gradient_accumulation=1)
     job.run(faults=[("without_network",)])
-    same()
 
 
 def test_a_model_that_is_not_there_is_one_line_without_a_network(
@@ -196,17 +193,6 @@ def test_a_compiled_job_prints_no_warnings(job: Job, tmp_path: Path) -> None:
     assert child.errors == ""
 
 
-def refused(action: Callable[..., object], *given: object, **options: object) -> None:
-    """Does what may be refused; anything but a message is an error of the program."""
-    try:
-        action(*given, **options)
-    except (UserError, RunError, SystemExit):  # argparse
-        return
-    except BaseException as error:
-        error.add_note(f"{given}, {options}")
-        raise
-
-
 @pytest.mark.slow
 def test_no_text_in_the_place_of_a_path_is_a_traceback_in_another_programs_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -222,36 +208,21 @@ def test_no_text_in_the_place_of_a_path_is_a_traceback_in_another_programs_file(
     }
     keys = sorted(options())
     assert len(keys) > 200
-    texts = [text for name, text in NO_PATHS.items() if name != "bytes"]
     for place, key in enumerate(keys):
-        for text in (texts[place % len(texts)], texts[(place + 3) % len(texts)]):
-            rows = toml({"image_directory": "data", key: text})
-            Path("data.toml").write_text(
-                f"[general]\nresolution = [64, 64]\n[[datasets]]\n{rows}"
-            )
-            Path("j.toml").write_text(toml(config | {key: text}))
-            refused(load_job, "j.toml", find, as_job=True)
+        text = NO_PATHS[place % len(NO_PATHS)]
+        rows = toml({"image_directory": "data", key: text})
+        Path("data.toml").write_text(
+            f"[general]\nresolution = [64, 64]\n[[datasets]]\n{rows}"
+        )
+        Path("j.toml").write_text(toml(config | {key: text}))
+        try:
+            load_job("j.toml", find, as_job=True)
+        except (UserError, RunError):
+            pass
+        except BaseException as error:
+            error.add_note(f"{key}: {text!r}")
+            raise
 
 
 def toml(values: dict[str, str]) -> str:
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
-
-
-@pytest.mark.slow
-def test_no_text_in_the_place_of_a_path_is_a_traceback_in_a_tool(
-    tmp_path: Path, monkeypatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("loop").symlink_to("loop")
-    extensions = discover()
-    for uid in extensions.tools():
-        model = extensions.find_command(uid)
-        for text in NO_PATHS.values():
-            for flags in (
-                [],
-                ["--output", text],
-                ["--model", text],
-                ["--lora", text, "--output", "o"],
-                ["--tuned", text],
-            ):
-                refused(load_tool, uid, model, [*flags, text])

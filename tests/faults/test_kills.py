@@ -86,7 +86,8 @@ def test_death_at_every_write_ends_in_the_same_bytes(
         "toy_000000004.safetensors",
         "state/step_000000004/MANIFEST.json",
     } <= expected.keys()
-    for call in range(1, writes + 1):
+    # The second save writes what the first one does, and removes what that left.
+    for call in range(writes // 2 if thread == "save" else 1, writes + 1):
         folder = runs / f"killed_{call}"
         assert start(folder.name, ("leave_at_write", thread, call, half)) == 99, call
         root = checkpoint_dir(folder)
@@ -102,7 +103,7 @@ def test_death_at_every_write_of_two_starts_in_a_row(start, runs: Path) -> None:
     """What the second start has to clean up is itself interrupted."""
     assert start("whole") == 0
     expected = result(runs / "whole")
-    for call in range(1, 18, 3):
+    for call in (4, 10, 16):
         folder = f"killed_{call}"
         assert start(folder, ("leave_at_write", "save", call, True)) == 99
         start(folder, ("leave_at_write", "MainThread", call // 3 + 1, True))

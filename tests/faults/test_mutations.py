@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from jobs.dry_run import plan_job
 from tests.conftest import ROOT
 from tests.faults.conftest import draw_pictures
+from tests.faults.test_inputs import NO_PATHS
 from tests.processes import alarm
 from tests.toolkit.data.conftest import FakeModel, make_dataset
 from tests.toolkit.train.states import make_run, saved
@@ -296,7 +297,10 @@ def test_mutated_flags_of_tools_are_read_or_refused(workplace: Path, tool: str) 
         for flag in tool_parser(tool, model)._option_string_actions
         if flag.startswith("--") and flag != "--help"
     ]
+    (workplace / "loop").symlink_to("loop")
     values = [str(value) for value in VALUES] + [
+        *NO_PATHS,
+        "\udc80x",
         "photos",
         "tiny",
         "lora.safetensors",

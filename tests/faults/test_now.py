@@ -17,12 +17,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, child_environment
-from tests.faults.conftest import Job
+from tests.faults.conftest import STEP, Job
 from tests.small_hub import small_hub
 from toolkit.train.run_reader import RunStatus, read_run
-
-QUANTIZED = {"model__quantize": True, "model__qtype": "int8", "train__dtype": "float32"}
-COMPILED = {"train__compile": {"enabled": True, "backend": "aot_eager"}}
 
 
 def doing(job: Job) -> str:
@@ -34,37 +31,39 @@ def doing(job: Job) -> str:
     return run.now.text() if run.now else ""
 
 
+QUANTIZED = {"model__quantize": True, "model__qtype": "int8", "train__dtype": "float32"}
+COMPILED = {"train__compile": {"enabled": True, "backend": "aot_eager"}}
+QUANTIZING = ("toolkit.models.loading:fill", 2)
+COMPILING = ("toolkit.memory.compiling:_CompileClock._end", 1)
+
+
 @pytest.mark.parametrize(
-    ("place", "call", "said", "changes"),
+    ("changes", "places"),
     [
-        ("toolkit.models.loading:fill", 2, "quantizing block 2 of 2", QUANTIZED),
-        ("toolkit.memory.compiling:_CompileClock._end", 1, "compiling", COMPILED),
-        (
-            "toolkit.train.flow_step:FlowMatchingStep.__call__",
-            1 + 2 * 2 + 1,
-            "step 2 of 6",
-            {},
-        ),
+        (QUANTIZED, {"quantizing block 2 of 2": QUANTIZING, "step 2 of 6": (STEP, 6)}),
+        (COMPILED, {"compiling": COMPILING}),
     ],
-    ids=lambda value: (
-        value.replace(" ", "_") if isinstance(value, str) and ":" not in value else None
-    ),
+    ids=["quantized", "compiled"],
 )
 def test_it_is_said_while_it_is_done_and_after_a_kill(
-    job: Job, place: str, call: int, said: str, changes: dict
+    job: Job, changes: dict, places: dict[str, tuple[str, int]]
 ) -> None:
+    """In each of these places it is held; at the last one, killed."""
     job.change(**changes)
-    child = job.start(faults=[("hold", place, call, str(job.cwd / "never"))])
-    child.wait_until(lambda: doing(job) == said, 60)
-    run = read_run(job.folder)
-    assert run.status is RunStatus.RUNNING and run.now and run.now.started
+    child = job.start(
+        faults=[("hold", *place, str(job.cwd / said)) for said, place in places.items()]
+    )
+    for said in places:
+        child.wait_until(lambda said=said: doing(job) == said)
+        run = read_run(job.folder)
+        assert run.status is RunStatus.RUNNING and run.now and run.now.started, said
+        if said != [*places][-1]:
+            (job.cwd / said).touch()
     child.send(signal.SIGKILL)
     child.wait()
     killed = read_run(job.folder)
-    assert (
-        killed.status is RunStatus.KILLED and killed.now and killed.now.text() == said
-    )
-    assert killed.eta_s is None
+    assert killed.status is RunStatus.KILLED and killed.now
+    assert (killed.now.text(), killed.eta_s) == (said, None)
 
 
 @pytest.mark.parametrize("end", ["stopped", "failed"])
@@ -90,12 +89,12 @@ def test_at_the_end_nothing_is_being_done(job: Job, end: str) -> None:
 
 
 def test_the_second_run_knows_its_time_from_the_first_second(job: Job) -> None:
-    job.change(train__steps=12, sample=None)
+    job.change(train__steps=12, train__gradient_accumulation=1, sample=None)
     job.run()
     held = ("hold", "toolkit.train.base_model:load_model", 1, str(job.cwd / "never"))
     job.name = "again"
     child = job.start(faults=[held])
-    child.wait_until(lambda: doing(job) == "reading", 60)
+    child.wait_until(lambda: doing(job) == "reading")
     now = read_run(job.folder).now
     assert now and now.left_s is not None and now.share is not None
     assert re.fullmatch(r"reading, \d+ s left for everything", now.line())
@@ -150,16 +149,15 @@ def test_a_terminal_shows_each_phase_in_one_line_that_is_rewritten(job: Job) -> 
     assert "\x1b" not in printed.decode()
 
 
-def test_a_pipe_gets_a_line_for_each_phase_and_the_first_step(job: Job) -> None:
-    job.change(train__steps=4)
-    said = job.run().splitlines()
+def test_a_pipe_gets_a_line_for_each_phase_and_the_first_step(whole: Job) -> None:
+    said = whole.started[0].output.splitlines()
     wanted = [
         "reading",
         "encoding 1 of 3 images",
         "sampling 1 of 1",
-        "step 1 of 4 | loss ",
+        "step 1 of 6 | loss ",
         "saving",
-        "step 4 of 4 | ",
+        "step 6 of 6 | ",
     ]
     places = [
         next((place for place, line in enumerate(said) if line.startswith(each)), -1)
@@ -167,19 +165,21 @@ def test_a_pipe_gets_a_line_for_each_phase_and_the_first_step(job: Job) -> None:
     ]
     assert -1 not in places and places == sorted(places), said
     assert len([line for line in said if line.startswith("step ")]) == 2
-    assert {*(job.folder / "log.txt").read_text().splitlines()} <= {*said}
-    assert "now" not in json.loads((job.folder / "run.json").read_text())
+    assert {*(whole.folder / "log.txt").read_text().splitlines()} <= {*said}
+    assert "now" not in json.loads((whole.folder / "run.json").read_text())
 
 
 @pytest.mark.slow
 def test_a_download_is_said_with_its_size(job: Job, tiny_model: Path) -> None:
-    """By the files that grow in the cache, in run.json and in the output."""
+    """By the files that grow in the cache, in run.json and in the output; then it is
+    trained."""
     files = {
         path.relative_to(tiny_model).as_posix(): path.read_bytes()
         for path in tiny_model.rglob("*.*")
     }
     total = sum(map(len, files.values()))
     job.change(model__name_or_path="someone/model", memory_check=False, sample=None)
+    job.change(train__steps=1)
     settings = {"HF_HOME": str(job.cwd / "home"), "HF_HUB_OFFLINE": "0"}
     settings |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     with small_hub(files, "someone/model") as hub:
@@ -203,4 +203,5 @@ def test_a_download_is_said_with_its_size(job: Job, tiny_model: Path) -> None:
         re.search(r"^downloading .* of .* [kM]B", said, re.MULTILINE)
         and "%|" not in said
     ), "no other bar beside it"
+    assert (job.folder / "job.safetensors").is_file()
     assert "now" not in json.loads((job.folder / "run.json").read_text())

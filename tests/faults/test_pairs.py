@@ -61,11 +61,10 @@ def again(job: Job, folder: Path) -> Job:
 def test_killed_in_any_micro_batch_it_ends_in_the_same_bytes(
     of_pairs: Job, tmp_path: Path
 ) -> None:
-    """In the trial, the first and the second one of a step, the first one after a save,
-    and the last one."""
+    """The second one of a step, the first one after a save, and the last one."""
     whole = again(of_pairs, tmp_path / "alone")
     whole.run()
-    for call in (1, 2, 3, 6, 1 + 2 * (STEPS - 2)):
+    for call in (3, 6, 1 + 2 * (STEPS - 2)):
         assert (
             of_pairs.start(faults=[("kill_self", COMPARE, call, KILL)]).wait() == -KILL
         )
@@ -86,7 +85,7 @@ def test_two_processes_compare_the_pairs_that_one_does(
 ) -> None:
     if parallel == "ddp":  # some micro-batches have no pair
         votes(tmp_path / "votes", (*PAIRS[:2], ("d", ())))
-    of_pairs.change(sample=None)
+    of_pairs.change(sample=None, train__steps=2)
     one = again(of_pairs, tmp_path / "alone")
     one.run()
     of_pairs.change(train__parallel=parallel)

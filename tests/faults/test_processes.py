@@ -65,15 +65,6 @@ def test_two_processes_stopped_by_one_of_them_save_once_and_one_goes_on(
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_where_one_was_stopped(job: Job, as_one) -> None:
-    job.change(sample=None)
-    job.run(faults=[("kill_self", STEP, 1 + 2 * 2 + 1, TERM)], code=75)
-    assert job.states() == [2]
-    assert "resuming from" in run_together(job)
-    as_one()
-
-
-@pytest.mark.slow
 def test_two_processes_that_share_out_the_model_draw_and_train_what_one_does(
     job: Job, whole: Job, as_one
 ) -> None:
@@ -107,7 +98,7 @@ def test_a_lora_of_2_1_is_trained_by_two_processes_as_by_one(
         train__gradient_checkpointing=True,
         sample=None,
     )
-    job.change(train__noise_levels_per_sample=2)
+    job.change(train__noise_levels_per_sample=2, train__steps=2)
 
     def of(name: str) -> Job:
         (tmp_path / name).mkdir()
@@ -133,7 +124,7 @@ def test_a_lora_of_2_1_is_trained_by_two_processes_as_by_one(
         assert (
             (two.states(), two.status())
             == (one.states(), one.status())
-            == ([2, 4, 6], "finished")
+            == ([2], "finished")
         )
         assert_same_but_for_rounding(two, one)
 

@@ -1,5 +1,5 @@
-"""Every call to the system that a save makes, answered with every error that a disk may
-give: a call that only durability or tidiness needs ends no run, and any other ends it
+"""Every kind of call to the system that a save makes, answered with every error that a
+disk may give: a call that only durability or tidiness needs ends no run, and any other ends it
 with a line, from which the run goes on."""
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -252,17 +253,14 @@ def test_no_call_for_durability_or_tidiness_ends_a_run(table, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_every_call_of_a_save_and_every_answer_to_its_kind(
-    table, tmp_path: Path
-) -> None:
-    """Calls of one kind take turns with the errors, since one path answers them all."""
+def test_every_answer_to_each_kind_of_call_of_a_save(table, tmp_path: Path) -> None:
+    """To calls of that kind from the first to the last."""
     calls, whole = table
     kinds: dict[tuple[str, str], list[Call]] = {}
     for call in calls:
         kinds.setdefault((call.name, call.of), []).append(call)
-    number = 0
-    for of_kind in kinds.values():
-        for turn in range(max(len(of_kind), len(ERRORS))):
-            call, error = of_kind[turn % len(of_kind)], ERRORS[turn % len(ERRORS)]
-            number += 1
-            check(call, error, tmp_path / str(number), whole)
+    for number, (of_kind, (turn, error)) in enumerate(
+        product(kinds.values(), enumerate(ERRORS))
+    ):
+        call = of_kind[turn * (len(of_kind) - 1) // (len(ERRORS) - 1)]
+        check(call, error, tmp_path / str(number), whole)

@@ -17,10 +17,7 @@ import pytest
 from safetensors import safe_open
 
 from jobs import exit
-from tests.conftest import child_environment
-from tests.faults.nursery import Child, Nursery
-from toolkit.config import load_job
-from toolkit.files.redact import redact_text
+from tests.faults.nursery import Child
 from toolkit.files.writing import write_json
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -225,7 +222,6 @@ def test_a_mistake_on_the_command_line_is_shown_without_secrets(
     "place",
     [
         "training_folder",
-        "job name",
         "-n",
         *(
             pytest.param(place, marks=pytest.mark.slow)
@@ -244,10 +240,6 @@ def test_a_secret_is_no_name_of_a_folder(
     )
     section |= {"name": "${db_password}"} if place == "process name" else {}
     job = write_job(section, name="job")
-    if place == "job name":
-        job.write_text(
-            job.read_text().replace('"name": "job"', '"name": "x-${db_password}"')
-        )
     arguments = ["-n", LITERAL] if place == "-n" else []
     before = {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts}
     result = run_py(job, *arguments, env=environment(tmp_path))
@@ -368,81 +360,12 @@ def test_a_trained_run_holds_no_secret_and_goes_on_as_the_same_job(
     assert leaks(result.stdout, result.stderr, tmp_path / "output") == []
 
 
-FAILS = """
-import os, sys
-import run
-from toolkit.train.callbacks.metrics import MetricsCallback
-
-def fail(*_):
-    raise RuntimeError("lost " + os.environ["MY_TOKEN"])
-
-MetricsCallback.on_metrics = fail
-sys.exit(run.main(["job.yaml", "-l", "log.txt"]))
-"""
-
-
-@pytest.mark.slow
-def test_a_run_that_fails_leaves_no_secret_in_its_status(
-    training_job, nursery: Nursery, tmp_path: Path
-) -> None:
-    run = tmp_path / "output" / "job"
-    training_job(2)
-    surroundings = child_environment(environment(tmp_path))
-    child = nursery.fork(
-        [FAILS], tmp_path, "said", main="tests.faults.faults", environment=surroundings
-    )
-    assert child.wait() == 1
-    status = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    assert (status["status"], status["error"]) == (
-        "failed",
-        "RuntimeError: lost <redacted>",
-    )
-    assert "RuntimeError: lost <redacted>" in (run / "log.txt").read_text(
-        encoding="utf-8"
-    )
-    assert leaks(child.output, tmp_path / "log.txt", tmp_path / "output") == []
-
-
 def test_a_message_is_without_secrets_before_it_reaches_a_stream(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     exit.report(RuntimeError(LITERAL))
     assert "RuntimeError: <redacted>" in (said := capsys.readouterr().err)
     assert leaks(said) == []
-
-
-def test_metadata_has_every_variable_as_it_was_written(
-    trainer, make_pictures, write_job, tmp_path: Path
-) -> None:
-    from extensions.sd_trainer.config import SdTrainerConfig
-    from extensions.sd_trainer.metadata import job_metadata
-
-    section = trainer(
-        make_pictures(tmp_path / "photos", "a"), trigger_word="[name] ${PLAIN}"
-    )
-    env = {"PLAIN": "ordinary78", "MODEL": section["model"]["name_or_path"]}
-    section["model"]["name_or_path"] = "${MODEL}"
-    job = load_job(
-        write_job(section, name="x-${PLAIN}"), lambda _: SdTrainerConfig, env=env
-    )
-    assert job.processes[0].section.trigger_word == "x-ordinary78 ordinary78"
-    metadata = job_metadata(
-        job.processes[0].section, {}, job.name, steps=2, seed=3, optimizer=None
-    )
-    assert (metadata["ss_output_name"], metadata["base_model"]) == (
-        "x-${PLAIN}",
-        "${MODEL}",
-    )
-    assert (
-        metadata["trigger_word"]
-        == metadata["modelspec.trigger_phrase"]
-        == "x-ordinary78 ${PLAIN}"
-    )
-    assert (metadata["ss_sd_model_name"], metadata["modelspec.title"]) == (
-        "${MODEL}",
-        "x-${PLAIN}",
-    )
-    assert redact_text("ordinary78") == "ordinary78"
 
 
 def test_a_state_from_before_the_secret_was_known_is_of_the_same_job(

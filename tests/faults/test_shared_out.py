@@ -67,7 +67,7 @@ def job(nursery: Nursery, tmp_path: Path, section: dict) -> Iterator[Job]:
 def assert_as_one(job: Job, whole: Job) -> None:
     """The job has come to the same end as the one that a single process ran, but for
     rounding."""
-    assert (job.states(), job.status()) == ([2, 4, 6], "finished")
+    assert (job.states(), job.status()) == (whole.states(), "finished")
     assert_same_but_for_rounding(job, whole)
     for file in sorted(whole.folder.glob("*/**/*.safetensors")):
         assert_same_tensors(job.folder / file.relative_to(whole.folder), file)
@@ -115,12 +115,13 @@ def test_bf16_weights_are_rounded_at_random_as_in_one_process_bit_for_bit(
     del job.section["sample"], job.section["validation"]
     job.section["network"] |= {"include_patterns": [r"transformer_blocks\..*"]}
     job.change(train__full_bf16=True, train__dtype="bf16", train__max_grad_norm=0)
+    job.change(train__steps=2)
     one = alone(job)
     run_together(job)
-    assert job.states() == one.states() == [2, 4, 6]
+    assert job.states() == one.states() == [2]
     for name in ("weights", "ema", "optimizer"):
         ours, theirs = (
-            tensors_of(each.folder / "state/step_000000006" / f"{name}.safetensors")
+            tensors_of(each.folder / "state/step_000000002" / f"{name}.safetensors")
             for each in (job, one)
         )
         assert ours.keys() == theirs.keys()
@@ -152,6 +153,7 @@ def test_one_that_is_killed_within_a_save_costs_that_save(job: Job) -> None:
     """Begun by one process, and that two go on with, of which one is killed; then one
     cannot write its rows."""
     del job.section["sample"], job.section["validation"]
+    job.change(train__steps=4)
     one = alone(job)
     job.run(faults=[("kill_self", STEP, 1 + 2 * 2 + 1, TERM)], code=75)
     assert job.states() == [2]
