@@ -84,7 +84,7 @@ def test_a_run_goes_on_with_the_same_bits(job: Job, unmoved: Job) -> None:
     job.change(train__steps=2)
     job.run()
     flags: tuple[str, ...] = ()
-    for steps, move in enumerate((other_file_names, mapped_mount, other_order), 3):
+    for steps, move in enumerate((other_file_names, other_order, mapped_mount), 3):
         job.change(train__steps=steps)
         flags += move(job)
         said = job.run(*flags)

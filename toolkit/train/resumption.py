@@ -436,6 +436,8 @@ class ResumePlan:
             )
         if order is not None:
             hashes = {name: hashes[name] for name in order.names}
+            settings = record["settings"]
+            settings["datasets"] = order.as_begun(settings["datasets"])
         return cls(
             start.checkpoint,
             record,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from toolkit.data.scan.fingerprint import DatasetHashes
@@ -51,6 +52,16 @@ class RunOrder:
         return [
             {**recorded[before], **{key: entry[key] for key in PLACES if key in entry}}
             for before, entry in zip(self.entries, given, strict=True)
+        ]
+
+    def as_begun(self, given: Sequence[Entry]) -> list[Entry]:
+        """The job's entries in the order of the job that began the run, in which they
+        are recorded: the next start compares its own with that."""
+        return [
+            entry
+            for _, entry in sorted(
+                zip(self.entries, given, strict=True), key=itemgetter(0)
+            )
         ]
 
 
