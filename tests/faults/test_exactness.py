@@ -28,7 +28,7 @@ OF_THEIR_OWN_KIND = {
         "train__lr_scheduler_params": {"every": 1, "patience": 0},
     },
 }
-"""Optimizers, and a schedule, whose state is unlike the others'; all of them are in
+"""Optimizers, and a schedule, whose state is unlike the others'; more of them are in
 sd_trainer/test_matrix.py."""
 
 
