@@ -62,7 +62,6 @@ in EXIF, which does not count."""
 
 
 gc.disable()  # until all tests are collected, of which next to nothing is garbage
-_room = Path()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -87,13 +86,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """The same for what the tests of another file have left: modules, compiled
-    programs, fixtures, reports."""
-    global _room
-    if item.path != _room:
-        _room = item.path
-        pytest_collection_finish()
+def pytest_runtest_setup() -> None:
+    """The same for what the test before has left: modules, fixtures, reports. What the
+    first job of a file imports costs each later one as much CPU as all that it does."""
+    pytest_collection_finish()
 
 
 def readme_commands(page: str, tool: str) -> list[list[str]]:
