@@ -8,6 +8,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def as_there(
     monkeypatch.chdir(tmp_path)
 
     def run(case: dict[str, Any], *options: str, **train: Any) -> tuple[Path, str]:
-        (process,) = case["config"]["config"]["process"]
+        (process,) = (case := deepcopy(case))["config"]["config"]["process"]
         process["train"] |= train
         shutil.rmtree("model", ignore_errors=True)
         write_tiny_model(Path("model"), TinySpec(arch=process["model"]["arch"]))
@@ -86,7 +87,10 @@ def test_an_example_does_what_its_own_trainer_did(as_there: Callable[..., Any]) 
 def test_an_adapter_begins_as_theirs(as_there: Callable[..., Any]) -> None:
     """The file of a step whose learning rate is 0: layers, shapes, alpha, the bound of
     one factor, the other zero."""
-    folder, _ = as_there(golden("aitk_jobs")[-1], lr=0.0, steps=1)
+    case = deepcopy(golden("aitk_jobs")[-1])
+    (dataset,) = case["config"]["config"]["process"][0]["datasets"]
+    dataset |= {"resolution": 64, "control_path": "refs1"}
+    folder, _ = as_there(case, lr=0.0, steps=1)
     file = folder / f"{folder.name}.safetensors"
     ours, theirs = load_file(file), table("aitk_jobs")["initial_adapter"]
     alpha = float(read_metadata(file)["alpha"])  # the file has it in its matrices
