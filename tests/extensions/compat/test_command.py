@@ -15,7 +15,6 @@ from extensions.compat.command import read_command
 from run import foreign_tool, print_tool
 from tests.conftest import ROOT
 from tests.extensions.compat.test_musubi import DATA
-from tests.running import run_job, run_tool
 from toolkit.commands import command as pasted
 from toolkit.config import load_job
 from toolkit.config.reading.foreign import COMMAND_LINE, is_command
@@ -465,29 +464,36 @@ CHAIN = {
 
 
 @pytest.mark.slow
-def test_commands_that_follow_a_training_find_its_files() -> None:
-    Path("train.sh").write_text(
-        COMMAND.replace(
-            "--max_train_steps 2", "--max_train_epochs 3 --save_every_n_epochs 1"
-        )
+def test_commands_that_follow_a_training_find_its_files(
+    run_py: Callable[..., Any],
+) -> None:
+    epochs = COMMAND.replace(
+        "--max_train_steps 2", "--max_train_epochs 3 --save_every_n_epochs 1"
     )
-    run_job("train.sh")
+    Path("train.sh").write_text(epochs)
+    trained = run_py("train.sh")
+    assert trained.returncode == 0, trained.stderr
     for name, command in CHAIN.items():
-        made = foreign_tool(f"python src/musubi_tuner/{command}\n")
-        assert made is not None, name
-        (tool, *flags), notes = made
-        run_tool(tool, flags)
-        found = "is found in 'out/0100': 0100_000000003"
-        told = found if "*" in command else "is found as 'out/0100/0100"
-        assert "out/0100" not in command or told in "\n".join(notes), name
-    again = load(
-        COMMAND.replace(
-            "--output_name 0100",
-            "--output_name more --network_weights out/0100.safetensors",
-        )
+        Path("next.sh").write_text(f"python src/musubi_tuner/{command}\n")
+        done = run_py("next.sh")
+        assert done.returncode == 0, (name, done.stderr)
+        if "out/0100" in command:
+            told = (
+                "is found in 'out/0100': 0100_000000003"
+                if "*" in command
+                else "is found as 'out/0100/0100"
+            )
+            assert told in done.stderr, name
+    again = COMMAND.replace(
+        "--output_name 0100",
+        "--output_name more --network_weights out/0100.safetensors",
     )
-    told = "is found as 'out/0100/0100.safetensors'"
-    assert any(told in line for line in again.warnings), again.warnings
+    Path("again.sh").write_text(again)
+    planned = run_py("again.sh", "--dry-run")
+    assert (
+        planned.returncode == 0
+        and "is found as 'out/0100/0100.safetensors'" in planned.stderr
+    ), planned.stderr
 
 
 @pytest.mark.parametrize(
