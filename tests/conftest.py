@@ -37,6 +37,7 @@ from tests.cpu_seconds import (  # noqa: F401 - hooks of pytest
 from tests.faults.nursery import Child, Nursery
 from tests.html_browser import Browser, opened_browser
 from tests.processes import environment, free_port
+from toolkit import extension
 from toolkit.files.log import OWN_LOGGERS
 from toolkit.models import kept
 
@@ -62,7 +63,6 @@ in EXIF, which does not count."""
 
 
 gc.disable()  # until all tests are collected, of which next to nothing is garbage
-_room = Path()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -87,13 +87,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """The same for what the tests of another file have left: modules, compiled
-    programs, fixtures, reports."""
-    global _room
-    if item.path != _room:
-        _room = item.path
-        pytest_collection_finish()
+def pytest_runtest_setup() -> None:
+    """The same for what the test before has left: modules, fixtures, reports. What the
+    first job of a file imports costs each later one as much CPU as all that it does."""
+    pytest_collection_finish()
 
 
 def readme_commands(page: str, tool: str) -> list[list[str]]:
@@ -123,6 +120,19 @@ def room_to_keep_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans and starts keep quantized models whatever is free on the disk of the tests;
     processes of their own see what is free."""
     monkeypatch.setattr(kept, "LEAST_FREE", -(10**12))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def installed_packages_are_looked_through_once() -> Iterator[None]:
+    """`discover` reads the metadata of every installed package, 10 ms of a CPU, for
+    each job of a test; what is installed depends on where Python looks."""
+    found = cache(lambda paths, group: extension_points(group=group))
+    extension_points = extension.entry_points
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            extension, "entry_points", lambda group: found((*sys.path,), group)
+        )
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,10 +20,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import lru_cache
 from hashlib import blake2b
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from threading import RLock
@@ -370,15 +369,6 @@ class ExtensionTable:
         return "\n".join(lines)
 
 
-@lru_cache(maxsize=1)
-def _installed(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """The entry points of the installed packages, whose metadata are read once.
-
-    path: `sys.path`, which decides which packages these are.
-    """
-    return tuple(entry_points(group=ENTRY_POINTS))
-
-
 def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
     """Imports every extension in `folders`.
 
@@ -401,7 +391,7 @@ def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
                     folder, f"cannot be read (see EXTENSIONS_PATH): {error}"
                 )
             )
-    for point in _installed(tuple(sys.path)) if folders is None else ():
+    for point in entry_points(group=ENTRY_POINTS) if folders is None else ():
         if installed := _folder_of_module(point.module):
             packages.setdefault(installed, point.module)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,28 +14,18 @@ from tests.running import lines
 from toolkit.config import load_job
 from toolkit.errors import ConfigErrors, UserError
 from toolkit.extension import discover
+from toolkit.files.run_files import METRICS
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "1,x",
-        "",
-        "0",
-        "1,,2",
-        "1,1",
-        "-3",
-        "4294967296",
-        "1 2",
-        ",".join(map(str, range(1, 102))),
-    ],
-)
-def test_other_texts_are_refused_with_what_to_write(text: str) -> None:
-    with pytest.raises(
-        UserError,
-        match=r"--seeds .*(write whole numbers from 1 on|give different seeds)",
-    ):
-        read_seeds(text)
+def test_other_texts_are_refused_with_what_to_write() -> None:
+    many = ",".join(map(str, range(1, 102)))
+    for text in "1,x", "", "0", "1,,2", "1,1", "-3", "4294967296", "1 2", many:
+        with pytest.raises(UserError) as refused:
+            read_seeds(text)
+        assert re.search(
+            r"--seeds .*(write whole numbers from 1 on|give different seeds)",
+            str(refused.value),
+        ), text
 
 
 def test_seeds_are_read_in_their_order() -> None:
@@ -101,40 +92,29 @@ def test_a_job_that_trains_nothing_or_has_too_long_a_name_is_refused(
 
 
 def test_it_takes_one_config(run_py: Callable, tmp_path: Path) -> None:
-    for words in (
-        ("a.yaml", "b.yaml", "--seeds", "1,2"),
-        ("a.yaml", "--seeds", "1", "2"),
+    for words, told in (
+        (("a.yaml", "b.yaml", "--seeds", "1,2"), "commas between the seeds"),
+        (("a.yaml", "--seeds", "1", "2"), "commas between the seeds"),
+        (("a.yaml", "--seeds", "one"), "write whole numbers"),
     ):
         done = run_py(*words)
-        assert done.returncode == 2 and "commas between the seeds" in done.stderr
-    assert "write whole numbers" in run_py("a.yaml", "--seeds", "one").stderr
+        assert done.returncode == 2 and told in done.stderr, words
 
 
 @pytest.mark.slow
 def test_each_seed_has_a_run_of_its_own_that_resumes(
     run_py: Callable, write_job, trainer, make_pictures, tmp_path: Path
 ) -> None:
-    images = make_pictures(tmp_path / "images", "a", "b")
-    job = write_job(trainer(images), name="maya")
+    images = make_pictures(tmp_path / "images", "a")
+    job = write_job(trainer(images, train={"steps": 1}), name="maya")
     done = run_py(job, "--seeds", "1,2")
     assert done.returncode == 0, done.stderr
     assert "seed 1: done" in done.stdout and "loss of 2 runs: mean " in done.stdout
-    losses = [
-        [
-            row["loss"]
-            for row in lines(tmp_path / f"output/maya_seed{seed}/metrics.jsonl")
-        ]
-        for seed in (1, 2)
-    ]
-    assert losses[0] != losses[1] and not (tmp_path / "output/maya").exists()
-    saved = load_job(tmp_path / "output/maya_seed2/config.yaml", discover().find_config)
+    one, two = (tmp_path / f"output/maya_seed{seed}" for seed in (1, 2))
+    assert lines(one / METRICS)[0]["loss"] != lines(two / METRICS)[0]["loss"]
+    assert not (tmp_path / "output/maya").exists()
+    saved = load_job(two / "config.yaml", discover().find_config)
     assert saved.processes[0].section.training_seed == 2
-    alone = run_py(job, "-n", "alone", "--seeds", "2")
-    assert alone.returncode == 0, alone.stderr
-    assert [
-        row["loss"] for row in lines(tmp_path / "output/alone_seed2/metrics.jsonl")
-    ] == losses[1]
-    again = run_py(job, "--seeds", "1,2", "--dry-run").stdout
-    for seed in (1, 2):
-        assert f"Job maya_seed{seed}" in again
-        assert f"folder: output/maya_seed{seed}: complete at step 2" in again
+    again = run_py(job, "--seeds", "2", "--dry-run").stdout
+    assert "Job maya_seed2" in again
+    assert "folder: output/maya_seed2: complete at step 1" in again

@@ -887,13 +887,20 @@ sample_prompts = "layered.txt"
 """
 
 
+@pytest.fixture(scope="module")
+def layered_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("layered") / "model"
+    write_tiny_model(folder, TinySpec(arch="qwen_image_layered"))
+    return folder
+
+
 @pytest.fixture
 def of_layers(
-    load: Callable[..., JobConfig], tmp_path: Path
+    load: Callable[..., JobConfig], layered_model: Path, tmp_path: Path
 ) -> Callable[..., JobConfig]:
     """As `load`, of Qwen-Image-Layered and of images with layers."""
     Path("model").unlink()
-    write_tiny_model(tmp_path / "model", TinySpec(arch="qwen_image_layered"))
+    Path("model").symlink_to(layered_model)
     for number, path in enumerate(write_layers(tmp_path / "layered", 2)):
         path.rename(path.with_name(f"image1_{number}.png" if number else "image1.png"))
     Path("layered.txt").write_text(

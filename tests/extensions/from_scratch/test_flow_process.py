@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import BertModel, PreTrainedTokenizerFast
 
 from extensions.from_scratch.latent_flow.model import LatentFlowModel
+from extensions.from_scratch.latent_flow.text import load_text_encoder, make_tokenizer
 from tests.extensions.from_scratch.conftest import (
     SMALL,
     TEXT,
@@ -54,13 +55,11 @@ def of_diffusers() -> Iterator[BufferingHandler]:
 
 
 SD3, QWEN, QWEN_21 = TRANSFORMERS
-ONE_AND_OTHERS = [
-    SD3,
-    *(pytest.param(kind, marks=pytest.mark.slow) for kind in (QWEN, QWEN_21)),
-]
+ONE_AND_ANOTHER = [SD3, pytest.param(QWEN_21, marks=pytest.mark.slow)]
+"""The third is in most of the other tests."""
 
 
-@pytest.mark.parametrize("kind", ONE_AND_OTHERS)
+@pytest.mark.parametrize("kind", ONE_AND_ANOTHER)
 def test_what_a_run_leaves(
     start,
     flow_job,
@@ -127,12 +126,11 @@ def test_what_a_run_leaves(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prediction", ["flow", "v"])
 def test_it_learns_which_caption_belongs_to_which_image(
-    start, flow_job, tmp_path: Path, prediction: str
+    start, flow_job, tmp_path: Path
 ) -> None:
     """Two images, two captions: from pure noise the right caption leads to the right
-    one."""
+    one. In v; test_flow_process_references.py has one that learns the flow."""
     folder = tmp_path / "two"
     folder.mkdir()
     for name, colour in (("red", (230, 20, 20)), ("blue", (20, 20, 230))):
@@ -145,7 +143,7 @@ def test_it_learns_which_caption_belongs_to_which_image(
         flow_job(
             folder,
             train=train,
-            model={"prediction": prediction, "vae": str(vae)},
+            model={"prediction": "v", "vae": str(vae)},
             datasets=[dataset],
         )
     )
@@ -154,7 +152,7 @@ def test_it_learns_which_caption_belongs_to_which_image(
     options = ModelLoadOptions(
         folder=run / "job", device=torch.device("cpu"), dtype=torch.float32
     )
-    model, mix = LatentFlowModel(options), INTERPOLANTS[prediction].mix
+    model, mix = LatentFlowModel(options), INTERPOLANTS["v"].mix
     levels, noise = (
         torch.ones(8),
         torch.randn((8, 4, 16, 16), generator=torch.Generator().manual_seed(1)),
@@ -207,15 +205,7 @@ def assert_same_bytes(whole: Path, again: Path) -> None:
 TO_RESUME = {
     "model": {
         "prediction": "v",
-        "text_encoder": {
-            "config": {
-                "hidden_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "intermediate_size": 32,
-            },
-            "projection_dim": 12,
-        },
+        "text_encoder": {"config": TEXT, "projection_dim": 12},
     },
     "optimizers": {"text_encoder": {"lr": 1e-3, "every": 3}},
     "save": {"save_every": 2},
@@ -314,16 +304,11 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Folders of small text encoders with tokenizers, as transformers writes them."""
     import transformers
 
-    from extensions.from_scratch.latent_flow.text import make_tokenizer
-
     root = tmp_path_factory.mktemp("encoders")
     shape = {"vocab_size": 400, "pad_token_id": 0}
     configs = {
         "bert": transformers.BertConfig(
             hidden_size=8, num_hidden_layers=1, num_attention_heads=2, **shape
-        ),
-        "distilbert": transformers.DistilBertConfig(
-            dim=8, n_layers=1, n_heads=2, hidden_dim=16, **shape
         ),
         "t5": transformers.T5Config(
             d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, **shape
@@ -339,7 +324,6 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     }
     classes = {
         "bert": transformers.BertForMaskedLM,  # as published: with a head, and without
-        "distilbert": transformers.DistilBertModel,
         "t5": transformers.T5EncoderModel,
         "clip": transformers.CLIPTextModel,
     }
@@ -356,28 +340,17 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "trained"),
+    "kind",
     [
-        ("bert", True),
-        ("bert", False),
-        *(
-            pytest.param(kind, True, marks=pytest.mark.slow)
-            for kind in ("distilbert", "t5", "clip")
-        ),
+        "bert",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("t5", "clip")),
     ],
 )
-def test_a_text_encoder_of_a_folder(
-    start,
-    flow_job,
-    encoders,
-    pictures: Path,
-    kind: str,
-    trained: bool,
-    capsys: pytest.CaptureFixture[str],
+def test_a_text_encoder_of_a_folder_is_trained(
+    start, flow_job, encoders, pictures: Path, kind: str
 ) -> None:
-    text = {"name_or_path": str(encoders(kind)), "train": trained, "projection_dim": 6}
-    folder = start(flow_job(pictures, model={"text_encoder": text}, train={"steps": 2}))
-    assert ("Freezing text_encoder" in capsys.readouterr().out) is not trained
+    text = {"name_or_path": str(encoders(kind)), "train": True, "projection_dim": 6}
+    folder = start(flow_job(pictures, model={"text_encoder": text}, train={"steps": 1}))
     before, after = (
         {name.removeprefix("bert."): tensor for name, tensor in load_file(file).items()}
         for file in (
@@ -385,19 +358,11 @@ def test_a_text_encoder_of_a_folder(
             for name in ("start", "job")
         )
     )
-    assert (
-        any(not torch.equal(tensor, before[name]) for name, tensor in after.items())
-        is trained
-    )
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in after.items())
     final = folder / "job" / "text_encoder"
     assert load_file(final / "projection.safetensors")["weight"].shape == (6, 8)
-    from extensions.from_scratch.latent_flow.text import load_text_encoder
-
-    assert load_text_encoder(final, torch.float32)(torch.tensor([[1, 5, 2]])).shape == (
-        1,
-        3,
-        6,
-    )
+    embeds_BLE = load_text_encoder(final, torch.float32)(torch.tensor([[1, 5, 2]]))
+    assert embeds_BLE.shape == (1, 3, 6)
 
 
 def test_a_further_run_goes_on_from_the_folder_with_another_autoencoder(
@@ -436,13 +401,10 @@ def test_a_further_run_goes_on_from_the_folder_with_another_autoencoder(
     assert any(not torch.equal(tensor, before[n]) for n, tensor in learned.items())
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["AutoencoderKLQwenImage", pytest.param("AutoencoderTiny", marks=pytest.mark.slow)],
-)
 def test_an_autoencoder_of_an_earlier_process(
-    start, flow_job, pictures: Path, tmp_path: Path, kind: str
+    start, flow_job, pictures: Path, tmp_path: Path
 ) -> None:
+    kind = "AutoencoderKLQwenImage"
     first = {
         "type": "vae_trainer", "name": "vae", "device": "cpu", "training_seed": 1, "save": {"save_every": 0},
         "model": {"class_name": kind, "config": SMALL[kind]}, "train": {"steps": 1, "dtype": "fp32"},
@@ -451,31 +413,28 @@ def test_an_autoencoder_of_an_earlier_process(
     model = {"vae": str(tmp_path / "output/job/vae/vae")}
     start(
         first,
-        flow_job(pictures, name="flow", model=model, train={"steps": 2}, sample=SAMPLE),
+        flow_job(pictures, name="flow", model=model, train={"steps": 1}, sample=SAMPLE),
     )
     folder = tmp_path / "output/job/flow"
-    written = getattr(diffusers, kind).from_pretrained(folder / "flow" / "vae").config
+    written = diffusers.AutoencoderKLQwenImage.from_pretrained(
+        folder / "flow" / "vae"
+    ).config
     own = json.loads((tmp_path / "output/job/vae/vae/config.json").read_text())
     assert all(
         list(written[k]) == v if isinstance(v, list) else written[k] == v
         for k, v in own.items()
         if k[0] != "_"
     )
-    assert len(lines(folder / "metrics.jsonl")) == 2
+    assert len(lines(folder / "metrics.jsonl")) == 1
 
 
 # ------------------------------------------------------------ what others do with it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "network"),
-    [
-        *(
-            pytest.param(kind, {"type": "lora", "linear": 2}, marks=pytest.mark.slow)
-            for kind in (QWEN, QWEN_21)
-        ),
-        pytest.param(SD3, {"type": "full"}, marks=pytest.mark.slow),
-    ],
+    [(QWEN_21, {"type": "lora", "linear": 2}), (SD3, {"type": "full"})],
 )
 def test_a_lora_or_all_of_it_is_trained_on_such_a_folder(
     start, pictures: Path, tmp_path: Path, kind: str, network: dict
@@ -535,7 +494,7 @@ def test_new_model_makes_another_and_a_lora_is_trained_on_it_quantized(
 # ------------------------------------------------------------ ways to compute
 
 
-@pytest.mark.parametrize("kind", ONE_AND_OTHERS)
+@pytest.mark.parametrize("kind", ONE_AND_ANOTHER)
 def test_checkpointing_changes_no_bit(
     start, flow_job, pictures: Path, kind: str
 ) -> None:
@@ -557,7 +516,6 @@ def test_checkpointing_changes_no_bit(
 @pytest.mark.parametrize(
     ("train", "text"),
     [
-        pytest.param({"dtype": "bf16", "full_bf16": True}, {}, marks=pytest.mark.slow),
         (
             {
                 "fused_backward_pass": True,
@@ -570,9 +528,9 @@ def test_checkpointing_changes_no_bit(
         pytest.param(
             {
                 "dtype": "bf16",
+                "full_bf16": True,
                 "loss_type": "huber",
                 "min_timestep": 200,
-                "optimizer": "schedulefree_adamw",
             },
             {},
             marks=pytest.mark.slow,

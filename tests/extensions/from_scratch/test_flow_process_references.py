@@ -19,12 +19,6 @@ from toolkit.contracts.training import StepLosses
 from toolkit.data.batches.dataloader import LatentBatch
 
 QWEN = "QwenImageTransformer2DModel"
-TEXT = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-}
 ALONG = {"discriminator": {"channels": 4, "layers": 1}}
 
 

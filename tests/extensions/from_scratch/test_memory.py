@@ -86,10 +86,6 @@ def short(job: dict[str, Any]) -> dict[str, Any]:
                 "losses": {"histogram": 1},
             },
         ),
-        slow(
-            "AutoencoderKL",
-            {"discriminator": {"channels": 16}, "train": {"dtype": "bf16"}},
-        ),
         ("AutoencoderTiny", {}),
         slow("AutoencoderKLQwenImage", {}),
     ],

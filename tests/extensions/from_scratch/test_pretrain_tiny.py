@@ -44,10 +44,10 @@ def test_each_process_starts_from_the_outputs_of_earlier_ones(
     job = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     for process in job["config"]["process"]:
         if process["type"] == "mascots":
-            few = {"count": 4, "scribbles": 2, "edits": 3, "edits_of_two": 3}
+            few = {"count": 2, "scribbles": 1, "edits": 1, "edits_of_two": 1}
             process.update({key: few[key] for key in few if process.get(key)})
         if "train" in process:
-            process["train"] |= {"steps": 2, "batch_size": 2, "lr_warmup_steps": 1}
+            process["train"] |= {"steps": 2, "batch_size": 1, "lr_warmup_steps": 1}
             process["sample"]["sample_every"] = 2
             if "sample_steps" in process["sample"]:
                 process["sample"]["sample_steps"] = 1

@@ -15,7 +15,7 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.setup import attach_network, build_block_runner, build_roles
 from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item
 from tests.measured import at_most
-from toolkit.config.reading.field_types import PER_PARAMETER_OPTIMIZERS
+from tests.running import run_job
 from toolkit.contracts.data import BatchSpec, Size
 from toolkit.contracts.training import TrainStep
 from toolkit.data.batches.dataloader import BatchLoader
@@ -137,11 +137,7 @@ def test_a_fused_step_is_a_whole_step_bit_for_bit(losses, changes: dict) -> None
     ("optimizer", "changes"),
     [
         ("adamw", {}),
-        *(
-            pytest.param(name, {}, marks=pytest.mark.slow)
-            for name in PER_PARAMETER_OPTIMIZERS
-            if name != "adamw"
-        ),
+        pytest.param("sgd", {}, marks=pytest.mark.slow),
         pytest.param("adafactor", BF16, marks=pytest.mark.slow),
     ],
 )
@@ -188,15 +184,19 @@ def test_bf16_weights_learn_as_float32_ones_do(losses) -> None:
     )
 
 
-EMA = {"ema_config": {"use_ema": True}}
-
-
 @pytest.mark.slow
 def test_a_job_stops_goes_on_and_leaves_a_model_that_the_next_job_trains(
-    run_py, write_job, trainer, make_pictures, tiny_model: Path, tmp_path: Path
+    write_job,
+    trainer,
+    make_pictures,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: list[str],
 ) -> None:
-    """2 steps and 2 more against 4 at once, with samples, an average, and one folder
+    """One step and another against 2 at once, with samples, an average, and one folder
     kept."""
+    monkeypatch.chdir(tmp_path)
     pictures = make_pictures(tmp_path / "2_photos", "a", "b")
 
     def run(folder: str, steps: int, model: Path = tiny_model) -> Path:
@@ -222,21 +222,16 @@ def test_a_job_stops_goes_on_and_leaves_a_model_that_the_next_job_trains(
             },
         )
         section["model"]["name_or_path"] = str(model)
-        result = run_py(write_job(section))
-        assert result.returncode == 0, result.stdout + result.stderr
-        counted = sum(
-            p.numel() for p in open_tiny(tiny_model).network_module.parameters()
-        )
-        assert f"layers: {counted:,} trainable parameters; each folder" in result.stdout
-        assert f"layers, {counted:,} trainable parameters" in result.stdout
+        run_job(write_job(section))
         return tmp_path / folder / "job"
 
-    run("parts", 2)
-    parts, whole = run("parts", 4), run("whole", 4)
-    models = sorted(
-        path.name for path in whole.iterdir() if (path / "model_index.json").is_file()
-    )
-    assert models == ["job", "job_000000004"]
+    run("parts", 1)
+    parts, whole = run("parts", 2), run("whole", 2)
+    counted = sum(p.numel() for p in open_tiny(tiny_model).network_module.parameters())
+    told = f"layers, {counted:,} trainable parameters"
+    assert any(told in line for line in said), said
+    models = sorted(path.parent.name for path in whole.glob("*/model_index.json"))
+    assert models == ["job", "job_000000002"]
     files = [
         path.relative_to(whole)
         for model in models
@@ -244,10 +239,10 @@ def test_a_job_stops_goes_on_and_leaves_a_model_that_the_next_job_trains(
         if path.is_file()
     ]
     files += [
-        Path("state/step_000000004") / name for name in ("weights", "ema", "optimizer")
+        Path(f"state/step_000000002/{name}.safetensors")
+        for name in ("weights", "ema", "optimizer")
     ]
     for file in files:
-        file = file.with_suffix(".safetensors") if file.parts[0] == "state" else file
         assert (parts / file).read_bytes() == (whole / file).read_bytes(), file
     stored = load_file(
         whole / "job" / "transformer" / "diffusion_pytorch_model.safetensors"

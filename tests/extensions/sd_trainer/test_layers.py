@@ -18,14 +18,23 @@ from toolkit.files.safetensors_io import read_metadata
 from toolkit.models.tiny import TinySpec, write_tiny_model
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("layered") / "model"
+    write_tiny_model(folder, TinySpec(arch="qwen_image_layered"))
+    return folder
+
+
 @pytest.fixture
 def section(
-    trainer: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trainer: Callable[..., dict],
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., dict]:
     """A section that trains two images of unlike numbers of layers, and draws one;
     `dataset` is merged."""
     monkeypatch.chdir(tmp_path)
-    write_tiny_model(tmp_path / "model", TinySpec(arch="qwen_image_layered"))
     for stem, count in (("a", 1), ("b", 3)):
         write_layers(tmp_path / "data", count, stem=stem)
 
@@ -43,7 +52,7 @@ def section(
             },
         }
         given = {
-            "model": {"name_or_path": "model", "model_kwargs": kwargs or {}},
+            "model": {"name_or_path": str(model), "model_kwargs": kwargs or {}},
             "datasets": [
                 {
                     "folder_path": "data",
@@ -56,7 +65,7 @@ def section(
             **changes,
         }
         train = {
-            "steps": 4,
+            "steps": 2,
             "batch_size": 2,
             "disable_sampling": False,
             "skip_first_sample": True,
@@ -69,13 +78,13 @@ def section(
 def test_a_job_trains_and_draws_layers(section, write_job: Callable[..., Path]) -> None:
     run_job(write_job(section(kwargs={"composite_target": False}), name="layers"))
     folder = Path("output/layers")
-    assert len(lines(folder / "metrics.jsonl")) == 4
+    assert len(lines(folder / "metrics.jsonl")) == 2
     metadata = read_metadata(folder / "layers.safetensors")
     assert metadata["modelspec.architecture"] == "Qwen-Image-Layered/lora"
-    row = Image.open(folder / "samples" / "000000004_0.png")
+    row = Image.open(folder / "samples" / "000000002_0.png")
     assert (row.mode, row.size) == ("RGBA", (2 * 64, 64))
     drawn = [
-        Image.open(folder / "samples" / "layers" / f"000000004_0_layer{index}.png")
+        Image.open(folder / "samples" / "layers" / f"000000002_0_layer{index}.png")
         for index in range(2)
     ]
     width = row.width // 2
@@ -217,7 +226,7 @@ def test_held_out_images_are_measured_with_their_layers(
     """As in the training: more layers, another loss; and a folder of its own has them
     beside its images."""
     write_layers(tmp_path / "held", 2, stem="c")
-    validation = {"folder_path": "held", "every": 2, "timesteps": 2}
+    validation = {"folder_path": "held", "every": 2, "timesteps": 1}
     run_job(
         write_job(
             section(validation=validation, train={"disable_sampling": True}),
@@ -225,15 +234,11 @@ def test_held_out_images_are_measured_with_their_layers(
         )
     )
     measured = lines(Path("output/held_out/validation.jsonl"))
-    assert [line["step"] for line in measured] == [0, 2, 4]
+    assert [line["step"] for line in measured] == [0, 2]
     write_layers(tmp_path / "held", 1, stem="c")
     (tmp_path / "held" / "c_layer1.png").unlink()
-    run_job(
-        write_job(
-            section(validation=validation, train={"disable_sampling": True}),
-            name="fewer",
-        )
-    )
+    changed = {"disable_sampling": True, "steps": 1}
+    run_job(write_job(section(validation=validation, train=changed), name="fewer"))
     fewer = lines(Path("output/fewer/validation.jsonl"))
     assert fewer[0]["validation/loss"] != measured[0]["validation/loss"]
 
@@ -249,5 +254,5 @@ def test_a_single_layer_has_no_drift_of_an_edit(
     }
     sample |= {"width": 64, "height": 64, "sample_steps": 1, "sample_every": 0}
     run_job(write_job(section(sample=sample), name="one"))
-    assert Image.open("output/one/samples/000000004_0.png").size == (64, 64)
+    assert Image.open("output/one/samples/000000002_0.png").size == (64, 64)
     assert not Path("output/one/drift.jsonl").exists()

@@ -10,15 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mascots.drawing import draw
-from mascots.mascot import Casting, Lots, random_mascot
-from mascots.words import caption
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT
 from tests.running import lines, run_job
 from toolkit.config import JobContext, load_job
-from toolkit.errors import Interrupted, UserError
+from toolkit.errors import Interrupted
 from toolkit.extension import discover
 from toolkit.files.log import shown
 from toolkit.train import validation
@@ -73,8 +69,8 @@ def test_a_run_is_the_same_with_and_without_validation(
         "folder_path": str(make_pictures(tmp_path / "val", "x", size=(64, 64))),
         "control_path": str(references),
         "every": 2,
+        "edits": 2,  # of which there is one
     }
-    own["edits"] = 2  # of which there is one
     network = {"type": "lora", "linear": 4, "linear_alpha": 4, "dropout": 0.3}
     train = {"steps": 5, "ema_config": {"use_ema": True, "ema_decay": 0.5}}
     start(write_job(trainer(data, network=network, train=train), name="plain"))
@@ -125,20 +121,15 @@ def test_a_run_that_is_stopped_again_and_again_ends_in_the_same_bits(
     start(write_job({**section, "training_folder": "whole"}, name="run"))
     section["training_folder"] = "broken"
     job = write_job(section, name="run")
-    for _ in range(3):
+    for _ in range(2):
         start(job, stop_in=broken)
-    assert (status(broken)["status"], status(broken)["step"]) == ("stopped", 3)
+    assert (status(broken)["status"], status(broken)["step"]) == ("stopped", 2)
     start(job)
     # Three validations: before step 1, at steps 2 and 4.
     assert [line["step"] for line in lines(whole / "validation.jsonl")] == [0, 2, 4]
-    assert (status(whole)["status"], status(whole)["step"], status(whole)["steps"]) == (
-        "finished",
-        4,
-        40,
-    )
-    assert status(whole)["reason"].startswith(
-        "stop_when: the mean validation/loss of 3"
-    )
+    ended = status(whole)
+    assert (ended["status"], ended["step"], ended["steps"]) == ("finished", 4, 40)
+    assert ended["reason"].startswith("stop_when: the mean validation/loss of 3")
     assert losses(whole) == losses(broken)
     assert len(losses(whole)) == 4
     state = "state/step_000000004"
@@ -207,13 +198,6 @@ def test_the_next_process_runs_after_a_stop_and_both_are_skipped_then(
         "process 1 of 2, first",
         "process 2 of 2, second",
     ]
-    caption = (data / "a.txt").read_text()
-    (data / "a.txt").write_text("another caption")
-    with pytest.raises(
-        UserError, match=r"two/first holds a run that is complete at step 3.*1 edited"
-    ):
-        start(job)
-    (data / "a.txt").write_text(caption)
     (folders[0] / "first.safetensors").unlink()
     start(job)
     # written again from the state; the second is as it was
@@ -274,74 +258,6 @@ def test_a_run_whose_validation_loss_does_not_fall_any_more_is_ended(
         )
         assert "nothing to do" in start(job)
     assert ends[0] == ends[1]
-
-
-PIPO = {
-    "trigger": "pipo",
-    "body": "star",
-    "colour": "teal",
-    "mark": "stripes",
-    "eyes": "big eyes",
-}
-
-
-def pictures_of_one_character(folder: Path, count: int, seed: int) -> Path:
-    """Mascots with their captions."""
-    folder.mkdir()
-    for index in range(count):
-        shown = random_mascot(Lots(seed, "stopping", index), Casting(fixed=PIPO))
-        draw([shown], 64, 64).save(folder / f"{index:03}.png")
-        (folder / f"{index:03}.txt").write_text(caption(shown), encoding="utf-8")
-    return folder
-
-
-@pytest.mark.slow
-def test_a_run_that_overfits_is_ended_and_would_not_have_become_better(
-    start, write_job, tmp_path: Path
-) -> None:
-    """Four images of one character, at the quickstart's rate, without its images of
-    others."""
-    data = pictures_of_one_character(tmp_path / "trained", 4, 100)
-    held_out = pictures_of_one_character(tmp_path / "held_out", 12, 7)
-    train = {
-        "batch_size": 4, "steps": 96, "lr": 0.02, "optimizer": "muon", "dtype": "fp32", "lr_scheduler": "constant",
-        "gradient_checkpointing": False, "disable_sampling": True, "compile": False,
-        "ema_config": {"use_ema": True, "ema_decay": 0.9},
-    }  # fmt: skip
-    section = {
-        "type": "sd_trainer",
-        "training_folder": "output",
-        "device": "cpu",
-        "training_seed": 1,
-        "network": {"type": "lora", "linear": 64, "linear_alpha": 64},
-        "save": {"save_every": 0},
-        "datasets": [{"folder_path": str(data), "resolution": 64}],
-        "validation": {
-            "folder_path": str(held_out),
-            "every": 4,
-            "timesteps": 2,
-            "resolution": 64,
-        },
-        "train": train,
-        "model": {
-            "name_or_path": str(ROOT / "config" / "examples" / "tiny_mascots"),
-            "model_kwargs": {"match_target_res": True},
-        },
-    }
-    folder = tmp_path / "output" / "run"
-    start(write_job({**section, "stop_when": {"no_better_within": "95%"}}, name="run"))
-    ended, best = status(folder)["step"], status(folder)["best"]
-    assert status(folder)["status"] == "finished" and best["step"] < ended < 96
-    assert (
-        f"no later step will be better than step {best['step']} by"
-        in status(folder)["reason"]
-    )
-    start(write_job(section, name="run"))
-    means = {
-        line["step"]: line["validation/loss"]
-        for line in lines(folder / "validation.jsonl")
-    }
-    assert max(means) == 96 and min(means, key=lambda step: means[step]) == best["step"]
 
 
 def test_a_dry_run_says_that_a_run_can_never_be_ended_so(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 from collections import ChainMap
 from collections.abc import Callable
@@ -19,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.extensions.sd_trainer.test_config import SEED_001
-from tests.running import lines, run_job
+from tests.running import lines, run_job, run_tool
 from toolkit.config.sections.model import ModelConfig
 from toolkit.errors import UserError
 from toolkit.files.log import shown
@@ -55,13 +53,13 @@ def tensors_of(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 SHORT = {
     "save_every: 340  # Every epoch (3400 / 10)": "save_every: 2",
     "max_step_saves_to_keep: 10": "max_step_saves_to_keep: 2",
-    "resolution: [1024, 1024]": "resolution: [96, 96]",
+    "resolution: [1024, 1024]": "resolution: [64, 64]",
     "steps: 3400": "steps: 6",
     '"Qwen/Qwen-Image-Edit-2509"': '"models/tiny-edit"',
     "sample_every: 340  # Every epoch": "sample_every: 3",
     "width: 1024": "width: 64",
     "height: 1024": "height: 64",
-    "sample_steps: 28": "sample_steps: 4",
+    "sample_steps: 28": "sample_steps: 1",
 }
 """Paths and sizes of the published job, and others."""
 
@@ -114,22 +112,9 @@ def test_the_published_job_runs_with_only_paths_and_sizes_changed(
         "qwen_character_lora_000000006.safetensors",
     ]
     assert pictures(folder) == [(step, index) for step in (0, 3, 6) for index in (0, 1)]
-    assert [line["step"] for line in lines(folder / "metrics.jsonl")] == [
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-    ]
-    assert [line["samples"] for line in lines(folder / "metrics.jsonl")] == [
-        4,
-        8,
-        12,
-        16,
-        20,
-        24,
-    ]
+    assert [
+        (line["step"], line["samples"]) for line in lines(folder / "metrics.jsonl")
+    ] == [(step, 4 * step) for step in range(1, 7)]
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
     assert (folder / "config.yaml").read_text(encoding="utf-8") == short_job()
     log = (folder / "log.txt").read_text(encoding="utf-8")
@@ -167,31 +152,6 @@ def test_the_published_job_runs_with_only_paths_and_sizes_changed(
 # ------------------------------------------------------------ stopping and going on
 
 
-@pytest.fixture
-def stop_at(start_py, tmp_path: Path) -> Callable[..., tuple[int, list[dict]]]:
-    """Starts a job, sends it a signal once it has done so many steps, and gives its
-    exit code and its metrics.
-
-    A signal that leaves no time to save is sent once a state is complete: states are
-    written while training goes on.
-    """
-
-    def run(
-        job: Path, folder: Path, steps: int, number: signal.Signals
-    ) -> tuple[int, list[dict]]:
-        process = start_py(job, "-n", "long")
-        metrics = folder / "metrics.jsonl"
-        process.wait_until(
-            lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= steps
-        )
-        if number == signal.SIGKILL:
-            process.wait_until(lambda: [*folder.glob("state/step_*/MANIFEST.json")])
-        process.send(number)
-        return process.wait(60), lines(metrics)
-
-    return run
-
-
 def without_times(metrics: list[dict]) -> list[dict]:
     return [
         {
@@ -203,120 +163,87 @@ def without_times(metrics: list[dict]) -> list[dict]:
     ]
 
 
+def in_8_bit(model: Path, code: str) -> dict[str, torch.Tensor]:
+    """The transformer in one file's layout, its blocks in codes of that kind with their
+    scales."""
+    stored: dict[str, torch.Tensor] = {}
+    for name, weight in ChainMap(
+        *(tensors_of(path)[0] for path in (model / "transformer").glob("*.safetensors"))
+    ).items():
+        stored[f"model.diffusion_model.{name}"] = weight
+        if weight.ndim < 2 or "transformer_blocks" not in name:
+            continue
+        layer = f"model.diffusion_model.{name.removesuffix('.weight')}"
+        if code == "fp8":
+            scale = weight.abs().max().float() / 448
+            codes = (weight.float() / scale).to(torch.float8_e4m3fn)
+        else:
+            rotated = rotate(weight.float(), regular_hadamard(64))
+            scale = rotated.abs().amax(1, keepdim=True) / 127
+            codes = (rotated / scale).round().to(torch.int8)
+            said = b'{"format": "int8_tensorwise", "convrot": true, "convrot_groupsize": 64}'
+            stored[f"{layer}.comfy_quant"] = torch.tensor(list(said), dtype=torch.uint8)
+        stored |= {f"{layer}.weight": codes, f"{layer}.weight_scale": scale}
+    return stored
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize(
     ("code", "base"),
     [("fp8", {}), ("int8", {"quantize": True, "qtype": "int8"})],
     ids=["fp8, converted", "int8_convrot, as stored"],
 )
-def test_a_base_in_one_8_bit_file_trains_goes_on_after_a_kill_and_generates(
-    run_py: Run,
-    stop_at,
+def test_a_base_in_one_8_bit_file_trains_goes_on_from_where_it_lies_and_generates(
     write_job,
     trainer,
     make_pictures,
     tiny_model: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: list[str],
     code: str,
     base: dict,
 ) -> None:
-    stored: dict[str, torch.Tensor] = {}
-    shards = [
-        tensors_of(path)[0]
-        for path in (tiny_model / "transformer").glob("*.safetensors")
-    ]
-    for name, weight in ChainMap(*shards).items():
-        stored[f"model.diffusion_model.{name}"] = weight
-        if weight.ndim == 2 and "transformer_blocks" in name:
-            layer = f"model.diffusion_model.{name.removesuffix('.weight')}"
-            if code == "fp8":
-                scale = weight.abs().max().float() / 448
-                stored[f"{layer}.weight"] = (weight.float() / scale).to(
-                    torch.float8_e4m3fn
-                )
-            else:
-                rotated = rotate(weight.float(), regular_hadamard(64))
-                scale = rotated.abs().amax(1, keepdim=True) / 127
-                stored[f"{layer}.weight"] = (rotated / scale).round().to(torch.int8)
-                said = b'{"format": "int8_tensorwise", "convrot": true, "convrot_groupsize": 64}'
-                stored[f"{layer}.comfy_quant"] = torch.tensor(
-                    list(said), dtype=torch.uint8
-                )
-            stored[f"{layer}.weight_scale"] = scale
+    monkeypatch.chdir(tmp_path)
+    stored = in_8_bit(tiny_model, code)
     file, moved, other = (
         tmp_path / f"{name}.safetensors" for name in (code, "moved", "other")
     )
     save_file(stored, file)
-    other_bias = {
-        name: weight + 1
-        for name, weight in stored.items()
-        if name.endswith("img_in.bias")
-    }
-    save_file(stored | other_bias, other)
+    bias = "model.diffusion_model.img_in.bias"
+    save_file(stored | {bias: stored[bias] + 1}, other)
     data = make_pictures(tmp_path / "data", "a", "b")
+    run = tmp_path / "output" / "job"
 
-    def job(training_folder: str, path: Path) -> Path:
+    def train(path: Path, **changes: object) -> dict[str, torch.Tensor]:
         model = trainer()["model"] | {"transformer_path": str(path)} | base
-        save = {"dtype": "float32", "save_every": 5}
-        section = trainer(
-            data,
-            training_folder=training_folder,
-            model=model,
-            train={"steps": 20},
-            save=save,
-        )
-        return write_job(section, name=f"{training_folder}_{path.stem}")
+        save = {"dtype": "float32", "save_every": 1}
+        run_job(write_job(trainer(data, model=model, save=save, **changes)))
+        return tensors_of(run / "job.safetensors")[0]
 
-    whole, broken = (
-        tmp_path / folder / "long" / "long.safetensors"
-        for folder in ("whole", "broken")
-    )
-    first = run_py(job("whole", file), "-n", "long")
-    assert first.returncode == 0
-    assert stop_at(job("broken", file), broken.parent, 8, signal.SIGKILL)[0] == -9
-    file.rename(moved)
-    refused = run_py(job("broken", other), "-n", "long")
-    assert (
-        refused.returncode == 2 and "base model: transformer differs" in refused.stderr
-    ), refused.stderr
-    went_on = run_py(job("broken", moved), "-n", "long")
-    assert went_on.returncode == 0
-    kept = {"fp8": "fp8 (e4m3fn)", "int8": "int8"}[code]
+    whole = train(file)
     # A second start reads the model that the first has kept.
-    assert (f"28 layers keep its {kept} codes and scales" in first.stdout) == bool(base)
-    layers = family_for(ModelConfig(name_or_path=str(tiny_model))).linear_layers(
-        tiny_model
+    kept = [line for line in said if "codes and scales" in line]
+    assert ["28 layers keep its int8" in line for line in kept] == (
+        [True] if base else []
     )
+    file.rename(moved)
+    with pytest.raises(UserError, match="base model: transformer differs"):
+        train(other, resume=1)
+    again = train(moved, resume=1)
+    family = family_for(ModelConfig(name_or_path=str(tiny_model)))
     # after ComfyUI's own name of each layer, as on any base
-    parts = (
-        "lora_A.weight",
-        "lora_B.weight",
-    )
-    assert tensors_of(whole)[0].keys() == {
-        f"diffusion_model.{layer}.{part}" for layer in layers for part in parts
-    }
-    assert tensors_of(whole)[0].keys() == tensors_of(broken)[0].keys()
-    assert all(
-        torch.equal(tensor, tensors_of(whole)[0][name])
-        for name, tensor in tensors_of(broken)[0].items()
-    )
+    assert whole.keys() == again.keys() == {
+        f"diffusion_model.{layer}.{part}.weight"
+        for layer in family.linear_layers(tiny_model)
+        for part in ("lora_A", "lora_B")
+    }  # fmt: skip
+    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
 
-    words = [
-        "generate",
-        "--model",
-        tiny_model,
-        "--lora",
-        whole,
-        "--prompt",
-        "a",
-        "--steps",
-        "2",
-    ]
-    words += ["--width", "64", "--height", "64", "--device", "cpu", "--output"]
-    assert run_py(*words, "plain").returncode == 0
-    drawn = run_py(*words, "single", "--transformer-path", moved)
-    assert drawn.returncode == 0, drawn.stderr
+    flags = ["--model", tiny_model, "--lora", run / "job.safetensors", "--prompt", "a"]
+    flags += ["--steps", 1, "--width", 64, "--height", 64, "--device", "cpu"]
+    run_tool("generate", [*flags, "--output", "plain"])
+    run_tool("generate", [*flags, "--output", "single", "--transformer-path", moved])
     images = [
         next((tmp_path / name).glob("*.png")).read_bytes()
         for name in ("plain", "single")
@@ -326,38 +253,36 @@ def test_a_base_in_one_8_bit_file_trains_goes_on_after_a_kill_and_generates(
 
 @pytest.mark.slow
 def test_a_trained_model_in_one_file_is_that_of_the_folder(
-    run_py: Run, write_job, trainer, make_pictures, tmp_path: Path
+    write_job,
+    trainer,
+    make_pictures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """EMA and raw weights, of a step and of the end; the job goes on from the file, as
-    from the folder."""
+    """EMA and raw weights, of a step and of the end."""
+    monkeypatch.chdir(tmp_path)
     base, data = tmp_path / "base", make_pictures(tmp_path / "data", "a")
     write_tiny_model(base, TinySpec(arch="qwen_image_2"))
     model = trainer()["model"] | {"name_or_path": str(base)}
+    average = {"use_ema": True, "ema_decay": 0.5}
     for layout in ("diffusers", "single_file"):
         save = {"dtype": "float32", "save_every": 1, "layout": layout, "also": ["raw"]}
-        train = {
-            "steps": 2,
-            "lr": 1e-3,
-            "ema_config": {"use_ema": True, "ema_decay": 0.5},
-        }
         section = trainer(
             data,
             training_folder=layout,
             model=model,
-            train=train,
+            train={"steps": 1, "lr": 1e-3, "ema_config": average},
             save=save,
             network={"type": "full"},
         )
-        done = run_py(write_job(section, name=layout), "-n", "m")
-        assert done.returncode == 0, done.stderr
+        run_job(write_job(section, name="m"))
     folders = sorted(
         path.parent
         for path in (tmp_path / "diffusers" / "m").glob("*/model_index.json")
     )
-    steps = ("m", "m_000000001", "m_000000002")
-    assert [folder.name for folder in folders] == sorted(
-        [*steps, *(f"{step}_raw" for step in steps)]
-    )
+    assert [folder.name for folder in folders] == [
+        "m", "m_000000001", "m_000000001_raw", "m_raw"
+    ]  # fmt: skip
     for folder in folders:
         file = tmp_path / "single_file" / "m" / f"{folder.name}.safetensors"
         assert any("gate_up" in name for name in tensors_of(file)[0])

@@ -95,16 +95,6 @@ def test_a_run_learns_from_pairs_and_resumes_bit_for_bit(run) -> None:
 
     run("halves", steps=2, preference={"beta": 500})
     assert run("halves", preference={"beta": 500})[0] == whole
-    assert run("other", preference={"beta": 50})[0] != whole
-    assert (
-        run(
-            "accumulated",
-            preference={"beta": 500},
-            batch_size=1,
-            gradient_accumulation=2,
-        )[0]
-        != b""
-    )
 
 
 @pytest.mark.slow
@@ -167,31 +157,6 @@ def test_the_validation_says_how_many_held_out_pairs_are_right(
     best = json.loads((folder / "run.json").read_text())["best"]
     assert best["loss"] == min(
         row["validation/loss"] for row in lines(folder / "validation.jsonl")
-    )
-
-
-@pytest.mark.slow
-def test_a_run_stops_once_no_later_step_is_better_for_held_out_pairs(
-    run, held_out, tmp_path: Path
-) -> None:
-    """The pairs of the training, exchanged: each step is worse than the one before."""
-    pairs = Path(str(held_out["captions_file"]))
-    rows = [
-        {"better": f"w{number}.png", "worse": f"b{number}.png", "prompt": "a"}
-        for number in range(8)
-    ]
-    exchanged = pairs.with_name("exchanged.jsonl")
-    exchanged.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    keys = {
-        "datasets": [{"captions_file": str(pairs), "resolution": 64}],
-        "validation": held_out | {"captions_file": str(exchanged)},
-        "stop_when": {"no_better_within": "95%"},
-    }
-    run("job", keys=keys, preference={"beta": 500}, steps=60)
-    status = json.loads((tmp_path / "job" / "job" / "run.json").read_text())
-    assert (
-        status["status"] == "finished"
-        and "no later step will be better than step" in status["reason"]
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
+from jobs.dry_run import JobPlan, plan_job
 from tests.running import lines, run_job
 from tests.toolkit.data.shard_server import write_shard
 from tests.toolkit.plan.test_memory_plan import item, phase
@@ -175,30 +176,22 @@ def test_a_dry_run_opens_no_more_than_the_first_shard_and_imports_no_torch(
 
 @pytest.mark.slow
 def test_epochs_of_unknown_length_are_read_through(
-    run: Run, run_py, write_job, streamed, tmp_path: Path
+    run: Run, write_job, streamed
 ) -> None:
-    train, ema = {"epochs": 1}, {"ema_config": {"use_ema": True}}
-    result = run_py(
-        write_job(streamed(training_folder="once", train=train | ema)), "--dry-run"
-    )
-    assert "read through once: how many steps that are is not known" in result.stdout, (
-        result.stderr
-    )
-    assert (
-        "999" not in result.stdout
-        and "time: the first steps will tell" in result.stdout
-    )
-    result = run_py(
-        write_job(streamed(training_folder="once", train=train)), "--dry-run", "--json"
-    )
-    (plan,) = json.loads(result.stdout)["processes"]
-    assert plan["optimizer_steps"] is None and plan["epochs"] == 1
-    _, metrics = run("once", train=train)
+    once = {"training_folder": "once", "train": {"epochs": 1}}
+
+    def planned(**train: object) -> JobPlan:
+        path = write_job(streamed(**once | {"train": {"epochs": 1, **train}}))
+        return plan_job(load_job(path, discover().find_config))
+
+    plan = planned(ema_config={"use_ema": True}).render()
+    assert "read through once: how many steps that are is not known" in plan
+    assert "999" not in plan and "time: the first steps will tell" in plan
+    (found,) = planned().to_json()["processes"]
+    assert found["optimizer_steps"] is None and found["epochs"] == 1
+    _, metrics = run("once", train={"epochs": 1})
     assert len(metrics) == 6 and metrics[-1]["samples"] == 12
-    result = run_py(
-        write_job(streamed(training_folder="once", train=train)), "--dry-run"
-    )
-    assert "complete at step 6: nothing to do" in result.stdout
+    assert "complete at step 6: nothing to do" in planned().render()
 
 
 def test_the_plan_counts_the_encoders_that_stay_and_what_encoding_ahead_takes(
@@ -259,16 +252,11 @@ def test_two_ranks_train_on_a_stream_what_one_trains(
     for processes in (1, 2):
         section = streamed(
             {"num_workers": 1},
-            {"steps": 6, "batch_size": 3},
+            {"steps": 4, "batch_size": 3},
             training_folder=f"of_{processes}",
         )
         run_ranks(processes, write_job(section))
-        lines = (
-            (tmp_path / f"of_{processes}" / "job" / "metrics.jsonl")
-            .read_text()
-            .splitlines()
-        )
-        found.append([json.loads(line) for line in lines])
+        found.append(lines(tmp_path / f"of_{processes}" / "job" / "metrics.jsonl"))
     for one, two in zip(*found, strict=True):
         assert two["samples"] == one["samples"]
         for name in ("loss", "grad_norm", "t_mean"):

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from tests.findings import errors, warnings
-from tests.processes import environment
+from tests.processes import several
 from toolkit.config.reading.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.config.reading.process import JobContext
 from toolkit.optim.optimizer_args import ELEMENTWISE, OPTIMIZERS
@@ -28,8 +28,8 @@ PUBLISHED = "Qwen/Qwen-Image-Edit-2509"
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("photos", "other"):
-        Path(name).mkdir()
+    Path("photos").mkdir()
+    Path("other").mkdir()
     Path("kept.txt").write_text("a dog\n")
     Path("page.safetensors").write_text("<html>")
     save_file({}, "lora.safetensors")
@@ -59,7 +59,7 @@ def findings(text: str) -> list[str]:
 
 def check(text: str, *expected: str) -> None:
     found = findings(text)
-    assert len(found) == len(expected), found
+    assert len(found) == len(expected), (text, found)
     for beginning in expected:
         assert any(line.startswith(beginning) for line in found), (beginning, found)
 
@@ -342,9 +342,9 @@ ROWS: list[tuple[str, ...]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
-def test_what_is_said_about_a_section(row: tuple[str, ...]) -> None:
-    check(*row)
+def test_what_is_said_about_a_section() -> None:
+    for row in ROWS:
+        check(*row)
 
 
 SHARED = "parallel: fsdp, gradient_accumulation: 4"
@@ -372,27 +372,23 @@ WITH_TWO: list[tuple[str, ...]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("row", WITH_TWO, ids=lambda row: row[0])
 def test_what_is_said_where_two_processes_run_it(
-    monkeypatch: pytest.MonkeyPatch, row: tuple[str, ...]
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in environment(0, 2, 29500).items():
-        monkeypatch.setenv(name, value)
-    check(*row)
+    with several(monkeypatch, 2):
+        for row in WITH_TWO:
+            check(*row)
 
 
-@pytest.mark.parametrize(
-    ("asked", "dtype", "told"),
-    [("fp16", "bf16", 1), ("bf16", "bf16", 0), ("no", "fp32", 0)],
-)
-def test_what_accelerate_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch, asked: str, dtype: str, told: int
-) -> None:
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
-    check(
-        f"train: {{dtype: {dtype}}}",
-        *["W train.dtype: bfloat16 takes precedence over accelerate's --mixed"] * told,
-    )
+def test_what_accelerate_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "W train.dtype: bfloat16 takes precedence over accelerate's --mixed"
+    for asked, dtype, *expected in (
+        ("fp16", "bf16", told),
+        ("bf16", "bf16"),
+        ("no", "fp32"),
+    ):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+        check(f"train: {{dtype: {dtype}}}", *expected)
 
 
 def test_any_number_that_the_section_logs_may_end_the_run() -> None:
@@ -405,9 +401,8 @@ def test_any_number_that_the_section_logs_may_end_the_run() -> None:
         check(f"{keys}, stop_when: {{metric: {metric}, below: 1}}")
 
 
-@pytest.mark.parametrize(
-    ("keys", "first"),
-    [
+def test_each_key_says_by_itself_whether_a_first_set_is_generated() -> None:
+    for keys, first in (
         (f"sample: {{{ONE}}}", True),
         (f"sample: {{{ONE}, sample_at_first: true}}", True),
         (f"sample: {{{ONE}, sample_at_first: false}}", False),
@@ -422,13 +417,9 @@ def test_any_number_that_the_section_logs_may_end_the_run() -> None:
             f"sample: {{{ONE}, sample_at_first: true}}, train: {{skip_first_sample: false}}",
             True,
         ),
-    ],
-)
-def test_each_key_says_by_itself_whether_a_first_set_is_generated(
-    keys: str, first: bool
-) -> None:
-    assert section(keys).draws_first() is first
-    check(keys)
+    ):
+        assert section(keys).draws_first() is first, keys
+        check(keys)
 
 
 def test_samples_without_prompts_are_told() -> None:

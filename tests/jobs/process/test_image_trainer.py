@@ -19,8 +19,7 @@ from toolkit.files.log import shown
 from toolkit.plan import memory
 
 TRAINERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "sd_trainer, LoRA": ({}, {"network": {"type": "lora", "linear": 8}}),
-    "sd_trainer, full": ({"network": {"type": "full"}}, {"network": {"type": "lora"}}),
+    "sd_trainer": ({}, {"network": {"type": "lora", "linear": 8}}),
 }
 """What is particular to a trainer, and a change that a resume cannot take. A part with
 a trainer runs these tests too, with its own `trains`."""

@@ -295,29 +295,26 @@ def test_a_resume_with_another_number_of_threads_says_so(start, capsys) -> None:
     assert line in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (MemoryError(), f"{MEMORY}"),
-        (RuntimeError("can't start new thread"), f"{THREADS}"),
-        (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/dev/null"), f"{FILES}"),
+def test_what_the_machine_is_short_of_is_one_line(start, monkeypatch) -> None:
+    for number, (error, said) in enumerate(
         (
-            RuntimeError("CUDA error: out of memory\nfor developers"),
-            "CUDA error: out of memory. ",
-        ),
-    ],
-    ids=["memory", "threads", "files", "of the device"],
-)
-def test_what_the_machine_is_short_of_is_one_line(
-    start, monkeypatch, error: Exception, said: str
-) -> None:
-    def train(self) -> None:
-        raise error
+            (MemoryError(), MEMORY),
+            (RuntimeError("can't start new thread"), THREADS),
+            (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/dev/null"), FILES),
+            (
+                RuntimeError("CUDA error: out of memory\nfor developers"),
+                "CUDA error: out of memory. ",
+            ),
+        )
+    ):
 
-    monkeypatch.setattr(Trainer, "train", train)
-    with pytest.raises(RunError) as caught:
-        start()
-    assert str(caught.value) == said
+        def train(self, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(Trainer, "train", train)
+        with pytest.raises(RunError) as caught:
+            start(f"run_{number}")
+        assert str(caught.value) == f"{said}"
 
 
 def test_what_its_steps_have_made_is_gone_once_it_has_run(start, monkeypatch) -> None:
@@ -436,35 +433,20 @@ def test_a_dry_run_shows_its_plan_and_writes_nothing(
     assert not folder.exists()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "state",
-        "control",
-        "metrics.jsonl/",
-        "events.jsonl/",
-        "run.json/",
-        "config.yaml/",
-    ],
-)
 def test_what_is_in_the_way_in_its_folder_is_named_in_one_line(
-    start, tmp_path: Path, name: str
+    start, tmp_path: Path
 ) -> None:
     """A file where a folder belongs, or the other way round."""
-    place = tmp_path / "output" / "job" / name
-    if name.endswith("/"):
-        place.mkdir(parents=True)
-    else:
+    files = ("metrics.jsonl", "events.jsonl", "run.json", "config.yaml")
+    for number, name in enumerate(("state", "control", *files)):
+        place = tmp_path / "output" / f"run_{number}" / name
         place.parent.mkdir(parents=True)
-        place.touch()
-    with pytest.raises(RunError) as caught:
-        start()
-    line = str(caught.value)
-    assert (
-        f"output/job/{name}".rstrip("/") in line
-        and ": cannot be " in line
-        and "\n" not in line
-    )
+        place.mkdir() if name in files else place.touch()
+        with pytest.raises(RunError) as caught:
+            start(f"run_{number}")
+        line = str(caught.value)
+        assert f"output/run_{number}/{name}" in line, name
+        assert ": cannot be " in line and "\n" not in line, line
 
 
 def test_records_that_are_nested_too_deeply_to_be_read_count_as_damaged(start) -> None:
