@@ -87,6 +87,22 @@ def test_there_is_one_accent_and_the_icon_has_it() -> None:
     }
 
 
+def test_the_theme_that_is_chosen_goes_before_that_of_the_system(
+    client: TestClient,
+) -> None:
+    for chosen, shown in (
+        ("dark", "dark"),
+        ("light", "light"),
+        ("auto", "auto"),
+        ("pink", "auto"),
+    ):
+        client.post("/theme", data={"theme": chosen})
+        assert f'<html lang="en" data-theme="{shown}">' in client.get("/").text, chosen
+    sheet = (HERE / "static" / "ui.css").read_text(encoding="utf-8")
+    for theme in ("light", "dark"):
+        assert f'[data-theme="{theme}"] {{ color-scheme: {theme}; }}' in sheet
+
+
 # ---------------------------------------------------------------- the bar
 
 

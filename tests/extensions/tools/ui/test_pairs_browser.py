@@ -16,6 +16,9 @@ from tests.html_browser import Browser
 
 pytestmark = pytest.mark.slow
 
+COLOURS = """const style = getComputedStyle(document.body);
+    return [style.backgroundColor, style.color].map(c => c.match(/\\d+/g).slice(0, 3))"""
+
 
 def draw(
     folder: Path, *names: str, colour: str = "olive", eyes: bool = False
@@ -73,6 +76,8 @@ def test_the_screens_are_easy_to_see_and_to_reach(
                 "for (const each of document.querySelectorAll('.plot details, .tools details')) each.open = true"
             )
             assert (path, faults(browser, width)) == (path, [])
+            back, text = browser.run(COLOURS)
+            assert (sum(map(int, back)) < sum(map(int, text))) is dark, path
         assert browser.errors() == []
         browser.open(f"{address}/datasets", width=width, dark=dark)
         browser.type("[name=name]", "pipo")

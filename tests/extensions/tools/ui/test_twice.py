@@ -367,8 +367,10 @@ def act(pages: Pages) -> None:
 @row("/datasets/{d}/captioning")
 def captioning(pages: Pages) -> None:
     pages.dataset("a.bmp")
-    answers = pages.send(f"/datasets/{pages.name}/captioning", {"prompt": "short"})
-    assert statuses(answers) == [303, 303] and len(pages.added(pages.name)) == 1
+    short, other = {"prompt": "short"}, {"prompt": "of the hat"}
+    answers = pages.send(f"/datasets/{pages.name}/captioning", short, short, other)
+    assert statuses(answers) == [303] * 3
+    assert len(pages.added(pages.name)) == 2, "one is twice, and none is lost"
 
 
 @row("/datasets")

@@ -59,6 +59,14 @@ def test_every_page_is_whole_html_without_a_defect(
             assert bad not in own, path
 
 
+def test_images_are_in_the_pages_without_their_script(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
+    make_run("one"), make_run("two")
+    for path in ("/", "/runs/one", "/compare?run=one&run=two"):
+        assert re.search(r"<img [^>]*00000010_0\.png", client.get(path).text), path
+
+
 def test_the_page_of_a_run_shows_what_its_folder_holds(
     client: TestClient, make_run: Callable[..., Path]
 ) -> None:
@@ -350,6 +358,29 @@ def test_a_run_whose_file_leads_elsewhere_shows_nothing_of_it(
             assert client.get(path).status_code == 404, (name, path)
         (folder / name).unlink()
         outside.rename(folder / name)
+
+
+def test_a_pipe_is_not_waited_for(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
+    folder = make_run("one")
+    image = "samples/000000010_0.png"
+    for name in ("log.txt", "config.yaml", "events.jsonl", "metrics.jsonl", image):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+    assert client.get("/runs/one").status_code == 200
+    for path in (image, f"{image}?side=160"):
+        assert client.get(f"/runs/one/{path}").status_code == 415, path
+
+
+def test_a_run_that_vanishes_is_said_to_be_gone(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
+    folder = make_run("one")
+    cursor = client.get("/runs/one/news").json()["cursor"]
+    shutil.rmtree(folder)
+    for path in (f"/runs/one/news?since={cursor}", "/runs/one"):
+        assert client.get(path).status_code == 404, path
 
 
 def test_a_config_that_no_job_has_is_not_read(
