@@ -265,3 +265,7 @@ def test_five_columns_fit_or_scroll(
         "const box = document.querySelector('.wide'); return box.scrollWidth - box.clientWidth"
     )
     assert (rest <= 0) == fits
+    browser.click("tbody tr:nth-child(1) td:nth-child(2) .open")
+    assert browser.is_as_wide_as_the_window()
+    browser.click("#next")
+    assert "my_char" in browser.text("#told") and browser.errors() == []

@@ -336,6 +336,16 @@ def test_a_copy_is_found_among_hundreds() -> None:
     assert list(most_like(pictures, pictures, 0.97, earlier=True)) == []
 
 
+def test_a_copy_is_told_with_the_way_it_is_turned(folder: Path) -> None:
+    """The file itself is turned: its sides are exchanged."""
+    copy = picture(3).transpose(Image.Transpose.ROTATE_90)
+    copy.resize((copy.width * 3 // 4, copy.height * 3 // 4)).save(folder / "bad.png")
+    (folder / "bad.txt").write_text("ohwx man somewhere")
+    [told] = lint("photos", *DEFAULTS, "--skip", "tiny", "enlarged", "blurred")
+    assert (told.check, Path(told.place).name) == ("duplicate", "bad.png")
+    assert told.message.endswith("3.png shows, turned left")
+
+
 def test_each_orientation_has_its_words() -> None:
     random = numpy.random.default_rng(0)
     blocks = random.integers(0, 256, (3, 4, 4, 3), dtype=numpy.uint8)

@@ -387,6 +387,64 @@ def test_commands_convert_and_refuse(
             section_of(uid, flags)
 
 
+def test_files_have_the_names_by_which_comfyui_finds_their_layers(
+    run, tmp_path: Path
+) -> None:
+    """The halves of 2.1's fused layer are known without a prefix alone (comfy/lora.py
+    at 17358c8f)."""
+    for parts, prefix in (
+        (("gate_layer", "proj", "out"), ""),
+        (("net.2",), "diffusion_model."),
+    ):
+        tensors = {}
+        for part in parts:
+            stem = f"diffusion_model.{MLP}.{part}"
+            tensors[f"{stem}.lora_A.weight"] = torch.ones(2, 64)
+            tensors[f"{stem}.lora_B.weight"] = torch.ones(64, 2)
+        save_file(tensors, file := tmp_path / f"{parts[0]}.safetensors")
+        for tool, keys in (
+            ("convert", {"input": str(file), "to": "comfyui"}),
+            ("resize", {"input": str(file), "rank": 1}),
+            ("merge", {"lora": [str(file)]}),
+        ):
+            run(tool, output=f"{tool}_{file.name}", **keys)
+            written = load_file(tmp_path / f"{tool}_{file.name}")
+            assert written, tool
+            for key in written:
+                assert key.startswith(f"{prefix}{MLP}."), (tool, key)
+
+
+def test_a_strength_that_16_bits_would_round_stays_in_alpha(
+    run, tmp_path: Path
+) -> None:
+    stem = f"diffusion_model.{TO_Q}"
+    given = {
+        f"{stem}.lora_A.weight": torch.rand(2, 8).bfloat16(),
+        f"{stem}.lora_B.weight": torch.rand(8, 2).bfloat16(),
+    }
+    for alpha, is_kept in ((1.0, False), (0.7, True)):
+        name = f"{alpha}.safetensors"
+        save_file({**given, f"{stem}.alpha": torch.tensor(alpha)}, tmp_path / name)
+        run("merge", lora=[name], output=f"merged_{name}")
+        written = load_file(tmp_path / f"merged_{name}")
+        up = written[f"{stem}.lora_B.weight"]
+        assert (f"{stem}.alpha" in written) == is_kept, alpha
+        strength = 1 if is_kept else 0.5
+        assert up.dtype == torch.bfloat16, alpha
+        assert torch.equal(up, given[f"{stem}.lora_B.weight"] * strength), alpha
+
+
+def test_a_file_of_zeros_is_refused(run, tmp_path: Path) -> None:
+    zeros = {f"diffusion_model.{TO_Q}.diff_b": torch.zeros(4)}
+    save_file(zeros, tmp_path / "zero.safetensors")
+    for tool, keys in (("convert", {"to": "comfyui"}), ("resize", {"rank": 2})):
+        with pytest.raises(
+            UserError, match=r"zero\.safetensors: changes nothing: all that it adds is"
+        ):
+            run(tool, input="zero.safetensors", output="y.safetensors", **keys)
+    assert not (tmp_path / "y.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("uid", "keys", "message"),
     [
