@@ -402,7 +402,7 @@ def test_a_crash_is_followed_by_three_restarts_at_growing_intervals(
     assert "abandoned after 3 restarts" in pod.output
 
 
-@pytest.mark.parametrize("code", ["2", "130"])
+@pytest.mark.parametrize("code", ["2", "75", "130"])
 def test_a_mistake_and_a_stop_are_never_retried(bench: Bench, code: str) -> None:
     pod = bench.ends_with(int(code), FAKE_PLAN=f"{code} 0")
     assert len(bench.trainings()) == 1
