@@ -1,5 +1,6 @@
-"""The screens of the page in both themes and on a phone: what is faint, without a name,
-out of reach or too wide."""
+"""Pairs by clicks, with two drop zones and what has no partner; and the screens of the
+page in both themes and on a phone: what is faint, without a name, out of reach or too
+wide."""
 
 from __future__ import annotations
 
@@ -32,6 +33,46 @@ def draw(
         )
         image.save(path)
     return paths
+
+
+def test_pairs_are_made_by_clicks_alone(
+    browser: Browser, ui: Ui, address: str, tmp_path: Path
+) -> None:
+    """Each zone fills its side. The image without a partner is deleted, and the job
+    begins with the folder and the instruction."""
+    browser.open(f"{address}/datasets")
+    browser.run("document.querySelector('[value=character]').focus()")
+    browser.press("ArrowDown")
+    browser.press("Tab", *"eyes", "Enter")
+    browser.wait_for("document.querySelectorAll('.drops [data-upload]').length == 2")
+    sides = {"before": ("1", "odd"), "after": ("1", "3")}
+    for number, (side, names) in enumerate(sides.items(), 1):
+        sent = draw(tmp_path / "sent" / side, *names)
+        zone = f".drops form:nth-child({number}) [name=file]"
+        browser.type(zone, "\n".join(map(str, sent)))
+        orphans = "document.querySelectorAll('.orphan').length"
+        browser.wait_for(f"{orphans} == {3 - number}")
+    browser.wait_for("document.querySelectorAll('.duo .side').length == 4")
+    for side, names in sides.items():
+        found = sorted(path.stem for path in (ui.datasets / "eyes" / side).iterdir())
+        assert found == sorted(names), side
+    browser.run("window.confirm = () => true")
+    browser.click(".orphan [name=chosen]")
+    browser.click("#orphans-form button")
+    browser.wait_for(f"{orphans} == 0 && document.querySelector('.told')")
+    assert not (ui.datasets / "eyes" / "before" / "odd.png").exists()
+    browser.type("[name=instruction]", "add eyes")
+    browser.click(".instruction button")
+    browser.wait_for(
+        "document.querySelector('[name=instruction]').defaultValue == 'add eyes'"
+    )
+    browser.click(".head .main")
+    browser.wait_for("document.getElementById('f-control')")
+    control = browser.run("return document.getElementById('f-control').value")
+    assert Path(control) == ui.datasets / "eyes" / "before"
+    prompts = browser.run("return document.getElementById('f-prompts').value")
+    assert set(prompts.splitlines()) == {"add eyes"}
+    assert browser.errors() == [] and browser.requests_elsewhere() == []
 
 
 @pytest.fixture
