@@ -22,6 +22,7 @@ def test_other_texts_are_refused_with_what_to_write() -> None:
     for text in "1,x", "", "0", "1,,2", "1,1", "-3", "4294967296", "1 2", many:
         with pytest.raises(UserError) as refused:
             read_seeds(text)
+            pytest.fail(f"{text!r} is taken")
         assert re.search(
             r"--seeds .*(write whole numbers from 1 on|give different seeds)",
             str(refused.value),

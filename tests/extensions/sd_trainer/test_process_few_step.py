@@ -237,6 +237,7 @@ def test_a_file_that_cannot_be_used_is_refused_before_anything_is_written(
     for train, message in REFUSED:
         with pytest.raises(UserError, match=message):
             run("output", train)
+            pytest.fail(f"{train} is taken")
     with pytest.raises(UserError, match="'full' trains the weights"):
         run(
             "output",
@@ -439,6 +440,7 @@ def test_a_way_of_sampling_that_cannot_be_is_refused(
     ):
         with pytest.raises(UserError, match=message):
             run("output", sample={**SAMPLE, "also": also})
+            pytest.fail(f"{also} is taken")
 
 
 def test_the_file_that_changes_a_bias_the_model_lacks_is_named(

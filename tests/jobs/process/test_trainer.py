@@ -314,6 +314,7 @@ def test_what_the_machine_is_short_of_is_one_line(start, monkeypatch) -> None:
         monkeypatch.setattr(Trainer, "train", train)
         with pytest.raises(RunError) as caught:
             start(f"run_{number}")
+            pytest.fail(f"{error!r} is lost")
         assert str(caught.value) == f"{said}"
 
 
@@ -444,6 +445,7 @@ def test_what_is_in_the_way_in_its_folder_is_named_in_one_line(
         place.mkdir() if name in files else place.touch()
         with pytest.raises(RunError) as caught:
             start(f"run_{number}")
+            pytest.fail(f"{name} is not in the way")
         line = str(caught.value)
         assert f"output/run_{number}/{name}" in line, name
         assert ": cannot be " in line and "\n" not in line, line

@@ -566,6 +566,7 @@ def test_wrong_input_is_one_line_before_anything_is_loaded(
         flags = shlex.split(line.format(m=tiny_model, r=REFERENCES[0]))
         with pytest.raises(UserError) as refused:
             section_of("generate", flags)
+            pytest.fail(f"{line} is taken")
         said = str(refused.value)
         assert message in said and len(said.splitlines()) == 1, line
 
