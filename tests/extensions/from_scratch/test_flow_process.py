@@ -553,6 +553,12 @@ def test_keys_of_the_lora_trainer_work_here(
         for name in ("start", "job")
     )
     assert any(not torch.equal(tensor, before[name]) for name, tensor in after.items())
+    if text:  # it is frozen
+        start_of, end_of = (
+            (folder / name / "text_encoder/model.safetensors").read_bytes()
+            for name in ("start", "job")
+        )
+        assert start_of == end_of
 
 
 # ------------------------------------------------------------ before anything expensive

@@ -238,7 +238,8 @@ def test_a_lora_bias_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     stem = key.removesuffix(".lora_B.bias")
     with pytest.raises(
         UserError,
-        match=r"the bias of transformer_blocks\.0\.attn\.to_q is changed\. This model has none",
+        match=r"adapter_model\.safetensors: the bias of transformer_blocks\.0\.attn"
+        r"\.to_q is changed\. This model has none",
     ):
         load_adapter_file(file, LAYERS, weights=["proj_out.weight"])
     for changed, words in (

@@ -21,15 +21,6 @@ from tests.extensions.tools.ui.conftest import TOKEN, Served, client_of, run_her
 from tests.running import section_of
 from toolkit.config.reading.located import ConfigErrors
 
-FILLED = {
-    "run": "one",
-    "name": "000000010_0.png",
-    "index": "0",
-    "slot": "0",
-    "id": "1",
-    "dataset": "d",
-    "file": "x.yaml",
-}
 PLACES = {
     "name:path": "one.safetensors",
     "index:int": "0",
