@@ -118,6 +118,30 @@ def test_what_is_merged_is_extracted_again(
         assert error < 1e-3
 
 
+def test_what_is_merged_into_2_1_is_extracted_again(run, tmp_path: Path) -> None:
+    """Layers that ComfyUI has in one are extracted each by itself; nothing is found
+    where nothing was changed."""
+    write_tiny_model(tmp_path / "base", TinySpec(arch="qwen_image_2"))
+    family = family_for(ModelConfig(name_or_path=str(tmp_path / "base")))
+    layers, tensors = family.every_linear_layer(tmp_path / "base"), {}
+    for name in (f"{MLP}.gate_layer", f"{MLP}.proj", TO_V):
+        inputs, outputs = layers[name]
+        tensors[f"{name}.lora_A.weight"] = torch.randn(2, inputs)
+        tensors[f"{name}.lora_B.weight"] = torch.randn(outputs, 2)
+    save_file(tensors, tmp_path / "a.safetensors")
+    exact = {"base": "base", "dtype": "float32"}
+    run("merge", lora="a.safetensors", output="merged", **exact)
+    run("extract", tuned="merged", rank=2, output="again.safetensors", **exact)
+    changes, again = (
+        load_adapter_file(tmp_path / f"{name}.safetensors", layers)
+        for name in ("a", "again")
+    )
+    assert again.keys() == changes.keys()
+    for name, change in changes.items():
+        error = (again[name].delta() - change.delta()).norm()
+        assert error < 1e-3 * change.delta().norm(), name
+
+
 def test_a_model_is_merged_into_the_file_that_comfyui_loads(
     run, tmp_path: Path
 ) -> None:
