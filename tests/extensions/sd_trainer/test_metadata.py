@@ -265,7 +265,10 @@ def test_files_that_came_from_variables_are_shown_as_written(
             "qtype": "int4|${FILE}",
         },
     )
-    assert (found["base_model"], found["ss_output_name"]) == ("${MODEL}", "${RUN}")
+    for key in ("base_model", "ss_sd_model_name"):
+        assert found[key] == "${MODEL}", key
+    for key in ("ss_output_name", "modelspec.title"):
+        assert found[key] == "${RUN}", key
     assert found["accuracy_recovery_adapter"] == "${FILE}"
     assert json.loads(found["base_loras"]) == [{"file": "${FILE}", "multiplier": 1.0}]
     assert json.loads(found["ss_datasets"])[0]["name"] == "${PHOTOS}"

@@ -232,6 +232,9 @@ def test_what_is_written_is_shown_without_secrets_and_control_characters(
     assert tuple(after) == seen and out.isatty() == (kind is Terminal)
     out.release()
     assert stream.getvalue().endswith("unfinished") == (pieces is PIECES)
+    lines = kind()
+    RedactingStream(lines).writelines([f"{TOKEN}\n", "end\n"])
+    assert lines.getvalue() == "<redacted>\nend\n"
     assert json.loads(f'"{SHOWN}"') == EVIL, "JSON stays the same data"
 
 
@@ -240,8 +243,8 @@ def test_a_log_is_without_secrets_in_pieces_and_in_tracebacks(
 ) -> None:
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     with pytest.raises(KeyError), tee_output(tmp_path / "log.txt"):
-        for piece in ("a ", TOKEN[:9], TOKEN[9:], "\n"):
-            sys.stdout.write(piece)
+        sys.stdout.write("a ")
+        sys.stdout.writelines((TOKEN[:9], TOKEN[9:], "\n"))
         raise KeyError(TOKEN)
     text = (tmp_path / "log.txt").read_text()
     assert text.startswith("a <redacted>\nTraceback") and text.endswith(

@@ -104,7 +104,8 @@ LOCAL = [
     ({}, "models/something", f"'models/something' {NOWHERE}{REMEDY}..."),
     (
         {"someone/a.txt": b""}, "someone/model",
-        f"'someone/model' {NOWHERE}{REMEDY} If it is one: 'someone' is a folder here, so run `hf downl...",
+        f"'someone/model' {NOWHERE}{REMEDY} If it is one: 'someone' is a folder here, so run "
+        "`hf download someone/model` first.",
     ),
     *(({}, name, f"{name!r} {NOWHERE}{REMEDY}") for name in ("other/x.safetensors", "x.ckpt")),
     ({}, "/tmp/none/x.gguf", f"'/tmp/none/x.gguf' {NOWHERE}{REMEDY} Of another machine: --map /tmp/none=NEW."),
@@ -134,7 +135,10 @@ LOCAL = [
         f"'./model' is another model: {INDEX} says 'FluxPipeline', {OURS} {REMEDY}",
     ),
     *(
-        ({f"model/{part}": None}, "./model", f"'./model': {part}/ is missing in model. Copy or download the whole m...")
+        (
+            {f"model/{part}": None}, "./model",
+            f"'./model': {part}/ is missing in model. Copy or download the whole model.",
+        )
         for part in PARTS.split()
     ),
     (

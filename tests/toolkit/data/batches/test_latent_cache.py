@@ -110,6 +110,23 @@ def test_latents_of_an_older_reading_are_not_used(
     assert keys[0] == keys[1], "what is sRGB keeps its key"
 
 
+def test_an_image_of_a_stream_has_the_entry_of_the_same_file_in_a_folder(
+    items, tmp_path: Path, fake_adapter
+) -> None:
+    path = tmp_path / "40_x/a.png"
+    encoder, stores = (
+        ItemEncoder(fake_adapter(), torch.float32),
+        CachePair(TensorCache(None), TensorCache(None)),
+    )
+    for chunk in (b"", cicp(12, 13)):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:33] + chunk + whole[33:])
+        assert (
+            encoder.latents(items[0], stores).key
+            == encoder.latents(items[0], stores, path.read_bytes()).key
+        )
+
+
 def with_sample(items, **changes):
     return [item._replace(sample=item.sample._replace(**changes)) for item in items]
 

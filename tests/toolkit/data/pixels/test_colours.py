@@ -576,6 +576,16 @@ NAMES = {
 }
 
 
+def inverse_pq(value: numpy.ndarray) -> numpy.ndarray:
+    root = value ** (1 / 78.84375)
+    return (
+        (numpy.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root))
+        ** (1 / 0.1593017578125)
+        * 10000
+        / 203
+    )
+
+
 def levels_of(
     unit: numpy.ndarray, space: tuple[float, ...], light_of: Callable
 ) -> numpy.ndarray:
@@ -612,6 +622,21 @@ def test_what_is_lost_is_lost_by_the_codec(tmp_path: Path, name: str) -> None:
     assert off.mean() < 0.5 and off.max() <= 3, (
         "lcms rounds to 16 bits between the two curves"
     )
+
+
+@pytest.mark.parametrize(("bits", "sampling"), [(10, "420"), (12, "444")])
+def test_what_is_lost_of_hdr_is_lost_by_the_codec(
+    tmp_path: Path, bits: int, sampling: str
+) -> None:
+    codec = pytest.importorskip("imagecodecs")
+    path, top = tmp_path / "a.avif", 2**bits - 1
+    codes = {"primaries": 9, "transfer": 16, "matrix": 9, "pixelformat": sampling}
+    data = codec.avif_encode(
+        tiled(pq(light_in(BT2020)), top), level=60, bitspersample=bits, **codes
+    )
+    path.write_bytes(data)
+    wanted = levels_of(codec.avif_decode(data) / top, BT2020, inverse_pq)
+    assert abs(numpy.asarray(open_image(path)) - wanted).max() <= 1
 
 
 REFUSED: dict[str, tuple[str, Callable[[Path], object]]] = {

@@ -116,6 +116,11 @@ def test_a_prompt_is_a_line_as_an_editor_shows_it(tmp_path: Path) -> None:
     )
 
 
+def test_a_file_without_prompts_is_refused_by_the_plan(section) -> None:
+    with pytest.raises(DataErrors, match=r"prompts\.txt: holds no prompt"):
+        section("\n").plan(JobContext("job"))
+
+
 def test_what_is_rarely_meant_is_told_by_the_plan_and_lint(
     section, tmp_path: Path
 ) -> None:
