@@ -110,7 +110,6 @@ def test_the_plan_is_right_about_every_kind_of_network(kind: str) -> None:
         {"kind": "lora", "level": "block_offload", "train": {"dtype": "fp32"}},
         {"kind": "dora", "level": "block_offload"},
         {"kind": "lokr", "level": "block_offload"},
-        {"kind": "ia3", "level": "block_offload"},
         {"kind": "full", "level": "full"},
         {"kind": "full", "train": {"dtype": "fp32"}},
         {"kind": "lora", "level": "block_offload", "layers": 4, "qtype": "int4", "dropout": 0.1},

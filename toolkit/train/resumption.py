@@ -417,8 +417,9 @@ class ResumePlan:
     ) -> ResumePlan:
         """How the run of a section begins. hashes: of the dataset. Logs the changes of
         the job."""
+        settings = _settings(section)
         record = {
-            "settings": _settings(section),
+            "settings": settings,
             "dataset": digest_of(hashes),
             "revision": REVISION,
         }
@@ -436,7 +437,6 @@ class ResumePlan:
             )
         if order is not None:
             hashes = {name: hashes[name] for name in order.names}
-            settings = record["settings"]
             settings["datasets"] = order.as_begun(settings["datasets"])
         return cls(
             start.checkpoint,
