@@ -71,6 +71,9 @@ def install(library: Path, total: int = TOTAL) -> Any:
     device.set_limit(total)
     for name, stand_in in replacements(device, total).items():
         setattr(torch.cuda, name, stand_in)
+    torch.backends.cuda.can_use_flash_attention = lambda asked, _=False: (
+        asked.query.is_cuda and asked.query.dtype in (torch.bfloat16, torch.float16)
+    )
     torch.cuda.memory._record_memory_history = lambda **_: None
     torch.cuda.memory._snapshot = lambda: snapshot(device)
     return device
@@ -157,6 +160,7 @@ def replacements(device: Any, total: int) -> dict[str, Any]:
         "device_count": lambda: 1,
         "empty_cache": lambda: None,
         "get_device_capability": lambda _=None: (9, 0),
+        "default_generators": (torch.default_generator,),
         "get_device_name": lambda _=None: "stand-in",
         "get_device_properties": lambda _=None: SimpleNamespace(
             total_memory=total,

@@ -359,6 +359,20 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, co
       query, key, value, mask, dropout, causal, std::nullopt, scale, enable_gqa));
 }
 
+// CUDA's own: `causal` ends with the last key, not with the first ones.
+std::tuple<Tensor, Tensor, Tensor, Tensor, c10::SymInt, c10::SymInt, Tensor, Tensor, Tensor> flash(
+    const Tensor& query, const Tensor& key, const Tensor& value, double dropout, bool causal, bool, optional<double> scale) {
+  Tensor mask;
+  if (causal) {
+    auto queries = query.sym_size(2), keys = key.sym_size(2);
+    auto whole = query.options().dtype(at::kLong);
+    mask = at::arange(at::Scalar(keys), whole) <= at::arange(at::Scalar(keys - queries), at::Scalar(keys), whole).unsqueeze(1);
+  }
+  auto output = std::get<0>(at::_scaled_dot_product_attention_math(
+      query, key, value, causal ? optional<Tensor>(mask) : std::nullopt, dropout, false, std::nullopt, scale));
+  return {output, Tensor(), Tensor(), Tensor(), query.sym_size(2), key.sym_size(2), Tensor(), Tensor(), Tensor()};
+}
+
 // ------------------------------------------------------------ everything else: the CPU's kernel on the same memory
 
 const std::set<std::string> TAKE_INDICES_OF_THE_HOST = {
@@ -461,6 +475,7 @@ TORCH_LIBRARY_IMPL(_, CUDA, library) { library.fallback(torch::CppFunction::make
 TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   library.impl("_local_scalar_dense", item);
   library.impl("_reshape_alias", at::native::_reshape_alias);
+  library.impl("_scaled_dot_product_flash_attention", flash);
   library.impl("as_strided", as_strided);
   library.impl("copy_", copy_);
   library.impl("empty.memory_format", empty);
@@ -475,7 +490,10 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   library.impl("view_as_real", at::native::view_as_real);
 }
 
-TORCH_LIBRARY_IMPL(aten, AutogradCUDA, library) { library.impl("scaled_dot_product_attention", attention); }
+TORCH_LIBRARY_IMPL(aten, AutogradCUDA, library) {
+  library.impl("_scaled_dot_product_flash_attention", flash);
+  library.impl("scaled_dot_product_attention", attention);
+}
 
 }  // namespace
 

@@ -388,6 +388,10 @@ class BlockSwap:
 
     def _copy(self, source: Tensor, buffer: _Buffer) -> None:
         target = buffer.memory[: len(source)]
+        if buffer.arriving is not None:
+            # Fetched ahead and never used: it must not arrive after this block.
+            buffer.arriving.result()
+            buffer.arriving = None
         if self._stream is None:
             target.copy_(source)
             was_read(source)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from toolkit.contracts.data import BatchSpec, Size
 from toolkit.contracts.model import DiffusionModel
@@ -143,10 +144,12 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
     ) -> Tensor:
         """The values [rows, levels] of all items [B, K], NaN for the levels that an
         item lacks."""
-        whole_BK = values_of_parts[0][1].new_full((items, self.most_levels), torch.nan)
-        for rows, values in values_of_parts:
-            whole_BK[rows, : values.shape[1]] = values
-        return whole_BK
+        of_rows = {
+            row: pad(value_K, (0, self.most_levels - len(value_K)), value=torch.nan)
+            for rows, values_RK in values_of_parts
+            for row, value_K in zip(rows, values_RK, strict=True)
+        }
+        return torch.stack([of_rows[row] for row in range(items)])
 
     def backward(self, batch: LatentBatch, backward: Backward) -> StepLosses:
         losses = self(batch, backward.step)

@@ -27,6 +27,7 @@ from toolkit.errors import OutOfMemory, RunError
 from toolkit.memory.compiling import failure
 from toolkit.optim.schedules import Plateau
 from toolkit.system.device import is_out_of_memory
+from toolkit.system.distributed import PeerFailedError
 from toolkit.system.seeding import global_generator
 from toolkit.train.accumulation import accumulation_steps, shard_micro_batches
 from toolkit.train.collectives import (
@@ -81,9 +82,11 @@ def train(run: Run, source: BatchSource, step_fn: TrainStep[Any]) -> bool:
         if failure:
             raise failure
     except BaseException as error:
-        # The last lines before a failure, if the device still returns them.
-        with suppress(Exception):
-            metrics.flush()
+        # The last lines before a failure, if the device still returns them. After the
+        # end of another process it may wait for that, for as long as NCCL does.
+        if not isinstance(error, PeerFailedError):
+            with suppress(Exception):
+                metrics.flush()
         for callback in run.callbacks:
             callback.on_error(run, error)
         raise

@@ -4,6 +4,8 @@ as often as needed."""
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -187,3 +189,21 @@ def test_a_block_that_comes_back_in_the_other_buffer_is_computed_with_its_own_we
         for stack in (found, expected)
     ]
     assert same(*gradients)
+
+
+def test_a_block_that_nobody_used_does_not_arrive_after_the_next_in_its_buffer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One comes through the window, by a thread of its own, the next from pinned
+    memory."""
+    stream = Mock()
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    swap = BlockSwap(Stack().blocks(0, 1, 2), CPU)
+    swap._stream, late = stream, Mock()
+    buffer = swap._buffers[0]
+    buffer.arriving = late
+    stream.wait_stream.side_effect = lambda _: late.result.assert_called_once()
+    swap._copy(torch.ones(1, dtype=torch.uint8), buffer)
+    assert buffer.arriving is None
+    assert buffer.arrived is stream.record_event()

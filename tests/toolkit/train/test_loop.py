@@ -17,7 +17,8 @@ from toolkit.data.batches.epoch_order import epoch_cursor
 from toolkit.errors import RunError
 from toolkit.memory import compiling
 from toolkit.memory.compiling import CompileTime, Programs
-from toolkit.train.metrics_buffer import MAX_CONSECUTIVE_SKIPS
+from toolkit.system.distributed import PeerFailedError
+from toolkit.train.metrics_buffer import MAX_CONSECUTIVE_SKIPS, MetricsBuffer
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Callback
 
@@ -339,6 +340,25 @@ def test_every_hook_hears_of_an_error_and_the_error_goes_on(toy, moment: str) ->
     with pytest.raises(OSError, match="disk full"):
         toy.train(run, toy.step(run))
     assert said[-2:] == ["a error", "b error"]
+
+
+def test_after_the_end_of_another_process_no_number_is_fetched(
+    toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reduction that the dead process never joins may be before it on the device."""
+    fetched: list[str] = []
+    monkeypatch.setattr(MetricsBuffer, "flush", lambda buffer: fetched.append("now"))
+    for error in (PeerFailedError("rank 1 is gone"), RunError("of this one")):
+
+        class Fails(Callback):
+            def after_step(self, run, error=error) -> None:
+                fetched.clear()
+                raise error
+
+        run = toy.run(2, callbacks=[Fails()])
+        with pytest.raises(type(error)):
+            toy.train(run, toy.step(run))
+        assert bool(fetched) != isinstance(error, PeerFailedError)
 
 
 def test_step_time_holds_data_and_logging_but_not_saving(

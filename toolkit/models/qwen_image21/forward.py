@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.backends import cuda
 from torch.nn.functional import scaled_dot_product_attention
 
 from toolkit.contracts.model import BlockForward, BlockWrapper, project
@@ -55,6 +56,10 @@ class Layout(NamedTuple):
     target_tokens: int
     keeps: bool = False
     """Whether a block returns the keys and values of the prefix after its output."""
+
+    has_flash: bool = False
+    """Whether text behind an image goes through flash attention. It takes no mask, and
+    cuDNN's masked backward pass has given NaN on Hopper (pytorch #196678)."""
 
 
 KeysValues = tuple[Tensor, Tensor]
@@ -178,15 +183,11 @@ def attend(
     )
     parts = []
     for (begin, end, is_text), queries in zip(layout.segments, of_prefix, strict=True):
-        mask = None
-        if is_text and end - begin > 1:
-            mask = torch.ones(end - begin, end, dtype=torch.bool, device=q.device).tril(
-                begin
-            )
+        seen = k_before[:, :, :end], v_before[:, :, :end]
         parts.append(
-            scaled_dot_product_attention(
-                queries, k_before[:, :, :end], v_before[:, :, :end], attn_mask=mask
-            )
+            _text_behind(queries, *seen, layout.has_flash)
+            if is_text and begin
+            else scaled_dot_product_attention(queries, *seen, is_causal=is_text)
         )
     before = prefix or (k_before, v_before)
     of_targets = [x.chunk(layout.targets, dim=2) for x in (q, k, v)]
@@ -203,6 +204,32 @@ def attend(
     if layout.keeps:
         return (out_BSD, *(kv.clone() for kv in before))
     return (out_BSD,)
+
+
+def _text_behind(
+    q_BHLE: Tensor, k_BHPE: Tensor, v_BHPE: Tensor, has_flash: bool
+) -> Tensor:
+    """Attention of the last L of P tokens of the prefix, each to those before it and
+    itself."""
+    if has_flash:
+        # Here `is_causal` ends with the last key, as in torch.nn.attention.bias, which
+        # PyTorch 2.13 does not compile.
+        return torch.ops.aten._scaled_dot_product_flash_attention(
+            q_BHLE, k_BHPE, v_BHPE, is_causal=True
+        )[0]
+    tokens, keys = q_BHLE.shape[2], k_BHPE.shape[2]
+    mask_LP = torch.ones(tokens, keys, dtype=torch.bool, device=q_BHLE.device)
+    return scaled_dot_product_attention(
+        q_BHLE, k_BHPE, v_BHPE, attn_mask=mask_LP.tril(keys - tokens)
+    )
+
+
+def _has_flash(x_BSD: Tensor, width: int) -> bool:
+    """Whether flash attention takes heads of this width where x is."""
+    head_BHLE = x_BSD.new_empty(1, 1, 1, width)
+    return cuda.can_use_flash_attention(
+        cuda.SDPAParams(head_BHLE, head_BHLE, head_BHLE, None, 0.0, False, False)
+    )
 
 
 def forward(
@@ -241,7 +268,12 @@ def forward(
         rotary_SE = rotary_SE[prefix:]
     else:
         layout = Layout(
-            segments, prefix, targets, tokens, keeps=prefix_cache is not None
+            segments,
+            prefix,
+            targets,
+            tokens,
+            keeps=prefix_cache is not None,
+            has_flash=_has_flash(x_BSD, model.config.attention_head_dim),
         )
         text = iter(
             model.txt_in(embeds_BLD).split(
@@ -259,9 +291,11 @@ def forward(
             ],
             1,
         )
-    t = torch.cat(
-        [levels_BK.flatten().to(x_BSD.dtype), levels_BK.new_zeros(1, dtype=x_BSD.dtype)]
-    ).to(x_BSD.device)
+    t = to_device(
+        torch.cat([levels_BK.flatten(), levels_BK.new_zeros(1)]),
+        x_BSD.device,
+        x_BSD.dtype,
+    )
     temb = model.time_text_embed(t, x_BSD)
     modulation = model.modulation(temb)
     zero_1M = modulation[-1:]
