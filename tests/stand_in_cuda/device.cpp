@@ -349,6 +349,12 @@ Tensor as_strided(const Tensor& tensor, IntArrayRef shape, IntArrayRef strides, 
   return at::native::as_strided_tensorimpl(tensor, shape, strides, offset);
 }
 
+// The composite kernel below would add a mask of truth values as zeros and ones.
+optional<Tensor> as_bias(const optional<Tensor>& mask, const Tensor& query) {
+  if (!mask || mask->scalar_type() != at::kBool) return mask;
+  return at::zeros_symint(mask->sym_sizes(), query.options()).masked_fill(mask->logical_not(), -INFINITY);
+}
+
 // PyTorch looks for CUDA's kernels by itself here, past the dispatcher.
 Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, const optional<Tensor>& mask,
                  double dropout, bool causal, optional<double> scale, bool enable_gqa) {
@@ -356,7 +362,7 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, co
   if (is_plain)
     return std::get<0>(at::_scaled_dot_product_flash_attention_for_cpu(query, key, value, 0, causal, mask, scale));
   return std::get<0>(at::_scaled_dot_product_attention_math(
-      query, key, value, mask, dropout, causal, std::nullopt, scale, enable_gqa));
+      query, key, value, as_bias(mask, query), dropout, causal, std::nullopt, scale, enable_gqa));
 }
 
 // CUDA's own: `causal` ends with the last key, not with the first ones.
@@ -369,7 +375,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, c10::SymInt, c10::SymInt, Tensor, Ten
     mask = at::arange(at::Scalar(keys), whole) <= at::arange(at::Scalar(keys - queries), at::Scalar(keys), whole).unsqueeze(1);
   }
   auto output = std::get<0>(at::_scaled_dot_product_attention_math(
-      query, key, value, causal ? optional<Tensor>(mask) : std::nullopt, dropout, false, std::nullopt, scale));
+      query, key, value, causal ? as_bias(mask, query) : std::nullopt, dropout, false, std::nullopt, scale));
   return {output, Tensor(), Tensor(), Tensor(), query.sym_size(2), key.sym_size(2), Tensor(), Tensor(), Tensor()};
 }
 

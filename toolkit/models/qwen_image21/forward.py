@@ -214,9 +214,10 @@ def _text_behind(
     if has_flash:
         # Here `is_causal` ends with the last key, as in torch.nn.attention.bias, which
         # PyTorch 2.13 does not compile.
-        return torch.ops.aten._scaled_dot_product_flash_attention(
+        out_BHLE: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(
             q_BHLE, k_BHPE, v_BHPE, is_causal=True
         )[0]
+        return out_BHLE
     tokens, keys = q_BHLE.shape[2], k_BHPE.shape[2]
     mask_LP = torch.ones(tokens, keys, dtype=torch.bool, device=q_BHLE.device)
     return scaled_dot_product_attention(
