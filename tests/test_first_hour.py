@@ -123,6 +123,7 @@ def mistake(slip: Slip) -> str:
     return f"is not put right by {slip.instead!r}: {left}" if left else ""
 
 
+@pytest.mark.slow
 def test_a_slip_in_a_job_is_answered_with_what_works(work: Path) -> None:
     """The answer names the place, and with what it says to write the job is right."""
     wrong = [f"{named(slip)} {said}" for slip in JOBS if (said := mistake(slip))]
@@ -168,6 +169,7 @@ def output_of(words: list[str]) -> tuple[object, str]:
     return code, said.getvalue()
 
 
+@pytest.mark.slow
 def test_a_slip_on_the_command_line_is_answered(
     answers_to_commands: dict[str, str],
 ) -> None:
@@ -297,6 +299,7 @@ def texts(tree: ast.AST) -> Iterator[str]:
             )
 
 
+@pytest.mark.slow
 def test_every_message_with_a_remedy_is_tried(
     answers_to_commands: dict[str, str],
 ) -> None:

@@ -75,6 +75,7 @@ def test_machines_that_do_not_meet_are_one_line(
     assert ended.returncode == 1
 
 
+@pytest.mark.slow
 def test_a_worker_has_the_environment_of_the_launcher(tmp_path: Path) -> None:
     ended = launched(
         tmp_path,
@@ -106,6 +107,7 @@ def test_the_exit_code_is_that_of_the_processes(
     assert (started.wait(60), started.errors.splitlines()) == (code, says)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)]
 )
@@ -130,6 +132,7 @@ def test_a_stop_waits_for_the_processes_and_has_the_code_of_a_stop(
     )
 
 
+@pytest.mark.slow
 def test_a_process_that_does_not_stop_is_killed_after_the_time_of_the_flag(
     launch: Callable,
 ) -> None:

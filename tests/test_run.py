@@ -337,6 +337,7 @@ def test_a_flag_is_taken_in_both_spellings(tmp_path: Path, capsys) -> None:
         assert words in said
 
 
+@pytest.mark.slow
 @needs_part("tools.lint")
 def test_foreign_text_reaches_the_terminal_as_escapes(
     run_py: Run, write_job, trainer, make_pictures, tmp_path
@@ -522,6 +523,7 @@ def test_json_of_several_is_a_list_of_the_good_ones(run: Run, job) -> None:
 # ---------------------------------------------------------------- several configs
 
 
+@pytest.mark.slow
 def test_the_first_failure_ends_a_series_and_the_log_holds_all_output(
     run: Run, job, tmp_path: Path
 ) -> None:
@@ -545,6 +547,7 @@ def test_the_first_failure_ends_a_series_and_the_log_holds_all_output(
         assert text.count(words) == 1, words
 
 
+@pytest.mark.slow
 def test_recover_runs_the_rest_and_still_returns_the_first_failure(
     run: Run, job, simple_extension: Write
 ) -> None:
@@ -740,6 +743,7 @@ def test_a_signal_ends_one_config_with_its_code(
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_a_series_forwards_the_signal_and_starts_no_further_one(start) -> None:
     process = start("saves", "waits")
     # as a terminal does: the child must not get it a second time

@@ -230,6 +230,7 @@ def test_every_row_can_be_measured(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert 0 < result["ready_s"] < result["first_step_s"]
 
 
+@pytest.mark.slow
 def test_a_row_that_is_cut_off_leaves_what_it_knew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

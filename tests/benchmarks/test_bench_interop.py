@@ -231,6 +231,7 @@ def test_only_a_whole_run_may_write(capsys: pytest.CaptureFixture[str]) -> None:
 # ------------------------------------------------------------ our own files
 
 
+@pytest.mark.slow
 def test_our_files_are_written_and_mean_what_was_trained(
     title: str, weights: dict[str, Tensor], tmp_path: Path
 ) -> None:
@@ -261,6 +262,7 @@ def test_a_run_trains_the_layers_that_the_bench_takes_for_them(title: str) -> No
 # ------------------------------------------------------------ the recorded matrix
 
 
+@pytest.mark.slow
 def test_the_rules_of_comfyui_agree_with_the_recorded_matrix(
     title: str, weights: dict[str, Tensor]
 ) -> None:

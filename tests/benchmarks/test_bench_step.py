@@ -6,6 +6,7 @@ from benchmarks.loops import PlainLoop
 QUICK = ("--size", "XS", "--rounds", "1", "--warm-up", "1", "--noisy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_ours_and_the_plain_loop_learn_the_same(report_of, capsys, dtype: str) -> None:
     report = report_of(bench_step.main, *QUICK, "--dtype", dtype)
@@ -20,6 +21,7 @@ def test_ours_and_the_plain_loop_learn_the_same(report_of, capsys, dtype: str) -
     assert report["ratio"] == report["ratios"]["ours / plain"]["cpu_min"] > 0
 
 
+@pytest.mark.slow
 def test_with_int8_ours_is_compared_with_quanto(report_of) -> None:
     report = report_of(
         bench_step.main, *QUICK, "--base", "int8", "--checkpointing", "full"

@@ -7,6 +7,7 @@ from benchmarks import encoding
 from toolkit.models.families import ModelLoadOptions
 
 
+@pytest.mark.slow
 def test_the_cache_is_built_by_the_program(tmp_path: Path) -> None:
     found = encoding.measure(
         tmp_path, 32, False, torch.device("cpu"), torch.float32, samples=2

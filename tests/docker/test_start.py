@@ -294,6 +294,7 @@ def bench(tmp_path: Path, api: Api) -> Iterator[Bench]:
 # --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sigterm_reaches_the_trainer_and_the_next_start_finishes_and_stops_the_pod_once(
     bench: Bench,
 ) -> None:
@@ -390,6 +391,7 @@ def test_signals_from_the_first_moment_on_are_never_lost(bench: Bench) -> None:
         assert pod.terminate(5) in (75, 143), pod.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crash", ["1", "kill"])
 def test_a_crash_is_followed_by_three_restarts_at_growing_intervals(
     bench: Bench, crash: str
@@ -409,6 +411,7 @@ def test_a_mistake_and_a_stop_are_never_retried(bench: Bench, code: str) -> None
     assert "not tried again" in pod.output
 
 
+@pytest.mark.slow
 def test_failure_waits_by_default_and_stops_the_pod_when_asked(bench: Bench) -> None:
     waiting = bench.waits(FAKE_PLAN="2")
     assert bench.api.calls == []
@@ -424,6 +427,7 @@ def test_an_unknown_action_is_refused_before_the_job(bench: Bench, name: str) ->
     assert bench.record() == []
 
 
+@pytest.mark.slow
 def test_a_failing_stop_api_is_asked_three_times_then_the_pod_waits(
     bench: Bench,
 ) -> None:
@@ -435,6 +439,7 @@ def test_a_failing_stop_api_is_asked_three_times_then_the_pod_waits(
     assert pod.process.poll() is None
 
 
+@pytest.mark.slow
 def test_the_key_follows_no_redirect_and_goes_nowhere_over_http(bench: Bench) -> None:
     bench.api.answers = [302, 302, 302]
     pod = bench.waits(STOP_PAUSES="0 0")
@@ -820,6 +825,7 @@ def test_a_read_only_volume_is_a_loud_failure_that_can_be_looked_at(
     assert bench.record() == []
 
 
+@pytest.mark.slow
 def test_a_result_that_a_stop_would_delete_is_kept_by_waiting(bench: Bench) -> None:
     for name in ("upper", "work"):
         (bench.folder / name).mkdir()
@@ -944,6 +950,7 @@ def test_a_defect_of_the_script_itself_waits_and_does_not_exit(bench: Bench) -> 
 # ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_tensorboard_starts_only_with_a_port(bench: Bench) -> None:
     pod = bench.ends_with(0, TENSORBOARD_PORT="6006")
     assert "TensorBoard is not installed" in pod.output
@@ -1015,6 +1022,7 @@ class Watcher(threading.Thread):
                     continue
 
 
+@pytest.mark.slow
 def test_no_secret_is_printed_written_or_on_a_command_line(bench: Bench) -> None:
     bench.api.answers = [500]
     secrets = {

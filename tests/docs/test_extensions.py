@@ -38,6 +38,7 @@ def run(
     return run
 
 
+@pytest.mark.slow
 def test_the_trainer_with_a_loss_of_its_own_trains(
     run: Callable[..., str], write_job, trainer, make_pictures, tmp_path: Path
 ) -> None:

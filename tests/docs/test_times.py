@@ -47,6 +47,7 @@ def planned(
     return plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "row"),
     [("docs/first_character.md", "| training |"), ("README.md", "| time |")],

@@ -92,6 +92,7 @@ def test_the_block_of_layers_is_a_job(photos: Path) -> None:
     assert "Qwen-Image-Layered" in planned(job, photos)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
 def test_a_command_of_the_pages_can_be_given(
     tmp_path: Path,

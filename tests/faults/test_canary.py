@@ -28,6 +28,8 @@ from tests.faults.nursery import Nursery
 from toolkit.extension import discover
 from toolkit.registry import FOREIGN_FILES
 
+pytestmark = pytest.mark.slow
+
 NAME = "evilmod.Opt"
 
 CANARY = """\
@@ -240,7 +242,6 @@ def test_importing_a_file_names_the_code_and_does_not_run_it(folder: Path) -> No
     assert executed() == [] and "evilmod/__init__.py" in found.text, found
 
 
-@pytest.mark.slow
 def test_no_reader_executes_what_a_file_names(forked: Callable[..., Said]) -> None:
     assert FOREIGN_FILES.keys() - {"not_read"} <= FOREIGN.keys()
     for program, (file, _) in FOREIGN.items():
@@ -253,7 +254,6 @@ def test_no_reader_executes_what_a_file_names(forked: Callable[..., Said]) -> No
         assert (executed(), "evilmod/__init__.py" in found.text) == ([], True), found
 
 
-@pytest.mark.slow
 def test_no_tool_executes_what_a_run_or_a_job_names(
     forked: Callable[..., Said],
 ) -> None:
@@ -263,14 +263,12 @@ def test_no_tool_executes_what_a_run_or_a_job_names(
         assert executed() == [] and "Traceback" not in found.text, (uid, found)
 
 
-@pytest.mark.slow
 def test_the_training_executes_it(forked: Callable[..., Said]) -> None:
     shutil.rmtree("output")
     found = forked("job.yaml")
     assert (found.code, set(executed())) == (0, {"evilmod"}), found
 
 
-@pytest.mark.slow
 def test_no_route_of_the_page_executes_what_is_typed_or_lies_in_its_folders(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def nothing_is_half_written(folder: Path) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_ends_the_run_with_a_line_and_loses_nothing(
     job: Job,
 ) -> None:
@@ -91,6 +92,7 @@ def test_a_file_that_may_not_grow_ends_the_run_with_a_line_and_loses_nothing(
     assert job.steps() == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_disk_without_what_durability_needs_ends_no_run(job: Job) -> None:
     """It is said at the start, once, and all saves are made."""
     job.change(train__steps=2, sample=None)

@@ -16,6 +16,8 @@ import pytest
 
 from tests.faults.conftest import Job, draw_pictures
 
+pytestmark = pytest.mark.slow
+
 
 def trained(job: Job) -> dict[str, object]:
     """What is learned and drawn, without the record of the job's settings."""
@@ -51,7 +53,6 @@ def test_workers_and_caches_change_nothing(job: Job) -> None:
     assert_going_back_changes_nothing(job, datasets=changed)
 
 
-@pytest.mark.slow
 def test_captions_that_are_drawn_and_shuffled_at_each_use_are_the_same(
     job: Job, tmp_path: Path
 ) -> None:
@@ -70,7 +71,6 @@ def test_captions_that_are_drawn_and_shuffled_at_each_use_are_the_same(
     assert_going_back_changes_nothing(job)
 
 
-@pytest.mark.slow
 def test_sampling_in_between_changes_nothing(job: Job) -> None:
     """The same run with samples after every step, and with none."""
     weights = []

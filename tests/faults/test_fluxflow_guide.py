@@ -173,6 +173,7 @@ def test_every_command_on_a_stream_is_planned(workplace: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_an_epoch_of_a_stream_is_one_pass_over_all_shards(workplace: Path) -> None:
     guide.write_shards(workplace)
     command = on_shards(guide.STREAM_COMMANDS["another set"])
@@ -192,6 +193,7 @@ def stages(workplace: Path) -> Path:
     return workplace
 
 
+@pytest.mark.slow
 def test_flow_commands_start_from_the_first_stage(stages: Path) -> None:
     for name in guide.FLOW_COMMANDS.keys() - {"stage 3"}:
         config = read_command(guide.FLOW_COMMANDS[name])
@@ -254,6 +256,7 @@ def test_the_second_stage_trains_on_the_first_and_the_third_trains_both(
 FIRST = guide.short(guide.FILES["warmup, then gan"])
 
 
+@pytest.mark.slow
 def test_steps_leave_the_guides_files_and_a_second_start_does_nothing(
     workplace: Path, said: list[str]
 ) -> None:
@@ -290,6 +293,7 @@ def test_steps_leave_the_guides_files_and_a_second_start_does_nothing(
 QUICK = guide.COMMANDS["path a"]
 
 
+@pytest.mark.slow
 def test_a_command_writes_the_file_that_repeats_it_and_its_weights_are_a_start(
     workplace: Path,
 ) -> None:
@@ -564,6 +568,7 @@ def test_a_plateau_of_one_role_lowers_its_rate_alone(workplace: Path) -> None:
     assert rows[0]["lr/vae"] == 1e-5 > rows[-1]["lr/vae"] >= 1e-5 / 16
 
 
+@pytest.mark.slow
 def test_losses_that_are_not_finite_end_the_run(workplace: Path) -> None:
     command = QUICK.replace("--lr 1e-5", "--lr 1000").replace(
         "--n_epochs 5", "--n_epochs 30"
@@ -594,6 +599,7 @@ def all_places(data: Any) -> Iterator[tuple[Any, Any]]:
         yield from all_places(data[key])
 
 
+@pytest.mark.slow
 def test_no_damage_to_a_file_ends_in_anything_but_messages_with_places(
     workplace: Path,
 ) -> None:

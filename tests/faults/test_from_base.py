@@ -25,6 +25,8 @@ from toolkit.system import seeding
 from toolkit.train.base_model import load_base_model
 from toolkit.train.sampling import SamplePrompt, Sampler
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["a red house", "a grey cat"]
 COUNT = 3
 
@@ -227,7 +229,6 @@ def test_the_cache_process_leaves_them_to_the_training(job: Job) -> None:
     assert not made(job)
 
 
-@pytest.mark.slow
 def test_two_processes_share_them_out(job: Job, unbroken: Job) -> None:
     prepare(job)
     job.change(train__steps=1)

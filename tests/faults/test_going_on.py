@@ -24,6 +24,8 @@ from extensions.tools.shared.run_job import training_section
 from tests.faults.conftest import Job, contents, draw_pictures
 from toolkit.train.run_reader import read_run
 
+pytestmark = pytest.mark.slow
+
 
 def rewrite(state: Path, document: dict) -> None:
     """Another state.json, and its hash in the manifest."""
@@ -83,7 +85,6 @@ def test_a_random_seed_is_drawn_once_and_kept_by_a_resume(job: Job) -> None:
 # ------------------------------------------------------------ zeros
 
 
-@pytest.mark.slow
 def test_a_job_of_zeros_draws_a_seed_keeps_it_and_saves_only_the_end(job: Job) -> None:
     """0 is off for all of these; the seed that was drawn goes on with the run."""
     job.change(
@@ -303,7 +304,6 @@ def test_the_newest_good_state_is_taken_and_the_damaged_one_named(
     same()
 
 
-@pytest.mark.slow
 def test_a_state_that_verifies_and_lacks_something_is_one_line(job: Job) -> None:
     """Somebody else wrote it: one entry after the other is taken out, or of another
     type."""

@@ -58,6 +58,7 @@ def test_a_truncated_picture_is_named_before_anything_starts(
     assert contents(own_pictures) == before and not (job.cwd / "output").exists()
 
 
+@pytest.mark.slow
 def test_a_picture_that_goes_bad_after_the_check_is_named(
     job: Job, own_pictures: Path
 ) -> None:
@@ -87,6 +88,7 @@ def test_damaged_cache_entries_are_made_again(job: Job, whole: Job, same) -> Non
     same()
 
 
+@pytest.mark.slow
 def test_names_of_every_kind(job: Job) -> None:
     stems = [
         "with space",
@@ -120,6 +122,7 @@ def test_names_of_every_kind(job: Job) -> None:
     } == before
 
 
+@pytest.mark.slow
 def test_no_connection_is_opened_for_a_model_on_the_disk(job: Job) -> None:
     job.change(train__steps=1, train__gradient_accumulation=1)
     job.run(faults=[("without_network",)])
@@ -135,6 +138,7 @@ def test_a_model_that_is_not_there_is_one_line_without_a_network(
     assert "nobody/no-such-model" in child.output and "Traceback" not in child.output
 
 
+@pytest.mark.slow
 def test_pictures_of_every_mode_train_together(job: Job, pictures: Path) -> None:
     """The exact pixels of each are tested in
     tests/toolkit/data/pixels/test_images.py."""

@@ -19,6 +19,8 @@ from tests.model_folders import NO_WEIGHTS, part_files, write_cached
 from tests.small_hub import Hub, small_hub
 from toolkit.models.qwen_image.family import FAMILY
 
+pytestmark = pytest.mark.slow
+
 NAME = "someone/model"
 LOOK = ("--dry-run",)
 
@@ -94,7 +96,6 @@ def test_a_missing_part(refused, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.slow
 def test_a_cached_model_of_ours_trains_offline_by_its_id(
     run_py, write_job, trainer, make_pictures, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -127,7 +128,6 @@ def hub() -> Iterator[Hub]:
         yield server
 
 
-@pytest.mark.slow
 def test_of_another_family_nothing_but_the_index_is_fetched(
     refused, tmp_path: Path, hub: Hub
 ) -> None:

@@ -79,6 +79,7 @@ def mapped_mount(job: Job) -> tuple[str, ...]:
     return ("--map", f"{job.cwd}/disk={job.cwd}/volume")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_same_bits(job: Job, unmoved: Job) -> None:
     prepare(job)
     job.change(train__steps=2)
@@ -103,6 +104,7 @@ def test_a_run_goes_on_with_the_same_bits(job: Job, unmoved: Job) -> None:
     assert "is complete at step 5: nothing to do" in job.run(*flags)
 
 
+@pytest.mark.slow
 def test_the_plan_says_that_the_dataset_has_moved(job: Job) -> None:
     prepare(job)
     del job.section["validation"]

@@ -37,6 +37,7 @@ QUANTIZING = ("toolkit.models.loading:fill", 2)
 COMPILING = ("toolkit.memory.compiling:_CompileClock._end", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "places"),
     [
@@ -66,6 +67,7 @@ def test_it_is_said_while_it_is_done_and_after_a_kill(
     assert (killed.now.text(), killed.eta_s) == (said, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["stopped", "failed"])
 def test_at_the_end_nothing_is_being_done(job: Job, end: str) -> None:
     """Where the end comes before the first step."""
@@ -88,6 +90,7 @@ def test_at_the_end_nothing_is_being_done(job: Job, end: str) -> None:
     assert read_run(job.folder).now is None
 
 
+@pytest.mark.slow
 def test_the_second_run_knows_its_time_from_the_first_second(job: Job) -> None:
     job.change(train__steps=12, train__gradient_accumulation=1, sample=None)
     job.run()

@@ -20,6 +20,8 @@ from tests.faults.conftest import (
 )
 from toolkit.config.sections.train import DISTANCE, MARGIN
 
+pytestmark = pytest.mark.slow
+
 COMPARE = "toolkit.train.preference:PreferenceStep.__call__"
 """Called first by the trial of the largest batch, then for each micro-batch."""
 
@@ -57,7 +59,6 @@ def again(job: Job, folder: Path) -> Job:
     return Job(job.nursery, folder, copy.deepcopy(job.section), started=job.started)
 
 
-@pytest.mark.slow
 def test_killed_in_any_micro_batch_it_ends_in_the_same_bytes(
     of_pairs: Job, tmp_path: Path
 ) -> None:
@@ -78,7 +79,6 @@ def test_killed_in_any_micro_batch_it_ends_in_the_same_bytes(
     assert of_pairs.metrics()[-1][DISTANCE] > 0 and of_pairs.metrics()[-1][MARGIN] != 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_compare_the_pairs_that_one_does(
     of_pairs: Job, tmp_path: Path, parallel: str

@@ -34,6 +34,8 @@ from tests.faults.nursery import Fault
 from tests.processes import environment, free_port
 from toolkit.models.tiny import TinySpec, write_tiny_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def as_one(job: Job, whole: Job) -> Callable[[], None]:
@@ -64,7 +66,6 @@ def test_two_processes_stopped_by_one_of_them_save_once_and_one_goes_on(
     as_one()
 
 
-@pytest.mark.slow
 def test_two_processes_that_share_out_the_model_draw_and_train_what_one_does(
     job: Job, whole: Job, as_one
 ) -> None:
@@ -74,7 +75,6 @@ def test_two_processes_that_share_out_the_model_draw_and_train_what_one_does(
     assert_same_images(job, whole)
 
 
-@pytest.mark.slow
 def test_a_lora_of_2_1_is_trained_by_two_processes_as_by_one(
     job: Job, tmp_path: Path
 ) -> None:
@@ -129,7 +129,6 @@ def test_a_lora_of_2_1_is_trained_by_two_processes_as_by_one(
         assert_same_but_for_rounding(two, one)
 
 
-@pytest.mark.slow
 def test_one_that_is_killed_ends_the_other_with_one_line(job: Job) -> None:
     first, second = start_together(
         job, of_second=[("kill_self", STEP, STEP_3_OF_TWO, KILL)]
@@ -144,7 +143,6 @@ def test_one_that_is_killed_ends_the_other_with_one_line(job: Job) -> None:
     assert "died without reporting an error" in (job.folder / "log.txt").read_text()
 
 
-@pytest.mark.slow
 def test_one_without_memory_for_an_exchange_ends_both_with_advice(job: Job) -> None:
     first, second = start_together(
         job, of_second=[("run_out_of_memory", "torch.distributed:all_reduce", 2)]
@@ -156,7 +154,6 @@ def test_one_without_memory_for_an_exchange_ends_both_with_advice(job: Job) -> N
     assert len(job.metrics()) == 1
 
 
-@pytest.mark.slow
 def test_what_the_first_process_ends_ends_in_all(job: Job) -> None:
     job.section["validation"] = {"fraction": 0.4, "every": 2}
     job.section["stop_when"] = {
@@ -238,7 +235,6 @@ def test_who_is_not_met_in_time_is_asked_for_in_one_line(
     assert not job.folder.exists()
 
 
-@pytest.mark.slow
 def test_processes_that_are_started_anew_go_on(job: Job, as_one) -> None:
     """As by `torchrun --max-restarts`: its store stays, with all that is in it of those
     that failed."""
@@ -263,7 +259,6 @@ def test_processes_that_are_started_anew_go_on(job: Job, as_one) -> None:
     as_one()
 
 
-@pytest.mark.slow
 def test_torchrun_stopped_saves_once_and_is_not_restarted(
     job: Job, tmp_path: Path, as_one
 ) -> None:

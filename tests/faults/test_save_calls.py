@@ -236,6 +236,7 @@ def test_the_calls_of_a_save_are_seen(table) -> None:
     }
 
 
+@pytest.mark.slow
 def test_no_call_for_durability_or_tidiness_ends_a_run(table, tmp_path: Path) -> None:
     """The first of each kind of call, and the last."""
     calls, whole = table

@@ -152,6 +152,7 @@ def environment(tmp_path: Path, **more: str) -> dict[str, str]:
 # fails
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [["a.yaml"], ["a.yaml", "b.yaml", "-r"], ["--dry-run", "--json", "a.yaml"]],

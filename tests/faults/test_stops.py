@@ -33,6 +33,7 @@ def micro_batch(step: int, which: int, done: int = 0) -> int:
     return PROBE + 2 * (step - done - 1) + which
 
 
+@pytest.mark.slow
 def test_a_stop_during_caching_keeps_what_is_cached_and_control_files_are_answered(
     job: Job, same
 ) -> None:
@@ -76,6 +77,7 @@ def test_a_stop_during_the_last_sampling_draws_it_at_the_next_start(
     same()
 
 
+@pytest.mark.slow
 def test_a_stop_within_an_accumulation_drops_it_and_repeats_it_exactly(
     job: Job, same
 ) -> None:
@@ -94,6 +96,7 @@ def test_a_stop_within_an_accumulation_drops_it_and_repeats_it_exactly(
     same()
 
 
+@pytest.mark.slow
 def test_a_paused_process_goes_on_and_a_terminal_that_is_closed_stops_it_soon(
     job: Job,
 ) -> None:
@@ -113,6 +116,7 @@ def test_a_paused_process_goes_on_and_a_terminal_that_is_closed_stops_it_soon(
     assert job.states()[-1] == job.steps()[-1] < 5000
 
 
+@pytest.mark.slow
 def test_a_second_signal_leaves_at_once_and_the_last_save_is_good(job: Job) -> None:
     # Each micro-batch takes half a minute once the first save is done.
     job.change(sample=None)
@@ -186,6 +190,7 @@ def test_output_that_is_lost_ends_no_training(job: Job) -> None:
 # ------------------------------------------------------------ two runs in one folder
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_folder_is_refused_and_a_killed_one_taken_over(
     job: Job, same
 ) -> None:

@@ -23,6 +23,7 @@ from benchmarks.mascot_classifier import MascotClassifier
 from benchmarks.mascot_model import TinyModel, load
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("references", "guidance"), [(0, 2.0), (1, 1.0)])
 def test_many_samples_in_a_pass_are_those_of_one_each(
     tiny_model: Path, guidance: float, references: int

@@ -185,6 +185,7 @@ def test_other_texts_are_no_commands(text: str) -> None:
     assert not is_command(text)
 
 
+@pytest.mark.slow
 def test_a_long_command_is_no_name_of_a_file(run_py: Callable[..., Any]) -> None:
     command = f"accelerate launch qwen_image_train_network.py --output_name {'x' * 300}"
     assert "dataset_config: is required" in run_py("import", command).stderr
@@ -432,6 +433,7 @@ def test_the_command_of_another_script_becomes_ours(
     assert capsys.readouterr().out == ours.replace("python run.py", pasted())
 
 
+@pytest.mark.slow
 def test_commands_that_encode_beforehand_say_what_encodes_in_advance(
     run_py: Callable[..., Any],
 ) -> None:

@@ -34,6 +34,7 @@ def workplace(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_of_fluxflows_guide_with_variables_is_planned(
     workplace: Path,
 ) -> None:

@@ -386,6 +386,7 @@ def test_a_file_that_is_something_else(
     assert faults(load, job)[0].startswith(fault)
 
 
+@pytest.mark.slow
 def test_a_config_trains_and_its_copy_is_the_same_job(
     run_py: Callable[..., Any], load: Callable[..., JobConfig]
 ) -> None:
@@ -569,6 +570,7 @@ def test_a_table_of_images_names_them_from_the_working_directory(
     )
 
 
+@pytest.mark.slow
 def test_paths_in_a_table_can_be_moved_and_lost_ones_are_in_the_one_list(
     load: Callable[..., JobConfig], run_py: Callable[..., Any]
 ) -> None:

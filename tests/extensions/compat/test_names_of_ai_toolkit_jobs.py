@@ -21,6 +21,8 @@ from tests.running import lines
 from toolkit.files.safetensors_io import read_metadata
 from toolkit.models.tiny import TinySpec, write_tiny_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def as_there(
@@ -65,7 +67,6 @@ def test_examples_are_planned_as_there(as_there: Callable[..., Any]) -> None:
         buckets_are_theirs(as_there(case, "--dry-run")[1], case)
 
 
-@pytest.mark.slow
 def test_an_example_does_what_its_own_trainer_did(as_there: Callable[..., Any]) -> None:
     """Steps, the learning rate in each, names of saved files, their number type and
     matrices; of the longest."""
@@ -83,7 +84,6 @@ def test_an_example_does_what_its_own_trainer_did(as_there: Callable[..., Any]) 
     assert found == case["files"]
 
 
-@pytest.mark.slow
 def test_an_adapter_begins_as_theirs(as_there: Callable[..., Any]) -> None:
     """The file of a step whose learning rate is 0: layers, shapes, alpha, the bound of
     one factor, the other zero."""

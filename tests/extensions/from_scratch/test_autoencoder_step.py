@@ -191,6 +191,7 @@ def test_without_other_terms_the_autoencoder_learns_from_the_discriminator_alone
     assert grads(step.autoencoder.module) > 0
 
 
+@pytest.mark.slow
 def test_lpips_counts_by_its_weight() -> None:
     network = PerceptualDistance()
     for parameter in network.parameters():

@@ -164,6 +164,7 @@ def by_hand(x: Tensor, y: Tensor, backbone: Weights, heads: Weights) -> Tensor:
     return total
 
 
+@pytest.mark.slow
 def test_it_is_the_formula_and_has_a_gradient_for_the_output_alone(
     files: Path, backbone: Weights, heads: Weights
 ) -> None:
@@ -180,6 +181,7 @@ def test_it_is_the_formula_and_has_a_gradient_for_the_output_alone(
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
+@pytest.mark.slow
 def test_a_state_dict_of_pytorch_is_read_as_well(
     files: Path, backbone: Weights, tmp_path: Path
 ) -> None:
@@ -190,6 +192,7 @@ def test_a_state_dict_of_pytorch_is_read_as_well(
     assert all(torch.equal(both[0][name], tensor) for name, tensor in both[1].items())
 
 
+@pytest.mark.slow
 def test_files_that_are_something_else(
     files: Path, backbone: Weights, tmp_path: Path
 ) -> None:

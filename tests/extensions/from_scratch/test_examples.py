@@ -41,6 +41,7 @@ def workplace(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_they_can_be_planned_without_torch_network_or_a_trace(tmp_path: Path) -> None:
     assert "config/examples/own_pictures.yaml" in EXAMPLES and len(FROM_SCRATCH) == 10
     assert all(plan["processes"] for plan in plans_of(EXAMPLES, tmp_path).values())

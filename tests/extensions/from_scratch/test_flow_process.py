@@ -59,6 +59,7 @@ ONE_AND_ANOTHER = [SD3, pytest.param(QWEN_21, marks=pytest.mark.slow)]
 """The third is in most of the other tests."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ONE_AND_ANOTHER)
 def test_what_a_run_leaves(
     start,
@@ -221,6 +222,7 @@ def to_resume(flow_job, folder: Path, **changes: object) -> dict:
     return section
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_the_same_bytes(
     start, flow_job, pictures: Path, tmp_path: Path
 ) -> None:
@@ -255,6 +257,7 @@ def test_two_processes_train_what_one_does(
         torch.testing.assert_close(after[name], tensor, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_tokenizer_and_needs_what_it_began_with(
     start, flow_job, pictures: Path, tmp_path: Path
 ) -> None:
@@ -365,6 +368,7 @@ def test_a_text_encoder_of_a_folder_is_trained(
     assert embeds_BLE.shape == (1, 3, 6)
 
 
+@pytest.mark.slow
 def test_a_further_run_goes_on_from_the_folder_with_another_autoencoder(
     start, flow_job, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -401,6 +405,7 @@ def test_a_further_run_goes_on_from_the_folder_with_another_autoencoder(
     assert any(not torch.equal(tensor, before[n]) for n, tensor in learned.items())
 
 
+@pytest.mark.slow
 def test_an_autoencoder_of_an_earlier_process(
     start, flow_job, pictures: Path, tmp_path: Path
 ) -> None:
@@ -460,6 +465,7 @@ def test_a_lora_or_all_of_it_is_trained_on_such_a_folder(
     getattr(diffusers, kind).from_pretrained(folder / "job" / "transformer")
 
 
+@pytest.mark.slow
 def test_new_model_makes_another_and_a_lora_is_trained_on_it_quantized(
     start, pictures: Path, tmp_path: Path
 ) -> None:
@@ -494,6 +500,7 @@ def test_new_model_makes_another_and_a_lora_is_trained_on_it_quantized(
 # ------------------------------------------------------------ ways to compute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ONE_AND_ANOTHER)
 def test_checkpointing_changes_no_bit(
     start, flow_job, pictures: Path, kind: str
@@ -592,6 +599,7 @@ def test_images_that_are_larger_than_the_positions_are_named(
         start(lora)
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_is_made_frozen_and_trained(
     planned: Planned, vae: Path
 ) -> None:

@@ -18,6 +18,8 @@ from toolkit.config.reading.process import JobContext
 from toolkit.contracts.training import StepLosses
 from toolkit.data.batches.dataloader import LatentBatch
 
+pytestmark = pytest.mark.slow
+
 QWEN = "QwenImageTransformer2DModel"
 ALONG = {"discriminator": {"channels": 4, "layers": 1}}
 
@@ -57,7 +59,6 @@ def job(flow_job: Callable[..., dict], pairs: dict, **changes: object) -> dict:
     return flow_job(Path(), QWEN, datasets=[pairs], **keys)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("keys", [{}, {"autoencoder": ALONG}])
 def test_a_run_with_references_goes_on_to_the_same_bytes(
     start: Callable[..., Path],
@@ -87,7 +88,6 @@ def test_a_run_with_references_goes_on_to_the_same_bytes(
     )
 
 
-@pytest.mark.slow
 def test_the_plan_counts_the_tokens_of_references(
     flow_job: Callable[..., dict], pairs: dict
 ) -> None:
@@ -129,7 +129,6 @@ def test_the_largest_batch_is_the_one_with_the_most_references(
     )
 
 
-@pytest.mark.slow
 def test_it_learns_what_is_in_the_reference(
     start: Callable[..., Path],
     flow_job: Callable[..., dict],

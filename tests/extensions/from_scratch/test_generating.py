@@ -17,6 +17,7 @@ from toolkit.errors import RunError, UserError
 from toolkit.train.sampling import Sampler
 
 
+@pytest.mark.slow
 def test_a_flow_model_draws_from_text_and_takes_no_references(
     generate,  # noqa: F811
     tmp_path: Path,

@@ -27,6 +27,7 @@ def weights(folder: Path, part: str = "vae") -> dict[str, torch.Tensor]:
     return load_file(folder / part / "diffusion_pytorch_model.safetensors")
 
 
+@pytest.mark.slow
 def test_both_learn_and_the_scale_of_the_latents_stays(
     start, flow_job, pictures: Path, vae: Path
 ) -> None:
@@ -72,6 +73,7 @@ def test_both_learn_and_the_scale_of_the_latents_stays(
     )
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_keeps_the_latents(
     start, flow_job, pictures: Path, vae: Path
 ) -> None:
@@ -114,6 +116,7 @@ def test_no_gradient_of_the_flow_model_reaches_the_autoencoder(
     assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
 
 
+@pytest.mark.slow
 def test_halves_of_a_batch_have_the_losses_of_the_whole(
     monkeypatch, start, flow_job, pictures: Path
 ) -> None:
@@ -247,6 +250,7 @@ def test_both_from_nothing_go_on_to_the_same_bytes(
     )
 
 
+@pytest.mark.slow
 def test_a_damaged_image_of_a_stream_counts_in_no_loss(
     start, flow_job, tmp_path: Path, monkeypatch
 ) -> None:

@@ -75,6 +75,7 @@ def short(job: dict[str, Any]) -> dict[str, Any]:
     return job
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
@@ -193,6 +194,7 @@ def test_the_autoencoder_stays_where_samples_or_edits_are_decoded(
     )
 
 
+@pytest.mark.slow
 def test_a_frozen_text_encoder_of_the_hub_that_is_not_here_is_left_out(
     flow_job, pictures: Path
 ) -> None:

@@ -14,6 +14,7 @@ from toolkit.contracts.data import PromptEmbeds
 SMALL = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}
 
 
+@pytest.mark.slow
 def test_new_model_makes_one_that_is_trained(
     run_py, write_job, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

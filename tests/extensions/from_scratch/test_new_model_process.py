@@ -333,6 +333,7 @@ def test_the_libraries_own_loaders_read_every_part(tiny_model: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_settings_decide_the_bytes_and_a_folder_is_replaced_where_that_is_asked_for(
     write,
 ) -> None:

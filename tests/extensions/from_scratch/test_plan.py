@@ -33,6 +33,7 @@ def plan(
     return planner.plan(planner.scan()) if machine else planner.dry_run()
 
 
+@pytest.mark.slow
 def test_it_says_memory_and_parameters_where_they_are_asked_for(
     vae_job, pictures: Path
 ) -> None:

@@ -24,6 +24,7 @@ PARTS = ("transformer_1", "transformer_2", "tiny_mascots")
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 
 
+@pytest.mark.slow
 def test_it_can_be_planned_where_nothing_is_made_yet(
     run_py: Run, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ def pictures(make_pictures, tmp_path: Path) -> Path:
     )
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(
     start, vae_job, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,6 +118,7 @@ TO_RESUME = {
 """VAE with SPADE and discriminator with R1, spectral norm and an EMA."""
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_the_same_bytes(
     start, vae_job, pictures: Path, tmp_path: Path
 ) -> None:
@@ -127,6 +129,7 @@ def test_a_run_goes_on_to_the_same_bytes(
     assert_same_bytes(whole, start(vae_job(pictures, **TO_RESUME)))
 
 
+@pytest.mark.slow
 def test_a_further_run_starts_from_the_folder_with_its_discriminator(
     start, vae_job, pictures: Path, tmp_path: Path, said: list[str]
 ) -> None:

@@ -53,6 +53,7 @@ def streamed(vae_job: Callable[..., dict]) -> Callable[..., dict]:
     return section
 
 
+@pytest.mark.slow
 def test_what_a_run_on_a_stream_leaves(
     start, streamed, make_pictures, shards: Path, tmp_path: Path
 ) -> None:
@@ -176,6 +177,7 @@ def test_a_resume_opens_the_shards_it_stands_in_at_their_bytes(
         assert int(start_byte) > 70 * 1024
 
 
+@pytest.mark.slow
 def test_a_damaged_image_is_left_out_and_counted(
     start, streamed, tmp_path: Path, said: list[str]
 ) -> None:
@@ -321,6 +323,7 @@ def test_a_server_that_refuses_is_one_line_without_the_token(
     assert not (tmp_path / "output" / "job").exists()
 
 
+@pytest.mark.slow
 def test_small_images_are_enlarged_to_what_the_discriminator_judges(
     start, streamed, tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ def section(
     return made
 
 
+@pytest.mark.slow
 def test_a_job_trains_and_draws_layers(section, write_job: Callable[..., Path]) -> None:
     run_job(write_job(section(kwargs={"composite_target": False}), name="layers"))
     folder = Path("output/layers")
@@ -220,6 +221,7 @@ def test_control_sizes_and_masks_of_samples_do_not_apply(section, write_job) -> 
     ]
 
 
+@pytest.mark.slow
 def test_held_out_images_are_measured_with_their_layers(
     section, write_job, tmp_path: Path
 ) -> None:
@@ -243,6 +245,7 @@ def test_held_out_images_are_measured_with_their_layers(
     assert fewer[0]["validation/loss"] != measured[0]["validation/loss"]
 
 
+@pytest.mark.slow
 def test_a_single_layer_has_no_drift_of_an_edit(
     section, write_job, tmp_path: Path
 ) -> None:

@@ -278,6 +278,7 @@ def test_a_member_trains_with_a_saving_what_it_trains_without(
         )
 
 
+@pytest.mark.slow
 def test_layers_of_2_1_are_chosen_by_their_names(
     member_folders, trainer, write_job, photos: Path, tmp_path: Path
 ) -> None:

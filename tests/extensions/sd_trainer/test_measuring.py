@@ -150,6 +150,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_in_the_same_bits(
     assert (status(broken)["status"], status(broken)["step"]) == ("finished", 6)
 
 
+@pytest.mark.slow
 def test_what_is_held_out_is_neither_trained_on_nor_counted(
     start, write_job, trainer, make_pictures, tmp_path
 ) -> None:

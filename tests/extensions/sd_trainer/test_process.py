@@ -301,6 +301,7 @@ def test_a_trained_model_in_one_file_is_that_of_the_folder(
         )
 
 
+@pytest.mark.slow
 def test_the_control_folder_saves_samples_and_stops(
     start_py, write_job, trainer, make_pictures, tmp_path: Path
 ) -> None:
@@ -346,6 +347,7 @@ def test_the_control_folder_saves_samples_and_stops(
 # ------------------------------------------------------------ what a dataset may hold
 
 
+@pytest.mark.slow
 def test_images_with_none_to_three_references_train_together(
     run_py: Run, write_job, trainer, make_pictures, tmp_path: Path
 ) -> None:
@@ -534,6 +536,7 @@ class Doubled(torch.optim.AdamW):
 """
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_cannot_be_resumed_is_refused_before_the_model_is_read(
     trainer,
     write_job,

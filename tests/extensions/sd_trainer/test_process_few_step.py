@@ -100,6 +100,7 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in lines(folder / "metrics.jsonl")]
 
 
+@pytest.mark.slow
 def test_the_assistant_is_on_in_training_and_off_in_what_the_run_shows_and_saves(
     run,
 ) -> None:
@@ -226,6 +227,7 @@ REFUSED: list[tuple[dict, str]] = [
 ]
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_used_is_refused_before_anything_is_written(
     run, tmp_path: Path
 ) -> None:
@@ -399,6 +401,7 @@ def test_samples_of_another_model_are_those_of_the_lora_on_it(
     assert images[0].read_bytes() == images[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_a_way_of_sampling_that_cannot_be_is_refused(
     run, turbo, tmp_path: Path
 ) -> None:

@@ -138,6 +138,7 @@ def held_out(make_pictures, tmp_path: Path) -> dict[str, object]:
     }
 
 
+@pytest.mark.slow
 def test_the_validation_says_how_many_held_out_pairs_are_right(
     run, held_out, tmp_path: Path
 ) -> None:

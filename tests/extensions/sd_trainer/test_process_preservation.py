@@ -69,6 +69,7 @@ def test_a_run_holds_both_prompts_and_resumes_bit_for_bit(run, tmp_path: Path) -
     assert run("fused", fused_backward_pass=True, **keys)[0] == whole
 
 
+@pytest.mark.slow
 @needs_part("tools.cache")
 def test_the_cache_process_encodes_their_prompts_too(run, tmp_path: Path) -> None:
     run("output", kind="cache", **OF_CLASS)

@@ -79,6 +79,7 @@ def run(write_job, streamed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return run
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_the_same_bytes_whatever_reads_and_keeps(
     run: Run, tmp_path: Path
 ) -> None:
@@ -145,6 +146,7 @@ def test_buckets_of_noise_levels_need_the_number_of_samples(
         load_job(path, discover().find_config)
 
 
+@pytest.mark.slow
 def test_a_dry_run_opens_no_more_than_the_first_shard_and_imports_no_torch(
     run_py, write_job, streamed, shards: Path, tmp_path: Path
 ) -> None:

@@ -180,6 +180,7 @@ def test_an_unquantized_model_has_no_quantizer(tiny_model: Path) -> None:
     assert block_quantizer(ModelConfig(name_or_path=str(tiny_model))) is None
 
 
+@pytest.mark.slow
 def test_a_job_trains_on_a_recovered_base_and_saves_its_own_lora_alone(
     run_py, write_job, trainer, make_pictures, tiny_model: Path, tmp_path: Path
 ) -> None:

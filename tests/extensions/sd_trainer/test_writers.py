@@ -169,6 +169,7 @@ def test_without_metadata_the_header_holds_what_loading_asks_for_and_the_weights
     assert torch.equal(read(untold)[0], weight)
 
 
+@pytest.mark.slow
 def test_the_end_of_a_run_says_once_in_which_programs_its_file_is_not_whole(
     trainer: Callable[..., dict],
     make_pictures: Callable[..., Path],

@@ -52,6 +52,7 @@ def metadata_of(path: Path) -> dict[str, str]:
         return file.metadata()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_dora_goes_on_from_a_lora_on_a_merged_and_quantized_model(
     run_py: Callable[..., subprocess.CompletedProcess],

@@ -224,6 +224,7 @@ def _write_sharded(
     return most
 
 
+@pytest.mark.slow
 def test_of_a_sharded_model_rank_0_gathers_one_tensor_at_a_time(
     tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -239,6 +240,7 @@ def test_of_a_sharded_model_rank_0_gathers_one_tensor_at_a_time(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_2511", [False, True])
 def test_a_sharded_model_in_one_file_is_gathered_by_the_rows_of_a_layer(
     tmp_path: Path, is_2511: bool

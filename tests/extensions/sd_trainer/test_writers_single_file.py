@@ -39,6 +39,7 @@ def weights_of(folder: Path, file: Path | None = None) -> dict[str, torch.Tensor
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "is_2511"),
     [("qwen_image", False), ("qwen_image_2", False), ("qwen_image_edit_plus", True)],

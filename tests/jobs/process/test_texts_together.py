@@ -13,6 +13,8 @@ from tests.parts import needs_part
 from tests.running import run_job
 from toolkit.models import layerwise, vl_prompts
 
+pytestmark = pytest.mark.slow
+
 READ = (
     "language_model.layers.0.self_attn.q_proj.weight",
     "language_model.embed_tokens.weight",

@@ -260,6 +260,7 @@ def test_it_trains_saves_and_tells_as_every_trainer_does(start, tmp_path: Path) 
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on_bit_for_bit(start, tmp_path: Path) -> None:
     whole = start("whole")
     stopped = tmp_path / "output" / "stopped"
@@ -295,6 +296,7 @@ def test_a_resume_with_another_number_of_threads_says_so(start, capsys) -> None:
     assert line in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_the_machine_is_short_of_is_one_line(start, monkeypatch) -> None:
     for number, (error, said) in enumerate(
         (
@@ -333,6 +335,7 @@ def test_what_its_steps_have_made_is_gone_once_it_has_run(start, monkeypatch) ->
     assert vars(job.process[0]) == before
 
 
+@pytest.mark.slow
 def test_its_own_section_says_which_keys_may_change(start) -> None:
     start(train={"steps": 2})
     with pytest.raises(UserError, match=r"^code: 4 -> 5\nthis cannot change: "):
@@ -360,6 +363,7 @@ def test_it_ends_by_a_number_and_is_complete_then(start, capsys) -> None:
     assert len(losses(folder)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stop", [None, {"metric": "loss", "below": 100, "smooth": 2, "check_every": 1}]
 )
@@ -383,6 +387,7 @@ def test_a_run_without_states_is_complete_too_and_begins_anew_with_more_steps(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("states", "change"), [("always", "settings"), ("never", "dataset")]
 )
@@ -434,6 +439,7 @@ def test_a_dry_run_shows_its_plan_and_writes_nothing(
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_what_is_in_the_way_in_its_folder_is_named_in_one_line(
     start, tmp_path: Path
 ) -> None:
@@ -451,6 +457,7 @@ def test_what_is_in_the_way_in_its_folder_is_named_in_one_line(
         assert ": cannot be " in line and "\n" not in line, line
 
 
+@pytest.mark.slow
 def test_records_that_are_nested_too_deeply_to_be_read_count_as_damaged(start) -> None:
     folder = start(train={"steps": 2})
     deep = "[" * 100_000

@@ -12,6 +12,7 @@ from toolkit.files.mapped import is_mapped, mapped_bytes, was_read, will_read
 SMAPS = Path("/proc/self/smaps")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not SMAPS.exists(), reason="only Linux says what is resident of a map"
 )

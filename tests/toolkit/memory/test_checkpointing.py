@@ -59,6 +59,7 @@ def test_each_level_gives_the_same_bits_with_dropout(kind, qtype) -> None:
         ), level
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "levels"),
     [(False, ("none", "full")), (True, AUTO_LEVELS)],

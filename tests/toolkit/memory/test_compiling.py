@@ -66,6 +66,7 @@ def close(found: list, expected: list, tolerance: float = TOLERANCE) -> bool:
     return all(relative(a, b) < tolerance for a, b in pairs if b.any())
 
 
+@pytest.mark.slow
 def test_compiled_blocks_compute_the_same_in_one_piece() -> None:
     assert close(
         stack("cheap", qtype="int8", count=2).gradients(),
@@ -74,6 +75,7 @@ def test_compiled_blocks_compute_the_same_in_one_piece() -> None:
     assert not counters["graph_break"]
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_the_warm_up() -> None:
     compiled_stack = stack("keep_attention")
     compiled_stack.gradients()
@@ -92,6 +94,7 @@ def test_nothing_is_compiled_after_the_warm_up() -> None:
     assert counters["stats"]["unique_graphs"] == warm
 
 
+@pytest.mark.slow
 def test_programs_of_any_size_from_the_first_are_whole_and_made_once() -> None:
     settings = CompileConfig(
         enabled=True, backend="eager", dynamic=True, fullgraph=True
@@ -170,6 +173,7 @@ def test_rows_that_are_not_tokens_may_be_of_any_number() -> None:
         assert close(gradients[:1], gradients[1:])
 
 
+@pytest.mark.slow
 def test_swapped_weights_are_those_that_arrived() -> None:
     compiled_stack = stack("none")
     compiled_stack.wrap(BlockSwap(compiled_stack.blocks(0, 2, 3, 4), CPU))
@@ -400,6 +404,7 @@ def test_float8_is_compiled_only_where_triton_has_it(
         check_backend(CompileConfig(enabled=True), cuda, qtype)
 
 
+@pytest.mark.slow
 def test_too_many_programs_of_whole_graphs_end_the_run_with_advice() -> None:
     settings = CompileConfig(
         enabled=True, backend="eager", fullgraph=True, cache_size_limit=1

@@ -163,6 +163,7 @@ def trained(
     return [(p.tolist(), p.grad.tolist(), p.grad.dtype) for p in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "dtype"), [(2, FP32), (4, BF16)])
 def test_gradients_of_rows_are_the_sums_over_all_processes(
     processes: int, dtype: torch.dtype

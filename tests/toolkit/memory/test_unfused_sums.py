@@ -112,6 +112,7 @@ def test_an_adapter_adds_no_product_to_a_matrix(
     )
 
 
+@pytest.mark.slow
 def test_sums_that_inductor_takes_for_one_product_are_taken_apart(
     graphs: list[fx.Graph],
 ) -> None:

@@ -98,6 +98,7 @@ def fault_of(file: Path | str, **keys: object) -> str:
     return ", ".join(one.message for one in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["qwen_image_edit_plus", "qwen_image_2"])
 def test_a_transformers_file_gives_the_bits_of_its_folder(
     arch: str, folders: dict[str, Path], cache: Callable[..., Path], tmp_path: Path
@@ -171,6 +172,7 @@ def test_parts_are_found_beside_the_file_and_through_links(
     assert base_hashes(section) == base_hashes(linked)
 
 
+@pytest.mark.slow
 def test_the_model_folder_that_a_file_lies_in_is_its_model(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -341,6 +343,7 @@ def test_a_file_that_is_something_else_is_answered_in_one_line(
     assert said in fault_of(file) and str(file) in fault_of(file)
 
 
+@pytest.mark.slow
 def test_parts_that_are_missing_or_several_are_named_with_their_key(
     folders: dict[str, Path], cache: Callable[..., Path], tmp_path: Path
 ) -> None:

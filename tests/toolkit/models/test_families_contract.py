@@ -409,6 +409,7 @@ def test_references_are_refused_where_the_family_takes_none(
             plan_job(load_job(tmp_path / f"{name}.yaml", discover().find_config))
 
 
+@pytest.mark.slow
 def test_a_whole_job_of_the_unlike_family_trains_samples_saves_and_resumes(
     unlike_job, tmp_path: Path
 ) -> None:

@@ -212,6 +212,7 @@ def test_every_kind_of_file_is_read_back_in_every_form_that_holds_it(
             )
 
 
+@pytest.mark.slow
 def test_an_image_with_a_lora_of_2_1_equals_the_pipelines(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -79,6 +79,7 @@ def test_a_second_start_has_the_bits_of_the_first(
     assert [one.folder for one in kept_entries(tmp_path / "_cache")] == [entry.folder]
 
 
+@pytest.mark.slow
 def test_tensors_begin_at_multiples_of_64_bytes_on_each_start(
     tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -204,6 +205,7 @@ def test_each_thing_that_decides_the_bits_has_an_entry_of_its_own(
     assert len(names) == 10
 
 
+@pytest.mark.slow
 def test_merged_weights_are_in_the_entry(
     tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -251,6 +253,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 def test_a_damaged_entry_is_reported_and_made_again(
     tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -335,6 +338,7 @@ def test_killed_while_writing_the_entry_is_absent(
     assert list((tmp_path / "_cache" / "models").iterdir()) == [entry.folder]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(os, "fork"), reason="no processes are forked on Windows"
 )
@@ -384,6 +388,7 @@ def test_without_room_there_is_one_warning_and_no_entry(
     assert_same(fresh, transformer(tiny_model, tmp_path, qtype="int4"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_ends_the_entry_and_not_the_run(
     tiny_model: Path,
     tmp_path: Path,
@@ -426,6 +431,7 @@ def test_a_folder_that_cannot_be_written_ends_no_run(
     assert "is not kept" in warning.message
 
 
+@pytest.mark.slow
 def test_the_one_used_longest_ago_makes_room(
     tiny_model: Path,
     tmp_path: Path,

@@ -85,6 +85,7 @@ def assert_same_bits(model, found: list[dict[str, torch.Tensor]]) -> None:
         assert all(torch.equal(ours[name], whole[name]) for name in whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 def test_embeddings_are_the_bits_of_the_whole_encoder(
     folders, arch: str, monkeypatch
@@ -226,6 +227,7 @@ of a control image: the proportions of the published encoders at about an eighth
 their width."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "images", "qtype"),
     [("2509", 0, ""), ("2509", 2, ""), ("2.1", 2, ""), ("2.1", 0, "int4")],

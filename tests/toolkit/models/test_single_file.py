@@ -323,6 +323,7 @@ def velocity(folder: Path, **keys: object) -> torch.Tensor:
         return model.predict_velocity(latents, torch.tensor([0.6]), prompts, [()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "said"),
     [
@@ -587,6 +588,7 @@ def in_shards(weights: Weights, file: Path) -> list[Path]:
     return paths
 
 
+@pytest.mark.slow
 def test_the_first_of_several_shards_stands_for_all(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -762,6 +764,7 @@ def wan_name(name: str) -> str:
     return name.replace("conv_in", "conv1")
 
 
+@pytest.mark.slow
 def test_the_names_of_the_vae_of_wan_are_read(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:

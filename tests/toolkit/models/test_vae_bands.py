@@ -118,6 +118,7 @@ SIDE = 512
 """Of an image of four bands."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "cls"),
     [(FAMILY, AutoencoderKLQwenImage), (FAMILY_21, AutoencoderKLQwenImage21)],

@@ -59,6 +59,7 @@ def identities(folder: Path, **keys: object) -> tuple[str, str]:
     return model.cache_keys("vae")[0], base_hashes(section)["vae_encoder"]
 
 
+@pytest.mark.slow
 def test_another_decoder_is_the_same_vae_and_another_encoder_is_not(
     folder: Path, tmp_path: Path
 ) -> None:

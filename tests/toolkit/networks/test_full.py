@@ -186,6 +186,7 @@ def test_the_export_has_the_buffers_of_a_file_and_tied_weights_once() -> None:
     assert exported.keys() == model.state_dict().keys() - {"1.weight"}
 
 
+@pytest.mark.slow
 def test_rows_of_what_is_shared_out_are_trained_and_exported(
     tiny_model, step_inputs, attached
 ) -> None:

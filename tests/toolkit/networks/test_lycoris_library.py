@@ -389,6 +389,7 @@ def test_a_quantized_layer_has_the_change_of_its_dequantized_weight(
 # ------------------------------------------------------------ whole jobs
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_them_without_torch(
     run_py, write_job, trainer, make_pictures, tmp_path: Path
 ) -> None:

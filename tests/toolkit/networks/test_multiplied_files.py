@@ -487,6 +487,7 @@ def changes_of_every_kind(tmp_path: Path) -> dict[str, LayerDelta]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("qtype", "bias"), [("", True), ("int8", False)])
 def test_the_output_is_that_of_the_changed_weight(
     qtype: str, bias: bool, tmp_path: Path

@@ -123,6 +123,7 @@ SETTINGS = {
 """A line of the plan -> the keys that it is about."""
 
 
+@pytest.mark.slow
 def test_the_settings_of_the_training_and_its_samples_are_in_the_plan(plan) -> None:
     """A key that is lost from the job changes the plan."""
     plain = plan().notes

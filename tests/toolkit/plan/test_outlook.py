@@ -160,6 +160,7 @@ def test_without_a_gpu_a_well_known_card_is_meant_that_the_job_fits(
     )
 
 
+@pytest.mark.slow
 def test_the_card_that_is_asked_for_counts(
     write_job, trainer, make_pictures, plan: Plan, here, tmp_path: Path
 ) -> None:
@@ -182,6 +183,7 @@ def test_the_card_that_is_asked_for_counts(
     assert seconds["H100"] < seconds[""] < seconds["12"], "the L40S of this machine"
 
 
+@pytest.mark.slow
 def test_from_the_second_run_on_times_are_those_measured_here(
     job, plan: Plan, run
 ) -> None:
@@ -259,6 +261,7 @@ def groups(path: Path) -> Any:
     return groups_of(section, planner.scan())
 
 
+@pytest.mark.slow
 def test_a_resume_counts_what_is_left(job, plan: Plan, run, here) -> None:
     steps = {"train": BF16 | {"steps": 4}}
     run(job(device="cpu", train=BF16 | {"steps": 2}))
@@ -342,6 +345,7 @@ def test_a_level_that_excludes_compiled_blocks_says_so_instead(job, plan: Plan) 
     )
 
 
+@pytest.mark.slow
 def test_what_is_said_of_a_folder_is_what_the_run_does(
     job, plan: Plan, run, run_py, tmp_path: Path
 ) -> None:
@@ -437,6 +441,7 @@ def test_a_large_model_without_a_gpu_is_told_and_so_is_its_download(
     )
 
 
+@pytest.mark.slow
 def test_a_chosen_device_that_is_not_there_is_an_error_and_the_first_gpu_may_be_the_cpu(
     job, plan: Plan, run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

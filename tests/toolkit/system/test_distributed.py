@@ -151,6 +151,7 @@ def test_who_is_killed_is_missed_at_the_next_exchange() -> None:
     assert "died without reporting an error" in str(lost)
 
 
+@pytest.mark.slow
 def test_who_hangs_is_given_up_after_the_time_that_was_asked_for() -> None:
     def work(process_group: ProcessGroup) -> PeerFailedError | None:
         if process_group.rank == 1:
@@ -166,6 +167,7 @@ def test_who_hangs_is_given_up_after_the_time_that_was_asked_for() -> None:
     assert "died without reporting an error" in str(lost)
 
 
+@pytest.mark.slow
 def test_who_never_arrives_is_given_up_after_the_same_time() -> None:
     def work(process_group: ProcessGroup) -> PeerFailedError | None:
         if process_group.rank == 1:
@@ -191,6 +193,7 @@ OUT_OF_MEMORY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "error"),
     [
@@ -252,12 +255,14 @@ def leave_together(
     return 0, shown
 
 
+@pytest.mark.slow
 def test_the_first_process_repeats_why_another_one_failed() -> None:
     first, second = in_processes(2, leave_together, [None, UserError("no such file")])
     assert second == (2, ["no such file"])
     assert first == (2, ["rank 1 of 2 failed, shutting down: no such file"])
 
 
+@pytest.mark.slow
 def test_a_mistake_that_all_find_is_shown_once() -> None:
     ends = in_processes(
         2, leave_together, [UserError("no such key"), UserError("no such key")]
@@ -266,6 +271,7 @@ def test_a_mistake_that_all_find_is_shown_once() -> None:
     assert sorted(len(shown) for _, shown in ends) == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_rank_that_finds_the_mistake_later_does_not_show_it_again() -> None:
     """The store is in rank 0, and ends with it: it waits for the others, which read
     there that it has reported."""
@@ -277,6 +283,7 @@ def test_a_rank_that_finds_the_mistake_later_does_not_show_it_again() -> None:
     assert in_processes(2, work, connected=False) == [(2, ["no such key"]), (2, [])]
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_before_all_are_connected_is_not_waited_for_long(
     monkeypatch,
 ) -> None:

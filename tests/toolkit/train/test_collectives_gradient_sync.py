@@ -56,6 +56,7 @@ def trained(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "accumulation"),
     [

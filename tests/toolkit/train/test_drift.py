@@ -16,6 +16,7 @@ from toolkit.data.pixels.images import ImageError
 from toolkit.train.drift import Drift, drift_metrics, drift_of
 
 
+@pytest.mark.slow
 def test_a_sample_that_lies_to_the_right_and_is_larger_says_so(tmp_path: Path) -> None:
     square, other, reference = (
         tmp_path / "square.png",
@@ -53,6 +54,7 @@ def test_a_sample_that_lies_to_the_right_and_is_larger_says_so(tmp_path: Path) -
         drift_of(sample, [reference])
 
 
+@pytest.mark.slow
 def test_only_what_changes_outside_the_mask_counts(tmp_path: Path) -> None:
     reference, mask = tmp_path / "reference.png", tmp_path / "mask.png"
     image = photograph(0)

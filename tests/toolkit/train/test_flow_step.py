@@ -416,6 +416,7 @@ def gradients(
     )
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_one_batch(
     tiny_model: Path, six_items: BatchLoader
 ) -> None:
@@ -431,6 +432,7 @@ def test_micro_batches_add_up_to_one_batch(
         at_most(f"accumulation, {name}", difference, 1e-10)
 
 
+@pytest.mark.slow
 def test_a_step_and_a_sample_never_mix_devices(tiny_model: Path) -> None:
     """Batches, noise and t come from the CPU, the model may be anywhere: the meta
     device stands in for a GPU."""

@@ -169,6 +169,7 @@ def test_a_backward_pass_that_fails_at_once_leaves_an_eager_run(
     expect_eager(toy, Blocks(AUTO), said, error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["forward", "backward"])
 def test_a_step_that_fails_at_its_third_size_is_computed_from_its_begin(
     toy, install, said, kind: str
@@ -274,6 +275,7 @@ def test_what_was_asked_for_is_not_replaced(toy, install, said) -> None:
 # backward pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_no_weight_moves_in_the_first_backward_pass_of_a_program(
     toy, install, said, accumulation: int
@@ -393,6 +395,7 @@ def test_what_is_computed_within_a_failure_is_computed_once_more() -> None:
     assert [step.whole(compute, 5), step.whole(compute, 6)] == ["5, 2", "6, 3"]
 
 
+@pytest.mark.slow
 def test_once_one_process_runs_uncompiled_blocks_all_do(tmp_path: Path) -> None:
     """The process of image 0 fails at its first step; the other one goes on and hears
     of it before its second."""

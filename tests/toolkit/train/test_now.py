@@ -216,6 +216,7 @@ def test_what_an_earlier_start_left_stays_but_for_its_error(tmp_path: Path) -> N
     assert "error" not in found
 
 
+@pytest.mark.slow
 def test_it_is_written_at_most_once_in_its_interval_and_by_no_one_who_tells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

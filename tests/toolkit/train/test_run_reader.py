@@ -50,6 +50,7 @@ def steps_in(path: Path) -> list[dict]:
 # ------------------------------------------------------------ real runs
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_told_from_its_files(whole: Job) -> None:  # noqa: F811
     run = read_run(whole.folder)
     assert (run.name, run.status, run.owner, run.eta_s, run.error) == (
@@ -124,6 +125,7 @@ def test_a_finished_run_is_told_from_its_files(whole: Job) -> None:  # noqa: F81
     }
 
 
+@pytest.mark.slow
 def test_a_run_is_running_until_it_is_killed_and_goes_on_to_its_end(job: Job) -> None:  # noqa: F811
     job.change(sample=None)
     in_step_4 = 1 + 3 * 2 + 1

@@ -112,6 +112,7 @@ def test_a_seed_gives_the_picture_of_the_pipeline(
     at_most(f"sample, {case}, error of what another prompt changes", share, 0.02)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_transformer_is_told_the_pipelines_noise_levels_in_bf16(
     unit_gain_pipeline,
@@ -232,6 +233,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.slow
 def test_each_setting_is_seen_in_the_picture(unit_gain_model: Path) -> None:
     """Further than the 60 dB above allow: otherwise they would say nothing of this
     setting."""
@@ -287,6 +289,7 @@ def test_each_step_of_an_image_is_reported_and_can_stop_it(
     assert seen == [(0, 1, 3), (0, 2, 3), (0, 3, 3), (1, 1, 3), (1, 2, 3)]
 
 
+@pytest.mark.slow
 def test_after_encode_drawing_needs_only_the_vae(tiny_model: Path) -> None:
     model = open_tiny(tiny_model, reference_area=0)
     drawing = sampler(

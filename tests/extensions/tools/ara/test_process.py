@@ -105,6 +105,7 @@ def test_the_commands_of_the_page_make_adapters_that_help(
         assert torch.equal(weight, kept[name])
 
 
+@pytest.mark.slow
 def test_an_adapter_of_layers_is_calibrated_on_images_with_layers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -182,6 +182,7 @@ def test_the_loss_is_that_of_the_run_and_the_best_file_is_linked(
         assert f"{flag}: " in line and words in line
 
 
+@pytest.mark.slow
 def test_files_of_a_run_that_broke_down_are_left_out(
     write_job,
     trainer,

@@ -87,6 +87,7 @@ def test_a_large_model_is_not_computed_on_the_cpu_by_accident(
     )
 
 
+@pytest.mark.slow
 def test_training_after_it_encodes_nothing(
     run_py: Run, write_job, section, tmp_path: Path, monkeypatch, said: list[str]
 ) -> None:
@@ -196,6 +197,7 @@ def test_the_commands_of_the_page_see_and_prune_the_cache(
     assert entries(cache).keys() == mine.keys()
 
 
+@pytest.mark.slow
 def test_the_models_that_the_job_does_not_keep_are_listed_and_pruned(
     write_job, section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said
 ) -> None:

@@ -52,6 +52,7 @@ def test_a_folder_above_runs_gets_their_diagrams_too(
     assert (tmp_path / "output" / "graph" / "training_losses.png").read_bytes() == own
 
 
+@pytest.mark.slow
 def test_a_job_draws_what_it_has_trained(
     write_job, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ DAMAGED = {"spelled_kohya_none": "alpha_lost"}
 names without an alpha."""
 
 
+@pytest.mark.slow
 def test_a_file_is_sound_for_a_program_exactly_where_that_applies_it_as_it_is_meant(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

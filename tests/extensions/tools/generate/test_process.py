@@ -83,6 +83,7 @@ def write_lora(model: Path, path: Path, seed: int = 1) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_picture_is_that_of_the_pipeline_and_is_made_again_from_itself(
     generate,
     unit_gain_model: Path,
@@ -150,6 +151,7 @@ def test_a_size_that_the_model_cannot_draw_is_told(tiny_model: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_distilled_model_is_sampled_at_its_noise_levels(
     generate, tmp_path: Path
 ) -> None:
@@ -255,6 +257,7 @@ def test_loras_change_the_picture_as_merged_ones_do(
     )
 
 
+@pytest.mark.slow
 def test_prompts_of_a_file_and_of_standard_input_have_flags(
     generate, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said
 ) -> None:
@@ -316,6 +319,7 @@ def test_prompts_of_a_file_and_of_standard_input_have_flags(
     assert loads.count("text_encoder") == 1, "it was not loaded whole"
 
 
+@pytest.mark.slow
 def test_a_stop_keeps_what_is_made_and_the_next_start_makes_the_rest(
     generate, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,6 +392,7 @@ def test_a_gpu_gets_swapped_blocks_and_loras_where_it_computes(
     )
 
 
+@pytest.mark.slow
 def test_latents_are_kept_and_decoded_to_the_same_image(
     generate, tiny_model: Path, tmp_path: Path, said
 ) -> None:
@@ -599,6 +604,7 @@ def test_a_model_of_layers_needs_an_image_to_take_apart() -> None:
         )
 
 
+@pytest.mark.slow
 def test_layers_are_files_with_their_opacity_and_a_row(
     generate, tmp_path: Path
 ) -> None:

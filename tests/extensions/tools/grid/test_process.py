@@ -41,6 +41,7 @@ def grid(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], dic
     return grid
 
 
+@pytest.mark.slow
 def test_a_grid_has_a_column_for_each_file_and_strength_behind_the_model_alone(
     grid, unit_gain_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

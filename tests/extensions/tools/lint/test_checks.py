@@ -323,6 +323,7 @@ def test_folders_for_validation_and_test_are_told(folder: Path) -> None:
     assert found() == {("leak", "validation"), ("leak", "test")}
 
 
+@pytest.mark.slow
 def test_a_copy_is_found_among_hundreds() -> None:
     pictures = numpy.random.default_rng(0).integers(
         0, 256, (600, 4, 4, 3), dtype=numpy.uint8

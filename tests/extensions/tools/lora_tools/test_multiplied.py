@@ -274,6 +274,7 @@ def test_an_oft_has_no_alpha_to_lose(
     assert "sound: nothing wrong was found" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_is_rounded_away_is_predicted_for_layers_of_the_published_size(
     made, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,6 +35,7 @@ def prefer(
     return prefer
 
 
+@pytest.mark.slow
 def test_candidates_are_made_once_and_more_are_added(
     prefer, unit_gain_model: Path, tmp_path: Path
 ) -> None:

@@ -194,6 +194,7 @@ def publish(*flags: str) -> PublishConfig:
     return run_tool("publish", flags)
 
 
+@pytest.mark.slow
 def test_lora_card_samples_and_report_are_one_private_commit(
     hub: Hub, run: Path, said, capsys
 ) -> None:

@@ -77,6 +77,7 @@ def test_a_run_of_many_steps_is_read_in_little_memory(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_only_figures_with_curves_are_written(tmp_path: Path) -> None:
     rows = [row(step, loss=1 / step, lr=1e-3) for step in range(1, 4)]
     run = write_run(tmp_path / "run", rows, [{"step": 2, "loss": 0.4}])

@@ -224,6 +224,7 @@ def test_a_disk_without_room_for_thumbnails_makes_no_image_broken(
     assert "0 of 3" in page.get("/datasets/pipo?only=broken").text
 
 
+@pytest.mark.slow
 def test_a_decoder_that_dies_is_told_and_another_goes_on(
     page: TestClient, ui: Ui
 ) -> None:

@@ -119,6 +119,7 @@ def bar_of(page: str) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", bar).split())
 
 
+@pytest.mark.slow
 def test_every_page_has_the_bar(client: TestClient, gpus: Callable[..., None]) -> None:
     gpus(CARD)
     card = "NVIDIA GeForce RTX 4090 18.9 GB of 25.8 GB 72 % busy Memory "

@@ -72,6 +72,7 @@ def together(ask: Callable[[], Any], many: int) -> list[Any]:
         return list(pool.map(one, range(many)))
 
 
+@pytest.mark.slow
 def test_many_who_look_at_once_cost_a_few_looks(
     client: TestClient, ui: Ui, counted: Callable[[Any, str], list[str]]
 ) -> None:

@@ -186,6 +186,7 @@ def test_entries_run_one_after_another_in_the_order_they_were_given(yard):
     assert yard.add("e") == "000005"  # an id is not used again
 
 
+@pytest.mark.slow
 def test_one_job_per_gpu(yard):
     door = str(yard.folder / "door")
     for name in "abc":
@@ -202,6 +203,7 @@ def test_one_job_per_gpu(yard):
     assert sorted(gpu for _, gpu, _ in yard.starts()[:2]) == ["4", "7"]
 
 
+@pytest.mark.slow
 def test_what_yields_waits_while_a_run_trains_that_the_queue_did_not_start(yard):
     image, job = yard.add("image", yields=True), yard.add("job")
     other = yard.folder / "output" / "other"
@@ -231,6 +233,7 @@ def test_what_is_wrong_or_stopped_is_not_tried_again(yard):
         assert (entry.state, entry.exit_code) == (codes[code], code)
 
 
+@pytest.mark.slow
 def test_a_crash_is_retried_three_times_and_always_resumed(yard):
     acts = [
         {"code": code, "status": {"step": step}}
@@ -251,6 +254,7 @@ def test_a_crash_is_retried_three_times_and_always_resumed(yard):
     assert (yard.state(id_), yard.queue.entry(id_).attempts) == (WAITING, 0)
 
 
+@pytest.mark.slow
 def test_a_failure_that_comes_again_at_the_same_step_is_not_worth_three_retries(yard):
     step, beginning = {"status": {"step": 7}}, {}
     ids = [
@@ -286,6 +290,7 @@ def test_a_kill_is_not_a_failure_of_the_job(yard):
     )
 
 
+@pytest.mark.slow
 def test_a_gpu_is_free_when_the_job_has_ended_not_the_shell_above_it(yard):
     """It has not written run.json yet: it imports its packages."""
     door = str(yard.folder / "door")
@@ -311,6 +316,7 @@ def test_a_gpu_is_free_when_the_job_has_ended_not_the_shell_above_it(yard):
     )
 
 
+@pytest.mark.slow
 def test_a_job_whose_shell_is_gone_is_stopped_too(yard):
     id_ = yard.add("a", {"until": str(yard.folder / "never")})
     runner = yard.runner()
@@ -334,6 +340,7 @@ def test_what_a_job_leaves_behind_in_another_session_keeps_its_gpu_and_is_killed
     assert module.start_of(int((yard.folder / "output" / "left").read_text())) == ""
 
 
+@pytest.mark.slow
 def test_a_job_outlives_its_runner_and_is_adopted_by_the_next(yard):
     door = str(yard.folder / "door")
     id_ = yard.add("a", {"until": door, "code": 2})
@@ -353,6 +360,7 @@ def test_a_job_outlives_its_runner_and_is_adopted_by_the_next(yard):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "state", "starts"), [("running", DONE, 2), ("stopped", STOPPED, 1)]
 )
@@ -406,6 +414,7 @@ def test_there_is_one_runner(yard):
     assert first.wait(30) == 0 and not yard.queue.has_runner()
 
 
+@pytest.mark.slow
 def test_a_training_run_is_asked_to_stop_and_saves(yard):
     id_ = yard.add("a", {"trains": True})
     run = yard.folder / "output" / "a"

@@ -135,6 +135,7 @@ def test_an_id_is_that_of_an_entry(client, id_):
     assert client.post(f"/queue/{id_}/remove").status_code in (404, 405, 409)
 
 
+@pytest.mark.slow
 def test_every_tool_is_a_form_of_its_declaration(client, monkeypatch):
     with monkeypatch.context() as patch:
         # in a separate process, as the page asks

@@ -619,6 +619,7 @@ def test_each_route_has_a_row() -> None:
     assert sorted({*TABLE, *ALIKE}) == POSTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "pages"),
     [
@@ -652,6 +653,7 @@ def test_an_edit_of_a_deleted_image_leaves_no_caption_behind(pages: Pages) -> No
     )
 
 
+@pytest.mark.slow
 def test_two_who_make_images_to_vote_on_list_all_of_them(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     names = [[f"{who} {number}" for number in range(30)] for who in ("cat", "dog")]

@@ -115,6 +115,7 @@ def files(ui: Ui) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_nothing_that_is_there_is_replaced(page: TestClient, ui: Ui) -> None:
     red, blue, green = png("red"), png("blue"), png("green")
     assert [send(page, "a.png", content)[0]["state"] for content in (red, red, blue, blue)] == [
@@ -136,6 +137,7 @@ def test_nothing_that_is_there_is_replaced(page: TestClient, ui: Ui) -> None:
     }
 
 
+@pytest.mark.slow
 def test_an_upload_goes_on_where_it_was_after_the_page_was_killed(
     page: TestClient, ui: Ui
 ) -> None:

@@ -252,6 +252,7 @@ def test_hostile_text_is_shown_as_text_and_secrets_are_not(
             assert "49" not in answer.text.split("<h1>")[1].split("</h1>")[0]
 
 
+@pytest.mark.slow
 def test_damage_of_any_file_leaves_a_page(
     client: TestClient, make_run: Callable[..., Path]
 ) -> None:
@@ -383,6 +384,7 @@ def test_a_run_that_vanishes_is_said_to_be_gone(
         assert client.get(path).status_code == 404, path
 
 
+@pytest.mark.slow
 def test_a_config_that_no_job_has_is_not_read(
     client: TestClient, make_run: Callable[..., Path]
 ) -> None:

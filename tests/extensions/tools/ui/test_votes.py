@@ -173,6 +173,7 @@ for pair in ballot.pairs:
 """
 
 
+@pytest.mark.slow
 def test_a_kill_loses_no_vote_that_was_answered(tmp_path: Path) -> None:
     command = [sys.executable, "-c", VOTER, str(tmp_path)]
     voter = subprocess.Popen(

@@ -158,6 +158,7 @@ SOME = pytest.mark.parametrize(
 """All kinds of moves; every seventh has most edits too."""
 
 
+@pytest.mark.slow
 @SOME
 def test_planted_moves_are_measured(first: int, every: int) -> None:
     random = Random(1)
@@ -199,6 +200,7 @@ def test_what_does_not_show_the_same_is_not_measurable() -> None:
     ] == []
 
 
+@pytest.mark.slow
 def test_a_reference_in_pixels_or_out_of_focus_is_not_accused() -> None:
     """Its own patches do not agree, which the error says."""
     for index in range(2):
@@ -227,6 +229,7 @@ def test_a_figure_that_moves_before_its_background_is_no_shift(
     assert not measure(image, reference).is_measurable
 
 
+@pytest.mark.slow
 def test_a_relief_is_not_taken_for_a_shift() -> None:
     """It has two edges for each of the photograph, a pixel or two to both sides."""
     image = within(photograph(0)).crop((0, 0, 300, 240))

@@ -126,6 +126,7 @@ def _dimensions(own: Callable[..., Any], area: int, asked: int, aspect: float) -
     return own(area, aspect)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layers", "guidance"), [(3, 4.0), (1, 1.0)])
 def test_a_sample_equals_the_pipelines(
     layered: Member,

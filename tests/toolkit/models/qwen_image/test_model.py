@@ -57,6 +57,7 @@ def mixed(adapter: QwenImageModel):
     return x_t_BCHW, torch.tensor([0.1, 0.5, 0.9, 0.3, 0.7, 0.2]), prompts, references
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_batch_of_unlike_items_equals_item_by_item_calls(
     adapter: QwenImageModel, mixed

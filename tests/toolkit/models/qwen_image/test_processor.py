@@ -51,6 +51,7 @@ def pipeline(unit_gain_model: Path) -> QwenImageEditPlusPipeline:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("references", [1, 3])
 def test_the_pipeline_embeds_a_prompt_as_the_trainer_does(
     pipeline: QwenImageEditPlusPipeline, unit_gain_model: Path, references: int
@@ -94,6 +95,7 @@ def test_a_text_without_images_and_ids_that_are_given_stay_as_they_are(
     assert torch.equal(pipeline.text_encoder(**given).logits, placed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Qwen-Image-Edit-2509", "Qwen-Image-Edit-2511"])
 def test_the_pipeline_without_images_gives_the_images_of_an_edit_model(
     member: Callable[[str], Member], name: str

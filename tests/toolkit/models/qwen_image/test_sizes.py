@@ -94,6 +94,7 @@ def test_the_fault_says_how_long_it_is_and_how_long_it_may_be(tiny_model: Path) 
     )
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_text_to_image_gets_what_its_pipeline_gives_it_of_a_long_prompt(
     tmp_path: Path,

@@ -275,6 +275,7 @@ def cut_out(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_transparent_reference_gives_the_image_of_the_pipeline(
     pipeline_21, unit_gain_21: Path, cut_out: Path
 ) -> None:
@@ -376,6 +377,7 @@ def with_levels(unit_gain_21: Path, tmp_path: Path) -> Callable[[object], Path]:
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_shift", [True, False])
 def test_levels_of_the_model_are_those_of_the_pipeline(
     with_levels, own_shift: bool

@@ -105,6 +105,7 @@ def test_uncompiled_blocks_are_not_slow_compared_with_compiled_ones(
     assert bool(warnings) is (stops_at is None)
 
 
+@pytest.mark.slow
 def test_slow_data_are_one_line_in_log_and_events(watched, said: list[str]) -> None:
     _, (event,) = watched(150, data_s=lambda step: 2.0 if step > 90 else 0.0)
     assert event["kind"] == "step_time" and event["cause"].startswith(
@@ -117,12 +118,14 @@ def test_slow_data_are_one_line_in_log_and_events(watched, said: list[str]) -> N
     )
 
 
+@pytest.mark.slow
 def test_large_batches_are_no_slow_steps(watched, said: list[str]) -> None:
     """Each third batch of the toy is smaller: 1 sample of 7."""
     _, events = watched(150, step_s=lambda step: (8.0, 8.0, 0.5)[step % 3])
     assert events == [] and said == []
 
 
+@pytest.mark.slow
 def test_the_loss_of_one_dataset_that_runs_away_is_reported(watched) -> None:
     odd = {"image_1.png", "image_3.png", "image_5.png"}
 
@@ -268,6 +271,7 @@ def test_texture_of_samples_and_of_the_validation_is_compared_with_the_first(
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_full_disk_does_not_end_the_run(toy, watched, said: list[str]) -> None:
     toy.folder.mkdir()
     (toy.folder / "events.jsonl").mkdir()

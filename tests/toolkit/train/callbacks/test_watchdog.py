@@ -77,6 +77,7 @@ def test_nothing_is_said_while_steps_go_on(run, watch, result) -> None:
     assert not (run.folder / FILE).exists()
 
 
+@pytest.mark.slow
 def test_slow_steps_are_no_stall(run, watch, result) -> None:
     """Ten times the median: one step of 100 s among steps of 0.08 s changes nothing."""
     hook, said = watch(least_s=0.01)

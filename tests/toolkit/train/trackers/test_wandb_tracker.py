@@ -114,6 +114,7 @@ def test_a_resume_goes_on_with_the_same_run_and_a_new_start_with_another(
     assert run_id(tracked()) != first
 
 
+@pytest.mark.slow
 def test_a_child_that_fails_says_why(tracked, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "nonsense")
     tracker = WandbTracker(tracked())

@@ -221,6 +221,7 @@ def test_a_field_changes_its_line_and_a_line_its_field(client: TestClient) -> No
     )
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_the_command_line_with_their_lines_and_at_their_fields(
     client: TestClient,
 ) -> None:
@@ -268,6 +269,7 @@ def test_a_text_that_is_no_yaml_loses_nothing(client: TestClient, ui: Ui) -> Non
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 def test_another_model_or_card_writes_what_it_needs_and_keeps_what_is_ones_own(
     client: TestClient,
@@ -348,6 +350,7 @@ def test_time_and_cost_are_those_of_the_plan(
         assert said in text and ("about 4.00" in text) == bool(given["time"])
 
 
+@pytest.mark.slow
 def test_the_time_is_that_of_the_chosen_card(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,6 +375,7 @@ def test_the_time_is_that_of_the_chosen_card(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 def test_keys_are_found_set_and_taken_out(client: TestClient) -> None:
     page = Page(client, "/new?dataset=40_photo").press("search", wanted="dropout")
@@ -790,6 +794,7 @@ def test_a_plan_that_needs_a_gpu_offers_the_small_model(client, ui, queued):
     assert page.press("start").answer.headers["location"] == "/queue/000001"
 
 
+@pytest.mark.slow
 def test_the_name_of_a_finished_run_is_taken_and_the_next_free_one_is_offered(
     client, ui, queued
 ):
@@ -843,6 +848,7 @@ def test_a_new_job_has_a_free_name_and_a_word_that_no_model_knows(client, ui):
         assert NewConfig(type="new", job_name=name, folder="datasets").job_name == name
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 def test_a_dataset_of_the_menu_brings_what_create_a_job_brings(client, ui):
     """Name, trigger word and what was chosen on its page, as long as nobody has typed

@@ -81,6 +81,7 @@ PAGES = (
 )
 
 
+@pytest.mark.slow
 def test_pages_open_few_files_and_are_small(
     many: Ui,
     client: TestClient,  # noqa: F811
