@@ -270,7 +270,7 @@ class FlowTrainerProcess(RolesTrainer):
             self.networks[role] = self._network(role, module)
         settings = section.train
         if decide_compiling(settings.compile, self.device):
-            compiled = settings.compile
+            compiled = settings.compile.for_sizes(self.data.has_several)
         else:
             compiled = None
         self.block_runner = BlockRunner(

@@ -273,7 +273,11 @@ class SdTrainerProcess(ImageTrainer):
             "" if self.resumption.ran_compiled else self.plan.against_compiling
         )
         self.block_runner = build_block_runner(
-            self.section, self.model, self.device, against_compiling
+            self.section,
+            self.model,
+            self.device,
+            against_compiling,
+            self.data.has_several,
         )
         sharded = self.network.sharded_params()
         self.process_group.broadcast(

@@ -49,9 +49,11 @@ def build_block_runner(
     model: DiffusionModel,
     device: torch.device,
     against: str = "",
+    several: bool = False,
 ) -> BlockRunner:
     """The block runner of a section, for a model whose network is attached; before it
-    the modulation cache. against: `RunPlan.against_compiling`."""
+    the modulation cache. against: `RunPlan.against_compiling`. several:
+    `ImageData.has_several`."""
     if reason := model.enable_modulation_cache(BlockSwap):
         logger.info(f"model.modulation_table: not possible here, {reason}")
     train = section.train
@@ -60,7 +62,7 @@ def build_block_runner(
     against = train.against_compiling() or against
     compiling = None
     if decide_compiling(train.compile, device, qtype, sharded, against):
-        compiling = train.compile
+        compiling = train.compile.for_sizes(several)
     return BlockRunner(
         model,
         device,

@@ -396,11 +396,12 @@ def _as_stream(tensor: Any, settings: CompileConfig) -> Any:
         or not tensor.is_floating_point()
     ):
         return tensor
-    if torch.is_grad_enabled() and not tensor.requires_grad:
-        # The streams of the first block need no gradient. A program without one would
-        # be compiled for it alone; the gradient is a hundredth of a model's backward
-        # pass, and compiling takes as long as ten steps.
-        tensor = tensor.detach().requires_grad_()
+    if not tensor.requires_grad:
+        # The streams of the first block need no gradient, and without gradients they
+        # are views of a layer's output. A program would be compiled for it alone; the
+        # gradient is a hundredth of a model's backward pass, and compiling takes as
+        # long as ten steps.
+        tensor = tensor.detach().requires_grad_(torch.is_grad_enabled())
     if settings.dynamic is True:
         # The width never changes, and checkpointing needs its value.
         torch._dynamo.mark_static(tensor, 2)

@@ -319,7 +319,9 @@ class PictureMaker:
             if reason:
                 logger.info(f"model.modulation_table: not possible here, {reason}")
             is_compiled = decide_compiling(self.section.compile, device, qtype)
-            compiling = self.section.compile if is_compiled else None
+            compiling = None
+            if is_compiled:
+                compiling = self.section.compile.for_sizes(len(todo) > 1)
             runner = BlockRunner(
                 model, device, dtype, "none", self.config.blocks_to_swap, compiling
             )

@@ -180,7 +180,8 @@ class CompileConfig(StrictModel):
 
     dynamic: AutoOrBool = "auto"
     """Compile with dynamic shapes instead of recompiling for each size. auto: from the
-    second size on, which suits captions of many lengths."""
+    start where there is more than one image, because sizes and captions differ; else
+    from the second size on."""
 
     fullgraph: bool = False
     """Raise an error on a graph break, instead of compiling the parts."""
@@ -192,6 +193,17 @@ class CompileConfig(StrictModel):
     short_for: ClassVar = "enabled"
     place: ClassVar = "train.compile"
     """The section's name in messages."""
+
+    def for_sizes(self, several: bool) -> CompileConfig:
+        """The section with what `dynamic: auto` becomes. several: whether inputs of
+        several sizes come. A program for the first size would then be thrown away.
+
+        >>> CompileConfig().for_sizes(several=True).dynamic
+        True
+        """
+        if self.dynamic == "auto" and several:
+            return self.model_copy(update={"dynamic": True})
+        return self
 
     def check(self, job: JobContext) -> Findings:
         """Keys of a compiler that is off, or of another one; a compiler that PyTorch

@@ -76,6 +76,11 @@ class ImageData:
             return [self.stream.largest]
         return [item.crop.bucket for item in self.items]
 
+    @property
+    def has_several(self) -> bool:
+        """Whether more is trained on than one image at one size."""
+        return self.stream is not None or len(self.items) > 1
+
     def hashes(self) -> DatasetHashes:
         """Hashes of the data, from which a resume tells what was added, removed and
         edited."""

@@ -140,9 +140,11 @@ def forward(
     text_BLD = model.txt_in(model.txt_norm(embeds_BLD))
     count = len(levels)
     device = image_BSD.device
-    rotary = model.pos_embed(
+    of_image, of_text = model.pos_embed(
         [list(shapes)] * count, max_txt_seq_len=text_BLD.shape[1], device=device
     )
+    # A copy, because a program depends on where a view begins.
+    rotary = of_image, of_text.clone()
     # With `zero_cond_t` control images have timestep 0. Created on the CPU, where the
     # timesteps are known.
     t = torch.tensor(

@@ -266,7 +266,8 @@ def forward(
     known = list(prefix_cache or ())
     if known:
         layout = Layout((), 0, targets, tokens)
-        rotary_SE = rotary_SE[prefix:]
+        # A copy, because a program depends on where a view begins.
+        rotary_SE = rotary_SE[prefix:].clone()
     else:
         layout = Layout(
             segments,
@@ -301,16 +302,18 @@ def forward(
     modulation = model.modulation(temb)
     zero_1M = modulation[-1:]
     levels_RM = modulation[:-1]
-    for index, block in enumerate(model.transformer_blocks):
-        if "forward" not in vars(block):
-            # because a sharded block is called as a module
-            block.forward = MethodType(run_block, block)
-        of_prefix = known[index] if known else ()
-        x_BSD, *keys_values = run(
-            index, block, x_BSD, zero_1M, levels_RM, rotary_SE, layout, *of_prefix
-        )
-        if prefix_cache is not None and keys_values:
-            prefix_cache.append((keys_values[0], keys_values[1]))
+    # One pass of an image keeps its prefix: a program for it takes longer than it saves.
+    with torch.compiler.set_stance("force_eager" if layout.keeps else "default"):
+        for index, block in enumerate(model.transformer_blocks):
+            if "forward" not in vars(block):
+                # because a sharded block is called as a module
+                block.forward = MethodType(run_block, block)
+            of_prefix = known[index] if known else ()
+            x_BSD, *keys_values = run(
+                index, block, x_BSD, zero_1M, levels_RM, rotary_SE, layout, *of_prefix
+            )
+            if prefix_cache is not None and keys_values:
+                prefix_cache.append((keys_values[0], keys_values[1]))
     out = model.norm_out(
         x_BSD[:, layout.prefix :].unflatten(1, (targets, tokens)).flatten(0, 1),
         temb[:-1],
