@@ -209,6 +209,12 @@ class MemoryEstimate:
     notes: tuple[str, ...] = ()
     """Lines for the user about what the numbers include."""
 
+    mapped: int = 0
+    """Bytes that wait in the kept model, of which `host` has a window."""
+
+    from_disk: bool = False
+    """Whether the free main memory has no room for them beside the job."""
+
     modulation_table: bool = False
     """Whether the numbers are those with `model.modulation_table`."""
 

@@ -45,7 +45,8 @@ from toolkit.plan.memory import (
     positive,
 )
 from toolkit.plan.memory_inputs import ItemGroup, num_shards
-from toolkit.plan.memory_phases import GENERATING, Choice, choose, host, mapped, phases
+from toolkit.plan.memory_phases import GENERATING, choose, host, mapped, phases
+from toolkit.system.host_memory import free_host_memory
 
 __all__ = ["GENERATING", "compiles_blocks", "plan_memory"]
 
@@ -147,18 +148,23 @@ def _estimate(job: JobBytes, level: str, table: bool) -> MemoryEstimate:
         Phase(name, positive(always | parts))
         for name, parts in phases(job, choice).items()
     ]
+    waiting = mapped(job, choice)
+    free = free_host_memory()
+    from_disk = bool(waiting and free) and waiting + sum(in_main_memory.values()) > free
     return MemoryEstimate(
         phases=tuple(listed),
         on_device=job.on_gpu,
         host=in_main_memory,
-        notes=tuple(_notes(job, choice)),
+        mapped=waiting,
+        from_disk=from_disk,
+        notes=tuple(_notes(job, waiting, from_disk)),
         modulation_table=table,
         step=LargestStep(job.step, job.training.optimizer, beside),
         level=level,
     )
 
 
-def _notes(job: JobBytes, choice: Choice) -> Iterator[str]:
+def _notes(job: JobBytes, waiting: int, from_disk: bool) -> Iterator[str]:
     """Lines for the user about what the numbers include."""
     if job.processes > 1:
         yield f"figures are per process; each of the {job.processes} processes needs its own main memory"
@@ -167,8 +173,13 @@ def _notes(job: JobBytes, choice: Choice) -> Iterator[str]:
             f"the whole text encoder ({gigabytes(job.encoders.text)}) stays in memory, because shuffled captions and "
             "captions of a stream are encoded at each use"
         )
-    if size := mapped(job, choice):
+    if waiting:
         yield (
-            f"{gigabytes(size)} of waiting weights are read from the kept model (model.keep_quantized): in main "
+            f"{gigabytes(waiting)} of waiting weights are read from the kept model (model.keep_quantized): in main "
             "memory they are only in the system's file cache, which the system frees when it needs to"
+        )
+    if from_disk:
+        yield (
+            "main memory has no room for all of them, so each pass reads them from the disk, which decides how long a "
+            "step takes: close other programs, or swap fewer blocks (model.blocks_to_swap)"
         )

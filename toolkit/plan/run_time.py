@@ -38,7 +38,9 @@ from toolkit.plan.memory_inputs import (
 from toolkit.plan.run_plan import SaveSize
 from toolkit.plan.step_time import (
     DECODE_FLOP,
+    DISK_BYTES_S,
     ENCODE_FLOP,
+    MAPPED_BYTES_S,
     Blocks,
     PassWork,
     RunWork,
@@ -92,9 +94,13 @@ class _RunWork:
         self.facts = self.family.footprint(section.model.files_folder())
         self.trained = count_trainable_params(section)
         self.sizes = BatchSizes(section, self.facts, groups)
-        self.blocks = blocks_of(
+        blocks = blocks_of(
             section, self.family, self.facts, self.trained, memory.modulation_table
         )
+        if memory.mapped:
+            speed = DISK_BYTES_S if memory.from_disk else MAPPED_BYTES_S
+            blocks = replace(blocks, swapped_bytes_s=speed)
+        self.blocks = blocks
 
     def whole(
         self, steps: int, often: Often, save: SaveSize, base_images: Sequence[BaseImage]

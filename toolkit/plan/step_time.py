@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from functools import reduce
+from math import inf
 from operator import add
 
 from toolkit.config.reading.field_types import CHECKPOINTING_LEVELS, OFFLOADING_LEVELS
@@ -70,6 +71,9 @@ before."""
 BUS = 0.8
 """Share of the bus that copies of pinned memory reach; an assumption."""
 
+MAPPED_BYTES_S = 8e9
+"""Bytes per second that one thread copies from the system's cache of a mapped file."""
+
 DISK_BYTES_S = 1e9
 """Bytes per second that a disk reads and writes; an assumption. NVMe disks read 2 to 7,
 SATA ones 0.5."""
@@ -125,6 +129,9 @@ class PassWork:
     kernels: float = 0.0
     """That the host starts where blocks are not compiled."""
 
+    arriving: float = 0.0
+    """Seconds in which waiting blocks come from a mapped file to main memory."""
+
     def __add__(self, other: PassWork) -> PassWork:
         return PassWork(*map(add, astuple(self), astuple(other)))
 
@@ -150,8 +157,8 @@ class PassWork:
         )
 
     def seconds(self, card: Card, compiled: bool = True) -> float:
-        """Seconds that it takes: of the card, the bus or the host, whichever is the
-        slowest. The bytes of `awaited` come on top.
+        """Seconds that it takes: of the card, the bus, the host or the file of waiting
+        blocks, whichever is the slowest. The bytes of `awaited` come on top.
 
         compiled: False multiplies the bytes of `moved` by `EAGER`, and the host starts
         every kernel.
@@ -164,7 +171,7 @@ class PassWork:
         bus_s = self.bus / bus_bytes_s
         host_s = HOST_S * self.kernels * (COMPILED_HOST_SHARE if compiled else 1.0)
         return (
-            max(self.busy_seconds(card, compiled), bus_s, host_s)
+            max(self.busy_seconds(card, compiled), bus_s, host_s, self.arriving)
             + self.awaited / bus_bytes_s
         )
 
@@ -208,6 +215,9 @@ class Blocks:
     swapped_bytes: float = 0.0
     """Bytes of the blocks that wait in main memory."""
 
+    swapped_bytes_s: float = inf
+    """How many of them come there per second; infinite: they are there."""
+
     kernels_per_block: float = 0.0
     saved_units: float = 0.0
     """Numbers that a block saves for the backward pass, where everything is kept, by
@@ -225,6 +235,7 @@ class Blocks:
             weights=self.extra_bytes,
             bus=self.swapped_bytes,
             kernels=FORWARD_KERNELS * self.kernels_per_block * self.blocks,
+            arriving=self.swapped_bytes / self.swapped_bytes_s,
         )
 
     def backward(self, tokens: float, pairs: float, level: str) -> PassWork:
@@ -258,6 +269,7 @@ class Blocks:
             bus=self.swapped_bytes + inputs + (2 - AWAITED) * saved,  # there and back
             awaited=AWAITED * saved,
             kernels=(1 - FORWARD_KERNELS) * self.kernels_per_block * self.blocks,
+            arriving=forward.arriving,
         )
 
     def _unit(self, tokens: float) -> float:

@@ -17,6 +17,7 @@ from tests.toolkit.plan.test_memory_plan_measured import (
 )
 from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.models.qwen_image.family import FAMILY
+from toolkit.plan import memory_plan
 from toolkit.plan.cards import Card, asked_card
 from toolkit.plan.memory import Machine
 from toolkit.plan.memory_inputs import LETTERS_PER_TOKEN, ItemGroup, group_items
@@ -217,6 +218,22 @@ def test_swapped_blocks_take_the_bus_twice_and_are_hidden_by_a_fast_one() -> Non
     assert swapped.seconds(slow_bus()) == pytest.approx(
         at_least, rel=0.02
     ) and at_least > none.seconds(H100)
+
+
+def test_blocks_of_a_mapped_file_come_as_fast_as_a_thread_copies_or_the_disk_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With 6 GB free for 7.2 GB of blocks and the process, the disk."""
+    blocks = 60 / 60 * 0.53 * (20_384_317_440 - 6_794_772_480)
+    for free, bytes_s, from_disk in ((64e9, 8e9, False), (6e9, 1e9, True)):
+        monkeypatch.setattr(memory_plan, "free_host_memory", lambda free=free: free)
+        swapped = work_of(Row(INT4, "full"), blocks_to_swap=60, keep_quantized=True)
+        for part in (swapped.step.forward, swapped.step.backward):
+            assert part.arriving == pytest.approx(MICRO_BATCHES * blocks / bytes_s)
+        slowest = 2 * MICRO_BATCHES * blocks / bytes_s
+        assert (
+            swapped.step.seconds(H100) == pytest.approx(slowest, rel=0.01)
+        ) == from_disk
 
 
 def test_offloaded_activations_take_the_bus_too() -> None:
