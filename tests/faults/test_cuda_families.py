@@ -26,13 +26,15 @@ pytestmark = [
         torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own"
     ),
 ]
-JOBS: dict[str, tuple[str, dict[str, dict]]] = {
+JOBS: dict[str, tuple[TinySpec, dict[str, dict]]] = {
     "qwen_image_2, four noise levels": (
-        "qwen_image_2",
+        TinySpec(arch="qwen_image_2"),
         {"train": {"noise_levels_per_sample": 4}},
     ),
+    "qwen_image": (TinySpec(arch="qwen_image"), {}),
+    "qwen_image_edit_plus, 2511": (TinySpec(zero_cond_t=True), {}),
 }
-"""Family and settings; those of qwen_image_edit_plus are in `test_cuda`."""
+"""Model and settings; those of Qwen-Image-Edit-2509 are in `test_cuda`."""
 
 STEPS = 3
 SAMPLE = {"prompts": ["a photo"], "width": 64, "height": 64, "sample_steps": 2}
@@ -52,14 +54,16 @@ def start(
     def train(
         name: str, device: str, steps: int = STEPS, **changes: object
     ) -> tuple[Job, dict[str, int]]:
-        arch, settings = JOBS[name]
-        model = tmp_path / arch
+        spec, settings = JOBS[name]
+        model = tmp_path / spec.arch
         if not model.exists():
-            write_tiny_model(model, TinySpec(arch=arch))
+            write_tiny_model(model, spec)
         cwd = tmp_path / f"{device}_{steps}_{len(changes)}"
         cwd.mkdir()
         job = Job(nursery, cwd, copy.deepcopy(small_section))
-        dataset = {"folder_path": str(photos), "control_path": str(before)}
+        dataset = {"folder_path": str(photos)}
+        if spec.arch != "qwen_image":
+            dataset["control_path"] = str(before)
         job.section |= {
             "device": device,
             "datasets": [{**dataset, "resolution": 64}],
