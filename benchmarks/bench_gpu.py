@@ -2,7 +2,7 @@
 benchmarks/bench_gpu.py --results gpu.jsonl`.
 
 Nothing is downloaded: the weights (20 B) are drawn on the device while the program
-loads them (`drawn.py`). First come the kernels a step is made of, then whole training
+loads them (`random_weights.py`). First come the kernels a step is made of, then whole training
 steps, each row a job that the program itself runs, in a process of its own, the most
 telling first. What is measured is added to the results file at once; started again, the
 bench goes on with what is missing there. A row that does not fit into memory says so.
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -154,9 +154,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="with train.memory_account: true (with --row); steps are slower",
     )
     add(
-        "--no-cap",
-        action="store_true",
-        help="rows of smaller GPUs get all memory of this one (with --row)",
+        "--folder",
+        help="of the row's model, images and run; default: one that is removed",
     )
     add(
         "--partial",
@@ -331,7 +330,11 @@ def run_row(asked: argparse.Namespace) -> dict[str, Any]:
             "status": "measured",
             "kernels": kernel_rates.measure(size, device, asked.calls),
         }
-    with TemporaryDirectory() as folder:
+    with (
+        TemporaryDirectory()
+        if not asked.folder
+        else nullcontext(asked.folder) as folder
+    ):
         if asked.row == CACHE:
             of_cache = (
                 8 * size.latent_side,

@@ -12,14 +12,17 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from PIL import Image
@@ -36,7 +39,9 @@ from benchmarks.report import rounded
 from benchmarks.synthetic import DTYPES, RANK, SEED, ModelSize
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.process import SdTrainerProcess
+from extensions.tools.shared.examples import MODELS, Model
 from jobs.job import ExtensionJob
+from toolkit.config.reading.field_types import AUTO_LEVELS
 from toolkit.config.reading.loader import load_job
 from toolkit.contracts.data import PromptEmbeds
 from toolkit.contracts.training import StepResult
@@ -45,10 +50,13 @@ from toolkit.errors import OutOfMemory, RunError, UserError
 from toolkit.files import log
 from toolkit.memory import flops
 from toolkit.memory.block_runner import BlockRunner
+from toolkit.models import kept, loading
 from toolkit.models.families import ModelLoadOptions
+from toolkit.models.folder_family import FolderFamily
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image21.family import FAMILY as FAMILY_21
 from toolkit.plan.run_plan import RunPlan
+from toolkit.system import device as system
 from toolkit.system.device import is_out_of_memory
 from toolkit.train.callbacks.watchdog import MemoryEstimateCheck
 from toolkit.train.flow_step import FlowMatchingStep
@@ -67,8 +75,8 @@ STEPS = 3000
 few. What pays off in a long run alone, such as compiling, is done."""
 
 FAIL = "ATELIER_BENCH_FAIL"
-"""Name of a variable of the environment that makes a row or part fail, for tests of
-what goes on beside it."""
+"""Name of a variable of the environment that makes a row fail, for tests of what it
+leaves."""
 
 LEFT_TO_OTHERS_GIB = 1.0
 """Of a GPU's memory: CUDA's own, and what a desktop takes."""
@@ -86,6 +94,9 @@ class Row:
     """Keys of `train:`."""
 
     references: int = 1
+    captions: int = 1
+    """Images, each with a caption of its own length."""
+
     card_gib: float | None = None
     """Memory of the GPU it is meant for; it gets no more."""
 
@@ -96,17 +107,13 @@ class Row:
     swapped: float = 0.0
     """Share of the blocks whose weights wait in the CPU memory."""
 
-    half_side: bool = False
-    """Images of half the side."""
-
     plain: bool = False
-    """Not the program but diffusers and peft."""
+    """Not the program but diffusers and peft, without the attention mask."""
 
-    lean: bool = False
-    """Of a plain loop: without the attention mask."""
+    kept: bool = False
+    """The quantized model is kept on the disk, or read from there."""
 
-    single_stream: bool = False
-    """The model is Qwen-Image-2.1."""
+    family: FolderFamily = FAMILY
 
     @property
     def is_compiled(self) -> bool:
@@ -117,112 +124,62 @@ class Row:
 
 
 _NO_TABLE = {"modulation_table": False}
-_INT8 = {"quantize": True, "qtype": "int8"}
-_INT8_TABLE = _INT8 | {"modulation_table": True}
-_INT4_TABLE = {"quantize": True, "qtype": "int4", "modulation_table": True}
-_FLOAT8 = {"quantize": True, "qtype": "float8"}
-
-
-def _eager(level: str) -> dict[str, object]:
-    return {"gradient_checkpointing": level, "compile": {"enabled": False}}
+_INT4 = {"quantize": True, "qtype": "int4"}
 
 
 def _compiled(level: str) -> dict[str, object]:
     return {"gradient_checkpointing": level, "compile": {"enabled": True}}
 
 
+def _of_card(model: Model, gpu: int, family: FolderFamily = FAMILY) -> Row:
+    """The job of pairs that `run.py new` writes for this GPU. Weights are drawn on the
+    device, so `low_vram` is left out."""
+    card = model.cards[gpu]
+    card = card._replace(**card.for_pairs)
+    quantized = {"quantize": True, "qtype": card.qtype} if card.qtype else {}
+    return Row(
+        f"{model.title}, {card.qtype or 'bf16'}, {card.level}, as new writes it for {gpu} GB",
+        quantized | ({} if card.table else _NO_TABLE),
+        {"gradient_checkpointing": card.level},
+        card_gib=gpu,
+        swapped=card.swap / family.published_transformer["num_layers"],
+        family=family,
+    )
+
+
+_MODELS = {model.title: model for model in MODELS}
+_EDIT, _SINGLE = _MODELS["Qwen-Image-Edit-2509"], _MODELS[FAMILY_21.title]
+
 ROWS = {
-    "1": Row("bf16, full, eager", _NO_TABLE, _eager("full"), goal_s=1.45, goal_gb=50),
-    "2": Row(
-        "bf16, full, compiled", _NO_TABLE, _compiled("full"), goal_s=1.10, goal_gb=49
-    ),
-    "3": Row(
-        "bf16, cheap, compiled", _NO_TABLE, _compiled("cheap"), goal_s=0.88, goal_gb=120
-    ),
-    "0": Row("diffusers + peft with the attention mask, full, eager", plain=True),
-    "0n": Row("diffusers + peft without the mask, full, eager", plain=True, lean=True),
-    "9": Row(
-        "int4 weights, table, full, compiled; 16 GB card",
-        _INT4_TABLE,
-        _compiled("full"),
-        card_gib=16,
-        goal_s=1.20,
-        goal_gb=15.5,
-    ),
-    "10": Row(
-        "int4 weights, table, a third swapped, full_offload, compiled; 12 GB card",
-        _INT4_TABLE,
-        _compiled("full_offload"),
-        swapped=1 / 3,
-        card_gib=12,
-        goal_s=1.35,
-        goal_gb=11,
-    ),
-    "4": Row(
-        "int8 weights, full, compiled",
-        _INT8 | _NO_TABLE,
-        _compiled("full"),
-        goal_s=1.13,
-        goal_gb=29,
-    ),
-    "12": Row(
-        "int8 weights, auto, compiled, 3 references",
-        _INT8,
-        _compiled("auto"),
-        references=3,
-        goal_gb=100,
-    ),
-    "11": Row(
-        "bf16, auto, compiled, no reference",
-        {},
-        _compiled("auto"),
-        references=0,
-        goal_s=0.33,
-    ),
-    "7": Row(
-        "float8 weights, full, compiled",
-        _FLOAT8 | _NO_TABLE,
-        _compiled("full"),
-        goal_s=0.98,
-        goal_gb=29,
-    ),
-    "3n": Row(
-        "bf16, none, compiled", _NO_TABLE, _compiled("none"), goal_s=0.88, goal_gb=120
-    ),
-    "default": Row("bf16, all auto", goal_gb=66),
-    "default, 3 references": Row("bf16, all auto, 3 references", references=3),
+    "2.1": Row("Qwen-Image-2.1, bf16, all auto", captions=5, family=FAMILY_21),
+    "default": Row("bf16, all auto", captions=5, goal_gb=66),
+    "plain loop": Row("diffusers + peft, full, eager", captions=5, plain=True),
     "no reference": Row(
         "bf16, all auto, no reference", references=0, goal_s=0.40, goal_gb=60
     ),
-    "24 GB": Row(
-        "int8 weights, table, full, compiled; 24 GB card",
-        _INT8_TABLE,
+    "int4": Row("int4, table, full, compiled", _INT4, _compiled("full"), goal_s=1.20),
+    "kept": Row("int4, all auto, kept for the next start", _INT4, kept=True),
+    "int8, 24 GB": Row(
+        "int8, table, full, compiled",
+        {"quantize": True, "qtype": "int8"},
         _compiled("full"),
         card_gib=24,
     ),
-    "2.1": Row(
-        "Qwen-Image-2.1, bf16, all auto, 4 noise levels",
-        train={"noise_levels_per_sample": 4},
-        single_stream=True,
-    ),
-    "9e": Row("int4 weights, table, full, eager", _INT4_TABLE, _eager("full")),
-    "u3": Row(
-        "uint3 weights, table, full, eager",
-        _INT4_TABLE | {"qtype": "uint3"},
-        _eager("full"),
+    "2.1, 4 GB": _of_card(_SINGLE, 4, FAMILY_21),
+    **{f"{gpu} GB": _of_card(_EDIT, gpu) for gpu in sorted(_EDIT.cards)},
+    "eager": Row(
+        "bf16, full, eager",
+        _NO_TABLE,
+        {"gradient_checkpointing": "full", "compile": {"enabled": False}},
+        goal_s=1.45,
+        goal_gb=50,
     ),
     **{
-        f"512 {level}": Row(
-            f"bf16, {level}, eager, half the side",
-            _NO_TABLE,
-            _eager(level),
-            half_side=True,
-        )
-        for level in ("none", "cheap", "full")
+        level: Row(f"bf16, {level}, compiled", _NO_TABLE, _compiled(level))
+        for level in AUTO_LEVELS
     },
 }
-"""By name, the most telling first: base, level of checkpointing, compiled or not. Where
-no key says otherwise, the program decides."""
+"""By name. Where no key says otherwise, the program decides."""
 
 
 # ------------------------------------------------------------ one row
@@ -236,14 +193,13 @@ def measure(
     device = torch.device(asked.device)
     if asked.size == "published":
         size = replace(size, text_tokens=TEXT_TOKENS[row.references])
-    if row.half_side:
-        size = replace(size, latent_side=max(8, size.latent_side // 2))
-    write_folder(folder / "model", size, FAMILY_21 if row.single_stream else FAMILY)
-    capped = row.card_gib is not None and not asked.no_cap
-    limited = capped and limit_memory(device, row.card_gib - LEFT_TO_OTHERS_GIB)
+    write_folder(folder / "model", size, row.family)
     watch = Stopwatch(device, asked, row.what)
     try:
-        level = (_plain if row.plain else _program)(row, size, folder, asked, watch)
+        with ExitStack() as stack:
+            limited = bool(row.card_gib) and as_smaller(device, row.card_gib, stack)
+            spent = stack.enter_context(time_of_kept(device)) if row.kept else {}
+            level = (_plain if row.plain else _program)(row, size, folder, asked, watch)
     except (RuntimeError, RunError) as error:
         if not is_of_memory(error):
             raise
@@ -259,16 +215,58 @@ def measure(
             "what": row.what,
         }
     # A single stream's blocks are others than `work_of` counts.
-    work = None if row.single_stream else work_of(size, row.references)
+    work = None if row.family is FAMILY_21 else work_of(size, row.references)
     return {
         "status": "measured",
         "what": row.what,
         "level": level,
         "card_gib": row.card_gib if limited else None,
         **watch.result(),
+        **({"kept_s": spent, "bits": watch.bits()} if row.kept else {}),
         "model_tflop": work and work.model / 1e12,
         "executed_tflop": work and work.executed(level) / 1e12,
     }
+
+
+def as_smaller(device: torch.device, gib: float, stack: ExitStack) -> bool:
+    """The program sees a GPU of this memory and PyTorch takes no more of it; False on
+    another device."""
+    if not limit_memory(device, gib - LEFT_TO_OTHERS_GIB):
+        return False
+    most = int(gib * 2**30)
+
+    def free(_: object = None) -> tuple[int, int]:
+        others = int(LEFT_TO_OTHERS_GIB * 2**30)
+        return max(0, most - others - torch.cuda.memory_reserved(device)), most
+
+    stack.enter_context(mock.patch.object(torch.cuda, "mem_get_info", free))
+    stack.enter_context(mock.patch.object(system, "total_memory", lambda _: most))
+    return True
+
+
+@contextmanager
+def time_of_kept(device: torch.device) -> Iterator[dict[str, float]]:
+    """Inside the block: seconds of reading a kept model, of checking it (or of the
+    checksums that are written), and of copying blocks to the device."""
+    spent = dict.fromkeys(("reading", "checking", "copying"), 0.0)
+
+    def timed(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            begin = time.perf_counter()
+            found = own(*given)
+            if name == "copying":
+                finish(device)
+            spent[name] += time.perf_counter() - begin
+            return found
+
+        return call
+
+    with (
+        mock.patch.object(kept, "_read_into", timed("reading", kept._read_into)),
+        mock.patch.object(kept, "_checksum", timed("checking", kept._checksum)),
+        mock.patch.object(loading, "_place", timed("copying", loading._place)),
+    ):
+        yield spent
 
 
 LORA_SIDES = 2 * (4 * 2 + 2 * 5)
@@ -331,6 +329,8 @@ class Stopwatch(Callback):
         self.planned_gb: float | None = None
         self.planned_training_bytes: Callable[[], int] | None = None
         self.losses: list[float] = []
+        self.grad_norms: list[float] = []
+        self.blocks: Sequence[torch.nn.Module] = ()
 
     def on_start(self, run: Run | None = None) -> None:
         self._ready_s = time.perf_counter() - self._begin
@@ -363,6 +363,18 @@ class Stopwatch(Callback):
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
         self.losses.append(result.loss)
+        self.grad_norms.append(result.grad_norm)
+
+    def bits(self) -> list[str]:
+        """Checksums of the frozen weights of the first eight blocks."""
+        return [
+            kept._checksum(
+                kept._bytes_of(tensor.detach().cpu().contiguous().flatten())
+                for tensor in block.state_dict(keep_vars=True).values()
+                if not tensor.requires_grad
+            )
+            for block in self.blocks[:8]
+        ]
 
     def _keep(self, reached: str) -> None:
         """Writes what is known so far: a row that is cut off leaves it."""
@@ -396,6 +408,7 @@ class Stopwatch(Callback):
             and self.planned_training_bytes() / GB,
             "host_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB,
             "losses": self.losses[: self._asked.warm_up + self._asked.steps],
+            "grad_norms": self.grad_norms[: self._asked.warm_up + self._asked.steps],
             **({"slowest": self._slowest()} if self._profiler else {}),
         }
 
@@ -442,6 +455,7 @@ class MeasuredTrainer(SdTrainerProcess):
 
     def build_callbacks(self) -> list[Callback]:
         self._watch.block_runner = self.block_runner
+        self._watch.blocks = self.model.blocks()
         return [self._watch, *super().build_callbacks()]
 
     def _measure_memory(self, run: Run) -> None:
@@ -457,6 +471,8 @@ def _program(
 ) -> str:
     """Runs the row's job; the level of checkpointing it was run at."""
     path = folder / "job.json"
+    # a second start is a new run, not one that is resumed
+    shutil.rmtree(folder / "output" / "bench", ignore_errors=True)
     section = job_section(row, size, folder, asked)
     path.write_text(
         json.dumps(
@@ -480,8 +496,9 @@ def job_section(
 ) -> dict[str, Any]:
     """The row as a process of a job, with its images."""
     side = 8 * size.latent_side
+    captions = captions_of(row, size)
     slots = [
-        _write_picture(folder / f"reference_{slot}", side)
+        _write_pictures(folder / f"reference_{slot}", side, captions)
         for slot in range(row.references)
     ]
     controls = {"control_path": list(map(str, slots))} if slots else {}
@@ -499,7 +516,7 @@ def job_section(
         "network": {"type": "lora", "linear": RANK, "linear_alpha": RANK},
         "datasets": [
             {
-                "folder_path": str(_write_picture(folder / "photos", side)),
+                "folder_path": str(_write_pictures(folder / "photos", side, captions)),
                 "resolution": side,
                 **controls,
             }
@@ -517,16 +534,32 @@ def job_section(
         "model": {
             "name_or_path": str(folder / "model"),
             "blocks_to_swap": int(row.swapped * size.layers),
+            # 20 GB of files otherwise
+            **({"keep_quantized": row.kept} if row.model.get("quantize") else {}),
             **row.model,
         },
     }
 
 
-def _write_picture(folder: Path, side: int) -> Path:
-    """A folder with one image and its caption."""
-    folder.mkdir()
-    Image.effect_noise((side, side), 64).convert("RGB").save(folder / "drawn.jpg")
-    (folder / "drawn.txt").write_text(CAPTION, encoding="utf-8")
+def captions_of(row: Row, size: ModelSize) -> list[str]:
+    """Captions of unlike lengths; with the third one the prefix of Qwen-Image-2.1 has
+    128 n + 64 tokens, with which cuDNN's masked backward pass gives NaN on Hopper."""
+    side = 8 * size.latent_side // FAMILY_21.latent_scale
+    prefix = row.references * side**2 + size.text_tokens
+    return [
+        CAPTION + (f" +{more}" if more else "")
+        for more in (0, 13, (64 - prefix) % 128, 40, 77)[: row.captions]
+    ]
+
+
+def _write_pictures(folder: Path, side: int, captions: Sequence[str]) -> Path:
+    """A folder with an image for each caption."""
+    folder.mkdir(exist_ok=True)
+    for number, caption in enumerate(captions):
+        picture = folder / f"{number}.jpg"
+        if not picture.exists():  # a second start reads the cache
+            Image.effect_noise((side, side), 64).convert("RGB").save(picture)
+        picture.with_suffix(".txt").write_text(caption, encoding="utf-8")
     return folder
 
 
@@ -540,19 +573,25 @@ def _plain(
     checkpointing."""
     device, dtype = torch.device(asked.device), DTYPES[asked.dtype]
     model = RandomWeightsModel(ModelLoadOptions(folder / "model", device, dtype))
+    batches = [
+        _batch(model, size, row.references, caption)
+        for caption in captions_of(row, size)
+    ]
     loop = PlainLoop(
         model.network_module,
         model.lora_targets(),
-        _batch(model, size, row.references),
+        batches[0],
         FlowMatchingStep(model, SEED).sample_noise_and_t,
         checkpointing=True,
         accumulation=asked.accumulation,
         autocast=dtype is torch.bfloat16,
-        mask=not row.lean,
+        mask=False,
     )
     watch.on_start()
     try:
         while True:
+            done = len(loop.losses) // asked.accumulation
+            loop.batch = batches[done % len(batches)]
             loop.step()
             watch.after_step()
     except Measured:
@@ -563,19 +602,21 @@ def _plain(
         return "full"
 
 
-def _batch(model: RandomWeightsModel, size: ModelSize, references: int) -> LatentBatch:
+def _batch(
+    model: RandomWeightsModel, size: ModelSize, references: int, caption: str
+) -> LatentBatch:
     """What the program would have in its cache."""
     side = 8 * size.latent_side
     latents_BCHW = model.encode_images(
         torch.empty(1, model.family.pixel_channels, side, side)
     ).to(model.options.dtype)
-    text_LD = model.encode_prompt(CAPTION, ()).to(model.options.dtype)
+    text_LD = model.encode_prompt(caption, ()).to(model.options.dtype)
     return LatentBatch(
         latents_BCHW=latents_BCHW,
         prompts=PromptEmbeds.stack([text_LD]),
         control_latents=((latents_BCHW[0],) * references,),
         spec=spec_of_step(0),
-        names=("drawn.jpg",),
+        names=("0.jpg",),
         loss_weight_B=torch.ones(1),
     )
 

@@ -9,7 +9,6 @@ tokens, D head width.
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -53,42 +52,6 @@ def measure(
             reasons = [str(warning.message) for warning in said] + [str(error)]
             found[name] = {"failed": " ".join(" ".join(reasons).split())[:300]}
     return found
-
-
-def of_text_lengths(
-    size: ModelSize, device: torch.device, backend: str, count: int
-) -> dict[str, Any]:
-    """Milliseconds of forward and backward with texts of `count` lengths: the first
-    call of each, and the next.
-
-    A kernel that is planned or compiled for each number of tokens is slow in every
-    first call.
-    """
-
-    def timed(call: Callable[[], None]) -> float:
-        begin = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return 1e3 * (time.perf_counter() - begin)
-
-    lengths = [
-        2 * size.tokens + size.text_tokens + 7 * number for number in range(1 + count)
-    ]
-    try:
-        calls = [
-            _attend(
-                size, tokens, device, BACKENDS[backend], masked=False, backward=True
-            )
-            for tokens in lengths
-        ]
-        timed(calls[0])  # the library's own start
-        first, second = zip(
-            *((timed(call), timed(call)) for call in calls[1:]), strict=True
-        )
-    except (RuntimeError, AssertionError) as error:
-        return {"failed": " ".join(str(error).split())[:300]}
-    return {"first_ms": list(first), "next_ms": list(second)}
 
 
 def best_bf16_product(found: dict[str, dict[str, Any]]) -> float | None:

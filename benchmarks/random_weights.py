@@ -92,12 +92,24 @@ def write_folder(folder: Path, size: ModelSize, family: FolderFamily = FAMILY) -
     (folder / _SIZE).write_text(json.dumps(asdict(size)), encoding="utf-8")
 
 
+def drawn_text(size: ModelSize, width: int, prompt: str) -> Tensor:
+    """Features [L, width] of a prompt; one that ends with "+N" has N tokens more than
+    usual."""
+    more = int(prompt.rpartition(" +")[2]) if " +" in prompt else 0
+    return torch.randn(
+        (size.text_tokens + more, width), generator=generator(SEED, "text", prompt)
+    )
+
+
 class RandomWeightsModel(EncoderlessModel):
     """The program's adapter over a folder of `write_folder`."""
 
     def __init__(self, options: ModelLoadOptions) -> None:
         fields = json.loads((options.folder / _SIZE).read_text(encoding="utf-8"))
         super().__init__(options, ModelSize(**fields))
+
+    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
+        return drawn_text(self.size, self.size.text_width, prompt)
 
     def load_part(self, name: str) -> object:
         device = torch.device("cpu") if self.options.low_vram else self.options.device
@@ -153,9 +165,7 @@ class RandomSingleStreamModel(QwenImage21Model):
     ) -> dict[str, Tensor]:
         """The references are in front of the text."""
         width = self.network_module.config.context_in_dim
-        text_LD = torch.randn(
-            (self.size.text_tokens, width), generator=generator(SEED, "text", prompt)
-        )
+        text_LD = drawn_text(self.size, width, prompt)
         slots_R = torch.full((self.family.max_references,), -1)
         slots_R[: len(references)] = 0
         return {EMBEDS: text_LD, SLOTS: slots_R}

@@ -46,6 +46,8 @@ def test_rows_are_measured_once_and_reported_with_their_share_of_the_peak(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(kernel_rates, "SQUARE", 64)
+    one = replace(ROWS["plain loop"], captions=1)
+    monkeypatch.setitem(gpu_rows.ROWS, "plain loop", one)
     given = [
         *QUICK,
         "--dtype",
@@ -54,8 +56,8 @@ def test_rows_are_measured_once_and_reported_with_their_share_of_the_peak(
         str(tmp_path / "gpu.jsonl"),
         "--rows",
         KERNELS,
-        "1",
-        "0",
+        "eager",
+        "plain loop",
         CACHE,
     ]
     bench_gpu.main(given)
@@ -71,15 +73,17 @@ def test_rows_are_measured_once_and_reported_with_their_share_of_the_peak(
         line["row"]: line.get("losses")
         for line in json_lines((tmp_path / "gpu.jsonl").read_text())
     }
-    assert len(losses["1"]) == len(losses["0"]) == 3
-    assert losses["1"] == pytest.approx(losses["0"], rel=1e-5)
+    assert len(losses["eager"]) == len(losses["plain loop"]) == 3
+    assert losses["eager"] == pytest.approx(losses["plain loop"], rel=1e-5)
     assert 0 < ours["mfu"] < ours["hfu"]
     assert ours["mfu"] == pytest.approx(
         100 * ours["model_tflop"] / ours["s"] / ours["peak_tflops"], rel=1e-3
     )
     assert ours["peak_gb"] is None
     assert cache["samples_per_s"] > 0
-    assert last["states"] == dict.fromkeys([KERNELS, "1", "0", CACHE], "measured")
+    assert last["states"] == dict.fromkeys(
+        [KERNELS, "eager", "plain loop", CACHE], "measured"
+    )
 
     in_this_process.clear()
     bench_gpu.main(given)
@@ -104,7 +108,7 @@ def test_without_a_gpu_nothing_is_started(
 def test_out_of_memory_is_a_result_and_any_other_failure_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = bench_gpu.arguments([*QUICK, "--row", "0"])
+    asked = bench_gpu.arguments([*QUICK, "--row", "plain loop"])
 
     def fail(*_: object) -> str:
         raise failures.pop()
@@ -115,10 +119,10 @@ def test_out_of_memory_is_a_result_and_any_other_failure_is_not(
         torch.OutOfMemoryError("CUDA out of memory.\nTried 2 GiB"),
     ]
     assert bench_gpu.run_row(asked) == {
-        "row": "0",
+        "row": "plain loop",
         "status": "out of memory",
         "reason": "CUDA out of memory.",
-        "what": ROWS["0"].what,
+        "what": ROWS["plain loop"].what,
     }
     with pytest.raises(RuntimeError, match="CUDA error"):
         bench_gpu.run_row(asked)
@@ -128,9 +132,9 @@ def test_a_job_the_program_refuses_is_a_result_with_its_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(
-        gpu_rows.ROWS, "1", gpu_rows.Row("refused", train={"no_such_key": 1})
+        gpu_rows.ROWS, "eager", gpu_rows.Row("refused", train={"no_such_key": 1})
     )
-    result = bench_gpu.run_row(bench_gpu.arguments([*QUICK, "--row", "1"]))
+    result = bench_gpu.run_row(bench_gpu.arguments([*QUICK, "--row", "eager"]))
     assert result["status"] == "refused"
     assert "no_such_key" in result["reason"] and "/tmp" not in result["reason"]
 
@@ -171,11 +175,7 @@ def test_every_row_is_a_job_the_program_takes(name: str, tmp_path: Path) -> None
     row, size = ROWS[name], bench_gpu.DRAWN_SIZES["S"]
     if row.plain:
         pytest.skip("not the program")
-    gpu_rows.write_folder(
-        tmp_path / "model",
-        size,
-        gpu_rows.FAMILY_21 if row.single_stream else gpu_rows.FAMILY,
-    )
+    gpu_rows.write_folder(tmp_path / "model", size, row.family)
     asked = bench_gpu.arguments([*QUICK])
     path = tmp_path / "job.json"
     section = gpu_rows.job_section(row, size, tmp_path, asked)
@@ -186,7 +186,7 @@ def test_every_row_is_a_job_the_program_takes(name: str, tmp_path: Path) -> None
     )
     config = gpu_rows.load_job(path, lambda _: gpu_rows.SdTrainerConfig)
     given = config.processes[0].section
-    assert given.model.blocks_to_swap == (1 if name == "10" else 0)
+    assert given.model.blocks_to_swap == int(4 * row.swapped)
     assert given.train.checkpointing_level() == row.train.get(
         "gradient_checkpointing", "auto"
     )
@@ -197,9 +197,9 @@ def test_every_row_is_a_job_the_program_takes(name: str, tmp_path: Path) -> None
     assert len(given.datasets[0].control_path) == row.references
 
 
-DIFFERENT = ("10", "12", "11", "7", "3n", "0n", "2.1", "u3", "512 cheap")
-"""Rows with all levels, formats, numbers of references and models: the others differ
-from them in what is compiled, or in what the test above checks."""
+DIFFERENT = ("full_offload", "int8, 24 GB", "2.1", "none", "cheap", "keep_attention")
+"""Rows with all levels and models: the others differ from them in what is compiled, in
+what the test above checks, or are measured in test_verify_gpu.py."""
 
 
 @pytest.mark.parametrize(
@@ -237,12 +237,12 @@ def test_a_row_that_is_cut_off_leaves_what_it_knew(
     monkeypatch.setenv(gpu_rows.FAIL, "1")
     partial = tmp_path / "known.json"
     asked = bench_gpu.arguments(
-        [*QUICK, "--row", "1", "--partial", str(partial), "--account", "--no-cap"]
+        [*QUICK, "--row", "eager", "--partial", str(partial), "--account"]
     )
     with pytest.raises(RuntimeError, match="asked to fail"):
         bench_gpu.run_row(asked)
     known = json.loads(partial.read_text())
-    assert (known["row"], known["status"], known["s"]) == ("1", "cut off", None)
+    assert (known["row"], known["status"], known["s"]) == ("eager", "cut off", None)
     assert known["reason"] == "the first step was not done" and known["ready_s"] > 0
     monkeypatch.delenv(gpu_rows.FAIL)
     bench_gpu.run_row(asked)
@@ -252,18 +252,6 @@ def test_a_row_that_is_cut_off_leaves_what_it_knew(
         and known["s"] > 0
         and len(known["s_each"]) == 2
     )
-
-
-@pytest.mark.slow
-def test_a_compiled_row_can_be_measured() -> None:
-    """Its blocks are traced. Another one runs from the command line in
-    test_verify_gpu.py."""
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(), torch._functorch.config.patch():
-        result = bench_gpu.run_row(
-            bench_gpu.arguments([*QUICK, "--row", "12", "--backend", "aot_eager"])
-        )
-    assert result["status"] == "measured"
 
 
 ON_CUDA = """
@@ -285,7 +273,7 @@ class Event:
 torch.cuda.Event, torch.cuda.max_memory_reserved = Event, torch.cuda.max_memory_allocated
 torch.cuda.set_per_process_memory_fraction = lambda *_: None
 from benchmarks import bench_gpu
-for name in ("9e", "0n"):
+for name in ("6 GB", "plain loop"):
     given = bench_gpu.arguments([*sys.argv[1:], "--row", name, "--partial", f"{name}.json"])
     print(json.dumps(bench_gpu.run_row(given)))
 """
