@@ -26,10 +26,13 @@ pytestmark = [
         torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own"
     ),
 ]
+FEW_LAYERS = {"network_kwargs": {"only_if_contains": ["to_q"]}}
+"""Each takes seconds to be traced."""
+
 JOBS: dict[str, tuple[str, dict[str, dict]]] = {
     "qwen_image_2, four noise levels": (
         "qwen_image_2",
-        {"train": {"noise_levels_per_sample": 4}},
+        {"train": {"noise_levels_per_sample": 4}, "network": FEW_LAYERS},
     ),
 }
 """Family and settings; those of qwen_image_edit_plus are in `test_cuda`."""
