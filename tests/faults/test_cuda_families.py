@@ -66,7 +66,10 @@ def start(
         job.section |= {
             "device": device,
             "datasets": [{**dataset, "resolution": 64}],
-            "model": {"name_or_path": str(model)},
+            "model": {
+                "name_or_path": str(model),
+                "model_kwargs": {"match_target_res": True},
+            },
             "sample": None,
         }
         for part, values in settings.items():
