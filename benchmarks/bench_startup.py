@@ -25,6 +25,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import importtime, report  # noqa: E402
+from toolkit.models.tiny import write_tiny_model  # noqa: E402
 
 PHOTOS = ROOT / "config" / "examples" / "photos"
 POLL_S = 0.005
@@ -112,9 +113,7 @@ class Bench:
         self.folder = folder
         self.asked = asked
         self.count = 0
-        self._run(
-            self._job("model", {"type": "tiny_model", "path": str(folder / "model")})
-        )
+        write_tiny_model(folder / "model")
 
     def start(self, cached: bool) -> Start:
         """cached: share the folder of the last run, whose cache holds everything."""

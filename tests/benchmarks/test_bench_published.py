@@ -107,15 +107,12 @@ def test_the_plan_is_right_about_every_kind_of_network(kind: str) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"kind": "lora", "level": "block_offload", "train": {"dtype": "fp32"}},
-        {"kind": "dora", "level": "block_offload"},
-        {"kind": "lokr", "level": "block_offload"},
+        {"kind": "dora", "level": "block_offload", "train": {"dtype": "fp32"}},
+        {"kind": "lokr", "level": "block_offload", "qtype": "fp8_scaled"},
         {"kind": "full", "level": "full"},
         {"kind": "full", "train": {"dtype": "fp32"}},
         {"kind": "lora", "level": "block_offload", "layers": 4, "qtype": "int4", "dropout": 0.1},
-        {"kind": "loha", "level": "block_offload", "layers": 4, "qtype": "int8"},
         {"kind": "lora", "level": "full", "qtype": "int8", "side": 64},
-        {"kind": "lora", "level": "full", "qtype": "fp8_scaled"},
     ],
     ids=str,
 )  # fmt: skip

@@ -26,13 +26,19 @@ pytestmark = [
         torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own"
     ),
 ]
+FEW_LAYERS = {"network_kwargs": {"only_if_contains": ["to_q"]}}
+"""Each takes seconds to be traced."""
+
 JOBS: dict[str, tuple[TinySpec, dict[str, dict]]] = {
     "qwen_image_2, four noise levels": (
         TinySpec(arch="qwen_image_2"),
-        {"train": {"noise_levels_per_sample": 4}},
+        {"train": {"noise_levels_per_sample": 4}, "network": FEW_LAYERS},
     ),
-    "qwen_image": (TinySpec(arch="qwen_image"), {}),
-    "qwen_image_edit_plus, 2511": (TinySpec(zero_cond_t=True), {}),
+    "qwen_image": (TinySpec(arch="qwen_image"), {"network": FEW_LAYERS}),
+    "qwen_image_edit_plus, 2511": (
+        TinySpec(zero_cond_t=True),
+        {"network": FEW_LAYERS},
+    ),
 }
 """Model and settings; those of Qwen-Image-Edit-2509 are in `test_cuda`."""
 
@@ -67,7 +73,10 @@ def start(
         job.section |= {
             "device": device,
             "datasets": [{**dataset, "resolution": 64}],
-            "model": {"name_or_path": str(model)},
+            "model": {
+                "name_or_path": str(model),
+                "model_kwargs": {"match_target_res": True},
+            },
             "sample": None,
         }
         for part, values in settings.items():

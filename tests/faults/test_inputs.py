@@ -186,6 +186,7 @@ def test_a_compiled_job_prints_no_warnings(job: Job, tmp_path: Path) -> None:
         train__steps=1,
         sample=None,
         network__dropout=0,
+        network__network_kwargs={"only_if_contains": ["to_q"]},
     )
     job.change(train__gradient_accumulation=1)
     child = job.start(

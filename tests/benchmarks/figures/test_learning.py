@@ -78,8 +78,11 @@ def test_variants_are_trained_and_measured(
 
     def short(self: Example) -> Job:
         job = whole(self)
-        training(job)["train"]["steps"] = 4
+        for section in job["config"]["process"]:
+            section |= {key: 4 for key in ("count", "edits_of_two") if section.get(key)}
+        training(job)["train"] |= {"steps": 4, "batch_size": 1}
         training(job)["save"]["save_every"] = 1
+        training(job)["sample"]["sample_steps"] = 1
         return job
 
     monkeypatch.setattr(Example, "job", short)

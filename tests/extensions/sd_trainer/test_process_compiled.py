@@ -82,6 +82,8 @@ def run(
         section = trainer(
             photos, train=keys, training_folder=str(tmp_path / name), **changes
         )
+        # Each layer takes long to be traced.
+        section["network"]["network_kwargs"] = {"only_if_contains": ["to_q"]}
         with programs(fails or never, factor):
             run_job(write_job(section), allow_change=allow_change)
         return tmp_path / name / "job"

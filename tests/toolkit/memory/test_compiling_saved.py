@@ -115,12 +115,9 @@ def test_full_checkpointing_keeps_only_the_inputs_of_a_block(
 @pytest.mark.parametrize(
     ("level", "options"),
     [
-        ("cheap", {"qtype": "float8"}),
-        ("keep_attention", {"qtype": "fp8_scaled"}),
-        ("full_offload", {"qtype": "uint3"}),
-        ("cheap", {"kind": DoraNetwork}),
-        ("keep_attention", {"kind": LohaNetwork}),
-        ("full_offload", {"kind": LokrNetwork}),
+        ("cheap", {"qtype": "float8", "kind": DoraNetwork}),
+        ("keep_attention", {"qtype": "fp8_scaled", "kind": LohaNetwork}),
+        ("full_offload", {"qtype": "uint3", "kind": LokrNetwork}),
     ],
     ids=str,
 )
