@@ -112,6 +112,7 @@ def test_the_plan_is_right_about_every_kind_of_network(kind: str) -> None:
         {"kind": "full", "level": "full"},
         {"kind": "full", "train": {"dtype": "fp32"}},
         {"kind": "lora", "level": "block_offload", "layers": 4, "qtype": "int4", "dropout": 0.1},
+        {"kind": "loha", "level": "block_offload", "layers": 4, "qtype": "int8"},
         {"kind": "lora", "level": "full", "qtype": "int8", "side": 64},
     ],
     ids=str,
