@@ -36,7 +36,7 @@ from benchmarks.random_weights import (
     write_folder,
 )
 from benchmarks.report import rounded
-from benchmarks.synthetic import DTYPES, RANK, SEED, ModelSize
+from benchmarks.synthetic import DTYPES, RANK, SEED, ModelSize, work_of
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.process import SdTrainerProcess
 from extensions.tools.shared.examples import MODELS, Model
@@ -48,7 +48,6 @@ from toolkit.contracts.training import StepResult
 from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.errors import OutOfMemory, RunError, UserError
 from toolkit.files import log
-from toolkit.memory import flops
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.models import kept, loading
 from toolkit.models.families import ModelLoadOptions
@@ -267,23 +266,6 @@ def time_of_kept(device: torch.device) -> Iterator[dict[str, float]]:
         mock.patch.object(loading, "_place", timed("copying", loading._place)),
     ):
         yield spent
-
-
-LORA_SIDES = 2 * (4 * 2 + 2 * 5)
-"""Of a rank-1 LoRA on both streams' linear layers of a block, the numbers in units of
-the model's width."""
-
-
-def work_of(size: ModelSize, references: int) -> flops.Flops:
-    """One sample with so many references of its size, and a LoRA on every linear layer
-    that tokens go through."""
-    tokens, width = (
-        (1 + references) * size.tokens + size.text_tokens,
-        size.heads * size.head_dim,
-    )
-    return flops.of_forward(
-        tokens, width, size.layers, LORA_SIDES * RANK * width * size.layers
-    )
 
 
 def is_of_memory(error: BaseException) -> bool:

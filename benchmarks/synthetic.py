@@ -20,6 +20,7 @@ from torch import Tensor
 
 from toolkit.contracts.data import BatchSpec, PromptEmbeds, Size
 from toolkit.data.batches.dataloader import LatentBatch
+from toolkit.memory import flops
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.family import FAMILY
@@ -106,6 +107,23 @@ def make_transformer(size: ModelSize) -> QwenImageTransformer2DModel:
         num_attention_heads=size.heads,
         joint_attention_dim=size.text_width,
         axes_dims_rope=size.rope_axes,
+    )
+
+
+LORA_SIDES = 2 * (4 * 2 + 2 * 5)
+"""Of a rank-1 LoRA on both streams' linear layers of a block, the numbers in units of
+the model's width."""
+
+
+def work_of(size: ModelSize, references: int) -> flops.Flops:
+    """One sample with so many references of its size, and a LoRA on every linear layer
+    that tokens go through."""
+    tokens, width = (
+        (1 + references) * size.tokens + size.text_tokens,
+        size.heads * size.head_dim,
+    )
+    return flops.of_forward(
+        tokens, width, size.layers, LORA_SIDES * RANK * width * size.layers
     )
 
 

@@ -1,7 +1,7 @@
 import pytest
 
-from benchmarks.gpu_rows import work_of
 from benchmarks.random_weights import DRAWN_SIZES
+from benchmarks.synthetic import work_of
 from toolkit.memory import flops
 
 
