@@ -1,8 +1,8 @@
 """Items of `verify_gpu` that are no training: autoencoders in bands, the text encoder
 layer by layer, samples beside diffusers, and the tests of CUDA.
 
-Each is a function of the options and a folder of its own. It returns its figures and
-`judged`: pairs of what was found beside its target, and whether that holds.
+Each part is a function that takes the options and its own folder. It returns its
+figures and `judged`: pairs of a figure with its target, and whether the target holds.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class Row:
 
     references: int = 1
     captions: int = 1
-    """Images, each with a caption of its own length."""
+    """Number of images. Their captions have different lengths."""
 
     card_gib: float | None = None
     """Memory of the GPU it is meant for; it gets no more."""

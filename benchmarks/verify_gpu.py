@@ -1,9 +1,9 @@
 """What only a GPU can tell, in two calls of at most 6:30 and 5:30 minutes.
 
-`python benchmarks/verify_gpu.py --call 1`, then `--call 2`. Each item is a process with
-a limit of its own; nothing stops at a failure, and what an item knows when it is cut
-off is kept. For each one comes a line for programs (JSON) and one for people, with the
-target beside the figure. The results file is written after each item; a call that is
+`python benchmarks/verify_gpu.py --call 1`, then `--call 2`. Each item runs in its own
+process with its own time limit. A failure does not stop the other items, and an item
+that is cut off keeps its results so far. Each item prints a JSON line and a line for
+people, which shows the target beside the figure. The results file is written after each item; a call that is
 started again goes on with what is missing there.
 
 Items of one group run side by side; those that time a step run alone. All they write is
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         call.run()
     except CutOff as signal_name:
         print(f"cut off by {signal_name}")
-    # Again: some figures are compared with those of a later item.
+    # Printed again, because some figures are compared with those of a later item.
     print("\n".join(line(name, call.found) for name in call.found), flush=True)
     states = {one["status"] for one in call.found.values()}
     sys.exit(0 if states <= {*bench_gpu.FINAL} else 1)
@@ -143,7 +143,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--results",
         default="verify_gpu.json",
-        help="file of what is known; beside it a folder of logs and a trace",
+        help="results file; the logs and the trace are in a folder next to it",
     )
     add("--size", choices=DRAWN_SIZES, default="published")
     add("--device", default="cuda:0", help="cuda:0 or cpu")
@@ -188,7 +188,7 @@ class Call:
         self.found: dict[str, dict[str, Any]] = self._document["items"]
 
     def run(self) -> None:
-        """Runs the items while there is time; those of one group side by side."""
+        """Runs the items while there is time. Items of one group run side by side."""
         own = [name for name, item in ITEMS.items() if item.call == self.asked.call]
         names = self.asked.items or [
             name

@@ -40,7 +40,7 @@ JOBS: dict[str, tuple[TinySpec, dict[str, dict]]] = {
         {"network": FEW_LAYERS},
     ),
 }
-"""Model and settings; those of Qwen-Image-Edit-2509 are in `test_cuda`."""
+"""Model and settings. `test_cuda` has the jobs of Qwen-Image-Edit-2509."""
 
 STEPS = 3
 SAMPLE = {"prompts": ["a photo"], "width": 64, "height": 64, "sample_steps": 2}

@@ -210,7 +210,8 @@ class MemoryEstimate:
     """Lines for the user about what the numbers include."""
 
     mapped: int = 0
-    """Bytes that wait in the kept model, of which `host` has a window."""
+    """Bytes of waiting weights that stay in the file of the kept model; `host` counts
+    only the window that they pass through."""
 
     from_disk: bool = False
     """Whether the free main memory has no room for them beside the job."""

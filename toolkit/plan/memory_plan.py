@@ -149,8 +149,8 @@ def _estimate(job: JobBytes, level: str, table: bool) -> MemoryEstimate:
         for name, parts in phases(job, choice).items()
     ]
     waiting = mapped(job, choice)
-    free = free_host_memory()
-    from_disk = bool(waiting and free) and waiting + sum(in_main_memory.values()) > free
+    free = free_host_memory() if waiting else 0  # 0: not known
+    from_disk = 0 < free < waiting + sum(in_main_memory.values())
     return MemoryEstimate(
         phases=tuple(listed),
         on_device=job.on_gpu,

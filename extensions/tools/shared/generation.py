@@ -319,9 +319,9 @@ class PictureMaker:
             if reason:
                 logger.info(f"model.modulation_table: not possible here, {reason}")
             is_compiled = decide_compiling(self.section.compile, device, qtype)
-            compiling = None
-            if is_compiled:
-                compiling = self.section.compile.for_sizes(len(todo) > 1)
+            compiling = (
+                self.section.compile.for_sizes(len(todo) > 1) if is_compiled else None
+            )
             runner = BlockRunner(
                 model, device, dtype, "none", self.config.blocks_to_swap, compiling
             )
