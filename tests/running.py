@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import resource
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +48,20 @@ def run_tool(uid: str, flags: Sequence[object]) -> Any:
     config = load_tool(uid, extensions.find_command(uid), [*map(str, flags)])
     ExtensionJob(config, extensions).run()
     return config.processes[0].section
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond `size` bytes meanwhile: a short write, as
+    on a full disk. No compiled module is written: it would be left cut off."""
+    limits, writes_none = (
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+        sys.dont_write_bytecode,
+    )
+    sys.dont_write_bytecode = True
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        sys.dont_write_bytecode = writes_none

@@ -29,7 +29,11 @@ at_end: list[Callable[[], None]] = []
 
 
 def largest_file(size: int) -> None:
-    """No file may grow beyond `size` bytes: writing further fails as on a full disk."""
+    """No file may grow beyond `size` bytes: writing further fails as on a full disk.
+    No compiled module is written then: Python 3.11 would leave it cut off beside its
+    source, and each later import of it would end in EOFError."""
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 

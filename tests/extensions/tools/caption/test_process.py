@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from extensions.tools.caption.captioner import Captioner, captioner_folder
 from extensions.tools.caption.config import CaptionConfig
 from tests.conftest import readme_commands
 from tests.quantized import QUANTIZED, mark
-from tests.running import run_tool, section_of
+from tests.running import largest_file, run_tool, section_of
 from toolkit.config.sections.model_files import CAPTIONER
 from toolkit.data.scan.tables import read_table
 from toolkit.errors import ConfigErrors, RunError, UserError
@@ -421,16 +420,13 @@ def test_a_full_disk_leaves_no_torn_line(images: Path, caption: Caption) -> None
     table = images / "captions.jsonl"
     caption(images, "--format", "jsonl")
     table.write_text(before := table.read_text().partition("\n")[0] + "\n")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # a short write, as on a full disk
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before.encode()) + 9, hard))
-    try:
-        with pytest.raises(
+    with (
+        largest_file(len(before.encode()) + 9),
+        pytest.raises(
             RunError, match=r"captions\.jsonl: cannot be written: No space left"
-        ):
-            caption(images, "--format", "jsonl")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        ),
+    ):
+        caption(images, "--format", "jsonl")
     assert table.read_text() == before
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import os
-import resource
 import stat
 import struct
 import time
@@ -25,6 +24,7 @@ from extensions.tools.ui import uploads
 from extensions.tools.ui.app import make_app
 from extensions.tools.ui.decoder import Decoder
 from extensions.tools.ui.state import Ui
+from tests.running import largest_file
 
 
 def png(
@@ -361,12 +361,8 @@ def test_a_disk_that_is_full_keeps_what_is_there(page: TestClient, ui: Ui) -> No
     """Files of this process end at 100 kB, as a disk that is full would end them."""
     whole = os.urandom(300_000)
     assert piece(page, "x.png", whole, 0, 50_000).json() == {"offset": 50_000}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
+    with largest_file(100_000):
         answer = piece(page, "x.png", whole, 50_000, 200_000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert answer.status_code == 507
     assert (
         page.get(
