@@ -9,11 +9,11 @@ dry run, and `SdTrainerProcess` for a run.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
 
+from toolkit.config.reading.process import JobContext
 from toolkit.config.sections.dataset import DatasetConfig, Rectangle, sides_of
 from toolkit.config.sections.few_step import DeploymentConfig
 from toolkit.config.sections.output import SampleConfig
@@ -47,7 +47,7 @@ from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
 from toolkit.optim.optimizer_args import state_note
 from toolkit.plan.cards import Card, asked_card, assumed_card, card_here
 from toolkit.plan.kept_model import kept_outlook
-from toolkit.plan.memory import GPU_SIZES_GB, MemoryEstimate
+from toolkit.plan.memory import Machine, MemoryEstimate, fit
 from toolkit.plan.memory_inputs import (
     BatchSizes,
     TrainableParams,
@@ -63,7 +63,7 @@ from toolkit.plan.run_time import run_work, steps_and_guidance, times_key
 from toolkit.plan.step_time import RunTime
 from toolkit.registry import hinted_tool
 from toolkit.system.distributed_env import read_distributed_env
-from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT, gpu_name
+from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT
 from toolkit.train.accumulation import splits_per_micro_batch
 from toolkit.version import COMMAND
 
@@ -87,6 +87,17 @@ class SdPlanner(Planner[DiffusionSection]):
         plan = planner.plan(planner.scan())
         print(plan.render())
     """
+
+    def __init__(
+        self,
+        section: DiffusionSection,
+        job: JobContext,
+        machine: Machine | None = None,
+    ) -> None:
+        super().__init__(section, job, machine)
+        if job.card and self.here.kind == "cuda":
+            card = asked_card(job.card)
+            self.machine = Machine("cuda", card.memory_gb * GB, asked=card.called)
 
     @cached_property
     def family(self) -> ModelFamily:
@@ -195,16 +206,12 @@ class SdPlanner(Planner[DiffusionSection]):
 
     def run_time(self, data: ImageData, steps: int) -> RunTime | None:
         section = self.section
-        machine = self.machine
-        if self.job.yet_to_come(section.model.folder()):
+        memory = self.memory(data)
+        if memory is None:
             return None
         groups = groups_of(section, data)
-        gpu = gpu_name(section.device) if machine.kind == "cuda" else ""
-        card = self._card(data, gpu)
-        if card and (self.job.card or machine.limit is None):
-            machine = replace(machine, limit=card.memory_gb * GB)
+        card = self._card(memory)
         often = times_in_run(section.train, data, steps)
-        memory = plan_memory(section, groups, machine)
         base_images = [
             sample.made for sample in not_made_yet(data.items).values() if sample.made
         ]
@@ -213,44 +220,43 @@ class SdPlanner(Planner[DiffusionSection]):
         )
         if work is None:
             return None
-        no_card = self._why_no_card(card, gpu)
-        if section.train.dtype == "float32":
-            card = None
+        no_card = self._why_no_card(card, memory)
         return RunTime(
             work,
-            card,
-            gpu,
-            times_key(section, groups, gpu),
+            None if no_card else card,
+            self.here.gpu,
+            times_key(section, groups, self.here.gpu),
             bool(self.job.card),
             no_card,
         )
 
-    def _why_no_card(self, card: Card | None, gpu: str) -> str:
+    def _why_no_card(self, card: Card | None, memory: MemoryEstimate) -> str:
         """Why no time is calculated for a card; empty where there is nothing to say."""
-        if card and self.section.train.dtype == "float32":
-            return "the table of cards has no rate for float32"
         if self.job.card and self.machine.kind != "cuda":
             return f"this job runs on 'device: {self.section.device}', so --card has no effect"
-        if gpu and card is None:
-            return f"{gpu} is not in the table of cards"
+        if fit(memory.peak_bytes, self.machine.limit) == "does not fit":
+            return f"it does not fit {self.machine.asked or 'the GPU'}"
+        if card and self.section.train.dtype == "float32":
+            return "the table of cards has no rate for float32"
+        if self.here.gpu and card is None:
+            return f"{self.here.gpu} is not in the table of cards"
         return ""
 
-    def _card(self, data: ImageData, gpu: str) -> Card | None:
+    def _card(self, memory: MemoryEstimate) -> Card | None:
         """The card that the time is calculated for: the one that `--card` asks for, the
         one here, or, for a model that needs one where there is none, a well-known one
-        that the job fits. gpu: the driver's name of the one here."""
+        of the smallest size that the job fits."""
         if self.machine.kind != "cuda":
             return None
         if self.job.card:
             return asked_card(self.job.card)
-        if gpu:
-            return card_here(gpu)
+        if self.here.gpu:
+            return card_here(self.here.gpu)
         # trained on the CPU
         if model_bytes(self.section.model) <= ACCIDENTAL_CPU_LIMIT:
             return None
-        memory = self.memory(data)
-        fitting_gb = memory.card() if memory else None
-        return assumed_card(fitting_gb or GPU_SIZES_GB[-1])
+        size = memory.card()
+        return assumed_card(size) if size else None
 
     def describe_memory(self, data: ImageData, memory: MemoryEstimate) -> Iterator[str]:
         section = self.section

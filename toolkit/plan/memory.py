@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from toolkit.memory.estimate import GB, StepShape, gigabytes
 from toolkit.system.host_memory import free_host_memory
+from toolkit.system.nvidia import gpu_of_job
 
 GPU_SIZES_GB = (4, 6, 8, 12, 16, 24, 48, 80)
 """GPU sizes in GB that an estimate is compared with."""
@@ -27,6 +28,10 @@ docs/memory.md."""
 
 PROCESS_BASELINE_WITH_CUDA = int(2.5 * GB)
 """The same with a CUDA build; an assumption."""
+
+TOLERANCE = 0.05
+"""By how much of the memory that is there an estimate may exceed it: the estimate may
+be off by as much (docs/memory.md)."""
 
 HOST_FRAGMENTATION = 1.5
 """Factor on activations in CPU memory: fragmentation of glibc's allocator. Measured,
@@ -59,22 +64,27 @@ class Machine:
     capability: int | None = None
     """Major compute capability of a GPU; None: not known."""
 
+    gpu: str = ""
+    """The driver's name of the GPU; empty: there is none, or it is not known."""
+
+    asked: str = ""
+    """The card of `--card` with its article; empty: this is the machine here."""
+
 
 def machine_from_config(device: str) -> Machine:
     """The machine that a config's `device` means, where that is known without torch:
     `auto` is a GPU.
 
     "cpu" and "mps" give a CPU, with the free main memory as its limit. All others give
-    a GPU whose memory is not known.
+    a GPU with the memory that the driver knows.
 
-    >>> machine_from_config("auto")
-    Machine(kind='cuda', limit=None, capability=None)
+    >>> machine_from_config("auto").kind
+    'cuda'
     """
-    return (
-        Machine("cpu", free_host_memory() or None)
-        if device in ("cpu", "mps")
-        else Machine("cuda")
-    )
+    if device in ("cpu", "mps"):
+        return Machine("cpu", free_host_memory() or None)
+    gpu = gpu_of_job(device)
+    return Machine("cuda", gpu.memory or None, gpu.capability or None, gpu.name)
 
 
 def machine_of(device: str) -> Machine:
@@ -86,7 +96,9 @@ def machine_of(device: str) -> Machine:
     torch_device = pick_device(device, quiet=True)
     if torch_device.type != "cuda":
         return machine_from_config("cpu")
-    return Machine("cuda", total_memory(torch_device), capability(torch_device)[0])
+    memory = total_memory(torch_device)
+    gpu = gpu_of_job(device).name
+    return Machine("cuda", memory, capability(torch_device)[0], gpu)
 
 
 class Part(StrEnum):
@@ -270,9 +282,9 @@ class MemoryEstimate:
             (card for card in GPU_SIZES_GB if self.peak_bytes <= card * GB), None
         )
 
-    def render(self, gpu: str = "the GPU") -> str:
+    def render(self, gpu: str = "the GPU", limit: int | None = None) -> str:
         """One line for the plan of a run. gpu: what the device is called, such as "a
-        GPU" where none is here."""
+        GPU" where none is here. limit: the bytes of its memory; None: not known."""
         shares = _shares(self.peak.name, self.peak.parts)
         if not self.on_device:
             return f"memory: peak {gigabytes(self.peak_bytes)} ({shares})"
@@ -282,6 +294,9 @@ class MemoryEstimate:
             if card
             else f"does not fit {', '.join(map(str, GPU_SIZES_GB))} GB GPUs"
         )
+        if limit is not None:
+            here = f"{fit(self.peak_bytes, limit)} its {gigabytes(limit)}"
+            fits = here if self.peak_bytes <= limit else f"{here}, {fits}"
         return (
             f"memory: peak {gigabytes(self.peak_bytes)} on {gpu} ({shares}): {fits}; "
             f"{gigabytes(self.host_bytes)} of main memory"
@@ -303,6 +318,21 @@ class MemoryEstimate:
             "phases": {phase.name: dict(phase.parts) for phase in self.phases},
             "notes": list(self.notes),
         }
+
+
+Fit = Literal["fits", "may not fit", "does not fit"]
+
+
+def fit(peak: int, limit: int | None) -> Fit:
+    """Whether a peak fits a memory, both in bytes. What does not fit is not started, and
+    has no time. A limit that is not known (None) fits.
+
+    >>> fit(7 * GB, 8 * GB), fit(int(8.2 * GB), 8 * GB), fit(9 * GB, 8 * GB)
+    ('fits', 'may not fit', 'does not fit')
+    """
+    if limit is None or peak <= limit:
+        return "fits"
+    return "may not fit" if peak <= (1 + TOLERANCE) * limit else "does not fit"
 
 
 def positive(parts: Mapping[str, float]) -> dict[str, int]:

@@ -25,12 +25,15 @@ from toolkit.contracts.network_kinds import KINDS
 from toolkit.files.writing import CACHE_FOLDER
 from toolkit.memory.estimate import GB, gigabytes
 from toolkit.number_types import QTYPE_BYTES
-from toolkit.plan.memory import ENCODING, GPU_SIZES_GB, Machine, MemoryEstimate, gpu_of
+from toolkit.plan.memory import (
+    ENCODING,
+    GPU_SIZES_GB,
+    Machine,
+    MemoryEstimate,
+    fit,
+    gpu_of,
+)
 from toolkit.system.distributed_env import read_distributed_env
-
-TOLERANCE = 0.05
-"""By how much of the memory that is there an estimate may exceed it: the estimate may
-be off by as much (docs/memory.md)."""
 
 SINGLE_PROCESS_ONLY = frozenset({"fused_backward_pass"})
 """Keys that are not available with several ranks."""
@@ -87,17 +90,19 @@ def advice_line(
     there = (
         f"for {gpu_of(limit // GB)}"
         if machine.limit is None
-        else f"warning: {_has(plan, limit)}: not enough"
+        else f"warning: {_has(plan, machine)}: not enough"
     )
     if named := "; ".join(changes()):
         return f"{there}; in this order until it fits: {named}"
     return f"{there}, and no setting is left to change"
 
 
-def _has(plan: MemoryEstimate, limit: int) -> str:
+def _has(plan: MemoryEstimate, machine: Machine) -> str:
+    """The memory of a machine, which is known."""
+    assert machine.limit is not None
     if plan.on_device:
-        return f"this device has {gigabytes(limit)}"
-    return f"{gigabytes(limit)} of main memory are free"
+        return f"{machine.asked or 'this device'} has {gigabytes(machine.limit)}"
+    return f"{gigabytes(machine.limit)} of main memory are free"
 
 
 def why_too_large(
@@ -115,14 +120,10 @@ def why_too_large(
     if encoded:
         phases = tuple(phase for phase in phases if phase.name != ENCODING)
     peak = max(phase.total for phase in phases)
-    if (
-        machine.limit is None
-        or not section.memory_check
-        or peak <= (1 + TOLERANCE) * machine.limit
-    ):
+    if not section.memory_check or fit(peak, machine.limit) != "does not fit":
         return ""
     return (
-        f"the run needs {gigabytes(peak)}, and {_has(plan, machine.limit)}. Change what the plan suggests, or write "
+        f"the run needs {gigabytes(peak)}, and {_has(plan, machine)}. Change what the plan suggests, or write "
         "'memory_check: false' to start all the same."
     )
 

@@ -196,6 +196,10 @@ class TimeOutlook(NamedTuple):
     parts: dict[str, float]
     """Part -> its seconds."""
 
+    assumed: bool = False
+    """Whether no card was asked for and none is here: it is a well-known one of the
+    smallest size that the job fits."""
+
     @property
     def _least_named(self) -> float:
         return max(60.0, NAMED * self.seconds)
@@ -204,6 +208,8 @@ class TimeOutlook(NamedTuple):
         """The line of a plan: the time that is left of the run, and its longest parts.
         until_the_data_ends: only the time of a step is known."""
         source = "measured here" if self.measured else "calculated"
+        if self.assumed:
+            source += "; the smallest card that it fits, others: --card"
         if until_the_data_ends:
             return f"time: about {self.step_s:.2g} s for each step on {self.card} ({source})"
         line = f"time: {about(self.seconds)} on {self.card} ({source})"
@@ -254,6 +260,9 @@ class StartOutlook:
     new_dataset_place: bool = False
     """The images of the run are in another folder, or have other names."""
 
+    again: str = ""
+    """What happens to the files of a run that has no checkpoint."""
+
     reason: str = ""
     """Why it is refused."""
 
@@ -263,12 +272,15 @@ class StartOutlook:
             "what": self.what,
             "step": self.step,
             "moves_aside": self.moves_aside,
+            "again": self.again or None,
             "reason": self.reason or None,
         }
 
     def line(self, steps: int) -> str:
         """The line of a plan on the run's folder: what a start does with the files in
         it. steps: of the whole run."""
+        if self.again:
+            return f"warning: folder: {self.folder}: {self.again}"
         return f"folder: {self.folder}: {self._what_happens(steps)}"
 
     def _what_happens(self, steps: int) -> str:
@@ -349,5 +361,5 @@ class Outlook:
         if self.time:
             return self.time.line(self.steps == UNTIL_THE_DATA_ENDS)
         if self.no_time:
-            return f"time: the first steps will tell; {self.no_time}"
+            return f"time: not calculated: {self.no_time}"
         return "time: the first steps will tell"

@@ -68,7 +68,7 @@ from toolkit.system.nvidia import (
 )
 from toolkit.train.checkpoint_store import check_writable, checkpoint_dir, step_of
 from toolkit.train.lock import read_lock, why_locked
-from toolkit.train.resumption import Start, plan_start, trained_images
+from toolkit.train.resumption import Start, begins_again, plan_start, trained_images
 from toolkit.train.run_reader import list_checkpoints, list_network_files
 
 SectionT = TypeVar("SectionT", bound=Any)
@@ -93,7 +93,9 @@ class Planner(ABC, Generic[SectionT]):
         torch."""
         self.section = section
         self.job = job
-        self.machine = machine or machine_from_config(section.device)
+        self.here = machine or machine_from_config(section.device)
+        self.machine = self.here
+        """The machine that the plan is about: the one here, or that of `--card`."""
         self.against_compiling = ""
         """As `RunPlan.against_compiling`; known before `memory` is asked."""
 
@@ -123,9 +125,8 @@ class Planner(ABC, Generic[SectionT]):
         """Lines on the memory: the peak, what the numbers include, what to change where
         it is too little."""
         is_elsewhere = memory.on_device and has_no_gpu()
-        yield memory.render(
-            "a GPU, which is not available here" if is_elsewhere else "the GPU"
-        )
+        elsewhere = "a GPU, which is not available here" if is_elsewhere else "the GPU"
+        yield memory.render(self.machine.asked or elsewhere, self.machine.limit)
         yield from memory.notes
         if line := advice_line(memory, self.machine, self.savings):
             yield line
@@ -267,7 +268,7 @@ class Planner(ABC, Generic[SectionT]):
             if no_device := why_no_device_here(section.device, 0):
                 reasons.append(no_device)
         for reason in why_not_started(
-            section, section.run_folder(self.job), plan, self.machine
+            section, section.run_folder(self.job), plan, self.here
         ):
             # which is for the error of a start
             reasons.append(reason.removeprefix("memory: "))
@@ -431,7 +432,13 @@ def time_outlook(
         if name in parts:
             parts[name] *= share
     return TimeOutlook(
-        left, step_s, sum(parts.values()), called, bool(measured), parts
+        left,
+        step_s,
+        sum(parts.values()),
+        called,
+        bool(measured),
+        parts,
+        assumed=not (measured or time.gpu or time.is_asked),
     ), ""
 
 
@@ -478,11 +485,11 @@ def _start(
         return outlook("complete", start.complete_at)
     if start.checkpoint:
         return outlook("resumes", step_of(start.checkpoint))
-    return StartOutlook(
-        folder,
-        "new",
-        moves_aside=start.moves_aside and folder.is_dir() and any(folder.iterdir()),
-    )
+    if start.moves_aside:
+        there = folder.is_dir() and any(folder.iterdir())
+        return StartOutlook(folder, "new", moves_aside=there)
+    lora = isinstance(section, DiffusionSection) and not section.network.trains_model
+    return StartOutlook(folder, "new", again=begins_again(folder, lora))
 
 
 # ------------------------------------------------------------ what a start refuses

@@ -300,16 +300,21 @@ def half_precision(facts: NvidiaFacts | None = None) -> tuple[str, str]:
     )
 
 
+def gpu_of_job(device: str) -> Gpu:
+    """The driver's values of the GPU that `device` of a job means; empty ones where
+    there is none, or where it is not known which."""
+    if device not in ("cpu", "mps"):
+        gpus = ask_nvml()[1]
+        number = _number_of(device)
+        if number is not None and number < len(gpus):
+            return gpus[number]
+    return Gpu("", 0, 0)
+
+
 def gpu_name(device: str) -> str:
     """The driver's name of the GPU that `device` of a job means; empty where there is
     none, or where its name is not known."""
-    if device in ("cpu", "mps"):
-        return ""
-    gpus = ask_nvml()[1]
-    number = _number_of(device)
-    if number is not None and number < len(gpus):
-        return gpus[number].name
-    return ""
+    return gpu_of_job(device).name
 
 
 def _number_of(device: str) -> int | None:

@@ -59,6 +59,7 @@ from toolkit.train.checkpoint_store import (
 )
 from toolkit.train.config_diff import REVISION, ConfigChange, diff_configs
 from toolkit.train.lock import FILE as LOCK_FILE
+from toolkit.train.run_reader import list_network_files
 
 if TYPE_CHECKING:
     from toolkit.train.run import Run
@@ -123,6 +124,26 @@ def archive_run(folder: Path) -> None:
     target = unused_path(folder.parent, f"{folder.name}.old-")
     _move(entries, target)
     logger.info(f"moved the old run to {target}")
+
+
+def begins_again(folder: Path, lora: bool) -> str:
+    """What happens to a run without a checkpoint that has written weights, and the way
+    on from them; empty where the folder has none. lora: whether they are an adapter's.
+    """
+    files = [file for file in list_network_files(folder) if file.kind != "best"]
+    if not files:
+        return ""
+    plural = "s are" if len(files) > 1 else " is"
+    said = (
+        f"the run in it has no checkpoint, so it begins again at step 1, and its "
+        f"{len(files)} file{plural} moved aside"
+    )
+    if not lora:
+        return said
+    return (
+        f"{said}. To go on from its LoRA instead, give the job another name, and write "
+        f"network.pretrained_lora_path: {files[-1].path}"
+    )
 
 
 def archive_later_files(folder: Path, name: str, step: int | None) -> None:
@@ -523,6 +544,8 @@ class ResumePlan:
             with reading_state(self.state):
                 load_state(self.state, run, fresh_optimizer=self.new_optimizer)
         if run.process_group.is_main_process:
+            if self.state is None and (said := begins_again(run.folder, lora=False)):
+                logger.warning(f"{run.folder}: {said}")
             archive_later_files(
                 run.folder, run.name, run.state.step if self.state else None
             )

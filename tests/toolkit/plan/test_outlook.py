@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,18 @@ from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.log import shown
 from toolkit.files.run_files import about
+from toolkit.memory.estimate import GB
 from toolkit.memory.flops import KERNELS_PER_BLOCK
 from toolkit.memory.kept_times import RunTimes, remember_run_times
-from toolkit.plan import diffusion, planning
-from toolkit.plan.cards import assumed_card
+from toolkit.plan import memory, planning
+from toolkit.plan.cards import CARDS, assumed_card
 from toolkit.plan.diffusion import SdPlanner
+from toolkit.plan.memory import GPU_SIZES_GB
 from toolkit.plan.memory_inputs import groups_of
 from toolkit.plan.outlook import TimeOutlook
 from toolkit.plan.run_time import times_key
 from toolkit.plan.step_time import HOST_S
+from toolkit.system.nvidia import Gpu
 from toolkit.train.callbacks.times import LEAST_STEPS
 from toolkit.train.lock import run_lock
 
@@ -99,13 +103,19 @@ INT4 = PUBLISHED | {
     "low_vram": True,
 }
 BF16 = {"dtype": "bf16"}
+SWAPPED = {"blocks_to_swap": 30}
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Device -> the name of the GPU that this machine has there."""
-    found = {"cuda:0": "NVIDIA L40S", "cuda:1": "NVIDIA GeForce GT 710"}
-    monkeypatch.setattr(diffusion, "gpu_name", lambda device: found.get(device, ""))
+def here(monkeypatch: pytest.MonkeyPatch) -> dict[str, Gpu]:
+    """Device -> the GPU that this machine has there."""
+    found = {
+        "cuda:0": Gpu("NVIDIA L40S", 8, 48 * GB),
+        "cuda:1": Gpu("NVIDIA GeForce GT 710", 3, 2 * GB),
+    }
+    monkeypatch.setattr(
+        memory, "gpu_of_job", lambda device: found.get(device, Gpu("", 0, 0))
+    )
     return found
 
 
@@ -145,8 +155,8 @@ def test_where_nothing_can_be_calculated_the_first_steps_tell(
 ) -> None:
     found, words = plan(job(device=device), card=card)
     assert (found["time"], found["no_time"]) == (None, reason)
-    why = f"; {reason}" if reason else ""
-    assert line_of_time(words) == f"time: the first steps will tell{why}"
+    why = f"not calculated: {reason}" if reason else "the first steps will tell"
+    assert line_of_time(words) == f"time: {why}"
 
 
 @pytest.mark.parametrize("model", [PUBLISHED, INT4])
@@ -155,9 +165,38 @@ def test_without_a_gpu_a_well_known_card_is_meant_that_the_job_fits(
 ) -> None:
     found, words = plan(job(device="auto", model=model, train=BF16 | {"steps": 1000}))
     card = assumed_card(found["memory"]["fits_cards_gb"][0]).called
-    assert found["time"]["card"] == card and f" on {card} (calculated)" in line_of_time(
-        words
-    )
+    assert found["time"]["card"] == card and found["time"]["assumed"]
+    said = f" on {card} (calculated; the smallest card that it fits, others: --card)"
+    assert said in line_of_time(words)
+
+
+@pytest.mark.slow
+def test_no_two_facts_of_a_plan_contradict_each_other_on_any_card(
+    job, plan: Plan, here
+) -> None:
+    """Jobs of about 6 to 60 GB, on each card of the table."""
+    seen = set()
+    for model in (INT4, INT4 | {"qtype": "int8"}, PUBLISHED, PUBLISHED | SWAPPED):
+        path = job(device="auto", model=model, train=BF16 | {"steps": 100})
+        for card in CARDS:
+            found, words = plan(path, card=card.name)
+            peak, limit = found["memory"]["device_bytes"], card.memory_gb * GB
+            called, fits = card.called, memory.fit(peak, limit)
+            seen.add(fits)
+            assert f" on {called} (" in words, "the memory is that on this card"
+            assert f": {fits} its {card.memory_gb:.1f} GB" in words
+            assert (f"{called} has {limit / GB:.1f} GB: not enough" in words) == (
+                peak > limit
+            )
+            assert (found["time"] is None) == (fits == "does not fit")
+            if found["time"]:
+                assert found["time"]["card"] == called
+            else:
+                assert found["no_time"] == f"it does not fit {called}"
+            sizes = found["memory"]["fits_cards_gb"]
+            assert all((peak <= size * GB) == (size in sizes) for size in GPU_SIZES_GB)
+            assert not any(called in reason for reason in found["will_not_start"])
+    assert seen >= {"fits", "does not fit"}
 
 
 @pytest.mark.slow
@@ -306,13 +345,15 @@ def test_the_guide_says_whose_time_it_is() -> None:
         "about 4.3 h on an RTX 4070 (calculated)" in guide
         and "(measured here)" in guide
     )
-    assert "on a CPU `the first steps will tell`" in guide
+    assert "on a CPU, that `the first steps will tell`" in guide
+    assert "`fits a 12 GB GPU`" in guide and "`does not fit its 24.0 GB`" in guide
 
 
 def test_a_short_run_on_a_known_gpu_compiles_nothing_and_the_plan_says_why(
     job, plan: Plan, here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu = here["cuda:0"] = "NVIDIA H100 80GB HBM3"
+    gpu = "NVIDIA H100 80GB HBM3"
+    here["cuda:0"] = Gpu(gpu, 9, 80 * GB)
     took: dict[str, float] = {}
     monkeypatch.setattr(planning, "compile_seconds", took.get)
     short = job(device="cuda:0", train=BF16 | {"steps": 240})
@@ -388,6 +429,30 @@ def test_what_is_said_of_a_folder_is_what_the_run_does(
     assert "what it records cannot be used" in plan(job())[0]["start"]["reason"]
     document.unlink()
     assert "no valid checkpoint found" in plan(job())[0]["start"]["reason"]
+
+
+@pytest.mark.slow
+def test_a_run_whose_checkpoints_were_deleted_is_not_called_a_new_one(
+    job, plan: Plan, run, tmp_path: Path
+) -> None:
+    """The way on that the warning names is taken, and trains from the LoRA."""
+    network = {"type": "lora", "linear": 4}
+    save = {"save_every": 1, "max_step_saves_to_keep": 5}
+    run(job(network=network, train={"steps": 2}, save=save))
+    shutil.rmtree(tmp_path / "output" / "job" / "state")
+    more = job(network=network, train={"steps": 3}, save=save)
+    found, words = plan(more)
+    said = found["start"]["again"]
+    assert f"warning: folder: output/job: {said}" in words
+    assert "has no checkpoint, so it begins again at step 1, and its 3 files" in said
+    way = re.search(r"network\.(pretrained_lora_path): (\S+)$", said)
+    assert way is not None and way[2] == "output/job/job.safetensors"
+    run(job(name="on", network={**network, way[1]: way[2]}, train={"steps": 1}))
+    assert (tmp_path / "output" / "on" / "on.safetensors").is_file()
+    run(more)
+    log = (tmp_path / "output" / "job" / "log.txt").read_text(encoding="utf-8")
+    assert "output/job: the run in it has no checkpoint" in log
+    assert plan(job(name="third"))[0]["start"]["again"] is None
 
 
 @pytest.mark.parametrize(
