@@ -5,11 +5,18 @@ interpreter. Started by `torchrun` or `accelerate launch`, several processes run
 config together (docs/multi_gpu.md). Exit codes: 0 done, 1 failure, 2 error in the
 input, 130 Ctrl-C and 75 SIGTERM or SIGHUP after a clean save.
 
-Imports are late on purpose: --dry-run never loads torch, and a missing package gets a
-plain message.
+Imports are late on purpose: --dry-run never loads torch, and a Python or package that
+is missing gets a plain message.
 """
 
 from __future__ import annotations
+
+import sys
+
+from toolkit.system.environment import why_not
+
+if lack := why_not(sys.version_info[:2]):
+    sys.exit(lack)
 
 import argparse
 import gc
@@ -17,7 +24,6 @@ import json
 import os
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 from difflib import get_close_matches
@@ -394,11 +400,8 @@ def dispatch_logged(arguments: argparse.Namespace) -> int:
     """`dispatch`, with a copy of all output (of a failure too) in the file of --log."""
     env = read_distributed_env()
     distributed.mute_nonzero_ranks(env)
-    with (
-        log.tee_output(Path(arguments.log))
-        if arguments.log and env.is_main_process
-        else nullcontext()
-    ):
+    is_copied = arguments.log and env.is_main_process
+    with log.tee_output(Path(arguments.log)) if is_copied else nullcontext():
         return exit.run_with_exit_code(dispatch, arguments)
 
 
@@ -589,10 +592,7 @@ def dry_run(arguments: argparse.Namespace) -> int:
         return EXIT_DONE
 
     # only the plans go to standard output
-    with (
-        redirect_stdout(sys.stderr),
-        collection_paused(),
-    ):
+    with redirect_stdout(sys.stderr), collection_paused():
         extensions = discover()
         guarded = partial(exit.run_with_exit_code, plan_one)
         code = multi_run.run_series(configs, guarded, recover=arguments.recover)

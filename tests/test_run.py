@@ -460,12 +460,17 @@ def test_planning_needs_neither_torch_nor_network(
     assert (result.returncode, result.stderr) == (0, "")
 
 
+IMPORTED = """
+import atexit, sys
+names = {"torch", "pydantic", "yaml"}
+atexit.register(lambda: print("imported:", names & {*sys.modules}, file=sys.stderr))
+"""
+
+
 def test_help_imports_neither_pydantic_nor_yaml(run_py: Run, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        FORBID.replace('"torch"', '"torch", "pydantic", "yaml"')
-    )
+    (tmp_path / "sitecustomize.py").write_text(IMPORTED)
     result = run_py("--help", env={"PYTHONPATH": str(tmp_path)})
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, "imported: set()\n")
 
 
 @pytest.mark.slow

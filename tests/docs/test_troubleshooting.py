@@ -25,7 +25,7 @@ from toolkit.extension import discover
 NAME = "docs/troubleshooting.md"
 PAGE = (ROOT / NAME).read_text(encoding="utf-8")
 OF_OTHERS = {
-    "No matching distribution found for torch": "pip",
+    "No matching distribution found for diffusers": "pip",
     "Killed": "the shell",
     "Unrecognized key ... in Accelerator allocator config": "PyTorch",
     "lora key not loaded": "ComfyUI",

@@ -22,7 +22,7 @@ CUDA_CONTEXT = int(0.7 * GB)
 """Bytes on the GPU besides tensors: CUDA context, kernels, workspaces of the
 libraries."""
 
-PROCESS_BASELINE = int(0.44 * GB)
+PROCESS_BASELINE = int(0.46 * GB)
 """Bytes of the interpreter and the libraries with a CPU build of PyTorch; measured, see
 docs/memory.md."""
 

@@ -1,0 +1,102 @@
+"""What `run.py` says to a Python that cannot run the program, and that every line of it
+can be pasted."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from toolkit.system.environment import why_not
+
+OLD = "import runpy, sys; sys.version_info = (3, 10); runpy.run_path('run.py', run_name='__main__')"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The program in a folder with a space in its name, without an environment."""
+    folder = tmp_path / "my trainer"
+    for name in ("toolkit", "toolkit/system"):
+        (folder / name).mkdir(parents=True)
+        shutil.copy(ROOT / name / "__init__.py", folder / name)
+    names = ("toolkit/system/environment.py", "toolkit/version.py", "toolkit/errors.py")
+    for name in ("run.py", *names):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def said(folder: Path, *python: str | Path) -> list[str]:
+    """What a start of a job in the folder prints, line by line."""
+    environment = {key: os.environ[key] for key in ("PATH", "HOME")}
+    result = subprocess.run(
+        [*map(str, python), "my job.yaml"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout) == (1, ""), result.stderr
+    return result.stderr.splitlines()
+
+
+def test_without_packages_the_commands_that_make_an_environment_are_named(
+    checkout: Path,
+) -> None:
+    first, *commands = said(checkout, sys.executable, "-S", "run.py")
+    assert first.startswith("The Python package 'pydantic' is not installed for ")
+    own, needed = checkout / ".venv/bin/python", checkout / "requirements.txt"
+    assert [shlex.split(line) for line in commands] == [
+        [sys.executable, "-m", "venv", "--clear", str(checkout / ".venv")],
+        [str(own), "-m", "pip", "install", "-r", str(needed)],
+        [str(own), "run.py", "my job.yaml"],
+    ]
+
+
+def test_in_an_environment_without_packages_they_are_installed_into_it(
+    checkout: Path, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", empty], check=True)
+    (line,) = said(checkout, empty / "bin/python", "run.py")
+    assert line.endswith(
+        f"Install what the program needs: uv pip install --python {empty}/bin/python "
+        f"-r {shlex.quote(str(checkout / 'requirements.txt'))}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("python", "begin"),
+    [
+        ([sys.executable, "-c", OLD], "Python 3.10 is too old: Atelier needs 3.11, "),
+        ([sys.executable, "-S", "run.py"], "The Python package 'pydantic' is "),
+    ],
+)
+def test_the_environment_that_is_there_is_named(
+    checkout: Path, python: list[str], begin: str
+) -> None:
+    own = checkout / ".venv" / "bin" / "python"
+    own.parent.mkdir(parents=True)
+    own.symlink_to(sys.executable)
+    (line,) = said(checkout, *python)
+    assert line.startswith(begin)
+    start = shlex.split(line.partition("its own environment: ")[2])
+    assert start[0] == str(own) and start[-1] == "my job.yaml"
+
+
+def test_here_nothing_is_missing() -> None:
+    assert why_not((3, 11)) == why_not((3, 13)) == ""
+
+
+def test_python_3_8_can_read_what_says_so() -> None:
+    packages = ("toolkit/__init__.py", "toolkit/system/__init__.py")
+    modules = ("toolkit/version.py", "toolkit/system/environment.py")
+    for name in ("run.py", *packages, *modules):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert ast.parse(text, feature_version=(3, 8)).body
