@@ -563,9 +563,19 @@ def make_optimizer(
             make({})
         except Exception as alone:  # noqa: BLE001 - of any class
             if str(alone) == str(error):
+                given = {**DEFAULTS.get(name, {}), **(ours or {}), **arguments}
+                asked = [
+                    argument
+                    for argument, default in defaults.items()
+                    if default is REQUIRED and argument not in given
+                ]
+                remedy = "Choose another optimizer"
+                if asked:
+                    values = ", ".join(f"{argument}: VALUE" for argument in asked)
+                    remedy = f"Write train.optimizer_params: {{{values}}}"
                 raise UserError(
                     f"{name} cannot be made for groups of weights as a job has them: "
-                    f"{reason}. Choose another optimizer."
+                    f"{reason}. {remedy}."
                 ) from error
         raise ArgumentError(
             f"{name} refuses them: {reason}. Correct or remove the argument."

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeGuard
 
 import torch
@@ -145,6 +145,10 @@ def build_optimizer(
         name, groups, lr, arguments, {"fused": True} if fuses else {}
     )
     for group in optimizer.param_groups:
+        if "lr" not in group:  # A2Grad and AliG of pytorch_optimizer 4.1.0
+            raise UserError(
+                f"{name} takes no learning rate, so train.lr cannot be set. Choose another optimizer."
+            )
         set_rate(group, lr)
     if has_eval_mode(optimizer):
         optimizer.train()
@@ -154,7 +158,6 @@ def build_optimizer(
 def set_rate(group: dict[str, Any], lr: float) -> None:
     """Sets the learning rate of a parameter group. Where a class keeps it as a tensor,
     so that its compiled step reads it again, the tensor stays and gets the value.
-
     >>> group = {"lr": torch.tensor(0.5)}
     >>> set_rate(group, 0.25)
     >>> group["lr"]
@@ -220,6 +223,10 @@ class StateError(UserError):
     """The state of an optimizer holds something that a checkpoint cannot."""
 
 
+OTHERS = "state_dict"
+"""Path of what a class keeps in its `state_dict()` beside state and groups, as Ranger21
+of pytorch_optimizer 4.1.0 its steps until the next look-ahead."""
+
 BY_COLUMNS = "by_columns"
 """Entry of the plain values: the matrices that are stored by columns, which files do
 not keep. SOAP of pytorch_optimizer 4.1.0 has some: products with the same numbers
@@ -249,8 +256,14 @@ def state_tensors(
     Example: `{"lora_A/exp_avg": ..., "lora_A/Q/[0]": ...}, {"lora_A/step": 3}`.
     """
     flat: dict[str, Any] = {}
-    for index, entries in optimizer.state_dict()["state"].items():
+    saved = optimizer.state_dict()
+    for index, entries in saved["state"].items():
         flat.update(_flatten(entries, names[index]))
+    for entry in saved.keys() - {"state", GROUPS}:
+        # What cannot be stored is left out, such as a pickle, which would be run as
+        # code when it is read (heavyball 3.2.1). The trial finds whether it matters.
+        with suppress(StateError):
+            flat.update([*_flatten(saved[entry], f"{OTHERS}/{_key(entry)}")])
     defaults = optimizer.defaults
     for index, group in enumerate(optimizer.param_groups):
         for entry, value in group.items():
@@ -300,6 +313,7 @@ def load_state_tensors(
             place = place.setdefault(part, {})
         place[entry] = value
     saved_groups = tree.pop(GROUPS, {})
+    others = _restored(tree.pop(OTHERS, {}))
     groups = []
     for index, fresh in enumerate(optimizer.state_dict()[GROUPS]):
         # A group that the saved state does not have continues with the values of the
@@ -309,11 +323,21 @@ def load_state_tensors(
     index_of = {name: index for index, name in enumerate(names)}
     state = {index_of[name]: _restored(entries) for name, entries in tree.items()}
     try:
-        optimizer.load_state_dict({"state": state, GROUPS: groups})
+        optimizer.load_state_dict({"state": state, GROUPS: groups, **others})
     except Exception as error:
         raise StateError(
             f"cannot load the state that it has saved ({reason_of(error)})"
         ) from error
+    # torch 2.13 gives what it loads the weights' type. ProdigyPlusScheduleFree 2.0.1
+    # keeps bfloat16 beside weights in float32, and would go on with other numbers.
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    states = getattr(optimizer, "state", {})  # a wrapper may have none of its own
+    for index, entries in state.items():
+        loaded = states.get(weights[index], {})
+        for entry, value in entries.items():
+            kept = loaded.get(entry)
+            if isinstance(kept, Tensor) and kept.dtype != value.dtype:
+                loaded[entry] = value.to(kept.device)
 
 
 def reason_of(error: Exception) -> str:

@@ -42,9 +42,10 @@ LORA_SHAPES: tuple[Shape, ...] = ((16, 3072), (3072, 16))
 """The factors of a LoRA of rank 16 on the published models: tried where a training does
 not say what it has."""
 
-STEPS_BEFORE, STEPS_AFTER = 6, 3
+STEPS_BEFORE, STEPS_AFTER = 7, 24
 """Steps before the state is stored, and with the state that was read back. Some classes
-do nothing in the first five (schedulefree 1.4.1, RAdamScheduleFree)."""
+do nothing in the first five (schedulefree 1.4.1, RAdamScheduleFree), others something
+every five (pytorch_optimizer 4.1.0, Ranger21)."""
 
 ANOTHER = "Choose another optimizer."
 WITHOUT_STATES = (

@@ -70,6 +70,37 @@ class WholeNumbers(Momentum):  # as heavyball 3.2.1: a view's number, and a set
         return own["mean"].lerp_(gradient, 0.1 * len(own["seen"]))
 
 
+class LooksAhead(Momentum):  # as Ranger21 of pytorch_optimizer 4.1.0
+    ahead = 0
+
+    def remember(self, state, group, gradient):
+        self.ahead = (self.ahead + 1) % 11
+        return super().remember(state, group, gradient) * (1 if self.ahead else -5)
+
+    def state_dict(self):
+        return {**super().state_dict(), "ahead": self.ahead}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.ahead = state["ahead"]
+
+
+class HalfState(Momentum):  # as ProdigyPlusScheduleFree 2.0.1
+    def remember(self, state, group, gradient):
+        mean = state.setdefault("mean", torch.zeros_like(gradient, dtype=torch.bfloat16))
+        return mean.lerp_(gradient.bfloat16(), 0.1).to(gradient)
+
+
+class NoRate(Momentum):  # as A2Grad of pytorch_optimizer 4.1.0
+    def __init__(self, params, lr=1e-3, **others):
+        torch.optim.Optimizer.__init__(self, params, {"beta": 0.9})
+
+
+class NeedsSteps(Momentum):  # as Ranger21 of pytorch_optimizer 4.1.0
+    def __init__(self, params, num_iterations, lr=1e-3):
+        super().__init__(params, lr)
+
+
 class NeedsItsGroups(Momentum):  # as Prodigy_adv of adv-optm 2.5.16
     def remember(self, state, group, gradient):
         group["kind"], group["seen"] = "float32", group.get("seen", torch.zeros(())) + 1
@@ -224,7 +255,16 @@ def outcome(name: str, arguments: dict | None = None, **settings: bool) -> list[
 
 @pytest.mark.parametrize(
     "name",
-    ["Momentum", "Lists", "WholeNumbers", "NeedsItsGroups", "TensorRate", "Squares"],
+    [
+        "Momentum",
+        "Lists",
+        "WholeNumbers",
+        "LooksAhead",
+        "HalfState",
+        "NeedsItsGroups",
+        "TensorRate",
+        "Squares",
+    ],
 )
 def test_a_state_of_any_kind_comes_back_to_the_same_bits(name: str) -> None:
     assert outcome(f"of_a_package.{name}") == [f"of_a_package.{name}: {SAME}"]
@@ -244,6 +284,9 @@ REFUSALS = {
     "DecaysAll": f"moves a weight that has no gradient. {ANOTHER}",
     "DividesByGradient": "with these arguments makes a weight whose gradient is 0 infinite or not a number. "
     + ANOTHER,
+    "NoRate": f"takes no learning rate, so train.lr cannot be set. {ANOTHER}",
+    "NeedsSteps": "cannot be made for groups of weights as a job has them: NeedsSteps.__init__() missing 1 required "
+    "positional argument: 'num_iterations'. Write train.optimizer_params: {num_iterations: VALUE}.",
     "NeedsGroups": f"cannot be made for groups of weights as a job has them: `use_muon` must be set. {ANOTHER}",
 }
 
@@ -292,6 +335,12 @@ def test_the_share_by_which_steps_differ_is_told_in_percent(
 ) -> None:
     [line] = OptimizerTrial("adamw", difference, moves_at_zero=False).lines()
     assert f" its steps differ by {said} % of their size. " in line
+
+
+def test_an_argument_that_a_class_needs_is_given_as_the_message_says() -> None:
+    assert outcome("of_a_package.NeedsSteps", {"num_iterations": 5}) == [
+        f"of_a_package.NeedsSteps: {SAME}"
+    ]
 
 
 def test_a_state_that_is_not_whole_is_a_warning() -> None:
@@ -485,10 +534,12 @@ SETTINGS: list[tuple[str, dict, str]] = [
     *(
         (f"pytorch_optimizer.{name}", {}, WHOLE)
         for name in (
-            "StableAdamW", "ScheduleFreeAdamW", "Prodigy", "Lion", "CAME", "AdEMAMix", "Adan", "ADOPT", "SOAP",
+            "StableAdamW", "ScheduleFreeAdamW", "Prodigy", "Lion", "CAME", "AdEMAMix", "Adan", "ADOPT", "SOAP", "ASGD",
         )
     ),
     ("pytorch_optimizer.AdaFactor", {}, WHOLE),
+    ("pytorch_optimizer.Ranger21", {"num_iterations": 400}, WHOLE),
+    *((f"pytorch_optimizer.{name}", {}, REFUSED) for name in ("Ranger21", "A2Grad", "AliG")),
     ("pytorch_optimizer.Muon", {}, REFUSED),
     ("pytorch_optimizer.AdaMuon", {}, REFUSED),
     *((f"optimi.{name}", {}, WHOLE) for name in ("StableAdamW", "AdamW", "Lion", "Adan")),
@@ -508,7 +559,7 @@ def test_the_settings_are_those_that_were_tried_and_what_they_come_to() -> None:
         kind: sum(row[2] == kind for row in SETTINGS)
         for kind in (WHOLE, WARNED, REFUSED)
     }
-    assert len(SETTINGS) == 56 and counts == {WHOLE: 45, WARNED: 2, REFUSED: 9}
+    assert len(SETTINGS) == 61 and counts == {WHOLE: 47, WARNED: 2, REFUSED: 12}
 
 
 @pytest.mark.parametrize(
