@@ -34,6 +34,8 @@ OTHER_LAYERS = {
     "layers.0.feed_forward.w1": "Z-Image",
     "input_blocks.0.0.transformer_blocks.0.attn1.to_q": "Stable Diffusion",
     "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": "Stable Diffusion",
+    "input_blocks.0.0.proj_in": "Stable Diffusion",
+    "down_blocks.0.attentions.0.proj_in": "Stable Diffusion",
     "blocks.0.attn1.to_q": "Wan",
     "text_model.encoder.layers.0.self_attn.q_proj": "a CLIP text encoder",
     "lora_te1_text_model_encoder_layers_0_self_attn_q_proj": "a CLIP text encoder",
@@ -44,6 +46,12 @@ first entry that matches counts."""
 
 
 _AGAIN = "Download it again, or save it as safetensors in the program that made it"
+
+_OF_LAYER = re.compile(
+    r"\.(?:lora|hada|lokr|oft|boft|alpha|dora|diff|magnitude|weight|bias)\b.*|"
+    r"\.(?:lora|hada|lokr|oft|boft|dora|diff)_.*"
+)
+"""What stands behind the name of a layer."""
 
 DOWN_ENDS = (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight")
 """Ends of the names of a LoRA's matrix that reads the inputs of the layer."""
@@ -121,10 +129,19 @@ def origin_findings(key: str, path: str, model: ModelSection, folder: Path) -> F
         if _kinds(one, Path(next(iter(one.published)))) != kinds
     ]
     if not named:
-        fits = _fits(keys, kinds)
-        others = (
-            [] if fits else [one for one in others if _fits(keys, _kinds(one, Path()))]
-        )
+        unknown = [name for name in keys if not _fits([name], kinds)]
+        fitting = [one for one in others if _fits(keys, _kinds(one, Path()))]
+        others = fitting if unknown else []
+        layers = [_OF_LAYER.sub("", name) for name in unknown]
+        foreign = "" if others else other_model(layers)
+        none_fits = len(unknown) == len(keys) and layers != unknown
+        if foreign or (none_fits and not others):
+            whose = f"is a LoRA of {foreign}" if foreign else "is of another model"
+            yield error(
+                key,
+                f"{path} {whose}: {family.title} has no layer {layers[0]!r}. Give one of this model.",
+            )
+            return
     if others:
         titles = " or ".join(one.title for one in others)
         yield error(

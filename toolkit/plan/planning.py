@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Generic, TypeVar
 
 from toolkit.config.reading.process import JobContext
@@ -201,6 +202,8 @@ class Planner(ABC, Generic[SectionT]):
         section, train = self.section, self.section.train
         micro_batches = data.micro_batches(train.batch_size)
         yield from self.describe_model(data)
+        if self.section.reads_captions:
+            yield from caption_notes(data)
         yield from data.scan.notes
         yield from alpha_notes(data, self.pixel_channels)
         yield from colour_notes(data)
@@ -561,6 +564,14 @@ def disk_bytes(section: TrainerConfig, plan: RunPlan) -> int | None:
 
 
 # ------------------------------------------------------------ notes of a plan
+
+
+def caption_notes(data: ImageData) -> Iterator[str]:
+    """The first caption as it is trained: with prefix, trigger word and default."""
+    samples = (sample for folder in data.scan.folders for sample in folder.samples)
+    if first := next((sample for sample in samples if sample.caption), None):
+        text = shorten(first.caption, 120, placeholder=" ...")
+        yield f"first caption, as it is trained: {text!r} ({first.name})"
 
 
 def alpha_notes(data: ImageData, channels: int) -> Iterator[str]:

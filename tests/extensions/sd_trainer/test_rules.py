@@ -213,6 +213,11 @@ ROWS: list[tuple[str, ...]] = [
     (f"train: {{{BLANK}, blank_prompt_preservation_multiplier: 0}}", "W train.blank_prompt_preservation_multiplier: 0"),
     ("train: {blank_prompt_preservation_multiplier: 2}", "W train.blank_prompt_preservation_multiplier: has no effec"),
     ("train: {diff_output_preservation_class: dog}", "W train.diff_output_preservation_class: has no effect without"),
+    # ---------------------------------------- trigger words
+    ("trigger_word: 'No'", "W trigger_word: is read as the word 'No', which is put in front of each caption."),
+    ("datasets: [{folder_path: ./photos, trigger_word: none}]", "W datasets.0.trigger_word: is read as the word"),
+    ("trigger_word: nora",),
+    ("trigger_word: ''",),
     # ---------------------------------------- noise levels
     ("train: {timestep_type: shift, discrete_flow_shift: 0}", "E train.discrete_flow_shift: 0 would train without any"),
     ("train: {min_timestep: 500, max_timestep: 500}", "E train.min_timestep: 500 is not below max_timestep 500."),

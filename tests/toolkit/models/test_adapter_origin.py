@@ -17,6 +17,8 @@ OF_21 = ["diffusion_model.transformer_blocks.1.img_mlp.gate_layer.lora_A.weight"
 FUSED_21 = ["lora_unet_transformer_blocks_1_img_mlp_gate_up.lora_down.weight"]
 OF_20B = ["lora_unet_transformer_blocks_12_img_mlp_net_0_proj.lora_down.weight", TO_Q]
 NOT_QWEN = ["double_blocks.0.img_attn.qkv.lora_A.weight"]
+SDXL = ["lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight"]
+FLUX = ["transformer.single_transformer_blocks.3.proj_mlp.lora_A.weight"]
 EDIT, LATEST, TEXT = (
     "Qwen/Qwen-Image-Edit-2509",
     "Qwen/Qwen-Image-2.1",
@@ -102,9 +104,25 @@ def says(**metadata: str) -> dict[str, str]:
             NOT_QWEN,
             {},
             LATEST,
-            None,
-            "",
-        ),  # of a model that is not known: said when the file is read
+            "error",
+            "is a LoRA of FLUX.1: Qwen-Image-2.1 has no layer 'double_blocks.0.img_attn.qkv'",
+        ),
+        (
+            SDXL,
+            {},
+            EDIT,
+            "error",
+            "is a LoRA of Stable Diffusion: Qwen-Image-Edit-2509 ",
+        ),
+        (
+            [TO_Q, *FLUX],
+            {},
+            EDIT,
+            "error",
+            "is a LoRA of FLUX.1: Qwen-Image-Edit-2509 has no layer 'transformer.single_",
+        ),
+        (["a.b.lora_A.weight"], {}, EDIT, "error", "is of another model: "),
+        ([TO_Q, "a.b.lora_A.weight"], {}, EDIT, None, ""),  # said when it is read
     ],
 )
 def test_the_file_is_refused_by_the_name_of_its_model(

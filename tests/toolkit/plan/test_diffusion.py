@@ -245,6 +245,23 @@ def test_one_line_says_how_many_images_are_converted_and_from_what(
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"trigger_word": "zuzu"}, "'zuzu a photo' (a.png)"),
+        ({"trigger_word": "no"}, "'no a photo' (a.png)"),
+        ({}, "'a photo' (a.png)"),
+    ],
+)
+def test_one_caption_is_shown_as_it_is_trained(
+    plan, make_pictures, tmp_path: Path, changes: dict[str, str], line: str
+) -> None:
+    folder = make_pictures(tmp_path / "x", "a")
+    (folder / "a.txt").write_text("a photo", encoding="utf-8")
+    words = plan(datasets=[{"folder_path": str(folder)}], **changes).render()
+    assert f"  first caption, as it is trained: {line}\n" in words
+
+
 def test_one_line_says_how_many_images_have_transparency(
     plan, make_pictures, tmp_path: Path
 ) -> None:

@@ -95,6 +95,10 @@ def _resume(value: Any) -> Any:
     return value
 
 
+NO_TRIGGER = frozenset(("no", "none", "off", "false", "yes", "on", "true", "null", "-"))
+"""Words by which people say that there is a trigger word, or none."""
+
+
 class DatasetsSection(ProcessConfig):
     """Images with captions.
 
@@ -166,8 +170,16 @@ class DatasetsSection(ProcessConfig):
         return tuple(filter(job.yet_to_come, [*folders, *prompts]))
 
     def check(self, job: JobContext) -> Findings:
-        """Streams that this process cannot read, texts that cannot be cached."""
+        """Streams that this process cannot read, texts that cannot be cached, trigger
+        words that are meant as none."""
         yield from super().check(job)
+        words = {"trigger_word": self.trigger_word}
+        for index, dataset in enumerate(self.datasets):
+            words[f"datasets.{index}.trigger_word"] = dataset.trigger_word or ""
+        for key, word in words.items():
+            if word.strip().lower() in NO_TRIGGER:
+                message = f"is read as the word {word!r}, which is put in front of each caption."
+                yield warning(key, f'{message} For no trigger word write "".')
         for index, dataset in enumerate(self.datasets):
             if dataset.from_base and not self.has_base_model:
                 message = f"'type: {self.type}' has no base model that generates images. Give 'folder_path'."
