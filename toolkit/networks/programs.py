@@ -136,6 +136,9 @@ class Program:
     """The same as `loads` for a model whose layers ComfyUI fuses (Qwen-Image-2.1),
     where it differs."""
 
+    knows_halves: bool = True
+    """Whether it has a model whose layers ComfyUI fuses at all."""
+
     reads_header: bool = False
     """Whether it reads peft's settings in the header (`lora_adapter_metadata`)."""
 
@@ -175,8 +178,9 @@ _TABLE = Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
 PROGRAMS = {name: _program(row) for name, row in tomllib.loads(_TABLE).items()}
 """Name for `--for` -> the program."""
 
-LOAD_AS_SAVED = ("comfyui", "diffusers", "diffsynth", "mflux")
-"""Programs that load a LoRA as a run saves it; the others need a conversion."""
+LOAD_AS_SAVED = ("comfyui", "diffusers", "diffsynth", "mflux", "nunchaku")
+"""Programs that load a LoRA as a run saves it; the others need a conversion. The table
+in docs/use_your_lora.md says "yes" for them."""
 
 SAME = 1e-6
 """Strengths that differ by less count as equal."""
@@ -420,7 +424,10 @@ def limits(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[s
     of LOAD_AS_SAVED, with the names of these programs; empty where it has its whole
     effect in all of them."""
     programs: dict[str, list[str]] = defaultdict(list)
+    has_halves = any(OF_HALVES.search(split_key(key)[0]) for key in tensors)
     for name in LOAD_AS_SAVED:
+        if has_halves and not PROGRAMS[name].knows_halves:
+            continue
         title = PROGRAMS[name].title
         first = next(program_findings(PROGRAMS[name], tensors, metadata), None)
         if first:

@@ -23,6 +23,7 @@ from toolkit.errors import ConfigErrors, RunError
 from toolkit.files.safetensors_io import read_metadata
 from toolkit.memory.quantization import quantize_weight
 from toolkit.models.tiny import TinySpec, write_tiny_model
+from toolkit.networks.programs import LOAD_AS_SAVED, PROGRAMS
 
 GOLDEN = ROOT / "tests" / "golden" / "lora_files"
 NAN = float("nan")
@@ -195,6 +196,12 @@ def test_a_lora_of_layers_is_told_by_its_metadata(
     ]
 
 
+def test_the_programs_of_which_a_run_speaks_are_those_with_yes_in_the_table() -> None:
+    page = (ROOT / "docs" / "use_your_lora.md").read_text(encoding="utf-8")
+    said = re.findall(r"(?m)^\| ([^|]+) \| yes[ ,|]", page)
+    assert said == [PROGRAMS[name].title for name in LOAD_AS_SAVED]
+
+
 @pytest.mark.parametrize("program", ["comfyui", "diffusers", "diffsynth", "mflux"])
 def test_a_lora_as_a_run_saves_it_has_its_whole_effect_in(
     program: str, place: Place, capsys
@@ -221,13 +228,17 @@ def test_the_end_of_a_run_names_the_programs_without_its_whole_effect(
 ) -> None:
     expected = {
         "loha": [
-            "In diffusers 0.42.1 with peft 0.21.2, DiffSynth 2.1.12 and mflux",
+            "In diffusers 0.42.1 with peft 0.21.2, DiffSynth 2.1.12, mflux",
             "does not load 28 of 28 layers",
         ],
         "dora": [
             "does not read a DoRA with norms of columns as it is meant (28 layers)"
         ],
-        "lora": ["In mflux 0.24.0 (macOS) it", "as the program skips 4 of 28 layers"],
+        "lora": [
+            "In mflux 0.24.0 (macOS) it",
+            "for Nunchaku it",
+            "as the program skips 4 of 28 layers",
+        ],
         "2.1": [],
     }
     for name, reasons in expected.items():
