@@ -237,6 +237,10 @@ class MemoryEstimate:
     level: str = ""
     """The level of checkpointing that the numbers belong to."""
 
+    sizes_gb: tuple[int, ...] | None = None
+    """Those of `GPU_SIZES_GB` that the job fits, where each has a level of its own;
+    None: those that this peak fits."""
+
     @property
     def peak(self) -> Phase:
         """The phase that takes most; the first of equal ones. Raises ValueError without
@@ -273,14 +277,18 @@ class MemoryEstimate:
             default=0,
         )
 
+    def fitting(self) -> list[int]:
+        """GB of the GPUs that the job fits, the smallest first; none on the CPU."""
+        if not self.on_device:
+            return []
+        if self.sizes_gb is not None:
+            return list(self.sizes_gb)
+        return [size for size in GPU_SIZES_GB if self.peak_bytes <= size * GB]
+
     def card(self) -> int | None:
         """GB of the smallest GPU that the job fits; None where there is none, or no GPU
         is needed."""
-        if not self.on_device:
-            return None
-        return next(
-            (card for card in GPU_SIZES_GB if self.peak_bytes <= card * GB), None
-        )
+        return next(iter(self.fitting()), None)
 
     def render(self, gpu: str = "the GPU", limit: int | None = None) -> str:
         """One line for the plan of a run. gpu: what the device is called, such as "a
@@ -308,9 +316,7 @@ class MemoryEstimate:
         device = {
             "device_bytes": self.peak_bytes,
             "device_phase": self.peak.name,
-            "fits_cards_gb": [
-                card for card in GPU_SIZES_GB if self.peak_bytes <= card * GB
-            ],
+            "fits_cards_gb": self.fitting(),
         }
         return {
             **(device if self.on_device else {}),

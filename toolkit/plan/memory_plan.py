@@ -22,6 +22,8 @@ that fits. GB while training:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from itertools import product
 
 from toolkit.config.reading.field_types import (
@@ -30,11 +32,12 @@ from toolkit.config.reading.field_types import (
     UNCOMPILED_LEVELS,
 )
 from toolkit.config.sections.trainer import DiffusionSection
-from toolkit.memory.estimate import gigabytes
+from toolkit.memory.estimate import GB, gigabytes
 from toolkit.number_types import FP8_QTYPES
 from toolkit.plan.job_bytes import JobBytes, read_job
 from toolkit.plan.memory import (
     CUDA_CONTEXT,
+    GPU_SIZES_GB,
     PROCESS_BASELINE,
     Bytes,
     LargestStep,
@@ -70,34 +73,44 @@ def plan_memory(
 
     If level and modulation cache are both `auto`: the fastest level that fits the
     machine, and the modulation cache where that level does not fit without it. If the
-    machine's memory is not known: `full` and, on CUDA, the cache.
+    memory of a GPU is not known: those for the smallest size that the job fits.
     """
     if compiled is None:
         compiled = compiles_blocks(section, machine)
     by_inductor = compiled and section.train.compile.backend == "inductor"
     job = read_job(section, groups, machine.kind == "cuda", by_inductor)
     levels = _levels(level or section.train.checkpointing_level(), machine)
-    tables = _tables(section.model.modulation_table, machine)
-    for tried_level, table in product(levels, tables):
-        estimate = _estimate(job, tried_level, table)
-        if machine.limit is None:
-            continue
-        room = machine.limit
-        if section.model.modulation_table == "auto" and not table:
-            room = int(machine.limit * WITHOUT_TABLE)
-        if estimate.peak_bytes <= room:
-            break
-    return estimate
+    wanted = section.model.modulation_table
+    choices = list(product(levels, _tables(wanted, machine)))
+    estimate = cache(partial(_estimate, job))
+
+    def on(limit: int) -> MemoryEstimate:
+        """The fastest that fits, or the last."""
+        for choice in choices:
+            room = (
+                int(limit * WITHOUT_TABLE)
+                if (wanted, choice[1]) == ("auto", False)
+                else limit
+            )
+            if estimate(*choice).peak_bytes <= room:
+                break
+        return estimate(*choice)
+
+    if machine.kind != "cuda":
+        return on(machine.limit) if machine.limit else estimate(*choices[-1])
+    sizes = [size for size in GPU_SIZES_GB if on(size * GB).peak_bytes <= size * GB]
+    limit = machine.limit or (sizes or GPU_SIZES_GB)[0 if sizes else -1] * GB
+    return replace(on(limit), sizes_gb=tuple(sizes))
 
 
 def _levels(level: str, machine: Machine) -> Sequence[str]:
     """The levels to try, the fastest first."""
     if level != "auto":
         return [level]
-    if machine.limit is None:
-        return ["full"]
     if machine.kind == "cuda":
         return AUTO_LEVELS
+    if machine.limit is None:
+        return ["full"]
     return [name for name in AUTO_LEVELS if name not in OFFLOADING_LEVELS]
 
 
@@ -105,11 +118,7 @@ def _tables(modulation_table: bool | str, machine: Machine) -> Sequence[bool]:
     """Whether the modulation cache is wanted: the values to try, the faster first."""
     if isinstance(modulation_table, bool):
         return [modulation_table]
-    if machine.kind != "cuda":
-        return [False]
-    if machine.limit is None:
-        return [True]
-    return [False, True]
+    return [False, True] if machine.kind == "cuda" else [False]
 
 
 def compiles_blocks(section: DiffusionSection, machine: Machine) -> bool:

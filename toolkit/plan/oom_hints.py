@@ -82,10 +82,10 @@ def advice_line(
     limit = machine.limit
     if limit is None and plan.on_device:
         limit = max(
-            (size * GB for size in GPU_SIZES_GB if plan.peak_bytes > size * GB),
+            (size * GB for size in GPU_SIZES_GB if size not in plan.fitting()),
             default=None,
         )
-    if limit is None or plan.peak_bytes <= limit:
+    if limit is None or (machine.limit and plan.peak_bytes <= limit):
         return None
     there = (
         f"for {gpu_of(limit // GB)}"

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from extensions.tools.shared.examples import (
     LAYERS,
@@ -25,10 +25,11 @@ from extensions.tools.shared.examples import (
     layers_in,
     written_job,
 )
-from extensions.tools.shared.keys import check_folder, check_place, name_like
+from extensions.tools.shared.keys import check_folder, check_place
 from extensions.tools.shared.pairs import FoundPairs, found_pairs, is_table
 from toolkit.commands import command
-from toolkit.config.reading.field_types import PathOrList, PathStr, value_error
+from toolkit.config.reading.field_types import PathOrList, PathStr
+from toolkit.config.reading.loader import name_like
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.config.sections.model import ModelConfig
@@ -38,16 +39,6 @@ from toolkit.files.writing import CONFIG_SUFFIXES
 from toolkit.models.families import UnknownFamilyError, family_for, model_bytes
 from toolkit.system.nvidia import TO_TRY, least_memory, why_no_device_here
 from toolkit.version import with_addresses
-
-
-def _run_name(name: str) -> str:
-    if re.fullmatch(r"\w[\w.-]*", name):
-        return name
-    message = (
-        f"{name!r} cannot be the name of a run: letters, digits, '_', '-' and '.' only."
-    )
-    raise value_error(f"{message} Write {name_like(name, 'my_char')!r}.")
-
 
 JOB_KEYS = {
     "rank": "network.linear",
@@ -80,7 +71,7 @@ class NewConfig(ToolConfig):
 
     common_words: ClassVar = {word: _in_the_job(key) for word, key in JOB_KEYS.items()}
 
-    job_name: Annotated[str, AfterValidator(_run_name)] = Field(max_length=100)
+    job_name: str = Field(max_length=100)
     """Name of the run and of its files: letters, digits, `_`, `-` and `.`."""
 
     folder: PathStr
@@ -179,12 +170,15 @@ class NewConfig(ToolConfig):
         """Reports a folder that is missing, and a job that exists already."""
         path = self.path()
         yield from self._model_findings(job)
-        if Path(self.job_name).is_dir() and not Path(self.folder).exists():
-            message = f"{self.folder!r} is not a folder, and {self.job_name!r} is one: the name comes first. "
-            yield Diagnostic(
-                ("folder",),
-                f"{message}Write: {command('new', self.folder, self.job_name)}",
-            )
+        name, folder = Path(self.job_name).expanduser(), Path(self.folder).expanduser()
+        if name.is_dir() and not folder.exists():
+            message = f"{self.folder!r} is not a folder, and {self.job_name!r} is one: the name comes first."
+            right = command("new", name_like(self.folder, "my_char"), self.job_name)
+            yield Diagnostic(("folder",), f"{message} Write: {right}")
+        elif not re.fullmatch(r"\w[\w.-]*", self.job_name):
+            message = f"{self.job_name!r} cannot be the name of a run: letters, digits, '_', '-' and '.' only."
+            right = name_like(self.job_name, "my_char")
+            yield Diagnostic(("job_name",), f"{message} Write {right!r}.")
         else:
             findings: list[Diagnostic] = []
             if not is_table(self.folder):

@@ -11,7 +11,6 @@ the page (`ui/views`).
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -96,15 +95,6 @@ class FileToolConfig(ToolConfig):
     def writes_folder(self) -> bool:
         """Whether `output` is a folder."""
         return False
-
-
-def name_like(text: str, otherwise: str) -> str:
-    """A name that a job can have, from any text; `otherwise` where no letter is left.
-
-    >>> name_like("My cat (2)", "my_char")
-    'My_cat_2'
-    """
-    return re.sub(r"[^\w.-]+", "_", text).strip("_.-") or otherwise
 
 
 def check_folder(

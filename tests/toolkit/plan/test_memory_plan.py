@@ -28,7 +28,7 @@ from toolkit.errors import RunError
 from toolkit.memory.estimate import GB
 from toolkit.models import kept as kept_model
 from toolkit.plan import memory_plan
-from toolkit.plan.memory import Machine, MemoryEstimate
+from toolkit.plan.memory import GPU_SIZES_GB, Machine, MemoryEstimate
 from toolkit.plan.memory_inputs import ItemGroup, count_trainable_params, group_items
 from toolkit.plan.memory_plan import plan_memory
 from toolkit.plan.oom_hints import advice_line, suggestions, why_too_large
@@ -37,6 +37,7 @@ from toolkit.system import host_memory
 CARD = Machine("cuda")
 INT8 = {"quantize": True, "qtype": "int8"}
 INT4 = {"quantize": True, "qtype": "int4"}
+TABLED = {"modulation_table": True}
 FULL = {"type": "full"}
 EMA = {"ema_config": {"use_ema": True}}
 SHUFFLED = {"rules": CaptionRules(shuffle_tokens=True)}
@@ -178,7 +179,7 @@ def test_more_layers_take_more_memory_and_leaving_the_picture_out_less() -> None
         (
             "weights",
             7.3 + 0.59,
-            {"model": INT4 | {"accuracy_recovery_adapter": "auto"}},
+            {"model": TABLED | INT4 | {"accuracy_recovery_adapter": "auto"}},
         ),
         # A LoRA of rank 16 on all layers: 147 M weights.
         ("lora weights", 0.59, {}),
@@ -345,16 +346,17 @@ def test_each_level_keeps_less_than_the_one_before_and_auto_is_the_fastest_that_
     None
 ):
     levels = ("none", "cheap", "keep_attention", "full", "full_offload")
+    model = TABLED | INT8
     plans = [
-        plan(model=INT8, train={"gradient_checkpointing": level}) for level in levels
+        plan(model=model, train={"gradient_checkpointing": level}) for level in levels
     ]
     peaks = [found.device_bytes for found in plans]
     assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 5
     # asked for only: `auto` is faster
-    less = plan(model=INT8, train={"gradient_checkpointing": "block_offload"})
+    less = plan(model=model, train={"gradient_checkpointing": "block_offload"})
     assert less.device_bytes < peaks[-1]
     offloaded = plan(
-        item(2048), model=INT8, train={"gradient_checkpointing": "full_offload"}
+        item(2048), model=model, train={"gradient_checkpointing": "full_offload"}
     )
     assert kept(offloaded, "activations, offloaded") / GB == pytest.approx(
         58 * 20_701 * 3072 * 2 / GB, rel=0.01
@@ -362,17 +364,22 @@ def test_each_level_keeps_less_than_the_one_before_and_auto_is_the_fastest_that_
     auto = {"gradient_checkpointing": "auto"}
     for peak in peaks:
         assert (
-            plan(model=INT8, train=auto, machine=Machine("cuda", peak)).device_bytes
+            plan(model=model, train=auto, machine=Machine("cuda", peak)).device_bytes
             == peak
         )
     assert (
         plan(
-            model=INT8, train=auto, machine=Machine("cuda", peaks[-1] - 1)
+            model=model, train=auto, machine=Machine("cuda", peaks[-1] - 1)
         ).device_bytes
         == peaks[-1]
     )
-    # an unknown GPU: as with `full`
-    assert plan(model=INT8, train=auto).device_bytes == peaks[3]
+    # an unknown GPU: as with the smallest that the job fits
+    unknown = plan(model=INT8, train=auto)
+    smallest = Machine("cuda", (unknown.card() or 0) * GB)
+    assert unknown == plan(model=INT8, train=auto, machine=smallest)
+    assert unknown.fitting() == [
+        size for size in GPU_SIZES_GB if size * GB >= peaks[-1]
+    ]
 
 
 def test_the_first_step_makes_the_optimizers_state_while_the_gradients_are_there() -> (

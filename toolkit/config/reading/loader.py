@@ -87,6 +87,10 @@ _SECRET_FOLDER = "folder names are visible on the disk. Remove the secret, or re
 _CACHE_NAME = "is the folder of the shared cache. Choose another name."
 _BAD_IN_FOLDER = re.compile(r"[/\\\x00-\x1f\x7f]")
 _NO_TEXT = re.compile("[\ud800-\udfff]")
+_NOT_ON_WINDOWS = re.compile(
+    r'[<>:"|?*]|^[ ]|[ .]$|^(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$)', re.IGNORECASE
+)
+"""Source: Microsoft, "Naming Files, Paths, and Namespaces"."""
 """What stands for bytes of the command line or of a variable that are not UTF-8."""
 
 LONGEST_RUN_NAME = (
@@ -397,7 +401,22 @@ def check_folder_name(node: ConfigNode, diagnostics: Diagnostics) -> bool:
     fault = folder_name_error(node.value)
     if fault and not diagnostics.reported(node.path):
         diagnostics.error(node, f"{show(node)} {fault}")
+    if not fault and _NOT_ON_WINDOWS.search(node.value):
+        other = name_like(node.value, "my_char")
+        if _NOT_ON_WINDOWS.search(other):  # a reserved name
+            other = f"my_{other}"
+        message = f"{show(node)} cannot be the name of a file on Windows, nor of a LoRA in ComfyUI there."
+        diagnostics.warn(node, f"{message} Write '{other}'.")
     return not fault
+
+
+def name_like(text: str, otherwise: str) -> str:
+    """A name that a job can have, from any text; `otherwise` where no letter is left.
+
+    >>> name_like("My cat (2)", "my_char")
+    'My_cat_2'
+    """
+    return re.sub(r"[^\w.-]+", "_", text).strip("_.-") or otherwise
 
 
 def folder_name_error(name: str) -> str:

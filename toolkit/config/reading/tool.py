@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import shutil
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
@@ -406,6 +407,8 @@ def unknown_arguments(
         if flag.startswith("--") and "_" not in flag
     ]
     flags = [word for word in unknown if word.startswith("-")] or list(unknown[:1])
+    # Without quotation marks, a sentence is as many words.
+    texts = unknown if any(" " in word for word in unknown) else [" ".join(unknown)]
     lines = []
     for word in dict.fromkeys(flags):
         near = get_close_matches(
@@ -418,7 +421,7 @@ def unknown_arguments(
         )
         if not word.startswith("-"):
             hint = (
-                f"Write '--{lone_key} {word}'."
+                f"Write: --{lone_key} {shlex.join(texts)}"
                 if lone_key
                 else f"Each value stands behind its flag, one with spaces in quotes: {hint}"
             )

@@ -41,7 +41,6 @@ from extensions.tools.shared.examples import (
     written_job,
 )
 from extensions.tools.shared.html_page import texts
-from extensions.tools.shared.keys import name_like
 from extensions.tools.shared.pairs import found_pairs
 from extensions.tools.ui.commands import (
     UNCHECKED,
@@ -57,7 +56,7 @@ from extensions.tools.ui.job_text import PROMPTS, JobText
 from extensions.tools.ui.queue import RUNNING, WAITING, never_ends
 from extensions.tools.ui.state import Form, Ui, inside, posted, refusals, render, ui_of
 from extensions.tools.ui.views.queue import enqueue
-from toolkit.config.reading.loader import folder_name_error
+from toolkit.config.reading.loader import folder_name_error, name_like
 from toolkit.config.reading.located import dotted
 from toolkit.config.reading.redacted_copy import saved_text
 from toolkit.config.sections.dataset import CAPTION_SUFFIXES

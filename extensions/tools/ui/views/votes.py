@@ -26,7 +26,6 @@ from starlette.responses import RedirectResponse, Response
 
 from extensions.tools.shared.candidates import CANDIDATES, Group, joined, read_groups
 from extensions.tools.shared.html_page import texts
-from extensions.tools.shared.keys import name_like
 from extensions.tools.shared.run_job import last_saved
 from extensions.tools.shared.run_records import sample_rows
 from extensions.tools.ui.commands import check_job
@@ -48,6 +47,7 @@ from extensions.tools.ui.views.pictures import LARGE, picture
 from extensions.tools.ui.views.queue import enqueue, images_folder
 from extensions.tools.ui.views.run import references
 from extensions.tools.ui.votes import Ballot, Pair, pairs_of
+from toolkit.config.reading.loader import name_like
 from toolkit.config.sections.train import FEW_PAIRS
 from toolkit.data.scan.directory import list_folder
 from toolkit.files.run_files import SAMPLES

@@ -538,6 +538,30 @@ def test_a_name_that_no_path_can_have_is_one_line(
     assert ": process[0].name: " in line and message in line
 
 
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ('"my: char?"', "my_char"),
+        ('"char "', "char"),
+        ('" char"', "char"),
+        ("char.", "char"),
+        ("CON", "my_CON"),
+        ("lpt1.v2", "my_lpt1.v2"),
+        ("my char", ""),
+        ("conrad", ""),
+        ("小猫.v2", ""),
+    ],
+)
+def test_a_name_that_no_file_on_windows_can_have_is_a_warning(
+    load, name: str, other: str
+) -> None:
+    """Of the job, and of a process."""
+    for text in (trainer().replace("test", name), trainer(f"name: {name}")):
+        said = [line for line in load(text).warnings if "on Windows" in line]
+        assert len(said) == bool(other)
+        assert all(line.endswith(f"Write '{other}'.") for line in said)
+
+
 def test_no_job_has_the_name_of_the_shared_cache(load, mistakes) -> None:
     (line,) = mistakes(trainer().replace("name: test", "name: _cache"))
     assert (
