@@ -181,6 +181,31 @@ def test_a_slip_on_the_command_line_is_answered(
     assert not wrong, wrong
 
 
+WHOLE = re.compile(r"Write: (?:\S*python\S* )?(\S*run\.py )?(.+)$", re.MULTILINE)
+"""The end of an answer that is a command, or the flags of one."""
+
+
+@pytest.mark.slow
+def test_a_command_that_is_to_be_written_is_not_answered_the_same(
+    answers_to_commands: dict[str, str], work: Path
+) -> None:
+    """Words in capitals stand for what only the user knows."""
+    tried = 0
+    for command, said in answers_to_commands.items():
+        for program, written in WHOLE.findall(said):
+            if re.search(r"\b[A-Z]{3,}\b", written) or written.startswith("hf "):
+                continue
+            words = shlex.split(written)
+            if not program:
+                words = [command.split()[0], *words]
+            if words[0] == "ui":  # would serve the page
+                continue
+            tried += 1
+            again = output_of(words)[1]
+            assert COMMANDS[command] not in again, (command, words)
+    assert tried >= 3
+
+
 def test_what_stands_behind_a_flag_is_no_slip(work: Path) -> None:
     (work / "job.yaml").write_text(JOB, encoding="utf-8")
     code, said = output_of(["--map", "data=/mnt/data", "job.yaml", "--dry-run"])
@@ -208,6 +233,7 @@ ELSEWHERE: dict[str, str] = {
     "Write a space after the '-' of": f"{CONFIG}/reading/test_normalise.py",
     "'---' begins a second document. Write one job per file; run.py": f"{CONFIG}/reading/test_yaml_reader.py",
     "not the dotted path of a": "toolkit/optim/test_optimizer_args.py",
+    "Write train.optimizer_params: {": "toolkit/optim/test_trial.py",
     "holds no 'caption' of": f"{DATA}/scan/test_captions.py",
     ". Write 1, 0 or": f"{DATA}/scan/test_columns.py",
     "Write what it is an example of instead": f"{DATA}/scan/test_from_base.py",
