@@ -54,10 +54,11 @@ from extensions.tools.ui.views import tools
 from extensions.tools.ui.views.new import short
 from extensions.tools.ui.views.pictures import LARGE, picture
 from extensions.tools.ui.views.queue import queue_of
+from extensions.tools.ui.views.resume import origin_of
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import folder_lock, link, read_object
-from toolkit.train.run_reader import RunInfo
+from toolkit.train.run_reader import RunInfo, RunStatus
 
 MOST_SEEDS = 4
 """Images of one press of the button."""
@@ -86,6 +87,8 @@ def _values(
     sent. faults: field -> message."""
     settings = settings_of(run)
     values: dict[str, Any] = {"try_settings": settings, "try_faults": faults or {}}
+    if run.status is not RunStatus.RUNNING:
+        values["origin"] = origin_of(ui, run)
     if settings is None:
         return values
     return values | {

@@ -220,7 +220,7 @@ def show(request: Request) -> Response:
 
 def _copied(ui: Ui, path: Path) -> JobText:
     """The job of a file under a new name."""
-    job = _without_secrets(read_job(path))
+    job = without_secrets(read_job(path))
     name = job.get(job.path(NAME))
     new = unused_name(ui, name)
     try:
@@ -287,7 +287,7 @@ def opened(request: Request) -> Response:
     name = request.path_params["file"]
     text = read_job(inside(ui.jobs, name))
     editor = Editor(
-        _without_secrets(text),
+        without_secrets(text),
         file=name,
         loaded=name,
         version=_hash(text),
@@ -317,7 +317,7 @@ def read_job(path: Path) -> str:
         raise HTTPException(404, f"{path.name}: {error.strerror}") from error
 
 
-def _without_secrets(text: str) -> JobText:
+def without_secrets(text: str) -> JobText:
     """The text of a job with its secrets redacted."""
     job = JobText(text)
     if job.root and isinstance(job.data(("config",)), dict):
