@@ -125,7 +125,7 @@ class QueueProcess(BaseExtensionProcess):
 
             Runner(queue).run()
         elif action == "list":
-            for entry in queue.entries():
+            for entry in queue.now():
                 about = shlex.join(entry.argv)
                 if entry.attempts > 1:
                     about += f", {entry.attempts} starts"

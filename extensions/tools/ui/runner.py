@@ -205,7 +205,11 @@ class Runner:
         """Records how an entry has ended, or puts it back to wait for another start."""
         queue = self._queue
         with queue.locked():
-            entry = queue.entry(id_)  # it may have been asked to stop by now
+            running = [each for each in queue.entries() if each.state == RUNNING]
+            # It may have been asked to stop by now, or was settled before this runner.
+            entry = next((each for each in running if each.id == id_), None)
+            if entry is None:
+                return
             before = dict(zip(map(Path, entry.runs), entry.marks, strict=False))
             runs = [
                 run

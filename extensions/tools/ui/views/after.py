@@ -87,8 +87,8 @@ def _values(
     sent. faults: field -> message."""
     settings = settings_of(run)
     values: dict[str, Any] = {"try_settings": settings, "try_faults": faults or {}}
-    if run.status is not RunStatus.RUNNING:
-        values["origin"] = origin_of(ui, run)
+    runs = run.status is RunStatus.RUNNING
+    values["origin"] = None if runs else origin_of(ui, run)
     if settings is None:
         return values
     return values | {

@@ -27,6 +27,7 @@ from starlette.responses import (
 from extensions.tools.ui.config import queue_folder
 from extensions.tools.ui.queue import (
     DONE,
+    INTERRUPTED,
     RUNNING,
     WAITING,
     Entry,
@@ -107,6 +108,7 @@ def show(request: Request) -> Response:
     """What becomes of an entry: its run as soon as there is one, until then what it
     waits for, or why there is none."""
     queue, entry = _asked(request)
+    entry = queue.as_it_is(entry)
     run, id_ = _run_of(ui_of(request), entry)
     if (
         run
@@ -125,12 +127,13 @@ def index(request: Request) -> Response:
     """Running, waiting and ended entries."""
     ui = ui_of(request)
     queue = queue_of(ui)
-    entries = queue.entries()
+    entries = queue.now()
+    begun = (RUNNING, INTERRUPTED)
     running = [
-        (entry, *_run_of(ui, entry)) for entry in entries if entry.state == RUNNING
+        (entry, *_run_of(ui, entry)) for entry in entries if entry.state in begun
     ]
     waiting = [entry for entry in entries if entry.state == WAITING]
-    ended = [entry for entry in entries if entry.state not in (RUNNING, WAITING)]
+    ended = [entry for entry in entries if entry.state not in (*begun, WAITING)]
     shown = []
     for entry in ended[:MOST]:
         is_run = entry.state == DONE and entry.runs
