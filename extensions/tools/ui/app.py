@@ -92,6 +92,7 @@ ROUTES = [
     _post("/datasets/{d}/view", datasets.set_view),
     _post("/datasets/{d}/captions", datasets.save_caption),
     _post("/datasets/{d}/change", datasets.change),
+    _post("/datasets/{d}/undo", datasets.undo),
     _post("/datasets/{d}/delete", datasets.delete),
     _post("/datasets/{d}/lint", datasets.check),
     _get("/datasets/{d}/lint", datasets.check_state),

@@ -1,4 +1,4 @@
-// One dataset: captions saved in place with undo, files sent in pieces that go on where they were, keys between images.
+// One dataset: captions saved in place, files sent in pieces that go on where they were, keys between images.
 import {renew, shown, tell, texts, viewer} from '/static/page.js';
 
 const words = texts.datasets;
@@ -16,18 +16,11 @@ async function ask(address, options = {}) {
 
 // ---- captions
 
-const undone = {
-  key: `undo ${document.querySelector('[data-undo]')?.dataset.undo ?? here}`,
-  all() { return JSON.parse(sessionStorage.getItem(this.key) ?? '[]'); },
-  keep(steps) {
-    while (steps.length) {
-      try { return sessionStorage.setItem(this.key, JSON.stringify(steps.slice(-100))); } catch { steps.shift(); }
-    }
-    sessionStorage.removeItem(this.key);
-  },
-};
-const undoButton = document.querySelector('.undo');
-const showUndo = () => { if (undoButton) undoButton.hidden = !undone.all().length; };
+const undoForm = document.querySelector('.undoing');
+function undoes(step) {  // the change that Undo takes back; empty: there is none
+  undoForm.hidden = !step;
+  undoForm.elements.step.value = step;
+}
 
 function mark(form) {
   const area = form.elements.caption, isDirty = area.value !== area.defaultValue;
@@ -50,8 +43,7 @@ async function save(form) {
       note.textContent = words.saved;
       note.className = 'good';
       setTimeout(() => { if (note.className === 'good') note.textContent = ''; }, 2500);
-      undone.keep([...undone.all(), [{name: name.value, before, after: sent.trim()}]]);
-      showUndo();
+      undoes(answer.step);
       if (!before.trim() !== !sent.trim()) renew('.counts');
     } else if (answer.status === 409 && 'theirs' in answer) {
       version.value = answer.version;
@@ -83,28 +75,22 @@ addEventListener('beforeunload', event => {
   if ([...document.querySelectorAll('form.caption')].some(mark)) event.preventDefault();
 });
 
-undoButton?.addEventListener('click', async () => {
-  const steps = undone.all(), step = steps.pop() ?? [];
-  let failed = 0;
-  for (const {name, before, after} of step) {
-    const answer = await ask(`${here}/captions`, {method: 'POST', body: new URLSearchParams({name, caption: before, was: after})});
-    const form = [...document.querySelectorAll('form.caption')].find(each => each.elements.name.value === name);
-    if (!answer.ok) failed += 1;
-    else if (form) {
-      form.elements.version.value = answer.version;
-      form.elements.caption.value = form.elements.caption.defaultValue = before;
-      form.querySelector('[role=status]').textContent = words.undone;
-      mark(form);
-    }
+undoForm?.addEventListener('submit', async event => {
+  event.preventDefault();
+  const sent = {method: 'POST', keepalive: true, body: new URLSearchParams({step: undoForm.elements.step.value})};
+  const answer = await ask(undoForm.action, sent).catch(() => ({detail: words.offline}));
+  if (!answer.ok) return tell(say(words.failed, {reason: answer.detail}), true);
+  for (const form of document.querySelectorAll('form.caption')) {
+    const {caption, name, version} = form.elements, now = answer.now[name.value];
+    if (!now || caption.value !== caption.defaultValue) continue;  // what is being typed stays
+    [version.value, caption.value] = now;
+    caption.defaultValue = caption.value;
+    form.querySelector('[role=status]').textContent = words.undone;
+    mark(form);
   }
-  undone.keep(steps);
-  showUndo();
-  tell(failed ? say(words.not_undone, {count: failed}) : words.undone, failed > 0);
-});
-showUndo();
-document.querySelector('.apply')?.addEventListener('submit', event => {
-  if (event.submitter?.name !== 'apply') return;
-  undone.keep([...undone.all(), JSON.parse(document.getElementById('undo').textContent)]);
+  undoes(answer.step);
+  renew('.counts');
+  tell(answer.failed ? say(words.not_undone, {count: answer.failed}) : words.undone, answer.failed > 0);
 });
 
 // ---- images

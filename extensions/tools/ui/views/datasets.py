@@ -67,7 +67,7 @@ MOST_CAPTION = uploads.MOST_BYTES[".txt"]
 MOST_SHOWN = 200
 """Changed captions in a preview; all are applied."""
 
-_QUERY = ("q", "only", "page", "deleted", "entry", "changed", "failed")
+_QUERY = ("q", "only", "page", "deleted", "entry", "changed", "failed", "undone")
 posted = partial(state.posted, files=1000, fields=6000, part_size=4 * MOST_CAPTION)
 
 
@@ -223,6 +223,7 @@ def _page(
         told=outcomes,
         bad=faults or {},
         view=data.view | (form or {}),
+        step=_last_step(data),
         has_candidates=(data.folder / CANDIDATES).is_file(),
     )
 
@@ -445,8 +446,32 @@ def save_caption(request: Request, form: Form) -> Response:
             return JSONResponse({"detail": words["conflict"], **both}, 409)
         return render(request, "captions.html.j2", 409, data=data, conflict=both)
     if wants_json(request):
-        return JSONResponse({"version": version})
+        return JSONResponse({"version": version, "step": _last_step(data)})
     return _back(request, data, **_where(form))
+
+
+def _last_step(data: Dataset) -> str:
+    """The change of captions that Undo takes back; empty: there is none."""
+    steps = datasets.steps(data)
+    return steps[-1].stem if steps else ""
+
+
+@posted()
+def undo(request: Request, form: Form) -> Response:
+    """Takes a change of captions back, of one image or of many."""
+    data = _read(request)
+    with refusals(data.name):
+        versions, failed = datasets.undo(data, form.get("step", ""))
+    if wants_json(request):
+        captions = {
+            data.id_of(image.path): image.caption for image in _read(request).images
+        }
+        now = {
+            name: [version, captions.get(name, "")]
+            for name, version in versions.items()
+        }
+        return JSONResponse({"now": now, "failed": failed, "step": _last_step(data)})
+    return _back(request, data, **_where(form), undone=len(versions), failed=failed)
 
 
 def _where(form: Form) -> dict[str, str]:
@@ -476,6 +501,7 @@ def change(request: Request, form: Form) -> Response:
         failed = 0
         with refusals(data.name):
             datasets.keep_captions(data, (image for image, _ in changes))
+            datasets.keep_step(data, changes)
             for (image, new), (_, version, _, _) in zip(changes, rows, strict=True):
                 try:
                     datasets.set_caption(data, image, new, version, is_kept=True)
@@ -497,10 +523,6 @@ def change(request: Request, form: Form) -> Response:
         of=len(images),
         digest=digest,
         form=form,
-        undo=[
-            {"name": name, "before": before, "after": after}
-            for name, _, before, after in rows
-        ],
         chosen=names,
         is_late=given is not None,
         conflict=None,

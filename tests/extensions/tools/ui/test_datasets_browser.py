@@ -90,6 +90,31 @@ def test_captions_by_keys_two_tabs_and_undo(
 
 
 @pytest.mark.slow
+def test_an_undo_of_many_is_whole_whoever_leaves(
+    browser: Browser, ui: Ui, address: str
+) -> None:
+    for number in range(3, 40):
+        Image.new("RGB", (40, 40)).save(ui.datasets / "pipo" / f"{number}.png")
+        (ui.datasets / "pipo" / f"{number}.txt").write_text("pipo\n")
+    browser.open(f"{address}/datasets/pipo")
+    browser.run("document.querySelector('.tools details').open = true")
+    browser.type("[name=tag]", "mirax")
+    browser.click("[value=add]")
+    browser.wait_for("document.querySelector('[name=apply]')")
+    browser.click("[name=apply]")
+    browser.wait_for("document.body.innerText.includes('40 captions changed')")
+    assert text_of(ui, 39) == "mirax, pipo\n"
+    browser.run("sessionStorage.clear(); document.querySelector('.undo').click()")
+    browser.run("location.href = '/'")
+    browser.wait_for("location.pathname == '/'")
+    deadline = time.monotonic() + 20
+    while "mirax" in "".join(text_of(ui, number) for number in range(40)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert [text_of(ui, 0), text_of(ui, 39)] == ["pipo, red\n", "pipo\n"]
+
+
+@pytest.mark.slow
 def test_files_are_sent_deleted_and_brought_back(
     browser: Browser, ui: Ui, address: str, tmp_path: Path
 ) -> None:

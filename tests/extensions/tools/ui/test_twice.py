@@ -476,6 +476,17 @@ def change(pages: Pages) -> None:
     }
 
 
+@row("/datasets/{d}/undo")
+def undo(pages: Pages) -> None:
+    folder = pages.dataset("a.bmp", caption="old")
+    form = {"name": "a.bmp", "was": "old", "caption": "new"}
+    pages.post(0, f"/datasets/{pages.name}/captions", form)
+    (step,) = (pages.output / ".ui" / "undo" / pages.name).iterdir()
+    answers = pages.send(f"/datasets/{pages.name}/undo", {"step": step.stem})
+    assert statuses(answers) == [303, 303]
+    assert (folder / "a.txt").read_text() == "old\n" and not step.exists()
+
+
 @row("/datasets/{d}/lint")
 def lint(pages: Pages) -> None:
     folder = pages.dataset("a.bmp")
