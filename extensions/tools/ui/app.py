@@ -97,6 +97,7 @@ ROUTES = [
     _post("/datasets/{d}/lint", datasets.check),
     _get("/datasets/{d}/lint", datasets.check_state),
     _post("/datasets/{d}/captioning", datasets.captioning),
+    _post("/datasets/{d}/announce", datasets.announce),
     _get("/datasets/{d}/upload", datasets.upload_state),
     _post("/datasets/{d}/upload", datasets.upload),
     _post("/datasets/{d}/files", datasets.upload_form),

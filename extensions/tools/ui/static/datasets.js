@@ -72,7 +72,7 @@ for (const form of document.querySelectorAll('form.caption')) {
   form.elements.caption.addEventListener('blur', () => { if (!('conflict' in form.dataset)) save(form); });
 }
 addEventListener('beforeunload', event => {
-  if ([...document.querySelectorAll('form.caption')].some(mark)) event.preventDefault();
+  if (sending || [...document.querySelectorAll('form.caption')].some(mark)) event.preventDefault();
 });
 
 undoForm?.addEventListener('submit', async event => {
@@ -168,6 +168,7 @@ const pause = seconds => new Promise(done => setTimeout(done, seconds * 1000));
 const drops = [...document.querySelectorAll('[data-upload]')];
 const renamed = new Map();  // the names that images got, for their captions
 const stem = name => name.replace(/\.[^.]*$/, '');
+const announce = (shown, named) => persistent(shown, `${here}/announce`, {method: 'POST', body: new URLSearchParams(named)});
 const kept = `sent ${here}`;  // what became of files, over the reload that shows them among the others
 
 function line(drop, name, text, isBad) {
@@ -224,7 +225,7 @@ async function send(drop, file, into) {
   const name = (renamed.get(stem(file.name)) ?? stem(file.name)) + file.name.slice(stem(file.name).length);
   try {
     const key = `${file.lastModified}-${hex(crc(await bytesOf(file, 0, 65536)))}`;
-    const query = new URLSearchParams({name, size: file.size, into, key});
+    const query = new URLSearchParams({name, size: file.size, into, key, sent: file.name});
     let answer = await persistent(shown, `${drop.dataset.upload}?${query}`);
     let offset = answer.offset ?? 0, sum = 0;
     for (let at = 0; at < offset; at += piece) sum = crc(await bytesOf(file, at, Math.min(at + piece, offset)), sum);
@@ -242,6 +243,7 @@ async function send(drop, file, into) {
       await pause(1);
       answer = await persistent(shown, `${drop.dataset.upload}?${query}`);
     }
+    if (!answer.told) await announce(shown, {into, not: file.name});  // it was refused
     const files = answer.told?.files ?? [{name: file.name, state: 'refused', text: answer.detail}];
     if (files.length === 1) shown.end(say(words.states[files[0].state], files[0]), files[0].state === 'refused', files[0].state !== 'added');
     else shown.end(say(words.checking, {count: files.length}));
@@ -250,6 +252,7 @@ async function send(drop, file, into) {
       renamed.set(stem(file.name), stem(files[0].text));
     }
   } catch (error) {
+    ask(`${here}/announce`, {method: 'POST', body: new URLSearchParams({into, not: file.name})}).catch(() => {});
     shown.end(shown.stop.aborted ? words.cancelled : say(words.states.refused, {text: error.message}), true);
   }
 }
@@ -261,6 +264,8 @@ async function sendAll(drop, files) {
   if (!sorted.length) return;
   sending += 1;
   for (const file of sorted) file.shown = row(drop, file);
+  const names = sorted.slice(0, 5000).map(file => ['name', file.name]);  // so that what a cut leaves out is known
+  await announce(sorted[0].shown, [['into', into], ...names]).catch(() => {});
   for (const file of sorted) await send(drop, file, into);
   const told = JSON.parse(sessionStorage.getItem(kept) ?? '[]');
   told.push(...sorted.flatMap(file => file.shown.told.map(each => [drops.indexOf(drop), ...each])));
@@ -272,6 +277,13 @@ async function sendAll(drop, files) {
   drop.querySelector('.sent').before(again);
 }
 
+const again = document.querySelector('.again');
+if (again) {
+  const [place] = again.dataset.into.split('/');
+  const drop = drops.find(each => each.elements.into?.value === place) ?? drops[0];
+  again.hidden = false;
+  again.addEventListener('click', () => drop.elements.file.click());
+}
 for (const drop of drops) {
   drop.querySelector('button').hidden = true;
   drop.elements.file.addEventListener('change', () => { sendAll(drop, drop.elements.file.files); });

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -66,6 +66,9 @@ THUMB_SIDE = 400
 MOST_CAPTION = uploads.MOST_BYTES[".txt"]
 MOST_SHOWN = 200
 """Changed captions in a preview; all are applied."""
+
+MOST_NAMED = 30
+"""Files that did not arrive whose names are shown."""
 
 _QUERY = ("q", "only", "page", "deleted", "entry", "changed", "failed", "undone")
 posted = partial(state.posted, files=1000, fields=6000, part_size=4 * MOST_CAPTION)
@@ -224,6 +227,8 @@ def _page(
         bad=faults or {},
         view=data.view | (form or {}),
         step=_last_step(data),
+        announced=_announced(data).read(),
+        most_named=MOST_NAMED,
         has_candidates=(data.folder / CANDIDATES).is_file(),
     )
 
@@ -583,6 +588,25 @@ def _target(data: Dataset, into: str = "") -> Path:
     return folder
 
 
+def _announced(data: Dataset) -> uploads.Announced:
+    return uploads.Announced(data.ui.own / "uploads" / f"{data.name}.list")
+
+
+@posted()
+def announce(request: Request, form: Form) -> Response:
+    """Names the files that are about to be sent (`name`, in the folder `into`), or those
+    that will not be (`not`); `all` there takes back all of them."""
+    data = _named(request)
+    into = form.get("into", "")
+    with refusals(data.name), data.ui.locked():
+        if form.get("not") == "all":
+            _announced(data).forget()
+        _announced(data).end(into, map(str, form.data.getlist("not")))
+        if "name" in form:
+            _announced(data).begin(into, map(str, form.data.getlist("name")))
+    return _back(request, data)
+
+
 def _part(request: Request, data: Dataset) -> uploads.Part:
     query = request.query_params
     size = whole(query.get("size", ""), 0, 10**15)
@@ -675,6 +699,8 @@ def _add(request: Request, piece: bytearray) -> Response:
                     decoder(data.ui),
                     progress["files"].append,
                 )
+            with suppress(OSError):  # it is here, whatever is told of it
+                _announced(data).end(into, [query.get("sent", part.name)])
         finally:
             progress["state"] = "done"
 
@@ -697,6 +723,7 @@ def upload_form(request: Request, form: Form) -> Response:
     with refusals(data.name):
         home.mkdir(parents=True, exist_ok=True)
         outcomes = [*uploads.take_all(files, home, target, decoder(data.ui))]
+        _announced(data).end(form.get("into", ""), (file.name for file in files))
     is_refused = any(outcome["state"] == "refused" for outcome in outcomes)
     return _page(
         request,

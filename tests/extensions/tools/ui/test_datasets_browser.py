@@ -189,3 +189,43 @@ def test_files_are_sent_deleted_and_brought_back(
     browser.open(f"{address}/datasets/pipo", width=360, dark=True)
     browser.wait_for("document.body.innerText.includes('cannot be used')")
     assert browser.is_as_wide_as_the_window()
+
+
+@pytest.mark.slow
+def test_an_upload_that_was_cut_says_what_is_missing(
+    browser: Browser, ui: Ui, address: str, tmp_path: Path
+) -> None:
+    names = [f"photo{number:02}.png" for number in range(12)]
+    for name in names:
+        Image.effect_noise((300, 300), 90).save(tmp_path / name, compress_level=0)
+    browser.open(f"{address}/datasets/pipo")
+    browser.command("Network.enable")
+    network = {"latency": 0, "downloadThroughput": -1, "offline": False}
+    browser.command(
+        "Network.emulateNetworkConditions", uploadThroughput=200_000, **network
+    )
+    chosen = "\n".join(str(tmp_path / name) for name in names)
+    browser.type("[name=file]", chosen)
+    deadline = time.monotonic() + 30
+    while not (ui.datasets / "pipo" / names[2]).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert browser.run(
+        "const leaving = new Event('beforeunload', {cancelable: true});"
+        "dispatchEvent(leaving); return leaving.defaultPrevented"
+    ), "whoever leaves is asked"
+    browser.run("location.reload()")
+    said = browser.wait_for("document.querySelector('.absent p')?.textContent")
+    here = {path.name for path in (ui.datasets / "pipo").iterdir()}
+    missing = [name for name in names if name not in here]
+    assert len(missing) > 5 and names[-1] in said
+    browser.command("Network.emulateNetworkConditions", uploadThroughput=-1, **network)
+    browser.open(f"{address}/datasets/pipo")
+    missing = [name for name in names if not (ui.datasets / "pipo" / name).exists()]
+    assert browser.text(".absent p").endswith(
+        f"{len(missing)} of 12 files did not arrive: {', '.join(missing)}"
+    )
+    browser.type("[name=file]", chosen)
+    browser.wait_for("document.querySelectorAll('.image').length == 15", 60)
+    assert not browser.run("return document.querySelector('.absent')")
+    assert {*names} <= {path.name for path in (ui.datasets / "pipo").iterdir()}

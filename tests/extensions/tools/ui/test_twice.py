@@ -538,6 +538,20 @@ def upload(pages: Pages) -> None:
     assert not list((pages.output / ".ui" / "uploads").iterdir())
 
 
+@row("/datasets/{d}/announce")
+def announce(pages: Pages) -> None:
+    pages.dataset()
+    forms = [
+        {"name": [f"{letter}{number}.png" for number in range(9)]} for letter in "ab"
+    ]
+    address = f"/datasets/{pages.name}/announce"
+    assert statuses(pages.send(address, *forms)) == [303, 303]
+    file = pages.output / ".ui" / "uploads" / f"{pages.name}.list"
+    assert len(set(file.read_text().splitlines())) == 18, "none is lost"
+    assert statuses(pages.send(address, {"not": "all"})) == [303, 303]
+    assert not file.exists()
+
+
 @row("/datasets/{d}/files")
 def files(pages: Pages) -> None:
     folder = pages.dataset()
