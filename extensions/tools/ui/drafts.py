@@ -1,6 +1,6 @@
 """Drafts: what was typed into the form of a job, kept until it is saved.
 
-Each form that is opened has one draft, whose file is written anew each time the form is
+Each form that is opened has one draft, whose file is replaced each time the form is
 sent. So the way back, a reload, another tab and a closed browser find the form as it
 was. What holds a secret is not kept. Drafts that have got old, or too many, are removed.
 

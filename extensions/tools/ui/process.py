@@ -60,13 +60,16 @@ class UiProcess(BaseExtensionProcess):
         super().run()
         with suppress(AttributeError, OSError, TypeError):  # the C library is not glibc
             CDLL(None).mallopt(*ONE_ARENA)
-        ui = Ui.of(self.section, token())
+        ui = Ui.of(self.section, self.section.secret())
         with _listening(self.section.host, self.section.port) as listener:
             is_ipv6 = ":" in self.section.host
             host = f"[{self.section.host}]" if is_ipv6 else self.section.host
-            login = " (it asks for the token)" if ui.token else ""
+            address = f"http://{host}:{self.section.port}/"
+            login = " (it asks for the token)" if token() else ""
+            if ui.token and not login:
+                address += f"?token={ui.token}"
             logger.info(
-                f"http://{host}:{self.section.port}/ shows {ui.output}{login}. Ctrl-C ends it, runs go on."
+                f"{address} shows {ui.output}{login}. Ctrl-C ends it, runs go on."
             )
             queue_of(ui).start_runner()
             config = uvicorn.Config(

@@ -211,7 +211,7 @@ class Announced:
 
     def begin(self, into: str, names: Iterable[str]) -> None:
         """Adds files that are about to be sent. Where all others are here, the list
-        begins anew. Raises OSError."""
+        begins again. Raises OSError."""
         if all(self.read().values()):
             self.forget()
         self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -264,7 +264,8 @@ def _keep(ui: Ui, editor: Editor, status: int = 200, done: bool = False) -> bool
     """Keeps the form as a draft. False: it is not kept, because it holds a secret or was
     not sent by the page."""
     values = {key: getattr(editor, key) for key in DRAFTED}
-    more = {"yaml": editor.job.text, "name": editor.job.get(editor.job.path(NAME))}
+    more: dict[str, Any] = {"yaml": editor.job.text}
+    more["name"] = editor.job.get(editor.job.path(NAME))
     more |= {"keys": editor.keys is not None, "status": status, "done": done}
     is_secret = without_secrets(editor.job.text).text != editor.job.text
     return not is_secret and drafts.keep(ui, editor.tab, values | more)

@@ -128,11 +128,11 @@ def _file(cwd: str, name: str) -> Path:
 def _changes(saved: JobText, job: JobText) -> Iterator[tuple[str, str, str]]:
     before, after = saved.leaves(), job.leaves()
     for path in dict.fromkeys([*before, *after]):
-        values = before.get(path, _ABSENT), after.get(path, _ABSENT)
-        if path != saved.path(NAME) and values[0] != values[1]:
+        old, new = before.get(path, _ABSENT), after.get(path, _ABSENT)
+        if path != saved.path(NAME) and old != new:
             # the keys of the process that trains as docs/config.md has them
             key = dotted(path).removeprefix(f"process[{saved.trainer}].")
-            yield key, *map(_shown, values)
+            yield key, _shown(old), _shown(new)
 
 
 def _shown(value: Any) -> str:
