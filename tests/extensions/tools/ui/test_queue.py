@@ -233,6 +233,7 @@ def test_what_is_wrong_or_stopped_is_not_tried_again(yard):
     for code, id_ in ids.items():
         entry = yard.queue.entry(id_)
         assert (entry.state, entry.exit_code) == (codes[code], code)
+    assert yard.queue.entry(ids[2]).why == "it says {'code': 2}", "its own message"
 
 
 @pytest.mark.slow
