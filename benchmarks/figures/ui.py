@@ -193,6 +193,7 @@ def served(output: Path) -> Iterator[tuple[int, subprocess.Popen[bytes], float]]
         str(output),
         "--port",
         str(port),
+        "--no-token",
     ]
     environment = {
         name: value

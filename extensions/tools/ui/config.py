@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -37,7 +38,7 @@ SHORTEST_TOKEN = 8
 
 
 def token() -> str:
-    """The token that the page asks for; empty: the page asks for none."""
+    """The token of the environment; empty: it has none, and the page makes one."""
     values = (os.environ.get(name, "").strip() for name in TOKEN_VARIABLES)
     return next(filter(None, values), "")
 
@@ -73,13 +74,22 @@ class UiConfig(ToolConfig):
     """Folder of the job files written by the page."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. Any address that is not local needs a token in APP_AUTH."""
+    """Address to listen on. Any address that is not local needs a token of your own in
+    APP_AUTH."""
+
+    no_token: bool = False
+    """Answers everybody on this machine. Without it the page makes a token at each start
+    and prints the address with it, unless APP_AUTH holds one."""
 
     port: int = Field(default=8675, ge=1, le=65535)
     """Port to listen on."""
 
     price_per_hour: float = Field(default=0.0, ge=0, le=MOST_PRICE)
     """Price of the GPU per hour, to show the cost of a run. 0: not shown."""
+
+    def secret(self) -> str:
+        """The token of this start; empty: the page asks for none."""
+        return token() or ("" if self.no_token else secrets.token_urlsafe(24))
 
     def folder(self) -> Path:
         """`output` as a path."""
@@ -93,6 +103,12 @@ class UiConfig(ToolConfig):
                 ("host",),
                 f"{self.host!r} can be reached by others, who could train and read everything here. Set a token of at "
                 f"least {SHORTEST_TOKEN} characters in the environment variable {TOKEN_VARIABLES[0]}.",
+            )
+        if token() and self.no_token:
+            yield Diagnostic(
+                ("no_token",),
+                f"the environment variable {TOKEN_VARIABLES[0]} or {TOKEN_VARIABLES[1]} holds a token. Leave the flag "
+                "out, or unset the variable.",
             )
         if 0 < len(token()) < SHORTEST_TOKEN:
             names = " or ".join(TOKEN_VARIABLES)

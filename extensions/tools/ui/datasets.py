@@ -72,6 +72,9 @@ hidden, so it is not listed as a dataset."""
 MOST_SHARED = 3
 """Number of datasets that stay in memory. One with 5,000 images takes 8 MB."""
 
+MOST_STEPS = 100
+"""Changes of the captions of a dataset that can be taken back."""
+
 MOST_KNOWN = 50_000
 """Number of images whose size is remembered."""
 
@@ -559,14 +562,55 @@ def keep_captions(data: Dataset, images: Iterable[FoundImage]) -> None:
             temporary.write_text(json.dumps(old, indent=1), encoding="utf-8")
 
 
+def steps(data: Dataset) -> list[Path]:
+    """The files of the changes of captions that can be taken back, the latest last."""
+    return sorted((data.ui.own / "undo" / data.name).glob("*.json"))
+
+
+def keep_step(data: Dataset, changes: Iterable[tuple[FoundImage, str]]) -> None:
+    """Keeps what `undo` needs, before captions are replaced by these texts: one file for
+    all of them, name of the image -> the caption as it was and as it becomes. Raises
+    OSError."""
+    both = {data.id_of(image.path): [image.caption, text] for image, text in changes}
+    path = data.ui.own / "undo" / data.name / f"{time.time_ns():020}.json"
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(both), encoding="utf-8")
+    for old in steps(data)[:-MOST_STEPS]:
+        old.unlink(missing_ok=True)
+
+
+def undo(data: Dataset, step: str) -> tuple[dict[str, str], int]:
+    """Takes a change of captions back, all of it.
+
+    step: name of its file without the suffix. One that was taken back is gone, and
+    changes nothing.
+
+    Returns the name and the version of each caption that is as it was, and how many were
+    changed by somebody else since and are kept. Raises OSError, and HTTPException 404 as
+    `inside` does.
+    """
+    path = inside(data.ui.own / "undo" / data.name, f"{step}.json")
+    known = read_object(path)
+    images = {data.id_of(image.path): image for image in data.images}
+    keep_captions(data, (images[name] for name in known if name in images))
+    versions = {}
+    for name, (before, after) in known.items():
+        with suppress(Conflict, CaptionError, LookupError):
+            image = images[name]
+            version = version_with(image, after)
+            versions[name] = set_caption(data, image, before, version, is_kept=True)
+    path.unlink(missing_ok=True)  # at the end: after a kill it is pressed again
+    return versions, len(known) - len(versions)
+
+
 def set_caption(
     data: Dataset, image: FoundImage, text: str, version: str, is_kept: bool = False
 ) -> str:
     """Replaces a caption that still has the version that was read.
 
     version: `caption_version` at the time of reading.
-    is_kept: the caption is one of many that `keep_captions` has copied; the disk may
-    write them together.
+    is_kept: the caption is one of many that `keep_captions` has copied, and is not a step
+    for `undo`; the disk may write them together.
 
     Returns the new version. Raises Conflict if the file has another version and another
     text, CaptionError for a `.json` without a caption or an image that is gone, and
@@ -588,6 +632,7 @@ def set_caption(
         content = with_caption(file, text).encode()
         if not is_kept:
             keep_captions(data, [image])
+            keep_step(data, [(image, text)])
         with atomic_write(file, durable=not is_kept) as temporary:
             temporary.write_bytes(content)
         return caption_version(image._replace(captions=(str(file),)))

@@ -2,8 +2,9 @@
 
 A token is sent as `Authorization: Bearer`, once as `?token=` (the answer sets a cookie
 and redirects to the address without the token), or with the login form. The cookie is
-derived from the token: it stays valid after a restart of the page, and becomes invalid
-with a new token. Without a token the page listens on this machine only.
+derived from the token: it stays valid after a restart of the page with the same token,
+and becomes invalid with a new one, which a page without a token of its own makes at each
+start. Without any (`--no-token`) the page listens on this machine only.
 
 The Host and Origin headers are checked in both cases, so a foreign page in the same
 browser can neither read (DNS rebinding) nor change anything (cross-site requests).
@@ -115,8 +116,9 @@ class Guard:
             return PlainTextResponse("asked for by another site\n", 403)
         if not self._token or is_open:
             return None
-        if hmac.compare_digest(
-            request.cookies.get(COOKIE, "").encode(), self._session.encode()
+        sessions = (request.cookies.get(name, "") for name in _cookies(request))
+        if any(
+            hmac.compare_digest(s.encode(), self._session.encode()) for s in sessions
         ):
             return self._without_token(request)
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -187,7 +189,7 @@ class Guard:
             request.headers.get("x-forwarded-proto", request.url.scheme) == "https"
         )
         answer.set_cookie(
-            COOKIE,
+            _cookies(request)[0],
             self._session,
             COOKIE_S,
             httponly=True,
@@ -245,6 +247,13 @@ class Guard:
             host = request.headers.get("host", "")
             return urlsplit(origin).netloc.lower() == host.lower()
         return site in (None, "same-origin", "none")
+
+
+def _cookies(request: HTTPConnection) -> list[str]:
+    """Names of the cookie. Browsers send the cookies of a host to all of its ports, so
+    that pages on two ports would log each other out."""
+    _, _, port = request.headers.get("host", "").rpartition(":")
+    return [f"{COOKIE}_{port}", COOKIE] if port.isdigit() else [COOKIE]
 
 
 def _client(request: HTTPConnection) -> str:

@@ -49,7 +49,7 @@ class Machine(NamedTuple):
 
 def look(output: Path) -> Machine:
     """The state now: asks the driver, the system and the queue. output: the folder of the runs."""
-    entries = Queue(queue_folder(output)).entries()
+    entries = Queue(queue_folder(output)).now()
     running = tuple(entry.name for entry in entries if entry.state == RUNNING)
     waiting = sum(entry.state == WAITING for entry in entries)
     return Machine(

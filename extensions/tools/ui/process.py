@@ -60,13 +60,16 @@ class UiProcess(BaseExtensionProcess):
         super().run()
         with suppress(AttributeError, OSError, TypeError):  # the C library is not glibc
             CDLL(None).mallopt(*ONE_ARENA)
-        ui = Ui.of(self.section, token())
+        ui = Ui.of(self.section, self.section.secret())
         with _listening(self.section.host, self.section.port) as listener:
             is_ipv6 = ":" in self.section.host
             host = f"[{self.section.host}]" if is_ipv6 else self.section.host
-            login = " (it asks for the token)" if ui.token else ""
+            address = f"http://{host}:{self.section.port}/"
+            login = " (it asks for the token)" if token() else ""
+            if ui.token and not login:
+                address += f"?token={ui.token}"
             logger.info(
-                f"http://{host}:{self.section.port}/ shows {ui.output}{login}. Ctrl-C ends it, runs go on."
+                f"{address} shows {ui.output}{login}. Ctrl-C ends it, runs go on."
             )
             queue_of(ui).start_runner()
             config = uvicorn.Config(
@@ -125,7 +128,7 @@ class QueueProcess(BaseExtensionProcess):
 
             Runner(queue).run()
         elif action == "list":
-            for entry in queue.entries():
+            for entry in queue.now():
                 about = shlex.join(entry.argv)
                 if entry.attempts > 1:
                     about += f", {entry.attempts} starts"

@@ -28,7 +28,7 @@ from typing import IO, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from extensions.tools.ui import commands
-from toolkit.errors import EXIT_MISTAKE, RunError, UserError
+from toolkit.errors import EXIT_DONE, EXIT_MISTAKE, RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.redact import redact_json
 from toolkit.files.run_files import STATUS, utc_now
@@ -50,8 +50,10 @@ except ImportError:  # Windows: the queue is refused there
 
 logger = logging.getLogger(__name__)
 
-State = Literal["running", "waiting", "done", "stopped", "failed", "damaged"]
-RUNNING, WAITING, DONE, STOPPED, FAILED, DAMAGED = State.__args__  # type: ignore[attr-defined]  # typing has no stub of it
+State = Literal[
+    "running", "waiting", "done", "stopped", "failed", "damaged", "interrupted"
+]
+RUNNING, WAITING, DONE, STOPPED, FAILED, DAMAGED, INTERRUPTED = State.__args__  # type: ignore[attr-defined]  # typing has no stub of it
 
 CONTROL = "control"
 """Folder for requests, in the folder of a run."""
@@ -326,6 +328,22 @@ class Queue:
             raise UserError(f"the queue has no entry {id_!r}.")
         return entry
 
+    def now(self) -> tuple[Entry, ...]:
+        """All entries as they are now (`as_it_is`), in the order of `entries`."""
+        return tuple(map(self.as_it_is, self.entries()))
+
+    def as_it_is(self, entry: Entry) -> Entry:
+        """The entry, in the state `interrupted` if its file says that it runs, and no
+        runner works on the queue and none of its processes lives: its machine was lost,
+        say. No file has this state, and the next runner goes on with the entry."""
+        is_over = (
+            entry.state == RUNNING
+            and not self.has_runner()
+            and not self.processes(entry)
+            and not any(run.status is RunStatus.RUNNING for run in runs_of(entry))
+        )
+        return entry.model_copy(update={"state": INTERRUPTED}) if is_over else entry
+
     def move(self, id_: str, before: str = "") -> None:
         """Moves a waiting entry before another waiting one (empty: to the end). Raises
         UserError if one of both does not wait."""
@@ -355,10 +373,10 @@ class Queue:
             self.waiting(id_)
 
     def remove(self, id_: str) -> None:
-        """Takes out a waiting, ended or damaged entry: its files go to `trash/`. Raises
-        UserError for a running entry."""
+        """Takes out a waiting, ended, interrupted or damaged entry: its files go to
+        `trash/`. Raises UserError for a running entry."""
         with self.locked():
-            if self.entry(id_).state == RUNNING:
+            if self.as_it_is(self.entry(id_)).state == RUNNING:
                 raise UserError(f"entry {id_} runs. Stop it first.")
             self._discard(id_)
 
@@ -373,10 +391,14 @@ class Queue:
         """Asks a running entry to save and end.
 
         The second call sends a signal, and so does the first one before the training has
-        begun. Raises UserError if the entry does not run.
+        begun. An interrupted entry has ended with this: no runner goes on with it. Raises
+        UserError if the entry does not run.
         """
         with self.locked():
-            entry = self.entry(id_)
+            entry = self.as_it_is(self.entry(id_))
+            if entry.state == INTERRUPTED:
+                self._settle(entry)
+                return
             if entry.state != RUNNING:
                 raise UserError(f"entry {id_} does not run.")
             self.save(entry, is_stopping=True)
@@ -386,12 +408,29 @@ class Queue:
         else:
             end(self.processes(entry), signal.SIGTERM)
 
+    def _settle(self, entry: Entry) -> None:
+        """Records the end of an interrupted entry, as far as its exit code is known."""
+        code = None
+        with suppress(OSError, ValueError):
+            code = int((self.folder / f"{entry.id}.exit").read_text("ascii"))
+        stopped = any(run.status is RunStatus.STOPPED for run in runs_of(entry))
+        self.save(
+            entry,
+            state=DONE if code == EXIT_DONE and not stopped else STOPPED,
+            exit_code=code,
+            why="" if code is not None else "was interrupted",
+            ended=utc_now(),
+            pid=0,
+            is_stopping=False,
+            order=self.last_order() + 1,
+        )
+
     def retry(self, id_: str) -> None:
         """Puts an ended entry back at the end of the waiting ones. Its run resumes,
         unless a mistake in the job kept it from starting."""
         with self.locked():
-            entry = self.entry(id_)
-            if entry.state not in (DONE, STOPPED, FAILED):
+            entry = self.as_it_is(self.entry(id_))
+            if entry.state not in (DONE, STOPPED, FAILED, INTERRUPTED):
                 raise UserError(f"entry {id_} has not ended.")
             is_mistake = entry.exit_code == EXIT_MISTAKE
             fresh = Entry(

@@ -64,6 +64,9 @@ LINGER_S = 60.0
 """Seconds that other processes of a job may run after its end. Then they are killed,
 because they keep its GPU."""
 
+MOST_WHY = 600
+"""Letters of a message that stand at an entry. Its log has all of it."""
+
 _SHELL = (
     'read -r go || exit; trap : TERM INT HUP; "$@" </dev/null; code=$?; '
     'echo $code >"$0.tmp" && mv -f "$0.tmp" "$0"; exit $code'
@@ -205,7 +208,11 @@ class Runner:
         """Records how an entry has ended, or puts it back to wait for another start."""
         queue = self._queue
         with queue.locked():
-            entry = queue.entry(id_)  # it may have been asked to stop by now
+            running = [each for each in queue.entries() if each.state == RUNNING]
+            # It may have been asked to stop by now, or was settled before this runner.
+            entry = next((each for each in running if each.id == id_), None)
+            if entry is None:
+                return
             before = dict(zip(map(Path, entry.runs), entry.marks, strict=False))
             runs = [
                 run
@@ -227,7 +234,7 @@ class Runner:
             elif code == EXIT_DONE:
                 state = DONE
             elif code == EXIT_MISTAKE:
-                why = "a mistake in the input"
+                why = self._last_words(id_)
             elif entry.is_stopping:
                 state = STOPPED
             elif is_again:
@@ -259,6 +266,13 @@ class Runner:
         self._children.pop(id_, None)
         self._left.pop(id_, None)
         logger.info(f"{id_} {entry.name}: {state}{f', {why}' if why else ''}")
+
+    def _last_words(self, id_: str) -> str:
+        """The last message of an entry that was refused: its input, or what the input
+        names and is not there, a model say."""
+        lines = self._queue.tail(id_, 4096).splitlines()
+        messages = [line for line in lines if line.strip() and line[0] != " "]
+        return messages[-1][:MOST_WHY] if messages else "a mistake in the input"
 
     def _refuse(self, entry: Entry, reason: str) -> None:
         """Records why an entry cannot be started. The entries after it are not

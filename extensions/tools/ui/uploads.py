@@ -13,6 +13,7 @@ The pages of datasets (`extensions.tools.ui.views.datasets`) and of runs
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import time
@@ -45,6 +46,7 @@ from toolkit.files.writing import (
     fsync,
     link,
     read_chunks,
+    read_regular,
     readable_size,
     sha256_of,
 )
@@ -187,6 +189,64 @@ class Part:
                 file.truncate(here)
                 raise
         return here + len(piece)
+
+
+class Announced:
+    """The files that a page has begun to send to a dataset, and which of them are here:
+    a page that is left takes the names along of those that are not.
+
+    One line is appended per event, so thousands of files cost no more than that.
+
+    Example::
+
+        announced = Announced(ui.own / "uploads" / "cat.list")
+        announced.begin("", ["a.png", "b.png"])
+        announced.end("", ["a.png"])
+        print(announced.read())  # {"a.png": True, "b.png": False}
+    """
+
+    def __init__(self, path: Path) -> None:
+        """path: the file; `clean` removes it when it is old."""
+        self._path = path
+
+    def begin(self, into: str, names: Iterable[str]) -> None:
+        """Adds files that are about to be sent. Where all others are here, the list
+        begins again. Raises OSError."""
+        if all(self.read().values()):
+            self.forget()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._append(into, names, False)
+
+    def end(self, into: str, names: Iterable[str]) -> None:
+        """Files that are here, or will not be sent. Others than announced ones change
+        nothing. Raises OSError."""
+        if self._path.is_file():
+            self._append(into, names, True)
+
+    def _append(self, into: str, names: Iterable[str], is_over: bool) -> None:
+        lines = [f"{json.dumps([_placed(into, name), is_over])}\n" for name in names]
+        if lines:
+            with open(self._path, "a", encoding="ascii") as file:
+                file.write("".join(lines))
+
+    def read(self) -> dict[str, bool]:
+        """Each file by its subfolder and name, and whether it is here."""
+        files: dict[str, bool] = {}
+        with suppress(OSError):
+            for line in read_regular(self._path).splitlines():
+                with suppress(ValueError, TypeError):  # a line that was cut
+                    name, is_over = json.loads(line)
+                    if name in files or not is_over:
+                        files[str(name)] = bool(is_over)
+        return files
+
+    def forget(self) -> None:
+        """Nothing is missed any more."""
+        self._path.unlink(missing_ok=True)
+
+
+def _placed(into: str, name: str) -> str:
+    return f"{into}/{name}" if into not in ("", ".") else name
 
 
 def clean(home: Path) -> None:

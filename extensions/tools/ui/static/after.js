@@ -25,13 +25,14 @@ document.addEventListener('submit', async event => {
       for (const bad of form.querySelectorAll('.bad')) bad.remove();
       for (const field of form.querySelectorAll('[aria-invalid]')) field.removeAttribute('aria-invalid');
       document.getElementById('tried').replaceChildren(...page.getElementById('tried').children);
-      const sent = form.querySelector('[value=send]:checked') && fresh.querySelector('#controls');
+      const isBaked = button.hasAttribute('formaction');  // an image that is chosen is not sent with it
+      const sent = !isBaked && form.querySelector('[value=send]:checked') && fresh.querySelector('#controls');
       if (sent) {  // the image that was sent is one to choose by now
         sent.querySelector('[data-latest]').checked = true;
         form.querySelector('#controls').replaceWith(sent);
       }
       tell('');
-      if (button.hasAttribute('formaction')) await choose(form, fresh);
+      if (isBaked) await choose(form, fresh);
     } else if (fresh) {
       form.replaceWith(fresh);
       document.querySelector('#try-form [aria-invalid]')?.focus();

@@ -1,4 +1,4 @@
-// One dataset: captions saved in place with undo, files sent in pieces that go on where they were, keys between images.
+// One dataset: captions saved in place, files sent in pieces that go on where they were, keys between images.
 import {renew, shown, tell, texts, viewer} from '/static/page.js';
 
 const words = texts.datasets;
@@ -16,18 +16,11 @@ async function ask(address, options = {}) {
 
 // ---- captions
 
-const undone = {
-  key: `undo ${document.querySelector('[data-undo]')?.dataset.undo ?? here}`,
-  all() { return JSON.parse(sessionStorage.getItem(this.key) ?? '[]'); },
-  keep(steps) {
-    while (steps.length) {
-      try { return sessionStorage.setItem(this.key, JSON.stringify(steps.slice(-100))); } catch { steps.shift(); }
-    }
-    sessionStorage.removeItem(this.key);
-  },
-};
-const undoButton = document.querySelector('.undo');
-const showUndo = () => { if (undoButton) undoButton.hidden = !undone.all().length; };
+const undoForm = document.querySelector('.undoing');
+function undoes(step) {  // the change that Undo takes back; empty: there is none
+  undoForm.hidden = !step;
+  undoForm.elements.step.value = step;
+}
 
 function mark(form) {
   const area = form.elements.caption, isDirty = area.value !== area.defaultValue;
@@ -50,8 +43,7 @@ async function save(form) {
       note.textContent = words.saved;
       note.className = 'good';
       setTimeout(() => { if (note.className === 'good') note.textContent = ''; }, 2500);
-      undone.keep([...undone.all(), [{name: name.value, before, after: sent.trim()}]]);
-      showUndo();
+      undoes(answer.step);
       if (!before.trim() !== !sent.trim()) renew('.counts');
     } else if (answer.status === 409 && 'theirs' in answer) {
       version.value = answer.version;
@@ -80,31 +72,25 @@ for (const form of document.querySelectorAll('form.caption')) {
   form.elements.caption.addEventListener('blur', () => { if (!('conflict' in form.dataset)) save(form); });
 }
 addEventListener('beforeunload', event => {
-  if ([...document.querySelectorAll('form.caption')].some(mark)) event.preventDefault();
+  if (sending || [...document.querySelectorAll('form.caption')].some(mark)) event.preventDefault();
 });
 
-undoButton?.addEventListener('click', async () => {
-  const steps = undone.all(), step = steps.pop() ?? [];
-  let failed = 0;
-  for (const {name, before, after} of step) {
-    const answer = await ask(`${here}/captions`, {method: 'POST', body: new URLSearchParams({name, caption: before, was: after})});
-    const form = [...document.querySelectorAll('form.caption')].find(each => each.elements.name.value === name);
-    if (!answer.ok) failed += 1;
-    else if (form) {
-      form.elements.version.value = answer.version;
-      form.elements.caption.value = form.elements.caption.defaultValue = before;
-      form.querySelector('[role=status]').textContent = words.undone;
-      mark(form);
-    }
+undoForm?.addEventListener('submit', async event => {
+  event.preventDefault();
+  const sent = {method: 'POST', keepalive: true, body: new URLSearchParams({step: undoForm.elements.step.value})};
+  const answer = await ask(undoForm.action, sent).catch(() => ({detail: words.offline}));
+  if (!answer.ok) return tell(say(words.failed, {reason: answer.detail}), true);
+  for (const form of document.querySelectorAll('form.caption')) {
+    const {caption, name, version} = form.elements, now = answer.now[name.value];
+    if (!now || caption.value !== caption.defaultValue) continue;  // what is being typed stays
+    [version.value, caption.value] = now;
+    caption.defaultValue = caption.value;
+    form.querySelector('[role=status]').textContent = words.undone;
+    mark(form);
   }
-  undone.keep(steps);
-  showUndo();
-  tell(failed ? say(words.not_undone, {count: failed}) : words.undone, failed > 0);
-});
-showUndo();
-document.querySelector('.apply')?.addEventListener('submit', event => {
-  if (event.submitter?.name !== 'apply') return;
-  undone.keep([...undone.all(), JSON.parse(document.getElementById('undo').textContent)]);
+  undoes(answer.step);
+  renew('.counts');
+  tell(answer.failed ? say(words.not_undone, {count: answer.failed}) : words.undone, answer.failed > 0);
 });
 
 // ---- images
@@ -182,6 +168,7 @@ const pause = seconds => new Promise(done => setTimeout(done, seconds * 1000));
 const drops = [...document.querySelectorAll('[data-upload]')];
 const renamed = new Map();  // the names that images got, for their captions
 const stem = name => name.replace(/\.[^.]*$/, '');
+const announce = (shown, named) => persistent(shown, `${here}/announce`, {method: 'POST', body: new URLSearchParams(named)});
 const kept = `sent ${here}`;  // what became of files, over the reload that shows them among the others
 
 function line(drop, name, text, isBad) {
@@ -238,7 +225,7 @@ async function send(drop, file, into) {
   const name = (renamed.get(stem(file.name)) ?? stem(file.name)) + file.name.slice(stem(file.name).length);
   try {
     const key = `${file.lastModified}-${hex(crc(await bytesOf(file, 0, 65536)))}`;
-    const query = new URLSearchParams({name, size: file.size, into, key});
+    const query = new URLSearchParams({name, size: file.size, into, key, sent: file.name});
     let answer = await persistent(shown, `${drop.dataset.upload}?${query}`);
     let offset = answer.offset ?? 0, sum = 0;
     for (let at = 0; at < offset; at += piece) sum = crc(await bytesOf(file, at, Math.min(at + piece, offset)), sum);
@@ -256,6 +243,7 @@ async function send(drop, file, into) {
       await pause(1);
       answer = await persistent(shown, `${drop.dataset.upload}?${query}`);
     }
+    if (!answer.told) await announce(shown, {into, not: file.name});  // it was refused
     const files = answer.told?.files ?? [{name: file.name, state: 'refused', text: answer.detail}];
     if (files.length === 1) shown.end(say(words.states[files[0].state], files[0]), files[0].state === 'refused', files[0].state !== 'added');
     else shown.end(say(words.checking, {count: files.length}));
@@ -264,6 +252,7 @@ async function send(drop, file, into) {
       renamed.set(stem(file.name), stem(files[0].text));
     }
   } catch (error) {
+    ask(`${here}/announce`, {method: 'POST', body: new URLSearchParams({into, not: file.name})}).catch(() => {});
     shown.end(shown.stop.aborted ? words.cancelled : say(words.states.refused, {text: error.message}), true);
   }
 }
@@ -275,6 +264,8 @@ async function sendAll(drop, files) {
   if (!sorted.length) return;
   sending += 1;
   for (const file of sorted) file.shown = row(drop, file);
+  const names = sorted.slice(0, 5000).map(file => ['name', file.name]);  // so that what a cut leaves out is known
+  await announce(sorted[0].shown, [['into', into], ...names]).catch(() => {});
   for (const file of sorted) await send(drop, file, into);
   const told = JSON.parse(sessionStorage.getItem(kept) ?? '[]');
   told.push(...sorted.flatMap(file => file.shown.told.map(each => [drops.indexOf(drop), ...each])));
@@ -286,6 +277,13 @@ async function sendAll(drop, files) {
   drop.querySelector('.sent').before(again);
 }
 
+const again = document.querySelector('.again');
+if (again) {
+  const [place] = again.dataset.into.split('/');
+  const drop = drops.find(each => each.elements.into?.value === place) ?? drops[0];
+  again.hidden = false;
+  again.addEventListener('click', () => drop.elements.file.click());
+}
 for (const drop of drops) {
   drop.querySelector('button').hidden = true;
   drop.elements.file.addEventListener('change', () => { sendAll(drop, drop.elements.file.files); });

@@ -3,7 +3,7 @@ import {texts, tell} from '/static/page.js';
 
 const form = document.getElementById('job'), yaml = form.elements.yaml;
 const gutter = form.querySelector('.gutter'), keys = form.querySelector('.keys');
-let running, timer, numbered = 0;
+let running, timer, numbered = 0, unsent = false;  // unsent: the server does not have all that was typed
 
 const names = list => [...list.querySelectorAll('[name]')].map(control => control.name).join();
 
@@ -17,7 +17,14 @@ async function check() {
   try {
     const answer = await fetch('/new', {method: 'POST', body: data, signal: mine.signal, headers: {accept: 'text/html'}});
     const page = new DOMParser().parseFromString(await answer.text(), 'text/html');
-    if (mine === running && page.getElementById('job')) take(page, sent);
+    if (mine === running && page.getElementById('job')) {
+      if (answer.redirected) {  // the draft: a reload and the way back find it
+        history.replaceState(null, '', answer.url);
+        document.querySelector('.theme [name=back]').value = location.pathname + location.search;
+        unsent = [...sent].some(([control, value]) => control.value !== value);
+      }
+      take(page, sent);
+    }
     else if (mine === running) tell(page.body.innerText.trim() || texts.new.offline, true);
   } catch (error) {
     if (error.name !== 'AbortError') tell(texts.new.offline, true);
@@ -67,6 +74,7 @@ function goTo(line) {
 }
 
 function later(event) {
+  unsent = true;
   if (event.target === yaml) number();
   if ('quiet' in event.target.dataset) return;
   clearTimeout(timer);
@@ -85,7 +93,7 @@ form.addEventListener('submit', event => {
   clearTimeout(timer);
   running?.abort();
   form.setAttribute('aria-busy', 'true');
-  if (!['check', 'search'].includes(event.submitter?.value)) return;
+  if (!['check', 'search'].includes(event.submitter?.value)) return unsent = false;
   event.preventDefault();
   check();
 });
@@ -94,6 +102,7 @@ keys.addEventListener('toggle', () => {
   form.elements.all.value = '1';
   check();
 });
+addEventListener('beforeunload', event => { if (unsent) event.preventDefault(); });
 yaml.addEventListener('scroll', () => { gutter.scrollTop = yaml.scrollTop; });
 yaml.closest('details').addEventListener('toggle', number);
 number();

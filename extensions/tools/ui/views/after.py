@@ -54,10 +54,11 @@ from extensions.tools.ui.views import tools
 from extensions.tools.ui.views.new import short
 from extensions.tools.ui.views.pictures import LARGE, picture
 from extensions.tools.ui.views.queue import queue_of
+from extensions.tools.ui.views.resume import origin_of
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import folder_lock, link, read_object
-from toolkit.train.run_reader import RunInfo
+from toolkit.train.run_reader import RunInfo, RunStatus
 
 MOST_SEEDS = 4
 """Images of one press of the button."""
@@ -86,6 +87,8 @@ def _values(
     sent. faults: field -> message."""
     settings = settings_of(run)
     values: dict[str, Any] = {"try_settings": settings, "try_faults": faults or {}}
+    runs = run.status is RunStatus.RUNNING
+    values["origin"] = None if runs else origin_of(ui, run)
     if settings is None:
         return values
     return values | {
@@ -178,10 +181,15 @@ def try_it(request: Request, form: Form) -> Response:
         faults["seed"] = words["seed_missing"]
     if fault:
         faults["control"] = fault
-    if not faults:
+    count = whole(form.get("count", "1"), 1, MOST_SEEDS)
+    if count is None:
+        faults["count"] = words["count_wrong"].format(most=MOST_SEEDS)
+    if not faults and count:
         lora = f"{short(run.folder / form['file'])}:{strength:g}"
         output = short(run.folder / TRIED)
-        argv = settings.command(lora, output, form, _seeds(form), controls, blocks)
+        argv = settings.command(
+            lora, output, form, _seeds(form, count), controls, blocks
+        )
         wrong = tools.asked({"uid": "generate", "argv": argv[1:]})
         names = {"--reference": "control"}
         faults = {
@@ -194,13 +202,12 @@ def try_it(request: Request, form: Form) -> Response:
     return RedirectResponse(f"{_address(ui, run)}#try", 303)
 
 
-def _seeds(form: Form) -> list[str]:
+def _seeds(form: Form, count: int) -> list[str]:
     """The seed of each image of a form. A text that is not a seed stays as it is, and
     the check of the command says so."""
     seed = whole(form.get("seed", ""), 0, 2**62)
     if seed is None:
         return [form.get("seed", "")]
-    count = whole(form.get("count", ""), 1, MOST_SEEDS) or 1
     return [str(seed + offset) for offset in range(count)]
 
 
@@ -285,9 +292,11 @@ def _controls(
     kind, _, name = form.get("control", "").partition(":")
     if kind == SENT and name in _sent(run):
         return [Path(short(run.folder / TRIED / SENT / name))], ""
-    place = whole(kind)
-    known = run_view.references(ui, run)
-    return (known[place] if place is not None and place < len(known) else []), ""
+    if not form.get("control"):
+        return [], ""
+    known: dict[int | None, list[Path]] = dict(enumerate(run_view.references(ui, run)))
+    images = [] if name else known.get(whole(kind), [])
+    return images, "" if images else texts()["after"]["control_wrong"]
 
 
 def _take(

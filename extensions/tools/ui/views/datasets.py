@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -67,7 +67,10 @@ MOST_CAPTION = uploads.MOST_BYTES[".txt"]
 MOST_SHOWN = 200
 """Changed captions in a preview; all are applied."""
 
-_QUERY = ("q", "only", "page", "deleted", "entry", "changed", "failed")
+MOST_NAMED = 30
+"""Files that did not arrive whose names are shown."""
+
+_QUERY = ("q", "only", "page", "deleted", "entry", "changed", "failed", "undone")
 posted = partial(state.posted, files=1000, fields=6000, part_size=4 * MOST_CAPTION)
 
 
@@ -223,6 +226,9 @@ def _page(
         told=outcomes,
         bad=faults or {},
         view=data.view | (form or {}),
+        step=_last_step(data),
+        announced=_announced(data).read(),
+        most_named=MOST_NAMED,
         has_candidates=(data.folder / CANDIDATES).is_file(),
     )
 
@@ -445,8 +451,32 @@ def save_caption(request: Request, form: Form) -> Response:
             return JSONResponse({"detail": words["conflict"], **both}, 409)
         return render(request, "captions.html.j2", 409, data=data, conflict=both)
     if wants_json(request):
-        return JSONResponse({"version": version})
+        return JSONResponse({"version": version, "step": _last_step(data)})
     return _back(request, data, **_where(form))
+
+
+def _last_step(data: Dataset) -> str:
+    """The change of captions that Undo takes back; empty: there is none."""
+    steps = datasets.steps(data)
+    return steps[-1].stem if steps else ""
+
+
+@posted()
+def undo(request: Request, form: Form) -> Response:
+    """Takes a change of captions back, of one image or of many."""
+    data = _read(request)
+    with refusals(data.name):
+        versions, failed = datasets.undo(data, form.get("step", ""))
+    if wants_json(request):
+        captions = {
+            data.id_of(image.path): image.caption for image in _read(request).images
+        }
+        now = {
+            name: [version, captions.get(name, "")]
+            for name, version in versions.items()
+        }
+        return JSONResponse({"now": now, "failed": failed, "step": _last_step(data)})
+    return _back(request, data, **_where(form), undone=len(versions), failed=failed)
 
 
 def _where(form: Form) -> dict[str, str]:
@@ -476,6 +506,7 @@ def change(request: Request, form: Form) -> Response:
         failed = 0
         with refusals(data.name):
             datasets.keep_captions(data, (image for image, _ in changes))
+            datasets.keep_step(data, changes)
             for (image, new), (_, version, _, _) in zip(changes, rows, strict=True):
                 try:
                     datasets.set_caption(data, image, new, version, is_kept=True)
@@ -497,10 +528,6 @@ def change(request: Request, form: Form) -> Response:
         of=len(images),
         digest=digest,
         form=form,
-        undo=[
-            {"name": name, "before": before, "after": after}
-            for name, _, before, after in rows
-        ],
         chosen=names,
         is_late=given is not None,
         conflict=None,
@@ -559,6 +586,25 @@ def _target(data: Dataset, into: str = "") -> Path:
     if not folder.is_dir():
         raise HTTPException(404, f"{into} is not there")
     return folder
+
+
+def _announced(data: Dataset) -> uploads.Announced:
+    return uploads.Announced(data.ui.own / "uploads" / f"{data.name}.list")
+
+
+@posted()
+def announce(request: Request, form: Form) -> Response:
+    """Names the files that are about to be sent (`name`, in the folder `into`), or those
+    that will not be (`not`); `all` there takes back all of them."""
+    data = _named(request)
+    into = form.get("into", "")
+    with refusals(data.name), data.ui.locked():
+        if form.get("not") == "all":
+            _announced(data).forget()
+        _announced(data).end(into, map(str, form.data.getlist("not")))
+        if "name" in form:
+            _announced(data).begin(into, map(str, form.data.getlist("name")))
+    return _back(request, data)
 
 
 def _part(request: Request, data: Dataset) -> uploads.Part:
@@ -653,6 +699,8 @@ def _add(request: Request, piece: bytearray) -> Response:
                     decoder(data.ui),
                     progress["files"].append,
                 )
+            with suppress(OSError):  # it is here, whatever is told of it
+                _announced(data).end(into, [query.get("sent", part.name)])
         finally:
             progress["state"] = "done"
 
@@ -675,6 +723,7 @@ def upload_form(request: Request, form: Form) -> Response:
     with refusals(data.name):
         home.mkdir(parents=True, exist_ok=True)
         outcomes = [*uploads.take_all(files, home, target, decoder(data.ui))]
+        _announced(data).end(form.get("into", ""), (file.name for file in files))
     is_refused = any(outcome["state"] == "refused" for outcome in outcomes)
     return _page(
         request,

@@ -4,8 +4,10 @@ the start.
 There is one form. Each of its buttons sends all of it, and so does each change while a
 script runs. It also carries the values that its fields had when it was shown. A value
 that differs was changed by hand and is written into the YAML. All other fields are read
-from the YAML. So neither side overwrites the other, and the page keeps nothing between
-requests.
+from the YAML. So neither side overwrites the other.
+
+A form that was sent is answered by a redirect to its draft (`extensions.tools.ui.drafts`)
+where it is shown, so the way back and a reload send nothing again.
 
 The YAML is edited by `extensions.tools.ui.job_text` and checked by
 `extensions.tools.ui.commands`. A job that is started is put into the queue. The pages
@@ -19,7 +21,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -42,6 +44,7 @@ from extensions.tools.shared.examples import (
 )
 from extensions.tools.shared.html_page import texts
 from extensions.tools.shared.pairs import found_pairs
+from extensions.tools.ui import drafts
 from extensions.tools.ui.commands import (
     UNCHECKED,
     Checked,
@@ -87,6 +90,15 @@ CARDS = (4, 6, 8, 12, 16, 24, 32, 48, 80)
 
 KEPT = ("card", "file", "loaded", "version", "tab", "wanted", "import_text")
 """Values that the form carries in addition to the fields and the YAML."""
+
+DRAFTED = (
+    *("card", "file", "loaded", "version", "wanted", "import_text"),
+    *("fields", "shown", "told", "theirs"),
+)
+"""Values of the editor that a draft keeps, in addition to the YAML and the tab."""
+
+MOST_CHECKS = 24
+"""Results of checks that wait for the redirect which shows them."""
 
 MOST_BYTES = 2**19
 """Maximum size of a job in bytes. Parsing that much YAML takes a second."""
@@ -192,10 +204,12 @@ def show(request: Request) -> Response:
     """GET /new: a new job, for `dataset` if it is given.
 
     `example`, `from` (a run) or `job` (a job file) give a copy of another job under a new
-    name.
+    name, and `draft` a form that was sent.
     """
     ui = ui_of(request)
     asked = request.query_params
+    if "draft" in asked:
+        return _draft(request, asked["draft"])
     editor = Editor(JobText(""), tab=secrets.token_urlsafe(8))
     if "from" in asked:
         run = ui.run(asked["from"])
@@ -214,12 +228,51 @@ def show(request: Request) -> Response:
         model = short(TINY) if is_small else MODELS[0].id
         fields = {**_named_after(ui, dataset), MODEL: model, **chosen}
         editor.job = _begun(fields, chosen, editor.card)
-    return _page(request, editor)
+    return _page(request, editor, offered=drafts.known(ui))
+
+
+def _draft(request: Request, id_: str) -> Response:
+    """The form as it was sent, checked now unless that was done a moment ago. Raises
+    HTTPException 404 for a draft that is not kept any more."""
+    ui = ui_of(request)
+    known = drafts.read(ui, id_)
+    if not isinstance(known.get("yaml"), str):
+        raise HTTPException(404, texts()["new"]["draft_gone"])
+    values = {key: known[key] for key in DRAFTED if key in known}
+    editor = Editor(JobText(known["yaml"]), tab=id_, **values)
+    if known.get("keys"):
+        editor.keys = _other_keys(ui, editor)
+    checked = ui.memory.get("checks", {}).pop(id_, None)
+    editor.checked = checked or _checked(ui, editor, id_)
+    return _page(request, editor, int(known.get("status", 200)))
+
+
+def _other_keys(ui: Ui, editor: Editor) -> tuple[Key, ...]:
+    """The keys that have no field of their own. Raises RuntimeError as `keys_of`."""
+    type_ = editor.job.get(editor.job.path("type")) or "sd_trainer"
+    keys = keys_of(ui.memory, type_)
+    return tuple(k for k in keys if k.name not in (*TEXTS, *NUMBERS))
+
+
+def _checked(ui: Ui, editor: Editor, tab: str) -> Checked:
+    name = editor.file_name or f"job{_YAML[0]}"
+    return check_job(ui.memory, editor.job.text, name, tab, editor.other_card)
+
+
+def _keep(ui: Ui, editor: Editor, status: int = 200, done: bool = False) -> bool:
+    """Keeps the form as a draft. False: it is not kept, because it holds a secret or was
+    not sent by the page."""
+    values = {key: getattr(editor, key) for key in DRAFTED}
+    more: dict[str, Any] = {"yaml": editor.job.text}
+    more["name"] = editor.job.get(editor.job.path(NAME))
+    more |= {"keys": editor.keys is not None, "status": status, "done": done}
+    is_secret = without_secrets(editor.job.text).text != editor.job.text
+    return not is_secret and drafts.keep(ui, editor.tab, values | more)
 
 
 def _copied(ui: Ui, path: Path) -> JobText:
     """The job of a file under a new name."""
-    job = _without_secrets(read_job(path))
+    job = without_secrets(read_job(path))
     name = job.get(job.path(NAME))
     new = unused_name(ui, name)
     try:
@@ -286,7 +339,7 @@ def opened(request: Request) -> Response:
     name = request.path_params["file"]
     text = read_job(inside(ui.jobs, name))
     editor = Editor(
-        _without_secrets(text),
+        without_secrets(text),
         file=name,
         loaded=name,
         version=_hash(text),
@@ -316,7 +369,7 @@ def read_job(path: Path) -> str:
         raise HTTPException(404, f"{path.name}: {error.strerror}") from error
 
 
-def _without_secrets(text: str) -> JobText:
+def without_secrets(text: str) -> JobText:
     """The text of a job with its secrets redacted."""
     job = JobText(text)
     if job.root and isinstance(job.data(("config",)), dict):
@@ -372,6 +425,9 @@ def act(request: Request, sent: Form) -> Response:
     """POST /new: a button of the form, or a change in it."""
     ui = ui_of(request)
     action, _, key = sent.get("action", "check").partition(":")
+    if action == "discard":
+        drafts.drop(ui, key)
+        return RedirectResponse("/new", 303)
     if key:  # `search:KEY`, a key in a message
         sent["wanted"] = key
     if action == "small":  # the plan has offered the small model
@@ -383,9 +439,7 @@ def act(request: Request, sent: Form) -> Response:
     editor = Editor(JobText(sent.get("yaml", "")), **carried)
     try:
         if editor.wanted or sent.get("all") or action == "search":
-            type_ = editor.job.get(editor.job.path("type")) or "sd_trainer"
-            keys = keys_of(ui.memory, type_)
-            editor.keys = tuple(k for k in keys if k.name not in (*TEXTS, *NUMBERS))
+            editor.keys = _other_keys(ui, editor)
         _take(ui, editor, sent)
     except RuntimeError as error:
         editor.told.append(str(error))
@@ -397,17 +451,27 @@ def act(request: Request, sent: Form) -> Response:
             content = upload.file.read().decode("utf-8", "replace") or content
         _import(editor, content, name)
     is_last = action in ("save", "start")
-    name = editor.file_name or f"job{_YAML[0]}"
+    is_kept = _keep(ui, editor)  # first, as the check takes its time
     # No later check of the tab may end the one before a start.
-    tab = "" if is_last else editor.tab
-    editor.checked = check_job(ui.memory, editor.job.text, name, tab, editor.other_card)
+    editor.checked = _checked(ui, editor, "" if is_last else editor.tab)
+    status = 200
     try:
         if is_last:
-            return _kept(ui, editor, starts=action == "start")
+            answer = _kept(ui, editor, starts=action == "start")
+            _keep(ui, editor, done=True)
+            return answer
     except HTTPException as error:
         editor.told.append(error.detail)
-        return _page(request, editor, error.status_code)
-    return _page(request, editor)
+        status = error.status_code
+        is_kept = _keep(ui, editor, status)
+    if not is_kept:
+        editor.told += [texts()["new"]["not_kept"]] if editor.tab else []
+        return _page(request, editor, status)
+    checks: dict[str, Checked] = ui.memory.setdefault("checks", {})
+    checks[editor.tab] = editor.checked
+    for old in [*checks][:-MOST_CHECKS]:
+        checks.pop(old, None)
+    return RedirectResponse(f"/new?draft={editor.tab}", 303)
 
 
 def _kept(ui: Ui, editor: Editor, starts: bool) -> Response:
@@ -662,7 +726,13 @@ def _beginnings(plan: Mapping[str, Any]) -> set[str]:
 # ---------------------------------------------------------------- what is shown
 
 
-def _page(request: Request, editor: Editor, status: int = 200) -> Response:
+def _page(
+    request: Request,
+    editor: Editor,
+    status: int = 200,
+    offered: Sequence[tuple[str, dict[str, Any]]] = (),
+) -> Response:
+    """offered: drafts to go on with."""
     ui = ui_of(request)
     editor.read()
     if editor.keys is not None:
@@ -691,6 +761,7 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
         "new.html.j2",
         status,
         e=editor,
+        offered=offered,
         faults=faults,
         errors=errors,
         focus=next(filter(None, faults), "") if status == 400 else "",

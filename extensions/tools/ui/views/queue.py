@@ -1,4 +1,4 @@
-"""The page /queue, and the requests that resume, stop or control a run.
+"""The page /queue, and the requests that stop or control a run.
 
 Commands are queued with `enqueue`, which also starts the runner. The entries themselves
 are changed by `extensions.tools.ui.queue`, and run by `extensions.tools.ui.runner`.
@@ -27,13 +27,13 @@ from starlette.responses import (
 from extensions.tools.ui.config import queue_folder
 from extensions.tools.ui.queue import (
     DONE,
+    INTERRUPTED,
     RUNNING,
     WAITING,
     Entry,
     Queue,
     State,
     ask_run,
-    planned,
 )
 from extensions.tools.ui.state import (
     Form,
@@ -108,6 +108,7 @@ def show(request: Request) -> Response:
     """What becomes of an entry: its run as soon as there is one, until then what it
     waits for, or why there is none."""
     queue, entry = _asked(request)
+    entry = queue.as_it_is(entry)
     run, id_ = _run_of(ui_of(request), entry)
     if (
         run
@@ -126,12 +127,13 @@ def index(request: Request) -> Response:
     """Running, waiting and ended entries."""
     ui = ui_of(request)
     queue = queue_of(ui)
-    entries = queue.entries()
+    entries = queue.now()
+    begun = (RUNNING, INTERRUPTED)
     running = [
-        (entry, *_run_of(ui, entry)) for entry in entries if entry.state == RUNNING
+        (entry, *_run_of(ui, entry)) for entry in entries if entry.state in begun
     ]
     waiting = [entry for entry in entries if entry.state == WAITING]
-    ended = [entry for entry in entries if entry.state not in (RUNNING, WAITING)]
+    ended = [entry for entry in entries if entry.state not in (*begun, WAITING)]
     shown = []
     for entry in ended[:MOST]:
         is_run = entry.state == DONE and entry.runs
@@ -230,45 +232,6 @@ def log(request: Request) -> Response:
     """The end of what an entry has printed."""
     queue, entry = _asked(request)
     return PlainTextResponse(redact_text(queue.tail(entry.id)))
-
-
-def resume(request: Request) -> Response:
-    """Puts the saved job of a run into the queue, once its plan has the run's
-    folder."""
-    ui = ui_of(request)
-    run = ui.run(request.path_params["id"])
-    queue = queue_of(ui)
-    here = Path.cwd()
-    if run.config is None:
-        raise HTTPException(409, f"{run.folder} has no saved job.")
-    if run.status is RunStatus.RUNNING:
-        raise HTTPException(409, "it runs.")
-    argv = [str(run.config.absolute())]
-    folder = run.folder.resolve()
-    deadline = time.monotonic() + RUNNER_S
-    while states := {
-        entry.state
-        for entry in queue.entries()
-        if entry.state in (RUNNING, WAITING)
-        and (list(entry.argv) == argv or str(folder) in map(_resolved, entry.runs))
-    }:
-        if WAITING in states or time.monotonic() > deadline:
-            raise HTTPException(409, "it is in the queue already.")
-        time.sleep(0.1)  # a run has ended a moment before its process has
-    with refusals():
-        owned = planned(argv, str(here))["folders"]
-        if str(folder) not in map(_resolved, owned):
-            raise UserError(
-                f"{run.config}: started in {here} this job writes to {', '.join(owned) or 'no run'}, not to {folder}. "
-                "Start it where it was started first."
-            )
-    # another press may have been planned as long
-    entry = enqueue(ui, argv, run.name, here, (WAITING, RUNNING))
-    return done(request, f"/queue/{entry.id}", ok=True)
-
-
-def _resolved(folder: str) -> str:
-    return str(Path(folder).resolve())
 
 
 @posted()

@@ -203,8 +203,11 @@ class Served:
     """The page in a process of its own, which can be killed and started again at the
     same address."""
 
-    def __init__(self, folder: Path, token: str = "") -> None:
+    def __init__(
+        self, folder: Path, token: str = "", makes_token: bool = False
+    ) -> None:
         self.folder, self.port, self.token = folder, free_port(), token
+        self.makes_token = makes_token
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -222,6 +225,7 @@ class Served:
             str(self.port),
             "--jobs",
             "jobs",
+            *([] if self.token or self.makes_token else ["--no-token"]),
         ]
         environment = {
             **os.environ,

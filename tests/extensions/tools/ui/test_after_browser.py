@@ -153,6 +153,7 @@ def test_a_file_is_tried_voted_on_and_compared_with_the_others(
         "output/pairs/tried/control/mine.png",
     }
 
+    browser.type("[name=image]", str(own))  # for the next image, not for the file
     browser.click("#blocks summary")
     fill(browser, "[name='blocks:1']", "0")
     browser.click("#blocks button")
@@ -165,6 +166,9 @@ def test_a_file_is_tried_voted_on_and_compared_with_the_others(
         and browser.run(field, "[name='blocks:1']") == "1"
     )
     assert "pairs_blocks_1.safetensors" in browser.text("#files")
+    assert browser.run(
+        "return document.querySelector('[value=send]:checked') && document.querySelector('[name=image]').files.length"
+    ) == 1, "the image that was chosen is still"  # fmt: skip
     browser.click("#try-form button.main")
     browser.wait_for("document.querySelectorAll('#tried img').length == 6", 90)
     assert "pairs_blocks_1.safetensors × 0.5" in browser.text("#tried")

@@ -543,6 +543,38 @@ def preview(page: TestClient, **fields: Any) -> tuple[str, str]:
     return answer.text, found[1] if found else ""
 
 
+def test_a_change_of_many_is_taken_back_by_one_request(
+    page: TestClient, ui: Ui
+) -> None:
+    assert 'class="undoing" hidden' in page.get("/datasets/pipo").text
+    fields = {"op": "add", "tag": "hat", "where": "end"}
+    _, digest = preview(page, **fields)
+    page.post("/datasets/pipo/change", data=fields | {"apply": digest})
+    known = version(page, "4_pipo/b.png")
+    theirs = save(page, "4_pipo/b.png", "pipo, of somebody else", known).json()["step"]
+    text = page.get("/datasets/pipo").text
+    (step,) = re.findall(r'name="step" value="(\d+)"', text)
+    assert step == theirs, "the latest change is taken back first"
+    assert page.post("/datasets/pipo/undo", data={"step": step}).status_code == 200
+    assert captions(ui)["b.txt"] == "pipo, blue, hat\n"
+    save(page, "4_pipo/b.png", "theirs", version(page, "4_pipo/b.png"))
+
+    many = min(path.stem for path in (ui.own / "undo" / "pipo").iterdir())
+    told = page.post("/datasets/pipo/undo", data={"step": many}).text
+    assert "2 captions are as they were. 1 were changed by somebody else" in told
+    assert captions(ui) == {
+        "a.txt": "pipo, red\n",
+        "b.txt": "theirs\n",
+        "c.txt": "",
+    }
+    again = page.post("/datasets/pipo/undo", data={"step": many}, headers=JSON)
+    assert again.json()["now"] == {} and captions(ui)["a.txt"] == "pipo, red\n"
+    for bad in ("", "..", "../../queue/000001", "%2e%2e/x", "a\\b"):
+        answer = page.post("/datasets/pipo/undo", data={"step": bad}, headers=JSON)
+        assert answer.status_code == 404 or answer.json()["now"] == {}
+    assert captions(ui)["b.txt"] == "theirs\n"
+
+
 def test_what_changes_is_shown_before_it_is_done(page: TestClient, ui: Ui) -> None:
     fields = {"op": "replace", "find": "PIPO", "replacement": "pepe"}
     text, digest = preview(page, **fields)

@@ -90,6 +90,31 @@ def test_captions_by_keys_two_tabs_and_undo(
 
 
 @pytest.mark.slow
+def test_an_undo_of_many_is_whole_whoever_leaves(
+    browser: Browser, ui: Ui, address: str
+) -> None:
+    for number in range(3, 40):
+        Image.new("RGB", (40, 40)).save(ui.datasets / "pipo" / f"{number}.png")
+        (ui.datasets / "pipo" / f"{number}.txt").write_text("pipo\n")
+    browser.open(f"{address}/datasets/pipo")
+    browser.run("document.querySelector('.tools details').open = true")
+    browser.type("[name=tag]", "mirax")
+    browser.click("[value=add]")
+    browser.wait_for("document.querySelector('[name=apply]')")
+    browser.click("[name=apply]")
+    browser.wait_for("document.body.innerText.includes('40 captions changed')")
+    assert text_of(ui, 39) == "mirax, pipo\n"
+    browser.run("sessionStorage.clear(); document.querySelector('.undo').click()")
+    browser.run("location.href = '/'")
+    browser.wait_for("location.pathname == '/'")
+    deadline = time.monotonic() + 20
+    while "mirax" in "".join(text_of(ui, number) for number in range(40)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert [text_of(ui, 0), text_of(ui, 39)] == ["pipo, red\n", "pipo\n"]
+
+
+@pytest.mark.slow
 def test_files_are_sent_deleted_and_brought_back(
     browser: Browser, ui: Ui, address: str, tmp_path: Path
 ) -> None:
@@ -164,3 +189,43 @@ def test_files_are_sent_deleted_and_brought_back(
     browser.open(f"{address}/datasets/pipo", width=360, dark=True)
     browser.wait_for("document.body.innerText.includes('cannot be used')")
     assert browser.is_as_wide_as_the_window()
+
+
+@pytest.mark.slow
+def test_an_upload_that_was_cut_says_what_is_missing(
+    browser: Browser, ui: Ui, address: str, tmp_path: Path
+) -> None:
+    names = [f"photo{number:02}.png" for number in range(12)]
+    for name in names:
+        Image.effect_noise((300, 300), 90).save(tmp_path / name, compress_level=0)
+    browser.open(f"{address}/datasets/pipo")
+    browser.command("Network.enable")
+    network = {"latency": 0, "downloadThroughput": -1, "offline": False}
+    browser.command(
+        "Network.emulateNetworkConditions", uploadThroughput=200_000, **network
+    )
+    chosen = "\n".join(str(tmp_path / name) for name in names)
+    browser.type("[name=file]", chosen)
+    deadline = time.monotonic() + 30
+    while not (ui.datasets / "pipo" / names[2]).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert browser.run(
+        "const leaving = new Event('beforeunload', {cancelable: true});"
+        "dispatchEvent(leaving); return leaving.defaultPrevented"
+    ), "whoever leaves is asked"
+    browser.run("location.reload()")
+    said = browser.wait_for("document.querySelector('.absent p')?.textContent")
+    here = {path.name for path in (ui.datasets / "pipo").iterdir()}
+    missing = [name for name in names if name not in here]
+    assert len(missing) > 5 and names[-1] in said
+    browser.command("Network.emulateNetworkConditions", uploadThroughput=-1, **network)
+    browser.open(f"{address}/datasets/pipo")
+    missing = [name for name in names if not (ui.datasets / "pipo" / name).exists()]
+    assert browser.text(".absent p").endswith(
+        f"{len(missing)} of 12 files did not arrive: {', '.join(missing)}"
+    )
+    browser.type("[name=file]", chosen)
+    browser.wait_for("document.querySelectorAll('.image').length == 15", 60)
+    assert not browser.run("return document.querySelector('.absent')")
+    assert {*names} <= {path.name for path in (ui.datasets / "pipo").iterdir()}

@@ -18,6 +18,7 @@ from extensions.tools.ui.app import ROUTES
 from extensions.tools.ui.config import TOKEN_VARIABLES, is_loopback
 from extensions.tools.ui.state import Ui
 from tests.extensions.tools.ui.conftest import TOKEN, Served, client_of, run_here
+from tests.html_browser import Browser
 from tests.running import section_of
 from toolkit.config.reading.located import ConfigErrors
 
@@ -352,9 +353,53 @@ def test_an_address_that_others_reach_needs_a_token(
     assert section_of("ui", ["--host", host]).host == host
 
 
-def test_this_machine_needs_none() -> None:
+def test_this_machine_needs_no_token_of_ones_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for host in ("127.0.0.1", "127.3.2.1", "::1", "localhost"):
-        assert section_of("ui", ["--host", host]).port == 8675
+        made = {section_of("ui", ["--host", host]).secret() for _ in range(2)}
+        assert len(made) == 2 and all(len(token) >= 32 for token in made)
+        assert section_of("ui", ["--host", host, "--no-token"]).secret() == ""
+    with pytest.raises(ConfigErrors, match="can be reached by others"):
+        section_of("ui", ["--host", "0.0.0.0", "--no-token"])
+    monkeypatch.setenv("APP_AUTH", "long-enough")
+    assert section_of("ui", []).secret() == "long-enough"
+    with pytest.raises(ConfigErrors, match="no-token: the environment variable APP_"):
+        section_of("ui", ["--no-token"])
+
+
+@pytest.mark.slow
+def test_the_printed_address_opens_the_page_and_a_bookmark_stays(
+    ui: Ui, browser: Browser
+) -> None:
+    log = ui.output.parent / "page.log"
+
+    def printed(page: Served) -> str:
+        (address,) = re.findall(r"^(http://\S+) shows ", log.read_text(), re.MULTILINE)
+        assert address.startswith(f"{page.address}/?token=")
+        return address
+
+    first = Served(ui.output.parent, makes_token=True)
+    try:
+        with pytest.raises(HTTPError) as answer:
+            urlopen(first.address)
+        assert answer.value.code == 401
+        browser.open(f"{first.address}/system")
+        assert "new one at each start" in browser.text()
+        browser.open(printed(first))
+        browser.wait_for("document.title.startsWith('Runs')")
+        assert browser.run("return location.search") == "", "it leaves the history"
+        log.unlink()
+        second = Served(ui.output.parent, makes_token=True)
+        try:
+            browser.open(printed(second))
+            browser.wait_for("document.title.startsWith('Runs')")
+            browser.open(f"{first.address}/system")  # a bookmark
+            browser.wait_for("document.title.startsWith('System')")
+        finally:
+            second.stop()
+    finally:
+        first.stop()
 
 
 def test_a_file_where_a_folder_is_to_be_is_told(tmp_path: Path) -> None:

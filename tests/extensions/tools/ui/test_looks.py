@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from extensions.tools.shared.html_page import PAGES
 from extensions.tools.ui import machine, state
 from extensions.tools.ui.machine import LOOK_S
-from extensions.tools.ui.queue import RUNNING, WAITING
+from extensions.tools.ui.queue import RUNNING, WAITING, try_lock
 from extensions.tools.ui.state import HERE, Ui
 from extensions.tools.ui.views.queue import queue_of
 from tests.extensions.tools.ui.conftest import TOKEN, client_of
@@ -161,7 +161,9 @@ def test_it_counts_the_queue_and_is_asked_for_alone(
                 )
             )
         ui.memory.pop(("kept", "machine"))
-        assert bar_of(client.get("/").text).endswith(expected)
+        with (queue.folder / "runner.lock").open("a") as file:
+            assert try_lock(file)  # as a runner that works on the queue
+            assert bar_of(client.get("/").text).endswith(expected)
 
 
 def test_it_is_looked_at_once_for_many_pages(

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 
+import run as program
 from extensions.tools.ui import commands
 from extensions.tools.ui import queue as module
 from extensions.tools.ui.queue import (
     DAMAGED,
     DONE,
     FAILED,
+    INTERRUPTED,
     RUNNING,
     STOPPED,
     WAITING,
@@ -231,6 +233,7 @@ def test_what_is_wrong_or_stopped_is_not_tried_again(yard):
     for code, id_ in ids.items():
         entry = yard.queue.entry(id_)
         assert (entry.state, entry.exit_code) == (codes[code], code)
+    assert yard.queue.entry(ids[2]).why == "it says {'code': 2}", "its own message"
 
 
 @pytest.mark.slow
@@ -378,6 +381,58 @@ def test_after_a_kill_of_everything_the_folder_of_the_run_decides(
     yard.work()
     assert (yard.state(id_), len(yard.starts())) == (state, starts)
     assert yard.starts()[-1][0][1:] == ([] if starts == 2 else ["--restart"])
+
+
+def lost(yard: Yard, **act: object) -> str:
+    """The id of an entry whose runner and processes were killed while it ran."""
+    id_ = yard.add("a", {"until": str(yard.folder / "never"), **act}, {})
+    runner = yard.runner()
+    yard.wait(lambda: "it says" in yard.queue.tail(id_))
+    assert yard.queue.now()[0].state == RUNNING
+    runner.kill()
+    runner.wait()
+    assert yard.queue.now()[0].state == RUNNING, "it goes on without its runner"
+    module.end(yard.queue.processes(yard.queue.entry(id_)), signal.SIGKILL)
+    yard.wait(lambda: not yard.queue.processes(yard.queue.entry(id_)))
+    assert [entry.state for entry in yard.queue.now()] == [INTERRUPTED]
+    return id_
+
+
+@pytest.mark.slow
+def test_what_was_interrupted_is_told_and_settled_by_whoever_asks(yard, monkeypatch):
+    id_ = lost(yard, status={"step": 3})
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    with heard() as said:
+        for action in ("list", "stop", "list", "remove", "list"):
+            words = (id_,) if action in ("stop", "remove") else ()
+            assert program.main(
+                ("queue", "--output", str(yard.folder / "output"), action, *words)
+            ) == 0  # fmt: skip
+    assert [line.partition("  a.json")[0] for line in said] == [
+        f"{id_}  interrupted",
+        "stop: done",
+        f"{id_}  stopped ",
+        "remove: done",
+    ]
+    assert yard.work() == "" and len(yard.starts()) == 1, "no runner goes on with it"
+
+
+@pytest.mark.slow
+def test_a_runner_and_a_retry_go_on_with_what_was_interrupted(yard):
+    id_ = lost(yard)
+    yard.queue.retry(id_)
+    assert [entry.state for entry in yard.queue.now()] == [WAITING]
+    yard.work()
+    assert yard.state(id_) == DONE and len(yard.starts()) == 2
+    stopped = yard.queue.save(
+        yard.queue.entry(id_), state=RUNNING, pid=0, is_stopping=False
+    )
+    (yard.queue.folder / f"{id_}.exit").write_text("0\n")
+    yard.queue.stop(stopped.id)
+    assert yard.state(id_) == DONE, "it had ended by itself"
+    yard.queue.save(stopped, pid=0)
+    yard.queue.remove(id_)
+    assert yard.queue.entries() == ()
 
 
 def test_the_state_of_an_earlier_run_in_the_folder_decides_nothing(yard):

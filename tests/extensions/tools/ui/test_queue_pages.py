@@ -171,12 +171,15 @@ def test_an_entry_leads_to_its_run_and_says_until_then_what_it_waits_for(
     run = made_run(ui, "a")  # as it was stopped before
     queue.save(queue.entry(first.id), state=RUNNING, runs=(str(run),), attempts=1)
     queue.log(first.id).write_text("reading the images\n")
-    page = client.get(f"/queue/{first.id}")
-    assert (
-        page.status_code == 200
-        and "Loading" in page.text
-        and "reading the images" in page.text
-    )
+    with (queue.folder / "runner.lock").open("a") as file:
+        assert module.try_lock(file)  # as a runner that works on the queue
+        page = client.get(f"/queue/{first.id}")
+        assert (
+            page.status_code == 200
+            and "Loading" in page.text
+            and "reading the images" in page.text
+        )
+    assert "Interrupted" in client.get("/queue").text.title()
     (run / "run.json").write_text(
         json.dumps({"name": "a", "step": 3, "steps": 10, "status": "running"})
     )

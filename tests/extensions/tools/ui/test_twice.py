@@ -476,6 +476,17 @@ def change(pages: Pages) -> None:
     }
 
 
+@row("/datasets/{d}/undo")
+def undo(pages: Pages) -> None:
+    folder = pages.dataset("a.bmp", caption="old")
+    form = {"name": "a.bmp", "was": "old", "caption": "new"}
+    pages.post(0, f"/datasets/{pages.name}/captions", form)
+    (step,) = (pages.output / ".ui" / "undo" / pages.name).iterdir()
+    answers = pages.send(f"/datasets/{pages.name}/undo", {"step": step.stem})
+    assert statuses(answers) == [303, 303]
+    assert (folder / "a.txt").read_text() == "old\n" and not step.exists()
+
+
 @row("/datasets/{d}/lint")
 def lint(pages: Pages) -> None:
     folder = pages.dataset("a.bmp")
@@ -525,6 +536,20 @@ def upload(pages: Pages) -> None:
         [*whole, png(3)]
     )
     assert not list((pages.output / ".ui" / "uploads").iterdir())
+
+
+@row("/datasets/{d}/announce")
+def announce(pages: Pages) -> None:
+    pages.dataset()
+    forms = [
+        {"name": [f"{letter}{number}.png" for number in range(9)]} for letter in "ab"
+    ]
+    address = f"/datasets/{pages.name}/announce"
+    assert statuses(pages.send(address, *forms)) == [303, 303]
+    file = pages.output / ".ui" / "uploads" / f"{pages.name}.list"
+    assert len(set(file.read_text().splitlines())) == 18, "none is lost"
+    assert statuses(pages.send(address, {"not": "all"})) == [303, 303]
+    assert not file.exists()
 
 
 @row("/datasets/{d}/files")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import struct
 import time
@@ -347,6 +348,38 @@ def test_a_form_without_script_takes_several_files(page: TestClient, ui: Ui) -> 
         assert said in answer.text
     assert files(ui)["z.txt"] == b"z"
     assert files(ui)["a-2.txt"] == b"red one" and files(ui)["a-2.png"] == red
+
+
+def test_files_that_did_not_arrive_are_named_until_they_do(
+    page: TestClient, ui: Ui
+) -> None:
+    def missed() -> str:
+        text = page.get("/datasets/d", headers={"accept": "text/html"}).text
+        found = re.search(r'<p role="status">(\d.*?)</p>', text)
+        return found[1] if found else ""
+
+    def announce(**form: Any) -> None:
+        assert page.post("/datasets/d/announce", data=form).status_code == 200
+
+    announce(name=["a.png", "b.png", "a.txt", "<b>.png"], into="")
+    piece(page, "a.png", png("red"))
+    # the caption got the name that its image was given
+    piece(page, "c.txt", b"a", sent="a.txt")
+    assert missed() == "2 of 4 files did not arrive: b.png, &lt;b&gt;.png"
+    announce(**{"not": "<b>.png", "into": ""})  # it was refused, or taken back
+    announce(name=["b.png", "a.png"], into=".")  # chosen again
+    assert missed() == "2 of 4 files did not arrive: a.png, b.png"
+    page.post("/datasets/d/files", files={"file": ("b.png", png("blue"))})
+    assert missed() == "1 of 4 files did not arrive: a.png"
+    announce(**{"not": "all"})
+    assert missed() == "" and piece(page, "z.png", png("green")).status_code == 200
+    assert not list((ui.own / "uploads").iterdir())
+
+    announce(name=[f"{number}.png" for number in range(40)], into="before")
+    with (ui.own / "uploads" / "d.list").open("a") as file:
+        file.write('["before/39.png", tr')  # the disk was full
+    assert missed().startswith("40 of 40 files did not arrive: before/0.png, before/1")
+    assert missed().endswith("before/29.png and 10 more")
 
 
 def test_files_go_where_the_images_are(page: TestClient, ui: Ui) -> None:

@@ -108,6 +108,26 @@ def test_a_mistake_is_told_at_its_field(client: TestClient, ui: Ui, run: Path) -
         ({"width": "10"}, "width", "must be &gt;= 64"),
         ({"prompt": "a cat --w wide"}, "prompt", "is not a whole number"),
         ({"control": "send"}, "control", "Choose an image file"),
+        *(
+            ({"count": count}, "count", "Choose 1 to 4 images")
+            for count in ("x", "0", "-1", "5", "1000000000", "", "1.5", "٣")
+        ),
+        *(
+            ({"control": control}, "control", "no such control image")
+            for control in (
+                "99",
+                "-1",
+                "1",
+                "x",
+                "../a.png",
+                "control:none.png",
+                "control:../../run.json",
+                "0:x",
+                "/etc/passwd",
+                "send:",
+                "²",
+            )
+        ),
     ):
         answer = client.post("/runs/one/try", data=FORM | given)
         assert answer.status_code == 400 and not argv(ui)

@@ -85,7 +85,8 @@ class Page:
         self.form = Form(self.answer.text)
 
     def press(self, action: str, **changes: str) -> Page:
-        """Presses a button after changing fields; a redirect is not followed."""
+        """Presses a button after changing fields; no redirect is followed but the one to
+        the draft, which is the form as it was sent."""
         self.form.fields |= {
             key.replace("__", ":"): value for key, value in changes.items()
         }
@@ -94,6 +95,9 @@ class Page:
             key: value.replace("\n", "\r\n") for key, value in self.form.fields.items()
         }
         self.answer = self.client.post("/new", data=sent | {"action": action})
+        draft = self.answer.headers.get("location", "")
+        if draft.startswith("/new?draft="):
+            self.answer = self.client.get(draft)
         if self.answer.status_code != 303:
             self.form = Form(self.answer.text)
         return self
@@ -580,6 +584,7 @@ def test_another_programs_file_becomes_a_job(client: TestClient) -> None:
         "/new",
         data=page.form.fields | {"action": "import"},
         files={"import_file": ("a.yaml", fluxflow)},
+        follow_redirects=True,
     )
     assert "# Made from imported.yaml" in Form(answer.text).fields["yaml"]
     page.fill({"import_text": "[[datasets]]\nimage_directory = 'x'\n"}, "import")
@@ -629,6 +634,61 @@ def test_the_newest_check_of_a_tab_wins(
     assert commands.check_job(ui.memory, "slow", "a.yaml", "two:").fault == "late"
     threads[1].join(20)
     assert ui.memory["commands"] == {}
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_form_that_was_sent_is_found_as_it_was(
+    client: TestClient, ui: Ui, queued: list[tuple[list[str], str]]
+) -> None:
+    page = Page(client, "/new?dataset=40_photo")
+    assert 'class="card drafts"' not in page.answer.text
+    page.fill({STEPS: "1234", NAME: "zuzu", "wanted": "dropout"}, "search")
+    draft = str(page.answer.url.copy_with(scheme="", host=""))
+    page.fill({"yaml": page.yaml.replace("network:", "network: [", 1), STEPS: "9"})
+    page.fill({"file": "../zuzu.yaml"}, "start")
+    assert page.answer.status_code == 400, "a refused start is told at each look"
+    shown = page.form.fields
+    assert "Not a valid name for a job file" in page.form.text
+    again = TestClient(  # the page was started again, and the tab was closed
+        make_app(Ui(ui.output, ui.datasets, ui.jobs, "", 2.0)),
+        base_url="http://localhost",
+        headers={"accept": "text/html"},
+        follow_redirects=False,
+    )
+    for found in (client.get(draft), again.get(draft)):
+        assert found.status_code == 400 and Form(found.text).fields == shown
+    offer = again.get("/new").text
+    assert f'<a href="{draft}">' in offer
+    assert Form(again.get("/new").text).fields[STEPS] != "9", "it is only offered"
+
+    good = Page(again, draft).fill({"yaml": Page(client, "/new").yaml, "file": ""})
+    assert good.press("start").answer.headers["location"] == "/queue/000001"
+    assert draft not in client.get("/new").text, "what was started is not offered"
+    assert Page(client, draft).yaml == good.yaml, "and the way back finds it"
+    Page(client, "/new").fill({STEPS: "5"})
+    (discard,) = re.findall('value="(discard:[^"]+)"', client.get("/new").text)
+    assert client.post("/new", data={"action": discard}).headers["location"] == "/new"
+    assert "discard:" not in client.get("/new").text
+    gone = client.get(f"/new?draft={discard[8:]}")
+    assert gone.status_code == 404 and "not kept any more" in gone.text
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_form_with_a_secret_is_answered_and_not_kept(
+    client: TestClient, ui: Ui
+) -> None:
+    page = Page(client, "/new?dataset=40_photo")
+    token = "hf_" + "a" * 34
+    for text in (
+        page.yaml + f"# {token}\n",
+        page.yaml.replace("meta:", "meta:\n  token: abcdefgh12345678"),
+    ):
+        answer = client.post(
+            "/new", data=page.form.fields | {"yaml": text, "action": "check"}
+        )
+        assert answer.status_code == 200 and "This form is not kept" in answer.text
+        assert Form(answer.text).fields["yaml"] == text.replace("\r", "")
+    assert not list(ui.own.rglob("*.json"))
 
 
 def typed(browser: Browser, selector: str, value: str) -> None:
@@ -1016,3 +1076,53 @@ def test_a_key_in_a_message_leads_to_its_field_or_to_the_search():
     ):
         assert leads in linked(f"or give '{said}'", fields)
     assert 'value="search:default_caption"' in linked("or give 'default_caption'")
+
+
+@pytest.mark.slow
+def test_the_way_back_a_reload_and_leaving_lose_nothing(
+    browser: Browser, address: str, queued: list[tuple[list[str], str]]
+) -> None:
+    def is_guarded() -> bool:
+        return browser.run(
+            "const leaving = new Event('beforeunload', {cancelable: true});"
+            "dispatchEvent(leaving); return leaving.defaultPrevented"
+        )
+
+    steps, model = (
+        f"document.getElementById('f-{name}')?.value" for name in (1, "model")
+    )
+    browser.open(f"{address}/new?dataset=40_photo")
+    assert not is_guarded()
+    typed(browser, "#f-1", "1234")
+    assert is_guarded(), "the server does not have it yet"
+    typed(browser, "#f-model", EDIT)
+    typed(browser, "#file", "mine.yaml")
+    browser.wait_for("document.querySelector('[value=small]')")
+    assert not is_guarded() and browser.run("return location.search").startswith(
+        "?draft="
+    )
+    for action, elsewhere in (
+        ("", "/system"),
+        ("[value=small]", "/system"),
+        ("[value=start]", "/queue/000001"),
+    ):
+        if action:
+            browser.click(action)
+            browser.wait_for(
+                f"{model}?.includes('tiny') || location.pathname != '/new'"
+            )
+        if elsewhere == "/system":
+            browser.click("nav [href='/system']")
+        browser.wait_for(f"location.pathname == '{elsewhere}'")
+        browser.run("history.back()")
+        browser.wait_for(f"{steps} == '1234'")
+        browser.run("location.reload()")
+        browser.wait_for(f"{steps} == '1234' && document.querySelector('.verdict')")
+        name = browser.run("return document.getElementById('file').value")
+        assert name == "mine.yaml"
+    typed(browser, "#f-1", "1235")
+    browser.wait_for("document.getElementById('yaml').value.includes('steps: 1235')")
+    browser.open(f"{address}/new")
+    browser.click(".drafts a")
+    browser.wait_for(f"{steps} == '1235'")
+    assert browser.requests_elsewhere() == []

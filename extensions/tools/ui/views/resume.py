@@ -1,0 +1,188 @@
+"""The request that resumes a run, and which settings it goes on with.
+
+A run keeps a copy of its job. Where the file that it came from is known and says
+something else by now, the page of the run shows what differs, and the run goes on with
+the file, as the command line does. The file is that of the queue's entry that has
+started the run, or the one of the run's name in the page's folder of jobs.
+
+`extensions.tools.ui.app` serves `resume`, and `extensions.tools.ui.views.after` shows
+what `origin_of` finds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from extensions.tools.ui.job_text import JobText
+from extensions.tools.ui.queue import RUNNING, WAITING, planned, without_restart
+from extensions.tools.ui.state import Form, Ui, done, posted, refusals, ui_of
+from extensions.tools.ui.views.new import (
+    NAME,
+    read_job,
+    short,
+    why_not_started,
+    without_secrets,
+)
+from extensions.tools.ui.views.queue import RUNNER_S, enqueue, queue_of
+from toolkit.config.reading.located import dotted
+from toolkit.errors import UserError
+from toolkit.files.writing import CONFIG_SUFFIXES, find_config
+from toolkit.train.run_reader import RunInfo, RunStatus
+
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The file that the job of a run came from, where it is not as it was.
+
+    >>> Origin(("config/cat.yaml",), "/work", (("train.steps", "400", "500"),)).file
+    'config/cat.yaml'
+    """
+
+    argv: tuple[str, ...]
+    """The words after `run.py` that go on with the file."""
+
+    cwd: str
+    changes: tuple[tuple[str, str, str], ...] = ()
+    """Each key that differs, with its old and its new value."""
+
+    fault: str = ""
+    """Why the saved copy is used nevertheless: the key of a text."""
+
+    detail: str = ""
+
+    @property
+    def file(self) -> str:
+        return self.argv[0]
+
+
+def origin_of(ui: Ui, run: RunInfo) -> Origin | None:
+    """None: the file says what the copy says, or it is not known."""
+    if run.config is None:
+        return None
+    try:
+        saved = JobText(read_job(run.config))
+    except HTTPException:
+        return None
+    for argv, cwd in _commands(ui, run):
+        path = _file(cwd, argv[0])
+        try:
+            job = without_secrets(read_job(path))
+        except HTTPException as error:
+            return Origin(argv, cwd, fault="gone", detail=error.detail)
+        is_yaml = path.suffix.lower() in CONFIG_SUFFIXES
+        if job.root is None and is_yaml:
+            return Origin(argv, cwd, fault="broken")
+        if not (is_yaml and isinstance(job.data(("config",)), dict)):
+            return Origin(argv, cwd, fault="foreign")
+        other = job.get(job.path(NAME))
+        # The name of `-n` stands in the copy alone.
+        if len(argv) == 1 and other != saved.get(saved.path(NAME)):
+            return Origin(argv, cwd, fault="other", detail=other)
+        changes = tuple(_changes(saved, job))
+        return Origin(argv, cwd, changes) if changes else None
+    return None
+
+
+def _commands(ui: Ui, run: RunInfo) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The commands that a run may have been started with, and their working
+    directories: of the queue's latest entry, then of the job file of its name."""
+    folder, copy = map(_resolved, (run.folder, run.config or ""))
+    entries = queue_of(ui).entries()
+    for entry in sorted(entries, key=lambda entry: entry.id, reverse=True):
+        argv = without_restart(entry.argv)
+        # One run of several is not resumed by the command that starts them all.
+        is_one = not any(word.startswith("--seeds") for word in argv) and not any(
+            word.endswith(CONFIG_SUFFIXES) for word in argv[1:]
+        )
+        is_copy = _resolved(os.path.join(entry.cwd, *argv[:1])) == copy
+        if folder in map(_resolved, entry.runs) and is_one and not is_copy:
+            yield argv, entry.cwd
+    for suffix in CONFIG_SUFFIXES[:2]:
+        path = ui.jobs / f"{run.name}{suffix}"
+        if path.is_file():
+            yield (short(path),), str(Path.cwd())
+
+
+def _file(cwd: str, name: str) -> Path:
+    """The file that the first word of a command means in a working directory."""
+    named = os.path.expanduser(name)
+    for folder in (cwd, os.path.join(cwd, "config")):
+        with suppress(UserError, OSError):
+            return find_config(os.path.join(folder, named))
+    return Path(cwd, named)
+
+
+def _changes(saved: JobText, job: JobText) -> Iterator[tuple[str, str, str]]:
+    before, after = saved.leaves(), job.leaves()
+    for path in dict.fromkeys([*before, *after]):
+        old, new = before.get(path, _ABSENT), after.get(path, _ABSENT)
+        if path != saved.path(NAME) and old != new:
+            # the keys of the process that trains as docs/config.md has them
+            key = dotted(path).removeprefix(f"process[{saved.trainer}].")
+            yield key, _shown(old), _shown(new)
+
+
+def _shown(value: Any) -> str:
+    if value is _ABSENT:
+        return "–"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+@posted()
+def resume(request: Request, form: Form) -> Response:
+    """Puts a run into the queue again, once the plan has the run's folder: with the file
+    that it came from, or with its saved copy where that file cannot be used or the field
+    `job` asks for the copy (`saved`)."""
+    ui = ui_of(request)
+    run = ui.run(request.path_params["id"])
+    queue = queue_of(ui)
+    cwd = str(Path.cwd())
+    if run.config is None:
+        raise HTTPException(409, f"{run.folder} has no saved job.")
+    if run.status is RunStatus.RUNNING:
+        raise HTTPException(409, "it runs.")
+    argv = copy = [str(run.config.absolute())]
+    origin = origin_of(ui, run)
+    if origin and origin.changes and form.get("job") != "saved":
+        argv, cwd = [*origin.argv], origin.cwd
+    folder = _resolved(run.folder)
+    deadline = time.monotonic() + RUNNER_S
+    while states := {
+        entry.state
+        for entry in queue.entries()
+        if entry.state in (RUNNING, WAITING)
+        and ([*entry.argv] in (argv, copy) or folder in map(_resolved, entry.runs))
+    }:
+        if WAITING in states or time.monotonic() > deadline:
+            raise HTTPException(409, "it is in the queue already.")
+        time.sleep(0.1)  # a run has ended a moment before its process has
+    with refusals():
+        plan = planned(argv, cwd)
+        owned = plan["folders"]
+        if folder not in map(_resolved, owned):
+            raise UserError(
+                f"{argv[0]}: started in {cwd} this job writes to {', '.join(owned) or 'no run'}, not to {folder}. "
+                "Start it where it was started first."
+            )
+        if argv is not copy and (reasons := why_not_started(plan)):
+            raise UserError(f"{argv[0]}: {reasons[0]}")
+    # another press may have been planned as long
+    entry = enqueue(ui, argv, run.name, Path(cwd), (WAITING, RUNNING))
+    return done(request, f"/queue/{entry.id}", ok=True)
+
+
+def _resolved(path: str | Path) -> str:
+    return str(Path(path).resolve())

@@ -1,0 +1,114 @@
+"""With which settings a run goes on: those of the file that it came from, or its copy."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from extensions.tools.ui.queue import STOPPED, Queue
+from extensions.tools.ui.state import Ui
+from tests.conftest import ROOT
+
+MODEL = "config/examples/tiny_mascots"
+
+
+@pytest.fixture
+def text(ui: Ui) -> str:
+    """A job that writes to `output/quickstart` of the page."""
+    job = (ROOT / "config/examples/quickstart.yaml").read_text("utf-8")
+    return job.replace(MODEL, str(ROOT / MODEL))
+
+
+@pytest.fixture
+def queue(
+    ui: Ui, text: str, make_run, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> Queue:
+    """Of a stopped run that an entry of the file `work/mine.yaml` has started."""
+    folder = ui.output.parent
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(Queue, "start_runner", lambda self: None)
+    client.follow_redirects = False
+    run = make_run("quickstart", status="stopped", step=4)
+    (run / "config.yaml").write_text(text, encoding="utf-8")
+    (folder / "mine.yaml").write_text(text, encoding="utf-8")
+    queue = Queue(ui.own / "queue")
+    entry = queue.add(["mine.yaml", "--restart"], "quickstart")
+    queue.save(entry, state=STOPPED, runs=(str(run),), attempts=1)
+    return queue
+
+
+def said(client: TestClient) -> str:
+    """What the page of the run says of its file."""
+    page = client.get("/runs/quickstart").text
+    found = re.search(
+        r'(?s)class="card (?:origin"><p>(.*?)</ul>|warn">(.*?)</p>)', page
+    )
+    words = re.sub("<[^>]*>", " ", found[1] or found[2]) if found else ""
+    return " ".join(html.unescape(words).split())
+
+
+def resumed(client: TestClient, queue: Queue, **form: str) -> tuple[str, ...]:
+    """The command that Resume puts into the queue, which is taken out again."""
+    answer = client.post("/runs/quickstart/resume", data=form)
+    assert answer.status_code == 303, answer.text
+    entry = queue.entry(answer.headers["location"].rpartition("/")[2])
+    again = client.post("/runs/quickstart/resume", data=form)
+    assert again.status_code == 409 and "in the queue already" in again.text
+    queue.remove(entry.id)
+    return entry.argv
+
+
+def test_a_run_goes_on_with_its_file_as_it_is_now(
+    client: TestClient, ui: Ui, queue: Queue, text: str
+) -> None:
+    file, copy = Path("mine.yaml"), str(ui.output / "quickstart" / "config.yaml")
+    assert said(client) == "" and resumed(client, queue) == (copy,)
+    file.write_text("# mine\n" + text.replace("steps: 240", "steps: 300"))
+    told = "mine.yaml has changed since this run began: train.steps : 240 → 300"
+    assert said(client) == told, "no other key differs"
+    assert resumed(client, queue) == ("mine.yaml",)
+    assert resumed(client, queue, job="saved") == (copy,)
+    file.write_text(text.replace("steps: 240", "steps: 240\n        max_grad_norm: 2"))
+    assert said(client).endswith("train.max_grad_norm : – → 2")
+    file.write_text(text.replace("steps: 240", "steps: many"))
+    refused = client.post("/runs/quickstart/resume")
+    assert refused.status_code == 409 and "'many' is not a whole number" in refused.text
+    assert resumed(client, queue, job="saved") == (copy,)
+
+    queue.remove("000001")  # as if it had been started from a terminal
+    named = ui.jobs / "quickstart.yaml"
+    named.write_text(text.replace("steps: 240", "steps: 260"))
+    assert said(client).endswith("train.steps : 240 → 260")
+    assert resumed(client, queue) == ("jobs/quickstart.yaml",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("mine.yaml", None, "cannot be read: mine.yaml: No such file"),
+        ("mine.yaml", b"\xff\xfe", "cannot be read: mine.yaml"),
+        ("mine.yaml", b"config: [", "mine.yaml is not valid YAML"),
+        ("mine.yaml", b"config: {name: cat}", "mine.yaml is the job of cat by now"),
+        ("mine.toml", b'output_name = "x"', "mine.toml is of another program"),
+        ("mine.json", b'{"--model": "x"}', "mine.json is of another program"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_told_and_the_copy_goes_on(
+    client: TestClient,
+    ui: Ui,
+    queue: Queue,
+    name: str,
+    content: bytes | None,
+    told: str,
+) -> None:
+    Path("mine.yaml").unlink()
+    if content is not None:
+        Path(name).write_bytes(content)
+    queue.save(queue.entry("000001"), argv=(name,))
+    assert told in said(client)
+    copy = str(ui.output / "quickstart" / "config.yaml")
+    assert resumed(client, queue) == (copy,)
