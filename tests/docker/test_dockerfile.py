@@ -106,16 +106,32 @@ def test_the_whole_program_is_in_the_image() -> None:
             assert targets[f"docker/{path.name}"] == "/opt/atelier/docker/"
 
 
-def test_the_environment_is_the_one_of_requirements_txt() -> None:
-    installs = [
-        run for run in all_of("RUN") if "pip install" in run and "requirements" in run
-    ]
-    assert installs == [
-        "python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir -r /opt/atelier/requirements.txt"
-    ]
-    assert ("requirements.txt", "/opt/atelier/requirements.txt") in copied()
+def test_the_environment_is_that_of_the_lock_file() -> None:
+    lock = "/opt/atelier/docker/requirements.lock"
+    install = f"/opt/venv/bin/pip install --no-cache-dir --require-hashes -r {lock}"
+    installs = [run for run in all_of("RUN") if "pip install" in run]
+    assert installs == [f"python -m venv /opt/venv && {install}"]
+    assert ("docker/requirements.lock", lock) in copied()
     default = re.search(r"ATELIER_PYTHON:-(\S+)}", (FOLDER / "start.sh").read_text())
     assert default and default[1] == "/opt/venv/bin/python"
+
+
+def test_every_package_of_the_lock_has_a_hash_and_those_asked_for_their_version() -> (
+    None
+):
+    lock = (FOLDER / "requirements.lock").read_text(encoding="utf-8")
+    entries = lock.replace(" \\\n", " ").splitlines()
+    versions = {}
+    for entry in entries:
+        assert re.search(r" --hash=sha256:[0-9a-f]{64}( |$)", entry), entry
+        name, version = re.match(r"([\w.-]+)==([^\s;]+)", entry).groups()  # type: ignore[union-attr]
+        versions.setdefault(name, set()).add(version)
+    files = (ROOT / "requirements.txt", FOLDER / "requirements.txt")
+    asked = [line for file in files for line in file.read_text().splitlines()]
+    for name, _, version in (line.partition("==") for line in asked if "==" in line):
+        canonical = name.lower().replace("_", "-")
+        assert versions[canonical] == {version.strip()}, name
+    assert len(versions) > len(files) * 40 and "://" not in lock
 
 
 def test_tini_is_pid_1_and_passes_a_signal_on_once() -> None:
