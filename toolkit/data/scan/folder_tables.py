@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
+from toolkit.data.scan.columns import proposal
 from toolkit.data.scan.directory import DirectoryListing, ImageFile, split_suffix
 from toolkit.data.scan.found import ScanFindings, count_of, shorten
 from toolkit.data.scan.partners import in_yaml
@@ -212,7 +213,7 @@ def used_rows(
     """The rows of a table that is used; its mistakes, and the columns that are not
     used, are noted. folder: that the table lies in, as the user wrote it."""
     findings.mistakes.extend(table.mistakes)
-    if table.is_of_pairs:
+    if table.columns.is_of_pairs:
         findings.of_pairs.add(table.path)
     if table.undecided:
         votes = count_of(table.undecided, "vote")
@@ -223,11 +224,15 @@ def used_rows(
         (dataset.folder_path, folder, os.path.dirname(table.path), ".")
     )
     of_files = table.unused_files(lambda path: bool(_place_of(path, bases)))
-    for column in of_files:  # they would not be trained
-        what = f"its column {column!r} names {count_of(len(table.unused[column]), 'file')} and is not used"
-        name = in_yaml(column)
-        says = f"Say what it is: 'columns: {{control: {name}}}' (or mask, worse, image), 'columns: {{ignore: {name}}}'"
-        findings.mistake(table.called, f"{what}. {says} where it is not meant")
+    if of_files:  # they would not be trained
+        pictures = [*table.columns.image[:1], *of_files]
+        written = [*pictures, *table.columns.control, *table.unused]
+        prompt = next(iter(table.columns.prompt), "")
+        says = proposal(pictures, written, table.columns, dataset.columns, prompt)
+        ignore = f"'columns: {{ignore: [{', '.join(map(in_yaml, of_files))}]}}'"
+        what = f"its columns of files that are not used: {', '.join(of_files)}"
+        remedy = f"{says}, or {ignore} where they are not meant"
+        findings.mistake(table.called, f"{what}. {remedy}")
     others = [column for column in table.unused if column not in of_files]
     if others:
         named = shorten(column or "one without a title" for column in others)

@@ -38,9 +38,9 @@ from toolkit.data.scan.columns import (
     labelled,
     texts_in,
     unknown,
+    without_caption,
 )
 from toolkit.data.scan.directory import real_path, split_suffix
-from toolkit.data.scan.partners import in_yaml
 from toolkit.errors import Diagnostic
 from toolkit.files.parquet import SUFFIX, ParquetError, is_parquet, table_rows
 
@@ -117,8 +117,7 @@ class Table:
     mistakes: list[Diagnostic] = field(default_factory=list)
     """Errors of the file and of its lines."""
 
-    is_of_pairs: bool = False
-    """As `Columns.is_of_pairs`."""
+    columns: Columns = field(default_factory=Columns)
 
     undecided: int = 0
     """Lines that are skipped, because neither of two images is better."""
@@ -202,9 +201,7 @@ def read_table(
         Diagnostic((f"{called}:{number}",), reason)
         for number, reason in sorted(faults, key=lambda fault: fault[0])
     ]
-    return Table(
-        path, called, rows, lines, mistakes, columns.is_of_pairs, undecided, unused
-    )
+    return Table(path, called, rows, lines, mistakes, columns, undecided, unused)
 
 
 def _by_image(
@@ -242,11 +239,15 @@ def _by_image(
 
 
 def _columns(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Columns:
-    """The columns of a table that names images. Raises Unfit where no column does."""
+    """The columns of a table that names images. Raises Unfit where no column does, and
+    where no text is the caption."""
     columns = columns_of(rows, given)
     names_images = columns.image or columns.labelled
     if rows and not names_images and not all(UNDECIDED in row for row in rows):
-        raise Unfit(unknown(rows))
+        raise Unfit(unknown(rows, columns, given))
+    fault = without_caption(rows, columns, given)
+    if fault:
+        raise Unfit(fault)
     return columns
 
 
@@ -449,10 +450,10 @@ def _no_header(text: str, delimiters: str, given: ColumnsConfig) -> str:
         return str(error)
     if len(header) < 2 or not rows:
         return f"{what}. Add one with these names, and commas between them"
+    fault = columns.image and without_caption(rows, columns, given)
     if columns.image:
-        texts = ", ".join(in_yaml(key) for key in header if key not in columns.image)
-        return f"{what}: no column is known as the caption. Say which it is: 'columns: {{prompt: ...}}', of {texts}"
-    return f"{what}: it {unknown(rows)}"
+        return f"{what}: {fault or 'it has no column of texts'}"
+    return f"{what}: it {unknown(rows, columns, given)}"
 
 
 def _json_lines(text: str, given: ColumnsConfig) -> Lines:

@@ -71,7 +71,7 @@ NO_HEADER = (
             "Bild;Beschreibung\na.png;one\n",
             "1: 'Bild;Beschreibung' is not a header with 'file_name' and 'caption': it has no column that is known as "
             "the image; its columns are Bild, Beschreibung. Say what they are: 'columns: {image: Bild, prompt: "
-            "Beschreibung}' (for pairs also control, or worse)",
+            "Beschreibung}'",
         ),
         (
             "file_name,caption\na.png,one, two\n",
@@ -227,7 +227,8 @@ MISTAKES = {
     ),
     "a title of the caption that is not known": (
         "t.csv", "file_name,width,label text\na.png,64,a cat\n", {},
-        "...: no column is known as the caption. Say which it is: 'columns: {prompt: ...}', of width, label text",
+        "...: no column is known as the caption, of label text. Say what they are: 'columns: {image: file_name, "
+        "prompt: label text}', or 'columns: {ignore: [label text]}' where none is meant",
     ),
     "a broken JSON": ("t.json", '{"a.png": "one",}', {}, ":1: is not valid JSON: ..."),
     "lines that differ in more than the caption": (

@@ -160,7 +160,7 @@ def test_a_picture_column_that_is_not_known_is_a_mistake_until_the_job_says_what
     with pytest.raises(DataErrors) as caught:
         scan_datasets([section(file)], None)
     assert str(caught.value).startswith(
-        f"{file}: its column 'photo' names 1 file and is not used. Say what it is: "
+        f"{file}: its columns of files that are not used: photo. Say what they are: "
     )
     scan = scan_datasets(
         [section(file, columns={"control": "photo", "ignore": "digest"})], None
@@ -356,4 +356,17 @@ def test_the_image_of_a_row_is_the_column_that_is_known_as_it(tmp_path: Path) ->
         }
     ]
     ((sample, _),) = stream(write(tmp_path / "e.parquet", rows)).read(None)
+    assert sample.image == picture("red")
+
+
+def test_of_several_images_that_nobody_knows_a_stream_takes_none(
+    tmp_path: Path,
+) -> None:
+    """The first one would be the image before the edit."""
+    rows = [{"input": of_hub("blue"), "output": of_hub("red"), "text": "a cat"}]
+    file = write(tmp_path / "e.parquet", rows)
+    with pytest.raises(RunError, match="only input, json, output, text"):
+        list(stream(file).read(None))
+    keys = SampleKeys(("output",), label="json", caption="text")
+    ((sample, _),) = stream(file, keys=keys).read(None)
     assert sample.image == picture("red")
