@@ -262,7 +262,10 @@ better."""
 
 _INSTRUCTIONS = {"instruction", "instructions", "instruct", "edit", "editing"}
 _CAPTIONS = {"prompt", "caption", "captions", "text", "description", "tags"}
-_NO_CAPTIONS = _VOTES | {"type", "id", "model", "url", "category", "task", "path"}
+_NO_CAPTIONS = _VOTES | {
+    *("type", "id", "model", "url", "category", "task", "path"),
+    *("hash", "source", "license", "author", "split"),
+}
 
 
 def words_of(column: str) -> set[str]:

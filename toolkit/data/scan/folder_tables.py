@@ -11,6 +11,7 @@ that they name.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -45,6 +46,12 @@ _LOOKED_THROUGH = 64 << 20
 
 _LOOKED_FOR = 100
 """So many names of images are looked for in a table that cannot be read."""
+
+_SAYS_CAPTIONS = re.compile(rb'"\w*(?:caption|prompt|instruction|text|conversation)s?"')
+"""In the JSON of a table; others are of other programs."""
+
+_KNOWS_IMAGES = re.compile(r"columns: \{image: (?!\.)")
+"""In the message for a table that was read, and names images."""
 
 
 # ---------------------------------------------------------------- which table is for
@@ -172,25 +179,30 @@ def _is_meant(table: Table, names: Sequence[str]) -> bool:
     """Whether a table that names no image of its folder is one of images: by its rows,
     or, where they cannot be read, by a name of an image in the file. names: of the
     images."""
+    if any(
+        split_suffix(name)[1] in IMAGE_SUFFIXES
+        and (row.caption or row.references or row.worse)
+        for name, row in table.rows.items()
+    ):
+        return True
+    messages = [mistake.message for mistake in table.mistakes]
     suffix = split_suffix(table.path)[1]
-    no_json = any(NO_JSON in mistake.message for mistake in table.mistakes)
-    # objects of other programs mention images too
-    if not table.mistakes or (suffix == ".json" and not no_json):
-        return any(
-            split_suffix(name)[1] in IMAGE_SUFFIXES
-            and (row.caption or row.references or row.worse)
-            for name, row in table.rows.items()
-        )
+    knows_images = any(map(_KNOWS_IMAGES.search, messages))
     if suffix == PARQUET:  # its text is packed; `datasets` names such a table so
-        return os.path.basename(table.path) == "metadata.parquet"
+        is_named = os.path.basename(table.path) == "metadata.parquet"
+        return knows_images or (is_named and bool(messages))
     raw = b""
     with suppress(OSError), open(table.path, "rb") as file:
         raw = file.read(_LOOKED_THROUGH)
-    return any(
-        name.encode(encoding) in raw
+    mentioned = sum(
+        any(name.encode(encoding) in raw for encoding in ("utf-8", "utf-16-le"))
         for name in map(os.path.basename, names[:_LOOKED_FOR])
-        for encoding in ("utf-8", "utf-16-le")
     )
+    # objects of other programs mention images too
+    if suffix == ".json" and not any(NO_JSON in message for message in messages):
+        is_table = knows_images or _SAYS_CAPTIONS.search(raw)
+        return mentioned >= min(2, len(names)) and bool(is_table)
+    return bool(mentioned)
 
 
 def _of_others(table: Table, names: Sequence[str]) -> Diagnostic:

@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -33,8 +34,10 @@ from toolkit.data.scan.columns import (
     UNDECIDED,
     Columns,
     Unfit,
+    are_images,
     columns_of,
     first_of,
+    known_names,
     labelled,
     texts_in,
     unknown,
@@ -395,7 +398,10 @@ def _with_header(text: str, given: ColumnsConfig, delimiters: str = ",;\t|") -> 
         if text.strip():
             yield 1 + skipped, _no_header(text, delimiters, given)
         return
-    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+    quote = _quote(text)
+    reader = csv.DictReader(
+        io.StringIO(text), delimiter=delimiter, quotechar=quote, strict=quote == "'"
+    )
     try:
         for row in reader:
             more = [value for value in row.pop(None, ()) if value.strip()]
@@ -408,14 +414,30 @@ def _with_header(text: str, given: ColumnsConfig, delimiters: str = ",;\t|") -> 
             elif any(value and value.strip() for value in row.values()):
                 yield reader.line_num + skipped, row
     except csv.Error as error:
-        yield reader.line_num + skipped, f"cannot be read as CSV: {error}. Fix the line"
+        yield (
+            reader.reader.line_num + skipped,
+            f"cannot be read as CSV: {error}. Fix the line",
+        )
+
+
+def _quote(text: str) -> str:
+    """The quotation mark of a CSV, by its first lines: a single one where all values
+    of a line are in such."""
+    lines = text.split("\n", 2)[:2]
+    return (
+        "'"
+        if any(re.match(r"'[^']*'\s*[,;\t|]\s*'.*'\s*$", line) for line in lines)
+        else '"'
+    )
 
 
 def _begin(text: str, delimiter: str) -> tuple[list[str], list[dict[str, str]]]:
     """The header of a text by this delimiter, and the first rows below it."""
     lines = list[list[str]]()
     with suppress(csv.Error):  # what is wrong is reported when all is read
-        reader = csv.reader(io.StringIO(text), delimiter=delimiter)
+        reader = csv.reader(
+            io.StringIO(text), delimiter=delimiter, quotechar=_quote(text)
+        )
         lines += islice(filter(None, reader), _ROWS_LOOKED_AT)
     header, *rows = lines or [[]]
     return header, [dict(zip(header, row, strict=False)) for row in rows]
@@ -469,17 +491,57 @@ def _json_entries(text: str, given: ColumnsConfig) -> Lines:
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError) as error:
+        if getattr(error, "msg", "") == "Extra data":  # `to_json` of `datasets`
+            yield from _json_lines(text, given)
+            return
         what = f"{NO_JSON}: {getattr(error, 'msg', error)}"
         remedy = "Fix it, or write a line for each image"
         yield getattr(error, "lineno", 1), f"{what}. {remedy}"
         return
     if isinstance(whole, dict):
-        whole = [
-            {_NAME: key, **(row if isinstance(row, dict) else {_CAPTION: row})}
-            for key, row in whole.items()
-        ]
+        whole = _rows_in(whole)
     for number, row in enumerate(whole if isinstance(whole, list) else [whole], 1):
         yield _json_line(number, row)
+
+
+def _rows_in(whole: Mapping[str, Any]) -> list[Any]:
+    """The rows in an object of JSON. Raises Unfit for one that is none of these:
+    captions as COCO has them, rows under one key, columns or rows by their index as
+    pandas writes them, or captions by the names of images."""
+    values = [*whole.values()]
+    lists = [value for value in values if isinstance(value, list)]
+    of_objects = [rows for rows in lists if any(map(_is_object, rows))]
+    if len(of_objects) == len(lists) == 1:
+        return of_objects[0]
+    images, notes = whole.get("images"), whole.get("annotations")
+    if images in of_objects and notes in of_objects:
+        names = {
+            str(each.get("id")): each.get(_NAME) for each in filter(_is_object, images)
+        }
+        return [
+            {_NAME: names.get(str(note.get("image_id"))), _CAPTION: note[_CAPTION]}
+            for note in filter(_is_object, notes)
+            if _CAPTION in note
+        ] or [_NO_NAME]
+    parts = [[*value.values()] if _is_object(value) else value for value in values]
+    if all(isinstance(part, list) and len(part) == len(parts[0]) for part in parts):
+        rows = [dict(zip(whole, row, strict=True)) for row in zip(*parts, strict=True)]
+        if {are_images(key, rows) for key in whole} == {True, False}:
+            return rows
+    if not all(isinstance(text, str) for value in lists for text in value):
+        raise Unfit(_NO_ROWS)
+    if all(map(str.isdigit, whole)) and any(
+        _NAMES & {*row} for row in filter(_is_object, values)
+    ):
+        return values
+    return [
+        {_NAME: key, **(row if _is_object(row) else {_CAPTION: row})}
+        for key, row in whole.items()
+    ]
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def _json_line(number: int, row: Any) -> tuple[int, Mapping[Any, Any] | str]:
@@ -489,6 +551,9 @@ def _json_line(number: int, row: Any) -> tuple[int, Mapping[Any, Any] | str]:
 _NAME = "file_name"
 _CAPTION = "caption"
 """The titles that messages suggest, and that rows without a header get."""
+
+_NAMES = {known.name for known in known_names() if known.role == "image"}
+_NO_ROWS = f"is JSON without rows that are known. Write a list of objects with {_NAME!r} and {_CAPTION!r}"
 
 _DIALECTS: Mapping[str, Callable[[str, ColumnsConfig], Lines]] = {
     ".tsv": _tab_separated,

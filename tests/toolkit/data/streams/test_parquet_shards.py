@@ -1,6 +1,7 @@
 """Parquet files as tables and as datasets, as `datasets` 5.2.0 writes them."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,24 @@ def test_a_picture_column_that_is_not_known_is_a_mistake_until_the_job_says_what
     assert [len(sample.control_images) for sample in scan.samples] == [
         1
     ] and scan.notes == ()
+
+
+def test_texts_of_which_none_is_the_caption_are_refused_as_in_a_csv(
+    tmp_path: Path, image
+) -> None:
+    rows = [{"image": of_hub("red"), "en_caption": "a cat", "width": 64}]
+    says = "no column is known as the caption, of en_caption. Say what they are: 'columns: {image: "
+    with pytest.raises(
+        DataErrors, match=re.escape(f"{says}image, prompt: en_caption}}'")
+    ):
+        scan_datasets([section(write(tmp_path / "p.parquet", rows))], None)
+    image(tmp_path / "set" / "x.png")
+    write(tmp_path / "set" / "t.parquet", [{"file_name": "x.png", "edit": "a cat"}])
+    (tmp_path / "set" / "other.parquet").write_bytes(
+        (tmp_path / "p.parquet").read_bytes()[:99]
+    )
+    with pytest.raises(DataErrors, match=re.escape("{image: file_name, prompt: edit}")):
+        scan_datasets([section(tmp_path / "set")], None)
 
 
 def test_a_row_without_a_picture_at_the_beginning_does_not_make_it_a_table(
