@@ -49,7 +49,10 @@ _KINDS = (
 )
 """First bytes of a picture -> the ending of its file."""
 
-_UNKNOWN = ".png"
+HEIC_BRANDS = frozenset(
+    b"heic heix heim heis hevc hevx hevm hevs mif1 msf1 miaf MiHB MiHE".split()
+)
+"""Brands in the first bytes of a HEIC. Source: ISO/IEC 23008-12, and `libheif`."""
 
 
 class ParquetError(OSError):
@@ -181,9 +184,7 @@ def _is_picture(value: Any) -> bool:
         return any(map(_is_picture, value))
     if isinstance(value, dict):
         return bool(value.get("bytes"))
-    return isinstance(value, bytes) and (
-        suffix_of(value) != _UNKNOWN or value.startswith(b"\x89PNG")
-    )
+    return isinstance(value, bytes) and bool(kind_of_picture(value))
 
 
 def picture_of(value: Any) -> bytes:
@@ -197,20 +198,25 @@ def picture_of(value: Any) -> bytes:
     return image_bytes if isinstance(image_bytes, bytes) else b""
 
 
+def kind_of_picture(beginning: bytes) -> str:
+    """The ending of a picture's file, by its first bytes; empty where they are of none.
+
+    >>> kind_of_picture(b"BM6"), kind_of_picture(b"# Notes")
+    ('.bmp', '')
+    """
+    if beginning[:4] == b"RIFF" and beginning[8:12] == b"WEBP":
+        return ".webp"
+    if beginning[4:8] == b"ftyp":
+        brand = beginning[8:12]
+        is_avif = brand in (b"avif", b"avis")
+        return ".avif" if is_avif else ".heic" if brand in HEIC_BRANDS else ""
+    return next((ending for begin, ending in _KINDS if beginning.startswith(begin)), "")
+
+
 def suffix_of(picture: bytes) -> str:
     """The ending of a picture's file. A picture of an unknown kind gets the ending of
-    PNG, and reading it reports the error.
-
-    >>> suffix_of(b"BM6")
-    '.bmp'
-    """
-    if picture[:4] == b"RIFF" and picture[8:12] == b"WEBP":
-        return ".webp"
-    if picture[4:8] == b"ftyp":
-        return ".avif" if picture[8:12] in (b"avif", b"avis") else ".heic"
-    return next(
-        (suffix for begin, suffix in _KINDS if picture.startswith(begin)), _UNKNOWN
-    )
+    PNG, and reading it reports the error."""
+    return kind_of_picture(picture) or ".png"
 
 
 def plain(value: Any) -> Any:

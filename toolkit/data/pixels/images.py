@@ -49,8 +49,9 @@ from toolkit.data.pixels.colours import (
     srgb_profile,
 )
 from toolkit.data.pixels.tiff import pages_of, refuse_misread
-from toolkit.data.pixels.unread import Unread, unread_jpeg, unread_kind
+from toolkit.data.pixels.unread import Unread, stranger, unread_jpeg, unread_kind
 from toolkit.errors import install_command
+from toolkit.files.parquet import HEIC_BRANDS
 from toolkit.files.unreadable import denied, in_its_place
 
 if TYPE_CHECKING:
@@ -59,10 +60,10 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = frozenset(
     {
         *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"),
-        *(".avif", ".heic", ".heif", ".jxl"),
+        *(".avif", ".heic", ".heif", ".hif", ".jxl", ".jpe", ".mpo", ".jpg_large"),
     }
 )
-"""File name endings (lower case) of images. JPEG XL (.jxl) is refused with the command
+"""File name endings (lower case) of images: cameras write .hif and .mpo. JPEG XL (.jxl) is refused with the command
 that converts it."""
 
 MAX_PIXELS = 120_000_000
@@ -431,9 +432,6 @@ def _open(file: Path | str | IO[bytes]) -> Image.Image:
     return image
 
 
-_HEIC_BRANDS = frozenset(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1".split())
-
-
 def _why_unknown(path: Path | str, data: bytes | None) -> str:
     """Why no decoder takes a file: something else is in its place, it is of a kind that
     is not read, its decoder is not installed, or it is damaged."""
@@ -447,8 +445,11 @@ def _why_unknown(path: Path | str, data: bytes | None) -> str:
     kind = unread_kind(beginning)
     if kind:
         return Unread(kind).reason(path, data)
+    other, remedy = stranger(beginning)
+    if other:
+        return f"is {other}. {remedy}"
     what = "is not a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF image, or is damaged"
-    is_heic = beginning[4:8] == b"ftyp" and beginning[8:12] in _HEIC_BRANDS
+    is_heic = beginning[4:8] == b"ftyp" and beginning[8:12] in HEIC_BRANDS
     if is_heic and not find_spec("pi_heif"):
         what += f" (HEIC needs the package 'pi-heif': {install_command('pi-heif')})"
     return what

@@ -19,6 +19,7 @@ from itertools import chain
 
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
+from toolkit.data.pixels.unread import kind_of_file, other_kind
 from toolkit.data.scan.directory import DirectoryListing, join, real_path, split_suffix
 from toolkit.data.scan.folder_tables import tables_in, used_rows
 from toolkit.data.scan.found import (
@@ -254,6 +255,12 @@ def _where_images_are(top: DirectoryListing, below: Sequence[str]) -> str:
         loaded = f"datasets.load_from_disk({json.dumps(place)}){of_train}"
         code = f"import datasets; {loaded}.to_parquet({json.dumps(place + '.parquet')})"
         return f"It is what save_to_disk of 'datasets' wrote. Write it as Parquet: python -c {shlex.quote(code)}"
+    for name in top.files.values():
+        what, remedy = (
+            other_kind(name) if name in top.no_files else kind_of_file(top.path(name))
+        )
+        if what:
+            return f"{name!r} is {what}. {remedy}"
     return f"Supported: {', '.join(sorted(IMAGE_SUFFIXES))}"
 
 
