@@ -99,7 +99,7 @@ class ParquetRows:
         import pyarrow
         from pyarrow import parquet
 
-        self._damage = (pyarrow.ArrowException, OSError)
+        self._damage = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
         try:
             self._file = parquet.ParquetFile(source)
         except self._damage as error:

@@ -50,7 +50,7 @@ _LOOKED_FOR = 100
 _SAYS_CAPTIONS = re.compile(rb'"\w*(?:caption|prompt|instruction|text|conversation)s?"')
 """In the JSON of a table; others are of other programs."""
 
-_KNOWS_IMAGES = re.compile(r"columns: \{image: (?!\.)")
+_KNOWS_IMAGES = re.compile(r"columns: \{image: (?!\.)|^has half a character")
 """In the message for a table that was read, and names images."""
 
 

@@ -29,7 +29,7 @@ from toolkit.config.reading.findings import is_absolute
 from toolkit.config.reading.yaml_reader import moved_path
 from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
-from toolkit.data.scan.captions import LIST, CaptionError, listed, read_text
+from toolkit.data.scan.captions import LIST, CaptionError, half_in, listed, read_text
 from toolkit.data.scan.columns import (
     UNDECIDED,
     Columns,
@@ -190,9 +190,13 @@ def read_table(
             if name is None:
                 undecided += 1
                 continue
-            lines.append(
-                TableLine(number, moved_path(name, moved), _row_of(row, columns, moved))
+            line = TableLine(
+                number, moved_path(name, moved), _row_of(row, columns, moved)
             )
+            half = half_in("".join((name, line.row.caption, *line.row.references)))
+            if half:
+                raise Unfit(half)
+            lines.append(line)
         except Unfit as error:
             faults.append((number, str(error)))
             continue

@@ -189,6 +189,21 @@ def test_texts_of_which_none_is_the_caption_are_refused_as_in_a_csv(
         scan_datasets([section(tmp_path / "set")], None)
 
 
+def test_text_that_is_no_utf_8_is_damage_and_no_traceback(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    offsets = PA.py_buffer(b"".join(at.to_bytes(4, "little") for at in (0, 4)))
+    half = PA.Array.from_buffers(
+        PA.string(), 1, [None, offsets, PA.py_buffer(b"x\xed\xa0\xbd")]
+    )
+    table = PA.table({"file_name": ["a.png"], "text": half})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(
+        DataErrors, match=r"is damaged behind row 0 .*codec can't decode"
+    ):
+        scan_datasets([section("", captions_file=str(tmp_path / "t.parquet"))], None)
+
+
 def test_a_row_without_a_picture_at_the_beginning_does_not_make_it_a_table(
     tmp_path: Path,
 ) -> None:
