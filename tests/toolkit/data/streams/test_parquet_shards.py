@@ -1,6 +1,7 @@
 """Parquet files as tables and as datasets, as `datasets` 5.2.0 writes them."""
 
 import io
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from toolkit.data.streams.sample_keys import SampleKeys
 from toolkit.data.streams.shards import expand_shards
 from toolkit.data.streams.webdataset import ShardStream, Unreadable
 from toolkit.errors import DataErrors, RunError
-from toolkit.files import parquet
+from toolkit.files import parquet, writing
+from toolkit.files.archives import unpacked
 
 PA = pytest.importorskip("pyarrow")
 
@@ -264,6 +266,36 @@ def test_a_file_that_is_not_a_dataset_says_why(
 ) -> None:
     with pytest.raises(DataErrors, match=reason):
         scan_datasets([section(write(tmp_path / "p.parquet", rows))], None)
+
+
+def test_a_picture_that_rows_share_is_unpacked_once(tmp_path: Path) -> None:
+    """A table of edits has a source with many targets."""
+    rows = [
+        {**EDITS[number], "edited_image": of_hub(f"#{number}00")} for number in range(3)
+    ]
+    file = write(tmp_path / "p.parquet", rows)
+    scan = scan_datasets([section(file)], None)
+    assert [sample.caption for sample in scan.samples] == [
+        f"make it blue {number}" for number in range(3)
+    ]
+    shared = {os.stat(sample.control_images[0]).st_ino for sample in scan.samples}
+    own = {os.stat(sample.image).st_ino for sample in scan.samples}
+    assert (len(shared), len(own)) == (1, 3)
+
+
+@pytest.mark.parametrize("written", [0, 2])
+def test_a_file_that_does_not_fit_unpacked_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    """By its own sizes, and while it is written: the disk may fill meanwhile."""
+    file = write(tmp_path / "p.parquet", EDITS)
+    free = [10**12] * written
+    monkeypatch.setattr(
+        writing, "free_space", lambda path: free.pop() if free else writing.MARGIN
+    )
+    with pytest.raises(OSError, match=r"needs .* unpacked, and .* are free in .*Make"):
+        unpacked(str(file), tmp_path / "home")
+    assert list((tmp_path / "home").iterdir()) == []
 
 
 def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
