@@ -305,7 +305,7 @@ def _reading_of(image: Image.Image, colours: Colours) -> str:
         is_new = _is_converted_here(image, colours) or (
             image.format == "BMP" and colours.changes
         )
-        return "profile 1" if is_new else ""
+        return "profile 1" if is_new else "clear 1" * bool(_top_of_clear_grey(image))
     has_more = image.format == "AVIF" and is_hdr_decoder_installed()
     # where another decoder is installed the same file has other pixels
     return colours.reading + (" 16 bits" if has_more and _avif_bits(image) > 8 else "")
@@ -426,10 +426,23 @@ def _open(file: Path | str | IO[bytes]) -> Image.Image:
 
         register_heif_opener()
         return Image.open(file, formats=("HEIF",))
+    top = _top_of_clear_grey(image)
+    if top and image.info["transparency"] <= top:
+        image.info["transparency"] *= 255 // top
     profile = profile_of_bmp(image)
     if profile:
         image.info["icc_profile"] = profile
     return image
+
+
+def _top_of_clear_grey(image: Image.Image) -> int:
+    """The largest value of an opened, not decoded PNG of 2 or 4 bits of grey, one of
+    which is clear; 0 for any other. Pillow scales the pixels to 8 bits, and leaves
+    the clear value as it was."""
+    clear = image.info.get("transparency")
+    if image.format != "PNG" or image.mode != "L" or not isinstance(clear, int):
+        return 0
+    return {"L;2": 3, "L;4": 15}.get(_rawmode(cast("Any", image).tile[0]), 0)
 
 
 def _why_unknown(path: Path | str, data: bytes | None) -> str:
