@@ -158,14 +158,38 @@ def warned(tmp_path: Path):
 
 
 def test_a_name_that_nearly_gives_repeats_is_a_warning(warned) -> None:
-    for name in ("40 char", "40-char", "7. char", "100 - char"):
-        number, files = re.match(r"\d+", name)[0], [f"{name}/a.png"]
+    names = dict.fromkeys(
+        (
+            "40 char",
+            "40-char",
+            "_40_char",
+            "40 _char",
+            "x40_char",
+            "40x_char",
+            "4O_char",
+        ),
+        40,
+    )
+    names |= {"４０_char": 40, "2l-char": 21, "7. char": 7, "100 - char": 100}
+    for name, number in names.items():
+        files = [f"{name}/a.png"]
         assert warned(files, inside=name) == [
             f"each image is used once per epoch. For {number} repeats begin its name with '{number}_', "
             f"or give 'num_repeats: {number}'"
         ]
         assert warned(files, inside=name, num_repeats=1) == []
-    for name in ("2024-05-01 char", "40", "char 40", "4x"):
+    others = (
+        "2024-05-01 char",
+        "2024-photos",
+        "char 40",
+        "char_2",
+        "3D_renders",
+        "4k-photos",
+        "1-char",
+        "col_1",
+        "x_y",
+    )
+    for name in (*others, "40", "4x", "40_char", "40__char"):
         assert warned([f"{name}/a.png"], inside=name) == [], name
 
 
