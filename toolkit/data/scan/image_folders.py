@@ -248,6 +248,9 @@ def _where_images_are(top: DirectoryListing, below: Sequence[str]) -> str:
     endings = {split_suffix(name)[1]: name for name in reversed(top.files.values())}
     if ZIP in endings:
         return f"Give 'folder_path: {join(top.folder, endings[ZIP])}'"
+    if PARQUET in endings:  # with pictures it would have been unpacked
+        table = join(top.folder, endings[PARQUET])
+        return f"{endings[PARQUET]!r} has none in its rows. Where they name files, give 'captions_file: {table}'"
     is_several = "dataset_dict.json" in top.files
     if is_several or ".arrow" in endings:  # of `save_to_disk`
         place = os.path.abspath(os.path.expanduser(top.folder))

@@ -294,6 +294,8 @@ def _name(row: Mapping[Any, Any], columns: Columns) -> str | None:
 NO_JSON = "is not valid JSON"
 """How the message for a file or line begins that is not valid JSON."""
 
+_NOTHING = frozenset({"NaN", "nan", "<NA>", "#N/A", "NULL"})
+_EMPTY = "Write one, or leave it empty"
 _NO_NAME = "has no 'file_name' and 'caption' of text. Give both, or remove the line"
 
 
@@ -334,6 +336,10 @@ def _caption(row: Mapping[Any, Any], columns: Columns) -> str:
     caption = tags if is_tags else listed(row.get(key))
     if not isinstance(caption, str | None):
         raise Unfit(_NO_NAME)
+    if caption in _NOTHING:
+        raise Unfit(
+            f"has the caption {caption!r}, which programs write for none. {_EMPTY}"
+        )
     texts = (caption or "").split(LIST)
     if key and not is_tags and isinstance(tags, str):
         both = [(text.strip(), tags.strip()) for text in texts]
@@ -415,6 +421,12 @@ def _with_header(text: str, given: ColumnsConfig, delimiters: str = ",;\t|") -> 
                     f"Put a caption that has {delimiter!r} in it into quotation marks"
                 )
                 yield reader.line_num + skipped, f"{what}. {remedy}"
+            elif any(_is_torn(value) for value in row.values() if value):
+                what = r"has \" in a text, which ends it in CSV"
+                yield (
+                    reader.line_num + skipped,
+                    f'{what}. Write two quotation marks, ""',
+                )
             elif any(value and value.strip() for value in row.values()):
                 yield reader.line_num + skipped, row
     except csv.Error as error:
@@ -433,6 +445,11 @@ def _quote(text: str) -> str:
         if any(re.match(r"'[^']*'\s*[,;\t|]\s*'.*'\s*$", line) for line in lines)
         else '"'
     )
+
+
+def _is_torn(value: str) -> bool:
+    """Whether a value was written with `\\"` for a quotation mark, as in JSON."""
+    return '\\"' in value or ("\\" in value and value.endswith('"'))
 
 
 def _begin(text: str, delimiter: str) -> tuple[list[str], list[dict[str, str]]]:

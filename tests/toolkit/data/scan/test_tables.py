@@ -241,6 +241,17 @@ MISTAKES = {
         "t.jsonl", '{"both": ["a.png", "b.png"], "text": "two"}', {"columns": {"image": "both"}},
         ":1: names 2 images in 'both'. Write a row for each image",
     ),
+    "what programs write for none": (
+        "t.csv", "file_name,text\na.png,NaN\nb.png,x\n", {},
+        ":2: has the caption 'NaN', which programs write for none. Write one, or leave it empty",
+    ),
+    "quotation marks as in JSON": (
+        "t.csv", 'file_name,text\na.png,"a sign \\"open\\" here"\nb.png,x\n', {},
+        ':2: has \\" in a text, which ends it in CSV. Write two quotation marks, ""',
+    ),
+    "one quotation mark as in JSON": (
+        "t.csv", 'file_name,text\na.png,"a 5\\" nail"\nb.png,x\n', {}, ':2: has ...',
+    ),
     "a caption twice": (
         "t.jsonl", '{"file_name": "a.png", "text": "one"}\n{"file_name": "a.png", "text": "two"}\nb.png\n', {},
         ":2: 'a.png' has a caption in line 1...",

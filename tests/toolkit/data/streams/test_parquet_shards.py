@@ -191,6 +191,13 @@ def test_texts_of_which_none_is_the_caption_are_refused_as_in_a_csv(
         scan_datasets([section(tmp_path / "set")], None)
 
 
+def test_a_folder_of_rows_without_pictures_says_what_they_are(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.parquet", [{"url": "https://x.org/a.png", "text": "a"}])
+    remedy = f"Where they name files, give 'captions_file: {file}'"
+    with pytest.raises(DataErrors, match=f"'t.parquet' has none in its rows. {remedy}"):
+        scan_datasets([section(tmp_path)], None)
+
+
 def test_text_that_is_no_utf_8_is_damage_and_no_traceback(tmp_path: Path) -> None:
     import pyarrow.parquet
 
