@@ -140,11 +140,8 @@ def other_kind(name: str, beginning: bytes = b"") -> tuple[str, str]:
     """
     by_ending = _ENDINGS.get(Path(name).suffix.lower(), ("", ""))
     ending = kind_of_picture(beginning)
-    if ending == ".bmp" and any(beginning[6:10]):
-        ending = ""  # a text that begins with BM
-    if ending in (".gif", ".jxl"):
-        return f"a {ending} file, which is not read", _UNREAD
-    if ending and not (by_ending == _RAW and ending == ".tif"):
+    is_text = ending == ".bmp" and any(beginning[6:10])  # it begins with BM
+    if ending and not is_text and not (by_ending == _RAW and ending == ".tif"):
         return (
             f"an image that does not end with {ending}",
             f"Rename it to end with {ending}",

@@ -335,14 +335,31 @@ def proposal(
         roles["image"] = ["AFTER"] if said else ["..."]
         roles["control"] = roles["control"] or ["BEFORE"] * (len(said) > 1)
     roles["prompt"] = roles["prompt"] or [prompt] * bool(prompt)
+    says = in_job(roles)
+    where = " (with names of columns for AFTER and BEFORE)" * ("AFTER" in says)
+    return f"Say what they are: {says}{where}"
+
+
+def in_job(roles: Mapping[str, Sequence[str]]) -> str:
+    """The key of the job that gives these columns, for a message.
+
+    >>> in_job({"image": ["after"], "control": ["a", "b"], "mask": []})
+    "'columns: {image: after, control: [a, b]}'"
+    """
     lists = {role: ", ".join(map(in_yaml, names)) for role, names in roles.items()}
     says = ", ".join(
         f"{role}: [{listed}]" if len(roles[role]) > 1 else f"{role}: {listed}"
         for role, listed in lists.items()
         if listed
     )
-    where = " (with names of columns for AFTER and BEFORE)" * ("AFTER" in says)
-    return f"Say what they are: 'columns: {{{says}}}'{where}"
+    return f"'columns: {{{says}}}'"
+
+
+def ignoring(columns: Iterable[str], given: ColumnsConfig) -> str:
+    """The key of the job that leaves these columns out, for a message. given: what it
+    gives, which stays."""
+    roles = dict(given)
+    return in_job(roles | {"ignore": [*given.ignore, *columns]})
 
 
 def _texts_of(value: Any) -> Iterator[str]:
@@ -355,7 +372,7 @@ def _texts_of(value: Any) -> Iterator[str]:
 
 
 def _may_be_caption(text: str) -> bool:
-    """Whether a text is no number, no name of a file and no address."""
+    """Whether a text is neither a number nor the name of a file nor an address."""
     is_name = split_suffix(text)[1] in IMAGE_SUFFIXES or "://" in text
     return bool(text) and not is_name and not re.fullmatch(r"[\d.,:+eE/-]+", text)
 
@@ -398,9 +415,7 @@ def without_caption(
         return ""
     plain = [key for key in texts if not any(_is_packed(row.get(key)) for row in rows)]
     what = f"no column is known as the caption, of {', '.join(texts)}"
-    ignore = (
-        f"'columns: {{ignore: [{', '.join(map(in_yaml, texts))}]}}' where none is meant"
-    )
+    ignore = f"{ignoring(texts, given)} where none is meant"
     if not plain:
         return f"{what}, whose texts are packed in lists or objects. Write the caption as 'caption', or {ignore}"
     pictures = [
@@ -412,7 +427,7 @@ def without_caption(
 
 
 def _is_packed(value: Any) -> bool:
-    """Whether a value is no caption, nor a list of captions: an object, or one as JSON."""
+    """Whether a value is an object, or one as JSON, or has such in lists."""
     if isinstance(value, list):
         return any(map(_is_packed, value))
     return isinstance(value, dict | list) or (

@@ -18,10 +18,9 @@ from dataclasses import replace
 
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
-from toolkit.data.scan.columns import proposal
+from toolkit.data.scan.columns import ignoring, proposal
 from toolkit.data.scan.directory import DirectoryListing, ImageFile, split_suffix
 from toolkit.data.scan.found import ScanFindings, count_of, shorten
-from toolkit.data.scan.partners import in_yaml
 from toolkit.data.scan.records import FolderTable, ImageFolder
 from toolkit.data.scan.tables import (
     NO_JSON,
@@ -241,7 +240,7 @@ def used_rows(
         written = [*pictures, *table.columns.control, *table.unused]
         prompt = next(iter(table.columns.prompt), "")
         says = proposal(pictures, written, table.columns, dataset.columns, prompt)
-        ignore = f"'columns: {{ignore: [{', '.join(map(in_yaml, of_files))}]}}'"
+        ignore = ignoring(of_files, dataset.columns)
         what = f"its columns of files that are not used: {', '.join(of_files)}"
         remedy = f"{says}, or {ignore} where they are not meant"
         findings.mistake(table.called, f"{what}. {remedy}")
@@ -250,8 +249,9 @@ def used_rows(
         named = shorten(column or "one without a title" for column in others)
         what = f"columns that are not used: {named}"
         findings.notes.append(f"{table.called}: {what}")
-        ignore = f"columns: {{ignore: [{', '.join(map(in_yaml, others))}]}}"
-        remedy = f"Say what they are with 'columns', or '{ignore}'"
+        remedy = (
+            f"Say what they are with 'columns', or {ignoring(others, dataset.columns)}"
+        )
         findings.unused.append((table.called, f"{what}. {remedy}"))
     return table.rows
 

@@ -471,7 +471,8 @@ def _delimiter(text: str, delimiters: str, given: ColumnsConfig) -> str:
         header, rows = _begin(text, delimiter)
         # Names with several meanings are decided by the values of the first rows.
         with suppress(Unfit):
-            if columns_of(rows or [dict.fromkeys(header)], given).is_table:
+            columns = columns_of(rows or [dict.fromkeys(header)], given)
+            if columns.is_table or (columns.image and columns.ignore):
                 return delimiter
     return ""
 

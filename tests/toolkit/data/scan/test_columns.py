@@ -135,7 +135,7 @@ def test_a_column_of_files_is_a_mistake_until_the_job_says_what_it_is(
         f"{path}: its columns of files that are not used: image1. Say what they are: "
     )
     says = "'columns: {image: AFTER, prompt: text, control: BEFORE}' (with names of columns for AFTER and BEFORE)"
-    ignore = "'columns: {ignore: [image1]}' where they are not meant"
+    ignore = "'columns: {ignore: image1}' where they are not meant"
     assert str(refused) == f"{what}{says}, or {ignore}"
     said = scan_datasets(
         [dataset("", captions_file=path, columns={"control": ("image1",)})], None

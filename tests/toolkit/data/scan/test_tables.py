@@ -228,7 +228,7 @@ MISTAKES = {
     "a title of the caption that is not known": (
         "t.csv", "file_name,width,label text\na.png,64,a cat\n", {},
         "...: no column is known as the caption, of label text. Say what they are: 'columns: {image: file_name, "
-        "prompt: label text}', or 'columns: {ignore: [label text]}' where none is meant",
+        "prompt: label text}', or 'columns: {ignore: label text}' where none is meant",
     ),
     "a broken JSON": ("t.json", '{"a.png": "one",}', {}, ":1: is not valid JSON: ..."),
     "lines that differ in more than the caption": (
@@ -346,6 +346,23 @@ def test_a_table_with_texts_that_nobody_knows_is_refused(
     assert said in str(refusal([dataset(data)], None))
     given = dataset(data, captions_file=str(data / name))
     assert said in str(refusal([given], None))
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_texts_that_are_no_captions_are_left_out_as_the_message_says(
+    data: Path, dataset, name: str
+) -> None:
+    rows = [{"file_name": f"{n}.png", "who": "anna", "said": "a word"} for n in "ab"]
+    lines = map(json.dumps, rows)
+    if name == "t.csv":
+        lines = ("file_name,who,said", *(",".join(row.values()) for row in rows))
+    (data / name).write_text("\n".join(lines))
+    keys = {"image": ("file_name",), "ignore": ("who",)}
+    says = "'columns: {image: file_name, ignore: [who, said]}' where none is meant"
+    assert says in str(refusal([dataset(data, columns=keys)], None))
+    keys["ignore"] = ("who", "said")
+    scan = scan_datasets([dataset(data, resolution=(64,), columns=keys)], None)
+    assert [sample.caption for sample in scan.samples] == ["", ""]
 
 
 OTHERS = {
