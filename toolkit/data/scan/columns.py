@@ -337,6 +337,8 @@ def proposal(
     roles["prompt"] = roles["prompt"] or [prompt] * bool(prompt)
     says = in_job(roles)
     where = " (with names of columns for AFTER and BEFORE)" * ("AFTER" in says)
+    if given.image and "" in said.values():  # nothing says that it is no vote
+        where = " (or worse, or mask, in place of control)"
     return f"Say what they are: {says}{where}"
 
 

@@ -137,6 +137,9 @@ def test_a_column_of_files_is_a_mistake_until_the_job_says_what_it_is(
     says = "'columns: {image: AFTER, prompt: text, control: BEFORE}' (with names of columns for AFTER and BEFORE)"
     ignore = "'columns: {ignore: image1}' where they are not meant"
     assert str(refused) == f"{what}{says}, or {ignore}"
+    image_is_given = dataset("", captions_file=path, columns={"image": ("file_name",)})
+    says = "'columns: {image: file_name, prompt: text, control: image1}' (or worse, or mask, in place of control)"
+    assert says in str(refusal([image_is_given], None))
     said = scan_datasets(
         [dataset("", captions_file=path, columns={"control": ("image1",)})], None
     )
