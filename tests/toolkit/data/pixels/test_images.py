@@ -253,6 +253,8 @@ def test_whatever_a_file_holds_is_read_as_srgb_of_eight_bits(
     image = open_image(tmp_path / name, "#ff0000" if "on red" in name else "white")
     assert image.mode == "RGB" and check_image(tmp_path / name) is None
     found = [image.getpixel((x, 0)) for x in range(len(expected))]
+    is_new = "of 2 bits" in name or "of 4 bits" in name
+    assert (images.image_reading(tmp_path / name) == "clear 1") == is_new
     lossy = 15 if name == "cmyk.jpg" else 2 if "linear" in name else 0
     assert numpy.abs(numpy.subtract(found, expected)).max() <= lossy
 

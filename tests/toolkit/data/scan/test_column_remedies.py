@@ -76,6 +76,9 @@ EDITS: dict[str, dict[str, Any]] = {
     "image, image2": {"image": BEFORE, "image2": AFTER, "text": TOLD},
     "file_name, stylized": {"file_name": BEFORE, "stylized": AFTER, "text": TOLD},
     "edits in other words": {"原图": BEFORE, "效果图": AFTER, "text": TOLD},
+    "a longer text of another kind": {
+        "input": BEFORE, "output": AFTER, "category": "a change of colour, as people say it", "said": TOLD,
+    },
     "two that end": {"output_1": AFTER, "output_2": OTHER, "input": BEFORE, "prompt": TOLD},
 }  # fmt: skip
 VOTES: dict[str, dict[str, Any]] = {
@@ -97,6 +100,19 @@ VOTES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+OPEN = {
+    *(
+        "photo, sketch",
+        "low, high",
+        "person, cloth",
+        "image, image2",
+        "file_name, stylized",
+    ),
+    *("edits in other words", "two that end"),
+}
+"""Layouts whose names do not say which image is trained: the places stay open."""
+
+
 def columns_in(message: str) -> dict[str, Any]:
     """The keys of the job that a message gives."""
     found = re.search(r"'columns: (\{.*?\})'", message)
@@ -107,11 +123,12 @@ def columns_in(message: str) -> dict[str, Any]:
     }
 
 
-def followed(row: dict[str, Any], folder: Path, dataset) -> Any:
-    """The sample of a row, once every remedy was followed; the user fills in open
-    places."""
+def followed(row: dict[str, Any], folder: Path, dataset) -> tuple[Any, bool]:
+    """The sample of a row, once every remedy was followed, and whether the user had to
+    fill in open places."""
     table = folder / "t.jsonl"
     keys: dict[str, Any] = {}
+    was_open = False
     for _ in range(4):
         table.write_text(json.dumps(row))
         try:
@@ -125,6 +142,7 @@ def followed(row: dict[str, Any], folder: Path, dataset) -> Any:
                 row = {new.get(str(value), key): value for key, value in row.items()}
                 continue
             keys = columns_in(mistake.message)
+            was_open |= ["AFTER"] in keys.values()
             for open_place, value in (("AFTER", AFTER), ("BEFORE", BEFORE)):
                 meant = [key for key in row if row[key] == value]
                 for role, names in keys.items():
@@ -134,7 +152,7 @@ def followed(row: dict[str, Any], folder: Path, dataset) -> Any:
                         for each in (meant if name == open_place else [name])
                     ]
         else:
-            return sample
+            return sample, was_open
     raise AssertionError(f"still refused with {keys}")
 
 
@@ -145,7 +163,8 @@ def test_remedies_that_are_followed_train_the_picture_that_is_meant(
     row = {**EDITS, **VOTES}[name]
     for number, path in enumerate((BEFORE, AFTER, MASK, LOSER, OTHER)):
         image(tmp_path / path, colour=f"#{number}0ff00")
-    sample = followed(row, tmp_path, partial(dataset, resolution=(64,)))
+    sample, was_open = followed(row, tmp_path, partial(dataset, resolution=(64,)))
+    assert was_open == (name in OPEN)
     place = f"{tmp_path}/".__add__
     assert sample.image == place(AFTER) and sample.caption == TOLD
     assert set(sample.control_images) <= {place(BEFORE), place(OTHER)}

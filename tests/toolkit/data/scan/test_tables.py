@@ -365,6 +365,17 @@ def test_texts_that_are_no_captions_are_left_out_as_the_message_says(
     assert [sample.caption for sample in scan.samples] == ["", ""]
 
 
+def test_a_table_without_texts_that_may_be_captions_is_no_mistake(
+    data: Path, dataset
+) -> None:
+    row = {"model": "one of ours", "score": 0.5, "date": "2024-01-02", "hash": "a1"}
+    rows = ({"file_name": f"{name}.png", **row} for name in "ab")
+    (data / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    scan = scan_datasets([dataset(data, resolution=(64,))], "sks")
+    unused = f"{data}/t.jsonl: columns that are not used: model, score, date, hash"
+    assert unused in scan.notes and len(scan.samples) == 2
+
+
 OTHERS = {
     "boxes.json": '{"images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}], "annotations": '
     '[{"image_id": 1, "bbox": [1, 2, 3, 4]}]}',
