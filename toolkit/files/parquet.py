@@ -13,7 +13,10 @@ behind). They are read with pyarrow, the extra `parquet`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from contextlib import suppress
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,7 +36,10 @@ TABLE = "metadata.jsonl"
 MISSING = f"is a Parquet file, which needs the package 'pyarrow': {install_command('pyarrow')}"
 """Message where pyarrow is not installed."""
 
-_ROWS_AT_ONCE = 64
+_ROWS_AT_ONCE = 1024
+_PICTURES_AT_ONCE = 8
+"""Rows that are in memory at once, without pictures and with them."""
+
 _LOOKED_AT = 4
 """Rows that are looked at for pictures."""
 
@@ -49,7 +55,10 @@ _KINDS = (
 )
 """First bytes of a picture -> the ending of its file."""
 
-_UNKNOWN = ".png"
+HEIC_BRANDS = frozenset(
+    b"heic heix heim heis hevc hevx hevm hevs mif1 msf1 miaf MiHB MiHE".split()
+)
+"""Brands in the first bytes of a HEIC. Source: ISO/IEC 23008-12, and `libheif`."""
 
 
 class ParquetError(OSError):
@@ -96,7 +105,7 @@ class ParquetRows:
         import pyarrow
         from pyarrow import parquet
 
-        self._damage = (pyarrow.ArrowException, OSError)
+        self._damage = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
         try:
             self._file = parquet.ParquetFile(source)
         except self._damage as error:
@@ -113,6 +122,9 @@ class ParquetRows:
         columns have names of files."""
 
         self.count = self._file.metadata.num_rows
+        groups = map(self._file.metadata.row_group, range(self._file.num_row_groups))
+        self.size = sum(group.total_byte_size for group in groups)
+        """Bytes without their compression; values that repeat count once."""
 
     def _first(self, column: str) -> list[Any]:
         """The first values of a column."""
@@ -131,15 +143,14 @@ class ParquetRows:
         first: index of the first row that is returned, from 0; row groups before it are
         not read. Raises ParquetError where the file is damaged."""
         at = 0
+        at_once = _PICTURES_AT_ONCE if self.pictures else _ROWS_AT_ONCE
         try:
             for number in range(self._file.num_row_groups):
                 size = self._file.metadata.row_group(number).num_rows
                 if at + size <= first:
                     at += size
                     continue
-                for batch in self._file.iter_batches(
-                    _ROWS_AT_ONCE, row_groups=[number]
-                ):
+                for batch in self._file.iter_batches(at_once, row_groups=[number]):
                     for row in batch.to_pylist():
                         if at >= first:
                             yield {
@@ -181,9 +192,7 @@ def _is_picture(value: Any) -> bool:
         return any(map(_is_picture, value))
     if isinstance(value, dict):
         return bool(value.get("bytes"))
-    return isinstance(value, bytes) and (
-        suffix_of(value) != _UNKNOWN or value.startswith(b"\x89PNG")
-    )
+    return isinstance(value, bytes) and bool(kind_of_picture(value))
 
 
 def picture_of(value: Any) -> bytes:
@@ -197,20 +206,25 @@ def picture_of(value: Any) -> bytes:
     return image_bytes if isinstance(image_bytes, bytes) else b""
 
 
+def kind_of_picture(beginning: bytes) -> str:
+    """The ending of a picture's file, by its first bytes; empty where they are of none.
+
+    >>> kind_of_picture(b"BM6"), kind_of_picture(b"# Notes")
+    ('.bmp', '')
+    """
+    if beginning[:4] == b"RIFF" and beginning[8:12] == b"WEBP":
+        return ".webp"
+    if beginning[4:8] == b"ftyp":
+        brand = beginning[8:12]
+        is_avif = brand in (b"avif", b"avis")
+        return ".avif" if is_avif else ".heic" if brand in HEIC_BRANDS else ""
+    return next((ending for begin, ending in _KINDS if beginning.startswith(begin)), "")
+
+
 def suffix_of(picture: bytes) -> str:
     """The ending of a picture's file. A picture of an unknown kind gets the ending of
-    PNG, and reading it reports the error.
-
-    >>> suffix_of(b"BM6")
-    '.bmp'
-    """
-    if picture[:4] == b"RIFF" and picture[8:12] == b"WEBP":
-        return ".webp"
-    if picture[4:8] == b"ftyp":
-        return ".avif" if picture[8:12] in (b"avif", b"avis") else ".heic"
-    return next(
-        (suffix for begin, suffix in _KINDS if picture.startswith(begin)), _UNKNOWN
-    )
+    PNG, and reading it reports the error."""
+    return kind_of_picture(picture) or ".png"
 
 
 def plain(value: Any) -> Any:
@@ -249,21 +263,23 @@ def table_rows(path: str | Path) -> Iterator[dict[str, Any]]:
 
 def unpack(path: str | Path, folder: Path) -> None:
     """Writes the pictures of a file into `folder`, each in the folder of its column,
-    and `TABLE` with all rows.
+    and `TABLE` with all rows. A picture that several rows share is written once, and
+    has a name for each of them.
 
     Raises ParquetError, also where the disk is too small, and OSError.
     """
     file = ParquetRows(path)
     if not file.pictures:
         raise ParquetError("is a table without pictures. Give it as 'captions_file'")
-    fault = lacks_room(Path(path).stat().st_size, folder)
+    fault = lacks_room(file.size, folder)
     if fault:
         raise ParquetError(fault)
+    known: dict[bytes, Path] = {}
     with open(folder / TABLE, "w", encoding="utf-8") as table:
         for number, row in enumerate(file.rows()):
             name = f"{number:07}"
             record = {
-                key: _written(value, key, name, folder)
+                key: _written(value, key, name, folder, known)
                 if key in file.pictures
                 else plain(value)
                 for key, value in row.items()
@@ -271,11 +287,14 @@ def unpack(path: str | Path, folder: Path) -> None:
             table.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def _written(value: Any, column: str, name: str, folder: Path) -> Any:
-    """The path of a picture that was written, from `folder`; of several a list."""
+def _written(
+    value: Any, column: str, name: str, folder: Path, known: dict[bytes, Path]
+) -> Any:
+    """The path of a picture that was written, from `folder`; of several a list. known:
+    those that were written, by their hash."""
     if isinstance(value, list):
         return [
-            _written(element, column, f"{name}_{number}", folder)
+            _written(element, column, f"{name}_{number}", folder, known)
             for number, element in enumerate(value)
         ]
     picture = picture_of(value)
@@ -286,7 +305,17 @@ def _written(value: Any, column: str, name: str, folder: Path) -> Any:
     place = column.replace("/", "_").lstrip(".") or "image"
     (folder / place).mkdir(exist_ok=True)
     file = folder / place / f"{name}{suffix_of(picture)}"
+    digest = sha256(picture).digest()
+    if digest in known:
+        with suppress(OSError):  # a disk without links, or too many of one file
+            os.link(known[digest], file)
+            return f"{place}/{file.name}"
+    # compressed, a file of many pictures may be small
+    fault = lacks_room(len(picture), folder)
+    if fault:
+        raise ParquetError(fault)
     file.write_bytes(picture)
+    known[digest] = file
     return f"{place}/{file.name}"
 
 

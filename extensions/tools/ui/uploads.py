@@ -31,6 +31,7 @@ from starlette.datastructures import UploadFile
 
 from extensions.tools.ui.decoder import Decoder
 from toolkit.data.pixels.images import IMAGE_SUFFIXES, ImageError
+from toolkit.data.pixels.unread import other_kind
 from toolkit.data.scan.captions import FORMATS, CaptionError, read_caption
 from toolkit.data.scan.directory import list_folder, split_suffix
 from toolkit.data.scan.found import repeats_of
@@ -112,6 +113,9 @@ def checked_name(name: str) -> str:
             f"its name has {length} bytes, and {most} are the most. Shorten it"
         )
     if split_suffix(name)[1] not in MOST_BYTES:
+        what, remedy = other_kind(name)
+        if what:
+            raise Refused(f"is {what}. {remedy}")
         raise Refused(
             f"is none of {', '.join(sorted(MOST_BYTES))}. Save it as one of these"
         )

@@ -49,8 +49,9 @@ from toolkit.data.pixels.colours import (
     srgb_profile,
 )
 from toolkit.data.pixels.tiff import pages_of, refuse_misread
-from toolkit.data.pixels.unread import Unread, unread_jpeg, unread_kind
+from toolkit.data.pixels.unread import Unread, stranger, unread_jpeg, unread_kind
 from toolkit.errors import install_command
+from toolkit.files.parquet import HEIC_BRANDS
 from toolkit.files.unreadable import denied, in_its_place
 
 if TYPE_CHECKING:
@@ -59,10 +60,10 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = frozenset(
     {
         *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"),
-        *(".avif", ".heic", ".heif", ".jxl"),
+        *(".avif", ".heic", ".heif", ".hif", ".jxl", ".jpe", ".mpo", ".jpg_large"),
     }
 )
-"""File name endings (lower case) of images. JPEG XL (.jxl) is refused with the command
+"""File name endings (lower case) of images: cameras write .hif and .mpo. JPEG XL (.jxl) is refused with the command
 that converts it."""
 
 MAX_PIXELS = 120_000_000
@@ -304,7 +305,7 @@ def _reading_of(image: Image.Image, colours: Colours) -> str:
         is_new = _is_converted_here(image, colours) or (
             image.format == "BMP" and colours.changes
         )
-        return "profile 1" if is_new else ""
+        return "profile 1" if is_new else "clear 1" * bool(_top_of_clear_grey(image))
     has_more = image.format == "AVIF" and is_hdr_decoder_installed()
     # where another decoder is installed the same file has other pixels
     return colours.reading + (" 16 bits" if has_more and _avif_bits(image) > 8 else "")
@@ -425,13 +426,23 @@ def _open(file: Path | str | IO[bytes]) -> Image.Image:
 
         register_heif_opener()
         return Image.open(file, formats=("HEIF",))
+    top = _top_of_clear_grey(image)
+    if top and image.info["transparency"] <= top:
+        image.info["transparency"] *= 255 // top
     profile = profile_of_bmp(image)
     if profile:
         image.info["icc_profile"] = profile
     return image
 
 
-_HEIC_BRANDS = frozenset(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1".split())
+def _top_of_clear_grey(image: Image.Image) -> int:
+    """The largest value of an opened, not decoded PNG of 2 or 4 bits of grey, one of
+    which is clear; 0 for any other. Pillow scales the pixels to 8 bits, and leaves
+    the clear value as it was."""
+    clear = image.info.get("transparency")
+    if image.format != "PNG" or image.mode != "L" or not isinstance(clear, int):
+        return 0
+    return {"L;2": 3, "L;4": 15}.get(_rawmode(cast("Any", image).tile[0]), 0)
 
 
 def _why_unknown(path: Path | str, data: bytes | None) -> str:
@@ -447,8 +458,11 @@ def _why_unknown(path: Path | str, data: bytes | None) -> str:
     kind = unread_kind(beginning)
     if kind:
         return Unread(kind).reason(path, data)
+    other, remedy = stranger(beginning)
+    if other:
+        return f"is {other}. {remedy}"
     what = "is not a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF image, or is damaged"
-    is_heic = beginning[4:8] == b"ftyp" and beginning[8:12] in _HEIC_BRANDS
+    is_heic = beginning[4:8] == b"ftyp" and beginning[8:12] in HEIC_BRANDS
     if is_heic and not find_spec("pi_heif"):
         what += f" (HEIC needs the package 'pi-heif': {install_command('pi-heif')})"
     return what

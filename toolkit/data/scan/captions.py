@@ -67,6 +67,25 @@ def listed(value: Any) -> Any:
     return LIST.join(filter(None, map(str.strip, value)))
 
 
+def half_in(text: str) -> str:
+    """Why a text cannot be trained that has half a character, as of an emoji that a
+    program cut; empty for any other text. JSON can hold one, and names of files.
+
+    >>> half_in("a cat"), half_in("a cat" + chr(0xD83D))[:20]
+    ('', 'has half a character')
+    """
+    if text.isascii():
+        return ""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        return (
+            f"has half a character ({half!r}), as of an emoji that was cut. Remove it"
+        )
+    return ""
+
+
 def caption_files(
     listing: DirectoryListing, suffixes: Sequence[str], image_suffix: str = ""
 ) -> list[list[str]]:
@@ -207,9 +226,10 @@ def read_caption(path: Path | str) -> str:
 
 def caption_in(path: Path | str, text: str) -> str:
     """The caption in the text of the caption file `path`, with LIST between several.
-    Raises NoCaptionError."""
+    Raises NoCaptionError, or CaptionError for half a character."""
     try:
-        return FORMATS.get(split_suffix(str(path))[1], _TEXT).read(text)
+        caption = FORMATS.get(split_suffix(str(path))[1], _TEXT).read(text)
+        half = half_in(caption)
     except (
         ValueError,
         RecursionError,
@@ -221,6 +241,9 @@ def caption_in(path: Path | str, text: str) -> str:
             path,
             "holds no 'caption' of text. Write one, or take .json out of caption_ext",
         ) from error
+    if half:
+        raise CaptionError(path, half)
+    return caption
 
 
 def with_caption(path: Path | str, caption: str) -> str:

@@ -252,7 +252,7 @@ def join(folder: str, name: str) -> str:
 # ---------------------------------------------------------------- what earlier starts
 # learned
 
-FORMAT = 6
+FORMAT = 7
 """Raised when the cached facts change, so that older cache files are ignored."""
 
 MIN_FILE_AGE_NS = 2 * 10**9

@@ -14,6 +14,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import chain
+from unicodedata import normalize
 
 from toolkit.config.sections.dataset import area_of
 from toolkit.contracts.data import PLACEHOLDERS
@@ -46,7 +47,7 @@ from toolkit.data.scan.found import (
 from toolkit.data.scan.masks import look_at_masks, mask_fault
 from toolkit.data.scan.pairs import Pair, contradictions, pair_mistakes
 from toolkit.data.scan.records import ImageFolder
-from toolkit.data.scan.repeats import ask_about, probably_no_repeats
+from toolkit.data.scan.repeats import REPEATS, ask_about, probably_no_repeats
 from toolkit.errors import DataErrors, Diagnostic
 from toolkit.system.read_ahead import thread_map
 
@@ -56,8 +57,9 @@ and ends; damage in between is then found, and reported for all of them, when th
 are encoded."""
 
 _FRACTION = re.compile(r"([0-9]+[.,][0-9]+)_")  # repeats of OneTrainer may be fractions
-# `40 char`, `40-char`; not the date 2024-05-01
-_NEARLY_REPEATS = re.compile(r"([0-9]{1,3})[ .-]+[^\W\d]")
+# `40-char`, `_40_char`, `x40_char`, `4O_char`; not the date 2024-05-01
+_NEARLY_REPEATS = re.compile(r"[\s_.x×-]*([0-9][0-9OolI]{0,2})[x×]?[\s_.-]+[^\W\d]")
+_NUMBER = str.maketrans("OolI", "0011")
 
 
 def check_images(
@@ -338,11 +340,13 @@ def _odd_repeats(folder: ImageFolder) -> Iterator[str]:
     if folder.dataset.num_repeats or folder.dataset.repeats_from_names is False:
         return
     share = matched_name(folder.listing.folder, _FRACTION)
-    count = matched_name(folder.listing.folder, _NEARLY_REPEATS)
+    name = os.path.basename(os.path.abspath(folder.listing.folder))
+    nearly = _NEARLY_REPEATS.match(normalize("NFKC", name))  # digits of full width
+    count = int(nearly[1].translate(_NUMBER)) if nearly else 0
     if share:
         what = f"the {share} in its name is not used, as repeats are whole numbers"
         yield f"{what}: each image is used once per epoch"
-    elif count:
+    elif count > 1 and not REPEATS.match(name):
         remedy = f"For {count} repeats begin its name with '{count}_', or give 'num_repeats: {count}'"
         yield f"each image is used once per epoch. {remedy}"
 

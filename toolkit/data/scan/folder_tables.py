@@ -11,15 +11,16 @@ that they name.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
+from toolkit.data.scan.columns import ignoring, proposal
 from toolkit.data.scan.directory import DirectoryListing, ImageFile, split_suffix
 from toolkit.data.scan.found import ScanFindings, count_of, shorten
-from toolkit.data.scan.partners import in_yaml
 from toolkit.data.scan.records import FolderTable, ImageFolder
 from toolkit.data.scan.tables import (
     NO_JSON,
@@ -44,6 +45,12 @@ _LOOKED_THROUGH = 64 << 20
 
 _LOOKED_FOR = 100
 """So many names of images are looked for in a table that cannot be read."""
+
+_SAYS_CAPTIONS = re.compile(rb'"\w*(?:caption|prompt|instruction|text|conversation)s?"')
+"""In the JSON of a table; others are of other programs."""
+
+_KNOWS_IMAGES = re.compile(r"columns: \{image: (?!\.)|^has half a character")
+"""In the message for a table that was read, and names images."""
 
 
 # ---------------------------------------------------------------- which table is for
@@ -171,25 +178,30 @@ def _is_meant(table: Table, names: Sequence[str]) -> bool:
     """Whether a table that names no image of its folder is one of images: by its rows,
     or, where they cannot be read, by a name of an image in the file. names: of the
     images."""
+    if any(
+        split_suffix(name)[1] in IMAGE_SUFFIXES
+        and (row.caption or row.references or row.worse)
+        for name, row in table.rows.items()
+    ):
+        return True
+    messages = [mistake.message for mistake in table.mistakes]
     suffix = split_suffix(table.path)[1]
-    no_json = any(NO_JSON in mistake.message for mistake in table.mistakes)
-    # objects of other programs mention images too
-    if not table.mistakes or (suffix == ".json" and not no_json):
-        return any(
-            split_suffix(name)[1] in IMAGE_SUFFIXES
-            and (row.caption or row.references or row.worse)
-            for name, row in table.rows.items()
-        )
+    knows_images = any(map(_KNOWS_IMAGES.search, messages))
     if suffix == PARQUET:  # its text is packed; `datasets` names such a table so
-        return os.path.basename(table.path) == "metadata.parquet"
+        is_named = os.path.basename(table.path) == "metadata.parquet"
+        return knows_images or (is_named and bool(messages))
     raw = b""
     with suppress(OSError), open(table.path, "rb") as file:
         raw = file.read(_LOOKED_THROUGH)
-    return any(
-        name.encode(encoding) in raw
+    mentioned = sum(
+        any(name.encode(encoding) in raw for encoding in ("utf-8", "utf-16-le"))
         for name in map(os.path.basename, names[:_LOOKED_FOR])
-        for encoding in ("utf-8", "utf-16-le")
     )
+    # objects of other programs mention images too
+    if suffix == ".json" and not any(NO_JSON in message for message in messages):
+        is_table = knows_images or _SAYS_CAPTIONS.search(raw)
+        return mentioned >= min(2, len(names)) and bool(is_table)
+    return bool(mentioned)
 
 
 def _of_others(table: Table, names: Sequence[str]) -> Diagnostic:
@@ -212,7 +224,7 @@ def used_rows(
     """The rows of a table that is used; its mistakes, and the columns that are not
     used, are noted. folder: that the table lies in, as the user wrote it."""
     findings.mistakes.extend(table.mistakes)
-    if table.is_of_pairs:
+    if table.columns.is_of_pairs:
         findings.of_pairs.add(table.path)
     if table.undecided:
         votes = count_of(table.undecided, "vote")
@@ -223,18 +235,23 @@ def used_rows(
         (dataset.folder_path, folder, os.path.dirname(table.path), ".")
     )
     of_files = table.unused_files(lambda path: bool(_place_of(path, bases)))
-    for column in of_files:  # they would not be trained
-        what = f"its column {column!r} names {count_of(len(table.unused[column]), 'file')} and is not used"
-        name = in_yaml(column)
-        says = f"Say what it is: 'columns: {{control: {name}}}' (or mask, worse, image), 'columns: {{ignore: {name}}}'"
-        findings.mistake(table.called, f"{what}. {says} where it is not meant")
+    if of_files:  # they would not be trained
+        pictures = [*table.columns.image[:1], *of_files]
+        written = [*pictures, *table.columns.control, *table.unused]
+        prompt = next(iter(table.columns.prompt), "")
+        says = proposal(pictures, written, table.columns, dataset.columns, prompt)
+        ignore = ignoring(of_files, dataset.columns)
+        what = f"its columns of files that are not used: {', '.join(of_files)}"
+        remedy = f"{says}, or {ignore} where they are not meant"
+        findings.mistake(table.called, f"{what}. {remedy}")
     others = [column for column in table.unused if column not in of_files]
     if others:
         named = shorten(column or "one without a title" for column in others)
         what = f"columns that are not used: {named}"
         findings.notes.append(f"{table.called}: {what}")
-        ignore = f"columns: {{ignore: [{', '.join(map(in_yaml, others))}]}}"
-        remedy = f"Say what they are with 'columns', or '{ignore}'"
+        remedy = (
+            f"Say what they are with 'columns', or {ignoring(others, dataset.columns)}"
+        )
         findings.unused.append((table.called, f"{what}. {remedy}"))
     return table.rows
 

@@ -19,6 +19,7 @@ from itertools import chain
 
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
+from toolkit.data.pixels.unread import kind_of_file, other_kind
 from toolkit.data.scan.directory import DirectoryListing, join, real_path, split_suffix
 from toolkit.data.scan.folder_tables import tables_in, used_rows
 from toolkit.data.scan.found import (
@@ -247,6 +248,9 @@ def _where_images_are(top: DirectoryListing, below: Sequence[str]) -> str:
     endings = {split_suffix(name)[1]: name for name in reversed(top.files.values())}
     if ZIP in endings:
         return f"Give 'folder_path: {join(top.folder, endings[ZIP])}'"
+    if PARQUET in endings:  # with pictures it would have been unpacked
+        table = join(top.folder, endings[PARQUET])
+        return f"{endings[PARQUET]!r} has none in its rows. Where they name files, give 'captions_file: {table}'"
     is_several = "dataset_dict.json" in top.files
     if is_several or ".arrow" in endings:  # of `save_to_disk`
         place = os.path.abspath(os.path.expanduser(top.folder))
@@ -254,6 +258,12 @@ def _where_images_are(top: DirectoryListing, below: Sequence[str]) -> str:
         loaded = f"datasets.load_from_disk({json.dumps(place)}){of_train}"
         code = f"import datasets; {loaded}.to_parquet({json.dumps(place + '.parquet')})"
         return f"It is what save_to_disk of 'datasets' wrote. Write it as Parquet: python -c {shlex.quote(code)}"
+    for name in top.files.values():
+        what, remedy = (
+            other_kind(name) if name in top.no_files else kind_of_file(top.path(name))
+        )
+        if what:
+            return f"{name!r} is {what}. {remedy}"
     return f"Supported: {', '.join(sorted(IMAGE_SUFFIXES))}"
 
 

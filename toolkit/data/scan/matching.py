@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from toolkit.data.scan.captions import LIST, caption_of_name, find_captions
+from toolkit.data.scan.captions import LIST, caption_of_name, find_captions, half_in
 from toolkit.data.scan.directory import DirectoryListing, ImageFile, join
 from toolkit.data.scan.folder_tables import named_files
 from toolkit.data.scan.found import ScanFindings, shorten
@@ -101,6 +101,10 @@ def _matched(
                 count = image.caption.count(LIST) + 1
                 reason = f"has a list of {count} captions. Give 'captions: lines', or one of them as text"
                 findings.mistake(image.file.path, reason)
+    for image in matched:  # of a name of bytes that are no text
+        half = half_in(image.caption)
+        if half:
+            findings.mistake(image.file.path, half)
     for slot in folder.slots:
         matched = [_with_partners(image, slot, wanted, findings) for image in matched]
     if dataset.alpha_mask:

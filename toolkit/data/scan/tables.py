@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,19 +29,21 @@ from toolkit.config.reading.findings import is_absolute
 from toolkit.config.reading.yaml_reader import moved_path
 from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
-from toolkit.data.scan.captions import LIST, CaptionError, listed, read_text
+from toolkit.data.scan.captions import LIST, CaptionError, half_in, listed, read_text
 from toolkit.data.scan.columns import (
     UNDECIDED,
     Columns,
     Unfit,
+    are_images,
     columns_of,
     first_of,
+    known_names,
     labelled,
     texts_in,
     unknown,
+    without_caption,
 )
 from toolkit.data.scan.directory import real_path, split_suffix
-from toolkit.data.scan.partners import in_yaml
 from toolkit.errors import Diagnostic
 from toolkit.files.parquet import SUFFIX, ParquetError, is_parquet, table_rows
 
@@ -117,8 +120,7 @@ class Table:
     mistakes: list[Diagnostic] = field(default_factory=list)
     """Errors of the file and of its lines."""
 
-    is_of_pairs: bool = False
-    """As `Columns.is_of_pairs`."""
+    columns: Columns = field(default_factory=Columns)
 
     undecided: int = 0
     """Lines that are skipped, because neither of two images is better."""
@@ -188,9 +190,13 @@ def read_table(
             if name is None:
                 undecided += 1
                 continue
-            lines.append(
-                TableLine(number, moved_path(name, moved), _row_of(row, columns, moved))
+            line = TableLine(
+                number, moved_path(name, moved), _row_of(row, columns, moved)
             )
+            half = half_in("".join((name, line.row.caption, *line.row.references)))
+            if half:
+                raise Unfit(half)
+            lines.append(line)
         except Unfit as error:
             faults.append((number, str(error)))
             continue
@@ -202,9 +208,7 @@ def read_table(
         Diagnostic((f"{called}:{number}",), reason)
         for number, reason in sorted(faults, key=lambda fault: fault[0])
     ]
-    return Table(
-        path, called, rows, lines, mistakes, columns.is_of_pairs, undecided, unused
-    )
+    return Table(path, called, rows, lines, mistakes, columns, undecided, unused)
 
 
 def _by_image(
@@ -242,11 +246,15 @@ def _by_image(
 
 
 def _columns(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Columns:
-    """The columns of a table that names images. Raises Unfit where no column does."""
+    """The columns of a table that names images. Raises Unfit where no column does, and
+    where no text is the caption."""
     columns = columns_of(rows, given)
     names_images = columns.image or columns.labelled
     if rows and not names_images and not all(UNDECIDED in row for row in rows):
-        raise Unfit(unknown(rows))
+        raise Unfit(unknown(rows, columns, given))
+    fault = without_caption(rows, columns, given)
+    if fault:
+        raise Unfit(fault)
     return columns
 
 
@@ -286,6 +294,8 @@ def _name(row: Mapping[Any, Any], columns: Columns) -> str | None:
 NO_JSON = "is not valid JSON"
 """How the message for a file or line begins that is not valid JSON."""
 
+_NOTHING = frozenset({"NaN", "nan", "<NA>", "#N/A", "NULL"})
+_EMPTY = "Write one, or leave it empty"
 _NO_NAME = "has no 'file_name' and 'caption' of text. Give both, or remove the line"
 
 
@@ -326,6 +336,10 @@ def _caption(row: Mapping[Any, Any], columns: Columns) -> str:
     caption = tags if is_tags else listed(row.get(key))
     if not isinstance(caption, str | None):
         raise Unfit(_NO_NAME)
+    if caption in _NOTHING:
+        raise Unfit(
+            f"has the caption {caption!r}, which programs write for none. {_EMPTY}"
+        )
     texts = (caption or "").split(LIST)
     if key and not is_tags and isinstance(tags, str):
         both = [(text.strip(), tags.strip()) for text in texts]
@@ -394,7 +408,10 @@ def _with_header(text: str, given: ColumnsConfig, delimiters: str = ",;\t|") -> 
         if text.strip():
             yield 1 + skipped, _no_header(text, delimiters, given)
         return
-    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+    quote = _quote(text)
+    reader = csv.DictReader(
+        io.StringIO(text), delimiter=delimiter, quotechar=quote, strict=quote == "'"
+    )
     try:
         for row in reader:
             more = [value for value in row.pop(None, ()) if value.strip()]
@@ -404,17 +421,44 @@ def _with_header(text: str, given: ColumnsConfig, delimiters: str = ",;\t|") -> 
                     f"Put a caption that has {delimiter!r} in it into quotation marks"
                 )
                 yield reader.line_num + skipped, f"{what}. {remedy}"
+            elif any(_is_torn(value) for value in row.values() if value):
+                what = r"has \" in a text, which ends it in CSV"
+                yield (
+                    reader.line_num + skipped,
+                    f'{what}. Write two quotation marks, ""',
+                )
             elif any(value and value.strip() for value in row.values()):
                 yield reader.line_num + skipped, row
     except csv.Error as error:
-        yield reader.line_num + skipped, f"cannot be read as CSV: {error}. Fix the line"
+        yield (
+            reader.reader.line_num + skipped,
+            f"cannot be read as CSV: {error}. Fix the line",
+        )
+
+
+def _quote(text: str) -> str:
+    """The quotation mark of a CSV, by its first lines: a single one where all values
+    of a line are in such."""
+    lines = text.split("\n", 2)[:2]
+    return (
+        "'"
+        if any(re.match(r"'[^']*'\s*[,;\t|]\s*'.*'\s*$", line) for line in lines)
+        else '"'
+    )
+
+
+def _is_torn(value: str) -> bool:
+    """Whether a value was written with `\\"` for a quotation mark, as in JSON."""
+    return '\\"' in value or ("\\" in value and value.endswith('"'))
 
 
 def _begin(text: str, delimiter: str) -> tuple[list[str], list[dict[str, str]]]:
     """The header of a text by this delimiter, and the first rows below it."""
     lines = list[list[str]]()
     with suppress(csv.Error):  # what is wrong is reported when all is read
-        reader = csv.reader(io.StringIO(text), delimiter=delimiter)
+        reader = csv.reader(
+            io.StringIO(text), delimiter=delimiter, quotechar=_quote(text)
+        )
         lines += islice(filter(None, reader), _ROWS_LOOKED_AT)
     header, *rows = lines or [[]]
     return header, [dict(zip(header, row, strict=False)) for row in rows]
@@ -427,7 +471,8 @@ def _delimiter(text: str, delimiters: str, given: ColumnsConfig) -> str:
         header, rows = _begin(text, delimiter)
         # Names with several meanings are decided by the values of the first rows.
         with suppress(Unfit):
-            if columns_of(rows or [dict.fromkeys(header)], given).is_table:
+            columns = columns_of(rows or [dict.fromkeys(header)], given)
+            if columns.is_table or (columns.image and columns.ignore):
                 return delimiter
     return ""
 
@@ -449,10 +494,10 @@ def _no_header(text: str, delimiters: str, given: ColumnsConfig) -> str:
         return str(error)
     if len(header) < 2 or not rows:
         return f"{what}. Add one with these names, and commas between them"
+    fault = columns.image and without_caption(rows, columns, given)
     if columns.image:
-        texts = ", ".join(in_yaml(key) for key in header if key not in columns.image)
-        return f"{what}: no column is known as the caption. Say which it is: 'columns: {{prompt: ...}}', of {texts}"
-    return f"{what}: it {unknown(rows)}"
+        return f"{what}: {fault or 'it has no column of texts'}"
+    return f"{what}: it {unknown(rows, columns, given)}"
 
 
 def _json_lines(text: str, given: ColumnsConfig) -> Lines:
@@ -468,17 +513,57 @@ def _json_entries(text: str, given: ColumnsConfig) -> Lines:
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError) as error:
+        if getattr(error, "msg", "") == "Extra data":  # `to_json` of `datasets`
+            yield from _json_lines(text, given)
+            return
         what = f"{NO_JSON}: {getattr(error, 'msg', error)}"
         remedy = "Fix it, or write a line for each image"
         yield getattr(error, "lineno", 1), f"{what}. {remedy}"
         return
     if isinstance(whole, dict):
-        whole = [
-            {_NAME: key, **(row if isinstance(row, dict) else {_CAPTION: row})}
-            for key, row in whole.items()
-        ]
+        whole = _rows_in(whole)
     for number, row in enumerate(whole if isinstance(whole, list) else [whole], 1):
         yield _json_line(number, row)
+
+
+def _rows_in(whole: Mapping[str, Any]) -> list[Any]:
+    """The rows in an object of JSON. Raises Unfit for one that is none of these:
+    captions as COCO has them, rows under one key, columns or rows by their index as
+    pandas writes them, or captions by the names of images."""
+    values = [*whole.values()]
+    lists = [value for value in values if isinstance(value, list)]
+    of_objects = [rows for rows in lists if any(map(_is_object, rows))]
+    if len(of_objects) == len(lists) == 1:
+        return of_objects[0]
+    images, notes = whole.get("images"), whole.get("annotations")
+    if images in of_objects and notes in of_objects:
+        names = {
+            str(each.get("id")): each.get(_NAME) for each in filter(_is_object, images)
+        }
+        return [
+            {_NAME: names.get(str(note.get("image_id"))), _CAPTION: note[_CAPTION]}
+            for note in filter(_is_object, notes)
+            if _CAPTION in note
+        ] or [_NO_NAME]
+    parts = [[*value.values()] if _is_object(value) else value for value in values]
+    if all(isinstance(part, list) and len(part) == len(parts[0]) for part in parts):
+        rows = [dict(zip(whole, row, strict=True)) for row in zip(*parts, strict=True)]
+        if {are_images(key, rows) for key in whole} == {True, False}:
+            return rows
+    if not all(isinstance(text, str) for value in lists for text in value):
+        raise Unfit(_NO_ROWS)
+    if all(map(str.isdigit, whole)) and any(
+        _NAMES & {*row} for row in filter(_is_object, values)
+    ):
+        return values
+    return [
+        {_NAME: key, **(row if _is_object(row) else {_CAPTION: row})}
+        for key, row in whole.items()
+    ]
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def _json_line(number: int, row: Any) -> tuple[int, Mapping[Any, Any] | str]:
@@ -488,6 +573,9 @@ def _json_line(number: int, row: Any) -> tuple[int, Mapping[Any, Any] | str]:
 _NAME = "file_name"
 _CAPTION = "caption"
 """The titles that messages suggest, and that rows without a header get."""
+
+_NAMES = {known.name for known in known_names() if known.role == "image"}
+_NO_ROWS = f"is JSON without rows that are known. Write a list of objects with {_NAME!r} and {_CAPTION!r}"
 
 _DIALECTS: Mapping[str, Callable[[str, ColumnsConfig], Lines]] = {
     ".tsv": _tab_separated,

@@ -12,15 +12,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 
+from toolkit.data.pixels.unread import kind_of_file
 from toolkit.data.scan.captions import FORMATS
 from toolkit.data.scan.directory import DirectoryListing, join, real_path, split_suffix
 from toolkit.data.scan.folder_tables import OTHER_TABLE, names_any, tables_in
 from toolkit.data.scan.found import ScanFindings, count_of, shorten
 from toolkit.data.scan.partners import Slot, root_of
 from toolkit.data.scan.records import ImageFolder
-from toolkit.data.scan.tables import image_name
+from toolkit.data.scan.tables import TABLES, image_name
 
-_UNREAD_IMAGES = frozenset({".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
 _NO_CAPTIONS = frozenset(
     {"lint_ignore.txt", "readme.txt", "license.txt", "classes.txt"}
 )
@@ -61,8 +61,6 @@ def _why_ignored(
     """
     images = folder.listing.images
     stem, suffix = split_suffix(name)
-    if suffix in _UNREAD_IMAGES:
-        return f"{suffix} is not supported", "Convert them to PNG or JPEG"
     is_caption = name.endswith(tuple(map(str.lower, caption_ext)))
     if is_caption and name.lower() not in _NO_CAPTIONS:
         reason = "caption without an image"
@@ -82,7 +80,11 @@ def _why_ignored(
         for table in tables_in(folder.listing, folder.dataset, [name], findings):
             if names_any(table, folder.listing.prefix, names):
                 return OTHER_TABLE
-    return "not an image", ""
+    listing = folder.listing
+    if suffix in TABLES or listing.files[name] in listing.no_files:
+        return "not an image", ""
+    kind, remedy = kind_of_file(listing.path(listing.files[name]))
+    return kind or "not an image", remedy
 
 
 # ---------------------------------------------------------------- control images and

@@ -67,10 +67,12 @@ def _fields(
     }
     fields["json"] = json.dumps(texts, ensure_ascii=False).encode()
     named = {key: f"x{suffix_of(image)}" for key, image in images.items()}
-    known = columns_of([{**texts, **named}], ColumnsConfig()).image or tuple(images)
+    known = columns_of([{**texts, **named}], ColumnsConfig()).image
+    if not known and len(images) == 1:  # of several nobody knows: `image_key` says it
+        known = tuple(images)
     for key, image in images.items():
         fields[key.lower()] = image
-        if key == known[0]:
+        if key in known[:1]:
             fields[suffix_of(image)[1:]] = image
     if wanted is None:
         return fields

@@ -226,10 +226,16 @@ def test_what_is_not_taken_says_why_and_leaves_nothing(
     for name, content, says in (
         ("cut.jpg", png(size=(400, 400), kind="JPEG")[:-300], "truncated"),
         ("vector.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not a JPEG"),
-        ("page.jpg", b"<!DOCTYPE html><script>alert(1)</script>", "is not a JPEG"),
+        ("page.jpg", b"<!DOCTYPE html><script>alert(1)</script>", "is a web page"),
         ("huge.png", header_of_huge_png(), "megapixels"),
         ("moving.webp", png(kind="GIF"), "GIF"),
-        ("a.svg", b"<svg/>", "is none of"),
+        (
+            "a.svg",
+            b"<svg/>",
+            "is a .svg file, which is not read. Convert it to PNG or JPEG",
+        ),
+        ("a.mp4", b"", "is a video. Take single frames as PNG"),
+        ("a.CR2", b"", "is a camera's raw file. Export it as PNG or JPEG"),
         ("a.exe", b"MZ", "is none of"),
         ("nul.txt", b"a\0b", "zero byte"),
         ("latin.txt", "é".encode("latin-1"), "not UTF-8"),

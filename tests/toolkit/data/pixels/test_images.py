@@ -173,6 +173,12 @@ def wide_png(
     )
 
 
+def few_bits(path: Path, bits: int, row: bytes, clear: int) -> None:
+    """A row of grey of so many bits, of which one value is clear."""
+    extra = chunk(b"tRNS", struct.pack(">H", clear))
+    write_png(path, 8 // bits, 1, bits, 0, b"\0" + row, extra)
+
+
 def gamma_one_profile() -> bytes:
     """An RGB profile with sRGB's primaries and linear light: the profile bytes of sRGB,
     its curves replaced."""
@@ -209,6 +215,12 @@ PIXELS = {
     "clear value, on red.png": (
         lambda path: wide_png(path, 0, 300, 301, width=2, extra=chunk(b"tRNS", b"\1\x2c")), {}, [RED, (1, 1, 1)],
     ),
+    "clear value of 1 bit, on red.png": (lambda path: few_bits(path, 1, b"\x40", 1), {}, [BLACK, RED]),
+    "clear value of 2 bits, on red.png": (
+        lambda path: few_bits(path, 2, b"\x1b", 1), {}, [BLACK, RED, (170,) * 3, WHITE],
+    ),
+    "clear black of 2 bits, on red.png": (lambda path: few_bits(path, 2, b"\x1b", 0), {}, [RED, (85,) * 3]),
+    "clear value of 4 bits, on red.png": (lambda path: few_bits(path, 4, b"\x1e", 14), {}, [(17,) * 3, RED]),
     "rgba.png": (SHEER, EXACT, [WHITE, HALF, BLUE]),
     "rgba.webp": (SHEER, EXACT, [WHITE, HALF, BLUE]),
     "rgba, on red.png": (SHEER, EXACT, [RED, (127, 0, 0), BLUE]),
@@ -241,6 +253,8 @@ def test_whatever_a_file_holds_is_read_as_srgb_of_eight_bits(
     image = open_image(tmp_path / name, "#ff0000" if "on red" in name else "white")
     assert image.mode == "RGB" and check_image(tmp_path / name) is None
     found = [image.getpixel((x, 0)) for x in range(len(expected))]
+    is_new = "of 2 bits" in name or "of 4 bits" in name
+    assert (images.image_reading(tmp_path / name) == "clear 1") == is_new
     lossy = 15 if name == "cmyk.jpg" else 2 if "linear" in name else 0
     assert numpy.abs(numpy.subtract(found, expected)).max() <= lossy
 

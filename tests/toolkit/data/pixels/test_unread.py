@@ -30,6 +30,26 @@ def test_other_formats_are_called_by_their_name(tmp_path: Path, kind: str) -> No
         open_image("shard/1", data=path.read_bytes())
 
 
+@pytest.mark.parametrize(
+    ("begin", "reason"),
+    [
+        (b"\n<!DOCTYPE html>\n", "is a web page. Download the image itself"),
+        (b"\0\0\0\x20ftypisom", "is a video. Take single frames as PNG"),
+        (b"\0\0\0\x08wide\0\0\0\0mdat", "is a video. Take single frames as PNG"),
+        (b"\x1aE\xdf\xa3", "is a video. Take single frames as PNG"),
+        (b"RIFF\0\0\0\0AVI LIST", "is a video. Take single frames as PNG"),
+        (b"\0\0\0\x18ftypcrx ", "is a camera's raw file. Export it as PNG or JPEG"),
+    ],
+)
+def test_what_stands_in_the_place_of_an_image_is_named(
+    tmp_path: Path, begin: bytes, reason: str
+) -> None:
+    (tmp_path / "a.png").write_bytes(begin + bytes(40))
+    with pytest.raises(ImageError) as caught:
+        open_image(tmp_path / "a.png")
+    assert caught.value.reason == reason
+
+
 def test_a_command_can_be_pasted_and_writes_over_nothing(tmp_path: Path) -> None:
     path = tmp_path / "it's.jxl"
     quoted = str(tmp_path) + "/it'\"'\"'s"

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from dataclasses import replace
 from itertools import permutations
@@ -21,8 +22,9 @@ from toolkit.data.scan.captions import (
     with_caption,
 )
 from toolkit.data.scan.directory import list_folder
+from toolkit.data.scan.folder import scan_datasets
 from toolkit.data.scan.tables import TableRow, read_table
-from toolkit.errors import Diagnostic
+from toolkit.errors import DataErrors, Diagnostic
 
 POINTER = (
     f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 99735\n"
@@ -71,6 +73,42 @@ def test_a_pointer_of_git_lfs_is_no_table(tmp_path: Path) -> None:
     table = read_table(str(tmp_path / "captions.csv"))
     assert table.rows == {}
     assert [OF_LFS in mistake.message for mistake in table.mistakes] == [True]
+
+
+HALVES = {
+    # what: (file, its text, keys of the dataset, place that is named)
+    "a line": (
+        "t.jsonl", '{"file_name": "a.png", "text": "\\ud83d\\ude00"}\n{"file_name": "b.png", "text": "a \\ud83d"}',
+        {}, ":2",
+    ),
+    "an entry": ("t.json", '{"a.png": "a \\ude00", "b.png": "\\ud83d"}', {}, ":1"),
+    "tags": ("t.jsonl", '{"file_name": "a.png", "text": "cat", "tags": "b\\ud83d"}', {}, ":1"),
+    "a name": ("t.jsonl", '{"file_name": "\\ud83d.png", "text": "x"}\n{"file_name": "b.png", "text": "x"}', {}, ":1"),
+    "a caption file": ("a.json", '{"caption": "a \\ud83d cat"}', {"caption_ext": (".json",)}, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HALVES)
+def test_half_a_character_is_named_where_it_stands(
+    tmp_path: Path, image, dataset, what: str
+) -> None:
+    """Tokenizers read none, and the run would end while captions are encoded."""
+    name, text, keys, place = HALVES[what]
+    image(tmp_path / "a.png"), image(tmp_path / "b.png")
+    (tmp_path / name).write_text(text)
+    reason = (
+        r"has half a character \('\\ud\w+'\), as of an emoji that was cut\. Remove it"
+    )
+    with pytest.raises(DataErrors, match=rf"{name}{place}: {reason}"):
+        scan_datasets([dataset(tmp_path, **keys)], None)
+
+
+def test_the_name_of_a_file_that_is_no_text_is_no_caption(
+    tmp_path: Path, image, dataset
+) -> None:
+    image(tmp_path / "a.png").rename(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.png"))
+    with pytest.raises(DataErrors, match="has half a character"):
+        scan_datasets([dataset(tmp_path, captions="names")], None)
 
 
 def test_first_caption_that_is_not_empty(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_every_offender_is_named_at_once(tmp_path: Path, image, dataset) -> None
     words = {
         "nowhere": ["cannot be read as a folder"],
         "0_char": ["0 repeats"],
-        "none": ["1 .psd", "1 subfolder", ".webp"],
+        "none": ["1 .psd", "1 subfolder", "'a.psd' is a .psd file, which is not read"],
         "lonely.png": ["no control image 'lonely'"],
         "twin.jpg": ["twin.jpg, twin.png"],
         "linked.png": ["does not exist"],
@@ -158,14 +158,38 @@ def warned(tmp_path: Path):
 
 
 def test_a_name_that_nearly_gives_repeats_is_a_warning(warned) -> None:
-    for name in ("40 char", "40-char", "7. char", "100 - char"):
-        number, files = re.match(r"\d+", name)[0], [f"{name}/a.png"]
+    names = dict.fromkeys(
+        (
+            "40 char",
+            "40-char",
+            "_40_char",
+            "40 _char",
+            "x40_char",
+            "40x_char",
+            "4O_char",
+        ),
+        40,
+    )
+    names |= {"４０_char": 40, "2l-char": 21, "7. char": 7, "100 - char": 100}
+    for name, number in names.items():
+        files = [f"{name}/a.png"]
         assert warned(files, inside=name) == [
             f"each image is used once per epoch. For {number} repeats begin its name with '{number}_', "
             f"or give 'num_repeats: {number}'"
         ]
         assert warned(files, inside=name, num_repeats=1) == []
-    for name in ("2024-05-01 char", "40", "char 40", "4x"):
+    others = (
+        "2024-05-01 char",
+        "2024-photos",
+        "char 40",
+        "char_2",
+        "3D_renders",
+        "4k-photos",
+        "1-char",
+        "col_1",
+        "x_y",
+    )
+    for name in (*others, "40", "4x", "40_char", "40__char"):
         assert warned([f"{name}/a.png"], inside=name) == [], name
 
 
@@ -239,17 +263,52 @@ def test_clear_pictures_and_those_that_need_a_package_are_warnings(
     assert warned({"a.png": "", "A.txt": "of a.png", "x.psd": ""}) == [
         "1 file not used, caption of an image whose name has other letters: A.txt. "
         "Give image and caption the same name, in upper and lower case too",
-        "1 file not used, .psd is not supported: x.psd. Convert them to PNG or JPEG",
+        "1 file not used, a .psd file, which is not read: x.psd. Convert it to PNG or JPEG",
         "1 of 2 images is fully transparent, so that nothing of it is seen: clear.png. Export them once more, "
         "or remove them",
     ]
 
 
 def test_photographs_of_an_iphone_are_images(tmp_path: Path, dataset) -> None:
-    for name in ("b.HEIC", "named_so.jpg"):
+    for name in ("b.HEIC", "named_so.jpg", "of_a_camera.HIF"):
         shutil.copyfile(TURNED_HEIC, tmp_path / name)
-    scan = scan_datasets([dataset(tmp_path)], "sks")
-    assert [sample.size for sample in scan.samples] == [(64, 96)] * 2
+    (tmp_path / "of_a_camera.txt").write_text("a street")
+    scan = scan_datasets([dataset(tmp_path)], None)
+    assert [sample.size for sample in scan.samples] == [(64, 96)] * 3
+    assert scan.samples[2].caption == "a street"
+
+
+def test_pictures_under_other_endings_are_read_or_named_with_what_to_do(
+    tmp_path: Path, image, dataset
+) -> None:
+    whole = image(tmp_path / "a.jpg").read_bytes()
+    for name in ("b.mpo", "c.jpe", "d.JPG_large", "without", "e.bin", "f.raw"):
+        (tmp_path / name).write_bytes(whole)
+    others = {
+        "g.CR2": b"II*\0",
+        "h.cr3": b"\0\0\0\x18ftypcrx ",
+        "i.mp4": b"",
+        "j.odd": b"\0\0\0\x20ftypisom",
+        "k.tga": b"\0\0\2",
+        "BMW.md": b"BMW is a maker of cars",
+        "l.npz": b"PK\3\4",
+    }
+    for name, content in others.items():
+        (tmp_path / name).write_bytes(content)
+    scan = scan_datasets([dataset(tmp_path, resolution=(64,))], "sks")
+    assert [s.name for s in scan.samples] == ["a.jpg", "b.mpo", "c.jpe", "d.JPG_large"]
+    told = [note.partition(f"{tmp_path}: ")[2] for note in scan.notes]
+    assert set(told) == {
+        "1 file not used, a .tga file, which is not read: k.tga. Convert it to PNG or JPEG",
+        "2 files not used, a camera's raw file: g.CR2, h.cr3. Export it as PNG or JPEG",
+        "2 files not used, a video: i.mp4, j.odd. Take single frames as PNG",
+        "3 files not used, an image that does not end with .jpg: e.bin, f.raw, without. Rename it to end with .jpg",
+        "ignored, not an image: BMW.md, l.npz",
+    }
+    assert len(scan.unused) == 8
+    make_files(tmp_path / "films", ["a.mov"])
+    told = str(mistakes_of(dataset(tmp_path / "films")))
+    assert "'a.mov' is a video. Take single frames as PNG" in told
 
 
 def test_the_trigger_word_is_the_dataset_s_or_the_job_s_and_none_for_regularisation_images(

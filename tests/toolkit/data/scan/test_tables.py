@@ -71,7 +71,7 @@ NO_HEADER = (
             "Bild;Beschreibung\na.png;one\n",
             "1: 'Bild;Beschreibung' is not a header with 'file_name' and 'caption': it has no column that is known as "
             "the image; its columns are Bild, Beschreibung. Say what they are: 'columns: {image: Bild, prompt: "
-            "Beschreibung}' (for pairs also control, or worse)",
+            "Beschreibung}'",
         ),
         (
             "file_name,caption\na.png,one, two\n",
@@ -227,7 +227,8 @@ MISTAKES = {
     ),
     "a title of the caption that is not known": (
         "t.csv", "file_name,width,label text\na.png,64,a cat\n", {},
-        "...: no column is known as the caption. Say which it is: 'columns: {prompt: ...}', of width, label text",
+        "...: no column is known as the caption, of label text. Say what they are: 'columns: {image: file_name, "
+        "prompt: label text}', or 'columns: {ignore: label text}' where none is meant",
     ),
     "a broken JSON": ("t.json", '{"a.png": "one",}', {}, ":1: is not valid JSON: ..."),
     "lines that differ in more than the caption": (
@@ -239,6 +240,17 @@ MISTAKES = {
     "a column of lists": (
         "t.jsonl", '{"both": ["a.png", "b.png"], "text": "two"}', {"columns": {"image": "both"}},
         ":1: names 2 images in 'both'. Write a row for each image",
+    ),
+    "what programs write for none": (
+        "t.csv", "file_name,text\na.png,NaN\nb.png,x\n", {},
+        ":2: has the caption 'NaN', which programs write for none. Write one, or leave it empty",
+    ),
+    "quotation marks as in JSON": (
+        "t.csv", 'file_name,text\na.png,"a sign \\"open\\" here"\nb.png,x\n', {},
+        ':2: has \\" in a text, which ends it in CSV. Write two quotation marks, ""',
+    ),
+    "one quotation mark as in JSON": (
+        "t.csv", 'file_name,text\na.png,"a 5\\" nail"\nb.png,x\n', {}, ':2: has ...',
     ),
     "a caption twice": (
         "t.jsonl", '{"file_name": "a.png", "text": "one"}\n{"file_name": "a.png", "text": "two"}\nb.png\n', {},
@@ -263,7 +275,112 @@ def test_a_found_table_is_as_strict_as_a_given_one(data: Path, dataset) -> None:
     assert "move it away" in str(refusal([dataset(data)], "sks"))
 
 
+NAMED = [
+    {"file_name": "a.png", "text": "one, two"},
+    {"file_name": "b.png", "text": "grün"},
+]
+READ_FORMS = {
+    "rows under a key": {"version": 1, "data": NAMED},
+    "COCO": {
+        "images": [{"id": 7, "file_name": "a.png"}, {"id": 8, "file_name": "b.png"}],
+        "annotations": [{"image_id": 7, "caption": "one, two"}, {"image_id": "8", "caption": "grün"}],
+    },
+    "columns": {"file_name": ["a.png", "b.png"], "text": ["one, two", "grün"]},
+    "columns of pandas": {
+        "file_name": {"0": "a.png", "1": "b.png"}, "text": {"0": "one, two", "1": "grün"}, "width": {"0": 1, "1": 2},
+    },
+    "rows of pandas": {"0": NAMED[0], "1": NAMED[1]},
+    "stems": {"a": "one, two", "b": {"caption": "grün"}},
+    "lines": "\n".join(map(json.dumps, NAMED)),
+    "single quotes": "file_name,text\n'a.png','one, two'\n'b.png','grün'\n",
+    "single quotes and semicolons": "'file_name';'text'\n'a.png';'one, two'\n'b.png';'grün'\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", READ_FORMS)
+def test_forms_in_which_programs_write_captions_are_read(
+    data: Path, dataset, form: str
+) -> None:
+    text = READ_FORMS[form]
+    name = "DATA.csv" if form.startswith("single") else "DATA.json"
+    (data / name).write_text(text if isinstance(text, str) else json.dumps(text))
+    scan = scan_datasets([dataset(data, resolution=(64,))], None)
+    assert [sample.caption for sample in scan.samples] == ["one, two", "grün"]
+
+
+TALK = [{"from": "human", "value": "Describe it"}, {"from": "gpt", "value": "a cat"}]
+REFUSED_FORMS = {
+    # form: (name of the table, its rows or its text, what is said)
+    "several lists": ("t.json", {"train": NAMED, "val": NAMED}, "is JSON without rows that are known"),
+    "split of pandas": (
+        "t.json", {"columns": ["file_name", "text"], "index": [0], "data": [["a.png", "x"], ["b.png", "y"]]},
+        "is JSON without rows that are known",
+    ),
+    "titles that are not known": (
+        "t.json", {"data": [{"img": f"{n}.png", "cap": "a cat"} for n in "ab"]},
+        "'columns: {image: img, prompt: cap}'",
+    ),
+    "LLaVA": (
+        "t.json", [{"image": f"{n}.png", "conversations": TALK} for n in "ab"],
+        "of conversations, whose texts are packed in lists or objects",
+    ),
+    "texts in JSON": (
+        "t.jsonl", '{"image": "a.png", "meta": "{\\"caption\\": \\"a cat\\"}"}', "of meta, whose texts are packed",
+    ),
+    "a text that is not known": (
+        "t.jsonl", '{"image": "a.png", "en_caption": "cat"}', "'columns: {image: image, prompt: en_caption}'",
+    ),
+    "a caption that is empty, and another": (
+        "t.jsonl", '{"image": "a.png", "text": "", "zh": "一只猫在这里"}', "'columns: {image: image, prompt: zh}'",
+    ),
+    "an apostrophe": ("t.csv", "file_name,text\n'a.png','it's'\n", ":2: cannot be read as CSV"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", REFUSED_FORMS)
+def test_a_table_with_texts_that_nobody_knows_is_refused(
+    data: Path, dataset, form: str
+) -> None:
+    name, text, said = REFUSED_FORMS[form]
+    (data / name).write_text(text if isinstance(text, str) else json.dumps(text))
+    assert said in str(refusal([dataset(data)], None))
+    given = dataset(data, captions_file=str(data / name))
+    assert said in str(refusal([given], None))
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_texts_that_are_no_captions_are_left_out_as_the_message_says(
+    data: Path, dataset, name: str
+) -> None:
+    rows = [{"file_name": f"{n}.png", "who": "anna", "said": "a word"} for n in "ab"]
+    lines = map(json.dumps, rows)
+    if name == "t.csv":
+        lines = ("file_name,who,said", *(",".join(row.values()) for row in rows))
+    (data / name).write_text("\n".join(lines))
+    keys = {"image": ("file_name",), "ignore": ("who",)}
+    says = "'columns: {image: file_name, ignore: [who, said]}' where none is meant"
+    assert says in str(refusal([dataset(data, columns=keys)], None))
+    keys["ignore"] = ("who", "said")
+    scan = scan_datasets([dataset(data, resolution=(64,), columns=keys)], None)
+    assert [sample.caption for sample in scan.samples] == ["", ""]
+
+
+def test_a_table_without_texts_that_may_be_captions_is_no_mistake(
+    data: Path, dataset
+) -> None:
+    row = {"model": "one of ours", "score": 0.5, "date": "2024-01-02", "hash": "a1"}
+    rows = ({"file_name": f"{name}.png", **row} for name in "ab")
+    (data / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    scan = scan_datasets([dataset(data, resolution=(64,))], "sks")
+    unused = f"{data}/t.jsonl: columns that are not used: model, score, date, hash"
+    assert unused in scan.notes and len(scan.samples) == 2
+
+
 OTHERS = {
+    "boxes.json": '{"images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}], "annotations": '
+    '[{"image_id": 1, "bbox": [1, 2, 3, 4]}]}',
+    "names.json": '["a.png", "b.png"]',
+    "scores.json": '{"a.png": 0.5, "b.png": 0.25}',
     "workflow.json": '{"nodes": [{"inputs": "a.png"}], "links": [1]}',
     "coco.json": '{"images": [{"file_name": "a.png"}], "annotations": []}',
     "settings.json": '{"version": "1"}',

@@ -1,6 +1,8 @@
 """Parquet files as tables and as datasets, as `datasets` 5.2.0 writes them."""
 
 import io
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from toolkit.data.streams.sample_keys import SampleKeys
 from toolkit.data.streams.shards import expand_shards
 from toolkit.data.streams.webdataset import ShardStream, Unreadable
 from toolkit.errors import DataErrors, RunError
-from toolkit.files import parquet
+from toolkit.files import parquet, writing
+from toolkit.files.archives import unpacked
 
 PA = pytest.importorskip("pyarrow")
 
@@ -160,7 +163,7 @@ def test_a_picture_column_that_is_not_known_is_a_mistake_until_the_job_says_what
     with pytest.raises(DataErrors) as caught:
         scan_datasets([section(file)], None)
     assert str(caught.value).startswith(
-        f"{file}: its column 'photo' names 1 file and is not used. Say what it is: "
+        f"{file}: its columns of files that are not used: photo. Say what they are: "
     )
     scan = scan_datasets(
         [section(file, columns={"control": "photo", "ignore": "digest"})], None
@@ -168,6 +171,46 @@ def test_a_picture_column_that_is_not_known_is_a_mistake_until_the_job_says_what
     assert [len(sample.control_images) for sample in scan.samples] == [
         1
     ] and scan.notes == ()
+
+
+def test_texts_of_which_none_is_the_caption_are_refused_as_in_a_csv(
+    tmp_path: Path, image
+) -> None:
+    rows = [{"image": of_hub("red"), "en_caption": "a cat", "width": 64}]
+    says = "no column is known as the caption, of en_caption. Say what they are: 'columns: {image: "
+    with pytest.raises(
+        DataErrors, match=re.escape(f"{says}image, prompt: en_caption}}'")
+    ):
+        scan_datasets([section(write(tmp_path / "p.parquet", rows))], None)
+    image(tmp_path / "set" / "x.png")
+    write(tmp_path / "set" / "t.parquet", [{"file_name": "x.png", "edit": "a cat"}])
+    (tmp_path / "set" / "other.parquet").write_bytes(
+        (tmp_path / "p.parquet").read_bytes()[:99]
+    )
+    with pytest.raises(DataErrors, match=re.escape("{image: file_name, prompt: edit}")):
+        scan_datasets([section(tmp_path / "set")], None)
+
+
+def test_a_folder_of_rows_without_pictures_says_what_they_are(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.parquet", [{"url": "https://x.org/a.png", "text": "a"}])
+    remedy = f"Where they name files, give 'captions_file: {file}'"
+    with pytest.raises(DataErrors, match=f"'t.parquet' has none in its rows. {remedy}"):
+        scan_datasets([section(tmp_path)], None)
+
+
+def test_text_that_is_no_utf_8_is_damage_and_no_traceback(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    offsets = PA.py_buffer(b"".join(at.to_bytes(4, "little") for at in (0, 4)))
+    half = PA.Array.from_buffers(
+        PA.string(), 1, [None, offsets, PA.py_buffer(b"x\xed\xa0\xbd")]
+    )
+    table = PA.table({"file_name": ["a.png"], "text": half})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(
+        DataErrors, match=r"is damaged behind row 0 .*codec can't decode"
+    ):
+        scan_datasets([section("", captions_file=str(tmp_path / "t.parquet"))], None)
 
 
 def test_a_row_without_a_picture_at_the_beginning_does_not_make_it_a_table(
@@ -230,6 +273,36 @@ def test_a_file_that_is_not_a_dataset_says_why(
 ) -> None:
     with pytest.raises(DataErrors, match=reason):
         scan_datasets([section(write(tmp_path / "p.parquet", rows))], None)
+
+
+def test_a_picture_that_rows_share_is_unpacked_once(tmp_path: Path) -> None:
+    """A table of edits has a source with many targets."""
+    rows = [
+        {**EDITS[number], "edited_image": of_hub(f"#{number}00")} for number in range(3)
+    ]
+    file = write(tmp_path / "p.parquet", rows)
+    scan = scan_datasets([section(file)], None)
+    assert [sample.caption for sample in scan.samples] == [
+        f"make it blue {number}" for number in range(3)
+    ]
+    shared = {os.stat(sample.control_images[0]).st_ino for sample in scan.samples}
+    own = {os.stat(sample.image).st_ino for sample in scan.samples}
+    assert (len(shared), len(own)) == (1, 3)
+
+
+@pytest.mark.parametrize("written", [0, 2])
+def test_a_file_that_does_not_fit_unpacked_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    """By its own sizes, and while it is written: the disk may fill meanwhile."""
+    file = write(tmp_path / "p.parquet", EDITS)
+    free = [10**12] * written
+    monkeypatch.setattr(
+        writing, "free_space", lambda path: free.pop() if free else writing.MARGIN
+    )
+    with pytest.raises(OSError, match=r"needs .* unpacked, and .* are free in .*Make"):
+        unpacked(str(file), tmp_path / "home")
+    assert list((tmp_path / "home").iterdir()) == []
 
 
 def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
@@ -356,4 +429,17 @@ def test_the_image_of_a_row_is_the_column_that_is_known_as_it(tmp_path: Path) ->
         }
     ]
     ((sample, _),) = stream(write(tmp_path / "e.parquet", rows)).read(None)
+    assert sample.image == picture("red")
+
+
+def test_of_several_images_that_nobody_knows_a_stream_takes_none(
+    tmp_path: Path,
+) -> None:
+    """The first one would be the image before the edit."""
+    rows = [{"input": of_hub("blue"), "output": of_hub("red"), "text": "a cat"}]
+    file = write(tmp_path / "e.parquet", rows)
+    with pytest.raises(RunError, match="only input, json, output, text"):
+        list(stream(file).read(None))
+    keys = SampleKeys(("output",), label="json", caption="text")
+    ((sample, _),) = stream(file, keys=keys).read(None)
     assert sample.image == picture("red")
