@@ -315,7 +315,7 @@ def require_own(path: Path, is_own: Callable[[Path], bool] = is_own_folder) -> N
         raise RunError(reason)
 
 
-def _files_in(folder: Path) -> set[str]:
+def files_in(folder: Path) -> set[str]:
     """The files and links below a folder, relative to it, without files of file
     managers."""
     places = (
@@ -336,7 +336,7 @@ def added_to(folder: Path) -> str:
     none, or no list."""
     try:
         listed = json.loads(read_regular(folder / MARKER)).get("files")
-        added = set() if listed is None else _files_in(folder).difference(listed)
+        added = set() if listed is None else files_in(folder).difference(listed)
         return min(added, default="")
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return ""
@@ -363,7 +363,7 @@ def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
                 yield temporary
                 write_json(
                     temporary / MARKER,
-                    {"program": NAME, "files": sorted(_files_in(temporary))},
+                    {"program": NAME, "files": sorted(files_in(temporary))},
                 )
                 for folder in (*filter(Path.is_dir, temporary.rglob("*")), temporary):
                     fsync(folder)
