@@ -292,7 +292,7 @@ class Kept:
         if not self.maps:
             return
         try:
-            _map(module, path, stays)
+            _map(module, path, self.folder / path.name, stays)
         except (OSError, ValueError, RuntimeError) as error:
             self.maps = False
             logger.warning(
@@ -605,7 +605,9 @@ def _views(header: Mapping[str, Any], memory: Tensor) -> dict[str, Tensor]:
     return tensors
 
 
-def _map(module: nn.Module, path: Path, stays: Callable[[str], bool]) -> None:
+def _map(
+    module: nn.Module, path: Path, known_as: Path, stays: Callable[[str], bool]
+) -> None:
     """Replaces the tensors of a module that wait in main memory by the same tensors in
     the mapped file."""
     with path.open("rb") as file:
@@ -617,6 +619,6 @@ def _map(module: nn.Module, path: Path, stays: Callable[[str], bool]) -> None:
         if name != METADATA and stays(name)
     }
     if header:
-        tensors = _views(header, mapped_bytes(path)[begin:])
+        tensors = _views(header, mapped_bytes(path, known_as)[begin:])
         module.load_state_dict(tensors, strict=False, assign=True)
         malloc_trim()  # their former memory goes back to the system

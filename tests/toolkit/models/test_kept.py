@@ -455,7 +455,7 @@ def test_a_disk_that_maps_nothing_is_a_warning(
     error: Exception,
     start: str,
 ) -> None:
-    def refused(path: Path) -> None:
+    def refused(*_: Path) -> None:
         raise error
 
     fresh = transformer(tiny_model, tmp_path, qtype="int4", keep_quantized=False)
