@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -669,14 +670,22 @@ def nearest_folder(path: Path) -> Path:
     return next(filter(Path.exists, (path, *path.absolute().parents)))
 
 
+UNKNOWN_SPACE = sys.maxsize
+"""Free bytes of a disk that does not say them, as some network mounts: what lacks room
+is told when it is written."""
+
+
 def free_space(path: Path) -> int:
-    """Free bytes on the disk of `path`. The path need not exist: the nearest existing
-    folder above it decides.
+    """Free bytes on the disk of `path`, or UNKNOWN_SPACE. The path need not exist: the
+    nearest existing folder above it decides.
 
     >>> free_space(Path("not/made/yet")) == free_space(Path.cwd())
     True
     """
-    return shutil.disk_usage(nearest_folder(path)).free
+    try:
+        return shutil.disk_usage(nearest_folder(path)).free
+    except OSError:
+        return UNKNOWN_SPACE
 
 
 MARGIN = 1 << 30
@@ -701,6 +710,8 @@ def readable_size(size: float) -> str:
     >>> readable_size(1500), readable_size(2e9)
     ('1.5 kB', '2 GB')
     """
+    if size >= UNKNOWN_SPACE:
+        return "an unknown amount"
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.3g} {unit}"
