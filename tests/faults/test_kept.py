@@ -4,17 +4,21 @@ on a disk that fails while blocks are read from it, killed again and again."""
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import time
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from tests.faults.conftest import INT, STEP, TERM, Job
+from tests.faults.conftest import INT, KILL, STEP, TERM, Job
 from tests.faults.nursery import Child
 from toolkit.models.kept import kept_entries
 
 ADD = "toolkit.models.kept:KeptWriter.add"
 FILL = "toolkit.models.kept:KeptReader.fill"
+WRITE = "toolkit.models.kept:_write"
 
 
 @pytest.fixture
@@ -107,3 +111,70 @@ def test_a_disk_that_fails_while_blocks_are_read_is_a_line_that_names_the_kept_m
         assert kept_job.status() == "failed"
         kept_job.run(faults=[("kill_self", STEP, 2, TERM)], code=75)
     assert "read from" in kept_job.run()
+
+
+def kill_starts(job: Job, kills: int) -> dict[str, int]:
+    """Kills new starts at random moments between the fork and the first steps. Half of
+    them have no kept model to begin with. Returns how many had written, and read,
+    one."""
+    draw, span = Random(kills), 0.0
+    slow = [("slow", place, 0.05) for place in (ADD, FILL, WRITE)]
+    for _ in range(2):  # the second one encodes nothing
+        begun = time.monotonic()
+        child = job.start(faults=slow)
+        child.wait_until(job.steps)
+        span = time.monotonic() - begun
+        child.end()
+        shutil.rmtree(job.folder)
+    counted = {"wrote": 0, "read": 0, "left half": 0}
+    for _ in range(kills):
+        shutil.rmtree(job.folder, ignore_errors=True)
+        if draw.random() < 0.5:
+            shutil.rmtree(models(job), ignore_errors=True)
+        child = job.start(faults=slow)
+        time.sleep(draw.uniform(0, 1.1 * span))
+        child.send(signal.SIGKILL)
+        assert child.wait() in (-KILL, 0)
+        assert "damaged" not in child.output and "Traceback" not in child.output
+        counted["wrote"] += "kept in" in child.output
+        counted["read"] += "read from" in child.output
+        counted["left half"] += any(models(job).glob("*.tmp"))
+    shutil.rmtree(job.folder, ignore_errors=True)
+    return counted
+
+
+def survives(job: Job, kills: int) -> None:
+    job.change(model__keep_quantized=False, sample=None)
+    job.run()
+    expected = job.result()
+    shutil.rmtree(job.folder)
+    job.change(model__keep_quantized=True, model__blocks_to_swap=1)
+    counted = kill_starts(job, kills)
+    assert min(counted.values()) >= kills // 30, counted
+    job.run()
+    found = job.result()
+    assert found.keys() == expected.keys()
+    # the options of the model are in the files' metadata
+    assert found["metrics"] == expected["metrics"]
+    for name in (name for name in found if name.endswith("job.safetensors")):
+        ours, theirs = (result[name] for result in (found, expected))
+        assert tensor_bytes(ours) == tensor_bytes(theirs), name
+    (entry,) = kept_entries(job.cwd / "output" / "_cache")
+    assert [*models(job).iterdir()] == [entry.folder]
+    print(f"{kills} kills: {counted}")
+
+
+def tensor_bytes(file: bytes) -> bytes:
+    return file[8 + int.from_bytes(file[:8], "little") :]
+
+
+@pytest.mark.slow
+def test_killed_starts_leave_a_kept_model_that_is_whole_or_absent(
+    kept_job: Job,
+) -> None:
+    survives(kept_job, kills=8)
+
+
+@pytest.mark.soak
+def test_three_hundred_killed_starts_end_in_the_same_bytes(kept_job: Job) -> None:
+    survives(kept_job, kills=300)

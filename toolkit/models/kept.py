@@ -351,7 +351,7 @@ class KeptReader:
         """Compares what is in the folder with the list in MANIFEST. Raises
         DamagedEntryError."""
         folder = self._kept.folder
-        with _as_damage(MANIFEST):
+        with _as_damage(folder / MANIFEST):
             listed = _listed(folder)
             if "crc32" not in listed and "bytes" in listed:
                 raise DamagedEntryError("of an older version of this program")
@@ -368,7 +368,7 @@ class KeptReader:
         read. stays: whether the tensor of this name waits in main memory; such tensors
         are mapped. Raises DamagedEntryError."""
         path = _file(self._kept.folder, name)
-        with _as_damage(path.name):
+        with _as_damage(path):
             layers, tensors = self._read(path)
             self._kept.restore(block, layers, tensors)
         del tensors
@@ -378,7 +378,7 @@ class KeptReader:
         """Gives the model its weights outside of the blocks. without: beginning of the
         blocks' names. Raises DamagedEntryError."""
         path = _file(self._kept.folder, REST)
-        with _as_damage(path.name):
+        with _as_damage(path):
             _, tensors = self._read(path)
             loaded = model.load_state_dict(tensors, strict=False, assign=True)
             for name in loaded.missing_keys:
@@ -408,15 +408,20 @@ class KeptReader:
 
 
 @contextmanager
-def _as_damage(file: str) -> Iterator[None]:
+def _as_damage(file: Path) -> Iterator[None]:
     """Any error inside the block is a DamagedEntryError, but memory or open files that
-    the machine lacks. file: name of the one that is read."""
+    the machine lacks: a RunError. file: the one that is read."""
     try:
         yield
+    except DamagedEntryError:
+        raise
     except Exception as error:
-        if isinstance(error, DamagedEntryError) or shortage(error):
-            raise
-        raise DamagedEntryError(f"damaged ({file}: {_reason(error)})") from error
+        short = shortage(error)
+        if short:
+            raise RunError(
+                f"{file}: cannot be read: {short.what}. {short.remedy}."
+            ) from error
+        raise DamagedEntryError(f"damaged ({file.name}: {_reason(error)})") from error
 
 
 def _reason(error: Exception) -> str:

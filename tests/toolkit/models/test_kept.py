@@ -17,11 +17,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.small_kept import read_small, small_kept, small_start
 from toolkit.config.sections.model import ModelConfig
+from toolkit.errors import RunError
 from toolkit.files.mapped import is_mapped
 from toolkit.memory.offload import HostBlock
-from toolkit.memory.quantization import quantizer
-from toolkit.memory.stored_blocks import describe, restore
 from toolkit.models import kept
 from toolkit.models.families import kept_bytes
 from toolkit.models.kept import kept_entries
@@ -376,37 +376,12 @@ def test_an_entry_of_an_older_version_is_made_again(
     assert "crc32" in json.loads(manifest.read_text())
 
 
-def small_kept(cache: Path) -> kept.Kept:
-    """An entry of one block, which is not a model's."""
-    return kept.Kept(cache, "small", 100, "small", describe, restore)
-
-
-def small_block() -> torch.nn.Module:
-    return torch.nn.ModuleDict({"to_q": torch.nn.Linear(3, 2)}).requires_grad_(False)
-
-
-def read_small(entry: kept.KeptReader) -> torch.nn.Module:
-    block = small_block()
-    entry.fill("block", block, lambda name: False)
-    entry.fill_rest(torch.nn.ModuleDict(), without="block.")
-    return block
-
-
 @pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 61])
 def test_each_bit_of_a_header_and_of_the_list_is_one_that_matters_or_is_noticed(
     tmp_path: Path, every: int
 ) -> None:
     """Never a traceback, and never other weights."""
-    block = small_block()
-    quantizer("int8")(block, "block")
-
-    def make(entry: kept.KeptWriter | None) -> torch.nn.Module:
-        assert entry
-        entry.add("block", block)
-        entry.finish(torch.nn.ModuleDict(), without="block.")
-        return block
-
-    small_kept(tmp_path).used_by(read_small, make)
+    block = small_start(tmp_path)
     folder, unnoticed = tmp_path / "models" / "small", set()
     for name in ("block.safetensors", kept.MANIFEST):
         raw = (folder / name).read_bytes()
@@ -426,17 +401,21 @@ def test_each_bit_of_a_header_and_of_the_list_is_one_that_matters_or_is_noticed(
     assert unnoticed == {kept.MANIFEST}  # its label, and its white space
 
 
-def test_memory_that_runs_out_while_an_entry_is_read_is_no_damage(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(errno.EMFILE, "Too many open files")]
+)
+def test_what_the_machine_lacks_while_an_entry_is_read_is_no_damage(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
+    """The line names the kept model, not the published one."""
     transformer(tiny_model, tmp_path, qtype="int4")
     (entry,) = kept_entries(tmp_path / "_cache")
 
     def none_left(*_: object) -> None:
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr(kept, "_read_into", none_left)
-    with pytest.raises(MemoryError):
+    with pytest.raises(RunError, match=f"^{entry.folder}/.*: cannot be read: th"):
         transformer(tiny_model, tmp_path, qtype="int4")
     assert [one.folder for one in kept_entries(tmp_path / "_cache")] == [entry.folder]
 
