@@ -117,13 +117,16 @@ def kill_starts(job: Job, kills: int) -> dict[str, int]:
     """Kills new starts at random moments between the fork and the first steps. Half of
     them have no kept model to begin with. Returns how many had written, and read,
     one."""
-    draw, span = Random(kills), 0.0
+    draw = Random(kills)
     slow = [("slow", place, 0.05) for place in (ADD, FILL, WRITE)]
-    for _ in range(2):  # the second one encodes nothing
+    spans = []
+    for writes in (True, True, False):  # the first one encodes, too
+        if writes:
+            shutil.rmtree(models(job), ignore_errors=True)
         begun = time.monotonic()
         child = job.start(faults=slow)
         child.wait_until(job.steps)
-        span = time.monotonic() - begun
+        spans.append(time.monotonic() - begun)
         child.end()
         shutil.rmtree(job.folder)
     counted = {"wrote": 0, "read": 0, "left half": 0}
@@ -131,6 +134,7 @@ def kill_starts(job: Job, kills: int) -> dict[str, int]:
         shutil.rmtree(job.folder, ignore_errors=True)
         if draw.random() < 0.5:
             shutil.rmtree(models(job), ignore_errors=True)
+        span = spans[2 if kept_entries(models(job).parent) else 1]
         child = job.start(faults=slow)
         time.sleep(draw.uniform(0, 1.1 * span))
         child.send(signal.SIGKILL)

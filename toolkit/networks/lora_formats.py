@@ -38,10 +38,10 @@ from toolkit.networks.adapter_settings import (
 from toolkit.networks.multiplied import FrozenLayer, Multiplied, kind_for
 from toolkit.networks.multiplied_files import (
     STORED_PARTS,
+    as_one_writer,
     form_of,
     misfit,
     read_stored,
-    with_ia3_names,
 )
 from toolkit.networks.unread_kinds import unread_kind
 
@@ -363,7 +363,7 @@ def parse_adapter_tensors(
     >>> parse_adapter_tensors(tensors, {"to_q": (2, 4)}, "style")["to_q"].scale
     1.0
     """
-    tensors = with_ia3_names(tensors)
+    tensors = as_one_writer(tensors)
     settings = settings_of(source, tensors, metadata or {})
     fused = fused_layers(layers)
     names = {}
