@@ -66,20 +66,24 @@ _maps: WeakValueDictionary[int, _Map] = WeakValueDictionary()
 """Address -> the map there, while a tensor is in it."""
 
 
-def mapped_bytes(path: Path, known_as: Path | None = None) -> Tensor:
+def mapped_bytes(path: Path) -> Tensor:
     """All bytes of a file that has some, uint8, read-only: writing to them ends the
-    process. The file may be renamed and deleted meanwhile. known_as: its path in
-    messages, where it will be renamed."""
+    process. The file may be renamed and deleted meanwhile."""
     import torch
 
     with path.open("rb") as file:
         area = _Map(file.fileno(), 0, access=mmap.ACCESS_READ)
-    area.path = known_as or path
+    area.path = path
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that they cannot be written to
         tensor = torch.frombuffer(area, dtype=torch.uint8)
     _maps[tensor.data_ptr()] = area
     return tensor
+
+
+def will_be_at(tensor: Tensor, path: Path) -> None:
+    """Says the path that the file of a map gets, for messages."""
+    _maps[tensor.untyped_storage().data_ptr()].path = path
 
 
 def is_mapped(tensor: Tensor) -> bool:

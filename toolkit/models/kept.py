@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from toolkit.errors import RunError, first_line
-from toolkit.files.mapped import mapped_bytes
+from toolkit.files.mapped import mapped_bytes, will_be_at
 from toolkit.files.safetensors_io import METADATA, framed, read_header
 from toolkit.files.writing import (
     TEMP_FILE_GLOB,
@@ -624,6 +624,8 @@ def _map(
         if name != METADATA and stays(name)
     }
     if header:
-        tensors = _views(header, mapped_bytes(path, known_as)[begin:])
+        mapped = mapped_bytes(path)
+        will_be_at(mapped, known_as)
+        tensors = _views(header, mapped[begin:])
         module.load_state_dict(tensors, strict=False, assign=True)
         malloc_trim()  # their former memory goes back to the system

@@ -18,6 +18,7 @@ from toolkit.files.mapped import (
     read_in,
     unsure_disk,
     was_read,
+    will_be_at,
     will_read,
 )
 from toolkit.files.writing import python_path
@@ -67,7 +68,8 @@ def test_bytes_that_the_disk_no_longer_has_are_an_error_that_names_the_file(
 ) -> None:
     path = tmp_path / "bytes"
     path.write_bytes(bytes(8192) + b"x" * 8192)
-    tensor = mapped_bytes(path, tmp_path / "entry" / "later")
+    tensor = mapped_bytes(path)
+    will_be_at(tensor, tmp_path / "entry" / "later")
     read_in(tensor)
     assert int(tensor[-1]) == ord("x")
     was_read(tensor)
