@@ -19,6 +19,7 @@ if lack := why_not(sys.version_info[:2]):
     sys.exit(lack)
 
 import argparse
+import faulthandler
 import gc
 import json
 import os
@@ -837,6 +838,8 @@ def prepare_streams() -> None:
     """
     log.quiet_libraries()
     log.open_closed_streams()
+    if not faulthandler.is_enabled():
+        faulthandler.enable(2)  # for signals that end a process without a word
     redact.remember_environment(os.environ)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -223,7 +223,8 @@ class SdTrainerProcess(ImageTrainer):
             section.training_folder,
             decoder=section.decoder(),
             keep=True,
-            maps=section.maps_kept(),
+            maps=section.maps_kept()
+            and (self.plan.memory is None or self.plan.memory.mapped > 0),
         )
 
     def _as_planned(self) -> SdTrainerConfig:

@@ -28,6 +28,7 @@ OF_OTHERS = {
     "No matching distribution found for diffusers": "pip",
     "Killed": "the shell",
     "Unrecognized key ... in Accelerator allocator config": "PyTorch",
+    "Fatal Python error: Bus error": "Python",
     "lora key not loaded": "ComfyUI",
     "Qwen2VLVideoProcessor requires the Torchvision library": "transformers",
 }

@@ -108,6 +108,15 @@ def no_flushing_of_folders() -> None:
     os.fsync = flush
 
 
+def no_free_space_told() -> None:
+    """The disk does not say how much of it is free."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    os.statvfs = refuse
+
+
 def no_modes() -> None:
     """The disk has no modes of files."""
 

@@ -72,6 +72,18 @@ def nothing_is_half_written(folder: Path) -> bool:
 
 
 @pytest.mark.slow
+def test_a_disk_that_does_not_say_its_free_space_is_planned_and_used(
+    job: Job,
+) -> None:
+    job.change(train__steps=2, sample=None, model__quantize=True)
+    faults = [("no_free_space_told",)]
+    plan = job.run("--dry-run", faults=faults)
+    assert "(an unknown amount free)" in plan and "too little" not in plan
+    said = job.run(faults=faults)
+    assert "transformer: kept in" in said and job.states() == [2]
+
+
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_ends_the_run_with_a_line_and_loses_nothing(
     job: Job,
 ) -> None:

@@ -4,52 +4,21 @@ with a line, from which the run goes on."""
 
 from __future__ import annotations
 
-import builtins
 import errno
-import fcntl
-import io
 import os
-import stat
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
-from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from tests.faults import small
+from tests.faults import calls, small
+from tests.faults.calls import Call, Disk, each_kind
 from toolkit.errors import RunError
-from toolkit.files import writing
 from toolkit.train.callbacks.save import SaveCallback
 from toolkit.train.checkpoint_store import checkpoint_folders, verify
-
-ERRORS = (errno.EINVAL, errno.EPERM, errno.ENOSPC, errno.EIO, errno.EXDEV, errno.EROFS)
-
-CALLS = {
-    os: (
-        *(
-            "open",
-            "fsync",
-            "replace",
-            "rename",
-            "link",
-            "mkdir",
-            "rmdir",
-            "unlink",
-            "remove",
-            "chmod",
-        ),
-        *("stat", "lstat", "scandir", "listdir", "statvfs", "utime", "ftruncate"),
-    ),
-    io: ("open",),
-    builtins: ("open",),
-    fcntl: ("flock",),
-}
-"""What Python's modules for files call."""
 
 NEEDED = {"open", "io.open", "mkdir", "replace", "rename", "stat", "lstat", "serialize"}
 """Without these nothing can be written, put in its place, or read back; all others
@@ -59,83 +28,19 @@ LOST = {errno.EIO, errno.ENOSPC, errno.EROFS}
 """What a flush of a file answers whose contents are not on the disk."""
 
 
-class Call(NamedTuple):
-    name: str
-    of: str
-    """A file, or a folder."""
-
-    number: int
-    """It is so manieth of its name among those of the saves."""
+saving = threading.local()
+"""Whether this thread is within a save."""
 
 
-class Disk:
-    """Counts the calls of saves, and fails one of them."""
-
-    def __init__(self, failing: Call | None = None, error: int = 0) -> None:
-        self.failing, self.error = failing, error
-        self.calls: list[Call] = []
-        self.saving = threading.local()
-        self._counts: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def meet(self, name: str, place: Any) -> None:
-        """Raises where this call is the one that fails."""
-        thread = threading.current_thread().name
-        if not (
-            thread.startswith(("save", "read back"))
-            or getattr(self.saving, "now", False)
-        ):
-            return
-        try:
-            mode = (
-                real_fstat(place).st_mode
-                if isinstance(place, int)
-                else real_stat(place).st_mode
-            )
-        except OSError:
-            mode = 0
-        with self._lock:
-            self._counts[name] += 1
-            call = Call(
-                name, "folder" if stat.S_ISDIR(mode) else "file", self._counts[name]
-            )
-            self.calls.append(call)
-        if self.failing and (call.name, call.number) == (
-            self.failing.name,
-            self.failing.number,
-        ):
-            raise OSError(
-                self.error,
-                os.strerror(self.error),
-                None if isinstance(place, int) else os.fspath(place),
-            )
-
-
-real_stat, real_fstat = os.stat, os.fstat
+def is_of_a_save() -> bool:
+    thread = threading.current_thread().name
+    return thread.startswith(("save", "read back")) or getattr(saving, "now", False)
 
 
 @contextmanager
 def answering(disk: Disk) -> Iterator[None]:
-    """Inside the block the system is asked through `disk`."""
-    with pytest.MonkeyPatch.context() as patch:
-
-        def through(module: Any, name: str) -> None:
-            real, known = (
-                getattr(module, name),
-                name if module in (os, fcntl) else "io.open",
-            )
-
-            @wraps(real)
-            def asked(*arguments: Any, **named: Any) -> Any:
-                disk.meet(known, arguments[0] if arguments else ".")
-                return real(*arguments, **named)
-
-            patch.setattr(module, name, asked)
-
-        for module, names in CALLS.items():
-            for name in names:
-                through(module, name)
-
+    """Inside the block the system is asked through `disk`, by safetensors too."""
+    with calls.answering(disk) as patch:
         from safetensors import SafetensorError
         from safetensors import torch as safetensors
 
@@ -154,19 +59,18 @@ def answering(disk: Disk) -> Iterator[None]:
         start = SaveCallback._start_save
 
         def start_save(*arguments: Any, **named: Any) -> bool:
-            disk.saving.now = True
+            saving.now = True
             try:
                 return start(*arguments, **named)
             finally:
-                disk.saving.now = False
+                saving.now = False
 
         patch.setattr(SaveCallback, "_start_save", start_save)
-        patch.setattr(writing, "_warned", set(), raising=False)
         yield
 
 
 def calls_of_a_run(folder: Path) -> list[Call]:
-    disk = Disk()
+    disk = Disk(watches=is_of_a_save)
     with answering(disk):
         small.go_on(folder)
     return disk.calls
@@ -192,7 +96,7 @@ def serves_tidiness(call: Call, error: int) -> bool:
 def check(call: Call, error: int, folder: Path, whole: dict[str, bytes]) -> None:
     what = f"{call}: {errno.errorcode[error]}"
     ended = ""
-    with answering(Disk(call, error)):
+    with answering(Disk(call, error, is_of_a_save)):
         try:
             small.go_on(folder)
         except RunError as failed:
@@ -257,11 +161,5 @@ def test_no_call_for_durability_or_tidiness_ends_a_run(table, tmp_path: Path) ->
 def test_every_answer_to_each_kind_of_call_of_a_save(table, tmp_path: Path) -> None:
     """To calls of that kind from the first to the last."""
     calls, whole = table
-    kinds: dict[tuple[str, str], list[Call]] = {}
-    for call in calls:
-        kinds.setdefault((call.name, call.of), []).append(call)
-    for number, (of_kind, (turn, error)) in enumerate(
-        product(kinds.values(), enumerate(ERRORS))
-    ):
-        call = of_kind[turn * (len(of_kind) - 1) // (len(ERRORS) - 1)]
+    for number, (call, error) in enumerate(each_kind(calls)):
         check(call, error, tmp_path / str(number), whole)

@@ -43,6 +43,7 @@ otherwise in a tensor that does not."""
 MAGIC = {
     b"GGUF": "a GGUF file",
     b"PK\3\4": "a pickle of torch",
+    b"\x80\2\x8a\n": "a pickle of torch",  # before 1.6; as a length, more than MOST_HEADER
     b"vers": GIT_LFS,
     b"<!do": "a web page",
     b"<!DO": "a web page",

@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -315,7 +316,7 @@ def require_own(path: Path, is_own: Callable[[Path], bool] = is_own_folder) -> N
         raise RunError(reason)
 
 
-def _files_in(folder: Path) -> set[str]:
+def files_in(folder: Path) -> set[str]:
     """The files and links below a folder, relative to it, without files of file
     managers."""
     places = (
@@ -336,7 +337,7 @@ def added_to(folder: Path) -> str:
     none, or no list."""
     try:
         listed = json.loads(read_regular(folder / MARKER)).get("files")
-        added = set() if listed is None else _files_in(folder).difference(listed)
+        added = set() if listed is None else files_in(folder).difference(listed)
         return min(added, default="")
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return ""
@@ -363,7 +364,7 @@ def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
                 yield temporary
                 write_json(
                     temporary / MARKER,
-                    {"program": NAME, "files": sorted(_files_in(temporary))},
+                    {"program": NAME, "files": sorted(files_in(temporary))},
                 )
                 for folder in (*filter(Path.is_dir, temporary.rglob("*")), temporary):
                     fsync(folder)
@@ -669,14 +670,22 @@ def nearest_folder(path: Path) -> Path:
     return next(filter(Path.exists, (path, *path.absolute().parents)))
 
 
+UNKNOWN_SPACE = sys.maxsize
+"""Free bytes of a disk that does not say them, as some network mounts: what lacks room
+is told when it is written."""
+
+
 def free_space(path: Path) -> int:
-    """Free bytes on the disk of `path`. The path need not exist: the nearest existing
-    folder above it decides.
+    """Free bytes on the disk of `path`, or UNKNOWN_SPACE. The path need not exist: the
+    nearest existing folder above it decides.
 
     >>> free_space(Path("not/made/yet")) == free_space(Path.cwd())
     True
     """
-    return shutil.disk_usage(nearest_folder(path)).free
+    try:
+        return shutil.disk_usage(nearest_folder(path)).free
+    except OSError:
+        return UNKNOWN_SPACE
 
 
 MARGIN = 1 << 30
@@ -701,6 +710,8 @@ def readable_size(size: float) -> str:
     >>> readable_size(1500), readable_size(2e9)
     ('1.5 kB', '2 GB')
     """
+    if size >= UNKNOWN_SPACE:
+        return "an unknown amount"
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook, saved_tensors_hooks
 
 from toolkit.contracts.model import BlockForward
-from toolkit.files.mapped import is_mapped, was_read, will_read
+from toolkit.files.mapped import is_mapped, read_in, was_read, will_read
 from toolkit.rounding import round_up
 from toolkit.system.device import is_out_of_memory, pinned
 
@@ -229,6 +229,7 @@ class PinnedWindow:
         piece, sent = self._pieces.popleft()
         if sent is not None:
             sent.synchronize()
+        read_in(source)
         piece[: len(source)].copy_(source)
         was_read(source)
         with torch.cuda.stream(self._stream):
@@ -393,6 +394,7 @@ class BlockSwap:
             buffer.arriving.result()
             buffer.arriving = None
         if self._stream is None:
+            read_in(source)
             target.copy_(source)
             was_read(source)
             return

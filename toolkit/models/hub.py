@@ -49,7 +49,7 @@ from toolkit.config.sections.model_files import (
 )
 from toolkit.errors import UserError, first_line
 from toolkit.files import now
-from toolkit.files.writing import free_space
+from toolkit.files.writing import free_space, readable_size
 from toolkit.models.families import why_no_room
 
 logger = logging.getLogger(__name__)
@@ -302,7 +302,7 @@ def _print_download_size(
     target = hub_cache()
     free = free_space(target) + downloaded_bytes(name)
     logger.info(
-        f"downloading {name}: {total / 1e9:.1f} GB to {target} ({free / 1e9:.1f} GB free)"
+        f"downloading {name}: {total / 1e9:.1f} GB to {target} ({readable_size(free)} free)"
     )
     message = why_no_room(name, total, free, target)
     if message:

@@ -3,13 +3,15 @@ instead of the published weights.
 
 An entry is a folder in `_cache/models`. Its name stands for its origin: content of the
 weights, type of the quantized ones, merged files, version of the rule. It has a
-safetensors file for each block, one for the other weights, and MANIFEST. It is written
-under a temporary name, so it exists completely or not at all. Each file has a checksum,
-which is compared while it is read. A damaged entry is deleted and made again.
+safetensors file for each block, one for the other weights, and MANIFEST, which lists
+the files with their sizes and the checksums of all their bytes. It is written under a
+temporary name, so it exists completely or not at all. The list is compared before a
+file is used, so that whatever is wrong with an entry has one answer: it is deleted and
+made again.
 
 Blocks that wait in main memory are mapped: they are read where they are copied to the
 device, and take no memory of the process. This is also true for the start that writes
-the entry.
+the entry. Where the disk maps no files, they stay in main memory.
 
 This module does not quantize, and does not choose the name of an entry. That is done by
 `toolkit.train.base_model`, whose `Kept` is used by `loading.load_blockwise`. The
@@ -24,28 +26,32 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
-from toolkit.errors import RunError
-from toolkit.files.mapped import mapped_bytes
+from toolkit.errors import RunError, first_line
+from toolkit.files.mapped import mapped_bytes, will_be_at
 from toolkit.files.safetensors_io import METADATA, framed, read_header
 from toolkit.files.writing import (
     TEMP_FILE_GLOB,
     atomic_write_dir,
+    files_in,
     folder_lock,
     free_space,
     fsync,
     locked,
+    open_regular,
     read_object,
     readable_size,
     remove,
     write_json,
 )
+from toolkit.shortage import shortage
+from toolkit.system import signals
 from toolkit.system.host_memory import malloc_trim
 
 if TYPE_CHECKING:
@@ -57,6 +63,9 @@ MODELS = "models"
 """The folder of the entries, in the cache of a training folder."""
 
 MANIFEST = "kept.json"
+MOST_MANIFEST = 2**20
+"""Bytes; that of 60 blocks has 6 thousand."""
+
 REST = "rest"
 """Name of the file with the weights outside of the blocks."""
 
@@ -67,6 +76,9 @@ ALIGNMENT = 256
 """Bytes; the same as for tensors in a block that waits (`toolkit.memory.offload`)."""
 
 PAGE = 4096
+PORTION = 2**24
+"""Bytes that are read at a time."""
+
 GAP = "_gap."
 """Beginning of the names of the bytes between two tensors. The format allows no holes,
 so they are tensors too."""
@@ -92,7 +104,7 @@ ModelT = TypeVar("ModelT")
 
 
 class DamagedEntryError(Exception):
-    """An entry cannot be used; the message has the reason."""
+    """An entry cannot be used; the message says what it is."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +138,16 @@ def kept_entries(cache: Path) -> list[KeptEntry]:
         with suppress(OSError):  # deleted by another process meanwhile
             size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
             used = manifest.stat().st_mtime
-            model = str(read_object(manifest).get("model", ""))
+            model = str(_listed(folder).get("model", ""))
             entries.append(KeptEntry(folder, size, used, model))
     return sorted(entries, key=lambda entry: entry.used)
+
+
+def _listed(folder: Path) -> dict[str, Any]:
+    """What MANIFEST of an entry says; empty where it is damaged. Raises OSError where it
+    is gone."""
+    manifest = folder / MANIFEST
+    return read_object(manifest) if manifest.stat().st_size <= MOST_MANIFEST else {}
 
 
 def why_not_kept(cache: Path, needed: int, entry_folder: Path | None = None) -> str:
@@ -191,8 +210,9 @@ class Kept:
         self.maps = maps
 
     def is_there(self) -> bool:
-        """Whether there is an entry. A damaged one counts too."""
-        return (self.folder / MANIFEST).is_file()
+        """Whether there is an entry. A damaged one counts too, and so does anything
+        else in its place."""
+        return os.path.lexists(self.folder)
 
     def used_by(
         self,
@@ -205,10 +225,11 @@ class Kept:
         entry = self._begin()
         while isinstance(entry, KeptReader):
             try:
+                entry.compare_files()
                 model = read(entry)
             except DamagedEntryError as error:
                 logger.warning(
-                    f"{self.folder}: the kept model is damaged ({error}), it is made again"
+                    f"{self.folder}: the kept model is {error}, it is made again"
                 )
                 entry = self._begin() if self._remove() else None
             else:
@@ -223,9 +244,10 @@ class Kept:
 
     def _begin(self) -> KeptReader | KeptWriter | None:
         """The reader of the entry, or its writer. None where it cannot be written. It
-        waits for another process that writes the entry."""
+        waits for another process that writes the entry, unless a stop is requested."""
         waits = False
         while True:
+            signals.check()
             if self.is_there():
                 return KeptReader(self)
             try:
@@ -263,6 +285,20 @@ class Kept:
             )
             remove(entry.folder)
         return KeptWriter(self)
+
+    def map(self, module: nn.Module, path: Path, stays: Callable[[str], bool]) -> None:
+        """Maps the tensors of a module that wait from its file, which has the same
+        bytes. Where that fails they stay in main memory, with one warning."""
+        if not self.maps:
+            return
+        try:
+            _map(module, path, self.folder / path.name, stays)
+        except (OSError, ValueError, RuntimeError) as error:
+            self.maps = False
+            logger.warning(
+                f"model.keep_quantized: files in {self.folder.parent} cannot be mapped ({_reason(error)}): blocks that "
+                "wait (model.blocks_to_swap) take main memory"
+            )
 
     def say_not_kept(self, reason: object) -> None:
         """Logs a warning that the model is not kept, with the reason."""
@@ -306,70 +342,90 @@ class KeptReader:
 
     def __init__(self, entry: Kept) -> None:
         self._kept = entry
+        self._files: dict[str, list[int]] = {}
+        """Name of each file -> its bytes and checksum."""
+
         self.bytes = 0
+
+    def compare_files(self) -> None:
+        """Compares what is in the folder with the list in MANIFEST. Raises
+        DamagedEntryError."""
+        folder = self._kept.folder
+        with _as_damage(folder / MANIFEST):
+            listed = _listed(folder)
+            if "crc32" not in listed and "bytes" in listed:
+                raise DamagedEntryError("of an older version of this program")
+            self._files = dict(listed["crc32"])
+            if listed["entry"] != folder.name:
+                raise ValueError("it is of another model")
+            for path in files_in(folder) ^ {MANIFEST, *self._files}:
+                raise ValueError(
+                    f"{path} {'is missing' if path in self._files else 'was added'}"
+                )
 
     def fill(self, name: str, block: nn.Module, stays: Callable[[str], bool]) -> None:
         """Gives a block the weights that were written for it. Its own weights are not
         read. stays: whether the tensor of this name waits in main memory; such tensors
         are mapped. Raises DamagedEntryError."""
-        path, layers, tensors = self._read(name)
-        try:
+        path = _file(self._kept.folder, name)
+        with _as_damage(path):
+            layers, tensors = self._read(path)
             self._kept.restore(block, layers, tensors)
-        except (
-            AttributeError,
-            KeyError,
-            TypeError,
-            RuntimeError,
-        ) as error:  # RuntimeError: from `load_state_dict`
-            reason = " ".join(str(error).split())[:100]
-            raise DamagedEntryError(
-                f"{path.name} is of another block: {reason}"
-            ) from error
         del tensors
-        if self._kept.maps:
-            _map(block, path, stays)
+        self._kept.map(block, path, stays)
 
     def fill_rest(self, model: nn.Module, without: str) -> None:
         """Gives the model its weights outside of the blocks. without: beginning of the
         blocks' names. Raises DamagedEntryError."""
-        *_, tensors = self._read(REST)
-        try:
+        path = _file(self._kept.folder, REST)
+        with _as_damage(path):
+            _, tensors = self._read(path)
             loaded = model.load_state_dict(tensors, strict=False, assign=True)
-        except RuntimeError as error:
-            raise DamagedEntryError(
-                f"what is around the blocks is of another model: {str(error)[:100]}"
-            ) from error
-        for name in loaded.missing_keys:
-            if not name.startswith(without):
-                raise DamagedEntryError(f"it lacks {name}")
+            for name in loaded.missing_keys:
+                if not name.startswith(without):
+                    raise ValueError(f"it lacks {name}")
         with suppress(OSError):  # sets the time of the last use
             os.utime(self._kept.folder / MANIFEST)
 
-    def _read(self, name: str) -> tuple[Path, Mapping[str, Any], dict[str, Tensor]]:
-        """Path, quantized layers and tensors of a file. Raises DamagedEntryError."""
+    def _read(self, path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+        """Quantized layers and tensors of a file."""
         import torch
 
-        path = _file(self._kept.folder, name)
-        try:
-            with path.open("rb", buffering=0) as file:
-                header = read_header(file)
-                end = path.stat().st_size
-                memory = torch.empty(end - file.tell(), dtype=torch.uint8)
-                _read_into(file, memory)
-        except (OSError, ValueError, RecursionError) as error:
-            raise DamagedEntryError(
-                f"{path.name}: {getattr(error, 'strerror', None) or error}"
+        size, checksum = self._files[path.name]
+        with open_regular(path) as file:
+            if path.is_symlink() or file.seek(0, os.SEEK_END) != size:
+                raise ValueError("it is not the file that was written")
+            memory = torch.empty(size, dtype=torch.uint8)
+            file.seek(0)
+            if _read_into(file, memory) != checksum:
+                raise ValueError("its bytes are not those that were written")
+            file.seek(0)
+            header = read_header(file)
+            begin = file.tell()
+        self.bytes += size
+        layers = json.loads(header.pop(METADATA)["layers"])
+        return layers, _views(header, memory[begin:])
+
+
+@contextmanager
+def _as_damage(file: Path) -> Iterator[None]:
+    """Any error inside the block is a DamagedEntryError, but memory or open files that
+    the machine lacks: a RunError. file: the one that is read."""
+    try:
+        yield
+    except DamagedEntryError:
+        raise
+    except Exception as error:
+        short = shortage(error)
+        if short:
+            raise RunError(
+                f"{file}: cannot be read: {short.what}. {short.remedy}."
             ) from error
-        metadata = header.pop(METADATA, {})
-        if metadata.get("crc32") != _checksum([memory.numpy()]):
-            raise DamagedEntryError(
-                f"the bytes of {path.name} are not those that were written"
-            )
-        self.bytes += end
-        try:
-            return path, json.loads(metadata["layers"]), _views(header, memory)
-        except (ValueError, LookupError, TypeError, RuntimeError) as error:
-            raise DamagedEntryError(f"the header of {path.name}: {error}") from error
+        raise DamagedEntryError(f"damaged ({file.name}: {_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or first_line(error))[:100]
 
 
 class KeptWriter:
@@ -389,7 +445,7 @@ class KeptWriter:
         stack = ExitStack()
         self._temporary = stack.enter_context(atomic_write_dir(entry.folder))
         self._stack: ExitStack | None = stack
-        self._bytes = 0
+        self._files: dict[str, tuple[int, int]] = {}
         self._flusher = ThreadPoolExecutor(1, "kept model")
         """Flushes files to the disk while the next blocks are quantized."""
         self._flushed: list[Future[None]] = []
@@ -414,14 +470,15 @@ class KeptWriter:
         )
         path = _file(self._temporary, name)
         try:
-            self._bytes += _write(path, state, json.dumps(self._kept.describe(module)))
+            self._files[path.name] = _write(
+                path, state, json.dumps(self._kept.describe(module))
+            )
         except OSError as error:
             self._give_up(error)
             return
         del state
         self._flushed.append(self._flusher.submit(fsync, path))
-        if self._kept.maps:
-            _map(module, path, stays)
+        self._kept.map(module, path, stays)
 
     def finish(self, rest: nn.Module, without: str) -> None:
         """Writes the weights outside of the blocks, and puts the entry in its place.
@@ -434,13 +491,16 @@ class KeptWriter:
             if not name.startswith(without)
         ]
         try:
-            self._bytes += _write(_file(self._temporary, REST), state, "{}")
-            fsync(_file(self._temporary, REST))
+            path = _file(self._temporary, REST)
+            self._files[path.name] = _write(path, state, "{}")
+            fsync(path)
             for flushed in self._flushed:
                 flushed.result()
+            size = sum(size for size, _ in self._files.values())
+            listed = {"entry": self._kept.folder.name, "crc32": self._files}
             write_json(
                 self._temporary / MANIFEST,
-                {"model": self._kept.model, "bytes": self._bytes},
+                {"model": self._kept.model, "bytes": size, **listed},
             )
             self._stack.close()
         except (OSError, RunError) as error:
@@ -449,14 +509,14 @@ class KeptWriter:
         self._stack = None
         self._flusher.shutdown()
         logger.info(
-            f"transformer: kept in {self._kept.folder} ({readable_size(self._bytes)}) for the next start"
+            f"transformer: kept in {self._kept.folder} ({readable_size(size)}) for the next start"
         )
 
     def _give_up(self, error: Exception) -> None:
         """Ends the writing. Tensors that are mapped stay mapped: their file has no name
         any more."""
         self._end()
-        self._kept.say_not_kept(getattr(error, "strerror", None) or error)
+        self._kept.say_not_kept(_reason(error))
 
     def _end(self) -> None:
         stack = self._stack
@@ -478,9 +538,11 @@ def _file(folder: Path, name: str) -> Path:
     return folder / f"{name}.safetensors"
 
 
-def _write(path: Path, state: Iterable[tuple[str, Tensor]], layers: str) -> int:
+def _write(
+    path: Path, state: Iterable[tuple[str, Tensor]], layers: str
+) -> tuple[int, int]:
     """Writes a safetensors file whose tensors begin at multiples of ALIGNMENT, the
-    first one at a page. Returns its bytes."""
+    first one at a page. Returns its bytes, and their checksum."""
     header: dict[str, Any] = {}
     pieces: list[Any] = []
     end = 0
@@ -503,38 +565,35 @@ def _write(path: Path, state: Iterable[tuple[str, Tensor]], layers: str) -> int:
         }
         pieces.append(_bytes_of(raw))
         end += raw.nbytes
-    header[METADATA] = {"layers": layers, "crc32": _checksum(pieces)}
+    header[METADATA] = {"layers": layers}
     frame = framed(json.dumps(header), PAGE)
+    checksum = 0
     with path.open("wb", buffering=0) as file:
         for piece in (frame, *pieces):
+            checksum = zlib.crc32(piece, checksum)
             view = memoryview(piece)
             while view.nbytes:
                 view = view[file.write(view) :]
-    return len(frame) + end
+    return len(frame) + end, checksum
 
 
-def _read_into(file: Any, memory: Tensor) -> None:
-    """Fills the memory from an unbuffered file. Raises ValueError where the file is too
-    short."""
+def _read_into(file: BinaryIO, memory: Tensor) -> int:
+    """Fills the memory from a file. Returns the checksum of what it read."""
+    checksum = 0
     left = memoryview(cast("Any", memory.numpy()))
     while left.nbytes:
-        count = file.readinto(left)
+        count = file.readinto(left[:PORTION])  # type: ignore[attr-defined]
         if not count:
-            raise ValueError("it is cut off")
+            break
+        checksum = zlib.crc32(left[:count], checksum)
         left = left[count:]
+    return checksum
 
 
 def _bytes_of(raw: Tensor) -> Any:
     import torch
 
     return raw.view(torch.uint8).numpy() if raw.numel() else b""
-
-
-def _checksum(pieces: Iterable[Any]) -> str:
-    checksum = 0
-    for piece in pieces:
-        checksum = zlib.crc32(piece, checksum)
-    return str(checksum)
 
 
 def _views(header: Mapping[str, Any], memory: Tensor) -> dict[str, Tensor]:
@@ -551,7 +610,9 @@ def _views(header: Mapping[str, Any], memory: Tensor) -> dict[str, Tensor]:
     return tensors
 
 
-def _map(module: nn.Module, path: Path, stays: Callable[[str], bool]) -> None:
+def _map(
+    module: nn.Module, path: Path, known_as: Path, stays: Callable[[str], bool]
+) -> None:
     """Replaces the tensors of a module that wait in main memory by the same tensors in
     the mapped file."""
     with path.open("rb") as file:
@@ -563,6 +624,8 @@ def _map(module: nn.Module, path: Path, stays: Callable[[str], bool]) -> None:
         if name != METADATA and stays(name)
     }
     if header:
-        tensors = _views(header, mapped_bytes(path)[begin:])
+        mapped = mapped_bytes(path)
+        will_be_at(mapped, known_as)
+        tensors = _views(header, mapped[begin:])
         module.load_state_dict(tensors, strict=False, assign=True)
         malloc_trim()  # their former memory goes back to the system

@@ -65,6 +65,7 @@ from toolkit.models.single_file import (
 from toolkit.number_types import FILE_CODES, FP8_QTYPES, STORED_CODES
 from toolkit.rotation import regular_hadamard, rotate
 from toolkit.shortage import shortage
+from toolkit.system import signals
 from toolkit.system.device import is_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -472,6 +473,7 @@ def _read_kept(
     on the device yet."""
     model = _empty(options, kind)
     for index, block in enumerate(model.transformer_blocks):
+        signals.check()
         entry.fill(
             f"{BLOCKS}.{index}", block, partial(_stays, options, index, tabulated)
         )
@@ -499,6 +501,7 @@ def _from_weights(
         part = reader.folder
         phase = "quantizing" if options.quantizes else "reading"
         for index, block in enumerate(model.transformer_blocks):
+            signals.check()
             now.tell(phase, index + 1, len(model.transformer_blocks), now.BLOCK)
             coded_layers += fill(
                 block, reader, f"{BLOCKS}.{index}.", dtype, codes=codes

@@ -42,7 +42,7 @@ from toolkit.networks.lora_formats import (
     rank_of,
     without_prefix,
 )
-from toolkit.networks.multiplied_files import form_of, read_stored, with_ia3_names
+from toolkit.networks.multiplied_files import as_one_writer, form_of, read_stored
 from toolkit.networks.targets import block_in
 from toolkit.networks.unread_kinds import unread_kind
 from toolkit.version import NAME
@@ -158,7 +158,7 @@ def strengths_in_settings(
 def layers_of(tensors: Mapping[str, Tensor]) -> FileLayers:
     """The tensors of a file by layer."""
     layers = FileLayers()
-    for key, tensor in with_ia3_names(tensors).items():
+    for key, tensor in as_one_writer(tensors).items():
         suffix = max((end for end in PARTS if key.endswith(end)), key=len, default="")
         if adds_nothing(key, tensor):
             continue

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from toolkit.contracts.model import ROWS_OF
 from toolkit.errors import UserError
-from toolkit.files.safetensors_io import aligned, check_count
+from toolkit.files.safetensors_io import aligned, check_count, read_header
 from toolkit.files.unreadable import explained
+from toolkit.files.writing import open_regular
 from toolkit.networks.adapter_settings import (
     CONFIG_FILE,
     PEFT_PREFIX,
@@ -38,10 +39,10 @@ from toolkit.networks.adapter_settings import (
 from toolkit.networks.multiplied import FrozenLayer, Multiplied, kind_for
 from toolkit.networks.multiplied_files import (
     STORED_PARTS,
+    as_one_writer,
     form_of,
     misfit,
     read_stored,
-    with_ia3_names,
 )
 from toolkit.networks.unread_kinds import unread_kind
 
@@ -363,7 +364,7 @@ def parse_adapter_tensors(
     >>> parse_adapter_tensors(tensors, {"to_q": (2, 4)}, "style")["to_q"].scale
     1.0
     """
-    tensors = with_ia3_names(tensors)
+    tensors = as_one_writer(tensors)
     settings = settings_of(source, tensors, metadata or {})
     fused = fused_layers(layers)
     names = {}
@@ -475,6 +476,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file, unchanged. The text of peft's settings next to it
     is added to the metadata. Raises UserError when it cannot be read."""
     try:
+        with open_regular(path) as opened:
+            read_header(opened)  # names files of other kinds
         with safe_open(path, framework="pt") as file:
             check_count(len(file.keys()))
             tensors = {key: aligned(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
@@ -540,7 +543,10 @@ def _about_unknown(source: str, keys: list[str]) -> str:
     for key in keys:
         what = unread_kind(key)
         if what:
-            remedy = " In ComfyUI, extract it with bias_diff off." * key.endswith(ADDED)
+            remedy = (
+                " ComfyUI's extraction leaves them out with bias_diff off; its training node always trains norms."
+                * key.endswith(ADDED)
+            )
             return f"{source}: holds {what}, as {key!r}. Only {READ_KINDS} can be read.{remedy}"
     for key in keys:
         if any(key.endswith(suffix) for suffix in PARTS):
@@ -720,6 +726,8 @@ def settings_of(
         if without:
             raise UserError(
                 f"{source}: {MISSING_SETTINGS.format(without[0])} {MISSING_REMEDY}"
+                + " An OFT of OneTrainer has none, and is not read."
+                * ("oft_R" in without[0])
             )
         return None
     reason, remedy = settings.fault

@@ -45,6 +45,9 @@ they are not known."""
 
 Shape = tuple[int, int]
 
+COMFYUI = "diffusion_model."
+"""Beginning of the keys that ComfyUI's training node writes, with dotted names."""
+
 
 class Misfit(ValueError):
     """Matrices of these shapes do not belong to this kind, or not to this layer."""
@@ -163,15 +166,24 @@ def _read_ia3(
     return {"factors": factors[:, None]}, 1.0, (len(factors), layer[1])
 
 
-def with_ia3_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors, with the name `.ia3_weight` for the `.weight` next to an
-    `.on_input`: an IA3 of LyCORIS has no distinct name."""
+def as_one_writer(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors, with one meaning for each name.
+
+    The `.weight` next to an `.on_input` is named `.ia3_weight`: an IA3 of LyCORIS has
+    no distinct name. The limit of an OFT of ComfyUI's training node is that of the
+    norm, and LyCORIS's that of the norm per output: it is divided by the outputs.
+
+    Source: ComfyUI 3684cff3, comfy/weight_adapter/oft.py, `calculate_weight`.
+    """
     stems = {
         key.removesuffix(".on_input") for key in tensors if key.endswith(".on_input")
     }
     renamed = {}
     for key, tensor in tensors.items():
         stem = key.removesuffix(".weight")
+        blocks = tensors.get(f"{key.removesuffix('.alpha')}.oft_blocks")
+        if key.startswith(COMFYUI) and blocks is not None and blocks.dim() == 3:
+            tensor = tensor.float() / blocks.shape[:2].numel()
         renamed[f"{stem}.ia3_weight" if stem != key and stem in stems else key] = tensor
     return renamed
 

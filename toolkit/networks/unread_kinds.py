@@ -10,6 +10,7 @@ LyCORIS 4.1.3, `weight_list` of its modules; ComfyUI's names of whole changes.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from itertools import chain
 from pathlib import Path
@@ -30,6 +31,9 @@ def unread_kind(key: str) -> str:
     >>> unread_kind("transformer_blocks.0.attn.to_q.vera_lambda_b")
     'a VeRA of peft'
     """
+    named = re.search(r"\.lora_[AB]\.(\w+)\.weight$", key)
+    if named:
+        return f"an adapter with a name ({named[1]}), which peft's save_pretrained leaves out"
     by_suffix = (what for suffix, what in SUFFIXES.items() if key.endswith(suffix))
     # earlier parts are the module's own name, which may begin like a kind's
     by_name = (

@@ -16,6 +16,8 @@ from toolkit.config.sections.model_files import whole_files
 from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.errors import RunError
+from toolkit.files.mapped import unsure_disk
+from toolkit.files.writing import CACHE_FOLDER
 from toolkit.memory.estimate import StepShape
 from toolkit.models.families import (
     LOOKAHEAD_BATCHES,
@@ -26,6 +28,7 @@ from toolkit.models.families import (
     family_for,
 )
 from toolkit.models.folder_family import with_single_files
+from toolkit.models.kept import MODELS
 from toolkit.number_types import DTYPE_BYTES
 from toolkit.plan.kept_model import kept_outlook
 from toolkit.plan.memory_inputs import (
@@ -102,6 +105,9 @@ class ModelBytes:
 
     is_mapped: bool
     """Whether weights that wait are mapped from the kept model."""
+
+    unsure_disk: str
+    """The disk of the kept model, if mapping from it is a risk (`unsure_disk`)."""
 
     other_models: int
     """The transformers of `sample.also`."""
@@ -375,6 +381,8 @@ def _model_bytes(inputs: _Inputs) -> ModelBytes:
     whole_blocks = (
         WHOLE_BLOCKS * block_weights * inputs.number_bytes if inputs.shards > 1 else 0
     )
+    is_mapped = _is_mapped(inputs)
+    cache = Path(inputs.section.training_folder).expanduser() / CACHE_FOLDER
     return ModelBytes(
         block_count=facts.blocks,
         blocks=blocks,
@@ -387,7 +395,8 @@ def _model_bytes(inputs: _Inputs) -> ModelBytes:
         ),
         table_row=facts.row_numbers * inputs.number_bytes,
         swapped_blocks=min(model.blocks_to_swap, facts.blocks),
-        is_mapped=_is_mapped(inputs),
+        is_mapped=is_mapped,
+        unsure_disk=unsure_disk(cache / MODELS) if is_mapped else "",
         other_models=_count_other_models(inputs.section) * (blocks + others),
         shards=inputs.shards,
         whole_blocks=whole_blocks,

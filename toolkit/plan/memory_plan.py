@@ -21,6 +21,7 @@ that fits. GB while training:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -48,7 +49,14 @@ from toolkit.plan.memory import (
     positive,
 )
 from toolkit.plan.memory_inputs import ItemGroup, num_shards
-from toolkit.plan.memory_phases import GENERATING, choose, host, mapped, phases
+from toolkit.plan.memory_phases import (
+    GENERATING,
+    Choice,
+    choose,
+    host,
+    mapped,
+    phases,
+)
 from toolkit.system.host_memory import free_host_memory
 
 __all__ = ["GENERATING", "compiles_blocks", "plan_memory"]
@@ -140,7 +148,15 @@ def compiles_blocks(section: DiffusionSection, machine: Machine) -> bool:
 
 
 def _estimate(job: JobBytes, level: str, table: bool) -> MemoryEstimate:
-    """The estimate at one level. table: whether the modulation cache is wanted."""
+    """The estimate at one level. table: whether the modulation cache is wanted.
+
+    Weights that wait on a disk of `unsure_disk` are counted in main memory where it has
+    room for them."""
+    if job.model.is_mapped and job.model.unsure_disk:
+        in_memory = replace(job, model=replace(job.model, is_mapped=False))
+        estimate = _estimate(in_memory, level, table)
+        if estimate.host_bytes * job.processes < (free_host_memory() or sys.maxsize):
+            return estimate
     choice = choose(job, level, table)
     if job.on_gpu:
         always: Bytes = {Part.CONTEXT: CUDA_CONTEXT}
@@ -166,14 +182,16 @@ def _estimate(job: JobBytes, level: str, table: bool) -> MemoryEstimate:
         host=in_main_memory,
         mapped=waiting,
         from_disk=from_disk,
-        notes=tuple(_notes(job, waiting, from_disk)),
+        notes=tuple(_notes(job, choice, waiting, from_disk)),
         modulation_table=table,
         step=LargestStep(job.step, job.training.optimizer, beside),
         level=level,
     )
 
 
-def _notes(job: JobBytes, waiting: int, from_disk: bool) -> Iterator[str]:
+def _notes(
+    job: JobBytes, choice: Choice, waiting: int, from_disk: bool
+) -> Iterator[str]:
     """Lines for the user about what the numbers include."""
     if job.processes > 1:
         yield f"figures are per process; each of the {job.processes} processes needs its own main memory"
@@ -187,6 +205,12 @@ def _notes(job: JobBytes, waiting: int, from_disk: bool) -> Iterator[str]:
             f"{gigabytes(waiting)} of waiting weights are read from the kept model (model.keep_quantized): in main "
             "memory they are only in the system's file cache, which the system frees when it needs to"
         )
+    if job.model.unsure_disk and (choice.tabulated or job.model.swapped_blocks):
+        where = f"the kept model is on a disk of type {job.model.unsure_disk}"
+        if waiting:
+            yield f"{where}, and main memory has no room for what waits: the run ends if that disk cannot be read"
+        else:
+            yield f"{where}: what waits is in main memory, since a run ends where a mapped file cannot be read"
     if from_disk:
         yield (
             "main memory has no room for all of them, so each pass reads them from the disk, which decides how long a "

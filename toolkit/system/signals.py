@@ -86,6 +86,13 @@ _request: StopRequest | None = None
 because signals are."""
 
 
+def check() -> None:
+    """`StopRequest.check` of the open `defer_signals` block, for work that is given no
+    request; without one signals raise by themselves."""
+    if _request is not None:
+        _request.check()
+
+
 _quiet = False
 
 

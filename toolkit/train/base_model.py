@@ -46,8 +46,8 @@ MERGED = "model.base_loras"
 
 
 QUANTIZING = 1
-"""Version of the rule by which blocks are quantized and kept: what changes the numbers,
-or the files, adds 1."""
+"""Version of the rule by which blocks are quantized and kept: what changes the numbers
+adds 1."""
 
 
 def load_base_model(

@@ -11,8 +11,11 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from math import sqrt
+from math import isfinite, sqrt
 from typing import Any
+
+from torch import float64
+from torch.linalg import vector_norm
 
 from extensions.tools.lora_tools.config import InspectConfig
 from extensions.tools.lora_tools.files import named, read_lora
@@ -53,9 +56,16 @@ class InspectProcess(BaseExtensionProcess):
 def facts(file: AdapterFile) -> dict[str, Any]:
     """The contents of a file as JSON values."""
     layers: dict[str, dict[str, Any]] = {}
+    not_finite = list[str]()
     for name, change in file.changes.items():
         rank = rank_of(change.parts)
-        norm = None if change.multiplied else float(change.delta().norm())
+        norm = None
+        if change.multiplied is None:
+            # squares of large numbers are too large for float32
+            norm = float(vector_norm(change.delta(), dtype=float64))
+            if not isfinite(norm):
+                not_finite.append(name)
+                norm = None
         layers[name] = {
             "kind": kind_of(change),
             "rank": rank,
@@ -85,7 +95,8 @@ def facts(file: AdapterFile) -> dict[str, Any]:
         "zero_layers": sum(change.is_zero for change in changes),
         "wrong": wrong,
         "norm": sqrt(sum((x["norm"] or 0.0) ** 2 for x in layers.values())),
-        "without_norm": sum(x["norm"] is None for x in layers.values()),
+        "without_norm": sum(change.multiplied is not None for change in changes),
+        "not_finite": not_finite,
         "norm_by_block": _by_block(layers),
         "first_key": min(tensors),
         "readable_by": [
@@ -140,6 +151,12 @@ def render(report: Mapping[str, Any]) -> str:
         f"written by: {report['written_by']}",
     ]
     lines += [f"wrong: {line}{more} See run.py doctor." for line in wrong[:1]]
+    if report["not_finite"]:
+        first, *others = report["not_finite"]
+        more = f" and of {len(others)} more layers" if others else ""
+        lines.append(
+            f"not finite: the change of {first}{more}, whose numbers are too large to be multiplied"
+        )
     if report["without_norm"]:
         lines.append(
             f"{report['without_norm']} layers multiply the model's weights: their change has no norm without those"

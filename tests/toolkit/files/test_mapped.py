@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from toolkit.files.mapped import is_mapped, mapped_bytes, was_read, will_read
+from toolkit.errors import RunError
+from toolkit.files.mapped import (
+    is_mapped,
+    mapped_bytes,
+    read_in,
+    unsure_disk,
+    was_read,
+    will_be_at,
+    will_read,
+)
+from toolkit.files.writing import python_path
 
 SMAPS = Path("/proc/self/smaps")
 
@@ -46,3 +60,100 @@ def test_a_file_may_go_while_it_is_mapped(tmp_path: Path) -> None:
     tensor = mapped_bytes(path)
     path.unlink()
     assert tensor.tolist() == list(range(200))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reads a map so")
+def test_bytes_that_the_disk_no_longer_has_are_an_error_that_names_the_file(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "bytes"
+    path.write_bytes(bytes(8192) + b"x" * 8192)
+    tensor = mapped_bytes(path)
+    will_be_at(tensor, tmp_path / "entry" / "later")
+    read_in(tensor)
+    assert int(tensor[-1]) == ord("x")
+    was_read(tensor)
+    os.truncate(path, 5000)
+    read_in(tensor[:8000])  # the rest of its last page is zeros
+    for part in (tensor, tensor[8192:], tensor[-1:].view(torch.int8)):
+        with pytest.raises(RunError, match=r"keep_quantized: false") as caught:
+            read_in(part)
+        assert str(caught.value).startswith(f"{tmp_path / 'entry' / 'later'}: ")
+    read_in(torch.zeros(3))  # in no file
+
+
+CUT = """
+import os, sys
+from pathlib import Path
+import run
+from toolkit.files.mapped import mapped_bytes
+run.prepare_streams()
+tensor = mapped_bytes(Path(sys.argv[1]))
+os.truncate(sys.argv[1], 10)
+print(int(tensor.sum()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGBUS")
+def test_a_page_that_is_read_without_care_ends_a_program_with_a_word(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "bytes"
+    path.write_bytes(b"x" * 2**20)
+    ended = subprocess.run(
+        [sys.executable, "-c", CUT, str(path)],
+        env={**os.environ, "PYTHONPATH": python_path()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == -signal.SIGBUS
+    assert ended.stderr.startswith("Fatal Python error: Bus error")
+    assert "line 9 in <module>" in ended.stderr
+
+
+TABLE = r"""
+sysfs /sys sysfs rw 0 0
+/dev/sda1 / ext4 rw 0 0
+server:/runs /runs nfs4 rw,vers=4.2 0 0
+//server/share /mnt/my\040share cifs rw 0 0
+mfs#volume:9421 /workspace fuse rw 0 0
+overlay /workspace/local ext4 rw 0 0
+systemd-1 /auto autofs rw 0 0
+server:/auto /auto nfs rw 0 0
+/dev/sdb1 /runs/nvme xfs rw 0 0
+tools /home fuse.sshfs rw 0 0
+/dev/sdc1 /home ext4 rw 0 0
+""".lstrip()
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/", ""),
+        ("/output", ""),
+        ("/runs", "nfs4"),
+        ("/runs/a/_cache/models", "nfs4"),
+        ("/runs2", ""),
+        ("/runs/nvme/output", ""),
+        ("/mnt/my share/output", "cifs"),
+        ("/workspace/output", "fuse"),
+        ("/workspace/local/output", ""),
+        ("/auto/output", "nfs"),
+        ("/home/me", ""),  # the last one hides those before it
+    ],
+)
+def test_the_table_of_mounts_tells_disks_that_may_go(
+    tmp_path: Path, path: str, kind: str
+) -> None:
+    (tmp_path / "mounts").write_text(TABLE)
+    assert unsure_disk(Path(path), tmp_path / "mounts") == kind
+
+
+def test_a_link_is_on_the_disk_that_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "mounts").write_text(f"server:/ {tmp_path}/far nfs rw 0 0\n")
+    (tmp_path / "far").mkdir()
+    (tmp_path / "output").symlink_to(tmp_path / "far")
+    assert unsure_disk(tmp_path / "output" / "new", tmp_path / "mounts") == "nfs"
+    assert unsure_disk(tmp_path, tmp_path / "mounts") == ""

@@ -617,3 +617,18 @@ def test_what_serves_tidiness_alone_warns_once_and_names_no_temporary_file(
         f"{tmp_path}: Operation not permitted: modes stay 1",
         f"{tmp_path}: Input/output error: modes stay 5",
     ]
+
+
+def test_free_space_that_the_disk_does_not_say_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert writing.free_space(tmp_path / "new") < writing.UNKNOWN_SPACE
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(writing.shutil, "disk_usage", refuse)
+    free = writing.free_space(tmp_path)
+    assert free == writing.UNKNOWN_SPACE
+    assert writing.readable_size(free) == "an unknown amount"
+    assert not writing.lacks_room(10**15, tmp_path)

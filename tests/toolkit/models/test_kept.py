@@ -4,6 +4,7 @@ made again where it is damaged."""
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -16,7 +17,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.small_kept import read_small, small_kept, small_start
 from toolkit.config.sections.model import ModelConfig
+from toolkit.errors import RunError
 from toolkit.files.mapped import is_mapped
 from toolkit.memory.offload import HostBlock
 from toolkit.models import kept
@@ -238,18 +241,105 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def swap(one: Path, two: Path) -> None:
+    first, second = one.read_bytes(), two.read_bytes()
+    one.write_bytes(second)
+    two.write_bytes(first)
+
+
+def edit_header(file: Path, edit: Callable[[dict], object]) -> None:
+    """Changes the header, and no byte behind it."""
+    raw = file.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + size])
+    edit(header)
+    text = json.dumps(header).encode().ljust(size)
+    file.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + size :])
+
+
+def exchange(header: dict) -> None:
+    one, two = "attn.to_q.bias", "attn.to_k.bias"
+    header[one], header[two] = header[two], header[one]
+
+
+def other_type(header: dict) -> None:
+    header["attn.norm_q.weight"]["dtype"] = "F16"  # it is BF16
+
+
+def edit_list(folder: Path, **changes: object) -> None:
+    listed = json.loads((folder / kept.MANIFEST).read_text())
+    (folder / kept.MANIFEST).write_text(json.dumps({**listed, **changes}))
+
+
+def sparse(file: Path) -> None:
+    os.truncate(file, 200 * 10**9)
+
+
+def instead(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Puts something else in the place of a file."""
+
+    def put(file: Path) -> None:
+        if file.is_dir():
+            shutil.rmtree(file)
+        else:
+            file.unlink()
+        make(file)
+
+    return put
+
+
+def linked(file: Path) -> None:
+    """The same bytes behind a link."""
+    other = file.parent.parent.parent / "elsewhere"
+    shutil.copy(file, other)
+    file.unlink()
+    file.symlink_to(other)
+
+
+def loop(file: Path) -> None:
+    file.symlink_to(file.name)
+
+
+def harm(name: str, how: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda folder: how(folder / name)
+
+
+ONE, TWO = (f"transformer_blocks.{index}.safetensors" for index in range(2))
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "a bit": lambda folder: damage(folder, "transformer_blocks.1"),
     "a bit of the rest": lambda folder: damage(folder, "rest"),
-    "cut off": lambda folder: cut(folder / "transformer_blocks.1.safetensors"),
-    "empty": lambda folder: (folder / "transformer_blocks.0.safetensors").write_bytes(
-        b""
-    ),
-    "a file is missing": lambda folder: (folder / "rest.safetensors").unlink(),
+    "cut off": harm(TWO, cut),
+    "empty": harm(ONE, lambda file: file.write_bytes(b"")),
+    "a file is missing": harm("rest.safetensors", Path.unlink),
     "another block": lambda folder: shutil.copy(
-        folder / "rest.safetensors", folder / "transformer_blocks.0.safetensors"
+        folder / "rest.safetensors", folder / ONE
     ),
-    "text": lambda folder: (folder / "rest.safetensors").write_text("{}" * 30),
+    "text": harm("rest.safetensors", lambda file: file.write_text("{}" * 30)),
+    "two blocks exchanged": lambda folder: swap(folder / ONE, folder / TWO),
+    "two offsets exchanged": harm(ONE, lambda file: edit_header(file, exchange)),
+    "another type": harm(ONE, lambda file: edit_header(file, other_type)),
+    "no metadata": harm(
+        ONE,
+        lambda file: edit_header(file, lambda header: header.update(__metadata__=None)),
+    ),
+    "added": harm("more.safetensors", lambda file: file.write_bytes(b"")),
+    "added below": harm("more", lambda file: (file.mkdir(), (file / "a").touch())),
+    "a pipe": harm(ONE, instead(os.mkfifo)),
+    "a folder": harm(ONE, instead(Path.mkdir)),
+    "a link": harm(ONE, linked),
+    "a link to itself": harm(ONE, instead(loop)),
+    "200 GB": harm(TWO, sparse),
+    "no list": harm(kept.MANIFEST, Path.unlink),
+    "an empty list": harm(kept.MANIFEST, lambda file: file.write_bytes(b"")),
+    "a list of 200 GB": harm(kept.MANIFEST, sparse),
+    "a pipe for a list": harm(kept.MANIFEST, instead(os.mkfifo)),
+    "a folder for a list": harm(kept.MANIFEST, instead(Path.mkdir)),
+    "of another entry": lambda folder: edit_list(folder, entry="int4_0123"),
+    "no files listed": lambda folder: edit_list(folder, crc32=None),
+    "a pipe for an entry": instead(os.mkfifo),
+    "a file for an entry": instead(Path.touch),
+    "an empty entry": instead(Path.mkdir),
 }
 
 
@@ -259,9 +349,9 @@ def test_a_damaged_entry_is_reported_and_made_again(
 ) -> None:
     first = transformer(tiny_model, tmp_path, qtype="int4")
     (entry,) = kept_entries(tmp_path / "_cache")
-    for what, harm in DAMAGES.items():
+    for what, damaged in DAMAGES.items():
         caplog.clear()
-        harm(entry.folder)
+        damaged(entry.folder)
         assert_same(first, transformer(tiny_model, tmp_path, qtype="int4"))
         said = [one.message for one in caplog.records if one.levelname == "WARNING"]
         assert len(said) == 1, what
@@ -270,6 +360,93 @@ def test_a_damaged_entry_is_reported_and_made_again(
     caplog.clear()
     assert_same(first, transformer(tiny_model, tmp_path, qtype="int4"))
     assert "read from" in caplog.text
+
+
+def test_an_entry_of_an_older_version_is_made_again(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    transformer(tiny_model, tmp_path, qtype="int4")
+    (entry,) = kept_entries(tmp_path / "_cache")
+    manifest = entry.folder / kept.MANIFEST
+    manifest.write_text(json.dumps({"model": entry.model, "bytes": entry.bytes}))
+    transformer(tiny_model, tmp_path, qtype="int4")
+    (said,) = [one.message for one in caplog.records if one.levelname == "WARNING"]
+    assert said.startswith(f"{entry.folder}: the kept model is of an older version")
+    assert "damaged" not in said and said.endswith("it is made again")
+    assert "crc32" in json.loads(manifest.read_text())
+
+
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 61])
+def test_each_bit_of_a_header_and_of_the_list_is_one_that_matters_or_is_noticed(
+    tmp_path: Path, every: int
+) -> None:
+    """Never a traceback, and never other weights."""
+    block = small_start(tmp_path)
+    folder, unnoticed = tmp_path / "models" / "small", set()
+    for name in ("block.safetensors", kept.MANIFEST):
+        raw = (folder / name).read_bytes()
+        end = len(raw.rstrip()) if name == kept.MANIFEST else raw.index(b"}}") + 2
+        for bit in range(0, 8 * end, every):
+            changed = bytearray(raw)
+            changed[bit // 8] ^= 1 << bit % 8
+            (folder / name).write_bytes(changed)
+            entry = kept.KeptReader(small_kept(tmp_path))
+            try:
+                entry.compare_files()
+                assert_same(block, read_small(entry))
+            except kept.DamagedEntryError:
+                continue
+            unnoticed.add(name)
+        (folder / name).write_bytes(raw)
+    assert unnoticed == {kept.MANIFEST}  # its label, and its white space
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(errno.EMFILE, "Too many open files")]
+)
+def test_what_the_machine_lacks_while_an_entry_is_read_is_no_damage(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The line names the kept model, not the published one."""
+    transformer(tiny_model, tmp_path, qtype="int4")
+    (entry,) = kept_entries(tmp_path / "_cache")
+
+    def none_left(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(kept, "_read_into", none_left)
+    with pytest.raises(RunError, match=f"^{entry.folder}/.*: cannot be read: th"):
+        transformer(tiny_model, tmp_path, qtype="int4")
+    assert [one.folder for one in kept_entries(tmp_path / "_cache")] == [entry.folder]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENODEV, "No such device"), RuntimeError("unable to mmap")],
+    ids=["ENODEV", "unable"],
+)
+@pytest.mark.parametrize("start", ["first", "second"])
+def test_a_disk_that_maps_nothing_is_a_warning(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    start: str,
+) -> None:
+    def refused(*_: Path) -> None:
+        raise error
+
+    fresh = transformer(tiny_model, tmp_path, qtype="int4", keep_quantized=False)
+    if start == "second":
+        transformer(tiny_model, tmp_path, qtype="int4")
+    monkeypatch.setattr(kept, "mapped_bytes", refused)
+    found = transformer(tiny_model, tmp_path, qtype="int4", blocks_to_swap=2)
+    assert_same(fresh, found)
+    assert not any(map(is_mapped, found.state_dict().values()))
+    (said,) = [one.message for one in caplog.records if one.levelname == "WARNING"]
+    assert f"cannot be mapped ({getattr(error, 'strerror', None) or error})" in said
+    assert kept_entries(tmp_path / "_cache")
 
 
 def test_a_damaged_entry_that_cannot_be_deleted_ends_no_run(

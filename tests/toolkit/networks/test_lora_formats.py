@@ -322,6 +322,9 @@ def test_the_bias_alone_of_a_layer_that_comfyui_has_in_one_is_that_of_its_parts(
         ("lokr_t2", "holds a convolution's LoKr"),
         ("hada_t1", "holds a convolution's LoHa"),
         ("scale_weight", "holds scaled float8 weights"),
+        ("magnitude", "holds a DoRA of ai-toolkit"),
+        ("lora_A.anna.weight", r"holds an adapter with a name \(anna\)"),
+        ("oft_R.weight", "An OFT of OneTrainer has none, and is not read"),
         ("anything", "1 keys are of no known form"),
     ],
 )
@@ -464,6 +467,14 @@ def test_a_file_of_another_kind_is_refused_with_a_remedy(
         UserError,
         match=r"x\.safetensors: cannot be read .*\. Download or copy it again",
     ):
+        load_adapter_file(path, MODULES)
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_pickle_is_named_as_one(tmp_path: Path, is_old: bool) -> None:
+    path = tmp_path / "lora.bin"
+    torch.save({"a": torch.ones(300)}, path, _use_new_zipfile_serialization=not is_old)
+    with pytest.raises(UserError, match=r"it is a pickle of torch.*Put the safetens"):
         load_adapter_file(path, MODULES)
 
 

@@ -562,6 +562,33 @@ def test_a_layer_that_comfyui_has_in_one_is_split(tmp_path: Path) -> None:
 # LyCORIS
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 3.0, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_limit_of_an_oft_of_comfyui_is_that_of_the_norm(
+    alpha: float, dtype: torch.dtype
+) -> None:
+    """comfy/weight_adapter/oft.py, `calculate_weight`: rows are multiplied by the
+    transposed matrices."""
+    torch.manual_seed(2)
+    blocks_KBB = torch.randn(16, 4, 4).to(dtype)
+    weight_OI = torch.randn(64, 32)
+    tensors = {"oft_blocks": blocks_KBB, "alpha": torch.tensor(alpha, dtype=dtype)}
+    found = parse_adapter_tensors(
+        {f"diffusion_model.{LAYER}.{name}": part for name, part in tensors.items()},
+        {LAYER: (32, 64)},
+        "file",
+    )[LAYER]
+    skew = blocks_KBB.float() - blocks_KBB.float().mT
+    assert 3 < skew.norm() < 1e6
+    if 0 < alpha < skew.norm():
+        skew = skew * alpha / skew.norm()
+    turned = (torch.eye(4) + skew) @ torch.linalg.inv(torch.eye(4) - skew)
+    expected = torch.einsum("knm,kni->kmi", turned, weight_OI.view(16, 4, 32)).reshape(
+        64, 32
+    )
+    assert relative(found.applied_to(weight_OI), expected) < 1e-6
+
+
 @pytest.mark.parametrize("kind", ["full", "ia3 of outputs", "ia3 of inputs"])
 @pytest.mark.parametrize("prefix", ["lycoris_to_q", "diffusion_model.to_q"])
 def test_a_whole_change_and_an_ia3_mean_what_they_mean_in_lycoris(

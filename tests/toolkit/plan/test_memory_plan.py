@@ -27,7 +27,7 @@ from toolkit.contracts.data import (
 from toolkit.errors import RunError
 from toolkit.memory.estimate import GB
 from toolkit.models import kept as kept_model
-from toolkit.plan import memory_plan
+from toolkit.plan import job_bytes, memory_plan
 from toolkit.plan.memory import GPU_SIZES_GB, Machine, MemoryEstimate
 from toolkit.plan.memory_inputs import ItemGroup, count_trainable_params, group_items
 from toolkit.plan.memory_plan import plan_memory
@@ -576,6 +576,27 @@ def test_weights_are_not_mapped_where_the_disk_has_no_room_or_another_model_take
     assert kept(plan(model=asked), "swapped blocks") < copied / 20
     monkeypatch.setattr(kept_model, "LEAST_FREE", 10**18)
     assert kept(plan(model=asked), "swapped blocks") == copied
+
+
+def test_weights_are_mapped_from_a_network_disk_only_if_main_memory_is_too_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The plan says which, and a job without weights that wait is told nothing."""
+    asked = INT4 | {"blocks_to_swap": 56}
+    mapped = plan(model=asked)
+    copied = kept(plan(model=asked | {"keep_quantized": False}), "swapped blocks")
+    monkeypatch.setattr(job_bytes, "unsure_disk", lambda _: "nfs4")
+    for free, is_mapped in ((1000 * GB, False), (0, False), (1 * GB, True)):
+        monkeypatch.setattr(memory_plan, "free_host_memory", lambda free=free: free)
+        found = plan(model=asked)
+        assert bool(found.mapped) == is_mapped, free
+        assert kept(found, "swapped blocks") == (
+            kept(mapped, "swapped blocks") if is_mapped else copied
+        )
+        (note,) = [note for note in found.notes if "nfs4" in note]
+        assert ("main memory has no room" in note) == is_mapped
+    here = plan(model=INT4 | {"modulation_table": False})
+    assert not [note for note in here.notes if "nfs4" in note]
 
 
 @pytest.mark.parametrize(

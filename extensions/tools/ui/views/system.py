@@ -88,8 +88,9 @@ def _disks(ui: Ui) -> list[tuple[str, Path, int, int]]:
     will be."""
     disks = []
     for key, folder in (("output", ui.output), ("datasets", ui.datasets)):
-        usage = shutil.disk_usage(nearest_folder(folder.absolute()))
-        disks.append((key, folder.absolute(), usage.free, usage.total))
+        with suppress(OSError):  # some network mounts do not say it
+            usage = shutil.disk_usage(nearest_folder(folder.absolute()))
+            disks.append((key, folder.absolute(), usage.free, usage.total))
     return disks
 
 

@@ -358,6 +358,34 @@ def test_a_file_is_told_in_words_and_as_json(
     assert "layers 2, parameters" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("size", "norm"), [(1e30, None), (1e12, 1e26)], ids=["product", "square"]
+)
+def test_numbers_that_are_too_large_are_named(
+    run, tiny_model: Path, tmp_path: Path, capsys, size: float, norm: float | None
+) -> None:
+    """The product of the matrices is not finite, or only its square in float32."""
+    huge = torch.full((4, 64), size)
+    tensors = {
+        f"transformer.{layer}.lora_{end}.weight": matrix * factor
+        for layer, factor in ((TO_Q, 1.0), (TO_V, 1 / size))
+        for end, matrix in (("A", huge), ("B", huge.T.contiguous()))
+    }
+    save_file(tensors, tmp_path / "huge.safetensors")
+    file = str(tmp_path / "huge.safetensors")
+    run("inspect", file=file, model=str(tiny_model), as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["not_finite"] == ([TO_Q] if norm is None else [])
+    assert found["by_layer"][TO_Q]["norm"] == (
+        norm and pytest.approx(4 * 64 * norm / 100)
+    )
+    assert found["by_layer"][TO_V]["norm"] == pytest.approx(4 * 64)
+    run("inspect", file=file, model=str(tiny_model))
+    said = capsys.readouterr().out
+    assert (f"not finite: the change of {TO_Q}," in said) == (norm is None)
+    assert "norm of the change" in said
+
+
 def test_an_average_of_files_says_which_share_each_has(
     run, write_lora, tmp_path: Path, said
 ) -> None:
