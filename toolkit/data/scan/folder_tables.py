@@ -289,9 +289,16 @@ def with_placed_rows(
             of_table.setdefault(folder.table.path, []).append(folder)
     after: dict[ImageFolder, ImageFolder] = {}
     for path, before in of_table.items():
-        with_table = before
-        if path in findings.of_pairs:
-            with_table = _without_partners(dataset, path, before, findings)
+        with_table, partners = _without_partners(dataset, path, before)
+        names = shorten(partners)
+        if partners and path in findings.of_pairs:
+            what = f"{count_of(len(partners), 'image')} not trained, as control images or masks of others"
+            findings.notes.append(f"{path}: {what}: {names}")
+        elif partners:
+            with_table = before
+            what = f"names {count_of(len(partners), 'image')} as control images that are trained as images too"
+            remedy = "To leave them out, name that column: 'columns: {control: NAME}'"
+            findings.notes.append(f"warning: {path}: {what}: {names}. {remedy}")
         images = [name for folder in with_table for name in folder.image_names()]
         rows, begin = placed(before[0].rows, path, dataset.folder_path, images)
         if begin:
@@ -329,13 +336,10 @@ def _note_unnamed(
 
 
 def _without_partners(
-    dataset: DatasetConfig,
-    path: str,
-    folders: Sequence[ImageFolder],
-    findings: ScanFindings,
-) -> list[ImageFolder]:
+    dataset: DatasetConfig, path: str, folders: Sequence[ImageFolder]
+) -> tuple[Sequence[ImageFolder], list[str]]:
     """The folders without images that have no row and that their table names as control
-    images or masks of others. path: of the table."""
+    images or masks of others, and these. path: of the table."""
     bases = (dataset.folder_path, os.path.dirname(path), ".")
     rows = folders[0].rows
     named = (name for row in rows.values() for name in (*row.references, row.mask))
@@ -354,10 +358,7 @@ def _without_partners(
             else:
                 left_out.append(name)
         less.append(replace(folder, listing=replace(folder.listing, images=images)))
-    if left_out:
-        what = f"{count_of(len(left_out), 'image')} not trained, as control images or masks of others"
-        findings.notes.append(f"{path}: {what}: {shorten(left_out)}")
-    return less
+    return less, left_out
 
 
 def _unlike(written: Sequence[str], images: Sequence[str]) -> str:

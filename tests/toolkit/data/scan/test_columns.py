@@ -362,6 +362,16 @@ def test_control_images_beside_their_images_are_not_trained_themselves(
     ]
     what = "2 images not trained, as control images or masks of others: x_before.png, y_before.png"
     assert f"{tmp_path}/metadata.jsonl: {what}" in scan.notes
+    early = [
+        {"conditioning_image": f"{n}_before.png", "image": f"{n}_after.png", "text": n}
+        for n in "xy"
+    ]
+    write(tmp_path / "metadata.jsonl", early)
+    scan = scan_datasets([dataset(tmp_path)], "sks")
+    assert len(scan.samples) == 5, "as in runs that began before these were left out"
+    what = "names 2 images as control images that are trained as images too: x_before"
+    (told,) = [note for note in scan.notes if what in note]
+    assert told.endswith("name that column: 'columns: {control: NAME}'")
     rows = [
         {"control_path": f"{n}_before.png", "image_path": f"{n}_after.png", "text": n}
         for n in "xy"
