@@ -360,8 +360,7 @@ def in_job(roles: Mapping[str, Sequence[str]]) -> str:
 def ignoring(columns: Iterable[str], given: ColumnsConfig) -> str:
     """The key of the job that leaves these columns out, for a message. given: what it
     gives, which stays."""
-    roles = dict(given)
-    return in_job(roles | {"ignore": [*given.ignore, *columns]})
+    return in_job(dict(given) | {"ignore": [*given.ignore, *columns]})
 
 
 def _texts_of(value: Any) -> Iterator[str]:
