@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.dry_run import plan_job
 from tests.conftest import ROOT, child_environment
 from tests.light_start import FORBID
 from toolkit.config import load_job
@@ -104,14 +105,17 @@ REAL = [example for example in EXAMPLES if "/train_" in example]
 
 @pytest.mark.parametrize("example", REAL)
 def test_an_example_says_the_memory_and_the_device_that_its_plan_says(
-    plans: dict[str, dict], example: str
+    plans: dict[str, dict], example: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model is too large for a CPU: without a GPU the run does not start."""
     text = (CONFIG.parent / example).read_text(encoding="utf-8")
     head = text.splitlines()[0]
-    peak = plans[example]["processes"][0]["memory"]["device_bytes"] / 1e9
-    assert f"planned peak {peak:.1f} GB." in head
-    assert peak < int(re.search(r"one (\d+) GB GPU", head)[1])
+    gpu = re.search(r"one (\d+) GB GPU", head)[1]
+    monkeypatch.chdir(ROOT)
+    job = load_job(example, discover().find_config)
+    memory = plan_job(job, card=gpu).processes[0].memory
+    assert f"planned peak {memory.peak_bytes / 1e9:.1f} GB." in head
+    assert int(gpu) in memory.fitting()
     (line,) = re.findall(r"^ +device: (.*)$", text, re.MULTILINE)
     assert (
         " ".join(line.split())
