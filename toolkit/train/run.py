@@ -14,20 +14,26 @@ A trainer builds the `Run`; the loop and all callbacks share it.
 
 from __future__ import annotations
 
+import logging
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from toolkit.contracts.training import StepResult, TrainState
+from toolkit.errors import ReportedExit, RunError, UserError
 from toolkit.files.run_files import EVENTS, EventLog
 from toolkit.memory.compiling import Programs
 from toolkit.system.distributed import ProcessGroup
 from toolkit.train.optimizer_step import Role
+
+logger = logging.getLogger(__name__)
 
 START = 2.0**16
 GROWTH = 2.0
@@ -156,19 +162,59 @@ class Run:
     """Why the run is complete before `steps`; set by a callback, or where the source of
     batches ends."""
 
+    _switched_off: list[Callback] = field(default_factory=list)
+
     def event(self, event: str, **details: object) -> None:
         """Adds an event with its details (JSON values) to events.jsonl, then tells the
         callbacks that hear it. Also called by the thread that saves."""
         EventLog(self.folder / EVENTS).add(event, **details)
-        for callback in self.callbacks:
+        for callback in self.listening():
             if event in callback.hears:
-                callback.event(event, **details)
+                with self.contained(callback):
+                    callback.event(event, **details)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Logs metrics of a step, such as `{"validation/loss": 0.1}`, to the job's
         trackers."""
+        for callback in self.listening():
+            with self.contained(callback):
+                callback.log(step, values)
+
+    def listening(self) -> Iterator[Callback]:
+        """The callbacks, in call order, without those that are switched off."""
         for callback in self.callbacks:
-            callback.log(step, values)
+            if not any(callback is one for one in self._switched_off):
+                yield callback
+
+    @contextmanager
+    def contained(self, callback: Callback, ended: bool = False) -> Iterator[None]:
+        """Every call of a callback is made inside such a block. An error of one that is
+        not `essential` is reported, and the callback is switched off. UserError and
+        RunError go on and end the run, unless it has `ended` with another error.
+
+        `sys.exit` counts as an error: a thread of the run may be the one that calls.
+        """
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            ends = isinstance(error, UserError | RunError | ReportedExit) and not ended
+            if callback.essential or ends:
+                raise
+            self._switched_off.append(callback)
+            cls = type(callback)
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [one for one in frames if one.filename == _file_of(cls)]
+            at = (own or frames)[-1]
+            message = f"{cls.__qualname__} failed ({at.filename}:{at.lineno}): {type(error).__name__}: {error}"
+            logger.warning(f"the callback {message}. The run continues without it.")
+            details = {"kind": "callback", "message": message}
+            details |= {"cause": "an error in its code, or in what it works on"}
+            details |= {"remedy": "Mend it, or take it out of the job."}
+            # a full disk, for example: the next save reports it too, and decides
+            with suppress(RunError):
+                EventLog(self.folder / EVENTS).add(
+                    "warning", step=self.state.step, **details
+                )
 
     @contextmanager
     def using_eval_weights_local(self) -> Iterator[None]:
@@ -200,9 +246,18 @@ class Run:
         return self.early_stop_reason is not None or self.state.step >= self.steps
 
 
+def _file_of(cls: type) -> str:
+    """The source file of a class; empty where it has none."""
+    module = sys.modules.get(cls.__module__)
+    return getattr(module, "__file__", None) or ""
+
+
 class Callback:
     """Base class of callbacks; each overrides the events it needs. It never changes
     weights, batches or the random state.
+
+    One that raises is reported once and switched off; the run goes on. To end the run,
+    it raises RunError.
 
     Example::
 
@@ -211,11 +266,20 @@ class Callback:
                 print(f"step {result.step}: {result.loss:.4f}")
     """
 
+    essential: ClassVar[bool] = False
+    """Whether any error in it ends the run: so it is with the program's own, and with
+    what is derived from them."""
+
     included_in_step_time = True
     """Whether its time counts in `step_s`: logging does, saving and sampling do not."""
 
     hears: Sequence[str] = ()
     """Names of the events that `event` receives: `save`, `sample` and others."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__module__.startswith("toolkit."):
+            cls.essential = True
 
     def coming(self, run: Run) -> Mapping[str, float]:
         """The work that is still to come, without the work in progress: phase of
