@@ -28,7 +28,7 @@ from torch import Tensor
 
 from toolkit.contracts.training import StepResult, TrainState
 from toolkit.errors import ReportedExit, RunError, UserError
-from toolkit.files.run_files import EVENTS, EventLog
+from toolkit.files.run_files import EVENTS, SAMPLES, EventLog
 from toolkit.memory.compiling import Programs
 from toolkit.system.distributed import ProcessGroup
 from toolkit.train.optimizer_step import Role
@@ -90,6 +90,65 @@ class LossScaler:
         """Restores a `state_dict`. Raises KeyError when an entry is missing."""
         self.scale.fill_(state["scale"])
         self._good_steps.fill_(state["good_steps"])
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Files of weights that were written (`Callback.on_save`).
+
+    >>> details = {"step": 5, "epoch": 1, "files": ["a.safetensors"], "removed": []}
+    >>> Saved.of(Path("run"), details).files
+    (PosixPath('run/a.safetensors'),)
+    """
+
+    step: int
+    """Optimizer steps done."""
+
+    epoch: int
+    """Completed epochs."""
+
+    files: tuple[Path, ...]
+    """The files, or folders of a model, that are new. They are complete."""
+
+    removed: tuple[Path, ...] = ()
+    """Older ones, which `max_step_saves_to_keep` has deleted."""
+
+    @classmethod
+    def of(cls, folder: Path, details: Mapping[str, Any]) -> Saved:
+        """The record of the event `save`. folder: of the run."""
+        files, removed = (
+            tuple(folder / name for name in details.get(key, ()))
+            for key in ("files", "removed")
+        )
+        return cls(details["step"], details.get("epoch", 0), files, removed)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Sample images that were generated (`Callback.on_sample`)."""
+
+    step: int
+    """Optimizer steps done; 0: before the first one."""
+
+    epoch: int
+    """Completed epochs."""
+
+    files: tuple[Path, ...]
+    """The images, in the order of `sample`."""
+
+    prompts: tuple[str, ...]
+    """The prompt of each."""
+
+    @classmethod
+    def of(cls, folder: Path, details: Mapping[str, Any]) -> Sampled:
+        """The record of the event `sample`. folder: of the run."""
+        files = tuple(folder / SAMPLES / name for name in details.get("files", ()))
+        epoch = details.get("epoch", 0)
+        return cls(details["step"], epoch, files, tuple(details.get("prompts", ())))
+
+
+RECORDS = {"save": Saved, "sample": Sampled}
+"""Event -> what its callbacks are told."""
 
 
 @dataclass
@@ -168,10 +227,15 @@ class Run:
         """Adds an event with its details (JSON values) to events.jsonl, then tells the
         callbacks that hear it. Also called by the thread that saves."""
         EventLog(self.folder / EVENTS).add(event, **details)
+        record = RECORDS[event].of(self.folder, details) if event in RECORDS else None
         for callback in self.listening():
-            if event in callback.hears:
-                with self.contained(callback):
+            with self.contained(callback):
+                if event in callback.hears:
                     callback.event(event, **details)
+                if isinstance(record, Saved):
+                    callback.on_save(self, record)
+                elif isinstance(record, Sampled):
+                    callback.on_sample(self, record)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Logs metrics of a step, such as `{"validation/loss": 0.1}`, to the job's
@@ -273,6 +337,10 @@ class Callback:
     included_in_step_time = True
     """Whether its time counts in `step_s`: logging does, saving and sampling do not."""
 
+    everywhere: ClassVar[bool] = False
+    """Of one that `callbacks` names: every rank has it, not the first one only. On the
+    others it is told of the start, each step, the end, and an error."""
+
     hears: Sequence[str] = ()
     """Names of the events that `event` receives: `save`, `sample` and others."""
 
@@ -280,6 +348,11 @@ class Callback:
         super().__init_subclass__(**kwargs)
         if cls.__module__.startswith("toolkit."):
             cls.essential = True
+
+    def __init__(self, section: Any = None) -> None:
+        """section: its entry of `callbacks`, checked; None for one that is not named
+        there."""
+        self.section = section
 
     def coming(self, run: Run) -> Mapping[str, float]:
         """The work that is still to come, without the work in progress: phase of
@@ -305,6 +378,13 @@ class Callback:
 
     def on_validation(self, run: Run, losses: dict[str, float]) -> None:
         """The losses of a validation of `run.state.step`, by their logged name."""
+
+    def on_save(self, run: Run, saved: Saved) -> None:
+        """Files of weights were written, before their checkpoint or after it. Called by
+        the thread that saves."""
+
+    def on_sample(self, run: Run, sampled: Sampled) -> None:
+        """The sample images of a step were generated."""
 
     def event(self, event: str, **details: Any) -> None:
         """One of the events that it `hears` is recorded; also before this callback's
