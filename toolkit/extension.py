@@ -1,4 +1,4 @@
-"""Finds the process types: every folder in `extensions/`, `config/examples/extensions/`
+"""Finds the process types and callbacks: every folder in `extensions/`, `config/examples/extensions/`
 and EXTENSIONS_PATH that defines some, and every installed package that names itself in
 the entry points `atelier.extensions`; of an installed program also those in
 `extensions/` of the working folder. Nothing else is imported, least of all from the
@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -27,7 +27,7 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from threading import RLock
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import toolkit.old_names  # noqa: F401 - extensions of 0.2 import by them
 from toolkit.errors import Interrupted, RunError, UserError, did_you_mean
@@ -44,6 +44,8 @@ ENTRY_POINTS = "atelier.extensions"
 """The group of entry points in which an installed package names itself: `my_name =
 "my_package"`."""
 
+PartT = TypeVar("PartT")
+
 EXAMPLE_EXTENSIONS = CONFIG_ROOT / "examples" / "extensions"
 
 
@@ -59,11 +61,15 @@ STAGES = (FIRST_STAGE, "After a run", "LoRA files", "Others")
 """The headings under which `run.py --help` lists the tools."""
 
 
-class Extension:
-    """One process type: a uid, and where its classes are. Each is imported when it is
-    needed, and no sooner.
+KINDS = ("callback", "tracker")
+"""What an extension adds where it is no process: the attribute that names its class."""
 
-    `process`, `config` and `command` are written "module:Class"; a module that begins
+
+class Extension:
+    """One process type, or one callback: a uid, and where its classes are. Each is
+    imported when it is needed, and no sooner.
+
+    `process`, `callback`, `tracker`, `config` and `command` are written "module:Class"; a module that begins
     with a dot (".process:MyProcess") is in the package of the class that names it. An
     extension of another program may override `get_process`, `get_config` and
     `get_command` instead.
@@ -77,7 +83,7 @@ class Extension:
     """
 
     uid: str
-    """What a job writes as `type:`."""
+    """What a job writes as `type:`, of a process or in `callbacks`."""
 
     name: str = ""
     """What `--list-extensions` shows."""
@@ -94,6 +100,15 @@ class Extension:
     process: str = ""
     """The process class, built as `(process_id, job, config)`. Its module may import
     torch."""
+
+    callback: str = ""
+    """In the place of `process`: the `toolkit.train.run.Callback` that `callbacks:` of
+    any trainer names, built as `(section)`. Its module may import torch, and its
+    section is a `toolkit.config.CallbackConfig`."""
+
+    tracker: str = ""
+    """In the place of `process`: the `toolkit.train.trackers.tracker.Tracker` that
+    `logging.log_with` of any trainer names."""
 
     config: str = ""
     """The pydantic model of the section. Empty: the section is handed over unchecked.
@@ -152,6 +167,13 @@ class RegisteredExtension:
     name: str
     folder: Path
     extension: type[Any]
+
+    @property
+    def kind(self) -> str:
+        """One of `KINDS`, or "process"."""
+        return next(
+            (kind for kind in KINDS if getattr(self.extension, kind, "")), "process"
+        )
 
     def names(self) -> set[str]:
         """The names by which `--without` leaves it out: its type, its package, and the
@@ -243,9 +265,18 @@ class ExtensionTable:
     """What `--without` leaves out."""
 
     def __getitem__(self, uid: str) -> RegisteredExtension:
-        """The one extension of this uid. Raises UserError when there is none, or more
-        than one."""
-        named = [extension for extension in self.found if extension.uid == uid]
+        """The one process type of this uid. Raises UserError when there is none, or
+        more than one."""
+        return self.find(uid, "process")
+
+    def uids(self, kind: str) -> set[str]:
+        """What a job can name of this kind."""
+        return {extension.uid for extension in self.found if extension.kind == kind}
+
+    def find(self, uid: str, kind: str) -> RegisteredExtension:
+        """The one extension of this uid and kind. Raises UserError as above."""
+        same = [extension for extension in self.found if extension.uid == uid]
+        named = [extension for extension in same if extension.kind == kind]
         if len(named) == 1:
             return named[0]
         if named:
@@ -255,7 +286,18 @@ class ExtensionTable:
             )
         if asked := [broken for broken in self.broken if broken.concerns(uid)]:
             raise UserError("\n".join(map(str, asked)))
-        lines = [f"unknown process type {uid!r}. {self._remedy(uid)}"]
+        if kind == "process":
+            lines = [f"unknown process type {uid!r}. {self._remedy(uid)}"]
+        else:
+            known = self.uids(kind)
+            remedy = did_you_mean(uid, known) if known else "No extension has one."
+            lines = [f"unknown {kind} {uid!r}. {remedy}"]
+        if same:
+            place = {"callback": "'callbacks' of a trainer", "tracker": "'log_with'"}
+            belongs = place.get(same[0].kind, "'process', as its 'type'")
+            lines = [
+                f"{uid!r} is a {same[0].kind}, not a {kind}: it belongs in {belongs}."
+            ]
         for one in self.hidden:
             if one.concerns(uid):
                 lines.append(f"'--without {one.without}' leaves it out.")
@@ -264,7 +306,7 @@ class ExtensionTable:
     def _remedy(self, uid: str) -> str:
         """The remedy for a type that no extension has: the type like it, or the trainer
         of most jobs."""
-        known = {extension.uid for extension in self.found}
+        known = self.uids("process")
         tools = self.tools()
         near = get_close_matches(
             uid, known - tools.keys(), n=1, cutoff=0.75
@@ -278,16 +320,21 @@ class ExtensionTable:
     def find_config(self, uid: str) -> type[BaseModel] | None:
         """The model that checks a section of this type; None when the extension gives
         none."""
-        return self._model(uid, "get_config")
+        return self._model(self[uid], "get_config")
+
+    def find_callback_config(self, uid: str) -> type[BaseModel] | None:
+        """The model that checks an entry of `callbacks` of this type; None when the
+        extension gives none."""
+        return self._model(self.find(uid, "callback"), "get_config")
 
     def find_command(self, uid: str) -> type[BaseModel] | None:
         """The model of the flags of the tool `uid`; None where the extension has no
         flags. Raises UserError where no extension has the uid, or where its code
         fails."""
-        return self._model(uid, "get_command")
+        return self._model(self[uid], "get_command")
 
-    def _model(self, uid: str, method: str) -> type[BaseModel] | None:
-        registered = self[uid]
+    @staticmethod
+    def _model(registered: RegisteredExtension, method: str) -> type[BaseModel] | None:
         get_model = getattr(registered.extension, method, None)
         if get_model is None:
             return None
@@ -306,16 +353,40 @@ class ExtensionTable:
         """The class that runs a section of this type. This is where an extension's
         heavy imports happen."""
         registered = self[uid]
-        try:
-            with redirect_stdout(sys.stderr):
-                process: type = registered.extension.get_process()
-        except Exception as error:  # as above
-            raise RunError(_failed(registered, "get_process()", error)) from error
+        process: type = self._from_extension(
+            registered, "get_process()", registered.extension.get_process
+        )
         if not callable(process):
             raise RunError(
                 f"extension {registered.folder}: get_process() returned {process!r}, not a class"
             )
         return process
+
+    def part(self, uid: str, kind: str, base: type[PartT]) -> type[PartT]:
+        """The class of a callback or tracker, which extends `base`. Raises RunError
+        where the extension's code fails."""
+        registered = self.find(uid, kind)
+        cls: type[PartT] = self._from_extension(
+            registered, kind, lambda: registered.extension._named(kind)
+        )
+        if not (isinstance(cls, type) and issubclass(cls, base)):
+            what = f"{base.__module__}.{base.__name__}"
+            raise RunError(
+                f"extension {registered.folder}: {cls!r} does not extend {what}"
+            )
+        return cls
+
+    @staticmethod
+    def _from_extension(
+        registered: RegisteredExtension, what: str, make: Callable[[], Any]
+    ) -> Any:
+        try:
+            with redirect_stdout(sys.stderr):
+                return make()
+        except (UserError, RunError):
+            raise
+        except Exception as error:  # as above
+            raise RunError(_failed(registered, what, error)) from error
 
     def tools(self) -> dict[str, str]:
         """Uid -> purpose of each tool, sorted by uid. Extensions without a `purpose`
@@ -341,7 +412,7 @@ class ExtensionTable:
         """The model of every uid that has one. An extension that cannot give it is
         reported, and left out."""
         models = {}
-        for uid in sorted({extension.uid for extension in self.found}):
+        for uid in sorted(self.uids("process")):
             try:
                 model = self.find_config(uid)
             except UserError as error:
@@ -356,7 +427,8 @@ class ExtensionTable:
         folders that list none, then the broken ones with their reason."""
         rows = [("type", "name", "folder")]
         for extension in self.found:
-            rows.append((extension.uid, extension.name, str(extension.folder)))
+            kind = "" if extension.kind == "process" else f" ({extension.kind})"
+            rows.append((extension.uid, extension.name + kind, str(extension.folder)))
         for folder in self.skipped:
             rows.append(("-", "lists no process types", str(folder)))
         for broken in self.broken:

@@ -50,6 +50,7 @@ class FluxflowFiles(Callback):
         callbacks = [FluxflowFiles(section.save.fluxflow_files), *callbacks]
     """
 
+    essential = True
     hears = ("save", "sample")
 
     def __init__(self, place: str) -> None:

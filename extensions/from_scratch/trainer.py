@@ -229,6 +229,8 @@ class LossBalance(Callback):
         run.callbacks = [*run.callbacks, LossBalance(section.losses)]
     """
 
+    essential = True
+
     def __init__(self, losses: LossesConfig) -> None:
         self._losses: LossesConfig | None = losses
 

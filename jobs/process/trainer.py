@@ -47,7 +47,10 @@ from toolkit.system.threads import ThreadChoice
 from toolkit.train.callbacks.memory_account import MemoryAccountCallback
 from toolkit.train.callbacks.sample import Samples
 from toolkit.train.callbacks.save import PrepareNetwork
-from toolkit.train.callbacks.standard import standard_callbacks
+from toolkit.train.callbacks.standard import (
+    callbacks_of_extensions,
+    standard_callbacks,
+)
 from toolkit.train.callbacks.status import recorded_end
 from toolkit.train.callbacks.threads import ThreadsCallback
 from toolkit.train.callbacks.times import TimesCallback
@@ -451,6 +454,10 @@ class Trainer(BaseTrainProcess):
 
     def set_up(self, start: Start) -> None:
         """Refuses a run that cannot work, and writes the first files of the folder."""
+        # before the folder is written to and the model is loaded: their code may fail
+        self.hooks = callbacks_of_extensions(
+            self.section, self.process_group.is_main_process
+        )
         group = self.process_group
         writes = self.process_group.is_main_process
         stems: tuple[str, ...] = ()
@@ -561,8 +568,10 @@ class Trainer(BaseTrainProcess):
         return [*callbacks, *times]
 
     def build_run(self) -> Run:
-        """The `Run` before its first step. Callbacks are made on rank 0 only."""
-        callbacks = self.build_callbacks() if self.process_group.is_main_process else []
+        """The `Run` before its first step. The program's callbacks are made on rank 0
+        only."""
+        own = self.build_callbacks() if self.process_group.is_main_process else []
+        callbacks = [*own, *self.hooks]
         run = Run(
             name=self.name,
             folder=self.save_root,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from toolkit.data.batches.dataloader import LatentBatch
+from toolkit.train.run import Callback, Sampled, Saved
 
 PAGE = (ROOT / "docs" / "extensions.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"```python\n# extensions/(\S+)\n(.*?)```", PAGE, re.DOTALL))
@@ -54,6 +57,46 @@ def test_the_trainer_with_a_loss_of_its_own_trains(
     first, *others = (json.loads(line)["loss/held"] for line in lines)
     assert first == 0 and min(others) > 0
     assert (tmp_path / "output" / "job" / "job.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_two_extensions_work_in_one_training_and_a_resume_keeps_the_callbacks(
+    run: Callable[..., str], write_job, trainer, make_pictures, tmp_path: Path
+) -> None:
+    def job(steps: int, to: str) -> Path:
+        section = trainer(
+            make_pictures(tmp_path / "photos", "a", "b"),
+            train={"steps": steps},
+            save={"save_every": 2},
+            callbacks=[{"type": "copy_saves", "to": to}],
+        )
+        return write_job({**section, "type": "held_prompt", "held_prompt": "a hill"})
+
+    folder = tmp_path / "output" / "job"
+    share = tmp_path / "share"
+    run(job(3, str(share)))
+    saved = {"job_000000002.safetensors", "job.safetensors"}
+    assert {file.name for file in (share / "job").iterdir()} == saved
+    again = (folder / "config.yaml").read_text(encoding="utf-8")
+    assert '"callbacks": [{"type": "copy_saves"' in again
+    # a file is in the way of the folder: the run ends well without its copies
+    (tmp_path / "file").write_text("")
+    printed = run(job(5, str(tmp_path / "file")))
+    assert "resuming from" in printed and "step 5 of 5" in printed
+    assert printed.count("the callback CopySaves failed") == 1
+
+
+def test_the_page_names_every_field_of_a_batch_and_of_the_events() -> None:
+    """And every method."""
+    methods = set(vars(Callback)) - {"event", "coming", "hears", "section"}
+    methods = {name for name in methods if not name.startswith("_")}
+    fields = [
+        field.name
+        for cls in (LatentBatch, Saved, Sampled)
+        for field in dataclasses.fields(cls)
+    ]
+    for name in (*methods - {"essential", "included_in_step_time"}, *fields):
+        assert re.search(rf"`{name}\b", PAGE), name
 
 
 @pytest.mark.slow

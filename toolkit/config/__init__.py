@@ -8,6 +8,7 @@ job (`network`, `train`, ...) are one file each as well.
 from toolkit.config.reading.base import StrictModel
 from toolkit.config.reading.loader import load_job
 from toolkit.config.reading.process import (
+    CallbackConfig,
     Diagnostic,
     JobConfig,
     JobContext,
@@ -16,6 +17,7 @@ from toolkit.config.reading.process import (
 )
 
 __all__ = [
+    "CallbackConfig",
     "Diagnostic",
     "JobConfig",
     "JobContext",

@@ -353,8 +353,10 @@ class KeptReader:
         folder = self._kept.folder
         with _as_damage(folder / MANIFEST):
             listed = _listed(folder)
-            if "crc32" not in listed and "bytes" in listed:
-                raise DamagedEntryError("of an older version of this program")
+            if "crc32" not in listed:
+                if "bytes" in listed:
+                    raise DamagedEntryError("of an older version of this program")
+                raise ValueError("it lists no files")
             self._files = dict(listed["crc32"])
             if listed["entry"] != folder.name:
                 raise ValueError("it is of another model")

@@ -60,8 +60,9 @@ def train(run: Run, source: BatchSource, step_fn: TrainStep[Any]) -> bool:
     run.flush_metrics = metrics.flush
     try:
         with timer.track("outside"):
-            for callback in run.callbacks:
-                callback.on_start(run)
+            for callback in run.listening():
+                with run.contained(callback):
+                    callback.on_start(run)
         failure = None
         begun = run.state.step
         try:
@@ -76,8 +77,11 @@ def train(run: Run, source: BatchSource, step_fn: TrainStep[Any]) -> bool:
         # for this rank elsewhere.
         ends = failure is None or (run.state.step > begun and not run.sharded)
         if ends:
-            for callback in run.callbacks:
-                with suppress(RunError) if failure else nullcontext():
+            for callback in run.listening():
+                with (
+                    suppress(RunError) if failure else nullcontext(),
+                    run.contained(callback),
+                ):
                     callback.on_end(run, finished)
         if failure:
             raise failure
@@ -87,8 +91,9 @@ def train(run: Run, source: BatchSource, step_fn: TrainStep[Any]) -> bool:
         if not isinstance(error, PeerFailedError):
             with suppress(Exception):
                 metrics.flush()
-        for callback in run.callbacks:
-            callback.on_error(run, error)
+        for callback in run.listening():
+            with run.contained(callback, ended=True):
+                callback.on_error(run, error)
         raise
     return finished
 
@@ -170,8 +175,11 @@ def _steps(
                 _host_metrics(run, compile_s), losses, norms, step_ok, numbers
             )
         )
-        for callback in run.callbacks:
-            with timer.track("step" if callback.included_in_step_time else "outside"):
+        for callback in run.listening():
+            with (
+                timer.track("step" if callback.included_in_step_time else "outside"),
+                run.contained(callback),
+            ):
                 callback.after_step(run)
     if not run.complete:
         run.early_stop_reason = run.status_fields["reason"] = (

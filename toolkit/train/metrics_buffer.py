@@ -351,9 +351,12 @@ class MetricsBuffer:
             self._skipped_in_a_row[name] = (
                 self._skipped_in_a_row[name] + 1 if failed else 0
             )
-        for callback in self._run.callbacks:
-            with self._timer.track(
-                "step" if callback.included_in_step_time else "outside"
+        for callback in self._run.listening():
+            with (
+                self._timer.track(
+                    "step" if callback.included_in_step_time else "outside"
+                ),
+                self._run.contained(callback),
             ):
                 callback.on_metrics(self._run, result)
         if MAX_CONSECUTIVE_SKIPS in self._skipped_in_a_row.values():

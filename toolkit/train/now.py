@@ -252,8 +252,10 @@ class RunNow:
         run = self._run
         coming = None
         if run is not None and run.steps != UNTIL_THE_DATA_ENDS:
-            counts = [callback.coming(run) for callback in run.callbacks]
-            coming = sum(count.get(phase, 0.0) for count in counts)
+            coming = 0.0
+            for callback in run.listening():
+                with run.contained(callback):
+                    coming += callback.coming(run).get(phase, 0.0)
         if phase == self._phase and self._of:  # of a set, those that are not done
             coming = (coming or 0.0) + self._of - (self._done or 1) + 1
         if coming is None:

@@ -14,20 +14,26 @@ A trainer builds the `Run`; the loop and all callbacks share it.
 
 from __future__ import annotations
 
+import logging
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from toolkit.contracts.training import StepResult, TrainState
-from toolkit.files.run_files import EVENTS, EventLog
+from toolkit.errors import ReportedExit, RunError, UserError
+from toolkit.files.run_files import EVENTS, SAMPLES, EventLog
 from toolkit.memory.compiling import Programs
 from toolkit.system.distributed import ProcessGroup
 from toolkit.train.optimizer_step import Role
+
+logger = logging.getLogger(__name__)
 
 START = 2.0**16
 GROWTH = 2.0
@@ -84,6 +90,65 @@ class LossScaler:
         """Restores a `state_dict`. Raises KeyError when an entry is missing."""
         self.scale.fill_(state["scale"])
         self._good_steps.fill_(state["good_steps"])
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Files of weights that were written (`Callback.on_save`).
+
+    >>> details = {"step": 5, "epoch": 1, "files": ["a.safetensors"], "removed": []}
+    >>> Saved.of(Path("run"), details).files
+    (PosixPath('run/a.safetensors'),)
+    """
+
+    step: int
+    """Optimizer steps done."""
+
+    epoch: int
+    """Completed epochs."""
+
+    files: tuple[Path, ...]
+    """The files, or folders of a model, that are new. They are complete."""
+
+    removed: tuple[Path, ...] = ()
+    """Older ones, which `max_step_saves_to_keep` has deleted."""
+
+    @classmethod
+    def of(cls, folder: Path, details: Mapping[str, Any]) -> Saved:
+        """The record of the event `save`. folder: of the run."""
+        files, removed = (
+            tuple(folder / name for name in details.get(key, ()))
+            for key in ("files", "removed")
+        )
+        return cls(details["step"], details.get("epoch", 0), files, removed)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Sample images that were generated (`Callback.on_sample`)."""
+
+    step: int
+    """Optimizer steps done; 0: before the first one."""
+
+    epoch: int
+    """Completed epochs."""
+
+    files: tuple[Path, ...]
+    """The images, in the order of `sample`."""
+
+    prompts: tuple[str, ...]
+    """The prompt of each."""
+
+    @classmethod
+    def of(cls, folder: Path, details: Mapping[str, Any]) -> Sampled:
+        """The record of the event `sample`. folder: of the run."""
+        files = tuple(folder / SAMPLES / name for name in details.get("files", ()))
+        epoch = details.get("epoch", 0)
+        return cls(details["step"], epoch, files, tuple(details.get("prompts", ())))
+
+
+RECORDS = {"save": Saved, "sample": Sampled}
+"""Event -> what its callbacks are told."""
 
 
 @dataclass
@@ -156,19 +221,64 @@ class Run:
     """Why the run is complete before `steps`; set by a callback, or where the source of
     batches ends."""
 
+    _switched_off: list[Callback] = field(default_factory=list)
+
     def event(self, event: str, **details: object) -> None:
         """Adds an event with its details (JSON values) to events.jsonl, then tells the
         callbacks that hear it. Also called by the thread that saves."""
         EventLog(self.folder / EVENTS).add(event, **details)
-        for callback in self.callbacks:
-            if event in callback.hears:
-                callback.event(event, **details)
+        record = RECORDS[event].of(self.folder, details) if event in RECORDS else None
+        for callback in self.listening():
+            with self.contained(callback):
+                if event in callback.hears:
+                    callback.event(event, **details)
+                if isinstance(record, Saved):
+                    callback.on_save(self, record)
+                elif isinstance(record, Sampled):
+                    callback.on_sample(self, record)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Logs metrics of a step, such as `{"validation/loss": 0.1}`, to the job's
         trackers."""
+        for callback in self.listening():
+            with self.contained(callback):
+                callback.log(step, values)
+
+    def listening(self) -> Iterator[Callback]:
+        """The callbacks, in call order, without those that are switched off."""
         for callback in self.callbacks:
-            callback.log(step, values)
+            if not any(callback is one for one in self._switched_off):
+                yield callback
+
+    @contextmanager
+    def contained(self, callback: Callback, ended: bool = False) -> Iterator[None]:
+        """Every call of a callback is made inside such a block. An error of one that is
+        not `essential` is reported, and the callback is switched off. UserError and
+        RunError go on and end the run, unless it has `ended` with another error.
+
+        `sys.exit` counts as an error: a thread of the run may be the one that calls.
+        """
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            ends = isinstance(error, UserError | RunError | ReportedExit) and not ended
+            if callback.essential or ends:
+                raise
+            self._switched_off.append(callback)
+            cls = type(callback)
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [one for one in frames if one.filename == _file_of(cls)]
+            at = (own or frames)[-1]
+            message = f"{cls.__qualname__} failed ({at.filename}:{at.lineno}): {type(error).__name__}: {error}"
+            logger.warning(f"the callback {message}. The run continues without it.")
+            details = {"kind": "callback", "message": message}
+            details |= {"cause": "an error in its code, or in what it works on"}
+            details |= {"remedy": "Mend it, or take it out of the job."}
+            # a full disk, for example: the next save reports it too, and decides
+            with suppress(RunError):
+                EventLog(self.folder / EVENTS).add(
+                    "warning", step=self.state.step, **details
+                )
 
     @contextmanager
     def using_eval_weights_local(self) -> Iterator[None]:
@@ -200,9 +310,18 @@ class Run:
         return self.early_stop_reason is not None or self.state.step >= self.steps
 
 
+def _file_of(cls: type) -> str:
+    """The source file of a class; empty where it has none."""
+    module = sys.modules.get(cls.__module__)
+    return getattr(module, "__file__", None) or ""
+
+
 class Callback:
     """Base class of callbacks; each overrides the events it needs. It never changes
     weights, batches or the random state.
+
+    One that raises is reported once and switched off; the run goes on. To end the run,
+    it raises RunError.
 
     Example::
 
@@ -211,11 +330,29 @@ class Callback:
                 print(f"step {result.step}: {result.loss:.4f}")
     """
 
+    essential: ClassVar[bool] = False
+    """Whether any error in it ends the run: so it is with the program's own, and with
+    what is derived from them."""
+
     included_in_step_time = True
     """Whether its time counts in `step_s`: logging does, saving and sampling do not."""
 
+    everywhere: ClassVar[bool] = False
+    """Of one that `callbacks` names: every rank has it, not the first one only. On the
+    others it is told of the start, each step, the end, and an error."""
+
     hears: Sequence[str] = ()
     """Names of the events that `event` receives: `save`, `sample` and others."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__module__.startswith("toolkit."):
+            cls.essential = True
+
+    def __init__(self, section: Any = None) -> None:
+        """section: its entry of `callbacks`, checked; None for one that is not named
+        there."""
+        self.section = section
 
     def coming(self, run: Run) -> Mapping[str, float]:
         """The work that is still to come, without the work in progress: phase of
@@ -241,6 +378,13 @@ class Callback:
 
     def on_validation(self, run: Run, losses: dict[str, float]) -> None:
         """The losses of a validation of `run.state.step`, by their logged name."""
+
+    def on_save(self, run: Run, saved: Saved) -> None:
+        """Files of weights were written, before their checkpoint or after it. Called by
+        the thread that saves."""
+
+    def on_sample(self, run: Run, sampled: Sampled) -> None:
+        """The sample images of a step were generated."""
 
     def event(self, event: str, **details: Any) -> None:
         """One of the events that it `hears` is recorded; also before this callback's

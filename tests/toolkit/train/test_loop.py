@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from types import SimpleNamespace
@@ -14,10 +16,11 @@ from torch import nn
 from toolkit.config.sections.train import CompileConfig
 from toolkit.contracts.training import StepLosses, TrainState
 from toolkit.data.batches.epoch_order import epoch_cursor
-from toolkit.errors import RunError
+from toolkit.errors import RunError, UserError
 from toolkit.memory import compiling
 from toolkit.memory.compiling import CompileTime, Programs
 from toolkit.system.distributed import PeerFailedError
+from toolkit.train.callbacks.metrics import MetricsCallback
 from toolkit.train.metrics_buffer import MAX_CONSECUTIVE_SKIPS, MetricsBuffer
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Callback
@@ -330,7 +333,7 @@ def test_every_hook_hears_of_an_error_and_the_error_goes_on(toy, moment: str) ->
     said: list[str] = []
 
     class Fails(Callback):
-        pass
+        essential = True
 
     def fail(*_) -> None:
         raise OSError("disk full")
@@ -340,6 +343,82 @@ def test_every_hook_hears_of_an_error_and_the_error_goes_on(toy, moment: str) ->
     with pytest.raises(OSError, match="disk full"):
         toy.train(run, toy.step(run))
     assert said[-2:] == ["a error", "b error"]
+
+
+MOMENTS = {
+    "on_start": lambda run: None,
+    "after_step": lambda run: None,
+    "on_metrics": lambda run: None,
+    "on_end": lambda run: None,
+    "log": lambda run: run.log(1, {"a": 1.0}),
+    "event": lambda run: run.event("save", step=1),
+}
+"""Call of a callback -> what brings it about, where the loop does not."""
+
+
+class Share(Callback):
+    """Fails with an error at each call of one name."""
+
+    hears = ("save",)
+
+    def __init__(self, moment: str, error: BaseException) -> None:
+        self.calls = 0
+
+        def fail(*_, **__) -> None:
+            self.calls += 1
+            raise error
+
+        setattr(self, moment, fail)
+
+
+class After(Callback):
+    def __init__(self, act: Callable) -> None:
+        self.after_step = act
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("error", [OSError("share is gone"), SystemExit(3)], ids=repr)
+def test_a_callback_that_raises_is_reported_once_and_switched_off(
+    toy, recorder, caplog, moment: str, error: BaseException
+) -> None:
+    toy.folder.mkdir()
+    share = Share(moment, error)
+    run = toy.run(3, callbacks=[share, After(MOMENTS[moment]), recorder])
+    assert toy.train(run, toy.step(run))
+    assert share.calls == 1
+    assert recorder.calls[-2:] == ["step 3", "end True"]
+    (record,) = caplog.records
+    assert f"the callback Share failed ({__file__}:" in record.getMessage()
+    rows = [json.loads(row) for row in (toy.folder / "events.jsonl").open()]
+    assert [row["kind"] for row in rows if row["event"] == "warning"] == ["callback"]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("error", [RunError("no"), UserError("no")], ids=repr)
+def test_the_errors_of_the_program_end_the_run_from_any_callback(
+    toy, moment: str, error: Exception
+) -> None:
+    toy.folder.mkdir()
+    run = toy.run(3, callbacks=[Share(moment, error), After(MOMENTS[moment])])
+    with pytest.raises(type(error), match="no"):
+        toy.train(run, toy.step(run))
+
+
+def test_the_own_callbacks_and_what_is_derived_from_them_are_essential() -> None:
+    class Derived(MetricsCallback):
+        pass
+
+    assert Derived.essential and not Share.essential
+
+
+def test_an_error_in_on_error_hides_no_other_error(toy, recorder) -> None:
+    toy.folder.mkdir()
+    share = Share("on_error", RunError("the share is gone too"))
+    first = Share("after_step", RunError("the first"))
+    run = toy.run(1, callbacks=[first, share, recorder])
+    with pytest.raises(RunError, match="the first"):
+        toy.train(run, toy.step(run))
+    assert (share.calls, recorder.calls[-1]) == (1, "error")
 
 
 def test_after_the_end_of_another_process_no_number_is_fetched(

@@ -14,11 +14,13 @@ import pytest
 
 from tests.conftest import heard
 from toolkit.config.sections.train import UNTIL_THE_DATA_ENDS
+from toolkit.contracts.training import TrainState
 from toolkit.errors import RunError
 from toolkit.files import now
 from toolkit.files.log import StatusLine
 from toolkit.train import now as module
 from toolkit.train.now import RunNow
+from toolkit.train.run import Callback, Run
 
 PLANNED = {
     "loading": 60.0,
@@ -43,11 +45,21 @@ def run_now(clock) -> RunNow:
     return found
 
 
-def a_run(step: int, steps: int = 1000, **coming: float) -> SimpleNamespace:
-    return SimpleNamespace(
-        steps=steps,
-        state=SimpleNamespace(step=step),
-        callbacks=[SimpleNamespace(coming=lambda run: coming)],
+class Coming(Callback):
+    def __init__(self, coming: dict[str, float]) -> None:
+        self.coming = lambda run: coming
+
+
+def a_run(step: int, steps: int = 1000, **coming: float) -> Run:
+    return Run(
+        "run",
+        Path("run"),
+        steps,
+        grad_accum_steps=1,
+        seed=0,
+        roles={},
+        state=TrainState(step=step),
+        callbacks=[Coming(coming)],
     )
 
 

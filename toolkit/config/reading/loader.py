@@ -42,6 +42,7 @@ from toolkit.config.reading.located import (
 )
 from toolkit.config.reading.normalise import Normaliser, merge_defaults
 from toolkit.config.reading.process import (
+    CallbackConfig,
     JobConfig,
     JobContext,
     ProcessConfig,
@@ -70,6 +71,7 @@ from toolkit.config.reading.yaml_reader import (
     written_with_variables,
 )
 from toolkit.errors import ConfigErrors, Diagnostic, UserError, did_you_mean
+from toolkit.extension import discover
 from toolkit.files.redact import contains_secret, register_secret, wandb_keys
 from toolkit.files.run_files import FILE_SUFFIXES, finished_processes, step_stem
 from toolkit.files.writing import CACHE_FOLDER, TEMP_NAME_BYTES
@@ -544,7 +546,10 @@ def read_process(
             normaliser.defaults.known(child)
     else:
         checked = normaliser.process(model, node)
+        callbacks, checked = read_callbacks(checked, normaliser)
         section, checked = validate(model, checked, diagnostics)
+        if section is not None and callbacks:
+            section = section.model_copy(update={"callbacks": callbacks})
     entry = ProcessEntry(
         index=index,
         type=str(type_node.value),
@@ -556,6 +561,46 @@ def read_process(
         places=places_of_images(checked, diagnostics),
     )
     return _Process(node, entry, checked, complete=model is None or section is not None)
+
+
+def read_callbacks(
+    process: ConfigNode, normaliser: Normaliser
+) -> tuple[tuple[BaseModel, ...], ConfigNode]:
+    """The entries of `callbacks`, each as the section of its own, and the process with
+    them under the names of these. No entries where one of them is wrong."""
+    given = process.child("callbacks")
+    if given is None or not isinstance(given.value, list):
+        return (), process
+    sections = []
+    entries = []
+    for entry in given.value:
+        kind = entry.child("type")
+        if kind is not None and not kind.is_blank:
+            section, entry = read_callback(kind, entry, normaliser)
+            sections.append(section)
+        entries.append(entry)
+    known = tuple(section for section in sections if section is not None)
+    node = replace(given, value=entries)
+    return (
+        known if len(known) == len(entries) else (),
+        replace(process, value={**process.value, "callbacks": node}),
+    )
+
+
+def read_callback(
+    kind: ConfigNode, entry: ConfigNode, normaliser: Normaliser
+) -> tuple[BaseModel | None, ConfigNode]:
+    """One entry of `callbacks`, checked. None where it is wrong."""
+    try:
+        model = discover().find_callback_config(str(kind.value)) or CallbackConfig
+    except UserError as error:
+        normaliser.diagnostics.error(kind, str(error))
+        return None, entry
+    if not issubclass(model, CallbackConfig):
+        message = f"the extension {kind.value!r} has a config that does not extend toolkit.config.CallbackConfig."
+        normaliser.diagnostics.error(kind, message)
+        return None, entry
+    return validate(model, normaliser.section(model, entry), normaliser.diagnostics)
 
 
 def _raw_value(scalar: ConfigNode) -> Any:

@@ -95,6 +95,22 @@ class JobConfig:
     """Lines of the plan about the file."""
 
 
+class CallbackConfig(StrictModel):
+    """One entry of `callbacks`: a name, or a mapping with `type` and the keys of the
+    callback's own section, which extends this one.
+
+    >>> class CopySavesConfig(CallbackConfig):
+    ...     to: str
+    >>> CopySavesConfig(type="copy_saves", to="/mnt/share").to
+    '/mnt/share'
+    """
+
+    short_for: ClassVar[str] = "type"
+
+    type: str
+    """Which callback: the uid of an extension."""
+
+
 class ProcessConfig(StrictModel):
     """One entry of `config.process`.
 

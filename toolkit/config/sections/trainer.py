@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
 from toolkit.config.reading.field_types import (
     PathStr,
@@ -23,7 +23,7 @@ from toolkit.config.reading.field_types import (
     value_error,
 )
 from toolkit.config.reading.findings import Findings, check_path, error, warning
-from toolkit.config.reading.process import JobContext, ProcessConfig
+from toolkit.config.reading.process import CallbackConfig, JobContext, ProcessConfig
 from toolkit.config.sections.dataset import LOSS, DatasetConfig, ValidationConfig
 from toolkit.config.sections.few_step import DeploymentConfig
 from toolkit.config.sections.model import ModelConfig
@@ -269,6 +269,15 @@ class ModelSection(ProcessConfig):
             yield from check_path(key, path, remedy, job, file=True)
 
 
+class AnyCallback(CallbackConfig):
+    """A callback of an extension (docs/extensions.md). The keys of its own stand beside
+    `type`; a callback without keys is its name alone."""
+
+    # the keys are checked by the section of the callback itself (`loader`)
+
+    model_config = ConfigDict(extra="allow")
+
+
 class TrainingSection(ProcessConfig):
     """A run in its own folder: optimizer steps, samples, validation, saves, and what
     ends it.
@@ -318,6 +327,10 @@ class TrainingSection(ProcessConfig):
     save: SaveIntervalConfig = Field(default_factory=SaveIntervalConfig)
     """When the weights are written, and how."""
 
+    callbacks: tuple[SerializeAsAny[AnyCallback], ...] = ()
+    """What extensions do at a save, a step and other events, in this order: a list of
+    names, or of mappings with `type` and the keys of that callback."""
+
     def diagrams_place(self, folder: Path) -> tuple[Path, str]:
         """The folder of the diagrams of a run, and what is added to their names.
         folder: of the run's files."""
@@ -325,7 +338,8 @@ class TrainingSection(ProcessConfig):
 
     on_resume: ClassVar = {
         **dict.fromkeys(
-            ("device", "logging", "resume", "memory_check", "save"), "harmless"
+            ("device", "logging", "resume", "memory_check", "save", "callbacks"),
+            "harmless",
         ),
         # The images that `validation` holds out are missing in the dataset, which is
         # compared by its content.

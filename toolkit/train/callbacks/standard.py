@@ -16,6 +16,8 @@ from typing import Any
 
 from toolkit.config.sections.output import SampleIntervalConfig, SaveConfig
 from toolkit.config.sections.trainer import TrainerConfig
+from toolkit.errors import RunError, UserError
+from toolkit.extension import discover
 from toolkit.files.log import StatusLine
 from toolkit.files.run_files import EVENTS, EventLog
 from toolkit.memory.kept_times import remember_compile_seconds
@@ -110,6 +112,26 @@ def standard_callbacks(
         anomalies,
         *_overview(section, folder),
     ]
+
+
+def callbacks_of_extensions(section: TrainerConfig, first_rank: bool) -> list[Callback]:
+    """What `callbacks` names, on this rank. Raises UserError or RunError where an
+    extension's code fails."""
+    if not section.callbacks:
+        return []
+    table = discover()
+    made = []
+    for entry in section.callbacks:
+        cls = table.part(entry.type, "callback", Callback)
+        if first_rank or cls.everywhere:
+            try:
+                made.append(cls(entry))
+            except (UserError, RunError):
+                raise
+            except Exception as error:
+                message = f"the callback {entry.type!r} cannot be made"
+                raise RunError(f"{message}: {type(error).__name__}: {error}") from error
+    return made
 
 
 def _do_nothing(run: Run) -> None:

@@ -155,8 +155,9 @@ class ValidationCallback(Callback):
                 logger.warning(f"the best weights could not be saved: {error}")
         self._report(run)
         run.log(step, losses)
-        for callback in run.callbacks:
-            callback.on_validation(run, losses)
+        for callback in run.listening():
+            with run.contained(callback):
+                callback.on_validation(run, losses)
 
     def _report(self, run: Run) -> None:
         """Writes the best step into run.json."""

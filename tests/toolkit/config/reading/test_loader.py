@@ -20,6 +20,7 @@ from toolkit.config.reading.located import Diagnostics
 from toolkit.config.reading.yaml_reader import read_yaml
 from toolkit.config.sections.model import ModelConfig
 from toolkit.errors import ConfigErrors, UserError
+from toolkit.extension import discover
 from toolkit.files.run_files import FILE_SUFFIXES, step_stem
 from toolkit.files.writing import atomic_write
 from toolkit.registry import FOREIGN_COMMANDS, LEFT_OUT, part_of
@@ -435,6 +436,103 @@ def test_a_plain_pydantic_model_is_checked_like_a_section(load, mistakes) -> Non
     ]
     section = load(text % (3, "more"), find=lambda name: Open).processes[0].section
     assert (section.count, section.more) == (3, 2)
+
+
+HOOK = {
+    "init": """
+        from toolkit.extension import Extension
+
+
+        class Copies(Extension):
+            uid = "copies"
+            config = ".config:CopiesConfig"
+            callback = ".callback:Copies"
+
+
+        class Plain(Extension):
+            uid = "plain"
+            callback = ".callback:Plain"
+
+
+        AI_TOOLKIT_EXTENSIONS = [Copies, Plain]
+    """,
+    "config": """
+        from pydantic import Field
+
+        from toolkit.config import CallbackConfig
+        from toolkit.config.reading.findings import error
+
+
+        class CopiesConfig(CallbackConfig):
+            to: str
+            most: int = Field(default=3, ge=1)
+
+            def check(self, job):
+                if self.to == "nowhere":
+                    yield error("to", "leads nowhere.")
+    """,
+}
+
+
+@pytest.fixture
+def hooks(write_extension, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_extension("hooks", **HOOK)
+    monkeypatch.setenv("EXTENSIONS_PATH", str(tmp_path / "drop_ins"))
+
+
+@pytest.mark.parametrize(
+    ("written", "faults"),
+    {
+        "[{type: copies, to: /mnt, most: 0}]": [
+            "[0].most: 0 is out of range: must be >= 1."
+        ],
+        "[{type: copies, too: /mnt}]": [
+            "[0].to: is required.",
+            "[0].too: unknown key. Did you mean 'to'?",
+        ],
+        "[plain, {type: copies, to: nowhere}]": ["[1].to: leads nowhere."],
+        "[{type: plain, to: /mnt}]": ["[0].to: unknown key."],
+        "[{type: copyies, to: /mnt}]": [
+            "[0].type: unknown callback 'copyies'. Did you mean 'copies'?"
+        ],
+        "[{type: sd_trainer}]": [
+            "[0].type: 'sd_trainer' is a process, not a callback: it belongs in 'process'"
+        ],
+        "[{to: /mnt}]": ["[0].type: is required."],
+        "[{type: copies, to: /mnt}, 5]": ["[1]"],
+        "{type: plain}": [": "],
+    }.items(),
+)
+def test_an_entry_of_callbacks_is_checked_by_its_own_section(
+    mistakes, hooks, written: str, faults: list[str]
+) -> None:
+    lines = mistakes(trainer(f"callbacks: {written}"))
+    assert len(lines) == len(faults), lines
+    for line, fault in zip(lines, faults, strict=True):
+        assert re.match(r"\d+:\d+: process\[0\].callbacks", line)
+        assert f"callbacks{fault}" in line
+
+
+def test_the_callbacks_of_a_job_are_sections_of_their_own(section, hooks) -> None:
+    found = section("callbacks: [plain, {type: copies, to: /mnt/share}]")
+    plain, copies = found.callbacks
+    assert (plain.type, type(copies).__name__, copies.most) == (
+        "plain",
+        "CopiesConfig",
+        3,
+    )
+    recorded = found.recorded_settings()["callbacks"]
+    assert recorded[1] == {"type": "copies", "to": "/mnt/share", "most": 3}
+
+
+def test_a_callback_is_no_process(hooks) -> None:
+    table = discover()
+    with pytest.raises(
+        UserError,
+        match="'plain' is a callback, not a process: it belongs in 'callbacks'",
+    ):
+        table.find_config("plain")
+    assert "plain" not in table.configs()
 
 
 def test_an_unchecked_section_is_handed_over_as_plain_data(load) -> None:
