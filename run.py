@@ -453,13 +453,12 @@ def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:
         )
         with collection_paused():
             extensions = discover()
-            seed = arguments.seeds[0] if arguments.seeds else None
             config = load(
                 arguments.configs[0],
                 arguments,
                 extensions,
                 warn=env.is_main_process,
-                seed=seed,
+                seed=next(iter(arguments.seeds or ()), None),
             )
             if len(config.processes) > 1 and env.is_main_process:
                 plan_before_the_run(config, arguments)
@@ -511,7 +510,8 @@ def child_command(arguments: argparse.Namespace) -> list[str]:
     command = [sys.executable, str(Path(__file__).resolve())]
     if arguments.log:
         command += ["--log", arguments.log]
-    command += [word for pair in arguments.map for word in ("--map", pair)]
+    for flag, pairs in (("--map", arguments.map), ("--set", arguments.set)):
+        command += [word for pair in pairs for word in (flag, pair)]
     if arguments.restart:
         command.append("--restart")
     if arguments.allow_change:
@@ -627,8 +627,13 @@ def load(
     in front of it write. seed: the one of `--seeds`.
     """
     from toolkit.config import load_job
+    from toolkit.config.reading.changes import Change, read_changes
     from toolkit.config.reading.foreign import COMMAND_LINE
 
+    changes = read_changes(arguments.set)
+    if seed is not None:
+        key = "process.*.training_seed"
+        changes = (*changes, Change(key, str(seed), "--seeds"))
     path = COMMAND_LINE if argument is None else find_config(argument)
     of_examples = moved_examples() if "config/examples" in text_of(Path(path)) else {}
     config = load_job(
@@ -638,7 +643,8 @@ def load(
         flags=arguments.flags,
         moved=of_examples | arguments.moved,
         earlier_outputs=earlier_outputs,
-        seed=seed,
+        changes=changes,
+        suffix="" if seed is None else f"_seed{seed}",
     )
     if warn:
         print_warnings(config)
@@ -700,6 +706,13 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         "--seeds",
         metavar="1,2,3",
         help="run the job once with each training_seed, in folders NAME_seed1, ...",
+    )
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value for a key of the job, such as train.lr=2e-4; may be repeated",
     )
     add("-l", "--log", metavar="FILE", help="appends a copy of all output to FILE")
     add(
@@ -774,10 +787,10 @@ def check_arguments(
     """Completes the arguments, and reports those that do not go together. Raises
     UserError, or ends the program."""
     for word in arguments.configs:
-        match = re.fullmatch(r"(?:\w+\.)*(\w+)=(\S*)", word)
+        match = re.fullmatch(r"(?:[\w*]+[.\[\]]+)*\w+=.*", word, re.DOTALL)
         if match and not is_config(word):
             parser.error(
-                f"{word}: keys are changed in the file of the job. Write '{match[1]}: {match[2]}' there."
+                f"{word}: stands behind --set. Write '--set {shlex.quote(word)}'."
             )
     if arguments.config:
         arguments.configs.append(arguments.config)

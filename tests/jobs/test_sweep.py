@@ -12,6 +12,7 @@ import pytest
 from jobs.sweep import compared, read_seeds
 from tests.running import lines
 from toolkit.config import load_job
+from toolkit.config.reading.changes import Change
 from toolkit.errors import ConfigErrors, UserError
 from toolkit.extension import discover
 from toolkit.files.run_files import METRICS
@@ -52,6 +53,12 @@ def test_runs_are_compared_by_loss_and_best_validation(tmp_path: Path) -> None:
     ]
 
 
+SEED5 = {
+    "changes": (Change("process.*.training_seed", "5", "--seeds"),),
+    "suffix": "_seed5",
+}
+
+
 JOB = """job: extension
 config:
   name: maya    # mine
@@ -73,7 +80,7 @@ def test_the_saved_config_has_name_and_seed_and_keeps_its_comments(
     monkeypatch.chdir(tmp_path)
     make_pictures(tmp_path / "images", "a")
     (tmp_path / "job.yaml").write_text(JOB.format(seed=seed), encoding="utf-8")
-    config = load_job("job.yaml", discover().find_config, seed=5)
+    config = load_job("job.yaml", discover().find_config, **SEED5)
     assert (config.name, config.processes[0].section.training_seed) == ("maya_seed5", 5)
     (tmp_path / "saved.yaml").write_text(config.unexpanded_text, encoding="utf-8")
     saved = load_job("saved.yaml", discover().find_config)
@@ -86,10 +93,12 @@ def test_a_job_that_trains_nothing_or_has_too_long_a_name_is_refused(
     tmp_path: Path, write_job
 ) -> None:
     tool = write_job({"type": "example", "folder_path": "."}, name="maya")
-    with pytest.raises(UserError, match="no process of this job has a training_seed"):
-        load_job(tool, discover().find_config, seed=5)
+    with pytest.raises(
+        UserError, match="no process of this job has the key training_seed"
+    ):
+        load_job(tool, discover().find_config, **SEED5)
     with pytest.raises(ConfigErrors, match="is too long"):
-        load_job(tool, discover().find_config, seed=5, name="x" * 210)
+        load_job(tool, discover().find_config, **SEED5, name="x" * 210)
 
 
 def test_it_takes_one_config(run_py: Callable, tmp_path: Path) -> None:
