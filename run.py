@@ -121,6 +121,7 @@ RUN_WORDS = ("train", "run", "start")
 
 if TYPE_CHECKING:
     from jobs.dry_run import JobPlan
+    from jobs.sweep import Variant
     from toolkit.config import JobConfig
     from toolkit.extension import ExtensionTable
     from toolkit.system.distributed import ProcessGroup
@@ -417,7 +418,7 @@ def dispatch(arguments: argparse.Namespace) -> int:
     if (
         len(arguments.configs) == 1
         and not arguments.dry_run
-        and len(arguments.seeds or ()) <= 1
+        and len(arguments.variants) <= 1
     ):
         return run_job(arguments, env)
     if not env.is_main_process:
@@ -431,11 +432,12 @@ def dispatch(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return dry_run(arguments)
     if not env.is_single_process:
+        count = max(len(arguments.variants), len(arguments.configs))
         raise UserError(
-            f"{len(arguments.seeds or arguments.configs)} runs for {env.world_size} processes: start them one after "
+            f"{count} runs for {env.world_size} processes: start them one after "
             "another."
         )
-    return run_sweep(arguments) if arguments.seeds else run_series(arguments)
+    return run_sweep(arguments) if arguments.variants[1:] else run_series(arguments)
 
 
 def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:
@@ -458,7 +460,7 @@ def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:
                 arguments,
                 extensions,
                 warn=env.is_main_process,
-                seed=next(iter(arguments.seeds or ()), None),
+                variant=next(iter(arguments.variants), None),
             )
             if len(config.processes) > 1 and env.is_main_process:
                 plan_before_the_run(config, arguments)
@@ -520,21 +522,23 @@ def child_command(arguments: argparse.Namespace) -> list[str]:
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
-    """Runs a config with each seed, in its own interpreter, and prints how the runs
-    compare. All are checked first."""
+    """Runs a config with each seed and swept value, in its own interpreter, and prints
+    how the runs compare. All are checked first."""
     from jobs import sweep
 
     extensions = discover()
     argument = arguments.configs[0]
-    by_seed: dict[int, list[Path]] = {}
+    variants = {str(variant): variant for variant in arguments.variants}
+    folders: dict[sweep.Variant, list[Path]] = {}
 
-    def check(seed: str) -> int:
+    def check(label: str) -> int:
+        variant = variants[label]
         with collection_paused():
             config = load(
-                argument, arguments, extensions, warn=not by_seed, seed=int(seed)
+                argument, arguments, extensions, warn=not folders, variant=variant
             )
             plan_before_the_run(config, arguments)
-        by_seed[int(seed)] = sweep.run_folders(config)
+        folders[variant] = sweep.run_folders(config)
         return EXIT_DONE
 
     command = child_command(arguments)
@@ -545,17 +549,16 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         command += [flag, given] if given else []
     runner = multi_run.ChildRunner(command)
     guarded = partial(exit.run_with_exit_code, check)
-    seeds = [str(seed) for seed in arguments.seeds]
 
-    def run_one(seed: str) -> int:
-        print(f"seed {seed}", flush=True)
-        return runner(argument, "--seeds", seed)
+    def run_one(label: str) -> int:
+        print(label, flush=True)
+        return runner(argument, *variants[label].flags())
 
     code = multi_run.run_series(
-        seeds, run_one, recover=arguments.recover, check=guarded, label="seed {}"
+        list(variants), run_one, recover=arguments.recover, check=guarded
     )
-    if len(by_seed) == len(seeds):
-        print("\n".join(sweep.compared(by_seed)))
+    if len(folders) == len(variants):
+        print("\n".join(sweep.compared(folders)))
     return code
 
 
@@ -567,15 +570,16 @@ def dry_run(arguments: argparse.Namespace) -> int:
     )
     output = sys.stdout
     plans: list[JobPlan] = []
-    configs = arguments.configs * len(arguments.seeds or (0,))
-    seeds = iter(arguments.seeds or [None] * len(configs))
+    configs = arguments.configs * len(arguments.variants or (0,))
+    variants = iter(arguments.variants or [None] * len(configs))
 
     def plan_one(argument: str) -> int:
         from jobs.dry_run import plan_job
 
         earlier = frozenset(chain.from_iterable(plan.outputs for plan in plans))
+        variant = next(variants)
         config = load(
-            argument, arguments, extensions, earlier_outputs=earlier, seed=next(seeds)
+            argument, arguments, extensions, earlier_outputs=earlier, variant=variant
         )
         options = (
             arguments.restart,
@@ -618,22 +622,19 @@ def load(
     extensions: ExtensionTable,
     warn: bool = True,
     earlier_outputs: frozenset[Path] = frozenset(),
-    seed: int | None = None,
+    variant: Variant | None = None,
 ) -> JobConfig:
     """Finds, reads and checks one config; its warnings go to standard error, unless
     `warn` is false.
 
     argument: the file; None: the flags are all there is. earlier_outputs: what configs
-    in front of it write. seed: the one of `--seeds`.
+    in front of it write. variant: which run of `--seeds` and `--sweep`.
     """
     from toolkit.config import load_job
-    from toolkit.config.reading.changes import Change, read_changes
+    from toolkit.config.reading.changes import read_changes
     from toolkit.config.reading.foreign import COMMAND_LINE
 
     changes = read_changes(arguments.set)
-    if seed is not None:
-        key = "process.*.training_seed"
-        changes = (*changes, Change(key, str(seed), "--seeds"))
     path = COMMAND_LINE if argument is None else find_config(argument)
     of_examples = moved_examples() if "config/examples" in text_of(Path(path)) else {}
     config = load_job(
@@ -643,8 +644,8 @@ def load(
         flags=arguments.flags,
         moved=of_examples | arguments.moved,
         earlier_outputs=earlier_outputs,
-        changes=changes,
-        suffix="" if seed is None else f"_seed{seed}",
+        changes=(*changes, *variant.changes) if variant else changes,
+        suffix=variant.suffix if variant else "",
     )
     if warn:
         print_warnings(config)
@@ -706,6 +707,14 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         "--seeds",
         metavar="1,2,3",
         help="run the job once with each training_seed, in folders NAME_seed1, ...",
+    )
+    add(
+        "--sweep",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUES",
+        help="run the job once with each value: train.lr=1e-4,2e-4 network.linear=8,16",
     )
     add(
         "--set",
@@ -786,6 +795,9 @@ def check_arguments(
 ) -> None:
     """Completes the arguments, and reports those that do not go together. Raises
     UserError, or ends the program."""
+    # a name of a config may stand behind the last of them
+    arguments.configs += [word for word in arguments.sweep if "=" not in word]
+    arguments.sweep = [word for word in arguments.sweep if "=" in word]
     for word in arguments.configs:
         match = re.fullmatch(r"(?:[\w*]+[.\[\]]+)*\w+=.*", word, re.DOTALL)
         if match and not is_config(word):
@@ -811,14 +823,15 @@ def check_arguments(
     for flag in ("json", "memory", "card"):
         if getattr(arguments, flag) and not arguments.dry_run:
             parser.error(f"--{flag} requires --dry-run")
-    if arguments.seeds:
+    arguments.variants = ()
+    if arguments.seeds is not None or arguments.sweep:
         if len(arguments.configs) != 1 or arguments.configs[0] is None:
             parser.error(
-                "--seeds requires one config, and commas between the seeds: JOB.yaml --seeds 1,2,3"
+                "--seeds and --sweep require one config, and commas between the values: JOB.yaml --seeds 1,2,3"
             )
-        from jobs.sweep import read_seeds
+        from jobs.sweep import variants
 
-        arguments.seeds = read_seeds(arguments.seeds)
+        arguments.variants = variants(arguments.sweep, arguments.seeds)
     if arguments.card:
         from toolkit.plan.cards import asked_card
 
