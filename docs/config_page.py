@@ -31,7 +31,7 @@ A job is a YAML, JSON or JSONC file:
 | `config.defaults` | merged under each process: mappings merge, all else is replaced (one line for `datasets`) |
 | `meta` | mapping that goes into the LoRA's metadata; `${VAR}` in it stays as written |
 
-`${VAR}` and `${VAR:-default}` in values come from the environment, `$${VAR}` is the text itself. Paths are relative
+`${VAR}` and `${VAR:-default}` in values, also within braces, come from the environment, `$${VAR}` is the text itself. Paths are relative
 to the working directory. null and an empty text mean "not given". Unknown keys are refused; all mistakes of a file
 are shown at once with line and column.
 
