@@ -24,13 +24,13 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 from difflib import get_close_matches
 from functools import partial
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs import ExtensionJob, JobOptions, exit, multi_run
 from toolkit.commands import command
@@ -409,7 +409,8 @@ def dispatch_logged(arguments: argparse.Namespace) -> int:
 def dispatch(arguments: argparse.Namespace) -> int:
     env = read_distributed_env()
     tool = None
-    if len(arguments.configs) == 1 and arguments.configs[0]:
+    # one that is missing is said where it is read
+    if len(arguments.configs) == 1 and is_config(arguments.configs[0] or ""):
         tool = foreign_tool(text_of(find_config(arguments.configs[0])))
     if tool:
         words, notes = tool
@@ -420,12 +421,13 @@ def dispatch(arguments: argparse.Namespace) -> int:
         and not arguments.dry_run
         and len(arguments.variants) <= 1
     ):
-        return run_job(arguments, env)
+        return run_to_its_end(arguments, env)
     if not env.is_main_process:
         return EXIT_DONE  # rank 0 prints what is only displayed
     signals.install()  # a KeyboardInterrupt from here on is not the user's
     if arguments.list_extensions:
-        print(discover().render())
+        found = discover()
+        print(json.dumps(found.to_json()) if arguments.json else found.render())
         return EXIT_DONE
     if arguments.print_schema:
         return print_schema()
@@ -440,8 +442,31 @@ def dispatch(arguments: argparse.Namespace) -> int:
     return run_sweep(arguments) if arguments.variants[1:] else run_series(arguments)
 
 
-def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:
-    """Runs one config in this process; as one rank of it where there are several."""
+def run_to_its_end(arguments: argparse.Namespace, env: DistributedEnv) -> int:
+    """`run_job`; with --json a line of JSON says how it ended."""
+    read: list[JobConfig] = []
+    code, error = exit.code_and_error(run_job, arguments, env, read)
+    if arguments.json and env.is_main_process:
+        print_end(arguments.configs[0], next(iter(read), None), code, error)
+    return code
+
+
+def print_end(
+    argument: str | None,
+    config: JobConfig | None,
+    code: int,
+    error: BaseException | None,
+) -> None:
+    from jobs.as_json import end_of_run
+
+    print(json.dumps(end_of_run(str(argument), config, code, error)), flush=True)
+
+
+def run_job(
+    arguments: argparse.Namespace, env: DistributedEnv, read: list[JobConfig]
+) -> int:
+    """Runs one config in this process; as one rank of it where there are several. read:
+    gets the config."""
     signals.install(quiet=not env.is_main_process)
     if not env.is_single_process:
         signals.stop_with_parent()
@@ -462,6 +487,7 @@ def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:
                 warn=env.is_main_process,
                 variant=next(iter(arguments.variants), None),
             )
+            read.append(config)
             if len(config.processes) > 1 and env.is_main_process:
                 plan_before_the_run(config, arguments)
         return run_processes(config, extensions, options, process_group)
@@ -501,10 +527,22 @@ def run_series(arguments: argparse.Namespace) -> int:
         return EXIT_DONE
 
     runner = multi_run.ChildRunner(child_command(arguments))
-    guarded = partial(exit.run_with_exit_code, check)
+    guarded = partial(checked, arguments, check)
     return multi_run.run_series(
         arguments.configs, runner, recover=arguments.recover, check=guarded
     )
+
+
+def checked(
+    arguments: argparse.Namespace, check: Callable[[str], int], word: str
+) -> int:
+    """The exit code of a check. With --json a job that is refused has ended."""
+    code, error = exit.code_and_error(check, word)
+    if arguments.json and error:
+        print_end(
+            arguments.configs[0] if arguments.variants else word, None, code, error
+        )
+    return code
 
 
 def child_command(arguments: argparse.Namespace) -> list[str]:
@@ -514,10 +552,9 @@ def child_command(arguments: argparse.Namespace) -> list[str]:
         command += ["--log", arguments.log]
     for flag, pairs in (("--map", arguments.map), ("--set", arguments.set)):
         command += [word for pair in pairs for word in (flag, pair)]
-    if arguments.restart:
-        command.append("--restart")
-    if arguments.allow_change:
-        command.append("--allow-change")
+    for flag in ("--restart", "--allow-change", "--json"):
+        if getattr(arguments, flag[2:].replace("-", "_")):
+            command.append(flag)
     return command
 
 
@@ -548,7 +585,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     ):
         command += [flag, given] if given else []
     runner = multi_run.ChildRunner(command)
-    guarded = partial(exit.run_with_exit_code, check)
+    guarded = partial(checked, arguments, check)
 
     def run_one(label: str) -> int:
         print(label, flush=True)
@@ -563,13 +600,14 @@ def run_sweep(arguments: argparse.Namespace) -> int:
 
 
 def dry_run(arguments: argparse.Namespace) -> int:
-    """Checks the configs and prints what they would do: text, or one JSON object (a
-    list for several)."""
+    """Checks the configs and prints what they would do: text, or one JSON object with
+    the errors (a list for several)."""
     sys.dont_write_bytecode = (
         True  # importing an extension would otherwise write next to it
     )
     output = sys.stdout
     plans: list[JobPlan] = []
+    entries: list[dict[str, Any]] = []
     configs = arguments.configs * len(arguments.variants or (0,))
     variants = iter(arguments.variants or [None] * len(configs))
 
@@ -595,15 +633,26 @@ def dry_run(arguments: argparse.Namespace) -> int:
             )
         return EXIT_DONE
 
+    def plan_as_json(argument: str) -> int:
+        from jobs.as_json import faults
+
+        code, error = exit.code_and_error(plan_one, argument)
+        entry = {} if error else plans[-1].to_json()
+        file = str(argument)
+        entries.append({"file": file, **entry, "errors": faults(error, file)})
+        return code
+
     # only the plans go to standard output
     with redirect_stdout(sys.stderr), collection_paused():
         extensions = discover()
-        guarded = partial(exit.run_with_exit_code, plan_one)
-        code = multi_run.run_series(configs, guarded, recover=arguments.recover)
-    if arguments.json and len(configs) > 1:
-        print(json.dumps([plan.to_json() for plan in plans], indent=2))
-    elif arguments.json and plans:
-        print(json.dumps(plans[0].to_json(), indent=2))
+        one = partial(exit.run_with_exit_code, plan_one)
+        code = multi_run.run_series(
+            configs,
+            plan_as_json if arguments.json else one,
+            recover=arguments.recover or arguments.json,
+        )
+    if arguments.json:
+        print(json.dumps(entries if len(configs) > 1 else entries[0], indent=2))
     return code
 
 
@@ -757,7 +806,7 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     add(
         "--json",
         action="store_true",
-        help="the plan of --dry-run as JSON: an object, a list for several",
+        help="print the plan with its errors, the extensions, or the end of a run as JSON",
     )
     add(
         "--list-extensions",
@@ -820,7 +869,7 @@ def check_arguments(
     if len(arguments.configs) > 1:
         for flag in (*arguments.flags, *ours):
             parser.error(f"--{flag} with several configs: give one config.")
-    for flag in ("json", "memory", "card"):
+    for flag in ("memory", "card"):
         if getattr(arguments, flag) and not arguments.dry_run:
             parser.error(f"--{flag} requires --dry-run")
     arguments.variants = ()

@@ -871,7 +871,6 @@ COMMANDS: dict[str, str] = {
     "job.yaml nosuch.yaml": "nosuch.yaml: no such config.",
     "--restart-from second job.yaml --dry-run": "the job has no process 'second'. Known names: [0].",
     "--name a/b job.yaml --dry-run": "leave out '/', '\\' and control characters.",
-    "--json job.yaml": "--json requires --dry-run",
     "--card 12 job.yaml": "--card requires --dry-run",
     "job.yaml --dry-run --card 'RTX 2080'": "'RTX 2080' is not in the table of cards. Give its memory in GB, such",
     "--map datasets job.yaml": "write OLD=NEW, two folders.",
