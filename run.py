@@ -25,13 +25,13 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 from difflib import get_close_matches
 from functools import partial
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs import ExtensionJob, JobOptions, exit, multi_run
 from toolkit.commands import command
@@ -122,6 +122,7 @@ RUN_WORDS = ("train", "run", "start")
 
 if TYPE_CHECKING:
     from jobs.dry_run import JobPlan
+    from jobs.sweep import Variant
     from toolkit.config import JobConfig
     from toolkit.extension import ExtensionTable
     from toolkit.system.distributed import ProcessGroup
@@ -409,7 +410,8 @@ def dispatch_logged(arguments: argparse.Namespace) -> int:
 def dispatch(arguments: argparse.Namespace) -> int:
     env = read_distributed_env()
     tool = None
-    if len(arguments.configs) == 1 and arguments.configs[0]:
+    # one that is missing is said where it is read
+    if len(arguments.configs) == 1 and is_config(arguments.configs[0] or ""):
         tool = foreign_tool(text_of(find_config(arguments.configs[0])))
     if tool:
         words, notes = tool
@@ -418,29 +420,54 @@ def dispatch(arguments: argparse.Namespace) -> int:
     if (
         len(arguments.configs) == 1
         and not arguments.dry_run
-        and len(arguments.seeds or ()) <= 1
+        and len(arguments.variants) <= 1
     ):
-        return run_job(arguments, env)
+        return run_to_its_end(arguments, env)
     if not env.is_main_process:
         return EXIT_DONE  # rank 0 prints what is only displayed
     signals.install()  # a KeyboardInterrupt from here on is not the user's
     if arguments.list_extensions:
-        print(discover().render())
+        found = discover()
+        print(json.dumps(found.to_json()) if arguments.json else found.render())
         return EXIT_DONE
     if arguments.print_schema:
         return print_schema()
     if arguments.dry_run:
         return dry_run(arguments)
     if not env.is_single_process:
+        count = max(len(arguments.variants), len(arguments.configs))
         raise UserError(
-            f"{len(arguments.seeds or arguments.configs)} runs for {env.world_size} processes: start them one after "
+            f"{count} runs for {env.world_size} processes: start them one after "
             "another."
         )
-    return run_sweep(arguments) if arguments.seeds else run_series(arguments)
+    return run_sweep(arguments) if arguments.variants[1:] else run_series(arguments)
 
 
-def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:
-    """Runs one config in this process; as one rank of it where there are several."""
+def run_to_its_end(arguments: argparse.Namespace, env: DistributedEnv) -> int:
+    """`run_job`; with --json a line of JSON says how it ended."""
+    read: list[JobConfig] = []
+    code, error = exit.code_and_error(run_job, arguments, env, read)
+    if arguments.json and env.is_main_process:
+        print_end(arguments.configs[0], next(iter(read), None), code, error)
+    return code
+
+
+def print_end(
+    argument: str | None,
+    config: JobConfig | None,
+    code: int,
+    error: BaseException | None,
+) -> None:
+    from jobs.as_json import end_of_run
+
+    print(json.dumps(end_of_run(str(argument), config, code, error)), flush=True)
+
+
+def run_job(
+    arguments: argparse.Namespace, env: DistributedEnv, read: list[JobConfig]
+) -> int:
+    """Runs one config in this process; as one rank of it where there are several. read:
+    gets the config."""
     signals.install(quiet=not env.is_main_process)
     if not env.is_single_process:
         signals.stop_with_parent()
@@ -454,14 +481,14 @@ def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:
         )
         with collection_paused():
             extensions = discover()
-            seed = arguments.seeds[0] if arguments.seeds else None
             config = load(
                 arguments.configs[0],
                 arguments,
                 extensions,
                 warn=env.is_main_process,
-                seed=seed,
+                variant=next(iter(arguments.variants), None),
             )
+            read.append(config)
             if len(config.processes) > 1 and env.is_main_process:
                 plan_before_the_run(config, arguments)
         return run_processes(config, extensions, options, process_group)
@@ -501,10 +528,22 @@ def run_series(arguments: argparse.Namespace) -> int:
         return EXIT_DONE
 
     runner = multi_run.ChildRunner(child_command(arguments))
-    guarded = partial(exit.run_with_exit_code, check)
+    guarded = partial(checked, arguments, check)
     return multi_run.run_series(
         arguments.configs, runner, recover=arguments.recover, check=guarded
     )
+
+
+def checked(
+    arguments: argparse.Namespace, check: Callable[[str], int], word: str
+) -> int:
+    """The exit code of a check. With --json a job that is refused has ended."""
+    code, error = exit.code_and_error(check, word)
+    if arguments.json and error:
+        print_end(
+            arguments.configs[0] if arguments.variants else word, None, code, error
+        )
+    return code
 
 
 def child_command(arguments: argparse.Namespace) -> list[str]:
@@ -512,30 +551,32 @@ def child_command(arguments: argparse.Namespace) -> list[str]:
     command = [sys.executable, str(Path(__file__).resolve())]
     if arguments.log:
         command += ["--log", arguments.log]
-    command += [word for pair in arguments.map for word in ("--map", pair)]
-    if arguments.restart:
-        command.append("--restart")
-    if arguments.allow_change:
-        command.append("--allow-change")
+    for flag, pairs in (("--map", arguments.map), ("--set", arguments.set)):
+        command += [word for pair in pairs for word in (flag, pair)]
+    for flag in ("--restart", "--allow-change", "--json"):
+        if getattr(arguments, flag[2:].replace("-", "_")):
+            command.append(flag)
     return command
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
-    """Runs a config with each seed, in its own interpreter, and prints how the runs
-    compare. All are checked first."""
+    """Runs a config with each seed and swept value, in its own interpreter, and prints
+    how the runs compare. All are checked first."""
     from jobs import sweep
 
     extensions = discover()
     argument = arguments.configs[0]
-    by_seed: dict[int, list[Path]] = {}
+    variants = {str(variant): variant for variant in arguments.variants}
+    folders: dict[sweep.Variant, list[Path]] = {}
 
-    def check(seed: str) -> int:
+    def check(label: str) -> int:
+        variant = variants[label]
         with collection_paused():
             config = load(
-                argument, arguments, extensions, warn=not by_seed, seed=int(seed)
+                argument, arguments, extensions, warn=not folders, variant=variant
             )
             plan_before_the_run(config, arguments)
-        by_seed[int(seed)] = sweep.run_folders(config)
+        folders[variant] = sweep.run_folders(config)
         return EXIT_DONE
 
     command = child_command(arguments)
@@ -545,38 +586,39 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     ):
         command += [flag, given] if given else []
     runner = multi_run.ChildRunner(command)
-    guarded = partial(exit.run_with_exit_code, check)
-    seeds = [str(seed) for seed in arguments.seeds]
+    guarded = partial(checked, arguments, check)
 
-    def run_one(seed: str) -> int:
-        print(f"seed {seed}", flush=True)
-        return runner(argument, "--seeds", seed)
+    def run_one(label: str) -> int:
+        print(label, flush=True)
+        return runner(argument, *variants[label].flags())
 
     code = multi_run.run_series(
-        seeds, run_one, recover=arguments.recover, check=guarded, label="seed {}"
+        list(variants), run_one, recover=arguments.recover, check=guarded
     )
-    if len(by_seed) == len(seeds):
-        print("\n".join(sweep.compared(by_seed)))
+    if len(folders) == len(variants):
+        print("\n".join(sweep.compared(folders)))
     return code
 
 
 def dry_run(arguments: argparse.Namespace) -> int:
-    """Checks the configs and prints what they would do: text, or one JSON object (a
-    list for several)."""
+    """Checks the configs and prints what they would do: text, or one JSON object with
+    the errors (a list for several)."""
     sys.dont_write_bytecode = (
         True  # importing an extension would otherwise write next to it
     )
     output = sys.stdout
     plans: list[JobPlan] = []
-    configs = arguments.configs * len(arguments.seeds or (0,))
-    seeds = iter(arguments.seeds or [None] * len(configs))
+    entries: list[dict[str, Any]] = []
+    configs = arguments.configs * len(arguments.variants or (0,))
+    variants = iter(arguments.variants or [None] * len(configs))
 
     def plan_one(argument: str) -> int:
         from jobs.dry_run import plan_job
 
         earlier = frozenset(chain.from_iterable(plan.outputs for plan in plans))
+        variant = next(variants)
         config = load(
-            argument, arguments, extensions, earlier_outputs=earlier, seed=next(seeds)
+            argument, arguments, extensions, earlier_outputs=earlier, variant=variant
         )
         options = (
             arguments.restart,
@@ -592,15 +634,26 @@ def dry_run(arguments: argparse.Namespace) -> int:
             )
         return EXIT_DONE
 
+    def plan_as_json(argument: str) -> int:
+        from jobs.as_json import faults
+
+        code, error = exit.code_and_error(plan_one, argument)
+        entry = {} if error else plans[-1].to_json()
+        file = str(argument)
+        entries.append({"file": file, **entry, "errors": faults(error, file)})
+        return code
+
     # only the plans go to standard output
     with redirect_stdout(sys.stderr), collection_paused():
         extensions = discover()
-        guarded = partial(exit.run_with_exit_code, plan_one)
-        code = multi_run.run_series(configs, guarded, recover=arguments.recover)
-    if arguments.json and len(configs) > 1:
-        print(json.dumps([plan.to_json() for plan in plans], indent=2))
-    elif arguments.json and plans:
-        print(json.dumps(plans[0].to_json(), indent=2))
+        one = partial(exit.run_with_exit_code, plan_one)
+        code = multi_run.run_series(
+            configs,
+            plan_as_json if arguments.json else one,
+            recover=arguments.recover or arguments.json,
+        )
+    if arguments.json:
+        print(json.dumps(entries if len(configs) > 1 else entries[0], indent=2))
     return code
 
 
@@ -619,17 +672,19 @@ def load(
     extensions: ExtensionTable,
     warn: bool = True,
     earlier_outputs: frozenset[Path] = frozenset(),
-    seed: int | None = None,
+    variant: Variant | None = None,
 ) -> JobConfig:
     """Finds, reads and checks one config; its warnings go to standard error, unless
     `warn` is false.
 
     argument: the file; None: the flags are all there is. earlier_outputs: what configs
-    in front of it write. seed: the one of `--seeds`.
+    in front of it write. variant: which run of `--seeds` and `--sweep`.
     """
     from toolkit.config import load_job
+    from toolkit.config.reading.changes import read_changes
     from toolkit.config.reading.foreign import COMMAND_LINE
 
+    changes = read_changes(arguments.set)
     path = COMMAND_LINE if argument is None else find_config(argument)
     of_examples = moved_examples() if "config/examples" in text_of(Path(path)) else {}
     config = load_job(
@@ -639,7 +694,8 @@ def load(
         flags=arguments.flags,
         moved=of_examples | arguments.moved,
         earlier_outputs=earlier_outputs,
-        seed=seed,
+        changes=(*changes, *variant.changes) if variant else changes,
+        suffix=variant.suffix if variant else "",
     )
     if warn:
         print_warnings(config)
@@ -702,6 +758,21 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         metavar="1,2,3",
         help="run the job once with each training_seed, in folders NAME_seed1, ...",
     )
+    add(
+        "--sweep",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUES",
+        help="run the job once with each value: train.lr=1e-4,2e-4 network.linear=8,16",
+    )
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value for a key of the job, such as train.lr=2e-4; may be repeated",
+    )
     add("-l", "--log", metavar="FILE", help="appends a copy of all output to FILE")
     add(
         "--restart",
@@ -736,7 +807,7 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     add(
         "--json",
         action="store_true",
-        help="the plan of --dry-run as JSON: an object, a list for several",
+        help="print the plan with its errors, the extensions, or the end of a run as JSON",
     )
     add(
         "--list-extensions",
@@ -774,11 +845,14 @@ def check_arguments(
 ) -> None:
     """Completes the arguments, and reports those that do not go together. Raises
     UserError, or ends the program."""
+    # a name of a config may stand behind the last of them
+    arguments.configs += [word for word in arguments.sweep if "=" not in word]
+    arguments.sweep = [word for word in arguments.sweep if "=" in word]
     for word in arguments.configs:
-        match = re.fullmatch(r"(?:\w+\.)*(\w+)=(\S*)", word)
+        match = re.fullmatch(r"(?:[\w*]+[.\[\]]+)*\w+=.*", word, re.DOTALL)
         if match and not is_config(word):
             parser.error(
-                f"{word}: keys are changed in the file of the job. Write '{match[1]}: {match[2]}' there."
+                f"{word}: stands behind --set. Write '--set {shlex.quote(word)}'."
             )
     if arguments.config:
         arguments.configs.append(arguments.config)
@@ -796,17 +870,18 @@ def check_arguments(
     if len(arguments.configs) > 1:
         for flag in (*arguments.flags, *ours):
             parser.error(f"--{flag} with several configs: give one config.")
-    for flag in ("json", "memory", "card"):
+    for flag in ("memory", "card"):
         if getattr(arguments, flag) and not arguments.dry_run:
             parser.error(f"--{flag} requires --dry-run")
-    if arguments.seeds:
+    arguments.variants = ()
+    if arguments.seeds is not None or arguments.sweep:
         if len(arguments.configs) != 1 or arguments.configs[0] is None:
             parser.error(
-                "--seeds requires one config, and commas between the seeds: JOB.yaml --seeds 1,2,3"
+                "--seeds and --sweep require one config, and commas between the values: JOB.yaml --seeds 1,2,3"
             )
-        from jobs.sweep import read_seeds
+        from jobs.sweep import variants
 
-        arguments.seeds = read_seeds(arguments.seeds)
+        arguments.variants = variants(arguments.sweep, arguments.seeds)
     if arguments.card:
         from toolkit.plan.cards import asked_card
 

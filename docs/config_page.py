@@ -31,9 +31,9 @@ A job is a YAML, JSON or JSONC file:
 | `config.defaults` | merged under each process: mappings merge, all else is replaced (one line for `datasets`) |
 | `meta` | mapping that goes into the LoRA's metadata; `${VAR}` in it stays as written |
 
-`${VAR}` and `${VAR:-default}` in values come from the environment, `$${VAR}` is the text itself. Paths are relative
-to the working directory. null and an empty text mean "not given". Unknown keys are refused; all mistakes of a file
-are shown at once with line and column.
+`${VAR}` and `${VAR:-default}` in values come from the environment, also within braces; `$${VAR}` is the text itself.
+Paths are relative to the working directory. null and an empty text mean "not given". Unknown keys are refused; all
+mistakes of a file are shown at once with line and column.
 
 The names are ai-toolkit's wherever it has the same thing. "Other names" are accepted in the same place; those after
 "musubi-tuner:" are its option alone. All of them: [coming_from.md](coming_from.md).

@@ -91,10 +91,17 @@ def run_with_exit_code(action: Callable[..., int], *arguments: object) -> int:
     >>> run_with_exit_code(max, 0, 3)
     3
     """
+    return code_and_error(action, *arguments)[0]
+
+
+def code_and_error(
+    action: Callable[..., int], *arguments: object
+) -> tuple[int, BaseException | None]:
+    """As `run_with_exit_code`, with the exception that was reported."""
     try:
-        return action(*arguments)
+        return action(*arguments), None
     except BaseException as error:  # noqa: BLE001 - the outermost frame: every error becomes an exit code
-        return report(error)
+        return report(error), error
 
 
 def print_error(text: str) -> None:

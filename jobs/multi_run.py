@@ -4,7 +4,7 @@
 interpreter (`ChildRunner`), which returns all memory to the system when it ends.
 Signals are forwarded to the child.
 
-`run.py` calls it for several configs on one command line, and for `--seeds`. What a
+`run.py` calls it for several configs on one command line, and for `--seeds` and `--sweep`. What a
 config does is not known here; a run is an exit code.
 """
 
@@ -37,14 +37,13 @@ def run_series(
     *,
     recover: bool,
     check: Callable[[str], int] = lambda config: EXIT_DONE,
-    label: str = "{}",
 ) -> int:
     """Checks every config, then runs each; stops after a failure unless `recover`, and
     always after a stop request.
 
     check: the exit code of a config that is not to run, which it reports; unless
-    `recover`, no other one runs either. label: what a config is called. Prints one line
-    per config, where there are several, and returns the first exit code that is not 0.
+    `recover`, no other one runs either. Prints one line per config, where there are
+    several, and returns the first exit code that is not 0.
     """
     checked = _run_each(configs, check, go_on=True)
     refused = [code for code in checked if code != EXIT_DONE]
@@ -58,7 +57,7 @@ def run_series(
         )
     if len(configs) > 1:
         for config, code in zip_longest(configs, codes):
-            print(f"{label.format(config)}: {_describe(code)}")
+            print(f"{config}: {_describe(code)}")
     return next((code for code in codes if code), EXIT_DONE)
 
 

@@ -1,6 +1,7 @@
-"""`run.py JOB.yaml --seeds 1,2,3`: the same job once per seed, each in its own folder.
+"""`run.py JOB.yaml --seeds 1,2,3 --sweep train.lr=1e-4,2e-4`: the same job once per
+seed and value, each in its own folder.
 
-`read_seeds` reads the option, `run_folders` lists the folders of a job that trains, and
+`variants` reads the options, `run_folders` lists the folders of a job that trains, and
 `compared` prints the losses of the runs with their mean and spread. The runs themselves
 are started by `jobs/multi_run.py`. `run.py` calls all of these.
 """
@@ -8,16 +9,90 @@ are started by `jobs/multi_run.py`. `run.py` calls all of these.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import NamedTuple
 
+from toolkit.config.reading.changes import Change, read_changes
+from toolkit.config.reading.located import Diagnostics
 from toolkit.config.reading.process import JobConfig, JobContext, ProcessConfig
+from toolkit.config.reading.yaml_reader import read_yaml
 from toolkit.errors import UserError
 from toolkit.files.run_files import read_status
 
 MOST_SEEDS = 100
+MOST_RUNS = 1000
 LARGEST = 2**32 - 1
+
+
+class Variant(NamedTuple):
+    """One run of several of a job.
+
+    >>> one = Variant((Change("train.lr", "1e-4", "--sweep train.lr"),), 7)
+    >>> str(one), one.suffix, one.flags()
+    ('train.lr 1e-4, seed 7', '_lr1e-4_seed7', ('--seeds=7', '--sweep', 'train.lr=1e-4'))
+    """
+
+    swept: tuple[Change, ...] = ()
+    seed: int | None = None
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """What tells it from the others."""
+        cells = {change.key: change.text for change in self.swept}
+        return cells | ({} if self.seed is None else {"seed": str(self.seed)})
+
+    def __str__(self) -> str:
+        return ", ".join(f"{key} {value}" for key, value in self.cells.items())
+
+    @property
+    def suffix(self) -> str:
+        """The end of the job's name."""
+        words = (
+            (re.split(r"[.\]]", key.rstrip("]"))[-1], value)
+            for key, value in self.cells.items()
+        )
+        text = "".join(f"_{key}{value}" for key, value in words)
+        return re.sub(r"[^\w.+-]+", "_", text)
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """The changes of the job."""
+        if self.seed is None:
+            return self.swept
+        key = "process.*.training_seed"
+        return (*self.swept, Change(key, str(self.seed), "--seeds"))
+
+    def flags(self) -> tuple[str, ...]:
+        """The flags that ask for this run alone."""
+        seeds = () if self.seed is None else (f"--seeds={self.seed}",)
+        words = [f"{change.key}={change.text}" for change in self.swept]
+        return (*seeds, *(("--sweep", *words) if words else ()))
+
+
+def variants(sweep: Sequence[str], seeds: str | None) -> tuple[Variant, ...]:
+    """The runs of `--sweep` and `--seeds`, all seeds of a setting in a row. Raises
+    UserError for words that are not KEY=VALUE,VALUE."""
+    choices = []
+    for key, text, place in read_changes(sweep, "--sweep"):
+        inside = Diagnostics(place)
+        listed = f"v: [{text}]"
+        values = read_yaml(listed, inside).value["v"].value
+        inside.raise_errors()
+        texts = [listed[slice(*value.span)].strip() for value in values]
+        choices.append([Change(key, text, place) for text in texts])
+    numbers = read_seeds(seeds) if seeds is not None else (None,)
+    count = math.prod(map(len, choices)) * len(numbers)
+    ways = product(product(*choices), numbers) if count <= MOST_RUNS else ()
+    runs = tuple(Variant(*way) for way in ways)
+    if not runs or len({run.suffix for run in runs}) < count:
+        raise UserError(
+            f"--sweep {' '.join(sweep)}: give each key once, with different values, at most {MOST_RUNS} runs in all."
+        )
+    return runs
 
 
 def read_seeds(text: str) -> tuple[int, ...]:
@@ -58,33 +133,43 @@ def run_folders(config: JobConfig) -> list[Path]:
     return [folder for folder in folders if folder]
 
 
-def compared(by_seed: Mapping[int, Sequence[Path]]) -> Iterator[str]:
-    """A line for each run, then one for each number with its spread. by_seed: the
-    folders of the runs of each seed."""
-    numbers: dict[str, list[float]] = {}
-    for seed, folders in by_seed.items():
+def compared(runs: Mapping[Variant, Sequence[Path]]) -> Iterator[str]:
+    """A table of the runs, then a line for each number of a setting with its spread
+    over the seeds. runs: the folders of each."""
+    rows: list[tuple[str, ...]] = []
+    numbers: dict[tuple[tuple[Change, ...], str], list[float]] = {}
+    for run, folders in runs.items():
         for folder in folders:
             of_run = _numbers(folder)
-            yield f"seed {seed}: {', '.join(f'{name} {value:.4f}' for name, value in of_run.items()) or '-'}; {folder}"
+            shown = [
+                f"{of_run[name]:.4f}" if name in of_run else "-" for name in NUMBERS
+            ]
+            rows.append((*run.cells.values(), *shown, str(folder)))
             for name, value in of_run.items():
-                numbers.setdefault(name, []).append(value)
-    for name, values in numbers.items():
+                numbers.setdefault((run.swept, name), []).append(value)
+    head = (*next(iter(runs)).cells, *NUMBERS, "folder")
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(cells).rstrip()
+    for (swept, name), values in numbers.items():
         if len(values) > 1:
+            setting = f"{Variant(swept)}: " if swept else ""
             spread = f"{min(values):.4f} to {max(values):.4f}, standard deviation {stdev(values):.4f}"
-            yield f"{name} of {len(values)} runs: mean {fmean(values):.4f}, {spread}"
+            yield f"{setting}{name} of {len(values)} runs: mean {fmean(values):.4f}, {spread}"
+
+
+NUMBERS = ("loss", "best validation loss")
+"""By which runs are compared."""
 
 
 def _numbers(folder: Path) -> dict[str, float]:
     """The numbers of one run by which the runs of a sweep are compared."""
     status = read_status(folder)
     best = status.get("best")
-    numbers = {
-        "loss": status.get("loss"),
-        "best validation loss": best.get("loss") if isinstance(best, dict) else None,
-    }
-    finite = {
+    values = (status.get("loss"), best.get("loss") if isinstance(best, dict) else None)
+    return {
         name: value
-        for name, value in numbers.items()
+        for name, value in zip(NUMBERS, values, strict=True)
         if isinstance(value, float) and math.isfinite(value)
     }
-    return finite

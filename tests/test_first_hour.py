@@ -219,6 +219,8 @@ CONFIG, DATA = "toolkit/config", "toolkit/data"
 
 ELSEWHERE: dict[str, str] = {
     "write whole numbers from 1 on": "jobs/test_sweep.py",
+    "processes of this job have this key": f"{CONFIG}/reading/test_changes.py",
+    "the list stands in 'defaults'": f"{CONFIG}/reading/test_changes.py",
     "is not FIRST-LAST:STRENGTH. Write 0-9:0.5": "extensions/tools/lora_tools/test_scale.py",
     "the first block comes first": "extensions/tools/lora_tools/test_scale.py",
     "Write '- type: ": f"{CONFIG}/reading/test_loader.py",

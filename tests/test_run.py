@@ -208,15 +208,15 @@ def test_a_word_that_is_nearly_a_tool_gets_the_command_that_was_meant(
     [
         (
             "--steps 5",
-            "--steps: unknown flag. It is a key of a job: write 'train.steps' into the job.",
+            "--steps: unknown flag. It is a key of a job: write '--set train.steps=VALUE'.",
         ),
         (
             "--train.steps 5",
-            "--train.steps: unknown flag. It is a key of a job: write 'train.steps' into the job.",
+            "--train.steps: unknown flag. It is a key of a job: write '--set train.steps=VALUE'.",
         ),
         (
             "--trigger-word x",
-            "It is a key of a job: write 'trigger_word' into the job.",
+            "It is a key of a job: write '--set trigger_word=VALUE'.",
         ),
         (
             "--network_dim 16 --dataset_config x.toml",
@@ -247,7 +247,7 @@ def test_a_flag_of_the_guide_beside_a_job_names_the_key(
 ) -> None:
     assert main([str(write_job({"type": "sd_trainer"})), "--lr", "1"]) == 2
     assert (
-        "and this is a job. --lr: It is a key of a job: write 'train.lr' into the job."
+        "and this is a job. --lr: It is a key of a job: write '--set train.lr=VALUE'."
         in capsys.readouterr().err
     )
 

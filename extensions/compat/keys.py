@@ -118,8 +118,8 @@ def not_a_flag(flag: str) -> str:
     whose, row = known_name(key)
     if row is None or key in (ours.rpartition(".")[2] for ours in row.ours):
         keys = _nearest_keys(key, places_of_keys(model, KEYS).get(key, []))
-        named = " or ".join(map(repr, keys))
-        return f"It is a key of a job: write {named} into the job." if keys else ""
+        named = " or ".join(f"'--set {at.replace('[]', '[0]')}=VALUE'" for at in keys)
+        return f"It is a key of a job: write {named}." if keys else ""
     ours = " and ".join(map(repr, row.ours))
     in_a_job = f"write {ours} into a job" if ours else ""
     if whose != MUSUBI_TUNERS:

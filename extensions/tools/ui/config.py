@@ -154,6 +154,7 @@ class QueueConfig(ToolConfig):
     example: ClassVar[str] = "add config/examples/quickstart.yaml"
     positional: ClassVar[tuple[str, ...]] = ("action", "words")
     verbatim: ClassVar[tuple[str, str]] = ("add", "words")
+    flags: ClassVar[dict[str, str]] = {"as_json": "--json"}
 
     action: Literal[
         "list", "add", "remove", "move", "stop", "retry", "clear", "run"
@@ -169,12 +170,17 @@ class QueueConfig(ToolConfig):
     """Folder of the runs; the queue is in its folder `.ui/queue`, and the page of
     `run.py ui` has the same."""
 
+    as_json: bool = False
+    """With `list`: print one JSON object."""
+
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Reports words that the action does not take, and a file where a folder has to
         be."""
         count, which = WORDS[self.action]
         if len(self.words) != count if count is not None else not self.words:
             yield Diagnostic(("words",), f"{self.action!r} takes {which}.")
+        if self.as_json and self.action != "list":
+            yield Diagnostic(("as_json",), f"is for 'list', not for {self.action!r}.")
         file = file_in_the_way(queue_folder(self.output))
         if file:
             yield Diagnostic(("output",), f"'{file}' is a file. Give a folder.")

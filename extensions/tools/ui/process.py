@@ -11,6 +11,7 @@ starlette and uvicorn are imported for the page only: the queue needs neither.
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import socket
@@ -127,6 +128,9 @@ class QueueProcess(BaseExtensionProcess):
             from extensions.tools.ui.runner import Runner
 
             Runner(queue).run()
+        elif action == "list" and self.section.as_json:
+            entries = [entry.model_dump(mode="json") for entry in queue.now()]
+            print(json.dumps({"entries": entries}))
         elif action == "list":
             for entry in queue.now():
                 about = shlex.join(entry.argv)

@@ -1,11 +1,11 @@
 """`load_job`: from a config file to a checked `JobConfig`, or to all of its errors at
 once.
 
-The steps are: read the text (`yaml_reader`, `toml_reader`), fill in variables and
-`[name]`, turn a file of another program into a job (`foreign`), check the frame of the
-job, and read each process. A process is normalised (`normalise`), validated
-(`validate`), and asked for its findings (`base`). Errors are collected in one
-`Diagnostics` and raised together.
+The steps are: read the text (`yaml_reader`, `toml_reader`), change what the command
+line changes (`changes`), fill in variables and `[name]`, turn a file of another program
+into a job (`foreign`), check the frame of the job, and read each process. A process is
+normalised (`normalise`), validated (`validate`), and asked for its findings (`base`).
+Errors are collected in one `Diagnostics` and raised together.
 
 `run.py` and the tools call `load_job`; `tool.py` calls `read_process` for a command.
 Nothing here imports torch. The caller passes `find_model`, which knows the extensions.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +24,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from toolkit.config.reading.base import all_findings
+from toolkit.config.reading.changes import Change, FindModel, with_changes
 from toolkit.config.reading.field_types import LONGEST_NAME
 from toolkit.config.reading.foreign import (
     COMMAND_LINE,
@@ -50,7 +51,6 @@ from toolkit.config.reading.process import (
     job_state_file,
 )
 from toolkit.config.reading.redacted_copy import (
-    SEED,
     job_text,
     saved_text,
     secret_scalars,
@@ -76,10 +76,6 @@ from toolkit.files.redact import contains_secret, register_secret, wandb_keys
 from toolkit.files.run_files import FILE_SUFFIXES, finished_processes, step_stem
 from toolkit.files.writing import CACHE_FOLDER, TEMP_NAME_BYTES
 from toolkit.registry import FILE_OF_FLAGS, FOREIGN_COMMANDS, load_needed, load_object
-
-FindModel = Callable[[str], type[BaseModel] | None]
-"""A process type -> its section model, or None when it has none. Raises UserError for
-an unknown type."""
 
 _IN_CONFIG = ("name", "process", "defaults")
 """Keys of `config`."""
@@ -128,7 +124,8 @@ def load_job(
     as_job: bool = False,
     check_files: bool = True,
     earlier_outputs: frozenset[Path] = frozenset(),
-    seed: int | None = None,
+    changes: Sequence[Change] = (),
+    suffix: str = "",
 ) -> JobConfig:
     """Reads and checks a config. Raises ConfigErrors holding every error. check_files:
     False leaves out what needs the file system, for a job that has run.
@@ -139,16 +136,20 @@ def load_job(
     in the file. command: of another program, instead of a file; path is then
     COMMAND_LINE. as_job: `unexpanded_text` is the job under our names, whatever the
     file is. earlier_outputs: as `JobContext` has it, of jobs that run before this one.
-    seed: replaces `training_seed` of every process that trains, and stands at the end
-    of the job's name.
+    changes: keys with other values than the file gives them. suffix: behind the job's
+    name.
     """
     check_given_name(name)
     diagnostics = Diagnostics(str(path))
     text, written = read_written(path, flags, command, diagnostics)
-    remember_secrets(text, written, env)
+    if changes and foreign_file(written):
+        remedy = f"Convert the file first: run.py import {path} -o job.yaml"
+        raise UserError(f"{changes[0].place}: is for jobs of this program. {remedy}")
+    changed, paths = with_changes(written, changes, find_model, diagnostics)
+    remember_secrets(text, changed, env)
     # A name given by `-n` makes the written one irrelevant, variables included.
     root = expand_variables(
-        written,
+        changed,
         env,
         diagnostics,
         ("meta",),
@@ -158,25 +159,21 @@ def load_job(
         root = map_paths(root, moved)
     reader = foreign_file(root)
     if reader:
-        if seed is not None:
-            remedy = f"Convert the file first: run.py import {path} -o job.yaml"
-            raise UserError(f"--seeds applies to jobs of this program. {remedy}")
         root = reader.as_job(root, Path(path).parent, name, diagnostics, moved)
     if moved:
         root = map_in_tables(root, moved)
     config = check_top_level(root, diagnostics)
     job_name = read_name(config, diagnostics) if name is None else name
-    if seed is not None:
-        job_name = name = seed_name(job_name, seed)
-        root = with_seed(root, find_model, seed)
-        written = with_seed(written, find_model, seed)
+    if suffix:
+        job_name = name = f"{job_name}{suffix}"
+        _refuse_name(changes[0].place.partition(" ")[0], name)
     root = replace_name(root, job_name)
     processes = read_processes(root.value["config"], find_model, diagnostics)
     if check_files:
         check_processes(processes, JobContext(job_name, earlier_outputs), diagnostics)
     warn_of_odd_quotes(root, diagnostics)
-    warn_of_cut_texts(written, text, diagnostics)
-    warn_of_empty_sections(written, processes, diagnostics)
+    warn_of_cut_texts(changed, text, diagnostics)
+    warn_of_empty_sections(changed, processes, diagnostics)
     diagnostics.raise_errors()
     known = [process for process in processes if process is not None]
     meta = root.value.get("meta")
@@ -186,7 +183,7 @@ def load_job(
         text = job_text(root, job_name, checked, str(path), messages)
     else:
         text = saved_text(
-            text, written, name, rewrite=is_json(path) or bool(flags), seed=seed
+            text, changed, name, paths, rewrite=is_json(path) or bool(flags)
         )
     return JobConfig(
         job=root.value["job"].value,
@@ -340,57 +337,10 @@ def read_name(config: ConfigNode, diagnostics: Diagnostics) -> str:
     return str(node.value) if sound else "job"
 
 
-def seed_name(name: str, seed: int) -> str:
-    """The name of a job with another seed. Raises ConfigErrors where it is too long."""
-    named = f"{name}_seed{seed}"
-    _refuse_name("--seeds", named)
-    return named
-
-
 def _refuse_name(flag: str, name: str, fault: str = "") -> None:
     fault = fault or folder_name_error(name)
     if fault:
         raise ConfigErrors([Diagnostic((flag,), f"{name!r} {fault}")])
-
-
-def with_seed(root: ConfigNode, find_model: FindModel, seed: int) -> ConfigNode:
-    """The job with this `training_seed` in every process that has the key. Raises
-    UserError where none has."""
-    config = root.value["config"]
-    listed = config.value.get("process")
-    entries = (
-        listed.value if listed is not None and isinstance(listed.value, list) else []
-    )
-    seeded = [_seeded(entry, find_model, seed) for entry in entries]
-    if entries and all(new is old for new, old in zip(seeded, entries, strict=True)):
-        raise UserError(
-            "--seeds: no process of this job has a training_seed. Give a job that trains."
-        )
-    if not entries:
-        return root  # said later, with its place
-    inside = {**config.value, "process": replace(listed, value=seeded)}
-    return replace(root, value={**root.value, "config": replace(config, value=inside)})
-
-
-def _seeded(entry: ConfigNode, find_model: FindModel, seed: int) -> ConfigNode:
-    kind = entry.child("type")
-    try:
-        model = find_model(str(kind.value)) if kind is not None else None
-    except UserError:  # said later, with its place
-        model = None
-    if model is None or SEED not in model.model_fields:
-        return entry
-    given = entry.value.get(SEED)
-    node = replace(
-        given or entry,
-        value=seed,
-        path=(*entry.path, SEED),
-        text=str(seed),
-        plain=True,
-        written=None,
-        aliased=False,
-    )
-    return replace(entry, value={**entry.value, SEED: node})
 
 
 def check_folder_name(node: ConfigNode, diagnostics: Diagnostics) -> bool:

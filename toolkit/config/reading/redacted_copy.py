@@ -1,7 +1,7 @@
 """The config as it is saved with the results of a run.
 
 `saved_text` returns the user's own YAML, with comments and `${VAR}` as written; only
-secrets, the name and the seed are replaced in place. Other formats are written as YAML.
+secrets, the name and changed keys are replaced in place. Other formats are written as YAML.
 `job_text` writes a new YAML file for a job that was made from a file of another
 program, with the origin of each value.
 
@@ -12,69 +12,77 @@ program, with the origin of each value.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import yaml
 
+from toolkit.config.reading.changes import NAME, put
 from toolkit.config.reading.foreign import foreign_file
-from toolkit.config.reading.located import ConfigNode
-from toolkit.config.reading.yaml_reader import scalar_kind
+from toolkit.config.reading.located import (
+    ConfigNode,
+    Diagnostics,
+    KeyPath,
+    SourceLocation,
+)
+from toolkit.config.reading.yaml_reader import read_yaml, scalar_kind
+from toolkit.errors import ConfigErrors
 from toolkit.files.redact import REDACTED, is_secret, redact
 
-SEED = "training_seed"
+_NOWHERE = SourceLocation(0, 0)
 
 
 def saved_text(
     text: str,
     root: ConfigNode,
     new_name: str | None,
+    changed: Sequence[KeyPath] = (),
     *,
     rewrite: bool,
-    seed: int | None = None,
 ) -> str:
-    """YAML with variables unexpanded, the name given by `-n` in its place and secrets
-    redacted.
+    """YAML with variables unexpanded, the name given by `-n` and other changes in their
+    places and secrets redacted.
 
-    `root` is what `text` holds before anything was filled in. rewrite: it is not YAML,
-    or not all of it. seed: `root` has it, and `text` another one, or none.
+    `root` is what `text` holds before anything was filled in, with another value at each
+    path of `changed`. rewrite: it is not YAML, or not all of it.
     """
-    redactions = [(*node.span, REDACTED) for node in secret_scalars(root)]
     if reader := foreign_file(root):
         named = reader.renamed(root, new_name) if new_name is not None else root
         return redact(
-            _dump(named, None) if rewrite or new_name else _edit(text, redactions)
+            _dump(named, None) if rewrite or new_name else _redacted(text, root)
         )
-    config = root.value["config"]
-    name = config.value.get("name")
-    # An aliased name stands elsewhere in the text, where other keys use it too.
-    processes = config.value["process"].value if seed is not None else []
-    if (
-        rewrite
-        or (new_name is not None and name is not None and name.aliased)
-        or any(p.aliased for p in processes)
-    ):
+    if new_name is not None:
+        node = ConfigNode(new_name, (), _NOWHERE, _NOWHERE)
+        root, path = put(root, NAME, node)
+        changed = [*changed, path]
+    if rewrite:
         return redact(_dump(root, new_name))
-    renamed = (
-        []
-        if new_name is None
-        else [
-            _set(text, config, name, "name", json.dumps(new_name, ensure_ascii=False))
-        ]
-    )
-    trained = [process for process in processes if SEED in process.value]
-    seeded = [
-        _set(text, process, _own(process), SEED, str(seed)) for process in trained
-    ]
-    return redact(_edit(text, [*redactions, *renamed, *seeded]))
+    edited = _with_values(text, root, changed) if changed else _redacted(text, root)
+    return redact(_dump(root, new_name) if edited is None else edited)
 
 
-def _own(process: ConfigNode) -> ConfigNode | None:
-    """The seed where the text of a process has one."""
-    node: ConfigNode = process.value[SEED]
-    return None if node.span == process.span else node
+def _with_values(text: str, root: ConfigNode, changed: Sequence[KeyPath]) -> str | None:
+    """The text with the values that `root` has at these paths, and without secrets.
+    None where the edits would not give that: a value that an alias shares."""
+    try:
+        for path in dict.fromkeys(changed):
+            node, missing = read_yaml(text, Diagnostics("")).find(path)
+            value = _inline(root.find(path)[0])
+            for key in reversed(missing[1:] if node.value else missing):
+                value = f"{{{key}: {value}}}"
+            edit = (*node.span, value)
+            if missing and node.value:
+                edit = _added(text, node, str(missing[0]), value)
+            text = _edit(text, [edit])
+        edited = read_yaml(text, Diagnostics(""))
+    except ConfigErrors:
+        return None
+    return _redacted(text, edited) if edited.data() == root.data() else None
+
+
+def _redacted(text: str, root: ConfigNode) -> str:
+    return _edit(text, [(*node.span, REDACTED) for node in secret_scalars(root)])
 
 
 def job_text(
@@ -160,13 +168,10 @@ def _origin(node: ConfigNode, source: str) -> str:
     return f"  # {f'{at.file or source}:{at.line}' if at.line else at.file} {key}"
 
 
-def _set(
-    text: str, mapping: ConfigNode, given: ConfigNode | None, key: str, value: str
+def _added(
+    text: str, mapping: ConfigNode, key: str, value: str
 ) -> tuple[int, int, str]:
-    """The edit that gives a mapping this key. given: its node there; None: it has none
-    yet."""
-    if given is not None:
-        return (*given.span, value)
+    """The edit that gives a mapping a further key."""
     start = mapping.span[0]
     if text[start] == "{":
         return start + 1, start + 1, f"{key}: {value}, "

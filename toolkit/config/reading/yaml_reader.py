@@ -189,13 +189,22 @@ def scalar_value(text: str, kind: str | None = None) -> Any:
     return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
+_REFERENCE = re.compile(r"\$?\$\{([^}]*)\}")
+_IN_LINE = re.compile(r"\$\{[^}\n\"']*\}")
+_MASK = {ord(sign): chr(0x10FFF0 + i) for i, sign in enumerate("{}[],:# ")}
+"""For signs of YAML within `${VAR:-a, b}`, which then may stand in braces: characters
+that no text has, one for one, so that all places stay."""
+
+_UNMASK = {ord(new): old for old, new in _MASK.items()}
+
+
 class _Loader(yaml.SafeLoader):
     """Composes nodes only; depth is bounded here because composing recurses."""
 
     depth = 0
 
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
+    def __init__(self, text: str) -> None:
+        super().__init__(_IN_LINE.sub(lambda match: match[0].translate(_MASK), text))
         self.marked: dict[str, tuple[int, int]] = {}
         """Anchor of an unquoted text -> where it begins and ends, until an alias uses
         it."""
@@ -216,6 +225,11 @@ class _Loader(yaml.SafeLoader):
             )
         node = super().compose_node(parent, index)
         self.depth -= 1
+        return node
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        node.value = node.value.translate(_UNMASK)
         return node
 
     def resolve(self, kind: type, value: str, implicit: tuple[bool, bool]) -> str:
@@ -427,7 +441,6 @@ def _place_of(text: str, index: int) -> SourceLocation:
     return SourceLocation(before.count("\n") + 1, index - (before.rfind("\n") + 1) + 1)
 
 
-_REFERENCE = re.compile(r"\$?\$\{([^}]*)\}")
 _VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 
 

@@ -103,8 +103,10 @@ def _commands(ui: Ui, run: RunInfo) -> Iterator[tuple[tuple[str, ...], str]]:
     entries = queue_of(ui).entries()
     for entry in sorted(entries, key=lambda entry: entry.id, reverse=True):
         argv = without_restart(entry.argv)
-        # One run of several is not resumed by the command that starts them all.
-        is_one = not any(word.startswith("--seeds") for word in argv) and not any(
+        # One run of several is not resumed by the command that starts them all, and a
+        # key of --set stands in no file.
+        others = ("--seeds", "--sweep", "--set")
+        is_one = not any(word.startswith(others) for word in argv) and not any(
             word.endswith(CONFIG_SUFFIXES) for word in argv[1:]
         )
         is_copy = _resolved(os.path.join(entry.cwd, *argv[:1])) == copy

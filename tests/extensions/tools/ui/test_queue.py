@@ -589,6 +589,12 @@ def test_the_command_lists_adds_and_runs(yard, run_py, monkeypatch):
     )
     listed = run_py("queue")
     assert "000001  waiting   lint empty --json" in listed.stdout + listed.stderr
+    (entry,) = json.loads(run_py("queue", "list", "--json").stdout)["entries"]
+    assert (entry["argv"], entry["state"]) == (["lint", "empty", "--json"], WAITING)
+    assert (
+        "--json: is for 'list', not for 'clear'."
+        in run_py("queue", "clear", "--json").stderr
+    )
     assert run_py("queue", "run").returncode == 0
     assert yard.state("000001") == FAILED and yard.queue.entry("000001").exit_code == 2
     assert run_py("queue", "move", "000001").returncode == 2

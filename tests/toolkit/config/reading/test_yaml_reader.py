@@ -359,6 +359,10 @@ JOB = "job: extension\nmeta: {t: '${A}'}\nconfig:\n  name: n\n  process:\n    - 
         ("${EMPTY}", None),
         ("$${STEPS}", "${STEPS}"),
         ("[a, '${WORD}/${STEPS}']", ["a", "yes/100"]),
+        ("[${STEPS}, ${UNSET:-a, [b]: #c}, ${LR}]", [100, "a, [b]: #c", 1e-4]),
+        ("{y: ${STEPS}, z: a${WORD}}", {"y": 100, "z": "ayes"}),
+        ("{y: '${STEPS}', z: $${STEPS}}", {"y": "100", "z": "${STEPS}"}),
+        ("{y: '${', z: '}'}", {"y": "${", "z": "}"}),
         ("plain # ${NOT_SET} in a comment", "plain"),
     ],
 )
@@ -376,6 +380,8 @@ def test_meta_and_the_saved_text_stay_unexpanded(load) -> None:
 
 
 def test_an_unset_variable_is_one_mistake_at_its_value(mistakes) -> None:
+    (line,) = mistakes(trainer("train: {lr: 1, steps: ${STEPS}}"), env={})
+    assert line.startswith("8:29: process[0].train.steps: the environment variable")
     assert mistakes(trainer("train:", "  steps: ${STEPS}"), env={}) == [
         "9:16: process[0].train.steps: the environment variable 'STEPS' is not set. Set it, or write ${STEPS:-default}."
     ]
