@@ -18,17 +18,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
 from toolkit.config.sections.model_files import (
@@ -45,12 +36,12 @@ from toolkit.config.sections.model_files import (
     no_index,
     quantization_fault,
     unneeded_files,
-    where_else,
 )
-from toolkit.errors import UserError, first_line
+from toolkit.errors import UserError
 from toolkit.files import now
 from toolkit.files.writing import free_space
 from toolkit.models.families import why_no_room
+from toolkit.models.hub_faults import CAUSES, why_not_downloaded
 
 logger = logging.getLogger(__name__)
 
@@ -161,26 +152,11 @@ def download_encoder(name: str, key: str, weights: bool = True) -> Path:
 @contextmanager
 def _asking(name: str, revision: str | None, key: str = KEY) -> Iterator[None]:
     """Turns errors of the client library into a UserError."""
-    place = f"{key}: {name}"
     try:
         yield
-    except HFValidationError as error:
-        raise UserError(
-            f"{place}: neither a local folder nor a model id of the hub: {first_line(error)}"
-        ) from error
-    except GatedRepoError as error:
-        raise UserError(f"{place}: {_TOKEN_HELP} ({first_line(error)})") from error
-    except RevisionNotFoundError as error:
-        raise UserError(f"{place}: has no revision {revision!r}.") from error
-    except RepositoryNotFoundError as error:
-        message = f"{place}: the hub has no such model, or it is private. {_TOKEN_HELP} {where_else(name)}"
-        raise UserError(message.rstrip()) from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HTTPError, OSError) as error:
-        message = (
-            f"{place}: not complete in {constants.HF_HUB_CACHE}, and the hub cannot be used: {first_line(error)}. "
-            f"Download it by hand with `hf download {name}`, or give the path of a local folder. {where_else(name)}"
-        )
-        raise UserError(message.rstrip()) from error
+    except CAUSES as error:
+        reason = why_not_downloaded(error, name, revision)
+        raise UserError(f"{key}: {name}: {reason}") from error
 
 
 def download_file(name: str, key: str) -> Path:
@@ -190,31 +166,16 @@ def download_file(name: str, key: str) -> Path:
     the hub cannot be reached.
     """
     owner, repo, file = name.split("/", 2)
-    place = f"{key}: {name}"
     repository = f"{owner}/{repo}"
     try:
-        return Path(hf_hub_download(repository, file, local_files_only=True))
-    except LocalEntryNotFoundError:
+        with suppress(LocalEntryNotFoundError):  # it is downloaded below
+            return Path(hf_hub_download(repository, file, local_files_only=True))
         logger.info(f"downloading {file} of {repository}")
-    except HFValidationError as error:
-        raise UserError(
-            f"{place}: neither a local file nor one of the hub: {first_line(error)}"
-        ) from error
-    try:
         with _watched(repository):
             return Path(hf_hub_download(repository, file))
-    except GatedRepoError as error:
-        raise UserError(f"{place}: {_TOKEN_HELP} ({first_line(error)})") from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"{place}: the hub has no such repository, or it is private. {_TOKEN_HELP}"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise _out_of_reach(place, error) from error
-    except EntryNotFoundError as error:
-        raise UserError(f"{place}: {repository} has no such file.") from error
-    except (OfflineModeIsEnabled, HTTPError, OSError) as error:
-        raise _out_of_reach(place, error) from error
+    except CAUSES as error:
+        reason = why_not_downloaded(error, repository, file=file)
+        raise UserError(f"{key}: {name}: {reason}") from error
 
 
 def download_lora(name: str, key: str) -> Path:
@@ -237,16 +198,6 @@ def download_lora(name: str, key: str) -> Path:
         # `snapshot_download` also keeps the list of the repository's files.
         with _watched(repository):
             return Path(snapshot_download(repository, allow_patterns=[file])) / file
-
-
-def _out_of_reach(place: str, error: Exception) -> UserError:
-    return UserError(
-        f"{place}: not in {constants.HF_HUB_CACHE}, and the hub cannot be used: {first_line(error)}. "
-        "Download the file by hand and give its path."
-    )
-
-
-_TOKEN_HELP = "Accept its terms on its page on the hub and set HF_TOKEN to a token of yours that may read it."
 
 
 LOOK_EVERY_S = 0.5

@@ -218,7 +218,7 @@ def test_too_little_space_is_said_before_the_download(
     monkeypatch.setattr(
         hub, "HfApi", lambda: SimpleNamespace(model_info=lambda *_, **__: info)
     )
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "not there yet"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "not there yet"))
     monkeypatch.setattr(
         shutil, "disk_usage", lambda _: SimpleNamespace(free=10.1 * 10**9)
     )
@@ -294,7 +294,7 @@ def test_a_file_that_cannot_be_brought_says_why(server: Hub, ask_for_file) -> No
         in ask_for_file("a.bin", url=server.url)["error"]
     )
     offline = ask_for_file("a.bin", url=server.url, offline=True)
-    assert "Download the file by hand and give its path." in offline["error"]
+    assert "`hf download someone/model a.bin`" in offline["error"]
 
 
 # ---------------------------------------------------------------- text encoders
