@@ -79,7 +79,6 @@ OTHER_WORDS = {
     **dict.fromkeys(
         ("quickstart", "demo", "example"), f"{COMMAND} config/examples/quickstart.yaml"
     ),
-    "download": "hf download OWNER/NAME (a job downloads its model when it starts)",
     "tensorboard": "tensorboard --logdir FOLDER (the job's logging.logging_dir)",
     "compare": f"{COMMAND} grid --lora FILE FILE --prompt TEXT",
     "export": f"{COMMAND} convert FILE OUTPUT --to PROGRAM",

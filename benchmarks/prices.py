@@ -82,7 +82,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "models in one file, quantized by others, from the hub": (
         "toolkit/models/single_file.py",
         "toolkit/models/beside.py",
-        "toolkit/models/hub.py",
+        "toolkit/models/hub",
         "toolkit/models/adapter_origin.py",
         "toolkit/config/sections/stored_quantization.py",
         "toolkit/models/vae_files.py",

@@ -24,6 +24,9 @@ class Hub:
     break_after: int | None = None
     """Bytes of a large file after which the connection breaks."""
 
+    breaks: int = 1_000_000
+    """How often it does."""
+
     opened: Event = field(default_factory=Event)
     """While it is not set, a file of more than 20,000 bytes stops after its first
     half."""
@@ -123,7 +126,10 @@ def small_hub(
                 self.send_header(name, value)
             self.end_headers()
             if with_body and self.command == "GET":
-                broken = state.break_after if len(body) > 1000 else None
+                broken = None
+                if state.breaks and len(body) > (state.break_after or len(body)):
+                    state.breaks -= 1
+                    broken = state.break_after
                 half = len(body) // 2 if len(body) > 20_000 else 0
                 self.wfile.write(body[:half])
                 self.wfile.flush()

@@ -766,6 +766,7 @@ OPTIONAL |= {OPTIMIZERS[name].partition(":")[0] for name in EXTRAS}
 is missing."""
 
 FOR_THE_USER = {
+    "socksio": "SOCKS proxies, which huggingface_hub reaches with it",
     "peft": "diffusers' load_lora_weights, in docs/use_your_lora.md",
     "python_multipart": "forms of the web page, which Starlette reads with it",
 }

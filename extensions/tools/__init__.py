@@ -71,6 +71,12 @@ _TOOLS = [
     ),
     _tool(
         BEGIN,
+        "download",
+        "Download a model",
+        "download a model of the hub before a job needs it",
+    ),
+    _tool(
+        BEGIN,
         "cache",
         "Cache",
         "encode a job's images and captions before it trains; list and prune the cache",

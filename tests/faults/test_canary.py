@@ -124,6 +124,7 @@ TOOLS = {
     "convert": ["FILE", "converted.safetensors", "--to", "comfyui"],
     "diagrams": ["RUN"],
     "doctor": ["FILE"],
+    "download": ["no owner"],
     "extract": ["--tuned", "model", "--base", "model", "extracted.safetensors"],
     "generate": ["RUN", "--prompt", "x"],
     "grid": ["RUN"],

@@ -713,7 +713,8 @@ class Download:
     def why_no_room(self, name: str) -> str:
         """The reason why the model `name` does not fit on the disk. Empty where it
         does, or where its size is not known."""
-        return why_no_room(name, self.bytes or 0, self.free, self.folder)
+        reason = why_no_room(name, self.bytes or 0, self.free, self.folder)
+        return reason and f"model.name_or_path: {reason}"
 
 
 def why_no_room(name: str, needed: int, free: int, folder: Path) -> str:
@@ -722,7 +723,7 @@ def why_no_room(name: str, needed: int, free: int, folder: Path) -> str:
     if free >= needed * 1.02:
         return ""
     return (
-        f"model.name_or_path: {name} needs {needed / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free. "
+        f"{name} needs {needed / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free. "
         "Free some space, or set HF_HOME to a folder on a larger disk."
     )
 

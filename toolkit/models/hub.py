@@ -12,24 +12,20 @@ their text encoders.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import (
+    WeakFileLock,
+    disable_progress_bars,
+    enable_progress_bars,
 )
-from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
 from toolkit.config.sections.model_files import (
     INDEX,
@@ -44,13 +40,14 @@ from toolkit.config.sections.model_files import (
     needed_files,
     no_index,
     quantization_fault,
+    repository_folder,
     unneeded_files,
-    where_else,
 )
 from toolkit.errors import UserError, first_line
 from toolkit.files import now
 from toolkit.files.writing import free_space, readable_size
 from toolkit.models.families import why_no_room
+from toolkit.models.hub_faults import CAUSES, is_cut, why_not_downloaded
 
 logger = logging.getLogger(__name__)
 
@@ -81,17 +78,51 @@ def download(name: str, revision: str | None, given: Collection[str] = ()) -> Pa
             fault = ModelFolder(configs, name).quantization_fault(given)
             if fault:
                 raise UserError(f"{KEY}: {fault}")
-        total = _print_download_size(name, revision, given)
-        wanted = needed_files()
-        unneeded = unneeded_files(given)
+        total = _print_download_size(
+            name, revision, KEY, lambda file: is_needed(file, given)
+        )
         with _watched(name, total):
-            return Path(
-                snapshot_download(
-                    name,
-                    revision=revision,
-                    allow_patterns=wanted,
-                    ignore_patterns=unneeded,
-                )
+            return _bring(
+                name,
+                revision=revision,
+                allow_patterns=needed_files(),
+                ignore_patterns=unneeded_files(given),
+            )
+
+
+def download_anything(name: str, revision: str | None, key: str) -> Path:
+    """The local copy of whatever the hub has under a name: a diffusers model, a text
+    encoder, or one file, `owner/repo/path/of/file`.
+
+    key: names the setting in messages. Raises UserError as `download`.
+    """
+    if name.count("/") > 1:
+        return download_file(name, key)
+    folder = cached_snapshot(name, revision)
+    if folder and (folder / INDEX).is_file():
+        return folder
+    with _asking(name, revision, key):
+        files = HfApi().list_repo_files(name, revision=revision)
+    if INDEX in files:
+        return download(name, revision)
+    if "config.json" in files and any(fnmatch(file, ENCODER_WEIGHTS) for file in files):
+        return download_encoder(name, key)
+    return download_lora(name, key)
+
+
+def _bring(name: str, **chosen: Any) -> Path:
+    """The files of a hub repository. After a cut it goes on, as long as each attempt
+    brings a file more."""
+    while True:
+        before = downloaded_bytes(name)
+        try:
+            return Path(snapshot_download(name, **chosen))
+        except CAUSES as error:
+            there = downloaded_bytes(name)
+            if not is_cut(error) or there <= before:
+                raise
+            logger.warning(
+                f"{name}: cut off ({first_line(error)}). {readable_size(there)} are there; it goes on"
             )
 
 
@@ -153,34 +184,28 @@ def download_encoder(name: str, key: str, weights: bool = True) -> Path:
             fault = quantization_fault(configs, "model")
             if fault:
                 raise UserError(f"{key}: {fault}")
-        logger.info(f"downloading {name} to {hub_cache()}")
-        with _watched(name):
-            return Path(snapshot_download(name, **files))
+        unneeded = files.get("ignore_patterns", "")
+        total = _print_download_size(
+            name,
+            None,
+            key,
+            lambda file: (
+                any(fnmatch(file, wanted) for wanted in ENCODER_FILES)
+                and not fnmatch(file, unneeded)
+            ),
+        )
+        with _watched(name, total):
+            return _bring(name, **files)
 
 
 @contextmanager
 def _asking(name: str, revision: str | None, key: str = KEY) -> Iterator[None]:
     """Turns errors of the client library into a UserError."""
-    place = f"{key}: {name}"
     try:
         yield
-    except HFValidationError as error:
-        raise UserError(
-            f"{place}: neither a local folder nor a model id of the hub: {first_line(error)}"
-        ) from error
-    except GatedRepoError as error:
-        raise UserError(f"{place}: {_TOKEN_HELP} ({first_line(error)})") from error
-    except RevisionNotFoundError as error:
-        raise UserError(f"{place}: has no revision {revision!r}.") from error
-    except RepositoryNotFoundError as error:
-        message = f"{place}: the hub has no such model, or it is private. {_TOKEN_HELP} {where_else(name)}"
-        raise UserError(message.rstrip()) from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HTTPError, OSError) as error:
-        message = (
-            f"{place}: not complete in {constants.HF_HUB_CACHE}, and the hub cannot be used: {first_line(error)}. "
-            f"Download it by hand with `hf download {name}`, or give the path of a local folder. {where_else(name)}"
-        )
-        raise UserError(message.rstrip()) from error
+    except CAUSES as error:
+        reason = why_not_downloaded(error, name, revision)
+        raise UserError(f"{key}: {name}: {reason}") from error
 
 
 def download_file(name: str, key: str) -> Path:
@@ -190,31 +215,16 @@ def download_file(name: str, key: str) -> Path:
     the hub cannot be reached.
     """
     owner, repo, file = name.split("/", 2)
-    place = f"{key}: {name}"
     repository = f"{owner}/{repo}"
     try:
-        return Path(hf_hub_download(repository, file, local_files_only=True))
-    except LocalEntryNotFoundError:
+        with suppress(LocalEntryNotFoundError):  # it is downloaded below
+            return Path(hf_hub_download(repository, file, local_files_only=True))
         logger.info(f"downloading {file} of {repository}")
-    except HFValidationError as error:
-        raise UserError(
-            f"{place}: neither a local file nor one of the hub: {first_line(error)}"
-        ) from error
-    try:
         with _watched(repository):
             return Path(hf_hub_download(repository, file))
-    except GatedRepoError as error:
-        raise UserError(f"{place}: {_TOKEN_HELP} ({first_line(error)})") from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"{place}: the hub has no such repository, or it is private. {_TOKEN_HELP}"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise _out_of_reach(place, error) from error
-    except EntryNotFoundError as error:
-        raise UserError(f"{place}: {repository} has no such file.") from error
-    except (OfflineModeIsEnabled, HTTPError, OSError) as error:
-        raise _out_of_reach(place, error) from error
+    except CAUSES as error:
+        reason = why_not_downloaded(error, repository, file=file)
+        raise UserError(f"{key}: {name}: {reason}") from error
 
 
 def download_lora(name: str, key: str) -> Path:
@@ -239,16 +249,6 @@ def download_lora(name: str, key: str) -> Path:
             return Path(snapshot_download(repository, allow_patterns=[file])) / file
 
 
-def _out_of_reach(place: str, error: Exception) -> UserError:
-    return UserError(
-        f"{place}: not in {constants.HF_HUB_CACHE}, and the hub cannot be used: {first_line(error)}. "
-        "Download the file by hand and give its path."
-    )
-
-
-_TOKEN_HELP = "Accept its terms on its page on the hub and set HF_TOKEN to a token of yours that may read it."
-
-
 LOOK_EVERY_S = 0.5
 """Seconds between two looks at the progress of a download."""
 
@@ -256,19 +256,20 @@ LOOK_EVERY_S = 0.5
 @contextmanager
 def _watched(name: str, total: int | None = None) -> Iterator[None]:
     """Reports the progress of the download in the block, by the size of the files in
-    the cache. This works for every transport of the client library. Where nothing
-    listens for progress, the library's own bars show it.
+    the cache, and warns once when the disk no longer has room for the rest. This works
+    for every transport of the client library. Where nothing listens for progress, the
+    library's own bars show it.
 
     total: bytes; None: not known.
     """
-    if not now.is_heard():
+    if now.is_heard():
+        disable_progress_bars()
+    else:
         enable_progress_bars()
-        yield
-        return
-    disable_progress_bars()
     ended = Event()
 
     def look() -> None:
+        is_warned = total is None
         while True:
             with suppress(OSError):  # a file that got its name meanwhile
                 done = downloaded_bytes(name)
@@ -276,6 +277,11 @@ def _watched(name: str, total: int | None = None) -> Iterator[None]:
                     "downloading",
                     *now.of_bytes(done if total is None else min(done, total), total),
                 )
+                left = (total or 0) - done
+                message = why_no_room(name, left, free_space(hub_cache()), hub_cache())
+                if message and not is_warned:
+                    is_warned = True
+                    logger.warning(f"the room runs out while it arrives: {message}")
             if ended.wait(LOOK_EVERY_S):
                 return
 
@@ -289,15 +295,14 @@ def _watched(name: str, total: int | None = None) -> Iterator[None]:
 
 
 def _print_download_size(
-    name: str, revision: str | None, given: Collection[str] = ()
+    name: str, revision: str | None, key: str, is_wanted: Callable[[str], bool]
 ) -> int:
     """Logs size, target and free space before a download. Returns its bytes. Raises
     UserError when there is not enough space."""
+    _sweep(name)
     info = HfApi().model_info(name, revision=revision, files_metadata=True)
     total = sum(
-        file.size or 0
-        for file in info.siblings or []
-        if is_needed(file.rfilename, given)
+        file.size or 0 for file in info.siblings or [] if is_wanted(file.rfilename)
     )
     target = hub_cache()
     free = free_space(target) + downloaded_bytes(name)
@@ -306,5 +311,15 @@ def _print_download_size(
     )
     message = why_no_room(name, total, free, target)
     if message:
-        raise UserError(message)
+        raise UserError(f"{key}: {message}")
     return total
+
+
+def _sweep(name: str) -> None:
+    """Removes parts of files that a killed download has left: the client library begins
+    such a file again under another name. It locks a file while it brings it."""
+    for part in repository_folder(name).glob("blobs/*.incomplete"):
+        whole = part.name.split(".")[0]
+        locks = hub_cache() / ".locks" / repository_folder(name).name
+        with suppress(OSError), WeakFileLock(locks / f"{whole}.lock", timeout=0.1):
+            part.unlink()

@@ -10,17 +10,25 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.utils import are_progress_bars_disabled
+from huggingface_hub.utils import WeakFileLock, are_progress_bars_disabled
 
 from tests.conftest import heard
 from tests.model_folders import COMMIT, NO_WEIGHTS, part_files, write_cached
 from tests.quantized import SDNQ
 from tests.small_hub import Hub, small_hub
+from toolkit.config.sections.model_files import is_needed, repository_folder
 from toolkit.errors import UserError
 from toolkit.files import now
 from toolkit.files.safetensors_io import framed
 from toolkit.models import hub
-from toolkit.models.hub import download, download_encoder, download_file, fetch_index
+from toolkit.models.hub import (
+    KEY,
+    download,
+    download_anything,
+    download_encoder,
+    download_file,
+    fetch_index,
+)
 from toolkit.models.qwen_image.family import FAMILY
 
 NAME = "someone/model"
@@ -62,7 +70,9 @@ def ask(
             url + "/{repo_id}/resolve/{revision}/{filename}",
         )
         arguments = (
-            (name, revision) if what in (download, fetch_index) else (name, "model.key")
+            (name, "model.key")
+            if what in (download_encoder, download_file)
+            else (name, revision)
         )
         with heard() as said:
             try:
@@ -218,19 +228,19 @@ def test_too_little_space_is_said_before_the_download(
     monkeypatch.setattr(
         hub, "HfApi", lambda: SimpleNamespace(model_info=lambda *_, **__: info)
     )
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "not there yet"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "not there yet"))
     monkeypatch.setattr(
         shutil, "disk_usage", lambda _: SimpleNamespace(free=10.1 * 10**9)
     )
     with pytest.raises(
         UserError, match=r"needs 10\.0 GB, .* has 10\.1 GB free.*HF_HOME"
     ):
-        hub._print_download_size(NAME, None)
+        hub._print_download_size(NAME, None, KEY, is_needed)
     assert "10.0 GB" in said[0]
     monkeypatch.setattr(
         shutil, "disk_usage", lambda _: SimpleNamespace(free=10.3 * 10**9)
     )
-    hub._print_download_size(NAME, None)
+    hub._print_download_size(NAME, None, KEY, is_needed)
 
 
 def test_the_index_is_brought_alone_and_then_the_rest(ask, server: Hub) -> None:
@@ -294,7 +304,7 @@ def test_a_file_that_cannot_be_brought_says_why(server: Hub, ask_for_file) -> No
         in ask_for_file("a.bin", url=server.url)["error"]
     )
     offline = ask_for_file("a.bin", url=server.url, offline=True)
-    assert "Download the file by hand and give its path." in offline["error"]
+    assert "`hf download someone/model a.bin`" in offline["error"]
 
 
 # ---------------------------------------------------------------- text encoders
@@ -412,3 +422,73 @@ def test_where_nobody_listens_the_bars_of_the_client_library_are_shown(
     ask, server: Hub
 ) -> None:
     assert "path" in ask(url=server.url) and not are_progress_bars_disabled()
+
+
+@pytest.mark.slow
+def test_a_download_that_is_cut_off_goes_on_as_long_as_files_arrive(
+    ask, server: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.break_after = 3000
+    server.breaks = 6  # what the client library tries by itself
+    folder = Path(ask(url=server.url)["path"])
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    assert (folder / weights).read_bytes() == FILES[weights]
+    assert "cut off" in caplog.text and "it goes on" in caplog.text
+
+
+def test_a_disk_that_fills_up_meanwhile_is_told_once(
+    ask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hub, "LOOK_EVERY_S", 0.01)
+    files = ENCODER | {"model.safetensors": b"x" * 100_000}
+    room, looks = [10**12], []
+    monkeypatch.setattr(hub, "free_space", lambda _: room[0])
+    with small_hub(files, NAME) as server, now.told_to(listener := Listening()):
+        server.opened.clear()
+
+        def tell(*told) -> None:
+            looks.append(told)
+            room[0] = 0
+            if len(looks) > 2:
+                server.opened.set()
+
+        listener.tell = tell
+        assert "path" in ask(url=server.url, what=download_encoder)
+    assert caplog.text.count("the room runs out while it arrives: someone/model") == 1
+
+
+def test_parts_that_a_killed_download_has_left_make_room(
+    ask, server: Hub, tmp_path: Path
+) -> None:
+    """Not those of a file that another process is bringing."""
+    monkey = ask(offline=True)  # sets the cache
+    assert "error" in monkey
+    blobs = repository_folder(NAME) / "blobs"
+    blobs.mkdir(parents=True)
+    left, used = (blobs / f"{letter * 40}.12345678.incomplete" for letter in "ab")
+    left.write_bytes(b"x"), used.write_bytes(b"x")
+    locks = tmp_path / "hf" / "hub" / ".locks" / repository_folder(NAME).name
+    locks.mkdir(parents=True)
+    with WeakFileLock(locks / f"{'b' * 40}.lock"):
+        assert "path" in ask(url=server.url)
+    assert not left.exists() and used.exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "brought"),
+    [
+        (FILES, NAME, "model_index.json"),
+        (ENCODER, NAME, "model.safetensors"),
+        ({"a.safetensors": b"x", "README.md": b"x"}, NAME, ""),
+        ({"vae/a.safetensors": b"x"}, f"{NAME}/vae/a.safetensors", ""),
+    ],
+    ids=["model", "encoder", "lora", "file"],
+)
+def test_whatever_the_hub_has_under_a_name_is_brought(
+    ask, files: dict[str, bytes], name: str, brought: str
+) -> None:
+    with small_hub(files, NAME) as server:
+        path = Path(
+            ask(url=server.url, name=name, what=download_anything, key="model")["path"]
+        )
+    assert (path / brought).is_file() and "README" not in str(path)

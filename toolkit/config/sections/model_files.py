@@ -169,7 +169,9 @@ def vae_file(path: str) -> str:
     a model of the hub in the hub cache; any other path as it is."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        snapshot = None if looks_like_a_path(path) else snapshot_in(_repository(path))
+        snapshot = (
+            None if looks_like_a_path(path) else snapshot_in(repository_folder(path))
+        )
         if snapshot is None:
             return path
         folder = snapshot
@@ -262,7 +264,7 @@ def lora_file(name: str) -> str:
     other name as it is. Raises UserError where it is not clear which of the
     repository's files is meant."""
     repository, file = hub_lora(name)
-    snapshot = snapshot_in(_repository(repository)) if repository else None
+    snapshot = snapshot_in(repository_folder(repository)) if repository else None
     if snapshot is None:
         return name
     file = file or lora_among(repository, _listed_files(repository, snapshot))
@@ -795,7 +797,7 @@ def is_offline() -> bool:
 def downloaded_bytes(name: str) -> int:
     """Bytes of a hub model that are in the hub cache, those of an interrupted download
     included."""
-    blobs = _repository(name).glob("blobs/*")
+    blobs = repository_folder(name).glob("blobs/*")
     return sum(path.stat().st_size for path in blobs if not path.is_symlink())
 
 
@@ -871,10 +873,10 @@ def _other_family(name: str) -> str:
     return ""
 
 
-def _repository(name: str) -> Path:
+def repository_folder(name: str) -> Path:
     """The folder of a hub model in the hub cache."""
     return hub_cache() / f"models--{name.replace('/', '--')}"
 
 
 def _is_cached(name: str) -> bool:
-    return _repository(name).is_dir()
+    return repository_folder(name).is_dir()

@@ -56,7 +56,7 @@ from extensions.tools.ui.commands import (
 )
 from extensions.tools.ui.datasets import DEFAULT_VIEW, names, open_dataset, read_dataset
 from extensions.tools.ui.job_text import PROMPTS, JobText
-from extensions.tools.ui.queue import RUNNING, WAITING, never_ends
+from extensions.tools.ui.queue import RUNNING, WAITING, never_ends, queued_tools
 from extensions.tools.ui.state import Form, Ui, inside, posted, refusals, render, ui_of
 from extensions.tools.ui.views.queue import enqueue
 from toolkit.config.reading.loader import folder_name_error, name_like
@@ -776,6 +776,7 @@ def _page(
         },
         free_name=unused_name(ui, plan["job"]) if plan and is_taken else "",
         offers_small=any(TO_TRY in reason for reason in refusals),
+        has_download="download" in queued_tools(),
         cards=CARDS,
         has_gpu=least_memory() > 0,
         gb=GB,

@@ -317,6 +317,18 @@ def test_the_plan_is_drawn_against_cards(client: TestClient) -> None:
     assert "smaller than half of" in text and "57.7 GB" in text
 
 
+def test_a_model_that_is_not_here_has_a_button_that_downloads_it(
+    client: TestClient, ui: Ui
+) -> None:
+    """Beside its size; the form that it opens puts the command into the queue."""
+    page = Page(client, "/new?dataset=40_photo").fill({MODEL: EDIT, "card": "24"})
+    link = re.search(
+        r'57\.7 GB<br><a class="button" href="([^"]+)">Download the', page.answer.text
+    )
+    assert link and link[1] == f"/tools/download?model={EDIT}"
+    assert f'value="{EDIT}"' in client.get(link[1]).text
+
+
 def test_time_and_cost_are_those_of_the_plan(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,42 @@
+"""The section of `type: download`, which is also the flags of `run.py download`.
+
+It checks the name. It does not contact the hub: `process` does. The reader of jobs and
+of flags (`toolkit.config.reading`) makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from toolkit.config.reading.process import Diagnostic, JobContext
+from toolkit.config.reading.tool import ToolConfig
+from toolkit.config.sections.model_files import path_fault
+
+
+class DownloadConfig(ToolConfig):
+    """`type: download`: downloads a model, a text encoder or a LoRA of the hub to
+    HF_HOME, as a job would when it starts.
+
+    The size is printed first, and has to fit on the disk. What was interrupted goes
+    on.
+    """
+
+    process_types: ClassVar[tuple[str, ...]] = ("download",)
+    positional: ClassVar[tuple[str, ...]] = ("model",)
+    example: ClassVar[str] = "owner/name"
+
+    model: str
+    """Hub id, `owner/name`, or one file of the hub, `owner/name/path/of/file`."""
+
+    revision: str = ""
+    """Branch, tag or commit of a model. Empty: `main`."""
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """A path on this disk, or a name without its owner."""
+        if Path(self.model).expanduser().exists():
+            message = f"{self.model!r} is on this disk: nothing has to be downloaded."
+            yield Diagnostic(("model",), message)
+        elif "/" not in self.model.strip("/"):
+            yield Diagnostic(("model",), path_fault(self.model))
