@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from extensions.tools.lint.config import CHECKS
+from extensions.tools.shared.findings import CHECKS
 from tests.conftest import ROOT
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
 from toolkit.data.scan.captions import FORMATS

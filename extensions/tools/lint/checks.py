@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from extensions.tools.lint.config import CHECKS
 from extensions.tools.lint.dataset import SMALL_SIDE, SOFT
 from extensions.tools.lint.likeness import is_flat, most_like
 from extensions.tools.lint.text_kinds import unlike, without_names
+from extensions.tools.shared.findings import CHECKS
 from toolkit.config.sections.dataset import area_of
 from toolkit.contracts.data import PLACEHOLDERS
 from toolkit.data.pixels.alignment import SAME_SHAPE

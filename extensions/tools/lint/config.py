@@ -7,13 +7,13 @@ section in (`toolkit/config/reading`). Imports no torch.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from extensions.tools.shared.findings import CHECKS
 from extensions.tools.shared.html_page import is_page
 from extensions.tools.shared.keys import check_folder, check_page
 from toolkit.config.reading.field_types import (
@@ -29,26 +29,6 @@ from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.writing import find_config
-
-
-class Check(NamedTuple):
-    """The heading of a check's findings, and what to do about them.
-
-    >>> CHECKS["blurred"]
-    Check(title='blurred images', remedy='Take a sharper one.')
-    """
-
-    title: str
-    remedy: str
-
-
-CHECKS = {
-    name: Check(**row)
-    for name, row in tomllib.loads(
-        Path(__file__).with_name("checks.toml").read_text(encoding="utf-8")
-    ).items()
-}
-"""Name -> the check, in the order of the report; `checks` has the functions."""
 
 
 def _known(names: tuple[str, ...]) -> tuple[str, ...]:

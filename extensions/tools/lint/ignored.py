@@ -19,7 +19,7 @@ import re
 from fnmatch import fnmatchcase
 from functools import cache
 
-from extensions.tools.lint.config import CHECKS
+from extensions.tools.shared.findings import CHECKS
 from toolkit.data.scan.captions import CaptionError, read_caption
 from toolkit.errors import Diagnostic, UserError, did_you_mean
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from extensions.tools.lint.config import CHECKS
 from extensions.tools.lint.dataset import Dataset, Item
+from extensions.tools.shared.findings import CHECKS
 from extensions.tools.shared.html_page import embedded, page
 from toolkit.data.pixels.images import ImageError, open_image, resize_cover_crop
 from toolkit.errors import Diagnostic

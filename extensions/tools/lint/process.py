@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from extensions.tools.lint.checks import names_of, run_checks
-from extensions.tools.lint.config import CHECKS, LintConfig
+from extensions.tools.lint.config import LintConfig
 from extensions.tools.lint.dataset import Dataset, read_datasets
 from extensions.tools.lint.ignored import Ignored
 from extensions.tools.lint.preview import preview_page
+from extensions.tools.shared.findings import CHECKS, kinds
 from extensions.tools.shared.html_page import is_page
 from jobs.process import BaseExtensionProcess
 from toolkit.data.pixels.alignment import Alignment
@@ -34,6 +36,10 @@ logger = logging.getLogger(__name__)
 
 SILENT_S = 2.0
 """Seconds after which progress is written to a pipe; a terminal shows it at once."""
+
+
+MOST_LINES = 3
+"""Findings of a kind that have a line each."""
 
 
 class LintProcess(BaseExtensionProcess):
@@ -127,10 +133,29 @@ def _measures(alignment: Alignment) -> dict[str, Any]:
 
 
 def render(findings: Sequence[Diagnostic]) -> list[str]:
-    """A heading for each check, and a line for each finding."""
+    """A heading for each check, and a line for each finding; more than MOST_LINES that
+    differ in their numbers only are one line, with the names of their files below."""
     lines = []
-    for name, check in CHECKS.items():
-        of_check = [f"  {finding}" for finding in findings if finding.check == name]
-        if of_check:
-            lines += [f"{name}: {check.title}. {check.remedy}", *of_check, ""]
+    for kind in kinds((one.check, one.place, one.message) for one in findings):
+        check = CHECKS[kind.check]
+        rows = []
+        for message, files in kind.merged():
+            if len(files) <= MOST_LINES:
+                rows += [f"  {file}: {text}" for file, text in files]
+                continue
+            if not (check.numbers or kind.alike):  # else the heading says it
+                rows.append(f"  {message}:")
+            rows += _names(dict(files), dict(kind.alike))
+        title = kind.line if len(rows) < kind.count else check.title
+        lines += [f"{kind.check}: {title}. {check.remedy}", *rows, ""]
     return lines
+
+
+def _names(files: Iterable[str], like: Mapping[str, str]) -> list[str]:
+    """A line for each folder: its files, and after `=` what they show too."""
+    folders: dict[str, list[str]] = {}
+    for path in files:
+        folder, name = os.path.split(path)
+        also = f" = {os.path.basename(like[path])}" if path in like else ""
+        folders.setdefault(folder, []).append(f"{name}{also}")
+    return [f"  {folder}: {', '.join(names)}" for folder, names in folders.items()]

@@ -28,6 +28,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from extensions.tools.shared.candidates import CANDIDATES
+from extensions.tools.shared.findings import CHECKS, alike_in, kinds
 from extensions.tools.shared.html_page import texts
 from extensions.tools.ui import datasets, state, uploads
 from extensions.tools.ui.datasets import (
@@ -67,10 +68,23 @@ MOST_CAPTION = uploads.MOST_BYTES[".txt"]
 MOST_SHOWN = 200
 """Changed captions in a preview; all are applied."""
 
+MOST_ALIKE = 12
+"""Pairs of images that look the same, and small images of a kind, in the findings."""
+
 MOST_NAMED = 30
 """Files that did not arrive whose names are shown."""
 
-_QUERY = ("q", "only", "page", "deleted", "entry", "changed", "failed", "undone")
+_QUERY = (
+    "q",
+    "only",
+    "page",
+    "check",
+    "deleted",
+    "entry",
+    "changed",
+    "failed",
+    "undone",
+)
 posted = partial(state.posted, files=1000, fields=6000, part_size=4 * MOST_CAPTION)
 
 
@@ -196,7 +210,6 @@ def _page(
     pages = max(1, ceil_divide(len(chosen), PER_PAGE))
     page = whole(query["page"], 1, pages) or (pages if query["page"] else 1)
     shown = chosen[(page - 1) * PER_PAGE : page * PER_PAGE]
-    by_file = data.findings["by_file"]
     return render(
         request,
         "dataset.html.j2",
@@ -211,8 +224,8 @@ def _page(
         ),
         query=query,
         orphans=[_orphan(data, path) for path in data.orphans] if page == 1 else [],
-        folded=_folded(data),
-        others={p: rows for p, rows in by_file.items() if p not in data.sizes},
+        kinds=_kinds(data),
+        most_alike=MOST_ALIKE,
         faults={p: text for p, text in data.faults.items() if p not in data.sizes},
         folders=[name for name in datasets.names(data.ui) if name != data.name],
         target=_target(data).name,
@@ -239,6 +252,10 @@ def _filtered(data: Dataset, query: Any) -> list[FoundImage]:
     only = query.get("only", "")
     if not (wanted or only):
         return data.images
+
+    def checks_of(image: FoundImage) -> set[str]:
+        return {row["check"] for row in data.findings["by_file"].get(image.path, ())}
+
     keeps: Callable[[FoundImage], bool | str] = {
         "missing": lambda image: not image.caption,
         "broken": lambda image: (
@@ -246,7 +263,7 @@ def _filtered(data: Dataset, query: Any) -> list[FoundImage]:
         ),
         "found": lambda image: image.path in data.findings["by_file"],
         "alone": lambda image: not image.references,
-    }.get(only, lambda image: True)
+    }.get(only, lambda image: only not in CHECKS or only in checks_of(image))
     return [
         image
         for image in data.images
@@ -299,16 +316,36 @@ def _card(data: Dataset, image: FoundImage) -> dict[str, Any]:
     }
 
 
-def _folded(data: Dataset) -> list[tuple[str, list[str]]]:
-    """Each finding of images with the names of those that have it, the most frequent
-    first."""
-    by_message: dict[str, list[str]] = {}
-    for path, rows in data.findings["by_file"].items():
-        for message in dict.fromkeys(
-            row["message"] for row in rows if path in data.sizes
-        ):
-            by_message.setdefault(message, []).append(data.id_of(path))
-    return sorted(by_message.items(), key=lambda item: -len(item[1]))
+def _kinds(data: Dataset) -> list[dict[str, Any]]:
+    """The findings by their kind: the line, what to do, the names of images and of other
+    files, and pairs of images that look the same. What was deleted since is left out."""
+    by_file = data.findings["by_file"]
+    found = kinds(
+        (row["check"], path, row["message"])
+        for path, rows in by_file.items()
+        if path in data.sizes or os.path.lexists(path)
+        for row in rows
+        if os.path.lexists(alike_in(row["message"]) or data.folder)
+    )
+    return [
+        {
+            "check": kind.check,
+            "line": kind.line,
+            "remedy": kind.remedy,
+            "images": [data.id_of(path) for path in kind.files if path in data.sizes],
+            "others": [
+                (data.id_of(path), "; ".join(messages))
+                for path, messages in kind.files.items()
+                if path not in data.sizes
+            ],
+            "pairs": [
+                (data.id_of(one), data.id_of(other))
+                for one, other in kind.alike
+                if one in data.sizes and other in data.sizes
+            ],
+        }
+        for kind in found
+    ]
 
 
 def _place(data: Dataset, path: str) -> list[str]:
@@ -481,7 +518,7 @@ def undo(request: Request, form: Form) -> Response:
 
 def _where(form: Form) -> dict[str, str]:
     """The filter and the page where a form was sent."""
-    return {key: form[key] for key in ("q", "only", "page") if form.get(key)}
+    return {key: form[key] for key in ("q", "only", "page", "check") if form.get(key)}
 
 
 @posted()

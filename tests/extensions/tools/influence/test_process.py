@@ -21,7 +21,7 @@ from extensions.tools.influence.gradients import (
     sketch,
 )
 from extensions.tools.influence.process import NOT_FOUND, ranked
-from extensions.tools.lint.config import CHECKS
+from extensions.tools.shared.findings import CHECKS
 from extensions.tools.shared.suspects import FILE, read_suspects, suspects_text
 from jobs.dry_run import plan_job
 from tests.running import run_job, run_tool, section_of

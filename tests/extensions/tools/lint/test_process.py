@@ -24,7 +24,7 @@ from tests.html_browser import Browser
 from tests.parts import needs_foreign_names
 from tests.running import run_job, run_tool, section_of
 from toolkit.config.reading.tool import load_tool
-from toolkit.errors import ConfigErrors, RunError, UserError
+from toolkit.errors import ConfigErrors, Diagnostic, RunError, UserError
 
 README = Path(__file__).parents[4] / "extensions" / "tools" / "lint" / "README.md"
 
@@ -39,6 +39,50 @@ def run(capsys: pytest.CaptureFixture[str]):
         return capsys.readouterr().out
 
     return lint
+
+
+@pytest.mark.parametrize(
+    ("check", "messages", "told"),
+    [
+        (
+            "tiny",
+            [
+                f"is small: 9 x {n}, {n}% of the resolution 512, and"
+                for n in (9, 30, 25, 11)
+            ],
+            ["tiny: 4 images are small: 9 to 30% of 512. ", "  d: 0, 1, 2, 3"],
+        ),
+        (
+            "unusable",
+            ["is damaged"] * 4 + ["is empty"],
+            [
+                "unusable: 5 files are refused by a training. ",
+                "  is damaged:",
+                "  d: 0, 1, 2, 3",
+                "  d/4: is empty",
+            ],
+        ),
+        (
+            "duplicate",
+            [f"shows what d/{name} shows" for name in "abcd"],
+            [
+                "duplicate: 4 images show what another one shows. ",
+                "  d: 0 = a, 1 = b, 2 = c, 3 = d",
+            ],
+        ),
+        ("garbled", ["its caption has 'x'"], ["garbled: captions with", "  d/0: its"]),
+    ],
+)
+def test_many_findings_of_a_kind_are_one_line_with_their_range(
+    check: str, messages: list[str], told: list[str]
+) -> None:
+    findings = [
+        Diagnostic((f"d/{number}",), message, "warning", check)
+        for number, message in enumerate(messages)
+    ]
+    lines = process.render(findings)
+    assert lines.pop() == "" and len(lines) == len(told)
+    assert all(map(str.startswith, lines, told)), lines
 
 
 def train(folder: str, **keys: object) -> dict:

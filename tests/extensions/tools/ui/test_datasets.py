@@ -24,6 +24,7 @@ from extensions.tools.ui.queue import Queue
 from extensions.tools.ui.state import Ui
 from extensions.tools.ui.views import datasets as views
 from tests.conftest import TURNED_HEIC
+from toolkit.files.writing import write_json
 
 HTML = {"accept": "text/html"}
 JSON = {"accept": "application/json"}
@@ -680,13 +681,45 @@ def test_findings_stand_at_their_images_until_the_next_check(
     text = page.get("/datasets/pipo?only=found").text
     assert "is small" in text and "has changed since" not in text
     assert re.search(r'<span class="warn">\d+ findings in 3 images</span>', text)
-    names = "4_pipo/a.png, 4_pipo/b.png, 4_pipo/c.png"
-    assert re.search(
-        rf"<summary>3 images: is small[^<]*</summary>{names}</details>", text
-    ), "one line for all three"
+    assert re.search(r">3 images are small: \d+% of 1024</a>", text), "one line for all"
+    tiny = page.get("/datasets/pipo?only=tiny").text
+    assert tiny.count('<article class="card image"') == 3
     save(page, "4_pipo/a.png", "new", version(page, "4_pipo/a.png"))
     text = page.get("/datasets/pipo").text
     assert "is small" in text and "has changed since" in text
+
+
+def test_images_that_look_the_same_stand_beside_each_other_until_one_is_deleted(
+    page: TestClient, ui: Ui
+) -> None:
+    folder = ui.datasets / "pipo" / "4_pipo"
+    like = f"shows what {folder}/a.png shows, mirrored"
+    rows = [
+        ("duplicate", "b.png", like),
+        ("duplicate", "c.png", like),
+        ("tiny", "b.png", "is small: 9 x 9, 30% of the resolution 1024, and is not"),
+        ("unused", "gone.gif", "is a GIF"),
+    ]
+    findings = [
+        {"check": check, "file": f"{folder}/{name}", "message": message}
+        for check, name, message in rows
+    ]
+    write_json(
+        ui.own / "lint" / "pipo.json", {"state": "", "images": 3, "findings": findings}
+    )
+    text = page.get("/datasets/pipo?check=1").text
+    assert "2 images show what another one shows" in text and "gone.gif" not in text
+    pairs = re.findall(r'class="duo">.*?</form>', text, re.DOTALL)
+    named = [re.findall(r'name="chosen" value="([^"]*)"', pair) for pair in pairs]
+    assert named == [[f"4_pipo/{name}.png", "4_pipo/a.png"] for name in "bc"]
+    told = page.post(
+        "/datasets/pipo/delete", data={"chosen": "4_pipo/b.png", "check": "1"}
+    ).text
+    assert "1 image moved to the trash." in told and "Restore" in told
+    assert "<details open><summary>Check the images" in told, "the next pair is in view"
+    assert told.count("Delete this one</button>") == 2 and "is small" not in told
+    page.post("/datasets/pipo/delete", data={"chosen": "4_pipo/a.png"})
+    assert "another one shows" not in page.get("/datasets/pipo").text
 
 
 def test_suspects_of_a_run_stand_at_their_images_until_they_change(
