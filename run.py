@@ -657,10 +657,10 @@ def dry_run(arguments: argparse.Namespace) -> int:
 
 
 def print_schema() -> int:
-    from toolkit.config.reading.reference import schema
+    from toolkit.config.reading.reference import schema, schema_text
 
     with redirect_stdout(sys.stderr):
-        text = json.dumps(schema(discover().configs()), indent=2)
+        text = schema_text(schema(discover().configs()))
     print(text)
     return EXIT_DONE
 

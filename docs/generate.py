@@ -6,7 +6,6 @@ docs/use_your_lora.md, and that of cards in docs/times.md: `python docs/generate
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -30,7 +29,7 @@ from docs.programs_table import END as PROGRAMS_END  # noqa: E402
 from docs.programs_table import programs_table  # noqa: E402
 from docs.recipes_table import with_recipes  # noqa: E402
 from extensions.tools.shared.examples import MODELS, example_text  # noqa: E402
-from toolkit.config.reading.reference import schema  # noqa: E402
+from toolkit.config.reading.reference import schema, schema_text  # noqa: E402
 from toolkit.extension import EXAMPLE_EXTENSIONS, discover  # noqa: E402
 from toolkit.files.writing import EXTENSIONS_ROOT  # noqa: E402
 
@@ -77,10 +76,7 @@ def pages() -> dict[Path, str]:
         architecture: f"{before}{BEGIN}{drawing()}\n{END}{rest.partition(END)[2]}",
         ROOT / "docs" / "config.md": render(models),
         coming_from: f"{page(models)}\n{BY_HAND}{kept}",
-        ROOT / "docs" / "job.schema.json": json.dumps(
-            schema(models), indent=2, ensure_ascii=False
-        )
-        + "\n",
+        ROOT / "docs" / "job.schema.json": f"{schema_text(schema(models))}\n",
         use_your_lora: f"{start}{PROGRAMS_BEGIN}{programs_table()}{PROGRAMS_END}{end.partition(PROGRAMS_END)[2]}",
         times: f"{above}{CARDS_BEGIN}{card_table()}{CARDS_END}{below.partition(CARDS_END)[2]}",
         **{

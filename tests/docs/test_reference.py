@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Annotated
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 from pydantic import TypeAdapter
 
 from docs.config_page import about, distinct_sections
@@ -17,7 +19,9 @@ from tests.conftest import ROOT
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.reading.base import descriptions
 from toolkit.config.reading.foreign import foreign_keys
+from toolkit.config.reading.located import Diagnostics
 from toolkit.config.reading.reference import schema
+from toolkit.config.reading.yaml_reader import read_yaml
 
 
 def test_the_generated_pages_are_fresh() -> None:
@@ -30,7 +34,7 @@ def test_the_generated_pages_are_fresh() -> None:
 def test_every_field_is_described() -> None:
     for name, model in section_models().items():
         for key, definition in schema({name: model})["$defs"].items():
-            for field, properties in definition["properties"].items():
+            for field, properties in definition.get("properties", {}).items():
                 assert properties.get("description"), (
                     f"{key}.{field} has no description"
                 )
@@ -125,16 +129,81 @@ def test_no_name_of_another_program_is_a_key_of_the_section() -> None:
         ), path
 
 
-def test_the_schema_accepts_a_job_and_names_old_keys() -> None:
+def test_the_schema_names_old_keys() -> None:
     definitions = schema(section_models())["$defs"]
     assert definitions["NetworkConfig"]["properties"]["rank"]["deprecated"] is True
-    assert (
-        definitions["TrainConfig"]["properties"]["gradient_accumulation_steps"][
-            "minimum"
-        ]
-        == 1
-    )
-    assert json.dumps(definitions)
+    old = definitions["TrainConfig"]["properties"]["gradient_accumulation_steps"]
+    assert (old["minimum"], old["type"]) == (1, ["integer", "string"])
+
+
+@pytest.fixture(scope="module")
+def faults() -> Callable[[str], list[str]]:
+    """The places of a job that the published schema refuses."""
+    text = (ROOT / "docs" / "job.schema.json").read_text(encoding="utf-8")
+    assert text.count("\n") < 3000
+    validator = Draft202012Validator(json.loads(text))
+
+    def of(job: str) -> list[str]:
+        data = read_yaml(job, Diagnostics("job")).data()
+        return [error.json_path for error in validator.iter_errors(data)]
+
+    return of
+
+
+def test_the_schema_accepts_every_example(faults: Callable[[str], list[str]]) -> None:
+    refused, seen = {}, 0
+    for path in sorted((ROOT / "config").rglob("*.y*ml")):
+        text = path.read_text(encoding="utf-8")
+        if re.search("^job:", text, re.MULTILINE):  # else another program's
+            seen += 1
+            if found := faults(text):
+                refused[path.name] = found
+    assert refused == {} and seen > 20
+
+
+TRAINS = """job: extension
+config:
+  name: maya
+  process:
+    - type: sd_trainer
+      datasets: [{folder_path: images}]
+      network: {type: lora}
+      train: {steps: 20, lr: 1e-4, cuda_allow_tf32: false}
+      model: {name_or_path: Qwen/Qwen-Image}
+"""
+PROCESS = "$.config.process[0]"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        ("steps: 20", "steps: ${STEPS:-3}", []),
+        ("lr: 1e-4", "lr: ${LR}", []),
+        ("_tf32: false", "_tf32: ${TF}", []),
+        ("type: lora", "type: ${KIND}", []),
+        ("steps: 20", "steps: x", [f"{PROCESS}.train.steps"]),
+        ("steps: 20", "steps: -1", [f"{PROCESS}.train.steps"]),
+        ("steps: 20", "stesp: 20", [f"{PROCESS}.train"]),
+        ("type: lora", "type: lroa", [f"{PROCESS}.network.type"]),
+        ("      model: {name_or_path: Qwen/Qwen-Image}\n", "", [PROCESS]),
+        ("name_or_path: Qwen/Qwen-Image", "quantize: true", [f"{PROCESS}.model"]),
+        (
+            "  process:\n    - type: sd_trainer\n      datasets: [{folder_path: images}]",
+            "  defaults: {datasets: [{folder_path: images}]}\n  process:\n    - type: sd_trainer",
+            [],
+        ),
+        (
+            "{name_or_path: Qwen/Qwen-Image}",
+            "{quantize: true}\n  defaults: {model: {name_or_path: x}}",
+            [],
+        ),
+    ],
+)  # fmt: skip
+def test_the_schema_refuses_what_no_job_may_have(
+    faults: Callable[[str], list[str]], old: str, new: str, found: list[str]
+) -> None:
+    assert old in TRAINS
+    assert faults(TRAINS.replace(old, new)) == found
 
 
 def test_the_page_shows_default_range_and_old_names() -> None:

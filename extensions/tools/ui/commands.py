@@ -247,6 +247,16 @@ def keys_of(memory: dict[Any, Any], process_type: str) -> tuple[Key, ...]:
     return ()
 
 
+def _kinds(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The kinds of value that a key takes, without null and variables."""
+    for kind in schema.get("anyOf", [schema]):
+        if "anyOf" in kind:
+            yield from _kinds(kind)
+        elif kind.get("type") != "null" and kind.get("$ref") != "#/$defs/Variable":
+            either = kind.get("type", "")
+            yield kind | {"type": either if isinstance(either, str) else either[0]}
+
+
 def _keys(models: dict[str, Any], model: str, prefix: str) -> Iterator[Key]:
     for name, field_ in models[model]["properties"].items():
         about = field_.get("description", "")
@@ -256,9 +266,7 @@ def _keys(models: dict[str, Any], model: str, prefix: str) -> Iterator[Key]:
             or f"{prefix}{name}" in ("type", "name")
         ):
             continue
-        kinds = [
-            kind for kind in field_.get("anyOf", [field_]) if kind.get("type") != "null"
-        ]
+        kinds = [*_kinds(field_)]
         section = kinds[0] if len(kinds) == 1 else {}
         inner = section.get("$ref") or section.get("items", {}).get("$ref")
         if inner:
@@ -277,7 +285,7 @@ def _keys(models: dict[str, Any], model: str, prefix: str) -> Iterator[Key]:
             name=f"{prefix}{name}",
             about=" ".join(about.split()),
             default="" if default in (None, "") else _shown(default),
-            kind=" ".join(dict.fromkeys(str(kind.get("type", "")) for kind in kinds)),
+            kind=" ".join(dict.fromkeys(kind["type"] for kind in kinds)),
             choices=tuple(map(_shown, choices)),
         )
 

@@ -449,6 +449,19 @@ def test_what_was_asked_for_is_in_the_job_whatever_characters_it_has(
     )
 
 
+def test_the_written_job_names_the_schema_for_editors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_pictures
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_pictures(tmp_path / "photos", "a")
+    config = load_tool("new", NewConfig, ["zuzu", "photos", "--output", "jobs/a.yaml"])
+    text = config.processes[0].section.job_text()
+    (place,) = re.findall(
+        r"^# yaml-language-server: \$schema=(\S+)$", text, re.MULTILINE
+    )
+    assert (tmp_path / "jobs" / place).resolve() == ROOT / "docs" / "job.schema.json"
+
+
 @pytest.mark.parametrize("model", [str(TINY), "Qwen/Qwen-Image-Edit-2511"])
 def test_regularisation_images_beside_the_character_are_a_dataset(
     tmp_path: Path, model: str
