@@ -20,6 +20,7 @@ as_user=() # put before a command to give up root
 withhold=(env -u RUNPOD_API_KEY -u PRE_START -u POST_TRAIN) # what a job has no use for
 problem=     # the first thing that makes it pointless to start the job
 outcome=     # the exit code of the job, once there is one
+made=()      # the folders that were not there before
 jobs=()      # what run.py is given, one after another
 processes=1  # that train a job together
 
@@ -91,19 +92,58 @@ count_processes() {
   esac
 }
 
+# Whether a folder takes a file with something in it; prints why not.
+write_test() {
+  local code=0
+  (echo test >"$1/.write_test") 2>&1 || code=1
+  rm -f "$1/.write_test" || code=1
+  return "${code}"
+}
+
+# Makes a folder, or blames what keeps it from being one. $2: what else to do.
+make_folder() {
+  local folder=$1 why
+  [[ ! -d ${folder} ]] || return 0
+  if why=$(mkdir -p "${folder}" 2>&1); then
+    made+=("${folder}")
+  elif [[ -L ${folder} ]]; then
+    why=$(readlink "${folder}")
+    blame "${folder} is a link to ${why}, which is not there. Mount what it leads to, or remove the link."
+  elif [[ -e ${folder} ]]; then
+    blame "${folder} is a file, and a folder is needed there. $2."
+  else
+    blame "${folder} cannot be made (${why##*: }). $2, or make room."
+  fi
+}
+
 prepare_volume() {
+  local folder why
   if ! mountpoint -q "${workspace}"; then
     warn "${workspace} is not a mounted volume: OUTPUTS DIE WITH THIS POD. Give the template a volume at ${workspace}."
   fi
-  if ! mkdir -p "${workspace}" || ! (: >"${workspace}/.write_test") 2>/dev/null; then
-    warn "${workspace} cannot be written: NOTHING CAN BE SAVED."
-    blame "${workspace} cannot be written. Mount a volume there, or set RP_WORKSPACE."
+  if ! why=$(mkdir -p "${workspace}" 2>&1 && write_test "${workspace}"); then
+    warn "${workspace} cannot be written (${why##*: }): NOTHING CAN BE SAVED."
+    if [[ ${why} == *"No space"* || ${why} == *quota* ]]; then
+      blame "${workspace} is full (${why##*: }). Delete what is not needed there, or enlarge the volume."
+    else
+      blame "${workspace} cannot be written (${why##*: }). Mount a volume there, or set RP_WORKSPACE."
+    fi
     return
   fi
-  rm -f "${workspace}/.write_test"
   cd "${workspace}"
-  mkdir -p models datasets output config logs "${HF_HOME}" "${XDG_CACHE_HOME}"
-  [[ ${EXTENSIONS_PATH} != "${workspace}/extensions" ]] || mkdir -p extensions
+  for folder in models datasets output config logs; do
+    make_folder "${workspace}/${folder}" "Move it away"
+  done
+  make_folder "${XDG_CACHE_HOME}" "Set XDG_CACHE_HOME to another folder"
+  make_folder "${HF_HOME}" "Set HF_HOME to another folder"
+  [[ ${EXTENSIONS_PATH} != "${workspace}/extensions" ]] || make_folder "${EXTENSIONS_PATH}" "Move it away"
+  if ! write_test "${TMPDIR:-/tmp}" >/dev/null && [[ -z ${problem} ]]; then # a read-only root, or a full one
+    warn "${TMPDIR:-/tmp} cannot be written: temporary files go to ${workspace}/.cache/tmp."
+    export TMPDIR=${workspace}/.cache/tmp
+    make_folder "${TMPDIR}" "Set TMPDIR to another folder"
+    [[ -n ${problem} ]] || chmod 1777 "${TMPDIR}"
+  fi
+  [[ -z ${problem} ]] || return 0
   # `JOB_CONFIG=config/examples/quickstart.yaml` is the quickest way to see whether a pod works.
   [[ -e config/examples ]] || ln -sfn "${program}/config/examples" config/examples || true
   if [[ -z ${RUN_ON_SUCCESS:-} && $(stat -f -c %T . || true) == overlayfs ]]; then
@@ -130,8 +170,8 @@ run_hooks() {
   ((code == 0)) || blame "PRE_START failed with exit code ${code}."
 }
 
-# Jobs run as an ordinary user when the image has one and the volume lets its folders be handed over.
-# Datasets stay as they are: a job only reads them.
+# Jobs run as an ordinary user when the image has one and the volume lets its folders be handed over: those that a job
+# writes, where they are root's. What belongs to somebody else stays so, and models and datasets, which a job only reads.
 choose_user() {
   local user=${RUN_AS:-atelier} home
   [[ ${EUID} == 0 && ${user} != root && -z ${problem} ]] || return 0
@@ -141,9 +181,9 @@ choose_user() {
   fi
   home=$(getent passwd "${user}" | cut -d: -f6)
   as_user=(setpriv "--reuid=${user}" "--regid=${user}" --init-groups env "HOME=${home}")
-  run find models output config logs "${XDG_CACHE_HOME}" "${HF_HOME}" ! -user "${user}" \
-    -exec chown -h "${user}" {} + || true
-  chown -h "${user}" datasets || true
+  say "what is root's in output, config, logs and the caches is handed to the user ${user}."
+  run find output config logs "${XDG_CACHE_HOME}" "${HF_HOME}" -uid 0 -exec chown -h "${user}" {} + || true
+  ((${#made[@]} == 0)) || chown -h "${user}" "${made[@]}" || true
   if ! "${as_user[@]}" test -w output || ! "${as_user[@]}" test -w "${HF_HOME}"; then
     warn "${workspace} cannot be handed to the user ${user}: the job runs as root."
     as_user=()

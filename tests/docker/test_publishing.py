@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tests.docker.test_dockerfile import EXCLUDED, tool
+from toolkit.system.nvidia import LEAST_DRIVER
 from toolkit.system.torch_version import NEWEST, OLDEST
 from toolkit.version import VERSION
 
@@ -84,6 +85,26 @@ def test_the_template_says_what_the_guide_says() -> None:
     assert not TEMPLATE["startJupyter"] and not TEMPLATE["startSsh"], (
         "the image has neither"
     )
+
+
+def test_the_cuda_of_torch_is_the_same_wherever_it_is_named() -> None:
+    """That of the locked packages; a newer torch moves all of them."""
+    lock = (ROOT / "docker" / "requirements.lock").read_text()
+    runtime = re.search(r"^nvidia-cuda-runtime==(\d+)\.(\d+)", lock, re.MULTILINE)
+    assert runtime
+    major, minor = map(int, runtime.groups())
+    allowed = [
+        tuple(map(int, version.split(".")))
+        for version in TEMPLATE["allowedCudaVersions"]
+    ]
+    assert allowed[0] == (major, minor) and allowed == sorted(allowed)
+    assert {version[0] for version in allowed} == {major}
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    assert f"NVIDIA_REQUIRE_CUDA=cuda>={major}.{minor}\n" in dockerfile
+    assert f"CUDA {major}.{minor} or newer: the pinned torch is built for it" in GUIDE
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        drivers = re.findall(r"driver (\d+) or newer", page.read_text("utf-8"))
+        assert {*drivers} <= {str(LEAST_DRIVER[major])}, page
 
 
 def test_continuous_integration_runs_the_same_script_as_everybody() -> None:

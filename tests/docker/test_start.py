@@ -825,6 +825,95 @@ def test_a_read_only_volume_is_a_loud_failure_that_can_be_looked_at(
     assert bench.record() == []
 
 
+BOUND = 'mount --bind "$RP_WORKSPACE" "$RP_WORKSPACE"'
+FULL = """mount -t tmpfs -o size=64k tmpfs "$RP_WORKSPACE"
+mkdir "$RP_WORKSPACE"/{models,datasets,output,config,logs}
+cat /dev/zero >"$RP_WORKSPACE/filled" 2>/dev/null || true"""
+
+
+@pytest.mark.parametrize(
+    ("setup", "given", "parts"),
+    [
+        (
+            f"ln -s /elsewhere/models models; {BOUND}",
+            {},
+            ("/models is a link to /elsewhere/models, which is not there", "Mount"),
+        ),
+        (
+            f"ln -s /elsewhere .cache; {BOUND}",
+            {},
+            ("/.cache is a link to /elsewhere, which is not there", "Mount"),
+        ),
+        (f"echo x >output; {BOUND}", {}, ("/output is a file", "Move it away")),
+        (f"echo x >logs; {BOUND}", {}, ("/logs is a file", "Move it away")),
+        (f"echo x >extensions; {BOUND}", {}, ("/extensions is a file",)),
+        (
+            BOUND,
+            {"HF_HOME": "/proc/hf"},
+            ("/proc/hf cannot be made (No such file", "Set HF_HOME"),
+        ),
+        (
+            f"{BOUND}; mkdir output; mount -t tmpfs -o ro tmpfs output; rmdir logs || true",
+            {"XDG_CACHE_HOME": "/sys/cache"},
+            ("/sys/cache cannot be made", "Set XDG_CACHE_HOME"),
+        ),
+        (FULL, {}, ("is full (No space left on device)", "enlarge the volume")),
+    ],
+)
+def test_a_folder_that_cannot_be_had_is_named_with_what_to_do(
+    bench: Bench, setup: str, given: dict[str, str], parts: tuple[str, ...]
+) -> None:
+    """The fault is the volume's, and the pod can be looked at."""
+    setup = f'cd "$RP_WORKSPACE"; {setup}'
+    pod = bench.start(setup=setup, RUN_ON_FAILURE="exit", **given)
+    assert pod.ends() == 1
+    assert all(part in pod.output for part in parts), pod.output
+    assert "report it" not in pod.output and bench.trainings() == []
+    assert not list(bench.workspace.glob("**/.write_test"))
+
+
+@pytest.mark.parametrize("place", ["/nonexistent", "/proc"])
+def test_temporary_files_go_to_the_volume_where_nothing_else_takes_them(
+    bench: Bench, place: str
+) -> None:
+    pod = bench.ends_with(0, TMPDIR=place)
+    assert f"{place} cannot be written: temporary files go to" in pod.output
+    assert bench.trainings()[0]["environ"]["TMPDIR"] == f"{bench.workspace}/.cache/tmp"
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0, reason="changing the user needs root"
+)
+def test_what_others_own_on_the_volume_stays_theirs(bench: Bench) -> None:
+    """As on a volume that another program uses too."""
+    volume = bench.workspace
+    for name in ("models/vae", "datasets/cats", "output/theirs", "output/ours"):
+        (volume / name).mkdir(parents=True)
+    os.chown(volume / "output/theirs", 1234, 1234)
+    (volume / "record.jsonl").touch()
+    (volume / "record.jsonl").chmod(0o666)
+    start_in_image(
+        bench, passwd="atelier:x:1000:1000::/home/atelier:/bin/bash", user=()
+    ).wait_for("waiting.")
+    owners = {path: (volume / path).stat().st_uid for path in OWNED}
+    assert owners == OWNED
+    assert {entry["uid"] for entry in bench.record()} == {1000}
+
+
+OWNED = {
+    "models": 0,
+    "models/vae": 0,
+    "datasets": 0,
+    "datasets/cats": 0,
+    "output": 1000,
+    "output/theirs": 1234,
+    "output/ours": 1000,
+    "logs": 1000,
+    ".cache": 1000,
+}
+"""Folder -> uid after a start; datasets and models are only read."""
+
+
 @pytest.mark.slow
 def test_a_result_that_a_stop_would_delete_is_kept_by_waiting(bench: Bench) -> None:
     for name in ("upper", "work"):

@@ -17,6 +17,7 @@ import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
@@ -175,7 +176,20 @@ def _read_json(text: str) -> str:
 
 def _key_in(row: Mapping[str, Any]) -> str | None:
     """The key of the caption in an object of JSON."""
-    return first_of(row, columns_of([row], ColumnsConfig()).prompt)
+    return first_of(row, (*columns_of([row], ColumnsConfig()).prompt, OF_A_DOCUMENT))
+
+
+OF_A_DOCUMENT = "high_level_description"
+"""The sentence of a caption that is a JSON document, as Ideogram 4 is trained on."""
+
+
+def _read_text(text: str) -> str:
+    """The text itself, or the caption of one that is an object of JSON."""
+    document = None
+    if text.lstrip().startswith("{"):
+        with suppress(ValueError, RecursionError):
+            document = json.loads(text)
+    return _read_json(text) if isinstance(document, dict) else text.strip()
 
 
 def _write_json(text: str, caption: str) -> str:
@@ -188,7 +202,7 @@ def _write_json(text: str, caption: str) -> str:
     return json.dumps(row, indent=2, ensure_ascii=False) + "\n"
 
 
-_TEXT = CaptionFormat(str.strip, lambda _, caption: caption and f"{caption}\n")
+_TEXT = CaptionFormat(_read_text, lambda _, caption: caption and f"{caption}\n")
 
 FORMATS = {
     ".txt": _TEXT,
@@ -237,6 +251,7 @@ def caption_in(path: Path | str, text: str) -> str:
         TypeError,
         AttributeError,
     ) as error:
+<<<<<<< HEAD
         raise NoCaptionError(
             path,
             "holds no 'caption' of text. Write one, or take .json out of caption_ext",
@@ -244,6 +259,14 @@ def caption_in(path: Path | str, text: str) -> str:
     if half:
         raise CaptionError(path, half)
     return caption
+=======
+        what = "holds no 'caption' of text"
+        write = "Write one, or take .json out of caption_ext"
+        if not str(path).lower().endswith(".json"):
+            what = f"is a JSON document, and {what}: the model is trained on sentences"
+            write = "Put the sentence under that key, or write it alone"
+        raise NoCaptionError(path, f"{what}. {write}") from error
+>>>>>>> download
 
 
 def with_caption(path: Path | str, caption: str) -> str:

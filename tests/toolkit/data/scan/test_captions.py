@@ -51,6 +51,14 @@ NO_TEXT = "holds no 'caption' of text"
         ("a.json", b"[]", "", NO_TEXT),
         ("a.json", b'{"caption": 3}', "", NO_TEXT),
         ("a.json", b'{"width": 3}', "", NO_TEXT),
+        ("a.json", b'{"high_level_description": "a cat", "x": {}}', "a cat", ""),
+        ("a.txt", b'\n{"high_level_description": "a cat"}', "a cat", ""),
+        ("a.txt", b'{"caption": ["one", "two"], "tags": "b"}', "one\ntwo", ""),
+        ("a.txt", b'{"scene": "a park", "subjects": [{}]}', "", "JSON document, and"),
+        ("a.txt", b"{}", "", "Put the sentence under that key, or write it alone"),
+        ("a.caption", b'{"caption": 3}', "", "the model is trained on sentences"),
+        ("a.txt", b"{red|blue} cat", "{red|blue} cat", ""),
+        ("a.txt", b'{"a cat" in quotes}', '{"a cat" in quotes}', ""),
     ],
 )
 def test_what_a_caption_file_holds_is_its_caption_or_refused(

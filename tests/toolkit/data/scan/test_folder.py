@@ -350,9 +350,10 @@ def test_golden_caption_files(tmp_path: Path, image, dataset, case: dict) -> Non
     (sample,) = scan_datasets(
         [dataset(tmp_path, default_caption=default)], case["trigger_word"]
     ).samples
-    # the peer doubles the space after commas and leaves one behind a trigger that
-    # stands alone
-    assert sample.caption == case["result"].replace(",  ", ", ").strip()
+    # the peer doubles the space after commas, leaves one behind a trigger that stands
+    # alone, and trains on the braces of a JSON document
+    expected = case["result"].replace('{"caption": "x"}', "x")
+    assert sample.caption == expected.replace(",  ", ", ").strip()
 
 
 def test_images_are_found_as_a_scan_finds_them(tmp_path: Path, dataset) -> None:
