@@ -23,7 +23,7 @@ from pathlib import Path
 
 from toolkit.files.run_files import DRIFT, METRICS, VALIDATION
 from toolkit.files.writing import open_regular
-from toolkit.train.run_reader import Row, StepRows, row_of, tell_unreadable
+from toolkit.train.run_reader import Row, StepRows, tell_unreadable
 
 MOST_BUCKETS = 2048
 """Buckets of a file, an even number, more than a screen has columns. When all are used,
@@ -31,9 +31,6 @@ pairs are merged."""
 
 MOST_RECENT = 2000
 """Rows that are sent as they are to those who watch."""
-
-SPARK_POINTS = 32
-"""Points of a sparkline."""
 
 IN_STEPS = ("step_s", "compile_s")
 """The numbers whose total is the time in steps."""
@@ -319,25 +316,6 @@ def series_of(folder: Path) -> tuple[Series, Series, Series]:
         Series(folder / VALIDATION, "validation/"),
         Series(folder / DRIFT),
     )
-
-
-def sparkline(path: Path, points: int = SPARK_POINTS) -> list[float]:
-    """The course of the loss from evenly spaced lines of a file, without reading it
-    whole."""
-    values: list[float] = []
-    try:
-        with open_regular(path) as file:
-            size = file.seek(0, 2)
-            for index in range(points):
-                file.seek(size * index // points)
-                if index:
-                    file.readline(_LONGEST_LINE)
-                value = (row_of(file.readline(_LONGEST_LINE)) or {}).get("loss")
-                if value is not None and _is_number(value):
-                    values.append(float(value))
-    except OSError:
-        return []
-    return values
 
 
 def _numbers_of(row: Row) -> Row:

@@ -130,11 +130,12 @@ document.addEventListener('keydown', event => {
     card.focus();
   } else if (document.activeElement === card && card) {
     const cards = [...document.querySelectorAll('.image')], at = cards.indexOf(card);
-    const row = cards.filter(each => each.offsetTop === cards[0].offsetTop).length;
-    const step = {ArrowRight: 1, ArrowLeft: -1, ArrowDown: row, ArrowUp: -row}[event.key];
+    const by = {ArrowRight: 1, ArrowLeft: -1}[event.key], way = {ArrowDown: 1, ArrowUp: -1}[event.key];
+    const off = other => way * (other.offsetTop - card.offsetTop), aside = other => Math.abs(other.offsetLeft - card.offsetLeft);
+    const next = by ? cards[at + by] : way && cards.filter(other => off(other) > 0).sort((one, other) => off(one) - off(other) || aside(one) - aside(other))[0];
     if (event.key === 'Enter' && area) { event.preventDefault(); area.focus(); }
     if (event.key === ' ') { event.preventDefault(); card.querySelector('[name=chosen]')?.click(); }
-    if (step && cards[at + step]) { event.preventDefault(); cards[at + step].focus(); }
+    if (next) { event.preventDefault(); next.focus(); }
   }
 });
 

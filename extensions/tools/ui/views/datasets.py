@@ -209,6 +209,7 @@ def _page(
     chosen = _filtered(data, query)
     pages = max(1, ceil_divide(len(chosen), PER_PAGE))
     page = whole(query["page"], 1, pages) or (pages if query["page"] else 1)
+    found = _kinds(data)
     shown = chosen[(page - 1) * PER_PAGE : page * PER_PAGE]
     return render(
         request,
@@ -224,7 +225,12 @@ def _page(
         ),
         query=query,
         orphans=[_orphan(data, path) for path in data.orphans] if page == 1 else [],
-        kinds=_kinds(data),
+        kinds=found,
+        rare={
+            kind["check"]
+            for kind in found
+            if 3 * len(kind["images"]) <= len(data.images)
+        },
         most_alike=MOST_ALIKE,
         faults={p: text for p, text in data.faults.items() if p not in data.sizes},
         folders=[name for name in datasets.names(data.ui) if name != data.name],
@@ -304,6 +310,7 @@ def _card(data: Dataset, image: FoundImage) -> dict[str, Any]:
         "image": image,
         "size": size if isinstance(size, Size) else None,
         "fault": size if isinstance(size, str) else "",
+        "shape": _shape(size) if isinstance(size, Size) else 20,
         "note": _fault(data, image),
         "bucket": crop and crop.bucket,
         "frame": frame,
@@ -314,6 +321,13 @@ def _card(data: Dataset, image: FoundImage) -> dict[str, Any]:
         "stem": Path(image.path).stem,
         "table": data.id_of(image.table) if image.table else "",
     }
+
+
+def _shape(size: Size) -> int:
+    """Width by height of the place of an image in a row, in twentieths, of which
+    `datasets.css` has a class each: no page may hold styles. A very long or tall image
+    has edges in it."""
+    return round(20 * min(max(size.width / size.height, 0.6), 2.4))
 
 
 def _kinds(data: Dataset) -> list[dict[str, Any]]:

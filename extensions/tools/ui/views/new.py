@@ -64,6 +64,8 @@ from toolkit.config.reading.located import dotted
 from toolkit.config.reading.redacted_copy import saved_text
 from toolkit.config.sections.dataset import CAPTION_SUFFIXES
 from toolkit.config.sections.model_files import INDEX, hub_cache
+from toolkit.contracts.data import PLACEHOLDERS
+from toolkit.data.scan.captions import usual_word
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import CONFIG_SUFFIXES, folder_lock, open_regular, write_text
@@ -309,8 +311,11 @@ def chosen_for(ui: Ui, name: str) -> dict[str, str]:
     chosen = {
         f"datasets[].{key}": _as_typed(value) for key, value in data.section().items()
     }
-    if data.view["trigger"] or data.is_pairs:
-        chosen[TRIGGER] = data.view["trigger"]
+    word = data.view["trigger"]
+    if not (word or data.is_pairs):  # pairs begin with what is to be done
+        word, _ = usual_word([each.caption for each in data.images if each.caption])
+    if (word and word not in PLACEHOLDERS) or data.is_pairs:
+        chosen[TRIGGER] = word
     if data.view["resolution"] != DEFAULT_VIEW["resolution"]:
         chosen["datasets[].resolution"] = str(data.view["resolution"])
     suffixes = {

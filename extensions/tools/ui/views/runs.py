@@ -1,6 +1,6 @@
 """The first page: all runs, the latest first, fifty on a page.
 
-It shows the status of each run, a line of its loss, its latest sample and its cost. A
+It shows of each run its first sample and its latest one, its name and status. A
 script can ask for the same list as JSON. The page of one run is
 `extensions.tools.ui.views.run`.
 
@@ -17,7 +17,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from extensions.tools.shared.series import sparkline
 from extensions.tools.ui.state import Json, Ui, render, run_id, ui_of, wants_json, whole
 from toolkit.files import run_files
 from toolkit.rounding import ceil_divide
@@ -75,18 +74,15 @@ def _facts(ui: Ui, run: RunInfo) -> dict[str, Any]:
 
 
 def _row(ui: Ui, run: RunInfo) -> dict[str, Any]:
-    """What a page shows of a run; its line and its sample are looked for again when
-    their files have changed."""
+    """What a page shows of a run; its samples are looked for again when their folder has
+    changed."""
     known = ui.memory.setdefault("rows", {})
-    mark = mark_of(str(run.folder), run_files.METRICS, run_files.SAMPLES)
+    mark = mark_of(str(run.folder), run_files.SAMPLES)
     known_mark, shown = known.get(run.folder, ((), {}))
     if known_mark != mark or is_fresh(mark):
         if len(known) > MOST_KEPT:
             known.clear()
-        shown = {
-            "spark": sparkline(run.folder / run_files.METRICS),
-            "sample": latest_sample(run.folder),
-        }
+        shown = {"samples": sample_ends(run.folder)}
         known[run.folder] = mark, shown
     return {**_facts(ui, run), "run": run, "cost": cost(ui, run), **shown}
 
@@ -99,14 +95,16 @@ def cost(ui: Ui, run: RunInfo) -> float | None:
     return run.step * run.step_s / 3600 * ui.price_per_hour
 
 
-def latest_sample(folder: Path) -> str | None:
-    """The file name of the first image of the newest set of samples."""
+def sample_ends(folder: Path) -> list[str]:
+    """The file names of the first image of the first and of the newest set of samples;
+    one name where they are the same."""
     try:
         names = os.listdir(folder / run_files.SAMPLES)
     except OSError:
-        return None
+        return []
     matches = filter(None, map(run_files.SAMPLE_FILE.fullmatch, names))
-    samples = [
-        (int(match["step"]), -int(match["index"]), match.string) for match in matches
-    ]
-    return max(samples)[2] if samples else None
+    samples = sorted(
+        (int(match["index"]), int(match["step"]), match.string) for match in matches
+    )
+    of_first = [name for index, _, name in samples if index == samples[0][0]]
+    return [*dict.fromkeys((*of_first[:1], *of_first[-1:]))]

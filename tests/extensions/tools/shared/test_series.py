@@ -15,7 +15,6 @@ from extensions.tools.shared.series import (
     Curve,
     Series,
     series_of,
-    sparkline,
 )
 from toolkit.train import run_reader
 from toolkit.train.run_reader import rows_by_step
@@ -202,14 +201,3 @@ def test_a_line_without_an_end_and_one_that_is_too_long_are_no_rows(
     append(path, '"}\n' + line(3, 0.4))
     series.update()
     assert series.last_step == 3
-
-
-def test_a_sparkline_follows_the_loss_without_reading_the_file_whole(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(line(step, 1000.0 - step) for step in range(1, 1000)))
-    values = sparkline(path)
-    assert values == sorted(values, reverse=True)
-    assert (values[0], len(values)) == (999.0, 32)
-    assert sparkline(tmp_path / "missing") == []

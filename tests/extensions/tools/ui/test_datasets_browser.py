@@ -229,3 +229,48 @@ def test_an_upload_that_was_cut_says_what_is_missing(
     browser.wait_for("document.querySelectorAll('.image').length == 15", 60)
     assert not browser.run("return document.querySelector('.absent')")
     assert {*names} <= {path.name for path in (ui.datasets / "pipo").iterdir()}
+
+
+@pytest.mark.slow
+def test_thirty_images_are_rows_of_whole_images_with_a_caption_that_opens(
+    browser: Browser, ui: Ui, address: str
+) -> None:
+    for number in range(3, 30):
+        size = (300, 200) if number % 3 else (150, 200)
+        Image.new("RGB", size, "teal").save(ui.datasets / "pipo" / f"{number}.png")
+    (ui.datasets / "pipo" / "1.txt").write_text("pipo, green, " * 30)
+    browser.open(f"{address}/datasets/pipo", 1200, 800)
+    assert browser.run("return document.documentElement.scrollHeight") <= 1200
+    box = "const box = e => e.getBoundingClientRect(), all = [...document.querySelectorAll('.view')].map(box);"
+    heights = browser.run(
+        f"{box} return all.filter(b => b.top === all[0].top).map(b => b.height)"
+    )
+    assert len(heights) >= 5 and max(heights) - min(heights) < 1
+    shapes = browser.run(f"{box} return all.map(b => b.width / b.height)")
+    nearest = {
+        min((0.75, 1.5, 1.65), key=lambda own: abs(own - each)) for each in shapes
+    }
+    assert nearest == {0.75, 1.5, 1.65}, "nothing is cut off"
+    assert max(min(abs(own - each) for own in nearest) for each in shapes) < 0.03
+
+    tall = "return document.querySelectorAll('textarea')[1].offsetHeight"
+    frame = "return getComputedStyle(document.querySelectorAll('.view svg')[1]).opacity"
+    assert browser.run(tall) < 40 and browser.run(frame) == "0"
+    browser.run("document.querySelectorAll('.image')[1].focus()")
+    browser.press("Enter")
+    assert browser.run(tall) > 40 and browser.run(frame) == "1"
+    assert "200 × 120" in browser.text(".image:focus-within .more")
+    assert browser.run(
+        "return document.querySelector('.sheet:focus-within').getBoundingClientRect().top"
+        " >= document.querySelectorAll('.view')[1].getBoundingClientRect().bottom"
+    ), "the image stays in view"
+    browser.press("Escape", "ArrowDown")
+    moved = f"{box} const b = box(document.activeElement); return [b.top - all[1].top, b.left - all[1].left]"
+    down, across = browser.run(moved)
+    assert down > 0 and abs(across) < 120
+
+    browser.open(f"{address}/datasets/pipo", 390, 800)
+    assert browser.is_as_wide_as_the_window()
+    places = f"{box} return [...new Set(all.map(b => Math.round(b.left)))]"
+    assert len(browser.run(places)) == 2
+    assert browser.errors() == []

@@ -175,6 +175,31 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("begin", "word"),
+    [
+        ("mirax, at sea", "mirax"),
+        ("mirax", "mirax"),
+        ("Zoë-7: at sea", "Zoë-7"),
+        ("no, at sea", "mr"),  # a word of every language
+        ("[trigger], at sea", "mr"),  # the job's own word is put there
+        ("", "mr"),
+    ],
+)
+def test_the_trigger_word_is_the_one_that_the_captions_begin_with(
+    client: TestClient, ui: Ui, begin: str, word: str
+) -> None:
+    folder = ui.datasets / "mira"
+    folder.mkdir()
+    for number in range(6):
+        Image.new("RGB", (64, 64)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"{begin}" if number else "", "utf-8")
+    page = Page(client, "/new?dataset=mira")
+    assert page.form.fields["key:trigger_word"].startswith(word)
+    proposed = yaml.safe_load(page.yaml)["config"]["process"][0]["trigger_word"]
+    assert proposed == page.form.fields["key:trigger_word"]
+
+
 def test_the_usual_keys_become_a_job_that_is_checked_saved_and_started(
     client: TestClient, ui: Ui, queued: list[tuple[list[str], str]]
 ) -> None:

@@ -167,3 +167,25 @@ def test_hostile_names_are_text_in_the_lists(ui: Ui, client: TestClient) -> None
         text = client.get(path).text
         assert "a&#34;&gt;&lt;script&gt;" in text or "a&quot;&gt;&lt;script&gt;" in text
         assert "<script>alert" not in text
+
+
+def test_a_run_shows_its_first_sample_beside_its_last(
+    ui: Ui,  # noqa: F811
+    client: TestClient,  # noqa: F811
+) -> None:
+    for run, names, shown in (
+        ("both", ["0_0", "0_1", "80_0", "160_0", "160_1"], ["0_0", "160_0"]),
+        ("alone", ["0_0", "0_1"], ["0_0"]),
+        ("second", ["0_1", "80_1", "90_1"], ["0_1", "90_1"]),  # the first was deleted
+        ("none", ["notes"], []),
+    ):
+        samples = ui.output / run / "samples"
+        samples.mkdir(parents=True)
+        (ui.output / run / "run.json").write_text('{"status": "finished"}')
+        for name in names:
+            step, _, index = name.partition("_")
+            (samples / f"{step:0>9}_{index}.png").touch()
+        text = client.get(f"/?q={run}").text
+        found = re.findall(r"samples/0*(\d+_\d)\.png\?side=400", text)
+        assert found == shown, run
+        assert ("no samples yet" in text) is not bool(shown)
