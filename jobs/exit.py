@@ -17,6 +17,7 @@ from collections.abc import Callable
 from toolkit.errors import (
     EXIT_FAILURE,
     EXIT_SIGINT,
+    ExtensionError,
     Interrupted,
     ReportedExit,
     RunError,
@@ -52,7 +53,8 @@ def report(error: BaseException) -> int:
     and Interrupted bring their own code. A bug is printed with its traceback."""
     if isinstance(error, UserError | RunError):
         print_error(str(error))
-        _hint_at_missing_module(error)
+        if not isinstance(error, ExtensionError):
+            _hint_at_missing_module(error)
         return error.exit_code
     if isinstance(error, Interrupted):
         print_error("Stopped.")

@@ -243,6 +243,41 @@ def test_a_remedy_names_the_command_of_the_environment(
         (environment / "pipx_metadata.json").unlink()
 
 
+EXTENSION = """
+from extensions.sd_trainer.process import SdTrainerProcess
+from toolkit.train.run import Callback, Run, Saved
+
+
+class Mine(SdTrainerProcess):
+    def build_callbacks(self) -> list[Callback]:
+        reveal_type(self.section)
+        return super().build_callbacks()
+
+
+class Right(Callback):
+    def on_save(self, run: Run, saved: Saved) -> None:
+        print(saved.files[0].name)
+
+
+class Wrong(Callback):
+    def on_save(self, run: Run, saved: str) -> None:
+        pass
+"""
+
+
+@pytest.mark.slow  # mypy has no cache of what is installed
+def test_the_types_of_what_is_installed_reach_an_extension(
+    atelier: str, elsewhere: Path
+) -> None:
+    Path("ext.py").write_text(EXTENSION, encoding="utf-8")
+    python = str(Path(atelier).with_name("python"))
+    command = [sys.executable, "-m", "mypy", "--python-executable", python, "ext.py"]
+    found = subprocess.run(command, capture_output=True, text=True).stdout
+    note, error, *_ = (one for one in found.splitlines() if one.startswith("ext.py"))
+    assert 'Revealed type is "extensions.sd_trainer.config.SdTrainerConfig"' in note
+    assert error.startswith('ext.py:18: error: Argument 2 of "on_save" is incompatible')
+
+
 def opened(address: str) -> str:
     """The text at a `file://` address."""
     with urlopen(address) as page:

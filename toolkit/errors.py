@@ -37,6 +37,10 @@ class RunError(Exception):
     exit_code = EXIT_FAILURE
 
 
+class ExtensionError(RunError):
+    """The code of an extension failed, and the message says what it lacks."""
+
+
 class OutOfMemory(RunError):
     """The run cannot continue: memory ran out."""
 

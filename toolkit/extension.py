@@ -30,7 +30,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import toolkit.old_names  # noqa: F401 - extensions of 0.2 import by them
-from toolkit.errors import Interrupted, RunError, UserError, did_you_mean
+from toolkit.errors import (
+    ExtensionError,
+    Interrupted,
+    RunError,
+    UserError,
+    did_you_mean,
+)
 from toolkit.files.log import show_extension
 from toolkit.files.writing import CONFIG_ROOT, EXTENSIONS_ROOT
 from toolkit.registry import MISSING_PARTS, find_object, leave_out, left_out
@@ -385,8 +391,10 @@ class ExtensionTable:
                 return make()
         except (UserError, RunError):
             raise
-        except Exception as error:  # as above
-            raise RunError(_failed(registered, what, error)) from error
+        except Exception as error:
+            told = _what_it_lacks(error, registered.folder)
+            kind = ExtensionError if told else RunError
+            raise kind(_failed(registered, what, error)) from error
 
     def tools(self) -> dict[str, str]:
         """Uid -> purpose of each tool, sorted by uid. Extensions without a `purpose`
@@ -663,9 +671,34 @@ def _traceback(error: BaseException, package: Path) -> str:
     ).is_relative_to(package):
         frames = frames.tb_next
     text = "".join(traceback.format_exception(type(error), error, frames)).rstrip()
-    missing_parts = find_object(MISSING_PARTS)
-    more = missing_parts(error) if missing_parts else ""
+    more = _what_it_lacks(error, package)
     return f"{text}\n{more}" if more else text
+
+
+def _what_it_lacks(error: BaseException, package: Path) -> str:
+    """What an extension imports that is not there, and what to do; empty where
+    something else went wrong, or where the program itself may lack the package."""
+    missing_parts = find_object(MISSING_PARTS)
+    if missing_parts and (theirs := missing_parts(error)):
+        return str(theirs)
+    name = (isinstance(error, ModuleNotFoundError) and error.name) or ""
+    top, _, below = name.partition(".")
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    importers = [file for file in files if not file.startswith("<frozen")]
+    if own := below and _own_name(name, package):
+        inside = name.removeprefix(own).lstrip(".")
+        return f"There is no {inside.replace('.', '/')}.py in {package}, which this extension names."
+    if not name or package.parent == EXTENSIONS_ROOT or not importers:
+        return ""
+    if not Path(importers[-1]).is_relative_to(package):
+        return ""
+    return f"No module named {top!r}, a package of this extension: see its README, or install it."
+
+
+def _own_name(name: str, package: Path) -> str:
+    """The module of the package itself, of which `name` is a part; else empty."""
+    own = (_private_name(package), f"extensions.{package.name}", package.name)
+    return next((one for one in own if f"{name}.".startswith(f"{one}.")), "")
 
 
 def _indent(text: str) -> str:

@@ -25,6 +25,8 @@ INSTEAD = {
 }
 """Module of ai-toolkit -> what to use here."""
 
+THEIR_PACKAGES = ("toolkit", "jobs", "extensions_built_in")
+
 
 def missing_parts(error: BaseException) -> str:
     """What a module of an extension imports of ai-toolkit's own code that is not here,
@@ -33,9 +35,10 @@ def missing_parts(error: BaseException) -> str:
 
     Source: ai-toolkit 27a03a91, the imports of extensions/ and extensions_built_in/.
     """
-    if not isinstance(error, ImportError) or (error.name or "").partition(".")[
-        0
-    ] not in ("toolkit", "jobs"):
+    if (
+        not isinstance(error, ImportError)
+        or (error.name or "").partition(".")[0] not in THEIR_PACKAGES
+    ):
         return ""
     files = [
         frame.filename
@@ -56,7 +59,7 @@ def missing_parts(error: BaseException) -> str:
 def _line(module: str, names: list[str]) -> str:
     """The line of a module that lacks some of the names; empty where it has them all,
     or is another package."""
-    is_theirs = module.partition(".")[0] in ("toolkit", "jobs")
+    is_theirs = module.partition(".")[0] in THEIR_PACKAGES
     lost = _lost(module, names) if is_theirs else []
     instead = next(
         (

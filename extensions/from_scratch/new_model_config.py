@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from extensions.from_scratch.arguments import PUBLISHED, SOURCES, faults
-from toolkit.config.reading.field_types import PathOrList, PathStr
+from toolkit.config.reading.field_types import PathOrList, PathStr, WritePathStr
 from toolkit.config.reading.process import Diagnostic, JobContext, ProcessConfig
 from toolkit.config.sections.model_files import (
     INDEX,
@@ -35,7 +35,7 @@ class ModelFolderConfig(ProcessConfig):
             process_types: ClassVar[tuple[str, ...]] = ("tiny_model",)
     """
 
-    path: PathStr
+    path: WritePathStr
     """Folder to write, relative to the working directory."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)

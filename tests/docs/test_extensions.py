@@ -86,6 +86,35 @@ def test_two_extensions_work_in_one_training_and_a_resume_keeps_the_callbacks(
     assert printed.count("the callback CopySaves failed") == 1
 
 
+@pytest.mark.slow
+def test_every_tool_that_takes_a_job_reads_the_trainer_by_its_own_class(
+    run: Callable[..., str], run_py, write_job, trainer, make_pictures, tmp_path: Path
+) -> None:
+    section = trainer(make_pictures(tmp_path / "photos", "a", "b"))
+    job = write_job({**section, "type": "held_prompt", "held_prompt": "a landscape"})
+    assert "cached 2 items" in run("cache", job)
+    cache = tmp_path / "output" / "_cache"
+    texts = {*(cache / "text").rglob("*.safetensors")}
+    latents = {*(cache / "latents").rglob("*.safetensors")}
+    assert (len(texts), len(latents)) == (3, 2)  # two captions, and the held prompt
+    run(job)
+    assert {*cache.rglob("*.safetensors")} == texts | latents
+    folder = tmp_path / "output" / "job"
+    size = ("--width", 64, "--height", 64, "--steps", 1)
+    for tool, *flags in (
+        ("lint", job),
+        ("prefer", job, "--prompt", "a dog", *size, "--output", tmp_path / "votes"),
+        ("import", job, "-o", tmp_path / "again.yaml"),
+        ("queue", "add", job),
+        ("report", folder),
+        ("best", folder),
+    ):
+        result = run_py(tool, *flags)
+        found = tool == "lint"  # something about these pictures
+        assert result.returncode == found, (tool, result.stderr)
+    assert "job (held_prompt)" in run(tmp_path / "again.yaml", "--dry-run")
+
+
 def test_the_page_names_every_field_of_a_batch_and_of_the_events() -> None:
     """And every method."""
     methods = set(vars(Callback)) - {"event", "coming", "hears", "section"}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.exit import report
 from tests.parts import needs_part
 from toolkit import extension
 from toolkit.errors import Interrupted, RunError, UserError
@@ -471,3 +472,56 @@ def test_a_type_may_be_called_by_the_folder_of_its_process(
     assert {"first", "second", "third"} & {
         extension.uid for extension in discover().found
     } == {"third"}
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (None, "There is no p.py in {folder}, which this extension names."),
+        ("from .gone.more import x", "There is no gone.py in {folder}, which"),
+        (
+            "import cv9",
+            "No module named 'cv9', a package of this extension",
+        ),
+        (
+            "from cv9.inner import x",
+            "No module named 'cv9', a package of this extension",
+        ),
+        ("from extensions_built_in.sd_trainer import X", "ai-toolkit's own code"),
+    ],
+)
+def test_what_an_extension_lacks_is_blamed_on_the_extension(
+    write_extension: Write, tmp_path: Path, capsys, source: str | None, words: str
+) -> None:
+    init = """
+        from toolkit.extension import Extension
+
+
+        class Lacks(Extension):
+            uid = "lacks"
+            process = ".p:P"
+
+
+        AI_TOOLKIT_EXTENSIONS = [Lacks]
+    """
+    folder = write_extension("lacks", init, **({"p": source} if source else {}))
+    table = discover([folder])
+    with pytest.raises(RunError) as caught:
+        table.process_class("lacks")
+    assert words.format(folder=folder) in str(caught.value)
+    assert report(caught.value) == 1
+    assert "requirements.txt" not in capsys.readouterr().err
+
+
+def test_what_a_library_of_an_extension_lacks_is_not(
+    write_extension: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "site" / "its_library.py"
+    library.parent.mkdir()
+    library.write_text("import cv9\n")
+    monkeypatch.syspath_prepend(library.parent)
+    folder = write_extension(
+        "reads", "import its_library\nAI_TOOLKIT_EXTENSIONS = []\n"
+    )
+    (broken,) = discover([folder]).broken
+    assert broken.reason == "ModuleNotFoundError: No module named 'cv9'"

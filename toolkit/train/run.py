@@ -147,7 +147,7 @@ class Sampled:
         return cls(details["step"], epoch, files, tuple(details.get("prompts", ())))
 
 
-RECORDS = {"save": Saved, "sample": Sampled}
+RECORDS: dict[str, type[Saved | Sampled]] = {"save": Saved, "sample": Sampled}
 """Event -> what its callbacks are told."""
 
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from extensions.tools.shared.keys import check_folder, check_place
-from toolkit.config.reading.field_types import PathOrList, PathStr
+from toolkit.config.reading.field_types import PathOrList, PathStr, WritePathStr
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
 
@@ -39,7 +39,7 @@ class AlignConfig(ToolConfig):
     """Folder of their masks, as `datasets[].mask_path`; images without one are fine.
     They are cut as their images are. Empty: no masks."""
 
-    output: PathStr
+    output: WritePathStr
     """Folder to write, which must not exist yet: `images/`, `references/`
     (`references_2/`, ... for further ones), `masks/` with `mask_path`, and
     `align.html`."""

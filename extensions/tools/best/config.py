@@ -16,7 +16,7 @@ from pydantic import Field
 
 from extensions.tools.shared.keys import RunToolConfig, check_page
 from extensions.tools.shared.run_job import training_section
-from toolkit.config.reading.field_types import PathStr, StrOrList
+from toolkit.config.reading.field_types import PathStr, StrOrList, WritePathStr
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.sections.trainer import Device, DiffusionSection
 from toolkit.errors import RunError, UserError
@@ -80,7 +80,7 @@ class BestConfig(RunToolConfig):
     overwrite: bool = False
     """With `link`: replace another file of that name that this program wrote."""
 
-    output: PathStr = ""
+    output: WritePathStr = ""
     """JSON file for the numbers. Empty: `best.json` in the run's folder."""
 
     def info(self) -> RunInfo:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, Field
 
@@ -17,7 +17,12 @@ from toolkit.config.reading.foreign import ForeignName
 from toolkit.config.reading.loader import load_job
 from toolkit.config.reading.located import ConfigNode, Diagnostics
 from toolkit.config.reading.normalise import place_in
-from toolkit.config.reading.process import Diagnostic, JobContext, ProcessConfig
+from toolkit.config.reading.process import (
+    Diagnostic,
+    JobConfig,
+    JobContext,
+    ProcessConfig,
+)
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.errors import UserError
@@ -127,30 +132,37 @@ class CacheCommand(CacheOptions, ToolConfig):
     job: PathStr
     """The job: a file, or the name of one in config/."""
 
-    def encoded(self) -> tuple[CacheConfig, ...]:
-        """The processes of the job whose datasets are encoded. Raises ConfigErrors for
-        a job that is not valid."""
+    def job_config(self) -> JobConfig:
+        """The job. Raises ConfigErrors where it is not valid; what only concerns
+        training is not looked at, as with `type: cache`."""
         known = discover()
 
         def find_model(uid: str) -> type[BaseModel] | None:
             model = known.find_config(uid)
-            if model is not None and issubclass(model, DiffusionSection):
-                return CacheConfig
-            return model
+            if model is None or not issubclass(model, DiffusionSection):
+                return model
 
-        processes = load_job(find_config(self.job), find_model).processes
-        sections = (entry.section for entry in processes)
-        return tuple(one for one in sections if isinstance(one, CacheConfig))
+            own: Any = model
+
+            # its own class: an extension of `sd_trainer` has keys of its own
+            class Encoded(own):  # type: ignore[misc]
+                not_used = own.not_used | CacheConfig.not_used
+                check = DiffusionSection.check
+
+            return Encoded
+
+        return load_job(find_config(self.job), find_model)
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """The job itself."""
         try:
-            sections = self.encoded()
+            entries = [entry.section for entry in self.job_config().processes]
         except UserError as error:
             if type(error) is not UserError:
                 raise  # the errors in the job, each with its place
             yield Diagnostic(("job",), str(error))
             return
+        sections = [one for one in entries if isinstance(one, DiffusionSection)]
         if not sections:
             yield Diagnostic(
                 ("job",),

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from extensions.tools.cache.config import CacheCommand, CacheConfig
+from jobs.job import ExtensionJob
 from jobs.process import BaseExtensionProcess
+from toolkit.config.sections.trainer import DiffusionSection
+from toolkit.contracts.data import Sample
 from toolkit.data.batches.latent_cache import (
     CacheEntry,
     CacheStores,
@@ -25,6 +29,7 @@ from toolkit.data.batches.latent_cache import (
 from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.from_base import not_made_yet
 from toolkit.data.scan.validation_split import scan_and_split
+from toolkit.extension import discover
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import CACHE_FOLDER, readable_size, remove
 from toolkit.memory.quantization import quantizer
@@ -58,12 +63,17 @@ class CacheProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         given = self.section
-        sections = given.encoded() if isinstance(given, CacheCommand) else (given,)
+        processes: list[Any] = [self]
+        if isinstance(given, CacheCommand):
+            processes = ExtensionJob(given.job_config(), discover()).process
         used: dict[Path, Keys] = {}
-        for section in sections:
+        for process in processes:
+            section = process.section
+            if not isinstance(section, DiffusionSection):
+                continue
             folder = Path(section.training_folder).expanduser()
             keys = used.setdefault(folder, defaultdict(set))
-            for kind, key in self._encode(section, folder):
+            for kind, key in self._encode(section, folder, process):
                 keys[kind].add(key)
             if section.model.keeps_quantized():  # its files exist now
                 dtype = DTYPES[section.weights_dtype()]
@@ -72,9 +82,12 @@ class CacheProcess(BaseExtensionProcess):
         for folder, keys in used.items():
             self._account(folder, keys)
 
-    def _encode(self, section: CacheConfig, folder: Path) -> Iterator[tuple[str, str]]:
+    def _encode(
+        self, section: DiffusionSection, folder: Path, process: Any
+    ) -> Iterator[tuple[str, str]]:
         """Encodes missing entries. Yields kind and key of every entry on disk that the
-        section uses."""
+        section uses. process: of the section; one that trains knows its further
+        prompts."""
         family = checked_family(section.model)
         check_device(section.device, model_bytes(section.model))
         status = StatusLine()
@@ -89,6 +102,12 @@ class CacheProcess(BaseExtensionProcess):
         model = load_model(section.model, device, dtype, quantizer)
         stores = CacheStores(folder).on_disk
 
+        def preserved(sample: Sample) -> Mapping[str, str]:
+            return section.train.preserved_prompts(
+                sample.caption, section.trigger_words()
+            )
+
+        process.model = model  # as it is when a training encodes
         texts: list[Sequence[CacheEntry]] = []
         dataset = encode_items(
             items,
@@ -96,9 +115,9 @@ class CacheProcess(BaseExtensionProcess):
             lambda _: stores,
             dtype,
             status.count,
-            lambda sample: section.train.preserved_prompts(
-                sample.caption, section.trigger_words()
-            ),
+            process.extra_prompts
+            if hasattr(type(process), "extra_prompts")
+            else preserved,
             workers=self.section.workers,
             verify=not self.section.skip_existing,
             later=texts,

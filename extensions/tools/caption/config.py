@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from extensions.tools.shared.keys import check_folder
-from toolkit.config.reading.field_types import Dtype, PathStr
+from toolkit.config.reading.field_types import Dtype, PathStr, WritePathStr
 from toolkit.config.reading.findings import check_path
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
@@ -87,7 +87,7 @@ class CaptionConfig(ToolConfig):
     image, as musubi-tuner reads it. tsv: lines of name, tab, caption, as
     `captions_file` of a dataset reads them."""
 
-    output: PathStr = ""
+    output: WritePathStr = ""
     """File for jsonl and tsv. Empty: `captions.jsonl` or `captions.tsv` in `folder`."""
 
     prompt: str = ""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from extensions.tools.shared.keys import RunToolConfig, check_place
-from toolkit.config.reading.field_types import PathStr
+from toolkit.config.reading.field_types import PathStr, WritePathStr
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.errors import missing_package
 
@@ -26,7 +26,7 @@ class DiagramsConfig(RunToolConfig):
     run: PathStr
     """Folder of a run, or one with several."""
 
-    output: PathStr = ""
+    output: WritePathStr = ""
     """Folder to write. Empty: `graph/` in the folder of each run, and of several runs
     also `graph/` in `run`."""
 

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from extensions.tools.shared.image_files import latents_fault, read_settings
 from extensions.tools.shared.picture_config import PicturesConfig, SeedOrList
-from toolkit.config.reading.field_types import PathOrList, PathStr
+from toolkit.config.reading.field_types import PathOrList, PathStr, WritePathStr
 from toolkit.config.reading.findings import warning
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.sections.output import SampleItem
@@ -57,7 +57,7 @@ class GenerateConfig(PicturesConfig):
     """Files of latents to decode into `output`; nothing is generated, and only the VAE
     of the model is loaded."""
 
-    output: PathStr = "generated"
+    output: WritePathStr = "generated"
     """Folder of the images. File names consist of the prompt, the seed and a hash of
     all settings: an existing image with the same settings is not generated again, and
     other settings give another file."""

@@ -18,7 +18,7 @@ from extensions.tools.shared.keys import check_loras, check_origins
 from extensions.tools.shared.picture_config import PicturesConfig, SeedOrList
 from toolkit.config.reading.field_types import (
     PathOrList,
-    PathStr,
+    WritePathStr,
     as_list,
     schema_of_list,
 )
@@ -68,7 +68,7 @@ class GridConfig(PicturesConfig):
     """LoRA files, as in `lora`, that are applied to all images, including the first
     column, such as a Lightning LoRA."""
 
-    output: PathStr = "grid"
+    output: WritePathStr = "grid"
     """Folder of the images and of `index.html`, which shows them. A second run
     generates the missing ones."""
 

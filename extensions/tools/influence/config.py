@@ -16,7 +16,12 @@ from pydantic import BeforeValidator, Field
 from extensions.tools.influence.plan import Measurement, plan_measurement
 from extensions.tools.shared.keys import RunToolConfig, check_place
 from extensions.tools.shared.suspects import FOLDER
-from toolkit.config.reading.field_types import OneOf, PathStr, as_list, schema_of_list
+from toolkit.config.reading.field_types import (
+    OneOf,
+    WritePathStr,
+    as_list,
+    schema_of_list,
+)
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.sections.trainer import Device
 from toolkit.errors import RunError, UserError
@@ -68,7 +73,7 @@ class InfluenceConfig(RunToolConfig):
     device: Device = "auto"
     """Where to compute: auto, cuda, cuda:N, mps or cpu."""
 
-    output: PathStr = ""
+    output: WritePathStr = ""
     """Folder for the page, `suspects.txt` and the numbers; one of this program is
     replaced, any other is not. Empty: `influence` in the run's folder."""
 

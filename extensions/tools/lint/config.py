@@ -20,6 +20,7 @@ from toolkit.config.reading.field_types import (
     PathOrList,
     PathStr,
     StrOrList,
+    WritePathStr,
     as_list,
     near_path,
     schema_of_list,
@@ -98,7 +99,7 @@ class LintConfig(ToolConfig):
     """Write a page that shows what is trained: each crop with its control images and
     its final caption."""
 
-    output: PathStr = "lint.html"
+    output: WritePathStr = "lint.html"
     """File of that page. A page of this program is replaced, any other file is not."""
 
     least_likeness: float = Field(default=0.97, ge=0, le=1)

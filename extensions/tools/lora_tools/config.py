@@ -29,6 +29,7 @@ from toolkit.config.reading.field_types import (
     PathOrList,
     PathStr,
     StrOrList,
+    WritePathStr,
 )
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
@@ -264,7 +265,7 @@ class MergeConfig(WritingToolConfig):
     lora: PathOrList
     """LoRA files, each as FILE or FILE:STRENGTH."""
 
-    output: PathStr
+    output: WritePathStr
     """Folder to write, or file without `base`. With `base`, a name that ends in
     `.safetensors` writes the merged transformer alone as ComfyUI loads it; from an fp8
     base it is bfloat16."""

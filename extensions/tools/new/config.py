@@ -29,7 +29,7 @@ from extensions.tools.shared.examples import (
 from extensions.tools.shared.keys import check_folder, check_place
 from extensions.tools.shared.pairs import FoundPairs, found_pairs, is_table
 from toolkit.commands import command
-from toolkit.config.reading.field_types import PathOrList, PathStr
+from toolkit.config.reading.field_types import PathOrList, PathStr, WritePathStr
 from toolkit.config.reading.loader import name_like
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
@@ -101,7 +101,7 @@ class NewConfig(ToolConfig):
     Qwen-Image-Layered, and 6 for the others. 0: the memory of this machine's GPU, or 24
     if it has none."""
 
-    output: PathStr = ""
+    output: WritePathStr = ""
     """File to write. Empty: `config/<job_name>.yaml`."""
 
     def path(self) -> Path:

@@ -18,7 +18,7 @@ from extensions.tools.shared.candidates import CANDIDATES, read_groups
 from extensions.tools.shared.keys import split_strength
 from extensions.tools.shared.picture_config import PicturesConfig
 from extensions.tools.shared.run_job import last_saved, training_section
-from toolkit.config.reading.field_types import PathStr
+from toolkit.config.reading.field_types import PathStr, WritePathStr
 from toolkit.config.reading.loader import load_job
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.sections.model import ModelConfig
@@ -56,7 +56,7 @@ class PreferConfig(PicturesConfig):
     """Seed of the first image of each prompt; the others have the following ones. 0 is
     a valid seed."""
 
-    output: PathStr = ""
+    output: WritePathStr = ""
     """Folder of the images and of the votes on them. Empty: `datasets/<name of the
     source>_votes`. Existing images are kept, and new prompts are added."""
 

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from extensions.tools.shared.keys import RunToolConfig, check_place
 from toolkit.commands import command
-from toolkit.config.reading.field_types import PathStr
+from toolkit.config.reading.field_types import WritePathStr
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import flag_of
 from toolkit.errors import RunError
@@ -65,7 +65,7 @@ class PublishConfig(RunToolConfig):
     """Attempts if the hub cannot be reached, with pauses of 2, 4, 8, ... seconds, at
     most 60."""
 
-    preview: PathStr = ""
+    preview: WritePathStr = ""
     """Folder: the files are written here instead of uploaded. Existing files are never
     overwritten."""
 

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from extensions.tools.shared.html_page import is_page
 from extensions.tools.shared.keys import RunToolConfig, check_page
-from toolkit.config.reading.field_types import PathStr
+from toolkit.config.reading.field_types import PathStr, WritePathStr
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.train.run_reader import runs_in
 
@@ -32,7 +32,7 @@ class ReportConfig(RunToolConfig):
     """Folder of a run, or a folder that contains several runs: one page is written for
     each."""
 
-    output: PathStr = ""
+    output: WritePathStr = ""
     """File to write; a page of this program is replaced, any other file is not. Empty:
     `report.html` in the folder of each run."""
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
-from toolkit.config.reading.field_types import PathStr, near_path
+from toolkit.config.reading.field_types import PathStr, WritePathStr, near_path
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.config.sections.model import ModelConfig
@@ -71,7 +71,7 @@ class FileToolConfig(ToolConfig):
             process_types: ClassVar[tuple[str, ...]] = ("ara",)
     """
 
-    output: PathStr
+    output: WritePathStr
     """File to write (.safetensors)."""
 
     overwrite: bool = False

@@ -27,6 +27,7 @@ from toolkit.config.reading.field_types import (
     PathStr,
     Slots,
     StrOrList,
+    WritePathStr,
     as_list,
     schema_of_list,
     seed_reader,
@@ -212,7 +213,7 @@ class PicturesConfig(ToolConfig):
     flow_shift 3; explicit values take precedence. Give the file with the other LoRAs.
     0: off."""
 
-    output: PathStr
+    output: WritePathStr
     """Folder of the images."""
 
     overwrite: bool = False

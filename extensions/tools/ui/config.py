@@ -19,7 +19,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from toolkit.config.reading.field_types import PathStr, as_list, schema_of_list
+from toolkit.config.reading.field_types import WritePathStr, as_list, schema_of_list
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.files.writing import file_in_the_way
@@ -64,13 +64,13 @@ class UiConfig(ToolConfig):
 
     lone_key: ClassVar[str] = "port"
 
-    output: PathStr = "output"
+    output: WritePathStr = "output"
     """Folder of the runs, the `training_folder` of jobs."""
 
-    datasets: PathStr = "datasets"
+    datasets: WritePathStr = "datasets"
     """Folder whose subfolders are the datasets."""
 
-    jobs: PathStr = "config"
+    jobs: WritePathStr = "config"
     """Folder of the job files written by the page."""
 
     host: str = "127.0.0.1"
@@ -166,7 +166,7 @@ class QueueConfig(ToolConfig):
     ] = ()
     """What it is done with: ids of `queue list`, or the command to add."""
 
-    output: PathStr = "output"
+    output: WritePathStr = "output"
     """Folder of the runs; the queue is in its folder `.ui/queue`, and the page of
     `run.py ui` has the same."""
 

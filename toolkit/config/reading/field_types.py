@@ -228,6 +228,26 @@ LONGEST_NAME, LONGEST_PATH = 255, 4000
 PathStr = Annotated[str, AfterValidator(_possible_path)]
 """Text that can name a file or folder."""
 
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+
+
+def _no_address(value: str) -> str:
+    match = _ADDRESS.match(value)
+    if match and match[1].lower() == "file":
+        raise value_error(
+            f"{value!r} is an address. Write {re.sub('^[^/]*/+', '/', value)!r}."
+        )
+    if match:
+        raise value_error(
+            f"{value!r} is an address, and files are written to this machine. Give a folder: one in which the bucket "
+            "is mounted, or one whose files you copy there."
+        )
+    return value
+
+
+WritePathStr = Annotated[PathStr, AfterValidator(_no_address)]
+"""Text that can name a file or folder to write."""
+
 
 _PATH_HINTS = (
     (r"\$([A-Za-z_]\w*)", "Write '${{{1}}}' for a variable of the environment."),

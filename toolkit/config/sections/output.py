@@ -25,6 +25,7 @@ from toolkit.config.reading.field_types import (
     OneOf,
     PathStr,
     Slots,
+    WritePathStr,
     gather_slots,
     seed_reader,
     slot_names,
@@ -572,7 +573,7 @@ class LoggingConfig(StrictModel):
     """Write `report.html`, a page with samples, curves, settings and dataset, at each
     save."""
 
-    logging_dir: Annotated[PathStr, BeforeValidator(_none_if_zero)] = ""
+    logging_dir: Annotated[WritePathStr, BeforeValidator(_none_if_zero)] = ""
     """Folder of TensorBoard files; the files of this run go to
     `<logging_dir>/<log_prefix><name>/`. Empty or 0: none."""
 

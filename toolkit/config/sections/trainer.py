@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
 from toolkit.config.reading.field_types import (
-    PathStr,
+    WritePathStr,
     path_hint,
     seed_reader,
     value_error,
@@ -288,7 +288,7 @@ class TrainingSection(ProcessConfig):
         images = section.micro_batches_per_step * section.images_per_micro_batch
     """
 
-    training_folder: PathStr = Field(default="output", validate_default=True)
+    training_folder: WritePathStr = Field(default="output", validate_default=True)
     """The run's files go to `<training_folder>/<name>/`."""
 
     device: Device = "auto"

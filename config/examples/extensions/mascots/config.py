@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 from toolkit.config.reading.base import StrictModel
 from toolkit.config.reading.field_types import (
     OneOf,
-    PathStr,
+    WritePathStr,
     as_list,
     reader_of,
     schema_of_list,
@@ -182,7 +182,7 @@ class MascotsConfig(ProcessConfig):
 
     process_types: ClassVar[tuple[str, ...]] = ("mascots",)
 
-    path: PathStr
+    path: WritePathStr
     """Folder to write. In it: `pictures`; `edits/after`, `edits/picture_1`;
     `edits_of_two/after`, `picture_1`, `picture_2`; `scribbles`."""
 

@@ -22,7 +22,7 @@ from toolkit.config.sections.model import ModelConfig
 from toolkit.errors import ConfigErrors, UserError
 from toolkit.extension import discover
 from toolkit.files.run_files import FILE_SUFFIXES, step_stem
-from toolkit.files.writing import atomic_write
+from toolkit.files.writing import EXTENSIONS_ROOT, atomic_write
 from toolkit.registry import FOREIGN_COMMANDS, LEFT_OUT, part_of
 
 FIVE_MISTAKES = """\
@@ -144,6 +144,32 @@ def test_a_path_that_cannot_be_used_is_one_line_wherever_it_stands(
     (tmp_path / "runs" / "test").symlink_to("test")
     (found,) = mistakes(trainer(lines))
     assert words.format(here=tmp_path) in found
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://a/b", "gs://a", "hf://datasets/a/b", "https://a.b/c", "S3:/a/b"]
+)
+def test_an_address_is_no_folder_to_write(faults, address: str) -> None:
+    given = (f"training_folder: {address}", f"logging: {{logging_dir: '{address}'}}")
+    for line in given:
+        (fault,) = faults(line)
+        assert f"{address!r} is an address, and files are written to this" in fault
+
+
+def test_every_key_of_a_place_to_write_refuses_an_address() -> None:
+    table = discover([EXTENSIONS_ROOT])
+    uids = table.uids("process") - {"example"}
+    models = {table.find_config(uid) for uid in uids}
+    models |= {table.find_command(uid) for uid in uids}
+    found = {
+        f"{model.__name__}.{name}": "_no_address"
+        in repr((field.annotation, field.metadata))
+        for model in filter(None, models)
+        for name, field in model.model_fields.items()
+        if name in ("output", "preview", "training_folder") and field.annotation is str
+    }
+    assert len(found) > 20
+    assert [key for key, refuses in found.items() if not refuses] == []
 
 
 def test_a_path_of_another_machine_says_how_all_are_moved(mistakes) -> None:
