@@ -163,14 +163,14 @@ def _places(root: ConfigNode, key: str, find_model: FindModel) -> Iterator[KeyPa
             numbers = numbers if which == "*" else [0]
         elif not numbers:
             numbers = _that_have(entries, models, inside[:1])
-        last = ".".join(map(str, inside))
+        dotted = ".".join(map(str, inside))
         if not numbers:
             known = {name for model in models if model for name in model.model_fields}
             raise UserError(
-                f"no process of this job has the key {last}. {did_you_mean(str(inside[0]), known, list_all=False)}"
+                f"no process of this job has the key {dotted}. {did_you_mean(str(inside[0]), known, list_all=False)}"
             )
         if which != "*" and len(numbers) > 1:
-            ways = [f"process.{number}.{last}" for number in (*numbers, "*")]
+            ways = [f"process.{number}.{dotted}" for number in (*numbers, "*")]
             raise UserError(
                 f"{len(numbers)} processes of this job have this key. Write {' or '.join(ways)} (* is each of them)."
             )

@@ -251,22 +251,15 @@ def caption_in(path: Path | str, text: str) -> str:
         TypeError,
         AttributeError,
     ) as error:
-<<<<<<< HEAD
-        raise NoCaptionError(
-            path,
-            "holds no 'caption' of text. Write one, or take .json out of caption_ext",
-        ) from error
-    if half:
-        raise CaptionError(path, half)
-    return caption
-=======
         what = "holds no 'caption' of text"
         write = "Write one, or take .json out of caption_ext"
         if not str(path).lower().endswith(".json"):
             what = f"is a JSON document, and {what}: the model is trained on sentences"
             write = "Put the sentence under that key, or write it alone"
         raise NoCaptionError(path, f"{what}. {write}") from error
->>>>>>> download
+    if half:
+        raise CaptionError(path, half)
+    return caption
 
 
 def with_caption(path: Path | str, caption: str) -> str:
