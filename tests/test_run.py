@@ -144,7 +144,7 @@ def test_processes_run_in_order_in_this_process(
     [
         [],
         ["--no-such-flag"],
-        ["a.yaml", "--json"],
+        ["a.yaml", "--memory"],
         ["a.yaml", "b.yaml", "-n", "x"],
         ["a.yaml", "-l"],
     ],
@@ -494,8 +494,10 @@ def test_json_holds_one_object_and_nothing_else(
     run: Run, job, write_extension: Write
 ) -> None:
     write_extension("loud", "print('noise')")
-    result = run(job("good", name="first"), "--dry-run", "--json")
+    path = job("good", name="first")
+    result = run(path, "--dry-run", "--json")
     assert json.loads(result.stdout) == {
+        "file": str(path),
         "job": "good",
         "folders": [],
         "processes": [
@@ -511,18 +513,21 @@ def test_json_holds_one_object_and_nothing_else(
                 "warnings": [],
             }
         ],
+        "errors": [],
     }
     assert result.stderr == "noise\n"
 
 
-def test_json_of_several_is_a_list_of_the_good_ones(run: Run, job) -> None:
+def test_json_of_several_is_a_list_with_the_errors_of_each(run: Run, job) -> None:
     configs = [job("good"), job("nobody"), job("crash")]
-    result = run(*configs, "--dry-run", "--json", "-r")
+    result = run(*configs, "--dry-run", "--json")
     assert result.returncode == 2
-    assert [plan["job"] for plan in json.loads(result.stdout)] == ["good", "crash"]
+    plans = json.loads(result.stdout)
+    assert [plan.get("job") for plan in plans] == ["good", None, "crash"]
+    assert [len(plan["errors"]) for plan in plans] == [0, 1, 0]
     assert "crash.yaml: done" in result.stderr
     alone = run(configs[1], "--dry-run", "--json")
-    assert (alone.returncode, alone.stdout) == (2, "")
+    assert (alone.returncode, json.loads(alone.stdout)) == (2, plans[1])
 
 
 # ---------------------------------------------------------------- several configs
