@@ -190,6 +190,10 @@ EVIL = "a\x1b[2J\x07\r\x9b1A\u202eb"
             "lint: the name of a tool comes first, and --dry-run is for jobs. Write: run.py lint x",
         ),
         (
+            ["lint", "x", "--set=a=1"],
+            "unknown argument '--set=a=1'. It is an option for jobs: a tool does what it does at",
+        ),
+        (
             ["lint", "x", "--dry-run"],
             "unknown argument '--dry-run'. It is an option for jobs: a tool does what it does at",
         ),
