@@ -144,7 +144,7 @@ def test_processes_run_in_order_in_this_process(
     [
         [],
         ["--no-such-flag"],
-        ["a.yaml", "--json"],
+        ["a.yaml", "--memory"],
         ["a.yaml", "b.yaml", "-n", "x"],
         ["a.yaml", "-l"],
     ],
@@ -188,6 +188,10 @@ EVIL = "a\x1b[2J\x07\r\x9b1A\u202eb"
         (
             ["--dry-run", "lint", "x"],
             "lint: the name of a tool comes first, and --dry-run is for jobs. Write: run.py lint x",
+        ),
+        (
+            ["lint", "x", "--set=a=1"],
+            "unknown argument '--set=a=1'. It is an option for jobs: a tool does what it does at",
         ),
         (
             ["lint", "x", "--dry-run"],
@@ -494,8 +498,10 @@ def test_json_holds_one_object_and_nothing_else(
     run: Run, job, write_extension: Write
 ) -> None:
     write_extension("loud", "print('noise')")
-    result = run(job("good", name="first"), "--dry-run", "--json")
+    path = job("good", name="first")
+    result = run(path, "--dry-run", "--json")
     assert json.loads(result.stdout) == {
+        "file": str(path),
         "job": "good",
         "folders": [],
         "processes": [
@@ -511,18 +517,21 @@ def test_json_holds_one_object_and_nothing_else(
                 "warnings": [],
             }
         ],
+        "errors": [],
     }
     assert result.stderr == "noise\n"
 
 
-def test_json_of_several_is_a_list_of_the_good_ones(run: Run, job) -> None:
+def test_json_of_several_is_a_list_with_the_errors_of_each(run: Run, job) -> None:
     configs = [job("good"), job("nobody"), job("crash")]
-    result = run(*configs, "--dry-run", "--json", "-r")
+    result = run(*configs, "--dry-run", "--json")
     assert result.returncode == 2
-    assert [plan["job"] for plan in json.loads(result.stdout)] == ["good", "crash"]
+    plans = json.loads(result.stdout)
+    assert [plan.get("job") for plan in plans] == ["good", None, "crash"]
+    assert [len(plan["errors"]) for plan in plans] == [0, 1, 0]
     assert "crash.yaml: done" in result.stderr
     alone = run(configs[1], "--dry-run", "--json")
-    assert (alone.returncode, alone.stdout) == (2, "")
+    assert (alone.returncode, json.loads(alone.stdout)) == (2, plans[1])
 
 
 # ---------------------------------------------------------------- several configs

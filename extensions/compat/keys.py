@@ -27,7 +27,13 @@ from extensions.compat.names import (
 from extensions.compat.shapes import SHAPES
 from toolkit.config.reading.base import Entries
 from toolkit.config.reading.foreign import ForeignName, Noted
-from toolkit.config.reading.located import ConfigNode, Diagnostics, show
+from toolkit.config.reading.located import (
+    ConfigNode,
+    Diagnostics,
+    KeyPath,
+    general,
+    show,
+)
 from toolkit.config.reading.normalise import (
     item_annotation,
     merge_aliases,
@@ -64,7 +70,10 @@ class TableOfNames:
         diagnostics: Diagnostics,
         known: Noted,
     ) -> ConfigNode:
-        return _Rewriter(diagnostics, known).value(model, node)
+        rewriter = _Rewriter(diagnostics, known)
+        rewritten = rewriter.value(model, node)
+        rewriter.tell_idle()
+        return rewritten
 
     def rows(self, section: type[BaseModel]) -> Mapping[str, ForeignName]:
         return rows_of(section)
@@ -137,6 +146,9 @@ def _nearest_keys(key: str, sections: Iterable[str]) -> list[str]:
     return [place for place in places if place.count(".") == least][:3]
 
 
+MOST_REASONS = 3
+"""With more lines about keys without effect in a process, one gives the names alone."""
+
 _OFF = (None, "", False, 0)
 """Values of a switch that is off."""
 
@@ -148,6 +160,25 @@ class _Rewriter:
     def __init__(self, diagnostics: Diagnostics, known: Noted) -> None:
         self.diagnostics = diagnostics
         self.known = known
+        self.idle: list[tuple[ConfigNode, str]] = []
+        """Keys without effect, each with the reason."""
+
+    def tell_idle(self) -> None:
+        """Warns of the keys without effect: of many in one line, so that what matters
+        is seen."""
+        alike: dict[tuple[KeyPath, str], list[ConfigNode]] = {}
+        self.idle.sort(key=lambda one: one[0].key_at)
+        for node, reason in self.idle:
+            alike.setdefault((node.path[:-1], reason), []).append(node)
+        if len(alike) > MOST_REASONS:
+            keys = ", ".join(general(node.path) for node, _ in self.idle)
+            message = f"{len(self.idle)} keys have no effect: {keys}. docs/config.md says why."
+            self.diagnostics.warn(self.idle[0][0], message)
+            return
+        for (_, reason), (first, *others) in alike.items():
+            names = ", ".join(str(node.path[-1]) for node in others)
+            same_for = f" (same for {names})" if names else ""
+            self.diagnostics.warn(first, f"has no effect{reason}{same_for}.")
 
     def value(self, annotation: Any, node: ConfigNode) -> ConfigNode:
         """A value with the sections in it rewritten. annotation: of its field, or the
@@ -170,7 +201,6 @@ class _Rewriter:
         fields = model.model_fields
         given: Entries = {}
         blank: Entries = {}
-        neutral: list[ConfigNode] = []
         for key, child in node.value.items():
             row = rows.get(key)
             if row is None and key not in fields:
@@ -187,12 +217,8 @@ class _Rewriter:
                     if name in fields and not fields[name].is_required()
                 ]
                 blank = dict.fromkeys(optional[:1], child) | blank
-            elif self.is_supported(row, key, node, neutral):
+            elif self.is_supported(row, key, node):
                 given[key] = child
-        if neutral:
-            others = ", ".join(str(child.path[-1]) for child in neutral[1:])
-            same_for = f" (same for {others})" if others else ""
-            self.diagnostics.warn(neutral[0], f"has no effect at this value{same_for}.")
         for cls in reversed(model.__mro__):
             shape = SHAPES.get(cls.__name__)
             if shape:
@@ -204,26 +230,24 @@ class _Rewriter:
                 )
         return blank | given
 
-    def is_supported(
-        self, row: ForeignName, key: str, section: ConfigNode, neutral: list[ConfigNode]
-    ) -> bool:
+    def is_supported(self, row: ForeignName, key: str, section: ConfigNode) -> bool:
         """False for names that do nothing here (one warning) and for those not built
         yet (an error).
 
-        section: where the key stands. neutral: gets those whose value has no effect.
+        section: where the key stands.
         """
         child = section.value[key]
         value = child.data()
         if row.needs and (
             section.child(row.needs) is None or section.value[row.needs].value in _OFF
         ):
-            self.diagnostics.warn(child, f"has no effect: {row.needs} is off.")
+            self.idle.append((child, f": {row.needs} is off"))
         elif row.on and str(value).lower() not in ("false", "0"):
             self.diagnostics.error(child, f"{show(child)}: {row.on}")
         elif row.how == "not_needed":
-            self.diagnostics.warn(child, f"has no effect: {row.says}.")
+            self.idle.append((child, f": {row.says}"))
         elif row.how == "only_accepts" and value in row.passes:
-            neutral.append(child)
+            self.idle.append((child, " at this value"))
         elif row.how == "only_accepts" and value not in ([], {}):
             ours = " and ".join(map(repr, row.ours))
             nearest = f"The nearest here is {ours}" if ours else "Leave this key out"

@@ -27,6 +27,11 @@ KEYS: dict[str, tuple[frozenset[str], ...]] = {
     "a config of DiffSynth-Studio": (
         frozenset({"dataset_base_path", "lora_target_modules"}),
     ),
+    "a config of FlyMyAI's trainer": (
+        # data_config's keys
+        frozenset({"img_dir", "caption_type", "max_train_steps"}),
+        frozenset({"img_dir", "caption_dropout_rate", "pretrained_model_name_or_path"}),
+    ),
     "a config of kohya's GUI": (
         frozenset({"LoRA_type"}),
         frozenset({"LyCORIS_preset"}),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shlex
 import socket
 from contextlib import suppress
@@ -159,6 +160,17 @@ def _run_the_queue(section: QueueConfig) -> str:
 def checked(argv: tuple[str, ...]) -> str:
     """Checks a command for the queue, and returns a name for its entry. Raises UserError
     for mistakes in its settings."""
+    words = [part for word in argv for part in re.split("(?<=^--output)=", word)]
+    if "--output" in words and argv[0] not in discover().tools():
+        at = words.index("--output")
+        folder, others = (
+            words[at : at + 2],
+            [*words[:at], *words[at + 2 :]] or ["JOB.yaml"],
+        )
+        write = command("queue", *folder, "add", *others)
+        raise UserError(
+            f"--output: the queue's own flag stands before 'add'. Write: {write}"
+        )
     reason = why_not_queued(argv, str(Path.cwd()))
     if reason:
         raise UserError(reason)

@@ -30,6 +30,12 @@ FILES = {
         "export A=b\nexport MODEL_FAMILY=qwen_image\n",
         "2:1",
     ),
+    "FlyMyAI": (
+        "fly.yaml",
+        "pretrained_model_name_or_path: a\ndata_config:\n  img_dir: b\n  caption_type: txt\n"
+        "  caption_dropout_rate: 0.1\noutput_dir: c\nmax_train_steps: 3000\nrank: 16\n",
+        "1:1",
+    ),
     "OneTrainer": (
         "job.json",
         '{"model_type": "QWEN", "training_method": "LORA", "concepts": []}',
@@ -118,7 +124,7 @@ def test_the_page_has_fifteen_keys_of_each_and_ours_beside_them() -> None:
     )
     known = keys(section_models())
     tables = by_hand.split("\n## ")[1:]
-    assert len(tables) == 6
+    assert len(tables) == 7
     for table in tables:
         rows = [
             line.split(" | ") for line in table.splitlines() if line.startswith("| ")

@@ -147,16 +147,15 @@ def _places(root: ConfigNode, key: str, find_model: FindModel) -> Iterator[KeyPa
         return
     which, inside = path[2], path[3:]
     listed = root.find(_PROCESS)[0].value
-    entries = listed if isinstance(listed, list) else []  # else said with its place
-    numbers: list[int] = []
+    entries = listed if isinstance(listed, list) else []
+    if not entries:  # said with its place
+        return
     if which not in ("", "*", *range(len(entries))):
-        last = len(entries) - 1
-        raise UserError(
-            f"processes are counted from 0, and process.{last} is the last."
-        )
+        end = len(entries) - 1
+        raise UserError(f"processes are counted from 0, and process.{end} is the last.")
     if isinstance(which, int):
         numbers = [which]
-    elif entries:
+    else:
         models = [_model(entry, find_model) for entry in entries]
         numbers = _that_have(entries, models, inside)
         if which == "*" or len(entries) == 1:

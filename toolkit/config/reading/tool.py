@@ -391,7 +391,16 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
     )
 
 
-OF_JOBS = ("--dry-run", "--restart", "--restart-from", "--allow-change", "--recover")
+OF_JOBS = (
+    "--dry-run",
+    "--restart",
+    "--restart-from",
+    "--allow-change",
+    "--recover",
+    "--set",
+    "--sweep",
+    "--seeds",
+)
 """Options of the command line that runs jobs; tools have none of them."""
 
 

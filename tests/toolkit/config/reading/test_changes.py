@@ -11,7 +11,7 @@ import pytest
 
 from toolkit.config import JobConfig, load_job
 from toolkit.config.reading.changes import read_changes
-from toolkit.errors import UserError
+from toolkit.errors import ConfigErrors, UserError
 from toolkit.extension import discover
 
 JOB = """job: extension
@@ -128,6 +128,23 @@ def test_of_several_processes_the_one_that_has_the_key_is_meant(changed: Load) -
     assert sections[0].count == 7
     both = changed(TWO, "process.*.train.lr=1e-5").processes[1:]
     assert [entry.section.train.lr for entry in both] == [1e-5, 1e-5]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "job: extension\nconfig: {name: a, process: []}",
+        "job: extension\nconfig: [a]",
+        "job: extension\n",
+        "job: extension\nconfig: {name: a, process: {type: sd_trainer}}",
+    ],
+)
+@pytest.mark.parametrize("word", ["train.lr=1", "process.0.train.lr=1"])
+def test_a_file_that_is_no_job_is_reported_as_without_changes(
+    changed: Load, text: str, word: str
+) -> None:
+    with pytest.raises(ConfigErrors, match=r"job\.yaml:\d+:\d+: .*(?:process|config)"):
+        changed(text, word)
 
 
 @pytest.mark.parametrize(
