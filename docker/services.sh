@@ -1,5 +1,21 @@
 # shellcheck shell=bash disable=SC2154
-# The pages of a pod: TensorBoard and the program's own. Uses the variables and functions of start.sh.
+# The ways into a pod: ssh, TensorBoard and the program's own page. Uses the variables and functions of start.sh.
+
+# ssh for whoever has the private half of the key in PUBLIC_KEY, which RunPod sets; no password opens it.
+start_ssh() {
+  local server file=${HOME:-/root}/.ssh/authorized_keys
+  [[ -n ${PUBLIC_KEY:-} ]] || return 0
+  if ! server=$(command -v sshd); then
+    warn "PUBLIC_KEY is given, but there is no sshd in this image: no ssh."
+  elif [[ ! ${PUBLIC_KEY} =~ ^(ssh|ecdsa|sk)-[a-z0-9@.-]+[[:space:]][A-Za-z0-9+/=]+ ]]; then
+    warn "PUBLIC_KEY is no public key (it begins with ssh-ed25519 or ssh-rsa): no ssh."
+  elif (umask 077 && mkdir -p "${file%/*}" /run/sshd && echo "${PUBLIC_KEY}" >>"${file}") && ssh-keygen -A >/dev/null \
+    && "${server}" -o PasswordAuthentication=no -o KbdInteractiveAuthentication=no -o PermitRootLogin=prohibit-password; then
+    say "ssh is on port 22, for the key in PUBLIC_KEY alone."
+  else
+    warn "sshd did not start; see the line above: no ssh."
+  fi
+}
 
 # The curves of all runs, for anybody who knows the pod's address: TensorBoard has no password.
 start_tensorboard() {

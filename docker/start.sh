@@ -35,6 +35,7 @@ main() {
   trap on_signal TERM INT
   trap '((BASHPID != $$)) || finish 1 "the start script failed (line ${LINENO}); please report it." "${on_failure}"' ERR
   check_settings
+  start_ssh
   prepare_volume
   run_hooks pre_start
   choose_user

@@ -1039,6 +1039,41 @@ def test_a_defect_of_the_script_itself_waits_and_does_not_exit(bench: Bench) -> 
 # ----------------------------------------------------------------------------------------------
 
 
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA me@home"
+
+
+def test_ssh_takes_the_public_key_and_no_password(bench: Bench) -> None:
+    for name in ("sshd", "ssh-keygen"):
+        bench.command(name, f'echo "$*" >>"{bench.folder}/{name}.calls"')
+    pod = bench.ends_with(0, PUBLIC_KEY=KEY)
+    assert "ssh is on port 22" in pod.output and KEY not in pod.output
+    keys = bench.folder / "home" / ".ssh" / "authorized_keys"
+    assert keys.read_text() == f"{KEY}\n" and keys.stat().st_mode & 0o77 == 0
+    (call,) = bench.calls_of("sshd")
+    assert "PasswordAuthentication=no" in call and "KbdInteractive" in call
+    assert "PermitRootLogin=prohibit-password" in call
+    bench.ends_with(0)
+    assert len(bench.calls_of("sshd")) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "server", "said"),
+    [
+        (KEY, "", "there is no sshd in this image"),
+        ("my password", "exit 0", "is no public key"),
+        (KEY, "exit 1", "sshd did not start"),
+    ],
+)
+def test_a_pod_trains_also_where_ssh_cannot_start(
+    bench: Bench, key: str, server: str, said: str
+) -> None:
+    if server:
+        bench.command("sshd", server)
+        bench.command("ssh-keygen", "exit 0")
+    assert said in bench.ends_with(0, PUBLIC_KEY=key).output
+    assert len(bench.trainings()) == 1
+
+
 @pytest.mark.slow
 def test_tensorboard_starts_only_with_a_port(bench: Bench) -> None:
     pod = bench.ends_with(0, TENSORBOARD_PORT="6006")

@@ -102,7 +102,8 @@ def download_anything(name: str, revision: str | None, key: str) -> Path:
     if folder and (folder / INDEX).is_file():
         return folder
     with _asking(name, revision, key):
-        files = HfApi().list_repo_files(name, revision=revision)
+        info = HfApi().model_info(name, revision=revision)
+    files = {one.rfilename for one in info.siblings or []}
     if INDEX in files:
         return download(name, revision)
     if "config.json" in files and any(fnmatch(file, ENCODER_WEIGHTS) for file in files):

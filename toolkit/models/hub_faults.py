@@ -17,6 +17,7 @@ import re
 import shlex
 import ssl
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from socket import gaierror
 from urllib.parse import urlsplit
@@ -43,7 +44,13 @@ from toolkit.errors import first_line, install_command
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import free_space, nearest_folder, readable_size
 
-CAUSES = (HTTPError, EntryNotFoundError, OSError, ImportError, ValueError, RuntimeError)
+_InvalidURL = import_module(HTTPError.__module__.partition(".")[0]).InvalidURL
+"""Of httpx2; older client libraries bring httpx instead."""
+
+CAUSES = (
+    *(HTTPError, EntryNotFoundError, _InvalidURL),
+    *(OSError, ImportError, ValueError, RuntimeError),
+)
 """What the client library, its transports and its Xet storage raise."""
 
 TOKEN_HELP = "Accept its terms on its page on the hub and set HF_TOKEN to a token of yours that may read it."
@@ -104,10 +111,10 @@ def _kind(error: BaseException) -> str:
 _CUT = ("ReadError", "RemoteProtocolError", "WriteError", "IncompleteRead")
 _OF_THE_NETWORK = (
     *_CUT,
-    *("ProxyError", "ConnectError", "UnsupportedProtocol", "InvalidURL"),
+    *("ProxyError", "ConnectError", "UnsupportedProtocol"),
     *("ConnectTimeout", "ReadTimeout", "WriteTimeout", "PoolTimeout"),
 )
-"""Exceptions of httpx2, by name: older client libraries bring httpx instead."""
+"""Exceptions of httpx2, by name."""
 
 
 def is_cut(error: BaseException) -> bool:
@@ -203,7 +210,14 @@ def _of_the_way(chain: list[BaseException], name: str, is_network: bool) -> str:
         return f"{variable} is {url!r}, and there is no such kind of proxy. Write {variable}={good}://{host}"
     if urlsplit(constants.ENDPOINT).scheme not in ("http", "https"):
         given = constants.ENDPOINT
-        return f"HF_ENDPOINT is {given!r}, no address. Write HF_ENDPOINT=https://{given.rpartition('://')[2]}"
+        good = given.rpartition("://")[2] or "huggingface.co"
+        return f"HF_ENDPOINT is {given!r}, no address. Write HF_ENDPOINT=https://{good}"
+    if "InvalidURL" in kinds:
+        place = f"{variable or 'HF_ENDPOINT'} is {url or constants.ENDPOINT!r}"
+        return f"{place}, no address ({why}). Correct it, or unset it."
+    certificates = os.environ.get("SSL_CERT_FILE", "")
+    if certificates and not Path(certificates).is_file():
+        return f"SSL_CERT_FILE is {certificates!r}, and there is no such file. Correct it, or unset it."
     if "ProxyError" in kinds:
         return _proxy_refuses(why)
     if any(isinstance(one, ssl.SSLError) for one in chain):
@@ -258,4 +272,4 @@ def _of_the_disk(number: int, path: str | None, name: str) -> str:
         owner, user = folder.stat().st_uid, os.getuid()
         what = f"{folder} may not be written: it belongs to user {owner}, and this is user {user}"
         return f"{what}. Run `sudo chown -R {user} {shlex.quote(str(folder))}`, or {other}."
-    return f"{cache} cannot be made: {os.strerror(number)} ({path}). Remove what is there, or {other}."
+    return f"{cache} cannot be made: {os.strerror(number)}. Remove what is there, or {other}."

@@ -124,12 +124,24 @@ def test_a_proxy_of_an_unknown_kind_says_what_to_write(
         ("http://127.0.0.1:1", ("refuses the connection", "HTTPS_PROXY")),
         ("hub.example", ("'hub.example', no address", "=https://hub.example")),
         ("htp://hub.example", ("'htp://hub.example'", "=https://hub.example")),
+        ("", ("HF_ENDPOINT is ''", "HF_ENDPOINT=https://huggingface.co")),
+        ("http://hub.example:x", ("no address (",)),
     ],
 )
 def test_an_address_that_is_not_reached_is_named(
     ask: Ask, url: str, parts: tuple[str, ...]
 ) -> None:
     holds(ask(url), url, "HF_ENDPOINT", *parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("SSL_CERT_FILE", "/nonexistent.pem"), ("HTTPS_PROXY", "http://127.0.0.1:seven")],
+)
+def test_a_variable_that_cannot_be_meant_is_named_with_its_value(
+    ask: Ask, name: str, value: str
+) -> None:
+    holds(ask("https://hub.invalid", **{name: value}), name, value, "or unset it")
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes a certificate")
