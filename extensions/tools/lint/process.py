@@ -146,7 +146,7 @@ def render(findings: Sequence[Diagnostic]) -> list[str]:
             if not (check.numbers or kind.alike):  # else the heading says it
                 rows.append(f"  {message}:")
             rows += _names(dict(files), dict(kind.alike))
-        title = kind.line if len(rows) < kind.count else check.title
+        title = kind.line if len(rows) < kind.total else check.title
         lines += [f"{kind.check}: {title}. {check.remedy}", *rows, ""]
     return lines
 

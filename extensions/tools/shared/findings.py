@@ -75,7 +75,7 @@ class Kind(NamedTuple):
         return many.format(*ranges, count=len(self.files))
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         return sum(map(len, self.files.values()))
 
     def merged(self) -> list[tuple[str, list[tuple[str, str]]]]:
