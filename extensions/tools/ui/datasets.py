@@ -792,7 +792,7 @@ def lint(data: Dataset) -> None:
                 raise ValueError(f"it took longer than {LINT_S} s")
             if not stdout:
                 raise ValueError(stderr.strip()[-500:] or f"exit code {code}")
-            write_json(_lint_file(data), {"state": state, **json.loads(stdout)})
+            write_json(lint_file(data), {"state": state, **json.loads(stdout)})
             fault = ""
         except (OSError, ValueError, TypeError, RunError) as error:
             fault = shown(str(error))
@@ -802,7 +802,8 @@ def lint(data: Dataset) -> None:
     Thread(target=check, daemon=True).start()
 
 
-def _lint_file(data: Dataset) -> Path:
+def lint_file(data: Dataset) -> Path:
+    """The findings of the last check of a dataset."""
     return data.ui.own / "lint" / f"{data.name}.json"
 
 
@@ -815,7 +816,7 @@ def _findings(data: Dataset, before: Dataset | None) -> dict[str, Any]:
     `lint` (the contents of the file of the check).
     """
     lint = before.findings["lint"] if before else ((), {}, None, None)
-    file = _lint_file(data)
+    file = lint_file(data)
     mark = mark_of(str(file.parent), file.name)
     if lint[0] != mark or is_fresh(mark):
         lint = mark, *_in_lint_file(file)

@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -30,6 +30,8 @@ from extensions.tools.shared.run_records import modified_at
 from extensions.tools.ui import commands, uploads
 from extensions.tools.ui.chosen import MEASURED, chosen_file
 from extensions.tools.ui.decoder import decoder
+from extensions.tools.ui.job_text import JobText
+from extensions.tools.ui.path import Step, dataset_at, path_of
 from extensions.tools.ui.queue import DONE, RUNNING, STOPPED, WAITING, trains_elsewhere
 from extensions.tools.ui.state import (
     Form,
@@ -51,7 +53,7 @@ from extensions.tools.ui.tries import (
 )
 from extensions.tools.ui.views import run as run_view
 from extensions.tools.ui.views import tools
-from extensions.tools.ui.views.new import short
+from extensions.tools.ui.views.new import FOLDER, read_job, short
 from extensions.tools.ui.views.pictures import LARGE, picture
 from extensions.tools.ui.views.queue import queue_of
 from extensions.tools.ui.views.resume import origin_of
@@ -87,6 +89,7 @@ def _values(
     sent. faults: field -> message."""
     settings = settings_of(run)
     values: dict[str, Any] = {"try_settings": settings, "try_faults": faults or {}}
+    values["path"] = _path(ui, run)
     runs = run.status is RunStatus.RUNNING
     values["origin"] = None if runs else origin_of(ui, run)
     if settings is None:
@@ -98,6 +101,23 @@ def _values(
         **_tried(ui, run),
         **_compared(ui, run),
     }
+
+
+def _path(ui: Ui, run: RunInfo) -> list[Step]:
+    """The path as the page of a run draws it."""
+    address = _address(ui, run)
+    folder = ""
+    if run.config is not None:
+        with suppress(HTTPException):
+            job = JobText(read_job(run.config))
+            folder = job.get(job.path(FOLDER))
+    is_used = run.status is RunStatus.FINISHED and chosen_file(run.folder) is not None
+    links = {
+        "job": f"/new?{urlencode({'from': run_id(ui, run.folder)})}",
+        "run": address,
+        "use": f"{address}#{'first' if is_used else 'files'}",
+    }
+    return path_of(dataset_at(ui, folder), "use" if is_used else "run", links)
 
 
 def _form(run: RunInfo, settings: TrySettings) -> dict[str, str]:

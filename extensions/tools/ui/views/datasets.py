@@ -39,6 +39,7 @@ from extensions.tools.ui.datasets import (
     read_dataset,
 )
 from extensions.tools.ui.decoder import decoder
+from extensions.tools.ui.path import path_of
 from extensions.tools.ui.state import (
     Form,
     done,
@@ -216,6 +217,7 @@ def _page(
         "dataset.html.j2",
         status,
         data=data,
+        path=path_of(data),
         cards=[_card(data, image) for image in shown],
         count=len(chosen),
         page=page,

@@ -56,10 +56,11 @@ from extensions.tools.ui.commands import (
 )
 from extensions.tools.ui.datasets import DEFAULT_VIEW, names, open_dataset, read_dataset
 from extensions.tools.ui.job_text import PROMPTS, JobText
+from extensions.tools.ui.path import job_name, path_of_job
 from extensions.tools.ui.queue import RUNNING, WAITING, never_ends, queued_tools
 from extensions.tools.ui.state import Form, Ui, inside, posted, refusals, render, ui_of
 from extensions.tools.ui.views.queue import enqueue
-from toolkit.config.reading.loader import folder_name_error, name_like
+from toolkit.config.reading.loader import folder_name_error
 from toolkit.config.reading.located import dotted
 from toolkit.config.reading.redacted_copy import saved_text
 from toolkit.config.sections.dataset import CAPTION_SUFFIXES
@@ -285,8 +286,7 @@ def _copied(ui: Ui, path: Path) -> JobText:
 
 def _named_after(ui: Ui, dataset: str) -> dict[str, str]:
     """Name and trigger word of a new job. dataset: empty: it has none."""
-    name = re.sub(r"^\d+_(?=.)", "", dataset)  # the number of repeats is left out
-    name = name_like(name, "my_character")
+    name = job_name(dataset)
     return {NAME: unused_name(ui, name), TRIGGER: _unknown_word(name)}
 
 
@@ -767,6 +767,7 @@ def _page(
         status,
         e=editor,
         offered=offered,
+        path=path_of_job(ui, editor.fields.get(FOLDER, "")),
         faults=faults,
         errors=errors,
         focus=next(filter(None, faults), "") if status == 400 else "",
