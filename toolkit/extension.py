@@ -68,7 +68,7 @@ STAGES = (FIRST_STAGE, "After a run", "LoRA files", "Others")
 
 
 KINDS = ("callback", "tracker")
-"""What an extension adds where it is no process: the attribute that names its class."""
+"""What an extension adds other than a process: the attribute that names its class."""
 
 
 class Extension:
