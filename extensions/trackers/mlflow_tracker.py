@@ -6,8 +6,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlflow import MlflowClient
-
 from toolkit.files.writing import write_text
 from toolkit.train.trackers.tracker import RunInfo, Tracker
 
@@ -28,6 +26,8 @@ class MlflowTracker(Tracker):
 
     def __init__(self, run: RunInfo) -> None:
         super().__init__(run)
+        from mlflow import MlflowClient  # here: it is not a part of the program
+
         self._client = MlflowClient()
         file = run.folder / RUN_ID
         if run.step and file.exists():

@@ -6,8 +6,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import trackio
-
 from toolkit.train.trackers.tracker import RunInfo, Tracker
 
 
@@ -24,6 +22,9 @@ class TrackioTracker(Tracker):
 
     def __init__(self, run: RunInfo) -> None:
         super().__init__(run)
+        import trackio  # here: it is not a part of the program
+
+        self._image = trackio.Image
         self._run = trackio.init(
             project=run.options.log_tracker_name or "atelier",
             name=run.name.replace("/", "_"),
@@ -37,7 +38,7 @@ class TrackioTracker(Tracker):
         self._run.log(dict(values), step=step)
 
     def image(self, step: int, name: str, path: Path) -> None:
-        self._run.log({name: trackio.Image(path)}, step=step)
+        self._run.log({name: self._image(path)}, step=step)
 
     def close(self) -> None:
         self._run.finish()
