@@ -614,11 +614,16 @@ def test_every_extension_gives_its_config_and_its_process() -> None:
     from jobs.process import BaseProcess
     from toolkit.extension import discover
     from toolkit.files.writing import EXTENSIONS_ROOT
+    from toolkit.train.trackers.tracker import Tracker
 
     table = discover([EXTENSIONS_ROOT])
     assert [str(broken) for broken in table.broken] == []
     assert {"sd_trainer", "example"} <= {found.uid for found in table.found}
+    for uid in table.uids("tracker"):
+        assert issubclass(table.part(uid, "tracker", Tracker), Tracker)
     for found in table.found:
+        if found.kind != "process":
+            continue
         config = table.find_config(found.uid)
         assert config is None or issubclass(config, BaseModel), found
         assert issubclass(table.process_class(found.uid), BaseProcess), found
@@ -761,6 +766,7 @@ DISTRIBUTIONS = {"pyyaml": "yaml", "pillow": "PIL", "optimum-quanto": "optimum"}
 """The module of a distribution, where it has another name."""
 
 OPTIONAL = {"imagecodecs", "lycoris", "matplotlib", "pyarrow", "wandb"}
+OPTIONAL |= {"mlflow", "trackio"}
 OPTIONAL |= {OPTIMIZERS[name].partition(":")[0] for name in EXTRAS}
 """Asked for by a key, or by a file of its format; an error names the package where it
 is missing."""

@@ -68,7 +68,7 @@ STAGES = (FIRST_STAGE, "After a run", "LoRA files", "Others")
 
 
 KINDS = ("callback", "tracker")
-"""What an extension adds other than processes: the attribute that names its class."""
+"""What an extension adds other than a process: the attribute that names its class."""
 
 
 class Extension:
@@ -447,21 +447,6 @@ class ExtensionTable:
             for uid, name, place in rows
         ]
         return "\n".join(lines)
-
-    def to_json(self) -> dict[str, Any]:
-        """The same as plain data, as `--list-extensions --json` prints it."""
-        found = [
-            {"type": one.uid, "name": one.name, "folder": str(one.folder)}
-            for one in self.found
-        ]
-        broken = [
-            {"folder": str(one.folder), "reason": one.reason} for one in self.broken
-        ]
-        return {
-            "extensions": found,
-            "without_types": list(map(str, self.skipped)),
-            "broken": broken,
-        }
 
 
 def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:

@@ -598,6 +598,7 @@ def _logging(
         return entries
     wanted = {"true": True, "false": False}.get(str(use.value).lower())
     given = entries.get("log_with")
+    named = [str(name.value).lower() for name in listed(given).value] if given else []
     if wanted is None:
         diagnostics.error(use, f"{show(use)} is neither true nor false.")
     elif given is None or (given.from_defaults and not use.from_defaults):
@@ -606,12 +607,12 @@ def _logging(
         names = {True: "all" if has_folder else "wandb", False: "auto"}
         entries["log_with"] = replace(use, value=names[wanted])
     elif (
-        wanted != (str(given.value).lower() in ("wandb", "all"))
+        wanted != any(name in ("wandb", "all") for name in named)
         and use.from_defaults == given.from_defaults
     ):
         diagnostics.error(
             use,
-            f"{show(use)} contradicts 'log_with: {given.value}'. Keep log_with.",
+            f"{show(use)} contradicts 'log_with: {', '.join(named)}'. Keep log_with.",
             at_key=True,
         )
     return entries

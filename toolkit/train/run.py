@@ -273,7 +273,7 @@ class Run:
             logger.warning(f"the callback {message}. The run continues without it.")
             details = {"kind": "callback", "message": message}
             details |= {"cause": "an error in its code, or in what it works on"}
-            details |= {"remedy": "Correct it, or take it out of the job."}
+            details |= {"remedy": "Correct it, or leave it out of the job."}
             # a full disk, for example: the next save reports it too, and decides
             with suppress(RunError):
                 EventLog(self.folder / EVENTS).add(
@@ -338,7 +338,7 @@ class Callback:
     """Whether its time counts in `step_s`: logging does, saving and sampling do not."""
 
     everywhere: ClassVar[bool] = False
-    """Whether every rank has it, not the first one only, where `callbacks` names it. On
+    """Whether every rank has it where `callbacks` names it, not the first one only. On
     the others it is told of the start, each step, the end, and an error."""
 
     hears: Sequence[str] = ()

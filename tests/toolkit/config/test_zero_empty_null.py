@@ -190,6 +190,8 @@ NO_IMAGES = "names no images. Give 'folder_path', or 'url' for a stream of shard
 BLANK = "has no value, and counts as not given: "
 
 SECTIONS = dict(distinct_sections({"sd_trainer": SdTrainerConfig}))
+# the keys of an entry are those of an extension
+del SECTIONS["callbacks[]"]
 
 
 def names_of(section: type[StrictModel]) -> set[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import netrc
 import os
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
@@ -26,7 +27,10 @@ from toolkit.config.reading.field_types import (
     PathStr,
     Slots,
     WritePathStr,
+    as_list,
     gather_slots,
+    reader_of,
+    schema_of_list,
     seed_reader,
     slot_names,
 )
@@ -45,6 +49,7 @@ from toolkit.config.sections.model import VaePath
 from toolkit.config.sections.model_files import vae_file_fault
 from toolkit.config.sections.prompts import prompts_to_samples, read_flags
 from toolkit.errors import install_command
+from toolkit.extension import discover
 from toolkit.files.redact import REDACTED, contains_secret
 from toolkit.registry import HINTED_TOOLS, hinted_tool
 
@@ -552,6 +557,18 @@ def _none_if_zero(value: Any) -> Any:
     return "" if isinstance(value, bool | int) and not value else value
 
 
+def _tracker_names(value: Any) -> str | tuple[str, ...]:
+    """The names of `log_with`, or the only one; those of extensions are looked for
+    where one is unknown."""
+    known = ("auto", "all", *PACKAGES)
+    names = as_list(value)
+    if any(str(name).strip().lower() not in known for name in names):
+        known += tuple(sorted(discover().uids("tracker")))
+    read = reader_of(known, {})
+    found = tuple(dict.fromkeys(read(name) for name in names))
+    return found[0] if len(found) == 1 else found
+
+
 class LoggingConfig(StrictModel):
     """`logging`: console output and trackers. `metrics.jsonl` always has every
     optimizer step.
@@ -577,11 +594,14 @@ class LoggingConfig(StrictModel):
     """Folder of TensorBoard files; the files of this run go to
     `<logging_dir>/<log_prefix><name>/`. Empty or 0: none."""
 
-    log_with: Annotated[Literal["auto", "tensorboard", "wandb", "all"], OneOf()] = (
-        "auto"
-    )
-    """Trackers: `tensorboard` (needs logging_dir), `wandb` (Weights & Biases, `pip
-    install wandb`) or `all`. auto or empty: TensorBoard if logging_dir is given."""
+    log_with: Annotated[
+        str | tuple[str, ...],
+        BeforeValidator(_tracker_names),
+        schema_of_list({"type": "string"}),
+    ] = "auto"
+    """Trackers, one or a list: `tensorboard` (needs logging_dir), `wandb` (Weights &
+    Biases, `pip install wandb`), `all` for both, or one of an extension, such as
+    `trackio`. auto or empty: TensorBoard if logging_dir is given."""
 
     log_prefix: PathStr = ""
     """Prefix of the name of the run's TensorBoard folder."""
@@ -609,18 +629,20 @@ class LoggingConfig(StrictModel):
     def trackers(self) -> tuple[str, ...]:
         """Names of the trackers of this run; empty for none. With `log_with: auto` it
         is TensorBoard where `logging_dir` is given."""
-        if self.log_with == "auto":
-            return ("tensorboard",) if self.logging_dir else ()
-        if self.log_with == "all":
-            return tuple(PACKAGES)
-        return (self.log_with,)
+        meant = {
+            "auto": ("tensorboard",) if self.logging_dir else (),
+            "all": tuple(PACKAGES),
+        }
+        names = (meant.get(name, (name,)) for name in as_list(self.log_with))
+        return tuple(dict.fromkeys(chain.from_iterable(names)))
 
     def check(self, job: JobContext) -> Findings:
         """Reports trackers that cannot work, and keys of trackers that are not used."""
         trackers = self.trackers()
-        for package in (PACKAGES[name] for name in trackers):
+        shown = ", ".join(as_list(self.log_with))
+        for package in (PACKAGES[name] for name in trackers if name in PACKAGES):
             if not _is_installed(package):
-                key = "log_with" if self.log_with != "auto" else "logging_dir"
+                key = "logging_dir" if self.log_with == "auto" else "log_with"
                 yield error(
                     key,
                     f"needs the package {package!r}, which is not installed. Run: {install_command(package)}",
@@ -629,7 +651,7 @@ class LoggingConfig(StrictModel):
             if not self.logging_dir:
                 yield error(
                     "log_with",
-                    f"{self.log_with!r} writes TensorBoard files. Set logging_dir to a folder.",
+                    f"{shown!r} writes TensorBoard files. Set logging_dir to a folder.",
                 )
             else:
                 folder = Path(self.logging_dir).expanduser()
@@ -658,7 +680,7 @@ class LoggingConfig(StrictModel):
             (
                 "tensorboard" in trackers,
                 "logging_dir log_prefix",
-                f": log_with is {self.log_with!r}, so no TensorBoard files are written.",
+                f": log_with is {shown!r}, so no TensorBoard files are written.",
             ),
             (
                 trackers,

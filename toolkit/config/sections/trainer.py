@@ -271,7 +271,11 @@ class ModelSection(ProcessConfig):
 
 class AnyCallback(CallbackConfig):
     """A callback of an extension (docs/extensions.md). The keys of its own stand beside
-    `type`; a callback without keys is its name alone."""
+    `type`; a callback without keys is its name alone.
+
+    Example:
+        callbacks: [{type: copy_saves, to: /mnt/share}]
+    """
 
     # the keys are checked by the section of the callback itself (`loader`)
 

@@ -20,7 +20,7 @@ from toolkit.config.sections.output import LoggingConfig
 from toolkit.contracts.training import StepResult
 from toolkit.files.run_files import METRICS
 from toolkit.train.callbacks.metrics import AVERAGE_OVER, LossByTimestep, RunningLoss
-from toolkit.train.run import Callback, Run, due
+from toolkit.train.run import Callback, Run, Sampled, due
 from toolkit.train.run_reader import rows_by_step
 from toolkit.train.trackers.tracker import RunInfo, TrackerWorker, open_tracker
 
@@ -40,8 +40,6 @@ class TrackerCallback(Callback):
         if section.logging.trackers():
             callbacks.append(TrackerCallback(section.logging, folder.name, folder))
     """
-
-    hears = ("sample",)
 
     def __init__(self, options: LoggingConfig, name: str, folder: Path) -> None:
         """name: of the run, for the trackers. folder: of its files.
@@ -108,13 +106,9 @@ class TrackerCallback(Callback):
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
         self._in_order(step, partial(self._scalars, step, values))
 
-    def event(self, event: str, **details: object) -> None:
-        step = details["step"]
-        files = details["files"]
-        # `SampleCallback` passes these types.
-        assert isinstance(step, int) and isinstance(files, list)
-        for index, file in enumerate(files):
-            image = self.folder / "samples" / file
+    def on_sample(self, run: Run, sampled: Sampled) -> None:
+        step = sampled.step
+        for index, image in enumerate(sampled.files):
             self._in_order(step, partial(self._image, step, f"samples/{index}", image))
 
     # ------------------------------------------------------------ logging in the order

@@ -1,7 +1,7 @@
 """The interface of experiment trackers, their registry, and the thread that runs one.
 
 A tracker has its own background thread with a bounded queue, so that training never
-waits for it. An extension can register its own class in `TRACKERS`. The job chooses
+waits for it. An extension names its own class as `tracker`. The job chooses
 trackers by name in `logging`. `callbacks.trackers` starts the workers and passes them
 the values.
 """
@@ -19,6 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from toolkit.config.sections.output import LoggingConfig
+from toolkit.extension import discover
 from toolkit.registry import Registry
 
 
@@ -95,7 +96,8 @@ TRACKERS = Registry(
 def open_tracker(name: str, run: RunInfo) -> Tracker:
     """The tracker of this name, whose package is imported only now. Raises any error of
     that package."""
-    tracker: Tracker = TRACKERS.load(name)(run)
+    cls = TRACKERS.load(name) if name in TRACKERS else None
+    tracker: Tracker = (cls or discover().part(name, "tracker", Tracker))(run)
     return tracker
 
 

@@ -330,6 +330,13 @@ def warnings(load):
         (["logging_dir: tb", "log_with: TensorBoard"], ("tensorboard",)),
         (["log_with: wandb"], ("wandb",)),
         (["logging_dir: tb", "log_with: all"], ("tensorboard", "wandb")),
+        (
+            ["logging_dir: tb", "log_with: [trackio, TensorBoard, trackio]"],
+            ("trackio", "tensorboard"),
+        ),
+        (["logging_dir: tb", "log_with: [auto, mlflow]"], ("tensorboard", "mlflow")),
+        (["log_with: [mlflow]"], ("mlflow",)),
+        (["use_wandb: true", "log_with: [wandb, mlflow]"], ("wandb", "mlflow")),
         (["use_wandb: true"], ("wandb",)),
         (["use_wandb: true", "logging_dir: tb"], ("tensorboard", "wandb")),
         (["use_wandb: true", "logging_dir: 0"], ("wandb",)),

@@ -1,0 +1,25 @@
+"""Trackers of other libraries, for `logging.log_with`. Each file is one, and imports its
+library only where a job names it."""
+
+from __future__ import annotations
+
+from toolkit.extension import Extension
+
+
+class Trackio(Extension):
+    """`log_with: trackio`."""
+
+    uid = "trackio"
+    name = "Curves in Trackio, on this machine or in a Space of the hub"
+    tracker = ".trackio_tracker:TrackioTracker"
+
+
+class Mlflow(Extension):
+    """`log_with: mlflow`."""
+
+    uid = "mlflow"
+    name = "Curves in MLflow"
+    tracker = ".mlflow_tracker:MlflowTracker"
+
+
+AI_TOOLKIT_EXTENSIONS = [Trackio, Mlflow]

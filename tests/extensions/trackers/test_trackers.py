@@ -1,0 +1,89 @@
+"""The trackers of other libraries, each against the library itself, without a network.
+
+They are skipped where the library is not installed: `pip install trackio
+mlflow-skinny`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+
+TRACKS = """
+import sys
+from pathlib import Path
+
+from toolkit.config.sections.output import LoggingConfig
+from toolkit.train.trackers.tracker import RunInfo, open_tracker
+
+name, step = sys.argv[1], int(sys.argv[2])
+options = LoggingConfig(log_with=name, log_tracker_name="faces")
+run = RunInfo("maya/first", Path("run"), step, options, {"train": {"lr": 0.5}})
+tracker = open_tracker(name, run)
+for number in (step + 1, step + 2):
+    tracker.scalars(number, {"loss/current": 1 / number, "lr": 0.5})
+tracker.image(step + 2, "samples/0", Path("run/a.png"))
+tracker.close()
+"""
+
+READS = {
+    "trackio": """
+from trackio import Api
+from trackio.sqlite_storage import SQLiteStorage
+(run,) = Api().runs("faces")
+rows = SQLiteStorage.get_logs("faces", run.name, run_id=run.id)
+print([(row["step"], row["loss/current"]) for row in rows if "loss/current" in row])
+assert [row["step"] for row in rows if "samples/0" in row] == [2, 4]
+""",
+    "mlflow": """
+from mlflow import MlflowClient
+client = MlflowClient()
+(run,) = client.search_runs([client.get_experiment_by_name("faces").experiment_id])
+points = client.get_metric_history(run.info.run_id, "loss/current")
+print([(point.step, point.value) for point in points])
+assert [file.path for file in client.list_artifacts(run.info.run_id, "samples/0")] == ["samples/0/a.png"]
+assert run.info.status == "FINISHED"
+""",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READS)
+def test_a_run_and_its_resume_are_one_run_of_the_library(
+    name: str, tmp_path: Path
+) -> None:
+    pytest.importorskip(name)
+    (tmp_path / "run").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "run" / "a.png")
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "HOME": str(tmp_path),
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
+        "MLFLOW_TRACKING_URI": f"file://{tmp_path}/mlruns",
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+    def python(source: str, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", source, *arguments],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    python(TRACKS, name, "0")
+    python(TRACKS, name, "2")  # a resume
+    last = python(READS[name]).splitlines()[-1]
+    assert last == str([(step, 1 / step) for step in (1, 2, 3, 4)])
