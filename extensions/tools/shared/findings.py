@@ -64,8 +64,8 @@ class Kind(NamedTuple):
         '2 images are small: 25 to 42% of 1024'
         """
         messages = [message for each in self.files.values() for message in each]
-        check = CHECKS.get(self.check)
-        if check is None or len(messages) == 1:
+        check = CHECKS.get(self.check, Check(self.check, "", "{count} findings"))
+        if len(messages) == 1:
             path = next(iter(self.files))
             return f"{os.path.basename(path) or path}: {messages[0]}"
         found = filter(None, (re.search(check.numbers, each) for each in messages))

@@ -194,6 +194,21 @@ def test_who_has_not_logged_in_does_not_see_the_machine(
         )
 
 
+@pytest.mark.slow
+def test_the_typeface_is_served_by_the_page_and_its_figures_are_of_equal_width(
+    browser: Browser, address: str
+) -> None:
+    browser.open(address)
+    loaded = "document.fonts.ready.then(() => [...document.fonts].some(font => font.status === 'loaded'))"
+    assert browser.run(f"return {loaded}")
+    widths = """return ['1111', '8888'].map(text => {
+      const span = document.body.appendChild(Object.assign(document.createElement('span'), {textContent: text}));
+      return span.getBoundingClientRect().width; })"""
+    first, second = browser.run(widths)
+    assert first == second
+    assert browser.errors() == [] and browser.requests_elsewhere() == []
+
+
 def test_empty_lists_have_the_drawing(client: TestClient) -> None:
     for page in ("/", "/queue", "/datasets"):
         assert client.get(page).text.count('<svg viewBox="0 0 168 132"') == 1
