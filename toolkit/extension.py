@@ -448,6 +448,21 @@ class ExtensionTable:
         ]
         return "\n".join(lines)
 
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain data, as `--list-extensions --json` prints it."""
+        found = [
+            {"type": one.uid, "name": one.name, "folder": str(one.folder)}
+            for one in self.found
+        ]
+        broken = [
+            {"folder": str(one.folder), "reason": one.reason} for one in self.broken
+        ]
+        return {
+            "extensions": found,
+            "without_types": list(map(str, self.skipped)),
+            "broken": broken,
+        }
+
 
 def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
     """Imports every extension in `folders`.
