@@ -409,9 +409,10 @@ def dispatch_logged(arguments: argparse.Namespace) -> int:
 def dispatch(arguments: argparse.Namespace) -> int:
     env = read_distributed_env()
     tool = None
+    given = arguments.configs[0] if len(arguments.configs) == 1 else None
     # one that is missing is said where it is read
-    if len(arguments.configs) == 1 and is_config(arguments.configs[0] or ""):
-        tool = foreign_tool(text_of(find_config(arguments.configs[0])))
+    if given and is_config(given):
+        tool = foreign_tool(text_of(find_config(given)))
     if tool:
         words, notes = tool
         print_tool(words, notes)

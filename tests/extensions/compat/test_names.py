@@ -236,6 +236,7 @@ def test_every_tool_for_finished_files_is_named_by_some_option() -> None:
         "best",
         "diagrams",
         "doctor",
+        "download",
         "grid",
         "influence",
         "inspect",
