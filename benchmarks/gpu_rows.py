@@ -294,6 +294,8 @@ class Measured(BaseException):
 class Stopwatch(Callback):
     """Looks at clock and memory when training begins and after each optimizer step."""
 
+    essential = True
+
     included_in_step_time = False
 
     def __init__(

@@ -39,6 +39,8 @@ Draws = Callable[[BatchSpec, torch.Size], tuple[torch.Tensor, torch.Tensor]]
 class OurLoop(Callback):
     """The program's `train`, one optimizer step at a time."""
 
+    essential = True
+
     def __init__(
         self,
         folder: Path,

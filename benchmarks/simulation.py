@@ -122,6 +122,8 @@ def simulate(
 class Phases(Callback):
     """The first step has no optimizer state yet, the next ones do."""
 
+    essential = True
+
     def __init__(self, live: LiveBytes) -> None:
         self._live = live
 

@@ -45,7 +45,7 @@ from toolkit.files.redact import redact_text
 from toolkit.files.writing import free_space, nearest_folder, readable_size
 
 _InvalidURL = import_module(HTTPError.__module__.partition(".")[0]).InvalidURL
-"""Of httpx2; older client libraries bring httpx instead."""
+"""From httpx2; older client libraries bring httpx instead."""
 
 CAUSES = (
     *(HTTPError, EntryNotFoundError, _InvalidURL),
