@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.exit import report
-from tests.parts import needs_part
+from tests.parts import needs_foreign_names, needs_part
 from toolkit import extension
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import Extension, discover, do_without
@@ -487,7 +487,11 @@ def test_a_type_may_be_called_by_the_folder_of_its_process(
             "from cv9.inner import x",
             "No module named 'cv9', a package of this extension",
         ),
-        ("from extensions_built_in.sd_trainer import X", "ai-toolkit's own code"),
+        pytest.param(
+            "from extensions_built_in.sd_trainer import X",
+            "ai-toolkit's own code",
+            marks=needs_foreign_names,
+        ),
     ],
 )
 def test_what_an_extension_lacks_is_blamed_on_the_extension(

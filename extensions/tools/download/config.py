@@ -33,10 +33,11 @@ class DownloadConfig(ToolConfig):
     revision: str = ""
     """Branch, tag or commit of a model. Empty: `main`."""
 
+    def is_here(self) -> bool:
+        """Whether the model is a path on this disk."""
+        return Path(self.model).expanduser().exists()
+
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """A path on this disk, or a name without its owner."""
-        if Path(self.model).expanduser().exists():
-            message = f"{self.model!r} is on this disk: nothing has to be downloaded."
-            yield Diagnostic(("model",), message)
-        elif "/" not in self.model.strip("/"):
+        """A name without its owner, unless it is a path on this disk."""
+        if not self.is_here() and "/" not in self.model.strip("/"):
             yield Diagnostic(("model",), path_fault(self.model))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 from extensions.tools.download.config import DownloadConfig
 from jobs.process import BaseExtensionProcess
 from toolkit.config.sections.model_files import downloaded_bytes
@@ -12,8 +10,6 @@ from toolkit.files.now import told_to
 from toolkit.files.writing import readable_size
 from toolkit.models.hub import download_anything
 from toolkit.train.now import RunNow
-
-logger = logging.getLogger(__name__)
 
 
 class DownloadProcess(BaseExtensionProcess):
@@ -30,6 +26,9 @@ class DownloadProcess(BaseExtensionProcess):
         super().run()
         name, revision = self.section.model, self.section.revision or None
         status = StatusLine()
+        if self.section.is_here():
+            status.finish(f"{name!r} is on this disk: nothing has to be downloaded.")
+            return
         with told_to(RunNow(status)):
             path = download_anything(name, revision, "model")
         repository = "/".join(name.split("/")[:2])

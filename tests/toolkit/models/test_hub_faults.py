@@ -114,7 +114,9 @@ def test_a_proxy_that_is_not_there_is_named_without_its_password(
 def test_a_proxy_of_an_unknown_kind_says_what_to_write(
     ask: Ask, server: Hub, given: str, write: str
 ) -> None:
-    holds(ask(server.url, ALL_PROXY=given), f"ALL_PROXY is '{given}'", write)
+    said = ask(server.url, ALL_PROXY=given)
+    kind = f"ALL_PROXY is '{given}', and there is no such kind of proxy"
+    holds(said, kind, write)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,6 @@ def test_it_prints_size_progress_and_place(
     [
         ("Qwen-Image-2512", "Did you mean 'Qwen/Qwen-Image-2512'?"),
         ("job.yaml", "neither a folder nor a hub id"),
-        ("tests", "'tests' is on this disk: nothing has to be downloaded."),
     ],
 )
 def test_what_is_no_name_of_the_hub_is_refused(name: str, said: str) -> None:
@@ -50,3 +49,10 @@ def test_what_is_no_name_of_the_hub_is_refused(name: str, said: str) -> None:
         run_tool("download", [name])
     assert said in str(refused.value)
     assert DownloadConfig.positional == ("model",)
+
+
+def test_of_a_path_on_this_disk_nothing_is_downloaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_tool("download", [tmp_path])
+    assert "is on this disk: nothing has to be downloaded" in capsys.readouterr().out

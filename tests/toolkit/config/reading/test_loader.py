@@ -168,7 +168,7 @@ def test_every_key_of_a_place_to_write_refuses_an_address() -> None:
         for name, field in model.model_fields.items()
         if name in ("output", "preview", "training_folder") and field.annotation is str
     }
-    assert len(found) > 20
+    assert "SdTrainerConfig.training_folder" in found
     assert [key for key, refuses in found.items() if not refuses] == []
 
 

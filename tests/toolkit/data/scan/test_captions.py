@@ -31,6 +31,7 @@ POINTER = (
 )
 OF_LFS = "is what Git LFS has in the place of a file that was not downloaded. Run 'git lfs pull'"
 NO_TEXT = "holds no 'caption' of text"
+REMEDY = "Write one, or take .json out of caption_ext"
 
 
 @pytest.mark.parametrize(
@@ -69,8 +70,10 @@ def test_what_a_caption_file_holds_is_its_caption_or_refused(
     if not error:
         assert read_caption(path) == caption
         return
-    with pytest.raises(CaptionError, match=error):
+    with pytest.raises(CaptionError, match=error) as refused:
         read_caption(path)
+    if error == NO_TEXT and path.suffix == ".json":
+        assert REMEDY in str(refused.value)
     if error == NO_TEXT:
         with pytest.raises(CaptionError, match=error):
             with_caption(path, "x")
