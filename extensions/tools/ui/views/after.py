@@ -28,7 +28,7 @@ from extensions.tools.shared.html_page import texts
 from extensions.tools.shared.run_job import validation_every
 from extensions.tools.shared.run_records import modified_at
 from extensions.tools.ui import commands, uploads
-from extensions.tools.ui.chosen import MEASURED, chosen_file
+from extensions.tools.ui.chosen import MEASURED, Chosen, chosen_file
 from extensions.tools.ui.decoder import decoder
 from extensions.tools.ui.job_text import JobText
 from extensions.tools.ui.path import Step, dataset_at, path_of
@@ -53,10 +53,10 @@ from extensions.tools.ui.tries import (
 )
 from extensions.tools.ui.views import run as run_view
 from extensions.tools.ui.views import tools
-from extensions.tools.ui.views.new import FOLDER, read_job, short
+from extensions.tools.ui.views.new import FOLDER, short
 from extensions.tools.ui.views.pictures import LARGE, picture
 from extensions.tools.ui.views.queue import queue_of
-from extensions.tools.ui.views.resume import origin_of
+from extensions.tools.ui.views.resume import origin_of, saved_job
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import folder_lock, link, read_object
@@ -89,13 +89,14 @@ def _values(
     sent. faults: field -> message."""
     settings = settings_of(run)
     values: dict[str, Any] = {"try_settings": settings, "try_faults": faults or {}}
-    values["path"] = _path(ui, run)
+    chosen, saved = chosen_file(run.folder), saved_job(run)
+    values |= {"chosen": chosen, "path": _path(ui, run, saved, chosen)}
     runs = run.status is RunStatus.RUNNING
-    values["origin"] = None if runs else origin_of(ui, run)
+    values["origin"] = None if runs or saved is None else origin_of(ui, run, saved)
     if settings is None:
         return values
     return values | {
-        "given": _form(run, settings) | (given or {}),
+        "given": _form(settings, chosen) | (given or {}),
         "sent": _sent(run),
         "groups": settings.groups(),
         **_tried(ui, run),
@@ -103,15 +104,13 @@ def _values(
     }
 
 
-def _path(ui: Ui, run: RunInfo) -> list[Step]:
+def _path(
+    ui: Ui, run: RunInfo, saved: JobText | None, chosen: Chosen | None
+) -> list[Step]:
     """The path as the page of a run draws it."""
     address = _address(ui, run)
-    folder = ""
-    if run.config is not None:
-        with suppress(HTTPException):
-            job = JobText(read_job(run.config))
-            folder = job.get(job.path(FOLDER))
-    is_used = run.status is RunStatus.FINISHED and chosen_file(run.folder) is not None
+    folder = saved.get(saved.path(FOLDER)) if saved else ""
+    is_used = run.status is RunStatus.FINISHED and chosen is not None
     links = {
         "job": f"/new?{urlencode({'from': run_id(ui, run.folder)})}",
         "run": address,
@@ -120,10 +119,9 @@ def _path(ui: Ui, run: RunInfo) -> list[Step]:
     return path_of(dataset_at(ui, folder), "use" if is_used else "run", links)
 
 
-def _form(run: RunInfo, settings: TrySettings) -> dict[str, str]:
+def _form(settings: TrySettings, chosen: Chosen | None) -> dict[str, str]:
     """The form at first: the file that is recommended, and the prompt and size of the
     run's first sample."""
-    chosen = chosen_file(run.folder)
     name = chosen.path.name if chosen else ""
     first = settings.first
     return {
@@ -217,7 +215,7 @@ def try_it(request: Request, form: Form) -> Response:
             for place, message in reversed(wrong)
         }
     if faults:
-        return run_view.page(request, 400, **_values(ui, run, dict(form), faults))
+        return run_view.page(request, code=400, **_values(ui, run, dict(form), faults))
     _enqueue(ui, (argv, f"{words['try']}: {run.name}"))
     return RedirectResponse(f"{_address(ui, run)}#try", 303)
 
@@ -274,7 +272,7 @@ def bake(request: Request, form: Form) -> Response:
             part.unlink(missing_ok=True)
         reason = stderr.strip().rpartition("\n")[2]
         faults = {"blocks": reason or texts()["after"]["late"]}
-    return run_view.page(request, 400, **_values(ui, run, dict(form), faults))
+    return run_view.page(request, code=400, **_values(ui, run, dict(form), faults))
 
 
 def _named(part: Path, stem: str) -> str:

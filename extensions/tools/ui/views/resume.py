@@ -68,14 +68,16 @@ class Origin:
         return self.argv[0]
 
 
-def origin_of(ui: Ui, run: RunInfo) -> Origin | None:
+def saved_job(run: RunInfo) -> JobText | None:
+    """The saved copy of a run's job; None: there is none, or it cannot be read."""
+    if run.config is not None:
+        with suppress(HTTPException):
+            return JobText(read_job(run.config))
+    return None
+
+
+def origin_of(ui: Ui, run: RunInfo, saved: JobText) -> Origin | None:
     """None: the file says what the copy says, or it is not known."""
-    if run.config is None:
-        return None
-    try:
-        saved = JobText(read_job(run.config))
-    except HTTPException:
-        return None
     for argv, cwd in _commands(ui, run):
         path = _file(cwd, argv[0])
         try:
@@ -157,7 +159,8 @@ def resume(request: Request, form: Form) -> Response:
     if run.status is RunStatus.RUNNING:
         raise HTTPException(409, "it runs.")
     argv = copy = [str(run.config.absolute())]
-    origin = origin_of(ui, run)
+    saved = saved_job(run)
+    origin = origin_of(ui, run, saved) if saved else None
     if origin and origin.changes and form.get("job") != "saved":
         argv, cwd = [*origin.argv], origin.cwd
     folder = _resolved(run.folder)

@@ -42,7 +42,7 @@ from extensions.tools.shared.run_records import (
     settings_text,
 )
 from extensions.tools.shared.series import MOST_BUCKETS
-from extensions.tools.ui.chosen import chosen_file, chosen_sample
+from extensions.tools.ui.chosen import Chosen, chosen_sample
 from extensions.tools.ui.commands import run_py
 from extensions.tools.ui.queue import CONTROL
 from extensions.tools.ui.state import (
@@ -81,16 +81,17 @@ REPORT_S = 120
 """Seconds that the making of a report may take."""
 
 
-def page(request: Request, code: int = 200, **after: Any) -> Response:
-    """The whole page, complete without its script. code: the HTTP status. after: what
-    the template names of the parts in `views.after`."""
+def page(
+    request: Request, chosen: Chosen | None, code: int = 200, **after: Any
+) -> Response:
+    """The whole page, complete without its script. chosen: of `chosen_file`. code: the
+    HTTP status. after: what the template names of the parts in `views.after`."""
     ui, run = asked_run(request)
     id_ = run_id(ui, run.folder)
     here = f"/runs/{quote(id_, safe='')}"
     values, cursor = page_values(run, feed(ui, run.folder))
     samples = sample_table(run.folder)
     step = _whole(request, "step", samples["steps"][-1] if samples["steps"] else 0)
-    chosen = chosen_file(run.folder)
     files = list(saved_files(run.folder, hashed=False))
     other = request.query_params.get("diff", "")
     words = texts()["run"]["script"]

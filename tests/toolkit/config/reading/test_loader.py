@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from tests.conftest import ROOT
-from tests.parts import needs_foreign_names
+from tests.parts import needs_foreign_names, needs_part
 from tests.toolkit.config.conftest import trainer
 from toolkit.config import load_job
 from toolkit.config.reading.loader import LONGEST_RUN_NAME, warn_of_cut_texts
@@ -156,6 +156,7 @@ def test_an_address_is_no_folder_to_write(faults, address: str) -> None:
         assert f"{address!r} is an address, and files are written to this" in fault
 
 
+@needs_part("tools.lint")  # and the others, which have most of these keys
 def test_every_key_of_a_place_to_write_refuses_an_address() -> None:
     table = discover([EXTENSIONS_ROOT])
     uids = table.uids("process") - {"example"}
@@ -168,7 +169,7 @@ def test_every_key_of_a_place_to_write_refuses_an_address() -> None:
         for name, field in model.model_fields.items()
         if name in ("output", "preview", "training_folder") and field.annotation is str
     }
-    assert "SdTrainerConfig.training_folder" in found
+    assert len(found) > 20
     assert [key for key, refuses in found.items() if not refuses] == []
 
 
