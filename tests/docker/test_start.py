@@ -872,7 +872,7 @@ def test_a_folder_that_cannot_be_had_is_named_with_what_to_do(
     assert not list(bench.workspace.glob("**/.write_test"))
 
 
-@pytest.mark.parametrize("place", ["/nonexistent", "/proc"])
+@pytest.mark.parametrize("place", ["/proc/nonexistent", "/proc"])
 def test_temporary_files_go_to_the_volume_where_nothing_else_takes_them(
     bench: Bench, place: str
 ) -> None:
