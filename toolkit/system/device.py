@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import torch
 
@@ -125,6 +125,24 @@ def to_device(
         waiting = pinned(lambda pin_memory: host.pin_memory() if pin_memory else host)
         return waiting.to(device, non_blocking=True)
     return tensor.to(device, dtype or tensor.dtype)
+
+
+def begin_copy_to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Begins to copy a tensor; what it returns waits until the copy is in main memory,
+    and gives it. From CUDA the host works on meanwhile; any other device is waited for.
+    """
+    if tensor.device.type != "cuda":
+        copy = tensor.to("cpu", copy=True)
+        return lambda: copy
+    host = pinned(partial(torch.empty_like, tensor, device="cpu"))
+    host.copy_(tensor, non_blocking=True)
+    event = torch.cuda.current_stream(tensor.device).record_event()
+
+    def arrived() -> torch.Tensor:
+        event.synchronize()
+        return host
+
+    return arrived
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,9 +2,10 @@
 stay on the device until they are needed, because a copy to the host waits for all work
 so far.
 
-They reach the callbacks at the next flush: after `Run.metrics_sync_interval` steps or
-METRICS_SYNC_SECONDS seconds, before anything is saved (`Run.flush_metrics`), and at the
-end.
+A copy begins after `Run.metrics_sync_interval` steps or METRICS_SYNC_SECONDS seconds,
+and reaches the callbacks one step later, when the device has the next step to work on.
+Before anything is saved (`Run.flush_metrics`) and at the end, all of them are waited
+for. A CPU has them at once.
 
 Used by the loop and, across ranks, by `collectives`.
 """
@@ -17,7 +18,7 @@ import math
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -28,6 +29,7 @@ from torch import Tensor
 from toolkit.contracts.data import Batch
 from toolkit.contracts.training import SampleSource, StepLosses, StepResult
 from toolkit.errors import RunError
+from toolkit.system.device import begin_copy_to_host
 from toolkit.train.run import Run
 
 logger = logging.getLogger(__name__)
@@ -190,7 +192,7 @@ class PendingStepMetrics:
     Example::
 
         step = PendingStepMetrics(known, losses, norms, taken)
-        values = iter(to_host(step.tensors()))
+        values = iter(begin_to_host(step.tensors())())
         result = step.result(values, "network", step_s=0.5, data_s=0.1)
     """
 
@@ -294,18 +296,23 @@ class MetricsBuffer:
         self._run = run
         self._timer = timer
         self._pending: list[PendingStepMetrics] = []
-        self._flushed_at = time.monotonic()
+        self._copied: tuple[list[PendingStepMetrics], Values] | None = None
+        """Steps whose metrics are being copied, and what waits for these."""
+
+        self._copied_at = time.monotonic()
         self._skipped_in_a_row: Counter[str] = Counter()
 
     def add(self, step: PendingStepMetrics) -> None:
-        """Adds the step just done, and flushes when `metrics_sync_interval` steps are
-        pending or METRICS_SYNC_SECONDS have passed since the last flush."""
+        """Adds the step just done and passes on what was copied after an earlier one.
+        Copies all metrics when `metrics_sync_interval` steps are pending or
+        METRICS_SYNC_SECONDS have passed since the last copy."""
         self._pending.append(step)
+        self._publish_copied()
         if (
             len(self._pending) >= self._run.metrics_sync_interval
-            or time.monotonic() - self._flushed_at >= METRICS_SYNC_SECONDS
+            or time.monotonic() - self._copied_at >= METRICS_SYNC_SECONDS
         ):
-            self.flush()
+            self._copy()
 
     def flush(self) -> None:
         """Copies all metrics to the host and passes each step's result to the
@@ -313,11 +320,29 @@ class MetricsBuffer:
 
         Raises RunError when a role skipped MAX_CONSECUTIVE_SKIPS steps in a row.
         """
-        pending = self._pending
+        self._publish_copied()
+        self._copy()
+        self._publish_copied()
+
+    def _copy(self) -> None:
+        """Begins to copy the metrics of all pending steps to the host, and passes them
+        on where they are there at once: all but a GPU's."""
+        steps = self._pending
         self._pending = []
-        if not pending:
+        self._copied_at = time.monotonic()
+        if steps:
+            tensors = [tensor for step in steps for tensor in step.tensors()]
+            self._copied = (steps, begin_to_host(tensors))
+            if not any(tensor.is_cuda for tensor in tensors):
+                self._publish_copied()
+
+    def _publish_copied(self) -> None:
+        """Waits for what was copied, and passes each step's result to the callbacks."""
+        if not self._copied:
             return
-        message = f"step {pending[-1].known.step}: the device has not answered for {BLOCKED_FETCH_S:g} s."
+        steps, arrived = self._copied
+        self._copied = None
+        message = f"step {steps[-1].known.step}: the device has not answered for {BLOCKED_FETCH_S:g} s."
         blocked = threading.Timer(
             BLOCKED_FETCH_S, logger.warning, [f"{message} See what `nvidia-smi` says."]
         )
@@ -325,19 +350,16 @@ class MetricsBuffer:
         blocked.start()
         try:
             with self._timer.track("step"):
-                values = iter(
-                    to_host([tensor for step in pending for tensor in step.tensors()])
-                )
+                values = iter(arrived())
         finally:
             blocked.cancel()
-        step_s, data_s = (seconds / len(pending) for seconds in self._timer.lap())
-        compiled = any(step.known.compile_s for step in pending)
-        for step in pending:
+        step_s, data_s = (seconds / len(steps) for seconds in self._timer.lap())
+        compiled = any(step.known.compile_s for step in steps)
+        for step in steps:
             self._publish(
                 step.result(values, self._run.main_role, step_s, data_s, compiled),
                 [source.name for source in step.losses.sources],
             )
-        self._flushed_at = time.monotonic()
 
     def _publish(self, result: StepResult, names: Sequence[str]) -> None:
         self._run.state.skipped += result.skipped
@@ -367,23 +389,35 @@ class MetricsBuffer:
             )
 
 
-def to_host(tensors: Sequence[Tensor]) -> list[list[float]]:
-    """The values of each tensor, flattened; one copy per device. As float32: integers
-    above 2^24 are rounded.
+Values = Callable[[], list[list[float]]]
+"""Waits for the values of tensors, and gives them."""
 
-    >>> to_host([torch.ones(2), torch.tensor(3)])
+
+def begin_to_host(tensors: Sequence[Tensor]) -> Values:
+    """Begins to copy tensors, with one copy per device; what it returns waits for them,
+    and gives the values of each, flattened. As float32: integers above 2^24 are
+    rounded.
+
+    >>> begin_to_host([torch.ones(2), torch.tensor(3)])()
     [[1.0, 1.0], [3.0]]
     """
-    values: dict[int, list[float]] = {}
+    arriving = []
     for device in {tensor.device for tensor in tensors}:
         indices = [
             index for index, tensor in enumerate(tensors) if tensor.device == device
         ]
         flat = torch.cat(
             [tensors[index].detach().reshape(-1).float() for index in indices]
-        ).tolist()
-        for index in indices:
-            count = tensors[index].numel()
-            values[index] = flat[:count]
-            flat = flat[count:]
-    return [values[index] for index in range(len(tensors))]
+        )
+        arriving.append((indices, begin_copy_to_host(flat)))
+    counts = [tensor.numel() for tensor in tensors]
+
+    def values() -> list[list[float]]:
+        by_index: dict[int, list[float]] = {}
+        for indices, arrived in arriving:
+            flat = iter(arrived().tolist())
+            for index in indices:
+                by_index[index] = list(itertools.islice(flat, counts[index]))
+        return [by_index[index] for index in range(len(counts))]
+
+    return values

@@ -33,7 +33,7 @@ from toolkit.optim.optimizers import (
     step_if,
 )
 from toolkit.optim.schedules import Schedule
-from toolkit.system.device import to_device
+from toolkit.system.device import begin_copy_to_host, to_device
 from toolkit.system.sharded_param import RowShard
 
 CLIP_EPSILON = 1e-6
@@ -193,6 +193,7 @@ class ZeroGradients:
         self._places: Tensor | None = None
         self._norms_P: Tensor | None = None
         self._steps_P: Tensor | None = None
+        self._copied: Callable[[], Tensor] | None = None
 
     def add(self, with_gradient: tuple[str, ...], norms_P: Tensor) -> None:
         """Takes one optimizer step. with_gradient: the parameters that have a gradient.
@@ -218,10 +219,15 @@ class ZeroGradients:
 
     def steps(self) -> dict[str, int]:
         """By the parameter's name: the steps in a row, up to the last one, in which its
-        gradient was 0. Empty before the first step; waits for the device."""
+        gradient was 0. On a GPU they are those of the last call, whose copy has arrived
+        meanwhile: nothing waits. Empty as long as there are none."""
         if self._steps_P is None:
             return {}
-        return dict(zip(self.names, self._steps_P.tolist(), strict=False))
+        copied = self._copied
+        self._copied = begin_copy_to_host(self._steps_P)
+        if not self._steps_P.is_cuda:
+            copied = self._copied
+        return dict(zip(self.names, copied().tolist(), strict=False)) if copied else {}
 
     def is_absent(self, name: str) -> bool:
         """Whether a parameter had no gradient at all in the last step."""

@@ -19,7 +19,7 @@ from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer, state_tensors
 from toolkit.train import metrics_buffer
 from toolkit.train.callbacks.metrics import MetricsCallback
-from toolkit.train.metrics_buffer import to_host
+from toolkit.train.metrics_buffer import begin_to_host
 from toolkit.train.run import Callback, Run
 
 NAN = float("nan")
@@ -198,17 +198,22 @@ def _after(toy, run: Run, good_steps: int):
 def test_a_fetch_that_blocks_says_so(
     toy, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetch = metrics_buffer.to_host
+    begin = metrics_buffer.begin_to_host
 
     def blocked(tensors):
-        for _ in range(3000):
-            if said:
-                return fetch(tensors)
-            time.sleep(0.01)
-        raise AssertionError("nothing was said")
+        arrived = begin(tensors)
+
+        def values():
+            for _ in range(3000):
+                if said:
+                    return arrived()
+                time.sleep(0.01)
+            raise AssertionError("nothing was said")
+
+        return values
 
     monkeypatch.setattr(metrics_buffer, "BLOCKED_FETCH_S", 0.01)
-    monkeypatch.setattr(metrics_buffer, "to_host", blocked)
+    monkeypatch.setattr(metrics_buffer, "begin_to_host", blocked)
     run = toy.run(1)
     toy.train(run, toy.step(run))
     assert (
@@ -224,6 +229,6 @@ def test_one_fetch_brings_tensors_of_any_shape_and_type() -> None:
         torch.tensor([[0.5], [0.25]]),
         torch.tensor(NAN),
     ]
-    *exact, (broken,) = to_host(tensors)
+    *exact, (broken,) = begin_to_host(tensors)()
     assert exact == [[1.0, 2.0], [1.0], [0.5, 0.25]] and math.isnan(broken)
-    assert to_host([]) == []
+    assert begin_to_host([])() == []
