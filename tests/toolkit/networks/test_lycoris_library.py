@@ -487,8 +487,8 @@ def test_compiled_blocks_train_and_draw_with_them(
         network={
             "type": "glora",
             "linear": 6,
-            # A square layer and another: each takes seconds to be traced.
-            "network_kwargs": {"only_if_contains": ["to_q", "img_mlp.net.2"]},
+            # Each layer takes seconds to be traced.
+            "network_kwargs": {"only_if_contains": ["to_q", "net"]},
         },
         sample={
             "sample_every": 2,
