@@ -341,7 +341,7 @@ def row_of(
     given += ["--partial", asked.partial, "--folder", str(folder)]
     given += ["--warm-up", "1", "--steps", "2", "--accumulation", "2"]
     # A CPU takes minutes to compile for itself, and tells nothing of a GPU.
-    given += ["--backend", "aot_eager"] if asked.device == "cpu" else []
+    given += ["--backend", "eager"] if asked.device == "cpu" else []
     trace = str(log.with_suffix(".json.gz"))
     given += [trace if one == "TRACE" else one for one in item.options]
     return bench_gpu.arguments(given)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from toolkit.networks.save import to_cpu_copies, write_safetensors_verified
+from toolkit.networks.save import write_safetensors_verified
+from toolkit.system.device import to_cpu_copies
 
 
 def save_network(

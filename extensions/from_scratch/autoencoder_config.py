@@ -29,13 +29,6 @@ LEVELS = {
 """Class of diffusers -> its argument with one entry per level of the encoder, and their
 number by default. Each level but the first halves the sides."""
 
-WIDTHS = {
-    "AutoencoderKL": ("block_out_channels",),
-    "AutoencoderKLQwenImage": ("base_dim",),
-    "AutoencoderTiny": ("encoder_block_out_channels", "decoder_block_out_channels"),
-}
-"""Class -> its arguments with numbers of channels."""
-
 CONFIG = "config.json"
 PART = "vae"
 """Its folder in the folder of a pipeline."""

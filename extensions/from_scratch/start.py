@@ -29,7 +29,7 @@ from toolkit.files.writing import atomic_write_dir, sha256_of
 from toolkit.models.hashes import weights_hash
 from toolkit.models.hub import download_encoder
 from toolkit.models.parts import INDEX, place_parts
-from toolkit.networks.save import to_cpu_copies
+from toolkit.system.device import to_cpu_copies
 
 logger = logging.getLogger(__name__)
 

@@ -42,8 +42,8 @@ from jobs.process.image_trainer import ImageTrainer
 from toolkit.contracts.training import StepResult
 from toolkit.data.batches.image_data import ImageData
 from toolkit.errors import RunError, UserError
-from toolkit.networks.save import to_cpu_copies
 from toolkit.registry import FLUXFLOW_FILES, load_needed
+from toolkit.system.device import to_cpu_copies
 from toolkit.train.optimizer_step import Role
 from toolkit.train.roles import build_role
 from toolkit.train.run import Callback, Run

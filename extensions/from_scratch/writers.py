@@ -31,10 +31,10 @@ from toolkit.files.writing import atomic_write_dir
 from toolkit.models.parts import CUSTOM_PIPELINE, INDEX, place_file, place_parts
 from toolkit.networks.full import FullNetwork
 from toolkit.networks.save import (
-    to_cpu_copies,
     write_safetensors_verified,
     write_shards,
 )
+from toolkit.system.device import to_cpu_copies
 from toolkit.train.run import Run
 
 PARTS = {FLOW: "transformer", TEXT_ENCODER: "text_encoder", VAE: "vae"}

@@ -46,14 +46,13 @@ from toolkit.networks.lora_formats import fused_weights, in_one
 from toolkit.networks.programs import limits
 from toolkit.networks.save import (
     naming,
-    to_cpu_copies,
     write_file_in_turn,
     write_safetensors_verified,
     write_shards_in_turn,
 )
 from toolkit.networks.spelling import ALPHA, STORED, Spelling, spelled
 from toolkit.registry import hinted_tool
-from toolkit.system.device import DTYPES
+from toolkit.system.device import DTYPES, to_cpu_copies
 from toolkit.train.collectives import network_tensors_in_turn
 from toolkit.train.flow_step import NETWORK
 from toolkit.train.run import Run

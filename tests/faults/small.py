@@ -12,7 +12,8 @@ from tests.faults.faults import counters
 from tests.toolkit.train.conftest import Toy
 from toolkit.files.log import StatusLine
 from toolkit.files.run_files import step_stem
-from toolkit.networks.save import to_cpu_copies, write_safetensors_verified
+from toolkit.networks.save import write_safetensors_verified
+from toolkit.system.device import to_cpu_copies
 from toolkit.train.callbacks.metrics import MetricsCallback
 from toolkit.train.callbacks.save import SaveCallback
 from toolkit.train.callbacks.status import StatusCallback

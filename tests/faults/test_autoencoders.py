@@ -194,12 +194,9 @@ def test_kills_within_a_step_between_the_processes_and_in_the_second_one(
 @pytest.mark.slow
 def test_death_at_writes_of_its_saves(pipeline: Pipeline, whole: Pipeline) -> None:
     """Some writes of the saving thread, before or within one, in one folder again and
-    again: folders of models, then states."""
-    for half, call in (
-        (half, calls[half])
-        for calls in ((3, 1), (12, 4), (30, 7))
-        for half in (False, True)
-    ):
+    again: folders of models, then states. Every write of a state:
+    `test_kills.py`."""
+    for half, call in ((False, 3), (True, 1), (False, 30), (True, 7)):
         died = ("leave_at_write", "save", call, half)
         assert pipeline.start(faults=[died]).wait(60) == 99, (call, half)
     pipeline.run()

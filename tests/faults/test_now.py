@@ -32,7 +32,11 @@ def doing(job: Job) -> str:
 
 
 QUANTIZED = {"model__quantize": True, "model__qtype": "int8", "train__dtype": "float32"}
-COMPILED = {"train__compile": {"enabled": True, "backend": "aot_eager"}}
+COMPILED = {
+    "train__compile": {"enabled": True, "backend": "eager"},
+    # Each layer takes seconds to be traced.
+    "network__network_kwargs": {"only_if_contains": ["to_q"]},
+}
 QUANTIZING = ("toolkit.models.loading:fill", 2)
 COMPILING = ("toolkit.memory.compiling:_CompileClock._end", 1)
 

@@ -11,7 +11,7 @@ The choice of a level is in `estimate`, and offload to the CPU in `offload` and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import partial
 from hashlib import sha256
 from math import prod
@@ -123,8 +123,6 @@ def checkpoint_wrapper(level: str, hidden_size: int = 0) -> BlockWrapper:
 
 # ------------------------------------------------------------ which operations' results
 # are kept
-
-Policy = Callable[..., CheckpointPolicy]
 
 
 def _keeps_attention(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

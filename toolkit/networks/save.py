@@ -45,14 +45,6 @@ from toolkit.system.device import DTYPES
 from toolkit.system.distributed import PeerFailedError
 
 
-def to_cpu_copies(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """Copies on the CPU in `dtype`, a key of DTYPES."""
-    return {
-        name: t.detach().to("cpu", DTYPES[dtype], copy=True).contiguous()
-        for name, t in tensors.items()
-    }
-
-
 def write_safetensors_verified(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
 ) -> None:

@@ -37,6 +37,7 @@ from toolkit.optim.optimizers import (
     set_rate,
     state_tensors,
 )
+from toolkit.system.device import to_cpu_copies
 
 LORA_SHAPES: tuple[Shape, ...] = ((16, 3072), (3072, 16))
 """The factors of a LoRA of rank 16 on the published models: tried where a training does
@@ -295,12 +296,7 @@ def _stored(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A state as a checkpoint gives it back: through safetensors and JSON."""
     try:
-        in_file = save(
-            {
-                name: tensor.detach().to("cpu", copy=True).contiguous()
-                for name, tensor in tensors.items()
-            }
-        )
+        in_file = save(to_cpu_copies(tensors))
     except (
         ValueError,
         RuntimeError,

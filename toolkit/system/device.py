@@ -9,10 +9,11 @@ Called by nearly every room that computes: models, training, memory, networks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 
 import torch
+from torch import Tensor
 
 from toolkit.errors import UserError
 from toolkit.shortage import MEMORY, is_short_of
@@ -246,3 +247,15 @@ DTYPES = {
     "float32": torch.float32,
 }
 """Normalised name of `train.dtype` (computing) or `save.dtype` (files) -> dtype."""
+
+
+def to_cpu_copies(
+    tensors: Mapping[str, Tensor], dtype: str | None = None
+) -> dict[str, Tensor]:
+    """Copies in CPU memory, which training does not change. dtype: a key of DTYPES;
+    None keeps that of each."""
+    in_dtype = DTYPES[dtype] if dtype else None
+    return {
+        name: tensor.detach().to("cpu", in_dtype, copy=True).contiguous()
+        for name, tensor in tensors.items()
+    }

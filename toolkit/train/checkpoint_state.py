@@ -25,6 +25,7 @@ from toolkit.errors import RunError
 from toolkit.optim.ema import copy_into
 from toolkit.optim.optimizers import StateError, load_state_tensors, state_tensors
 from toolkit.optim.schedules import Plateau
+from toolkit.system.device import to_cpu_copies
 from toolkit.system.sharded_param import RowShard
 from toolkit.train.checkpoint_store import (
     CheckpointData,
@@ -69,7 +70,7 @@ def snapshot_state(run: Run) -> CheckpointData:
 
     return CheckpointData(
         step=run.state.step,
-        tensors={file: _cpu_copies(by_name) for file, by_name in tensors.items()},
+        tensors={file: to_cpu_copies(by_name) for file, by_name in tensors.items()},
         document={
             "state": asdict(run.state),
             "roles": plain,
@@ -81,14 +82,6 @@ def snapshot_state(run: Run) -> CheckpointData:
         rows_size=sum(shard_rows.full_bytes for shard_rows in rows.values()),
         write_rows=write if rows else lambda folder: {},
     )
-
-
-def _cpu_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in CPU memory, which training does not change."""
-    return {
-        name: tensor.detach().to("cpu", copy=True).contiguous()
-        for name, tensor in tensors.items()
-    }
 
 
 def _write_rows_on_worker(worker: WorkerContext, folder: Path) -> None:

@@ -53,10 +53,6 @@ class WorkerContext:
     """Open while the eval weights (EMA) are swapped in."""
 
 
-Rank0Command = Callable[[WorkerContext], Any]
-"""A command of rank 0, as every other rank runs it; its result is discarded."""
-
-
 def install_command_handler(worker: WorkerContext) -> None:
     """Installs the command handler on ranks > 0 and the broadcaster on rank 0."""
     process_group = worker.run.process_group

@@ -22,9 +22,10 @@ from extensions.tools.lora_tools.lora_export import (
 from toolkit.config.sections.network import NetworkConfig
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.networks.adapter import LinearAdapterNetwork
-from toolkit.networks.save import to_cpu_copies, write_safetensors_verified
+from toolkit.networks.save import write_safetensors_verified
 from toolkit.networks.spelling import SPELLINGS, STORED, Spelling, spelled
 from toolkit.registry import FAMILIES
+from toolkit.system.device import to_cpu_copies
 from toolkit.version import NAME, VERSION
 
 WRITER = f"{NAME} {VERSION}"

@@ -40,8 +40,6 @@ ALIGNED = "aligned"
 SAME = "lies on it already"
 UNMEASURED = "not measurable"
 
-Box = tuple[int, int, int, int]
-
 
 @dataclass
 class Pair:

@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.extensions.from_scratch.conftest import Planned, write_shards
-from tests.extensions.from_scratch.test_vae_process import GAN, assert_same_bytes, lines
+from tests.extensions.from_scratch.test_vae_process import GAN
+from tests.running import lines
 from tests.toolkit.data.shard_server import png, serving, write_shard, write_tar
 from toolkit.errors import RunError, UserError
 
@@ -24,6 +25,21 @@ TO_RESUME = {
     "save": {"save_every": 2},
     "train": {"steps": 4, "ema_config": {"use_ema": True}},
 }
+
+
+def assert_same_bytes(whole: Path, again: Path) -> None:
+    """Of two folders of runs with four steps: states and final files."""
+    files = [
+        f"state/step_000000004/{name}.safetensors"
+        for name in ("weights", "ema", "optimizer")
+    ]
+    files += sorted(f"job/{file.name}" for file in (whole / "job").iterdir())
+    assert len(files) > 4
+    assert [
+        file
+        for file in files
+        if (whole / file).read_bytes() != (again / file).read_bytes()
+    ] == []
 
 
 @pytest.fixture

@@ -218,12 +218,12 @@ def test_every_kind_has_units_for_the_plan(kind: NetworkKind) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*(kind for kind in OWN if kind != "full"), "lycoris"])
+@pytest.mark.parametrize("name", ["dora", "lycoris"])
 def test_a_job_stops_goes_on_and_leaves_a_file_that_is_read_back(
     run_py, write_job, trainer, make_pictures, tmp_path: Path, name: str
 ) -> None:
     """A step and one more against 2 at once, on an int8 base with every dropout and
-    checkpointing."""
+    checkpointing. A job of each kind: tests/extensions/sd_trainer/test_matrix.py."""
     folder = make_pictures(tmp_path / "2_photos", "a", "b")
     kind = {"lycoris": "lokr"}.get(name, name)
 

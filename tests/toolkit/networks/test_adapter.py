@@ -370,29 +370,37 @@ def test_a_dora_that_scales_output_rows_is_read_but_not_taken_over() -> None:
         network.load_pretrained({"layer": rows})
 
 
-def test_a_file_that_changes_biases_cannot_be_taken_over() -> None:
-    network = single(configured("lora"))[1]
-    change = LayerDelta(
-        {"up": torch.ones(6, 1), "down": torch.ones(1, 4)}, 1.0, torch.ones(6)
-    )
-    with pytest.raises(
-        UserError, match=r"changes biases \(layer\), which a network does not train"
-    ):
-        network.load_pretrained({"layer": change})
+OF_BIASES = LayerDelta(
+    {"up": torch.ones(6, 1), "down": torch.ones(1, 4)}, 1.0, torch.ones(6)
+)
+OFT = LayerDelta(
+    {"rotation_of_outputs": torch.eye(4).expand(1, 10, 4, 4)}, 1.0, size=(40, 24)
+)
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
-def test_a_file_of_a_kind_that_multiplies_the_weight_cannot_be_taken_over(
-    kind: str,
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        (
+            "lora",
+            OF_BIASES,
+            r"changes biases \(layer\), which a network does not train",
+        ),
+        *(
+            (
+                kind,
+                OFT,
+                r"an OFT \(layer\), which no network here trains.*model.base_loras",
+            )
+            for kind in ("lora", "dora", "loha", "lokr")
+        ),
+    ],
+)
+def test_a_file_of_what_no_network_trains_cannot_be_taken_over(
+    kind: str, change: LayerDelta, message: str
 ) -> None:
     network = single(configured(kind))[1]
-    change = LayerDelta(
-        {"rotation_of_outputs": torch.eye(4).expand(1, 10, 4, 4)}, 1.0, size=(40, 24)
-    )
-    with pytest.raises(
-        UserError,
-        match=r"the file is an OFT \(layer\), which no network here trains.*model.base_loras",
-    ):
+    with pytest.raises(UserError, match=message):
         network.load_pretrained({"layer": change})
 
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from toolkit.errors import RunError
 from toolkit.networks import save
-from toolkit.networks.save import STEM, to_cpu_copies, weights_digest, write_shards
+from toolkit.networks.save import STEM, weights_digest, write_shards
+from toolkit.system.device import to_cpu_copies
 
 WEIGHTS = {
     "c.weight": torch.linspace(-1, 1, 12).reshape(3, 4),

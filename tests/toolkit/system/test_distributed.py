@@ -152,34 +152,28 @@ def test_who_is_killed_is_missed_at_the_next_exchange() -> None:
 
 
 @pytest.mark.slow
-def test_who_hangs_is_given_up_after_the_time_that_was_asked_for() -> None:
+@pytest.mark.parametrize(
+    ("meet", "how"),
+    [
+        (lambda group: group.all_gather_object("late"), {"minutes": 0.5 / 60}),
+        (lambda group: group.init_process_group(0.5 / 60), {"connected": False}),
+    ],
+    ids=["hangs", "never arrives"],
+)
+def test_who_is_not_met_is_given_up_after_the_time_that_was_asked_for(
+    meet: Callable[[ProcessGroup], object], how: dict
+) -> None:
     def work(process_group: ProcessGroup) -> PeerFailedError | None:
         if process_group.rank == 1:
             process_group._store.wait(["given up"])  # no exchange, and no end
             return None
         try:
-            process_group.all_gather_object("late")
+            meet(process_group)
         except PeerFailedError as lost:
             process_group._store.set("given up", "yes")
             return lost
 
-    lost, _ = in_processes(2, work, minutes=0.5 / 60)
-    assert "died without reporting an error" in str(lost)
-
-
-@pytest.mark.slow
-def test_who_never_arrives_is_given_up_after_the_same_time() -> None:
-    def work(process_group: ProcessGroup) -> PeerFailedError | None:
-        if process_group.rank == 1:
-            process_group._store.wait(["given up"])
-            return None
-        try:
-            process_group.init_process_group(0.5 / 60)
-        except PeerFailedError as lost:
-            process_group._store.set("given up", "yes")
-            return lost
-
-    lost, _ = in_processes(2, work, connected=False)
+    lost, _ = in_processes(2, work, **how)
     assert "died without reporting an error" in str(lost)
 
 
