@@ -55,8 +55,10 @@ def _remedy(is_old: bool, *packages: str) -> str:
     folder = _ROOT / ".venv"
     own = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     start = shlex.join([str(own), *sys.argv])
-    needed = f"-r {shlex.quote(str(_ROOT / 'requirements.txt'))}"
-    if IS_INSTALLED:
+    listed = _ROOT / "requirements.txt"
+    needed = f"-r {shlex.quote(str(listed))}"
+    is_listed = not listed.is_file() or packages[0].lower() in listed.read_text("utf-8")
+    if IS_INSTALLED or not is_listed:
         needed = " ".join(packages).replace("yaml", "PyYAML")
     if own.exists() and Path(sys.prefix).resolve() != folder.resolve():
         return f"Start it with its own environment: {start}"
