@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import shutil
 import tempfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -221,6 +222,14 @@ def test_a_plan_of_packed_images_leaves_nothing(
     planned = plan_job(config).processes[0].datasets
     assert sorted(tmp_path.rglob("*")) == before
     assert [folder.images for folder in planned] == [4]
+    if kind == ".zip":
+        with zipfile.ZipFile("bad.zip", "w") as archive:
+            archive.writestr("in/odd.png", b"no picture")
+        Path("bad.yaml").write_text(job.replace(packed, "bad.zip/in"))
+        with pytest.raises(
+            UserError, match=r"^bad\.zip/in/odd\.png: |\nbad\.zip/in/odd\.png: "
+        ):
+            plan_job(load_job("bad.yaml", discover().find_config))
     unpacked(packed, Path("output/_cache/zips"))
     with monkeypatch.context() as broken:
         broken.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))

@@ -32,6 +32,11 @@ SUFFIX = ".zip"
 class _Aside(ExitStack):
     """Removes the folder that it has made, where it was asked for one."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.files = dict[str, str]()
+        """Folder of an archive in it -> the archive."""
+
     @cached_property
     def home(self) -> Path:
         folder = TemporaryDirectory(prefix="atelier-", ignore_cleanup_errors=True)
@@ -52,6 +57,18 @@ def leaving_nothing() -> Iterator[None]:
             yield
         finally:
             _aside.reset(token)
+
+
+def as_given(text: str) -> str:
+    """A message with the archives in the place of temporary folders that will be gone.
+
+    >>> as_given("pairs.zip/a.png: is damaged")
+    'pairs.zip/a.png: is damaged'
+    """
+    aside = _aside.get()
+    for folder, file in aside.files.items() if aside else ():
+        text = text.replace(folder, file)
+    return text
 
 
 def archive_in(path: str) -> tuple[str, str] | None:
@@ -86,6 +103,7 @@ def unpacked(file: str, home: Path) -> Path:
     if aside and not folder.is_dir():
         home = aside.home
         folder = home / folder.name
+        aside.files[str(folder)] = file
     if folder.is_dir():
         return folder
     home.mkdir(parents=True, exist_ok=True)
