@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import sys
 
-from toolkit.system.environment import why_not
+from toolkit.system.environment import say_damage, why_not
 
 if lack := why_not(sys.version_info[:2]):
     sys.exit(lack)
+else:
+    sys.excepthook = say_damage  # while the modules below are imported
 
 import argparse
 import faulthandler

@@ -2,7 +2,7 @@
 
 `plan_job` asks the section of each process for its `RunPlan`, in order, and tells each
 one what the processes before it will write. It scans datasets and reads the headers of
-model files. It writes nothing, downloads nothing, and does not import torch.
+model files. It leaves nothing behind, downloads nothing, and does not import torch.
 
 `check_job` makes the same plan of a job that has to wait for another one, so that its
 errors appear before anything trains. `run.py` calls both. The numbers themselves come
@@ -20,6 +20,7 @@ from jobs.places import places_of_datasets
 from toolkit.config import JobConfig, JobContext, ProcessConfig, ProcessEntry
 from toolkit.config.sections.trainer import DatasetsSection
 from toolkit.errors import InputErrors, UserError
+from toolkit.files.archives import leaving_nothing
 from toolkit.plan.run_plan import RunPlan
 
 
@@ -73,6 +74,7 @@ class JobPlan:
         )
 
 
+@leaving_nothing()
 def plan_job(
     config: JobConfig,
     restart: bool = False,

@@ -22,13 +22,12 @@ from toolkit.errors import (
     ReportedExit,
     RunError,
     UserError,
-    install_command,
     with_short_words,
 )
 from toolkit.files.log import escape_controls
 from toolkit.files.redact import redact_text
 from toolkit.shortage import shortage
-from toolkit.version import IS_INSTALLED
+from toolkit.system.environment import damaged_copy, lack_of
 
 OWN_PACKAGES = ("toolkit", "jobs", "extensions")
 """A module missing from these is an error in code; nothing that could be installed
@@ -51,6 +50,9 @@ program, wherever they are met."""
 def report(error: BaseException) -> int:
     """Prints the error to standard error and returns the exit code. UserError, RunError
     and Interrupted bring their own code. A bug is printed with its traceback."""
+    if said := damaged_copy(error):
+        print_error(said)
+        return EXIT_FAILURE
     if isinstance(error, UserError | RunError):
         print_error(str(error))
         if not isinstance(error, ExtensionError):
@@ -131,8 +133,5 @@ def _hint_at_missing_module(error: BaseException) -> None:
         and (quoted or match[0] == name)
         and match[0].split(".")[0] not in OWN_PACKAGES
     ):
-        needed = match[0] if IS_INSTALLED else "-r requirements.txt"
-        print_error(
-            f"The Python package {match[0]!r} is not installed. Install what the program needs: "
-            f"{install_command(needed)} (a package of an extension: see the extension's README)."
-        )
+        of_others = "(A package of an extension: see the extension's README.)"
+        print_error(f"{lack_of(match[0])}\n{of_others}")

@@ -130,6 +130,61 @@ RATE = "caption_dropout_rate: 0.05"
 
 JOBS = [
     *slips(
+        "optimizer: adamw",
+        (
+            "optimizer: torch.nn.Linear",
+            "is not an optimizer. Give a class such as 'torch.optim.AdamW'.",
+            "optimizer: torch.optim.AdamW",
+        ),
+    ),
+    *slips(
+        DEVICE,
+        (
+            f"{DEVICE}\nstop_when: {{no_better_within: 95%}}",
+            "needs the section 'validation'. Add it, or use 'below'.",
+            f"{DEVICE}\nstop_when: {{below: 0.01}}",
+        ),
+        (
+            f"{DEVICE}\nstop_when: {{no_better_within: 95%}}",
+            "needs the section 'validation'. Add it, or use 'below'.",
+            f"{DEVICE}\nstop_when: {{no_better_within: 95%}}\nvalidation: {{fraction: 0.25, every: 5}}",
+        ),
+        (
+            f"{DEVICE}\nstop_when: {{no_better_within: 95%}}\nvalidation: {{fraction: 0.25, every: 0}}",
+            "Set 'validation.every', such as a twentieth of the steps.",
+            f"{DEVICE}\nstop_when: {{no_better_within: 95%}}\nvalidation: {{fraction: 0.25, every: 2}}",
+        ),
+        (
+            f"{DEVICE}\nstop_when: {{metric: validation/loss, below: 0.1}}",
+            "needs the section 'validation'. Add it, or use 'loss'.",
+            f"{DEVICE}\nstop_when: {{metric: loss, below: 0.1}}",
+        ),
+    ),
+    *slips(
+        FOLDER,
+        (
+            f"{FOLDER}\n  mask_path: datasets/robot",
+            "Give another folder, or 'alpha_mask: true' to use the transparency of the images.",
+            f"{FOLDER}\n  alpha_mask: true",
+        ),
+    ),
+    *slips(
+        "lr_scheduler: constant",
+        (
+            "lr_scheduler: linear\nlr_scheduler_params: {end_factor: 0.1}",
+            "the rate begins at a third, as in ai-toolkit. Give 'start_factor: 1' to begin at all of it.",
+            "lr_scheduler: linear\nlr_scheduler_params: {end_factor: 0.1, start_factor: 1}",
+        ),
+    ),
+    *slips(
+        LR,
+        (
+            f"{LR}\ndiff_output_preservation: true",
+            "Set what it is an example of, such as 'woman'.",
+            f"{LR}\ndiff_output_preservation: true\ndiff_output_preservation_class: woman",
+        ),
+    ),
+    *slips(
         "steps: 30",
         ("steps: 2k", "'2k' is not a whole number. Write 2000.", "steps: 2000"),
         ("steps: 2,000", "Write 2000.", "steps: 2000"),

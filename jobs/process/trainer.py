@@ -591,9 +591,20 @@ class Trainer(BaseTrainProcess):
             process_group=self.process_group,
             should_stop=lambda: self.request.requested,
         )
+        run.status_fields[run_files.ORIGIN] = self._origin()
         if self.section.save.states == "never":
             run.status_fields[run_files.RECORD] = self.resumption.record
         return run
+
+    def _origin(self) -> dict[str, str]:
+        """The file of the job, for a later resume; of a start from the saved copy, the
+        one that the copy came from. Empty where the file alone is not the job."""
+        job = self.job.job_config
+        file = job.path.absolute()
+        if file == (self.save_root / run_files.CONFIG).absolute():
+            before = run_files.read_status(self.save_root).get(run_files.ORIGIN)
+            return before if isinstance(before, dict) else {}
+        return {"file": str(file), "cwd": str(Path.cwd())} if job.whole else {}
 
     def load_checkpoint(self, run: Run) -> None:
         """Loads the checkpoint into the run; from here on all ranks have the same

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import shutil
+import tempfile
+import zipfile
 from pathlib import Path
 
 import pytest
 from pydantic import Field
 
 from jobs.dry_run import plan_job
-from toolkit.config import JobConfig, JobContext, ProcessConfig, ProcessEntry
+from tests.first_hour import JOB, images
+from toolkit.config import JobConfig, JobContext, ProcessConfig, ProcessEntry, load_job
 from toolkit.errors import DataErrors, Diagnostic, UserError
+from toolkit.extension import discover
+from toolkit.files.archives import unpacked
 from toolkit.plan.run_plan import RunPlan
 
 
@@ -178,3 +185,52 @@ def test_errors_in_a_dataset_follow_the_line_of_the_job_that_names_it() -> None:
         "my_job.yaml:10:3: captions_file: 1 row of 'a.csv' cannot be used:",
         "a.csv:7: bad",
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [".zip", ".parquet"])
+def test_a_plan_of_packed_images_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Neither in the cache, nor beside the images, nor in the folder for temporary
+    files; with the same plan as the start, whose images are unpacked."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    Path("temporary").mkdir()
+    images(tmp_path)
+    packed = "datasets/robot" + kind
+    if kind == ".zip":
+        shutil.make_archive("datasets/robot", "zip", "datasets/robot")
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        importlib.import_module("pyarrow.parquet").write_table(
+            pyarrow.table(
+                {
+                    "image": [
+                        picture.read_bytes()
+                        for picture in sorted(Path("datasets/robot").glob("*.jpg"))
+                    ],
+                    "text": ["a photo"] * 4,
+                }
+            ),
+            packed,
+        )
+    job = JOB.replace("folder_path: datasets/robot", f"folder_path: {packed}")
+    Path("job.yaml").write_text(job)
+    config = load_job("job.yaml", discover().find_config)
+    before = sorted(tmp_path.rglob("*"))
+    planned = plan_job(config).processes[0].datasets
+    assert sorted(tmp_path.rglob("*")) == before
+    assert [folder.images for folder in planned] == [4]
+    if kind == ".zip":
+        with zipfile.ZipFile("bad.zip", "w") as archive:
+            archive.writestr("in/odd.png", b"no picture")
+        Path("bad.yaml").write_text(job.replace(packed, "bad.zip/in"))
+        with pytest.raises(
+            UserError, match=r"^bad\.zip/in/odd\.png: |\nbad\.zip/in/odd\.png: "
+        ):
+            plan_job(load_job("bad.yaml", discover().find_config))
+    unpacked(packed, Path("output/_cache/zips"))
+    with monkeypatch.context() as broken:
+        broken.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+        assert plan_job(config).processes[0].datasets == planned

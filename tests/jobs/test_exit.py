@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import PackageNotFoundError
 
 import pytest
@@ -83,7 +84,7 @@ def test_a_missing_package_says_what_to_install(
         outer.__cause__ = error
         error = outer
     assert report(error) == 1
-    assert "'torch' is not installed" in capsys.readouterr().err.splitlines()[-1]
+    assert f"'torch' is not installed for {sys.executable}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -101,8 +102,10 @@ def test_a_library_that_misses_a_package_of_its_own_is_told_by_its_name(
     name is a whole sentence."""
     sentence = f"The {requirement!r} distribution was not found and is required by this application. Try: pip install x"
     assert report(raised(PackageNotFoundError(sentence))) == 1
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"The Python package {name!r} is not installed. Install")
+    said = capsys.readouterr().err
+    assert (
+        f"\nThe Python package {name!r} is not installed for {sys.executable}" in said
+    )
 
 
 def test_guarded_gives_the_code_of_either(capsys: pytest.CaptureFixture[str]) -> None:

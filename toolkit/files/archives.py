@@ -15,9 +15,11 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import NamedTuple
 
 from toolkit.files import parquet
@@ -25,6 +27,48 @@ from toolkit.files.unreadable import LONGEST, in_its_place
 from toolkit.files.writing import lacks_room, readable_size
 
 SUFFIX = ".zip"
+
+
+class _Aside(ExitStack):
+    """Removes the folder that it has made, where it was asked for one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files = dict[str, str]()
+        """Folder of an archive in it -> the archive."""
+
+    @cached_property
+    def home(self) -> Path:
+        folder = TemporaryDirectory(prefix="atelier-", ignore_cleanup_errors=True)
+        return Path(self.enter_context(folder))
+
+
+_aside: ContextVar[_Aside | None] = ContextVar("aside", default=None)
+"""Has the folder for archives that the cache does not have; None: the cache itself."""
+
+
+@contextmanager
+def leaving_nothing() -> Iterator[None]:
+    """Inside the block, archives that the cache does not have are unpacked into a
+    temporary folder, which is removed at the end."""
+    with _Aside() as aside:
+        token = _aside.set(aside)
+        try:
+            yield
+        finally:
+            _aside.reset(token)
+
+
+def as_given(text: str) -> str:
+    """A message with the archives in the place of temporary folders that will be gone.
+
+    >>> as_given("pairs.zip/a.png: is damaged")
+    'pairs.zip/a.png: is damaged'
+    """
+    aside = _aside.get()
+    for folder, file in aside.files.items() if aside else ():
+        text = text.replace(folder, file)
+    return text
 
 
 def archive_in(path: str) -> tuple[str, str] | None:
@@ -45,8 +89,8 @@ def archive_in(path: str) -> tuple[str, str] | None:
 
 def unpacked(file: str, home: Path) -> Path:
     """The folder in `home` with the files of a zip file, or the pictures of a Parquet
-    file, which is unpacked where it is not there yet; folders of its earlier versions
-    are removed.
+    file, which is unpacked where it is not there yet, inside `leaving_nothing`
+    elsewhere; folders of its earlier versions are removed.
 
     Raises OSError for a file that cannot be unpacked, saying why.
     """
@@ -55,6 +99,11 @@ def unpacked(file: str, home: Path) -> Path:
     size_and_time = repr((status.st_size, status.st_mtime_ns)).encode()
     version = hashlib.sha256(size_and_time).hexdigest()[:16]
     folder = home / f"{place}-{version}"
+    aside = _aside.get()
+    if aside and not folder.is_dir():
+        home = aside.home
+        folder = home / folder.name
+        aside.files[str(folder)] = file
     if folder.is_dir():
         return folder
     home.mkdir(parents=True, exist_ok=True)

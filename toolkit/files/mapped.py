@@ -5,8 +5,9 @@ Nothing of them is memory of this process that the system could not take back. W
 that are kept from an earlier start (`toolkit.models.kept`) are mapped, and offloading
 (`toolkit.memory.offload`) tells the system which are read next and which were read.
 
-A page that the disk does not give is SIGBUS, which ends the process. `read_in` makes an
-error of it.
+A page that the disk does not give is SIGBUS, which ends the process, and bytes that
+somebody overwrites are other weights. `read_in` makes an error of both; whatever uses a
+mapped tensor calls it before.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 from weakref import WeakValueDictionary
 
 from toolkit.errors import RunError
@@ -60,6 +61,16 @@ class _Map(mmap.mmap):
     """A map that knows its file."""
 
     path: Path
+    file: BinaryIO
+    version: tuple[int, int]
+    """Of the file when it was mapped; see `_version`."""
+
+
+def _version(file: BinaryIO) -> tuple[int, int]:
+    """Bytes of an open file, and when they last changed. Its entry changes where it is
+    renamed or deleted, which is no damage."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 _maps: WeakValueDictionary[int, _Map] = WeakValueDictionary()
@@ -71,9 +82,13 @@ def mapped_bytes(path: Path) -> Tensor:
     process. The file may be renamed and deleted meanwhile."""
     import torch
 
-    with path.open("rb") as file:
+    file = path.open("rb")
+    try:
         area = _Map(file.fileno(), 0, access=mmap.ACCESS_READ)
-    area.path = path
+    except BaseException:
+        file.close()
+        raise
+    area.path, area.file, area.version = path, file, _version(file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that they cannot be written to
         tensor = torch.frombuffer(area, dtype=torch.uint8)
@@ -102,20 +117,24 @@ def will_read(tensor: Tensor) -> None:
     _advise(tensor, getattr(mmap, "MADV_WILLNEED", None))
 
 
-def read_in(tensor: Tensor) -> None:
-    """Reads a mapped tensor from the disk before it is used. Raises RunError where the
-    disk does not give its bytes. A system that cannot read so (`POPULATE_READ`) reads
-    them at their use."""
-    try:
-        _advise(tensor, POPULATE_READ)
-    except OSError as error:
-        if error.errno == errno.EFAULT:
-            path = _maps[tensor.untyped_storage().data_ptr()].path
-            raise RunError(
-                f"{path}: the disk no longer gives the bytes of this file of the kept model. Start again: a damaged "
-                "one is made again. If it happens again, set model.keep_quantized: false, or use a training_folder on "
-                "another disk."
-            ) from error
+def read_in(*tensors: Tensor) -> None:
+    """Reads mapped tensors from the disk before they are used; others are left out.
+    Raises RunError where the disk does not give their bytes, or the file was changed. A
+    system that cannot read so (`POPULATE_READ`) reads them at their use."""
+    for tensor in filter(is_mapped, tensors):
+        area = _maps[tensor.untyped_storage().data_ptr()]
+        try:
+            if _version(area.file) == area.version:
+                _advise(tensor, POPULATE_READ)
+                continue
+        except OSError as error:
+            if error.errno not in (errno.EFAULT, errno.EIO, errno.ESTALE):
+                continue
+        raise RunError(
+            f"{area.path}: this file of the kept model was changed, or the disk no longer gives its bytes. Start "
+            "again: a damaged one is made again. If it happens again, set model.keep_quantized: false, or use a "
+            "training_folder on another disk."
+        )
 
 
 def was_read(tensor: Tensor) -> None:

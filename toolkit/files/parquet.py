@@ -269,6 +269,8 @@ def unpack(path: str | Path, folder: Path) -> None:
     Raises ParquetError, also where the disk is too small, and OSError.
     """
     file = ParquetRows(path)
+    if not file.count:
+        raise ParquetError("has no rows. Take it out")
     if not file.pictures:
         raise ParquetError("is a table without pictures. Give it as 'captions_file'")
     fault = lacks_room(file.size, folder)
@@ -277,6 +279,8 @@ def unpack(path: str | Path, folder: Path) -> None:
     known: dict[bytes, Path] = {}
     with open(folder / TABLE, "w", encoding="utf-8") as table:
         for number, row in enumerate(file.rows()):
+            if not any(key in row for key in file.pictures):
+                raise ParquetError(f"has no picture in row {number}. Remove the row")
             name = f"{number:07}"
             record = {
                 key: _written(value, key, name, folder, known)

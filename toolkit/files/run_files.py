@@ -95,6 +95,10 @@ RECORD = "record"
 """Key in run.json of a run without states: the record of its job that a checkpoint
 would have (`ResumePlan.record`)."""
 
+ORIGIN = "origin"
+"""Key in run.json: `file` and `cwd`, the path of the job's file, and the working
+directory in which it was started; empty where the command line changed the job."""
+
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 

@@ -29,6 +29,7 @@ from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network import Network
 from toolkit.contracts.network_kinds import NetworkKind, Shapes
 from toolkit.errors import UserError
+from toolkit.files.mapped import read_in
 from toolkit.networks.lora_formats import LayerDelta
 from toolkit.networks.spelling import EXPORTED_PREFIX
 from toolkit.system.seeding import generator
@@ -492,6 +493,8 @@ class AdapterLinear(nn.Module):
 def dequantized_weight(layer: nn.Linear, device: torch.device | None = None) -> Tensor:
     """The frozen weight of a layer in float32, dequantized if necessary. device: None
     keeps the layer's device."""
+    if not torch.compiler.is_compiling():
+        read_in(*layer.parameters(), *layer.buffers())
     weight = layer.weight.detach()
     return (
         (weight if type(weight) is Tensor else weight.dequantize()).to(device).float()

@@ -28,17 +28,20 @@ from toolkit.networks.adapter_settings import (
     read_settings,
 )
 from toolkit.networks.lora_formats import (
+    BESIDE_LAYERS,
+    FULLRANK,
+    FULLRANK_REMEDY,
     MATMUL_PAIRS,
-    MISSING_REMEDY,
-    MISSING_SETTINGS,
     PARTS,
     LayerDelta,
     adds_nothing,
     check_parts,
     ignores_alpha,
+    is_fullrank,
     keys_without_strength,
     lacks_a_matrix,
     layer_scale,
+    missing_settings,
     rank_of,
     without_prefix,
 )
@@ -187,6 +190,8 @@ def _faults(matrices: Mapping[str, Tensor]) -> str:
         return "not_finite"
     if any(not tensor.numel() for tensor in matrices.values()):
         return "rank_zero"
+    if is_fullrank(matrices):
+        return "fullrank"
     if lacks_a_matrix(matrices):
         return "incomplete"
     form = form_of(matrices)
@@ -212,6 +217,7 @@ _BROKEN = {
         "matrices of rank 0, which change nothing.",
         "Train with a rank of 1 or more, or convert the original file again.",
     ),
+    "fullrank": (f"{FULLRANK}.", FULLRANK_REMEDY),
     "incomplete": (
         "only one of their matrices, or an alpha alone: the other was lost.",
         "Take the file as its trainer saved it; if it was converted, convert it again.",
@@ -262,10 +268,8 @@ def _of_settings(
     if settings is None:
         without = keys_without_strength(keys)
         if without:
-            message = MISSING_SETTINGS.format(without[0])
-            yield finding(
-                "settings_missing", message[0].upper() + message[1:], MISSING_REMEDY
-            )
+            message, remedy = missing_settings(without[0])
+            yield finding("settings_missing", message[0].upper() + message[1:], remedy)
         return
     reason, remedy = settings.fault
     if reason:
@@ -283,6 +287,9 @@ def _unread(read: FileLayers, count: int) -> Iterator[Diagnostic]:
     if kinds:
         problem = f"hold {kinds[0]}"
         remedy = "Extract a LoRA of it (run.py extract)."
+    elif all(map(BESIDE_LAYERS.match, names)):
+        problem = "are embeddings that OneTrainer puts beside a LoRA"
+        remedy = "Save it without them there (bundle_additional_embeddings)."
     else:
         problem = "are of no known form of a LoRA"
         remedy = "Give a LoRA file, not a model or a text encoder."

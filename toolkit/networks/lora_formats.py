@@ -16,6 +16,9 @@ Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 from __future__ import annotations
 
 import math
+import re
+import shlex
+import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -115,6 +118,15 @@ BROKEN = "The file is damaged, or its training failed. Take an earlier one, or s
 """The remedy for a file whose numbers or matrices are missing."""
 
 OTHER = "Give a file of this model, without layers of other parts."
+
+BESIDE_LAYERS = re.compile(
+    r"(?:base_model\.model\.)?(?:lora_te\d?_|text_encoders?(?:_\d)?[._])|bundle_emb\."
+)
+"""Beginnings of the names of a text encoder's layers, and of embeddings that OneTrainer
+puts beside a LoRA."""
+
+FULLRANK = "a whole matrix in the place of each lora_A, as network.type fullrank of ai-toolkit saves them"
+FULLRANK_REMEDY = "Train it as lora or lokr there."
 """The remedy for a file with more layers than the model."""
 
 NO_BIAS = "This model has none there. Use the file with the model it is of."
@@ -538,8 +550,30 @@ def _locate(key: str, names: Mapping[str, str]) -> tuple[str, str] | None:
     return None
 
 
+def without_beside(source: str) -> str:
+    """The command that leaves out what `BESIDE_LAYERS` names."""
+    target = Path(source).with_suffix(".transformer.safetensors")
+    code = (
+        "import re; from safetensors.torch import load_file, save_file; "
+        f"save_file({{k: v for k, v in load_file({source!r}).items() "
+        f"if not re.match(r'{BESIDE_LAYERS.pattern}', k)}}, {str(target)!r})"
+    )
+    return f"A file without them: {shlex.join([sys.executable, '-c', code])}"
+
+
+def is_fullrank(parts: Mapping[str, Tensor]) -> bool:
+    """Whether a layer has one matrix, which is too large for a rank."""
+    if parts.keys() != {"down"}:
+        return False
+    outputs, inputs = parts["down"].shape[0], parts["down"].shape[-1]
+    return outputs >= 256 and 4 * outputs >= inputs
+
+
 def _about_unknown(source: str, keys: list[str]) -> str:
     """Why these keys cannot be used, with the first key of the most specific reason."""
+    if all(map(BESIDE_LAYERS.match, keys)):
+        what = f"{len(keys)} keys are of a text encoder or of embeddings, such as {keys[0]!r}"
+        return f"{source}: {what}. {without_beside(source)}"
     for key in keys:
         what = unread_kind(key)
         if what:
@@ -614,6 +648,8 @@ def _module(
         )
     if "row_norms" in parts:
         parts["dora_scale"] = parts.pop("row_norms").reshape(-1, 1)
+    if is_fullrank(parts):
+        raise UserError(f"{source}: holds {FULLRANK}, as {name}. {FULLRANK_REMEDY}")
     if lacks_a_matrix(parts):
         held = ", ".join(sorted(parts)) or "alpha"
         raise UserError(
@@ -724,11 +760,7 @@ def settings_of(
     if settings is None:
         without = keys_without_strength(keys)
         if without:
-            raise UserError(
-                f"{source}: {MISSING_SETTINGS.format(without[0])} {MISSING_REMEDY}"
-                + " An OFT of OneTrainer has none, and is not read."
-                * ("oft_R" in without[0])
-            )
+            raise UserError(f"{source}: {' '.join(missing_settings(without[0]))}")
         return None
     reason, remedy = settings.fault
     if reason:
@@ -736,8 +768,13 @@ def settings_of(
     return settings
 
 
-MISSING_SETTINGS = f"its keys are peft's, such as {{!r}}. Their strength is in {CONFIG_FILE}, which is missing."
-MISSING_REMEDY = f"Put the file back next to the {CONFIG_FILE} that it was saved with."
+def missing_settings(key: str) -> tuple[str, str]:
+    """What is wrong with a file of such keys without peft's settings, and the remedy."""
+    remedy = f"Put the file back next to the {CONFIG_FILE} that it was saved with."
+    if "oft_R" in key:
+        remedy += " An OFT of OneTrainer has none, and is not read: train a LoRA, LoHa or LoKr there."
+    what = f"its keys are peft's, such as {key!r}. Their strength is in {CONFIG_FILE}, which is missing."
+    return what, remedy
 
 
 def keys_without_strength(keys: Collection[str]) -> list[str]:

@@ -95,6 +95,7 @@ class SdPlanner(Planner[DiffusionSection]):
         machine: Machine | None = None,
     ) -> None:
         super().__init__(section, job, machine)
+        self._estimates = dict[tuple[int, bool | None], MemoryEstimate]()
         if job.card and self.here.kind == "cuda":
             card = asked_card(job.card)
             self.machine = Machine("cuda", card.memory_gb * GB, asked=card.called)
@@ -189,9 +190,15 @@ class SdPlanner(Planner[DiffusionSection]):
         if self.job.yet_to_come(self.section.model.folder()):
             return None
         compiled = False if self.against_compiling else None
-        return plan_memory(
-            self.section, groups_of(self.section, data), self.machine, compiled=compiled
-        )
+        key = id(data), compiled
+        if key not in self._estimates:  # the time asks for it first
+            self._estimates[key] = plan_memory(
+                self.section,
+                groups_of(self.section, data),
+                self.machine,
+                compiled=compiled,
+            )
+        return self._estimates[key]
 
     def savings(self) -> Iterable[str]:
         return [change.text for change in suggestions(self.section)]

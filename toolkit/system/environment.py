@@ -1,5 +1,6 @@
 """Whether this Python can run the program: its version, and the packages that each
-command imports first. `run.py` asks before it imports anything else.
+command imports first, which `run.py` asks before it imports anything else; and what to
+do where an import fails later, which `jobs.exit` asks.
 
 Any Python 3.8 or newer can read this module, which imports no other before it knows the
 version.
@@ -12,6 +13,8 @@ import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from traceback import walk_tb
+from types import TracebackType
 
 from toolkit.version import IS_INSTALLED
 
@@ -33,26 +36,30 @@ def why_not(version: tuple[int, ...]) -> str:
     >>> why_not((3, 10)).partition(". ")[0]
     'Python 3.10 is too old: Atelier needs 3.11, 3.12 or 3.13'
     """
-    is_old = version < LEAST
-    called = f"Python {version[0]}.{version[1]}"
+    if version < LEAST:
+        lack = f"Python {version[0]}.{version[1]} is too old: Atelier needs {VERSIONS}"
+        return f"{lack}. {_remedy(True, *IMPORTED_FIRST)}"
     missing = [name for name in IMPORTED_FIRST if find_spec(name) is None]
-    if is_old:
-        lack = f"{called} is too old: Atelier needs {VERSIONS}"
-    elif missing:
-        lack = f"The Python package {missing[0]!r} is not installed for {sys.executable} ({called})"
-    else:
-        return ""
-    return f"{lack}. {_remedy(is_old)}"
+    return lack_of(*missing) if missing else ""
 
 
-def _remedy(is_old: bool) -> str:
+def lack_of(*packages: str) -> str:
+    """That the first of these packages is missing, and the remedy."""
+    called = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
+    lack = f"The Python package {packages[0]!r} is not installed for {sys.executable} ({called})"
+    return f"{lack}. {_remedy(False, *packages)}"
+
+
+def _remedy(is_old: bool, *packages: str) -> str:
     """The commands after which the program starts."""
     folder = _ROOT / ".venv"
     own = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     start = shlex.join([str(own), *sys.argv])
-    needed = f"-r {shlex.quote(str(_ROOT / 'requirements.txt'))}"
-    if IS_INSTALLED:
-        needed = " ".join(IMPORTED_FIRST).replace("yaml", "PyYAML")
+    listed = _ROOT / "requirements.txt"
+    needed = f"-r {shlex.quote(str(listed))}"
+    is_listed = not listed.is_file() or packages[0].lower() in listed.read_text("utf-8")
+    if IS_INSTALLED or not is_listed:
+        needed = " ".join(packages).replace("yaml", "PyYAML")
     if own.exists() and Path(sys.prefix).resolve() != folder.resolve():
         return f"Start it with its own environment: {start}"
     if not is_old and (IS_INSTALLED or sys.prefix != sys.base_prefix):
@@ -65,3 +72,30 @@ def _remedy(is_old: bool) -> str:
     return (
         f"Make its environment, and start it there:\n  {made}\n  {install}\n  {start}"
     )
+
+
+def damaged_copy(error: BaseException) -> str:
+    """That Python's compiled copy of a module is damaged, as a full disk leaves it, and
+    the command that makes it again; empty where the error is another one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        frames = [frame for frame, _ in walk_tb(cause.__traceback__)]
+        if frames and frames[-1].f_code.co_name == "_compile_bytecode":
+            names = frames[-2].f_locals  # of importlib's get_code
+            folder = shlex.quote(str(Path(names["source_path"]).parent))
+            again = f"{shlex.quote(sys.executable)} -m compileall -q -f {folder}"
+            what = f"{names['bytecode_path']}: this compiled copy of a Python module is damaged"
+            return f"{what} ({cause}), as a disk that was full leaves it. Make it again: {again}"
+        cause = cause.__cause__ or cause.__context__
+    return ""
+
+
+def say_damage(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Prints `damaged_copy`, or the error as Python does. For `sys.excepthook`."""
+    said = damaged_copy(error)
+    if said:
+        sys.stderr.write(f"{said}\n")
+    else:
+        sys.__excepthook__(kind, error, trace)

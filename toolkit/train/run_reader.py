@@ -154,6 +154,9 @@ class RunInfo:
     config: Path | None
     """The saved job file."""
 
+    origin: tuple[str, str] | None
+    """The file that the job was started from, and the working directory then."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -349,7 +352,16 @@ def _info(folder: Path) -> RunInfo:
         best_step=_whole(best, "step"),
         best_loss=_number(best, "loss"),
         config=config if config.is_file() else None,
+        origin=_origin(document.get(run_files.ORIGIN)),
     )
+
+
+def _origin(entry: object) -> tuple[str, str] | None:
+    """The record `origin` in run.json; None for anything else."""
+    if not isinstance(entry, dict):
+        return None
+    file, cwd = _text(entry, "file"), _text(entry, "cwd")
+    return (file, cwd) if file and cwd else None
 
 
 def _now(document: Row) -> Now | None:

@@ -41,6 +41,7 @@ from toolkit.networks.adapter_health import (
     layers_of,
 )
 from toolkit.networks.lora_formats import (
+    BESIDE_LAYERS,
     LayerDelta,
     fused_layers,
     read_tensors,
@@ -247,11 +248,6 @@ OTHER_ARCHITECTURES = re.compile(
 """Beginnings of `modelspec.architecture` of models that this program does not support.
 Some have the same names and widths of layers."""
 
-TEXT_ENCODER = re.compile(
-    r"(?:base_model\.model\.)?(?:lora_te\d?_|text_encoders?(?:_\d)?[._])"
-)
-"""Beginnings of the names of a text encoder's layers."""
-
 _WRAPPERS = ("model.", "module.", "_orig_mod.", "pipe.dit.")
 NEEDLESS = tuple(prefix for prefix in (*PREFIXES, *_WRAPPERS) if prefix)
 """Beginnings that programs and their wrappers put before a layer's name."""
@@ -394,7 +390,7 @@ def _of_model(
         message = f"{len(layers)} of {len(stems)} layers {what}, such as {layers[0]}."
         return finding(check, message, remedy, layers)
 
-    encoder = [stem for stem in left if names and TEXT_ENCODER.match(stem)]
+    encoder = [stem for stem in left if names and BESIDE_LAYERS.match(stem)]
     if encoder:
         remedy = f"Programs leave them out: {title} has no LoRA on its text encoder. Train without it."
         yield told("other_layers", encoder, "are of a text encoder", remedy)

@@ -242,6 +242,27 @@ def same_tensors(one: Path, two: Path) -> bool:
     )
 
 
+@pytest.mark.slow
+def test_a_run_records_the_file_that_it_was_started_from(start, tmp_path: Path) -> None:
+    """Also where its saved copy goes on; a job that the command line changed is in no
+    file."""
+    folder = start(train={"steps": 1}, save={"max_states_to_keep": 0})
+    origin = {"file": str(tmp_path / "job.yaml"), "cwd": str(tmp_path)}
+
+    assert json.loads((folder / "run.json").read_text())["origin"] == origin
+    table = discover([tmp_path / "drop_ins"])
+    for steps, file, options, expected in (
+        (2, folder / "config.yaml", {}, origin),
+        (3, tmp_path / "job.yaml", {"name": "job"}, {}),
+    ):
+        text = re.sub(r"\bsteps(\W+)1\b", rf"steps\g<1>{steps}", file.read_text())
+        file.write_text(text)
+        with shown():
+            config = load_job(file, table.find_config, **options)
+            ExtensionJob(config, table, JobOptions()).run()
+        assert json.loads((folder / "run.json").read_text())["origin"] == expected
+
+
 def test_it_trains_saves_and_tells_as_every_trainer_does(start, tmp_path: Path) -> None:
     folder = start()
     assert len(set(losses(folder))) == 6

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from toolkit.errors import RunError
+from toolkit.files import mapped
 from toolkit.files.mapped import (
     is_mapped,
     mapped_bytes,
@@ -62,24 +63,47 @@ def test_a_file_may_go_while_it_is_mapped(tmp_path: Path) -> None:
     assert tensor.tolist() == list(range(200))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reads a map so")
-def test_bytes_that_the_disk_no_longer_has_are_an_error_that_names_the_file(
-    tmp_path: Path,
+def replaced_by_nan(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"\xff" * path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda path: os.truncate(path, 5000), replaced_by_nan], ids=["cut", "nan"]
+)
+def test_bytes_that_are_no_longer_those_that_were_mapped_name_their_file(
+    tmp_path: Path, harm
 ) -> None:
     path = tmp_path / "bytes"
     path.write_bytes(bytes(8192) + b"x" * 8192)
+    os.utime(path, (1, 1))
     tensor = mapped_bytes(path)
     will_be_at(tensor, tmp_path / "entry" / "later")
     read_in(tensor)
     assert int(tensor[-1]) == ord("x")
     was_read(tensor)
-    os.truncate(path, 5000)
-    read_in(tensor[:8000])  # the rest of its last page is zeros
-    for part in (tensor, tensor[8192:], tensor[-1:].view(torch.int8)):
+    harm(path)
+    for part in (tensor, tensor[:10], tensor[8192:], tensor[-1:].view(torch.int8)):
         with pytest.raises(RunError, match=r"keep_quantized: false") as caught:
-            read_in(part)
+            read_in(torch.zeros(3), part)
         assert str(caught.value).startswith(f"{tmp_path / 'entry' / 'later'}: ")
     read_in(torch.zeros(3))  # in no file
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reads a map so")
+def test_bytes_that_the_disk_does_not_give_are_such_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file looks as it was, as where a disk fails."""
+    path = tmp_path / "bytes"
+    path.write_bytes(b"x" * 16384)
+    tensor = mapped_bytes(path)
+    before = mapped._maps[tensor.data_ptr()].version
+    monkeypatch.setattr(mapped, "_version", lambda file: before)
+    os.truncate(path, 5000)
+    read_in(tensor[:8000])  # the rest of its last page is zeros
+    with pytest.raises(RunError, match=r"no longer gives its bytes"):
+        read_in(tensor)
 
 
 CUT = """

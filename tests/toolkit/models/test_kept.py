@@ -21,10 +21,12 @@ from tests.small_kept import read_small, small_kept, small_start
 from toolkit.config.sections.model import ModelConfig
 from toolkit.errors import RunError
 from toolkit.files.mapped import is_mapped
-from toolkit.memory.offload import HostBlock
+from toolkit.memory.offload import BlockSwap, HostBlock
 from toolkit.models import kept
 from toolkit.models.families import kept_bytes
 from toolkit.models.kept import kept_entries
+from toolkit.models.qwen_image.modulation_cache import ModulationCache
+from toolkit.networks.lora import DoraNetwork
 from toolkit.train.base_model import kept_name, load_base_model
 
 CPU = torch.device("cpu")
@@ -146,6 +148,39 @@ def test_the_weights_of_a_table_stay_in_the_file_and_the_rest_is_one_piece(
     assert len(rest.memory) <= sum(
         -(-tensor.nbytes // 256) * 256 for tensor in swapped.state_dict().values()
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("keys", "use"),
+    [
+        (
+            {"blocks_to_swap": 2},
+            lambda model: DoraNetwork(
+                ["transformer_blocks.1.attn.to_q"], 4, 4.0, dropout=0.0, seed=1
+            ).attach(model),
+        ),
+        (
+            {"modulation_table": True},
+            lambda model: ModulationCache(
+                model, CPU, torch.bfloat16, BlockSwap
+            ).prefetch_timesteps([0.5]),
+        ),
+    ],
+    ids=["dora", "table"],
+)
+def test_an_entry_that_is_overwritten_meanwhile_is_no_weight(
+    tiny_model: Path, tmp_path: Path, keys: dict, use
+) -> None:
+    """Also where weights are used before they are brought to the device."""
+    model = transformer(tiny_model, tmp_path, qtype="int8", **keys)
+    (entry,) = kept_entries(tmp_path / "_cache")
+    for file in entry.folder.glob("*.safetensors"):
+        os.utime(file, (1, 1))
+        file.write_bytes(b"\xff" * file.stat().st_size)
+    with pytest.raises(RunError, match=r"keep_quantized: false") as caught:
+        use(model)
+    assert str(caught.value).startswith(f"{entry.folder}")
 
 
 def test_nothing_is_mapped_where_weights_take_each_others_place(

@@ -2,6 +2,8 @@
 (tests/golden/lora_files)."""
 
 import json
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,13 @@ from safetensors.torch import save_file
 from toolkit.contracts.model import ROWS_OF
 from toolkit.errors import UserError
 from toolkit.models.qwen_image.family import FAMILY
-from toolkit.networks.lora_formats import BROKEN, OTHER, load_adapter_file
+from toolkit.networks.adapter_health import health
+from toolkit.networks.lora_formats import (
+    BROKEN,
+    OTHER,
+    load_adapter_file,
+    parse_adapter_tensors,
+)
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "lora_files"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))["files"]
@@ -510,3 +518,45 @@ def test_a_file_that_cannot_be_used_is_refused_with_a_remedy(
     with pytest.raises(UserError) as caught:
         load_adapter_file(_written(tmp_path, tensors), [TO_Q])
     assert str(caught.value).endswith(f". {remedy}")
+
+
+BESIDE = (
+    "text_encoder.model.language_model.layers.0.self_attn.q_proj.lora_down.weight",
+    "lora_te_model_layers_0_self_attn_q_proj.alpha",
+    "lora_te1_model_layers_0_self_attn_q_proj.lora_up.weight",
+    "bundle_emb.anna.text_encoder",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", BESIDE)
+def test_a_text_encoder_beside_is_left_out_by_the_command_that_is_told(
+    tmp_path: Path, key: str
+) -> None:
+    """As OneTrainer puts it into a LoRA's file."""
+    source = tmp_path / "my lora.safetensors"
+    own = {
+        "to_q.lora_A.weight": torch.ones(2, 8),
+        "to_q.lora_B.weight": torch.ones(8, 2),
+    }
+    save_file({**own, key: torch.ones(4)}, source)
+    with pytest.raises(UserError) as caught:
+        load_adapter_file(source, {"to_q": (8, 8)})
+    command = shlex.split(str(caught.value).rpartition("A file without them: ")[2])
+    subprocess.run(command, check=True)
+    left = tmp_path / "my lora.transformer.safetensors"
+    assert list(load_adapter_file(left, {"to_q": (8, 8)})) == ["to_q"]
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (256, 1024), (1024, 256)])
+def test_a_whole_matrix_as_lora_a_is_fullrank_and_no_damage(
+    tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    tensors = {"to_q.lora_A.weight": torch.ones(shape)}
+    with pytest.raises(UserError, match=r"fullrank of ai-toolkit.* Train it as lora"):
+        parse_adapter_tensors(tensors, {"to_q": shape[::-1]}, "a")
+    (found,) = health(tensors, {})
+    assert (found.check, found.remedy) == (
+        "fullrank",
+        "Train it as lora or lokr there.",
+    )

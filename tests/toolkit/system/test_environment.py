@@ -100,3 +100,40 @@ def test_python_3_8_can_read_what_says_so() -> None:
     for name in ("run.py", *packages, *modules):
         text = (ROOT / name).read_text(encoding="utf-8")
         assert ast.parse(text, feature_version=(3, 8)).body
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("toolkit.files.redact", "--version"),  # imported by run.py itself
+        ("toolkit.config.reading.reference", "--print-schema"),
+    ],
+)
+def test_a_compiled_copy_that_a_full_disk_has_cut_is_named_and_made_again(
+    tmp_path: Path, module: str, command: str
+) -> None:
+    """And the command that is told makes the program start."""
+    copies = tmp_path / "copies"
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(copies)}
+
+    def start() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, ROOT / "run.py", *command.split()],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+
+    assert start().returncode == 0
+    source = ROOT / f"{module.replace('.', '/')}.py"
+    (copy,) = copies.rglob(f"{source.parent.name}/{source.stem}.*.pyc")
+    os.truncate(copy, copy.stat().st_size // 2)
+    told = start()
+    assert (told.returncode, told.stdout) == (1, "")
+    assert told.stderr.startswith(f"{copy}: this compiled copy")
+    (line,) = told.stderr.splitlines()
+    again = shlex.split(line.rpartition("Make it again: ")[2])
+    subprocess.run(again, env=environment, check=True)
+    assert start().returncode == 0

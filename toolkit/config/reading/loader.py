@@ -194,6 +194,7 @@ def load_job(
         path=Path(path),
         unexpanded_text=text,
         notes=tuple(diagnostics.notes),
+        whole=not (flags or changes or moved or name is not None),
     )
 
 

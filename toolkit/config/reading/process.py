@@ -94,6 +94,9 @@ class JobConfig:
     notes: tuple[str, ...] = ()
     """Lines of the plan about the file."""
 
+    whole: bool = True
+    """Whether the file says all: no word of the command line changes the job."""
+
 
 class CallbackConfig(StrictModel):
     """One entry of `callbacks`: a name, or a mapping with `type` and the keys of the

@@ -47,6 +47,7 @@ from toolkit.data.scan.samples import folder_info
 from toolkit.data.scan.tables import NO_COLUMNS
 from toolkit.data.scan.unused_files import note_unused_files, note_unused_partners
 from toolkit.errors import Diagnostic
+from toolkit.files.archives import as_given
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def scan_datasets(
     notes = [info.note for info in infos if info.note]
     return DatasetScan(
         folders=tuple(infos),
-        notes=(*notes, *findings.notes),
+        notes=tuple(map(as_given, (*notes, *findings.notes))),
         unused=tuple(findings.unused),
         unpaired=tuple(findings.unpaired),
         held_out=tuple(findings.held_out),

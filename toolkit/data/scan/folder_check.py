@@ -49,6 +49,7 @@ from toolkit.data.scan.pairs import Pair, contradictions, pair_mistakes
 from toolkit.data.scan.records import ImageFolder
 from toolkit.data.scan.repeats import REPEATS, ask_about, probably_no_repeats
 from toolkit.errors import DataErrors, Diagnostic
+from toolkit.files.archives import as_given
 from toolkit.system.read_ahead import thread_map
 
 READ_WHOLE = 2000
@@ -86,7 +87,9 @@ def check_images(
     findings.mistakes.extend(chain.from_iterable(map(_unlike_layers, folders)))
     mistakes = list(dict.fromkeys(findings.mistakes))
     if mistakes and forgiven is None:
-        raise DataErrors(mistakes)
+        raise DataErrors(
+            [replace(each, key=tuple(map(as_given, each.key))) for each in mistakes]
+        )
     if mistakes and forgiven is not None:
         forgiven += mistakes
         places = {mistake.place for mistake in mistakes}

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from toolkit.contracts.model import BlockForward, WeightStreaming
+from toolkit.files.mapped import read_in
 from toolkit.models.families import MOST_ROWS
 from toolkit.models.qwen_image.forward import (
     BlockConditioning,
@@ -116,7 +117,7 @@ class ModulationCache:
             [self._take(block, stream) for stream in range(2)]
             for block in model.transformer_blocks
         ]
-        self._run: BlockForward = lambda layer, *inputs: (layer(*inputs),)
+        self._run: BlockForward = _run_here
         if self.is_elsewhere():
             self._run = streaming(
                 [layer for layers in self._layers for layer in layers], device
@@ -200,6 +201,11 @@ class ModulationCache:
             return run(index, block, streams, replace(conditions, temb_BD=temb_BD))
 
         return run_with_rows
+
+
+def _run_here(layer: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
+    read_in(*layer.parameters(), *layer.buffers())
+    return (layer(*inputs),)
 
 
 def check_modulation_frozen(model: QwenImageTransformer2DModel) -> None:

@@ -2,8 +2,9 @@
 
 A run keeps a copy of its job. Where the file that it came from is known and says
 something else by now, the page of the run shows what differs, and the run goes on with
-the file, as the command line does. The file is that of the queue's entry that has
-started the run, or the one of the run's name in the page's folder of jobs.
+the file, as the command line does. The file is the one that the run has recorded, that
+of the queue's entry that has started it, or the one of the run's name in the page's
+folder of jobs.
 
 `extensions.tools.ui.app` serves `resume`, and `extensions.tools.ui.views.after` shows
 what `origin_of` finds.
@@ -100,8 +101,12 @@ def origin_of(ui: Ui, run: RunInfo, saved: JobText) -> Origin | None:
 
 def _commands(ui: Ui, run: RunInfo) -> Iterator[tuple[tuple[str, ...], str]]:
     """The commands that a run may have been started with, and their working
-    directories: of the queue's latest entry, then of the job file of its name."""
+    directories: as it has recorded, of the queue's latest entry, then of the job file of
+    its name."""
     folder, copy = map(_resolved, (run.folder, run.config or ""))
+    if run.origin:
+        file, cwd = run.origin
+        yield (file if cwd != str(Path.cwd()) else short(Path(file)),), cwd
     entries = queue_of(ui).entries()
     for entry in sorted(entries, key=lambda entry: entry.id, reverse=True):
         argv = without_restart(entry.argv)

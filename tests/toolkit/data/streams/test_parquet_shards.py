@@ -125,6 +125,23 @@ def test_pictures_in_the_rows_are_unpacked_and_read_by_their_columns(
     ]
 
 
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        ([], "has no rows. Take it out"),
+        ([picture("red"), None], "has no picture in row 1. Remove the row"),
+    ],
+)
+def test_a_file_without_a_picture_where_one_belongs_says_so(
+    tmp_path: Path, pictures: list, message: str
+) -> None:
+    file = tmp_path / "a.parquet"
+    columns = {"image": PA.array(pictures, PA.binary()), "text": ["a"] * len(pictures)}
+    PA.parquet.write_table(PA.table(columns), file)
+    with pytest.raises(OSError, match=re.escape(message)):
+        unpacked(str(file), tmp_path / "home")
+
+
 def test_pairs_of_pick_a_pic_are_bytes_alone(tmp_path: Path) -> None:
     row = {
         "caption": "a cat",

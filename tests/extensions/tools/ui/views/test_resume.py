@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from pathlib import Path
 
@@ -84,6 +85,25 @@ def test_a_run_goes_on_with_its_file_as_it_is_now(
     named.write_text(text.replace("steps: 240", "steps: 260"))
     assert said(client).endswith("train.steps : 240 → 260")
     assert resumed(client, queue) == ("jobs/quickstart.yaml",)
+
+
+def test_a_run_that_was_started_elsewhere_goes_on_with_its_file(
+    client: TestClient, ui: Ui, queue: Queue, text: str, tmp_path: Path
+) -> None:
+    """As a run in a terminal records it; the page and its queue have never seen it."""
+    queue.remove("000001")
+    (tmp_path / "far").mkdir()
+    file = tmp_path / "far" / "mine.yaml"
+    file.write_text(text.replace("steps: 240", "steps: 270"))
+    run = ui.output / "quickstart"
+    status = json.loads((run / "run.json").read_text())
+    status["origin"] = {"file": str(file), "cwd": str(Path.cwd())}
+    (run / "run.json").write_text(json.dumps(status))
+    assert said(client).endswith("train.steps : 240 → 270")
+    assert resumed(client, queue) == ("far/mine.yaml",)
+    for origin in ({}, {"file": 3}, "mine.yaml", None):
+        (run / "run.json").write_text(json.dumps(status | {"origin": origin}))
+        assert resumed(client, queue) == (str(run / "config.yaml"),)
 
 
 @pytest.mark.parametrize(
