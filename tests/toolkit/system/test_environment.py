@@ -100,3 +100,27 @@ def test_python_3_8_can_read_what_says_so() -> None:
     for name in ("run.py", *packages, *modules):
         text = (ROOT / name).read_text(encoding="utf-8")
         assert ast.parse(text, feature_version=(3, 8)).body
+
+
+@pytest.mark.parametrize(
+    ("there", "named"),
+    [
+        ([], "python3.11"),
+        (["python3.12"], "python3.12"),
+        (["python3.13"], "python3.13"),
+    ],
+)
+def test_an_old_python_names_a_newer_one_of_this_machine(
+    checkout: Path, tmp_path: Path, there: list[str], named: str
+) -> None:
+    """As Ubuntu 24.04, which has 3.12 alone."""
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    for name in there:
+        (bin_folder / name).symlink_to(sys.executable)
+    old = [sys.executable, "-c", OLD, "my job.yaml"]
+    result = subprocess.run(
+        old, cwd=checkout, env={"PATH": str(bin_folder)}, capture_output=True, text=True
+    )
+    made = f"{named} -m venv --clear {shlex.quote(str(checkout / '.venv'))}"
+    assert made in result.stderr, result.stderr
