@@ -69,8 +69,8 @@ def download(name: str, revision: str | None, given: Collection[str] = ()) -> Pa
     given: parts whose weights are not needed. HF_HUB_OFFLINE and HF_HOME are respected.
     Raises UserError when the hub refuses, the model does not exist, the disk is too
     small, or another program has quantized the weights, which the configs show before
-    any weights are downloaded; RunError when the hub cannot be reached, or the download
-    breaks off.
+    any weights are downloaded; DownloadError when the hub cannot be reached, or the
+    download breaks off.
     """
     folder = cached_snapshot(name, revision, given)
     if folder:

@@ -40,7 +40,7 @@ from toolkit.config.sections.model_files import (
     is_offline,
     where_else,
 )
-from toolkit.errors import RunError, UserError, first_line, install_command
+from toolkit.errors import DownloadError, UserError, first_line, install_command
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import free_space, nearest_folder, readable_size
 
@@ -64,13 +64,14 @@ _SCHEMES = ("http", "https", "socks5", "socks5h")
 
 def failed_download(
     key: str, error: Exception, name: str, revision: str | None = None, file: str = ""
-) -> UserError | RunError:
+) -> UserError:
     """The error that ends the program: the key of the job, the name, and why.
 
-    A RunError where a later try may bring it: the network, the disk and the hub's own
-    faults. A UserError where a name, a token or a variable has to be corrected first.
+    A DownloadError where a later try may bring it: the network, the disk and the hub's
+    own faults. Another UserError where a name, a token or a variable has to be corrected
+    first.
     """
-    kind = UserError if _is_mistake(error) else RunError
+    kind = UserError if _is_mistake(error) else DownloadError
     asked = f"{name}/{file}" if file else name
     return kind(f"{key}: {asked}: {why_not_downloaded(error, name, revision, file)}")
 
@@ -301,6 +302,12 @@ def _of_the_disk(number: int, path: str | None, name: str) -> str:
                 f"{folder} may not be written. Allow it in its properties, or {other}."
             )
         owner, user = folder.stat().st_uid, os.getuid()
+        quoted = shlex.quote(str(folder))
+        if owner == user:
+            what = (
+                f"{folder} may not be written, though it belongs to this user ({user})"
+            )
+            return f"{what}. Run `chmod u+rwx {quoted}`, look at its mount, or {other}."
         what = f"{folder} may not be written: it belongs to user {owner}, and this is user {user}"
-        return f"{what}. Run `sudo chown -R {user} {shlex.quote(str(folder))}`, or {other}."
+        return f"{what}. Run `sudo chown -R {user} {quoted}`, or {other}."
     return f"{cache} cannot be made: {os.strerror(number)}. Remove what is there, or {other}."

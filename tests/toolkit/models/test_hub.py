@@ -18,7 +18,7 @@ from tests.model_folders import COMMIT, NO_WEIGHTS, part_files, write_cached
 from tests.quantized import SDNQ
 from tests.small_hub import Hub, small_hub
 from toolkit.config.sections.model_files import is_needed, repository_folder
-from toolkit.errors import RunError, UserError
+from toolkit.errors import UserError
 from toolkit.files import now
 from toolkit.files.safetensors_io import framed
 from toolkit.models import hub
@@ -78,7 +78,7 @@ def ask(
         with heard() as said:
             try:
                 found = {"path": str(what(*arguments, **more))}
-            except (RunError, UserError) as error:
+            except UserError as error:
                 found = {"error": str(error)}
         return found | ({"note": said[-1]} if said else {})
 

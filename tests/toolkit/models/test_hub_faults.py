@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import socket
 import ssl
@@ -19,7 +20,7 @@ from huggingface_hub.utils import close_session
 from tests.http_server import QuietHandler, serving
 from tests.proxies import FORBIDDEN, PasswordProxy, socks_proxy
 from tests.small_hub import Hub, small_hub
-from toolkit.errors import RunError, UserError
+from toolkit.errors import UserError
 from toolkit.models.hub import download_encoder, download_file
 from toolkit.models.hub_faults import why_not_downloaded
 
@@ -48,7 +49,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ask]:
         close_session()
         try:
             download_encoder(NAME, "model.text_encoder")
-        except (RunError, UserError) as error:
+        except UserError as error:
             return f"{error.exit_code} {error}"
         return ""
 
@@ -245,7 +246,11 @@ def test_a_cache_that_cannot_be_made_is_named(
     ("error", "parts"),
     [
         (OSError(errno.EDQUOT, "Disk quota exceeded"), ("quota", "Enlarge")),
-        (OSError(errno.EACCES, "denied"), ("belongs to user", "sudo chown -R")),
+        (OSError(errno.EACCES, "denied"), ("belongs to this user", "chmod u+rwx /")),
+        (
+            OSError(errno.EACCES, "denied", "/usr/share"),
+            ("belongs to user 0, and this is user 1234", "sudo chown -R 1234"),
+        ),
         (OSError(errno.EROFS, "Read-only file system"), ("read-only", "HF_HOME")),
         (RuntimeError("IO: No space left (os error 28)"), ("is full", "HF_HOME")),
         (
@@ -263,6 +268,8 @@ def test_what_the_disk_or_the_storage_says_is_told(
 ) -> None:
     """Errors of disks that cannot be had without a file system of their own."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    if "sudo" in str(parts):
+        monkeypatch.setattr(os, "getuid", lambda: 1234)
     said = why_not_downloaded(error, NAME)
     assert all(part in said for part in parts), said
 
