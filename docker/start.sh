@@ -117,11 +117,11 @@ make_folder() {
   fi
 }
 
+# Whether a folder is on the container's own disk, and not on a volume or a folder of one.
+is_own_disk() { [[ $(findmnt -n -o TARGET -T "$1" 2>/dev/null || true) == / ]]; }
+
 prepare_volume() {
   local folder why
-  if ! mountpoint -q "${workspace}"; then
-    warn "${workspace} is not a mounted volume: OUTPUTS DIE WITH THIS POD. Give the template a volume at ${workspace}."
-  fi
   if ! why=$(mkdir -p "${workspace}" 2>&1 && write_test "${workspace}"); then
     warn "${workspace} cannot be written (${why##*: }): NOTHING CAN BE SAVED."
     if [[ ${why} == *"No space"* || ${why} == *quota* ]]; then
@@ -131,12 +131,18 @@ prepare_volume() {
     fi
     return
   fi
+  if is_own_disk "${workspace}"; then
+    warn "${workspace} is not a mounted volume: OUTPUTS DIE WITH THIS POD. Give the template a volume at ${workspace}."
+  fi
   cd "${workspace}"
   for folder in models datasets output config logs; do
     make_folder "${workspace}/${folder}" "Move it away"
   done
   make_folder "${XDG_CACHE_HOME}" "Set XDG_CACHE_HOME to another folder"
   make_folder "${HF_HOME}" "Set HF_HOME to another folder"
+  if ! is_own_disk "${workspace}" && is_own_disk "${HF_HOME}"; then
+    warn "HF_HOME (${HF_HOME}) is on the container's own disk: downloads will not survive the pod. Leave HF_HOME out."
+  fi
   [[ ${EXTENSIONS_PATH} != "${workspace}/extensions" ]] || make_folder "${EXTENSIONS_PATH}" "Move it away"
   if ! write_test "${TMPDIR:-/tmp}" >/dev/null && [[ -z ${problem} ]]; then # a read-only root, or a full one
     warn "${TMPDIR:-/tmp} cannot be written: temporary files go to ${workspace}/.cache/tmp."

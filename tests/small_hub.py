@@ -7,10 +7,14 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from threading import Event
 
 from tests.http_server import QuietHandler, serving
 from tests.model_folders import COMMIT
+
+LARGE = 4500
+"""Bytes above which a file is kept by the sum of its contents, as large files are."""
 
 
 @dataclass
@@ -22,7 +26,7 @@ class Hub:
     """Status and X-Error-Code of every answer about the model."""
 
     break_after: int | None = None
-    """Bytes of a large file after which the connection breaks."""
+    """The byte of a file before which the connection breaks."""
 
     breaks: int = 1_000_000
     """How often it does."""
@@ -32,6 +36,9 @@ class Hub:
     half."""
 
     asked: list[str] = field(default_factory=list)
+
+    ranges: list[str] = field(default_factory=list)
+    """The values of the header Range."""
 
     def __post_init__(self) -> None:
         self.opened.set()
@@ -45,6 +52,14 @@ def small_hub(
     whose only commit is `COMMIT`."""
     state = Hub()
     blob_ids = {file: f"{index:040x}" for index, file in enumerate(files)}
+    for file, data in files.items():
+        if len(data) > LARGE:
+            blob_ids[file] = sha256(data).hexdigest()
+
+    def large(file: str) -> dict[str, object] | None:
+        size = len(files[file])
+        whole = {"sha256": blob_ids[file], "size": size, "pointerSize": 100}
+        return whole if size > LARGE else None
 
     class Handler(QuietHandler):
         def do_HEAD(self) -> None:
@@ -80,7 +95,7 @@ def small_hub(
                 )
             if path.startswith(f"/api/{kind}/"):
                 siblings = [
-                    {"rfilename": name, "size": len(data)}
+                    {"rfilename": name, "size": len(data), "lfs": large(name)}
                     for name, data in files.items()
                 ]
                 info = {
@@ -106,9 +121,11 @@ def small_hub(
             }
             start = 0
             if wanted := self.headers.get("Range"):
+                state.ranges.append(wanted)
                 start = int(wanted.removeprefix("bytes=").split("-")[0])
                 headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            self.send(206 if start else 200, data[start:], headers, with_body)
+            status = 206 if start else 200
+            self.send(status, data[start:], headers, with_body, start)
 
         def send(
             self,
@@ -116,6 +133,7 @@ def small_hub(
             body: bytes,
             headers: dict[str, str],
             with_body: bool = True,
+            start: int = 0,
         ) -> None:
             self.send_response(status)
             for name, value in {
@@ -127,9 +145,10 @@ def small_hub(
             self.end_headers()
             if with_body and self.command == "GET":
                 broken = None
-                if state.breaks and len(body) > (state.break_after or len(body)):
+                end = start + len(body)
+                if state.breaks and end > (state.break_after or end):
                     state.breaks -= 1
-                    broken = state.break_after
+                    broken = max(0, (state.break_after or 0) - start)
                 half = len(body) // 2 if len(body) > 20_000 else 0
                 self.wfile.write(body[:half])
                 self.wfile.flush()

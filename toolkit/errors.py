@@ -31,6 +31,14 @@ class UserError(Exception):
     exit_code = EXIT_MISTAKE
 
 
+class DownloadError(UserError):
+    """Something that the input names cannot be brought today: the network, the disk or
+    the hub fails. A later start may succeed, so the exit code is that of a failure,
+    1."""
+
+    exit_code = EXIT_FAILURE
+
+
 class RunError(Exception):
     """The run cannot continue, for a reason the message explains. Exit code 1."""
 

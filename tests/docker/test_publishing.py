@@ -5,8 +5,10 @@ published schema."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tests.docker.test_dockerfile import EXCLUDED, tool
+from tests.http_server import QuietHandler, serving
 from toolkit.system.nvidia import LEAST_DRIVER
 from toolkit.system.torch_version import NEWEST, OLDEST
 from toolkit.version import VERSION
@@ -141,6 +144,67 @@ def test_an_image_is_pushed_only_after_it_has_trained_and_only_on_a_tag() -> Non
         if "docker push" in step.get("run", "") or "login" in step.get("uses", "")
     ]
     assert len(pushing) == 2 and all("refs/tags/v" in step["if"] for step in pushing)
+
+
+@pytest.mark.parametrize(
+    ("given", "method", "path", "said"),
+    [
+        ({}, "POST", "/v2/templates", "RUNPOD_TEMPLATE_ID of the repository to tpl_1"),
+        ({"RUNPOD_TEMPLATE_ID": "old"}, "PATCH", "/v2/templates/old", "template=old\n"),
+        ({"RUNPOD_API_KEY": ""}, "", "", "no template is published"),
+    ],
+)
+def test_a_tag_publishes_the_template_with_its_image(
+    given: dict[str, str], method: str, path: str, said: str
+) -> None:
+    asked: list[tuple[str, str, str | None]] = []
+    bodies: list[Any] = []
+
+    class Api(QuietHandler):
+        def do_POST(self) -> None:
+            asked.append((self.command, self.path, self.headers["Authorization"]))
+            length = int(self.headers["Content-Length"])
+            bodies.append(json.loads(self.rfile.read(length)))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"id": "tpl_1"}')
+
+        do_PATCH = do_POST
+
+    with serving(Api) as url:
+        known = {"RUNPOD_API_URL": url, "RUNPOD_API_KEY": "the-key", **given}
+        done = subprocess.run(
+            [sys.executable, ROOT / ".ci" / "template", "ME/atelier:0.3.0"],
+            env={**os.environ, **known},
+            capture_output=True,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (0, "") and said in done.stdout
+    assert "the-key" not in done.stdout
+    assert asked == ([(method, path, "Bearer the-key")] if method else [])
+    for body in bodies:
+        assert body == {**TEMPLATE, "image": "ME/atelier:0.3.0", "public": True}
+        CreateTemplateRequest.model_validate(body)
+    last = steps(ROOT / ".github/workflows/image.yml")[-1]
+    assert last["run"] == '.ci/template "${IMAGE}:${GITHUB_REF_NAME#v}"'
+    assert "refs/tags/v" in last["if"]
+
+
+def test_a_template_that_is_not_taken_fails_the_workflow() -> None:
+    class Api(QuietHandler):
+        def do_POST(self) -> None:
+            self.send_error(403)
+
+    with serving(Api) as url:
+        env = {**os.environ, "RUNPOD_API_URL": url, "RUNPOD_API_KEY": "the-key"}
+        done = subprocess.run(
+            [sys.executable, ROOT / ".ci" / "template", "x"],
+            env=env,
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("RunPod does not take the template: HTTP Error 403")
 
 
 def test_a_tag_is_tried_with_every_python_that_can_be_used() -> None:

@@ -805,15 +805,24 @@ def test_places_that_are_given_stay(bench: Bench) -> None:
     )
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_a_workspace_that_is_no_volume_is_a_loud_warning(
-    bench: Bench, there: bool
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, ""),
+        ({"RP_WORKSPACE": "/workspace/a folder of it"}, ""),
+        ({"RP_WORKSPACE": "/root"}, "/root is not a mounted volume: OUTPUTS DIE"),
+        ({"RP_WORKSPACE": "/made"}, "/made is not a mounted volume: OUTPUTS DIE"),
+        ({"HF_HOME": "/root/hf"}, "HF_HOME (/root/hf) is on the container's own disk"),
+    ],
+    ids=str,
+)
+def test_what_lies_on_the_containers_own_disk_is_a_loud_warning(
+    bench: Bench, given: dict[str, str], said: str
 ) -> None:
-    if not there:
-        bench.workspace.rmdir()
-    pod = bench.waits(setup="true")
-    assert "WARNING" in pod.output and "OUTPUTS DIE WITH THIS POD" in pod.output
-    assert len(bench.trainings()) == 1
+    pod = start_in_image(bench, **given)
+    pod.wait_for("waiting.")
+    assert "the job is done" in pod.output
+    assert ("WARNING" in pod.output) == bool(said) and said in pod.output
 
 
 def test_a_read_only_volume_is_a_loud_failure_that_can_be_looked_at(
@@ -870,6 +879,59 @@ def test_a_folder_that_cannot_be_had_is_named_with_what_to_do(
     assert all(part in pod.output for part in parts), pod.output
     assert "report it" not in pod.output and bench.trainings() == []
     assert not list(bench.workspace.glob("**/.write_test"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "options"),
+    [
+        ("my volume", "rw"),
+        ("größe 大", "noexec"),
+        ("nosuid", "nosuid,nodev"),
+    ],
+)
+def test_a_volume_with_an_odd_name_or_options_is_used(
+    bench: Bench, folder: str, options: str
+) -> None:
+    volume = bench.folder / folder
+    volume.mkdir()
+    bound = f'{BOUND}; mount -o remount,bind,{options} "$RP_WORKSPACE"'
+    pod = bench.ends_with(0, setup=bound, RP_WORKSPACE=str(volume))
+    assert "WARNING" not in pod.output
+    assert (volume / "output").is_dir() and (volume / "record.jsonl").is_file()
+
+
+def test_a_root_that_is_read_only_has_its_temporary_files_on_the_volume(
+    bench: Bench,
+) -> None:
+    pod = start_in_image(bench, more='mount -o remount,ro,bind "$root"')
+    pod.wait_for("waiting.")
+    assert "/tmp cannot be written: temporary files go to /workspace" in pod.output
+    assert "the job is done" in pod.output and "report it" not in pod.output
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0, reason="changing the user needs root"
+)
+def test_a_volume_of_another_user_says_that_it_cannot_be_written(
+    bench: Bench,
+) -> None:
+    """As of a network disk that makes root a guest."""
+    pod = start_in_image(
+        bench, user=(), who="--userspec=1234:1234", RUN_ON_FAILURE="exit"
+    )
+    assert pod.ends() == 1
+    said = "/workspace cannot be written (Permission denied)"
+    assert said in pod.output and "set RP_WORKSPACE" in pod.output
+
+
+def test_a_quota_that_is_used_up_is_told_as_a_full_volume(bench: Bench) -> None:
+    """The words of the system for it; no disk with a quota can be had here."""
+    words = "mkdir: cannot create directory 'x': Disk quota exceeded"
+    bench.command("mkdir", f'echo "{words}" >&2; exit 1')
+    pod = bench.start(RUN_ON_FAILURE="exit")
+    assert pod.ends() == 1
+    full = f"{bench.workspace} is full (Disk quota exceeded)"
+    assert full in pod.output and "enlarge the volume" in pod.output
 
 
 @pytest.mark.parametrize("place", ["/proc/nonexistent", "/proc"])
@@ -954,6 +1016,8 @@ def start_in_image(
     bench: Bench,
     passwd: str = "",
     user: tuple[str, ...] = ("-r",),
+    more: str = "",
+    who: str = "",
     **environment: str | None,
 ) -> Pod:
     """In a root file system laid out like the image's, with only the variables that a
@@ -962,8 +1026,11 @@ def start_in_image(
     setup = dedent(CHROOT).format(
         folder=bench.folder, docker=ROOT / "docker", python=python, passwd=passwd
     )
+    setup += more
     places = dict.fromkeys(["RP_WORKSPACE", "ATELIER_HOME"])
-    launch = f'chroot "{bench.folder}/root" /bin/bash /opt/atelier/docker/start.sh'
+    launch = (
+        f'chroot {who} "{bench.folder}/root" /bin/bash /opt/atelier/docker/start.sh'
+    )
     return bench.start(
         setup=setup,
         launch=launch,

@@ -120,7 +120,7 @@ ELSEWHERE = {
 """Page, and how the block begins (empty: any block) -> the test that runs it."""
 
 NOT_RUN = {
-    "python3.11 -m venv": "makes the environment that tests run in",
+    "python3 -m venv": "makes the environment that tests run in",
     ".venv/bin/pip": "installs packages",
     "grep -v '^torch==' requirements.txt": "installs packages",
     "pip install": "installs packages",

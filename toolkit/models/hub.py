@@ -1,7 +1,7 @@
 """Downloads models, encoders, LoRAs and single files from the Hugging Face hub.
 
 It logs size and target first, resumes interrupted downloads, and turns every failure
-into one UserError with the key of the job. It loads nothing; the cache is searched
+into one error with the key of the job. It loads nothing; the cache is searched
 without a connection in `toolkit.config.sections.model_files`. `loading` calls it for
 models, `toolkit.train.base_model` and the trainer for single files and LoRAs, tools for
 their text encoders.
@@ -15,16 +15,21 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
+from hashlib import file_digest
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.file_download import http_get
+from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import (
     WeakFileLock,
+    build_hf_headers,
     disable_progress_bars,
     enable_progress_bars,
+    filter_repo_objects,
 )
 
 from toolkit.config.sections.model_files import (
@@ -47,7 +52,7 @@ from toolkit.errors import UserError, first_line
 from toolkit.files import now
 from toolkit.files.writing import free_space, readable_size
 from toolkit.models.families import why_no_room
-from toolkit.models.hub_faults import CAUSES, is_cut, why_not_downloaded
+from toolkit.models.hub_faults import CAUSES, failed_download, is_cut
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +67,10 @@ def download(name: str, revision: str | None, given: Collection[str] = ()) -> Pa
     commit; None: main).
 
     given: parts whose weights are not needed. HF_HUB_OFFLINE and HF_HOME are respected.
-    Raises UserError when the hub refuses, the model does not exist, the hub cannot be
-    reached, the disk is too small, or another program has quantized the weights. The
-    configs show that before any weights are downloaded.
+    Raises UserError when the hub refuses, the model does not exist, the disk is too
+    small, or another program has quantized the weights, which the configs show before
+    any weights are downloaded; DownloadError when the hub cannot be reached, or the
+    download breaks off.
     """
     folder = cached_snapshot(name, revision, given)
     if folder:
@@ -111,13 +117,14 @@ def download_anything(name: str, revision: str | None, key: str) -> Path:
     return download_lora(name, key)
 
 
-def _bring(name: str, **chosen: Any) -> Path:
+def _bring(name: str, revision: str | None = None, **chosen: Any) -> Path:
     """The files of a hub repository. After a cut it goes on, as long as each attempt
-    brings a file more."""
+    brings more."""
     while True:
         before = downloaded_bytes(name)
         try:
-            return Path(snapshot_download(name, **chosen))
+            _finish_parts(name, revision, **chosen)
+            return Path(snapshot_download(name, revision=revision, **chosen))
         except CAUSES as error:
             there = downloaded_bytes(name)
             if not is_cut(error) or there <= before:
@@ -201,19 +208,18 @@ def download_encoder(name: str, key: str, weights: bool = True) -> Path:
 
 @contextmanager
 def _asking(name: str, revision: str | None, key: str = KEY) -> Iterator[None]:
-    """Turns errors of the client library into a UserError."""
+    """Turns errors of the client library into one with the key and the remedy."""
     try:
         yield
     except CAUSES as error:
-        reason = why_not_downloaded(error, name, revision)
-        raise UserError(f"{key}: {name}: {reason}") from error
+        raise failed_download(key, error, name, revision) from error
 
 
 def download_file(name: str, key: str) -> Path:
     """The local copy of one file of a hub repository, `owner/repo/path/of/file`.
 
-    key: names the setting in messages. Raises UserError when there is no such file, or
-    the hub cannot be reached.
+    key: names the setting in messages. Raises UserError when there is no such file, and
+    as `download`.
     """
     owner, repo, file = name.split("/", 2)
     repository = f"{owner}/{repo}"
@@ -222,10 +228,10 @@ def download_file(name: str, key: str) -> Path:
             return Path(hf_hub_download(repository, file, local_files_only=True))
         logger.info(f"downloading {file} of {repository}")
         with _watched(repository):
+            _finish_parts(repository, None, allow_patterns=[file])
             return Path(hf_hub_download(repository, file))
     except CAUSES as error:
-        reason = why_not_downloaded(error, repository, file=file)
-        raise UserError(f"{key}: {name}: {reason}") from error
+        raise failed_download(key, error, repository, file=file) from error
 
 
 def download_lora(name: str, key: str) -> Path:
@@ -247,7 +253,7 @@ def download_lora(name: str, key: str) -> Path:
         logger.info(f"downloading {file} of {repository}")
         # `snapshot_download` also keeps the list of the repository's files.
         with _watched(repository):
-            return Path(snapshot_download(repository, allow_patterns=[file])) / file
+            return _bring(repository, allow_patterns=[file]) / file
 
 
 LOOK_EVERY_S = 0.5
@@ -273,6 +279,7 @@ def _watched(name: str, total: int | None = None) -> Iterator[None]:
         is_warned = total is None
         while True:
             with suppress(OSError):  # a file that got its name meanwhile
+                _keep_parts(name)
                 done = downloaded_bytes(name)
                 now.tell(
                     "downloading",
@@ -283,8 +290,9 @@ def _watched(name: str, total: int | None = None) -> Iterator[None]:
                 if message and not is_warned:
                     is_warned = True
                     logger.warning(f"the room runs out while it arrives: {message}")
-            if ended.wait(LOOK_EVERY_S):
+            if ended.is_set():
                 return
+            ended.wait(LOOK_EVERY_S)
 
     watching = Thread(target=look, daemon=True, name="download")
     watching.start()
@@ -316,11 +324,96 @@ def _print_download_size(
     return total
 
 
+# ------------------------------------------------- files of which a part has arrived
+#
+# The client library writes each attempt at a file to a name of its own, and removes it
+# when the attempt fails. So a second name keeps what has arrived:
+# `blobs/<sha256>.part`. Only large files have such a sum; the others come again.
+
+_SUM = "?" * 64
+"""The name of a file that has one, as a pattern."""
+
+
+def _blobs(name: str, pattern: str) -> Iterator[Path]:
+    return (repository_folder(name) / "blobs").glob(pattern)
+
+
+def _kept(attempt: Path) -> Path:
+    """The second name of the file of an attempt, `<sha256>.<random>.incomplete`."""
+    return attempt.with_name(f"{attempt.name.partition('.')[0]}.part")
+
+
+@contextmanager
+def _locked(name: str, blob: str, timeout: float | None = None) -> Iterator[None]:
+    """As the client library locks a file while it brings it."""
+    lock = hub_cache() / ".locks" / repository_folder(name).name / f"{blob}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock, timeout=timeout):
+        yield
+
+
 def _sweep(name: str) -> None:
-    """Removes parts of files that a killed download has left: the client library begins
-    such a file again under another name. It locks a file while it brings it."""
-    for part in repository_folder(name).glob("blobs/*.incomplete"):
-        whole = part.name.split(".")[0]
-        locks = hub_cache() / ".locks" / repository_folder(name).name
-        with suppress(OSError), WeakFileLock(locks / f"{whole}.lock", timeout=0.1):
-            part.unlink()
+    """Keeps one part of each large file of which a killed download has left parts, and
+    removes the others."""
+    for attempt in _blobs(name, "*.incomplete"):
+        kept = _kept(attempt)
+        with suppress(OSError), _locked(name, kept.stem, timeout=0.1):
+            if fnmatch(kept.stem, _SUM) and not kept.exists():
+                attempt.rename(kept)
+            attempt.unlink(missing_ok=True)
+
+
+def _keep_parts(name: str) -> None:
+    """Gives what is arriving its second name, and takes it from what has arrived."""
+    for attempt in _blobs(name, f"{_SUM}.*.incomplete"):
+        with suppress(OSError):  # it has one, or this disk knows no second names
+            _kept(attempt).hardlink_to(attempt)
+    for part in _blobs(name, "*.part"):
+        if part.with_suffix("").exists():
+            part.unlink(missing_ok=True)
+
+
+def _finish_parts(name: str, revision: str | None, **chosen: Any) -> None:
+    """Asks for what is missing of each chosen file of which a part is here. A file with
+    another sum in the end is removed, and so comes again."""
+    _sweep(name)
+    parts = [*_blobs(name, "*.part")]
+    if not parts:
+        return
+    info = HfApi().model_info(name, revision=revision, files_metadata=True)
+    files = {one.lfs.sha256: one for one in info.siblings or [] if one.lfs}
+    names = (one.rfilename for one in files.values())
+    wanted = {*filter_repo_objects(names, **chosen)}
+    for part in parts:
+        file = files.get(part.stem)
+        if file and file.rfilename not in wanted:
+            continue
+        with _locked(name, part.stem):
+            if file and part.exists() and not part.with_suffix("").exists():
+                _finish(part, name, file, info.sha)
+            part.unlink(missing_ok=True)
+
+
+def _finish(part: Path, name: str, file: RepoSibling, commit: str | None) -> None:
+    url = hf_hub_url(name, file.rfilename, revision=commit)
+    there, size = part.stat().st_size, file.size or 0
+    if not there:
+        return
+    logger.info(
+        f"{file.rfilename}: {readable_size(there)} of {readable_size(size)} are there; it goes on with them"
+    )
+    if there <= size:
+        with part.open("r+b") as opened:
+            opened.seek(there)
+            http_get(
+                *(url, opened),
+                resume_size=there,
+                headers=build_hf_headers(),
+                expected_size=size,
+            )
+    with part.open("rb") as opened:
+        is_whole = file_digest(opened, "sha256").hexdigest() == part.stem
+    if is_whole:
+        part.rename(part.with_suffix(""))
+    else:
+        logger.warning(f"{file.rfilename}: the part was damaged: it is loaded again")

@@ -1,12 +1,12 @@
 """The sentence for each way in which a download from the hub fails: what happened, at
 which address, through which proxy or on which disk, and what to do about it.
 
-`toolkit.models.hub` puts the key and the name in front. Nothing is downloaded here.
+Nothing is downloaded here: `toolkit.models.hub` does that.
 
     try:
         snapshot_download(name)
     except CAUSES as error:
-        raise UserError(f"{place}: {why_not_downloaded(error, name)}") from error
+        raise failed_download(key, error, name) from error
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from toolkit.config.sections.model_files import (
     is_offline,
     where_else,
 )
-from toolkit.errors import first_line, install_command
+from toolkit.errors import DownloadError, UserError, first_line, install_command
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import free_space, nearest_folder, readable_size
 
@@ -60,6 +60,38 @@ _FULL = (errno.ENOSPC, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _OF_THE_DISK = (*_FULL, *_FORBIDDEN, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
 _SCHEMES = ("http", "https", "socks5", "socks5h")
+
+
+def failed_download(
+    key: str, error: Exception, name: str, revision: str | None = None, file: str = ""
+) -> UserError:
+    """The error that ends the program: the key of the job, the name, and why.
+
+    A DownloadError where a later try may bring it: the network, the disk and the hub's
+    own faults. Another UserError where a name, a token or a variable has to be corrected
+    first.
+    """
+    kind = UserError if _is_mistake(error) else DownloadError
+    asked = f"{name}/{file}" if file else name
+    return kind(f"{key}: {asked}: {why_not_downloaded(error, name, revision, file)}")
+
+
+_MISTAKES = {
+    *("HFValidationError", "EntryNotFoundError", "OfflineModeIsEnabled"),
+    *("InvalidURL", "UnsupportedProtocol", "ImportError", "ValueError"),
+    "FileNotFoundError",
+}
+"""Exceptions, by name, that come again until somebody changes a name or a variable: a
+ValueError is a proxy of an unknown kind, a FileNotFoundError the file of
+SSL_CERT_FILE."""
+
+
+def _is_mistake(error: Exception) -> bool:
+    chain = [*_chain(error)]
+    for one in chain:
+        if isinstance(one, HfHubHTTPError):
+            return one.response.status_code in (401, 403, 404)
+    return is_offline() or any(_kind(one) in _MISTAKES for one in chain)
 
 
 def why_not_downloaded(
@@ -270,6 +302,12 @@ def _of_the_disk(number: int, path: str | None, name: str) -> str:
                 f"{folder} may not be written. Allow it in its properties, or {other}."
             )
         owner, user = folder.stat().st_uid, os.getuid()
+        quoted = shlex.quote(str(folder))
+        if owner == user:
+            what = (
+                f"{folder} may not be written, though it belongs to this user ({user})"
+            )
+            return f"{what}. Run `chmod u+rwx {quoted}`, look at its mount, or {other}."
         what = f"{folder} may not be written: it belongs to user {owner}, and this is user {user}"
-        return f"{what}. Run `sudo chown -R {user} {shlex.quote(str(folder))}`, or {other}."
+        return f"{what}. Run `sudo chown -R {user} {quoted}`, or {other}."
     return f"{cache} cannot be made: {os.strerror(number)}. Remove what is there, or {other}."

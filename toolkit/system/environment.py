@@ -50,6 +50,14 @@ def lack_of(*packages: str) -> str:
     return f"{lack}. {_remedy(False, *packages)}"
 
 
+def _newer() -> str:
+    """The name of a Python that can run the program, of this machine if it has one."""
+    from shutil import which
+
+    names = ["python3.11", "python3.12", "python3.13"]
+    return next((name for name in names if which(name)), names[0])
+
+
 def _remedy(is_old: bool, *packages: str) -> str:
     """The commands after which the program starts."""
     folder = _ROOT / ".venv"
@@ -66,7 +74,7 @@ def _remedy(is_old: bool, *packages: str) -> str:
         from toolkit.errors import install_command
 
         return f"Install what the program needs: {install_command(needed)}"
-    python = "python3.11" if is_old else shlex.quote(sys.executable)
+    python = _newer() if is_old else shlex.quote(sys.executable)
     made = f"{python} -m venv --clear {shlex.quote(str(folder))}"
     install = f"{shlex.quote(str(own))} -m pip install {needed}"
     return (

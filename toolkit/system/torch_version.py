@@ -16,9 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from toolkit.errors import UserError, install_command
 
-OLDEST, NEWEST = (2, 11), (2, 13)
-"""The oldest and the newest version that the program was run on. requirements.txt pins
-the newest."""
+OLDEST, NEWEST = (2, 11), (2, 15)
+"""The oldest and the newest version that the program was run on."""
 
 PINNED_EXACT_ABOVE_MB = 256
 """MiB above which PyTorch is told to pin exactly the bytes of a tensor.

@@ -57,7 +57,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 PAUSES = (10.0, 60.0, 300.0)
 """Seconds before each of the retries."""
 
-KILLED = 128 + signal.SIGKILL
+KILLED = 128 + 9  # SIGKILL, which Windows has not
 """Exit code of the shell if its job was killed."""
 
 LINGER_S = 60.0

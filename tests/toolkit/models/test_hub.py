@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -455,6 +456,75 @@ def test_a_disk_that_fills_up_meanwhile_is_told_once(
         listener.tell = tell
         assert "path" in ask(url=server.url, what=download_encoder)
     assert caplog.text.count("the room runs out while it arrives: someone/model") == 1
+
+
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+SUM = sha256(FILES[WEIGHTS]).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("left", "ranges", "said"),
+    [
+        ({f"{SUM}.part": 3000}, ["bytes=3000-"], "3 kB of 7.05 kB are there"),
+        ({f"{SUM}.12345678.incomplete": 3000}, ["bytes=3000-"], "it goes on with them"),
+        ({f"{SUM}.12345678.incomplete": 2, f"{SUM}.part": 9}, ["bytes=9-"], ""),
+        ({f"{SUM}.part": len(FILES[WEIGHTS])}, [], "it goes on with them"),
+        ({f"{SUM}.part": -3000}, ["bytes=3000-"], "the part was damaged"),
+        ({f"{SUM}.part": 9000}, [], "the part was damaged"),
+        ({f"{SUM}.part": 0}, [], ""),
+        ({f"{'a' * 64}.part": 3000}, [], ""),
+    ],
+    ids=str,
+)
+def test_a_file_goes_on_from_the_part_that_is_there(
+    ask,
+    server: Hub,
+    caplog: pytest.LogCaptureFixture,
+    left: dict[str, int],
+    ranges: list[str],
+    said: str,
+) -> None:
+    """Its bytes; below zero: of other ones; and of a file that has left the hub."""
+    ask(offline=True)  # sets the cache
+    caplog.set_level("INFO")
+    blobs = repository_folder(NAME) / "blobs"
+    blobs.mkdir(parents=True)
+    for name, size in left.items():
+        part = FILES[WEIGHTS] + b"more" * 1000 if size >= 0 else b"x" * 3000
+        (blobs / name).write_bytes(part[: abs(size)])
+    folder = Path(ask(url=server.url)["path"])
+    assert (folder / WEIGHTS).read_bytes() == FILES[WEIGHTS]
+    assert server.ranges == ranges and said in caplog.text
+    assert not [*blobs.glob("*.part"), *blobs.glob("*.incomplete")]
+
+
+def test_the_part_of_a_file_that_is_not_needed_now_waits(ask, server: Hub) -> None:
+    ask(offline=True)  # sets the cache
+    blobs = repository_folder(NAME) / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{SUM}.part").write_bytes(FILES[WEIGHTS][:3000])
+    assert "path" in ask(given=("transformer", "vae"), url=server.url)
+    assert (blobs / f"{SUM}.part").is_file() and server.ranges == []
+    assert "path" in ask(url=server.url) and server.ranges == ["bytes=3000-"]
+
+
+@pytest.mark.slow
+def test_a_start_after_a_cut_asks_for_what_is_missing_of_the_file(
+    ask, server: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client library begins it again, and removes what it has at each failure."""
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100)
+    monkeypatch.setattr(hub, "LOOK_EVERY_S", 0.01)
+    server.break_after = 4000
+    assert "cut off" in ask(url=server.url)["error"]
+    blobs = repository_folder(NAME) / "blobs"
+    part = blobs / f"{SUM}.part"
+    assert part.read_bytes() == FILES[WEIGHTS][:4000]
+    server.break_after = None
+    server.ranges.clear()
+    folder = Path(ask(url=server.url)["path"])
+    assert (folder / WEIGHTS).read_bytes() == FILES[WEIGHTS]
+    assert server.ranges == ["bytes=4000-"] and not part.exists()
 
 
 def test_parts_that_a_killed_download_has_left_make_room(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import socket
 import ssl
@@ -32,8 +33,8 @@ Ask = Callable[..., str]
 
 @pytest.fixture
 def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ask]:
-    """Downloads with these variables of the environment; returns the error, empty where
-    it has worked."""
+    """Downloads with these variables of the environment; returns the exit code and the
+    error, empty where it has worked."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
@@ -49,7 +50,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ask]:
         try:
             download_encoder(NAME, "model.text_encoder")
         except UserError as error:
-            return str(error)
+            return f"{error.exit_code} {error}"
         return ""
 
     yield call
@@ -68,8 +69,10 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def holds(said: str, *parts: str) -> None:
-    for part in ("model.text_encoder: someone/encoder: ", *parts):
+def holds(said: str, *parts: str, code: int = 1) -> None:
+    """code: 2 where a second try would find the same."""
+    assert said.startswith(f"{code} model.text_encoder: someone/encoder: "), said
+    for part in parts:
         assert part in said, (part, said)
     assert "\n" not in said and "Traceback" not in said
 
@@ -116,24 +119,24 @@ def test_a_proxy_of_an_unknown_kind_says_what_to_write(
 ) -> None:
     said = ask(server.url, ALL_PROXY=given)
     kind = f"ALL_PROXY is '{given}', and there is no such kind of proxy"
-    holds(said, kind, write)
+    holds(said, kind, write, code=2)
 
 
 @pytest.mark.parametrize(
-    ("url", "parts"),
+    ("url", "parts", "code"),
     [
-        ("https://no-such-host.invalid", ("is not found", "set HF_ENDPOINT to")),
-        ("http://127.0.0.1:1", ("refuses the connection", "HTTPS_PROXY")),
-        ("hub.example", ("'hub.example', no address", "=https://hub.example")),
-        ("htp://hub.example", ("'htp://hub.example'", "=https://hub.example")),
-        ("", ("HF_ENDPOINT is ''", "HF_ENDPOINT=https://huggingface.co")),
-        ("http://hub.example:x", ("no address (",)),
+        ("https://no-such-host.invalid", ("is not found", "set HF_ENDPOINT to"), 1),
+        ("http://127.0.0.1:1", ("refuses the connection", "HTTPS_PROXY"), 1),
+        ("hub.example", ("'hub.example', no address", "=https://hub.example"), 2),
+        ("htp://hub.example", ("'htp://hub.example'", "=https://hub.example"), 2),
+        ("", ("HF_ENDPOINT is ''", "HF_ENDPOINT=https://huggingface.co"), 2),
+        ("http://hub.example:x", ("no address (",), 2),
     ],
 )
 def test_an_address_that_is_not_reached_is_named(
-    ask: Ask, url: str, parts: tuple[str, ...]
+    ask: Ask, url: str, parts: tuple[str, ...], code: int
 ) -> None:
-    holds(ask(url), url, "HF_ENDPOINT", *parts)
+    holds(ask(url), url, "HF_ENDPOINT", *parts, code=code)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +146,9 @@ def test_an_address_that_is_not_reached_is_named(
 def test_a_variable_that_cannot_be_meant_is_named_with_its_value(
     ask: Ask, name: str, value: str
 ) -> None:
-    holds(ask("https://hub.invalid", **{name: value}), name, value, "or unset it")
+    holds(
+        ask("https://hub.invalid", **{name: value}), name, value, "or unset it", code=2
+    )
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes a certificate")
@@ -170,24 +175,36 @@ def test_a_certificate_that_nobody_trusts_names_the_file_to_set(
 
 
 @pytest.mark.parametrize(
-    ("refusal", "parts"),
+    ("refusal", "parts", "code"),
     [
-        ((401, "GatedRepo"), ("refuses it (401)", "HF_TOKEN")),
-        ((403, "GatedRepo"), ("refuses it (403)", "HF_TOKEN")),
-        ((403, ""), ("refuses it (403)", "HF_TOKEN")),
-        ((404, "RepoNotFound"), ("no such model", "private", "HF_TOKEN")),
-        ((404, ""), ("no such model", "private")),
-        ((407, ""), ("proxy", "407")),
-        ((429, ""), ("takes no more requests", "(429)", "what has arrived is kept")),
-        ((503, ""), ("has a fault of its own (503)", "Start again later")),
+        ((401, ""), ("no such model", "private", "HF_TOKEN"), 2),
+        ((401, "GatedRepo"), ("refuses it (401)", "HF_TOKEN"), 2),
+        ((403, "GatedRepo"), ("refuses it (403)", "HF_TOKEN"), 2),
+        ((403, ""), ("refuses it (403)", "HF_TOKEN"), 2),
+        ((404, "RepoNotFound"), ("no such model", "private", "HF_TOKEN"), 2),
+        ((404, ""), ("no such model", "private"), 2),
+        ((407, ""), ("proxy", "407"), 1),
+        ((429, ""), ("takes no more requests", "(429)", "what has arrived is kept"), 1),
+        ((503, ""), ("has a fault of its own (503)", "Start again later"), 1),
     ],
     ids=str,
 )
 def test_what_the_hub_answers_is_told_with_its_address(
-    ask: Ask, server: Hub, refusal: tuple[int, str], parts: tuple[str, ...]
+    ask: Ask, server: Hub, refusal: tuple[int, str], parts: tuple[str, ...], code: int
 ) -> None:
     server.refusal = refusal
-    holds(ask(server.url), server.url, *parts)
+    holds(ask(server.url), server.url, *parts, code=code)
+
+
+def test_a_model_that_is_not_here_says_that_the_hub_may_not_be_asked(
+    ask: Ask, server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    said = ask(server.url)
+    cache = f"not complete in {tmp_path / 'hub'}, and the hub cannot be used"
+    unset = ("HF_HUB_OFFLINE is set. Unset it", "`hf download someone/encoder`")
+    holds(said, cache, *unset, code=2)
+    assert server.asked == []
 
 
 def test_a_server_that_is_no_hub_is_named(ask: Ask) -> None:
@@ -229,7 +246,11 @@ def test_a_cache_that_cannot_be_made_is_named(
     ("error", "parts"),
     [
         (OSError(errno.EDQUOT, "Disk quota exceeded"), ("quota", "Enlarge")),
-        (OSError(errno.EACCES, "denied"), ("belongs to user", "sudo chown -R")),
+        (OSError(errno.EACCES, "denied"), ("belongs to this user", "chmod u+rwx /")),
+        (
+            OSError(errno.EACCES, "denied", "/usr/share"),
+            ("belongs to user 0, and this is user 1234", "sudo chown -R 1234"),
+        ),
         (OSError(errno.EROFS, "Read-only file system"), ("read-only", "HF_HOME")),
         (RuntimeError("IO: No space left (os error 28)"), ("is full", "HF_HOME")),
         (
@@ -247,6 +268,8 @@ def test_what_the_disk_or_the_storage_says_is_told(
 ) -> None:
     """Errors of disks that cannot be had without a file system of their own."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    if "sudo" in str(parts):
+        monkeypatch.setattr(os, "getuid", lambda: 1234)
     said = why_not_downloaded(error, NAME)
     assert all(part in said for part in parts), said
 

@@ -137,3 +137,27 @@ def test_a_compiled_copy_that_a_full_disk_has_cut_is_named_and_made_again(
     again = shlex.split(line.rpartition("Make it again: ")[2])
     subprocess.run(again, env=environment, check=True)
     assert start().returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("there", "named"),
+    [
+        ([], "python3.11"),
+        (["python3.12"], "python3.12"),
+        (["python3.13"], "python3.13"),
+    ],
+)
+def test_an_old_python_names_a_newer_one_of_this_machine(
+    checkout: Path, tmp_path: Path, there: list[str], named: str
+) -> None:
+    """As Ubuntu 24.04, which has 3.12 alone."""
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    for name in there:
+        (bin_folder / name).symlink_to(sys.executable)
+    old = [sys.executable, "-c", OLD, "my job.yaml"]
+    result = subprocess.run(
+        old, cwd=checkout, env={"PATH": str(bin_folder)}, capture_output=True, text=True
+    )
+    made = f"{named} -m venv --clear {shlex.quote(str(checkout / '.venv'))}"
+    assert made in result.stderr, result.stderr

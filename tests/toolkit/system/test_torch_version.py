@@ -23,15 +23,19 @@ COMMON = {
     "pinned_reserve_segment_size_mb", "pinned_use_background_threads", "pinned_use_cuda_host_register",
     "release_lock_on_cudamalloc", "roundup_power2_divisions",
 }  # fmt: skip
+PINNED = {
+    "pinned_free_catch_all",
+    "pinned_max_round_threshold_mb",
+    "pinned_max_cached_size_mb",
+}
 KNOWN = {
     "2.11.0": COMMON,
     "2.12.0": COMMON | {"pinned_free_catch_all"},
-    "2.13.0": COMMON
-    | {
-        "pinned_free_catch_all",
-        "pinned_max_round_threshold_mb",
-        "pinned_max_cached_size_mb",
-    },
+    "2.13.0": COMMON | PINNED,
+    "2.14.1": COMMON | PINNED,
+    "2.15.0": COMMON
+    | PINNED
+    | {"expandable_segments_reserve", "large_segment_size_mb"},
 }
 """Settings that the allocator of each supported version knows: strings of libc10.so and
 libc10_cuda.so in its wheel for Linux with CUDA. Another one is "Unrecognized key" at
@@ -81,7 +85,7 @@ def test_the_allocator_is_told_only_what_the_installed_version_knows(
     assert settings["expandable_segments"] == "True"
     # equal, or memory is overwritten
     limits = {settings[name] for name in settings if name.startswith("pinned_max")}
-    assert limits == ({"256"} if version == "2.13.0" else set())
+    assert limits == ({"256"} if KNOWN[version] >= PINNED else set())
     pinned = 340_000_000 if limits else 2**29
     assert host_memory.pinned_bytes(340_000_000) == pinned
 
@@ -140,9 +144,9 @@ def pretend(version: str, folder: Path) -> None:
         (
             "2.10.1+cu128",
             2,
-            "PyTorch 2.10.1+cu128 is too old, this program runs on 2.11 to 2.13",
+            "PyTorch 2.10.1+cu128 is too old, this program runs on 2.11 to 2.15",
         ),
-        ("2.14.0.dev1", 0, "warning: PyTorch 2.14.0.dev1 is newer than"),
+        ("2.16.0.dev1", 0, "warning: PyTorch 2.16.0.dev1 is newer than"),
     ],
 )
 def test_an_older_pytorch_is_refused_and_a_newer_one_is_mentioned(
@@ -171,7 +175,7 @@ def test_the_launcher_refuses_it_before_torch_is_imported(tmp_path: Path) -> Non
     )
     assert result.returncode == 2
     assert result.stderr.startswith(
-        "launch.py: PyTorch 2.10.1 is too old, this program runs on 2.11 to 2.13"
+        "launch.py: PyTorch 2.10.1 is too old, this program runs on 2.11 to 2.15"
     )
 
 
@@ -180,9 +184,9 @@ def test_the_range_is_one_everywhere() -> None:
         ".".join(map(str, version))
         for version in (torch_version.OLDEST, torch_version.NEWEST)
     )
-    assert f"torch=={newest}." in (ROOT / "requirements.txt").read_text(
-        encoding="utf-8"
-    )
+    pins = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    pinned = torch_version.minor(pins.partition("\ntorch==")[2])
+    assert torch_version.OLDEST <= pinned <= torch_version.NEWEST
     for page in (
         "README.md",
         "docs/troubleshooting.md",

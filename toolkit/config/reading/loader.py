@@ -354,13 +354,25 @@ def check_folder_name(node: ConfigNode, diagnostics: Diagnostics) -> bool:
     fault = folder_name_error(node.value)
     if fault and not diagnostics.reported(node.path):
         diagnostics.error(node, f"{show(node)} {fault}")
-    if not fault and _NOT_ON_WINDOWS.search(node.value):
-        other = name_like(node.value, "my_char")
-        if _NOT_ON_WINDOWS.search(other):  # a reserved name
-            other = f"my_{other}"
-        message = f"{show(node)} cannot be the name of a file on Windows, nor of a LoRA in ComfyUI there."
-        diagnostics.warn(node, f"{message} Write '{other}'.")
+    elsewhere = "" if fault else windows_name_error(node.value)
+    if elsewhere:
+        diagnostics.warn(node, f"{show(node)} {elsewhere}")
     return not fault
+
+
+def windows_name_error(name: str) -> str:
+    """Why Windows cannot have a file of this name, as the rest of a message; empty
+    where it can.
+
+    >>> windows_name_error("con.v2").partition(". ")[2], windows_name_error("conrad")
+    ("Write 'my_con.v2'.", '')
+    """
+    if not _NOT_ON_WINDOWS.search(name):
+        return ""
+    other = name_like(name, "my_char")
+    if _NOT_ON_WINDOWS.search(other):  # a reserved name
+        other = f"my_{other}"
+    return f"cannot be the name of a file on Windows, nor of a LoRA in ComfyUI there. Write '{other}'."
 
 
 def name_like(text: str, otherwise: str) -> str:

@@ -796,9 +796,10 @@ def is_offline() -> bool:
 
 def downloaded_bytes(name: str) -> int:
     """Bytes of a hub model that are in the hub cache, those of an interrupted download
-    included."""
+    included: once, though a part may have two names (`toolkit.models.hub`)."""
     blobs = repository_folder(name).glob("blobs/*")
-    return sum(path.stat().st_size for path in blobs if not path.is_symlink())
+    stats = [path.stat() for path in blobs if not path.is_symlink()]
+    return sum({one.st_ino: one.st_size for one in stats}.values())
 
 
 def listed_bytes(

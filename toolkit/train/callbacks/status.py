@@ -12,6 +12,7 @@ Added by `standard`; `recorded_end` is for the time before a run has callbacks, 
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import re
 import time
@@ -293,6 +294,4 @@ def memory_text() -> str:
             pages = int(file.read().split()[1])
     except OSError:
         return ""
-    import resource
-
-    return f"RAM {pages * resource.getpagesize() / 2**30:.1f} GiB"
+    return f"RAM {pages * mmap.PAGESIZE / 2**30:.1f} GiB"

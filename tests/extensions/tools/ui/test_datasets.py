@@ -111,6 +111,8 @@ def test_a_new_dataset_has_its_repeats_in_its_name(page: TestClient, ui: Ui) -> 
         ("a/b", "1", "leave out"),
         (".x", "1", "hidden"),
         (".x", "20", "hidden"),
+        ("aux", "1", "Write &#39;my_aux&#39;"),
+        ("cats: grey", "1", "on Windows"),
         ("", "20", "cannot be the name"),
         ("x" * 300, "1", "too long"),
         ("pipo", "1", "exists already"),
