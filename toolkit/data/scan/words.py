@@ -16,6 +16,7 @@ import re
 import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from os.path import basename
 from pathlib import Path
 from statistics import fmean, median, median_low
@@ -43,7 +44,7 @@ LEAST = 8
 
 NEARLY_ALL = 0.85
 
-LOOKED_AT = 2000
+LOOKED_AT = 1000
 """Of more captions only so many are looked at, evenly spread."""
 
 _TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
@@ -85,6 +86,7 @@ def words_in(text: str) -> int:
     return len(_WORD.findall(_WIDE.sub(" ", text))) + len(_WIDE.findall(text)) // 2
 
 
+@lru_cache(maxsize=2 * LOOKED_AT)
 def form_of(text: str) -> str:
     """TAGS: at least five parts between commas, of at most two and a half words on
     average. SENTENCES: parts of at least five words on average, or two that end in a
@@ -433,19 +435,21 @@ def features_of(text: str, trigger: str = "") -> dict[tuple[str, str], None]:
         part = part.replace(trigger.replace("_", " "), "|") if trigger else part
         words = re.findall(rf"\||{_WORD.pattern}", part)
         for index, noun in enumerate(words):
+            is_feature = noun in _KNOWN["features"]
+            is_alone = noun in _KNOWN["alone"]
+            is_coloured = index and words[index - 1] in _KNOWN["colours"]
+            if not (is_feature or is_alone or is_coloured):
+                continue
             begin = index
             while begin and index - begin < 3 and words[begin - 1] not in _STOPS:
                 begin -= 1
             before = words[begin:index]
             if begin and words[begin - 1] == "|":
                 continue
-            if noun in _KNOWN["alone"]:
+            if is_alone:
                 before = ["", *before]
-            elif noun not in _KNOWN["features"]:
-                is_coloured = before[-1:] and before[-1] in _KNOWN["colours"]
-                before = (
-                    before[-1:] if is_coloured and noun not in _NOT_A_COLOURS else []
-                )
+            elif not is_feature:
+                before = [] if noun in _NOT_A_COLOURS else before[-1:]
             features |= dict.fromkeys((word, noun) for word in before)
     return features
 

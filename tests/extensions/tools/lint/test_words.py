@@ -9,7 +9,7 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.running import section_of
-from tests.toolkit.data.scan.test_words import PROSE
+from tests.toolkit.data.scan.test_words import PROSE, found
 from toolkit.config import load_job
 from toolkit.config.sections.trainer import ImageTrainingSection
 from toolkit.extension import discover
@@ -20,14 +20,14 @@ def lint(path: Path) -> list[str]:
     from extensions.tools.lint.dataset import read_datasets
 
     section = section_of("lint", [str(path)])
-    found = [
+    findings = [
         finding
         for data in read_datasets(section, lambda *_: None)
         for finding in run_checks(data, section)
     ]
     return [
         f"{Path(finding.place).name}: {finding.message}"
-        for finding in found
+        for finding in findings
         if finding.check == "prompts"
     ]
 
@@ -86,6 +86,6 @@ def test_no_example_is_told(example: str, monkeypatch: pytest.MonkeyPatch) -> No
         captions = [
             file.read_text() for folder in folders for file in folder.rglob("*.txt")
         ]
-        prompts = [item.prompt for item in section.sample_pictures()]
-        assert captions and unlike(captions, prompts) == []
+        prompts = tuple(item.prompt for item in section.sample_pictures())
+        assert captions and found(captions, section.trigger_word, prompts) == []
     assert yaml.safe_load((EXAMPLES / example).read_text())

@@ -136,21 +136,51 @@ def test_words_and_form_of_a_text(text: str, words: int, form: str) -> None:
 # ------------------------------------------------------------ whole sets of captions
 
 PLACES = (
-    "on a beach at sunset", "in a busy street at night", "beside a window", "in a forest", "on a red sofa", "in a kitchen",
-    "under a bridge in the rain", "at a wooden desk", "in front of a white wall", "on a snowy hill", "in a library",
-)  # fmt: skip
+    "on a beach at sunset",
+    "in a busy street at night",
+    "beside a window",
+    "in a forest",
+    "on a red sofa",
+    "in a kitchen",
+    "under a bridge in the rain",
+    "at a wooden desk",
+    "in front of a white wall",
+    "on a snowy hill",
+    "in a library",
+)
 POSES = (
-    "smiling", "looking to the left", "sitting with crossed legs", "close-up of the face", "seen from behind", "laughing",
+    "smiling",
+    "looking to the left",
+    "sitting with crossed legs",
+    "close-up of the face",
+    "seen from behind",
+    "laughing",
     "full body, walking",
-)  # fmt: skip
+)
 CLOTHES = (
-    "a black coat", "a blue t-shirt", "a red dress", "a green hoodie and jeans", "a grey suit", "a white blouse",
-    "a yellow raincoat", "a denim jacket",
-)  # fmt: skip
+    "a black coat",
+    "a blue t-shirt",
+    "a red dress",
+    "a green hoodie and jeans",
+    "a grey suit",
+    "a white blouse",
+    "a yellow raincoat",
+    "a denim jacket",
+)
 THINGS = (
-    "a lighthouse", "two horses", "an old car", "a bowl of fruit", "a portrait of a girl with red hair", "a city skyline",
-    "a fox in the snow", "a ship", "an empty street", "a mountain lake", "a castle", "a vase of tulips",
-)  # fmt: skip
+    "a lighthouse",
+    "two horses",
+    "an old car",
+    "a bowl of fruit",
+    "a portrait of a girl with red hair",
+    "a city skyline",
+    "a fox in the snow",
+    "a ship",
+    "an empty street",
+    "a mountain lake",
+    "a castle",
+    "a vase of tulips",
+)
 PLACES_ZH = (
     "在海边",
     "在夜晚的街道上",
@@ -163,10 +193,15 @@ PLACES_ZH = (
 )
 CLOTHES_ZH = ("黑色外套", "蓝色衬衫", "红色连衣裙", "灰色西装", "白色毛衣")
 BOORU_TAGS = (
-    "smile, outdoors, blue sky", "sitting, indoors, window, book", "night, city lights, standing, red coat",
-    "school uniform, classroom, looking at viewer", "swimsuit, beach, ocean, laughing", "kimono, festival, lantern, from side",
-    "close-up, simple background, white background, blush", "running, park, sneakers, sweat, day",
-)  # fmt: skip
+    "smile, outdoors, blue sky",
+    "sitting, indoors, window, book",
+    "night, city lights, standing, red coat",
+    "school uniform, classroom, looking at viewer",
+    "swimsuit, beach, ocean, laughing",
+    "kimono, festival, lantern, from side",
+    "close-up, simple background, white background, blush",
+    "running, park, sneakers, sweat, day",
+)
 
 
 def drawn(template: str, count: int = 30) -> list[str]:
@@ -209,42 +244,158 @@ def found(
 
 
 LONG = (
-    "The photograph shows {wear} worn by a woman named ohwx, {place}, {pose}. Soft, natural light falls from the left side, and the "
-    "background is slightly out of focus, with warm tones and fine details in the fabric. The composition is balanced, the "
-    "camera is at eye level, and the mood is calm and candid, as in a documentary picture of everyday life."
+    "The photograph shows {wear} worn by a woman named ohwx, {place}, {pose}. Soft, natural light falls from the left, "
+    "and the background is slightly out of focus, with warm tones and fine details in the fabric. The composition is "
+    "balanced, the camera is at eye level, and the mood is calm and candid, as in a documentary picture of everyday life."
 )
 
 SOUND: dict[str, tuple[list[str], str, tuple[str, ...], bool]] = {
-    "a character in short tags": (drawn("{pose}, {wear}, {place}"), "ohwx", ("[trigger], smiling, on a horse",), False),
-    "a character in sentences": (drawn("A photo of ohwx woman wearing {wear} {place}, {pose}."), "ohwx",
-                                 ("ohwx woman as an astronaut on Mars",), False),
-    "all begin with the word by hand": (drawn("ohwx, {pose}, {wear}, {place}"), "", ("ohwx, in a café",), False),
-    "booru tags with quality tags": (drawn("masterpiece, best quality, 1girl, solo, {tags}"), "mychar",
-                                     ("mychar, 1girl, solo, forest, sunlight",), False),
-    "booru tags with underscores": ([text.replace("city lights", "city_lights") for text in drawn("mychar, 1girl, {tags}")],
-                                    "mychar", ("mychar, 1girl, looking_at_viewer",), False),
-    "tags and a sentence": (drawn("1girl, solo, {tags}, mychar. She is {place}, {pose}."), "mychar", (), False),
-    "an enhancer's captions": (drawn(LONG), "ohwx", (LONG.format(wear="a spacesuit", place="on Mars", pose="waving"),), False),
-    "a style": (drawn("{thing}, in zwk style, flat colours, black outlines"), "zwk", ("a dragon, in zwk style",), False),
-    "a style whose word is in front": (drawn("{thing}"), "zwkstyle", ("[trigger] a dragon",), False),
-    "a style without a word": (drawn("watercolor painting of {thing}, loose brush strokes, white paper"), "",
-                               ("watercolor painting of a dragon",), False),
-    "pairs with one instruction": (["remove the red hat"] * 30, "", ("remove the red hat",), True),
-    "pairs with many instructions": (drawn("replace the background: the person is {place}"), "", ("add black long hair",), True),
-    "pairs with a word": (drawn("xray_edit: show {thing}"), "xray_edit", ("xray_edit: show a dog",), True),
-    "Chinese": (drawn("一位女子穿着{wear_zh}{place_zh}"), "ohwx", ("ohwx 一位女子在雪中行走",), False),
-    "Chinese with a Chinese word": (drawn("林小满，穿着{wear_zh}，{place_zh}"), "林小满", ("林小满，在太空站",), False),
-    "one caption for all": (["a photo of a ohwx man with black hair"] * 30, "ohwx", ("[trigger] in Rome",), False),
-    "no caption at all": ([""] * 30, "ohwx", ("[trigger] man in Rome, 35mm, HDR",), False),
-    "few images": (drawn("woman with long black hair, {wear}", 5), "ohwx", ("[trigger] in Rome",), False),
-    "an object": (drawn("ohwx backpack {place}, product photo, white light"), "ohwx", ("ohwx backpack on the moon",), False),
-    "a dog": (drawn("{pose}, {place}, ohwx dog"), "ohwx", ('ohwx dog beside a sign that says "XKCD"',), False),
-    "features that change": ([f"ohwx woman with {hair} hair, {text}" for hair, text in
-                              zip(("long black", "short red", "blonde", "tied back") * 8, drawn("{wear}"), strict=False)],
-                             "ohwx", ("ohwx woman with pink hair",), False),
-    "short and long words": ([text[: 20 + 4 * i] for i, text in enumerate(drawn("{pose}, {wear}, {place}, soft light"))],
-                             "ohwx", (), False),
-}  # fmt: skip
+    "a character in short tags": (
+        drawn("{pose}, {wear}, {place}"),
+        "ohwx",
+        ("[trigger], smiling, on a horse",),
+        False,
+    ),
+    "a character in sentences": (
+        drawn("A photo of ohwx woman wearing {wear} {place}, {pose}."),
+        "ohwx",
+        ("ohwx woman as an astronaut on Mars",),
+        False,
+    ),
+    "all begin with the word by hand": (
+        drawn("ohwx, {pose}, {wear}, {place}"),
+        "",
+        ("ohwx, in a café",),
+        False,
+    ),
+    "booru tags with quality tags": (
+        drawn("masterpiece, best quality, 1girl, solo, {tags}"),
+        "mychar",
+        ("mychar, 1girl, solo, forest, sunlight",),
+        False,
+    ),
+    "booru tags with underscores": (
+        [
+            text.replace("city lights", "city_lights")
+            for text in drawn("mychar, 1girl, {tags}")
+        ],
+        "mychar",
+        ("mychar, 1girl, looking_at_viewer",),
+        False,
+    ),
+    "tags and a sentence": (
+        drawn("1girl, solo, {tags}, mychar. She is {place}, {pose}."),
+        "mychar",
+        (),
+        False,
+    ),
+    "an enhancer's captions": (
+        drawn(LONG),
+        "ohwx",
+        (LONG.format(wear="a spacesuit", place="on Mars", pose="waving"),),
+        False,
+    ),
+    "a style": (
+        drawn("{thing}, in zwk style, flat colours, black outlines"),
+        "zwk",
+        ("a dragon, in zwk style",),
+        False,
+    ),
+    "a style whose word is in front": (
+        drawn("{thing}"),
+        "zwkstyle",
+        ("[trigger] a dragon",),
+        False,
+    ),
+    "a style without a word": (
+        drawn("watercolor painting of {thing}, loose brush strokes, white paper"),
+        "",
+        ("watercolor painting of a dragon",),
+        False,
+    ),
+    "pairs with one instruction": (
+        ["remove the red hat"] * 30,
+        "",
+        ("remove the red hat",),
+        True,
+    ),
+    "pairs with many instructions": (
+        drawn("replace the background: the person is {place}"),
+        "",
+        ("add black long hair",),
+        True,
+    ),
+    "pairs with a word": (
+        drawn("xray_edit: show {thing}"),
+        "xray_edit",
+        ("xray_edit: show a dog",),
+        True,
+    ),
+    "Chinese": (
+        drawn("一位女子穿着{wear_zh}{place_zh}"),
+        "ohwx",
+        ("ohwx 一位女子在雪中行走",),
+        False,
+    ),
+    "Chinese with a Chinese word": (
+        drawn("林小满，穿着{wear_zh}，{place_zh}"),
+        "林小满",
+        ("林小满，在太空站",),
+        False,
+    ),
+    "one caption for all": (
+        ["a photo of a ohwx man with black hair"] * 30,
+        "ohwx",
+        ("[trigger] in Rome",),
+        False,
+    ),
+    "no caption at all": (
+        [""] * 30,
+        "ohwx",
+        ("[trigger] man in Rome, 35mm, HDR",),
+        False,
+    ),
+    "few images": (
+        drawn("woman with long black hair, {wear}", 5),
+        "ohwx",
+        ("[trigger] in Rome",),
+        False,
+    ),
+    "an object": (
+        drawn("ohwx backpack {place}, product photo, white light"),
+        "ohwx",
+        ("ohwx backpack on the moon",),
+        False,
+    ),
+    "a dog": (
+        drawn("{pose}, {place}, ohwx dog"),
+        "ohwx",
+        ('ohwx dog beside a sign that says "XKCD"',),
+        False,
+    ),
+    "features that change": (
+        [
+            f"ohwx woman with {hair} hair, {text}"
+            for hair, text in zip(
+                ("long black", "short red", "blonde", "tied back") * 8,
+                drawn("{wear}"),
+                strict=False,
+            )
+        ],
+        "ohwx",
+        ("ohwx woman with pink hair",),
+        False,
+    ),
+    "short and long words": (
+        [
+            text[: 20 + 4 * i]
+            for i, text in enumerate(drawn("{pose}, {wear}, {place}, soft light"))
+        ],
+        "ohwx",
+        (),
+        False,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", SOUND)
@@ -264,30 +415,110 @@ def with_hair(captions: list[str]) -> list[str]:
 WOMAN = drawn("A photo of ohwx woman wearing {wear} {place}, {pose}.")
 TAGGED = drawn("1girl, solo, {tags}")
 FAULTY: dict[str, tuple[tuple[list[str], str, tuple[str, ...]], str, str, int]] = {
-    "a feature in sentences": ((with_hair(WOMAN), "ohwx", ()), "repeated",
-        "nearly all captions name 'long black hair' (28 of 30), such as 00.png and 01.png: it is learned", 0),
-    "a feature in booru tags": (([f"{text}, long_hair, blue_eyes" for text in TAGGED], "mychar", ()), "repeated",
-        "'long hair' (30 of 30), 'blue eyes' (30 of 30)", 0),
-    "a feature by a colour": (([f"{text}, with a red balloon" for text in WOMAN], "ohwx", ()), "repeated", "'red balloon' (30", 0),
-    "a feature alone, by hand": ((drawn("ohwx, {wear}, round glasses, {place}"), "", ()), "repeated", "'round glasses'", 0),
-    "a feature in Chinese": ((drawn("一位黑色长发的女子穿着{wear_zh}{place_zh}"), "ohwx", ()), "repeated", "'黑色长发' (30 of 30)", 0),
-    "a misspelt word": (([text.replace("ohwx", "owhx") if i in (4, 9) else text for i, text in enumerate(WOMAN)], "ohwx", ()),
-        "trigger", "2 of 30 captions have a word like 'ohwx' in its place, 'owhx' in 04.png and 'owhx' in 09.png: write", 2),
-    "a word in two": ((["my char, smiling", *drawn("mychar, {wear}")], "mychar", ()), "trigger", "'my char' in 00.png", 1),
-    "a misspelt key": ((WOMAN, "ohxw", ()), "trigger", "30 of 30 captions have a word like 'ohxw'", 30),
-    "a prompt with another word": ((drawn("mychar, {wear}"), "mychar", ("a photo of ohwx woman in Rome",)), "prompts",
-        "look like trigger words, and none of 30 captions has them: 'ohwx' in 'a photo of ohwx woman in Rome'. Write 'mychar'", 0),
-    "a prompt with a misspelt word": ((drawn("pipolo, {wear}"), "pipolo", ("pipollo in Rome",)), "prompts", "'pipollo' in", 0),
-    "a prompt without a word in the job": ((drawn("{wear}, {place}"), "", ("sks man",)), "prompts", "Give the job its", 0),
-    "an ordinary word": ((drawn("{wear}, {place}"), "woman", ()), "trigger_word",
-        "'woman' is an ordinary word, so that all the model knows of it is drawn with it: it is in 30 of 30 captions, such", 0),
-    "a name": ((drawn("{wear}, {place}"), "Emma Stone", ()), "trigger_word", "'Emma Stone' is a name that many people have", 0),
-    "a Chinese word": ((drawn("{wear_zh}，{place_zh}"), "女孩", ()), "trigger_word", "'女孩' is an ordinary word", 0),
-    "tags and sentences": (([*drawn("ohwx, 1girl, solo, {tags}", 20), *WOMAN[:10]], "ohwx", ()), "forms",
-        "20 of 30 captions are a list of tags, such as 'ohwx, 1girl, solo", 10),
-    "short and an enhancer's": (([*drawn("ohwx, {wear}", 25), *drawn(LONG, 5)], "ohwx", ()), "forms",
-        "5 of 30 captions have another length than most, whose median is 3 words", 5),
-}  # fmt: skip
+    "a feature in sentences": (
+        (with_hair(WOMAN), "ohwx", ()),
+        "repeated",
+        "nearly all captions name 'long black hair' (28 of 30), such as 00.png and 01.png: it is learned",
+        0,
+    ),
+    "a feature in booru tags": (
+        ([f"{text}, long_hair, blue_eyes" for text in TAGGED], "mychar", ()),
+        "repeated",
+        "'long hair' (30 of 30), 'blue eyes' (30 of 30)",
+        0,
+    ),
+    "a feature by a colour": (
+        ([f"{text}, with a red balloon" for text in WOMAN], "ohwx", ()),
+        "repeated",
+        "'red balloon' (30",
+        0,
+    ),
+    "a feature alone, by hand": (
+        (drawn("ohwx, {wear}, round glasses, {place}"), "", ()),
+        "repeated",
+        "'round glasses'",
+        0,
+    ),
+    "a feature in Chinese": (
+        (drawn("一位黑色长发的女子穿着{wear_zh}{place_zh}"), "ohwx", ()),
+        "repeated",
+        "'黑色长发' (30 of 30)",
+        0,
+    ),
+    "a misspelt word": (
+        (
+            [
+                text.replace("ohwx", "owhx") if i in (4, 9) else text
+                for i, text in enumerate(WOMAN)
+            ],
+            "ohwx",
+            (),
+        ),
+        "trigger",
+        "2 of 30 captions have a word like 'ohwx' in its place, 'owhx' in 04.png and 'owhx' in 09.png: write",
+        2,
+    ),
+    "a word in two": (
+        (["my char, smiling", *drawn("mychar, {wear}")], "mychar", ()),
+        "trigger",
+        "'my char' in 00.png",
+        1,
+    ),
+    "a misspelt key": (
+        (WOMAN, "ohxw", ()),
+        "trigger",
+        "30 of 30 captions have a word like 'ohxw'",
+        30,
+    ),
+    "a prompt with another word": (
+        (drawn("mychar, {wear}"), "mychar", ("a photo of ohwx woman in Rome",)),
+        "prompts",
+        "none of 30 captions has them: 'ohwx' in 'a photo of ohwx woman in Rome'. Write 'mychar'",
+        0,
+    ),
+    "a prompt with a misspelt word": (
+        (drawn("pipolo, {wear}"), "pipolo", ("pipollo in Rome",)),
+        "prompts",
+        "'pipollo' in",
+        0,
+    ),
+    "a prompt without a word in the job": (
+        (drawn("{wear}, {place}"), "", ("sks man",)),
+        "prompts",
+        "Give the job its",
+        0,
+    ),
+    "an ordinary word": (
+        (drawn("{wear}, {place}"), "woman", ()),
+        "trigger_word",
+        "so that all the model knows of it is drawn with it: it is in 30 of 30 captions, such",
+        0,
+    ),
+    "a name": (
+        (drawn("{wear}, {place}"), "Emma Stone", ()),
+        "trigger_word",
+        "'Emma Stone' is a name that many people have",
+        0,
+    ),
+    "a Chinese word": (
+        (drawn("{wear_zh}，{place_zh}"), "女孩", ()),
+        "trigger_word",
+        "'女孩' is an ordinary word",
+        0,
+    ),
+    "tags and sentences": (
+        ([*drawn("ohwx, 1girl, solo, {tags}", 20), *WOMAN[:10]], "ohwx", ()),
+        "forms",
+        "20 of 30 captions are a list of tags, such as 'ohwx, 1girl, solo",
+        10,
+    ),
+    "short and an enhancer's": (
+        ([*drawn("ohwx, {wear}", 25), *drawn(LONG, 5)], "ohwx", ()),
+        "forms",
+        "5 of 30 captions have another length than most, whose median is 3 words",
+        5,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", FAULTY)
@@ -302,4 +533,4 @@ def test_a_planted_fault_is_told_and_nothing_else(name: str) -> None:
 def test_of_many_captions_some_are_looked_at() -> None:
     captions = drawn("{wear}, round glasses", 20_000)
     (finding,) = found(captions, "ohwx")
-    assert "'round glasses' (2,000 of 2,000)" in finding.message
+    assert "'round glasses' (1,000 of 1,000)" in finding.message
