@@ -320,7 +320,9 @@ def _one_apart(word: str, other: str) -> bool:
     [True, True, False, False, False]
     """
     short, long = sorted((word, other), key=len)
-    if len(short) < 3 or f"{short}s" == long:
+    stem, _, last = short.replace("-", "_").rpartition("_")  # `maya_a` and `maya_b`
+    is_series = bool(stem) and len(last) == 1 and long.startswith(stem)
+    if len(short) < 3 or f"{short}s" == long or is_series:
         return False
     if len(short) != len(long):
         return any(
@@ -366,7 +368,7 @@ def _forms(captions: Sequence[Caption], names: Sequence[str]) -> Iterator[WordFi
     far = [
         one
         for one, count in counts.items()
-        if max(count, usual) >= max(6 * min(count, usual), min(count, usual) + 60)
+        if max(count, usual) >= max(6 * min(count, usual), min(count, usual) + 50)
     ]
     if len(far) >= max(2, 0.05 * len(counts)):
         lengths = f"{counts[far[0]]} and {counts[far[1]]} words, such as {far[0].shown}"
@@ -389,7 +391,7 @@ def _repeated(captions: Sequence[Caption], trigger: str) -> Iterator[WordFinding
     together = "\n".join(caption.text for caption in captions).lower()
     name = re.escape(trigger.lower())
     if re.search(
-        rf"{name}\W{{0,2}}\s*(?:art )?styled?\b|style of {name}|风格", together
+        rf"{name}\W{{0,2}}\s*(?:art )?styled?\b|(?:style of|by) {name}|风格", together
     ):
         return
     features = {one: features_of(one.text, trigger) for one in captions}
@@ -438,7 +440,7 @@ def features_of(text: str, trigger: str = "") -> dict[tuple[str, str], None]:
             is_feature = noun in _KNOWN["features"]
             is_alone = noun in _KNOWN["alone"]
             is_coloured = index and words[index - 1] in _KNOWN["colours"]
-            if not (is_feature or is_alone or is_coloured):
+            if noun == "|" or not (is_feature or is_alone or is_coloured):
                 continue
             begin = index
             while begin and index - begin < 3 and words[begin - 1] not in _STOPS:

@@ -246,7 +246,7 @@ def found(
 LONG = (
     "The photograph shows {wear} worn by a woman named ohwx, {place}, {pose}. Soft, natural light falls from the left, "
     "and the background is slightly out of focus, with warm tones and fine details in the fabric. The composition is "
-    "balanced, the camera is at eye level, and the mood is calm and candid, as in a documentary picture of everyday life."
+    "balanced, the camera is at eye level, and the mood is calm and candid, as in a documentary picture of daily life."
 )
 
 SOUND: dict[str, tuple[list[str], str, tuple[str, ...], bool]] = {
@@ -359,6 +359,24 @@ SOUND: dict[str, tuple[list[str], str, tuple[str, ...], bool]] = {
         drawn("woman with long black hair, {wear}", 5),
         "ohwx",
         ("[trigger] in Rome",),
+        False,
+    ),
+    "two characters": (
+        drawn("maya_a and maya_b, {place}"),
+        "maya_a",
+        ("maya_b in Rome",),
+        False,
+    ),
+    "a piece of clothing": (
+        drawn("a woman in a red ohwx dress, {place}"),
+        "ohwx",
+        ("a man in a green ohwx dress",),
+        False,
+    ),
+    "other languages": (
+        drawn("zdjęcie ohwx kobieta, {n}, Schmuckstück, Strand"),
+        "ohwx",
+        ("ohwx w lesie, Fachwerkhaus, przemysł, fjord, vfx, 35mm f1.8",),
         False,
     ),
     "an object": (
