@@ -86,6 +86,29 @@ def words_in(text: str) -> int:
     return len(_WORD.findall(_WIDE.sub(" ", text))) + len(_WIDE.findall(text)) // 2
 
 
+def tags_of(captions: Sequence[str]) -> list[tuple[str, int]]:
+    """The tags that several captions have, with the number of these captions; none
+    where captions are not lists of tags. Captions are given without trigger words.
+
+    >>> tags_of(["smiling, red coat", "red coat, park, smiling", "red coat, night"])
+    [('red coat', 3), ('smiling', 2)]
+    """
+    lists = [
+        dict.fromkeys(filter(None, map(str.strip, _COMMAS.split(text))))
+        for text in captions
+        if text
+    ]
+    are_tags = [
+        len(tags) > 1
+        and all(words_in(tag) <= 4 and not _END.search(tag) for tag in tags)
+        for tags in lists
+    ]
+    counts = Counter(tag for tags in lists for tag in tags)
+    if sum(are_tags) < MOST * len(lists):
+        return []
+    return [(tag, count) for tag, count in sorted(counts.items()) if count > 1]
+
+
 @lru_cache(maxsize=2 * LOOKED_AT)
 def form_of(text: str) -> str:
     """TAGS: at least five parts between commas, of at most two and a half words on
