@@ -45,7 +45,7 @@ LEAST = 8
 NEARLY_ALL = 0.85
 
 LOOKED_AT = 1000
-"""Of more captions only so many are looked at, evenly spread."""
+"""So many captions are looked at, evenly spread over all of them."""
 
 _TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 _KNOWN = {name: frozenset(text.split()) for name, text in _TABLE.items()}
@@ -319,7 +319,7 @@ def _near(text: str, trigger: str, names: Sequence[str]) -> str:
     >>> _near("a photo of owhx woman", "ohwx", ()), _near("my char waves", "mychar", ())
     ('owhx', 'my char')
     """
-    words = re.findall(r"[\w'’-]+", text)
+    words: list[str] = re.findall(r"[\w'’-]+", text)
     plain = re.sub(r"[\W_]", "", trigger).lower()
     for index, word in enumerate(words):
         both = f"{word} {words[index + 1]}" if index + 1 < len(words) else word
