@@ -20,9 +20,11 @@ from functools import lru_cache
 from os.path import basename
 from pathlib import Path
 from statistics import fmean, median, median_low
+from textwrap import shorten
 from typing import NamedTuple
 
 from toolkit.contracts.data import PLACEHOLDERS, Sample
+from toolkit.data.scan.found import count_of
 
 TIMES, WORDS = 4, 30
 """A prompt has another length if it has TIMES the words of the longest captions, or the
@@ -518,13 +520,14 @@ def _strange_words(
                     found.setdefault(word, prompt)
     if found:
         shown = " and ".join(
-            f"{word!r} in {text!r}" for word, text in list(found.items())[:2]
+            f"{word!r} in {shorten(text, 60)!r}"
+            for word, text in list(found.items())[:2]
         )
         own = f"Write {names[0]!r}" if names else "Give the job its 'trigger_word'"
         yield WordFinding(
             "prompts",
-            f"{len(found):,} words of the {len(prompts):,} sample prompts look like trigger words, and none of "
-            f"{len(captions):,} captions has them: {shown}. {own}, or a word of the captions",
+            f"{count_of(len(found), 'word')} in sample prompts, like a trigger word, in none of {len(captions):,} "
+            f"captions: {shown}. {own}, or a word of the captions",
         )
 
 

@@ -491,7 +491,7 @@ FAULTY: dict[str, tuple[tuple[list[str], str, tuple[str, ...]], str, str, int]] 
     "a prompt with another word": (
         (drawn("mychar, {wear}"), "mychar", ("a photo of ohwx woman in Rome",)),
         "prompts",
-        "none of 30 captions has them: 'ohwx' in 'a photo of ohwx woman in Rome'. Write 'mychar'",
+        "in none of 30 captions: 'ohwx' in 'a photo of ohwx woman in Rome'. Write 'mychar'",
         0,
     ),
     "a prompt with a misspelt word": (
