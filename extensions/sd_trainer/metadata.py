@@ -15,13 +15,16 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil, prod
 from typing import Any
 
 from toolkit.config.sections.dataset import area_of, sides_of
 from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.network_kinds import KINDS
+from toolkit.data.scan.captions import trained_caption
+from toolkit.data.scan.folder import FolderInfo
+from toolkit.data.scan.words import tags_of, without_names
 from toolkit.files.redact import redact_json
 from toolkit.models.families import family_for
 from toolkit.networks.spelling import STORED, Spelling
@@ -50,12 +53,13 @@ def job_metadata(
     optimizer: object,
     plan: RunPlan | None = None,
     spelling: Spelling = STORED,
+    folders: Sequence[FolderInfo] = (),
 ) -> dict[str, str]:
     """The metadata that all files of a run share: the user's own keys first, ours
     after. Empty with `save.no_metadata`. `LoraWriter.metadata_at` adds the step.
 
     meta: the job's, unexpanded. name, steps: of the run. plan: of the run, for the
-    datasets. spelling: of the files. `alpha` is what the run was trained with;
+    datasets. folders: the images, for the words. spelling: of the files. `alpha` is what the run was trained with;
     `ss_network_alpha` is what the file's matrices are scaled with.
     """
     if section.save.no_metadata:
@@ -63,6 +67,8 @@ def job_metadata(
     kohya = _training(section, meta, name, steps, seed, optimizer, spelling)
     if plan:
         kohya |= _datasets(plan, section)
+    if words := _words(section, folders, section.as_written(name, "name")):
+        kohya["tag_frequency"] = words
     ours: dict[str, Any] = {
         "training_info": {},
         "software": {"name": NAME, "version": VERSION},
@@ -202,16 +208,20 @@ def _training(
     }
 
 
-def _datasets(plan: RunPlan, section: DiffusionSection) -> dict[str, Any]:
-    """The folders; their names by the last part of the path as written; and the uses
-    per epoch by bucket size."""
-    written = {
+def _written_folders(section: DiffusionSection) -> dict[str, str]:
+    return {
         dataset.folder_path: section.as_written(
             dataset.folder_path, "datasets", index, "folder_path"
         )
         for index, dataset in enumerate(section.datasets)
         if dataset.folder_path
     }
+
+
+def _datasets(plan: RunPlan, section: DiffusionSection) -> dict[str, Any]:
+    """The folders; their names by the last part of the path as written; and the uses
+    per epoch by bucket size."""
+    written = _written_folders(section)
     folders: list[dict[str, Any]] = []
     dirs: dict[str, dict[str, int]] = {}
     uses = Counter[tuple[int, int]]()
@@ -255,6 +265,55 @@ def _datasets(plan: RunPlan, section: DiffusionSection) -> dict[str, Any]:
             "buckets": {str(number): bucket for number, bucket in enumerate(buckets)}
         },
     }
+
+
+MOST_TAGS = 100
+
+
+def _words(
+    section: DiffusionSection, folders: Sequence[FolderInfo], name: str
+) -> dict[str, dict[str, int]]:
+    """The trigger words, with the number of images that have each in a caption; then
+    the most frequent tags, where captions are lists of tags. No sentence, and no tag of
+    one image alone: a file is given away.
+
+    All words are in one entry, because ComfyUI-Lora-Manager reads the first entry and
+    no other; A1111 adds all of them up. The captions of a stream are not known here.
+    """
+    triggers = {
+        dataset.trigger_word: section.as_written(
+            dataset.trigger_word, "datasets", index, "trigger_word"
+        )
+        for index, dataset in enumerate(section.datasets)
+    }
+    triggers[section.trigger_word] = section.as_written(
+        section.trigger_word, "trigger_word"
+    )
+    texts: dict[str, tuple[str, ...]] = {}
+    lists: dict[str, str] = {}
+    trained = [folder for folder in folders if not folder.is_reg]
+    for folder in trained:
+        dataset = section.datasets[folder.dataset]
+        default = section.as_written(
+            dataset.default_caption, "datasets", folder.dataset, "default_caption"
+        )
+        for sample in folder.samples:
+            texts[sample.image] = sample.texts
+            is_default = sample.caption == trained_caption("", dataset, sample.rules)
+            text = default if is_default else sample.caption
+            names = (*triggers, sample.rules.prefix)
+            lists[sample.image] = without_names(text, names).lstrip(". ")
+    words = {
+        written: sum(any(word in text for text in each) for each in texts.values())
+        for word, written in triggers.items()
+        if word
+    }
+    tags = tags_of([*lists.values()])
+    words |= dict(sorted(tags, key=lambda tag: (-tag[1], tag[0]))[:MOST_TAGS])
+    written = _written_folders(section)
+    if len(trained) == 1:
+        name = _last_part(written.get(trained[0].folder, trained[0].folder)) or name
+    return {name: words} if words else {}
 
 
 def _resolution(section: DiffusionSection, plan: RunPlan | None) -> tuple[int, int]:

@@ -340,6 +340,7 @@ class SdTrainerProcess(ImageTrainer):
             optimizer,
             self.plan,
             spelling,
+            self.data.scan.folders,
         )
         writer = kind(self.network, self.section, metadata, spelling)
         controlled = {bool(item.sample.control_images) for item in self.data.items} or {

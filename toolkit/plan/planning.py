@@ -36,6 +36,7 @@ from toolkit.contracts.data import BucketedSample
 from toolkit.data.batches.image_data import ImageData
 from toolkit.data.scan.captions import prompt_warnings
 from toolkit.data.scan.fingerprint import DatasetHashes
+from toolkit.data.scan.words import word_findings
 from toolkit.data.streams.counts import optimizer_steps
 from toolkit.errors import RunError, UserError
 from toolkit.files.writing import free_space
@@ -212,9 +213,17 @@ class Planner(ABC, Generic[SectionT]):
         pictures = (
             section.sample_pictures() if hasattr(section, "sample_pictures") else ()
         )
-        yield from prompt_warnings(
-            [picture.prompt for picture in pictures], section.trigger_words()
-        )
+        prompts = [picture.prompt for picture in pictures]
+        yield from prompt_warnings(prompts, section.trigger_words())
+        if self.section.reads_captions:
+            samples = [
+                sample
+                for folder in data.scan.folders
+                if not folder.is_reg
+                for sample in folder.samples
+            ]
+            for found in word_findings(samples, prompts, section.trigger_word):
+                yield f"warning: captions: {found.message}"
         if data.split:
             yield from data.split.notes
         if memory:

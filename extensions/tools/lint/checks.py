@@ -20,16 +20,16 @@ import numpy
 
 from extensions.tools.lint.dataset import SMALL_SIDE, SOFT
 from extensions.tools.lint.likeness import is_flat, most_like
-from extensions.tools.lint.text_kinds import unlike, without_names
 from extensions.tools.shared.findings import CHECKS
 from toolkit.config.sections.dataset import area_of
 from toolkit.contracts.data import PLACEHOLDERS
 from toolkit.data.pixels.alignment import SAME_SHAPE
 from toolkit.data.pixels.colours import TELEVISION
-from toolkit.data.scan.captions import nearly_placeholders, usual_word
+from toolkit.data.scan.captions import nearly_placeholders
 from toolkit.data.scan.foreign_syntax import lines_of
 from toolkit.data.scan.found import REGULARISATION, named_as_regularisation, shorten
 from toolkit.data.scan.items import bucket_for
+from toolkit.data.scan.words import usual_word
 from toolkit.errors import Diagnostic
 
 if TYPE_CHECKING:
@@ -338,7 +338,9 @@ def no_caption(item: Item, data: Dataset, config: LintConfig) -> Iterator[str]:
 def trigger(data: Dataset, config: LintConfig) -> Found:
     """Captions without the trigger word, with the word in other letters or inside
     another word, and regularisation images with it. Without `trigger_word`, captions
-    that lack the word with which nearly all others begin."""
+    that lack the word with which nearly all others begin. Captions with a misspelt
+    trigger word."""
+    yield from _of_words("trigger", data)
     if not data.trigger:
         yield from _usual_word(data)
         return
@@ -456,16 +458,12 @@ def _tokens(text: str) -> int:
     return round(words * 4 / 3 + signs + 1.5 * wide)
 
 
-def prompts(data: Dataset, config: LintConfig) -> Found:
-    """Sample prompts that differ from the captions in kind, such as lists of tags and
-    sentences, or in length. One finding for the whole dataset."""
-    items = [item for item in data.items if not (item.is_reg or item.held_out)]
-    triggers = (item.sample.rules.trigger or "" for item in items)
-    names = list(dict.fromkeys((data.trigger, *triggers)))
-    captions = [without_names(text, names) for _, text in _captions(items)]
-    asked = [without_names(prompt, names) for prompt in data.prompts]
-    for message in unlike(captions, asked):
-        yield items[0].sample.folder, message
+def _of_words(check: str, data: Dataset) -> Found:
+    """What `word_findings` reports under the name of a check."""
+    for found in data.words:
+        if found.check == check:
+            for place in found.images or (data.place,):
+                yield place, found.message
 
 
 def _captions(items: Iterable[Item]) -> list[tuple[str, str]]:
@@ -504,11 +502,15 @@ _OF_DATASETS: dict[str, Callable[[Dataset, LintConfig], Found]] = {
     "repeats": lambda data, _: data.scan.questions,
     "mask": lambda data, _: data.scan.mask_faults,
     "from_base": lambda data, _: data.scan.prompt_faults,
+    "trigger_word": lambda data, _: _of_words("trigger_word", data),
+    "repeated": lambda data, _: _of_words("repeated", data),
+    "forms": lambda data, _: _of_words("forms", data),
+    "prompts": lambda data, _: _of_words("prompts", data),
 } | {
     check.__name__: check
     for check in (
         *(pair_order, pair_shape, duplicate, leak, mode),
-        *(trigger, same_caption, prompts, regularisation),
+        *(trigger, same_caption, regularisation),
     )
 }
 _OF_IMAGES: dict[str, Callable[[Item, Dataset, LintConfig], Iterator[str]]] = {

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,6 +43,7 @@ from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.folder import DatasetScan, find_images, scan_datasets
 from toolkit.data.scan.items import SIZE_MULTIPLE, make_items, scan_items
 from toolkit.data.scan.validation_split import split_validation
+from toolkit.data.scan.words import WordFinding, word_findings
 from toolkit.errors import DataErrors, Diagnostic, RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.archives import archive_in
@@ -204,6 +206,18 @@ class Dataset:
 
     suspects: dict[str, str] = field(default_factory=dict)
     """Image, as a path without links -> why `influence` suspects it."""
+
+    @property
+    def place(self) -> str:
+        """The folder of the first image, for findings that concern all captions."""
+        return self.items[0].sample.folder if self.items else self.name
+
+    @cached_property
+    def words(self) -> tuple[WordFinding, ...]:
+        """What the words of captions and prompts would teach wrongly."""
+        items = (item for item in self.items if not (item.is_reg or item.held_out))
+        samples = [item.sample for item in items]
+        return tuple(word_findings(samples, self.prompts, self.trigger))
 
 
 def read_datasets(

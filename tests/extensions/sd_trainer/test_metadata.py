@@ -17,6 +17,7 @@ from extensions.sd_trainer.writers import LoraWriter
 from tests.parts import needs_foreign_names
 from toolkit.config import load_job
 from toolkit.contracts.training import TrainState
+from toolkit.data.scan.folder import scan_datasets
 from toolkit.plan.run_plan import BucketCount, FolderPlan, RunPlan
 
 
@@ -54,7 +55,10 @@ def metadata(write_job, trainer, make_pictures, plan, tmp_path: Path):
     optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(2))])
 
     def describe(
-        meta: dict | None = None, plan: RunPlan | None = plan, **sections
+        meta: dict | None = None,
+        plan: RunPlan | None = plan,
+        scan: bool = False,
+        **sections,
     ) -> dict[str, str]:
         network = {"type": "lora", "linear": 4, "linear_alpha": 2}
         job = load_job(
@@ -62,7 +66,14 @@ def metadata(write_job, trainer, make_pictures, plan, tmp_path: Path):
             lambda _: SdTrainerConfig,
         )
         section = job.processes[0].section
-        fixed = job_metadata(section, meta or {}, "maya", 30, 7, optimizer, plan)
+        folders = (
+            scan_datasets(section.datasets, section.trigger_word).folders
+            if scan
+            else ()
+        )
+        fixed = job_metadata(
+            section, meta or {}, "maya", 30, 7, optimizer, plan, folders=folders
+        )
         writer = LoraWriter(None, section, fixed)
         found = writer.metadata_at(TrainState(step=9, epoch=1, epochs_done=1))
         # the order of the header is the same at each step
@@ -163,6 +174,47 @@ def test_it_tells_the_datasets_by_the_last_part_of_their_names(metadata) -> None
     }
     assert not any("secret" in value or "data/a" in value for value in found.values())
     assert "ss_datasets" not in metadata(plan=None)
+
+
+@pytest.mark.parametrize(
+    ("captions", "keys", "words"),
+    [
+        (("[trigger], smile, red coat", "smile, park", "red coat, [trigger], smile, night"), {"trigger_word": "ohwx"},
+         {"maya": {"ohwx": 3, "smile": 3, "red coat": 2}}),
+        (("A woman named ohwx lives in Main Street 4, and reads.", "She sleeps."), {"trigger_word": "ohwx"},
+         {"maya": {"ohwx": 2}}),
+        (("smile, park", "smile, night"), {}, {"maya": {"smile": 2}}),
+        (("She sleeps.",), {}, None),
+        (("a", ""), {"trigger_word": "${SECRET}"}, {"maya": {"${SECRET}": 2}}),
+        (("smile, park",) * 2, {"caption_prefix": "${SECRET}", "trigger_word": "ohwx"},
+         {"maya": {"ohwx": 2, "park": 2, "smile": 2}}),
+        (("", ""), {"default_caption": "${SECRET}, dog"}, {"maya": {"${SECRET}": 2, "dog": 2}}),
+        (tuple(f"{i}, {i + 1}, {i + 2}" for i in range(300)), {}, 100),
+    ],
+)  # fmt: skip
+def test_it_has_the_words_that_managers_of_loras_read(
+    metadata, make_pictures, tmp_path: Path, monkeypatch, captions, keys, words
+) -> None:
+    """The trigger words, and tags of several images; no sentence, and no variable."""
+    monkeypatch.setenv("SECRET", "pangolin, in a dress")
+    photos = make_pictures(
+        tmp_path / "maya", *(f"{i:03}" for i in range(len(captions)))
+    )
+    for index, caption in enumerate(captions):
+        (photos / f"{index:03}.txt").write_text(caption)
+    of_folder = {key: keys[key] for key in keys if "caption" in key}
+    sections = {
+        "datasets": [{"folder_path": str(photos), **of_folder}],
+        **{key: keys[key] for key in keys.keys() - of_folder},
+    }
+    found = metadata(scan=True, **sections).get("ss_tag_frequency")
+    if words == 100:
+        assert [len(one) for one in json.loads(found).values()] == [100]
+    else:
+        assert (json.loads(found) if found else None) == words
+    assert "pangolin" not in str(found)
+    first = next(iter((json.loads(found) if found else {"": {}}).values()), {})
+    assert not keys.get("trigger_word") or next(iter(first)) == keys["trigger_word"]
 
 
 def test_it_names_the_noise_levels_that_are_drawn(metadata) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -422,34 +421,6 @@ def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterat
             f"{len(without)} of {len(prompts)} prompts without the trigger word {named}"
         )
         yield f"warning: sample: {what}: {shown}. Write '{PLACEHOLDERS[0]}' into those that are to show what is trained"
-
-
-_COMMON_WORDS = (
-    "a an the this that these there two three some one in on at with of his her its he she it no 1girl 1boy "
-    "photo photograph picture image portrait close close-up closeup shot view selfie screenshot painting drawing "
-    "illustration sketch cartoon anime man woman girl boy person people child cat dog full upper side front back wide "
-    "medium low high black white young old small large smiling standing sitting walking looking"
-)
-"""Lower-case words with which captions begin that are not trigger words."""
-
-
-def usual_word(captions: Sequence[str]) -> tuple[str, int]:
-    """The word with which at least four of five captions begin, and the number of these
-    captions: a trigger word that was written by hand. ("", 0) where there is none, and
-    for fewer than five captions.
-
-    >>> usual_word(["maya on a beach"] * 5), usual_word(["maya on a beach"] * 4)
-    (('maya', 5), ('', 0))
-    """
-    if len(captions) < 5:
-        return "", 0
-    begins = Counter(
-        re.split(r"[\s,.;:]", text, maxsplit=1)[0] for text in captions[:1000]
-    )
-    ((word, _),) = begins.most_common(1)
-    count = sum(text.startswith(word) for text in captions)
-    is_common = not word or word.lower() in _COMMON_WORDS.split()
-    return ("", 0) if is_common or count < 0.8 * len(captions) else (word, count)
 
 
 def drawn_caption(sample: Sample, seed: int, epoch: int, position: int) -> str:

@@ -26,12 +26,7 @@ from toolkit.data.pixels.images import (
     inspect_image,
     reference_error,
 )
-from toolkit.data.scan.captions import (
-    add_prefix,
-    nearly_placeholders,
-    unreplaced,
-    usual_word,
-)
+from toolkit.data.scan.captions import add_prefix, nearly_placeholders, unreplaced
 from toolkit.data.scan.directory import DirectoryListing, ImageFile, split_suffix
 from toolkit.data.scan.fingerprint import remember_reading
 from toolkit.data.scan.foreign_syntax import in_words, marks_in
@@ -48,6 +43,7 @@ from toolkit.data.scan.masks import look_at_masks, mask_fault
 from toolkit.data.scan.pairs import Pair, contradictions, pair_mistakes
 from toolkit.data.scan.records import ImageFolder
 from toolkit.data.scan.repeats import REPEATS, ask_about, probably_no_repeats
+from toolkit.data.scan.words import usual_word
 from toolkit.errors import DataErrors, Diagnostic
 from toolkit.files.archives import as_given
 from toolkit.system.read_ahead import thread_map

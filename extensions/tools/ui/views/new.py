@@ -66,7 +66,7 @@ from toolkit.config.reading.redacted_copy import saved_text
 from toolkit.config.sections.dataset import CAPTION_SUFFIXES
 from toolkit.config.sections.model_files import INDEX, hub_cache
 from toolkit.contracts.data import PLACEHOLDERS
-from toolkit.data.scan.captions import usual_word
+from toolkit.data.scan.words import usual_word
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import CONFIG_SUFFIXES, folder_lock, open_regular, write_text
