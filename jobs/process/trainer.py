@@ -49,6 +49,7 @@ from toolkit.train.callbacks.sample import Samples
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import (
     callbacks_of_extensions,
+    run_name,
     standard_callbacks,
 )
 from toolkit.train.callbacks.status import recorded_end
@@ -151,6 +152,11 @@ class Trainer(BaseTrainProcess):
             self.plan = self.make_plan()
             self.request.check()
             with self.own_folder(self.request.check):
+                # before the folder is written to and the model is loaded: their code
+                # may fail
+                self.hooks = callbacks_of_extensions(
+                    self.section, group.is_main_process
+                )
                 start = group.run_on_rank0_and_broadcast(self.choose_start)
                 self._see_state(start)
                 with (
@@ -413,6 +419,10 @@ class Trainer(BaseTrainProcess):
         check_writable(checkpoint_dir(self.save_root))
         remove_partial_writes(checkpoint_dir(self.save_root))
         options = self.job.options
+        folder = self.save_root
+        resumes = self.section.resume == "auto" and not options.restart
+        for hook in self.hooks:
+            hook.before_start(folder, run_name(folder, self.section), resumes)
         start = plan_start(
             self.save_root,
             self.section,
@@ -454,10 +464,6 @@ class Trainer(BaseTrainProcess):
 
     def set_up(self, start: Start) -> None:
         """Refuses a run that cannot work, and writes the first files of the folder."""
-        # before the folder is written to and the model is loaded: their code may fail
-        self.hooks = callbacks_of_extensions(
-            self.section, self.process_group.is_main_process
-        )
         group = self.process_group
         writes = self.process_group.is_main_process
         stems: tuple[str, ...] = ()

@@ -360,6 +360,14 @@ class Callback:
         images."""
         return {}
 
+    def before_start(self, folder: Path, name: str, resumes: bool) -> None:
+        """Before it is decided where the run begins, on the first rank. An error ends
+        the run.
+
+        folder: of the run. name: its job's, followed by `/` and the process's where it
+        has one. resumes: whether it would go on from the newest state in the folder.
+        """
+
     def on_start(self, run: Run) -> None:
         """Before the first step of this process; `run.state.step` is 0, or the step
         that the run resumes from."""

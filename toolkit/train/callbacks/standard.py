@@ -134,6 +134,11 @@ def callbacks_of_extensions(section: TrainerConfig, first_rank: bool) -> list[Ca
     return made
 
 
+def run_name(folder: Path, section: TrainerConfig) -> str:
+    """`<job>/<process>`, or the job's name. folder: of the run's files."""
+    return f"{folder.parent.name}/{folder.name}" if section.name else folder.name
+
+
 def _do_nothing(run: Run) -> None:
     """Called before an early stop in a job without `validation`."""
 
@@ -165,12 +170,7 @@ def _tracking(section: TrainerConfig, folder: Path) -> Iterator[Callback]:
     """The trackers and diagrams of `logging`."""
     logging = section.logging
     if logging.trackers():
-        # `<job>/<process>`, or the job's
-        yield TrackerCallback(
-            logging,
-            f"{folder.parent.name}/{folder.name}" if section.name else folder.name,
-            folder,
-        )
+        yield TrackerCallback(logging, run_name(folder, section), folder)
     if logging.diagrams:
         yield diagrams_at_saves(folder, *section.diagrams_place(folder))
 
