@@ -46,16 +46,23 @@ class BackgroundCallback(Callback):
     def finish(self) -> None:
         """Waits until all is done, at most `timeout_s`."""
         with self._lock:
-            thread, self._thread = self._thread, None
-        if thread is None:
-            return
-        self._calls.put(None)
+            if (thread := self._thread) is None:
+                return
+            self._calls.put(None)
         thread.join(self.section.timeout_s)
         if thread.is_alive():
             self._tell(f"not done within {self.section.timeout_s:g} s")
 
     def _work(self) -> None:
-        while call := self._calls.get():
+        while True:
+            call = self._calls.get()
+            if call is None:
+                with self._lock:
+                    # an error may follow the end
+                    if self._calls.empty():
+                        self._thread = None
+                        return
+                continue
             try:
                 call()
             except Exception as error:  # noqa: BLE001 - whatever a network or a library raises: the run matters more

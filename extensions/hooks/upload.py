@@ -14,14 +14,20 @@ import re
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from fsspec import AbstractFileSystem, url_to_fs
 
 from toolkit.errors import RunError
 from toolkit.files.run_files import DATASET_PREFIX, STATUS
-from toolkit.files.writing import atomic_write, atomic_write_dir, sha256_of
-from toolkit.train.checkpoint_store import checkpoint_dir, latest_checkpoint, step_of
+from toolkit.files.writing import atomic_write, replace_folder, sha256_of
+from toolkit.train.checkpoint_store import (
+    TEMPORARY,
+    checkpoint_dir,
+    latest_checkpoint,
+    step_of,
+)
 from toolkit.train.lock import FILE as LOCK
 from toolkit.train.run import Run, Saved
 
@@ -160,7 +166,7 @@ class Copies:
     def fetch_newer_state(self) -> None:
         """Brings the state that is listed where the run's folder has none as new, and the
         records of its steps. Raises RunError where a copy is damaged."""
-        states = {match[1]: [] for match in map(_STATE.fullmatch, self.listed) if match}  # type: dict[str, list[str]]
+        states = {match[1] for match in map(_STATE.fullmatch, self.listed) if match}
         if not states:
             return
         newest = max(states, key=lambda name: step_of(Path(name)))
@@ -172,10 +178,13 @@ class Copies:
             f"fetching the state of step {step_of(Path(newest))} from {self.place}"
         )
         root.mkdir(parents=True, exist_ok=True)
-        with atomic_write_dir(root / newest) as temporary:
+        with TemporaryDirectory(
+            prefix=TEMPORARY, dir=root, ignore_cleanup_errors=True
+        ) as temporary:
             for name in self.listed:
                 if (match := _STATE.fullmatch(name)) and match[1] == newest:
-                    self._fetch(name, temporary / match[2])
+                    self._fetch(name, Path(temporary, match[2]))
+            replace_folder(Path(temporary), root / newest)
         for name in filter(_RECORD.fullmatch, self.listed):
             with atomic_write(self.folder / name) as file:
                 self._fetch(name, file)

@@ -40,7 +40,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
     server.start()
     with pytest.MonkeyPatch.context() as patch:
-        host, port = server.get_host_and_port()
+        _, port = server.get_host_and_port()
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         patch.setenv("AWS_ACCESS_KEY_ID", "testing")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
