@@ -47,6 +47,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         import s3fs
 
+        s3fs.S3FileSystem.clear_instance_cache()  # an earlier server is gone
         s3fs.S3FileSystem().mkdir("bucket")
         yield "s3://bucket/loras"
     server.stop()
