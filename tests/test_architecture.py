@@ -22,10 +22,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 OWN = {"launch", "run", "jobs", "extensions", "toolkit", "docs", "tests"}
 
-PROGRAMS = ("launch.py", "run.py")
+PROGRAMS = ("atelier.py", "launch.py", "run.py")
 """The files beside the folders."""
 
 MAY_IMPORT = {
+    "atelier": {"run"},
     "launch": {"toolkit"},
     "run": {"jobs", "toolkit"},
     "docs": {"docs", "extensions", "toolkit"},

@@ -40,7 +40,7 @@ from toolkit.errors import (
 from toolkit.files.log import show_extension
 from toolkit.files.writing import CONFIG_ROOT, EXTENSIONS_ROOT
 from toolkit.registry import MISSING_PARTS, find_object, leave_out, left_out
-from toolkit.version import COMMAND, IS_INSTALLED
+from toolkit.version import COMMAND, IS_INSTALLED, NAME, VERSION
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -93,6 +93,10 @@ class Extension:
 
     name: str = ""
     """What `--list-extensions` shows."""
+
+    requires: str = ""
+    """The versions of the program that it works with, as of a package: ">=0.3,<0.5".
+    With another one it is refused by name. Empty: any."""
 
     purpose: str = ""
     """For a tool, whose section is a `toolkit.config.reading.tool.ToolConfig`: what
@@ -180,6 +184,26 @@ class RegisteredExtension:
         return next(
             (kind for kind in KINDS if getattr(self.extension, kind, "")), "process"
         )
+
+    def check_version(self) -> None:
+        """Raises UserError where this version is not one of those that the extension
+        `requires`."""
+        requires = getattr(self.extension, "requires", "")
+        if not requires:
+            return
+        from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+        try:
+            fits = SpecifierSet(requires).contains(VERSION, prereleases=True)
+        except (InvalidSpecifier, AttributeError, TypeError):
+            raise UserError(
+                f'extension {self.folder}: requires = {requires!r} is no range of versions. Write: requires = ">=0.3"'
+            ) from None
+        if not fits:
+            raise UserError(
+                f"the extension {self.uid!r} ({self.folder}) needs {NAME} {requires}, and this is {VERSION}: "
+                f"install another version of one of them."
+            )
 
     def names(self) -> set[str]:
         """The names by which `--without` leaves it out: its type, its package, and the
@@ -337,6 +361,7 @@ class ExtensionTable:
         same = [extension for extension in self._found if extension.uid == uid]
         named = [extension for extension in same if extension.kind == kind]
         if len(named) == 1:
+            named[0].check_version()
             return named[0]
         if named:
             folders = "".join(f"\n  {extension.folder}" for extension in named)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, child_environment
 from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.train.run import Callback, Sampled, Saved
 
@@ -84,6 +85,25 @@ def test_two_extensions_work_in_one_training_and_a_resume_keeps_the_callbacks(
     printed = run(job(5, str(tmp_path / "file")))
     assert "resuming from" in printed and "step 5 of 5" in printed
     assert printed.count("the callback CopySaves failed") == 1
+
+
+@pytest.mark.slow
+def test_the_test_of_the_page_on_what_is_stable_passes(
+    run: Callable[..., str], tmp_path: Path
+) -> None:
+    page = (ROOT / "docs" / "stable.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```python\n# test_copy_saves.py\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "test_copy_saves.py").write_text(text, encoding="utf-8")
+    path = os.pathsep.join((str(ROOT), str(tmp_path / "drop_ins")))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, "test_copy_saves.py"],
+        cwd=tmp_path,
+        env=child_environment({"PYTHONPATH": path}),
+        capture_output=True,
+        text=True,
+    )
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.slow

@@ -534,6 +534,38 @@ def test_what_a_library_of_an_extension_lacks_is_not(
     assert broken.reason == "ModuleNotFoundError: No module named 'cv9'"
 
 
+@pytest.mark.parametrize(
+    ("requires", "told"),
+    [
+        ("", ""),
+        (">=0.3", ""),
+        (">=0.2,<1", ""),
+        ("~=0.3.0", ""),
+        ("!=0.3.0", "needs Atelier !=0.3.0, and this is 0.3.0"),
+        (">=0.4", "needs Atelier >=0.4, and this is 0.3.0"),
+        ("<0.3", "needs Atelier <0.3, and this is 0.3.0"),
+        ("0.3", "requires = '0.3' is no range of versions"),
+        (0.3, "requires = 0.3 is no range of versions"),
+    ],
+)
+def test_an_extension_for_another_version_is_refused_by_name(
+    drop_ins: Path, write_extension: Write, monkeypatch, requires: object, told: str
+) -> None:
+    monkeypatch.setattr(extension, "VERSION", "0.3.0")
+    write_extension(
+        "mine",
+        f"class A:\n    uid = 'mine'\n    requires = {requires!r}\nAI_TOOLKIT_EXTENSIONS = [A]",
+    )
+    table = discover([drop_ins])
+    if not told:
+        assert table["mine"].uid == "mine"
+        return
+    with pytest.raises(UserError) as caught:
+        table["mine"]
+    assert told in str(caught.value) and str(drop_ins / "mine") in str(caught.value)
+    assert [one.uid for one in table.found] == ["mine"]  # it is still listed
+
+
 # ------------------------------------------------------------ parts that are not asked for
 
 
