@@ -15,14 +15,14 @@ ALLOWED = "ATELIER_COMMANDS"
 """Environment variable that allows the commands of jobs: a job file is data otherwise
 (SECURITY.md)."""
 
-Event = Literal["start", "sample", "save", "end", "error"]
+Event = Literal["encoded", "start", "sample", "save", "end", "error"]
 
 
 class NoticeConfig(CallbackConfig):
     """What `run` and `webhook` have in common."""
 
     on: Annotated[tuple[Event, ...], Field(min_length=1)] = ("save", "end", "error")
-    """At which events: start, sample, save, end, error. A stop is an end."""
+    """At which events: encoded, start, sample, save, end, error. A stop is an end."""
 
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     """Seconds that one may take. The end of the run waits at most so long for the last

@@ -18,7 +18,7 @@ from urllib.request import Request, urlopen
 from toolkit.errors import RunError
 from toolkit.files.redact import redact_json
 from toolkit.files.run_files import utc_now
-from toolkit.train.run import Run, Sampled, Saved
+from toolkit.train.run import Encoded, Run, Sampled, Saved
 from toolkit.version import NAME, VERSION
 
 from .background import BackgroundCallback
@@ -33,6 +33,10 @@ class NoticeCallback(BackgroundCallback):
     @abstractmethod
     def send(self, notice: bytes) -> None:
         """Delivers one notice. May take `timeout_s`, and may raise."""
+
+    def on_encoded(self, run: Run, encoded: Encoded) -> None:
+        line = f"{encoded.items} items are encoded"
+        self._notify(run, "encoded", line, items=encoded.items)
 
     def on_start(self, run: Run) -> None:
         self._notify(run, "start", f"training from step {run.state.step}")

@@ -22,4 +22,12 @@ class Mlflow(Extension):
     tracker = ".mlflow_tracker:MlflowTracker"
 
 
-AI_TOOLKIT_EXTENSIONS = [Trackio, Mlflow]
+class Swanlab(Extension):
+    """`log_with: swanlab`."""
+
+    uid = "swanlab"
+    name = "Curves in SwanLab"
+    tracker = ".swanlab_tracker:SwanlabTracker"
+
+
+AI_TOOLKIT_EXTENSIONS = [Trackio, Mlflow, Swanlab]

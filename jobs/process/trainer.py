@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -72,7 +73,7 @@ from toolkit.train.metrics_buffer import FETCH_EVERY
 from toolkit.train.now import RunNow
 from toolkit.train.optimizer_step import Role
 from toolkit.train.resumption import ResumePlan, Start, archive_run, plan_start
-from toolkit.train.run import Callback, LossScaler, Run
+from toolkit.train.run import Callback, Encoded, LossScaler, Run
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +226,9 @@ class Trainer(BaseTrainProcess):
         checkpoint where the run resumes, and runs the loop to its end."""
         with memory_account(self.device, self.section.train.memory_account) as account:
             self.open_model()
+            begun = time.monotonic()
             self.encode()
+            encoded = Encoded(self.items_encoded(), time.monotonic() - begun)
             account.take("encoding")
             self.attach()
             run = self.build_run()
@@ -235,6 +238,9 @@ class Trainer(BaseTrainProcess):
             if self.chooses_threads():
                 choice = ThreadChoice(threads.free_cores())
                 run.callbacks = [*run.callbacks, ThreadsCallback(choice, report=report)]
+            for callback in run.listening():
+                with run.contained(callback):
+                    callback.on_encoded(run, encoded)
             self.load_checkpoint(run)
             if self.device.type == "cpu" and not self.chooses_threads():
                 report(torch.get_num_threads())
@@ -267,6 +273,10 @@ class Trainer(BaseTrainProcess):
     def encode(self) -> None:
         """Precomputes what training reads from a cache, such as latents; by default
         nothing."""
+
+    def items_encoded(self) -> int:
+        """How many items `encode` has made ready."""
+        return 0
 
     @abstractmethod
     def attach(self) -> None:

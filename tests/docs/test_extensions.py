@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import ROOT, child_environment
 from toolkit.data.batches.dataloader import LatentBatch
-from toolkit.train.run import Callback, Sampled, Saved
+from toolkit.train.run import Callback, Encoded, Sampled, Saved
 
 PAGE = (ROOT / "docs" / "extensions.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"```python\n# extensions/(\S+)\n(.*?)```", PAGE, re.DOTALL))
@@ -141,7 +141,7 @@ def test_the_page_names_every_field_of_a_batch_and_of_the_events() -> None:
     methods = {name for name in methods if not name.startswith("_")}
     fields = [
         field.name
-        for cls in (LatentBatch, Saved, Sampled)
+        for cls in (LatentBatch, Encoded, Saved, Sampled)
         for field in dataclasses.fields(cls)
     ]
     for name in (*methods - {"essential", "included_in_step_time"}, *fields):

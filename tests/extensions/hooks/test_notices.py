@@ -85,14 +85,18 @@ def test_a_command_and_a_server_are_told_of_a_whole_run(
         callbacks=[
             {"type": "run", "command": "cat >> told; echo >> told", "on": ["end"]},
             {"type": "webhook", "url": server[0]},
+            {"type": "webhook", "url": server[0], "on": ["encoded", "start"]},
         ],
     )
     run_job(write_job(section))
     (told,) = lines(tmp_path / "told")
     assert told["event"] == "end" and told["finished"] is True
     events = [(one["event"], one["step"]) for one in server[1].posted]
-    assert events == [("save", 2), ("save", 3), ("end", 3)]
-    first = server[1].posted[0]
+    begins, saves = [("encoded", 0), ("start", 0)], [("save", 2), ("save", 3)]
+    assert sorted(events) == sorted([*begins, *saves, ("end", 3)])
+    posted = {(one["event"], one["step"]): one for one in server[1].posted}
+    assert posted["encoded", 0]["items"] == 2
+    first = posted["save", 2]
     folder = tmp_path / "output" / "job"
     assert first["files"] == [str(folder / "job_000000002.safetensors")]
     assert first["text"] == first["content"] == "job: saved step 2 of 3"
@@ -187,7 +191,7 @@ def test_an_error_is_told_without_the_secrets_in_it(server, run: Run) -> None:
         ({"url": "https://host/a b"}, "Write https://HOST/PATH"),
         ({"url": "file:///etc/passwd"}, "Write https://HOST/PATH"),
         ({"url": "<redacted>"}, "${WEBHOOK_URL}"),
-        ({"url": "http://host", "on": ["step"]}, "'start', 'sample', 'save'"),
+        ({"url": "http://host", "on": ["step"]}, "'encoded', 'start', 'sample'"),
         ({"url": "http://host", "on": []}, "at least 1"),
         ({"url": "http://host", "timeout_s": 0}, "greater than 0"),
     ],
