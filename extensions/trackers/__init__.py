@@ -6,6 +6,22 @@ from __future__ import annotations
 from toolkit.extension import Extension
 
 
+class TensorBoard(Extension):
+    """`log_with: tensorboard`."""
+
+    uid = "tensorboard"
+    name = "Curves in TensorBoard's event files"
+    tracker = ".tensorboard_tracker:TensorBoardTracker"
+
+
+class Wandb(Extension):
+    """`log_with: wandb`."""
+
+    uid = "wandb"
+    name = "Curves in Weights & Biases"
+    tracker = ".wandb_tracker:WandbTracker"
+
+
 class Trackio(Extension):
     """`log_with: trackio`."""
 
@@ -30,4 +46,4 @@ class Swanlab(Extension):
     tracker = ".swanlab_tracker:SwanlabTracker"
 
 
-AI_TOOLKIT_EXTENSIONS = [Trackio, Mlflow, Swanlab]
+AI_TOOLKIT_EXTENSIONS = [TensorBoard, Wandb, Trackio, Mlflow, Swanlab]
