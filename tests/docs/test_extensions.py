@@ -70,6 +70,7 @@ def test_two_extensions_work_in_one_training_and_a_resume_keeps_the_callbacks(
             train={"steps": steps},
             save={"save_every": 2},
             callbacks=[{"type": "copy_saves", "to": to}],
+            logging={"log_with": ["csv_file"]},
         )
         return write_job({**section, "type": "held_prompt", "held_prompt": "a hill"})
 
@@ -78,6 +79,8 @@ def test_two_extensions_work_in_one_training_and_a_resume_keeps_the_callbacks(
     run(job(3, str(share)))
     saved = {"job_000000002.safetensors", "job.safetensors"}
     assert {file.name for file in (share / "job").iterdir()} == saved
+    curves = (folder / "curves.csv").read_text(encoding="utf-8").splitlines()
+    assert [row[0] for row in curves if ",loss/held," in row] == ["1", "2", "3"]
     again = (folder / "config.yaml").read_text(encoding="utf-8")
     assert '"callbacks": [{"type": "copy_saves"' in again
     # a file is in the way of the folder: the run ends well without its copies

@@ -86,7 +86,8 @@ class Tracker(ABC):
 def open_tracker(name: str, run: RunInfo) -> Tracker:
     """The tracker of this name, whose package is imported only now. Raises any error of
     that package."""
-    return discover().part(name, "tracker", Tracker)(run)
+    cls = discover().part(name, "tracker", Tracker)  # type: ignore[type-abstract]
+    return cls(run)
 
 
 logger = logging.getLogger(__name__)
