@@ -69,7 +69,7 @@ class WebhookConfig(NoticeConfig):
     def _an_address(cls, url: str) -> str:
         if url == REDACTED:
             raise ValueError(
-                "a saved job has no addresses. Write 'url: ${WEBHOOK_URL}', and set it in the environment"
+                "the address was left out when the job was saved. Write 'url: ${WEBHOOK_URL}', and set it in the environment"
             )
         register_secret([url])
         try:
@@ -120,6 +120,6 @@ class UploadConfig(CallbackConfig):
             ) from error
         except ValueError as error:
             raise ValueError(
-                f"fsspec knows no {scheme}://. Known: s3://, gs://, hf://"
+                f"fsspec does not know {scheme}://. Write one of: s3://, gs://, hf://"
             ) from error
         return to.rstrip("/")

@@ -147,7 +147,7 @@ class WebhookCallback(NoticeCallback):
 
     @property
     def _host(self) -> str:
-        """All of the address that is no secret."""
+        """The part of the address that may be told."""
         return str(urlsplit(self.section.url).hostname)
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import ROOT, child_environment
 from toolkit.data.batches.dataloader import LatentBatch
+from toolkit.extension import discover
 from toolkit.train.run import Callback, Encoded, Sampled, Saved
 
 PAGE = (ROOT / "docs" / "extensions.md").read_text(encoding="utf-8")
@@ -98,6 +99,10 @@ def test_the_test_of_the_page_on_what_is_stable_passes(
     (text,) = re.findall(r"```python\n# test_copy_saves.py\n(.*?)```", page, re.DOTALL)
     (tmp_path / "test_copy_saves.py").write_text(text, encoding="utf-8")
     path = os.pathsep.join((str(ROOT), str(tmp_path / "drop_ins")))
+    (line,) = re.findall(r"    requires = .*\n", page)
+    init = tmp_path / "drop_ins" / "copy_saves" / "__init__.py"
+    init.write_text(init.read_text().replace("    name =", f"{line}    name ="))
+    assert discover([init.parent]).find("copy_saves", "callback")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, "test_copy_saves.py"],

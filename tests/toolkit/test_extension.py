@@ -544,8 +544,8 @@ def test_what_a_library_of_an_extension_lacks_is_not(
         ("!=0.3.0", "needs Atelier !=0.3.0, and this is 0.3.0"),
         (">=0.4", "needs Atelier >=0.4, and this is 0.3.0"),
         ("<0.3", "needs Atelier <0.3, and this is 0.3.0"),
-        ("0.3", "requires = '0.3' is no range of versions"),
-        (0.3, "requires = 0.3 is no range of versions"),
+        ("0.3", "requires = '0.3' is not a range of versions"),
+        (0.3, "requires = 0.3 is not a range of versions"),
     ],
 )
 def test_an_extension_for_another_version_is_refused_by_name(

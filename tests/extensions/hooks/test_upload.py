@@ -263,7 +263,7 @@ def test_a_place_that_cannot_be_read_ends_the_run_before_it_begins(
         ("output", "Write s3://BUCKET/FOLDER"),
         ("s3://", "Write s3://BUCKET/FOLDER"),
         ("/mnt/share", "file:///FOLDER"),
-        ("s4://bucket", "fsspec knows no s4://"),
+        ("s4://bucket", "fsspec does not know s4://"),
         ("dropbox://folder", "needs a package that is not there"),
     ],
 )
