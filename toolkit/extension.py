@@ -197,7 +197,7 @@ class RegisteredExtension:
             fits = SpecifierSet(requires).contains(VERSION, prereleases=True)
         except (InvalidSpecifier, AttributeError, TypeError):
             raise UserError(
-                f'extension {self.folder}: requires = {requires!r} is not a range of versions. Write: requires = ">=0.3"'
+                f'extension {self.folder}: requires = {requires!r} is not a range of versions, such as ">=0.3"'
             ) from None
         if not fits:
             raise UserError(

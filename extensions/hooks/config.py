@@ -69,7 +69,7 @@ class WebhookConfig(NoticeConfig):
     def _an_address(cls, url: str) -> str:
         if url == REDACTED:
             raise ValueError(
-                "the address was left out when the job was saved. Write 'url: ${WEBHOOK_URL}', and set it in the environment"
+                "a saved job has lost the address. Write 'url: ${WEBHOOK_URL}', and set the variable"
             )
         register_secret([url])
         try:

@@ -229,7 +229,7 @@ class Copies:
         self.listed[name] = entry
 
     def _hash(self, file: Path) -> str:
-        """Of a file that is complete; each is read once."""
+        """The hash of a file that is complete; each is read once."""
         stat = file.stat()
         version = (stat.st_size, stat.st_mtime_ns)
         known = self._hashes.get(file)
