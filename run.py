@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = import_parser().parse_args(argv[1:])
         with log.shown():
             return exit.run_with_exit_code(import_job, arguments)
-    if argv and TOOL_NAME.fullmatch(argv[0]) and argv[0] in discover().tools():
+    if argv and TOOL_NAME.fullmatch(argv[0]) and discover().is_tool(argv[0]):
         with log.shown():
             return exit.run_with_exit_code(run_tool, argv)
     try:
@@ -219,7 +219,7 @@ def tool_behind(argv: Sequence[str]) -> str:
     other words."""
     before = list(takewhile(lambda word: word.replace("_", "-") in JOB_SWITCHES, argv))
     tool, *others = argv[len(before) :] or [""]
-    if not before or tool not in discover().tools() or is_config(tool):
+    if not before or is_config(tool) or not discover().is_tool(tool):
         return ""
     write = shlex.join([COMMAND, tool, *others])
     return f"{tool}: the name of a tool comes first, and {' '.join(before)} is for jobs. Write: {write}"

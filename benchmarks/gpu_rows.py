@@ -58,7 +58,7 @@ from toolkit.models.qwen_image21.family import FAMILY as FAMILY_21
 from toolkit.plan.run_plan import RunPlan
 from toolkit.system import device as system
 from toolkit.system.device import is_out_of_memory
-from toolkit.train.callbacks.watchdog import MemoryEstimateCheck
+from toolkit.train.callbacks.memory_check import MemoryEstimateCheck
 from toolkit.train.flow_step import FlowMatchingStep
 from toolkit.train.run import Callback, Run
 

@@ -116,10 +116,10 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "toolkit/train/other_model.py",
         "toolkit/train/lock.py",
     ),
-    "trackers": ("toolkit/train/trackers/",),
+    "trackers": ("toolkit/train/trackers/", "extensions/trackers/"),
     "warnings while it trains": (
         "toolkit/train/anomalies.py",
-        "toolkit/train/callbacks/watchdog.py",
+        "extensions/hooks/watchdog.py",
         "toolkit/train/drift.py",
     ),
     "training on votes": ("toolkit/train/preference.py", "extensions/tools/prefer/"),

@@ -22,10 +22,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 OWN = {"launch", "run", "jobs", "extensions", "toolkit", "docs", "tests"}
 
-PROGRAMS = ("launch.py", "run.py")
+PROGRAMS = ("atelier.py", "launch.py", "run.py")
 """The files beside the folders."""
 
 MAY_IMPORT = {
+    "atelier": {"run"},
     "launch": {"toolkit"},
     "run": {"jobs", "toolkit"},
     "docs": {"docs", "extensions", "toolkit"},
@@ -766,7 +767,7 @@ DISTRIBUTIONS = {"pyyaml": "yaml", "pillow": "PIL", "optimum-quanto": "optimum"}
 """The module of a distribution, where it has another name."""
 
 OPTIONAL = {"imagecodecs", "lycoris", "matplotlib", "pyarrow", "wandb"}
-OPTIONAL |= {"mlflow", "trackio"}
+OPTIONAL |= {"mlflow", "swanlab", "trackio"}
 OPTIONAL |= {OPTIMIZERS[name].partition(":")[0] for name in EXTRAS}
 """Asked for by a key, or by a file of its format; an error names the package where it
 is missing."""

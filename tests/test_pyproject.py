@@ -116,6 +116,28 @@ def test_the_command_plans_and_writes_jobs(atelier: str, elsewhere: Path) -> Non
     assert "3 images checked" in told
 
 
+@pytest.mark.slow
+def test_the_command_is_ours_whatever_pythonpath_names(
+    atelier: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here a checkout of ai-toolkit, as far as the names go. Site-packages has one
+    folder of ours."""
+    for name in ("run.py", "launch.py", *(f"{one}/__init__.py" for one in FOLDERS)):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(f"raise SystemExit('the {name} of another program')")
+    monkeypatch.setenv("PYTHONPATH", ".")
+    assert ends([atelier, "--version"]).startswith("Atelier")
+    plan = ends([atelier, "config/examples/quickstart.yaml", "--dry-run"])
+    assert plan.startswith("Job quickstart\n")
+    [site] = (Path(atelier).parents[1] / "lib").glob("*/site-packages")
+    ours = {path.name for path in site.iterdir() if not path.name.startswith("_")}
+    ours = {name for name in ours if not name.endswith(".dist-info")}
+    assert ours == {"atelier", "atelier.pth", "others.pth"}
+
+
+FOLDERS = ("toolkit", "extensions", "jobs", "config", "docs")
+
+
 def ends(command: Sequence[str], code: int = 0) -> str:
     """All that a command prints which ends in this code."""
     done = subprocess.run(
@@ -190,7 +212,7 @@ def test_every_page_that_is_named_is_installed(atelier: str, elsewhere: Path) ->
         for page in re.findall(r"docs/\w+\.md", file.read_text("utf-8"))
     }
     assert named and not [
-        page for page in named - of_others if not (site / page).is_file()
+        page for page in named - of_others if not (site / "atelier" / page).is_file()
     ]
     missing = []
     for page in (page for page in site.rglob("*.md") if "dist-info" not in str(page)):

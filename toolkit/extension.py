@@ -17,7 +17,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from hashlib import blake2b
@@ -25,7 +25,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from threading import RLock
+from threading import RLock, Timer
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,7 +40,7 @@ from toolkit.errors import (
 from toolkit.files.log import show_extension
 from toolkit.files.writing import CONFIG_ROOT, EXTENSIONS_ROOT
 from toolkit.registry import MISSING_PARTS, find_object, leave_out, left_out
-from toolkit.version import COMMAND, IS_INSTALLED
+from toolkit.version import COMMAND, IS_INSTALLED, NAME, VERSION
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -93,6 +93,10 @@ class Extension:
 
     name: str = ""
     """What `--list-extensions` shows."""
+
+    requires: str = ""
+    """The versions of the program that it works with, as of a package: ">=0.3,<0.5".
+    With another one it is refused by name. Empty: any."""
 
     purpose: str = ""
     """For a tool, whose section is a `toolkit.config.reading.tool.ToolConfig`: what
@@ -181,6 +185,26 @@ class RegisteredExtension:
             (kind for kind in KINDS if getattr(self.extension, kind, "")), "process"
         )
 
+    def check_version(self) -> None:
+        """Raises UserError where this version is not one of those that the extension
+        `requires`."""
+        requires = getattr(self.extension, "requires", "")
+        if not requires:
+            return
+        from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+        try:
+            fits = SpecifierSet(requires).contains(VERSION, prereleases=True)
+        except (InvalidSpecifier, AttributeError, TypeError):
+            raise UserError(
+                f'extension {self.folder}: requires = {requires!r} is not a range of versions, such as ">=0.3"'
+            ) from None
+        if not fits:
+            raise UserError(
+                f"the extension {self.uid!r} ({self.folder}) needs {NAME} {requires}, and this is {VERSION}: "
+                f"install another version of one of them."
+            )
+
     def names(self) -> set[str]:
         """The names by which `--without` leaves it out: its type, its package, and the
         folders in the package that hold its process."""
@@ -250,10 +274,10 @@ def mentions(folder: Path, uid: str) -> bool:
     return re.search(rf"""["']{re.escape(uid)}["']""", source) is not None
 
 
-@dataclass(frozen=True)
 class ExtensionTable:
-    """All that was found. Errors are raised when the uid they concern is asked for,
-    never before.
+    """All that was found. A package is imported when a uid is asked for that its name
+    or source has; all of them for a list, and for a uid that no such package gives.
+    Errors are raised when the uid they concern is asked for, never before.
 
     Example::
 
@@ -262,13 +286,63 @@ class ExtensionTable:
         process = table.process_class("sd_trainer")  # imports torch
     """
 
-    found: tuple[RegisteredExtension, ...]
-    broken: tuple[FailedExtension, ...] = ()
-    skipped: tuple[Path, ...] = ()
-    """Packages that list no process types."""
+    def __init__(
+        self, packages: Mapping[Path, str], broken: Iterable[FailedExtension]
+    ) -> None:
+        """packages: folder -> the module that it is imported as. broken: what is known
+        without an import."""
+        self.packages = tuple(packages)
+        self._waiting = dict(packages)
+        self._found: list[RegisteredExtension] = []
+        self._broken = [*broken]
+        self._skipped: list[Path] = []
+        self._hidden: list[HiddenExtension] = []
 
-    hidden: tuple[HiddenExtension, ...] = ()
-    """What `--without` leaves out."""
+    @property
+    def found(self) -> tuple[RegisteredExtension, ...]:
+        return tuple(self._imported()._found)
+
+    @property
+    def broken(self) -> tuple[FailedExtension, ...]:
+        return tuple(self._imported()._broken)
+
+    @property
+    def skipped(self) -> tuple[Path, ...]:
+        """Packages that list no process types."""
+        return tuple(self._imported()._skipped)
+
+    @property
+    def hidden(self) -> tuple[HiddenExtension, ...]:
+        """What `--without` leaves out."""
+        return tuple(self._imported()._hidden)
+
+    def _imported(self, uid: str = "") -> ExtensionTable:
+        """This table with the packages that look like those with this uid; without one
+        with all."""
+        for package, module in [*self._waiting.items()]:
+            if not uid or module == uid or mentions(package, uid):
+                del self._waiting[package]
+                self._import(package, module)
+        order = self.packages.index
+        self._found.sort(key=lambda one: order(one.folder))  # as of the folders
+        return self
+
+    def _import(self, package: Path, module: str) -> None:
+        if package.name in left_out():
+            self._hidden.append(HiddenExtension(package.name, package))
+            return
+        listed = _listed_in(package, module)
+        if isinstance(listed, FailedExtension):
+            self._broken.append(listed)
+        elif listed is None:
+            self._skipped.append(package)
+        else:
+            for extension in listed:
+                if absent := [one for one in left_out() if one in extension.names()]:
+                    hidden = HiddenExtension(absent[0], package, extension.uid)
+                    self._hidden.append(hidden)
+                else:
+                    self._found.append(extension)
 
     def __getitem__(self, uid: str) -> RegisteredExtension:
         """The one process type of this uid. Raises UserError when there is none, or
@@ -281,9 +355,13 @@ class ExtensionTable:
 
     def find(self, uid: str, kind: str) -> RegisteredExtension:
         """The one extension of this uid and kind. Raises UserError as above."""
-        same = [extension for extension in self.found if extension.uid == uid]
+        self._imported(uid)
+        if not any(one.uid == uid and one.kind == kind for one in self._found):
+            self._imported()
+        same = [extension for extension in self._found if extension.uid == uid]
         named = [extension for extension in same if extension.kind == kind]
         if len(named) == 1:
+            named[0].check_version()
             return named[0]
         if named:
             folders = "".join(f"\n  {extension.folder}" for extension in named)
@@ -345,7 +423,7 @@ class ExtensionTable:
         if get_model is None:
             return None
         try:
-            with redirect_stdout(sys.stderr):
+            with _announced(registered.folder):
                 model: type[BaseModel] | None = get_model()
         except Exception as error:  # a stranger's code may raise anything; its author needs the traceback
             raise UserError(_failed(registered, f"{method}()", error)) from error
@@ -387,7 +465,7 @@ class ExtensionTable:
         registered: RegisteredExtension, what: str, make: Callable[[], Any]
     ) -> Any:
         try:
-            with redirect_stdout(sys.stderr):
+            with _announced(registered.folder):
                 return make()
         except (UserError, RunError):
             raise
@@ -395,6 +473,14 @@ class ExtensionTable:
             told = _what_it_lacks(error, registered.folder)
             kind = ExtensionError if told else RunError
             raise kind(_failed(registered, what, error)) from error
+
+    def is_tool(self, word: str) -> bool:
+        """Whether `run.py WORD` is a tool. Nothing else is imported where it is."""
+        near = [one for one in self._imported(word)._found if one.uid == word]
+        return any(
+            one.uid == word and getattr(one.extension, "purpose", "")
+            for one in near or self.found
+        )
 
     def tools(self) -> dict[str, str]:
         """Uid -> purpose of each tool, sorted by uid. Extensions without a `purpose`
@@ -465,15 +551,12 @@ class ExtensionTable:
 
 
 def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
-    """Imports every extension in `folders`.
+    """The table of the extensions in `folders`.
 
     By default these are the program's extensions, the extensions of its examples, the
     folders of EXTENSIONS_PATH, and the installed packages with an entry point.
     """
-    extensions: list[RegisteredExtension] = []
     broken: list[FailedExtension] = []
-    skipped: list[Path] = []
-    hidden: list[HiddenExtension] = []
     # each with its module; a dict keeps the order and drops a folder that comes twice
     packages: dict[Path, str] = {}
     for folder in _default_folders() if folders is None else folders:
@@ -492,34 +575,19 @@ def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
         else:
             reason = f"entry point {point.name!r} in {ENTRY_POINTS}: there is no package {point.module!r}"
             broken.append(FailedExtension(Path(point.module), reason))
-    for package, module in packages.items():
-        if package.name in left_out():
-            hidden.append(HiddenExtension(package.name, package))
-            continue
-        listed = _listed_in(package, module)
-        if isinstance(listed, FailedExtension):
-            broken.append(listed)
-            continue
-        if listed is None:
-            skipped.append(package)
-            continue
-        for extension in listed:
-            if absent := [name for name in left_out() if name in extension.names()]:
-                hidden.append(HiddenExtension(absent[0], package, extension.uid))
-            else:
-                extensions.append(extension)
-    return ExtensionTable(
-        tuple(extensions), tuple(broken), tuple(skipped), tuple(hidden)
-    )
+    return ExtensionTable(packages, broken)
 
 
 def do_without(names: Iterable[str]) -> None:
     """`--without`: these extensions, by type or by folder, are absent from now on.
     Raises UserError for a name that none has."""
     table = discover()
+    folders = {folder.name for folder in table.packages}
+    if folders.issuperset(names):  # so that nothing is imported to be left out
+        leave_out(names)
+        return
     known = {name for extension in table.found for name in extension.names()}
-    known |= {folder.name for folder in table.skipped}
-    known |= {broken.folder.name for broken in table.broken}
+    known |= folders | {broken.folder.name for broken in table.broken}
     for hidden in table.hidden:
         known |= {hidden.without, hidden.folder.name, hidden.uid}
     known.discard("")
@@ -561,16 +629,43 @@ _importing = RLock()
 one that lists nothing."""
 
 
+PATIENCE_S = 5.0
+"""Seconds that an import may take in silence."""
+
+
+@contextmanager
+def _announced(package: Path) -> Iterator[None]:
+    """For imports of somebody else's code: what it prints goes to standard error, that
+    of its libraries in C too, so that it does not end up in our JSON. The one that
+    takes long is named."""
+    text = (
+        f"waiting for the extension {package}, which is being imported. To do without it: "
+        f"{COMMAND} --without {package.name} ...\n"
+    )
+    timer = Timer(PATIENCE_S, lambda: os.write(2, text.encode(errors="replace")))
+    timer.daemon = True
+    timer.start()
+    kept = None
+    with suppress(OSError):  # one of them is closed
+        kept = os.dup(1)
+        os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        timer.cancel()
+        if kept is not None:
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
 def _listed_in(
     package: Path, module: str
 ) -> list[RegisteredExtension] | FailedExtension | None:
     """The extension classes a package lists; None when it has no such list."""
     try:
-        # what a neighbour prints must not end up in our JSON
-        with (
-            _importing,
-            redirect_stdout(sys.stderr),
-        ):
+        known = module in sys.modules
+        with _importing, nullcontext() if known else _announced(package):
             listed = getattr(_import(package, module), REGISTRY_VARIABLE, None)
     except Interrupted:
         raise

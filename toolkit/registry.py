@@ -185,6 +185,18 @@ def hinted_tool(what: str) -> str:
     return tool if is_present(f"extensions.tools.{tool}") else ""
 
 
+AROUND_A_RUN = Registry(
+    "callback",
+    {
+        "diagrams": "extensions.hooks.tool_at_saves:diagrams_at_saves",
+        "report": "extensions.hooks.tool_at_saves:report_at_saves",
+        "publication": "extensions.hooks.tool_at_saves:publish_at_end",
+        "watchdog": "extensions.hooks.watchdog:WatchdogCallback",
+    },
+)
+"""What `toolkit.train.callbacks.standard` adds to a run, and which it can do without:
+what makes the `toolkit.train.run.Callback`."""
+
 MISSING_PARTS = "extensions.compat.ai_toolkit_process:missing_parts"
 """What an extension imports of ai-toolkit that is not here, with what to use instead:
 `(error) -> text`, or ''."""
@@ -243,3 +255,4 @@ def leave_out(names: Iterable[str]) -> None:
     os.environ[LEFT_OUT] = ",".join(dict.fromkeys([*left_out(), *names]))
     FAMILIES.leave_out()
     FOREIGN_FILES.leave_out()
+    AROUND_A_RUN.leave_out()

@@ -12,7 +12,7 @@ from pathlib import Path
 NAME = "Atelier"
 VERSION = "0.3.0"
 
-IS_INSTALLED = Path(__file__).resolve().parents[1].name in (
+IS_INSTALLED = Path(__file__).resolve().parents[2].name in (
     "site-packages",
     "dist-packages",
 )

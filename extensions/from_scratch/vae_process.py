@@ -48,10 +48,10 @@ from toolkit.errors import UserError
 from toolkit.files.tensor_cache import key_of
 from toolkit.models.from_config import refuse_arguments
 from toolkit.system.device import DTYPES
+from toolkit.train.callbacks.memory_check import memory_check
 from toolkit.train.callbacks.sample import Samples
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.validation import Validation
-from toolkit.train.callbacks.watchdog import memory_check
 from toolkit.train.loop import try_largest_batch
 from toolkit.train.run import Run
 

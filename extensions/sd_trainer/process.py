@@ -70,10 +70,10 @@ from toolkit.plan.memory_plan import GENERATING, plan_memory
 from toolkit.plan.oom_hints import memory_advice
 from toolkit.system.device import DTYPES, check_device, configure_cuda
 from toolkit.train.base_model import load_base_model
+from toolkit.train.callbacks.memory_check import memory_check
 from toolkit.train.callbacks.sample import Samples
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.validation import Validation
-from toolkit.train.callbacks.watchdog import memory_check
 from toolkit.train.collectives import WorkerContext, install_command_handler, leading
 from toolkit.train.few_step import NEGATIVE, FewStepMixture, Teacher
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep, PriorPreservation

@@ -6,6 +6,22 @@ from __future__ import annotations
 from toolkit.extension import Extension
 
 
+class TensorBoard(Extension):
+    """`log_with: tensorboard`."""
+
+    uid = "tensorboard"
+    name = "Curves in TensorBoard's event files"
+    tracker = ".tensorboard_tracker:TensorBoardTracker"
+
+
+class Wandb(Extension):
+    """`log_with: wandb`."""
+
+    uid = "wandb"
+    name = "Curves in Weights & Biases"
+    tracker = ".wandb_tracker:WandbTracker"
+
+
 class Trackio(Extension):
     """`log_with: trackio`."""
 
@@ -22,4 +38,12 @@ class Mlflow(Extension):
     tracker = ".mlflow_tracker:MlflowTracker"
 
 
-AI_TOOLKIT_EXTENSIONS = [Trackio, Mlflow]
+class Swanlab(Extension):
+    """`log_with: swanlab`."""
+
+    uid = "swanlab"
+    name = "Curves in SwanLab"
+    tracker = ".swanlab_tracker:SwanlabTracker"
+
+
+AI_TOOLKIT_EXTENSIONS = [TensorBoard, Wandb, Trackio, Mlflow, Swanlab]

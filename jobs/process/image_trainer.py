@@ -205,6 +205,10 @@ class ImageTrainer(Trainer):
         self._encode_texts()
         self._unload_encoders()
 
+    def items_encoded(self) -> int:
+        dataset = self.dataset
+        return len(dataset.items) if isinstance(dataset, EncodedDataset) else 0
+
     def _encode_texts(self) -> None:
         """All that were collected, in one pass through the text encoder. Several ranks
         encode a share each, and then what the cache does not keep for all."""

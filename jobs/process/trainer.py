@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -49,6 +50,7 @@ from toolkit.train.callbacks.sample import Samples
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import (
     callbacks_of_extensions,
+    run_name,
     standard_callbacks,
 )
 from toolkit.train.callbacks.status import recorded_end
@@ -71,7 +73,7 @@ from toolkit.train.metrics_buffer import FETCH_EVERY
 from toolkit.train.now import RunNow
 from toolkit.train.optimizer_step import Role
 from toolkit.train.resumption import ResumePlan, Start, archive_run, plan_start
-from toolkit.train.run import Callback, LossScaler, Run
+from toolkit.train.run import Callback, Encoded, LossScaler, Run
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +153,11 @@ class Trainer(BaseTrainProcess):
             self.plan = self.make_plan()
             self.request.check()
             with self.own_folder(self.request.check):
+                # before the folder is written to and the model is loaded: their code
+                # may fail
+                self.hooks = callbacks_of_extensions(
+                    self.section, group.is_main_process
+                )
                 start = group.run_on_rank0_and_broadcast(self.choose_start)
                 self._see_state(start)
                 with (
@@ -219,7 +226,9 @@ class Trainer(BaseTrainProcess):
         checkpoint where the run resumes, and runs the loop to its end."""
         with memory_account(self.device, self.section.train.memory_account) as account:
             self.open_model()
+            begun = time.monotonic()
             self.encode()
+            encoded = Encoded(self.items_encoded(), time.monotonic() - begun)
             account.take("encoding")
             self.attach()
             run = self.build_run()
@@ -229,6 +238,9 @@ class Trainer(BaseTrainProcess):
             if self.chooses_threads():
                 choice = ThreadChoice(threads.free_cores())
                 run.callbacks = [*run.callbacks, ThreadsCallback(choice, report=report)]
+            for callback in run.listening():
+                with run.contained(callback):
+                    callback.on_encoded(run, encoded)
             self.load_checkpoint(run)
             if self.device.type == "cpu" and not self.chooses_threads():
                 report(torch.get_num_threads())
@@ -261,6 +273,10 @@ class Trainer(BaseTrainProcess):
     def encode(self) -> None:
         """Precomputes what training reads from a cache, such as latents; by default
         nothing."""
+
+    def items_encoded(self) -> int:
+        """How many items `encode` has made ready."""
+        return 0
 
     @abstractmethod
     def attach(self) -> None:
@@ -413,6 +429,10 @@ class Trainer(BaseTrainProcess):
         check_writable(checkpoint_dir(self.save_root))
         remove_partial_writes(checkpoint_dir(self.save_root))
         options = self.job.options
+        folder = self.save_root
+        resumes = self.section.resume == "auto" and not options.restart
+        for hook in self.hooks:
+            hook.before_start(folder, run_name(folder, self.section), resumes)
         start = plan_start(
             self.save_root,
             self.section,
@@ -454,10 +474,6 @@ class Trainer(BaseTrainProcess):
 
     def set_up(self, start: Start) -> None:
         """Refuses a run that cannot work, and writes the first files of the folder."""
-        # before the folder is written to and the model is loaded: their code may fail
-        self.hooks = callbacks_of_extensions(
-            self.section, self.process_group.is_main_process
-        )
         group = self.process_group
         writes = self.process_group.is_main_process
         stems: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, child_environment
 from toolkit.data.batches.dataloader import LatentBatch
-from toolkit.train.run import Callback, Sampled, Saved
+from toolkit.extension import discover
+from toolkit.train.run import Callback, Encoded, Sampled, Saved
 
 PAGE = (ROOT / "docs" / "extensions.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"```python\n# extensions/(\S+)\n(.*?)```", PAGE, re.DOTALL))
@@ -69,6 +71,7 @@ def test_two_extensions_work_in_one_training_and_a_resume_keeps_the_callbacks(
             train={"steps": steps},
             save={"save_every": 2},
             callbacks=[{"type": "copy_saves", "to": to}],
+            logging={"log_with": ["csv_file"]},
         )
         return write_job({**section, "type": "held_prompt", "held_prompt": "a hill"})
 
@@ -77,6 +80,8 @@ def test_two_extensions_work_in_one_training_and_a_resume_keeps_the_callbacks(
     run(job(3, str(share)))
     saved = {"job_000000002.safetensors", "job.safetensors"}
     assert {file.name for file in (share / "job").iterdir()} == saved
+    curves = (folder / "curves.csv").read_text(encoding="utf-8").splitlines()
+    assert [row[0] for row in curves if ",loss/held," in row] == ["1", "2", "3"]
     again = (folder / "config.yaml").read_text(encoding="utf-8")
     assert '"callbacks": [{"type": "copy_saves"' in again
     # a file is in the way of the folder: the run ends well without its copies
@@ -84,6 +89,29 @@ def test_two_extensions_work_in_one_training_and_a_resume_keeps_the_callbacks(
     printed = run(job(5, str(tmp_path / "file")))
     assert "resuming from" in printed and "step 5 of 5" in printed
     assert printed.count("the callback CopySaves failed") == 1
+
+
+@pytest.mark.slow
+def test_the_test_of_the_page_on_what_is_stable_passes(
+    run: Callable[..., str], tmp_path: Path
+) -> None:
+    page = (ROOT / "docs" / "stable.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```python\n# test_copy_saves.py\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "test_copy_saves.py").write_text(text, encoding="utf-8")
+    path = os.pathsep.join((str(ROOT), str(tmp_path / "drop_ins")))
+    (line,) = re.findall(r"    requires = .*\n", page)
+    init = tmp_path / "drop_ins" / "copy_saves" / "__init__.py"
+    init.write_text(init.read_text().replace("    name =", f"{line}    name ="))
+    assert discover([init.parent]).find("copy_saves", "callback")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, "test_copy_saves.py"],
+        cwd=tmp_path,
+        env=child_environment({"PYTHONPATH": path}),
+        capture_output=True,
+        text=True,
+    )
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.slow
@@ -121,7 +149,7 @@ def test_the_page_names_every_field_of_a_batch_and_of_the_events() -> None:
     methods = {name for name in methods if not name.startswith("_")}
     fields = [
         field.name
-        for cls in (LatentBatch, Saved, Sampled)
+        for cls in (LatentBatch, Encoded, Saved, Sampled)
         for field in dataclasses.fields(cls)
     ]
     for name in (*methods - {"essential", "included_in_step_time"}, *fields):

@@ -65,6 +65,9 @@ ELSEWHERE = {
         "docs/extensions.md",
         "",
     ): "tests/docs/test_extensions.py::test_the_trainer_with_a_loss_of_its_own_trains",
+    ("docs/stable.md", ""): (
+        "tests/docs/test_extensions.py::test_the_test_of_the_page_on_what_is_stable_passes"
+    ),
     ("docs/write_an_extension.md", ""): (
         "tests/docs/test_write_an_extension.py::test_the_tutorial_runs_word_by_word"
     ),

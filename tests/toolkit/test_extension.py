@@ -1,7 +1,9 @@
 """Finding process types, and keeping broken or equal-named ones from disturbing the
 others."""
 
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs.exit import report
+from tests.conftest import ROOT, child_environment
 from tests.parts import needs_foreign_names, needs_part
 from toolkit import extension
 from toolkit.errors import Interrupted, RunError, UserError
@@ -208,7 +211,7 @@ def test_a_signal_during_an_import_stops_the_program(
         "slow", "from toolkit.errors import Interrupted\nraise Interrupted(130)"
     )
     with pytest.raises(Interrupted):
-        discover([drop_ins])
+        discover([drop_ins])["slow"]
 
 
 def test_a_broken_one_is_shown_with_its_traceback_to_who_asks(
@@ -273,7 +276,7 @@ def test_what_an_extension_prints_stays_off_standard_output(
     drop_ins: Path, write_extension: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_extension("loud", "print('hello')\nAI_TOOLKIT_EXTENSIONS = []")
-    discover([drop_ins])
+    discover([drop_ins]).render()
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "hello\n")
 
@@ -413,10 +416,10 @@ def two(
 
 
 def test_what_without_names_is_not_found(two: None) -> None:
-    before = discover()
+    before = discover().found
     do_without(["one"])
     table = discover()
-    assert {extension.uid for extension in before.found} - {
+    assert {extension.uid for extension in before} - {
         extension.uid for extension in table.found
     } == {"one"}
     with pytest.raises(UserError) as caught:
@@ -529,3 +532,110 @@ def test_what_a_library_of_an_extension_lacks_is_not(
     )
     (broken,) = discover([folder]).broken
     assert broken.reason == "ModuleNotFoundError: No module named 'cv9'"
+
+
+@pytest.mark.parametrize(
+    ("requires", "told"),
+    [
+        ("", ""),
+        (">=0.3", ""),
+        (">=0.2,<1", ""),
+        ("~=0.3.0", ""),
+        ("!=0.3.0", "needs Atelier !=0.3.0, and this is 0.3.0"),
+        (">=0.4", "needs Atelier >=0.4, and this is 0.3.0"),
+        ("<0.3", "needs Atelier <0.3, and this is 0.3.0"),
+        ("0.3", "requires = '0.3' is not a range of versions"),
+        (0.3, "requires = 0.3 is not a range of versions"),
+    ],
+)
+def test_an_extension_for_another_version_is_refused_by_name(
+    drop_ins: Path, write_extension: Write, monkeypatch, requires: object, told: str
+) -> None:
+    monkeypatch.setattr(extension, "VERSION", "0.3.0")
+    write_extension(
+        "mine",
+        f"class A:\n    uid = 'mine'\n    requires = {requires!r}\nAI_TOOLKIT_EXTENSIONS = [A]",
+    )
+    table = discover([drop_ins])
+    if not told:
+        assert table["mine"].uid == "mine"
+        return
+    with pytest.raises(UserError) as caught:
+        table["mine"]
+    assert told in str(caught.value) and str(drop_ins / "mine") in str(caught.value)
+    assert [one.uid for one in table.found] == ["mine"]  # it is still listed
+
+
+# ------------------------------------------------------------ parts that are not asked for
+
+
+HARMFUL = {
+    "hangs": "import time\ntime.sleep(10**6)",
+    "exits": "import os\nos._exit(4)",
+    "prints": "import os\nos.write(1, b'RAW')",
+    "thread": "import threading, time\nthreading.Thread(target=time.sleep, args=(10**6,)).start()",
+}
+
+
+@pytest.fixture
+def harmful(tmp_path: Path) -> dict[str, str]:
+    """The environment in which packages are installed that do this at their import."""
+    site = tmp_path / "site"
+    for name, body in HARMFUL.items():
+        (site / name).mkdir(parents=True)
+        (site / name / "__init__.py").write_text(
+            f"{body}\nAI_TOOLKIT_EXTENSIONS = []\n"
+        )
+    install(site, **{name: name for name in HARMFUL})
+    return {"PYTHONPATH": str(site), "EXTENSIONS_PATH": ""}
+
+
+def test_a_package_is_imported_when_a_name_in_it_is_asked_for(
+    drop_ins: Path, simple_extension: Write, write_extension: Write
+) -> None:
+    simple_extension("one")
+    write_extension("other", "print('hello')\nAI_TOOLKIT_EXTENSIONS = []")
+    hidden = "class A:\n    uid = 'the' + '_type'\n    name = ''\nAI_TOOLKIT_EXTENSIONS = [A]"
+    folder = write_extension("third", hidden)
+    table = discover([drop_ins])
+    assert table["one"].uid == "one"
+    assert not [name for name in sys.modules if name.startswith("extension_other")]
+    assert not table.is_tool("one")
+    assert table["the_type"].folder == folder  # found by an import of all of them
+    assert [name for name in sys.modules if name.startswith("extension_other")]
+
+
+@pytest.mark.slow
+def test_an_installed_part_that_is_not_asked_for_is_not_imported(
+    harmful: dict[str, str], run_py, write_job, trainer, make_pictures, tmp_path: Path
+) -> None:
+    job = write_job(trainer(make_pictures(tmp_path / "photos", "a")))
+    plan = run_py(job, "--dry-run", "--json", env=harmful)
+    assert plan.returncode == 0 and json.loads(plan.stdout)
+    without = [word for name in HARMFUL for word in ("--without", name)]
+    result = run_py("--list-extensions", *without, env=harmful)
+    assert (result.returncode, result.stderr) == (0, "")
+    spared = [
+        word for name in set(HARMFUL) - {"prints"} for word in ("--without", name)
+    ]
+    result = run_py("--list-extensions", "--json", *spared, env=harmful)
+    assert json.loads(result.stdout)["extensions"] and result.stderr == "RAW"
+
+
+@pytest.mark.slow
+def test_a_part_that_takes_long_is_named(
+    harmful: dict[str, str], tmp_path: Path
+) -> None:
+    child = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), "--list-extensions"],
+        env=child_environment({**harmful, LEFT_OUT: "exits"}),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stderr is not None
+    told = child.stderr.readline()
+    child.kill()
+    child.communicate()
+    folder = tmp_path / "site" / "hangs"
+    assert told.startswith(f"waiting for the extension {folder}, ")
+    assert told.endswith("run.py --without hangs ...\n")

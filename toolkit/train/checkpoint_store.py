@@ -64,7 +64,7 @@ _FILES = {*(f"{stem}.safetensors" for stem in _STEMS), STATE_FILE}
 """The files of every checkpoint, without its manifest."""
 
 _STEP_FOLDER = re.compile(r"step_(\d{9,})")
-_TEMPORARY = ".tmp-"
+TEMPORARY = ".tmp-"
 
 COMFORTABLE_FREE_SPACE = 2.5
 """With less free space than this many times the size of a save, older checkpoints are
@@ -225,9 +225,7 @@ def begin_checkpoint(root: Path, snapshot: CheckpointData) -> BegunCheckpoint:
     Raises OSError when they cannot be written, and any error of `snapshot.write_rows`.
     """
     root.mkdir(parents=True, exist_ok=True)
-    temporary = (
-        root / f"{_TEMPORARY}{snapshot.step}-{os.getpid()}-{os.urandom(4).hex()}"
-    )
+    temporary = root / f"{TEMPORARY}{snapshot.step}-{os.getpid()}-{os.urandom(4).hex()}"
     temporary.mkdir()
     return BegunCheckpoint(temporary, snapshot.write_rows(temporary))
 
@@ -309,7 +307,7 @@ def remove_partial_writes(root: Path) -> None:
     back what they had moved aside. Only for the lock's owner."""
     for folder in (root, root.parent):
         settle_all(folder)
-    for path in root.glob(f"{_TEMPORARY}*"):
+    for path in root.glob(f"{TEMPORARY}*"):
         shutil.rmtree(path)
     for folder in (root.parent, root.parent / "samples"):
         for path in (*folder.glob(TEMP_FILE_GLOB), *folder.glob(SAFETENSORS_TEMP_GLOB)):

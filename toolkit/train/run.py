@@ -147,6 +147,18 @@ class Sampled:
         return cls(details["step"], epoch, files, tuple(details.get("prompts", ())))
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """The data is ready to be trained on (`Callback.on_encoded`)."""
+
+    items: int
+    """Items of the dataset whose latents and embeddings are ready; 0 where they are
+    made while training, as of a stream."""
+
+    seconds: float
+    """How long it took. What the cache had is a part of it."""
+
+
 RECORDS: dict[str, type[Saved | Sampled]] = {"save": Saved, "sample": Sampled}
 """Event -> what its callbacks are told."""
 
@@ -359,6 +371,18 @@ class Callback:
         `toolkit.files.now` -> number of its units, such as `{"sampling": 6}` for six
         images."""
         return {}
+
+    def before_start(self, folder: Path, name: str, resumes: bool) -> None:
+        """Before it is decided where the run begins, on the first rank. An error ends
+        the run.
+
+        folder: of the run. name: its job's, followed by `/` and the process's where it
+        has one. resumes: whether it would go on from the newest state in the folder.
+        """
+
+    def on_encoded(self, run: Run, encoded: Encoded) -> None:
+        """Images and captions are encoded, and the model is loaded; no checkpoint is
+        yet."""
 
     def on_start(self, run: Run) -> None:
         """Before the first step of this process; `run.state.step` is 0, or the step

@@ -161,7 +161,7 @@ def checked(argv: tuple[str, ...]) -> str:
     """Checks a command for the queue, and returns a name for its entry. Raises UserError
     for mistakes in its settings."""
     words = [part for word in argv for part in re.split("(?<=^--output)=", word)]
-    if "--output" in words and argv[0] not in discover().tools():
+    if "--output" in words and not discover().is_tool(argv[0]):
         at = words.index("--output")
         folder, others = (
             words[at : at + 2],
@@ -175,7 +175,7 @@ def checked(argv: tuple[str, ...]) -> str:
     if reason:
         raise UserError(reason)
     uid, *flags = argv
-    if uid not in discover().tools():
+    if not discover().is_tool(uid):
         return str(planned(argv, str(Path.cwd())).get("job", uid))
     model = discover().find_command(uid)
     if model is not None and issubclass(model, ToolConfig):

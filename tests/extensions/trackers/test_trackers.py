@@ -1,7 +1,7 @@
 """The trackers of other libraries, each against the library itself, without a network.
 
 They are skipped where the library is not installed: `pip install trackio
-mlflow-skinny`.
+swanlab`; mlflow is one of requirements-dev.txt.
 """
 
 from __future__ import annotations
@@ -51,6 +51,25 @@ print([(point.step, point.value) for point in points])
 assert [file.path for file in client.list_artifacts(run.info.run_id, "samples/0")] == ["samples/0/a.png"]
 assert run.info.status == "FINISHED"
 """,
+    "swanlab": """
+from pathlib import Path
+from swanlab.proto.swanlab.record.v1.record_pb2 import Record
+from swanlab.sdk.internal.core_python.store import DataStoreReader
+points, images, ids = [], [], set()
+for file in sorted(Path("run/swanlab").glob("*/*.swanlab")):
+    reader = DataStoreReader()
+    reader.open(file)
+    for data in reader:
+        record = Record.FromString(data)
+        ids |= {record.start.id} - {""}
+        if record.scalar.key == "loss/current":
+            points.append((record.scalar.step, 1 / round(1 / record.scalar.value.number)))
+        if record.media.key == "samples/0":
+            images.append(record.media.step)
+print(points)
+assert images == [2, 4] and len(ids) == 1
+assert Path("run/swanlab_run_id").read_text().strip() in ids
+""",
 }
 
 
@@ -69,6 +88,7 @@ def test_a_run_and_its_resume_are_one_run_of_the_library(
         "TRACKIO_DIR": str(tmp_path / "trackio"),
         "MLFLOW_TRACKING_URI": f"file://{tmp_path}/mlruns",
         "MLFLOW_ALLOW_FILE_STORE": "true",
+        "SWANLAB_MODE": "offline",
         "HF_HUB_OFFLINE": "1",
     }
 

@@ -21,6 +21,7 @@ from toolkit.extension import discover
 from toolkit.files.log import StatusLine
 from toolkit.files.run_files import EVENTS, EventLog
 from toolkit.memory.kept_times import remember_compile_seconds
+from toolkit.registry import AROUND_A_RUN
 from toolkit.system.nvidia import gpu_name
 from toolkit.train.anomalies import SILENT_STEPS, steps_to_wait
 from toolkit.train.callbacks.anomalies import AnomalyCallback
@@ -34,14 +35,8 @@ from toolkit.train.callbacks.status import (
     StatusCallback,
     ask_to_stop,
 )
-from toolkit.train.callbacks.tool_at_saves import (
-    diagrams_at_saves,
-    publish_at_end,
-    report_at_saves,
-)
 from toolkit.train.callbacks.trackers import TrackerCallback
 from toolkit.train.callbacks.validation import Validation, ValidationCallback
-from toolkit.train.callbacks.watchdog import WatchdogCallback
 from toolkit.train.now import RunNow
 from toolkit.train.run import Callback, Interval, Run
 
@@ -88,9 +83,9 @@ def standard_callbacks(
     callbacks += [ControlFilesCallback(actions), *_tracking(section, folder)]
     callbacks.append(StatusCallback(status, section.logging.log_every, now))
     if section.logging.report:
-        callbacks.append(report_at_saves(folder))
+        callbacks += _around("report", folder)
     if isinstance(save, SaveConfig) and save.push_to_hub:
-        callbacks.append(publish_at_end(folder, save.hf_repo_id, save.hf_private))
+        callbacks += _around("publication", folder, save.hf_repo_id, save.hf_private)
     network = getattr(section, "network", None)
     if network:
         wait = steps_to_wait(
@@ -108,7 +103,7 @@ def standard_callbacks(
     return [
         *callbacks,
         *([CompilingCallback(keep_compile_time)] if compiled else []),
-        WatchdogCallback(),
+        *_around("watchdog"),
         anomalies,
         *_overview(section, folder),
     ]
@@ -132,6 +127,17 @@ def callbacks_of_extensions(section: TrainerConfig, first_rank: bool) -> list[Ca
                 message = f"the callback {entry.type!r} cannot be made"
                 raise RunError(f"{message}: {type(error).__name__}: {error}") from error
     return made
+
+
+def run_name(folder: Path, section: TrainerConfig) -> str:
+    """`<job>/<process>`, or the job's name. folder: of the run's files."""
+    return f"{folder.parent.name}/{folder.name}" if section.name else folder.name
+
+
+def _around(name: str, *arguments: Any) -> Iterator[Callback]:
+    """One of `AROUND_A_RUN`; none where its part is left out."""
+    if name in AROUND_A_RUN:
+        yield AROUND_A_RUN.load(name)(*arguments)
 
 
 def _do_nothing(run: Run) -> None:
@@ -165,14 +171,9 @@ def _tracking(section: TrainerConfig, folder: Path) -> Iterator[Callback]:
     """The trackers and diagrams of `logging`."""
     logging = section.logging
     if logging.trackers():
-        # `<job>/<process>`, or the job's
-        yield TrackerCallback(
-            logging,
-            f"{folder.parent.name}/{folder.name}" if section.name else folder.name,
-            folder,
-        )
+        yield TrackerCallback(logging, run_name(folder, section), folder)
     if logging.diagrams:
-        yield diagrams_at_saves(folder, *section.diagrams_place(folder))
+        yield from _around("diagrams", folder, *section.diagrams_place(folder))
 
 
 def _overview(section: TrainerConfig, folder: Path) -> Iterator[Callback]:

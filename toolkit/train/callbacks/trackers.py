@@ -1,8 +1,8 @@
-"""Curves and images of a run in TensorBoard and Weights & Biases.
+"""Curves and images of a run in the trackers of a job.
 
 The callback passes on the metrics of each step, the sample images and further values,
-in the order of the steps. The trackers themselves are in `toolkit.train.trackers`, each
-in its own thread. The run does not need them: its own record is metrics.jsonl. Added by
+in the order of the steps. The trackers themselves are extensions, each in its own
+thread. The run does not need them: its own record is metrics.jsonl. Added by
 `standard` where the job names a tracker.
 """
 

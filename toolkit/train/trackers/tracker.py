@@ -1,7 +1,7 @@
-"""The interface of experiment trackers, their registry, and the thread that runs one.
+"""The interface of experiment trackers, and the thread that runs one.
 
 A tracker has its own background thread with a bounded queue, so that training never
-waits for it. An extension names its own class as `tracker`. The job chooses
+waits for it. Each is an extension that names its class as `tracker`. The job chooses
 trackers by name in `logging`. `callbacks.trackers` starts the workers and passes them
 the values.
 """
@@ -20,7 +20,6 @@ from typing import Any
 
 from toolkit.config.sections.output import LoggingConfig
 from toolkit.extension import discover
-from toolkit.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -84,21 +83,11 @@ class Tracker(ABC):
         """Called after the last value."""
 
 
-TRACKERS = Registry(
-    "tracker",
-    {
-        "tensorboard": "toolkit.train.trackers.tensorboard_tracker:TensorBoardTracker",
-        "wandb": "toolkit.train.trackers.wandb_tracker:WandbTracker",
-    },
-)
-
-
 def open_tracker(name: str, run: RunInfo) -> Tracker:
     """The tracker of this name, whose package is imported only now. Raises any error of
     that package."""
-    cls = TRACKERS.load(name) if name in TRACKERS else None
-    tracker: Tracker = (cls or discover().part(name, "tracker", Tracker))(run)
-    return tracker
+    cls = discover().part(name, "tracker", Tracker)  # type: ignore[type-abstract]
+    return cls(run)
 
 
 logger = logging.getLogger(__name__)

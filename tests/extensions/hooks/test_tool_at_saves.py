@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from extensions.sd_trainer.config import SdTrainerConfig
-from toolkit.files.log import StatusLine
-from toolkit.registry import HINTED_TOOLS
-from toolkit.train.callbacks import tool_at_saves as module
-from toolkit.train.callbacks.standard import standard_callbacks
-from toolkit.train.callbacks.tool_at_saves import (
+from extensions.hooks import tool_at_saves as module
+from extensions.hooks.tool_at_saves import (
     ToolCallback,
     diagrams_at_saves,
     publish_at_end,
     report_at_saves,
 )
+from extensions.sd_trainer.config import SdTrainerConfig
+from toolkit.files.log import StatusLine
+from toolkit.registry import HINTED_TOOLS
+from toolkit.train.callbacks.standard import standard_callbacks
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from toolkit.train.callbacks.watchdog import FILE, WatchdogCallback
+from extensions.hooks.watchdog import FILE, WatchdogCallback
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from extensions.trackers.wandb_tracker import WandbTracker, run_id
 from toolkit.errors import RunError
-from toolkit.train.trackers.wandb_tracker import WandbTracker, run_id
 
 KEY = "c0ffee99" * 5
-ROOT = Path(__file__).resolve().parents[4]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +134,7 @@ from pathlib import Path
 from toolkit.config.sections.output import LoggingConfig
 from toolkit.train.trackers.tracker import TrackerWorker
 from toolkit.train.trackers.tracker import RunInfo
-from toolkit.train.trackers.wandb_tracker import WandbTracker
+from extensions.trackers.wandb_tracker import WandbTracker
 run = RunInfo("job", Path({str(tracked().folder)!r}), 0, LoggingConfig(wandb_api_key={KEY!r}))
 opened = []
 feed = TrackerWorker("wandb")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from extensions.trackers.tensorboard_tracker import TensorBoardTracker, folder_of
 from tests.event_files import curves, events
-from toolkit.train.trackers.tensorboard_tracker import TensorBoardTracker, folder_of
 
 
 def test_scalars_are_written_with_their_steps(tracked, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_beginning_anew_replaces_everything(
 def test_what_was_told_can_be_read_while_the_run_goes_on(
     tracked, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("toolkit.train.trackers.tensorboard_tracker.FLUSH_EVERY_S", 0)
+    monkeypatch.setattr("extensions.trackers.tensorboard_tracker.FLUSH_EVERY_S", 0)
     tracker = TensorBoardTracker(tracked())
     tracker.scalars(1, {"loss": 1.0})
     assert curves(tmp_path / "tb" / "job") == {"loss": {1: 1.0}}

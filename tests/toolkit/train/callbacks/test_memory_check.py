@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from toolkit.contracts.training import TrainState
-from toolkit.train.callbacks.watchdog import (
+from toolkit.train.callbacks.memory_check import (
     MemoryEstimateCheck,
     comparison,
     peak_resident,

@@ -1,0 +1,3 @@
+"""The small training of the loop's tests."""
+
+from tests.toolkit.train.conftest import result, toy  # noqa: F401
