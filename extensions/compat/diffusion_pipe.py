@@ -6,7 +6,7 @@ from math import isqrt
 from typing import Any
 
 from extensions.compat.foreign_jobs import ForeignJobs
-from extensions.compat.nodes import at, entries
+from extensions.compat.nodes import at, entries, tree
 from extensions.compat.trainer_file import ByTable, Level, level_of
 from toolkit.config.reading.located import ConfigNode
 
@@ -26,6 +26,9 @@ OPTIMIZERS = {
 class _Reader(ByTable):
     whose = "diffusion-pipe"
 
+    def trains_adapter(self) -> bool:
+        return "adapter.type" in self.given
+
     def by_hand(self) -> ConfigNode:
         self.put(
             "model.name_or_path",
@@ -36,7 +39,7 @@ class _Reader(ByTable):
         flux = "flux_shift" if self.value("model.flux_shift") else "sigmoid"
         uniform = self.value("model.timestep_sample_method") == "uniform"
         levels = "uniform" if uniform else flux
-        self.shifted("model.shift", self.value("model.shift"), levels)
+        self.shifted("model.shift", self.value("model.shift", 1), levels)
         self.put("network.type", "adapter.type", self.value("adapter.type", "full"))
         self._optimizer()
         if "max_step_saves_to_keep" not in self.process["save"]:
@@ -50,7 +53,7 @@ class _Reader(ByTable):
         return self.name_and_folder("output_dir", self.value("output_dir", "output"))
 
     def _optimizer(self) -> None:
-        kind = str(self.value("optimizer.type", "adamw")).lower()
+        kind = self.value("optimizer.type", "adamw").lower()
         params = self.process.setdefault("train", {}).setdefault("optimizer_params", {})
         if kind == "adamw_optimi":
             for name, value in (("betas", [0.9, 0.99]), ("weight_decay", 0.0)):
@@ -76,18 +79,15 @@ class _Reader(ByTable):
     def _size(self, given: Level, dataset: dict[str, Any]) -> None:
         node = given["resolutions"]
         sizes = node.data() if isinstance(node.value, list) else [node.value]
-        if all(isinstance(size, list) and len(size) == 2 for size in sizes):
-            sizes = [isqrt(width * height) for width, height in sizes]
+        sides = [size if isinstance(size, list) else [size, size] for size in sizes]
+        if any(type(side) is not int for pair in sides for side in pair[:2]):
+            self.refuse(node, "is not a list of sizes. Write [1024], or [[1280, 720]].")
+            return
+        sizes = [isqrt(pair[0] * pair[1]) for pair in sides]
         buckets = given.get("enable_ar_bucket")
         if buckets is None or not buckets.value:
             sizes = [{"width": size, "height": size} for size in sizes]
-        dataset["resolution"] = [_node(node, size) for size in sizes]
-
-
-def _node(place: ConfigNode, size: Any) -> ConfigNode:
-    if isinstance(size, dict):
-        return at(place, {key: at(place, value) for key, value in size.items()})
-    return at(place, size)
+        dataset["resolution"] = tree(sizes, node)
 
 
 def _reads(root: ConfigNode) -> bool:

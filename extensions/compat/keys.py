@@ -167,12 +167,12 @@ def tell_idle(
     for node, reason in idle:
         alike.setdefault((node.path[:-1], reason), []).append(node)
     if len(alike) > MOST_REASONS:
-        keys = ", ".join(named(node.path) for node, _ in idle)
+        keys = ", ".join(dict.fromkeys(named(node.path) for node, _ in idle))
         message = f"{len(idle)} keys have no effect: {keys}. {page} says why."
         diagnostics.warn(idle[0][0], message)
         return
     for (_, reason), (first, *others) in alike.items():
-        names = ", ".join(str(node.path[-1]) for node in others)
+        names = ", ".join(dict.fromkeys(str(node.path[-1]) for node in others))
         same_for = f" (same for {names})" if names else ""
         diagnostics.warn(first, f"has no effect{reason}{same_for}.")
 

@@ -69,9 +69,8 @@ def refuse_variables(text: str, diagnostics: Diagnostics) -> None:
     variable = _VARIABLES.search(text)
     if variable is not None:
         line = text.count("\n", 0, variable.start()) + 1
-        diagnostics.fatal(
-            SourceLocation(line, 1), (), not_read_message("a config of SimpleTuner")
-        )
+        message = "holds variables of SimpleTuner. Give its config.json, which is read."
+        diagnostics.fatal(SourceLocation(line, 1), (), message)
 
 
 def not_read_message(whose: str) -> str:

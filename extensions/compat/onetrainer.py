@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from extensions.compat.foreign_jobs import ForeignJobs
-from extensions.compat.nodes import at, node_at
+from extensions.compat.nodes import at, node_at, tree
 from extensions.compat.trainer_file import ByTable, Level, level_of
 from toolkit.config.reading.located import ConfigNode
 
@@ -33,6 +33,17 @@ UNITS = {"EPOCH": "_n_epochs", "STEP": ""}
 class _Reader(ByTable):
     whose = "OneTrainer"
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        kind = self.value("optimizer.optimizer", "ADAMW")
+        usual = f"optimizer_defaults.{kind}."
+        for key, node in [*self.given.items()]:
+            if key.startswith(usual):
+                self.given.setdefault(f"optimizer.{key.removeprefix(usual)}", node)
+
+    def trains_adapter(self) -> bool:
+        return bool(self.value("training_method", "FINE_TUNE") == "LORA")
+
     def by_hand(self) -> ConfigNode:
         self.quantized("transformer.weight_dtype", QTYPES)
         self.quantized("text_encoder.weight_dtype", QTYPES, "_te")
@@ -51,9 +62,9 @@ class _Reader(ByTable):
             self._concept(level_of(concept), concept)
         if not self.process.get("datasets"):
             self.need("concepts", "the images, as 'concepts' or 'concept_file_name'")
-        path = PurePath(self.value("output_model_destination", "models/lora"))
-        name = self.name_and_folder("output_model_destination", str(path))
-        return at(name, path.stem)
+        key = "output_model_destination"
+        name = self.name_and_folder(key, self.value(key, "models/lora"))
+        return at(name, PurePath(name.value).stem)
 
     def _network(self) -> None:
         method = self.value("training_method", "FINE_TUNE")
@@ -62,6 +73,7 @@ class _Reader(ByTable):
         key = "peft_type"
         if method != "LORA":
             key, kind = "training_method", "full"
+            self.process["network"] = {}
         if method not in ("LORA", "FINE_TUNE"):
             self.refuse(self.given[key], "is not here. Write 'LORA' or 'FINE_TUNE'.")
         self.put("network.type", key, kind)
@@ -80,21 +92,24 @@ class _Reader(ByTable):
         self.betas("optimizer.beta1", "optimizer.beta2")
         warmup = self.value("learning_rate_warmup_steps", 200)
         if warmup > 1:  # batches; up to 1 a share of all steps, as here
-            warmup = round(warmup / self.value("gradient_accumulation_steps", 1))
+            warmup = round(warmup / (self.value("gradient_accumulation_steps", 1) or 1))
         self.put("train.lr_warmup_steps", "learning_rate_warmup_steps", warmup)
         kind = self.value("timestep_distribution", "UNIFORM")
         if kind not in ("UNIFORM", "LOGIT_NORMAL"):
             remedy = "is not here. Write 'LOGIT_NORMAL' or 'UNIFORM'."
             self.refuse(self.given["timestep_distribution"], remedy)
         levels = "sigmoid" if kind == "LOGIT_NORMAL" else "uniform"
+        for key in ("noising_weight", "noising_bias"):
+            if levels == "sigmoid" and self.value(key):
+                self.refuse(self.given[key], "is not here. Write 0.")
         if self.value("dynamic_timestep_shifting"):
             self.put("train.timestep_type", "dynamic_timestep_shifting", "qwen_shift")
         else:
-            self.shifted("timestep_shift", self.value("timestep_shift"), levels)
+            self.shifted("timestep_shift", self.value("timestep_shift", 1), levels)
         for key in ("min_noising_strength", "max_noising_strength"):
             if key in self.given:
                 place = f"train.{key[:3]}_timestep"
-                self.put(place, key, 1000 * self.value(key))
+                self.put(place, key, 1000 * self.value(key, 0))
 
     def _every(self, key: str, what: str, place: str, every: int, unit: str) -> None:
         """An interval with its unit: of steps or epochs, or never."""
@@ -120,9 +135,9 @@ class _Reader(ByTable):
         self.prompts(samples)
 
     def _concept(self, given: Level, place: ConfigNode) -> None:
-        plain = {key: node.data() for key, node in given.items()}
-        kind = plain.get("type", "STANDARD")
-        if not plain.get("enabled", True) or kind not in (
+        kind = self.value("type", "STANDARD", given)
+        off = "enabled" in given and given["enabled"].value is False
+        if off or kind not in (
             "STANDARD",
             "PRIOR_PREDICTION",
         ):
@@ -131,19 +146,22 @@ class _Reader(ByTable):
         dataset: dict[str, Any] = {"captions": node_at(place, "lines")}
         self.process.setdefault("datasets", []).append(dataset)
         self.read("concept", given, dataset)
-        if "path" not in plain:
+        if "path" not in given:
             self.need("path", "the folder of the images")
-        source = plain.get("text.prompt_source", "sample")
+        source = self.value("text.prompt_source", "sample", given)
         if source == "filename":
             dataset["caption_from_name"] = True
             del dataset["captions"]
         elif source != "sample":
             remedy = "is not here. Write each image's caption beside it, and 'sample'."
             self.refuse(given["text.prompt_source"], remedy)
-        repeats = plain.get("balancing", 1)
-        if repeats != int(repeats) or plain.get("balancing_strategy") == "SAMPLES":
+        repeats = self.value("balancing", 1, given)
+        if (
+            repeats != int(repeats)
+            or self.value("balancing_strategy", "", given) == "SAMPLES"
+        ):
             remedy = "is not here: give a whole number, and 'REPEATS'."
-            self.refuse(given["balancing"], remedy)
+            self.refuse(given.get("balancing", place), remedy)
         else:
             dataset["num_repeats"] = max(1, int(repeats))
         if kind == "PRIOR_PREDICTION":
@@ -154,25 +172,25 @@ class _Reader(ByTable):
             dataset["mask_min_value"] = self.value("unmasked_weight", 0.1)
         if self.value("custom_conditioning_image"):
             dataset["control_suffix"] = "-condlabel"
-        self._size(given, plain, dataset)
+        self._size(given, dataset)
 
-    def _size(
-        self, given: Level, plain: dict[str, Any], dataset: dict[str, Any]
-    ) -> None:
+    def _size(self, given: Level, dataset: dict[str, Any]) -> None:
         """`512`, `512,768` or `1024x768`, of which the area counts."""
         key = "image.resolution_override"
-        own = plain.get("image.enable_resolution_override") and plain.get(key)
+        own = (
+            self.value("image.enable_resolution_override", None, given) and key in given
+        )
         node = given[key] if own else self.given.get("resolution")
         node = self.their("resolution", "512") if node is None else node
-        sizes: list[Any] = []
+        sizes: list[int] = []
         for text in str(node.value).split(","):
             sides = text.strip().lower().split("x")
             if not all(side.strip().isdigit() for side in sides) or len(sides) > 2:
                 self.refuse(node, "is not a size. Write 1024, or 1024x768.")
                 return
             width, height = int(sides[0]), int(sides[-1])
-            sizes.append(at(node, round((width * height) ** 0.5)))
-        dataset["resolution"] = sizes
+            sizes.append(round((width * height) ** 0.5))
+        dataset["resolution"] = tree(sizes, node)
 
 
 def _reads(root: ConfigNode) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from extensions.compat.foreign_jobs import ForeignJobs
-from extensions.compat.nodes import at, entries
+from extensions.compat.nodes import at, entries, node_at, tree
 from extensions.compat.shapes import read_pairs
 from extensions.compat.trainer_file import ByTable, Level, level_of
 from toolkit.config.reading.located import ConfigNode, show
@@ -41,6 +41,7 @@ OF_LYCORIS = {
     "linear_dim": "linear",
     "linear_alpha": "linear_alpha",
     "factor": "factor",
+    "full_matrix": "lokr_full_rank",
 }
 """Key of the file of `lycoris_config` -> of `network`."""
 
@@ -53,6 +54,11 @@ SHARED = (
 
 class _Reader(ByTable):
     whose = "SimpleTuner"
+
+    def trains_adapter(self) -> bool:
+        """Not where a file has the network."""
+        kinds = self.value("model_type", "lora"), self.value("lora_type", "standard")
+        return kinds == ("lora", "standard")
 
     def by_hand(self) -> ConfigNode:
         self._model()
@@ -69,6 +75,10 @@ class _Reader(ByTable):
         ):
             key = next((key for key in keys if key in self.given), keys[0])
             self.put(place, key, self.value(key, default))
+        if self.value("report_to") in ("tensorboard", "all"):
+            self.put(
+                "logging.logging_dir", "logging_dir", self.value("logging_dir", "logs")
+            )
         self._samples()
         node = self.given.get("data_backend_config") or self.given.get(
             "dataloader_config"
@@ -92,22 +102,19 @@ class _Reader(ByTable):
         self.quantized("text_encoder_1_precision", QTYPES, "_te")
 
     def _network(self) -> None:
-        network = self.process["network"]
         if self.value("model_type", "lora") == "full":
-            self.put("network", "model_type", {"type": at(self.root, "full")})
+            self.process["network"] = {"type": at(self.given["model_type"], "full")}
         elif self.value("lora_type", "standard") == "lycoris":
             node = self.given.get("lycoris_config")
             given = self.file_of(node, "") if node is not None else {}
-            network = {
+            network: dict[str, Any] = {
                 ours: given[key] for key, ours in OF_LYCORIS.items() if key in given
             }
             if node is None:
                 self.need("lycoris_config", "the file of the LyCORIS network")
-            for key in (
-                given.keys() - OF_LYCORIS.keys() - {"multiplier", "apply_preset"}
-            ):
-                message = "is an unknown key of a network, and is left out."
-                self.diagnostics.warn(given[key], message)
+            known = (*OF_LYCORIS, "multiplier", "apply_preset")
+            more = {key: node for key, node in given.items() if key not in known}
+            network["network_kwargs"] = more
             self.process["network"] = {"type": "lokr", **network}
         elif self.value("use_dora"):
             self.put("network.type", "use_dora", "dora")
@@ -166,45 +173,60 @@ class _Reader(ByTable):
             for item in items
             if entries(item).get("id")
         }
+        named = [entries(item).get("conditioning_data") for item in items]
+        references = {
+            str(name)
+            for node in named
+            if node is not None and not node.is_blank
+            for name in (node.data() if isinstance(node.value, list) else [node.value])
+        }
         shared = {key: self.given[key] for key in SHARED if key in self.given}
         for item in items:
             given = {**shared, **level_of(item)}
             kind = given["dataset_type"].value if "dataset_type" in given else "image"
             off = given.get("disabled") or given.get("disable")
-            if kind == "image" and not (off and off.value):
-                self._dataset(given, by_id)
+            is_reference = "id" in given and str(given["id"].value) in references
+            if kind == "image" and not is_reference and not (off and off.value):
+                self._dataset(given, item, by_id)
         if not self.process.get("datasets") and file:
             self.need("instance_data_dir", "the folder of at least one dataset")
 
-    def _dataset(self, given: Level, by_id: Mapping[str, ConfigNode]) -> None:
+    def _dataset(
+        self, given: Level, place: ConfigNode, by_id: Mapping[str, ConfigNode]
+    ) -> None:
         dataset: dict[str, Any] = {}
         self.process.setdefault("datasets", []).append(dataset)
         self.read("dataset", given, dataset)
-        plain = {key: node.data() for key, node in given.items()}
-        if "instance_data_dir" not in plain:
-            self.diagnostics.mark(
-                ("config", "process", 0, "datasets", 0, "folder_path")
-            )
-            dataset["folder_path"] = given["type"]
+        if "instance_data_dir" not in given:
+            dataset["folder_path"] = node_at(place, ".")
+            if self.value("type", "local", given) == "local":
+                self.need("instance_data_dir", "the folder of the images")
         if "repeats" in given:
-            dataset["num_repeats"] = at(given["repeats"], plain["repeats"] + 1)
-        strategy = plain.get("caption_strategy", "filename")
+            dataset["num_repeats"] = at(
+                given["repeats"], self.value("repeats", 0, given) + 1
+            )
+        strategy = self.value("caption_strategy", "filename", given)
         if strategy == "filename":
             dataset["caption_from_name"] = True
         elif strategy == "instanceprompt" and "instance_prompt" in given:
             dataset["default_caption"] = given["instance_prompt"]
-        elif strategy == "textfile" and not plain.get("disable_multiline_split"):
+        elif strategy == "textfile" and not self.value(
+            "disable_multiline_split", None, given
+        ):
             dataset["captions"] = at(given["caption_strategy"], "lines")
         elif strategy not in ("textfile", "instanceprompt"):
             remedy = (
                 "is not here. Write each image's caption beside it, and 'textfile'."
             )
             self.refuse(given["caption_strategy"], remedy)
-        if plain.get("prepend_instance_prompt") and "instance_prompt" in given:
+        if (
+            self.value("prepend_instance_prompt", None, given)
+            and "instance_prompt" in given
+        ):
             dataset["caption_prefix"] = given["instance_prompt"]
         self._references(given, by_id, dataset)
         if "resolution" in given:
-            self._size(given["resolution"], plain, dataset)
+            self._size(given, dataset)
 
     def _references(
         self, given: Level, by_id: Mapping[str, ConfigNode], dataset: dict[str, Any]
@@ -229,20 +251,17 @@ class _Reader(ByTable):
         if controls:
             dataset["control_path"] = controls
 
-    def _size(
-        self, node: ConfigNode, plain: Mapping[str, Any], dataset: dict[str, Any]
-    ) -> None:
+    def _size(self, given: Level, dataset: dict[str, Any]) -> None:
         """The side of the area; of a square with `crop`."""
-        size = node.value
-        if not isinstance(size, int | float) or isinstance(size, bool) or size <= 0:
-            self.refuse(node, "is not a size. Write pixels, or megapixels.")
-            return
-        if plain.get("resolution_type") == "area":  # in megapixels
+        node = given["resolution"]
+        size = self.value("resolution", 1024, given)
+        if self.value("resolution_type", "", given) == "area":  # in megapixels
             size = 1024 * size**0.5
-        side = at(node, round(size))
-        square = plain.get("crop") and plain.get("crop_aspect", "square") == "square"
-        area = at(node, {"width": side, "height": side}) if square else side
-        dataset["resolution"] = area
+        side = round(size)
+        square = self.value("crop_aspect", "square", given) == "square"
+        cropped = square and self.value("crop", None, given)
+        area = {"width": side, "height": side} if cropped else side
+        dataset["resolution"] = tree(area, node)
 
 
 def _reads(root: ConfigNode) -> bool:

@@ -13,6 +13,7 @@ import os
 import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,10 +26,10 @@ from toolkit.config.reading.foreign import NO_DEFAULT, ForeignName
 from toolkit.config.reading.located import (
     ConfigNode,
     Diagnostics,
-    dotted,
     odd_characters,
     show,
 )
+from toolkit.config.reading.yaml_reader import scalar_kind, scalar_value
 from toolkit.errors import did_you_mean
 from toolkit.files.run_files import saved_as
 
@@ -210,7 +211,17 @@ PATHS = frozenset(
 OFF = (None, "", False, 0, "none", "None", "NONE")
 """Values of what is off."""
 
-WHOLE = ("", "none", "nochange", "bfloat16", "float16", "float32")
+WHOLE = (
+    "",
+    "none",
+    "nochange",
+    "bfloat16",
+    "float16",
+    "float32",
+    "bf16",
+    "fp16",
+    "fp32",
+)
 """Number types, without `_` and in small letters, of what is not quantized."""
 
 
@@ -229,38 +240,43 @@ class ByTable(TrainerFile):
         name = self.by_hand()
         if not self.process.get("datasets"):
             self.process["datasets"] = [{"folder_path": node_at(self.root, ".")}]
-        tell_idle(self.idle, self.diagnostics, PAGE, dotted)
+        tell_idle(self.idle, self.diagnostics, PAGE, lambda path: str(path[-1]))
         return self.as_root(name)
 
     def by_hand(self) -> ConfigNode:
         """Sets what no row can, and returns the name of the job."""
         raise NotImplementedError
 
+    def trains_adapter(self) -> bool:
+        """Whether their defaults of an adapter count."""
+        raise NotImplementedError
+
     def read(self, table: str, given: Level, to: dict[str, Any]) -> None:
         """Puts the values of one place where their rows say."""
         rows = trainer_rows(self.whose, table)
         for key, node in given.items():
-            row = rows.get(key) or next(
-                (
-                    rows[name]
-                    for name in rows
-                    if name.endswith("*") and key.startswith(name[:-1])
-                ),
-                None,
-            )
+            name = key
+            if key not in rows:
+                begins = [
+                    row for row in rows if row[-1] == "*" and key.startswith(row[:-1])
+                ]
+                name = next(iter(begins), key)
+            row = rows.get(name)
             if row is None:
                 hint = odd_characters(key) or did_you_mean(key, rows, list_all=False)
                 message = f"is an unknown key, and is left out. {hint}".rstrip()
                 self.diagnostics.warn(node, message)
             elif not node.is_blank:
-                self._put(node, row, to)
-        for key, (name, _) in rows.items():
-            if name.default is not NO_DEFAULT and not _has(given, key):
-                self.defaults[key] = name.default
-                if name.how == "renamed_to":
-                    self.put_at(name.ours[0], self.their(key, name.default), to)
+                self._put(name, node, row, to)
+        adapter = self.trains_adapter()
+        for key, (named, _) in rows.items():
+            if named.default is NO_DEFAULT or _has(given, key):
+                continue
+            if adapter or not named.ours[0].startswith("network."):
+                self.defaults[key] = named.default
+                self.put_at(named.ours[0], self.their(key, named.default), to)
 
-    def _put(self, node: ConfigNode, row: Row, to: dict[str, Any]) -> None:
+    def _put(self, key: str, node: ConfigNode, row: Row, to: dict[str, Any]) -> None:
         name, values = row
         if name.how == "renamed_to":
             text = str(node.value)
@@ -271,7 +287,7 @@ class ByTable(TrainerFile):
                     self.look_for(path)
             self.put_at(name.ours[0], node, to)
         elif name.how == "not_needed":
-            self.idle.append((node, f": {name.says}"))
+            self.idle.append((replace(node, path=(key,)), f": {name.says}"))
         elif name.how in ("only_accepts", "no_counterpart"):
             if node.value not in (*OFF, *name.passes):
                 says = f": {name.says}" if name.says else ""
@@ -281,21 +297,35 @@ class ByTable(TrainerFile):
         """An error for a value that changes what is learned and is not here."""
         self.diagnostics.error(node, f"{show(node)} {why}")
 
-    def value(self, key: str, default: Any = None) -> Any:
-        """The plain value of a key of the config, `default` where it has none."""
-        return self.given[key].data() if _has(self.given, key) else default
+    def value(self, key: str, default: Any = None, given: Level | None = None) -> Any:
+        """The plain value of a key, of the config unless `given`: a number or a text
+        where `default` is one, else what is there. Another kind is reported."""
+        node = (self.given if given is None else given).get(key)
+        if node is None or node.is_blank:
+            return default
+        value = node.data()
+        if isinstance(value, str) and scalar_kind(value) in ("int", "float", "bool"):
+            value = scalar_value(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(default, str) and not isinstance(node.value, list):
+            return str(node.value)
+        if default is None or (is_number and not isinstance(default, str)):
+            return value
+        kind = "text" if isinstance(default, str) else "a number"
+        self.diagnostics.error(node, f"{show(node)} is not {kind}.")
+        return default
 
     def put(self, place: str, key: str, value: Any) -> None:
         """Sets a value that was made of a key's; where the key is left out, as their
         default."""
         node = self.given.get(key)
-        node = at(node, value) if node is not None else self.their(key, value)
+        node = tree(value, node) if node is not None else self.their(key, value)
         self.put_at(place, node, self.process)
 
     def quantized(self, key: str, qtypes: Mapping[str, str], suffix: str = "") -> None:
         """A number type of theirs as `quantize` and `qtype`; suffix: `_te`. One that is
         neither in `qtypes` nor in half or full precision is refused."""
-        kind = str(self.value(key, ""))
+        kind = self.value(key, "")
         if kind in qtypes:
             self.put(f"model.quantize{suffix}", key, True)
             self.put(f"model.qtype{suffix}", key, qtypes[kind])
@@ -348,6 +378,7 @@ class ByTable(TrainerFile):
         if prompts:
             self.put_at("sample.samples", list(prompts), self.process)
         else:
+            self.process.pop("sample", None)
             off = node_at(self.root, True)
             self.put_at("train.disable_sampling", off, self.process)
 
