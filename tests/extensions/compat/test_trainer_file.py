@@ -171,7 +171,7 @@ REFUSED: list[tuple[str, Any, Any, str]] = [
     ("SimpleTuner", {}, {"caption_strategy": "parquet"}, "caption_strategy: 'parquet' is not here"),
     ("SimpleTuner", {}, {"instance_data_dir": "nowhere"}, "instance_data_dir: 'nowhere' does not exist"),
     ("SimpleTuner", {}, {"conditioning_data": ["none"]}, "names no dataset with a folder: 'none'"),
-    ("SimpleTuner", {"data_backend_config": "/old/a.json"}, {}, "is not on this machine. Where it lies elsewhere: --map /old=NEW"),
+    ("SimpleTuner", {"data_backend_config": "/old/a"}, {}, "not on this machine. Where it lies elsewhere: --map /old="),
     ("OneTrainer", {"model_type": "FLUX_2"}, {}, "model_type: 'FLUX_2' is not supported here: only Qwen-Image"),
     ("OneTrainer", {"training_method": "EMBEDDING"}, {}, "training_method: 'EMBEDDING' is not here"),
     ("OneTrainer", {"mae_strength": 0.5}, {}, "mae_strength: 0.5 is not supported here"),
@@ -205,14 +205,6 @@ def test_each_key_that_no_table_has_is_named_and_left_out(load: Load) -> None:
     assert any("vae_*: has no effect" in line for line in config.warnings)
     assert config.notes[0].startswith(
         "left out, and therefore as in SimpleTuner: lora_rank 16, lora_dropout 0.1"
-    )
-
-
-def test_a_share_of_the_blocks_is_a_number_of_them(load: Load) -> None:
-    config = load("OneTrainer", {"transformer": {"offload_fraction": 0.5}})
-    assert any(
-        "transformer.offload_fraction: is 'blocks_to_swap: 1' of 2 blocks" in line
-        for line in config.warnings
     )
 
 
