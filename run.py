@@ -656,14 +656,18 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     guarded = partial(checked, arguments, check)
 
     def run_one(label: str) -> int:
-        print(label, flush=True)
+        if not arguments.json:
+            print(label, flush=True)
         return runner(argument, *variants[label].flags())
 
     code = multi_run.run_series(
         list(variants), run_one, recover=arguments.recover, check=guarded
     )
     if len(folders) == len(variants):
-        print("\n".join(sweep.compared(folders)))
+        if arguments.json:
+            print(json.dumps(sweep.comparison(folders)), flush=True)
+        else:
+            print("\n".join(sweep.compared(folders)))
     return code
 
 

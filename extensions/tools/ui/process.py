@@ -17,7 +17,7 @@ import re
 import shlex
 import socket
 from argparse import ArgumentError, ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from ctypes import CDLL
 from datetime import UTC, datetime, time, timedelta
@@ -27,6 +27,7 @@ from typing import Any
 from extensions.tools.ui.config import QueueConfig, UiConfig, queue_folder, token
 from extensions.tools.ui.queue import WAITING, Queue, planned, why_not_queued
 from jobs.process import BaseExtensionProcess
+from jobs.sweep import variants
 from toolkit.commands import command
 from toolkit.config.reading.tool import ToolConfig, load_tool
 from toolkit.errors import RunError, UserError
@@ -149,12 +150,15 @@ class QueueProcess(BaseExtensionProcess):
                 logger.info(f"{entry.id}  {entry.state:8}  {about}")
         elif action == "add":
             words, own = own_flags(words)
-            entry = queue.add(words, checked(words), **own)
+            runs = [*each_run(words)]
+            name = checked(words).removesuffix(runs[0][1])
             runner = ""
             if not queue.has_runner():
                 runner = f" Next: {_run_the_queue(self.section)}"
-            until = f" until {entry.not_before}" if entry.not_before else ""
-            logger.info(f"{entry.id}: {entry.name} waits{until}.{runner}")
+            for command_, label in runs:
+                entry = queue.add(command_, f"{name}{label}", **own)
+                until = f" until {entry.not_before}" if entry.not_before else ""
+                logger.info(f"{entry.id}: {entry.name} waits{until}.{runner}")
         else:
             getattr(queue, action)(*words)
             logger.info(f"{action}: done")
@@ -187,6 +191,25 @@ def own_flags(words: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
         "not_before": start_time(own.at) if own.at else "",
         "retries": own.retries,
     }
+
+
+def each_run(words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The command of each run of `--sweep` and `--seeds`, with the end of its name:
+    they are entries of their own, for several GPUs, and one that fails keeps no other.
+    Of other commands the command itself.
+
+    >>> [*each_run(("cat.yaml", "--seeds", "1,2"))]
+    [(('cat.yaml', '--seeds=1'), '_seed1'), (('cat.yaml', '--seeds=2'), '_seed2')]
+    """
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--sweep", nargs="+", action="extend", default=[])
+    parser.add_argument("--seeds")
+    own, rest = parser.parse_known_args(words)
+    if words[0] in discover().tools() or not (own.sweep or own.seeds):
+        yield words, ""
+        return
+    for run in variants(own.sweep, own.seeds):
+        yield (*rest, *run.flags()), run.suffix
 
 
 def start_time(text: str) -> str:

@@ -107,7 +107,8 @@ def test_captions_are_what_transformers_own_model_says(
     vision = processor(images=[Image.open(images / "b.png")], return_tensors="pt")
     pads = "<|image_pad|>" * (int(vision["image_grid_thw"].prod()) // 4)
     ids = tokenizer(
-        f"{system}<|im_start|>user\n<|vision_start|>{pads}<|vision_end|>What is it?\nSay.<|im_end|>\n<|im_start|>assistant\n",
+        f"{system}<|im_start|>user\n<|vision_start|>{pads}<|vision_end|>What is it?\nSay."
+        "<|im_end|>\n<|im_start|>assistant\n",
         return_tensors="pt",
     )["input_ids"]  # fmt: skip
     begin = ids.shape[1]
