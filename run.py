@@ -209,8 +209,8 @@ def train(job: str | os.PathLike[str] | Mapping[str, Any], *flags: str) -> Train
             )
         try:
             arguments = parse_arguments([path, *flags])
-        except SystemExit as error:
-            raise UserError(f"train: {shlex.join(flags)} is refused.") from error
+        except SystemExit as refused:
+            raise UserError(f"train: {shlex.join(flags)} is refused.") from refused
         if arguments.configs != [path] or arguments.variants or arguments.dry_run:
             raise UserError("train: it is one run of one job. Call it for each run.")
         env = read_distributed_env()
@@ -367,7 +367,7 @@ def import_job(arguments: argparse.Namespace) -> int:
     command is here."""
     from toolkit.config import load_job
     from toolkit.config.reading.foreign import COMMAND_LINE, holds_command
-    from toolkit.files.writing import file_in_the_way, write_text
+    from toolkit.files.writing import file_in_the_way, with_schema, write_text
 
     signals.install()
     output = path_of("--output", arguments.output) if arguments.output else None
@@ -399,7 +399,7 @@ def import_job(arguments: argparse.Namespace) -> int:
         print(config.unexpanded_text, end="")
         return EXIT_DONE
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, config.unexpanded_text)
+    write_text(output, with_schema(config.unexpanded_text, output))
     print(f"{output}: written. Next: {command(output, '--dry-run')}")
     return EXIT_DONE
 

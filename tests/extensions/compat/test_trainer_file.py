@@ -229,6 +229,10 @@ def test_the_written_job_is_planned_and_is_the_same(
     config = load(program)
     done = run_py("import", str(config.path), "-o", "job.yaml")
     assert done.returncode == 0, done.stderr
+    made, schema, *_ = Path("job.yaml").read_text().splitlines()
+    assert made.startswith("# Made from ")
+    named = schema.removeprefix("# yaml-language-server: $schema=")
+    assert Path(named).resolve() == ROOT / "docs" / "job.schema.json"
     again = load_job("job.yaml", discover().find_config)
     ours, theirs = (c.processes[0].section.model_dump() for c in (again, config))
     assert ours == theirs

@@ -663,6 +663,31 @@ def test_the_command_lists_adds_and_runs(yard, run_py, monkeypatch):
     assert yard.queue.entries() == ()
 
 
+@pytest.mark.slow
+def test_each_run_of_a_sweep_is_an_entry_and_none_where_one_is_wrong(
+    yard, run_py, monkeypatch
+):
+    monkeypatch.chdir(yard.folder)
+    job = (ROOT / "config/examples/quickstart.yaml").read_text()
+    (yard.folder / "m.yaml").write_text(job)
+    sweep = ("--sweep", "process[2].train.lr=1e-4,x", "--seeds", "1,2")
+    assert run_py("queue", "add", "m.yaml", *sweep).returncode == 2
+    assert yard.queue.entries() == ()
+    sweep = ("--sweep", "process[2].train.lr=1e-4,2e-4", "--seeds", "1,2")
+    done = run_py("queue", "add", "m.yaml", *sweep, "--retries", "1", "--restart")
+    assert done.returncode == 0, done.stderr
+    entries = yard.queue.entries()
+    assert [entry.name for entry in entries] == [
+        f"quickstart_lr{rate}_seed{seed}"
+        for rate in ("1e-4", "2e-4")
+        for seed in (1, 2)
+    ]
+    assert entries[0].argv == (
+        "m.yaml", "--restart", "--seeds=1", "--sweep", "process[2].train.lr=1e-4",
+    )  # fmt: skip
+    assert {entry.retries for entry in entries} == {1}
+
+
 def test_a_move_orders_entries_whose_numbers_are_the_same(yard):
     """As a move leaves them that was killed between two files."""
     first, second, third = (yard.add(name) for name in "abc")
