@@ -114,7 +114,7 @@ changes what is learned and is not here is an error; one that is in no table is 
 Which program a file is of is told by its keys; a file with keys of two is an error that names both.
 
 ```bash
-.venv/bin/python run.py import config.json -o job.yaml    # SimpleTuner's or OneTrainer's
+.venv/bin/python run.py import config.json -o mine.yaml   # SimpleTuner's or OneTrainer's
 .venv/bin/python run.py import main.toml --map /old=/data # diffusion-pipe's; paths of another machine
 ```
 
