@@ -27,13 +27,16 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 from difflib import get_close_matches
 from functools import partial
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from threading import current_thread, main_thread
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs import ExtensionJob, JobOptions, exit, multi_run
 from toolkit.commands import command
@@ -161,6 +164,70 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.dry_run or not arguments.configs:  # what it prints is all that it does
         return code if is_written or code != EXIT_DONE else EXIT_FAILURE
     return code
+
+
+class Trained(NamedTuple):
+    """How a job of `train` has ended.
+
+    Example::
+
+        done = train("config/my_char.yaml")
+        print(done.exit_code, done.folder)
+    """
+
+    exit_code: int
+    """As that of the command (docs/json.md)."""
+
+    folder: Path | None
+    """Folder of the run of its last process that trains; None where there is none."""
+
+    answer: dict[str, Any]
+    """What `--json` prints at the end: `folders`, `files`, `errors`."""
+
+
+def train(job: str | os.PathLike[str] | Mapping[str, Any], *flags: str) -> Trained:
+    """Runs one job in this process, as `run.py JOB FLAGS` does, and may be called again.
+
+    It raises nothing for a job that is refused, fails or is stopped: that is in what it
+    returns, and said on standard error. In the main thread Ctrl-C saves and stops the
+    run; the handlers of signals are then as before.
+
+    job: its file, or what would be in the file. flags: such as `"--set",
+    "train.lr=2e-4"`. Raises UserError for flags of several runs or of none.
+    """
+    prepare_streams()
+    prepare_allocator()
+    before = {number: signal.getsignal(number) for number in signals.to_handle()}
+    read: list[JobConfig] = []
+    with TemporaryDirectory() as folder, log.shown():
+        path = str(job) if not isinstance(job, Mapping) else f"{folder}/job.yaml"
+        if isinstance(job, Mapping):
+            import yaml  # here: --help does not need it
+
+            plain = json.loads(json.dumps(job, default=os.fspath))
+            Path(path).write_text(
+                yaml.safe_dump(plain, sort_keys=False, allow_unicode=True),
+                encoding="utf-8",
+            )
+        try:
+            arguments = parse_arguments([path, *flags])
+        except SystemExit as refused:
+            raise UserError(f"train: {shlex.join(flags)} is refused.") from refused
+        if arguments.configs != [path] or arguments.variants or arguments.dry_run:
+            raise UserError("train: it is one run of one job. Call it for each run.")
+        env = read_distributed_env()
+        try:
+            code, error = exit.code_and_error(run_job, arguments, env, read)
+        finally:
+            if current_thread() is main_thread():
+                for number, handler in before.items():
+                    signal.signal(number, handler or signal.SIG_DFL)
+            log.flush_streams()
+        from jobs.as_json import end_of_run
+
+        answer = end_of_run(path, next(iter(read), None), code, error)
+    folders = answer["folders"]
+    return Trained(code, Path(folders[-1]) if folders else None, answer)
 
 
 def without_parts(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -302,7 +369,7 @@ def import_job(arguments: argparse.Namespace) -> int:
     command is here."""
     from toolkit.config import load_job
     from toolkit.config.reading.foreign import COMMAND_LINE, holds_command
-    from toolkit.files.writing import file_in_the_way, write_text
+    from toolkit.files.writing import file_in_the_way, with_schema, write_text
 
     signals.install()
     output = path_of("--output", arguments.output) if arguments.output else None
@@ -334,7 +401,7 @@ def import_job(arguments: argparse.Namespace) -> int:
         print(config.unexpanded_text, end="")
         return EXIT_DONE
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, config.unexpanded_text)
+    write_text(output, with_schema(config.unexpanded_text, output))
     print(f"{output}: written. Next: {command(output, '--dry-run')}")
     return EXIT_DONE
 
@@ -591,14 +658,18 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     guarded = partial(checked, arguments, check)
 
     def run_one(label: str) -> int:
-        print(label, flush=True)
+        if not arguments.json:
+            print(label, flush=True)
         return runner(argument, *variants[label].flags())
 
     code = multi_run.run_series(
         list(variants), run_one, recover=arguments.recover, check=guarded
     )
     if len(folders) == len(variants):
-        print("\n".join(sweep.compared(folders)))
+        if arguments.json:
+            print(json.dumps(sweep.comparison(folders)), flush=True)
+        else:
+            print("\n".join(sweep.compared(folders)))
     return code
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from toolkit.config.reading.changes import Change, read_changes
 from toolkit.config.reading.located import Diagnostics
@@ -133,34 +133,60 @@ def run_folders(config: JobConfig) -> list[Path]:
     return [folder for folder in folders if folder]
 
 
-def compared(runs: Mapping[Variant, Sequence[Path]]) -> Iterator[str]:
-    """A table of the runs, then a line for each number of a setting with its spread
-    over the seeds. runs: the folders of each."""
-    rows: list[tuple[str, ...]] = []
+def comparison(runs: Mapping[Variant, Sequence[Path]]) -> dict[str, Any]:
+    """The runs with their numbers, and each number of a setting over its seeds, as
+    plain data. runs: the folders of each."""
+    rows: list[dict[str, Any]] = []
     numbers: dict[tuple[tuple[Change, ...], str], list[float]] = {}
     for run, folders in runs.items():
         for folder in folders:
             of_run = _numbers(folder)
-            shown = [
-                f"{of_run[name]:.4f}" if name in of_run else "-" for name in NUMBERS
-            ]
-            rows.append((*run.cells.values(), *shown, str(folder)))
+            row = {"values": run.cells, "folder": str(folder)}
+            rows.append(row | {name: of_run.get(name) for name in NUMBERS})
             for name, value in of_run.items():
                 numbers.setdefault((run.swept, name), []).append(value)
-    head = (*next(iter(runs)).cells, *NUMBERS, "folder")
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
+    spreads = [
+        {
+            "values": Variant(swept).cells,
+            "number": name,
+            "runs": len(values),
+            "mean": fmean(values),
+            "least": min(values),
+            "most": max(values),
+            "deviation": stdev(values),
+        }
+        for (swept, name), values in numbers.items()
+        if len(values) > 1
+    ]
+    return {"runs": rows, "spreads": spreads}
+
+
+def compared(runs: Mapping[Variant, Sequence[Path]]) -> Iterator[str]:
+    """A table of the runs, then a line for each number of a setting with its spread
+    over the seeds. runs: as for `comparison`."""
+    found = comparison(runs)
+    shown = [
+        (
+            *row["values"].values(),
+            *("-" if row[name] is None else f"{row[name]:.4f}" for name in NUMBERS),
+            row["folder"],
+        )
+        for row in found["runs"]
+    ]
+    head = (*next(iter(runs)).cells, *NUMBERS.values(), "folder")
+    widths = [max(map(len, column)) for column in zip(head, *shown, strict=True)]
+    for row in (head, *shown):
         cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
         yield "  ".join(cells).rstrip()
-    for (swept, name), values in numbers.items():
-        if len(values) > 1:
-            setting = f"{Variant(swept)}: " if swept else ""
-            spread = f"{min(values):.4f} to {max(values):.4f}, standard deviation {stdev(values):.4f}"
-            yield f"{setting}{name} of {len(values)} runs: mean {fmean(values):.4f}, {spread}"
+    for one in found["spreads"]:
+        setting = ", ".join(f"{key} {value}" for key, value in one["values"].items())
+        what = f"{setting and f'{setting}: '}{NUMBERS[one['number']]} of {one['runs']} runs"
+        spread = f"{one['least']:.4f} to {one['most']:.4f}, standard deviation {one['deviation']:.4f}"
+        yield f"{what}: mean {one['mean']:.4f}, {spread}"
 
 
-NUMBERS = ("loss", "best validation loss")
-"""By which runs are compared."""
+NUMBERS = {"loss": "loss", "best_validation_loss": "best validation loss"}
+"""By which runs are compared -> its name for people."""
 
 
 def _numbers(folder: Path) -> dict[str, float]:

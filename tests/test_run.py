@@ -15,14 +15,15 @@ from pathlib import Path
 
 import numpy
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from jobs import multi_run
-from run import main
+from run import main, train
 from tests.conftest import ROOT, child_environment
 from tests.light_start import FORBID
 from tests.parts import needs_foreign_names, needs_part
 from toolkit.config.reading.tool import tool_parser
+from toolkit.errors import UserError
 from toolkit.extension import STAGES, discover
 from toolkit.version import NAME, VERSION
 
@@ -864,3 +865,48 @@ def test_without_takes_known_names_alone(run: Run) -> None:
         "--without gird: there is no such extension. Did you mean 'grid'? Known names: "
     )
     assert "expected one argument" in run("--without").stderr
+
+
+@pytest.mark.slow
+def test_jobs_are_trained_from_python_one_after_another(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_py: Run
+) -> None:
+    """A job as a mapping, one with a mistake, and one in a file; the last is the same
+    as in a process of its own."""
+    monkeypatch.chdir(tmp_path)
+    process = {
+        "type": "sd_trainer",
+        "training_folder": tmp_path / "out",
+        "device": "cpu",
+        "training_seed": 7,
+        "model": {"name_or_path": tiny_model},
+        "network": {"linear": 2},
+        "datasets": [
+            {"folder_path": ROOT / "config/examples/pairs/after", "resolution": 64}
+        ],
+        "train": {"steps": 2, "disable_sampling": True},
+        "logging": {"report": False},
+    }
+    job = {"job": "extension", "config": {"name": "one", "process": [process]}}
+    handler = signal.getsignal(signal.SIGINT)
+    one = train(job)
+    assert (one.exit_code, one.folder) == (0, tmp_path / "out" / "one")
+    bad = train(job, "--set", "train.lr=fast")
+    assert (bad.exit_code, bad.folder) == (2, None)
+    assert "'fast'" in bad.answer["errors"][0]["message"]
+    assert signal.getsignal(signal.SIGINT) is handler
+    kept = one.folder / "config.yaml"
+    two = train(kept, "--name", "two")
+    assert (two.exit_code, two.answer["errors"]) == (0, [])
+    assert run_py(str(kept), "--name", "three").returncode == 0
+    weights = [
+        (tmp_path / "out" / name / f"{name}.safetensors") for name in ("two", "three")
+    ]
+    tensors = [load_file(path) for path in weights]
+    assert tensors[0].keys() == tensors[1].keys()
+    for key, tensor in tensors[0].items():
+        assert numpy.array_equal(tensor, tensors[1][key])
+    with pytest.raises(UserError, match="one run of one job"):
+        train(kept, "--dry-run")
+    with pytest.raises(UserError, match="--nonsense is refused"):
+        train(kept, "--nonsense")

@@ -96,6 +96,7 @@ SMALL_IMAGE = 64
 class _Guide:
     """A `toolkit.config.reading.foreign.ForeignFile`."""
 
+    name = ""
     keeps_text = True
 
     def reads(self, root: ConfigNode) -> bool:

@@ -49,9 +49,11 @@ class ForeignJobs:
         reader: Callable[
             [ConfigNode, Path, str | None, Diagnostics, Mapping[str, str]], Reader
         ],
+        name: str = "",
     ) -> None:
         """reads: whether a file that is not a job is of this kind. reader: of one, with
         the arguments of `as_job`."""
+        self.name = name
         self.reads = reads
         self._reader = reader
 

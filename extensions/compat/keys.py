@@ -9,7 +9,7 @@ through `toolkit.registry`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -72,7 +72,7 @@ class TableOfNames:
     ) -> ConfigNode:
         rewriter = _Rewriter(diagnostics, known)
         rewritten = rewriter.value(model, node)
-        rewriter.tell_idle()
+        tell_idle(rewriter.idle, diagnostics)
         return rewritten
 
     def rows(self, section: type[BaseModel]) -> Mapping[str, ForeignName]:
@@ -153,6 +153,30 @@ _OFF = (None, "", False, 0)
 """Values of a switch that is off."""
 
 
+def tell_idle(
+    idle: list[tuple[ConfigNode, str]],
+    diagnostics: Diagnostics,
+    page: str = "docs/config.md",
+    named: Callable[[KeyPath], str] = general,
+) -> None:
+    """Warns of the keys without effect, each with its reason: of many in one line, so
+    that what matters is seen. page: which has the reasons. named: a key in that
+    line."""
+    alike: dict[tuple[KeyPath, str], list[ConfigNode]] = {}
+    idle.sort(key=lambda one: one[0].key_at)
+    for node, reason in idle:
+        alike.setdefault((node.path[:-1], reason), []).append(node)
+    if len(alike) > MOST_REASONS:
+        keys = ", ".join(dict.fromkeys(named(node.path) for node, _ in idle))
+        message = f"{len(idle)} keys have no effect: {keys}. {page} says why."
+        diagnostics.warn(idle[0][0], message)
+        return
+    for (_, reason), (first, *others) in alike.items():
+        names = ", ".join(dict.fromkeys(str(node.path[-1]) for node in others))
+        same_for = f" (same for {names})" if names else ""
+        diagnostics.warn(first, f"has no effect{reason}{same_for}.")
+
+
 class _Rewriter:
     """Rewrites the sections of a process, each before those in it: keys go from one to
     another."""
@@ -162,23 +186,6 @@ class _Rewriter:
         self.known = known
         self.idle: list[tuple[ConfigNode, str]] = []
         """Keys without effect, each with the reason."""
-
-    def tell_idle(self) -> None:
-        """Warns of the keys without effect: of many in one line, so that what matters
-        is seen."""
-        alike: dict[tuple[KeyPath, str], list[ConfigNode]] = {}
-        self.idle.sort(key=lambda one: one[0].key_at)
-        for node, reason in self.idle:
-            alike.setdefault((node.path[:-1], reason), []).append(node)
-        if len(alike) > MOST_REASONS:
-            keys = ", ".join(general(node.path) for node, _ in self.idle)
-            message = f"{len(self.idle)} keys have no effect: {keys}. docs/config.md says why."
-            self.diagnostics.warn(self.idle[0][0], message)
-            return
-        for (_, reason), (first, *others) in alike.items():
-            names = ", ".join(str(node.path[-1]) for node in others)
-            same_for = f" (same for {names})" if names else ""
-            self.diagnostics.warn(first, f"has no effect{reason}{same_for}.")
 
     def value(self, annotation: Any, node: ConfigNode) -> ConfigNode:
         """A value with the sections in it rewritten. annotation: of its field, or the

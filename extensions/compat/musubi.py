@@ -8,11 +8,9 @@ one line names those.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,17 +21,14 @@ from extensions.compat.foreign_jobs import SCRIPT, ForeignJobs
 from extensions.compat.names import PLACES, options
 from extensions.compat.nodes import at, entries, file_root, node_at, their, tree
 from extensions.compat.shapes import read_pairs
+from extensions.compat.trainer_file import Level, TrainerFile
 from toolkit.config.reading.findings import is_absolute
 from toolkit.config.reading.foreign import NO_DEFAULT
 from toolkit.config.reading.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.reading.yaml_reader import map_paths
 from toolkit.data.scan.tables import lost_folders, read_table
 from toolkit.errors import did_you_mean
-from toolkit.files.run_files import saved_as
 from toolkit.registry import FOREIGN_OPTIONS, load_object
-
-Level = dict[str, ConfigNode]
-"""Key -> value of one place."""
 
 MARKS = frozenset(
     {
@@ -173,30 +168,12 @@ _their = partial(their, whose="musubi-tuner's default")
 """A default of theirs."""
 
 
-class _Reader:
-    def __init__(
-        self,
-        root: ConfigNode,
-        folder: Path,
-        name: str | None,
-        diagnostics: Diagnostics,
-        moved: Mapping[str, str],
-    ) -> None:
-        self.root = root
-        self.folder = folder
-        self.name = name
-        self.diagnostics = diagnostics
-        self.moved = moved
-        self.process: dict[str, Any] = {"type": "sd_trainer"}
-        self.defaults: dict[str, Any] = {}
-        """Option -> their value, of those that are left out and are another here."""
+class _Reader(TrainerFile):
+    whose = "musubi-tuner"
 
-        self.given = self._with_texts(self._with_more(flat(root)))
-        self.config: dict[str, Any] = {}
-        self.meta: dict[str, Any] = {}
-        self.lost: list[ConfigNode] = []
-        """Paths that lead nowhere."""
-
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.given = self._with_texts(self._with_more(flat(self.root)))
         self.adapter = self._trains_adapter()
 
     def job(self) -> ConfigNode:
@@ -214,8 +191,6 @@ class _Reader:
         self._files()
         self._samples()
         self.process["datasets"] = self._datasets()
-        self._report_missing()
-        self._note_defaults()
         name = self.config.get("name") or node_at(self.root, "job")
         if self.name is None and "output_name" not in self.given:
             self.diagnostics.error(
@@ -223,14 +198,7 @@ class _Reader:
                 "is required: the run's folder gets this name.",
                 path=("output_name",),
             )
-        config = {
-            **self.config,
-            "name": at(name, self.name or name.value),
-            "process": [self.process],
-        }
-        return tree(
-            {"job": "extension", "config": config, "meta": self.meta or None}, self.root
-        )
+        return self.as_root(name)
 
     def _refuse_empty(self) -> None:
         """Tells keys without a value with which a training there ends."""
@@ -314,10 +282,10 @@ class _Reader:
             node = at(node, float(str(node.value)[:-1]) / 100)  # a share of all steps
         is_off = node.value in (False, "NO", "no")
         if row.how == "renamed_to":
-            self._set(row.ours[0], node, to)
+            self.put_at(row.ours[0], node, to)
         elif group:  # the section says what becomes of it
             if not is_off or row.how == "converted_to":
-                self._set(f"{PLACES[group]}.{key}", node, to)
+                self.put_at(f"{PLACES[group]}.{key}", node, to)
         elif row.how == "not_needed":
             if not is_off:
                 self.diagnostics.warn(node, f"has no effect: {row.says}.")
@@ -329,35 +297,14 @@ class _Reader:
                 node, f"{show(node)} is not supported{reason}{nearest}", at_key=True
             )
 
-    def _set(self, place: str, value: Any, to: dict[str, Any]) -> None:
-        section, _, rest = place.partition(".")
-        if section in ("config", "meta"):
-            to = self.config if section == "config" else self.meta
-            place = rest
-        *above, last = place.removeprefix("datasets[].").split(".")
-        for part in above:
-            to = to.setdefault(part, {})
-        to[last] = value
-
     def _default(self, key: str, place: str = "", value: Any = NO_DEFAULT) -> None:
         """Their default of an option that is left out, at the place its row says or at
         another."""
         if key not in self.given:
             row = options()[key][1]
             self.defaults[key] = row.default if value is NO_DEFAULT else value
-            self._set(
+            self.put_at(
                 place or row.ours[0], _their(key, self.defaults[key]), self.process
-            )
-
-    def _note_defaults(self) -> None:
-        """The line that names the defaults which were taken."""
-        if self.defaults:
-            taken = [
-                f"{key} {json.dumps(value)}".replace('"', "")
-                for key, value in self.defaults.items()
-            ]
-            self.diagnostics.notes.append(
-                f"left out, and therefore as in musubi-tuner: {', '.join(taken)}"
             )
 
     # ------------------------------------------------------------ what more than the
@@ -380,7 +327,7 @@ class _Reader:
             self.diagnostics.error(
                 self.root, "is required: the model's transformer.", path=("dit",)
             )
-            self._set(
+            self.put_at(
                 "model.name_or_path",
                 replace(node_at(self.root, "missing"), path=("dit",)),
                 self.process,
@@ -391,10 +338,10 @@ class _Reader:
             switch = self._on(key)
             version = version or (switch and at(switch, meant))
         if version is not None:
-            self._set("model.arch", version, self.process)
+            self.put_at("model.arch", version, self.process)
         without_composite = self._on("remove_first_image_from_target")
         if without_composite:
-            self._set(
+            self.put_at(
                 "model.model_kwargs.composite_target",
                 at(without_composite, False),
                 self.process,
@@ -405,9 +352,9 @@ class _Reader:
             str(version.value),
         )
         for key in named.alone:
-            self._set(f"model.{PARTS[key]}", self.given[key], self.process)
+            self.put_at(f"model.{PARTS[key]}", self.given[key], self.process)
         base = version if named.published else dit
-        self._set("model.name_or_path", at(base, named.model), self.process)
+        self.put_at("model.name_or_path", at(base, named.model), self.process)
         for key in PARTS.keys() & self.given.keys():
             node = self.given[key]
             part = PARTS[key].removesuffix("_path")
@@ -424,7 +371,7 @@ class _Reader:
     def _network(self) -> None:
         if not self.adapter:
             self.process["network"] = {"type": "full"}
-            self._set(
+            self.put_at(
                 "save.layout",
                 _their("the whole transformer", "single_file"),
                 self.process,
@@ -440,7 +387,7 @@ class _Reader:
                 self.diagnostics.warn(
                     pairs.pop("include_patterns"), f"has no effect: {reason}"
                 )
-            self._set("network.network_args", at(arguments, pairs), self.process)
+            self.put_at("network.network_args", at(arguments, pairs), self.process)
 
     def _adafactor(self) -> None:
         """Its arguments that are left out: those of its class, which takes a learning
@@ -460,7 +407,7 @@ class _Reader:
         if "scale_parameter" not in pairs:
             self.defaults["scale_parameter"] = True
             pairs["scale_parameter"] = _their("scale_parameter", True)
-        self._set("train.optimizer_args", at(arguments or kind, pairs), self.process)
+        self.put_at("train.optimizer_args", at(arguments or kind, pairs), self.process)
 
     def _noise(self) -> None:
         """Steps, learning rate, noise levels."""
@@ -485,10 +432,10 @@ class _Reader:
                 node = self.given.get(key)
                 if node is not None and isinstance(node.value, int | float):
                     bound = at(node, 1000 - node.value)
-                    self._set(f"train.{other}", bound, self.process)
+                    self.put_at(f"train.{other}", bound, self.process)
         else:
             for key in ("min_timestep", "max_timestep"):
-                self._set(f"train.{key}", self.given.get(key), self.process)
+                self.put_at(f"train.{key}", self.given.get(key), self.process)
         if (
             kind in ("qwen_shift", "qinglong_qwen")
             and self.given.get("model_version", _their("", "")).value == "layered"
@@ -506,7 +453,7 @@ class _Reader:
                     node,
                     f"has no effect, as in musubi-tuner: only {' and '.join(schedules)} heed it.",
                 )
-                self._set(f"train.{key}", None, self.process)
+                self.put_at(f"train.{key}", None, self.process)
         seed = self.given.get("seed")
         if seed is None:
             self.defaults["seed"] = "random"
@@ -516,7 +463,7 @@ class _Reader:
                 seed,
                 "0 is a seed there, and a random one here. Take another for a fixed one.",
             )
-        self._set("training_seed", seed, self.process)
+        self.put_at("training_seed", seed, self.process)
 
     def _files(self) -> None:
         """When and how weights are saved, where a run begins."""
@@ -536,7 +483,7 @@ class _Reader:
         ):
             # the newest, and those of up to `last` steps before it
             files = last.value // every.value + 1
-            self._set("save.max_step_saves_to_keep", at(last, files), self.process)
+            self.put_at("save.max_step_saves_to_keep", at(last, files), self.process)
         streams = self._on("mem_eff_save")
         for key, instead in (
             ("full_bf16", "in float32"),
@@ -544,7 +491,7 @@ class _Reader:
         ):
             switch = self._on(key)
             if not self.adapter:
-                self._set(f"train.{key}", self.given.get(key), self.process)
+                self.put_at(f"train.{key}", self.given.get(key), self.process)
             elif switch:
                 self.diagnostics.warn(
                     switch,
@@ -556,14 +503,14 @@ class _Reader:
                 streams, message if not self.adapter else "has no effect on an adapter."
             )
         if "huggingface_repo_id" in self.given:
-            self._set(
+            self.put_at(
                 "save.push_to_hub",
                 node_at(self.given["huggingface_repo_id"], True),
                 self.process,
             )
         visibility = self.given.get("huggingface_repo_visibility")
         if visibility is not None:
-            self._set(
+            self.put_at(
                 "save.hf_private",
                 at(visibility, visibility.value != "public"),
                 self.process,
@@ -584,7 +531,9 @@ class _Reader:
 
     def _samples(self) -> None:
         if "sample_prompts" not in self.given:
-            self._set("train.disable_sampling", node_at(self.root, True), self.process)
+            self.put_at(
+                "train.disable_sampling", node_at(self.root, True), self.process
+            )
             return
         off = self.given.get("disable_prompt_enhancement")
         written = off is None or not off.value
@@ -594,11 +543,11 @@ class _Reader:
             if written and key in self.given
         }
         for key, value in SAMPLES.items():
-            self._set(f"sample.{key}", _their(key, value), self.process)
+            self.put_at(f"sample.{key}", _their(key, value), self.process)
         for key, node in given.items():
             # which have no effect
             if node.value != {"flow_shift": 0, "seed": -1}.get(key):
-                self._set(f"sample.{key}", node, self.process)
+                self.put_at(f"sample.{key}", node, self.process)
         if "width" not in given:
             self.defaults["samples of"] = (
                 f"{SAMPLES['width']} x {SAMPLES['height']} pixels"
@@ -618,7 +567,7 @@ class _Reader:
                 path=("dataset_config",),
             )
             return [{"folder_path": node_at(self.root, ".")}]
-        path = self._found(str(node.value))
+        path = self.found(str(node.value))
         if path is None and os.path.exists(os.path.expanduser(str(node.value))):
             self.diagnostics.error(
                 node, f"{show(node)} is not a file. Give the file with the datasets."
@@ -714,7 +663,7 @@ class _Reader:
             self._reference_size(
                 [given[key] for key in sorted(of_controls & given.keys())], source
             )
-        self._one_for_all(
+        self.one_for_all(
             "train.batch_size",
             given.get("batch_size", _their("batch_size", 1)),
             "batch_size",
@@ -749,7 +698,7 @@ class _Reader:
         another."""
         wanted = [node for node in given if node.value is not False]
         value = at(wanted[0], False) if wanted else at(control, True)
-        self._one_for_all(
+        self.one_for_all(
             "model.model_kwargs.match_target_res", value, "the size of control images"
         )
         for node in wanted:
@@ -759,7 +708,7 @@ class _Reader:
                 continue
             sides = self._sides(node)
             if sides:
-                self._one_for_all(
+                self.one_for_all(
                     "model.model_kwargs.control_resolution",
                     at(node, math.isqrt(sides[0] * sides[1])),
                     "the size of control images",
@@ -778,16 +727,6 @@ class _Reader:
         )
         return []
 
-    def _one_for_all(self, place: str, node: ConfigNode, what: str) -> None:
-        *above, last = place.split(".")
-        section = self.process
-        for part in above:
-            section = section.setdefault(part, {})
-        first = section.setdefault(last, node)
-        if first.value != node.value:
-            message = f"{show(node)}, and {show(first)} in another dataset: {what} is one for all here."
-            self.diagnostics.error(node, message)
-
     # ------------------------------------------------------------ paths
 
     def _find(self, key: str, node: ConfigNode, kinds: frozenset[str]) -> None:
@@ -796,44 +735,10 @@ class _Reader:
             return
         paths = node.value if isinstance(node.value, list) else [node]
         for path in paths:
-            written = os.path.expanduser(str(path.value))
-            beside = key == "dataset_config" and os.path.exists(self.folder / written)
-            if not (beside or os.path.exists(written) or saved_as(written)):
-                self.lost.append(path)
-            elif key == "image_jsonl_file":
+            is_there = self.look_for(path, beside=key == "dataset_config")
+            if is_there and key == "image_jsonl_file":
                 folders = lost_folders(read_table(str(path.value), self.moved))
                 self.lost += [at(path, folder) for folder in folders]
-
-    def _found(self, written: str) -> Path | None:
-        """Where a file is: in the working directory, as in musubi-tuner, or beside the
-        config."""
-        expanded = os.path.expanduser(written)
-        for place in (Path(expanded), self.folder / expanded):
-            if os.path.isfile(place):
-                return place
-        return None
-
-    def _report_missing(self) -> None:
-        self.lost = [
-            node for node in self.lost if not self.diagnostics.reported(node.path)
-        ]
-        absolute = [
-            str(node.value).replace("\\", "/")
-            for node in self.lost
-            if is_absolute(str(node.value))
-        ]
-        try:
-            old = os.path.commonpath([os.path.dirname(path) for path in absolute])
-        except ValueError:  # none, or some begin with a drive
-            old = ""
-        if old in ("", "/"):
-            old = "OLD"
-        for node in self.lost:
-            if is_absolute(str(node.value)):
-                message = f"is not on this machine. Where it lies elsewhere: --map {shlex.quote(f'{old}=NEW')}"
-            else:
-                message = f"does not exist (working directory: {Path.cwd()})."
-            self.diagnostics.error(node, f"{show(node)} {message}")
 
 
 def with_slashes(path: str) -> str:

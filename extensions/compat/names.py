@@ -51,15 +51,18 @@ def names() -> dict[tuple[str, str], Names]:
     text = Path(__file__).with_name("names.toml").read_text(encoding="utf-8")
     return {
         (program, section): {
-            key: _row(columns) for keys, columns in rows.items() for key in keys.split()
+            key: row_of(columns)
+            for keys, columns in rows.items()
+            for key in keys.split()
         }
         for program, sections in tomllib.loads(text).items()
         for section, rows in sections.items()
     }
 
 
-def _row(columns: Mapping[str, Any]) -> ForeignName:
-    """The first column says what becomes of a name."""
+def row_of(columns: Mapping[str, Any]) -> ForeignName:
+    """A row of names.toml or trainers.toml: the first column says what becomes of a
+    name."""
     how: Any = next(iter(columns))
     value = columns[how]
     has_reason = how in ("not_needed", "no_counterpart")

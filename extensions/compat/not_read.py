@@ -14,16 +14,10 @@ from pathlib import Path
 from extensions.compat.foreign_jobs import ForeignJobs, Reader
 from extensions.compat.musubi import flat
 from extensions.compat.nodes import entries
+from extensions.compat.trainer_file import PAGE
 from toolkit.config.reading.located import ConfigNode, Diagnostics, SourceLocation
 
-PAGE = "docs/coming_from.md"
-
 KEYS: dict[str, tuple[frozenset[str], ...]] = {
-    "a config of SimpleTuner": (frozenset({"model_family", "data_backend_config"}),),
-    "a config of OneTrainer": (
-        frozenset({"model_type", "training_method"}),
-        frozenset({"model_type", "base_model_name"}),
-    ),
     "a config of DiffSynth-Studio": (
         frozenset({"dataset_base_path", "lora_target_modules"}),
     ),
@@ -75,9 +69,8 @@ def refuse_variables(text: str, diagnostics: Diagnostics) -> None:
     variable = _VARIABLES.search(text)
     if variable is not None:
         line = text.count("\n", 0, variable.start()) + 1
-        diagnostics.fatal(
-            SourceLocation(line, 1), (), not_read_message("a config of SimpleTuner")
-        )
+        message = "holds variables of SimpleTuner. Give its config.json, which is read."
+        diagnostics.fatal(SourceLocation(line, 1), (), message)
 
 
 def not_read_message(whose: str) -> str:
@@ -88,16 +81,14 @@ def not_read_message(whose: str) -> str:
 
 
 def whose_file(root: ConfigNode) -> str:
-    """Whose file it is, in words, such as "a config of diffusion-pipe". The
-    result is empty for other files."""
+    """Whose file it is, in words, such as "a config of DiffSynth-Studio". The result is
+    empty for other files."""
     given = {key.lstrip("-") for key in flat(root)}
     for whose, groups in KEYS.items():
         if any(keys <= given for keys in groups):
             return whose
     if _has_subsets(root):
         return "a dataset file of kohya's sd-scripts"
-    if _is_diffusion_pipe(root):
-        return "a config of diffusion-pipe"
     return ""
 
 
@@ -105,12 +96,6 @@ def _has_subsets(root: ConfigNode) -> bool:
     listed = root.value.get("datasets")
     items = listed.value if listed and isinstance(listed.value, list) else []
     return any("subsets" in entries(item) for item in items)
-
-
-def _is_diffusion_pipe(root: ConfigNode) -> bool:
-    marks = {"dataset", "output_dir", "micro_batch_size_per_gpu", "pipeline_stages"}
-    has_mark = not marks.isdisjoint(root.value)
-    return has_mark and "type" in entries(root.value.get("model"))
 
 
 def _refuse(

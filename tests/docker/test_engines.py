@@ -13,7 +13,7 @@ import yaml
 from toolkit.system.torch_compat import torchrun_parser
 
 ENGINES = Path(__file__).resolve().parents[2] / "docker" / "engines"
-FILES = sorted(ENGINES.iterdir())
+FILES = sorted(file for file in ENGINES.iterdir() if file.is_file())
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,10 @@ ELSEWHERE = {
         "docs/saving.md",
         "a portrait",
     ): "tests/docs/test_guides_and_program.py::test_the_prompt_with_flags_is_read",
+    (
+        "docs/many_jobs.md",
+        "from run import train",
+    ): "tests/docs/test_many_jobs.py::test_the_block_of_python_trains",
     ("docs/use_your_lora.md", ""): LORA,
     ("docs/while_it_trains.md", "downloading 12 of 58 GB"): (
         "tests/toolkit/files/test_now.py::test_the_lines_of_the_page_are_those_of_the_program"
@@ -139,6 +143,9 @@ NOT_RUN = {
     "export WANDB_API_KEY": "an account",
     ".venv/bin/python run.py queue --output runs stop": "stops what runs: tests/extensions/tools/ui/test_queue.py does",
     ".venv/bin/python run.py queue run": "runs what waits: tests/extensions/tools/ui/test_queue.py does, and the page",
+    "sbatch": "a cluster: tests/docker/test_many.py reads the file and runs the script",
+    "kubectl": "a cluster: tests/docker/test_many.py reads the file",
+    "while read -r job": "clouds: tests/docker/test_many.py reads the files",
     "tensorboard --logdir": "another program, which serves until it is stopped",
 }
 """How commands begin that CI cannot run -> why."""
@@ -152,6 +159,7 @@ that runs them."""
 
 SHOWN = {
     ("docs/before_and_after_pairs.md", "datasets/"): "a layout of folders",
+    ("docs/many_jobs.md", "config/my_char.yaml --set"): "a list of jobs",
     ("docs/first_character.md", "datasets/"): "a layout of folders",
     ("docs/first_character.md", "[trigger], close portrait"): "a caption",
 }
@@ -201,6 +209,7 @@ STANDS_FOR = {
 JOBS = {
     "docs/architecture.md": "config/my_char.yaml",
     "docs/datasets.md": "job.yaml",
+    "docs/many_jobs.md": "config/my_char.yaml",
     "docs/memory.md": "job.yaml",
     "docs/moving_from_ai_toolkit.md": "config/my_job.yaml",
     "docs/multi_gpu.md": "config/my_char.yaml",
@@ -253,6 +262,35 @@ config:
         for name in CHARACTERS
     ),
 )
+
+SIMPLETUNER = (
+    f'{{"model_family": "qwen_image", "pretrained_model_name_or_path": "{EDIT}", '
+    '"output_dir": "out/cat", "data_backend_config": "backends.json"}'
+)
+BACKENDS = (
+    '[{"id": "cat", "type": "local", "instance_data_dir": "datasets/my_char", '
+    '"resolution": 64, "caption_strategy": "textfile"}]'
+)
+PIPE = f"""\
+output_dir = "out/pipe"
+dataset = "images.toml"
+epochs = 1
+[model]
+type = "qwen_image"
+diffusers_path = "{EDIT}"
+[adapter]
+type = "lora"
+rank = 4
+[optimizer]
+type = "adamw"
+lr = 1e-4
+"""
+PIPE_DATA = """\
+resolutions = [64]
+enable_ar_bucket = true
+[[directory]]
+path = "datasets/my_char"
+"""
 
 MUSUBI = f"""\
 dit = "{EDIT}/transformer"
@@ -559,6 +597,10 @@ def prepare(page: str, place: Path, trained: Path, run_py: Callable) -> None:
             ("job.toml", MUSUBI),
             ("data.toml", MUSUBI_DATA),
             ("train.sh", MUSUBI_COMMAND),
+            ("config.json", SIMPLETUNER),
+            ("backends.json", BACKENDS),
+            ("main.toml", PIPE),
+            ("images.toml", PIPE_DATA),
         ):
             (place / name).write_text(text, encoding="utf-8")
     # a result that is larger than its control image, and beside it

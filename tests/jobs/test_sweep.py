@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.sweep import Variant, compared, read_seeds, variants
+from jobs.sweep import Variant, compared, comparison, read_seeds, variants
 from tests.running import lines
 from toolkit.config import JobConfig, load_job
 from toolkit.errors import ConfigErrors, UserError
@@ -50,6 +50,16 @@ def test_runs_are_compared_by_loss_and_best_validation(tmp_path: Path) -> None:
         "loss of 2 runs: mean 0.5000, 0.2500 to 0.7500, standard deviation 0.3536",
         "best validation loss of 2 runs: mean 0.2500, 0.1250 to 0.3750, standard deviation 0.1768",
     ]
+    of_first, *_, of_third = comparison(runs)["runs"]
+    assert of_first == {
+        "values": {"seed": "1"},
+        "folder": str(tmp_path / "1"),
+        "loss": 0.25,
+        "best_validation_loss": 0.125,
+    }
+    assert (of_third["loss"], of_third["best_validation_loss"]) == (None, None)
+    spread, _ = comparison(runs)["spreads"]
+    assert (spread["number"], spread["runs"], spread["mean"]) == ("loss", 2, 0.5)
     swept = variants(["train.lr=1,2"], "1,2")
     table = list(compared({run: [tmp_path / str(run.seed)] for run in swept}))
     assert table[0].split()[:3] == ["train.lr", "seed", "loss"]

@@ -59,6 +59,17 @@ def python_path() -> str:
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json", ".jsonc")
 
 
+def with_schema(text: str, file: Path) -> str:
+    """The text of a job with a second line that names the schema, which editors read.
+    file: where it will be written."""
+    schema = TOOLKIT_ROOT / "docs" / "job.schema.json"
+    folder = file.absolute().parent
+    if folder.drive == schema.drive:  # on Windows another has no relative path
+        schema = Path(os.path.relpath(schema, folder))
+    line = f"# yaml-language-server: $schema={schema.as_posix()}"
+    return text.replace("\n", f"\n{line}\n", 1)
+
+
 def find_config(argument: str) -> Path:
     """The config file meant by `argument`: the path as given, else with a suffix or in
     a `config` folder.

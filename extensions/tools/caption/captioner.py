@@ -1,4 +1,4 @@
-"""Qwen2.5-VL as a function from images to captions.
+"""Qwen2.5-VL or Qwen3-VL as a function from images to captions.
 
 Tokenizer and image processor are used separately, without transformers' processor,
 which needs torchvision. No file of captions is read or written here (`files`). The
@@ -21,9 +21,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from extensions.tools.caption.config import QUANTIZED, CaptionConfig
+from extensions.tools.caption.config import QUANTIZED, CaptionConfig, model_type
 from toolkit.config.sections.model_files import (
     CAPTIONER,
+    CAPTIONER_TYPES,
     INDEX,
     cached_snapshot,
     quantization_fault,
@@ -57,13 +58,18 @@ END = "<|im_end|>"
 PAD = "<|endoftext|>"
 MARKERS = ("<|im_start|>", END, "<|vision_start|>", "<|vision_end|>", IMAGE_PAD, PAD)
 
-BEFORE = (
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
-)
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+USER = "<|im_start|>user\n"
+CHATS = {
+    "qwen2_5_vl": ("Qwen2_5_VL", SYSTEM + USER),
+    "qwen3_vl": ("Qwen3VL", USER),
+}
+"""Kind of model -> the beginning of the names of its classes, and of its chat."""
+
 PICTURE = f"<|vision_start|>{IMAGE_PAD}<|vision_end|>"
 AFTER = "<|im_end|>\n<|im_start|>assistant\n"
-"""One turn of the chat that Qwen2.5-VL was trained on: `chat_template` of its
-tokenizer_config.json."""
+"""The rest of one turn of the chat that the model was trained on: `chat_template` of
+its tokenizer_config.json."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +98,7 @@ class Captioner:
     def __init__(self, section: CaptionConfig) -> None:
         """Loads the model. Raises RunError for files that cannot be used, and UserError
         as `captioner_folder`."""
-        from transformers import (
-            Qwen2_5_VLConfig,
-            Qwen2_5_VLForConditionalGeneration,
-            Qwen2Tokenizer,
-        )
+        import transformers
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
             Qwen2VLImageProcessorPil,
         )
@@ -105,13 +107,19 @@ class Captioner:
         file = section.weights_file()
         folder = captioner_folder(section.model, weights=file is None)
         encoder = part_folder(folder, ENCODER)
+        kind = model_type(encoder / "config.json")
+        prefix, self.before = CHATS.get(kind, CHATS[CAPTIONER_TYPES[0]])
+        configs = getattr(transformers, f"{prefix}Config")
+        models = getattr(transformers, f"{prefix}ForConditionalGeneration")
         files = shards_of(file) if file else encoder.glob("*.safetensors")
         check_device(section.device, sum(each.stat().st_size for each in files))
         self.device = use_device(pick_device(section.device))
         dtype = DTYPES[section.dtype]
         tokenizer = part_folder(folder, TOKENIZER)
+        if not tokenizer.is_dir():  # Qwen-Image-2.1 has it beside the image processor
+            tokenizer = part_folder(folder, PROCESSOR)
         with reading(tokenizer):
-            self.tokenizer = Qwen2Tokenizer.from_pretrained(
+            self.tokenizer = transformers.Qwen2Tokenizer.from_pretrained(
                 tokenizer, local_files_only=True, padding_side="left"
             )
         known = self.tokenizer.get_vocab()
@@ -128,14 +136,12 @@ class Captioner:
             )
         if file:
             with reading(encoder), init_empty_weights(include_buffers=False):
-                config = Qwen2_5_VLConfig.from_json_file(encoder / "config.json")
-                model = Qwen2_5_VLForConditionalGeneration(config)
+                config = configs.from_json_file(encoder / "config.json")
+                model = models(config)
             model = fill_from_file(model, file, dtype, _name_in_model)
         else:
             with reading(encoder):
-                model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-                    encoder, dtype=dtype, **STRICTLY
-                )
+                model, info = models.from_pretrained(encoder, dtype=dtype, **STRICTLY)
             check_loaded(encoder, info)
             check_finite(encoder, model)
         if section.quantize:
@@ -211,7 +217,7 @@ class Captioner:
         for entry in shown:
             pads = (IMAGE_PAD * next(counts) for _ in entry)
             pictures = "".join(PICTURE.replace(IMAGE_PAD, pad) for pad in pads)
-            before = self._encode(BEFORE + pictures)
+            before = self._encode(self.before + pictures)
             rows.append(torch.tensor([*before, *question, *after]))
         pad_left = partial(pad_sequence, batch_first=True, padding_side="left")
         ids_BL = pad_left(rows, padding_value=self.ids[PAD])

@@ -23,7 +23,7 @@ from toolkit.config.reading.tool import ToolConfig
 from toolkit.config.sections.model import Qtype
 from toolkit.config.sections.model_files import (
     CAPTIONER,
-    CAPTIONER_TYPE,
+    CAPTIONER_TYPES,
     INDEX,
     looks_like_a_path,
     quantization_fault,
@@ -71,8 +71,9 @@ class CaptionConfig(ToolConfig):
     """Folder of the images."""
 
     model: PathStr = CAPTIONER
-    """Qwen2.5-VL: hub id, its local folder, or the folder of a model that has it as
-    text encoder, such as Qwen-Image-Edit-2509. A file is `text_encoder_path`."""
+    """Qwen2.5-VL or Qwen3-VL: hub id, its local folder, or the folder of a model that
+    has it as text encoder, such as Qwen-Image-Edit-2509 or Qwen-Image-2.1. A file is
+    `text_encoder_path`."""
 
     text_encoder_path: PathStr | None = None
     """Its weights in one safetensors file, as ComfyUI keeps it, instead of the weights
@@ -220,20 +221,22 @@ class CaptionConfig(ToolConfig):
             return
         part = "text_encoder" if (folder / INDEX).is_file() else ""
         config = folder / part / "config.json"
-        kind = _model_type(config)
+        kind = model_type(config)
         fault = ""
         if not config.is_file():
             remedy = f"Give a hub id such as {CAPTIONER!r}, or a folder of it."
             fault = f"{self.model!r} holds no {config.relative_to(folder)}. {remedy}"
-        elif kind != CAPTIONER_TYPE:
-            fault = f"{self.model!r} is {kind!r}. Only {CAPTIONER_TYPE!r} writes captions here."
+        elif kind not in CAPTIONER_TYPES:
+            known = " and ".join(map(repr, CAPTIONER_TYPES))
+            fault = f"{self.model!r} is {kind!r}. Only {known} write captions here."
         elif not self.text_encoder_path:
             fault = quantization_fault(config.parent, *QUANTIZED)
         if fault:
             yield Diagnostic(("model",), fault)
 
 
-def _model_type(config: Path) -> str:
+def model_type(config: Path) -> str:
+    """The kind of model that a `config.json` is of; "unknown" where it says none."""
     try:
         return str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -7,7 +7,6 @@ the job. Imports no torch.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -36,7 +35,7 @@ from toolkit.config.reading.tool import ToolConfig
 from toolkit.config.sections.model import ModelConfig
 from toolkit.config.sections.model_files import INDEX, near_id
 from toolkit.errors import UserError
-from toolkit.files.writing import CONFIG_SUFFIXES, TOOLKIT_ROOT
+from toolkit.files.writing import CONFIG_SUFFIXES, with_schema
 from toolkit.models.families import UnknownFamilyError, family_for, model_bytes
 from toolkit.system.nvidia import TO_TRY, least_memory, why_no_device_here
 from toolkit.version import with_addresses
@@ -123,12 +122,7 @@ class NewConfig(ToolConfig):
             pairs,
             self.default_caption,
         )
-        schema = TOOLKIT_ROOT / "docs" / "job.schema.json"
-        folder = self.path().absolute().parent
-        if folder.drive == schema.drive:  # on Windows another has no relative path
-            schema = Path(os.path.relpath(schema, folder))
-        line = f"# yaml-language-server: $schema={schema.as_posix()}"  # editors read it
-        return with_addresses(text.replace("\n", f"\n{line}\n", 1))
+        return with_addresses(with_schema(text, self.path()))
 
     def pairs(self) -> FoundPairs | None:
         """The pairs of the folder; None: it has images alone."""

@@ -148,7 +148,9 @@ class QueueConfig(ToolConfig):
     """`run.py queue`: lists the queue. `queue add JOB.yaml --flags` or `queue add TOOL
     --flags` adds a command, `queue run` works on it in the foreground until it is
     empty. Further: `remove ID`, `move ID BEFORE`, `stop ID`, `retry ID`, `clear`. What
-    follows `add` is the command's own, so `--output` stands before it."""
+    follows `add` is the command's own, so `--output` stands before it; but for `--at
+    22:00`, the time before which it does not start, and `--retries 1`, how often it
+    starts again after a failure."""
 
     process_types: ClassVar[tuple[str, ...]] = ("queue",)
     example: ClassVar[str] = "add config/examples/quickstart.yaml"

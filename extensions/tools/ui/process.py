@@ -16,17 +16,23 @@ import logging
 import re
 import shlex
 import socket
+from argparse import ArgumentError, ArgumentParser
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from ctypes import CDLL
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
+from typing import Any
 
 from extensions.tools.ui.config import QueueConfig, UiConfig, queue_folder, token
-from extensions.tools.ui.queue import Queue, planned, why_not_queued
+from extensions.tools.ui.queue import WAITING, Queue, planned, why_not_queued
 from jobs.process import BaseExtensionProcess
+from jobs.sweep import variants
 from toolkit.commands import command
 from toolkit.config.reading.tool import ToolConfig, load_tool
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
+from toolkit.files.run_files import utc_now
 
 logger = logging.getLogger(__name__)
 
@@ -137,15 +143,22 @@ class QueueProcess(BaseExtensionProcess):
                 about = shlex.join(entry.argv)
                 if entry.attempts > 1:
                     about += f", {entry.attempts} starts"
+                if entry.state == WAITING and entry.not_before > utc_now():
+                    about += f", starts at {entry.not_before}"
                 if entry.why:
                     about += f", {entry.why}"
                 logger.info(f"{entry.id}  {entry.state:8}  {about}")
         elif action == "add":
-            entry = queue.add(words, checked(words))
+            words, own = own_flags(words)
+            runs = [*each_run(words)]
+            name = checked(words).removesuffix(runs[0][1])
             runner = ""
             if not queue.has_runner():
                 runner = f" Next: {_run_the_queue(self.section)}"
-            logger.info(f"{entry.id}: {entry.name} waits.{runner}")
+            for command_, label in runs:
+                entry = queue.add(command_, f"{name}{label}", **own)
+                until = f" until {entry.not_before}" if entry.not_before else ""
+                logger.info(f"{entry.id}: {entry.name} waits{until}.{runner}")
         else:
             getattr(queue, action)(*words)
             logger.info(f"{action}: done")
@@ -155,6 +168,72 @@ def _run_the_queue(section: QueueConfig) -> str:
     """The command that works on the queue of the section's folder of runs."""
     elsewhere = () if section.output == "output" else ("--output", section.output)
     return command("queue", *elsewhere, "run")
+
+
+def own_flags(words: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The command of `add` without `--at` and `--retries`, which are the queue's, and
+    what they say as arguments of `Queue.add`. Raises UserError for what is neither a
+    time nor a number.
+
+    >>> own_flags(["cat.yaml", "--retries", "1", "--restart"])
+    (('cat.yaml', '--restart'), {'not_before': '', 'retries': 1})
+    """
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--at", default="")
+    parser.add_argument("--retries", type=int)
+    try:
+        own, rest = parser.parse_known_args(words)
+    except ArgumentError as error:
+        raise UserError(f"{error}. Write --at 22:00, --retries 1.") from None
+    if (own.retries or 0) < 0:
+        raise UserError(f"--retries: {own.retries} is negative. Write 0 for none.")
+    return tuple(rest), {
+        "not_before": start_time(own.at) if own.at else "",
+        "retries": own.retries,
+    }
+
+
+def each_run(words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The command of each run of `--sweep` and `--seeds`, with the end of its name:
+    they are entries of their own, for several GPUs, and one that fails keeps no other.
+    Of other commands the command itself.
+
+    >>> [*each_run(("cat.yaml", "--seeds", "1,2"))]
+    [(('cat.yaml', '--seeds=1'), '_seed1'), (('cat.yaml', '--seeds=2'), '_seed2')]
+    """
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--sweep", nargs="+", action="extend", default=[])
+    parser.add_argument("--seeds")
+    own, rest = parser.parse_known_args(words)
+    if words[0] in discover().tools() or not (own.sweep or own.seeds):
+        yield words, ""
+        return
+    for run in variants(own.sweep, own.seeds):
+        yield (*rest, *run.flags()), run.suffix
+
+
+def start_time(text: str) -> str:
+    """`22:00`, the next one, or an ISO 8601 time, as `utc_now` writes it. Without a
+    zone it is the time of this machine. Raises UserError for another text, and for a
+    time that is over.
+
+    >>> start_time("2999-01-01T22:00:30Z")
+    '2999-01-01T22:00:30Z'
+    """
+    now = datetime.now().astimezone()
+    try:
+        if "-" in text:
+            at = datetime.fromisoformat(text).astimezone(UTC)
+        else:
+            clock = time.fromisoformat(text)
+            day = now.date() + timedelta(days=clock <= now.time())
+            at = datetime.combine(day, clock).astimezone(UTC)
+    except (ValueError, OverflowError):
+        remedy = "Write 22:00, or 2026-12-24T22:00."
+        raise UserError(f"--at: {text!r} is not a time. {remedy}") from None
+    if at <= now:
+        raise UserError(f"--at: {text!r} is over. Leave the flag out to start it now.")
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def checked(argv: tuple[str, ...]) -> str:

@@ -113,6 +113,13 @@ class Entry(BaseModel):
     attempts: int = Field(default=0, ge=0)
     """Number of starts since it was added or retried by hand."""
 
+    retries: int | None = Field(default=None, ge=0)
+    """How often it is started again after a failure. None: as often as the runner
+    does."""
+
+    not_before: str = ""
+    """Time before which it is not started, as `utc_now` writes it. Empty: none."""
+
     failed_at: int | None = None
     """Optimizer step of the last failure."""
 
@@ -275,6 +282,8 @@ class Queue:
         cwd: Path | None = None,
         unless: Collection[State] = (),
         yields: bool = False,
+        not_before: str = "",
+        retries: int | None = None,
     ) -> Entry:
         """Adds an entry at the end. The runner starts it when a GPU is free.
 
@@ -283,7 +292,7 @@ class Queue:
         cwd: working directory. None: the one of this process.
         unless: if an entry of the same command is in one of these states, it is returned
         and none is added. So a button that is pressed twice adds one entry.
-        yields: as `Entry.yields`.
+        yields, not_before, retries: as in `Entry`.
 
         Raises UserError for a command that cannot be queued.
         """
@@ -311,6 +320,8 @@ class Queue:
                 cwd=where,
                 added=utc_now(),
                 yields=yields,
+                not_before=not_before,
+                retries=retries,
             )
             self.save(entry)
         return entry
@@ -442,6 +453,7 @@ class Queue:
                 cwd=entry.cwd,
                 added=entry.added,
                 yields=entry.yields,
+                retries=entry.retries,
             )
             self.save(fresh)
 

@@ -157,7 +157,8 @@ class Runner:
                     self._end(entry.id, code)
         entries = self._queue.entries()
         busy = [entry.gpu for entry in entries if entry.state == RUNNING]
-        waiting = [entry for entry in entries if entry.state == WAITING]
+        due = [entry for entry in entries if entry.not_before <= utc_now()]
+        waiting = [entry for entry in due if entry.state == WAITING]
         if any(entry.yields for entry in waiting) and q.trains_elsewhere(
             self._runs.runs(), entries
         ):
@@ -239,14 +240,16 @@ class Runner:
                 state = STOPPED
             elif is_again:
                 why = f"failed again at {'the beginning' if step is None else f'step {step}'}"
-            elif attempts > len(self._pauses):
-                why = f"{'was killed' if was_killed else 'failed'} {attempts} times"
+            elif attempts > (
+                len(self._pauses) if entry.retries is None else entry.retries
+            ):
+                times = f"{attempts} times" if attempts > 1 else "once"
+                why = f"{'was killed' if was_killed else 'failed'} {times}"
             else:
                 state = WAITING
                 why = "was killed" if was_killed else f"exit code {code}"
-                self._not_before[id_] = (
-                    time.monotonic() + self._pauses[max(attempts, 1) - 1]
-                )
+                pauses = self._pauses[: max(attempts, 1)]
+                self._not_before[id_] = time.monotonic() + pauses[-1]
             argv, order = entry.argv, queue.last_order() + 1
             if state == WAITING:
                 argv, order = q.without_restart(entry.argv), entry.order

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from pydantic import BaseModel
 
 from toolkit.config.reading.located import ConfigNode, Diagnostics
+from toolkit.errors import UserError
 from toolkit.registry import FOREIGN_FILES, FOREIGN_KEYS, find_object, load_object
 
 NO_DEFAULT: Any = object()
@@ -176,6 +177,9 @@ class ForeignFile(Protocol):
             root = reader.as_job(root, Path(path).parent, name, diagnostics)
     """
 
+    name: str
+    """The program, where no other has the keys by which `reads` knows a file."""
+
     keeps_text: bool
     """Whether its own text is saved with the results, instead of the job that it
     became."""
@@ -268,8 +272,15 @@ def holds_command(text: str) -> bool:
 
 def foreign_file(root: ConfigNode) -> ForeignFile | None:
     """The reader of a file of another program; None where the root has the key `job` or
-    `config`, or where no reader knows the file."""
+    `config`, or where no reader knows the file. Raises UserError for a file with keys
+    of two programs."""
     if {"job", "config"} & root.value.keys():
         return None
     readers: Iterable[ForeignFile] = map(load_object, FOREIGN_FILES.values())
-    return next((reader for reader in readers if reader.reads(root)), None)
+    found = [reader for reader in readers if reader.reads(root)]
+    named = [reader.name for reader in found if reader.name]
+    if len(named) > 1:
+        whose = " and of ".join(named)
+        remedy = "Remove the keys of the one that does not read it."
+        raise UserError(f"the file has keys of {whose}. {remedy}")
+    return found[0] if found else None

@@ -31,7 +31,7 @@ CAPTIONER = "Qwen/Qwen2.5-VL-7B-Instruct"
 """The model that writes captions where none is named, and `model_type` of those that
 can."""
 
-CAPTIONER_TYPE = "qwen2_5_vl"
+CAPTIONER_TYPES = ("qwen2_5_vl", "qwen3_vl")
 
 _AGAIN = "Copy or download the model again."
 

@@ -22,6 +22,7 @@ from tests.running import largest_file, run_tool, section_of
 from toolkit.config.sections.model_files import CAPTIONER
 from toolkit.data.scan.tables import read_table
 from toolkit.errors import ConfigErrors, RunError, UserError
+from toolkit.models.tiny import TinySpec, write_tiny_model
 
 Caption = Callable[..., CaptionConfig]
 
@@ -69,38 +70,45 @@ def test_a_caption_that_somebody_wrote_meanwhile_stays(
     assert "b.png: got a caption meanwhile, which stays" in caplog.messages
 
 
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    ("arch", "kind", "system", "beside"),
+    [
+        ("qwen_image_edit_plus", "Qwen2_5_VL", SYSTEM, "tokenizer"),
+        ("qwen_image_2", "Qwen3VL", "", "processor"),
+    ],
+)
 def test_captions_are_what_transformers_own_model_says(
-    images: Path, caption: Caption, tiny_model: Path
+    images: Path, tmp_path: Path, arch: str, kind: str, system: str, beside: str
 ) -> None:
     """The input built by hand, one image at a time, and greedy decoding by the forward
-    pass alone."""
+    pass alone. system: how the chat of the model begins. beside: where its tokenizer
+    is."""
+    import transformers
     from PIL import Image
-    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
         Qwen2VLImageProcessorPil,
     )
 
-    caption(
-        images,
-        "--prompt",
-        "What is it?\\nSay.",
-        "--batch-size",
-        3,
-        "--prefix",
-        "photo",
-        "--trigger-word",
-        "sks",
+    folder = tmp_path / "model"
+    write_tiny_model(folder, TinySpec(arch=arch))
+    flags = (
+        f"--model {folder} --dtype float32 --device cpu --max-tokens 6 --batch-size 3"
     )
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        tiny_model / "text_encoder", dtype=torch.float32
-    )
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model / "tokenizer")
-    processor = Qwen2VLImageProcessorPil.from_pretrained(tiny_model / "processor")
+    asked = ["--prompt", "What is it?\\nSay."]
+    named = ["--prefix", "photo", "--trigger-word", "sks"]
+    run_tool("caption", [str(images), *flags.split(), *asked, *named])
+    classes = getattr(transformers, f"{kind}ForConditionalGeneration")
+    model = classes.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / beside)
+    processor = Qwen2VLImageProcessorPil.from_pretrained(folder / "processor")
     vision = processor(images=[Image.open(images / "b.png")], return_tensors="pt")
     pads = "<|image_pad|>" * (int(vision["image_grid_thw"].prod()) // 4)
     ids = tokenizer(
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>" + pads
-        + "<|vision_end|>What is it?\nSay.<|im_end|>\n<|im_start|>assistant\n",
+        f"{system}<|im_start|>user\n<|vision_start|>{pads}<|vision_end|>What is it?\nSay."
+        "<|im_end|>\n<|im_start|>assistant\n",
         return_tensors="pt",
     )["input_ids"]  # fmt: skip
     begin = ids.shape[1]

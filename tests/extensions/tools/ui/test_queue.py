@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ import pytest
 import run as program
 from extensions.tools.ui import commands
 from extensions.tools.ui import queue as module
+from extensions.tools.ui.process import own_flags, start_time
 from extensions.tools.ui.queue import (
     DAMAGED,
     DONE,
@@ -255,6 +258,60 @@ def test_a_crash_is_retried_three_times_and_always_resumed(yard):
     assert (yard.state(id_), yard.queue.entry(id_).failed_at) == (FAILED, 3)
     yard.queue.retry(id_)
     assert (yard.state(id_), yard.queue.entry(id_).attempts) == (WAITING, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("retries", "says"), [(0, "failed once"), (1, "failed 2 times")]
+)
+def test_a_crash_is_retried_as_often_as_the_entry_says(yard, retries, says):
+    acts = [{"code": 1, "status": {"step": step}} for step in range(4)]
+    id_ = yard.add("a", *acts)
+    entry = yard.queue.entry(id_)
+    yard.queue.save(entry, retries=retries)
+    assert says in yard.work()
+    assert len(yard.starts()) == retries + 1
+    yard.queue.retry(id_)
+    assert yard.queue.entry(id_).retries == retries
+
+
+@pytest.mark.slow
+def test_what_has_a_start_time_waits_for_it_and_lets_others_go_first(yard):
+    later, now = yard.add("later"), yard.add("now")
+    yard.queue.save(yard.queue.entry(later), not_before="2999-01-01T00:00:00Z")
+    yard.runner()
+    yard.wait(lambda: yard.state(now) == DONE)
+    assert yard.state(later) == WAITING
+    yard.queue.save(yard.queue.entry(later), not_before="2001-01-01T00:00:00Z")
+    yard.wait(lambda: yard.state(later) == DONE)
+    assert yard.begun() == ["now", "later"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--at 25:00", "--at: '25:00' is not a time. Write 22:00, or"),
+        ("--at soon", "--at: 'soon' is not a time"),
+        ("--at 2001-01-01T10:00", "--at: '2001-01-01T10:00' is over"),
+        ("--at 9999-99-99", "--at: '9999-99-99' is not a time"),
+        ("--at", "argument --at: expected one argument. Write --at 22:00"),
+        ("--retries x", "argument --retries: invalid int value: 'x'"),
+        ("--retries -1", "--retries: -1 is negative. Write 0 for none."),
+    ],
+)
+def test_what_is_no_time_or_number_is_refused(words, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        own_flags(["a.yaml", *words.split()])
+
+
+def test_a_time_of_day_is_the_next_one_and_a_zone_counts():
+    assert start_time("2999-01-01T12:00+02:00") == "2999-01-01T10:00:00Z"
+    now = datetime.now().astimezone()
+    for hours in (1, 23):
+        at = now + timedelta(hours=hours)
+        found = datetime.fromisoformat(start_time(at.strftime("%H:%M")))
+        assert now < found <= now + timedelta(days=1)
+        assert found.astimezone().strftime("%H:%M") == at.strftime("%H:%M")
 
 
 @pytest.mark.slow
@@ -582,15 +639,18 @@ def test_the_command_lists_adds_and_runs(yard, run_py, monkeypatch):
         ).stderr
     )
     (yard.folder / "empty").mkdir()
-    added = run_py("queue", "add", "lint", "empty", "--json")
+    own = ("--at", "2999-01-01T00:00Z", "--retries", "1")
+    added = run_py("queue", "add", "lint", "empty", *own, "--json")
     monkeypatch.chdir(yard.folder)
-    assert f"waits. Next: {command('queue', 'run')}\n" in added.stdout + added.stderr, (
-        "the interpreter that runs"
-    )
+    waits = f"waits until 2999-01-01T00:00:00Z. Next: {command('queue', 'run')}\n"
+    assert waits in added.stdout + added.stderr, "the interpreter that runs"
     listed = run_py("queue")
-    assert "000001  waiting   lint empty --json" in listed.stdout + listed.stderr
+    said = "000001  waiting   lint empty --json, starts at 2999-01-01T00:00:00Z"
+    assert said in listed.stdout + listed.stderr
     (entry,) = json.loads(run_py("queue", "list", "--json").stdout)["entries"]
     assert (entry["argv"], entry["state"]) == (["lint", "empty", "--json"], WAITING)
+    assert (entry["not_before"], entry["retries"]) == ("2999-01-01T00:00:00Z", 1)
+    yard.queue.save(yard.queue.entry("000001"), not_before="")
     assert (
         "--json: is for 'list', not for 'clear'."
         in run_py("queue", "clear", "--json").stderr
@@ -601,6 +661,31 @@ def test_the_command_lists_adds_and_runs(yard, run_py, monkeypatch):
     assert run_py("queue", "retry", "000001").returncode == 0
     assert run_py("queue", "remove", "000001").returncode == 0
     assert yard.queue.entries() == ()
+
+
+@pytest.mark.slow
+def test_each_run_of_a_sweep_is_an_entry_and_none_where_one_is_wrong(
+    yard, run_py, monkeypatch
+):
+    monkeypatch.chdir(yard.folder)
+    job = (ROOT / "config/examples/quickstart.yaml").read_text()
+    (yard.folder / "m.yaml").write_text(job)
+    sweep = ("--sweep", "process[2].train.lr=1e-4,x", "--seeds", "1,2")
+    assert run_py("queue", "add", "m.yaml", *sweep).returncode == 2
+    assert yard.queue.entries() == ()
+    sweep = ("--sweep", "process[2].train.lr=1e-4,2e-4", "--seeds", "1,2")
+    done = run_py("queue", "add", "m.yaml", *sweep, "--retries", "1", "--restart")
+    assert done.returncode == 0, done.stderr
+    entries = yard.queue.entries()
+    assert [entry.name for entry in entries] == [
+        f"quickstart_lr{rate}_seed{seed}"
+        for rate in ("1e-4", "2e-4")
+        for seed in (1, 2)
+    ]
+    assert entries[0].argv == (
+        "m.yaml", "--restart", "--seeds=1", "--sweep", "process[2].train.lr=1e-4",
+    )  # fmt: skip
+    assert {entry.retries for entry in entries} == {1}
 
 
 def test_a_move_orders_entries_whose_numbers_are_the_same(yard):

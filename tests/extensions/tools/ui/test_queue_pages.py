@@ -78,6 +78,7 @@ def test_the_queue_shows_what_runs_waits_and_has_ended(ui, client, queue):
     assert "The queue is not being processed" not in client.get("/queue").text, (
         "a runner may be about to start"
     )
+    queue.save(queue.entry(ids[1]), not_before="2999-01-01T00:00:00Z")
     for path in queue.folder.glob("*.json"):
         os.utime(path, (0, 0))
     page = client.get("/queue").text
@@ -91,6 +92,7 @@ def test_the_queue_shows_what_runs_waits_and_has_ended(ui, client, queue):
         "GPU 1",
         "start 2",
         "Waiting (1)",
+        "starts at 2999-01-01 00:00:00 UTC",
         "Ended (2)",
         "damaged",
         "The queue is not being processed",
