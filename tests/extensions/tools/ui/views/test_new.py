@@ -9,6 +9,7 @@ import re
 import shutil
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,6 +54,8 @@ class Form(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {key: value or "" for key, value in attrs}
+        if given.get("type") == "radio" and "checked" not in given:
+            return
         is_field = (
             tag in ("input", "select", "textarea") and given.get("name", "") != ""
         )
@@ -333,13 +336,21 @@ def test_the_plan_is_drawn_against_cards(client: TestClient) -> None:
     ]
     text = " ".join(page.form.text.split())
     for part in (
-        "This will not start here",
+        "This model needs a GPU with 12 GB or more, and this machine has none.",
         "no such device",
         "3 × 40",
         "224×224 1",
+        "images are small for this size, and will look soft. Why",
+        "smaller than half of",
+        "57.7 GB are downloaded first",
     ):
         assert part in text
-    assert "smaller than half of" in text and "57.7 GB" in text
+    assert re.search(
+        r"Memory of the GPU [\d.]+ GB of 24 GB at the peak, while training", text
+    )
+    parts = re.findall(r'<rect class="(model|step|lora)" x="[\d.]+" width="([\d.]+)"', page.answer.text)
+    assert [part for part, _ in parts] == ["model", "step", "lora"]
+    assert 300 < sum(float(width) for _, width in parts) < 1000, "of 1000"
 
 
 def test_a_model_that_is_not_here_has_a_button_that_downloads_it(
@@ -348,7 +359,8 @@ def test_a_model_that_is_not_here_has_a_button_that_downloads_it(
     """Beside its size; the form that it opens puts the command into the queue."""
     page = Page(client, "/new?dataset=40_photo").fill({MODEL: EDIT, "card": "24"})
     link = re.search(
-        r'57\.7 GB<br><a class="button" href="([^"]+)">Download the', page.answer.text
+        r'57\.7 GB are downloaded first\. <a href="([^"]+)">Download the',
+        page.answer.text,
     )
     assert link and link[1] == f"/tools/download?model={EDIT}"
     assert f'value="{EDIT}"' in client.get(link[1]).text
@@ -362,7 +374,7 @@ def test_time_and_cost_are_those_of_the_plan(
     assert (
         checked.plan
         and checked.plan["processes"][0]["time"] is None
-        and "known after the first steps" in page.form.text
+        and "Known after the first steps." in page.form.text
     )
     time = {
         "steps": 240,
@@ -375,19 +387,26 @@ def test_time_and_cost_are_those_of_the_plan(
     process = checked.plan["processes"][0]
     monkeypatch.setattr("extensions.tools.ui.views.new.check_job", lambda *_: checked)
     for given, said in (
-        ({"time": time}, "about 2 h on an RTX 4070, calculated"),
+        ({"time": time}, "3 images, 240 steps, about 2 h on an RTX 4070. This machine"),
         (
             {"time": time | {"measured": True}},
-            "about 2 h on an RTX 4070, as measured here",
+            "about 2 h on an RTX 4070. As measured on this machine.",
         ),
         (
             {"time": None, "no_time": "GTX 1 is not there"},
-            "known after the first steps; GTX 1 is not there",
+            "3 images, 240 steps. Known after the first steps; GTX 1 is not there.",
         ),
     ):
         process.update(given)
         text = " ".join(page.press("check").form.text.split())
         assert said in text and ("about 4.00" in text) == bool(given["time"])
+    process["time"] = time
+    monkeypatch.setattr("extensions.tools.ui.views.new.least_memory", lambda: 12 * GB)
+    text = " ".join(page.press("check").form.text.split())
+    done = datetime.now(UTC) + timedelta(hours=2)
+    ends = {f"{done + timedelta(minutes=late):%H:%M} UTC" for late in (-1, 0)}
+    said = "about 2 h on your RTX 4070. Started now, it is done at about"
+    assert any(f"{said} {end}." in text for end in ends)
 
 
 @pytest.mark.slow
@@ -397,7 +416,7 @@ def test_the_time_is_that_of_the_chosen_card(
     page = Page(client, "/new?dataset=40_photo")
     for card, name in (("24", "RTX 4090"), ("48", "L40S")):
         text = " ".join(page.fill({MODEL: EDIT, "card": card}).form.text.split())
-        assert f"on an {name}, calculated" in text
+        assert f"on an {name}. Calculated, not measured." in text
     asked: list[str] = []
 
     def check(
@@ -871,12 +890,13 @@ def test_a_plan_that_needs_a_gpu_offers_the_small_model(client, ui, queued):
     page = Page(client, "/new?dataset=camera")
     assert page.form.fields["card"] == "" and "no GPU here" in page.answer.text
     page.press("check")
-    assert "on a GPU, which this machine does not have" in page.answer.text
-    # on a small disk there is no room for the model either
-    refused = next(error for error in page.errors() if "no such device" in error)
-    assert refused.endswith(TO_TRY)
+    assert "calculated for the smallest that can do it" in page.form.text
+    # on a small disk there is no room for the model either: that alone is an error
+    assert not any("no such device" in error for error in page.errors())
+    (calm,) = re.findall('(?s)<div class="calm">.*?</div>', page.answer.text)
+    assert TO_TRY in html.unescape(calm) and "bad" not in calm
     assert (
-        '<button name="action" value="small">Try it with the small model</button>'
+        '<button name="action" value="small" class="main big">Try it with the small model</button>'
         in page.answer.text
     )
     page.press("small")
