@@ -765,7 +765,7 @@ def test_a_job_is_made_and_corrected_in_a_browser(
     typed(browser, "#f-folder", "datasets/40_photo")
     typed(browser, "#f-name", "zuzu")
     browser.wait_for(
-        "document.querySelector('.verdict.good') && document.querySelectorAll('.cards .fits').length === 9"
+        "document.querySelector('#ready .good') && document.querySelector('.sentence')?.textContent.startsWith('3 images, 240 steps')"
     )
     assert 'folder_path: "datasets/40_photo"' in browser.run(
         "return document.getElementById('yaml').value"
@@ -796,7 +796,7 @@ def test_a_job_is_made_and_corrected_in_a_browser(
         "Tab leaves the editor"
     )
     typed(browser, "#f-1", "3")
-    browser.wait_for("document.querySelector('.verdict.good')")
+    browser.wait_for("document.querySelector('#ready .good')")
     assert "steps: 3     # mine" in browser.run(
         "return document.getElementById('yaml').value"
     )
@@ -1174,7 +1174,7 @@ def test_the_way_back_a_reload_and_leaving_lose_nothing(
         browser.run("history.back()")
         browser.wait_for(f"{steps} == '1234'")
         browser.run("location.reload()")
-        browser.wait_for(f"{steps} == '1234' && document.querySelector('.verdict')")
+        browser.wait_for(f"{steps} == '1234' && document.querySelector('#ready').textContent")
         name = browser.run("return document.getElementById('file').value")
         assert name == "mine.yaml"
     typed(browser, "#f-1", "1235")
