@@ -299,8 +299,9 @@ for (const drop of drops) {
   drop.querySelector('button').hidden = true;
   drop.classList.add('ready');
   drop.elements.file.addEventListener('change', () => { sendAll(drop, drop.elements.file.files); });
+  const target = drops.length === 1 ? main : drop;  // anywhere on the page
   for (const kind of ['dragover', 'dragleave', 'drop']) {
-    drop.addEventListener(kind, event => {
+    target.addEventListener(kind, event => {
       event.preventDefault();
       drop.classList.toggle('over', kind === 'dragover');
       if (kind === 'drop') sendAll(drop, event.dataTransfer.files);
