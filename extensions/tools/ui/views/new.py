@@ -780,7 +780,10 @@ def _page(
         editor.keys = tuple(k for k in keys if wanted in f"{k.name} {k.about}".lower())
     plan = editor.checked.plan
     refusals = why_not_started(plan) if plan else []
-    needs_gpu = [reason for reason in refusals if TO_TRY in reason]
+    needs_gpu = []
+    if any(TO_TRY in reason for reason in refusals):  # what else it lacks is moot here
+        taken = texts()["new"]["taken"].partition("{")[0]
+        needs_gpu = [reason for reason in refusals if not reason.startswith(taken)]
     is_taken = plan and {"complete", "refused"} & _beginnings(plan)
     if plan:
         processes = [_PROCESS | process for process in plan["processes"]]
@@ -805,7 +808,9 @@ def _page(
         e=editor,
         offered=offered,
         path=path_of(data, "job"),
-        images=[thumbs(data, image) for image in data.images[:MOST_SHOWN]] if data else [],
+        images=[thumbs(data, image) for image in data.images[:MOST_SHOWN]]
+        if data
+        else [],
         image_count=len(data.images) if data else 0,
         efforts=EFFORTS,
         faults=faults,

@@ -348,7 +348,9 @@ def test_the_plan_is_drawn_against_cards(client: TestClient) -> None:
     assert re.search(
         r"Memory of the GPU [\d.]+ GB of 24 GB at the peak, while training", text
     )
-    parts = re.findall(r'<rect class="(model|step|lora)" x="[\d.]+" width="([\d.]+)"', page.answer.text)
+    parts = re.findall(
+        r'<rect class="(model|step|lora)" x="[\d.]+" width="([\d.]+)"', page.answer.text
+    )
     assert [part for part, _ in parts] == ["model", "step", "lora"]
     assert 300 < sum(float(width) for _, width in parts) < 1000, "of 1000"
 
@@ -697,7 +699,7 @@ def test_a_form_that_was_sent_is_found_as_it_was(
     client: TestClient, ui: Ui, queued: list[tuple[list[str], str]]
 ) -> None:
     page = Page(client, "/new?dataset=40_photo")
-    assert 'class="card drafts"' not in page.answer.text
+    assert 'class="drafts"' not in page.answer.text
     page.fill({STEPS: "1234", NAME: "zuzu", "wanted": "dropout"}, "search")
     draft = str(page.answer.url.copy_with(scheme="", host=""))
     page.fill({"yaml": page.yaml.replace("network:", "network: [", 1), STEPS: "9"})
@@ -856,6 +858,40 @@ def test_images_that_cannot_be_used_are_named_at_the_field_of_the_images(client,
         and "b.png: has no control image 'b' in 'datasets/eyes/before'"
         in told["folder"]
     )
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_one_dial_sets_steps_saves_and_samples(client: TestClient, ui: Ui) -> None:
+    """A number of one's own, in its field or in the YAML, belongs to no position."""
+    numbers = (STEPS, "key:save.save_every", "key:sample.sample_every")
+    page = Page(client, "/new?dataset=40_photo")
+
+    def shown() -> list[str]:
+        return [page.form.fields.get("effort", ""), *map(page.form.fields.get, numbers)]
+
+    usual = shown()
+    assert usual[:2] == ["usual", "240"]
+    page.press("check", effort="quick")
+    assert shown()[:2] == ["quick", "60"] and "steps: 60" in page.yaml
+    page.fill({"key:config.name": "zuzu"})
+    assert shown()[:2] == ["quick", "60"]
+    page.fill({MODEL: EDIT})
+    assert shown() == ["quick", "500", "125", "125"], "also of another model"
+    page.fill({STEPS: "77"})
+    assert shown() == ["", "77", "125", "125"]
+    page.press("check", effort="careful")
+    assert shown() == ["careful", "4000", "500", "500"]
+    page.fill({"yaml": page.yaml.replace("steps: 4000", "steps: 9")})
+    assert shown()[:2] == ["", "9"]
+    page.fill({"effort": "usual", MODEL: str(EXAMPLES / "tiny_mascots")})
+    assert shown() == usual
+    page.press("check", effort="no such position")
+    assert shown()[1:] == usual[1:]
+    for number in range(97):
+        draw(ui.datasets / "many", str(number))
+    assert Page(client, "/new?dataset=many").form.fields[STEPS] == "466"
+    page.press("save", effort="quick")
+    assert "effort" not in Page(client, page.answer.headers["location"]).form.fields
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -1174,7 +1210,9 @@ def test_the_way_back_a_reload_and_leaving_lose_nothing(
         browser.run("history.back()")
         browser.wait_for(f"{steps} == '1234'")
         browser.run("location.reload()")
-        browser.wait_for(f"{steps} == '1234' && document.querySelector('#ready').textContent")
+        browser.wait_for(
+            f"{steps} == '1234' && document.querySelector('#ready').textContent"
+        )
         name = browser.run("return document.getElementById('file').value")
         assert name == "mine.yaml"
     typed(browser, "#f-1", "1235")
