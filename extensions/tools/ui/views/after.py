@@ -53,9 +53,9 @@ from extensions.tools.ui.tries import (
 )
 from extensions.tools.ui.views import run as run_view
 from extensions.tools.ui.views import tools
+from extensions.tools.ui.views.first_minute import first_minute
 from extensions.tools.ui.views.new import FOLDER, short
 from extensions.tools.ui.views.pictures import LARGE, picture
-from extensions.tools.ui.views.first_minute import first_minute
 from extensions.tools.ui.views.queue import queue_of
 from extensions.tools.ui.views.resume import origin_of, saved_job
 from toolkit.errors import UserError

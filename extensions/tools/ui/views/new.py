@@ -125,7 +125,7 @@ TINY = EXAMPLES / MASCOTS
 
 FIELDS = {
     FOLDER: "folder", CONTROL: "control", NAME: "name", TRIGGER: "trigger", INSTRUCTION: "instruction", MODEL: "model",
-    "card": "card", "prompts": "prompts", "effort": "effort", **{key: str(number) for number, key in enumerate(NUMBERS, 1)},
+    "card": "card", "prompts": "prompts", **{key: str(number) for number, key in enumerate(NUMBERS, 1)},
 }  # fmt: skip
 """Field of the form -> the end of its id, which for most fields is also the name in the
 texts."""

@@ -10,7 +10,15 @@ from PIL import Image
 from extensions.tools.shared.effort import EFFORTS, images_in, with_effort
 from extensions.tools.shared.examples import EXAMPLES, MASCOTS, MODELS, written_job
 
-TEXT = "train:\n  steps: 2000      # of the optimizer\nsave:\n  save_every: 250\nsample:\n  sample_every: 250\n  sample_steps: 25\n"
+TEXT = """\
+train:
+  steps: 2000      # of the optimizer
+save:
+  save_every: 250
+sample:
+  sample_every: 250
+  sample_steps: 25
+"""
 
 
 @pytest.mark.parametrize(

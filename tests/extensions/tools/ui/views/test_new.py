@@ -20,11 +20,13 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from extensions.tools.new.config import NewConfig
+from extensions.tools.shared.html_page import texts
 from extensions.tools.ui import commands
 from extensions.tools.ui.app import make_app
 from extensions.tools.ui.datasets import keep_view, open_dataset
 from extensions.tools.ui.queue import Queue
 from extensions.tools.ui.state import Ui, linked
+from extensions.tools.ui.views.new import plain
 from tests.conftest import ROOT
 from tests.html_browser import Browser
 from toolkit.memory.estimate import GB
@@ -767,7 +769,8 @@ def test_a_job_is_made_and_corrected_in_a_browser(
     typed(browser, "#f-folder", "datasets/40_photo")
     typed(browser, "#f-name", "zuzu")
     browser.wait_for(
-        "document.querySelector('#ready .good') && document.querySelector('.sentence')?.textContent.startsWith('3 images, 240 steps')"
+        "document.querySelector('#ready .good')"
+        " && document.querySelector('.sentence').textContent.startsWith('3 images, 240 steps')"
     )
     assert 'folder_path: "datasets/40_photo"' in browser.run(
         "return document.getElementById('yaml').value"
@@ -858,6 +861,30 @@ def test_images_that_cannot_be_used_are_named_at_the_field_of_the_images(client,
         and "b.png: has no control image 'b' in 'datasets/eyes/before'"
         in told["folder"]
     )
+
+
+def test_a_warning_is_one_sentence_and_the_plan_is_its_why() -> None:
+    """Each sentence of the page is for lines that the program writes."""
+    folder = "datasets/40_photo: "
+    for line, said in (
+        (f"{folder}cropped to the buckets: 17.8% of an image", "The edges of some"),
+        (f"{folder}1 of 3 images are smaller than half of 'res", "1 of 3 images is small"),
+        (f"{folder}7 of 1,030 images are smaller than half of", "7 of 1,030 images are"),
+        (f"{folder}1 of 30 images has no caption (a.png) and", "1 of 30 images has no"),
+        (f"{folder}7 of 30 images have no caption (a.png, b.", "7 of 30 images have no"),
+        ("sample: 1 of 2 prompts without the trigger word", "Some sample prompts do"),
+        (f"{folder}9 of 9 captions begin with 'mira', and there is no trigger_word", "The captions begin with 'mira'"),
+        ("a line that no sentence is for: 12 of 30", ""),
+    ):
+        short = plain(line)
+        assert short.startswith(said) and bool(short) == bool(said), line
+    rooms = [ROOT / "toolkit" / room for room in ("data", "plan", "memory")]
+    code = "".join(
+        path.read_text(encoding="utf-8") for room in rooms for path in room.rglob("*.py")
+    )
+    for pattern in texts()["new"]["plain"]:
+        words = max(re.split(r"[^\w ,]+|\\\w", pattern), key=len).strip(" d,")
+        assert words in code, pattern
 
 
 @pytest.mark.usefixtures("unchecked")
