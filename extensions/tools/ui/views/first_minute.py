@@ -27,7 +27,7 @@ TICKS = {
 }
 """Line of the list -> the phases that belong to it, in their order."""
 
-MOST_IMAGES = 24
+MOST_IMAGES = 15
 
 
 def first_minute(ui: Ui, run: RunInfo, saved: JobText | None) -> dict[str, Any] | None:

@@ -188,7 +188,7 @@ class Editor:
         if self.job.root is None:
             return
         keys = [*TEXTS, *NUMBERS, *(key.name for key in self.keys or ())]
-        self.shown = {key: self.job.get(self.job.path(key)) for key in keys}
+        self.shown = {key: _value(self.job, key) for key in keys}
         self.shown |= {"prompts": "\n".join(self.job.prompts()), "card": self.card}
         self.shown["effort"] = self.effort
         self.fields = self.shown | self.fields
@@ -208,6 +208,11 @@ class Editor:
         if Path(name).suffix not in _YAML or name.startswith((".", "-")):
             return ""
         return "" if folder_name_error(name) else name
+
+
+def _value(job: JobText, key: str) -> str:
+    """The value of a key as a field shows it: a list of one number as this number."""
+    return re.sub(r"^\[([\d. ]+)\]$", r"\1", job.get(job.path(key)))
 
 
 def _card_here() -> str:
@@ -700,7 +705,7 @@ def _remade(
 def _typed_keys(old: JobText, was: Mapping[str, str]) -> list[str]:
     """The fields of the form that a user has changed in a job that was written as
     `old`."""
-    keys = [key for key in NUMBERS if was.get(key, "") != old.get(old.path(key))]
+    keys = [key for key in NUMBERS if was.get(key, "") != _value(old, key)]
     if _words(was.get("prompts", "")) != _words("\n".join(old.prompts())):
         keys.append("prompts")
     return keys

@@ -868,19 +868,33 @@ def test_a_warning_is_one_sentence_and_the_plan_is_its_why() -> None:
     folder = "datasets/40_photo: "
     for line, said in (
         (f"{folder}cropped to the buckets: 17.8% of an image", "The edges of some"),
-        (f"{folder}1 of 3 images are smaller than half of 'res", "1 of 3 images is small"),
-        (f"{folder}7 of 1,030 images are smaller than half of", "7 of 1,030 images are"),
+        (
+            f"{folder}1 of 3 images are smaller than half of 'res",
+            "1 of 3 images is small",
+        ),
+        (
+            f"{folder}7 of 1,030 images are smaller than half of",
+            "7 of 1,030 images are",
+        ),
         (f"{folder}1 of 30 images has no caption (a.png) and", "1 of 30 images has no"),
-        (f"{folder}7 of 30 images have no caption (a.png, b.", "7 of 30 images have no"),
+        (
+            f"{folder}7 of 30 images have no caption (a.png, b.",
+            "7 of 30 images have no",
+        ),
         ("sample: 1 of 2 prompts without the trigger word", "Some sample prompts do"),
-        (f"{folder}9 of 9 captions begin with 'mira', and there is no trigger_word", "The captions begin with 'mira'"),
+        (
+            f"{folder}9 of 9 captions begin with 'mira', and there is no trigger_word",
+            "The captions begin with 'mira'",
+        ),
         ("a line that no sentence is for: 12 of 30", ""),
     ):
         short = plain(line)
         assert short.startswith(said) and bool(short) == bool(said), line
     rooms = [ROOT / "toolkit" / room for room in ("data", "plan", "memory")]
     code = "".join(
-        path.read_text(encoding="utf-8") for room in rooms for path in room.rglob("*.py")
+        path.read_text(encoding="utf-8")
+        for room in rooms
+        for path in room.rglob("*.py")
     )
     for pattern in texts()["new"]["plain"]:
         words = max(re.split(r"[^\w ,]+|\\\w", pattern), key=len).strip(" d,")
