@@ -24,10 +24,10 @@ class Effort(NamedTuple):
     """
 
     steps: float
-    """Of the steps."""
+    """Factor of the steps."""
 
     pauses: float
-    """Of the steps between two saved files and between two sets of samples."""
+    """Factor of the steps between two saved files and between two sets of samples."""
 
 
 EFFORTS: dict[str, Effort] = dict(
@@ -73,7 +73,7 @@ def with_effort(text: str, effort: str, folder: str) -> str:
 
 
 def images_in(folder: str) -> int:
-    """The images of a folder and of its subfolders; 0: it has none, or is no folder."""
+    """The images of a folder and of its subfolders; 0 where there are none."""
     with suppress(OSError):
         top = list_folder(folder, names_only=True)
         below = (

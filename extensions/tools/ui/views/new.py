@@ -150,7 +150,7 @@ class Editor:
     """GB of the GPU that the job was made for. Empty: it was not made here."""
 
     effort: str = ""
-    """Of EFFORTS. Empty: the numbers are one's own."""
+    """A key of EFFORTS. Empty: the numbers are one's own."""
 
     file: str = ""
     """Name of the job file. Empty: the name of the job."""
