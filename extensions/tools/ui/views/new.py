@@ -830,7 +830,9 @@ def _page(
         else None,
         card_gb=int(editor.card or _card_here() or 0),
         memory_parts=_memory_parts,
-        card_name=lambda card: re.sub("^an? ", "", card),
+        card_name=lambda card: re.sub("^an? ", "", card).replace(
+            " ", "\N{NO-BREAK SPACE}"
+        ),
         done_at=lambda seconds: datetime.now(UTC) + timedelta(seconds=seconds),
         plain=plain,
         words_of=_words_of,
