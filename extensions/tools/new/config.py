@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from extensions.tools.shared.effort import EffortName
 from extensions.tools.shared.examples import (
     LAYERS,
     MASCOTS,
@@ -100,6 +101,10 @@ class NewConfig(ToolConfig):
     Qwen-Image-Layered, and 6 for the others. 0: the memory of this machine's GPU, or 24
     if it has none."""
 
+    effort: EffortName = "usual"
+    """`quick`: a quarter of the usual steps, to see whether it learns. `careful`: twice
+    as many. Of more than 50 images each is seen as often."""
+
     output: WritePathStr = ""
     """File to write. Empty: `config/<job_name>.yaml`."""
 
@@ -121,6 +126,7 @@ class NewConfig(ToolConfig):
             gpu,
             pairs,
             self.default_caption,
+            self.effort,
         )
         return with_addresses(with_schema(text, self.path()))
 

@@ -21,6 +21,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from extensions.tools.shared.effort import USUAL, with_effort
 from extensions.tools.shared.pairs import FoundPairs, found_pairs, is_table
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.config.sections.model import ModelConfig
@@ -238,13 +239,15 @@ def written_job(
     gpu: int,
     pairs: FoundPairs | None = None,
     instruction: str = "",
+    effort: str = USUAL,
 ) -> str:
     """The job of a user for a GPU of so many GB. folder: of images, or a table that
     names them. model: hub id or local folder; empty: the first of MODELS. A model that
     is small enough for any machine gets the settings of the quickstart. pairs: of
     `found_pairs`, where control images are elsewhere than it looks by itself.
-    instruction: the caption of images without one. Raises UserError for a model's
-    folder of no known family, and for a GPU that is too small for the model."""
+    instruction: the caption of images without one. effort: of EFFORTS. Raises UserError
+    for a model's folder of no known family, and for a GPU that is too small for the
+    model."""
     pairs = pairs or found_pairs(folder)
     folder = pairs.place if pairs else folder
     fields = {
@@ -256,6 +259,7 @@ def written_job(
         family = family_for(ModelConfig(name_or_path=model))
         is_edit = bool(pairs) and not family.stacks_layers
         text = _small_job(family, _quoted(model), is_edit=is_edit, **fields)
+        text = with_effort(text, effort, folder)
         return _of_images(text, folder, family, pairs, instruction, SMALL_SIDE)
     like = model_of(model) if model else MODELS[0]
     family = FAMILIES.load(like.arch)
@@ -279,6 +283,7 @@ def written_job(
         card = card._replace(**card.for_pairs)
     text = _fill(like, card, written=True, pairs=is_edit, recipe=recipe, **fields)
     text = f"# {WRITTEN}. Guide: docs/{PAIRS_GUIDE if is_edit else 'first_character.md'}\n{text}"
+    text = with_effort(text, effort, folder)
     return _of_images(text, folder, family, pairs, instruction, card.sample_side)
 
 

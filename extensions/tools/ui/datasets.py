@@ -29,6 +29,7 @@ from itertools import chain
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 
@@ -636,6 +637,20 @@ def set_caption(
         with atomic_write(file, durable=not is_kept) as temporary:
             temporary.write_bytes(content)
         return caption_version(image._replace(captions=(str(file),)))
+
+
+def thumbs(data: Dataset, image: FoundImage) -> list[str]:
+    """The addresses of small images of an image and, before it, of its control
+    images."""
+    places = [
+        os.path.relpath(path, data.ui.datasets).split(os.sep, 1)
+        for path in (*image.references, image.path)
+    ]
+    return [
+        "/datasets/{}/thumbs/{}".format(*(quote(part, safe="") for part in place))
+        for place in places
+        if place[0] != os.pardir and len(place) == 2
+    ]
 
 
 def changed_caption(text: str, form: dict[str, str]) -> str:

@@ -12,9 +12,10 @@ from contextlib import suppress
 from typing import NamedTuple
 from urllib.parse import quote, urlencode
 
-from extensions.tools.ui.datasets import Dataset, lint_file, read_dataset
+from extensions.tools.ui.datasets import Dataset, lint_file
 from extensions.tools.ui.state import Ui
 from toolkit.config.reading.loader import name_like
+from toolkit.files.run_files import STATUS
 
 STEPS = ("images", "captions", "check", "job", "run", "use")
 
@@ -50,6 +51,18 @@ def dataset_at(ui: Ui, folder: str) -> Dataset | None:
     return None
 
 
+def has_job(data: Dataset) -> bool:
+    """Whether a job file of the page names the folder of a dataset, or a run has the
+    name that a new job of it gets."""
+    folder = re.escape(data.section()["folder_path"])
+    named = re.compile(rf"""(?m)\bfolder_path: *["']?{folder}["']?\s""")
+    for path in data.ui.jobs.glob("*.y*ml"):
+        with suppress(OSError, UnicodeDecodeError):
+            if named.search(path.read_text(encoding="utf-8")):
+                return True
+    return (data.ui.output / job_name(data.name) / STATUS).exists()
+
+
 def path_of(
     data: Dataset | None, now: str = "", addresses: Mapping[str, str] | None = None
 ) -> list[Step]:
@@ -78,14 +91,9 @@ def path_of(
         done |= {"images"} if data.images else set()
         done |= {"captions"} if data.images and is_captioned else set()
         done |= {"check"} if data.images and is_checked else set()
+        done |= {"job"} if data.images and has_job(data) else set()
     elif not (data and lint_file(data).exists()):
         done.discard("check")
     now = now or next(step for step in STEPS if step not in done)
     links |= addresses or {}
     return [Step(step, links[step], step in done, step == now) for step in STEPS]
-
-
-def path_of_job(ui: Ui, folder: str) -> list[Step]:
-    """The path on the form of a job. folder: of its first dataset."""
-    data = dataset_at(ui, folder)
-    return path_of(read_dataset(ui, data.name) if data else None, "job")

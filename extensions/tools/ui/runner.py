@@ -275,7 +275,7 @@ class Runner:
         names and is not there, a model say."""
         lines = self._queue.tail(id_, 4096).splitlines()
         messages = [line for line in lines if line.strip() and line[0] != " "]
-        return messages[-1][:MOST_WHY] if messages else "a mistake in the input"
+        return messages[-1][:MOST_WHY] if messages else "refused; the log says why"
 
     def _refuse(self, entry: Entry, reason: str) -> None:
         """Records why an entry cannot be started. The entries after it are not

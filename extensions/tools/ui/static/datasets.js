@@ -25,6 +25,9 @@ function undoes(step) {  // the change that Undo takes back; empty: there is non
 function mark(form) {
   const area = form.elements.caption, isDirty = area.value !== area.defaultValue;
   form.classList.toggle('clean', !isDirty);
+  const short = form.querySelector('.short'), text = area.value.trim();
+  short.textContent = text || short.dataset.none;
+  if (text) short.className = 'short'; else if (short.className === 'short') short.className = 'short warn';
   if (isDirty) form.querySelector('[role=status]').textContent = words.unsaved;
   return isDirty;
 }
@@ -267,7 +270,14 @@ async function sendAll(drop, files) {
   for (const file of sorted) file.shown = row(drop, file);
   const names = sorted.slice(0, 5000).map(file => ['name', file.name]);  // so that what a cut leaves out is known
   await announce(sorted[0].shown, [['into', into], ...names]).catch(() => {});
-  for (const file of sorted) await send(drop, file, into);
+  const arrived = drop.querySelector('.arrived'), inside = drop.querySelector('h2 .num'), before = Number(inside?.textContent);
+  for (const [done, file] of sorted.entries()) {
+    arrived.hidden = false;
+    arrived.textContent = say(words.of, {done, all: sorted.length});
+    await send(drop, file, into);
+    if (inside) inside.textContent = before + done + 1 - sorted.slice(0, done + 1).filter(each => isText(each) || each.shown.told.some(one => one[2])).length;
+  }
+  arrived.textContent = say(words.of, {done: sorted.length, all: sorted.length});
   const told = JSON.parse(sessionStorage.getItem(kept) ?? '[]');
   told.push(...sorted.flatMap(file => file.shown.told.map(each => [drops.indexOf(drop), ...each])));
   try { sessionStorage.setItem(kept, JSON.stringify(told)); } catch { /* the list is below all the same */ }
@@ -287,9 +297,11 @@ if (again) {
 }
 for (const drop of drops) {
   drop.querySelector('button').hidden = true;
+  drop.classList.add('ready');
   drop.elements.file.addEventListener('change', () => { sendAll(drop, drop.elements.file.files); });
+  const target = drops.length === 1 ? main : drop;  // anywhere on the page
   for (const kind of ['dragover', 'dragleave', 'drop']) {
-    drop.addEventListener(kind, event => {
+    target.addEventListener(kind, event => {
       event.preventDefault();
       drop.classList.toggle('over', kind === 'dragover');
       if (kind === 'drop') sendAll(drop, event.dataTransfer.files);

@@ -7,12 +7,12 @@ let running, timer, numbered = 0, unsent = false;  // unsent: the server does no
 
 const names = list => [...list.querySelectorAll('[name]')].map(control => control.name).join();
 
-async function check() {
+async function check(action = 'check') {
   running?.abort();
   const mine = running = new AbortController();
   const data = new FormData(form), sent = new Map();
   for (const control of form.elements) if (control.name) sent.set(control, control.value);
-  data.set('action', 'check');
+  data.set('action', action);
   form.setAttribute('aria-busy', 'true');
   try {
     const answer = await fetch('/new', {method: 'POST', body: data, signal: mine.signal, headers: {accept: 'text/html'}});
@@ -40,6 +40,10 @@ function take(page, sent) {
     if (part.id !== 'keys' || names(part) !== names(fresh)) part.replaceChildren(...fresh.childNodes);
   }
   for (const fresh of page.getElementById('job').elements) {
+    if (fresh.type === 'radio') {
+      form.querySelector(`[name=${fresh.name}][value=${fresh.value}]`).checked = fresh.checked;
+      continue;
+    }
     const own = fresh.name && fresh.type !== 'file' && fresh.type !== 'submit' && form.elements.namedItem(fresh.name);
     if (!own || own.value === fresh.value || (sent.has(own) && sent.get(own) !== own.value)) continue;
     if (own.options) own.replaceChildren(...fresh.options.length ? [...fresh.childNodes] : []);
@@ -51,7 +55,17 @@ function take(page, sent) {
     const fault = control.parentNode.closest('.field').querySelector('.bad');
     fault.textContent ? control.setAttribute('aria-invalid', 'true') : control.removeAttribute('aria-invalid');
   }
+  for (const bad of form.querySelectorAll('.field .bad:not(:empty)')) bad.closest('details')?.setAttribute('open', '');
+  clock();
   number();
+}
+
+// The end of the run by the clock of whoever looks, with its day where that is another one.
+function clock() {
+  for (const time of document.querySelectorAll('.sentence time')) {
+    const end = new Date(time.dateTime), isToday = end.toDateString() === new Date().toDateString();
+    time.textContent = end.toLocaleString([], {hour: '2-digit', minute: '2-digit', ...isToday ? {} : {weekday: 'short'}});
+  }
 }
 
 // Line numbers behind the text, with the lines marked that have an error.
@@ -106,3 +120,5 @@ addEventListener('beforeunload', event => { if (unsent) event.preventDefault(); 
 yaml.addEventListener('scroll', () => { gutter.scrollTop = yaml.scrollTop; });
 yaml.closest('details').addEventListener('toggle', number);
 number();
+clock();
+if ('look' in form.dataset) check('look');

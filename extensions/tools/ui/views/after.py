@@ -53,6 +53,7 @@ from extensions.tools.ui.tries import (
 )
 from extensions.tools.ui.views import run as run_view
 from extensions.tools.ui.views import tools
+from extensions.tools.ui.views.first_minute import first_minute
 from extensions.tools.ui.views.new import FOLDER, short
 from extensions.tools.ui.views.pictures import LARGE, picture
 from extensions.tools.ui.views.queue import queue_of
@@ -93,6 +94,7 @@ def _values(
     values |= {"chosen": chosen, "path": _path(ui, run, saved, chosen)}
     runs = run.status is RunStatus.RUNNING
     values["origin"] = None if runs or saved is None else origin_of(ui, run, saved)
+    values["early"] = first_minute(ui, run, saved)
     if settings is None:
         return values
     return values | {

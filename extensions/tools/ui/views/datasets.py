@@ -85,6 +85,7 @@ _QUERY = (
     "changed",
     "failed",
     "undone",
+    "write",
 )
 posted = partial(state.posted, files=1000, fields=6000, part_size=4 * MOST_CAPTION)
 
@@ -229,6 +230,7 @@ def _page(
         query=query,
         orphans=[_orphan(data, path) for path in data.orphans] if page == 1 else [],
         kinds=found,
+        kind_of="pairs" if data.is_pairs or data.sides else "images",
         rare={
             kind["check"]
             for kind in found

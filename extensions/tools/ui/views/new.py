@@ -24,6 +24,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -34,6 +35,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from extensions.tools.shared.effort import EFFORTS, USUAL
 from extensions.tools.shared.examples import (
     EXAMPLES,
     MASCOTS,
@@ -54,9 +56,15 @@ from extensions.tools.ui.commands import (
     import_text,
     keys_of,
 )
-from extensions.tools.ui.datasets import DEFAULT_VIEW, names, open_dataset, read_dataset
+from extensions.tools.ui.datasets import (
+    DEFAULT_VIEW,
+    names,
+    open_dataset,
+    read_dataset,
+    thumbs,
+)
 from extensions.tools.ui.job_text import PROMPTS, JobText
-from extensions.tools.ui.path import job_name, path_of_job
+from extensions.tools.ui.path import dataset_at, job_name, path_of
 from extensions.tools.ui.queue import RUNNING, WAITING, never_ends, queued_tools
 from extensions.tools.ui.state import Form, Ui, inside, posted, refusals, render, ui_of
 from extensions.tools.ui.views.queue import enqueue
@@ -91,14 +99,20 @@ TEXTS = (NAME, FOLDER, TRIGGER, MODEL, CONTROL, INSTRUCTION)
 CARDS = (4, 6, 8, 12, 16, 24, 32, 48, 80)
 """GB of the GPUs that a plan is compared with."""
 
-KEPT = ("card", "file", "loaded", "version", "tab", "wanted", "import_text")
+RHYTHM = (NUMBERS[0], *NUMBERS[3:])
+"""The numbers that the dial (`effort`) sets."""
+
+KEPT = ("card", "effort", "file", "loaded", "version", "tab", "wanted", "import_text")
 """Values that the form carries in addition to the fields and the YAML."""
 
 DRAFTED = (
-    *("card", "file", "loaded", "version", "wanted", "import_text"),
+    *("card", "effort", "file", "loaded", "version", "wanted", "import_text"),
     *("fields", "shown", "told", "theirs"),
 )
 """Values of the editor that a draft keeps, in addition to the YAML and the tab."""
+
+MOST_SHOWN = 14
+"""Images of the dataset above the form."""
 
 MOST_CHECKS = 24
 """Results of checks that wait for the redirect which shows them."""
@@ -134,6 +148,9 @@ class Editor:
     job: JobText
     card: str = ""
     """GB of the GPU that the job was made for. Empty: it was not made here."""
+
+    effort: str = ""
+    """A key of EFFORTS. Empty: the numbers are one's own."""
 
     file: str = ""
     """Name of the job file. Empty: the name of the job."""
@@ -171,8 +188,9 @@ class Editor:
         if self.job.root is None:
             return
         keys = [*TEXTS, *NUMBERS, *(key.name for key in self.keys or ())]
-        self.shown = {key: self.job.get(self.job.path(key)) for key in keys}
+        self.shown = {key: _value(self.job, key) for key in keys}
         self.shown |= {"prompts": "\n".join(self.job.prompts()), "card": self.card}
+        self.shown["effort"] = self.effort
         self.fields = self.shown | self.fields
 
     @property
@@ -190,6 +208,11 @@ class Editor:
         if Path(name).suffix not in _YAML or name.startswith((".", "-")):
             return ""
         return "" if folder_name_error(name) else name
+
+
+def _value(job: JobText, key: str) -> str:
+    """The value of a key as a field shows it: a list of one number as this number."""
+    return re.sub(r"^\[([\d. ]+)\]$", r"\1", job.get(job.path(key)))
 
 
 def _card_here() -> str:
@@ -225,7 +248,7 @@ def show(request: Request) -> Response:
         editor.job = _copied(ui, inside(ui.jobs, asked["job"]))
     else:
         dataset = asked.get("dataset", "")
-        editor.card = _card_here()
+        editor.card, editor.effort = _card_here(), USUAL
         chosen = chosen_for(ui, dataset) if dataset else {}
         is_small = not (editor.card or are_photographs(chosen.get(FOLDER, "")))
         model = short(TINY) if is_small else MODELS[0].id
@@ -294,7 +317,7 @@ def _begun(fields: Mapping[str, str], chosen: Mapping[str, str], card: str) -> J
     """The new job of a dataset, with the fields of the form (TEXTS), and further keys
     that were chosen on the page of the dataset (`chosen_for`). Raises UserError as
     `written_job` does."""
-    values = {**chosen, **{key: fields.get(key, "") for key in TEXTS}}
+    values = {**chosen, **{key: fields.get(key, "") for key in (*TEXTS, "effort")}}
     job = _made(values, card)
     for key in chosen:
         if _listed(job.get(job.path(key))) != _listed(values[key]):
@@ -456,7 +479,8 @@ def act(request: Request, sent: Form) -> Response:
             content = upload.file.read().decode("utf-8", "replace") or content
         _import(editor, content, name)
     is_last = action in ("save", "start")
-    is_kept = _keep(ui, editor)  # first, as the check takes its time
+    is_seen = action == "look"  # by the script, of a form that nobody has touched
+    is_kept = not is_seen and _keep(ui, editor)  # first, as the check takes its time
     # No later check of the tab may end the one before a start.
     editor.checked = _checked(ui, editor, "" if is_last else editor.tab)
     status = 200
@@ -470,7 +494,8 @@ def act(request: Request, sent: Form) -> Response:
         status = error.status_code
         is_kept = _keep(ui, editor, status)
     if not is_kept:
-        editor.told += [texts()["new"]["not_kept"]] if editor.tab else []
+        is_told = editor.tab and not is_seen
+        editor.told += [texts()["new"]["not_kept"]] if is_told else []
         return _page(request, editor, status)
     checks: dict[str, Checked] = ui.memory.setdefault("checks", {})
     checks[editor.tab] = editor.checked
@@ -505,7 +530,7 @@ def _take(ui: Ui, editor: Editor, sent: Mapping[str, str]) -> None:
         for key, value in sent.items()
         if key.startswith("key:")
     }
-    given |= {key: sent[key] for key in ("prompts", "card") if key in sent}
+    given |= {key: sent[key] for key in ("prompts", "card", "effort") if key in sent}
     for key in (FOLDER, CONTROL, MODEL):
         other = sent.get(f"other:{key}", "").strip()
         if other:
@@ -526,6 +551,16 @@ def _take(ui: Ui, editor: Editor, sent: Mapping[str, str]) -> None:
     for key, value in _following(ui, editor, changed).items():
         if value != editor.shown.get(key, ""):
             changed.setdefault(key, value)
+    now = {**editor.shown, **changed}
+    if changed.get("effort"):
+        with suppress(UserError, OSError, ValueError):
+            new = _begun(now, _chosen_in(ui, now.get(FOLDER, "")), now.get("card", ""))
+            changed = {key: new.get(new.path(key)) for key in RHYTHM} | changed
+    elif any(
+        editor.job.get(editor.job.path(key)) != editor.shown.get(key) or key in changed
+        for key in RHYTHM
+    ):
+        editor.effort = ""
     editor.fields = dict(changed)
     if {MODEL, "card", FOLDER, CONTROL} & changed.keys():
         with suppress(UserError, OSError, ValueError):  # the check reports a bad model
@@ -590,7 +625,7 @@ def _words(value: str) -> list[list[str]]:
 def _put(job: JobText, key: str, value: str, is_text: bool) -> JobText:
     """The job with the value of a field. An empty value removes the key. Raises
     ValueError as `JobText.set` does."""
-    if key == "card":
+    if key in ("card", "effort"):
         return job
     if key == "prompts":
         return job.set_prompts([" ".join(words) for words in _words(value)])
@@ -610,7 +645,11 @@ def _made(fields: Mapping[str, str], card: str) -> JobText:
     pairs = found_pairs(folder, _listed(control), _listed(suffix)) if folder else None
     gpu = int(card) if card in map(str, CARDS) else WITHOUT_GPU
     trigger = trigger or ("" if pairs else name)
-    return JobText(written_job(name, folder, trigger, model, gpu, pairs, instruction))
+    effort = fields.get("effort", "")
+    asked = effort if effort in EFFORTS else USUAL
+    return JobText(
+        written_job(name, folder, trigger, model, gpu, pairs, instruction, asked)
+    )
 
 
 def _listed(value: str) -> list[str]:
@@ -666,7 +705,7 @@ def _remade(
 def _typed_keys(old: JobText, was: Mapping[str, str]) -> list[str]:
     """The fields of the form that a user has changed in a job that was written as
     `old`."""
-    keys = [key for key in NUMBERS if was.get(key, "") != old.get(old.path(key))]
+    keys = [key for key in NUMBERS if was.get(key, "") != _value(old, key)]
     if _words(was.get("prompts", "")) != _words("\n".join(old.prompts())):
         keys.append("prompts")
     return keys
@@ -746,6 +785,10 @@ def _page(
         editor.keys = tuple(k for k in keys if wanted in f"{k.name} {k.about}".lower())
     plan = editor.checked.plan
     refusals = why_not_started(plan) if plan else []
+    needs_gpu = []
+    if any(TO_TRY in reason for reason in refusals):  # what else it lacks is moot here
+        taken = texts()["new"]["taken"].partition("{")[0]
+        needs_gpu = [reason for reason in refusals if not reason.startswith(taken)]
     is_taken = plan and {"complete", "refused"} & _beginnings(plan)
     if plan:
         processes = [_PROCESS | process for process in plan["processes"]]
@@ -756,6 +799,8 @@ def _page(
     for set_keys in sets.values():
         for place in set_keys.get("control_path", (set_keys["folder_path"],)):
             controls[place] = os.path.relpath(place, ui.datasets)
+    data = dataset_at(ui, editor.fields.get(FOLDER, ""))
+    data = read_dataset(ui, data.name) if data else None
     hints = {}
     is_tiny = Path(editor.fields.get(MODEL, "")).name == MASCOTS
     if is_tiny and are_photographs(editor.fields.get(FOLDER, "")):
@@ -767,13 +812,29 @@ def _page(
         status,
         e=editor,
         offered=offered,
-        path=path_of_job(ui, editor.fields.get(FOLDER, "")),
+        path=path_of(data, "job"),
+        images=[thumbs(data, image) for image in data.images[:MOST_SHOWN]]
+        if data
+        else [],
+        image_count=len(data.images) if data else 0,
+        efforts=EFFORTS,
         faults=faults,
         errors=errors,
         focus=next(filter(None, faults), "") if status == 400 else "",
         hints=hints,
         plan=plan,
-        refusals=refusals,
+        refusals=[reason for reason in refusals if reason not in needs_gpu],
+        needs_gpu=needs_gpu,
+        main=next((each for each in reversed(plan["processes"]) if each["start"]), None)
+        if plan
+        else None,
+        card_gb=int(editor.card or _card_here() or 0),
+        memory_parts=_memory_parts,
+        card_name=lambda card: re.sub("^an? ", "", card).replace(
+            " ", "\N{NO-BREAK SPACE}"
+        ),
+        done_at=lambda seconds: datetime.now(UTC) + timedelta(seconds=seconds),
+        plain=plain,
         words_of=_words_of,
         ids={
             field_: f"f-{name}"
@@ -781,9 +842,9 @@ def _page(
             if "." in field_ or field_ == TRIGGER
         },
         free_name=unused_name(ui, plan["job"]) if plan and is_taken else "",
-        offers_small=any(TO_TRY in reason for reason in refusals),
         has_download="download" in queued_tools(),
         cards=CARDS,
+        is_here=least_memory() > 0 and not editor.other_card,
         has_gpu=least_memory() > 0,
         gb=GB,
         numbers=NUMBERS,
@@ -793,6 +854,25 @@ def _page(
         jobs=sorted(path.name for path in jobs if path.is_file()),
         examples=sorted(path.name for path in EXAMPLES.glob(f"*{_YAML[0]}")),
     )
+
+
+def _memory_parts(memory: Mapping[str, Any]) -> dict[str, int]:
+    """What fills the GPU at its peak: part -> bytes, by the groups of the page."""
+    groups: dict[str, str] = texts()["new"]["memory_parts"]["of"]
+    parts = {"model": 0, "step": 0, "lora": 0}
+    for name, size in memory["phases"].get(memory["device_phase"], {}).items():
+        group = groups.get(name, "step")
+        parts[group] += size
+    return {part: size for part, size in parts.items() if size}
+
+
+def plain(line: str) -> str:
+    """A warning of the plan in one sentence without numbers of the program. Empty: it is
+    said best as it is."""
+    for pattern, sentence in texts()["new"]["plain"].items():
+        if found := re.search(pattern, line):
+            return str(sentence).format(*found.groups())
+    return ""
 
 
 _PROCESS = dict.fromkeys(("start", "time", "no_time", "disk", "model", "memory"))

@@ -256,9 +256,16 @@ def test_thirty_images_are_rows_of_whole_images_with_a_caption_that_opens(
     tall = "return document.querySelectorAll('textarea')[1].offsetHeight"
     frame = "return getComputedStyle(document.querySelectorAll('.view svg')[1]).opacity"
     assert browser.run(tall) < 40 and browser.run(frame) == "0"
+    short = "document.querySelectorAll('.short')[1]"
+    cut = f"const e = {short}, s = getComputedStyle(e);"
+    assert browser.run(
+        f"{cut} return s.textOverflow === 'ellipsis' && e.scrollWidth > e.clientWidth"
+    ), "one line, which says that it is cut"
+    assert browser.run(f"return {short}.textContent").startswith("pipo, green, pipo")
     browser.run("document.querySelectorAll('.image')[1].focus()")
     browser.press("Enter")
     assert browser.run(tall) > 40 and browser.run(frame) == "1"
+    assert browser.run(f"return {short}.checkVisibility()") is False
     assert "200 × 120" in browser.text(".image:focus-within .more")
     assert browser.run(
         "return document.querySelector('.sheet:focus-within').getBoundingClientRect().top"

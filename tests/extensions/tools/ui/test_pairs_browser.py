@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from extensions.tools.ui.queue import FAILED, Queue
 from extensions.tools.ui.state import Ui
 from tests.extensions.tools.ui.accessible import SIZES, faults
+from tests.extensions.tools.ui.test_from_nothing import MOST_CLICKS, Clicks
 from tests.html_browser import Browser
 
 pytestmark = pytest.mark.slow
@@ -39,39 +40,56 @@ def test_pairs_are_made_by_clicks_alone(
     browser: Browser, ui: Ui, address: str, tmp_path: Path
 ) -> None:
     """Each zone fills its side. The image without a partner is deleted, and the job
-    begins with the folder and the instruction."""
-    browser.open(f"{address}/datasets")
-    browser.run("document.querySelector('[value=character]').focus()")
-    browser.press("ArrowDown")
-    browser.press("Tab", *"eyes", "Enter")
+    begins with the folder and the instruction. Counted: with Start and the download
+    that follow, and without the orphan."""
+    browser.open(address)
+    click = Clicks(browser)
+    click(".empty .main")
+    browser.wait_for("document.activeElement?.name == 'name'")
+    click.type("[name=name]", "eyes")
+    click("[value=pairs]")
+    click("form.new .main")
     browser.wait_for("document.querySelectorAll('.drops [data-upload]').length == 2")
-    sides = {"before": ("1", "odd"), "after": ("1", "3")}
+    same = [f"{number:02}" for number in range(30)]
+    sides = {"before": (*same, "odd"), "after": same}
     for number, (side, names) in enumerate(sides.items(), 1):
         sent = draw(tmp_path / "sent" / side, *names)
-        zone = f".drops form:nth-child({number}) [name=file]"
-        browser.type(zone, "\n".join(map(str, sent)))
+        click.choose(f".drops form:nth-child({number}) [name=file]", sent)
         orphans = "document.querySelectorAll('.orphan').length"
-        browser.wait_for(f"{orphans} == {3 - number}")
-    browser.wait_for("document.querySelectorAll('.duo .side').length == 4")
+        browser.wait_for(f"{orphans} == {31 if number == 1 else 1}", 60)
+    browser.wait_for("document.querySelectorAll('.rows .duo .side').length == 60")
     for side, names in sides.items():
         found = sorted(path.stem for path in (ui.datasets / "eyes" / side).iterdir())
         assert found == sorted(names), side
+    box = "const box = e => e.getBoundingClientRect();"
+    heights = browser.run(
+        f"{box} const all = [...document.querySelectorAll('.rows .view')].map(box);"
+        "return all.filter(b => b.top === all[0].top).map(b => b.height)"
+    )
+    assert len(heights) >= 6 and len(heights) % 2 == 0, "both images of each pair"
+    assert max(heights) - min(heights) < 1
     browser.run("window.confirm = () => true")
     browser.click(".orphan [name=chosen]")
     browser.click("#orphans-form button")
     browser.wait_for(f"{orphans} == 0 && document.querySelector('.told')")
     assert not (ui.datasets / "eyes" / "before" / "odd.png").exists()
-    browser.type("[name=instruction]", "add eyes")
-    browser.click(".instruction button")
+    click.type("[name=instruction]", "add eyes")
+    click(".instruction button")
     browser.wait_for(
         "document.querySelector('[name=instruction]').defaultValue == 'add eyes'"
     )
-    browser.click(".head .main")
+    assert browser.text(".rows .short") == "the instruction: add eyes"
+    click(".head [action$='/lint'] button")
+    browser.wait_for("document.querySelector('.path .now')?.textContent == '4Job'", 60)
+    click(".head .main")
     browser.wait_for("document.getElementById('f-control')")
     control = browser.run("return document.getElementById('f-control').value")
     assert Path(control) == ui.datasets / "eyes" / "before"
     prompts = browser.run("return document.getElementById('f-prompts').value")
     assert set(prompts.splitlines()) == {"add eyes"}
+    browser.wait_for("document.querySelector('.sentence')?.textContent")
+    assert browser.text(".sentence").startswith("30 pairs, ")
+    assert click.count + len(("Start", "Download")) <= MOST_CLICKS["edit"]
     assert browser.errors() == [] and browser.requests_elsewhere() == []
 
 

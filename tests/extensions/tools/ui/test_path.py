@@ -122,3 +122,28 @@ def test_a_run_without_a_job_has_the_path_too(
 ) -> None:
     (make_run("one") / "config.yaml").unlink()
     assert steps(client, "/runs/one")[1] == "Use"
+
+
+def test_a_job_or_a_run_of_a_dataset_ticks_its_step(
+    client: TestClient, ui: Ui, mira: Path, make_run: Callable[..., Path]
+) -> None:
+    """By the folder that a job names, whatever it is called."""
+    here, text = (
+        "/datasets/20_mi%20ra",
+        "datasets:\n- folder_path: {}\n  resolution: 1\n",
+    )
+    Image.new("RGB", (64, 64)).save(mira / "a.png")
+    other = ui.jobs / "other.yaml"
+    for folder, is_its in (
+        (f'"{mira}"', True),
+        (mira, True),
+        (f"{mira}_2", False),
+        (f'"{mira}/sub"', False),
+        ("20_mi ra", False),
+    ):
+        other.write_text(text.format(folder))
+        assert ("Job" in steps(client, here)[0]) == is_its, folder
+    other.write_bytes(b"\xff")
+    assert "Job" not in steps(client, here)[0]
+    make_run("mi_ra")
+    assert "Job" in steps(client, here)[0]

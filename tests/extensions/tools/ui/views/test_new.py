@@ -9,6 +9,7 @@ import re
 import shutil
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +20,13 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from extensions.tools.new.config import NewConfig
+from extensions.tools.shared.html_page import texts
 from extensions.tools.ui import commands
 from extensions.tools.ui.app import make_app
 from extensions.tools.ui.datasets import keep_view, open_dataset
 from extensions.tools.ui.queue import Queue
 from extensions.tools.ui.state import Ui, linked
+from extensions.tools.ui.views.new import plain
 from tests.conftest import ROOT
 from tests.html_browser import Browser
 from toolkit.memory.estimate import GB
@@ -53,6 +56,8 @@ class Form(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {key: value or "" for key, value in attrs}
+        if given.get("type") == "radio" and "checked" not in given:
+            return
         is_field = (
             tag in ("input", "select", "textarea") and given.get("name", "") != ""
         )
@@ -333,13 +338,23 @@ def test_the_plan_is_drawn_against_cards(client: TestClient) -> None:
     ]
     text = " ".join(page.form.text.split())
     for part in (
-        "This will not start here",
+        "This model needs a GPU with 12 GB or more, and this machine has none.",
         "no such device",
         "3 × 40",
         "224×224 1",
+        "images are small for this size, and will look soft. Why",
+        "smaller than half of",
+        "57.7 GB are downloaded first",
     ):
         assert part in text
-    assert "smaller than half of" in text and "57.7 GB" in text
+    assert re.search(
+        r"Memory of the GPU [\d.]+ GB of 24 GB at the peak, while training", text
+    )
+    parts = re.findall(
+        r'<rect class="(model|step|lora)" x="[\d.]+" width="([\d.]+)"', page.answer.text
+    )
+    assert [part for part, _ in parts] == ["model", "step", "lora"]
+    assert 300 < sum(float(width) for _, width in parts) < 1000, "of 1000"
 
 
 def test_a_model_that_is_not_here_has_a_button_that_downloads_it(
@@ -348,7 +363,8 @@ def test_a_model_that_is_not_here_has_a_button_that_downloads_it(
     """Beside its size; the form that it opens puts the command into the queue."""
     page = Page(client, "/new?dataset=40_photo").fill({MODEL: EDIT, "card": "24"})
     link = re.search(
-        r'57\.7 GB<br><a class="button" href="([^"]+)">Download the', page.answer.text
+        r'57\.7 GB are downloaded first\. <a href="([^"]+)">Download the',
+        page.answer.text,
     )
     assert link and link[1] == f"/tools/download?model={EDIT}"
     assert f'value="{EDIT}"' in client.get(link[1]).text
@@ -362,7 +378,7 @@ def test_time_and_cost_are_those_of_the_plan(
     assert (
         checked.plan
         and checked.plan["processes"][0]["time"] is None
-        and "known after the first steps" in page.form.text
+        and "Known after the first steps." in page.form.text
     )
     time = {
         "steps": 240,
@@ -375,19 +391,26 @@ def test_time_and_cost_are_those_of_the_plan(
     process = checked.plan["processes"][0]
     monkeypatch.setattr("extensions.tools.ui.views.new.check_job", lambda *_: checked)
     for given, said in (
-        ({"time": time}, "about 2 h on an RTX 4070, calculated"),
+        ({"time": time}, "3 images, 240 steps, about 2 h on an RTX 4070. This machine"),
         (
             {"time": time | {"measured": True}},
-            "about 2 h on an RTX 4070, as measured here",
+            "about 2 h on an RTX 4070. As measured on this machine.",
         ),
         (
             {"time": None, "no_time": "GTX 1 is not there"},
-            "known after the first steps; GTX 1 is not there",
+            "3 images, 240 steps. Known after the first steps; GTX 1 is not there.",
         ),
     ):
         process.update(given)
         text = " ".join(page.press("check").form.text.split())
         assert said in text and ("about 4.00" in text) == bool(given["time"])
+    process["time"] = time
+    monkeypatch.setattr("extensions.tools.ui.views.new.least_memory", lambda: 12 * GB)
+    text = " ".join(page.press("check").form.text.split())
+    done = datetime.now(UTC) + timedelta(hours=2)
+    ends = {f"{done + timedelta(minutes=late):%H:%M} UTC" for late in (-1, 0)}
+    said = "about 2 h on your RTX 4070. Started now, it is done at about"
+    assert any(f"{said} {end}." in text for end in ends)
 
 
 @pytest.mark.slow
@@ -397,7 +420,7 @@ def test_the_time_is_that_of_the_chosen_card(
     page = Page(client, "/new?dataset=40_photo")
     for card, name in (("24", "RTX 4090"), ("48", "L40S")):
         text = " ".join(page.fill({MODEL: EDIT, "card": card}).form.text.split())
-        assert f"on an {name}, calculated" in text
+        assert f"on an {name}. Calculated, not measured." in text
     asked: list[str] = []
 
     def check(
@@ -678,7 +701,7 @@ def test_a_form_that_was_sent_is_found_as_it_was(
     client: TestClient, ui: Ui, queued: list[tuple[list[str], str]]
 ) -> None:
     page = Page(client, "/new?dataset=40_photo")
-    assert 'class="card drafts"' not in page.answer.text
+    assert 'class="drafts"' not in page.answer.text
     page.fill({STEPS: "1234", NAME: "zuzu", "wanted": "dropout"}, "search")
     draft = str(page.answer.url.copy_with(scheme="", host=""))
     page.fill({"yaml": page.yaml.replace("network:", "network: [", 1), STEPS: "9"})
@@ -746,7 +769,8 @@ def test_a_job_is_made_and_corrected_in_a_browser(
     typed(browser, "#f-folder", "datasets/40_photo")
     typed(browser, "#f-name", "zuzu")
     browser.wait_for(
-        "document.querySelector('.verdict.good') && document.querySelectorAll('.cards .fits').length === 9"
+        "document.querySelector('#ready .good')"
+        " && document.querySelector('.sentence').textContent.startsWith('3 images, 240 steps')"
     )
     assert 'folder_path: "datasets/40_photo"' in browser.run(
         "return document.getElementById('yaml').value"
@@ -777,7 +801,7 @@ def test_a_job_is_made_and_corrected_in_a_browser(
         "Tab leaves the editor"
     )
     typed(browser, "#f-1", "3")
-    browser.wait_for("document.querySelector('.verdict.good')")
+    browser.wait_for("document.querySelector('#ready .good')")
     assert "steps: 3     # mine" in browser.run(
         "return document.getElementById('yaml').value"
     )
@@ -839,6 +863,78 @@ def test_images_that_cannot_be_used_are_named_at_the_field_of_the_images(client,
     )
 
 
+def test_a_warning_is_one_sentence_and_the_plan_is_its_why() -> None:
+    """Each sentence of the page is for lines that the program writes."""
+    folder = "datasets/40_photo: "
+    for line, said in (
+        (f"{folder}cropped to the buckets: 17.8% of an image", "The edges of some"),
+        (
+            f"{folder}1 of 3 images are smaller than half of 'res",
+            "1 of 3 images is small",
+        ),
+        (
+            f"{folder}7 of 1,030 images are smaller than half of",
+            "7 of 1,030 images are",
+        ),
+        (f"{folder}1 of 30 images has no caption (a.png) and", "1 of 30 images has no"),
+        (
+            f"{folder}7 of 30 images have no caption (a.png, b.",
+            "7 of 30 images have no",
+        ),
+        ("sample: 1 of 2 prompts without the trigger word", "Some sample prompts do"),
+        (
+            f"{folder}9 of 9 captions begin with 'mira', and there is no trigger_word",
+            "The captions begin with 'mira'",
+        ),
+        ("a line that no sentence is for: 12 of 30", ""),
+    ):
+        short = plain(line)
+        assert short.startswith(said) and bool(short) == bool(said), line
+    rooms = [ROOT / "toolkit" / room for room in ("data", "plan", "memory")]
+    code = "".join(
+        path.read_text(encoding="utf-8")
+        for room in rooms
+        for path in room.rglob("*.py")
+    )
+    for pattern in texts()["new"]["plain"]:
+        words = max(re.split(r"[^\w ,]+|\\\w", pattern), key=len).strip(" d,")
+        assert words in code, pattern
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_one_dial_sets_steps_saves_and_samples(client: TestClient, ui: Ui) -> None:
+    """A number of one's own, in its field or in the YAML, belongs to no position."""
+    numbers = (STEPS, "key:save.save_every", "key:sample.sample_every")
+    page = Page(client, "/new?dataset=40_photo")
+
+    def shown() -> list[str]:
+        return [page.form.fields.get("effort", ""), *map(page.form.fields.get, numbers)]
+
+    usual = shown()
+    assert usual[:2] == ["usual", "240"]
+    page.press("check", effort="quick")
+    assert shown()[:2] == ["quick", "60"] and "steps: 60" in page.yaml
+    page.fill({"key:config.name": "zuzu"})
+    assert shown()[:2] == ["quick", "60"]
+    page.fill({MODEL: EDIT})
+    assert shown() == ["quick", "500", "125", "125"], "also of another model"
+    page.fill({STEPS: "77"})
+    assert shown() == ["", "77", "125", "125"]
+    page.press("check", effort="careful")
+    assert shown() == ["careful", "4000", "500", "500"]
+    page.fill({"yaml": page.yaml.replace("steps: 4000", "steps: 9")})
+    assert shown()[:2] == ["", "9"]
+    page.fill({"effort": "usual", MODEL: str(EXAMPLES / "tiny_mascots")})
+    assert shown() == usual
+    page.press("check", effort="no such position")
+    assert shown()[1:] == usual[1:]
+    for number in range(97):
+        draw(ui.datasets / "many", str(number))
+    assert Page(client, "/new?dataset=many").form.fields[STEPS] == "466"
+    page.press("save", effort="quick")
+    assert "effort" not in Page(client, page.answer.headers["location"]).form.fields
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_the_small_model_says_what_it_draws_and_is_not_the_first_for_photographs(
     client, ui
@@ -871,12 +967,13 @@ def test_a_plan_that_needs_a_gpu_offers_the_small_model(client, ui, queued):
     page = Page(client, "/new?dataset=camera")
     assert page.form.fields["card"] == "" and "no GPU here" in page.answer.text
     page.press("check")
-    assert "on a GPU, which this machine does not have" in page.answer.text
-    # on a small disk there is no room for the model either
-    refused = next(error for error in page.errors() if "no such device" in error)
-    assert refused.endswith(TO_TRY)
+    assert "calculated for the smallest that can do it" in page.form.text
+    # on a small disk there is no room for the model either: that alone is an error
+    assert not any("no such device" in error for error in page.errors())
+    (calm,) = re.findall('(?s)<div class="calm">.*?</div>', page.answer.text)
+    assert TO_TRY in html.unescape(calm) and "bad" not in calm
     assert (
-        '<button name="action" value="small">Try it with the small model</button>'
+        '<button name="action" value="small" class="main big">Try it with the small model</button>'
         in page.answer.text
     )
     page.press("small")
@@ -1154,7 +1251,9 @@ def test_the_way_back_a_reload_and_leaving_lose_nothing(
         browser.run("history.back()")
         browser.wait_for(f"{steps} == '1234'")
         browser.run("location.reload()")
-        browser.wait_for(f"{steps} == '1234' && document.querySelector('.verdict')")
+        browser.wait_for(
+            f"{steps} == '1234' && document.querySelector('#ready').textContent"
+        )
         name = browser.run("return document.getElementById('file').value")
         assert name == "mine.yaml"
     typed(browser, "#f-1", "1235")
