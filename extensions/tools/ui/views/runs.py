@@ -58,6 +58,7 @@ def index(request: Request) -> Response:
         page=page,
         pages=pages,
         count=len(runs),
+        trashed=0,
     )
 
 

@@ -30,8 +30,16 @@ MOST_FIRST = 7
 
 
 def index(request: Request) -> Response:
-    """All tools, each with what it is for."""
-    return render(request, "tools.html.j2", tools=_tools(ui_of(request)))
+    """All tools, each with what it is for, by what a person wants."""
+    tools = _tools(ui_of(request))
+    of = texts()["tools"]["of"]
+    groups = {
+        group: {uid: tools[uid] for uid in uids if uid in tools}
+        for group, uids in of.items()
+    }
+    known = {uid for uids in of.values() for uid in uids}
+    rest = {uid: tool for uid, tool in tools.items() if uid not in known}
+    return render(request, "tools.html.j2", groups=groups | {"rest": rest})
 
 
 def show(request: Request) -> Response:
