@@ -112,7 +112,10 @@ def _form(
     for place, message in wrong:
         mistakes.setdefault(places.get(place, ""), []).append(message)
     values = {f["key"]: given.get(f["key"], _default(f)) for f in fields}
-    first = [field for field in fields if field["required"]]
+    chosen = texts()["tools"]["first"].get(uid, ())
+    by_key = {field["key"]: field for field in fields}
+    first = [by_key[key] for key in chosen if key in by_key]
+    first = first or [field for field in fields if field["required"]]
     first = first or [field for field in fields if not field["is_deep"]][:MOST_FIRST]
     first += [
         f
