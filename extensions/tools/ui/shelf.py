@@ -29,10 +29,11 @@ from extensions.tools.ui.job_text import JobText
 from extensions.tools.ui.queue import RUNNING, WAITING, Queue
 from toolkit.commands import command
 from toolkit.config.reading.loader import folder_name_error
-from toolkit.errors import RunError, UserError
+from toolkit.errors import UserError
 from toolkit.files import run_files
 from toolkit.files.writing import (
     CONFIG_SUFFIXES,
+    folder_lock,
     os_error_as_run_error,
     read_object,
     read_source,
@@ -147,9 +148,19 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _idle(shelf: Shelf, kind: Kind, path: Path) -> Iterator[None]:
-    """Holds the lock of a run inside the block. Raises UserError for what runs, or what
-    something that runs or waits needs."""
+def _alone(shelf: Shelf, kind: Kind, name: str) -> Iterator[Path]:
+    """The path of a name, which nobody else changes inside the block: not the same verb
+    in another page, and no run that starts. Raises UserError for what runs, or what
+    something that runs or waits needs, and RunError for an error of the disk."""
+    path = find(shelf, kind, name)
+    with folder_lock(shelf.home(kind)), os_error_as_run_error(path):
+        path = find(shelf, kind, name)  # as it is now
+        _require_idle(shelf, kind, path)
+        with run_lock(path) if (path / LOCK).is_file() else nullcontext():
+            yield path
+
+
+def _require_idle(shelf: Shelf, kind: Kind, path: Path) -> None:
     folder = path
     if kind == "jobs":
         folder = shelf.runs / (JobText(_text(path)).get(("config", "name")) or ".")
@@ -160,8 +171,6 @@ def _idle(shelf: Shelf, kind: Kind, path: Path) -> Iterator[None]:
                 raise UserError(why_locked(lock.parent, state.owner))
     if user := _user_of(shelf, path):
         raise UserError(f"{path}: {user} needs it. Wait for it, or stop it.")
-    with run_lock(path) if (path / LOCK).is_file() else nullcontext():
-        yield
 
 
 def _user_of(shelf: Shelf, path: Path) -> str:
@@ -196,8 +205,8 @@ def _within(text: Any, path: Path) -> str | None:
 
 def delete(shelf: Shelf, kind: Kind, name: str) -> Trashed:
     """Moves it into the trash. Raises UserError or RunError."""
-    path, home = find(shelf, kind, name), shelf.home(kind)
-    with _idle(shelf, kind, path), os_error_as_run_error(path):
+    home = shelf.home(kind)
+    with _alone(shelf, kind, name) as path:
         size, files = size_of(path)
         entry = moment_name()
         item = home / TRASH / entry / path.name
@@ -227,6 +236,11 @@ def _item(shelf: Shelf, kind: Kind, one: Trashed) -> Path:
 def restore(shelf: Shelf, kind: Kind, name: str) -> Path:
     """Moves the latest of a name, or that of an entry, back to its place. Raises
     UserError or RunError."""
+    with folder_lock(shelf.home(kind)):
+        return _restore(shelf, kind, name)
+
+
+def _restore(shelf: Shelf, kind: Kind, name: str) -> Path:
     known = trashed(shelf, kind)
     one = next((one for one in known if name in (one.entry, one.name)), None)
     stems = [one for one in known if kind == "jobs" and Path(one.name).stem == name]
@@ -269,8 +283,8 @@ def rename(shelf: Shelf, kind: Kind, name: str, new: str) -> Path:
     if path.parent != home:
         raise UserError(f"{path}: is one of several processes of a job. Rename the job")
     if kind == "jobs":
-        return _rename_job(shelf, path, target)
-    with _idle(shelf, kind, path), os_error_as_run_error(path):
+        return _rename_job(shelf, name, path, target)
+    with _alone(shelf, kind, name):
         if kind == "runs":
             _rename_run(shelf, path, new)
         os.rename(path, target)
@@ -285,7 +299,7 @@ def rename(shelf: Shelf, kind: Kind, name: str, new: str) -> Path:
     return target
 
 
-def _rename_job(shelf: Shelf, path: Path, target: Path) -> Path:
+def _rename_job(shelf: Shelf, name: str, path: Path, target: Path) -> Path:
     job = JobText(_text(path))
     if job.get(("config", "name")) == path.stem:
         if (shelf.runs / path.stem / run_files.STATUS).is_file():
@@ -294,7 +308,7 @@ def _rename_job(shelf: Shelf, path: Path, target: Path) -> Path:
                 f"{path}: the run {path.stem} goes on with it. Rename both: {write}"
             )
         job = _named(job, target.stem, path)
-    with _idle(shelf, "jobs", path), os_error_as_run_error(path):
+    with _alone(shelf, "jobs", name):
         write_text(target, job.text)
         path.unlink()
     return target
@@ -378,15 +392,16 @@ def clone(shelf: Shelf, kind: Kind, name: str, new: str) -> Path:
     if kind == "datasets":
         target = _free(shelf, kind, new)
         with os_error_as_run_error(target):
-            shutil.copytree(path, target)
+            shutil.copytree(path, target)  # refuses a folder that is there by now
         return target
     saved = path / run_files.CONFIG if kind == "runs" else path
     if not saved.is_file():
         raise UserError(f"{path}: has no saved job.")
-    target = _free(shelf, "jobs", new, ".yaml" if kind == "runs" else path.suffix)
     job = _named(JobText(_text(saved)), new, saved)
-    with os_error_as_run_error(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with os_error_as_run_error(shelf.jobs):
+        shelf.jobs.mkdir(parents=True, exist_ok=True)
+    with folder_lock(shelf.jobs):
+        target = _free(shelf, "jobs", new, ".yaml" if kind == "runs" else path.suffix)
         write_text(target, job.text)
     return target
 
@@ -394,12 +409,8 @@ def clone(shelf: Shelf, kind: Kind, name: str, new: str) -> Path:
 def longer(shelf: Shelf, name: str, steps: str) -> list[str]:
     """Sets the steps of a run in its saved job, and in the job file of its name where
     that says the same. Returns the words after `run.py` that go on with it."""
-    folder = find(shelf, "runs", name)
-    with _idle(shelf, "runs", folder), os_error_as_run_error(folder):
-        try:
-            run = read_run(folder)
-        except RunError as error:
-            raise UserError(str(error)) from error
+    with _alone(shelf, "runs", name) as folder:
+        run = read_run(folder)
         if run.config is None:
             raise UserError(f"{folder}: has no saved job.")
         saved = JobText(_text(run.config))

@@ -397,7 +397,7 @@ def compare(request: Request, form: Form) -> Response:
     best = ["best", f"--run={short(run.folder)}"]
     _enqueue(
         ui,
-        (grid, f"{words['compare']}: {run.name}"),
+        (grid, f"{words['compare_name']}: {run.name}"),
         (best, f"{words['compare_numbers']}: {run.name}"),
     )
     return RedirectResponse(f"{_address(ui, run)}#compared", 303)

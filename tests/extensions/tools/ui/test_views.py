@@ -125,7 +125,7 @@ def test_what_looks_wrong_is_a_notice(
     with (folder / "events.jsonl").open("a") as file:
         file.writelines(json.dumps(each) + "\n" for each in rows)
     text = client.get("/runs/one").text
-    notices = text.partition('id="notices"')[2].partition("</div>")[0]
+    notices = text.partition('id="notices"')[2].partition("</section>")[0]
     assert (
         notices.count('class="notice"') == 5
         and "message 6" in notices
@@ -185,7 +185,7 @@ def test_samples_and_files_come_whole_small_and_by_ranges(
     whole = client.get("/runs/one/samples/000000010_0.png")
     assert whole.content == (folder / "samples" / "000000010_0.png").read_bytes()
     small = client.get("/runs/one/samples/000000010_0.png?side=16")
-    assert Image.open(BytesIO(small.content)).format == "JPEG"
+    assert Image.open(BytesIO(small.content)).format == "WEBP"
     weights = (folder / "one.safetensors").read_bytes()
     part = client.get(
         "/runs/one/files/one.safetensors", headers={"range": "bytes=10-19"}
@@ -538,7 +538,8 @@ def test_a_run_that_was_asked_to_stop_says_so(
     with run_lock(folder):
         assert "stopping after a save" not in client.get("/runs/one").text
         (folder / "control" / "stop").touch()
-        assert "disabled>stopping after a save" in client.get("/runs/one").text
+        page = client.get("/runs/one").text
+        assert re.search(r"disabled><svg.*</svg> stopping after a save", page)
 
 
 def test_what_two_ask_for_at_once_is_made_once(ui: Ui) -> None:
