@@ -27,6 +27,7 @@ function showIn(link, row, at) {
 
 function showSamples() {
   const at = Number(slider.value), step = samples.steps[at];
+  slider.hidden = samples.steps.length < 2;
   $('shown').textContent = slider.ariaValueText = stepName(step);
   document.querySelector('.alone').hidden = step > 0;
   [...marks.children].forEach((mark, place) => place === at ? mark.setAttribute('aria-current', 'true') : mark.removeAttribute('aria-current'));

@@ -235,13 +235,6 @@ def test_a_browser_shows_it_with_mouse_and_keys_on_any_window(
     assert browser.run("return document.querySelector('#large img').naturalWidth") == 64
     browser.press("Escape")
     assert browser.run("return document.getElementById('large').open") is False
-    browser.click("[name=mode][value=beside]")
-    assert (
-        browser.run(
-            "return document.querySelectorAll('.frames.beside .then img').length"
-        )
-        == 2
-    )
     browser.click(".plot .u-series:last-child th")
     assert (
         browser.run("return document.querySelectorAll('.u-legend .u-off').length") == 1
