@@ -113,7 +113,7 @@ def find(shelf: Shelf, kind: Kind, name: str) -> Path:
     parts = Path(name).parts
     most = 2 if kind == "runs" else 1
     is_elsewhere = Path(name).is_absolute() or not 0 < len(parts) <= most
-    if is_elsewhere or any(part.startswith(".") for part in parts):
+    if is_elsewhere or "\0" in name or any(part.startswith(".") for part in parts):
         raise UserError(f"{name!r}: is no {ONE[kind]} of {home}. {lists}")
     path = home / name
     if kind == "jobs" and path.suffix.lower() not in CONFIG_SUFFIXES:
@@ -169,6 +169,10 @@ def _require_idle(shelf: Shelf, kind: Kind, path: Path) -> None:
             state = read_lock(lock.parent)
             if state.held:
                 raise UserError(why_locked(lock.parent, state.owner))
+    _require_unused(shelf, path)
+
+
+def _require_unused(shelf: Shelf, path: Path) -> None:
     if user := _user_of(shelf, path):
         raise UserError(f"{path}: {user} needs it. Wait for it, or stop it.")
 
@@ -343,6 +347,7 @@ def _rename_run(shelf: Shelf, folder: Path, new: str) -> None:
     for path in texts:
         if path != config:
             _free(shelf, "jobs", new, path.suffix)
+            _require_unused(shelf, path)
     saved = run_files.step_files(folder, old).values()
     files = [file for files in saved for file in files]
     for stem in (old, run_files.best_stem(old)):

@@ -16,6 +16,8 @@ from extensions.tools.ui import shelf
 from extensions.tools.ui.queue import Queue
 from extensions.tools.ui.shelf import Shelf
 from extensions.tools.ui.state import Ui
+from tests.extensions.tools.ui.accessible import SIZES, faults
+from tests.html_browser import Browser
 from toolkit.errors import UserError
 from toolkit.train.lock import run_lock
 
@@ -91,6 +93,7 @@ def test_what_the_program_did_not_make_is_refused(
         ("datasets", "cat/1.txt"),
         ("datasets", ".trash"),
         ("datasets", ""),
+        ("datasets", "a\0b"),
         ("runs", "holiday"),
         ("runs", ".ui"),
         ("runs", "gone"),
@@ -123,6 +126,10 @@ def test_nothing_that_runs_or_is_needed_is_touched(
     queue.add(["generate", f"--lora={own.runs / 'cat' / 'cat.safetensors'}:0.5"], "try")
     with pytest.raises(UserError, match="try in the queue needs it"):
         shelf.delete(own, "runs", "cat")
+    queue.remove(queue.entries()[0].id)
+    queue.add([str(own.jobs / "cat.yaml")], "cat")
+    with pytest.raises(UserError, match="cat in the queue needs it"):
+        shelf.rename(own, "runs", "cat", "other")
 
 
 def test_names_that_cannot_be_are_refused(
@@ -230,3 +237,28 @@ def test_the_page_has_the_verbs_and_says_the_size(
         assert answer.headers["location"] == f"/{kind}/{id_}"
     assert 'href="/verbs/jobs/cat.yaml"' in client.get("/jobs").text
     assert client.get("/verbs/cats/cat").status_code == 404
+
+
+@pytest.mark.slow
+def test_the_pages_of_the_verbs_are_used_by_all(
+    browser: Browser, address: str, own: Shelf, make_run: Callable[..., Path]
+) -> None:
+    make_all(own, make_run)
+    make_run("gone")
+    shelf.delete(own, "runs", "gone")
+    for width, dark in SIZES:
+        for page in ("verbs/runs/cat", "verbs/jobs/cat.yaml", "trash", "jobs", "tools"):
+            browser.open(f"{address}/{page}", width=width, dark=dark)
+            assert faults(browser, width) == [], page
+    browser.open(f"{address}/runs/cat", width=390)
+    browser.run(
+        "for (const menu of document.querySelectorAll('.pop')) menu.open = true"
+    )
+    assert faults(browser, 390) == []
+    browser.click(".pop .sheet a[href$='#delete']")
+    browser.click("#delete button")
+    browser.wait_for("location.pathname == '/trash'")
+    assert "cat" in browser.text("main") and not (own.runs / "cat").exists()
+    browser.click("form[action^='/trash/runs/'] button")
+    browser.wait_for("location.pathname == '/runs/cat'")
+    assert browser.errors() == []
