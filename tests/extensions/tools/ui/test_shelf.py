@@ -207,7 +207,8 @@ def test_a_run_that_is_renamed_and_trained_longer_resumes(
     assert "complete at step 4: nothing to do" in same.stdout
     answer = run_py("runs", "longer", "tom", "6", "--json")
     words = json.loads(answer.stdout)["command"]
-    assert "steps: 6" in (tmp_path / "config" / "tom.yaml").read_text()
+    config = yaml.safe_load((tmp_path / "config" / "tom.yaml").read_text())["config"]
+    assert config["process"][0]["train"]["steps"] == 6
     more = run_py(*words)
     assert more.returncode == 0 and "resum" in more.stdout + more.stderr
     status = json.loads((tmp_path / "output" / "tom" / "run.json").read_text())
