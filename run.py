@@ -80,7 +80,9 @@ OTHER_WORDS = {
     **dict.fromkeys(
         ("stop", "pause", "cancel"), "touch RUN/control/stop (or Ctrl-C where it runs)"
     ),
-    **dict.fromkeys(("delete", "remove"), "rm -r RUN (a run is its folder)"),
+    **dict.fromkeys(
+        ("delete", "remove"), f"{COMMAND} runs delete NAME (or datasets, jobs)"
+    ),
     **dict.fromkeys(
         ("quickstart", "demo", "example"), f"{COMMAND} config/examples/quickstart.yaml"
     ),

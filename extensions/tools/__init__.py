@@ -90,6 +90,27 @@ _TOOLS = [
         "ui",
     ),
     _tool(
+        BEGIN,
+        "datasets",
+        "Datasets",
+        "list datasets; clone, rename, delete and restore them",
+        "ui",
+    ),
+    _tool(
+        BEGIN,
+        "jobs",
+        "Jobs",
+        "list job files; clone, rename, delete and restore them",
+        "ui",
+    ),
+    _tool(
+        AFTER,
+        "runs",
+        "Runs",
+        "list runs; train longer, clone, rename, delete and restore them",
+        "ui",
+    ),
+    _tool(
         AFTER,
         "grid",
         "Compare LoRAs",

@@ -152,9 +152,10 @@ def page(
 
 
 def _joined(kind: str, template: Path, shared: Sequence[Path]) -> str:
-    """The style (.css) or script (.js) of a page: first the part that all pages have,
+    """The style (.css) or script (.js) of a page: first the parts that all pages have,
     then the shared files, then the page's own file."""
-    files = [PAGES / f"page{kind}"]
+    files = [PAGES / "tokens.css"] if kind == ".css" else []
+    files.append(PAGES / f"page{kind}")
     files += [file for file in shared if file.suffix == kind]
     name = template.name.removesuffix(".html.j2")
     files.append(template.with_name(name).with_suffix(kind))

@@ -1,18 +1,17 @@
-"""The LoRA file of a run that is recommended to the user, and a sample made with it.
+"""The LoRA file of a run that is recommended to the user.
 
 `chosen_file` takes the file that `run.py best` recommends, or else the file that was
 saved last. It reads metadata and tensor shapes only, and never measures anything: that
-is the work of `run.py best`. `chosen_sample` picks the sample of the nearest step.
-
-The page of a run begins with both (`extensions.tools.ui.views.run`), and the form for
-new images starts from the file (`extensions.tools.ui.views.after`). Imports no torch.
+is the work of `run.py best`. The page of a run offers the file
+(`extensions.tools.ui.views.run`), and the form for new images starts from it
+(`extensions.tools.ui.views.after`). Imports no torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from extensions.tools.shared.examples import MASCOTS
 from extensions.tools.shared.run_job import BASE_MODEL, last_saved
@@ -94,31 +93,3 @@ def _programs(path: Path) -> Programs:
     if any(part in key for key in keys for part in _OF_OTHER_KINDS):
         return "other"
     return "lora"
-
-
-def chosen_sample(samples: dict[str, Any], step: int | None) -> dict[str, Any] | None:
-    """The first sample of the set whose step is nearest to `step`.
-
-    Returns its `file`, `step`, `index` and `prompt`, or None if the run has no sample
-    that can be shown. samples: the table of `sample_table`. step: None means the last
-    set.
-
-    >>> rows = [{"index": 0, "prompt": "a cat", "files": ["a.png", "b.png"]}]
-    >>> chosen_sample({"steps": [100, 200], "rows": rows}, 130)["file"]
-    'a.png'
-    """
-    steps = samples["steps"]
-
-    def distance(saved_step: int) -> tuple[int, int]:
-        if step is None:
-            return -saved_step, -saved_step
-        return abs(saved_step - step), -saved_step
-
-    for saved_step in sorted(steps, key=distance):
-        at = steps.index(saved_step)
-        for row in samples["rows"]:
-            file = row["files"][at]
-            if file:
-                shown = {"index": row["index"], "prompt": row["prompt"]}
-                return {"file": file, "step": saved_step, **shown}
-    return None

@@ -1,4 +1,5 @@
-"""The config sections of `run.py ui` and `run.py queue`, and the page's token.
+"""The config sections of `run.py ui`, `queue`, `runs`, `datasets` and `jobs`, and the
+page's token.
 
 The sections check that the page cannot be reached by others without a token, and that
 no file is where a folder has to be. They do not serve the page or change the queue:
@@ -186,3 +187,82 @@ class QueueConfig(ToolConfig):
         file = file_in_the_way(queue_folder(self.output))
         if file:
             yield Diagnostic(("output",), f"'{file}' is a file. Give a folder.")
+
+
+VERBS = {
+    "list": (0, "nothing"),
+    "clone": (2, "a name, and the name of the copy"),
+    "rename": (2, "a name, and the new name"),
+    "delete": (1, "a name"),
+    "restore": (1, "a name, or an entry of the trash"),
+}
+"""Action of `datasets` and `jobs` -> as WORDS."""
+
+
+class ShelfConfig(ToolConfig):
+    """What `run.py runs`, `datasets` and `jobs` have in common."""
+
+    positional: ClassVar[tuple[str, ...]] = ("action", "words")
+    flags: ClassVar[dict[str, str]] = {"as_json": "--json"}
+    verbs: ClassVar[dict[str, tuple[int, str]]] = VERBS
+
+    action: Literal["list", "clone", "rename", "delete", "restore"] = "list"
+    """What is done. `delete` moves it into the folder `.trash` beside it."""
+
+    words: Annotated[
+        tuple[str, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})
+    ] = ()
+    """What it is done with: names of `list`."""
+
+    output: WritePathStr = "output"
+    """Folder of the runs."""
+
+    datasets: WritePathStr = "datasets"
+    """Folder of the datasets."""
+
+    jobs: WritePathStr = "config"
+    """Folder of the job files."""
+
+    as_json: bool = False
+    """Print one JSON object."""
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Reports words that the action does not take."""
+        count, which = self.verbs[self.action]
+        if len(self.words) != count:
+            yield Diagnostic(("words",), f"{self.action!r} takes {which}.")
+
+
+class RunsConfig(ShelfConfig):
+    """`run.py runs`: lists the runs with the size of their folders. `runs longer NAME
+    STEPS` sets their steps, `runs clone NAME NEW` writes their job under a new name,
+    `runs rename NAME NEW` keeps them resumable. `runs delete NAME` moves one into the
+    trash, `runs restore NAME` back."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("runs",)
+    example: ClassVar[str] = "rename my_char maya"
+    verbs: ClassVar[dict[str, tuple[int, str]]] = VERBS | {
+        "longer": (2, "a name, and the number of steps in all")
+    }
+
+    action: Literal["list", "longer", "clone", "rename", "delete", "restore"] = "list"  # type: ignore[assignment]  # one more
+    """What is done. `delete` moves it into the folder `.trash` beside it."""
+
+
+class DatasetsConfig(ShelfConfig):
+    """`run.py datasets`: lists the datasets with the size of their folders. `datasets
+    rename NAME NEW` corrects the jobs that name the folder, `datasets clone NAME NEW`
+    copies it. `datasets delete NAME` moves one into the trash, `datasets restore NAME`
+    back."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("datasets",)
+    example: ClassVar[str] = "delete my_char"
+
+
+class JobsConfig(ShelfConfig):
+    """`run.py jobs`: lists the job files. `jobs clone NAME NEW` writes a copy under a new
+    name, `jobs rename NAME NEW` renames one that has no run yet. `jobs delete NAME`
+    moves one into the trash, `jobs restore NAME` back."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("jobs",)
+    example: ClassVar[str] = "clone my_char maya"

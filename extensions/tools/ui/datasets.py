@@ -559,7 +559,7 @@ def keep_captions(data: Dataset, images: Iterable[FoundImage]) -> None:
             old[data.id_of(str(file))] = text
     if old:
         folder = data.ui.own / "trash" / "captions" / data.name
-        with atomic_write(folder / f"{_moment()}.json") as temporary:
+        with atomic_write(folder / f"{moment_name()}.json") as temporary:
             temporary.write_text(json.dumps(old, indent=1), encoding="utf-8")
 
 
@@ -686,7 +686,7 @@ def changed_caption(text: str, form: dict[str, str]) -> str:
 # ---------------------------------------------------------------- trash
 
 
-def _moment() -> str:
+def moment_name() -> str:
     """A name that sorts by time."""
     return f"{time.strftime('%Y-%m-%d_%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
 
@@ -697,7 +697,7 @@ def trash(data: Dataset, images: Iterable[FoundImage]) -> tuple[str, int]:
     Returns the name of the trash entry, and the number of images that were moved. Raises
     OSError or RunError.
     """
-    entry = _moment()
+    entry = moment_name()
     moved = 0
     for image in images:
         with folder_lock(Path(image.path).parent):

@@ -49,7 +49,7 @@ def tag_of(path: Path, side: int = 0) -> str:
 
 
 def thumbnail(ui: Ui, path: Path, side: int) -> Path:
-    """The thumbnail of an image: a JPEG file, made at the first request.
+    """The thumbnail of an image: a WebP file, made at the first request.
 
     Its longer side is the smallest of SIDES that is at least `side`, or the largest of
     them. Its name is `tag_of` the image. Raises ImageError for a file that is not an
@@ -61,7 +61,7 @@ def thumbnail(ui: Ui, path: Path, side: int) -> Path:
     """
     side = min((known for known in SIDES if known >= side), default=SIDES[-1])
     name = tag_of(path, side)
-    small = ui.own / "thumbs" / name[:2] / f"{name}.jpg"
+    small = ui.own / "thumbs" / name[:2] / f"{name}.webp"
     if not small.is_file():
         decoder(ui).decode(path, small, side)
     return small
@@ -188,7 +188,7 @@ def _decode(path: str, thumb: str, side: int) -> None:
     if thumb:
         image.thumbnail((side, side))
         with atomic_write(Path(thumb), durable=False) as temporary:
-            image.save(temporary, "JPEG", quality=85)
+            image.save(temporary, "WEBP", quality=82)
 
 
 if __name__ == "__main__":

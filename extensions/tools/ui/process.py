@@ -1,11 +1,12 @@
-"""The processes of `run.py ui` and `run.py queue`.
+"""The processes of `run.py ui`, `queue`, `runs`, `datasets` and `jobs`.
 
 `UiProcess` opens the port, starts the queue's runner and serves the application of
 `extensions.tools.ui.app` until it is stopped. `QueueProcess` does one thing with the
 queue and ends; `queue run` works on it in the foreground. Neither trains: a job is
-always a separate process, which `extensions.tools.ui.runner` starts.
+always a separate process, which `extensions.tools.ui.runner` starts. `RunsProcess`,
+`DatasetsProcess` and `JobsProcess` do one of the verbs of `extensions.tools.ui.shelf`.
 
-`extensions.tools` lists both as tools, and the command line starts them by name.
+`extensions.tools` lists all as tools, and the command line starts them by name.
 starlette and uvicorn are imported for the page only: the queue needs neither.
 """
 
@@ -24,7 +25,14 @@ from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
-from extensions.tools.ui.config import QueueConfig, UiConfig, queue_folder, token
+from extensions.tools.ui import shelf
+from extensions.tools.ui.config import (
+    QueueConfig,
+    ShelfConfig,
+    UiConfig,
+    queue_folder,
+    token,
+)
 from extensions.tools.ui.queue import WAITING, Queue, planned, why_not_queued
 from jobs.process import BaseExtensionProcess
 from jobs.sweep import variants
@@ -33,6 +41,7 @@ from toolkit.config.reading.tool import ToolConfig, load_tool
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.run_files import utc_now
+from toolkit.files.writing import readable_size
 
 logger = logging.getLogger(__name__)
 
@@ -260,3 +269,77 @@ def checked(argv: tuple[str, ...]) -> str:
     if model is not None and issubclass(model, ToolConfig):
         load_tool(uid, model, flags)
     return uid
+
+
+class ShelfProcess(BaseExtensionProcess):
+    """`run.py runs`, `datasets`, `jobs`: does one thing with them and ends.
+
+    Example::
+
+        python run.py runs rename my_char maya
+        python run.py datasets list --json
+    """
+
+    section: ShelfConfig
+    kind: shelf.Kind
+
+    def run(self) -> None:
+        """Raises UserError where it is not possible."""
+        super().run()
+        asked = self.section
+        folders = (asked.output, asked.datasets, asked.jobs)
+        own = shelf.Shelf(*(Path(folder).expanduser() for folder in folders))
+        if asked.action == "list":
+            self._list(own)
+        elif asked.action == "delete":
+            gone = shelf.delete(own, self.kind, *asked.words)
+            back = command(self.kind, "restore", gone.name)
+            size = f"{readable_size(gone.size)} in {gone.files} files"
+            self._tell(
+                gone._asdict(), f"{gone.name}: {size}, in the trash. Back: {back}"
+            )
+        elif asked.action == "longer":
+            name, steps = asked.words
+            words = shelf.longer(own, name, steps)
+            self._tell({"name": name, "command": words}, f"{name}: {steps} steps. Next: {command(*words)}")  # fmt: skip
+        else:
+            path = getattr(shelf, asked.action)(own, self.kind, *asked.words)
+            self._tell({"path": str(path)}, f"{path}: {asked.action} is done.")
+
+    def _list(self, own: shelf.Shelf) -> None:
+        there = []
+        for name in shelf.names(own, self.kind):
+            path = shelf.find(own, self.kind, name)
+            size, files = shelf.size_of(path)
+            there.append(
+                {"name": name, "path": str(path), "size": size, "files": files}
+            )
+        trash = [one._asdict() for one in shelf.trashed(own, self.kind)]
+        lines = [f"{readable_size(one['size']):>9}  {one['name']}" for one in there]
+        lines += [f"{readable_size(one['size']):>9}  {one['name']}  in the trash" for one in trash]  # fmt: skip
+        self._tell({self.kind: there, "trash": trash}, *lines)
+
+    def _tell(self, facts: dict[str, Any], *lines: str) -> None:
+        if self.section.as_json:
+            print(json.dumps(facts))
+        else:
+            for line in lines:
+                logger.info(line)
+
+
+class RunsProcess(ShelfProcess):
+    """`run.py runs`."""
+
+    kind = "runs"
+
+
+class DatasetsProcess(ShelfProcess):
+    """`run.py datasets`."""
+
+    kind = "datasets"
+
+
+class JobsProcess(ShelfProcess):
+    """`run.py jobs`."""
+
+    kind = "jobs"

@@ -58,8 +58,9 @@ RUNNING, WAITING, DONE, STOPPED, FAILED, DAMAGED, INTERRUPTED = State.__args__  
 CONTROL = "control"
 """Folder for requests, in the folder of a run."""
 
-NOT_QUEUED = frozenset({"ui", "queue"})
-"""Tools that are refused: they never end, or would wait for themselves."""
+NOT_QUEUED = frozenset({"ui", "queue", "runs", "datasets", "jobs"})
+"""Tools that are refused: they never end, would wait for themselves, or would change
+what waits behind them."""
 
 PLAN_S = 600.0
 """Seconds that a dry run may take."""

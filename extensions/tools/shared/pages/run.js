@@ -7,39 +7,36 @@ export const data = JSON.parse($('data').textContent);
 export const {here, words} = data;  // here: the page's address; empty: all that it shows is in it
 
 // ---------------------------------------------------------------- samples
-const samples = data.samples, shots = $('shots'), slider = $('step'), other = $('other');
-const select = document.querySelector('#steps select[name=step]');
-const mode = () => document.querySelector('[name=mode]:checked')?.value ?? 'one';
+const samples = data.samples, shots = $('shots'), slider = $('step'), marks = document.querySelector('#steps .marks');
+const stepName = step => step ? words.at.replace('{step}', step.toLocaleString('en')) : words.alone;
+const address = (file, side) => here ? `${here}/samples/${encodeURIComponent(file)}${side ? `?side=${side}` : ''}` : file;
 
-function frame(row, at, kind) {
-  const link = document.createElement('a'), file = row.files[at];
-  link.className = `frame ${kind}`;
-  link.dataset.step = words.at.replace('{step}', samples.steps[at].toLocaleString('en'));
-  if (file) {
-    const image = document.createElement('img');
-    link.href = here ? `${here}/samples/${encodeURIComponent(file)}` : file;
-    image.src = here ? `${link.href}?side=400` : file;
-    image.alt = `${link.dataset.step}: ${row.prompt}`;
-    link.append(image);
-  } else {
-    link.append(Object.assign(document.createElement('span'), {className: 'blank faint', textContent: words.missing}));
+// The image stays until the next one is there, so that the slider moves through them without a flash.
+function showIn(link, row, at) {
+  const file = row.files[at];
+  link.dataset.step = stepName(samples.steps[at]);
+  if (!file) {
+    link.removeAttribute('href');
+    return link.replaceChildren(Object.assign(document.createElement('span'), {className: 'blank faint', textContent: words.missing}));
   }
-  return link;
+  const image = link.querySelector('img') ?? new Image();
+  Object.assign(image, {src: address(file, shots.dataset.side), alt: `${link.dataset.step}: ${row.prompt}`});
+  link.href = address(file, 0);
+  if (!image.isConnected) link.replaceChildren(image);
 }
 
 function showSamples() {
-  const at = Number(slider.value), against = other.selectedIndex, how = mode();
-  select.value = samples.steps[at];
+  const at = Number(slider.value), step = samples.steps[at];
+  slider.hidden = samples.steps.length < 2;
+  $('shown').textContent = slider.ariaValueText = stepName(step);
+  document.querySelector('.alone').hidden = step > 0;
+  [...marks.children].forEach((mark, place) => place === at ? mark.setAttribute('aria-current', 'true') : mark.removeAttribute('aria-current'));
   for (const figure of shots.children) {
-    const row = samples.rows[figure.dataset.row], frames = figure.querySelector('.frames');
-    frames.className = `frames ${how}`;
-    frames.querySelectorAll('.now, .then').forEach(old => old.remove());
-    frames.prepend(frame(row, at, 'now'), ...(how === 'one' ? [] : [frame(row, against, 'then')]));
+    const row = samples.rows[figure.dataset.row];
+    showIn(figure.querySelector('.now'), row, at);
     figure.querySelector('.drift').textContent = row.drift[at] ?? '';
+    for (const near of here ? [at - 1, at + 1] : []) if (row.files[near]) new Image().src = address(row.files[near], shots.dataset.side);
   }
-  document.querySelector('.other').hidden = how === 'one';
-  document.querySelector('.over').hidden = how !== 'over';
-  shots.style.setProperty('--share', `${$('share').value}%`);
 }
 
 export function takeSamples(event) {
@@ -53,7 +50,8 @@ export function takeSamples(event) {
     at = at < 0 ? samples.steps.length : at;
     samples.steps.splice(at, 0, step);
     samples.rows.forEach(row => { row.files.splice(at, 0, null), row.drift.splice(at, 0, null); });
-    for (const [list, place] of [[select, samples.steps.length - 1 - at], [other, at]]) list.add(new Option(step), place);
+    const mark = Object.assign(document.createElement('a'), {href: `${here}?step=${step}#samples`, textContent: step.toLocaleString('en')});
+    marks.insertBefore(mark, marks.children[at] ?? null);
     slider.max = samples.steps.length - 1;
   }
   (event.files ?? []).forEach((file, index) => {
@@ -65,12 +63,18 @@ export function takeSamples(event) {
 }
 
 if (slider) {
-  slider.hidden = $('steps').hidden = $('modes').hidden = false;
+  slider.hidden = samples.steps.length < 2, marks.hidden = false;
   slider.addEventListener('input', showSamples);
-  select.addEventListener('change', () => { slider.value = samples.steps.indexOf(Number(select.value)); showSamples(); });
-  for (const input of [...document.querySelectorAll('[name=mode]'), other, $('share')]) input.addEventListener('input', showSamples);
+  marks.classList.toggle('ends', samples.steps.length > 12);
+  marks.addEventListener('click', event => {
+    const mark = event.target.closest('a');
+    if (!mark || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    slider.value = [...marks.children].indexOf(mark);
+    showSamples();
+  });
   for (const link of shots.querySelectorAll('.frame:not([href]):has(img)')) link.href = link.querySelector('img').src;
-  let figure = null;  // of the sample that is shown large; its links are made again with each step
+  let figure = null;  // of the sample that is shown large
   const caption = link => {
     figure = link.closest('figure');
     return `${link.dataset.step ?? ''} ${figure.querySelector('figcaption').textContent}`;

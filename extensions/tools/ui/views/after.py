@@ -72,6 +72,10 @@ MOST_CELLS = 400
 BAKE_S = 300
 """Seconds that the writing of a file with strengths per block may take."""
 
+CLEARLY = 0.02
+"""Part by which a number of a file is lower than that of another one, at least, to be
+called so."""
+
 SENT = "control"
 """Folder in TRIED: control images that were sent to the page."""
 
@@ -395,7 +399,7 @@ def compare(request: Request, form: Form) -> Response:
     best = ["best", f"--run={short(run.folder)}"]
     _enqueue(
         ui,
-        (grid, f"{words['compare']}: {run.name}"),
+        (grid, f"{words['compare_name']}: {run.name}"),
         (best, f"{words['compare_numbers']}: {run.name}"),
     )
     return RedirectResponse(f"{_address(ui, run)}#compared", 303)
@@ -444,7 +448,22 @@ def _measured(folder: Path) -> dict[str, Any]:
         return {}
     keys = ("recommended", "reason", "measured_on")
     told = {key: redact_text(str(report.get(key) or "")) for key in keys}
+    told["verdict"], told["step"] = _verdict(rows, told["recommended"])
     return {"rows": rows, **told}
+
+
+def _verdict(rows: list[dict[str, Any]], recommended: str) -> tuple[str, Any]:
+    """The key of the sentence that says how the recommended file differs from the last
+    one, and its step."""
+    steps = [row for row in rows if isinstance(row.get("step"), int)]
+    last = max(steps, key=lambda row: row["step"], default=rows[-1])
+    best = next((row for row in rows if row["file"] == recommended), last)
+    if best is last:
+        return "last", last.get("step")
+    if best["loss"] < last["loss"] * (1 - CLEARLY):
+        return "closer", best.get("step")
+    is_kept = best["drift"] < last["drift"] * (1 - CLEARLY)
+    return "keeps" if is_kept else "as_good", best.get("step")
 
 
 def _is_row(row: Any) -> bool:

@@ -24,7 +24,7 @@ LARGE = SIDES[-1]
 
 
 def picture(request: Request, path: Path, side: int = 0) -> Response:
-    """An image file, or a JPEG copy of it.
+    """An image file, or a WebP copy of it.
 
     side: longer side of the copy in pixels, where the request does not ask for another
     `side`. 0: the file itself. Files of other people are only sent as copies, so that
@@ -40,9 +40,9 @@ def picture(request: Request, path: Path, side: int = 0) -> Response:
         headers = {"etag": tag, "cache-control": "private, no-cache"}
         if tag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
-        kind = "image/jpeg" if side else media_type(path)
+        kind = "image/webp" if side else media_type(path)
         if kind in NOT_SHOWN:
-            kind = "image/jpeg"
+            kind = "image/webp"
             side = LARGE
         with refusals(path.name):
             file = thumbnail(ui_of(request), path, side) if side else path

@@ -138,7 +138,12 @@ def index(request: Request) -> Response:
     for entry in ended[:MOST]:
         is_run = entry.state == DONE and entry.runs
         tail = "" if is_run else queue.tail(entry.id, SHORT_TAIL)
-        shown.append((entry, tail, len(_images(queue, entry)), *_run_of(ui, entry)))
+        images = _images(queue, entry)
+        beside = {
+            path for image in images for path in image.parent.glob(f"*{image.suffix}")
+        }
+        can_vote = len(beside) > 1
+        shown.append((entry, tail, len(images), can_vote, *_run_of(ui, entry)))
     changed = max(
         (path.stat().st_mtime for path in queue.folder.glob("*.json")), default=0.0
     )

@@ -42,7 +42,7 @@ from extensions.tools.shared.run_records import (
     settings_text,
 )
 from extensions.tools.shared.series import MOST_BUCKETS
-from extensions.tools.ui.chosen import Chosen, chosen_sample
+from extensions.tools.ui.chosen import Chosen
 from extensions.tools.ui.commands import run_py
 from extensions.tools.ui.queue import CONTROL
 from extensions.tools.ui.state import (
@@ -91,7 +91,9 @@ def page(
     here = f"/runs/{quote(id_, safe='')}"
     values, cursor = page_values(run, feed(ui, run.folder))
     samples = sample_table(run.folder)
-    step = _whole(request, "step", samples["steps"][-1] if samples["steps"] else 0)
+    best = chosen.step if chosen and chosen.why == "recommended" else None
+    newest = samples["steps"][-1] if samples["steps"] else 0
+    step = _whole(request, "step", newest if best is None else best)
     files = list(saved_files(run.folder, hashed=False))
     other = request.query_params.get("diff", "")
     words = texts()["run"]["script"]
@@ -107,7 +109,6 @@ def page(
         cost=_cost(ui, run),
         is_stopping=(run.folder / CONTROL / "stop").exists(),
         chosen_file=chosen,
-        chosen_sample=chosen_sample(samples, chosen.step if chosen else None),
         samples=samples,
         workflows=[
             path.name for path in run_files.workflow_files(run.folder, run.name)

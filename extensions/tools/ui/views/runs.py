@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from extensions.tools.ui.state import Json, Ui, render, run_id, ui_of, wants_json, whole
+from extensions.tools.ui.views.shelf import count_trashed
 from toolkit.files import run_files
 from toolkit.rounding import ceil_divide
 from toolkit.train.run_index import is_fresh, mark_of
@@ -58,6 +59,7 @@ def index(request: Request) -> Response:
         page=page,
         pages=pages,
         count=len(runs),
+        trashed=count_trashed(ui),
     )
 
 

@@ -30,8 +30,16 @@ MOST_FIRST = 7
 
 
 def index(request: Request) -> Response:
-    """All tools, each with what it is for."""
-    return render(request, "tools.html.j2", tools=_tools(ui_of(request)))
+    """All tools, each with what it is for, by what a person wants."""
+    tools = _tools(ui_of(request))
+    of = texts()["tools"]["of"]
+    groups = {
+        group: {uid: tools[uid] for uid in uids if uid in tools}
+        for group, uids in of.items()
+    }
+    known = {uid for uids in of.values() for uid in uids}
+    rest = {uid: tool for uid, tool in tools.items() if uid not in known}
+    return render(request, "tools.html.j2", groups=groups | {"rest": rest})
 
 
 def show(request: Request) -> Response:
@@ -104,7 +112,10 @@ def _form(
     for place, message in wrong:
         mistakes.setdefault(places.get(place, ""), []).append(message)
     values = {f["key"]: given.get(f["key"], _default(f)) for f in fields}
-    first = [field for field in fields if field["required"]]
+    chosen = texts()["tools"]["first"].get(uid, ())
+    by_key = {field["key"]: field for field in fields}
+    first = [by_key[key] for key in chosen if key in by_key]
+    first = first or [field for field in fields if field["required"]]
     first = first or [field for field in fields if not field["is_deep"]][:MOST_FIRST]
     first += [
         f

@@ -46,11 +46,11 @@ def test_the_download_is_seen_at_once(
             Image.new("RGB", shape, "teal").save(image)
         for width, most in ((1200, 300), (390, 500)):
             browser.open(f"{address}/runs/{name}", width=width, height=800)
-            browser.wait_for("document.querySelector('#first img').naturalWidth")
+            browser.wait_for("document.querySelector('#shots .now img').naturalWidth")
             assert bottom(browser, "#download") <= most, (shape, width)
             assert browser.is_as_wide_as_the_window() and browser.errors() == []
     first, link = browser.run(
-        "return [document.querySelector('#first img').src, document.querySelector('#download').href]"
+        "return [document.querySelector('#shots .now img').src, document.querySelector('#download').href]"
     )
     assert "000001000_0.png" in first and link.endswith("_000001000.safetensors")
 
@@ -183,7 +183,7 @@ def test_a_file_is_tried_voted_on_and_compared_with_the_others(
     }
 
     browser.open(f"{served.address}/runs/pairs")
-    browser.click("#first form button")
+    browser.click(".head form[action$='/compare'] button")
     browser.wait_for("location.hash == '#compared'")
     # 2 prompts, 2 files, no file
     browser.wait_for(
@@ -198,7 +198,7 @@ def test_a_file_is_tried_voted_on_and_compared_with_the_others(
 
     for width, dark in SIZES:
         browser.open(f"{served.address}/runs/pairs", width=width, dark=dark)
-        assert "measures which one" not in browser.text("#first")
+        assert "measures which one" not in browser.text("#use")
         browser.wait_for("document.querySelector('.plot canvas')")
         browser.run(
             "for (const part of document.querySelectorAll('main details')) part.open = true"
@@ -249,14 +249,14 @@ def test_a_run_that_trains_begins_with_its_samples(
         parts = (
             "return [...document.querySelectorAll('main section')].map(part => part.id)"
         )
-        assert browser.run(parts)[:3] == ["samples", "curves", "files"]
+        assert browser.run(parts)[:4] == ["samples", "notices", "curves", "files"]
         assert (
             browser.run(
                 "return document.querySelector('#samples').getBoundingClientRect().top"
             )
             < 300
         )
-        assert browser.run("return document.querySelector('#first')") is None
+        assert browser.run("return document.querySelector('#use')") is None
     # it has ended: the page has the result without being asked
-    browser.wait_for("document.querySelector('#first')")
-    assert browser.run("return document.querySelector('main section').id") == "first"
+    browser.wait_for("document.querySelector('#use')")
+    assert browser.run("return document.querySelector('main section').id") == "samples"

@@ -153,17 +153,15 @@ def test_a_finished_run_is_read_by_its_curves_tables_and_samples(
     assert len(table) == 13 and table[:2] == [["step", "loss"], ["1", "0.49"]]
     assert table[-1] == ["40", "0.1"]
 
-    browser.click("[name=mode][value=beside]")
-    beside = "return document.querySelectorAll('.frames.beside .then img').length"
-    assert browser.run(beside) == 2
-    browser.click("[name=mode][value=over]")
-    browser.run(
-        "const share = document.getElementById('share'); share.value = 30; share.dispatchEvent(new Event('input'))"
-    )
-    clip = (
-        "return getComputedStyle(document.querySelector('.frames.over .then')).clipPath"
-    )
-    assert "70%" in browser.run(clip)
+    marks = "return [...document.querySelectorAll('.marks a')].map(e => e.innerText)"
+    assert browser.run(marks) == ["the model alone", "10"]
+    assert not browser.run("return document.querySelector('.alone').checkVisibility()")
+    browser.click(".marks a")
+    assert browser.text("#shown") == "the model alone"
+    assert "before it has learned your images" in browser.text(".alone")
+    browser.run("document.getElementById('step').focus()")
+    browser.press("ArrowRight")
+    assert browser.text("#shown") == "step 10"
     browser.click("#shots .frame.now")
     is_large = "return document.getElementById('large').open"
     assert browser.run(is_large)

@@ -12,8 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from extensions.tools.shared.run_records import sample_table
-from extensions.tools.ui.chosen import chosen_file, chosen_sample
+from extensions.tools.ui.chosen import chosen_file
 from toolkit.files.safetensors_io import tensor_shapes
 
 
@@ -102,25 +101,4 @@ def test_a_run_without_a_file_or_a_sample_has_none(
 ) -> None:
     folder = make_run("one", sampled=())
     (folder / "one.safetensors").unlink()
-    assert (
-        chosen_file(folder) is None
-        and chosen_sample(sample_table(folder), None) is None
-    )
-
-
-def test_the_sample_is_of_the_step_of_the_file(make_run: Callable[..., Path]) -> None:
-    samples = sample_table(make_run("one", sampled=(0, 5, 10)))
-    assert [chosen_sample(samples, step)["step"] for step in (None, 6, 0, 99)] == [
-        10,
-        5,
-        0,
-        10,
-    ]  # type: ignore[index]
-    samples["rows"][0]["files"][2] = None
-    last = chosen_sample(samples, None)
-    assert last is not None and (last["index"], last["prompt"]) == (
-        1,
-        "a <b>bold</b> photo",
-    )
-    samples["rows"][1]["files"][2] = None
-    assert chosen_sample(samples, 10) == chosen_sample(samples, 5)
+    assert chosen_file(folder) is None

@@ -165,7 +165,7 @@ def test_thumbnails_are_upright_made_once_and_known_again(
     turned[0x0112] = 6
     picture(ui.datasets / "pipo" / "4_pipo" / "turned.jpg", (800, 400), exif=turned)
     answer = page.get("/datasets/pipo/thumbs/4_pipo/turned.jpg")
-    assert answer.headers["content-type"] == "image/jpeg"
+    assert answer.headers["content-type"] == "image/webp"
     (made,) = ui.own.rglob("*.jpg")
     assert Image.open(made).size == (200, 400)
     assert "400 × 800" in page.get("/datasets/pipo").text
@@ -200,7 +200,7 @@ def test_an_image_is_of_the_type_that_it_holds(page: TestClient, ui: Ui) -> None
     # of which browsers get a copy that they can show
     shutil.copyfile(TURNED_HEIC, folder / "phone.heic")
     answer = page.get("/datasets/pipo/images/4_pipo/phone.heic")
-    assert answer.headers["content-type"] == "image/jpeg"
+    assert answer.headers["content-type"] == "image/webp"
     assert Image.open(io.BytesIO(answer.content)).size == (64, 96)
 
 

@@ -22,7 +22,12 @@ from toolkit.system.nvidia import Gpu
 LEAST = 4.5
 """Contrast of text. Source: WCAG 2.2, success criterion 1.4.3."""
 
-STYLES = (PAGES / "page.css", HERE / "static" / "ui.css", HERE / "static" / "looks.css")
+STYLES = (
+    PAGES / "tokens.css",
+    PAGES / "page.css",
+    HERE / "static" / "ui.css",
+    HERE / "static" / "looks.css",
+)
 CARD = Gpu("NVIDIA GeForce RTX 4090", 8, 25_757_220_864, 18_900_000_000, 72)
 
 
@@ -71,20 +76,26 @@ def test_there_is_one_accent_and_the_icon_has_it() -> None:
     assert f'fill="{colours()["accent"][0]}"' in (
         HERE / "static" / "icon.svg"
     ).read_text(encoding="utf-8")
-    own = {
-        path.name: path.read_text(encoding="utf-8")
-        for path in (HERE / "static").glob("*.css")
-    }
+    sheets = [*(HERE / "static").glob("*.css"), PAGES / "page.css", PAGES / "run.css"]
     literal = {
-        name: found
-        for name, text in own.items()
-        if (found := re.findall(r"#[0-9a-f]{3,8}\b(?![^;{]*\{)", text))
+        path.name: re.findall(r"#[0-9a-f]{3,8}\b(?![^;{]*\{)", path.read_text("utf-8"))
+        for path in sheets
     }
-    # of --on-accent
-    assert set(literal) <= {"ui.css"} and set(literal.get("ui.css", ())) == {
-        "#fff",
-        "#0c1420",
+    assert {name for name, found in literal.items() if found} == set()
+
+
+def test_there_are_five_sizes_of_text() -> None:
+    known = re.findall(r"--s\d: \d+px", (PAGES / "tokens.css").read_text("utf-8"))
+    assert len(known) == 5
+    names = ("ui", "looks", "after", "queue", "votes")
+    sheets = [HERE / "static" / f"{name}.css" for name in names]
+    sheets += [PAGES / "page.css", PAGES / "run.css"]
+    sizes = {
+        size
+        for path in sheets
+        for size in re.findall(r"font(?:-size)?: ([^;]*?)[;/]", path.read_text("utf-8"))
     }
+    assert sizes - {f"var(--s{number})" for number in range(1, 6)} == {"inherit"}
 
 
 def test_the_theme_that_is_chosen_goes_before_that_of_the_system(

@@ -254,7 +254,7 @@ def test_a_small_image_that_many_wait_for_is_made_once(
     monkeypatch.setattr(decoder, "_ask", slow)
     answers = together(lambda: client.get("/datasets/d/thumbs/00000.jpg"), 8)
     assert {answer.headers["content-type"] for answer in answers} == {
-        "image/jpeg"
+        "image/webp"
     } and len(asked) == 1
 
 

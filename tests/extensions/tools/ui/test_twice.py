@@ -640,6 +640,44 @@ def train(pages: Pages) -> None:
     assert len(pages.added(f"{pages.name}_voted")) == 1
 
 
+@row("/verbs/{kind}/{id}/{verb}")
+def verbs(pages: Pages) -> None:
+    run, name = pages.run(), pages.name
+    (run / "a.txt").write_text("a")
+    forms = [{"name": f"{name}_{letter}"} for letter in "ab"]
+    assert 303 in statuses(pages.send(f"/verbs/runs/{name}/rename", *forms))
+    [renamed] = pages.output.glob(f"{name}_?")
+    answers = pages.send(f"/verbs/runs/{renamed.name}/clone", {"name": name})
+    assert statuses(answers) == [303, 409], "one copy, of two presses"
+    answers = pages.send(f"/verbs/runs/{renamed.name}/delete", {})
+    assert statuses(answers)[0] == 303 and not renamed.exists()
+    records = [*(pages.output / ".trash").glob("*.json")]
+    [record] = [path for path in records if renamed.name in path.read_text()]
+    kept = record.with_suffix("") / renamed.name / "a.txt"
+    assert kept.read_text() == "a" and record.stem in pages.ask(0, "GET", "/trash").text
+
+
+@row("/trash/{kind}/{entry}")
+def restore_all(pages: Pages) -> None:
+    run = pages.run()
+    pages.post(0, f"/verbs/runs/{pages.name}/delete", {})
+    page = pages.ask(0, "GET", "/trash").text
+    [entry] = re.findall(
+        rf'/trash/runs/([^"]+)"><button aria-label="Restore: {run.name}"', page
+    )
+    assert statuses(pages.send(f"/trash/runs/{entry}", {})) == [303, 409]
+    assert (run / "config.yaml").is_file()
+
+
+@row("/runs/{id}/longer")
+def longer(pages: Pages) -> None:
+    run = pages.run(status="finished", step=10)
+    (run / "config.yaml").write_text(job_of(pages.name, 10))
+    answers = pages.send(f"/runs/{pages.name}/longer", {"steps": "20"})
+    assert statuses(answers) == [303, 409] and len(pages.added(pages.name)) == 1
+    assert '"steps": 20' in (run / "config.yaml").read_text()
+
+
 def test_each_route_has_a_row() -> None:
     assert sorted({*TABLE, *ALIKE}) == POSTS
 

@@ -125,7 +125,7 @@ def test_what_looks_wrong_is_a_notice(
     with (folder / "events.jsonl").open("a") as file:
         file.writelines(json.dumps(each) + "\n" for each in rows)
     text = client.get("/runs/one").text
-    notices = text.partition('id="notices"')[2].partition("</div>")[0]
+    notices = text.partition('id="notices"')[2].partition("</section>")[0]
     assert (
         notices.count('class="notice"') == 5
         and "message 6" in notices
@@ -185,7 +185,7 @@ def test_samples_and_files_come_whole_small_and_by_ranges(
     whole = client.get("/runs/one/samples/000000010_0.png")
     assert whole.content == (folder / "samples" / "000000010_0.png").read_bytes()
     small = client.get("/runs/one/samples/000000010_0.png?side=16")
-    assert Image.open(BytesIO(small.content)).format == "JPEG"
+    assert Image.open(BytesIO(small.content)).format == "WEBP"
     weights = (folder / "one.safetensors").read_bytes()
     part = client.get(
         "/runs/one/files/one.safetensors", headers={"range": "bytes=10-19"}
@@ -538,7 +538,8 @@ def test_a_run_that_was_asked_to_stop_says_so(
     with run_lock(folder):
         assert "stopping after a save" not in client.get("/runs/one").text
         (folder / "control" / "stop").touch()
-        assert "disabled>stopping after a save" in client.get("/runs/one").text
+        page = client.get("/runs/one").text
+        assert re.search(r"disabled><svg.*</svg> stopping after a save", page)
 
 
 def test_what_two_ask_for_at_once_is_made_once(ui: Ui) -> None:
@@ -581,3 +582,32 @@ def test_the_workflow_for_comfyui_is_a_download(
         and "attachment" in answer.headers["content-disposition"]
     )
     assert client.get("/runs/one/files/run.json").status_code == 404
+
+
+def test_a_warning_is_a_sentence_with_its_numbers_under_why(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
+    folder = make_run("one", steps=40, sampled=(0, 10, 20))
+    row = {"event": "warning", "step": 20, "kind": "texture", "message": "texture 0.23"}
+    with (folder / "events.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    sentence, _, why = (
+        client.get("/runs/one")
+        .text.partition('id="notices"')[2]
+        .partition("Why</summary>")
+    )
+    assert "From step 20 the samples look grainy." in sentence
+    assert "/compare?run=one@10&amp;run=one@20" in sentence and "0.23" not in sentence
+    assert why.startswith("texture 0.23")
+
+
+def test_samples_of_no_training_are_called_the_model_alone(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
+    make_run("one")
+    alone = '<span class="faint alone">This is the model before'
+    for query, is_alone in (("", False), ("?step=0", True), ("?step=10", False)):
+        page = client.get(f"/runs/one{query}").text
+        assert (alone in page) is is_alone, query
+        links = re.findall(r'href="/runs/one\?step=(\d+)#samples"', page)
+        assert links == ["0", "10"]

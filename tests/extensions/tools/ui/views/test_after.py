@@ -283,6 +283,35 @@ def test_what_cannot_be_measured_is_said_with_a_remedy_on_the_page(
         )
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "recommended", "said"),
+    [
+        ((0.5, 0.1), (0.5, 0.9), "a", "shows your images as well as the last file"),
+        ((0.4, 0.9), (0.5, 0.1), "a", "Step 5 is nearer to your images"),
+        ((0.5, 0.9), (0.5, 0.9), "a", "Step 5 is as good as the later ones"),
+        ((0.5, 0.9), (0.4, 0.1), "b", "It is the last one"),
+    ],
+)
+def test_which_file_is_best_is_said_in_a_word(
+    client: TestClient,
+    run: Path,
+    first: tuple[float, float],
+    last: tuple[float, float],
+    recommended: str,
+    said: str,
+) -> None:
+    rows = [
+        {"file": name, "step": step, "loss": loss, "drift": drift}
+        for name, step, (loss, drift) in (("a", 5, first), ("b", 10, last))
+    ]
+    measured = {"recommended": recommended, "reason": "r", "files": rows}
+    (run / "best.json").write_text(json.dumps(measured))
+    text = client.get("/runs/one/compared").text
+    sentence, _, why = text.partition("<summary>Why</summary>")
+    assert said in sentence and f"{first[0]:.4f}" not in sentence
+    assert f"{first[0]:.4f}" in why and f"{last[1]:.4f}" in why
+
+
 def test_numbers_that_are_damaged_are_left_out(client: TestClient, run: Path) -> None:
     row = {"file": "one.safetensors", "step": 5, "loss": 0.5, "drift": 0.125}
     measured = {

@@ -46,7 +46,7 @@ def said(client: TestClient) -> str:
     """What the page of the run says of its file."""
     page = client.get("/runs/quickstart").text
     found = re.search(
-        r'(?s)class="card (?:origin"><p>(.*?)</ul>|warn">(.*?)</p>)', page
+        r'(?s)class="(?:card origin"><p>(.*?)</ul>|notice">(.*?)</p>)', page
     )
     words = re.sub("<[^>]*>", " ", found[1] or found[2]) if found else ""
     return " ".join(html.unescape(words).split())

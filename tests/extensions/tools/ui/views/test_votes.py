@@ -124,7 +124,7 @@ def test_edits_are_shown_with_what_they_edit(client: TestClient, voted: Path) ->
     answer = client.get(
         f"/votes/datasets/cats_votes/control/{votes.digest('photo.png')}"
     )
-    assert answer.headers["content-type"] == "image/jpeg"
+    assert answer.headers["content-type"] == "image/webp"
     done = client.get("/votes/datasets/cats_votes").text
     assert "Every pair has a vote" in done and "2 of 2 pairs, 0 to learn from" in done
     assert re.search(r'<button class="main" disabled>Train', done)
