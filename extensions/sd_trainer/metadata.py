@@ -285,6 +285,7 @@ def _words(
             dataset.trigger_word, "datasets", index, "trigger_word"
         )
         for index, dataset in enumerate(section.datasets)
+        if dataset.trigger_word
     }
     triggers[section.trigger_word] = section.as_written(
         section.trigger_word, "trigger_word"
@@ -295,7 +296,7 @@ def _words(
     for folder in trained:
         dataset = section.datasets[folder.dataset]
         default = section.as_written(
-            dataset.default_caption, "datasets", folder.dataset, "default_caption"
+            dataset.default_caption or "", "datasets", folder.dataset, "default_caption"
         )
         for sample in folder.samples:
             texts[sample.image] = sample.texts

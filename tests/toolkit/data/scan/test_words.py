@@ -221,26 +221,23 @@ def drawn(template: str, count: int = 30) -> list[str]:
     ]
 
 
+def made(captions: list[str], trigger: str = "", pairs: bool = False) -> list[Sample]:
+    controls = ("before.png",) if pairs else ()
+    rules = CaptionRules(trigger=trigger)
+    texts = (inject_trigger(text, trigger) for text in captions)
+    return [
+        Sample(f"photos/{i:02}.png", text, 1, Size(9, 9), "photos", controls, rules)
+        for i, text in enumerate(texts)
+    ]
+
+
 def found(
     captions: list[str],
     trigger: str = "",
     prompts: tuple[str, ...] = (),
     pairs: bool = False,
 ) -> list[WordFinding]:
-    controls = ("before.png",) if pairs else ()
-    samples = [
-        Sample(
-            f"photos/{i:02}.png",
-            inject_trigger(text, trigger),
-            1,
-            Size(512, 512),
-            "photos",
-            controls,
-            CaptionRules(trigger=trigger),
-        )
-        for i, text in enumerate(captions)
-    ]
-    return list(word_findings(samples, prompts, trigger))
+    return list(word_findings(made(captions, trigger, pairs), prompts, trigger))
 
 
 LONG = (
@@ -359,6 +356,36 @@ SOUND: dict[str, tuple[list[str], str, tuple[str, ...], bool]] = {
         drawn("woman with long black hair, {wear}", 5),
         "ohwx",
         ("[trigger] in Rome",),
+        False,
+    ),
+    "pairs that all add one thing": (
+        drawn("xray_edit: add a red scarf, {place}"),
+        "xray_edit",
+        (),
+        True,
+    ),
+    "tags, with and without a sentence": (
+        [
+            *drawn("mychar, 1girl, solo, long sleeves, {tags}", 15),
+            *drawn(
+                "mychar, 1girl, solo, {tags}. She is {place}. She is {pose}, and waves to a friend.",
+                15,
+            ),
+        ],
+        "mychar",
+        (),
+        False,
+    ),
+    "writing in a prompt": (
+        drawn("ohwx, {place}"),
+        "ohwx",
+        ("ohwx with a sign that says 'xkcd'",),
+        False,
+    ),
+    "a piece of clothing with its colour": (
+        drawn("a woman in a ohwx red dress, {place}"),
+        "ohwx",
+        (),
         False,
     ),
     "two characters": (
@@ -552,3 +579,10 @@ def test_of_many_captions_some_are_looked_at() -> None:
     captions = drawn("{wear}, round glasses", 20_000)
     (finding,) = found(captions, "ohwx")
     assert "'round glasses' (1,000 of 1,000)" in finding.message
+
+
+def test_the_word_of_another_dataset_is_not_a_misspelt_one() -> None:
+    both = drawn("lirna and lisna, {place}")
+    samples = [*made(both, "lirna"), *made(drawn("{place}, {wear}"), "lisna")]
+    assert list(word_findings(samples)) == []
+    assert [one.check for one in found(both, "lirna")] == ["trigger"]
