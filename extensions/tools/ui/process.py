@@ -287,27 +287,28 @@ class ShelfProcess(BaseExtensionProcess):
         """Raises UserError where it is not possible."""
         super().run()
         asked = self.section
+        action: str = asked.action
         folders = (asked.output, asked.datasets, asked.jobs)
         own = shelf.Shelf(*(Path(folder).expanduser() for folder in folders))
-        if asked.action == "list":
+        if action == "list":
             self._list(own)
-        elif asked.action == "delete":
+        elif action == "delete":
             gone = shelf.delete(own, self.kind, *asked.words)
             back = command(self.kind, "restore", gone.name)
             size = f"{readable_size(gone.size)} in {gone.files} files"
             self._tell(
                 gone._asdict(), f"{gone.name}: {size}, in the trash. Back: {back}"
             )
-        elif asked.action == "longer":
+        elif action == "longer":
             name, steps = asked.words
             words = shelf.longer(own, name, steps)
             self._tell({"name": name, "command": words}, f"{name}: {steps} steps. Next: {command(*words)}")  # fmt: skip
         else:
-            path = getattr(shelf, asked.action)(own, self.kind, *asked.words)
-            self._tell({"path": str(path)}, f"{path}: {asked.action} is done.")
+            path = getattr(shelf, action)(own, self.kind, *asked.words)
+            self._tell({"path": str(path)}, f"{path}: {action} is done.")
 
     def _list(self, own: shelf.Shelf) -> None:
-        there = []
+        there: list[dict[str, Any]] = []
         for name in shelf.names(own, self.kind):
             path = shelf.find(own, self.kind, name)
             size, files = shelf.size_of(path)

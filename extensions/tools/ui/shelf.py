@@ -114,7 +114,7 @@ def find(shelf: Shelf, kind: Kind, name: str) -> Path:
     most = 2 if kind == "runs" else 1
     is_elsewhere = Path(name).is_absolute() or not 0 < len(parts) <= most
     if is_elsewhere or "\0" in name or any(part.startswith(".") for part in parts):
-        raise UserError(f"{name!r}: is no {ONE[kind]} of {home}. {lists}")
+        raise UserError(f"{name!r}: is not a {ONE[kind]} of {home}. {lists}")
     path = home / name
     if kind == "jobs" and path.suffix.lower() not in CONFIG_SUFFIXES:
         found = [home / f"{name}{suffix}" for suffix in CONFIG_SUFFIXES]
@@ -125,7 +125,7 @@ def find(shelf: Shelf, kind: Kind, name: str) -> Path:
             f"Remove the link with: rm {shlex.quote(str(path))}"
         )
     if not path.resolve().is_relative_to(home.resolve()) or not _exists(path, kind):
-        raise UserError(f"{path}: is no {ONE[kind]}. {lists}")
+        raise UserError(f"{path}: is not a {ONE[kind]}. {lists}")
     return path
 
 

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from extensions.tools.ui import shelf
+from extensions.tools.ui.datasets import TRASH
 from extensions.tools.ui.shelf import ONE, Kind, Shelf
 from extensions.tools.ui.state import Form, Ui, posted, refusals, render, run_id, ui_of
 from extensions.tools.ui.views.queue import enqueue
@@ -55,9 +56,12 @@ def show(request: Request, fault: str = "", code: int = 200) -> Response:
     with refusals():
         path = shelf.find(shelf_of(ui), kind, name)
     size, files = shelf.size_of(path)
-    shown = {"kind": kind, "name": path.stem if kind == "jobs" else name}
+    shown: dict[str, Any] = {
+        "kind": kind,
+        "name": path.stem if kind == "jobs" else name,
+    }
     shown |= {"id": request.path_params["id"], "back": _address(ui, kind, path)}
-    shown |= {"trash": shelf_of(ui).home(kind) / shelf.TRASH, "fault": fault}
+    shown |= {"trash": shelf_of(ui).home(kind) / TRASH, "fault": fault}
     return render(request, "verbs.html.j2", code, size=size, files=files, **shown)
 
 
