@@ -158,8 +158,11 @@ def create(request: Request, form: Form) -> Response:
     repeats = form.get("repeats", "").strip() or "1"
     count = 1 if is_pairs else whole(repeats, 1, uploads.MOST_REPEATS)
     bad_repeats = words["bad_repeats"].format(most=uploads.MOST_REPEATS)
-    fault = folder_name_error(name) or windows_name_error(name)
-    fault = fault or (name[:1] == "." and words["hidden_name"])
+    fault = (
+        folder_name_error(name)
+        or windows_name_error(name)
+        or (name[:1] == "." and words["hidden_name"])
+    )
     faults = dict[str, str]()
     if count is None:
         faults["repeats"] = bad_repeats
