@@ -498,7 +498,8 @@ def test_dry_run_writes_nothing(run: Run, job, tmp_path: Path) -> None:
 def test_json_holds_one_object_and_nothing_else(
     run: Run, job, write_extension: Write
 ) -> None:
-    write_extension("loud", "print('noise')")
+    # it names the type, so that it is imported for this job
+    write_extension("loud", "print('noise')  # 'good'")
     path = job("good", name="first")
     result = run(path, "--dry-run", "--json")
     assert json.loads(result.stdout) == {
