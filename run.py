@@ -667,7 +667,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     code = multi_run.run_series(
         list(variants), run_one, recover=arguments.recover, check=guarded
     )
-    if len(folders) == len(variants):
+    if folders and (arguments.recover or len(folders) == len(variants)):
         if arguments.json:
             print(json.dumps(sweep.comparison(folders)), flush=True)
         else:
