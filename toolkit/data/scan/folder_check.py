@@ -84,7 +84,10 @@ def check_images(
     mistakes = list(dict.fromkeys(findings.mistakes))
     if mistakes and forgiven is None:
         raise DataErrors(
-            [replace(each, key=tuple(map(as_given, each.key))) for each in mistakes]
+            [
+                replace(each, key=tuple(as_given(str(part)) for part in each.key))
+                for each in mistakes
+            ]
         )
     if mistakes and forgiven is not None:
         forgiven += mistakes
