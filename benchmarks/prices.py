@@ -117,6 +117,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "toolkit/train/lock.py",
     ),
     "trackers": ("toolkit/train/trackers/", "extensions/trackers/"),
+    "commands, messages and copies while it trains": ("extensions/hooks/",),
     "warnings while it trains": (
         "toolkit/train/anomalies.py",
         "extensions/hooks/watchdog.py",

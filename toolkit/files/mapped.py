@@ -63,12 +63,12 @@ class _Map(mmap.mmap):
     path: Path
     file: BinaryIO
     version: tuple[int, int]
-    """Of the file when it was mapped; see `_version`."""
+    """The file's when it was mapped; see `_version`."""
 
 
 def _version(file: BinaryIO) -> tuple[int, int]:
-    """Bytes of an open file, and when they last changed. Its entry changes where it is
-    renamed or deleted, which is no damage."""
+    """Bytes of an open file, and when they last changed. To rename or delete a file
+    changes its entry alone: its bytes are sound."""
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
 

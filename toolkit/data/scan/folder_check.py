@@ -85,7 +85,13 @@ def check_images(
     if mistakes and forgiven is None:
         raise DataErrors(
             [
-                replace(each, key=tuple(as_given(str(part)) for part in each.key))
+                replace(
+                    each,
+                    key=tuple(
+                        as_given(part) if isinstance(part, str) else part
+                        for part in each.key
+                    ),
+                )
                 for each in mistakes
             ]
         )
