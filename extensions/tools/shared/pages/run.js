@@ -34,7 +34,9 @@ function showSamples() {
   for (const figure of shots.children) {
     const row = samples.rows[figure.dataset.row];
     showIn(figure.querySelector('.now'), row, at);
-    figure.querySelector('.drift').textContent = row.drift[at] ?? '';
+    const drift = figure.querySelector('.drift');
+    drift.title = row.drift[at] ?? '';
+    drift.textContent = drift.title.split(' (')[0];
     for (const near of here ? [at - 1, at + 1] : []) if (row.files[near]) new Image().src = address(row.files[near], shots.dataset.side);
   }
 }
