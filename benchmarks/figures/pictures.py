@@ -54,12 +54,7 @@ SIZE = (1200, 900)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--output", type=Path, default=DOCS, help="folder of the pictures"
-    )
-    parser.add_argument("--trained", type=Path, help="a folder where the jobs have run")
-    asked = parser.parse_args(argv)
+    asked = arguments(argv)
     with TemporaryDirectory() as folder:
         home = (asked.trained or Path(folder)).absolute()
         prepare(home)
@@ -67,6 +62,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = asked.output / RECORD.name
     record.write_text(json.dumps(hashes(), indent=2) + "\n", encoding="utf-8")
     print(f"{len(PICTURES)} pictures and {record}")
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--output", type=Path, default=DOCS, help="folder of the pictures"
+    )
+    parser.add_argument("--trained", type=Path, help="a folder where the jobs have run")
+    return parser.parse_args(argv)
 
 
 def prepare(home: Path) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 
 from toolkit.config import CallbackConfig
-from toolkit.files.redact import REDACTED, register_secret
+from toolkit.files.redact import REDACTED, is_common, register_secret
 
 ALLOWED = "ATELIER_COMMANDS"
 """Environment variable that allows the commands of jobs: a job file is data otherwise
@@ -71,7 +71,8 @@ class WebhookConfig(NoticeConfig):
             raise ValueError(
                 "a saved job has lost the address. Write 'url: ${WEBHOOK_URL}', and set the variable"
             )
-        register_secret([url])
+        if not is_common(url):
+            register_secret([url])
         try:
             parts = urlsplit(url)
             known = parts.scheme in ("http", "https") and bool(parts.hostname)

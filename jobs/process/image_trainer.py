@@ -205,10 +205,6 @@ class ImageTrainer(Trainer):
         self._encode_texts()
         self._unload_encoders()
 
-    def items_encoded(self) -> int:
-        dataset = self.dataset
-        return len(dataset.items) if isinstance(dataset, EncodedDataset) else 0
-
     def _encode_texts(self) -> None:
         """All that were collected, in one pass through the text encoder. Several ranks
         encode a share each, and then what the cache does not keep for all."""
@@ -224,10 +220,11 @@ class ImageTrainer(Trainer):
                 self.model,
                 self.progress,
             )
+        self.items_encoded = len(self.dataset.items)
         what = (
             "latents and text embeddings" if self.caches_latents else "text embeddings"
         )
-        self.status.finish(f"{what} of {len(self.dataset.items)} items are ready")
+        self.status.finish(f"{what} of {self.items_encoded} items are ready")
 
     def _unload_encoders(self) -> None:
         """Unloads the encoders that training does not need. Images that are made from

@@ -127,6 +127,9 @@ class Trainer(BaseTrainProcess):
     seed: int
     device: torch.device
 
+    items_encoded = 0
+    """Items of the dataset that `encode` has made ready."""
+
     roles: dict[str, Role]
     """What is trained, with its optimizers; `attach` makes them."""
 
@@ -228,7 +231,7 @@ class Trainer(BaseTrainProcess):
             self.open_model()
             begun = time.monotonic()
             self.encode()
-            encoded = Encoded(self.items_encoded(), time.monotonic() - begun)
+            encoded = Encoded(self.items_encoded, time.monotonic() - begun)
             account.take("encoding")
             self.attach()
             run = self.build_run()
@@ -273,10 +276,6 @@ class Trainer(BaseTrainProcess):
     def encode(self) -> None:
         """Precomputes what training reads from a cache, such as latents; by default
         nothing."""
-
-    def items_encoded(self) -> int:
-        """How many items `encode` has made ready."""
-        return 0
 
     @abstractmethod
     def attach(self) -> None:

@@ -38,7 +38,7 @@ _SECRET_VARIABLE = re.compile(
 
 _SHORTEST_OF_ENVIRONMENT = 8
 _PLAIN = re.compile(
-    r"[A-Za-z]?[a-z]+|[A-Z]+|~?\.{0,2}/?|~/.*|\.{1,2}/.*|[A-Za-z]:\\.*|[a-z][a-z0-9+.-]*://[\w.:-]+/?",
+    r"[A-Za-z]?[a-z]+|[A-Z]+|~?\.{0,2}/?|~/.*|\.{1,2}/.*|[A-Za-z]:\\.*|[a-z][a-z0-9+.-]*://[\w.:-]*/?",
     re.DOTALL,
 )
 """A word, a path or the address of a host: they are common in ordinary text and are
@@ -131,7 +131,7 @@ def remember_environment(env: Mapping[str, str]) -> None:
     register_secret(
         value
         for name, value in env.items()
-        if name in ALWAYS or (is_secret_variable(name) and not _is_common(value))
+        if name in ALWAYS or (is_secret_variable(name) and not is_common(value))
     )
 
 
@@ -144,7 +144,7 @@ def is_secret_variable(name: str) -> bool:
     return _SECRET_VARIABLE.search(name) is not None
 
 
-def _is_common(value: str) -> bool:
+def is_common(value: str) -> bool:
     """Whether a value of the environment is too ordinary to be replaced wherever it
     stands."""
     if len(value) < _SHORTEST_OF_ENVIRONMENT or _PLAIN.fullmatch(value):

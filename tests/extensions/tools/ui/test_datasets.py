@@ -166,7 +166,7 @@ def test_thumbnails_are_upright_made_once_and_known_again(
     picture(ui.datasets / "pipo" / "4_pipo" / "turned.jpg", (800, 400), exif=turned)
     answer = page.get("/datasets/pipo/thumbs/4_pipo/turned.jpg")
     assert answer.headers["content-type"] == "image/webp"
-    (made,) = ui.own.rglob("*.jpg")
+    (made,) = ui.own.rglob("*.webp")
     assert Image.open(made).size == (200, 400)
     assert "400 × 800" in page.get("/datasets/pipo").text
     assert (
