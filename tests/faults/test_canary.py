@@ -122,6 +122,7 @@ TOOLS = {
     "cache": ["JOB"],
     "caption": ["data", "--model", "nothing"],
     "convert": ["FILE", "converted.safetensors", "--to", "comfyui"],
+    "datasets": [],
     "diagrams": ["RUN"],
     "doctor": ["FILE"],
     "download": ["no owner"],
@@ -130,6 +131,7 @@ TOOLS = {
     "grid": ["RUN"],
     "influence": ["RUN"],
     "inspect": ["RUN"],
+    "jobs": [],
     "lint": ["JOB"],
     "merge": ["--lora", "FILE", "FILE", "--output", "merged.safetensors"],
     "new": ["a_job", "data", "--model", "model"],
@@ -139,6 +141,7 @@ TOOLS = {
     "queue": ["add", "JOB"],
     "report": ["RUN"],
     "resize": ["FILE", "resized.safetensors", "--rank", "2"],
+    "runs": [],
     "scale": ["FILE", "scaled.safetensors", "--blocks", "0:0.5"],
     "ui": ["--help"],
 }
