@@ -48,8 +48,8 @@ _TOOLS = [
     _tool(
         BEGIN,
         "lint",
-        "Lint",
-        "check a dataset: pairs, duplicates, blurred and enlarged images, captions, leaks; see what is trained",
+        "Check a dataset",
+        "find pairs that differ, duplicates, blurred and enlarged images, faults of captions; see what is trained",
     ),
     _tool(
         BEGIN,
@@ -67,7 +67,7 @@ _TOOLS = [
         BEGIN,
         "align",
         "Align pairs",
-        "write copies of pairs in which each control image lies on its image",
+        "write copies of pairs with each control image aligned to its image",
     ),
     _tool(
         BEGIN,
@@ -143,7 +143,7 @@ _TOOLS = [
     _tool(
         AFTER,
         "influence",
-        "Find harmful images",
+        "Find images that hurt",
         "measure which training images of a run act against the others: wrong captions, foreign images",
     ),
     _tool(
@@ -162,7 +162,7 @@ _TOOLS = [
     _tool(
         FILES,
         "doctor",
-        "Examine a LoRA file",
+        "Diagnose a LoRA file",
         "say why a LoRA file does nothing or too much: numbers, layers, alpha, programs, rounding",
     ),
     _tool(

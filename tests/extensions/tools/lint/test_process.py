@@ -66,7 +66,7 @@ def run(capsys: pytest.CaptureFixture[str]):
             "duplicate",
             [f"shows what d/{name} shows" for name in "abcd"],
             [
-                "duplicate: 4 images show what another one shows. ",
+                "duplicate: 4 near-duplicates. ",
                 "  d: 0 = a, 1 = b, 2 = c, 3 = d",
             ],
         ),

@@ -154,10 +154,10 @@ def test_a_finished_run_is_read_by_its_curves_tables_and_samples(
     assert table[-1] == ["40", "0.1"]
 
     marks = "return [...document.querySelectorAll('.marks a')].map(e => e.innerText)"
-    assert browser.run(marks) == ["the model alone", "10"]
+    assert browser.run(marks) == ["without the LoRA", "10"]
     assert not browser.run("return document.querySelector('.alone').checkVisibility()")
     browser.click(".marks a")
-    assert browser.text("#shown") == "the model alone"
+    assert browser.text("#shown") == "without the LoRA"
     assert "before it has learned your images" in browser.text(".alone")
     browser.run("document.getElementById('step').focus()")
     browser.press("ArrowRight")

@@ -709,11 +709,11 @@ def test_images_that_look_the_same_stand_beside_each_other_until_one_is_deleted(
     document = {"state": views.datasets.read_dataset(ui, "pipo").state, "images": 3}
     write_json(ui.own / "lint" / "pipo.json", document | {"findings": findings})
     (note,) = re.findall('<p class="note">(.*?)</p>', page.get("/datasets/pipo").text)
-    assert note.startswith("2 images show what another one shows. ")
+    assert note.startswith("2 near-duplicates. ")
     assert '<a href="?check=1#lint">Look at them</a>' in note
     text = page.get("/datasets/pipo?check=1").text
     assert 'class="note"' not in text, "it is what is looked at"
-    assert "2 images show what another one shows" in text and "gone.gif" not in text
+    assert "2 near-duplicates" in text and "gone.gif" not in text
     pairs = re.findall(r'class="duo">.*?</form>', text, re.DOTALL)
     named = [re.findall(r'name="chosen" value="([^"]*)"', pair) for pair in pairs]
     assert named == [[f"4_pipo/{name}.png", "4_pipo/a.png"] for name in "bc"]

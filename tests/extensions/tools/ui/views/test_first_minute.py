@@ -49,20 +49,20 @@ def job(ui: Ui) -> str:
     ("phase", "done", "of", "unit", "present"),
     [
         ("downloading", 12, 58, "GB", (0, "Downloading the model, 12 of 58 GB")),
-        ("reading", None, None, "", (1, "Reading the model")),
+        ("reading", None, None, "", (1, "Loading the model")),
         (
             "quantizing",
             31,
             60,
             "block",
-            (2, "Making it small enough for the GPU, block 31 of 60"),
+            (2, "Quantizing it to fit the GPU, block 31 of 60"),
         ),
         ("encoding", 18, 30, "images", (3, "Encoding your images, 18 of 30 images")),
         ("generating", 1, 9, "images", (3, "Encoding your images, 1 of 9 images")),
-        ("sampling", 1, 2, "", (4, "First samples, of the model alone, 1 of 2")),
+        ("sampling", 1, 2, "", (4, "First samples, without the LoRA, 1 of 2")),
         ("compiling", None, None, "", (5, "First step")),
         ("step", 0, 2000, "", (5, "First step, 0 of 2,000")),
-        ("a new phase", None, None, "", (1, "Reading the model")),
+        ("a new phase", None, None, "", (1, "Loading the model")),
     ],
 )
 def test_what_is_done_has_a_tick_and_the_present_line_says_how_far(
@@ -110,8 +110,8 @@ def test_it_is_gone_with_the_first_sample_or_step_and_of_runs_that_ended(
         + "    train: {skip_first_sample: true}\n"
     )
     assert [text for _, text in lines(client)] == [
-        "The model is on this disk, done",
-        "Reading the model",
+        "The model is downloaded, done",
+        "Loading the model",
         "Encode your images",
         "First step",
     ]

@@ -344,7 +344,7 @@ def test_the_plan_is_drawn_against_cards(client: TestClient) -> None:
         "224×224 1",
         "images are small for this size, and will look soft. Why",
         "smaller than half of",
-        "57.7 GB are downloaded first",
+        "The start first downloads 57.7 GB",
     ):
         assert part in text
     assert re.search(
@@ -363,7 +363,7 @@ def test_a_model_that_is_not_here_has_a_button_that_downloads_it(
     """Beside its size; the form that it opens puts the command into the queue."""
     page = Page(client, "/new?dataset=40_photo").fill({MODEL: EDIT, "card": "24"})
     link = re.search(
-        r'57\.7 GB are downloaded first\. <a href="([^"]+)">Download the',
+        r'The start first downloads 57\.7 GB\. <a href="([^"]+)">Download the',
         page.answer.text,
     )
     assert link and link[1] == f"/tools/download?model={EDIT}"
@@ -378,7 +378,7 @@ def test_time_and_cost_are_those_of_the_plan(
     assert (
         checked.plan
         and checked.plan["processes"][0]["time"] is None
-        and "Known after the first steps." in page.form.text
+        and "How long it takes is known after the first steps." in page.form.text
     )
     time = {
         "steps": 240,
@@ -398,7 +398,7 @@ def test_time_and_cost_are_those_of_the_plan(
         ),
         (
             {"time": None, "no_time": "GTX 1 is not there"},
-            "3 images, 240 steps. Known after the first steps; GTX 1 is not there.",
+            "3 images, 240 steps. How long it takes is known after the first steps; GTX 1 is not there.",
         ),
     ):
         process.update(given)
@@ -409,7 +409,7 @@ def test_time_and_cost_are_those_of_the_plan(
     text = " ".join(page.press("check").form.text.split())
     done = datetime.now(UTC) + timedelta(hours=2)
     ends = {f"{done + timedelta(minutes=late):%H:%M} UTC" for late in (-1, 0)}
-    said = "about 2 h on your RTX 4070. Started now, it is done at about"
+    said = "about 2 h on your RTX 4070. Started now, it finishes at about"
     assert any(f"{said} {end}." in text for end in ends)
 
 
@@ -420,7 +420,7 @@ def test_the_time_is_that_of_the_chosen_card(
     page = Page(client, "/new?dataset=40_photo")
     for card, name in (("24", "RTX 4090"), ("48", "L40S")):
         text = " ".join(page.fill({MODEL: EDIT, "card": card}).form.text.split())
-        assert f"on an {name}. Calculated, not measured." in text
+        assert f"on an {name}. An estimate, not measured." in text
     asked: list[str] = []
 
     def check(
