@@ -29,7 +29,7 @@ def test_bash_reads_the_script(file: Path) -> None:
 def test_torchrun_knows_the_flags(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     commands = re.findall(
-        r"launch\.py(?:(?!launch\.py).)*? run\.py|- launch\.py.*?- run\.py",
+        r"launch\.py(?:(?!launch\.py).)*? run\.py|- \S*launch\.py.*?- \S*run\.py",
         text,
         re.DOTALL,
     )
