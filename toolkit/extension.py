@@ -185,25 +185,24 @@ class RegisteredExtension:
             (kind for kind in KINDS if getattr(self.extension, kind, "")), "process"
         )
 
-    def check_version(self) -> None:
-        """Raises UserError where this version is not one of those that the extension
-        `requires`."""
+    def version_fault(self) -> str:
+        """That this version is not one of those that the extension `requires`; empty
+        where it is."""
         requires = getattr(self.extension, "requires", "")
         if not requires:
-            return
+            return ""
         from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
         try:
             fits = SpecifierSet(requires).contains(VERSION, prereleases=True)
         except (InvalidSpecifier, AttributeError, TypeError):
-            raise UserError(
-                f'extension {self.folder}: requires = {requires!r} is not a range of versions, such as ">=0.3"'
-            ) from None
-        if not fits:
-            raise UserError(
-                f"the extension {self.uid!r} ({self.folder}) needs {NAME} {requires}, and this is {VERSION}: "
-                f"install another version of one of them."
-            )
+            return f'extension {self.folder}: requires = {requires!r} is not a range of versions, such as ">=0.3"'
+        if fits:
+            return ""
+        return (
+            f"the extension {self.uid!r} ({self.folder}) needs {NAME} {requires}, and this is {VERSION}: "
+            f"install another version of one of them."
+        )
 
     def names(self) -> set[str]:
         """The names by which `--without` leaves it out: its type, its package, and the
@@ -361,7 +360,8 @@ class ExtensionTable:
         same = [extension for extension in self._found if extension.uid == uid]
         named = [extension for extension in same if extension.kind == kind]
         if len(named) == 1:
-            named[0].check_version()
+            if fault := named[0].version_fault():
+                raise UserError(fault)
             return named[0]
         if named:
             folders = "".join(f"\n  {extension.folder}" for extension in named)
@@ -522,6 +522,8 @@ class ExtensionTable:
         rows = [("type", "name", "folder")]
         for extension in self.found:
             kind = "" if extension.kind == "process" else f" ({extension.kind})"
+            if fault := extension.version_fault():
+                kind += f", refused: {fault}"
             rows.append((extension.uid, extension.name + kind, str(extension.folder)))
         for folder in self.skipped:
             rows.append(("-", "lists no process types", str(folder)))
@@ -542,6 +544,11 @@ class ExtensionTable:
         ]
         broken = [
             {"folder": str(one.folder), "reason": one.reason} for one in self.broken
+        ]
+        broken += [
+            {"folder": str(one.folder), "reason": fault}
+            for one in self.found
+            if (fault := one.version_fault())
         ]
         return {
             "extensions": found,

@@ -16,6 +16,7 @@ from jobs.exit import report
 from tests.conftest import ROOT, child_environment
 from tests.parts import needs_foreign_names, needs_part
 from toolkit import extension
+from toolkit.config.sections.output import LoggingConfig
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import Extension, discover, do_without
 from toolkit.files.writing import EXTENSIONS_ROOT
@@ -563,7 +564,22 @@ def test_an_extension_for_another_version_is_refused_by_name(
     with pytest.raises(UserError) as caught:
         table["mine"]
     assert told in str(caught.value) and str(drop_ins / "mine") in str(caught.value)
-    assert [one.uid for one in table.found] == ["mine"]  # it is still listed
+    # It is listed, with the reason.
+    assert [one.uid for one in table.found] == ["mine"]
+    assert f"refused: {caught.value}" in table.render()
+    assert table.to_json()["broken"][0]["reason"] == str(caught.value)
+
+
+def test_a_tracker_for_another_version_is_refused_before_the_run(
+    write_extension: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_extension(
+        "rows",
+        "class A:\n    uid = 'rows'\n    tracker = '.no:No'\n    requires = '>=99'\nAI_TOOLKIT_EXTENSIONS = [A]",
+    )
+    monkeypatch.setenv("EXTENSIONS_PATH", str(folder.parent))
+    with pytest.raises(ValueError, match=r"'rows' .* needs Atelier >=99"):
+        LoggingConfig(log_with="rows")
 
 
 # ------------------------------------------------------------ parts that are not asked for

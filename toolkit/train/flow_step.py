@@ -26,6 +26,7 @@ from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network import Network
 from toolkit.contracts.training import Backward, StepLosses, TrainStep
 from toolkit.data.batches.dataloader import LatentBatch
+from toolkit.errors import RunError
 from toolkit.flow.loss import INTERPOLANTS, at_least_float32, loss_per_sample, weights
 from toolkit.flow.settings import FlowSettings, NoiseLevels, levels_of, most_levels
 from toolkit.flow.timesteps import LEVELS, TimestepContext, draw_timestep, strata
@@ -52,6 +53,37 @@ class ExtraLoss(Protocol):
         losses."""
 
 
+class Loss(Protocol):
+    """The loss of the prediction, in the place of `train.loss_type`'s.
+
+    Example::
+
+        step.loss = lambda predicted_BCHW, target_BCHW, t_B, mask_B1HW: (
+            (predicted_BCHW.float() - target_BCHW).abs().flatten(1).mean(1)
+        )
+    """
+
+    def __call__(
+        self,
+        predicted_BCHW: Tensor,
+        target_BCHW: Tensor,
+        t_B: Tensor,
+        mask_B1HW: Tensor | None,
+    ) -> Tensor:
+        """Losses [B], float32, before their weights. The prediction has the model's
+        number type, the target float32. mask_B1HW: 0 where nothing is learned."""
+
+
+def _checked(loss_B: Tensor, t_B: Tensor, name: str) -> Tensor:
+    """A loss as it is; raises RunError where it has not one number per sample."""
+    if loss_B.shape != t_B.shape:
+        raise RunError(
+            f"the loss {name!r} has the shape {list(loss_B.shape)}, and must have one number per sample, "
+            f"[{len(t_B)}]: end it with .flatten(1).mean(1)"
+        )
+    return loss_B
+
+
 class FlowMatchingStep(TrainStep[LatentBatch]):
     """Loss of the model's prediction (`ModelFacts.prediction`) on the path between each
     image and its own noise, and further losses.
@@ -61,6 +93,9 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         step = FlowMatchingStep(model, seed=42, timestep_type="sigmoid")
         train(run, source, step)
     """
+
+    loss: Loss
+    """The loss of the prediction. An extension may put another one in its place."""
 
     extra_losses: dict[str, ExtraLoss]
     """Name -> loss that is added to the loss of the velocity. Its mean over the batch
@@ -88,6 +123,7 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         self.roles = tuple(roles)
         self.interpolant = INTERPOLANTS[model.family.prediction]
         self.settings = FlowSettings(timestep_type=timestep_type, **settings)
+        self.loss = self._usual_loss
         self.extra_losses = {}
         self.noise_levels = noise_levels if model.family.shares_prefix else 1
         self.most_levels = most_levels(self.noise_levels)
@@ -109,13 +145,13 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
             mask_B1HW = part.loss_mask_B1HW
             if mask_B1HW is not None:
                 mask_B1HW = to_device(mask_B1HW, device).repeat_interleave(levels, 0)
-            loss_B = loss_per_sample(
+            loss_B = self.loss(
                 predicted_BCHW,
                 to_device(target_BCHW, device),
                 to_device(t_B, device),
                 mask_B1HW,
-                self.settings,
             )
+            loss_B = _checked(loss_B, t_B, "loss")
             weight_B = self.weighting(t_B) * part.loss_weight_B.to(
                 t_B.device
             ).repeat_interleave(levels, 0)
@@ -139,6 +175,17 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         )
         return StepLosses(dict.fromkeys(self.roles, loss_B), per_sample)
 
+    def _usual_loss(
+        self,
+        predicted_BCHW: Tensor,
+        target_BCHW: Tensor,
+        t_B: Tensor,
+        mask_B1HW: Tensor | None,
+    ) -> Tensor:
+        return loss_per_sample(
+            predicted_BCHW, target_BCHW, t_B, mask_B1HW, self.settings
+        )
+
     def _by_level(
         self, items: int, values_of_parts: Sequence[tuple[list[int], Tensor]]
     ) -> Tensor:
@@ -158,8 +205,8 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
             return losses
         loss_B = losses.by_role[self.roles[0]].detach()
         numbers = dict(losses.numbers)
-        for index, (name, extra_loss) in enumerate(self.extra_losses.items(), start=1):
-            extra_B = self._extra(extra_loss, batch)
+        for index, name in enumerate(self.extra_losses, start=1):
+            extra_B = self._extra(name, batch)
             backward(
                 dict.fromkeys(self.roles, extra_B),
                 final=index == len(self.extra_losses),
@@ -170,16 +217,14 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
             losses, by_role=dict.fromkeys(self.roles, loss_B), numbers=numbers
         )
 
-    def _extra(self, extra_loss: ExtraLoss, batch: LatentBatch) -> Tensor:
+    def _extra(self, name: str, batch: LatentBatch) -> Tensor:
         """A further loss of each item [B], the mean over its noise levels."""
+        extra_loss = self.extra_losses[name]
         of_rows: dict[int, Tensor] = {}
         for rows, part, levels in self._parts(batch):
             x_t_BCHW, _, t_B = FlowMatchingStep.lesson(self, part, levels)
-            of_rows |= zip(
-                rows,
-                extra_loss(part, x_t_BCHW, t_B).unflatten(0, (-1, levels)).mean(1),
-                strict=True,
-            )
+            loss_B = _checked(extra_loss(part, x_t_BCHW, t_B), t_B, name)
+            of_rows |= zip(rows, loss_B.unflatten(0, (-1, levels)).mean(1), strict=True)
         return torch.stack([of_rows[row] for row in range(len(batch))])
 
     def _parts(

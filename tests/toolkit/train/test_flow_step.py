@@ -23,6 +23,7 @@ from tests.unlike_family import FamilyOfV
 from toolkit.contracts.data import BatchSpec, PromptEmbeds, Size
 from toolkit.contracts.model import DynamicShift
 from toolkit.data.batches.dataloader import BatchLoader, LatentBatch
+from toolkit.errors import RunError
 from toolkit.flow.loss import linear_path, trigonometric_path
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.family import FAMILY
@@ -86,6 +87,23 @@ def test_the_loss_is_the_mean_squared_distance_to_the_velocity() -> None:
     assert torch.equal(
         x_t_BCHW, linear_path(LATENTS, noise_BCHW, t_B)[0]
     ) and torch.equal(asked_t_B, t_B)
+
+
+def test_a_loss_of_an_extension_takes_its_place_and_has_one_number_per_sample() -> None:
+    step = FlowMatchingStep(FakeModel(0.5), seed=1)
+    batch = make_batch(LATENTS, loss_weight_B=torch.tensor([1.0, 2.0, 0.0]))
+    step.loss = lambda predicted_BCHW, target_BCHW, t_B, mask_B1HW: t_B + 1
+    losses = step(batch)
+    expected_B = (losses.per_sample["t"] + 1) * batch.loss_weight_B
+    assert torch.equal(losses.by_role[NETWORK], expected_B)
+
+    def backward(losses: dict[str, Tensor], final: bool) -> None:
+        assert not final
+
+    backward.step = 0
+    step.extra_losses["mine"] = lambda batch, x_t_BCHW, t_B: t_B.mean()
+    with pytest.raises(RunError, match=r"'mine' has the shape \[\], .* \[3\]"):
+        step.backward(batch, backward)
 
 
 def test_of_a_family_that_predicts_v_the_loss_is_that_of_v() -> None:

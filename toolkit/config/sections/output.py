@@ -48,7 +48,7 @@ from toolkit.config.sections.few_step import DeploymentConfig, check_labels
 from toolkit.config.sections.model import VaePath
 from toolkit.config.sections.model_files import vae_file_fault
 from toolkit.config.sections.prompts import prompts_to_samples, read_flags
-from toolkit.errors import install_command
+from toolkit.errors import UserError, install_command
 from toolkit.extension import discover
 from toolkit.files.redact import REDACTED, contains_secret
 from toolkit.registry import HINTED_TOOLS, hinted_tool
@@ -562,10 +562,16 @@ def _tracker_names(value: Any) -> str | tuple[str, ...]:
     where one is unknown."""
     known = ("auto", "all", *PACKAGES)
     names = as_list(value)
+    others: set[str] = set()
     if any(str(name).strip().lower() not in known for name in names):
-        known += tuple(sorted(discover().uids("tracker")))
-    read = reader_of(known, {})
+        others = discover().uids("tracker") - {*known}
+    read = reader_of((*known, *sorted(others)), {})
     found = tuple(dict.fromkeys(read(name) for name in names))
+    for name in others.intersection(found):
+        try:
+            discover().find(name, "tracker")
+        except UserError as refused:
+            raise ValueError(str(refused)) from refused
     return found[0] if len(found) == 1 else found
 
 
