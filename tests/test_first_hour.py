@@ -27,8 +27,11 @@ from tests.first_hour import (
     JOB,
     JOBS,
     MEANT,
+    WAYS,
     Slip,
+    Way,
     images,
+    job_of,
     job_with,
     slips_of_parts,
 )
@@ -101,6 +104,9 @@ REMEDY = re.compile(
 """What stands behind 'Write', in quotes or as one word; or a key with its value behind
 another word."""
 
+PLACE = re.compile(r"job\.yaml:\d+:\d+: |warning: |[a-z_]+(?:\.[a-z_]+)+: |\S+/\S+: ")
+"""Begins an answer: line, key, or file."""
+
 IN_WORDS = {"key: value", "value", "a", "one", "its", "the"}
 """Words that begin a description of what to write."""
 
@@ -124,6 +130,25 @@ def mistake(slip: Slip) -> str:
     errors, warnings = told(instead)
     left = [*errors, *(line for line in warnings if slip.answer in line)]
     return f"is not put right by {slip.instead!r}: {left}" if left else ""
+
+
+def fault_of(way: Way) -> str:
+    """What is wrong with the answer to a job; empty: nothing is."""
+    found = answer(job_of(way.written))
+    said = next((line for line in found if way.answer in line), "")
+    if not said:
+        return f"is not answered with {way.answer!r}: {found}"
+    if not PLACE.match(said):
+        return f"has no place: {said}"
+    errors, warnings = told(job_of(way.instead))
+    left = [*errors, *(line for line in warnings if way.answer in line)]
+    return f"is not put right by {way.instead}: {left}" if left else ""
+
+
+@pytest.mark.slow
+def test_an_answer_to_several_lines_works(work: Path) -> None:
+    wrong = [f"{way.written}: {said}" for way in WAYS if (said := fault_of(way))]
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.slow
