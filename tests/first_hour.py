@@ -103,6 +103,8 @@ def images(folder: Path) -> None:
         f"{layer}.lora_B.weight": np.ones((128, 4), "f4"),
     }
     save_file(wide, folder / "fits.safetensors")
+    (folder / "folder").mkdir()
+    shutil.copy(folder / "fits.safetensors", folder / "folder")
     (folder / "empty.txt").write_text("# no prompt\n")
     (folder / "no_prompt.csv").write_text(
         "better,worse,prompt\ncoffee.jpg,other.jpg,\n"
@@ -142,13 +144,15 @@ def slips(line: str, *rows: tuple[str, str, str]) -> list[Slip]:
 class Way(NamedTuple):
     """As `Slip`, where one line is not enough: line of JOB -> what stands there."""
 
-    written: Mapping[str, str]
+    written: Mapping[str, str] | str
     answer: str
-    instead: Mapping[str, str]
+    instead: Mapping[str, str] | str
 
 
-def job_of(changes: Mapping[str, str]) -> str:
-    """JOB with other text in the place of several lines."""
+def job_of(changes: Mapping[str, str] | str) -> str:
+    """JOB with other text in the place of several lines, or a job of one process."""
+    if isinstance(changes, str):
+        return job_of_one(changes)
     job = JOB
     for line, instead in changes.items():
         job = job_with(line, instead, job)
@@ -946,6 +950,11 @@ WAYS = [
         {LR: f"{LR}\nfew_step_loss: {{lora: fits.safetensors}}"},
     ),
     Way(
+        {LR: f"{LR}\nassistant: nosuch.safetensors"},
+        "Give a LoRA file, or one of the hub: owner/repo.",
+        {LR: f"{LR}\nassistant: fits.safetensors"},
+    ),
+    Way(
         PREFERENCE,
         "no image has a worse one. Give a table with the columns 'better', 'worse' and 'prompt' as captions_file",
         PREFERENCE | PAIRS,
@@ -1010,7 +1019,7 @@ WAYS = [
     ),
     Way(
         PRESERVED | NO_WORD,
-        "replaces the trigger word by its class, but trigger_word is not set. Set it, or use",
+        "replaces the trigger word by its class, but trigger_word is not set. Set it, or use 'blank_prompt_preservation'.",
         PRESERVED,
     ),
     Way(
@@ -1169,6 +1178,18 @@ class SlipsOfPart(NamedTuple):
     """Rows of the table `ELSEWHERE` in test_first_hour.py: words of a message of the
     part -> the test that has them."""
 
+    processes: list[tuple[str, str, str]] = []
+    """A process in one line, a part of its answer, and the process that it leads to."""
+
+    applied: dict[str, str] = {}
+    """Rows of the table `APPLIED` there."""
+
+
+def job_of_one(process: str) -> str:
+    """A job with this process."""
+    line = process.replace("MODEL", MODEL)
+    return f"job: extension\nconfig:\n  name: my_char\n  process:\n    - {{{line}}}\n"
+
 
 def slips_of_parts() -> list[SlipsOfPart]:
     """Those of the parts that are there."""
@@ -1180,3 +1201,4 @@ def slips_of_parts() -> list[SlipsOfPart]:
 
 for part in slips_of_parts():
     COMMANDS |= part.commands
+    WAYS += [Way(*row) for row in part.processes]

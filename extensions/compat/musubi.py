@@ -398,7 +398,9 @@ class _Reader(TrainerFile):
             return
         pairs = dict(read_pairs(arguments, self.diagnostics).value) if arguments else {}
         if "relative_step" not in pairs:
-            written = 'optimizer_args = ["relative_step=False", "scale_parameter=False"]'
+            written = (
+                'optimizer_args = ["relative_step=False", "scale_parameter=False"]'
+            )
             flags = "--optimizer_args relative_step=False scale_parameter=False"
             self.diagnostics.error(
                 kind,

@@ -804,7 +804,11 @@ def test_what_is_not_read_is_answered_with_what_is(
     load: Callable[..., JobConfig], line: str, message: str, instead: str
 ) -> None:
     save_file(
-        {"lora_unet_transformer_blocks_0_attn_to_q.lora_down.weight": torch.ones(4, 64)},
+        {
+            "lora_unet_transformer_blocks_0_attn_to_q.lora_down.weight": torch.ones(
+                4, 64
+            )
+        },
         "of.safetensors",
     )
     try:

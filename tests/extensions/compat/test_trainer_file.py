@@ -112,6 +112,7 @@ def at(config: JobConfig, place: str) -> Any:
 TAKEN: list[tuple[str, Any, Any, str, Any]] = [
     ("SimpleTuner", {}, {}, "network.linear", 16),
     ("SimpleTuner", {}, {}, "train.lr", 4e-7),
+    ("OneTrainer", {}, {"balancing": 3, "balancing_strategy": "REPEATS"}, "datasets.0.num_repeats", 3),
     ("SimpleTuner", {}, {}, "train.batch_size", 4),
     ("SimpleTuner", {}, {}, "train.discrete_flow_shift", 3.0),
     ("SimpleTuner", {}, {}, "train.max_grad_norm", 0.0),
@@ -178,7 +179,7 @@ REFUSED: list[tuple[str, Any, Any, str]] = [
     ("OneTrainer", {"timestep_distribution": "BETA"}, {}, "'BETA' is not here. Write 'LOGIT_NORMAL' or 'UNIFORM'"),
     ("OneTrainer", {"learning_rate_warmup_steps": "soon"}, {}, "learning_rate_warmup_steps: 'soon' is not a number"),
     ("OneTrainer", {"concepts": None}, {}, "concepts: is required: the images"),
-    ("OneTrainer", {}, {"balancing": 0.5}, "balancing: 0.5 is not here: give a whole number"),
+    ("OneTrainer", {}, {"balancing": 0.5}, "balancing: 0.5 is not here: give a whole number, and 'REPEATS'"),
     ("OneTrainer", {}, {"text": {"prompt_source": "concept"}}, "prompt_source: 'concept' is not here"),
     ("diffusion-pipe", "uncond_fraction = 0.1\n", "", "uncond_fraction: 0.1 is not supported here"),
     ("diffusion-pipe", "micro_batch_size_per_gpu = [[512, 4]]\n", "", "micro_batch_size_per_gpu"),

@@ -530,7 +530,7 @@ FAULTY: dict[str, tuple[tuple[list[str], str, tuple[str, ...]], str, str, int]] 
     "a prompt without a word in the job": (
         (drawn("{wear}, {place}"), "", ("sks man",)),
         "prompts",
-        "Give the job its",
+        "Give the job its 'trigger_word'",
         0,
     ),
     "an ordinary word": (
