@@ -7,8 +7,9 @@ import json
 import re
 import shutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -168,6 +169,19 @@ FOLDER = "- folder_path: datasets/robot"
 RATE = "caption_dropout_rate: 0.05"
 
 JOBS = [
+    *slips(
+        "name: my_char",
+        (
+            "name: con",
+            "cannot be the name of a file on Windows, nor of a LoRA in ComfyUI there. Write 'my_con'.",
+            "name: my_con",
+        ),
+        (
+            'name: "a: b"',
+            "nor of a LoRA in ComfyUI there. Write 'a_b'.",
+            "name: a_b",
+        ),
+    ),
     *slips(
         "optimizer: adamw",
         (
@@ -1019,7 +1033,7 @@ WAYS = [
     ),
     Way(
         PRESERVED | NO_WORD,
-        "replaces the trigger word by its class, but trigger_word is not set. Set it, or use 'blank_prompt_preservation'.",
+        "but trigger_word is not set. Set it, or use 'blank_prompt_preservation'.",
         PRESERVED,
     ),
     Way(
@@ -1178,10 +1192,10 @@ class SlipsOfPart(NamedTuple):
     """Rows of the table `ELSEWHERE` in test_first_hour.py: words of a message of the
     part -> the test that has them."""
 
-    processes: list[tuple[str, str, str]] = []
+    processes: Sequence[tuple[str, str, str]] = ()
     """A process in one line, a part of its answer, and the process that it leads to."""
 
-    applied: dict[str, str] = {}
+    applied: Mapping[str, str] = MappingProxyType({})
     """Rows of the table `APPLIED` there."""
 
 

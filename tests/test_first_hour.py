@@ -246,6 +246,8 @@ def test_what_stands_behind_a_flag_is_no_slip(work: Path) -> None:
 CONFIG, DATA = "toolkit/config", "toolkit/data"
 
 ELSEWHERE: dict[str, str] = {
+    "in its place, ": f"{DATA}/scan/test_words.py",
+    "Write all of them as you will write prompts": f"{DATA}/scan/test_words.py",
     "write whole numbers from 1 on": "jobs/test_sweep.py",
     "processes of this job have this key": f"{CONFIG}/reading/test_changes.py",
     "the list stands in 'defaults'": f"{CONFIG}/reading/test_changes.py",
@@ -386,24 +388,51 @@ OTHER_VERB = re.compile(
 NAMED = re.compile(r"'[^']*'|[a-z_]+[._][a-z_]+|\b[a-z_]+: \S|--[a-z]|\{|[A-Z]+_[A-Z]+")
 """Words that can be pasted: in quotes, a key, a flag, a variable."""
 
-APPLIED = {
-    "Give a folder of pairs with 'f": "extensions/sd_trainer/test_rules.py::test_what_is_said_about_a_section",
-    "Give the job a new name, or re": "toolkit/train/test_checkpoint_state.py::test_another_optimizer_than_the_state_was_made_with_is_refused",
-    "Give network.linear, factor an": "toolkit/networks/test_adapter.py::test_a_file_that_a_kind_cannot_hold_is_refused_with_the_reason",
-    "Give the transformer as model": "toolkit/models/test_beside.py::test_a_file_that_is_something_else_is_answered_in_one_line",
-    "Set OMP_NUM_THREADS=1, lower n": "toolkit/test_shortage.py::test_under_a_real_limit_it_is_one_line",
-    "Set WANDB_API_KEY, or WANDB_MO": "toolkit/config/sections/test_output.py::test_the_key_may_be_in_the_job_in_the_environment_or_in_netrc",
-    "add --allow-change to continue": "toolkit/train/test_resumption.py::test_more_steps_of_a_schedule_that_ends_with_the_run_have_two_ways",
-    "add --allow-change to resume w": "toolkit/train/test_resumption.py::test_what_changes_the_result_is_refused_and_listed",
-    "give the job another name, and": "toolkit/plan/test_outlook.py::test_a_run_whose_checkpoints_were_deleted_is_not_called_a_new_one",
-    "give the small model that come": "toolkit/system/test_nvidia.py::test_a_machine_without_a_gpu_is_offered_the_small_model",
-    "set HTTPS_PROXY to a proxy,": "toolkit/models/test_hub_faults.py::test_an_address_that_is_not_reached_is_named",
-    "set model.keep_quantized: fals": "toolkit/files/test_mapped.py::test_bytes_that_are_no_longer_those_that_were_mapped_name_their_file",
+APPLIED_IN = {
+    "extensions/sd_trainer/test_rules.py": {
+        "Give a folder of pairs with 'f": "test_what_is_said_about_a_section",
+    },
+    "toolkit/config/sections/test_output.py": {
+        "Set WANDB_API_KEY, or WANDB_MO": "test_the_key_may_be_in_the_job_in_the_environment_or_in_netrc",
+    },
+    "toolkit/files/test_mapped.py": {
+        "set model.keep_quantized: fals": "test_bytes_that_are_no_longer_those_that_were_mapped_name_their_file",
+    },
+    "toolkit/models/test_beside.py": {
+        "Give the transformer as model": "test_a_file_that_is_something_else_is_answered_in_one_line",
+    },
+    "toolkit/models/test_hub_faults.py": {
+        "set HTTPS_PROXY to a proxy,": "test_an_address_that_is_not_reached_is_named",
+    },
+    "toolkit/networks/test_adapter.py": {
+        "Give network.linear, factor an": "test_a_file_that_a_kind_cannot_hold_is_refused_with_the_reason",
+    },
+    "toolkit/plan/test_outlook.py": {
+        "give the job another name, and": "test_a_run_whose_checkpoints_were_deleted_is_not_called_a_new_one",
+    },
+    "toolkit/system/test_nvidia.py": {
+        "give the small model that come": "test_a_machine_without_a_gpu_is_offered_the_small_model",
+    },
+    "toolkit/test_shortage.py": {
+        "Set OMP_NUM_THREADS=1, lower n": "test_under_a_real_limit_it_is_one_line",
+    },
+    "toolkit/train/test_checkpoint_state.py": {
+        "Give the job a new name, or re": "test_another_optimizer_than_the_state_was_made_with_is_refused",
+    },
+    "toolkit/train/test_resumption.py": {
+        "add --allow-change to continue": "test_more_steps_of_a_schedule_that_ends_with_the_run_have_two_ways",
+        "add --allow-change to resume w": "test_what_changes_the_result_is_refused_and_listed",
+    },
 }
-"""A remedy behind 'Give', 'Set' and 'Add' that no row of first_hour.py has -> the test
-that brings it about, and takes it where that can be done on any machine. Those of a part
-are in its `slips.json`."""
+"""Test file -> a remedy behind 'Give', 'Set' and 'Add' that no row of first_hour.py has
+-> the test that brings it about, and takes it where that can be done on any machine.
+Those of a part are in its `slips.json`."""
 
+APPLIED = {
+    told: f"{file}::{test}"
+    for file, tests in APPLIED_IN.items()
+    for told, test in tests.items()
+}
 for part in slips_of_parts():
     APPLIED |= part.applied
 

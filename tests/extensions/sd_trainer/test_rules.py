@@ -86,7 +86,7 @@ ROWS: list[tuple[str, ...]] = [
         "W datasets.0.is_reg: true for every dataset: all images hold the model back, and none is learned. Add a",
     ),
     (
-        "datasets: [{folder_path: photos}, {folder_path: photos, control_path: photos, is_reg: true}], "
+        "datasets: [{folder_path: photos}, {folder_path: photos, control_path: other, is_reg: true}], "
         "model: {name_or_path: Qwen/Qwen-Image-Edit}",
     ),
     (

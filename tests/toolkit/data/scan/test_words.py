@@ -557,6 +557,12 @@ FAULTY: dict[str, tuple[tuple[list[str], str, tuple[str, ...]], str, str, int]] 
         "20 of 30 captions are a list of tags, such as 'ohwx, 1girl, solo",
         10,
     ),
+    "what to do about tags and sentences": (
+        ([*drawn("ohwx, 1girl, solo, {tags}", 20), *WOMAN[:10]], "ohwx", ()),
+        "forms",
+        "Write all of them as you will write prompts",
+        10,
+    ),
     "short and an enhancer's": (
         ([*drawn("ohwx, {wear}", 25), *drawn(LONG, 5)], "ohwx", ()),
         "forms",
