@@ -73,7 +73,7 @@ class ClassSource:
 
     node: ast.ClassDef | None
     """None: what the name stands for is known only once the module is executed, or it
-    is no class."""
+    is not a class."""
 
     is_other: bool = False
     """Whether it is a function or a module."""
