@@ -6,7 +6,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -96,7 +99,26 @@ def images(folder: Path) -> None:
     save_file(
         matrices | {f"{layer}.alpha": np.zeros(1, "f4")}, folder / "zero.safetensors"
     )
+    wide = {
+        f"{layer}.lora_A.weight": np.ones((4, 128), "f4"),
+        f"{layer}.lora_B.weight": np.ones((128, 4), "f4"),
+    }
+    save_file(wide, folder / "fits.safetensors")
+    (folder / "folder").mkdir()
+    shutil.copy(folder / "fits.safetensors", folder / "folder")
     (folder / "empty.txt").write_text("# no prompt\n")
+    (folder / "no_prompt.csv").write_text(
+        "better,worse,prompt\ncoffee.jpg,other.jpg,\n"
+    )
+    one = folder / "datasets" / "reg"
+    one.mkdir()
+    for file in (robot / "coffee.jpg", robot / "coffee.txt"):
+        shutil.copy(file, one)
+    files = sorted(robot.iterdir())  # an image, then its caption
+    for number in (0, 1):
+        with tarfile.open(folder / f"robot{number}.tar", "w") as shard:
+            for file in files[number * 4 :][:4]:
+                shard.add(file, file.name)
     bare = folder / "datasets" / "odd"
     bare.mkdir()
     for name, caption in {
@@ -108,16 +130,34 @@ def images(folder: Path) -> None:
             (bare / name).with_suffix(".txt").write_text(caption)
 
 
-def job_with(line: str, instead: str) -> str:
-    """JOB with other text in the place of a line."""
-    [found] = re.findall(rf"^ *{re.escape(line)}$", JOB, re.MULTILINE)
+def job_with(line: str, instead: str, job: str = JOB) -> str:
+    """A job with other text in the place of a line."""
+    [found] = re.findall(rf"^ *{re.escape(line)}$", job, re.MULTILINE)
     indent = found.removesuffix(line)
     lines = "\n".join(f"{indent}{part}" if part else "" for part in instead.split("\n"))
-    return JOB.replace(f"{found}\n", f"{lines}\n" if instead else "")
+    return job.replace(f"{found}\n", f"{lines}\n" if instead else "")
 
 
 def slips(line: str, *rows: tuple[str, str, str]) -> list[Slip]:
     return [Slip(line, *row) for row in rows]
+
+
+class Way(NamedTuple):
+    """As `Slip`, where one line is not enough: line of JOB -> what stands there."""
+
+    written: Mapping[str, str] | str
+    answer: str
+    instead: Mapping[str, str] | str
+
+
+def job_of(changes: Mapping[str, str] | str) -> str:
+    """JOB with other text in the place of several lines, or a job of one process."""
+    if isinstance(changes, str):
+        return job_of_one(changes)
+    job = JOB
+    for line, instead in changes.items():
+        job = job_with(line, instead, job)
+    return job
 
 
 NAME = f"name_or_path: {MODEL}"
@@ -129,6 +169,19 @@ FOLDER = "- folder_path: datasets/robot"
 RATE = "caption_dropout_rate: 0.05"
 
 JOBS = [
+    *slips(
+        "name: my_char",
+        (
+            "name: con",
+            "cannot be the name of a file on Windows, nor of a LoRA in ComfyUI there. Write 'my_con'.",
+            "name: my_con",
+        ),
+        (
+            'name: "a: b"',
+            "nor of a LoRA in ComfyUI there. Write 'a_b'.",
+            "name: a_b",
+        ),
+    ),
     *slips(
         "optimizer: adamw",
         (
@@ -880,6 +933,165 @@ JOBS = [
 """In a job; the answer to each is in the errors of the job, or in the warnings of its
 plan."""
 
+PREFERENCE = {LR: f"{LR}\npreference: {{}}"}
+PAIRS = {"caption_ext: txt": "captions_file: pairs.csv"}
+PROMPTS = {
+    "prompts:": "samples:",
+    "- zibo in a room": "- prompt: zibo in a room",
+}
+STREAM = {
+    FOLDER: "- url: robot{0..1}.tar\n  webdataset: {label_key: txt}",
+    RATE: "",
+    "caption_ext: txt": "",
+}
+NO_WORD = {"trigger_word: zibo": ""}
+FULL = {"type: lora": "type: full", "linear: 4": "", LINEAR: ""}
+SWAPPED = {NAME: f"{NAME}\nblocks_to_swap: 1"}
+PRESERVED = {
+    LR: f"{LR}\ndiff_output_preservation: true\ndiff_output_preservation_class: robot"
+}
+NEVER = f"{DEVICE}\nstop_when: {{no_better_within: 95%}}\nvalidation: {{folder_path: datasets/robot, every: 2}}"
+
+WAYS = [
+    Way(
+        {"training_folder: output": "training_folder: s3://bucket/out"},
+        "Give a folder: one in which the bucket is mounted, or one whose files you copy there.",
+        {},
+    ),
+    Way(
+        {LR: f"{LR}\nfew_step_loss: {{lora: nosuch.safetensors}}"},
+        "Give a LoRA file.",
+        {LR: f"{LR}\nfew_step_loss: {{lora: fits.safetensors}}"},
+    ),
+    Way(
+        {LR: f"{LR}\nassistant: nosuch.safetensors"},
+        "Give a LoRA file, or one of the hub: owner/repo.",
+        {LR: f"{LR}\nassistant: fits.safetensors"},
+    ),
+    Way(
+        PREFERENCE,
+        "no image has a worse one. Give a table with the columns 'better', 'worse' and 'prompt' as captions_file",
+        PREFERENCE | PAIRS,
+    ),
+    Way(
+        PAIRS,
+        "the worse images of 1 pairs are not used. Set train.preference to learn from them",
+        PREFERENCE | PAIRS,
+    ),
+    Way(
+        PREFERENCE | {"caption_ext: txt": "captions_file: no_prompt.csv"},
+        "has no prompt, which both images of a pair need. Give the line a 'prompt'",
+        PREFERENCE | PAIRS,
+    ),
+    Way(
+        PROMPTS
+        | {
+            "- zibo in a room": "- prompt: zibo in a room\n  mask_img: datasets/robot/coffee.jpg"
+        },
+        "needs a control image to compare with. Give ctrl_img, or remove it.",
+        PROMPTS,
+    ),
+    Way(
+        {
+            NAME: f"{QUANTIZED}\nqtype: int4\naccuracy_recovery_adapter: nosuch.safetensors"
+        },
+        "Give a file, or owner/repo/file.safetensors of the hub.",
+        {
+            NAME: f"{QUANTIZED}\nqtype: int4\naccuracy_recovery_adapter: fits.safetensors"
+        },
+    ),
+    Way(
+        {FOLDER: f"- folder_path: datasets/reg\n  resolution: 128\n{FOLDER}"},
+        "If they are, give the folder as a dataset with 'is_reg: true'",
+        {
+            FOLDER: f"- folder_path: datasets/reg\n  resolution: 128\n  is_reg: true\n{FOLDER}"
+        },
+    ),
+    Way(
+        {
+            DEVICE: f"{DEVICE}\nvalidation: {{fraction: 0.5, every: 2}}",
+            FOLDER: "- folder_path: datasets/reg",
+        },
+        "Add images, or give validation.folder_path.",
+        {
+            DEVICE: f"{DEVICE}\nvalidation: {{folder_path: datasets/robot, every: 2}}",
+            FOLDER: "- folder_path: datasets/reg",
+        },
+    ),
+    Way(
+        {
+            DEVICE: f"{DEVICE}\nfirst_sample: {{width: 64}}",
+            "prompts:": "",
+            "- zibo in a room": "",
+        },
+        "has no prompts, and inherits none from 'sample'. Set 'prompts' or 'samples'.",
+        {
+            DEVICE: f"{DEVICE}\nfirst_sample: {{width: 64, prompts: [a cat]}}",
+            "prompts:": "",
+            "- zibo in a room": "",
+        },
+    ),
+    Way(
+        PRESERVED | NO_WORD,
+        "but trigger_word is not set. Set it, or use 'blank_prompt_preservation'.",
+        PRESERVED,
+    ),
+    Way(
+        PRESERVED | NO_WORD,
+        "or use 'blank_prompt_preservation'.",
+        {LR: f"{LR}\nblank_prompt_preservation: true"} | NO_WORD,
+    ),
+    Way(
+        FULL | SWAPPED,
+        "Set train.fused_backward_pass: true and train.gradient_accumulation: 1, or blocks_to_swap: 0.",
+        FULL
+        | SWAPPED
+        | {LR: f"{LR}\nfused_backward_pass: true\ngradient_accumulation: 1"},
+    ),
+    Way(
+        FULL | SWAPPED,
+        "or blocks_to_swap: 0.",
+        FULL | {NAME: f"{NAME}\nblocks_to_swap: 0"},
+    ),
+    Way(
+        STREAM | PREFERENCE,
+        "a stream has no pairs. Give a table of them (docs/preferences.md).",
+        PAIRS | PREFERENCE,
+    ),
+    Way(
+        STREAM
+        | {
+            "webdataset: {label_key: txt}": "webdataset: {label_key: txt, readers: 2}",
+            "steps: 30": "epochs: 1",
+            "batch_size: 1": "batch_size: 2",
+        },
+        "several readers need a stream of known length. Set 'webdataset.samples', or 'train.steps'.",
+        STREAM
+        | {
+            "webdataset: {label_key: txt}": "webdataset: {label_key: txt, readers: 2, samples: 4}",
+            "steps: 30": "epochs: 1",
+            "batch_size: 1": "batch_size: 2",
+        },
+    ),
+    Way(
+        STREAM | {DEVICE: f"{DEVICE}\nvalidation: {{fraction: 0.25, every: 2}}"},
+        "no fraction of a stream can be held out. Set 'folder_path' to images that are not part of it.",
+        STREAM
+        | {DEVICE: f"{DEVICE}\nvalidation: {{folder_path: datasets/reg, every: 2}}"},
+    ),
+    Way(
+        STREAM | {DEVICE: NEVER, "steps: 30": "epochs: 1"},
+        "its number of steps is not known. Set 'train.steps' or 'train.step_limit'",
+        STREAM | {DEVICE: NEVER},
+    ),
+    Way(
+        STREAM | {DEVICE: NEVER, "steps: 30": "epochs: 1"},
+        "Set 'train.steps' or 'train.step_limit'",
+        STREAM | {DEVICE: NEVER, "steps: 30": "epochs: 1\nstep_limit: 30"},
+    ),
+]
+"""As JOBS, of answers that need more than a line."""
+
 MEANT = [
     Slip("seed: 42", "seed: random", "", ""),
     Slip("seed: 42", "seed: -1", "", ""),
@@ -980,6 +1192,18 @@ class SlipsOfPart(NamedTuple):
     """Rows of the table `ELSEWHERE` in test_first_hour.py: words of a message of the
     part -> the test that has them."""
 
+    processes: Sequence[tuple[str, str, str]] = ()
+    """A process in one line, a part of its answer, and the process that it leads to."""
+
+    applied: Mapping[str, str] = MappingProxyType({})
+    """Rows of the table `APPLIED` there."""
+
+
+def job_of_one(process: str) -> str:
+    """A job with this process."""
+    line = process.replace("MODEL", MODEL)
+    return f"job: extension\nconfig:\n  name: my_char\n  process:\n    - {{{line}}}\n"
+
 
 def slips_of_parts() -> list[SlipsOfPart]:
     """Those of the parts that are there."""
@@ -991,3 +1215,4 @@ def slips_of_parts() -> list[SlipsOfPart]:
 
 for part in slips_of_parts():
     COMMANDS |= part.commands
+    WAYS += [Way(*row) for row in part.processes]

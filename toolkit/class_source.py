@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import (
@@ -72,9 +73,10 @@ class ClassSource:
 
     node: ast.ClassDef | None
     """None: what the name stands for is known only once the module is executed, or it
-    is a function."""
+    is not a class."""
 
-    is_function: bool = False
+    is_other: bool = False
+    """Whether it is a function or a module."""
 
     def lineage(self) -> Iterator[ClassSource]:
         """The class, then its bases, depth first, where the source names them; one
@@ -187,6 +189,13 @@ def find_class(path: str) -> ClassSource:
         classes = sorted(word for word in _names(module) if word[:1].isupper())
         hint = did_you_mean(name, classes, list_all=False) if classes else ""
         raise UserError(f"{module_name} has no {name!r}. {hint}".rstrip())
+    if source.node is None and not source.is_other:
+        with suppress(UserError):
+            inner = find_module(path)
+            # Its package may mean what the module holds by the same name.
+            same = _named(inner, name)
+            is_other = same.is_other or not (same.node or name in _assigned(inner))
+            return ClassSource(inner, same.node, is_other)
     return source
 
 
@@ -235,10 +244,14 @@ def _named(module: Module, name: str, hops: int = 0) -> ClassSource:
         if isinstance(node, ast.ClassDef) and node.name == first and not rest:
             return ClassSource(module, node)
         if isinstance(node, Function) and node.name == name:
-            return ClassSource(module, None, is_function=True)
-        if isinstance(node, ast.Import) and rest:
+            return ClassSource(module, None, is_other=True)
+        if isinstance(node, ast.Import):
             for alias in node.names:
                 bound = alias.asname or alias.name
+                if name == bound:
+                    return ClassSource(module, None, is_other=True)
+                if not rest:
+                    continue
                 if name.startswith(f"{bound}."):
                     return (
                         _in_module(alias.name, name.removeprefix(f"{bound}."), hops)
@@ -294,6 +307,17 @@ def _names(module: Module) -> set[str]:
         else:
             names |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
     return names
+
+
+def _assigned(module: Module) -> set[str]:
+    """The names that a module's own statements assign to."""
+    return {
+        target.id
+        for node in _body(module)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
 
 
 def _is_complete(module: Module) -> bool:

@@ -398,10 +398,14 @@ class _Reader(TrainerFile):
             return
         pairs = dict(read_pairs(arguments, self.diagnostics).value) if arguments else {}
         if "relative_step" not in pairs:
-            remedy = 'Add optimizer_args ["relative_step=False", "scale_parameter=False"] for learning_rate to count.'
+            written = (
+                'optimizer_args = ["relative_step=False", "scale_parameter=False"]'
+            )
+            flags = "--optimizer_args relative_step=False scale_parameter=False"
             self.diagnostics.error(
                 kind,
-                f"{show(kind)} takes a learning rate of its own there, and none here. {remedy}",
+                f"{show(kind)} takes a learning rate of its own there, and none here. "
+                f"Write {written}, as flags {flags}",
             )
             pairs["relative_step"] = _their("relative_step", False)
         if "scale_parameter" not in pairs:

@@ -69,7 +69,7 @@ def refuse_variables(text: str, diagnostics: Diagnostics) -> None:
     variable = _VARIABLES.search(text)
     if variable is not None:
         line = text.count("\n", 0, variable.start()) + 1
-        message = "holds variables of SimpleTuner. Give its config.json, which is read."
+        message = "holds variables of SimpleTuner. Its config.json is read: name that file instead."
         diagnostics.fatal(SourceLocation(line, 1), (), message)
 
 

@@ -357,8 +357,8 @@ class Trainer(BaseTrainProcess):
         """Puts the data into the order in which the run began: names of images, or
         entries of `datasets`, have changed since. Raises UserError by default."""
         raise UserError(
-            f"{self.save_root}: the images are those of the run, in another order. Give files and folders the names "
-            "that they had, or add --restart to move the old run aside and start over."
+            f"{self.save_root}: the images are those of the run, in another order. With the names that they had it "
+            "goes on; --restart moves the old run aside and starts over."
         )
 
     def check_base(self) -> None:

@@ -282,7 +282,7 @@ def find_optimizer(name: str) -> ClassSource:
         source = find_class(path)
     except UserError as error:
         raise UserError(f"{name!r}: {error}") from error
-    if source.is_function or not _may_be_optimizer(source):
+    if source.is_other or not _may_be_optimizer(source):
         raise UserError(
             f"{name!r} is not an optimizer. Give a class such as 'torch.optim.AdamW'."
         )

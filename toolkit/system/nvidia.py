@@ -34,11 +34,13 @@ ANY_DEVICE = ("auto", "cuda:0")
 """Values of `device` with which a small model is trained on the CPU where there is no
 GPU. Every job of ai-toolkit has `cuda:0`; each other value chooses a device."""
 
+_TINY = Path("config", "examples", "tiny_mascots")
+
 TO_TRY = (
     "To try the program on this machine, give the small model that comes with it, which draws flat mascots only: "
-    "model.name_or_path: config/examples/tiny_mascots."
+    f"model.name_or_path: {(_TINY if _TINY.is_dir() else Path(__file__).resolve().parents[2] / _TINY).as_posix()}."
 )
-"""A hint in the plan for a machine without a GPU."""
+"""A hint in the plan for a machine without a GPU, with a path that is one from here."""
 
 NO_MPS = "mps is a device of Apple's machines: leave 'device' out, or write 'auto'."
 

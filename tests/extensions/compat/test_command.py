@@ -66,6 +66,14 @@ def test_flags_are_the_keys_of_a_training_config() -> None:
     assert job.train.optimizer_params == {"weight_decay": 0.1, "betas": "0.9,0.95"}
 
 
+def test_the_arguments_that_adafactor_lacks_can_be_pasted() -> None:
+    command = COMMAND.partition("--optimizer_args")[0].rstrip(" \\\n")
+    command += " --output_name a --optimizer_type adafactor"
+    flags = fault(command).split(", as flags ")[1]
+    params = load(f"{command} {flags}").processes[0].section.train.optimizer_params
+    assert params == {"relative_step": "False", "scale_parameter": "False"}
+
+
 @pytest.mark.parametrize(("end", "comments"), [("`", True), ("^", False), ("\\", True)])
 def test_lines_go_on_as_in_every_shell(end: str, comments: bool) -> None:
     text = COMMAND.replace("\\\n", f"{end}\r\n")

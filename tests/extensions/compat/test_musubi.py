@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -772,10 +773,50 @@ def test_adafactor_has_the_defaults_of_its_class_as_there(
     assert told.startswith(
         "job.toml:5:18: optimizer_type: 'AdaFactor' takes a learning rate of its own there, and none"
     )
+    load(f"{job}{told.split('Write ')[1].split(', as flags ')[0]}\n")
     (told,) = faults(load, f'{job}optimizer_args = ["relative_step=True"]\n')
     assert (
         "relative_step" in told and "is not possible: the learning rate is 'lr'" in told
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "instead"),
+    [
+        (
+            'resume = "x-state"',
+            "states of musubi-tuner are not read. Give its LoRA file as 'network_weights'.",
+            'network_weights = "of.safetensors"',
+        ),
+        (
+            "save_last_n_steps_state = 2",
+            "the newest two states are kept. Give 'save.max_states_to_keep'",
+            "",
+        ),
+        (
+            'output_dir = ""',
+            "Give the folder of the results, or leave the key out for 'output'",
+            'output_dir = "results"',
+        ),
+    ],
+)
+def test_what_is_not_read_is_answered_with_what_is(
+    load: Callable[..., JobConfig], line: str, message: str, instead: str
+) -> None:
+    save_file(
+        {
+            "lora_unet_transformer_blocks_0_attn_to_q.lora_down.weight": torch.ones(
+                4, 64
+            )
+        },
+        "of.safetensors",
+    )
+    try:
+        told = load(f"{JOB}{line}\n").warnings
+    except ConfigErrors as error:
+        told = str(error).splitlines()
+    assert message in "\n".join(told)
+    assert message not in "\n".join(load(f"{JOB}{instead}\n").warnings)
 
 
 FRONT_END = """\

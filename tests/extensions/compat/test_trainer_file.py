@@ -112,6 +112,7 @@ def at(config: JobConfig, place: str) -> Any:
 TAKEN: list[tuple[str, Any, Any, str, Any]] = [
     ("SimpleTuner", {}, {}, "network.linear", 16),
     ("SimpleTuner", {}, {}, "train.lr", 4e-7),
+    ("OneTrainer", {}, {"balancing": 3, "balancing_strategy": "REPEATS"}, "datasets.0.num_repeats", 3),
     ("SimpleTuner", {}, {}, "train.batch_size", 4),
     ("SimpleTuner", {}, {}, "train.discrete_flow_shift", 3.0),
     ("SimpleTuner", {}, {}, "train.max_grad_norm", 0.0),
@@ -138,6 +139,11 @@ TAKEN: list[tuple[str, Any, Any, str, Any]] = [
     ("OneTrainer", {"optimizer": {"beta1": 0.8}}, {}, "train.optimizer_params", {"betas": [0.8, 0.999]}),
     ("OneTrainer", {"save_every": 2, "save_every_unit": "EPOCH"}, {}, "save.save_every_n_epochs", 2),
     ("OneTrainer", {}, {"balancing": 3.0}, "datasets.0.num_repeats", 3),
+    ("OneTrainer", {"training_method": "LORA"}, {}, "network.type", "lora"),
+    ("OneTrainer", {"timestep_distribution": "LOGIT_NORMAL", "noising_bias": 0}, {}, "train.timestep_type", "sigmoid"),
+    ("OneTrainer", {"save_every": 2, "save_every_unit": "STEP"}, {}, "save.save_every", 2),
+    ("OneTrainer", {}, {"text": {"prompt_source": "sample"}}, "datasets.0.caption_from_name", False),
+    ("diffusion-pipe", "", "resolutions = [1024]\n", "datasets.0.resolution", (1024,)),
     ("diffusion-pipe", "", "", "network.linear", 8),
     ("diffusion-pipe", "", "", "train.epochs", 3),
     ("diffusion-pipe", "", "", "train.timestep_type", "sigmoid"),
@@ -168,21 +174,22 @@ REFUSED: list[tuple[str, Any, Any, str]] = [
     ("SimpleTuner", {"base_model_precision": "nf9"}, {}, "base_model_precision: 'nf9' is none of the types here"),
     ("SimpleTuner", {"flow_schedule_shift": []}, {}, "flow_schedule_shift: a list is not a number"),
     ("SimpleTuner", {}, {"type": "huggingface"}, "type: 'huggingface' is not supported here: download the images"),
-    ("SimpleTuner", {}, {"caption_strategy": "parquet"}, "caption_strategy: 'parquet' is not here"),
+    ("SimpleTuner", {}, {"caption_strategy": "parquet"}, "Write each image's caption beside it, and 'textfile'"),
     ("SimpleTuner", {}, {"instance_data_dir": "nowhere"}, "instance_data_dir: 'nowhere' does not exist"),
     ("SimpleTuner", {}, {"conditioning_data": ["none"]}, "names no dataset with a folder: 'none'"),
     ("SimpleTuner", {"data_backend_config": "/old/a"}, {}, "not on this machine. Where it lies elsewhere: --map /old="),
     ("OneTrainer", {"model_type": "FLUX_2"}, {}, "model_type: 'FLUX_2' is not supported here: only Qwen-Image"),
-    ("OneTrainer", {"training_method": "EMBEDDING"}, {}, "training_method: 'EMBEDDING' is not here"),
+    ("OneTrainer", {"training_method": "EMBEDDING"}, {}, "'EMBEDDING' is not here. Write 'LORA' or 'FINE_TUNE'"),
     ("OneTrainer", {"mae_strength": 0.5}, {}, "mae_strength: 0.5 is not supported here"),
     ("OneTrainer", {"timestep_distribution": "BETA"}, {}, "'BETA' is not here. Write 'LOGIT_NORMAL' or 'UNIFORM'"),
     ("OneTrainer", {"learning_rate_warmup_steps": "soon"}, {}, "learning_rate_warmup_steps: 'soon' is not a number"),
     ("OneTrainer", {"concepts": None}, {}, "concepts: is required: the images"),
-    ("OneTrainer", {}, {"balancing": 0.5}, "balancing: 0.5 is not here: give a whole number"),
-    ("OneTrainer", {}, {"text": {"prompt_source": "concept"}}, "prompt_source: 'concept' is not here"),
+    ("OneTrainer", {}, {"balancing": 0.5}, "balancing: 0.5 is not here: give a whole number, and 'REPEATS'"),
+    ("OneTrainer", {}, {"text": {"prompt_source": "concept"}}, "Write each image's caption beside it, and 'sample'"),
+    ("OneTrainer", {"timestep_distribution": "LOGIT_NORMAL", "noising_bias": 0.2}, {}, "0.2 is not here. Write 0."),
     ("diffusion-pipe", "uncond_fraction = 0.1\n", "", "uncond_fraction: 0.1 is not supported here"),
     ("diffusion-pipe", "micro_batch_size_per_gpu = [[512, 4]]\n", "", "micro_batch_size_per_gpu"),
-    ("diffusion-pipe", "", "resolutions = ['big']\n", "is not a list of sizes"),
+    ("diffusion-pipe", "", "resolutions = ['big']\n", "is not a list of sizes. Write [1024], or [[1280, 720]]."),
 ]  # fmt: skip
 """Program, keys of its file, keys of its first dataset, a part of the message."""
 
@@ -194,6 +201,18 @@ def test_what_changes_the_training_and_is_not_here_is_an_error_at_its_key(
     with pytest.raises(UserError) as error:
         load(program, more, data)
     assert says in str(error.value)
+
+
+def test_a_unit_that_is_not_here_is_a_warning_and_the_units_that_are_end_it(
+    load: Load,
+) -> None:
+    told = "is not here: none at intervals. Write 'EPOCH' or 'STEP'."
+    units = ("MINUTE", "EPOCH", "STEP")
+    found = [
+        told in str(load("OneTrainer", {"save_every_unit": unit}, {}).warnings)
+        for unit in units
+    ]
+    assert found == [True, False, False]
 
 
 def test_each_key_that_no_table_has_is_named_and_left_out(load: Load) -> None:

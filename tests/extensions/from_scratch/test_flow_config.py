@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,6 +167,61 @@ def test_what_makes_no_sense_is_an_error_at_its_key(
     with pytest.raises(ConfigErrors) as caught:
         load(**changes)
     assert f"process[0].{message}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "remedies"),
+    [
+        (
+            {"model": RANDOM_FROZEN},
+            "so captions would be noise. Remove 'train', give 'name_or_path' a trained text encoder, or "
+            "'allow_random: true'.",
+            [
+                {"model": {"text_encoder": {}}},
+                {"model": {"text_encoder": {"train": False, "allow_random": True}}},
+            ],
+        ),
+        (
+            {"model": {"new_vae": {}, "vae": ""}},
+            "has to be trained. Add the section 'autoencoder', or set 'vae'.",
+            [{"model": {"new_vae": {}, "vae": ""}, "autoencoder": {}}, {}],
+        ),
+    ],
+)
+def test_what_the_answer_says_puts_it_right(
+    load: Load, changes: dict, message: str, remedies: list[dict]
+) -> None:
+    with pytest.raises(ConfigErrors, match=re.escape(message)):
+        load(**changes)
+    for remedy in remedies:
+        load(**remedy)
+
+
+def test_the_folder_of_another_pipeline_is_refused_and_one_of_ours_taken(
+    load: Load, tmp_path: Path, tiny_model: Path
+) -> None:
+    keys = {"transformer": None, "text_encoder": {}}
+    with pytest.raises(ConfigErrors, match="Give a folder that a flow_trainer wrote"):
+        load(model={"name_or_path": str(tiny_model), **keys})
+    ours = write_flow_model(tmp_path / "ours")
+    assert load(model={"name_or_path": str(ours), **keys}).model.name_or_path
+
+
+def test_guidance_of_a_model_that_knows_no_empty_caption(
+    load: Load, tmp_path: Path
+) -> None:
+    """Either way that the warning names ends it."""
+    folder = str(tmp_path / "data")
+
+    def warned(scale: float, **keys: object) -> bool:
+        dataset = {"folder_path": folder, "resolution": 32, **keys}
+        sample = {"samples": [{"prompt": "a"}], "guidance_scale": scale}
+        found = warnings(load(sample=sample, datasets=[dataset]))
+        message = "needs an unconditional model: set caption_dropout_rate (for example 0.1) or guidance_scale 1."
+        return message in str(found)
+
+    assert warned(4)
+    assert not warned(1) and not warned(4, caption_dropout_rate=0.1)
 
 
 def test_references_need_a_transformer_that_takes_them(

@@ -42,7 +42,7 @@ def load(vae_job, make_pictures, write_job, tmp_path: Path) -> Load:
         ),
         (
             {"losses": {"latent_noise": 0.1}},
-            "losses.latent_noise: needs latents of a known scale.",
+            "losses.latent_noise: needs latents of a known scale. Set 'model.name_or_path', or remove it.",
         ),
         (
             {"losses": {"lpips": 0.1}},

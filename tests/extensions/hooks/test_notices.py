@@ -190,7 +190,10 @@ def test_an_error_is_told_without_the_secrets_in_it(server, run: Run) -> None:
         ({"url": "https://host:port/x"}, "Write https://HOST/PATH"),
         ({"url": "https://host/a b"}, "Write https://HOST/PATH"),
         ({"url": "file:///etc/passwd"}, "Write https://HOST/PATH"),
-        ({"url": "<redacted>"}, "${WEBHOOK_URL}"),
+        (
+            {"url": "<redacted>"},
+            "a saved job has lost the address. Write 'url: ${WEBHOOK_URL}'",
+        ),
         ({"url": "http://host", "on": ["step"]}, "'encoded', 'start', 'sample'"),
         ({"url": "http://host", "on": []}, "at least 1"),
         ({"url": "http://host", "timeout_s": 0}, "greater than 0"),

@@ -86,6 +86,10 @@ ROWS: list[tuple[str, ...]] = [
         "W datasets.0.is_reg: true for every dataset: all images hold the model back, and none is learned. Add a",
     ),
     (
+        "datasets: [{folder_path: photos}, {folder_path: photos, control_path: other, is_reg: true}], "
+        "model: {name_or_path: Qwen/Qwen-Image-Edit}",
+    ),
+    (
         f"{FROM_BASE}, model: {{name_or_path: Qwen/Qwen-Image-Edit}}",
         "E datasets.1.from_base: Qwen-Image-Edit edits a given image, and these have none. Give a folder of pairs with",
     ),

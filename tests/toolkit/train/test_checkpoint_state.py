@@ -202,5 +202,6 @@ def test_another_optimizer_than_the_state_was_made_with_is_refused(
     run = make_run(tmp_path, before)
     take_steps(run, 2)
     path = save_state(run)
-    with pytest.raises(RunError, match=r"train\.optimizer"):
+    with pytest.raises(RunError, match=r"name, or restore train\.optimizer"):
         load_state(path, make_run(tmp_path, after))
+    load_state(path, make_run(tmp_path, before))

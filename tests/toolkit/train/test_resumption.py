@@ -183,8 +183,12 @@ def test_what_changes_the_result_is_refused_and_listed(
         "  train.optimizer: 'adamw' -> 'adam'",
     ], "a harmless key is not a reason"
     assert (
-        len(lines) == 3 and f"{state} was trained with different settings" in lines[2]
+        len(lines) == 3
+        and f"{state} was trained with different settings. Restore the settings, add --allow-change to resume with"
+        in lines[2]
     )
+    assert judge(state, job, same, allow_change=True)
+    assert judge(state, section(), same)
 
 
 def test_another_job_in_the_folder_is_told_before_its_settings(

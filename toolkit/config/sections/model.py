@@ -453,7 +453,8 @@ class ModelConfig(StrictModel):
         if self.folder().suffix.lower() in WEIGHT_FILES and job.yet_to_come(
             self.folder()
         ):
-            fault = "an earlier process writes this file. Set transformer_path to it, and name_or_path to its model."
+            fault = "an earlier process writes this file, and what it holds is looked at before the start. Train it in "
+            fault += "a job of its own, started after this one, as transformer_path."
             yield error("name_or_path", fault)
         elif not job.will_write(self.folder()):
             fault = self.file_fault or model_fault(

@@ -101,6 +101,10 @@ def test_the_loss_is_that_of_the_run_and_the_best_file_is_linked(
         run_tool("best", [*flags, *short])
         return json.loads((run / "best.json").read_text())
 
+    too_far = [*plain, "--most-drift", "0.1"]
+    with pytest.raises(ConfigErrors, match=r"Set edits \(--edits\), such as 4"):
+        best(*too_far)
+    assert section_of("best", [*too_far, "--edits", "4"]).edits == 4
     found = best(*plain)
     base, first, last = found["files"]
     assert [each["step"] for each in found["files"]] == [None, 1, 2] and last[

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -338,6 +339,13 @@ def test_quantized_recursive_drawn_and_a_folder_of_transformers(
         "--max-size",
         56,
     )
+    with pytest.MonkeyPatch.context() as patched:
+        short = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory."))
+        patched.setattr(Captioner, "_captions", short)
+        with pytest.raises(
+            RunError, match=r"Set a smaller max_size \(--max-size\), quantize \(--qu"
+        ):
+            caption(images.parent, "--recursive", "--model", flat)
     caption(images.parent, *flags)
     first = texts(images)
     assert len(first) == 3 and any("of them are cut" in line for line in said)

@@ -530,7 +530,7 @@ FAULTY: dict[str, tuple[tuple[list[str], str, tuple[str, ...]], str, str, int]] 
     "a prompt without a word in the job": (
         (drawn("{wear}, {place}"), "", ("sks man",)),
         "prompts",
-        "Give the job its",
+        "Give the job its 'trigger_word'",
         0,
     ),
     "an ordinary word": (
@@ -555,6 +555,12 @@ FAULTY: dict[str, tuple[tuple[list[str], str, tuple[str, ...]], str, str, int]] 
         ([*drawn("ohwx, 1girl, solo, {tags}", 20), *WOMAN[:10]], "ohwx", ()),
         "forms",
         "20 of 30 captions are a list of tags, such as 'ohwx, 1girl, solo",
+        10,
+    ),
+    "what to do about tags and sentences": (
+        ([*drawn("ohwx, 1girl, solo, {tags}", 20), *WOMAN[:10]], "ohwx", ()),
+        "forms",
+        "Write all of them as you will write prompts",
         10,
     ),
     "short and an enhancer's": (

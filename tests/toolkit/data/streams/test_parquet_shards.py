@@ -74,6 +74,18 @@ def test_a_table_beside_the_images_is_read(tmp_path: Path, image, given: bool) -
     assert scan.notes[0] == f"{table}: columns that are not used: width"
 
 
+def test_a_table_that_has_its_pictures_in_it_is_given_as_the_folder(
+    tmp_path: Path,
+) -> None:
+    rows = [{"image": of_hub("red"), "text": "a cat"}]
+    file = write(tmp_path / "p.parquet", rows)
+    with pytest.raises(DataErrors, match="Give it as 'folder_path'"):
+        scan_datasets([section("", captions_file=str(file))], None)
+    assert [s.caption for s in scan_datasets([section(file)], None).samples] == [
+        "a cat"
+    ]
+
+
 def test_names_that_to_parquet_leaves_instead_of_pictures_are_read(
     tmp_path: Path, image
 ) -> None:

@@ -1,1 +1,0 @@
-f=$(find copies -path "*extensions/sd_trainer/*" -name "config*.pyc" | head -1); cp $f /tmp/k75.pyc; truncate -s 3000 $f; PYTHONPYCACHEPREFIX=$PWD/copies /work/venv/bin/python /work/wt/a75/run.py --print-schema 2>&1 | tail -5 | cut -c1-400
