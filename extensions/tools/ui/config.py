@@ -240,7 +240,7 @@ class RunsConfig(ShelfConfig):
     trash, `runs restore NAME` back."""
 
     process_types: ClassVar[tuple[str, ...]] = ("runs",)
-    example: ClassVar[str] = "rename my_char maya"
+    example: ClassVar[str] = "clone quickstart quickstart_2"
     verbs: ClassVar[dict[str, tuple[int, str]]] = VERBS | {
         "longer": (2, "a name, and the number of steps in all")
     }
@@ -256,7 +256,7 @@ class DatasetsConfig(ShelfConfig):
     back."""
 
     process_types: ClassVar[tuple[str, ...]] = ("datasets",)
-    example: ClassVar[str] = "delete my_char"
+    example: ClassVar[str] = "list"
 
 
 class JobsConfig(ShelfConfig):
@@ -265,4 +265,4 @@ class JobsConfig(ShelfConfig):
     moves one into the trash, `jobs restore NAME` back."""
 
     process_types: ClassVar[tuple[str, ...]] = ("jobs",)
-    example: ClassVar[str] = "clone my_char maya"
+    example: ClassVar[str] = "list --json"
