@@ -82,6 +82,11 @@ TRAINER = '''
         print("trainer: training", flush=True)
         while True:
             time.sleep(0.02)
+    # The first that ends takes the others with it: all of them have begun by then.
+    begun = time.monotonic()
+    ranks = int(os.environ.get("WORLD_SIZE", "0"))
+    while record.read_text().count('"WORLD_SIZE"') < ranks and time.monotonic() < begun + 30:
+        time.sleep(0.02)
     if word == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     sys.exit(int(word))

@@ -60,6 +60,9 @@ ELSEWHERE = {
     ("docs/coming_from_fluxflow.md", "config/examples/fluxflow-train"): (
         "tests/faults/test_fluxflow_guide.py::test_the_commands_of_the_page_are_planned"
     ),
+    ("docs/callbacks.md", "callbacks:"): (
+        "tests/extensions/hooks/test_notices.py::test_the_block_of_the_page_is_taken"
+    ),
     ("docs/extending.md", ""): DIFFS,
     (
         "docs/extensions.md",

@@ -10,12 +10,15 @@ from pathlib import Path
 from threading import Event
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from extensions.hooks.config import ALLOWED, CommandConfig, WebhookConfig
 from extensions.hooks.notices import CommandCallback, WebhookCallback
+from tests.docs.pages import blocks
 from tests.http_server import QuietHandler, serving
 from tests.running import lines, run_job
+from toolkit.extension import discover
 from toolkit.files.redact import redact_text
 from toolkit.train.run import Run, Saved
 
@@ -225,3 +228,15 @@ def test_a_command_needs_the_word_of_who_starts_the_job(
     assert f"if you trust this job: export {ALLOWED}=1" in result.stderr
     assert "callbacks" in result.stderr
     assert run_py(job, "--dry-run", env={ALLOWED: "1"}).returncode == 0
+
+
+def test_the_block_of_the_page_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk in the place of a bucket, which needs another package."""
+    monkeypatch.setenv("ATELIER_COMMANDS", "1")
+    (block,) = blocks("docs/callbacks.md", "yaml")
+    text = block.text.replace("s3://", "memory://").replace(" on:", ' "on":')
+    entries = yaml.safe_load(text.replace("${WEBHOOK_URL}", "https://host/hook"))
+    assert [
+        discover().find_callback_config(entry["type"]).model_validate(entry).type
+        for entry in entries["callbacks"]
+    ] == ["webhook", "run", "upload"]
