@@ -660,6 +660,8 @@ assert "same device" in error(lambda: ones + torch.ones(4))
 assert "same device" in error(lambda: torch.nn.functional.linear(torch.ones(1, 4), ones[None]))
 assert ones[torch.tensor([1, 2])].tolist() == [1, 1] and (ones + torch.tensor(1.0)).tolist() == [2] * 4
 
+assert "has no CUDA kernel" in error(lambda: torch.histogram(ones, 3))
+
 host = torch.empty(4, pin_memory=True)
 assert "may still use its memory" in error(lambda: out(ones, host))  # `ones` was read just now
 

@@ -384,6 +384,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, c10::SymInt, c10::SymInt, Tensor, Ten
 const std::set<std::string> TAKE_INDICES_OF_THE_HOST = {
     "aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index"};
 
+// What torch 2.11.0+cu130 has for a CPU and not for CUDA, by _dispatch_has_computed_kernel_for_dispatch_key; without
+// the CPU's attention, which stands for that of a GPU here.
+const std::set<std::string> HAVE_NO_CUDA_KERNEL = {
+    "aten::_add_relu", "aten::_add_relu_", "aten::_convert_weight_to_int4pack_for_cpu", "aten::_dyn_quant_matmul_4bit",
+    "aten::_dyn_quant_pack_4bit_weight", "aten::_empty_affine_quantized", "aten::_empty_per_channel_affine_quantized",
+    "aten::_histogramdd_bin_edges", "aten::_histogramdd_from_bin_cts", "aten::_histogramdd_from_bin_tensors",
+    "aten::_spdiags", "aten::_weight_int4pack_mm_for_cpu", "aten::from_file", "aten::histogram", "aten::mkldnn_rnn_layer",
+    "aten::mkldnn_rnn_layer_backward", "aten::quantized_gru", "aten::quantized_lstm", "aten::slow_conv3d_forward",
+    "aten::to_mkldnn"};
+
 const std::set<std::string> HAVE_THE_HOST_WAIT = {"aten::nonzero", "aten::_unique2", "aten::masked_select", "aten::equal"};
 
 struct Places {
@@ -448,6 +458,7 @@ void on_the_cpu(const c10::OperatorHandle& operation, c10::DispatchKeySet, torch
   const auto& schema = operation.schema();
   const auto& name = schema.name();
   TORCH_CHECK(current == DEFAULT, "stand-in: ", name, " on a stream of its own");
+  TORCH_CHECK(!HAVE_NO_CUDA_KERNEL.count(name), "stand-in: ", name, " has no CUDA kernel");
   done_by_default++;
   if (HAVE_THE_HOST_WAIT.count(name)) host_waits(name);
 
