@@ -95,7 +95,7 @@ class SdPlanner(Planner[DiffusionSection]):
         machine: Machine | None = None,
     ) -> None:
         super().__init__(section, job, machine)
-        self._estimates = dict[tuple[int, bool | None], MemoryEstimate]()
+        self._estimates = dict[bool | None, tuple[ImageData, MemoryEstimate]]()
         if job.card and self.here.kind == "cuda":
             card = asked_card(job.card)
             self.machine = Machine("cuda", card.memory_gb * GB, asked=card.called)
@@ -190,15 +190,17 @@ class SdPlanner(Planner[DiffusionSection]):
         if self.job.yet_to_come(self.section.model.folder()):
             return None
         compiled = False if self.against_compiling else None
-        key = id(data), compiled
-        if key not in self._estimates:  # the time asks for it first
-            self._estimates[key] = plan_memory(
+        # the time asks for it first
+        known_data, estimate = self._estimates.get(compiled, (None, None))
+        if estimate is None or known_data is not data:
+            estimate = plan_memory(
                 self.section,
                 groups_of(self.section, data),
                 self.machine,
                 compiled=compiled,
             )
-        return self._estimates[key]
+            self._estimates[compiled] = data, estimate
+        return estimate
 
     def savings(self) -> Iterable[str]:
         return [change.text for change in suggestions(self.section)]

@@ -409,9 +409,7 @@ def test_a_file_that_an_earlier_process_writes_is_no_model_yet(tmp_path: Path) -
     file = tmp_path / "merged.safetensors"
     job = JobContext("job", earlier_outputs=frozenset({file}))
     (found,) = ModelConfig(name_or_path=str(file)).check(job)
-    assert (
-        found.key == ("name_or_path",) and "Set transformer_path to it" in found.message
-    )
+    assert found.key == ("name_or_path",) and "as transformer_path" in found.message
     assert not list(
         ModelConfig(name_or_path=str(tmp_path)).check(
             JobContext("job", frozenset({tmp_path}))

@@ -75,12 +75,13 @@ def test_a_table_beside_the_images_is_read(tmp_path: Path, image, given: bool) -
 
 
 def test_a_table_that_has_its_pictures_in_it_is_given_as_the_folder(
-    tmp_path: Path,
+    tmp_path: Path, image
 ) -> None:
     rows = [{"image": of_hub("red"), "text": "a cat"}]
     file = write(tmp_path / "p.parquet", rows)
+    image(tmp_path / "images" / "x.png")
     with pytest.raises(DataErrors, match="Give it as 'folder_path'"):
-        scan_datasets([section("", captions_file=str(file))], None)
+        scan_datasets([section(tmp_path / "images", captions_file=str(file))], None)
     assert [s.caption for s in scan_datasets([section(file)], None).samples] == [
         "a cat"
     ]
