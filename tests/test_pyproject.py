@@ -330,7 +330,7 @@ def test_the_page_answers(atelier: str, elsewhere: Path) -> None:
                     with urlopen(asked, timeout=5) as answer:
                         assert answer.status == 200 and answer.read()
                     break
-                except URLError:
+                except (URLError, TimeoutError):
                     assert page.poll() is None
                     time.sleep(0.1)
             else:
