@@ -65,7 +65,7 @@ def test_a_finished_run_becomes_a_lora_that_learned_from_votes(
 
     browser.open(served.address)
     browser.click(".run h2 a")
-    browser.click("#samples a[href='/votes/runs/mine']")
+    browser.click("#use a[href='/votes/runs/mine']")
     browser.wait_for("document.querySelector('.two img').naturalWidth == 64")
     browser.run("window.isSame = true")
     for number, key in enumerate(
@@ -112,7 +112,7 @@ def test_a_finished_run_becomes_a_lora_that_learned_from_votes(
     browser.wait_for("location.pathname == '/queue'", 60)
     browser.wait_for("document.querySelector('.entry .finished')", 180)
     browser.click(".entry h3 a[href='/runs/mine_voted']")
-    assert "40 / 40" in browser.text("#state")  # four pairs, ten uses each
+    assert "40 steps" in browser.text("#state")  # four pairs, ten uses each
     made = served.folder / "output" / "mine_voted"
     assert tensor_shapes(made / "mine_voted.safetensors") == tensor_shapes(
         folder / "mine.safetensors"
