@@ -7,7 +7,7 @@ export const data = JSON.parse($('data').textContent);
 export const {here, words} = data;  // here: the page's address; empty: all that it shows is in it
 
 // ---------------------------------------------------------------- samples
-const samples = data.samples, shots = $('shots'), slider = $('step'), marks = document.querySelector('#steps .marks');
+const samples = data.samples, shots = $('shots'), slider = $('step'), stepLinks = document.querySelector("#steps .marks");
 const stepName = step => step ? words.at.replace('{step}', step.toLocaleString('en')) : words.alone;
 const address = (file, side) => here ? `${here}/samples/${encodeURIComponent(file)}${side ? `?side=${side}` : ''}` : file;
 
@@ -30,7 +30,7 @@ function showSamples() {
   slider.hidden = samples.steps.length < 2;
   $('shown').textContent = slider.ariaValueText = stepName(step);
   document.querySelector('.alone').hidden = step > 0;
-  [...marks.children].forEach((mark, place) => place === at ? mark.setAttribute('aria-current', 'true') : mark.removeAttribute('aria-current'));
+  [...stepLinks.children].forEach((mark, place) => place === at ? mark.setAttribute('aria-current', 'true') : mark.removeAttribute('aria-current'));
   for (const figure of shots.children) {
     const row = samples.rows[figure.dataset.row];
     showIn(figure.querySelector('.now'), row, at);
@@ -53,7 +53,7 @@ export function takeSamples(event) {
     samples.steps.splice(at, 0, step);
     samples.rows.forEach(row => { row.files.splice(at, 0, null), row.drift.splice(at, 0, null); });
     const mark = Object.assign(document.createElement('a'), {href: `${here}?step=${step}#samples`, textContent: step.toLocaleString('en')});
-    marks.insertBefore(mark, marks.children[at] ?? null);
+    stepLinks.insertBefore(mark, stepLinks.children[at] ?? null);
     slider.max = samples.steps.length - 1;
   }
   (event.files ?? []).forEach((file, index) => {
@@ -65,14 +65,14 @@ export function takeSamples(event) {
 }
 
 if (slider) {
-  slider.hidden = samples.steps.length < 2, marks.hidden = false;
+  slider.hidden = samples.steps.length < 2, stepLinks.hidden = false;
   slider.addEventListener('input', showSamples);
-  marks.classList.toggle('ends', samples.steps.length > 12);
-  marks.addEventListener('click', event => {
+  stepLinks.classList.toggle('ends', samples.steps.length > 12);
+  stepLinks.addEventListener('click', event => {
     const mark = event.target.closest('a');
     if (!mark || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
-    slider.value = [...marks.children].indexOf(mark);
+    slider.value = [...stepLinks.children].indexOf(mark);
     showSamples();
   });
   for (const link of shots.querySelectorAll('.frame:not([href]):has(img)')) link.href = link.querySelector('img').src;

@@ -101,7 +101,7 @@ def test_a_browser_runs_the_pages_own_script_and_no_other(
     assert browser.is_as_wide_as_the_window() and browser.requests_elsewhere() == []
     assert (
         browser.run("return getComputedStyle(document.body).backgroundColor")
-        == "rgb(23, 24, 26)"
+        == "rgb(23, 22, 20)"
     )
     browser.click("#own")
     assert browser.run("return document.title") == NASTY
