@@ -1,4 +1,4 @@
-"""The package of an installation: all else lies beside it, in one folder.
+"""The package of an installed program: all its other modules lie beside this file.
 
 A wheel has this file as `atelier/__init__.py`. The command `atelier` begins here, and
 puts that folder first in the path: another program's `toolkit/` or `run.py` on

@@ -110,8 +110,8 @@ _TRAINERS_HEAD = """
 
 Of SimpleTuner, OneTrainer and diffusion-pipe the keys that matter are read, at the commits named in
 [trainers.toml](../extensions/compat/trainers.toml). A key that is left out means what it means there. A key that
-changes what is learned and is not here is an error; one that is in no table is left out, each with a line of its own.
-Which program a file is of is told by its keys; a file with keys of two is an error that names both.
+changes what is learned and has no counterpart here is an error. A key that is in no table is left out, with a warning
+of its own. The keys show which program a file belongs to; a file with keys of two programs is an error that names both.
 
 ```bash
 .venv/bin/python run.py import config.json -o mine.yaml   # SimpleTuner's or OneTrainer's

@@ -15,7 +15,6 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
-from hashlib import file_digest
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -50,7 +49,7 @@ from toolkit.config.sections.model_files import (
 )
 from toolkit.errors import UserError, first_line
 from toolkit.files import now
-from toolkit.files.writing import free_space, readable_size
+from toolkit.files.writing import free_space, readable_size, sha256_of
 from toolkit.models.families import why_no_room
 from toolkit.models.hub_faults import CAUSES, failed_download, is_cut
 
@@ -411,9 +410,7 @@ def _finish(part: Path, name: str, file: RepoSibling, commit: str | None) -> Non
                 headers=build_hf_headers(),
                 expected_size=size,
             )
-    with part.open("rb") as opened:
-        is_whole = file_digest(opened, "sha256").hexdigest() == part.stem
-    if is_whole:
+    if sha256_of(part) == part.stem:
         part.rename(part.with_suffix(""))
     else:
         logger.warning(f"{file.rfilename}: the part was damaged: it is loaded again")

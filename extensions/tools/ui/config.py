@@ -207,7 +207,7 @@ class ShelfConfig(ToolConfig):
     verbs: ClassVar[dict[str, tuple[int, str]]] = VERBS
 
     action: Literal["list", "clone", "rename", "delete", "restore"] = "list"
-    """What is done. `delete` moves it into the folder `.trash` beside it."""
+    """The verb. `delete` moves what it names into the folder `.trash` beside it."""
 
     words: Annotated[
         tuple[str, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})
@@ -246,7 +246,7 @@ class RunsConfig(ShelfConfig):
     }
 
     action: Literal["list", "longer", "clone", "rename", "delete", "restore"] = "list"  # type: ignore[assignment]  # one more
-    """What is done. `delete` moves it into the folder `.trash` beside it."""
+    """The verb. `delete` moves what it names into the folder `.trash` beside it."""
 
 
 class DatasetsConfig(ShelfConfig):
