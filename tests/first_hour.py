@@ -7,13 +7,16 @@ import json
 import re
 import shutil
 import tarfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow
 from PIL import Image
+from pyarrow import parquet
 from safetensors.numpy import save_file
 
 from tests.conftest import ROOT
@@ -119,6 +122,7 @@ def images(folder: Path) -> None:
         with tarfile.open(folder / f"robot{number}.tar", "w") as shard:
             for file in files[number * 4 :][:4]:
                 shard.add(file, file.name)
+    odd_images(folder)
     bare = folder / "datasets" / "odd"
     bare.mkdir()
     for name, caption in {
@@ -128,6 +132,48 @@ def images(folder: Path) -> None:
         shutil.copy(robot / name, bare)
         if caption:
             (bare / name).with_suffix(".txt").write_text(caption)
+
+
+def odd_images(folder: Path) -> None:
+    """Folders and tables of images, each with one thing to ask about."""
+    coffee = folder / "datasets" / "robot" / "coffee.jpg"
+    one = coffee.parent.parent
+
+    def of_coffee(place: str, caption: str) -> Path:
+        (one / place).mkdir(parents=True)
+        shutil.copy(coffee, one / place)
+        (one / place / "coffee.txt").write_text(caption)
+        return one / place
+
+    of_coffee("placeholder", "[trigger] on a beach")
+    of_coffee("big/20000000_robot", "a cup")
+    for year in (2023, 2024):
+        of_coffee(f"years/{year}_beach", "a beach")
+    listed = of_coffee("lists", "")
+    (listed / "coffee.txt").unlink()
+    row = {"file_name": coffee.name, "text": ["a cup", "coffee"]}
+    (listed / "captions.jsonl").write_text(json.dumps(row))
+    (one / "zipped").mkdir()
+    with zipfile.ZipFile(one / "zipped" / "images.zip", "w") as packed:
+        packed.write(coffee, coffee.name)
+    (one / "layers").mkdir()
+    for name in ("a", "a_layer0", "a_layer1"):
+        image = Image.new("RGBA", (128, 128), (9, 99, 200, 255))
+        image.save(one / "layers" / f"{name}.png")
+    (one / "layers" / "a.txt").write_text("a square")
+    words = "sits stands runs walks reads sleeps eats waits sings jumps smiles paints".split()
+    for number, word in enumerate(words):
+        for place, caption in (("named", f"mira {word}"), ("plain", f"{word} here")):
+            (one / place).mkdir(exist_ok=True)
+            color = (number * 20, 90, 200 - number * 15)
+            Image.new("RGB", (128, 128), color).save(one / place / f"{number}.png")
+            (one / place / f"{number}.txt").write_text(caption)
+    table = pyarrow.table({"file_name": [coffee.name], "text": ["a cup"]})
+    (one / "with_table").mkdir()
+    for file in (folder / "names.parquet", one / "with_table" / "names.parquet"):
+        parquet.write_table(table, file)
+    (folder / "with_flags.txt").write_text("a cat --w 64 --n blurred\n")
+    (folder / "one_prompt.txt").write_text("a cat\n")
 
 
 def job_with(line: str, instead: str, job: str = JOB) -> str:
@@ -950,6 +996,14 @@ SWAPPED = {NAME: f"{NAME}\nblocks_to_swap: 1"}
 PRESERVED = {
     LR: f"{LR}\ndiff_output_preservation: true\ndiff_output_preservation_class: robot"
 }
+NAMED = {FOLDER: "- folder_path: datasets/named"}
+PLAIN = {FOLDER: "- folder_path: datasets/plain"}
+LAYERS = {
+    NAME: "name_or_path: Qwen/Qwen-Image-Layered",
+    "prompts:": "samples:",
+    "- zibo in a room": "- {prompt: x, ctrl_img: datasets/robot/coffee.jpg}",
+}
+BESIDE = {FOLDER: "- folder_path: datasets/layers\n  layers_suffix: _layer"}
 NEVER = f"{DEVICE}\nstop_when: {{no_better_within: 95%}}\nvalidation: {{folder_path: datasets/robot, every: 2}}"
 
 WAYS = [
@@ -1088,6 +1142,131 @@ WAYS = [
         STREAM | {DEVICE: NEVER, "steps: 30": "epochs: 1"},
         "Set 'train.steps' or 'train.step_limit'",
         STREAM | {DEVICE: NEVER, "steps: 30": "epochs: 1\nstep_limit: 30"},
+    ),
+    Way(
+        {FOLDER: "- num_repeats: 2"},
+        "names no images. Give 'folder_path', or 'url' for a stream of shards.",
+        {},
+    ),
+    Way(
+        {DEVICE: f"{DEVICE}\nvalidation: {{every: 2}}"},
+        "Give 'folder_path', or the 'fraction' of the training images to hold out.",
+        {DEVICE: f"{DEVICE}\nvalidation: {{every: 2, fraction: 0.25}}"},
+    ),
+    Way(
+        {NAME: "name_or_path: fits.safetensors"},
+        "It is a LoRA: give the model, and the file as model.base_loras or network.pretrained_lora_path.",
+        {NAME: f"{NAME}\nbase_loras: [fits.safetensors]"},
+    ),
+    Way(
+        {DEVICE: f"{DEVICE}\nlogging: {{log_with: tensorboard}}"},
+        "Set logging_dir to a folder.",
+        {DEVICE: f"{DEVICE}\nlogging: {{log_with: tensorboard, logging_dir: logs}}"},
+    ),
+    Way(
+        {DEVICE: f"{DEVICE}\nstop_when: {{check_every: 5}}"},
+        "neither is set: give 'below' or 'no_better_within'.",
+        {DEVICE: f"{DEVICE}\nstop_when: {{check_every: 5, below: 0.01}}"},
+    ),
+    Way(
+        STREAM
+        | {"steps: 30": "epochs: 1", "lr_scheduler: constant": "lr_scheduler: cosine"},
+        "Set 'datasets[0].webdataset.samples', or 'train.steps' instead of epochs.",
+        STREAM
+        | {
+            "webdataset: {label_key: txt}": "webdataset: {label_key: txt, samples: 4}",
+            "steps: 30": "epochs: 1",
+            "lr_scheduler: constant": "lr_scheduler: cosine",
+        },
+    ),
+    Way(
+        {FOLDER: "- folder_path: datasets/placeholder"} | NO_WORD,
+        "Give the job a 'trigger_word'",
+        {FOLDER: "- folder_path: datasets/placeholder"},
+    ),
+    Way(
+        PLAIN | NO_WORD | {"- zibo in a room": "- sks in a room"},
+        "Give the job its 'trigger_word'",
+        PLAIN
+        | {
+            "trigger_word: zibo": "trigger_word: sks",
+            "- zibo in a room": "- sks in a room",
+        },
+    ),
+    Way(
+        NAMED | NO_WORD,
+        "give 'trigger_word: mira'",
+        NAMED | {"trigger_word: zibo": "trigger_word: mira"},
+    ),
+    Way(
+        {FOLDER: f"{FOLDER}\n  columns: {{prompt: text}}"},
+        "Give one as 'captions_file', or take 'columns' out",
+        {},
+    ),
+    Way(
+        {FOLDER: "- folder_path: names.parquet"},
+        "is a table without pictures. Give it as 'captions_file'",
+        {FOLDER: f"{FOLDER}\n  captions_file: names.parquet", "caption_ext: txt": ""},
+    ),
+    Way(
+        {FOLDER: "- folder_path: datasets/with_table"},
+        "give 'captions_file: ",
+        {
+            FOLDER: f"{FOLDER}\n  captions_file: datasets/with_table/names.parquet",
+            "caption_ext: txt": "",
+        },
+    ),
+    Way(
+        {FOLDER: "- from_base: {prompts: with_flags.txt}", "caption_ext: txt": ""},
+        "Give 'neg', 'sample_steps' and 'guidance_scale' of 'from_base', and 'resolution'",
+        {
+            FOLDER: "- from_base: {prompts: one_prompt.txt, neg: blurred}",
+            "caption_ext: txt": "",
+        },
+    ),
+    Way(
+        {FOLDER: "- folder_path: datasets/zipped"},
+        "Give 'folder_path: ",
+        {FOLDER: "- folder_path: datasets/zipped/images.zip"},
+    ),
+    Way(
+        {FOLDER: "- folder_path: datasets/lists", "caption_ext: txt": "captions: one"},
+        "Give 'captions: lines', or one of them as text",
+        {
+            FOLDER: "- folder_path: datasets/lists",
+            "caption_ext: txt": "captions: lines",
+        },
+    ),
+    Way(
+        {FOLDER: "- folder_path: datasets/years"},
+        "give 'repeats_from_names: false', else 'repeats_from_names: true'",
+        {FOLDER: "- folder_path: datasets/years\n  repeats_from_names: false"},
+    ),
+    Way(
+        {FOLDER: "- folder_path: datasets/big"},
+        "if the number is part of its name, give 'repeats_from_names: false'",
+        {FOLDER: "- folder_path: datasets/big\n  repeats_from_names: false"},
+    ),
+    Way(
+        LAYERS | {FOLDER: "- folder_path: datasets/layers"},
+        "Give 'layers_path', or 'layers_suffix: _layer'.",
+        LAYERS | BESIDE,
+    ),
+    Way(
+        LAYERS
+        | {FOLDER: "- folder_path: datasets/layers\n  layers_path: datasets/layers"},
+        "Give 'layers_suffix: _layer' in place of 'layers_path'",
+        LAYERS | BESIDE,
+    ),
+    Way(
+        {"type: lora": "type: boft"},
+        "Set it to 6 or more, or leave out layers of that size (exclude_patterns).",
+        {"type: lora": "type: boft", "linear: 4": "linear: 6"},
+    ),
+    Way(
+        {"prompts:": "", "- zibo in a room": ""},
+        "has no prompts: no images are generated. Give 'prompts'.",
+        {},
     ),
 ]
 """As JOBS, of answers that need more than a line."""
