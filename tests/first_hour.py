@@ -161,8 +161,8 @@ def odd_images(folder: Path) -> None:
         image = Image.new("RGBA", (128, 128), (9, 99, 200, 255))
         image.save(one / "layers" / f"{name}.png")
     (one / "layers" / "a.txt").write_text("a square")
-    words = "sits stands runs walks reads sleeps eats waits sings jumps smiles paints".split()
-    for number, word in enumerate(words):
+    words = "sits stands runs walks reads sleeps eats waits sings jumps smiles paints"
+    for number, word in enumerate(words.split()):
         for place, caption in (("named", f"mira {word}"), ("plain", f"{word} here")):
             (one / place).mkdir(exist_ok=True)
             color = (number * 20, 90, 200 - number * 15)

@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from functools import cache
 from io import StringIO
@@ -389,50 +389,109 @@ OTHER_VERB = re.compile(
 NAMED = re.compile(r"'[^']*'|[a-z_]+[._][a-z_]+|\b[a-z_]+: \S|--[a-z]|\{|[A-Z]+_[A-Z]+")
 """Words that can be pasted: in quotes, a key, a flag, a variable."""
 
-APPLIED_IN = {
+APPLIED_IN: dict[str, dict[str, Sequence[str]]] = {
     "extensions/sd_trainer/test_rules.py": {
-        "Give a folder of pairs with 'f": "test_what_is_said_about_a_section",
+        "test_what_is_said_about_a_section": ["Give a folder of pairs with 'f"],
+    },
+    "extensions/sd_trainer/test_setup.py": {
+        "test_a_file_that_no_network_trains_is_refused_before_the_model_is_loaded": [
+            "Give it as model.base_loras, o"
+        ],
+    },
+    "toolkit/config/reading/test_loader.py": {
+        "test_two_trainers_of_one_folder_are_refused": ["Give process["],
+    },
+    "toolkit/config/sections/test_few_step.py": {
+        "test_a_file_that_alone_is_here_is_not_taken_for_the_only_one": [
+            "Give one of them, as"
+        ],
     },
     "toolkit/config/sections/test_output.py": {
-        "Set WANDB_API_KEY, or WANDB_MO": "test_the_key_may_be_in_the_job_in_the_environment_or_in_netrc",
+        "test_the_key_may_be_in_the_job_in_the_environment_or_in_netrc": [
+            "Set WANDB_API_KEY, or WANDB_MO"
+        ],
+        "test_the_key_of_a_saved_config_is_known_to_be_redacted": [
+            "Set WANDB_API_KEY instead"
+        ],
+    },
+    "toolkit/data/streams/test_parquet_shards.py": {
+        "test_a_table_that_has_its_pictures_in_it_is_given_as_the_folder": [
+            "Give it as 'folder_path"
+        ],
+    },
+    "toolkit/data/streams/test_webdataset.py": {
+        "test_what_the_names_of_a_shard_s_files_mean_is_told": [
+            "Set image_key, label_key and c"
+        ],
     },
     "toolkit/files/test_mapped.py": {
-        "set model.keep_quantized: fals": "test_bytes_that_are_no_longer_those_that_were_mapped_name_their_file",
+        "test_bytes_that_are_no_longer_those_that_were_mapped_name_their_file": [
+            "set model.keep_quantized: fals"
+        ],
+    },
+    "toolkit/files/test_writing.py": {
+        "test_what_is_not_a_config_says_what_to_give": ["Give a file:"],
     },
     "toolkit/models/test_beside.py": {
-        "Give the transformer as model": "test_a_file_that_is_something_else_is_answered_in_one_line",
+        "test_a_file_that_is_something_else_is_answered_in_one_line": [
+            "Give the transformer as model"
+        ],
+        "test_models_with_the_same_weights_are_told_apart": ["Give model.arch:"],
     },
     "toolkit/models/test_hub_faults.py": {
-        "set HTTPS_PROXY to a proxy,": "test_an_address_that_is_not_reached_is_named",
+        "test_an_address_that_is_not_reached_is_named": ["set HTTPS_PROXY to a proxy,"],
     },
     "toolkit/networks/test_adapter.py": {
-        "Give network.linear, factor an": "test_a_file_that_a_kind_cannot_hold_is_refused_with_the_reason",
+        "test_a_file_that_a_kind_cannot_hold_is_refused_with_the_reason": [
+            "Give network.linear, factor an",
+            "Set network.type to dora",
+            "Set network.linear to",
+        ],
+    },
+    "toolkit/optim/test_trial.py": {
+        "test_a_large_state_is_a_warning_with_a_limit_that_helps": [
+            "Give optimizer_params: {"
+        ],
+        "test_a_rate_of_0_is_refused_where_the_training_begins_with_it": [
+            "Set lr_warmup_steps: 0 and a l"
+        ],
     },
     "toolkit/plan/test_outlook.py": {
-        "give the job another name, and": "test_a_run_whose_checkpoints_were_deleted_is_not_called_a_new_one",
+        "test_a_run_whose_checkpoints_were_deleted_is_not_called_a_new_one": [
+            "give the job another name, and"
+        ],
     },
     "toolkit/system/test_nvidia.py": {
-        "give the small model that come": "test_a_machine_without_a_gpu_is_offered_the_small_model",
+        "test_a_machine_without_a_gpu_is_offered_the_small_model": [
+            "give the small model that come"
+        ],
     },
     "toolkit/test_shortage.py": {
-        "Set OMP_NUM_THREADS=1, lower n": "test_under_a_real_limit_it_is_one_line",
+        "test_under_a_real_limit_it_is_one_line": ["Set OMP_NUM_THREADS=1, lower n"],
     },
     "toolkit/train/test_checkpoint_state.py": {
-        "Give the job a new name, or re": "test_another_optimizer_than_the_state_was_made_with_is_refused",
+        "test_another_optimizer_than_the_state_was_made_with_is_refused": [
+            "Give the job a new name, or re"
+        ],
     },
     "toolkit/train/test_resumption.py": {
-        "add --allow-change to continue": "test_more_steps_of_a_schedule_that_ends_with_the_run_have_two_ways",
-        "add --allow-change to resume w": "test_what_changes_the_result_is_refused_and_listed",
+        "test_more_steps_of_a_schedule_that_ends_with_the_run_have_two_ways": [
+            "add --allow-change to continue"
+        ],
+        "test_what_changes_the_result_is_refused_and_listed": [
+            "add --allow-change to resume w"
+        ],
     },
 }
-"""Test file -> a remedy behind 'Give', 'Set' and 'Add' that no row of first_hour.py has
--> the test that brings it about, and takes it where that can be done on any machine.
-Those of a part are in its `slips.json`."""
+"""Test file -> a test -> the remedies behind 'Give', 'Set' and 'Add' that it brings
+about, and takes where that can be done on any machine. No row of first_hour.py has
+them. Those of a part are in its `slips.json`."""
 
 APPLIED = {
     told: f"{file}::{test}"
     for file, tests in APPLIED_IN.items()
-    for told, test in tests.items()
+    for test, remedies in tests.items()
+    for told in remedies
 }
 for part in slips_of_parts():
     APPLIED |= part.applied

@@ -521,7 +521,10 @@ class _Reader(TrainerFile):
             )
         for key in STATES & self.given.keys():
             if self.given[key].value:
-                message = "has no effect: the newest two states are kept. Give 'save.max_states_to_keep'."
+                message = (
+                    "has no effect: the newest two states are kept. Give 'save.max_states_to_keep' in the job that "
+                    "'run.py import' writes."
+                )
                 self.diagnostics.warn(self.given[key], message)
         resume = self.given.get("resume")
         if resume is not None:

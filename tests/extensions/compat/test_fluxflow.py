@@ -599,6 +599,15 @@ def test_mistakes_in_a_step_have_their_place(
     assert expected in found
 
 
+@pytest.mark.parametrize(
+    "work", ["train_vae: true", "gan_training: true", "train_diff_full: true"]
+)
+def test_what_a_step_without_work_is_to_be_given_is_work(work: str, read) -> None:
+    """A flow model needs an autoencoder, which a step before it trains."""
+    before = step("train_vae: true", "lr: 1e-5", "n_epochs: 1")
+    read(f"{before}      - name: two\n        lr: 1e-5\n        {work}\n")
+
+
 NO_STEPS = "No pipeline steps defined. Give 'training.pipeline.steps', a list with at least one entry."
 OF_DATA = (
     "is required: a folder of images, or 'use_webdataset: true' with 'webdataset_url'."

@@ -790,7 +790,7 @@ def test_adafactor_has_the_defaults_of_its_class_as_there(
         ),
         (
             "save_last_n_steps_state = 2",
-            "the newest two states are kept. Give 'save.max_states_to_keep'",
+            "the newest two states are kept. Give 'save.max_states_to_keep' in the job that 'run.py import' writes.",
             "",
         ),
         (

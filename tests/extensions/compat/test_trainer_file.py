@@ -203,6 +203,11 @@ def test_what_changes_the_training_and_is_not_here_is_an_error_at_its_key(
     assert says in str(error.value)
 
 
+def test_a_part_of_the_images_becomes_a_number_of_repeats(load: Load) -> None:
+    whole = {"balancing": 2, "balancing_strategy": "REPEATS"}
+    assert at(load("OneTrainer", {}, whole), "datasets")[0].num_repeats == 2
+
+
 def test_a_unit_that_is_not_here_is_a_warning_and_the_units_that_are_end_it(
     load: Load,
 ) -> None:

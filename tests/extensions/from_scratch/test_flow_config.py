@@ -186,6 +186,11 @@ def test_what_makes_no_sense_is_an_error_at_its_key(
             "has to be trained. Add the section 'autoencoder', or set 'vae'.",
             [{"model": {"new_vae": {}, "vae": ""}, "autoencoder": {}}, {}],
         ),
+        (
+            {"model": {"vae": ""}},
+            "Give the folder of an autoencoder, such as a vae_trainer wrote, or 'new_vae'.",
+            [{}, {"model": {"new_vae": {}, "vae": ""}, "autoencoder": {}}],
+        ),
     ],
 )
 def test_what_the_answer_says_puts_it_right(

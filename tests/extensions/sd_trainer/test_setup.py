@@ -17,7 +17,7 @@ from torch import nn
 from extensions.sd_trainer.setup import build_roles, load_pretrained_lora
 from tests.processes import in_processes
 from tests.running import lines, run_job
-from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.model import BaseLora, ModelConfig
 from toolkit.config.sections.network import NetworkConfig
 from toolkit.config.sections.train import TrainConfig
 from toolkit.contracts.network_kinds import KINDS
@@ -25,6 +25,7 @@ from toolkit.errors import UserError
 from toolkit.memory.fsdp import shard_block_fn
 from toolkit.networks.full import FullNetwork
 from toolkit.networks.lora import LoraNetwork
+from toolkit.networks.merge import read_base_loras
 from toolkit.system.distributed import ProcessGroup
 from toolkit.train.checkpoint_state import load_state, snapshot_state
 from toolkit.train.checkpoint_store import checkpoint_dir, write_checkpoint
@@ -337,3 +338,6 @@ def test_a_file_that_no_network_trains_is_refused_before_the_model_is_loaded(
         match=r"the file is a GLoRA .* Give it as model\.base_loras, or merge it",
     ):
         load_pretrained_lora(section)
+    as_base = [BaseLora(path=str(file))]
+    [read] = read_base_loras(as_base, {"transformer_blocks.0.attn.to_q": (64, 64)})
+    assert read.file == file.name

@@ -482,6 +482,7 @@ def test_what_is_not_a_config_says_what_to_give(
     for given, message in told.items():
         with pytest.raises(UserError, match=message):
             find_config(given)
+    assert find_config("jobs/other.yaml").is_file()
 
 
 @pytest.mark.parametrize(

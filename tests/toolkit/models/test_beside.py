@@ -250,6 +250,12 @@ def test_weights_in_the_hub_cache_stand_for_parts_that_no_file_gives(
         (
             "mine.safetensors",
             False,
+            {"arch": "qwen_image_edit_plus:2509"},
+            "Qwen/Qwen-Image-Edit-2509",
+        ),
+        (
+            "mine.safetensors",
+            False,
             {"arch": "qwen_image_edit_plus"},
             "it may be Qwen-Image-Edit-2509, Qwen-Image-E",
         ),

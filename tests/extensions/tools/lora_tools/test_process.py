@@ -663,6 +663,24 @@ def test_a_file_of_another_model_is_named(
         run("resize", input="flux.safetensors", rank=1, output="x.safetensors")
 
 
+def test_a_file_of_a_model_with_more_blocks_is_read_with_its_model(
+    run, write_lora, tmp_path: Path
+) -> None:
+    """One block more than the published models have."""
+    write_tiny_model(tmp_path / "model", TinySpec(layers=61))
+    write_lora("a.safetensors", 1)
+    at_the_end = {
+        key.replace("transformer_blocks.0.", "transformer_blocks.60."): tensor
+        for key, tensor in load_file("a.safetensors").items()
+    }
+    save_file(at_the_end, "b.safetensors")
+    keys = {"input": "b.safetensors", "rank": 1, "output": "x.safetensors"}
+    with pytest.raises(UserError, match=r"Give the folder of its model by 'model'"):
+        run("resize", **keys)
+    run("resize", **keys, model=str(tmp_path / "model"))
+    assert "transformer_blocks.60." in "".join(load_file("x.safetensors"))
+
+
 @pytest.mark.parametrize(("module", "scale", "told"), [
     (TO_Q, 1.0, ""),
     ("double_blocks.0.img_attn.qkv", 1.0, ""),

@@ -434,6 +434,11 @@ def test_a_licence_that_is_not_known_is_told(run: Path, said: list[str]) -> None
             told in said,
             "license: mit" in Path(folder, "README.md").read_text(),
         ) == (folder < "r", folder == "r")
+        if told in said:
+            mine = ("--preview", f"{folder}2", "--licence", "mit")
+            said.clear()
+            publish("output/my_char", "--repo", "me/x", *mine)
+            assert told not in said
 
 
 def test_an_apache_base_asks_for_nothing(run: Path) -> None:

@@ -358,6 +358,8 @@ def test_wrong_input_is_one_line(
     with pytest.raises(ConfigErrors) as caught:
         section_of("report", flags)
     assert told in str(caught.value)
+    for file in re.findall(r"Give a file, such as '(.+)'", str(caught.value)):
+        section_of("report", (*flags[:-1], file))
 
 
 def test_a_file_of_another_program_stays(run: Path, run_py) -> None:

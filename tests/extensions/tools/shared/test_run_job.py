@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from extensions.tools.shared.image_files import picture_name
 from extensions.tools.shared.run_job import decoder_note, model_of
+from tests.running import section_of
 from toolkit.config.sections.model import ModelConfig
 from toolkit.errors import UserError
 from toolkit.files import redact
@@ -76,6 +77,23 @@ def test_what_a_run_decodes_its_samples_with_is_told(
         )
         assert decoder_note(file) == note
     assert decoder_note(write_lora(here / "models" / "a.safetensors")) == ""
+
+
+def test_the_flags_that_the_note_gives_are_flags(
+    here: Path, trainer, write_job, tiny_model: Path
+) -> None:
+    vae = tiny_model / "vae" / "diffusion_pytorch_model.safetensors"
+    model = {"name_or_path": str(tiny_model)}
+    sample = {"prompts": ["a"], "vae_path": str(vae)}
+    job = write_job(trainer(here / "gone", model=model, sample=sample), name="run")
+    file = write_lora(here / "output" / "run" / "run.safetensors")
+    job.rename(file.with_name("config.yaml"))
+    file.with_name("run.json").write_text('{"name": "run", "status": "finished"}')
+    flags = decoder_note(file).partition("give --model and ")[2].split()
+    section = section_of(
+        "generate", ["--model", str(tiny_model), *flags, "--prompt", "x"]
+    )
+    assert section.model.vae_path == str(vae)
 
 
 @pytest.mark.parametrize(("written", "found"), [

@@ -474,12 +474,16 @@ def test_the_key_may_be_in_the_job_in_the_environment_or_in_netrc(
     assert "needs an API key" in faults("logging: {log_with: wandb}")[0]
 
 
-def test_the_key_of_a_saved_config_is_known_to_be_redacted(faults) -> None:
+def test_the_key_of_a_saved_config_is_known_to_be_redacted(
+    faults, logging, monkeypatch: pytest.MonkeyPatch
+) -> None:
     [found] = faults("logging: {log_with: wandb, wandb_api_key: <redacted>}")
     assert (
         found
         == "logging.wandb_api_key: was redacted when this file was saved. Set WANDB_API_KEY instead."
     )
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert logging("log_with: wandb").trackers()
 
 
 def test_the_key_is_in_no_dump_and_no_repr() -> None:

@@ -449,6 +449,15 @@ ODD = {
         SampleKeys(),
         "it has no json, only a.txt, b.txt, png: set label_key: a.txt (or b.txt).",
     ),
+    "an image and a text under keys of one's own": (
+        [
+            file
+            for name, text in PAIRS
+            for file in ((f"{name}.img", png()), (f"{name}.says", text))
+        ],
+        SampleKeys(image=("img",), label="says"),
+        "",
+    ),
     "images and texts in two folders": (
         [(f"img/{name}.png", png()) for name, _ in PAIRS]
         + [(f"txt/{name}.txt", text) for name, text in PAIRS],
