@@ -14,6 +14,7 @@ import inspect
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from importlib import import_module
@@ -282,7 +283,8 @@ def find_optimizer(name: str) -> ClassSource:
         source = find_class(path)
     except UserError as error:
         raise UserError(f"{name!r}: {error}") from error
-    if source.is_other or not _may_be_optimizer(source):
+    of_python = path.partition(".")[0] in sys.stdlib_module_names
+    if of_python or source.is_other or not _may_be_optimizer(source):
         raise UserError(
             f"{name!r} is not an optimizer. Give a class such as 'torch.optim.AdamW'."
         )

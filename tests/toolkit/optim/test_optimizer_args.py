@@ -69,6 +69,8 @@ def test_the_table_is_read_by_every_reader_of_json() -> None:
             "there is no module 'no_such_module' in torch.nn",
         ),
         ("json.dumps", "'json.dumps' is not an optimizer"),
+        ("os.path", "'os.path' is not an optimizer"),
+        ("math.sqrt", "'math.sqrt' is not an optimizer"),
         ("torch.optim", "'torch.optim' is not an optimizer"),
         ("torch.optim.lr_scheduler", "'torch.optim.lr_scheduler' is not an optimizer"),
         ("torch.optim.adamw", "'torch.optim.adamw' is not an optimizer"),
