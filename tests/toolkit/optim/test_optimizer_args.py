@@ -171,7 +171,7 @@ def test_a_plan_refuses_every_value_that_a_run_refuses(name: str) -> None:
     """What the plan takes is tried together, and one by one where that fails."""
     shapes = [(64, 64)]  # the least of which bitsandbytes keeps 8 bits
     given = ARGUMENTS[name].keys() - {"capturable", "fsdp_in_use"}  # by the device
-    for value in (0, -1, 1, 2, True, None, "x", [2, 3], [None, 0.9]):
+    for value in (0, -1, 1, 2, 2.5, True, None, "x", [2, 3], [None, 0.9]):
         taken = {}
         for argument in given:
             try:
