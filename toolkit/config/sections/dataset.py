@@ -652,9 +652,11 @@ class DatasetConfig(StrictModel):
                 yield warning(f"control_path.{slot}", message)
         sizes = self.resolution
         if len(sizes) == 2 and all(isinstance(size, int) for size in sizes):
-            rectangle = f"{{width: {sizes[0]}, height: {sizes[1]}}}"
-            message = f"[{sizes[0]}, {sizes[1]}] are two sizes, and each image is trained at both. For one rectangle,"
-            yield warning("resolution", f"{message} write '{rectangle}'.")
+            yield warning(
+                "resolution",
+                f"[{sizes[0]}, {sizes[1]}] are two sizes, and each image is trained at both. For one rectangle, "
+                f"write '{{width: {sizes[0]}, height: {sizes[1]}}}'.",
+            )
 
     def _check_made(self, recipe: FromBaseConfig, job: JobContext) -> Findings:
         for key in sorted(self.model_fields_set - WITH_FROM_BASE):
@@ -702,10 +704,10 @@ class DatasetConfig(StrictModel):
         if self.mask_path is None:
             return
         if _is_same(self.mask_path, self.folder_path):
-            remedy = "Give another folder, or 'alpha_mask: true' to use the transparency of the images."
             yield error(
                 "mask_path",
-                f"is the same folder as folder_path: each image would be its own mask. {remedy}",
+                "is the same folder as folder_path: each image would be its own mask. "
+                "Give another folder, or 'alpha_mask: true' to use the transparency of the images.",
             )
         yield from check_path(
             "mask_path", self.mask_path, "Give a folder of masks.", job
@@ -743,8 +745,10 @@ def _with_listed_resolution(
         and sizes.count(sizes[0]) == len(sizes)
     ):
         side = sizes[0]
-        note = f"{diagnostics.place(node)}: {sizes} is taken as one size, {side}: the area of a square of {side} pixels"
-        diagnostics.notes.append(f"{note}, aspect ratio kept")
+        diagnostics.notes.append(
+            f"{diagnostics.place(node)}: {sizes} is taken as one size, {side}: the area of a square of {side} pixels, "
+            "aspect ratio kept"
+        )
     return {**entries, "resolution": listed(node)}
 
 

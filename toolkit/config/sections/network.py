@@ -330,8 +330,11 @@ class NetworkConfig(StrictModel):
     def _limits_of_library(self, kind: NetworkKind) -> Findings:
         """Reports keys that a module class of lycoris-lora does not support."""
         if find_spec("lycoris") is None:
-            message = f"'{self.type}' needs the package lycoris-lora (the extra 'lycoris'), which is not installed."
-            yield error("type", f"{message} Run: {install_command(LYCORIS)}")
+            yield error(
+                "type",
+                f"'{self.type}' needs the package lycoris-lora (the extra 'lycoris'), which is not installed. "
+                f"Run: {install_command(LYCORIS)}",
+            )
         if self.scale_weight_norms:
             message = f"the change of '{self.type}' cannot be scaled down by its weights. Remove it."
             yield error("scale_weight_norms", message)

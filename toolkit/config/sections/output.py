@@ -677,10 +677,10 @@ class LoggingConfig(StrictModel):
                     "was redacted when this file was saved. Set WANDB_API_KEY instead.",
                 )
             elif not self.wandb_api_key and not _can_do_without_key():
-                remedy = "Set WANDB_API_KEY, or WANDB_MODE=offline to keep everything on this machine."
                 yield error(
                     "log_with",
-                    f"Weights & Biases needs an API key, and none was found. {remedy}",
+                    "Weights & Biases needs an API key, and none was found. "
+                    "Set WANDB_API_KEY, or WANDB_MODE=offline to keep everything on this machine.",
                 )
         for is_used, keys, reason in (
             (

@@ -625,11 +625,11 @@ class OptimizerConfig(StrictModel):
                 yield warning("optimizer_params", message)
             if "." in self.optimizer:
                 if code := imported_code(self.optimizer):
-                    message = (
-                        f"the training imports {code}, and so runs its code. Start "
-                        "it only if you trust that file."
+                    yield warning(
+                        "optimizer",
+                        f"{self.optimizer!r}: the training imports {code}, and so runs its code. Start "
+                        "it only if you trust that file.",
                     )
-                    yield warning("optimizer", f"{self.optimizer!r}: {message}")
         except ArgumentError as fault:
             yield error("optimizer_params", str(fault))
         except UserError as fault:
@@ -1084,8 +1084,11 @@ class TrainConfig(OptimizationConfig):
             )
         against = self.against_compiling()
         if against and self.compile.enabled is True:
-            message = f"{against}, and a compiled block decides by itself what it saves. Use full_offload, or"
-            yield error("gradient_checkpointing", f"{message} 'compile.enabled: auto'.")
+            yield error(
+                "gradient_checkpointing",
+                f"{against}, and a compiled block decides by itself what it saves. "
+                "Use full_offload, or 'compile.enabled: auto'.",
+            )
         if against and self.parallel == "fsdp":
             message = "is not supported with 'parallel: fsdp'. Use full_offload, or remove one of them."
             yield error("gradient_checkpointing", message)

@@ -405,8 +405,10 @@ def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterat
     without any of the trigger words."""
     for placeholder, remedy in unreplaced(prompts, bool(triggers)).items():
         count = sum(placeholder in prompt for prompt in prompts)
-        what = f"{count} of {len(prompts)} prompts with '{placeholder}', which nothing replaces"
-        yield f"warning: sample: {what}. {remedy}"
+        yield (
+            f"warning: sample: {count} of {len(prompts)} prompts with '{placeholder}', which nothing replaces. "
+            f"{remedy}"
+        )
     marks = marks_in(prompts)
     if marks:
         yield f"warning: sample: prompts with {in_words(marks)}"
@@ -417,10 +419,10 @@ def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterat
     if triggers and without:
         shown = ", ".join(repr(shorten(prompt, 40)) for prompt in without[:3])
         named = " or ".join(map(repr, triggers))
-        what = (
-            f"{len(without)} of {len(prompts)} prompts without the trigger word {named}"
+        yield (
+            f"warning: sample: {len(without)} of {len(prompts)} prompts without the trigger word {named}: "
+            f"{shown}. Write '{PLACEHOLDERS[0]}' into those that are to show what is trained"
         )
-        yield f"warning: sample: {what}: {shown}. Write '{PLACEHOLDERS[0]}' into those that are to show what is trained"
 
 
 def drawn_caption(sample: Sample, seed: int, epoch: int, position: int) -> str:

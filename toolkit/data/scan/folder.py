@@ -186,9 +186,11 @@ def _folders_of_entry(
         and folders
         and not any(folder.table for folder in folders)
     ):
-        what = "'columns' is given, and no table of captions is read"
-        remedy = "Give one as 'captions_file', or take 'columns' out"
-        findings.notes.append(f"warning: {dataset.place}: {what}. {remedy}")
+        findings.warn(
+            dataset.place,
+            "'columns' is given, and no table of captions is read. "
+            "Give one as 'captions_file', or take 'columns' out",
+        )
     note_pair_folders(dataset, folders, findings)
     # A table of pairs may name all images of a folder as control images of others.
     return [

@@ -97,8 +97,10 @@ def _given_table(
     lost = lost_folders(given, images=not dataset.folder_path)
     for folder in lost:
         what = f"names files in {folder}, which is not on this machine"
-        remedy = f"Where it lies elsewhere: --map {shlex.quote(f'{folder}=NEW')}"
-        findings.mistake(file, f"{what}. {remedy}")
+        findings.mistake(
+            file,
+            f"{what}. Where it lies elsewhere: --map {shlex.quote(f'{folder}=NEW')}",
+        )
     if lost:
         return None
     if not given.rows and not given.mistakes:
@@ -129,15 +131,19 @@ def _own_images(
         filled = [*_filled(path, named, findings)]
     if filled:
         loose = shorten(chain.from_iterable(top.images.values()))
-        what = f"holds images itself ({loose}), so those in {shorten(filled)} would not be used"
-        remedy = "Move the loose images away, or give each subfolder as a dataset"
-        findings.mistake(path, f"{what}. {remedy}")
+        findings.mistake(
+            path,
+            f"holds images itself ({loose}), so those in {shorten(filled)} would not be used. "
+            "Move the loose images away, or give each subfolder as a dataset",
+        )
     listing = _without_partners(top, dataset)
     if not listing.images:
         example = next(chain.from_iterable(top.images.values()))
-        what = f"no name of an image in it fits image_suffix {dataset.image_suffix!r}"
-        remedy = f"It has {example!r}: write the suffix with its letters"
-        findings.mistake(path, f"{what}. {remedy}")
+        findings.mistake(
+            path,
+            f"no name of an image in it fits image_suffix {dataset.image_suffix!r}. "
+            f"It has {example!r}: write the suffix with its letters",
+        )
     return ImageFolder(dataset, listing, whole=top, table=table)
 
 
@@ -207,16 +213,21 @@ def _subfolders_with_images(
     empty = [name for name in names if name not in filled]
     below = _images_below([join(path, name) for name in empty], dataset, findings)
     if not filled:
-        what = f"holds no images (seen: {top.describe()})"
-        findings.mistake(path, f"{what}. {_where_images_are(top, below)}")
+        findings.mistake(
+            path,
+            f"holds no images (seen: {top.describe()}). "
+            f"{_where_images_are(top, below)}",
+        )
     elif below:
         hold = "holds" if len(below) == 1 else "hold"
-        what = f"{shorten(below)} {hold} images that are not used"
-        remedy = "Only direct subfolders are looked into: give it as a dataset"
-        findings.notes.append(f"warning: {path}: {what}. {remedy}")
+        findings.warn(
+            path,
+            f"{shorten(below)} {hold} images that are not used. "
+            "Only direct subfolders are looked into: give it as a dataset",
+        )
     elif empty:
         what = f"subfolders without images ignored: {shorten(empty)}"
-        findings.notes.append(f"{path}: {what}")
+        findings.note(path, what)
 
 
 def _images_below(
@@ -300,9 +311,11 @@ def _folders_of_table(
     addresses = [name for name in rows if name.startswith(("http:/", "https:/"))]
     if addresses:
         counted = count_of(len(addresses), "address", "addresses")
-        what = f"names {counted}, such as {addresses[0]!r}, and images are files"
-        remedy = "Download them, and write the names of the files"
-        findings.mistake(table.path, f"{what}. {remedy}")
+        findings.mistake(
+            table.path,
+            f"names {counted}, such as {addresses[0]!r}, and images are files. "
+            "Download them, and write the names of the files",
+        )
         return
     by_folder: dict[str, set[str]] = {}
     for name in rows:
@@ -345,8 +358,7 @@ def _folders_of_deeper_table(
     ]
     if len(naming) == 1 and dataset.captions != "names":
         (table,) = naming
-        what = f"the images are those that {table.path} names"
-        findings.notes.append(f"{top.folder}: {what}")
+        findings.note(top.folder, f"the images are those that {table.path} names")
         rows = used_rows(dataset, table, top.folder, findings)
         folder_table = FolderTable(table.path, rows)
         yield from _folders_of_table(dataset, folder_table, top.folder, findings)
@@ -411,9 +423,7 @@ def _folders_of_parquet(
     if held_out:
         what = "left out, as their names keep them from the training"
         counted = count_of(len(held_out), "file")
-        findings.notes.append(
-            f"warning: {dataset.place}: {counted} {what}: {shorten(held_out)}"
-        )
+        findings.warn(dataset.place, f"{counted} {what}: {shorten(held_out)}")
     for file in files:
         if file in held_out:
             continue

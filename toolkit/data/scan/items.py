@@ -256,8 +256,10 @@ def too_large(size: Size, family: ModelFacts) -> str:
     empty: it has."""
     if family.longest_side is None or max(size) <= family.longest_side:
         return ""
-    most = f"the {family.longest_side} that the model has positions for"
-    return f"at {size} pixels it is longer than {most}. Give a lower size"
+    return (
+        f"at {size} pixels it is longer than "
+        f"the {family.longest_side} that the model has positions for. Give a lower size"
+    )
 
 
 PromptFault = Callable[[str, Size, Sequence[Size]], str | None]

@@ -39,9 +39,9 @@ def pair_mistakes(pairs: Sequence[Pair]) -> Iterator[Diagnostic]:
         elif not caption:
             message = "has no prompt, which both images of a pair need. Give the line a 'prompt'"
         elif better.facts and worse.facts and better.facts.size != worse.facts.size:
-            sizes = f"{better.facts.size}, and its worse image {worse.path} {worse.facts.size}"
             message = (
-                f"is {sizes}: both images of a pair need one size. Remove the line"
+                f"is {better.facts.size}, and its worse image {worse.path} {worse.facts.size}: "
+                "both images of a pair need one size. Remove the line"
             )
         elif (
             better.facts
@@ -61,5 +61,7 @@ def contradictions(pairs: Sequence[Pair]) -> Iterator[str]:
     both = sorted(pair for pair in orders if pair[::-1] in orders and pair[0] < pair[1])
     if both:
         shown = " and ".join(both[0])
-        what = f"{len(both)} of {len(orders) - len(both)} pairs are preferred both ways, such as {shown}"
-        yield f"warning: {what}. They cancel each other: remove one line of each"
+        yield (
+            f"warning: {len(both)} of {len(orders) - len(both)} pairs are preferred both ways, such as {shown}. "
+            "They cancel each other: remove one line of each"
+        )

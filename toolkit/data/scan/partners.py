@@ -356,6 +356,8 @@ def _why_no_layers(stem: str, image: ImageFile, slot: Slot, suffix: str) -> str:
         return f"has no layer {stem + suffix + '0'!r} in {slot.listings[0].folder!r}. Add its layers, or remove it"
     root = match[1]
     if any(root in listing.images for listing in (image.listing, *slot.listings)):
-        remedy = f"Give 'layers_suffix: {suffix}' in place of 'layers_path'"
-        return f"is a layer beside its image {root!r}, and would be trained as an image. {remedy}"
+        return (
+            f"is a layer beside its image {root!r}, and would be trained as an image. "
+            f"Give 'layers_suffix: {suffix}' in place of 'layers_path'"
+        )
     return f"is a layer, and there is no image {root!r}. Add that image, or remove the layer"

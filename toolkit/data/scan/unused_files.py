@@ -47,8 +47,7 @@ def note_unused_files(folder: ImageFolder, findings: ScanFindings) -> None:
         if remedy:
             findings.not_used(listing, names, reason, remedy, findings.unused)
         else:
-            what = f"ignored, {reason}: {shorten(names)}"
-            findings.notes.append(f"{listing.folder}: {what}")
+            findings.note(listing.folder, f"ignored, {reason}: {shorten(names)}")
 
 
 def _why_ignored(
@@ -176,8 +175,10 @@ def _note_partner_folders(
             if listing and listing.images:
                 filled.append(name)
         if filled:
-            what = f"subfolders without a folder of images ignored: {shorten(filled)}"
-            findings.notes.append(f"{path}: {what}")
+            findings.note(
+                path,
+                f"subfolders without a folder of images ignored: {shorten(filled)}",
+            )
 
 
 def _note_left_partners(folder: ImageFolder, findings: ScanFindings) -> None:
@@ -191,10 +192,11 @@ def _note_left_partners(folder: ImageFolder, findings: ScanFindings) -> None:
         if any(root_of(stem, affix) is not None for affix in affixes)
     ]
     if lone:
-        named = "named like control images or masks, and trained as images"
-        what = f"{count_of(len(lone), 'file')} {named}: {shorten(lone)}"
-        remedy = "Remove them, or add the images that they belong to"
-        findings.notes.append(f"warning: {folder.listing.folder}: {what}. {remedy}")
+        findings.warn(
+            folder.listing.folder,
+            f"{count_of(len(lone), 'file')} named like control images or masks, and trained as images: "
+            f"{shorten(lone)}. Remove them, or add the images that they belong to",
+        )
     suffix = folder.dataset.image_suffix
     if suffix:
         used = {partner.name for _, partner in folder.partners()}
@@ -222,6 +224,8 @@ def _note_shared_partners(
         return
     (first, images), *rest = shared
     more = f" ({count_of(len(rest), 'more file')} likewise)" if rest else ""
-    what = f"is the one of {len(images)} images: {shorten(images)}{more}"
-    remedy = "Where each image has its own, put them into subfolders named as those of the images"
-    findings.notes.append(f"warning: {first}: {what}. {remedy}")
+    findings.warn(
+        first,
+        f"is the one of {len(images)} images: {shorten(images)}{more}. "
+        "Where each image has its own, put them into subfolders named as those of the images",
+    )

@@ -211,9 +211,11 @@ def _held_out(
             count -= len(group & places)
     if places <= chosen:
         why = " (pairs that have an image in common are held out together)"
-        what = f"of {_count(len(places), 'image')} none would be left to train on{why if together else ''}"
-        remedy = "Add images, or give validation.folder_path."
-        raise UserError(f"validation.fraction: {what}. {remedy}")
+        raise UserError(
+            "validation.fraction: "
+            f"of {_count(len(places), 'image')} none would be left to train on{why if together else ''}. "
+            "Add images, or give validation.folder_path."
+        )
     return chosen
 
 
