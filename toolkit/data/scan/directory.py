@@ -120,6 +120,16 @@ class DirectoryListing:
             self._behind[affix] = self._by_root(pattern)
         return self._behind[affix]
 
+    def layers(self, suffix: str) -> dict[str, list[str]]:
+        """Stem of an image -> the stems of its layers beside it, in order. Empty without
+        a suffix."""
+        numbered = self.numbered_behind(suffix) if suffix else {}
+        return {
+            root: [stem for _, stem in stems]
+            for root, stems in numbered.items()
+            if root in self.images
+        }
+
     def _by_root(self, pattern: re.Pattern[str]) -> dict[str, list[tuple[int, str]]]:
         """Root of the stems of image files that fit -> their numbers, in order, with
         the stems."""

@@ -29,7 +29,6 @@ from toolkit.data.scan.folder_hints import (
     note_pair_folders,
     note_pair_names,
     note_splits,
-    note_subfolders,
 )
 from toolkit.data.scan.folder_tables import (
     with_placed_rows,
@@ -37,7 +36,7 @@ from toolkit.data.scan.folder_tables import (
     with_tables_above,
 )
 from toolkit.data.scan.found import ScanFindings, matched_name
-from toolkit.data.scan.image_folders import image_folders
+from toolkit.data.scan.image_folders import image_folders, note_subfolders
 from toolkit.data.scan.matching import match_files
 from toolkit.data.scan.records import ImageFolder, MatchedImage
 from toolkit.data.scan.repeats import REPEATS

@@ -14,11 +14,9 @@ from itertools import chain
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.scan.directory import join
 from toolkit.data.scan.found import ScanFindings, held_out_folders, shorten, split_of
-from toolkit.data.scan.image_folders import subfolders_of
 from toolkit.data.scan.partners import (
     LAYER,
     in_yaml,
-    layers_beside,
     pair_folders,
     pair_names,
 )
@@ -56,23 +54,13 @@ def note_layer_names(folder: ImageFolder, findings: ScanFindings) -> None:
     listing = folder.listing
     if dataset.layers_path or dataset.layers_suffix:
         return
-    stems = chain.from_iterable(layers_beside(listing, LAYER).values())
+    stems = chain.from_iterable(listing.layers(LAYER).values())
     names = [name for stem in stems for name in listing.images[stem]]
     if names:
         findings.warn(
             listing.folder,
             f"some images are each by its name a layer of another, and trained as an image: {shorten(names)}. "
             f"For a model of layers give 'layers_suffix: {LAYER}'",
-        )
-
-
-def note_subfolders(folder: ImageFolder, findings: ScanFindings) -> None:
-    """Notes the subfolders of a folder of images, which are not used."""
-    subfolders = subfolders_of(folder.listing, folder.dataset)
-    if subfolders:
-        findings.note(
-            folder.listing.folder,
-            f"holds images itself; subfolders ignored: {shorten(subfolders)}",
         )
 
 

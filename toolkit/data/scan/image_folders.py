@@ -29,7 +29,7 @@ from toolkit.data.scan.found import (
     shorten,
     split_of,
 )
-from toolkit.data.scan.partners import layers_beside, root_of, with_affix
+from toolkit.data.scan.partners import root_of, with_affix
 from toolkit.data.scan.records import FolderTable, ImageFolder
 from toolkit.data.scan.repeats import REPEATS
 from toolkit.data.scan.tables import line_naming, lost_folders, with_slashes
@@ -78,6 +78,16 @@ def subfolders_of(listing: DirectoryListing, dataset: DatasetConfig) -> list[str
         for name in listing.subfolders
         if real_path(join(listing.folder, name)) not in partners
     ]
+
+
+def note_subfolders(folder: ImageFolder, findings: ScanFindings) -> None:
+    """Notes the subfolders of a folder of images, which are not used."""
+    subfolders = subfolders_of(folder.listing, folder.dataset)
+    if subfolders:
+        findings.note(
+            folder.listing.folder,
+            f"holds images itself; subfolders ignored: {shorten(subfolders)}",
+        )
 
 
 def _partner_places(dataset: DatasetConfig) -> set[str]:
@@ -161,7 +171,7 @@ def _without_partners(
     """The folder without the control images, layers and masks that the dataset
     recognises by a suffix, and without images that lack the `image_suffix` of the
     dataset."""
-    layers = layers_beside(listing, dataset.layers_suffix).values()
+    layers = listing.layers(dataset.layers_suffix).values()
     partners = set(chain.from_iterable(layers))
     suffixes = [*filter(None, (*dataset.control_suffix, dataset.mask_suffix))]
     if not (partners or suffixes or dataset.image_suffix):

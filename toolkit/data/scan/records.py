@@ -24,8 +24,44 @@ from toolkit.data.scan.directory import (
 )
 from toolkit.data.scan.found import repeats_of
 from toolkit.data.scan.masks import MaskLook
-from toolkit.data.scan.partners import Slot
+from toolkit.data.scan.partners import root_of, with_affix
 from toolkit.data.scan.tables import TableRow, image_name
+
+
+class Slot(NamedTuple):
+    """Where one kind of partner of the images of a folder is: a control image, a layer
+    or a mask.
+
+    >>> slot = Slot("control", "_start", [], optional=False, image_affix="_end")
+    >>> slot.wanted("cat_end")
+    'cat_start'
+    """
+
+    key: str
+    """`control`, `mask` or `layers`: prefix of the keys in the config."""
+
+    affix: str
+    """Affix of the names, as `root_of` takes it."""
+
+    listings: Sequence[DirectoryListing]
+    """Looked through in this order."""
+
+    optional: bool
+    """Whether an image may have none."""
+
+    image_affix: str = ""
+    """Affix of the image's stem, which `affix` replaces."""
+
+    def wanted(self, stem: str) -> str:
+        """The stem that the partner of an image must have. stem: the stem of the image,
+        whose own affix is removed first."""
+        root = root_of(stem, self.image_affix)
+        return with_affix(stem if root is None else root, self.affix)
+
+    @property
+    def what(self) -> str:
+        """The name of this kind of file in messages, such as "control image"."""
+        return {"control": "control image", "layers": "layer"}.get(self.key, self.key)
 
 
 class MatchedImage(NamedTuple):

@@ -17,8 +17,8 @@ from toolkit.data.scan.captions import FORMATS
 from toolkit.data.scan.directory import DirectoryListing, join, real_path, split_suffix
 from toolkit.data.scan.folder_tables import OTHER_TABLE, names_any, tables_in
 from toolkit.data.scan.found import ScanFindings, count_of, shorten
-from toolkit.data.scan.partners import Slot, root_of
-from toolkit.data.scan.records import ImageFolder
+from toolkit.data.scan.partners import root_of
+from toolkit.data.scan.records import ImageFolder, Slot
 from toolkit.data.scan.tables import TABLES, image_name
 
 _NO_CAPTIONS = frozenset(
