@@ -701,9 +701,7 @@ def _fill_cache(
 
 def encoded_by_name(encoded: EncodedPrompt) -> dict[str, Tensor]:
     """The tensors of an encoded prompt, or a single tensor, by name."""
-    if isinstance(encoded, Tensor):
-        return {EMBEDS: encoded}
-    return dict(encoded)
+    return {EMBEDS: encoded} if isinstance(encoded, Tensor) else dict(encoded)
 
 
 class CacheStores:

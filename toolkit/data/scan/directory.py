@@ -238,9 +238,7 @@ def split_suffix(name: str) -> tuple[str, str]:
     ('a.b', '.jpg')
     """
     stem, _, suffix = name.rpartition(".")
-    if stem and suffix:
-        return (stem, "." + suffix.lower())
-    return (name, "")
+    return (stem, "." + suffix.lower()) if stem and suffix else (name, "")
 
 
 def real_path(folder: str) -> str:
@@ -254,9 +252,7 @@ def join(folder: str, name: str) -> str:
     >>> join("photos", "a.jpg"), join("photos/", "a.jpg")
     ('photos/a.jpg', 'photos/a.jpg')
     """
-    if folder.endswith(("/", os.sep)):
-        return folder + name
-    return f"{folder}/{name}"
+    return folder + name if folder.endswith(("/", os.sep)) else f"{folder}/{name}"
 
 
 # ---------------------------------------------------------------- what earlier starts
