@@ -383,7 +383,10 @@ def gather_slots(
     if not numbered:
         return
     if key in entries and not entries[key].from_defaults:
-        message = f"{key!r} and {numbered[0].path[-1]!r} are both given. Keep one way of writing it."
-        diagnostics.error(numbered[0], message, at_key=True)
+        diagnostics.error(
+            numbered[0],
+            f"{key!r} and {numbered[0].path[-1]!r} are both given. Keep one way of writing it.",
+            at_key=True,
+        )
         return
     entries[key] = replace(numbered[0], value=numbered, plain=False)

@@ -562,8 +562,10 @@ def read_callback(
         normaliser.diagnostics.error(kind, str(error))
         return None, entry
     if not issubclass(model, CallbackConfig):
-        message = f"the extension {kind.value!r} has a config that does not extend toolkit.config.CallbackConfig."
-        normaliser.diagnostics.error(kind, message)
+        normaliser.diagnostics.error(
+            kind,
+            f"the extension {kind.value!r} has a config that does not extend toolkit.config.CallbackConfig.",
+        )
         return None, entry
     return validate(model, normaliser.section(model, entry), normaliser.diagnostics)
 
@@ -649,8 +651,10 @@ def check_processes(
         outputs = section.outputs(job)
         for file in sorted(outputs & job.earlier_outputs):
             if file.suffix == ".safetensors":
-                message = f"writes '{file}', as an earlier process does. Give it another output."
-                diagnostics.error(process.node, message)
+                diagnostics.error(
+                    process.node,
+                    f"writes '{file}', as an earlier process does. Give it another output.",
+                )
         job = JobContext(job.name, job.earlier_outputs | outputs)
 
 

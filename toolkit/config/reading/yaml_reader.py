@@ -354,10 +354,11 @@ class _Builder:
                 continue
             if key in entries:
                 first = entries[key].key_at.line
-                message = (
-                    f"duplicate key, first given in line {first}. Remove one of them."
+                self.diagnostics.error_at(
+                    _place(key_node),
+                    (*path, key),
+                    f"duplicate key, first given in line {first}. Remove one of them.",
                 )
-                self.diagnostics.error_at(_place(key_node), (*path, key), message)
                 continue
             entries[key] = self.build(
                 value_node, (*path, key), _place(key_node), key_node.end_mark.index

@@ -607,8 +607,10 @@ class DatasetConfig(StrictModel):
                     f"cannot be combined with 'url': {NOT_OF_STREAMS[key]}. Remove it.",
                 )
             if len(self.resolution) > 1:
-                message = "a stream yields each image once per epoch, at one size. Give a single resolution."
-                yield error("resolution", message)
+                yield error(
+                    "resolution",
+                    "a stream yields each image once per epoch, at one size. Give a single resolution.",
+                )
         elif self.from_base:
             yield from self._check_made(self.from_base, job)
         else:
@@ -633,10 +635,10 @@ class DatasetConfig(StrictModel):
                 )
             for of in ("control", "layers"):
                 if getattr(self, f"{of}_path") and getattr(self, f"{of}_suffix"):
-                    message = (
-                        f"cannot be combined with '{of}_path'. Remove one of them."
+                    yield error(
+                        f"{of}_suffix",
+                        f"cannot be combined with '{of}_path'. Remove one of them.",
                     )
-                    yield error(f"{of}_suffix", message)
             yield from check_path(
                 "layers_path", self.layers_path, "Give a folder of layers.", job
             )
@@ -648,8 +650,10 @@ class DatasetConfig(StrictModel):
             yield warning("loss_multiplier", "0: nothing is learned from these images.")
         for slot, control in enumerate(self.control_path if self.folder_path else ()):
             if _is_same(control, self.folder_path):
-                message = "is the same folder as folder_path: each image would be its own control image."
-                yield warning(f"control_path.{slot}", message)
+                yield warning(
+                    f"control_path.{slot}",
+                    "is the same folder as folder_path: each image would be its own control image.",
+                )
         sizes = self.resolution
         if len(sizes) == 2 and all(isinstance(size, int) for size in sizes):
             yield warning(

@@ -183,8 +183,10 @@ class DatasetsSection(ProcessConfig):
                 yield warning(key, f'{message} For no trigger word write "".')
         for index, dataset in enumerate(self.datasets):
             if dataset.from_base and not self.has_base_model:
-                message = f"'type: {self.type}' has no base model that generates images. Give 'folder_path'."
-                yield error(f"datasets.{index}.from_base", message)
+                yield error(
+                    f"datasets.{index}.from_base",
+                    f"'type: {self.type}' has no base model that generates images. Give 'folder_path'.",
+                )
             if dataset.shuffle_tokens and self.requested_text_cache(dataset):
                 of_all = dataset.cache_text_embeddings is None
                 key = (

@@ -257,8 +257,9 @@ class ItemEncoder:
             **({} if scale == FIRST_LATENT_SCALE else {"latent_scale": scale}),
         )
         make = partial(mask_weights, mask, item.crop, flip, scale)
-        what = f"mask of {item.sample.image}"
-        return CacheEntry(what, stores.latents, key, make, weighs=True)
+        return CacheEntry(
+            f"mask of {item.sample.image}", stores.latents, key, make, weighs=True
+        )
 
     def references(
         self, item: BucketedSample, stores: CachePair

@@ -285,11 +285,13 @@ def read_text(path: Path | str, utf16: bool = False) -> str:
         raw = b"".join(read_chunks(path))
     except PermissionError as error:
         cause = denied(Path(path))
-        reason = f"cannot be read: {cause.what}. {cause.remedy}"
-        raise CaptionError(path, reason) from error
+        raise CaptionError(
+            path, f"cannot be read: {cause.what}. {cause.remedy}"
+        ) from error
     except OSError as error:
-        reason = f"cannot be read: {error.strerror or error}"
-        raise CaptionError(path, reason) from error
+        raise CaptionError(
+            path, f"cannot be read: {error.strerror or error}"
+        ) from error
     elsewhere = pointer(raw)
     if elsewhere is not None:
         raise CaptionError(path, f"is {GIT_LFS}. {elsewhere.remedy}")

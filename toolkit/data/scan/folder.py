@@ -195,8 +195,7 @@ def _folders_of_entry(
     return [
         folder
         for folder in folders
-        if folder.listing.images
-        or not (folder.table and folder.table.path in findings.of_pairs)
+        if folder.listing.images or folder.table.path not in findings.of_pairs
     ]
 
 
@@ -291,7 +290,7 @@ def _caption_files_of_images(folder: ImageFolder) -> list[list[str]]:
     """For each image of a folder its caption files: first those that are not empty, as
     the first of them is read."""
     texts = folder.listing.texts
-    if folder.table is not None or not folder.caption_files:
+    if folder.table or not folder.caption_files:
         return [[] for _ in folder.images]
     return [
         sorted(filter(None, names), key=lambda name: not texts.get(name))
@@ -304,14 +303,13 @@ def _found_images(
 ) -> list[FoundImage]:
     """An image once for each of its files."""
     listing = folder.listing
-    table = folder.table
     return [
         FoundImage(
             path=listing.path(name),
             repeats=folder.repeats,
             caption=image.caption.replace(LIST, "\n"),
             captions=tuple(map(listing.path, caption_files)),
-            table=table.path if table else "",
+            table=folder.table.path,
             references=tuple(control.path for control in image.controls),
             mask=image.mask.path if image.mask else "",
             shares_stem=len(image.names) > 1,

@@ -354,8 +354,9 @@ def _with_looks(folder: ImageFolder, findings: ScanFindings) -> ImageFolder:
     for mask, look in looks:
         fault = mask_fault(mask, look)
         if fault:
-            name = f"{os.path.basename(mask.file)} ({fault.detail})"
-            by_kind.setdefault((fault.kind, fault.remedy), []).append(name)
+            by_kind.setdefault((fault.kind, fault.remedy), []).append(
+                f"{os.path.basename(mask.file)} ({fault.detail})"
+            )
             findings.mask_faults.append(
                 (mask.file, f"is {fault.kind}: {fault.detail}. {fault.remedy}")
             )

@@ -92,9 +92,7 @@ def with_tables_above(
     if top is None or not _reads_captions(dataset, findings):
         return folders
     bare = [
-        folder
-        for folder in below
-        if folder.table is None and not folder.has_caption_files
+        folder for folder in below if not (folder.table or folder.has_caption_files)
     ]
     names = [name for folder in bare or below for name in folder.image_names()]
     table = None
@@ -288,7 +286,7 @@ def with_placed_rows(
     table for all its folders at once. Images and rows without each other are noted."""
     of_table: dict[str, list[ImageFolder]] = {}
     for folder in folders:
-        if folder.table and folder.table.rows and dataset.folder_path:
+        if folder.rows and dataset.folder_path:
             of_table.setdefault(folder.table.path, []).append(folder)
     after: dict[ImageFolder, ImageFolder] = {}
     for path, before in of_table.items():
@@ -309,8 +307,7 @@ def with_placed_rows(
         images = [name for folder in with_table for name in folder.image_names()]
         rows, begin = placed(before[0].rows, path, dataset.folder_path, images)
         if begin:
-            what = f"{begin!r} at the beginning of its names is left out"
-            findings.note(path, what)
+            findings.note(path, f"{begin!r} at the beginning of its names is left out")
         table = FolderTable(path, rows)
         with_table = [replace(folder, table=table) for folder in with_table]
         _note_unnamed(dataset, path, with_table, findings)
@@ -401,7 +398,6 @@ def named_files(
     """The images that a row of the folder's table names: in the folder of the images,
     else relative to the folder of the table. A file that does not exist is a mistake.
     role: of these images, for the message."""
-    assert folder.table is not None  # a row is one of its
     bases = (folder.dataset.folder_path, os.path.dirname(folder.table.path), ".")
     images = []
     for path in paths:

@@ -54,10 +54,10 @@ def image_folders(
     files = _parquet_files(dataset, findings)
     if files:
         return _folders_of_parquet(dataset, files, findings)
-    table = None
+    table = FolderTable()
     if dataset.captions_file is not None:
         table = _given_table(dataset, dataset.captions_file, findings)
-        if table is None:
+        if not table:
             return iter(())
         if not dataset.folder_path:
             place = os.path.dirname(table.path) or "."
@@ -98,8 +98,8 @@ def _partner_places(dataset: DatasetConfig) -> set[str]:
 
 def _given_table(
     dataset: DatasetConfig, file: str, findings: ScanFindings
-) -> FolderTable | None:
-    """The table that is `captions_file`; None where it cannot be used, which is a
+) -> FolderTable:
+    """The table that is `captions_file`; an empty one where it cannot be used, which is a
     mistake."""
     given = findings.table(file, dataset)
     # Images of a folder are found by what follows the folders of another machine, where
@@ -112,13 +112,13 @@ def _given_table(
             f"{what}. Where it lies elsewhere: --map {shlex.quote(f'{folder}=NEW')}",
         )
     if lost:
-        return None
+        return FolderTable()
     if not given.rows and not given.mistakes:
         what = "has no line. Write one for each image"
         if given.undecided:
             what = "has votes for neither of two images alone. Vote on more"
         findings.mistake(file, f"{what}, or take 'captions_file' out")
-        return None
+        return FolderTable()
     return FolderTable(file, used_rows(dataset, given, os.path.dirname(file), findings))
 
 
@@ -129,7 +129,7 @@ def _given_table(
 def _own_images(
     dataset: DatasetConfig,
     top: DirectoryListing,
-    table: FolderTable | None,
+    table: FolderTable,
     findings: ScanFindings,
 ) -> ImageFolder:
     """The folder of an entry that holds images itself. Subfolders with repeats next to
@@ -203,7 +203,7 @@ def _without_partners(
 def _subfolders_with_images(
     dataset: DatasetConfig,
     top: DirectoryListing,
-    table: FolderTable | None,
+    table: FolderTable,
     findings: ScanFindings,
 ) -> Iterator[ImageFolder]:
     """The subfolders of an entry that holds no images itself; else the folders of a
@@ -215,7 +215,7 @@ def _subfolders_with_images(
     for name, listing in filled.items():
         images = _without_partners(listing, dataset)
         yield ImageFolder(dataset, images, whole=listing, subfolder=name, table=table)
-    if not filled and table is None:
+    if not (filled or table):
         deeper = [*_folders_of_deeper_table(dataset, top, findings)]
         yield from deeper
         if deeper:
@@ -236,8 +236,7 @@ def _subfolders_with_images(
             "Only direct subfolders are looked into: give it as a dataset",
         )
     elif empty:
-        what = f"subfolders without images ignored: {shorten(empty)}"
-        findings.note(path, what)
+        findings.note(path, f"subfolders without images ignored: {shorten(empty)}")
 
 
 def _images_below(
@@ -343,8 +342,10 @@ def _folders_of_table(
         }
         for name in sorted(names.difference(called.values())):
             line = line_naming(findings.table(table.path, dataset), name)
-            what = f"is named in {line} and is not an image"
-            findings.mistake(listing.path(os.path.basename(name)), what)
+            findings.mistake(
+                listing.path(os.path.basename(name)),
+                f"is named in {line} and is not an image",
+            )
         yield replace(whole, listing=replace(listing, images=images))
 
 

@@ -93,15 +93,19 @@ def _matched(
     dataset = folder.dataset
     for stem, files in listing.images.items():
         if len(files) > 1:  # a caption would belong to both
-            reason = f"images share the stem {stem!r}: {shorten(files)}. Rename one"
-            findings.mistake(join(listing.folder, files[0]), reason)
+            findings.mistake(
+                join(listing.folder, files[0]),
+                f"images share the stem {stem!r}: {shorten(files)}. Rename one",
+            )
     matched = [*(_with_rows if folder.table else _with_captions)(folder, findings)]
     if dataset.captions == "one" and findings.read_captions:
         for image in matched:
             if LIST in image.caption:
                 count = image.caption.count(LIST) + 1
-                reason = f"has a list of {count} captions. Give 'captions: lines', or one of them as text"
-                findings.mistake(image.file.path, reason)
+                findings.mistake(
+                    image.file.path,
+                    f"has a list of {count} captions. Give 'captions: lines', or one of them as text",
+                )
     for image in matched:  # of a name of bytes that are no text
         half = half_in(image.caption)
         if half:
@@ -202,15 +206,19 @@ def _partners_of(
         for candidate in stems:
             names = listing.images[candidate]
             if len(names) > 1:
-                reason = f"{slot.what}s share the stem {candidate!r}: {', '.join(names)}. Rename one"
-                findings.mistake(listing.path(names[0]), reason)
+                findings.mistake(
+                    listing.path(names[0]),
+                    f"{slot.what}s share the stem {candidate!r}: {', '.join(names)}. Rename one",
+                )
                 return []
         if stems:
             return [ImageFile(listing, listing.images[each][0]) for each in stems]
     if slot.listings and not slot.optional:
         searched = " or ".join(repr(listing.folder) for listing in slot.listings)
-        reason = f"has no {slot.what} {stem!r} in {searched}. Add it, or set {slot.key}_optional"
-        findings.mistake(image.file.path, reason)
+        findings.mistake(
+            image.file.path,
+            f"has no {slot.what} {stem!r} in {searched}. Add it, or set {slot.key}_optional",
+        )
     return []
 
 
@@ -230,8 +238,10 @@ def _layers_of(
             names = [name for _, layer in numbered for name in listing.images[layer]]
             expected = [*range(first, first + len(names))]  # one file for each number
             if numbers != expected:
-                reason = f"its layers are not numbered one after the other: {', '.join(names)}. Rename them"
-                findings.mistake(image.file.path, reason)
+                findings.mistake(
+                    image.file.path,
+                    f"its layers are not numbered one after the other: {', '.join(names)}. Rename them",
+                )
                 return []
             return [ImageFile(listing, name) for name in names]
     if slot.listings:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -110,15 +110,18 @@ class MatchedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class FolderTable:
-    """The table that the captions of a folder come from.
+    """The table that the captions of a folder come from; false for none.
 
     >>> FolderTable("photos/metadata.csv", {"a.jpg": TableRow("a cat")}).rows["a.jpg"].caption
     'a cat'
     """
 
-    path: str
-    rows: Mapping[str, TableRow]
+    path: str = ""
+    rows: Mapping[str, TableRow] = field(default_factory=dict)
     """By `image_name`. Empty: the table could not be read, which is a mistake."""
+
+    def __bool__(self) -> bool:
+        return bool(self.path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,8 +146,8 @@ class ImageFolder:
     subfolder: str | None = None
     """Its name within the folder of the dataset; None: it is that folder."""
 
-    table: FolderTable | None = None
-    """None: captions are in files next to the images."""
+    table: FolderTable = FolderTable()
+    """None: captions are in files beside the images, or in their names."""
 
     index: int = 0
     """Index of its entry in `datasets`."""
@@ -162,7 +165,7 @@ class ImageFolder:
     @property
     def rows(self) -> Mapping[str, TableRow]:
         """Image name -> row of the folder's table. Empty without a table."""
-        return self.table.rows if self.table else {}
+        return self.table.rows
 
     @property
     def repeats(self) -> int:
@@ -184,7 +187,7 @@ class ImageFolder:
         of the images, or the one table."""
         if self.dataset.captions == "names":
             return []
-        if self.table is None:
+        if not self.table:
             return caption_files(
                 self.listing, self.dataset.caption_ext, self.dataset.image_suffix
             )

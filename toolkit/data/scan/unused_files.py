@@ -35,7 +35,7 @@ def note_unused_files(folder: ImageFolder, findings: ScanFindings) -> None:
     reasons."""
     listing = folder.listing
     dataset = folder.dataset
-    reads_files = folder.table is None and dataset.captions != "names"
+    reads_files = not folder.table and dataset.captions != "names"
     caption_ext = dataset.caption_ext if reads_files else ()
     used = set(chain.from_iterable(folder.caption_files))
     by_reason: dict[tuple[str, str], list[str]] = {}
