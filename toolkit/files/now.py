@@ -189,10 +189,10 @@ def told_to(listener: Listener) -> Iterator[None]:
 
 @contextmanager
 def during(
-    phase: str, done: float | None = None, of: float | None = None, unit: str = ""
+    phase: str, done: float | None = None, of: float | None = None
 ) -> Iterator[None]:
     """Inside the block this phase is reported; afterwards the one before it again."""
-    before = enter(phase, done, of, unit)
+    before = enter(phase, done, of)
     try:
         yield
         if _listener is not None:

@@ -306,14 +306,14 @@ def moved_hint(path: str) -> str:
     )
 
 
-def from_path(key: str) -> Callable[[Any], Any]:
-    """A validator for a section that may be written as a path alone: it turns a string
-    into a mapping with that one key. Other values stay.
+def path_alone(value: Any) -> Any:
+    """A section that may be written as a path alone: a text becomes a mapping with that
+    one key. Other values stay.
 
-    >>> from_path("path")("a.safetensors")
+    >>> path_alone("a.safetensors")
     {'path': 'a.safetensors'}
     """
-    return lambda value: {key: value} if isinstance(value, str) else value
+    return {"path": value} if isinstance(value, str) else value
 
 
 def as_list(value: Any) -> Any:

@@ -30,7 +30,7 @@ from toolkit.config.reading.field_types import (
     AutoOrBool,
     OneOf,
     PathStr,
-    from_path,
+    path_alone,
     value_error,
 )
 from toolkit.config.reading.findings import (
@@ -314,7 +314,7 @@ class ModelConfig(StrictModel):
     base_loras: tuple[
         Annotated[
             BaseLora,
-            BeforeValidator(from_path("path"), json_schema_input_type=str | BaseLora),
+            BeforeValidator(path_alone, json_schema_input_type=str | BaseLora),
         ],
         ...,
     ] = ()

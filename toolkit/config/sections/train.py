@@ -27,7 +27,7 @@ from toolkit.config.reading.field_types import (
     Dtype,
     OneOf,
     PathStr,
-    from_path,
+    path_alone,
     reader_of,
     value_error,
 )
@@ -949,9 +949,7 @@ class TrainConfig(OptimizationConfig):
     assistant: (
         Annotated[
             AssistantConfig,
-            BeforeValidator(
-                from_path("path"), json_schema_input_type=str | AssistantConfig
-            ),
+            BeforeValidator(path_alone, json_schema_input_type=str | AssistantConfig),
         ]
         | None
     ) = None
