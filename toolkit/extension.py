@@ -454,9 +454,9 @@ class ExtensionTable:
             registered, kind, lambda: registered.extension._named(kind)
         )
         if not (isinstance(cls, type) and issubclass(cls, base)):
-            what = f"{base.__module__}.{base.__name__}"
             raise RunError(
-                f"extension {registered.folder}: {cls!r} does not extend {what}"
+                f"extension {registered.folder}: {cls!r} does not extend "
+                f"{base.__module__}.{base.__name__}"
             )
         return cls
 

@@ -24,7 +24,7 @@ _FOLDERS = {
     "toolkit.data.pixels": "alignment avif colours conversion images tiff",
     "toolkit.data.scan": (
         "captions columns directory fingerprint folder folder_check folder_tables found foreign_syntax "
-        "from_base items masks moved pairs partners repeats tables validation_split"
+        "from_base items masks moved partners repeats tables validation_split"
     ),
     "toolkit.data.streams": "counts parquet_shards sample_keys shards stream_dataset webdataset",
     "toolkit.data.batches": "dataloader epoch_order image_data latent_cache stream_latents",
@@ -38,6 +38,7 @@ MOVED = {
         for module in modules.split()
     },
     "toolkit.data.cache": "toolkit.files.tensor_cache",
+    "toolkit.data.pairs": "toolkit.data.scan.folder_check",
     "toolkit.data.threads": "toolkit.system.read_ahead",
     "toolkit.data.types": "toolkit.contracts.data",
     "toolkit.models.interface": "toolkit.contracts.model",

@@ -108,9 +108,7 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 def _figure(value: float) -> str:
     """12, 2,000, 0.5: whole from 10 on."""
-    if value >= 10 or value == int(value):
-        return f"{value:,.0f}"
-    return f"{value:.1f}"
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
 
 
 def span(seconds: float) -> str:
@@ -119,9 +117,7 @@ def span(seconds: float) -> str:
     >>> span(45.2), span(850)
     ('45 s', '14 min')
     """
-    if seconds < 60:
-        return f"{max(0, round(seconds))} s"
-    return amount(seconds)
+    return f"{max(0, round(seconds))} s" if seconds < 60 else amount(seconds)
 
 
 def of_bytes(done: float, of: float | None) -> tuple[float, float | None, str]:
@@ -193,10 +189,10 @@ def told_to(listener: Listener) -> Iterator[None]:
 
 @contextmanager
 def during(
-    phase: str, done: float | None = None, of: float | None = None, unit: str = ""
+    phase: str, done: float | None = None, of: float | None = None
 ) -> Iterator[None]:
     """Inside the block this phase is reported; afterwards the one before it again."""
-    before = enter(phase, done, of, unit)
+    before = enter(phase, done, of)
     try:
         yield
         if _listener is not None:

@@ -154,9 +154,7 @@ def about(seconds: float) -> str:
     >>> about(850), about(12)
     ('about 14 min', 'under a minute')
     """
-    if seconds < 60:
-        return "under a minute"
-    return f"about {amount(seconds)}"
+    return "under a minute" if seconds < 60 else f"about {amount(seconds)}"
 
 
 def parse_time(text: str) -> datetime | None:

@@ -158,8 +158,10 @@ def denied(path: Path) -> Cause:
     is_folder = place.is_dir()
     rights = "rx" if is_folder else "r"
     is_owner = status.st_uid == os.getuid()
-    owner = f"{_user(status.st_uid)}, mode {status.st_mode & 0o777:03o}"
-    what = f"Permission denied: {'it' if place == file else place} belongs to {owner}"
+    what = (
+        f"Permission denied: {'it' if place == file else place} belongs to "
+        f"{_user(status.st_uid)}, mode {status.st_mode & 0o777:03o}"
+    )
     who = "" if is_owner else f", and this program runs as {_user(os.getuid())}"
     command = (
         f"Run: chmod {'u' if is_owner else 'a'}+{rights} {shlex.quote(str(place))}"

@@ -66,8 +66,9 @@ def with_schema(text: str, file: Path) -> str:
     folder = file.absolute().parent
     if folder.drive == schema.drive:  # on Windows another has no relative path
         schema = Path(os.path.relpath(schema, folder))
-    line = f"# yaml-language-server: $schema={schema.as_posix()}"
-    return text.replace("\n", f"\n{line}\n", 1)
+    return text.replace(
+        "\n", f"\n# yaml-language-server: $schema={schema.as_posix()}\n", 1
+    )
 
 
 def find_config(argument: str) -> Path:
@@ -709,10 +710,10 @@ def lacks_room(needed: int, folder: Path) -> str:
     free = free_space(folder)
     if needed + MARGIN <= free:
         return ""
-    sizes = (
-        f"needs {readable_size(needed)} unpacked, and {readable_size(free)} are free"
+    return (
+        f"needs {readable_size(needed)} unpacked, and {readable_size(free)} are free "
+        f"in {folder.parent}. Make room, or give a folder"
     )
-    return f"{sizes} in {folder.parent}. Make room, or give a folder"
 
 
 def readable_size(size: float) -> str:

@@ -306,14 +306,14 @@ def moved_hint(path: str) -> str:
     )
 
 
-def from_path(key: str) -> Callable[[Any], Any]:
-    """A validator for a section that may be written as a path alone: it turns a string
-    into a mapping with that one key. Other values stay.
+def path_alone(value: Any) -> Any:
+    """A section that may be written as a path alone: a text becomes a mapping with that
+    one key. Other values stay.
 
-    >>> from_path("path")("a.safetensors")
+    >>> path_alone("a.safetensors")
     {'path': 'a.safetensors'}
     """
-    return lambda value: {key: value} if isinstance(value, str) else value
+    return {"path": value} if isinstance(value, str) else value
 
 
 def as_list(value: Any) -> Any:
@@ -383,7 +383,10 @@ def gather_slots(
     if not numbered:
         return
     if key in entries and not entries[key].from_defaults:
-        message = f"{key!r} and {numbered[0].path[-1]!r} are both given. Keep one way of writing it."
-        diagnostics.error(numbered[0], message, at_key=True)
+        diagnostics.error(
+            numbered[0],
+            f"{key!r} and {numbered[0].path[-1]!r} are both given. Keep one way of writing it.",
+            at_key=True,
+        )
         return
     entries[key] = replace(numbered[0], value=numbered, plain=False)

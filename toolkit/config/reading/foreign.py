@@ -281,6 +281,7 @@ def foreign_file(root: ConfigNode) -> ForeignFile | None:
     named = [reader.name for reader in found if reader.name]
     if len(named) > 1:
         whose = " and of ".join(named)
-        remedy = "Remove the keys of the one that does not read it."
-        raise UserError(f"the file has keys of {whose}. {remedy}")
+        raise UserError(
+            f"the file has keys of {whose}. Remove the keys of the one that does not read it."
+        )
     return found[0] if found else None

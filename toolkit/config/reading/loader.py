@@ -143,8 +143,10 @@ def load_job(
     diagnostics = Diagnostics(str(path))
     text, written = read_written(path, flags, command, diagnostics)
     if changes and foreign_file(written):
-        remedy = f"Convert the file first: run.py import {path} -o job.yaml"
-        raise UserError(f"{changes[0].place}: is for jobs of this program. {remedy}")
+        raise UserError(
+            f"{changes[0].place}: is for jobs of this program. "
+            f"Convert the file first: run.py import {path} -o job.yaml"
+        )
     changed, paths = with_changes(written, changes, find_model, diagnostics)
     remember_secrets(text, changed, env)
     # A name given by `-n` makes the written one irrelevant, variables included.
@@ -560,8 +562,10 @@ def read_callback(
         normaliser.diagnostics.error(kind, str(error))
         return None, entry
     if not issubclass(model, CallbackConfig):
-        message = f"the extension {kind.value!r} has a config that does not extend toolkit.config.CallbackConfig."
-        normaliser.diagnostics.error(kind, message)
+        normaliser.diagnostics.error(
+            kind,
+            f"the extension {kind.value!r} has a config that does not extend toolkit.config.CallbackConfig.",
+        )
         return None, entry
     return validate(model, normaliser.section(model, entry), normaliser.diagnostics)
 
@@ -639,16 +643,18 @@ def check_processes(
             folder = Path(os.path.realpath(folder.expanduser()))
             first = folders.setdefault(folder, index)
             if first != index:
-                remedy = f"Give process[{index}] another 'name'."
                 diagnostics.error(
                     process.node,
-                    f"writes to '{folder}' as process[{first}] does. {remedy}",
+                    f"writes to '{folder}' as process[{first}] does. "
+                    f"Give process[{index}] another 'name'.",
                 )
         outputs = section.outputs(job)
         for file in sorted(outputs & job.earlier_outputs):
             if file.suffix == ".safetensors":
-                message = f"writes '{file}', as an earlier process does. Give it another output."
-                diagnostics.error(process.node, message)
+                diagnostics.error(
+                    process.node,
+                    f"writes '{file}', as an earlier process does. Give it another output.",
+                )
         job = JobContext(job.name, job.earlier_outputs | outputs)
 
 
@@ -694,9 +700,10 @@ def warn_of_cut_texts(root: ConfigNode, text: str, diagnostics: Diagnostics) -> 
         pattern = _CUT_PROMPT if is_prompt else _CUT_WORD
         if _TEXT_KEY.fullmatch(key) and pattern.match(text, node.span[1]):
             rest = text[node.span[1] :].partition("\n")[0].rstrip()
-            remedy = f"If it belongs to the text, put the text in quotes: {quoted(node.text + rest)}"
             diagnostics.warn(
-                node, f"ends before {rest.strip()!r}: ' #' begins a comment. {remedy}"
+                node,
+                f"ends before {rest.strip()!r}: ' #' begins a comment. "
+                f"If it belongs to the text, put the text in quotes: {quoted(node.text + rest)}",
             )
 
 

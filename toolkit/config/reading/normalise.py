@@ -55,8 +55,11 @@ def merge_defaults(
         elif isinstance(default.value, list) and any(
             isinstance(item.value, dict) for item in default.value
         ):
-            message = f"replaces the whole list of {dotted(default.path)}, line {default.key_at.line}"
-            diagnostics.warn(given, f"{message}; lists are not merged.")
+            diagnostics.warn(
+                given,
+                f"replaces the whole list of {dotted(default.path)}, line {default.key_at.line}; "
+                "lists are not merged.",
+            )
     return replace(process, value=entries)
 
 

@@ -54,8 +54,10 @@ def binary_kind(path: str | Path) -> str:
             with open(path, "rb") as file:
                 start = file.read(LENGTH_BYTES + 1)
             if start[LENGTH_BYTES:] == b"{" and b"\0" in start[:LENGTH_BYTES]:
-                remedy = "'run.py inspect FILE' shows what is in it, 'run.py generate --lora FILE' uses a LoRA."
-                return f"is a safetensors file, not a job. {remedy}"
+                return (
+                    "is a safetensors file, not a job. "
+                    "'run.py inspect FILE' shows what is in it, 'run.py generate --lora FILE' uses a LoRA."
+                )
             file_kind = next(
                 (kind for magic, kind in _BINARY.items() if start.startswith(magic)), ""
             )
@@ -333,10 +335,10 @@ class _Builder:
         )
         whole = self.unused.get(node.start_mark.index)
         if whole and isinstance(value, str | None):
-            message = f"{whole.split()[0]!r} is left out: '&' marks a value for an alias, '*', and the file has none. "
             self.diagnostics.warn(
                 built,
-                f"{message}If it belongs to the text, put the text in quotes: {quoted(whole)}",
+                f"{whole.split()[0]!r} is left out: '&' marks a value for an alias, '*', and the file has none. "
+                f"If it belongs to the text, put the text in quotes: {quoted(whole)}",
             )
         return built
 
@@ -352,10 +354,11 @@ class _Builder:
                 continue
             if key in entries:
                 first = entries[key].key_at.line
-                message = (
-                    f"duplicate key, first given in line {first}. Remove one of them."
+                self.diagnostics.error_at(
+                    _place(key_node),
+                    (*path, key),
+                    f"duplicate key, first given in line {first}. Remove one of them.",
                 )
-                self.diagnostics.error_at(_place(key_node), (*path, key), message)
                 continue
             entries[key] = self.build(
                 value_node, (*path, key), _place(key_node), key_node.end_mark.index

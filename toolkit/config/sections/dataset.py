@@ -607,8 +607,10 @@ class DatasetConfig(StrictModel):
                     f"cannot be combined with 'url': {NOT_OF_STREAMS[key]}. Remove it.",
                 )
             if len(self.resolution) > 1:
-                message = "a stream yields each image once per epoch, at one size. Give a single resolution."
-                yield error("resolution", message)
+                yield error(
+                    "resolution",
+                    "a stream yields each image once per epoch, at one size. Give a single resolution.",
+                )
         elif self.from_base:
             yield from self._check_made(self.from_base, job)
         else:
@@ -633,10 +635,10 @@ class DatasetConfig(StrictModel):
                 )
             for of in ("control", "layers"):
                 if getattr(self, f"{of}_path") and getattr(self, f"{of}_suffix"):
-                    message = (
-                        f"cannot be combined with '{of}_path'. Remove one of them."
+                    yield error(
+                        f"{of}_suffix",
+                        f"cannot be combined with '{of}_path'. Remove one of them.",
                     )
-                    yield error(f"{of}_suffix", message)
             yield from check_path(
                 "layers_path", self.layers_path, "Give a folder of layers.", job
             )
@@ -648,13 +650,17 @@ class DatasetConfig(StrictModel):
             yield warning("loss_multiplier", "0: nothing is learned from these images.")
         for slot, control in enumerate(self.control_path if self.folder_path else ()):
             if _is_same(control, self.folder_path):
-                message = "is the same folder as folder_path: each image would be its own control image."
-                yield warning(f"control_path.{slot}", message)
+                yield warning(
+                    f"control_path.{slot}",
+                    "is the same folder as folder_path: each image would be its own control image.",
+                )
         sizes = self.resolution
         if len(sizes) == 2 and all(isinstance(size, int) for size in sizes):
-            rectangle = f"{{width: {sizes[0]}, height: {sizes[1]}}}"
-            message = f"[{sizes[0]}, {sizes[1]}] are two sizes, and each image is trained at both. For one rectangle,"
-            yield warning("resolution", f"{message} write '{rectangle}'.")
+            yield warning(
+                "resolution",
+                f"[{sizes[0]}, {sizes[1]}] are two sizes, and each image is trained at both. For one rectangle, "
+                f"write '{{width: {sizes[0]}, height: {sizes[1]}}}'.",
+            )
 
     def _check_made(self, recipe: FromBaseConfig, job: JobContext) -> Findings:
         for key in sorted(self.model_fields_set - WITH_FROM_BASE):
@@ -702,10 +708,10 @@ class DatasetConfig(StrictModel):
         if self.mask_path is None:
             return
         if _is_same(self.mask_path, self.folder_path):
-            remedy = "Give another folder, or 'alpha_mask: true' to use the transparency of the images."
             yield error(
                 "mask_path",
-                f"is the same folder as folder_path: each image would be its own mask. {remedy}",
+                "is the same folder as folder_path: each image would be its own mask. "
+                "Give another folder, or 'alpha_mask: true' to use the transparency of the images.",
             )
         yield from check_path(
             "mask_path", self.mask_path, "Give a folder of masks.", job
@@ -743,8 +749,10 @@ def _with_listed_resolution(
         and sizes.count(sizes[0]) == len(sizes)
     ):
         side = sizes[0]
-        note = f"{diagnostics.place(node)}: {sizes} is taken as one size, {side}: the area of a square of {side} pixels"
-        diagnostics.notes.append(f"{note}, aspect ratio kept")
+        diagnostics.notes.append(
+            f"{diagnostics.place(node)}: {sizes} is taken as one size, {side}: the area of a square of {side} pixels, "
+            "aspect ratio kept"
+        )
     return {**entries, "resolution": listed(node)}
 
 

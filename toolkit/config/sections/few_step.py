@@ -100,10 +100,10 @@ class AssistantConfig(StrictModel):
                 is_here = True
             if not is_here and is_offline():
                 download = " ".join(filter(None, ("hf download", repository, file)))
-                message = f"{self.path!r} is not in the hub cache, and HF_HUB_OFFLINE forbids to ask the hub."
                 yield error(
                     "path",
-                    f"{message} Unset it, or run '{download}' where there is a connection.",
+                    f"{self.path!r} is not in the hub cache, and HF_HUB_OFFLINE forbids to ask the hub. "
+                    f"Unset it, or run '{download}' where there is a connection.",
                 )
         if self.multiplier == 0:
             yield error(

@@ -30,7 +30,7 @@ from toolkit.config.reading.field_types import (
     AutoOrBool,
     OneOf,
     PathStr,
-    from_path,
+    path_alone,
     value_error,
 )
 from toolkit.config.reading.findings import (
@@ -209,9 +209,10 @@ def _part_recovery(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> 
     written = node.written and node.written.rpartition("|")[2].strip()
     entries["qtype"] = replace(node, value=qtype)
     if file and qtype.lower() not in {*QTYPES, *QTYPE_SPELLINGS}:
-        message = f"{qtype!r} is unknown. Use {' or '.join(map(repr, QTYPES))}, without '|' and the file: "
         diagnostics.error(
-            node, f"{message}its adapter makes up for the errors of {qtype} alone."
+            node,
+            f"{qtype!r} is unknown. Use {' or '.join(map(repr, QTYPES))}, without '|' and the file: "
+            f"its adapter makes up for the errors of {qtype} alone.",
         )
     elif file:
         adapter = entries.get("accuracy_recovery_adapter")
@@ -313,7 +314,7 @@ class ModelConfig(StrictModel):
     base_loras: tuple[
         Annotated[
             BaseLora,
-            BeforeValidator(from_path("path"), json_schema_input_type=str | BaseLora),
+            BeforeValidator(path_alone, json_schema_input_type=str | BaseLora),
         ],
         ...,
     ] = ()
@@ -439,9 +440,10 @@ class ModelConfig(StrictModel):
             node = entries.get(switch)
             if node and isinstance(node.value, str):
                 if meant := _meant_type(node.value):
-                    remedy = f"Write '{switch}: true' and '{qtype}: {meant}'."
                     diagnostics.error(
-                        node, f"{show(node)} is neither true nor false. {remedy}"
+                        node,
+                        f"{show(node)} is neither true nor false. "
+                        f"Write '{switch}: true' and '{qtype}: {meant}'.",
                     )
         if "base_loras" in entries:
             entries["base_loras"] = listed(entries["base_loras"])

@@ -296,9 +296,9 @@ def _another(name: str, what: str) -> str:
         f"{family.title}s of its own" for family in families() if not family.published
     ]
     kinds = [*titles, "what is made from them", *family_kinds]
-    known = f"{', '.join(kinds[:-1])}, and {kinds[-1]}"
     return (
-        f"{name!r} is another model{what}, and this program trains {known}. {_remedy()}"
+        f"{name!r} is another model{what}, and this program trains "
+        f"{', '.join(kinds[:-1])}, and {kinds[-1]}. {_remedy()}"
     )
 
 
@@ -436,8 +436,11 @@ class ModelFolder:
             for key, value in family.settings.items():
                 of_part, name = key.split("/")
                 if of_part == part and config.get(name, value) != value:
-                    what = f"{json.dumps(config[name])} is of another model; a {family.title} has {json.dumps(value)}"
-                    return f"{path}: {name}: {what}. {_AGAIN}"
+                    return (
+                        f"{path}: {name}: "
+                        f"{json.dumps(config[name])} is of another model; a {family.title} has {json.dumps(value)}. "
+                        f"{_AGAIN}"
+                    )
         return ""
 
     def quantization_fault(self, given: Collection[str] = ()) -> str:
@@ -523,8 +526,10 @@ class ModelFolder:
         longest = max(map(max, learned))
         for width, height in sizes:
             if min(width, height) < shortest or max(width, height) > longest:
-                about = f"the model was trained on sides of {shortest} to {longest} pixels. Others will look poor."
-                return f"{width}x{height}: {about}"
+                return (
+                    f"{width}x{height}: "
+                    f"the model was trained on sides of {shortest} to {longest} pixels. Others will look poor."
+                )
         return None
 
 

@@ -330,22 +330,31 @@ class NetworkConfig(StrictModel):
     def _limits_of_library(self, kind: NetworkKind) -> Findings:
         """Reports keys that a module class of lycoris-lora does not support."""
         if find_spec("lycoris") is None:
-            message = f"'{self.type}' needs the package lycoris-lora (the extra 'lycoris'), which is not installed."
-            yield error("type", f"{message} Run: {install_command(LYCORIS)}")
+            yield error(
+                "type",
+                f"'{self.type}' needs the package lycoris-lora (the extra 'lycoris'), which is not installed. "
+                f"Run: {install_command(LYCORIS)}",
+            )
         if self.scale_weight_norms:
-            message = f"the change of '{self.type}' cannot be scaled down by its weights. Remove it."
-            yield error("scale_weight_norms", message)
+            yield error(
+                "scale_weight_norms",
+                f"the change of '{self.type}' cannot be scaled down by its weights. Remove it.",
+            )
         if self.pretrained_lora_path is not None:
-            message = f"'{self.type}' cannot start from a file. Remove it, or give the file as model.base_loras."
-            yield error("pretrained_lora_path", message)
+            yield error(
+                "pretrained_lora_path",
+                f"'{self.type}' cannot start from a file. Remove it, or give the file as model.base_loras.",
+            )
         if self.linear_alpha == 0 and "linear_alpha" not in kind.without_effect:
             yield error(
                 "linear_alpha",
                 f"'{self.type}' takes 0 for the rank. Give the value that is meant.",
             )
         if self.type == "diag-oft" and self.network_kwargs.rescaled:
-            message = "ComfyUI ignores these factors in a file of diag-oft; with boft it uses them."
-            yield warning("network_kwargs.rescaled", message)
+            yield warning(
+                "network_kwargs.rescaled",
+                "ComfyUI ignores these factors in a file of diag-oft; with boft it uses them.",
+            )
 
     @property
     def trains_model(self) -> bool:

@@ -234,8 +234,10 @@ def _unusual(sample: SampleItem | SampleConfig) -> Findings:
     scale = sample.guidance_scale
     steps = sample.sample_steps
     if scale is not None and scale > MOST_GUIDANCE:
-        message = f"{scale:g} is far above what the model is made for, and burns images. A typical value is 4."
-        yield warning("guidance_scale", message)
+        yield warning(
+            "guidance_scale",
+            f"{scale:g} is far above what the model is made for, and burns images. A typical value is 4.",
+        )
     if steps is not None and steps > MOST_STEPS:
         yield warning(
             "sample_steps",
@@ -402,8 +404,10 @@ class SampleIntervalConfig(StrictModel):
         """Reports two intervals where only one of them has an effect."""
         epochs = self.interval()[1]
         if epochs and self.sample_every and "sample_every" in self.model_fields_set:
-            reason = f"has no effect: 'sample_every_n_epochs: {epochs}' takes precedence. Remove one of them."
-            yield warning("sample_every", reason)
+            yield warning(
+                "sample_every",
+                f"has no effect: 'sample_every_n_epochs: {epochs}' takes precedence. Remove one of them.",
+            )
 
 
 class SampleConfig(SampleIntervalConfig):
@@ -668,8 +672,10 @@ class LoggingConfig(StrictModel):
                     )
             for key in ("logging_dir", "log_prefix", "log_tracker_name"):
                 if contains_secret(getattr(self, key)):
-                    message = "is part of a folder name, which is visible on the disk. Remove the secret."
-                    yield error(key, message)
+                    yield error(
+                        key,
+                        "is part of a folder name, which is visible on the disk. Remove the secret.",
+                    )
         if "wandb" in trackers:
             if self.wandb_api_key == REDACTED:
                 yield error(
@@ -677,10 +683,10 @@ class LoggingConfig(StrictModel):
                     "was redacted when this file was saved. Set WANDB_API_KEY instead.",
                 )
             elif not self.wandb_api_key and not _can_do_without_key():
-                remedy = "Set WANDB_API_KEY, or WANDB_MODE=offline to keep everything on this machine."
                 yield error(
                     "log_with",
-                    f"Weights & Biases needs an API key, and none was found. {remedy}",
+                    "Weights & Biases needs an API key, and none was found. "
+                    "Set WANDB_API_KEY, or WANDB_MODE=offline to keep everything on this machine.",
                 )
         for is_used, keys, reason in (
             (

@@ -66,8 +66,11 @@ def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
     elif isinstance(prompts.value, list):
         lines = prompts.value
     else:
-        remedy = "Write one prompt per line, each after '- ', or give a text file (.txt) with one prompt per line."
-        diagnostics.error(prompts, f"is not a list. {remedy}")
+        diagnostics.error(
+            prompts,
+            "is not a list. "
+            "Write one prompt per line, each after '- ', or give a text file (.txt) with one prompt per line.",
+        )
         lines = []
     items = [
         replace(line, value={"prompt": line})
@@ -81,14 +84,18 @@ def _is_text(line: ConfigNode, diagnostics: Diagnostics) -> bool:
     """False for a mapping with the keys of a sample, and for the name of a file, which
     are reported here."""
     if isinstance(line.value, str) and _FILE.fullmatch(line.value):
-        message = "is the name of a file, and a list has the prompts themselves"
         diagnostics.error(
-            line, f"{show(line)} {message}. Write 'prompts: {line.value}'."
+            line,
+            f"{show(line)} is the name of a file, and a list has the prompts themselves. "
+            f"Write 'prompts: {line.value}'.",
         )
         return False
     if isinstance(line.value, dict) and "prompt" in line.value:
-        message = "is a mapping, and 'prompts' are texts. Write it in 'samples' instead, with its keys"
-        diagnostics.error(line, f"{message}: '- prompt: {line.value['prompt'].text}'.")
+        diagnostics.error(
+            line,
+            "is a mapping, and 'prompts' are texts. "
+            f"Write it in 'samples' instead, with its keys: '- prompt: {line.value['prompt'].text}'.",
+        )
         return False
     return True
 

@@ -27,7 +27,7 @@ from toolkit.config.reading.field_types import (
     Dtype,
     OneOf,
     PathStr,
-    from_path,
+    path_alone,
     reader_of,
     value_error,
 )
@@ -625,11 +625,11 @@ class OptimizerConfig(StrictModel):
                 yield warning("optimizer_params", message)
             if "." in self.optimizer:
                 if code := imported_code(self.optimizer):
-                    message = (
-                        f"the training imports {code}, and so runs its code. Start "
-                        "it only if you trust that file."
+                    yield warning(
+                        "optimizer",
+                        f"{self.optimizer!r}: the training imports {code}, and so runs its code. Start "
+                        "it only if you trust that file.",
                     )
-                    yield warning("optimizer", f"{self.optimizer!r}: {message}")
         except ArgumentError as fault:
             yield error("optimizer_params", str(fault))
         except UserError as fault:
@@ -641,8 +641,10 @@ class OptimizerConfig(StrictModel):
         if self.is_schedule_free:
             both = f"'optimizer: {self.optimizer}' and"
             if self.lr_scheduler != "constant":
-                message = f"{both} 'lr_scheduler: {self.lr_scheduler}' cannot be combined. Remove one of them."
-                yield error("lr_scheduler", message)
+                yield error(
+                    "lr_scheduler",
+                    f"{both} 'lr_scheduler: {self.lr_scheduler}' cannot be combined. Remove one of them.",
+                )
             if self.lr_warmup_steps or self.lr_scheduler_params:
                 key = (
                     "lr_warmup_steps" if self.lr_warmup_steps else "lr_scheduler_params"
@@ -664,11 +666,11 @@ class OptimizerConfig(StrictModel):
             names.add(group.label())
         rates = {group.rate(self.lr) for group in self.lr_groups}
         if requires_single_lr(self.optimizer) and rates - {0, self.lr}:
-            message = (
+            yield error(
+                "lr_groups",
                 f"optimizer '{self.optimizer}' adapts one learning rate for all "
-                "weights. Remove it, or use 'adamw'."
+                "weights. Remove it, or use 'adamw'.",
             )
-            yield error("lr_groups", message)
 
     common_words: ClassVar = {
         **dict.fromkeys(
@@ -795,14 +797,20 @@ class OptimizationConfig(OptimizerConfig):
         """Keys that exclude each other."""
         yield from self.check_optimizer()
         if self.is_schedule_free and self.ema_config.use_ema:
-            message = f"optimizer '{self.optimizer}' already averages the weights. Remove one of them."
-            yield error("ema_config.use_ema", message)
+            yield error(
+                "ema_config.use_ema",
+                f"optimizer '{self.optimizer}' already averages the weights. Remove one of them.",
+            )
         if self.epochs and self.steps and "steps" in self.model_fields_set:
-            message = f"has no effect: 'epochs: {self.epochs}' takes precedence. Remove one of them."
-            yield warning("steps", message)
+            yield warning(
+                "steps",
+                f"has no effect: 'epochs: {self.epochs}' takes precedence. Remove one of them.",
+            )
         if self.force_first_sample and self.disable_sampling:
-            message = "'force_first_sample: true' and 'disable_sampling: true' contradict each other. Remove one."
-            yield error("force_first_sample", message)
+            yield error(
+                "force_first_sample",
+                "'force_first_sample: true' and 'disable_sampling: true' contradict each other. Remove one.",
+            )
 
 
 class TrainConfig(OptimizationConfig):
@@ -941,9 +949,7 @@ class TrainConfig(OptimizationConfig):
     assistant: (
         Annotated[
             AssistantConfig,
-            BeforeValidator(
-                from_path("path"), json_schema_input_type=str | AssistantConfig
-            ),
+            BeforeValidator(path_alone, json_schema_input_type=str | AssistantConfig),
         ]
         | None
     ) = None
@@ -1084,11 +1090,16 @@ class TrainConfig(OptimizationConfig):
             )
         against = self.against_compiling()
         if against and self.compile.enabled is True:
-            message = f"{against}, and a compiled block decides by itself what it saves. Use full_offload, or"
-            yield error("gradient_checkpointing", f"{message} 'compile.enabled: auto'.")
+            yield error(
+                "gradient_checkpointing",
+                f"{against}, and a compiled block decides by itself what it saves. "
+                "Use full_offload, or 'compile.enabled: auto'.",
+            )
         if against and self.parallel == "fsdp":
-            message = "is not supported with 'parallel: fsdp'. Use full_offload, or remove one of them."
-            yield error("gradient_checkpointing", message)
+            yield error(
+                "gradient_checkpointing",
+                "is not supported with 'parallel: fsdp'. Use full_offload, or remove one of them.",
+            )
         kind = self.noise_levels()
         scheme = self.weighting_scheme
         uses = TIMESTEP_TYPES[self.noise_levels()]
@@ -1172,8 +1183,10 @@ class TrainConfig(OptimizationConfig):
         levels = self.noise_levels()
         shift = self.discrete_flow_shift
         if levels == "shift" and shift is not None and shift < LEAST_SHIFT:
-            message = f"{shift:g} would train without any noise. Use 0.001 or more; 1 means no shift."
-            yield error("discrete_flow_shift", message)
+            yield error(
+                "discrete_flow_shift",
+                f"{shift:g} would train without any noise. Use 0.001 or more; 1 means no shift.",
+            )
         if self.min_timestep >= self.max_timestep:
             yield error(
                 "min_timestep",

@@ -90,8 +90,9 @@ def _resume(value: Any) -> Any:
         and "/" not in value
         and "\\" not in value
     ):
-        remedy = "Write 'auto', 'never', a step number or the path of a state folder."
-        raise value_error(f"{value!r} is none of these. {remedy}")
+        raise value_error(
+            f"{value!r} is none of these. Write 'auto', 'never', a step number or the path of a state folder."
+        )
     return value
 
 
@@ -182,8 +183,10 @@ class DatasetsSection(ProcessConfig):
                 yield warning(key, f'{message} For no trigger word write "".')
         for index, dataset in enumerate(self.datasets):
             if dataset.from_base and not self.has_base_model:
-                message = f"'type: {self.type}' has no base model that generates images. Give 'folder_path'."
-                yield error(f"datasets.{index}.from_base", message)
+                yield error(
+                    f"datasets.{index}.from_base",
+                    f"'type: {self.type}' has no base model that generates images. Give 'folder_path'.",
+                )
             if dataset.shuffle_tokens and self.requested_text_cache(dataset):
                 of_all = dataset.cache_text_embeddings is None
                 key = (
@@ -202,10 +205,10 @@ class DatasetsSection(ProcessConfig):
                     f"'type: {self.type}' reads folders only. Give 'folder_path'.",
                 )
             elif dataset.url and len(self.datasets) > 1:
-                remedy = "Write all shards as a list of 'url', or give folders only."
                 yield error(
                     f"datasets.{index}.url",
-                    f"a stream has to be the only entry of 'datasets'. {remedy}",
+                    "a stream has to be the only entry of 'datasets'. "
+                    "Write all shards as a list of 'url', or give folders only.",
                 )
 
 
@@ -456,10 +459,10 @@ class TrainerConfig(TrainingSection):
             and validation
             and not (validation.every or validation.every_n_epochs)
         ):
-            remedy = "Set 'validation.every', such as a twentieth of the steps."
             yield error(
                 "stop_when.no_better_within",
-                f"needs validations during the run. {remedy}",
+                "needs validations during the run. "
+                "Set 'validation.every', such as a twentieth of the steps.",
             )
         if is_plateau:
             losses = [
@@ -552,8 +555,11 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
         readers = stream.webdataset.readers
         at = "datasets.0.webdataset.readers"
         if self.images_per_step % self.micro_batches_per_step:
-            images = f"the {self.images_per_step} images of a step (train.batch_size x gradient_accumulation)"
-            message = f"{readers}: {images} cannot be split into {self.micro_batches_per_step} equal micro-batches."
+            message = (
+                f"{readers}: "
+                f"the {self.images_per_step} images of a step (train.batch_size x gradient_accumulation) "
+                f"cannot be split into {self.micro_batches_per_step} equal micro-batches."
+            )
             yield error(at, f"{message} Change one of them.")
         if readers > 1 and self.unknown_steps():
             message = "several readers need a stream of known length. Set 'webdataset.samples', or 'train.steps'."

@@ -279,9 +279,10 @@ class StreamSource:
 
     def _compare_length(self, sample_count: int) -> None:
         if self.samples_per_epoch and sample_count != self.samples_per_epoch:
-            what = f"{self.samples_per_epoch:,} samples are given, and an epoch of the stream has {sample_count:,}"
             logger.warning(
-                f"datasets[0].webdataset.samples: {what}. Correct it: epochs are counted by it."
+                "datasets[0].webdataset.samples: "
+                f"{self.samples_per_epoch:,} samples are given, and an epoch of the stream has {sample_count:,}. "
+                "Correct it: epochs are counted by it."
             )
 
     def load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:

@@ -84,9 +84,7 @@ class ImageData:
     def hashes(self) -> DatasetHashes:
         """Hashes of the data, from which a resume tells what was added, removed and
         edited."""
-        if self.stream:
-            return self.stream.hashes()
-        return fingerprint(self.scan.samples)
+        return self.stream.hashes() if self.stream else fingerprint(self.scan.samples)
 
     def in_order(self, order: RunOrder) -> ImageData:
         """The same images in the order in which the run began. Raises KeyError for an

@@ -257,8 +257,9 @@ class ItemEncoder:
             **({} if scale == FIRST_LATENT_SCALE else {"latent_scale": scale}),
         )
         make = partial(mask_weights, mask, item.crop, flip, scale)
-        what = f"mask of {item.sample.image}"
-        return CacheEntry(what, stores.latents, key, make, weighs=True)
+        return CacheEntry(
+            f"mask of {item.sample.image}", stores.latents, key, make, weighs=True
+        )
 
     def references(
         self, item: BucketedSample, stores: CachePair
@@ -701,9 +702,7 @@ def _fill_cache(
 
 def encoded_by_name(encoded: EncodedPrompt) -> dict[str, Tensor]:
     """The tensors of an encoded prompt, or a single tensor, by name."""
-    if isinstance(encoded, Tensor):
-        return {EMBEDS: encoded}
-    return dict(encoded)
+    return {EMBEDS: encoded} if isinstance(encoded, Tensor) else dict(encoded)
 
 
 class CacheStores:

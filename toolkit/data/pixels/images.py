@@ -165,8 +165,10 @@ def reference_error(size: Size) -> str:
     """
     if max(size) <= MAX_REFERENCE_ASPECT * min(size):
         return ""
-    most = f"as a control image at most {MAX_REFERENCE_ASPECT} times as long as wide"
-    return f"is {size.width} x {size.height}: {most}. Crop it"
+    return (
+        f"is {size.width} x {size.height}: "
+        f"as a control image at most {MAX_REFERENCE_ASPECT} times as long as wide. Crop it"
+    )
 
 
 def open_image(
@@ -401,8 +403,9 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
     except _DECODE_ERRORS as error:
         if isinstance(error, PermissionError):
             cause = denied(Path(path))
-            what = f"{cause.what}. {cause.remedy}"
-            raise ImageError(path, f"cannot be read: {what}") from error
+            raise ImageError(
+                path, f"cannot be read: {cause.what}. {cause.remedy}"
+            ) from error
         # of the system; those of the decoders have no number
         if isinstance(error, OSError) and error.errno:
             raise ImageError(path, f"cannot be read: {error.strerror}") from error
@@ -481,9 +484,10 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
     """Raises ImageError for images that cannot be used by their header alone."""
     if image.width * image.height > MAX_PIXELS:
         megapixels = image.width * image.height / 1e6
-        limit = f"at most {MAX_PIXELS // 10**6} are allowed"
         raise ImageError(
-            path, f"has {megapixels:.0f} megapixels, {limit}. Make it smaller"
+            path,
+            f"has {megapixels:.0f} megapixels, "
+            f"at most {MAX_PIXELS // 10**6} are allowed. Make it smaller",
         )
     # A JPEG with several images (MPO) is a photograph with previews, as HEIC may be:
     # its first image is meant.
@@ -497,9 +501,11 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
     if image.format == "AVIF" and not is_hdr_decoder_installed():
         colours = colours_of(image)
         if colours.is_hdr:
-            what = f"is {colours.name}, of which Pillow gives 8 bits, too few for its range"
-            install = f"Install the package '{PACKAGE}' (extra 'hdr'): {install_command(PACKAGE)}"
-            raise ImageError(path, f"{what}. {install}; or save it as PNG")
+            raise ImageError(
+                path,
+                f"is {colours.name}, of which Pillow gives 8 bits, too few for its range. "
+                f"Install the package '{PACKAGE}' (extra 'hdr'): {install_command(PACKAGE)}; or save it as PNG",
+            )
     if is_tiff:
         refuse_misread(image)
 

@@ -285,11 +285,13 @@ def read_text(path: Path | str, utf16: bool = False) -> str:
         raw = b"".join(read_chunks(path))
     except PermissionError as error:
         cause = denied(Path(path))
-        reason = f"cannot be read: {cause.what}. {cause.remedy}"
-        raise CaptionError(path, reason) from error
+        raise CaptionError(
+            path, f"cannot be read: {cause.what}. {cause.remedy}"
+        ) from error
     except OSError as error:
-        reason = f"cannot be read: {error.strerror or error}"
-        raise CaptionError(path, reason) from error
+        raise CaptionError(
+            path, f"cannot be read: {error.strerror or error}"
+        ) from error
     elsewhere = pointer(raw)
     if elsewhere is not None:
         raise CaptionError(path, f"is {GIT_LFS}. {elsewhere.remedy}")
@@ -405,8 +407,10 @@ def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterat
     without any of the trigger words."""
     for placeholder, remedy in unreplaced(prompts, bool(triggers)).items():
         count = sum(placeholder in prompt for prompt in prompts)
-        what = f"{count} of {len(prompts)} prompts with '{placeholder}', which nothing replaces"
-        yield f"warning: sample: {what}. {remedy}"
+        yield (
+            f"warning: sample: {count} of {len(prompts)} prompts with '{placeholder}', which nothing replaces. "
+            f"{remedy}"
+        )
     marks = marks_in(prompts)
     if marks:
         yield f"warning: sample: prompts with {in_words(marks)}"
@@ -417,10 +421,10 @@ def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterat
     if triggers and without:
         shown = ", ".join(repr(shorten(prompt, 40)) for prompt in without[:3])
         named = " or ".join(map(repr, triggers))
-        what = (
-            f"{len(without)} of {len(prompts)} prompts without the trigger word {named}"
+        yield (
+            f"warning: sample: {len(without)} of {len(prompts)} prompts without the trigger word {named}: "
+            f"{shown}. Write '{PLACEHOLDERS[0]}' into those that are to show what is trained"
         )
-        yield f"warning: sample: {what}: {shown}. Write '{PLACEHOLDERS[0]}' into those that are to show what is trained"
 
 
 def drawn_caption(sample: Sample, seed: int, epoch: int, position: int) -> str:

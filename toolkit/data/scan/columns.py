@@ -155,8 +155,10 @@ def _given(
 ) -> tuple[str, ...]:
     missing = [name for name in names if name.strip().lower() not in by_name]
     if missing:
-        what = f"has no column {missing[0]!r}, which 'columns' gives as {role!r}"
-        raise Unfit(f"{what}. Its columns are {', '.join(by_name.values())}")
+        raise Unfit(
+            f"has no column {missing[0]!r}, which 'columns' gives as {role!r}. "
+            f"Its columns are {', '.join(by_name.values())}"
+        )
     return tuple(by_name[name.strip().lower()] for name in names)
 
 
@@ -468,5 +470,7 @@ def unknown(
     texts = [key for key in written if key not in images and has(str, key)]
     prompt = next(iter(columns.prompt), "") or _prompt_in(texts, rows)
     named = f", of which {', '.join(images)} name images" if len(images) > 1 else ""
-    what = f"has no column that is known as the image; its columns are {', '.join(written) or 'none'}{named}"
-    return f"{what}. {proposal(images, written, columns, given, prompt)}"
+    return (
+        f"has no column that is known as the image; its columns are {', '.join(written) or 'none'}{named}. "
+        f"{proposal(images, written, columns, given, prompt)}"
+    )

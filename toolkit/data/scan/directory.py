@@ -120,6 +120,16 @@ class DirectoryListing:
             self._behind[affix] = self._by_root(pattern)
         return self._behind[affix]
 
+    def layers(self, suffix: str) -> dict[str, list[str]]:
+        """Stem of an image -> the stems of its layers beside it, in order. Empty without
+        a suffix."""
+        numbered = self.numbered_behind(suffix) if suffix else {}
+        return {
+            root: [stem for _, stem in stems]
+            for root, stems in numbered.items()
+            if root in self.images
+        }
+
     def _by_root(self, pattern: re.Pattern[str]) -> dict[str, list[tuple[int, str]]]:
         """Root of the stems of image files that fit -> their numbers, in order, with
         the stems."""
@@ -228,9 +238,7 @@ def split_suffix(name: str) -> tuple[str, str]:
     ('a.b', '.jpg')
     """
     stem, _, suffix = name.rpartition(".")
-    if stem and suffix:
-        return (stem, "." + suffix.lower())
-    return (name, "")
+    return (stem, "." + suffix.lower()) if stem and suffix else (name, "")
 
 
 def real_path(folder: str) -> str:
@@ -244,9 +252,7 @@ def join(folder: str, name: str) -> str:
     >>> join("photos", "a.jpg"), join("photos/", "a.jpg")
     ('photos/a.jpg', 'photos/a.jpg')
     """
-    if folder.endswith(("/", os.sep)):
-        return folder + name
-    return f"{folder}/{name}"
+    return folder + name if folder.endswith(("/", os.sep)) else f"{folder}/{name}"
 
 
 # ---------------------------------------------------------------- what earlier starts

@@ -95,9 +95,7 @@ def image_digest(path: Path | str) -> str:
 def digest_as_read(digest: str, reading: str) -> str:
     """The identity of an image's pixels. digest: hash of the file. reading: as
     `ImageInfo.reading`; where it is empty, `digest` is the identity."""
-    if reading:
-        return key_of(file=digest, reading=reading)
-    return digest
+    return key_of(file=digest, reading=reading) if reading else digest
 
 
 def made_digest(base_image: BaseImage) -> str:
@@ -109,9 +107,7 @@ def made_digest(base_image: BaseImage) -> str:
 def sample_digest(sample: Sample, of_file: Callable[[str], str] = image_digest) -> str:
     """The identity of a sample's image: how it is made, or the contents of its file.
     of_file: `image_digest`, or a function like it."""
-    if sample.made:
-        return made_digest(sample.made)
-    return of_file(sample.image)
+    return made_digest(sample.made) if sample.made else of_file(sample.image)
 
 
 DatasetHashes = dict[str, str]

@@ -29,7 +29,6 @@ from toolkit.data.scan.folder_hints import (
     note_pair_folders,
     note_pair_names,
     note_splits,
-    note_subfolders,
 )
 from toolkit.data.scan.folder_tables import (
     with_placed_rows,
@@ -37,7 +36,7 @@ from toolkit.data.scan.folder_tables import (
     with_tables_above,
 )
 from toolkit.data.scan.found import ScanFindings, matched_name
-from toolkit.data.scan.image_folders import image_folders
+from toolkit.data.scan.image_folders import image_folders, note_subfolders
 from toolkit.data.scan.matching import match_files
 from toolkit.data.scan.records import ImageFolder, MatchedImage
 from toolkit.data.scan.repeats import REPEATS
@@ -186,16 +185,17 @@ def _folders_of_entry(
         and folders
         and not any(folder.table for folder in folders)
     ):
-        what = "'columns' is given, and no table of captions is read"
-        remedy = "Give one as 'captions_file', or take 'columns' out"
-        findings.notes.append(f"warning: {dataset.place}: {what}. {remedy}")
+        findings.warn(
+            dataset.place,
+            "'columns' is given, and no table of captions is read. "
+            "Give one as 'captions_file', or take 'columns' out",
+        )
     note_pair_folders(dataset, folders, findings)
     # A table of pairs may name all images of a folder as control images of others.
     return [
         folder
         for folder in folders
-        if folder.listing.images
-        or not (folder.table and folder.table.path in findings.of_pairs)
+        if folder.listing.images or folder.table.path not in findings.of_pairs
     ]
 
 
@@ -290,7 +290,7 @@ def _caption_files_of_images(folder: ImageFolder) -> list[list[str]]:
     """For each image of a folder its caption files: first those that are not empty, as
     the first of them is read."""
     texts = folder.listing.texts
-    if folder.table is not None or not folder.caption_files:
+    if folder.table or not folder.caption_files:
         return [[] for _ in folder.images]
     return [
         sorted(filter(None, names), key=lambda name: not texts.get(name))
@@ -303,14 +303,13 @@ def _found_images(
 ) -> list[FoundImage]:
     """An image once for each of its files."""
     listing = folder.listing
-    table = folder.table
     return [
         FoundImage(
             path=listing.path(name),
             repeats=folder.repeats,
             caption=image.caption.replace(LIST, "\n"),
             captions=tuple(map(listing.path, caption_files)),
-            table=table.path if table else "",
+            table=folder.table.path,
             references=tuple(control.path for control in image.controls),
             mask=image.mask.path if image.mask else "",
             shares_stem=len(image.names) > 1,

@@ -9,6 +9,7 @@ read, and the encoder finds the rest of the damage.
 
 from __future__ import annotations
 
+import filecmp
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
@@ -40,8 +41,7 @@ from toolkit.data.scan.found import (
     texts_of,
 )
 from toolkit.data.scan.masks import look_at_masks, mask_fault
-from toolkit.data.scan.pairs import Pair, contradictions, pair_mistakes
-from toolkit.data.scan.records import ImageFolder
+from toolkit.data.scan.records import ImageFolder, MatchedImage
 from toolkit.data.scan.repeats import REPEATS, ask_about, probably_no_repeats
 from toolkit.data.scan.words import usual_word
 from toolkit.errors import DataErrors, Diagnostic
@@ -73,13 +73,16 @@ def check_images(
     """
     folders = _readable(folders, _read_facts(folders, findings), findings)
     pairs = [
-        Pair(image.file, worse, image.caption)
+        (image, worse)
         for folder in folders
         for image in folder.images
         for worse in image.worse
     ]
-    findings.mistakes.extend(pair_mistakes(pairs))
-    findings.notes.extend(contradictions(pairs))
+    for image, worse in pairs:
+        fault = _pair_fault(image, worse)
+        if fault:
+            findings.mistake(image.file.path, fault)
+    findings.notes.extend(_contradictions(pairs))
     findings.mistakes.extend(chain.from_iterable(map(_unlike_layers, folders)))
     mistakes = list(dict.fromkeys(findings.mistakes))
     if mistakes and forgiven is None:
@@ -103,7 +106,7 @@ def check_images(
     for folder in folders:
         folder = _with_looks(_without_void_masks(folder, findings), findings)
         for what in _warnings(folder, trigger_word, findings.read_captions):
-            findings.notes.append(f"warning: {folder.listing.folder}: {what}")
+            findings.warn(folder.listing.folder, what)
         checked.append(folder)
     findings.notes.extend(_numbers(checked, findings))
     if findings.read_captions:
@@ -188,7 +191,7 @@ def _note_remarks(
         place = f"{listing.folder}: {shorten(files)}"
         if len(files) == 1:
             place = listing.path(files[0])
-        findings.notes.append(f"{place}: {remark}")
+        findings.note(place, remark)
 
 
 # ---------------------------------------------------------------- images that are left
@@ -225,9 +228,7 @@ def _readable(
             reasons = [
                 f"{os.path.basename(path)} {unreadable[path]}" for path in faulty[:3]
             ]
-            findings.notes.append(
-                f"warning: {folder.listing.folder}: {what}: {'; '.join(reasons)}"
-            )
+            findings.warn(folder.listing.folder, f"{what}: {'; '.join(reasons)}")
     for path in wrong:
         findings.mistake(path, unreadable[path])
     return readable
@@ -247,6 +248,44 @@ def _without_images(folder: ImageFolder, places: Collection[str]) -> ImageFolder
     return replace(folder, images=tuple(good))
 
 
+# ---------------------------------------------------------------- pairs of which
+# somebody likes one image better
+
+
+def _pair_fault(image: MatchedImage, worse: ImageFile) -> str:
+    """Why nothing can be learned from a pair; empty where something can. Images that
+    cannot be read are reported elsewhere."""
+    better = image.file
+    if better.path == worse.path:
+        return "is the better and the worse image of one pair. Remove the line"
+    if not image.caption:
+        return (
+            "has no prompt, which both images of a pair need. Give the line a 'prompt'"
+        )
+    if not (better.facts and worse.facts):
+        return ""
+    if better.facts.size != worse.facts.size:
+        return (
+            f"is {better.facts.size}, and its worse image {worse.path} {worse.facts.size}: "
+            "both images of a pair need one size. Remove the line"
+        )
+    if filecmp.cmp(better.path, worse.path, shallow=False):
+        return f"is the same as its worse image {worse.path}. Remove the line"
+    return ""
+
+
+def _contradictions(pairs: Sequence[tuple[MatchedImage, ImageFile]]) -> Iterator[str]:
+    """A warning, at most one, about images of which each is preferred to the other. It
+    gives their number and the first two."""
+    orders = {(image.file.path, worse.path) for image, worse in pairs}
+    both = sorted(pair for pair in orders if pair[::-1] in orders and pair[0] < pair[1])
+    if both:
+        yield (
+            f"warning: {len(both)} of {len(orders) - len(both)} pairs are preferred both ways, such as "
+            f"{' and '.join(both[0])}. They cancel each other: remove one line of each"
+        )
+
+
 # ---------------------------------------------------------------- layers
 
 
@@ -256,9 +295,11 @@ def _unlike_layers(folder: ImageFolder) -> Iterator[Diagnostic]:
         facts = image.file.facts
         for layer in image.layers:
             if layer.facts and facts and layer.facts.size != facts.size:
-                has = f"has {layer.facts.size} pixels, and its image {image.file.name} has {facts.size}"
-                remedy = "Export the layer with the whole canvas"
-                yield Diagnostic((layer.path,), f"{has}. {remedy}")
+                yield Diagnostic(
+                    (layer.path,),
+                    f"has {layer.facts.size} pixels, and its image {image.file.name} has {facts.size}. "
+                    "Export the layer with the whole canvas",
+                )
 
 
 def _opaque_layers(folder: ImageFolder) -> Iterator[str]:
@@ -266,8 +307,10 @@ def _opaque_layers(folder: ImageFolder) -> Iterator[str]:
     upper = [layer for image in folder.images for layer in image.layers[1:]]
     opaque = [layer.name for layer in upper if layer.facts and not layer.facts.alpha]
     if opaque:
-        what = f"{count_of(len(opaque), 'layer')} in front of others without opacity of their own: {shorten(opaque)}"
-        yield f"{what}. Such a layer hides those behind it; number layers from back to front, and save them as PNG"
+        yield (
+            f"{count_of(len(opaque), 'layer')} in front of others without opacity of their own: {shorten(opaque)}. "
+            "Such a layer hides those behind it; number layers from back to front, and save them as PNG"
+        )
 
 
 # ---------------------------------------------------------------- masks
@@ -292,7 +335,7 @@ def _without_void_masks(folder: ImageFolder, findings: ScanFindings) -> ImageFol
         (stretched, "the mask has another shape and is stretched over"),
     ):
         if names:
-            findings.notes.append(f"{folder.listing.folder}: {what}: {shorten(names)}")
+            findings.note(folder.listing.folder, f"{what}: {shorten(names)}")
     return replace(folder, images=tuple(images))
 
 
@@ -311,14 +354,17 @@ def _with_looks(folder: ImageFolder, findings: ScanFindings) -> ImageFolder:
     for mask, look in looks:
         fault = mask_fault(mask, look)
         if fault:
-            name = f"{os.path.basename(mask.file)} ({fault.detail})"
-            by_kind.setdefault((fault.kind, fault.remedy), []).append(name)
+            by_kind.setdefault((fault.kind, fault.remedy), []).append(
+                f"{os.path.basename(mask.file)} ({fault.detail})"
+            )
             findings.mask_faults.append(
                 (mask.file, f"is {fault.kind}: {fault.detail}. {fault.remedy}")
             )
     for (kind, remedy), names in by_kind.items():
-        what = f"{_share(names, looks, 'mask', 'is', 'are')} {kind}: {shorten(names)}"
-        findings.notes.append(f"warning: {folder.listing.folder}: {what}. {remedy}")
+        findings.warn(
+            folder.listing.folder,
+            f"{_share(names, looks, 'mask', 'is', 'are')} {kind}: {shorten(names)}. {remedy}",
+        )
     return replace(folder, mask_looks=tuple(look for _, look in looks))
 
 
@@ -352,11 +398,15 @@ def _odd_repeats(folder: ImageFolder) -> Iterator[str]:
     nearly = _NEARLY_REPEATS.match(normalize("NFKC", name))  # digits of full width
     count = int(nearly[1].translate(_NUMBER)) if nearly else 0
     if share:
-        what = f"the {share} in its name is not used, as repeats are whole numbers"
-        yield f"{what}: each image is used once per epoch"
+        yield (
+            f"the {share} in its name is not used, as repeats are whole numbers: "
+            "each image is used once per epoch"
+        )
     elif count > 1 and not REPEATS.match(name):
-        remedy = f"For {count} repeats begin its name with '{count}_', or give 'num_repeats: {count}'"
-        yield f"each image is used once per epoch. {remedy}"
+        yield (
+            "each image is used once per epoch. "
+            f"For {count} repeats begin its name with '{count}_', or give 'num_repeats: {count}'"
+        )
 
 
 def _clear_images(folder: ImageFolder) -> Iterator[str]:
@@ -366,8 +416,10 @@ def _clear_images(folder: ImageFolder) -> Iterator[str]:
     clear = [name for name in names if CLEAR in facts[name].notes]
     if clear and not folder.dataset.alpha_mask:
         share = _share(clear, names, "image", "is", "are")
-        outcome = f"fully transparent, so that nothing of it is seen: {shorten(clear)}"
-        yield f"{share} {outcome}. Export them once more, or remove them"
+        yield (
+            f"{share} fully transparent, so that nothing of it is seen: {shorten(clear)}. "
+            "Export them once more, or remove them"
+        )
 
 
 def _share(part: Sized, whole: Sized, what: str, one: str, many: str) -> str:
@@ -427,9 +479,11 @@ def _several_lines(folders: Sequence[ImageFolder]) -> Iterator[str]:
         if "\n" in image.caption
     ]
     if names:
-        what = f"{_share(names, images, 'caption', 'has', 'have')} several lines"
-        how = "trained together, as one caption with line breaks ('captions: lines' draws one at each use)"
-        yield f"{what}, which are {how}: {shorten(names)}"
+        yield (
+            f"{_share(names, images, 'caption', 'has', 'have')} several lines, which are "
+            "trained together, as one caption with line breaks ('captions: lines' draws one at each use): "
+            f"{shorten(names)}"
+        )
 
 
 def _check_captions(folder: ImageFolder, trigger: str) -> Iterator[str]:
@@ -479,8 +533,10 @@ def _left_placeholders(captions: Mapping[str, str], trigger: str) -> Iterator[st
     of each image, with its prefix."""
     for placeholder, remedy in unreplaced(captions.values(), bool(trigger)).items():
         names = [name for name, text in captions.items() if placeholder in text]
-        what = f"{count_of(len(names), 'caption')} with '{placeholder}', which nothing replaces: {shorten(names)}"
-        yield f"{what}. {remedy}"
+        yield (
+            f"{count_of(len(names), 'caption')} with '{placeholder}', which nothing replaces: {shorten(names)}. "
+            f"{remedy}"
+        )
 
 
 def _trigger_by_hand(folder: ImageFolder) -> Iterator[str]:
@@ -492,8 +548,10 @@ def _trigger_by_hand(folder: ImageFolder) -> Iterator[str]:
     ]
     word, count = usual_word([text for text in texts if text])
     if word and word not in PLACEHOLDERS and word not in nearly_placeholders(word):
-        what = f"{count} of {len(texts)} captions begin with {word!r}, and there is no trigger_word"
-        yield f"{what}. If it is yours, give 'trigger_word: {word}'"
+        yield (
+            f"{count} of {len(texts)} captions begin with {word!r}, and there is no trigger_word. "
+            f"If it is yours, give 'trigger_word: {word}'"
+        )
 
 
 def _odd_captions(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
@@ -505,8 +563,10 @@ def _odd_captions(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
         if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
     ]
     if quoted:
-        what = f"{count_of(len(quoted), 'caption')} in quotation marks, which are trained as part of it"
-        yield f"{what}: {shorten(quoted)}"
+        yield (
+            f"{count_of(len(quoted), 'caption')} in quotation marks, which are trained as part of it: "
+            f"{shorten(quoted)}"
+        )
     if not trigger:
         return
     folded = trigger.lower()
@@ -516,5 +576,7 @@ def _odd_captions(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
         if folded in text.lower() and trigger not in text
     ]
     if other:
-        what = f"{count_of(len(other), 'caption')} with {trigger!r} in other letters"
-        yield f"{what}, so that it is put in front as well: {shorten(other)}"
+        yield (
+            f"{count_of(len(other), 'caption')} with {trigger!r} in other letters, "
+            f"so that it is put in front as well: {shorten(other)}"
+        )

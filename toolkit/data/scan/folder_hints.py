@@ -14,11 +14,9 @@ from itertools import chain
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.scan.directory import join
 from toolkit.data.scan.found import ScanFindings, held_out_folders, shorten, split_of
-from toolkit.data.scan.image_folders import subfolders_of
 from toolkit.data.scan.partners import (
     LAYER,
     in_yaml,
-    layers_beside,
     pair_folders,
     pair_names,
 )
@@ -46,7 +44,7 @@ def note_pair_names(folder: ImageFolder, findings: ScanFindings) -> None:
     given = f"image_suffix: {in_yaml(pairs.image)}, control_suffix: [{controls}]"
     optional = ", control_optional: true" if pairs.optional else ""
     looks = f"its images look like pairs{but}, and each is trained by itself. For pairs give '{given}{optional}'"
-    findings.notes.append(f"warning: {listing.folder}: {looks}")
+    findings.warn(listing.folder, looks)
     findings.unpaired.append((listing.folder, looks))
 
 
@@ -56,22 +54,14 @@ def note_layer_names(folder: ImageFolder, findings: ScanFindings) -> None:
     listing = folder.listing
     if dataset.layers_path or dataset.layers_suffix:
         return
-    stems = chain.from_iterable(layers_beside(listing, LAYER).values())
+    stems = chain.from_iterable(listing.layers(LAYER).values())
     names = [name for stem in stems for name in listing.images[stem]]
     if names:
-        what = "some images are each by its name a layer of another, and trained as an image"
-        remedy = f"For a model of layers give 'layers_suffix: {LAYER}'"
-        findings.notes.append(
-            f"warning: {listing.folder}: {what}: {shorten(names)}. {remedy}"
+        findings.warn(
+            listing.folder,
+            f"some images are each by its name a layer of another, and trained as an image: {shorten(names)}. "
+            f"For a model of layers give 'layers_suffix: {LAYER}'",
         )
-
-
-def note_subfolders(folder: ImageFolder, findings: ScanFindings) -> None:
-    """Notes the subfolders of a folder of images, which are not used."""
-    subfolders = subfolders_of(folder.listing, folder.dataset)
-    if subfolders:
-        what = f"holds images itself; subfolders ignored: {shorten(subfolders)}"
-        findings.notes.append(f"{folder.listing.folder}: {what}")
 
 
 def note_splits(
@@ -102,8 +92,10 @@ def note_splits(
     measures = join(
         path, max(held_out, key=lambda name: split_of(name) == "validation")
     )
-    measured = f"(the validation takes 'validation: {{folder_path: {measures}}}')"
-    findings.notes.append(f"warning: {path}: {shown}. {remedy} {measured}")
+    findings.warn(
+        path,
+        f"{shown}. {remedy} (the validation takes 'validation: {{folder_path: {measures}}}')",
+    )
 
 
 def note_pair_folders(
@@ -120,7 +112,9 @@ def note_pair_folders(
     )
     if pair:
         images, controls = (join(dataset.folder_path, name) for name in pair)
-        what = f"its subfolders {pair[0]!r} and {pair[1]!r} look like pairs, and each image is trained by itself"
-        looks = f"{what}. For pairs give 'folder_path: {images}' and 'control_path: {controls}'"
-        findings.notes.append(f"warning: {dataset.folder_path}: {looks}")
+        looks = (
+            f"its subfolders {pair[0]!r} and {pair[1]!r} look like pairs, and each image is trained by itself. "
+            f"For pairs give 'folder_path: {images}' and 'control_path: {controls}'"
+        )
+        findings.warn(dataset.folder_path, looks)
         findings.unpaired.append((dataset.folder_path, looks))

@@ -92,9 +92,7 @@ def with_tables_above(
     if top is None or not _reads_captions(dataset, findings):
         return folders
     bare = [
-        folder
-        for folder in below
-        if folder.table is None and not folder.has_caption_files
+        folder for folder in below if not (folder.table or folder.has_caption_files)
     ]
     names = [name for folder in bare or below for name in folder.image_names()]
     table = None
@@ -135,8 +133,9 @@ def _only_table(
     if len(naming) == 1:
         (table,) = naming
         used_rows(dataset, table, listing.folder, findings)
-        what = f"no caption files: captions are read from {table.path}"
-        findings.notes.append(f"{listing.folder}: {what}")
+        findings.note(
+            listing.folder, f"no caption files: captions are read from {table.path}"
+        )
         return table
     if naming:
         return None
@@ -208,10 +207,11 @@ def _of_others(table: Table, names: Sequence[str]) -> Diagnostic:
     """The mistake of a table whose images are not in the folder. names: of the images in
     the folder."""
     lines = count_of(len(table.rows), "line")
-    what = (
-        f"none of its {lines} names an image of the folder, and no image has a caption"
+    return Diagnostic(
+        (table.path,),
+        f"none of its {lines} names an image of the folder, and no image has a caption. "
+        f"{_unlike(list(table.rows), names)}",
     )
-    return Diagnostic((table.path,), f"{what}. {_unlike(list(table.rows), names)}")
 
 
 # ---------------------------------------------------------------- what becomes of a
@@ -228,9 +228,7 @@ def used_rows(
         findings.of_pairs.add(table.path)
     if table.undecided:
         votes = count_of(table.undecided, "vote")
-        findings.notes.append(
-            f"{table.called}: {votes} for neither of two images: not used"
-        )
+        findings.note(table.called, f"{votes} for neither of two images: not used")
     bases = dict.fromkeys(
         (dataset.folder_path, folder, os.path.dirname(table.path), ".")
     )
@@ -242,17 +240,20 @@ def used_rows(
         says = proposal(pictures, written, table.columns, dataset.columns, prompt)
         ignore = ignoring(of_files, dataset.columns)
         what = f"its columns of files that are not used: {', '.join(of_files)}"
-        remedy = f"{says}, or {ignore} where they are not meant"
-        findings.mistake(table.called, f"{what}. {remedy}")
+        findings.mistake(
+            table.called, f"{what}. {says}, or {ignore} where they are not meant"
+        )
     others = [column for column in table.unused if column not in of_files]
     if others:
         named = shorten(column or "one without a title" for column in others)
         what = f"columns that are not used: {named}"
-        findings.notes.append(f"{table.called}: {what}")
-        remedy = (
-            f"Say what they are with 'columns', or {ignoring(others, dataset.columns)}"
+        findings.note(table.called, what)
+        findings.unused.append(
+            (
+                table.called,
+                f"{what}. Say what they are with 'columns', or {ignoring(others, dataset.columns)}",
+            )
         )
-        findings.unused.append((table.called, f"{what}. {remedy}"))
     return table.rows
 
 
@@ -285,25 +286,28 @@ def with_placed_rows(
     table for all its folders at once. Images and rows without each other are noted."""
     of_table: dict[str, list[ImageFolder]] = {}
     for folder in folders:
-        if folder.table and folder.table.rows and dataset.folder_path:
+        if folder.rows and dataset.folder_path:
             of_table.setdefault(folder.table.path, []).append(folder)
     after: dict[ImageFolder, ImageFolder] = {}
     for path, before in of_table.items():
         with_table, partners = _without_partners(dataset, path, before)
         names = shorten(partners)
         if partners and path in findings.of_pairs:
-            what = f"{count_of(len(partners), 'image')} not trained, as control images or masks of others"
-            findings.notes.append(f"{path}: {what}: {names}")
+            findings.note(
+                path,
+                f"{count_of(len(partners), 'image')} not trained, as control images or masks of others: {names}",
+            )
         elif partners:
             with_table = before
-            what = f"names {count_of(len(partners), 'image')} as control images that are trained as images too"
-            remedy = "To leave them out, name that column: 'columns: {control: NAME}'"
-            findings.notes.append(f"warning: {path}: {what}: {names}. {remedy}")
+            findings.warn(
+                path,
+                f"names {count_of(len(partners), 'image')} as control images that are trained as images too: "
+                f"{names}. To leave them out, name that column: 'columns: {{control: NAME}}'",
+            )
         images = [name for folder in with_table for name in folder.image_names()]
         rows, begin = placed(before[0].rows, path, dataset.folder_path, images)
         if begin:
-            what = f"{begin!r} at the beginning of its names is left out"
-            findings.notes.append(f"{path}: {what}")
+            findings.note(path, f"{begin!r} at the beginning of its names is left out")
         table = FolderTable(path, rows)
         with_table = [replace(folder, table=table) for folder in with_table]
         _note_unnamed(dataset, path, with_table, findings)
@@ -323,16 +327,23 @@ def _note_unnamed(
     names = {name: None for folder in folders for name in folder.table_names()}
     unused = [name for name in rows if name not in names]
     if len(unused) == len(rows):
-        what = f"none of its {count_of(len(rows), 'line')} names an image of {dataset.place}"
-        findings.mistake(path, f"{what}. {_unlike(unused, list(names))}")
+        findings.mistake(
+            path,
+            f"none of its {count_of(len(rows), 'line')} names an image of {dataset.place}. "
+            f"{_unlike(unused, list(names))}",
+        )
         return
     unnamed = [name for name in names if name not in rows]
     if unnamed:
-        what = f"{len(unnamed)} of {len(names)} images have no line in {path}"
-        findings.notes.append(f"{dataset.place}: {what}: {shorten(unnamed)}")
+        findings.note(
+            dataset.place,
+            f"{len(unnamed)} of {len(names)} images have no line in {path}: {shorten(unnamed)}",
+        )
     if unused:
-        what = f"{len(unused)} of {len(rows)} lines name no image of {dataset.place}"
-        findings.notes.append(f"{path}: {what}: {shorten(unused)}")
+        findings.note(
+            path,
+            f"{len(unused)} of {len(rows)} lines name no image of {dataset.place}: {shorten(unused)}",
+        )
 
 
 def _without_partners(
@@ -387,7 +398,6 @@ def named_files(
     """The images that a row of the folder's table names: in the folder of the images,
     else relative to the folder of the table. A file that does not exist is a mistake.
     role: of these images, for the message."""
-    assert folder.table is not None  # a row is one of its
     bases = (folder.dataset.folder_path, os.path.dirname(folder.table.path), ".")
     images = []
     for path in paths:

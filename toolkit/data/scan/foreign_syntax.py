@@ -161,5 +161,7 @@ def lines_of(text: str) -> Iterator[str]:
     """Warnings about syntax of other programs in a caption: one line for each kind,
     with the first place and the remedy. Nothing for plain text."""
     for marks in marks_in([text]):
-        kind = f"an instruction of other programs ({marks.syntax.name})"
-        yield f"{marks.first!r}, {kind} that is trained as plain text here. {marks.syntax.remedy}"
+        yield (
+            f"{marks.first!r}, an instruction of other programs ({marks.syntax.name}) "
+            f"that is trained as plain text here. {marks.syntax.remedy}"
+        )

@@ -81,6 +81,14 @@ class ScanFindings:
         about."""
         self.mistakes.append(Diagnostic((place,), message))
 
+    def note(self, place: str, message: str) -> None:
+        """Adds a line of the plan. place: as of `mistake`."""
+        self.notes.append(f"{place}: {message}")
+
+    def warn(self, place: str, message: str) -> None:
+        """Adds a warning. place: as of `mistake`."""
+        self.note(f"warning: {place}", message)
+
     def not_used(
         self,
         listing: DirectoryListing,
@@ -91,8 +99,10 @@ class ScanFindings:
     ) -> None:
         """Notes files that are not used although they seem intended for use. listed: the
         list of the findings that they are added to."""
-        note = f"{listing.folder}: {count_of(len(names), 'file')} not used, {reason}: {shorten(names)}. {remedy}"
-        self.notes.append(f"warning: {note}")
+        self.warn(
+            listing.folder,
+            f"{count_of(len(names), 'file')} not used, {reason}: {shorten(names)}. {remedy}",
+        )
         listed += [(listing.path(name), f"{reason}. {remedy}") for name in names]
 
     def listing(self, folder: str, key: str = "") -> DirectoryListing | None:

@@ -114,8 +114,10 @@ def read_prompts(file: str) -> list[str]:
     lines = [line.strip() for line in text.split("\n")]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        remedy = "Write one per line; '#' begins a line that is left out"
-        raise CaptionError(file, f"holds no prompt. {remedy}")
+        raise CaptionError(
+            file,
+            "holds no prompt. Write one per line; '#' begins a line that is left out",
+        )
     return prompts
 
 
@@ -207,13 +209,17 @@ def _faults(prompts: Sequence[str], triggers: Sequence[str]) -> Iterator[str]:
         whole = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
         with_word = [prompt for prompt in prompts if whole.search(prompt)]
         if with_word:
-            what = f"{count_of(len(with_word), 'prompt')} with {word!r}, whose meaning the base model does not know"
-            yield f"{what}: {_quoted(with_word)}. Write what it is an example of instead"
+            yield (
+                f"{count_of(len(with_word), 'prompt')} with {word!r}, whose meaning the base model does not know: "
+                f"{_quoted(with_word)}. Write what it is an example of instead"
+            )
     with_flags = [prompt for prompt in prompts if _FLAG.search(prompt)]
     if with_flags:
         counted = count_of(len(with_flags), "prompt")
-        what = f"{counted} with flags, which are part of the text here: {_quoted(with_flags)}"
-        yield f"{what}. Give 'neg', 'sample_steps' and 'guidance_scale' of 'from_base', and 'resolution'"
+        yield (
+            f"{counted} with flags, which are part of the text here: {_quoted(with_flags)}. "
+            "Give 'neg', 'sample_steps' and 'guidance_scale' of 'from_base', and 'resolution'"
+        )
     marks = marks_in(prompts)
     if marks:
         yield f"{count_of(len(prompts), 'prompt')} with {in_words(marks)}"

@@ -29,7 +29,7 @@ from toolkit.data.scan.found import (
     shorten,
     split_of,
 )
-from toolkit.data.scan.partners import layers_beside, root_of, with_affix
+from toolkit.data.scan.partners import root_of, with_affix
 from toolkit.data.scan.records import FolderTable, ImageFolder
 from toolkit.data.scan.repeats import REPEATS
 from toolkit.data.scan.tables import line_naming, lost_folders, with_slashes
@@ -54,10 +54,10 @@ def image_folders(
     files = _parquet_files(dataset, findings)
     if files:
         return _folders_of_parquet(dataset, files, findings)
-    table = None
+    table = FolderTable()
     if dataset.captions_file is not None:
         table = _given_table(dataset, dataset.captions_file, findings)
-        if table is None:
+        if not table:
             return iter(())
         if not dataset.folder_path:
             place = os.path.dirname(table.path) or "."
@@ -80,6 +80,16 @@ def subfolders_of(listing: DirectoryListing, dataset: DatasetConfig) -> list[str
     ]
 
 
+def note_subfolders(folder: ImageFolder, findings: ScanFindings) -> None:
+    """Notes the subfolders of a folder of images, which are not used."""
+    subfolders = subfolders_of(folder.listing, folder.dataset)
+    if subfolders:
+        findings.note(
+            folder.listing.folder,
+            f"holds images itself; subfolders ignored: {shorten(subfolders)}",
+        )
+
+
 def _partner_places(dataset: DatasetConfig) -> set[str]:
     """The real paths of the folders of control images, layers and masks."""
     folders = (*dataset.control_path, dataset.layers_path, dataset.mask_path)
@@ -88,8 +98,8 @@ def _partner_places(dataset: DatasetConfig) -> set[str]:
 
 def _given_table(
     dataset: DatasetConfig, file: str, findings: ScanFindings
-) -> FolderTable | None:
-    """The table that is `captions_file`; None where it cannot be used, which is a
+) -> FolderTable:
+    """The table that is `captions_file`; an empty one where it cannot be used, which is a
     mistake."""
     given = findings.table(file, dataset)
     # Images of a folder are found by what follows the folders of another machine, where
@@ -97,16 +107,18 @@ def _given_table(
     lost = lost_folders(given, images=not dataset.folder_path)
     for folder in lost:
         what = f"names files in {folder}, which is not on this machine"
-        remedy = f"Where it lies elsewhere: --map {shlex.quote(f'{folder}=NEW')}"
-        findings.mistake(file, f"{what}. {remedy}")
+        findings.mistake(
+            file,
+            f"{what}. Where it lies elsewhere: --map {shlex.quote(f'{folder}=NEW')}",
+        )
     if lost:
-        return None
+        return FolderTable()
     if not given.rows and not given.mistakes:
         what = "has no line. Write one for each image"
         if given.undecided:
             what = "has votes for neither of two images alone. Vote on more"
         findings.mistake(file, f"{what}, or take 'captions_file' out")
-        return None
+        return FolderTable()
     return FolderTable(file, used_rows(dataset, given, os.path.dirname(file), findings))
 
 
@@ -117,7 +129,7 @@ def _given_table(
 def _own_images(
     dataset: DatasetConfig,
     top: DirectoryListing,
-    table: FolderTable | None,
+    table: FolderTable,
     findings: ScanFindings,
 ) -> ImageFolder:
     """The folder of an entry that holds images itself. Subfolders with repeats next to
@@ -129,15 +141,19 @@ def _own_images(
         filled = [*_filled(path, named, findings)]
     if filled:
         loose = shorten(chain.from_iterable(top.images.values()))
-        what = f"holds images itself ({loose}), so those in {shorten(filled)} would not be used"
-        remedy = "Move the loose images away, or give each subfolder as a dataset"
-        findings.mistake(path, f"{what}. {remedy}")
+        findings.mistake(
+            path,
+            f"holds images itself ({loose}), so those in {shorten(filled)} would not be used. "
+            "Move the loose images away, or give each subfolder as a dataset",
+        )
     listing = _without_partners(top, dataset)
     if not listing.images:
         example = next(chain.from_iterable(top.images.values()))
-        what = f"no name of an image in it fits image_suffix {dataset.image_suffix!r}"
-        remedy = f"It has {example!r}: write the suffix with its letters"
-        findings.mistake(path, f"{what}. {remedy}")
+        findings.mistake(
+            path,
+            f"no name of an image in it fits image_suffix {dataset.image_suffix!r}. "
+            f"It has {example!r}: write the suffix with its letters",
+        )
     return ImageFolder(dataset, listing, whole=top, table=table)
 
 
@@ -155,7 +171,7 @@ def _without_partners(
     """The folder without the control images, layers and masks that the dataset
     recognises by a suffix, and without images that lack the `image_suffix` of the
     dataset."""
-    layers = layers_beside(listing, dataset.layers_suffix).values()
+    layers = listing.layers(dataset.layers_suffix).values()
     partners = set(chain.from_iterable(layers))
     suffixes = [*filter(None, (*dataset.control_suffix, dataset.mask_suffix))]
     if not (partners or suffixes or dataset.image_suffix):
@@ -187,7 +203,7 @@ def _without_partners(
 def _subfolders_with_images(
     dataset: DatasetConfig,
     top: DirectoryListing,
-    table: FolderTable | None,
+    table: FolderTable,
     findings: ScanFindings,
 ) -> Iterator[ImageFolder]:
     """The subfolders of an entry that holds no images itself; else the folders of a
@@ -199,7 +215,7 @@ def _subfolders_with_images(
     for name, listing in filled.items():
         images = _without_partners(listing, dataset)
         yield ImageFolder(dataset, images, whole=listing, subfolder=name, table=table)
-    if not filled and table is None:
+    if not (filled or table):
         deeper = [*_folders_of_deeper_table(dataset, top, findings)]
         yield from deeper
         if deeper:
@@ -207,16 +223,20 @@ def _subfolders_with_images(
     empty = [name for name in names if name not in filled]
     below = _images_below([join(path, name) for name in empty], dataset, findings)
     if not filled:
-        what = f"holds no images (seen: {top.describe()})"
-        findings.mistake(path, f"{what}. {_where_images_are(top, below)}")
+        findings.mistake(
+            path,
+            f"holds no images (seen: {top.describe()}). "
+            f"{_where_images_are(top, below)}",
+        )
     elif below:
         hold = "holds" if len(below) == 1 else "hold"
-        what = f"{shorten(below)} {hold} images that are not used"
-        remedy = "Only direct subfolders are looked into: give it as a dataset"
-        findings.notes.append(f"warning: {path}: {what}. {remedy}")
+        findings.warn(
+            path,
+            f"{shorten(below)} {hold} images that are not used. "
+            "Only direct subfolders are looked into: give it as a dataset",
+        )
     elif empty:
-        what = f"subfolders without images ignored: {shorten(empty)}"
-        findings.notes.append(f"{path}: {what}")
+        findings.note(path, f"subfolders without images ignored: {shorten(empty)}")
 
 
 def _images_below(
@@ -300,9 +320,11 @@ def _folders_of_table(
     addresses = [name for name in rows if name.startswith(("http:/", "https:/"))]
     if addresses:
         counted = count_of(len(addresses), "address", "addresses")
-        what = f"names {counted}, such as {addresses[0]!r}, and images are files"
-        remedy = "Download them, and write the names of the files"
-        findings.mistake(table.path, f"{what}. {remedy}")
+        findings.mistake(
+            table.path,
+            f"names {counted}, such as {addresses[0]!r}, and images are files. "
+            "Download them, and write the names of the files",
+        )
         return
     by_folder: dict[str, set[str]] = {}
     for name in rows:
@@ -320,8 +342,10 @@ def _folders_of_table(
         }
         for name in sorted(names.difference(called.values())):
             line = line_naming(findings.table(table.path, dataset), name)
-            what = f"is named in {line} and is not an image"
-            findings.mistake(listing.path(os.path.basename(name)), what)
+            findings.mistake(
+                listing.path(os.path.basename(name)),
+                f"is named in {line} and is not an image",
+            )
         yield replace(whole, listing=replace(listing, images=images))
 
 
@@ -345,8 +369,7 @@ def _folders_of_deeper_table(
     ]
     if len(naming) == 1 and dataset.captions != "names":
         (table,) = naming
-        what = f"the images are those that {table.path} names"
-        findings.notes.append(f"{top.folder}: {what}")
+        findings.note(top.folder, f"the images are those that {table.path} names")
         rows = used_rows(dataset, table, top.folder, findings)
         folder_table = FolderTable(table.path, rows)
         yield from _folders_of_table(dataset, folder_table, top.folder, findings)
@@ -411,9 +434,7 @@ def _folders_of_parquet(
     if held_out:
         what = "left out, as their names keep them from the training"
         counted = count_of(len(held_out), "file")
-        findings.notes.append(
-            f"warning: {dataset.place}: {counted} {what}: {shorten(held_out)}"
-        )
+        findings.warn(dataset.place, f"{counted} {what}: {shorten(held_out)}")
     for file in files:
         if file in held_out:
             continue

@@ -43,18 +43,14 @@ is the value of Qwen-Image-Edit."""
 
 
 def bucket_for(
-    size: Size,
-    resolution: int | Rectangle,
-    divisibility: int,
-    square_crop: bool = False,
+    size: Size, resolution: int | Rectangle, divisibility: int
 ) -> ResizeCrop:
     """How an image of `size` pixels is resized and cut for training at `resolution`.
 
     The bucket's area is at most resolution², its sides are multiples of `divisibility`:
     of both sides rounded down or up to that grid, the pair whose area is nearest to the
-    image's; a small image is enlarged only as far as the grid demands. `square_crop`
-    always gives the full square, a rectangle always itself, its sides rounded down to
-    multiples.
+    image's; a small image is enlarged only as far as the grid demands. A rectangle
+    always gives itself, its sides rounded down to multiples.
 
     >>> bucket_for(Size(4000, 3000), resolution=1024, divisibility=32).bucket
     Size(width=1152, height=896)
@@ -64,7 +60,7 @@ def bucket_for(
         raise ValueError(
             f"no bucket for {size} at resolution {resolution}, multiples of {divisibility}"
         )
-    if square_crop or isinstance(resolution, Rectangle):
+    if isinstance(resolution, Rectangle):
         return cover(
             size, Size(*(side // divisibility * divisibility for side in largest))
         )
@@ -256,8 +252,10 @@ def too_large(size: Size, family: ModelFacts) -> str:
     empty: it has."""
     if family.longest_side is None or max(size) <= family.longest_side:
         return ""
-    most = f"the {family.longest_side} that the model has positions for"
-    return f"at {size} pixels it is longer than {most}. Give a lower size"
+    return (
+        f"at {size} pixels it is longer than "
+        f"the {family.longest_side} that the model has positions for. Give a lower size"
+    )
 
 
 PromptFault = Callable[[str, Size, Sequence[Size]], str | None]

@@ -9,15 +9,16 @@ files are read here; no image is opened.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from toolkit.data.scan.captions import LIST, caption_of_name, find_captions, half_in
 from toolkit.data.scan.directory import DirectoryListing, ImageFile, join
 from toolkit.data.scan.folder_tables import named_files
 from toolkit.data.scan.found import ScanFindings, shorten
-from toolkit.data.scan.partners import LookedFor, Slot, looked_for, partners_of, root_of
-from toolkit.data.scan.records import ImageFolder, MatchedImage
+from toolkit.data.scan.partners import LAYER_SUFFIXES, root_of
+from toolkit.data.scan.records import ImageFolder, MatchedImage, Slot
 from toolkit.data.scan.tables import TableRow
 
 
@@ -29,7 +30,7 @@ def match_files(
     folders = [
         replace(folder, slots=tuple(_slots(folder, findings))) for folder in folders
     ]
-    wanted = looked_for(
+    wanted = _looked_for(
         (slot, folder.listing.images) for folder in folders for slot in folder.slots
     )
     return [_matched(folder, wanted, findings) for folder in folders]
@@ -77,7 +78,7 @@ def _matched(
     folder: ImageFolder, wanted: LookedFor, findings: ScanFindings
 ) -> ImageFolder:
     """A folder with the caption and the partners of each image. wanted: the result of
-    `looked_for` for all folders.
+    `_looked_for` for all folders.
 
     With `control_optional` a missing slot is skipped and later ones move up: slot 2
     alone becomes the only control image.
@@ -92,15 +93,19 @@ def _matched(
     dataset = folder.dataset
     for stem, files in listing.images.items():
         if len(files) > 1:  # a caption would belong to both
-            reason = f"images share the stem {stem!r}: {shorten(files)}. Rename one"
-            findings.mistake(join(listing.folder, files[0]), reason)
+            findings.mistake(
+                join(listing.folder, files[0]),
+                f"images share the stem {stem!r}: {shorten(files)}. Rename one",
+            )
     matched = [*(_with_rows if folder.table else _with_captions)(folder, findings)]
     if dataset.captions == "one" and findings.read_captions:
         for image in matched:
             if LIST in image.caption:
                 count = image.caption.count(LIST) + 1
-                reason = f"has a list of {count} captions. Give 'captions: lines', or one of them as text"
-                findings.mistake(image.file.path, reason)
+                findings.mistake(
+                    image.file.path,
+                    f"has a list of {count} captions. Give 'captions: lines', or one of them as text",
+                )
     for image in matched:  # of a name of bytes that are no text
         half = half_in(image.caption)
         if half:
@@ -161,9 +166,101 @@ def _with_partners(
     in_table = {"control": image.has_controls_in_table, "mask": bool(image.mask)}
     if in_table.get(slot.key):
         return image
-    files = partners_of(image.stem, image.file, slot, wanted, findings.mistakes)
+    if slot.key == "layers":
+        return image._replace(layers=tuple(_layers_of(image, slot, findings)))
+    files = _partners_of(image, slot, wanted, findings)
     if slot.key == "control":
         return image._replace(controls=(*image.controls, *files))
-    if slot.key == "layers":
-        return image._replace(layers=tuple(files))
     return image._replace(mask=next(iter(files), None))
+
+
+# ---------------------------------------------------------------- files by their names
+
+
+LookedFor = Mapping[str, Collection[str]]
+"""Folder (the prefix of its listing) -> the stems that are looked for in it."""
+
+
+def _looked_for(slots: Iterable[tuple[Slot, Iterable[str]]]) -> LookedFor:
+    """The stems that are looked for in each folder. slots: each with the stems of its
+    images."""
+    wanted: dict[str, set[str]] = {}
+    for slot, stems in slots:
+        names = set(map(slot.wanted, stems))
+        for listing in slot.listings:
+            wanted.setdefault(listing.prefix, set()).update(names)
+    return wanted
+
+
+def _partners_of(
+    image: MatchedImage, slot: Slot, wanted: LookedFor, findings: ScanFindings
+) -> list[ImageFile]:
+    """The mask, or the control images of an image: the file of its stem, then
+    `<stem>_0`, `<stem>_1` and so on, unless another image has that name. All are from
+    the first folder that has any."""
+    stem = slot.wanted(image.stem)
+    for listing in slot.listings:
+        numbered = listing.numbered.get(stem, ()) if slot.key == "control" else ()
+        stems = [stem] if stem in listing.images else []
+        stems += [each for each in numbered if each not in wanted[listing.prefix]]
+        for candidate in stems:
+            names = listing.images[candidate]
+            if len(names) > 1:
+                findings.mistake(
+                    listing.path(names[0]),
+                    f"{slot.what}s share the stem {candidate!r}: {', '.join(names)}. Rename one",
+                )
+                return []
+        if stems:
+            return [ImageFile(listing, listing.images[each][0]) for each in stems]
+    if slot.listings and not slot.optional:
+        searched = " or ".join(repr(listing.folder) for listing in slot.listings)
+        findings.mistake(
+            image.file.path,
+            f"has no {slot.what} {stem!r} in {searched}. Add it, or set {slot.key}_optional",
+        )
+    return []
+
+
+def _layers_of(
+    image: MatchedImage, slot: Slot, findings: ScanFindings
+) -> list[ImageFile]:
+    """The layers of an image from back to front, numbered from 0 or 1, from the first
+    folder that has any. In a separate folder they may be named `<stem>_0` too."""
+    suffixes = (slot.affix,) if slot.affix else LAYER_SUFFIXES
+    for listing in slot.listings:
+        for suffix in suffixes:
+            numbered = listing.numbered_behind(suffix).get(image.stem, ())
+            if not numbered:
+                continue
+            numbers = [number for number, _ in numbered]
+            first = min(numbers[0], 1)
+            names = [name for _, layer in numbered for name in listing.images[layer]]
+            expected = [*range(first, first + len(names))]  # one file for each number
+            if numbers != expected:
+                findings.mistake(
+                    image.file.path,
+                    f"its layers are not numbered one after the other: {', '.join(names)}. Rename them",
+                )
+                return []
+            return [ImageFile(listing, name) for name in names]
+    if slot.listings:
+        findings.mistake(image.file.path, _why_no_layers(image, slot, suffixes[0]))
+    return []
+
+
+def _why_no_layers(image: MatchedImage, slot: Slot, suffix: str) -> str:
+    """The mistake of an image without layers, which may be a layer itself."""
+    match = re.fullmatch(rf"(.+){re.escape(suffix)}[0-9]+", image.stem)
+    if not match:
+        return (
+            f"has no layer {image.stem + suffix + '0'!r} in {slot.listings[0].folder!r}. "
+            "Add its layers, or remove it"
+        )
+    root = match[1]
+    if any(root in listing.images for listing in (image.file.listing, *slot.listings)):
+        return (
+            f"is a layer beside its image {root!r}, and would be trained as an image. "
+            f"Give 'layers_suffix: {suffix}' in place of 'layers_path'"
+        )
+    return f"is a layer, and there is no image {root!r}. Add that image, or remove the layer"

@@ -1,8 +1,9 @@
-"""Control images, layers and masks: which files belong to an image by their names.
+"""How the names of images and of their control images, layers and masks belong
+together.
 
-`partners_of` finds the files of one image in the folders of a `Slot`. `pair_names` and
-`pair_folders` recognise pairs that the job does not declare. `matching` and
-`folder_hints` call them. No image is opened here.
+`root_of` and `with_affix` lead from one name to the other, for `matching`. `pair_names`
+and `pair_folders` recognise pairs that the job does not declare, for `folder_hints`.
+Everything here is about names; no folder is looked into.
 """
 
 from __future__ import annotations
@@ -10,12 +11,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from itertools import product
 from typing import NamedTuple
-
-from toolkit.data.scan.directory import DirectoryListing, ImageFile
-from toolkit.errors import Diagnostic
 
 
 class PairWords(NamedTuple):
@@ -221,141 +219,8 @@ def pair_folders(folders: Mapping[str, Collection[str]]) -> tuple[str, str] | No
     return None
 
 
-class Slot(NamedTuple):
-    """Where one kind of partner of the images of a folder is: a control image, a layer
-    or a mask.
-
-    >>> slot = Slot("control", "_start", [], optional=False, image_affix="_end")
-    >>> slot.wanted("cat_end")
-    'cat_start'
-    """
-
-    key: str
-    """`control`, `mask` or `layers`: prefix of the keys in the config."""
-
-    affix: str
-    """Affix of the names, as `root_of` takes it."""
-
-    listings: Sequence[DirectoryListing]
-    """Looked through in this order."""
-
-    optional: bool
-    """Whether an image may have none."""
-
-    image_affix: str = ""
-    """Affix of the image's stem, which `affix` replaces."""
-
-    def wanted(self, stem: str) -> str:
-        """The stem that the partner of an image must have. stem: the stem of the image,
-        whose own affix is removed first."""
-        root = root_of(stem, self.image_affix)
-        return with_affix(stem if root is None else root, self.affix)
-
-    @property
-    def what(self) -> str:
-        """The name of this kind of file in messages, such as "control image"."""
-        return {"control": "control image", "layers": "layer"}.get(self.key, self.key)
-
-
-LookedFor = Mapping[str, Collection[str]]
-"""Folder (the prefix of its listing) -> the stems that are looked for in it."""
-
-
-def looked_for(slots: Iterable[tuple[Slot, Iterable[str]]]) -> LookedFor:
-    """The stems that are looked for in each folder. slots: each with the stems of its
-    images."""
-    wanted: dict[str, set[str]] = {}
-    for slot, stems in slots:
-        names = set(map(slot.wanted, stems))
-        for listing in slot.listings:
-            wanted.setdefault(listing.prefix, set()).update(names)
-    return wanted
-
-
-def partners_of(
-    stem: str,
-    image: ImageFile,
-    slot: Slot,
-    wanted: LookedFor,
-    mistakes: list[Diagnostic],
-) -> list[ImageFile]:
-    """The mask, or the control images of an image: the file of its stem, then
-    `<stem>_0`, `<stem>_1` and so on, unless another image has that name. All are from
-    the first folder that has any."""
-    if slot.key == "layers":
-        return _layers(stem, image, slot, mistakes)
-    stem = slot.wanted(stem)
-    for listing in slot.listings:
-        numbered = listing.numbered.get(stem, ()) if slot.key == "control" else ()
-        stems = [stem] if stem in listing.images else []
-        stems += [each for each in numbered if each not in wanted[listing.prefix]]
-        for candidate in stems:
-            names = listing.images[candidate]
-            if len(names) > 1:
-                reason = f"{slot.what}s share the stem {candidate!r}: {', '.join(names)}. Rename one"
-                mistakes.append(Diagnostic((listing.path(names[0]),), reason))
-                return []
-        if stems:
-            return [ImageFile(listing, listing.images[each][0]) for each in stems]
-    if slot.listings and not slot.optional:
-        searched = " or ".join(repr(listing.folder) for listing in slot.listings)
-        reason = f"has no {slot.what} {stem!r} in {searched}. Add it, or set {slot.key}_optional"
-        mistakes.append(Diagnostic((image.path,), reason))
-    return []
-
-
 LAYER = "_layer"
 """Suffix of the names of layers, in front of their number."""
 
 LAYER_SUFFIXES = (LAYER, "_")
 """Suffixes by which layers are found where the job gives none."""
-
-
-def layers_beside(listing: DirectoryListing, suffix: str) -> dict[str, list[str]]:
-    """Stem of an image -> the stems of its layers in the same folder, in order."""
-    if not suffix:
-        return {}
-    return {
-        root: [stem for _, stem in numbered]
-        for root, numbered in listing.numbered_behind(suffix).items()
-        if root in listing.images
-    }
-
-
-def _layers(
-    stem: str, image: ImageFile, slot: Slot, mistakes: list[Diagnostic]
-) -> list[ImageFile]:
-    """The layers of an image from back to front, numbered from 0 or 1, from the first
-    folder that has any. In a separate folder they may be named `<stem>_0` too."""
-    suffixes = (slot.affix,) if slot.affix else LAYER_SUFFIXES
-    for listing in slot.listings:
-        for suffix in suffixes:
-            numbered = listing.numbered_behind(suffix).get(stem, ())
-            if not numbered:
-                continue
-            numbers = [number for number, _ in numbered]
-            first = min(numbers[0], 1)
-            names = [name for _, layer in numbered for name in listing.images[layer]]
-            expected = [*range(first, first + len(names))]  # one file for each number
-            if numbers != expected:
-                reason = f"its layers are not numbered one after the other: {', '.join(names)}. Rename them"
-                mistakes.append(Diagnostic((image.path,), reason))
-                return []
-            return [ImageFile(listing, name) for name in names]
-    if slot.listings:
-        mistakes.append(
-            Diagnostic((image.path,), _why_no_layers(stem, image, slot, suffixes[0]))
-        )
-    return []
-
-
-def _why_no_layers(stem: str, image: ImageFile, slot: Slot, suffix: str) -> str:
-    """The mistake of an image without layers, which may be a layer itself."""
-    match = re.fullmatch(rf"(.+){re.escape(suffix)}[0-9]+", stem)
-    if not match:
-        return f"has no layer {stem + suffix + '0'!r} in {slot.listings[0].folder!r}. Add its layers, or remove it"
-    root = match[1]
-    if any(root in listing.images for listing in (image.listing, *slot.listings)):
-        remedy = f"Give 'layers_suffix: {suffix}' in place of 'layers_path'"
-        return f"is a layer beside its image {root!r}, and would be trained as an image. {remedy}"
-    return f"is a layer, and there is no image {root!r}. Add that image, or remove the layer"

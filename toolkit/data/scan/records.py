@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -24,8 +24,44 @@ from toolkit.data.scan.directory import (
 )
 from toolkit.data.scan.found import repeats_of
 from toolkit.data.scan.masks import MaskLook
-from toolkit.data.scan.partners import Slot
+from toolkit.data.scan.partners import root_of, with_affix
 from toolkit.data.scan.tables import TableRow, image_name
+
+
+class Slot(NamedTuple):
+    """Where one kind of partner of the images of a folder is: a control image, a layer
+    or a mask.
+
+    >>> slot = Slot("control", "_start", [], optional=False, image_affix="_end")
+    >>> slot.wanted("cat_end")
+    'cat_start'
+    """
+
+    key: str
+    """`control`, `mask` or `layers`: prefix of the keys in the config."""
+
+    affix: str
+    """Affix of the names, as `root_of` takes it."""
+
+    listings: Sequence[DirectoryListing]
+    """Looked through in this order."""
+
+    optional: bool
+    """Whether an image may have none."""
+
+    image_affix: str = ""
+    """Affix of the image's stem, which `affix` replaces."""
+
+    def wanted(self, stem: str) -> str:
+        """The stem that the partner of an image must have. stem: the stem of the image,
+        whose own affix is removed first."""
+        root = root_of(stem, self.image_affix)
+        return with_affix(stem if root is None else root, self.affix)
+
+    @property
+    def what(self) -> str:
+        """The name of this kind of file in messages, such as "control image"."""
+        return {"control": "control image", "layers": "layer"}.get(self.key, self.key)
 
 
 class MatchedImage(NamedTuple):
@@ -74,15 +110,18 @@ class MatchedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class FolderTable:
-    """The table that the captions of a folder come from.
+    """The table that the captions of a folder come from; false for none.
 
     >>> FolderTable("photos/metadata.csv", {"a.jpg": TableRow("a cat")}).rows["a.jpg"].caption
     'a cat'
     """
 
-    path: str
-    rows: Mapping[str, TableRow]
+    path: str = ""
+    rows: Mapping[str, TableRow] = field(default_factory=dict)
     """By `image_name`. Empty: the table could not be read, which is a mistake."""
+
+    def __bool__(self) -> bool:
+        return bool(self.path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +146,8 @@ class ImageFolder:
     subfolder: str | None = None
     """Its name within the folder of the dataset; None: it is that folder."""
 
-    table: FolderTable | None = None
-    """None: captions are in files next to the images."""
+    table: FolderTable = FolderTable()
+    """None: captions are in files beside the images, or in their names."""
 
     index: int = 0
     """Index of its entry in `datasets`."""
@@ -126,7 +165,7 @@ class ImageFolder:
     @property
     def rows(self) -> Mapping[str, TableRow]:
         """Image name -> row of the folder's table. Empty without a table."""
-        return self.table.rows if self.table else {}
+        return self.table.rows
 
     @property
     def repeats(self) -> int:
@@ -148,7 +187,7 @@ class ImageFolder:
         of the images, or the one table."""
         if self.dataset.captions == "names":
             return []
-        if self.table is None:
+        if not self.table:
             return caption_files(
                 self.listing, self.dataset.caption_ext, self.dataset.image_suffix
             )

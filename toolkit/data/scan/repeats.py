@@ -87,5 +87,7 @@ def ask_about(repeats: Mapping[str, int], why: str) -> str:
     named = [f"{name} ({count:,})" for name, count in repeats.items()]
     shown = ", ".join(named[:5])
     more = f" and {len(repeats) - 5:,} more" if len(repeats) > 5 else ""
-    what = f"are the numbers of {shown}{more} repeats? They {why}, and each image is used as often per epoch"
-    return f"{what}. If they are part of the names, give 'repeats_from_names: false', else 'repeats_from_names: true'"
+    return (
+        f"are the numbers of {shown}{more} repeats? They {why}, and each image is used as often per epoch. "
+        "If they are part of the names, give 'repeats_from_names: false', else 'repeats_from_names: true'"
+    )

@@ -108,8 +108,10 @@ def _unused_repeats(folder: ImageFolder) -> str:
     is_read = folder.dataset.repeats_from_names is not False
     if not (is_read and named) or int(named) == folder.repeats:
         return ""
-    unused = f"the {int(named)} in the folder's name is not used"
-    return f"{folder.listing.folder}: num_repeats: {folder.dataset.num_repeats} is given; {unused}"
+    return (
+        f"{folder.listing.folder}: num_repeats: {folder.dataset.num_repeats} is given; "
+        f"the {int(named)} in the folder's name is not used"
+    )
 
 
 def _samples(

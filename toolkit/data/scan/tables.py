@@ -389,8 +389,11 @@ def _tab_separated(text: str, given: ColumnsConfig) -> Lines:
             yield number, {_NAME: written.strip(), _CAPTION: text_of.strip()}
         elif line.strip():
             what = "no name before the tab" if tab else "no tab"
-            remedy = "Write the name of the image, a tab, its caption"
-            yield number, f"{line.strip()[:_SHOWN]!r}: {what}. {remedy}"
+            yield (
+                number,
+                f"{line.strip()[:_SHOWN]!r}: {what}. "
+                "Write the name of the image, a tab, its caption",
+            )
 
 
 def _with_header(text: str, given: ColumnsConfig, delimiters: str = ",;\t|") -> Lines:
@@ -416,11 +419,11 @@ def _with_header(text: str, given: ColumnsConfig, delimiters: str = ",;\t|") -> 
         for row in reader:
             more = [value for value in row.pop(None, ()) if value.strip()]
             if more:
-                what = f"has more values than the header: {delimiter.join(more)[:_SHOWN]!r}"
-                remedy = (
-                    f"Put a caption that has {delimiter!r} in it into quotation marks"
+                yield (
+                    reader.line_num + skipped,
+                    f"has more values than the header: {delimiter.join(more)[:_SHOWN]!r}. "
+                    f"Put a caption that has {delimiter!r} in it into quotation marks",
                 )
-                yield reader.line_num + skipped, f"{what}. {remedy}"
             elif any(_is_torn(value) for value in row.values() if value):
                 what = r"has \" in a text, which ends it in CSV"
                 yield (
@@ -516,9 +519,11 @@ def _json_entries(text: str, given: ColumnsConfig) -> Lines:
         if getattr(error, "msg", "") == "Extra data":  # `to_json` of `datasets`
             yield from _json_lines(text, given)
             return
-        what = f"{NO_JSON}: {getattr(error, 'msg', error)}"
-        remedy = "Fix it, or write a line for each image"
-        yield getattr(error, "lineno", 1), f"{what}. {remedy}"
+        yield (
+            getattr(error, "lineno", 1),
+            f"{NO_JSON}: {getattr(error, 'msg', error)}. "
+            "Fix it, or write a line for each image",
+        )
         return
     if isinstance(whole, dict):
         whole = _rows_in(whole)

@@ -17,8 +17,8 @@ from toolkit.data.scan.captions import FORMATS
 from toolkit.data.scan.directory import DirectoryListing, join, real_path, split_suffix
 from toolkit.data.scan.folder_tables import OTHER_TABLE, names_any, tables_in
 from toolkit.data.scan.found import ScanFindings, count_of, shorten
-from toolkit.data.scan.partners import Slot, root_of
-from toolkit.data.scan.records import ImageFolder
+from toolkit.data.scan.partners import root_of
+from toolkit.data.scan.records import ImageFolder, Slot
 from toolkit.data.scan.tables import TABLES, image_name
 
 _NO_CAPTIONS = frozenset(
@@ -35,7 +35,7 @@ def note_unused_files(folder: ImageFolder, findings: ScanFindings) -> None:
     reasons."""
     listing = folder.listing
     dataset = folder.dataset
-    reads_files = folder.table is None and dataset.captions != "names"
+    reads_files = not folder.table and dataset.captions != "names"
     caption_ext = dataset.caption_ext if reads_files else ()
     used = set(chain.from_iterable(folder.caption_files))
     by_reason: dict[tuple[str, str], list[str]] = {}
@@ -47,8 +47,7 @@ def note_unused_files(folder: ImageFolder, findings: ScanFindings) -> None:
         if remedy:
             findings.not_used(listing, names, reason, remedy, findings.unused)
         else:
-            what = f"ignored, {reason}: {shorten(names)}"
-            findings.notes.append(f"{listing.folder}: {what}")
+            findings.note(listing.folder, f"ignored, {reason}: {shorten(names)}")
 
 
 def _why_ignored(
@@ -176,8 +175,10 @@ def _note_partner_folders(
             if listing and listing.images:
                 filled.append(name)
         if filled:
-            what = f"subfolders without a folder of images ignored: {shorten(filled)}"
-            findings.notes.append(f"{path}: {what}")
+            findings.note(
+                path,
+                f"subfolders without a folder of images ignored: {shorten(filled)}",
+            )
 
 
 def _note_left_partners(folder: ImageFolder, findings: ScanFindings) -> None:
@@ -191,10 +192,11 @@ def _note_left_partners(folder: ImageFolder, findings: ScanFindings) -> None:
         if any(root_of(stem, affix) is not None for affix in affixes)
     ]
     if lone:
-        named = "named like control images or masks, and trained as images"
-        what = f"{count_of(len(lone), 'file')} {named}: {shorten(lone)}"
-        remedy = "Remove them, or add the images that they belong to"
-        findings.notes.append(f"warning: {folder.listing.folder}: {what}. {remedy}")
+        findings.warn(
+            folder.listing.folder,
+            f"{count_of(len(lone), 'file')} named like control images or masks, and trained as images: "
+            f"{shorten(lone)}. Remove them, or add the images that they belong to",
+        )
     suffix = folder.dataset.image_suffix
     if suffix:
         used = {partner.name for _, partner in folder.partners()}
@@ -222,6 +224,8 @@ def _note_shared_partners(
         return
     (first, images), *rest = shared
     more = f" ({count_of(len(rest), 'more file')} likewise)" if rest else ""
-    what = f"is the one of {len(images)} images: {shorten(images)}{more}"
-    remedy = "Where each image has its own, put them into subfolders named as those of the images"
-    findings.notes.append(f"warning: {first}: {what}. {remedy}")
+    findings.warn(
+        first,
+        f"is the one of {len(images)} images: {shorten(images)}{more}. "
+        "Where each image has its own, put them into subfolders named as those of the images",
+    )

@@ -25,6 +25,7 @@ from toolkit.contracts.model import ModelFacts
 from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.fingerprint import DatasetHashes, fingerprint, name_of
 from toolkit.data.scan.folder import DatasetScan, scan_datasets
+from toolkit.data.scan.found import count_of
 from toolkit.data.scan.items import (
     make_items,
     refuse_large,
@@ -127,7 +128,7 @@ def split_validation(
         samples = _measured(validation_scan.samples, pairs)
         measured = make_items(samples, lambda _: dataset.resolution, size_multiple)
         missing = sum(folder.missing_captions for folder in validation_scan.folders)
-        note = f"validation: {dataset.folder_path}, {_count(len(samples), 'image')}"
+        note = f"validation: {dataset.folder_path}, {count_of(len(samples), 'image')}"
         what = (
             "with 'default_caption'" if dataset.default_caption else "without caption"
         )
@@ -149,9 +150,7 @@ def split_validation(
     )
     names = sorted(f"{path.parent.name}/{path.name}" for path in map(Path, shown))
     listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
-    note = (
-        f"validation: {_count(len(shown), 'image')} held out, not trained on ({listed})"
-    )
+    note = f"validation: {count_of(len(shown), 'image')} held out, not trained on ({listed})"
     note += f"; {cost(_images(measured, pairs), settings)} each time"
     split = ValidationSplit(measured, True, (note,))
     left = []  # of the folders; one that is held out whole is left out with its images
@@ -211,9 +210,11 @@ def _held_out(
             count -= len(group & places)
     if places <= chosen:
         why = " (pairs that have an image in common are held out together)"
-        what = f"of {_count(len(places), 'image')} none would be left to train on{why if together else ''}"
-        remedy = "Add images, or give validation.folder_path."
-        raise UserError(f"validation.fraction: {what}. {remedy}")
+        raise UserError(
+            "validation.fraction: "
+            f"of {count_of(len(places), 'image')} none would be left to train on{why if together else ''}. "
+            "Add images, or give validation.folder_path."
+        )
     return chosen
 
 
@@ -245,10 +246,10 @@ def _as_before(
 
 def forward_passes(items: int, settings: ValidationConfig) -> str:
     """The cost of one validation, for the plan. items: images that are held out."""
-    passes = _count(settings.timesteps * items, "forward pass", "forward passes")
+    passes = count_of(settings.timesteps * items, "forward pass", "forward passes")
     edits = min(settings.edits, items)
     if edits:
-        return f"{passes}, and up to {_count(edits, 'edit')} as sample images"
+        return f"{passes}, and up to {count_of(edits, 'edit')} as sample images"
     return passes
 
 
@@ -272,7 +273,3 @@ def _real_folder(folder: str) -> str:
     """Links followed; once for all images of a folder, because that looks at each
     folder above it."""
     return os.path.realpath(folder)
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"

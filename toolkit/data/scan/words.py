@@ -153,9 +153,9 @@ def unlike(captions: Sequence[str], prompts: Sequence[str]) -> list[str]:
     for how, of_how in far.items():
         if of_how:
             words = " to ".join(map(str, sorted({min(of_how), max(of_how)})))
-            some = f"{len(of_how)} of {len(counts)} sample prompts have {words}"
             messages.append(
-                f"{usual}, and {some}, which is far {how} than nearly all of them"
+                f"{usual}, and {len(of_how)} of {len(counts)} sample prompts have {words}, "
+                f"which is far {how} than nearly all of them"
             )
     forms = list(map(form_of, captions))
     for form, other in ((TAGS, SENTENCES), (SENTENCES, TAGS)):
@@ -396,11 +396,10 @@ def _forms(captions: Sequence[Caption], names: Sequence[str]) -> Iterator[WordFi
         if max(count, usual) >= max(6 * min(count, usual), min(count, usual) + 50)
     ]
     if len(far) >= max(2, 0.05 * len(counts)):
-        lengths = f"{counts[far[0]]} and {counts[far[1]]} words, such as {far[0].shown}"
         yield WordFinding(
             "forms",
             f"{len(far):,} of {len(texts):,} captions have another length than most, whose median is {usual} words: "
-            f"{lengths}. {how}",
+            f"{counts[far[0]]} and {counts[far[1]]} words, such as {far[0].shown}. {how}",
             tuple(one.image for one in far),
         )
 

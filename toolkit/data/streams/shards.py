@@ -224,8 +224,9 @@ def _choices(inside: str, pattern: str) -> list[str]:
         return inside.split(",")
     first, last = int(numbers[1]), int(numbers[2])
     if not 0 <= last - first < MAX_SHARDS:
-        what = f"{{{inside}}} counts from {first} to {last}. Write the smaller number first."
-        raise UserError(f"{pattern}: {what}")
+        raise UserError(
+            f"{pattern}: {{{inside}}} counts from {first} to {last}. Write the smaller number first."
+        )
     return [str(number).zfill(len(numbers[1])) for number in range(first, last + 1)]
 
 
@@ -258,14 +259,15 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
     except RevisionNotFoundError as error:
         raise UserError(f"{pattern}: has no revision {revision!r}.") from error
     except RepositoryNotFoundError as error:
-        what = f"the hub has no dataset {repo}, or it is private"
-        raise UserError(f"{pattern}: {what}. {_TOKEN_HELP}") from error
+        raise UserError(
+            f"{pattern}: the hub has no dataset {repo}, or it is private. {_TOKEN_HELP}"
+        ) from error
     except HFValidationError as error:
         raise UserError(f"{pattern}: {first_line(error)}") from error
     except (OfflineModeIsEnabled, HubError, OSError) as error:
-        remedy = f"Download the shards with `hf download --repo-type dataset {repo}` and give their path."
         raise UserError(
-            f"{pattern}: the hub cannot be asked: {first_line(error)}. {remedy}"
+            f"{pattern}: the hub cannot be asked: {first_line(error)}. "
+            f"Download the shards with `hf download --repo-type dataset {repo}` and give their path."
         ) from error
     files = sorted(sibling.rfilename for sibling in info.siblings or [])
     # As a shell does: `*` does not go beyond a folder.

@@ -175,9 +175,9 @@ class Unreadable:
             more = " Further ones are only counted." if is_last else ""
             logger.warning(f"{name}: left out: {reason}.{more}")
         if count > self.max_share * max(read, _FEW):
-            allowed = f"at most {self.max_share:.0%} are allowed"
             raise RunError(
-                f"{count:,} of {read:,} samples cannot be read, {allowed}. The last: {name}: {reason}."
+                f"{count:,} of {read:,} samples cannot be read, "
+                f"at most {self.max_share:.0%} are allowed. The last: {name}: {reason}."
             )
 
     def add_shard(
@@ -188,9 +188,10 @@ class Unreadable:
         self.shards.add(name)
         self.last = f"{name}: {reason}"
         if len(self.shards) > self.max_share * count:
-            allowed = f"{len(self.shards)} of {count} shards cannot be read, at most {self.max_share:.0%} are allowed"
             raise RunError(
-                f"{name}: {reason}; {allowed}. {remedy}, or remove it from the list."
+                f"{name}: {reason}; "
+                f"{len(self.shards)} of {count} shards cannot be read, at most {self.max_share:.0%} are allowed. "
+                f"{remedy}, or remove it from the list."
             )
         if not self._quiet:
             logger.warning(f"{name}: {reason}. The rest of this shard is left out.")
@@ -293,8 +294,10 @@ class ShardStream:
         abreast = 1 if self.window == 1 else self.open_shards
         if cursor and cursor["list"] != shards:
             epoch = cursor["epoch"] + 1
-            what = "the shards of the stream, its window or the batch size have changed since the checkpoint"
-            logger.warning(f"{what}: it goes on with epoch {epoch + 1}")
+            logger.warning(
+                "the shards of the stream, its window or the batch size have changed since the checkpoint: "
+                f"it goes on with epoch {epoch + 1}"
+            )
         elif cursor:
             epoch = cursor["epoch"]
             index = cursor["index"]

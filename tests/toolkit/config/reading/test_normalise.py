@@ -16,6 +16,16 @@ from toolkit.config.reading import normalise
 from toolkit.errors import UserError
 
 
+def value_at(section: object, path: str) -> object:
+    """The value of a key with dots, in a list the number of the entry."""
+    for part in path.split("."):
+        if isinstance(section, tuple | dict):
+            section = section[int(part) if part.isdigit() else part]
+        else:
+            section = getattr(section, part)
+    return section
+
+
 @needs_foreign_names
 @pytest.mark.parametrize(
     ("lines", "path", "value"),
@@ -100,10 +110,7 @@ from toolkit.errors import UserError
 def test_what_is_written_reaches_the_field(
     section, lines: str, path: str, value: object
 ) -> None:
-    found = section(*lines.splitlines())
-    for part in path.split("."):
-        found = getattr(found, part)
-    assert found == value
+    assert value_at(section(*lines.splitlines()), path) == value
 
 
 @pytest.mark.parametrize(
@@ -168,14 +175,7 @@ def test_shapes_of_our_own_are_read_without_a_word_of_other_programs(
     )
     (tmp_path / "a.png").touch()
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-    found = section(line)
-    for part in path.split("."):
-        found = (
-            found[int(part) if part.isdigit() else part]
-            if isinstance(found, tuple | dict)
-            else getattr(found, part)
-        )
-    assert found == value
+    assert value_at(section(line), path) == value
 
 
 @needs_foreign_names
@@ -587,32 +587,45 @@ config:
 """
 
 
+FROM_DEFAULTS = (
+    # process, key of its section, its value in JOB
+    (0, "datasets.0.num_repeats", 2),
+    (0, "datasets.1.num_repeats", None),
+    (0, "train.steps", 7),
+    (0, "train.lr", 0.5),
+    (0, "train.ema_config.ema_decay", 0.5),
+    (0, "validation.fraction", 0.1),
+    (0, "stop_when.below", 1),
+    (0, "stop_when.smooth", 4),
+    # mappings merge at every depth; a list and 0 replace
+    (1, "datasets.0.num_repeats", None),
+    (1, "train.steps", 7),
+    (1, "train.lr", 0),
+    (1, "train.ema_config.use_ema", True),
+    (1, "train.ema_config.ema_decay", 0.9),
+    (1, "stop_when.below", 2),
+    (1, "stop_when.smooth", 4),
+    # of two keys that exclude each other the process's wins
+    (1, "validation.folder_path", "photos"),
+    (1, "validation.fraction", None),
+    (1, "validation.every", 5),
+    (1, "validation.timesteps", 3),
+    (3, "path", "tiny"),
+)
+
+
 @needs_foreign_names
 def test_what_a_process_does_not_give_comes_from_the_defaults(load) -> None:
-    section = load(JOB).processes[0].section
-    assert (len(section.datasets), section.datasets[0].num_repeats) == (2, 2)
-    assert (
-        section.train.steps,
-        section.train.lr,
-        section.train.ema_config.ema_decay,
-    ) == (7, 0.5, 0.5)
-    assert (
-        section.validation.fraction,
-        section.stop_when.below,
-        section.stop_when.smooth,
-    ) == (0.1, 1, 4)
-
-
-@needs_foreign_names
-def test_mappings_merge_at_every_depth_and_lists_and_zeros_replace(load) -> None:
-    section = load(JOB).processes[1].section
-    assert [dataset.num_repeats for dataset in section.datasets] == [None]
-    assert (section.train.steps, section.train.lr) == (7, 0)
-    assert (section.train.ema_config.use_ema, section.train.ema_config.ema_decay) == (
-        True,
-        0.9,
-    )
-    assert (section.stop_when.below, section.stop_when.smooth) == (2, 4)
+    """Also in a section that is not checked; one that knows no default is left alone."""
+    processes = load(JOB).processes
+    assert [len(each.section.datasets) for each in processes[:2]] == [2, 1]
+    for process, key, value in FROM_DEFAULTS:
+        found = value_at(processes[process].section, key)
+        assert found == value, (process, key)
+    raw = processes[2].raw
+    assert raw["train"].items() >= {"steps": 1, "lr": 0.5, "mine": [1]}.items()
+    assert raw["train"]["ema_config"] == {"use_ema": True, "ema_decay": 0.5}
+    assert raw["datasets"] == "none"
 
 
 @needs_foreign_names
@@ -622,39 +635,6 @@ def test_a_list_of_sections_that_is_replaced_is_told(load) -> None:
         "replaces the whole list of config.defaults.datasets, line 6; lists are not merged."
     )
     assert not [line for line in load(JOB).warnings if "process[0]" in line]
-
-
-@needs_foreign_names
-def test_where_two_keys_exclude_each_other_the_process_wins(load) -> None:
-    validation = load(JOB).processes[1].section.validation
-    assert (
-        validation.folder_path,
-        validation.fraction,
-        validation.every,
-        validation.timesteps,
-    ) == (
-        "photos",
-        None,
-        5,
-        3,
-    )
-
-
-@needs_foreign_names
-def test_an_unchecked_section_is_given_the_merged_mapping(load) -> None:
-    raw = load(JOB).processes[2].raw
-    assert (raw["train"]["steps"], raw["train"]["lr"], raw["train"]["mine"]) == (
-        1,
-        0.5,
-        [1],
-    )
-    assert raw["datasets"] == "none"
-    assert raw["train"]["ema_config"] == {"use_ema": True, "ema_decay": 0.5}
-
-
-@needs_foreign_names
-def test_a_process_that_knows_none_of_them_is_left_alone(load) -> None:
-    assert load(JOB).processes[3].section.path == "tiny"
 
 
 @needs_foreign_names

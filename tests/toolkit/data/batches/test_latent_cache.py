@@ -637,17 +637,6 @@ def save(tmp_path: Path):
     return save
 
 
-@pytest.mark.parametrize("min_value", [0.0, 0.1, 0.3, 1.0])
-def test_white_counts_fully_and_black_by_the_least_value(
-    save, min_value: float
-) -> None:
-    weights_HW = weights(save(two_halves("L", 255, 0)), min_value=min_value)
-    assert weights_HW[:, :2].eq(1.0).all()
-    torch.testing.assert_close(weights_HW[:, 2:], torch.full((2, 2), min_value))
-    if min_value == 0:
-        assert weights_HW[:, 2:].eq(0.0).all()
-
-
 def test_a_latent_pixel_has_the_mean_of_its_64_pixels(save) -> None:
     picture = Image.new("L", (32, 16), 0)
     # of the first block half, of the second a quarter
@@ -661,13 +650,6 @@ def test_a_latent_pixel_has_the_mean_of_its_64_pixels(save) -> None:
 def test_a_latent_pixel_is_as_large_as_the_family_says(save) -> None:
     mask = Mask(save(two_halves("L", 255, 0)))
     assert mask_weights(mask, PLAIN, NO_FLIP, 16).tolist() == [[[1, 0]]]
-
-
-def test_an_inverted_mask_counts_where_it_is_black(save) -> None:
-    path = save(two_halves("L", 255, 51))
-    torch.testing.assert_close(weights(path, inverted=True), 1 - weights(path))
-    least = weights(path, inverted=True, min_value=0.5)
-    torch.testing.assert_close(least[0], torch.tensor([0.5, 0.5, 0.9, 0.9]))
 
 
 @pytest.mark.parametrize("flip", [Flip(), Flip(x=True), Flip(y=True), Flip(True, True)])
@@ -704,52 +686,52 @@ def wide_grey() -> Image.Image:
     )
 
 
-PICTURES = {
-    "bilevel": lambda: two_halves("1", 1, 0),
-    "grey": lambda: two_halves("L", 255, 0),
-    "16 bits": wide_grey,
-    "palette": lambda: two_halves("RGB", (255, 255, 255), (0, 0, 0)).quantize(4),
-    "colour": lambda: two_halves("RGB", (255, 255, 255), (0, 0, 0)),
-    "white on nothing": lambda: two_halves(
-        "RGBA", (255, 255, 255, 255), (255, 255, 255, 0)
-    ),
-    "grey on nothing": lambda: two_halves("LA", (255, 255), (255, 0)),
-}
+def clear_right(mode: str, *colour: int) -> Image.Image:
+    return two_halves(mode, (*colour, 255), (*colour, 0))
 
 
-@pytest.mark.parametrize("kind", PICTURES)
-def test_whatever_a_picture_holds_white_is_one_and_black_or_nothing_zero(
-    save, kind: str
+def grey() -> Image.Image:
+    return two_halves("L", 255, 51)
+
+
+WHITE = (255, 255, 255)
+AS_OPACITY = {"alpha": True}
+OTHERWISE = {"alpha": True, "inverted": True, "min_value": 0.5}
+WEIGHTS: dict[str, tuple[Callable[[], Image.Image], dict, dict, list[float]]] = {
+    # what: (picture, how it is saved, keys of the mask, the weights of each row)
+    "bilevel": (lambda: two_halves("1", 1, 0), {}, {}, [1, 1, 0, 0]),
+    "black and white": (lambda: two_halves("L", 255, 0), {}, {}, [1, 1, 0, 0]),
+    "16 bits": (wide_grey, {}, {}, [1, 1, 0, 0]),
+    "palette": (lambda: two_halves("RGB", WHITE, (0, 0, 0)).quantize(4), {}, {}, [1, 1, 0, 0]),
+    "colour": (lambda: two_halves("RGB", WHITE, (0, 0, 0)), {}, {}, [1, 1, 0, 0]),
+    "white on nothing": (lambda: clear_right("RGBA", *WHITE), {}, {}, [1, 1, 0, 0]),
+    "grey on nothing": (lambda: clear_right("LA", 255), {}, {}, [1, 1, 0, 0]),
+    "grey": (grey, {}, {}, [1, 1, 0.2, 0.2]),
+    "at least 0.1": (lambda: two_halves("L", 255, 0), {}, {"min_value": 0.1}, [1, 1, 0.1, 0.1]),
+    "at least 1": (lambda: two_halves("L", 255, 0), {}, {"min_value": 1.0}, [1, 1, 1, 1]),
+    "inverted": (grey, {}, {"inverted": True}, [0, 0, 0.8, 0.8]),
+    "inverted, at least 0.5": (grey, {}, {"inverted": True, "min_value": 0.5}, [0.5, 0.5, 0.9, 0.9]),
+    "opacity, RGBA": (lambda: clear_right("RGBA", 9, 9, 9), {}, AS_OPACITY, [1, 1, 0, 0]),
+    "opacity, LA": (lambda: two_halves("LA", (0, 255), (255, 0)), {}, AS_OPACITY, [1, 1, 0, 0]),
+    "opacity, palette": (lambda: two_halves("P", 1, 0), {"transparency": 0}, AS_OPACITY, [1, 1, 0, 0]),
+    "opacity, 16-bit grey": (wide_grey, {"transparency": 0}, AS_OPACITY, [1, 1, 0, 0]),
+    "opacity, none": (lambda: two_halves("RGB", "red", "blue"), {}, AS_OPACITY, [1, 1, 1, 1]),
+    "opacity, otherwise": (lambda: clear_right("RGBA", 9, 9, 9), {}, OTHERWISE, [0.5, 0.5, 1, 1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WEIGHTS)
+def test_whatever_a_picture_holds_white_is_one_and_black_or_nothing_the_least(
+    save, what: str
 ) -> None:
-    assert weights(save(PICTURES[kind]())).tolist() == [[1.0, 1.0, 0.0, 0.0]] * 2
-
-
-OPAQUE_LEFT = {
-    "RGBA": lambda: (two_halves("RGBA", (9, 9, 9, 255), (9, 9, 9, 0)), {}),
-    "LA": lambda: (two_halves("LA", (0, 255), (255, 0)), {}),
-    "palette": lambda: (two_halves("P", 1, 0), {"transparency": 0}),
-    "16-bit grey": lambda: (wide_grey(), {"transparency": 0}),
-}
-
-
-@pytest.mark.parametrize("kind", OPAQUE_LEFT)
-def test_opacity_is_the_mask_of_an_image(save, kind: str) -> None:
-    picture, options = OPAQUE_LEFT[kind]()
-    path = save(picture, **options)
-    assert weights(path, alpha=True).tolist() == [[1.0, 1.0, 0.0, 0.0]] * 2
-    assert (
-        weights(path, alpha=True, inverted=True, min_value=0.5).tolist()
-        == [[0.5, 0.5, 1.0, 1.0]] * 2
-    )
+    picture, saved, mask, row = WEIGHTS[what]
+    found = weights(save(picture(), **saved), **mask)
+    assert found.tolist() == [pytest.approx(row, rel=1e-6, abs=0)] * 2
 
 
 def test_opacity_is_turned_as_its_image_is(save) -> None:
     exif = Image.Exif()
     exif[0x0112] = ROTATED  # a quarter clockwise: what is left comes to the top
-    path = save(two_halves("RGBA", (9, 9, 9, 255), (9, 9, 9, 0)), exif=exif)
+    path = save(clear_right("RGBA", 9, 9, 9), exif=exif)
     turned = weights(path, ResizeCrop(Size(16, 32), 0, 0, Size(16, 32)), alpha=True)
     assert turned.tolist() == [[1.0, 1.0]] * 2 + [[0.0, 0.0]] * 2
-
-
-def test_an_image_without_transparency_is_all_opaque(save) -> None:
-    assert weights(save(two_halves("RGB", "red", "blue")), alpha=True).eq(1.0).all()

@@ -3,7 +3,7 @@ import socket
 import tracemalloc
 from pathlib import Path
 
-from toolkit.data.scan.directory import join, list_folder, real_path
+from toolkit.data.scan.directory import list_folder, real_path
 from toolkit.data.scan.fingerprint import version_of
 
 
@@ -61,10 +61,6 @@ def test_each_file_has_its_own_version(tmp_path: Path) -> None:
         for name in ("a.txt", "b.png", "c.png")
     }
     assert listing.versions == own | {"ab.png": None}
-
-
-def test_join_keeps_what_the_user_wrote() -> None:
-    assert join("data", "40_a") == join("data/", "40_a") == "data/40_a"
 
 
 def test_home_folder(tmp_path: Path, monkeypatch) -> None:

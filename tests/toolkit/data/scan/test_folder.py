@@ -282,7 +282,10 @@ def test_pictures_under_other_endings_are_read_or_named_with_what_to_do(
     tmp_path: Path, image, dataset
 ) -> None:
     whole = image(tmp_path / "a.jpg").read_bytes()
-    for name in ("b.mpo", "c.jpe", "d.JPG_large", "without", "e.bin", "f.raw"):
+    for name in (
+        *("b.mpo", "c.jpe", "d.JPG_large", "e.jfif"),
+        *("without", "e.bin", "f.raw"),
+    ):
         (tmp_path / name).write_bytes(whole)
     others = {
         "g.CR2": b"II*\0",
@@ -296,7 +299,9 @@ def test_pictures_under_other_endings_are_read_or_named_with_what_to_do(
     for name, content in others.items():
         (tmp_path / name).write_bytes(content)
     scan = scan_datasets([dataset(tmp_path, resolution=(64,))], "sks")
-    assert [s.name for s in scan.samples] == ["a.jpg", "b.mpo", "c.jpe", "d.JPG_large"]
+    assert [s.name for s in scan.samples] == [
+        *("a.jpg", "b.mpo", "c.jpe", "d.JPG_large", "e.jfif")
+    ]
     told = [note.partition(f"{tmp_path}: ")[2] for note in scan.notes]
     assert set(told) == {
         "1 file not used, a .tga file, which is not read: k.tga. Convert it to PNG or JPEG",
@@ -942,11 +947,3 @@ def test_an_image_whose_control_image_is_damaged_is_left_out_too(
         [dataset(images, skip_unreadable=True, control_path=(str(before),))], None
     )
     assert [Path(sample.image).name for sample in scan.samples] == ["b.png"]
-
-
-def test_a_jfif_file_is_a_jpeg(tmp_path: Path, dataset) -> None:
-    Image.new("RGB", (64, 64)).save(tmp_path / "a.jfif", "JPEG")
-    assert [
-        Path(sample.image).name
-        for sample in scan_datasets([dataset(tmp_path)], None).samples
-    ] == ["a.jfif"]
