@@ -120,6 +120,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "toolkit/train/trackers/",
         "extensions/trackers/",
         "extensions/hooks/trackers.py",
+        "extensions/hooks/averages.py",
     ),
     "commands, messages and copies while it trains": ("extensions/hooks/",),
     "warnings while it trains": (

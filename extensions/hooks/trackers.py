@@ -20,11 +20,11 @@ from pathlib import Path
 from toolkit.config.sections.output import LoggingConfig
 from toolkit.contracts.training import StepResult
 from toolkit.files.run_files import METRICS
-from toolkit.train.callbacks.metrics import AVERAGE_OVER, LossByTimestep, RunningLoss
 from toolkit.train.run import Callback, Run, Sampled, due
 from toolkit.train.run_reader import rows_by_step
 from toolkit.train.trackers.tracker import RunInfo, Tracker, open_tracker
 
+from .averages import AVERAGE_OVER, LossByTimestep, RunningLoss
 from .background import Background
 
 logger = logging.getLogger(__name__)

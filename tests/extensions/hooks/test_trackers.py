@@ -67,11 +67,14 @@ def run(toy):
     return toy.run(100)
 
 
+def watching(run, **options) -> TrackerCallback:
+    section = LoggingConfig(logging_dir="tb", **options)
+    return TrackerCallback(section, "job", run.folder)
+
+
 def tell(run, results, finished: bool = True, **options) -> TrackerCallback:
     """What the loop calls for these results."""
-    callback = TrackerCallback(
-        LoggingConfig(logging_dir="tb", **options), "job", run.folder
-    )
+    callback = watching(run, **options)
     metrics = MetricsCallback()
     for each in (metrics, callback):
         each.on_start(run)
@@ -177,7 +180,7 @@ def test_samples_and_numbers_of_other_hooks_come_in_the_order_of_the_steps(
     run, opened, result
 ) -> None:
     """They are made at their step, whose own numbers may come later."""
-    callback = TrackerCallback(LoggingConfig(logging_dir="tb"), "job", run.folder)
+    callback = watching(run)
     run.callbacks = [callback]
     callback.log(0, {"validation/loss": 9.0})  # before its own start
     run.event("sample", step=0, files=["a.jpg"])
@@ -207,7 +210,7 @@ def test_numbers_told_where_a_resume_begins_come_before_those_of_its_first_step(
     run, opened, result
 ) -> None:
     run.state = TrainState(step=5)
-    callback = TrackerCallback(LoggingConfig(logging_dir="tb"), "job", run.folder)
+    callback = watching(run)
     callback.log(5, {"validation/loss": 9.0})
     callback.on_start(run)
     callback.on_metrics(run, result(6))
@@ -256,7 +259,7 @@ def test_a_run_ends_as_usual_beside_a_tracker_that_fails(
     )
     toy.folder.mkdir()
     plain, watched = toy.run(6), toy.run(6)
-    callback = TrackerCallback(LoggingConfig(logging_dir="tb"), "job", toy.folder)
+    callback = watching(toy)
     watched.callbacks = [callback]
     for each in (plain, watched):
         assert toy.train(each, toy.step(each))
@@ -280,7 +283,7 @@ def test_a_run_ends_beside_a_tracker_that_never_answers(
     run = toy.run(6)
     run.callbacks = [
         MetricsCallback(),
-        TrackerCallback(LoggingConfig(logging_dir="tb"), "job", toy.folder),
+        watching(toy),
     ]
     assert toy.train(run, toy.step(run))
     may_end.set()
@@ -290,7 +293,7 @@ def test_a_run_ends_beside_a_tracker_that_never_answers(
 
 
 def test_trackers_are_closed_when_the_run_fails(run, opened, result) -> None:
-    callback = TrackerCallback(LoggingConfig(logging_dir="tb"), "job", run.folder)
+    callback = watching(run)
     callback.on_start(run)
     callback.on_metrics(run, result(1))
     callback.on_error(run, RuntimeError())
@@ -298,9 +301,7 @@ def test_trackers_are_closed_when_the_run_fails(run, opened, result) -> None:
 
 
 def test_an_error_before_the_start_is_no_second_one(run, opened) -> None:
-    TrackerCallback(LoggingConfig(logging_dir="tb"), "job", run.folder).on_error(
-        run, RuntimeError()
-    )
+    watching(run).on_error(run, RuntimeError())
     assert opened == []
 
 

@@ -416,7 +416,7 @@ def test_a_job_stops_goes_on_and_leaves_a_file_that_the_library_reads(
     make_pictures,
     tmp_path: Path,
 ) -> None:
-    """2 steps and 2 more against 4 at once, on an int8 base with every dropout,
+    """A step and one more against 2 at once, on an int8 base with every dropout,
     checkpointing and EMA."""
     folder = make_pictures(tmp_path / "2_photos", "a", "b")
     kind, arguments = "boft", {"rescaled": True, "constraint": 1e-3}
@@ -454,8 +454,8 @@ def test_a_job_stops_goes_on_and_leaves_a_file_that_the_library_reads(
         assert len(counts) == 2 and len(set(counts)) == 1, result.stdout
         return tmp_path / run / "job" / "job.safetensors"
 
-    train("parts", 2)
-    parts, whole = train("parts", 4), train("whole", 4)
+    train("parts", 1)
+    parts, whole = train("parts", 2), train("whole", 2)
     stored = load_file(whole)
     assert whole.read_bytes() == parts.read_bytes()
     with safe_open(whole, framework="pt") as file:
@@ -488,7 +488,7 @@ def test_compiled_blocks_train_and_draw_with_them(
             "type": "glora",
             "linear": 6,
             # Each layer takes seconds to be traced.
-            "network_kwargs": {"only_if_contains": ["to_q", "net"]},
+            "network_kwargs": {"only_if_contains": ["to_q"]},
         },
         sample={
             "sample_every": 2,
