@@ -116,7 +116,12 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "toolkit/train/other_model.py",
         "toolkit/train/lock.py",
     ),
-    "trackers": ("toolkit/train/trackers/", "extensions/trackers/"),
+    "trackers": (
+        "toolkit/train/trackers/",
+        "extensions/trackers/",
+        "extensions/hooks/trackers.py",
+        "extensions/hooks/averages.py",
+    ),
     "commands, messages and copies while it trains": ("extensions/hooks/",),
     "warnings while it trains": (
         "toolkit/train/anomalies.py",

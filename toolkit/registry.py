@@ -188,6 +188,8 @@ def hinted_tool(what: str) -> str:
 AROUND_A_RUN = Registry(
     "callback",
     {
+        "trackers": "extensions.hooks.trackers:TrackerCallback",
+        "overview": "extensions.hooks.overview:OverviewCallback",
         "diagrams": "extensions.hooks.tool_at_saves:diagrams_at_saves",
         "report": "extensions.hooks.tool_at_saves:report_at_saves",
         "publication": "extensions.hooks.tool_at_saves:publish_at_end",

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 from toolkit.contracts.training import StepResult
 from toolkit.files.run_files import (
@@ -33,7 +32,7 @@ from toolkit.files.writing import (
     write_json,
 )
 from toolkit.train.callbacks.metrics import truncate_after_step
-from toolkit.train.run import Callback, Run
+from toolkit.train.run import Callback, Run, Sampled, Saved
 
 STATE = "training_state.json"
 _WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -51,7 +50,6 @@ class FluxflowFiles(Callback):
     """
 
     essential = True
-    hears = ("save", "sample")
 
     def __init__(self, place: str) -> None:
         """place: step, last or only, as `save.fluxflow_files`."""
@@ -60,7 +58,6 @@ class FluxflowFiles(Callback):
         self._step_s: float | None = None
 
     def on_start(self, run: Run) -> None:
-        self._run = run
         self.folder = run.folder.parent
         # a run that was killed wrote it
         for half in self.folder.glob(f".flxflow_{TEMP_FILE_GLOB.lstrip('.')}"):
@@ -95,14 +92,21 @@ class FluxflowFiles(Callback):
         }
         append_json_line(self._file, line)
 
-    def event(self, event: str, **details: Any) -> None:
-        """Handles a save, whose files are complete, and new samples."""
-        if event == "sample":
-            self._link_samples(details["step"], details["epoch"], details["files"])
-        elif event == "save":
-            self._write_state(details["step"], details["epoch"])
-            if self._run.name in details["files"]:
-                self._write_weights(details["step"])
+    def on_sample(self, run: Run, sampled: Sampled) -> None:
+        batch = batch_of(run, sampled.step, sampled.epoch)
+        stem = f"sample_{run.name}_epoch_{sampled.epoch}_batch_{batch}"
+        for file in sampled.files:
+            parts_of_name = SAMPLE_FILE.fullmatch(file.name)
+            index = ""
+            if parts_of_name and len(sampled.files) > 1:
+                index = f"_{parts_of_name['index']}"
+            target = self.folder / SAMPLES / f"{stem}{index}{file.suffix}"
+            link(file, target, durable=False)
+
+    def on_save(self, run: Run, saved: Saved) -> None:
+        self._write_state(run, saved)
+        if run.folder / run.name in saved.files:
+            self._write_weights(run, saved.step)
 
     def on_end(self, run: Run, finished: bool) -> None:
         self._file.close()
@@ -119,37 +123,24 @@ class FluxflowFiles(Callback):
             path = Path(self._file.name)
             link(path, path.with_name("training_metrics.jsonl"), durable=False)
 
-    def _link_samples(self, step: int, epoch: int, files: list[str]) -> None:
-        batch = batch_of(self._run, step, epoch)
-        for name in files:
-            parts_of_name = SAMPLE_FILE.fullmatch(name)
-            if parts_of_name and len(files) > 1:
-                index = f"_{parts_of_name['index']}"
-            else:
-                index = ""
-            target = f"sample_{self._run.name}_epoch_{epoch}_batch_{batch}{index}{Path(name).suffix}"
-            link(
-                self._run.folder / SAMPLES / name,
-                self.folder / SAMPLES / target,
-                durable=False,
-            )
-
-    def _write_state(self, step: int, epoch: int) -> None:
+    def _write_state(self, run: Run, saved: Saved) -> None:
+        step = saved.step
         place = {
-            "epoch": epoch,
-            "batch": batch_of(self._run, step, epoch),
+            "step_name": run.name,
+            "epoch": saved.epoch,
+            "batch": batch_of(run, step, saved.epoch),
             "global_step": step,
         }
-        write_json(self.folder / STATE, {"step_name": self._run.name, **place})
+        write_json(self.folder / STATE, place)
         if step in self._rates:
             write_json(self.folder / SAVED_LEARNING_RATES, self._rates[step])
         for number in sorted(self._rates):
             if number <= step:
                 del self._rates[number]
 
-    def _write_weights(self, step: int) -> None:
-        name = self._run.name
-        folder = self._run.folder / name
+    def _write_weights(self, run: Run, step: int) -> None:
+        name = run.name
+        folder = run.folder / name
         path = self.folder / f"flxflow_step_{name}_final.safetensors"
         files = {
             file: prefix_of(file.relative_to(folder))

@@ -20,7 +20,7 @@ from toolkit.errors import missing_package
 from toolkit.files.run_files import GRAPH
 from toolkit.files.writing import TOOLKIT_ROOT
 from toolkit.registry import HINTED_TOOLS
-from toolkit.train.run import Callback, Run
+from toolkit.train.run import Callback, Run, Saved
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,6 @@ class ToolCallback(Callback):
     """
 
     included_in_step_time = False
-    hears = ("save",)
 
     def __init__(
         self,
@@ -59,7 +58,7 @@ class ToolCallback(Callback):
         self._warned = False
         self._lock = Lock()  # a separate thread saves the files
 
-    def event(self, event: str, **details: object) -> None:
+    def on_save(self, run: Run, saved: Saved) -> None:
         if not self._only_finished:
             self._start()
 

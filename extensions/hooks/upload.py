@@ -58,6 +58,7 @@ class UploadCallback(BackgroundCallback):
         super().__init__(section)
         self._copies: Copies | None = None
         self._is_due = False
+        self._begun = False
 
     def before_start(self, folder: Path, name: str, resumes: bool) -> None:
         place = f"{self.section.to}/{name}"
@@ -73,6 +74,9 @@ class UploadCallback(BackgroundCallback):
                 f"{place} cannot be read, so it is not known whether the run goes on from there: {reason}"
             ) from error
 
+    def on_start(self, run: Run) -> None:
+        self._begun = True
+
     def on_save(self, run: Run, saved: Saved) -> None:
         self._copy(saved)
 
@@ -81,7 +85,8 @@ class UploadCallback(BackgroundCallback):
         self.finish()
 
     def on_error(self, run: Run, error: BaseException) -> None:
-        self.on_end(run, False)
+        if self._begun:  # otherwise the copies are of the run as it was
+            self.on_end(run, False)
 
     def _copy(self, saved: Saved | None = None) -> None:
         """Copies what is new; one that waits to be begun is enough."""

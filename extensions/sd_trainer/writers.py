@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -259,15 +260,10 @@ class SingleFileWriter(LoraWriter):
         (path,) = write()
     """
 
-    def __init__(
-        self,
-        network: Network,
-        section: DiffusionSection,
-        metadata: Mapping[str, str],
-        spelling: Spelling = STORED,
-    ) -> None:
-        super().__init__(network, section, metadata, spelling)
-        self.markers = markers_of(family_for(section.model).title)
+    @cached_property
+    def markers(self) -> list[str]:
+        """Names of the tensors without elements in the file."""
+        return markers_of(family_for(self.section.model).title)
 
     def snapshot(
         self, run: Run, step: int | Literal["best"] | None
@@ -332,16 +328,15 @@ class ModelFolderWriter(LoraWriter):
 
     suffix = ""
 
-    def __init__(
-        self,
-        network: Network,
-        section: DiffusionSection,
-        metadata: Mapping[str, str],
-        spelling: Spelling = STORED,
-    ) -> None:
-        super().__init__(network, section, metadata, spelling)
-        self.base = model_folder(section.model).resolve()
-        self.trained_part = family_for(section.model).trained_part
+    @cached_property
+    def base(self) -> Path:
+        """The folder of the model that was trained."""
+        return model_folder(self.section.model).resolve()
+
+    @cached_property
+    def trained_part(self) -> str:
+        """Its folder of the weights that were trained."""
+        return family_for(self.section.model).trained_part
 
     def snapshot(
         self, run: Run, step: int | Literal["best"] | None

@@ -23,6 +23,7 @@ import torch
 
 from jobs.process.base import BaseTrainProcess
 from toolkit.config.sections.trainer import TrainerConfig
+from toolkit.contracts.training import TrainState
 from toolkit.data.scan.fingerprint import DatasetHashes
 from toolkit.data.scan.moved import RunOrder
 from toolkit.errors import EXIT_DONE, Interrupted, OutOfMemory, RunError, UserError
@@ -133,6 +134,9 @@ class Trainer(BaseTrainProcess):
     roles: dict[str, Role]
     """What is trained, with its optimizers; `attach` makes them."""
 
+    in_progress: Run
+    """The run; before `attach` one without roles."""
+
     @property
     def saves_folders(self) -> bool:
         """Whether the weights of a step are a folder, not a file."""
@@ -170,13 +174,14 @@ class Trainer(BaseTrainProcess):
                 ):
                     logger.info(self.plan.render())
                     if not self.is_complete(start):
-                        self.set_up(start)
-                        with (
-                            self.recorded(start)
-                            if group.is_main_process
-                            else nullcontext()
-                        ):
-                            self.train()
+                        with self._failure_told(start):
+                            self.set_up(start)
+                            with (
+                                self.recorded(start)
+                                if group.is_main_process
+                                else nullcontext()
+                            ):
+                                self.train()
                     self.request.check()
                     logger.info("next, to be pasted into a shell:")
                     # otherwise an earlier process of the job has drawn the images
@@ -224,6 +229,27 @@ class Trainer(BaseTrainProcess):
         ):
             yield
 
+    @contextmanager
+    def _failure_told(self, start: Start) -> Iterator[None]:
+        """Tells the callbacks of extensions of an error inside the block. The program's
+        own have not begun before the loop, which then tells all of them."""
+        self.in_progress = Run(
+            self.name,
+            self.save_root,
+            self.plan.optimizer_steps,
+            grad_accum_steps=self.section.micro_batches_per_step,
+            seed=self.training_seed or 0,
+            roles={},
+            state=TrainState(step_of(start.checkpoint) if start.checkpoint else 0),
+        )
+        try:
+            yield
+        except (Exception, SystemExit) as error:  # a stop is none
+            if not self.in_progress.failed:
+                self.in_progress.callbacks = self.hooks
+                self.in_progress.fail(error)
+            raise
+
     def train(self) -> None:
         """Loads the model, encodes the data, attaches the trained parts, loads a
         checkpoint where the run resumes, and runs the loop to its end."""
@@ -234,7 +260,7 @@ class Trainer(BaseTrainProcess):
             encoded = Encoded(self.items_encoded, time.monotonic() - begun)
             account.take("encoding")
             self.attach()
-            run = self.build_run()
+            self.in_progress = run = self.build_run()
             if self.process_group.is_main_process and self.device.type == "cuda":
                 run.callbacks = [*run.callbacks, MemoryAccountCallback(account)]
             report = self.resumption.report_threads

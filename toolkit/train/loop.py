@@ -91,9 +91,7 @@ def train(run: Run, source: BatchSource, step_fn: TrainStep[Any]) -> bool:
         if not isinstance(error, PeerFailedError):
             with suppress(Exception):
                 metrics.flush()
-        for callback in run.listening():
-            with run.contained(callback, ended=True):
-                callback.on_error(run, error)
+        run.fail(error)
         raise
     return finished
 

@@ -233,17 +233,18 @@ class Run:
     """Why the run is complete before `steps`; set by a callback, or where the source of
     batches ends."""
 
+    failed: bool = False
+    """Whether the callbacks were told of the error that ends it."""
+
     _switched_off: list[Callback] = field(default_factory=list)
 
     def event(self, event: str, **details: object) -> None:
         """Adds an event with its details (JSON values) to events.jsonl, then tells the
-        callbacks that hear it. Also called by the thread that saves."""
+        callbacks of saves and samples. Also called by the thread that saves."""
         EventLog(self.folder / EVENTS).add(event, **details)
         record = RECORDS[event].of(self.folder, details) if event in RECORDS else None
         for callback in self.listening():
             with self.contained(callback):
-                if event in callback.hears:
-                    callback.event(event, **details)
                 if isinstance(record, Saved):
                     callback.on_save(self, record)
                 elif isinstance(record, Sampled):
@@ -255,6 +256,13 @@ class Run:
         for callback in self.listening():
             with self.contained(callback):
                 callback.log(step, values)
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the callbacks that `error` ends the run."""
+        self.failed = True
+        for callback in self.listening():
+            with self.contained(callback, ended=True):
+                callback.on_error(self, error)
 
     def listening(self) -> Iterator[Callback]:
         """The callbacks, in call order, without those that are switched off."""
@@ -353,9 +361,6 @@ class Callback:
     """Whether every rank has it where `callbacks` names it, not the first one only. On
     the others it is told of the start, each step, the end, and an error."""
 
-    hears: Sequence[str] = ()
-    """Names of the events that `event` receives: `save`, `sample` and others."""
-
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if cls.__module__.startswith("toolkit."):
@@ -408,11 +413,8 @@ class Callback:
         the thread that saves."""
 
     def on_sample(self, run: Run, sampled: Sampled) -> None:
-        """The sample images of a step were generated."""
-
-    def event(self, event: str, **details: Any) -> None:
-        """One of the events that it `hears` is recorded; also before this callback's
-        `on_start`."""
+        """The sample images of a step were generated; those of step 0 before this
+        callback's `on_start`."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Further metrics of a step (`Run.log`)."""
@@ -422,7 +424,9 @@ class Callback:
         steps were done."""
 
     def on_error(self, run: Run, error: BaseException) -> None:
-        """The run failed with `error`; close files and record the failure."""
+        """The run failed with `error`; close files and record the failure. Also before
+        `on_start`, while the model is loaded and the data is encoded: `run` has no
+        roles then."""
 
 
 def due(step: int, every: int) -> bool:

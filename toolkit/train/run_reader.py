@@ -27,14 +27,14 @@ import re
 from array import array
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from statistics import fmean
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from toolkit.errors import RunError
 from toolkit.files import run_files
@@ -48,6 +48,8 @@ from toolkit.train.checkpoint_store import (
 )
 from toolkit.train.lock import FILE as LOCK
 from toolkit.train.lock import LockHolder, read_lock
+
+Value = TypeVar("Value")
 
 logger = logging.getLogger(__name__)
 
@@ -598,6 +600,19 @@ def rows_by_step(path: Path) -> Iterator[Iterator[Row]]:
 
 
 # ------------------------------------------------------------ files
+
+
+def spread(values: Sequence[Value], most: int) -> list[Value]:
+    """At most so many of the values: the first, the last, and evenly chosen ones
+    between. most: at least 2 where there are more values than one.
+
+    >>> spread(range(10), 4)
+    [0, 3, 6, 9]
+    """
+    if len(values) <= most:
+        return list(values)
+    last = len(values) - 1
+    return [values[round(place * last / (most - 1))] for place in range(most)]
 
 
 def list_samples(folder: Path) -> tuple[SampleImage, ...]:

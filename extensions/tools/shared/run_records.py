@@ -28,7 +28,6 @@ from toolkit.files.run_files import CONFIG, LOG
 from toolkit.files.safetensors_io import read_metadata
 from toolkit.files.writing import open_regular, read_object, read_regular, sha256_of
 from toolkit.train.checkpoint_store import MANIFEST
-from toolkit.train.contact_sheet import spread
 from toolkit.train.paired import CONFIDENCE, as_good_as_the_lowest
 from toolkit.train.run_reader import (
     RunInfo,
@@ -39,6 +38,7 @@ from toolkit.train.run_reader import (
     list_samples,
     read_events,
     read_losses_by_image,
+    spread,
 )
 
 MOST_POINTS = 300
@@ -207,15 +207,13 @@ def sample_rows(
     most_pictures: a run with more samples is thinned out to the first step, the last
     step, and evenly chosen ones between.
     """
-    samples = [
-        sample for sample in list_samples(folder) if sample.path.suffix != ".tmp"
-    ]
+    samples = list_samples(folder)
     steps = sorted({s.step for s in samples})
     indices = sorted({s.index for s in samples})
     if most_pictures is not None and samples:
         indices = indices[:most_pictures]
-        chosen_steps = set(spread(steps, max(2, most_pictures // len(indices))))
-        samples = [sample for sample in samples if sample.step in chosen_steps]
+        steps_shown = set(spread(steps, max(2, most_pictures // len(indices))))
+        samples = tuple(one for one in samples if one.step in steps_shown)
     rows: dict[int, list[SampleImage]] = {index: [] for index in indices}
     for sample in samples:
         if sample.index in rows:

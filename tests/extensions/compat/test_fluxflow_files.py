@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from extensions.compat.fluxflow_files import FluxflowFiles, prefix_of
 from tests.running import lines
 from toolkit.contracts.training import StepResult
-from toolkit.train.run import Run
+from toolkit.train.run import Run, Sampled, Saved
 
 
 def result(step: int, epoch: int = 0, **more: object) -> StepResult:
@@ -95,7 +95,7 @@ def test_a_save_writes_its_place_and_the_rates_of_its_step(run: Run) -> None:
     )
     # while the save is written
     files.on_metrics(run, result(3, 2, lr_by_group={"vae": 9.0, "discriminator": 9.0}))
-    files.event("save", step=2, epoch=1, files=["warmup_000000002"])
+    files.on_save(run, Saved(2, 1, (run.folder / "warmup_000000002",)))
     folder = run.folder.parent
     assert json.loads((folder / "training_state.json").read_text()) == {
         "step_name": "warmup", "epoch": 1, "batch": 1, "global_step": 2,
@@ -111,7 +111,7 @@ def test_a_single_role_has_the_rate_of_the_run(run: Run) -> None:
     run.roles = {"vae": None}  # type: ignore[dict-item]
     files = begun(run)
     files.on_metrics(run, result(1))
-    files.event("save", step=1, epoch=0, files=[])
+    files.on_save(run, Saved(1, 0, ()))
     assert json.loads((run.folder.parent / "lr_sav.json").read_text()) == {"vae": 1e-3}
 
 
@@ -142,7 +142,7 @@ def test_the_end_writes_all_weights_as_one_file(
     run: Run, place: str, names: int
 ) -> None:
     expected = model_in(run.folder / "warmup")
-    begun(run, place).event("save", step=4, epoch=2, files=["warmup"])
+    begun(run, place).on_save(run, Saved(4, 2, (run.folder / "warmup",)))
     folder = run.folder.parent
     files = sorted(folder.glob("*.safetensors"))
     assert [file.name for file in files] == [
@@ -196,7 +196,8 @@ def test_samples_have_the_guides_names(run: Run, count: int) -> None:
     (run.folder / "samples").mkdir()
     for name in names:
         (run.folder / "samples" / name).write_bytes(name.encode())
-    files.event("sample", step=2, epoch=1, files=names, prompts=["a"])
+    details = {"step": 2, "epoch": 1, "files": names}
+    files.on_sample(run, Sampled.of(run.folder, details))
     found = {
         path.name: path.read_bytes().decode()
         for path in (run.folder.parent / "samples").iterdir()

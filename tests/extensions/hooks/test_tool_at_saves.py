@@ -21,6 +21,7 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from toolkit.files.log import StatusLine
 from toolkit.registry import HINTED_TOOLS
 from toolkit.train.callbacks.standard import standard_callbacks
+from toolkit.train.run import Saved
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_a_save_waits_for_no_diagram_and_starts_none_while_one_is_drawn(
     callback = doing(diagrams_at_saves(run.folder), code)
     begun = time.monotonic()
     for step in range(20):
-        callback.event("save", step=step)
+        callback.on_save(run, Saved(step, 0, ()))
     assert time.monotonic() - begun < 0.5
     callback.on_error(run, ValueError())
     assert started.read_text() == "x"
@@ -87,7 +88,7 @@ def test_what_goes_wrong_is_one_warning(
     monkeypatch.setattr(module, "WAIT_AT_END_S", 0.5)
     callback = doing(diagrams_at_saves(run.folder), code)
     for _ in range(2):  # the second time nothing is started
-        callback.event("save", step=1)
+        callback.on_save(run, Saved(1, 0, ()))
         callback.on_end(run, finished=True)
     assert [reason in line for line in said if "no diagrams" in line] == [True]
 
@@ -98,7 +99,7 @@ def test_a_missing_package_is_told_at_the_start_and_nothing_is_started(
     monkeypatch.setattr(module, "missing_package", lambda *_: "no matplotlib")
     callback = diagrams_at_saves(run.folder)
     callback.on_start(run)
-    callback.event("save", step=1)
+    callback.on_save(run, Saved(1, 0, ()))
     callback.on_end(run, finished=True)
     assert said == ["no diagrams: no matplotlib. The run goes on without."]
     assert not (run.folder / "graph").exists()
@@ -118,7 +119,7 @@ def test_an_upload_begins_when_the_run_is_finished_and_its_failure_is_told(
     ]
     begun = tmp_path / "begun"
     doing(tool, f"open({str(begun)!r}, 'w'); raise SystemExit('Later: upload it')")
-    tool.event("save", step=1)
+    tool.on_save(run, Saved(1, 0, ()))
     tool.on_end(run, finished=False)
     assert not begun.exists()
     tool.on_end(run, finished=True)

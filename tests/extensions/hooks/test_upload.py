@@ -232,6 +232,9 @@ def test_training_does_not_wait_and_the_end_waits_a_bounded_time(
     folder = write_run(tmp_path / "maya", 5, saves=(5,))
     run = Run("maya", folder, 9, grad_accum_steps=1, seed=1, roles={})
     callback.before_start(folder, "job/maya", True)
+    callback.on_error(run, OSError())  # a failure before the first step copies nothing
+    assert not caplog.text
+    callback.on_start(run)
     for _ in range(3):
         callback.on_save(run, Saved(5, 1, ()))
     assert there(f"{place}/job/maya") == set()

@@ -35,8 +35,7 @@ from toolkit.optim.optimizer_args import (
 from toolkit.registry import FAMILIES
 
 ROWS: list[tuple[str, str, str, str, dict]] = [
-    ("full", "adafactor", "cosine", "16 bit", {}),
-    ("full", "muon", "linear", "16 bit", {}),
+    ("full", "muon", "cosine", "16 bit", {}),
     ("full", "adamw8bit", "constant_with_warmup", "16 bit", {}),
     ("full", "schedulefree_adamw", "constant", "16 bit", {}),
     ("dora", "prodigy", "cosine_with_restarts", "int4", {}),

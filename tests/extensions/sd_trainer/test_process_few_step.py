@@ -490,7 +490,7 @@ def test_a_share_of_the_later_micro_batches_learns_with_the_few_step_lora(run) -
         "few_step_loss": FEW,
         "gradient_accumulation": 2,
     }
-    whole = run("whole", {**keys, "steps": 6})
+    whole = run("whole", {**keys, "steps": 4})
     rows = lines(whole / "metrics.jsonl")
     assert 0 < sum("loss/few_step" in line for line in rows) < len(rows)
     later = run(
@@ -499,12 +499,12 @@ def test_a_share_of_the_later_micro_batches_learns_with_the_few_step_lora(run) -
     of_steps = lines(later / "metrics.jsonl")
     assert ["loss/few_step" in line for line in of_steps] == [False, False, True, True]
     # its teacher is the network after step 1, as that of the whole run
-    run("halves", {**keys, "steps": 3})
-    halves = run("halves", {**keys, "steps": 6})
+    run("halves", {**keys, "steps": 2})
+    halves = run("halves", {**keys, "steps": 4})
     weights = [load_file(folder / "job.safetensors") for folder in (whole, halves)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     without = {**keys, "few_step_loss": None}
-    for step, train in ((7, without), (8, keys)):  # it may come and go
+    for step, train in ((5, without), (6, keys)):  # it may come and go
         changed = run("halves", {**train, "steps": step}, allow_change=True)
         assert json.loads((changed / "run.json").read_text())["step"] == step
     with safe_open(whole / "job.safetensors", "pt") as file:
@@ -537,7 +537,7 @@ def test_the_teacher_is_the_same_in_a_process_that_has_no_image_of_a_step(
     )
     few = {**FEW, "lora": str(lora), "share": 1, "start": 0.5}
     train = {
-        "steps": 6,
+        "steps": 4,
         "batch_size": 2,
         "lr": 0.02,
         "max_grad_norm": 0,

@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
+from toolkit.config.sections.output import PACKAGES
+from toolkit.extension import discover
 
 TRACKS = """
 import sys
@@ -71,6 +73,10 @@ assert images == [2, 4] and len(ids) == 1
 assert Path("run/swanlab_run_id").read_text().strip() in ids
 """,
 }
+
+
+def test_the_config_knows_the_package_of_every_tracker() -> None:
+    assert discover().uids("tracker") >= PACKAGES.keys()
 
 
 @pytest.mark.slow

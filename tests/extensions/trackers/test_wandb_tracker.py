@@ -132,18 +132,15 @@ def test_the_process_ends_though_the_network_never_answers(tracked) -> None:
 import socket
 from pathlib import Path
 from toolkit.config.sections.output import LoggingConfig
-from toolkit.train.trackers.tracker import TrackerWorker
 from toolkit.train.trackers.tracker import RunInfo
-from extensions.trackers.wandb_tracker import WandbTracker
+from extensions.hooks.trackers import TrackerThread
 run = RunInfo("job", Path({str(tracked().folder)!r}), 0, LoggingConfig(wandb_api_key={KEY!r}))
-opened = []
-feed = TrackerWorker("wandb")
-feed.start(lambda: opened.append(WandbTracker(run)) or opened[0])
+thread = TrackerThread("wandb", run)
 for step in range(100):
-    feed.put(lambda tracker, step=step: tracker.scalars(step, {{"loss": 1.0}}))
-feed.end()
+    thread.put(lambda tracker, step=step: tracker.scalars(step, {{"loss": 1.0}}))
+thread.end()
 connection = socket.socket(fileno={silent.fileno()}).accept()  # from here on wandb waits for an answer
-print(opened[0]._child.pid, feed.wait(0.1))
+print(thread._tracker._child.pid, thread.wait(0.1))
 """
     environment = {
         **os.environ,

@@ -341,6 +341,30 @@ def test_what_the_machine_is_short_of_is_one_line(start, monkeypatch) -> None:
         assert str(caught.value) == f"{said}"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        # by the trial of the optimizer, while the model is made, in the loop
+        ({"train": {"optimizer": "torch.optim.SparseAdam"}}, "step 0 of 6: UserError"),
+        ({"code": -1}, "step 0 of 6: RuntimeError"),
+        ({"train": {"optimizer": "sgd", "lr": 900}}, "step 5 of 6: RunError"),
+    ],
+)
+def test_callbacks_are_told_once_of_a_failure_also_before_the_first_step(
+    start, tmp_path: Path, monkeypatch, keys: dict, told: str
+) -> None:
+    monkeypatch.setenv("ATELIER_COMMANDS", "1")
+    command = "cat >> told; echo >> told"
+    keys["train"] = {"max_grad_norm": 0, **keys.get("train", {})}
+    with pytest.raises((UserError, RuntimeError, RunError)):
+        start(callbacks=[{"type": "run", "command": command}], **keys)
+    (error,) = [
+        one for one in lines(tmp_path / "told") if one["event"] in ("end", "error")
+    ]
+    assert f"failed at {told}" in error["text"]
+
+
 def test_what_its_steps_have_made_is_gone_once_it_has_run(start, monkeypatch) -> None:
     """A job keeps its processes, and the next one needs the memory."""
     jobs = []

@@ -218,14 +218,12 @@ def test_every_kind_has_units_for_the_plan(kind: NetworkKind) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dora", "lycoris"])
 def test_a_job_stops_goes_on_and_leaves_a_file_that_is_read_back(
-    run_py, write_job, trainer, make_pictures, tmp_path: Path, name: str
+    run_py, write_job, trainer, make_pictures, tmp_path: Path
 ) -> None:
     """A step and one more against 2 at once, on an int8 base with every dropout and
     checkpointing. A job of each kind: tests/extensions/sd_trainer/test_matrix.py."""
     folder = make_pictures(tmp_path / "2_photos", "a", "b")
-    kind = {"lycoris": "lokr"}.get(name, name)
 
     def train(run: str, steps: int) -> Path:
         section = trainer(
@@ -237,21 +235,19 @@ def test_a_job_stops_goes_on_and_leaves_a_file_that_is_read_back(
                 "ema_config": {"use_ema": True},
             },
             network={
-                "type": name,
+                "type": "dora",
                 "linear": 3,
                 "linear_alpha": 1.5,
                 "dropout": 0.1,
                 "rank_dropout": 0.1,
                 "module_dropout": 0.1,
                 "exclude_patterns": [r".*_mod\.1"],
-                **({"network_kwargs": {"algo": "lokr"}} if name == "lycoris" else {}),
             },
         )
         section["model"] |= {"quantize": True, "qtype": "int8"}
         result = run_py(write_job(section))
         assert result.returncode == 0, result.stdout + result.stderr
-        words = f"{'balanced, ' if kind == 'lokr' else ''}rank 3, alpha 1.5"
-        assert f"{kind} {words} on 24 layers: " in result.stdout
+        assert "dora rank 3, alpha 1.5 on 24 layers: " in result.stdout
         counts = re.findall(
             r"(?:on 24 layers: |: 24 layers, )([\d,]+) trainable parameters",
             result.stdout,
@@ -266,7 +262,7 @@ def test_a_job_stops_goes_on_and_leaves_a_file_that_is_read_back(
         torch.equal(tensor, stored[key]) for key, tensor in load_file(parts).items()
     )
     with safe_open(whole, framework="pt") as file:
-        assert file.metadata()["network_type"] == kind
+        assert file.metadata()["network_type"] == "dora"
     modules = set(own_names(stored))
     assert len(modules) == 24  # two blocks of 14 layers, less the modulations
     changes = load_adapter_file(whole, modules)

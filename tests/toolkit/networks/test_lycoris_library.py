@@ -20,6 +20,7 @@ from torch import nn
 from tests.light_start import FORBID
 from tests.measured import at_most
 from tests.network_files import save_network
+from tests.running import run_job
 from toolkit.config.sections.network import NOT_TRAINED, NetworkConfig
 from toolkit.contracts.network_kinds import ALGORITHMS, KINDS, boft_shapes
 from toolkit.errors import UserError
@@ -416,7 +417,7 @@ def test_a_job_stops_goes_on_and_leaves_a_file_that_the_library_reads(
     make_pictures,
     tmp_path: Path,
 ) -> None:
-    """2 steps and 2 more against 4 at once, on an int8 base with every dropout,
+    """A step and one more against 2 at once, on an int8 base with every dropout,
     checkpointing and EMA."""
     folder = make_pictures(tmp_path / "2_photos", "a", "b")
     kind, arguments = "boft", {"rescaled": True, "constraint": 1e-3}
@@ -454,8 +455,8 @@ def test_a_job_stops_goes_on_and_leaves_a_file_that_the_library_reads(
         assert len(counts) == 2 and len(set(counts)) == 1, result.stdout
         return tmp_path / run / "job" / "job.safetensors"
 
-    train("parts", 2)
-    parts, whole = train("parts", 4), train("whole", 4)
+    train("parts", 1)
+    parts, whole = train("parts", 2), train("whole", 2)
     stored = load_file(whole)
     assert whole.read_bytes() == parts.read_bytes()
     with safe_open(whole, framework="pt") as file:
@@ -471,9 +472,10 @@ def test_a_job_stops_goes_on_and_leaves_a_file_that_the_library_reads(
 
 @pytest.mark.slow
 def test_compiled_blocks_train_and_draw_with_them(
-    run_py, write_job, trainer, make_pictures, tmp_path: Path
+    write_job, trainer, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In bf16, with an average, samples, and a pass without the network."""
+    monkeypatch.chdir(tmp_path)
     section = trainer(
         make_pictures(tmp_path / "2_photos", "a", "b"),
         train={
@@ -488,7 +490,7 @@ def test_compiled_blocks_train_and_draw_with_them(
             "type": "glora",
             "linear": 6,
             # Each layer takes seconds to be traced.
-            "network_kwargs": {"only_if_contains": ["to_q", "net"]},
+            "network_kwargs": {"only_if_contains": ["to_q"]},
         },
         sample={
             "sample_every": 2,
@@ -499,8 +501,7 @@ def test_compiled_blocks_train_and_draw_with_them(
         },
     )
     section["train"].pop("disable_sampling", None)
-    result = run_py(write_job(section))
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_job(write_job(section))
     [file] = tmp_path.rglob("job.safetensors")
     assert all(tensor.isfinite().all() for tensor in load_file(file).values())
     assert [*file.parent.rglob("*.png"), *file.parent.rglob("*.jpg")]

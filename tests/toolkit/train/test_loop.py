@@ -351,15 +351,14 @@ MOMENTS = {
     "on_metrics": lambda run: None,
     "on_end": lambda run: None,
     "log": lambda run: run.log(1, {"a": 1.0}),
-    "event": lambda run: run.event("save", step=1),
+    "on_save": lambda run: run.event("save", step=1),
+    "on_sample": lambda run: run.event("sample", step=1),
 }
 """Call of a callback -> what brings it about, where the loop does not."""
 
 
 class Share(Callback):
     """Fails with an error at each call of one name."""
-
-    hears = ("save",)
 
     def __init__(self, moment: str, error: BaseException) -> None:
         self.calls = 0

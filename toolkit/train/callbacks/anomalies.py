@@ -17,7 +17,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -25,7 +24,7 @@ from PIL import Image
 from toolkit.config.sections.dataset import TEXTURE
 from toolkit.contracts.training import StepResult
 from toolkit.errors import Diagnostic, RunError
-from toolkit.files.run_files import SAMPLES, VALIDATION
+from toolkit.files.run_files import VALIDATION
 from toolkit.system.readings import Reading, read_machine
 from toolkit.train.anomalies import (
     RISE_OF_PREDICTED,
@@ -39,7 +38,7 @@ from toolkit.train.anomalies import (
     features_of,
 )
 from toolkit.train.optimizer_step import ZeroGradients
-from toolkit.train.run import Callback, Run
+from toolkit.train.run import Callback, Run, Sampled
 from toolkit.train.run_reader import list_samples
 
 logger = logging.getLogger(__name__)
@@ -61,10 +60,8 @@ class AnomalyCallback(Callback):
     Example::
 
         log = EventLog(folder / EVENTS)
-        callbacks = [AnomalyCallback(log.add, dataset_of(section), folder=folder)]
+        callbacks = [AnomalyCallback(log.add, dataset_of(section))]
     """
-
-    hears = ("sample",)
 
     def __init__(
         self,
@@ -73,12 +70,10 @@ class AnomalyCallback(Callback):
         silent_steps: int = 20,
         read: Callable[[torch.device], Reading] = read_machine,
         clock: Callable[[], float] = time.monotonic,
-        folder: Path | None = None,
     ) -> None:
         """report: records an event. dataset_of: image file -> its dataset, empty: not
         known. silent_steps: as `wait` of `SilentLayers`. read, clock: the state of the
-        machine, and seconds. folder: of the run, whose first samples are generated
-        before `on_start`."""
+        machine, and seconds."""
         self.report = report
         self.dataset_of = dataset_of
         self.silent_steps = silent_steps
@@ -93,13 +88,11 @@ class AnomalyCallback(Callback):
         self._looked_at = 0
         self._reading = Reading()
         self._read_at = float("-inf")
-        self._folder = folder
         self._begun = False
         self._step = 0
         self._device = torch.device("cpu")
 
     def on_start(self, run: Run) -> None:
-        self._folder = run.folder
         self._begun = True
         self._step = run.state.step
         self._looked_at = self._step
@@ -136,18 +129,19 @@ class AnomalyCallback(Callback):
                 steps = zero.steps()
                 self._say(layers.add(steps, filter(zero.is_absent, steps)))
 
-    def event(self, event: str, **details: Any) -> None:
-        """Looks at the sample images of an event `sample`; those with which a resume
-        begins, before `on_start`, are earlier ones to the next."""
-        if (
-            event == "sample"
-            and self._folder is not None
-            and (self._begun or details["step"] == 0)
-        ):
-            self._step = details["step"]
-            for finding in self._look_at(
-                self._folder, details["files"], details.get("prompts") or ()
-            ):
+    def on_sample(self, run: Run, sampled: Sampled) -> None:
+        """Looks at the sample images; those with which a resume begins, before
+        `on_start`, are earlier ones to the next."""
+        if self._begun or sampled.step == 0:
+            self._step = sampled.step
+            if self._sets is None:
+                self._sets = (
+                    self._earlier_sets(run.folder, sampled.files)
+                    if self._step
+                    else SampleSets()
+                )
+            features = self._features(sampled.files, sampled.prompts)
+            for finding in self._sets.add(features, self._losses.rises()):
                 self._say(finding)
 
     def on_validation(self, run: Run, losses: dict[str, float]) -> None:
@@ -203,23 +197,13 @@ class AnomalyCallback(Callback):
                 parts["dataset"] = dataset
             yield SampleLoss(parts, loss, t)
 
-    def _look_at(
-        self, folder: Path, files: Sequence[str], texts: Sequence[str]
-    ) -> Iterable[Diagnostic]:
-        if self._sets is None:
-            self._sets = (
-                self._earlier_sets(folder, set(files)) if self._step else SampleSets()
-            )
-        features = self._features([folder / SAMPLES / file for file in files], texts)
-        return self._sets.add(features, self._losses.rises())
-
-    def _earlier_sets(self, folder: Path, but: set[str]) -> SampleSets:
+    def _earlier_sets(self, folder: Path, but: Sequence[Path]) -> SampleSets:
         """The sets that the run has already, the first and the last; they are not
         reported."""
         sets = SampleSets()
         by_step = dict[int, list[tuple[Path, str]]]()
         for sample in list_samples(folder):
-            if sample.path.name not in but and sample.step < self._step:
+            if sample.path not in but and sample.step < self._step:
                 by_step.setdefault(sample.step, []).append(
                     (sample.path, sample.prompt or "")
                 )

@@ -1,29 +1,28 @@
 """Generates the sample images at their interval, with the eval weights (the EMA, where
-there is one), and the sheet of all of them.
+there is one).
 
-The callbacks do not know how an image is made: they get a function, from
-`sampling.Sampler` or from another trainer. They choose the steps, write the files,
-record the event `sample`, and log drift and survival. Added by `standard`; the trainers
-fill in `Samples`.
+The callback does not know how an image is made: it gets a function, from
+`sampling.Sampler` or from another trainer. It chooses the steps, writes the files,
+records the event `sample`, and logs drift and survival. Added by `standard`; the
+trainers fill in `Samples`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from toolkit.data.pixels.images import IMAGE_SUFFIXES, ImageError, over_white
+from toolkit.data.pixels.images import ImageError, over_white
 from toolkit.files import now
 from toolkit.files.run_files import DRIFT, LAYERS, SAMPLE_FILE, SAMPLES
 from toolkit.files.writing import atomic_write, os_error_as_run_error
 from toolkit.train.callbacks.metrics import append_row, truncate_after_step
 from toolkit.train.collectives import using_eval_weights
-from toolkit.train.contact_sheet import OVERVIEW, write_contact_sheet
 from toolkit.train.drift import Drift, drift_metrics
 from toolkit.train.run import Callback, Interval, Run
 from toolkit.train.sampling import SamplingInterrupted, write_layers
@@ -242,52 +241,3 @@ class SampleCallback(Callback):
             if (match := SAMPLE_FILE.fullmatch(path.name))
             and int(match["step"]) == step
         ]
-
-
-class OverviewCallback(Callback):
-    """`sample.overview`: rewrites the sheet of all samples after each set; the run
-    continues where that fails. Its path is the last word of a run.
-
-    Example::
-
-        callbacks.append(OverviewCallback(folder, [Path("datasets/maya")]))
-    """
-
-    hears = ("sample",)
-
-    def __init__(
-        self,
-        folder: Path,
-        training: Iterable[Path],
-        references: Iterable[Sequence[Path]] = (),
-    ) -> None:
-        """folder: of the run's files. training: folders of images for the first row.
-        references: the reference images of each sample, in order."""
-        self._folder = folder
-        self._folders = tuple(training)
-        self._references = tuple(references)
-        self._images: Sequence[Path] | None = None
-
-    def event(self, event: str, **details: object) -> None:
-        try:
-            if self._images is None:
-                self._images = _images_in(self._folders)
-            write_contact_sheet(self._folder, self._images, self._references)
-        except (OSError, ImageError) as error:
-            logger.warning(f"no sheet of the samples: {error}")
-
-    def on_end(self, run: Run, finished: bool) -> None:
-        if (run.folder / SAMPLES / OVERVIEW).is_file():
-            logger.info(f"all samples on one sheet: {run.folder / SAMPLES / OVERVIEW}")
-
-
-def _images_in(folders: Iterable[Path]) -> list[Path]:
-    """The images below folders, without files whose names begin with a dot or an
-    underscore."""
-    return [
-        path
-        for folder in folders
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not path.name.startswith((".", "_"))
-    ]

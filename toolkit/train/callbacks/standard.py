@@ -28,14 +28,13 @@ from toolkit.train.callbacks.anomalies import AnomalyCallback
 from toolkit.train.callbacks.compiling import CompilingCallback
 from toolkit.train.callbacks.early_stopping import EarlyStopping, PlateauCallback
 from toolkit.train.callbacks.metrics import MetricsCallback
-from toolkit.train.callbacks.sample import OverviewCallback, SampleCallback, Samples
+from toolkit.train.callbacks.sample import SampleCallback, Samples
 from toolkit.train.callbacks.save import PrepareNetwork, SaveCallback
 from toolkit.train.callbacks.status import (
     ControlFilesCallback,
     StatusCallback,
     ask_to_stop,
 )
-from toolkit.train.callbacks.trackers import TrackerCallback
 from toolkit.train.callbacks.validation import Validation, ValidationCallback
 from toolkit.train.now import RunNow
 from toolkit.train.run import Callback, Interval, Run
@@ -94,7 +93,7 @@ def standard_callbacks(
     else:
         wait = SILENT_STEPS
     anomalies = AnomalyCallback(
-        EventLog(folder / EVENTS).add, dataset_of(section), wait, folder=folder
+        EventLog(folder / EVENTS).add, dataset_of(section), wait
     )
 
     def keep_compile_time(seconds: float) -> None:
@@ -171,7 +170,7 @@ def _tracking(section: TrainerConfig, folder: Path) -> Iterator[Callback]:
     """The trackers and diagrams of `logging`."""
     logging = section.logging
     if logging.trackers():
-        yield TrackerCallback(logging, run_name(folder, section), folder)
+        yield from _around("trackers", logging, run_name(folder, section), folder)
     if logging.diagrams:
         yield from _around("diagrams", folder, *section.diagrams_place(folder))
 
@@ -189,11 +188,8 @@ def _overview(section: TrainerConfig, folder: Path) -> Iterator[Callback]:
     learned = [Path(data.folder_path).expanduser() for data in datasets]
     usual = getattr(section, "sample_pictures", tuple)
     shown: Iterable[Any] = getattr(section, "all_pictures", usual)()
-    yield OverviewCallback(
-        folder,
-        learned,
-        [[Path(path).expanduser() for path in one.ctrl_img] for one in shown],
-    )
+    references = [[Path(path).expanduser() for path in one.ctrl_img] for one in shown]
+    yield from _around("overview", folder, learned, references)
 
 
 def dataset_of(section: TrainerConfig) -> Callable[[str], str]:

@@ -24,7 +24,7 @@ from toolkit.train.anomalies import RunawayLoss
 from toolkit.train.callbacks.anomalies import AnomalyCallback
 from toolkit.train.callbacks.metrics import append_row
 from toolkit.train.roles import step_in_backward
-from toolkit.train.run import Run
+from toolkit.train.run import Run, Sampled
 
 
 class Clock:
@@ -220,28 +220,29 @@ def write_set(folder: Path, step: int, kind: str) -> dict:
 def test_samples_are_compared_with_those_before_also_after_a_resume(
     toy, said, kind, message, resumes
 ) -> None:
-    events = EventLog(toy.folder / "events.jsonl")
+    events, run = EventLog(toy.folder / "events.jsonl"), toy.run(50)
     toy.folder.mkdir()
     for step in (0, 10, 20):
         if step == 0 or (step == 20 and resumes):
             callback = AnomalyCallback(lambda *_, **__: None)
         if step:  # the set of step 0 comes before it
-            callback.on_start(toy.run(50))
+            callback.on_start(run)
         details = write_set(toy.folder, step, kind if step == 20 else "image")
         events.add("sample", **details)
-        callback.event("sample", **details)
+        callback.on_sample(run, Sampled.of(toy.folder, details))
         assert len(said) == (step == 20)
     assert message in said[0]
 
 
 def test_the_first_samples_of_a_run_are_looked_at_when_they_come(toy, said) -> None:
-    callback = AnomalyCallback(lambda *_, **__: None, folder=toy.folder)
-    # before the run begins
-    callback.event("sample", **write_set(toy.folder, 0, "image"))
+    callback, run = AnomalyCallback(lambda *_, **__: None), toy.run(50)
+    first = write_set(toy.folder, 0, "image")
+    callback.on_sample(run, Sampled.of(toy.folder, first))  # before the run begins
     for file in (toy.folder / "samples").iterdir():
         file.unlink()
-    callback.on_start(toy.run(50))
-    callback.event("sample", **write_set(toy.folder, 10, "noise"))
+    callback.on_start(run)
+    second = write_set(toy.folder, 10, "noise")
+    callback.on_sample(run, Sampled.of(toy.folder, second))
     assert len(said) == 1 and "are noise" in said[0]
 
 
@@ -259,7 +260,7 @@ def test_texture_of_samples_and_of_the_validation_is_compared_with_the_first(
             callback.on_start(run)
         details = write_set(toy.folder, step, "texture" if step == 20 else "image")
         events.add("sample", **details)
-        callback.event("sample", **details)
+        callback.on_sample(run, Sampled.of(toy.folder, details))
         losses = {
             "validation/loss": 1.0,
             "validation/texture": 2.0 if step == 20 else 0.8,

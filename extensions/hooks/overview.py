@@ -2,25 +2,25 @@
 
 Training images are at the top. Below them each prompt has a row and each step a column;
 the control images of a prompt are on the left. The sheet is drawn from the files of the
-run, so it can be drawn again at any time. Imports no torch. Called by
-`OverviewCallback` after each set of samples, and by the tools that show a run.
+run, so it can be drawn again at any time. `toolkit.train.callbacks.standard` adds it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from textwrap import wrap
-from typing import TypeVar
 
 from PIL import Image, ImageDraw, ImageFont
 
-from toolkit.data.pixels.images import open_image
+from toolkit.data.pixels.images import IMAGE_SUFFIXES, ImageError, open_image
 from toolkit.files.run_files import SAMPLES
 from toolkit.files.writing import atomic_write
-from toolkit.train.run_reader import SampleImage, list_samples
+from toolkit.train.run import Callback, Run, Sampled
+from toolkit.train.run_reader import SampleImage, list_samples, spread
 
-Value = TypeVar("Value")
+logger = logging.getLogger(__name__)
 
 OVERVIEW = "overview.png"
 """The sheet, in the folder of the samples."""
@@ -39,6 +39,53 @@ _GAP = 6
 _LINE = 14
 
 
+class OverviewCallback(Callback):
+    """`sample.overview`: rewrites the sheet of all samples after each set; the run
+    continues where that fails. Its path is the last word of a run.
+
+    Example::
+
+        callbacks.append(OverviewCallback(folder, [Path("datasets/maya")]))
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        training: Iterable[Path],
+        references: Iterable[Sequence[Path]] = (),
+    ) -> None:
+        """folder: of the run's files. training: folders of images for the first row.
+        references: the reference images of each sample, in order."""
+        self._folder = folder
+        self._folders = tuple(training)
+        self._references = tuple(references)
+        self._images: Sequence[Path] | None = None
+
+    def on_sample(self, run: Run, sampled: Sampled) -> None:
+        try:
+            if self._images is None:
+                self._images = _images_in(self._folders)
+            write_contact_sheet(self._folder, self._images, self._references)
+        except (OSError, ImageError) as error:
+            logger.warning(f"no sheet of the samples: {error}")
+
+    def on_end(self, run: Run, finished: bool) -> None:
+        if (run.folder / SAMPLES / OVERVIEW).is_file():
+            logger.info(f"all samples on one sheet: {run.folder / SAMPLES / OVERVIEW}")
+
+
+def _images_in(folders: Iterable[Path]) -> list[Path]:
+    """The images below folders, without files whose names begin with a dot or an
+    underscore."""
+    return [
+        path
+        for folder in folders
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not path.name.startswith((".", "_"))
+    ]
+
+
 def write_contact_sheet(
     folder: Path,
     training: Sequence[Path] = (),
@@ -48,9 +95,7 @@ def write_contact_sheet(
     training: images for its first row, in half size; of many, evenly chosen ones.
     references: the reference images of each sample, in order. Raises OSError where an
     image cannot be read or the sheet cannot be written."""
-    samples = [
-        sample for sample in list_samples(folder) if sample.path.suffix != ".tmp"
-    ]
+    samples = list_samples(folder)
     if not samples:
         return None
     steps = spread(sorted({sample.step for sample in samples}), COLUMNS)
@@ -65,19 +110,6 @@ def write_contact_sheet(
     with atomic_write(path) as temporary:
         sheet.save(temporary, format="png")
     return path
-
-
-def spread(values: Sequence[Value], most: int) -> list[Value]:
-    """At most so many of the values: the first, the last, and evenly chosen ones
-    between. most: at least 2 where there are more values than one.
-
-    >>> spread(range(10), 4)
-    [0, 3, 6, 9]
-    """
-    if len(values) <= most:
-        return list(values)
-    last = len(values) - 1
-    return [values[round(place * last / (most - 1))] for place in range(most)]
 
 
 def _drawn(

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from extensions.hooks import overview
+from extensions.hooks.overview import COLUMNS, OverviewCallback, write_contact_sheet
 from tests.conftest import TURNED_HEIC
-from toolkit.train import contact_sheet
-from toolkit.train.callbacks.sample import OverviewCallback
-from toolkit.train.contact_sheet import COLUMNS, write_contact_sheet
+from toolkit.train.run import Run
 
 COLOURS = ("red", "green", "blue")
 
@@ -39,6 +39,12 @@ def write_samples(
                 + "\n"
             )
     return folder
+
+
+def draw(callback: OverviewCallback, folder: Path) -> None:
+    """What a run does after its samples."""
+    run = Run("maya", folder, 9, 1, seed=1, roles={}, callbacks=[callback])
+    run.event("sample", step=0)
 
 
 def counted(sheet: Path) -> dict[tuple[int, int, int], int]:
@@ -102,7 +108,7 @@ def test_the_sheet_is_no_sample_and_nothing_is_written_of_none(tmp_path: Path) -
 def test_more_prompts_than_fit_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contact_sheet, "ROWS", 2)
+    monkeypatch.setattr(overview, "ROWS", 2)
     write_samples(tmp_path, [0], ["a", "b", "c"])
     assert (0, 0, 255) not in counted(write_contact_sheet(tmp_path))
 
@@ -115,8 +121,7 @@ def test_images_of_the_training_come_first_in_half_size(tmp_path: Path) -> None:
             tmp_path / "data" / "2_more" / f"{index:02}.png"
         )
     (tmp_path / "data" / "2_more" / "00.txt").write_text("a caption")
-    callback = OverviewCallback(tmp_path / "run", [tmp_path / "data"])
-    callback.event("sample", step=2)
+    draw(OverviewCallback(tmp_path / "run", [tmp_path / "data"]), tmp_path / "run")
     colours = counted(tmp_path / "run" / "samples" / "overview.png")
     shown = [
         green
@@ -159,8 +164,7 @@ def test_reference_images_of_a_prompt_are_on_its_left_in_half_size(
     pictures = [tmp_path / f"{name}.png" for name in ("first", "second")]
     for path, colour in zip(pictures, ("magenta", "cyan"), strict=True):
         Image.new("RGB", (64, 64), colour).save(path)
-    callback = OverviewCallback(run, [], [[], pictures])
-    callback.event("sample", step=1)
+    draw(OverviewCallback(run, [], [[], pictures]), run)
     colours = counted(run / "samples" / "overview.png")
     assert colours[255, 0, 255] == colours[0, 255, 255] == 29 * 29
     assert (
@@ -181,5 +185,5 @@ def test_reference_images_of_a_prompt_are_on_its_left_in_half_size(
 def test_a_sheet_that_cannot_be_drawn_is_a_warning(tmp_path: Path, caplog) -> None:
     folder = write_samples(tmp_path, [0], ["a cat"])
     (folder / "samples" / "000000000_0.png").write_bytes(b"no image")
-    OverviewCallback(folder, []).event("sample", step=0)
+    draw(OverviewCallback(folder, []), folder)
     assert "no sheet of the samples" in caplog.text

@@ -2,8 +2,8 @@
 
 The callback passes on the metrics of each step, the sample images and further values,
 in the order of the steps. The trackers themselves are extensions, each in its own
-thread. The run does not need them: its own record is metrics.jsonl. Added by
-`standard` where the job names a tracker.
+thread. The run does not need them: its own record is metrics.jsonl.
+`toolkit.train.callbacks.standard` adds it where the job names a tracker.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -19,14 +20,63 @@ from pathlib import Path
 from toolkit.config.sections.output import LoggingConfig
 from toolkit.contracts.training import StepResult
 from toolkit.files.run_files import METRICS
-from toolkit.train.callbacks.metrics import AVERAGE_OVER, LossByTimestep, RunningLoss
 from toolkit.train.run import Callback, Run, Sampled, due
 from toolkit.train.run_reader import rows_by_step
-from toolkit.train.trackers.tracker import RunInfo, TrackerWorker, open_tracker
+from toolkit.train.trackers.tracker import RunInfo, Tracker, open_tracker
+
+from .averages import AVERAGE_OVER, LossByTimestep, RunningLoss
+from .background import Background
 
 logger = logging.getLogger(__name__)
 
 WAIT_AT_END_S = 5.0
+
+Call = Callable[[Tracker], None]
+
+
+class TrackerThread:
+    """Opens one tracker and calls it, in a thread of its own. An error is logged once,
+    and ends the tracker.
+
+    Example::
+
+        thread = TrackerThread("tensorboard", info)
+        thread.put(lambda tracker: tracker.scalars(1, {"loss/current": 0.12}))
+        thread.end()
+    """
+
+    def __init__(self, name: str, run: RunInfo) -> None:
+        self.name = name
+        self._tracker: Tracker | None = None
+        self._background = Background(name, self._give_up)
+        self._background.later(partial(self._open, run))
+
+    def put(self, call: Call) -> None:
+        """Queues a call, which is ignored once the tracker is given up."""
+        self._background.later(partial(self._make, call))
+
+    def end(self) -> None:
+        """No more calls will come: the tracker is closed after the last one."""
+        self.put(lambda tracker: tracker.close())
+        self._background.end()
+
+    def wait(self, seconds: float) -> bool:
+        """Waits at most so long for the tracker to be closed. Returns whether it is."""
+        return self._background.wait(seconds)
+
+    def _open(self, run: RunInfo) -> None:
+        self._tracker = open_tracker(self.name, run)
+
+    def _make(self, call: Call) -> None:
+        if self._tracker:
+            call(self._tracker)
+
+    def _give_up(self, reason: str) -> None:
+        logger.warning(f"{self.name} failed; the run continues without it: {reason}")
+        tracker, self._tracker = self._tracker, None
+        with suppress(Exception):
+            if tracker:
+                tracker.close()
 
 
 class TrackerCallback(Callback):
@@ -37,8 +87,7 @@ class TrackerCallback(Callback):
 
     Example::
 
-        if section.logging.trackers():
-            callbacks.append(TrackerCallback(section.logging, folder.name, folder))
+        callbacks.append(TrackerCallback(section.logging, folder.name, folder))
     """
 
     def __init__(self, options: LoggingConfig, name: str, folder: Path) -> None:
@@ -49,7 +98,7 @@ class TrackerCallback(Callback):
         self.options = options
         self.name = name
         self.folder = folder
-        self._workers = [TrackerWorker(tracker) for tracker in options.trackers()]
+        self._threads: list[TrackerThread] = []
         self._averages = RunningLoss()
         self._bands = LossByTimestep()
         self._skipped = 0
@@ -67,8 +116,7 @@ class TrackerCallback(Callback):
             else {}
         )
         shown = RunInfo(self.name, self.folder, run.state.step, self.options, settings)
-        for worker in self._workers:
-            worker.start(partial(open_tracker, worker.name, shown))
+        self._threads = [TrackerThread(name, shown) for name in self.options.trackers()]
         self._flush_up_to(run.state.step)
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
@@ -142,12 +190,12 @@ class TrackerCallback(Callback):
         }
         if not finite:
             return
-        for worker in self._workers:
-            worker.put(lambda tracker: tracker.scalars(step, finite))
+        for thread in self._threads:
+            thread.put(lambda tracker: tracker.scalars(step, finite))
 
     def _image(self, step: int, name: str, path: Path) -> None:
-        for worker in self._workers:
-            worker.put(lambda tracker: tracker.image(step, name, path))
+        for thread in self._threads:
+            thread.put(lambda tracker: tracker.image(step, name, path))
 
     def _loss_by_timestep(self) -> dict[str, float]:
         return {
@@ -158,11 +206,11 @@ class TrackerCallback(Callback):
         """Closes the trackers and waits a little for them; the run does not depend on
         it."""
         self._flush_up_to(math.inf)
-        for worker in self._workers:
-            worker.end()
+        for thread in self._threads:
+            thread.end()
         until = time.monotonic() + WAIT_AT_END_S
-        for worker in self._workers:
-            if not worker.wait(max(0.0, until - time.monotonic())):
+        for thread in self._threads:
+            if not thread.wait(max(0.0, until - time.monotonic())):
                 logger.warning(
-                    f"{worker.name} did not finish within {WAIT_AT_END_S:g} s: not waiting for it"
+                    f"{thread.name} did not finish within {WAIT_AT_END_S:g} s: not waiting for it"
                 )

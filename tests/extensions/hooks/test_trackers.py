@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from extensions.hooks import trackers as hook_module
+from extensions.hooks.trackers import TrackerCallback
+from tests.event_files import curves
+from tests.running import lines, run_job
 from toolkit.config.sections.output import LoggingConfig
 from toolkit.contracts.training import TrainState
-from toolkit.train.callbacks import trackers as hook_module
 from toolkit.train.callbacks.metrics import MetricsCallback
-from toolkit.train.callbacks.trackers import TrackerCallback
 from toolkit.train.trackers.tracker import RunInfo, Tracker
+
+KEY = "c0ffee99" * 5
 
 
 class Recording(Tracker):
@@ -61,11 +67,14 @@ def run(toy):
     return toy.run(100)
 
 
+def watching(run, **options) -> TrackerCallback:
+    section = LoggingConfig(logging_dir="tb", **options)
+    return TrackerCallback(section, "job", run.folder)
+
+
 def tell(run, results, finished: bool = True, **options) -> TrackerCallback:
     """What the loop calls for these results."""
-    callback = TrackerCallback(
-        LoggingConfig(logging_dir="tb", **options), "job", run.folder
-    )
+    callback = watching(run, **options)
     metrics = MetricsCallback()
     for each in (metrics, callback):
         each.on_start(run)
@@ -171,7 +180,7 @@ def test_samples_and_numbers_of_other_hooks_come_in_the_order_of_the_steps(
     run, opened, result
 ) -> None:
     """They are made at their step, whose own numbers may come later."""
-    callback = TrackerCallback(LoggingConfig(logging_dir="tb"), "job", run.folder)
+    callback = watching(run)
     run.callbacks = [callback]
     callback.log(0, {"validation/loss": 9.0})  # before its own start
     run.event("sample", step=0, files=["a.jpg"])
@@ -201,7 +210,7 @@ def test_numbers_told_where_a_resume_begins_come_before_those_of_its_first_step(
     run, opened, result
 ) -> None:
     run.state = TrainState(step=5)
-    callback = TrackerCallback(LoggingConfig(logging_dir="tb"), "job", run.folder)
+    callback = watching(run)
     callback.log(5, {"validation/loss": 9.0})
     callback.on_start(run)
     callback.on_metrics(run, result(6))
@@ -234,8 +243,12 @@ def test_a_run_ends_as_usual_beside_a_tracker_that_fails(
     def fail(*_):
         raise ConnectionError("gone")
 
+    made = []
+
     class Failing(Recording):
-        pass
+        def __init__(self, run: RunInfo) -> None:
+            super().__init__(run)
+            made.append(self)
 
     if where != "open":
         setattr(Failing, where, fail)
@@ -246,7 +259,7 @@ def test_a_run_ends_as_usual_beside_a_tracker_that_fails(
     )
     toy.folder.mkdir()
     plain, watched = toy.run(6), toy.run(6)
-    callback = TrackerCallback(LoggingConfig(logging_dir="tb"), "job", toy.folder)
+    callback = watching(toy)
     watched.callbacks = [callback]
     for each in (plain, watched):
         assert toy.train(each, toy.step(each))
@@ -254,6 +267,8 @@ def test_a_run_ends_as_usual_beside_a_tracker_that_fails(
     assert said == [
         "tensorboard failed; the run continues without it: ConnectionError: gone"
     ]
+    closed = {"open": [], "scalars": [True], "close": [False]}
+    assert [tracker.closed for tracker in made] == closed[where]
 
 
 def test_a_run_ends_beside_a_tracker_that_never_answers(
@@ -268,7 +283,7 @@ def test_a_run_ends_beside_a_tracker_that_never_answers(
     run = toy.run(6)
     run.callbacks = [
         MetricsCallback(),
-        TrackerCallback(LoggingConfig(logging_dir="tb"), "job", toy.folder),
+        watching(toy),
     ]
     assert toy.train(run, toy.step(run))
     may_end.set()
@@ -278,7 +293,7 @@ def test_a_run_ends_beside_a_tracker_that_never_answers(
 
 
 def test_trackers_are_closed_when_the_run_fails(run, opened, result) -> None:
-    callback = TrackerCallback(LoggingConfig(logging_dir="tb"), "job", run.folder)
+    callback = watching(run)
     callback.on_start(run)
     callback.on_metrics(run, result(1))
     callback.on_error(run, RuntimeError())
@@ -286,7 +301,109 @@ def test_trackers_are_closed_when_the_run_fails(run, opened, result) -> None:
 
 
 def test_an_error_before_the_start_is_no_second_one(run, opened) -> None:
-    TrackerCallback(LoggingConfig(logging_dir="tb"), "job", run.folder).on_error(
-        run, RuntimeError()
-    )
+    watching(run).on_error(run, RuntimeError())
     assert opened == []
+
+
+# ------------------------------------------------------------ a whole job
+
+
+@pytest.fixture
+def job_of(
+    trainer, make_pictures, write_job, tmp_path: Path, monkeypatch
+) -> Callable[[int], None]:
+    """Runs a job of so many steps in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    # the machine may be busy
+    monkeypatch.setattr("extensions.hooks.trackers.WAIT_AT_END_S", 60.0)
+    photos = make_pictures(tmp_path / "photos", "a", "b", "c")
+
+    def run(steps: int) -> None:
+        section = trainer(
+            photos,
+            train={"steps": steps},
+            name="first",
+            save={"dtype": "float32", "save_every": 2},
+            sample={
+                "sample_every": 2,
+                "sample_steps": 1,
+                "width": 64,
+                "height": 64,
+                "guidance_scale": 1,
+                "prompts": ["a", "b"],
+            },
+            validation={"fraction": 0.34, "every": 2},
+            logging={
+                "use_wandb": True,
+                "logging_dir": "tb",
+                "log_every": 2,
+                "log_config": True,
+                "wandb_api_key": KEY,
+            }
+            | {"report": True},
+        )
+        run_job(write_job(section))
+
+    return run
+
+
+@pytest.mark.slow
+def test_curves_and_samples_are_drawn_without_a_double_over_a_resume(
+    job_of, tmp_path: Path
+) -> None:
+    folder = tmp_path / "output" / "job" / "first"
+    job_of(4)
+    wandb_run = (folder / "wandb" / "run_id").read_text()
+    # as if it had been killed before it saved a second time
+    shutil.rmtree(folder / "state" / "step_000000004")
+    job_of(5)
+
+    drawn = curves(tmp_path / "tb" / "job" / "first")
+    rows = lines(folder / "metrics.jsonl")
+    assert [line["step"] for line in rows] == [1, 2, 3, 4, 5]
+    for name, key in (
+        ("loss/current", "loss"),
+        ("grad_norm", "grad_norm"),
+        ("lr", "lr"),
+    ):
+        assert drawn[name] == pytest.approx(
+            {line["step"]: line[key] for line in rows}
+        ), name
+    assert (
+        list(drawn["loss/average"])
+        == list(drawn["time/step_s"])
+        == list(drawn["skipped"])
+        == [1, 2, 3, 4, 5]
+    )
+    assert {
+        step
+        for name, curve in drawn.items()
+        if name.startswith("loss_by_t/")
+        for step in curve
+    } == {2, 4, 5}
+    assert list(drawn["samples/0"]) == list(drawn["samples/1"]) == [0, 2, 4, 5]
+    validated = lines(folder / "validation.jsonl")
+    name = next(name for name in validated[0] if name != "step")
+    assert list(drawn[name]) == [line["step"] for line in validated] == [0, 2, 4, 5]
+
+    assert (folder / "wandb" / "run_id").read_text() == wandb_run
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == 2
+    assert (
+        len(list((folder / "wandb").glob("offline-run-*/files/media/images/samples/*")))
+        == 10
+    )
+    # behind the status of the end and all that was saved
+    report = (folder / "report.html").read_text()
+    assert (
+        ">finished<" in report and "5 steps" in report and "first.safetensors" in report
+    )
+    files = [
+        path
+        for path in tmp_path.rglob("*")
+        if path.is_file() and path.name != "job.yaml"
+    ]
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+    # OMP_NUM_THREADS is set in tests
+    assert "threads of the CPU: " not in (folder / "log.txt").read_text()
