@@ -284,6 +284,13 @@ class PicturesConfig(ToolConfig):
                 for item in items:
                     yield from self._check_item(key, item, family, job)
 
+    def check_prompt(self) -> Iterator[Diagnostic]:
+        """Reports a section without a prompt."""
+        if not (self.prompt or self.prompts):
+            yield Diagnostic(
+                ("prompt",), "is required. Or give 'prompts', a file of prompts."
+            )
+
     def _check_item(
         self, key: str, item: SampleItem, family: ModelFamily, job: JobContext
     ) -> Iterator[Diagnostic]:
@@ -388,13 +395,16 @@ def check_references(
 _NOWHERE = SourceLocation(0, 0)
 
 
-def read_lines(lines: Sequence[str], place: str = "prompt") -> tuple[SampleItem, ...]:
+def read_lines(lines: Sequence[str]) -> tuple[SampleItem, ...]:
     """Prompts with flags. Raises ConfigErrors naming the flag."""
     texts = [ConfigNode(line, (), _NOWHERE, _NOWHERE, text=line) for line in lines]
+    return _read(_prompts(texts), Diagnostics("prompt"))
+
+
+def _prompts(texts: Sequence[ConfigNode]) -> ConfigNode:
+    """These texts as the prompts of a `sample` section."""
     samples = ConfigNode([*texts], ("prompts",), _NOWHERE, _NOWHERE)
-    return _read(
-        ConfigNode({"prompts": samples}, (), _NOWHERE, _NOWHERE), Diagnostics(place)
-    )
+    return ConfigNode({"prompts": samples}, (), _NOWHERE, _NOWHERE)
 
 
 def read_file(path: Path) -> tuple[SampleItem, ...]:
@@ -417,8 +427,7 @@ def read_file(path: Path) -> tuple[SampleItem, ...]:
         raise UserError(
             f"{path} contains no prompt. Write one per line; lines that begin with '#' are ignored."
         )
-    samples = ConfigNode([*texts], (), _NOWHERE, _NOWHERE)
-    return _read(ConfigNode({"prompts": samples}, (), _NOWHERE, _NOWHERE), diagnostics)
+    return _read(_prompts(texts), diagnostics)
 
 
 def is_prompt(line: str) -> bool:
