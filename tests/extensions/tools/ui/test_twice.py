@@ -223,11 +223,15 @@ For all others a lock of the file system decides, as between two pages."""
 
 ALIKE = {
     *(f"/runs/{{run}}/{name}" for name in ("try", "compare")),
-    *(f"/runs/{{id}}/{name}" for name in ("resume", "control")),
-    *("/queue/start", "/tools/{uid}", "/system/prune", "/system/price"),
-    "/theme",
+    *(f"/runs/{{id}}/{name}" for name in ("resume", "control", "longer")),
+    *("/queue/start", "/tools/{uid}", "/system/prune", "/system/price", "/theme"),
+    *("/runs/{run}/favourite", "/queue/clear", "/trash/{kind}/{entry}"),
+    "/datasets/{d}/files",
 }
-"""Routes that add an entry to the queue as `/datasets/{d}/captioning` does, or set one value."""
+"""Routes that add an entry to the queue as `/datasets/{d}/captioning` does, or set one
+value; and those that hold the lock that another row asks: of the page's own files
+(`view`), of the queue (`{action}`), of the shelf (`{verb}`), of a dataset's folder
+(`upload`)."""
 
 
 TABLE: dict[str, Callable[[Pages], None]] = {}
@@ -241,29 +245,6 @@ def row(path: str) -> Callable[[Callable[[Pages], None]], Callable[[Pages], None
         return check
 
     return entered
-
-
-@row("/runs/{run}/favourite")
-def favourite(pages: Pages) -> None:
-    run = pages.run()
-    names = [f"{pages.name}_{step:09d}.safetensors" for step in (1, 2, 3)]
-    for name in names:
-        (run / name).write_bytes(b"\x02\0\0\0\0\0\0\0{}")
-    address, file = (
-        f"/runs/{pages.name}/favourite",
-        pages.output / ".ui" / "favourites.json",
-    )
-    assert statuses(pages.send(address, {"file": names[0], "marked": "false"})) == [
-        303,
-        303,
-    ]
-    assert json.loads(file.read_text())[pages.name] == names[:1]
-    assert statuses(
-        pages.send(address, *({"file": name, "marked": "false"} for name in names[1:]))
-    ) == [303, 303]
-    assert sorted(json.loads(file.read_text())[pages.name]) == names
-    pages.send(address, {"file": names[0], "marked": "true"})
-    assert sorted(json.loads(file.read_text())[pages.name]) == names[1:]
 
 
 def trained(pages: Pages) -> Path:
@@ -329,21 +310,6 @@ def new(pages: Pages) -> None:
     started = f"{pages.name}_b"
     answers = pages.send("/new", {"action": "start", "yaml": job_of(started, 1)})
     assert statuses(answers) == [303, 303] and len(pages.added(started)) == 1
-
-
-@row("/queue/clear")
-def clear(pages: Pages) -> None:
-    ids = [
-        pages.queue.add(["lint", f"--path={pages.name}{letter}"], "a").id
-        for letter in "abc"
-    ]
-    for id_ in ids[:2]:
-        pages.queue.save(pages.queue.entry(id_), state=STOPPED)
-    assert statuses(pages.send("/queue/clear", {})) == [303, 303]
-    assert [entry.id for entry in pages.added(pages.name)] == ids[2:]
-    assert all(
-        (pages.queue.folder / "trash" / f"{id_}.json").is_file() for id_ in ids[:2]
-    )
 
 
 @row("/queue/{id}/{action}")
@@ -552,27 +518,6 @@ def announce(pages: Pages) -> None:
     assert not file.exists()
 
 
-@row("/datasets/{d}/files")
-def files(pages: Pages) -> None:
-    folder = pages.dataset()
-
-    def send(page: int, content: bytes) -> Answer:
-        head = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.bmp"\r\n\r\n'
-        body, kind = (
-            head + content + b"\r\n--x--\r\n",
-            {"content-type": "multipart/form-data; boundary=x"},
-        )
-        return pages.ask(page, "POST", f"/datasets/{pages.name}/files", body, **kind)
-
-    answers = pages.together(
-        *(lambda page, number=number: send(page, png(number)) for number in (1, 2))
-    )
-    assert statuses(answers) == [200, 200]
-    assert sorted(file.read_bytes() for file in folder.iterdir()) == sorted(
-        [png(1), png(2)]
-    )
-
-
 @row("/votes/{kind}/{id}")
 def vote(pages: Pages) -> None:
     names = [f"{letter}.bmp" for letter in "abcd"]
@@ -655,27 +600,6 @@ def verbs(pages: Pages) -> None:
     [record] = [path for path in records if renamed.name in path.read_text()]
     kept = record.with_suffix("") / renamed.name / "a.txt"
     assert kept.read_text() == "a" and record.stem in pages.ask(0, "GET", "/trash").text
-
-
-@row("/trash/{kind}/{entry}")
-def restore_all(pages: Pages) -> None:
-    run = pages.run()
-    pages.post(0, f"/verbs/runs/{pages.name}/delete", {})
-    page = pages.ask(0, "GET", "/trash").text
-    [entry] = re.findall(
-        rf'/trash/runs/([^"]+)"><button aria-label="Restore: {run.name}"', page
-    )
-    assert statuses(pages.send(f"/trash/runs/{entry}", {})) == [303, 409]
-    assert (run / "config.yaml").is_file()
-
-
-@row("/runs/{id}/longer")
-def longer(pages: Pages) -> None:
-    run = pages.run(status="finished", step=10)
-    (run / "config.yaml").write_text(job_of(pages.name, 10))
-    answers = pages.send(f"/runs/{pages.name}/longer", {"steps": "20"})
-    assert statuses(answers) == [303, 409] and len(pages.added(pages.name)) == 1
-    assert '"steps": 20' in (run / "config.yaml").read_text()
 
 
 def test_each_route_has_a_row() -> None:
