@@ -271,38 +271,23 @@ def test_biases_and_zeros_that_comfyui_extracts_are_sound(
 def scaled(
     part: str, factor: float, where: str = "", count: int = 10**6
 ) -> Callable[[Tensors], None]:
-    """Multiplies the first `count` tensors whose keys hold these texts."""
-
-    def damage(tensors: Tensors) -> None:
-        keys = [key for key in sorted(tensors) if part in key and where in key][:count]
-        assert keys
-        for key in keys:
-            tensors[key] = (
-                tensors[key] * factor if factor else torch.zeros_like(tensors[key])
-            )
-
-    return damage
+    """Multiplies tensors; by zero also those that are not finite."""
+    zero = torch.zeros_like
+    return mapped(part, lambda t: t * factor if factor else zero(t), count, where)
 
 
 def one_value(part: str, value: float) -> Callable[[Tensors], None]:
-    def damage(tensors: Tensors) -> None:
-        key = next(key for key in sorted(tensors) if part in key)
-        tensors[key] = tensors[key].clone()
-        tensors[key].view(-1)[0] = value
+    def changed(tensor: Tensor) -> Tensor:
+        _, *others = tensor.flatten()
+        return torch.stack([torch.tensor(value), *others]).view(tensor.shape)
 
-    return damage
+    return mapped(part, changed, count=1)
 
 
 def without(
     part: str, where: str = "", count: int = 10**6
 ) -> Callable[[Tensors], None]:
-    def damage(tensors: Tensors) -> None:
-        for key in [key for key in sorted(tensors) if part in key and where in key][
-            :count
-        ]:
-            del tensors[key]
-
-    return damage
+    return mapped(part, lambda _: None, count, where)
 
 
 def renamed(*pairs: tuple[str, str], only: str = "") -> Callable[[Tensors], None]:
@@ -328,11 +313,21 @@ def flat(prefix: str) -> Callable[[Tensors], None]:
 
 
 def mapped(
-    part: str, change: Callable[[Tensor], Tensor], count: int = 10**6
+    part: str,
+    change: Callable[[Tensor], Tensor | None],
+    count: int = 10**6,
+    where: str = "",
 ) -> Callable[[Tensors], None]:
+    """Changes the first `count` tensors whose keys hold these texts; to None: they are
+    lost."""
+
     def damage(tensors: Tensors) -> None:
-        for key in [key for key in sorted(tensors) if part in key][:count]:
-            tensors[key] = change(tensors[key]).contiguous()
+        keys = [key for key in sorted(tensors) if part in key and where in key][:count]
+        assert keys
+        for key in keys:
+            changed = change(tensors.pop(key))
+            if changed is not None:
+                tensors[key] = changed.contiguous()
 
     return damage
 
