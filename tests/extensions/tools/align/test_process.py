@@ -138,9 +138,7 @@ def test_lint_align_and_samples_tell_a_move_with_one_sign(
     linted = lint("after", "before", capsys)
     (pair,) = linted["pairs"]
     (message,) = (
-        each["message"]
-        for each in linted["findings"]
-        if each["check"] == "pair_shift"
+        each["message"] for each in linted["findings"] if each["check"] == "pair_shift"
     )
     run_tool("align", ["after", "--control-path", "before", "--output", "made"])
     page = Path("made/align.html").read_text(encoding="utf-8")

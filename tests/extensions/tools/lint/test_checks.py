@@ -103,7 +103,8 @@ def test_what_is_wrong_with_one_picture_is_found_and_nothing_else(
     folder: Path, check: str
 ) -> None:
     flags = ("--least-size", "0.5") if check == "tiny" else ()
-    assert found(*flags) == {(check, spoil(folder, check).name)}
+    bad = spoil(folder, check)
+    assert found(*flags) == {(check, bad.name)}
 
 
 def test_an_image_on_a_list_of_suspects_is_found(folder: Path) -> None:
