@@ -401,7 +401,9 @@ def test_what_a_job_leaves_behind_in_another_session_keeps_its_gpu_and_is_killed
 
 
 @pytest.mark.slow
-def test_a_job_outlives_its_runner_and_is_adopted_by_the_next(yard):
+def test_a_job_outlives_its_runner_and_is_adopted_by_the_next_of_which_there_is_one(
+    yard,
+):
     door = str(yard.folder / "door")
     id_ = yard.add("a", {"until": door, "code": 2})
     runner = yard.runner()
@@ -409,10 +411,13 @@ def test_a_job_outlives_its_runner_and_is_adopted_by_the_next(yard):
     runner.kill()
     runner.wait()
     second = yard.runner()
-    time.sleep(0.5)
+    yard.wait(yard.queue.has_runner)
+    third = yard.runner()
+    assert "another runner works" in third.communicate(timeout=30)[1]
+    assert third.returncode != 0 and yard.queue.has_runner()
     assert (yard.state(id_), second.poll()) == (RUNNING, None)
     Path(door).touch()
-    assert second.wait(30) == 0
+    assert second.wait(30) == 0 and not yard.queue.has_runner()
     assert (yard.begun(), yard.state(id_), yard.queue.entry(id_).exit_code) == (
         ["a"],
         FAILED,
@@ -512,18 +517,6 @@ def test_a_process_that_has_the_number_of_one_that_is_gone_is_left_alone(yard, o
     assert not module.is_alive(yard.queue.entry(id_))
     yard.work()
     assert (yard.state(id_), len(yard.starts())) == (DONE, 1)
-
-
-@pytest.mark.slow
-def test_there_is_one_runner(yard):
-    yard.add("a", {"until": str(yard.folder / "door")})
-    first = yard.runner()
-    yard.wait(lambda: yard.starts())
-    second = yard.runner()
-    assert "another runner works" in second.communicate(timeout=30)[1]
-    assert second.returncode != 0 and yard.queue.has_runner()
-    (yard.folder / "door").touch()
-    assert first.wait(30) == 0 and not yard.queue.has_runner()
 
 
 @pytest.mark.slow

@@ -225,13 +225,11 @@ ALIKE = {
     *(f"/runs/{{run}}/{name}" for name in ("try", "compare")),
     *(f"/runs/{{id}}/{name}" for name in ("resume", "control", "longer")),
     *("/queue/start", "/tools/{uid}", "/system/prune", "/system/price", "/theme"),
-    *("/runs/{run}/favourite", "/queue/clear", "/trash/{kind}/{entry}"),
-    "/datasets/{d}/files",
+    *("/trash/{kind}/{entry}", "/datasets/{d}/files"),
 }
 """Routes that add an entry to the queue as `/datasets/{d}/captioning` does, or set one
-value; and those that hold the lock that another row asks: of the page's own files
-(`view`), of the queue (`{action}`), of the shelf (`{verb}`), of a dataset's folder
-(`upload`)."""
+value; and those that change files by the function that another row asks: of the shelf
+(`{verb}`), of a dataset's folder (`upload`)."""
 
 
 TABLE: dict[str, Callable[[Pages], None]] = {}
@@ -245,6 +243,21 @@ def row(path: str) -> Callable[[Callable[[Pages], None]], Callable[[Pages], None
         return check
 
     return entered
+
+
+@row("/runs/{run}/favourite")
+def favourite(pages: Pages) -> None:
+    run = pages.run()
+    names = [f"{pages.name}_{step:09d}.safetensors" for step in (1, 2)]
+    for name in names:
+        (run / name).write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    address = f"/runs/{pages.name}/favourite"
+    answers = pages.send(
+        address, *({"file": name, "marked": "false"} for name in names)
+    )
+    assert statuses(answers) == [303, 303]
+    kept = json.loads((pages.output / ".ui" / "favourites.json").read_text())
+    assert sorted(kept[pages.name]) == names
 
 
 def trained(pages: Pages) -> Path:
@@ -310,6 +323,15 @@ def new(pages: Pages) -> None:
     started = f"{pages.name}_b"
     answers = pages.send("/new", {"action": "start", "yaml": job_of(started, 1)})
     assert statuses(answers) == [303, 303] and len(pages.added(started)) == 1
+
+
+@row("/queue/clear")
+def clear(pages: Pages) -> None:
+    entry = pages.queue.add(["lint", f"--path={pages.name}"], "a")
+    pages.queue.save(entry, state=STOPPED)
+    assert statuses(pages.send("/queue/clear", {})) == [303, 303]
+    assert (pages.queue.folder / "trash" / f"{entry.id}.json").is_file()
+    assert pages.added(pages.name) == []
 
 
 @row("/queue/{id}/{action}")
