@@ -95,10 +95,10 @@ def loras_by_step(folder: Path) -> list[NetworkFile]:
 
 
 def _by_step(saved: Iterable[NetworkFile]) -> list[NetworkFile]:
-    """One file of each step: the final one, else the main one, whose name is the
+    """One file of each step: the final one, else the main one, whose names are the
     shortest. A final file that does not say its step is the last."""
     files = [file for file in saved if file.kind != "best"]
-    files.sort(key=lambda file: (file.kind == "final", -len(file.path.name)))
+    files.sort(key=lambda file: -len(file.path.name))
     by_step = {math.inf if one.step is None else one.step: one for one in files}
     return [by_step[step] for step in sorted(by_step)]
 

@@ -14,13 +14,13 @@ from __future__ import annotations
 import ipaddress
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from toolkit.config.reading.field_types import WritePathStr, as_list, schema_of_list
+from toolkit.config.reading.field_types import StrOrList, WritePathStr
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.files.writing import file_in_the_way
@@ -136,6 +136,15 @@ WORDS = {
 """Action -> the number of words that it takes (None: one or more), and which words."""
 
 
+def _check_words(
+    actions: Mapping[str, tuple[int | None, str]], action: str, words: Sequence[str]
+) -> Iterator[Diagnostic]:
+    """Reports words that the action does not take."""
+    count, which = actions[action]
+    if len(words) != count if count is not None else not words:
+        yield Diagnostic(("words",), f"{action!r} takes {which}.")
+
+
 def queue_folder(output: Path | str) -> Path:
     """Folder of the queue's entries for a folder of runs.
 
@@ -164,9 +173,7 @@ class QueueConfig(ToolConfig):
     ] = "list"
     """What is done."""
 
-    words: Annotated[
-        tuple[str, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})
-    ] = ()
+    words: StrOrList = ()
     """What it is done with: ids of `queue list`, or the command to add."""
 
     output: WritePathStr = "output"
@@ -179,9 +186,7 @@ class QueueConfig(ToolConfig):
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Reports words that the action does not take, and a file where a folder has to
         be."""
-        count, which = WORDS[self.action]
-        if len(self.words) != count if count is not None else not self.words:
-            yield Diagnostic(("words",), f"{self.action!r} takes {which}.")
+        yield from _check_words(WORDS, self.action, self.words)
         if self.as_json and self.action != "list":
             yield Diagnostic(("as_json",), f"is for 'list', not for {self.action!r}.")
         file = file_in_the_way(queue_folder(self.output))
@@ -209,9 +214,7 @@ class ShelfConfig(ToolConfig):
     action: Literal["list", "clone", "rename", "delete", "restore"] = "list"
     """The verb. `delete` moves what it names into the folder `.trash` beside it."""
 
-    words: Annotated[
-        tuple[str, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})
-    ] = ()
+    words: StrOrList = ()
     """What it is done with: names of `list`."""
 
     output: WritePathStr = "output"
@@ -228,9 +231,7 @@ class ShelfConfig(ToolConfig):
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Reports words that the action does not take."""
-        count, which = self.verbs[self.action]
-        if len(self.words) != count:
-            yield Diagnostic(("words",), f"{self.action!r} takes {which}.")
+        return _check_words(self.verbs, self.action, self.words)
 
 
 class RunsConfig(ShelfConfig):

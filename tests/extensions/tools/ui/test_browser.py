@@ -11,17 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.extensions.tools.ui.conftest import Served
+from tests.extensions.tools.ui.conftest import Served, until
 from tests.html_browser import Browser
 
 pytestmark = pytest.mark.slow
-
-
-def until(happened: Callable[[], object], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, happened.__code__.co_consts
-        time.sleep(0.05)
 
 
 def goes_on(folder: Path, step: int, sample: bool = False) -> None:

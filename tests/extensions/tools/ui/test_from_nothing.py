@@ -3,13 +3,12 @@ its queue and real runs."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.extensions.tools.ui.conftest import Served
+from tests.extensions.tools.ui.conftest import Served, until
 from tests.html_browser import Browser
 
 pytestmark = pytest.mark.slow
@@ -136,10 +135,7 @@ def test_a_character_is_made_from_nothing(
     click("#download")
     assert click.count <= MOST_CLICKS["character"]
     made = (served.folder / "output" / "pipo" / "pipo.safetensors").read_bytes()
-    deadline = time.monotonic() + 30
-    while not (loaded / "pipo.safetensors").exists():
-        assert time.monotonic() < deadline, list(loaded.iterdir())
-        time.sleep(0.05)
+    until((loaded / "pipo.safetensors").exists)
     assert (loaded / "pipo.safetensors").read_bytes() == made
     browser.click("#more > summary")
     assert "step 60 of 60" in browser.text("#tail") and "resum" in browser.text("#tail")

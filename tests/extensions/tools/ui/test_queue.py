@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from extensions.tools.ui.queue import (
 )
 from extensions.tools.ui.runner import Runner
 from tests.conftest import ROOT, heard
+from tests.extensions.tools.ui.conftest import until
 from toolkit.commands import command
 from toolkit.errors import RunError, UserError
 from toolkit.files.writing import python_path
@@ -148,12 +149,6 @@ class Yard:
     def begun(self) -> list[str]:
         return [start[0][0].removesuffix(".json") for start in self.starts()]
 
-    def wait(self, what: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 30
-        while not what():
-            assert time.monotonic() < deadline, [*self.queue.entries()]
-            time.sleep(0.02)
-
     def state(self, id_: str) -> str:
         return self.queue.entry(id_).state
 
@@ -197,7 +192,7 @@ def test_one_job_per_gpu(yard):
     for name in "abc":
         yard.add(name, {"until": door})
     runner = yard.runner("4,7")
-    yard.wait(lambda: len(yard.starts()) == 2)
+    until(lambda: len(yard.starts()) == 2)
     assert [entry.state for entry in yard.queue.entries()] == [
         RUNNING,
         RUNNING,
@@ -216,7 +211,7 @@ def test_what_yields_waits_while_a_run_trains_that_the_queue_did_not_start(yard)
     (other / "run.json").write_text('{"status": "running"}')
     with run_lock(other):
         runner = yard.runner()
-        yard.wait(lambda: yard.state(job) == DONE)
+        until(lambda: yard.state(job) == DONE)
         time.sleep(0.3)
         assert (
             yard.begun() == ["job"]
@@ -280,10 +275,10 @@ def test_what_has_a_start_time_waits_for_it_and_lets_others_go_first(yard):
     later, now = yard.add("later"), yard.add("now")
     yard.queue.save(yard.queue.entry(later), not_before="2999-01-01T00:00:00Z")
     yard.runner()
-    yard.wait(lambda: yard.state(now) == DONE)
+    until(lambda: yard.state(now) == DONE)
     assert yard.state(later) == WAITING
     yard.queue.save(yard.queue.entry(later), not_before="2001-01-01T00:00:00Z")
-    yard.wait(lambda: yard.state(later) == DONE)
+    until(lambda: yard.state(later) == DONE)
     assert yard.begun() == ["now", "later"]
 
 
@@ -356,7 +351,7 @@ def test_a_gpu_is_free_when_the_job_has_ended_not_the_shell_above_it(yard):
     door = str(yard.folder / "door")
     first, second = yard.add("a", {"until": door}), yard.add("b")
     runner = yard.runner()
-    yard.wait(lambda: yard.starts())
+    until(lambda: yard.starts())
     runner.kill()
     runner.wait()
     os.kill(yard.queue.entry(first).pid, signal.SIGKILL)
@@ -380,7 +375,7 @@ def test_a_gpu_is_free_when_the_job_has_ended_not_the_shell_above_it(yard):
 def test_a_job_whose_shell_is_gone_is_stopped_too(yard):
     id_ = yard.add("a", {"until": str(yard.folder / "never")})
     runner = yard.runner()
-    yard.wait(lambda: yard.starts())
+    until(lambda: yard.starts())
     os.kill(yard.queue.entry(id_).pid, signal.SIGKILL)
     yard.queue.stop(id_)
     assert runner.wait(30) == 0
@@ -407,11 +402,11 @@ def test_a_job_outlives_its_runner_and_is_adopted_by_the_next_of_which_there_is_
     door = str(yard.folder / "door")
     id_ = yard.add("a", {"until": door, "code": 2})
     runner = yard.runner()
-    yard.wait(lambda: yard.starts())
+    until(lambda: yard.starts())
     runner.kill()
     runner.wait()
     second = yard.runner()
-    yard.wait(yard.queue.has_runner)
+    until(yard.queue.has_runner)
     third = yard.runner()
     assert "another runner works" in third.communicate(timeout=30)[1]
     assert third.returncode != 0 and yard.queue.has_runner()
@@ -437,7 +432,7 @@ def test_after_a_kill_of_everything_the_folder_of_the_run_decides(
         "a", {"until": never, "status": {"status": status}}, {}, flags=("--restart",)
     )
     runner = yard.runner()
-    yard.wait(lambda: "it says" in yard.queue.tail(id_))
+    until(lambda: "it says" in yard.queue.tail(id_))
     runner.kill()
     os.killpg(yard.queue.entry(id_).pid, signal.SIGKILL)
     yard.work()
@@ -449,13 +444,13 @@ def lost(yard: Yard, **act: object) -> str:
     """The id of an entry whose runner and processes were killed while it ran."""
     id_ = yard.add("a", {"until": str(yard.folder / "never"), **act}, {})
     runner = yard.runner()
-    yard.wait(lambda: "it says" in yard.queue.tail(id_))
+    until(lambda: "it says" in yard.queue.tail(id_))
     assert yard.queue.now()[0].state == RUNNING
     runner.kill()
     runner.wait()
     assert yard.queue.now()[0].state == RUNNING, "it goes on without its runner"
     module.end(yard.queue.processes(yard.queue.entry(id_)), signal.SIGKILL)
-    yard.wait(lambda: not yard.queue.processes(yard.queue.entry(id_)))
+    until(lambda: not yard.queue.processes(yard.queue.entry(id_)))
     assert [entry.state for entry in yard.queue.now()] == [INTERRUPTED]
     return id_
 
@@ -512,6 +507,8 @@ def test_a_process_that_has_the_number_of_one_that_is_gone_is_left_alone(yard, o
     id_, pid = yard.add("a"), os.getpid()
     mine = {"pid": pid, "pid_start": module.start_of(pid), "boot": module.boot_id()}
     yard.queue.save(yard.queue.entry(id_), state=RUNNING, attempts=1, **mine)
+    started = int(mine["pid_start"]) / os.sysconf("SC_CLK_TCK")
+    assert 0 < started < time.clock_gettime(time.CLOCK_BOOTTIME)
     assert module.is_alive(yard.queue.entry(id_))
     yard.queue.save(yard.queue.entry(id_), **other)
     assert not module.is_alive(yard.queue.entry(id_))
@@ -528,7 +525,7 @@ def test_a_training_run_is_asked_to_stop_and_saves(yard):
     # came too late for an earlier run, and does not stop this one
     (run / "control" / "stop").touch()
     runner = yard.runner()
-    yard.wait(lambda: (run / "run.lock").exists() and (run / "run.lock").read_text())
+    until(lambda: (run / "run.lock").exists() and (run / "run.lock").read_text())
     assert (yard.state(id_), (run / "control" / "stop").exists()) == (RUNNING, False)
     yard.queue.stop(id_)
     assert runner.wait(30) == 0
@@ -541,7 +538,7 @@ def test_a_training_run_is_asked_to_stop_and_saves(yard):
 def test_what_does_not_train_is_stopped_by_a_signal_and_not_retried(yard):
     id_ = yard.add("a", {"until": str(yard.folder / "never")})
     runner = yard.runner()
-    yard.wait(lambda: yard.starts())
+    until(lambda: yard.starts())
     with pytest.raises(UserError, match="Stop it first"):
         yard.queue.remove(id_)
     yard.queue.stop(id_)

@@ -11,7 +11,6 @@ import pytest
 from starlette.testclient import TestClient
 
 from extensions.tools.ui import queue as module
-from extensions.tools.ui.app import make_app
 from extensions.tools.ui.forms import ask
 from extensions.tools.ui.queue import (
     DONE,
@@ -24,6 +23,7 @@ from extensions.tools.ui.queue import (
 )
 from extensions.tools.ui.state import Ui
 from tests.conftest import ROOT
+from tests.extensions.tools.ui.conftest import client_of
 from toolkit.errors import UserError
 from toolkit.train.lock import run_lock
 
@@ -42,9 +42,7 @@ def ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ui:
 
 @pytest.fixture
 def client(ui: Ui) -> TestClient:
-    return TestClient(
-        make_app(ui), base_url="http://localhost", headers=HTML, follow_redirects=False
-    )
+    return client_of(ui, headers=HTML, follow_redirects=False)
 
 
 @pytest.fixture

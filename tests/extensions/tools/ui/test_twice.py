@@ -30,6 +30,7 @@ from extensions.tools.ui.app import ROUTES
 from extensions.tools.ui.config import queue_folder
 from extensions.tools.ui.queue import STOPPED, Entry, Queue
 from tests.conftest import ROOT, child_environment
+from tests.extensions.tools.ui.conftest import until
 from tests.extensions.tools.ui.late_page import LINTED
 from tests.processes import free_port
 from tests.running import lines
@@ -149,12 +150,6 @@ class Pages:
             if any(word in part for part in entry.argv)
         ]
 
-    def wait_for(self, found: Callable[[], bool]) -> None:
-        until = time.monotonic() + 30
-        while not found():
-            assert time.monotonic() < until
-            time.sleep(0.02)
-
 
 def png(number: int) -> bytes:
     """Images that differ and have the same number of bytes."""
@@ -188,7 +183,7 @@ def ports(
     try:
         both = Pages(folder, served)
         for page in (0, 1):
-            both.wait_for(lambda page=page: is_up(both, page))
+            until(lambda page=page: is_up(both, page))
         yield folder, served
     finally:
         for page in pages:
@@ -480,9 +475,7 @@ def lint(pages: Pages) -> None:
     folder = pages.dataset("a.bmp")
     assert statuses(pages.send(f"/datasets/{pages.name}/lint", {})) == [303, 303]
     asked = [pages.ask(page, "GET", f"/datasets/{pages.name}/lint") for page in (0, 1)]
-    pages.wait_for(
-        lambda: (pages.output / ".ui" / "lint" / f"{pages.name}.json").is_file()
-    )
+    until(lambda: (pages.output / ".ui" / "lint" / f"{pages.name}.json").is_file())
     checks = (pages.folder / LINTED).read_text().splitlines().count(str(folder))
     assert checks <= len(set(pages.ports)), asked
 

@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import threading
-import time
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,12 +21,12 @@ from starlette.testclient import TestClient
 from extensions.tools.new.config import NewConfig
 from extensions.tools.shared.html_page import texts
 from extensions.tools.ui import commands
-from extensions.tools.ui.app import make_app
 from extensions.tools.ui.datasets import keep_view, open_dataset
 from extensions.tools.ui.queue import Queue
 from extensions.tools.ui.state import Ui, linked
 from extensions.tools.ui.views.new import plain
 from tests.conftest import ROOT
+from tests.extensions.tools.ui.conftest import client_of, until
 from tests.html_browser import Browser
 from toolkit.memory.estimate import GB
 from toolkit.system.nvidia import TO_TRY
@@ -161,13 +160,7 @@ def queued(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], str]]:
 
 @pytest.fixture
 def client(ui: Ui) -> TestClient:
-    app = make_app(ui)
-    return TestClient(
-        app,
-        base_url="http://localhost",
-        headers={"accept": "text/html"},
-        follow_redirects=False,
-    )
+    return client_of(ui, headers={"accept": "text/html"}, follow_redirects=False)
 
 
 @pytest.fixture
@@ -677,8 +670,7 @@ def test_the_newest_check_of_a_tab_wins(
     threads = [threading.Thread(target=check, args=(tab,)) for tab in ("one:", "two:")]
     for thread in threads:
         thread.start()
-    while len(ui.memory.get("commands", {})) < 2:
-        time.sleep(0.01)
+    until(lambda: len(ui.memory.get("commands", {})) == 2)
     assert commands.check_job(ui.memory, "quick", "a.yaml", "one:").plan == {}
     threads[0].join(20)
     assert found == ["one:replaced"] and list(ui.memory["commands"]) == ["two:"], (
@@ -697,15 +689,14 @@ def test_a_form_that_was_sent_is_found_as_it_was(
     page = Page(client, "/new?dataset=40_photo")
     assert 'class="drafts"' not in page.answer.text
     page.fill({STEPS: "1234", NAME: "zuzu", "wanted": "dropout"}, "search")
-    draft = str(page.answer.url.copy_with(scheme="", host=""))
+    draft = page.answer.url.raw_path.decode()
     page.fill({"yaml": page.yaml.replace("network:", "network: [", 1), STEPS: "9"})
     page.fill({"file": "../zuzu.yaml"}, "start")
     assert page.answer.status_code == 400, "a refused start is told at each look"
     shown = page.form.fields
     assert "Not a valid name for a job file" in page.form.text
-    again = TestClient(  # the page was started again, and the tab was closed
-        make_app(Ui(ui.output, ui.datasets, ui.jobs, "", 2.0)),
-        base_url="http://localhost",
+    again = client_of(  # the page was started again, and the tab was closed
+        Ui(ui.output, ui.datasets, ui.jobs, "", 2.0),
         headers={"accept": "text/html"},
         follow_redirects=False,
     )
