@@ -321,8 +321,12 @@ def test_another_model_or_card_writes_what_it_needs_and_keeps_what_is_ones_own(
     assert "qtype: int4" in page.yaml and "blocks_to_swap: 4" in page.yaml
 
 
-def test_the_plan_is_drawn_against_cards(client: TestClient) -> None:
-    page = Page(client, "/new?dataset=40_photo").fill({MODEL: EDIT, "card": "24"})
+def test_the_plan_is_drawn_against_cards(client: TestClient, ui: Ui) -> None:
+    """Commands and keys in what it says lead to their page, field or search."""
+    (ui.datasets / "40_photo" / "coffee.txt").unlink()
+    page = Page(client, "/new?dataset=40_photo").fill(
+        {MODEL: EDIT, "card": "24", "key:trigger_word": ""}
+    )
     cards = re.findall(r'<li class="(fits|small)"><span>(\d+) GB', page.answer.text)
     small, fits = ("4", "6", "8"), ("12", "16", "24", "32", "48", "80")
     assert cards == [
@@ -355,6 +359,13 @@ def test_the_plan_is_drawn_against_cards(client: TestClient) -> None:
     )
     assert link and link[1] == f"/tools/download?model={EDIT}"
     assert f'value="{EDIT}"' in client.get(link[1]).text
+    assert '<a href="/tools/lint">lint</a> shows the crops' in page.answer.text
+    key = '<a href="#f-instruction">&#x27;default_caption&#x27;</a>'
+    assert key in page.answer.text and 'id="f-instruction"' in page.answer.text
+    assert "search:default_caption" not in page.answer.text
+    page.press("search:caption_dropout_rate")
+    assert page.form.fields["wanted"] == "caption_dropout_rate"
+    assert "key:datasets[].caption_dropout_rate" in page.form.fields
 
 
 def test_time_and_cost_are_those_of_the_plan(
@@ -1160,23 +1171,6 @@ def test_the_other_rank_key_follows_where_it_is_equal(client, ui):
         {"key:network.linear": "32"}
     )
     assert "linear: 32\n" in page.yaml and "linear_alpha: 4\n" in page.yaml
-
-
-def test_commands_and_keys_in_what_the_check_says_lead_to_the_page(client, ui):
-    (ui.datasets / "40_photo" / "coffee.txt").unlink()
-    page = Page(client, "/new?dataset=40_photo").fill({"key:trigger_word": ""})
-    assert '<a href="/tools/lint">lint</a> shows the crops' in page.answer.text
-    assert (
-        '<a href="#f-instruction">&#x27;default_caption&#x27;</a>'
-        in page.answer.text.replace("&#39;", "&#x27;")
-    )
-    assert (
-        'id="f-instruction"' in page.answer.text
-        and "search:default_caption" not in page.answer.text
-    )
-    page.press("search:caption_dropout_rate")
-    assert page.form.fields["wanted"] == "caption_dropout_rate"
-    assert "key:datasets[].caption_dropout_rate" in page.form.fields
 
 
 def test_a_key_in_a_message_leads_to_its_field_or_to_the_search():
