@@ -7,7 +7,6 @@ measured here: `process` does that. A job or the command line fills the section 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
@@ -22,7 +21,7 @@ from toolkit.config.sections.trainer import Device, DiffusionSection
 from toolkit.errors import RunError, UserError
 from toolkit.files.run_files import best_stem
 from toolkit.files.safetensors_io import is_own_file
-from toolkit.files.writing import read_regular, why_not_replaced
+from toolkit.files.writing import read_object, why_not_replaced
 from toolkit.train.run_reader import NetworkFile, RunInfo, read_run
 
 NEUTRAL = (
@@ -147,8 +146,4 @@ class BestConfig(RunToolConfig):
 
 def _is_measurement(path: Path) -> bool:
     """Whether a file has the numbers that `best` writes."""
-    try:
-        document = json.loads(read_regular(path))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(document, dict) and "recommended" in document
+    return "recommended" in read_object(path)

@@ -18,7 +18,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from extensions.tools.shared.blocks import check_blocks
-from extensions.tools.shared.keys import check_loras, check_origins, split_strength
+from extensions.tools.shared.keys import (
+    check_loras,
+    check_origins,
+    check_place,
+    split_strength,
+)
 from extensions.tools.shared.run_job import model_of
 from toolkit.config.reading.field_types import (
     AutoOrBool,
@@ -53,7 +58,6 @@ from toolkit.contracts.data import Size
 from toolkit.contracts.model import ModelFacts
 from toolkit.data.pixels.images import ImageError, image_size
 from toolkit.errors import ConfigErrors, Severity, UserError
-from toolkit.files.writing import file_in_the_way
 from toolkit.models.families import (
     ModelFamily,
     family_for,
@@ -239,9 +243,8 @@ class PicturesConfig(ToolConfig):
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Reports prompts that cannot be read, control images that are not images, and
         a file in the way."""
-        file = file_in_the_way(Path(self.output).expanduser())
-        if file:
-            yield Diagnostic(("output",), f"'{file}' is a file. Give a folder.")
+        output = Path(self.output).expanduser()
+        yield from check_place(output, remedy="Give a folder.")
         yield from check_loras("lora", self.lora, job)
         yield from check_blocks("blocks", self.blocks)
         if self.model is None and self.lora:

@@ -10,7 +10,6 @@ Tools that work on runs or LoRA files call it (`best`, `doctor`, `influence`,
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,6 +23,7 @@ from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.run_files import CONFIG, FOLDER_METADATA
 from toolkit.files.safetensors_io import read_metadata
+from toolkit.files.writing import read_object
 from toolkit.models.families import published_names
 from toolkit.train.run_reader import (
     NetworkFile,
@@ -157,8 +157,7 @@ def decoder_note(file: Path) -> str:
 def _of_metadata(file: Path) -> ModelConfig:
     try:
         if file.is_dir():
-            text = (file / FOLDER_METADATA).read_text(encoding="utf-8")
-            name = json.loads(text)[BASE_MODEL]
+            name = read_object(file / FOLDER_METADATA)[BASE_MODEL]
         else:
             name = read_metadata(file)[BASE_MODEL]
         return ModelConfig(name_or_path=name)

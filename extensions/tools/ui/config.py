@@ -20,10 +20,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from extensions.tools.shared.keys import check_place
 from toolkit.config.reading.field_types import StrOrList, WritePathStr
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
-from toolkit.files.writing import file_in_the_way
 
 OWN = ".ui"
 """Folder of the page's own files, in the folder of the runs."""
@@ -118,9 +118,8 @@ class UiConfig(ToolConfig):
                 f"the token in {names} is too short: give at least {SHORTEST_TOKEN} characters.",
             )
         for key in ("output", "datasets", "jobs"):
-            file = file_in_the_way(Path(getattr(self, key)).expanduser())
-            if file:
-                yield Diagnostic((key,), f"'{file}' is a file. Give a folder.")
+            folder = Path(getattr(self, key)).expanduser()
+            yield from check_place(folder, key, "Give a folder.")
 
 
 WORDS = {
@@ -189,9 +188,8 @@ class QueueConfig(ToolConfig):
         yield from _check_words(WORDS, self.action, self.words)
         if self.as_json and self.action != "list":
             yield Diagnostic(("as_json",), f"is for 'list', not for {self.action!r}.")
-        file = file_in_the_way(queue_folder(self.output))
-        if file:
-            yield Diagnostic(("output",), f"'{file}' is a file. Give a folder.")
+        place = queue_folder(self.output)
+        yield from check_place(place, remedy="Give a folder.")
 
 
 VERBS = {

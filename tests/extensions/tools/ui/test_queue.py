@@ -35,6 +35,7 @@ from extensions.tools.ui.queue import (
 from extensions.tools.ui.runner import Runner
 from tests.conftest import ROOT, heard
 from tests.extensions.tools.ui.conftest import until
+from tests.running import section_of
 from toolkit.commands import command
 from toolkit.errors import RunError, UserError
 from toolkit.files.writing import python_path
@@ -608,6 +609,8 @@ def test_only_jobs_and_tools_are_taken(yard, monkeypatch):
     ):
         assert why_not_queued(argv, str(yard.folder))
     assert "gone" in why_not_queued(["merge"], str(yard.folder / "nowhere"))
+    with pytest.raises(UserError, match="'add' takes a job file or a tool"):
+        section_of("queue", ["add"])
     with pytest.raises(UserError, match="secret"):
         yard.queue.add(["publish", "--token", "hf_abcdefghijklmnopqrstuvwxyz"], "p")
     for id_ in ("..", "../lock", "000001\n", "٠٠٠٠٠١", "000009"):
