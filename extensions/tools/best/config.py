@@ -7,7 +7,6 @@ measured here: `process` does that. A job or the command line fills the section 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
@@ -15,15 +14,15 @@ from typing import ClassVar
 from pydantic import Field
 
 from extensions.tools.shared.keys import RunToolConfig, check_page
-from extensions.tools.shared.run_job import training_section
+from extensions.tools.shared.run_job import loras_by_step, training_section
 from toolkit.config.reading.field_types import PathStr, StrOrList, WritePathStr
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.sections.trainer import Device, DiffusionSection
 from toolkit.errors import RunError, UserError
 from toolkit.files.run_files import best_stem
 from toolkit.files.safetensors_io import is_own_file
-from toolkit.files.writing import read_regular, why_not_replaced
-from toolkit.train.run_reader import NetworkFile, RunInfo, list_network_files, read_run
+from toolkit.files.writing import read_object, why_not_replaced
+from toolkit.train.run_reader import NetworkFile, RunInfo, read_run
 
 NEUTRAL = (
     "a photo of a mountain lake at noon",
@@ -98,15 +97,8 @@ class BestConfig(RunToolConfig):
         return self.folder() / f"{best_stem(self.info().name)}.safetensors"
 
     def files(self) -> list[NetworkFile]:
-        """The saved LoRAs sorted by step, one for each step: for the last step the
-        final file."""
-        by_step = {}
-        for file in list_network_files(self.folder()):
-            is_raw = file.path.stem.endswith("_raw")
-            is_lora = file.path.suffix == ".safetensors" and not is_raw
-            if is_lora and file.kind != "best":
-                by_step[file.step] = file
-        return sorted(by_step.values(), key=lambda file: file.step or 0)
+        """The saved LoRAs sorted by step, one for each step."""
+        return loras_by_step(self.folder())
 
     def training(self) -> DiffusionSection:
         """The training section of the run. Raises UserError as `training_section`."""
@@ -154,8 +146,4 @@ class BestConfig(RunToolConfig):
 
 def _is_measurement(path: Path) -> bool:
     """Whether a file has the numbers that `best` writes."""
-    try:
-        document = json.loads(read_regular(path))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(document, dict) and "recommended" in document
+    return "recommended" in read_object(path)

@@ -7,7 +7,6 @@ command line fills the section in (`toolkit/config/reading`). Imports no torch.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,7 +28,7 @@ from toolkit.config.sections.model_files import (
     quantization_fault,
 )
 from toolkit.config.sections.trainer import Device
-from toolkit.files.writing import file_in_the_way
+from toolkit.files.writing import file_in_the_way, read_object
 from toolkit.models.single_file import encoder_file_fault
 
 DESCRIBE = (
@@ -237,7 +236,4 @@ class CaptionConfig(ToolConfig):
 
 def model_type(config: Path) -> str:
     """The kind of model that a `config.json` is of; "unknown" where it says none."""
-    try:
-        return str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "unknown"
+    return str(read_object(config).get("model_type", "unknown"))

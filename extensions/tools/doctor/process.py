@@ -31,7 +31,7 @@ from toolkit.models.adapter_origin import (
     origin_findings,
     other_model,
 )
-from toolkit.models.families import ModelFamily, family_for
+from toolkit.models.families import ModelFamily, family_for, published_families
 from toolkit.models.loading import ShardReader
 from toolkit.networks.adapter_health import (
     TEXT_SIDE,
@@ -48,7 +48,6 @@ from toolkit.networks.lora_formats import (
     split_change,
 )
 from toolkit.networks.programs import PREFIXES, PROGRAMS, findings_for, split_stem
-from toolkit.registry import FAMILIES
 
 SHOWN = 5
 """Layers that are named in words; JSON has all."""
@@ -291,8 +290,7 @@ def _with_layers(
 def _published() -> list[Base]:
     return [
         _with_layers(family, Path(next(iter(family.published))))
-        for family in map(FAMILIES.load, FAMILIES)
-        if family.published
+        for family in published_families()
     ]
 
 

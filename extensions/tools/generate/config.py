@@ -79,10 +79,8 @@ class GenerateConfig(PicturesConfig):
         yield from super().check(job)
         if self.latent_path:
             yield from self._latents()
-        elif not (self.prompt or self.prompts or self.interactive):
-            yield Diagnostic(
-                ("prompt",), "is required. Or give 'prompts', a file of prompts."
-            )
+        elif not self.interactive:
+            yield from self.check_prompt()
         if self.lightning and not self.lora:
             yield warning(
                 "lightning",

@@ -79,10 +79,7 @@ class GridConfig(PicturesConfig):
         yield from check_origins("also", self.also, self.found_model)
         if not self.lora:
             yield Diagnostic(("lora",), "is required: the files to compare.")
-        if not (self.prompt or self.prompts):
-            yield Diagnostic(
-                ("prompt",), "is required. Or give 'prompts', a file of prompts."
-            )
+        yield from self.check_prompt()
         index = Path(self.output).expanduser() / INDEX
         reason = why_not_replaced(index, is_page)
         if reason:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from extensions.tools.shared.run_job import training_section
+from extensions.tools.shared.run_job import loras_by_step, training_section
 from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.data import BucketedSample
 from toolkit.contracts.network_kinds import KINDS
@@ -31,7 +31,6 @@ from toolkit.train.resumption import trained_images
 from toolkit.train.run_reader import (
     NetworkFile,
     list_dataset_files,
-    list_network_files,
     read_run,
 )
 
@@ -144,11 +143,7 @@ def plan_measurement(
         raise UserError(
             f"{run.folder}: trained on a stream, whose images are not on this disk."
         )
-    files = [
-        file
-        for file in list_network_files(run.folder)
-        if file.kind != "best" and file.step and not _is_variant(file.path)
-    ]
+    files = [file for file in loras_by_step(run.folder) if file.step]
     if not files:
         raise UserError(
             f"{run.folder}: holds no saved LoRA. Set save.save_every, and train it."
@@ -198,15 +193,9 @@ def plan_measurement(
     )
 
 
-def _is_variant(path: Path) -> bool:
-    """Whether a file is not a LoRA, or a second one of its step: weights before
-    averaging, or an extracted LoRA."""
-    return path.suffix != ".safetensors" or path.stem.endswith(("_raw", "_lora"))
-
-
 def _spread(files: Sequence[NetworkFile], most: int) -> list[NetworkFile]:
-    """One file of each step, in the order of their use: the first near `BEST_PLACE`,
-    then the last, then others, each as far as possible from the files before it."""
+    """Files in the order of their use: the first near `BEST_PLACE`, then the last, then
+    others, each as far as possible from the files before it."""
     by_step = {file.step or 0: file for file in files}
     last = max(by_step)
     chosen = [min(by_step, key=lambda step: (abs(step - BEST_PLACE * last), step))]

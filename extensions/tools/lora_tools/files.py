@@ -25,12 +25,11 @@ from toolkit.config.sections.model import ModelConfig
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import is_own_file
 from toolkit.files.writing import require_own
-from toolkit.models.families import family_for
+from toolkit.models.families import family_for, published_families
 from toolkit.networks.lora_formats import LayerDelta
 from toolkit.networks.save import write_safetensors_verified
 from toolkit.networks.spelling import EXPORTED_PREFIX, UP, spelled, spelling_for_layers
 from toolkit.networks.svd import extract_lora, extract_lora_from_delta, within_share
-from toolkit.registry import FAMILIES
 from toolkit.system.device import DTYPES
 
 logger = logging.getLogger(__name__)
@@ -49,8 +48,7 @@ def read_lora(file: str, model: Path | None, any_model: bool = False) -> Adapter
         return read_adapter(path, [family.every_linear_layer(model)])
     layers = [
         list(family.every_linear_layer(Path(next(iter(family.published)))))
-        for family in map(FAMILIES.load, FAMILIES)
-        if family.published
+        for family in published_families()
     ]
     try:
         return read_adapter(path, layers, any_model)

@@ -73,10 +73,7 @@ class PreferConfig(PicturesConfig):
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """A source of another kind, no prompt, a folder whose candidates cannot be
         read."""
-        if not (self.prompt or self.prompts):
-            yield Diagnostic(
-                ("prompt",), "is required. Or give 'prompts', a file of prompts."
-            )
+        yield from self.check_prompt()
         try:
             if (self.folder() / CANDIDATES).exists():
                 read_groups(self.folder())

@@ -8,10 +8,9 @@ they follow its planned time as well. Imports no torch.
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from typing import Literal, NamedTuple, get_args
 
-from toolkit.data.scan.directory import join, list_folder
+from extensions.tools.shared.pairs import listed
 
 EffortName = Literal["quick", "usual", "careful"]
 
@@ -74,10 +73,4 @@ def with_effort(text: str, effort: str, folder: str) -> str:
 
 def images_in(folder: str) -> int:
     """The images of a folder and of its subfolders; 0 where there are none."""
-    with suppress(OSError):
-        top = list_folder(folder, names_only=True)
-        below = (
-            list_folder(join(folder, name), names_only=True) for name in top.subfolders
-        )
-        return sum(sum(map(len, each.images.values())) for each in (top, *below))
-    return 0
+    return sum(len(names) for each in listed(folder) for names in each.images.values())

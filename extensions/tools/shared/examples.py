@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from extensions.tools.shared.effort import USUAL, with_effort
-from extensions.tools.shared.pairs import FoundPairs, found_pairs, is_table
+from extensions.tools.shared.pairs import FoundPairs, found_pairs, is_table, listed
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.config.sections.model import ModelConfig
 from toolkit.config.sections.model_files import published_family
 from toolkit.contracts.model import ModelFacts
 from toolkit.data.pixels.images import ImageError, image_size
-from toolkit.data.scan.directory import join, list_folder
+from toolkit.data.scan.directory import join
 from toolkit.data.scan.folder import find_images
 from toolkit.data.scan.found import held_out_folders, named_as_regularisation
 from toolkit.data.scan.items import SIZE_MULTIPLE, bucket_for
@@ -333,18 +333,11 @@ def are_photographs(folder: str) -> bool:
     """Whether the images of a folder, or of its first subfolder with images, are
     probably photographs, which a model of flat drawings cannot learn: at least half
     have a format of cameras, or a side above 512 pixels. Twelve images are examined."""
-    with suppress(OSError):
-        listing = list_folder(folder, names_only=True)
-        if not listing.images:
-            below = (
-                list_folder(join(folder, name), names_only=True)
-                for name in listing.subfolders
-            )
-            listing = next((each for each in below if each.images), listing)
-        paths = [
-            listing.path(names[0]) for names in [*listing.images.values()][:_LOOKED_AT]
-        ]
-        return bool(paths) and 2 * sum(map(_is_photograph, paths)) >= len(paths)
+    for listing in listed(folder):
+        if listing.images:
+            names = [*listing.images.values()][:_LOOKED_AT]
+            paths = [listing.path(of_stem[0]) for of_stem in names]
+            return 2 * sum(map(_is_photograph, paths)) >= len(paths)
     return False
 
 
@@ -383,37 +376,32 @@ class FoundLayers(NamedTuple):
 def layers_in(folder: str) -> FoundLayers | None:
     """How the layers of the images in a folder, or in a subfolder, are named: next to
     the images, or in the folder `layers`. None: no image has layers."""
-    with suppress(OSError):
-        top = list_folder(folder)
-        below = [list_folder(join(folder, name)) for name in top.subfolders]
-        beside = [(top, top)]
-        if not top.images:
-            beside += [(listing, listing) for listing in below]
-        apart = [
-            (top, listing)
-            for listing in below
-            if os.path.basename(listing.folder) == LAYERS
-        ]
-        for (images, layers), suffix in product((*beside, *apart), LAYER_SUFFIXES):
-            known = layers.numbered_behind(suffix)
-            stem = next((stem for stem in images.images if stem in known), "")
-            if stem:
-                if images is layers:
-                    key = f"layers_suffix: {suffix}"
-                else:
-                    key = f"layers_path: {_quoted(layers.folder)}"
-                return FoundLayers(
-                    key, images.path(images.images[stem][0]), len(known[stem])
-                )
+    listings = listed(folder)
+    top, below = listings[:1], listings[1:]
+    own = top if any(each.images for each in top) else listings
+    beside = [(each, each) for each in own]
+    apart = [
+        (images, layers)
+        for images, layers in product(top, below)
+        if os.path.basename(layers.folder) == LAYERS
+    ]
+    for (images, layers), suffix in product((*beside, *apart), LAYER_SUFFIXES):
+        known = layers.numbered_behind(suffix)
+        stem = next((stem for stem in images.images if stem in known), "")
+        if stem:
+            key = f"layers_path: {_quoted(layers.folder)}"
+            if images is layers:
+                key = f"layers_suffix: {suffix}"
+            first = images.path(images.images[stem][0])
+            return FoundLayers(key, first, len(known[stem]))
     return None
 
 
 def numbers_in(folder: str) -> str:
     """Why the numbers in a folder's name, or in the names of its subfolders with
     images, are probably not repeats; empty: they may be, or no name has a number."""
-    with suppress(OSError):
-        if list_folder(folder).images:
-            return probably_no_repeats([os.path.basename(os.path.abspath(folder))])
+    if any(listing.images for listing in listed(folder)[:1]):
+        return probably_no_repeats([os.path.basename(os.path.abspath(folder))])
     filled = _filled_in(folder)
     return probably_no_repeats([n for n in filled if not named_as_regularisation(n)])
 
@@ -436,12 +424,8 @@ def left_out_in(folder: str) -> list[str]:
 
 def _filled_in(folder: str) -> list[str]:
     """The subfolders with images, where the folder itself has none."""
-    with suppress(OSError):
-        top = list_folder(folder)
-        if not top.images:
-            subfolders = top.subfolders
-            return [n for n in subfolders if list_folder(join(folder, n)).images]
-    return []
+    filled = [each.folder for each in listed(folder) if each.images]
+    return [] if folder in filled else list(map(os.path.basename, filled))
 
 
 def _with_subfolders(text: str, folder: str) -> str:

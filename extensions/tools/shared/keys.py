@@ -131,11 +131,13 @@ def check_page(
         yield from check_place(path.parent)
 
 
-def check_place(folder: Path, key: str = "output") -> Iterator[Diagnostic]:
+def check_place(
+    folder: Path, key: str = "output", remedy: str = "Give a path in a folder."
+) -> Iterator[Diagnostic]:
     """Reports a file where a folder is to be made."""
     file = file_in_the_way(folder)
     if file:
-        yield Diagnostic((key,), f"'{file}' is a file. Give a path in a folder.")
+        yield Diagnostic((key,), f"'{file}' is a file. {remedy}")
 
 
 def check_model_folder(

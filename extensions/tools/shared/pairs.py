@@ -101,6 +101,17 @@ class FoundPairs:
         return f"{summary}; {names} {remedy}"
 
 
+def listed(folder: str) -> list[DirectoryListing]:
+    """The names in a folder, then those in each of its subfolders, as far as they can be
+    read."""
+    listings: list[DirectoryListing] = []
+    with suppress(OSError):
+        listings.append(list_folder(folder, names_only=True))
+        for name in listings[0].subfolders:
+            listings.append(list_folder(join(folder, name), names_only=True))
+    return listings
+
+
 def is_table(path: str) -> bool:
     """Whether a path names an existing text table of captions, such as CSV or JSONL.
     The suffix decides, and the file is not opened. `~` is expanded."""
@@ -149,36 +160,32 @@ def _layouts(folder: str) -> Iterator[dict[str, Any]]:
     of its pairs."""
     if is_table(folder):
         yield {"captions_file": folder}
-    with suppress(OSError):
-        top = list_folder(folder, names_only=True)
-        inside = () if top.images else top.subfolders
-        below = {
-            name: list_folder(join(folder, name), names_only=True) for name in inside
-        }
-        listings = (top, *below.values())
-        for listing in listings:
-            names = pair_names(listing.images)
-            if names:
-                alone = [
+    listings = listed(folder)
+    if any(listing.images for listing in listings[:1]):
+        listings = listings[:1]
+    for listing in listings:
+        names = pair_names(listing.images)
+        if names:
+            yield {
+                "folder_path": folder,
+                "image_suffix": names.image,
+                "control_suffix": names.controls,
+                "control_optional": names.optional,
+                "alone": [
                     listing.path(name)
                     for stem in names.alone
                     for name in listing.images[stem]
-                ]
-                yield {
-                    "folder_path": folder,
-                    "image_suffix": names.image,
-                    "control_suffix": names.controls,
-                    "control_optional": names.optional,
-                    "alone": alone,
-                }
-        pair = pair_folders({name: listing.images for name, listing in below.items()})
-        if pair:
-            yield {
-                "folder_path": join(folder, pair[0]),
-                "control_path": (join(folder, pair[1]),),
+                ],
             }
-        if any(map(_has_table, listings)):
-            yield {"folder_path": folder}
+    below = {os.path.basename(each.folder): each.images for each in listings[1:]}
+    pair = pair_folders(below)
+    if pair:
+        yield {
+            "folder_path": join(folder, pair[0]),
+            "control_path": (join(folder, pair[1]),),
+        }
+    if any(map(_has_table, listings)):
+        yield {"folder_path": folder}
 
 
 def _has_table(listing: DirectoryListing) -> bool:

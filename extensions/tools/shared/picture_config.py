@@ -18,7 +18,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from extensions.tools.shared.blocks import check_blocks
-from extensions.tools.shared.keys import check_loras, check_origins, split_strength
+from extensions.tools.shared.keys import (
+    check_loras,
+    check_origins,
+    check_place,
+    split_strength,
+)
 from extensions.tools.shared.run_job import model_of
 from toolkit.config.reading.field_types import (
     AutoOrBool,
@@ -53,7 +58,6 @@ from toolkit.contracts.data import Size
 from toolkit.contracts.model import ModelFacts
 from toolkit.data.pixels.images import ImageError, image_size
 from toolkit.errors import ConfigErrors, Severity, UserError
-from toolkit.files.writing import file_in_the_way
 from toolkit.models.families import (
     ModelFamily,
     family_for,
@@ -239,9 +243,8 @@ class PicturesConfig(ToolConfig):
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Reports prompts that cannot be read, control images that are not images, and
         a file in the way."""
-        file = file_in_the_way(Path(self.output).expanduser())
-        if file:
-            yield Diagnostic(("output",), f"'{file}' is a file. Give a folder.")
+        output = Path(self.output).expanduser()
+        yield from check_place(output, remedy="Give a folder.")
         yield from check_loras("lora", self.lora, job)
         yield from check_blocks("blocks", self.blocks)
         if self.model is None and self.lora:
@@ -283,6 +286,13 @@ class PicturesConfig(ToolConfig):
             else:
                 for item in items:
                     yield from self._check_item(key, item, family, job)
+
+    def check_prompt(self) -> Iterator[Diagnostic]:
+        """Reports a section without a prompt."""
+        if not (self.prompt or self.prompts):
+            yield Diagnostic(
+                ("prompt",), "is required. Or give 'prompts', a file of prompts."
+            )
 
     def _check_item(
         self, key: str, item: SampleItem, family: ModelFamily, job: JobContext
@@ -388,13 +398,16 @@ def check_references(
 _NOWHERE = SourceLocation(0, 0)
 
 
-def read_lines(lines: Sequence[str], place: str = "prompt") -> tuple[SampleItem, ...]:
+def read_lines(lines: Sequence[str]) -> tuple[SampleItem, ...]:
     """Prompts with flags. Raises ConfigErrors naming the flag."""
     texts = [ConfigNode(line, (), _NOWHERE, _NOWHERE, text=line) for line in lines]
+    return _read(_prompts(texts), Diagnostics("prompt"))
+
+
+def _prompts(texts: Sequence[ConfigNode]) -> ConfigNode:
+    """These texts as the prompts of a `sample` section."""
     samples = ConfigNode([*texts], ("prompts",), _NOWHERE, _NOWHERE)
-    return _read(
-        ConfigNode({"prompts": samples}, (), _NOWHERE, _NOWHERE), Diagnostics(place)
-    )
+    return ConfigNode({"prompts": samples}, (), _NOWHERE, _NOWHERE)
 
 
 def read_file(path: Path) -> tuple[SampleItem, ...]:
@@ -417,8 +430,7 @@ def read_file(path: Path) -> tuple[SampleItem, ...]:
         raise UserError(
             f"{path} contains no prompt. Write one per line; lines that begin with '#' are ignored."
         )
-    samples = ConfigNode([*texts], (), _NOWHERE, _NOWHERE)
-    return _read(ConfigNode({"prompts": samples}, (), _NOWHERE, _NOWHERE), diagnostics)
+    return _read(_prompts(texts), diagnostics)
 
 
 def is_prompt(line: str) -> bool:

@@ -10,8 +10,8 @@ Tools that work on runs or LoRA files call it (`best`, `doctor`, `influence`,
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 from toolkit.config.reading.loader import load_job
@@ -23,8 +23,14 @@ from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.run_files import CONFIG, FOLDER_METADATA
 from toolkit.files.safetensors_io import read_metadata
+from toolkit.files.writing import read_object
 from toolkit.models.families import published_names
-from toolkit.train.run_reader import RunInfo, list_network_files, read_run
+from toolkit.train.run_reader import (
+    NetworkFile,
+    RunInfo,
+    list_network_files,
+    read_run,
+)
 
 BASE_MODEL = "base_model"
 """Key of the metadata: the model as `ModelConfig.public_name` has it, so that no path
@@ -77,13 +83,24 @@ def control_images(run: RunInfo) -> list[list[Path]]:
 
 def last_saved(folder: Path) -> Path | None:
     """The file, or folder, of weights that a run has saved last; None: it has saved
-    none. Of one step the final file is taken, and of several files the main one."""
-    newest_first = reversed(list_network_files(folder))
-    files = [file for file in newest_first if file.kind != "best"]
-    # The sort is stable, and `max` takes the first of equals.
-    files.sort(key=lambda file: (file.kind != "final", len(file.path.name)))
-    step = lambda file: math.inf if file.step is None else file.step  # noqa: E731
-    return max(files, key=step).path if files else None
+    none."""
+    saved = _by_step(list_network_files(folder))
+    return saved[-1].path if saved else None
+
+
+def loras_by_step(folder: Path) -> list[NetworkFile]:
+    """The LoRA files of a run in the order of their steps, one for each step."""
+    saved = list_network_files(folder)
+    return _by_step(file for file in saved if file.path.suffix == ".safetensors")
+
+
+def _by_step(saved: Iterable[NetworkFile]) -> list[NetworkFile]:
+    """One file of each step: the final one, else the main one, whose names are the
+    shortest. A final file that does not say its step is the last."""
+    files = [file for file in saved if file.kind != "best"]
+    files.sort(key=lambda file: -len(file.path.name))
+    by_step = {math.inf if one.step is None else one.step: one for one in files}
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def validation_every(steps: int) -> int:
@@ -140,8 +157,7 @@ def decoder_note(file: Path) -> str:
 def _of_metadata(file: Path) -> ModelConfig:
     try:
         if file.is_dir():
-            text = (file / FOLDER_METADATA).read_text(encoding="utf-8")
-            name = json.loads(text)[BASE_MODEL]
+            name = read_object(file / FOLDER_METADATA)[BASE_MODEL]
         else:
             name = read_metadata(file)[BASE_MODEL]
         return ModelConfig(name_or_path=name)

@@ -26,7 +26,7 @@ from toolkit.data.scan.captions import LIST, CaptionError, caption_in, files_bes
 from toolkit.files.redact import redact, redact_text
 from toolkit.files.run_files import CONFIG, LOG
 from toolkit.files.safetensors_io import read_metadata
-from toolkit.files.writing import open_regular, read_object, read_regular, sha256_of
+from toolkit.files.writing import open_regular, read_object, sha256_of
 from toolkit.train.checkpoint_store import MANIFEST
 from toolkit.train.paired import CONFIDENCE, as_good_as_the_lowest
 from toolkit.train.run_reader import (
@@ -397,17 +397,9 @@ def _recorded(path: Path) -> str:
 
 def _manifest(checkpoint: Path) -> Iterator[tuple[str, int, str]]:
     try:
-        files = json.loads(read_regular(checkpoint / MANIFEST))["files"]
-        for name, entry in files.items():
+        for name, entry in read_object(checkpoint / MANIFEST)["files"].items():
             yield (str(name), int(entry["size"]), str(entry["sha256"]))
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return
 
 

@@ -14,16 +14,16 @@ from __future__ import annotations
 import ipaddress
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from toolkit.config.reading.field_types import WritePathStr, as_list, schema_of_list
+from extensions.tools.shared.keys import check_place
+from toolkit.config.reading.field_types import StrOrList, WritePathStr
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
-from toolkit.files.writing import file_in_the_way
 
 OWN = ".ui"
 """Folder of the page's own files, in the folder of the runs."""
@@ -118,9 +118,8 @@ class UiConfig(ToolConfig):
                 f"the token in {names} is too short: give at least {SHORTEST_TOKEN} characters.",
             )
         for key in ("output", "datasets", "jobs"):
-            file = file_in_the_way(Path(getattr(self, key)).expanduser())
-            if file:
-                yield Diagnostic((key,), f"'{file}' is a file. Give a folder.")
+            folder = Path(getattr(self, key)).expanduser()
+            yield from check_place(folder, key, "Give a folder.")
 
 
 WORDS = {
@@ -134,6 +133,15 @@ WORDS = {
     "run": (0, "nothing"),
 }
 """Action -> the number of words that it takes (None: one or more), and which words."""
+
+
+def _check_words(
+    actions: Mapping[str, tuple[int | None, str]], action: str, words: Sequence[str]
+) -> Iterator[Diagnostic]:
+    """Reports words that the action does not take."""
+    count, which = actions[action]
+    if len(words) != count if count is not None else not words:
+        yield Diagnostic(("words",), f"{action!r} takes {which}.")
 
 
 def queue_folder(output: Path | str) -> Path:
@@ -164,9 +172,7 @@ class QueueConfig(ToolConfig):
     ] = "list"
     """What is done."""
 
-    words: Annotated[
-        tuple[str, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})
-    ] = ()
+    words: StrOrList = ()
     """What it is done with: ids of `queue list`, or the command to add."""
 
     output: WritePathStr = "output"
@@ -179,14 +185,11 @@ class QueueConfig(ToolConfig):
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Reports words that the action does not take, and a file where a folder has to
         be."""
-        count, which = WORDS[self.action]
-        if len(self.words) != count if count is not None else not self.words:
-            yield Diagnostic(("words",), f"{self.action!r} takes {which}.")
+        yield from _check_words(WORDS, self.action, self.words)
         if self.as_json and self.action != "list":
             yield Diagnostic(("as_json",), f"is for 'list', not for {self.action!r}.")
-        file = file_in_the_way(queue_folder(self.output))
-        if file:
-            yield Diagnostic(("output",), f"'{file}' is a file. Give a folder.")
+        place = queue_folder(self.output)
+        yield from check_place(place, remedy="Give a folder.")
 
 
 VERBS = {
@@ -209,9 +212,7 @@ class ShelfConfig(ToolConfig):
     action: Literal["list", "clone", "rename", "delete", "restore"] = "list"
     """The verb. `delete` moves what it names into the folder `.trash` beside it."""
 
-    words: Annotated[
-        tuple[str, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})
-    ] = ()
+    words: StrOrList = ()
     """What it is done with: names of `list`."""
 
     output: WritePathStr = "output"
@@ -228,9 +229,7 @@ class ShelfConfig(ToolConfig):
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Reports words that the action does not take."""
-        count, which = self.verbs[self.action]
-        if len(self.words) != count:
-            yield Diagnostic(("words",), f"{self.action!r} takes {which}.")
+        return _check_words(self.verbs, self.action, self.words)
 
 
 class RunsConfig(ShelfConfig):

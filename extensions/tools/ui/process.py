@@ -281,11 +281,11 @@ class ShelfProcess(BaseExtensionProcess):
     """
 
     section: ShelfConfig
-    kind: shelf.Kind
 
     def run(self) -> None:
         """Raises UserError where it is not possible."""
         super().run()
+        self.kind: shelf.Kind = self.section.type  # type: ignore[assignment]  # one of these
         asked = self.section
         action: str = asked.action
         folders = (asked.output, asked.datasets, asked.jobs)
@@ -328,19 +328,5 @@ class ShelfProcess(BaseExtensionProcess):
                 logger.info(line)
 
 
-class RunsProcess(ShelfProcess):
-    """`run.py runs`."""
-
-    kind = "runs"
-
-
-class DatasetsProcess(ShelfProcess):
-    """`run.py datasets`."""
-
-    kind = "datasets"
-
-
-class JobsProcess(ShelfProcess):
-    """`run.py jobs`."""
-
-    kind = "jobs"
+RunsProcess = DatasetsProcess = JobsProcess = ShelfProcess
+"""By the names under which the table of tools looks for them."""

@@ -601,15 +601,20 @@ def try_lock(file: IO[str], shared: bool = False) -> bool:
 # ------------------------------------------------------------ processes
 
 
-def start_of(pid: int) -> str:
-    """Start of a process, in ticks since the machine's start (proc_pid_stat(5)). Empty:
-    no such process lives."""
+def _stat_of(pid: int) -> list[bytes]:
+    """What the system says of a process, from its state on (proc_pid_stat(5)). Empty: no
+    such process lives."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-        state, *rest = stat.rpartition(b")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
-        return ""
-    return "" if state in b"ZX" else rest[18].decode()
+        return []
+    return [] if fields[0] in b"ZX" else fields
+
+
+def start_of(pid: int) -> str:
+    """Start of a process, in ticks since the machine's start. Empty: no such process
+    lives."""
+    return b"".join(_stat_of(pid)[19:20]).decode()
 
 
 def is_alive(entry: Entry) -> bool:
@@ -641,15 +646,13 @@ def _living(entry: Entry, mark: str) -> list[int]:
 def _is_of(pid: int, session: int, marked: bytes) -> bool:
     """Whether a process lives, and is in the session or has the mark. session: 0: the
     entry has none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        if stat[0] in b"ZX":
-            return False
-        if session != 0 and int(stat[3]) == session:
-            return True
-        return marked in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:  # it has ended, or belongs to another user
-        return False
+    fields = _stat_of(pid)
+    if fields and session != 0 and int(fields[3]) == session:
+        return True
+    with suppress(OSError):  # it has ended, or belongs to another user
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+        return bool(fields) and marked in environment.split(b"\0")
+    return False
 
 
 def end(pids: Iterable[int], number: int) -> None:

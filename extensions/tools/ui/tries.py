@@ -11,7 +11,6 @@ The only caller is the lower part of a run's page (`extensions.tools.ui.views.af
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import yaml
 
 from extensions.tools.shared.blocks import BAKED, groups_of
 from extensions.tools.shared.image_files import Settings, read_settings
-from extensions.tools.shared.run_job import training_section
+from extensions.tools.shared.run_job import loras_by_step, training_section
 from extensions.tools.shared.run_records import modified_at
 from toolkit.config.sections.output import SamplePicture
 from toolkit.data.scan.captions import inject_trigger
@@ -29,7 +28,7 @@ from toolkit.files.redact import redact_text
 from toolkit.files.safetensors_io import tensor_shapes
 from toolkit.files.writing import write_text
 from toolkit.models.families import family_for
-from toolkit.train.run_reader import NetworkFile, RunInfo, list_network_files
+from toolkit.train.run_reader import RunInfo
 
 TRIED, COMPARED = "tried", "compared"
 """Folders of images in the folder of a run."""
@@ -174,7 +173,7 @@ def settings_of(run: RunInfo) -> TrySettings | None:
         family = family_for(section.model)
     except UserError:
         return None
-    saved = [file.path.name for file in reversed(compared_files(run.folder))]
+    saved = [file.path.name for file in reversed(loras_by_step(run.folder))]
     names = sorted(path.name for path in run.folder.glob("*.safetensors"))
     baked = [name for name in names if BAKED.fullmatch(name)]
     if section.network.trains_model or not saved:
@@ -187,20 +186,6 @@ def settings_of(run: RunInfo) -> TrySettings | None:
         least_controls=family.min_references,
         most_controls=family.max_references,
     )
-
-
-def compared_files(folder: Path) -> list[NetworkFile]:
-    """The LoRA files of a run, one per step, in the order of their steps."""
-    files = {}
-    for file in list_network_files(folder):
-        is_raw = file.path.stem.endswith("_raw")
-        if file.kind != "best" and file.path.suffix == ".safetensors" and not is_raw:
-            files[file.step] = file
-
-    def step_of(file: NetworkFile) -> float:
-        return math.inf if file.step is None else file.step
-
-    return sorted(files.values(), key=step_of)
 
 
 @dataclass(frozen=True)

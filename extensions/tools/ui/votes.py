@@ -34,6 +34,7 @@ from toolkit.files.writing import (
     read_regular,
     write_text,
 )
+from toolkit.train.run_reader import row_of
 
 MOST_COMPARED = 4
 """Up to so many images of a prompt, each image is paired with every other one. In a
@@ -182,11 +183,7 @@ class Ballot:
 
 
 def _row(line: str) -> dict[str, Any]:
-    with suppress(ValueError, RecursionError):
-        row = json.loads(line)
-        if isinstance(row, dict):
-            return row
-    return {}
+    return row_of(line.encode()) or {}
 
 
 def _names(row: dict[str, Any]) -> frozenset[str]:

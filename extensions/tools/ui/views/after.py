@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from extensions.tools.shared.html_page import texts
-from extensions.tools.shared.run_job import validation_every
+from extensions.tools.shared.run_job import loras_by_step, validation_every
 from extensions.tools.shared.run_records import modified_at
 from extensions.tools.ui import commands, uploads
 from extensions.tools.ui.chosen import MEASURED, Chosen, chosen_file
@@ -47,7 +47,6 @@ from extensions.tools.ui.tries import (
     COMPARED,
     TRIED,
     TrySettings,
-    compared_files,
     settings_of,
     tried_in,
 )
@@ -387,7 +386,7 @@ def compare(request: Request, form: Form) -> Response:
     """Puts a grid of all files and `best` into the queue."""
     ui, run = run_view.asked_run(request)
     settings = settings_of(run)
-    loras = [f"--lora={short(file.path)}" for file in compared_files(run.folder)]
+    loras = [f"--lora={short(file.path)}" for file in loras_by_step(run.folder)]
     words = texts()["after"]
     if settings is None or len(loras) < 2:
         raise HTTPException(409, words["too_few"])
@@ -419,7 +418,7 @@ def compared(request: Request) -> Response:
 def _compared(ui: Ui, run: RunInfo) -> dict[str, Any]:
     """The images of all files, by prompt and file, and the numbers of `best`."""
     images = tried_in(run.folder / COMPARED, MOST_CELLS)
-    columns = ["", *(file.path.name for file in compared_files(run.folder))]
+    columns = ["", *(file.path.name for file in loras_by_step(run.folder))]
     cells: dict[tuple[str, tuple[str, ...], int], dict[str, str]] = {}
     for image in images:
         row = cells.setdefault((image.prompt, image.controls, image.seed), {})

@@ -291,13 +291,7 @@ def file(request: Request) -> Response:
     """A saved file, by ranges where that is asked for; with `hash` its SHA-256 as
     text."""
     _, run = asked_run(request)
-    name = request.path_params["name"]
-    workflows = {path.name for path in run_files.workflow_files(run.folder, run.name)}
-    if name not in workflows | {
-        saved.name for saved in saved_files(run.folder, hashed=False)
-    }:
-        raise HTTPException(404, "no such file")
-    path = run.folder / name
+    path = run.folder / _own_file(run, request.path_params["name"])
     if not path.resolve().is_relative_to(run.folder.resolve()):
         raise HTTPException(404, "no such file")
     if "hash" in request.query_params:
@@ -306,6 +300,15 @@ def file(request: Request) -> Response:
         except OSError as error:
             raise HTTPException(404, "no such file") from error
     return _download(path, path.name)
+
+
+def _own_file(run: RunInfo, name: str) -> str:
+    """The name of a file that the run has saved. Raises HTTPException 404 for another."""
+    known = {saved.name for saved in saved_files(run.folder, hashed=False)}
+    workflows = run_files.workflow_files(run.folder, run.name)
+    if name not in known.union(path.name for path in workflows):
+        raise HTTPException(404, "no such file")
+    return name
 
 
 def _download(path: Path, name: str) -> Response:
@@ -352,12 +355,8 @@ def _favourites(ui: Ui) -> dict[str, list[str]]:
 def favourite(request: Request, form: Form) -> Response:
     """Marks a file, or takes the mark away that it had when it was shown, as `marked`
     says: pressed twice it counts once."""
-    (ui, run), name = asked_run(request), form.get("file", "")
-    workflows = {path.name for path in run_files.workflow_files(run.folder, run.name)}
-    if name not in workflows | {
-        saved.name for saved in saved_files(run.folder, hashed=False)
-    }:
-        raise HTTPException(404, "no such file")
+    ui, run = asked_run(request)
+    name = _own_file(run, form.get("file", ""))
     this = run_id(ui, run.folder)
     with refusals(), ui.locked():
         favourites = _favourites(ui)

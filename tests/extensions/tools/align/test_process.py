@@ -135,11 +135,10 @@ def test_lint_align_and_samples_tell_a_move_with_one_sign(
         Path(name).mkdir()
         image.save(f"{name}/a.png")
     drift = drift_of(result, [Path("before/a.png")])
-    (pair,) = lint("after", "before", capsys)["pairs"]
+    linted = lint("after", "before", capsys)
+    (pair,) = linted["pairs"]
     (message,) = (
-        each["message"]
-        for each in lint("after", "before", capsys)["findings"]
-        if each["check"] == "pair_shift"
+        each["message"] for each in linted["findings"] if each["check"] == "pair_shift"
     )
     run_tool("align", ["after", "--control-path", "before", "--output", "made"])
     page = Path("made/align.html").read_text(encoding="utf-8")

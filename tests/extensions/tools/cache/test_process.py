@@ -322,16 +322,10 @@ def load(write_job, trainer, make_pictures, tmp_path):
     return load_with
 
 
-def test_it_takes_a_training_section_as_it_is(load) -> None:
+def test_it_takes_a_training_section_as_it_is_or_keys_of_its_own(load) -> None:
     assert load().dtype == "float32"
-
-
-def test_dtype_may_stand_in_the_process_itself(load) -> None:
     assert load(train=None).dtype == "bfloat16"
     assert load(train=None, dtype="fp32").dtype == "float32"
-
-
-def test_a_misspelt_key_is_refused(load) -> None:
     with pytest.raises(ConfigErrors, match="Did you mean 'datasets'"):
         load(dataset=["a"])
 

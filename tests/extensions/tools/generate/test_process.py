@@ -221,8 +221,9 @@ def test_loras_change_the_picture_as_merged_ones_do(
     assert with_loras.text["parameters"].startswith(
         "coffee <lora:a:0.5> <lora:b:-1>\nNegative prompt: \nSteps: 2, "
     )
-    nothing = Image.open(generate(f"{keys} --lora a.safetensors:0")[-1])
-    assert psnr(nothing, plain) == math.inf
+    if not quantized:
+        nothing = Image.open(generate(f"{keys} --lora a.safetensors:0")[-1])
+        assert psnr(nothing, plain) == math.inf
     # The trainer's own way to use them: merged before the weights are quantized.
     model = ModelConfig.model_validate(
         {

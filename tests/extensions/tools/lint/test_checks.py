@@ -47,99 +47,64 @@ def found(*flags: str) -> set[tuple[str, str]]:
     }
 
 
-def blur(folder: Path) -> None:
-    picture(9).filter(ImageFilter.GaussianBlur(3)).save(folder / "bad.png")
+def blurred() -> Image.Image:
+    return picture(9).filter(ImageFilter.GaussianBlur(3))
 
 
-def enlarge(folder: Path) -> None:
-    picture(9, 102, 77).resize((256, 192), Image.Resampling.BICUBIC).save(
-        folder / "bad.png"
-    )
-
-
-def shrink(folder: Path) -> None:
-    picture(9, 96, 64).save(folder / "bad.png")
-
-
-def lengthen(folder: Path) -> None:
-    picture(9, 512, 96).save(folder / "bad.png")
-
-
-def clear(folder: Path) -> None:
+def clear() -> Image.Image:
     image = picture(9)
     image.putalpha(Image.linear_gradient("L").resize(image.size))
-    image.save(folder / "bad.png")
+    return image
 
 
-def print_colours(folder: Path) -> None:
-    picture(9).convert("CMYK").save(folder / "bad.jpg", quality=95)
-
-
-def tear(folder: Path) -> None:
-    whole = (folder / "1.png").read_bytes()
-    (folder / "bad.png").write_bytes(whole[: len(whole) // 2])
-
-
-def repeat(folder: Path) -> None:
+def again() -> Image.Image:
     image = picture(3).point(lambda value: min(255, value + 6))
-    image.resize((200, 150), Image.Resampling.LANCZOS).save(
-        folder / "bad.jpg", quality=80
-    )
+    return image.resize((200, 150), Image.Resampling.LANCZOS)
 
 
-def drop_caption(folder: Path) -> None:
-    picture(9).save(folder / "bad.png")
-    (folder / "bad.txt").write_text(" ")
-
-
-def write_long(folder: Path) -> None:
-    picture(9).save(folder / "bad.png")
-    (folder / "bad.txt").write_text(
-        "ohwx man, " + "a very long sentence about nothing, " * 80
-    )
-
-
-def forget_trigger(folder: Path) -> None:
-    picture(9).save(folder / "bad.png")
-    (folder / "bad.txt").write_text("a man in a garden")
-
-
-def write_for_others(folder: Path) -> None:
-    picture(9).save(folder / "bad.png")
-    (folder / "bad.txt").write_text("ohwx man, {red|blue} hat")
-
-
-BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
-    "blurred": (blur, ()),
-    "enlarged": (enlarge, ()),
-    "tiny": (shrink, ("--least-size", "0.5")),
-    "aspect": (lengthen, ()),
-    "transparent": (clear, ()),
-    "mode": (print_colours, ()),
-    "unusable": (tear, ()),
-    "duplicate": (repeat, ()),
-    "no_caption": (drop_caption, ()),
-    "long_caption": (write_long, ()),
-    "trigger": (forget_trigger, ()),
-    "syntax": (write_for_others, ()),
+PICTURES: dict[str, Callable[[], Image.Image]] = {
+    "blurred": blurred,
+    "enlarged": lambda: picture(9, 102, 77).resize(
+        (256, 192), Image.Resampling.BICUBIC
+    ),
+    "tiny": lambda: picture(9, 96, 64),
+    "aspect": lambda: picture(9, 512, 96),
+    "transparent": clear,
+    "mode": lambda: picture(9).convert("CMYK"),
+    "duplicate": again,
+    "unusable": lambda: picture(9),  # half of its file
 }
+CAPTIONS = {
+    "no_caption": " ",
+    "long_caption": "ohwx man, " + "a very long sentence about nothing, " * 80,
+    "trigger": "a man in a garden",
+    "syntax": "ohwx man, {red|blue} hat",
+}
+"""Check -> the picture, or its caption, that is added to a good folder."""
+
+
+def spoil(folder: Path, check: str) -> Path:
+    """Adds what a check is for; returns the picture."""
+    suffix = "jpg" if check in ("mode", "duplicate") else "png"
+    bad = folder / f"bad.{suffix}"
+    PICTURES.get(check, lambda: picture(9))().save(bad, quality=95)
+    if check == "unusable":
+        bad.write_bytes(bad.read_bytes()[: bad.stat().st_size // 2])
+    bad.with_suffix(".txt").write_text(CAPTIONS.get(check, "ohwx man somewhere"))
+    return bad
 
 
 def test_a_good_folder_has_no_findings(folder: Path) -> None:
-    for flags in {flags for _, flags in BROKEN.values()}:
-        assert found(*flags) == set(), flags
+    assert found() == found("--least-size", "0.5") == set()
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("check", [*PICTURES, *CAPTIONS])
 def test_what_is_wrong_with_one_picture_is_found_and_nothing_else(
-    folder: Path, name: str
+    folder: Path, check: str
 ) -> None:
-    spoil, flags = BROKEN[name]
-    spoil(folder)
-    (bad,) = (path.name for path in folder.glob("bad.*") if path.suffix != ".txt")
-    if not (folder / "bad.txt").exists():
-        (folder / "bad.txt").write_text("ohwx man somewhere")
-    assert found(*flags) == {(name, bad)}
+    flags = ("--least-size", "0.5") if check == "tiny" else ()
+    bad = spoil(folder, check)
+    assert found(*flags) == {(check, bad.name)}
 
 
 def test_an_image_on_a_list_of_suspects_is_found(folder: Path) -> None:
@@ -150,8 +115,7 @@ def test_an_image_on_a_list_of_suspects_is_found(folder: Path) -> None:
 
 
 def test_what_is_measured_is_the_crop_at_the_size_that_is_trained(folder: Path) -> None:
-    blur(folder)
-    (folder / "bad.txt").write_text("ohwx man somewhere")
+    spoil(folder, "blurred")
     flags = ("photos", "--skip", "aspect", "enlarged", "--resolution")
     assert [finding.check for finding in lint(*flags, "256")] == ["blurred"]
     assert lint(*flags, "32") == []
@@ -440,16 +404,10 @@ def test_hdr_and_television_are_listed_and_other_colours_are_not(folder: Path) -
 def test_a_profile_that_is_not_used_is_listed_in_the_words_of_the_plan(
     folder: Path,
 ) -> None:
-    print_colours(folder)
-    path = folder / "bad.jpg"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    path = spoil(folder, "mode")
     with Image.open(path) as image:
-        image.save(
-            path,
-            icc_profile=ImageCms.ImageCmsProfile(
-                ImageCms.createProfile("sRGB")
-            ).tobytes(),
-        )
-    path.with_suffix(".txt").write_text("a picture")
+        image.save(path, icc_profile=profile)
     fault = "its colour profile is for RGB, its pixels are CMYK: taken as sRGB"
     assert fault in [
         each.message for each in lint("photos", *DEFAULTS) if each.check == "mode"

@@ -222,15 +222,18 @@ def _pasted(image: Image.Image, random: Random) -> Image.Image:
 def plant_pairs(
     folder: Path, pictures: list[Image.Image], seed: int
 ) -> list[tuple[set, set]]:
-    """The same of pairs: two references exchanged, two that change nothing, one of no
-    image."""
+    """The same of pairs, each of another edit: two references exchanged, two that change
+    nothing, one of no image."""
     random, results = Random(seed), []
-    for number, edit in enumerate(EDITS):
+    for number in range(2):
         after, before = folder / f"after{number}", folder / f"before{number}"
         after.mkdir()
         before.mkdir()
         order = random.sample(range(len(pictures)), len(pictures))
-        references = {index: edit(pictures[index], random) for index in order}
+        references = {
+            index: EDITS[(index + number) % len(EDITS)](pictures[index], random)
+            for index in order
+        }
         one, two, same, resaved, alone = order[:5]
         # of one shape, or it is told
         references[one], references[two] = (

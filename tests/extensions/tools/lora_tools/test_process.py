@@ -166,9 +166,7 @@ def test_a_model_is_merged_into_the_file_that_comfyui_loads(
             expected.pop(f"{stem}.{name}.weight") for name in ("gate_layer", "proj")
         ]
         assert torch.equal(made.pop(f"{stem}.gate_up.weight"), torch.cat(halves))
-    assert made.keys() == expected.keys() and all(
-        torch.equal(made[name], t) for name, t in expected.items()
-    )
+    assert_same(made, expected)
 
 
 @pytest.mark.parametrize("in_fp8", [False, True])
@@ -214,10 +212,7 @@ def test_a_file_is_merged_into_as_its_folder_is(
         output="expected.safetensors",
         dtype=None if in_fp8 else "float32",
     )
-    expected = load_file(tmp_path / "expected.safetensors")
-    assert made.keys() == expected.keys() and all(
-        torch.equal(made[name], t) for name, t in expected.items()
-    )
+    assert_same(made, load_file(tmp_path / "expected.safetensors"))
 
 
 def test_loras_add_up_to_one_without_loss_or_to_the_nearest_of_a_rank(

@@ -384,46 +384,37 @@ def test_the_help_names_the_smallest_gpu_of_each_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("line", "said"),
     [
-        (["my char!"], "job_name: 'my char!' cannot be the name of a run: letters, digits, "
+        ("'my char!' after", "job_name: 'my char!' cannot be the name of a run: letters, digits, "
          "'_', '-' and '.' only. Write 'my_char'."),
-        (["a", "--model", "black-forest-labs/FLUX.1-dev"], "--model: 'black-forest-labs/FLUX.1-dev' is another"
+        ("a after --model black-forest-labs/FLUX.1-dev", "--model: 'black-forest-labs/FLUX.1-dev' is another"
          " model (FLUX)"),
-        (["a", "--model", "me/finetune"], "--model: 'me/finetune' is not on this disk, so its family "
+        ("a after --model me/finetune", "--model: 'me/finetune' is not on this disk, so its family "
          "is not known. Run 'hf"),
-        (["a", "--model", "Qwen/Qwen-Image-Edit-2508x"], "Did you mean 'Qwen/Qwen-Image-Edit-2509'? Run 'hf"),
+        ("a after --model Qwen/Qwen-Image-Edit-2508x", "Did you mean 'Qwen/Qwen-Image-Edit-2509'? Run 'hf"),
+        (f"a 'my set.zip' --model '{TINY}'", "my set.zip' is a zip file, which jobs read and this tool does not. "
+         "Unpack"),
+        ("after zuzu", "folder: 'zuzu' is not a folder, and 'after' is one: the name comes first. "),
+        ("after zuzu", " new zuzu after"),
+        ("a after --control-path befor", "--control-path: 'befor' is not a folder"),
+        ("a after --control-path other", "no image in 'after' has a control image of its name in other (there: "),
+        ("a after --control-path before --model Qwen/Qwen-Image-2512", "takes none. Leave the folders"),
+        ("a pairs --model Qwen/Qwen-Image-2512", "Models that edit: Qwen/Qwen-Image-Edit-2509 or "),
     ],
 )  # fmt: skip
-def test_a_mistake_names_what_to_write_instead(arguments: list[str], said: str) -> None:
-    name, *flags = arguments
-    with pytest.raises(UserError) as refused:
-        load_tool("new", NewConfig, [name, str(PHOTOS), *flags])
-    assert said in str(refused.value) and "arch" not in str(refused.value)
-
-
-def test_a_zip_file_is_to_be_unpacked(tmp_path: Path) -> None:
-    (tmp_path / "my set.zip").write_bytes(b"PK")
-    with pytest.raises(
-        UserError,
-        match=r"my set\.zip' is a zip file, which jobs read and this tool does not. Unpack",
-    ):
-        load_tool(
-            "new", NewConfig, ["a", str(tmp_path / "my set.zip"), "--model", str(TINY)]
-        )
-
-
-def test_a_folder_in_the_place_of_the_name_is_told_with_the_command(
-    tmp_path: Path, monkeypatch
+def test_a_mistake_names_what_to_write_instead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, said: str
 ) -> None:
+    """Before the job is written."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
-    with pytest.raises(
-        UserError,
-        match=r"folder: 'zuzu' is not a folder, and 'photos' is one: the name comes first\. ",
-    ) as said:
-        load_tool("new", NewConfig, ["photos", "zuzu"])
-    assert str(said.value).endswith(" new zuzu photos")
+    for folder, name in (("after", "1"), ("before", "1"), ("other", "one")):
+        draw(tmp_path / folder, name)
+    draw(tmp_path / "pairs", "1_start", "1_end")
+    Path("my set.zip").write_bytes(b"PK")
+    with pytest.raises(UserError) as refused:
+        load_tool("new", NewConfig, shlex.split(line))
+    assert said in str(refused.value) and "arch" not in str(refused.value)
 
 
 def test_what_was_asked_for_is_in_the_job_whatever_characters_it_has(
@@ -684,42 +675,6 @@ def test_the_small_model_says_what_it_cannot_draw(
         new(f"x{suffix}", f"images{suffix}", "--model", TINY)
         warned = "draws flat mascots only, and photographs become mush"
         assert any(warned in line for line in said) is warns
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (
-            ["after", "--control-path", "befor"],
-            "--control-path: 'befor' is not a folder",
-        ),
-        (
-            ["after", "--control-path", "other"],
-            "no image in 'after' has a control image of its name in other (there: ",
-        ),
-        (
-            ["after", "--control-path", "before", "--model", "Qwen/Qwen-Image-2512"],
-            "takes none. Leave the folders",
-        ),
-        (
-            ["pairs", "--model", "Qwen/Qwen-Image-2512"],
-            "Models that edit: Qwen/Qwen-Image-Edit-2509 or ",
-        ),
-    ],
-)
-def test_pairs_that_cannot_be_trained_are_refused_before_the_job_is_written(
-    tmp_path: Path, monkeypatch, flags: list[str], said: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (
-        draw(tmp_path / "after", "1"),
-        draw(tmp_path / "before", "1"),
-        draw(tmp_path / "other", "one"),
-    )
-    draw(tmp_path / "pairs", "1_start", "1_end")
-    with pytest.raises(UserError) as refused:
-        load_tool("new", NewConfig, ["a", *flags])
-    assert said in str(refused.value)
 
 
 LAYERED = "Qwen/Qwen-Image-Layered"

@@ -11,7 +11,12 @@ import torch
 from safetensors.torch import save_file
 
 from extensions.tools.shared.image_files import picture_name
-from extensions.tools.shared.run_job import decoder_note, model_of
+from extensions.tools.shared.run_job import (
+    decoder_note,
+    last_saved,
+    loras_by_step,
+    model_of,
+)
 from tests.running import section_of
 from toolkit.config.sections.model import ModelConfig
 from toolkit.errors import UserError
@@ -32,6 +37,21 @@ def write_lora(path: Path, **metadata: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({"x.alpha": torch.ones(1)}, path, metadata)
     return path
+
+
+def test_one_file_stands_for_each_step(tmp_path: Path) -> None:
+    """The final one, else the main one; a final file of no step is the last."""
+    steps = [f"run_{step:09d}" for step in (1, 2)]
+    for name in (*steps, f"{steps[0]}_lora", "run_best"):
+        write_lora(tmp_path / "run" / f"{name}.safetensors")
+    final = write_lora(
+        tmp_path / "run" / "run.safetensors", training_info='{"step": 2}'
+    )
+    names = [file.path.stem for file in loras_by_step(final.parent)]
+    assert names == [steps[0], "run"] and last_saved(final.parent) == final
+    write_lora(final)
+    names = [file.path.stem for file in loras_by_step(final.parent)]
+    assert names == [*steps, "run"] and last_saved(final.parent) == final
 
 
 def test_the_job_beside_the_file_says_it_though_its_dataset_is_gone(

@@ -36,6 +36,14 @@ ROOT = Path(__file__).resolve().parents[4]
 TOKEN = "a-token-of-the-tests"
 
 
+def until(happened: Callable[[], object], seconds: float = 30) -> None:
+    """Waits for what happens in another thread or process."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, happened
+        time.sleep(0.02)
+
+
 @pytest.fixture(scope="session")
 def decoder() -> Iterator[Decoder]:
     """The process that decodes images, which takes as long to start as a test of it."""
@@ -192,8 +200,7 @@ def address(ui: Ui) -> Iterator[str]:
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
+    until(lambda: server.started)
     yield f"http://localhost:{port}"
     server.should_exit = True
     thread.join(10)

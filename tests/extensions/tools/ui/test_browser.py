@@ -11,17 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.extensions.tools.ui.conftest import Served
+from tests.extensions.tools.ui.conftest import Served, until
 from tests.html_browser import Browser
 
 pytestmark = pytest.mark.slow
-
-
-def until(happened: Callable[[], object], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, happened.__code__.co_consts
-        time.sleep(0.05)
 
 
 def goes_on(folder: Path, step: int, sample: bool = False) -> None:
@@ -58,14 +51,15 @@ def points(browser: Browser) -> int:
 
 
 def test_all_of_a_run_appears_while_it_trains(
-    browser: Browser, address: str, make_run: Callable[..., Path]
+    browser: Browser, served: Served, make_run: Callable[..., Path]
 ) -> None:
-    """From before its first step on, without loading the page again."""
+    """From before its first step on, without loading the page again; nothing is missing
+    and nothing is there twice after the server was killed."""
     early = {"epoch": 0, "samples": 10, "lr": 1e-3, "updated": "2026-11-01T10:00:00Z"}
     folder = make_run(
         "one", steps=0, sampled=(0,), status="running", loss=None, step=None, **early
     )
-    browser.open(f"{address}/runs/one")
+    browser.open(f"{served.address}/runs/one")
     until(
         lambda: browser.run(
             "return performance.getEntriesByType('resource').some(e => e.name.includes('/curves?'))"
@@ -121,6 +115,21 @@ def test_all_of_a_run_appears_while_it_trains(
     until(lambda: browser.run(last) == "2", 3)
     assert browser.run(newest) == "000000000_0.png" and is_clean(browser)
 
+    for step in range(13, 25):
+        goes_on(folder, step)
+        if step in (15, 20):
+            served.stop(signal.SIGKILL)
+            # what the page does not see, and the run takes back
+            goes_on(folder, step + 100)
+            (folder / "metrics.jsonl").write_text("".join(
+                json.dumps({"step": each, "loss": 0.1, "lr": 1e-3}) + "\n" for each in range(1, step + 1)
+            ))  # fmt: skip
+            served.start()
+    until(lambda: "step 24 of the test" in browser.text("#tail"), 20)
+    written = (folder / "log.txt").read_text().splitlines()
+    shown = browser.text("#tail").splitlines()
+    assert len(written) > 16 and [line for line in shown if line in written] == written
+
 
 def test_a_finished_run_is_read_by_its_curves_tables_and_samples(
     browser: Browser, address: str, make_run: Callable[..., Path]
@@ -170,27 +179,3 @@ def test_a_finished_run_is_read_by_its_curves_tables_and_samples(
     assert "000000000_0.png" in source
     browser.press("Escape")
     assert not browser.run(is_large) and is_clean(browser)
-
-
-def test_nothing_is_missing_and_nothing_twice_after_the_page_was_killed(
-    browser: Browser, served: Served, make_run: Callable[..., Path]
-) -> None:
-    folder = make_run("one", status="running")
-    browser.open(f"{served.address}/runs/one")
-    until(lambda: points(browser) >= 2)
-    browser.click("#more > summary")
-    for step in range(11, 31):
-        goes_on(folder, step)
-        if step in (15, 22):
-            served.stop(signal.SIGKILL)
-            # what the page does not see, and the run takes back
-            goes_on(folder, step + 100)
-            (folder / "metrics.jsonl").write_text("".join(
-                json.dumps({"step": each, "loss": 0.1, "lr": 1e-3}) + "\n" for each in range(1, step + 1)
-            ))  # fmt: skip
-            served.start()
-    until(lambda: "step 30 of the test" in browser.text("#tail"), 20)
-    lines = [
-        line for line in browser.text("#tail").splitlines() if line.startswith("step")
-    ]
-    assert len(lines) == len(set(lines)) == 1 + 20 + 2

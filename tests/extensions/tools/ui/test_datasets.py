@@ -18,12 +18,11 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from extensions.tools.shared.suspects import FILE, FOLDER, MOST_BYTES, suspects_text
-from extensions.tools.ui.app import make_app
-from extensions.tools.ui.decoder import Decoder
 from extensions.tools.ui.queue import Queue
 from extensions.tools.ui.state import Ui
 from extensions.tools.ui.views import datasets as views
 from tests.conftest import TURNED_HEIC
+from tests.extensions.tools.ui.conftest import client_of, until
 from toolkit.files.writing import write_json
 
 HTML = {"accept": "text/html"}
@@ -39,9 +38,7 @@ def picture(
 
 
 @pytest.fixture
-def ui(tmp_path: Path, decoder: Decoder) -> Ui:
-    ui = Ui(tmp_path / "output", tmp_path / "sets", tmp_path / "jobs", "", 0.0)
-    ui.memory["decoder"] = decoder
+def ui(ui: Ui) -> Ui:
     for name, caption in (("a", "pipo, red"), ("b", "pipo, blue"), ("c", "")):
         picture(ui.datasets / "pipo" / "4_pipo" / f"{name}.png")
         if caption:
@@ -51,12 +48,7 @@ def ui(tmp_path: Path, decoder: Decoder) -> Ui:
 
 @pytest.fixture
 def page(ui: Ui) -> TestClient:
-    return TestClient(
-        make_app(ui),
-        base_url="http://localhost",
-        headers=HTML,
-        raise_server_exceptions=False,
-    )
+    return client_of(ui, headers=HTML)
 
 
 def captions(ui: Ui) -> dict[str, str]:
@@ -398,10 +390,7 @@ def test_the_check_knows_the_pairs(
         and "with the instruction</span>" in page.get("/datasets").text
     )
     page.post("/datasets/eyes/lint")
-    deadline = time.monotonic() + 10
-    while not asked:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: asked)
     control = f"--control-path={eyes}/before"
     flags = (
         "lint",
@@ -414,12 +403,9 @@ def test_the_check_knows_the_pairs(
     assert asked.pop() == flags
     data = views.datasets.read_dataset(ui, "eyes")
     views.datasets.keep_view(data, {"trigger": "zumi"})
-    while page.get("/datasets/eyes/lint").json()["status"] == "running":
-        time.sleep(0.01)
+    until(lambda: page.get("/datasets/eyes/lint").json()["status"] != "running")
     page.post("/datasets/eyes/lint")
-    while not asked:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: asked)
     assert asked == [(*flags, "--trigger-word=zumi")], (
         "the word that the captions were asked to hold"
     )
@@ -676,10 +662,7 @@ def test_findings_stand_at_their_images_until_the_next_check(
     page: TestClient, ui: Ui
 ) -> None:
     page.post("/datasets/pipo/lint")
-    deadline = time.monotonic() + 60
-    while page.get("/datasets/pipo/lint").json()["status"] == "running":
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: page.get("/datasets/pipo/lint").json()["status"] != "running", 60)
     text = page.get("/datasets/pipo?only=found").text
     assert "is small" in text and "has changed since" not in text
     assert re.search(r'<span class="warn">\d+ findings in 3 images</span>', text)

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from extensions.tools.ui.state import Ui
+from tests.extensions.tools.ui.conftest import until
 from tests.html_browser import Browser
 
 
 @pytest.fixture
-def ui(tmp_path: Path) -> Ui:
-    ui = Ui(tmp_path / "output", tmp_path / "sets", tmp_path / "jobs", "", 0.0)
-    (ui.datasets / "pipo").mkdir(parents=True)
+def ui(ui: Ui) -> Ui:
+    (ui.datasets / "pipo").mkdir()
     for number, colour in enumerate(("red", "green", "blue")):
         Image.new("RGB", (200, 120), colour).save(
             ui.datasets / "pipo" / f"{number}.png"
@@ -107,10 +107,7 @@ def test_an_undo_of_many_is_whole_whoever_leaves(
     browser.run("sessionStorage.clear(); document.querySelector('.undo').click()")
     browser.run("location.href = '/'")
     browser.wait_for("location.pathname == '/'")
-    deadline = time.monotonic() + 20
-    while "mirax" in "".join(text_of(ui, number) for number in range(40)):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: "mirax" not in "".join(text_of(ui, number) for number in range(40)))
     assert [text_of(ui, 0), text_of(ui, 39)] == ["pipo, red\n", "pipo\n"]
 
 
@@ -206,10 +203,7 @@ def test_an_upload_that_was_cut_says_what_is_missing(
     )
     chosen = "\n".join(str(tmp_path / name) for name in names)
     browser.type("[name=file]", chosen)
-    deadline = time.monotonic() + 30
-    while not (ui.datasets / "pipo" / names[2]).exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until((ui.datasets / "pipo" / names[2]).exists)
     assert browser.run(
         "const leaving = new Event('beforeunload', {cancelable: true});"
         "dispatchEvent(leaving); return leaving.defaultPrevented"

@@ -15,7 +15,6 @@ from extensions.tools.ui.machine import LOOK_S
 from extensions.tools.ui.queue import RUNNING, WAITING, try_lock
 from extensions.tools.ui.state import HERE, Ui
 from extensions.tools.ui.views.queue import queue_of
-from tests.extensions.tools.ui.conftest import TOKEN, client_of
 from tests.html_browser import Browser
 from toolkit.system.nvidia import Gpu
 
@@ -190,45 +189,13 @@ def test_it_is_looked_at_once_for_many_pages(
         assert len(looks) == expected
 
 
-def test_who_has_not_logged_in_does_not_see_the_machine(
-    ui: Ui, gpus: Callable[..., None]
-) -> None:
-    gpus(CARD)
-    ui.token = TOKEN
-    client = client_of(ui)
-    for page in ("/", "/status"):
-        answer = client.get(page, headers={"accept": "text/html"})
-        assert (
-            answer.status_code == 401
-            and "RTX" not in answer.text
-            and "machine" not in answer.text
-        )
-
-
-@pytest.mark.slow
-def test_the_typeface_is_served_by_the_page_and_its_figures_are_of_equal_width(
-    browser: Browser, address: str
-) -> None:
-    # Of numbers alone: Inter also widens the hyphens of names and dates.
-    browser.open(address)
-    loaded = "document.fonts.ready.then(() => [...document.fonts].some(font => font.status === 'loaded'))"
-    assert browser.run(f"return {loaded}")
-    widths = """return ['1111', '8888'].map(text => {
-      const span = document.body.appendChild(document.createElement('span'));
-      Object.assign(span, {textContent: text, className: 'num'});
-      return span.getBoundingClientRect().width; })"""
-    first, second = browser.run(widths)
-    assert first == second
-    assert browser.errors() == [] and browser.requests_elsewhere() == []
-
-
 def test_empty_lists_have_the_drawing(client: TestClient) -> None:
     for page in ("/", "/queue", "/datasets"):
         assert client.get(page).text.count('<svg viewBox="0 0 168 132"') == 1
 
 
 @pytest.mark.slow
-def test_the_bar_hides_nothing_and_is_renewed_while_the_page_is_open(
+def test_the_bar_hides_nothing_and_is_renewed_and_the_typeface_is_the_pages_own(
     browser: Browser, address: str, ui: Ui, make_run, gpus
 ) -> None:
     gpus(
@@ -263,4 +230,13 @@ def test_the_bar_hides_nothing_and_is_renewed_while_the_page_is_open(
     browser.wait_for(
         "document.querySelector('.machine .queue').textContent.includes('5 waiting')"
     )
-    assert browser.errors() == []
+    loaded = "document.fonts.ready.then(() => [...document.fonts].some(font => font.status === 'loaded'))"
+    assert browser.run(f"return {loaded}")
+    # Of numbers alone: Inter also widens the hyphens of names and dates.
+    widths = """return ['1111', '8888'].map(text => {
+      const span = document.body.appendChild(document.createElement('span'));
+      Object.assign(span, {textContent: text, className: 'num'});
+      return span.getBoundingClientRect().width; })"""
+    first, second = browser.run(widths)
+    assert first == second
+    assert browser.errors() == [] and browser.requests_elsewhere() == []

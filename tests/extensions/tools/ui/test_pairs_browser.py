@@ -50,14 +50,14 @@ def test_pairs_are_made_by_clicks_alone(
     click("[value=pairs]")
     click("form.new .main")
     browser.wait_for("document.querySelectorAll('.drops [data-upload]').length == 2")
-    same = [f"{number:02}" for number in range(30)]
+    same = [f"{number:02}" for number in range(8)]
     sides = {"before": (*same, "odd"), "after": same}
     for number, (side, names) in enumerate(sides.items(), 1):
         sent = draw(tmp_path / "sent" / side, *names)
         click.choose(f".drops form:nth-child({number}) [name=file]", sent)
         orphans = "document.querySelectorAll('.orphan').length"
-        browser.wait_for(f"{orphans} == {31 if number == 1 else 1}", 60)
-    browser.wait_for("document.querySelectorAll('.rows .duo .side').length == 60")
+        browser.wait_for(f"{orphans} == {9 if number == 1 else 1}", 60)
+    browser.wait_for("document.querySelectorAll('.rows .duo .side').length == 16")
     for side, names in sides.items():
         found = sorted(path.stem for path in (ui.datasets / "eyes" / side).iterdir())
         assert found == sorted(names), side
@@ -88,7 +88,7 @@ def test_pairs_are_made_by_clicks_alone(
     prompts = browser.run("return document.getElementById('f-prompts').value")
     assert set(prompts.splitlines()) == {"add eyes"}
     browser.wait_for("document.querySelector('.sentence')?.textContent")
-    assert browser.text(".sentence").startswith("30 pairs, ")
+    assert browser.text(".sentence").startswith("8 pairs, ")
     assert click.count + len(("Start", "Download")) <= MOST_CLICKS["edit"]
     assert browser.errors() == [] and browser.requests_elsewhere() == []
 
@@ -104,7 +104,7 @@ def sets(ui: Ui) -> Ui:
 def test_the_screens_are_easy_to_see_and_to_reach(
     browser: Browser, sets: Ui, address: str, make_run: Callable[..., Path]
 ) -> None:
-    """Pairs, a form with faults, an entry of the queue, a run, and the machine."""
+    """Pairs, a form with faults, an entry of the queue, and the machine."""
     (sets.datasets / "new" / "before").mkdir(parents=True)
     (sets.datasets / "new" / "after").mkdir()
     draw(sets.datasets / "both" / "source", "alone")
@@ -127,7 +127,6 @@ def test_the_screens_are_easy_to_see_and_to_reach(
             "/new?dataset=both",
             f"/queue/{waits}",
             f"/queue/{failed}",
-            "/runs/one",
             "/system",
         ):
             browser.open(address + path, width=width, dark=dark)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -34,6 +34,8 @@ from extensions.tools.ui.queue import (
 )
 from extensions.tools.ui.runner import Runner
 from tests.conftest import ROOT, heard
+from tests.extensions.tools.ui.conftest import until
+from tests.running import section_of
 from toolkit.commands import command
 from toolkit.errors import RunError, UserError
 from toolkit.files.writing import python_path
@@ -148,12 +150,6 @@ class Yard:
     def begun(self) -> list[str]:
         return [start[0][0].removesuffix(".json") for start in self.starts()]
 
-    def wait(self, what: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 30
-        while not what():
-            assert time.monotonic() < deadline, [*self.queue.entries()]
-            time.sleep(0.02)
-
     def state(self, id_: str) -> str:
         return self.queue.entry(id_).state
 
@@ -197,7 +193,7 @@ def test_one_job_per_gpu(yard):
     for name in "abc":
         yard.add(name, {"until": door})
     runner = yard.runner("4,7")
-    yard.wait(lambda: len(yard.starts()) == 2)
+    until(lambda: len(yard.starts()) == 2)
     assert [entry.state for entry in yard.queue.entries()] == [
         RUNNING,
         RUNNING,
@@ -216,7 +212,7 @@ def test_what_yields_waits_while_a_run_trains_that_the_queue_did_not_start(yard)
     (other / "run.json").write_text('{"status": "running"}')
     with run_lock(other):
         runner = yard.runner()
-        yard.wait(lambda: yard.state(job) == DONE)
+        until(lambda: yard.state(job) == DONE)
         time.sleep(0.3)
         assert (
             yard.begun() == ["job"]
@@ -280,10 +276,10 @@ def test_what_has_a_start_time_waits_for_it_and_lets_others_go_first(yard):
     later, now = yard.add("later"), yard.add("now")
     yard.queue.save(yard.queue.entry(later), not_before="2999-01-01T00:00:00Z")
     yard.runner()
-    yard.wait(lambda: yard.state(now) == DONE)
+    until(lambda: yard.state(now) == DONE)
     assert yard.state(later) == WAITING
     yard.queue.save(yard.queue.entry(later), not_before="2001-01-01T00:00:00Z")
-    yard.wait(lambda: yard.state(later) == DONE)
+    until(lambda: yard.state(later) == DONE)
     assert yard.begun() == ["now", "later"]
 
 
@@ -356,7 +352,7 @@ def test_a_gpu_is_free_when_the_job_has_ended_not_the_shell_above_it(yard):
     door = str(yard.folder / "door")
     first, second = yard.add("a", {"until": door}), yard.add("b")
     runner = yard.runner()
-    yard.wait(lambda: yard.starts())
+    until(lambda: yard.starts())
     runner.kill()
     runner.wait()
     os.kill(yard.queue.entry(first).pid, signal.SIGKILL)
@@ -380,7 +376,7 @@ def test_a_gpu_is_free_when_the_job_has_ended_not_the_shell_above_it(yard):
 def test_a_job_whose_shell_is_gone_is_stopped_too(yard):
     id_ = yard.add("a", {"until": str(yard.folder / "never")})
     runner = yard.runner()
-    yard.wait(lambda: yard.starts())
+    until(lambda: yard.starts())
     os.kill(yard.queue.entry(id_).pid, signal.SIGKILL)
     yard.queue.stop(id_)
     assert runner.wait(30) == 0
@@ -401,18 +397,23 @@ def test_what_a_job_leaves_behind_in_another_session_keeps_its_gpu_and_is_killed
 
 
 @pytest.mark.slow
-def test_a_job_outlives_its_runner_and_is_adopted_by_the_next(yard):
+def test_a_job_outlives_its_runner_and_is_adopted_by_the_next_of_which_there_is_one(
+    yard,
+):
     door = str(yard.folder / "door")
     id_ = yard.add("a", {"until": door, "code": 2})
     runner = yard.runner()
-    yard.wait(lambda: yard.starts())
+    until(lambda: yard.starts())
     runner.kill()
     runner.wait()
     second = yard.runner()
-    time.sleep(0.5)
+    until(yard.queue.has_runner)
+    third = yard.runner()
+    assert "another runner works" in third.communicate(timeout=30)[1]
+    assert third.returncode != 0 and yard.queue.has_runner()
     assert (yard.state(id_), second.poll()) == (RUNNING, None)
     Path(door).touch()
-    assert second.wait(30) == 0
+    assert second.wait(30) == 0 and not yard.queue.has_runner()
     assert (yard.begun(), yard.state(id_), yard.queue.entry(id_).exit_code) == (
         ["a"],
         FAILED,
@@ -432,7 +433,7 @@ def test_after_a_kill_of_everything_the_folder_of_the_run_decides(
         "a", {"until": never, "status": {"status": status}}, {}, flags=("--restart",)
     )
     runner = yard.runner()
-    yard.wait(lambda: "it says" in yard.queue.tail(id_))
+    until(lambda: "it says" in yard.queue.tail(id_))
     runner.kill()
     os.killpg(yard.queue.entry(id_).pid, signal.SIGKILL)
     yard.work()
@@ -444,13 +445,13 @@ def lost(yard: Yard, **act: object) -> str:
     """The id of an entry whose runner and processes were killed while it ran."""
     id_ = yard.add("a", {"until": str(yard.folder / "never"), **act}, {})
     runner = yard.runner()
-    yard.wait(lambda: "it says" in yard.queue.tail(id_))
+    until(lambda: "it says" in yard.queue.tail(id_))
     assert yard.queue.now()[0].state == RUNNING
     runner.kill()
     runner.wait()
     assert yard.queue.now()[0].state == RUNNING, "it goes on without its runner"
     module.end(yard.queue.processes(yard.queue.entry(id_)), signal.SIGKILL)
-    yard.wait(lambda: not yard.queue.processes(yard.queue.entry(id_)))
+    until(lambda: not yard.queue.processes(yard.queue.entry(id_)))
     assert [entry.state for entry in yard.queue.now()] == [INTERRUPTED]
     return id_
 
@@ -507,23 +508,13 @@ def test_a_process_that_has_the_number_of_one_that_is_gone_is_left_alone(yard, o
     id_, pid = yard.add("a"), os.getpid()
     mine = {"pid": pid, "pid_start": module.start_of(pid), "boot": module.boot_id()}
     yard.queue.save(yard.queue.entry(id_), state=RUNNING, attempts=1, **mine)
+    started = int(mine["pid_start"]) / os.sysconf("SC_CLK_TCK")
+    assert 0 < started < time.clock_gettime(time.CLOCK_BOOTTIME)
     assert module.is_alive(yard.queue.entry(id_))
     yard.queue.save(yard.queue.entry(id_), **other)
     assert not module.is_alive(yard.queue.entry(id_))
     yard.work()
     assert (yard.state(id_), len(yard.starts())) == (DONE, 1)
-
-
-@pytest.mark.slow
-def test_there_is_one_runner(yard):
-    yard.add("a", {"until": str(yard.folder / "door")})
-    first = yard.runner()
-    yard.wait(lambda: yard.starts())
-    second = yard.runner()
-    assert "another runner works" in second.communicate(timeout=30)[1]
-    assert second.returncode != 0 and yard.queue.has_runner()
-    (yard.folder / "door").touch()
-    assert first.wait(30) == 0 and not yard.queue.has_runner()
 
 
 @pytest.mark.slow
@@ -535,7 +526,7 @@ def test_a_training_run_is_asked_to_stop_and_saves(yard):
     # came too late for an earlier run, and does not stop this one
     (run / "control" / "stop").touch()
     runner = yard.runner()
-    yard.wait(lambda: (run / "run.lock").exists() and (run / "run.lock").read_text())
+    until(lambda: (run / "run.lock").exists() and (run / "run.lock").read_text())
     assert (yard.state(id_), (run / "control" / "stop").exists()) == (RUNNING, False)
     yard.queue.stop(id_)
     assert runner.wait(30) == 0
@@ -548,7 +539,7 @@ def test_a_training_run_is_asked_to_stop_and_saves(yard):
 def test_what_does_not_train_is_stopped_by_a_signal_and_not_retried(yard):
     id_ = yard.add("a", {"until": str(yard.folder / "never")})
     runner = yard.runner()
-    yard.wait(lambda: yard.starts())
+    until(lambda: yard.starts())
     with pytest.raises(UserError, match="Stop it first"):
         yard.queue.remove(id_)
     yard.queue.stop(id_)
@@ -618,6 +609,8 @@ def test_only_jobs_and_tools_are_taken(yard, monkeypatch):
     ):
         assert why_not_queued(argv, str(yard.folder))
     assert "gone" in why_not_queued(["merge"], str(yard.folder / "nowhere"))
+    with pytest.raises(UserError, match="'add' takes a job file or a tool"):
+        section_of("queue", ["add"])
     with pytest.raises(UserError, match="secret"):
         yard.queue.add(["publish", "--token", "hf_abcdefghijklmnopqrstuvwxyz"], "p")
     for id_ in ("..", "../lock", "000001\n", "٠٠٠٠٠١", "000009"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from io import BytesIO
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pytest
 from starlette.testclient import TestClient
 
 from extensions.tools.ui import queue as module
-from extensions.tools.ui.app import make_app
 from extensions.tools.ui.forms import ask
 from extensions.tools.ui.queue import (
     DONE,
@@ -25,6 +23,7 @@ from extensions.tools.ui.queue import (
 )
 from extensions.tools.ui.state import Ui
 from tests.conftest import ROOT
+from tests.extensions.tools.ui.conftest import client_of
 from toolkit.errors import UserError
 from toolkit.train.lock import run_lock
 
@@ -43,9 +42,7 @@ def ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ui:
 
 @pytest.fixture
 def client(ui: Ui) -> TestClient:
-    return TestClient(
-        make_app(ui), base_url="http://localhost", headers=HTML, follow_redirects=False
-    )
+    return client_of(ui, headers=HTML, follow_redirects=False)
 
 
 @pytest.fixture
@@ -335,27 +332,6 @@ def test_a_request_reaches_a_run_that_runs_and_no_other(client, ui):
         "save_now",
         "stop",
     ]
-
-
-@pytest.mark.slow
-def test_the_page_starts_what_waits(tmp_path, monkeypatch):
-    """The real runner, and a real tool that fails at once."""
-    monkeypatch.chdir(tmp_path)
-    ui = Ui(tmp_path / "output", tmp_path / "datasets", tmp_path / "config", "", 0.0)
-    (tmp_path / "empty").mkdir()
-    client = TestClient(
-        make_app(ui), base_url="http://localhost", headers=HTML, follow_redirects=False
-    )
-    assert client.post("/tools/lint", data={"path": "empty"}).status_code == 303
-    queue, deadline = Queue(ui.own / "queue"), time.monotonic() + 60
-    while queue.has_runner() or queue.entries()[0].state in (RUNNING, WAITING):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    assert (
-        queue.entries()[0].exit_code == 2
-        and module.is_alive(queue.entries()[0]) is False
-    )
-    assert "empty" in client.get("/queue/000001/log").text
 
 
 @pytest.mark.parametrize("kind", ["ui", "queue"])

@@ -30,6 +30,7 @@ from extensions.tools.ui.app import ROUTES
 from extensions.tools.ui.config import queue_folder
 from extensions.tools.ui.queue import STOPPED, Entry, Queue
 from tests.conftest import ROOT, child_environment
+from tests.extensions.tools.ui.conftest import until
 from tests.extensions.tools.ui.late_page import LINTED
 from tests.processes import free_port
 from tests.running import lines
@@ -149,12 +150,6 @@ class Pages:
             if any(word in part for part in entry.argv)
         ]
 
-    def wait_for(self, found: Callable[[], bool]) -> None:
-        until = time.monotonic() + 30
-        while not found():
-            assert time.monotonic() < until
-            time.sleep(0.02)
-
 
 def png(number: int) -> bytes:
     """Images that differ and have the same number of bytes."""
@@ -188,7 +183,7 @@ def ports(
     try:
         both = Pages(folder, served)
         for page in (0, 1):
-            both.wait_for(lambda page=page: is_up(both, page))
+            until(lambda page=page: is_up(both, page))
         yield folder, served
     finally:
         for page in pages:
@@ -223,11 +218,13 @@ For all others a lock of the file system decides, as between two pages."""
 
 ALIKE = {
     *(f"/runs/{{run}}/{name}" for name in ("try", "compare")),
-    *(f"/runs/{{id}}/{name}" for name in ("resume", "control")),
-    *("/queue/start", "/tools/{uid}", "/system/prune", "/system/price"),
-    "/theme",
+    *(f"/runs/{{id}}/{name}" for name in ("resume", "control", "longer")),
+    *("/queue/start", "/tools/{uid}", "/system/prune", "/system/price", "/theme"),
+    *("/trash/{kind}/{entry}", "/datasets/{d}/files"),
 }
-"""Routes that add an entry to the queue as `/datasets/{d}/captioning` does, or set one value."""
+"""Routes that add an entry to the queue as `/datasets/{d}/captioning` does, or set one
+value; and those that change files by the function that another row asks: of the shelf
+(`{verb}`), of a dataset's folder (`upload`)."""
 
 
 TABLE: dict[str, Callable[[Pages], None]] = {}
@@ -246,24 +243,16 @@ def row(path: str) -> Callable[[Callable[[Pages], None]], Callable[[Pages], None
 @row("/runs/{run}/favourite")
 def favourite(pages: Pages) -> None:
     run = pages.run()
-    names = [f"{pages.name}_{step:09d}.safetensors" for step in (1, 2, 3)]
+    names = [f"{pages.name}_{step:09d}.safetensors" for step in (1, 2)]
     for name in names:
         (run / name).write_bytes(b"\x02\0\0\0\0\0\0\0{}")
-    address, file = (
-        f"/runs/{pages.name}/favourite",
-        pages.output / ".ui" / "favourites.json",
+    address = f"/runs/{pages.name}/favourite"
+    answers = pages.send(
+        address, *({"file": name, "marked": "false"} for name in names)
     )
-    assert statuses(pages.send(address, {"file": names[0], "marked": "false"})) == [
-        303,
-        303,
-    ]
-    assert json.loads(file.read_text())[pages.name] == names[:1]
-    assert statuses(
-        pages.send(address, *({"file": name, "marked": "false"} for name in names[1:]))
-    ) == [303, 303]
-    assert sorted(json.loads(file.read_text())[pages.name]) == names
-    pages.send(address, {"file": names[0], "marked": "true"})
-    assert sorted(json.loads(file.read_text())[pages.name]) == names[1:]
+    assert statuses(answers) == [303, 303]
+    kept = json.loads((pages.output / ".ui" / "favourites.json").read_text())
+    assert sorted(kept[pages.name]) == names
 
 
 def trained(pages: Pages) -> Path:
@@ -333,17 +322,11 @@ def new(pages: Pages) -> None:
 
 @row("/queue/clear")
 def clear(pages: Pages) -> None:
-    ids = [
-        pages.queue.add(["lint", f"--path={pages.name}{letter}"], "a").id
-        for letter in "abc"
-    ]
-    for id_ in ids[:2]:
-        pages.queue.save(pages.queue.entry(id_), state=STOPPED)
+    entry = pages.queue.add(["lint", f"--path={pages.name}"], "a")
+    pages.queue.save(entry, state=STOPPED)
     assert statuses(pages.send("/queue/clear", {})) == [303, 303]
-    assert [entry.id for entry in pages.added(pages.name)] == ids[2:]
-    assert all(
-        (pages.queue.folder / "trash" / f"{id_}.json").is_file() for id_ in ids[:2]
-    )
+    assert (pages.queue.folder / "trash" / f"{entry.id}.json").is_file()
+    assert pages.added(pages.name) == []
 
 
 @row("/queue/{id}/{action}")
@@ -492,9 +475,7 @@ def lint(pages: Pages) -> None:
     folder = pages.dataset("a.bmp")
     assert statuses(pages.send(f"/datasets/{pages.name}/lint", {})) == [303, 303]
     asked = [pages.ask(page, "GET", f"/datasets/{pages.name}/lint") for page in (0, 1)]
-    pages.wait_for(
-        lambda: (pages.output / ".ui" / "lint" / f"{pages.name}.json").is_file()
-    )
+    until(lambda: (pages.output / ".ui" / "lint" / f"{pages.name}.json").is_file())
     checks = (pages.folder / LINTED).read_text().splitlines().count(str(folder))
     assert checks <= len(set(pages.ports)), asked
 
@@ -550,27 +531,6 @@ def announce(pages: Pages) -> None:
     assert len(set(file.read_text().splitlines())) == 18, "none is lost"
     assert statuses(pages.send(address, {"not": "all"})) == [303, 303]
     assert not file.exists()
-
-
-@row("/datasets/{d}/files")
-def files(pages: Pages) -> None:
-    folder = pages.dataset()
-
-    def send(page: int, content: bytes) -> Answer:
-        head = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.bmp"\r\n\r\n'
-        body, kind = (
-            head + content + b"\r\n--x--\r\n",
-            {"content-type": "multipart/form-data; boundary=x"},
-        )
-        return pages.ask(page, "POST", f"/datasets/{pages.name}/files", body, **kind)
-
-    answers = pages.together(
-        *(lambda page, number=number: send(page, png(number)) for number in (1, 2))
-    )
-    assert statuses(answers) == [200, 200]
-    assert sorted(file.read_bytes() for file in folder.iterdir()) == sorted(
-        [png(1), png(2)]
-    )
 
 
 @row("/votes/{kind}/{id}")
@@ -655,27 +615,6 @@ def verbs(pages: Pages) -> None:
     [record] = [path for path in records if renamed.name in path.read_text()]
     kept = record.with_suffix("") / renamed.name / "a.txt"
     assert kept.read_text() == "a" and record.stem in pages.ask(0, "GET", "/trash").text
-
-
-@row("/trash/{kind}/{entry}")
-def restore_all(pages: Pages) -> None:
-    run = pages.run()
-    pages.post(0, f"/verbs/runs/{pages.name}/delete", {})
-    page = pages.ask(0, "GET", "/trash").text
-    [entry] = re.findall(
-        rf'/trash/runs/([^"]+)"><button aria-label="Restore: {run.name}"', page
-    )
-    assert statuses(pages.send(f"/trash/runs/{entry}", {})) == [303, 409]
-    assert (run / "config.yaml").is_file()
-
-
-@row("/runs/{id}/longer")
-def longer(pages: Pages) -> None:
-    run = pages.run(status="finished", step=10)
-    (run / "config.yaml").write_text(job_of(pages.name, 10))
-    answers = pages.send(f"/runs/{pages.name}/longer", {"steps": "20"})
-    assert statuses(answers) == [303, 409] and len(pages.added(pages.name)) == 1
-    assert '"steps": 20' in (run / "config.yaml").read_text()
 
 
 def test_each_route_has_a_row() -> None:

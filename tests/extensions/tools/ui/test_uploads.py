@@ -12,7 +12,6 @@ import time
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -22,9 +21,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from extensions.tools.ui import uploads
-from extensions.tools.ui.app import make_app
-from extensions.tools.ui.decoder import Decoder
 from extensions.tools.ui.state import Ui
+from tests.extensions.tools.ui.conftest import client_of
 from tests.running import largest_file
 
 
@@ -48,22 +46,14 @@ def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes
 
 
 @pytest.fixture
-def ui(tmp_path: Path, decoder: Decoder) -> Ui:
-    ui = Ui(tmp_path / "output", tmp_path / "sets", tmp_path / "jobs", "", 0.0)
-    ui.memory["decoder"] = decoder
-    (ui.datasets / "d").mkdir(parents=True)
+def ui(ui: Ui) -> Ui:
+    (ui.datasets / "d").mkdir()
     return ui
 
 
 @pytest.fixture
-def page(ui: Ui) -> Iterator[TestClient]:
-    headers = {"accept": "application/json"}
-    yield TestClient(
-        make_app(ui),
-        base_url="http://localhost",
-        headers=headers,
-        raise_server_exceptions=False,
-    )
+def page(ui: Ui) -> TestClient:
+    return client_of(ui, headers={"accept": "application/json"})
 
 
 def piece(
@@ -145,10 +135,7 @@ def test_an_upload_goes_on_where_it_was_after_the_page_was_killed(
     whole = png(size=(300, 300)) + b"\0" * 3000
     third = len(whole) // 3
     assert piece(page, "x.png", whole, 0, third).json() == {"offset": third}
-    again = TestClient(
-        make_app(Ui(ui.output, ui.datasets, ui.jobs, "", 0.0)),
-        base_url="http://localhost",
-    )
+    again = client_of(Ui(ui.output, ui.datasets, ui.jobs, "", 0.0))
     there = again.get(
         "/datasets/d/upload", params={"name": "x.png", "size": len(whole)}
     ).json()

@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import threading
-import time
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,12 +21,12 @@ from starlette.testclient import TestClient
 from extensions.tools.new.config import NewConfig
 from extensions.tools.shared.html_page import texts
 from extensions.tools.ui import commands
-from extensions.tools.ui.app import make_app
 from extensions.tools.ui.datasets import keep_view, open_dataset
 from extensions.tools.ui.queue import Queue
 from extensions.tools.ui.state import Ui, linked
 from extensions.tools.ui.views.new import plain
 from tests.conftest import ROOT
+from tests.extensions.tools.ui.conftest import client_of, until
 from tests.html_browser import Browser
 from toolkit.memory.estimate import GB
 from toolkit.system.nvidia import TO_TRY
@@ -161,13 +160,7 @@ def queued(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], str]]:
 
 @pytest.fixture
 def client(ui: Ui) -> TestClient:
-    app = make_app(ui)
-    return TestClient(
-        app,
-        base_url="http://localhost",
-        headers={"accept": "text/html"},
-        follow_redirects=False,
-    )
+    return client_of(ui, headers={"accept": "text/html"}, follow_redirects=False)
 
 
 @pytest.fixture
@@ -328,8 +321,12 @@ def test_another_model_or_card_writes_what_it_needs_and_keeps_what_is_ones_own(
     assert "qtype: int4" in page.yaml and "blocks_to_swap: 4" in page.yaml
 
 
-def test_the_plan_is_drawn_against_cards(client: TestClient) -> None:
-    page = Page(client, "/new?dataset=40_photo").fill({MODEL: EDIT, "card": "24"})
+def test_the_plan_is_drawn_against_cards(client: TestClient, ui: Ui) -> None:
+    """Commands and keys in what it says lead to their page, field or search."""
+    (ui.datasets / "40_photo" / "coffee.txt").unlink()
+    page = Page(client, "/new?dataset=40_photo").fill(
+        {MODEL: EDIT, "card": "24", "key:trigger_word": ""}
+    )
     cards = re.findall(r'<li class="(fits|small)"><span>(\d+) GB', page.answer.text)
     small, fits = ("4", "6", "8"), ("12", "16", "24", "32", "48", "80")
     assert cards == [
@@ -355,19 +352,20 @@ def test_the_plan_is_drawn_against_cards(client: TestClient) -> None:
     )
     assert [part for part, _ in parts] == ["model", "step", "lora"]
     assert 300 < sum(float(width) for _, width in parts) < 1000, "of 1000"
-
-
-def test_a_model_that_is_not_here_has_a_button_that_downloads_it(
-    client: TestClient, ui: Ui
-) -> None:
-    """Beside its size; the form that it opens puts the command into the queue."""
-    page = Page(client, "/new?dataset=40_photo").fill({MODEL: EDIT, "card": "24"})
+    # The form that it opens puts the command into the queue.
     link = re.search(
         r'The start first downloads 57\.7 GB\. <a href="([^"]+)">Download the',
         page.answer.text,
     )
     assert link and link[1] == f"/tools/download?model={EDIT}"
     assert f'value="{EDIT}"' in client.get(link[1]).text
+    assert '<a href="/tools/lint">lint</a> shows the crops' in page.answer.text
+    key = '<a href="#f-instruction">&#x27;default_caption&#x27;</a>'
+    assert key in page.answer.text and 'id="f-instruction"' in page.answer.text
+    assert "search:default_caption" not in page.answer.text
+    page.press("search:caption_dropout_rate")
+    assert page.form.fields["wanted"] == "caption_dropout_rate"
+    assert "key:datasets[].caption_dropout_rate" in page.form.fields
 
 
 def test_time_and_cost_are_those_of_the_plan(
@@ -683,8 +681,7 @@ def test_the_newest_check_of_a_tab_wins(
     threads = [threading.Thread(target=check, args=(tab,)) for tab in ("one:", "two:")]
     for thread in threads:
         thread.start()
-    while len(ui.memory.get("commands", {})) < 2:
-        time.sleep(0.01)
+    until(lambda: len(ui.memory.get("commands", {})) == 2)
     assert commands.check_job(ui.memory, "quick", "a.yaml", "one:").plan == {}
     threads[0].join(20)
     assert found == ["one:replaced"] and list(ui.memory["commands"]) == ["two:"], (
@@ -703,15 +700,14 @@ def test_a_form_that_was_sent_is_found_as_it_was(
     page = Page(client, "/new?dataset=40_photo")
     assert 'class="drafts"' not in page.answer.text
     page.fill({STEPS: "1234", NAME: "zuzu", "wanted": "dropout"}, "search")
-    draft = str(page.answer.url.copy_with(scheme="", host=""))
+    draft = page.answer.url.raw_path.decode()
     page.fill({"yaml": page.yaml.replace("network:", "network: [", 1), STEPS: "9"})
     page.fill({"file": "../zuzu.yaml"}, "start")
     assert page.answer.status_code == 400, "a refused start is told at each look"
     shown = page.form.fields
     assert "Not a valid name for a job file" in page.form.text
-    again = TestClient(  # the page was started again, and the tab was closed
-        make_app(Ui(ui.output, ui.datasets, ui.jobs, "", 2.0)),
-        base_url="http://localhost",
+    again = client_of(  # the page was started again, and the tab was closed
+        Ui(ui.output, ui.datasets, ui.jobs, "", 2.0),
         headers={"accept": "text/html"},
         follow_redirects=False,
     )
@@ -1175,23 +1171,6 @@ def test_the_other_rank_key_follows_where_it_is_equal(client, ui):
         {"key:network.linear": "32"}
     )
     assert "linear: 32\n" in page.yaml and "linear_alpha: 4\n" in page.yaml
-
-
-def test_commands_and_keys_in_what_the_check_says_lead_to_the_page(client, ui):
-    (ui.datasets / "40_photo" / "coffee.txt").unlink()
-    page = Page(client, "/new?dataset=40_photo").fill({"key:trigger_word": ""})
-    assert '<a href="/tools/lint">lint</a> shows the crops' in page.answer.text
-    assert (
-        '<a href="#f-instruction">&#x27;default_caption&#x27;</a>'
-        in page.answer.text.replace("&#39;", "&#x27;")
-    )
-    assert (
-        'id="f-instruction"' in page.answer.text
-        and "search:default_caption" not in page.answer.text
-    )
-    page.press("search:caption_dropout_rate")
-    assert page.form.fields["wanted"] == "caption_dropout_rate"
-    assert "key:datasets[].caption_dropout_rate" in page.form.fields
 
 
 def test_a_key_in_a_message_leads_to_its_field_or_to_the_search():

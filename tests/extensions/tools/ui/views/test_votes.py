@@ -252,18 +252,6 @@ def test_nothing_else_is_shown_or_written(
     assert not list(ui.jobs.iterdir())
 
 
-def test_a_vote_that_cannot_be_kept_is_an_error(
-    client: TestClient, voted: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(number: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    pair = shown(client.get("/votes/datasets/cats_votes").text)
-    monkeypatch.setattr("os.fsync", full)
-    answer = client.post("/votes/datasets/cats_votes", data=pair | {"vote": "left"})
-    assert answer.status_code == 507 and "No space left" in answer.text
-
-
 # ---------------------------------------------------------------- the job
 
 
