@@ -330,10 +330,10 @@ class StepWork:
         return passes + self.optimizer_bytes / (1e9 * card.memory_gb_s)
 
     def arrival(self, card: Card) -> str:
-        """What the plan says of what waits in main memory; empty where nothing does."""
-        seconds, slowest = (self.forward + self.backward).arrival(card)
-        if not seconds:
+        """What the plan says of what waits in main memory; empty where no block does."""
+        if not self.forward.bus:
             return ""
+        seconds, slowest = (self.forward + self.backward).arrival(card)
         return (
             f"what waits in main memory comes in {seconds:.2g} s, limited by {slowest}"
         )
