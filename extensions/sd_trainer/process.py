@@ -279,6 +279,7 @@ class SdTrainerProcess(ImageTrainer):
             self.device,
             against_compiling,
             self.data.has_several,
+            self.plan.memory.pinned_blocks if self.plan.memory else 0,
         )
         sharded = self.network.sharded_params()
         self.process_group.broadcast(

@@ -50,10 +50,11 @@ def build_block_runner(
     device: torch.device,
     against: str = "",
     several: bool = False,
+    pinned_blocks: int = 0,
 ) -> BlockRunner:
     """The block runner of a section, for a model whose network is attached; before it
     the modulation cache. against: `RunPlan.against_compiling`. several:
-    `ImageData.has_several`."""
+    `ImageData.has_several`. pinned_blocks: of `MemoryEstimate`."""
     if reason := model.enable_modulation_cache(BlockSwap):
         logger.info(f"model.modulation_table: not possible here, {reason}")
     train = section.train
@@ -71,6 +72,7 @@ def build_block_runner(
         section.model.blocks_to_swap,
         compiling,
         section.network.trains_model,
+        pinned_blocks,
     )
 
 

@@ -15,6 +15,8 @@ from jobs.dry_run import plan_job
 from tests.conftest import ROOT
 from toolkit.config import load_job
 from toolkit.extension import discover
+from toolkit.memory.estimate import GB
+from toolkit.plan import memory_plan
 from toolkit.plan.cards import assumed_card
 from toolkit.plan.outlook import Outlook
 
@@ -29,6 +31,8 @@ def planned(
     """The outlook of the job that `run.py new --gpu` writes, on the card that it names:
     2000 steps at 1024 x 1024."""
     monkeypatch.chdir(tmp_path)
+    # not the memory of this machine: with this all waiting blocks are pinned
+    monkeypatch.setattr(memory_plan, "free_host_memory", lambda: 64 * GB)
     (folder := tmp_path / "pictures").mkdir()
     for name in "abcdefgh":
         Image.new("RGB", (1100, 1100)).save(folder / f"{name}.png")

@@ -736,3 +736,86 @@ def test_a_saved_weight_of_a_swapped_block_has_arrived_whoever_asks_for_it(
     """Also where no gradient has reached the block before, whose hook would have
     waited."""
     run_there(PART + SAVED_WEIGHT)
+
+
+MAPPED_BLOCKS = """
+import random
+from pathlib import Path
+
+from tests.toolkit.memory.toy_blocks import Stack, same
+from toolkit.errors import RunError
+from toolkit.files.mapped import mapped_bytes
+from toolkit.memory import offload
+from toolkit.system.device import pinned
+
+SWAPPED = (0, 1, 2, 4, 5)
+
+
+def frozen(block):
+    return [t for t in (*block.parameters(), *block.buffers()) if not t.requires_grad]
+
+
+def mapped():
+    stack = Stack(count=6, qtype="int8", device=cuda)
+    for index in SWAPPED:
+        tensors, path, begin = frozen(stack.model[index]), Path(f"{index}.bin"), 0
+        data = [bytes(t.cpu().reshape(-1).view(torch.uint8).tolist()) for t in tensors]
+        path.write_bytes(b"".join(one + bytes(-len(one) % 256) for one in data))
+        memory = mapped_bytes(path)
+        for t, one in zip(tensors, data):
+            t.data = memory[begin : begin + len(one)].view(t.dtype).view(t.shape)
+            begin += len(one) + -len(one) % 256
+    return stack
+
+
+whole = Stack(count=6, qtype="int8", device=cuda)
+expected = whole.gradients(3)
+for asked, most, found in ((0, 99, 0), (2, 99, 2), (9, 99, 5), (5, 3, 0)):
+    stack = mapped()
+    size = sum(-(-t.nbytes // 256) * 256 for t in frozen(stack.model[0]))
+    # the system pins at most so many blocks in one piece
+    offload.pinned = lambda make: (
+        pinned(make) if make.args[0] <= most * size else make(pin_memory=False)
+    )
+    swap = offload.BlockSwap(stack.blocks(*SWAPPED), cuda, False, asked)
+    pins = [waiting.memory.is_pinned() for waiting in swap._waiting]
+    assert sum(pins) == found and pins == [not w.is_mapped for w in swap._waiting]
+    assert (swap._window is None) == all(pins)
+    for index, is_pinned in zip(SWAPPED, pins):
+        assert all(t.is_pinned() == is_pinned for t in frozen(stack.model[index]))
+    draw = random.Random(found)
+    for _ in range(50):  # some that nobody uses
+        place, ahead = draw.sample(range(5), 2)
+        swap._ensure_loaded(place, ahead)
+        block = SWAPPED[place]
+        for ours, theirs in zip(frozen(stack.model[block]), frozen(whole.model[block])):
+            assert torch.equal(ours.cpu(), theirs.cpu()), (asked, place, ahead)
+    assert same(stack.wrap(swap).gradients(3), expected)
+assert len(swap._window._copying._threads) == 2
+
+real = offload.read_in
+for failing in (0, 1):
+    def read_in(share):
+        if bool(share.storage_offset()) == failing:
+            raise RunError(f"share {failing} is gone")
+        real(share)
+
+    swap = offload.BlockSwap(mapped().blocks(*SWAPPED), cuda)
+    offload.read_in = read_in
+    try:
+        swap._ensure_loaded(0, None)
+    except RunError as error:
+        assert str(error) == f"share {failing} is gone"
+    else:
+        raise AssertionError("nothing was raised")
+    offload.read_in = real
+"""
+
+
+@stand_in_only
+def test_mapped_blocks_come_as_they_are_through_two_threads_or_pinned(
+    device, run_there
+) -> None:
+    """Whichever are pinned, and in any order; the error of either thread reaches who
+    waits."""
+    run_there(PART + MAPPED_BLOCKS)

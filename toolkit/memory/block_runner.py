@@ -54,11 +54,12 @@ class BlockRunner:
         swapped: int = 0,
         compile_settings: CompileConfig | None = None,
         trained: bool = False,
+        pinned_blocks: int = 0,
     ) -> None:
         """level: of `CHECKPOINTING_LEVELS`, or "auto". swapped: number of blocks whose
         weights stay in CPU memory. compile_settings: None where the blocks are not
         compiled, see `decide_compiling`. trained: whether the blocks themselves are
-        trained, without an adapter."""
+        trained, without an adapter. pinned_blocks: as in `BlockSwap`."""
         self._model = model
         self._device = device
         self._is_auto = level == "auto"
@@ -72,7 +73,9 @@ class BlockRunner:
         offload = [blocks[index] for index in swapped_blocks(swapped, len(blocks))]
         if compile_settings:
             model.prepare_compiling()
-        self._swap = BlockSwap(offload, device, trained) if offload else None
+        self._swap = (
+            BlockSwap(offload, device, trained, pinned_blocks) if offload else None
+        )
         self._kernel: list[BlockWrapper] = []
         if device.type == "cuda":
             self._kernel = [attention.with_sdpa_priority(device)]

@@ -6,7 +6,8 @@ the weights of the next one are copied to the other. Frozen weights do not chang
 nothing is copied back; the parameters of an adapter stay on the device. The blocks are
 spread evenly, so that several others compute while one arrives (as in musubi-tuner,
 modules/custom_offloading_utils.py, `LoRAStreamOffloader`). Weights that are mapped from
-a file stay in the file, and are copied through a pinned window of two blocks.
+a file stay in the file, and two threads copy them through a pinned window of two blocks;
+those of some blocks are pinned instead, where main memory has room.
 
 Where the blocks themselves are trained, each of their parameters is stepped in the
 backward pass, while it is on the device (`OptimizerInBackward`). A block that has
@@ -156,6 +157,12 @@ class HostBlock:
             waiting[0].untyped_storage(), first, (last - first,), (1,)
         )
 
+    def move_to(self, memory: Tensor) -> None:
+        """Takes mapped weights into `memory`, which is as long."""
+        _fill(self.memory, memory)
+        self.memory, self.is_mapped = memory, False
+        self.point_to(memory)
+
     def point_to(self, memory: Tensor) -> None:
         for part in self.parts:
             part.point_to(memory)
@@ -194,9 +201,20 @@ def _span(tensors: Sequence[Tensor]) -> tuple[int, int]:
     return min(begins), max(map(sum, zip(begins, sizes, strict=True)))
 
 
+def _fill(source: Tensor, target: Tensor) -> None:
+    read_in(source)
+    target.copy_(source)
+    was_read(source)
+
+
+COPYING = 2
+"""Threads that fill a piece of a `PinnedWindow`, each a share of it: one copies about a
+third of what the bus takes (docs/measured.md, "Copies in main memory")."""
+
+
 class PinnedWindow:
-    """Two pieces of pinned memory, through which mapped weights reach a GPU: a thread
-    fills one from the file while the other is copied.
+    """Two pieces of pinned memory, through which mapped weights reach a GPU: threads
+    fill one from the file while the other is copied.
 
     Example::
 
@@ -214,6 +232,7 @@ class PinnedWindow:
             )
         self._stream = stream
         self._worker = ThreadPoolExecutor(1, "mapped weights")
+        self._copying = ThreadPoolExecutor(COPYING, "copies of mapped weights")
 
     def send(
         self, source: Tensor, target: Tensor, ready: torch.cuda.Event
@@ -229,9 +248,9 @@ class PinnedWindow:
         piece, sent = self._pieces.popleft()
         if sent is not None:
             sent.synchronize()
-        read_in(source)
-        piece[: len(source)].copy_(source)
-        was_read(source)
+        shares = source.chunk(COPYING), piece[: len(source)].chunk(COPYING)
+        # raises here what was raised in one of them
+        list(self._copying.map(_fill, *shares))
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(ready)
             target.copy_(piece[: len(source)], non_blocking=True)
@@ -268,13 +287,18 @@ class BlockSwap:
     """
 
     def __init__(
-        self, blocks: Sequence[nn.Module], device: torch.device, trained: bool = False
+        self,
+        blocks: Sequence[nn.Module],
+        device: torch.device,
+        trained: bool = False,
+        pinned_blocks: int = 0,
     ) -> None:
         """Moves the frozen weights of the blocks to the CPU.
 
         blocks: the swapped blocks, in order, with the network attached. trained:
         whether trained parameters move too; each has to be stepped as soon as its
-        gradient is complete."""
+        gradient is complete. pinned_blocks: how many of the mapped ones are pinned for
+        a GPU, as main memory has room for them."""
         self._device = device
         self._trained = trained
         self._waiting = [HostBlock(block, device, trained) for block in blocks]
@@ -282,6 +306,8 @@ class BlockSwap:
         size = max(len(host_block.memory) for host_block in self._waiting)
         self._buffers = [_Buffer(size, device) for _ in range(min(2, len(blocks)))]
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if self._stream and pinned_blocks:
+            self._pin(pinned_blocks)
         mapped = [
             len(host_block.memory)
             for host_block in self._waiting
@@ -298,6 +324,18 @@ class BlockSwap:
                     parameter.register_post_accumulate_grad_hook(
                         partial(self._stay, place)
                     )
+
+    def _pin(self, count: int) -> None:
+        """In one piece, whose size PyTorch does not round up. If the system does not
+        pin so much, all stay mapped."""
+        mapped = [waiting for waiting in self._waiting if waiting.is_mapped]
+        count = min(count, len(mapped))
+        chosen = [mapped[index] for index in swapped_blocks(count, len(mapped))]
+        sizes = [round_up(len(waiting.memory), ALIGNMENT) for waiting in chosen]
+        memory = pinned(partial(torch.empty, sum(sizes), dtype=torch.uint8))
+        if memory.is_pinned():
+            for waiting, piece in zip(chosen, memory.split(sizes), strict=True):
+                waiting.move_to(piece[: len(waiting.memory)])
 
     def _stay(self, place: int, parameter: Tensor) -> None:
         self._ensure_loaded(place, None).versions = []  # fused kernels count no version
@@ -394,9 +432,7 @@ class BlockSwap:
             buffer.arriving.result()
             buffer.arriving = None
         if self._stream is None:
-            read_in(source)
-            target.copy_(source)
-            was_read(source)
+            _fill(source, target)
             return
         if self._window is not None and is_mapped(source):
             # the previous block of the buffer is still in use

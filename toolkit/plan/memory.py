@@ -222,11 +222,15 @@ class MemoryEstimate:
     """Lines for the user about what the numbers include."""
 
     mapped: int = 0
-    """Bytes of waiting weights that stay in the file of the kept model; `host` counts
+    """Bytes of waiting weights that are in the file of the kept model; `host` counts
     only the window that they pass through."""
 
+    pinned_blocks: int = 0
+    """Waiting blocks of it that are pinned too, where the free main memory has room for
+    them; `host` does not count them."""
+
     from_disk: bool = False
-    """Whether the free main memory has no room for them beside the job."""
+    """Whether the free main memory has no room for `mapped` beside the job."""
 
     modulation_table: bool = False
     """Whether the numbers are those with `model.modulation_table`."""

@@ -57,7 +57,7 @@ from toolkit.plan.memory_phases import (
     mapped,
     phases,
 )
-from toolkit.system.host_memory import free_host_memory
+from toolkit.system.host_memory import free_host_memory, pinned_bytes
 
 __all__ = ["GENERATING", "compiles_blocks", "plan_memory"]
 
@@ -65,6 +65,9 @@ WITHOUT_TABLE = 0.9
 """Share of the memory that a job without the modulation cache may take, where `auto`
 decides: the estimate is accurate to about 10 %, and the cache costs about 2 % of the
 time."""
+
+LEFT_FREE = 2 * GB
+"""Bytes of main memory that pinned blocks leave to the system and other programs."""
 
 
 def plan_memory(
@@ -175,22 +178,44 @@ def _estimate(job: JobBytes, level: str, table: bool) -> MemoryEstimate:
     ]
     waiting = mapped(job, choice)
     free = free_host_memory() if waiting else 0  # 0: not known
-    from_disk = 0 < free < waiting + sum(in_main_memory.values())
+    room = free - job.processes * sum(in_main_memory.values()) - LEFT_FREE
+    pinned = 0
+    # several processes would have to share the room
+    if waiting and job.on_gpu and job.processes == 1:
+        pinned = blocks_to_pin(room, job.model.swapped_blocks, choice.block)
+    # what is pinned is not needed in the system's cache too
+    room += pinned * choice.block - pinned_bytes(pinned * choice.block)
+    all_pinned = 0 < pinned == job.model.swapped_blocks
+    from_disk = free > 0 and room < waiting and not all_pinned
     return MemoryEstimate(
         phases=tuple(listed),
         on_device=job.on_gpu,
         host=in_main_memory,
         mapped=waiting,
+        pinned_blocks=pinned,
         from_disk=from_disk,
-        notes=tuple(_notes(job, choice, waiting, from_disk)),
+        notes=tuple(_notes(job, choice, waiting, pinned, from_disk)),
         modulation_table=table,
         step=LargestStep(job.step, job.training.optimizer, beside),
         level=level,
     )
 
 
+def blocks_to_pin(room: int, count: int, block: int) -> int:
+    """How many of `count` waiting blocks of so many bytes are pinned together.
+
+    room: bytes of main memory that nothing else of the job takes.
+
+    >>> blocks_to_pin(room=7 * GB, count=59, block=GB // 5)
+    35
+    """
+    most = min(count, max(0, room) // block)
+    fitting = (n for n in range(most, 0, -1) if pinned_bytes(n * block) <= room)
+    return next(fitting, 0)
+
+
 def _notes(
-    job: JobBytes, choice: Choice, waiting: int, from_disk: bool
+    job: JobBytes, choice: Choice, waiting: int, pinned: int, from_disk: bool
 ) -> Iterator[str]:
     """Lines for the user about what the numbers include."""
     if job.processes > 1:
@@ -205,6 +230,12 @@ def _notes(
             f"{gigabytes(waiting)} of waiting weights are read from the kept model (model.keep_quantized): in main "
             "memory they are only in the system's file cache, which the system frees when it needs to"
         )
+    if pinned:
+        size = gigabytes(pinned_bytes(pinned * choice.block))
+        yield (
+            f"{pinned} of {job.model.swapped_blocks} waiting blocks are pinned, since there is room: another {size} of "
+            "main memory"
+        )
     if job.model.unsure_disk and (choice.tabulated or job.model.swapped_blocks):
         where = f"the kept model is on a disk of type {job.model.unsure_disk}"
         if waiting:
@@ -213,6 +244,6 @@ def _notes(
             yield f"{where}: what waits is in main memory, since a run ends where a mapped file cannot be read"
     if from_disk:
         yield (
-            "main memory has no room for all of them, so each pass reads them from the disk, which decides how long a "
-            "step takes: close other programs, or swap fewer blocks (model.blocks_to_swap)"
+            "main memory has no room for all of them, so each pass reads from the disk what is not pinned, which may "
+            "decide how long a step takes: close other programs, or swap fewer blocks (model.blocks_to_swap)"
         )

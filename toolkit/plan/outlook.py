@@ -200,6 +200,9 @@ class TimeOutlook(NamedTuple):
     """Whether no card was asked for and none is here: it is a well-known one of the
     smallest size that the job fits."""
 
+    arrival: str = ""
+    """`StepWork.arrival` of the card."""
+
     @property
     def _least_named(self) -> float:
         return max(60.0, NAMED * self.seconds)
@@ -215,7 +218,8 @@ class TimeOutlook(NamedTuple):
         line = f"time: {about(self.seconds)} on {self.card} ({source})"
         for seconds, part in self._named_parts():
             line += f", {amount(seconds)} of it for {part}"
-        return f"{line}; a step takes {self.step_s:.2g} s"
+        line += f"; a step takes {self.step_s:.2g} s"
+        return f"{line}, {self.arrival}" if self.arrival else line
 
     def _named_parts(self) -> list[tuple[float, str]]:
         """(seconds, part) of the longest parts in addition to the steps, the longest

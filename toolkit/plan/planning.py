@@ -451,6 +451,7 @@ def time_outlook(
         bool(measured),
         parts,
         assumed=not (measured or time.gpu or time.is_asked),
+        arrival=work.step.arrival(card) if card else "",
     ), ""
 
 

@@ -38,9 +38,7 @@ from toolkit.plan.memory_inputs import (
 from toolkit.plan.run_plan import SaveSize
 from toolkit.plan.step_time import (
     DECODE_FLOP,
-    DISK_BYTES_S,
     ENCODE_FLOP,
-    MAPPED_BYTES_S,
     Blocks,
     PassWork,
     RunWork,
@@ -97,9 +95,12 @@ class _RunWork:
         blocks = blocks_of(
             section, self.family, self.facts, self.trained, memory.modulation_table
         )
-        if memory.mapped:
-            speed = DISK_BYTES_S if memory.from_disk else MAPPED_BYTES_S
-            blocks = replace(blocks, swapped_bytes_s=speed)
+        if memory.mapped and blocks.swapped_bytes:
+            swapped = min(section.model.blocks_to_swap, blocks.blocks)
+            copied = blocks.swapped_bytes * (1 - memory.pinned_blocks / swapped)
+            blocks = replace(
+                blocks, copied_bytes=copied, from_disk=float(memory.from_disk)
+            )
         self.blocks = blocks
 
     def whole(

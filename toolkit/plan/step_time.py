@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from functools import reduce
-from math import inf
 from operator import add
 
 from toolkit.config.reading.field_types import CHECKPOINTING_LEVELS, OFFLOADING_LEVELS
@@ -71,9 +70,10 @@ before."""
 BUS = 0.8
 """Share of the bus that copies of pinned memory reach; an assumption."""
 
-MAPPED_BYTES_S = 8e9
-"""Bytes per second that one thread copies from the system's cache of a mapped file, as
-measured with PyTorch 2.13 on two cores, where a second thread gained nothing."""
+COPIED_BYTES_S = 16e9
+"""Bytes per second that the two threads of `PinnedWindow` copy from the system's cache of
+a mapped file: 8 each, on a CPU with PyTorch 2.13 (docs/measured.md, "Copies in main
+memory")."""
 
 DISK_BYTES_S = 1e9
 """Bytes per second that a disk reads and writes; an assumption. NVMe disks read 2 to 7,
@@ -130,9 +130,11 @@ class PassWork:
     kernels: float = 0.0
     """That the host starts where blocks are not compiled."""
 
-    arriving: float = 0.0
-    """Seconds for which waiting blocks are read from a mapped file into main
-    memory."""
+    copied: float = 0.0
+    """Those of `bus` that are copied from a mapped file before."""
+
+    read: float = 0.0
+    """Those of `copied` that come from its disk."""
 
     def __add__(self, other: PassWork) -> PassWork:
         return PassWork(*map(add, astuple(self), astuple(other)))
@@ -169,13 +171,33 @@ class PassWork:
         >>> f"{PassWork(products=1e14).seconds(asked_card('4090')):.2f} s"
         '0.77 s'
         """
-        bus_bytes_s = BUS * 1e9 * card.bus_gb_s
-        bus_s = self.bus / bus_bytes_s
         host_s = HOST_S * self.kernels * (COMPILED_HOST_SHARE if compiled else 1.0)
-        return (
-            max(self.busy_seconds(card, compiled), bus_s, host_s, self.arriving)
-            + self.awaited / bus_bytes_s
-        )
+        return max(
+            self.busy_seconds(card, compiled), host_s, self.arrival(card)[0]
+        ) + self.awaited / _bus_bytes_s(card)
+
+    def arrival(self, card: Card) -> tuple[float, str]:
+        """Seconds in which the bytes of `bus` come, and what limits them: the slowest of
+        the bus, the threads that copy and the disk. One block is on its way at a time,
+        so those that are pinned and those that are not come one after the other.
+
+        >>> from toolkit.plan.cards import asked_card
+        >>> PassWork(bus=8e9, copied=8e9, read=8e9).arrival(asked_card("4090"))
+        (8.0, 'the disk')
+        """
+        pinned_s = (self.bus - self.copied) / _bus_bytes_s(card)
+        ways = {
+            "the bus": self.copied / _bus_bytes_s(card),
+            "the threads that copy": self.copied / COPIED_BYTES_S,
+            "the disk": self.read / DISK_BYTES_S,
+        }
+        slowest = max(ways, key=ways.__getitem__)
+        seconds = pinned_s + ways[slowest]
+        return seconds, slowest if pinned_s < ways[slowest] else "the bus"
+
+
+def _bus_bytes_s(card: Card) -> float:
+    return BUS * 1e9 * card.bus_gb_s
 
 
 def total(works: Iterable[PassWork]) -> PassWork:
@@ -217,9 +239,11 @@ class Blocks:
     swapped_bytes: float = 0.0
     """Bytes of the blocks that wait in main memory."""
 
-    swapped_bytes_s: float = inf
-    """How many of them are read from a mapped file per second; infinite: they are in
-    main memory already."""
+    copied_bytes: float = 0.0
+    """Those of them that come from a mapped file."""
+
+    from_disk: float = 0.0
+    """The share of `copied_bytes` that each pass reads from its disk."""
 
     kernels_per_block: float = 0.0
     saved_units: float = 0.0
@@ -238,7 +262,8 @@ class Blocks:
             weights=self.extra_bytes,
             bus=self.swapped_bytes,
             kernels=FORWARD_KERNELS * self.kernels_per_block * self.blocks,
-            arriving=self.swapped_bytes / self.swapped_bytes_s,
+            copied=self.copied_bytes,
+            read=self.from_disk * self.copied_bytes,
         )
 
     def backward(self, tokens: float, pairs: float, level: str) -> PassWork:
@@ -272,7 +297,8 @@ class Blocks:
             bus=self.swapped_bytes + inputs + (2 - AWAITED) * saved,  # there and back
             awaited=AWAITED * saved,
             kernels=(1 - FORWARD_KERNELS) * self.kernels_per_block * self.blocks,
-            arriving=forward.arriving,
+            copied=forward.copied,
+            read=forward.read,
         )
 
     def _unit(self, tokens: float) -> float:
@@ -302,6 +328,15 @@ class StepWork:
             card, compiled
         )
         return passes + self.optimizer_bytes / (1e9 * card.memory_gb_s)
+
+    def arrival(self, card: Card) -> str:
+        """What the plan says of what waits in main memory; empty where no block does."""
+        if not self.forward.bus:
+            return ""
+        seconds, slowest = (self.forward + self.backward).arrival(card)
+        return (
+            f"what waits in main memory comes in {seconds:.2g} s, limited by {slowest}"
+        )
 
     def against_compiling(self, card: Card, steps: int, compile_s: float) -> str:
         """Why compiling the blocks does not pay in a run of so many optimizer steps;
@@ -363,7 +398,7 @@ class RunWork:
             "base images": self.base_images.seconds(card),
             "validation": self.validation.seconds(card, compiled),
             "encoding": self.encoding.seconds(card),
-            "saving": self.copied_bytes / (BUS * 1e9 * card.bus_gb_s)
+            "saving": self.copied_bytes / _bus_bytes_s(card)
             + self.written_bytes / DISK_BYTES_S,
             "loading": SETUP_S + self.read_bytes / DISK_BYTES_S,
             "compiling": compiling,

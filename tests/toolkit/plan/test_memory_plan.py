@@ -543,6 +543,7 @@ def test_weights_that_wait_in_the_kept_model_take_a_window_of_main_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(host_memory, "pins_exactly", lambda: True)
+    monkeypatch.setattr(memory_plan, "free_host_memory", lambda: 0)
     swapped = plan(model=INT8 | {"blocks_to_swap": 32})
     assert (
         kept(swapped, "swapped blocks") == 2 * 256 * 2**20
@@ -561,6 +562,47 @@ def test_weights_that_wait_in_the_kept_model_take_a_window_of_main_memory(
     assert (copied.peak_bytes - on_cpu.peak_bytes) / GB == pytest.approx(
         10.9 * 32 / 60, abs=0.1
     )
+
+
+def test_as_many_mapped_blocks_are_pinned_as_main_memory_has_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside all that the job takes and 2 GB. The disk is read where not all have
+    room."""
+    monkeypatch.setattr(host_memory, "pins_exactly", lambda: True)
+    asked = INT4 | {"blocks_to_swap": 56, "modulation_table": False}
+
+    def with_free(free: int, **model) -> MemoryEstimate:
+        monkeypatch.setattr(memory_plan, "free_host_memory", lambda: free)
+        return plan(model=asked | model)
+
+    unknown = with_free(0)
+    assert (unknown.pinned_blocks, unknown.from_disk) == (0, False)
+    block = unknown.mapped // 56
+    needed = unknown.host_bytes + 2 * GB
+    for room, pinned in (
+        (-needed + 1, 0),
+        (block - 1, 0),
+        (2 * block, 2),
+        (56 * block - 1, 55),
+        (56 * block, 56),
+        (1000 * GB, 56),
+    ):
+        found = with_free(needed + room)
+        assert found.pinned_blocks == pinned, room
+        assert found.from_disk == (pinned < 56), room
+        assert found.host_bytes == unknown.host_bytes
+        said = [note for note in found.notes if "are pinned" in note]
+        assert len(said) == (pinned > 0)
+    assert said == [
+        "56 of 56 waiting blocks are pinned, since there is room: another 10.1 GB of main memory"
+    ]
+    # rounded up to a power of two
+    monkeypatch.setattr(host_memory, "pins_exactly", lambda: False)
+    rounded = with_free(needed + 56 * block).notes
+    assert [note[:8] for note in rounded if "are pinned" in note] == ["47 of 56"]
+    assert with_free(1000 * GB, keep_quantized=False).pinned_blocks == 0
+    assert plan(model=asked, machine=Machine("cpu")).pinned_blocks == 0
 
 
 def test_weights_are_not_mapped_where_the_disk_has_no_room_or_another_model_takes_their_place(

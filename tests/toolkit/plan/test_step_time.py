@@ -220,20 +220,60 @@ def test_swapped_blocks_take_the_bus_twice_and_are_hidden_by_a_fast_one() -> Non
     ) and at_least > none.seconds(H100)
 
 
-def test_blocks_of_a_mapped_file_come_as_fast_as_a_thread_copies_or_the_disk_reads(
+@pytest.mark.parametrize(
+    ("free", "processes", "pinned", "bytes_s", "limit"),
+    [
+        # pinned as a whole: 0.8 of 16 lanes of PCIe 5.0
+        (64e9, 1, 60, 0.8 * 16 * 3.938e9, "the bus"),
+        # two processes pin nothing
+        (64e9, 2, 0, 16e9, "the threads that copy"),
+        # too little for 7.2 GB of blocks beside 2.5 GB of the process and 2 GB
+        (6e9, 1, 0, 1e9, "the disk"),
+    ],
+)
+def test_waiting_blocks_come_as_fast_as_the_slowest_of_bus_copy_and_disk(
+    free: float,
+    processes: int,
+    pinned: int,
+    bytes_s: float,
+    limit: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With 6 GB free for 7.2 GB of blocks and the process, the disk."""
+    monkeypatch.setattr(memory_plan, "free_host_memory", lambda: int(free))
+    launched = {"RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "here", "MASTER_PORT": 1}
+    for name, value in {**launched, "WORLD_SIZE": processes}.items():
+        monkeypatch.setenv(name, str(value))
+    swapped = work_of(Row(INT4, "full"), blocks_to_swap=60, keep_quantized=True).step
     blocks = 60 / 60 * 0.53 * (20_384_317_440 - 6_794_772_480)
-    for free, bytes_s, from_disk in ((64e9, 8e9, False), (6e9, 1e9, True)):
-        monkeypatch.setattr(memory_plan, "free_host_memory", lambda free=free: free)
-        swapped = work_of(Row(INT4, "full"), blocks_to_swap=60, keep_quantized=True)
-        for part in (swapped.step.forward, swapped.step.backward):
-            assert part.arriving == pytest.approx(MICRO_BATCHES * blocks / bytes_s)
-        slowest = 2 * MICRO_BATCHES * blocks / bytes_s
-        assert (
-            swapped.step.seconds(H100) == pytest.approx(slowest, rel=0.01)
-        ) == from_disk
+    micro_batches = MICRO_BATCHES / processes
+    for part in (swapped.forward, swapped.backward):
+        assert part.copied == (0 if pinned else pytest.approx(micro_batches * blocks))
+    arrives = 2 * micro_batches * blocks / bytes_s
+    assert swapped.arrival(H100) == (
+        f"what waits in main memory comes in {arrives:.2g} s, limited by {limit}"
+    )
+    # the card computes for longer, but for the disk
+    is_limit = swapped.seconds(H100) == pytest.approx(arrives, rel=0.01)
+    assert is_limit == (limit == "the disk")
+
+
+@pytest.mark.parametrize(
+    ("copied", "read", "arrives", "limit"),
+    [
+        (0, 0, 1.0, "the bus"),  # 25.2 GB at 0.8 of 31.5
+        (3.2e9, 0, 1.073, "the bus"),  # 22 GB in 0.873 s, 3.2 in 0.2
+        (16e9, 0, 1.365, "the threads that copy"),  # 9.2 GB in 0.365 s
+        (16e9, 16e9, 16.365, "the disk"),
+        (16e9, 0.5e9, 1.365, "the threads that copy"),
+    ],
+)
+def test_pinned_blocks_and_others_come_one_after_the_other(
+    copied: float, read: float, arrives: float, limit: str
+) -> None:
+    work = PassWork(bus=25.2e9, copied=copied, read=read)
+    seconds, limited_by = work.arrival(asked_card("4090"))
+    assert (round(seconds, 3), limited_by) == (arrives, limit)
+    assert work.seconds(asked_card("4090")) == seconds
 
 
 def test_offloaded_activations_take_the_bus_too() -> None:
