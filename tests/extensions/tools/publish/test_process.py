@@ -427,28 +427,12 @@ def test_a_licence_that_is_not_known_is_told(run: Path, said: list[str]) -> None
         said.clear()
         card = card_of(folder=folder)
         told = "the licence of base is not known (its model card names none); set it with --licence"
-<<<<<<< HEAD
-        assert (
-            told in said,
-            "license: mit" in Path(folder, "README.md").read_text(),
-        ) == (folder < "r", folder == "r")
-        if told in said:
-            mine = ("--preview", f"{folder}2", "--licence", "mit")
-            said.clear()
-            publish("output/my_char", "--repo", "me/x", *mine)
-            assert told not in said
-
-
-def test_an_apache_base_asks_for_nothing(run: Path) -> None:
-    publish("output/my_char", "--repo", "me/x", "--preview", "p", "--licence", "mit")
-    assert (
-        not Path("p/NOTICE").exists()
-        and "Built with" not in Path("p/README.md").read_text()
-    )
-=======
         assert (told in said) == (folder < "r")
         assert ("license: mit" in card) == (folder == "r")
->>>>>>> s-tools
+        if told in said:
+            said.clear()
+            card_of("--licence", "mit", folder=f"{folder}2")
+            assert told not in said
 
 
 def test_what_goes_wrong_ends_with_the_command_that_repeats_it(
