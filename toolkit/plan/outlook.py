@@ -200,10 +200,6 @@ class TimeOutlook(NamedTuple):
     """Whether no card was asked for and none is here: it is a well-known one of the
     smallest size that the job fits."""
 
-    @property
-    def _least_named(self) -> float:
-        return max(60.0, NAMED * self.seconds)
-
     def line(self, until_the_data_ends: bool) -> str:
         """The line of a plan: the time that is left of the run, and its longest parts.
         until_the_data_ends: only the time of a step is known."""
@@ -220,10 +216,11 @@ class TimeOutlook(NamedTuple):
     def _named_parts(self) -> list[tuple[float, str]]:
         """(seconds, part) of the longest parts in addition to the steps, the longest
         first."""
+        least = max(60.0, NAMED * self.seconds)
         others = [
             (seconds, part)
             for part, seconds in self.parts.items()
-            if part != "steps" and seconds > self._least_named
+            if part != "steps" and seconds > least
         ]
         return sorted(others, reverse=True)[:MOST_NAMED]
 
