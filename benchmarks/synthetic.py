@@ -18,9 +18,9 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor
 
+from benchmarks import flops
 from toolkit.contracts.data import BatchSpec, PromptEmbeds, Size
 from toolkit.data.batches.dataloader import LatentBatch
-from toolkit.memory import flops
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.family import FAMILY

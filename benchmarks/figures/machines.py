@@ -2,7 +2,7 @@
 benchmarks/figures/machines.py`, no GPU. With `--write docs/multi_gpu.md` the table
 takes its place there.
 
-Computing is `toolkit/memory/flops.py`; the network is what its makers publish, of which
+Computing is `benchmarks/flops.py`; the network is what its makers publish, of which
 NCCL reaches less. Each GPU computes one micro-batch per step, so a step covers as many
 of them as there are GPUs. Not counted: the latency of an exchange, reading data, saves,
 samples.
@@ -21,7 +21,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import report  # noqa: E402
-from toolkit.memory.flops import EFFICIENCY, WEIGHTS_PER_TOKEN, of_forward  # noqa: E402
+from benchmarks.flops import of_forward  # noqa: E402
+from toolkit.memory.flops import EFFICIENCY, WEIGHTS_PER_TOKEN  # noqa: E402
 from toolkit.plan.cards import asked_card  # noqa: E402
 
 GPUS = (8, 64, 512)

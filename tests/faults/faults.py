@@ -27,6 +27,9 @@ SYNCHRONIZING = "called a synchronizing CUDA operation"
 at_end: list[Callable[[], None]] = []
 """Called when the job is over."""
 
+waits: list[Callable[[], dict[str, int]]] = []
+"""What the host has waited for on the device so far, and how often."""
+
 
 def largest_file(size: int) -> None:
     """No file may grow beyond `size` bytes: writing further fails as on a full disk.
@@ -135,6 +138,7 @@ def cuda(library: str, report: str = "", total: int = 80 * 2**30) -> None:
     from tests.stand_in_cuda import install
 
     device = install(Path(library), total)
+    waits.append(device.waited_for)
     if report:
         write = Path(report).write_text
         at_end.append(
@@ -160,28 +164,34 @@ def real_cuda(report: str = "", total: int = 0) -> None:
         )
     if not report:
         return
-    waits, show = [], warnings.showwarning
+    waited, show = [], warnings.showwarning
 
     def showwarning(message: Any, *rest: Any, **named: Any) -> None:
         if SYNCHRONIZING in str(message):
-            waits.append(message)
+            waited.append(message)
         else:
             show(message, *rest, **named)
 
     warnings.showwarning = showwarning
     warnings.filterwarnings("always", message=SYNCHRONIZING)
     torch.cuda.set_sync_debug_mode("warn")
+    waits.append(lambda: {"copy to the host": len(waited)})
     write = Path(report).write_text
-    at_end.append(
-        lambda: write(
-            json.dumps(
-                {
-                    "waited": {"copy to the host": len(waits)},
-                    "most": torch.cuda.max_memory_allocated(),
-                }
-            )
-        )
-    )
+    most = torch.cuda.max_memory_allocated
+    at_end.append(lambda: write(json.dumps({"waited": waits[0](), "most": most()})))
+
+
+def note_waits(place: str, calls: Sequence[int], report: str) -> None:
+    """What the host has waited for until each of these calls of `module:attribute`, as
+    a list in a file."""
+    noted: list[dict[str, int]] = []
+
+    def note() -> None:
+        noted.append(waits[0]())
+        Path(report).write_text(json.dumps(noted))
+
+    for call in calls:
+        _at_call(place, call, note)
 
 
 def fetch_by_steps_only(every: int) -> None:

@@ -12,7 +12,7 @@ their text encoders.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -39,7 +39,6 @@ from toolkit.config.sections.model_files import (
     downloaded_bytes,
     hub_cache,
     hub_lora,
-    is_needed,
     lora_among,
     needed_files,
     no_index,
@@ -83,16 +82,11 @@ def download(name: str, revision: str | None, given: Collection[str] = ()) -> Pa
             fault = ModelFolder(configs, name).quantization_fault(given)
             if fault:
                 raise UserError(f"{KEY}: {fault}")
-        total = _print_download_size(
-            name, revision, KEY, lambda file: is_needed(file, given)
+        return _bring_told(
+            *(name, revision, KEY),
+            allow_patterns=needed_files(),
+            ignore_patterns=unneeded_files(given),
         )
-        with _watched(name, total):
-            return _bring(
-                name,
-                revision=revision,
-                allow_patterns=needed_files(),
-                ignore_patterns=unneeded_files(given),
-            )
 
 
 def download_anything(name: str, revision: str | None, key: str) -> Path:
@@ -191,27 +185,18 @@ def download_encoder(name: str, key: str, weights: bool = True) -> Path:
             fault = quantization_fault(configs, "model")
             if fault:
                 raise UserError(f"{key}: {fault}")
-        unneeded = files.get("ignore_patterns", "")
-        total = _print_download_size(
-            name,
-            None,
-            key,
-            lambda file: (
-                any(fnmatch(file, wanted) for wanted in ENCODER_FILES)
-                and not fnmatch(file, unneeded)
-            ),
-        )
-        with _watched(name, total):
-            return _bring(name, **files)
+        return _bring_told(name, None, key, **files)
 
 
 @contextmanager
-def _asking(name: str, revision: str | None, key: str = KEY) -> Iterator[None]:
+def _asking(
+    name: str, revision: str | None, key: str = KEY, file: str = ""
+) -> Iterator[None]:
     """Turns errors of the client library into one with the key and the remedy."""
     try:
         yield
     except CAUSES as error:
-        raise failed_download(key, error, name, revision) from error
+        raise failed_download(key, error, name, revision, file) from error
 
 
 def download_file(name: str, key: str) -> Path:
@@ -222,15 +207,13 @@ def download_file(name: str, key: str) -> Path:
     """
     owner, repo, file = name.split("/", 2)
     repository = f"{owner}/{repo}"
-    try:
+    with _asking(repository, None, key, file):
         with suppress(LocalEntryNotFoundError):  # it is downloaded below
             return Path(hf_hub_download(repository, file, local_files_only=True))
         logger.info(f"downloading {file} of {repository}")
         with _watched(repository):
             _finish_parts(repository, None, allow_patterns=[file])
             return Path(hf_hub_download(repository, file))
-    except CAUSES as error:
-        raise failed_download(key, error, repository, file=file) from error
 
 
 def download_lora(name: str, key: str) -> Path:
@@ -302,16 +285,15 @@ def _watched(name: str, total: int | None = None) -> Iterator[None]:
         watching.join()
 
 
-def _print_download_size(
-    name: str, revision: str | None, key: str, is_wanted: Callable[[str], bool]
-) -> int:
-    """Logs size, target and free space before a download. Returns its bytes. Raises
-    UserError when there is not enough space."""
+def _bring_told(name: str, revision: str | None, key: str, **chosen: Any) -> Path:
+    """`_bring`, with size, target and free space in the log before, and the progress
+    meanwhile. Raises UserError when there is not enough space."""
     _sweep(name)
     info = HfApi().model_info(name, revision=revision, files_metadata=True)
-    total = sum(
-        file.size or 0 for file in info.siblings or [] if is_wanted(file.rfilename)
+    wanted = filter_repo_objects(
+        info.siblings or [], **chosen, key=lambda file: file.rfilename
     )
+    total = sum(file.size or 0 for file in wanted)
     target = hub_cache()
     free = free_space(target) + downloaded_bytes(name)
     logger.info(
@@ -320,7 +302,8 @@ def _print_download_size(
     message = why_no_room(name, total, free, target)
     if message:
         raise UserError(f"{key}: {message}")
-    return total
+    with _watched(name, total):
+        return _bring(name, revision, **chosen)
 
 
 # ------------------------------------------------- files of which a part has arrived

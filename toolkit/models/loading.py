@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -60,6 +60,7 @@ from toolkit.models.single_file import (
     rotations_of,
     shapes_of,
     shards_of,
+    some,
     stored_weights,
 )
 from toolkit.number_types import FILE_CODES, FP8_QTYPES, STORED_CODES
@@ -302,14 +303,19 @@ def load_frozen(
     dtype: torch.dtype,
     file: Path | None = None,
     names: Renaming = str,
+    decoder: Path | None = None,
 ) -> Any:
     """A part of a model folder as a module of diffusers, frozen, on the CPU.
 
-    file: its weights, in place of the folder's; names: see `ShardReader`. Raises
-    RunError when its weights do not fit its config, or are not finite.
+    file: its weights, in place of the folder's; names: see `ShardReader`. decoder: see
+    `ModelLoadOptions`. Raises RunError when its weights do not fit its config, or are
+    not finite.
     """
+    if decoder:
+        whole = load_frozen(part, kind, dtype, file, names)
+        return with_decoder(whole, decoder, dtype, names)
     if file and is_decoder_only(file):
-        return with_decoder(load_frozen(part, kind, dtype), file, dtype, names)
+        return load_frozen(part, kind, dtype, names=names, decoder=file)
     if file:
         with reading(part), init_empty_weights(include_buffers=False):
             module = kind.from_config(kind.load_config(part))
@@ -391,11 +397,11 @@ def check_names(
     of them than its config."""
     if missing:
         raise RunError(
-            f"{part}: missing weights: {some(missing)}. Copy or download the model again."
+            f"{part}: missing weights: {some(missing, 5)}. Copy or download the model again."
         )
     if more:
         raise RunError(
-            f"{part}: weights that config.json does not account for: {some(more)}."
+            f"{part}: weights that config.json does not account for: {some(more, 5)}."
         )
 
 
@@ -568,7 +574,7 @@ def check_finite(part: Path, module: nn.Module, prefix: str = "") -> None:
         if not bool(tensor.isfinite().all())
     ]
     raise RunError(
-        f"{part}: not finite: {some(broken)}. Copy or download the model again."
+        f"{part}: not finite: {some(broken, 5)}. Copy or download the model again."
     )
 
 
@@ -591,17 +597,6 @@ def checked_files(model: ModelConfig) -> dict[str, Path]:
     for key, fault in single_file_faults(model, model_folder(model)):
         raise UserError(f"model.{key}: {fault}")
     return single_files(model)
-
-
-def some(names: Iterable[str], most: int = 5) -> str:
-    """The first of these names, for a message.
-
-    >>> some(["norm", "bias", "proj"], most=2)
-    'bias, norm and 1 more'
-    """
-    ordered = sorted(names)
-    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
-    return ", ".join(ordered[:most]) + more
 
 
 Quantizer = Callable[[str], BlockTransform]

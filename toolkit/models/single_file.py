@@ -397,9 +397,9 @@ def encoder_file_fault(
         if name in stored and shape and not _has_shape(stored[name].shape, shape):
             return f"{path}: {name} is {stored[name].shape}, so is not {words}. Give a file of this model."
     if unexpected:
-        return f"{path}: weights that this model does not have: {_some(unexpected)}. Give a file of this model."
+        return f"{path}: weights that this model does not have: {some(unexpected)}. Give a file of this model."
     if missing:
-        return f"{path}: missing weights: {_some(missing)}. Give the whole file."
+        return f"{path}: missing weights: {some(missing)}. Give the whole file."
     return ""
 
 
@@ -483,18 +483,22 @@ def single_file_fault(
             for other, names in others.items()
             if len(stored.keys() - names) < len(unexpected)
         )
-        unlike = f"weights that a {title} does not have: {_some(unexpected)}"
+        unlike = f"weights that a {title} does not have: {some(unexpected)}"
         return f"{path}: {next(nearer, unlike)}. Give a file of {title}."
     if missing:
-        return f"{path}: missing weights: {_some(missing)}. Give the whole transformer in one file."
+        return f"{path}: missing weights: {some(missing)}. Give the whole transformer in one file."
     for name, shape in expected.items():
         if stored[name].shape != shape:
             return f"{path}: {name} is {stored[name].shape}, this model has {shape}. Give a file of this model."
     return ""
 
 
-def _some(names: Collection[str]) -> str:
+def some(names: Collection[str], most: int = 3) -> str:
+    """The first of these names, for a message.
+
+    >>> some(["norm", "bias", "proj"], most=2)
+    'bias, norm and 1 more'
+    """
     ordered = sorted(names)
-    return ", ".join(ordered[:3]) + (
-        f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
-    )
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(ordered[:most]) + more

@@ -383,6 +383,8 @@ def _model_bytes(inputs: _Inputs) -> ModelBytes:
     )
     is_mapped = _is_mapped(inputs)
     cache = Path(inputs.section.training_folder).expanduser() / CACHE_FOLDER
+    deployments = inputs.section.deployments().values()
+    other_models = sum(1 for deployment in deployments if deployment.model)
     return ModelBytes(
         block_count=facts.blocks,
         blocks=blocks,
@@ -397,7 +399,7 @@ def _model_bytes(inputs: _Inputs) -> ModelBytes:
         swapped_blocks=min(model.blocks_to_swap, facts.blocks),
         is_mapped=is_mapped,
         unsure_disk=unsure_disk(cache / MODELS) if is_mapped else "",
-        other_models=_count_other_models(inputs.section) * (blocks + others),
+        other_models=other_models * (blocks + others),
         shards=inputs.shards,
         whole_blocks=whole_blocks,
         quantizing=quantizing,
@@ -449,10 +451,6 @@ def _is_mapped(inputs: _Inputs) -> bool:
         return False
     kept_model = kept_outlook(inputs.section)
     return kept_model is not None and not kept_model.lack
-
-
-def _count_other_models(section: DiffusionSection) -> int:
-    return sum(1 for deployment in section.deployments().values() if deployment.model)
 
 
 def _file_bytes(inputs: _Inputs) -> int:

@@ -203,10 +203,6 @@ class TimeOutlook(NamedTuple):
     arrival: str = ""
     """`StepWork.arrival` of the card."""
 
-    @property
-    def _least_named(self) -> float:
-        return max(60.0, NAMED * self.seconds)
-
     def line(self, until_the_data_ends: bool) -> str:
         """The line of a plan: the time that is left of the run, and its longest parts.
         until_the_data_ends: only the time of a step is known."""
@@ -224,10 +220,11 @@ class TimeOutlook(NamedTuple):
     def _named_parts(self) -> list[tuple[float, str]]:
         """(seconds, part) of the longest parts in addition to the steps, the longest
         first."""
+        least = max(60.0, NAMED * self.seconds)
         others = [
             (seconds, part)
             for part, seconds in self.parts.items()
-            if part != "steps" and seconds > self._least_named
+            if part != "steps" and seconds > least
         ]
         return sorted(others, reverse=True)[:MOST_NAMED]
 

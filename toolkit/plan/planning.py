@@ -252,12 +252,10 @@ class Planner(ABC, Generic[SectionT]):
         reason: str = self.section.train.against_compiling()
         if reason or time is None or time.card is None:
             return reason
-        if time.is_asked:
-            compile_s = COMPILE_S[time.work.level]
-        elif time.gpu:
-            compile_s = compile_seconds(time.gpu) or COMPILE_S[time.work.level]
-        else:
+        if not (time.is_asked or time.gpu):
             return ""
+        known = None if time.is_asked else compile_seconds(time.gpu)
+        compile_s = known or COMPILE_S[time.work.level]
         return time.work.step.against_compiling(time.card, steps, compile_s)
 
     def _compile_notes(self) -> Iterator[str]:
@@ -274,25 +272,24 @@ class Planner(ABC, Generic[SectionT]):
             return self._uncounted(lines)
         data = self.scan()
         plan = self.plan(data)
-        reasons = []
         model = section.model if isinstance(section.model, ModelConfig) else None
-        if model is None:
-            if no_device := why_no_device_here(section.device, 0):
-                reasons.append(no_device)
-        for reason in why_not_started(
-            section, section.run_folder(self.job), plan, self.here
-        ):
-            # which is for the error of a start
-            reasons.append(reason.removeprefix("memory: "))
+        no_device = "" if model else why_no_device_here(section.device, 0)
+        lacks = why_not_started(section, section.run_folder(self.job), plan, self.here)
+        # the prefix is for the error of a start
+        reasons = [no_device, *(lack.removeprefix("memory: ") for lack in lacks)]
         needed_bytes = disk_bytes(section, plan)
         outlook = run_outlook(
-            section, self.job, plan, data.hashes, needed_bytes, model, tuple(reasons)
+            section,
+            self.job,
+            plan,
+            data.hashes,
+            needed_bytes,
+            model,
+            tuple(filter(None, reasons)),
         )
-        notes = plan.notes
         on_cpu = "" if outlook.will_not_start else cpu_instead_here(section.device)
-        if on_cpu:
-            notes += (f"warning: {on_cpu}",)
-        return replace(plan, outlook=outlook, notes=notes)
+        said = (f"warning: {on_cpu}",) if on_cpu else ()
+        return replace(plan, outlook=outlook, notes=plan.notes + said)
 
     def _uncounted(self, lines: tuple[str, ...]) -> RunPlan:
         """The plan of a process whose images cannot be counted yet. lines: the

@@ -318,11 +318,10 @@ def folder_plans(
         crops_by_folder[sample.dataset, sample.folder].setdefault(crop, []).append(
             sample.image
         )
-    plans = []
-    for folder in folders:
-        crops = crops_by_folder[folder.dataset, folder.folder]
-        plans.append(_folder_plan(folder, crops))
-    return tuple(plans)
+    return tuple(
+        _folder_plan(folder, crops_by_folder[folder.dataset, folder.folder])
+        for folder in folders
+    )
 
 
 Crops = dict[ResizeCrop, list[str]]
@@ -411,8 +410,7 @@ def _folder_lines(folder: FolderPlan) -> str:
     if cut and not cut.startswith(WARNING):
         lines.append(f"    {cut}")
     if folder.layers:
-        counts = _counts(folder.layers)
-        lines.append(f"    layers: {counts}")
+        lines.append(f"    layers: {_counts(folder.layers)}")
     if max(folder.captions, default=1) > 1:
         several = _counts(folder.captions)
         lines.append(f"    captions: {several}; one is drawn at each use")
@@ -421,13 +419,8 @@ def _folder_lines(folder: FolderPlan) -> str:
     if folder.is_reg:
         lines.insert(1, "    regularisation images")
     if folder.missing_captions:
-        if folder.has_default:
-            captions = (
-                f"with 'default_caption': {folder.missing_captions} of {folder.images}"
-            )
-        else:
-            captions = f"without caption: {folder.missing_captions} of {folder.images}"
-        lines.insert(1, f"    {captions}")
+        kind = "with 'default_caption'" if folder.has_default else "without caption"
+        lines.insert(1, f"    {kind}: {folder.missing_captions} of {folder.images}")
     return "\n".join(lines)
 
 

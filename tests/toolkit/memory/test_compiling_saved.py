@@ -141,7 +141,7 @@ def dequantized(programs: list[Program]) -> list[torch.Size]:
     return [shape for shape in weights if min(shape) >= WIDTH]
 
 
-@pytest.mark.parametrize("qtype", ["int4", "int8", "float8", "fp8_scaled", "uint3"])
+@pytest.mark.parametrize("qtype", ["int8", "float8", "uint3"])
 def test_no_dequantized_weight_is_kept(programs: list[Program], qtype: str) -> None:
     train("none", qtype=qtype)
     assert dequantized(programs) == []
@@ -167,11 +167,6 @@ def test_a_level_keeps_what_it_says(programs: list[Program]) -> None:
 # ------------------------------------------------------------ what a second process
 # finds
 
-CACHED = [
-    {"level": "full", "qtype": "int4"},
-    {"level": "cheap", "qtype": "int8"},
-]
-
 
 def test_a_second_process_compiles_nothing(nursery: Nursery, tmp_path: Path) -> None:
     environment = {
@@ -186,22 +181,17 @@ def test_a_second_process_compiles_nothing(nursery: Nursery, tmp_path: Path) -> 
         ).ends_with(0)
         found.append(json.loads((tmp_path / f"{name}.out").read_text()))
     first, second = found
-    assert first["autograd_cache_saved"] == second["autograd_cache_hit"] == len(CACHED)
+    assert first["autograd_cache_saved"] == second["autograd_cache_hit"] == 1
     assert (
         not {name for name in (*first, *second) if "bypass" in name}
         and "autograd_cache_miss" not in second
     )
-    assert (
-        second["fxgraph_cache_hit"] == 2 * len(CACHED)
-        and "fxgraph_cache_miss" not in second
-    )
+    assert second["fxgraph_cache_hit"] == 2 and "fxgraph_cache_miss" not in second
 
 
 def main(_: object) -> int:
     """Prints the counters of the caches as JSON, in a separate process."""
     with no_kernels():
-        for row in CACHED:
-            train(**row, backend="inductor")
-            torch._dynamo.reset()
+        train("cheap", qtype="int8", backend="inductor")
     print(json.dumps({**counters["aot_autograd"], **counters["inductor"]}))
     return 0

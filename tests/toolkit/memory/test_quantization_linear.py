@@ -37,12 +37,6 @@ def test_it_computes_what_the_plain_layer_does(qtype: str, bias: bool) -> None:
         torch.testing.assert_close(frozen(x), plain(x), rtol=1e-5, atol=1e-5)
 
 
-def test_the_bias_is_frozen_too() -> None:
-    trained = nn.Linear(64, 64)
-    weight = quantize_weight(trained.weight.detach(), "int8")
-    assert not QuantizedLinear(weight, trained.bias).bias.requires_grad
-
-
 def test_it_moves_as_a_plain_layer_does() -> None:
     frozen, plain = pair("int8")
     assert frozen.state_dict().keys() == {"weight.codes_OI", "weight.scale_O1", "bias"}

@@ -17,7 +17,7 @@ from tests.conftest import heard
 from tests.model_folders import COMMIT, NO_WEIGHTS, part_files, write_cached
 from tests.quantized import SDNQ
 from tests.small_hub import Hub, small_hub
-from toolkit.config.sections.model_files import is_needed, repository_folder
+from toolkit.config.sections.model_files import repository_folder
 from toolkit.errors import UserError
 from toolkit.files import now
 from toolkit.files.safetensors_io import framed
@@ -131,41 +131,12 @@ def test_a_revision_that_is_not_here_is_not_replaced_by_another(
     assert "error" in ask("b" * 40, offline=True)
 
 
-@pytest.mark.parametrize(
-    "refusal",
-    [
-        (403, "GatedRepo"),
-        (401, "GatedRepo"),
-        (401, "RepoNotFound"),
-        (404, "RepoNotFound"),
-    ],
-    ids=str,
-)
-def test_a_refusal_names_the_token(ask, server: Hub, refusal: tuple[int, str]) -> None:
-    server.refusal = refusal
-    said = ask(url=server.url)
-    assert "HF_TOKEN" in said["error"] and NAME in said["error"]
-
-
 def test_an_unknown_revision_is_named(ask, server: Hub) -> None:
     server.refusal = (404, "RevisionNotFound")
     assert (
         ask("v9", url=server.url)["error"]
         == f"model.name_or_path: {NAME}: has no revision 'v9'."
     )
-
-
-def test_a_name_that_no_hub_model_can_have_is_a_mistake(ask) -> None:
-    assert (
-        "neither a local folder nor a model id"
-        in ask(name="my models/edit 2509")["error"]
-    )
-
-
-def test_a_hub_that_cannot_be_reached_names_the_line_that_downloads_by_hand(
-    ask,
-) -> None:
-    assert f"hf download {NAME}" in ask()["error"]
 
 
 def test_a_download_says_size_and_target_and_brings_what_is_needed(
@@ -230,18 +201,19 @@ def test_too_little_space_is_said_before_the_download(
         hub, "HfApi", lambda: SimpleNamespace(model_info=lambda *_, **__: info)
     )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "not there yet"))
-    monkeypatch.setattr(
-        shutil, "disk_usage", lambda _: SimpleNamespace(free=10.1 * 10**9)
-    )
+    monkeypatch.setattr(hub, "_bring", lambda *_, **__: tmp_path)
+
+    def bring(free: float) -> Path:
+        disk = SimpleNamespace(free=free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
+        return hub._bring_told(NAME, None, KEY, allow_patterns=["transformer/*"])
+
     with pytest.raises(
         UserError, match=r"needs 10\.0 GB, .* has 10\.1 GB free.*HF_HOME"
     ):
-        hub._print_download_size(NAME, None, KEY, is_needed)
+        bring(free=10.1e9)
     assert "10.0 GB" in said[0]
-    monkeypatch.setattr(
-        shutil, "disk_usage", lambda _: SimpleNamespace(free=10.3 * 10**9)
-    )
-    hub._print_download_size(NAME, None, KEY, is_needed)
+    assert bring(free=10.3e9) == tmp_path
 
 
 def test_the_index_is_brought_alone_and_then_the_rest(ask, server: Hub) -> None:

@@ -456,11 +456,13 @@ def test_what_the_machine_lacks_while_an_entry_is_read_is_no_damage(
 
 
 @pytest.mark.parametrize(
-    "error",
-    [OSError(errno.ENODEV, "No such device"), RuntimeError("unable to mmap")],
+    ("error", "start"),
+    [
+        (OSError(errno.ENODEV, "No such device"), "first"),
+        (RuntimeError("unable to mmap"), "second"),
+    ],
     ids=["ENODEV", "unable"],
 )
-@pytest.mark.parametrize("start", ["first", "second"])
 def test_a_disk_that_maps_nothing_is_a_warning(
     tiny_model: Path,
     tmp_path: Path,

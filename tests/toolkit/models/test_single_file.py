@@ -18,7 +18,7 @@ from tests.diffusers_reference import relative
 from tests.measured import at_most
 from toolkit.config.reading.process import JobContext
 from toolkit.config.sections.model import ModelConfig
-from toolkit.config.sections.model_files import is_needed, single_files
+from toolkit.config.sections.model_files import single_files
 from toolkit.contracts.data import PromptEmbeds
 from toolkit.memory.quantization import QuantizedLinear, quantizer
 from toolkit.models.families import family_for, single_file_faults
@@ -711,27 +711,6 @@ def test_encoders_in_one_file_have_the_bits_of_their_folders(
         assert_equal(found[part], weights)
 
 
-def test_a_text_encoder_in_scaled_fp8_is_multiplied(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
-    folder, stored = (
-        folders["qwen_image_edit_plus"],
-        {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)},
-    )
-    for name, weight in part_weights(folder, "text_encoder").items():
-        stored[name] = weight
-        if ".mlp.up_proj.weight" in name:
-            stored[name] = torch.full_like(weight, 2, dtype=torch.float8_e4m3fn)
-            stored[name.removesuffix("weight") + "scale_weight"] = torch.tensor([1.5])
-    save_file(stored, tmp_path / "t.safetensors")
-    found = encoders_of(folder, text_encoder_path=tmp_path / "t.safetensors")[
-        "text_encoder"
-    ]
-    assert {
-        float(found[name].mean()) for name in found if ".mlp.up_proj.weight" in name
-    } == {3.0}
-
-
 BLOCK_OF_WAN = {
     "norm1": "residual.0",
     "conv1": "residual.2",
@@ -853,22 +832,3 @@ def test_a_folder_needs_no_weights_of_parts_that_are_given(
         f"{bare / 'vae'}: has no weights"
         in next(iter(without.check(JobContext("job")))).message
     )
-
-
-@pytest.mark.parametrize("given", [(), ("transformer",)])
-def test_weights_that_a_file_gives_are_not_needed_of_the_hub(
-    given: tuple[str, ...],
-) -> None:
-    names = [
-        "transformer/x-00001-of-00002.safetensors",
-        "transformer/x.safetensors.index.json",
-        "vae/y.safetensors",
-    ]
-    names += ["transformer/config.json", "model_index.json"]
-    assert [is_needed(name, given) for name in names] == [
-        not given,
-        not given,
-        True,
-        True,
-        True,
-    ]

@@ -315,22 +315,6 @@ def test_the_worked_example_of_the_module_is_the_plan() -> None:
 # ------------------------------------------------------------ what decides activations
 
 
-def test_tokens_of_references_count() -> None:
-    none, one, three = (
-        taken(
-            plan(item(references=count), train={"gradient_checkpointing": "none"}),
-            "activations",
-        )
-        for count in (0, 1, 3)
-    )
-    # 4096 tokens of the target and 12 of the words around the caption; 4096 and 206 of
-    # each reference.
-    assert one / none == pytest.approx((8192 + 206 + 15) / (4096 + 15), rel=0.02)
-    assert three / none == pytest.approx(
-        (4 * 4096 + 3 * 206 + 15) / (4096 + 15), rel=0.02
-    )
-
-
 def test_the_largest_batch_is_the_one_that_counts() -> None:
     """Of a bucket with two uses no batch has more than two images."""
     none = {"gradient_checkpointing": "none"}
@@ -543,6 +527,7 @@ def test_weights_that_wait_in_the_kept_model_take_a_window_of_main_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(host_memory, "pins_exactly", lambda: True)
+    # not known: a busy machine may have no room for what waits
     monkeypatch.setattr(memory_plan, "free_host_memory", lambda: 0)
     swapped = plan(model=INT8 | {"blocks_to_swap": 32})
     assert (

@@ -7,7 +7,6 @@ from toolkit.errors import UserError
 from toolkit.memory.offload import HostBlock
 from toolkit.system import device
 from toolkit.system.device import (
-    DTYPES,
     check_device,
     configure_cuda,
     pick_device,
@@ -116,10 +115,6 @@ def test_where_the_system_says_nothing_against_it_torch_gives_the_cause(
         UserError, match="CUDA cannot be started: CUDA error 999: unknown error"
     ):
         check_device("auto", 57_700_000_000)
-
-
-def test_compute_dtypes_are_those_of_torch() -> None:
-    assert all(getattr(torch, name) is dtype for name, dtype in DTYPES.items())
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from toolkit.models.loading import (
     block_import,
     load_blockwise,
     load_frozen,
-    with_decoder,
 )
 from toolkit.models.qwen_image.forward import with_fused_norms, with_shared_projections
 from toolkit.registry import VAE_ADDITIONS, load_needed
@@ -65,9 +64,7 @@ def load_vae(
     diffusers or of Wan's VAE, which is the same module. Raises RunError when the
     weights do not fit its config, or are not finite.
     """
-    vae = load_frozen(part, AutoencoderKLQwenImage, dtype, file, of_wan)
-    if decoder:
-        vae = with_decoder(vae, decoder, dtype, of_wan)
+    vae = load_frozen(part, AutoencoderKLQwenImage, dtype, file, of_wan, decoder)
     for key, load_addition in VAE_ADDITIONS.items():
         if vae.config.get(key):
             load_needed(load_addition, f"the VAE in '{part}' ('{key}' in its config)")(

@@ -33,22 +33,7 @@ if TYPE_CHECKING:
         Qwen2VLImageProcessorPil,
     )
 
-PREFIX = EDIT_PLUS.prefix
 DROP_TOKENS = EDIT_PLUS.dropped_tokens
-
-
-def prompt_text(prompt: str, references: int, template: Template = EDIT_PLUS) -> str:
-    """The text that the tokenizer gets, with one image placeholder per control image.
-
-    >>> prompt_text("a cat", references=1).endswith("a cat" + SUFFIX)
-    True
-    """
-    return (
-        template.prefix
-        + "".join(template.image.format(i + 1) for i in range(references))
-        + prompt
-        + SUFFIX
-    )
 
 
 def resize_condition_image(
@@ -92,7 +77,7 @@ def token_ids(
     tokenizer: Qwen2Tokenizer,
     template: Template = EDIT_PLUS,
 ) -> list[int]:
-    """The tokens of `prompt_text`, with each image's placeholder repeated.
+    """The tokens of a prompt in its template, with each image's placeholder repeated.
 
     image_tokens: number of tokens of each image.
     """

@@ -23,7 +23,6 @@ from toolkit.models.loading import (
     block_import,
     load_blockwise,
     load_frozen,
-    with_decoder,
 )
 from toolkit.models.qwen_image.forward import with_fused_norms
 from toolkit.models.qwen_image21 import prompts as text
@@ -43,6 +42,9 @@ with block_import("bitsandbytes", ASKED_BY):
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
+
+
+TEXT_ENCODER = "Qwen3VLForConditionalGeneration"
 
 
 class QwenImage21Model(QwenModel):
@@ -70,20 +72,20 @@ class QwenImage21Model(QwenModel):
         if name == "transformer":
             return with_fused_norms(load_blockwise(o, QwenImage21Transformer2DModel))
         if name == "vae":
-            vae = load_frozen(
-                part, AutoencoderKLQwenImage21, o.dtype, o.files.get(name)
-            )
-            if o.decoder:
-                return with_decoder(vae, o.decoder, o.dtype)
-            return vae
+            kind, file = AutoencoderKLQwenImage21, o.files.get(name)
+            return load_frozen(part, kind, o.dtype, file, decoder=o.decoder)
         if name == "processor":
             return vl_prompts.load_tokenizer(part), vl_prompts.load_image_processor(
                 part
             )
-        kind = "Qwen3VLForConditionalGeneration"
         file = o.files.get(name)
         encoder = vl_prompts.load_text_model(
-            part, kind, o.dtype, o.transform_text_block, file, o.keeps_text_codes
+            part,
+            TEXT_ENCODER,
+            o.dtype,
+            o.transform_text_block,
+            file,
+            o.keeps_text_codes,
         )
         # The transformer was trained on the features in front of the final norm.
         encoder.language_model.norm = torch.nn.Identity()
@@ -91,9 +93,7 @@ class QwenImage21Model(QwenModel):
 
     def layerwise_encoder(self) -> LayerwiseEncoder | None:
         # The transformer was trained on the features in front of the final norm.
-        return LayerwiseEncoder(
-            self.options, "Qwen3VLForConditionalGeneration", final_norm=False
-        )
+        return LayerwiseEncoder(self.options, TEXT_ENCODER, final_norm=False)
 
     def encode_prompt(
         self, prompt: str, references: Sequence[Image.Image]

@@ -1,9 +1,9 @@
 import json
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -12,12 +12,15 @@ from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DMod
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import ROOT, child_environment
 from tests.diffusers_reference import CPU, open_tiny, rewrite_json
+from tests.faults.nursery import Nursery
 from toolkit.errors import RunError, UserError
 from toolkit.flow.sampler import sigmas
+from toolkit.memory.quantization import quantizer
+from toolkit.memory.stored_blocks import describe, restore
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.folder_family import dynamic_shift
+from toolkit.models.kept import Kept
 from toolkit.models.loading import WEIGHTS
 from toolkit.models.qwen_image import loading
 from toolkit.models.qwen_image.loading import TEXT_ENCODER, load_transformer
@@ -224,47 +227,45 @@ LARGE = {
     "axes_dims_rope": [16, 56, 56],
 }
 
-MEASURE = """
-import json, sys, threading, time
-from functools import partial
-from pathlib import Path
-import torch
-from toolkit.memory.quantization import quantizer
-from toolkit.models.loading import WEIGHTS
-from toolkit.flow.sampler import sigmas
-from toolkit.models.families import ModelLoadOptions
-from toolkit.memory.stored_blocks import describe, restore
-from toolkit.models.kept import Kept
-from toolkit.models.qwen_image.loading import load_transformer
 
-def anonymous():
+def anonymous_bytes() -> int:
+    """Of this process."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("RssAnon:")[1].split()[0]) * 1024
 
-def sample():
-    global peak
-    while not done:
-        peak = max(peak, anonymous())
-        time.sleep(0.002)
 
-torch.nn.Linear(64, 64)(torch.zeros(1, 64))
-quantizer("int8")(torch.nn.Sequential(torch.nn.Linear(64, 64)), "")
-baseline, peak, done = anonymous(), 0, False
-thread = threading.Thread(target=sample)
-thread.start()
-options = ModelLoadOptions(
-    folder=Path(sys.argv[1]),
-    device=torch.device("cpu"),
-    dtype=torch.bfloat16,
-    transform_block=quantizer("int8"),
-    kept=Kept(Path(sys.argv[2]), "int8", 0, "large", describe, restore) if len(sys.argv) > 2 else None,
-    cpu_blocks=frozenset(range(1, 6)),
-)
-model = load_transformer(options)
-done = True
-thread.join()
-print(json.dumps({"baseline": baseline, "peak": peak, "end": anonymous()}))
-"""
+def main(arguments: Sequence[str]) -> int:
+    """Loads the model of a folder, with a second one as its kept model, in a separate
+    process. Prints bytes of anonymous memory before, at the most, and after."""
+    folder, *kept = map(Path, arguments)
+    torch.nn.Linear(64, 64)(torch.zeros(1, 64))
+    quantizer("int8")(torch.nn.Sequential(torch.nn.Linear(64, 64)), "")
+    baseline = peak = anonymous_bytes()
+    is_done = Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not is_done.wait(0.002):
+            peak = max(peak, anonymous_bytes())
+
+    watching = Thread(target=watch)
+    watching.start()
+    entry = Kept(kept[0], "int8", 0, "large", describe, restore) if kept else None
+    model = load_transformer(
+        options(
+            folder,
+            torch.bfloat16,
+            transform_block=quantizer("int8"),
+            kept=entry,
+            cpu_blocks=frozenset(range(1, 6)),
+        )
+    )
+    is_done.set()
+    watching.join()
+    end = anonymous_bytes()
+    print(json.dumps({"baseline": baseline, "peak": peak, "end": end}))
+    del model  # it is alive until here
+    return 0
 
 
 @pytest.fixture(scope="module")
@@ -281,31 +282,33 @@ def large_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def loaded(*arguments: Path) -> dict[str, int]:
-    """Bytes of anonymous memory before, at the most, and after a process has loaded the
-    model."""
-    result = subprocess.run(
-        [sys.executable, "-c", MEASURE, *map(str, arguments)],
-        cwd=ROOT,
-        env=child_environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    return json.loads(result.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def loaded(
+    nursery: Nursery, large_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., dict[str, int]]:
+    """What `main` prints of the large model."""
+
+    def load(*kept: Path) -> dict[str, int]:
+        cwd = tmp_path_factory.mktemp("loaded")
+        nursery.fork([large_model, *kept], cwd, "main", main=__name__).ends_with(0)
+        return json.loads((cwd / "main.out").read_text())
+
+    return load
 
 
 @pytest.fixture(scope="module")
-def plain(large_model: Path) -> dict[str, int]:
-    """`loaded` without a kept model."""
-    return loaded(large_model)
+def plain(loaded: Callable[..., dict[str, int]]) -> dict[str, int]:
+    """Without a kept model."""
+    return loaded()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux")
 def test_blocks_that_wait_in_the_kept_model_are_never_in_memory(
-    large_model: Path, plain: dict[str, int], tmp_path: Path
+    large_model: Path,
+    loaded: Callable[..., dict[str, int]],
+    plain: dict[str, int],
+    tmp_path: Path,
 ) -> None:
     """Of six blocks five wait: neither the start that writes them, nor one that reads
     them, holds them."""
@@ -314,7 +317,7 @@ def test_blocks_that_wait_in_the_kept_model_are_never_in_memory(
         5 / 6 * sum(path.stat().st_size for path in part.glob("*.safetensors")) / 2
     )
     for start in ("first", "second"):
-        kept = loaded(large_model, tmp_path)
+        kept = loaded(tmp_path)
         assert (
             kept["end"] - kept["baseline"]
             <= plain["end"] - plain["baseline"] - 0.9 * waiting

@@ -48,6 +48,9 @@ EDITED = [
 ]
 """Each member that takes references with one and with as many as it takes."""
 
+MOST_EDITED = dict(EDITED)
+"""Each of them with as many as it takes."""
+
 DRAWN = [("Qwen-Image", 0), *EDITED]
 """What a pipeline draws: those of the Edit models need a reference."""
 
@@ -132,14 +135,7 @@ def largest(ours_BCHW: torch.Tensor, theirs_BSP: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(
     ("name", "references", "size"),
-    [
-        pytest.param(
-            *case,
-            marks=[pytest.mark.slow]
-            * (case[:2] in [("Qwen-Image-Edit-2509", 1), ("Qwen-Image-Edit-2511", 1)]),
-        )
-        for case in in_turn(DRAWN, PORTRAIT, LANDSCAPE)
-    ],
+    in_turn([("Qwen-Image", 0), *MOST_EDITED.items()], PORTRAIT, LANDSCAPE),
     ids=str,
 )
 def test_velocity_equals_the_pipelines(
@@ -167,7 +163,7 @@ def test_velocity_equals_the_pipelines_with_a_full_reference(
     at_most(f"{name}: velocity, a reference of 1024x1024 area, {size}", error, 1e-5)
 
 
-@pytest.mark.parametrize("name", dict(EDITED))
+@pytest.mark.parametrize("name", MOST_EDITED)
 def test_velocity_without_references_equals_the_pipelines_parts(
     member: Members, monkeypatch, name: str
 ) -> None:
@@ -238,7 +234,12 @@ def _equal(ours: torch.Tensor | None, theirs: torch.Tensor | None) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "references", "size"),
-    in_turn(DRAWN, Size(160, 80), Size(80, 144)),
+    [
+        ("Qwen-Image", 0, Size(160, 80)),
+        ("Qwen-Image-Edit", 1, Size(80, 144)),
+        ("Qwen-Image-Edit-2509", 3, Size(160, 80)),
+        ("Qwen-Image-Edit-2511", 1, Size(80, 144)),
+    ],
     ids=str,
 )
 def test_a_sample_equals_the_pipelines(
@@ -263,7 +264,7 @@ def test_a_sample_equals_the_pipelines(
     )
 
 
-@pytest.mark.parametrize("name", dict(EDITED))
+@pytest.mark.parametrize("name", MOST_EDITED)
 def test_reference_latents_equal_the_pipelines(
     member: Members, monkeypatch, name: str
 ) -> None:

@@ -13,10 +13,10 @@ from toolkit.models.qwen_image.prompts import (
     DROP_TOKENS,
     encoder_inputs,
     prompt_embedding,
-    prompt_text,
     resize_condition_image,
     token_ids,
 )
+from toolkit.models.template import EDIT_PLUS, SUFFIX, Template
 from toolkit.models.vl_prompts import (
     load_image_processor,
     load_text_model,
@@ -42,6 +42,12 @@ def processor(tiny_model: Path):
 
 
 CASES = [*golden("prompt_templates"), *golden("member_templates")]
+
+
+def prompt_text(prompt: str, references: int, template: Template = EDIT_PLUS) -> str:
+    """What the tokenizer gets, with one placeholder for each control image."""
+    images = (template.image.format(number + 1) for number in range(references))
+    return template.prefix + "".join(images) + prompt + SUFFIX
 
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))

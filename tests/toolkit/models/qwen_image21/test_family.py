@@ -4,6 +4,8 @@ modules."""
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -187,6 +189,20 @@ def test_a_plan_says_what_levels_in_one_pass_save(
     )
 
 
+@pytest.fixture(scope="module")
+def of_layers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """A model of so many layers. Read only."""
+
+    @cache
+    def written(layers: int) -> Path:
+        folder = tmp_path_factory.mktemp("layers")
+        spec = TinySpec(arch="qwen_image_2", layers=layers, heads=8)
+        write_tiny_model(folder, spec)
+        return folder
+
+    return written
+
+
 OFFLOADED = [
     (name, "block_offload") for name, kind in KINDS.items() if kind.units.offloaded
 ]
@@ -203,20 +219,22 @@ OFFLOADED = [
     ],
 )
 def test_a_step_takes_what_is_planned(
-    tmp_path: Path, kind: str, level: str, monkeypatch: pytest.MonkeyPatch
+    of_layers: Callable[[int], Path],
+    kind: str,
+    level: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Tensors alive in a step with one reference, counted on fake ones, against the
     estimate."""
     # what is outside the blocks is 3 % beside two of these
-    layers = 4 if kind == "loha" else 2
-    write_tiny_model(tmp_path, TinySpec(arch="qwen_image_2", layers=layers, heads=8))
-    section = section_of(tmp_path, level, kind=kind)
+    folder = of_layers(4 if kind == "loha" else 2)
+    section = section_of(folder, level, kind=kind)
     live = LiveBytes(simulation.FOLLOWED)
     offload = RecomputeOffload(
         simulation.CopiesOf(live), is_elsewhere=lambda tensor: True
     )
     monkeypatch.setattr(block_runner, "recomputing", lambda _: offload)
-    model = open_21(tmp_path, torch.bfloat16)
+    model = open_21(folder, torch.bfloat16)
     network = attach_network(section, model, 1, None)
     build_block_runner(section, model, simulation.DEVICE)
     slots = torch.full((FAMILY.max_references,), -1)
@@ -240,7 +258,7 @@ def test_a_step_takes_what_is_planned(
         live.phase("step")
         before = live.device
         step()
-    facts = FAMILY.footprint(tmp_path)
+    facts = FAMILY.footprint(folder)
     work = step_shape(
         section, facts, count_trainable_params(section), tokens=64 + 2 * 32 * 32
     )

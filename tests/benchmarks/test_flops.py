@@ -1,8 +1,8 @@
 import pytest
 
+from benchmarks import flops
 from benchmarks.random_weights import DRAWN_SIZES
 from benchmarks.synthetic import work_of
-from toolkit.memory import flops
 
 
 def of_published(references: int) -> flops.Flops:
