@@ -2,8 +2,7 @@
 
 Tiny jobs run under a profiler that notes every call of ours between the beginning and
 the end of an entry point: the files entered (also by an import), the functions, and the
-moves: calls in another file than the call before. Then come figures of the source
-itself. `--root` measures another checkout.
+moves: calls in another file than the call before. `--root` measures another checkout.
 """
 
 from __future__ import annotations
@@ -28,27 +27,9 @@ if str(ROOT) not in sys.path:
 
 from benchmarks import report  # noqa: E402
 from benchmarks.compare_commits import commit_of  # noqa: E402
-from benchmarks.source_figures import figures, sources  # noqa: E402
 
 LIBRARY = ("toolkit", "extensions", "jobs", "launch.py", "run.py")
 """What counts as ours, from the root of a checkout."""
-
-PACKAGES = {
-    "core": (
-        "launch.py",
-        "run.py",
-        "jobs",
-        "toolkit",
-        "extensions/sd_trainer",
-        "extensions/example",
-    ),
-    "from scratch": ("extensions/from_scratch",),
-    "tools": ("extensions/tools",),
-    "compat": ("extensions/compat",),
-    "examples": ("config",),
-    "tests": ("tests",),
-}
-"""Part of the program -> its files and folders."""
 
 # Where the walks begin: <file>:<qualified name>. Whoever renames one of these corrects
 # it here; a test looks for each.
@@ -303,26 +284,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     report.card(
         "walks", f"files, functions and moves between files of {root} at {measured}"
     )
-    rows = []
-    if asked.walks:
-        with TemporaryDirectory() as folder:
-            traces = trace_all(root, Path(folder))
-        rows = [row(walk, traces[walk.job]) for walk in WALKS]
+    with TemporaryDirectory() as folder:
+        traces = trace_all(root, Path(folder))
+    rows = [row(walk, traces[walk.job]) for walk in WALKS]
+    print(
+        f"{'':<46} {'files':>5} {'goal':>5} {'functions':>9} {'moves':>6}   files of each part"
+    )
+    for one in rows:
+        goal = "" if one["goal"] is None else f"<={one['goal']}"
+        of_each = " + ".join(map(str, one["parts"])) if len(one["parts"]) > 1 else ""
         print(
-            f"{'':<46} {'files':>5} {'goal':>5} {'functions':>9} {'moves':>6}   files of each part"
+            f"{one['walk']:<46} {one['files']:>5} {goal:>5} {one['functions']:>9} {one['moves']:>6}   {of_each}"
         )
-        for one in rows:
-            goal = "" if one["goal"] is None else f"<={one['goal']}"
-            of_each = (
-                " + ".join(map(str, one["parts"])) if len(one["parts"]) > 1 else ""
-            )
-            print(
-                f"{one['walk']:<46} {one['files']:>5} {goal:>5} {one['functions']:>9} {one['moves']:>6}   {of_each}"
-            )
-    found = figures(sources(root, LIBRARY))
-    print(parts(root))
-    print(render(found))
-    report.finish("walks", measured_commit=measured, walks=rows, figures=found)
+    report.finish("walks", measured_commit=measured, walks=rows)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -332,12 +306,6 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         default=ROOT,
         help="the checkout to measure; default: this one",
-    )
-    parser.add_argument(
-        "--no-walks",
-        dest="walks",
-        action="store_false",
-        help="only the figures of the source",
     )
     parser.add_argument(
         "--trace", nargs=2, metavar=("JOB", "ANSWER"), help=argparse.SUPPRESS
@@ -406,38 +374,6 @@ def row(walk: Walk, traces: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "moves": sum(part["moves"] for part in parts),
         "parts": [len(part["files"]) for part in parts],
     }
-
-
-def parts(root: Path) -> str:
-    """The files and lines of each part of the program."""
-    lines = []
-    for name, places in PACKAGES.items():
-        texts = sources(root, places).values()
-        lines.append(
-            f"{name:<15} {len(texts):>4} files {sum(text.count(chr(10)) for text in texts):>7,} lines"
-        )
-    return "\n".join(lines)
-
-
-def render(found: Mapping[str, Any]) -> str:
-    """The figures of the source in words."""
-    place, longest = found["function_longest"]
-    lines = [
-        f"{found['files']} files, {found['lines']:,} lines: {found['code']:,} code, {found['doc']:,} docstrings and "
-        f"comments, {found['blank']:,} blank",
-        f"{found['functions']:,} functions: median {found['function_median']:g} lines, "
-        f"mean {found['function_mean']:.1f}, longest {longest} ({place})",
-        f"for each 1,000 of {found['statements']:,} statements: "
-        + ", ".join(
-            f"{count:.1f} {name.replace('_', ' ')}"
-            for name, count in found["idioms"].items()
-        ),
-        f"{found['lines'] / max(1, found['statements']):.2f} lines for each statement",
-        f"{found['any_parameters']} of {found['annotated_parameters']:,} annotated parameters are Any",
-        f"circles of imports: {len(found['circles'])}, of them at run time {len(found['circles_at_run_time'])}",
-        *(f"  {' '.join(circle)}" for circle in found["circles"]),
-    ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -69,8 +69,6 @@ EXAMPLES = "config/examples"
 DEADLINE_S = 600
 """After which a command counts as hanging."""
 
-A_MOMENT = "2026-01-01T00:00:00Z"
-
 NOTHING_TO_COMPARE = re.compile(r"description|markdownDescription|title|examples?")
 """Fields of the JSON Schema that are prose."""
 

@@ -65,11 +65,10 @@ LEVELS = MOST_ROWS
 def simulate(
     section: SdTrainerConfig, size: ModelSize, references: int
 ) -> dict[str, Peak]:
-    """Loads the model, takes two steps, then makes a pass without gradients.
+    """Loads the model and takes two steps.
 
     section: its model is a folder that `drawn.write_folder` wrote for `size`. Returns
-    the bytes of "loading", "first step", "training", "at rest" (between two steps) and
-    "validation".
+    the bytes of "loading", "first step", "training" and "at rest" (behind them).
     """
     live = LiveBytes(FOLLOWED, WORKSPACES)
     with as_on_a_device(live), FakeTensorMode(allow_non_fake_inputs=True), live:
@@ -111,11 +110,6 @@ def simulate(
             step,
         )
         live.phase("at rest")
-        live.phase("validation")
-        with torch.no_grad():
-            model.predict_velocity(
-                batch.latents_BCHW, level, batch.prompts, batch.control_latents
-            )
     return live.phases
 
 

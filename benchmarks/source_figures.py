@@ -1,5 +1,5 @@
-"""Figures of source code: lines by kind, lengths of functions, files that import each
-other in a circle, `Any`.
+"""What source code has: its files, texts that stand alone, files that import each other
+in a circle.
 
 Reads files as text and imports none of them.
 """
@@ -7,14 +7,8 @@ Reads files as text and imports none of them.
 from __future__ import annotations
 
 import ast
-import io
-import tokenize
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, median
-from typing import Any
-
-FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def sources(root: Path, places: Iterable[str]) -> dict[str, str]:
@@ -33,118 +27,6 @@ def sources(root: Path, places: Iterable[str]) -> dict[str, str]:
     }
 
 
-def figures(texts: Mapping[str, str]) -> dict[str, Any]:
-    """All figures of these files."""
-    trees = {name: ast.parse(text) for name, text in texts.items()}
-    lines = [line_kinds(text) for text in texts.values()]
-    lengths = {
-        f"{name}:{node.lineno} {node.name}": node.end_lineno - node.lineno + 1
-        for name, tree in trees.items()
-        for node in ast.walk(tree)
-        if isinstance(node, FunctionNode)
-    }
-    annotated = [
-        annotation
-        for tree in trees.values()
-        for annotation in parameter_annotations(tree)
-    ]
-    longest = max(lengths, key=lambda place: lengths[place], default="")
-    return {
-        "files": len(texts),
-        "lines": sum(sum(kinds.values()) for kinds in lines),
-        **{
-            kind: sum(kinds[kind] for kinds in lines)
-            for kind in ("code", "doc", "blank")
-        },
-        "functions": len(lengths),
-        "function_median": median(lengths.values()) if lengths else 0,
-        "function_mean": fmean(lengths.values()) if lengths else 0.0,
-        "function_longest": [longest, lengths.get(longest, 0)],
-        "circles": circles(
-            {name: imported(name, tree, texts) for name, tree in trees.items()}
-        ),
-        "circles_at_run_time": circles(
-            {
-                name: imported(name, without_typing(tree), texts)
-                for name, tree in trees.items()
-            }
-        ),
-        "any_parameters": sum(annotation == "Any" for annotation in annotated),
-        "annotated_parameters": len(annotated),
-        "statements": sum(
-            isinstance(node, ast.stmt)
-            for tree in trees.values()
-            for node in ast.walk(tree)
-        ),
-        "idioms": idioms(trees.values()),
-    }
-
-
-# ------------------------------------------------------------ idioms
-
-
-COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-
-
-def idioms(trees: Iterable[ast.AST]) -> dict[str, float]:
-    """How often a few dense idioms are used, for each 1,000 statements."""
-    counts = dict.fromkeys(
-        ("conditional_expressions", "assignment_expressions", "comprehensions"), 0
-    )
-    counts["tuple_assignments"] = 0
-    statements = 0
-    for tree in trees:
-        for node in ast.walk(tree):
-            statements += isinstance(node, ast.stmt)
-            counts["conditional_expressions"] += isinstance(node, ast.IfExp)
-            counts["assignment_expressions"] += isinstance(node, ast.NamedExpr)
-            counts["comprehensions"] += isinstance(node, COMPREHENSIONS)
-            counts["tuple_assignments"] += _assigns_a_tuple(node)
-    return {name: 1000 * count / max(1, statements) for name, count in counts.items()}
-
-
-def _assigns_a_tuple(node: ast.AST) -> bool:
-    """`a, b = 1, 2`: several names get their values in one line."""
-    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Tuple):
-        return False
-    return any(isinstance(target, ast.Tuple) for target in node.targets)
-
-
-# ------------------------------------------------------------ lines
-
-
-def line_kinds(text: str) -> dict[str, int]:
-    """Lines of code, of docstrings and comments alone (`doc`), and blank lines outside
-    of docstrings."""
-    code: set[int] = set()
-    doc: set[int] = set()
-    docstrings = {node.lineno for node in ast.walk(ast.parse(text)) if is_text(node)}
-    skipped = (
-        tokenize.NL,
-        tokenize.NEWLINE,
-        tokenize.INDENT,
-        tokenize.DEDENT,
-        tokenize.ENDMARKER,
-        tokenize.ENCODING,
-    )
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in skipped:
-            is_doc = token.type == tokenize.COMMENT or (
-                token.type == tokenize.STRING and token.start[0] in docstrings
-            )
-            (doc if is_doc else code).update(range(token.start[0], token.end[0] + 1))
-    blank = {
-        number
-        for number, line in enumerate(text.splitlines(), start=1)
-        if not line.strip()
-    }
-    return {
-        "code": len(code - blank),
-        "doc": len(doc - code),
-        "blank": len(blank - doc),
-    }
-
-
 def is_text(node: ast.AST) -> bool:
     """A text that stands alone: a docstring, of an attribute too."""
     return (
@@ -152,16 +34,6 @@ def is_text(node: ast.AST) -> bool:
         and isinstance(node.value, ast.Constant)
         and isinstance(node.value.value, str)
     )
-
-
-def parameter_annotations(tree: ast.Module) -> Iterator[str]:
-    """The annotations of all parameters but `*args` and `**kwargs`, as they are
-    written."""
-    for node in ast.walk(tree):
-        if isinstance(node, FunctionNode):
-            arguments = node.args
-            every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-            yield from (ast.unparse(one.annotation) for one in every if one.annotation)
 
 
 # ------------------------------------------------------------ imports
@@ -192,17 +64,6 @@ def _file_of(module: Sequence[str], known: set[str]) -> str | None:
     return next(
         (file for file in (f"{path}.py", f"{path}/__init__.py") if file in known), None
     )
-
-
-def without_typing(tree: ast.Module) -> ast.Module:
-    """The tree without what stands under `if TYPE_CHECKING:`."""
-
-    class Remove(ast.NodeTransformer):
-        def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
-            self.generic_visit(node)
-            return node.orelse if "TYPE_CHECKING" in ast.unparse(node.test) else node
-
-    return Remove().visit(ast.parse(ast.unparse(tree)))
 
 
 def circles(graph: Mapping[str, Iterable[str]]) -> list[list[str]]:

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from benchmarks.interop.models import SEED, TinyModel
+from benchmarks.interop.models import SEED
 from toolkit.system.seeding import generator
 
 RANK = 4
@@ -115,8 +115,3 @@ def without_wrappers(transformer: nn.Module) -> dict[str, Tensor]:
         for name, tensor in transformer.state_dict().items()
         if "lora_" not in name
     }
-
-
-def layer_names(model: TinyModel, own: bool = False) -> tuple[str, ...]:
-    """The layers that files of the model change."""
-    return tuple(model.layers(own))

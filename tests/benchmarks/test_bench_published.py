@@ -63,7 +63,8 @@ def right(
     kind: str,
     level: str = "none",
     qtype: str = "",
-    layers: int = 2,
+    layers: int = 1,
+    swapped: float = 0,
     side: int = 128,
     train: dict | None = None,
     **network: Any,
@@ -76,7 +77,7 @@ def right(
         level,
         # the least that divides 18432 outputs into a power of two
         network={"type": kind, **({"linear": 18} if kind == "boft" else {}), **network},
-        swapped=float(layers == 4),
+        swapped=swapped,
         train=train or {},
     )
     size = replace(TWO_BLOCKS, layers=layers, latent_side=side)
@@ -97,8 +98,7 @@ QUANTIZED = {"boft": "int4", "glora": "int8", "lycoris-full": "int8"}
 @pytest.mark.parametrize("kind", sorted({*KINDS} - {"lora", "full"}))
 def test_the_plan_is_right_about_every_kind_of_network(kind: str) -> None:
     """`lora` is measured at every level above, `full` below."""
-    # half a minute for a block of boft
-    layers = 1 if kind == "boft" else 2
+    layers = 2 if kind == "lycoris-full" else 1
     planned, simulated = right(kind, qtype=QUANTIZED.get(kind, ""), layers=layers)
     assert planned == simulated
 
@@ -108,12 +108,12 @@ def test_the_plan_is_right_about_every_kind_of_network(kind: str) -> None:
     "settings",
     [
         {"kind": "dora", "level": "block_offload", "train": {"dtype": "fp32"}},
-        {"kind": "lokr", "level": "block_offload", "qtype": "fp8_scaled"},
-        {"kind": "full", "level": "full"},
-        {"kind": "full", "train": {"dtype": "fp32"}},
-        {"kind": "lora", "level": "block_offload", "layers": 4, "qtype": "int4", "dropout": 0.1},
-        {"kind": "loha", "level": "block_offload", "layers": 4, "qtype": "int8"},
-        {"kind": "lora", "level": "full", "qtype": "int8", "side": 64},
+        {"kind": "lokr", "level": "block_offload", "layers": 2, "qtype": "fp8_scaled"},
+        {"kind": "full", "level": "full", "layers": 2},
+        {"kind": "full", "layers": 2, "train": {"dtype": "fp32"}},
+        {"kind": "lora", "level": "block_offload", "layers": 2, "swapped": 1, "qtype": "int4", "dropout": 0.1},
+        {"kind": "loha", "level": "block_offload", "layers": 2, "swapped": 1, "qtype": "int8"},
+        {"kind": "lora", "level": "full", "layers": 2, "qtype": "int8", "side": 64},
     ],
     ids=str,
 )  # fmt: skip

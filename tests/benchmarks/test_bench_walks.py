@@ -15,7 +15,7 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks.bench_walks import ROOT, WALKS, Tracer, Walk, parts, row
+from benchmarks.bench_walks import ROOT, WALKS, Tracer, Walk, row
 
 ONE = """
 import two
@@ -97,18 +97,6 @@ def test_each_call_is_a_walk_of_its_own_in_every_thread(
 def test_an_entry_point_that_is_never_called_is_named() -> None:
     with pytest.raises(SystemExit, match=r"lost\.py:f was never called"):
         row(Walk("w", "plain", ("lost.py:f",)), {})
-
-
-def test_the_files_and_lines_of_each_part_are_counted(tmp_path: Path) -> None:
-    (tmp_path / "run.py").write_text("x = 1\ny = 2\n", encoding="utf-8")
-    (tmp_path / "launch.py").write_text("", encoding="utf-8")
-    assert parts(tmp_path).splitlines()[0].split() == [
-        "core",
-        "2",
-        "files",
-        "2",
-        "lines",
-    ]
 
 
 def qualified_names(tree: ast.AST, prefix: str = "") -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Lines, lengths, circles and `Any` of small sources that are counted by hand."""
+"""Imports and their circles, of small sources that are looked at by hand."""
 
 from __future__ import annotations
 
@@ -6,63 +6,7 @@ import ast
 
 import pytest
 
-from benchmarks.source_figures import (
-    circles,
-    figures,
-    idioms,
-    imported,
-    line_kinds,
-)
-
-TEXT = '''"""Head.
-
-Second paragraph.
-"""
-
-from typing import Any
-
-LIMIT = 3  # of all
-"""Of an attribute."""
-
-
-# alone
-def read(section: Any, *rest: Any, name: str = "x") -> Any:
-    """One line."""
-
-    text = """a
-
-b"""
-    return text
-'''
-
-
-def test_lines_are_code_documentation_or_blank() -> None:
-    assert line_kinds(TEXT) == {"code": 6, "doc": 7, "blank": 6}
-
-
-def test_the_figures_of_a_file() -> None:
-    found = figures({"a.py": TEXT})
-    assert (found["files"], found["lines"], found["functions"]) == (1, 19, 1)
-    assert found["function_longest"] == ["a.py:13 read", 7]
-    assert (found["any_parameters"], found["annotated_parameters"]) == (1, 2)
-
-
-DENSE = """
-a, b = 1, 2
-first, rest = a
-if (c := a) and [d for d in {e for e in b}]:
-    f = 1 if c else 2
-"""
-
-
-def test_dense_idioms_are_counted_for_each_1000_statements() -> None:
-    """Four statements."""
-    assert idioms([ast.parse(DENSE)]) == {
-        "conditional_expressions": 250,
-        "assignment_expressions": 250,
-        "comprehensions": 500,
-        "tuple_assignments": 250,
-    }
+from benchmarks.source_figures import circles, imported
 
 
 @pytest.mark.parametrize(

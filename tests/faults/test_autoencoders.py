@@ -222,7 +222,7 @@ def test_the_plan_says_what_is_taken_on_a_cuda_device(
     nursery: Nursery, tmp_path: Path, vae_section: dict, changes: dict
 ) -> None:
     """With autocast as CUDA has it: on a device that counts what is allocated."""
-    images = draw_pictures(tmp_path / "large", "a", "b", size=(128, 128))
+    images = draw_pictures(tmp_path / "large", "a", "b", size=(64, 64))
     train = {"steps": 1, "batch_size": 2, "dtype": "bf16", **changes.get("train", {})}
     section = {
         "model": {"class_name": "AutoencoderKL", "config": sized(32)},
@@ -231,7 +231,7 @@ def test_the_plan_says_what_is_taken_on_a_cuda_device(
         "type": "vae_trainer",
         "training_folder": "output",
         "device": "cuda:0",
-        "datasets": [{"folder_path": str(images), "resolution": 128}],
+        "datasets": [{"folder_path": str(images), "resolution": 64}],
     }
     job = Job(nursery, tmp_path, section)
     job.run(faults=[("cuda", str(built()))])

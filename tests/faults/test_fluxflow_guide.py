@@ -186,35 +186,28 @@ def test_an_epoch_of_a_stream_is_one_pass_over_all_shards(workplace: Path) -> No
     assert files_with(SECRET) == []
 
 
-@pytest.fixture
-def stages(workplace: Path) -> Path:
-    """A working directory with the result of the first of the guide's three stages."""
-    train(read_command(guide.STAGE_1, "--max_steps", "2"))
-    return workplace
-
-
-@pytest.mark.slow
-def test_flow_commands_start_from_the_first_stage(stages: Path) -> None:
-    for name in guide.FLOW_COMMANDS.keys() - {"stage 3"}:
-        config = read_command(guide.FLOW_COMMANDS[name])
-        assert config.processes[0].type == "flow_trainer"
-        assert config.processes[0].section.model.vae == "outputs/stage1_vae/train/train"
-        assert plan_job(config).processes[0].optimizer_steps
-
-
 @pytest.mark.slow
 def test_the_second_stage_trains_on_the_first_and_the_third_trains_both(
-    stages: Path,
+    workplace: Path,
 ) -> None:
+    """Every command of a flow model is planned on the first stage."""
+    train(read_command(guide.STAGE_1, "--max_steps", "2"))
+    for name in guide.FLOW_COMMANDS.keys() - {"stage 3"}:
+        config = read_command(guide.FLOW_COMMANDS[name])
+        assert config.processes[0].type == "flow_trainer", name
+        assert config.processes[0].section.model.vae == "outputs/stage1_vae/train/train"
+        assert plan_job(config).processes[0].optimizer_steps, name
     train(read_command(guide.STAGE_2, "--max_steps", "2", "--seed", "1"))
-    out = stages / "outputs" / "stage2_flow"
+    out = workplace / "outputs" / "stage2_flow"
     whole = load_file(out / "flxflow_final.safetensors")
     assert {name.partition(".")[0] for name in whole} >= {
         "transformer",
         "text_encoder",
         "vae",
     }
-    first = load_file(stages / "outputs" / "stage1_vae" / "flxflow_final.safetensors")
+    first = load_file(
+        workplace / "outputs" / "stage1_vae" / "flxflow_final.safetensors"
+    )
     assert all(
         torch.equal(whole[name], value)
         for name, value in first.items()
@@ -229,7 +222,7 @@ def test_the_second_stage_trains_on_the_first_and_the_third_trains_both(
     assert {"loss_flow", "lr/flow", "lr/text_encoder"} <= line.keys()
     assert line["lr/text_encoder"] == pytest.approx(line["lr/flow"] / 10)
     train(read_command(guide.STAGE_3, "--max_steps", "2", "--seed", "1"))
-    out = stages / "outputs" / "stage3_joint"
+    out = workplace / "outputs" / "stage3_joint"
     line = json.loads(
         (out / "graph" / "training_metrics.jsonl")
         .read_text(encoding="utf-8")

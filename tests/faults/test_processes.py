@@ -34,7 +34,7 @@ from tests.faults.nursery import Fault
 from tests.processes import environment, free_port
 from toolkit.models.tiny import TinySpec, write_tiny_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("encoded")]
 
 
 @pytest.fixture
@@ -130,6 +130,7 @@ def test_a_lora_of_2_1_is_trained_by_two_processes_as_by_one(
 
 
 def test_one_that_is_killed_ends_the_other_with_one_line(job: Job) -> None:
+    job.change(sample=None)
     first, second = start_together(
         job, of_second=[("kill_self", STEP, STEP_3_OF_TWO, KILL)]
     )
@@ -144,6 +145,7 @@ def test_one_that_is_killed_ends_the_other_with_one_line(job: Job) -> None:
 
 
 def test_one_without_memory_for_an_exchange_ends_both_with_advice(job: Job) -> None:
+    job.change(sample=None)
     first, second = start_together(
         job, of_second=[("run_out_of_memory", "torch.distributed:all_reduce", 2)]
     )
@@ -155,6 +157,7 @@ def test_one_without_memory_for_an_exchange_ends_both_with_advice(job: Job) -> N
 
 
 def test_what_the_first_process_ends_ends_in_all(job: Job) -> None:
+    job.change(sample=None)
     job.section["validation"] = {"fraction": 0.4, "every": 2}
     job.section["stop_when"] = {
         "metric": "loss",

@@ -65,6 +65,7 @@ def test_a_stop_during_caching_keeps_what_is_cached_and_control_files_are_answer
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("encoded")
 def test_a_stop_during_the_last_sampling_draws_it_at_the_next_start(
     job: Job, whole: Job, same
 ) -> None:
@@ -78,6 +79,7 @@ def test_a_stop_during_the_last_sampling_draws_it_at_the_next_start(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("encoded")
 def test_a_stop_within_an_accumulation_drops_it_and_repeats_it_exactly(
     job: Job, same
 ) -> None:
@@ -97,6 +99,7 @@ def test_a_stop_within_an_accumulation_drops_it_and_repeats_it_exactly(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("encoded")
 def test_a_paused_process_goes_on_and_a_terminal_that_is_closed_stops_it_soon(
     job: Job,
 ) -> None:
@@ -117,6 +120,7 @@ def test_a_paused_process_goes_on_and_a_terminal_that_is_closed_stops_it_soon(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("encoded")
 def test_a_second_signal_leaves_at_once_and_the_last_save_is_good(job: Job) -> None:
     # Each micro-batch takes half a minute once the first save is done.
     job.change(sample=None)
@@ -136,6 +140,7 @@ def test_a_second_signal_leaves_at_once_and_the_last_save_is_good(job: Job) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("encoded")
 def test_output_that_is_lost_ends_no_training(job: Job) -> None:
     """As `| tee` that is killed, an ssh connection that breaks, then a disk that is
     full."""
@@ -191,6 +196,7 @@ def test_output_that_is_lost_ends_no_training(job: Job) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("encoded")
 def test_a_second_run_in_the_folder_is_refused_and_a_killed_one_taken_over(
     job: Job, same
 ) -> None:
@@ -219,6 +225,7 @@ def test_a_second_run_in_the_folder_is_refused_and_a_killed_one_taken_over(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("encoded")
 def test_a_clock_that_jumps_back_and_ahead_changes_nothing(job: Job, same) -> None:
     child = job.start(
         faults=[("wall_clock", -4e8, 8), ("kill_self", STEP, micro_batch(5, 2), KILL)]
@@ -295,6 +302,7 @@ def without_name(file: bytes) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("encoded")
 def test_random_kills_end_in_the_same_bytes(job: Job) -> None:
     survives(job, kills=3, steps=30)
 
