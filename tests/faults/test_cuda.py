@@ -120,6 +120,8 @@ SETTINGS: dict[str, dict[str, dict]] = {
 
 SMALL_CARD = ("int4, text encoder int8", "lokr, prodigy")
 TOGETHER: dict[str, tuple[str, ...]] = {
+    "bf16": ("bf16",),
+    "fp8": ("fp8", "dora, adafactor", "low_vram"),
     "int8, compiled": ("int8", "compiled where auto can"),
     "uint3": (
         "uint3, the blank prompt held",
@@ -127,7 +129,6 @@ TOGETHER: dict[str, tuple[str, ...]] = {
         "attention kept",
         "validation",
     ),
-    "bf16, fp8": ("bf16", "fp8", "dora, adafactor", "low_vram"),
     "the 12 GB card's": ("the 12 GB card's", *SMALL_CARD),
     "the smallest card's": ("the smallest card's", *SMALL_CARD),
     **{name: (name,) for name in SETTINGS if name.startswith("the model itself, ")},
