@@ -547,14 +547,16 @@ SETTINGS: list[tuple[str, dict, str]] = [
     *((f"pytorch_optimizer.{name}", {}, REFUSED) for name in ("Ranger21", "A2Grad", "AliG")),
     ("pytorch_optimizer.Muon", {}, REFUSED),
     ("pytorch_optimizer.AdaMuon", {}, REFUSED),
-    *((f"optimi.{name}", {}, WHOLE) for name in ("StableAdamW", "AdamW", "Lion", "Adan")),
+    # Where Triton is installed and no GPU is there it would take Triton's kernels.
+    ("optimi.StableAdamW", {"triton": False}, WHOLE),
+    *((f"optimi.{name}", {}, WHOLE) for name in ("AdamW", "Lion", "Adan")),
     *((f"torchao.optim.{name}", {}, REFUSED) for name in ("AdamW8bit", "AdamW4bit", "AdamWFp8")),
     ("heavyball.AdamW", {"compile_step": False}, WHOLE),
 ]  # fmt: skip
 """adv-optm 2.5.16, bitsandbytes 0.50.2, came-pytorch 0.1.3, dadaptation 3.2, heavyball
 3.2.1, lion-pytorch 0.2.5, prodigy-plus-schedule-free 2.0.1, prodigyopt 1.1.2,
 pytorch-optimizer 4.1.0, schedulefree 1.4.1, torch 2.13.0, torch-optimi 0.3.3, torchao
-0.18.0, transformers 5.23.0, on a CPU."""
+0.18.0, transformers 5.24.0, on a CPU."""
 
 SLOW = ("torchao", "heavyball")
 
