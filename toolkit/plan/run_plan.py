@@ -419,8 +419,11 @@ def _folder_lines(folder: FolderPlan) -> str:
     if folder.is_reg:
         lines.insert(1, "    regularisation images")
     if folder.missing_captions:
-        kind = "with 'default_caption'" if folder.has_default else "without caption"
-        lines.insert(1, f"    {kind}: {folder.missing_captions} of {folder.images}")
+        counted = f"{folder.missing_captions} of {folder.images}"
+        without = f"without caption: {counted}"
+        if folder.has_default:
+            without = f"with 'default_caption': {counted}"
+        lines.insert(1, f"    {without}")
     return "\n".join(lines)
 
 

@@ -8,10 +8,10 @@ from tests.diffusers_reference import open_tiny
 from toolkit.models.qwen_image.loading import TEXT_ENCODER
 from toolkit.models.qwen_image.prompts import (
     DROP_TOKENS,
-    PREFIX,
     encoder_inputs,
     prompt_embedding,
 )
+from toolkit.models.template import EDIT_PLUS
 from toolkit.models.tiny import TinySpec, is_written, write_tiny_model
 from toolkit.models.vl_prompts import (
     load_image_processor,
@@ -84,7 +84,7 @@ def test_words_of_captions_are_tokens_and_their_embeddings_are_far_apart(
     # a, green, zeppelin, the comma, wearing, an, umbrella
     assert len(tokenizer(captions[1])["input_ids"]) == 7
     # what is cut off before the prompt, as published
-    assert len(tokenizer(PREFIX)["input_ids"]) == DROP_TOKENS
+    assert len(tokenizer(EDIT_PLUS.prefix)["input_ids"]) == DROP_TOKENS
     assert tokenizer.decode(tokenizer("quixotic")["input_ids"]) == "quixotic"
     text_model = load_text_model(
         tmp_path / "text_encoder", TEXT_ENCODER, torch.float32, None
