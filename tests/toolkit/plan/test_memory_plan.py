@@ -245,6 +245,14 @@ def test_on_the_cpu_everything_is_in_one_memory() -> None:
     assert on_host.host_bytes == on_host.peak_bytes > on_card.device_bytes
 
 
+def test_a_cpu_holds_what_a_quantized_block_has_freed() -> None:
+    """glibc does not return it (docs/memory.md)."""
+    on_host = plan(model=INT8, machine=Machine("cpu"))
+    freed = phase(on_host, "loading").parts["one block, quantized"]
+    parts = phase(on_host, "training").parts
+    assert parts["gaps"] == pytest.approx(parts["activations"] / 2 + freed)
+
+
 def test_held_out_images_are_encoded_too() -> None:
     peaks = [
         phase(
