@@ -1,13 +1,15 @@
 """Zip files as folders of images."""
 
+import math
 import os
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from toolkit.files import writing
-from toolkit.files.archives import archive_in, unpacked
+from toolkit.files import archives, writing
+from toolkit.files.archives import Limits, archive_in, opened, unpacked
 
 
 def archive(path: Path, **members: str) -> str:
@@ -116,3 +118,27 @@ def test_an_archive_that_does_not_fit_is_refused(
         OSError, match=r"needs 5 B unpacked, and 1.* are free in .*Make room"
     ):
         unpacked(archive(tmp_path / "b.zip", a="12345"), tmp_path)
+
+
+def test_an_archive_from_elsewhere_has_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of files, of bytes, and of bytes for each packed one; at a limit it is taken.
+    What is stored is as large packed, and 200 zeros are a few bytes."""
+    monkeypatch.setattr(archives, "FREE_RATIO", 10)
+    stored = archive(tmp_path / "stored.zip", a="1234", b="12345678")
+    with zipfile.ZipFile(tmp_path / "zeros.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a", bytes(200))
+        packed = file.infolist()[0].compress_size
+    zeros, ratio = str(tmp_path / "zeros.zip"), math.ceil(200 / packed)
+
+    for path, limits, refusal in (
+        (stored, Limits(files=2, most_bytes=12, ratio=1), ""),
+        (stored, Limits(files=1, most_bytes=12, ratio=1), "more than 1 files"),
+        (stored, Limits(files=2, most_bytes=11, ratio=1), "12 B unpacked, at most 11"),
+        (zeros, Limits(files=1, most_bytes=200, ratio=ratio), ""),
+        (zeros, Limits(files=1, most_bytes=200, ratio=ratio - 1), "200 B unpacked"),
+    ):
+        refused = pytest.raises(OSError, match=refusal) if refusal else nullcontext()
+        with refused, opened(path, limits) as (_, members):
+            assert len(members) == limits.files, limits
