@@ -158,15 +158,17 @@ def loading(job: JobBytes, choice: Choice) -> Bytes:
     is quantized or sharded."""
     model = job.model
     parts = weights(job, choice, buffers=0) | _encoders_on_device(job.encoders)
-    if model.quantizing is not None:
-        parts[Part.QUANTIZED_BLOCK] = _being_quantized(job, choice)
+    parts[Part.QUANTIZED_BLOCK] = _being_quantized(job, choice)
     parts[Part.FILE] = model.file_of_block
     return parts
 
 
 def _being_quantized(job: JobBytes, choice: Choice) -> float:
-    """Bytes of a block in its original precision, without its quantized weights."""
-    return (job.model.quantizing or 0) - choice.block - job.model.others
+    """Bytes of a block in its original precision, without its quantized weights; 0 where
+    none is quantized."""
+    if job.model.quantizing is None:
+        return 0
+    return job.model.quantizing - choice.block - job.model.others
 
 
 # ------------------------------------------------------------ steps and samples
@@ -203,9 +205,9 @@ def step(job: JobBytes, choice: Choice, optimizer: int, rows: int) -> Bytes:
         work[Part.ENCODING_AHEAD] = ahead
     if not job.on_gpu:
         work |= offloaded(job, choice)
-        if job.model.quantizing is not None:  # glibc holds what loading has freed
-            held = max(0, _being_quantized(job, choice))
-            work[Part.GAPS] = work.get(Part.GAPS, 0) + held
+        # glibc holds what loading has freed
+        held = max(0, _being_quantized(job, choice))
+        work[Part.GAPS] = work.get(Part.GAPS, 0) + held
     return at_rest(job, choice, optimizer, rows) | work
 
 
