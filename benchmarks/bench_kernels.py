@@ -7,9 +7,10 @@ kernel; views, and memory that is only taken, count as none. Two and three block
 counted, and the third stands for all others, as the last one is not checkpointed. The
 optimizer's step is not in it.
 
-`--compiled QTYPE` counts what inductor makes of such a block instead: a narrow one,
-compiled for this CPU, since kernels depend on the operations and not on the sizes. For
-a GPU inductor fuses about as much. Takes minutes.
+`--compiled QTYPE` counts what inductor makes of such a block for a GPU instead, for each
+family: of a tiny model, since kernels depend on the operations and not on the sizes, on
+the device that stands in for CUDA (`tests/stand_in_cuda`). Needs Triton and a C++
+compiler. Takes minutes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from torch._inductor.utils import run_and_get_code  # noqa: E402
+from PIL import Image  # noqa: E402
 from torch._subclasses import FakeTensorMode  # noqa: E402
 
 from benchmarks import report  # noqa: E402
@@ -37,12 +38,18 @@ from benchmarks.bench_published import Row, section  # noqa: E402
 from benchmarks.live_bytes import Kernels, LiveBytes  # noqa: E402
 from benchmarks.random_weights import DRAWN_SIZES, write_folder  # noqa: E402
 from benchmarks.simulation import DEVICE, FOLLOWED, as_on_a_device, batch_of, load_model  # noqa: E402
-from benchmarks.synthetic import SEED, SIZES, EncoderlessModel, ModelSize, write_model  # noqa: E402
+from benchmarks.synthetic import RANK, SEED, SIZES, ModelSize  # noqa: E402
 from extensions.sd_trainer.setup import attach_network, build_block_runner  # noqa: E402
+from tests.stand_in_cuda import built, install  # noqa: E402
+from tests.stand_in_cuda.inductor import install_compiler  # noqa: E402
 from toolkit.config.sections.train import CompileConfig  # noqa: E402
+from toolkit.contracts.data import PromptEmbeds, Size  # noqa: E402
 from toolkit.memory.block_runner import BlockRunner  # noqa: E402
 from toolkit.memory.quantization import quantizer  # noqa: E402
 from toolkit.models.families import ModelLoadOptions  # noqa: E402
+from toolkit.models.tiny import TinySpec, write_tiny_model  # noqa: E402
+from toolkit.networks.lora import LoraNetwork  # noqa: E402
+from toolkit.registry import FAMILIES  # noqa: E402
 from toolkit.system.device import DTYPES  # noqa: E402
 
 BLOCKS = 60
@@ -55,7 +62,14 @@ ROWS = {
 }
 LEVELS = ("none", "cheap", "full")
 BELOW = replace(SIZES["XS"], heads=4, head_dim=64, layers=2, rope_axes=(16, 24, 24))
-"""For inductor: wide enough for every type's groups."""
+"""For tests: wide enough for every type's groups."""
+SPECS = {
+    "Qwen-Image-Edit-2509": TinySpec(),
+    "Qwen-Image-Edit-2511": TinySpec(zero_cond_t=True),
+    "Qwen-Image": TinySpec(arch="qwen_image"),
+    "Qwen-Image-Layered": TinySpec(arch="qwen_image_layered"),
+    "Qwen-Image-2.1": TinySpec(arch="qwen_image_2"),
+}
 
 
 def of_micro_step(row: Row, size: ModelSize) -> tuple[Counter[str], Counter[str]]:
@@ -102,46 +116,60 @@ def of_all_blocks(row: Row, size: ModelSize) -> dict[str, Any]:
     }
 
 
-def compiled(qtype: str, level: str = "full") -> list[dict[str, int]]:
-    """What each program of inductor launches: its own kernels, and the others' by
-    name."""
+def run_compiled(spec: TinySpec, qtype: str) -> None:
+    """A micro-step of a tiny model with compiled blocks, forward and backward, on the
+    device named cuda that `install_compiler` has prepared."""
+    torch._dynamo.reset()
+    device = torch.device("cuda:0")
     with TemporaryDirectory() as folder:
-        write_model(Path(folder), BELOW)
-        transform = quantizer(qtype) if qtype != "bf16" else None
-        options = ModelLoadOptions(
-            folder=Path(folder),
-            device=DEVICE,
-            dtype=torch.bfloat16,
-            transform_block=transform,
-        )
-        model, batch = (
-            EncoderlessModel(options, BELOW),
-            batch_of(BELOW, 1, torch.bfloat16),
-        )
-        attach_network(section(Path(folder), Row(), BELOW), model, SEED, None)
-        BlockRunner(
-            model,
-            DEVICE,
-            torch.bfloat16,
-            level,
-            compile_settings=CompileConfig(enabled=True, fullgraph=True),
-        )
-
-        def step() -> None:
-            velocity = model.predict_velocity(
-                torch.ones_like(batch.latents_BCHW),
-                torch.tensor([0.5]),
-                batch.prompts,
-                batch.control_latents,
+        write_tiny_model(Path(folder), spec)
+        family = FAMILIES.load(spec.arch).of_folder(Path(folder))
+        model = family.open(
+            ModelLoadOptions(
+                folder=Path(folder),
+                device=device,
+                dtype=torch.bfloat16,
+                transform_block=quantizer(qtype) if qtype != "bf16" else None,
             )
-            velocity.square().mean().backward()
+        )
+        network = LoraNetwork(model.lora_targets(), RANK, RANK, dropout=0.0, seed=SEED)
+        network.attach(model.network_module)
+        network.fuse_projections(model.fused_projection_groups())
+        network.cast_by_block(model.blocks())
+        settings = CompileConfig(enabled=True, fullgraph=True)
+        BlockRunner(model, device, torch.bfloat16, "full", compile_settings=settings)
+        size = Size(64, 64)
+        has_reference = family.max_references > 0
+        prompt = model.encode_prompt(
+            "a cat on a mat", [Image.new("RGB", size)] * has_reference
+        )
+        width, height = family.latent_size(size)
+        latents_BCHW = torch.randn(1, family.latent_channels, height, width)
+        velocity = model.predict_velocity(
+            latents_BCHW,
+            torch.tensor([0.5]),
+            PromptEmbeds.stack([prompt]),
+            [[latents_BCHW[0]] * has_reference],
+        )
+        velocity.square().mean().backward()
 
-        _, programs = run_and_get_code(step)
-    launches = re.compile(r"(cpp_fused|extern_kernels\.\w+|torch\.ops\.[\w.]+)\w*\(")
-    return [
-        dict(Counter(launches.findall(code[code.index("def call(") :])).most_common())
-        for code in programs
-    ]
+
+LAUNCH = re.compile(
+    r"triton_(\w+)\.run\(|extern_kernels\.(\w+)\(|torch\.ops\.\w+\.([\w.]+)\("
+)
+CAST = re.compile(r"poi_fused__to_copy_\d+|for_fused_\d+")
+VIEWS = ("view_as_real.default", "view_as_complex.default")
+
+
+def launched(program: str) -> Counter[str]:
+    """What a program launches: inductor's kernels that only cast, all its others, and
+    the operations of PyTorch by name."""
+    calls = LAUNCH.findall(program[program.rindex("def call(") :])
+    return Counter(
+        product or operation or ("casts" if CAST.fullmatch(kernel) else "of inductor")
+        for kernel, product, operation in calls
+        if operation not in VIEWS
+    )
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -151,8 +179,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--compiled",
         metavar="QTYPE",
         choices=ROWS,
-        help="what inductor makes of such a block",
+        help="what inductor makes of such a block for a GPU",
     )
+    parser.add_argument("--models", nargs="+", choices=SPECS, default=list(SPECS))
     return parser.parse_args(argv)
 
 
@@ -163,10 +192,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"fake tensors, {BLOCKS} blocks, LoRA on all layers, one reference, uncompiled",
     )
     if asked.compiled:
-        programs = compiled(asked.compiled)
-        for program in programs:
-            print(f"{sum(program.values()):>6} {program}")
-        report.finish("kernels", compiled={asked.compiled: programs})
+        install(built())
+        programs = install_compiler()
+        found = {}
+        for name in asked.models:
+            programs.clear()
+            run_compiled(SPECS[name], asked.compiled)
+            found[name] = [launched(program) for program in programs]
+            for counted in found[name]:
+                print(f"{name:<22} {counted.total():>5} {dict(counted)}")
+        report.finish("kernels", qtype=asked.compiled, compiled=found)
         return
     print(
         f"{'':<12} {'checkpointing':<14} {'a micro-step':>12} {'block forward':>14} {'backward':>9}"

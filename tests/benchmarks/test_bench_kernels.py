@@ -3,11 +3,18 @@ whole."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 import torch
 
 from benchmarks import bench_kernels
 from benchmarks.live_bytes import Kernels
+from tests.stand_in_cuda import COMPILER
 
 
 def test_views_and_empty_memory_are_no_kernels() -> None:
@@ -43,3 +50,38 @@ def test_a_micro_step_launches_few_kernels_and_int4_adds_dequantizing(
     assert int4["operations"]["__rshift__"] == 40
     assert rows["bf16, none"]["forward"] == plain["forward"] < 100
     assert plain["backward"] > rows["bf16, none"]["backward"] + 80
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    COMPILER is None or find_spec("triton") is None,
+    reason="needs a c++ and Triton, which .ci/run has in a folder of its own",
+)
+@pytest.mark.skipif(
+    torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own"
+)
+def test_a_compiled_block_casts_its_lora_in_one_kernel_forward_and_two_backward() -> (
+    None
+):
+    """Its matrices, again where the block is computed again, and their gradients; when
+    each use cast its matrix, 67 of 154 kernels of inductor did nothing else (int4)."""
+    models = ["Qwen-Image-Edit-2509", "Qwen-Image-2.1"]
+    done = subprocess.run(
+        [
+            *(sys.executable, str(Path(bench_kernels.__file__))),
+            *("--compiled", "int4", "--models", *models),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])["compiled"]
+    assert list(found) == models
+    for forward, backward in found.values():
+        assert (forward["casts"], backward["casts"]) == (1, 2)
+        assert forward["mm"] < backward["mm"]
+    kernels = [
+        program["casts"] + program["of inductor"] for program in found[models[0]]
+    ]
+    assert sum(kernels) <= 95

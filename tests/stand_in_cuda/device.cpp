@@ -360,9 +360,11 @@ optional<Tensor> as_bias(const optional<Tensor>& mask, const Tensor& query) {
   return at::zeros_symint(mask->sym_sizes(), query.options()).masked_fill(mask->logical_not(), -INFINITY);
 }
 
-// PyTorch looks for CUDA's kernels by itself here, past the dispatcher.
+// PyTorch looks for CUDA's kernels by itself here, past the dispatcher. Flash attention takes no mask: one is counted with
+// the waits, as something else that a step must not have.
 Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, const optional<Tensor>& mask,
                  double dropout, bool causal, optional<double> scale, bool enable_gqa) {
+  if (mask) waited_for["attention with a mask"]++;
   bool is_plain = query.dim() == 4 && dropout == 0 && !enable_gqa && !(mask && mask->scalar_type() == at::kBool);
   if (is_plain)
     return std::get<0>(at::_scaled_dot_product_flash_attention_for_cpu(query, key, value, 0, causal, mask, scale));

@@ -338,6 +338,9 @@ def compile_wrapper(
         # Scales and rates never change. `dynamic` would make a symbol of each, and
         # PyTorch 2.11 cannot compile one that scales a product.
         torch._dynamo.config.specialize_float = True
+        # A block sets its adapters' cast matrices (`BlockCasts`) in a checkpoint, and
+        # has none afterwards: there is no side effect to repeat.
+        torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
         if settings.backend == "inductor":
             from toolkit.memory.unfused_sums import UnfusedSums
 

@@ -35,15 +35,13 @@ RunBlock = Callable[..., Any]
 
 def call_block(block: nn.Module, *inputs: Any, **named: Any) -> Any:
     """The outputs of a block, by the module's own call, whose hooks gather the weights
-    of a sharded block. Where it is not compiled, all adapters of the block are cast at
-    once (`Network.cast_by_block`).
+    of a sharded block. All adapters of the block are cast at once
+    (`Network.cast_by_block`).
 
     >>> call_block(nn.Linear(4, 2), torch.ones(1, 4)).shape
     torch.Size([1, 2])
     """
-    casts: Any = (
-        None if torch.compiler.is_compiling() else getattr(block, "adapter_casts", None)
-    )
+    casts: Any = getattr(block, "adapter_casts", None)
     if casts is None:
         return block(*inputs, **named)
     with casts.of((*inputs, *named.values())):

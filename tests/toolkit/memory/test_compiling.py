@@ -3,6 +3,7 @@ blocks."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -73,6 +74,26 @@ def test_compiled_blocks_compute_the_same_in_one_piece() -> None:
         Stack(dropout=0.0, qtype="int8", count=2).gradients(),
     )
     assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("level", "casts"), [("none", 2), ("full", 3)])
+def test_a_compiled_block_casts_its_matrices_at_once(
+    level: str, casts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward, computed again and backward, with the bits of a block that is not
+    compiled."""
+    operations: Counter[str] = Counter()
+
+    def counted(program: torch.fx.GraphModule, _: object) -> Callable:
+        operations.update(str(node.target) for node in program.graph.nodes)
+        return make_boxed_func(program.forward)
+
+    register(monkeypatch, "counted", counted, counted)
+    options = {"count": 2, "dtype": torch.bfloat16}
+    found = stack(level, "counted", **options).gradients()
+    assert same(found, Stack(dropout=0.0, **options).gradients())
+    assert operations["aten._foreach_copy.default"] == casts
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def test_sizes_and_captions_have_one_program(spec: TinySpec, tmp_path: Path) -> 
         ModelLoadOptions(
             folder=tmp_path,
             device=CPU,
-            dtype=torch.float32,
+            dtype=torch.bfloat16,
             transform_block=quantizer("int8"),
             modulation_table=not is_21,
         )
@@ -53,9 +53,10 @@ def test_sizes_and_captions_have_one_program(spec: TinySpec, tmp_path: Path) -> 
     network = LoraNetwork(model.lora_targets(), 4, 4.0, dropout=0.0, seed=1)
     network.attach(model.network_module)
     network.fuse_projections(model.fused_projection_groups())
+    network.cast_by_block(model.blocks())
     assert is_21 or model.enable_modulation_cache(BlockSwap) is None
     compiling = CompileConfig(enabled=True, backend="eager").for_sizes(several=True)
-    BlockRunner(model, CPU, torch.float32, "full", compile_settings=compiling)
+    BlockRunner(model, CPU, torch.bfloat16, "full", compile_settings=compiling)
 
     def latents(size: Size) -> torch.Tensor:
         width, height = family.latent_size(size)

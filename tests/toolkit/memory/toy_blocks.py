@@ -57,8 +57,11 @@ class Stack:
         dropout: float = 0.1,
         rank: int = 4,
         device: torch.device = CPU,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        """dtype: of the blocks; the network is in float32."""
         self.device = device
+        self.dtype = dtype
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.model = nn.ModuleList(Block() for _ in range(count)).requires_grad_(
@@ -66,7 +69,7 @@ class Stack:
             )
         for index, block in enumerate(self.model if qtype else ()):
             quantizer(qtype)(block, str(index))
-        self.model.to(device)
+        self.model.to(device, dtype)
         targets = [
             f"{index}.{layer}"
             for index in range(count)
@@ -102,7 +105,7 @@ class Stack:
     def output(self, tokens: int = TOKENS) -> Tensor:
         x_BSD = torch.randn(
             (2, tokens, WIDTH), generator=torch.Generator().manual_seed(3)
-        ).to(self.device)
+        ).to(self.device, self.dtype)
         for block in self.model:
             (x_BSD,) = self.run(block, x_BSD)
         return x_BSD

@@ -22,10 +22,7 @@ HALF = torch.bfloat16
 def half_stack(
     level: str = "none", casts: bool = True, count: int = 2, **options
 ) -> Stack:
-    stack = Stack(count=count, **options).wrap(checkpoint_wrapper(level))
-    stack.model.to(HALF)
-    for parameter in stack.network.parameters().values():
-        parameter.data = parameter.data.float()
+    stack = Stack(count=count, dtype=HALF, **options).wrap(checkpoint_wrapper(level))
     if not casts:
         for block in stack.model:
             del block.adapter_casts
