@@ -20,14 +20,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from benchmarks import bench_memory
 from tests.conftest import FAST_BF16
 from tests.diffusers_reference import relative
 from tests.extensions.from_scratch.conftest import SMALL
-from tests.faults.conftest import STEP, Job, draw_pictures
+from tests.faults.conftest import STEP, Job, draw_pictures, pictures_of
 from tests.faults.nursery import Fault, Nursery
 from tests.stand_in_cuda import COMPILER, TOTAL, built
 from toolkit.models.tiny import TinySpec, write_tiny_model
@@ -122,7 +121,7 @@ SMALL_CARD = ("int4, text encoder int8", "lokr, prodigy")
 TOGETHER: dict[str, tuple[str, ...]] = {
     "bf16": ("bf16",),
     "fp8": ("fp8", "dora, adafactor", "low_vram"),
-    "int8, compiled": ("int8", "compiled where auto can"),
+    "int8, compiled": ("int8", "compiled where auto can", "all computed again"),
     "uint3": (
         "uint3, the blank prompt held",
         "three blocks swapped",
@@ -393,12 +392,6 @@ def test_an_autoencoder_and_its_discriminator_learn_there_what_they_learn_on_the
     for ours, theirs in zip(on_cuda.metrics(), job.metrics(), strict=True):
         for name in ("loss/vae", "loss/discriminator", "adversarial_weight"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
-
-
-def pictures_of(job: Job) -> np.ndarray:
-    """All samples of a run in the order of its steps; 0 to 255."""
-    paths = sorted(job.folder.glob("samples/*.png"))
-    return np.stack([np.asarray(Image.open(path), dtype=np.float64) for path in paths])
 
 
 RESUMED = 1e-3
