@@ -757,6 +757,34 @@ def test_a_saved_weight_of_a_swapped_block_has_arrived_whoever_asks_for_it(
     run_there(PART + SAVED_WEIGHT)
 
 
+AVERAGES = """
+from torch.nn import Parameter
+
+from toolkit.optim.ema import Ema
+
+waiting = {name: Parameter(torch.ones(2)) for name in "abc"}
+here = {name: Parameter(torch.ones(2, device=cuda)) for name in "def"}
+for parameters in ({**waiting, **here}, {**here, **waiting}):
+    ema = Ema(parameters, decay=0.5, warm_up=False)
+    for parameter in parameters.values():
+        parameter.data.zero_()
+    before = device.host_waited()
+    ema.update(torch.ones((), dtype=torch.bool, device=cuda))
+    assert device.host_waited() - before <= 2
+    assert all(average.tolist() == [0.5, 0.5] for average in ema.averages.values())
+    for parameter in parameters.values():
+        parameter.data.fill_(1)
+"""
+
+
+@stand_in_only
+def test_averages_in_main_memory_are_not_waited_for_one_by_one(
+    device, run_there
+) -> None:
+    """As those of swapped blocks that are trained are."""
+    run_there(PART + AVERAGES)
+
+
 MAPPED_BLOCKS = """
 import random
 from pathlib import Path
