@@ -130,7 +130,10 @@ def section_of(
                 **takes.get(family, partners),
             }
         ]
-        sample = {"prompt": "a photo", "ctrl_img": [str(data / "before" / "a.png")]}
+        sample = {
+            "prompt": "a photo of a",
+            "ctrl_img": [str(data / "before" / "a.png")],
+        }
         if family == "text to image":
             del sample["ctrl_img"]
         del section["sample"]["prompts"]
