@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image, ImageChops
 from safetensors.torch import load_file
@@ -193,6 +194,12 @@ class Job:
                 Image.open(path).tobytes()
             )
         return found
+
+
+def pictures_of(job: Job) -> np.ndarray:
+    """All samples of a run in the order of its steps; 0 to 255."""
+    paths = sorted(job.folder.glob("samples/*.png"))
+    return np.array([np.asarray(Image.open(path), dtype=np.float64) for path in paths])
 
 
 def without_times(line: str) -> dict:

@@ -20,14 +20,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from benchmarks import bench_memory
 from tests.conftest import FAST_BF16
 from tests.diffusers_reference import relative
 from tests.extensions.from_scratch.conftest import SMALL
-from tests.faults.conftest import STEP, Job, draw_pictures
+from tests.faults.conftest import STEP, Job, draw_pictures, pictures_of
 from tests.faults.nursery import Fault, Nursery
 from tests.stand_in_cuda import COMPILER, TOTAL, built
 from toolkit.models.tiny import TinySpec, write_tiny_model
@@ -122,7 +121,7 @@ SMALL_CARD = ("int4, text encoder int8", "lokr, prodigy")
 TOGETHER: dict[str, tuple[str, ...]] = {
     "bf16": ("bf16",),
     "fp8": ("fp8", "dora, adafactor", "low_vram"),
-    "int8, compiled": ("int8", "compiled where auto can"),
+    "int8, compiled": ("int8", "compiled where auto can", "all computed again"),
     "uint3": (
         "uint3, the blank prompt held",
         "three blocks swapped",
@@ -393,12 +392,6 @@ def test_an_autoencoder_and_its_discriminator_learn_there_what_they_learn_on_the
     for ours, theirs in zip(on_cuda.metrics(), job.metrics(), strict=True):
         for name in ("loss/vae", "loss/discriminator", "adversarial_weight"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
-
-
-def pictures_of(job: Job) -> np.ndarray:
-    """All samples of a run in the order of its steps; 0 to 255."""
-    paths = sorted(job.folder.glob("samples/*.png"))
-    return np.stack([np.asarray(Image.open(path), dtype=np.float64) for path in paths])
 
 
 RESUMED = 1e-3
@@ -762,6 +755,34 @@ def test_a_saved_weight_of_a_swapped_block_has_arrived_whoever_asks_for_it(
     """Also where no gradient has reached the block before, whose hook would have
     waited."""
     run_there(PART + SAVED_WEIGHT)
+
+
+AVERAGES = """
+from torch.nn import Parameter
+
+from toolkit.optim.ema import Ema
+
+waiting = {name: Parameter(torch.ones(2)) for name in "abc"}
+here = {name: Parameter(torch.ones(2, device=cuda)) for name in "def"}
+for parameters in ({**waiting, **here}, {**here, **waiting}):
+    ema = Ema(parameters, decay=0.5, warm_up=False)
+    for parameter in parameters.values():
+        parameter.data.zero_()
+    before = device.host_waited()
+    ema.update(torch.ones((), dtype=torch.bool, device=cuda))
+    assert device.host_waited() - before <= 2
+    assert all(average.tolist() == [0.5, 0.5] for average in ema.averages.values())
+    for parameter in parameters.values():
+        parameter.data.fill_(1)
+"""
+
+
+@stand_in_only
+def test_averages_in_main_memory_are_not_waited_for_one_by_one(
+    device, run_there
+) -> None:
+    """As those of swapped blocks that are trained are."""
+    run_there(PART + AVERAGES)
 
 
 MAPPED_BLOCKS = """

@@ -1,18 +1,23 @@
 """Families unlike the first one on the device that stands in for CUDA: they train there
-with the CPU's numbers, compiled and sampling too, and no step waits for the device."""
+with the CPU's numbers in every precision, swapped, compiled and validated too, and no
+step waits for the device."""
 
 from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from tests.faults.conftest import Job, draw_pictures
+from tests.faults.conftest import STEP, Job, draw_pictures, pictures_of
 from tests.faults.nursery import Nursery
+from tests.layer_files import write_layers
 from tests.stand_in_cuda import COMPILER, built
 from toolkit.models.tiny import TinySpec, write_tiny_model
 
@@ -26,97 +31,189 @@ pytestmark = [
         torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own"
     ),
 ]
-FEW_LAYERS = {"network_kwargs": {"only_if_contains": ["to_q"]}}
-"""Each takes seconds to be traced."""
 
-JOBS: dict[str, tuple[TinySpec, dict[str, dict]]] = {
-    "qwen_image_2, four noise levels": (
-        TinySpec(arch="qwen_image_2"),
-        {"train": {"noise_levels_per_sample": 4}, "network": FEW_LAYERS},
-    ),
-    "qwen_image": (TinySpec(arch="qwen_image"), {"network": FEW_LAYERS}),
-    "qwen_image_edit_plus, 2511": (
-        TinySpec(zero_cond_t=True),
-        {"network": FEW_LAYERS},
-    ),
+FAMILIES = {
+    "2511": TinySpec(layers=4, zero_cond_t=True),
+    "text to image": TinySpec(layers=4, arch="qwen_image"),
+    "2.1": TinySpec(layers=4, arch="qwen_image_2"),
+    "layered": TinySpec(layers=4, arch="qwen_image_layered"),
 }
-"""Model and settings. `test_cuda` has the jobs of Qwen-Image-Edit-2509."""
+"""`test_cuda` has the jobs of Qwen-Image-Edit-2509."""
 
 STEPS = 3
-SAMPLE = {"prompts": ["a photo"], "width": 64, "height": 64, "sample_steps": 2}
 
+SAMPLE = {"sample_every": STEPS, "sample_at_first": False}
 
-@pytest.fixture
-def start(
-    nursery: Nursery, small_section: dict, tmp_path: Path
-) -> Callable[..., tuple[Job, dict[str, int]]]:
-    """Trains one of `JOBS`, on the CPU or the stand-in device: the job, and what the
-    host waited for there."""
-    photos, before = (
-        draw_pictures(tmp_path / name, "a", "b", "c") for name in ("photos", "before")
-    )
-    (photos / "b.txt").write_text("a photo of b with a longer caption")
+Settings = dict[str, dict]
 
-    def train(
-        name: str, device: str, steps: int = STEPS, **changes: object
-    ) -> tuple[Job, dict[str, int]]:
-        spec, settings = JOBS[name]
-        model = tmp_path / spec.arch
-        if not model.exists():
-            write_tiny_model(model, spec)
-        cwd = tmp_path / f"{device}_{steps}_{len(changes)}"
-        cwd.mkdir()
-        job = Job(nursery, cwd, copy.deepcopy(small_section))
-        dataset = {"folder_path": str(photos)}
-        if spec.arch != "qwen_image":
-            dataset["control_path"] = str(before)
-        job.section |= {
-            "device": device,
-            "datasets": [{**dataset, "resolution": 64}],
-            "model": {
-                "name_or_path": str(model),
-                "model_kwargs": {"match_target_res": True},
+JOBS: dict[str, tuple[Settings, Settings]] = {
+    "the model itself, in bf16, swapped": (
+        {
+            "network": {"type": "full"},
+            "train": {
+                "dtype": "bf16",
+                "full_bf16": True,
+                "optimizer": "adafactor",
+                "fused_backward_pass": True,
+                "max_grad_norm": 0,
+                "lr": 1e-4,
             },
-            "sample": None,
+            "sample": SAMPLE,
+        },
+        {
+            "model": {"blocks_to_swap": 3},
+            "train": {"gradient_checkpointing": "full_offload"},
+        },
+    ),
+    "int8, compiled": (
+        {
+            "model": {"quantize": True, "qtype": "int8"},
+            # A tenth of the layers, as each takes seconds to be traced.
+            "network": {"network_kwargs": {"only_if_contains": ["to_q"]}},
+            "sample": {**SAMPLE, "guidance_scale": 4, "neg": "blurry"},
+        },
+        {
+            "train": {
+                "compile": {"enabled": True, "backend": "aot_eager"},
+            }
+        },
+    ),
+    "int4, swapped, what a block saves too": (
+        {"model": {"quantize": True, "qtype": "int4"}},
+        {
+            "model": {"blocks_to_swap": 3, "modulation_table": False},
+            "train": {"gradient_checkpointing": "block_offload"},
+        },
+    ),
+    "fp8, table, batch of two, validation": (
+        {
+            "model": {"quantize": True, "qtype": "fp8_scaled"},
+            "train": {"batch_size": 2},
+            "validation": {"fraction": 0.3, "every": STEPS},
+        },
+        {
+            "model": {"modulation_table": True},
+            "train": {"gradient_checkpointing": "keep_attention"},
+        },
+    ),
+}
+"""What a job computes, and how it does on the device. Each family meets each precision,
+swapping and offloading, the training of the model itself, validation and samples."""
+
+
+@pytest.fixture(scope="module")
+def section_of(
+    small_section: dict, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict]:
+    """The small job on one of `FAMILIES`, with partners or layers and captions of two
+    lengths."""
+    data = tmp_path_factory.mktemp("families")
+    for name in ("photos", "before"):
+        draw_pictures(data / name, "a", "b", "c")
+    for count, stem in enumerate("abc", start=1):
+        write_layers(data / "layers", count, stem=stem)
+        (data / "layers" / f"{stem}.txt").write_text("a drawing")
+    for name in ("photos", "layers"):
+        (data / name / "b.txt").write_text("a photo of b with a longer caption")
+    partners = {"control_path": str(data / "before")}
+
+    def of(family: str) -> dict:
+        model, section = data / family, copy.deepcopy(small_section)
+        if not model.exists():
+            write_tiny_model(model, FAMILIES[family])
+        takes = {"text to image": {}, "layered": {"layers_suffix": "_layer"}}
+        folder = data / ("layers" if family == "layered" else "photos")
+        section["datasets"] = [
+            {
+                "folder_path": str(folder),
+                "resolution": 64,
+                **takes.get(family, partners),
+            }
+        ]
+        sample = {
+            "prompt": "a photo of a",
+            "ctrl_img": [str(data / "before" / "a.png")],
         }
-        for part, values in settings.items():
-            job.section[part] |= values
-        job.change(train__steps=steps, save__save_every=0, **changes)
-        if device == "cpu":
-            job.run()
-            return job, {}
-        report = cwd / "report.json"
-        job.run(
-            faults=[
-                ("cuda", str(built()), str(report)),
-                ("fetch_by_steps_only", STEPS),
-            ]
-        )
-        return job, json.loads(report.read_text())["waited"]
+        if family == "text to image":
+            del sample["ctrl_img"]
+        del section["sample"]["prompts"]
+        section["sample"] |= {"samples": [sample]}
+        section["model"]["name_or_path"] = str(model)
+        section["save"]["save_every"] = 0
+        # The average of a swapped block that is trained is in main memory.
+        section["train"] |= {"steps": STEPS, "gradient_accumulation": 1}
+        section["train"]["ema_config"] = {"use_ema": False}
+        return section
 
-    return train
+    return of
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.fixture(scope="module")
+def job_of(
+    nursery: Nursery,
+    section_of: Callable[[str], dict],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Job]:
+    """Makes the job of a family and some settings for a device. Those of one place
+    encode images and texts once."""
+    caches = cache(lambda *_: tmp_path_factory.mktemp("cache"))
+
+    def make(family: str, device: str, *settings: Settings) -> Job:
+        section = {**section_of(family), "device": device}
+        for part, values in (item for each in settings for item in each.items()):
+            section[part] = {**section.get(part, {}), **values}
+        if section["network"]["type"] == "full":
+            section["network"] = {"type": "full"}
+        if not any("sample" in each for each in settings):
+            section["sample"] = None
+        if family == "2.1":  # the only one of several levels, without modulation layers
+            section["train"]["noise_levels_per_sample"] = 4
+            section["model"].pop("modulation_table", None)
+        folder = tmp_path_factory.mktemp("job")
+        (folder / "output").mkdir()
+        (folder / "output" / "_cache").symlink_to(caches(family, device))
+        return Job(nursery, folder, section)
+
+    return make
+
+
+@pytest.mark.parametrize("settings", JOBS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_learns_there_what_it_learns_on_the_cpu_and_no_step_waits(
-    name: str, start: Callable[..., tuple[Job, dict[str, int]]]
+    family: str, settings: str, job_of: Callable[..., Job], tmp_path: Path
 ) -> None:
-    """See `test_no_step_waits_for_the_device`."""
-    here, _ = start(name, "cpu")
-    there, few = start(name, "cuda:0")
-    _, many = start(name, "cuda:0", 2 * STEPS)
-    compiled, _ = start(
-        name,
-        "cuda:0",
-        train__compile={"enabled": True, "backend": "aot_eager"},
-        sample=SAMPLE,
+    """The second of three steps; see `test_no_step_waits_for_the_device`. Compiled,
+    captions of all lengths share a program, and samples have another."""
+    numbers, place = JOBS[settings]
+    here = job_of(family, "cpu", numbers)
+    there = job_of(family, "cuda:0", numbers, place)
+    here.run()
+    waits = tmp_path / "waits.json"
+    output = there.run(
+        faults=[
+            ("cuda", str(built())),
+            ("fetch_by_steps_only", STEPS),
+            ("note_waits", STEP, [1 + 2, 1 + 3], str(waits)),
+        ]
     )
-    for job in (there, compiled):
-        assert [line["loss"] for line in job.metrics()] == pytest.approx(
-            [line["loss"] for line in here.metrics()], rel=1e-5
-        ), job.cwd
-    waited = {what: many[what] - few.get(what, 0) for what in many}
-    assert waited == dict.fromkeys(many, 0)
+    assert re.findall(r"compiled (\d+) programs", output) == ["2"] * (
+        "compile" in str(place)
+    )
+    precision = 2e-3 if "bf16" in str(numbers) else 1e-5
+    assert [line["step"] for line in there.metrics()] == [*range(1, STEPS + 1)]
+    for ours, theirs in zip(there.metrics(), here.metrics(), strict=True):
+        assert losses_of(ours) == pytest.approx(losses_of(theirs), rel=precision)
+    drawn = [*zip(pictures_of(there), pictures_of(here), strict=True)]
+    assert len(drawn) == ("sample" in numbers)
+    for ours, theirs in drawn:
+        assert np.abs(ours - theirs).mean() < 255 * max(1e-3, 10 * precision)
+    before, after = json.loads(waits.read_text())
+    assert before == after
+
+
+def losses_of(line: dict) -> dict[str, float]:
+    """Of a step and of the validation after it."""
+    return {name: value for name, value in line.items() if "loss" in name}
 
 
 BEHIND = """

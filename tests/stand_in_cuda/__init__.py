@@ -26,6 +26,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch._functorch import config as functorch_config
 from torch.utils import cpp_extension
 
 SOURCE = Path(__file__).with_name("device.cpp")
@@ -75,6 +76,8 @@ def install(library: Path, total: int = TOTAL) -> Any:
     torch.backends.cuda.can_use_flash_attention = lambda asked, _=False: (
         asked.query.is_cuda
     )
+    # This takes a generator that only CUDA's own random functions have.
+    functorch_config.graphsafe_rng_functionalization = False
     torch.cuda.memory._record_memory_history = lambda **_: None
     torch.cuda.memory._snapshot = lambda: snapshot(device)
     return device
@@ -180,7 +183,7 @@ def replacements(device: Any, total: int) -> dict[str, Any]:
         "memory_reserved": lambda _=None: device.in_use(),
         "reset_peak_memory_stats": lambda _=None: device.forget_most(),
         "set_device": lambda _: None,
-        "set_rng_state": lambda *_: None,
+        "set_rng_state": lambda state, _=None: torch.set_rng_state(state),
         "stream": entered,
         "Stream": Stream,
         "synchronize": lambda _=None: device.finish_all(),

@@ -66,7 +66,8 @@ class Ema:
         (0-dim bool) is false.
 
         With `warm_up` update n takes min(decay, (1 + n) / (10 + n)) as its decay, so
-        that the first parameters are soon forgotten. It does not wait for the device.
+        that the first parameters are soon forgotten. It waits for the device only where
+        averages are in CPU memory.
         """
         step_ok = (
             torch.ones_like(self._updates, dtype=torch.bool)
@@ -96,7 +97,8 @@ def _lerp_(
     """Moves each average towards its parameter. The averages of a swapped block may be
     in CPU memory while its parameters are on the device. One parameter is copied at a
     time."""
-    weights = [weight.to(average.device) for average in averages]
+    on = {device: weight.to(device) for device in {a.device for a in averages}}
+    weights = [on[average.device] for average in averages]
     if all(
         p.dtype == a.dtype and p.device == a.device
         for p, a in zip(parameters, averages, strict=True)
