@@ -38,7 +38,6 @@ def install_compiler() -> list[str]:
     torch._C._dynamo.guards._empty_strided_cuda = lambda size, stride, dtype: (
         torch.empty_strided(size, stride, dtype=dtype, device="cuda:0")
     )
-    torch._functorch.config.graphsafe_rng_functionalization = False
     # Products are not timed against padded ones.
     inductor.shape_padding = False
     inductor.compile_threads = 1
