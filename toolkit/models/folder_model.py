@@ -28,6 +28,9 @@ from toolkit.models.families import ModelFamily, ModelLoadOptions
 from toolkit.models.layerwise import LayerwiseEncoder, PromptRecorder
 from toolkit.system.device import to_device
 from toolkit.system.host_memory import malloc_trim
+from toolkit.system.torch_version import casts_in_programs
+
+CASTS_IN_PROGRAMS = casts_in_programs()
 
 RunBlock = Callable[..., Any]
 """Runs one block: (index, block, inputs of the family) -> its outputs."""
@@ -36,13 +39,13 @@ RunBlock = Callable[..., Any]
 def call_block(block: nn.Module, *inputs: Any, **named: Any) -> Any:
     """The outputs of a block, by the module's own call, whose hooks gather the weights
     of a sharded block. All adapters of the block are cast at once
-    (`Network.cast_by_block`).
+    (`Network.cast_by_block`), in a compiled block where PyTorch allows it.
 
     >>> call_block(nn.Linear(4, 2), torch.ones(1, 4)).shape
     torch.Size([1, 2])
     """
     casts: Any = getattr(block, "adapter_casts", None)
-    if casts is None:
+    if casts is None or (torch.compiler.is_compiling() and not CASTS_IN_PROGRAMS):
         return block(*inputs, **named)
     with casts.of((*inputs, *named.values())):
         return block(*inputs, **named)

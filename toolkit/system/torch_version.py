@@ -91,6 +91,13 @@ def pins_exactly() -> bool:
     )
 
 
+def casts_in_programs() -> bool:
+    """Whether a compiled block may cast all of its adapters at once (`BlockCasts`). The
+    compiled backward pass of 2.11 loses what is copied in place, so that gradients are
+    zero; 2.12 and versions after the newest were not tried."""
+    return (2, 13) <= minor(installed()) <= NEWEST
+
+
 def prepare_allocator() -> None:
     """Sets PyTorch's allocator to the settings that the installed version knows, unless
     the user has set it. Called before torch is imported."""
