@@ -65,9 +65,10 @@ JOBS: dict[str, tuple[Settings, Settings]] = {
             "train": {"gradient_checkpointing": "full_offload"},
         },
     ),
-    "int8, compiled": (
+    "int8 and bf16, compiled": (
         {
             "model": {"quantize": True, "qtype": "int8"},
+            "train": {"dtype": "bf16"},
             # A tenth of the layers, as each takes seconds to be traced.
             "network": {"network_kwargs": {"only_if_contains": ["to_q"]}},
             "sample": {**SAMPLE, "guidance_scale": 4, "neg": "blurry"},
@@ -182,8 +183,9 @@ def job_of(
 def test_a_family_learns_there_what_it_learns_on_the_cpu_and_no_step_waits(
     family: str, settings: str, job_of: Callable[..., Job], tmp_path: Path
 ) -> None:
-    """The second of three steps; see `test_no_step_waits_for_the_device`. Compiled,
-    captions of all lengths share a program, and samples have another."""
+    """The second of three steps, which gives attention no mask either; see
+    `test_no_step_waits_for_the_device`. Compiled, captions of all lengths share a
+    program, and samples have another."""
     numbers, place = JOBS[settings]
     here = job_of(family, "cpu", numbers)
     there = job_of(family, "cuda:0", numbers, place)

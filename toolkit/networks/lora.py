@@ -158,34 +158,39 @@ class FusedDownProjection:
 # cast at once
 
 
+def _cast_stacks(
+    dtype: torch.dtype, counts: Sequence[int], *parameters: Tensor
+) -> tuple[Tensor, ...]:
+    """Parameters in another dtype; those of one stack are one matrix. counts:
+    parameters of each stack, which have the same number of columns."""
+    in_order = iter(parameters)
+    stacks: list[Tensor] = []
+    places: list[Tensor] = []
+    for count in counts:
+        of_stack = [next(in_order) for _ in range(count)]
+        rows = [len(parameter) for parameter in of_stack]
+        stack = of_stack[0].new_empty((sum(rows), of_stack[0].shape[1]), dtype=dtype)
+        stacks.append(stack)
+        if count == 1:
+            places.append(stack)
+        else:
+            places += stack.split(rows)
+    torch._foreach_copy_(places, parameters)
+    return tuple(stacks)
+
+
 class _CastTogether(torch.autograd.Function):
-    """Casts parameters to another dtype; the parameters of one stack become one matrix.
-    Gradients come back in the parameters' dtype."""
+    """`_cast_stacks`. Gradients come back in the parameters' dtype."""
 
     @staticmethod
     def forward(
         ctx: Any, dtype: torch.dtype, counts: Sequence[int], *parameters: Tensor
     ) -> tuple[Tensor, ...]:
-        """counts: parameters of each stack, which have the same number of columns."""
         ctx.set_materialize_grads(False)
         ctx.dtype = parameters[0].dtype
-        ctx.rows = []
-        shapes_in_order = (parameter.shape for parameter in parameters)
-        stacks: list[Tensor] = []
-        places: list[Tensor] = []
-        for count in counts:
-            shapes = [next(shapes_in_order) for _ in range(count)]
-            rows = [shape[0] for shape in shapes]
-            columns = shapes[0][1]
-            stack = parameters[0].new_empty((sum(rows), columns), dtype=dtype)
-            ctx.rows.append(rows)
-            stacks.append(stack)
-            if count == 1:
-                places.append(stack)
-            else:
-                places += stack.split(rows)
-        torch._foreach_copy_(places, parameters)
-        return tuple(stacks)
+        rows = iter([len(parameter) for parameter in parameters])
+        ctx.rows = [[next(rows) for _ in range(count)] for count in counts]
+        return _cast_stacks(dtype, counts, *parameters)
 
     @staticmethod
     @once_differentiable
@@ -255,9 +260,9 @@ class BlockCasts:
             *([layer.lora_B] for layer in self._layers),
         ]
         parameters = [parameter for stack in stacks for parameter in stack]
-        casts = iter(
-            _CastTogether.apply(dtype, [len(stack) for stack in stacks], *parameters)
-        )
+        # A compiler cannot follow the function where no gradient is wanted.
+        cast = _CastTogether.apply if torch.is_grad_enabled() else _cast_stacks
+        casts = iter(cast(dtype, [len(stack) for stack in stacks], *parameters))
         for owner in (*shared, *alone):
             _set(owner, "cast_down", next(casts))
         for layer in self._layers:

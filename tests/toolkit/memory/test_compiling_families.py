@@ -55,7 +55,9 @@ def test_sizes_and_captions_have_one_program(spec: TinySpec, tmp_path: Path) -> 
     network.fuse_projections(model.fused_projection_groups())
     network.cast_by_block(model.blocks())
     assert is_21 or model.enable_modulation_cache(BlockSwap) is None
-    compiling = CompileConfig(enabled=True, backend="eager").for_sizes(several=True)
+    compiling = CompileConfig(enabled=True, backend="eager", fullgraph=True).for_sizes(
+        several=True
+    )
     BlockRunner(model, CPU, torch.bfloat16, "full", compile_settings=compiling)
 
     def latents(size: Size) -> torch.Tensor:
