@@ -20,6 +20,7 @@ from toolkit.config.sections.train import UNTIL_THE_DATA_ENDS
 from toolkit.contracts.data import BucketedSample, ResizeCrop, Size
 from toolkit.data.batches.epoch_order import shape_of
 from toolkit.data.scan.folder import FolderInfo
+from toolkit.data.scan.found import count_of
 from toolkit.data.streams.counts import StreamPlan
 from toolkit.errors import UserError
 from toolkit.files.writing import free_space, readable_size
@@ -244,22 +245,22 @@ class RunPlan:
         notes, warnings = self._notes_and_warnings()
         blocks += [f"  {line}" for line in notes]
         if warnings:
-            blocks.append(f"  {_count(len(warnings), 'warning')}:")
+            blocks.append(f"  {count_of(len(warnings), 'warning')}:")
             blocks += [f"  {line}" for line in warnings]
         return "\n".join(blocks)
 
     def _arithmetic(self) -> str:
         """From the images to the steps of the run."""
         terms = " + ".join(_product(folder) for folder in self.datasets)
-        samples = _count(self.samples_per_epoch, "sample")
+        samples = count_of(self.samples_per_epoch, "sample")
         if terms:
             samples = f"{terms} = {samples}"
         per_epoch = self.micro_batches_per_epoch / self.accumulation
         steps = f"{_number(per_epoch)} {'step' if per_epoch == 1 else 'steps'}"
         if self.accumulation > 1:
-            batches = _count(self.micro_batches_per_epoch, "batch", "batches")
+            batches = count_of(self.micro_batches_per_epoch, "batch", "batches")
             steps = f"{batches}, {self.accumulation} for each step: {steps}"
-        all_steps = _count(self.optimizer_steps, "step")
+        all_steps = count_of(self.optimizer_steps, "step")
         duration = (
             f"{_epochs(self.requested_epochs)} = {all_steps}"
             if self.requested_epochs
@@ -277,12 +278,6 @@ class RunPlan:
         warnings = [line for line in (*cut_off, *lines) if line.startswith(WARNING)]
         notes = [line for line in lines if not line.startswith(WARNING)]
         return notes, list(dict.fromkeys(warnings))
-
-
-def _count(number: int, noun: str, plural: str = "") -> str:
-    """Example: `_count(1200, "step")` is "1,200 steps". plural: by default the noun and
-    "s"."""
-    return f"1 {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"
 
 
 def batch_note(items: Iterable[BucketedSample], batch_size: int) -> str:
