@@ -7,10 +7,10 @@ kernel; views, and memory that is only taken, count as none. Two and three block
 counted, and the third stands for all others, as the last one is not checkpointed. The
 optimizer's step is not in it.
 
-`--compiled QTYPE` counts what inductor makes of such a block for a GPU instead, for each
-family: of a tiny model, since kernels depend on the operations and not on the sizes, on
-the device that stands in for CUDA (`tests/stand_in_cuda`). Needs Triton and a C++
-compiler. Takes minutes.
+`--compiled QTYPE` counts instead what inductor generates for a compiled block on a GPU,
+for each family. The model is tiny, because kernels depend on the operations and not on
+the sizes, and runs on the stand-in for CUDA (`tests/stand_in_cuda`). This requires
+Triton and a C++ compiler, and takes minutes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from benchmarks.bench_published import Row, section  # noqa: E402
 from benchmarks.live_bytes import Kernels, LiveBytes  # noqa: E402
 from benchmarks.random_weights import DRAWN_SIZES, write_folder  # noqa: E402
 from benchmarks.simulation import DEVICE, FOLLOWED, as_on_a_device, batch_of, load_model  # noqa: E402
-from benchmarks.synthetic import RANK, SEED, SIZES, ModelSize  # noqa: E402
+from benchmarks.synthetic import SEED, SIZES, ModelSize  # noqa: E402
 from extensions.sd_trainer.setup import attach_network, build_block_runner  # noqa: E402
 from tests.stand_in_cuda import built, install  # noqa: E402
 from tests.stand_in_cuda.inductor import install_compiler  # noqa: E402
@@ -48,7 +48,6 @@ from toolkit.memory.block_runner import BlockRunner  # noqa: E402
 from toolkit.memory.quantization import quantizer  # noqa: E402
 from toolkit.models.families import ModelLoadOptions  # noqa: E402
 from toolkit.models.tiny import TinySpec, write_tiny_model  # noqa: E402
-from toolkit.networks.lora import LoraNetwork  # noqa: E402
 from toolkit.registry import FAMILIES  # noqa: E402
 from toolkit.system.device import DTYPES  # noqa: E402
 
@@ -132,10 +131,7 @@ def run_compiled(spec: TinySpec, qtype: str) -> None:
                 transform_block=quantizer(qtype) if qtype != "bf16" else None,
             )
         )
-        network = LoraNetwork(model.lora_targets(), RANK, RANK, dropout=0.0, seed=SEED)
-        network.attach(model.network_module)
-        network.fuse_projections(model.fused_projection_groups())
-        network.cast_by_block(model.blocks())
+        attach_network(section(Path(folder), Row(), BELOW), model, SEED, None)
         settings = CompileConfig(enabled=True, fullgraph=True)
         BlockRunner(model, device, torch.bfloat16, "full", compile_settings=settings)
         size = Size(64, 64)
@@ -187,11 +183,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     asked = arguments(argv)
-    report.card(
-        "kernels",
-        f"fake tensors, {BLOCKS} blocks, LoRA on all layers, one reference, uncompiled",
-    )
     if asked.compiled:
+        report.card(
+            "kernels", f"one compiled block, {asked.compiled}, LoRA on all layers"
+        )
         install(built())
         programs = install_compiler()
         found = {}
@@ -203,6 +198,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"{name:<22} {counted.total():>5} {dict(counted)}")
         report.finish("kernels", qtype=asked.compiled, compiled=found)
         return
+    report.card(
+        "kernels",
+        f"fake tensors, {BLOCKS} blocks, LoRA on all layers, one reference, uncompiled",
+    )
     print(
         f"{'':<12} {'checkpointing':<14} {'a micro-step':>12} {'block forward':>14} {'backward':>9}"
     )

@@ -280,7 +280,7 @@ for name in ("6 GB", "plain loop"):
     reason="compiles the device that stands in for CUDA, and finds no c++",
 )
 @pytest.mark.skipif(
-    torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own"
+    torch.backends.cuda.is_built(), reason="this PyTorch is built with CUDA"
 )
 def test_rows_on_a_device_that_counts_its_memory(tmp_path: Path) -> None:
     given = (*QUICK, "--device", "cuda:0", "--dtype", "fp32", "--account")

@@ -131,7 +131,7 @@ def test_the_programs_own_tests_of_cuda_are_found_and_skipped(tmp_path: Path) ->
     reason="compiles the device that stands in for CUDA, and finds no c++",
 )
 @pytest.mark.skipif(
-    torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own"
+    torch.backends.cuda.is_built(), reason="this PyTorch is built with CUDA"
 )
 def test_on_a_device_each_test_has_its_outcome_memory_and_message(
     tmp_path: Path,

@@ -38,7 +38,7 @@ STAND_IN = [
         reason="compiles the device that stands in for CUDA, and finds no c++",
     ),
     pytest.mark.skipif(
-        torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own"
+        torch.backends.cuda.is_built(), reason="this PyTorch is built with CUDA"
     ),
 ]
 
@@ -781,7 +781,7 @@ for parameters in ({**waiting, **here}, {**here, **waiting}):
 def test_averages_in_main_memory_are_not_waited_for_one_by_one(
     device, run_there
 ) -> None:
-    """As those of swapped blocks that are trained are."""
+    """The averages of swapped blocks that are trained are in main memory."""
     run_there(PART + AVERAGES)
 
 

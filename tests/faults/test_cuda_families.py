@@ -28,7 +28,7 @@ pytestmark = [
         reason="compiles the device that stands in for CUDA, and finds no c++",
     ),
     pytest.mark.skipif(
-        torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own"
+        torch.backends.cuda.is_built(), reason="this PyTorch is built with CUDA"
     ),
 ]
 
@@ -155,8 +155,8 @@ def job_of(
     section_of: Callable[[str], dict],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Job]:
-    """Makes the job of a family and some settings for a device. Those of one place
-    encode images and texts once."""
+    """Makes the job of a family with some settings for a device. The jobs of a family
+    on one device share encoded images and texts."""
     caches = cache(lambda *_: tmp_path_factory.mktemp("cache"))
 
     def make(family: str, device: str, *settings: Settings) -> Job:

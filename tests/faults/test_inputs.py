@@ -223,7 +223,7 @@ def test_no_text_in_the_place_of_a_path_is_a_traceback_in_another_programs_file(
         try:
             load_job("j.toml", find, as_job=True)
         except (UserError, RunError):
-            pass
+            pass  # a refusal is as good as a job: only a fault of the program fails
         except BaseException as error:
             error.add_note(f"{key}: {text!r}")
             raise

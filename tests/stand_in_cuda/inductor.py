@@ -1,10 +1,10 @@
 """The Triton code that inductor writes for a GPU, where there is none.
 
 `install_compiler()` prepares this process, after `install`. From then on a compiled
-function on the stand-in device is translated by inductor as on a GPU of capability 9.0,
-forward and backward. Its own kernels are recorded and not launched, so a result is
-garbage; operations of PyTorch run as always. Triton is needed, as inductor writes code
-with its help; no kernel is compiled.
+function on the stand-in device is translated by inductor as on a GPU of compute
+capability 9.0, forward and backward. Inductor's kernels are not launched, so the
+results are garbage; operations of PyTorch run as always. Inductor requires Triton to
+write its code, but no kernel is compiled.
 """
 
 from __future__ import annotations

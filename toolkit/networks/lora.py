@@ -161,8 +161,8 @@ class FusedDownProjection:
 def _cast_stacks(
     dtype: torch.dtype, counts: Sequence[int], *parameters: Tensor
 ) -> tuple[Tensor, ...]:
-    """Parameters in another dtype; those of one stack are one matrix. counts:
-    parameters of each stack, which have the same number of columns."""
+    """Casts parameters to another dtype and joins those of each stack into one matrix.
+    counts: parameters of each stack, which have the same number of columns."""
     in_order = iter(parameters)
     stacks: list[Tensor] = []
     places: list[Tensor] = []
@@ -260,7 +260,8 @@ class BlockCasts:
             *([layer.lora_B] for layer in self._layers),
         ]
         parameters = [parameter for stack in stacks for parameter in stack]
-        # A compiler cannot follow the function where no gradient is wanted.
+        # PyTorch 2.13 does not compile the samples of a job with the autograd function
+        # (tests/faults/test_cuda_families.py).
         cast = _CastTogether.apply if torch.is_grad_enabled() else _cast_stacks
         casts = iter(cast(dtype, [len(stack) for stack in stacks], *parameters))
         for owner in (*shared, *alone):

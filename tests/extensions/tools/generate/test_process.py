@@ -347,7 +347,7 @@ def test_a_stop_keeps_what_is_made_and_the_next_start_makes_the_rest(
     reason="compiles the device that stands in for CUDA, and finds no c++",
 )
 @pytest.mark.skipif(
-    torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own"
+    torch.backends.cuda.is_built(), reason="this PyTorch is built with CUDA"
 )
 def test_a_gpu_gets_swapped_blocks_and_loras_where_it_computes(
     generate, tmp_path: Path, write_job
