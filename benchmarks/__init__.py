@@ -1,4 +1,4 @@
-"""Measures the program: each bench_*.py, and each script in figures/, is run by itself;
+"""Measures the program: each bench_*.py is run by itself;
 see README.md."""
 
 import logging

@@ -149,11 +149,6 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of compiled rows; aot_eager compiles nothing, in seconds",
     )
     add(
-        "--account",
-        action="store_true",
-        help="with train.memory_account: true (with --row); steps are slower",
-    )
-    add(
         "--folder",
         help="of the row's model, images and run; default: one that is removed",
     )

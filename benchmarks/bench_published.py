@@ -191,8 +191,6 @@ def plan_of(job: SdTrainerConfig, row: Row, size: ModelSize) -> MemoryEstimate:
     sample = Sample(
         "a.png", "x" * max(0, LETTERS_PER_TOKEN * letters), 1, side, ".", references
     )
-    if job.train.preference:
-        sample = sample._replace(worse=("c.png",))
     items = [BucketedSample(sample, ResizeCrop(side, 0, 0, side))]
     return plan_memory(job, group_items(items), Machine("cuda"), row.level)
 

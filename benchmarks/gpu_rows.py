@@ -513,7 +513,6 @@ def job_section(
             "gradient_accumulation": asked.accumulation,
             "optimizer": "adamw",
             "dtype": asked.dtype,
-            "memory_account": asked.account,
             **row.train,
             **compiler,
         },

@@ -1,13 +1,17 @@
 """The small model of mascots: loaded from its folder, with an adapter or quantized, and
-sampled for a classifier."""
+sampled for a classifier. Tests of the quickstart judge by it whether a training has
+learned.
+
+Shape suffixes: B batch, H/W height and width in pixels."""
 
 from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 for folder in (ROOT / "config" / "examples" / "extensions", ROOT):
@@ -15,7 +19,9 @@ for folder in (ROOT / "config" / "examples" / "extensions", ROOT):
         sys.path.insert(0, str(folder))
 
 import torch  # noqa: E402
-from mascots.mascot import ALL  # noqa: E402
+import yaml  # noqa: E402
+from mascots.drawing import draw  # noqa: E402
+from mascots.mascot import ALL, Casting, Characters, Lots, random_mascot  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from benchmarks.mascot_classifier import MascotClassifier, pixels_of  # noqa: E402
@@ -109,3 +115,59 @@ def load(
             [(changes, strength)]
         )
     return model
+
+
+# ------------------------------------------------------------ what tests judge by
+
+
+def reconstruction_psnr(
+    model: DiffusionModel, characters: Characters, count: int
+) -> float:
+    """Mean PSNR in dB of drawn pictures of such characters through the autoencoder."""
+    found = []
+    for index in range(count):
+        mascot = random_mascot(Lots(SEED, "vae", index), Casting(characters))
+        pixels_BCHW = pixels_of([draw([mascot], SIDE, SIDE)])
+        with torch.no_grad():
+            again_BCHW = model.decode_latents(model.encode_images(pixels_BCHW))
+        error = (again_BCHW.clamp(-1, 1) - pixels_BCHW).square().mean()
+        found.append(float(10 * torch.log10(4 / error)))
+    return sum(found) / len(found)
+
+
+@dataclass(frozen=True)
+class ExampleJob:
+    """A job of the examples, and the model it trains on."""
+
+    file: Path
+
+    def job(self) -> dict[str, Any]:
+        job: dict[str, Any] = yaml.safe_load(self.file.read_text(encoding="utf-8"))
+        return job
+
+    def tiny(self, lora: str, classifier: MascotClassifier) -> TinyModel:
+        """The model of the job with a LoRA file, to be sampled with the steps and the
+        guidance of the job."""
+        section = training(self.job())
+        return TinyModel(
+            load(str(ROOT / section["model"]["name_or_path"]), lora),
+            classifier,
+            section["sample"]["sample_steps"],
+            section["sample"]["guidance_scale"],
+        )
+
+
+def training(job: dict[str, Any]) -> dict[str, Any]:
+    """The trainer's section of a job."""
+    return _section(job, lambda section: section["type"] == "sd_trainer")
+
+
+def character(job: dict[str, Any]) -> dict[str, str]:
+    """The looks and the trigger word of the new character."""
+    return _section(job, lambda section: "character" in section)["character"]
+
+
+def _section(
+    job: dict[str, Any], is_wanted: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    return next(filter(is_wanted, job["config"]["process"]))

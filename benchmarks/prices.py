@@ -102,7 +102,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "toolkit/networks/lora_formats.py",
         "toolkit/networks/adapter_",
         "toolkit/networks/multiplied",
-        "toolkit/networks/programs.py",
+        "toolkit/networks/file_keys.py",
         "toolkit/networks/spelling.py",
         "toolkit/networks/unread_kinds.py",
     ),
@@ -126,9 +126,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "warnings while it trains": (
         "toolkit/train/anomalies.py",
         "extensions/hooks/watchdog.py",
-        "toolkit/train/drift.py",
     ),
-    "training on votes": ("toolkit/train/preference.py", "extensions/tools/prefer/"),
     "a plan before the start: memory, disk, time, outlook": ("toolkit/plan/",),
     "`sd_trainer`": ("extensions/sd_trainer/",),
     "workflows for ComfyUI": (
@@ -139,19 +137,17 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "jobs of other programs": ("extensions/compat/",),
     "files of FluxFlow's guide": ("extensions/compat/fluxflow",),
     "the page": ("extensions/tools/ui/", "extensions/tools/shared/"),
-    "the page's votes": ("extensions/tools/ui/views/votes.py",),
     "`lint` and `align`: images that hurt": (
         "extensions/tools/lint/",
         "extensions/tools/align/",
     ),
     "captions by a model": ("extensions/tools/caption/",),
     "`new`: a job for this GPU": ("extensions/tools/new/",),
-    "looking at a run: `best`, `grid`, `report`, `diagrams`, `influence`": (
+    "looking at a run: `best`, `grid`, `report`, `diagrams`": (
         "extensions/tools/best/",
         "extensions/tools/grid/",
         "extensions/tools/report/",
         "extensions/tools/diagrams/",
-        "extensions/tools/influence/",
     ),
     "changing a LoRA file": ("extensions/tools/lora_tools/", "extensions/tools/ara/"),
     "`doctor`: is a LoRA file sound": ("extensions/tools/doctor/",),

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,6 @@ from toolkit.system.distributed import ProcessGroup
 from toolkit.train import loop, metrics_buffer
 from toolkit.train.base_model import cpu_block_indices
 from toolkit.train.flow_step import FlowMatchingStep
-from toolkit.train.preference import PreferenceStep
 from toolkit.train.run import Callback, Run
 
 DEVICE = torch.device("cpu")
@@ -78,15 +76,12 @@ def simulate(
         live.phase("attaching")
         network = attach_network(section, model, SEED, None)
         build_block_runner(section, model, DEVICE)
-        step, preference = FlowMatchingStep(model, SEED), section.train.preference
+        step = FlowMatchingStep(model, SEED)
         batch, level = (
             batch_of(size, references, DTYPES[section.train.dtype]),
             torch.tensor([0.5]),
         )
-        if preference:
-            step = PreferenceStep(model, SEED, preference, network.disabled)
-            batch = replace(batch, worse=(torch.empty_like(batch.latents_BCHW[0]),))
-        step.sample_noise_and_t = lambda spec, shape_CHW, levels, stacked: (
+        step.sample_noise_and_t = lambda spec, shape_CHW, stacked: (
             torch.empty((1, *shape_CHW)),
             level,
         )

@@ -1,8 +1,8 @@
 """Writes docs/config.md and docs/job.schema.json from the section models,
 docs/coming_from.md from the table of other programs' names, the drawing in
 docs/architecture.md from the imports, config/examples/train_*.yaml from their template,
-the guides' tables of GPUs, the tables of recipes in docs/models.md, that of programs in
-docs/use_your_lora.md, and that of cards in docs/times.md: `python docs/generate.py`."""
+the guides' tables of GPUs, the tables of recipes in docs/models.md, and that of cards in
+docs/times.md: `python docs/generate.py`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,6 @@ from docs.config_page import render  # noqa: E402
 from docs.drawing import drawing  # noqa: E402
 from docs.gpu_table import with_tables  # noqa: E402
 from docs.names_page import page  # noqa: E402
-from docs.programs_table import BEGIN as PROGRAMS_BEGIN  # noqa: E402
-from docs.programs_table import END as PROGRAMS_END  # noqa: E402
-from docs.programs_table import programs_table  # noqa: E402
 from docs.recipes_table import with_recipes  # noqa: E402
 from extensions.tools.shared.examples import MODELS, example_text  # noqa: E402
 from toolkit.config.reading.reference import schema, schema_text  # noqa: E402
@@ -66,10 +63,8 @@ def pages() -> dict[Path, str]:
     before, _, rest = architecture.read_text(encoding="utf-8").partition(BEGIN)
     coming_from = ROOT / "docs" / "coming_from.md"
     kept = coming_from.read_text(encoding="utf-8").partition(BY_HAND)[2]
-    use_your_lora = ROOT / "docs" / "use_your_lora.md"
     times = ROOT / "docs" / "times.md"
     above, _, below = times.read_text(encoding="utf-8").partition(CARDS_BEGIN)
-    start, _, end = use_your_lora.read_text(encoding="utf-8").partition(PROGRAMS_BEGIN)
     models_page = ROOT / "docs" / "models.md"
     return {
         models_page: with_recipes(models_page.read_text(encoding="utf-8")),
@@ -77,7 +72,6 @@ def pages() -> dict[Path, str]:
         ROOT / "docs" / "config.md": render(models),
         coming_from: f"{page(models)}\n{BY_HAND}{kept}",
         ROOT / "docs" / "job.schema.json": f"{schema_text(schema(models))}\n",
-        use_your_lora: f"{start}{PROGRAMS_BEGIN}{programs_table()}{PROGRAMS_END}{end.partition(PROGRAMS_END)[2]}",
         times: f"{above}{CARDS_BEGIN}{card_table()}{CARDS_END}{below.partition(CARDS_END)[2]}",
         **{
             page: with_tables(page.read_text(encoding="utf-8"))

@@ -9,7 +9,6 @@ from pydantic import BaseModel
 
 from docs.config_page import distinct_sections, dotted, keys
 from extensions.compat.names import PLACES, names, options
-from extensions.compat.trainer_file import Row, trainer_tables
 from toolkit.config.reading.foreign import NO_DEFAULT, ForeignName, foreign_keys
 from toolkit.config.reading.reference import Models
 
@@ -17,22 +16,19 @@ _HEAD = """\
 <!-- Written by docs/generate.py from the tables in extensions/compat, but for what stands below the mark "by hand". -->
 # Coming from another program
 
-A file of the first six of these programs runs as it is. `run.py FILE --dry-run` shows what it becomes,
+A file of the first three of these programs runs as it is. `run.py FILE --dry-run` shows what it becomes,
 `run.py import FILE` writes it as a job under the names of this program, with a comment behind each value that
 says where it came from.
 
 | from | what is read | more |
 |---|---|---|
 | musubi-tuner | training config (TOML) with its dataset file, a command in a file or pasted | below |
-| SimpleTuner | `config.json` with the list of `data_backend_config`, and the file of a LyCORIS network | \
-[below](#simpletuner) |
-| OneTrainer | a config or preset (JSON) with its concepts and samples | [below](#onetrainer) |
-| diffusion-pipe | a config (TOML) with its dataset file | [below](#diffusion-pipe) |
 | ai-toolkit | its jobs (YAML, JSON) | [moving_from_ai_toolkit.md](moving_from_ai_toolkit.md), keys below |
 | FluxFlow | files and flags of its training guide | [coming_from_fluxflow.md](coming_from_fluxflow.md) |
 | ComfyUI | its files of weights: the transformer's as `model.name_or_path`, whose VAE and text encoder are found \
 there | [models.md](models.md#single-file) |
-| FlyMyAI, diffusers' script, DiffSynth-Studio, kohya-ss/sd-scripts | nothing: the keys that matter, by hand | \
+| SimpleTuner, OneTrainer, diffusion-pipe, FlyMyAI, diffusers' script, DiffSynth-Studio, \
+kohya-ss/sd-scripts | nothing: the keys that matter, by hand | \
 [below](#programs-whose-files-are-not-read) |
 
 ## musubi-tuner
@@ -105,23 +101,6 @@ _SAME_NAME = {
 """Keys of ai-toolkit that are called the same here -> what differs."""
 
 
-_TRAINERS_HEAD = """
-# Files of other trainers
-
-Of SimpleTuner, OneTrainer and diffusion-pipe the keys that matter are read, at the commits named in
-[trainers.toml](../extensions/compat/trainers.toml). A key that is left out means what it means there. A key that
-changes what is learned and has no counterpart here is an error. A key that is in no table is left out, with a warning
-of its own. The keys show which program a file belongs to; a file with keys of two programs is an error that names both.
-
-```bash
-.venv/bin/python run.py import config.json -o mine.yaml   # SimpleTuner's or OneTrainer's
-.venv/bin/python run.py import main.toml --map /old=/data # diffusion-pipe's; paths of another machine
-```
-
-Paths in a file are looked for in the working directory, as in those programs, then beside the file.
-"""
-
-
 def page(models: Models) -> str:
     """The page. models: of the sections, by their process types."""
     return "".join(_parts(models))
@@ -150,29 +129,6 @@ def _parts(models: Models) -> Iterator[str]:
                     if path == at
                 ]
                 yield _row(dotted(at, key), row, standing, known)
-
-    yield _TRAINERS_HEAD
-    for program, tables in trainer_tables().items():
-        yield f"\n## {program}\n"
-        for table, rows in tables.items():
-            yield f"\n| {table} | here | remark |\n|---|---|---|\n"
-            yield from _trainer_rows(rows)
-
-
-def _trainer_rows(rows: Mapping[str, Row]) -> Iterator[str]:
-    """One line for the keys that share a row."""
-    shared: dict[str, list[str]] = {}
-    for key, (name, values) in rows.items():
-        theirs = "" if name.default is NO_DEFAULT else f"[{json.dumps(name.default)}]"
-        spelled = ", ".join(f"`{old}`: `{new}`" for old, new in values.items())
-        remark = " ".join(filter(None, (theirs, spelled, name.says)))
-        here = ", ".join(f"`{key}`" for key in name.ours) or {
-            "not_needed": "no effect",
-            "no_counterpart": "refused",
-        }.get(name.how, f"only `{name.passes[0] if name.passes else 0}`")
-        shared.setdefault(f"{here} | {remark}", []).append(f"`{key}`")
-    for line, keys_ in shared.items():
-        yield f"| {', '.join(keys_)} | {line} |\n"
 
 
 def _standing(key: str, path: str, section: type[BaseModel], row: ForeignName) -> str:

@@ -88,9 +88,6 @@ def images(folder: Path) -> None:
     with Image.open(robot / "coffee.jpg") as coffee:
         coffee.rotate(180).save(robot / "other.jpg")
     (robot / "other.txt").write_text("a photo")
-    (folder / "pairs.csv").write_text(
-        "better,worse,prompt\ncoffee.jpg,other.jpg,a photo\n"
-    )
     for name in ("01_anna", "02_bob", "03_carl"):
         (folder / "numbered" / name).mkdir(parents=True)
         shutil.copy(robot / "coffee.jpg", folder / "numbered" / name)
@@ -110,9 +107,6 @@ def images(folder: Path) -> None:
     (folder / "folder").mkdir()
     shutil.copy(folder / "fits.safetensors", folder / "folder")
     (folder / "empty.txt").write_text("# no prompt\n")
-    (folder / "no_prompt.csv").write_text(
-        "better,worse,prompt\ncoffee.jpg,other.jpg,\n"
-    )
     one = folder / "datasets" / "reg"
     one.mkdir()
     for file in (robot / "coffee.jpg", robot / "coffee.txt"):
@@ -412,18 +406,6 @@ JOBS = [
             "PyTorch itself has no backend 'induktor'. Did you mean 'inductor'?",
             f"{LR}\ncompile: {{enabled: false}}",
         ),
-        (
-            f"{LR}\npreference: true",
-            "Write 'preference: {}' for its defaults.",
-            f"{LR}\npreference: {{}}",
-        ),
-        (f"{LR}\npreference: false", "Leave the key out.", LR),
-        (
-            f"{LR}\npreference: 350",
-            "Write its keys below it, indented, each as 'key: value'.",
-            f"{LR}\npreference: {{beta: 350}}",
-        ),
-        (f"{LR}\nfew_step_loss: true", "each as 'key: value'; 'lora' is required.", LR),
         (f"{LR}\nassistant: true", "each as 'key: value'; 'path' is required.", LR),
         (
             f"{LR}\nseed: abc",
@@ -979,12 +961,6 @@ JOBS = [
 """In a job; the answer to each is in the errors of the job, or in the warnings of its
 plan."""
 
-PREFERENCE = {LR: f"{LR}\npreference: {{}}"}
-PAIRS = {"caption_ext: txt": "captions_file: pairs.csv"}
-PROMPTS = {
-    "prompts:": "samples:",
-    "- zibo in a room": "- prompt: zibo in a room",
-}
 STREAM = {
     FOLDER: "- url: robot{0..1}.tar\n  webdataset: {label_key: txt}",
     RATE: "",
@@ -1013,37 +989,9 @@ WAYS = [
         {},
     ),
     Way(
-        {LR: f"{LR}\nfew_step_loss: {{lora: nosuch.safetensors}}"},
-        "Give a LoRA file.",
-        {LR: f"{LR}\nfew_step_loss: {{lora: fits.safetensors}}"},
-    ),
-    Way(
         {LR: f"{LR}\nassistant: nosuch.safetensors"},
         "Give a LoRA file, or one of the hub: owner/repo.",
         {LR: f"{LR}\nassistant: fits.safetensors"},
-    ),
-    Way(
-        PREFERENCE,
-        "no image has a worse one. Give a table with the columns 'better', 'worse' and 'prompt' as captions_file",
-        PREFERENCE | PAIRS,
-    ),
-    Way(
-        PAIRS,
-        "the worse images of 1 pairs are not used. Set train.preference to learn from them",
-        PREFERENCE | PAIRS,
-    ),
-    Way(
-        PREFERENCE | {"caption_ext: txt": "captions_file: no_prompt.csv"},
-        "has no prompt, which both images of a pair need. Give the line a 'prompt'",
-        PREFERENCE | PAIRS,
-    ),
-    Way(
-        PROMPTS
-        | {
-            "- zibo in a room": "- prompt: zibo in a room\n  mask_img: datasets/robot/coffee.jpg"
-        },
-        "needs a control image to compare with. Give ctrl_img, or remove it.",
-        PROMPTS,
     ),
     Way(
         {
@@ -1106,11 +1054,6 @@ WAYS = [
         FULL | SWAPPED,
         "or blocks_to_swap: 0.",
         FULL | {NAME: f"{NAME}\nblocks_to_swap: 0"},
-    ),
-    Way(
-        STREAM | PREFERENCE,
-        "a stream has no pairs. Give a table of them (docs/preferences.md).",
-        PAIRS | PREFERENCE,
     ),
     Way(
         STREAM
@@ -1213,14 +1156,6 @@ WAYS = [
         "give 'captions_file: ",
         {
             FOLDER: f"{FOLDER}\n  captions_file: datasets/with_table/names.parquet",
-            "caption_ext: txt": "",
-        },
-    ),
-    Way(
-        {FOLDER: "- from_base: {prompts: with_flags.txt}", "caption_ext: txt": ""},
-        "Give 'neg', 'sample_steps' and 'guidance_scale' of 'from_base', and 'resolution'",
-        {
-            FOLDER: "- from_base: {prompts: one_prompt.txt, neg: blurred}",
             "caption_ext: txt": "",
         },
     ),

@@ -409,9 +409,6 @@ def family_words(text: str, word: str = "qwen") -> list[str]:
 CAPTIONER = "extensions/tools/caption/captioner.py"
 """The model that writes captions is none that is trained."""
 
-LOADERS = "toolkit/networks/programs.py"
-"""What other programs load, of which models."""
-
 
 def test_no_room_but_models_knows_a_model_family() -> None:
     """Keys and messages for users are toolkit/config's to know; from_scratch trains
@@ -424,7 +421,6 @@ def test_no_room_but_models_knows_a_model_family() -> None:
         "extensions/compat/",
         "extensions/tools/shared/examples.py",
         CAPTIONER,
-        LOADERS,
     )
     others = [
         name
@@ -464,12 +460,10 @@ TESTS_OF_THE_CORE = (
 )
 
 TOOLS_THAT_ARE_PARTS = (
-    "influence",
     "align",
     "best",
     "doctor",
     "ara",
-    "prefer",
     "publish",
     "ui",
 )
@@ -671,34 +665,6 @@ def test_benches_use_public_names() -> None:
     } == {}
 
 
-def figures_used(name: str, text: str) -> list[str]:
-    """What a bench outside benchmarks/figures/ imports from it."""
-    is_figure = name.startswith("benchmarks/figures/")
-    return (
-        []
-        if is_figure
-        else [
-            found
-            for found in imports(name, text)
-            if found.startswith("benchmarks.figures")
-        ]
-    )
-
-
-def test_what_guards_needs_no_figure_that_is_run_by_hand() -> None:
-    text = "from benchmarks.figures.levels import WAYS"
-    assert figures_used("benchmarks/bench_x.py", text) and not figures_used(
-        "benchmarks/figures/x.py", text
-    )
-    names = tracked("benchmarks")
-    assert any(name.startswith("benchmarks/figures/") for name in names)
-    assert {
-        name: figures_used(name, source(name))
-        for name in names
-        if figures_used(name, source(name))
-    } == {}
-
-
 def test_no_file_is_a_drawer_for_odds_and_ends() -> None:
     drawers = {"util", "utils", "helper", "helpers", "misc", "common"}
     assert [name for name in tracked() if Path(name).stem.strip("_") in drawers] == []
@@ -766,7 +732,7 @@ def test_nothing_that_runs_code_when_read_is_ever_read() -> None:
 DISTRIBUTIONS = {"pyyaml": "yaml", "pillow": "PIL", "optimum-quanto": "optimum"}
 """The module of a distribution, where it has another name."""
 
-OPTIONAL = {"imagecodecs", "lycoris", "matplotlib", "pyarrow", "wandb"}
+OPTIONAL = {"lycoris", "matplotlib", "pyarrow", "wandb"}
 OPTIONAL |= {"mlflow", "swanlab", "trackio"}
 OPTIONAL |= {OPTIMIZERS[name].partition(":")[0] for name in EXTRAS}
 """Asked for by a key, or by a file of its format; an error names the package where it

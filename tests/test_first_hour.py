@@ -126,8 +126,6 @@ def mistake(slip: Slip) -> str:
     if words and " or " not in said and not any(word in slip.instead for word in words):
         return f"none of {words} is in {slip.instead!r}"
     instead = job_with(slip.line, slip.instead)
-    if "preference: {" in instead:  # which needs pairs
-        instead = instead.replace("caption_ext: txt", "captions_file: pairs.csv")
     errors, warnings = told(instead)
     left = [*errors, *(line for line in warnings if slip.answer in line)]
     return f"is not put right by {slip.instead!r}: {left}" if left else ""
@@ -252,8 +250,6 @@ ELSEWHERE: dict[str, str] = {
     "write whole numbers from 1 on": "jobs/test_sweep.py",
     "processes of this job have this key": f"{CONFIG}/reading/test_changes.py",
     "the list stands in 'defaults'": f"{CONFIG}/reading/test_changes.py",
-    "is not FIRST-LAST:STRENGTH. Write 0-9:0.5": "extensions/tools/lora_tools/test_scale.py",
-    "the first block comes first": "extensions/tools/lora_tools/test_scale.py",
     "Write '- type: ": f"{CONFIG}/reading/test_loader.py",
     "is a mapping, and 'prompts' are texts. Write it in 'samples'": f"{CONFIG}/reading/test_normalise.py",
     "Write '- ": f"{CONFIG}/reading/test_normalise.py",
@@ -266,9 +262,7 @@ ELSEWHERE: dict[str, str] = {
     "Write a space after the '-' of": f"{CONFIG}/reading/test_normalise.py",
     "'---' begins a second document. Write one job per file; run.py": f"{CONFIG}/reading/test_yaml_reader.py",
     ", whose texts are packed in lists": f"{DATA}/scan/test_tables.py",
-    "as 'chosen', the other one as 'rejected'": f"{DATA}/scan/test_column_remedies.py",
     "is JSON without rows that are known": f"{DATA}/scan/test_tables.py",
-    "Write two quotation marks": f"{DATA}/scan/test_tables.py",
     "Write one, or leave it empty": f"{DATA}/scan/test_tables.py",
     "Write one, or take .json out of caption_ext": f"{DATA}/scan/test_captions.py",
     "and there is no such kind of proxy": "toolkit/models/test_hub_faults.py",
@@ -276,10 +270,7 @@ ELSEWHERE: dict[str, str] = {
     "not the dotted path of a": "toolkit/optim/test_optimizer_args.py",
     "Write train.optimizer_params: {": "toolkit/optim/test_trial.py",
     "holds no 'caption' of": f"{DATA}/scan/test_captions.py",
-    ". Write 1, 0 or": f"{DATA}/scan/test_columns.py",
-    "Write what it is an example of instead": f"{DATA}/scan/test_from_base.py",
     "It has ": f"{DATA}/scan/test_folder_captions_file.py",
-    "write suffix and letters as that file has them": f"{DATA}/scan/test_folder_captions_file.py",
     "write paths from that folder": f"{DATA}/scan/test_folder_captions_file.py",
     "Write one for each image": f"{DATA}/scan/test_folder_captions_file.py",
     "is empty: write the caption into it": f"{DATA}/scan/test_folder.py",
@@ -390,9 +381,6 @@ NAMED = re.compile(r"'[^']*'|[a-z_]+[._][a-z_]+|\b[a-z_]+: \S|--[a-z]|\{|[A-Z]+_
 """Words that can be pasted: in quotes, a key, a flag, a variable."""
 
 APPLIED_IN: dict[str, dict[str, Sequence[str]]] = {
-    "extensions/sd_trainer/test_rules.py": {
-        "test_what_is_said_about_a_section": ["Give a folder of pairs with 'f"],
-    },
     "extensions/sd_trainer/test_setup.py": {
         "test_a_file_that_no_network_trains_is_refused_before_the_model_is_loaded": [
             "Give it as model.base_loras, o"

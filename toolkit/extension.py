@@ -29,7 +29,6 @@ from threading import RLock, Timer
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import toolkit.old_names  # noqa: F401 - extensions of 0.2 import by them
 from toolkit.errors import (
     ExtensionError,
     Interrupted,

@@ -206,9 +206,6 @@ MISSING_PARTS = "extensions.compat.ai_toolkit_process:missing_parts"
 FOREIGN_FILES = Registry(
     "program",
     {
-        "simpletuner": "extensions.compat.simpletuner:FILES",
-        "onetrainer": "extensions.compat.onetrainer:FILES",
-        "diffusion_pipe": "extensions.compat.diffusion_pipe:FILES",
         "not_read": "extensions.compat.not_read:FILES",
         "musubi": "extensions.compat.musubi:JOBS",
         "fluxflow": "extensions.compat.fluxflow:GUIDE",

@@ -269,13 +269,7 @@ JOBS: dict[str, Section] = {
             "fused_backward_pass": True,
         },
     ),
-    "dora": lora(
-        network={"type": "dora"},
-        train={
-            "lr_groups": [{"match": ".*attn.*", "lr_scale": 0.5, "name": "attention"}]
-        },
-        save={"also": ["merged_lora"]},
-    ),
+    "dora": lora(network={"type": "dora"}),
     "lokr": lora(
         network={"type": "lokr", "factor": 4},
         train={"dtype": "bf16", "optimizer": "adafactor"},

@@ -285,7 +285,6 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
             "model.quantize": True,
             "model.blocks_to_swap": 1,
             "train.blank_prompt_preservation": True,
-            "save.also": ["merged_lora"],
         },
     ),
     "full types": (
@@ -350,7 +349,6 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
         "lora",
         {
             "network.include_patterns": ["nothing"],
-            "train.lr_groups": [{"match": "nothing"}],
         },
     ),
     "swapped blocks": ("lora", {"model.blocks_to_swap": 60, "train.compile": True}),

@@ -38,7 +38,6 @@ PLACES = {
     "NetworkKwargs": "network.network_kwargs",
     "DatasetConfig": "datasets[]",
     "EmaConfig": "train.ema_config",
-    "LrGroupConfig": "train.lr_groups[]",
     "StopWhenConfig": "stop_when",
     "SampleItem": "sample.samples[]",
 }
@@ -61,7 +60,7 @@ def names() -> dict[tuple[str, str], Names]:
 
 
 def row_of(columns: Mapping[str, Any]) -> ForeignName:
-    """A row of names.toml or trainers.toml: the first column says what becomes of a
+    """A row of names.toml: the first column says what becomes of a
     name."""
     how: Any = next(iter(columns))
     value = columns[how]

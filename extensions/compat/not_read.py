@@ -18,6 +18,18 @@ from extensions.compat.trainer_file import PAGE
 from toolkit.config.reading.located import ConfigNode, Diagnostics, SourceLocation
 
 KEYS: dict[str, tuple[frozenset[str], ...]] = {
+    "a config of SimpleTuner": (
+        frozenset({"model_family", "model_type"}),
+        frozenset({"model_family", "data_backend_config"}),
+    ),
+    "a config of OneTrainer": (
+        frozenset({"model_type", "training_method"}),
+        frozenset({"model_type", "base_model_name"}),
+    ),
+    "a config of diffusion-pipe": (
+        frozenset({"dataset", "micro_batch_size_per_gpu"}),
+        frozenset({"dataset", "output_dir", "epochs"}),
+    ),
     "a config of DiffSynth-Studio": (
         frozenset({"dataset_base_path", "lora_target_modules"}),
     ),
@@ -69,7 +81,7 @@ def refuse_variables(text: str, diagnostics: Diagnostics) -> None:
     variable = _VARIABLES.search(text)
     if variable is not None:
         line = text.count("\n", 0, variable.start()) + 1
-        message = "holds variables of SimpleTuner. Its config.json is read: name that file instead."
+        message = not_read_message("a file of variables of SimpleTuner")
         diagnostics.fatal(SourceLocation(line, 1), (), message)
 
 

@@ -657,19 +657,17 @@ class FlowTrainerConfig(RolesSection):
     def _check_train(self) -> Iterator[Diagnostic]:
         train, roles = self.train, self.roles()
         without = "needs the model without its adapter, and a flow_trainer trains the model itself. Remove it."
-        seen = "text and control images of these transformers see the image's noise level. Remove it."
         offload = (
             "'block_offload' is not supported by flow_trainer yet. Use full_offload."
         )
         fsdp = "'fsdp' is not supported by flow_trainer yet. Remove it."
         single = f"works with a single role, but {' and '.join(roles)} are trained. Remove it."
-        beside = ("assistant", "few_step_loss", "preference")
+        beside = ("assistant",)
         is_block_offload = train.checkpointing_level() == "block_offload"
         is_fused = train.fused_backward_pass and len(roles) > 1
         for key, is_wrong, message in (
             *((key, getattr(train, key), without) for key in PRESERVATIONS),
             *((key, getattr(train, key), BESIDE_AN_ADAPTER) for key in beside),
-            ("noise_levels_per_sample", train.noise_levels_per_sample != 1, seen),
             ("gradient_checkpointing", is_block_offload, offload),
             ("parallel", train.parallel == "fsdp", fsdp),
             ("fused_backward_pass", is_fused, single),

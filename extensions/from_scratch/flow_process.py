@@ -310,7 +310,6 @@ class FlowTrainerProcess(RolesTrainer):
             self.seed,
             group,
             settings.ema_config,
-            layer_of=network.module_name_of,
             stochastic_rounding=settings.full_bf16,
         )
         role.every = optimizer_section.every
@@ -337,11 +336,7 @@ class FlowTrainerProcess(RolesTrainer):
         sampler = self.sampler
         if sampler is None:
             return None
-        return Samples(
-            sampler.generate,
-            [prompt.prompt for prompt in sampler.prompts],
-            drift=sampler.drift,
-        )
+        return Samples(sampler.generate, [prompt.prompt for prompt in sampler.prompts])
 
     # ------------------------------------------------------------ the loop
 

@@ -1,8 +1,8 @@
 """The plans of both trainers: the parts that are made and trained, the number of steps
 and the memory. Imports no torch and loads no weights.
 
-Memory is measured by a step on fake tensors (`memory`): always at a start, and in a dry
-run with `--memory`. `memory` measures a `Work` and returns `StepBytes`.
+The memory of weights, gradients and optimizers is counted from modules without numbers
+(`memory`): always at a start, and in a dry run with `--memory`. Activations are not.
 
 The sections name their planner, and `RolesSection.plan` calls it for the plan of a job.
 `flow_process`, `vae_process` and `trainer` use the planners and `memory_advice`.
@@ -11,25 +11,23 @@ The sections name their planner, and `RolesSection.plan` calls it for the plan o
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from extensions.from_scratch.autoencoder_config import SPADE
 from extensions.from_scratch.flow_config import FlowTrainerConfig
 from extensions.from_scratch.losses_config import too_short
 from extensions.from_scratch.roles_config import RolesSection
 from extensions.from_scratch.vae_config import VaeTrainerConfig
-from toolkit.config.sections.dataset import area_of, sides_of
+from toolkit.config.sections.dataset import area_of
 from toolkit.config.sections.train import TrainConfig
-from toolkit.contracts.data import BucketedSample, Size
+from toolkit.contracts.data import BucketedSample
 from toolkit.data.batches.image_data import ImageData
 from toolkit.memory.estimate import GAPS_SHARE
 from toolkit.plan.memory import (
     CUDA_CONTEXT,
-    ENCODING,
     HOST_FRAGMENTATION,
     PROCESS_BASELINE,
     PROCESS_BASELINE_WITH_CUDA,
@@ -37,7 +35,6 @@ from toolkit.plan.memory import (
     Phase,
     positive,
 )
-from toolkit.plan.memory_inputs import share_of_rank
 from toolkit.plan.oom_hints import smaller_resolution
 from toolkit.plan.planning import Planner
 from toolkit.plan.run_plan import SaveSize
@@ -52,63 +49,13 @@ SectionT = TypeVar("SectionT", bound=RolesSection)
 # ------------------------------------------------------------ memory
 
 
-class Work(NamedTuple):
-    """The micro-batch that one rank computes at once.
-
-    >>> Work(images=4, width=512, height=256).pixels
-    524288
-    >>> Work(images=1, width=64, height=64, references=1).pixels
-    8192
-    """
-
-    images: int
-    width: int
-    height: int
-    references: int = 0
-    """References of each image, each about as large as it."""
-
-    @property
-    def pixels(self) -> int:
-        """Pixels of all images, references included."""
-        return self.images * self.width * self.height * (1 + self.references)
-
-    @staticmethod
-    def largest(section: RolesSection, data: ImageData) -> Work:
-        """The largest micro-batch of these images; without images, of the largest
-        resolution."""
-        most, _ = share_of_rank(section.train)
-        counts: Counter[Size] = Counter()
-        references: dict[Size, int] = defaultdict(int)
-        for item in data.items:
-            bucket = item.crop.bucket
-            counts[bucket] += item.sample.repeats
-            references[bucket] = max(
-                references[bucket], len(item.sample.control_images)
-            )
-        works = [
-            Work(min(most, count), *size, references[size])
-            for size, count in counts.items()
-        ]
-        if not works:
-            multiple = section.size_multiple()
-            largest = max(
-                (size for dataset in section.datasets for size in dataset.resolution),
-                key=area_of,
-            )
-            works = [
-                Work(most, *(side // multiple * multiple for side in sides_of(largest)))
-            ]
-        return max(works, key=lambda work: work.pixels)
-
-
 @dataclass(frozen=True)
 class StepBytes:
     """The memory of one rank, in bytes.
 
     Example::
 
-        work = Work.largest(section, data)
-        estimate = step_bytes(section, work, on_gpu=True).estimate(on_gpu=True)
+        estimate = step_bytes(section).estimate(on_gpu=True)
     """
 
     trained: Mapping[str, int]
@@ -117,14 +64,11 @@ class StepBytes:
     weights: int
     """Weights of all modules that exist during a step."""
 
-    step: int
-    """Beyond them at the peak of a step: activations, gradients, the images."""
+    gradients: int
 
     optimizer: int
     average: int
     save: SaveSize
-    encoding: int = 0
-    """Bytes of a pass that encodes one image before training; 0: there is none."""
 
     def estimate(self, on_gpu: bool) -> MemoryEstimate:
         """The memory of each phase, with the parts that an allocator and a process
@@ -133,12 +77,11 @@ class StepBytes:
         step = {
             "weights": self.weights,
             "average": self.average,
-            "activations and gradients": self.step,
-            "gaps": int(gaps * self.step),
+            "gradients": self.gradients,
+            "gaps": int(gaps * self.gradients),
         }
         training = step | {"optimizer": self.optimizer}
-        phases = {ENCODING: {"encoders": self.encoding}} if self.encoding else {}
-        phases |= {"first step": step, "training": training}
+        phases = {"first step": step, "training": training}
         copies = {"copies to be saved": self.save.file + self.save.state}
         if not on_gpu:
             phases["saving"] = training | copies
@@ -235,9 +178,7 @@ class RolesPlanner(Planner[SectionT]):
             return None
         on_gpu = self.machine.kind == "cuda"
         try:
-            self.step = load_object(MEASURE)(
-                self.section, Work.largest(self.section, data), on_gpu
-            )
+            self.step = load_object(MEASURE)(self.section)
         except Exception as error:  # noqa: BLE001 - the run itself says what cannot be made, and at which key
             self.unknown_memory = f"not known ({' '.join(str(error).split())[:200]})"
             return None
@@ -256,6 +197,8 @@ class RolesPlanner(Planner[SectionT]):
     def length_notes(self, steps: int) -> Iterator[str]:
         if self.unknown_memory:
             yield f"memory: {self.unknown_memory}"
+        elif self.step:
+            yield "memory: without the activations, which are most of it"
         yield from super().length_notes(steps)
         along = self.section.trained_autoencoder()
         if along:

@@ -128,11 +128,11 @@ class VaeTrainerConfig(RolesSection):
                     ("datasets", index, key),
                     "an autoencoder has no control images. Remove it.",
                 )
-        for key in ("timesteps", "edits"):
-            if self.validation and key in self.validation.model_fields_set:
-                yield Diagnostic(
-                    ("validation", key), "not applicable to an autoencoder. Remove it."
-                )
+        if self.validation and "timesteps" in self.validation.model_fields_set:
+            yield Diagnostic(
+                ("validation", "timesteps"),
+                "not applicable to an autoencoder. Remove it.",
+            )
 
     def _check_model(self, job: JobContext) -> Iterable[Diagnostic]:
         model = self.model

@@ -48,7 +48,6 @@ from toolkit.errors import UserError
 from toolkit.files.tensor_cache import key_of
 from toolkit.models.from_config import refuse_arguments
 from toolkit.system.device import DTYPES
-from toolkit.train.callbacks.memory_check import memory_check
 from toolkit.train.callbacks.sample import Samples
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.validation import Validation
@@ -222,16 +221,6 @@ class VaeTrainerProcess(RolesTrainer):
         data = self.data
         step = self.trained.step(section.losses, run.seed, DTYPES[section.train.dtype])
         run.callbacks = [*run.callbacks, LossBalance(section.losses)]
-        if self.process_group.is_single_process and self.plan.memory:
-            # Up to the end of the first step; of a resumed run with optimizer state.
-            allocated = self.plan.memory.allocated
-            run.callbacks = [
-                *run.callbacks,
-                *memory_check(
-                    lambda resumed: allocated("training" if resumed else "first step"),
-                    self.device,
-                ),
-            ]
         loader: Loader[PixelBatch] = (
             StreamPixels(data.stream) if data.stream else PixelLoader(data.items)
         )

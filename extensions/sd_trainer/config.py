@@ -19,13 +19,6 @@ from toolkit.config.reading.normalise import place_in
 from toolkit.config.reading.process import JobContext
 from toolkit.config.sections.dataset import LOSS, loss_at, loss_in, noise_levels
 from toolkit.config.sections.train import (
-    DISTANCE,
-    HELD_OUT_MARGIN,
-    HELD_OUT_RIGHT,
-    LOSS_OF_IMAGES,
-    LOSS_OF_PAIRS,
-    MARGIN,
-    RIGHT,
     TrainConfig,
 )
 from toolkit.config.sections.trainer import DiffusionSection, TrainerConfig
@@ -126,18 +119,13 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
         if self.network.scale_weight_norms:
             limited = ("keys_scaled", "average_key_norm", "max_key_norm")
         scaled = ("loss_scale",) if self.train.dtype == "float16" else ()
-        few = ["few_step"] if self.train.few_step_loss else []
-        pairs: tuple[str, ...] = ()
-        if self.train.preference:
-            pairs = (LOSS_OF_PAIRS, LOSS_OF_IMAGES, MARGIN, RIGHT, DISTANCE)
-        extra = (f"loss/{name}" for name in (*self.train.preservations(), *few))
+        extra = (f"loss/{name}" for name in self.train.preservations())
         of_a_step = (
             "loss",
             "grad_norm",
             "lr",
             "t_mean",
             *extra,
-            *pairs,
             *scaled,
             *(f"max_norm/{name}" for name in limited),
         )
@@ -146,13 +134,11 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
             if levels
             else []
         )
-        held_out = (HELD_OUT_RIGHT, HELD_OUT_MARGIN) if levels and pairs else ()
         return (
             *of_a_step,
             *([LOSS] if levels else []),
             *map(loss_at, levels),
             *ways,
-            *held_out,
         )
 
     def check(self, job: JobContext) -> Findings:

@@ -131,18 +131,6 @@ def _files_of_others(section: DiffusionSection) -> dict[str, Any]:
     if assistant := section.train.assistant:
         file = named(assistant.path, "train", "assistant", "path")
         used["assistant"] = {"file": file, "multiplier": assistant.multiplier}
-    if few := section.train.few_step_loss:
-        file = named(few.lora, "train", "few_step_loss", "lora")
-        used["few_step_loss"] = {
-            "file": file,
-            **few.model_dump(mode="json", exclude={"lora"}),
-        }
-    if preference := section.train.preference:
-        used["preference"] = preference.model_dump(mode="json", exclude={"reference"})
-        if preference.reference:
-            used["preference"]["reference"] = named(
-                preference.reference, "train", "preference", "reference"
-            )
     return used
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -59,14 +59,14 @@ from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import Programs, check_backend
 from toolkit.memory.fsdp import enable_forward_prefetch, shard_block_fn
 from toolkit.models.families import family_for, model_bytes
-from toolkit.models.loading import base_hashes, checked_family, model_folder
+from toolkit.models.loading import base_hashes, checked_family
 from toolkit.networks.applied import Changes, NamedAdapters
 from toolkit.networks.lora_formats import LayerDelta
 from toolkit.networks.spelling import SPELLINGS, STORED
 from toolkit.plan.diffusion import SdPlanner
 from toolkit.plan.memory import Machine
 from toolkit.plan.memory_inputs import count_trainable_params, groups_of
-from toolkit.plan.memory_plan import GENERATING, plan_memory
+from toolkit.plan.memory_plan import plan_memory
 from toolkit.plan.oom_hints import memory_advice
 from toolkit.system.device import DTYPES, check_device, configure_cuda
 from toolkit.train.base_model import load_base_model
@@ -75,28 +75,15 @@ from toolkit.train.callbacks.sample import Samples
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.validation import Validation
 from toolkit.train.collectives import WorkerContext, install_command_handler, leading
-from toolkit.train.few_step import NEGATIVE, FewStepMixture, Teacher
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep, PriorPreservation
 from toolkit.train.loop import try_largest_batch
 from toolkit.train.other_model import OtherWeights, load_other_models
-from toolkit.train.preference import PreferenceStep
 from toolkit.train.run import Run
-from toolkit.train.sampling import Sampler
-from toolkit.train.survival import SurvivalScores
-from toolkit.train.validation import ComparedWith
 
 logger = logging.getLogger(__name__)
 
 ASSISTANT = "train.assistant"
 """Key of the file that is active in training."""
-
-PREFERENCE = "train.preference"
-"""Key of the file that the reference of `PreferenceStep` has in the place of the
-network."""
-
-FEW_STEP_LOSS = "train.few_step_loss"
-"""Key of the file that is active in the micro-batches of `FewStepMixture`, instead of
-the assistant."""
 
 
 class SdTrainerProcess(ImageTrainer):
@@ -137,9 +124,6 @@ class SdTrainerProcess(ImageTrainer):
 
     block_runner: BlockRunner
 
-    teacher: Teacher | None
-    """The teacher of `train.few_step_loss`."""
-
     @property
     def programs(self) -> Programs:
         return self.block_runner.programs
@@ -156,11 +140,6 @@ class SdTrainerProcess(ImageTrainer):
         if any(self.planner.without_model()):
             self.process_group.run_on_rank0_then_barrier(
                 lambda: checked_family(self.section.model)
-            )
-        # Images of the base model are named by the model's files.
-        if any(dataset.from_base for dataset in self.section.datasets):
-            self.process_group.run_on_rank0_then_barrier(
-                lambda: model_folder(self.section.model)
             )
         data = super().scan()
         if self.section.train.assistant:
@@ -292,37 +271,15 @@ class SdTrainerProcess(ImageTrainer):
             ]
         )
         steps = self.plan.optimizer_steps
-        few = self.section.train.few_step_loss
         self.roles = build_roles(
             self.section, self.network, steps, self.seed, self.process_group
         )
-        self.teacher = (
-            Teacher(self.roles[NETWORK], few.first_step(steps)) if few else None
-        )
-        self.make_base_images(self._generate_by_base)
-
-    def _generate_by_base(self, sampler: Sampler, index: int) -> Image.Image:
-        """An image of the model as it was loaded: no network, no assistant. Nothing is
-        trained yet."""
-        with self.network.disabled(), self.deployed():
-            return self.programs.whole(sampler.generate, index)
 
     @contextmanager
     def deployed(self, file: str = "") -> Iterator[None]:
         """Inside the block the model is as it will be used: no dropout, no assistant,
         with this file beside it, or the weights of this other model."""
         with self.network.inference(), self.beside.using(file), self.others.using(file):
-            yield
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        """Inside the block the model is what `train.preference` compares the network
-        with."""
-        has_file = PREFERENCE in self.section.files_beside()
-        with (
-            self.network.disabled(),
-            self.beside.using(PREFERENCE) if has_file else nullcontext(),
-        ):
             yield
 
     def weights_writer(self) -> PrepareNetwork:
@@ -358,15 +315,13 @@ class SdTrainerProcess(ImageTrainer):
         validator = self.validator
         if validator is None:
             return None
-        if preference := self.section.train.preference:
-            validator.compared = ComparedWith(preference.beta, self.reference)
 
         def measure(should_stop: Callable[[], bool]) -> dict[str, float] | None:
             of_others: dict[str, float] = {}
             # First: the losses of each image are those of the last pass.
             for key, way in self.section.deployments().items():
                 with self.deployed(key):
-                    others = validator.losses(should_stop, key)
+                    others = validator.losses(should_stop)
                 if others is None:
                     return None
                 of_others[loss_in(way.label)] = others[LOSS]
@@ -384,10 +339,6 @@ class SdTrainerProcess(ImageTrainer):
         def generate(index: int) -> Image.Image:
             with self.deployed(sampler.prompts[index].beside):
                 return sampler.generate(index)
-
-        def without_network(index: int) -> Image.Image:
-            with self.network.disabled():
-                return generate(index)
 
         prompts = sampler.prompts
         ways = {
@@ -407,18 +358,11 @@ class SdTrainerProcess(ImageTrainer):
             if prompt.layers
         }
         of_each_set = len(self.section.sample.all_items()) if self.section.sample else 0
-        in_many = len(self.section.sample.samples) if self.section.sample else 0
-        pairs: dict[str, list[tuple[int, int]]] = {}
-        for index, name in ways.items():
-            pairs.setdefault(name, []).append((index % in_many, index))
-        survival = SurvivalScores(pairs, without_network) if pairs else None
         samples = Samples(
             generate,
             texts,
-            drift=sampler.drift,
             deployments=ways,
             layers=layers,
-            survival=survival,
         )
         first = self.section.first_sample
         if first is None:
@@ -450,8 +394,6 @@ class SdTrainerProcess(ImageTrainer):
             prompts = train.preserved_prompts(
                 sample.caption, self.section.trigger_words()
             )
-        if few := train.few_step_loss:
-            prompts[NEGATIVE] = few.neg or self.model.family.empty_negative
         return prompts
 
     def make_step(self) -> FlowMatchingStep:
@@ -459,25 +401,8 @@ class SdTrainerProcess(ImageTrainer):
         step of another class."""
         train = self.section.train
         uses = self.plan.samples_per_epoch
-        named = {
-            **FlowSettings.named_in(train),
-            "noise_levels": train.noise_levels_per_sample,
-        }
+        named = FlowSettings.named_in(train)
         make: Callable[..., FlowMatchingStep] = FlowMatchingStep
-        if train.few_step_loss and self.teacher:
-            make = partial(
-                FewStepMixture,
-                few=train.few_step_loss,
-                network=self.network,
-                teacher=self.teacher,
-                with_lora=partial(self.beside.using, FEW_STEP_LOSS),
-                alone=partial(self.beside.using, ""),
-            )
-        if train.preference:
-            named["noise_levels"] = 1
-            make = partial(
-                PreferenceStep, preference=train.preference, reference=self.reference
-            )
         step = make(self.model, self.seed, samples_per_epoch=uses, **named)
         for name, factor in train.preservations().items():
             step.extra_losses[name] = PriorPreservation(
@@ -507,7 +432,7 @@ class SdTrainerProcess(ImageTrainer):
             self._measure_memory(run)
         if run.state.step < run.steps:
             batch = largest()
-            self._choose_checkpointing(run, batch, step)
+            self._choose_checkpointing(run, batch)
             # With a sharded model no rank may repeat a pass alone.
             ways_out = (
                 [] if self._is_sharded else [self.block_runner.increase_checkpointing]
@@ -517,17 +442,14 @@ class SdTrainerProcess(ImageTrainer):
             self.resumption.record_compiled(self.programs.record)
         self.run_loop(run, _Announced(source, step, self._latent_size), step)
 
-    def _choose_checkpointing(
-        self, run: Run, largest: LatentBatch, step: FlowMatchingStep
-    ) -> None:
+    def _choose_checkpointing(self, run: Run, largest: LatentBatch) -> None:
         """Makes a level of `train.gradient_checkpointing: auto`, by the largest batch;
         the same on all ranks."""
         # Each start of a run plans its memory.
         assert self.plan.memory and self.plan.memory.step
         planned = self.plan.memory.step
         compile = self.section.train.compile
-        levels = max(step.levels(largest, row) for row in range(len(largest)))
-        targets_BCHW = largest.latents_BCHW.repeat_interleave(levels, 0)
+        targets_BCHW = largest.latents_BCHW
         tokens = self.model.num_tokens(
             targets_BCHW, largest.prompts, largest.control_latents
         )
@@ -553,7 +475,7 @@ class SdTrainerProcess(ImageTrainer):
         planned = self._as_planned()
         on_gpu = self.device.type == "cuda"
         # On the CPU the peak includes all earlier phases of the process.
-        phases = [] if on_gpu else ["encoding", "loading", GENERATING]
+        phases = [] if on_gpu else ["encoding", "loading"]
         if (
             (section.sample or section.first_sample)
             and section.draws_first()
@@ -595,7 +517,6 @@ def _pixels_in_model(model: DiffusionModel, item: BucketedSample) -> int:
     layers = len(item.sample.layers)
     references = len(item.sample.control_images) or min(layers, 1)
     square = Size(max(bucket), max(bucket))
-    pixels = prod(bucket) * (layers + model.predicts_composite if layers else 1) + (
+    return prod(bucket) * (layers + model.predicts_composite if layers else 1) + (
         references and references * prod(model.reference_size(square, bucket))
     )
-    return pixels * (2 if item.sample.worse else 1)  # of a pair both images are in it

@@ -31,7 +31,6 @@ from toolkit.config.sections.output import SampleConfig, SampleItem
 from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.errors import UserError
-from toolkit.flow.settings import most_levels
 from toolkit.models.families import (
     LARGE_MODEL_BLOCKS,
     AnotherFamilyError,
@@ -46,9 +45,6 @@ from toolkit.models.families import (
 from toolkit.optim.optimizer_args import ELEMENTWISE, HIGHEST_LR, requires_single_lr
 from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
 from toolkit.system.distributed_env import read_distributed_env
-
-MERGED = tuple(name for name, kind in KINDS.items() if kind.extracts_lora)
-"""Kinds of network beside whose files a plain LoRA can be written."""
 
 MIN_BLOCKS_TO_SWAP = 3
 """Two swapped blocks have buffers on the device, so fewer than this save nothing."""
@@ -72,7 +68,7 @@ TYPE_IN_A_NAME = re.compile(
 def findings(s: DiffusionSection) -> Findings:
     """All checks of several subsections together."""
     for group in (
-        _arch, _model_or_adapter, _weight_files, _files_beside, _optimizer, _preservation, _preference, _schedule,
+        _arch, _model_or_adapter, _weight_files, _files_beside, _optimizer, _preservation, _schedule,
         _noise_levels, _distilled, _memory, _modulation_table, _compile, _offloads, _processes, _images, _layers,
         _unseen_sizes, _first_samples, _samples, _validation, _files,
     ):  # fmt: skip
@@ -151,8 +147,6 @@ def _weight_files(s: DiffusionSection) -> Findings:
     }
     ends = {
         "train.assistant": ".path",
-        "train.few_step_loss": ".lora",
-        "train.preference": ".reference",
     }
     for key, (file, _) in s.files_beside().items():
         files[key + ends.get(key, "")] = file
@@ -361,37 +355,6 @@ def _preservation(s: DiffusionSection) -> Findings:
         )
 
 
-def _preference(s: DiffusionSection) -> Findings:
-    train = s.train
-    if not train.preference:
-        return
-    if s.network.trains_model:
-        yield error(
-            "train.preference",
-            "needs the model without its adapter, and network.type 'full' has no adapter. Remove it.",
-        )
-    if s.streamed:
-        yield error(
-            "train.preference",
-            "a stream has no pairs. Give a table of them (docs/preferences.md).",
-        )
-    if train.few_step_loss:
-        yield error(
-            "train.few_step_loss",
-            "cannot be combined with 'train.preference'. Remove one of them.",
-        )
-    if train.preference.reference and train.assistant:
-        yield error(
-            "train.preference.reference",
-            "cannot be combined with 'train.assistant'. Remove one of them.",
-        )
-    if train.noise_levels_per_sample not in (1, "auto"):
-        yield error(
-            "train.noise_levels_per_sample",
-            "a pair has one noise level. Use 1, or leave it out.",
-        )
-
-
 def _schedule(s: DiffusionSection) -> Findings:
     train = s.train
     scheduler = train.lr_scheduler
@@ -408,12 +371,6 @@ def _schedule(s: DiffusionSection) -> Findings:
             "stop_when.min_steps",
             f"{s.stop_when.min_steps}: training already ends at step {train.steps}.",
         )
-    few = train.few_step_loss
-    if few and 0 < _steps(s) <= few.first_step(_steps(s)):
-        yield warning(
-            "train.few_step_loss.start",
-            f"{few.start:g}: no step is left for it. Lower it.",
-        )
 
 
 def _steps(s: DiffusionSection) -> int:
@@ -422,8 +379,7 @@ def _steps(s: DiffusionSection) -> int:
 
 
 def _noise_levels(s: DiffusionSection) -> Findings:
-    """Parts of an epoch of unknown length; several noise levels in one pass, with a
-    model that cannot share it."""
+    """Parts of an epoch of unknown length."""
     if (
         s.train.num_timestep_buckets
         and s.streamed
@@ -432,18 +388,6 @@ def _noise_levels(s: DiffusionSection) -> Findings:
         yield error(
             "train.num_timestep_buckets",
             "a stream needs 'datasets[0].webdataset.samples' for this. Set both.",
-        )
-    asked = s.train.noise_levels_per_sample
-    family = _family(s)
-    if (
-        family
-        and asked != "auto"
-        and most_levels(asked) > 1
-        and not family.shares_prefix
-    ):
-        yield error(
-            "train.noise_levels_per_sample",
-            f"in a {family.title} text and control images see the image's noise level. Use 1, or leave it out.",
         )
 
 
@@ -638,11 +582,6 @@ def _processes(s: DiffusionSection) -> Findings:
             train.compile.enabled is True,
             "compiled blocks do not gather their weights",
         ),
-        (
-            "datasets",
-            any(dataset.from_base for dataset in s.datasets),
-            "each process generates its share of the images",
-        ),
     ):
         if given:
             yield error(
@@ -666,12 +605,6 @@ def _images(s: DiffusionSection) -> Findings:
     for index, dataset in enumerate(s.datasets):
         key, slots = dataset.references
         of_layers = family is not None and family.stacks_layers
-        if dataset.from_base and family and family.min_references:
-            yield error(
-                f"datasets.{index}.from_base",
-                f"{family.title} edits a given image, and these have none. Give a folder of pairs with "
-                "'folder_path' and 'is_reg: true'.",
-            )
         if (
             family
             and len(slots) > family.max_references
@@ -755,20 +688,11 @@ def _of_layers(s: DiffusionSection, title: str) -> Findings:
                 f"{place}.ctrl_img",
                 f"is required: {title} takes an image apart into layers. Give that image.",
             )
-        if item.mask_img:
-            yield error(f"{place}.mask_img", f"does not apply to {title}. Remove it.")
-    for key in ("preference", "few_step_loss"):
-        if getattr(s.train, key):
-            yield error(
-                f"train.{key}",
-                f"does not apply to {title}: its target is several images. Remove it.",
-            )
-    if s.validation:
-        for key in sorted(s.validation.model_fields_set & {"edits", "control_path"}):
-            yield error(
-                f"validation.{key}",
-                f"does not apply to {title}: it does not edit its image. Remove it.",
-            )
+    if s.validation and "control_path" in s.validation.model_fields_set:
+        yield error(
+            "validation.control_path",
+            f"does not apply to {title}: it does not edit its image. Remove it.",
+        )
     for key in sorted(
         s.model.model_kwargs.model_fields_set
         & {"match_target_res", "control_resolution"}
@@ -907,15 +831,6 @@ def _validation(s: DiffusionSection) -> Findings:
     steps = _steps(s)
     if validation is None:
         return
-    folder = validation.folder_path is not None
-    if validation.edits and not (
-        validation.control_path if folder else any(d.references[1] for d in s.datasets)
-    ):
-        key = "validation.control_path" if folder else "datasets[].control_path"
-        yield warning(
-            "validation.edits",
-            f"has no effect: no image has a control image. Give {key}.",
-        )
     if validation.folder_path is not None and not s.streamed:
         folders = (
             validation.folder_path,
@@ -940,19 +855,6 @@ def _validation(s: DiffusionSection) -> Findings:
 
 def _files(s: DiffusionSection) -> Findings:
     save = s.save
-    kind = s.network.type
-    if "merged_lora" in save.also and kind not in MERGED:
-        why = (
-            "no adapter is trained"
-            if s.network.trains_model
-            else "the files are already plain LoRAs"
-        )
-        if KINDS[kind].library_class:
-            why = "none is extracted of LyCORIS's modules"
-        yield error(
-            "save.also",
-            f"'merged_lora' needs network.type {' or '.join(MERGED)}; with '{kind}' {why}. Remove it.",
-        )
     if save.mem_eff_save and not s.network.trains_model:
         yield warning(
             "save.mem_eff_save", "has no effect without 'network: {type: full}'."

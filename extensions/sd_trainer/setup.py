@@ -187,7 +187,6 @@ def build_roles(
         seed,
         process_group,
         section.train.ema_config,
-        layer_of=network.module_name_of,
         up=network.lora_b_parameters(),
         up_ratio=section.network.loraplus_lr_ratio or 1,
         after_step=network.after_step,

@@ -1,6 +1,5 @@
-"""Writes what a run trained: network files; complete model folders, where the model
-itself was trained; and (`save.also: [merged_lora]`) a plain LoRA beside each file of a
-LoHa, LoKr or DoRA. With `save.layout: single_file` a model is one file with the
+"""Writes what a run trained: network files, and complete model folders, where the model
+itself was trained. With `save.layout: single_file` a model is one file with the
 transformer alone.
 
     <name>_000000340/
@@ -22,12 +21,11 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Size, Tensor
 
-from extensions.sd_trainer.metadata import network_module
 from toolkit.config.sections.model_files import read_model_json
 from toolkit.config.sections.stored_quantization import KEY as QUANTIZATION
 from toolkit.config.sections.trainer import DiffusionSection
@@ -42,9 +40,7 @@ from toolkit.models.parts import INDEX, place_file, place_parts
 from toolkit.models.single_file import markers_of
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.adapter_health import health
-from toolkit.networks.extract_lora import ExtractedLora, extract_network_lora
 from toolkit.networks.lora_formats import fused_weights, in_one
-from toolkit.networks.programs import limits
 from toolkit.networks.save import (
     naming,
     write_file_in_turn,
@@ -60,15 +56,12 @@ from toolkit.train.run import Run
 
 logger = logging.getLogger(__name__)
 
-OF_THE_KIND = ("network_type", "rank", "alpha", "lokr_factor")
-"""Metadata of the main file that describe what the LoRA was extracted from."""
-
 ARCHITECTURE = "modelspec.architecture"
 
 
 class LoraWriter:
     """Writes the EMA of the weights where there is one, else the raw weights;
-    `save.also` adds the raw ones, and an extracted LoRA of the same weights.
+    `save.also` adds the raw ones.
 
     Example::
 
@@ -106,11 +99,6 @@ class LoraWriter:
         """
         copies = self.copies(run, step)
         metadata = self.metadata_at(run.state)
-        done = run.state.step
-        weights = None
-        # The best file is written while the training waits: it gets no plain LoRA.
-        if "merged_lora" in self.section.save.also and step != "best":
-            weights = to_cpu_copies(run.roles[NETWORK].eval_weights(), "float32")
 
         def write() -> list[Path]:
             for file, tensors in copies.items():
@@ -119,12 +107,7 @@ class LoraWriter:
                     self._report(file.name, tensors, metadata)
             files = list(copies)
             if step is None and isinstance(self.network, LinearAdapterNetwork):
-                self._report_limits(files[0].name, copies[files[0]], metadata)
                 self.at_end(files[0])
-            if weights:
-                return files + self._extract(
-                    run, files[0], weights, metadata, step, done
-                )
             return files
 
         return write
@@ -142,58 +125,6 @@ class LoraWriter:
         more = f" See run.py {tool}." if tool else ""
         for one in wrong[:1]:
             logger.warning(f"{file}: {one.message} {one.remedy}{more}")
-
-    def _report_limits(
-        self, file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-    ) -> None:
-        """Logs the programs in which the last file of a run does not have its whole
-        effect, once: the raw file has the same form."""
-        if reasons := limits(tensors, metadata):
-            logger.info(f"{file}: {' '.join(reasons)} See docs/use_your_lora.md.")
-
-    def _extract(
-        self,
-        run: Run,
-        main: Path,
-        weights: dict[str, Tensor],
-        metadata: dict[str, str],
-        step: int | Literal["best"] | None,
-        done: int,
-    ) -> list[Path]:
-        """Writes the LoRA that is nearest to the weights beside the main file; none
-        where a stop is requested."""
-        # All kinds that `merged_lora` is valid for are linear adapters.
-        assert isinstance(self.network, LinearAdapterNetwork)
-        file = main.with_name(f"{main.stem}_lora.safetensors")
-        save = self.section.save
-        # A stop does not wait for the extraction, as the checkpoint is written after
-        # it; the end of a run does.
-        extracted = extract_network_lora(
-            self.network,
-            weights,
-            save.merged_lora_rank,
-            save.dtype,
-            lambda: step is not None and run.interrupted,
-        )
-        if extracted is None:
-            logger.info(f"{file.name} is left out: the run is asked to stop")
-            return []
-        tensors = spelled(extracted.tensors, self.spelling)
-        write_safetensors_verified(
-            file, tensors, _metadata(extracted, metadata) if metadata else None
-        )
-        logger.info(
-            f"{file.name}: the nearest LoRA of rank {extracted.rank}; relative error of a layer's change "
-            f"{extracted.mean:.2g} on average, {extracted.worst:.2g} in {extracted.worst_layer}"
-        )
-        run.event(
-            "merged_lora",
-            step=done,
-            file=file.name,
-            rank=extracted.rank,
-            **_errors(extracted),
-        )
-        return [file]
 
     def metadata_at(self, state: TrainState) -> dict[str, str]:
         """The metadata with the step and the completed epochs of a state
@@ -400,39 +331,3 @@ class ModelFolderWriter(LoraWriter):
             place_file(of_base, trained / of_base.name)
         else:
             write_json(trained / of_base.name, config)
-
-
-def _metadata(extracted: ExtractedLora, of_main: dict[str, str]) -> dict[str, str]:
-    """The main file's metadata with the kind replaced, and the errors of the
-    extraction."""
-    made_from = {key: of_main[key] for key in OF_THE_KIND if key in of_main}
-    shared = {
-        key: text
-        for key, text in of_main.items()
-        if key not in made_from and not key.startswith("ss_network_")
-    }
-    if ARCHITECTURE in shared:
-        shared[ARCHITECTURE] = f"{shared[ARCHITECTURE].rpartition('/')[0]}/lora"
-    rank = str(extracted.rank)
-    texts = {
-        **shared,
-        "network_type": "lora",
-        "rank": rank,
-        "alpha": rank,
-        "ss_network_module": network_module("lora"),
-        "ss_network_dim": rank,
-        "ss_network_alpha": rank,
-        "merged_from": json.dumps(made_from),
-    }
-    for key, value in _errors(extracted).items():
-        texts[key] = json.dumps(value) if isinstance(value, float) else value
-    return texts
-
-
-def _errors(extracted: ExtractedLora) -> dict[str, Any]:
-    """Relative errors (Frobenius norm) of a layer's delta."""
-    return {
-        "error_mean": extracted.mean,
-        "error_worst": extracted.worst,
-        "error_worst_layer": extracted.worst_layer,
-    }

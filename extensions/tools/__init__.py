@@ -118,12 +118,6 @@ _TOOLS = [
     ),
     _tool(
         AFTER,
-        "prefer",
-        "Images to vote on",
-        "make several images of each prompt, to say which are better",
-    ),
-    _tool(
-        AFTER,
         "best",
         "Choose a LoRA file",
         "measure the saved LoRAs of a run and say which to use",
@@ -139,12 +133,6 @@ _TOOLS = [
         "diagrams",
         "Diagrams",
         "plot the losses, learning rates and step times of a run",
-    ),
-    _tool(
-        AFTER,
-        "influence",
-        "Find images that hurt",
-        "measure which training images of a run act against the others: wrong captions, foreign images",
     ),
     _tool(
         AFTER,
@@ -177,13 +165,6 @@ _TOOLS = [
         "resize",
         "Resize a LoRA",
         "reduce the rank of a LoRA, or turn a LoHa or LoKr into a LoRA",
-        "lora_tools",
-    ),
-    _tool(
-        FILES,
-        "scale",
-        "Scale blocks of a LoRA",
-        "write a LoRA file with a strength per block",
         "lora_tools",
     ),
     _tool(

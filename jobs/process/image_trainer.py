@@ -13,13 +13,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
-from PIL import Image
 from torch import Tensor
 
-from jobs.process.trainer import BASE_IMAGES, Trainer
+from jobs.process.trainer import Trainer
 from toolkit.config.reading.process import JobContext
 from toolkit.config.sections.output import SamplePicture
 from toolkit.contracts.data import Batch, BatchSource, BatchSpec, BucketedSample, Sample
@@ -38,7 +36,6 @@ from toolkit.data.batches.latent_cache import (
 )
 from toolkit.data.batches.stream_latents import StreamLatents
 from toolkit.data.scan.fingerprint import DatasetHashes
-from toolkit.data.scan.from_base import not_made_yet, write_base_image
 from toolkit.data.scan.moved import RunOrder
 from toolkit.files.tensor_cache import ForgetfulCache
 from toolkit.plan.memory import machine_of
@@ -48,15 +45,11 @@ from toolkit.rounding import ceil_divide
 from toolkit.system.device import DTYPES
 from toolkit.system.read_ahead import loaded_ahead
 from toolkit.train.accumulation import split_spec, splits_per_micro_batch
-from toolkit.train.drift import PREFIX, Drift, drift_metrics
 from toolkit.train.loop import train
 from toolkit.train.run import Run
 from toolkit.train.sampling import (
     SamplePrompt,
     Sampler,
-    SamplingInterrupted,
-    base_prompts,
-    measured_edits,
     sample_prompts,
 )
 from toolkit.train.validation import Validator
@@ -126,16 +119,6 @@ class ImageTrainer(Trainer):
     sampler: Sampler | None
     validator: Validator | None
 
-    edits: Sampler | None
-    """Generates what `validation.edits` asks for."""
-
-    unmade: dict[str, Sample]
-    """The images that the base model has still to make, by path; the same on all
-    ranks."""
-
-    base_sampler: Sampler | None
-    """Generates this rank's share of them."""
-
     _texts: list[Sequence[CacheEntry]]
     """Texts that are to be encoded together."""
 
@@ -192,13 +175,9 @@ class ImageTrainer(Trainer):
         """Encodes images and texts of the dataset, the samples and the validation
         split, then unloads the encoders that training does not need."""
         self.stores = CacheStores(self.training_folder)
-        self.sampler = self.validator = self.edits = self.base_sampler = None
-        self.unmade = self.process_group.run_on_rank0_and_broadcast(
-            lambda: not_made_yet(self.data.items)
-        )
+        self.sampler = self.validator = None
         self._texts = []
         self._encode_dataset()
-        self._encode_base_prompts()
         if self.process_group.is_main_process:
             self._encode_samples()
             self._encode_validation()
@@ -230,8 +209,10 @@ class ImageTrainer(Trainer):
         """Unloads the encoders that training does not need. Images that are made from
         now on need the VAE."""
         if isinstance(self.dataset, EncodedDataset):  # a stream needs all encoders
-            draws = bool(self.sampler or self.edits or self.unmade)
-            needed = {"text_encoder": self.dataset.needs_text_encoder, "vae": draws}
+            needed = {
+                "text_encoder": self.dataset.needs_text_encoder,
+                "vae": bool(self.sampler),
+            }
             parts = self.model.family.encoder_parts.items()
             keep: list[str] = []
             for encoder, names in parts:
@@ -259,9 +240,7 @@ class ImageTrainer(Trainer):
                 extra_prompts,
             )
             return
-        items = tuple(
-            item for item in self.data.items if item.sample.image not in self.unmade
-        )
+        items = self.data.items
         of_sample = stores.of_samples(section)
         latents = self.caches_latents
         # each rank encodes its share first; the cache on disk is then complete
@@ -290,62 +269,6 @@ class ImageTrainer(Trainer):
             later=texts,
         )
 
-    def _encode_base_prompts(self) -> None:
-        """The texts of images that are not made yet, while the text encoder is there:
-        as prompts, and as captions."""
-        if not self.unmade:
-            return
-        section = self.section
-        group = self.process_group
-        waiting = [item for item in self.data.items if item.sample.image in self.unmade]
-        of_sample = self.stores.of_samples(section)
-        dtype = DTYPES[section.train.dtype]
-        extra = self.extra_prompts
-        encode_items(
-            waiting,
-            self.model,
-            of_sample,
-            dtype,
-            self.progress,
-            extra,
-            latents=False,
-            later=self._texts,
-        )
-        recipes = [sample.made for sample in self.unmade.values() if sample.made][
-            group.rank :: group.world_size
-        ]
-        self.base_sampler = self._encoded_sampler(
-            base_prompts(recipes, self.model.family)
-        )
-
-    def make_base_images(self, generate: Callable[[Sampler, int], Image.Image]) -> None:
-        """Makes the images that are not there yet, each rank its share, and encodes
-        them. generate: the image of a sampler's prompt by the base model. What a stop
-        leaves is there for the next start."""
-        if not self.unmade:
-            return
-        group = self.process_group
-        samples = [*self.unmade.values()][
-            self.process_group.rank :: self.process_group.world_size
-        ]
-        for index, sample in enumerate(samples):
-            self.progress(BASE_IMAGES, index, len(samples))
-            assert self.base_sampler is not None  # it has as many prompts
-            try:
-                image = generate(self.base_sampler, index)
-            except SamplingInterrupted:
-                break
-            write_base_image(Path(sample.image), image, sample.caption)
-        self.request.check()
-        group.all_gather_object("made")
-        self.status.finish(
-            f"{len(self.unmade)} images of the base model are in {Path(next(iter(self.unmade))).parent}"
-        )
-        self.unmade = {}
-        self._encode_dataset()
-        self._encode_texts()
-        self._unload_encoders()
-
     def _encode_samples(self) -> None:
         if not self.section.train.disable_sampling:
             prompts = sample_prompts(
@@ -373,9 +296,6 @@ class ImageTrainer(Trainer):
         self.validator = Validator(
             model, held_out, measured.timesteps, measured.seed, self.predict
         )
-        self.edits = self._encoded_sampler(
-            measured_edits(split.items, measured.edits, section.sample, model.family)
-        )
 
     def _encoded_sampler(self, prompts: Sequence[SamplePrompt]) -> Sampler | None:
         """Generates these, whose texts and images are encoded; None without any."""
@@ -398,21 +318,9 @@ class ImageTrainer(Trainer):
     def measure_validation(
         self, should_stop: Callable[[], bool]
     ) -> dict[str, float] | None:
-        """The losses of the validator, then the drift of the edits; None after a
-        stop."""
+        """The losses of the validator; None after a stop."""
         assert self.validator is not None
-        losses = self.validator.losses(should_stop)
-        if losses is None or self.edits is None:
-            return losses
-        drifts: dict[int, Drift] = {}
-        for index in range(len(self.edits.prompts)):
-            try:
-                drift = self.edits.drift(index, self.edits.generate(index))
-            except SamplingInterrupted:
-                return None
-            if drift is not None:
-                drifts[index] = drift
-        return losses | drift_metrics(drifts, f"validation/{PREFIX}")
+        return self.validator.losses(should_stop)
 
     # ------------------------------------------------------------ batches
 

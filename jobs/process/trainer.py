@@ -31,7 +31,6 @@ from toolkit.files import run_files
 from toolkit.files.log import StatusLine, tee_output
 from toolkit.files.now import tell, told_to
 from toolkit.files.writing import sha256_of, why_not_replaced
-from toolkit.memory.account import memory_account
 from toolkit.memory.compiling import Programs
 from toolkit.memory.kept_times import remember_run_times
 from toolkit.optim.optimizer_args import ArgumentError
@@ -46,7 +45,6 @@ from toolkit.system import signals, threads
 from toolkit.system.device import pick_device
 from toolkit.system.signals import StopRequest
 from toolkit.system.threads import ThreadChoice
-from toolkit.train.callbacks.memory_account import MemoryAccountCallback
 from toolkit.train.callbacks.sample import Samples
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import (
@@ -78,8 +76,6 @@ from toolkit.train.run import Callback, Encoded, LossScaler, Run
 
 logger = logging.getLogger(__name__)
 
-
-BASE_IMAGES = "images of the base model"
 
 COUNTED = {
     "latents": "images",
@@ -253,30 +249,26 @@ class Trainer(BaseTrainProcess):
     def train(self) -> None:
         """Loads the model, encodes the data, attaches the trained parts, loads a
         checkpoint where the run resumes, and runs the loop to its end."""
-        with memory_account(self.device, self.section.train.memory_account) as account:
-            self.open_model()
-            begun = time.monotonic()
-            self.encode()
-            encoded = Encoded(self.items_encoded, time.monotonic() - begun)
-            account.take("encoding")
-            self.attach()
-            self.in_progress = run = self.build_run()
-            if self.process_group.is_main_process and self.device.type == "cuda":
-                run.callbacks = [*run.callbacks, MemoryAccountCallback(account)]
-            report = self.resumption.report_threads
-            if self.chooses_threads():
-                choice = ThreadChoice(threads.free_cores())
-                run.callbacks = [*run.callbacks, ThreadsCallback(choice, report=report)]
-            for callback in run.listening():
-                with run.contained(callback):
-                    callback.on_encoded(run, encoded)
-            self.load_checkpoint(run)
-            if self.device.type == "cpu" and not self.chooses_threads():
-                report(torch.get_num_threads())
-            self.now.follow(run)
-            self.now.step(run, None)
-            self.fit(run)
-            self.end(run)
+        self.open_model()
+        begun = time.monotonic()
+        self.encode()
+        encoded = Encoded(self.items_encoded, time.monotonic() - begun)
+        self.attach()
+        self.in_progress = run = self.build_run()
+        report = self.resumption.report_threads
+        if self.chooses_threads():
+            choice = ThreadChoice(threads.free_cores())
+            run.callbacks = [*run.callbacks, ThreadsCallback(choice, report=report)]
+        for callback in run.listening():
+            with run.contained(callback):
+                callback.on_encoded(run, encoded)
+        self.load_checkpoint(run)
+        if self.device.type == "cpu" and not self.chooses_threads():
+            report(torch.get_num_threads())
+        self.now.follow(run)
+        self.now.step(run, None)
+        self.fit(run)
+        self.end(run)
 
     # ------------------------------------------------------------ what a subclass
     # implements
@@ -562,7 +554,7 @@ class Trainer(BaseTrainProcess):
         if what.endswith(IN_THE_CACHE):
             tell("reading", done, total, f"cached {unit}")
         else:
-            tell("generating" if what == BASE_IMAGES else "encoding", done, total, unit)
+            tell("encoding", done, total, unit)
         self.request.check()  # what is already encoded stays in the cache
 
     def watch_sampling(self, index: int, step: int, steps: int) -> bool:

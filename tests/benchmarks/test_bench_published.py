@@ -41,13 +41,12 @@ def test_every_row_stands_in_the_documentation() -> None:
         ("cheap", {}, 0.02),
         ("keep_attention", {}, 0.02),
         ("full_offload", {}, 0.02),
-        ("block_offload", {"preference": {}}, 0.03),
+        ("block_offload", {}, 0.03),
     ],
 )
 def test_the_plan_is_right_about_blocks_of_the_published_width(
     level: str, train: dict, allowed: float
 ) -> None:
-    """A step of pairs is two images, and a pass of both without gradients before."""
     row = Row({"modulation_table": False}, level, train=train)
     found = bench_published.measured(level, row, TWO_BLOCKS, has_goal=False)
     for phase in PHASES:

@@ -43,10 +43,8 @@ def test_a_line_allows_three_percent_more_and_is_read_as_it_was_written() -> Non
 def test_seconds_belong_to_what_a_test_mirrors() -> None:
     report = {
         "tests/toolkit/files/test_parquet.py": 1.5,
-        "tests/extensions/tools/ui/views/test_votes.py": 2.0,
         "tests/faults/test_kills.py": 100.0,
     }
     assert test_seconds([report, report]) == {
         "Parquet tables": 3.0,
-        "the page's votes": 4.0,
     }

@@ -12,7 +12,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TEXT = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
-SCRIPT = re.compile(r"(?:bench_|figures/)\w+(?=\.py)")
+SCRIPT = re.compile(r"bench_\w+(?=\.py)")
 
 
 def commands(text: str) -> Iterator[str]:
@@ -36,11 +36,7 @@ def test_every_command_names_a_bench_and_options_it_takes(command: str) -> None:
 
 def test_every_bench_stands_in_the_table() -> None:
     listed = {name for command in commands(TEXT) for name in SCRIPT.findall(command)}
-    figures = {f"figures/{path.stem}" for path in BENCHMARKS.glob("figures/*.py")} - {
-        "figures/__init__"
-    }
-    assert len(figures) >= 10
-    assert listed == {path.stem for path in BENCHMARKS.glob("bench_*.py")} | figures
+    assert listed == {path.stem for path in BENCHMARKS.glob("bench_*.py")}
 
 
 def test_every_option_in_the_text_is_one_of_some_script() -> None:

@@ -32,7 +32,7 @@ EXAMPLES = {"docs/full_finetuning.md": "train_qwen_image_edit_2509_80gb.yaml"}
 EXAMPLE = "train_qwen_image_edit_2509_24gb.yaml"
 PHOTOS = ROOT / "config" / "examples" / "photos"
 FOLDERS = ("folder_path", "control_path", "mask_path")
-FILES = ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3", "mask_img")
+FILES = ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3")
 
 
 @dataclass(frozen=True)
@@ -142,5 +142,3 @@ def lora_files(job: dict[str, Any]) -> Iterator[str]:
     for process in job["config"]["process"]:
         for entry in process.get("model", {}).get("base_loras", ()):
             yield entry if isinstance(entry, str) else entry["path"]
-        preference = process.get("train", {}).get("preference") or {}
-        yield from values(preference, ("reference",))

@@ -35,8 +35,7 @@ ONE_WORD = {
     r"\b([Ww]hich|[Cc]hoose a|earlier|later|best|compare|this) checkpoints?\b": "LoRA file, which other programs load",
 }
 """The same of a thing that has one word (docs/glossary.md), in what users read.
-`--reference`, the reference of `train.preference` and that of an `influence` are other
-things."""
+`--reference` is another thing."""
 
 OF_DEVELOPERS = (
     *(

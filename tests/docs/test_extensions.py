@@ -128,10 +128,8 @@ def test_every_tool_that_takes_a_job_reads_the_trainer_by_its_own_class(
     run(job)
     assert {*cache.rglob("*.safetensors")} == texts | latents
     folder = tmp_path / "output" / "job"
-    size = ("--width", 64, "--height", 64, "--steps", 1)
     for tool, *flags in (
         ("lint", job),
-        ("prefer", job, "--prompt", "a dog", *size, "--output", tmp_path / "votes"),
         ("import", job, "-o", tmp_path / "again.yaml"),
         ("queue", "add", job),
         ("report", folder),

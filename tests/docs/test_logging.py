@@ -19,13 +19,6 @@ from extensions.from_scratch.losses_config import (
 )
 from tests.conftest import ROOT
 from tests.running import lines, run_job
-from toolkit.config.sections.train import (
-    DISTANCE,
-    LOSS_OF_IMAGES,
-    LOSS_OF_PAIRS,
-    MARGIN,
-    RIGHT,
-)
 from toolkit.contracts.training import StepResult, TrainState
 from toolkit.train.callbacks.anomalies import EVENT
 from toolkit.train.callbacks.metrics import MetricsCallback
@@ -115,12 +108,10 @@ def test_every_number_of_a_trainer_is_in_the_table() -> None:
         ADVERSARIAL_WEIGHT,
         LOSS_FLOW,
     )
-    ours = (MARGIN, RIGHT, DISTANCE, LOSS_OF_PAIRS, LOSS_OF_IMAGES)
     named = set()
     for path in WRITERS:
         if path.name in (
             "autoencoder_step.py",
-            "few_step.py",
             "loop.py",
             "flow_step.py",
             "joint.py",
@@ -130,10 +121,8 @@ def test_every_number_of_a_trainer_is_in_the_table() -> None:
                 path.read_text("utf-8"),
             ):
                 named.add(re.sub(r"\{\w+\}", "x", found))
-    assert len(named) >= 4
-    assert [
-        name for name in (*constants, *ours, *sorted(named)) if not known(name)
-    ] == []
+    assert len(named) >= 3
+    assert [name for name in (*constants, *sorted(named)) if not known(name)] == []
     written = {
         name
         for name in columns()
@@ -200,8 +189,6 @@ def test_a_run_writes_nothing_that_the_table_does_not_have(
     save = {
         "save_every": 1,
         "max_step_saves_to_keep": 1,
-        "also": ["merged_lora"],
-        "merged_lora_rank": 2,
     }
     run_job(
         write_job(
@@ -214,7 +201,6 @@ def test_a_run_writes_nothing_that_the_table_does_not_have(
     assert {row["event"] for row in happened} >= {
         "save",
         "sample",
-        "merged_lora",
         "memory",
     }
     for row in happened:

@@ -80,10 +80,6 @@ ELSEWHERE = {
     ("docs/memory.md", "memory: peak"): (
         "tests/toolkit/plan/test_memory_plan.py::test_where_it_does_not_fit_the_changes_are_listed_in_their_order"
     ),
-    (
-        "docs/memory.md",
-        "memory account",
-    ): "tests/toolkit/memory/test_account.py::test_a_recorded_run_says_it_at_its_end_and_the_recording_stops",
     ("docs/models.md", "model:\n  name_or_path: ~/ComfyUI"): ONE_FILE,
     **{
         (
@@ -191,10 +187,8 @@ FASTER = (r"dtype: bf16", "dtype: fp32")
 
 SMALL = {"width": 64, "height": 64, "sample_steps": 1}
 SHORTER_FLAGS = {
-    "best": ("--steps", 1, "--samples", 1, "--images", 3, "--prompts", "a lake"),
+    "best": ("--images", 3),
     "caption": ("--help",),  # needs a model that captions
-    "influence": ("--epochs", 0.1),
-    "prefer": ("--width", 64, "--height", 64, "--steps", 1),
 }
 """Flags that a tool gets besides."""
 
@@ -227,17 +221,15 @@ RUNS = {
     "docs/lora_does_nothing.md": ("my_char",),
     "docs/loras.md": ("my_char",),
     "docs/models.md": ("my_char",),
-    "docs/preferences.md": ("my_char",),
     "docs/two_characters.md": ("family",),
     "docs/when_to_stop.md": ("my_char", "family"),
-    "docs/which_images_hurt.md": ("my_char",),
 }
 """Page -> the runs in `output/` that its reader has."""
 
-TABLES = {"docs/preferences.md": "votes/votes.jsonl"}
+TABLES: dict[str, str] = {}
 """Page -> the file that its JSON is."""
 
-TOGETHER = ("docs/preferences.md",)
+TOGETHER: tuple[str, ...] = ()
 """Pages whose YAML blocks are added to one job; elsewhere each changes the example."""
 
 CHARACTERS = ("pipo", "momo", "lulu")
@@ -266,34 +258,6 @@ config:
     ),
 )
 
-SIMPLETUNER = (
-    f'{{"model_family": "qwen_image", "pretrained_model_name_or_path": "{EDIT}", '
-    '"output_dir": "out/cat", "data_backend_config": "backends.json"}'
-)
-BACKENDS = (
-    '[{"id": "cat", "type": "local", "instance_data_dir": "datasets/my_char", '
-    '"resolution": 64, "caption_strategy": "textfile"}]'
-)
-PIPE = f"""\
-output_dir = "out/pipe"
-dataset = "images.toml"
-epochs = 1
-[model]
-type = "qwen_image"
-diffusers_path = "{EDIT}"
-[adapter]
-type = "lora"
-rank = 4
-[optimizer]
-type = "adamw"
-lr = 1e-4
-"""
-PIPE_DATA = """\
-resolutions = [64]
-enable_ar_bucket = true
-[[directory]]
-path = "datasets/my_char"
-"""
 
 MUSUBI = f"""\
 dit = "{EDIT}/transformer"
@@ -600,10 +564,6 @@ def prepare(page: str, place: Path, trained: Path, run_py: Callable) -> None:
             ("job.toml", MUSUBI),
             ("data.toml", MUSUBI_DATA),
             ("train.sh", MUSUBI_COMMAND),
-            ("config.json", SIMPLETUNER),
-            ("backends.json", BACKENDS),
-            ("main.toml", PIPE),
-            ("images.toml", PIPE_DATA),
         ):
             (place / name).write_text(text, encoding="utf-8")
     # a result that is larger than its control image, and beside it
@@ -619,8 +579,6 @@ def prepare(page: str, place: Path, trained: Path, run_py: Callable) -> None:
         photo.transform(
             photo.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC
         ).save(place / "datasets" / "after" / "07.png")
-    if page == "docs/preferences.md":
-        (place / "prompts.txt").write_text("a cup\na boat\n", encoding="utf-8")
     if page == "docs/models.md":
         put_single_files(place)
 

@@ -167,8 +167,7 @@ def job_of(
             section["network"] = {"type": "full"}
         if not any("sample" in each for each in settings):
             section["sample"] = None
-        if family == "2.1":  # the only one of several levels, without modulation layers
-            section["train"]["noise_levels_per_sample"] = 4
+        if family == "2.1":  # without modulation layers
             section["model"].pop("modulation_table", None)
         folder = tmp_path_factory.mktemp("job")
         (folder / "output").mkdir()

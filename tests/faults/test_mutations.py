@@ -196,19 +196,9 @@ TOOLS: dict[str, dict[str, object]] = {
     "merge": {"lora": ["lora.safetensors"], "output": "merged.safetensors"},
     "new": {"job_name": "zuzu", "folder": "photos"},
     "post_hoc_ema": {"lora": ["lora.safetensors"], "output": "averaged.safetensors"},
-    "prefer": {
-        "source": "lora.safetensors",
-        "model": {"name_or_path": "tiny"},
-        "prompt": ["a photo"],
-    },
     "publish": {"path": "run", "repo": "me/it"},
     "report": {"run": "run"},
     "resize": {"lora": "lora.safetensors", "output": "resized.safetensors", "rank": 2},
-    "scale": {
-        "input": "lora.safetensors",
-        "output": "scaled.safetensors",
-        "blocks": ["0-9:0.5"],
-    },
 }
 """Tool -> keys of a section; not each is valid: what is refused at the start is a case
 as well."""

@@ -98,7 +98,7 @@ def test_a_lora_of_2_1_is_trained_by_two_processes_as_by_one(
         train__gradient_checkpointing=True,
         sample=None,
     )
-    job.change(train__noise_levels_per_sample=2, train__steps=2)
+    job.change(train__steps=2)
 
     def of(name: str) -> Job:
         (tmp_path / name).mkdir()

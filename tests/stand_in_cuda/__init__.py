@@ -78,28 +78,7 @@ def install(library: Path, total: int = TOTAL) -> Any:
     )
     # This takes a generator that only CUDA's own random functions have.
     functorch_config.graphsafe_rng_functionalization = False
-    torch.cuda.memory._record_memory_history = lambda **_: None
-    torch.cuda.memory._snapshot = lambda: snapshot(device)
     return device
-
-
-def snapshot(device: Any) -> dict[str, Any]:
-    """The blocks of the device, in one segment; no event is recorded."""
-    blocks = [
-        {
-            "address": index,
-            "size": size,
-            "requested_size": size,
-            "state": "active_allocated",
-        }
-        for index, size in enumerate(device.sizes())
-    ]
-    segment = {
-        "device": 0,
-        "total_size": sum(block["size"] for block in blocks),
-        "blocks": blocks,
-    }
-    return {"segments": [segment], "device_traces": [[]]}
 
 
 def loaded(library: Path) -> Any:
@@ -177,7 +156,6 @@ def replacements(device: Any, total: int) -> dict[str, Any]:
         "is_available": lambda: True,
         "is_initialized": lambda: True,
         "max_memory_allocated": lambda _=None: device.most(),
-        "memory_snapshot": lambda: snapshot(device)["segments"],
         "mem_get_info": lambda _=None: (total - device.in_use(), total),
         "memory_allocated": lambda _=None: device.in_use(),
         "memory_reserved": lambda _=None: device.in_use(),

@@ -100,29 +100,6 @@ class Mask:
     """The loss counts where the mask is black (transparent)."""
 
 
-class BaseImage(NamedTuple):
-    """How the base model makes an image (`datasets[].from_base`): all that decides its
-    pixels, but for rounding.
-
-    >>> size = Size(512, 512)
-    >>> image = BaseImage("5f3a", "a fox", "", size, seed=7, steps=20, guidance_scale=4)
-    >>> image._replace(seed=8).prompt
-    'a fox'
-    """
-
-    base: str
-    """Hash of the model and of the settings it computes with."""
-
-    prompt: str
-    negative: str
-    """Empty: `ModelFacts.empty_negative`."""
-
-    size: Size
-    seed: int
-    steps: int
-    guidance_scale: float
-
-
 class Sample(NamedTuple):
     """One image of a dataset with its caption, control images and mask. Text and
     numbers only, no pixels.
@@ -174,15 +151,8 @@ class Sample(NamedTuple):
     """All captions, where there are several: one of them is drawn at each use.
     `caption` is the first."""
 
-    worse: tuple[str, ...] = ()
-    """Paths of the images that somebody likes less, for `train.preference`."""
-
     own_weight: float = 1.0
     """The part of `loss_weight` that the table of captions gives this image."""
-
-    made: BaseImage | None = None
-    """How the base model makes the image, whose file may not be there before the
-    training begins; None: it was given."""
 
     layers: tuple[str, ...] = ()
     """Paths of the layers that the image is to be taken apart into, from back to

@@ -182,12 +182,6 @@ class ModelFacts:
     """The negative prompt where none is given; by default as diffusers' documentation
     of Qwen-Image advises."""
 
-    shares_prefix: bool = False
-    """Whether several noise levels can share one pass over text and control images:
-    these then see neither the image nor its noise level, and
-    `DiffusionModel.predict_velocity` takes several rows of x_t and t for each
-    prompt."""
-
     guidance: float = 4.0
     """Guidance scale of samples where none is given; up to 1: none."""
 
@@ -441,8 +435,6 @@ class DiffusionModel(ABC):
     ) -> Tensor:
         """The prediction that `ModelFacts.prediction` names, by default the velocity
         (noise - image), [B, C, H, W] at noise fraction t in [0, 1], 1 = pure noise.
-        With `ModelFacts.shares_prefix` x_t and t may have K rows in a row for each
-        prompt.
 
         guidance_B: the guidance scale that a distilled model embeds; None: the family's
         own. A family without such an input raises ValueError for any other.

@@ -130,10 +130,6 @@ class NetworkKind:
     needs_base: bool = False
     """Whether the delta of a layer is computed with its frozen weight."""
 
-    extracts_lora: bool = False
-    """Whether a plain LoRA can be extracted from its weights (`save.also:
-    [merged_lora]`)."""
-
     @property
     def trains_model(self) -> bool:
         """Whether the model's own weights are trained instead of an adapter's."""
@@ -339,7 +335,6 @@ KINDS: dict[str, NetworkKind] = {
         ),
         up_names=frozenset({"lora_B.weight"}),
         needs_base=True,
-        extracts_lora=True,
     ),
     "loha": NetworkKind(
         "toolkit.networks.lycoris:LohaNetwork",
@@ -355,7 +350,6 @@ KINDS: dict[str, NetworkKind] = {
             offloaded=(17.5, 19.8),
         ),
         algo="loha",
-        extracts_lora=True,
     ),
     "lokr": NetworkKind(
         "toolkit.networks.lycoris:LokrNetwork",
@@ -370,7 +364,6 @@ KINDS: dict[str, NetworkKind] = {
         ),
         settings={"factor": "factor", "whole": "lokr_full_rank"},
         algo="lokr",
-        extracts_lora=True,
     ),
     "full": NetworkKind(
         "toolkit.networks.full:FullNetwork",

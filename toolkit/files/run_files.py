@@ -34,7 +34,6 @@ VALIDATION = "validation.jsonl"
 VALIDATION_IMAGES = "validation_images.jsonl"
 """The losses of each image at each validation, see `ValidationCallback`."""
 
-DRIFT = "drift.jsonl"
 EVENTS = "events.jsonl"
 LOG = "log.txt"
 CONFIG = "config.yaml"

@@ -183,17 +183,6 @@ def loss_per_sample(
     return torch.mean(loss_BCHW, dim=(1, 2, 3))
 
 
-def margin(beta: float, gain_of_better: Tensor, gain_of_worse: Tensor) -> Tensor:
-    """The margin by which the better image of a pair is preferred; above 0: it is
-    preferred. A gain is the error of an image minus its error by the reference. Source:
-    Wallace et al. 2023, arXiv:2311.12908, equation 14, the argument of the sigmoid.
-
-    >>> margin(2.0, gain_of_better=torch.tensor(-0.5), gain_of_worse=torch.tensor(0.25))
-    tensor(0.7500)
-    """
-    return -beta / 2 * (gain_of_better - gain_of_worse)
-
-
 # ------------------------------------------------------------ weight by timestep
 
 

@@ -10,9 +10,8 @@ with their defaults. The last part counts how many noise levels share a forward 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 _WIDTH = ("sigmoid_scale",)
 _NORMAL = ("logit_mean", "logit_std")
@@ -88,80 +87,3 @@ class FlowSettings:
         return {
             field.name: getattr(section, field.name) for field in fields(FlowSettings)
         }
-
-
-# ------------------------------------------------------------ several noise levels in
-# one pass A model whose text and references see neither the target nor its noise level
-# (`ModelFacts.shares_prefix`) can share one pass over them: the sequence is the prefix
-# and K noisy targets, each of which sees the prefix and itself. The gradient is that of
-# K passes.
-
-NoiseLevels = int | tuple[int, ...] | Literal["auto"]
-"""`train.noise_levels_per_sample`."""
-
-MOST_NOISE_LEVELS = 32
-
-AUTO_LEVELS = 4
-"""Levels that `auto` takes where text and references are at least as long as the
-target."""
-
-
-def levels_of(setting: NoiseLevels, references: int, prefix: int, target: int) -> int:
-    """Noise levels of an image with so many references, prefix tokens (text and
-    references) and target tokens.
-
-    "auto" gives `AUTO_LEVELS` where the prefix is at least as long as the target, else
-    1. A number applies to every image. A tuple is indexed by the number of references;
-    its last entry applies to all larger numbers.
-
-    >>> levels_of("auto", references=1, prefix=4096, target=4096)
-    4
-    >>> levels_of((1, 2, 4), references=7, prefix=4096, target=4096)
-    4
-    """
-    if setting == "auto":
-        return AUTO_LEVELS if prefix >= target else 1
-    if isinstance(setting, int):
-        return setting
-    return setting[min(references, len(setting) - 1)]
-
-
-def most_levels(setting: NoiseLevels) -> int:
-    """The largest number of noise levels that an image may have with this setting.
-
-    >>> most_levels((1, 4, 2))
-    4
-    """
-    if setting == "auto":
-        return AUTO_LEVELS
-    return setting if isinstance(setting, int) else max(setting)
-
-
-def cost_of(levels: int, prefix: int, target: int) -> float:
-    """Tokens of one pass with so many levels, as a share of the tokens of separate
-    passes: (prefix + levels target) / (levels (prefix + target)).
-
-    It is 1 for one level and for an empty prefix. Raises ZeroDivisionError when
-    `levels`, or both lengths, are 0.
-
-    >>> cost_of(4, prefix=4096, target=4096)
-    0.625
-    """
-    return (prefix + levels * target) / (levels * (prefix + target))
-
-
-def describe_levels(counts: Sequence[tuple[int, int, float]]) -> str:
-    """A plan's line. counts: references, levels and `cost_of` of each kind of image;
-    duplicates are listed once.
-
-    >>> describe_levels([(1, 4, 0.75)])
-    'noise levels per sample: 1 control image: 4 levels cost 0.75 of 4 passes'
-    """
-    groups = []
-    for references, levels, cost in sorted(set(counts)):
-        what = f"{references} control image{'s' * (references != 1)}"
-        if levels > 1:
-            groups.append(f"{what}: {levels} levels cost {cost:.2f} of {levels} passes")
-        else:
-            groups.append(f"{what}: 1 level")
-    return f"noise levels per sample: {'; '.join(groups)}"

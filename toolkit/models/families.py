@@ -251,9 +251,6 @@ class ModelSizeInfo:
 
     decode_band_numbers: float = 0.0
 
-    shares_prefix: bool = False
-    """See `ModelFacts.shares_prefix`."""
-
     stacks_layers: bool = False
     """See `ModelFacts.stacks_layers`."""
 

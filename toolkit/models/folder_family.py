@@ -400,7 +400,6 @@ class FolderFamily(ModelFamily):
             encoder_token_pixels=self.encoder_token_pixels,
             activation_units=self.activation_units,
             bytes_per_weight=BYTES_PER_WEIGHT,
-            shares_prefix=self.shares_prefix,
             stacks_layers=self.stacks_layers,
             text_layers=text_layers,
         )

@@ -145,19 +145,6 @@ def readable_settings(metadata: Mapping[str, str]) -> AdapterSettings | None:
         return None  # `_of_settings` reports it
 
 
-def strengths_in_settings(
-    read: FileLayers, settings: AdapterSettings
-) -> dict[str, float]:
-    """Stem of each sound layer of a file -> its factor by peft's settings, regardless
-    of the file's alpha."""
-    in_float32 = {name: _matrices(parts) for name, parts in read.parts.items()}
-    return {
-        name: layer_scale(without_prefix(name), matrices, None, settings)
-        for name, matrices in in_float32.items()
-        if not _faults(matrices) and not form_of(matrices)
-    }
-
-
 def layers_of(tensors: Mapping[str, Tensor]) -> FileLayers:
     """The tensors of a file by layer."""
     layers = FileLayers()

@@ -252,22 +252,6 @@ class LayerDelta:
             {name: part.clone() for name, part in parts.items()} for parts in of_each
         ]
 
-    def times(self, strength: float) -> LayerDelta:
-        """The change multiplied by `strength`. Raises UserError where it depends on the
-        weight."""
-        if strength == 1:
-            return self
-        if self.needs_base:
-            kinds = "A DoRA, OFT, BOFT or GLoRA depends on the model's weights"
-            raise UserError(
-                f"{kinds} and has no strength per block. Extract a LoRA of it (docs/loras.md)."
-            )
-        return replace(
-            self,
-            scale=self.scale * strength,
-            bias=None if self.bias is None else strength * self.bias,
-        )
-
     def to(self, device: torch.device) -> LayerDelta:
         """The same change on another device."""
         bias = None if self.bias is None else self.bias.to(device)

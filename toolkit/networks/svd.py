@@ -8,7 +8,7 @@ without such factors is decomposed whole: exactly up to `FULL_SVD_SIDE`, above i
 randomised method with its own random numbers, always the same.
 
 It works on one layer, and knows neither names nor files. Called by the networks that
-start from a file, by `extract_lora`, by `toolkit.train.recovery`, and by tools.
+start from a file, by `toolkit.train.recovery`, and by tools.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer, Q columns of a basis.
 """

@@ -17,19 +17,17 @@ from toolkit.config.reading.process import JobContext
 from toolkit.config.sections.dataset import DatasetConfig, Rectangle, sides_of
 from toolkit.config.sections.few_step import DeploymentConfig
 from toolkit.config.sections.output import SampleConfig
-from toolkit.config.sections.train import FEW_PAIRS, PreferenceConfig, TrainConfig
+from toolkit.config.sections.train import TrainConfig
 from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.data import Size
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.data.batches.image_data import ImageData, open_stream
 from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.fingerprint import digest_of, fingerprint
-from toolkit.data.scan.from_base import not_made_yet
 from toolkit.data.scan.items import sample_inputs, too_large
 from toolkit.data.scan.validation_split import scan_and_split
 from toolkit.errors import DataErrors, Diagnostic, RunError, UserError
 from toolkit.files.writing import readable_size
-from toolkit.flow.settings import describe_levels
 from toolkit.memory.estimate import GB
 from toolkit.models.families import (
     LARGE_MODEL_BLOCKS,
@@ -49,11 +47,9 @@ from toolkit.plan.cards import Card, asked_card, assumed_card, card_here
 from toolkit.plan.kept_model import kept_outlook
 from toolkit.plan.memory import Machine, MemoryEstimate, fit
 from toolkit.plan.memory_inputs import (
-    BatchSizes,
     TrainableParams,
     count_trainable_params,
     groups_of,
-    num_shards,
 )
 from toolkit.plan.memory_plan import plan_memory
 from toolkit.plan.oom_hints import suggestions
@@ -122,8 +118,6 @@ class SdPlanner(Planner[DiffusionSection]):
         )
         mistakes = [*self._sample_mistakes("sample", section.sample)]
         mistakes += self._sample_mistakes("first_sample", section.first_sample)
-        if section.train.preference and not data.stream:
-            mistakes += self._unpaired(data, section.train.preference)
         if mistakes:
             raise DataErrors(mistakes)
         return data
@@ -156,33 +150,6 @@ class SdPlanner(Planner[DiffusionSection]):
                 )
                 if message:
                     yield Diagnostic((f"{place}.{text_key}",), f"has {message}")
-
-    def _unpaired(
-        self, data: ImageData, preference: PreferenceConfig
-    ) -> Iterator[Diagnostic]:
-        """No pairs at all; with a sharded model, whose ranks have to make as many
-        passes as each other, images of which there is none."""
-        alone = [sample.image for sample in data.scan.samples if not sample.worse]
-        if not data.scan.pairs:
-            message = "no image has a worse one. Give a table with the columns 'better', 'worse' and 'prompt'"
-            yield Diagnostic(
-                ("train.preference",), f"{message} as captions_file of a dataset"
-            )
-        elif alone and num_shards(self.section.train) > 1:
-            message = (
-                f"{len(alone):,} of the images, such as {alone[0]}, have no worse "
-                "one, which 'train.parallel: fsdp'"
-            )
-            yield Diagnostic(
-                ("train.preference",),
-                f"{message} needs for each. Remove them, or use 'parallel: ddp'",
-            )
-        elif preference.share < 1 and num_shards(self.section.train) > 1:
-            message = "is below 1: processes would make different passes, which 'train.parallel: fsdp' does not allow"
-            yield Diagnostic(
-                ("train.preference.share",),
-                f"{message}. Leave it out, or use 'parallel: ddp'",
-            )
 
     # ------------------------------------------------------------ memory and disk
 
@@ -221,12 +188,7 @@ class SdPlanner(Planner[DiffusionSection]):
         groups = groups_of(section, data)
         card = self._card(memory)
         often = times_in_run(section.train, data, steps)
-        base_images = [
-            sample.made for sample in not_made_yet(data.items).values() if sample.made
-        ]
-        work = run_work(
-            section, groups, steps, often, memory, self.save_size(), base_images
-        )
+        work = run_work(section, groups, steps, often, memory, self.save_size())
         if work is None:
             return None
         no_card = self._why_no_card(card, memory)
@@ -315,68 +277,11 @@ class SdPlanner(Planner[DiffusionSection]):
             )
         if not read_distributed_env().is_single_process:
             yield from data_parallel_notes(self.section.train)
-        yield from self._made(data)
         yield from self._inputs(data)
         yield from self._passes(data)
         yield from self._weights()
         yield from self._adapter()
         yield from settings_lines(self.section, self.family)
-        if data.scan.pairs or self.section.train.preference:
-            yield from self._pairs(data)
-
-    def _made(self, data: ImageData) -> Iterator[str]:
-        """How many images the base model has still to make, and where all of them
-        are."""
-        recipes = {
-            sample.image: sample.made for sample in data.scan.samples if sample.made
-        }
-        if not recipes:
-            return
-        path, first = next(iter(recipes.items()))
-        if missing := len(not_made_yet(data.items)):
-            guidance = (
-                f" at guidance {first.guidance_scale:g}"
-                if first.guidance_scale > 1
-                else ""
-            )
-            work = f"in {first.steps} steps{guidance} each"
-            count = (
-                f"{missing:,} of {len(recipes):,} are generated before step 1, {work}"
-            )
-        else:
-            count = f"all {len(recipes):,} exist already"
-        folder = Path(path).parent if first.base else "the cache"
-        yield f"images of the base model (from_base): {count}; in {folder}"
-
-    def _pairs(self, data: ImageData) -> Iterator[str]:
-        """What is done with pairs of a better and a worse image; warnings of few, and
-        of those that nothing uses."""
-        preference = self.section.train.preference
-        count = data.scan.pairs
-        images = sum(bool(sample.worse) for sample in data.scan.samples)
-        if count and not preference:
-            yield f"warning: the worse images of {count:,} pairs are not used. Set train.preference to learn from them"
-        if not preference:
-            return
-        reference = (
-            f"with {Path(preference.reference).name}"
-            if preference.reference
-            else "alone"
-        )
-        share = (
-            f", in {preference.share:.0%} of the micro-batches"
-            if preference.share < 1
-            else ""
-        )
-        yield (
-            f"train.preference: {count:,} pairs of {images:,} better images; beta {preference.beta:g} against the "
-            f"model {reference}{share}. A pair takes two passes of two images, one of them without gradients"
-        )
-        if count < FEW_PAIRS:
-            yield (
-                f"warning: {count} pairs: below {FEW_PAIRS} a run learns these images rather than what the better ones "
-                "have in common. Vote on more"
-            )
 
     def _inputs(self, data: ImageData) -> Iterator[str]:
         """Warnings of images and prompts with fewer references than the model was
@@ -425,16 +330,8 @@ class SdPlanner(Planner[DiffusionSection]):
         yield f"warning: {notes[0]}{rest}"
 
     def _passes(self, data: ImageData) -> Iterator[str]:
-        """What several noise levels in one pass save; when a stream is encoded, and
-        what is kept of it; what was understood of a `resolution` that is more than one
+        """When a stream is encoded, and what is kept of it; what was understood of a `resolution` that is more than one
         number."""
-        if (
-            self.family.shares_prefix
-            and self.section.train.noise_levels_per_sample != 1
-        ):
-            facts = self.family.footprint(self.section.model.files_folder())
-            batches = BatchSizes(self.section, facts, groups_of(self.section, data))
-            yield describe_levels(list(batches.noise_levels()))
         if self.section.streamed:
             yield self._stream_line(self.section.streamed)
         for dataset in self.section.datasets:
@@ -469,16 +366,6 @@ class SdPlanner(Planner[DiffusionSection]):
         """The LoRA files that are active with the network at times, those that are
         merged into the model, and what quantization costs."""
         yield from self._assistant()
-        if few_step := self.section.train.few_step_loss:
-            since = (
-                f"after {few_step.start:.0%} of the steps, " if few_step.start else ""
-            )
-            file = Path(few_step.lora).name
-            yield (
-                f"train.few_step_loss: {since}{few_step.share:.0%} of the micro-batches with {file}, at its "
-                f"{few_step.steps} noise levels; the target is the change that the LoRA alone makes in "
-                f"{few_step.teacher_steps} steps for each of them"
-            )
         yield from map(_deployment_line, self.section.deployments().values())
         if decoder := self.section.decoder():
             yield f"sample.vae_path: samples are decoded with {decoder.name}; latents and training stay as they are"
@@ -579,15 +466,13 @@ def _deployment_line(deployment: DeploymentConfig) -> str:
     waits = "; its transformer waits in CPU memory" if deployment.model else ""
     return (
         f"samples also in {deployed_grid(deployment)[0]} steps at CFG {deployment.cfg:g}{beside} ({deployment.label})"
-        f"{waits}; the survival score needs each image once without the network too"
+        f"{waits}"
     )
 
 
 def _optimizer(train: TrainConfig) -> str:
     optimizer = train.optimizer + _in_brackets(train.optimizer_params)
     rates = f"learning rate {train.lr:g}"
-    if train.lr_groups:
-        rates += f" ({', '.join(f'{group.label()} {group.rate(train.lr):g}' for group in train.lr_groups)})"
     schedule = train.lr_scheduler + _in_brackets(train.lr_scheduler_params)
     warmup = train.lr_warmup_steps
     if warmup >= 1:

@@ -150,9 +150,6 @@ class TrainingBytes:
     files_beside: int
     """LoRA files that are active with the network."""
 
-    teacher: int
-    """The teacher of the few-step loss, and the weights while it is swapped in."""
-
     average: int
     """The average of the weights (`ema_config`)."""
 
@@ -258,9 +255,6 @@ class JobBytes:
     samples: float | None
     """Activations of the largest sample image, in bytes; None: there are no samples."""
 
-    base_images: float | None
-    """The same for `datasets[].from_base`."""
-
 
 def read_job(
     section: DiffusionSection, groups: Sequence[ItemGroup], on_gpu: bool, compiled: bool
@@ -279,7 +273,6 @@ def read_job(
     images = _Images(
         training=sizes.batch(share_of_rank(section.train)[0]),
         samples=sizes.samples(),
-        base_images=sizes.base_images(),
         held_out=[sizes.of_group(group) for group in groups if group.held_out],
         items=[(sizes.of_group(group), group.items) for group in groups],
         is_streamed=any(group.streamed for group in groups),
@@ -298,7 +291,6 @@ def read_job(
         encoders=_encoder_bytes(inputs),
         step=step,
         samples=_drawing(inputs, step, images.samples),
-        base_images=_drawing(inputs, step, images.base_images),
     )
 
 
@@ -308,7 +300,6 @@ class _Images:
 
     training: LargestBatch
     samples: Sequence[LargestBatch]
-    base_images: Sequence[LargestBatch]
     held_out: Sequence[LargestBatch]
     items: Sequence[tuple[LargestBatch, int]]
     """One image of each group, and the number of images in the group."""
@@ -319,7 +310,7 @@ class _Images:
     @property
     def encoded(self) -> Sequence[LargestBatch]:
         """All that are encoded before the training."""
-        return [self.training, *self.samples, *self.base_images, *self.held_out]
+        return [self.training, *self.samples, *self.held_out]
 
 
 @dataclass(frozen=True)
@@ -482,7 +473,6 @@ def _training_bytes(inputs: _Inputs) -> TrainingBytes:
         kind=section.network.type,
         adapter=0 if section.network.trains_model else in_float32,
         files_beside=bytes_beside(section) if section.files_beside() else 0,
-        teacher=2 * in_float32 if train.few_step_loss else 0,
         average=average,
         swapped_average=_swapped_average(inputs, average),
         ema_backup=ema_backup,
@@ -612,7 +602,7 @@ def _layers_read(inputs: _Inputs, layers: TextLayers) -> int:
     read, and what waits."""
     facts = inputs.facts
     images = inputs.images
-    prompts = [(image, 1) for image in (*images.samples, *images.base_images)]
+    prompts = [(image, 1) for image in images.samples]
     prompts += images.items
     waiting = 0
     for image, count in prompts:

@@ -128,7 +128,6 @@ class Part(StrEnum):
     OFFLOADED = "activations, offloaded"
     ENCODING_AHEAD = "encoding ahead"
     FILES_BESIDE = "LoRA files beside it"
-    TEACHER = "teacher of the few-step loss"
     GRADIENTS = "gradients"
     BLOCK_GRADIENTS = "gradients of a block"
     OPTIMIZER = "optimizer"

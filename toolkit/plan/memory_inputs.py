@@ -15,15 +15,13 @@ from math import ceil, prod
 from pathlib import Path
 from typing import NamedTuple
 
-from toolkit.config.sections.dataset import area_of
 from toolkit.config.sections.output import SamplePicture
 from toolkit.config.sections.train import OptimizationConfig, TrainConfig
 from toolkit.config.sections.trainer import DiffusionSection
-from toolkit.contracts.data import BaseImage, BucketedSample, Size
+from toolkit.contracts.data import BucketedSample, Size
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.data.batches.image_data import ImageData
 from toolkit.files.safetensors_io import tensor_sizes
-from toolkit.flow.settings import cost_of, levels_of
 from toolkit.memory.estimate import StepShape
 from toolkit.models.families import ModelFamily, ModelSizeInfo, family_for
 from toolkit.networks.targets import select_target_modules
@@ -33,7 +31,6 @@ from toolkit.rounding import ceil_divide
 from toolkit.system.distributed_env import read_distributed_env
 from toolkit.system.sharded_param import rows_per_rank
 from toolkit.train.accumulation import splits_per_micro_batch
-from toolkit.train.lr_groups import group_of_layers
 
 FLOAT = 4
 """Bytes of a number in float32."""
@@ -78,15 +75,12 @@ class TrainableParams:
         return optimizer_bytes(train.optimizer, train.optimizer_params, self.shapes)
 
     def state_bytes(self, train: TrainConfig) -> int:
-        """Bytes of a checkpoint: raw weights, the teacher of the few-step loss, EMA,
-        optimizer state.
+        """Bytes of a checkpoint: raw weights, EMA, optimizer state.
 
-        The raw weights and the teacher take 2 bytes per weight with `full_bf16`,
-        otherwise 4. The EMA is always float32.
+        The raw weights take 2 bytes per weight with `full_bf16`, otherwise 4. The EMA
+        is always float32.
         """
         per_weight = 2 if train.full_bf16 else FLOAT
-        if train.few_step_loss:
-            per_weight *= 2
         if train.ema_config.use_ema:
             per_weight += FLOAT
         frozen = (2 if train.full_bf16 else FLOAT) * self.frozen
@@ -101,20 +95,17 @@ def count_trainable_params(
     processes: ranks that the blocks are sharded over; where the model itself is
     trained, `shapes` are the shapes of rank 0.
 
-    Raises UserError when the section chooses no layer, or a pattern of
-    `train.lr_groups` matches none.
+    Raises UserError when the section chooses no layer.
     """
     family = family_for(config.model)
     folder = config.model.files_folder()
     if config.network.trains_model:
         modules = family.modules(folder)
         chosen = select_target_modules(config.network, list(modules))
-        group_of_layers(config.train.lr_groups, chosen)
         shapes = tuple(_module_shapes(family, folder, chosen, processes))
         return TrainableParams(tuple(chosen), shapes, sum(modules.values()))
     layers = family.linear_layers(folder)
     chosen = select_target_modules(config.network, list(layers))
-    group_of_layers(config.train.lr_groups, chosen)
     # few sizes, many layers
     shapes_of = cache(partial(KINDS[config.network.type].layer_shapes, config.network))
     trained, frozen = (
@@ -263,9 +254,6 @@ class ItemGroup:
     streamed: bool = False
     """Whether they are encoded as they come from a stream."""
 
-    compared: bool = False
-    """Whether each is compared with a worse image (`train.preference`)."""
-
     items: int = 1
     """How many they are."""
 
@@ -303,7 +291,6 @@ class _Kind(NamedTuple):
     references: int
     shuffled: bool
     held_out: bool
-    compared: bool
     layers: int
 
 
@@ -316,7 +303,6 @@ def _kind_of(item: BucketedSample, held_out: bool) -> _Kind:
         or min(layers, 1),  # an image with layers is its own control image
         shuffled=sample.rules.shuffle_tokens,
         held_out=held_out,
-        compared=bool(sample.worse) and not held_out,
         layers=layers,
     )
 
@@ -360,9 +346,6 @@ class LargestBatch:
     encoder_tokens: int = 0
     """Further tokens that the text encoder has for the references of an image."""
 
-    levels: int = 1
-    """Noise levels of each image."""
-
     pixels_per_token: int = 1
     stacked: int = 1
     """Images of a target."""
@@ -378,10 +361,10 @@ class LargestBatch:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the batch in the transformer: per image the prefix once, and the
-        target once for each noise level."""
+        """Tokens of the batch in the transformer: per image the prefix and the
+        target."""
         prefix, target = self.prefix_and_target
-        return self.images * (prefix + self.levels * target)
+        return self.images * (prefix + target)
 
 
 class BatchSizes:
@@ -420,17 +403,11 @@ class BatchSizes:
         return max(batches, key=lambda batch: batch.tokens)
 
     def samples(self) -> list[LargestBatch]:
-        """The sample images and the edits of the validation, generated one at a time;
-        guidance is a second pass, not a larger one."""
-        section = self._section
-        samples: list[LargestBatch] = []
-        if not section.train.disable_sampling:
-            samples += map(self.of_picture, section.sample_pictures())
-        if section.validation and section.validation.edits:
-            for group in self._groups:
-                if group.held_out and group.references:
-                    samples.append(self.of_group(group))
-        return samples
+        """The sample images, generated one at a time; guidance is a second pass, not a
+        larger one."""
+        if self._section.train.disable_sampling:
+            return []
+        return list(map(self.of_picture, self._section.sample_pictures()))
 
     def of_picture(self, item: SamplePicture) -> LargestBatch:
         """A sample image, with the layers it is taken apart into."""
@@ -440,36 +417,10 @@ class BatchSizes:
         layers = item.layers if self._facts.stacks_layers else 0
         return replace(image, stacked=self._images_of(layers))
 
-    def base_images(self) -> list[LargestBatch]:
-        """The images that the base model makes (`datasets[].from_base`), one at a
-        time."""
-        longest = max((group.longest for group in self._groups), default=0)
-        sizes = [
-            max(map(area_of, dataset.resolution))
-            for dataset in self._section.datasets
-            if dataset.from_base
-        ]
-        return [self._image(1, pixels, 0, longest) for pixels in sizes]
-
-    def of_base_image(self, image: BaseImage) -> LargestBatch:
-        """One image that the base model makes."""
-        return self._image(1, prod(image.size), 0, len(image.prompt))
-
     def of_group(self, group: ItemGroup, images: int = 1) -> LargestBatch:
-        """A batch of a group. images: number of images in it; a pair of
-        `train.preference` counts as one."""
-        preference = self._section.train.preference
-        if group.compared and preference:
-            images *= 2
+        """A batch of a group. images: number of images in it."""
         batch = self._image(images, prod(group.bucket), group.references, group.longest)
-        batch = replace(batch, stacked=self._images_of(group.layers))
-        if not self._facts.shares_prefix or group.held_out or preference:
-            return batch
-        requested = self._section.train.noise_levels_per_sample
-        return replace(
-            batch,
-            levels=levels_of(requested, batch.references, *batch.prefix_and_target),
-        )
+        return replace(batch, stacked=self._images_of(group.layers))
 
     def _images_of(self, layers: int) -> int:
         """Images of a target. layers: of the image; 0: it is a single image."""
@@ -478,17 +429,6 @@ class BatchSizes:
         if self._section.model.model_kwargs.composite_target:
             return layers + 1
         return layers
-
-    def noise_levels(self) -> Iterator[tuple[int, int, float]]:
-        """References, noise levels and their cost (`cost_of`) of what is trained on."""
-        for group in self._groups:
-            if not group.held_out:
-                image = self.of_group(group)
-                yield (
-                    image.references,
-                    image.levels,
-                    cost_of(image.levels, *image.prefix_and_target),
-                )
 
     def _image(
         self, images: int, pixels: int, references: int, letters: int

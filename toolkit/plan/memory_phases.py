@@ -38,10 +38,6 @@ WINDOW = 2
 """Blocks in pinned memory on their way from the kept model to the device
 (`PinnedWindow`)."""
 
-GENERATING = "images of the base model"
-"""The phase in which images of `datasets[].from_base` are made, before the first
-step."""
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -85,9 +81,8 @@ def choose(job: JobBytes, level: str, table: bool) -> Choice:
 
 
 def phases(job: JobBytes, choice: Choice) -> dict[str, Bytes]:
-    """Phase -> its bytes on the compute device, in the order of a run. The phases of
-    samples and of `datasets[].from_base` are left out where the job makes no such
-    images."""
+    """Phase -> its bytes on the compute device, in the order of a run. The phase of
+    samples is left out where the job makes none."""
     few_rows = job.lookahead_rows
     all_rows = max(few_rows, MOST_ROWS)
     optimizer = job.training.optimizer
@@ -105,10 +100,6 @@ def phases(job: JobBytes, choice: Choice) -> dict[str, Bytes]:
             Part.EMA_BACKUP: job.training.ema_backup,
             **drawing(job, job.samples),
         }
-    if job.base_images is not None:
-        by_phase[GENERATING] = at_rest(job, choice, 0, all_rows) | drawing(
-            job, job.base_images
-        )
     return by_phase
 
 
@@ -243,7 +234,6 @@ def at_rest(job: JobBytes, choice: Choice, optimizer: int, rows: int) -> Bytes:
         Part.TABLE: table,
         adapter_part(training.kind): training.adapter,
         Part.FILES_BESIDE: training.files_beside,
-        Part.TEACHER: training.teacher,
         Part.OPTIMIZER: optimizer,
         **_encoders_on_device(job.encoders),
         Part.AVERAGE: training.average - training.swapped_average,

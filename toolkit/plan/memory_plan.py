@@ -50,7 +50,6 @@ from toolkit.plan.memory import (
 )
 from toolkit.plan.memory_inputs import ItemGroup, num_shards
 from toolkit.plan.memory_phases import (
-    GENERATING,
     Choice,
     choose,
     host,
@@ -59,7 +58,7 @@ from toolkit.plan.memory_phases import (
 )
 from toolkit.system.host_memory import free_host_memory, pinned_bytes
 
-__all__ = ["GENERATING", "compiles_blocks", "plan_memory"]
+__all__ = ["compiles_blocks", "plan_memory"]
 
 WITHOUT_TABLE = 0.9
 """Share of the memory that a job without the modulation cache may take, where `auto`

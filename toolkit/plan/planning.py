@@ -613,12 +613,7 @@ def colour_notes(data: ImageData) -> Iterator[str]:
     parts += [f"{count:,} from {name}" for name, count in others[: _NAMED_COLOURS - 1]]
     if rest := sum(count for _, count in others[_NAMED_COLOURS - 1 :]):
         parts.append(f"{rest:,} from others")
-    clipped = (
-        "; light above white is clipped"
-        if any(image.is_hdr for image in images)
-        else ""
-    )
-    yield f"{', '.join(parts)} to sRGB{clipped}"
+    yield f"{', '.join(parts)} to sRGB"
 
 
 def evidence_notes(

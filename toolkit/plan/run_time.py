@@ -2,7 +2,7 @@
 `toolkit.plan.step_time`. Imports no torch.
 
 `SdPlanner` asks for it, and calculates from it how long a run takes on a card. Not
-counted: the passes of `train.few_step_loss` and of a survival score, network disks, the
+counted: network disks, the
 traffic between GPUs. 8-bit products count like products in bf16.
 """
 
@@ -15,7 +15,6 @@ from math import prod
 from toolkit.config.sections.output import SampleConfig, SamplePicture
 from toolkit.config.sections.train import UNTIL_THE_DATA_ENDS
 from toolkit.config.sections.trainer import DiffusionSection
-from toolkit.contracts.data import BaseImage
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.memory.flops import KERNELS_PER_BLOCK, WEIGHTS_PER_TOKEN
 from toolkit.models.families import (
@@ -65,17 +64,15 @@ def run_work(
     often: Often,
     memory: MemoryEstimate,
     save: SaveSize,
-    base_images: Sequence[BaseImage] = (),
 ) -> RunWork | None:
     """The work of a run; None where nothing is trained on.
 
     steps: optimizer steps. often: see `Often`. memory: the estimate at the level of
-    checkpointing that is used. base_images: those that the base model has still to
-    make.
+    checkpointing that is used.
     """
     if not sum(group.uses for group in groups if not group.held_out):
         return None
-    return _RunWork(section, groups, memory).whole(steps, often, save, base_images)
+    return _RunWork(section, groups, memory).whole(steps, often, save)
 
 
 class _RunWork:
@@ -103,9 +100,7 @@ class _RunWork:
             )
         self.blocks = blocks
 
-    def whole(
-        self, steps: int, often: Often, save: SaveSize, base_images: Sequence[BaseImage]
-    ) -> RunWork:
+    def whole(self, steps: int, often: Often, save: SaveSize) -> RunWork:
         section = self.section
         step = self.step()
         if steps == UNTIL_THE_DATA_ENDS:
@@ -123,7 +118,6 @@ class _RunWork:
             self.memory.level,
             samples=samples,
             pictures=pictures,
-            base_images=total(map(self.base_image, base_images)),
             validation=self.validation().times(validations),
             encoding=self.encoding(),
             read_bytes=model_bytes(section.model),
@@ -147,8 +141,6 @@ class _RunWork:
             batch = self.sizes.of_group(group, images)
             share = micro_batches * group.uses / uses
             passes = 1 + 2 * preservations
-            if group.compared and train.preference:
-                passes += 1
             forward += self._forward(batch).times(share * passes)
             forward += self._encoded_again(group, batch).times(share)
             one_backward = self.blocks.backward(
@@ -200,42 +192,18 @@ class _RunWork:
         decoded = item.layers if self.facts.stacks_layers else 1
         return self._generated(self.sizes.of_picture(item), steps, guidance, decoded)
 
-    def base_image(self, image: BaseImage) -> PassWork:
-        """One image of the base model: its steps, twice with guidance, and the
-        decoder."""
-        return self._generated(
-            self.sizes.of_base_image(image), image.steps, image.guidance_scale
-        )
-
     def validation(self) -> PassWork:
-        """One validation: the losses, and the edits."""
+        """One validation: the losses."""
         validation = self.section.validation
         if validation is None:
             return PassWork()
         held_out = [group for group in self.groups if group.held_out]
         losses = total(self._losses(group) for group in held_out)
-        return losses.times(validation.timesteps) + self._edits(
-            held_out, validation.edits
-        )
+        return losses.times(validation.timesteps)
 
     def _losses(self, group: ItemGroup) -> PassWork:
         """The loss of each image of a group, at one timestep."""
         return self._forward(self.sizes.of_group(group)).times(group.items)
-
-    def _edits(self, held_out: Sequence[ItemGroup], most: int) -> PassWork:
-        """The edits of one validation, at the mean of their sizes. most:
-        `validation.edits`."""
-        groups = [group for group in held_out if group.references]
-        if not groups or not most:
-            return PassWork()
-        count = min(most, sum(group.items for group in groups))
-        sample = self.section.sample or SampleConfig()
-        steps, guidance = steps_and_guidance(sample, self.family)
-        edits = [
-            self._generated(self.sizes.of_group(group), steps, guidance)
-            for group in groups
-        ]
-        return total(edits).times(count / len(edits))
 
     def encoding(self) -> PassWork:
         """All images and captions, where nothing is cached yet."""
@@ -316,16 +284,8 @@ def times_key(section: DiffusionSection, groups: Sequence[ItemGroup], gpu: str) 
 
 
 def pairs_of(batch: LargestBatch) -> float:
-    """Pairs of tokens that attention compares in a batch.
-
-    With one noise level an image has (prefix + target)^2 pairs. With K levels it has
-    prefix^2 + K target (prefix + target): levels that share text and references do not
-    see each other.
-    """
-    prefix, target = batch.prefix_and_target
-    if batch.levels == 1:
-        return float(batch.images * (prefix + target) ** 2)
-    return float(batch.images * (prefix**2 + batch.levels * target * (prefix + target)))
+    """Pairs of tokens that attention compares in a batch."""
+    return float(batch.images * sum(batch.prefix_and_target) ** 2)
 
 
 def blocks_of(

@@ -370,9 +370,6 @@ class RunWork:
     pictures: float = 0.0
     """Sample images, of all sets."""
 
-    base_images: PassWork = PassWork()
-    """The images of `datasets[].from_base` that do not exist yet."""
-
     validation: PassWork = PassWork()
     encoding: PassWork = PassWork()
     read_bytes: float = 0.0
@@ -395,7 +392,6 @@ class RunWork:
         return {
             "steps": self.steps * self.step.seconds(card, compiled),
             "samples": self.samples.seconds(card, compiled),
-            "base images": self.base_images.seconds(card),
             "validation": self.validation.seconds(card, compiled),
             "encoding": self.encoding.seconds(card),
             "saving": self.copied_bytes / _bus_bytes_s(card)

@@ -4,7 +4,6 @@ kept.
     state/step_000000340/
       weights.safetensors     raw weights                `<role>/<parameter>`
       ema.safetensors         their EMA                  `<role>/<parameter>`
-      few_step_loss.safetensors  (`train.few_step_loss`)  `<role>/<parameter>` of the teacher, `<role>/begun`
       optimizer.safetensors   optimizer state            `<role>/<parameter>/<entry>`
       state.json              step, cursor, settings, and optimizer entries that are not tensors
       .metadata, __<rank>_<number>.distcp  the rows of sharded tensors (`sharded_state`), instead of in the files above

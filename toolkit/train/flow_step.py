@@ -6,7 +6,7 @@ of restarts.
 
 Shape suffixes: B batch, C channels, H/W latent height and width.
 
-The trainers make a step for the loop; `few_step` and `preference` derive from it.
+The trainers make a step for the loop; `few_step` derives from it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from toolkit.contracts.data import BatchSpec, Size
 from toolkit.contracts.model import DiffusionModel
@@ -28,7 +27,7 @@ from toolkit.contracts.training import Backward, StepLosses, TrainStep
 from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.errors import RunError
 from toolkit.flow.loss import INTERPOLANTS, at_least_float32, loss_per_sample, weights
-from toolkit.flow.settings import FlowSettings, NoiseLevels, levels_of, most_levels
+from toolkit.flow.settings import FlowSettings
 from toolkit.flow.timesteps import LEVELS, TimestepContext, draw_timestep, strata
 from toolkit.models.families import LOOKAHEAD_BATCHES
 from toolkit.system.device import to_device
@@ -111,12 +110,10 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         timestep_type: str = "sigmoid",
         samples_per_epoch: int = 0,
         roles: Sequence[str] = (NETWORK,),
-        noise_levels: NoiseLevels = 1,
         **settings: Any,
     ) -> None:
         """settings: further fields of `FlowSettings`. samples_per_epoch: needed with
-        `num_timestep_buckets`. roles: those that learn from the loss. noise_levels:
-        `train.noise_levels_per_sample`; 1 with a model that cannot share its prefix."""
+        `num_timestep_buckets`. roles: those that learn from the loss."""
         self.model = model
         self.seed = seed
         self.samples_per_epoch = samples_per_epoch
@@ -125,55 +122,31 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         self.settings = FlowSettings(timestep_type=timestep_type, **settings)
         self.loss = self._usual_loss
         self.extra_losses = {}
-        self.noise_levels = noise_levels if model.family.shares_prefix else 1
-        self.most_levels = most_levels(self.noise_levels)
         # Read from the model folder once, before the first step.
         self._shift = model.dynamic_shift
         self._strata: tuple[int, list[int]] = (-1, [])
 
     def __call__(self, batch: LatentBatch, step: int = 0) -> StepLosses:
         """The loss of the velocity; `backward` adds `extra_losses` to it."""
-        losses_of_parts: list[tuple[list[int], Tensor, Tensor]] = []
-        of_rows: dict[int, Tensor] = {}
-        for rows, part, levels in self._parts(batch):
-            x_t_BCHW, target_BCHW, t_B = self.lesson(part, levels)
-            predicted_BCHW = self.model.predict_velocity(
-                x_t_BCHW, t_B, part.prompts, part.control_latents
-            )
-            # The model decides the device: the batch may still be on the CPU.
-            device = predicted_BCHW.device
-            mask_B1HW = part.loss_mask_B1HW
-            if mask_B1HW is not None:
-                mask_B1HW = to_device(mask_B1HW, device).repeat_interleave(levels, 0)
-            loss_B = self.loss(
-                predicted_BCHW,
-                to_device(target_BCHW, device),
-                to_device(t_B, device),
-                mask_B1HW,
-            )
-            loss_B = _checked(loss_B, t_B, "loss")
-            weight_B = self.weighting(t_B) * part.loss_weight_B.to(
-                t_B.device
-            ).repeat_interleave(levels, 0)
-            weighted_BK = (loss_B * to_device(weight_B, device)).unflatten(
-                0, (-1, levels)
-            )
-            of_rows |= zip(rows, weighted_BK.mean(1), strict=True)
-            losses_of_parts.append(
-                (rows, weighted_BK.detach(), t_B.unflatten(0, (-1, levels)))
-            )
-        loss_B = torch.stack([of_rows[row] for row in range(len(batch))])
-        if self.most_levels == 1:
-            return StepLosses(dict.fromkeys(self.roles, loss_B), {"t": t_B})
-        per_sample = {
-            "t": self._by_level(
-                len(batch), [(rows, t_BK) for rows, _, t_BK in losses_of_parts]
-            )
-        }
-        per_sample["loss"] = self._by_level(
-            len(batch), [(rows, loss_BK) for rows, loss_BK, _ in losses_of_parts]
+        x_t_BCHW, target_BCHW, t_B = self.lesson(batch)
+        predicted_BCHW = self.model.predict_velocity(
+            x_t_BCHW, t_B, batch.prompts, batch.control_latents
         )
-        return StepLosses(dict.fromkeys(self.roles, loss_B), per_sample)
+        # The model decides the device: the batch may still be on the CPU.
+        device = predicted_BCHW.device
+        mask_B1HW = batch.loss_mask_B1HW
+        if mask_B1HW is not None:
+            mask_B1HW = to_device(mask_B1HW, device)
+        loss_B = self.loss(
+            predicted_BCHW,
+            to_device(target_BCHW, device),
+            to_device(t_B, device),
+            mask_B1HW,
+        )
+        loss_B = _checked(loss_B, t_B, "loss")
+        weight_B = self.weighting(t_B) * batch.loss_weight_B.to(t_B.device)
+        loss_B = loss_B * to_device(weight_B, device)
+        return StepLosses(dict.fromkeys(self.roles, loss_B), {"t": t_B})
 
     def _usual_loss(
         self,
@@ -185,18 +158,6 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         return loss_per_sample(
             predicted_BCHW, target_BCHW, t_B, mask_B1HW, self.settings
         )
-
-    def _by_level(
-        self, items: int, values_of_parts: Sequence[tuple[list[int], Tensor]]
-    ) -> Tensor:
-        """The values [rows, levels] of all items [B, K], NaN for the levels that an
-        item lacks."""
-        of_rows = {
-            row: pad(value_K, (0, self.most_levels - len(value_K)), value=torch.nan)
-            for rows, values_RK in values_of_parts
-            for row, value_K in zip(rows, values_RK, strict=True)
-        }
-        return torch.stack([of_rows[row] for row in range(items)])
 
     def backward(self, batch: LatentBatch, backward: Backward) -> StepLosses:
         losses = self(batch, backward.step)
@@ -218,57 +179,20 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         )
 
     def _extra(self, name: str, batch: LatentBatch) -> Tensor:
-        """A further loss of each item [B], the mean over its noise levels."""
-        extra_loss = self.extra_losses[name]
-        of_rows: dict[int, Tensor] = {}
-        for rows, part, levels in self._parts(batch):
-            x_t_BCHW, _, t_B = FlowMatchingStep.lesson(self, part, levels)
-            loss_B = _checked(extra_loss(part, x_t_BCHW, t_B), t_B, name)
-            of_rows |= zip(rows, loss_B.unflatten(0, (-1, levels)).mean(1), strict=True)
-        return torch.stack([of_rows[row] for row in range(len(batch))])
+        """A further loss of each item [B]."""
+        x_t_BCHW, _, t_B = FlowMatchingStep.lesson(self, batch)
+        return _checked(self.extra_losses[name](batch, x_t_BCHW, t_B), t_B, name)
 
-    def _parts(
-        self, batch: LatentBatch
-    ) -> Iterator[tuple[list[int], LatentBatch, int]]:
-        """The items of a batch that have equally many noise levels: their rows, their
-        batch, the number of levels."""
-        if self.most_levels == 1:
-            yield list(range(len(batch))), batch, 1
-            return
-        rows_of_levels: dict[int, list[int]] = {}
-        for row in range(len(batch)):
-            rows_of_levels.setdefault(self.levels(batch, row), []).append(row)
-        for levels, rows in rows_of_levels.items():
-            yield (
-                rows,
-                batch if len(rows_of_levels) == 1 else batch.select(rows),
-                levels,
-            )
-
-    def levels(self, batch: LatentBatch, row: int) -> int:
-        """Noise levels of an item of a batch."""
-        if self.most_levels == 1:
-            return 1
-        latents = (*batch.control_latents[row], batch.latents_BCHW)
-        sizes = [Size(of_one.shape[-1], of_one.shape[-2]) for of_one in latents]
-        *references, target = map(self.model.family.tokens, sizes)
-        prefix = batch.prompts.lengths[row] + sum(references)
-        return levels_of(self.noise_levels, len(references), prefix, target)
-
-    def lesson(self, batch: LatentBatch, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+    def lesson(self, batch: LatentBatch) -> tuple[Tensor, Tensor, Tensor]:
         """(x_t [B, C, H, W], the target of the prediction [B, C, H, W], t [B]) of a
-        batch, on its device; `levels` rows in a row for each item."""
+        batch, on its device."""
         latents_BCHW = at_least_float32(batch.latents_BCHW)
         noise_BCHW, t_B = self.sample_noise_and_t(
-            batch.spec, latents_BCHW.shape[1:], levels, batch.stacked
+            batch.spec, latents_BCHW.shape[1:], batch.stacked
         )
         t_B = to_device(t_B, latents_BCHW.device)
         device = latents_BCHW.device
-        mixed = self.interpolant.mix(
-            latents_BCHW.repeat_interleave(levels, 0),
-            to_device(noise_BCHW, device),
-            t_B,
-        )
+        mixed = self.interpolant.mix(latents_BCHW, to_device(noise_BCHW, device), t_B)
         return (*mixed, t_B)
 
     def weighting(self, t_B: Tensor) -> Tensor:
@@ -276,23 +200,22 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         return weights(t_B, self.settings)
 
     def sample_noise_and_t(
-        self, spec: BatchSpec, shape_CHW: torch.Size, levels: int = 1, stacked: int = 1
+        self, spec: BatchSpec, shape_CHW: torch.Size, stacked: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Noise [B, C, H, W] and t [B] of a batch, float32 on the CPU; `levels` rows in
-        a row for each item. stacked: number of images below each other; the size of one
-        of them decides t."""
-        keys = noise_keys(spec, levels)
+        """Noise [B, C, H, W] and t [B] of a batch, float32 on the CPU. stacked:
+        number of images below each other; the size of one of them decides t."""
+        keys = noise_keys(spec)
         noise = [
             torch.randn(shape_CHW, generator=generator(self.seed, "noise", *key))
             for key in keys
         ]
         return torch.stack(noise), torch.tensor(
-            self.sample_t(spec, Size(shape_CHW[-1], shape_CHW[-2] // stacked), levels)
+            self.sample_t(spec, Size(shape_CHW[-1], shape_CHW[-2] // stacked))
         )
 
-    def sample_t(self, spec: BatchSpec, latent: Size, levels: int = 1) -> list[float]:
+    def sample_t(self, spec: BatchSpec, latent: Size) -> list[float]:
         """The timestep t, in [0, 1], of each item of a batch whose targets have latents
-        of this size; `levels` of each, one from each equal part of the distribution.
+        of this size.
 
         The random numbers depend only on the seed and on the epoch and position of the
         item.
@@ -302,7 +225,6 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
             tokens, self._shift.mu(tokens, LEVELS), self._shift.shift_terminal
         )
         buckets = self.settings.num_timestep_buckets
-        parts = max(1, self.settings.num_timestep_buckets) * levels
         if buckets and self._strata[0] != spec.epoch:
             order = strata(
                 self.samples_per_epoch,
@@ -312,19 +234,17 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
             self._strata = (spec.epoch, order)
         order = self._strata[1]
         drawn = []
-        for key in noise_keys(spec, levels):
+        for key in noise_keys(spec):
             # A function of (seed, epoch, position) alone; the strata of a stream
             # continue from epoch to epoch.
             part = order[key[1] % len(order)] if buckets else None
-            if levels > 1:
-                part = (part or 0) * levels + (key[2] if len(key) > 2 else 0)
             drawn.append(
                 draw_timestep(
                     self.settings,
                     generator(self.seed, "timestep", *key),
                     context,
                     part,
-                    parts,
+                    max(1, buckets),
                 )
             )
         return drawn
@@ -380,13 +300,10 @@ class PriorPreservation:
         return self.factor * difference_BCHW.square().flatten(1).mean(1)
 
 
-def noise_keys(spec: BatchSpec, levels: int) -> list[tuple[int, ...]]:
-    """Keys of the random numbers of each noise level of each item of a batch: epoch and
-    position, and the number of the level. The first level has no number: its key is the
-    same as with one level.
+def noise_keys(spec: BatchSpec) -> list[tuple[int, int]]:
+    """Keys of the random numbers of each item of a batch: epoch and position.
 
-    >>> noise_keys(BatchSpec(1, items=(4,), positions=(0,)), levels=3)
-    [(1, 0), (1, 0, 1), (1, 0, 2)]
+    >>> noise_keys(BatchSpec(1, items=(4,), positions=(0,)))
+    [(1, 0)]
     """
-    uses = [(spec.epoch, position) for position in spec.positions]
-    return [(*use, level) if level else use for use in uses for level in range(levels)]
+    return [(spec.epoch, position) for position in spec.positions]

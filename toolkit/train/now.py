@@ -34,7 +34,6 @@ PART_OF = {
     "reading": "loading",
     "quantizing": "loading",
     "encoding": "encoding",
-    "generating": "base images",
     "compiling": "compiling",
     STEP: "steps",
     "sampling": "samples",
@@ -43,7 +42,7 @@ PART_OF = {
 }
 """Phase -> its part of the plan's time (`RunWork.parts`). A download is in no plan."""
 
-BEFORE_STEPS = ("loading", "encoding", "base images")
+BEFORE_STEPS = ("loading", "encoding")
 """Parts that are over once a sample or a step is made."""
 
 RECURRING = {"samples": "sampling", "validation": "validating", "saving": "saving"}
@@ -278,7 +277,7 @@ class RunNow:
             return True
         return (
             part == "encoding"
-            and self._phase in ("quantizing", "generating")
+            and self._phase == "quantizing"
             and "encoding" in self._spent
         )
 

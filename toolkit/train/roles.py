@@ -43,7 +43,6 @@ def build_role(
     seed: int,
     process_group: ProcessGroup,
     ema: EmaConfig | None = None,
-    layer_of: Callable[[str], str] = lambda name: name.rpartition(".")[0],
     up: Container[str] = (),
     up_ratio: float = 1.0,
     after_step: Callable[[Tensor], dict[str, Tensor]] = lambda step_ok: {},
@@ -53,16 +52,12 @@ def build_role(
 ) -> Role:
     """The role of these parameters in a run of `steps` optimizer steps.
 
-    process_group: the ranks that train them. ema: of the weights; None: none. layer_of:
-    from a parameter's name to the layer that `lr_groups` match. up, up_ratio: names of
+    process_group: the ranks that train them. ema: of the weights; None: none. up, up_ratio: names of
     the parameters whose learning rate is multiplied by `up_ratio`. after_step, sharded,
-    buffers: as of `Role`. stochastic_rounding: of updates of bfloat16 parameters. Raises
-    UserError for an entry of `lr_groups` that matches no layer.
+    buffers: as of `Role`. stochastic_rounding: of updates of bfloat16 parameters.
     """
     sharded = sharded or {}
-    groups = build_param_groups(
-        parameters, layer_of, train.lr, train.lr_groups, up, up_ratio
-    )
+    groups = build_param_groups(parameters, train.lr, up, up_ratio)
     # The optimizer numbers its state in the order of its groups; checkpoints name it by
     # the order here.
     parameters = {name: parameters[name] for group in groups for name in group.weights}

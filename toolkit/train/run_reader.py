@@ -203,10 +203,6 @@ class SampleImage:
     prompt: str | None
     """The prompt with the trigger word; None where events.jsonl has none."""
 
-    drift: str | None = None
-    """How it lies on the reference that it edits, in words; None where events.jsonl has
-    nothing of it."""
-
 
 @dataclass(frozen=True)
 class NetworkFile:
@@ -585,7 +581,7 @@ def _lines(file: BinaryIO, begin: int) -> Iterator[tuple[int, bytes]]:
 
 @contextmanager
 def rows_by_step(path: Path) -> Iterator[Iterator[Row]]:
-    """The rows of metrics.jsonl, validation.jsonl or drift.jsonl inside the block, for
+    """The rows of metrics.jsonl or validation.jsonl inside the block, for
     runs of any length; none where the file is missing. Rows that a run writes meanwhile
     are left out."""
     file: BinaryIO = io.BytesIO()
@@ -630,16 +626,15 @@ def list_samples(folder: Path) -> tuple[SampleImage, ...]:
         return text_of_file
 
     prompts = by_file("prompts")
-    drifts = by_file("drift")
     samples = []
     for path in _entries(folder / run_files.SAMPLES):
         match = run_files.SAMPLE_FILE.fullmatch(path.name) if path.is_file() else None
         if match:
             if time := _generated(path):
-                texts = prompts.get(path.name), drifts.get(path.name)
+                text = prompts.get(path.name)
                 samples.append(
                     SampleImage(
-                        path, int(match["step"]), int(match["index"]), time, *texts
+                        path, int(match["step"]), int(match["index"]), time, text
                     )
                 )
     return tuple(

@@ -23,11 +23,9 @@ from torch import Tensor
 
 from toolkit.config.sections.few_step import DeploymentConfig
 from toolkit.config.sections.model import ModelConfig
-from toolkit.config.sections.output import SampleConfig, SamplePicture
+from toolkit.config.sections.output import SamplePicture
 from toolkit.contracts.data import (
-    BaseImage,
     BucketedSample,
-    Mask,
     PromptEmbeds,
     ResizeCrop,
     Sample,
@@ -50,7 +48,6 @@ from toolkit.flow.sampler import euler_sample, resampled, sigmas
 from toolkit.models.families import deployed_grid
 from toolkit.models.folder_family import dynamic_shift
 from toolkit.models.loading import model_folder
-from toolkit.train.drift import Drift, drift_of
 
 
 @dataclass(frozen=True)
@@ -76,10 +73,6 @@ class SamplePrompt:
 
     steps: int
     references: tuple[Path, ...] = ()
-    mask: Mask | None = None
-    """The mask of the first reference that has the shape of the image: what may change
-    is white."""
-
     flow_shift: float | None = None
     """Shift s of the sigmas, s sigma / (1 + (s - 1) sigma), above 0; None: the model's
     own, by the size."""
@@ -144,7 +137,6 @@ def sample_prompts(
             levels=resampled(family.sample_sigmas, steps),
             flow_shift=item.flow_shift,
             references=references,
-            mask=Mask(str(Path(item.mask_img).expanduser())) if item.mask_img else None,
             layers=item.layers if family.stacks_layers else 0,
         )
         prompts.append(prompt if item.also is None else deployed(prompt, *item.also))
@@ -170,82 +162,6 @@ def deployed(prompt: SamplePrompt, key: str, way: DeploymentConfig) -> SamplePro
         beside=key,
         deployment=way.label,
     )
-
-
-def edit_prompts(
-    items: Iterable[BucketedSample],
-    most: int,
-    family: ModelFacts,
-    steps: int,
-    guidance_scale: float,
-) -> list[SamplePrompt]:
-    """At most so many images of a dataset that have references, each to be made from
-    them by its caption. An image that has several sizes counts once."""
-    edits = {item.sample.image: item for item in items if item.sample.control_images}
-    first_edits = list(edits.values())[:most]
-    return caption_prompts(first_edits, family, steps, guidance_scale)
-
-
-def measured_edits(
-    items: Iterable[BucketedSample],
-    most: int,
-    sample: SampleConfig | None,
-    family: ModelFacts,
-) -> list[SamplePrompt]:
-    """`edit_prompts` of a validation, with the steps and the guidance of the job's
-    samples."""
-    sample = sample or SampleConfig()
-    guidance = (
-        family.guidance if sample.guidance_scale is None else sample.guidance_scale
-    )
-    return edit_prompts(
-        items, most, family, sample.sample_steps or family.sample_steps, guidance
-    )
-
-
-def caption_prompts(
-    items: Iterable[BucketedSample],
-    family: ModelFacts,
-    steps: int,
-    guidance_scale: float,
-) -> list[SamplePrompt]:
-    """Images of a dataset, each to be made by its caption, with its references; image i
-    has the seed i."""
-    prompts = []
-    for index, item in enumerate(items):
-        sample = item.sample
-        images = sample.control_images or [sample.image][: len(sample.layers)]
-        prompt = SamplePrompt(
-            sample.caption,
-            "",
-            family.drawable(item.crop.bucket),
-            seed=index,
-            guidance_scale=guidance_scale,
-            steps=steps,
-            levels=resampled(family.sample_sigmas, steps),
-            references=tuple(map(Path, images)),
-            mask=sample.mask,
-            layers=len(sample.layers),
-        )
-        prompts.append(prompt)
-    return prompts
-
-
-def base_prompts(images: Iterable[BaseImage], family: ModelFacts) -> list[SamplePrompt]:
-    """The images of `datasets[].from_base`, each to be made by the base model."""
-    prompts = []
-    for image in images:
-        prompt = SamplePrompt(
-            image.prompt,
-            image.negative,
-            image.size,
-            seed=image.seed,
-            guidance_scale=image.guidance_scale,
-            steps=image.steps,
-            levels=resampled(family.sample_sigmas, image.steps),
-        )
-        prompts.append(prompt)
-    return prompts
 
 
 class SamplingInterrupted(Exception):
@@ -331,14 +247,6 @@ class Sampler:
     def generate(self, index: int) -> Image.Image:
         """The image of prompt `index`; layers stand beside each other (`layers_of`)."""
         return drawn(self.model, self.latents(index), self.prompts[index].layers)
-
-    def drift(self, index: int, image: Image.Image) -> Drift | None:
-        """As `drift_of`, of an image of prompt `index`; None for layers, which do not
-        edit it."""
-        prompt = self.prompts[index]
-        if prompt.layers:
-            return None
-        return drift_of(image, prompt.references, prompt.mask)
 
     @torch.no_grad()
     def latents(self, index: int) -> Tensor:

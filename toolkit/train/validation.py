@@ -8,48 +8,29 @@ Shape suffixes: B batch (1), C latent channels, H/W latent height and width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from collections.abc import Callable
 from statistics import fmean
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from toolkit.config.sections.dataset import LOSS, TEXTURE, loss_at, noise_levels
-from toolkit.config.sections.train import HELD_OUT_MARGIN, HELD_OUT_RIGHT
 from toolkit.contracts.data import BatchSpec
 from toolkit.contracts.model import DiffusionModel
 from toolkit.data.batches.dataloader import BatchLoader, LatentBatch
 from toolkit.data.batches.latent_cache import EncodedDataset
 from toolkit.data.scan.fingerprint import file_digest
 from toolkit.files.tensor_cache import key_of
-from toolkit.flow.loss import INTERPOLANTS, loss_per_sample, margin
+from toolkit.flow.loss import INTERPOLANTS, loss_per_sample
 from toolkit.system.seeding import generator
 from toolkit.train.anomalies import HIGH
-
-
-class ComparedWith(NamedTuple):
-    """What `train.preference` compares the network with.
-
-    Example::
-
-        validator.compared = ComparedWith(preference.beta, network.disabled)
-    """
-
-    beta: float
-    reference: Callable[[], AbstractContextManager[None]]
-    """Inside its block the model is the reference."""
 
 
 class Validator:
     """Mean squared error of the model's prediction, unweighted, one image and timestep
     at a time.
 
-    With `compared`, and a dataset of pairs: the loss of `train.preference`. It uses no
-    shared random generator and changes no weights.
+    It uses no shared random generator and changes no weights.
 
     Example::
 
@@ -74,8 +55,6 @@ class Validator:
         self._levels = noise_levels(timesteps)
         self._seed = seed
         self._loader = BatchLoader(dataset, seed)
-        self.compared: ComparedWith | None = None
-        self._of_reference: dict[tuple[str, int], list[list[float]]] = {}
         self.by_image: dict[str, list[float]] = {}
         """The latest `losses`: hash of an image -> its losses, one per size and noise
         level."""
@@ -88,23 +67,20 @@ class Validator:
             [entry.key for entry in (*e.images(), *e.texts())]
             for e in self._dataset.entries
         ]
-        more = {"pairs": True} if self.compared else {}
-        return key_of(entries=entries, levels=self._levels, seed=self._seed, **more)
+        return key_of(entries=entries, levels=self._levels, seed=self._seed)
 
     @torch.no_grad()
     def losses(
-        self, should_stop: Callable[[], bool] = lambda: False, way: str = ""
+        self, should_stop: Callable[[], bool] = lambda: False
     ) -> dict[str, float] | None:
         """The mean loss and the loss of each timestep, by their logged names.
 
         should_stop: called before each forward pass. Returns None after it returned
-        True. way: what the model is deployed with; the errors of the reference are
-        measured once for each.
+        True.
         """
         self._model.prefetch_timesteps(self._levels)
         by_level: list[list[float]] = [[] for _ in self._levels]
         textures: list[float] = []
-        margins: list[Tensor] = []
         by_image: dict[str, list[float]] = {}
         for index, item in enumerate(self._dataset.items):
             batch = self._loader.load(BatchSpec(0, (index,), (index,)))
@@ -124,14 +100,6 @@ class Validator:
                 high_energy(predicted_x0_BCHW)
                 / max(high_energy(batch.latents_BCHW), 1e-12)
             )
-            if self.compared and self._dataset.entries[index].worse:
-                margin_NL = self._margins(
-                    index, batch, noise_BCHW, of_levels, should_stop, way
-                )
-                if margin_NL is None:
-                    return None
-                margins.append(margin_NL)
-                of_levels = (-logsigmoid(margin_NL)).mean(0).tolist()
             for losses, loss in zip(by_level, of_levels, strict=True):
                 losses.append(loss)
             by_image.setdefault(key[0], []).extend(of_levels)
@@ -141,13 +109,6 @@ class Validator:
             loss_at(level): mean
             for level, mean in zip(self._levels, means, strict=True)
         }
-        if margins:
-            numbers[HELD_OUT_RIGHT] = fmean(
-                (margin_NL > 0).float().mean().item() for margin_NL in margins
-            )
-            numbers[HELD_OUT_MARGIN] = fmean(
-                margin_NL.mean().item() for margin_NL in margins
-            )
         return {LOSS: fmean(means)} | numbers | {TEXTURE: fmean(textures)}
 
     def _at_levels(
@@ -164,53 +125,6 @@ class Validator:
             )
             losses.append(loss.item())
         return losses, predicted_x0_BCHW
-
-    def _margins(
-        self,
-        index: int,
-        batch: LatentBatch,
-        noise_BCHW: Tensor,
-        of_better: list[float],
-        should_stop: Callable[[], bool],
-        way: str,
-    ) -> Tensor | None:
-        """`margin` of the N worse images of an item at L levels [N, L]; None after a
-        stop."""
-        assert self.compared
-        worse = [
-            replace(batch, latents_BCHW=entry.read()[None])
-            for entry in self._dataset.entries[index].worse
-        ]
-
-        def errors(batches: Sequence[LatentBatch]) -> list[list[float]] | None:
-            measured = [
-                self._at_levels(part, noise_BCHW, should_stop) for part in batches
-            ]
-            if None in measured:
-                return None
-            return [result[0] for result in measured if result]
-
-        of_worse = errors(worse)
-        of_reference = self._of_reference.get((way, index))
-        if of_reference is None:
-            with self.compared.reference():
-                of_reference = errors([batch, *worse])
-        if of_worse is None or of_reference is None:
-            return None
-        self._of_reference[way, index] = of_reference
-        gain_NL = torch.tensor([of_better, *of_worse]) - torch.tensor(of_reference)
-        return margin(self.compared.beta, gain_NL[:1], gain_NL[1:])
-
-
-def loss_at_level(
-    model: DiffusionModel,
-    predict: Callable[..., Tensor],
-    batch: LatentBatch,
-    noise_BCHW: Tensor,
-    level: float,
-) -> Tensor:
-    """The loss of each sample, without the other results of `measure_at_level`."""
-    return measure_at_level(model, predict, batch, noise_BCHW, level)[0]
 
 
 def measure_at_level(

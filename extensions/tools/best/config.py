@@ -15,7 +15,7 @@ from pydantic import Field
 
 from extensions.tools.shared.keys import RunToolConfig, check_page
 from extensions.tools.shared.run_job import loras_by_step, training_section
-from toolkit.config.reading.field_types import PathStr, StrOrList, WritePathStr
+from toolkit.config.reading.field_types import WritePathStr
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.sections.trainer import Device, DiffusionSection
 from toolkit.errors import RunError, UserError
@@ -24,51 +24,16 @@ from toolkit.files.safetensors_io import is_own_file
 from toolkit.files.writing import read_object, why_not_replaced
 from toolkit.train.run_reader import NetworkFile, RunInfo, read_run
 
-NEUTRAL = (
-    "a photo of a mountain lake at noon",
-    "a bowl of fruit on a wooden table",
-    "a busy street in a city, photographed from above",
-)
-"""`prompts`: subjects that a LoRA is rarely trained on."""
-
 
 class BestConfig(RunToolConfig):
-    """`type: best`: measures the saved LoRAs of a run on its images and prompts, and
-    says which to use."""
+    """`type: best`: measures the saved LoRAs of a run on its held-out images, and says
+    which to use."""
 
     process_types: ClassVar[tuple[str, ...]] = ("best",)
-    example: ClassVar[str] = "output/quickstart --samples 2"
+    example: ClassVar[str] = "output/quickstart"
 
     images: int = Field(default=16, ge=1)
-    """Most images whose loss is measured, and most training images that samples are
-    compared with."""
-
-    embedder: PathStr = ""
-    """A CLIP or DINOv2 (hub id or folder) that samples are compared with the training
-    images by; a CLIP also with their prompts. Empty: samples are not drawn."""
-
-    samples: int = Field(default=4, ge=1)
-    """Most samples drawn with each LoRA, of the run's own prompts, or of captions where
-    it has none."""
-
-    characters: StrOrList = ()
-    """Words that name the characters of the LoRA in captions, for the table of who
-    appears when whom is asked for: with `embedder`, of the recommended file. Empty: the
-    trigger words of the datasets, where there are several."""
-    edits: int = Field(default=0, ge=0)
-    """Most edits generated with each LoRA to measure how far they drift from their
-    control images: of the run's own prompts with control images, or of captions where
-    none has any. 0: none."""
-
-    most_drift: float | None = Field(default=None, gt=0)
-    """For `edits`: a LoRA whose edits are off by more pixels on average is not
-    recommended, unless all are. Not given: drift decides nothing."""
-
-    prompts: StrOrList = NEUTRAL
-    """Neutral prompts, on which a LoRA should change little."""
-
-    steps: int = Field(default=20, ge=1)
-    """Steps of a sample."""
+    """Most images whose loss is measured."""
 
     device: Device = "auto"
     """Where to compute: auto, cuda, cuda:N, mps or cpu."""
@@ -123,16 +88,6 @@ class BestConfig(RunToolConfig):
             yield Diagnostic(("link",), message)
         if not self.files():
             yield Diagnostic(("run",), f"{self.run!r} holds no saved LoRA.")
-        if self.most_drift is not None and not self.edits:
-            yield Diagnostic(
-                ("most_drift",),
-                "needs edits to measure. Set edits (--edits), such as 4.",
-            )
-        if Path(self.embedder).expanduser().is_file():
-            yield Diagnostic(
-                ("embedder",),
-                f"{self.embedder!r} is a file. Give the folder of a CLIP or a DINOv2.",
-            )
         yield from check_page(self.output_path(), _is_measurement, "best.json")
         if self.link:
             best = self.best_file()

@@ -27,7 +27,6 @@ from toolkit.data.batches.latent_cache import (
     fill_texts,
 )
 from toolkit.data.scan.directory import ScanCache
-from toolkit.data.scan.from_base import not_made_yet
 from toolkit.data.scan.validation_split import scan_and_split
 from toolkit.extension import discover
 from toolkit.files.log import StatusLine
@@ -38,7 +37,7 @@ from toolkit.models.kept import MODELS, kept_entries
 from toolkit.models.loading import checked_family, load_model
 from toolkit.system.device import DTYPES, check_device, pick_device, use_device
 from toolkit.train.base_model import kept_name
-from toolkit.train.sampling import Sampler, measured_edits, sample_prompts
+from toolkit.train.sampling import Sampler, sample_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +93,7 @@ class CacheProcess(BaseExtensionProcess):
         scan_cache = ScanCache.beside(section.training_folder)
         _, trained, validation_split = scan_and_split(section, family, scan_cache)
         scan_cache.save()
-        unmade = not_made_yet(trained)
-        there = [item for item in trained if item.sample.image not in unmade]
-        items = (*there, *(validation_split.items if validation_split else ()))
+        items = (*trained, *(validation_split.items if validation_split else ()))
         device = use_device(pick_device(section.device))
         dtype = DTYPES[section.train.dtype]
         model = load_model(section.model, device, dtype, quantizer)
@@ -124,11 +121,6 @@ class CacheProcess(BaseExtensionProcess):
         )
         pictures = () if section.train.disable_sampling else section.sample_pictures()
         prompts = sample_prompts(pictures, section.trigger_word, family)
-        if validation_split and section.validation:
-            edits = section.validation.edits
-            prompts += measured_edits(
-                validation_split.items, edits, section.sample, family
-            )
         sampler = Sampler(model, prompts, ItemEncoder(model, dtype), stores)
         sampler.encode(status.count, texts)
         fill_texts(
@@ -140,10 +132,6 @@ class CacheProcess(BaseExtensionProcess):
         )
         scan_cache.save()  # now with the file hashes
         more = " and the sample prompts" if prompts else ""
-        if unmade:
-            logger.info(
-                f"{len(unmade)} images of 'from_base' are not there yet: the training makes and encodes them"
-            )
         status.finish(f"cached {len(items)} items{more} in {folder / CACHE_FOLDER}")
         for entry in (
             *chain.from_iterable(each.images() for each in dataset.entries),

@@ -1,4 +1,4 @@
-"""The section of `type: doctor`: the file, and the model or program it is used with.
+"""The section of `type: doctor`: the file, and the model it is used with.
 
 The section checks that the file is a safetensors file and that the model exists. The
 tensors are examined by `process`. A job or the command line fills the section in
@@ -25,7 +25,7 @@ class DoctorConfig(ToolConfig):
     process_types: ClassVar[tuple[str, ...]] = ("doctor",)
     example: ClassVar[str] = "output/quickstart/quickstart.safetensors"
     positional: ClassVar[tuple[str, ...]] = ("file",)
-    flags: ClassVar[dict[str, str]] = {"as_json": "--json", "program": "--for"}
+    flags: ClassVar[dict[str, str]] = {"as_json": "--json"}
 
     file: PathStr
     """LoRA file, of any program."""
@@ -34,19 +34,6 @@ class DoctorConfig(ToolConfig):
     """Model folder that it is to be used with. Empty: the model that the run or the
     metadata name, if it is on this disk, else the published models, of which only names
     and sizes of layers are known."""
-
-    program: Literal[
-        "",
-        "comfyui",
-        "diffusers",
-        "diffsynth",
-        "mflux",
-        "simpletuner",
-        "nunchaku",
-        "musubi",
-    ] = ""
-    """Program that is to load it: comfyui, diffusers, diffsynth, mflux, simpletuner,
-    nunchaku or musubi. Empty: none in particular."""
 
     base_dtype: Literal[
         "", "fp8", "fp8_rows", "fp8_unscaled", "int8", "int4", "nvfp4"

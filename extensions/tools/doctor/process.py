@@ -1,8 +1,7 @@
 """The process of `doctor`: examines a LoRA file and prints the findings.
 
 Findings come from the file itself (`toolkit/networks/adapter_health.py`), from the
-model it is used with, and from the program that is to load it
-(`toolkit/networks/programs.py`). With `base_dtype` the loss by rounding is computed
+model it is used with. With `base_dtype` the loss by rounding is computed
 (`rounding`). The file is never changed. The table of tools
 (`extensions/tools/__init__.py`) names the process.
 """
@@ -40,6 +39,7 @@ from toolkit.networks.adapter_health import (
     is_own,
     layers_of,
 )
+from toolkit.networks.file_keys import PREFIXES, split_stem
 from toolkit.networks.lora_formats import (
     BESIDE_LAYERS,
     LayerDelta,
@@ -47,7 +47,6 @@ from toolkit.networks.lora_formats import (
     read_tensors,
     split_change,
 )
-from toolkit.networks.programs import PREFIXES, PROGRAMS, findings_for, split_stem
 
 SHOWN = 5
 """Layers that are named in words; JSON has all."""
@@ -78,7 +77,7 @@ class DoctorProcess(BaseExtensionProcess):
 
     Example::
 
-        python run.py doctor output/my_character.safetensors --for comfyui
+        python run.py doctor output/my_character.safetensors
     """
 
     section: DoctorConfig
@@ -117,10 +116,7 @@ class DoctorProcess(BaseExtensionProcess):
         read = layers_of(tensors)
         if not tensors:
             return [finding("empty", "It holds no tensors.", AS_SAVED)], None, ""
-        if section.program:
-            findings = list(findings_for(PROGRAMS[section.program], tensors, metadata))
-        else:
-            findings = health(tensors, metadata)
+        findings = health(tensors, metadata)
 
         def matching_layers(base: Base) -> tuple[int, int]:
             names = _located(read.parts, base.layers)

@@ -122,7 +122,6 @@ class GenerateConfig(PicturesConfig):
             values["lora"] = tuple(
                 f"{file['path']}:{file['strength']!r}" for file in settings["lora"]
             )
-            values["blocks"] = tuple(map(str, settings.get("blocks", ())))
             given = self.model_fields_set - {"like", "model"}
             values |= {key: getattr(self, key) for key in given}
             values["type"] = self.type

@@ -24,7 +24,6 @@ from extensions.tools.shared.findings import CHECKS
 from toolkit.config.sections.dataset import area_of
 from toolkit.contracts.data import PLACEHOLDERS
 from toolkit.data.pixels.alignment import SAME_SHAPE
-from toolkit.data.pixels.colours import TELEVISION
 from toolkit.data.scan.captions import nearly_placeholders
 from toolkit.data.scan.foreign_syntax import lines_of
 from toolkit.data.scan.found import REGULARISATION, named_as_regularisation, shorten
@@ -296,7 +295,7 @@ def transparent(item: Item, data: Dataset, config: LintConfig) -> Iterator[str]:
 
 def mode(data: Dataset, config: LintConfig) -> Found:
     """Images that are converted to 8-bit sRGB in a way that changes how they look:
-    palettes, CMYK, HDR, and curves of television."""
+    palettes and CMYK."""
     for item in data.items:
         name = MODES.get(item.look.mode)
         if name:
@@ -305,16 +304,6 @@ def mode(data: Dataset, config: LintConfig) -> Found:
                 f"is {name}. Training converts it to 8-bit sRGB; look at the result",
             )
         yield from ((item.image, note) for note in item.look.notes)
-    for image in data.scan.converted:
-        if image.is_hdr:
-            outcome = "Training converts it to 8-bit sRGB and clips light above white; look at the result"
-            yield image.path, f"is {image.colours}. {outcome}"
-        elif image.colours in TELEVISION:
-            marked = f"is {image.colours} by its header, as some programs mark sRGB too"
-            yield (
-                image.path,
-                f"{marked}. Training makes it brighter, as its curve asks for; look at the result",
-            )
 
 
 # ------------------------------------------------------------ captions
@@ -472,14 +461,6 @@ def _captions(items: Iterable[Item]) -> list[tuple[str, str]]:
     return list(dict.fromkeys(pairs))
 
 
-def suspect(item: Item, data: Dataset, config: LintConfig) -> Iterator[str]:
-    """Images that act against the others, by the reports of `run.py influence` that
-    the configuration names or finds next to the run."""
-    why = data.suspects.get(os.path.realpath(item.image))
-    if why:
-        yield f"acts against the other images of a training: {why}"
-
-
 def regularisation(data: Dataset, config: LintConfig) -> Found:
     """Folders that are named as regularisation images (such as `reg`) and are
     trained without `is_reg`."""
@@ -501,7 +482,6 @@ _OF_DATASETS: dict[str, Callable[[Dataset, LintConfig], Found]] = {
     "unpaired": lambda data, _: data.scan.unpaired,
     "repeats": lambda data, _: data.scan.questions,
     "mask": lambda data, _: data.scan.mask_faults,
-    "from_base": lambda data, _: data.scan.prompt_faults,
     "trigger_word": lambda data, _: _of_words("trigger_word", data),
     "repeated": lambda data, _: _of_words("repeated", data),
     "forms": lambda data, _: _of_words("forms", data),
@@ -517,7 +497,7 @@ _OF_IMAGES: dict[str, Callable[[Item, Dataset, LintConfig], Iterator[str]]] = {
     check.__name__: check
     for check in (
         *(pair_shift, same_as_reference, blurred, enlarged, tiny, aspect, transparent),
-        *(no_caption, garbled, syntax, several_lines, long_caption, suspect),
+        *(no_caption, garbled, syntax, several_lines, long_caption),
     )
 }
 

@@ -85,10 +85,6 @@ class LintConfig(ToolConfig):
     """For a folder: caption for images without one, like
     `datasets[].default_caption`."""
 
-    suspects: PathOrList = ()
-    """Lists of images that `run.py influence` wrote (`suspects.txt`). For a job they
-    are used in addition to the list in the folder of its run."""
-
     skip: Checks = ()
     """Checks that are left out."""
 
@@ -159,12 +155,6 @@ class LintConfig(ToolConfig):
                 )
         for slot, folder in enumerate(self.control_path):
             yield from check_folder(("control_path", slot), folder, job)
-        for slot, file in enumerate(self.suspects):
-            if not Path(file).expanduser().is_file():
-                yield Diagnostic(
-                    ("suspects", slot),
-                    f"{file!r} is not a file. Give a list of 'run.py influence'.",
-                )
         if self.preview:
             yield from check_page(Path(self.output).expanduser(), is_page, "lint.html")
         elif "output" in self.model_fields_set:

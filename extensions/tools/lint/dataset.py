@@ -23,9 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy
 from PIL import Image
 
-from extensions.tools.shared.suspects import read_suspects, suspects_of_run
 from toolkit.config.reading.loader import load_job
-from toolkit.config.reading.process import JobContext
 from toolkit.config.sections.dataset import DatasetConfig, Rectangle, area_of
 from toolkit.config.sections.trainer import ImageTrainingSection
 from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample
@@ -204,9 +202,6 @@ class Dataset:
     """Whether `Reference.alignment` is measured, which takes most of the time of a
     pair."""
 
-    suspects: dict[str, str] = field(default_factory=dict)
-    """Image, as a path without links -> why `influence` suspects it."""
-
     @property
     def place(self) -> str:
         """The folder of the first image, for findings that concern all captions."""
@@ -227,16 +222,8 @@ def read_datasets(
     read once. progress: called with the number of images that are done and their total.
     Raises UserError where there are none."""
     measures_shift = "pair_shift" not in config.skip
-    given: dict[str, str] = {}
-    for file in config.suspects:
-        try:
-            given |= read_suspects(Path(file).expanduser())
-        except OSError as error:
-            raise UserError(
-                f"{file}: cannot be read: {error.strerror or error}"
-            ) from error
     if Path(config.path).expanduser().is_dir():
-        data = Dataset(config.path, trigger=config.trigger_word, suspects=given)
+        data = Dataset(config.path, trigger=config.trigger_word)
         data.measures_shift = measures_shift
         _of_folder(config, data, progress)
         yield data
@@ -263,8 +250,6 @@ def read_datasets(
                 f"{config.path}: datasets[0].url: a stream has no files to check. Give folders."
             )
         data = Dataset(section.name or job.name, measures_shift=measures_shift)
-        run = section.run_folder(JobContext(job.name))
-        data.suspects = given | (suspects_of_run(run) if run else {})
         _of_section(section, data, progress)
         yield data
 
@@ -304,7 +289,7 @@ def _of_section(
     for dataset in section.datasets:
         folder = dataset.folder_path
         is_there = Path(folder).expanduser().is_dir() or archive_in(folder)
-        if not dataset.from_base and not is_there:
+        if not is_there:
             raise UserError(
                 f"{folder}: is not there yet. Run the process that writes it first, and check that folder."
             )
@@ -313,7 +298,7 @@ def _of_section(
     family = _family(section)
     data.scan, items, split = split_validation(
         section,
-        *scan_items(section, multiple, cache, data.mistakes, family),
+        *scan_items(section, multiple, cache, data.mistakes),
         multiple,
         lambda count, _: f"{count} images",
         data.mistakes,
@@ -390,9 +375,8 @@ def _fill(
     crops: dict[tuple[str, bool], tuple[Sample, list[ResizeCrop]]] = {}
     for is_held_out, bucketed in ((False, trained), (True, held_out)):
         for sample, crop in bucketed:
-            # Mirrored samples are the same files, and images that the base model makes
-            # cannot be changed.
-            if not any(sample.flip) and not sample.made:
+            # Mirrored samples are the same files.
+            if not any(sample.flip):
                 key = (sample.image, is_held_out)
                 crops.setdefault(key, (sample, []))[1].append(crop)
     work = [(*use, is_held_out) for (_, is_held_out), use in crops.items()]

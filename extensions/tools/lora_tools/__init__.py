@@ -1,2 +1,2 @@
-"""Tools for LoRA files: `inspect`, `convert`, `resize`, `scale`, `merge`, `extract` and
+"""Tools for LoRA files: `inspect`, `convert`, `resize`, `merge`, `extract` and
 `post_hoc_ema`."""

@@ -2,7 +2,7 @@
 
 The sections check that files and folders exist, that a LoRA belongs to the model, and
 that keys fit together. Weights are read by the processes (`process`, `extract`,
-`inspect`, `merge`, `scale`), which take the sections from here. Imports no torch.
+`inspect`, `merge`), which take the sections from here. Imports no torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from extensions.tools.shared.blocks import check_blocks
 from extensions.tools.shared.keys import (
     FileToolConfig,
     check_loras,
@@ -28,7 +27,6 @@ from toolkit.config.reading.field_types import (
     OneOf,
     PathOrList,
     PathStr,
-    StrOrList,
     WritePathStr,
 )
 from toolkit.config.reading.process import Diagnostic, JobContext
@@ -176,30 +174,6 @@ class ResizeConfig(OneFileConfig, RankConfig):
     example: ClassVar[str] = (
         "output/quickstart/quickstart.safetensors output/rank_4.safetensors --rank 4"
     )
-
-
-class ScaleConfig(OneFileConfig):
-    """`type: scale`: writes a LoRA file with a strength for each group of blocks."""
-
-    process_types: ClassVar[tuple[str, ...]] = ("scale",)
-    example: ClassVar[str] = (
-        "output/quickstart/quickstart.safetensors output/half.safetensors --blocks 0:0.5 1-3:1.2"
-    )
-
-    blocks: StrOrList
-    """Strengths of blocks, each as FIRST-LAST:STRENGTH or BLOCK:STRENGTH, from block 0:
-    `0-9:0.5 12:0`. They are multiplied into the file. Blocks that are not named, and
-    layers outside of blocks, keep what they are."""
-
-    def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Reports entries that cannot be read, and a missing list."""
-        yield from super().check(job)
-        yield from check_blocks("blocks", self.blocks)
-        if not self.blocks:
-            yield Diagnostic(
-                ("blocks",),
-                "is required: the blocks and their strengths, such as 0-9:0.5.",
-            )
 
 
 class ExtractConfig(RankConfig):

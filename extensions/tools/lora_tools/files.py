@@ -5,7 +5,7 @@ atomically, the number type of a file, its tensors in the spelling that most pro
 load, and the nearest LoRA of a rank. How other programs name tensors is in
 `lora_export`.
 
-`process`, `extract`, `inspect`, `merge` and `scale` call them.
+`process`, `extract`, `inspect` and `merge` call them.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ file, and where a scale has to go into a matrix and does not fit into that dtype
 file becomes float32.
 
 The tools for LoRA files call it through `files.read_lora` and `process`;
-docs/programs_table.py writes the table of programs from `FORMATS`.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 """

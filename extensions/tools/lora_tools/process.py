@@ -1,7 +1,7 @@
 """The processes of the tools for LoRA files.
 
 `convert`, `resize` and `post_hoc_ema` are defined here, the others in their own modules
-(`extract`, `inspect`, `merge`, `scale`). Files are read and written by `files`; this
+(`extract`, `inspect`, `merge`). Files are read and written by `files`; this
 module only connects a section to the functions. The table of tools
 (`extensions/tools/__init__.py`) names the classes by this module.
 """
@@ -34,7 +34,6 @@ from extensions.tools.lora_tools.post_hoc_ema import (
     power_betas,
     steps_of,
 )
-from extensions.tools.lora_tools.scale import ScaleProcess
 from jobs.process import BaseExtensionProcess
 from toolkit.files.safetensors_io import read_metadata
 
@@ -53,7 +52,6 @@ __all__ = [
     "MergeProcess",
     "PostHocEmaProcess",
     "ResizeProcess",
-    "ScaleProcess",
 ]
 
 

@@ -1,6 +1,6 @@
 """Draws the curves of a run as PNG files, and writes its summary as text.
 
-Only metrics.jsonl, validation.jsonl and drift.jsonl are read. A curve without numbers
+Only metrics.jsonl and validation.jsonl are read. A curve without numbers
 is left out, and so is a figure without curves. A line skips steps without a number.
 Imports no torch, and imports matplotlib only to draw.
 
@@ -62,7 +62,7 @@ def _is_kl(name: str) -> bool:
 
 def _is_loss(name: str) -> bool:
     is_loss = "loss" in name.split("/")[0].split("_") or name.startswith("validation")
-    return is_loss and not _is_kl(name) and "drift/" not in name
+    return is_loss and not _is_kl(name)
 
 
 LOSSES = Panel("Losses", _is_loss, smooth=True)

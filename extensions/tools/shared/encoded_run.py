@@ -3,7 +3,7 @@
 The caches of the run on disk are used and filled. This module trains nothing, and it
 leaves the encoders loaded: the caller frees them once it has encoded its own texts.
 
-`best` and `influence` measure saved LoRAs on a model that is loaded here.
+`best` measures saved LoRAs on a model that is loaded here.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Small images come first, and images that exist already are not generated again. 
 image shows is decided by its settings alone (`image_files.Settings`). Prompts are not
 read here: `picture_config` does that.
 
-`generate`, `grid` and `prefer` draw their images with a `PictureMaker`.
+`generate` and `grid` draw their images with a `PictureMaker`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from extensions.tools.shared.blocks import read_blocks, strength_in
 from extensions.tools.shared.image_files import (
     LATENTS,
     picture_name,
@@ -158,14 +157,10 @@ class PictureMaker:
         layers = family.every_linear_layer(folder)
         weights = family.weight_shapes(folder)
         read = partial(load_adapter_file, layers=layers, weights=weights)
-        blocks = read_blocks(section.blocks)
 
         @lru_cache(FILES_IN_MEMORY)
         def changes(path: str) -> dict[str, LayerDelta]:
-            return {
-                name: change.times(strength_in(name, blocks))
-                for name, change in read(Path(path).expanduser()).items()
-            }
+            return read(Path(path).expanduser())
 
         self.changes: Callable[[str], dict[str, LayerDelta]] = changes
         """The changes of a file. Not all files of a long run fit into memory
@@ -239,8 +234,6 @@ class PictureMaker:
             "base": self.base,
             "dtype": section.dtype,
         }
-        if section.blocks:
-            settings["blocks"] = list(section.blocks)
         if prompt.levels:
             settings["levels"] = list(prompt.levels)
         if prompt.layers:

@@ -6,7 +6,7 @@ forbids the browser to load anything but images next to the page, and to run any
 but the page's own, whatever a caption, a prompt or a file name holds. The parts that
 pages share are in pages/, which `run.py ui` serves too.
 
-`align`, `grid`, `influence`, `lint` and `report` write such pages. `ui` takes the
+`align`, `grid`, `lint` and `report` write such pages. `ui` takes the
 texts, the templates and the JSON functions from here.
 """
 

@@ -4,7 +4,7 @@ Prompts are read as those of `sample` in a training job, from flags or from a fi
 checks find what would stop the tool before the model is loaded. Nothing is generated
 here. Imports no torch.
 
-`generate`, `grid` and `prefer` derive their sections from `PicturesConfig`, and
+`generate` and `grid` derive their sections from `PicturesConfig`, and
 `generation` generates the images.
 """
 
@@ -17,7 +17,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from extensions.tools.shared.blocks import check_blocks
 from extensions.tools.shared.keys import (
     check_loras,
     check_origins,
@@ -169,11 +168,6 @@ class PicturesConfig(ToolConfig):
     """LoRA, DoRA, LoHa, LoKr, OFT, BOFT or GLoRA files of any program, each as FILE or
     FILE:STRENGTH."""
 
-    blocks: StrOrList = ()
-    """Strengths of the blocks of all LoRA files, each as FIRST-LAST:STRENGTH or
-    BLOCK:STRENGTH: `0-9:0.5 12:0`. Blocks that are not named have all of their change.
-    `run.py scale` writes such a file."""
-
     prompt: StrOrList = ()
     """Prompts, optionally followed by the flags of sample prompts (`a cat --w 768 --h
     512`)."""
@@ -246,7 +240,6 @@ class PicturesConfig(ToolConfig):
         output = Path(self.output).expanduser()
         yield from check_place(output, remedy="Give a folder.")
         yield from check_loras("lora", self.lora, job)
-        yield from check_blocks("blocks", self.blocks)
         if self.model is None and self.lora:
             file = Path(split_strength(self.lora[0])[0]).expanduser()
             if job.will_write(file.parent) or not (

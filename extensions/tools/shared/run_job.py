@@ -4,8 +4,8 @@ A run's folder holds its job, and a LoRA file has metadata that name its model. 
 is loaded or downloaded: only the job, the metadata and the index of a model are read.
 Imports no torch.
 
-Tools that work on runs or LoRA files call it (`best`, `doctor`, `influence`,
-`lora_tools`, `prefer`, `publish`, `report`), and so does the page (`ui`).
+Tools that work on runs or LoRA files call it (`best`, `doctor`,
+`lora_tools`, `publish`, `report`), and so does the page (`ui`).
 """
 
 from __future__ import annotations

@@ -5,20 +5,18 @@ Nothing is written. Every text is redacted here, because a secret could not be f
 more once it is escaped for a page.
 
 `report` writes the page of a run with them. The views of the page (`ui/views/run`,
-`compare`, `votes`) call single functions.
+`compare`) call single functions.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from extensions.tools.shared.blocks import BAKED
 from extensions.tools.shared.diagrams import KL, LOSSES, RATES, TIMES
 from extensions.tools.shared.feed import Feed, facts_of
 from extensions.tools.shared.series import IN_STEPS, Curve
@@ -92,21 +90,7 @@ def page_values(run: RunInfo, feed: Feed) -> tuple[dict[str, Any], str]:
 # ------------------------------------------------------------ curves
 
 
-def _of_drift(*numbers: str) -> Callable[[str], bool]:
-    """Whether a curve is one of these numbers of edits, or of the edit of one sample
-    (toolkit/train/drift.py)."""
-    pattern = re.compile(rf"(validation/)?drift/({'|'.join(numbers)})(_\d+)?")
-    return lambda name: pattern.fullmatch(name) is not None
-
-
 DIAGRAMS: tuple[tuple[str, Callable[[str], bool]], ...] = (
-    ("Drift of edits (pixels)", _of_drift("px")),
-    ("Shift of edits (pixels)", _of_drift("shift_px")),
-    (
-        "Zoom (%) and rotation (degrees) of edits",
-        _of_drift("zoom_percent", "rotation_degrees"),
-    ),
-    ("Change outside the mask (0 to 255)", _of_drift("outside_mask")),
     ("Loss", lambda name: LOSSES.takes(name) and not name.startswith("validation")),
     ("Validation", lambda name: name.startswith("validation")),
     ("Learning rate", RATES.takes),
@@ -118,7 +102,7 @@ DIAGRAMS: tuple[tuple[str, Callable[[str], bool]], ...] = (
 """Title of a diagram -> whether it takes a curve that no diagram before it has
 taken."""
 
-EXACT = ("Validation", "Learning rate", *(title for title, _ in DIAGRAMS[:4]))
+EXACT = ("Validation", "Learning rate")
 """Diagrams of values without noise, for which a running mean would only lag."""
 
 
@@ -229,8 +213,7 @@ def sample_table(
 ) -> dict[str, Any]:
     """The samples of a run for the template and the script of its page: `steps`, the
     number of all steps (`of`), and for each place in the sets its prompt, and by step
-    the `files` and their drift from the image that they edit (`drift`; None: there is
-    no sample).
+    the `files` (None: there is no sample).
 
     address: gives the address of a file; None: it is not an image. most_pictures: as in
     `sample_rows`.
@@ -241,13 +224,11 @@ def sample_table(
     for row in rows:
         row_samples = [row.by_step.get(step) for step in steps]
         files = [sample and address(sample.path) for sample in row_samples]
-        drift = [sample and redact_text(sample.drift or "") for sample in row_samples]
         table.append(
             {
                 "index": row.index,
                 "prompt": redact_text(row.prompt),
                 "files": files,
-                "drift": drift,
             }
         )
     return {"steps": steps, "of": count, "rows": table}
@@ -351,8 +332,7 @@ class SavedFile:
 
 
 def saved_files(folder: Path, hashed: bool) -> Iterator[SavedFile]:
-    """The network files of a run, then files with strengths per block that the page has
-    written, then its states. The files of a model folder are listed one by one.
+    """The network files of a run, then its states. The files of a model folder are listed one by one.
 
     hashed: compute the hashes that are not recorded.
     """
@@ -366,11 +346,6 @@ def saved_files(folder: Path, hashed: bool) -> Iterator[SavedFile]:
             yield SavedFile(
                 name, f"{saved.kind}{step}", size, time, digest, _recorded(path)
             )
-    files = folder.glob("*.safetensors")
-    for path in sorted(file for file in files if BAKED.fullmatch(file.name)):
-        size, digest = _size_and_hash(path, hashed)
-        name = redact_text(path.name)
-        yield SavedFile(name, "strength per block", size, "", digest, _recorded(path))
     for checkpoint in list_checkpoints(folder):
         kind = "state" + (f": {checkpoint.problem}" if checkpoint.problem else "")
         for name, size, digest in _manifest(checkpoint.path):

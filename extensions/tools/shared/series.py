@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.files.run_files import DRIFT, METRICS, VALIDATION
+from toolkit.files.run_files import METRICS, VALIDATION
 from toolkit.files.writing import open_regular
 from toolkit.train.run_reader import Row, StepRows, tell_unreadable
 
@@ -46,7 +46,7 @@ class Curve:
 
     Example::
 
-        metrics, validation, drift = series_of(Path("output/my_character"))
+        metrics, validation = series_of(Path("output/my_character"))
         for curve in metrics.update().curves(points=100):
             print(curve.name, curve.steps[-1], curve.mean[-1])
     """
@@ -167,7 +167,7 @@ class _Buckets:
 
 
 class Series:
-    """The numbers of metrics.jsonl, validation.jsonl or drift.jsonl by step.
+    """The numbers of metrics.jsonl or validation.jsonl by step.
 
     Example::
 
@@ -308,13 +308,11 @@ class Series:
         return value, finest.steps[finest.low.index(min(finest.low))]
 
 
-def series_of(folder: Path) -> tuple[Series, Series, Series]:
-    """The numbers of a run: of its steps, of its validation, and of the drift of its
-    edits."""
+def series_of(folder: Path) -> tuple[Series, Series]:
+    """The numbers of a run: of its steps, and of its validation."""
     return (
         Series(folder / METRICS),
         Series(folder / VALIDATION, "validation/"),
-        Series(folder / DRIFT),
     )
 
 

@@ -36,7 +36,6 @@ from extensions.tools.ui.views import (
     shelf,
     system,
     tools,
-    votes,
 )
 
 
@@ -60,7 +59,6 @@ ROUTES = [
     _get("/runs/{run}/report", run.report),
     _get("/runs/{run}/files/{name:path}", run.file),
     _post("/runs/{run}/try", after.try_it),
-    _post("/runs/{run}/bake", after.bake),
     _get("/runs/{run}/tried", after.tried),
     _post("/runs/{run}/compare", after.compare),
     _get("/runs/{run}/compared", after.compared),
@@ -110,11 +108,6 @@ ROUTES = [
     _post("/datasets/{d}/files", datasets.upload_form),
     _get("/datasets/{d}/images/{name:path}", datasets.image),
     _get("/datasets/{d}/thumbs/{name:path}", datasets.thumb),
-    _get("/votes/{kind}/{id}", votes.show),
-    _post("/votes/{kind}/{id}", votes.vote),
-    _get("/votes/{kind}/{id}/images/{name}", votes.candidate),
-    _get("/votes/{kind}/{id}/control/{digest}", votes.control),
-    _post("/votes/{kind}/{id}/train", votes.train),
     _post("/theme", system.set_theme),
     _get("/healthz", system.healthz),
     Mount("/static/pages", StaticFiles(directory=PAGES)),

@@ -76,7 +76,7 @@ def chosen_file(folder: Path) -> Chosen | None:
     file = saved.get(str(name))
     if file is None or not file.path.is_file():
         return None
-    is_told = not measured.get("files") or recommended is not None
+    is_told = "recommended" not in measured or recommended is not None
     why: Why = (
         "recommended" if is_measured else "last" if is_told else "last_of_unknown"
     )

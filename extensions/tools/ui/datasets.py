@@ -33,7 +33,6 @@ from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 
-from extensions.tools.shared.suspects import FILE, FOLDER, suspects_of_run
 from extensions.tools.ui.commands import LATE, run_py
 from extensions.tools.ui.state import Ui, inside
 from toolkit.config.sections.dataset import DatasetConfig
@@ -168,7 +167,7 @@ class Dataset:
     """Path of an image -> its size in pixels, or the reason why it cannot be read."""
 
     findings: dict[str, Any] = field(default_factory=dict)
-    """The findings of lint and of `run.py influence`, as `_findings` returns them."""
+    """The findings of lint, as `_findings` returns them."""
 
     faults_told: int = 0
     """Number of decoding errors that `sizes` contains (`remember_fault`)."""
@@ -823,7 +822,7 @@ def lint_file(data: Dataset) -> Path:
 
 
 def _findings(data: Dataset, before: Dataset | None) -> dict[str, Any]:
-    """The findings of the last check, and the images that `run.py influence` suspects.
+    """The findings of the last check.
 
     Keys: `status` (`running`, empty, or why the check failed), `is_old` (whether files
     have changed since), `images` (number of images that were checked; None: not checked
@@ -836,12 +835,6 @@ def _findings(data: Dataset, before: Dataset | None) -> dict[str, Any]:
     if lint[0] != mark or is_fresh(mark):
         lint = mark, *_in_lint_file(file)
     _, rows, state, images = lint
-    suspects = _suspects(data)
-    for image, why in suspects.items():
-        message = shown(f"acts against the other images of a training: {why}")
-        row = {"check": "suspect", "message": message}
-        suspects[image] = [*rows.get(image, ()), row]
-    rows = rows | suspects
     return {
         "status": data.ui.memory.get(("lint", data.name), ""),
         "is_old": images is not None and state != data.state,
@@ -866,20 +859,6 @@ def _in_lint_file(
         return rows, str(known["state"]), int(known["images"])
     except (ValueError, LookupError, TypeError):
         return rows, "", None
-
-
-def _suspects(data: Dataset) -> dict[str, Any]:
-    """Path of an image of the dataset -> why `run.py influence` suspects it."""
-    suspects = {}
-    folder = os.path.realpath(data.folder)
-    for run in data.ui.runs():
-        if not os.path.exists(os.path.join(run.folder, FOLDER, FILE)):
-            continue  # most runs have none, and this is faster than an exception
-        for image, why in suspects_of_run(run.folder).items():
-            if image.startswith(folder + os.sep):
-                path = data.folder / os.path.relpath(image, folder)
-                suspects[str(path)] = f"{run.name}, {why}"
-    return suspects
 
 
 def summary(ui: Ui, name: str) -> dict[str, Any]:

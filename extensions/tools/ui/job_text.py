@@ -6,8 +6,7 @@ result is read again, and the edit is refused unless exactly the one value has c
 this happens with aliases, and with lists that contain comments. Keys and values are not
 checked here: a dry run does that (`extensions.tools.ui.commands.check_job`).
 
-The editor for jobs works on it (`extensions.tools.ui.views.new`), and so does the job
-that learns from votes (`extensions.tools.ui.preference_job`).
+The editor for jobs works on it (`extensions.tools.ui.views.new`).
 """
 
 from __future__ import annotations

@@ -44,7 +44,6 @@ from toolkit.extension import discover
 from toolkit.files.redact import redact_text
 from toolkit.files.run_files import (
     CONFIG,
-    DRIFT,
     EVENTS,
     LOG,
     METRICS,
@@ -80,7 +79,6 @@ _RUN_FILES = (
     METRICS,
     VALIDATION,
     VALIDATION_IMAGES,
-    DRIFT,
     EVENTS,
     LOG,
     CONFIG,

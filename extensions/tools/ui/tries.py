@@ -5,8 +5,8 @@
 comparison of all files. `tried_in` reads how existing images were made. No command is
 run here, and no image is made: the commands wait in the queue.
 
-The only caller is the lower part of a run's page (`extensions.tools.ui.views.after`);
-`extensions.tools.ui.views.votes` needs the name of a folder. Imports no torch.
+The only caller is the lower part of a run's page (`extensions.tools.ui.views.after`).
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 
 import yaml
 
-from extensions.tools.shared.blocks import BAKED, groups_of
 from extensions.tools.shared.image_files import Settings, read_settings
 from extensions.tools.shared.run_job import loras_by_step, training_section
 from extensions.tools.shared.run_records import modified_at
@@ -25,7 +24,6 @@ from toolkit.config.sections.output import SamplePicture
 from toolkit.data.scan.captions import inject_trigger
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
-from toolkit.files.safetensors_io import tensor_shapes
 from toolkit.files.writing import write_text
 from toolkit.models.families import family_for
 from toolkit.train.run_reader import RunInfo
@@ -57,8 +55,7 @@ class TrySettings:
 
     run: RunInfo
     files: tuple[str, ...]
-    """Names of the LoRA files, the latest first. Files with strengths per block are at
-    the end."""
+    """Names of the LoRA files, the latest first."""
 
     pictures: tuple[SamplePicture, ...]
     trigger_word: str
@@ -87,7 +84,6 @@ class TrySettings:
         form: Mapping[str, str],
         seeds: Sequence[str],
         controls: Sequence[Path],
-        blocks: Sequence[str],
     ) -> list[str]:
         """The words of `run.py generate` for images with one file.
 
@@ -97,7 +93,6 @@ class TrySettings:
         flags.
         seeds: one image is made per seed.
         controls: control images.
-        blocks: strengths of groups of blocks, as `--blocks` takes them.
         """
         first = self.first
         optional = {
@@ -120,18 +115,9 @@ class TrySettings:
             f"--prompt={form.get('prompt', '').strip()}",
             *(f"--{name}={value}" for name, value in optional.items() if value),
             *(f"--seed={seed}" for seed in seeds),
-            *(f"--blocks={entry}" for entry in blocks),
             *(f"--reference={path}" for path in controls),
             f"--output={output}",
         ]
-
-    def groups(self) -> list[str]:
-        """The groups of blocks of the latest file. Empty: it has no blocks, or cannot be
-        read."""
-        try:
-            return groups_of(tensor_shapes(self.run.folder / self.files[0]))
-        except UserError:
-            return []
 
     def write_prompts(self) -> Path:
         """Writes the prompts of the comparison, and returns their file. Raises RunError
@@ -174,13 +160,11 @@ def settings_of(run: RunInfo) -> TrySettings | None:
     except UserError:
         return None
     saved = [file.path.name for file in reversed(loras_by_step(run.folder))]
-    names = sorted(path.name for path in run.folder.glob("*.safetensors"))
-    baked = [name for name in names if BAKED.fullmatch(name)]
     if section.network.trains_model or not saved:
         return None
     return TrySettings(
         run=run,
-        files=(*saved, *baked),
+        files=tuple(saved),
         pictures=tuple(section.sample_pictures()),
         trigger_word=section.trigger_word,
         least_controls=family.min_references,

@@ -238,15 +238,12 @@ def test_every_tool_for_finished_files_is_named_by_some_option() -> None:
         "doctor",
         "download",
         "grid",
-        "influence",
         "inspect",
         "lint",
         "new",
     } | {
-        "prefer",
         "queue",
         "report",
-        "scale",
         "ui",
     }
     not_there |= {"datasets", "jobs", "runs"}

@@ -20,6 +20,26 @@ from toolkit.extension import discover
 SAYS = "which is not read. docs/coming_from.md says what its main keys are here."
 
 FILES = {
+    "SimpleTuner": (
+        "config.json",
+        '{"model_family": "qwen_image", "--data_backend_config": "data.json"}',
+        "1:1",
+    ),
+    "SimpleTuner, variables": (
+        "config.env",
+        "A=1\nexport MODEL_FAMILY=qwen_image\n",
+        "2:1",
+    ),
+    "OneTrainer": (
+        "preset.json",
+        '{"model_type": "QWEN", "training_method": "LORA", "base_model_name": "a"}',
+        "1:1",
+    ),
+    "diffusion-pipe": (
+        "main.toml",
+        "output_dir = 'a'\ndataset = 'b.toml'\nepochs = 1\n[model]\ntype = 'qwen_image'\n",
+        "1:1",
+    ),
     "FlyMyAI": (
         "fly.yaml",
         "pretrained_model_name_or_path: a\ndata_config:\n  img_dir: b\n  caption_type: txt\n"
@@ -104,7 +124,7 @@ def test_the_page_has_fifteen_keys_of_each_and_ours_beside_them() -> None:
     )
     known = keys(section_models())
     tables = by_hand.split("\n## ")[1:]
-    assert len(tables) == 4
+    assert len(tables) == 7
     for table in tables:
         rows = [
             line.split(" | ") for line in table.splitlines() if line.startswith("| ")

@@ -8,22 +8,15 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
-from extensions.compat.fluxflow import sized
 from extensions.from_scratch import AI_TOOLKIT_EXTENSIONS
-from extensions.from_scratch.plan import Work
-from extensions.from_scratch.vae_config import VaeTrainerConfig
 from tests.config.test_examples import CONFIG, examples_with, plans_of
 from tests.running import lines
-from toolkit.data.batches.image_data import ImageData
-from toolkit.memory.estimate import GB
 
 Run = Callable[..., subprocess.CompletedProcess]
 
@@ -187,43 +180,3 @@ def test_there_is_one_for_each_entry_of_the_table_of_cards() -> None:
         assert peak and re.search(
             rf"`{Path(example).stem}`[^|]*\|[^\n]*\| {peak[1]} GB \|", guide
         ), example
-
-
-WITH_BOTH = "vae_24gb_max"
-"""The one whose header has every number there is."""
-
-
-@pytest.mark.slow  # three steps on fake tensors for each
-@pytest.mark.parametrize("example", FROM_SCRATCH)
-def test_the_plan_of_an_autoencoder_is_what_its_header_says_and_below_its_card(
-    example: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """For images of the full size; of one also with LPIPS, and for the photographs that
-    it names, which are smaller."""
-    from extensions.from_scratch.memory import step_bytes
-
-    monkeypatch.chdir(workplace)
-    text = (workplace / example).read_text(encoding="utf-8")
-    section = VaeTrainerConfig.model_validate(
-        yaml.safe_load(text)["config"]["process"][0]
-    )
-    head, more = text.splitlines()[:2]
-    data = section.scan()
-    full = replace(data, items=())
-
-    def peak(job: VaeTrainerConfig, data: ImageData) -> str:
-        return f"{step_bytes(job, Work.largest(job, data), on_gpu=True).estimate(on_gpu=True).device_bytes / GB:.1f}"
-
-    planned = peak(section, full)
-    assert f"Planned peak {planned} GB." in head
-    assert ("# lpips: 0.1" in text) == ("With LPIPS" in more)
-    if Path(example).stem == WITH_BOTH:
-        losses = section.losses.model_copy(update={"lpips": 0.1})
-        with_lpips = section.model_copy(update={"losses": losses})
-        assert f"With LPIPS (see losses): {peak(with_lpips, full)} GB." in more
-        assert f"which are smaller: {peak(section, data)} GB." in more
-    card = int(re.search(r"one (\d+) GB GPU", head)[1])
-    assert float(planned) < card == int(re.search(r"vae_(\d+)gb", example)[1])
-    widths = section.model.config["block_out_channels"]
-    assert section.model.config == sized(widths[-1])
-    assert f"width {widths[-1]}, {section.datasets[0].resolution[0]} px" in head

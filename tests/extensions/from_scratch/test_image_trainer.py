@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from extensions.from_scratch.memory import step_bytes
-from extensions.from_scratch.plan import StepBytes, Work
+from extensions.from_scratch.plan import StepBytes
 from tests.extensions.from_scratch.conftest import TRANSFORMERS
 from tests.extensions.from_scratch.unmeasured import MEASURE
 from tests.jobs.process.test_image_trainer import *  # noqa: F403 - its tests
@@ -36,12 +36,12 @@ resume cannot take."""
 steps_of: dict[str, StepBytes] = {}
 
 
-def step_bytes_once(section: Any, work: Work, on_gpu: bool) -> StepBytes:
+def step_bytes_once(section: Any) -> StepBytes:
     """As `step_bytes`, which takes a second, once for each model and way to train
     it."""
-    key = f"{section.model} {section.trained_autoencoder()} {section.train.optimizer} {work}"
+    key = f"{section.model} {section.trained_autoencoder()} {section.train.optimizer}"
     if key not in steps_of:
-        steps_of[key] = step_bytes(section, work, on_gpu)
+        steps_of[key] = step_bytes(section)
     return steps_of[key]
 
 

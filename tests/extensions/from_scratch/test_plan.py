@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from extensions.from_scratch.plan import VaePlanner, Work
+from extensions.from_scratch.plan import VaePlanner
 from extensions.from_scratch.vae_config import VaeTrainerConfig
 from toolkit.config.reading.process import JobContext
-from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.plan.memory import Machine
 from toolkit.plan.run_plan import RunPlan
 
@@ -46,6 +44,7 @@ def test_it_says_memory_and_parameters_where_they_are_asked_for(
     phases = found.to_json()["memory"]["phases"]
     assert phases.keys() == {"first step", "training", "saving"}
     assert any(note.startswith("memory: peak 0.4") for note in found.notes)
+    assert "memory: without the activations, which are most of it" in found.notes
     assert f"discriminator: 845 parameters, {line}" in found.notes
     on_card = plan(vae_job, pictures, Machine("cuda"))
     assert any(
@@ -77,35 +76,11 @@ def test_a_job_that_does_not_fit_is_told_what_to_change(
 def test_memory_that_cannot_be_measured_is_said(
     vae_job, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("extensions.from_scratch.memory.peak_of", lambda *_: 1 / 0)
+    monkeypatch.setattr("extensions.from_scratch.memory._counted", lambda *_: 1 / 0)
     found = plan(vae_job, pictures, Machine("cpu"))
     assert (
         found.memory is None and "memory: not known (division by zero)" in found.notes
     )
-
-
-def item(side: int, repeats: int = 1, references: int = 0) -> BucketedSample:
-    size = Size(side, side)
-    sample = Sample(
-        "a.png", "", repeats, size, ".", control_images=("b.png",) * references
-    )
-    return BucketedSample(sample, ResizeCrop(size, 0, 0, size))
-
-
-def test_the_largest_batch_is_that_of_the_bucket_with_most_pixels_at_once(
-    vae_job, pictures: Path
-) -> None:
-    section = VaeTrainerConfig.model_validate(
-        vae_job(pictures, train={"batch_size": 4})
-    )
-
-    def largest(*items: BucketedSample) -> Work:
-        return Work.largest(section, replace(section.scan(), items=items))
-
-    assert largest(item(64), item(64), item(64, 2), item(96)) == Work(4, 64, 64)
-    assert largest(item(64), item(256)) == Work(1, 256, 256)
-    assert largest(item(64, 2), item(80, references=3)) == Work(1, 80, 80, 3)
-    assert largest() == Work(4, 32, 32)
 
 
 def test_a_validation_costs_reconstructions(vae_job, pictures: Path) -> None:

@@ -57,7 +57,6 @@ def load(vae_job, make_pictures, write_job, tmp_path: Path) -> Load:
             "losses.kl: AutoencoderTiny has no distribution over its",
         ),
         ({"train": {"timestep_type": "sigmoid"}}, "train.timestep_type: unknown key."),
-        ({"save": {"merged_lora_rank": 4}}, "save.merged_lora_rank: unknown key."),
         (
             {
                 "optimizers": {

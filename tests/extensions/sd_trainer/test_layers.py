@@ -11,7 +11,6 @@ from PIL import Image
 from tests.layer_files import write_layers
 from tests.running import lines, run_job
 from toolkit.config import load_job
-from toolkit.contracts.data import Size
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
 from toolkit.files.safetensors_io import read_metadata
@@ -177,18 +176,7 @@ def test_layers_of_other_models_samples_have_no_effect(
 
 @pytest.mark.parametrize(
     ("changes", "place", "message"),
-    [
-        (
-            {"train": {"preference": {}}},
-            "train.preference",
-            "its target is several images. Remove it.",
-        ),
-        (
-            {"validation": {"fraction": 0.5, "edits": 1}},
-            "validation.edits",
-            "it does not edit its image. Remove it.",
-        ),
-    ],
+    [],
 )
 def test_what_takes_one_target_for_granted_is_refused(
     section, write_job, changes: dict, place: str, message: str
@@ -202,7 +190,7 @@ def test_what_takes_one_target_for_granted_is_refused(
     assert f"{place}: does not apply to Qwen-Image-Layered: {message}" in found
 
 
-def test_control_sizes_and_masks_of_samples_do_not_apply(section, write_job) -> None:
+def test_control_sizes_do_not_apply(section, write_job) -> None:
     job = load_job(
         write_job(section(kwargs={"match_target_res": True})), discover().find_config
     )
@@ -210,14 +198,6 @@ def test_control_sizes_and_masks_of_samples_do_not_apply(section, write_job) -> 
         one.partition("process[0].")[2] for one in job.warnings if "match_target" in one
     ] == [
         "model.model_kwargs.match_target_res: has no effect: Qwen-Image-Layered sees the image in its own size."
-    ]
-    sample = {
-        "samples": [{"prompt": "a", "ctrl_img": "data/b.png", "mask_img": "data/a.png"}]
-    }
-    with pytest.raises(ConfigErrors) as raised:
-        load_job(write_job(section(sample=sample)), discover().find_config)
-    assert [error.message for error in raised.value.errors] == [
-        "does not apply to Qwen-Image-Layered. Remove it."
     ]
 
 
@@ -243,19 +223,3 @@ def test_held_out_images_are_measured_with_their_layers(
     run_job(write_job(section(validation=validation, train=changed), name="fewer"))
     fewer = lines(Path("output/fewer/validation.jsonl"))
     assert fewer[0]["validation/loss"] != measured[0]["validation/loss"]
-
-
-@pytest.mark.slow
-def test_a_single_layer_has_no_drift_of_an_edit(
-    section, write_job, tmp_path: Path
-) -> None:
-    """Though it has the shape of its control image."""
-    write_layers(tmp_path / "square", 1, Size(64, 64))
-    sample = {
-        "samples": [{"prompt": "a", "ctrl_img": "square/a.png", "layers": 1}],
-        "format": "png",
-    }
-    sample |= {"width": 64, "height": 64, "sample_steps": 1, "sample_every": 0}
-    run_job(write_job(section(sample=sample), name="one"))
-    assert Image.open("output/one/samples/000000002_0.png").size == (64, 64)
-    assert not Path("output/one/drift.jsonl").exists()

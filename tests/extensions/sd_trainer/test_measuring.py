@@ -69,7 +69,6 @@ def test_a_run_is_the_same_with_and_without_validation(
         "folder_path": str(make_pictures(tmp_path / "val", "x", size=(64, 64))),
         "control_path": str(references),
         "every": 2,
-        "edits": 2,  # of which there is one
     }
     network = {"type": "lora", "linear": 4, "linear_alpha": 4, "dropout": 0.3}
     train = {"steps": 5, "ema_config": {"use_ema": True, "ema_decay": 0.5}}
@@ -88,10 +87,6 @@ def test_a_run_is_the_same_with_and_without_validation(
     measured = lines(watched / "validation.jsonl")
     assert [line["step"] for line in measured] == [0, 2, 4, 5]
     assert len({line["validation/loss"] for line in measured}) == 4
-    assert all(
-        {"validation/drift/px", "validation/drift/px_0"} < line.keys()
-        for line in measured
-    )
     best = min(measured, key=lambda line: line["validation/loss"])
     assert status(watched)["best"] == {
         "step": best["step"], "loss": best["validation/loss"], "file": "watched_best.safetensors"

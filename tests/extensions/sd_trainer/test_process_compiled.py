@@ -17,7 +17,6 @@ from toolkit.train.run_reader import list_checkpoints
 RESULTS = (
     "metrics.jsonl",
     "validation.jsonl",
-    "drift.jsonl",
     "samples/*",
     "*.safetensors",
 )

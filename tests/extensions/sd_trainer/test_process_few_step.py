@@ -1,5 +1,4 @@
-"""LoRA files beside the trained network in whole jobs: the assistant, few-step samples,
-the few-step loss."""
+"""LoRA files beside the trained network in whole jobs: the assistant, few-step samples."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from tests.running import lines, run_job
 from toolkit.config.sections.dataset import LOSS, loss_in
 from toolkit.errors import UserError
 from toolkit.models.tiny import TinySpec, write_tiny_model
-from toolkit.train.run_reader import list_samples, read_events
+from toolkit.train.run_reader import list_samples
 
 OUTPUTS = {
     "transformer_blocks.0.attn.to_out.0": 64,
@@ -180,10 +179,6 @@ REFUSED: list[tuple[dict, str]] = [
         r"assistant: .none\.safetensors. does not exist",
     ),
     (
-        {"few_step_loss": {"lora": "me/its/a.safetensors"}},
-        r"run 'hf download me/its a\.safetensors --local-dir",
-    ),
-    (
         {"assistant": "wide.safetensors"},
         r"train\.assistant: wide\.safetensors is of another model",
     ),
@@ -194,23 +189,6 @@ REFUSED: list[tuple[dict, str]] = [
     (
         {"assistant": "nan.safetensors"},
         r"train\.assistant: nan\.safetensors: .* not finite",
-    ),
-    (
-        {"few_step_loss": "other.safetensors"},
-        r"'other\.safetensors' is not a mapping of keys and values\. Write 'few_step_loss: ",
-    ),
-    ({"few_step_loss": {"steps": 4}}, r"few_step_loss\.lora: is required"),
-    (
-        {"few_step_loss": {"lora": "none.safetensors"}},
-        r"lora: 'none\.safetensors' does not exist",
-    ),
-    (
-        {"few_step_loss": {"lora": "wide.safetensors"}},
-        r"lora: wide\.safetensors is of another model",
-    ),
-    (
-        {"few_step_loss": {"lora": "other.safetensors", "steps": 0}},
-        r"few_step_loss\.steps: 0 is out of",
     ),
     (
         {"assistant": "zero.safetensors"},
@@ -307,9 +285,6 @@ def test_samples_are_also_generated_in_the_ways_that_are_named(
     samples = list_samples(also)
     assert [sample.index for sample in samples if sample.step == 2] == [*range(6)]
     assert samples[2].prompt == "a fox [fast, 1 steps]"
-    *_, event = [line for line in read_events(also).rows if line["event"] == "sample"]
-    assert event["survival"].keys() == {"fast", "assistant"}
-    assert json.loads((also / "run.json").read_text())["survival"] == event["survival"]
     last = json.loads((also / "validation.jsonl").read_text().splitlines()[-1])
     assert len({last[LOSS], last[loss_in("fast")], last[loss_in("assistant")]}) == 3
 
@@ -382,8 +357,6 @@ def test_samples_of_another_model_are_those_of_the_lora_on_it(
         "a fox [turbo, 3 steps]",
         "a fox [also, 2 steps]",
     ]
-    *_, event = [line for line in read_events(also).rows if line["event"] == "sample"]
-    assert event["survival"].keys() == {"turbo", "also"}
     lora = {**keys["network"], "pretrained_lora_path": str(also / "job.safetensors")}
     sample = {**sample, "sample_steps": None}
     there = run(
@@ -472,83 +445,3 @@ def test_the_file_that_changes_a_bias_the_model_lacks_is_named(
                 sample=sample,
                 validation=None,
             )
-
-
-FEW = {
-    "lora": "other.safetensors",
-    "share": 0.5,
-    "start": 0.1,
-    "steps": 2,
-    "flow_shift": 3,
-}
-
-
-@pytest.mark.slow
-def test_a_share_of_the_later_micro_batches_learns_with_the_few_step_lora(run) -> None:
-    keys = {
-        "assistant": "assistant.safetensors",
-        "few_step_loss": FEW,
-        "gradient_accumulation": 2,
-    }
-    whole = run("whole", {**keys, "steps": 4})
-    rows = lines(whole / "metrics.jsonl")
-    assert 0 < sum("loss/few_step" in line for line in rows) < len(rows)
-    later = run(
-        "later", {"few_step_loss": {**FEW, "share": 1, "start": 0.5}, "steps": 4}
-    )
-    of_steps = lines(later / "metrics.jsonl")
-    assert ["loss/few_step" in line for line in of_steps] == [False, False, True, True]
-    # its teacher is the network after step 1, as that of the whole run
-    run("halves", {**keys, "steps": 2})
-    halves = run("halves", {**keys, "steps": 4})
-    weights = [load_file(folder / "job.safetensors") for folder in (whole, halves)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    without = {**keys, "few_step_loss": None}
-    for step, train in ((5, without), (6, keys)):  # it may come and go
-        changed = run("halves", {**train, "steps": step}, allow_change=True)
-        assert json.loads((changed / "run.json").read_text())["step"] == step
-    with safe_open(whole / "job.safetensors", "pt") as file:
-        assert (
-            json.loads(file.metadata()["few_step_loss"])["file"] == "other.safetensors"
-        )
-        assert not any("other" in name for name in file.keys())  # noqa: SIM118
-
-
-@pytest.mark.slow
-def test_the_negative_prompt_moves_what_the_few_step_loss_asks_for(run) -> None:
-    guided = {"teacher_steps": 1, "guidance_scale": 3}
-    few = {**FEW, "share": 1, "start": 0.5, "steps": 1, **guided}
-    found = []
-    for folder, keys in (("without", {}), ("with", {"neg": "a hat"})):
-        made = run(folder, {"few_step_loss": few | keys}, validation=None)
-        found.append(lines(made / "metrics.jsonl")[-1]["loss/few_step"])
-    assert found[0] != found[1]
-
-
-@pytest.mark.slow
-def test_the_teacher_is_the_same_in_a_process_that_has_no_image_of_a_step(
-    run_ranks, write_job, trainer, make_pictures, tmp_path: Path
-) -> None:
-    """Three images in batches of two: every second step is one image, and the second
-    process has none."""
-    photos, lora = (
-        make_pictures(tmp_path / "photos", "a", "b", "c"),
-        write_lora(tmp_path / "other.safetensors", 1),
-    )
-    few = {**FEW, "lora": str(lora), "share": 1, "start": 0.5}
-    train = {
-        "steps": 4,
-        "batch_size": 2,
-        "lr": 0.02,
-        "max_grad_norm": 0,
-        "few_step_loss": few,
-    }
-    rows = []
-    for processes in (1, 2):
-        job = write_job(
-            trainer(photos, training_folder=f"of_{processes}", train=train),
-            name=f"of_{processes}",
-        )
-        run_ranks(processes, job)
-        rows.append(losses(tmp_path / f"of_{processes}" / f"of_{processes}"))
-    assert rows[1] == pytest.approx(rows[0], rel=1e-4)

@@ -32,8 +32,6 @@ from toolkit.train.checkpoint_store import checkpoint_dir, write_checkpoint
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run
 
-GROUPS = [{"match": "c", "lr": 0.5}, {"match": "a", "lr_scale": 2, "name": "first"}]
-
 
 def run_of(folder: Path, ratio: float = 0, **train) -> Run:
     """A run on three layers with a LoRA each."""
@@ -82,16 +80,9 @@ def test_without_groups_all_is_one_group_at_the_rate(tmp_path: Path) -> None:
 
 
 def test_each_group_follows_the_schedule_at_its_own_rate(tmp_path: Path) -> None:
-    run = run_of(tmp_path, ratio=4, lr_groups=GROUPS, lr_scheduler="linear")
+    run = run_of(tmp_path, ratio=4, lr_scheduler="linear")
     take_steps(run, 1)
-    rates = {
-        "c": 0.5,
-        "c up": 2.0,
-        "first": 0.2,
-        "first up": 0.8,
-        "base": 0.1,
-        "base up": 0.4,
-    }
+    rates = {"base": 0.1, "base up": 0.4}
     assert role_of(run).learning_rates() == pytest.approx(rates)
     take_steps(run, 1)
     assert role_of(run).learning_rates() == pytest.approx(
@@ -101,29 +92,16 @@ def test_each_group_follows_the_schedule_at_its_own_rate(tmp_path: Path) -> None
 
 
 def test_weights_are_named_in_the_order_of_the_optimizer(tmp_path: Path) -> None:
-    role = role_of(run_of(tmp_path, ratio=4, lr_groups=GROUPS))
+    role = role_of(run_of(tmp_path, ratio=4))
     in_optimizer = [p for group in role.optimizer.param_groups for p in group["params"]]
     assert all(
         own is p for own, p in zip(role.parameters.values(), in_optimizer, strict=True)
     )
     assert list(role.parameters)[:3] == [
-        "c.lora_A.weight",
-        "c.lora_B.weight",
         "a.lora_A.weight",
+        "b.lora_A.weight",
+        "c.lora_A.weight",
     ]
-
-
-def test_a_weight_moves_as_in_a_run_of_its_own_with_its_rate(tmp_path: Path) -> None:
-    grouped = run_of(tmp_path, lr_groups=[{"match": "c", "lr": 0.5}], max_grad_norm=0)
-    take_steps(grouped, 3)
-    for layer, lr in (("a", 0.1), ("c", 0.5)):
-        alone = run_of(tmp_path, max_grad_norm=0)
-        role_of(alone).lr = lr
-        take_steps(alone, 3)
-        name = f"{layer}.lora_B.weight"
-        torch.testing.assert_close(
-            role_of(grouped).parameters[name], role_of(alone).parameters[name]
-        )
 
 
 def test_frozen_matrices_of_a_kind_are_in_the_checkpoint_and_are_not_averaged(
@@ -148,61 +126,11 @@ def test_frozen_matrices_of_a_kind_are_in_the_checkpoint_and_are_not_averaged(
     assert torch.equal(role_of(run).buffers["a.lora_A.weight"], drawn)
 
 
-def test_a_rate_of_zero_trains_nothing(tmp_path: Path) -> None:
-    run = run_of(tmp_path, lr_groups=[{"match": "c", "lr": 0}])
-    start = {name: p.detach().clone() for name, p in role_of(run).parameters.items()}
-    take_steps(run, 2)
-    moved = {
-        name
-        for name, p in role_of(run).parameters.items()
-        if not torch.equal(p, start[name])
-    }
-    assert moved == {name for name in start if not name.startswith("c.")}
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "schedulefree_adamw"])
-def test_a_state_without_groups_goes_on_in_groups(
-    tmp_path: Path, optimizer: str
-) -> None:
-    """With `--allow-change`: at the same rate, nothing but the order of the weights is
-    new."""
-    whole = run_of(tmp_path, optimizer=optimizer, max_grad_norm=0)
-    take_steps(whole, 3)
-    path = write_checkpoint(checkpoint_dir(tmp_path), snapshot_state(whole), 1)
-    grouped = run_of(
-        tmp_path,
-        optimizer=optimizer,
-        max_grad_norm=0,
-        lr_groups=[{"match": "c", "lr_scale": 1}],
-    )
-    load_state(path, grouped)
-    take_steps(whole, 2)
-    take_steps(grouped, 2)
-    for name, parameter in role_of(whole).parameters.items():
-        torch.testing.assert_close(role_of(grouped).parameters[name], parameter)
-
-
 def test_prodigys_own_rate_is_told(tmp_path: Path) -> None:
     run = run_of(tmp_path, optimizer="prodigy")
     take_steps(run, 3)
     (group,) = role_of(run).optimizer.param_groups
     assert role_of(run).learning_rates() == {"d*lr": group["d"] * group["lr"]}
-    grouped = run_of(tmp_path, optimizer="prodigy", lr_groups=[{"match": "c", "lr": 0}])
-    take_steps(grouped, 1)
-    assert role_of(grouped).learning_rates().keys() == {
-        "c",
-        "base",
-        "d*lr/c",
-        "d*lr/base",
-    }
-
-
-def test_a_pattern_that_matches_nothing_is_found(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError,
-        match=r"train\.lr_groups\[0\]\.match: 'd' matches none of the 3 trained layers",
-    ):
-        run_of(tmp_path, lr_groups=[{"match": "d", "lr": 1}])
 
 
 # ------------------------------------------------------------ a whole job
@@ -226,9 +154,6 @@ def test_a_job_with_groups_and_a_limit_goes_on_in_the_same_bits(
         train={
             "steps": 4,
             "lr": 1e-3,
-            "lr_groups": [
-                {"match": r".*attn\..*", "lr_scale": 0.5, "name": "attention"}
-            ],
             "ema_config": {"use_ema": True, "ema_decay": 0.9},
         },
     )
@@ -244,7 +169,7 @@ def test_a_job_with_groups_and_a_limit_goes_on_in_the_same_bits(
 
     whole = run()
     last = whole[0][-1]
-    rates = {"attention": 5e-4, "attention up": 2e-3, "base": 1e-3, "base up": 4e-3}
+    rates = {"base": 1e-3, "base up": 4e-3}
     assert {name: last[f"lr/{name}"] for name in rates} == pytest.approx(rates)
     assert last["lr"] == 1e-3
     assert last["max_norm/keys_scaled"] > 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +14,6 @@ from torch import nn
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.metadata import job_metadata
 from extensions.sd_trainer.writers import LoraWriter
-from tests.running import run_job
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.config.sections.model import ModelConfig
 from toolkit.config.sections.network import NetworkConfig
@@ -167,26 +165,3 @@ def test_without_metadata_the_header_holds_what_loading_asks_for_and_the_weights
     )()
     assert read(untold)[1] == {"format": "pt"}
     assert torch.equal(read(untold)[0], weight)
-
-
-@pytest.mark.slow
-def test_the_end_of_a_run_says_once_in_which_programs_its_file_is_not_whole(
-    trainer: Callable[..., dict],
-    make_pictures: Callable[..., Path],
-    write_job: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    said: list[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    section = trainer(
-        make_pictures(tmp_path / "pictures", "a"),
-        train={"ema_config": {"use_ema": True, "ema_decay": 0.5}},
-        network={"type": "loha", "linear": 2, "linear_alpha": 2},
-        save={"dtype": "float32", "save_every": 0, "also": ["raw"]},
-    )
-    run_job(write_job(section))
-    told = [line for line in said if "does not have its whole effect" in line]
-    assert len(told) == 1
-    assert "job.safetensors: In diffusers 0.42.1" in told[0]
-    assert "keys of the form diffusion_model.LAYER.hada_w1_a" in told[0]

@@ -54,7 +54,6 @@ def section(trainer, make_pictures, tmp_path: Path, monkeypatch) -> dict[str, An
     reg = make_pictures(tmp_path / "reg", "r")
     control = make_pictures(tmp_path / "control", "a", "b", "c", "x", captions=False)
     held = make_pictures(tmp_path / "held", "x")
-    (tmp_path / "made.txt").write_text("a street\na tree\n", encoding="utf-8")
     return trainer(
         datasets=[
             {
@@ -64,15 +63,10 @@ def section(trainer, make_pictures, tmp_path: Path, monkeypatch) -> dict[str, An
                 "caption_dropout_rate": 0.5,
             },
             {"folder_path": str(reg), "resolution": 64, "is_reg": True},
-            {
-                "from_base": {"prompts": str(tmp_path / "made.txt"), "sample_steps": 1},
-                "resolution": 64,
-            },
         ],
         validation={
             "folder_path": str(held),
             "control_path": str(control),
-            "edits": 1,
             "timesteps": 1,
         },
         sample={

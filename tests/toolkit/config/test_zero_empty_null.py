@@ -171,13 +171,10 @@ def test_zero_means_what_the_table_says(load, faults, name: str) -> None:
 
 NEEDED: dict[str, dict[str, Any]] = {
     "datasets[]": {"folder_path": "photos"},
-    "datasets[].from_base": {"prompts": "kept.txt"},
     "model": {"name_or_path": "./model"},
     "model.base_loras[]": {"path": "a.safetensors"},
     "train.assistant": {"path": "a.safetensors"},
-    "train.few_step_loss": {"lora": "a.safetensors"},
     "sample.also[]": {"lora": "a.safetensors"},
-    "train.lr_groups[]": {"match": ".*"},
     "sample.samples[]": {"prompt": "a"},
     "validation": {"folder_path": "photos"},
     "validation.resolution[]": {"width": 64, "height": 64},

@@ -25,7 +25,6 @@ from toolkit.contracts.network_kinds import (
     loha_shapes,
     lokr_shapes,
 )
-from toolkit.networks.extract_lora import extract_network_lora
 from toolkit.networks.lora import LoraNetwork
 from toolkit.networks.lora_formats import load_adapter_file, own_names
 
@@ -195,19 +194,6 @@ def test_what_is_exported_is_read_back_as_the_same_change(
             layer.weight.data = change.applied_to(layer.weight.data)
     with torch.no_grad():
         torch.testing.assert_close(plain(X), base(X), atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("kind", [*OWN, "up_only"], indirect=True)
-def test_a_plain_lora_is_extracted_where_the_table_says_so(kind: NetworkKind) -> None:
-    network = made(kind, toy())
-    weights = {name: p.detach() for name, p in network.parameters().items()}
-    if kind.extracts_lora:
-        assert extract_network_lora(network, weights, 4, "float32").rank <= 4
-    else:
-        assert kind.trains_model or set(kind.shapes(4, 4, 1)) == {
-            "lora_A.weight",
-            "lora_B.weight",
-        }
 
 
 def test_every_kind_has_units_for_the_plan(kind: NetworkKind) -> None:

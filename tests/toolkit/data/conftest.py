@@ -63,7 +63,6 @@ def make_files(folder: Path, files: Mapping[str, str] | Iterable[str]) -> Path:
 def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
     section = {
         "folder_path": str(folder),
-        "from_base": None,
         "num_repeats": None,
         "repeats_from_names": None,
         "caption_ext": (".txt",),

@@ -21,8 +21,7 @@ from toolkit.networks.adapter import (
     LinearAdapterNetwork,
     dequantized_weight,
 )
-from toolkit.networks.lora_formats import LayerDelta, load_adapter_file, read_tensors
-from toolkit.networks.programs import limits
+from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
 
 INT8, INT4 = quantizer("int8"), quantizer("int4")
 BASES = {"plain": None, "int8": INT8, "int4": INT4}
@@ -417,7 +416,6 @@ def test_diffusers_refuses_what_it_does_not_know(
     save_network(path, network.export(network.parameters()), "float32", {})
     with pytest.raises(ValueError, match=r"state_dict.* should be empty"):
         pipeline.load_lora_weights(path)
-    assert "In diffusers" in limits(*read_tensors(path))[0]
 
 
 def test_diffusers_takes_a_dora_without_its_magnitude(
@@ -437,7 +435,6 @@ def test_diffusers_takes_a_dora_without_its_magnitude(
     torch.testing.assert_close(
         delta_OI, load_adapter_file(path, network.targets)[TO_Q].delta()
     )
-    assert "norms of columns" in limits(*read_tensors(path))[0]
 
 
 # ------------------------------------------------------------ dropout

@@ -225,17 +225,6 @@ def test_samples_of_layers_are_planned_with_all_of_them() -> None:
     )
 
 
-def test_both_images_of_a_pair_are_in_the_batch() -> None:
-    pairs, groups = (
-        section(train={"preference": {}}),
-        group_items([item(worse=("b.png",)), item()]),
-    )
-    facts = FAMILY.footprint(pairs.model.folder())
-    assert BatchSizes(pairs, facts, groups).batch(2).images == 4
-    # nothing compares them
-    assert BatchSizes(section(), facts, groups).batch(2).images == 2
-
-
 def test_a_batch_has_no_more_images_than_its_bucket_has_uses_and_none_that_is_held_out() -> (
     None
 ):
@@ -246,17 +235,6 @@ def test_a_batch_has_no_more_images_than_its_bucket_has_uses_and_none_that_is_he
     assert found.batch(9).images == 9
     assert sizes(item(512), held_out=(item(), item(256))).batch(1).pixels == 512 * 512
     assert sizes(item(repeats=1), held_out=(item(),)).batch(4).images == 1
-
-
-def test_edits_of_the_validation_are_planned_as_samples() -> None:
-    held_out = (item(512, references=2), item(2048, references=0))
-    for edits, pixels in ((0, []), (3, [512 * 512])):
-        found = sizes(
-            item(), held_out=held_out, validation={"fraction": 0.5, "edits": edits}
-        ).samples()
-        assert [(image.pixels, image.references) for image in found] == [
-            (each, 2) for each in pixels
-        ]
 
 
 def test_references_follow_their_target_where_they_should() -> None:

@@ -87,7 +87,7 @@ def test_lora_files_beside_the_network_count_once_each(tmp_path: Path) -> None:
         "samples": [{"prompt": "a"}],
         "also": [{"lora": a}, {"name": "again", "lora": b}],
     }
-    found = plan(train={"assistant": a, "few_step_loss": {"lora": a}}, sample=sample)
+    found = plan(train={"assistant": a}, sample=sample)
     # two files in bfloat16
     assert phase(found, "training").parts["LoRA files beside it"] == 2 * 1_000_000 * 2
     assert "LoRA files beside it" not in phase(plan(), "training").parts

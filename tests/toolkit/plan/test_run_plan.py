@@ -108,7 +108,7 @@ def test_json_has_exactly_the_documented_shape() -> None:
     folder = make_folder("data/20_style", 3, 20, (1600, 1200), references=2)
     masked = tuple(sample._replace(mask=Mask("m.png")) for sample in folder.samples[:2])
     files = [
-        ConvertedImage(f"{name}.png", colours, False)
+        ConvertedImage(f"{name}.png", colours)
         for name, colours in zip("abca", ("P3", "PQ", "P3", "P3"), strict=True)
     ]
     looks = (MaskLook(0.25, 255, False), MaskLook(0.75, 255, False))

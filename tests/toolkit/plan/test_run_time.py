@@ -8,14 +8,14 @@ import pytest
 
 from tests.toolkit.plan.test_memory_plan import item, section
 from toolkit.config.sections.train import UNTIL_THE_DATA_ENDS
-from toolkit.contracts.data import BaseImage, BucketedSample, CaptionRules, Size
+from toolkit.contracts.data import BucketedSample, CaptionRules
 from toolkit.memory.flops import KERNELS_PER_BLOCK
 from toolkit.plan.cards import asked_card
 from toolkit.plan.memory import Machine
-from toolkit.plan.memory_inputs import LargestBatch, group_items
+from toolkit.plan.memory_inputs import group_items
 from toolkit.plan.memory_plan import plan_memory
 from toolkit.plan.run_plan import SaveSize
-from toolkit.plan.run_time import pairs_of, run_work, times_key
+from toolkit.plan.run_time import run_work, times_key
 from toolkit.plan.step_time import DECODE_FLOP, ENCODE_FLOP, PassWork, RunWork, StepWork
 
 FULL = {"gradient_checkpointing": "full"}
@@ -23,7 +23,6 @@ SAVE = SaveSize(file=300, state=1500)
 PARTS = [
     "steps",
     "samples",
-    "base images",
     "validation",
     "encoding",
     "saving",
@@ -85,10 +84,6 @@ def test_a_step_takes_the_operations_of_its_images_on_average() -> None:
     kept = work_of(train=FULL | {"blank_prompt_preservation": True}).step
     assert flops(kept.forward) == pytest.approx(3 * flops(one.forward))
     assert flops(kept.backward) == pytest.approx(2 * flops(one.backward))
-    # Both images of a pair, and both without gradients.
-    pair = work_of(item(worse=("b.png",)), train=FULL | {"preference": {}}).step
-    assert flops(pair.forward) == pytest.approx(4 * flops(one.forward))
-    assert flops(pair.backward) == pytest.approx(2 * flops(one.backward))
 
 
 def test_nothing_is_known_of_a_job_without_images() -> None:
@@ -132,30 +127,6 @@ def sampled(**sample: Any) -> dict[str, Any]:
             **sample,
         }
     }
-
-
-def test_images_of_the_base_model_are_samples_that_are_made_once() -> None:
-    job, groups = section(train=FULL), group_items([item()])
-    memory = plan_memory(job, groups, Machine("cuda"), compiled=True)
-    image = BaseImage("base", "a cat", "", Size(512, 512), 1, 10, 1.0)
-
-    def made(*images: BaseImage) -> RunWork:
-        found = run_work(job, groups, 1000, lambda interval: 4, memory, SAVE, images)
-        assert found is not None
-        return found
-
-    one = made(image).base_images
-    assert one.convolutions == DECODE_FLOP * 512 * 512
-    assert flops(
-        made(image, image._replace(guidance_scale=4.0)).base_images
-    ) == pytest.approx(3 * flops(one))
-    assert flops(made(image._replace(steps=20)).base_images) == pytest.approx(
-        2 * flops(one)
-    )
-    assert (
-        made().base_images == PassWork()
-        and made().parts(asked_card("H100"), compiled=True)["base images"] == 0
-    )
 
 
 def test_samples_are_passes_of_their_own_size_twice_with_guidance() -> None:
@@ -238,23 +209,13 @@ def test_all_layers_count_in_steps_samples_and_encoding() -> None:
     assert "layers" not in times_key(section(), group_items([item()]), "H100")
 
 
-def test_a_validation_is_forward_passes_and_the_edits() -> None:
+def test_a_validation_is_forward_passes() -> None:
     measured = {"validation": {"folder_path": "v", "every": 100, "timesteps": 4}}
     found = work_of(held_out=(item(), item()), train=FULL, **measured)
     # Before step 1 and four in the run, each of two images at four noise levels.
     forward = work_of(train=FULL).step.forward
     assert found.validation.products == pytest.approx(
         5 * 2 * 4 * forward.products, rel=0.01
-    )
-    edits = {
-        "validation": {**measured["validation"], "edits": 1},
-        **sampled(),
-        "sets": 4,
-    }
-    edited = work_of(held_out=(item(), item()), train=FULL, **edits)
-    assert edited.validation.convolutions == 5 * DECODE_FLOP * 1024**2
-    assert edited.validation.products == pytest.approx(
-        5 * (2 * 4 + 10) * forward.products, rel=0.01
     )
 
 
@@ -347,13 +308,6 @@ def test_a_run_is_the_sum_of_its_parts_on_a_card() -> None:
     assert found.parts(card, compiled=True, compile_s=11)["compiling"] == 11
     assert found.parts(card, compiled=False)["compiling"] == 0
     assert parts["loading"] == pytest.approx(2 + 58, rel=0.03)
-
-
-def test_noise_levels_that_share_a_prefix_do_not_see_each_other() -> None:
-    batch = LargestBatch(1, 1024**2, 1, 1024**2, 100, levels=1, pixels_per_token=256)
-    assert pairs_of(batch) == (4096 + 4196) ** 2
-    levels = LargestBatch(1, 1024**2, 1, 1024**2, 100, levels=4, pixels_per_token=256)
-    assert pairs_of(levels) == 4196**2 + 4 * 4096 * (4096 + 4196)
 
 
 def test_the_single_stream_model_has_its_own_weights_per_token() -> None:

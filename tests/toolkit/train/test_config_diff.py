@@ -21,7 +21,7 @@ KINDS = {
         logging.log_every datasets[0].webdataset.token datasets[0].webdataset.samples
         datasets[0].webdataset.max_unreadable validation stop_when resume device datasets[0].num_workers
         datasets[0].cache_latents datasets[0].cache_latents_to_disk datasets[0].cache_text_embeddings
-        train.memory_account train.cache_text_embeddings train.skip_first_sample train.force_first_sample
+        train.cache_text_embeddings train.skip_first_sample train.force_first_sample
         first_sample train.disable_sampling train.gradient_checkpointing train.compile.enabled train.compile.backend
         train.compile.mode train.compile.dynamic train.compile.fullgraph train.compile.cache_size_limit train.parallel
         train.ddp_timeout model.low_vram model.keep_quantized memory_check model.modulation_table
@@ -37,7 +37,7 @@ KINDS = {
         type name trigger_word training_seed network.linear_alpha network.dropout train.lr
         train.optimizer train.optimizer_params.weight_decay train.batch_size train.gradient_accumulation
         train.lr_scheduler train.lr_warmup_steps train.lr_scheduler_params.num_warmup_steps train.max_grad_norm
-        train.lr_groups network.loraplus_lr_ratio network.scale_weight_norms train.timestep_type train.loss_type
+        network.loraplus_lr_ratio network.scale_weight_norms train.timestep_type train.loss_type
         train.dtype train.ema_config.use_ema train.ema_config.ema_decay datasets[0].folder_path datasets[0].resolution
         datasets[0].num_repeats datasets[0].caption_dropout_rate datasets[0].caption_ext datasets[0].control_path
         datasets[0].background datasets[0].shuffle_tokens

@@ -5,13 +5,9 @@ items, or by the first item of the whole."""
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -20,64 +16,26 @@ from torch import Tensor
 from tests.test_architecture import nodes_of, source, tracked
 from tests.toolkit.train.conftest import Model
 from tests.toolkit.train.test_flow_step import make_batch
-from tests.toolkit.train.test_flow_step_noise_levels import attached, batch_of
-from toolkit.config.sections.few_step import FewStepLossConfig
-from toolkit.config.sections.train import (
-    LOSS_OF_IMAGES,
-    LOSS_OF_PAIRS,
-    RIGHT,
-    PreferenceConfig,
-)
 from toolkit.contracts.data import BatchSpec, PromptEmbeds
 from toolkit.data.batches.dataloader import LatentBatch
-from toolkit.models.families import ModelLoadOptions
-from toolkit.models.qwen_image21.family import FAMILY
-from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.lora import LoraNetwork
-from toolkit.train.few_step import NEGATIVE, FewStepMixture, Teacher
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep, PriorPreservation
 from toolkit.train.metrics_buffer import StepLossBuffer
-from toolkit.train.preference import PreferenceStep
 
 ITEMS = 6
 RANDOM = torch.Generator().manual_seed(4)
 LATENTS = torch.randn((ITEMS, 2, 4, 4), generator=RANDOM).double()
-WORSE = torch.randn((ITEMS, 2, 4, 4), generator=RANDOM).double()
-SINGLE = (1, 4, 5)
-"""Rows that have no worse image."""
-
-
-class FewModel(Model):
-    """With what a few-step lesson asks of a model."""
-
-    family = SimpleNamespace(
-        prediction="flow",
-        shares_prefix=False,
-        tokens=lambda size: 16,
-        guidance=3.0,
-        embeds_guidance=False,
-    )
-
-    def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
-        return uncond_BCHW + scale * (cond_BCHW - uncond_BCHW)
-
-    def predict_velocity(self, x_t_BCHW: Tensor, *inputs: Any) -> Tensor:
-        return super().predict_velocity(x_t_BCHW.double(), *inputs)
-
-    def prefetch_timesteps(self, levels: list[float]) -> None:
-        pass
 
 
 def of_epoch(epoch: int) -> LatentBatch:
-    """Six items with a mask, weights, other prompts, and for some a worse image."""
+    """Six items with a mask, weights and other prompts."""
     random = torch.Generator().manual_seed(epoch)
     other = PromptEmbeds(torch.rand(ITEMS, 1, 1, generator=random), (1,) * ITEMS)
     return replace(
         make_batch(LATENTS, epoch, tuple(range(7, 7 + ITEMS))),
         loss_mask_B1HW=torch.rand(ITEMS, 1, 4, 4, generator=random),
         loss_weight_B=torch.rand(ITEMS, generator=random),
-        worse=tuple(None if row in SINGLE else WORSE[row] for row in range(ITEMS)),
-        extra_prompts=dict.fromkeys(("class", NEGATIVE), other),
+        extra_prompts={"class": other},
     )
 
 
@@ -97,29 +55,9 @@ def with_prior(model: Model, network: LoraNetwork) -> FlowMatchingStep:
     return step
 
 
-def pairs(share: float) -> Callable[[Model, LoraNetwork], FlowMatchingStep]:
-    def step(model: Model, network: LoraNetwork) -> FlowMatchingStep:
-        return PreferenceStep(
-            model, 3, PreferenceConfig(beta=20, share=share), network.disabled
-        )
-
-    return step
-
-
-def few_steps(model: Model, network: LoraNetwork) -> FlowMatchingStep:
-    role = SimpleNamespace(parameters=network.parameters(), ema=None, further={})
-    few = FewStepLossConfig(lora="a.safetensors", share=0.5)
-    return FewStepMixture(
-        model, 3, few, network, Teacher(role, 0), nullcontext, nullcontext
-    )
-
-
 STEPS = {
     "plain": plain,
     "prior preservation": with_prior,
-    "pairs and images": pairs(1.0),
-    "a share of the pairs": pairs(0.5),
-    "a share in few steps": few_steps,
 }
 
 
@@ -204,46 +142,11 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_batch_in_pieces_has_the_gradient_and_the_numbers_of_the_whole(
     kind: str,
 ) -> None:
-    model = FewModel() if kind == "a share in few steps" else Model()
+    model = Model()
     network = learned(model)
     step = STEPS[kind](model, network)
     for epoch in range(8):
         assert_cuts_are_equal(step, network, of_epoch(epoch))
-
-
-def test_several_noise_levels_of_a_batch_in_pieces_are_those_of_the_whole(
-    tmp_path: Path,
-) -> None:
-    write_tiny_model(tmp_path, TinySpec(arch="qwen_image_2", layers=2))
-    model = FAMILY.open(
-        ModelLoadOptions(
-            folder=tmp_path, device=torch.device("cpu"), dtype=torch.float32
-        )
-    )
-    step = FlowMatchingStep(model, 7, noise_levels=(1, 2, 4))
-    assert_cuts_are_equal(step, attached(model), batch_of(model, 2, 0, 1))
-
-
-@pytest.mark.usefixtures("in_float64")
-def test_pairs_and_images_have_numbers_of_their_own_that_count_what_they_measure() -> (
-    None
-):
-    """Three pairs and three images in pieces of two: a pair is a third of each number
-    of the pairs."""
-    model = Model()
-    network = learned(model)
-    step, batch = pairs(1.0)(model, network), of_epoch(0)
-    _, numbers = computed(step, network, batch, 3)
-    alone = [computed(step, network, batch.select([row]), 1)[1] for row in range(ITEMS)]
-    for name, rows in (
-        (RIGHT, {0, 2, 3}),
-        (LOSS_OF_PAIRS, {0, 2, 3}),
-        (LOSS_OF_IMAGES, set(SINGLE)),
-    ):
-        assert {row for row in range(ITEMS) if name in alone[row]} == rows
-        assert numbers[name] == pytest.approx(
-            sum(alone[row][name] for row in rows) / 3, rel=1e-5
-        )
 
 
 def test_a_piece_knows_the_first_item_of_the_whole_however_often_it_is_cut() -> None:

@@ -323,7 +323,7 @@ class GivenDraws(FlowMatchingStep):
         self.given = noise_BCHW, t_B
 
     def sample_noise_and_t(
-        self, spec: BatchSpec, shape_CHW: torch.Size, levels: int = 1, stacked: int = 1
+        self, spec: BatchSpec, shape_CHW: torch.Size, stacked: int = 1
     ) -> tuple[Tensor, Tensor]:
         return self.given
 

@@ -8,7 +8,6 @@ from random import Random
 
 import pytest
 
-from benchmarks.figures.stopping import ENDED, IMPROVING, simulate, stopped_at
 from toolkit.train.paired import as_good_as_the_lowest, difference, forecast, t_quantile
 
 
@@ -110,20 +109,3 @@ def test_losses_that_may_still_fall_below_the_best_do_not_stop_a_run() -> None:
     losses = {10 * index: noisy(mean, index) for index, mean in enumerate(course)}
     assert not forecast(losses, 400, 0.95).is_over
     assert forecast(losses, 91, 0.95).is_over
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "line, -10 %",
-        pytest.param("line, -10 %, slow waves", marks=pytest.mark.slow),
-        "peak at 0.3",
-    ],
-)
-def test_simulated_runs(kind: str) -> None:
-    """Some of benchmarks/figures/stopping.py."""
-    ends = [
-        stopped_at(simulate((IMPROVING | ENDED)[kind], seed)) for seed in range(200)
-    ]
-    assert sum(end is not None and end[1] for end in ends) <= 10
-    assert all(ends) is (kind in ENDED)

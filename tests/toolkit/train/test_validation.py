@@ -3,13 +3,9 @@ before."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +19,7 @@ from toolkit.data.batches.latent_cache import EncodedDataset
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.model import QwenImageModel
 from toolkit.networks.lora import LoraNetwork
-from toolkit.train.validation import ComparedWith, Validator, high_energy, noise_levels
+from toolkit.train.validation import Validator, high_energy, noise_levels
 
 SIZE = Size(96, 64)
 
@@ -246,130 +242,3 @@ def test_captions_are_those_of_the_items(adapter, photos: EncodedDataset) -> Non
         assert torch.equal(
             prompts.embeds_BLD[0], next(iter(entries.captions.values())).read()
         )
-
-
-# ------------------------------------------------------------ pairs
-
-
-class Liking(Recording):
-    """Predicts x_t times a factor, and nothing while it is the reference."""
-
-    factor, is_reference = 0.0, False
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        self.is_reference = True
-        yield
-        self.is_reference = False
-
-    def predict_velocity(self, x_t_BCHW: Tensor, *inputs) -> Tensor:
-        super().predict_velocity(x_t_BCHW, *inputs)
-        return 0 * x_t_BCHW if self.is_reference else self.factor * x_t_BCHW
-
-
-@pytest.fixture
-def of_pairs(photos: EncodedDataset) -> EncodedDataset:
-    """The first image has two worse ones: its own latents, smaller and larger."""
-    latents_CHW = photos.entries[0].latents.read()
-    worse = tuple(
-        SimpleNamespace(key=f"x {size}", read=lambda s=size: s * latents_CHW)
-        for size in (0.5, 3.0)
-    )
-    return replace(
-        photos,
-        items=photos.items[:1],
-        entries=(replace(photos.entries[0], worse=worse),),
-    )
-
-
-def validator_of(
-    model: Liking, dataset: EncodedDataset, beta: float = 10.0
-) -> Validator:
-    validator = Validator(model, dataset, timesteps=2, seed=0)
-    validator.compared = ComparedWith(beta, model.reference)
-    return validator
-
-
-def test_the_loss_of_pairs_is_that_of_their_margins(of_pairs: EncodedDataset) -> None:
-    model = Liking()
-    validator = validator_of(model, of_pairs)
-    at_start = validator.losses()
-    assert (
-        at_start["validation/loss"] == pytest.approx(math.log(2))
-        and at_start["validation/preference/right"] == 0
-    )
-    assert at_start["validation/preference/margin"] == 0
-    model.factor, model.asked[:] = -0.2, []
-    found = validator.losses()
-    assert len(model.asked) == 2 * 3  # of the reference everything is known
-
-    def errors(latents_BCHW: Tensor, level: float) -> tuple[float, float]:
-        noise_BCHW = noise_of(model, level, of_pairs)
-        x_t_BCHW, target_BCHW = (
-            (1 - level) * latents_BCHW + level * noise_BCHW,
-            noise_BCHW - latents_BCHW,
-        )
-        return tuple(
-            float((factor * x_t_BCHW - target_BCHW).square().mean())
-            for factor in (-0.2, 0.0)
-        )
-
-    better_BCHW, margins = of_pairs.entries[0].latents.read()[None].float(), []
-    for level in noise_levels(2):
-        gains = [
-            ours - theirs
-            for ours, theirs in (
-                errors(size * better_BCHW, level) for size in (1, 0.5, 3)
-            )
-        ]
-        margins.append([-10 / 2 * (gains[0] - worse) for worse in gains[1:]])
-    flat = [margin for of_level in margins for margin in of_level]
-    assert found["validation/preference/margin"] == pytest.approx(fmean(flat), rel=1e-4)
-    losses = [
-        fmean(math.log1p(math.exp(-margin)) for margin in of_level)
-        for of_level in margins
-    ]
-    assert next(iter(validator.by_image.values())) == pytest.approx(losses, rel=1e-4)
-    assert [
-        found[f"validation/loss_t{level:g}"] for level in noise_levels(2)
-    ] == pytest.approx(losses, rel=1e-4)
-    assert found["validation/loss"] == pytest.approx(fmean(losses), rel=1e-4)
-    right = fmean(margin > 0 for margin in flat)
-    assert found["validation/preference/right"] == right and 0 < right < 1
-
-
-def noise_of(model: Liking, level: float, dataset: EncodedDataset) -> Tensor:
-    """The noise in the first image that the model was shown at this level."""
-    shown_BCHW = next(x_t_BCHW for x_t_BCHW, t, _, _ in model.asked if t == level)
-    return (shown_BCHW - (1 - level) * dataset.entries[0].latents.read()[None]) / level
-
-
-def test_the_reference_is_measured_once_for_each_way_of_deploying(
-    of_pairs: EncodedDataset,
-) -> None:
-    model = Liking()
-    validator = validator_of(model, of_pairs)
-    counts = []
-    for way in ("", "", "turbo", "turbo", ""):
-        model.asked.clear()
-        validator.losses(way=way)
-        counts.append(len(model.asked))
-    assert counts == [12, 6, 12, 6, 6]
-
-
-@pytest.mark.parametrize("passes", range(12))
-def test_a_stop_breaks_off_a_comparison(of_pairs: EncodedDataset, passes: int) -> None:
-    model = Liking()
-    validator = validator_of(model, of_pairs)
-    assert validator.losses(lambda: len(model.asked) == passes) is None
-    assert len(model.asked) == passes and not validator.by_image
-    model.factor = -0.2
-    unbroken = validator_of(model, of_pairs)
-    assert validator.losses() == unbroken.losses()
-
-
-def test_losses_of_pairs_compare_with_no_other_ones(of_pairs: EncodedDataset) -> None:
-    assert (
-        validator_of(Liking(), of_pairs).identity
-        != Validator(Liking(), of_pairs, 2, 0).identity
-    )

@@ -1,8 +1,8 @@
 """`datasets[]` and `validation`: which images are trained on, and which are held out.
 
 A dataset is a folder of images with captions and control images, or a stream of shards
-(`webdataset`). `columns` reads a table, and `from_base` lets the base model make the
-images. `validation` takes a folder or a share of the datasets.
+(`webdataset`). `columns` reads a table.
+`validation` takes a folder or a share of the datasets.
 
 `toolkit/data/scan` finds the files that a `DatasetConfig` describes; nothing here opens
 an image. `toolkit/config/sections/trainer.py` composes the sections.
@@ -227,8 +227,7 @@ class ColumnsConfig(StrictModel):
     """
 
     image: StrOrList = ()
-    """Column with the name of the image that is trained; of a pair of preferences, of
-    the better one."""
+    """Column with the name of the image that is trained."""
 
     prompt: StrOrList = ()
     """Column with the caption."""
@@ -242,9 +241,6 @@ class ColumnsConfig(StrictModel):
     weight: StrOrList = ()
     """Column with a factor on the loss of the image, in addition to
     `loss_multiplier`."""
-
-    worse: StrOrList = ()
-    """Column with the worse image of a pair of preferences."""
 
     ignore: StrOrList = ()
     """Columns that are not meant for the training; of others that are not used, the
@@ -268,48 +264,6 @@ class ColumnsConfig(StrictModel):
                 yield error(key, "takes one column. Give the one that is meant.")
 
 
-class FromBaseConfig(StrictModel):
-    """`datasets[].from_base`: regularisation images that the base model generates
-    before the training, without the LoRA. They are kept in the cache of the training
-    folder. `sample.vae_path` decodes those that are made while it is given; images that
-    are there stay.
-
-    Example:
-        from_base: {prompts: prompts/people.txt, count: 50}
-    """
-
-    prompts: PathStr
-    """Text file with one prompt per line, each of which is the caption of its image;
-    lines that begin with `#` are left out. Say in them what the training should not
-    change, without the trigger word."""
-
-    count: int | None = Field(default=None, ge=1, le=100_000)
-    """Number of images. Above the number of prompts these are used again with other
-    seeds; below it the first ones are used. Not given: one image of each prompt."""
-
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    """With it, its prompt and how often that was used before, an image has a seed of
-    its own; 0 is a valid seed."""
-
-    sample_steps: int | None = Field(default=None, ge=1, le=1000)
-    """Steps of an image. Not given: as of samples."""
-
-    guidance_scale: float | None = Field(default=None, ge=0, le=100)
-    """Guidance of an image; 0 to 1: off. Not given: as of samples."""
-
-    neg: str = ""
-    """Negative prompt of all images, used only with guidance."""
-
-    lone_key: ClassVar = "prompts"
-
-
-WITH_FROM_BASE = {
-    "from_base", "num_repeats", "resolution", "caption_dropout_rate", "shuffle_tokens", "keep_tokens", "is_reg",
-    "loss_multiplier", "cache_latents", "cache_latents_to_disk", "cache_text_embeddings", "num_workers", "path_map",
-}  # fmt: skip
-"""Keys of a dataset that may be combined with `from_base`. Others are about files; so
-is `path_map`, but `--map` gives it to all datasets."""
-
 CAPTION_SUFFIXES = (".txt", ".caption")
 """Suffixes of the caption files that a job reads if it does not say which. What is
 known of each: `toolkit.data.scan.captions.FORMATS`."""
@@ -329,11 +283,7 @@ class DatasetConfig(StrictModel):
     """Folder of the images, relative to the working directory, or a zip file of one:
     `pairs.zip`, or of a folder in it `pairs.zip/after`; a Parquet file with pictures,
     or a folder of such files; or the id of a hub dataset that is downloaded
-    (`owner/name`). Either this, `url`, `from_base`, or `captions_file` alone."""
-
-    from_base: FromBaseConfig | None = None
-    """Instead of `folder_path`: regularisation images that the base model generates,
-    one size each, the largest of `resolution`."""
+    (`owner/name`). Either this, `url`, or `captions_file` alone."""
 
     url: StrOrList = ()
     """Tar files in WebDataset format, or Parquet files with pictures, which are
@@ -550,15 +500,8 @@ class DatasetConfig(StrictModel):
         cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics
     ) -> dict[str, ConfigNode]:
         """A single resolution becomes a list. A stream keeps latents only where the job
-        says so. What the base model makes are regularisation images."""
+        says so."""
         entries = _with_listed_resolution(entries, diagnostics)
-        recipe = entries.get("from_base")
-        if recipe and "is_reg" not in entries:
-            entries = entries | {
-                "is_reg": replace(
-                    recipe, value=True, text="true", path=(*recipe.path[:-1], "is_reg")
-                )
-            }
         key = "cache_latents_to_disk"
         url = entries.get("url")
         if url and key not in entries:
@@ -569,7 +512,7 @@ class DatasetConfig(StrictModel):
 
     @model_validator(mode="after")
     def _has_images(self) -> DatasetConfig:
-        if not (self.folder_path or self.url or self.captions_file or self.from_base):
+        if not (self.folder_path or self.url or self.captions_file):
             raise ValueError(
                 "names no images. Give 'folder_path', or 'url' for a stream of shards."
             )
@@ -578,11 +521,7 @@ class DatasetConfig(StrictModel):
     @property
     def place(self) -> str:
         """The name of its images in messages: a folder, a file, or an address."""
-        return (
-            self.folder_path
-            or self.captions_file
-            or (self.from_base.prompts if self.from_base else self.url[0])
-        )
+        return self.folder_path or self.captions_file or self.url[0]
 
     @property
     def references(self) -> tuple[str, tuple[str, ...]]:
@@ -611,8 +550,6 @@ class DatasetConfig(StrictModel):
                     "resolution",
                     "a stream yields each image once per epoch, at one size. Give a single resolution.",
                 )
-        elif self.from_base:
-            yield from self._check_made(self.from_base, job)
         else:
             if "webdataset" in self.model_fields_set:
                 yield error(
@@ -661,25 +598,6 @@ class DatasetConfig(StrictModel):
                 f"[{sizes[0]}, {sizes[1]}] are two sizes, and each image is trained at both. For one rectangle, "
                 f"write '{{width: {sizes[0]}, height: {sizes[1]}}}'.",
             )
-
-    def _check_made(self, recipe: FromBaseConfig, job: JobContext) -> Findings:
-        for key in sorted(self.model_fields_set - WITH_FROM_BASE):
-            yield error(
-                key,
-                "cannot be combined with 'from_base', which has no files. Remove one of them.",
-            )
-        if not self.is_reg:
-            yield error(
-                "is_reg",
-                "images of the base model are regularisation images. Leave it out, or write true.",
-            )
-        yield from check_path(
-            "from_base.prompts",
-            recipe.prompts,
-            "Give a text file with one prompt per line.",
-            job,
-            file=True,
-        )
 
     def _check_masks(self, job: JobContext) -> Findings:
         sources = [
@@ -768,7 +686,6 @@ MASKS = {
 
 NOT_OF_STREAMS = {
     "folder_path": "a dataset is either a folder or a stream",
-    "from_base": "a dataset is either made or a stream",
     **dict.fromkeys(
         ("num_repeats", "repeats_from_names"), "a stream is read once per epoch"
     ),
@@ -873,11 +790,6 @@ class ValidationConfig(StrictModel):
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the noise and of the images that `fraction` chooses; 0 is a valid seed.
     Independent of `training_seed`, so that runs with different seeds are comparable."""
-
-    edits: int = Field(default=0, ge=0)
-    """Number of images with control images that are also generated from these and their
-    captions, to measure how far the edits drift from them (docs/edits_that_shift.md).
-    Each costs as much as a sample of its size. 0: none."""
 
     control_path: Slots = ()
     """Control images for `folder_path`, as in a dataset."""

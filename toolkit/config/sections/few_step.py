@@ -1,15 +1,14 @@
 """LoRA files that are active in addition to the network that is trained.
 
-`train.assistant` is active in training only. The few-step LoRAs of `sample.also` are
-active in samples, and the one of `train.few_step_loss` in a share of the training.
+`train.assistant` is active in training only, the few-step LoRAs of `sample.also` in
+samples only.
 
-`train.py` and `output.py` have these sections as fields. `toolkit/train/few_step.py`
-and `toolkit/train/sampling.py` use them; the files are loaded by the trainer.
+`train.py` and `output.py` have these sections as fields. `toolkit/train/sampling.py`
+uses them; the files are loaded by the trainer.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -174,7 +173,7 @@ class DeploymentConfig(FewStepLora):
     one for each level, else 4 with `lora`, or the default of `model`."""
 
     name: str = Field(default="", max_length=MAX_NAME)
-    """Name of its images and of its survival score. Empty: the name of the LoRA file or
+    """Name of its images. Empty: the name of the LoRA file or
     the model."""
 
     cfg: float = Field(default=1.0, ge=0, le=1000)
@@ -229,44 +228,3 @@ def check_labels(also: Iterable[DeploymentConfig]) -> Findings:
                 f"another entry has the name {entry.label!r} too. Choose another.",
             )
         seen.add(entry.label)
-
-
-class FewStepLossConfig(FewStepLora):
-    """`train.few_step_loss`: in the later micro-batches the few-step LoRA is active,
-    and the network is trained to have the effect there that it has without it in more
-    steps, with guidance.
-
-    Example:
-        few_step_loss: {lora: lightning.safetensors, steps: 8}
-    """
-
-    steps: int = Field(default=4, ge=1, le=1000)
-    """Denoising steps."""
-
-    share: float = Field(default=1.0, gt=0, le=1)
-    """Fraction of the later micro-batches, chosen at random by the seed; below 1 the
-    others learn from the images as before. 0 is an error: omit the section."""
-
-    start: float = Field(default=0.7, ge=0, lt=1)
-    """Fraction of the steps after which these micro-batches begin; earlier, the network
-    has learned nothing to carry over. 0: from the first step. The teacher is averaged
-    over 0.3 times the steps before: below about 0.1 it is nearly the network as it is,
-    and training may diverge."""
-
-    guidance_scale: float | None = Field(default=None, ge=0, le=1000)
-    """Classifier-free guidance scale of the teacher; 0 to 1: off. Not given: the
-    model's own."""
-
-    neg: str = ""
-    """Negative prompt of the teacher; empty: the model's own."""
-
-    teacher_steps: int = Field(default=2, ge=1, le=100)
-    """Teacher steps for each step of the few-step LoRA. Each takes four forward passes,
-    two without guidance."""
-
-    lone_key: ClassVar = "lora"
-
-    def first_step(self, steps: int) -> int:
-        """Optimizer steps before the first of these micro-batches in a run of so
-        many."""
-        return math.ceil(self.start * steps)

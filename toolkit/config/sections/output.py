@@ -144,17 +144,8 @@ class SaveConfig(SaveIntervalConfig):
     of the model in CPU memory; training pauses meanwhile. Always the case if
     `train.parallel: fsdp` shards the model. States are copied anyway."""
 
-    also: tuple[Literal["raw", "merged_lora"], ...] = ()
-    """`raw`: with EMA, also save the raw weights as `<name>_<step>_raw.safetensors`.
-    `merged_lora`: with a DoRA, LoHa or LoKr, also save the plain LoRA that is closest
-    to it, `<name>_<step>_lora.safetensors`, which loads in ComfyUI and diffusers; its
-    error is printed and part of its metadata. It is computed on the CPU during
-    training: for the published model in seconds for a LoKr, in minutes for a LoHa or
-    DoRA. There is none for a `best` file."""
-
-    merged_lora_rank: int = Field(default=64, ge=1, le=100_000)
-    """Maximum rank of a layer of `merged_lora`; a higher rank gives a larger file and a
-    smaller error. Rank r * r is exact for a LoHa of rank r."""
+    also: tuple[Literal["raw"], ...] = ()
+    """`raw`: with EMA, also save the raw weights as `<name>_<step>_raw.safetensors`."""
 
     push_to_hub: bool = False
     """Upload the LoRA with a model card to the Hugging Face hub when the run is
@@ -177,7 +168,7 @@ class SaveConfig(SaveIntervalConfig):
     lone_key: ClassVar = "save_every"
 
     def check(self, job: JobContext) -> Findings:
-        """An upload without a place, a rank for files that are not written."""
+        """An upload without a place."""
         yield from super().check(job)
         if self.push_to_hub and not self.hf_repo_id:
             yield error(
@@ -188,13 +179,6 @@ class SaveConfig(SaveIntervalConfig):
             yield error(
                 "push_to_hub",
                 f"needs the tool {HINTED_TOOLS['publication']!r}, which is absent. Leave it out.",
-            )
-        if (
-            "merged_lora_rank" in self.model_fields_set
-            and "merged_lora" not in self.also
-        ):
-            yield warning(
-                "merged_lora_rank", "has no effect without 'also: [merged_lora]'."
             )
 
 
@@ -291,10 +275,6 @@ class SampleItem(StrictModel):
     layers: int | None = Field(default=None, ge=1, le=64)
     """Layers that Qwen-Image-Layered takes the control image apart into."""
 
-    mask_img: PathStr = ""
-    """Mask of the control image that has the shape of the sample: white may change. The
-    drift of the samples then includes how much the black area changed. Empty: none."""
-
     other_shapes: ClassVar = dict.fromkeys(
         slot_names("ctrl_img"),
         ForeignName("converted_to", ("sample.samples[].ctrl_img",)),
@@ -313,22 +293,12 @@ class SampleItem(StrictModel):
         return entries
 
     def check(self, job: JobContext) -> Findings:
-        """Control images and a mask that are missing; numbers that are probably typing
-        errors."""
+        """Control images that are missing; numbers that are probably typing errors."""
         yield from _unusual(self)
         for slot, path in enumerate(self.ctrl_img):
             yield from check_path(
                 f"ctrl_img.{slot}", path, "Give an image file.", job, file=True
             )
-        if self.mask_img:
-            yield from check_path(
-                "mask_img", self.mask_img, "Give an image file.", job, file=True
-            )
-            if not self.ctrl_img:
-                yield error(
-                    "mask_img",
-                    "needs a control image to compare with. Give ctrl_img, or remove it.",
-                )
 
 
 class SamplePicture(SampleItem):
@@ -460,15 +430,14 @@ class SampleConfig(SampleIntervalConfig):
     samples follow that image; `width` times `height` is their area."""
 
     vae_path: VaePath = None
-    """The VAE whose decoder makes the images, and those of `validation.edits`: a file,
-    a folder or a hub id in the hub cache, of a decoder alone or a whole VAE, of which
-    the encoder is not used. What is trained and cached does not change, so it can be
-    given to a run that has begun. Not given: the VAE of the model."""
+    """The VAE whose decoder makes the images: a file, a folder or a hub id in the
+    hub cache, of a decoder alone or a whole VAE, of which the encoder is not used.
+    What is trained and cached does not change, so it can be given to a run that has
+    begun. Not given: the VAE of the model."""
 
     also: tuple[DeploymentConfig, ...] = ()
     """Deployments of the LoRA, such as together with a few-step LoRA in 4 steps: each
-    image of the set is generated with each of them too, and a survival score says how
-    much of the LoRA's effect remains."""
+    image of the set is generated with each of them too."""
 
     other_shapes: ClassVar = {
         "prompts": ForeignName(

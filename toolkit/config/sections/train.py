@@ -2,8 +2,8 @@
 
 `OptimizerConfig` is the optimizer of one set of parameters, `OptimizationConfig` adds
 what every training has, and `TrainConfig` the keys of diffusion models. Smaller
-sections are `lr_groups`, `ema_config`, `compile` and `preference`. `stop_when` ends a
-process early, at a bound of a metric or when the validation loss stops improving.
+sections are `ema_config` and `compile`. `stop_when` ends a process early, at a bound of
+a metric or when the validation loss stops improving.
 
 Names of optimizers and schedules come from `toolkit/optim`, those of losses and
 timesteps from `toolkit/flow/settings.py`. Rules that concern other sections too are in
@@ -26,7 +26,6 @@ from toolkit.config.reading.field_types import (
     Checkpointing,
     Dtype,
     OneOf,
-    PathStr,
     path_alone,
     reader_of,
     value_error,
@@ -34,22 +33,18 @@ from toolkit.config.reading.field_types import (
 from toolkit.config.reading.findings import (
     Findings,
     JobContext,
-    check_path,
     error,
     warning,
 )
 from toolkit.config.reading.located import ConfigNode, Diagnostics
 from toolkit.config.reading.normalise import merge_aliases
-from toolkit.config.sections.few_step import AssistantConfig, FewStepLossConfig
-from toolkit.config.sections.network import Pattern
+from toolkit.config.sections.few_step import AssistantConfig
 from toolkit.errors import UserError, did_you_mean
 from toolkit.flow.settings import (
     HUBER_SCHEDULES,
     LOSS_TYPES,
-    MOST_NOISE_LEVELS,
     TIMESTEP_TYPES,
     WEIGHTING_SCHEMES,
-    NoiseLevels,
 )
 from toolkit.optim.optimizer_args import (
     OPTIMIZERS,
@@ -57,7 +52,6 @@ from toolkit.optim.optimizer_args import (
     check_optimizer,
     imported_code,
     is_schedule_free,
-    requires_single_lr,
     takes_argument,
     unnamed_arguments,
 )
@@ -69,39 +63,6 @@ BASE = "base"
 LORA_B_SUFFIX = " up"
 """Follows the name of a group in that of its up matrices, if LoRA+ gives them another
 learning rate."""
-
-
-class LrGroupConfig(StrictModel):
-    """`train.lr_groups`: layers with a different learning rate; a layer belongs to the
-    first entry that matches it.
-
-    Example:
-        lr_groups:
-          - {match: '.*attn.*', lr_scale: 0.5}
-    """
-
-    match: Pattern
-    """Regular expression that matches full layer names, such as '.*attn.*'. It is an
-    error if it matches none."""
-
-    lr: float | None = Field(default=None, ge=0)
-    """Peak learning rate of these layers. Not given: `train.lr`. 0: they are not
-    trained."""
-
-    lr_scale: float = Field(default=1.0, ge=0)
-    """Factor on this learning rate. 0: they are not trained."""
-
-    name: str = ""
-    """Name of the group in metrics.jsonl: `lr/<name>`. Empty: `match`."""
-
-    def label(self) -> str:
-        """The name of the group."""
-        return self.name or self.match
-
-    def rate(self, base: float) -> float:
-        """The highest learning rate of the group: `lr`, else `base`, times `lr_scale`.
-        base: `train.lr`."""
-        return self.lr_scale * (base if self.lr is None else self.lr)
 
 
 class EmaConfig(StrictModel):
@@ -222,58 +183,6 @@ class CompileConfig(StrictModel):
                 "mode",
                 f"has no effect: only the backend 'inductor' has modes, not '{self.backend}'.",
             )
-
-
-MARGIN, RIGHT, DISTANCE = "preference/margin", "preference/right", "preference/distance"
-"""Metrics of the pairs of a step: the mean argument of the sigmoid; the share of pairs
-of which the network prefers the better image; the mean squared difference between its
-velocity and that of the reference."""
-
-LOSS_OF_PAIRS, LOSS_OF_IMAGES = "loss/pairs", "loss/images"
-"""Metrics of a step with `train.preference`: the mean loss of its pairs, and of its
-other images."""
-
-HELD_OUT_RIGHT, HELD_OUT_MARGIN = f"validation/{RIGHT}", f"validation/{MARGIN}"
-"""Metrics of the pairs of the validation."""
-
-FEW_PAIRS = 10
-"""Below so many pairs a run learns these images rather than what they have in
-common."""
-
-
-class PreferenceConfig(StrictModel):
-    """`train.preference`: Diffusion-DPO on the pairs of the datasets: images whose
-    table has a column `worse` (docs/preferences.md). Images without one are trained as
-    usual. With `validation`, the validation loss is the loss of held-out pairs.
-
-    Example:
-        preference: {beta: 500}
-    """
-
-    beta: float = Field(default=350.0, gt=0, le=1e7)
-    """How closely the network stays to the reference: the higher, the less it departs
-    from it. 0 is an error."""
-
-    share: float = Field(default=1.0, gt=0, le=1)
-    """Fraction of the micro-batches in which pairs are compared, chosen at random by
-    the seed; in the others the better images are trained as usual. 0 is an error: omit
-    the section."""
-
-    sft_weight: float = Field(default=0.0, ge=0, le=1e6)
-    """Factor on the ordinary loss of the better image, which is added. 0: none."""
-
-    reference: PathStr = ""
-    """A LoRA file that the reference has in addition to the model: the one that
-    `network.pretrained_lora_path` starts from, say. Empty: the model alone."""
-
-    # the sha256 that a state records says what is in the file
-    on_resume: ClassVar = {"reference": "harmless"}
-
-    def check(self, job: JobContext) -> Findings:
-        """A file that is missing."""
-        yield from check_path(
-            "reference", self.reference or None, "Give a LoRA file.", job, file=True
-        )
 
 
 LEAST_IMAGES = 8
@@ -411,20 +320,6 @@ _short_name = reader_of(
 )
 
 
-def _level_counts(value: Any) -> Any:
-    """Whole numbers, or `auto`."""
-    if value == "auto":
-        return value
-    counts = value if isinstance(value, list | tuple) else [value]
-    if not counts or not all(
-        type(count) is int and 1 <= count <= MOST_NOISE_LEVELS for count in counts
-    ):
-        raise value_error(
-            f"{value!r}: must be a whole number from 1 to {MOST_NOISE_LEVELS}, a list of them, or 'auto'"
-        )
-    return tuple(counts) if isinstance(value, list | tuple) else value
-
-
 def _optimizer(value: Any) -> Any:
     if not isinstance(value, str) or "." not in value:
         return _short_name(value)
@@ -522,10 +417,6 @@ class OptimizerConfig(StrictModel):
 
     lr: float = Field(default=1e-4, ge=0, le=1000)
     """Peak learning rate. 0: nothing is learned (one warning)."""
-
-    lr_groups: tuple[LrGroupConfig, ...] = ()
-    """Layers with a different learning rate; the schedule is the same for all. Empty:
-    all layers use `lr`."""
 
     optimizer_params: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the optimizer, such as weight_decay or betas; strings such
@@ -656,21 +547,6 @@ class OptimizerConfig(StrictModel):
                     else "Remove this key."
                 )
                 yield error(key, f"{both} a schedule cannot be combined. {remedy}")
-        names = {BASE}
-        for index, group in enumerate(self.lr_groups):
-            if group.label() in names or group.label().endswith(LORA_B_SUFFIX):
-                yield error(
-                    f"lr_groups.{index}",
-                    f"{group.label()!r} is the name of another group. Choose another.",
-                )
-            names.add(group.label())
-        rates = {group.rate(self.lr) for group in self.lr_groups}
-        if requires_single_lr(self.optimizer) and rates - {0, self.lr}:
-            yield error(
-                "lr_groups",
-                f"optimizer '{self.optimizer}' adapts one learning rate for all "
-                "weights. Remove it, or use 'adamw'.",
-            )
 
     common_words: ClassVar = {
         **dict.fromkeys(
@@ -752,12 +628,6 @@ class OptimizationConfig(OptimizerConfig):
     """On CUDA, let cuDNN benchmark its algorithms for each new size and use the
     fastest; runs may then differ in the last bits. Without CUDA: no effect."""
 
-    memory_account: bool = False
-    """On CUDA, record what allocates GPU memory: at the end, and at an out-of-memory
-    error, the peak of each phase and the ten largest groups of tensors alive at the
-    peak are logged, by the line of the program that made them. Steps are slower.
-    Without CUDA: no effect."""
-
     ddp_timeout: float = Field(default=0.0, ge=0, le=1e6)
     """Timeout of collective operations in minutes; longer than the slowest set of
     samples takes. 0: 30."""
@@ -780,7 +650,6 @@ class OptimizationConfig(OptimizerConfig):
     on_resume: ClassVar = {
         **dict.fromkeys(
             (
-                "memory_account",
                 "skip_first_sample",
                 "force_first_sample",
                 "disable_sampling",
@@ -885,14 +754,6 @@ class TrainConfig(OptimizationConfig):
     """Stratified sampling: the distribution of noise levels is divided into so many
     equal parts, which are sampled equally often in each epoch. 0: off."""
 
-    noise_levels_per_sample: Annotated[NoiseLevels, BeforeValidator(_level_counts)] = 1
-    """Number of noise levels of each image that share one pass over its text and
-    control images, each from a different equal part of the distribution; their losses
-    are averaged. Cheaper than as many images, but less varied. 0 is an error. A list:
-    by the number of control images, the last for more. `auto`: 4 if text and control
-    images are at least as long as the image, else 1. Only for models whose control
-    images do not attend to the image (Qwen-Image-2.1)."""
-
     content_or_style: Annotated[Literal["balanced", "content", "style"], OneOf()] = (
         "balanced"
     )
@@ -957,15 +818,6 @@ class TrainConfig(OptimizationConfig):
     training adapter of a distilled model or of Qwen-Image-2.1; not in samples,
     validation or saved files. Its path or name on the hub, or {path, multiplier}. None
     without this key."""
-
-    few_step_loss: FewStepLossConfig | None = None
-    """Late in the training, train the network for use with a few-step LoRA: to have the
-    same effect there as alone in many steps (docs/few_step_loras.md). None without this
-    section."""
-
-    preference: PreferenceConfig | None = None
-    """Learn from pairs of a better and a worse image (docs/preferences.md). None
-    without this section."""
 
     full_bf16: bool = False
     """With network.type full and `dtype: bf16`: the trained weights and their gradients
@@ -1044,12 +896,8 @@ class TrainConfig(OptimizationConfig):
         """Key -> LoRA file that is active with the network in training, and its
         strength."""
         assistant = self.assistant
-        few = self.few_step_loss
-        preference = self.preference
         files = {
             "assistant": assistant and (assistant.file(), assistant.multiplier),
-            "few_step_loss": few and (few.lora, few.weight),
-            "preference": preference and (preference.reference, 1.0),
         }
         return {key: file for key, file in files.items() if file and file[0]}
 

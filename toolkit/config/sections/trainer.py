@@ -132,10 +132,6 @@ class DatasetsSection(ProcessConfig):
     reads_streams: ClassVar[bool] = False
     """Whether the process can be given a stream of shards instead of folders."""
 
-    has_base_model: ClassVar[bool] = False
-    """Whether the process has a model that can generate images before it is trained
-    (`datasets[].from_base`)."""
-
     reads_captions: ClassVar[bool] = True
     """Whether captions are part of what is learned."""
 
@@ -165,10 +161,7 @@ class DatasetsSection(ProcessConfig):
             for dataset in self.datasets
             for path in (dataset.folder_path, *dataset.control_path)
         ]
-        prompts = [
-            dataset.from_base.prompts for dataset in self.datasets if dataset.from_base
-        ]
-        return tuple(filter(job.yet_to_come, [*folders, *prompts]))
+        return tuple(filter(job.yet_to_come, folders))
 
     def check(self, job: JobContext) -> Findings:
         """Streams that this process cannot read, texts that cannot be cached, trigger
@@ -182,11 +175,6 @@ class DatasetsSection(ProcessConfig):
                 message = f"is read as the word {word!r}, which is put in front of each caption."
                 yield warning(key, f'{message} For no trigger word write "".')
         for index, dataset in enumerate(self.datasets):
-            if dataset.from_base and not self.has_base_model:
-                yield error(
-                    f"datasets.{index}.from_base",
-                    f"'type: {self.type}' has no base model that generates images. Give 'folder_path'.",
-                )
             if dataset.shuffle_tokens and self.requested_text_cache(dataset):
                 of_all = dataset.cache_text_embeddings is None
                 key = (
@@ -233,33 +221,13 @@ class ModelSection(ProcessConfig):
         self._name_files_by_content(settings["model"])
         return settings
 
-    def base_settings(self) -> dict[str, Any]:
-        """The settings that decide the images of the base model, in addition to its
-        files: quantization, and what is merged into it.
-
-        The decoder of `sample.vae_path` does not count: images that are there stay when
-        it is given to a run."""
-        quantized = (
-            {"qtype", "accuracy_recovery_adapter"}
-            if self.model.quantize
-            else set[str]()
-        )
-        of_text = {"qtype_te"} if self.model.quantize_te else set[str]()
-        settings = self.model.model_dump(
-            mode="json", include={"base_loras", "model_kwargs"} | quantized | of_text
-        )
-        self._name_files_by_content(settings)
-        for lora in settings["base_loras"]:
-            del lora["path"]
-        return settings
-
     def _name_files_by_content(self, model: dict[str, Any]) -> None:
         """Adds the hashes of what is merged into the model to its settings."""
         for lora in model["base_loras"]:
             lora["sha256"] = sha256_of(Path(lora["path"]).expanduser())
         recovery = Path(self.model.accuracy_recovery_adapter or "-").expanduser()
         # one of the hub goes by its name
-        if "accuracy_recovery_adapter" in model and recovery.is_file():
+        if recovery.is_file():
             model["accuracy_recovery_adapter"] = f"sha256 {sha256_of(recovery)}"
 
     def check(self, job: JobContext) -> Findings:
@@ -546,8 +514,6 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
         if all(dataset.is_reg for dataset in self.datasets):
             message = "true for every dataset: all images hold the model back, and none is learned. "
             remedy = "Leave it out for the images that are to be learned."
-            if all(dataset.from_base for dataset in self.datasets):
-                remedy = "Add a dataset of the images that are to be learned."
             yield warning("datasets.0.is_reg", message + remedy)
         stream = self.streamed
         if stream is None:
@@ -584,8 +550,6 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
         class CacheConfig(CacheOptions, DiffusionSection):
             process_types = ("cache",)
     """
-
-    has_base_model: ClassVar = True
 
     train: TrainConfig = Field(default_factory=TrainConfig)
     """Length, optimizer, loss and precision."""

@@ -33,7 +33,6 @@ from toolkit.data.batches.latent_cache import EncodedDataset, ItemEntries
 from toolkit.data.scan.captions import caption_for_use, drawn_caption
 from toolkit.data.streams.stream_dataset import StreamDataset
 from toolkit.system.read_ahead import loaded_ahead
-from toolkit.system.seeding import uniform
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +78,6 @@ class LatentBatch:
     extra_prompts: Mapping[str, PromptEmbeds] = field(default_factory=dict)
     """Embeddings of further prompts by name (`encode_items`)."""
 
-    worse: tuple[Tensor | None, ...] = ()
-    """For each item the latents [C, H, W] of an image that is liked less; None for an
-    item without one. Empty: no item has one."""
-
     stacked: int = 1
     """Images that are stacked along H in the latents of an item."""
 
@@ -112,7 +107,6 @@ class LatentBatch:
                 name: prompts.select(rows)
                 for name, prompts in self.extra_prompts.items()
             },
-            worse=tuple(self.worse[row] for row in rows) if self.worse else (),
         )
 
     def describe(self) -> str:
@@ -173,21 +167,8 @@ class BatchLoader:
             loss_weight_B=torch.tensor([sample.loss_weight for sample in samples]),
             loss_mask_B1HW=self.masks(spec),
             extra_prompts=extra_prompts,
-            worse=self.worse(spec) if any(entry.worse for entry in entries) else (),
             stacked=max(1, len(entries[0].layers)),
         )
-
-    def worse(self, spec: BatchSpec) -> tuple[Tensor | None, ...]:
-        """For each item the latents [C, H, W] of the worse image that this use is
-        compared with; None for an item without one. One of several is drawn by seed,
-        epoch and position."""
-        images: list[Tensor | None] = []
-        for index, position, epoch in _uses(spec):
-            entries = self.dataset.entries[index].worse
-            share = uniform(self.seed, "worse", epoch, position)
-            image = int(share * len(entries))
-            images.append(entries[image].read() if entries else None)
-        return tuple(images)
 
     def prompts(self, spec: BatchSpec) -> PromptEmbeds:
         """Embeddings of the captions that the batch uses, padded to the longest."""

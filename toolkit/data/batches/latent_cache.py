@@ -52,7 +52,7 @@ from toolkit.data.pixels.images import (
     resize_cover_crop,
     to_tensor,
 )
-from toolkit.data.scan.fingerprint import digest_as_read, image_digest, sample_digest
+from toolkit.data.scan.fingerprint import digest_as_read, image_digest
 from toolkit.data.scan.found import shorten
 from toolkit.data.scan.items import refuse_long_captions
 from toolkit.errors import RunError
@@ -194,7 +194,7 @@ class ItemEncoder:
         sample = item.sample
         store = stores.latents
         if data is None:
-            source = sample_digest(sample, image_digest)
+            source = image_digest(sample.image)
         else:
             reading = image_reading(sample.image, data)
             source = digest_as_read(sha256(data).hexdigest(), reading)
@@ -204,12 +204,6 @@ class ItemEncoder:
             return self.encode_image(self.pixels(item, data))
 
         return CacheEntry(f"latents of {sample.image}", store, key, make)
-
-    def worse(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
-        """Latents [C, H, W] of the images that are liked less, fitted to the same
-        bucket."""
-        images = item.sample.worse
-        return tuple(self._latents_of(path, item, stores) for path in images)
 
     def layers(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
         """Latents [C, H, W] of each layer of the target, with the composite first where
@@ -407,9 +401,6 @@ class ItemEntries:
     extra: Mapping[str, Mapping[str, CacheEntry]] = field(default_factory=dict)
     """Caption of the sample -> the entries of its further prompts by name."""
 
-    worse: tuple[CacheEntry, ...] = ()
-    """Latents of the images that are liked less."""
-
     layers: tuple[CacheEntry, ...] = ()
     """Latents of the images of which a target with layers consists; else empty."""
 
@@ -423,9 +414,9 @@ class ItemEntries:
         return (self.mask,) if self.mask else ()
 
     def images(self) -> tuple[CacheEntry, ...]:
-        """All entries that are made from image files: target, control images, worse
-        images, layers and mask."""
-        images = (self.latents, *self.references, *self.worse, *self.layers)
+        """All entries that are made from image files: target, control images,
+        layers and mask."""
+        images = (self.latents, *self.references, *self.layers)
         return (*images, *self.masks())
 
     def texts(self) -> tuple[CacheEntry, ...]:
@@ -550,7 +541,6 @@ def _entries(
             }
             for caption, prompts in further.items()
         },
-        worse=encoder.worse(item, stores),
         layers=encoder.layers(item, stores),
     )
 

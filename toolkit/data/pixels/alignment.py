@@ -8,7 +8,7 @@ is fitted to these shifts, in several rounds. Patches that do not follow it, whe
 something was edited, lose their weight (Tukey's biweight). If the edges do not match
 afterwards, the fit starts again from the best of a grid of zooms and rotations.
 
-`lint` and `toolkit.train.drift` measure pairs with it; the tool `align` also writes
+`lint` measures pairs with it; the tool `align` also writes
 aligned copies (`onto_image`). It does not decide what to do about a drift.
 
 Shape suffixes: H rows, W columns, N patches, P side of a patch.

@@ -1,11 +1,11 @@
 """The one way an image file becomes pixels: targets, references and masks all come
 through here.
 
-Whatever the file holds (16-bit grey, CMYK, a colour profile, HDR, transparency, an EXIF
+Whatever the file holds (16-bit grey, CMYK, a colour profile, transparency, an EXIF
 rotation), the result is an upright 8-bit sRGB image. A file that cannot become one
 faithfully is refused with the reason: animations, several pages, truncated or oversized
 files, and kinds that are not read (`unread`). `colours` says which colours a file
-holds, `conversion` makes sRGB of them, `tiff` knows the files that Pillow reads wrongly.
+holds, `tiff` knows the files that Pillow reads wrongly.
 
 Shape suffixes: H/W height and width in pixels; P red, green, blue, and opacity where
 the image has it.
@@ -16,7 +16,6 @@ from __future__ import annotations
 import io
 import os
 import struct
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,23 +27,17 @@ from PIL import (
     Image,
     ImageCms,
     ImageColor,
-    ImageFile,
     PngImagePlugin,
     TiffImagePlugin,
     UnidentifiedImageError,
 )
 
 from toolkit.contracts.data import Flip, Mask, ResizeCrop, Size
-from toolkit.data.pixels.avif import PACKAGE, bits_of_avif, is_hdr_decoder_installed
 from toolkit.data.pixels.colours import (
     PROFILE_MODES,
     Colours,
     colours_of,
-    is_flat_grey,
-    is_grey_webp,
-    matrix_profile,
     profile_mode,
-    profile_of_bmp,
     read_profile,
     srgb_profile,
 )
@@ -63,8 +56,7 @@ IMAGE_SUFFIXES = frozenset(
         *(".avif", ".heic", ".heif", ".hif", ".jxl", ".jpe", ".mpo", ".jpg_large"),
     }
 )
-"""File name endings (lower case) of images: cameras write .hif and .mpo. JPEG XL (.jxl) is refused with the command
-that converts it."""
+"""File name endings (lower case) of images: cameras write .hif and .mpo. JPEG XL (.jxl) is refused."""
 
 MAX_PIXELS = 120_000_000
 """Largest image that is read, in pixels: about 480 MB while it is decoded."""
@@ -148,9 +140,6 @@ class ImageInfo(NamedTuple):
     colours: str = ""
     """The colours it is converted from, such as `Display P3`; empty: it is sRGB."""
 
-    is_hdr: bool = False
-    """Whether it holds light above the white of a page, which is clipped."""
-
     reading: str = ""
     """The changes in how it becomes pixels since the first version of the program;
     empty: none. They are part of its identity (`fingerprint.image_digest`)."""
@@ -193,11 +182,8 @@ def open_image(
         colours = colours_of(image)
         if at_least is not None:
             image.draft(None, (at_least, at_least))
-        if _is_converted_here(image, colours):
-            rgb, alpha = _converted(image, colours, path, data)
-        else:
-            colour, alpha = _split_alpha(_to_eight_bit(_decoded(image)))
-            rgb = _to_srgb(colour, colours, note)
+        colour, alpha = _split_alpha(_to_eight_bit(_decoded(image)))
+        rgb = _to_srgb(colour, colours, note)
         if alpha is not None:
             rgb.putalpha(alpha)
             if channels == 3 or background:
@@ -297,30 +283,12 @@ def _info(image: Image.Image, alpha: bool) -> ImageInfo:
         alpha,
         notes=(colours.fault,) if colours.fault else (),
         colours=colours.name if colours.changes else "",
-        is_hdr=colours.is_hdr,
         reading=_reading_of(image, colours),
     )
 
 
 def _reading_of(image: Image.Image, colours: Colours) -> str:
-    if not colours.reading:
-        is_new = _is_converted_here(image, colours) or (
-            image.format == "BMP" and colours.changes
-        )
-        return "profile 1" if is_new else "clear 1" * bool(_top_of_clear_grey(image))
-    has_more = image.format == "AVIF" and is_hdr_decoder_installed()
-    # where another decoder is installed the same file has other pixels
-    return colours.reading + (" 16 bits" if has_more and _avif_bits(image) > 8 else "")
-
-
-def _is_converted_here(image: Image.Image, colours: Colours) -> bool:
-    """Whether `conversion` makes sRGB of an image that was not decoded: lcms does of 8
-    bits with a profile for them."""
-    if not colours.profile:
-        return bool(colours.reading)
-    is_wide = image.mode in _SIXTEEN_BIT or _has_wide_rgb(image)
-    is_other = is_wide or is_grey_webp(image) or is_flat_grey(colours.profile)
-    return colours.changes and is_other and matrix_profile(colours.profile) is not None
+    return colours.reading or "clear 1" * bool(_top_of_clear_grey(image))
 
 
 def image_reading(path: Path | str, data: bytes | None = None) -> str:
@@ -393,7 +361,7 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
     except UnidentifiedImageError as error:
         raise ImageError(path, _why_unknown(path, data)) from error
     except Unread as error:
-        raise ImageError(path, error.reason(path, data)) from error
+        raise ImageError(path, error.reason) from error
     except FileNotFoundError as error:
         raise ImageError(path, "does not exist") from error
     except Image.DecompressionBombError as error:
@@ -411,9 +379,7 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
             raise ImageError(path, f"cannot be read: {error.strerror}") from error
         kind = unread_jpeg(_beginning(path, data))
         damage = f"cannot be read ({error}): truncated or damaged"
-        raise ImageError(
-            path, Unread(kind).reason(path, data) if kind else damage
-        ) from error
+        raise ImageError(path, Unread(kind).reason if kind else damage) from error
 
 
 def _open(file: Path | str | IO[bytes]) -> Image.Image:
@@ -432,9 +398,6 @@ def _open(file: Path | str | IO[bytes]) -> Image.Image:
     top = _top_of_clear_grey(image)
     if top and image.info["transparency"] <= top:
         image.info["transparency"] *= 255 // top
-    profile = profile_of_bmp(image)
-    if profile:
-        image.info["icc_profile"] = profile
     return image
 
 
@@ -445,7 +408,8 @@ def _top_of_clear_grey(image: Image.Image) -> int:
     clear = image.info.get("transparency")
     if image.format != "PNG" or image.mode != "L" or not isinstance(clear, int):
         return 0
-    return {"L;2": 3, "L;4": 15}.get(_rawmode(cast("Any", image).tile[0]), 0)
+    args = cast("Any", image).tile[0].args
+    return {"L;2": 3, "L;4": 15}.get(args if isinstance(args, str) else args[0], 0)
 
 
 def _why_unknown(path: Path | str, data: bytes | None) -> str:
@@ -460,7 +424,7 @@ def _why_unknown(path: Path | str, data: bytes | None) -> str:
         return f"{state}, as after a broken download. Copy or download it again"
     kind = unread_kind(beginning)
     if kind:
-        return Unread(kind).reason(path, data)
+        return Unread(kind).reason
     other, remedy = stranger(beginning)
     if other:
         return f"is {other}. {remedy}"
@@ -498,14 +462,6 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
         raise ImageError(path, f"{state}. Save one of them as PNG")
     if image.format == "GIF":
         raise ImageError(path, "is a GIF, which is not supported. Save it as PNG")
-    if image.format == "AVIF" and not is_hdr_decoder_installed():
-        colours = colours_of(image)
-        if colours.is_hdr:
-            raise ImageError(
-                path,
-                f"is {colours.name}, of which Pillow gives 8 bits, too few for its range. "
-                f"Install the package '{PACKAGE}' (extra 'hdr'): {install_command(PACKAGE)}; or save it as PNG",
-            )
     if is_tiff:
         refuse_misread(image)
 
@@ -644,6 +600,8 @@ def _to_srgb(colour: Image.Image, colours: Colours, note: Note) -> Image.Image:
     profile = None
     if colours.profile and not colours.fault:
         profile, _ = read_profile(colours.profile)
+    if colours.gamma:
+        return colour.convert("RGB").point(_levels_of(colours.gamma) * 3)
     if profile is None:
         return colour.convert("RGB")
     if colour.mode == "L" and profile_mode(profile) == "RGB":
@@ -658,125 +616,17 @@ def _to_srgb(colour: Image.Image, colours: Colours, note: Note) -> Image.Image:
         return colour.convert("RGB")
 
 
-def _converted(
-    image: Image.Image, colours: Colours, path: Path | str, data: bytes | None
-) -> tuple[Image.Image, Image.Image | None]:
-    """An opened image of other colours than sRGB's as upright 8-bit sRGB, and its
-    opacity (L) when it has one. All bits of a file of 16 bits count, if its decoder
-    gives them."""
-    import numpy
-
-    from toolkit.data.pixels.conversion import to_srgb
-
-    orientation = _orientation(image)
-    wide_HWP = _sixteen_bits(image, path, data)
-    colour, alpha = _split_alpha(_to_eight_bit(_decoded(image)))
-    if wide_HWP is not None:
-        return _turned(Image.fromarray(to_srgb(wide_HWP, colours)), orientation), alpha
-    values = numpy.asarray(colour if colour.mode == "L" else colour.convert("RGB"))
-    values_HWP = values.reshape(*values.shape[:2], -1)
-    return Image.fromarray(to_srgb(values_HWP, colours)), alpha
-
-
-def _sixteen_bits(image: Image.Image, path: Path | str, data: bytes | None) -> Any:
-    """The colours [H, W, P] uint16 of an opened file of 16 bits, P 1 or 3, turned as
-    `Image.load` turns them; None where its decoder gives 8 bits."""
-    import numpy
-
-    if image.format == "AVIF":
-        bits = _avif_bits(image)
-        has_more = bits > 8 and is_hdr_decoder_installed()
-        return _avif_of_16_bits(bits, path, data) if has_more else None
-    if image.format == "HEIF":
-        has_more = image.info.get("bit_depth", 8) > 8
-        return _heic_of_16_bits(path, data) if has_more else None
-    if image.mode in _SIXTEEN_BIT:
-        image.load()
-        return numpy.asarray(image).astype(numpy.uint16)[..., None]
-    if not _has_wide_rgb(image):
-        return None
-    # Pillow keeps the high byte of each value; where it is told of the other byte order
-    # it keeps the low one.
-    with _open(path if data is None else io.BytesIO(data)) as again:
-        assert isinstance(again, ImageFile.ImageFile)  # as the first time
-        tiles = again.tile
-        again.tile = [tile._replace(args=_other_order(tile.args)) for tile in tiles]
-        again.load()
-        low_HWP = numpy.asarray(again)[..., :3]
-    image.load()
-    return numpy.asarray(image)[..., :3].astype(numpy.uint16) << 8 | low_HWP
-
-
-def _has_wide_rgb(image: Image.Image) -> bool:
-    """Whether an image that was not decoded is RGB of 16 bits, all of which
-    `_sixteen_bits` gets."""
-    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
-    return bool(tiles) and all(_rawmode(tile).endswith(_WIDE_ENDINGS) for tile in tiles)
-
-
-_OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-_WIDE_ENDINGS = tuple(
-    f"{mode};16{order}" for mode in ("RGB", "RGBA", "RGBX") for order in "BLN"
-)
-
-
-def _rawmode(tile: Any) -> str:
-    return tile.args if isinstance(tile.args, str) else str(tile.args[0])
-
-
-def _other_order(args: Any) -> Any:
-    """The arguments of a decoder, for values whose bytes are the other way round."""
-    if isinstance(args, str):
-        return args[:-1] + _OTHER_ORDER[args[-1]]
-    return (_other_order(args[0]), *args[1:])
-
-
-def _avif_bits(image: Image.Image) -> int:
-    """The bits of a value of an opened, not decoded AVIF."""
-    file: IO[bytes] = cast("Any", image).fp
-    place = file.tell()
-    bits = bits_of_avif(file)
-    file.seek(place)
-    return bits
-
-
-def _avif_of_16_bits(bits: int, path: Path | str, data: bytes | None) -> Any:
-    """The colours [H, W, P] uint16, not turned upright, of an AVIF of 10 or 12 bits, of
-    which Pillow gives 8."""
-    import imagecodecs
-    import numpy
-
-    data = Path(path).read_bytes() if data is None else data
-    try:
-        values_HWP = numpy.asarray(imagecodecs.avif_decode(data))
-    except imagecodecs.AvifError as error:
-        raise OSError(f"broken data stream: {error}") from error
-    values_HWP = values_HWP.reshape(*values_HWP.shape[:2], -1)
-    colours_HWP = values_HWP[..., : 3 if values_HWP.shape[2] > 2 else 1]
-    return _widened(colours_HWP, bits)
-
-
-def _widened(values_HWP: Any, bits: int) -> Any:
-    """Values of so many bits as uint16 of the full range."""
-    import numpy
-
-    top = (1 << bits) - 1
-    wide_HWP = values_HWP.astype(numpy.uint32).clip(0, top) * 65535 + top // 2
-    return (wide_HWP // top).astype(numpy.uint16)
-
-
-def _heic_of_16_bits(path: Path | str, data: bytes | None) -> Any:
-    """The colours [H, W, 3] uint16 of a HEIC of 10 or 12 bits, which the opener of
-    pi-heif cuts to 8."""
-    import numpy
-    from pi_heif import open_heif
-
-    file = open_heif(
-        path if data is None else io.BytesIO(data), convert_hdr_to_8bit=False
-    )
-    # of pi-heif 1.4 a view, which is valid as long as `file` lives
-    values_HWP = numpy.asarray(file[file.primary_index])
-    if values_HWP.dtype != numpy.uint16:
-        return None
-    bits = int(file[file.primary_index].info["bit_depth"])
-    return _widened(values_HWP[..., :3] >> (16 - bits), bits)
+def _levels_of(gamma: float) -> list[int]:
+    """The level of sRGB (IEC 61966-2-1) of each value whose light is value^gamma."""
+    lights = [(value / 255) ** gamma for value in range(256)]
+    return [
+        round(
+            255
+            * (
+                light * 12.92
+                if light <= 0.0031308
+                else 1.055 * light ** (1 / 2.4) - 0.055
+            )
+        )
+        for light in lights
+    ]

@@ -1,30 +1,17 @@
-"""Files of valid kinds that are not read: each is refused by its name, with the command
-that converts it. `other_kind` tells what a file is that is not named as an image.
+"""Files of valid kinds that are not read: each is refused by its name. `other_kind`
+tells what a file is that is not named as an image.
 
-`images`, `colours` and `tiff` raise `Unread`; `images` adds the name of the file and
-the command. It does not look at the pixels.
+`images`, `colours` and `tiff` raise `Unread`; `images` adds the name of the file. It
+does not look at the pixels.
 """
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from toolkit.files.parquet import kind_of_picture
 
-SAVE_AS_PNG = "Save it as PNG, with 8 or 16 bits per channel"
-
-MAGICK = "magick {first} {png}"
-"""ImageMagick applies what a file says of its values, and names the colours in the
-PNG."""
-
-_TO_SRGB = "zscale=p=709:t=iec61966-2-1:m=gbr:r=full,format=gbrp16"
-ZSCALE = f"ffmpeg -i {{image}} -vf {_TO_SRGB} {{png}}"
-"""FFmpeg converts the colours of all codes of ITU-T H.273 to sRGB."""
-
-_LEVELS = "colorlevels=16/255:16/255:16/255:0:235/255:235/255:235/255"
-NARROW = f"ffmpeg -i {{image}} -vf {_LEVELS},{_TO_SRGB} {{png}}"
-"""The same for RGB whose black is 16 and white 235, which zscale takes as 0 and 255."""
+SAVE_IT = "Save it as sRGB PNG or JPEG"
 
 _OTHER_FORMATS = {
     b"\xff\x0a": "a JPEG XL",
@@ -44,30 +31,12 @@ _OTHER_FORMATS = {
 
 class Unread(ValueError):
     """A valid file of a kind that is not read; the message names the kind, as in `a
-    JPEG XL`.
+    JPEG XL`."""
 
-    command: converts it, with the fields {image}, {first} (its first page or layer) and
-    {png}.
-    """
-
-    def __init__(self, kind: str, command: str = MAGICK) -> None:
-        super().__init__(kind)
-        self.command = command
-
-    def reason(self, path: Path | str, data: bytes | None) -> str:
-        """The kind, and the command that converts the file. data: its bytes, where it
-        is not on disk."""
-        if data is not None:
-            return f"is {self}, which is not read. {SAVE_AS_PNG}"
-        png = Path(path).with_suffix(".png")
-        if png.exists():
-            png = png.with_suffix(".converted.png")
-        command = self.command.format(
-            image=shlex.quote(str(path)),
-            first=shlex.quote(f"{path}[0]"),
-            png=shlex.quote(str(png)),
-        )
-        return f"is {self}, which is not read. Convert it, and replace it by the result: {command}"
+    @property
+    def reason(self) -> str:
+        """The kind, and what to do."""
+        return f"is {self}, which is not read. {SAVE_IT}"
 
 
 def unread_kind(beginning: bytes) -> str:

@@ -27,12 +27,12 @@ from toolkit.data.scan.partners import CONTROLS, IMAGES, in_yaml
 class KnownName(NamedTuple):
     """A name of a column.
 
-    >>> [known.name for known in known_names() if known.role == "worse"]
-    ['worse', 'rejected', 'lose']
+    >>> [known.name for known in known_names() if known.role == "tags"]
+    ['tags']
     """
 
     role: str
-    """`image`, `prompt`, `tags`, `control` or `worse`: as the keys of
+    """`image`, `prompt`, `tags` or `control`: as the keys of
     `datasets[].columns`, and kohya's tags."""
 
     name: str
@@ -57,25 +57,14 @@ def known_names() -> tuple[KnownName, ...]:
         )
 
 
-LABELLED = ("jpg_0", "jpg_1", "label_0")
-"""Columns of two images, and whether the first is the better one: 1, 0, or 0.5 for
-neither. Source: yuvalkirstain/pickapic_v2; diffusers, train_diffusion_dpo.py."""
-
-_WITH_LABELS = (*LABELLED, "label_1")
-
-UNDECIDED = "vote"
-"""A line of JSON with this key and without an image is skipped: it records that neither
-of two images is better."""
-
-
 class Unfit(ValueError):
     """A row, or a whole table, that cannot be used: why, and what to do."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are what, as they are written in it. Of `image`,
-    `prompt` and `worse` the first is used that a row has.
+    """Which columns of a table are what, as they are written in it. Of `image` and
+    `prompt` the first is used that a row has.
 
     >>> columns = Columns(image=("file_name",), prompt=("text",))
     >>> columns.is_table
@@ -88,13 +77,9 @@ class Columns:
     control: tuple[str, ...] = ()
     """In slot order."""
 
-    worse: tuple[str, ...] = ()
     mask: tuple[str, ...] = ()
     weight: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
-    labelled: tuple[str, ...] = ()
-    """Those of `LABELLED`, where the table has them."""
-
     is_of_pairs: bool = False
     """Whether control images and masks without a row are left out of the training. This
     is False for the names that were known before `columns`, so that runs with them
@@ -103,11 +88,8 @@ class Columns:
     @property
     def is_table(self) -> bool:
         """Whether the table describes images: it has a column for the image and another
-        one for its caption, its control image or its worse image."""
-        return bool(
-            self.labelled
-            or (self.image and (self.prompt or self.control or self.worse))
-        )
+        one for its caption or its control image."""
+        return bool(self.image and (self.prompt or self.control))
 
 
 def columns_of(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Columns:
@@ -128,9 +110,7 @@ def columns_of(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Colum
         for role in ColumnsConfig.model_fields
     }
     taken = {*chain.from_iterable(of_role.values())}
-    is_labelled = not of_role["image"] and all(name in by_name for name in LABELLED)
-    labelled = [by_name[name] for name in _WITH_LABELS if name in by_name]
-    for role in ("image", "prompt", "tags", "control", "worse"):
+    for role in ("image", "prompt", "tags", "control"):
         if not of_role.get(role):
             free = [key for key in written if key not in taken]
             of_role[role] = _known(role, free, rows)
@@ -145,7 +125,6 @@ def columns_of(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Colum
     is_of_pairs = bool(of_role["mask"] or given.control or controls - early)
     return Columns(
         **of_role,
-        labelled=tuple(labelled) if is_labelled else (),
         is_of_pairs=is_of_pairs,
     )
 
@@ -218,30 +197,6 @@ def first_of(row: Mapping[Any, Any], columns: Iterable[str]) -> str | None:
     return next((column for column in columns if column in row), None)
 
 
-def labelled(row: Mapping[Any, Any], columns: Columns) -> tuple[str, str] | None:
-    """The better and the worse image of a row with `LABELLED` columns; None: neither is
-    better.
-
-    Raises Unfit for another label.
-    """
-    first, second, label = (row.get(column) for column in columns.labelled[:3])
-    try:
-        better = float(label)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        better = -1.0
-    if (
-        better not in (0.0, 0.5, 1.0)
-        or not isinstance(first, str)
-        or not isinstance(second, str)
-    ):
-        raise Unfit(
-            f"has no pair: {LABELLED[2]!r} is {label!r}. Write 1, 0 or 0.5, and two names of images"
-        )
-    if better == 0.5:
-        return None
-    return (first, second) if better else (second, first)
-
-
 # ---------------------------------------------------------------- what a message
 # proposes
 
@@ -249,22 +204,17 @@ def labelled(row: Mapping[Any, Any], columns: Columns) -> tuple[str, str] | None
 _CHOSEN = {"better", "best", "win", "winner", "chosen", "preferred", "good"}
 _WORDS = {
     "mask": {"mask", "masks"},
-    "worse": {"worse", "worst", "lose", "loser", "rejected", "dispreferred", "bad"},
     "control": CONTROLS
     | {"init", "initial", "orig", "ref", "base", "unedited", "masked", "kontext"}
     | {"cond", "condition", "canny", "depth", "pose", "hint"},
     "image": IMAGES - {"image"} | {"trg", "out", "result", "final"} | _CHOSEN,
 }
-"""What a column of images is -> words in its name. A mask and a worse image count
-before the others; a name with words of both others says nothing."""
-
-_VOTES = {"vote", "votes", "pref", "preference", "preferences", "left", "right"}
-"""Words in the names of columns of a table whose rows say which of two images is
-better."""
+"""What a column of images is -> words in its name. A mask counts before the others; a
+name with words of both others says nothing."""
 
 _INSTRUCTIONS = {"instruction", "instructions", "instruct", "edit", "editing"}
 _CAPTIONS = {"prompt", "caption", "captions", "text", "description", "tags"}
-_NO_CAPTIONS = _VOTES | {
+_NO_CAPTIONS = {
     *("type", "id", "model", "url", "category", "task", "path"),
     *("hash", "source", "license", "author", "split"),
 }
@@ -285,7 +235,7 @@ def _role_of(column: str) -> str:
     it."""
     words = words_of(column)
     roles = [role for role, known in _WORDS.items() if words & known]
-    is_sure = len(roles) == 1 or roles[:1] in (["mask"], ["worse"])
+    is_sure = len(roles) == 1 or roles[:1] == ["mask"]
     return roles[0] if is_sure else ""
 
 
@@ -309,9 +259,7 @@ def proposal(
     }
     taken = {*chain.from_iterable(roles.values())}
     known = {
-        name: role
-        for role in ("control", "worse", "mask")
-        for name in getattr(columns, role)
+        name: role for role in ("control", "mask") for name in getattr(columns, role)
     }
     said = {
         name: known.get(name) or _role_of(name)
@@ -320,18 +268,16 @@ def proposal(
     }
     after = [name for name, role in said.items() if role == "image"]
     after = after or [name for name, role in said.items() if not role]
-    if not (roles["image"] or columns.labelled) and len(after) == 1:
+    if not roles["image"] and len(after) == 1:
         roles["image"] = after
     is_vote = any(words_of(name) & _CHOSEN for name in roles["image"])
-    is_sure = bool(roles["image"] or columns.labelled)
-    if not is_sure and any(words_of(name) & _VOTES for name in written):
-        return "Write the better image of each row as 'chosen', the other one as 'rejected'"
+    is_sure = bool(roles["image"])
     for name, role in sorted(said.items(), key=lambda item: item[1] in ("", "image")):
         if name in roles["image"] or (role in ("", "image") and not is_sure):
             continue
         if role in ("", "image"):
-            role = "worse" if is_vote else "control"
-        is_second = role in ("mask", "worse") and roles[role]  # a row has one
+            role = "ignore" if is_vote else "control"
+        is_second = role == "mask" and roles[role]  # a row has one
         roles["ignore" if is_second else role].append(name)
     if not is_sure:
         roles["image"] = ["AFTER"] if said else ["..."]
@@ -339,8 +285,8 @@ def proposal(
     roles["prompt"] = roles["prompt"] or [prompt] * bool(prompt)
     says = in_job(roles)
     where = " (with names of columns for AFTER and BEFORE)" * ("AFTER" in says)
-    if given.image and "" in said.values():  # nothing says that it is no vote
-        where = " (or worse, or mask, in place of control)"
+    if given.image and "" in said.values():
+        where = " (or mask, in place of control)"
     return f"Say what they are: {says}{where}"
 
 

@@ -258,7 +258,7 @@ def join(folder: str, name: str) -> str:
 # ---------------------------------------------------------------- what earlier starts
 # learned
 
-FORMAT = 7
+FORMAT = 8
 """Raised when the cached facts change, so that older cache files are ignored."""
 
 MIN_FILE_AGE_NS = 2 * 10**9
@@ -376,7 +376,7 @@ def _document(listing: DirectoryListing) -> bytes:
         version = listing.versions[name]
         if version and max(version[1:]) < latest and not contains_secret(name):
             digest = known_digest(listing.path(name), version)
-            colours = [facts.colours, facts.is_hdr, facts.reading]
+            colours = [facts.colours, facts.reading]
             images[name] = [
                 version,
                 *facts.size,

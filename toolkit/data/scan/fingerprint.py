@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.contracts.data import BaseImage, Sample
+from toolkit.contracts.data import Sample
 from toolkit.data.pixels.images import image_reading
 from toolkit.errors import RunError
 from toolkit.files.tensor_cache import key_of
@@ -98,18 +98,6 @@ def digest_as_read(digest: str, reading: str) -> str:
     return key_of(file=digest, reading=reading) if reading else digest
 
 
-def made_digest(base_image: BaseImage) -> str:
-    """The identity of an image that the base model makes, whether its file exists or
-    not. The name of the file is made of it."""
-    return key_of(kind="from_base", **base_image._asdict())
-
-
-def sample_digest(sample: Sample, of_file: Callable[[str], str] = image_digest) -> str:
-    """The identity of a sample's image: how it is made, or the contents of its file.
-    of_file: `image_digest`, or a function like it."""
-    return made_digest(sample.made) if sample.made else of_file(sample.image)
-
-
 DatasetHashes = dict[str, str]
 """`<folder>/<file>` -> hash of the image, its control images, mask, caption, repeats
 and flip."""
@@ -149,7 +137,6 @@ def _digest(sample: Sample) -> str:
 def _digest_by(sample: Sample, image_digest: Callable[[str], str]) -> str:
     more = {
         "mask": sample.mask and image_digest(sample.mask.file),
-        "worse": [image_digest(path) for path in sample.worse],
         "layers": [image_digest(path) for path in sample.layers],
         "flip": sample.flip if any(sample.flip) else None,
         "captions": sample.captions,
@@ -159,7 +146,7 @@ def _digest_by(sample: Sample, image_digest: Callable[[str], str]) -> str:
     # recorded.
     given = {name: value for name, value in more.items() if value or value == 0}
     return key_of(
-        image=sample_digest(sample, image_digest),
+        image=image_digest(sample.image),
         controls=[image_digest(path) for path in sample.control_images],
         caption=sample.caption,
         repeats=sample.repeats,

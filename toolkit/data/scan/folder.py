@@ -80,9 +80,6 @@ class DatasetScan:
     questions: tuple[tuple[str, str], ...] = ()
     """Folders whose numbers are probably not repeats, and why."""
 
-    prompt_faults: tuple[tuple[str, str], ...] = ()
-    """Files of prompts for the base model (`from_base`), and warnings for them."""
-
     scan_cache: ScanCache = field(default_factory=ScanCache, compare=False)
     """Known facts of the files. Only a run saves it: a plan writes nothing."""
 
@@ -93,17 +90,9 @@ class DatasetScan:
 
     @property
     def converted(self) -> tuple[ConvertedImage, ...]:
-        """The files whose colours are not sRGB, each once, in the order of the folders.
-        The plan counts them, `lint` lists those of HDR."""
+        """The files whose colours are not sRGB, each once, in the order of the folders. The plan counts them."""
         files = chain.from_iterable(folder.converted for folder in self.folders)
         return tuple(dict.fromkeys(files))
-
-    @property
-    def pairs(self) -> int:
-        """Number of distinct pairs of a better and a worse image."""
-        return len(
-            {(sample.image, worse) for sample in self.samples for worse in sample.worse}
-        )
 
 
 def scan_datasets(
@@ -123,8 +112,7 @@ def scan_datasets(
     earlier scans, which is updated; it makes the scan faster and does not change its
     result. forgiven: takes the errors instead, and the images that have one are left
     out. read_captions: whether the training does; otherwise missing ones are not
-    reported. also: other sections, whose control images are not left over. generated:
-    what the base model makes for entries with `from_base`, which have no folder.
+    reported. also: other sections, whose control images are not left over.
 
     Example::
 
@@ -141,7 +129,6 @@ def scan_datasets(
         note_unused_partners(matched, others, findings)
     checked = check_images(matched, trigger_word, forgiven, findings)
     infos = [folder_info(folder, trigger_word, reg_weight) for folder in checked]
-    infos = sorted([*infos, *generated], key=lambda info: info.dataset)
     notes = [info.note for info in infos if info.note]
     return DatasetScan(
         folders=tuple(infos),
@@ -161,9 +148,8 @@ def _folders(
     """The folders of all entries that have images, with their tables."""
     folders = []
     for index, dataset in enumerate(datasets):
-        if not dataset.from_base:
-            of_entry = _folders_of_entry(dataset, findings)
-            folders += [replace(folder, index=index) for folder in of_entry]
+        of_entry = _folders_of_entry(dataset, findings)
+        folders += [replace(folder, index=index) for folder in of_entry]
     return folders
 
 

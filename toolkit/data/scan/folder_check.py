@@ -9,7 +9,6 @@ read, and the encoder finds the rest of the damage.
 
 from __future__ import annotations
 
-import filecmp
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
@@ -41,7 +40,7 @@ from toolkit.data.scan.found import (
     texts_of,
 )
 from toolkit.data.scan.masks import look_at_masks, mask_fault
-from toolkit.data.scan.records import ImageFolder, MatchedImage
+from toolkit.data.scan.records import ImageFolder
 from toolkit.data.scan.repeats import REPEATS, ask_about, probably_no_repeats
 from toolkit.data.scan.words import usual_word
 from toolkit.errors import DataErrors, Diagnostic
@@ -72,17 +71,6 @@ def check_images(
     images that have one are left out.
     """
     folders = _readable(folders, _read_facts(folders, findings), findings)
-    pairs = [
-        (image, worse)
-        for folder in folders
-        for image in folder.images
-        for worse in image.worse
-    ]
-    for image, worse in pairs:
-        fault = _pair_fault(image, worse)
-        if fault:
-            findings.mistake(image.file.path, fault)
-    findings.notes.extend(_contradictions(pairs))
     findings.mistakes.extend(chain.from_iterable(map(_unlike_layers, folders)))
     mistakes = list(dict.fromkeys(findings.mistakes))
     if mistakes and forgiven is None:
@@ -127,7 +115,7 @@ def _read_facts(
         own = chain.from_iterable(image.names for image in folder.images)
         wanted.setdefault(folder.listing, {}).update(dict.fromkeys(own))
         for image in folder.images:
-            for listing, name in (*image.partners, *image.worse):
+            for listing, name in image.partners:
                 wanted.setdefault(listing, {})[name] = None
     images = [
         ImageFile(listing, name) for listing, names in wanted.items() for name in names
@@ -214,7 +202,7 @@ def _readable(
         paths = set[str]()
         for image in folder.images:
             paths.update(map(folder.listing.path, image.names))
-            paths.update(file.path for file in (*image.partners, *image.worse))
+            paths.update(file.path for file in image.partners)
         faulty = [path for path in unreadable if path in paths]
         rest = folder
         if folder.dataset.skip_unreadable:
@@ -241,49 +229,9 @@ def _without_images(folder: ImageFolder, places: Collection[str]) -> ImageFolder
         image
         for image in folder.images
         if len(image.names) == 1
-        and not any(
-            file.path in places for file in (image.file, *image.partners, *image.worse)
-        )
+        and not any(file.path in places for file in (image.file, *image.partners))
     ]
     return replace(folder, images=tuple(good))
-
-
-# ---------------------------------------------------------------- pairs of which
-# somebody likes one image better
-
-
-def _pair_fault(image: MatchedImage, worse: ImageFile) -> str:
-    """Why nothing can be learned from a pair; empty where something can. Images that
-    cannot be read are reported elsewhere."""
-    better = image.file
-    if better.path == worse.path:
-        return "is the better and the worse image of one pair. Remove the line"
-    if not image.caption:
-        return (
-            "has no prompt, which both images of a pair need. Give the line a 'prompt'"
-        )
-    if not (better.facts and worse.facts):
-        return ""
-    if better.facts.size != worse.facts.size:
-        return (
-            f"is {better.facts.size}, and its worse image {worse.path} {worse.facts.size}: "
-            "both images of a pair need one size. Remove the line"
-        )
-    if filecmp.cmp(better.path, worse.path, shallow=False):
-        return f"is the same as its worse image {worse.path}. Remove the line"
-    return ""
-
-
-def _contradictions(pairs: Sequence[tuple[MatchedImage, ImageFile]]) -> Iterator[str]:
-    """A warning, at most one, about images of which each is preferred to the other. It
-    gives their number and the first two."""
-    orders = {(image.file.path, worse.path) for image, worse in pairs}
-    both = sorted(pair for pair in orders if pair[::-1] in orders and pair[0] < pair[1])
-    if both:
-        yield (
-            f"warning: {len(both)} of {len(orders) - len(both)} pairs are preferred both ways, such as "
-            f"{' and '.join(both[0])}. They cancel each other: remove one line of each"
-        )
 
 
 # ---------------------------------------------------------------- layers

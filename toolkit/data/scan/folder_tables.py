@@ -70,7 +70,7 @@ def with_table_beside(folder: ImageFolder, findings: ScanFindings) -> ImageFolde
     table = _only_table(listing, listing.prefix, names, dataset, findings)
     if table is None:
         return folder
-    rows, _ = placed(table.rows, table.path, listing.prefix, names)
+    rows = placed(table.rows, table.path, listing.prefix, names)
     inside = f"{folder.subfolder}/" if folder.subfolder else ""
     of_dataset = {inside + name: row for name, row in rows.items()}
     return replace(folder, table=FolderTable(table.path, of_dataset))
@@ -169,7 +169,7 @@ def tables_in(
 def names_any(table: Table, folder: str, names: Sequence[str]) -> bool:
     """Whether a table names an image of a folder. names: of the images, from that
     folder."""
-    rows, _ = placed(table.rows, table.path, folder, names)
+    rows = placed(table.rows, table.path, folder, names)
     return any(name in rows or split_suffix(name)[0] in rows for name in names)
 
 
@@ -178,8 +178,7 @@ def _is_meant(table: Table, names: Sequence[str]) -> bool:
     or, where they cannot be read, by a name of an image in the file. names: of the
     images."""
     if any(
-        split_suffix(name)[1] in IMAGE_SUFFIXES
-        and (row.caption or row.references or row.worse)
+        split_suffix(name)[1] in IMAGE_SUFFIXES and (row.caption or row.references)
         for name, row in table.rows.items()
     ):
         return True
@@ -226,9 +225,6 @@ def used_rows(
     findings.mistakes.extend(table.mistakes)
     if table.columns.is_of_pairs:
         findings.of_pairs.add(table.path)
-    if table.undecided:
-        votes = count_of(table.undecided, "vote")
-        findings.note(table.called, f"{votes} for neither of two images: not used")
     bases = dict.fromkeys(
         (dataset.folder_path, folder, os.path.dirname(table.path), ".")
     )
@@ -305,9 +301,7 @@ def with_placed_rows(
                 f"{names}. To leave them out, name that column: 'columns: {{control: NAME}}'",
             )
         images = [name for folder in with_table for name in folder.image_names()]
-        rows, begin = placed(before[0].rows, path, dataset.folder_path, images)
-        if begin:
-            findings.note(path, f"{begin!r} at the beginning of its names is left out")
+        rows = placed(before[0].rows, path, dataset.folder_path, images)
         table = FolderTable(path, rows)
         with_table = [replace(folder, table=table) for folder in with_table]
         _note_unnamed(dataset, path, with_table, findings)
@@ -373,19 +367,9 @@ def _without_partners(
 
 
 def _unlike(written: Sequence[str], images: Sequence[str]) -> str:
-    """How the names of a table differ from those of the images, by the first two that
-    are nearly the same."""
-
-    def key(name: str) -> str:
-        return split_suffix(os.path.basename(name.replace("\\", "/")))[0].casefold()
-
-    of_images = {key(name): name for name in reversed(images)}
-    near = next((name for name in written if key(name) in of_images), written[0])
-    image = of_images.get(key(near), next(iter(images), ""))
-    remedy = "write paths from that folder"
-    if key(near) in of_images and os.path.dirname(near) == os.path.dirname(image):
-        remedy = "write suffix and letters as that file has them"
-    return f"It has {near!r}, the folder {image!r}: {remedy}"
+    """How the names of a table differ from those of the images, by the first two."""
+    image = next(iter(images), "")
+    return f"It has {written[0]!r}, the folder {image!r}: write paths from that folder"
 
 
 # ---------------------------------------------------------------- files that a row

@@ -102,9 +102,7 @@ def _given_table(
     """The table that is `captions_file`; an empty one where it cannot be used, which is a
     mistake."""
     given = findings.table(file, dataset)
-    # Images of a folder are found by what follows the folders of another machine, where
-    # that is sure.
-    lost = lost_folders(given, images=not dataset.folder_path)
+    lost = lost_folders(given)
     for folder in lost:
         what = f"names files in {folder}, which is not on this machine"
         findings.mistake(
@@ -115,8 +113,6 @@ def _given_table(
         return FolderTable()
     if not given.rows and not given.mistakes:
         what = "has no line. Write one for each image"
-        if given.undecided:
-            what = "has votes for neither of two images alone. Vote on more"
         findings.mistake(file, f"{what}, or take 'captions_file' out")
         return FolderTable()
     return FolderTable(file, used_rows(dataset, given, os.path.dirname(file), findings))

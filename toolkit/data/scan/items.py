@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import cache
 from itertools import product
 from math import ceil, prod, sqrt
@@ -30,7 +29,6 @@ from toolkit.data.pixels.images import (
 from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.folder import DatasetScan, scan_datasets
 from toolkit.data.scan.found import repeats_of
-from toolkit.data.scan.from_base import made_folders
 from toolkit.errors import DataErrors, Diagnostic, UserError
 
 if TYPE_CHECKING:
@@ -146,21 +144,18 @@ def scan_items(
     size_multiple: int,
     scan_cache: ScanCache | None = None,
     forgiven: list[Diagnostic] | None = None,
-    family: ModelFacts | None = None,
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...]]:
     """Scans `section.datasets` and assigns each image to its buckets.
 
     A stream is not scanned (see `stream_dataset`).
     size_multiple: sides of a bucket are multiples of this many pixels. scan_cache,
-    forgiven: as of `scan_datasets`. family: that of the model, which makes the images
-    of `from_base`; None: they are left out. Raises DataErrors naming every offending
+    forgiven: as of `scan_datasets`. Raises DataErrors naming every offending
     file, or the folder with the most uses where there are too many.
     """
     folders = [] if section.streamed else section.datasets
     settings = section.validation
     is_separate = folders and settings and settings.folder_path
     also = [settings.dataset(folders)] if settings and is_separate else []
-    generated, faults = made_folders(section, family, forgiven) if family else ([], ())
     scan = scan_datasets(
         folders,
         section.trigger_word,
@@ -169,10 +164,7 @@ def scan_items(
         forgiven,
         section.reads_captions,
         also,
-        generated,
     )
-    notes = (*scan.notes, *(f"warning: {place}: {fault}" for place, fault in faults))
-    scan = replace(scan, notes=notes, prompt_faults=faults)
     resolutions = [dataset.resolution for dataset in section.datasets]
     items = make_items(
         scan.samples, lambda sample: resolutions[sample.dataset], size_multiple
@@ -215,25 +207,21 @@ def _refuse(reasons: Iterable[tuple[str, str]]) -> None:
 def sample_inputs(place: str, item: SampleItem, family: ModelFacts) -> list[Size]:
     """Pixels of the control images of a sample prompt; one that an earlier process of
     the job will write passes as square. Raises DataErrors naming the first of its
-    images, the mask included, that cannot be used, or more of them than the family
-    takes. place: key of the prompt."""
-    sizes = []
-    for key, paths in (
-        ("ctrl_img", item.ctrl_img),
-        ("mask_img", (item.mask_img,) if item.mask_img else ()),
-    ):
-        try:
-            if len(paths) > family.max_references:
-                raise UserError(family.too_many_references(len(paths), "ctrl_img"))
-            for path in paths:
-                file = Path(path).expanduser()
-                sizes.append(inspect_image(file).size if file.exists() else Size(1, 1))
-                reason = reference_error(sizes[-1])
-                if reason:
-                    raise ImageError(path, reason)
-        except (ImageError, UserError) as error:
-            raise DataErrors([Diagnostic((f"{place}.{key}",), str(error))]) from error
-    return sizes[: len(item.ctrl_img)]
+    images that cannot be used, or more of them than the family takes. place: key of the
+    prompt."""
+    paths, sizes = item.ctrl_img, []
+    try:
+        if len(paths) > family.max_references:
+            raise UserError(family.too_many_references(len(paths), "ctrl_img"))
+        for path in paths:
+            file = Path(path).expanduser()
+            sizes.append(inspect_image(file).size if file.exists() else Size(1, 1))
+            reason = reference_error(sizes[-1])
+            if reason:
+                raise ImageError(path, reason)
+    except (ImageError, UserError) as error:
+        raise DataErrors([Diagnostic((f"{place}.ctrl_img",), str(error))]) from error
+    return sizes
 
 
 def refuse_large(items: Iterable[BucketedSample], family: ModelFacts) -> None:
@@ -266,24 +254,16 @@ message, or None."""
 def refuse_long_captions(
     items: Iterable[BucketedSample], fault: PromptFault, sure: int = 0
 ) -> None:
-    """Raises DataErrors naming every image whose caption, or prompt of `from_base`, is
-    too long for the model.
+    """Raises DataErrors naming every image whose caption is too long for the model.
 
     sure: captions of at most so many characters always fit, and are not checked.
     """
-    messages: dict[tuple[str, str], str] = {}
+    messages: dict[str, str] = {}
     for sample, crop in items:
         for text in sample.texts:
-            # An image of the base model may not be there: its caption is a line of the
-            # file of prompts.
-            where = (sample.image, "its caption")
-            if sample.made:
-                where = (sample.folder, f"its prompt {text[:40]!r}...")
-            if len(text) > sure and where not in messages:
+            if len(text) > sure and sample.image not in messages:
                 sizes = [image_size(path) for path in sample.control_images]
                 reason = fault(text, crop.bucket, sizes)
                 if reason:
-                    messages[where] = reason
-    _refuse(
-        (file, f"{what} has {message}") for (file, what), message in messages.items()
-    )
+                    messages[sample.image] = reason
+    _refuse((file, f"its caption has {message}") for file, message in messages.items())

@@ -83,12 +83,6 @@ def _matched(
     With `control_optional` a missing slot is skipped and later ones move up: slot 2
     alone becomes the only control image.
     """
-    rows = folder.rows
-    if any(row.worse for row in rows.values()):
-        # a table of preferences: only images that it names as the better one
-        named = zip(folder.listing.images.items(), folder.table_names(), strict=True)
-        images = dict(image for image, name in named if name in rows)
-        folder = replace(folder, listing=replace(folder.listing, images=images))
     listing = folder.listing
     dataset = folder.dataset
     for stem, files in listing.images.items():
@@ -144,7 +138,6 @@ def _with_rows(folder: ImageFolder, findings: ScanFindings) -> Iterator[MatchedI
     ):
         row = rows.get(name, no_row)
         controls = named_files(folder, row.references, "as a control image", findings)
-        worse = named_files(folder, row.worse, "as a worse image", findings)
         masks = row.mask and named_files(folder, [row.mask], "as a mask", findings)
         yield MatchedImage(
             stem,
@@ -152,7 +145,6 @@ def _with_rows(folder: ImageFolder, findings: ScanFindings) -> Iterator[MatchedI
             names,
             row.caption,
             controls=tuple(controls),
-            worse=tuple(worse),
             mask=masks[0] if masks else None,
             weight=row.weight,
             has_controls_in_table=bool(row.references),

@@ -16,8 +16,8 @@ from typing import Any
 
 from toolkit.data.scan.fingerprint import DatasetHashes
 
-PLACES = ("folder_path", "captions_file", "control_path", "mask_path", "from_base")
-"""Keys of an entry of `datasets` that say where its files are, or how they are made."""
+PLACES = ("folder_path", "captions_file", "control_path", "mask_path")
+"""Keys of an entry of `datasets` that say where its files are."""
 
 Entry = Mapping[str, Any]
 """An entry of `datasets`, plain data."""
@@ -110,11 +110,7 @@ def _with_entries(
 
 
 def _folders(entries: Sequence[Entry]) -> list[str]:
-    made = [(entry.get("from_base") or {}).get("prompts") for entry in entries]
-    return [
-        str(entry.get("folder_path") or prompts or "").rstrip("/\\")
-        for entry, prompts in zip(entries, made, strict=True)
-    ]
+    return [str(entry.get("folder_path") or "").rstrip("/\\") for entry in entries]
 
 
 def _is_in(name: str, folder: str) -> bool:

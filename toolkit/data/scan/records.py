@@ -88,9 +88,6 @@ class MatchedImage(NamedTuple):
     layers: tuple[ImageFile, ...] = ()
     """From back to front."""
 
-    worse: tuple[ImageFile, ...] = ()
-    """Images that are liked less."""
-
     mask: ImageFile | None = None
     """The image itself where its own opacity is the mask."""
 

@@ -26,16 +26,13 @@ from toolkit.data.scan.repeats import REPEATS
 class ConvertedImage(NamedTuple):
     """An image file that is converted to sRGB.
 
-    >>> ConvertedImage("photos/a.jpg", "Display P3", is_hdr=False).colours
+    >>> ConvertedImage("photos/a.jpg", "Display P3").colours
     'Display P3'
     """
 
     path: str
     colours: str
     """Its colours before the conversion: `Display P3`."""
-
-    is_hdr: bool
-    """Whether light above the white of a page is clipped."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class FolderInfo:
     """Images and control images with an alpha channel that is not used as a mask."""
 
     converted: tuple[ConvertedImage, ...] = ()
-    """Images, control images, worse ones and masks whose colours are not sRGB."""
+    """Images, control images and masks whose colours are not sRGB."""
 
     mask_looks: tuple[MaskLook, ...] = ()
     """Measurements of its masks, of those that were measured."""
@@ -146,7 +143,6 @@ def _samples(
             background=background,
             dataset=folder.index,
             captions=tuple(captions) if len(captions) > 1 else (),
-            worse=_paths(image.worse),
             own_weight=image.weight,
             layers=_paths(image.layers),
         )
@@ -164,8 +160,7 @@ def _converted(folder: ImageFolder) -> Iterator[ConvertedImage]:
     not sRGB."""
     files = [image.file for image in folder.images]
     files += [partner for _, partner in folder.partners()]
-    files += [worse for image in folder.images for worse in image.worse]
     for file in files:
         facts = file.facts
         if facts and facts.colours:
-            yield ConvertedImage(file.path, facts.colours, facts.is_hdr)
+            yield ConvertedImage(file.path, facts.colours)

@@ -14,7 +14,6 @@ import io
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,14 +30,10 @@ from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
 from toolkit.data.scan.captions import LIST, CaptionError, half_in, listed, read_text
 from toolkit.data.scan.columns import (
-    UNDECIDED,
     Columns,
     Unfit,
-    are_images,
     columns_of,
     first_of,
-    known_names,
-    labelled,
     texts_in,
     unknown,
     without_caption,
@@ -74,9 +69,6 @@ class TableRow(NamedTuple):
     references: tuple[str, ...] = ()
     """Paths of its control images as they are written, relative to the folder of the
     images or of the table."""
-
-    worse: tuple[str, ...] = ()
-    """Paths of the images that are liked less, written in the same way."""
 
     mask: str = ""
     """Path of its mask, written in the same way; '' for none."""
@@ -121,9 +113,6 @@ class Table:
     """Errors of the file and of its lines."""
 
     columns: Columns = field(default_factory=Columns)
-
-    undecided: int = 0
-    """Lines that are skipped, because neither of two images is better."""
 
     unused: Mapping[str, list[tuple[str, str]]] = field(default_factory=dict)
     """Columns that are not used -> their values: each the name of the image as it is
@@ -180,16 +169,12 @@ def read_table(
     }
     lines = []
     faults = []
-    undecided = 0
     for number, row in found:
         if isinstance(row, str):
             faults.append((number, row))
             continue
         try:
             name = _name(row, columns)
-            if name is None:
-                undecided += 1
-                continue
             line = TableLine(
                 number, moved_path(name, moved), _row_of(row, columns, moved)
             )
@@ -208,7 +193,7 @@ def read_table(
         Diagnostic((f"{called}:{number}",), reason)
         for number, reason in sorted(faults, key=lambda fault: fault[0])
     ]
-    return Table(path, called, rows, lines, mistakes, columns, undecided, unused)
+    return Table(path, called, rows, lines, mistakes, columns, unused)
 
 
 def _by_image(
@@ -230,10 +215,7 @@ def _by_image(
             row.caption != known.caption
             and row._replace(caption=known.caption) == known
         )
-        if known.worse and row.worse and known[:2] == row[:2]:
-            worse = dict.fromkeys(known.worse + row.worse)
-            rows[name] = known._replace(worse=tuple(worse))
-        elif several and differ_in_caption_alone:
+        if several and differ_in_caption_alone:
             captions = filter(None, (known.caption, row.caption))
             rows[name] = known._replace(caption=LIST.join(captions))
         else:
@@ -249,8 +231,7 @@ def _columns(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Columns
     """The columns of a table that names images. Raises Unfit where no column does, and
     where no text is the caption."""
     columns = columns_of(rows, given)
-    names_images = columns.image or columns.labelled
-    if rows and not names_images and not all(UNDECIDED in row for row in rows):
+    if rows and not columns.image:
         raise Unfit(unknown(rows, columns, given))
     fault = without_caption(rows, columns, given)
     if fault:
@@ -261,7 +242,7 @@ def _columns(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Columns
 def _used(rows: Sequence[Mapping[Any, Any]], columns: Columns) -> set[str | None]:
     """The columns that are read. Of a role with several columns these are the first
     ones that any row has."""
-    roles = (columns.image, columns.prompt, columns.worse)
+    roles = (columns.image, columns.prompt)
     chosen = {first_of(row, keys) for keys in roles for row in rows}
     return chosen.union(
         columns.tags,
@@ -269,20 +250,12 @@ def _used(rows: Sequence[Mapping[Any, Any]], columns: Columns) -> set[str | None
         columns.mask,
         columns.weight,
         columns.ignore,
-        columns.labelled,
-        [UNDECIDED],
     )
 
 
-def _name(row: Mapping[Any, Any], columns: Columns) -> str | None:
-    """The name of the image of a row; None where neither of two is better. Raises Unfit
-    without one."""
-    if columns.labelled:
-        pair = labelled(row, columns)
-        return pair[0].strip() if pair else None
+def _name(row: Mapping[Any, Any], columns: Columns) -> str:
+    """The name of the image of a row. Raises Unfit without one."""
     key = first_of(row, columns.image)
-    if key is None and UNDECIDED in row:
-        return None
     name = row.get(key)
     if isinstance(name, str) and name.strip():
         return name.strip()
@@ -312,14 +285,9 @@ def _row_of(
         texts = [text for text in chain.from_iterable(lists) if isinstance(text, str)]
         return tuple(moved_path(text.strip(), moved) for text in texts if text.strip())
 
-    pair = labelled(row, columns) if columns.labelled else None
-    worse = first_of(row, columns.worse)
     return TableRow(
         _caption(row, columns),
         paths(columns.control),
-        (moved_path(pair[1].strip(), moved),)
-        if pair
-        else paths([worse] if worse else []),
         next(iter(paths(columns.mask)), ""),
         _weight(row.get(columns.weight[0])) if columns.weight else 1.0,
     )
@@ -411,10 +379,8 @@ def _with_header(text: str, given: ColumnsConfig, delimiters: str = ",;\t|") -> 
         if text.strip():
             yield 1 + skipped, _no_header(text, delimiters, given)
         return
-    quote = _quote(text)
-    reader = csv.DictReader(
-        io.StringIO(text), delimiter=delimiter, quotechar=quote, strict=quote == "'"
-    )
+    # strict: a quotation mark inside a text is an error, not the end of the text
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
     try:
         for row in reader:
             more = [value for value in row.pop(None, ()) if value.strip()]
@@ -423,12 +389,6 @@ def _with_header(text: str, given: ColumnsConfig, delimiters: str = ",;\t|") -> 
                     reader.line_num + skipped,
                     f"has more values than the header: {delimiter.join(more)[:_SHOWN]!r}. "
                     f"Put a caption that has {delimiter!r} in it into quotation marks",
-                )
-            elif any(_is_torn(value) for value in row.values() if value):
-                what = r"has \" in a text, which ends it in CSV"
-                yield (
-                    reader.line_num + skipped,
-                    f'{what}. Write two quotation marks, ""',
                 )
             elif any(value and value.strip() for value in row.values()):
                 yield reader.line_num + skipped, row
@@ -439,29 +399,11 @@ def _with_header(text: str, given: ColumnsConfig, delimiters: str = ",;\t|") -> 
         )
 
 
-def _quote(text: str) -> str:
-    """The quotation mark of a CSV, by its first lines: a single one where all values
-    of a line are in such."""
-    lines = text.split("\n", 2)[:2]
-    return (
-        "'"
-        if any(re.match(r"'[^']*'\s*[,;\t|]\s*'.*'\s*$", line) for line in lines)
-        else '"'
-    )
-
-
-def _is_torn(value: str) -> bool:
-    """Whether a value was written with `\\"` for a quotation mark, as in JSON."""
-    return '\\"' in value or ("\\" in value and value.endswith('"'))
-
-
 def _begin(text: str, delimiter: str) -> tuple[list[str], list[dict[str, str]]]:
     """The header of a text by this delimiter, and the first rows below it."""
     lines = list[list[str]]()
     with suppress(csv.Error):  # what is wrong is reported when all is read
-        reader = csv.reader(
-            io.StringIO(text), delimiter=delimiter, quotechar=_quote(text)
-        )
+        reader = csv.reader(io.StringIO(text), delimiter=delimiter)
         lines += islice(filter(None, reader), _ROWS_LOOKED_AT)
     header, *rows = lines or [[]]
     return header, [dict(zip(header, row, strict=False)) for row in rows]
@@ -532,43 +474,15 @@ def _json_entries(text: str, given: ColumnsConfig) -> Lines:
 
 
 def _rows_in(whole: Mapping[str, Any]) -> list[Any]:
-    """The rows in an object of JSON. Raises Unfit for one that is none of these:
-    captions as COCO has them, rows under one key, columns or rows by their index as
-    pandas writes them, or captions by the names of images."""
-    values = [*whole.values()]
-    lists = [value for value in values if isinstance(value, list)]
-    of_objects = [rows for rows in lists if any(map(_is_object, rows))]
-    if len(of_objects) == len(lists) == 1:
-        return of_objects[0]
-    images, notes = whole.get("images"), whole.get("annotations")
-    if images in of_objects and notes in of_objects:
-        names = {
-            str(each.get("id")): each.get(_NAME) for each in filter(_is_object, images)
-        }
-        return [
-            {_NAME: names.get(str(note.get("image_id"))), _CAPTION: note[_CAPTION]}
-            for note in filter(_is_object, notes)
-            if _CAPTION in note
-        ] or [_NO_NAME]
-    parts = [[*value.values()] if _is_object(value) else value for value in values]
-    if all(isinstance(part, list) and len(part) == len(parts[0]) for part in parts):
-        rows = [dict(zip(whole, row, strict=True)) for row in zip(*parts, strict=True)]
-        if {are_images(key, rows) for key in whole} == {True, False}:
-            return rows
+    """The rows in an object of JSON: captions, or objects, by the names of images.
+    Raises Unfit for any other."""
+    lists = [value for value in whole.values() if isinstance(value, list)]
     if not all(isinstance(text, str) for value in lists for text in value):
         raise Unfit(_NO_ROWS)
-    if all(map(str.isdigit, whole)) and any(
-        _NAMES & {*row} for row in filter(_is_object, values)
-    ):
-        return values
     return [
-        {_NAME: key, **(row if _is_object(row) else {_CAPTION: row})}
+        {_NAME: key, **(row if isinstance(row, dict) else {_CAPTION: row})}
         for key, row in whole.items()
     ]
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
 
 
 def _json_line(number: int, row: Any) -> tuple[int, Mapping[Any, Any] | str]:
@@ -579,7 +493,6 @@ _NAME = "file_name"
 _CAPTION = "caption"
 """The titles that messages suggest, and that rows without a header get."""
 
-_NAMES = {known.name for known in known_names() if known.role == "image"}
 _NO_ROWS = f"is JSON without rows that are known. Write a list of objects with {_NAME!r} and {_CAPTION!r}"
 
 _DIALECTS: Mapping[str, Callable[[str, ColumnsConfig], Lines]] = {
@@ -601,19 +514,17 @@ TABLES = (*TEXT_TABLES, SUFFIX)
 
 def placed(
     table: Mapping[str, TableRow], path: str, folder: str, names: Collection[str]
-) -> tuple[dict[str, TableRow], str]:
+) -> dict[str, TableRow]:
     """The rows by the names of the images, where it is certain which image a row names;
-    other rows keep the name that is written. Second, the folder that was removed from
-    the beginning of names.
+    other rows keep the name that is written.
 
     Names may also be paths from the folder of the table or from the working directory,
-    have `\\` between folders, or all begin with one folder that does not exist. path:
-    of the table. folder: of the images. names: of the images.
+    or have `\\` between folders. path: of the table. folder: of the images. names: of
+    the images.
     """
     known = {*names, *(split_suffix(name)[0] for name in names)}
     sure = {split_suffix(name)[0] for name in table if name in known}
     by_place: dict[str, list[str]] = {}
-    by_begin: dict[str, list[tuple[str, str]]] = {}
     whereabouts = _Whereabouts(folder, (os.path.dirname(path) or ".", "."))
     for name in table:
         if name in known:
@@ -624,28 +535,12 @@ def placed(
         }
         for place in places:
             by_place.setdefault(place, []).append(name)
-        if not places and not whereabouts.is_file(slashes):
-            end = _known_end(slashes, known)
-            if end:
-                by_begin.setdefault(slashes.removesuffix(end), []).append((end, name))
-    begin = ""
-    if len(by_begin) == 1:
-        ((begin, guessed),) = by_begin.items()
-        for end, name in guessed:
-            by_place.setdefault(end, []).append(name)
     of_name = {
         written[0]: place
         for place, written in by_place.items()
         if len(written) == 1 and split_suffix(place)[0] not in sure
     }
-    return {of_name.get(name, name): row for name, row in table.items()}, begin
-
-
-def _known_end(path: str, known: Collection[str]) -> str:
-    """The longest end of a path that is a known name; empty for none."""
-    parts = path.split("/")
-    ends = ("/".join(parts[at:]) for at in range(1, len(parts)))
-    return next((end for end in ends if end in known), "")
+    return {of_name.get(name, name): row for name, row in table.items()}
 
 
 def with_slashes(name: str, folder: str) -> str:
@@ -677,9 +572,6 @@ class _Whereabouts:
             if (real + os.sep).startswith(self._folder):
                 yield os.path.join(real + os.sep, name).removeprefix(self._folder)
 
-    def is_file(self, path: str) -> bool:
-        return any(os.path.isfile(os.path.join(base, path)) for base in self._bases)
-
 
 def image_name(path: str) -> str:
     """The name of an image in a table of captions: its path from the folder of the
@@ -691,15 +583,10 @@ def image_name(path: str) -> str:
     return normalize("NFC", normpath(path))
 
 
-def lost_folders(table: Table, images: bool = True) -> list[str]:
+def lost_folders(table: Table) -> list[str]:
     """Folders that a table names by absolute paths and that do not exist on this
-    machine. images: also those of the images, not only of their control images and
-    worse images."""
-    named = []
-    for line in table.lines:
-        if images:
-            named.append(line.name)
-        named += [*line.row.references, *line.row.worse]
+    machine."""
+    named = [name for line in table.lines for name in (line.name, *line.row.references)]
     absolute = [name.replace("\\", "/") for name in named if is_absolute(name)]
     folders = dict.fromkeys(name.rpartition("/")[0] for name in absolute)
     lost = [
@@ -711,6 +598,6 @@ def lost_folders(table: Table, images: bool = True) -> list[str]:
 def line_naming(table: Table, named: str) -> str:
     """The first line of the table that names the file `named`, as file:line."""
     for number, name, row in table.lines:
-        if named in (name, image_name(name), row.mask, *row.references, *row.worse):
+        if named in (name, image_name(name), row.mask, *row.references):
             return f"{table.path}:{number}"
     return table.path

@@ -2,7 +2,7 @@
 images, which are then not trained on.
 
 `scan_and_split` scans a job and splits it; `toolkit.plan` and the tools that encode the
-images of a job (`cache`, `best`, `influence`) call it. Which images are held out depends on their names and
+images of a job (`cache`, `best`) call it. Which images are held out depends on their names and
 on `validation.seed`, not on the order of the datasets; a run that has begun keeps its
 split when files are renamed. Losses are measured elsewhere, in `toolkit.train`.
 
@@ -76,17 +76,11 @@ def scan_and_split(
     has a caption that is too long for the model, as far as that is known already.
     """
     multiple = family.size_multiple
-    scanned = scan_items(section, multiple, scan_cache, family=family)
+    scanned = scan_items(section, multiple, scan_cache)
     (scan, items), validation_split = scanned, None
     if section.validation:
-        pairs = section.train.preference is not None
         scan, items, validation_split = split_validation(
-            section,
-            *scanned,
-            multiple,
-            forward_passes,
-            pairs=pairs,
-            trained_on=trained_on,
+            section, *scanned, multiple, forward_passes, trained_on=trained_on
         )
     everything = (*items, *(validation_split.items if validation_split else ()))
     refuse_references(everything, family)
@@ -104,16 +98,14 @@ def split_validation(
     size_multiple: int,
     cost: Cost,
     forgiven: list[Diagnostic] | None = None,
-    pairs: bool = False,
     trained_on: Callable[[], DatasetHashes] = dict,
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]:
     """The images that are left to train on, and the validation split; None without
     `section.validation`.
 
     section, scan, items, size_multiple, forgiven: as of `scan_items`. cost: describes
-    the cost of a validation of so many items. pairs: whether only images that have a
-    worse one are measured, where there are any. trained_on: the hashes of the images
-    that the run has trained on, if it has begun. Raises UserError when nothing would be left,
+    the cost of a validation of so many items. trained_on: the hashes of the images that
+    the run has trained on, if it has begun. Raises UserError when nothing would be left,
     DataErrors naming every offending file of the validation's folder.
     """
     settings = section.validation
@@ -125,7 +117,7 @@ def split_validation(
         validation_scan = scan_datasets(
             [dataset], section.trigger_word, 1.0, scan.scan_cache, forgiven, also=also
         )
-        samples = _measured(validation_scan.samples, pairs)
+        samples = validation_scan.samples
         measured = make_items(samples, lambda _: dataset.resolution, size_multiple)
         missing = sum(folder.missing_captions for folder in validation_scan.folders)
         note = f"validation: {dataset.folder_path}, {count_of(len(samples), 'image')}"
@@ -133,15 +125,14 @@ def split_validation(
             "with 'default_caption'" if dataset.default_caption else "without caption"
         )
         note += f", {missing} {what}" if missing else ""
-        note += f"; {cost(_images(measured, pairs), settings)} each time"
+        note += f"; {cost(len(measured), settings)} each time"
         notes = (note, *validation_scan.notes)
         split = ValidationSplit(tuple(map(as_measured, measured)), False, notes)
         return scan, items, split
-    samples = _measured(
-        [s for folder in scan.folders if not folder.is_reg for s in folder.samples],
-        pairs,
+    samples = tuple(
+        s for folder in scan.folders if not folder.is_reg for s in folder.samples
     )
-    chosen = _as_before(scan.samples, _held_out(samples, settings, pairs), trained_on())
+    chosen = _as_before(scan.samples, _held_out(samples, settings), trained_on())
     shown = chosen & set(map(_place, samples))
     measured = tuple(
         as_measured(bucketed)
@@ -151,7 +142,7 @@ def split_validation(
     names = sorted(f"{path.parent.name}/{path.name}" for path in map(Path, shown))
     listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
     note = f"validation: {count_of(len(shown), 'image')} held out, not trained on ({listed})"
-    note += f"; {cost(_images(measured, pairs), settings)} each time"
+    note += f"; {cost(len(measured), settings)} each time"
     split = ValidationSplit(measured, True, (note,))
     left = []  # of the folders; one that is held out whole is left out with its images
     for folder in scan.folders:
@@ -165,35 +156,14 @@ def split_validation(
     return replace(scan, folders=tuple(left)), trained, split
 
 
-def _measured(samples: Sequence[Sample], pairs: bool) -> Sequence[Sample]:
-    return [sample for sample in samples if sample.worse and pairs] or samples
-
-
-def _images(items: Sequence[BucketedSample], pairs: bool) -> int:
-    """The number of images that are measured; of a pair both are."""
-    worse = sum(len(item.sample.worse) for item in items) if pairs else 0
-    return len(items) + worse
-
-
-def _held_out(
-    samples: Iterable[Sample], settings: ValidationConfig, pairs: bool
-) -> set[str]:
+def _held_out(samples: Iterable[Sample], settings: ValidationConfig) -> set[str]:
     """The images that `settings.fraction` holds out, by absolute path; a file that is
-    used twice counts once. Pairs that have an image in common are held out together.
+    used twice counts once.
 
     Drawn by the names of file and folder: neither the order of the datasets nor where
     they lie matters.
     """
-    places = set[str]()
-    together = dict[str, set[str]]()
-    for sample in samples:
-        places.add(_place(sample))
-        if sample.worse and pairs:
-            joined = set[str]()
-            for path in (sample.image, *sample.worse):
-                place = _place(sample._replace(image=path))
-                joined |= together.get(place, {place})
-            together |= dict.fromkeys(joined, joined)
+    places = set(map(_place, samples))
     assert settings.fraction is not None  # a validation has a folder or a fraction
     count = max(1, round(settings.fraction * len(places)))
 
@@ -202,17 +172,11 @@ def _held_out(
         parts = ("held out", os.path.basename(folder), name)
         return seeding.key(settings.seed, *parts), place
 
-    chosen = set[str]()
-    for place in sorted(places, key=key):
-        if count > 0 and place not in chosen:
-            group = together.get(place, {place})
-            chosen |= group
-            count -= len(group & places)
+    chosen = set(sorted(places, key=key)[:count])
     if places <= chosen:
-        why = " (pairs that have an image in common are held out together)"
         raise UserError(
             "validation.fraction: "
-            f"of {count_of(len(places), 'image')} none would be left to train on{why if together else ''}. "
+            f"of {count_of(len(places), 'image')} none would be left to train on. "
             "Add images, or give validation.folder_path."
         )
     return chosen
@@ -246,11 +210,7 @@ def _as_before(
 
 def forward_passes(items: int, settings: ValidationConfig) -> str:
     """The cost of one validation, for the plan. items: images that are held out."""
-    passes = count_of(settings.timesteps * items, "forward pass", "forward passes")
-    edits = min(settings.edits, items)
-    if edits:
-        return f"{passes}, and up to {count_of(edits, 'edit')} as sample images"
-    return passes
+    return count_of(settings.timesteps * items, "forward pass", "forward passes")
 
 
 def as_measured(item: BucketedSample) -> BucketedSample:

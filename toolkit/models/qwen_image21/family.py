@@ -91,7 +91,6 @@ class QwenImage21Family(FolderFamily):
     )
     max_references = 10
     text_at_reference_size = True
-    shares_prefix = True
     lora_spelling = "bare"  # ComfyUI fuses layers of this model
     guidance = 1.0
     sample_steps = 40

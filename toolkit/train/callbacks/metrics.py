@@ -2,7 +2,7 @@
 
 `MetricsCallback` only writes; `run_reader.rows_by_step` reads. `append_row` and
 `truncate_after_step` keep any `.jsonl` file of a run consistent after a resume:
-validation.jsonl and drift.jsonl use them too.
+validation.jsonl uses them too.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@ there is one).
 
 The callback does not know how an image is made: it gets a function, from
 `sampling.Sampler` or from another trainer. It chooses the steps, writes the files,
-records the event `sample`, and logs drift and survival. Added by `standard`; the
-trainers fill in `Samples`.
+and records the event `sample`. Added by `standard`; the trainers fill in `Samples`.
 """
 
 from __future__ import annotations
@@ -17,25 +16,18 @@ from typing import Any
 
 from PIL import Image
 
-from toolkit.data.pixels.images import ImageError, over_white
+from toolkit.data.pixels.images import over_white
 from toolkit.files import now
-from toolkit.files.run_files import DRIFT, LAYERS, SAMPLE_FILE, SAMPLES
+from toolkit.files.run_files import LAYERS, SAMPLE_FILE, SAMPLES
 from toolkit.files.writing import atomic_write, os_error_as_run_error
-from toolkit.train.callbacks.metrics import append_row, truncate_after_step
 from toolkit.train.collectives import using_eval_weights
-from toolkit.train.drift import Drift, drift_metrics
 from toolkit.train.run import Callback, Interval, Run
 from toolkit.train.sampling import SamplingInterrupted, write_layers
-from toolkit.train.survival import SurvivalScores
 
 logger = logging.getLogger(__name__)
 
 GenerateImage = Callable[[int], Image.Image]
 """Generates the image of the sampler's prompt with this index."""
-
-MeasureDrift = Callable[[int, Image.Image], Drift | None]
-"""How an image of the prompt with this index lies on what it edits; None: it edits
-nothing of its shape."""
 
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "jpg": {"format": "JPEG", "quality": 95},  # without transparency
@@ -64,15 +56,11 @@ class Samples:
     first_format: str = ""
     """Their file format."""
 
-    drift: MeasureDrift = lambda index, image: None
     deployments: Mapping[int, str] = field(default_factory=dict)
     """Index of an image of `sample.also` -> the name of its way of sampling."""
 
     layers: Mapping[int, int] = field(default_factory=dict)
     """Index of an image that is a row of layers (`layers_of`) -> their number."""
-
-    survival: SurvivalScores | None = None
-    """Scores each whole set of `texts` except the set of step 0."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +80,7 @@ class SampleSet:
 
 class SampleCallback(Callback):
     """Images go to samples/<step>_<index>.<format>, those of `sample.also` to
-    <step>_<index>_<name>.<format>, layers to samples/layers/, the drift of those that
-    edit a reference to drift.jsonl.
+    <step>_<index>_<name>.<format>, layers to samples/layers/.
 
     Example::
 
@@ -125,7 +112,6 @@ class SampleCallback(Callback):
 
     def on_start(self, run: Run) -> None:
         step = run.state.step
-        truncate_after_step(run.folder / DRIFT, step)
         sample_set = self.first if step == 0 else self.images
         # Also after a resume: the run may have ended in the middle of this set.
         expected = step == 0 or self.every.due(run) or run.complete
@@ -157,50 +143,31 @@ class SampleCallback(Callback):
         self._remove(run, step)
         with using_eval_weights(run), now.during("sampling", 1, len(images.prompts)):
             try:
-                files, drifts, scores = self._generate_set(run, step, images)
+                files = self._generate_set(run, step, images)
             except SamplingInterrupted:
                 self._remove(run, step)
                 return
         self._sampled_at = step
         texts = (*self.samples.texts, *(self.samples.first or ()))
-        details: dict[str, Any] = {
-            "prompts": [texts[prompt] for prompt in images.prompts]
-        }
-        if drifts:
-            indices = range(len(files))
-            details["drift"] = [str(drifts.get(index, "")) for index in indices]
-        if scores:
-            details["survival"] = run.status_fields["survival"] = scores
-            run.log(step, {f"survival/{name}": score for name, score in scores.items()})
-            shown = [
-                f"survival in {name}: {score:.2f}" for name, score in scores.items()
-            ]
-            logger.info(", ".join(shown))
         run.event(
-            "sample", step=step, epoch=run.state.epochs_done, files=files, **details
+            "sample",
+            step=step,
+            epoch=run.state.epochs_done,
+            files=files,
+            prompts=[texts[prompt] for prompt in images.prompts],
         )
         plural = "" if len(files) == 1 else "s"
         logger.info(
             f"generated {len(files)} sample image{plural} at step {step} in {run.folder / SAMPLES}"
         )
-        if metrics := drift_metrics(drifts):
-            append_row(run.folder / DRIFT, {"step": step, **metrics})
-            run.log(step, metrics)
 
-    def _generate_set(
-        self, run: Run, step: int, images: SampleSet
-    ) -> tuple[list[str], dict[int, Drift], dict[str, float]]:
-        """The names of the images, their drift by index, and their survival scores.
-        Raises SamplingInterrupted."""
+    def _generate_set(self, run: Run, step: int, images: SampleSet) -> list[str]:
+        """The names of the images. Raises SamplingInterrupted."""
         samples = self.samples
         files = list[str]()
-        drifts = dict[int, Drift]()
-        drawn = dict[int, Image.Image]()
         for index, prompt in enumerate(images.prompts):
             now.tell("sampling", index + 1, len(images.prompts))
             image = samples.draw(prompt)
-            if samples.survival:
-                drawn[prompt] = image
             way = (
                 f"_{samples.deployments[prompt]}"
                 if prompt in samples.deployments
@@ -215,18 +182,7 @@ class SampleCallback(Callback):
             write_layers(
                 path.parent / LAYERS, path.stem, image, samples.layers.get(prompt, 0)
             )
-            try:
-                if (drift := samples.drift(prompt, image)) is not None:
-                    drifts[index] = drift
-            except ImageError as error:  # the reference is gone meanwhile
-                logger.warning(f"the drift of {path.name} is not measured: {error}")
-        if not (samples.survival and step and images is self.images):
-            return files, drifts, {}
-        scores = {
-            name: round(score, 4)
-            for name, score in samples.survival.measure(drawn).items()
-        }
-        return files, drifts, scores
+        return files
 
     def _remove(self, run: Run, step: int) -> None:
         layers = (run.folder / SAMPLES / LAYERS).glob(f"{step:09d}_*")

@@ -34,9 +34,6 @@ function showSamples() {
   for (const figure of shots.children) {
     const row = samples.rows[figure.dataset.row];
     showIn(figure.querySelector('.now'), row, at);
-    const drift = figure.querySelector('.drift');
-    drift.title = row.drift[at] ?? '';
-    drift.textContent = drift.title.split(' (')[0];
     for (const near of here ? [at - 1, at + 1] : []) if (row.files[near]) new Image().src = address(row.files[near], shots.dataset.side);
   }
 }
@@ -51,14 +48,14 @@ export function takeSamples(event) {
     at = samples.steps.findIndex(each => each > step);
     at = at < 0 ? samples.steps.length : at;
     samples.steps.splice(at, 0, step);
-    samples.rows.forEach(row => { row.files.splice(at, 0, null), row.drift.splice(at, 0, null); });
+    samples.rows.forEach(row => row.files.splice(at, 0, null));
     const mark = Object.assign(document.createElement('a'), {href: `${here}?step=${step}#samples`, textContent: step.toLocaleString('en')});
     stepLinks.insertBefore(mark, stepLinks.children[at] ?? null);
     slider.max = samples.steps.length - 1;
   }
   (event.files ?? []).forEach((file, index) => {
     const row = samples.rows.find(each => each.index === Number(/_(\d+)\.\w+$/.exec(file)?.[1] ?? index));
-    if (row) row.files[at] = file, row.drift[at] = event.drift?.[index];
+    if (row) row.files[at] = file;
   });
   if (wasLast) slider.value = samples.steps.length - 1;
   showSamples();

@@ -1,15 +1,7 @@
 // Try it: the form is sent and stays as it is; what it makes appears below it. With mistakes it comes back with them.
-import {renew, tell} from './page.js';
+import {tell} from './page.js';
 
 const parts = text => new DOMParser().parseFromString(text, 'text/html');
-
-// A new file is the one to try, with all of its blocks as it has them.
-async function choose(form, fresh) {
-  form.file.replaceWith(fresh.file);
-  for (const field of form.querySelectorAll('[name^="blocks:"]')) field.value = '1';
-  await renew('#files');
-  tell(document.querySelector('#try').dataset.saved.replace('{name}', form.file.value));
-}
 
 document.addEventListener('submit', async event => {
   const form = event.target;
@@ -18,21 +10,19 @@ document.addEventListener('submit', async event => {
   const button = event.submitter ?? form.querySelector('button.main');
   button.disabled = true;
   try {
-    const answer = await fetch(button.getAttribute('formaction') ?? form.action, {method: 'POST', body: new FormData(form), headers: {accept: 'text/html'}});
+    const answer = await fetch(form.action, {method: 'POST', body: new FormData(form), headers: {accept: 'text/html'}});
     const page = parts(await answer.text());
     const fresh = page.getElementById('try-form');
     if (answer.ok) {
       for (const bad of form.querySelectorAll('.bad')) bad.remove();
       for (const field of form.querySelectorAll('[aria-invalid]')) field.removeAttribute('aria-invalid');
       document.getElementById('tried').replaceChildren(...page.getElementById('tried').children);
-      const isBaked = button.hasAttribute('formaction');  // an image that is chosen is not sent with it
-      const sent = !isBaked && form.querySelector('[value=send]:checked') && fresh.querySelector('#controls');
+      const sent = form.querySelector('[value=send]:checked') && fresh.querySelector('#controls');
       if (sent) {  // the image that was sent is one to choose by now
         sent.querySelector('[data-latest]').checked = true;
         form.querySelector('#controls').replaceWith(sent);
       }
       tell('');
-      if (isBaked) await choose(form, fresh);
     } else if (fresh) {
       form.replaceWith(fresh);
       document.querySelector('#try-form [aria-invalid]')?.focus();

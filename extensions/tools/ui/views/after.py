@@ -1,8 +1,7 @@
 """The lower part of a run's page: new images with its LoRA files, and their comparison.
 
-Forms put `run.py generate`, `grid` and `best` into the queue. `bake` writes a file with
-strengths per block. The images that exist are shown with their settings. No image is
-made by the page itself.
+Forms put `run.py generate`, `grid` and `best` into the queue. The images that exist are
+shown with their settings. No image is made by the page itself.
 
 `extensions.tools.ui.app` serves the views. `extensions.tools.ui.tries` makes the
 commands, and the upper part of the page is `extensions.tools.ui.views.run`.
@@ -10,13 +9,9 @@ commands, and the upper part of the page is `extensions.tools.ui.views.run`.
 
 from __future__ import annotations
 
-import filecmp
-import os
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -27,7 +22,7 @@ from starlette.responses import RedirectResponse, Response
 from extensions.tools.shared.html_page import texts
 from extensions.tools.shared.run_job import loras_by_step, validation_every
 from extensions.tools.shared.run_records import modified_at
-from extensions.tools.ui import commands, uploads
+from extensions.tools.ui import uploads
 from extensions.tools.ui.chosen import MEASURED, Chosen, chosen_file
 from extensions.tools.ui.decoder import decoder
 from extensions.tools.ui.job_text import JobText
@@ -59,7 +54,7 @@ from extensions.tools.ui.views.queue import queue_of
 from extensions.tools.ui.views.resume import origin_of, saved_job
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
-from toolkit.files.writing import folder_lock, link, read_object
+from toolkit.files.writing import read_object
 from toolkit.train.run_reader import RunInfo, RunStatus
 
 MOST_SEEDS = 4
@@ -67,9 +62,6 @@ MOST_SEEDS = 4
 
 MOST_CELLS = 400
 """Images of a comparison that are shown."""
-
-BAKE_S = 300
-"""Seconds that the writing of a file with strengths per block may take."""
 
 CLEARLY = 0.02
 """Part by which a number of a file is lower than that of another one, at least, to be
@@ -103,7 +95,6 @@ def _values(
     return values | {
         "given": _form(settings, chosen) | (given or {}),
         "sent": _sent(run),
-        "groups": settings.groups(),
         **_tried(ui, run),
         **_compared(ui, run),
     }
@@ -196,7 +187,7 @@ def try_it(request: Request, form: Form) -> Response:
     ui, run, settings = _asked_file(request, form)
     words = texts()["after"]
     strength = number(form.get("strength", ""))
-    blocks, faults = _blocks(form)
+    faults: dict[str, str] = {}
     controls, fault = _controls(ui, run, settings, form)
     if strength is None:
         faults["strength"] = words["strength_wrong"]
@@ -210,9 +201,7 @@ def try_it(request: Request, form: Form) -> Response:
     if not faults and count:
         lora = f"{short(run.folder / form['file'])}:{strength:g}"
         output = short(run.folder / TRIED)
-        argv = settings.command(
-            lora, output, form, _seeds(form, count), controls, blocks
-        )
+        argv = settings.command(lora, output, form, _seeds(form, count), controls)
         wrong = tools.asked({"uid": "generate", "argv": argv[1:]})
         names = {"--reference": "control"}
         faults = {
@@ -232,66 +221,6 @@ def _seeds(form: Form, count: int) -> list[str]:
     if seed is None:
         return [form.get("seed", "")]
     return [str(seed + offset) for offset in range(count)]
-
-
-def _blocks(form: Form) -> tuple[list[str], dict[str, str]]:
-    """The strengths of blocks of a form that are not 1, as `--blocks` takes them, and
-    what is wrong with them."""
-    given = {
-        key.removeprefix("blocks:"): number(text)
-        for key, text in form.items()
-        if key.startswith("blocks:")
-    }
-    wrong = [
-        f"{group}: {texts()['after']['strength_wrong']}"
-        for group, strength in given.items()
-        if strength is None
-    ]
-    entries = [
-        f"{group}:{strength:.6f}"
-        for group, strength in given.items()
-        if strength is not None and strength != 1
-    ]
-    return entries, {"blocks": wrong[0]} if wrong else {}
-
-
-@posted(files=10, fields=30, part_size=2**16)
-def bake(request: Request, form: Form) -> Response:
-    """Writes the file of the form with its strengths per block as a new file of the
-    run."""
-    ui, run, settings = _asked_file(request, form)
-    blocks, faults = _blocks(form)
-    if not faults and not blocks:
-        faults = {"blocks": texts()["after"]["blocks_none"]}
-    if not faults:
-        part = run.folder / f"part_{token_hex(8)}.safetensors"
-        flags = [f"--blocks={block}" for block in blocks]
-        files = (str(run.folder / form["file"]), str(part))
-        try:
-            code, _, stderr = commands.run_py("scale", *files, *flags, limit_s=BAKE_S)
-            if not code:
-                name = _named(part, Path(settings.files[0]).stem)
-                query = f"?file={quote(name, safe='')}#try"
-                return RedirectResponse(_address(ui, run) + query, 303)
-        finally:
-            part.unlink(missing_ok=True)
-        reason = stderr.strip().rpartition("\n")[2]
-        faults = {"blocks": reason or texts()["after"]["late"]}
-    return run_view.page(request, code=400, **_values(ui, run, dict(form), faults))
-
-
-def _named(part: Path, stem: str) -> str:
-    """Gives a file the first free name of its kind, or the name of a file with the same
-    content. No file is replaced."""
-    with refusals(), folder_lock(part.parent):
-        for place in count(1):
-            path = part.with_name(f"{stem}_blocks_{place}.safetensors")
-            if path.is_file() and filecmp.cmp(part, path, shallow=False):
-                return path.name
-            if not os.path.lexists(path):
-                link(part, path)
-                return path.name
-    raise AssertionError
 
 
 def number(text: str) -> float | None:
@@ -439,15 +368,18 @@ def _compared(ui: Ui, run: RunInfo) -> dict[str, Any]:
 
 def _measured(folder: Path) -> dict[str, Any]:
     """What `best` has found: `recommended` (empty: it cannot tell, as no images are
-    held out), `reason` and `rows` of file, step, loss and drift; empty: nothing."""
+    held out), `reason` and `rows` of file, step and loss; empty: nothing."""
     report = read_object(folder / MEASURED)
     files = report.get("files")
     rows = [row for row in files if _is_row(row)] if isinstance(files, list) else []
-    if not rows:
+    if "recommended" not in report:
         return {}
     keys = ("recommended", "reason", "measured_on")
     told = {key: redact_text(str(report.get(key) or "")) for key in keys}
-    told["verdict"], told["step"] = _verdict(rows, told["recommended"])
+    if rows and told["recommended"]:
+        told["verdict"], told["step"] = _verdict(rows, told["recommended"])
+    elif told["recommended"]:
+        return {}
     return {"rows": rows, **told}
 
 
@@ -459,17 +391,15 @@ def _verdict(rows: list[dict[str, Any]], recommended: str) -> tuple[str, Any]:
     best = next((row for row in rows if row["file"] == recommended), last)
     if best is last:
         return "last", last.get("step")
-    if best["loss"] < last["loss"] * (1 - CLEARLY):
-        return "closer", best.get("step")
-    is_kept = best["drift"] < last["drift"] * (1 - CLEARLY)
-    return "keeps" if is_kept else "as_good", best.get("step")
+    is_closer = best["loss"] < last["loss"] * (1 - CLEARLY)
+    return "closer" if is_closer else "as_good", best.get("step")
 
 
 def _is_row(row: Any) -> bool:
     return (
         isinstance(row, dict)
         and isinstance(row.get("file"), str)
-        and all(_is_number(row.get(key)) for key in ("loss", "drift"))
+        and _is_number(row.get("loss"))
     )
 
 

@@ -27,7 +27,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from extensions.tools.shared.candidates import CANDIDATES
 from extensions.tools.shared.findings import CHECKS, alike_in, kinds
 from extensions.tools.shared.html_page import texts
 from extensions.tools.ui import datasets, state, uploads
@@ -256,7 +255,6 @@ def _page(
         step=_last_step(data),
         announced=_announced(data).read(),
         most_named=MOST_NAMED,
-        has_candidates=(data.folder / CANDIDATES).is_file(),
     )
 
 

@@ -21,7 +21,7 @@ TICKS = {
     "downloading": ("downloading",),
     "reading": ("reading",),
     "quantizing": ("quantizing",),
-    "encoding": ("encoding", "generating"),
+    "encoding": ("encoding",),
     "sampling": ("sampling",),
     STEP: ("compiling", "validating", STEP),
 }

@@ -10,8 +10,8 @@ A form that was sent is answered by a redirect to its draft (`extensions.tools.u
 where it is shown, so the way back and a reload send nothing again.
 
 The YAML is edited by `extensions.tools.ui.job_text` and checked by
-`extensions.tools.ui.commands`. A job that is started is put into the queue. The pages
-for votes and for a finished run use parts of this module (`save_new`, `short`).
+`extensions.tools.ui.commands`. A job that is started is put into the queue. The page
+of a finished run uses parts of this module (`save_new`, `short`).
 """
 
 from __future__ import annotations

@@ -139,11 +139,7 @@ def index(request: Request) -> Response:
         is_run = entry.state == DONE and entry.runs
         tail = "" if is_run else queue.tail(entry.id, SHORT_TAIL)
         images = _images(queue, entry)
-        beside = {
-            path for image in images for path in image.parent.glob(f"*{image.suffix}")
-        }
-        can_vote = len(beside) > 1
-        shown.append((entry, tail, len(images), can_vote, *_run_of(ui, entry)))
+        shown.append((entry, tail, len(images), *_run_of(ui, entry)))
     changed = max(
         (path.stat().st_mtime for path in queue.folder.glob("*.json")), default=0.0
     )
@@ -182,17 +178,6 @@ def _images(queue: Queue, entry: Entry) -> list[Path]:
         Path(entry.cwd) / match[1] for match in _IMAGE.finditer(queue.tail(entry.id))
     )
     return [path for path in dict.fromkeys(paths) if path.is_file()][-MOST_IMAGES:]
-
-
-def images_folder(ui: Ui, id_: str) -> tuple[Path, str]:
-    """The folder of the images that an ended entry has made, and the entry's name.
-    Raises HTTPException 404 where it has made none."""
-    queue = queue_of(ui)
-    entry = _entry(queue, id_)
-    folders = {path.parent for path in _images(queue, entry)}
-    if len(folders) != 1:
-        raise HTTPException(404, "no images of one folder")
-    return folders.pop(), entry.name
 
 
 def result(request: Request) -> Response:

@@ -16,7 +16,6 @@ from tests.running import run_tool
 from tests.toolkit.data.pixels.test_alignment import moved, photograph, within
 from toolkit.data.pixels.alignment import measure
 from toolkit.errors import ConfigErrors, RunError, UserError
-from toolkit.train.drift import drift_of
 
 MOVES = {
     "shifted": (0.0, 0.0, 6.0, -4.0),
@@ -123,7 +122,7 @@ def test_pairs_lie_on_each_other_afterwards(
 
 
 @pytest.mark.slow
-def test_lint_align_and_samples_tell_a_move_with_one_sign(
+def test_lint_and_align_tell_a_move_with_one_sign(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A result 5 pixels to the right, 3 down, 2 % larger and 1 degree clockwise of its
@@ -134,7 +133,6 @@ def test_lint_align_and_samples_tell_a_move_with_one_sign(
     for name, image in (("before", reference), ("after", result)):
         Path(name).mkdir()
         image.save(f"{name}/a.png")
-    drift = drift_of(result, [Path("before/a.png")])
     linted = lint("after", "before", capsys)
     (pair,) = linted["pairs"]
     (message,) = (
@@ -142,10 +140,7 @@ def test_lint_align_and_samples_tell_a_move_with_one_sign(
     )
     run_tool("align", ["after", "--control-path", "before", "--output", "made"])
     page = Path("made/align.html").read_text(encoding="utf-8")
-    told = (
-        [drift.found.zoom, drift.found.rotation, *drift.found.shift],
-        [pair["zoom"], pair["rotation"], *pair["shift"]],
-    )
+    told = ([pair["zoom"], pair["rotation"], *pair["shift"]],)
     told = (
         *told,
         *(
@@ -153,11 +148,8 @@ def test_lint_align_and_samples_tell_a_move_with_one_sign(
                 float(number) / (100 if at == 0 else 1)
                 for at, number in enumerate(re.findall(r"[+-][0-9.]+", text)[:4])
             ]
-            for text in (str(drift), message, page[page.index("zoom ") :])
+            for text in (message, page[page.index("zoom ") :])
         ),
-    )
-    assert (
-        drift.numbers()["zoom_percent"] > 0 and drift.numbers()["rotation_degrees"] > 0
     )
     for numbers in told:
         assert numbers == [

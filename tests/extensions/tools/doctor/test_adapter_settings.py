@@ -52,7 +52,7 @@ def test_doctor_reports_settings_that_are_missing(
 @pytest.mark.parametrize(
     "header", ["[" * 100_000, "3", "null", "[1]", '"transformer."']
 )
-def test_doctor_for_a_program_outlives_a_header_that_is_no_mapping(
+def test_doctor_outlives_a_header_that_is_no_mapping(
     header: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "x.safetensors"
@@ -62,7 +62,7 @@ def test_doctor_for_a_program_outlives_a_header_that_is_no_mapping(
     }
     save_file(tensors, file, metadata={HEADER_METADATA: header})
     with pytest.raises(RunError, match="bad_header"):
-        run_tool("doctor", [file, "--for", "diffusers"])
+        run_tool("doctor", [file])
 
 
 def test_doctor_names_the_file_whose_patterns_take_too_long(

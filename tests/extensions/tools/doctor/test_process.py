@@ -23,7 +23,6 @@ from toolkit.errors import ConfigErrors, RunError
 from toolkit.files.safetensors_io import read_metadata
 from toolkit.memory.quantization import quantize_weight
 from toolkit.models.tiny import TinySpec, write_tiny_model
-from toolkit.networks.programs import LOAD_AS_SAVED, PROGRAMS
 
 GOLDEN = ROOT / "tests" / "golden" / "lora_files"
 NAN = float("nan")
@@ -139,35 +138,26 @@ def checks(told: dict) -> set[str]:
 # ------------------------------------------------------------ sound files
 
 SOUND = {
-    "lora": "own --for comfyui", "dora": "own --for comfyui", "loha": "own --for comfyui", "lokr": "own --for comfyui",
-    "2.1": "2.1", "to_comfyui": "own --for nunchaku", "to_diffusers": "own --for diffusers", "to_kohya": "own",
-    "to_musubi": "own --for musubi", "to_aitk": "own --for comfyui", "to_comfyui_lokr": "own --for comfyui",
-    "to_kohya_loha": "own --for comfyui", "to_musubi_lokr": "own --for musubi", "to_kohya_dora": "own --for comfyui",
-    "to_comfyui-fused_2.1": "2.1 --for comfyui", "to_diffusers_2.1": "2.1 --for diffusers", "resized": "own",
-    "both": "own --for diffusers", "extracted": "own --for diffusers",
-    "lora_saved": "own --for comfyui", "2.1_saved": "2.1 --for comfyui", "dora_saved": "own --for comfyui",
+    "lora": "own", "dora": "own", "loha": "own", "lokr": "own",
+    "2.1": "2.1", "to_comfyui": "own", "to_diffusers": "own", "to_kohya": "own",
+    "to_musubi": "own", "to_aitk": "own", "to_comfyui_lokr": "own",
+    "to_kohya_loha": "own", "to_musubi_lokr": "own", "to_kohya_dora": "own",
+    "to_comfyui-fused_2.1": "2.1", "to_diffusers_2.1": "2.1", "resized": "own",
+    "both": "own", "extracted": "own",
+    "lora_saved": "own", "2.1_saved": "2.1", "dora_saved": "own",
     **{path.stem: "golden" for path in GOLDEN.glob("*.safetensors")},
 }  # fmt: skip
-"""File -> its model, and the program that it is for."""
+"""File -> its model."""
 
 
 @pytest.mark.parametrize("name", SOUND)
 def test_a_sound_file_is_not_accused(
     place: Place, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    model, *flags = SOUND[name].split()
+    model = SOUND[name]
     folder = GOLDEN if model == "golden" else place.folder
     file = folder / f"{name}.safetensors"
-    # that leaves out modulation, whatever the file is
-    if flags == [
-        "--for",
-        "nunchaku",
-    ]:
-        save_file(
-            {k: t for k, t in load_file(file).items() if "_mod." not in k},
-            file := place.folder / "no_mod.safetensors",
-        )
-    told = examine(place, file, capsys, "--model", place.models[model], *flags)
+    told = examine(place, file, capsys, "--model", place.models[model])
     assert told["sound"] and checks(told) == set(), told["findings"]
 
 
@@ -182,9 +172,7 @@ def test_a_lora_of_layers_is_told_by_its_metadata(
     save_file(tensors, file, {"modelspec.architecture": "Qwen-Image-Layered/lora"})
     assert examine(place, file, capsys)["model"] == "Qwen-Image-Layered"
     write_tiny_model(tmp_path / "layered", TinySpec(arch="qwen_image_layered"))
-    told = examine(
-        place, file, capsys, "--model", tmp_path / "layered", "--for", "comfyui"
-    )
+    told = examine(place, file, capsys, "--model", tmp_path / "layered")
     assert (told["model"], told["findings"]) == ("Qwen-Image-Layered", [])
     told = examine(place, file, capsys, "--model", place.models["own"])
     assert [
@@ -194,57 +182,6 @@ def test_a_lora_of_layers_is_told_by_its_metadata(
     ] == [
         f"{file} was trained on Qwen-Image-Layered, and this model is Qwen-Image-Edit-Plus. Its layers fit."
     ]
-
-
-def test_the_programs_of_which_a_run_speaks_are_those_with_yes_in_the_table() -> None:
-    page = (ROOT / "docs" / "use_your_lora.md").read_text(encoding="utf-8")
-    said = re.findall(r"(?m)^\| ([^|]+) \| yes[ ,|]", page)
-    assert said == [PROGRAMS[name].title for name in LOAD_AS_SAVED]
-
-
-@pytest.mark.parametrize("program", ["comfyui", "diffusers", "diffsynth", "mflux"])
-def test_a_lora_as_a_run_saves_it_has_its_whole_effect_in(
-    program: str, place: Place, capsys
-) -> None:
-    for name, model in (("2.1_saved", "2.1"), ("lora_saved", "own")):
-        told = examine(
-            place,
-            place.folder / f"{name}.safetensors",
-            capsys,
-            "--model",
-            place.models[model],
-            "--for",
-            program,
-        )
-        # modulation
-        without_place = (
-            {"layers_skipped"} if (program, model) == ("mflux", "own") else set()
-        )
-        assert checks(told) == without_place, told["findings"]
-
-
-def test_the_end_of_a_run_names_the_programs_without_its_whole_effect(
-    place: Place,
-) -> None:
-    expected = {
-        "loha": [
-            "In diffusers 0.42.1 with peft 0.21.2, DiffSynth 2.1.12, mflux",
-            "does not load 28 of 28 layers",
-        ],
-        "dora": [
-            "does not read a DoRA with norms of columns as it is meant (28 layers)"
-        ],
-        "lora": [
-            "In mflux 0.24.0 (macOS) it",
-            "for Nunchaku it",
-            "as the program skips 4 of 28 layers",
-        ],
-        "2.1": [],
-    }
-    for name, reasons in expected.items():
-        lines = [line for line in place.said[name] if "docs/use_your_lora.md" in line]
-        assert len(lines) == bool(reasons), place.said[name]
-        assert all(reason in lines[0] for reason in reasons)
 
 
 # ------------------------------------------------------------ broken files
@@ -279,17 +216,6 @@ def renamed(*pairs: tuple[str, str], only: str = "") -> Callable[[Tensors], None
             for old, new in pairs:
                 name = name.replace(old, new)
             tensors[name] = tensors.pop(key)
-
-    return damage
-
-
-def flat(prefix: str) -> Callable[[Tensors], None]:
-    def damage(tensors: Tensors) -> None:
-        for key in list(tensors):
-            stem, dot, end = key.removeprefix("diffusion_model.").partition(
-                ".lora_" if ".lora_" in key else ".alpha"
-            )
-            tensors[prefix + stem.replace(".", "_") + dot + end] = tensors.pop(key)
 
     return damage
 
@@ -381,18 +307,12 @@ class Broken(NamedTuple):
 
 A, B = "lora_A", "lora_B"
 FLUX = (("transformer_blocks", "double_blocks"), ("attn.to_q", "img_attn.qkv"))
-HEADER = {
-    "lora_adapter_metadata": json.dumps(
-        {"transformer.r": 4, "transformer.lora_alpha": 8}
-    )
-}
 OF_21 = {"modelspec.architecture": "Qwen-Image-2.1/lora"}
 TO_SD = (
     ("transformer_blocks", "down_blocks.1.attentions.0.transformer_blocks"),
     (".attn.", ".attn1."),
 )
 TO_WAN = ("transformer_blocks", "blocks"), ("attn.to", "self_attn"), ("_q", ".q")
-COMFYUI, DIFFUSERS = "--model own --for comfyui", "--model own --for diffusers"
 BROKEN = {
     "up zero": Broken("untrained", "lora", scaled(B, 0)),
     "down zero": Broken("untrained", "lora", scaled(A, 0)),
@@ -453,34 +373,10 @@ BROKEN = {
     "twice": Broken("twice", "lora", doubled),
     "changes of norms": Broken("unknown_keys", "lora", renamed(("lora_B.weight", "w_norm"), only="0.attn.to_q.lora_B")),
     "empty": Broken("empty", "lora", lambda tensors: tensors.clear()),
-    "peft for comfyui": Broken("not_loaded", "lora", renamed(("diffusion_model", "base_model.model")), COMFYUI),
-    "lora_transformer for comfyui": Broken("not_loaded", "lora", flat("lora_transformer_"), COMFYUI),
-    "header for comfyui": Broken("alpha_in_header", "to_diffusers", flags=COMFYUI, metadata=HEADER),
     "header that is not valid JSON": Broken("bad_header", "to_diffusers", metadata={"lora_adapter_metadata": "{"}),
     "alpha as a text": Broken(
         "bad_header", "to_diffusers", metadata={"lora_adapter_metadata": '{"r": 4, "lora_alpha": "8"}'}
     ),
-    "rows for comfyui": Broken("dora", "dora", mapped("dora_scale", lambda t: t), DIFFUSERS),
-    "2.1 with a prefix for comfyui": Broken("layers_skipped", "2.1", flags="--model 2.1 --for comfyui"),
-    "2.1 in one without a prefix for comfyui": Broken(
-        "layers_skipped", "to_comfyui-fused_2.1", renamed(("diffusion_model.", "")), "--model 2.1 --for comfyui"
-    ),
-    "alphas for mflux": Broken("alpha_ignored", "2.1", flags="--model 2.1 --for mflux"),
-    "modulation for mflux": Broken("layers_skipped", "lora_saved", flags="--model own --for mflux"),
-    "names of diffusers for diffsynth": Broken("not_loaded", "to_diffusers", flags="--model own --for diffsynth"),
-    "lokr for diffsynth": Broken("not_loaded", "lokr", flags="--model own --for diffsynth"),
-    "ours for simpletuner": Broken("not_loaded", "lora_saved", flags="--model own --for simpletuner"),
-    "gate of musubi's form for diffusers": Broken(
-        "layers_skipped", "to_musubi_2.1", flags="--model 2.1 --for diffusers"
-    ),
-    "loha for diffusers": Broken("not_loaded", "loha", flags=DIFFUSERS),
-    "lokr for diffusers": Broken("not_loaded", "lokr", flags=DIFFUSERS),
-    "alpha and transformer": Broken("not_loaded", "lora", renamed(("diffusion_model", "transformer")), DIFFUSERS),
-    "no prefix, no alpha": Broken("not_loaded", "to_aitk", renamed(("diffusion_model.", "")), DIFFUSERS),
-    "twice alpha": Broken("alpha_twice", "lora", flags=DIFFUSERS, metadata=HEADER),
-    "ours for musubi": Broken("not_loaded", "lora", flags="--model own --for musubi"),
-    "lokr for nunchaku": Broken("not_loaded", "lokr", without("_mod."), "--model own --for nunchaku"),
-    "modulation for nunchaku": Broken("layers_skipped", "lora", flags="--model own --for nunchaku"),
     "little into fp8": Broken("rounded_away", "lora", scaled(B, 1e-2), "--model own --base-dtype fp8"),
     "little into int4": Broken("rounded_away", "lora", scaled(B, 1e-2), "--model own --base-dtype int4"),
     "little into nvfp4": Broken("rounded_away", "lora", scaled(B, 1e-2), "--model own --base-dtype nvfp4"),

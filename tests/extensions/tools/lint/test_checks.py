@@ -19,7 +19,6 @@ from tests.conftest import ROOT
 from tests.extensions.tools.lint.conftest import picture
 from tests.running import section_of
 from tests.toolkit.data.conftest import make_dataset
-from tests.toolkit.data.pixels.test_colours import cicp
 from toolkit.config import load_job
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.scan.folder import scan_datasets
@@ -105,13 +104,6 @@ def test_what_is_wrong_with_one_picture_is_found_and_nothing_else(
     flags = ("--least-size", "0.5") if check == "tiny" else ()
     bad = spoil(folder, check)
     assert found(*flags) == {(check, bad.name)}
-
-
-def test_an_image_on_a_list_of_suspects_is_found(folder: Path) -> None:
-    (folder.parent / "suspects.txt").write_text(f"{folder.name}/2.png  # why\n")
-    assert found("--suspects", str(folder.parent / "suspects.txt")) == {
-        ("suspect", "2.png")
-    }
 
 
 def test_what_is_measured_is_the_crop_at_the_size_that_is_trained(folder: Path) -> None:
@@ -378,27 +370,6 @@ def test_an_image_that_the_coarse_sizes_cut_gets_a_resolution(
     assert finding.message.endswith(
         "its bucket 128 x 128; at 'resolution: 160' it loses 6%"
     )
-
-
-def test_hdr_and_television_are_listed_and_other_colours_are_not(folder: Path) -> None:
-    for name, codes in (("hdr", (9, 16)), ("wide", (12, 13)), ("frame", (1, 1))):
-        path = folder / f"{name}.png"
-        picture(9).save(path)
-        path.with_suffix(".txt").write_text("a picture")
-        whole = path.read_bytes()
-        path.write_bytes(whole[:33] + cicp(*codes) + whole[33:])
-    messages = {
-        Path(each.place).name: each.message
-        for each in lint("photos", *DEFAULTS)
-        if each.check == "mode"
-    }
-    outcome = "Training converts it to 8-bit sRGB and clips light above white; look at the result"
-    brighter = "Training makes it brighter, as its curve asks for; look at the result"
-    marked = "is BT.709 by its header, as some programs mark sRGB too"
-    assert messages == {
-        "hdr.png": f"is HDR (PQ). {outcome}",
-        "frame.png": f"{marked}. {brighter}",
-    }
 
 
 def test_a_profile_that_is_not_used_is_listed_in_the_words_of_the_plan(

@@ -716,9 +716,7 @@ def test_layers_are_learned_and_the_first_image_is_taken_apart(
         24, folder=str(folder), model=str(tiny_layered) if small else LAYERED
     )
     assert f"          {key.format(folder=folder)} " in text
-    assert not {"control_suffix", "match_target_res", "from_base"} & {
-        *re.findall(r"\w+", text)
-    }
+    assert not {"control_suffix", "match_target_res"} & {*re.findall(r"\w+", text)}
     (sample,) = section_in(text, tmp_path).sample_pictures()
     assert (sample.ctrl_img, sample.layers) == ((str(folder / "a.png"),), 3)
     plan = plan_of(text, tmp_path)

@@ -49,10 +49,6 @@ def run(tmp_path: Path) -> Path:
     (folder / "validation.jsonl").write_text(
         lines({"step": 60, "validation/loss": 0.6}, {"step": 120, "loss": 0.5})
     )
-    drift = {"drift/px": 3.5, "drift/zoom_percent_1": 1.0, "drift/outside_mask": 2.0}
-    (folder / "drift.jsonl").write_text(
-        lines(*({"step": step, **drift} for step in (0, 60, 120)))
-    )
     (folder / "config.yaml").write_text(
         f"model:\n  name: tiny  # <i>\n  hf_token: {SECRET}\n"
     )
@@ -76,10 +72,7 @@ def run(tmp_path: Path) -> Path:
                     "step": step,
                     "files": files[at : at + 2],
                 }
-                | {
-                    "prompts": [PROMPT, f"a dog, {SECRET}"],
-                    "drift": ["", f"{step / 10} pixels off"],
-                }
+                | {"prompts": [PROMPT, f"a dog, {SECRET}"]}
                 for at, step in ((0, 0), (2, 60), (4, 120))
             ),
             {

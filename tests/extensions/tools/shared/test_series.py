@@ -167,7 +167,7 @@ def test_a_file_that_is_replaced_by_one_without_rows_has_no_curves(
 def test_the_numbers_of_a_run_are_those_of_its_steps_and_what_is_measured(
     tmp_path: Path,
 ) -> None:
-    for name in ("metrics", "validation", "drift"):
+    for name in ("metrics", "validation"):
         (tmp_path / f"{name}.jsonl").write_text(line(4, 0.5, **{f"{name}/own": 1}))
     names = [
         [curve.name for curve in series.update().curves()]
@@ -176,7 +176,6 @@ def test_the_numbers_of_a_run_are_those_of_its_steps_and_what_is_measured(
     assert names == [
         ["loss", "metrics/own"],
         ["validation/loss", "validation/own"],
-        ["loss", "drift/own"],
     ]
 
 

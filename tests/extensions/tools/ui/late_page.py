@@ -36,15 +36,11 @@ def late(write: Callable[..., Any]) -> Callable[..., Any]:
 
 def run_py(*arguments: str, **_: object) -> tuple[int, str, str]:
     """The plan of a job that owns the folder of its own name, or what lint finds in an
-    empty dataset; or the file of `scale`."""
+    empty dataset."""
     if arguments[0] == "lint":
         with open(LINTED, "a", encoding="utf-8") as file:
             file.write(f"{arguments[1]}\n")
         return 0, json.dumps({"findings": [], "images": 0}), ""
-    if arguments[0] == "scale":
-        time.sleep(LATE_S)
-        Path(arguments[2]).write_text(" ".join(arguments[3:]), encoding="utf-8")
-        return 0, "", ""
     path = Path(arguments[0])
     name = path.parent.name if path.stem == "config" else path.stem
     return (

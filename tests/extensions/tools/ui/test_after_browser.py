@@ -4,7 +4,6 @@ with it."""
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,21 +130,9 @@ def test_a_file_is_tried_voted_on_and_compared_with_the_others(
     own = tmp_path / "mine.png"
     Image.effect_noise((64, 64), 90).convert("RGB").save(own)
     browser.type("[name=image]", str(own))  # for the next image, not for the file
-    browser.click("#blocks summary")
-    fill(browser, "[name='blocks:1']", "0")
-    browser.click("#blocks button")
-    browser.wait_for(
-        "document.getElementById('told').innerText == 'Saved as pairs_blocks_1.safetensors.'",
-        60,
-    )
-    assert (
-        browser.run(field, "#try-file") == "pairs_blocks_1.safetensors"
-        and browser.run(field, "[name='blocks:1']") == "1"
-    )
-    assert "pairs_blocks_1.safetensors" in browser.text("#files")
     assert browser.run(
         "return document.querySelector('[value=send]:checked') && document.querySelector('[name=image]').files.length"
-    ) == 1, "the image that was chosen is still"  # fmt: skip
+    ) == 1, "the image that was chosen is still there"  # fmt: skip
     browser.click("#try-form button.main")
     browser.wait_for("document.querySelectorAll('#tried img').length == 2", 90)
     browser.wait_for(
@@ -153,21 +140,12 @@ def test_a_file_is_tried_voted_on_and_compared_with_the_others(
     )
     told = browser.text("#tried")
     assert "pipo in a hat" in told
-    assert "pairs_blocks_1.safetensors × 0.5, seed 43" in told
+    assert "pairs.safetensors × 0.5, seed 43" in told
     assert browser.run(field, "#try-strength") == "0.5"  # the form stays as it was
     assert browser.run(field, "[name=control]:checked") == "control:mine.png"
     settings = [read_settings(path) for path in (trained / "tried").glob("*.png")]
     references = {one["path"] for image in settings for one in image["reference"]}
     assert references == {"output/pairs/tried/control/mine.png"}
-
-    browser.click("#tried .button")
-    browser.wait_for("document.querySelector('#pair .two img')?.naturalWidth")
-    browser.press("ArrowLeft")
-    browser.wait_for("document.querySelector('.counts').innerText.startsWith('1 of ')")
-    vote = json.loads((trained / "tried" / "votes.jsonl").read_text())
-    assert vote["prompt"] == "pipo in a hat" and {vote["better"], vote["worse"]} < {
-        *map(str, os.listdir(trained / "tried"))
-    }
 
     browser.open(f"{served.address}/runs/pairs")
     browser.click(".head form[action$='/compare'] button")

@@ -8,8 +8,6 @@ import json
 import os
 import re
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from extensions.tools.shared.suspects import FILE, FOLDER, MOST_BYTES, suspects_text
 from extensions.tools.ui.queue import Queue
 from extensions.tools.ui.state import Ui
 from extensions.tools.ui.views import datasets as views
@@ -708,45 +705,6 @@ def test_images_that_look_the_same_stand_beside_each_other_until_one_is_deleted(
     assert told.count("Delete this one</button>") == 2 and "is small" not in told
     page.post("/datasets/pipo/delete", data={"chosen": "4_pipo/a.png"})
     assert "another one shows" not in page.get("/datasets/pipo").text
-
-
-def test_suspects_of_a_run_stand_at_their_images_until_they_change(
-    client: TestClient, ui: Ui, make_run: Callable[..., Path]
-) -> None:
-    image, other = (picture(ui.datasets / "pipo" / f"{name}.png") for name in "ab")
-    run = make_run("<b>one")
-    (run / FOLDER).mkdir()
-    outside = picture(ui.datasets.parent / "private" / "x.png")
-    lines = suspects_text(
-        {str(image): "<script>why</script>", str(outside): "outside"}, "two\nlines"
-    )
-    damaged = (
-        "/\n\0\n\udcff\n"
-        + "x" * 70_000
-        + f"\n  # none\n{ui.datasets}/pipo/gone.png  # gone\n"
-    )
-    (run / FOLDER / FILE).write_text(
-        damaged + lines, encoding="utf-8", errors="surrogateescape"
-    )
-    answer = client.get("/datasets/pipo?only=found", headers=HTML)
-    assert answer.status_code == 200
-    assert "training: &lt;b&gt;one, &lt;script&gt;why&lt;/script&gt;" in answer.text
-    assert 'data-name="a.png"' in answer.text and 'data-name="b.png"' not in answer.text
-    assert not re.search("<script>why|<b>one|outside|: gone", answer.text)
-    assert client.get("/datasets/pipo/lint").json()["count"] == 1
-
-    later = time.time() + 10
-    os.utime(image, (later, later))
-    assert "why" not in client.get("/datasets/pipo?only=found").text
-    (run / FOLDER / FILE).write_text(lines.replace(str(image), str(other)))
-    assert 'data-name="b.png"' in client.get("/datasets/pipo?only=found").text
-    (run / FOLDER / FILE).write_text(
-        lines.replace(str(image), str(other)) + "#" * MOST_BYTES
-    )
-    assert 'data-name="b.png"' not in client.get("/datasets/pipo?only=found").text
-    (run / FOLDER / FILE).unlink()
-    os.mkfifo(run / FOLDER / FILE)
-    assert 'data-name="b.png"' not in client.get("/datasets/pipo?only=found").text
 
 
 def test_captions_are_written_by_the_queue(

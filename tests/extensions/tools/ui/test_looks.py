@@ -86,7 +86,7 @@ def test_there_is_one_accent_and_the_icon_has_it() -> None:
 def test_there_are_five_sizes_of_text() -> None:
     known = re.findall(r"--s\d: \d+px", (PAGES / "tokens.css").read_text("utf-8"))
     assert len(known) == 5
-    names = ("ui", "looks", "after", "queue", "votes")
+    names = ("ui", "looks", "after", "queue")
     sheets = [HERE / "static" / f"{name}.css" for name in names]
     sheets += [PAGES / "page.css", PAGES / "run.css"]
     sizes = {

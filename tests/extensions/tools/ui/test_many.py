@@ -18,8 +18,6 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from extensions.tools.shared import candidates
-from extensions.tools.shared.candidates import Group
 from extensions.tools.ui import datasets
 from extensions.tools.ui.commands import Checked
 from extensions.tools.ui.decoder import Decoder
@@ -170,30 +168,6 @@ def test_those_last_asked_for_stay_in_memory(client: TestClient, ui: Ui) -> None
     assert (
         "a" in ui.memory["datasets"]
         and len(ui.memory["datasets"]) == datasets.MOST_SHARED
-    )
-
-
-def test_images_to_vote_on_are_asked_for_their_settings_once(
-    client: TestClient, ui: Ui, counted: Callable[[Any, str], list[str]]
-) -> None:
-    folder = ui.datasets / "d"
-    folder.mkdir(parents=True)
-    for number in range(40):
-        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number:02}.png")
-    read = counted(candidates, "read_settings")
-    answers = together(lambda: client.get("/votes/datasets/d"), 20)
-    assert {answer.status_code for answer in answers} == {200} and len(read) == 40
-    Image.new("RGB", (8, 8)).save(folder / "new.png")
-    client.get("/votes/datasets/d")
-    assert len(read) == 81, "a new image is seen"
-    groups = [Group("a cat", seed=(1, 2), lora=((), ()), files=("00.png", "01.png"))]
-    candidates.add_groups(folder, groups)
-    assert "0 of 1 pairs" in client.get("/votes/datasets/d").text
-    candidates.add_groups(
-        folder, [Group("a dog", seed=(1, 2), lora=((), ()), files=("02.png", "03.png"))]
-    )
-    assert "0 of 2 pairs" in client.get("/votes/datasets/d").text, (
-        "just written, and so looked at again"
     )
 
 

@@ -14,18 +14,14 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import combinations, count
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import save_file
 
-from extensions.tools.shared.candidates import Group, add_groups
 from extensions.tools.ui.app import ROUTES
 from extensions.tools.ui.config import queue_folder
 from extensions.tools.ui.queue import STOPPED, Entry, Queue
@@ -33,7 +29,6 @@ from tests.conftest import ROOT, child_environment
 from tests.extensions.tools.ui.conftest import until
 from tests.extensions.tools.ui.late_page import LINTED
 from tests.processes import free_port
-from tests.running import lines
 
 POSTS = sorted(
     route.path for route in ROUTES if "POST" in getattr(route, "methods", ())
@@ -210,7 +205,6 @@ IN_MEMORY = (
     "/datasets/{d}/lint",
     "/datasets/{d}/upload",
     "/new",
-    "/votes/{kind}/{id}",
 )
 """Routes whose page keeps something between two requests: one page is asked twice too.
 For all others a lock of the file system decides, as between two pages."""
@@ -253,47 +247,6 @@ def favourite(pages: Pages) -> None:
     assert statuses(answers) == [303, 303]
     kept = json.loads((pages.output / ".ui" / "favourites.json").read_text())
     assert sorted(kept[pages.name]) == names
-
-
-def trained(pages: Pages) -> Path:
-    """A run with two LoRA files, whose job can be read."""
-    run = pages.run(status="finished")
-    process = {
-        "type": "sd_trainer",
-        "training_folder": "output",
-        "datasets": [{"folder_path": "gone"}],
-    }
-    process |= {"train": {"steps": 2}, "model": {"name_or_path": "Qwen/Qwen-Image"}}
-    (run / "config.yaml").write_text(
-        json.dumps(
-            {"job": "extension", "config": {"name": pages.name, "process": [process]}}
-        )
-    )
-    stem = "diffusion_model.transformer_blocks.0.attn.to_q"
-    tensors = {
-        f"{stem}.lora_A.weight": torch.ones(1, 3072),
-        f"{stem}.lora_B.weight": torch.ones(3072, 1),
-    }
-    for name in (pages.name, f"{pages.name}_000000001"):
-        save_file(tensors, run / f"{name}.safetensors")
-    return run
-
-
-@row("/runs/{run}/bake")
-def bake(pages: Pages) -> None:
-    run, form = trained(pages), {"file": f"{pages.name}.safetensors"}
-    address = f"/runs/{pages.name}/bake"
-    assert statuses(pages.send(address, form | {"blocks:0": "0.5"})) == [303, 303]
-    assert [file.name for file in run.glob("*_blocks_*")] == [
-        f"{pages.name}_blocks_1.safetensors"
-    ]
-    assert statuses(
-        pages.send(address, *(form | {"blocks:0": text} for text in ("0.1", "0.2")))
-    ) == [303, 303]
-    assert len({file.read_text() for file in run.glob("*_blocks_*")}) == 3, (
-        "a file was replaced"
-    )
-    assert not list(run.glob("part_*"))
 
 
 def job_of(name: str, steps: int) -> str:
@@ -533,73 +486,6 @@ def announce(pages: Pages) -> None:
     assert not file.exists()
 
 
-@row("/votes/{kind}/{id}")
-def vote(pages: Pages) -> None:
-    names = [f"{letter}.bmp" for letter in "abcd"]
-    folder = pages.dataset(*names)
-    add_groups(
-        folder, [Group("a cat", seed=(0,) * 4, lora=((),) * 4, files=tuple(names))]
-    )
-    first, second, *others = combinations(names, 2)
-    address, file = f"/votes/datasets/{pages.name}", folder / "votes.jsonl"
-
-    def of(pair: tuple[str, str], vote: str) -> dict[str, str]:
-        return {"left": pair[0], "right": pair[1], "vote": vote}
-
-    assert (
-        statuses(pages.send(address, of(first, "left"))) == [303, 303]
-        and len(lines(file)) == 1
-    )
-    answers = pages.send(address, of(second, "same"), of(second, "both bad"))
-    assert statuses(answers) == [303, 409], "the second vote of a pair"
-    kept = ["same", "both bad"][[answer.status for answer in answers].index(303)]
-    assert [each.get("vote") for each in lines(file)] == [None, kept]
-    assert (
-        statuses(pages.send(address, *(of(pair, "left") for pair in others)))
-        == [303] * 4
-    )
-    assert len(lines(file)) == 6, "a vote is lost"
-    pages.send(address, {"vote": "undo", "count": "6"})
-    assert len(lines(file)) == 5, "one undo, pressed twice"
-
-
-@row("/votes/{kind}/{id}/train")
-def train(pages: Pages) -> None:
-    run = pages.run()
-    process = {
-        "type": "sd_trainer",
-        "training_folder": "output",
-        "datasets": [{"folder_path": "gone"}],
-    }
-    process |= {"train": {"steps": 2}, "model": {"name_or_path": "m"}}
-    job = {"job": "extension", "config": {"name": pages.name, "process": [process]}}
-    (run / "config.yaml").write_text(json.dumps(job))
-    (run / "samples").mkdir()
-    files = [f"{step:09d}_0.png" for step in (1, 2)]
-    for number, file in enumerate(files):
-        (run / "samples" / file).write_bytes(png(number))
-    events = [
-        {
-            "time": "2026-11-01T10:00:00Z",
-            "event": "sample",
-            "step": step,
-            "files": [file],
-            "prompts": ["a cat"],
-        }
-        for step, file in enumerate(files, 1)
-    ]
-    (run / "events.jsonl").write_text(
-        "".join(f"{json.dumps(event)}\n" for event in events)
-    )
-    address = f"/votes/runs/{pages.name}"
-    pages.post(0, address, {"left": files[0], "right": files[1], "vote": "left"})
-    assert statuses(pages.send(f"{address}/train", {"lora": ""})) == [303, 303]
-    assert [file.name for file in pages.jobs.glob(f"{pages.name}*")] == [
-        f"{pages.name}_voted.yaml"
-    ]
-    assert len(pages.added(f"{pages.name}_voted")) == 1
-
-
 @row("/verbs/{kind}/{id}/{verb}")
 def verbs(pages: Pages) -> None:
     run, name = pages.run(), pages.name
@@ -653,18 +539,3 @@ def test_an_edit_of_a_deleted_image_leaves_no_caption_behind(pages: Pages) -> No
     assert len(kept) == (saved.status == 200), (
         "a caption that was saved is with its image"
     )
-
-
-@pytest.mark.slow
-def test_two_who_make_images_to_vote_on_list_all_of_them(tmp_path: Path) -> None:
-    folder = tmp_path / "new" / "folder"
-    names = [[f"{who} {number}" for number in range(30)] for who in ("cat", "dog")]
-
-    def add(prompts: list[str]) -> None:
-        for prompt in prompts:
-            add_groups(folder, [Group(prompt, seed=(1,), lora=((),), files=("a.png",))])
-
-    with ThreadPoolExecutor() as makers:
-        list(makers.map(add, names))
-    found = [each["prompt"] for each in lines(folder / "candidates.jsonl")]
-    assert sorted(found) == sorted([*names[0], *names[1]])

@@ -108,9 +108,9 @@ def test_several_changes_are_made_and_the_last_of_a_key_counts(changed: Load) ->
         (TWO, "trian.lr=1", "no process of this job has the key trian.lr. Did you mean 'train'?"),
         (TWO, "process.*.nosuch=1", "no process of this job has the key nosuch."),
         (
-            ONE.replace("  process:", "  defaults: {lr_groups: [{lr: 1}]}\n  process:"),
-            "lr_groups.0.lr=2",
-            "the list stands in 'defaults'. Write defaults.lr_groups.0.lr for all",
+            ONE.replace("  process:", "  defaults: {groups: [{lr: 1}]}\n  process:"),
+            "groups.0.lr=2",
+            "the list stands in 'defaults'. Write defaults.groups.0.lr for all",
         ),
     ],
 )  # fmt: skip

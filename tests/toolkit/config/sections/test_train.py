@@ -1,4 +1,4 @@
-"""The keys of `train`: names, zeros, contradictions; its `lr_groups`, and the section
+"""The keys of `train`: names, zeros, contradictions; and the section
 `stop_when`."""
 
 from __future__ import annotations
@@ -242,37 +242,7 @@ def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> N
             "optimizer: schedulefree_adamw, ema_config: {use_ema: true}",
             "train.ema_config.use_ema: optimizer 'schedulefree_adamw' already averages the weights",
         ),
-        ("{lr_groups: [{lr: 1}]}", "train.lr_groups[0].match: "),
-        (
-            "{lr_groups: [{match: '(', lr: 1}]}",
-            "train.lr_groups[0].match: '(' is not a valid regular expressio",
-        ),
-        (
-            "{lr_groups: [{match: a, lr: -1}]}",
-            "train.lr_groups[0].lr: -1 is out of range",
-        ),
-        (
-            "{lr_groups: [{match: a, lr: x}]}",
-            "train.lr_groups[0].lr: 'x' is not a number.",
-        ),
-        ("{lr_groups: [{match: a, rate: 1}]}", "train.lr_groups[0].rate: unknown key."),
-        (
-            "{lr_groups: [{match: a, lr: 1}, {match: a, lr: 2}]}",
-            "train.lr_groups[1]: 'a' is the name of another",
-        ),
-        (
-            "{lr_groups: [{match: a, lr: 1, name: base}]}",
-            "train.lr_groups[0]: 'base' is the name of another",
-        ),
-        (
-            "{lr_groups: [{match: a, lr: 1, name: a up}]}",
-            "train.lr_groups[0]: 'a up' is the name of another",
-        ),
         ("{unet_lr: 0.1, lr: 0.2}", "train.unet_lr: 'unet_lr' and 'lr' mean the same"),
-        (
-            "{optimizer: prodigy, lr: 1, lr_groups: [{match: a, lr_scale: 2}]}",
-            "train.lr_groups: optimizer 'prodigy' adapts one learning rate for all weights.",
-        ),
     ],
 )
 def test_what_is_wrong_is_one_line(faults, line: str, message: str) -> None:
@@ -425,24 +395,9 @@ def test_a_number_with_which_a_run_could_only_hang_or_fail_is_refused(
     assert fault.startswith(f"{place}: {10**40} is out of range: must be <")
 
 
-# ------------------------------------------------------------ lr_groups
-
-
-@needs_foreign_names
-def test_an_entry_gives_a_rate_or_a_factor_or_both(section) -> None:
-    entries = "[{match: a, lr: 0.5}, {pattern: b, lr_scale: 3, name: c}, {match: d, lr: 2, lr_scale: 3}, {match: e}]"
-    groups = section(f"train: {{lr_groups: {entries}}}").train.lr_groups
-    rates = {"a": 0.5, "c": pytest.approx(0.3), "d": 6, "e": 0.1}
-    assert {group.label(): group.rate(0.1) for group in groups} == rates
-
-
 @needs_foreign_names
 def test_the_transformers_rate_is_the_rate(section) -> None:
     assert section("train: {unet_lr: 0.25}").train.lr == 0.25
-
-
-def test_prodigy_can_leave_layers_untrained(section) -> None:
-    section("train: {optimizer: prodigy, lr: 1, lr_groups: [{match: a, lr: 0}]}")
 
 
 # ------------------------------------------------------------ stop_when

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.toolkit.data.pixels.test_colours import cicp
+from tests.toolkit.data.pixels.test_colours import gama
 from toolkit.contracts.data import (
     NO_FLIP,
     BatchSpec,
@@ -90,11 +90,11 @@ def encode(tmp_path: Path, fake_adapter) -> Callable[..., tuple[EncodedDataset, 
 def test_latents_of_an_older_reading_are_not_used(
     items, tmp_path: Path, encode, place: str, monkeypatch
 ) -> None:
-    """The image is Display P3, which an earlier version took as sRGB, and cached under
+    """The image has a gamma of 1, which an earlier version took as sRGB, and cached under
     the hash of the file."""
     path = tmp_path / place
     whole = path.read_bytes()
-    path.write_bytes(whole[:33] + cicp(12, 13) + whole[33:])
+    path.write_bytes(whole[:33] + gama(1.0) + whole[33:])
     monkeypatch.setattr(latent_cache, "image_digest", file_digest)
     before, _ = encode(items)
     monkeypatch.undo()
@@ -118,7 +118,7 @@ def test_an_image_of_a_stream_has_the_entry_of_the_same_file_in_a_folder(
         ItemEncoder(fake_adapter(), torch.float32),
         CachePair(TensorCache(None), TensorCache(None)),
     )
-    for chunk in (b"", cicp(12, 13)):
+    for chunk in (b"", gama(1.0)):
         whole = path.read_bytes()
         path.write_bytes(whole[:33] + chunk + whole[33:])
         assert (

@@ -113,7 +113,7 @@ def test_a_kind_that_pillow_does_not_read_rightly_is_refused_by_name(
             read(path)
         assert refused.value.reason.startswith(f"is {kind}")
         assert refused.value.reason.endswith(
-            f"which is not read. Convert it, and replace it by the result: magick '{path}[0]' '{tmp_path}/a b.png'"
+            "which is not read. Save it as sRGB PNG or JPEG"
         )
     assert capfd.readouterr() == ("", ""), "nothing of libtiff on the terminal"
 

@@ -1,7 +1,6 @@
 """What the columns of a table are, by their names, their values and the job."""
 
 import json
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -138,7 +137,7 @@ def test_a_column_of_files_is_a_mistake_until_the_job_says_what_it_is(
     ignore = "'columns: {ignore: image1}' where they are not meant"
     assert str(refused) == f"{what}{says}, or {ignore}"
     image_is_given = dataset("", captions_file=path, columns={"image": ("file_name",)})
-    says = "'columns: {image: file_name, prompt: text, control: image1}' (or worse, or mask, in place of control)"
+    says = "'columns: {image: file_name, prompt: text, control: image1}' (or mask, in place of control)"
     assert says in str(refusal([image_is_given], None))
     said = scan_datasets(
         [dataset("", captions_file=path, columns={"control": ("image1",)})], None
@@ -265,55 +264,6 @@ def test_a_given_column_that_is_not_there_is_named_with_those_that_are() -> None
     assert str(caught.value) == what
 
 
-PREFERENCES = {
-    "chosen": {"prompt": "a cat", "chosen": "out/0.png", "rejected": "out/1.png"},
-    "win": {"prompt": "a cat", "win": "out/0.png", "lose": "out/1.png"},
-    "label": {
-        "caption": "a cat",
-        "jpg_0": "out/0.png",
-        "jpg_1": "out/1.png",
-        "label_0": 1,
-        "label_1": 0,
-    },
-    "label 0": {
-        "caption": "a cat",
-        "jpg_0": "out/1.png",
-        "jpg_1": "out/0.png",
-        "label_0": 0.0,
-    },
-}
-
-
-@pytest.mark.parametrize("row", PREFERENCES.values(), ids=PREFERENCES)
-def test_pairs_of_preferences_by_the_names_that_everybody_uses(
-    data: Path, dataset, row: dict[str, Any]
-) -> None:
-    scan = scan_datasets(
-        [dataset("", captions_file=write(data / "t.jsonl", [row]))], None
-    )
-    assert [(s.name, s.worse, s.caption) for s in scan.samples] == [
-        ("0.png", (f"{data}/out/1.png",), "a cat")
-    ]
-    assert not [note for note in scan.notes if "not used" in note]
-
-
-def test_a_label_for_neither_is_counted_and_another_one_is_a_mistake(
-    data: Path, dataset
-) -> None:
-    row = PREFERENCES["label"]
-    path = write(data / "t.jsonl", [row, row | {"label_0": 0.5}])
-    scan = scan_datasets([dataset("", captions_file=path)], None)
-    assert (
-        scan.pairs == 1
-        and f"{path}: 1 vote for neither of two images: not used" in scan.notes
-    )
-    path = write(data / "t.jsonl", [row | {"label_0": "left"}])
-    assert re.search(
-        r"'label_0' is 'left'\. Write 1, 0 or 0\.5",
-        str(refusal([dataset("", captions_file=path)], None)),
-    )
-
-
 def test_a_table_without_a_known_image_says_how_to_name_it_in_the_job(
     data: Path, dataset
 ) -> None:
@@ -321,15 +271,15 @@ def test_a_table_without_a_known_image_says_how_to_name_it_in_the_job(
     path = write(data / "t.jsonl", [row | {"by": "somebody with a long name"}])
     refused = refusal([dataset("", captions_file=path)], None)
     columns = "its columns are prompt, good_jpg, bad_jpg, by, of which good_jpg, bad_jpg name images"
-    remedy = "Say what they are: 'columns: {image: good_jpg, prompt: prompt, worse: bad_jpg}'"
+    remedy = "Say what they are: 'columns: {image: good_jpg, prompt: prompt, ignore: bad_jpg}'"
     assert (
         str(refused)
         == f"{path}: has no column that is known as the image; {columns}. {remedy}"
     )
     section = dataset(
-        "", captions_file=path, columns={"image": "good_jpg", "worse": "bad_jpg"}
+        "", captions_file=path, columns={"image": "good_jpg", "ignore": "bad_jpg"}
     )
-    assert scan_datasets([section], None).pairs == 1
+    assert len(scan_datasets([section], None).samples) == 1
 
 
 def test_control_images_beside_their_images_are_not_trained_themselves(
@@ -408,6 +358,11 @@ def test_subfolders_of_pairs_below_their_table_are_pairs(
 
 def test_of_several_names_of_the_image_those_count_whose_values_are_images() -> None:
     rows = [
-        {"target": "train", "chosen": "the left one", "win": "a.png", "prompt": "a cat"}
+        {
+            "target": "train",
+            "after": "the left one",
+            "chosen": "a.png",
+            "prompt": "a cat",
+        }
     ]
-    assert columns_of(rows, ColumnsConfig()).image == ("win",)
+    assert columns_of(rows, ColumnsConfig()).image == ("chosen",)

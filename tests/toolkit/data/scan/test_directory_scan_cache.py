@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.toolkit.data.pixels.test_colours import cicp
+from tests.toolkit.data.pixels.test_colours import gama
 from toolkit.data.scan import captions, directory, fingerprint, folder_check
 from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.fingerprint import file_digest, image_digest
@@ -126,9 +126,9 @@ def test_the_second_start_knows_the_colours_without_reading_a_header(
     scan, data: Path, monkeypatch
 ) -> None:
     whole = (data / "p0.png").read_bytes()
-    (data / "p0.png").write_bytes(whole[:33] + cicp(9, 16) + whole[33:])
+    (data / "p0.png").write_bytes(whole[:33] + gama(0.8) + whole[33:])
     first = scan()
-    assert first.converted == ((str(data / "p0.png"), "HDR (PQ)", True),)
+    assert first.converted == ((str(data / "p0.png"), "gamma 0.8"),)
     wanted = {sample.image: image_digest(sample.image) for sample in first.samples}
     assert wanted[str(data / "p0.png")] != file_digest(data / "p0.png")
     first.scan_cache.save()

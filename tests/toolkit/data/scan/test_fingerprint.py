@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toolkit.data.pixels.test_colours import cicp
+from tests.toolkit.data.pixels.test_colours import gama
 from toolkit.data.scan import fingerprint as module
 from toolkit.data.scan.fingerprint import (
     DatasetChange,
@@ -83,7 +83,7 @@ def test_an_image_that_was_read_in_other_colours_is_told_apart(
 ) -> None:
     path = tmp_path / f"{name}.png"
     whole = path.read_bytes()
-    path.write_bytes(whole[:33] + cicp(12, 13) + whole[33:])
+    path.write_bytes(whole[:33] + gama(1.0) + whole[33:])
     # as the earlier version had it
     monkeypatch.setattr(module, "digest_as_read", lambda digest, reading: digest)
     before = taken()
@@ -93,7 +93,7 @@ def test_an_image_that_was_read_in_other_colours_is_told_apart(
     assert "1 whose colours an earlier version of the program read wrongly" in str(
         change
     )
-    path.write_bytes(whole[:33] + cicp(9, 16) + whole[33:])
+    path.write_bytes(whole[:33] + gama(0.8) + whole[33:])
     assert compare(before, taken()).edited == (key(tmp_path, name[-1]),)
 
 
@@ -108,9 +108,9 @@ def test_the_identity_of_an_image_is_that_of_its_file_unless_it_is_read_otherwis
         == hashlib.sha256(path.read_bytes()).hexdigest()
     )
     whole = path.read_bytes()
-    path.write_bytes(whole[:33] + cicp(12, 13) + whole[33:])
+    path.write_bytes(whole[:33] + gama(1.0) + whole[33:])
     p3 = image_digest(path)
-    path.write_bytes(whole[:33] + cicp(9, 13) + whole[33:])
+    path.write_bytes(whole[:33] + gama(0.9) + whole[33:])
     assert len({p3, image_digest(path), file_digest(path)}) == 3
 
 

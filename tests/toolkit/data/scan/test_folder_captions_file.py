@@ -157,7 +157,6 @@ PATHS = {
     "on Windows": "data\\b\\{name}",
     "on Windows, from the folder": ".\\{name}",
     "from the working directory": "somewhere/data/b/{name}",
-    "of a folder that is not there": "train/{name}",
 }
 """How other programs write the paths of images that lie in `data/b`."""
 
@@ -187,9 +186,6 @@ def test_lines_that_name_their_images_by_another_path_are_theirs(
         assert not [
             note for note in scan.notes if "name no image" in note or "no line" in note
         ]
-        assert any("is left out" in note for note in scan.notes) == written.startswith(
-            "train"
-        )
 
 
 @pytest.mark.parametrize(
@@ -228,32 +224,6 @@ def test_a_table_of_which_no_line_is_an_image_s_is_a_mistake(
     assert mistake.place == str(data / "x.tsv")
     reason = f"none of its 2 lines names an image of {data}/b. It has 'q/x.png', the folder 'a.png'"
     assert mistake.message == f"{reason}: write paths from that folder"
-
-
-@pytest.mark.parametrize(
-    ("written", "shown"),
-    [
-        (
-            "C.JPG",
-            "It has 'C.JPG', the folder 'c.png': write suffix and letters as that file has them",
-        ),
-        (
-            "q/x.png q/c.png",
-            "It has 'q/c.png', the folder 'c.png': write paths from that folder",
-        ),
-    ],
-)
-def test_what_nearly_names_an_image_is_shown_beside_it(
-    data: Path, dataset, written: str, shown: str
-) -> None:
-    (data / "q").mkdir()
-    # so that the folder is not one of another machine
-    (data / "q" / "c.png").write_bytes(b"")
-    (data / "x.tsv").write_text("\n".join(f"{name}\tone" for name in written.split()))
-    assert re.search(
-        re.escape(shown),
-        str(refusal([dataset(data / "b", captions_file=str(data / "x.tsv"))], None)),
-    )
 
 
 @pytest.mark.parametrize(
@@ -468,33 +438,6 @@ def test_folders_of_another_machine_in_a_table_are_moved_or_told(
         assert [sample.caption for sample in scan.samples if sample.caption] == ["one"]
     assert str(refusal([dataset("", captions_file=str(table))], None)) == (
         f"{table}: names files in /old/disk, which is not on this machine. Where it lies elsewhere: --map /old/disk=NEW"
-    )
-
-
-@pytest.mark.parametrize(
-    "old", ["C:\\\\My Files\\\\set\\\\", "/old disk/set/", "https://x.org/set/"]
-)
-def test_images_in_the_given_folder_are_found_by_what_follows_that_of_another_machine(
-    data: Path, dataset, old: str
-) -> None:
-    table = data / "t.jsonl"
-    table.write_text(
-        "\n".join(
-            f'{{"file_name": "{old}{name}", "text": "{name}"}}'
-            for name in ("a.png", "c.png")
-        )
-    )
-    scan = scan_datasets([dataset(data / "b", captions_file=str(table))], None)
-    assert [sample.caption for sample in scan.samples] == ["a.png", "c.png"]
-    assert (
-        len(
-            [
-                note
-                for note in scan.notes
-                if "at the beginning of its names is left out" in note
-            ]
-        )
-        == 1
     )
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from PIL import Image
 
 from toolkit.contracts.data import CaptionRules
 from toolkit.data.scan.validation_split import ValidationSplit, scan_and_split
@@ -29,7 +26,6 @@ def section(
     own=None,
     seed: int = 0,
     trigger: str = "",
-    preference: bool = False,
 ) -> SimpleNamespace:
     """What `scan_and_split` asks of a job; `own` is the dataset of a validation
     folder."""
@@ -38,10 +34,9 @@ def section(
         folder_path=own and own.folder_path,
         seed=seed,
         timesteps=4,
-        edits=0,
         dataset=lambda datasets: own,
     )
-    train = SimpleNamespace(reg_weight=1.0, preference=preference or None)
+    train = SimpleNamespace(reg_weight=1.0)
     given = validation if fraction or own else None
     return SimpleNamespace(
         datasets=datasets,
@@ -214,99 +209,3 @@ def test_mistakes_in_the_folder_are_all_named(folder, dataset) -> None:
         "p0.png",
         "p2.png",
     ]
-
-
-# ------------------------------------------------------------ pairs
-
-
-def table(folder: Path, worse: Mapping[int, list[int]], plain: int = 0) -> Path:
-    """A table of pairs by their numbers, and of so many images that are compared with
-    none."""
-    rows = [
-        {"better": f"q{one}.png", "worse": [f"q{other}.png" for other in rest]}
-        for one, rest in worse.items()
-    ]
-    rows += [{"better": f"q{90 + number}.png"} for number in range(plain)]
-    path = folder / "votes.jsonl"
-    path.write_text(
-        "".join(json.dumps(row | {"prompt": "a cat"}) + "\n" for row in rows)
-    )
-    return path
-
-
-@pytest.fixture
-def votes(dataset, tmp_path: Path):
-    """A dataset of such a table."""
-    (tmp_path / "votes").mkdir()
-
-    def make(worse: Mapping[int, list[int]], plain: int = 0):
-        for number in (
-            *worse,
-            *(n for rest in worse.values() for n in rest),
-            *range(90, 90 + plain),
-        ):
-            Image.new("RGB", (64, 64), (number, 0, 0)).save(
-                tmp_path / "votes" / f"q{number}.png"
-            )
-        return dataset(
-            tmp_path / "votes",
-            captions_file=str(table(tmp_path / "votes", worse, plain)),
-        )
-
-    return make
-
-
-def numbers(samples) -> set[int]:
-    return {int(Path(sample.image).stem[1:]) for sample in samples}
-
-
-def test_pairs_are_measured_and_no_other_images(votes) -> None:
-    given = votes({number: [number + 50] for number in range(8)}, plain=8)
-    _, items, split = scan_and_split(
-        section(given, fraction=0.25, preference=True), FAMILY
-    )
-    assert len(split.items) == 2 and all(item.sample.worse for item in split.items)
-    assert len(items) == 14 and numbers(item.sample for item in items) >= set(
-        range(90, 98)
-    )
-    assert (
-        "2 images held out" in split.notes[0] and "16 forward passes" in split.notes[0]
-    )
-    # it compares nothing
-    _, _, split = scan_and_split(section(given, fraction=0.25), FAMILY)
-    assert len(split.items) == 4 and "16 forward passes" in split.notes[0]
-
-
-def test_pairs_that_share_an_image_are_held_out_together(votes) -> None:
-    # first, second and third of a prompt
-    groups = [[10 * group + place for place in range(3)] for group in range(4)]
-    worse = {g[place]: g[place + 1 :] for g in groups for place in (0, 1)}
-    for seed in range(6):
-        job = section(votes(worse), fraction=0.3, seed=seed, preference=True)
-        scan, items, split = scan_and_split(job, FAMILY)
-        held_out, trained = (
-            numbers(item.sample for item in some) for some in (split.items, items)
-        )
-        assert len({number // 10 for number in held_out}) == 1 and len(held_out) == 2
-        assert not {number // 10 for number in held_out} & {
-            number // 10 for number in trained
-        }
-        assert scan.pairs == 9 and len(trained) == 6
-
-
-def test_pairs_of_which_none_would_be_left_are_refused(votes) -> None:
-    ring = {number: [(number + 1) % 5] for number in range(5)}
-    with pytest.raises(
-        UserError,
-        match=r"of 5 images none .* an image in common are held out together\). Add images",
-    ):
-        scan_and_split(section(votes(ring), fraction=0.2, preference=True), FAMILY)
-    scan_and_split(section(votes(ring), fraction=0.2), FAMILY)
-
-
-def test_a_folder_of_pairs_is_measured_by_its_pairs(votes, folder, dataset) -> None:
-    job = section(dataset(folder()), own=votes({0: [1, 2]}, plain=3), preference=True)
-    _, _, split = scan_and_split(job, FAMILY)
-    assert [len(item.sample.worse) for item in split.items] == [
-        2
-    ] and "1 image; 12 forward passes" in split.notes[0]

@@ -155,29 +155,6 @@ def test_a_file_without_a_picture_where_one_belongs_says_so(
         unpacked(str(file), tmp_path / "home")
 
 
-def test_pairs_of_pick_a_pic_are_bytes_alone(tmp_path: Path) -> None:
-    row = {
-        "caption": "a cat",
-        "jpg_0": picture("red"),
-        "jpg_1": picture("blue"),
-        "label_0": 0.0,
-        "label_1": 1.0,
-    }
-    file = write(
-        tmp_path / "p.parquet", [row, {**row, "label_0": 1.0}, {**row, "label_0": 0.5}]
-    )
-    scan = scan_datasets([section(file)], None)
-    found = [
-        (
-            Path(sample.image).parent.name,
-            [Path(each).parent.name for each in sample.worse],
-        )
-        for sample in scan.samples
-    ]
-    assert found == [("jpg_1", ["jpg_0"]), ("jpg_0", ["jpg_1"])]
-    assert f"{file}: 1 vote for neither of two images: not used" in scan.notes
-
-
 def test_a_picture_column_that_is_not_known_is_a_mistake_until_the_job_says_what_it_is(
     tmp_path: Path,
 ) -> None:

@@ -210,7 +210,7 @@ def test_loss_and_gradient_equal_those_of_a_plain_loop(
     target_NCHW = latents_NCHW if composite else latents_NCHW[1:]
     images, channels, height, width = target_NCHW.shape
     noise_BCHW, t_B = step.sample_noise_and_t(
-        batch.spec, batch.latents_BCHW.shape[1:], 1, batch.stacked
+        batch.spec, batch.latents_BCHW.shape[1:], batch.stacked
     )
     noise_NCHW = noise_BCHW[0].unflatten(1, (images, height)).transpose(0, 1)
     x_t_NCHW = (1 - t_B) * target_NCHW + t_B * noise_NCHW

@@ -23,7 +23,6 @@ from tests.diffusers_21 import open_21
 from tests.measured import at_least, at_most
 from toolkit.contracts.data import EMBEDS, PromptEmbeds, Size
 from toolkit.contracts.network_kinds import KINDS
-from toolkit.flow.settings import describe_levels
 from toolkit.memory import block_runner
 from toolkit.memory.estimate import step_peak
 from toolkit.memory.recompute import RecomputeOffload
@@ -91,7 +90,6 @@ small model."""
 def section_of(
     folder: Path,
     level: str = "full",
-    levels: object = 1,
     kind: str = "lora",
     **model: object,
 ) -> SdTrainerConfig:
@@ -106,7 +104,6 @@ def section_of(
                 "optimizer": "adamw",
                 "dtype": "bf16",
                 "gradient_checkpointing": level,
-                "noise_levels_per_sample": levels,
             },
             "model": {"name_or_path": str(folder), "arch": "qwen_image_2", **model},
         }
@@ -134,59 +131,6 @@ def test_a_modulation_table_is_said_to_have_no_effect(
 ) -> None:
     found = findings(section_of(tiny_21, modulation_table=table))
     assert [one.key for one in found if "modulation_table" in one.key] == said
-
-
-def test_levels_in_one_pass_are_for_models_that_share_it(tmp_path: Path) -> None:
-    of_2509 = {
-        "name_or_path": "Qwen/Qwen-Image-Edit-2509",
-        "arch": "qwen_image_edit_plus",
-    }
-    found = findings(section_of(tmp_path, levels=[1, 1, 4], **of_2509))
-    assert [
-        str(one.message) for one in found if "noise_levels_per_sample" in str(one.key)
-    ] == [
-        "in a Qwen-Image-Edit-2509 text and control images see the image's noise level. Use 1, or leave it out."
-    ]
-
-
-@pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        (
-            [1, 2],
-            [
-                "1 level",
-                "2 levels cost 0.75 of 2 passes",
-                "2 levels cost 0.62 of 2 passes",
-            ],
-        ),
-        (
-            "auto",
-            [
-                "1 level",
-                "4 levels cost 0.62 of 4 passes",
-                "4 levels cost 0.44 of 4 passes",
-            ],
-        ),
-    ],
-)
-def test_a_plan_says_what_levels_in_one_pass_save(
-    tmp_path: Path, asked: object, said: list[str]
-) -> None:
-    groups = [
-        ItemGroup(Size(1024, 1024), count, False, False, uses=1, longest=30)
-        for count in (0, 1, 3)
-    ]
-    sizes = BatchSizes(
-        section_of(tmp_path, levels=asked), FAMILY.footprint(tmp_path), groups
-    )
-    of_each = "0 control images: {}; 1 control image: {}; 3 control images: {}".format(
-        *said
-    )
-    assert (
-        describe_levels(list(sizes.noise_levels()))
-        == f"noise levels per sample: {of_each}"
-    )
 
 
 @pytest.fixture(scope="module")

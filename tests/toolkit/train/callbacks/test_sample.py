@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
 import torch
 from PIL import Image
 
-from tests.running import lines
 from toolkit.contracts.training import TrainState
-from toolkit.data.pixels.alignment import Alignment
-from toolkit.data.pixels.images import ImageError
 from toolkit.train.callbacks.sample import SampleCallback, Samples
-from toolkit.train.drift import Drift
 from toolkit.train.run import Interval
 from toolkit.train.sampling import SamplingInterrupted
 
@@ -90,44 +85,6 @@ def test_sets_are_drawn_before_the_first_step_at_the_interval_and_at_the_end(
     assert said == [
         f"generated 2 sample images at step {step} in {run.folder}/samples"
         for step in (0, 10, 20, 25)
-    ]
-
-
-def test_the_drift_of_each_set_is_recorded_once(said: list[str], run, result) -> None:
-    """Of the second image, whose reference is lost at step 20. Rows of other steps are
-    of a run that went back."""
-    path, logged = run.folder / "drift.jsonl", []
-    path.parent.mkdir(exist_ok=True)
-    path.write_text('{"step": 0, "drift/px": 9}\n{"step": 40, "drift/px": 9}\n')
-    run.log = lambda step, values: logged.append((step, values["drift/px"]))
-
-    def measure(index: int, image: Image.Image) -> Drift | None:
-        if run.state.step == 20:
-            raise ImageError("before.png", "is gone")
-        return (
-            Drift(Alignment(0.0, 0.0, (3.0, 4.0), 1.0, 0.0, image.size))
-            if index
-            else None
-        )
-
-    drawing = Drawing(run, drift=measure)
-    drawing.run_to(25, result)
-    rows = lines(path)
-    assert [(row["step"], row["drift/px"], row["drift/px_1"]) for row in rows] == [
-        (step, 5, 5) for step in (0, 10, 25)
-    ]
-    assert logged == [(0, 5), (10, 5), (25, 5)]
-    told = [event.get("drift") for event in drawing.events]
-    assert told[2] is None and told[0] == [
-        "",
-        "5.0 pixels off (zoom +0.00%, rotation +0.00 degrees, shift +3.0, +4.0 pixels)",
-    ]
-    assert any("drift" in line and "before.png: is gone" in line for line in said)
-    run.state = TrainState(step=10)  # a resume, before anything is sampled
-    Drawing(run, drift=measure).callback.on_start(run)
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [
-        0,
-        10,
     ]
 
 

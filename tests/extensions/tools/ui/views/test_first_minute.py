@@ -58,7 +58,6 @@ def job(ui: Ui) -> str:
             (2, "Quantizing it to fit the GPU, block 31 of 60"),
         ),
         ("encoding", 18, 30, "images", (3, "Encoding your images, 18 of 30 images")),
-        ("generating", 1, 9, "images", (3, "Encoding your images, 1 of 9 images")),
         ("sampling", 1, 2, "", (4, "First samples, without the LoRA, 1 of 2")),
         ("compiling", None, None, "", (5, "First step")),
         ("step", 0, 2000, "", (5, "First step, 0 of 2,000")),

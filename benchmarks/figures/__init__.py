@@ -1,2 +1,0 @@
-"""Scripts for figures that are taken by hand, once or after a large change. No other
-bench imports them."""

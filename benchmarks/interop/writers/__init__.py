@@ -1,1 +1,0 @@
-"""Each module writes the files of one program: `write(model, folder)` yields them."""

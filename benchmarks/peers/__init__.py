@@ -1,2 +1,0 @@
-"""The programs that `bench_peers.py` measures: each script runs in the environment of
-its program."""

@@ -1,1 +1,0 @@
-"""`type: influence`, `run.py influence`: finds training images that spoil a LoRA."""

@@ -1,1 +1,0 @@
-"""`type: prefer`, `run.py prefer`: images to vote on, several of each prompt."""
