@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
 from extensions.tools.generate.config import GenerateConfig
 from extensions.tools.shared import generation
-from extensions.tools.shared.image_files import read_settings
+from extensions.tools.shared.image_files import CHUNK, read_settings
 from tests.conftest import ROOT, child_environment
 from tests.diffusers_reference import (
     PIPELINE_MODULE,
@@ -546,6 +547,7 @@ WRONG = (
     ("--model {m} --prompts nothing.txt", "nothing.txt: does not exist"),
     ("--like notes.txt", "'notes.txt' cannot be read as an image"),
     ("--like {r}", "holds no settings of Atelier"),
+    ("--like blocks.png", "Give --lora FILE:STRENGTH instead of --like"),
     ("--model {m} --prompt x --lightning 5", "--lightning: 5"),
     ("--model {m} --prompt x --qtype int3", "--qtype: 'int3' is unknown"),
     ("--model . --prompt x", "--model: '.' holds no model_index.json"),
@@ -561,6 +563,9 @@ def test_wrong_input_is_one_line_before_anything_is_loaded(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("a cat")
+    text = PngInfo()
+    text.add_text(CHUNK, '{"blocks": ["0-9:0.5"]}')
+    Image.new("RGB", (8, 8)).save(tmp_path / "blocks.png", pnginfo=text)
     save_file({}, tmp_path / "a.safetensors")
     save_file({"latent": torch.zeros(1, 8, 4, 4)}, tmp_path / "wide.safetensors")
     for name in ("l", "x/l"):
