@@ -37,13 +37,20 @@ mistakes of a file are shown at once with line and column.
 
 The names are ai-toolkit's wherever it has the same thing. "Other names" are accepted in the same place; those after
 "musubi-tuner:" are its option alone. All of them: [coming_from.md](coming_from.md).
+
+A key that means the same in several places is described at the first of them. Every process has `type`, which process
+runs (the uid of an extension, required), and `name`, unique within the job: its files then go to `<job>/<name>/`.
 """
+
+_EVERYWHERE = ("type", "name")
+"""Keys of each process, which the head describes."""
 
 
 def render(models: Models) -> str:
     """The reference page in Markdown."""
     parts = [_HEAD]
     shown: set[type[BaseModel]] = set()
+    first: dict[str, str] = {}
     for model, types in by_model(models).items():
         parts.append(
             f"\n## type: {', '.join(f'`{name}`' for name in types)}\n\n{_about(model)}\n"
@@ -53,7 +60,8 @@ def render(models: Models) -> str:
             if section in shown:
                 again.append(f"`{path}`")
             else:
-                parts.append(_section(path, section))
+                place = f"`{path}` of `{types[0]}`" if path else f"`{types[0]}`"
+                parts.append(_section(path, section, place, first))
                 shown.add(section)
         if again:
             parts.append(f"\nThe sections {', '.join(again)} are those above.\n")
@@ -71,23 +79,30 @@ def _about(model: type[BaseModel]) -> str:
     return f"{text}\n\n```yaml\n{example}\n```" if example else text
 
 
-def _section(path: str, model: type[BaseModel]) -> str:
+def _section(
+    path: str, model: type[BaseModel], place: str, first: dict[str, str]
+) -> str:
+    """first: row -> where it was shown, which the rows of this section are added to."""
     properties = model.model_json_schema()["properties"]
     foreign, described = other_names(model, foreign_keys()), descriptions(model)
-    rows = [
-        f"| `{name}` | {_kind(field, properties[name])} | {_default(field)} | {_cell(described.get(name) or '')} "
-        f"| {_names(name, path, foreign)} |"
-        for name, field in model.model_fields.items()
-    ]
-    title = f"\n### `{path}`\n\n{_about(model)}\n" if path else ""
-    table = "\n".join(
-        [
-            "| key | type | default | meaning | other names |",
-            "|---|---|---|---|---|",
-            *rows,
-        ]
-    )
-    return f"{title}\n{table}\n{_other_names(foreign)}"
+    rows, again = [], dict[str, list[str]]()
+    for name, field in model.model_fields.items():
+        row = (
+            f"| `{name}` | {_kind(field, properties[name])} | {_default(field)} | {_cell(described.get(name) or '')} "
+            f"| {_names(name, path, foreign)} |"
+        )
+        if row in first:
+            again.setdefault(first[row], []).append(f"`{name}`")
+        elif path or name not in _EVERYWHERE:
+            rows.append(row)
+            first[row] = place
+    text = f"\n### `{path}`\n\n{_about(model)}\n" if path else ""
+    if rows:
+        head = "| key | type | default | meaning | other names |\n|---|---|---|---|---|"
+        text += "\n".join(["", head, *rows, ""])
+    for where, names in again.items():
+        text += f"\nAs in {where}: {', '.join(names)}.\n"
+    return text + _other_names(foreign)
 
 
 def _names(field: str, path: str, foreign: Mapping[str, ForeignName]) -> str:
