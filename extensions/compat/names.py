@@ -26,9 +26,7 @@ NO_SECTION = "no_section"
 FLAGS = "flags"
 
 PLACES = {
-    **dict.fromkeys(
-        ("TrainingSection", "ModelSection", "LintConfig", "ReportConfig"), ""
-    ),
+    **dict.fromkeys(("TrainingSection", "ModelSection"), ""),
     **dict.fromkeys(("OptimizerConfig", "OptimizationConfig", "TrainConfig"), "train"),
     **{
         f"{place.title()}Config": place

@@ -55,6 +55,7 @@ from toolkit.config.reading.redacted_copy import (
     saved_text,
     secret_scalars,
 )
+from toolkit.config.reading.removed import removed
 from toolkit.config.reading.validate import list_remedy, validate
 from toolkit.config.reading.yaml_faults import quoted
 from toolkit.config.reading.yaml_reader import (
@@ -502,7 +503,9 @@ def read_process(
     try:
         model = find_model(str(type_node.value))
     except UserError as error:
-        diagnostics.error(type_node, str(error))
+        gone = removed("commands").get(str(type_node.value))
+        message = f"{show(type_node)} {gone}" if gone else str(error)
+        diagnostics.error(type_node, message)
         return None
     section = None
     checked = node

@@ -495,54 +495,6 @@ def test_the_folder_of_a_run_stands_for_its_file(
 
 
 @needs_foreign_names
-def test_a_key_that_was_removed_names_the_tool(load) -> None:
-    job = load(trainer("train: {ema_config: {use_ema: true, power_averages: true}}"))
-    [line] = job.warnings
-    assert line.endswith(
-        "power_averages: has no effect: it was removed; `run.py post_hoc_ema` averages the files of a run."
-    )
-
-
-BF16_PRODUCTS = (
-    ": products of int8 weights are computed in train.dtype, which is as fast or "
-    "faster on every card measured"
-)
-
-
-@pytest.mark.parametrize(
-    ("value", "instead"),
-    [("false", ""), ("auto", ""), ("null", ""), ("", ""), ("true", BF16_PRODUCTS)],
-)
-def test_int8_matmul_which_was_removed_is_accepted_with_one_warning(
-    load, value: str, instead: str
-) -> None:
-    job = load(
-        trainer(
-            "model:",
-            "  name_or_path: ./model",
-            "  quantize: true",
-            f"  int8_matmul: {value}",
-        )
-    )
-    assert job.warnings == (
-        f"job.yaml:10:9: process[0].model.int8_matmul: was removed in 0.3 and can be deleted{instead}.",
-    )
-    assert "int8_matmul" not in job.processes[0].section.model_dump()["model"]
-
-
-@needs_foreign_names
-def test_int8_matmul_of_the_defaults_is_accepted_with_one_warning(load) -> None:
-    text = JOB.replace(
-        "{name_or_path: ./model, ", "{name_or_path: ./model, int8_matmul: true, "
-    )
-    lines = [line for line in load(text).warnings if "int8_matmul" in line]
-    (line,) = lines
-    assert line.startswith(
-        "job.yaml:7:36: config.defaults.model.int8_matmul: was removed in 0.3"
-    )
-
-
-@needs_foreign_names
 @pytest.mark.parametrize("key", ["text_encoder_cpu: true", "te_device: cpu"])
 def test_where_the_text_encoder_runs_is_no_longer_chosen(load, key: str) -> None:
     (line,) = load(trainer(f"model: {{name_or_path: ./model, {key}}}")).warnings
