@@ -149,9 +149,6 @@ def _nearest_keys(key: str, sections: Iterable[str]) -> list[str]:
 MOST_REASONS = 3
 """With more lines about keys without effect in a process, one gives the names alone."""
 
-_OFF = (None, "", False, 0)
-"""Values of a switch that is off."""
-
 
 def tell_idle(
     idle: list[tuple[ConfigNode, str]],
@@ -224,7 +221,7 @@ class _Rewriter:
                     if name in fields and not fields[name].is_required()
                 ]
                 blank = dict.fromkeys(optional[:1], child) | blank
-            elif self.is_supported(row, key, node):
+            elif self.is_supported(row, child):
                 given[key] = child
         for cls in reversed(model.__mro__):
             shape = SHAPES.get(cls.__name__)
@@ -237,21 +234,11 @@ class _Rewriter:
                 )
         return blank | given
 
-    def is_supported(self, row: ForeignName, key: str, section: ConfigNode) -> bool:
+    def is_supported(self, row: ForeignName, child: ConfigNode) -> bool:
         """False for names that do nothing here (one warning) and for those not built
-        yet (an error).
-
-        section: where the key stands.
-        """
-        child = section.value[key]
+        yet (an error)."""
         value = child.data()
-        if row.needs and (
-            section.child(row.needs) is None or section.value[row.needs].value in _OFF
-        ):
-            self.idle.append((child, f": {row.needs} is off"))
-        elif row.on and str(value).lower() not in ("false", "0"):
-            self.diagnostics.error(child, f"{show(child)}: {row.on}")
-        elif row.how == "not_needed":
+        if row.how == "not_needed":
             self.idle.append((child, f": {row.says}"))
         elif row.how == "only_accepts" and value in row.passes:
             self.idle.append((child, " at this value"))

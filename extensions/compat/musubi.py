@@ -55,9 +55,7 @@ GENERAL = (
 OF_DATASETS = (
     *GENERAL, "image_directory", "image_jsonl_file", "cache_directory", "control_directory", "multiple_target",
     "no_resize_control", "control_resolution", "qwen_image_edit_no_resize_control",
-    "qwen_image_edit_control_resolution", "flux_kontext_no_resize_control", "video_directory", "video_jsonl_file",
-    "target_frames", "frame_extraction", "frame_stride", "frame_sample", "max_frames", "source_fps",
-    "fp_latent_window_size", "fp_1f_clean_indices", "fp_1f_target_index", "fp_1f_no_post",
+    "qwen_image_edit_control_resolution", "video_directory",
 )  # fmt: skip
 """The keys of `[[datasets]]`."""
 
@@ -94,7 +92,7 @@ SWITCHES = frozenset(
     {
         "edit", "edit_plus", "multiple_target", "remove_first_image_from_target",
         "full_bf16", "fused_backward_pass", "mem_eff_save", "enable_bucket", "bucket_no_upscale",
-        "no_resize_control", "qwen_image_edit_no_resize_control", "flux_kontext_no_resize_control",
+        "no_resize_control", "qwen_image_edit_no_resize_control",
     }
 )  # fmt: skip
 """Keys that are true or false and of which more than the table has to be said."""
@@ -116,7 +114,9 @@ OF_FRONT_END = re.compile(
     "caching_.*|dataset_(?!config$).*|parent_folder_path|generated_toml_path|create_missing_captions|caption_strategy|"
     "auto_generate_black_control_images|debug_mode|sample_(?:output_dir|guidance_scale)|disable_prompt_enhancement|"
     "dit_dtype|text_encoder_dtype|dit_in_channels|flow_shift|faster_model_loading|use_legacy_sdpa|custom_network_module|"
-    "convert_to_.*|(?:diffusers|safetensors)_output_dir|compile_resident_blocks_only"
+    "convert_to_.*|(?:diffusers|safetensors)_output_dir|compile_resident_blocks_only|multi_gpu|gpu_ids|"
+    "num_(?:processes|machines|cpu_threads_per_process)|main_process_port|extra_accelerate_launch_args|"
+    "dynamo_use_.*|vae_(?:tiling|chunk_size|spatial_tile_sample_min_size)"
 )
 """Keys by which a front end writes the dataset file or starts the program, which are in
 the same file."""
@@ -653,7 +653,7 @@ class _Reader(TrainerFile):
         images = [
             key for key in ("image_directory", "image_jsonl_file") if key in given
         ]
-        if not images and not {"video_directory", "video_jsonl_file"} & given.keys():
+        if not images and "video_directory" not in given:
             message = "is required: the folder of the images."
             self.diagnostics.error(item, message, path=(*item.path, "image_directory"))
         if not images:

@@ -171,7 +171,7 @@ def test_what_is_left_out_is_as_there_and_one_line_says_it(
             "train.lr_scheduler_min_lr_ratio",
             0.1,
         ),
-        ("vae_chunk_size = 0\nclip = false", "train.lr", 2e-6),
+        ("vae_chunk_size = 0\nmulti_gpu = false", "train.lr", 2e-6),
         ("mixed_precision = 'no'", "train.dtype", "float32"),
         ("network_args = ['loraplus_lr_ratio=4']", "network.loraplus_lr_ratio", 4),
         (

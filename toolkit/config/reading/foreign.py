@@ -57,13 +57,6 @@ class ForeignName(NamedTuple):
     passes: tuple[Any, ...] = ()
     """For `only_accepts`: the values that have no effect."""
 
-    needs: str = ""
-    """For `only_accepts`: the switch next to it that it refines. It has no effect where that
-    switch is off."""
-
-    on: str = ""
-    """For `not_needed`: why it is an error unless it is false, and the remedy."""
-
     tool: str = ""
     """The command that does it, as `run.py` takes it: `generate --negative`."""
 
