@@ -9,7 +9,7 @@ through `toolkit.registry`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -31,6 +31,7 @@ from toolkit.config.reading.located import (
     ConfigNode,
     Diagnostics,
     KeyPath,
+    dotted,
     general,
     show,
 )
@@ -150,22 +151,17 @@ MOST_REASONS = 3
 """With more lines about keys without effect in a process, one gives the names alone."""
 
 
-def tell_idle(
-    idle: list[tuple[ConfigNode, str]],
-    diagnostics: Diagnostics,
-    page: str = "docs/config.md",
-    named: Callable[[KeyPath], str] = general,
-) -> None:
+def tell_idle(idle: list[tuple[ConfigNode, str]], diagnostics: Diagnostics) -> None:
     """Warns of the keys without effect, each with its reason: of many in one line, so
-    that what matters is seen. page: which has the reasons. named: a key in that
-    line."""
+    that what matters is seen."""
     alike: dict[tuple[KeyPath, str], list[ConfigNode]] = {}
     idle.sort(key=lambda one: one[0].key_at)
     for node, reason in idle:
         alike.setdefault((node.path[:-1], reason), []).append(node)
     if len(alike) > MOST_REASONS:
-        keys = ", ".join(dict.fromkeys(named(node.path) for node, _ in idle))
-        message = f"{len(idle)} keys have no effect: {keys}. {page} says why."
+        paths = [node.path for node, _ in idle]
+        keys = ", ".join(dict.fromkeys(general(path) or dotted(path) for path in paths))
+        message = f"{len(idle)} keys have no effect: {keys}. docs/config.md says why."
         diagnostics.warn(idle[0][0], message)
         return
     for (_, reason), (first, *others) in alike.items():

@@ -883,6 +883,17 @@ def test_keys_of_a_front_end_beside_the_options(load: Callable[..., JobConfig]) 
     )
 
 
+def test_options_without_effect_are_named_in_one_line(
+    load: Callable[..., JobConfig],
+) -> None:
+    keys = "xformers split_attn persistent_data_loader_workers vae_dtype save_state"
+    given = "".join(f"{key} = true\n" for key in keys.split())
+    (told,) = [line for line in load(f"{JOB}{given}").warnings if "5 keys" in line]
+    assert told.endswith(
+        f"5 keys have no effect: {', '.join(keys.split())}. docs/config.md says why."
+    )
+
+
 def test_paths_as_windows_writes_them(load: Callable[..., JobConfig]) -> None:
     job = JOB.replace('"model/transformer"', "'.\\model\\transformer'").replace(
         '"data', "'.\\data"
