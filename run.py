@@ -261,6 +261,10 @@ def other_word(argv: Sequence[str]) -> str:
     word, *others = argv
     if not TOOL_NAME.fullmatch(word) or is_config(word):
         return ""
+    from toolkit.config.reading.removed import removed
+
+    if gone := removed("commands").get(word):
+        return f"{word}: {gone}"
     if word in RUN_WORDS and others:
         return f"{word}: a job is run by its name alone. Write: {shlex.join([COMMAND, *others])}"
     if word in OTHER_WORDS and (word not in PAGE_WORDS or hinted_tool("page")):

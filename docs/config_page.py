@@ -147,7 +147,6 @@ def _other_names(foreign: Mapping[str, ForeignName]) -> str:
             for key, row in foreign.items()
             if row.how == "not_needed"
         ],
-        "Refused unless false": [f"`{key}`" for key, row in foreign.items() if row.on],
         "Not supported yet": [
             f"`{key}`" for key, row in foreign.items() if row.how == "only_accepts"
         ],

@@ -145,7 +145,7 @@ def _standing(key: str, path: str, section: type[BaseModel], row: ForeignName) -
             else ""
         )
     told = {
-        "not_needed": f", no effect{', refused unless false' if read.on else ''}",
+        "not_needed": ", no effect",
         "only_accepts": ", not supported yet",
     }
     return f"{where}{told.get(read.how, '')}"

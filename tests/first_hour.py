@@ -603,11 +603,6 @@ JOBS = [
             "",
         ),
         (
-            "control_transparent_color: [255, 255]",
-            "is not a valid colour. Write [red, green, blue], each 0 to 255.",
-            "control_transparent_color: [255, 255, 255]",
-        ),
-        (
             "flip_aug: true",
             "kohya's 'flip_aug' is 'datasets[].flip_x' here.",
             "flip_x: true",

@@ -214,6 +214,9 @@ FOREIGN_FILES = Registry(
 """What makes a job of a file written for another program, each a
 `toolkit.config.reading.foreign.ForeignFile`."""
 
+FOREIGN_TYPES = "extensions.compat.not_read:process_type"
+"""The message about a process type of another program: `(type) -> text`, or ''."""
+
 FILE_OF_FLAGS = "extensions.compat.fluxflow:GUIDE"
 """The one of `FOREIGN_FILES` whose flags `FOREIGN_FLAGS` takes."""
 

@@ -94,9 +94,8 @@ SMALL_IMAGE = 64
 
 
 class _Guide:
-    """A `toolkit.config.reading.foreign.ForeignFile`."""
+    """A `toolkit.config.reading.foreign.KeptFile`."""
 
-    name = ""
     keeps_text = True
 
     def reads(self, root: ConfigNode) -> bool:

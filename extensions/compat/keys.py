@@ -9,7 +9,7 @@ through `toolkit.registry`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -31,6 +31,7 @@ from toolkit.config.reading.located import (
     ConfigNode,
     Diagnostics,
     KeyPath,
+    dotted,
     general,
     show,
 )
@@ -149,26 +150,18 @@ def _nearest_keys(key: str, sections: Iterable[str]) -> list[str]:
 MOST_REASONS = 3
 """With more lines about keys without effect in a process, one gives the names alone."""
 
-_OFF = (None, "", False, 0)
-"""Values of a switch that is off."""
 
-
-def tell_idle(
-    idle: list[tuple[ConfigNode, str]],
-    diagnostics: Diagnostics,
-    page: str = "docs/config.md",
-    named: Callable[[KeyPath], str] = general,
-) -> None:
+def tell_idle(idle: list[tuple[ConfigNode, str]], diagnostics: Diagnostics) -> None:
     """Warns of the keys without effect, each with its reason: of many in one line, so
-    that what matters is seen. page: which has the reasons. named: a key in that
-    line."""
+    that what matters is seen."""
     alike: dict[tuple[KeyPath, str], list[ConfigNode]] = {}
     idle.sort(key=lambda one: one[0].key_at)
     for node, reason in idle:
         alike.setdefault((node.path[:-1], reason), []).append(node)
     if len(alike) > MOST_REASONS:
-        keys = ", ".join(dict.fromkeys(named(node.path) for node, _ in idle))
-        message = f"{len(idle)} keys have no effect: {keys}. {page} says why."
+        paths = [node.path for node, _ in idle]
+        keys = ", ".join(dict.fromkeys(general(path) or dotted(path) for path in paths))
+        message = f"{len(idle)} keys have no effect: {keys}. docs/config.md says why."
         diagnostics.warn(idle[0][0], message)
         return
     for (_, reason), (first, *others) in alike.items():
@@ -224,7 +217,7 @@ class _Rewriter:
                     if name in fields and not fields[name].is_required()
                 ]
                 blank = dict.fromkeys(optional[:1], child) | blank
-            elif self.is_supported(row, key, node):
+            elif self.is_supported(row, child):
                 given[key] = child
         for cls in reversed(model.__mro__):
             shape = SHAPES.get(cls.__name__)
@@ -237,21 +230,11 @@ class _Rewriter:
                 )
         return blank | given
 
-    def is_supported(self, row: ForeignName, key: str, section: ConfigNode) -> bool:
+    def is_supported(self, row: ForeignName, child: ConfigNode) -> bool:
         """False for names that do nothing here (one warning) and for those not built
-        yet (an error).
-
-        section: where the key stands.
-        """
-        child = section.value[key]
+        yet (an error)."""
         value = child.data()
-        if row.needs and (
-            section.child(row.needs) is None or section.value[row.needs].value in _OFF
-        ):
-            self.idle.append((child, f": {row.needs} is off"))
-        elif row.on and str(value).lower() not in ("false", "0"):
-            self.diagnostics.error(child, f"{show(child)}: {row.on}")
-        elif row.how == "not_needed":
+        if row.how == "not_needed":
             self.idle.append((child, f": {row.says}"))
         elif row.how == "only_accepts" and value in row.passes:
             self.idle.append((child, " at this value"))

@@ -34,19 +34,12 @@ from toolkit.registry import FOREIGN_DATASETS, load_object
 
 # ------------------------------------------------------------ the process
 
-_FROM_TRAIN = {
-    "seed": "training_seed",
-    "validation": "validation",
-    "stop_when": "stop_when",
-}
-"""Keys that are also taken inside `train` -> the process's own key."""
-
 
 def _training(
     section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
 ) -> Entries:
-    """`log_dir` goes to `logging`, `optimizer` and `training` to `train`, the process's
-    own keys out of `train`."""
+    """`log_dir` goes to `logging`, `optimizer` and `training` to `train`, the seed out
+    of `train`."""
     if "log_dir" in entries:
         place_in(entries, "logging", "logging_dir", entries.pop("log_dir"), diagnostics)
     if "optimizer" in entries:
@@ -64,14 +57,12 @@ def _training(
     if train is None or not isinstance(train.value, dict):
         return entries
     rest = dict(train.value)
-    for key, field in _FROM_TRAIN.items():
-        if field not in section.model_fields:
-            continue
-        node = rest.pop(key, None)
-        if node is not None and not node.is_blank:
-            entries[field] = merge_aliases(entries.get(field), node, diagnostics)
-    entries["train"] = replace(train, value=rest)
-    return entries
+    seed = rest.pop("seed", None)
+    if seed is not None and not seed.is_blank:
+        entries["training_seed"] = merge_aliases(
+            entries.get("training_seed"), seed, diagnostics
+        )
+    return entries | {"train": replace(train, value=rest)}
 
 
 def _dataset_file(file: ConfigNode, entries: Entries, diagnostics: Diagnostics) -> None:
@@ -134,33 +125,9 @@ def _move_compile(
 def _images(
     section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
 ) -> Entries:
-    """`control_path_1..10` become one list, a colour of three numbers becomes
-    "#rrggbb"."""
+    """`control_path_1..10` become one list."""
     gather_slots(entries, "control_path", diagnostics)
-    colour = entries.pop("control_transparent_color", None)
-    if colour is not None and "background" not in entries:
-        rgb = _rgb(colour.data())
-        if rgb:
-            entries["background"] = replace(colour, value=rgb)
-        else:
-            diagnostics.error(
-                colour,
-                "is not a valid colour. Write [red, green, blue], each 0 to 255.",
-            )
-    elif colour is not None:
-        diagnostics.error(
-            colour, "'background' is given as well. Remove one of them.", at_key=True
-        )
     return entries
-
-
-def _rgb(value: Any) -> str:
-    parts = value if isinstance(value, list) else []
-    if len(parts) != 3 or not all(
-        type(part) is int and 0 <= part <= 255 for part in parts
-    ):
-        return ""
-    return "#" + "".join(f"{part:02x}" for part in parts)
 
 
 # ------------------------------------------------------------ model
@@ -425,8 +392,6 @@ def _from_arguments(
 
 # ------------------------------------------------------------ train
 
-_OFFLOAD = ("gradient_checkpointing_offload", "gradient_checkpointing_cpu_offload")
-
 _OF_COMPILE = {
     "compile_backend": "backend",
     "compile_mode": "mode",
@@ -476,19 +441,18 @@ def _memory_and_compile(
 def _offloaded(entries: Entries, diagnostics: Diagnostics) -> None:
     """musubi-tuner's switch beside `gradient_checkpointing: true` as the level it
     stands for."""
-    for key in _OFFLOAD:
-        node = entries.pop(key, None)
-        if node is None or node.value is False:
-            continue
-        given = entries.get("gradient_checkpointing")
-        if node.value is not True:
-            diagnostics.error(node, "write true or false.")
-        elif given is not None and given.value is not True:
-            entries["gradient_checkpointing"] = merge_aliases(
-                given, replace(node, value="full_offload"), diagnostics
-            )
-        else:
-            entries["gradient_checkpointing"] = replace(node, value="full_offload")
+    node = entries.pop("gradient_checkpointing_cpu_offload", None)
+    if node is None or node.value is False:
+        return
+    given = entries.get("gradient_checkpointing")
+    if node.value is not True:
+        diagnostics.error(node, "write true or false.")
+    elif given is not None and given.value is not True:
+        entries["gradient_checkpointing"] = merge_aliases(
+            given, replace(node, value="full_offload"), diagnostics
+        )
+    else:
+        entries["gradient_checkpointing"] = replace(node, value="full_offload")
 
 
 # ------------------------------------------------------------ sample, save, logging

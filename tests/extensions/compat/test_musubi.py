@@ -171,7 +171,7 @@ def test_what_is_left_out_is_as_there_and_one_line_says_it(
             "train.lr_scheduler_min_lr_ratio",
             0.1,
         ),
-        ("vae_chunk_size = 0\nclip = false", "train.lr", 2e-6),
+        ("vae_chunk_size = 0\nmulti_gpu = false", "train.lr", 2e-6),
         ("mixed_precision = 'no'", "train.dtype", "float32"),
         ("network_args = ['loraplus_lr_ratio=4']", "network.loraplus_lr_ratio", 4),
         (
@@ -880,6 +880,17 @@ def test_keys_of_a_front_end_beside_the_options(load: Callable[..., JobConfig]) 
     )
     assert (
         section(full).network.type == "full" and section(full).train.fused_backward_pass
+    )
+
+
+def test_options_without_effect_are_named_in_one_line(
+    load: Callable[..., JobConfig],
+) -> None:
+    keys = "xformers split_attn persistent_data_loader_workers vae_dtype save_state"
+    given = "".join(f"{key} = true\n" for key in keys.split())
+    (told,) = [line for line in load(f"{JOB}{given}").warnings if "5 keys" in line]
+    assert told.endswith(
+        f"5 keys have no effect: {', '.join(keys.split())}. docs/config.md says why."
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from toolkit.config import load_job
+from toolkit.config.reading.removed import removed
 from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.extension import discover
 from toolkit.train.config_diff import ConfigChange
@@ -142,13 +143,36 @@ def test_every_key_of_a_job_is_seen_when_it_changes_and_harmless_only_when_meant
 
 
 @pytest.mark.parametrize(
-    "key", ["train.ema_config.power_averages", "model.int8_matmul"]
+    ("key", "value"),
+    [
+        ("train.lr_groups", []),
+        ("train.memory_account", False),
+        ("train.noise_levels_per_sample", 1),
+        ("train.preference", None),
+        ("train.ema_config.power_averages", True),
+        ("datasets[0].from_base", None),
+    ],
 )
-@pytest.mark.parametrize("value", [False, True, "auto"])
-def test_a_key_that_was_removed_is_no_change(
-    section: dict, key: str, value: bool | str
+def test_a_removed_key_that_computed_nothing_is_no_change(
+    section: dict, key: str, value: object
 ) -> None:
     assert diff_configs(replaced(section, key, value), section) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "row"),
+    [
+        ("train.noise_levels_per_sample", 4, "train.noise_levels_per_sample"),
+        ("train.preference", {"beta": 350.0, "share": 1.0}, "train.preference"),
+        ("datasets[0].from_base", {"prompts": "a.txt"}, "datasets[].from_base"),
+    ],
+)
+def test_a_removed_key_that_computed_something_is_one_change_with_the_remedy(
+    section: dict, key: str, value: object, row: str
+) -> None:
+    (change,) = diff_configs(replaced(section, key, value), section)
+    assert change.kind == "changes the result"
+    assert str(change) == f"{row}: {removed('keys')[row]}"
 
 
 def test_equal_jobs_have_no_change_and_order_of_keys_is_none(section: dict) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from tests.conftest import heard
 from tests.toolkit.train.states import make_run, save_state, take_steps
+from toolkit.config.reading.removed import removed_key
 from toolkit.config.sections.train import TrainConfig
 from toolkit.config.sections.trainer import ModelSection, TrainerConfig
 from toolkit.contracts.data import Sample, Size
@@ -243,15 +244,21 @@ def test_a_state_that_computes_something_else_is_refused(
         judge(state, section(), same, allow_change=True)
 
 
-@pytest.mark.parametrize("value", [True, False, "auto"])
-def test_a_state_of_a_job_with_int8_matmul_which_was_removed_is_resumed(
-    state: Path, same: DatasetScan, value: bool | str
+def test_a_state_with_removed_keys_is_resumed_or_refused_with_the_remedy(
+    state: Path, same: DatasetScan
 ) -> None:
     document = json.loads((state / "state.json").read_text())
-    document["settings"]["model"]["int8_matmul"] = value
+    document["settings"]["train"] |= {"memory_account": False, "preference": None}
     (state / "state.json").write_text(json.dumps(document))
     plan, said = judge(state, section(), same)
     assert plan.state == state and said == []
+    document["settings"]["train"]["preference"] = {"beta": 350.0}
+    (state / "state.json").write_text(json.dumps(document))
+    with pytest.raises(UserError) as refused:
+        judge(state, section(), same)
+    assert str(refused.value).startswith(
+        f"train.preference: {removed_key('train.preference')}\nthis changes the result"
+    )
 
 
 def test_harmless_keys_are_noted(state: Path, same: DatasetScan) -> None:

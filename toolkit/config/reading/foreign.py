@@ -15,14 +15,18 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel
 
 from toolkit.config.reading.located import ConfigNode, Diagnostics
-from toolkit.errors import UserError
-from toolkit.registry import FOREIGN_FILES, FOREIGN_KEYS, find_object, load_object
+from toolkit.registry import (
+    FILE_OF_FLAGS,
+    FOREIGN_FILES,
+    FOREIGN_KEYS,
+    find_object,
+    load_object,
+)
 
 NO_DEFAULT: Any = object()
 
@@ -56,13 +60,6 @@ class ForeignName(NamedTuple):
 
     passes: tuple[Any, ...] = ()
     """For `only_accepts`: the values that have no effect."""
-
-    needs: str = ""
-    """For `only_accepts`: the switch next to it that it refines. It has no effect where that
-    switch is off."""
-
-    on: str = ""
-    """For `not_needed`: why it is an error unless it is false, and the remedy."""
 
     tool: str = ""
     """The command that does it, as `run.py` takes it: `generate --negative`."""
@@ -167,18 +164,14 @@ COMMAND_LINE = "command line"
 
 
 class ForeignFile(Protocol):
-    """A kind of file that was written for another program, and the flags of that
-    program.
+    """A kind of file that was written for another program.
 
     Example::
 
         reader = foreign_file(root)
         if reader:
-            root = reader.as_job(root, Path(path).parent, name, diagnostics)
+            root = reader.as_job(root, Path(path).parent, name, diagnostics, {})
     """
-
-    name: str
-    """The program, where no other has the keys by which `reads` knows a file."""
 
     keeps_text: bool
     """Whether its own text is saved with the results, instead of the job that it
@@ -186,6 +179,25 @@ class ForeignFile(Protocol):
 
     def reads(self, root: ConfigNode) -> bool:
         """Whether a file that is not a job is of this kind."""
+
+    def as_job(
+        self,
+        root: ConfigNode,
+        folder: Path,
+        name: str | None,
+        diagnostics: Diagnostics,
+        moved: Mapping[str, str],
+    ) -> ConfigNode:
+        """The root of the job that such a file describes.
+
+        folder: of the file, where files that it names are looked for first. name: of
+        the job, instead of the file's. moved: folder -> where it is now, for the paths
+        in files that this one names.
+        """
+
+
+class KeptFile(ForeignFile, Protocol):
+    """One whose own text is saved, and the flags of its program."""
 
     def with_flags(
         self,
@@ -195,21 +207,6 @@ class ForeignFile(Protocol):
     ) -> ConfigNode:
         """The root with the flags in their places; None: a root of them alone. Raises
         ConfigErrors for a file of another kind."""
-
-    def as_job(
-        self,
-        root: ConfigNode,
-        folder: Path,
-        name: str | None,
-        diagnostics: Diagnostics,
-        moved: Mapping[str, str] = MappingProxyType({}),
-    ) -> ConfigNode:
-        """The root of the job that such a file describes.
-
-        folder: of the file, where files that it names are looked for first. name: of
-        the job, instead of the file's. moved: folder -> where it is now, for the paths
-        in files that this one names.
-        """
 
     def renamed(self, root: ConfigNode, name: str) -> ConfigNode:
         """The root as it would be written for a job of this name."""
@@ -272,16 +269,14 @@ def holds_command(text: str) -> bool:
 
 def foreign_file(root: ConfigNode) -> ForeignFile | None:
     """The reader of a file of another program; None where the root has the key `job` or
-    `config`, or where no reader knows the file. Raises UserError for a file with keys
-    of two programs."""
+    `config`, or where no reader knows the file."""
     if {"job", "config"} & root.value.keys():
         return None
     readers: Iterable[ForeignFile] = map(load_object, FOREIGN_FILES.values())
-    found = [reader for reader in readers if reader.reads(root)]
-    named = [reader.name for reader in found if reader.name]
-    if len(named) > 1:
-        whose = " and of ".join(named)
-        raise UserError(
-            f"the file has keys of {whose}. Remove the keys of the one that does not read it."
-        )
-    return found[0] if found else None
+    return next((reader for reader in readers if reader.reads(root)), None)
+
+
+def kept_file(root: ConfigNode) -> KeptFile | None:
+    """The reader of a file whose own text is saved; None for all others."""
+    reader: KeptFile | None = find_object(FILE_OF_FLAGS)
+    return reader if reader and reader.reads(root) else None

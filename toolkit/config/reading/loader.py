@@ -55,6 +55,7 @@ from toolkit.config.reading.redacted_copy import (
     saved_text,
     secret_scalars,
 )
+from toolkit.config.reading.removed import removed
 from toolkit.config.reading.validate import list_remedy, validate
 from toolkit.config.reading.yaml_faults import quoted
 from toolkit.config.reading.yaml_reader import (
@@ -75,7 +76,14 @@ from toolkit.extension import discover
 from toolkit.files.redact import contains_secret, register_secret, wandb_keys
 from toolkit.files.run_files import FILE_SUFFIXES, finished_processes, step_stem
 from toolkit.files.writing import CACHE_FOLDER, TEMP_NAME_BYTES
-from toolkit.registry import FILE_OF_FLAGS, FOREIGN_COMMANDS, load_needed, load_object
+from toolkit.registry import (
+    FILE_OF_FLAGS,
+    FOREIGN_COMMANDS,
+    FOREIGN_TYPES,
+    find_object,
+    load_needed,
+    load_object,
+)
 
 _IN_CONFIG = ("name", "process", "defaults")
 """Keys of `config`."""
@@ -241,7 +249,7 @@ def read_written(
                 diagnostics.fatal(root.value_at, (), "is empty.")
             if root is not None and foreign_file(root) is None:
                 remedy = "Jobs of this program are YAML."
-                if {"datasets", "directory"} & root.value.keys():
+                if "datasets" in root.value:
                     remedy = "It is a dataset file: run the config that names it."
                 diagnostics.fatal(
                     root.value_at,
@@ -288,6 +296,7 @@ def check_top_level(root: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
             job or root, "is required. Write 'job: extension'.", path=("job",)
         )
     elif job.value != "extension":
+        refuse_absent_types(root, diagnostics)
         diagnostics.error(job, f"unknown job type {show(job)}. Write 'extension'.")
     config: ConfigNode | None = root.value.get("config")
     for node in (root.value.get("meta"), config.child("defaults") if config else None):
@@ -303,6 +312,15 @@ def check_top_level(root: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
             )
         diagnostics.fatal((config or root).value_at, ("config",), message)
     return config
+
+
+def refuse_absent_types(root: ConfigNode, diagnostics: Diagnostics) -> None:
+    """Raises ConfigErrors for a process of another program: that line is enough."""
+    listed = root.find(("config", "process"))[0].value
+    for entry in listed if isinstance(listed, list) else ():
+        kind = entry.child("type")
+        if kind is not None and (message := absent_type(kind)):
+            diagnostics.fatal(kind.value_at, kind.path, message)
 
 
 def refuse_unknown(
@@ -502,7 +520,7 @@ def read_process(
     try:
         model = find_model(str(type_node.value))
     except UserError as error:
-        diagnostics.error(type_node, str(error))
+        diagnostics.error(type_node, absent_type(type_node) or str(error))
         return None
     section = None
     checked = node
@@ -526,6 +544,16 @@ def read_process(
         places=places_of_images(checked, diagnostics),
     )
     return _Process(node, entry, checked, complete=model is None or section is not None)
+
+
+def absent_type(node: ConfigNode) -> str:
+    """What is said of a process type that left, or is another program's; empty for all
+    others."""
+    kind = str(node.value)
+    if gone := removed("commands").get(kind):
+        return f"{show(node)} {gone}"
+    of_others = find_object(FOREIGN_TYPES)
+    return str(of_others(kind)) if of_others else ""
 
 
 def read_callbacks(

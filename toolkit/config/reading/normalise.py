@@ -29,6 +29,7 @@ from toolkit.config.reading.located import (
     odd_characters,
     show,
 )
+from toolkit.config.reading.removed import removed_key
 from toolkit.config.reading.yaml_faults import quoted
 from toolkit.errors import did_you_mean, in_series
 from toolkit.files.run_files import saved_as, saved_like
@@ -177,14 +178,11 @@ class Normaliser:
         open_ended = model.model_config.get("extra") == "allow"
         entries: dict[str, ConfigNode] = {}
         for key, child in node.value.items():
-            if key in strict.removed_keys:
-                self.defaults.known(child)
-                self.diagnostics.warn(
-                    child, strict.removed_keys[key].message(child.value)
-                )
-                continue
             if key not in known and not open_ended:
-                self.unknown(child, f"unknown key. {self.hint(model, key, node)}")
+                gone = removed_key(general(child.path), *names_of_tools(model, key))
+                self.unknown(
+                    child, gone or f"unknown key. {self.hint(model, key, node)}"
+                )
                 continue
             self.defaults.known(child)
             if self.is_given(model, key, child):
@@ -357,7 +355,7 @@ def is_ours(
         return True
     fields = field_names(model)
     strict = rules_of(model)
-    known = {*fields, *strict.other_shapes, *strict.removed_keys, *also_known}
+    known = {*fields, *strict.other_shapes, *also_known}
     if not node.value.keys() <= known:
         return False
     return all(
@@ -390,6 +388,12 @@ def _near(key: str, model: type[BaseModel]) -> str:
     )
 
 
+def names_of_tools(model: type[BaseModel] | None, key: str) -> Iterator[str]:
+    """The names of a key in removed.toml if the section is that of a tool."""
+    for uid in getattr(model, "process_types", ()):
+        yield f"{uid}.{key}"
+
+
 def all_keys(section: ConfigNode) -> str:
     """The page that lists the keys of a section, as a sentence."""
     place = general(section.path)
@@ -399,14 +403,9 @@ def all_keys(section: ConfigNode) -> str:
 def other_names(
     section: type[BaseModel], foreign: ForeignKeys
 ) -> Mapping[str, ForeignName]:
-    """The names that a section reads besides its fields: its other shapes, its removed
-    keys, and the keys of other programs."""
-    strict = rules_of(section)
-    removed = {
-        key: ForeignName("not_needed", says=f"removed in {row.version}")
-        for key, row in strict.removed_keys.items()
-    }
-    return {**strict.other_shapes, **removed, **foreign.rows(section)}
+    """The names that a section reads besides its fields: its other shapes, and the keys
+    of other programs."""
+    return {**rules_of(section).other_shapes, **foreign.rows(section)}
 
 
 def read_names(rows: Mapping[str, ForeignName]) -> list[str]:

@@ -39,6 +39,7 @@ from toolkit.config.reading.normalise import (
     section_model,
 )
 from toolkit.config.reading.process import JobConfig, JobContext, ProcessConfig
+from toolkit.config.reading.removed import removed_key
 from toolkit.config.reading.yaml_reader import map_paths, scalar_value
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
@@ -171,15 +172,6 @@ def tool_parser(
                 about_it.replace("%", "%%"),
                 name not in as_flags,
             )
-    for name in _idle(model):
-        action = parser.add_argument(
-            flag_of(model, name),
-            dest=name,
-            nargs="?",
-            const="true",
-            help=argparse.SUPPRESS,
-        )
-        accept(parser, action, f"--{name}")
     return parser
 
 
@@ -223,16 +215,6 @@ def _group(model: type[ToolConfig], dotted: str) -> str | None:
         and key == model.sections[section][0]
     )
     return None if is_name else _GROUPS.get(section, section)
-
-
-def _idle(model: type[ToolConfig]) -> list[str]:
-    """Keys that other programs have, or this one had, and that do nothing: their flags
-    are taken, with a note."""
-    return [
-        key
-        for key, row in foreign_keys().rows(model).items()
-        if row.how == "not_needed"
-    ]
 
 
 def field_at(model: type[BaseModel], dotted: str) -> tuple[FieldInfo, str]:
@@ -358,6 +340,9 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
     parser = tool_parser(
         uid, model, [key for key in model.positional if flag_of(model, key) in flags]
     )
+    for flag in sorted(flags):
+        if gone := removed_key(f"{uid}.{flag.lstrip('-').replace('-', '_')}"):
+            raise UserError(f"{parser.prog}: {flag!r} {gone}")
     for flag in flags & {f"--{word}" for word in model.common_words}:
         raise UserError(
             f"{parser.prog}: unknown argument {flag!r}. {model.common_words[flag[2:]]}"
@@ -446,9 +431,6 @@ def _root(uid: str, model: type[ToolConfig], given: Mapping[str, Any]) -> Config
     entries = {"type": _scalar(uid, "type", text_only=True)}
     for key, value in given.items():
         place = key if key in model.positional else flag_of(model, key)
-        if key in _idle(model):
-            entries[key] = _scalar(value, place, text_only=False)
-            continue
         annotation = field_at(model, key)[0].annotation
         if isinstance(value, list):
             children = [

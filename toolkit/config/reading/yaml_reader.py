@@ -279,7 +279,7 @@ def read_yaml(text: str, diagnostics: Diagnostics) -> ConfigNode:
         }
         remedy = "A job has the keys 'job' and 'config'."
         if is_dataset:
-            remedy = "It is another program's list of datasets: run the config that names it."
+            remedy = "It is another program's list of datasets, which is not read: docs/coming_from.md."
         diagnostics.fatal(SourceLocation(1, 1), (), f"is not a mapping. {remedy}")
     unused = {start: text[start:end] for start, end in loader.marked.values()}
     return _Builder(diagnostics, unused).build(root, (), _place(root), -1)

@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from toolkit.config.reading.base import ALL_OTHERS, RemovedKey, StrictModel
+from toolkit.config.reading.base import ALL_OTHERS, StrictModel
 from toolkit.config.reading.field_types import (
     AutoOrBool,
     OneOf,
@@ -351,13 +351,6 @@ class ModelConfig(StrictModel):
                 "revision",
             ),
             "place",
-        ),
-    }
-    removed_keys: ClassVar = {
-        "int8_matmul": RemovedKey(
-            "0.3",
-            "products of int8 weights are computed in train.dtype, which is as fast or faster on every card measured",
-            (None, False, "auto"),
         ),
     }
     common_words: ClassVar = {

@@ -408,7 +408,6 @@ def test_the_transformers_rate_is_the_rate(section) -> None:
     "lines",
     [
         ("stop_when: {metric: grad_norm, below: 0.5}",),
-        ("train: {stop_when: {metric: grad_norm, below: 0.5}}",),
         ("stop_condition: {loss_name: grad_norm, threshold: 0.5}",),
     ],
 )
