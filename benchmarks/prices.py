@@ -113,7 +113,6 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "toolkit/train/checkpoint",
         "toolkit/train/resumption.py",
         "toolkit/train/config_diff.py",
-        "toolkit/train/other_model.py",
         "toolkit/train/lock.py",
     ),
     "trackers": (

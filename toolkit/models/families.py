@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.config.reading.process import JobContext
-from toolkit.config.sections.few_step import DeploymentConfig
 from toolkit.config.sections.model import AUTO_RANK, ModelConfig
 from toolkit.config.sections.model_files import (
     INDEX,
@@ -55,9 +54,6 @@ if TYPE_CHECKING:
 
     from toolkit.models.kept import Kept
 
-
-FEW_STEPS = 4
-"""Steps of an entry of `sample.also` that gives none."""
 
 LOOKAHEAD_BATCHES = 32
 """Micro-batches whose timesteps are prefetched at once."""
@@ -536,16 +532,6 @@ def unknown_family(model: ModelSection) -> Iterator[str]:
     except UnknownFamilyError as unknown:
         yield str(unknown).removeprefix("model.name_or_path: ")
         yield f"sizes, buckets and memory are planned at the start, once its {INDEX} is here"
-
-
-def deployed_grid(way: DeploymentConfig) -> tuple[int, tuple[float, ...]]:
-    """Steps of an entry of `sample.also`, and the noise levels that are resampled to
-    these steps. Without levels they are evenly spaced."""
-    other = family_for(ModelConfig(name_or_path=way.model)) if way.model else None
-    levels = way.levels or (other.sample_sigmas if other else ())
-    return way.steps or len(levels) or (
-        other.sample_steps if other else FEW_STEPS
-    ), levels
 
 
 def unlike_distilled(

@@ -196,7 +196,8 @@ def num_shards(train: TrainConfig) -> int:
 def bytes_beside(section: DiffusionSection) -> int:
     """Bytes of the LoRA files that are active with the network, in the compute dtype. A
     file that does not exist counts as 0; a file that is named twice counts once."""
-    paths = {Path(file).expanduser() for file, _ in section.files_beside().values()}
+    files = (lora.file() for lora in section.files_beside().values())
+    paths = {Path(file).expanduser() for file in files}
     weights = sum(sum(tensor_sizes(path).values()) for path in paths if path.is_file())
     return weights * DTYPE_BYTES[section.train.dtype]
 

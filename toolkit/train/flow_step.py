@@ -6,7 +6,7 @@ of restarts.
 
 Shape suffixes: B batch, C channels, H/W latent height and width.
 
-The trainers make a step for the loop; `few_step` derives from it.
+The trainers make a step for the loop.
 """
 
 from __future__ import annotations
