@@ -2,8 +2,8 @@
 matrices that are missing or do not fit, an alpha that was lost or makes no sense.
 
 It needs no model, and reads files that `lora_formats` refuses. It does not judge the
-images of a LoRA, nor whether its layers belong to a model. `programs` adds the view of
-each program. Called by the writers of a run and by the tools that examine a file.
+images of a LoRA, nor whether its layers belong to a model. Called by the writers of a
+run and by the tools that examine a file.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 """
