@@ -56,13 +56,6 @@ from toolkit.optim.optimizer_args import (
 )
 from toolkit.optim.schedules import SCHEDULES, check_parameters
 
-BASE = "base"
-"""Name of the group of all other layers."""
-
-LORA_B_SUFFIX = " up"
-"""Follows the name of a group in that of its up matrices, if LoRA+ gives them another
-learning rate."""
-
 
 class EmaConfig(StrictModel):
     """`train.ema_config`: exponential moving average (EMA) of the trained weights,
