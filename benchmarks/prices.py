@@ -102,7 +102,6 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "toolkit/networks/lora_formats.py",
         "toolkit/networks/adapter_",
         "toolkit/networks/multiplied",
-        "toolkit/networks/file_keys.py",
         "toolkit/networks/spelling.py",
         "toolkit/networks/unread_kinds.py",
     ),

@@ -16,7 +16,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +44,6 @@ from toolkit.contracts.model import DiffusionModel, ModelFacts, ModelSection
 from toolkit.contracts.network_kinds import ActivationUnits
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.writing import free_space
-from toolkit.models.hashes import part_hashes
 from toolkit.registry import FAMILIES, load_object
 
 if TYPE_CHECKING:
@@ -224,9 +222,6 @@ class ModelSizeInfo:
     """Largest number of elements per text token in the text encoder."""
 
     text_width: int
-    latent_numbers: float
-    """Elements of a cached latent per pixel."""
-
     pixels_per_token: int
     scales_references: bool
     """Whether control images are scaled to `model_kwargs.reference_area`; otherwise
@@ -404,13 +399,6 @@ class ModelFamily(ModelFacts, ABC):
         """The family with the facts of a published model that is not on this disk yet,
         by its name."""
         return self
-
-    def files_hash(self, folder: Path, files: Mapping[str, Path]) -> str:
-        if not folder.is_dir():
-            return ""
-        return sha256(
-            repr(sorted(part_hashes(folder, self.parts, files).items())).encode()
-        ).hexdigest()
 
     tiny_parts: str = ""
     """A function (folder, family, `toolkit.models.tiny.TinySpec`) that writes the parts

@@ -24,7 +24,6 @@ from torch import Tensor
 from toolkit.errors import Diagnostic, Severity, UserError
 from toolkit.networks.adapter_settings import (
     HEADER_METADATA,
-    AdapterSettings,
     read_settings,
 )
 from toolkit.networks.lora_formats import (
@@ -114,7 +113,9 @@ class FileLayers:
     def sound(self, metadata: Mapping[str, str]) -> dict[str, LayerDelta]:
         """The layers whose matrices exist, fit and are finite, with their strength.
         Settings that cannot be read count as missing."""
-        settings = readable_settings(metadata)
+        settings = None
+        with suppress(UserError):  # `_of_settings` reports it
+            settings = read_settings(metadata)
         layers = {}
         for name, parts in self.parts.items():
             matrices = _matrices(parts)
@@ -134,15 +135,6 @@ class FileLayers:
                 )
                 layers[name] = LayerDelta(stored, scale, size=shape)
         return layers
-
-
-def readable_settings(metadata: Mapping[str, str]) -> AdapterSettings | None:
-    """peft's settings in a file's metadata; None where they are missing or cannot be
-    read."""
-    try:
-        return read_settings(metadata)
-    except UserError:
-        return None  # `_of_settings` reports it
 
 
 def layers_of(tensors: Mapping[str, Tensor]) -> FileLayers:

@@ -280,7 +280,7 @@ def times_key(section: DiffusionSection, groups: Sequence[ItemGroup], gpu: str) 
 
 def pairs_of(batch: LargestBatch) -> float:
     """Pairs of tokens that attention compares in a batch."""
-    return float(batch.images * sum(batch.prefix_and_target) ** 2)
+    return float(batch.images * batch.tokens_of_image**2)
 
 
 def blocks_of(

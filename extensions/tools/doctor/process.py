@@ -35,7 +35,6 @@ from toolkit.networks.adapter_health import (
     is_own,
     layers_of,
 )
-from toolkit.networks.file_keys import PREFIXES, split_stem
 from toolkit.networks.lora_formats import (
     BESIDE_LAYERS,
     LayerDelta,
@@ -177,8 +176,18 @@ OTHER_ARCHITECTURES = re.compile(
 """Beginnings of `modelspec.architecture` of models that this program does not support.
 Some have the same names and widths of layers."""
 
+PREFIXES = (
+    "lora_transformer_",
+    "lora_unet_",
+    "lycoris_",
+    "base_model.model.",
+    "diffusion_model.",
+    "transformer.",
+)
+"""What programs put before the name of a layer."""
+
 _WRAPPERS = ("model.", "module.", "_orig_mod.", "pipe.dit.")
-NEEDLESS = tuple(prefix for prefix in (*PREFIXES, *_WRAPPERS) if prefix)
+NEEDLESS = (*PREFIXES, *_WRAPPERS)
 """Beginnings that programs and their wrappers put before a layer's name."""
 
 MOST_HOLES = 0.1
@@ -225,7 +234,10 @@ def _located(
     names = {
         spelling: name for name in layers for spelling in (name, name.replace(".", "_"))
     }
-    rests = {stem: split_stem(stem)[1] for stem in stems}
+    rests = {
+        stem: stem.removeprefix(next(filter(stem.startswith, PREFIXES), ""))
+        for stem in stems
+    }
     return {stem: names[rest] for stem, rest in rests.items() if rest in names}
 
 
