@@ -102,7 +102,6 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "toolkit/networks/lora_formats.py",
         "toolkit/networks/adapter_",
         "toolkit/networks/multiplied",
-        "toolkit/networks/file_keys.py",
         "toolkit/networks/spelling.py",
         "toolkit/networks/unread_kinds.py",
     ),
@@ -113,7 +112,6 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "toolkit/train/checkpoint",
         "toolkit/train/resumption.py",
         "toolkit/train/config_diff.py",
-        "toolkit/train/other_model.py",
         "toolkit/train/lock.py",
     ),
     "trackers": (

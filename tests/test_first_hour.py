@@ -389,7 +389,7 @@ APPLIED_IN: dict[str, dict[str, Sequence[str]]] = {
     "toolkit/config/reading/test_loader.py": {
         "test_two_trainers_of_one_folder_are_refused": ["Give process["],
     },
-    "toolkit/config/sections/test_few_step.py": {
+    "toolkit/config/sections/test_lora_beside.py": {
         "test_a_file_that_alone_is_here_is_not_taken_for_the_only_one": [
             "Give one of them, as"
         ],

@@ -90,10 +90,11 @@ def _dataset_file(file: ConfigNode, entries: Entries, diagnostics: Diagnostics) 
                 )
 
 
-def _move_compile(
+def _move_from_model(
     section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
 ) -> Entries:
-    """ai-toolkit's keys of compiling and its assistant go from `model` to `train`."""
+    """ai-toolkit's keys of compiling, its assistant and the LoRA of its samples go from
+    `model` to their sections."""
     model = entries.get("model")
     if model is None or not isinstance(model.value, dict):
         return entries
@@ -103,7 +104,7 @@ def _move_compile(
         (node for node in switches if node.value is not False),
         switches[0] if switches else None,
     )
-    moved = {new: rest.pop(old, None) for old, new in TO_TRAIN.items()}
+    moved = {key: rest.pop(old, None) for old, key in _FROM_MODEL.items()}
     entries["model"] = replace(model, value=rest)
     train = entries.get("train")
     given = train.child("compile") if train else None
@@ -112,10 +113,10 @@ def _move_compile(
         given = replace(given, value={**given.value, "enabled": enabled})
         entries["train"] = replace(train, value={**train.value, "compile": given})
     else:
-        moved["compile"] = switch
-    for key, node in moved.items():
+        moved["train", "compile"] = switch
+    for (place, key), node in moved.items():
         if node is not None:
-            place_in(entries, "train", key, node, diagnostics)
+            place_in(entries, place, key, node, diagnostics)
     return entries
 
 
@@ -132,15 +133,15 @@ def _images(
 
 # ------------------------------------------------------------ model
 
-TO_TRAIN = {
-    "compile_mode": "compile_mode",
-    "compile_dynamic": "compile_dynamic",
-    "compile_fullgraph": "compile_fullgraph",
-    "cache_size_limit": "compile_cache_size_limit",
-    "assistant_lora_path": "assistant",
+_FROM_MODEL = {
+    "compile_mode": ("train", "compile_mode"),
+    "compile_dynamic": ("train", "compile_dynamic"),
+    "compile_fullgraph": ("train", "compile_fullgraph"),
+    "cache_size_limit": ("train", "compile_cache_size_limit"),
+    "assistant_lora_path": ("train", "assistant"),
+    "inference_lora_path": ("sample", "lora"),
 }
-"""ai-toolkit's keys of `model` -> of `train`, where compiling and the assistant belong
-here."""
+"""ai-toolkit's keys of `model` -> section and key here."""
 
 
 def _reshape_model(
@@ -658,7 +659,7 @@ def merged(
 
 SHAPES: dict[str, Callable[[type[BaseModel], Entries, Diagnostics], Entries]] = {
     "TrainingSection": _training,
-    "ModelSection": _move_compile,
+    "ModelSection": _move_from_model,
     "DatasetConfig": _images,
     "ValidationConfig": _images,
     "ModelConfig": _reshape_model,

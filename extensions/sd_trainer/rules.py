@@ -22,9 +22,7 @@ from toolkit.config.reading.findings import Findings, below, error, warning
 from toolkit.config.sections.dataset import LOSS, MASKS, sides_of
 from toolkit.config.sections.model import QTYPE_SPELLINGS
 from toolkit.config.sections.model_files import (
-    INDEX,
     ModelFolder,
-    near_id,
     single_files,
 )
 from toolkit.config.sections.output import SampleConfig, SampleItem
@@ -35,7 +33,6 @@ from toolkit.models.families import (
     LARGE_MODEL_BLOCKS,
     AnotherFamilyError,
     ModelFamily,
-    UnknownFamilyError,
     family_for,
     published_names,
     rounded_side,
@@ -145,11 +142,8 @@ def _weight_files(s: DiffusionSection) -> Findings:
         f"model.base_loras.{index}.path": lora.path
         for index, lora in enumerate(s.model.base_loras)
     }
-    ends = {
-        "train.assistant": ".path",
-    }
-    for key, (file, _) in s.files_beside().items():
-        files[key + ends.get(key, "")] = file
+    for key, lora in s.files_beside().items():
+        files[f"{key}.path"] = lora.file()
     files["network.pretrained_lora_path"] = s.network.pretrained_lora_path or ""
     files["model.accuracy_recovery_adapter"] = s.model.accuracy_recovery_adapter or ""
     for key, path in files.items():
@@ -197,7 +191,7 @@ def _files_beside(s: DiffusionSection) -> Findings:
     """LoRA files that are active beside the network, where there is none, or where they
     cannot be switched."""
     sharded = s.train.parallel == "fsdp" and read_distributed_env().world_size > 1
-    for key in dict.fromkeys((*s.files_beside(), *s.deployments())):
+    for key in s.files_beside():
         if s.network.trains_model:
             yield error(
                 key,
@@ -207,53 +201,6 @@ def _files_beside(s: DiffusionSection) -> Findings:
             yield error(
                 key,
                 "is not supported with 'parallel: fsdp'. Remove it, or use 'parallel: ddp'.",
-            )
-    yield from _other_models(s)
-
-
-def _other_models(s: DiffusionSection) -> Findings:
-    """Models of `sample.also` that are of another family, or whose weights cannot be
-    exchanged with the model's."""
-    family = _family(s)
-    if not family:
-        return
-    for key, way in s.deployments().items():
-        try:
-            other = family_for(s.other_model(way)) if way.model else None
-        except UnknownFamilyError:
-            yield error(
-                key,
-                f"{way.model} is not on this disk, so its family is not known. {near_id(way.model)}Run 'hf "
-                f"download {way.model} {INDEX}' first.",
-            )
-            continue
-        except UserError as fault:
-            yield error(key, str(fault).removeprefix("model.name_or_path: "))
-            continue
-        if not other:
-            continue
-        is_distilled = other.sample_sigmas != family.sample_sigmas
-        # Qwen-Image-Edit-2511 does not compute as 2509 does.
-        is_another = other.title != family.title and not is_distilled
-        if other.arch != family.arch or is_another:
-            yield error(
-                key,
-                f"{way.model} is {other.title}, which {family.title} does not compute. Give one of its kind.",
-            )
-        if s.model.blocks_to_swap:
-            yield error(
-                key, "is not supported with 'model.blocks_to_swap'. Remove one of them."
-            )
-        tabulated = family.footprint(s.model.files_folder()).modulation_layers
-        if tabulated and s.model.modulation_table is not False:
-            yield error(
-                key,
-                "needs 'model.modulation_table: false'. Set it, or remove this entry.",
-            )
-        for what, message in unlike_distilled(other, way.steps, way.cfg):
-            yield warning(
-                f"{key.removesuffix('model')}{'steps' if what == 'steps' else 'cfg'}",
-                message,
             )
 
 
@@ -767,10 +714,10 @@ def _first_samples(s: DiffusionSection) -> Findings:
                 f"first_sample.{key}",
                 "has no effect: these images are generated once, before step 1.",
             )
-    if first and first.also:
+    if first and first.lora:
         yield error(
-            "first_sample.also",
-            "belongs in 'sample': its images are compared over the steps. Move it.",
+            "first_sample.lora",
+            "belongs in 'sample': it is active in these images too. Move it.",
         )
     if train.force_first_sample and not sample:
         yield warning(
@@ -787,8 +734,16 @@ def _samples(s: DiffusionSection) -> Findings:
             yield warning(
                 key, "has no prompts: no images are generated. Give 'prompts'."
             )
-        if isinstance(entry, SampleConfig) and entry.vae_path:
-            yield from _decoder(s, key, entry.vae_path)
+        if isinstance(entry, SampleConfig):
+            for name in ("vae_path", "lora"):
+                drawn = s.sample_pictures() and not s.train.disable_sampling
+                if getattr(entry, name) and not drawn:
+                    yield error(
+                        f"{key}.{name}",
+                        "there are no samples that need it. Remove it, or give prompts.",
+                    )
+            if entry.vae_path:
+                yield from _decoder(s, f"{key}.vae_path", entry.vae_path)
         if not family:
             continue
         for side in ("width", "height"):
@@ -804,16 +759,9 @@ def _samples(s: DiffusionSection) -> Findings:
                 )
 
 
-def _decoder(s: DiffusionSection, name: str, path: str) -> Findings:
-    """A VAE for samples where there are none, a second one for the first samples, a
-    file that is not of this model."""
-    key = f"{name}.vae_path"
-    if s.train.disable_sampling or not s.sample_pictures():
-        yield error(
-            key,
-            "there are no samples that it could decode. Remove it, or give prompts.",
-        )
-    elif Path(path).expanduser() != s.decoder():
+def _decoder(s: DiffusionSection, key: str, path: str) -> Findings:
+    """A second VAE for the first samples, a file that is not of this model."""
+    if Path(path).expanduser() != s.decoder():
         yield error(
             key,
             "is another one than that of 'sample', which decodes these images too. Remove it.",

@@ -78,8 +78,7 @@ def test_two_processes_that_share_out_the_model_draw_and_train_what_one_does(
 def test_a_lora_of_2_1_is_trained_by_two_processes_as_by_one(
     job: Job, tmp_path: Path
 ) -> None:
-    """With drawn captions, a reference and several noise levels, whose blocks share
-    keys and values of the prefix."""
+    """With drawn captions and a reference."""
     write_tiny_model(tmp_path / "model", TinySpec(arch="qwen_image_2"))
     folder, before = (
         draw_pictures(tmp_path / name, "a", "b", "c") for name in ("several", "before")

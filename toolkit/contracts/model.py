@@ -265,11 +265,6 @@ class ModelFacts:
         """
         return None
 
-    def files_hash(self, folder: Path, files: Mapping[str, Path]) -> str:
-        """A hash of a model's files, which decide its images; empty where its folder is
-        not there. files: part -> the file with its weights."""
-        return ""
-
     def prompt_note(self, model: ModelSection, prompt: str) -> str | None:
         """A note on a prompt that is used although its end is cut off, or None. None
         also where that is not known, as in `prompt_error`."""

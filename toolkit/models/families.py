@@ -16,12 +16,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.config.reading.process import JobContext
-from toolkit.config.sections.few_step import DeploymentConfig
 from toolkit.config.sections.model import AUTO_RANK, ModelConfig
 from toolkit.config.sections.model_files import (
     INDEX,
@@ -46,7 +44,6 @@ from toolkit.contracts.model import DiffusionModel, ModelFacts, ModelSection
 from toolkit.contracts.network_kinds import ActivationUnits
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.writing import free_space
-from toolkit.models.hashes import part_hashes
 from toolkit.registry import FAMILIES, load_object
 
 if TYPE_CHECKING:
@@ -55,9 +52,6 @@ if TYPE_CHECKING:
 
     from toolkit.models.kept import Kept
 
-
-FEW_STEPS = 4
-"""Steps of an entry of `sample.also` that gives none."""
 
 LOOKAHEAD_BATCHES = 32
 """Micro-batches whose timesteps are prefetched at once."""
@@ -228,9 +222,6 @@ class ModelSizeInfo:
     """Largest number of elements per text token in the text encoder."""
 
     text_width: int
-    latent_numbers: float
-    """Elements of a cached latent per pixel."""
-
     pixels_per_token: int
     scales_references: bool
     """Whether control images are scaled to `model_kwargs.reference_area`; otherwise
@@ -409,13 +400,6 @@ class ModelFamily(ModelFacts, ABC):
         by its name."""
         return self
 
-    def files_hash(self, folder: Path, files: Mapping[str, Path]) -> str:
-        if not folder.is_dir():
-            return ""
-        return sha256(
-            repr(sorted(part_hashes(folder, self.parts, files).items())).encode()
-        ).hexdigest()
-
     tiny_parts: str = ""
     """A function (folder, family, `toolkit.models.tiny.TinySpec`) that writes the parts
     of a tiny model and returns its transformer, as "module:function". Empty: the family
@@ -536,16 +520,6 @@ def unknown_family(model: ModelSection) -> Iterator[str]:
     except UnknownFamilyError as unknown:
         yield str(unknown).removeprefix("model.name_or_path: ")
         yield f"sizes, buckets and memory are planned at the start, once its {INDEX} is here"
-
-
-def deployed_grid(way: DeploymentConfig) -> tuple[int, tuple[float, ...]]:
-    """Steps of an entry of `sample.also`, and the noise levels that are resampled to
-    these steps. Without levels they are evenly spaced."""
-    other = family_for(ModelConfig(name_or_path=way.model)) if way.model else None
-    levels = way.levels or (other.sample_sigmas if other else ())
-    return way.steps or len(levels) or (
-        other.sample_steps if other else FEW_STEPS
-    ), levels
 
 
 def unlike_distilled(

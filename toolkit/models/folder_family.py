@@ -392,7 +392,6 @@ class FolderFamily(ModelFamily):
             decode_band_numbers=self.vae_tensors.decode_band * vae_width,
             text_token_numbers=text_layers.token_numbers,
             text_width=text_width,
-            latent_numbers=self.latent_channels / self.latent_scale**2,
             pixels_per_token=self.token_side**2,
             scales_references=self.scales_references,
             text_tokens=self.text_tokens,

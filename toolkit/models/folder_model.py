@@ -229,7 +229,6 @@ class FolderModel(DiffusionModel):
                 *(latent.shape[-2:] for latent in latents),
             ].append(row)
         velocity: dict[int, Tensor] = {}
-        levels = len(x_t_BCHW) // len(references)
         for number, rows in enumerate(groups.values(), start=1):
             run = self._run_last_pass if number == len(groups) else self._run_block
             of_group = [references[row] for row in rows]
@@ -237,12 +236,11 @@ class FolderModel(DiffusionModel):
                 self.to_model(torch.stack(slot_B))
                 for slot_B in zip(*of_group, strict=True)
             ]
-            noisy = [row * levels + level for row in rows for level in range(levels)]
             predicted_BCHW = self.predict_group(
-                run, x_t_BCHW[noisy], t_B[noisy], prompts.select(rows), slots
+                run, x_t_BCHW[rows], t_B[rows], prompts.select(rows), slots
             )
             dtype = torch.promote_types(predicted_BCHW.dtype, torch.float32)
-            velocity |= zip(noisy, predicted_BCHW.to(dtype), strict=True)
+            velocity |= zip(rows, predicted_BCHW.to(dtype), strict=True)
         return torch.stack([velocity[row] for row in range(len(x_t_BCHW))])
 
     def wrap_blocks(

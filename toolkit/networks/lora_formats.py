@@ -210,11 +210,6 @@ class LayerDelta:
             return self.multiplied.is_zero(self.parts, self.scale)
         return self.scale == 0 or not all(part.any() for part in self.parts.values())
 
-    def sized(self, inputs: int, outputs: int) -> LayerDelta:
-        """The same change with the size of its layer, which not all kinds give
-        themselves."""
-        return replace(self, size=(outputs, inputs)) if self.multiplied else self
-
     def split(self, count: int) -> list[LayerDelta]:
         """The changes of `count` layers that each have an equal share of its outputs,
         in order. Raises ValueError where the change cannot be split: a DoRA with norms

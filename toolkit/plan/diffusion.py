@@ -15,7 +15,7 @@ from textwrap import shorten
 
 from toolkit.config.reading.process import JobContext
 from toolkit.config.sections.dataset import DatasetConfig, Rectangle, sides_of
-from toolkit.config.sections.few_step import DeploymentConfig
+from toolkit.config.sections.lora_beside import ASSISTANT, OF_SAMPLES
 from toolkit.config.sections.output import SampleConfig
 from toolkit.config.sections.train import TrainConfig
 from toolkit.config.sections.trainer import DiffusionSection
@@ -32,7 +32,6 @@ from toolkit.memory.estimate import GB
 from toolkit.models.families import (
     LARGE_MODEL_BLOCKS,
     ModelFamily,
-    deployed_grid,
     family_for,
     model_bytes,
     title_of,
@@ -365,8 +364,7 @@ class SdPlanner(Planner[DiffusionSection]):
     def _weights(self) -> Iterator[str]:
         """The LoRA files that are active with the network at times, those that are
         merged into the model, and what quantization costs."""
-        yield from self._assistant()
-        yield from map(_deployment_line, self.section.deployments().values())
+        yield from self._files_beside()
         if decoder := self.section.decoder():
             yield f"sample.vae_path: samples are decoded with {decoder.name}; latents and training stay as they are"
         for lora in self.section.model.base_loras:
@@ -374,17 +372,20 @@ class SdPlanner(Planner[DiffusionSection]):
         if self.section.model.quantize:
             yield from self._quantization()
 
-    def _assistant(self) -> Iterator[str]:
-        """The training adapter that is used, or one that could be."""
-        assistant = self.section.train.assistant
+    def _files_beside(self) -> Iterator[str]:
+        """The LoRA files beside the network, and a training adapter that could be
+        one."""
+        files = self.section.files_beside()
+        for key, lora in files.items():
+            if download := lora.to_download():
+                yield f"{key}: {download} is not in the hub cache: the run downloads it first"
+            name = Path(lora.file()).name
+            when = "on in training, off in samples and validation"
+            if key == OF_SAMPLES:
+                when = "on in samples, off in training and validation"
+            yield f"{key}: {name} times {lora.multiplier:g} is {when}"
         published = self._published_assistant()
-        if assistant:
-            if download := assistant.to_download():
-                yield f"train.assistant: {download} is not in the hub cache: the run downloads it first"
-            name = Path(assistant.file()).name
-            strength = f"{assistant.multiplier:g}"
-            yield f"train.assistant: {name} times {strength} is on in training, off in samples and validation"
-        elif published:
+        if published and ASSISTANT not in files:
             yield (
                 "train.assistant: none. LoRAs of this model may collapse into texture while the loss falls; others "
                 f"avoid this with {published} (docs/models.md)"
@@ -457,17 +458,6 @@ def settings_lines(section: DiffusionSection, family: ModelFamily) -> Iterator[s
     yield f"noise levels: {section.train.timestep_type}"
     yield from _dropout(section)
     yield _samples(section, family)
-
-
-def _deployment_line(deployment: DeploymentConfig) -> str:
-    """An entry of `sample.also`."""
-    file = deployment.model or deployment.lora
-    beside = f" with {Path(file).name}" if file else ""
-    waits = "; its transformer waits in CPU memory" if deployment.model else ""
-    return (
-        f"samples also in {deployed_grid(deployment)[0]} steps at CFG {deployment.cfg:g}{beside} ({deployment.label})"
-        f"{waits}"
-    )
 
 
 def _optimizer(train: TrainConfig) -> str:

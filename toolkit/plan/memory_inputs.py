@@ -196,7 +196,8 @@ def num_shards(train: TrainConfig) -> int:
 def bytes_beside(section: DiffusionSection) -> int:
     """Bytes of the LoRA files that are active with the network, in the compute dtype. A
     file that does not exist counts as 0; a file that is named twice counts once."""
-    paths = {Path(file).expanduser() for file, _ in section.files_beside().values()}
+    files = (lora.file() for lora in section.files_beside().values())
+    paths = {Path(file).expanduser() for file in files}
     weights = sum(sum(tensor_sizes(path).values()) for path in paths if path.is_file())
     return weights * DTYPE_BYTES[section.train.dtype]
 
@@ -351,20 +352,16 @@ class LargestBatch:
     """Images of a target."""
 
     @property
-    def prefix_and_target(self) -> tuple[int, int]:
-        """Tokens of text and references of an image, and of the image itself."""
+    def tokens_of_image(self) -> int:
+        """Tokens of an image in the transformer: text, references and the target."""
         references = self.references * self.reference_pixels // self.pixels_per_token
-        return (
-            references + self.text_tokens,
-            self.stacked * self.pixels // self.pixels_per_token,
-        )
+        target = self.stacked * self.pixels // self.pixels_per_token
+        return references + self.text_tokens + target
 
     @property
     def tokens(self) -> int:
-        """Tokens of the batch in the transformer: per image the prefix and the
-        target."""
-        prefix, target = self.prefix_and_target
-        return self.images * (prefix + target)
+        """Tokens of the batch in the transformer."""
+        return self.images * self.tokens_of_image
 
 
 class BatchSizes:

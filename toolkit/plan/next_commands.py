@@ -93,7 +93,12 @@ def lead_on(section: object, own_images: bool) -> list[str]:
 
 def _flags(section: HasSamples) -> Iterator[object]:
     """Prompt and settings of the run's first sample."""
-    picture = next(iter(section.sample_pictures()), None)
+    pictures = (
+        section.pictures_alone()
+        if isinstance(section, DiffusionSection)
+        else section.sample_pictures()
+    )
+    picture = next(iter(pictures), None)
     if picture is None:
         yield from ("--prompt", section.trigger_word or "a photo")
         return

@@ -20,7 +20,6 @@ from toolkit.memory.flops import KERNELS_PER_BLOCK, WEIGHTS_PER_TOKEN
 from toolkit.models.families import (
     ModelFamily,
     ModelSizeInfo,
-    deployed_grid,
     family_for,
     model_bytes,
 )
@@ -171,7 +170,7 @@ class _RunWork:
         section = self.section
         if section.sample is None or section.train.disable_sampling:
             return PassWork(), 0
-        pictures = section.sample.all_items()
+        pictures = section.sample.sample_items()
         sets = often(section.sample.interval())
         work = total(map(self.picture, pictures)).times(sets)
         count = sets * len(pictures)
@@ -185,10 +184,6 @@ class _RunWork:
     def picture(self, item: SamplePicture) -> PassWork:
         """One sample image: its steps, twice with guidance, and the decoder."""
         steps, guidance = steps_and_guidance(item, self.family)
-        if item.also:
-            _, deployment = item.also
-            steps = deployed_grid(deployment)[0]
-            guidance = deployment.cfg
         decoded = item.layers if self.facts.stacks_layers else 1
         return self._generated(self.sizes.of_picture(item), steps, guidance, decoded)
 
@@ -285,7 +280,7 @@ def times_key(section: DiffusionSection, groups: Sequence[ItemGroup], gpu: str) 
 
 def pairs_of(batch: LargestBatch) -> float:
     """Pairs of tokens that attention compares in a batch."""
-    return float(batch.images * sum(batch.prefix_and_target) ** 2)
+    return float(batch.images * batch.tokens_of_image**2)
 
 
 def blocks_of(

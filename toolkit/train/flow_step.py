@@ -6,7 +6,7 @@ of restarts.
 
 Shape suffixes: B batch, C channels, H/W latent height and width.
 
-The trainers make a step for the loop; `few_step` derives from it.
+The trainers make a step for the loop.
 """
 
 from __future__ import annotations
@@ -48,8 +48,7 @@ class ExtraLoss(Protocol):
 
     def __call__(self, batch: LatentBatch, x_t_BCHW: Tensor, t_B: Tensor) -> Tensor:
         """Losses [B], float32. x_t_BCHW: the noised latents of the batch at t_B, on its
-        device; where items have K noise levels, K rows in a row for each, and as many
-        losses."""
+        device."""
 
 
 class Loss(Protocol):

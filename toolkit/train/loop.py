@@ -374,7 +374,6 @@ class _Passes:
         if not trial:
             for name in self.roles:
                 role = run.roles[name]
-                role.before_step(self.step)
                 role.optimizer_step.begin_accumulation(role)
 
     def __call__(

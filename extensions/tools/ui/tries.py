@@ -165,7 +165,7 @@ def settings_of(run: RunInfo) -> TrySettings | None:
     return TrySettings(
         run=run,
         files=tuple(saved),
-        pictures=tuple(section.sample_pictures()),
+        pictures=tuple(section.pictures_alone()),
         trigger_word=section.trigger_word,
         least_controls=family.min_references,
         most_controls=family.max_references,

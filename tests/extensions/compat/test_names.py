@@ -362,6 +362,10 @@ def test_an_option_outside_of_any_process_is_told_its_name_too(mistakes) -> None
             "model.assistant_lora_path: 'a' does not exist",
         ),
         (
+            "model: {name_or_path: ./model, inference_lora_path: a}",
+            "model.inference_lora_path: 'a' does not exist",
+        ),
+        (
             "train: {optimizer: automagic2}",
             "'automagic2' is not supported. Use 'prodigy' with 'lr: 1', which ad",
         ),

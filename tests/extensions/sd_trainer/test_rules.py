@@ -71,8 +71,6 @@ BLANK = "blank_prompt_preservation: true"
 OF_CLASS = "diff_output_preservation: true"
 IN_BACKWARD = "fused_backward_pass: true, optimizer: adafactor, max_grad_norm: 0"
 TURBO = "model: {name_or_path: Qwen/Qwen-Image-2.1-Turbo}"
-AS_TURBO = "model: Qwen/Qwen-Image-2.1-Turbo"
-BASE_OF_TURBO = "model: {name_or_path: Qwen/Qwen-Image-2.1"
 EAGER = "compile: {enabled: true, backend: eager}"
 
 ROWS: list[tuple[str, ...]] = [
@@ -91,24 +89,17 @@ ROWS: list[tuple[str, ...]] = [
         "W first_sample.samples.0.sample_steps: 12: Qwen-Image-2.1-Turbo is distilled for its 8 noise levels, which",
         "W first_sample.samples.0.guidance_scale: 4: Qwen-Image-2.1-Turbo is distilled for 1; with more, images wash",
     ),
-    (f"{BASE_OF_TURBO}}}, sample: {{also: [{{{AS_TURBO}}}], {ONE}}}",),
     (
-        f"{BASE_OF_TURBO}}}, sample: {{also: [{{model: Qwen/Qwen-Image-2.1-Trubo}}], {ONE}}}",
-        "E sample.also.0.model: Qwen/Qwen-Image-2.1-Trubo is not on this disk, so its family is not known. Did you",
+        f"{FULL}, sample: {{lora: lora.safetensors, {ONE}}}",
+        "E sample.lora: network.type 'full' trains the weights that this file changes",
     ),
     (
-        f"{BASE_OF_TURBO}, blocks_to_swap: 5}}, sample: {{also: [{{{AS_TURBO}, cfg: 4}}], {ONE}}}",
-        "E sample.also.0.model: is not supported with 'model.blocks_to_swap'",
-        "W sample.also.0.cfg: 4: Qwen-Image-2.1-Turbo is distilled for 1",
+        f"sample: {{lora: lora.safetensors, {ONE}}}, first_sample: {{lora: lora.safetensors, {ONE}}}",
+        "E first_sample.lora: belongs in 'sample': it is active in these images too. Move it.",
     ),
     (
-        f"{BASE_OF_TURBO}}}, {FULL}, sample: {{also: [{{{AS_TURBO}, levels: [1, 0.5]}}], {ONE}}}",
-        "E sample.also.0.model: network.type 'full' trains the weights that this file changes",
-    ),
-    (
-        f"sample: {{also: [{{model: Qwen/Qwen-Image-Edit-2511}}], {ONE}}}",
-        "E sample.also.0.model: Qwen/Qwen-Image-Edit-2511 is Qwen-Image-Edit-2511, which Qwen-Image-Edit-2509 does not",
-        "E sample.also.0.model: needs 'model.modulation_table: false'",
+        f"train: {{disable_sampling: true}}, sample: {{lora: lora.safetensors, {ONE}}}",
+        "E sample.lora: there are no samples that need it. Remove it, or give prompts.",
     ),
     ("model: {transformer_path: none.safetensors}", "E model.transformer_path: none.safetensors does not exist"),
     ("model: {text_encoder_path: none.safetensors}", "E model.text_encoder_path: none.safetensors does not exist"),
@@ -126,12 +117,12 @@ ROWS: list[tuple[str, ...]] = [
     (
         "sample: {vae_path: lora.safetensors}",
         "W sample: has no prompts",
-        "E sample.vae_path: there are no samples that it could decode. Remove it, or give prompts.",
+        "E sample.vae_path: there are no samples that need it. Remove it, or give prompts.",
         "E sample.vae_path: lora.safetensors: has no decoder.conv_in.",
     ),
     (
         f"train: {{disable_sampling: true}}, sample: {{vae_path: lora.safetensors, {ONE}}}",
-        "E sample.vae_path: there are no samples that it could decode. Remove it, or give prompts.",
+        "E sample.vae_path: there are no samples that need it. Remove it, or give prompts.",
         "E sample.vae_path: lora.safetensors: has no decoder.conv_in.",
     ),
     (
@@ -239,7 +230,8 @@ ROWS: list[tuple[str, ...]] = [
     *((row, f"E {key}: 'page.safetensors' cannot be read as a safetensors file (it is a web page).") for row, key in (
         ("model: {base_loras: [{path: page.safetensors}]}", "model.base_loras.0.path"),
         ("network: {pretrained_lora_path: page.safetensors}", "network.pretrained_lora_path"),
-        ("train: {assistant: {path: page.safetensors}}", "train.assistant.path"))),
+        ("train: {assistant: {path: page.safetensors}}", "train.assistant.path"),
+        (f"sample: {{lora: page.safetensors, {ONE}}}", "sample.lora.path"))),
     # ---------------------------------------- images
     ("train: {reg_weight: 0.5}", "W train.reg_weight: has no effect: no dataset has 'is_reg: true'."),
     (f"train: {{reg_weight: 0.5}}, {WITH_REG}",),

@@ -174,7 +174,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "model": {"name_or_path": "./model"},
     "model.base_loras[]": {"path": "a.safetensors"},
     "train.assistant": {"path": "a.safetensors"},
-    "sample.also[]": {"lora": "a.safetensors"},
+    "sample.lora": {"path": "a.safetensors"},
     "sample.samples[]": {"prompt": "a"},
     "validation": {"folder_path": "photos"},
     "validation.resolution[]": {"width": 64, "height": 64},

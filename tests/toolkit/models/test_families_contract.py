@@ -146,7 +146,6 @@ def test_the_layers_and_modules_are_those_of_the_loaded_model(
         adapter.hidden_size,
         family.token_side**2,
     )
-    assert facts.latent_numbers == family.latent_channels / family.latent_scale**2
 
 
 def test_latents_have_the_declared_scale_and_channels(
@@ -327,9 +326,8 @@ def test_the_gradients_reach_what_is_trained_and_a_new_lora_changes_nothing(
         for name, p in network.parameters().items()
         if "lora_B" in name and p.grad is not None
     ]
-    assert len({network.module_name_of(name) for name in reached}) >= 0.8 * len(
-        network.targets
-    )
+    layers = {name.partition(".lora_")[0] for name in reached}
+    assert len(layers) >= 0.8 * len(network.targets)
     assert any(network.parameters()[name].grad.any() for name in reached)
 
 

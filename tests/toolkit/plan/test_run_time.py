@@ -160,13 +160,6 @@ def test_no_sample_is_counted_that_is_not_drawn() -> None:
     assert work_of(train=FULL, **sampled(), **first).pictures == 2 * 4 + 1
 
 
-def test_each_way_of_deployment_is_drawn_too() -> None:
-    also = {"also": [{"model": "Qwen/Qwen-Image-2512", "steps": 5, "cfg": 1}]}
-    with_it, without = (work_of(train=FULL, **sampled(**more)) for more in (also, {}))
-    assert with_it.pictures == 2 * without.pictures
-    assert with_it.samples.products == pytest.approx(1.5 * without.samples.products)
-
-
 def test_all_layers_count_in_steps_samples_and_encoding() -> None:
     """Four layers at 640 x 640: six images in the transformer, five encoded, four
     decoded."""

@@ -747,16 +747,6 @@ def loss_at(level: float) -> str:
     return f"{LOSS}_t{level:g}"
 
 
-def loss_in(way: str) -> str:
-    """The name of the metric of the validation loss in a way of sampling
-    (`sample.also`).
-
-    >>> loss_in("turbo")
-    'validation/loss_in_turbo'
-    """
-    return f"{LOSS}_in_{way}"
-
-
 class ValidationConfig(StrictModel):
     """`validation`: the loss on held-out images, with the weights that would be saved.
 

@@ -26,7 +26,6 @@ from toolkit.config.reading.field_types import (
     Checkpointing,
     Dtype,
     OneOf,
-    path_alone,
     reader_of,
     value_error,
 )
@@ -38,7 +37,7 @@ from toolkit.config.reading.findings import (
 )
 from toolkit.config.reading.located import ConfigNode, Diagnostics
 from toolkit.config.reading.normalise import merge_aliases
-from toolkit.config.sections.few_step import AssistantConfig
+from toolkit.config.sections.lora_beside import PathOrLora
 from toolkit.errors import UserError, did_you_mean
 from toolkit.flow.settings import (
     HUBER_SCHEDULES,
@@ -56,13 +55,6 @@ from toolkit.optim.optimizer_args import (
     unnamed_arguments,
 )
 from toolkit.optim.schedules import SCHEDULES, check_parameters
-
-BASE = "base"
-"""Name of the group of all other layers."""
-
-LORA_B_SUFFIX = " up"
-"""Follows the name of a group in that of its up matrices, if LoRA+ gives them another
-learning rate."""
 
 
 class EmaConfig(StrictModel):
@@ -807,13 +799,7 @@ class TrainConfig(OptimizationConfig):
     blank_prompt_preservation_multiplier: float = Field(default=1.0, ge=0, le=1e6)
     """Factor on this loss. 0: it is not computed."""
 
-    assistant: (
-        Annotated[
-            AssistantConfig,
-            BeforeValidator(path_alone, json_schema_input_type=str | AssistantConfig),
-        ]
-        | None
-    ) = None
+    assistant: PathOrLora | None = None
     """A LoRA file that is added to the frozen model during training, such as the
     training adapter of a distilled model or of Qwen-Image-2.1; not in samples,
     validation or saved files. Its path or name on the hub, or {path, multiplier}. None
@@ -891,15 +877,6 @@ class TrainConfig(OptimizationConfig):
             "blank_prompt_preservation": "",
         }
         return {name: prompts[name] for name in self.preservations()}
-
-    def files_beside(self) -> dict[str, tuple[str, float]]:
-        """Key -> LoRA file that is active with the network in training, and its
-        strength."""
-        assistant = self.assistant
-        files = {
-            "assistant": assistant and (assistant.file(), assistant.multiplier),
-        }
-        return {key: file for key, file in files.items() if file and file[0]}
 
     def checkpointing_level(self) -> str:
         """`gradient_checkpointing` as a level: true is "full" and false is "none". Any

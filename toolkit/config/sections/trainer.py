@@ -25,7 +25,7 @@ from toolkit.config.reading.field_types import (
 from toolkit.config.reading.findings import Findings, check_path, error, warning
 from toolkit.config.reading.process import CallbackConfig, JobContext, ProcessConfig
 from toolkit.config.sections.dataset import LOSS, DatasetConfig, ValidationConfig
-from toolkit.config.sections.few_step import DeploymentConfig
+from toolkit.config.sections.lora_beside import ASSISTANT, OF_SAMPLES, LoraBeside
 from toolkit.config.sections.model import ModelConfig
 from toolkit.config.sections.network import NetworkConfig
 from toolkit.config.sections.output import (
@@ -570,49 +570,23 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
         """As the base class, with the SHA-256 of each file that is active with the
         network. Raises OSError where such a file cannot be read."""
         settings = super().recorded_settings()
-        for key, (file, _) in self.train.files_beside().items():
-            settings["train"][key]["sha256"] = sha256_of(Path(file).expanduser())
+        if assistant := self.train.assistant:
+            digest = sha256_of(Path(assistant.file()).expanduser())
+            settings["train"]["assistant"]["sha256"] = digest
         return settings
 
-    def files_beside(self) -> dict[str, tuple[str, float]]:
-        """Key, as messages name it -> LoRA file that is active with the network at
-        times, and its strength."""
-        also = {
-            key: (entry.lora, entry.weight)
-            for key, entry in self.deployments().items()
-            if entry.lora
+    def files_beside(self) -> dict[str, LoraBeside]:
+        """Key -> LoRA file that is active with the network at times."""
+        files = {
+            ASSISTANT: self.train.assistant,
+            OF_SAMPLES: self.sample and self.sample.lora,
         }
-        return {
-            f"train.{key}": file for key, file in self.train.files_beside().items()
-        } | also
-
-    def deployments(self) -> dict[str, DeploymentConfig]:
-        """Key of the file or model, as messages name it -> its entry of `sample.also`.
-        Empty without `sample`."""
-        also = self.sample.also if self.sample else ()
-        return {entry.key(index): entry for index, entry in enumerate(also)}
+        return {key: lora for key, lora in files.items() if lora}
 
     def maps_kept(self) -> bool:
         """Whether weights that wait may stay in the file of the kept model: nothing
         writes to them."""
-        writes = self.network.trains_model or any(
-            way.model for way in self.deployments().values()
-        )
-        return self.model.keeps_quantized() and not writes
-
-    def other_model(self, way: DeploymentConfig) -> ModelConfig:
-        """The model of an entry of `sample.also`, loaded with the options of the
-        section."""
-        files = {
-            "name_or_path",
-            "transformer_path",
-            "vae_path",
-            "text_encoder_path",
-            "revision",
-            "arch",
-        }
-        options = self.model.model_dump(exclude_unset=True, exclude=files)
-        return ModelConfig.model_validate({**options, "name_or_path": way.model})
+        return self.model.keeps_quantized() and not self.network.trains_model
 
     def decoder(self) -> Path | None:
         """The file of `vae_path` of the samples; None: the model's own."""
@@ -623,21 +597,29 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
         ]
         return Path(given[0]).expanduser() if given else None
 
-    def all_pictures(self) -> list[SamplePicture]:
-        """The items of `sample`, the same items in each way of `sample.also`, then the
-        items of `first_sample`."""
-        also = self.sample.all_items() if self.sample else ()
-        first = self.first_sample.sample_items() if self.first_sample else ()
-        return [*also, *first]
-
     def sample_pictures(self) -> list[SamplePicture]:
         """The images to generate: the items of `sample`, then of `first_sample`. Empty
         without both."""
-        return [
+        pictures = [
             picture
             for section in (self.sample, self.first_sample)
             for picture in (section.sample_items() if section else ())
         ]
+        if OF_SAMPLES not in self.files_beside():
+            return pictures
+        return [
+            picture.model_copy(update={"stretched": picture.flow_shift is None})
+            for picture in pictures
+        ]
+
+    def pictures_alone(self) -> list[SamplePicture]:
+        """The same images as they are generated without `sample.lora`: steps, guidance
+        and noise levels that go with that file are left to the model."""
+        pictures = self.sample_pictures()
+        if OF_SAMPLES not in self.files_beside():
+            return pictures
+        of_model = dict.fromkeys(("sample_steps", "guidance_scale", "flow_shift"))
+        return [picture.model_copy(update=of_model) for picture in pictures]
 
     def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
         """`cache_text_embeddings` as the user gave it for this dataset, or for all, or

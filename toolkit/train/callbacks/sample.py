@@ -56,9 +56,6 @@ class Samples:
     first_format: str = ""
     """Their file format."""
 
-    deployments: Mapping[int, str] = field(default_factory=dict)
-    """Index of an image of `sample.also` -> the name of its way of sampling."""
-
     layers: Mapping[int, int] = field(default_factory=dict)
     """Index of an image that is a row of layers (`layers_of`) -> their number."""
 
@@ -79,8 +76,7 @@ class SampleSet:
 
 
 class SampleCallback(Callback):
-    """Images go to samples/<step>_<index>.<format>, those of `sample.also` to
-    <step>_<index>_<name>.<format>, layers to samples/layers/.
+    """Images go to samples/<step>_<index>.<format>, layers to samples/layers/.
 
     Example::
 
@@ -168,12 +164,7 @@ class SampleCallback(Callback):
         for index, prompt in enumerate(images.prompts):
             now.tell("sampling", index + 1, len(images.prompts))
             image = samples.draw(prompt)
-            way = (
-                f"_{samples.deployments[prompt]}"
-                if prompt in samples.deployments
-                else ""
-            )
-            path = run.folder / SAMPLES / f"{step:09d}_{index}{way}.{images.format}"
+            path = run.folder / SAMPLES / f"{step:09d}_{index}.{images.format}"
             with os_error_as_run_error(path), atomic_write(path) as temporary:
                 (over_white(image) if images.format == "jpg" else image).save(
                     temporary, **SAVE_OPTIONS[images.format]

@@ -156,9 +156,9 @@ def test_what_is_written_reaches_the_field(
             64,
         ),
         (
-            "sample: {prompts: [a], also: {lora: a.safetensors, steps: 4}}",
-            "sample.also.0.steps",
-            4,
+            "sample: {prompts: [a], lora: a.safetensors}",
+            "sample.lora.path",
+            "a.safetensors",
         ),
     ],
 )
