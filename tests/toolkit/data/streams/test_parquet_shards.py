@@ -170,7 +170,7 @@ def test_a_picture_column_that_is_not_known_is_a_mistake_until_the_job_says_what
     with pytest.raises(DataErrors) as caught:
         scan_datasets([section(file)], None)
     assert str(caught.value).startswith(
-        f"{file}: its columns of files that are not used: photo. Say what they are: "
+        f"{file}: its columns of files that are not used: photo. Fill in "
     )
     scan = scan_datasets(
         [section(file, columns={"control": "photo", "ignore": "digest"})], None
@@ -184,17 +184,15 @@ def test_texts_of_which_none_is_the_caption_are_refused_as_in_a_csv(
     tmp_path: Path, image
 ) -> None:
     rows = [{"image": of_hub("red"), "en_caption": "a cat", "width": 64}]
-    says = "no column is known as the caption, of en_caption. Say what they are: 'columns: {image: "
-    with pytest.raises(
-        DataErrors, match=re.escape(f"{says}image, prompt: en_caption}}'")
-    ):
+    says = "no column is known as the caption, of en_caption. Fill in 'columns: {prompt: ...}'"
+    with pytest.raises(DataErrors, match=re.escape(says)):
         scan_datasets([section(write(tmp_path / "p.parquet", rows))], None)
     image(tmp_path / "set" / "x.png")
     write(tmp_path / "set" / "t.parquet", [{"file_name": "x.png", "edit": "a cat"}])
     (tmp_path / "set" / "other.parquet").write_bytes(
         (tmp_path / "p.parquet").read_bytes()[:99]
     )
-    with pytest.raises(DataErrors, match=re.escape("{image: file_name, prompt: edit}")):
+    with pytest.raises(DataErrors, match="as the caption, of edit"):
         scan_datasets([section(tmp_path / "set")], None)
 
 
