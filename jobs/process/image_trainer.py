@@ -349,9 +349,8 @@ class ImageTrainer(Trainer):
         )
         splits = splits_per_micro_batch(run.grad_accum_steps, group.world_size)
         if data.stream:
-            ranks = group.rank, group.world_size
             source = stream_source(
-                data.stream, seed, size, loader.load, workers, run.should_stop, *ranks
+                data.stream, seed, size, loader.load, workers, run.should_stop
             )
             return source, partial(
                 cast("StreamLoader[BatchT]", loader).trial, ceil_divide(size, splits)

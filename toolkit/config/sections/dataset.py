@@ -198,12 +198,6 @@ class WebDatasetConfig(StrictModel):
     """Size of the shuffle buffer: so many samples, read from eight shards in turn, are
     shuffled together; two buffers are in memory. 1: no shuffling."""
 
-    readers: int = Field(default=1, ge=1, le=1024)
-    """Number of readers, at most the number of shards. The shards are divided among
-    them, each has a shuffle buffer, and an optimizer step takes equally many images
-    from each. With several processes the readers are divided among them if their number
-    is a multiple of the processes; else every process reads all shards."""
-
     max_unreadable: float = Field(default=0.05, ge=0, le=1)
     """Fraction of the samples, and of the shards, that may be damaged or lack a key
     before the run ends; they are skipped. 0: none."""

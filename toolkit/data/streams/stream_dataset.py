@@ -96,7 +96,6 @@ class StreamDataset:
             unreadable = Unreadable(settings.webdataset.max_unreadable)
             rules = caption_rules(settings, section.trigger_word)
             dataset = cls(settings, shards, rules, multiple, unreadable, epochs)
-            dataset.shard_stream(0, 1).share(0, dataset.readers)  # enough shards
             return replace(dataset, looked_at=dataset.first(LOOKED_AT))
         except (UserError, RunError) as error:
             raise UserError(f"datasets[0].url: {error}") from error
@@ -111,11 +110,6 @@ class StreamDataset:
     def samples(self) -> int:
         """Samples of an epoch, as `webdataset.samples` gives them; 0: not known."""
         return self.settings.webdataset.samples
-
-    @property
-    def readers(self) -> int:
-        """Readers that share the shards."""
-        return self.settings.webdataset.readers
 
     @property
     def largest(self) -> Size:
@@ -197,11 +191,10 @@ class StreamDataset:
         seed: int,
         batch_size: int,
         stopping: Callable[[], bool] = lambda: False,
-        index: int = 0,
     ) -> Callable[[Cursor], Iterator[tuple[StreamSample, Cursor]]]:
-        """`StreamSource.read` of reader `index` of `shard_stream`, with the captions as
-        they are trained. stopping: its field."""
-        stream = self.shard_stream(seed, batch_size).share(index, self.readers)
+        """`StreamSource.read` of `shard_stream`, with the captions as they are trained.
+        stopping: its field."""
+        stream = self.shard_stream(seed, batch_size)
         return partial(self._read, replace(stream, stopping=stopping))
 
     def _read(

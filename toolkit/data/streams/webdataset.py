@@ -41,7 +41,7 @@ from toolkit.data.pixels.images import ImageError, image_size
 from toolkit.data.streams.parquet_shards import is_parquet_shard, read_parquet
 from toolkit.data.streams.sample_keys import SampleKeys
 from toolkit.data.streams.shards import PAUSES_S, Shard, read_ahead
-from toolkit.errors import RunError, UserError
+from toolkit.errors import RunError
 from toolkit.files.parquet import ParquetError, is_missing
 from toolkit.files.unreadable import LONGEST, cause_of, stand_in
 from toolkit.rounding import round_up
@@ -236,37 +236,21 @@ class ShardStream:
     pauses: Sequence[float] = PAUSES_S
     """Seconds before each new attempt at a broken connection."""
 
-    index: int = 0
-    count: int = 1
-
     stopping: Callable[[], bool] = lambda: False
     """Whether a stop is requested: `read` then waits for no server, but raises
     RunError."""
 
     open_shards: int = 8
-    """Shards of each reader that are read side by side; with `window: 1` one after the
-    other."""
-
-    def share(self, index: int, count: int) -> ShardStream:
-        """The stream of reader `index` of `count`: every `count`-th shard of each
-        epoch's order, so that all together read each shard once an epoch. Each has its
-        own cursor. Raises UserError when there are fewer shards than readers."""
-        if not 0 <= index < count:
-            raise ValueError(f"reader {index} of {count}")
-        if len(self.shards) < count:
-            raise UserError(
-                f"{len(self.shards)} shards cannot be shared by {count} readers. Give at most as many."
-            )
-        return replace(self, index=index, count=count)
+    """Shards that are read side by side; with `window: 1` one after the other."""
 
     def order(self, epoch: int) -> list[Shard]:
-        """The shards of this reader in the order of an epoch: a function of (seed,
-        epoch) and their number, so that they may be moved."""
+        """The shards in the order of an epoch: a function of (seed, epoch) and their
+        number, so that they may be moved."""
         numbers = sorted(
             range(len(self.shards)),
             key=lambda at: seeding.key(self.seed, "shards", epoch, at),
         )
-        return [self.shards[at] for at in numbers][self.index :: self.count]
+        return [self.shards[at] for at in numbers]
 
     def epoch_of(self, cursor: Cursor) -> int:
         """The epoch of the next sample, counted from 0. cursor: None is the
@@ -322,7 +306,7 @@ class ShardStream:
                     if is_old:
                         at = (places or (_Place(),))[0]._asdict()
                     else:
-                        at = {"places": [list(reader_place) for reader_place in places]}
+                        at = {"places": [list(place) for place in places]}
                     yield (
                         window.samples[done - 1],
                         {"epoch": epoch, **at, "index": done % count, "list": shards},
@@ -349,13 +333,8 @@ class ShardStream:
         """Digest of the settings that a cursor depends on, and of the file names and the
         order of the shards."""
         names = [shard.name.rpartition("/")[2] for shard in self.shards]
-        what: list[int | str] = [
-            self._window,
-            self.batch_size,
-            self.index,
-            self.count,
-            *names,
-        ]
+        # 0 and 1 are in the cursors of all runs
+        what: list[int | str] = [self._window, self.batch_size, 0, 1, *names]
         return f"{seeding.key(self.seed, 'stream', *what):016x}"
 
     @property
@@ -430,9 +409,7 @@ class ShardStream:
             return [window[0][1]]
 
         def drawn(purpose: str, place: _Place) -> int:
-            return seeding.key(
-                self.seed, purpose, epoch, self.index, place.shard, place.sample
-            )
+            return seeding.key(self.seed, purpose, epoch, 0, place.shard, place.sample)
 
         window = sorted(window, key=lambda entry: drawn("window", entry[0]))
         if self.batch_size > 1:

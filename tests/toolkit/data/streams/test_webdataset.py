@@ -21,7 +21,7 @@ from toolkit.data.batches.dataloader import StreamSource
 from toolkit.data.streams.sample_keys import SampleKeys
 from toolkit.data.streams.shards import expand_shards
 from toolkit.data.streams.webdataset import ShardStream, Unreadable, read_tar
-from toolkit.errors import RunError, UserError
+from toolkit.errors import RunError
 
 COUNTS = (5, 1, 4, 7)
 
@@ -142,19 +142,6 @@ def test_a_resume_reads_nothing_of_what_lies_before_its_window(folder: Path) -> 
         assert (sample, cursor["index"]) == (30, 0)
         assert list(remote().read(cursor)) == whole[30:]
         assert server.sent == size - byte < size / 2
-
-
-@pytest.mark.parametrize("window", [1, 6])
-def test_readers_share_the_shards_without_repeating_any(
-    folder: Path, window: int
-) -> None:
-    parts = [
-        captions(stream(folder, window=window, epochs=1).share(index, 3).read(None))
-        for index in range(3)
-    ]
-    assert sorted(caption for part in parts for caption in part) == ALL and all(parts)
-    with pytest.raises(UserError, match="4 shards cannot be shared by 5 readers"):
-        stream(folder).share(0, 5)
 
 
 def test_shards_that_were_moved_are_read_on(folder: Path) -> None:
