@@ -402,7 +402,7 @@ APPLIED_IN: dict[str, dict[str, Sequence[str]]] = {
             "Set WANDB_API_KEY instead"
         ],
     },
-    "toolkit/data/streams/test_parquet_shards.py": {
+    "toolkit/data/scan/test_parquet.py": {
         "test_a_table_that_has_its_pictures_in_it_is_given_as_the_folder": [
             "Give it as 'folder_path"
         ],

@@ -175,8 +175,7 @@ class WebDatasetConfig(StrictModel):
         Field(min_length=1),
         schema_of_list({"type": "string"}),
     ] = ("jpg", "jpeg", "png", "webp")
-    """Extension of the image; of a list, the first that a sample has. Of Parquet files
-    it may be a column."""
+    """Extension of the image; of a list, the first that a sample has."""
 
     label_key: Annotated[str, AfterValidator(_without_dot)] = "json"
     """Extension of the file with the caption: `txt`, `outputs.txt`, `caption` and the
@@ -280,10 +279,9 @@ class DatasetConfig(StrictModel):
     (`owner/name`). Either this, `url`, or `captions_file` alone."""
 
     url: StrOrList = ()
-    """Tar files in WebDataset format, or Parquet files with pictures, which are
-    streamed during training: `hf://datasets/owner/name/*.tar`,
-    `https://host/x-{000..099}.tar`, a path with `*`, or a list of these. It must be the
-    only entry of `datasets`."""
+    """Tar files in WebDataset format, which are streamed during training:
+    `hf://datasets/owner/name/*.tar`, `https://host/x-{000..099}.tar`, a path with `*`,
+    or a list of these. It must be the only entry of `datasets`."""
 
     webdataset: WebDatasetConfig = Field(default_factory=WebDatasetConfig)
     """The contents of the shards of `url`."""

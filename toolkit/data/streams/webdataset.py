@@ -38,11 +38,9 @@ from typing import Any, NamedTuple
 
 from toolkit.contracts.data import Cursor, ShardSample, Size
 from toolkit.data.pixels.images import ImageError, image_size
-from toolkit.data.streams.parquet_shards import is_parquet_shard, read_parquet
 from toolkit.data.streams.sample_keys import SampleKeys
 from toolkit.data.streams.shards import PAUSES_S, Shard, read_ahead
 from toolkit.errors import RunError
-from toolkit.files.parquet import ParquetError, is_missing
 from toolkit.files.unreadable import LONGEST, cause_of, stand_in
 from toolkit.rounding import round_up
 from toolkit.system import seeding
@@ -433,8 +431,7 @@ class ShardStream:
             number = first.sample - 1
             reason = ""
             try:
-                read = read_parquet if is_parquet_shard(shard) else read_tar
-                found_samples = read(
+                found_samples = read_tar(
                     shard,
                     first.byte,
                     self.pauses,
@@ -451,10 +448,6 @@ class ShardStream:
                         yield _Place(at, number, shard_sample.byte), sample
             except _DAMAGED as error:
                 reason = f"is damaged behind sample {number + 1:,} of it ({error})"
-            except ParquetError as error:
-                if is_missing():
-                    raise RunError(f"{shard.name}: {error}.") from error
-                reason = str(error)
             except OSError as error:
                 cause = (
                     None if shard.is_remote else cause_of(Path(shard.address), error)
@@ -509,9 +502,7 @@ class ShardStream:
         except (ValueError, RecursionError) as error:
             reason = f"its {self.keys.label} cannot be read: {error}"
         if unreadable.read == unreadable.samples + 1 >= _FIRST:
-            # a row of Parquet is whole
-            order = "" if is_parquet_shard(shard) else f", or {_ORDER}"
-            hint = "" if remedy else f" {_KEYS}{order}."
+            hint = "" if remedy else f" {_KEYS}, or {_ORDER}."
             raise RunError(
                 f"{name}: none of the first {_FIRST} samples can be used: {reason}.{hint}"
             )

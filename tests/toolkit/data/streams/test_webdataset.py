@@ -563,13 +563,11 @@ OF_GIT_LFS = "is what Git LFS has in the place of a file that was not downloaded
 PULL = "Run 'git lfs pull' in its repository, or download the file by itself"
 
 
-@pytest.mark.parametrize("name", ["0.tar", "0.tar.gz", "0.parquet"])
+@pytest.mark.parametrize("name", ["0.tar", "0.tar.gz"])
 @pytest.mark.parametrize("is_remote", [False, True])
 def test_a_pointer_of_git_lfs_in_the_place_of_a_shard_is_named(
     tmp_path: Path, name: str, is_remote: bool
 ) -> None:
-    if name == "0.parquet":
-        pytest.importorskip("pyarrow")
     (tmp_path / name).write_bytes(POINTER)
     with serving(tmp_path) as server:
         place = f"{server.address}/{name}" if is_remote else f"{tmp_path}/{name}"
