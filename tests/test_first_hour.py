@@ -411,6 +411,9 @@ APPLIED_IN: dict[str, dict[str, Sequence[str]]] = {
         "test_what_the_names_of_a_shard_s_files_mean_is_told": [
             "Set image_key, label_key and c"
         ],
+        "test_wrong_keys_end_the_run_with_the_keys_that_are_there": [
+            "Set caption_key:"
+        ],
     },
     "toolkit/files/test_mapped.py": {
         "test_bytes_that_are_no_longer_those_that_were_mapped_name_their_file": [

@@ -197,13 +197,7 @@ class WebDatasetConfig(StrictModel):
     """Size of the shuffle buffer: so many samples, read from eight shards in turn, are
     shuffled together; two buffers are in memory. 1: no shuffling."""
 
-    max_unreadable: float = Field(default=0.05, ge=0, le=1)
-    """Fraction of the samples, and of the shards, that may be damaged or lack a key
-    before the run ends; they are skipped. 0: none."""
-
-    on_resume: ClassVar = dict.fromkeys(
-        ("token", "samples", "max_unreadable"), "harmless"
-    )
+    on_resume: ClassVar = dict.fromkeys(("token", "samples"), "harmless")
 
 
 FolderStr = Annotated[PathStr, AfterValidator(from_cache)]
