@@ -59,10 +59,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     ),
     "image files in their colours": ("toolkit/data/pixels/",),
     "datasets that are read while they arrive": ("toolkit/data/streams/",),
-    "Parquet tables": (
-        "toolkit/files/parquet.py",
-        "toolkit/data/streams/parquet_shards.py",
-    ),
+    "Parquet tables": ("toolkit/files/parquet.py",),
     "buckets, batches, latents that are encoded once": ("toolkit/data/batches/",),
     "files that a power failure does not lose": ("toolkit/files/",),
     "secrets that are not written": (

@@ -1051,21 +1051,6 @@ WAYS = [
         FULL | {NAME: f"{NAME}\nblocks_to_swap: 0"},
     ),
     Way(
-        STREAM
-        | {
-            "webdataset: {label_key: txt}": "webdataset: {label_key: txt, readers: 2}",
-            "steps: 30": "epochs: 1",
-            "batch_size: 1": "batch_size: 2",
-        },
-        "several readers need a stream of known length. Set 'webdataset.samples', or 'train.steps'.",
-        STREAM
-        | {
-            "webdataset: {label_key: txt}": "webdataset: {label_key: txt, readers: 2, samples: 4}",
-            "steps: 30": "epochs: 1",
-            "batch_size: 1": "batch_size: 2",
-        },
-    ),
-    Way(
         STREAM | {DEVICE: f"{DEVICE}\nvalidation: {{fraction: 0.25, every: 2}}"},
         "no fraction of a stream can be held out. Set 'folder_path' to images that are not part of it.",
         STREAM

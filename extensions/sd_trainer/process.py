@@ -76,7 +76,7 @@ from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.validation import Validation
 from toolkit.train.collectives import WorkerContext, install_command_handler, leading
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep, PriorPreservation
-from toolkit.train.loop import try_largest_batch
+from toolkit.train.loop import train, try_largest_batch
 from toolkit.train.run import Run
 
 logger = logging.getLogger(__name__)
@@ -410,7 +410,7 @@ class SdTrainerProcess(ImageTrainer):
             if line := try_largest_batch(run, batch, step, *ways_out):
                 logger.info(line)
             self.resumption.record_compiled(self.programs.record)
-        self.run_loop(run, _Announced(source, step, self._latent_size), step)
+        train(run, _Announced(source, step, self._latent_size), step)
 
     def _choose_checkpointing(self, run: Run, largest: LatentBatch) -> None:
         """Makes a level of `train.gradient_checkpointing: auto`, by the largest batch;

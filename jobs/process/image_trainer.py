@@ -10,7 +10,6 @@ connects them. The trainers in `extensions/` subclass it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, ClassVar, Protocol, TypeVar, cast
@@ -22,7 +21,6 @@ from toolkit.config.reading.process import JobContext
 from toolkit.config.sections.output import SamplePicture
 from toolkit.contracts.data import Batch, BatchSource, BatchSpec, BucketedSample, Sample
 from toolkit.contracts.model import DiffusionModel
-from toolkit.contracts.training import TrainStep
 from toolkit.data.batches.dataloader import stream_source
 from toolkit.data.batches.epoch_order import EpochSource, epoch_batches
 from toolkit.data.batches.image_data import ImageData
@@ -45,7 +43,6 @@ from toolkit.rounding import ceil_divide
 from toolkit.system.device import DTYPES
 from toolkit.system.read_ahead import loaded_ahead
 from toolkit.train.accumulation import split_spec, splits_per_micro_batch
-from toolkit.train.loop import train
 from toolkit.train.run import Run
 from toolkit.train.sampling import (
     SamplePrompt,
@@ -53,8 +50,6 @@ from toolkit.train.sampling import (
     sample_prompts,
 )
 from toolkit.train.validation import Validator
-
-logger = logging.getLogger(__name__)
 
 BatchT = TypeVar("BatchT", bound=Batch, covariant=True)
 
@@ -349,9 +344,8 @@ class ImageTrainer(Trainer):
         )
         splits = splits_per_micro_batch(run.grad_accum_steps, group.world_size)
         if data.stream:
-            ranks = group.rank, group.world_size
             source = stream_source(
-                data.stream, seed, size, loader.load, workers, run.should_stop, *ranks
+                data.stream, seed, size, loader.load, workers, run.should_stop
             )
             return source, partial(
                 cast("StreamLoader[BatchT]", loader).trial, ceil_divide(size, splits)
@@ -371,11 +365,3 @@ class ImageTrainer(Trainer):
         return EpochSource(
             of_epoch, partial(loaded_ahead, loader.load, workers=workers)
         ), largest
-
-    def run_loop(self, run: Run, source: BatchSource, step: TrainStep[Any]) -> None:
-        """Trains to the end, or until a stop; then says what of a stream could not be
-        used."""
-        train(run, source, step)
-        if stream := self.data.stream:
-            if line := stream.unreadable.summary():
-                logger.warning(line)

@@ -178,14 +178,13 @@ class ShardSample(NamedTuple):
     """
 
     key: str
-    """Their path up to the first dot of the file's name; of a Parquet file the number
-    of the row."""
+    """Their path up to the first dot of the file's name."""
 
     fields: dict[str, bytes]
     """What is behind that dot, in small letters -> the file."""
 
     byte: int
-    """Where the sample begins in the (unpacked) tar; of a Parquet file its row."""
+    """Where the sample begins in the (unpacked) tar."""
 
 
 class ResizeCrop(NamedTuple):

@@ -20,7 +20,7 @@ KINDS = {
         save.dtype save.save_every save.max_step_saves_to_keep save.max_states_to_keep save.also
         sample.sample_every sample.sample_start_step sample.format sample.samples[0].prompt sample.seed sample.prompts
         logging.log_every datasets[0].webdataset.token datasets[0].webdataset.samples
-        datasets[0].webdataset.max_unreadable validation stop_when resume device datasets[0].num_workers
+        validation stop_when resume device datasets[0].num_workers
         datasets[0].cache_latents datasets[0].cache_latents_to_disk datasets[0].cache_text_embeddings
         train.cache_text_embeddings train.skip_first_sample train.force_first_sample
         first_sample train.disable_sampling train.gradient_checkpointing train.compile.enabled train.compile.backend

@@ -175,8 +175,7 @@ class WebDatasetConfig(StrictModel):
         Field(min_length=1),
         schema_of_list({"type": "string"}),
     ] = ("jpg", "jpeg", "png", "webp")
-    """Extension of the image; of a list, the first that a sample has. Of Parquet files
-    it may be a column."""
+    """Extension of the image; of a list, the first that a sample has."""
 
     label_key: Annotated[str, AfterValidator(_without_dot)] = "json"
     """Extension of the file with the caption: `txt`, `outputs.txt`, `caption` and the
@@ -198,19 +197,7 @@ class WebDatasetConfig(StrictModel):
     """Size of the shuffle buffer: so many samples, read from eight shards in turn, are
     shuffled together; two buffers are in memory. 1: no shuffling."""
 
-    readers: int = Field(default=1, ge=1, le=1024)
-    """Number of readers, at most the number of shards. The shards are divided among
-    them, each has a shuffle buffer, and an optimizer step takes equally many images
-    from each. With several processes the readers are divided among them if their number
-    is a multiple of the processes; else every process reads all shards."""
-
-    max_unreadable: float = Field(default=0.05, ge=0, le=1)
-    """Fraction of the samples, and of the shards, that may be damaged or lack a key
-    before the run ends; they are skipped. 0: none."""
-
-    on_resume: ClassVar = dict.fromkeys(
-        ("token", "samples", "max_unreadable"), "harmless"
-    )
+    on_resume: ClassVar = dict.fromkeys(("token", "samples"), "harmless")
 
 
 FolderStr = Annotated[PathStr, AfterValidator(from_cache)]
@@ -286,10 +273,9 @@ class DatasetConfig(StrictModel):
     (`owner/name`). Either this, `url`, or `captions_file` alone."""
 
     url: StrOrList = ()
-    """Tar files in WebDataset format, or Parquet files with pictures, which are
-    streamed during training: `hf://datasets/owner/name/*.tar`,
-    `https://host/x-{000..099}.tar`, a path with `*`, or a list of these. It must be the
-    only entry of `datasets`."""
+    """Tar files in WebDataset format, which are streamed during training:
+    `hf://datasets/owner/name/*.tar`, `https://host/x-{000..099}.tar`, a path with `*`,
+    or a list of these. It must be the only entry of `datasets`."""
 
     webdataset: WebDatasetConfig = Field(default_factory=WebDatasetConfig)
     """The contents of the shards of `url`."""

@@ -45,7 +45,6 @@ from toolkit.config.sections.train import (
 from toolkit.errors import did_you_mean
 from toolkit.files.run_files import GRAPH
 from toolkit.files.writing import file_in_the_way, sha256_of
-from toolkit.rounding import round_up
 
 _DEVICE = r"(?:cuda(?::\d+)?|cpu|mps|auto)"
 
@@ -485,14 +484,6 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
             reads_streams = True
     """
 
-    @property
-    def micro_batches_per_step(self) -> int:
-        """Micro-batches of an optimizer step: with several readers of a stream as many
-        for each of them."""
-        readers = self.streamed.webdataset.readers if self.streamed else 1
-        wanted = self.train.gradient_accumulation
-        return round_up(wanted, readers)
-
     def unknown_steps(self) -> bool:
         """Whether a stream of unknown length decides how many optimizer steps the run
         has."""
@@ -518,18 +509,6 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
         stream = self.streamed
         if stream is None:
             return
-        readers = stream.webdataset.readers
-        at = "datasets.0.webdataset.readers"
-        if self.images_per_step % self.micro_batches_per_step:
-            message = (
-                f"{readers}: "
-                f"the {self.images_per_step} images of a step (train.batch_size x gradient_accumulation) "
-                f"cannot be split into {self.micro_batches_per_step} equal micro-batches."
-            )
-            yield error(at, f"{message} Change one of them.")
-        if readers > 1 and self.unknown_steps():
-            message = "several readers need a stream of known length. Set 'webdataset.samples', or 'train.steps'."
-            yield error(at, message)
         if self.train.epochs and not stream.webdataset.samples:
             remedy = "Set 'datasets[0].webdataset.samples', or 'train.steps' instead of epochs."
             for key, optimizer in self.optimizers_used():

@@ -405,11 +405,16 @@ def _top_of_clear_grey(image: Image.Image) -> int:
     """The largest value of an opened, not decoded PNG of 2 or 4 bits of grey, one of
     which is clear; 0 for any other. Pillow scales the pixels to 8 bits, and leaves
     the clear value as it was."""
-    clear = image.info.get("transparency")
-    if image.format != "PNG" or image.mode != "L" or not isinstance(clear, int):
-        return 0
-    args = cast("Any", image).tile[0].args
-    return {"L;2": 3, "L;4": 15}.get(args if isinstance(args, str) else args[0], 0)
+    is_clear = isinstance(image.info.get("transparency"), int)
+    return {"L;2": 3, "L;4": 15}.get(_png_mode(image), 0) if is_clear else 0
+
+
+def _png_mode(image: Image.Image) -> str:
+    """How an opened, not decoded PNG has its pixels, in Pillow's words: `RGB;16B`.
+    Empty for any other file."""
+    tiles = cast("Any", image).tile if image.format == "PNG" else ()
+    args = tiles[0].args if tiles else ""
+    return str(args if isinstance(args, str) else args[0])
 
 
 def _why_unknown(path: Path | str, data: bytes | None) -> str:
@@ -464,6 +469,8 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
         raise ImageError(path, "is a GIF, which is not supported. Save it as PNG")
     if is_tiff:
         refuse_misread(image)
+    if _png_mode(image) == "RGB;16B" and "transparency" in image.info:
+        raise Unread("a PNG of 16 bits with a clear colour (tRNS)")
 
 
 _ENDS = {

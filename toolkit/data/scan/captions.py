@@ -67,6 +67,9 @@ def listed(value: Any) -> Any:
     return LIST.join(filter(None, map(str.strip, value)))
 
 
+HALF = "has half a character"
+
+
 def half_in(text: str) -> str:
     """Why a text cannot be trained that has half a character, as of an emoji that a
     program cut; empty for any other text. JSON can hold one, and names of files.
@@ -80,9 +83,7 @@ def half_in(text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         half = text[error.start]
-        return (
-            f"has half a character ({half!r}), as of an emoji that was cut. Remove it"
-        )
+        return f"{HALF} ({half!r}), as of an emoji that was cut. Remove it"
     return ""
 
 

@@ -18,7 +18,8 @@ from dataclasses import replace
 
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
-from toolkit.data.scan.columns import ignoring, proposal
+from toolkit.data.scan.captions import HALF
+from toolkit.data.scan.columns import ignoring, to_fill_in
 from toolkit.data.scan.directory import DirectoryListing, ImageFile, split_suffix
 from toolkit.data.scan.found import ScanFindings, count_of, shorten
 from toolkit.data.scan.records import FolderTable, ImageFolder
@@ -48,9 +49,6 @@ _LOOKED_FOR = 100
 
 _SAYS_CAPTIONS = re.compile(rb'"\w*(?:caption|prompt|instruction|text|conversation)s?"')
 """In the JSON of a table; others are of other programs."""
-
-_KNOWS_IMAGES = re.compile(r"columns: \{image: (?!\.)|^has half a character")
-"""In the message for a table that was read, and names images."""
 
 
 # ---------------------------------------------------------------- which table is for
@@ -184,10 +182,10 @@ def _is_meant(table: Table, names: Sequence[str]) -> bool:
         return True
     messages = [mistake.message for mistake in table.mistakes]
     suffix = split_suffix(table.path)[1]
-    knows_images = any(map(_KNOWS_IMAGES.search, messages))
+    is_of_images = table.is_of_images or any(HALF in message for message in messages)
     if suffix == PARQUET:  # its text is packed; `datasets` names such a table so
         is_named = os.path.basename(table.path) == "metadata.parquet"
-        return knows_images or (is_named and bool(messages))
+        return is_of_images or (is_named and bool(messages))
     raw = b""
     with suppress(OSError), open(table.path, "rb") as file:
         raw = file.read(_LOOKED_THROUGH)
@@ -197,7 +195,7 @@ def _is_meant(table: Table, names: Sequence[str]) -> bool:
     )
     # objects of other programs mention images too
     if suffix == ".json" and not any(NO_JSON in message for message in messages):
-        is_table = knows_images or _SAYS_CAPTIONS.search(raw)
+        is_table = is_of_images or _SAYS_CAPTIONS.search(raw)
         return mentioned >= min(2, len(names)) and bool(is_table)
     return bool(mentioned)
 
@@ -230,14 +228,13 @@ def used_rows(
     )
     of_files = table.unused_files(lambda path: bool(_place_of(path, bases)))
     if of_files:  # they would not be trained
-        pictures = [*table.columns.image[:1], *of_files]
-        written = [*pictures, *table.columns.control, *table.unused]
-        prompt = next(iter(table.columns.prompt), "")
-        says = proposal(pictures, written, table.columns, dataset.columns, prompt)
+        lacks = [] if dataset.columns.image else ["image"]
+        says = to_fill_in(dataset.columns, of_files, lacks)
         ignore = ignoring(of_files, dataset.columns)
-        what = f"its columns of files that are not used: {', '.join(of_files)}"
         findings.mistake(
-            table.called, f"{what}. {says}, or {ignore} where they are not meant"
+            table.called,
+            f"its columns of files that are not used: {', '.join(of_files)}. {says}, or give {ignore} "
+            "where they are not meant",
         )
     others = [column for column in table.unused if column not in of_files]
     if others:

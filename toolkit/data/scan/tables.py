@@ -32,11 +32,11 @@ from toolkit.data.scan.captions import LIST, CaptionError, half_in, listed, read
 from toolkit.data.scan.columns import (
     Columns,
     Unfit,
+    are_images,
     columns_of,
     first_of,
     texts_in,
-    unknown,
-    without_caption,
+    unclear,
 )
 from toolkit.data.scan.directory import real_path, split_suffix
 from toolkit.errors import Diagnostic
@@ -118,6 +118,9 @@ class Table:
     """Columns that are not used -> their values: each the name of the image as it is
     written, and a text."""
 
+    is_of_images: bool = False
+    """Whether a column has names of images, of a table whose columns are not known."""
+
     def unused_files(self, is_file: Callable[[str], bool]) -> list[str]:
         """The columns that are not used and whose values are all existing files. A
         column that repeats the name of the image does not count."""
@@ -155,13 +158,15 @@ def read_table(
     are skipped. Mistakes are named as file:line, of `.json` as file:entry.
     """
     called = called or path
+    usable: list[Mapping[Any, Any]] = []
     try:
         found = [*_lines(path, given)]
         usable = [row for _, row in found if not isinstance(row, str)]
         columns = _columns(usable, given)
     except (CaptionError, Unfit) as error:
         reason = error.reason if isinstance(error, CaptionError) else str(error)
-        return Table(path, called, mistakes=[Diagnostic((called,), reason)])
+        mistakes = [Diagnostic((called,), reason)]
+        return Table(path, called, mistakes=mistakes, is_of_images=_name_images(usable))
     used = _used(usable, columns)
     keys = dict.fromkeys(chain.from_iterable(usable))
     unused: dict[str, list[tuple[str, str]]] = {
@@ -194,6 +199,12 @@ def read_table(
         for number, reason in sorted(faults, key=lambda fault: fault[0])
     ]
     return Table(path, called, rows, lines, mistakes, columns, unused)
+
+
+def _name_images(rows: Sequence[Mapping[Any, Any]]) -> bool:
+    """Whether a column of these rows has names of images."""
+    keys = dict.fromkeys(chain.from_iterable(rows))
+    return any(are_images(key, rows) for key in keys)
 
 
 def _by_image(
@@ -231,9 +242,7 @@ def _columns(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Columns
     """The columns of a table that names images. Raises Unfit where no column does, and
     where no text is the caption."""
     columns = columns_of(rows, given)
-    if rows and not columns.image:
-        raise Unfit(unknown(rows, columns, given))
-    fault = without_caption(rows, columns, given)
+    fault = unclear(rows, columns, given) if rows else ""
     if fault:
         raise Unfit(fault)
     return columns
@@ -439,10 +448,9 @@ def _no_header(text: str, delimiters: str, given: ColumnsConfig) -> str:
         return str(error)
     if len(header) < 2 or not rows:
         return f"{what}. Add one with these names, and commas between them"
-    fault = columns.image and without_caption(rows, columns, given)
-    if columns.image:
-        return f"{what}: {fault or 'it has no column of texts'}"
-    return f"{what}: it {unknown(rows, columns, given)}"
+    fault = unclear(rows, columns, given)
+    it = "" if columns.image else "it "
+    return f"{what}: {it}{fault or 'it has no column of texts'}"
 
 
 def _json_lines(text: str, given: ColumnsConfig) -> Lines:

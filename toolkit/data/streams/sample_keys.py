@@ -97,13 +97,13 @@ class SampleKeys:
             return ""
         if not candidates:
             key = self._caption_key(fields) if kind == "label_key" else ""
-            return f"set caption_key: {key}" if key else ""
+            return f"Set caption_key: {key}" if key else ""
         first = min(candidates)
         # whose name ends where that of the sample does
         if "." not in first or has_image:
             others = ", ".join(sorted(candidates)[1:])
-            return f"set {kind}: {first}" + (f" (or {others})" if others else "")
-        names = f"a name ends at its first dot, and {first} stands behind that of {key.rpartition('/')[2]!r}"
+            return f"Set {kind}: {first}" + (f" (or {others})" if others else "")
+        names = f"A name ends at its first dot, and {first} stands behind that of {key.rpartition('/')[2]!r}"
         ways = f"Set {kind}: {first}, or take" if len(candidates) == 1 else "Take"
         return f"{names}. {ways} the dots out of the names"
 

@@ -273,15 +273,6 @@ def test_extensions_are_written_with_or_without_a_dot(section) -> None:
             "length. Set 'datasets[0].webdataset.samples', or 'train.steps' instead of epochs.",
         ),
         (
-            "datasets: [{url: a.tar, webdataset: {readers: 2}}]\ntrain: {batch_size: 2, gradient_accumulation: 3}",
-            "datasets[0].webdataset.readers: 2: the 6 images of a step (train.batch_size x gradient_accumulation) "
-            "cannot be split into 4 equal micro-batches. Change one of them.",
-        ),
-        (
-            "datasets: [{url: a.tar, webdataset: {readers: 2}}]\ntrain: {epochs: 2, batch_size: 2}",
-            "datasets[0].webdataset.readers: several readers need a stream of known length. Set 'webdataset.",
-        ),
-        (
             "datasets: [{url: a.tar}]\nvalidation: {fraction: 0.1}",
             "validation.fraction: no fraction of a stream can be",
         ),

@@ -186,6 +186,19 @@ def avif(path: Path, values: numpy.ndarray, primaries: int, transfer: int) -> No
     )
 
 
+def without_nclx(path: Path, primaries: int, transfer: int) -> None:
+    """Only the AV1 of an AVIF says the colours, and says these."""
+    Image.fromarray(P3_8).save(path, "AVIF", quality=100, subsampling="4:4:4")
+    data = path.read_bytes().replace(b"colrnclx", b"freenclx")
+    begin = data.index(b"mdat\x12\0\x0a") + 8
+    header = f"{int.from_bytes(data[begin : begin + 12], 'big'):096b}"
+    srgb_codes = f"1{1:08b}{13:08b}"
+    assert header.count(srgb_codes) == 1
+    header = header.replace(srgb_codes, f"1{primaries:08b}{transfer:08b}")
+    changed = int(header, 2).to_bytes(12, "big")
+    path.write_bytes(data[:begin] + changed + data[begin + 12 :])
+
+
 def icc(space: tuple[float, ...], gamma: float, codes: bytes = b"") -> bytes:
     """A matrix profile. codes: of a tag `cicp`."""
 
@@ -356,6 +369,8 @@ AS_EVER: dict[str, Callable[[Path], object]] = {
     "cicp behind the pixels.png": lambda path: path.write_bytes(_cicp_last(path)),
     "nclx srgb.avif": lambda path: avif(path, P3_8, 1, 13),
     "nclx unspecified.avif": lambda path: avif(path, P3_8, 2, 2),
+    "av1 of srgb.avif": lambda path: without_nclx(path, 1, 13),
+    "av1 unspecified.avif": lambda path: without_nclx(path, 2, 2),
     "the space srgb.bmp": lambda path: bmp(path, P3_8, b"BGRs", gamma=1.0),
     "calibrated by zeros.bmp": lambda path: bmp(path, P3_8, bytes(4)),
     "numbers of srgb.tif": lambda path: tagged_tiff(path, P3_8, numbers(SRGB)),
@@ -399,6 +414,10 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object]]] = {
     "p3.png": ("an image of other colours than sRGB (H.273 12/13)", lambda path: png(path, P3_8, cicp(12, 13))),
     "pq.png": ("an image of HDR (PQ) (H.273 9/16)", lambda path: png(path, P3_8, cicp(9, 16))),
     "hlg.avif": ("an image of HDR (HLG) (H.273 9/18)", lambda path: avif(path, P3_8, 9, 18)),
+    "av1 of p3.avif": (
+        "an image of other colours than sRGB (H.273 12/13)", lambda path: without_nclx(path, 12, 13)
+    ),
+    "av1 of pq.avif": ("an image of HDR (PQ) (H.273 9/16)", lambda path: without_nclx(path, 9, 16)),
     "bt2020.avif": ("an image of other colours than sRGB (H.273 9/1)", lambda path: avif(path, P3_8, 9, 1)),
     "nclx.heic": (
         "an image of other colours than sRGB (H.273 12/13)",
@@ -501,7 +520,7 @@ def test_damaged_headers_are_as_if_nothing_was_said(
     """The parsers end, whatever the lengths in a file say."""
     path = tmp_path / f"a.{suffix}"
     if suffix == "avif":
-        avif(path, P3_8, 12, 13)
+        without_nclx(path, 12, 13)
     else:
         png(path, P3_8, cicp(12, 13))
     whole = path.read_bytes()
@@ -525,6 +544,7 @@ def test_damaged_headers_are_as_if_nothing_was_said(
 
 FAULTS = {
     "grey.png": (grey_icc(2.2), "is for grey, its pixels are RGB"),
+    "grey.webp": (grey_icc(2.2), "is for grey, its pixels are RGB"),
     "rgb.jpg": (icc(P3, 2.2), "is for RGB, its pixels are CMYK"),
     "damaged.png": (b"damaged", "is damaged"),
 }

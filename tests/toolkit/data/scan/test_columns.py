@@ -130,14 +130,12 @@ def test_a_column_of_files_is_a_mistake_until_the_job_says_what_it_is(
         both({"file_name": "out/#.png", "text": "red", "image1": written}),
     )
     refused = refusal([dataset("", captions_file=path)], None)
-    what = (
-        f"{path}: its columns of files that are not used: image1. Say what they are: "
-    )
-    says = "'columns: {image: AFTER, prompt: text, control: BEFORE}' (with names of columns for AFTER and BEFORE)"
+    what = f"{path}: its columns of files that are not used: image1"
+    says = "Fill in 'columns: {image: ..., control: ...}' (or mask, or ignore)"
     ignore = "'columns: {ignore: image1}' where they are not meant"
-    assert str(refused) == f"{what}{says}, or {ignore}"
+    assert str(refused) == f"{what}. {says}, or give {ignore}"
     image_is_given = dataset("", captions_file=path, columns={"image": ("file_name",)})
-    says = "'columns: {image: file_name, prompt: text, control: image1}' (or mask, in place of control)"
+    says = "Fill in 'columns: {image: file_name, control: ...}' (or mask, or ignore)"
     assert says in str(refusal([image_is_given], None))
     said = scan_datasets(
         [dataset("", captions_file=path, columns={"control": ("image1",)})], None
@@ -270,8 +268,8 @@ def test_a_table_without_a_known_image_says_how_to_name_it_in_the_job(
     row = {"prompt": "a cat", "good_jpg": "out/0.png", "bad_jpg": "out/1.png"}
     path = write(data / "t.jsonl", [row | {"by": "somebody with a long name"}])
     refused = refusal([dataset("", captions_file=path)], None)
-    columns = "its columns are prompt, good_jpg, bad_jpg, by, of which good_jpg, bad_jpg name images"
-    remedy = "Say what they are: 'columns: {image: good_jpg, prompt: prompt, ignore: bad_jpg}'"
+    columns = "its columns are prompt, good_jpg, bad_jpg, by"
+    remedy = "Fill in 'columns: {image: ..., control: ...}' (or mask, or ignore)"
     assert (
         str(refused)
         == f"{path}: has no column that is known as the image; {columns}. {remedy}"

@@ -70,8 +70,7 @@ NO_HEADER = (
         (
             "Bild;Beschreibung\na.png;one\n",
             "1: 'Bild;Beschreibung' is not a header with 'file_name' and 'caption': it has no column that is known as "
-            "the image; its columns are Bild, Beschreibung. Say what they are: 'columns: {image: Bild, prompt: "
-            "Beschreibung}'",
+            "the image; its columns are Bild, Beschreibung. Fill in 'columns: {image: ..., prompt: ...}'",
         ),
         (
             "file_name,caption\na.png,one, two\n",
@@ -227,8 +226,8 @@ MISTAKES = {
     ),
     "a title of the caption that is not known": (
         "t.csv", "file_name,width,label text\na.png,64,a cat\n", {},
-        "...: no column is known as the caption, of label text. Say what they are: 'columns: {image: file_name, "
-        "prompt: label text}', or 'columns: {ignore: label text}' where none is meant",
+        "...: no column is known as the caption, of label text. Fill in 'columns: {prompt: ...}', "
+        "or give 'columns: {ignore: label text}' where none is meant",
     ),
     "a broken JSON": ("t.json", '{"a.png": "one",}', {}, ":1: is not valid JSON: ..."),
     "lines that differ in more than the caption": (
@@ -303,7 +302,7 @@ REFUSED_FORMS = {
     ),
     "titles that are not known": (
         "t.json", [{"img": f"{n}.png", "cap": "a cat"} for n in "ab"],
-        "'columns: {image: img, prompt: cap}'",
+        "its columns are img, cap. Fill in 'columns: {image: ..., prompt: ...}'",
     ),
     "LLaVA": (
         "t.json", [{"image": f"{n}.png", "conversations": TALK} for n in "ab"],
@@ -312,11 +311,9 @@ REFUSED_FORMS = {
     "texts in JSON": (
         "t.jsonl", '{"image": "a.png", "meta": "{\\"caption\\": \\"a cat\\"}"}', "of meta, whose texts are packed",
     ),
-    "a text that is not known": (
-        "t.jsonl", '{"image": "a.png", "en_caption": "cat"}', "'columns: {image: image, prompt: en_caption}'",
-    ),
-    "a caption that is empty, and another": (
-        "t.jsonl", '{"image": "a.png", "text": "", "zh": "一只猫在这里"}', "'columns: {image: image, prompt: zh}'",
+    "texts of another program": (
+        "t.jsonl", '{"image": "a.png", "model": "one of ours", "hash": "a1"}',
+        "Fill in 'columns: {prompt: ...}', or give 'columns: {ignore: [model, hash]}' where none is meant",
     ),
 }  # fmt: skip
 
@@ -352,11 +349,11 @@ def test_texts_that_are_no_captions_are_left_out_as_the_message_says(
 def test_a_table_without_texts_that_may_be_captions_is_no_mistake(
     data: Path, dataset
 ) -> None:
-    row = {"model": "one of ours", "score": 0.5, "date": "2024-01-02", "hash": "a1"}
+    row = {"score": 0.5, "date": "2024-01-02", "page": "https://x.org/1"}
     rows = ({"file_name": f"{name}.png", **row} for name in "ab")
     (data / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     scan = scan_datasets([dataset(data, resolution=(64,))], "sks")
-    unused = f"{data}/t.jsonl: columns that are not used: model, score, date, hash"
+    unused = f"{data}/t.jsonl: columns that are not used: score, date, page"
     assert unused in scan.notes and len(scan.samples) == 2
 
 
