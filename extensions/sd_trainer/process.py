@@ -11,7 +11,7 @@ it (docs/extensions.md).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,7 +37,6 @@ from extensions.sd_trainer.writers import (
 )
 from jobs.process.image_trainer import ImageTrainer
 from toolkit.config.sections.lora_beside import ASSISTANT, OF_SAMPLES
-from toolkit.config.sections.output import SamplePicture
 from toolkit.contracts.data import (
     Batch,
     BatchSource,
@@ -222,9 +221,6 @@ class SdTrainerProcess(ImageTrainer):
         if self._is_sharded:
             self.predict = leading(self.model, self.process_group)
         self.encode_images()
-
-    def pictures(self) -> Sequence[SamplePicture]:
-        return self.section.sample_pictures()
 
     # ------------------------------------------------------------ what is trained, and
     # the callbacks

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from jobs.process.trainer import Trainer
 from toolkit.config.reading.process import JobContext
-from toolkit.config.sections.output import SamplePicture
 from toolkit.contracts.data import Batch, BatchSource, BatchSpec, BucketedSample, Sample
 from toolkit.contracts.model import DiffusionModel
 from toolkit.data.batches.dataloader import stream_source
@@ -45,7 +44,6 @@ from toolkit.system.read_ahead import loaded_ahead
 from toolkit.train.accumulation import split_spec, splits_per_micro_batch
 from toolkit.train.run import Run
 from toolkit.train.sampling import (
-    SamplePrompt,
     Sampler,
     sample_prompts,
 )
@@ -160,12 +158,6 @@ class ImageTrainer(Trainer):
         (`encode_items`)."""
         return {}
 
-    def pictures(self) -> Sequence[SamplePicture]:
-        """The sample images to generate: the items of `sample`, then of
-        `first_sample`."""
-        pictures: Sequence[SamplePicture] = self.section.sample_pictures()
-        return pictures
-
     def encode_images(self) -> None:
         """Encodes images and texts of the dataset, the samples and the validation
         split, then unloads the encoders that training does not need."""
@@ -265,11 +257,22 @@ class ImageTrainer(Trainer):
         )
 
     def _encode_samples(self) -> None:
-        if not self.section.train.disable_sampling:
-            prompts = sample_prompts(
-                self.pictures(), self.section.trigger_word, self.model.family
-            )
-            self.sampler = self._encoded_sampler(prompts)
+        section = self.section
+        pictures = section.sample_pictures()
+        if section.train.disable_sampling or not pictures:
+            return
+        caches = self.stores.on_disk
+        if not self.caches_latents:
+            caches = caches._replace(latents=ForgetfulCache())
+        self.sampler = Sampler(
+            self.model,
+            sample_prompts(pictures, section.trigger_word, self.model.family),
+            self.dataset.encoder,
+            caches,
+            self.predict,
+            self.watch_sampling,
+        )
+        self.sampler.encode(self.progress, self._texts)
 
     def _encode_validation(self) -> None:
         section = self.section
@@ -291,24 +294,6 @@ class ImageTrainer(Trainer):
         self.validator = Validator(
             model, held_out, measured.timesteps, measured.seed, self.predict
         )
-
-    def _encoded_sampler(self, prompts: Sequence[SamplePrompt]) -> Sampler | None:
-        """Generates these, whose texts and images are encoded; None without any."""
-        if not prompts:
-            return None
-        caches = self.stores.on_disk
-        if not self.caches_latents:
-            caches = caches._replace(latents=ForgetfulCache())
-        sampler = Sampler(
-            self.model,
-            prompts,
-            self.dataset.encoder,
-            caches,
-            self.predict,
-            self.watch_sampling,
-        )
-        sampler.encode(self.progress, self._texts)
-        return sampler
 
     def measure_validation(
         self, should_stop: Callable[[], bool]

@@ -1,9 +1,8 @@
 """An exponential moving average of the trained weights.
 
 `Ema` holds the average of a role's parameters and updates it after each optimizer step,
-without waiting for the device. `swapped_in` exchanges weights inside a block, for
-samples and saves. `gamma_of` gives the power function of a width, by which saved files
-are averaged afterwards.
+without waiting for the device. `gamma_of` gives the power function of a width, by which
+saved files are averaged afterwards.
 
 `toolkit/train/roles.py` and `toolkit/train/optimizer_step.py` use it. `Ema.update`
 decides the decay of each update; `schedules.initial_weight_fraction` repeats the formula
@@ -87,8 +86,12 @@ class Ema:
     def applied(self) -> Iterator[None]:
         """Swaps the averages into the parameters inside the block, and restores the raw
         values after it, also after an error."""
-        with swapped_in(self._parameters, self.averages):
+        trained = {name: p.detach().clone() for name, p in self._parameters.items()}
+        try:
+            copy_into(self._parameters, self.averages)
             yield
+        finally:
+            copy_into(self._parameters, trained)
 
 
 def _lerp_(
@@ -142,28 +145,6 @@ def gamma_of(sigma_rel: float) -> float:
 
 def _width(gamma: float) -> float:
     return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
-
-
-@contextmanager
-def swapped_in(
-    parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]
-) -> Iterator[None]:
-    """Copies values into the parameters inside the block, and restores their own after
-    it, also after an error. Raises KeyError when the value of a parameter is missing.
-
-    >>> parameters = {"weight": torch.ones(1)}
-    >>> with swapped_in(parameters, {"weight": torch.zeros(1)}):
-    ...     parameters["weight"].item()
-    0.0
-    >>> parameters["weight"].item()
-    1.0
-    """
-    trained = {name: p.detach().clone() for name, p in parameters.items()}
-    try:
-        copy_into(parameters, values)
-        yield
-    finally:
-        copy_into(parameters, trained)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from extensions.sd_trainer.comfyui import MARK, is_own, workflow, write_workflow
 from extensions.sd_trainer.config import SdTrainerConfig
 from tests.running import lines, run_job
 from toolkit.config.sections.dataset import DatasetConfig
+from toolkit.config.sections.lora_beside import LoraBeside
 from toolkit.config.sections.model import BaseLora, ModelConfig, ModelKwargs
 from toolkit.config.sections.model_files import published
 from toolkit.config.sections.network import NetworkConfig
@@ -264,6 +265,18 @@ def test_without_samples_it_has_the_trigger_word_and_the_models_own_settings() -
     assert (sampler["steps"], sampler["cfg"], sampler["seed"]) == (40, 1.0, 42)
     assert of_class(prompt, "TextEncodeQwenImage21")[0]["prompt"] == "maya"
     assert len(of_class(prompt, "LoadImage")) == 1
+
+
+def test_steps_of_a_lora_of_the_samples_are_not_those_of_the_workflow() -> None:
+    fast = SampleConfig(
+        lora=LoraBeside(path="lightning.safetensors"),
+        samples=(SampleItem(prompt="a", sample_steps=4, guidance_scale=1),),
+    )
+    own = section("Qwen-Image-2512", sample=fast)
+    prompt = to_api(workflow("m.safetensors", own, "Qwen-Image-2512", False, 2))
+    [sampler] = of_class(prompt, "KSampler")
+    assert (sampler["steps"], sampler["cfg"]) == (20, 4.0)
+    assert len(of_class(prompt, "LoraLoaderModelOnly")) == 1
 
 
 def test_base_loras_and_single_files_have_their_own_names() -> None:

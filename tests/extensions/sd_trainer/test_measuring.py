@@ -17,8 +17,7 @@ from toolkit.config import JobContext, load_job
 from toolkit.errors import Interrupted
 from toolkit.extension import discover
 from toolkit.files.log import shown
-from toolkit.train import validation
-from toolkit.train.validation import measure_at_level
+from toolkit.train.validation import Validator
 
 LOW_ENOUGH = {"metric": "validation/loss", "below": 100, "smooth": 3, "check_every": 1}
 
@@ -226,17 +225,19 @@ def test_a_run_whose_validation_loss_does_not_fall_any_more_is_ended(
         stop_when={"no_better_within": "95%"},
     )
 
-    def rising(*batch) -> tuple[torch.Tensor, torch.Tensor]:
+    at_level = Validator._at_level
+
+    def rising(*batch) -> tuple[float, torch.Tensor]:
         done = [
             len(lines(path))
             for path in Path().glob(
                 f"{section['training_folder']}/run/validation.jsonl"
             )
         ]
-        loss, x0_BCHW = measure_at_level(*batch)
+        loss, x0_BCHW = at_level(*batch)
         return loss + 0.2 * max(0, sum(done) - 3), x0_BCHW
 
-    monkeypatch.setattr(validation, "measure_at_level", rising)
+    monkeypatch.setattr(Validator, "_at_level", rising)
     ends = []
     for name in ("broken", "whole"):
         section["training_folder"], folder = name, tmp_path / name / "run"

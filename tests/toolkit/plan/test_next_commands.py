@@ -71,6 +71,10 @@ def test_they_have_the_settings_of_the_first_sample_and_the_files_of_the_run(
         f"{folder}/grid",
     ]
     assert report[2:] == ["report", str(folder)]
+    # the steps of a LoRA that the commands do not name
+    fast = section(sample={**SAMPLE, "lora": "lightning.safetensors"})
+    generate = shlex.split(next_commands(folder, "x", fast)[0])
+    assert not {"--steps", "--cfg"} & {*generate}
 
     # Trained on from step 6 to 8, without a save at the end: the newest file has no
     # step in its name.
