@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import types
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -251,9 +251,7 @@ class Normaliser:
     def belongs(self, key: str, node: ConfigNode) -> str:
         """The place where a key belongs that `node` does not have; empty where no
         section has it."""
-        known_places = self.places().get(key, [])
-        nearest = min((place.count(".") for place in known_places), default=0)
-        places = [place for place in known_places if place.count(".") == nearest][:3]
+        places = nearest(self.places().get(key, []))
         beside = general(node.path).partition(".")[0].removesuffix("[]")
         named = [
             repr(place) if place else f"the process, beside {beside!r}"
@@ -449,6 +447,12 @@ def places_of_keys(
                 if inner := section_model(child):
                     waiting.append((inner, place))
     return foreign | places
+
+
+def nearest(sections: Sequence[str]) -> list[str]:
+    """Up to three of the sections that have a key, those that are nested least."""
+    least = min((section.count(".") for section in sections), default=0)
+    return [section for section in sections if section.count(".") == least][:3]
 
 
 def merge_aliases(
