@@ -450,9 +450,11 @@ def places_of_keys(
 
 
 def nearest(sections: Sequence[str]) -> list[str]:
-    """Up to three of the sections that have a key, those that are nested least."""
-    least = min((section.count(".") for section in sections), default=0)
-    return [section for section in sections if section.count(".") == least][:3]
+    """Up to three of the sections that have a key, those that are nested least; "" is
+    the process itself."""
+    depths = [len(section.split(".")) if section else 0 for section in sections]
+    ranked = zip(sections, depths, strict=True)
+    return [section for section, depth in ranked if depth == min(depths)][:3]
 
 
 def merge_aliases(
