@@ -29,7 +29,7 @@ from toolkit.config.reading.located import (
     odd_characters,
     show,
 )
-from toolkit.config.reading.removed import removed_key
+from toolkit.config.reading.removed import removed_at
 from toolkit.config.reading.yaml_faults import quoted
 from toolkit.errors import did_you_mean, in_series
 from toolkit.files.run_files import saved_as, saved_like
@@ -179,7 +179,7 @@ class Normaliser:
         entries: dict[str, ConfigNode] = {}
         for key, child in node.value.items():
             if key not in known and not open_ended:
-                gone = removed_key(general(child.path), *names_of_tools(model, key))
+                gone = removed_at(general(child.path), model, key)
                 self.unknown(
                     child, gone or f"unknown key. {self.hint(model, key, node)}"
                 )
@@ -384,12 +384,6 @@ def _near(key: str, model: type[BaseModel]) -> str:
         if hint.startswith("Did you mean")
         else did_you_mean(key, fields, list_all=False)
     )
-
-
-def names_of_tools(model: type[BaseModel] | None, key: str) -> Iterator[str]:
-    """The names of a key in removed.toml if the section is that of a tool."""
-    for uid in getattr(model, "process_types", ()):
-        yield f"{uid}.{key}"
 
 
 def all_keys(section: ConfigNode) -> str:
