@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from extensions.compat.names import options
 from toolkit.config.reading.base import StrictModel, descriptions
 from toolkit.config.reading.foreign import ForeignName, foreign_keys
 from toolkit.config.reading.normalise import item_annotation, other_names, section_model
@@ -115,8 +116,8 @@ def _names(field: str, path: str, foreign: Mapping[str, ForeignName]) -> str:
     ]
     theirs = [
         key
-        for key in foreign_keys().named(dotted(path, field))
-        if key != field and key not in foreign
+        for key, (_, row) in options().items()
+        if dotted(path, field) in row.ours and key != field and key not in foreign
     ]
     named = ", ".join(f"`{key}`" for key in theirs)
     return "; ".join(

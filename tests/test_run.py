@@ -225,13 +225,12 @@ def test_a_word_that_is_nearly_a_tool_gets_the_command_that_was_meant(
         ),
         (
             "--network_dim 16 --dataset_config x.toml",
-            "--network_dim: unknown flag. It is musubi-tuner's flag: give its whole command in quotes to "
-            "'run.py import', or write 'network.linear' into a job.\n--dataset_config: unknown flag. "
-            "It is musubi-tuner's flag",
+            "--network_dim: unknown flag. It is a key of a job: write '--set network.network_dim=VALUE'.\n"
+            "--dataset_config: unknown flag. musubi-tuner's 'dataset_config' is 'datasets' here.",
         ),
         (
             "--flip_aug",
-            "It is kohya's flag, whose commands are not read: write 'datasets[].flip_x' into a job.",
+            "--flip_aug: unknown flag. kohya's 'flip_aug' is 'datasets[].flip_x' here.",
         ),
         ("--dryrun", "--dryrun: unknown flag. Did you mean '--dry-run'?"),
         ("-dry-run", "-dry-run: unknown flag. Did you mean '--dry-run'?"),

@@ -26,7 +26,7 @@ from extensions.compat.names import (
 )
 from extensions.compat.shapes import SHAPES
 from toolkit.config.reading.base import Entries
-from toolkit.config.reading.foreign import ForeignName, Noted
+from toolkit.config.reading.foreign import ForeignKeys, ForeignName, Noted
 from toolkit.config.reading.located import (
     ConfigNode,
     Diagnostics,
@@ -38,12 +38,11 @@ from toolkit.config.reading.located import (
 from toolkit.config.reading.normalise import (
     item_annotation,
     merge_aliases,
+    nearest,
     places_of_keys,
     section_model,
 )
 from toolkit.extension import discover
-
-MUSUBI_TUNERS = "musubi-tuner's"
 
 
 @cache
@@ -51,13 +50,13 @@ def programs() -> dict[str, Names]:
     """Whose keys and flags are known wherever they stand, in the order in which they
     are asked. musubi-tuner's are known whatever section reads them."""
     return {
-        MUSUBI_TUNERS: {key: row for key, (_, row) in options().items()},
+        "musubi-tuner's": {key: row for key, (_, row) in options().items()},
         "kohya's": names()["kohya", NO_SECTION],
         "diffusers'": names()["diffusers", NO_SECTION],
     }
 
 
-class TableOfNames:
+class TableOfNames(ForeignKeys):
     """Answers from the table.
 
     >>> TableOfNames().hint("sage_attn")
@@ -95,9 +94,6 @@ class TableOfNames:
         command = row.tool and f"'run.py {row.tool}'"
         return f"{whose} {key!r} is {' or '.join(filter(None, (ours, command)))} here."
 
-    def named(self, place: str) -> Iterable[str]:
-        return [key for key, (_, row) in options().items() if place in row.ours]
-
     def own_flag(self, word: str, keys: Iterable[str]) -> str:
         name, equals, value = word.partition("=")
         theirs = _key(name)
@@ -125,26 +121,10 @@ def not_a_flag(flag: str) -> str:
     key = flag.rpartition(".")[2].replace("-", "_")
     model = discover().find_config("sd_trainer")
     assert model is not None  # a process of this program
-    whose, row = known_name(key)
-    if row is None or key in (ours.rpartition(".")[2] for ours in row.ours):
-        keys = _nearest_keys(key, places_of_keys(model, KEYS).get(key, []))
-        named = " or ".join(f"'--set {at.replace('[]', '[0]')}=VALUE'" for at in keys)
-        return f"It is a key of a job: write {named}." if keys else ""
-    ours = " and ".join(map(repr, row.ours))
-    in_a_job = f"write {ours} into a job" if ours else ""
-    if whose != MUSUBI_TUNERS:
-        not_read = "whose commands are not read"
-        return f"It is {whose} flag, {not_read}: {in_a_job or row.says}."
-    or_write = f", or {in_a_job}" if in_a_job else ""
-    return f"It is {whose} flag: give its whole command in quotes to 'run.py import'{or_write}."
-
-
-def _nearest_keys(key: str, sections: Iterable[str]) -> list[str]:
-    """Up to three places of a key, in the sections that are nested least; "" is the
-    process itself."""
-    places = [f"{section}.{key}" if section else key for section in sections]
-    least = min((place.count(".") for place in places), default=0)
-    return [place for place in places if place.count(".") == least][:3]
+    sections = nearest(places_of_keys(model, KEYS).get(key, []))
+    places = [f"{section}.{key}".removeprefix(".") for section in sections]
+    named = " or ".join(f"'--set {at.replace('[]', '[0]')}=VALUE'" for at in places)
+    return f"It is a key of a job: write {named}." if named else KEYS.hint(key)
 
 
 MOST_REASONS = 3

@@ -891,26 +891,6 @@ class NamedModel(NamedTuple):
     """The hub id is that of the version."""
 
 
-def datasets_of(node: ConfigNode, diagnostics: Diagnostics) -> dict[str, ConfigNode]:
-    """The keys of a process that the datasets of a file give: `datasets`, and of
-    `train` and `model` what it says."""
-    reader = _Reader(
-        ConfigNode({"dataset_config": node}, (), node.key_at, node.value_at),
-        Path(),
-        None,
-        diagnostics,
-        {},
-    )
-    reader._find("dataset_config", node, PATHS)
-    listed = reader._datasets()
-    reader._report_missing()
-    reader._note_defaults()
-    job: dict[str, Any] = {
-        key: reader.process[key] for key in ("train", "model") if key in reader.process
-    }
-    return {**tree(job, node).value, "datasets": tree(listed, node)}
-
-
 def model_of(paths: Mapping[str, str], version: str) -> NamedModel:
     """paths: of the keys of PARTS that are given, `dit` among them. version:
     `model_version` or what stands for it."""

@@ -18,19 +18,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from extensions.compat import nodes
 from extensions.compat.names import options, rows_of
-from extensions.compat.nodes import at, file_root
+from extensions.compat.nodes import at
 from toolkit.config.reading.base import Entries
 from toolkit.config.reading.field_types import gather_slots
 from toolkit.config.reading.located import ConfigNode, Diagnostics, show
 from toolkit.config.reading.normalise import listed, merge_aliases, place_in
 from toolkit.config.sections.model import REPACKED
 from toolkit.config.sections.network import NetworkKwargs
-from toolkit.config.sections.prompts import text_of
 from toolkit.errors import did_you_mean
 from toolkit.optim.optimizer_args import NO_LITERAL
-from toolkit.registry import FOREIGN_DATASETS, load_object
 
 # ------------------------------------------------------------ the process
 
@@ -44,9 +41,6 @@ def _training(
         place_in(entries, "logging", "logging_dir", entries.pop("log_dir"), diagnostics)
     if "optimizer" in entries:
         place_in(entries, "train", "optimizer", entries.pop("optimizer"), diagnostics)
-    file = entries.pop("dataset_config", None)
-    if file is not None:
-        _dataset_file(file, entries, diagnostics)
     training = entries.pop("training", None)
     if training is not None and isinstance(training.value, dict):
         for key, child in training.value.items():
@@ -63,31 +57,6 @@ def _training(
             entries.get("training_seed"), seed, diagnostics
         )
     return entries | {"train": replace(train, value=rest)}
-
-
-def _dataset_file(file: ConfigNode, entries: Entries, diagnostics: Diagnostics) -> None:
-    """The datasets of a file of musubi-tuner, and what it says of batches and
-    references."""
-    if "datasets" in entries and entries["datasets"].data() != []:
-        diagnostics.error(
-            file, "'datasets' is given as well. Remove one of them.", at_key=True
-        )
-        return
-    for section, node in load_object(FOREIGN_DATASETS)(file, diagnostics).items():
-        if section == "datasets":
-            entries["datasets"] = node
-            continue
-        for key, child in node.value.items():
-            if child.value_at.line or key not in getattr(
-                entries.get(section), "value", {}
-            ):
-                place_in(
-                    entries,
-                    section,
-                    key,
-                    replace(child, path=(*file.path[:-1], section, key)),
-                    diagnostics,
-                )
 
 
 def _move_from_model(
@@ -474,70 +443,6 @@ def _sample(
             ours, "'sample_prompts' is given as well. Remove one of them.", at_key=True
         )
     return entries
-
-
-_OF_PROMPT = {
-    **{key: key for key in ("prompt", "width", "height", "seed", "sample_steps")},
-    "negative_prompt": "neg",
-    "cfg_scale": "guidance_scale",
-    "discrete_flow_shift": "flow_shift",
-    "control_image_path": "ctrl_img",
-    "frame_count": "layers",
-}
-"""Key of a prompt in musubi-tuner's files -> of a sample. Source: musubi-tuner,
-`line_to_prompt_dict`."""
-
-
-def samples_of(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
-    """The samples of a file of musubi-tuner: a JSON list of prompts or mappings; TOML
-    with `[prompt]`, which all of its `[[prompt.subset]]` share."""
-    if text_of(file, diagnostics) is None:
-        return []
-    root = file_root(Path(file.value).expanduser(), diagnostics, "prompts")
-    given = nodes.entries(root)
-    shared = nodes.entries(given.get("prompt"))
-    subsets = shared.get("subset") or given.get("prompts")
-    items = subsets.value if subsets and isinstance(subsets.value, list) else []
-    if root is not None and not items:
-        diagnostics.error(
-            file,
-            f"{show(file)} holds no prompts: a JSON list, or TOML with [[prompt.subset]].",
-        )
-    return [
-        _sample_of(item, shared, file, number, diagnostics)
-        for number, item in enumerate(items)
-    ]
-
-
-def _sample_of(
-    item: ConfigNode,
-    shared: dict[str, ConfigNode],
-    file: ConfigNode,
-    number: int,
-    diagnostics: Diagnostics,
-) -> ConfigNode:
-    path = (*file.path, f"{Path(file.value).name}[{number}]")
-    if not isinstance(item.value, dict):
-        prompt = replace(item, path=path, key_at=file.key_at, value_at=file.value_at)
-        return replace(file, value={"prompt": prompt})
-    sample: dict[str, ConfigNode] = {}
-    for key, node in {**shared, **item.value}.items():
-        placed = replace(
-            node, path=(*path, key), key_at=file.key_at, value_at=file.value_at
-        )
-        if key == "guidance_scale":
-            diagnostics.warn(
-                placed,
-                "has no effect: the model has no embedded guidance; guidance is cfg_scale.",
-            )
-        elif key in _OF_PROMPT:
-            sample[_OF_PROMPT[key]] = placed
-        elif key not in ("subset", "enum"):
-            hint = (
-                did_you_mean(key, list(_OF_PROMPT), list_all=False) or "Leave it out."
-            )
-            diagnostics.error(placed, f"{show(node)} is not supported. {hint}")
-    return replace(file, value=sample)
 
 
 def _save(

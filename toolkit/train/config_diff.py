@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from toolkit.config.reading.base import ALL_OTHERS, ChangeKind, StrictModel
 from toolkit.config.reading.normalise import item_annotation, section_model
-from toolkit.config.reading.removed import computes_the_same, removed_key, row_above
+from toolkit.config.reading.removed import computes_the_same, removed_at, row_above
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ConfigChange:
     kind: ChangeKind
 
     def __str__(self) -> str:
-        gone = removed_key(self.key)
+        gone = removed_at(self.key)
         return f"{self.key}: {gone or f'{self.old!r} -> {self.new!r}'}"
 
 

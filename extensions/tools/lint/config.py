@@ -27,7 +27,7 @@ from toolkit.config.reading.field_types import (
     value_error,
 )
 from toolkit.config.reading.process import Diagnostic, JobContext
-from toolkit.config.reading.removed import removed_key
+from toolkit.config.reading.removed import removed_at
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.writing import find_config
@@ -44,7 +44,7 @@ def name_fault(name: str) -> str:
     """Why a name is not that of a check, and the remedy; empty where it is."""
     if name in CHECKS:
         return ""
-    if gone := removed_key(f"lint.skip: {name}"):
+    if gone := removed_at(f"lint.skip: {name}"):
         return f"{name!r} {gone}"
     return f"{name!r} is not a check. {did_you_mean(name, CHECKS)}"
 

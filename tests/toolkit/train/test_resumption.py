@@ -14,7 +14,7 @@ import torch
 
 from tests.conftest import heard
 from tests.toolkit.train.states import make_run, save_state, take_steps
-from toolkit.config.reading.removed import removed_key
+from toolkit.config.reading.removed import removed_at
 from toolkit.config.sections.train import TrainConfig
 from toolkit.config.sections.trainer import ModelSection, TrainerConfig
 from toolkit.contracts.data import Sample, Size
@@ -257,7 +257,7 @@ def test_a_state_with_removed_keys_is_resumed_or_refused_with_the_remedy(
     with pytest.raises(UserError) as refused:
         judge(state, section(), same)
     assert str(refused.value).startswith(
-        f"train.preference: {removed_key('train.preference')}\nthis changes the result"
+        f"train.preference: {removed_at('train.preference')}\nthis changes the result"
     )
 
 

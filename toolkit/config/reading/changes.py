@@ -23,7 +23,7 @@ from toolkit.config.reading.located import (
     KeyPath,
     SourceLocation,
 )
-from toolkit.config.reading.removed import removed_key, row_above
+from toolkit.config.reading.removed import removed_at, row_above
 from toolkit.config.reading.validate import place_of
 from toolkit.config.reading.yaml_reader import read_yaml, scalar_value
 from toolkit.errors import ConfigErrors, UserError, did_you_mean
@@ -164,7 +164,7 @@ def _places(root: ConfigNode, key: str, find_model: FindModel) -> Iterator[KeyPa
         elif not numbers:
             numbers = _that_have(entries, models, inside[:1])
         dotted = ".".join(map(str, inside))
-        gone = removed_key(row_above(dotted))
+        gone = removed_at(row_above(dotted))
         if gone and not any(model and place_of(model, inside) for model in models):
             raise UserError(gone)
         if not numbers:

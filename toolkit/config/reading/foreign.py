@@ -77,12 +77,11 @@ Noted = Callable[[ConfigNode], None]
 """Takes note of a key of another program."""
 
 
-class ForeignKeys(Protocol):
-    """The keys of other programs.
+class ForeignKeys:
+    """The keys of other programs: none. The part that knows them derives from it.
 
-    Example::
-
-        hint = foreign_keys().hint("max_train_steps")  # what to write instead
+    >>> ForeignKeys().hint("max_train_steps")
+    ''
     """
 
     def rewritten(
@@ -94,68 +93,33 @@ class ForeignKeys(Protocol):
     ) -> ConfigNode:
         """A process in our keys, each where its value was written; keys that no program
         has stay. known: called with each key of another program."""
+        return node
 
     def rows(self, section: type[BaseModel]) -> Mapping[str, ForeignName]:
         """The names that are rewritten in this section, or refused. None of them is a
         field of the section."""
+        return {}
 
     def hint(self, key: str) -> str:
         """The remedy for a key that is unknown at its place; empty where no program has
         the key."""
-
-    def named(self, place: str) -> Iterable[str]:
-        """The names that other programs have for a key of ours, wherever they are
-        read."""
+        return ""
 
     def own_flag(self, word: str, keys: Iterable[str]) -> str:
         """The word of a command line, with the flag of a tool with these keys where it
         is another program's."""
-
-    def flag_remedy(self, word: str) -> str:
-        """The remedy for a flag of another program; empty for all other words."""
-
-
-class NoForeignKeys:
-    """That no other program has any key: what is known without the part that knows
-    them.
-
-    >>> NoForeignKeys().hint("max_train_steps")
-    ''
-    """
-
-    def rewritten(
-        self,
-        model: type[BaseModel],
-        node: ConfigNode,
-        diagnostics: Diagnostics,
-        known: Noted,
-    ) -> ConfigNode:
-        """Returns `node` unchanged."""
-        return node
-
-    def rows(self, section: type[BaseModel]) -> Mapping[str, ForeignName]:
-        """Empty for every section."""
-        return {}
-
-    def hint(self, key: str) -> str:
-        return ""
-
-    def named(self, place: str) -> Iterable[str]:
-        return ()
-
-    def own_flag(self, word: str, keys: Iterable[str]) -> str:
-        """Returns `word` unchanged."""
         return word
 
     def flag_remedy(self, word: str) -> str:
+        """The remedy for a flag of another program; empty for all other words."""
         return ""
 
 
 @cache
 def foreign_keys() -> ForeignKeys:
-    """The table of the installed part that knows other programs; `NoForeignKeys`
-    without that part. It is loaded once."""
-    keys: ForeignKeys = find_object(FOREIGN_KEYS) or NoForeignKeys()
+    """The table of the installed part that knows other programs; none without that
+    part. It is loaded once."""
+    keys: ForeignKeys = find_object(FOREIGN_KEYS) or ForeignKeys()
     return keys
 
 

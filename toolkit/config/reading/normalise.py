@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import types
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -29,7 +29,7 @@ from toolkit.config.reading.located import (
     odd_characters,
     show,
 )
-from toolkit.config.reading.removed import removed_key
+from toolkit.config.reading.removed import removed_at
 from toolkit.config.reading.yaml_faults import quoted
 from toolkit.errors import did_you_mean, in_series
 from toolkit.files.run_files import saved_as, saved_like
@@ -179,7 +179,7 @@ class Normaliser:
         entries: dict[str, ConfigNode] = {}
         for key, child in node.value.items():
             if key not in known and not open_ended:
-                gone = removed_key(general(child.path), *names_of_tools(model, key))
+                gone = removed_at(general(child.path), model, key)
                 self.unknown(
                     child, gone or f"unknown key. {self.hint(model, key, node)}"
                 )
@@ -251,9 +251,7 @@ class Normaliser:
     def belongs(self, key: str, node: ConfigNode) -> str:
         """The place where a key belongs that `node` does not have; empty where no
         section has it."""
-        known_places = self.places().get(key, [])
-        nearest = min((place.count(".") for place in known_places), default=0)
-        places = [place for place in known_places if place.count(".") == nearest][:3]
+        places = nearest(self.places().get(key, []))
         beside = general(node.path).partition(".")[0].removesuffix("[]")
         named = [
             repr(place) if place else f"the process, beside {beside!r}"
@@ -388,12 +386,6 @@ def _near(key: str, model: type[BaseModel]) -> str:
     )
 
 
-def names_of_tools(model: type[BaseModel] | None, key: str) -> Iterator[str]:
-    """The names of a key in removed.toml if the section is that of a tool."""
-    for uid in getattr(model, "process_types", ()):
-        yield f"{uid}.{key}"
-
-
 def all_keys(section: ConfigNode) -> str:
     """The page that lists the keys of a section, as a sentence."""
     place = general(section.path)
@@ -449,6 +441,14 @@ def places_of_keys(
                 if inner := section_model(child):
                     waiting.append((inner, place))
     return foreign | places
+
+
+def nearest(sections: Sequence[str]) -> list[str]:
+    """Up to three of the sections that have a key, those that are nested least; "" is
+    the process itself."""
+    depths = [len(section.split(".")) if section else 0 for section in sections]
+    ranked = zip(sections, depths, strict=True)
+    return [section for section, depth in ranked if depth == min(depths)][:3]
 
 
 def merge_aliases(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,30 +36,31 @@ def removed(kind: str) -> dict[str, str]:
     }
 
 
-def removed_key(*places: str) -> str:
-    """The end of a message about a key or value that is known at none of these places;
-    empty where it never was."""
+def removed_at(place: str, section: Any = None, key: str = "", value: str = "") -> str:
+    """The end of a message about a key that is not known at a place; empty where it
+    never was.
+
+    section, key: its section, which may be that of a tool. value: it is not the key
+    that is not known, but this value of it.
+    """
+    behind = f": {value}" if value else ""
+    of_tools = (f"{uid}.{key}" for uid in getattr(section, "process_types", ()))
     rows = removed("keys")
-    return next((rows[place] for place in places if place in rows), "")
+    names = (f"{name}{behind}" for name in (place, *of_tools))
+    return next((rows[name] for name in names if name in rows), "")
 
 
 def row_above(place: str) -> str:
-    """The removed key at a place or above it; empty where there is none.
+    """The removed key at a place or above it, as its row names it; empty where there is
+    none.
 
     >>> row_above("train.preference.beta"), row_above("datasets[0].from_base.seed")
     ('train.preference', 'datasets[].from_base')
     """
-    return next((key for key in _above(place) if key in removed("keys")), "")
-
-
-def _above(place: str) -> Iterator[str]:
-    """A place and the sections around it, the innermost first, as docs/config.md writes
-    them."""
     parts = re.sub(r"\[\d+\]", "[]", place).split(".")
-    for end in range(len(parts), 0, -1):
-        above = ".".join(parts[:end])
-        yield above
-        yield above.removesuffix("[]")
+    above = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    names = (name for at in above for name in (at, at.removesuffix("[]")))
+    return next((name for name in names if name in removed("keys")), "")
 
 
 def computes_the_same(key: str, recorded: Any) -> bool:

@@ -39,7 +39,7 @@ from toolkit.config.reading.normalise import (
     section_model,
 )
 from toolkit.config.reading.process import JobConfig, JobContext, ProcessConfig
-from toolkit.config.reading.removed import removed_key
+from toolkit.config.reading.removed import removed_at
 from toolkit.config.reading.yaml_reader import map_paths, scalar_value
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
@@ -341,7 +341,7 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
         uid, model, [key for key in model.positional if flag_of(model, key) in flags]
     )
     for flag in sorted(flags):
-        if gone := removed_key(f"{uid}.{flag.lstrip('-').replace('-', '_')}"):
+        if gone := removed_at(f"{uid}.{flag.lstrip('-').replace('-', '_')}"):
             raise UserError(f"{parser.prog}: {flag!r} {gone}")
     for flag in flags & {f"--{word}" for word in model.common_words}:
         raise UserError(

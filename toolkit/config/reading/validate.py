@@ -33,11 +33,10 @@ from toolkit.config.reading.located import (
 from toolkit.config.reading.normalise import (
     field_names,
     item_annotation,
-    names_of_tools,
     section_model,
     section_remedy,
 )
-from toolkit.config.reading.removed import removed_key
+from toolkit.config.reading.removed import removed_at
 from toolkit.config.reading.yaml_faults import quoted
 from toolkit.errors import did_you_mean
 
@@ -130,7 +129,9 @@ def explain(error: ErrorDetails, node: ConfigNode, place: Place | None = None) -
     if kind == "string_type":
         return _not_text(node)
     if kind == "literal_error":
-        if gone := _removed_value(node, place):
+        at = general(node.path).removesuffix("[]")
+        gone = place and removed_at(at, place.section, place.name, str(node.value))
+        if gone:
             return f"{value} {gone}"
         choices = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
         return f"{value} is unknown. {did_you_mean(str(node.value), choices)}"
@@ -150,18 +151,6 @@ def explain(error: ErrorDetails, node: ConfigNode, place: Place | None = None) -
     # a switch is `True` for a validator
     is_shown = error["msg"].lower().startswith(value.lower())
     return error["msg"] if is_shown else f"{value}: {error['msg'].removesuffix('.')}."
-
-
-def _removed_value(node: ConfigNode, place: Place | None) -> str:
-    """What removed.toml says of a value that is none of the choices; empty where it
-    never was."""
-    if place is None:
-        return ""
-    keys = (
-        general(node.path).removesuffix("[]"),
-        *names_of_tools(place.section, place.name),
-    )
-    return removed_key(*(f"{key}: {node.value}" for key in keys))
 
 
 def _single(node: ConfigNode) -> str:

@@ -20,7 +20,6 @@ from toolkit.config.reading.located import ConfigNode, Diagnostics, show
 from toolkit.config.reading.normalise import merge_aliases
 from toolkit.files.unreadable import in_its_place
 from toolkit.files.writing import read_source
-from toolkit.registry import FOREIGN_PROMPTS, load_needed
 
 _FILE = re.compile(r"\S+\.(?:txt|json|toml)", re.IGNORECASE)
 
@@ -53,15 +52,7 @@ def prompts_to_samples(
 
 def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
     """A list of prompts, or a file of them, as a list of samples."""
-    suffix = (
-        Path(prompts.value).suffix.lower() if isinstance(prompts.value, str) else ""
-    )
-    if suffix in (".json", ".toml"):
-        read_prompts = load_needed(
-            FOREIGN_PROMPTS, f"{prompts.value}: a file of prompts of another program"
-        )
-        return replace(prompts, value=read_prompts(prompts, diagnostics))
-    if suffix == ".txt":
+    if isinstance(prompts.value, str) and prompts.value.lower().endswith(".txt"):
         lines = _lines(prompts, diagnostics)
     elif isinstance(prompts.value, list):
         lines = prompts.value
@@ -100,7 +91,7 @@ def _is_text(line: ConfigNode, diagnostics: Diagnostics) -> bool:
     return True
 
 
-def text_of(file: ConfigNode, diagnostics: Diagnostics) -> str | None:
+def _text_of(file: ConfigNode, diagnostics: Diagnostics) -> str | None:
     """The text of a file with prompts; None where it cannot be read, which is
     reported."""
     path = Path(file.value).expanduser()
@@ -131,7 +122,7 @@ def _lines(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
     """The prompts of a text file; blank lines and those that begin with `#` are left
     out."""
     path = Path(file.value).expanduser()
-    text = text_of(file, diagnostics)
+    text = _text_of(file, diagnostics)
     if text is None:
         return []
     prompts = [

@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 from toolkit.config.reading.loader import load_job
 from toolkit.config.reading.normalise import item_annotation
 from toolkit.config.reading.removed import removed
-from toolkit.config.reading.tool import ToolConfig, load_tool
+from toolkit.config.reading.tool import ToolConfig, load_tool, tool_parser
 from toolkit.config.reading.validate import Place, place_of
 from toolkit.errors import UserError
 from toolkit.extension import discover
@@ -136,6 +136,16 @@ def test_no_row_names_what_exists() -> None:
     assert COMMANDS.keys() & discover().uids("process") == set()
 
 
+@pytest.mark.parametrize("name", [*KEYS, *COMMANDS])
+def test_a_command_that_a_row_gives_exists_with_its_flags(name: str) -> None:
+    said = {**KEYS, **COMMANDS}[name]
+    for tool, words in re.findall(r"run\.py (\w+)([^,']*)", said):
+        model = discover().find_command(tool)
+        assert model is not None and issubclass(model, ToolConfig)
+        known = tool_parser(tool, model)._option_string_actions
+        assert {word for word in words.split() if word[0] == "-"} <= known.keys()
+
+
 SPEAKS = (
     "*.md",
     "*.yaml",
@@ -147,7 +157,12 @@ SPEAKS = (
     "*.js",
     "*.py",
 )
-MAY_SPEAK = ("CHANGELOG.md", "toolkit/config/removed.toml", "tests/")
+MAY_SPEAK = (
+    "CHANGELOG.md",
+    "toolkit/config/removed.toml",
+    "toolkit/config/reading/removed.py",
+    "tests/",
+)
 
 
 @cache
