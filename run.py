@@ -582,8 +582,11 @@ def plan_before_the_run(
 def run_series(arguments: argparse.Namespace) -> int:
     """Runs several configs, each in its own interpreter; every child appends to the
     same log. All of them are read, checked and planned before the first one runs."""
+    from jobs.dry_run import claim_folders
+
     extensions = discover()
     outputs: frozenset[Path] = frozenset()
+    owners: dict[Path, Path] = {}
 
     def check(argument: str) -> int:
         nonlocal outputs
@@ -595,6 +598,7 @@ def run_series(arguments: argparse.Namespace) -> int:
             config = load(
                 argument, arguments, extensions, warn=False, earlier_outputs=outputs
             )
+            claim_folders(config, owners)
             outputs |= plan_before_the_run(config, arguments, outputs)
         return EXIT_DONE
 
@@ -683,18 +687,20 @@ def dry_run(arguments: argparse.Namespace) -> int:
     )
     output = sys.stdout
     plans: list[JobPlan] = []
+    owners: dict[Path, Path] = {}
     entries: list[dict[str, Any]] = []
     configs = arguments.configs * len(arguments.variants or (0,))
     variants = iter(arguments.variants or [None] * len(configs))
 
     def plan_one(argument: str) -> int:
-        from jobs.dry_run import plan_job
+        from jobs.dry_run import claim_folders, plan_job
 
         earlier = frozenset(chain.from_iterable(plan.outputs for plan in plans))
         variant = next(variants)
         config = load(
             argument, arguments, extensions, earlier_outputs=earlier, variant=variant
         )
+        claim_folders(config, owners)
         options = (
             arguments.restart,
             arguments.allow_change,
