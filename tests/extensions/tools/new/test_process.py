@@ -417,6 +417,37 @@ def test_a_mistake_names_what_to_write_instead(
     assert said in str(refused.value) and "arch" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("my_char.yaml", "my_char"),
+        ("config/my_char.yaml", "my_char"),
+        ("config/my_char", "my_char"),
+        ("./my_char/", "my_char"),
+        (r"config\my_char.YML", "my_char"),
+        ("~/jobs/my_char.json", "my_char"),
+        ("my_char.yaml.yaml", "my_char"),
+        ("My Char.jsonc", "My_Char"),
+        ("name=my_char", "my_char"),
+        (".yaml", "my_char"),
+    ],
+)
+def test_a_path_as_the_name_is_refused_with_the_name_that_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, meant: str
+) -> None:
+    """Else the ending would be a part of the trigger word. The remedies are pasted."""
+    monkeypatch.chdir(tmp_path)
+    draw(tmp_path / "after", "1")
+    with pytest.raises(UserError) as refused:
+        load_tool("new", NewConfig, [typed, "after"])
+    (name,) = re.findall(r"Write '(.*)'\.$", str(refused.value))
+    assert name == meant and load_tool("new", NewConfig, [name, "after"])
+    with pytest.raises(UserError, match="the name comes first") as refused:
+        load_tool("new", NewConfig, ["after", typed])
+    _, words = str(refused.value).split(" new ")
+    assert load_tool("new", NewConfig, shlex.split(words))
+
+
 def test_what_was_asked_for_is_in_the_job_whatever_characters_it_has(
     tmp_path: Path,
 ) -> None:
