@@ -386,6 +386,11 @@ APPLIED_IN: dict[str, dict[str, Sequence[str]]] = {
             "Give it as model.base_loras, o"
         ],
     },
+    "test_run.py": {
+        "test_two_jobs_of_a_command_that_write_one_run_are_refused_before_either_trains": [
+            "Give it another 'name', or run"
+        ],
+    },
     "toolkit/config/reading/test_loader.py": {
         "test_two_trainers_of_one_folder_are_refused": ["Give process["],
     },
