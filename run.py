@@ -43,7 +43,12 @@ from toolkit.commands import command
 from toolkit.errors import EXIT_DONE, EXIT_FAILURE, EXIT_MISTAKE, UserError
 from toolkit.extension import FIRST_STAGE, discover, do_without
 from toolkit.files import log, redact
-from toolkit.files.writing import find_config, moved_examples, read_source
+from toolkit.files.writing import (
+    CONFIG_SUFFIXES,
+    find_config,
+    moved_examples,
+    read_source,
+)
 from toolkit.registry import (
     FOREIGN_FLAGS,
     FOREIGN_TOOLS,
@@ -793,6 +798,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     for word in argv:
         if word.startswith("--") and word[2:] in OTHER_FLAGS:
             parser.error(f"{word}: {OTHER_FLAGS[word[2:]]}")
+    if {"--set", "--sweep"} & {*argv}:
+        from toolkit.config.reading.changes import parted_values
+
+        if parted := parted_values(argv, is_config):
+            parser.error(parted)
     try:
         split_flags = find_object(FOREIGN_FLAGS)
         flags = {}
@@ -927,8 +937,13 @@ def check_arguments(
     """Completes the arguments, and reports those that do not go together. Raises
     UserError, or ends the program."""
     # a name of a config may stand behind the last of them
-    arguments.configs += [word for word in arguments.sweep if "=" not in word]
-    arguments.sweep = [word for word in arguments.sweep if "=" in word]
+    files = [
+        word
+        for word in arguments.sweep
+        if is_config(word) or ("=" not in word and word.endswith(CONFIG_SUFFIXES))
+    ]
+    arguments.configs += files
+    arguments.sweep = [word for word in arguments.sweep if word not in files]
     for word in arguments.configs:
         match = re.fullmatch(r"(?:[\w*]+[.\[\]]+)*\w+=.*", word, re.DOTALL)
         if match and not is_config(word):

@@ -177,15 +177,13 @@ def claim_folders(config: JobConfig, owners: dict[Path, Path]) -> None:
     for folder in filter(None, folders):
         # unlike `resolve`, it takes links in a circle
         first = owners.setdefault(Path(os.path.realpath(folder)), config.path)
-        if first == config.path:
-            continue
-        other = name_like(config.path.stem, "other")
-        if other == config.name:
-            other = f"{other}_2"
-        raise UserError(
-            f"{config.path}: writes '{folder}', as {first} does. Give it another 'name', "
-            f"or run it alone: {command(config.path, '-n', other)}"
-        )
+        if first != config.path:
+            stem = name_like(config.path.stem, "other")
+            other = stem if stem != config.name else f"{stem}_2"
+            raise UserError(
+                f"{config.path}: writes '{folder}', as {first} does. Give it another "
+                f"'name', or run it alone: {command(config.path, '-n', other)}"
+            )
 
 
 def _plan_process(entry: ProcessEntry, job: JobContext) -> RunPlan:

@@ -1296,6 +1296,44 @@ COMMANDS: dict[str, str] = {
 part of the answer."""
 
 
+PASTED: dict[str, str] = {
+    "--set 'sample.prompts=[a' cat, a 'dog]' JOB": "--set 'sample.prompts=[a cat, a dog]' JOB",
+    "JOB --set trigger_word=my cat": "JOB --set 'trigger_word=my cat'",
+    "JOB --set train.lr = 2e-4": "JOB --set 'train.lr = 2e-4'",
+    "JOB --set train.lr= 2e-4": "JOB --set 'train.lr= 2e-4'",
+    "JOB --set train.lr 2e-4": "JOB --set train.lr=2e-4",
+    "JOB --set train.lr:2e-4": "JOB --set train.lr=2e-4",
+    "JOB --set train.lr": "JOB --set train.lr=1e-4",
+    "JOB --set train.lr=2e-4 train.steps=3": "JOB --set train.lr=2e-4 --set train.steps=3",
+    "JOB --set train.lr=1e-4,2e-4": "JOB --sweep train.lr=1e-4,2e-4",
+    "JOB --set 'train.lr=[1e-4, 2e-4]'": "JOB --sweep train.lr=1e-4,2e-4",
+    "JOB --set train.optimizer=adamw,lion": "JOB --sweep train.optimizer=adamw,lion",
+    "JOB --set train.lr=0,001": "JOB --set train.lr=0.001",
+    "JOB --set train.stesp=3": "JOB --set train.steps=3",
+    "JOB --set network.rank=8": "JOB --set network.linear=8",
+    "JOB --set process.0.network.rank=8": "JOB --set process.0.network.linear=8",
+    "JOB --set train.learning_rate=8e-5": "JOB --set train.lr=8e-5",
+    "JOB --sweep train.lr=1e-4, 2e-4 network.linear=8, 16": "JOB --sweep train.lr=1e-4,2e-4 network.linear=8,16",
+    "JOB --sweep train.lr=1e-4 2e-4": "JOB --sweep train.lr=1e-4,2e-4",
+    "JOB --sweep train.lr 1e-4,2e-4": "JOB --sweep train.lr=1e-4,2e-4",
+    "JOB --sweep train.lr:1e-4,2e-4": "JOB --sweep train.lr=1e-4,2e-4",
+    "JOB --sweep 'train.lr=[1e-4,2e-4]'": "JOB --sweep train.lr=1e-4,2e-4",
+    "JOB --sweep 'train.lr=1e-4; 2e-4'": "JOB --sweep train.lr=1e-4,2e-4",
+    "JOB --sweep 'network.type=[lora, dora]'": "JOB --sweep network.type=lora,dora",
+    "JOB --sweep network.rank=8,16": "JOB --sweep network.linear=8,16",
+    "JOB --sweep train.lr": "JOB --sweep train.lr=1e-4",
+    "JOB --seeds 1, 2": "JOB --seeds 1,2,3",
+    "JOB --seeds 1-3": "JOB --seeds 1,2,3",
+    "new my_char.yaml datasets/robot": "new my_char datasets/robot",
+    "new config/my_char datasets/robot": "new my_char datasets/robot",
+    "new datasets/robot my_char.yaml": "new my_char datasets/robot",
+    "new my_char datasets/robto": "new my_char datasets/robot",
+    "new my_char datasets/robot --gpu 24GB": "new my_char datasets/robot --gpu 24",
+}
+"""Behind `run.py`, where JOB stands for `job.yaml --dry-run` -> what the answer says to
+write, which is done. Those of a part are in its `slips.json`."""
+
+
 class SlipsOfPart(NamedTuple):
     """What a part adds to these tables: `slips.json` in the folder of its tests."""
 
@@ -1311,6 +1349,9 @@ class SlipsOfPart(NamedTuple):
 
     applied: Mapping[str, str] = MappingProxyType({})
     """Rows of the table `APPLIED` there."""
+
+    pasted: Mapping[str, str] = MappingProxyType({})
+    """Rows of `PASTED`."""
 
 
 def job_of_one(process: str) -> str:
@@ -1329,4 +1370,5 @@ def slips_of_parts() -> list[SlipsOfPart]:
 
 for part in slips_of_parts():
     COMMANDS |= part.commands
+    PASTED |= part.pasted
     WAYS += [Way(*row) for row in part.processes]
