@@ -460,7 +460,8 @@ def _missing_captions(
 ) -> Iterator[str]:
     """Images without a caption. captions: of each image, with its prefix."""
     missing = [name for name, text in captions.items() if not text]
-    trains_trigger = trigger and len(missing) == len(captions)
+    is_all = len(missing) == len(captions)
+    trains_trigger = trigger and is_all and not folder.has_caption_files
     if not missing or folder.dataset.is_reg or trains_trigger:
         return
     share = _share(missing, captions, "image", "has", "have")
