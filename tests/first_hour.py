@@ -756,6 +756,14 @@ JOBS = [
     ),
     *slips(
         "type: lora",
+        *(
+            (
+                f"type: {name}",
+                "Write 'type: lora', and 'loraplus_lr_ratio: 16' below it.",
+                "type: lora\nloraplus_lr_ratio: 16",
+            )
+            for name in ("lora+", "LoRA_plus")
+        ),
         ("type: lycoris", "a plain LoRA is trained. Write 'type: lora'.", "type: lora"),
         ("type: locon", "'locon' is unknown. Use 'lora'", "type: lora"),
     ),
@@ -888,6 +896,11 @@ JOBS = [
     *slips(
         "trigger_word: zibo",
         ("activation_text: zibo", "Did you mean 'trigger_word'?", "trigger_word: zibo"),
+        (
+            'trigger_word: "[trigger]"',
+            'For no trigger word write "".',
+            'trigger_word: ""',
+        ),
         ("trigger_word: 007", 'Put it in quotes: "007"', 'trigger_word: "007"'),
         (
             "trigger_word: \u201czibo\u201d",
@@ -983,6 +996,16 @@ BESIDE = {FOLDER: "- folder_path: datasets/layers\n  layers_suffix: _layer"}
 NEVER = f"{DEVICE}\nstop_when: {{no_better_within: 95%}}\nvalidation: {{folder_path: datasets/robot, every: 2}}"
 
 WAYS = [
+    *(
+        Way(
+            {
+                FOLDER: f"- folder_path: {again}\n  resolution: 128\n  caption_ext: txt\n  {RATE}\n{FOLDER}"
+            },
+            "is given twice, so each of its images counts double. Remove one, or give 'num_repeats: 2'.",
+            {RATE: f"{RATE}\nnum_repeats: 2"},
+        )
+        for again in ("datasets/robot", "./datasets/robot/")
+    ),
     Way(
         {"training_folder: output": "training_folder: s3://bucket/out"},
         "Give a folder: one in which the bucket is mounted, or one whose files you copy there.",
@@ -1322,6 +1345,8 @@ PASTED: dict[str, str] = {
     "JOB --sweep 'network.type=[lora, dora]'": "JOB --sweep network.type=lora,dora",
     "JOB --sweep network.rank=8,16": "JOB --sweep network.linear=8,16",
     "JOB --sweep train.lr": "JOB --sweep train.lr=1e-4",
+    "job.yaml,b.yaml --dry-run": "job.yaml b.yaml --dry-run",
+    "job.yaml, b.yaml --dry-run": "job.yaml b.yaml --dry-run",
     "JOB --seeds 1, 2": "JOB --seeds 1,2,3",
     "JOB --seeds 1-3": "JOB --seeds 1,2,3",
     "new my_char.yaml datasets/robot": "new my_char datasets/robot",

@@ -201,6 +201,7 @@ def place_of_a_run(
     place = furnished(work, tmp_path_factory.mktemp("place"))
     (place / "config").mkdir()
     (place / "config" / "my_job.yaml").write_text(JOB.replace("my_char", "my_job"))
+    (place / "b.yaml").write_text(JOB.replace("my_char", "b"))
     run = place / "output" / "other"
     (run / "config.yaml").write_text(JOB.replace("my_char", "other"))
     (run / "run.json").write_text('{"status": "done", "name": "other"}')
@@ -224,7 +225,6 @@ def test_what_an_answer_says_to_write_works_when_it_is_pasted(
     ends well."""
     monkeypatch.chdir(place_of_a_run())
     monkeypatch.setattr("extensions.tools.new.process._run_py", lambda *words: 0)
-    monkeypatch.setattr("extensions.tools.ui.runner.Runner.run", lambda self: None)
     before, after = (
         shlex.split(line.replace("JOB", "job.yaml --dry-run"))
         for line in (typed, PASTED[typed])
@@ -465,6 +465,11 @@ APPLIED_IN: dict[str, dict[str, Sequence[str]]] = {
         ],
         "test_the_key_of_a_saved_config_is_known_to_be_redacted": [
             "Set WANDB_API_KEY instead"
+        ],
+    },
+    "toolkit/data/scan/test_folder.py": {
+        "test_one_text_file_with_the_captions_of_all_is_given_as_captions_file": [
+            "Give 'captions_file:"
         ],
     },
     "toolkit/data/streams/test_parquet_shards.py": {

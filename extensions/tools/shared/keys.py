@@ -33,7 +33,7 @@ from toolkit.files.writing import (
     why_not_replaced,
 )
 from toolkit.models.adapter_origin import origin_findings, unreadable
-from toolkit.train.run_reader import runs_in
+from toolkit.train.run_reader import near_run, runs_in
 
 
 class RunToolConfig(ToolConfig):
@@ -59,7 +59,8 @@ class RunToolConfig(ToolConfig):
         if not job.will_write(self.folder()) and not runs_in(self.folder()):
             yield Diagnostic(
                 ("run",),
-                f"{self.run!r} contains no run (no run.json). Give the folder of a run.",
+                f"{self.run!r} contains no run (no run.json). Give the folder of a run."
+                f"{near_run(self.folder())}",
             )
 
 

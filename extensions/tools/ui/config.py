@@ -26,6 +26,7 @@ from toolkit.config.reading.field_types import StrOrList, WritePathStr
 from toolkit.config.reading.located import ConfigNode, Diagnostics
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
+from toolkit.files.run_files import STATUS
 
 OWN = ".ui"
 """Folder of the page's own files, in the folder of the runs."""
@@ -156,6 +157,8 @@ class VerbConfig(ToolConfig):
             return entries
         word = str(given.value)
         verb = cls.other_verbs.get(word.lower())
+        if os.path.isfile(f"{word}/{STATUS}"):  # a run, whose folder is listed
+            word = os.path.dirname(word.rstrip("/")) or "."
         behind = entries["words"].data() if "words" in entries else []
         meant = (cls.before_path, word) if os.path.exists(word) else (verb,)
         if verb in cls.verbs or len(meant) > 1:

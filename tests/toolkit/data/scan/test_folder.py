@@ -104,7 +104,7 @@ def test_every_offender_is_named_at_once(tmp_path: Path, image, dataset) -> None
         "none": ["1 .psd", "1 subfolder", "'a.psd' is a .psd file, which is not read"],
         "lonely.png": ["no control image 'lonely'"],
         "twin.jpg": ["twin.jpg, twin.png"],
-        "linked.png": ["does not exist"],
+        "linked.png": [f"is a link to '{tmp_path}/gone.png', which does not exist"],
         "encoded.txt": ["offset 3"],
         "anim.webp": ["animated"],
         "hurt.jpg": ["truncated"],
@@ -170,6 +170,7 @@ def test_a_name_that_nearly_gives_repeats_is_a_warning(warned) -> None:
         ),
         40,
     )
+    names |= {"char_40": 40, "my_char_15": 15, "char_100": 100}
     names |= {"４０_char": 40, "2l-char": 21, "7. char": 7, "100 - char": 100}
     for name, number in names.items():
         files = [f"{name}/a.png"]
@@ -183,6 +184,10 @@ def test_a_name_that_nearly_gives_repeats_is_a_warning(warned) -> None:
         "2024-photos",
         "char 40",
         "char_2",
+        "char_41",
+        "photos_512",
+        "char_2020",
+        "x1_40",
         "3D_renders",
         "4k-photos",
         "1-char",
