@@ -407,7 +407,6 @@ def import_job(arguments: argparse.Namespace) -> int:
     if output is None:
         print(config.unexpanded_text, end="")
         return EXIT_DONE
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, with_schema(config.unexpanded_text, output))
     print(f"{output}: written. Next: {command(output, '--dry-run')}")
     return EXIT_DONE

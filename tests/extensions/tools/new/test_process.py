@@ -329,6 +329,21 @@ def test_the_card_that_the_plan_assumes_is_named(
     assert checks[1] == (Path("config/zuzu.yaml"), "--dry-run", *assumed)
 
 
+def test_the_first_command_of_a_user_makes_the_folder_of_jobs(
+    new, tmp_path: Path
+) -> None:
+    """One of theirs too; in a folder that is there already another job is written."""
+    assert not [*tmp_path.iterdir()]
+    new("zuzu", PHOTOS)
+    new("again", PHOTOS)
+    new("zuzu", PHOTOS, "--output", "my/own/jobs/zuzu.yaml")
+    written = ("config/zuzu.yaml", "config/again.yaml", "my/own/jobs/zuzu.yaml")
+    names = [
+        yaml.safe_load(Path(file).read_text())["config"]["name"] for file in written
+    ]
+    assert names == ["zuzu", "again", "zuzu"]
+
+
 @pytest.mark.parametrize("found", [0, 1])
 def test_the_end_says_what_to_do_where_the_job_cannot_start(
     new, monkeypatch, said: list[str], found: int
