@@ -77,7 +77,8 @@ def variants(sweep: Sequence[str], seeds: str | None) -> tuple[Variant, ...]:
     """The runs of `--sweep` and `--seeds`, all seeds of a setting in a row. Raises
     UserError for words that are not KEY=VALUE,VALUE."""
     choices = []
-    for key, text, place in read_changes(sweep, "--sweep"):
+    changes = read_changes(sweep, "--sweep")
+    for key, text, place in changes:
         inside = Diagnostics(place)
         listed = f"v: [{text}]"
         values = read_yaml(listed, inside).value["v"].value
@@ -88,7 +89,8 @@ def variants(sweep: Sequence[str], seeds: str | None) -> tuple[Variant, ...]:
     count = math.prod(map(len, choices)) * len(numbers)
     ways = product(product(*choices), numbers) if count <= MOST_RUNS else ()
     runs = tuple(Variant(*way) for way in ways)
-    if not runs or len({run.suffix for run in runs}) < count:
+    is_twice = len({change.key for change in changes}) < len(changes)
+    if is_twice or not runs or len({run.suffix for run in runs}) < count:
         raise UserError(
             f"--sweep {' '.join(sweep)}: give each key once, with different values, at most {MOST_RUNS} runs in all."
         )

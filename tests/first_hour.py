@@ -751,6 +751,14 @@ JOBS = [
     ),
     *slips(
         "type: lora",
+        *(
+            (
+                f"type: {name}",
+                "Write 'type: lora', and 'loraplus_lr_ratio: 16' below it.",
+                "type: lora\nloraplus_lr_ratio: 16",
+            )
+            for name in ("lora+", "LoRA_plus")
+        ),
         ("type: lycoris", "a plain LoRA is trained. Write 'type: lora'.", "type: lora"),
         ("type: locon", "'locon' is unknown. Use 'lora'", "type: lora"),
     ),
@@ -883,6 +891,11 @@ JOBS = [
     *slips(
         "trigger_word: zibo",
         ("activation_text: zibo", "Did you mean 'trigger_word'?", "trigger_word: zibo"),
+        (
+            'trigger_word: "[trigger]"',
+            'For no trigger word write "".',
+            'trigger_word: ""',
+        ),
         ("trigger_word: 007", 'Put it in quotes: "007"', 'trigger_word: "007"'),
         (
             "trigger_word: \u201czibo\u201d",
@@ -978,6 +991,16 @@ BESIDE = {FOLDER: "- folder_path: datasets/layers\n  layers_suffix: _layer"}
 NEVER = f"{DEVICE}\nstop_when: {{no_better_within: 95%}}\nvalidation: {{folder_path: datasets/robot, every: 2}}"
 
 WAYS = [
+    *(
+        Way(
+            {
+                FOLDER: f"- folder_path: {again}\n  resolution: 128\n  caption_ext: txt\n  {RATE}\n{FOLDER}"
+            },
+            "is given twice, so each of its images counts double. Remove one, or give 'num_repeats: 2'.",
+            {RATE: f"{RATE}\nnum_repeats: 2"},
+        )
+        for again in ("datasets/robot", "./datasets/robot/")
+    ),
     Way(
         {"training_folder: output": "training_folder: s3://bucket/out"},
         "Give a folder: one in which the bucket is mounted, or one whose files you copy there.",
@@ -1276,6 +1299,46 @@ COMMANDS: dict[str, str] = {
 part of the answer."""
 
 
+PASTED: dict[str, str] = {
+    "--set 'sample.prompts=[a' cat, a 'dog]' JOB": "--set 'sample.prompts=[a cat, a dog]' JOB",
+    "JOB --set trigger_word=my cat": "JOB --set 'trigger_word=my cat'",
+    "JOB --set train.lr = 2e-4": "JOB --set 'train.lr = 2e-4'",
+    "JOB --set train.lr= 2e-4": "JOB --set 'train.lr= 2e-4'",
+    "JOB --set train.lr 2e-4": "JOB --set train.lr=2e-4",
+    "JOB --set train.lr:2e-4": "JOB --set train.lr=2e-4",
+    "JOB --set train.lr": "JOB --set train.lr=1e-4",
+    "JOB --set train.lr=2e-4 train.steps=3": "JOB --set train.lr=2e-4 --set train.steps=3",
+    "JOB --set train.lr=1e-4,2e-4": "JOB --sweep train.lr=1e-4,2e-4",
+    "JOB --set 'train.lr=[1e-4, 2e-4]'": "JOB --sweep train.lr=1e-4,2e-4",
+    "JOB --set train.optimizer=adamw,lion": "JOB --sweep train.optimizer=adamw,lion",
+    "JOB --set train.lr=0,001": "JOB --set train.lr=0.001",
+    "JOB --set train.stesp=3": "JOB --set train.steps=3",
+    "JOB --set network.rank=8": "JOB --set network.linear=8",
+    "JOB --set process.0.network.rank=8": "JOB --set process.0.network.linear=8",
+    "JOB --set train.learning_rate=8e-5": "JOB --set train.lr=8e-5",
+    "JOB --sweep train.lr=1e-4, 2e-4 network.linear=8, 16": "JOB --sweep train.lr=1e-4,2e-4 network.linear=8,16",
+    "JOB --sweep train.lr=1e-4 2e-4": "JOB --sweep train.lr=1e-4,2e-4",
+    "JOB --sweep train.lr 1e-4,2e-4": "JOB --sweep train.lr=1e-4,2e-4",
+    "JOB --sweep train.lr:1e-4,2e-4": "JOB --sweep train.lr=1e-4,2e-4",
+    "JOB --sweep 'train.lr=[1e-4,2e-4]'": "JOB --sweep train.lr=1e-4,2e-4",
+    "JOB --sweep 'train.lr=1e-4; 2e-4'": "JOB --sweep train.lr=1e-4,2e-4",
+    "JOB --sweep 'network.type=[lora, dora]'": "JOB --sweep network.type=lora,dora",
+    "JOB --sweep network.rank=8,16": "JOB --sweep network.linear=8,16",
+    "JOB --sweep train.lr": "JOB --sweep train.lr=1e-4",
+    "job.yaml,b.yaml --dry-run": "job.yaml b.yaml --dry-run",
+    "job.yaml, b.yaml --dry-run": "job.yaml b.yaml --dry-run",
+    "JOB --seeds 1, 2": "JOB --seeds 1,2,3",
+    "JOB --seeds 1-3": "JOB --seeds 1,2,3",
+    "new my_char.yaml datasets/robot": "new my_char datasets/robot",
+    "new config/my_char datasets/robot": "new my_char datasets/robot",
+    "new datasets/robot my_char.yaml": "new my_char datasets/robot",
+    "new my_char datasets/robto": "new my_char datasets/robot",
+    "new my_char datasets/robot --gpu 24GB": "new my_char datasets/robot --gpu 24",
+}
+"""Behind `run.py`, where JOB stands for `job.yaml --dry-run` -> what the answer says to
+write, which is done. Those of a part are in its `slips.json`."""
+
+
 class SlipsOfPart(NamedTuple):
     """What a part adds to these tables: `slips.json` in the folder of its tests."""
 
@@ -1291,6 +1354,9 @@ class SlipsOfPart(NamedTuple):
 
     applied: Mapping[str, str] = MappingProxyType({})
     """Rows of the table `APPLIED` there."""
+
+    pasted: Mapping[str, str] = MappingProxyType({})
+    """Rows of `PASTED`."""
 
 
 def job_of_one(process: str) -> str:
@@ -1309,4 +1375,5 @@ def slips_of_parts() -> list[SlipsOfPart]:
 
 for part in slips_of_parts():
     COMMANDS |= part.commands
+    PASTED |= part.pasted
     WAYS += [Way(*row) for row in part.processes]

@@ -9,13 +9,14 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from functools import cache
 from io import StringIO
 from itertools import chain
 from pathlib import Path
 from string import Formatter
+from unittest.mock import ANY
 
 import pytest
 
@@ -28,6 +29,7 @@ from tests.first_hour import (
     JOB,
     JOBS,
     MEANT,
+    PASTED,
     WAYS,
     Slip,
     Way,
@@ -162,6 +164,20 @@ def test_another_way_of_writing_is_understood(work: Path) -> None:
     assert found == {named(slip): [] for slip in MEANT}
 
 
+def furnished(work: Path, folder: Path) -> Path:
+    """A working directory with a job, a page, prompts and a run besides the images."""
+    place = folder / "of_command"
+    shutil.copytree(work, place)
+    run = place / "output" / "other"
+    run.mkdir(parents=True)
+    (place / "job.yaml").write_text(JOB, encoding="utf-8")
+    (place / "README.md").write_text("# A page\n\nSome text: yes\n", "utf-8")
+    (place / "prompts.yaml").write_text("sample: a\n", encoding="utf-8")
+    (run / "run.json").write_text('{"status": "done"}')
+    (run / "other.safetensors").touch()
+    return place
+
+
 @pytest.fixture(scope="module")
 def answers_to_commands(
     work: Path, tmp_path_factory: pytest.TempPathFactory
@@ -169,20 +185,64 @@ def answers_to_commands(
     """What each of COMMANDS prints, run in this process, in a folder of its own."""
     printed = {}
     for command in COMMANDS:
-        place = tmp_path_factory.mktemp("place") / "of_command"
-        shutil.copytree(work, place)
-        run = place / "output" / "other"
-        run.mkdir(parents=True)
-        (place / "job.yaml").write_text(JOB, encoding="utf-8")
-        (place / "README.md").write_text("# A page\n\nSome text: yes\n", "utf-8")
-        (place / "prompts.yaml").write_text("sample: a\n", encoding="utf-8")
-        (run / "run.json").write_text('{"status": "done"}')
-        (run / "other.safetensors").touch()
+        place = furnished(work, tmp_path_factory.mktemp("place"))
         with chdir(place):
             code, printed[command] = output_of(shlex.split(command))
         assert code in (0, 1, 2) and "Traceback" not in printed[command], command
         assert not (place / "output" / "my_char").exists(), command
     return printed
+
+
+@pytest.fixture(scope="module")
+def place_of_a_run(
+    work: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], Path]:
+    """A new working directory with a job, its run and an entry of the queue."""
+    place = furnished(work, tmp_path_factory.mktemp("place"))
+    (place / "config").mkdir()
+    (place / "config" / "my_job.yaml").write_text(JOB.replace("my_char", "my_job"))
+    (place / "b.yaml").write_text(JOB.replace("my_char", "b"))
+    run = place / "output" / "other"
+    (run / "config.yaml").write_text(JOB.replace("my_char", "other"))
+    (run / "run.json").write_text('{"status": "done", "name": "other"}')
+    with chdir(place):
+        assert output_of(["queue", "add", "job.yaml"])[0] == 0
+
+    def another() -> Path:
+        copy = tmp_path_factory.mktemp("place") / "copy"
+        shutil.copytree(place, copy)
+        return copy
+
+    return another
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("typed", PASTED)
+def test_what_an_answer_says_to_write_works_when_it_is_pasted(
+    place_of_a_run: Callable[[], Path], typed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each word that is not what was typed stands in the answer, and the command then
+    ends well."""
+    monkeypatch.chdir(place_of_a_run())
+    monkeypatch.setattr("extensions.tools.new.process._run_py", lambda *words: 0)
+    before, after = (
+        shlex.split(line.replace("JOB", "job.yaml --dry-run"))
+        for line in (typed, PASTED[typed])
+    )
+    code, said = output_of(before)
+    assert code == 2, said
+    for word in set(after) - set(before):
+        key, sign, value = word.partition("=")
+        *_, last = key.split(".")
+        answers = (
+            word,
+            shlex.quote(word),
+            f"{key}{sign}...",
+            f"'{last}'",
+            f" {value}.",
+        )
+        assert any(one in said for one in answers), (word, said)
+    assert output_of(after) == (0, ANY), output_of(after)[1]
 
 
 def output_of(words: list[str]) -> tuple[object, str]:
@@ -386,6 +446,11 @@ APPLIED_IN: dict[str, dict[str, Sequence[str]]] = {
             "Give it as model.base_loras, o"
         ],
     },
+    "test_run.py": {
+        "test_two_jobs_of_a_command_that_write_one_run_are_refused_before_either_trains": [
+            "Give it another 'name', or run"
+        ],
+    },
     "toolkit/config/reading/test_loader.py": {
         "test_two_trainers_of_one_folder_are_refused": ["Give process["],
     },
@@ -400,6 +465,11 @@ APPLIED_IN: dict[str, dict[str, Sequence[str]]] = {
         ],
         "test_the_key_of_a_saved_config_is_known_to_be_redacted": [
             "Set WANDB_API_KEY instead"
+        ],
+    },
+    "toolkit/data/scan/test_folder.py": {
+        "test_one_text_file_with_the_captions_of_all_is_given_as_captions_file": [
+            "Give 'captions_file:"
         ],
     },
     "toolkit/data/scan/test_parquet.py": {

@@ -672,6 +672,49 @@ def test_a_config_of_a_series_may_read_what_an_earlier_one_writes(
     assert ran == [str(first), str(second)]
 
 
+def test_two_jobs_of_a_command_that_write_one_run_are_refused_before_either_trains(
+    write_job: Write,
+    trainer,
+    make_pictures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd,
+) -> None:
+    """A copied job whose name was not changed; several processes share the state of the
+    job, whatever their names; a link leads to the same folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "output").mkdir()
+    os.symlink("output", "link")
+    ran = []
+    monkeypatch.setattr(
+        multi_run, "ChildRunner", lambda command: lambda job: ran.append(job) or 0
+    )
+    section = trainer(make_pictures(tmp_path / "photos", "a"), train={"steps": 1})
+    a, b = section | {"name": "a"}, section | {"name": "b"}
+
+    def written(file: str, *processes: dict, name: str = "night") -> str:
+        path = write_job(*processes, name=name)
+        return str(path.rename(tmp_path / f"{file}.yaml"))
+
+    one = written("one", section)
+    for two in (
+        written("two", section | {"training_seed": 2}),
+        written("three", a, b),
+        written("night", section | {"training_folder": "link"}),
+    ):
+        assert main([one, two, "--dry-run"]) == main([one, two]) == 2
+        err = capfd.readouterr().err.splitlines()
+        refused, again = (line for line in err if "run it alone" in line)
+        assert refused == again and not ran
+        said, remedy = refused.split("or run it alone: ")
+        assert said.startswith(f"{two}: writes '") and f"as {one} does." in said
+        assert main([*shlex.split(remedy)[2:], "--dry-run"]) == 0
+        assert f"Job {shlex.split(remedy)[-1]}\n" in capfd.readouterr().out
+    other = written("other", section | {"training_folder": "elsewhere"})
+    assert main([one, other]) == main([one, one, "--dry-run"]) == 0
+    assert ran == [one, other]
+
+
 # ---------------------------------------------------------------- the log
 
 

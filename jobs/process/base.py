@@ -198,7 +198,6 @@ class BaseTrainProcess(BaseProcess):
 
     def write_config(self) -> None:
         """Saves the job in its folder, as given: `${VARS}` unexpanded."""
-        self.save_root.mkdir(parents=True, exist_ok=True)
         write_text(self.save_root / CONFIG, self.job.job_config.unexpanded_text)
 
     def print(self, *values: object) -> None:

@@ -111,6 +111,7 @@ def test_lists_and_texts_with_commas_are_swept() -> None:
         (["train.lr=1,1"], "with different values, at most 1000 runs"),
         (["trigger_word=a b,a_b"], "with different values, at most 1000 runs"),
         (["a=1,2", "a=1,2"], "give each key once"),
+        (["a=1", "a=2"], "give each key once"),
         (["train.lr=[1"], "--sweep train.lr:1:4: not valid YAML"),
         ([f"a=1,{','.join(map(str, range(2, 1002)))}"], "at most 1000 runs in all"),
     ],

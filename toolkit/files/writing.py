@@ -92,7 +92,9 @@ def find_config(argument: str) -> Path:
         raise UserError(
             f"{argument[:80]!r}... is neither a file nor a command that can be read."
         )
-    missing = f"no such config.{_near_config(bases)}"
+    places = [f"{base}{suffix}" for base in bases for suffix in suffixes]
+    above = next(filter(None, map(from_above, places)), "")
+    missing = f"no such config. {above}".rstrip() + _near_config(bases)
     what = _folder_instead(given) if os.path.isdir(given) else missing
     looked = "".join(
         f"\n  {base} (also with {', '.join(CONFIG_SUFFIXES)})" for base in bases
@@ -100,6 +102,15 @@ def find_config(argument: str) -> Path:
     raise UserError(
         f"{argument}: {what} Working directory: {os.getcwd()}. Looked for:{looked}"
     )
+
+
+def from_above(path: str) -> str:
+    """What to do where a relative path leads somewhere from a folder above the working
+    directory; empty where it does not."""
+    for folder in Path.cwd().parents[:-1]:
+        if os.path.exists(folder / path):
+            return f"It is in '{folder}': begin with 'cd {folder}'. "
+    return ""
 
 
 def _folder_instead(folder: Path) -> str:

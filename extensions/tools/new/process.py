@@ -49,7 +49,6 @@ class NewProcess(BaseExtensionProcess):
         was_there = path.exists()
         text = section.job_text()
         gpu = section.gpu_gb()
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
         done = "is there as written before" if was_there else "written"
         assumed = section.assumed_gb()

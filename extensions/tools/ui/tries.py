@@ -145,7 +145,6 @@ class TrySettings:
             }
             rows.append({k: v for k, v in values.items() if v not in (None, "", [])})
         path = self.run.folder / COMPARED / PROMPTS
-        path.parent.mkdir(exist_ok=True)
         text = yaml.safe_dump({"samples": rows}, allow_unicode=True, sort_keys=False)
         write_text(path, text)
         return path

@@ -2,6 +2,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -483,6 +484,14 @@ def test_what_is_not_a_config_says_what_to_give(
         with pytest.raises(UserError, match=message):
             find_config(given)
     assert find_config("jobs/other.yaml").is_file()
+    monkeypatch.chdir("photos")
+    for given in ("jobs/other.yaml", "jobs/other", "my_char"):
+        with pytest.raises(UserError, match=r"no such config\. It is in") as refused:
+            find_config(given)
+        (folder,) = re.findall("begin with 'cd (.*?)'", str(refused.value))
+        monkeypatch.chdir(folder)
+        assert find_config(given).is_file()
+        monkeypatch.chdir("photos")
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import no_info_before_validator_function
 
 from toolkit.config.reading.located import ConfigNode, Diagnostics, odd_characters
+from toolkit.files.writing import from_above
 
 
 def value_error(message: str) -> PydanticCustomError:
@@ -287,7 +288,7 @@ def near_path(path: str) -> str:
                 names = {name.lower(): name for name in os.listdir(folder)}
             near = get_close_matches(part.lower(), names, n=1, cutoff=0.75)
             if not near:
-                return ""
+                return from_above(path)
             part = names[near[0]]
         folder = folder / part
     return f"Did you mean {str(folder)!r}? "

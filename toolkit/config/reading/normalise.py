@@ -8,6 +8,7 @@ pass."""
 from __future__ import annotations
 
 import re
+import shlex
 import types
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -463,10 +464,17 @@ def merge_aliases(
         names = [str(node.path[-1]) for node in (other, current)]
         if names[0] == names[1]:
             names = [dotted(node.path) for node in (other, current)]
+        given, kept = sorted((current, other), key=lambda node: not node.value_at.file)
+        flag, _, key = given.value_at.file.partition(" ")
+        remedy = "Remove one of them."
+        if key and not kept.value_at.file:
+            process = re.match(r"process\W.+?\W+|", key)
+            value = given.text if flag == "--set" else "..."
+            own = f"{process and process[0]}{dotted(kept.path[3:])}={value}"
+            remedy = f"Write: {flag} {shlex.quote(own)}"
         diagnostics.error(
             other,
-            f"{names[0]!r} and {names[1]!r} mean the same, but {show(other)} and {show(current)} were given. "
-            "Remove one of them.",
+            f"{names[0]!r} and {names[1]!r} mean the same, but {show(other)} and {show(current)} were given. {remedy}",
             at_key=True,
         )
     return current

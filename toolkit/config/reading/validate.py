@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -123,6 +124,8 @@ def explain(error: ErrorDetails, node: ConfigNode, place: Place | None = None) -
         return "is required."
     if kind == "extra_forbidden":
         return "unknown key."
+    if several := _several(node, place):
+        return f"{value} is not one value. {several}"
     if kind in _BOUNDS:
         name, sign = _BOUNDS[kind]
         return f"{value} is out of range: must be {sign} {_number(context[name])}.{_per_cent(kind, context, node)}"
@@ -151,6 +154,25 @@ def explain(error: ErrorDetails, node: ConfigNode, place: Place | None = None) -
     # a switch is `True` for a validator
     is_shown = error["msg"].lower().startswith(value.lower())
     return error["msg"] if is_shown else f"{value}: {error['msg'].removesuffix('.')}."
+
+
+def _several(node: ConfigNode, place: Place | None) -> str:
+    """The flag for a run with each of several values that `--set` or `--sweep` gives to
+    a key that takes one; empty for all others."""
+    flag, _, key = node.value_at.file.partition(" ")
+    field = place and place.section.model_fields[place.name]
+    takes_one = field and item_annotation(field.annotation) is Any
+    if flag not in ("--set", "--sweep") or not takes_one:
+        return ""
+    texts = [item.text for item in node.value] if isinstance(node.value, list) else []
+    if _LISTED.fullmatch(node.text):
+        texts = re.split(r"\s*[,;]\s*", node.text)
+    each = shlex.quote(f"{key}={','.join(texts)}")
+    return f"For a run with each, write: --sweep {each}" if texts[1:] else ""
+
+
+_LISTED = re.compile(r"(?!\d+,\d+$|\d{1,3}(,\d{3})+$)[\w.+-]+(\s*[,;]\s*[\w.+-]+)+")
+"""Words with commas between them; neither `0,001` nor `1,000,000`."""
 
 
 def _single(node: ConfigNode) -> str:

@@ -20,6 +20,7 @@ from toolkit.config.reading.located import (
     Diagnostics,
     KeyPath,
     SourceLocation,
+    odd_characters,
 )
 from toolkit.config.reading.yaml_faults import quoted, syntax_fault
 from toolkit.files.redact import is_secret_variable
@@ -241,6 +242,13 @@ class _Loader(yaml.SafeLoader):
         return tag
 
 
+_ODD_SPACE = re.compile(
+    r"^[ -]*(?:([^\S \t\r\n]+)[^\S\n]*(?=- |[\w\"']+ *:)|[\w\"']+:([^\S \t\r\n]))",
+    re.MULTILINE,
+)
+"""Another space than a plain one before a key or a dash, or behind the colon of a
+key."""
+
 _TOML = re.compile(
     r"(?:\s*(?:#.*)?\n)*(?:\[\[?[A-Za-z_][\w.]*\]\]?|[A-Za-z_][\w.]* *= *\S.*)[ \t]*(?:#.*)?(?:\n|$)"
 )
@@ -253,6 +261,10 @@ def read_yaml(text: str, diagnostics: Diagnostics) -> ConfigNode:
     if _TOML.match(text):
         remedy = "Rename it, so that it ends in .toml: a config of musubi-tuner is then read."
         diagnostics.fatal(SourceLocation(1, 1), (), f"holds TOML, not YAML. {remedy}")
+    if odd := _ODD_SPACE.search(text):
+        place = _place_of(text, odd.start(odd.lastindex or 0))
+        message = f"not valid YAML: a space of another kind. {odd_characters(odd[0])}"
+        diagnostics.fatal(place, (), message)
     try:
         loader = _Loader(text)
         root = loader.get_single_node()

@@ -171,7 +171,15 @@ class NetworkConfig(StrictModel):
     """
 
     type: Annotated[
-        Kind, OneOf(*KINDS, spellings={"lycoris": "lora", "fullrank": "full"})
+        Kind,
+        OneOf(
+            *KINDS,
+            spellings={"lycoris": "lora", "fullrank": "full"},
+            instead=dict.fromkeys(
+                ("lora+", "loraplus", "lora_plus", "lora-plus"),
+                "Write 'type: lora', and 'loraplus_lr_ratio: 16' below it.",
+            ),
+        ),
     ] = "lora"
     """Kind of adapter; `lycoris`: the one that `network_kwargs.algo` names. LoRA files
     load in ComfyUI, diffusers, DiffSynth and mflux, the others in ComfyUI only (ia3: in

@@ -42,6 +42,7 @@ from toolkit.config.sections.train import (
     StopWhenConfig,
     TrainConfig,
 )
+from toolkit.contracts.data import PLACEHOLDERS
 from toolkit.errors import did_you_mean
 from toolkit.files.run_files import GRAPH
 from toolkit.files.writing import file_in_the_way, sha256_of
@@ -95,8 +96,11 @@ def _resume(value: Any) -> Any:
     return value
 
 
-NO_TRIGGER = frozenset(("no", "none", "off", "false", "yes", "on", "true", "null", "-"))
-"""Words by which people say that there is a trigger word, or none."""
+NO_TRIGGER = frozenset(
+    ("no", "none", "off", "false", "yes", "on", "true", "null", "-", *PLACEHOLDERS)
+)
+"""Words by which people say that there is a trigger word, or none; and what stands for
+it in captions."""
 
 
 class DatasetsSection(ProcessConfig):
@@ -167,6 +171,15 @@ class DatasetsSection(ProcessConfig):
         words that are meant as none."""
         yield from super().check(job)
         words = {"trigger_word": self.trigger_word}
+        entries = [
+            dataset.model_dump(exclude={"num_repeats"})
+            | {"folder_path": os.path.realpath(dataset.folder_path)}
+            for dataset in self.datasets
+        ]
+        for index, entry in enumerate(entries):
+            if self.datasets[index].folder_path and entry in entries[:index]:
+                message = "is given twice, so each of its images counts double. Remove one, or give 'num_repeats: 2'."
+                yield warning(f"datasets.{index}.folder_path", message)
         for index, dataset in enumerate(self.datasets):
             words[f"datasets.{index}.trigger_word"] = dataset.trigger_word or ""
         for key, word in words.items():

@@ -363,7 +363,9 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
     except Unread as error:
         raise ImageError(path, error.reason) from error
     except FileNotFoundError as error:
-        raise ImageError(path, "does not exist") from error
+        is_link = os.path.islink(path)
+        what = f"is a link to {os.readlink(path)!r}, which" if is_link else ""
+        raise ImageError(path, f"{what} does not exist".lstrip()) from error
     except Image.DecompressionBombError as error:
         raise ImageError(
             path, f"has more than the {MAX_PIXELS // 10**6} megapixels allowed"

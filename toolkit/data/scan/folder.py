@@ -44,7 +44,11 @@ from toolkit.data.scan.samples import ConvertedImage as ConvertedImage
 from toolkit.data.scan.samples import FolderInfo as FolderInfo
 from toolkit.data.scan.samples import folder_info
 from toolkit.data.scan.tables import NO_COLUMNS
-from toolkit.data.scan.unused_files import note_unused_files, note_unused_partners
+from toolkit.data.scan.unused_files import (
+    note_captions_elsewhere,
+    note_unused_files,
+    note_unused_partners,
+)
 from toolkit.errors import Diagnostic
 from toolkit.files.archives import as_given
 
@@ -207,6 +211,7 @@ def _with_own_table(folder: ImageFolder, findings: ScanFindings) -> ImageFolder:
         return folder
     folder = with_table_beside(folder, findings)
     note_unused_files(folder, findings)
+    note_captions_elsewhere(folder, findings)
     note_pair_names(folder, findings)
     note_layer_names(folder, findings)
     note_subfolders(folder, findings)

@@ -55,6 +55,9 @@ are encoded."""
 _FRACTION = re.compile(r"([0-9]+[.,][0-9]+)_")  # repeats of OneTrainer may be fractions
 # `40-char`, `_40_char`, `x40_char`, `4O_char`; not the date 2024-05-01
 _NEARLY_REPEATS = re.compile(r"[\s_.x×-]*([0-9][0-9OolI]{0,2})[x×]?[\s_.-]+[^\W\d]")
+_LAST_REPEATS = re.compile(r".*[^\W\d]_([1-9][05]|100)$")
+"""`char_40`, a round number as people give repeats; not the second `char_2`."""
+
 _NUMBER = str.maketrans("OolI", "0011")
 
 
@@ -343,7 +346,8 @@ def _odd_repeats(folder: ImageFolder) -> Iterator[str]:
         return
     share = matched_name(folder.listing.folder, _FRACTION)
     name = os.path.basename(os.path.abspath(folder.listing.folder))
-    nearly = _NEARLY_REPEATS.match(normalize("NFKC", name))  # digits of full width
+    plain = normalize("NFKC", name)  # digits of full width
+    nearly = _NEARLY_REPEATS.match(plain) or _LAST_REPEATS.match(plain)
     count = int(nearly[1].translate(_NUMBER)) if nearly else 0
     if share:
         yield (
@@ -460,7 +464,8 @@ def _missing_captions(
 ) -> Iterator[str]:
     """Images without a caption. captions: of each image, with its prefix."""
     missing = [name for name, text in captions.items() if not text]
-    trains_trigger = trigger and len(missing) == len(captions)
+    is_all = len(missing) == len(captions)
+    trains_trigger = trigger and is_all and not folder.has_caption_files
     if not missing or folder.dataset.is_reg or trains_trigger:
         return
     share = _share(missing, captions, "image", "has", "have")

@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -356,11 +357,19 @@ def _lines(path: str, given: ColumnsConfig) -> Lines:
         yield from dialect(read_text(file, utf16=True), given)
 
 
+_NAMED = re.compile(
+    rf"(?i)^(\s*\S.*?(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))}))\s*[:,;|=]\s*"
+)
+"""A line that begins with the name of an image and another sign than a tab."""
+
+
 def _tab_separated(text: str, given: ColumnsConfig) -> Lines:
     if _delimiter(text, "\t", given):
         yield from _with_header(text, given, "\t")
         return
     for number, line in enumerate(text.split("\n"), 1):
+        if "\t" not in line:
+            line = _NAMED.sub(r"\1\t", line)
         written, tab, text_of = line.partition("\t")
         if tab and written.strip():
             yield number, {_NAME: written.strip(), _CAPTION: text_of.strip()}

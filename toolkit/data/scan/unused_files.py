@@ -2,24 +2,37 @@
 and masks of no image.
 
 Their owner probably wants them to be used, so each file is noted with the reason and,
-if there is one, the remedy. `folder` calls `note_unused_files` when the table of a
-folder is known, and `note_unused_partners` when its images are matched. Nothing is
-changed or left out here.
+if there is one, the remedy. `folder` calls `note_unused_files` and
+`note_captions_elsewhere` when the table of a folder is known, and
+`note_unused_partners` when its images are matched. Nothing is changed or left out here.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import chain
 
 from toolkit.data.pixels.unread import kind_of_file
 from toolkit.data.scan.captions import FORMATS
-from toolkit.data.scan.directory import DirectoryListing, join, real_path, split_suffix
+from toolkit.data.scan.directory import (
+    DirectoryListing,
+    join,
+    list_folder,
+    real_path,
+    split_suffix,
+)
 from toolkit.data.scan.folder_tables import OTHER_TABLE, names_any, tables_in
 from toolkit.data.scan.found import ScanFindings, count_of, shorten
 from toolkit.data.scan.partners import root_of
 from toolkit.data.scan.records import ImageFolder, Slot
 from toolkit.data.scan.tables import TABLES, image_name
+
+FEW = 20
+"""Up to so many files beside the images are read to see whether they are a table."""
 
 _NO_CAPTIONS = frozenset(
     {"lint_ignore.txt", "readme.txt", "license.txt", "classes.txt"}
@@ -50,6 +63,32 @@ def note_unused_files(folder: ImageFolder, findings: ScanFindings) -> None:
             findings.note(listing.folder, f"ignored, {reason}: {shorten(names)}")
 
 
+def note_captions_elsewhere(folder: ImageFolder, findings: ScanFindings) -> None:
+    """Notes captions of its images in a subfolder, or in a folder beside it that is
+    named for captions, where the folder has none."""
+    path, images = folder.listing.folder, folder.listing.images
+    if folder.has_caption_files or folder.dataset.captions == "names" or not path:
+        return
+    above = os.path.dirname(path.rstrip("/")) or "."
+    with suppress(OSError):
+        beside = filter(
+            _FOR_CAPTIONS.fullmatch, list_folder(above, "", True).subfolders
+        )
+        inside = [join(path, name) for name in folder.listing.subfolders]
+        for place in (*inside, *(join(above, name) for name in beside)):
+            listing = findings.scan_cache.listing(place)
+            names = map(split_suffix, () if listing.images else listing.files)
+            texts = [end for stem, end in names if stem in images and end in FORMATS]
+            if texts:
+                move = f"mv -n {shlex.quote(place)}/*{texts[0]} {shlex.quote(path)}"
+                what = f"{count_of(len(texts), 'caption')} in {place!r} are not read"
+                findings.warn(path, f"{what}. Put them beside their images: {move}")
+
+
+_FOR_CAPTIONS = re.compile(r"(?i)(captions?|te?xts?|labels?|prompts?|tags)")
+"""The name of a folder beside one of images."""
+
+
 def _why_ignored(
     name: str, folder: ImageFolder, caption_ext: Sequence[str], findings: ScanFindings
 ) -> tuple[str, str]:
@@ -62,6 +101,13 @@ def _why_ignored(
     stem, suffix = split_suffix(name)
     is_caption = name.endswith(tuple(map(str.lower, caption_ext)))
     if is_caption and name.lower() not in _NO_CAPTIONS:
+        if not folder.has_caption_files and len(folder.listing.files) <= FEW:
+            table = findings.table(folder.listing.path(name), folder.dataset)
+            if names_any(table, folder.listing.prefix, folder.image_names()):
+                return (
+                    "captions of several images",
+                    f"Give 'captions_file: {table.path}'",
+                )
         reason = "caption without an image"
         if stem.casefold() in map(str.casefold, images):
             reason = "caption of an image whose name has other letters"

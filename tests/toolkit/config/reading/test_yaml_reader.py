@@ -95,6 +95,27 @@ def test_a_number_may_be_tagged_as_a_float() -> None:
             "f:1:5: not valid YAML: ': ' stands twice in a line. Put the text in quotes: \"b: c\"",
         ),
         ("a:\n\t- b\n", "f:2:1: not valid YAML: a tab. Indent with spaces."),
+        *(
+            (
+                text,
+                f"f:{place}: not valid YAML: a space of another kind. It holds {odd}",
+            )
+            for text, place, odd in (
+                (
+                    "a:\n  b: 1\n\xa0\xa0c: 1\n",
+                    "3:1",
+                    "U+00A0 (no-break space): type a",
+                ),
+                (
+                    "a:\n \xa0b: 1\n \xa0c: 1\n",
+                    "2:2",
+                    "U+00A0 (no-break space): type a",
+                ),
+                ("a:\n  -\xa0b: 1\n    c: 1\n", "2:4", "U+00A0 (no-break space)"),
+                ("a:\n\u3000- b\n", "2:1", "U+3000 (ideographic space)"),
+                ("a: 1\nb:\xa01\n", "2:3", "U+00A0 (no-break space)"),
+            )
+        ),
         (
             "a: 1\n---\nb: 1\n",
             "f:2:1: '---' begins a second document. Write one job per file; run.py ",

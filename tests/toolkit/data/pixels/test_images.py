@@ -313,6 +313,14 @@ REFUSED = {
         f"moving.{suffix}": (quarters(), FRAMES, "is animated: 3 frames. Save")
         for suffix in ("webp", "gif", "png")
     },
+    **{
+        f"twice.{suffix}": (
+            quarters(),
+            {**FRAMES, "append_images": FRAMES["append_images"][:1]},
+            "is animated: 2 frames. Save",
+        )
+        for suffix in ("webp", "png")
+    },
     "picture.png": (quarters(), {"format": "PPM"}, "is not a JPEG"),
 }
 

@@ -104,7 +104,7 @@ def test_every_offender_is_named_at_once(tmp_path: Path, image, dataset) -> None
         "none": ["1 .psd", "1 subfolder", "'a.psd' is a .psd file, which is not read"],
         "lonely.png": ["no control image 'lonely'"],
         "twin.jpg": ["twin.jpg, twin.png"],
-        "linked.png": ["does not exist"],
+        "linked.png": [f"is a link to '{tmp_path}/gone.png', which does not exist"],
         "encoded.txt": ["offset 3"],
         "anim.webp": ["animated"],
         "hurt.jpg": ["truncated"],
@@ -170,6 +170,7 @@ def test_a_name_that_nearly_gives_repeats_is_a_warning(warned) -> None:
         ),
         40,
     )
+    names |= {"char_40": 40, "my_char_15": 15, "char_100": 100}
     names |= {"４０_char": 40, "2l-char": 21, "7. char": 7, "100 - char": 100}
     for name, number in names.items():
         files = [f"{name}/a.png"]
@@ -183,6 +184,10 @@ def test_a_name_that_nearly_gives_repeats_is_a_warning(warned) -> None:
         "2024-photos",
         "char 40",
         "char_2",
+        "char_41",
+        "photos_512",
+        "char_2020",
+        "x1_40",
         "3D_renders",
         "4k-photos",
         "1-char",
@@ -204,6 +209,61 @@ def test_images_without_any_words_are_a_warning(warned) -> None:
         assert warned(files, None, **words) == []
     remedy = "b.txt is empty: write the caption into it, or give 'default_caption'"
     assert warned(files | {"b.txt": "\n"}, None) == [f"{no_caption} {why}. {remedy}"]
+    assert warned(["a.png"], "sks") == [], "it may be meant"
+    (told,) = warned({"a.png": "", "a.txt": "\n"}, "sks")
+    assert told.startswith("1 of 1 image has no caption (a.png) and trains with 'sks'")
+    assert "a.txt is empty" in told
+
+
+@pytest.mark.parametrize("place", ["set/captions", "set/mine", "Captions", "txt"])
+@pytest.mark.parametrize("suffix", [".txt", ".caption"])
+def test_captions_in_another_folder_are_named_and_the_command_moves_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, suffix: str
+) -> None:
+    """Within the folder of the images, or beside it under a name for captions."""
+    monkeypatch.chdir(tmp_path)
+    captions = {f"{place}/{stem}{suffix}": f"a {stem}" for stem in ("cat", "dog")}
+    make_files(tmp_path, {"set/cat.png": "", "set/dog.png": "", **captions})
+    folder = make_dataset("set", resolution=(64,), caption_ext=(suffix,))
+    (told,) = (
+        note for note in scan_datasets([folder], "sks").notes if "not read" in note
+    )
+    what, command = told.split(" are not read. Put them beside their images: ")
+    assert what.replace("./", "") == f"warning: set: 2 captions in '{place}'"
+    subprocess.run(command, shell=True, check=True)
+    after = scan_datasets([folder], "sks")
+    assert [sample.caption for sample in after.samples] == ["sks a cat", "sks a dog"]
+    assert not [note for note in after.notes if "warning" in note]
+
+
+def test_a_folder_of_other_texts_is_not_taken_for_captions(warned) -> None:
+    for files in (
+        {"set/cat.png": "", "captions/dog.txt": "a dog"},
+        {"set/cat.png": "", "other/cat.txt": "a cat"},
+        {"set/cat.png": "", "captions/cat.txt": "a cat", "captions/cat.png": ""},
+        {"set/cat.png": "", "set/cat.txt": "a cat", "captions/cat.txt": "a cat"},
+    ):
+        assert warned(files, inside="set") == [], files
+
+
+@pytest.mark.parametrize("sign", [": ", ":", "\t", ", ", " | ", "; ", " = "])
+def test_one_text_file_with_the_captions_of_all_is_given_as_captions_file(
+    tmp_path: Path, sign: str
+) -> None:
+    lines = "".join(f"{name}{sign}a {name}: it, sits\n" for name in ("a.png", "b.png"))
+    make_files(tmp_path, {"a.png": "", "b.png": "", "captions.txt": lines})
+    folder = make_dataset(tmp_path, resolution=(64,))
+    (told,) = (
+        note for note in scan_datasets([folder], "sks").notes if "not used" in note
+    )
+    assert "1 file not used, captions of several images: captions.txt. " in told
+    (file,) = re.findall(r"Give 'captions_file: (.*)'$", told)
+    folder = make_dataset(tmp_path, resolution=(64,), captions_file=file)
+    given = scan_datasets([folder], "sks")
+    assert [sample.caption for sample in given.samples] == [
+        "sks a a.png: it, sits",
+        "sks a b.png: it, sits",
+    ]
 
 
 @pytest.mark.parametrize(
