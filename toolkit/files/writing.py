@@ -227,6 +227,15 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
             raise
 
 
+def sweep(path: Path) -> None:
+    """Removes the temporary files of `path`, as `atomic_write` does, also those that
+    are newer than the first write of this process: before several files of a folder are
+    written at once."""
+    _left_in.cache_clear()
+    with _sweeping(path):
+        pass
+
+
 @contextmanager
 def _sweeping(path: Path) -> Iterator[None]:
     """Removes the temporary files of `path` that existed when this process first wrote
