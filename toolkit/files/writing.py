@@ -590,18 +590,22 @@ def write_text(path: Path, text: str) -> None:
     _write(path, redact_text(text))
 
 
-def write_json(path: Path, data: object, durable: bool = True) -> None:
+def write_json(
+    path: Path, data: object, durable: bool = True, private: bool = False
+) -> None:
     """Writes indented JSON atomically, secrets redacted; NaN is refused, because other
-    readers refuse it."""
+    readers refuse it. private: only the owner may read it."""
     text = (
         json.dumps(redact_json(data), indent=2, ensure_ascii=False, allow_nan=False)
         + "\n"
     )
-    _write(path, text, durable)
+    _write(path, text, durable, private)
 
 
-def _write(path: Path, text: str, durable: bool = True) -> None:
+def _write(path: Path, text: str, durable: bool = True, private: bool = False) -> None:
     with os_error_as_run_error(path), atomic_write(path, durable) as temporary:
+        if private:
+            temporary.touch(0o600)
         temporary.write_text(_encodable(text), encoding="utf-8", newline="\n")
 
 
