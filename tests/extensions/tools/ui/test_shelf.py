@@ -282,7 +282,7 @@ def test_a_run_that_is_renamed_and_trained_longer_resumes(
 
     for number in range(2):
         Image.new("RGB", (64, 64), (90 * number, 60, 60)).save(data / f"{number}.png")
-    section = trainer("datasets/cats", train={"steps": 4}, save={"save_every": 2})
+    section = trainer("datasets/cats", train={"steps": 4}, save={"save_every": 3})
     write_job(section, name="cat")
     (tmp_path / "config").mkdir(exist_ok=True)
     job = next(tmp_path.glob("cat.yaml"), None) or next(tmp_path.rglob("cat.yaml"))
@@ -297,12 +297,18 @@ def test_a_run_that_is_renamed_and_trained_longer_resumes(
     assert files and all(name.startswith("tom") for name in files)
     same = run_py("config/tom.yaml", "--dry-run")
     assert "complete at step 4: nothing to do" in same.stdout
+    end = (tmp_path / "output" / "tom" / "tom.safetensors").read_bytes()
     answer = run_py("runs", "longer", "tom", "6", "--json")
     words = json.loads(answer.stdout)["command"]
     config = yaml.safe_load((tmp_path / "config" / "tom.yaml").read_text())["config"]
     assert config["process"][0]["train"]["steps"] == 6
     more = run_py(*words)
     assert more.returncode == 0 and "resum" in more.stdout + more.stderr
+    kept = tmp_path / "output" / "tom" / "tom_000000004.safetensors"
+    assert (
+        kept.read_bytes() == end
+        and "kept as tom_000000004" in more.stderr + more.stdout
+    )
     status = json.loads((tmp_path / "output" / "tom" / "run.json").read_text())
     assert (status["name"], status["step"]) == ("tom", 6)
     for words, part in ((["list"], "tom"), (["delete", "tom"], "in the trash")):
