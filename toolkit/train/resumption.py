@@ -44,6 +44,7 @@ from toolkit.files.run_files import (
     read_status,
     step_files,
     step_in,
+    step_stem,
 )
 from toolkit.files.writing import read_regular, unused_path, write_json
 from toolkit.models.vae_files import VAE_ENCODER
@@ -188,6 +189,19 @@ def archive_later_files(folder: Path, name: str, step: int | None) -> None:
         what = f"of steps after {step}" if step >= 0 else "of an earlier run"
         plural = "" if len(moved) == 1 else "s"
         logger.info(f"moved {len(moved)} file{plural} {what} to {target}")
+
+
+def keep_end(folder: Path, name: str) -> None:
+    """Gives the final files of a run that goes on the names of their step, unless there
+    is a file of it: the new end gets their names."""
+    for path in final_files(folder, name):
+        stem = step_stem(name, int(step_in(path)))
+        kept = path.with_name(stem + path.name.removeprefix(name))
+        if not kept.exists():
+            path.rename(kept)
+            logger.info(
+                f"{path}: the end of step {step_in(path)} is kept as {kept.name}"
+            )
 
 
 def _move(paths: Iterable[Path], target: Path) -> None:
@@ -549,6 +563,8 @@ class ResumePlan:
             archive_later_files(
                 run.folder, run.name, run.state.step if self.state else None
             )
+            if run.state.step < run.steps:
+                keep_end(run.folder, run.name)
         if self.state is not None:
             logger.info(f"resuming from {self.state}")
             if self.new_dataset:

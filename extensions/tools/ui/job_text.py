@@ -96,9 +96,10 @@ class JobText:
         node = self._at(path)
         return node.data() if node else None
 
-    def leaves(self) -> dict[KeyPath, Any]:
-        """Each value that is not a section, by its path."""
-        return dict(_leaves(self.root.data())) if self.root else {}
+    def leaves(self, in_lists: bool = False) -> dict[KeyPath, Any]:
+        """Each value that is not a section, by its path. in_lists: the values of a list
+        one by one."""
+        return dict(_leaves(self.root.data(), (), in_lists)) if self.root else {}
 
     def prompts(self) -> list[str]:
         """The prompts of the samples, each in one line."""
@@ -323,13 +324,15 @@ class JobText:
         return len(self.text) if newline < 0 else newline
 
 
-def _leaves(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+def _leaves(data: Any, path: KeyPath, in_lists: bool) -> Iterator[tuple[KeyPath, Any]]:
     if isinstance(data, dict):
         for key, value in data.items():
-            yield from _leaves(value, (*path, key))
-    elif isinstance(data, list) and all(isinstance(item, dict) for item in data):
+            yield from _leaves(value, (*path, key), in_lists)
+    elif isinstance(data, list) and (
+        in_lists or all(isinstance(item, dict) for item in data)
+    ):
         for index, value in enumerate(data):
-            yield from _leaves(value, (*path, index))
+            yield from _leaves(value, (*path, index), in_lists)
     else:
         yield path, data
 

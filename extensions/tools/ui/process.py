@@ -40,6 +40,7 @@ from toolkit.commands import command
 from toolkit.config.reading.tool import ToolConfig, load_tool
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
+from toolkit.files.redact import redact_json
 from toolkit.files.run_files import utc_now
 from toolkit.files.writing import readable_size
 
@@ -145,11 +146,14 @@ class QueueProcess(BaseExtensionProcess):
 
             Runner(queue).run()
         elif action == "list" and self.section.as_json:
-            entries = [entry.model_dump(mode="json") for entry in queue.now()]
-            print(json.dumps({"entries": entries}))
+            entries = [
+                entry.model_dump(mode="json") | {"argv": entry.shown()}
+                for entry in queue.now()
+            ]
+            print(json.dumps({"entries": redact_json(entries)}))
         elif action == "list":
             for entry in queue.now():
-                about = shlex.join(entry.argv)
+                about = shlex.join(entry.shown())
                 if entry.attempts > 1:
                     about += f", {entry.attempts} starts"
                 if entry.state == WAITING and entry.not_before > utc_now():

@@ -90,7 +90,6 @@ _IN_CONFIG = ("name", "process", "defaults")
 
 _LOOKS_RANDOM = re.compile(r"^(?=.*[0-9])(?=.*[A-Za-z])\S{8,}$")
 _SECRET_FOLDER = "folder names are visible on the disk. Remove the secret, or rename the variable it comes from."
-_CACHE_NAME = "is the folder of the shared cache. Choose another name."
 _BAD_IN_FOLDER = re.compile(r"[/\\\x00-\x1f\x7f]")
 _NO_TEXT = re.compile("[\ud800-\udfff]")
 _NOT_ON_WINDOWS = re.compile(
@@ -210,9 +209,8 @@ def load_job(
 
 def check_given_name(name: str | None) -> None:
     """Raises ConfigErrors for a name given by `-n` that no folder of a job may have."""
-    if name is None:
-        return
-    _refuse_name("-n", name, _CACHE_NAME if name == CACHE_FOLDER else "")
+    if name is not None:
+        _refuse_name("-n", name)
 
 
 def read_written(
@@ -352,15 +350,11 @@ def read_name(config: ConfigNode, diagnostics: Diagnostics) -> str:
             path=("config", "name"),
         )
         return "job"
-    sound = check_folder_name(node, diagnostics)
-    if sound and node.value == CACHE_FOLDER:
-        diagnostics.error(node, f"{show(node)} {_CACHE_NAME}")
-    return str(node.value) if sound else "job"
+    return str(node.value) if check_folder_name(node, diagnostics) else "job"
 
 
-def _refuse_name(flag: str, name: str, fault: str = "") -> None:
-    fault = fault or folder_name_error(name)
-    if fault:
+def _refuse_name(flag: str, name: str) -> None:
+    if fault := folder_name_error(name):
         raise ConfigErrors([Diagnostic((flag,), f"{name!r} {fault}")])
 
 
@@ -413,6 +407,8 @@ def folder_name_error(name: str) -> str:
     """
     if not name.strip() or name in (".", ".."):
         return "cannot be the name of a folder."
+    if name == CACHE_FOLDER:
+        return "is the folder of the shared cache. Choose another name."
     if _BAD_IN_FOLDER.search(name):
         return "cannot be the name of a folder: leave out '/', '\\' and control characters."
     if _NO_TEXT.search(name):

@@ -431,6 +431,10 @@ _OFF = ("never", "none", "no", "off", "false", "disabled")
 _AUTO = ("auto", "automatic", "default")
 
 
+_LONGEST_NUMBER = 100
+"""Characters of a number that is written another way; of a longer one none is read."""
+
+
 def number_remedy(text: str, whole: bool, place: Place | None = None) -> str:
     """The remedy for a text where a number is wanted; empty where neither the text nor
     the place suggests one.
@@ -438,8 +442,10 @@ def number_remedy(text: str, whole: bool, place: Place | None = None) -> str:
     whole: a whole number is wanted. place: the field; a unit is left out only where the
     number then means the same.
     """
-    if re.search(_COMMENT, text):
+    if re.search(_COMMENT, text[:_LONGEST_NUMBER]):
         return "A comment begins with a space and '#'."
+    if len(text) > _LONGEST_NUMBER:  # searches would take seconds
+        return ""
     if re.search(_SIZE, text):
         return "Write one number; where several may stand, a list such as [512, 768]."
     readings: dict[str, Callable[[re.Match[str]], str]] = {

@@ -23,7 +23,7 @@ from toolkit.config.reading.located import (
     odd_characters,
 )
 from toolkit.config.reading.yaml_faults import quoted, syntax_fault
-from toolkit.files.redact import is_secret_variable
+from toolkit.files.redact import is_common, is_secret_variable
 from toolkit.files.safetensors_io import LENGTH_BYTES
 from toolkit.files.writing import read_source
 
@@ -478,14 +478,19 @@ def expand_variables(
 
 def secret_values(root: ConfigNode, env: Mapping[str, str]) -> Iterator[str]:
     """The value and the default of every `${VAR}` with the name of a secret, also in
-    places where variables are not filled in."""
+    places where variables are not filled in; and what a `command` takes from any
+    variable, unless it is a word or a path."""
     for node in root.walk():
         for reference in (
             _REFERENCE.findall(node.value) if isinstance(node.value, str) else ()
         ):
             variable = _VARIABLE.fullmatch(reference)
-            if variable and is_secret_variable(variable.group(1)):
-                yield from filter(None, (env.get(variable.group(1)), variable.group(2)))
+            name, default = variable.groups() if variable else ("", None)
+            value = env.get(name, "")
+            if is_secret_variable(name):
+                yield from filter(None, (value, default))
+            elif node.path[-1:] == ("command",) and not is_common(value):
+                yield value
 
 
 def written_with_variables(

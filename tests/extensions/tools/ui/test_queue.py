@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -654,6 +655,29 @@ def test_the_command_lists_adds_and_runs(yard, run_py, monkeypatch):
     assert run_py("queue", "retry", "000001").returncode == 0
     assert run_py("queue", "remove", "000001").returncode == 0
     assert yard.queue.entries() == ()
+
+
+@pytest.mark.slow
+def test_the_address_of_a_webhook_in_a_command_is_the_owners_alone(
+    yard, run_py, monkeypatch
+):
+    (yard.folder / "m.yaml").write_text("job: extension")
+    monkeypatch.chdir(yard.folder)
+    hidden = (
+        "callbacks[0].url=https://host/x/planted",
+        "callbacks=[{type: webhook, url: https://host/planted}]",
+    )
+    kept = ("--set=callbacks[0].url=${HOOK}", "datasets[0].url=s3://bucket/a")
+    for words in (hidden, kept):
+        yard.queue.add(["m.yaml", "--set", *words], "m")
+    files = [*yard.queue.folder.glob("*.json")]
+    assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600, 0o600]
+    for flags in ((), ("list", "--json")):
+        said = run_py("queue", *flags)
+        assert "planted" not in said.stdout + said.stderr
+        assert "callbacks[0].url=<redacted>" in said.stdout + said.stderr
+        assert all(word in said.stdout + said.stderr for word in kept)
+    assert yard.queue.entry("000001").argv[2:] == hidden
 
 
 @pytest.mark.slow

@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from tests.parts import needs_foreign_names, needs_part
+from tests.processes import alarm
 from tests.running import section_of
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.reading import normalise
+from toolkit.config.reading.validate import number_remedy
 from toolkit.errors import UserError
 
 
@@ -445,6 +447,21 @@ def test_what_is_wrong_is_one_line_under_the_written_name(
     (found,) = faults(*line.splitlines())
     assert found.startswith(message)
     assert not found.endswith(("..", ":."))
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("9" * 200_000, ""),
+        ("9," * 100_000, ""),
+        ("8# " + "of the run " * 10_000, "A comment begins with a space and '#'."),
+    ],
+)
+def test_a_text_that_is_too_long_for_a_number_is_not_searched(
+    text: str, remedy: str
+) -> None:
+    with alarm(20):
+        assert number_remedy(text, whole=True) == remedy
 
 
 @needs_foreign_names
