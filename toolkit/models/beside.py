@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 from toolkit.config.sections.model import ARCH_SPELLINGS
 from toolkit.config.sections.model_files import (
@@ -34,6 +34,7 @@ from toolkit.config.sections.model_files import (
 )
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import read_metadata
+from toolkit.models.families import ModelFamily, published_families
 from toolkit.models.single_file import (
     MARKERS,
     OTHER_MODELS,
@@ -47,10 +48,6 @@ from toolkit.models.single_file import (
     unread,
     without_prefix,
 )
-from toolkit.registry import FAMILIES
-
-if TYPE_CHECKING:
-    from toolkit.models.families import ModelFamily
 
 MODEL_FOLDERS = ("diffusion_models", "unet", "checkpoints")
 PART_FOLDERS = {
@@ -201,7 +198,7 @@ def _candidates(path: Path) -> list[Candidate]:
         if title and marker in map(without_prefix, shapes)
     }
     near: dict[int, list[Candidate]] = {}
-    for family in map(FAMILIES.load, FAMILIES):
+    for family in published_families():
         for hub_id, title in family.published.items():
             expected = {
                 _pattern(weight) for weight in family.weight_shapes(Path(hub_id))
@@ -222,7 +219,7 @@ def _home_of(path: Path) -> Candidate | None:
         ):
             facts = family_of(ModelFolder(folder).pipeline())
             assert facts is not None  # else it has a fault
-            family = FAMILIES.load(facts.arch).of_folder(folder)
+            family = cast("ModelFamily", facts).of_folder(folder)
             return Candidate(str(folder), family.title, family, folder)
     return None
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from toolkit.config.reading.process import JobContext
 from toolkit.config.sections.few_step import DeploymentConfig
@@ -29,6 +29,8 @@ from toolkit.config.sections.model_files import (
     ModelFolder,
     cached_snapshot,
     downloaded_bytes,
+    families,
+    family_named,
     family_of,
     hub_cache,
     listed_bytes,
@@ -44,7 +46,7 @@ from toolkit.config.sections.model_files import (
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import DiffusionModel, ModelFacts, ModelSection
 from toolkit.contracts.network_kinds import ActivationUnits
-from toolkit.errors import UserError, did_you_mean
+from toolkit.errors import UserError
 from toolkit.files.writing import free_space
 from toolkit.models.hashes import part_hashes
 from toolkit.registry import FAMILIES, load_object
@@ -517,11 +519,7 @@ def family_for(model: ModelSection) -> ModelFamily:
             f"model.name_or_path: {name} is not on this disk, so its family is not known. {near_id(name)}Give "
             f"model.arch, or run 'hf download {name} {INDEX}'."
         )
-    if arch not in FAMILIES:
-        raise UserError(
-            f"model.arch: {arch!r} is not supported yet. {did_you_mean(arch, FAMILIES)}"
-        )
-    family: ModelFamily = FAMILIES.load(arch)
+    family = cast("ModelFamily", family_named(arch))
     index = local_index(name, model.revision)
     if index:
         return family.of_folder(index.parent)
@@ -628,7 +626,7 @@ def title_of(model: ModelSection, family: ModelFamily) -> str:
 
 def published_families() -> list[ModelFamily]:
     """The families that have published models."""
-    return [one for one in map(FAMILIES.load, FAMILIES) if one.published]
+    return [cast("ModelFamily", one) for one in families() if one.published]
 
 
 def published_names() -> set[str]:

@@ -19,11 +19,12 @@ from toolkit.config.reading.field_types import moved_hint, path_hint
 from toolkit.config.sections.hub_dataset import snapshot_in
 from toolkit.config.sections.stored_quantization import quantized_by
 from toolkit.contracts.model import ModelFacts, ModelSection
-from toolkit.errors import UserError
+from toolkit.errors import UserError, did_you_mean
+from toolkit.extension import added
 from toolkit.files.run_files import FOLDER_METADATA, NEW_MODEL, TINY_MODEL
 from toolkit.files.safetensors_io import tensor_sizes
 from toolkit.files.unreadable import explained
-from toolkit.registry import FAMILIES
+from toolkit.registry import FAMILIES, load_object
 
 INDEX = "model_index.json"
 
@@ -91,8 +92,27 @@ _HUB_ID = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 
 
 def families() -> Iterator[ModelFacts]:
-    """The families that can be trained, each imported only when its turn comes."""
-    return map(FAMILIES.load, FAMILIES)
+    """The families that can be trained, each imported only when its turn comes: those
+    of extensions last."""
+    yield from map(FAMILIES.load, FAMILIES)
+    yield from map(load_object, added("family").values())
+
+
+def family_names() -> list[str]:
+    """The names of `families`, for `model.arch`."""
+    return [*FAMILIES, *added("family")]
+
+
+def family_named(arch: str) -> ModelFacts:
+    """The family of this name. Raises UserError for an unknown one."""
+    if arch in FAMILIES:
+        family: ModelFacts = FAMILIES.load(arch)
+    elif arch in added("family"):
+        family = load_object(added("family")[arch])
+    else:
+        known = did_you_mean(arch, family_names())
+        raise UserError(f"model.arch: {arch!r} is not supported yet. {known}")
+    return family
 
 
 def family_of(pipeline: str) -> ModelFacts | None:
