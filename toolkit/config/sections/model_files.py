@@ -129,7 +129,7 @@ def published() -> dict[str, ModelFacts]:
 def published_family(name: str) -> ModelFacts | None:
     """The family of a published model by its hub id, compared without regard to
     capitals; None for any other name."""
-    for family in families():
+    for family in families() if _HUB_ID.fullmatch(name) else ():
         for known in family.published:
             if known.lower() == name.lower():
                 return family
