@@ -438,8 +438,8 @@ class ModelFamily(ModelFacts, ABC):
 
     @abstractmethod
     def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
-        """The layers a LoRA can adapt, full name -> (inputs, outputs), from the model's
-        config files alone."""
+        """The linear layers of the blocks, which are quantized and which a LoRA can
+        adapt, full name -> (inputs, outputs), from the model's config files alone."""
 
     @abstractmethod
     def every_linear_layer(self, folder: Path) -> dict[str, tuple[int, int]]:
@@ -460,6 +460,13 @@ class ModelFamily(ModelFacts, ABC):
         """Name and shape of each weight of an encoder, as in
         `toolkit.models.encoder_weights`. Empty: not known."""
         return {}
+
+    def block_names(self, folder: Path) -> list[str]:
+        """The dotted names of the repeated blocks, in the order in which they run."""
+        places = sorted(
+            {self.place_of(name)[:2] for name in self.linear_layers(folder)}
+        )
+        return [f"{self.block_lists[at]}.{index}" for at, index in places if at >= 0]
 
     @abstractmethod
     def block_count(self, folder: Path) -> int:
