@@ -132,6 +132,10 @@ class ModelFacts:
     """Attributes of the trained module that hold its repeated blocks, in the order in
     which they run."""
 
+    lora_layers: str = ""
+    """Pattern of the full names of the layers of blocks that an adapter has where a job
+    names none; empty: all linear layers of the blocks."""
+
     modelspec: tuple[str, str]
     """`modelspec.architecture` and `modelspec.implementation` in a file's metadata, as
     other trainers write them."""

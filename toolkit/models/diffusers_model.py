@@ -13,6 +13,7 @@ pixel channels, L text tokens, D text width.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -312,5 +313,9 @@ def write_shapes(
             if within or not name.startswith(tuple(f"{one}." for one in blocks)):
                 weights[name] = list(tensor.shape)
         content["sizes"][size] = {"blocks": blocks, "weights": weights}
-    rows = json.dumps(content, indent=1)
-    file.write_text(rows + "\n", encoding="utf-8")
+    rows = re.sub(r"\[[\d,\s]+\]", _in_a_line, json.dumps(content, indent=1))
+    file.write_text(f"{rows}\n", encoding="utf-8")
+
+
+def _in_a_line(row: re.Match[str]) -> str:
+    return " ".join(row[0].split()).replace("[ ", "[").replace(" ]", "]")
