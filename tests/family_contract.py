@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import peft
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from tests.diffusers_reference import (
     CPU,
@@ -37,19 +39,24 @@ from tests.diffusers_reference import (
     relative,
     write_unit_gain,
 )
-from tests.faults.conftest import KILL, STEP, Job, draw_pictures
+from tests.faults.conftest import KILL, STEP, Job, draw_pictures, pictures_of
 from tests.faults.nursery import Nursery
 from tests.measured import at_least, at_most
 from tests.network_files import save_network
 from tests.running import lines, run_job
+from tests.stand_in_cuda import COMPILER, built
+from tests.toolkit.memory.conftest import fresh_compiler  # noqa: F401 - a fixture
 from tests.toolkit.models.test_families_contract import *  # noqa: F403 - its tests and its fixtures
 from toolkit.config.sections.model_files import family_named, model_fault
 from toolkit.config.sections.network import NetworkConfig
+from toolkit.config.sections.train import CompileConfig
 from toolkit.contracts.data import BatchSpec, PromptEmbeds, Size
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.data.batches.dataloader import BatchLoader
 from toolkit.data.batches.latent_cache import ItemEncoder
+from toolkit.memory.block_runner import BlockRunner
+from toolkit.memory.quantization import quantizer
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.folder_family import DiffusersFamily, published_shapes
 from toolkit.networks.lora_formats import load_adapter_file
@@ -85,6 +92,9 @@ class Row:
 
     sizes: Mapping[str, Mapping[str, Any]]
     """Entry of the family's `shapes_file` -> arguments of the transformer's class."""
+
+    programs: int = 1
+    """Compiled programs of a training step: one for each kind of block."""
 
     other_names: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
     """Program -> from the name of a layer to the beginning of its keys there."""
@@ -458,3 +468,97 @@ def test_the_model_itself_trains_and_is_saved_as_a_folder(
     section["sample"] = None
     section["train"] |= {"steps": 2, "lr": 1e-4}
     assert len(losses_of(section)) == 2
+
+
+# ------------------------------------------------------------ compiled, and on a device
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+def test_sizes_and_captions_share_programs_without_breaks(
+    row: Row, unit_gain: Path
+) -> None:
+    model = open_model(
+        row, unit_gain, dtype=torch.bfloat16, transform_block=quantizer("int8")
+    )
+    lora_of(model).cast_by_block(model.blocks())
+    compiling = CompileConfig(enabled=True, backend="eager", fullgraph=True)
+    settings = compiling.for_sizes(several=True)
+    BlockRunner(model, CPU, torch.bfloat16, "full", compile_settings=settings)
+    prompts = [
+        PromptEmbeds.stack([model.encode_prompt(caption, ())]) for caption in CAPTIONS
+    ]
+
+    def programs() -> int:
+        """Programs that are made for these sizes and captions."""
+        begun = counters["stats"]["unique_graphs"]
+        for size, prompt in zip(SIZES, prompts, strict=True):
+            width, height = model.family.latent_size(size)
+            x_t_BCHW = torch.randn(1, model.family.latent_channels, height, width)
+            model.predict_velocity(x_t_BCHW, torch.tensor([0.5]), prompt, [()])
+        return counters["stats"]["unique_graphs"] - begun
+
+    assert programs() == row.programs
+    with torch.no_grad():
+        assert programs() == row.programs
+    assert not counters["graph_break"]
+
+
+THERE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "fp32, swapped, what a block saves too": (
+        {},
+        {
+            "model__blocks_to_swap": 3,
+            "train__gradient_checkpointing": "block_offload",
+        },
+    ),
+    "int8 and bf16, compiled": (
+        {
+            "model__quantize": True,
+            "train__dtype": "bf16",
+            "network__network_kwargs": {"only_if_contains": ["to_q"]},
+        },
+        {"train__compile": {"enabled": True, "backend": "aot_eager"}},
+    ),
+}
+"""What a job computes, and how it does on the device."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    COMPILER is None or torch.backends.cuda.is_built(),
+    reason="compiles a device that stands in for CUDA where PyTorch has none",
+)
+@pytest.mark.parametrize("way", THERE)
+def test_no_step_waits_for_the_device_and_it_learns_as_on_the_cpu(
+    way: str, section: dict[str, Any], nursery: Nursery, tmp_path: Path
+) -> None:
+    """The second of three steps; see `test_no_step_waits_for_the_device`."""
+    numbers, place = THERE[way]
+    section["train"] |= {"steps": 3, "gradient_accumulation": 1}
+    section["train"]["ema_config"] = {"use_ema": False}
+    section["save"]["save_every"] = 0
+    section["sample"] |= {"sample_every": 3, "sample_at_first": False}
+    jobs = {}
+    for device in ("cpu", "cuda:0"):
+        (tmp_path / device[:4]).mkdir()
+        jobs[device] = Job(nursery, tmp_path / device[:4], copy.deepcopy(section))
+        jobs[device].change(device=device, **numbers)
+    jobs["cuda:0"].change(**place)
+    jobs["cpu"].run()
+    waits = tmp_path / "waits.json"
+    jobs["cuda:0"].run(
+        faults=[
+            ("cuda", str(built())),
+            ("fetch_by_steps_only", 3),
+            ("note_waits", STEP, [1 + 2, 1 + 3], str(waits)),
+        ]
+    )
+    precision = 2e-3 if "bf16" in way else 1e-5
+    for ours, theirs in zip(*(job.metrics() for job in jobs.values()), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=precision)
+    drawn = zip(*map(pictures_of, jobs.values()), strict=True)
+    for ours, theirs in drawn:
+        assert np.abs(ours - theirs).mean() < 255 * max(1e-3, 10 * precision)
+    before, after = json.loads(waits.read_text())
+    assert before == after

@@ -246,18 +246,19 @@ class DiffusersModel(FolderModel):
         return self.forward(x_t_BCHW, t_B, prompts, slots)
 
     def compose(self, wrappers: Sequence[BlockWrapper]) -> RunBlock:
-        """Blocks that are called with other arguments are other functions, so that a
-        compiled one knows its own."""
-        by_layout: dict[TreeSpec, BlockForward] = {}
+        """Blocks of another class, and those that are called with other arguments, are
+        other functions, so that a compiled one knows its own."""
+        functions: dict[tuple[object, TreeSpec], BlockForward] = {}
 
         def run(index: int, block: nn.Module, *arguments: Any, **named: Any) -> Any:
             tensors, layout = tree_flatten((arguments, named))
-            if layout not in by_layout:
-                wrapped: BlockForward = partial(_run_block, layout)
+            forward = type(block).forward
+            if (forward, layout) not in functions:
+                function: BlockForward = partial(_run_block, forward, layout)
                 for wrapper in wrappers:
-                    wrapped = wrapper(wrapped)
-                by_layout[layout] = wrapped
-            outputs = by_layout[layout](block, *tensors)
+                    function = wrapper(function)
+                functions[forward, layout] = function
+            outputs = functions[forward, layout](block, *tensors)
             return outputs if len(outputs) > 1 else outputs[0]
 
         return run
@@ -276,13 +277,15 @@ class DiffusersModel(FolderModel):
 
 
 def _run_block(
-    layout: TreeSpec, block: nn.Module, *tensors: Tensor | None
+    forward: Callable[..., Any],
+    layout: TreeSpec,
+    block: nn.Module,
+    *tensors: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """diffusers' forward of a block. layout: of its arguments, of which `tensors` are
-    the leaves."""
+    """The outputs of a block. forward: of its class. layout: of its arguments, of which
+    `tensors` are the leaves."""
     arguments, named = tree_unflatten(tensors, layout)
-    forward: Callable[..., Any] = partial(type(block).forward, block)
-    outputs = call_block(block, *arguments, forward=forward, **named)
+    outputs = call_block(block, *arguments, forward=partial(forward, block), **named)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 

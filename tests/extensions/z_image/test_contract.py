@@ -60,7 +60,8 @@ def row() -> Row:
         encode,
         draw,
         {"published": {}},
-        {
+        programs=3,  # the first refiner has no adapters, the second other arguments
+        other_names={
             "ai-toolkit": lambda layer: f"diffusion_model.{layer}",
             "diffusers": lambda layer: f"transformer.{layer}",
             "musubi-tuner": lambda layer: f"lora_unet_{layer.replace('.', '_')}",
