@@ -47,7 +47,11 @@ from tests.running import lines, run_job
 from tests.stand_in_cuda import COMPILER, built
 from tests.toolkit.memory.conftest import fresh_compiler  # noqa: F401 - a fixture
 from tests.toolkit.models.test_families_contract import *  # noqa: F403 - its tests and its fixtures
-from toolkit.config.sections.model_files import family_named, model_fault
+from toolkit.config.sections.model_files import (
+    family_named,
+    model_fault,
+    named_elsewhere,
+)
 from toolkit.config.sections.network import NetworkConfig
 from toolkit.config.sections.train import CompileConfig
 from toolkit.contracts.data import BatchSpec, PromptEmbeds, Size
@@ -334,6 +338,31 @@ def test_files_of_other_programs_are_read(
         file = tmp_path / f"{program}.safetensors"
         save_file(tensors, file)
         assert load_adapter_file(file, layers).keys() == set(usual), program
+
+
+def test_a_file_with_the_names_of_the_models_authors_means_the_same(
+    row: Row, model: Any, plain: Path, tmp_path: Path
+) -> None:
+    """The rows of a fused layer go to its parts in order."""
+    layers = model.family.every_linear_layer(plain)
+    elsewhere = named_elsewhere(layers)
+    assert bool(elsewhere) == bool(model.family.layer_names)
+    torch.manual_seed(1)
+    tensors: dict[str, Tensor] = {}
+    wanted: dict[str, Tensor] = {}
+    for name, parts in elsewhere.items():
+        inputs = layers[parts[0]][0]
+        rows = [layers[part][1] for part in parts]
+        down, up = torch.randn(4, inputs), torch.randn(sum(rows), 4)
+        tensors[f"diffusion_model.{name}.lora_A.weight"] = down
+        tensors[f"diffusion_model.{name}.lora_B.weight"] = up
+        wanted |= zip(parts, (up @ down).split(rows), strict=True)
+    file = tmp_path / "lora.safetensors"
+    save_file(tensors, file)
+    changes = load_adapter_file(file, layers)
+    assert changes.keys() == wanted.keys()
+    for name, change in changes.items():
+        at_most(name, relative(change.delta(), wanted[name]), 1e-6)
 
 
 # ------------------------------------------------------------ whole jobs

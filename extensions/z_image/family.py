@@ -10,13 +10,28 @@ from pathlib import Path
 
 from toolkit.config.sections.model_files import read_model_json
 from toolkit.models.families import EncoderSize
-from toolkit.models.folder_family import TOKENIZER_FILES, DiffusersFamily
+from toolkit.models.folder_family import DiffusersFamily
 
 TURBO = "Z-Image-Turbo"
 
 TURBO_SHIFT = 3.0
 """`shift` of its scheduler; that of Z-Image is 6. Nothing else in the folders differs.
 Source: scheduler_config.json of both."""
+
+BLOCK_LISTS = ("noise_refiner", "context_refiner", "layers")
+
+FINAL = "all_final_layer.2-1."
+
+LAYER_NAMES = {
+    "x_embedder": ["all_x_embedder.2-1"],
+    "final_layer.linear": [f"{FINAL}linear"],
+    "final_layer.adaLN_modulation.1": [f"{FINAL}adaLN_modulation.1"],
+} | {
+    f"{blocks}.*.attention.{name}": [f"{blocks}.*.attention.{part}" for part in parts]
+    for blocks in BLOCK_LISTS
+    for name, parts in (("qkv", ("to_q", "to_k", "to_v")), ("out", ("to_out.0",)))
+}
+"""See `ModelFacts`. Source: ComfyUI, comfy/utils.py, `z_image_to_diffusers`."""
 
 
 class ZImageFamily(DiffusersFamily):
@@ -42,24 +57,14 @@ class ZImageFamily(DiffusersFamily):
         "text_encoder": "Qwen3Model",
     }
     settings = {"transformer/siglip_feat_dim": None}  # noqa: RUF012
-    parts = {  # noqa: RUF012
-        **dict.fromkeys(("transformer", "vae", "text_encoder"), "config.json"),
-        "tokenizer": f"{TOKENIZER_FILES} tokenizer_config.json",
-        "scheduler": "scheduler_config.json",
-    }
-    weight_parts = ("transformer", "vae", "text_encoder")
-    encoder_parts = {  # noqa: RUF012
-        "vae": ("vae",),
-        "text_encoder": ("text_encoder", "tokenizer"),
-    }
-    block_lists = ("noise_refiner", "context_refiner", "layers")
+    block_lists = BLOCK_LISTS
+    layer_names = LAYER_NAMES
     lora_layers = r"layers\.\d+\.(?:attention|feed_forward)\..*"
     shapes_file = Path(__file__).with_name("shapes.json")
     size_multiple = 16
     latent_channels = 16
     latent_scale = 8
     patch = 2
-    text_sees_references = False
     text_width_key = "cap_feat_dim"
     text_taps = (-2,)
     thinks = True

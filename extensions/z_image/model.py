@@ -56,15 +56,8 @@ class ZImageModel(DiffusersModel):
     ) -> Tensor:
         """Source: diffusers, pipeline_z_image.py, `__call__`: its time runs from noise
         to image."""
-        texts_BLD = self.to_model(prompts.embeds_BLD)
-        levels = len(x_t_BCHW) // len(prompts.lengths)
-        texts = [
-            text_LD[:length]
-            for text_LD, length in zip(texts_BLD, prompts.lengths, strict=True)
-            for _ in range(levels)
-        ]
         images = list(self.to_model(x_t_BCHW).unsqueeze(2))
-        found = self.network_module(
-            images, to_device(1 - t_B, self.options.device), texts, return_dict=False
-        )[0]
+        levels_B = to_device(1 - t_B, self.options.device)
+        texts = self.texts(prompts, len(images))
+        found = self.network_module(images, levels_B, texts, return_dict=False)[0]
         return -torch.stack([image_CFHW.float() for image_CFHW in found]).squeeze(2)

@@ -136,6 +136,11 @@ class ModelFacts:
     """Pattern of the full names of the layers of blocks that an adapter has where a job
     names none; empty: all linear layers of the blocks."""
 
+    layer_names: Mapping[str, Sequence[str]] = {}
+    """Name of a layer in the weights of the model's authors, or of ComfyUI -> the layer
+    here, or several whose outputs it has, one after the other and equally many. `*` is
+    the number of a block. LoRA files with these names are read."""
+
     modelspec: tuple[str, str]
     """`modelspec.architecture` and `modelspec.implementation` in a file's metadata, as
     other trainers write them."""

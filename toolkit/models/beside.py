@@ -172,11 +172,16 @@ def _no_transformer(path: Path, name: str) -> str:
         remedy = "Give the transformer as model.name_or_path."
         return f"{name!r} is {part_words(parts[0])}: that is model.{parts[0]}_path. {remedy}"
     bare = {without_prefix(tensor) for tensor in shapes_of(path)}
+    ours = {
+        weight
+        for family in published_families()
+        for weight in family.weight_shapes(Path(next(iter(family.published))))
+    }
     other = next(
-        (other for tensor, other in OTHER_MODELS.items() if tensor in bare), ""
+        (other for tensor, other in OTHER_MODELS.items() if tensor in bare - ours), ""
     )
     if other:
-        return f"{name!r} is another model: this is {other}. Give a transformer of the Qwen-Image family."
+        return f"{name!r} is another model: this is {other}. Give a transformer of a model that can be trained."
     if not _candidates(path):
         some = ", ".join(sorted(bare)[:3]) or "none at all"
         return f"{name!r} has no transformer of a model that can be trained; its weights: {some}. Give another file."

@@ -62,10 +62,10 @@ class DiffusersModel(FolderModel):
 
     Example::
 
-        class ZImageModel(DiffusersModel):
+        class ThingModel(DiffusersModel):
             def forward(self, x_t_BCHW, t_B, prompts, slots):
-                images = list(x_t_BCHW.unsqueeze(2))
-                return self.network_module(images, 1 - t_B, texts, return_dict=False)
+                texts_BLD = torch.stack(self.texts(prompts, len(x_t_BCHW)))
+                return self.network_module(x_t_BCHW, t_B, texts_BLD).sample
     """
 
     family: DiffusersFamily
@@ -224,6 +224,17 @@ class DiffusersModel(FolderModel):
         with scale = 1 + w."""
         return uncond_BCHW + scale * (cond_BCHW - uncond_BCHW)
 
+    def texts(self, prompts: PromptEmbeds, rows: int) -> list[Tensor]:
+        """The text of each row of a batch [L, D], which may have several noise levels
+        of a prompt beside each other."""
+        return [
+            text_LD[:length]
+            for text_LD, length in zip(
+                self.to_model(prompts.embeds_BLD), prompts.lengths, strict=True
+            )
+            for _ in range(rows // len(prompts.lengths))
+        ]
+
     def forward(
         self,
         x_t_BCHW: Tensor,
@@ -300,7 +311,7 @@ def write_shapes(
 
     Example::
 
-        write_shapes(file, "ZImageTransformer2DModel", ["layers"], published={})
+        write_shapes(file, "SanaTransformer2DModel", ["transformer_blocks"], base={})
     """
     content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     content["sizes"] = {}

@@ -603,14 +603,14 @@ def single_file_faults(model: ModelConfig, folder: Path) -> Iterator[tuple[str, 
     }
     for part, file in files.items():
         try:
-            if not expected:
-                fault = f"a {family.title} takes no single file. Leave it out."
-            elif part == family.trained_part:
+            is_trained = part == family.trained_part
+            of_part = expected if is_trained else family.encoder_weights(part, folder)
+            if not of_part:
+                fault = f"a {family.title} takes no single file as its {part}. Leave it out."
+            elif is_trained:
                 fault = single_file_fault(file, family.title, expected, names)
             else:
-                fault = encoder_file_fault(
-                    file, part, family.encoder_weights(part, folder)
-                )
+                fault = encoder_file_fault(file, part, of_part)
             if part == "vae" and not fault:
                 fault = vae_config_fault(file, folder / part)
         except UserError as error:

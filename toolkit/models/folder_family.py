@@ -104,11 +104,23 @@ class DiffusersFamily(ModelFamily):
 
     Example::
 
-        class ZImageFamily(DiffusersFamily):
-            arch, title = "z_image", "Z-Image"
+        class ThingFamily(DiffusersFamily):
+            arch, title = "thing", "Thing"
             block_lists = ("layers",)
             shapes_file = Path(__file__).with_name("shapes.json")
     """
+
+    parts: Mapping[str, str] = {
+        **dict.fromkeys(("transformer", "vae", "text_encoder"), "config.json"),
+        "tokenizer": f"{TOKENIZER_FILES} tokenizer_config.json",
+        "scheduler": "scheduler_config.json",
+    }
+    weight_parts = ("transformer", "vae", "text_encoder")
+    encoder_parts: Mapping[str, Sequence[str]] = {
+        "vae": ("vae",),
+        "text_encoder": ("text_encoder", "tokenizer"),
+    }
+    text_sees_references = False
 
     shapes_file: Path
     """The weights of the published transformer, as

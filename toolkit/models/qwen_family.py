@@ -59,6 +59,7 @@ class QwenFamily(DiffusersFamily):
     """The keys of its config that decide its weights, which `vae_weights` reads."""
 
     vae_tensors = BANDED_VAE
+    text_sees_references = True
 
     biases: bool
     """Whether the linear layers have biases."""

@@ -135,7 +135,7 @@ def _without_tag(value: Any) -> Any:
 def _is_qwen(value: bool) -> bool:
     if not value:
         raise value_error(
-            "false: only Qwen-Image models can be trained. Write true or leave it out."
+            "false: the family is detected from the model's files. Leave it out."
         )
     return value
 

@@ -115,6 +115,26 @@ def family_named(arch: str) -> ModelFacts:
     return family
 
 
+def named_elsewhere(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Names that the layers of a model have in other programs -> the layers. The model
+    is of the family all of whose `layer_names` it has; empty: of none."""
+    given = set(layers)
+    for family in families():
+        found: dict[str, tuple[str, ...]] = {}
+        has_all = bool(family.layer_names)
+        for name, parts in family.layer_names.items():
+            pattern = re.compile(re.escape(parts[0]).replace(r"\*", r"(\d+)"))
+            matches = [match for match in map(pattern.fullmatch, given) if match]
+            has_all = has_all and bool(matches)
+            for match in matches:
+                number = match[1] if match.lastindex else ""
+                ours = tuple(part.replace("*", number) for part in parts)
+                found[name.replace("*", number)] = ours
+        if has_all and all(map(given.issuperset, found.values())):
+            return found
+    return {}
+
+
 def family_of(pipeline: str) -> ModelFacts | None:
     """The first family that trains a model with this `_class_name` of its
     model_index.json; None where no family does."""
