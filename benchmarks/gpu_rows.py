@@ -52,7 +52,7 @@ from toolkit.files import log
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.models import kept, loading
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.folder_family import FolderFamily
+from toolkit.models.qwen_family import QwenFamily
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image21.family import FAMILY as FAMILY_21
 from toolkit.plan.run_plan import RunPlan
@@ -113,7 +113,7 @@ class Row:
     kept: bool = False
     """The quantized model is kept on the disk, or read from there."""
 
-    family: FolderFamily = FAMILY
+    family: QwenFamily = FAMILY
 
     @property
     def is_compiled(self) -> bool:
@@ -131,7 +131,7 @@ def _compiled(level: str) -> dict[str, object]:
     return {"gradient_checkpointing": level, "compile": {"enabled": True}}
 
 
-def _of_card(model: Model, gpu: int, family: FolderFamily = FAMILY) -> Row:
+def _of_card(model: Model, gpu: int, family: QwenFamily = FAMILY) -> Row:
     """The job of pairs that `run.py new` writes for this GPU. Weights are drawn on the
     device, so `low_vram` is left out."""
     card = model.cards[gpu]

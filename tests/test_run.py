@@ -494,20 +494,34 @@ def test_dry_run_writes_nothing(run: Run, job, tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+LOUD = """
+    from toolkit.extension import Extension
+
+    print("noise")
+
+
+    class Loud(Extension):
+        uid = "loud"
+        process = ".process:Process"
+
+
+    AI_TOOLKIT_EXTENSIONS = [Loud]
+"""
+
+
 def test_json_holds_one_object_and_nothing_else(
     run: Run, job, write_extension: Write
 ) -> None:
-    # it names the type, so that it is imported for this job
-    write_extension("loud", "print('noise')  # 'good'")
-    path = job("good", name="first")
+    write_extension("loud", LOUD, process="class Process: pass")
+    path = job("loud", name="first")
     result = run(path, "--dry-run", "--json")
     assert json.loads(result.stdout) == {
         "file": str(path),
-        "job": "good",
+        "job": "loud",
         "folders": [],
         "processes": [
             {
-                "type": "good",
+                "type": "loud",
                 "name": "first",
                 "datasets": [],
                 "samples_per_epoch": 0,

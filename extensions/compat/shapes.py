@@ -9,14 +9,13 @@ are `is` in the table stay, and are renamed afterwards.
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from extensions.compat.names import options, rows_of
 from extensions.compat.nodes import at
@@ -24,9 +23,10 @@ from toolkit.config.reading.base import Entries
 from toolkit.config.reading.field_types import gather_slots
 from toolkit.config.reading.located import ConfigNode, Diagnostics, show
 from toolkit.config.reading.normalise import listed, merge_aliases, place_in
-from toolkit.config.sections.model import REPACKED
+from toolkit.config.sections.model import REPACKED, ModelConfig
 from toolkit.config.sections.network import NetworkKwargs
-from toolkit.errors import did_you_mean
+from toolkit.errors import UserError, did_you_mean
+from toolkit.models import families
 from toolkit.optim.optimizer_args import NO_LITERAL
 
 # ------------------------------------------------------------ the process
@@ -182,21 +182,17 @@ def _swapped(
 
 
 def _blocks(entries: Entries) -> int:
-    """Blocks of the model's transformer: of its own config, else of the published
+    """Blocks of the model's transformer: of its own folder, else of the published
     one."""
-    name = str(entries["name_or_path"].value) if "name_or_path" in entries else ""
+    given = {
+        key: entries[key].value for key in ("name_or_path", "arch") if key in entries
+    }
     try:
-        config = json.loads(
-            (Path(name).expanduser() / "transformer" / "config.json").read_text(
-                encoding="utf-8"
-            )
-        )
-        return int(config["num_layers"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        arch = str(entries["arch"].value) if "arch" in entries else ""
-        if arch.startswith("qwen_image_2") or "2.1" in name:
-            return 32
-        return 60
+        model = ModelConfig.model_validate({"name_or_path": "", **given})
+        family = families.family_for(model)
+        return family.block_count(model.files_folder())
+    except (ValidationError, UserError):  # other rules say so
+        return families.published_families()[0].block_count(Path())
 
 
 def _with_extras(entries: Entries, diagnostics: Diagnostics) -> None:

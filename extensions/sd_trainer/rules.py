@@ -408,7 +408,7 @@ def _modulation_table(s: DiffusionSection) -> Findings:
     if not tabulated:
         yield warning(
             "model.modulation_table",
-            "has no effect: the blocks of this model hold no modulation layers.",
+            "has no effect: this model has no table of modulation layers.",
         )
 
 

@@ -147,7 +147,11 @@ def attach_network(
     settings = section.network
     kind = KINDS[settings.type]
     network_class = kind.load()
-    targets = select_target_modules(settings, network_class.trainable_modules(model))
+    targets = select_target_modules(
+        settings,
+        network_class.trainable_modules(model),
+        "" if kind.trains_model else model.family.lora_layers,
+    )
     network = network_class.from_config(
         settings, targets, seed, DTYPES[section.train.dtype]
     )

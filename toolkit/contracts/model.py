@@ -128,6 +128,19 @@ class ModelFacts:
     trained_part: str = "transformer"
     """Subfolder of the trained module."""
 
+    block_lists: Sequence[str] = ("transformer_blocks",)
+    """Attributes of the trained module that hold its repeated blocks, in the order in
+    which they run."""
+
+    lora_layers: str = ""
+    """Pattern of the full names of the layers of blocks that an adapter has where a job
+    names none; empty: all linear layers of the blocks."""
+
+    layer_names: Mapping[str, Sequence[str]] = {}
+    """Name of a layer in the weights of the model's authors, or of ComfyUI -> the layer
+    here, or several whose outputs it has, one after the other and equally many. `*` is
+    the number of a block. LoRA files with these names are read."""
+
     modelspec: tuple[str, str]
     """`modelspec.architecture` and `modelspec.implementation` in a file's metadata, as
     other trainers write them."""
@@ -208,6 +221,19 @@ class ModelFacts:
     def token_side(self) -> int:
         """Pixels of an image along one side of a token."""
         return self.latent_scale * self.patch
+
+    def place_of(self, name: str) -> tuple[int, int, str]:
+        """Where a layer or weight of this name runs: number of its list of blocks, of
+        its block, and the name; (-1, 0, name) outside of the blocks.
+
+        >>> ModelFacts().place_of("transformer_blocks.3.attn.to_q")
+        (0, 3, 'transformer_blocks.3.attn.to_q')
+        """
+        for number, blocks in enumerate(self.block_lists):
+            index = name.removeprefix(f"{blocks}.").partition(".")[0]
+            if name.startswith(f"{blocks}.") and index.isdecimal():
+                return number, int(index), name
+        return -1, 0, name
 
     def latent_size(self, pixels: Size) -> Size:
         """Width and height of the latents of an image."""

@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from toolkit.errors import UserError
+from toolkit.extension import added
 from toolkit.registry import load_object
 
 if TYPE_CHECKING:
@@ -311,7 +312,7 @@ _OFT_SETTINGS = {
     "rescaled": "network_kwargs.rescaled",
 }
 
-KINDS: dict[str, NetworkKind] = {
+OWN_KINDS: dict[str, NetworkKind] = {
     "lora": NetworkKind(
         "toolkit.networks.lora:LoraNetwork",
         lora_shapes,
@@ -432,6 +433,21 @@ KINDS: dict[str, NetworkKind] = {
         without_effect=("linear", "linear_alpha"),
     ),
 }
+
+
+class Kinds(dict[str, NetworkKind]):
+    """The table of kinds. An extension is asked for one that is not in it.
+
+    >>> KINDS["lora"].trains_model
+    False
+    """
+
+    def __missing__(self, name: str) -> NetworkKind:
+        kind: NetworkKind = load_object(added("network")[name])
+        return kind
+
+
+KINDS = Kinds(OWN_KINDS)
 
 ALGORITHMS = {kind.algo: name for name, kind in KINDS.items() if kind.algo}
 """LyCORIS's name of an algorithm -> the kind that trains it."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from toolkit.config.reading.process import JobContext
 from toolkit.config.sections.model import AUTO_RANK, ModelConfig
@@ -27,6 +27,8 @@ from toolkit.config.sections.model_files import (
     ModelFolder,
     cached_snapshot,
     downloaded_bytes,
+    families,
+    family_named,
     family_of,
     hub_cache,
     listed_bytes,
@@ -42,7 +44,7 @@ from toolkit.config.sections.model_files import (
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import DiffusionModel, ModelFacts, ModelSection
 from toolkit.contracts.network_kinds import ActivationUnits
-from toolkit.errors import UserError, did_you_mean
+from toolkit.errors import UserError
 from toolkit.files.writing import free_space
 from toolkit.registry import FAMILIES, load_object
 
@@ -420,8 +422,8 @@ class ModelFamily(ModelFacts, ABC):
 
     @abstractmethod
     def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
-        """The layers a LoRA can adapt, full name -> (inputs, outputs), from the model's
-        config files alone."""
+        """The linear layers of the blocks, which are quantized and which a LoRA can
+        adapt, full name -> (inputs, outputs), from the model's config files alone."""
 
     @abstractmethod
     def every_linear_layer(self, folder: Path) -> dict[str, tuple[int, int]]:
@@ -442,6 +444,13 @@ class ModelFamily(ModelFacts, ABC):
         """Name and shape of each weight of an encoder, as in
         `toolkit.models.encoder_weights`. Empty: not known."""
         return {}
+
+    def block_names(self, folder: Path) -> list[str]:
+        """The dotted names of the repeated blocks, in the order in which they run."""
+        places = sorted(
+            {self.place_of(name)[:2] for name in self.linear_layers(folder)}
+        )
+        return [f"{self.block_lists[at]}.{index}" for at, index in places if at >= 0]
 
     @abstractmethod
     def block_count(self, folder: Path) -> int:
@@ -501,11 +510,7 @@ def family_for(model: ModelSection) -> ModelFamily:
             f"model.name_or_path: {name} is not on this disk, so its family is not known. {near_id(name)}Give "
             f"model.arch, or run 'hf download {name} {INDEX}'."
         )
-    if arch not in FAMILIES:
-        raise UserError(
-            f"model.arch: {arch!r} is not supported yet. {did_you_mean(arch, FAMILIES)}"
-        )
-    family: ModelFamily = FAMILIES.load(arch)
+    family = cast("ModelFamily", family_named(arch))
     index = local_index(name, model.revision)
     if index:
         return family.of_folder(index.parent)
@@ -572,14 +577,14 @@ def single_file_faults(model: ModelConfig, folder: Path) -> Iterator[tuple[str, 
     }
     for part, file in files.items():
         try:
-            if not expected:
-                fault = f"a {family.title} takes no single file. Leave it out."
-            elif part == family.trained_part:
+            is_trained = part == family.trained_part
+            of_part = expected if is_trained else family.encoder_weights(part, folder)
+            if not of_part:
+                fault = f"a {family.title} takes no single file as its {part}. Leave it out."
+            elif is_trained:
                 fault = single_file_fault(file, family.title, expected, names)
             else:
-                fault = encoder_file_fault(
-                    file, part, family.encoder_weights(part, folder)
-                )
+                fault = encoder_file_fault(file, part, of_part)
             if part == "vae" and not fault:
                 fault = vae_config_fault(file, folder / part)
         except UserError as error:
@@ -602,7 +607,7 @@ def title_of(model: ModelSection, family: ModelFamily) -> str:
 
 def published_families() -> list[ModelFamily]:
     """The families that have published models."""
-    return [one for one in map(FAMILIES.load, FAMILIES) if one.published]
+    return [cast("ModelFamily", one) for one in families() if one.published]
 
 
 def published_names() -> set[str]:

@@ -439,7 +439,10 @@ class SdPlanner(Planner[DiffusionSection]):
             return
         layers = self.family.linear_layers(self.section.model.files_folder())
         chosen = [
-            min(layers[name]) for name in select_target_modules(network, list(layers))
+            min(layers[name])
+            for name in select_target_modules(
+                network, list(layers), self.family.lora_layers
+            )
         ]
         if narrow := [width for width in chosen if width < network.linear]:
             yield (

@@ -61,6 +61,9 @@ class TrainableParams:
     largest_layer: int = 0
     """Number of frozen weights of the largest layer with an adapter."""
 
+    first_block: int = 0
+    """Number of blocks that run before the first trained layer: they keep nothing."""
+
     @property
     def weights(self) -> int:
         return sum(map(prod, self.shapes))
@@ -103,9 +106,14 @@ def count_trainable_params(
         modules = family.modules(folder)
         chosen = select_target_modules(config.network, list(modules))
         shapes = tuple(_module_shapes(family, folder, chosen, processes))
-        return TrainableParams(tuple(chosen), shapes, sum(modules.values()))
+        return TrainableParams(
+            tuple(chosen),
+            shapes,
+            sum(modules.values()),
+            first_block=_blocks_before(family, folder, chosen),
+        )
     layers = family.linear_layers(folder)
-    chosen = select_target_modules(config.network, list(layers))
+    chosen = select_target_modules(config.network, list(layers), family.lora_layers)
     # few sizes, many layers
     shapes_of = cache(partial(KINDS[config.network.type].layer_shapes, config.network))
     trained, frozen = (
@@ -122,7 +130,14 @@ def count_trainable_params(
         sum(map(prod, trained + frozen)),
         sum(map(prod, frozen)),
         max(prod(layers[name]) for name in chosen),
+        _blocks_before(family, folder, chosen),
     )
+
+
+def _blocks_before(family: ModelFamily, folder: Path, chosen: Sequence[str]) -> int:
+    first = min(family.place_of(name)[:2] for name in chosen)
+    blocks = (family.place_of(f"{name}.")[:2] for name in family.block_names(folder))
+    return sum(block < first for block in blocks)
 
 
 def _module_shapes(
@@ -164,15 +179,17 @@ def step_shape(
             copies = number + 1  # the codes, unpacked
         elif model.qtype == "fp8_scaled":
             copies = number + FLOAT
+    # a compiled block keeps what it needs for the gradient of its inputs
+    blocks = facts.blocks - (0 if compiled else trained.first_block)
     casts = (
         0
         if bytes_each == number or num_shards(train) > 1
-        else trained.weights * number // facts.blocks
+        else trained.weights * number // blocks
     )
     return StepShape(
         tokens=tokens,
         width=facts.width,
-        blocks=facts.blocks,
+        blocks=blocks,
         number_bytes=number,
         kind=section.network.type,
         units=facts.activation_units.get(section.network.type),

@@ -19,6 +19,7 @@ from jobs.dry_run import plan_job
 from tests.running import run_job
 from tests.unlike_family import write_unlike_model
 from toolkit.config import load_job
+from toolkit.config.sections.model_files import family_named
 from toolkit.contracts.data import EMBEDS, PromptEmbeds, Size
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network_kinds import KINDS
@@ -66,7 +67,7 @@ def folder(arch: str, written: Callable[[str], Path]) -> Path:
 
 @pytest.fixture
 def family(arch: str, folder: Path) -> ModelFamily:
-    return FAMILIES.load(arch).of_folder(folder)
+    return family_named(arch).of_folder(folder)
 
 
 def opened(family: ModelFamily, folder: Path) -> DiffusionModel:

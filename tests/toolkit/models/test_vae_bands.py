@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.live_bytes import LiveBytes
 from tests.measured import at_least, at_most
 from toolkit.models import vae_bands
-from toolkit.models.folder_family import FolderFamily
+from toolkit.models.qwen_family import QwenFamily
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.loading import expect_one_frame
 from toolkit.models.qwen_image21.family import FAMILY as FAMILY_21
@@ -124,7 +124,7 @@ SIDE = 512
     [(FAMILY, AutoencoderKLQwenImage), (FAMILY_21, AutoencoderKLQwenImage21)],
     ids=["qwen", "qwen 21"],
 )
-def test_the_memory_is_planned_and_a_fraction(family: FolderFamily, cls: Any) -> None:
+def test_the_memory_is_planned_and_a_fraction(family: QwenFamily, cls: Any) -> None:
     """With the widths of the published models."""
     facts = family.footprint(Path("not here"))
     with FakeTensorMode():

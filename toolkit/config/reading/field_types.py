@@ -68,10 +68,12 @@ class OneOf:
         spellings: Mapping[str, str] | None = None,
         instead: Mapping[str, str] | None = None,
         or_bool: bool = False,
+        more: Callable[[], Iterable[str]] = tuple,
     ) -> None:
-        """spellings: other spelling -> name. instead: as of `reader_of`. or_bool: true
-        and false are values too."""
+        """spellings: other spelling -> name. instead, more: as of `reader_of`. or_bool:
+        true and false are values too."""
         self.names = names
+        self.more = more
         self.spellings = spellings or {}
         self.instead = instead or {}
         self.or_bool = or_bool
@@ -81,7 +83,7 @@ class OneOf:
     ) -> CoreSchema:
         self.names = self.names or get_args(source)
         also = " or true or false" if self.or_bool else ""
-        read_name = reader_of(self.names, self.spellings, also, self.instead)
+        read_name = reader_of(self.names, self.spellings, also, self.instead, self.more)
 
         def read(value: Any) -> Any:
             folded = str(value).strip().lower()
@@ -93,7 +95,7 @@ class OneOf:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        names = [*self.names, *self.spellings]
+        names = [*self.names, *self.more(), *self.spellings]
         return (
             {"enum": [True, False, *names]}
             if self.or_bool
@@ -106,11 +108,13 @@ def reader_of(
     spellings: Mapping[str, str],
     also: str = "",
     instead: Mapping[str, str] | None = None,
+    more: Callable[[], Iterable[str]] = tuple,
 ) -> Callable[[Any], str]:
     """From a value to the name that is meant; raises what a validator raises.
 
     also: what else may be written. instead: beginning of another program's value ->
-    what to do here.
+    what to do here. more: the names that extensions add, asked for where a name is none
+    of the others.
     """
 
     def read(value: Any) -> str:
@@ -121,6 +125,9 @@ def reader_of(
             return folded
         if folded in spellings:
             return spellings[folded]
+        every = [*names, *more()]
+        if folded in every:
+            return folded
         for beginning, remedy in (instead or {}).items():
             if folded.startswith(beginning):
                 shown = folded if isinstance(value, bool) else repr(value)
@@ -129,9 +136,9 @@ def reader_of(
             raise value_error(f"is not a name. Use {_listed(names)}{also}.")
         # Nearer than elsewhere: the names of other programs' choices are not to be
         # taken for typing errors.
-        near = get_close_matches(folded, [*names, *spellings], n=1, cutoff=0.75)
+        near = get_close_matches(folded, [*every, *spellings], n=1, cutoff=0.75)
         hint = f"Did you mean {near[0]!r}? " if near else ""
-        raise value_error(f"{value!r} is unknown. {hint}Use {_listed(names)}{also}.")
+        raise value_error(f"{value!r} is unknown. {hint}Use {_listed(every)}{also}.")
 
     return read
 

@@ -15,6 +15,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
@@ -40,6 +41,7 @@ from toolkit.config.reading.findings import (
 from toolkit.config.reading.located import ConfigNode, Diagnostics
 from toolkit.contracts.network_kinds import ALGORITHMS, KINDS, NetworkKind
 from toolkit.errors import UserError, install_command
+from toolkit.extension import added
 
 NOT_TRAINED = {
     "tlora": "Its ranks depend on the noise level, which no file says, and its file needs weights that it leaves out.",
@@ -122,10 +124,8 @@ Patterns = Annotated[
 
 if TYPE_CHECKING:  # mypy does not accept a computed Literal
     Algo: TypeAlias = str
-    Kind: TypeAlias = str
 else:
     Algo = Literal[tuple(ALGORITHMS)]
-    Kind = Literal[tuple(KINDS)]
 
 
 class NetworkKwargs(StrictModel):
@@ -171,7 +171,7 @@ class NetworkConfig(StrictModel):
     """
 
     type: Annotated[
-        Kind,
+        str,
         OneOf(
             *KINDS,
             spellings={"lycoris": "lora", "fullrank": "full"},
@@ -179,6 +179,7 @@ class NetworkConfig(StrictModel):
                 ("lora+", "loraplus", "lora_plus", "lora-plus"),
                 "Write 'type: lora', and 'loraplus_lr_ratio: 16' below it.",
             ),
+            more=partial(added, "network"),
         ),
     ] = "lora"
     """Kind of adapter; `lycoris`: the one that `network_kwargs.algo` names. LoRA files

@@ -183,12 +183,6 @@ class QwenImage21Model(QwenModel):
         )
         return velocity_BCHW
 
-    def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
-        """The guided prediction, without restoring lengths.
-
-        Source: diffusers, pipeline_qwenimage21.py, `__call__`."""
-        return uncond_BCHW + scale * (cond_BCHW - uncond_BCHW)
-
 
 def pack(latents_BCHW: Tensor) -> Tensor:
     """[B, C, H, W] to tokens [B, H W, C].
