@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import csv
 import re
+from ast import literal_eval
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -176,16 +178,27 @@ def are_images(column: str, rows: Sequence[Mapping[Any, Any]]) -> bool:
     return bool(values) and suffixes <= IMAGE_SUFFIXES
 
 
+NO_TEXT = "."
+"""In the place of a value that is not text. It is not the name of a file."""
+
+
 def texts_in(value: Any) -> Iterator[str]:
-    """The texts of a value, one or a list, without empty ones. Any other value yields
-    `.`, which is not the name of a file."""
+    """The texts of a value, one or a list, without empty ones. A list may be written in
+    a cell, as JSON or Python has it. Any other value yields NO_TEXT.
+
+    >>> [*texts_in('["a.png", "b.png"]')]
+    ['a.png', 'b.png']
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError, SyntaxError):
+            value = literal_eval(value.strip())
     values = value if isinstance(value, list) else [value]
     for text in values:
         if isinstance(text, str):
             if text.strip():
                 yield text.strip()
         elif text is not None:
-            yield "."
+            yield NO_TEXT
 
 
 def first_of(row: Mapping[Any, Any], columns: Iterable[str]) -> str | None:

@@ -31,6 +31,7 @@ from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
 from toolkit.data.scan.captions import LIST, CaptionError, half_in, listed, read_text
 from toolkit.data.scan.columns import (
+    NO_TEXT,
     Columns,
     Unfit,
     are_images,
@@ -290,10 +291,8 @@ def _row_of(
 
     def paths(keys: Iterable[str]) -> tuple[str, ...]:
         """The paths in these columns, each with one or a list."""
-        values = [row.get(key) for key in keys]
-        lists = [value if isinstance(value, list) else [value] for value in values]
-        texts = [text for text in chain.from_iterable(lists) if isinstance(text, str)]
-        return tuple(moved_path(text.strip(), moved) for text in texts if text.strip())
+        texts = chain.from_iterable(texts_in(row.get(key)) for key in keys)
+        return tuple(moved_path(text, moved) for text in texts if text != NO_TEXT)
 
     return TableRow(
         _caption(row, columns),
@@ -371,8 +370,12 @@ def _tab_separated(text: str, given: ColumnsConfig) -> Lines:
         if "\t" not in line:
             line = _NAMED.sub(r"\1\t", line)
         written, tab, text_of = line.partition("\t")
-        if tab and written.strip():
-            yield number, {_NAME: written.strip(), _CAPTION: text_of.strip()}
+        text_of, more, third = text_of.strip().partition("\t")
+        if more:
+            what = f"has a third column, {third[:_SHOWN]!r}. A caption has no tab"
+            yield number, f"{what}: write a space, or a header that names each column"
+        elif tab and written.strip():
+            yield number, {_NAME: written.strip(), _CAPTION: text_of}
         elif line.strip():
             what = "no name before the tab" if tab else "no tab"
             yield (

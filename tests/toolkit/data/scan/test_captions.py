@@ -182,12 +182,12 @@ def test_captions_that_cannot_be_used_are_all_named_and_the_others_read(
 def test_a_table_of_captions(tmp_path: Path) -> None:
     path = tmp_path / "captions.tsv"
     path.write_bytes(
-        "\ufeffa.jpg\t a cat\twith a tab \r\n\r\n \n40_x/ä b.png\tgrün\u2028e\nc.png\t\n./d.png\td".encode()
+        "\ufeffa.jpg\t a cat\t \r\n\r\n \n40_x/ä b.png\tgrün\u2028e\nc.png\t\n./d.png\td".encode()
     )
     table = read_table(str(path))
     captions = {name: row.caption for name, row in table.rows.items()}
     expected = {
-        "a.jpg": "a cat\twith a tab",
+        "a.jpg": "a cat",
         "40_x/ä b.png": "grün\u2028e",
         "c.png": "",
         "d.png": "d",
@@ -195,6 +195,24 @@ def test_a_table_of_captions(tmp_path: Path) -> None:
     assert (captions, table.mistakes) == (expected, [])
     path.write_text("a\u0308.png\tfrom macOS", encoding="utf-8")
     assert read_table(str(path)).rows == {"ä.png": TableRow("from macOS")}
+
+
+def test_a_third_column_is_no_part_of_the_caption(tmp_path: Path) -> None:
+    """The table is read once the line has what the message says."""
+    path = tmp_path / "captions.tsv"
+    path.write_text("a.jpg\ta cat\t0.9\tx\nb.jpg\ta dog\n")
+    (refused,) = read_table(str(path)).mistakes
+    assert refused.place == f"{path}:1"
+    assert refused.message == (
+        "has a third column, '0.9\\tx'. A caption has no tab: write a space, or a header that names each column"
+    )
+    for mended in (
+        "a.jpg\ta cat 0.9 x\nb.jpg\ta dog\n",
+        "file_name\tcaption\tscore\tnote\na.jpg\ta cat\t0.9\tx\nb.jpg\ta dog\n",
+    ):
+        path.write_text(mended)
+        table = read_table(str(path))
+        assert not table.mistakes and table.rows["a.jpg"].caption.startswith("a cat")
 
 
 def test_all_lines_of_a_table_that_cannot_be_used_are_named(tmp_path: Path) -> None:

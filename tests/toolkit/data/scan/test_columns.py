@@ -1,6 +1,8 @@
 """What the columns of a table are, by their names, their values and the job."""
 
+import csv
 import json
+from ast import literal_eval
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,25 @@ def test_edit_tables_are_read_by_the_names_that_their_makers_give(
         (f"{n}.png", f"make it red {n}", (f"{data}/in/{n}.png",)) for n in range(2)
     ]
     assert not [note for note in scan.notes if "columns" in note]
+
+
+@pytest.mark.parametrize(
+    "cell", ['["in/#.png", "out/#.png"]', "['in/#.png', 'out/#.png']", ' ["in/#.png"] ']
+)
+def test_a_list_of_control_images_in_a_cell_is_a_list(
+    data: Path, dataset, cell: str
+) -> None:
+    """As JSON has it, and as Python prints it."""
+    rows = [("out/#.png", "red", cell)]
+    with (data / "t.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "text", "control"])
+        writer.writerows([part.replace("#", "0") for part in row] for row in rows)
+    (sample,) = scan_datasets(
+        [dataset("", captions_file=str(data / "t.csv"))], None
+    ).samples
+    names = literal_eval(cell.strip().replace("#", "0"))
+    assert sample.control_images == tuple(f"{data}/{name}" for name in names)
 
 
 UNUSED = {
