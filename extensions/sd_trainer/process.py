@@ -193,7 +193,7 @@ class SdTrainerProcess(ImageTrainer):
             dtype,
             weights,
             sharing,
-            section.training_folder,
+            str(self.training_folder),
             decoder=section.decoder(),
             keep=True,
             maps=section.maps_kept()

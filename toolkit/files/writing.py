@@ -56,6 +56,18 @@ def python_path() -> str:
     )
 
 
+def short(path: Path) -> str:
+    """A path as text, relative to the working directory if it is in it.
+
+    >>> short(Path.cwd() / "output" / "cat")
+    'output/cat'
+    """
+    with suppress(OSError):  # the working directory is gone
+        if path.is_relative_to(Path.cwd()):
+            path = path.relative_to(Path.cwd())
+    return str(path)
+
+
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json", ".jsonc")
 
 

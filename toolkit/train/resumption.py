@@ -46,7 +46,7 @@ from toolkit.files.run_files import (
     step_in,
     step_stem,
 )
-from toolkit.files.writing import read_regular, unused_path, write_json
+from toolkit.files.writing import read_regular, short, unused_path, write_json
 from toolkit.models.vae_files import VAE_ENCODER
 from toolkit.train.checkpoint_store import (
     checkpoint_dir,
@@ -124,7 +124,7 @@ def archive_run(folder: Path) -> None:
         return
     target = unused_path(folder.parent, f"{folder.name}.old-")
     _move(entries, target)
-    logger.info(f"moved the old run to {target}")
+    logger.info(f"moved the old run to {short(target)}")
 
 
 def begins_again(folder: Path, lora: bool) -> str:
@@ -188,7 +188,7 @@ def archive_later_files(folder: Path, name: str, step: int | None) -> None:
         _move(moved, target)
         what = f"of steps after {step}" if step >= 0 else "of an earlier run"
         plural = "" if len(moved) == 1 else "s"
-        logger.info(f"moved {len(moved)} file{plural} {what} to {target}")
+        logger.info(f"moved {len(moved)} file{plural} {what} to {short(target)}")
 
 
 def keep_end(folder: Path, name: str) -> None:
@@ -200,7 +200,7 @@ def keep_end(folder: Path, name: str) -> None:
         if not kept.exists():
             path.rename(kept)
             logger.info(
-                f"{path}: the end of step {step_in(path)} is kept as {kept.name}"
+                f"{short(path)}: the end of step {step_in(path)} is kept as {kept.name}"
             )
 
 
@@ -293,7 +293,7 @@ def plan_start(
                 if document.get(key):
                     document[key] = dict(document[key])
         _refuse_changes(
-            checkpoint or folder,
+            short(checkpoint or folder),
             changes,
             section,
             allow_change,
@@ -559,14 +559,14 @@ class ResumePlan:
                 load_state(self.state, run, fresh_optimizer=self.new_optimizer)
         if run.process_group.is_main_process:
             if self.state is None and (said := begins_again(run.folder, lora=False)):
-                logger.warning(f"{run.folder}: {said}")
+                logger.warning(f"{short(run.folder)}: {said}")
             archive_later_files(
                 run.folder, run.name, run.state.step if self.state else None
             )
             if run.state.step < run.steps:
                 keep_end(run.folder, run.name)
         if self.state is not None:
-            logger.info(f"resuming from {self.state}")
+            logger.info(f"resuming from {short(self.state)}")
             if self.new_dataset:
                 self._begin_next_epoch(self.state, run)
         if run.process_group.is_main_process:
@@ -711,7 +711,7 @@ _ELSE = "give the job another name, or add --restart to move the old run aside a
 
 
 def _refuse_changes(
-    state: Path,
+    state: str,
     changes: Iterable[ConfigChange],
     section: TrainerConfig,
     allow_change: bool,
@@ -756,7 +756,7 @@ def _lines(changes: Sequence[ConfigChange]) -> str:
     return "  ".join(f"{change}\n" for change in changes)
 
 
-def _why(changes: Sequence[ConfigChange], state: Path, section: TrainerConfig) -> str:
+def _why(changes: Sequence[ConfigChange], state: str, section: TrainerConfig) -> str:
     """Why these change the result, and what can be done."""
     if all(change.key in _LENGTH for change in changes):
         name = section.train.lr_scheduler

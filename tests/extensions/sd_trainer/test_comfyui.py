@@ -425,7 +425,7 @@ def test_a_run_writes_it_at_its_end_alone(
         )
     )
     folder = tmp_path / "output/maya"
-    assert calls == [Path("output/maya/maya.safetensors")]
+    assert calls == [folder / "maya.safetensors"]
     assert (
         is_own(folder / "maya_comfyui.json")
         and not (folder / "maya_comfyui_edit.json").exists()

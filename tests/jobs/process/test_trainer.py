@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from extensions.hooks.config import ALLOWED
+from extensions.hooks.notices import CommandCallback
 from jobs import ExtensionJob, JobOptions
 from jobs.dry_run import plan_job
 from jobs.process.trainer import Trainer
@@ -510,3 +512,19 @@ def test_records_that_are_nested_too_deeply_to_be_read_count_as_damaged(start) -
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(f"{deep}\n")
     assert len(losses(start())) == 6
+
+
+@pytest.mark.slow
+def test_a_callback_that_changes_the_working_directory_moves_nothing(
+    start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setenv(ALLOWED, "1")
+    monkeypatch.setattr(CommandCallback, "on_save", lambda *_: os.chdir(elsewhere))
+    monkeypatch.chdir(tmp_path)  # and back at the end
+    before = {path.name for path in start("plain").iterdir()}
+    folder = start("moved", callbacks=[{"type": "run", "command": "true"}])
+    assert [*elsewhere.iterdir()] == []
+    after = {path.name.replace("moved", "plain") for path in folder.iterdir()}
+    assert after == before

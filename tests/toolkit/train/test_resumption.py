@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.conftest import heard
 from tests.toolkit.train.states import make_run, save_state, take_steps
@@ -308,6 +309,20 @@ def test_between_two_epochs_nothing_of_the_new_dataset_is_left_out(
         epoch_cursor(1, 0),
         1,
     )
+
+
+@pytest.mark.parametrize(("steps", "goes_on"), [(3, False), (4, True)])
+def test_only_a_run_that_goes_on_keeps_its_end_under_another_name(
+    state: Path, scan, tmp_path: Path, steps: int, goes_on: bool
+) -> None:
+    """One that was killed as it ended writes the same file again."""
+    folder = tmp_path / "run"
+    info = {"training_info": json.dumps({"step": 3})}
+    save_file({"w": torch.ones(1)}, folder / "toy.safetensors", info)
+    run = replace(make_run(folder), name="toy", steps=steps)
+    judge(state, section(), scan(a="a", b="b"))[0].apply(run)
+    kept = {path.name for path in folder.glob("toy*")}
+    assert kept == {"toy_000000003.safetensors" if goes_on else "toy.safetensors"}
 
 
 @pytest.mark.parametrize("text", [None, "", "[", "[1]", '"x"', "\0"])

@@ -19,7 +19,7 @@ from PIL import Image
 from toolkit.data.pixels.images import over_white
 from toolkit.files import now
 from toolkit.files.run_files import LAYERS, SAMPLE_FILE, SAMPLES
-from toolkit.files.writing import atomic_write, os_error_as_run_error
+from toolkit.files.writing import atomic_write, os_error_as_run_error, short
 from toolkit.train.collectives import using_eval_weights
 from toolkit.train.run import Callback, Interval, Run
 from toolkit.train.sampling import SamplingInterrupted, write_layers
@@ -154,7 +154,7 @@ class SampleCallback(Callback):
         )
         plural = "" if len(files) == 1 else "s"
         logger.info(
-            f"generated {len(files)} sample image{plural} at step {step} in {run.folder / SAMPLES}"
+            f"generated {len(files)} sample image{plural} at step {step} in {short(run.folder / SAMPLES)}"
         )
 
     def _generate_set(self, run: Run, step: int, images: SampleSet) -> list[str]:
