@@ -29,16 +29,6 @@ class ZImageModel(DiffusersModel):
         velocity_BCHW = model.predict_velocity(x_t_BCHW, t_B, prompts, [()])
     """
 
-    @property
-    def hidden_size(self) -> int:
-        width: int = self.network_module.config.dim
-        return width
-
-    @property
-    def head_dim(self) -> int:
-        heads: int = self.network_module.config.n_heads
-        return self.hidden_size // heads
-
     def sampling_level(self, t_B: Tensor) -> Tensor:
         """Its pipeline does not round the level."""
         return t_B

@@ -56,6 +56,10 @@ VIDEO = "temperal_downsample"
 """Key in the config of a VAE of videos, whose images are videos of one frame."""
 
 
+HEADS = ("num_attention_heads", "num_heads", "n_heads")
+"""Keys of diffusers' classes for the attention heads of a block."""
+
+
 class DiffusersModel(FolderModel):
     """See `DiffusionModel` for the methods. A subclass defines `forward`, and what its
     pipeline does otherwise.
@@ -210,6 +214,17 @@ class DiffusersModel(FolderModel):
         return mean_C11, std_C11
 
     # ------------------------------------------------------------ the transformer
+
+    @cached_property
+    def hidden_size(self) -> int:  # type: ignore[override]
+        return self.family.footprint(self.options.folder).width
+
+    @property
+    def head_dim(self) -> int:
+        config = self.network_module.config
+        heads = next(config[key] for key in HEADS if config.get(key))
+        channels: int = config.get("attention_head_dim") or self.hidden_size // heads
+        return channels
 
     def sampling_level(self, t_B: Tensor) -> Tensor:
         """1000 t rounded to the compute dtype, and divided there.

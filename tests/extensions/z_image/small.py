@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import torch
 from diffusers import (
-    AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from transformers import AutoTokenizer, Qwen3Config, Qwen3Model
+from transformers import Qwen3Config, Qwen3Model
 
-from toolkit.models.tiny import make_tokenizer, save_tokenizer
+from tests.small_parts import roughen, small_vae, write_tokenizer
 from toolkit.system.seeding import global_generator
 
 CHAT = (
@@ -39,21 +36,9 @@ def write_z_image(folder: Path, shift: float = 6.0, blocks: int = BLOCKS) -> Pat
             axes_dims=[8, 12, 12],
             axes_lens=[512, 64, 64],
         )
-        for name, weight in transformer.named_parameters():
-            if "norm" in name or "pad_token" in name:  # ones and zeros hide mistakes
-                weight.data.normal_(1.0 if "norm" in name else 0.0, 0.2)
-        vae = AutoencoderKL(
-            down_block_types=["DownEncoderBlock2D"] * 4,
-            up_block_types=["UpDecoderBlock2D"] * 4,
-            block_out_channels=[16] * 4,
-            latent_channels=16,
-            norm_num_groups=4,
-            scaling_factor=0.3611,
-            shift_factor=0.1159,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
-        tokenizer = write_tokenizer(folder / "tokenizer")
+        roughen(transformer)
+        vae = small_vae()
+        tokenizer = write_tokenizer(folder / "tokenizer", CHAT)
         text_encoder = Qwen3Model(
             Qwen3Config(
                 vocab_size=len(tokenizer),
@@ -70,18 +55,3 @@ def write_z_image(folder: Path, shift: float = 6.0, blocks: int = BLOCKS) -> Pat
         scheduler, vae, text_encoder, tokenizer, transformer
     ).save_pretrained(folder)
     return folder
-
-
-def write_tokenizer(folder: Path) -> AutoTokenizer:
-    """A tokenizer of some words with the template of Qwen3."""
-    save_tokenizer(make_tokenizer("user assistant"), folder)
-    file = folder / "tokenizer_config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps({**config, "chat_template": CHAT}), encoding="utf-8")
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def load_pipeline(folder: Path) -> ZImagePipeline:
-    pipeline = ZImagePipeline.from_pretrained(folder, torch_dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline

@@ -178,12 +178,10 @@ def test_a_name_is_a_model_or_one_line_says_what_it_is(
 def test_what_is_not_here_is_known_by_its_published_name() -> None:
     families = {
         "Qwen/Qwen-Image-2.0": "Qwen-Image-2.0",
-        "krea/Krea-2-Raw": "Krea",
         "Qwen/Qwen3-VL-8B-Instruct": "a language model",
         "black-forest-labs/FLUX.1-dev": "FLUX",
         "stabilityai/stable-diffusion-xl-base-1.0": "Stable Diffusion XL",
         "stabilityai/stable-diffusion-3.5-large": "Stable Diffusion",
-        "Tongyi-MAI/Z-Image-Turbo": "Z-Image",
         "Wan-AI/Wan2.2-T2V-A14B-Diffusers": "Wan",
     }
     for name, family in families.items():
