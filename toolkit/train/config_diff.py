@@ -11,6 +11,7 @@ run.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,8 @@ class ConfigChange:
     kind: ChangeKind
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.old!r} -> {self.new!r}"
+        new = "no such key" if _place(self.key) in LEFT else repr(self.new)
+        return f"{self.key}: {self.old!r} -> {new}"
 
 
 REVISION = 3
@@ -43,9 +45,28 @@ REVISION = 3
 Other states are refused."""
 
 
-REMOVED = ("train.ema_config.power_averages", "model.int8_matmul")
-"""Keys that are recorded and are gone: without them the same is computed, or their
-section warns of a value that asked for something else."""
+ANY: Any = object()
+
+LEFT: Mapping[str, Any] = {
+    "model.int8_matmul": ANY,
+    "train.ema_config.power_averages": ANY,
+    "train.lr_groups": [],
+    "train.memory_account": ANY,
+    "train.noise_levels_per_sample": 1,
+}
+"""Keys that are recorded and are gone -> the value without which nothing changes; ANY
+where nothing depends on it, or their section warns of it."""
+
+
+def _has_left(key: str, value: Any) -> bool:
+    """Whether a recorded key is gone, and the same is computed without it."""
+    place = _place(key)
+    return place in LEFT and LEFT[place] in (ANY, value)
+
+
+def _place(key: str) -> str:
+    """A key without the numbers of entries: `datasets[].flip_x`."""
+    return re.sub(r"\[\d+\]", "[]", key)
 
 
 def diff_configs(
@@ -62,7 +83,7 @@ def diff_configs(
     """
     before = dict(flatten_config(old))
     after = dict(flatten_config(new))
-    before = {key: value for key, value in before.items() if key not in REMOVED}
+    before = {key: old for key, old in before.items() if not _has_left(key, old)}
     if given is not None:
         known = before.keys() | dict(flatten_config(given)).keys()
         after = {key: value for key, value in after.items() if key in known}

@@ -11,7 +11,7 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from toolkit.config import load_job
 from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.extension import discover
-from toolkit.train.config_diff import ConfigChange
+from toolkit.train.config_diff import ANY, LEFT, ConfigChange
 from toolkit.train.config_diff import diff_configs as changes_of
 
 KINDS = {
@@ -141,14 +141,19 @@ def test_every_key_of_a_job_is_seen_when_it_changes_and_harmless_only_when_meant
     assert {key for key in keys if key.startswith(parts)} <= harmless
 
 
-@pytest.mark.parametrize(
-    "key", ["train.ema_config.power_averages", "model.int8_matmul"]
-)
-@pytest.mark.parametrize("value", [False, True, "auto"])
-def test_a_key_that_was_removed_is_no_change(
-    section: dict, key: str, value: bool | str
+@pytest.mark.parametrize("key", sorted(LEFT))
+def test_a_key_that_was_removed_is_no_change_at_its_default(
+    section: dict, key: str
 ) -> None:
+    key = key.replace("[]", "[0]")
+    default = LEFT[key.replace("[0]", "[]")]
+    other = "other"
+    value = other if default is ANY else default
     assert diff_configs(replaced(section, key, value), section) == []
+    changes = diff_configs(replaced(section, key, other), section)
+    named = [(str(change), change.kind) for change in changes]
+    left = (f"{key}: 'other' -> no such key", "changes the result")
+    assert named == ([] if default is ANY else [left])
 
 
 def test_equal_jobs_have_no_change_and_order_of_keys_is_none(section: dict) -> None:
