@@ -550,11 +550,6 @@ JOBS = [
             f"{DEVICE}\ntraining_seed: random",
         ),
         (
-            f"{DEVICE}\nfirst_sample: {{prompts: empty.txt}}",
-            "holds no prompt. Write one per line; '#' begins a line that is left out.",
-            f"{DEVICE}\nfirst_sample: {{prompts: [zibo]}}",
-        ),
-        (
             f"{DEVICE}\nresume: yes",
             "Write 'auto', 'never', a step number or",
             f"{DEVICE}\nresume: auto",
@@ -1021,17 +1016,9 @@ WAYS = [
         },
     ),
     Way(
-        {
-            DEVICE: f"{DEVICE}\nfirst_sample: {{width: 64}}",
-            "prompts:": "",
-            "- zibo in a room": "",
-        },
-        "has no prompts, and inherits none from 'sample'. Set 'prompts' or 'samples'.",
-        {
-            DEVICE: f"{DEVICE}\nfirst_sample: {{width: 64, prompts: [a cat]}}",
-            "prompts:": "",
-            "- zibo in a room": "",
-        },
+        {"prompts:": "prompts: empty.txt", "- zibo in a room": ""},
+        "holds no prompt. Write one per line; '#' begins a line that is left out.",
+        {},
     ),
     Way(
         PRESERVED | NO_WORD,

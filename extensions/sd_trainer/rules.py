@@ -639,12 +639,11 @@ def _layers(s: DiffusionSection) -> Findings:
 
 
 def _sample_entries(s: DiffusionSection) -> Iterator[tuple[str, SampleEntry]]:
-    """`sample` and `first_sample`, each before its own samples, by their keys."""
-    for name, section in (("sample", s.sample), ("first_sample", s.first_sample)):
-        if section:
-            yield name, section
-            for index, item in enumerate(section.samples):
-                yield f"{name}.samples.{index}", item
+    """`sample`, then its samples, by their keys."""
+    if s.sample:
+        yield "sample", s.sample
+        for index, item in enumerate(s.sample.samples):
+            yield f"sample.samples.{index}", item
 
 
 def _without_layers(s: DiffusionSection, title: str) -> Findings:
@@ -723,7 +722,6 @@ def _first_samples(s: DiffusionSection) -> Findings:
     nothing."""
     train = s.train
     sample = s.sample
-    first = s.first_sample
     wants_one = (
         "skip_first_sample" in train.model_fields_set and not train.skip_first_sample
     )
@@ -732,7 +730,6 @@ def _first_samples(s: DiffusionSection) -> Findings:
         for key, words, is_asked in (
             ("sample.sample_at_first", "sample_at_first: true", sample and sample.sample_at_first),
             ("train.force_first_sample", "force_first_sample: true", train.force_first_sample),
-            ("first_sample", "first_sample", first),
             ("train.skip_first_sample", "skip_first_sample: false", wants_one),
         )
         if is_asked
@@ -746,31 +743,6 @@ def _first_samples(s: DiffusionSection) -> Findings:
         key, words = asked[0]
         yield error(
             key, f"'{words}' and '{denied}' contradict each other. Remove one of them."
-        )
-    if first and not first.samples:
-        yield error(
-            "first_sample",
-            "has no prompts, and inherits none from 'sample'. Set 'prompts' or 'samples'.",
-        )
-    for key in (
-        "sample_every",
-        "sample_every_n_epochs",
-        "sample_start_step",
-        "sample_at_first",
-    ):
-        if (
-            first
-            and key in first.model_fields_set
-            and not (key == "sample_every" and first.interval()[1])
-        ):
-            yield warning(
-                f"first_sample.{key}",
-                "has no effect: these images are generated once, before step 1.",
-            )
-    if first and first.also:
-        yield error(
-            "first_sample.also",
-            "belongs in 'sample': its images are compared over the steps. Move it.",
         )
     if train.force_first_sample and not sample:
         yield warning(
@@ -788,7 +760,7 @@ def _samples(s: DiffusionSection) -> Findings:
                 key, "has no prompts: no images are generated. Give 'prompts'."
             )
         if isinstance(entry, SampleConfig) and entry.vae_path:
-            yield from _decoder(s, key, entry.vae_path)
+            yield from _decoder(s, entry.vae_path)
         if not family:
             continue
         for side in ("width", "height"):
@@ -804,19 +776,13 @@ def _samples(s: DiffusionSection) -> Findings:
                 )
 
 
-def _decoder(s: DiffusionSection, name: str, path: str) -> Findings:
-    """A VAE for samples where there are none, a second one for the first samples, a
-    file that is not of this model."""
-    key = f"{name}.vae_path"
+def _decoder(s: DiffusionSection, path: str) -> Findings:
+    """A VAE for samples where there are none, a file that is not of this model."""
+    key = "sample.vae_path"
     if s.train.disable_sampling or not s.sample_pictures():
         yield error(
             key,
             "there are no samples that it could decode. Remove it, or give prompts.",
-        )
-    elif Path(path).expanduser() != s.decoder():
-        yield error(
-            key,
-            "is another one than that of 'sample', which decodes these images too. Remove it.",
         )
     model = s.model.model_copy(
         update={"transformer_path": None, "text_encoder_path": None, "vae_path": path}

@@ -166,8 +166,7 @@ class ImageTrainer(Trainer):
         return {}
 
     def pictures(self) -> Sequence[SamplePicture]:
-        """The sample images to generate: the items of `sample`, then of
-        `first_sample`."""
+        """The sample images to generate."""
         pictures: Sequence[SamplePicture] = self.section.sample_pictures()
         return pictures
 

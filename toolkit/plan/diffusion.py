@@ -116,21 +116,16 @@ class SdPlanner(Planner[DiffusionSection]):
         data = ImageData(
             *scan_and_split_result, open_stream(section, self.family.size_multiple)
         )
-        mistakes = [*self._sample_mistakes("sample", section.sample)]
-        mistakes += self._sample_mistakes("first_sample", section.first_sample)
+        mistakes = [*self._sample_mistakes()]
         if mistakes:
             raise DataErrors(mistakes)
         return data
 
-    def _sample_mistakes(
-        self, key: str, sample: SampleConfig | None
-    ) -> Iterator[Diagnostic]:
+    def _sample_mistakes(self) -> Iterator[Diagnostic]:
         """Samples with unusable or too many control images, too large images, or too
         long prompts, where that can be checked without torch."""
-        if sample is None:
-            return
-        for index, picture in enumerate(sample.sample_items()):
-            place = f"{key}.samples[{index}]"
+        for index, picture in enumerate(self.section.sample_pictures()):
+            place = f"sample.samples[{index}]"
             try:
                 references = sample_inputs(place, picture, self.family)
             except DataErrors as error:

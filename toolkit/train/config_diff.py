@@ -48,6 +48,7 @@ Other states are refused."""
 ANY: Any = object()
 
 LEFT: Mapping[str, Any] = {
+    "first_sample": ANY,
     "model.int8_matmul": ANY,
     "train.ema_config.power_averages": ANY,
     "train.lr_groups": [],
@@ -61,7 +62,8 @@ where nothing depends on it, or their section warns of it."""
 def _has_left(key: str, value: Any) -> bool:
     """Whether a recorded key is gone, and the same is computed without it."""
     place = _place(key)
-    return place in LEFT and LEFT[place] in (ANY, value)
+    names = (place, place.partition(".")[0])
+    return any(LEFT[name] in (ANY, value) for name in names if name in LEFT)
 
 
 def _place(key: str) -> str:

@@ -86,10 +86,10 @@ ROWS: list[tuple[str, ...]] = [
         "W model.name_or_path: Qwen-Image-2.1-Turbo is distilled for 8 steps, and training undoes that. Train on Qwen/",
     ),
     (
-        f"{TURBO}, train: {{assistant: lora.safetensors}}, sample: {{sample_steps: 8, guidance_scale: 1, {ONE}}}, "
-        "first_sample: {samples: [{prompt: a, sample_steps: 12, guidance_scale: 4}]}",
-        "W first_sample.samples.0.sample_steps: 12: Qwen-Image-2.1-Turbo is distilled for its 8 noise levels, which",
-        "W first_sample.samples.0.guidance_scale: 4: Qwen-Image-2.1-Turbo is distilled for 1; with more, images wash",
+        f"{TURBO}, train: {{assistant: lora.safetensors}}, sample: {{sample_steps: 8, guidance_scale: 1, "
+        "samples: [{prompt: a, sample_steps: 12, guidance_scale: 4}]}",
+        "W sample.samples.0.sample_steps: 12: Qwen-Image-2.1-Turbo is distilled for its 8 noise levels, which",
+        "W sample.samples.0.guidance_scale: 4: Qwen-Image-2.1-Turbo is distilled for 1; with more, images wash",
     ),
     (f"{BASE_OF_TURBO}}}, sample: {{also: [{{{AS_TURBO}}}], {ONE}}}",),
     (
@@ -135,10 +135,8 @@ ROWS: list[tuple[str, ...]] = [
         "E sample.vae_path: lora.safetensors: has no decoder.conv_in.",
     ),
     (
-        f"sample: {{vae_path: none.safetensors, {ONE}}}, first_sample: {{vae_path: lora.safetensors, {ONE}}}",
+        f"sample: {{vae_path: none.safetensors, {ONE}}}",
         "E sample.vae_path: none.safetensors does not exist",
-        "E first_sample.vae_path: is another one than that of 'sample', which decodes these images too. Remove it.",
-        "E first_sample.vae_path: lora.safetensors: has no decoder.conv_in.",
     ),
     ("model: {arch: qwen_image}", f"E model.arch: 'qwen_image', but {PUBLISHED} is 'qwen_image_edit_plus'. Leave"),
     # ---------------------------------------- the model itself, or an adapter
@@ -266,16 +264,12 @@ ROWS: list[tuple[str, ...]] = [
     *((f"datasets: [{{folder_path: photos, resolution: {sizes}}}]",)
       for sizes in ("512", "[512]", "[512, 768, 1024]", "[{width: 960, height: 544}]")),
     # ---------------------------------------- samples
-    (f"first_sample: {{{ONE}, sample_every: 5}}", "W first_sample.sample_every: has no effect: these images are gene"),
-    (f"first_sample: {{{ONE}, sample_every: 5, sample_every_n_epochs: 2}}", "W first_sample.sample_every: has no eff",
-     "W first_sample.sample_every_n_epochs: has no effect"),
-    ("first_sample: {width: 64}", "E first_sample: has no prompts, and inherits none"),
-    ("first_sample: {samples: [{prompt: a, ctrl_img: no.png}]}", "E first_sample.samples.0.ctrl_img.0: 'no.png' does"),
+    ("sample: {samples: [{prompt: a, ctrl_img: no.png}]}", "E sample.samples.0.ctrl_img.0: 'no.png' does"),
     ("train: {force_first_sample: true}", "W train.force_first_sample: has no effect without a 'sample' section."),
     (f"sample: {{{ONE}, sample_at_first: true}}, train: {{skip_first_sample: true}}",
      "E sample.sample_at_first: 'sample_at_first: true' and 'skip_first_sample: true' contradict each other. Remove"),
-    (f"sample: {{{ONE}, sample_at_first: false}}, first_sample: {{{ONE}}}",
-     "E first_sample: 'first_sample' and 'sample_at_first: false' contradict each other."),
+    (f"sample: {{{ONE}, sample_at_first: false}}, train: {{force_first_sample: true}}",
+     "E train.force_first_sample: 'force_first_sample: true' and 'sample_at_first: false' contradict each other."),
     (f"sample: {{{ONE}}}, train: {{skip_first_sample: true, force_first_sample: true}}", "E train.force_first_sample"),
     (f"sample: {{{ONE}, sample_at_first: false}}, train: {{skip_first_sample: false}}", "E train.skip_first_sample: "),
     (f"sample: {{{ONE}}}, train: {{force_first_sample: true, disable_sampling: true}}", "E train.force_first_sample"),
@@ -391,7 +385,6 @@ def test_each_key_says_by_itself_whether_a_first_set_is_generated() -> None:
         (f"sample: {{{ONE}, sample_at_first: false}}", False),
         (f"sample: {{{ONE}}}, train: {{skip_first_sample: true}}", False),
         (f"sample: {{{ONE}}}, train: {{force_first_sample: true}}", True),
-        (f"sample: {{{ONE}}}, first_sample: {{{ONE}}}", True),
         (
             f"sample: {{{ONE}, sample_at_first: false}}, train: {{skip_first_sample: true}}",
             False,

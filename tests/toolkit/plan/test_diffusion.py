@@ -179,10 +179,7 @@ def test_references_of_samples_are_opened_before_anything_expensive(
     ]
     samples.append({"prompt": "x", "ctrl_img": str(narrow)})
     with pytest.raises(DataErrors) as caught:
-        plan(
-            sample={"samples": samples},
-            first_sample={"samples": [{"prompt": "y", "ctrl_img": str(damaged)}]},
-        )
+        plan(sample={"samples": [*samples, {"prompt": "y", "ctrl_img": str(damaged)}]})
     first, thin, second = map(str, caught.value.errors)
     assert thin.startswith(
         f"sample.samples[2].ctrl_img: {narrow}: is 5 x 2000: as a control image at most 200 times"
@@ -190,9 +187,7 @@ def test_references_of_samples_are_opened_before_anything_expensive(
     assert first.startswith(
         f"sample.samples[0].ctrl_img: {text}: is not a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF image"
     )
-    assert second.startswith(
-        f"first_sample.samples[0].ctrl_img: {damaged}: cannot be read"
-    )
+    assert second.startswith(f"sample.samples[3].ctrl_img: {damaged}: cannot be read")
     assert caught.value.exit_code == 2
     assert plan(sample={"samples": samples[1:2]}).optimizer_steps > 0
 

@@ -156,8 +156,7 @@ def test_no_sample_is_counted_that_is_not_drawn() -> None:
     assert (
         work_of(train=FULL | {"skip_first_sample": True}, **sampled()).pictures == 2 * 4
     )
-    first = {"first_sample": {"samples": [{"prompt": "a bird"}]}}
-    assert work_of(train=FULL, **sampled(), **first).pictures == 2 * 4 + 1
+    assert work_of(train=FULL, **sampled()).pictures == 2 * 5
 
 
 def test_each_way_of_deployment_is_drawn_too() -> None:

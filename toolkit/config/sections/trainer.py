@@ -352,14 +352,9 @@ class TrainingSection(ProcessConfig):
     def with_seed(self, drawn: int) -> Self:
         """The section with the seed of a run in the place of the random ones of its
         samples."""
-        parts = {key: getattr(self, key, None) for key in ("sample", "first_sample")}
-        samples = {
-            key: part.with_seed(drawn)
-            for key, part in parts.items()
-            if isinstance(part, SampleConfig)
-        }
-        changed = {key: part for key, part in samples.items() if part is not parts[key]}
-        return self.model_copy(update=changed)
+        if not isinstance(self.sample, SampleConfig):
+            return self
+        return self.model_copy(update={"sample": self.sample.with_seed(drawn)})
 
     def draws_first(self) -> bool:
         """Whether samples are generated before step 1. Both `train.skip_first_sample`
@@ -560,12 +555,6 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
     sample: SampleConfig | None = None
     """Images generated during training; none without this section."""
 
-    first_sample: SampleConfig | None = None
-    """Images generated before step 1, in the place of the images of `sample`: a section
-    with the same keys, which inherits nothing from it."""
-
-    on_resume: ClassVar = {"first_sample": "harmless"}
-
     def recorded_settings(self) -> dict[str, Any]:
         """As the base class, with the SHA-256 of each file that is active with the
         network. Raises OSError where such a file cannot be read."""
@@ -616,28 +605,16 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
 
     def decoder(self) -> Path | None:
         """The file of `vae_path` of the samples; None: the model's own."""
-        given = [
-            section.vae_path
-            for section in (self.sample, self.first_sample)
-            if section and section.vae_path
-        ]
-        return Path(given[0]).expanduser() if given else None
+        path = self.sample.vae_path if self.sample else None
+        return Path(path).expanduser() if path else None
 
-    def all_pictures(self) -> list[SamplePicture]:
-        """The items of `sample`, the same items in each way of `sample.also`, then the
-        items of `first_sample`."""
-        also = self.sample.all_items() if self.sample else ()
-        first = self.first_sample.sample_items() if self.first_sample else ()
-        return [*also, *first]
+    def all_pictures(self) -> Sequence[SamplePicture]:
+        """The items of `sample`, then the same items in each way of `sample.also`."""
+        return self.sample.all_items() if self.sample else ()
 
-    def sample_pictures(self) -> list[SamplePicture]:
-        """The images to generate: the items of `sample`, then of `first_sample`. Empty
-        without both."""
-        return [
-            picture
-            for section in (self.sample, self.first_sample)
-            for picture in (section.sample_items() if section else ())
-        ]
+    def sample_pictures(self) -> Sequence[SamplePicture]:
+        """The images to generate: the items of `sample`. Empty without it."""
+        return self.sample.sample_items() if self.sample else ()
 
     def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
         """`cache_text_embeddings` as the user gave it for this dataset, or for all, or
