@@ -1065,13 +1065,8 @@ WAYS = [
     ),
     Way(
         STREAM | {DEVICE: NEVER, "steps: 30": "epochs: 1"},
-        "its number of steps is not known. Set 'train.steps' or 'train.step_limit'",
+        "its number of steps is not known. Set 'train.steps'",
         STREAM | {DEVICE: NEVER},
-    ),
-    Way(
-        STREAM | {DEVICE: NEVER, "steps: 30": "epochs: 1"},
-        "Set 'train.steps' or 'train.step_limit'",
-        STREAM | {DEVICE: NEVER, "steps: 30": "epochs: 1\nstep_limit: 30"},
     ),
     Way(
         {FOLDER: "- num_repeats: 2"},

@@ -638,7 +638,7 @@ def evidence_notes(
     choices = (validation.every, by_epochs, MAX_STEPS)
     every = min(steps for steps in choices if steps)
     if steps == UNTIL_THE_DATA_ENDS:
-        yield f"{never} its number of steps is not known. Set 'train.steps' or 'train.step_limit'"
+        yield f"{never} its number of steps is not known. Set 'train.steps'"
     elif (steps - 1) // every < LEAST_LATER:
         yield (
             f"{never} it needs {LEAST_LATER} validations after the best one and before the end, and there are "

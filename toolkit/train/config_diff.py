@@ -54,6 +54,7 @@ LEFT: Mapping[str, Any] = {
     "train.lr_groups": [],
     "train.memory_account": ANY,
     "train.noise_levels_per_sample": 1,
+    "train.step_limit": 0,
 }
 """Keys that are recorded and are gone -> the value without which nothing changes; ANY
 where nothing depends on it, or their section warns of it."""

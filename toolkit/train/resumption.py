@@ -686,7 +686,7 @@ def _places(entries: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
     return [[entry.get(key) for key in PLACES] for entry in entries]
 
 
-_LENGTH = ("train.steps", "train.epochs", "train.step_limit")
+_LENGTH = ("train.steps", "train.epochs")
 _ANOTHER_JOB = 6
 """With this many differing settings the message says that the folder belongs to another
 job; with fewer it lists the settings."""

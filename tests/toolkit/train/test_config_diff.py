@@ -131,7 +131,6 @@ def test_every_key_of_a_job_is_seen_when_it_changes_and_harmless_only_when_meant
     meant = {
         "train.steps",
         "train.epochs",
-        "train.step_limit",
         "callbacks",  # they look on
         *where,
         *KINDS["harmless"].split(),

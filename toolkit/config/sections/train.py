@@ -606,9 +606,6 @@ class OptimizationConfig(OptimizerConfig):
     over `steps`, with a warning if both are given. 0: `steps` applies. A stream without
     `samples` is read as many times."""
 
-    step_limit: int = Field(default=0, ge=0, le=MAX_STEPS)
-    """Maximum number of optimizer steps, also with `epochs`. 0: no limit."""
-
     reg_weight: float = Field(default=1.0, ge=0, le=1e6)
     """Factor on the loss of images from datasets with `is_reg`. 0: nothing is learned
     from them."""
@@ -659,7 +656,6 @@ class OptimizationConfig(OptimizerConfig):
         ),
         "steps": _change_of_length,
         "epochs": _change_of_length,
-        "step_limit": _change_of_length,
     }
 
     def check(self, job: JobContext) -> Findings:

@@ -134,16 +134,15 @@ class StreamDataset:
 
     def optimizer_steps(self, train: OptimizationConfig) -> int:
         """Optimizer steps of the run, as `toolkit.data.streams.counts.optimizer_steps`.
-        Where `self.epochs` is set, the stream has an unknown length: the step limit
-        then, or UNTIL_THE_DATA_ENDS without one."""
+        Where `self.epochs` is set, the stream has an unknown length:
+        UNTIL_THE_DATA_ENDS."""
         if self.epochs is not None:
-            return train.step_limit or UNTIL_THE_DATA_ENDS
+            return UNTIL_THE_DATA_ENDS
         return optimizer_steps(
             train.steps,
             train.epochs,
             self.micro_batches(train.batch_size),
             train.gradient_accumulation,
-            train.step_limit,
         )
 
     def hashes(self) -> DatasetHashes:
