@@ -177,7 +177,6 @@ class StreamPixels:
         items: tuple[StreamItem, ...] = spec.samples
         pixels = [self.pixels(item) for item in items]
         width, height = items[0].crop.bucket
-        weight = self.stream.weight
         return PixelBatch(
             pixels_B3HW=torch.stack(
                 [torch.zeros(3, height, width) if p is None else p for p in pixels]
@@ -185,7 +184,7 @@ class StreamPixels:
             captions=tuple(item.sample.caption for item in items),
             spec=spec,
             names=tuple(item.sample.name for item in items),
-            loss_weight_B=torch.tensor([0.0 if p is None else weight for p in pixels]),
+            loss_weight_B=torch.tensor([0.0 if p is None else 1.0 for p in pixels]),
         )
 
     def pixels(self, item: StreamItem) -> Tensor | None:

@@ -590,17 +590,6 @@ def _processes(s: DiffusionSection) -> Findings:
 
 
 def _images(s: DiffusionSection) -> Findings:
-    weight = s.train.reg_weight
-    regularises = any(dataset.is_reg for dataset in s.datasets)
-    if weight != 1 and not regularises:
-        yield warning(
-            "train.reg_weight", "has no effect: no dataset has 'is_reg: true'."
-        )
-    if weight == 0 and regularises:
-        yield warning(
-            "train.reg_weight",
-            "0 means that nothing is learned from regularisation images.",
-        )
     family = _family(s)
     for index, dataset in enumerate(s.datasets):
         key, slots = dataset.references

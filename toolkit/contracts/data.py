@@ -151,9 +151,6 @@ class Sample(NamedTuple):
     """All captions, where there are several: one of them is drawn at each use.
     `caption` is the first."""
 
-    own_weight: float = 1.0
-    """The part of `loss_weight` that the table of captions gives this image."""
-
     layers: tuple[str, ...] = ()
     """Paths of the layers that the image is to be taken apart into, from back to
     front."""

@@ -48,12 +48,14 @@ Other states are refused."""
 ANY: Any = object()
 
 LEFT: Mapping[str, Any] = {
+    "datasets[].loss_multiplier": 1.0,
     "first_sample": ANY,
     "model.int8_matmul": ANY,
     "train.ema_config.power_averages": ANY,
     "train.lr_groups": [],
     "train.memory_account": ANY,
     "train.noise_levels_per_sample": 1,
+    "train.reg_weight": 1.0,
     "train.step_limit": 0,
 }
 """Keys that are recorded and are gone -> the value without which nothing changes; ANY

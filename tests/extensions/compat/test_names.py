@@ -67,7 +67,7 @@ AI_TOOLKIT_KEYS = {
         "lr_scheduler lr_scheduler_params optimizer_params max_grad_norm timestep_type content_or_style loss_type "
         "skip_first_sample disable_sampling unload_text_encoder"
     ),
-    "datasets[]": "default_caption mask_path alpha_mask is_reg flip_x loss_multiplier num_repeats",
+    "datasets[]": "default_caption mask_path alpha_mask is_reg flip_x num_repeats",
 }
 """Section -> keys of jobs of ai-toolkit beside those of the tests' own jobs."""
 

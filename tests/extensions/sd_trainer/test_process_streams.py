@@ -111,7 +111,6 @@ def test_samples_validation_weights_and_prior_preservation_work_on_a_stream(
     _, metrics = run(
         "all",
         {
-            "loss_multiplier": 0.5,
             "shuffle_tokens": True,
             "num_workers": 1,
             "webdataset": {"samples": 12},

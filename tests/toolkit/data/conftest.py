@@ -93,7 +93,6 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
         "skip_unreadable": False,
         "flip_x": False,
         "flip_y": False,
-        "loss_multiplier": 1.0,
         "is_reg": False,
         "background": "white",
     }

@@ -239,8 +239,7 @@ class ColumnsConfig(StrictModel):
     """Column with the mask of the loss, as in `mask_path`: white is 1."""
 
     weight: StrOrList = ()
-    """Column with a factor on the loss of the image, in addition to
-    `loss_multiplier`."""
+    """Column with a factor on the loss of the image."""
 
     ignore: StrOrList = ()
     """Columns that are not meant for the training; of others that are not used, the
@@ -436,14 +435,10 @@ class DatasetConfig(StrictModel):
     flip_y: bool = False
     """Also use each image flipped vertically, with its control images and mask."""
 
-    loss_multiplier: float = Field(default=1.0, ge=0, le=1e6)
-    """Factor on the loss of these images. 0: nothing is learned from them (one
-    warning)."""
-
     is_reg: bool = False
     """Regularisation images, which show what the trigger word should not change: it is
-    not prepended to their captions, and `train.reg_weight` scales their loss. They
-    alternate with the other images, as often as their repeats say."""
+    not prepended to their captions. They alternate with the other images, as often as
+    their repeats say."""
 
     cache_latents: bool = True
     """Compute the latents of images and control images once, before training. With
@@ -583,8 +578,6 @@ class DatasetConfig(StrictModel):
                 yield from check_path(f"control_path.{slot}", path, IMAGES, job)
             if self.model_fields_set & MASKS:
                 yield from self._check_masks(job)
-        if self.loss_multiplier == 0:
-            yield warning("loss_multiplier", "0: nothing is learned from these images.")
         for slot, control in enumerate(self.control_path if self.folder_path else ()):
             if _is_same(control, self.folder_path):
                 yield warning(

@@ -606,10 +606,6 @@ class OptimizationConfig(OptimizerConfig):
     over `steps`, with a warning if both are given. 0: `steps` applies. A stream without
     `samples` is read as many times."""
 
-    reg_weight: float = Field(default=1.0, ge=0, le=1e6)
-    """Factor on the loss of images from datasets with `is_reg`. 0: nothing is learned
-    from them."""
-
     ema_config: EmaConfig = Field(default_factory=EmaConfig)
     """Exponential moving average of the trained weights."""
 

@@ -104,9 +104,7 @@ class StreamLatents:
             control_latents=((),) * len(items),
             spec=spec,
             names=tuple(sample.image for sample in samples),
-            loss_weight_B=torch.tensor(
-                [self.stream.weight * weight for weight in usable]
-            ),
+            loss_weight_B=torch.tensor(usable, dtype=torch.float32),
             extra_prompts=self._extra(samples),
         )
 

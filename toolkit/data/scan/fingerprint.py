@@ -140,7 +140,7 @@ def _digest_by(sample: Sample, image_digest: Callable[[str], str]) -> str:
         "layers": [image_digest(path) for path in sample.layers],
         "flip": sample.flip if any(sample.flip) else None,
         "captions": sample.captions,
-        "weight": sample.own_weight if sample.own_weight != 1 else None,
+        "weight": sample.loss_weight if sample.loss_weight != 1 else None,
     }
     # Only what there is: images without any of it keep the hash that older checkpoints
     # recorded.

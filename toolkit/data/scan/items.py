@@ -159,7 +159,6 @@ def scan_items(
     scan = scan_datasets(
         folders,
         section.trigger_word,
-        section.train.reg_weight,
         scan_cache,
         forgiven,
         section.reads_captions,

@@ -75,11 +75,8 @@ class FolderInfo:
     """Whether images without a caption train with `default_caption`."""
 
 
-def folder_info(
-    folder: ImageFolder, trigger_word: str | None, reg_weight: float
-) -> FolderInfo:
-    """A folder with its samples. trigger_word: of the job. reg_weight: factor on the
-    loss of regularisation images."""
+def folder_info(folder: ImageFolder, trigger_word: str | None) -> FolderInfo:
+    """A folder with its samples. trigger_word: of the job."""
     dataset = folder.dataset
     controls = [file for image in folder.images for file in image.controls]
     images = [image.file for image in folder.images if not dataset.alpha_mask]
@@ -88,7 +85,7 @@ def folder_info(
         dataset=folder.index,
         folder=folder.listing.folder,
         repeats=folder.repeats,
-        samples=tuple(_samples(folder, trigger_word, reg_weight)),
+        samples=tuple(_samples(folder, trigger_word)),
         missing_captions=sum(image.caption == "" for image in folder.images),
         note=_unused_repeats(folder),
         is_reg=dataset.is_reg,
@@ -111,16 +108,13 @@ def _unused_repeats(folder: ImageFolder) -> str:
     )
 
 
-def _samples(
-    folder: ImageFolder, trigger_word: str | None, reg_weight: float
-) -> Iterator[Sample]:
+def _samples(folder: ImageFolder, trigger_word: str | None) -> Iterator[Sample]:
     """Each image of a folder, once for each way in which it is mirrored."""
     dataset = folder.dataset
     listing = folder.listing
     repeats = folder.repeats
     background = dataset.canvas
     rules = caption_rules(dataset, trigger_word)
-    weight = dataset.loss_multiplier * (reg_weight if dataset.is_reg else 1)
     both = sorted({False, dataset.flip_y}), sorted({False, dataset.flip_x})
     _, *mirrored = [Flip(x, y) for y, x in product(*both)]  # the first is not mirrored
     # Regularisation images show things that the trigger word should not mean.
@@ -139,11 +133,10 @@ def _samples(
             control_images=_paths(image.controls),
             rules=rules,
             mask=folder.trained_mask(image),
-            loss_weight=weight * image.weight,
+            loss_weight=image.weight,
             background=background,
             dataset=folder.index,
             captions=tuple(captions) if len(captions) > 1 else (),
-            own_weight=image.weight,
             layers=_paths(image.layers),
         )
         yield sample

@@ -115,7 +115,7 @@ def split_validation(
         dataset = settings.dataset(section.datasets)
         also = [] if section.streamed else section.datasets
         validation_scan = scan_datasets(
-            [dataset], section.trigger_word, 1.0, scan.scan_cache, forgiven, also=also
+            [dataset], section.trigger_word, scan.scan_cache, forgiven, also=also
         )
         samples = validation_scan.samples
         measured = make_items(samples, lambda _: dataset.resolution, size_multiple)

@@ -123,11 +123,6 @@ class StreamDataset:
         dataset."""
         return largest_bucket(self.resolution, self.multiple)
 
-    @property
-    def weight(self) -> float:
-        """Factor on the loss of each image."""
-        return self.settings.loss_multiplier
-
     def micro_batches(self, batch_size: int) -> int:
         """Micro-batches of an epoch, the last incomplete one included; 0: not known."""
         return ceil_divide(self.samples, batch_size)
@@ -236,7 +231,6 @@ class StreamDataset:
             size=streamed.size,
             folder=streamed.name.rpartition("/")[0],
             rules=self.rules,
-            loss_weight=self.weight,
             background=self.settings.canvas,
         )
 

@@ -145,7 +145,6 @@ def test_shapes_of_a_dataset(section, keys: str, field: str, value: object) -> N
             "mask_path: 'mask_path' and 'mask_suffix' cannot be combined. Remove",
         ),
         ("mask_min_value: 1.5", "mask_min_value: 1.5 is out of range: must be <= 1."),
-        ("loss_multiplier: -1", "loss_multiplier: -1 is out of range: must be >= 0."),
         ("num_workers: -1", "num_workers: -1 is out of range: must be >= 0."),
     ],
 )

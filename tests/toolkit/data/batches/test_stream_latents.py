@@ -151,7 +151,7 @@ def of_three_channels(model: Any) -> Any:
 def test_a_damaged_image_has_no_weight_and_is_counted(
     five, fake_adapter, keep: bool, said: list[str]
 ) -> None:
-    stream = five(damaged=2, cache_latents_to_disk=keep, loss_multiplier=0.5)
+    stream = five(damaged=2, cache_latents_to_disk=keep)
     (batch,) = batches(latents_of(stream, of_three_channels(fake_adapter())), 1, size=5)
     weights = dict(
         zip(
@@ -160,7 +160,7 @@ def test_a_damaged_image_has_no_weight_and_is_counted(
             strict=True,
         )
     )
-    assert weights == {"0": 0.5, "1": 0.5, "2": 0.0, "3": 0.5, "4": 0.5}
+    assert weights == {"0": 1.0, "1": 1.0, "2": 0.0, "3": 1.0, "4": 1.0}
     assert stream.unreadable.samples == 1 and [
         "0.tar/2: left out" in line for line in said
     ] == [True]

@@ -483,7 +483,6 @@ def test_every_field_of_a_sample(tmp_path: Path, image, dataset) -> None:
         caption_dropout_rate=0.125,
         shuffle_tokens=True,
         keep_tokens=2,
-        loss_multiplier=3.0,
         background="black",
         flip_y=True,
     )
@@ -502,7 +501,6 @@ def test_every_field_of_a_sample(tmp_path: Path, image, dataset) -> None:
             dropout_rate=0.125, shuffle_tokens=True, keep_tokens=2, trigger="sks"
         ),
         mask=Mask(str(tmp_path / "masks" / "a.png"), min_value=0.25, inverted=True),
-        loss_weight=3.0,
         background="black",
         flip=Flip(),
         dataset=1,
@@ -533,18 +531,6 @@ def test_each_flip_is_a_sample_of_its_own(tmp_path: Path, image, dataset) -> Non
     assert found(flip_y=True)[:2] == [("a", False, False), ("a", False, True)]
     both = {("a", x, y) for x in (False, True) for y in (False, True)}
     assert set(found(flip_x=True, flip_y=True)[:4]) == both
-
-
-def test_the_loss_is_weighed_by_the_dataset_and_for_regularisation_images_once_more(
-    tmp_path: Path, image, dataset
-) -> None:
-    image(tmp_path / "a.png")
-    sections = [
-        dataset(tmp_path, loss_multiplier=3.0, is_reg=is_reg)
-        for is_reg in (False, True)
-    ]
-    scan = scan_datasets([dataset(tmp_path), *sections], None, reg_weight=0.5)
-    assert [sample.loss_weight for sample in scan.samples] == [1.0, 3.0, 1.5]
 
 
 def test_images_without_transparency_count_whole_and_are_named_once(
