@@ -48,6 +48,7 @@ Other states are refused."""
 ANY: Any = object()
 
 LEFT: Mapping[str, Any] = {
+    "datasets[].flip_y": False,
     "datasets[].loss_multiplier": 1.0,
     "first_sample": ANY,
     "model.int8_matmul": ANY,

@@ -92,7 +92,6 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
         "invert_mask": False,
         "skip_unreadable": False,
         "flip_x": False,
-        "flip_y": False,
         "is_reg": False,
         "background": "white",
     }

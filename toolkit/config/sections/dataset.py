@@ -430,10 +430,7 @@ class DatasetConfig(StrictModel):
 
     flip_x: bool = False
     """Also use each image flipped horizontally, with its control images and mask: two
-    samples per image, or four together with `flip_y`."""
-
-    flip_y: bool = False
-    """Also use each image flipped vertically, with its control images and mask."""
+    samples per image."""
 
     is_reg: bool = False
     """Regularisation images, which show what the trigger word should not change: it is
@@ -693,9 +690,7 @@ NOT_OF_STREAMS = {
     ),
     **dict.fromkeys(("layers_path", "layers_suffix"), "a stream has no layers"),
     **dict.fromkeys(sorted(MASKS), "a stream has no masks"),
-    **dict.fromkeys(
-        ("flip_x", "flip_y"), "a stream yields each image once per epoch, unflipped"
-    ),
+    "flip_x": "a stream yields each image once per epoch, unflipped",
     "skip_unreadable": "a stream leaves out samples that it cannot read",
     "is_reg": "regularisation images are a second dataset, and a stream must be the only one",
 }

@@ -32,7 +32,6 @@ from toolkit.contracts.data import (
     EMBEDS,
     BucketedSample,
     EncodedPrompt,
-    Flip,
     Mask,
     ResizeCrop,
     Sample,
@@ -52,7 +51,7 @@ from toolkit.data.pixels.images import (
     resize_cover_crop,
     to_tensor,
 )
-from toolkit.data.scan.fingerprint import digest_as_read, image_digest
+from toolkit.data.scan.fingerprint import digest_as_read, image_digest, of_sides
 from toolkit.data.scan.found import shorten
 from toolkit.data.scan.items import refuse_long_captions
 from toolkit.errors import RunError
@@ -63,7 +62,7 @@ from toolkit.system.read_ahead import loaded_ahead
 logger = logging.getLogger(__name__)
 
 
-def mask_weights(mask: Mask, crop: ResizeCrop, flip: Flip, latent_scale: int) -> Tensor:
+def mask_weights(mask: Mask, crop: ResizeCrop, flip: bool, latent_scale: int) -> Tensor:
     """Weights [1, H, W] in [0, 1], float32: w = 1 - (1 - min_value) (1 - m), so white
     is exactly 1.
 
@@ -246,7 +245,7 @@ class ItemEncoder:
             source=image_digest(mask.file),
             settings=(mask.alpha, mask.min_value, mask.inverted),
             crop=item.crop,
-            flip=flip,
+            flip=of_sides(flip),
             format=FORMAT,
             **({} if scale == FIRST_LATENT_SCALE else {"latent_scale": scale}),
         )
@@ -361,8 +360,8 @@ class ItemEncoder:
         if source:
             default = "white" if self._channels == 3 else "kept"
             background = sample.background or default
-            if any(sample.flip):
-                parts["flip"] = sample.flip
+            if sample.flip:
+                parts["flip"] = of_sides(sample.flip)
         keys = [
             key_of(
                 kind=kind,

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import NamedTuple
 
-from toolkit.contracts.data import Flip, Sample
+from toolkit.contracts.data import Sample
 from toolkit.data.scan.captions import caption_rules, trained_caption
 from toolkit.data.scan.directory import ImageFile
 from toolkit.data.scan.found import matched_name, texts_of
@@ -109,14 +108,12 @@ def _unused_repeats(folder: ImageFolder) -> str:
 
 
 def _samples(folder: ImageFolder, trigger_word: str | None) -> Iterator[Sample]:
-    """Each image of a folder, once for each way in which it is mirrored."""
+    """Each image of a folder, and where they are asked for its mirrored copy."""
     dataset = folder.dataset
     listing = folder.listing
     repeats = folder.repeats
     background = dataset.canvas
     rules = caption_rules(dataset, trigger_word)
-    both = sorted({False, dataset.flip_y}), sorted({False, dataset.flip_x})
-    _, *mirrored = [Flip(x, y) for y, x in product(*both)]  # the first is not mirrored
     # Regularisation images show things that the trigger word should not mean.
     add_trigger = not dataset.is_reg
     for image in folder.images:
@@ -140,8 +137,8 @@ def _samples(folder: ImageFolder, trigger_word: str | None) -> Iterator[Sample]:
             layers=_paths(image.layers),
         )
         yield sample
-        for flip in mirrored:
-            yield sample._replace(flip=flip)
+        if dataset.flip_x:
+            yield sample._replace(flip=True)
 
 
 def _paths(files: Sequence[ImageFile]) -> tuple[str, ...]:

@@ -137,7 +137,7 @@ def split_validation(
     measured = tuple(
         as_measured(bucketed)
         for bucketed in items
-        if _place(bucketed.sample) in shown and not any(bucketed.sample.flip)
+        if _place(bucketed.sample) in shown and not bucketed.sample.flip
     )
     names = sorted(f"{path.parent.name}/{path.name}" for path in map(Path, shown))
     listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")

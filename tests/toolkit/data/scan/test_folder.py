@@ -15,7 +15,7 @@ from tests.conftest import TURNED_HEIC
 from tests.golden_tables import golden
 from tests.toolkit.data.conftest import make_dataset, make_files, make_images, refusal
 from toolkit.config.sections.dataset import Rectangle
-from toolkit.contracts.data import CaptionRules, Flip, Mask, Sample, Size
+from toolkit.contracts.data import CaptionRules, Mask, Sample, Size
 from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.fingerprint import fingerprint
 from toolkit.data.scan.folder import find_images, scan_datasets
@@ -484,7 +484,7 @@ def test_every_field_of_a_sample(tmp_path: Path, image, dataset) -> None:
         shuffle_tokens=True,
         keep_tokens=2,
         background="black",
-        flip_y=True,
+        flip_x=True,
     )
     plain, mirrored = scan_datasets([dataset(data), section], "sks").folders[1].samples
     assert plain == Sample(
@@ -502,35 +502,31 @@ def test_every_field_of_a_sample(tmp_path: Path, image, dataset) -> None:
         ),
         mask=Mask(str(tmp_path / "masks" / "a.png"), min_value=0.25, inverted=True),
         background="black",
-        flip=Flip(),
         dataset=1,
     )
     assert plain.name == "a.png"
-    assert mirrored == plain._replace(flip=Flip(y=True))
+    assert mirrored == plain._replace(flip=True)
 
 
 # ---------------------------------------------------------------- flips, masks,
 # regularisation
 
 
-def test_each_flip_is_a_sample_of_its_own(tmp_path: Path, image, dataset) -> None:
+def test_a_mirrored_image_is_a_sample_of_its_own(
+    tmp_path: Path, image, dataset
+) -> None:
     image(tmp_path / "3_x" / "a.png"), image(tmp_path / "3_x" / "b.png")
 
-    def found(**flips: bool) -> list[tuple[str, bool, bool]]:
+    def found(**flips: bool) -> list[tuple[str, bool]]:
         scan = scan_datasets([dataset(tmp_path, **flips)], None)
         assert scan.folders[0].missing_captions == 2 and all(
             sample.repeats == 3 for sample in scan.samples
         )
-        return [(Path(sample.image).stem, *sample.flip) for sample in scan.samples]
+        return [(Path(sample.image).stem, sample.flip) for sample in scan.samples]
 
-    assert found() == [("a", False, False), ("b", False, False)]
-    assert (
-        found(flip_x=True)[:2] == [("a", False, False), ("a", True, False)]
-        and len(found(flip_x=True)) == 4
-    )
-    assert found(flip_y=True)[:2] == [("a", False, False), ("a", False, True)]
-    both = {("a", x, y) for x in (False, True) for y in (False, True)}
-    assert set(found(flip_x=True, flip_y=True)[:4]) == both
+    assert found() == [("a", False), ("b", False)]
+    assert found(flip_x=True)[:2] == [("a", False), ("a", True)]
+    assert len(found(flip_x=True)) == 4
 
 
 def test_images_without_transparency_count_whole_and_are_named_once(

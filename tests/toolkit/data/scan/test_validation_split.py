@@ -117,7 +117,7 @@ def test_an_image_goes_at_all_its_sizes_mirrors_and_in_all_datasets(
     assert len(set(names(validation_split))) == 2
     # two sizes of the first dataset, one of the second; no mirrors
     assert len(validation_split.items) == 2 * (2 + 1)
-    assert not any(any(item.sample.flip) for item in validation_split.items)
+    assert not any(item.sample.flip for item in validation_split.items)
     assert len(items) == 8 * (2 * 2 + 1)
     assert {sample.name for sample in scan.samples}.isdisjoint(names(validation_split))
 
