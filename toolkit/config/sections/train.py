@@ -41,7 +41,6 @@ from toolkit.config.reading.normalise import merge_aliases
 from toolkit.config.sections.few_step import AssistantConfig
 from toolkit.errors import UserError, did_you_mean
 from toolkit.flow.settings import (
-    HUBER_SCHEDULES,
     LOSS_TYPES,
     TIMESTEP_TYPES,
     WEIGHTING_SCHEMES,
@@ -757,26 +756,11 @@ class TrainConfig(OptimizationConfig):
     by a bell around the middle; 0 at pure noise. No effect with timestep_type weighted,
     which has its own weights."""
 
-    linear_timesteps2: bool = False
-    """The same, but levels below the middle have the weight of the bell's peak. Takes
-    precedence over linear_timesteps."""
-
     loss_type: Annotated[
         str, OneOf(*LOSS_TYPES, spellings={"l2": "mse", "l1": "mae"})
     ] = "mse"
     """Loss between predicted and true velocity, in float32, with the difference d: mean
-    of d^2, of |d|, or huber."""
-
-    huber_schedule: Annotated[str, OneOf(*HUBER_SCHEDULES)] = "constant"
-    """Transition point of huber by noise level t: c; c^t; (1 - c)(1 - t)^2 + c; each
-    times `huber_scale`."""
-
-    huber_c: float = Field(default=0.1, ge=1e-6, le=1)
-    """c of huber: the loss is quadratic far below it and linear far above it. 0 is an
-    error: there would be no loss."""
-
-    huber_scale: float = Field(default=1.0, ge=1e-6, le=1e6)
-    """Factor on huber's c. 0 is an error."""
+    of d^2, of |d|, or huber: quadratic far below 0.1, and linear far above it."""
 
     diff_output_preservation: bool = False
     """Preserve the base model's prediction for each caption with
@@ -913,12 +897,8 @@ class TrainConfig(OptimizationConfig):
     def noise_levels(self) -> str:
         """The `timestep_type` by which noise levels are sampled: linear if a bell
         weights the loss."""
-        bell = self.linear_timesteps or self.linear_timesteps2
-        return (
-            "linear"
-            if bell and self.timestep_type != "weighted"
-            else self.timestep_type
-        )
+        bell = self.linear_timesteps and self.timestep_type != "weighted"
+        return "linear" if bell else self.timestep_type
 
     def check(self, job: JobContext) -> Findings:
         """Values that exclude each other, and keys that the others leave unused."""
@@ -980,11 +960,6 @@ class TrainConfig(OptimizationConfig):
                 "preserve_distribution_shape",
                 " unless min_timestep or max_timestep is set.",
             ),
-            (
-                self.loss_type == "huber",
-                "huber_schedule huber_c huber_scale",
-                ": only loss_type huber uses it.",
-            ),
         ):
             if not is_used:
                 yield from self.unused(unused, reason)
@@ -1000,23 +975,17 @@ class TrainConfig(OptimizationConfig):
                 yield warning(f"{switch}_multiplier", f"0 disables '{switch}'.")
         if self.timestep_type == "weighted":
             yield from self.unused(
-                "linear_timesteps linear_timesteps2",
+                "linear_timesteps",
                 ": timestep_type weighted has its own loss weights.",
             )
-        elif self.linear_timesteps or self.linear_timesteps2:
-            bell = "linear_timesteps2" if self.linear_timesteps2 else "linear_timesteps"
+        elif self.linear_timesteps:
             if (
                 "timestep_type" in self.model_fields_set
                 and self.timestep_type != "linear"
             ):
                 yield warning(
                     "timestep_type",
-                    f"has no effect: '{bell}: true' samples all noise levels uniformly.",
-                )
-            if self.linear_timesteps and self.linear_timesteps2:
-                yield warning(
-                    "linear_timesteps",
-                    "has no effect: 'linear_timesteps2: true' takes precedence.",
+                    "has no effect: 'linear_timesteps: true' samples all noise levels uniformly.",
                 )
 
     def _check_noise(self) -> Findings:

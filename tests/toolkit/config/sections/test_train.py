@@ -111,8 +111,6 @@ def test_every_timestep_type_is_accepted_alone(section, name: str) -> None:
         ("sigmoid_scale", "0 is out of range: must be > 0."),
         ("logit_std", "0 is out of range: must be > 0."),
         ("max_timestep", "0 is out of range: must be > 0."),
-        ("huber_c", "0 is out of range: must be >= 1e-06."),
-        ("huber_scale", "0 is out of range: must be >= 1e-06."),
         ("lr_scheduler_num_cycles", "0 is out of range: must be >= 1."),
         ("lr_scheduler_power", "0 is out of range: must be > 0."),
     ],
@@ -153,7 +151,7 @@ def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> N
     )
     assert section(f"train: {{{bent}}}").train.noise_levels() == "linear"
     assert section(
-        "train: {timestep_type: shift, discrete_flow_shift: 0, linear_timesteps2: true}"
+        "train: {timestep_type: shift, discrete_flow_shift: 0, linear_timesteps: true}"
     )
 
 
@@ -263,7 +261,6 @@ def test_what_is_wrong_is_one_line(faults, line: str, message: str) -> None:
             "weighting_scheme: mode",
             "weighting_scheme: has no effect: mode only applies to timestep_type sigma.",
         ),
-        ("huber_c: 0.2", "huber_c: has no effect: only loss_type huber uses it."),
         (
             "lr_scheduler_power: 2, lr_scheduler: cosine",
             "lr_scheduler_power: has no effect: lr_scheduler cosine ignor",
@@ -273,16 +270,12 @@ def test_what_is_wrong_is_one_line(faults, line: str, message: str) -> None:
             "timestep_type: has no effect: 'linear_timesteps: true' sa",
         ),
         (
-            "sigmoid_scale: 2, linear_timesteps2: true",
+            "sigmoid_scale: 2, linear_timesteps: true",
             "sigmoid_scale: has no effect: only timestep_type sig",
         ),
         (
             "timestep_type: weighted, linear_timesteps: true",
             "linear_timesteps: has no effect: timestep_type weighted",
-        ),
-        (
-            "linear_timesteps: true, linear_timesteps2: true",
-            "linear_timesteps: has no effect: 'linear_timesteps2: tru",
         ),
         (
             "lr_scheduler: cosine_with_restarts, lr_scheduler_params: {T_0: 500}",
@@ -342,14 +335,14 @@ def test_of_steps_and_epochs_in_a_section_of_their_own_one_decides(load) -> None
         "timestep_type: logsnr, logit_mean: -6, logit_std: 2",
         "timestep_type: sigma, weighting_scheme: mode, mode_scale: 0.8",
         "timestep_type: sigma, weighting_scheme: logit_normal, logit_mean: 1",
-        "sigmoid_scale: 1.0, mode_scale: 1.29, huber_c: 0.1, lr_scheduler_power: 1",
+        "sigmoid_scale: 1.0, mode_scale: 1.29, lr_scheduler_power: 1",
         "linear_timesteps: true",
         "steps: 3400, gradient_accumulation: 4",
         "steps: 3400, gradient_accumulation_steps: 1",
         "steps: 0, epochs: 2",
         "epochs: 2",
         "steps: 9, epochs: 0",
-        "timestep_type: linear, linear_timesteps2: true",
+        "timestep_type: linear, linear_timesteps: true",
         "optimizer: prodigy, lr: 1",
         "lr_scheduler: rex, lr_scheduler_min_lr_ratio: 0.1, lr_decay_steps: 0.5",
     ],
@@ -377,7 +370,6 @@ def test_a_key_that_is_used_or_at_its_default_is_no_warning(load, line: str) -> 
             "train: {timestep_type: shift, discrete_flow_shift: %s}",
             "train.discrete_flow_shift",
         ),
-        ("train: {loss_type: huber, huber_scale: %s}", "train.huber_scale"),
         ("network: {linear_alpha: %s}", "network.linear_alpha"),
         ("sample: {prompts: [a], seed: %s}", "sample.seed"),
         ("sample: {prompts: [a --d %s]}", "sample.prompts[0].--d"),
