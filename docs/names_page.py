@@ -96,7 +96,6 @@ The keys whose name or meaning differs most.
 _SAME_NAME = {
     "network.linear_alpha": "honoured; there always `linear`",
     "datasets[].resolution": "equal sizes count once; two unlike ones: a note",
-    "train.ema_config.use_num_updates": "on unless switched off",
 }
 """Keys of ai-toolkit that are called the same here -> what differs."""
 

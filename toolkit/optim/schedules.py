@@ -1,6 +1,5 @@
 """Learning-rate schedules: pure functions of the step, so a resume needs no state of
-theirs; only `Plateau` has one. Imports no torch. `initial_weight_fraction` says how
-much of the start is left in an average whose decay `ema.Ema.update` decides.
+theirs; only `Plateau` has one. Imports no torch.
 
 A schedule returns a factor of the base learning rate for optimizer step `step`, counted
 from 0. Equal to transformers' schedules of the same names (and so to musubi-tuner's);
@@ -724,23 +723,3 @@ def build_schedule(
         return kind.after(step, course, **arguments)
 
     return factor
-
-
-def initial_weight_fraction(updates: int, decay: float, warm_up: bool) -> float:
-    """Weight in [0, 1] of the initial parameters in the average after `updates`
-    updates.
-
-    The decay of the n-th is min(decay, (1 + n) / (10 + n)) with warm-up. Source:
-    ai-toolkit, `use_num_updates`.
-
-    A weight below 1e-6 is returned as 0.
-
-    >>> initial_weight_fraction(2, decay=0.5, warm_up=False)
-    0.25
-    """
-    share = 1.0
-    for n in range(1, updates + 1):
-        share *= min(decay, (1 + n) / (10 + n)) if warm_up else decay
-        if share < 1e-6:
-            return 0.0
-    return share

@@ -45,7 +45,6 @@ from toolkit.optim.schedules import (
     ScheduleArgs,
     course_of,
     early_end,
-    initial_weight_fraction,
     overfull,
 )
 from toolkit.plan.kept_model import kept_outlook
@@ -233,7 +232,6 @@ class Planner(ABC, Generic[SectionT]):
         yield from self.length_notes(steps)
         if section.stop_when:
             yield from evidence_notes(section, data.held_out, micro_batches, steps)
-        yield from ema_notes(section, steps, micro_batches)
 
     def _compiles_by_choice(self) -> bool:
         """Whether `train.compile: auto` decides."""
@@ -644,29 +642,3 @@ def evidence_notes(
             f"{never} it needs {LEAST_LATER} validations after the best one and before the end, and there are "
             f"{(steps - 1) // every} in all. Lower 'validation.every'"
         )
-
-
-def ema_notes(section: TrainerConfig, steps: int, micro_batches: int) -> Iterator[str]:
-    """The weight of the initial parameters in the saved average. micro_batches: of an
-    epoch."""
-    ema = section.train.ema_config
-    if not ema.use_ema:
-        return
-    first = optimizer_steps(
-        *section.save.interval(), micro_batches, section.train.gradient_accumulation
-    )
-    saves = [
-        step
-        for step in (first, steps)
-        if 0 < step <= steps and step != UNTIL_THE_DATA_ENDS
-    ]
-    fractions = {
-        step: initial_weight_fraction(step, ema.ema_decay, ema.use_num_updates)
-        for step in saves
-    }
-    shares = []
-    for step, fraction in fractions.items():
-        percent = f"{100 * fraction:.1f} %" if fraction >= 0.0005 else "under 0.1 %"
-        shares.append(f"{percent} at step {step}")
-    if saves:
-        yield f"EMA {ema.ema_decay:g}: weight of the initial parameters in the saved average: {', '.join(shares)}"

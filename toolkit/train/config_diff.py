@@ -53,6 +53,7 @@ LEFT: Mapping[str, Any] = {
     "first_sample": ANY,
     "model.int8_matmul": ANY,
     "train.ema_config.power_averages": ANY,
+    "train.ema_config.use_num_updates": True,
     "train.huber_c": 0.1,
     "train.huber_scale": 1.0,
     "train.huber_schedule": "constant",

@@ -184,10 +184,9 @@ ROWS: list[tuple[str, ...]] = [
     ("train: {lr: 0.02, optimizer: AdamW8bit}", "W train.lr: 0.02 is unusually high for adamw8bit"),
     ("train: {lr: 11, optimizer: prodigy}", "W train.lr: 11 is unusually high for prodigy"),
     ("train: {lr: 1, optimizer: sgd}",),
-    ("train: {ema_config: {use_ema: true, ema_decay: 1, use_num_updates: false}}", "W train.ema_config.ema_decay: w"),
     ("train: {ema_config: {use_ema: true, ema_decay: 1}}", "W train.ema_config.ema_decay: 1 sets no limit: files are"),
     ("train: {ema_config: {use_ema: true, ema_decay: 0.9999}}",),
-    ("train: {ema_config: {use_ema: false, ema_decay: 1, use_num_updates: false}}",),
+    ("train: {ema_config: {use_ema: false, ema_decay: 1}}",),
     # ---------------------------------------- schedule, length
     ("train: {lr_decay_steps: 5}", "W train.lr_decay_steps: has no effect: lr_scheduler constant ignores it."),
     ("train: {steps: 5, epochs: 2}", "W train.steps: has no effect: 'epochs: 2' takes precedence."),

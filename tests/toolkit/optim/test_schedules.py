@@ -17,7 +17,6 @@ from toolkit.optim.schedules import (
     course_of,
     early_end,
     in_steps,
-    initial_weight_fraction,
     overfull,
     parameters,
     remarks,
@@ -422,15 +421,3 @@ def test_plateau_rises_first_and_looks_at_no_number_that_is_none() -> None:
 def test_plateau_refuses_what_it_cannot_use(params: dict) -> None:
     with pytest.raises(UserError):
         check_parameters("plateau", params)
-
-
-def test_the_share_that_the_first_weights_have_in_an_average() -> None:
-    assert initial_weight_fraction(3, 0.5, warm_up=False) == pytest.approx(0.125)
-    assert initial_weight_fraction(2, 0.99, warm_up=True) == pytest.approx(
-        2 / 11 * 3 / 12
-    )
-    assert initial_weight_fraction(0, 0.99, warm_up=True) == 1.0
-    assert initial_weight_fraction(100000, 0.9, warm_up=False) == 0.0
-    assert initial_weight_fraction(1000, 0.999, warm_up=False) == pytest.approx(
-        0.999**1000
-    )

@@ -461,17 +461,6 @@ def test_a_model_that_is_trained_itself_is_counted_whole(
     )
 
 
-def test_the_share_of_the_untrained_start_is_told_for_the_first_save_and_the_end(
-    plan,
-) -> None:
-    ema = {"use_ema": True, "ema_decay": 0.999, "use_num_updates": False}
-    words = plan(
-        train={"steps": 3400, "ema_config": ema}, save={"save_every": 340}
-    ).render()
-    assert "71.2 % at step 340, 3.3 % at step 3400" in words  # 0.999^340 and 0.999^3400
-    assert "EMA" not in plan().render()
-
-
 def test_a_pattern_that_matches_no_layer_is_told(plan) -> None:
     notes = plan(
         network={"type": "lora", "linear": 4, "exclude_patterns": ["attn"]}

@@ -76,24 +76,22 @@ class EmaConfig(StrictModel):
     """Keep an EMA of the weights; samples and saved LoRAs use it."""
 
     ema_decay: float = Field(default=0.999, ge=0, le=1)
-    """Decay of the average per optimizer step. 0: the average equals the weights."""
-
-    use_num_updates: bool = True
-    """Warm-up: after n steps the decay is at most (1 + n) / (10 + n), so that early
-    files are not the initial weights."""
+    """Decay of the average per optimizer step; in step n at most (1 + n) / (10 + n), so
+    that early files are not the initial weights. 0: the average equals the weights."""
 
     lone_key: ClassVar = "use_ema"
 
     def check(self, job: JobContext) -> Findings:
-        """Reports an average that never moves, or whose keys are given without
+        """Reports an average without a limit, or a decay that is given without
         `use_ema`."""
         if not self.use_ema and "use_ema" not in self.model_fields_set:
             yield from self.unused("ema_decay", " without 'use_ema: true'.")
         if self.use_ema and self.ema_decay == 1:
-            message = "with 1 the average never changes: samples and saved files would use the initial weights."
-            if self.use_num_updates:
-                message = "1 sets no limit: files are averages of about the last tenth of the run, however long it is."
-            yield warning("ema_decay", f"{message} A typical value is 0.999.")
+            yield warning(
+                "ema_decay",
+                "1 sets no limit: files are averages of about the last tenth of the run, however long it is. "
+                "A typical value is 0.999.",
+            )
 
 
 MAX_STEPS = 999_999_999
