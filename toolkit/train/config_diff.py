@@ -52,6 +52,8 @@ LEFT: Mapping[str, Any] = {
     "datasets[].loss_multiplier": 1.0,
     "first_sample": ANY,
     "model.int8_matmul": ANY,
+    "network.network_kwargs.rs_lora": False,
+    "network.network_kwargs.train_on_input": False,
     "train.ema_config.power_averages": ANY,
     "train.ema_config.use_num_updates": True,
     "train.huber_c": 0.1,
