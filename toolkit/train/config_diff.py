@@ -48,8 +48,10 @@ Other states are refused."""
 ANY: Any = object()
 
 LEFT: Mapping[str, Any] = {
+    "datasets[].caption_from_name": False,
     "datasets[].flip_y": False,
     "datasets[].loss_multiplier": 1.0,
+    "datasets[].skip_unreadable": ANY,
     "first_sample": ANY,
     "model.int8_matmul": ANY,
     "network.network_kwargs.rs_lora": False,

@@ -338,15 +338,6 @@ class DatasetConfig(StrictModel):
     """What the columns of a table of captions are, where their names do not say it:
     `{control: photo, mask: m}`."""
 
-    caption_from_name: bool = False
-    """Use the file name, with spaces for `_`, as the caption of images that have none:
-    `a_red_cat.jpg` is `a red cat`. Takes precedence over `default_caption`. With
-    `captions: names` it is that of all images."""
-
-    skip_unreadable: bool = False
-    """Leave out images whose file is damaged, animated or of another format, with those
-    whose control image or mask is; the plan names them. Off: they are errors."""
-
     path_map: dict[str, str] = Field(default_factory=dict)
     """Maps folders of another machine, at the beginning of paths in `captions_file`, to
     folders here: `{/old/disk: /data}`. The option `--map OLD=NEW` sets it for all
@@ -682,7 +673,6 @@ NOT_OF_STREAMS = {
     "caption_ext": "its captions are in the shards (webdataset.label_key)",
     "captions_file": "its captions are in the shards (webdataset.label_key)",
     "columns": "a stream has no table of captions (webdataset.image_key, caption_key)",
-    "caption_from_name": "its captions are in the shards (webdataset.label_key)",
     "captions": "a sample of a stream has one caption",
     **dict.fromkeys(
         ("control_path", "control_suffix", "image_suffix", "control_optional"),
@@ -691,7 +681,6 @@ NOT_OF_STREAMS = {
     **dict.fromkeys(("layers_path", "layers_suffix"), "a stream has no layers"),
     **dict.fromkeys(sorted(MASKS), "a stream has no masks"),
     "flip_x": "a stream yields each image once per epoch, unflipped",
-    "skip_unreadable": "a stream leaves out samples that it cannot read",
     "is_reg": "regularisation images are a second dataset, and a stream must be the only one",
 }
 """Keys of a folder -> why they cannot be combined with `url`."""

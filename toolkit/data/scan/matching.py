@@ -123,8 +123,6 @@ def _with_captions(
     for (stem, names), caption in zip(listing.images.items(), captions, strict=True):
         if are_names:
             caption = caption_of_name(root_of(stem, dataset.image_suffix) or stem)
-        elif not caption and dataset.caption_from_name:
-            caption = stem.replace("_", " ")
         yield MatchedImage(stem, ImageFile(listing, names[0]), names, caption)
 
 

@@ -449,18 +449,12 @@ def test_a_folder_with_a_space_is_quoted_in_the_remedy(data: Path, dataset) -> N
     )
 
 
-def test_a_file_name_is_the_caption_of_an_image_without_one_or_of_all(
-    dataset, tmp_path: Path
-) -> None:
+def test_file_names_are_the_captions_of_all_images(dataset, tmp_path: Path) -> None:
     folder = tmp_path / "named"
     texts = {"b.txt": "written", "t.tsv": "a_red_cat (2).png\tin a table"}
     images = ("a_red_cat.png", "a_red_cat (2).png", "b.png", "sub/a_dog_end.png")
     make_files(folder, texts | dict.fromkeys(images, ""))
     for keys, captions in (
-        (
-            {"caption_from_name": True, "default_caption": "none"},
-            ["a red cat (2)", "a red cat", "written"],
-        ),
         ({"captions": "names"}, ["a red cat", "a red cat", "b"]),
         (
             {"captions": "names", "folder_path": "sub", "image_suffix": "_end"},
