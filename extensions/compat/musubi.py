@@ -26,7 +26,6 @@ from toolkit.config.reading.findings import is_absolute
 from toolkit.config.reading.foreign import NO_DEFAULT
 from toolkit.config.reading.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.reading.yaml_reader import map_paths
-from toolkit.data.scan.tables import lost_folders, read_table
 from toolkit.errors import did_you_mean
 from toolkit.registry import FOREIGN_OPTIONS, load_object
 
@@ -742,10 +741,7 @@ class _Reader(TrainerFile):
             return
         paths = node.value if isinstance(node.value, list) else [node]
         for path in paths:
-            is_there = self.look_for(path, beside=key == "dataset_config")
-            if is_there and key == "image_jsonl_file":
-                folders = lost_folders(read_table(str(path.value), self.moved))
-                self.lost += [at(path, folder) for folder in folders]
+            self.look_for(path, beside=key == "dataset_config")
 
 
 def with_slashes(path: str) -> str:

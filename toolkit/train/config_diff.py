@@ -51,6 +51,7 @@ LEFT: Mapping[str, Any] = {
     "datasets[].caption_from_name": False,
     "datasets[].flip_y": False,
     "datasets[].loss_multiplier": 1.0,
+    "datasets[].path_map": ANY,
     "datasets[].skip_unreadable": ANY,
     "first_sample": ANY,
     "model.int8_matmul": ANY,
@@ -74,9 +75,9 @@ where nothing depends on it, or their section warns of it."""
 
 def _has_left(key: str, value: Any) -> bool:
     """Whether a recorded key is gone, and the same is computed without it."""
-    place = _place(key)
-    names = (place, place.partition(".")[0])
-    return any(LEFT[name] in (ANY, value) for name in names if name in LEFT)
+    place = f"{_place(key)}."
+    names = (name for name in LEFT if place.startswith(f"{name}."))
+    return any(LEFT[name] in (ANY, value) for name in names)
 
 
 def _place(key: str) -> str:

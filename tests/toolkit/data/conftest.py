@@ -68,7 +68,6 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
         "caption_ext": (".txt",),
         "default_caption": "",
         "captions_file": None,
-        "path_map": {},
         "columns": ColumnsConfig(),
         "captions": "one",
         "caption_prefix": "",

@@ -338,11 +338,6 @@ class DatasetConfig(StrictModel):
     """What the columns of a table of captions are, where their names do not say it:
     `{control: photo, mask: m}`."""
 
-    path_map: dict[str, str] = Field(default_factory=dict)
-    """Maps folders of another machine, at the beginning of paths in `captions_file`, to
-    folders here: `{/old/disk: /data}`. The option `--map OLD=NEW` sets it for all
-    datasets."""
-
     caption_prefix: Annotated[str, AfterValidator(str.strip)] = ""
     """Text before each caption that is not dropped: `<prefix>. <caption>`, after a
     prepended trigger word. Not applied to the prompts of samples."""
@@ -466,9 +461,7 @@ class DatasetConfig(StrictModel):
             ),
             "harmless",
         ),
-        **dict.fromkeys(
-            ("path_map", "columns"), "harmless"
-        ),  # the dataset is compared by its content
+        "columns": "harmless",  # the dataset is compared by its content
         "repeats_from_names": "harmless",  # and the repeats with it
         # A stream is compared by the names of its shards, wherever they lie; its place
         # means nothing in a folder.
@@ -859,7 +852,7 @@ class ValidationConfig(StrictModel):
         for key, value in settings.items():
             if value is None:
                 settings[key] = getattr(first, key)
-        settings["path_map"], settings["columns"] = first.path_map, first.columns
+        settings["columns"] = first.columns
         # pairs as in the first dataset, or plain images
         if first.control_suffix and not self.control_path:
             settings |= {

@@ -105,10 +105,7 @@ def _given_table(
     lost = lost_folders(given)
     for folder in lost:
         what = f"names files in {folder}, which is not on this machine"
-        findings.mistake(
-            file,
-            f"{what}. Where it lies elsewhere: --map {shlex.quote(f'{folder}=NEW')}",
-        )
+        findings.mistake(file, f"{what}. Write the folder where they lie instead")
     if lost:
         return FolderTable()
     if not given.rows and not given.mistakes:
