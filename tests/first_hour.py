@@ -1166,13 +1166,7 @@ WAYS = [
     ),
     Way(
         LAYERS | {FOLDER: "- folder_path: datasets/layers"},
-        "Give 'layers_path', or 'layers_suffix: _layer'.",
-        LAYERS | BESIDE,
-    ),
-    Way(
-        LAYERS
-        | {FOLDER: "- folder_path: datasets/layers\n  layers_path: datasets/layers"},
-        "Give 'layers_suffix: _layer' in place of 'layers_path'",
+        "Give 'layers_suffix: _layer'.",
         LAYERS | BESIDE,
     ),
     Way(

@@ -637,9 +637,10 @@ def _sample_entries(s: DiffusionSection) -> Iterator[tuple[str, SampleEntry]]:
 
 def _without_layers(s: DiffusionSection, title: str) -> Findings:
     for index, dataset in enumerate(s.datasets):
-        for key in sorted(dataset.model_fields_set & {"layers_path", "layers_suffix"}):
+        if "layers_suffix" in dataset.model_fields_set:
             yield error(
-                f"datasets.{index}.{key}", f"{title} generates no layers. Remove it."
+                f"datasets.{index}.layers_suffix",
+                f"{title} generates no layers. Remove it.",
             )
     for place, entry in _sample_entries(s):
         is_given = isinstance(entry, SampleItem) or "layers" in entry.model_fields_set
@@ -663,10 +664,10 @@ def _of_layers(s: DiffusionSection, title: str) -> Findings:
                 f"datasets.{index}.{key}",
                 f"does not apply to {title}: {ABOVE_LAYERS[key]}. Remove it.",
             )
-        if not (dataset.layers_path or dataset.layers_suffix or dataset.url):
+        if not (dataset.layers_suffix or dataset.url):
             yield error(
                 f"datasets.{index}",
-                f"{title} learns the layers of each image. Give 'layers_path', or 'layers_suffix: _layer'.",
+                f"{title} learns the layers of each image. Give 'layers_suffix: _layer'.",
             )
     for place, item in _sample_entries(s):
         if not isinstance(item, SampleItem):

@@ -50,6 +50,7 @@ ANY: Any = object()
 LEFT: Mapping[str, Any] = {
     "datasets[].caption_from_name": False,
     "datasets[].flip_y": False,
+    "datasets[].layers_path": None,
     "datasets[].loss_multiplier": 1.0,
     "datasets[].path_map": ANY,
     "datasets[].skip_unreadable": ANY,

@@ -82,7 +82,6 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
         "control_optional": False,
         "mask_path": None,
         "mask_suffix": "",
-        "layers_path": None,
         "layers_suffix": "",
         "mask_optional": False,
         "alpha_mask": False,

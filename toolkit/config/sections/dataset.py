@@ -375,15 +375,11 @@ class DatasetConfig(StrictModel):
     [before_*]` trains `after_1.png` with `before_1.png`. Other images of the folder are
     not used. Empty: none."""
 
-    layers_path: PathStr | None = None
-    """For Qwen-Image-Layered: folder of the layers of each image, from back to front,
-    as large as the image: `a_layer0.png`, `a_layer1.png` and so on for `a.png`, or
-    `a_0.png`, `a_1.png`. Images may have unlike numbers of layers."""
-
     layers_suffix: str = ""
-    """Instead of `layers_path`, for layers in the same folder: the suffix of their
-    names in front of the number. `_layer` for `a_layer0.png`, `_` for `a_0.png`. Empty:
-    none."""
+    """For Qwen-Image-Layered: what stands between the name of an image and the number
+    of each of its layers, which lie beside it, from back to front, as large as the
+    image. `_layer` for `a_layer0.png`, `a_layer1.png` and so on of `a.png`, `_` for
+    `a_0.png`. Images may have unlike numbers of layers. Empty: none."""
 
     control_optional: bool = False
     """Train images without a match in a control folder without that control image,
@@ -546,15 +542,11 @@ class DatasetConfig(StrictModel):
                     "captions",
                     "'names' and 'captions_file' cannot be combined. Remove one of them.",
                 )
-            for of in ("control", "layers"):
-                if getattr(self, f"{of}_path") and getattr(self, f"{of}_suffix"):
-                    yield error(
-                        f"{of}_suffix",
-                        f"cannot be combined with '{of}_path'. Remove one of them.",
-                    )
-            yield from check_path(
-                "layers_path", self.layers_path, "Give a folder of layers.", job
-            )
+            if self.control_path and self.control_suffix:
+                yield error(
+                    "control_suffix",
+                    "cannot be combined with 'control_path'. Remove one of them.",
+                )
             for slot, path in enumerate(self.control_path):
                 yield from check_path(f"control_path.{slot}", path, IMAGES, job)
             if self.model_fields_set & MASKS:
@@ -671,7 +663,7 @@ NOT_OF_STREAMS = {
         ("control_path", "control_suffix", "image_suffix", "control_optional"),
         "a stream has no control images",
     ),
-    **dict.fromkeys(("layers_path", "layers_suffix"), "a stream has no layers"),
+    "layers_suffix": "a stream has no layers",
     **dict.fromkeys(sorted(MASKS), "a stream has no masks"),
     "flip_x": "a stream yields each image once per epoch, unflipped",
     "is_reg": "regularisation images are a second dataset, and a stream must be the only one",
@@ -860,8 +852,7 @@ class ValidationConfig(StrictModel):
                 "image_suffix": first.image_suffix,
             }
             settings["control_optional"] = True
-        if first.layers_path or first.layers_suffix:  # beside the images
-            settings["layers_suffix"] = first.layers_suffix or "_layer"
+        settings["layers_suffix"] = first.layers_suffix
         # that of the first dataset names other images
         settings["captions_file"] = self.captions_file
         settings["resolution"] = self.resolution or tuple(sizes) or first.resolution

@@ -91,8 +91,8 @@ def note_subfolders(folder: ImageFolder, findings: ScanFindings) -> None:
 
 
 def _partner_places(dataset: DatasetConfig) -> set[str]:
-    """The real paths of the folders of control images, layers and masks."""
-    folders = (*dataset.control_path, dataset.layers_path, dataset.mask_path)
+    """The real paths of the folders of control images and masks."""
+    folders = (*dataset.control_path, dataset.mask_path)
     return {real_path(folder) for folder in folders if folder}
 
 

@@ -701,8 +701,6 @@ def rename_layers(folder: Path, to: str) -> None:
         ("{stem}_layer{number}.png", "layers_suffix: _layer", True),
         ("{stem}_layer{number}.png", "layers_suffix: _layer", False),
         ("{stem}_{number}.png", "layers_suffix: _", True),
-        ("layers/{stem}_layer{number}.png", 'layers_path: "{folder}/layers"', True),
-        ("layers/{stem}_{number}.png", 'layers_path: "{folder}/layers"', False),
     ],
 )
 def test_layers_are_learned_and_the_first_image_is_taken_apart(
@@ -746,7 +744,7 @@ def test_images_without_layers_are_refused_for_a_model_of_layers(
     section = NewConfig(type="new", job_name="zuzu", folder=str(folder), model=LAYERED)
     assert [finding.message for finding in section.check(JobContext("new"))] == [
         f"'{folder}': no image has layers, and Qwen-Image-Layered learns them. Save those of a.png, each with the "
-        f"whole canvas, as a_layer0.png (the back), a_layer1.png and so on, beside it or in '{folder / 'layers'}'. "
+        f"whole canvas, as a_layer0.png (the back), a_layer1.png and so on, beside it. "
         "See docs/datasets.md."
     ]
     other = NewConfig(type="new", job_name="zuzu", folder=str(folder), model=str(TINY))
