@@ -1156,13 +1156,13 @@ WAYS = [
     ),
     Way(
         {FOLDER: "- folder_path: datasets/years"},
-        "give 'repeats_from_names: false', else 'repeats_from_names: true'",
-        {FOLDER: "- folder_path: datasets/years\n  repeats_from_names: false"},
+        "give 'num_repeats: 1'",
+        {FOLDER: "- folder_path: datasets/years\n  num_repeats: 1"},
     ),
     Way(
         {FOLDER: "- folder_path: datasets/big"},
-        "if the number is part of its name, give 'repeats_from_names: false'",
-        {FOLDER: "- folder_path: datasets/big\n  repeats_from_names: false"},
+        "if the number is part of its name, give 'num_repeats: 1'",
+        {FOLDER: "- folder_path: datasets/big\n  num_repeats: 1"},
     ),
     Way(
         LAYERS | {FOLDER: "- folder_path: datasets/layers"},
@@ -1234,7 +1234,7 @@ COMMANDS: dict[str, str] = {
     "new": "the following arguments are required: JOB_NAME, FOLDER.",
     "new my_char nosuch": "'nosuch' is not a folder",
     "new my_char datasets/robto": "Did you mean 'datasets/robot'?",
-    "new numbered numbered": "If they are, write 'repeats_from_names: true'",
+    "new numbered numbered": "If they are, take 'num_repeats: 1' out",
     "new --rank 8": "change 'network.linear' there.",
     "new my_char datasets/robot --steps 2k": "change 'train.steps' there.",
     "new my_char datasets/robot --gpu 24GB": "Write 24.",

@@ -53,6 +53,7 @@ LEFT: Mapping[str, Any] = {
     "datasets[].layers_path": None,
     "datasets[].loss_multiplier": 1.0,
     "datasets[].path_map": ANY,
+    "datasets[].repeats_from_names": ANY,
     "datasets[].skip_unreadable": ANY,
     "first_sample": ANY,
     "model.int8_matmul": ANY,

@@ -397,8 +397,8 @@ def _with_numbers(text: str, folder: str) -> str:
     why = numbers_in(folder)
     if not why:
         return text
-    key = "          repeats_from_names: false"
-    note = f"the numbers of its folders {why}; true: repeats"
+    key = "          num_repeats: 1"
+    note = f"the numbers of its folders {why}; without this key: repeats"
     return _with_keys(text, [_noted(key, note)])
 
 

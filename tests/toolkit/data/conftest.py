@@ -64,7 +64,6 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
     section = {
         "folder_path": str(folder),
         "num_repeats": None,
-        "repeats_from_names": None,
         "caption_ext": (".txt",),
         "default_caption": "",
         "captions_file": None,

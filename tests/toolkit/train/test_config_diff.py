@@ -124,7 +124,6 @@ def test_every_key_of_a_job_is_seen_when_it_changes_and_harmless_only_when_meant
     # Images are compared by what they hold, and their repeats with them.
     where = {
         "datasets[0].url",
-        "datasets[0].repeats_from_names",
     }
     where |= {f"datasets[0].columns.{role}" for role in ColumnsConfig.model_fields}
     meant = {

@@ -295,13 +295,8 @@ class DatasetConfig(StrictModel):
 
     num_repeats: int | None = Field(default=None, ge=1)
     """How often each image is used per epoch and size. Not given: the leading `<int>_`
-    of the folder's name, else 1."""
-
-    repeats_from_names: bool | None = None
-    """Whether the leading `<int>_` of a folder's name is the number of its repeats.
-    false: it is part of the name. true: it is, without a question. Not given: it is,
-    and the plan asks where the numbers of folders beside each other count up, look like
-    dates or sizes, or are larger than repeats are."""
+    of the folder's name, else 1; the plan asks where the numbers of folders beside each
+    other count up, look like dates or sizes, or are larger than repeats are."""
 
     resolution: Resolution = (1024,)
     """Training size in pixels, one or a list: images are resized to at most this area
@@ -458,7 +453,6 @@ class DatasetConfig(StrictModel):
             "harmless",
         ),
         "columns": "harmless",  # the dataset is compared by its content
-        "repeats_from_names": "harmless",  # and the repeats with it
         # A stream is compared by the names of its shards, wherever they lie; its place
         # means nothing in a folder.
         "url": lambda dataset: "harmless" if dataset.get("url") else "impossible",
@@ -527,11 +521,6 @@ class DatasetConfig(StrictModel):
                 yield error(
                     "webdataset",
                     "only applies with 'url', which is not set. Remove it.",
-                )
-            if self.repeats_from_names is not None and self.num_repeats:
-                yield warning(
-                    "repeats_from_names",
-                    "has no effect with 'num_repeats'. Remove one of them.",
                 )
             yield from _check_folder(self.folder_path or None, job)
             yield from check_path(
@@ -652,9 +641,7 @@ MASKS = {
 
 NOT_OF_STREAMS = {
     "folder_path": "a dataset is either a folder or a stream",
-    **dict.fromkeys(
-        ("num_repeats", "repeats_from_names"), "a stream is read once per epoch"
-    ),
+    "num_repeats": "a stream is read once per epoch",
     "caption_ext": "its captions are in the shards (webdataset.label_key)",
     "captions_file": "its captions are in the shards (webdataset.label_key)",
     "columns": "a stream has no table of captions (webdataset.image_key, caption_key)",

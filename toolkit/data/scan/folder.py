@@ -187,8 +187,8 @@ def _asks_for_no_repeats(folder: ImageFolder, findings: ScanFindings) -> bool:
     mistake."""
     dataset = folder.dataset
     path = folder.listing.folder
-    is_read = dataset.repeats_from_names is not False and not dataset.num_repeats
-    repeats = matched_name(path, REPEATS) if dataset.folder_path and is_read else ""
+    is_read = dataset.folder_path and not dataset.num_repeats
+    repeats = matched_name(path, REPEATS) if is_read else ""
     if not repeats or int(repeats):
         return False
     findings.mistake(

@@ -36,6 +36,7 @@ from toolkit.data.scan.found import (
     count_of,
     matched_name,
     named_as_regularisation,
+    repeats_of,
     shorten,
     texts_of,
 )
@@ -304,7 +305,7 @@ def _warnings(
 def _odd_repeats(folder: ImageFolder) -> Iterator[str]:
     """A number in the name of a folder that is not read as repeats but was probably
     intended as repeats."""
-    if folder.dataset.num_repeats or folder.dataset.repeats_from_names is False:
+    if folder.dataset.num_repeats:
         return
     share = matched_name(folder.listing.folder, _FRACTION)
     name = os.path.basename(os.path.abspath(folder.listing.folder))
@@ -360,11 +361,10 @@ def _numbers(folders: Sequence[ImageFolder], findings: ScanFindings) -> Iterator
     the question."""
     beside: dict[str, dict[str, int]] = {}
     for folder in folders:
-        dataset = folder.dataset
         path = folder.listing.folder
         name = os.path.basename(os.path.abspath(path))
-        is_asked = dataset.repeats_from_names is None and not dataset.num_repeats
-        if is_asked and folder.named_repeats and not named_as_regularisation(name):
+        is_read = not folder.dataset.num_repeats and repeats_of(path)
+        if is_read and not named_as_regularisation(name):
             place = os.path.dirname(path.rstrip("/")) or "."
             beside.setdefault(place, {})[name] = folder.repeats
     for place, repeats in beside.items():

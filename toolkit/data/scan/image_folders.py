@@ -129,7 +129,7 @@ def _own_images(
     them are a mistake: only the loose images would be used."""
     path = dataset.folder_path
     filled = []
-    if dataset.repeats_from_names is not False and not matched_name(path, REPEATS):
+    if not matched_name(path, REPEATS):
         named = filter(REPEATS.match, subfolders_of(top, dataset))
         filled = [*_filled(path, named, findings)]
     if filled:

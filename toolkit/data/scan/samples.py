@@ -98,8 +98,7 @@ def folder_info(folder: ImageFolder, trigger_word: str | None) -> FolderInfo:
 def _unused_repeats(folder: ImageFolder) -> str:
     """A line where `num_repeats` overrides the folder's name; else empty."""
     named = matched_name(folder.listing.folder, REPEATS)
-    is_read = folder.dataset.repeats_from_names is not False
-    if not (is_read and named) or int(named) == folder.repeats:
+    if not named or int(named) == folder.repeats:
         return ""
     return (
         f"{folder.listing.folder}: num_repeats: {folder.dataset.num_repeats} is given; "

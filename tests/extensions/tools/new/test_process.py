@@ -860,9 +860,9 @@ def test_numbers_that_are_probably_no_repeats_are_parts_of_names(
             place.mkdir(parents=True)
             Image.new("RGB", (64, 64), (9 * number, 0, 0)).save(place / "a.png")
     text = job_text(24, folder=str(tmp_path / "counted"), model=model)
-    assert "          repeats_from_names: false" in text
-    assert "# the numbers of its folders count up; true: repeats" in text
-    assert "repeats_from_names" not in job_text(
+    assert "          num_repeats: 1 " in text
+    assert "# the numbers of its folders count up; without this key: repeats" in text
+    assert "num_repeats" not in job_text(
         24, folder=str(tmp_path / "repeated"), model=model
     )
     assert (
