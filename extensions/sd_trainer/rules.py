@@ -798,7 +798,7 @@ def _validation(s: DiffusionSection) -> Findings:
                 "validation.folder_path",
                 f"'{validation.folder_path}' is also trained on: a low loss says nothing about new images.",
             )
-    counted = not validation.every_n_epochs and (steps or not validation.every)
+    counted = steps or not validation.every
     if stop and stop.below is not None and stop.metric.startswith(LOSS) and counted:
         times = 1 + steps // validation.every if validation.every else 1
         if times < stop.smooth:

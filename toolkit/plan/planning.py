@@ -200,7 +200,6 @@ class Planner(ABC, Generic[SectionT]):
     ) -> Iterator[str]:
         """The lines of the plan after its arithmetic."""
         section, train = self.section, self.section.train
-        micro_batches = data.micro_batches(train.batch_size)
         yield from self.describe_model(data)
         if self.section.reads_captions:
             yield from caption_notes(data)
@@ -231,7 +230,7 @@ class Planner(ABC, Generic[SectionT]):
         yield from self._schedule_notes(steps)
         yield from self.length_notes(steps)
         if section.stop_when:
-            yield from evidence_notes(section, data.held_out, micro_batches, steps)
+            yield from evidence_notes(section, data.held_out, steps)
 
     def _compiles_by_choice(self) -> bool:
         """Whether `train.compile: auto` decides."""
@@ -615,13 +614,9 @@ def colour_notes(data: ImageData) -> Iterator[str]:
 
 
 def evidence_notes(
-    section: TrainerConfig,
-    held_out: Iterable[BucketedSample],
-    micro_batches: int,
-    steps: int,
+    section: TrainerConfig, held_out: Iterable[BucketedSample], steps: int
 ) -> Iterator[str]:
-    """Warnings where `stop_when.no_better_within` can never end the run. micro_batches:
-    of an epoch."""
+    """Warnings where `stop_when.no_better_within` can never end the run."""
     stop = section.stop_when
     validation = section.validation
     if stop is None or stop.no_better_within is None or validation is None:
@@ -630,11 +625,7 @@ def evidence_notes(
     images = len({item.sample.image for item in held_out})
     if images < LEAST_IMAGES:
         yield f"{never} it needs {LEAST_IMAGES} validation images or more, and there are {images}"
-    by_epochs = optimizer_steps(
-        0, validation.every_n_epochs, micro_batches, section.train.gradient_accumulation
-    )
-    choices = (validation.every, by_epochs, MAX_STEPS)
-    every = min(steps for steps in choices if steps)
+    every = validation.every or MAX_STEPS
     if steps == UNTIL_THE_DATA_ENDS:
         yield f"{never} its number of steps is not known. Set 'train.steps'"
     elif (steps - 1) // every < LEAST_LATER:

@@ -107,9 +107,7 @@ class _RunWork:
             return RunWork(step, 0, self.memory.level)
         validations = 0
         if section.validation:
-            by_steps = often((section.validation.every, 0))
-            by_epochs = often((0, section.validation.every_n_epochs))
-            validations = 1 + max(by_steps, by_epochs)
+            validations = 1 + often((section.validation.every, 0))
         saves = often(section.save.interval())
         samples, pictures = self.samples(often)
         return RunWork(

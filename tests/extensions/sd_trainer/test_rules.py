@@ -294,10 +294,9 @@ ROWS: list[tuple[str, ...]] = [
           ("every: 100", "metric: validation/loss, smooth: 12", "", "W stop_when.smooth: will never trigger: it needs"),
           ("every: 100", "metric: validation/loss, smooth: 11", ""),
           ("every: 100", "metric: validation/loss, smooth: 12", "epochs: 3"),
-          ("every_n_epochs: 1", "metric: validation/loss, smooth: 20", ""), ("every: 0", "metric: loss", ""))),
+          ("every: 0", "metric: loss", ""))),
     *((f"{validation}stop_when: {{{stop}}}", *found) for validation, stop, *found in (
         ("validation: {fraction: 0.5, every: 5}, ", "no_better_within: 95%"),
-        ("validation: {fraction: 0.5, every_n_epochs: 1}, ", "no_better_within: 0.9, min_steps: 5"),
         ("validation: {fraction: 0.5, every: 5}, ", "no_better_within: 95%, smooth: 3",
          "W stop_when.smooth: has no effect with 'no_better_within'."),
         ("", "no_better_within: 95%", "E stop_when.no_better_within: needs the section 'validation'"),

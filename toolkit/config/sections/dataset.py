@@ -661,10 +661,11 @@ NOT_OF_STREAMS = {
 IMAGES = "Give a folder of images, or a zip file of one."
 CAPTIONS = "Give a text file whose lines are file name, tab, caption."
 
-OF_THE_FOLDER = (
-    "control_path", "control_optional", "resolution", "caption_ext", "default_caption", "captions_file", "trigger_word",
+AS_TRAINED = (
+    "caption_ext", "caption_prefix", "captions", "columns", "control_optional", "default_caption", "layers_suffix",
+    "trigger_word",
 )  # fmt: skip
-"""Keys that say something of `folder_path`."""
+"""Keys of the first dataset that count for `validation.folder_path` too."""
 
 
 LOSS = "validation/loss"
@@ -721,11 +722,9 @@ class ValidationConfig(StrictModel):
     """Optimizer steps between two validations. There is always one before step 1 and
     one after the last step; 0: no others."""
 
-    every_n_epochs: int = Field(default=0, ge=0)
-    """Epochs between two validations; if both are given, both apply. 0: no others."""
-
     folder_path: FolderStr | None = None
-    """Folder of the images, as in a dataset. Either this or `fraction`."""
+    """Folder of the images, as in a dataset. They have all sizes of the datasets, and
+    captions and the trigger word as in the first of them. Either this or `fraction`."""
 
     fraction: float | None = Field(default=None, gt=0, le=0.5)
     """Fraction of the images of all datasets that is held out, at all sizes; at least
@@ -743,37 +742,13 @@ class ValidationConfig(StrictModel):
     control_path: Slots = ()
     """Control images for `folder_path`, as in a dataset."""
 
-    control_optional: bool = False
-    """For `folder_path`: measure images without a match without that control image,
-    instead of raising an error."""
-
-    resolution: Resolution | None = None
-    """For `folder_path`: size in pixels, one or a list. Not given: every size of the
-    datasets."""
-
-    caption_ext: Extensions | None = None
-    """For `folder_path`. Not given: as in the first dataset."""
-
-    default_caption: str | None = None
-    """For `folder_path`. Not given: as in the first dataset."""
-
-    captions_file: PathStr | None = None
-    """For `folder_path`, as in a dataset. Not given: the captions are in files next to
-    the images."""
-
-    trigger_word: str | None = None
-    """For `folder_path`. Not given: the trigger word of the first dataset, or of the
-    process."""
-
     lone_key: ClassVar = "fraction"
 
     @classmethod
     def rewrite(
         cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics
     ) -> dict[str, ConfigNode]:
-        """A single resolution becomes a list. The process's own source comes before one
-        of `config.defaults`."""
-        entries = _with_listed_resolution(entries, diagnostics)
+        """The process's own source comes before one of `config.defaults`."""
         sources = [key for key in ("folder_path", "fraction") if key in entries]
         if len(sources) == 2:
             dropped = [key for key in sources if entries[key].from_defaults]
@@ -782,17 +757,15 @@ class ValidationConfig(StrictModel):
         return entries
 
     def check(self, job: JobContext) -> Findings:
-        """Folders that are missing, and keys of a folder without one."""
+        """Folders that are missing, and control images without a folder."""
         if self.folder_path is None:
-            for key in sorted(self.model_fields_set & set(OF_THE_FOLDER)):
+            if self.control_path:
                 yield error(
-                    key, "only applies with 'folder_path', which is not set. Remove it."
+                    "control_path",
+                    "only applies with 'folder_path', which is not set. Remove it.",
                 )
             return
         yield from _check_folder(self.folder_path, job)
-        yield from check_path(
-            "captions_file", self.captions_file, CAPTIONS, job, file=True
-        )
         for slot, path in enumerate(self.control_path):
             yield from check_path(f"control_path.{slot}", path, IMAGES, job)
 
@@ -822,25 +795,15 @@ class ValidationConfig(StrictModel):
             if not dataset.is_reg
             for size in dataset.resolution
         )
-        settings: dict[str, Any] = {
-            "caption_prefix": first.caption_prefix,
-            "captions": first.captions,
-        }
+        settings: dict[str, Any] = {key: getattr(first, key) for key in AS_TRAINED}
         settings |= {"background": first.canvas} if first.canvas else {}
-        settings |= {key: getattr(self, key) for key in OF_THE_FOLDER}
-        for key, value in settings.items():
-            if value is None:
-                settings[key] = getattr(first, key)
-        settings["columns"] = first.columns
         # pairs as in the first dataset, or plain images
         if first.control_suffix and not self.control_path:
             settings |= {
                 "control_suffix": first.control_suffix,
                 "image_suffix": first.image_suffix,
+                "control_optional": True,
             }
-            settings["control_optional"] = True
-        settings["layers_suffix"] = first.layers_suffix
-        # that of the first dataset names other images
-        settings["captions_file"] = self.captions_file
-        settings["resolution"] = self.resolution or tuple(sizes) or first.resolution
+        settings["control_path"] = self.control_path
+        settings["resolution"] = tuple(sizes) or first.resolution
         return DatasetConfig(folder_path=self.folder_path, num_repeats=1, **settings)

@@ -417,11 +417,7 @@ class TrainerConfig(TrainingSection):
                 "stop_when.no_better_within",
                 "needs the section 'validation'. Add it, or use 'below'.",
             )
-        elif (
-            self.stop_when
-            and validation
-            and not (validation.every or validation.every_n_epochs)
-        ):
+        elif self.stop_when and validation and not validation.every:
             yield error(
                 "stop_when.no_better_within",
                 "needs validations during the run. "

@@ -166,15 +166,11 @@ def test_captions_of_names_and_of_a_table_cannot_be_combined(faults) -> None:
     )
 
 
-def test_a_validation_set_may_have_a_rectangle_or_that_of_the_datasets(section) -> None:
-    shape, other = Rectangle(width=96, height=64), Rectangle(width=64, height=32)
+def test_a_validation_set_has_the_rectangle_of_the_datasets(section) -> None:
+    shape = Rectangle(width=96, height=64)
     images = "datasets: [{folder_path: photos, resolution: {width: 96, height: 64}}]"
     found = section(images, "validation: {folder_path: photos}")
     assert found.validation.dataset(found.datasets).resolution == (shape,)
-    found = section(
-        images, "validation: {folder_path: photos, resolution: {width: 64, height: 32}}"
-    )
-    assert found.validation.dataset(found.datasets).resolution == (other,)
 
 
 def test_the_area_of_a_size_is_its_most_pixels() -> None:
@@ -416,10 +412,6 @@ def test_two_places_that_differ_are_a_mistake(faults) -> None:
         ("{fraction: 0.1, every: -1}", "validation.every"),
         ("{fraction: 0.1, timesteps: 0}", "validation.timesteps"),
         (
-            "{fraction: 0.1, resolution: 512}",
-            "validation.resolution: only applies with 'folder_path'",
-        ),
-        (
             "{fraction: 0.1, control_path_1: photos}",
             "validation.control_path_1: only applies with 'folder_path'",
         ),
@@ -428,7 +420,6 @@ def test_two_places_that_differ_are_a_mistake(faults) -> None:
             "{folder_path: photos, control_path: [photos, nowhere]}",
             "control_path[1]: 'nowhere' does not exist",
         ),
-        ("{folder_path: photos, resolution: 16}", "validation.resolution"),
         (
             "{fraction: 0.1, evry: 3}",
             "validation.evry: unknown key. Did you mean 'every'?",
@@ -458,35 +449,19 @@ def test_a_folder_is_a_dataset_that_takes_the_rest_from_the_datasets(
         "datasets:",
         "  - {folder_path: photos, is_reg: true, resolution: 32, caption_ext: no}",
         "  - {folder_path: photos, resolution: [512, 768], caption_ext: caption, num_repeats: 9, background: black,",
-        "     captions_file: job.yaml, caption_prefix: drawn}",
+        "     captions_file: job.yaml, caption_prefix: drawn, default_caption: a plate, trigger_word: maya}",
         "  - {folder_path: photos, resolution: [768, 1024], default_caption: a cup, caption_dropout_rate: 0.5}",
-        "validation: {folder_path: val, default_caption: a plate, control_path_2: photos, control_path_1: val}",
+        "validation: {folder_path: val, control_path_2: photos, control_path_1: val}",
     )
     found = job.validation.dataset(job.datasets)
     assert (found.folder_path, found.control_path) == ("val", ("val", "photos"))
     assert (found.resolution, found.caption_ext) == ((512, 768, 1024), (".caption",))
     assert (found.default_caption, found.background) == ("a plate", "black")
+    assert found.trigger_word == "maya"
     assert (found.num_repeats, found.caption_dropout_rate) == (1, 0.0)
     assert (found.captions_file, found.caption_prefix) == (None, "drawn"), (
         "the file names other images"
     )
-
-
-def test_a_file_of_captions_that_is_not_there(faults) -> None:
-    (found,) = faults("validation: {folder_path: photos, captions_file: none.tsv}")
-    assert "validation.captions_file: 'none.tsv' does not exist" in found
-
-
-def test_its_own_settings_come_first(section) -> None:
-    keys = "folder_path: photos, resolution: 256, caption_ext: [txt, cap], trigger_word: maya, captions_file: job.yaml"
-    job = section(f"validation: {{{keys}}}")
-    found = job.validation.dataset(job.datasets)
-    assert (found.resolution, found.caption_ext, found.trigger_word) == (
-        (256,),
-        (".txt", ".cap"),
-        "maya",
-    )
-    assert found.captions_file == "job.yaml"
 
 
 def test_pairs_of_a_validation_are_named_as_those_of_the_datasets(section) -> None:
