@@ -233,19 +233,14 @@ JOBS = [
     *slips(
         DEVICE,
         (
-            f"{DEVICE}\nstop_when: {{no_better_within: 95%}}",
-            "needs the section 'validation'. Add it, or use 'below'.",
-            f"{DEVICE}\nstop_when: {{below: 0.01}}",
+            f"{DEVICE}\nstop_when: {{metric: validation/loss}}",
+            "needs the section 'validation'. Add it, or use 'loss'.",
+            f"{DEVICE}\nstop_when: {{metric: validation/loss}}\nvalidation: {{fraction: 0.25, every: 5}}",
         ),
         (
-            f"{DEVICE}\nstop_when: {{no_better_within: 95%}}",
-            "needs the section 'validation'. Add it, or use 'below'.",
-            f"{DEVICE}\nstop_when: {{no_better_within: 95%}}\nvalidation: {{fraction: 0.25, every: 5}}",
-        ),
-        (
-            f"{DEVICE}\nstop_when: {{no_better_within: 95%}}\nvalidation: {{fraction: 0.25, every: 0}}",
+            f"{DEVICE}\nstop_when: {{metric: validation/loss}}\nvalidation: {{fraction: 0.25, every: 0}}",
             "Set 'validation.every', such as a twentieth of the steps.",
-            f"{DEVICE}\nstop_when: {{no_better_within: 95%}}\nvalidation: {{fraction: 0.25, every: 2}}",
+            f"{DEVICE}\nstop_when: {{metric: validation/loss}}\nvalidation: {{fraction: 0.25, every: 2}}",
         ),
         (
             f"{DEVICE}\nstop_when: {{metric: validation/loss, below: 0.1}}",
@@ -975,7 +970,7 @@ LAYERS = {
     "- zibo in a room": "- {prompt: x, ctrl_img: datasets/robot/coffee.jpg}",
 }
 BESIDE = {FOLDER: "- folder_path: datasets/layers\n  layers_suffix: _layer"}
-NEVER = f"{DEVICE}\nstop_when: {{no_better_within: 95%}}\nvalidation: {{folder_path: datasets/robot, every: 2}}"
+NEVER = f"{DEVICE}\nstop_when: {{metric: validation/loss}}\nvalidation: {{folder_path: datasets/robot, every: 2}}"
 
 WAYS = [
     Way(
@@ -1089,9 +1084,9 @@ WAYS = [
         {DEVICE: f"{DEVICE}\nlogging: {{log_with: tensorboard, logging_dir: logs}}"},
     ),
     Way(
-        {DEVICE: f"{DEVICE}\nstop_when: {{check_every: 5}}"},
-        "neither is set: give 'below' or 'no_better_within'.",
-        {DEVICE: f"{DEVICE}\nstop_when: {{check_every: 5, below: 0.01}}"},
+        {DEVICE: f"{DEVICE}\nstop_when: {{metric: loss}}"},
+        "is not set. Set it, or 'metric: validation/loss', which needs none.",
+        {DEVICE: f"{DEVICE}\nstop_when: {{metric: loss, below: 0.01}}"},
     ),
     Way(
         STREAM

@@ -366,11 +366,6 @@ def _schedule(s: DiffusionSection) -> Findings:
     if params := train.lr_scheduler_params:
         for param, message in remarks(scheduler, params):
             yield warning(f"train.lr_scheduler_params.{param}", message)
-    if s.stop_when and 0 < _steps(s) <= s.stop_when.min_steps:
-        yield warning(
-            "stop_when.min_steps",
-            f"{s.stop_when.min_steps}: training already ends at step {train.steps}.",
-        )
 
 
 def _steps(s: DiffusionSection) -> int:

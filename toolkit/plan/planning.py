@@ -616,12 +616,12 @@ def colour_notes(data: ImageData) -> Iterator[str]:
 def evidence_notes(
     section: TrainerConfig, held_out: Iterable[BucketedSample], steps: int
 ) -> Iterator[str]:
-    """Warnings where `stop_when.no_better_within` can never end the run."""
+    """Warnings where `stop_when` without `below` can never end the run."""
     stop = section.stop_when
     validation = section.validation
-    if stop is None or stop.no_better_within is None or validation is None:
+    if stop is None or stop.below is not None or validation is None:
         return
-    never = "warning: stop_when.no_better_within will never stop this run:"
+    never = "warning: stop_when will never stop this run:"
     images = len({item.sample.image for item in held_out})
     if images < LEAST_IMAGES:
         yield f"{never} it needs {LEAST_IMAGES} validation images or more, and there are {images}"

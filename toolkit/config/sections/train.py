@@ -12,7 +12,6 @@ the `rules.py` of a trainer.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
@@ -38,6 +37,7 @@ from toolkit.config.reading.findings import (
 )
 from toolkit.config.reading.located import ConfigNode, Diagnostics
 from toolkit.config.reading.normalise import merge_aliases
+from toolkit.config.sections.dataset import LOSS
 from toolkit.config.sections.few_step import AssistantConfig
 from toolkit.errors import UserError, did_you_mean
 from toolkit.flow.settings import (
@@ -187,58 +187,23 @@ LEAST_IMAGES = 8
 is not known well enough."""
 
 LEAST_LATER = 5
-"""Validations after the best one that a stop by `no_better_within` needs: two for a
+"""Validations after the best one that a stop by the validation loss needs: two for a
 line, the others for the spread around it."""
 
-
-def _confidence(value: Any) -> Any:
-    """`95%` as 0.95."""
-    if isinstance(value, str):
-        if match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value):
-            value = round(float(match[1]) / 100, 12)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not 0.5 <= value <= 0.999
-    ):
-        raise value_error(
-            f"{value!r} is not a confidence level. Write 95%, or another level from 50% to 99.9%."
-        )
-    return float(value)
-
-
-Confidence = Annotated[
-    float,
-    BeforeValidator(_confidence),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string"},
-                {"type": "number", "minimum": 0.5, "maximum": 0.999},
-            ]
-        }
-    ),
-]
-"""A confidence as a share, or in per cent."""
+CHECK_EVERY = 10
+"""Optimizer steps between two checks of the mean of `stop_when`."""
 
 
 class StopWhenConfig(StrictModel):
     """`stop_when`: ends the process early, as finished, once the mean of a metric falls
     below a bound (`below`), or once the validation loss stops improving
-    (`no_better_within`). Give one of the two.
+    (`metric: validation/loss` alone).
 
     The final file is saved, and the job continues with its next process.
 
     Example:
-        stop_when: {no_better_within: 95%}
+        stop_when: {metric: validation/loss}
     """
-
-    no_better_within: Confidence | None = None
-    """A confidence level, such as 95%. The process ends when the validation losses,
-    compared image by image, show that no later step of the run will be better than the
-    best one so far by more than these images can resolve. Of 100 runs that still
-    improve, it ends at most 5. Needs the section `validation` with at least 8 images
-    and an `every`, and 5 validations after the best one (docs/when_to_stop.md)."""
 
     metric: str = "loss"
     """A logged metric: of each step `loss`, `grad_norm`, `lr` or `t_mean`; with the
@@ -246,29 +211,28 @@ class StopWhenConfig(StrictModel):
     `validation/loss_t0.125`."""
 
     below: float | None = None
-    """The process ends when the mean of `metric` is lower than this. 0: never, for a
-    metric that is never negative."""
+    """The process ends when the mean of `metric` is lower than this; it is checked every
+    10 optimizer steps. 0: never, for a metric that is never negative. Not given, with
+    `metric: validation/loss`: the process ends when the validation losses, compared
+    image by image, show that no later step of the run will be better than the best one
+    so far by more than these images can resolve. Of 100 runs that still improve, it ends
+    at most 5. This needs at least 8 validation images, `validation.every`, and 5
+    validations after the best one (docs/when_to_stop.md)."""
 
     smooth: int = Field(default=20, ge=1, le=MAX_STEPS)
     """Number of values that are averaged: the last finite ones, one per step (or
     validation). The process does not end before there are as many."""
 
-    min_steps: int = Field(default=0, ge=0, le=MAX_STEPS)
-    """Minimum number of optimizer steps. 0: no minimum."""
-
-    check_every: int = Field(default=10, ge=1, le=MAX_STEPS)
-    """Optimizer steps between two checks of the mean."""
-
     def check(self, job: JobContext) -> Findings:
-        """Neither or both of the two rules, and keys of the other one."""
-        if (self.below is None) == (self.no_better_within is None):
-            what = "neither is set" if self.below is None else "both are set"
-            yield error("below", f"{what}: give 'below' or 'no_better_within'.")
-        elif self.no_better_within:
-            for key in sorted(
-                self.model_fields_set & {"metric", "smooth", "check_every"}
-            ):
-                yield warning(key, "has no effect with 'no_better_within'.")
+        """A metric without a bound, and a key that has no effect without one."""
+        if self.below is not None:
+            return
+        if self.metric != LOSS:
+            yield error(
+                "below",
+                f"is not set. Set it, or 'metric: {LOSS}', which needs none.",
+            )
+        yield from self.unused("smooth", " without 'below'.")
 
 
 SCHEDULE_SPELLINGS = {

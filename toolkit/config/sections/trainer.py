@@ -410,16 +410,12 @@ class TrainerConfig(TrainingSection):
         validation = self.validation
         logged = self.logged_numbers() if self.stop_when or is_plateau else ()
         asked: list[tuple[str, str, Sequence[str]]] = []
-        if self.stop_when and self.stop_when.no_better_within is None:
-            asked.append(("stop_when.metric", self.stop_when.metric, logged))
-        elif self.stop_when and validation is None:
+        stop = self.stop_when
+        if stop:
+            asked.append(("stop_when.metric", stop.metric, logged))
+        if stop and stop.below is None and validation and not validation.every:
             yield error(
-                "stop_when.no_better_within",
-                "needs the section 'validation'. Add it, or use 'below'.",
-            )
-        elif self.stop_when and validation and not validation.every:
-            yield error(
-                "stop_when.no_better_within",
+                "stop_when.metric",
                 "needs validations during the run. "
                 "Set 'validation.every', such as a twentieth of the steps.",
             )
