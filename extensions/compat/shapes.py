@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from extensions.compat import nodes
 from extensions.compat.names import options, rows_of
@@ -64,6 +64,8 @@ def _training(
     if train is None or not isinstance(train.value, dict):
         return entries
     rest = dict(train.value)
+    if "datasets" in section.model_fields:
+        _text_of_all(rest.pop(CACHED[-1], None), entries)
     for key, field in _FROM_TRAIN.items():
         if field not in section.model_fields:
             continue
@@ -72,6 +74,25 @@ def _training(
             entries[field] = merge_aliases(entries.get(field), node, diagnostics)
     entries["train"] = replace(train, value=rest)
     return entries
+
+
+def _text_of_all(switch: ConfigNode | None, entries: Entries) -> None:
+    """`cache_text_embeddings` of `train` counts for each dataset without its own."""
+    datasets = entries.get("datasets")
+    if (
+        switch is None
+        or switch.is_blank
+        or not isinstance(getattr(datasets, "value", None), list)
+    ):
+        return
+    assert datasets is not None
+    items = [
+        replace(item, value={CACHED[-1]: switch} | item.value)
+        if isinstance(item.value, dict) and "cache" not in item.value
+        else item
+        for item in datasets.value
+    ]
+    entries["datasets"] = replace(datasets, value=items)
 
 
 def _dataset_file(file: ConfigNode, entries: Entries, diagnostics: Diagnostics) -> None:
@@ -152,6 +173,42 @@ def _images(
             colour, "'background' is given as well. Remove one of them.", at_key=True
         )
     return entries
+
+
+def _dataset(
+    section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
+) -> Entries:
+    """As `_images`; ai-toolkit's three switches become `cache`."""
+    entries = _images(section, entries, diagnostics)
+    given = {key: entries.pop(key) for key in CACHED if key in entries}
+    on = dict[str, bool]()
+    for key, node in given.items():
+        try:
+            on[key] = _SWITCH.validate_python(node.value)
+        except ValidationError:
+            diagnostics.error(node, f"{show(node)} is not true or false.")
+    if not on:
+        return entries
+    streams = "url" in entries
+    shuffles = "shuffle_tokens" in entries and entries["shuffle_tokens"].value
+    latents = on.get("cache_latents_to_disk", not streams)
+    text = on.get("cache_text_embeddings", not streams and shuffles in (None, False))
+    kept: bool | str = latents and (streams or on.get("cache_latents", True))
+    if kept != text:
+        kept = "latents" if kept else "text"
+    node = list(given.values())[-1]
+    entries["cache"] = merge_aliases(
+        entries.get("cache"),
+        replace(node, value=kept, text=str(kept).lower()),
+        diagnostics,
+    )
+    return entries
+
+
+CACHED = ("cache_latents", "cache_latents_to_disk", "cache_text_embeddings")
+"""ai-toolkit's switches of a dataset; the last is also one of `train`, for all."""
+
+_SWITCH = TypeAdapter(bool)
 
 
 def _rgb(value: Any) -> str:
@@ -695,7 +752,7 @@ def merged(
 SHAPES: dict[str, Callable[[type[BaseModel], Entries, Diagnostics], Entries]] = {
     "TrainingSection": _training,
     "ModelSection": _move_compile,
-    "DatasetConfig": _images,
+    "DatasetConfig": _dataset,
     "ValidationConfig": _images,
     "ModelConfig": _reshape_model,
     "NetworkConfig": _reshape_network,

@@ -80,7 +80,7 @@ def test_the_defaults_here_are_those_of_the_table(load: Any) -> None:
         f"{sample.sample_every}, {sample.width}, {sample.height}, {FAMILY.guidance:g}, {sample.seed} |"
         in PAGE
     )
-    assert section.datasets[0].cache_latents_to_disk is True
+    assert section.datasets[0].keeps("latents") and section.datasets[0].keeps("text")
 
 
 SAID_TO_BE = {"not supported": False, "the same": True, "the old name is read": True}

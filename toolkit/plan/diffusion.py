@@ -339,8 +339,8 @@ class SdPlanner(Planner[DiffusionSection]):
     def _stream_line(self, stream: DatasetConfig) -> str:
         """When a stream is encoded, and which results are cached."""
         kept = {
-            "latents": stream.cache_latents_to_disk,
-            "text embeddings": self.section.requested_text_cache(stream),
+            "latents": stream.keeps("latents"),
+            "text embeddings": stream.keeps("text"),
         }
         cached = [what for what, is_kept in kept.items() if is_kept]
         caching = (

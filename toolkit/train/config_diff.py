@@ -48,6 +48,9 @@ Other states are refused."""
 ANY: Any = object()
 
 LEFT: Mapping[str, Any] = {
+    "datasets[].cache_latents": ANY,
+    "datasets[].cache_latents_to_disk": ANY,
+    "datasets[].cache_text_embeddings": ANY,
     "datasets[].caption_from_name": False,
     "datasets[].flip_y": False,
     "datasets[].layers_path": None,
@@ -59,6 +62,7 @@ LEFT: Mapping[str, Any] = {
     "model.int8_matmul": ANY,
     "network.network_kwargs.rs_lora": False,
     "network.network_kwargs.train_on_input": False,
+    "train.cache_text_embeddings": ANY,
     "train.ema_config.power_averages": ANY,
     "train.ema_config.use_num_updates": True,
     "train.huber_c": 0.1,

@@ -172,3 +172,62 @@ def test_arguments_without_effect_are_warnings(load) -> None:
 def test_what_is_wrong_is_said_at_its_place(faults, lines: str, message: str) -> None:
     (found,) = faults(lines)
     assert found.startswith(message)
+
+
+STREAMED = "url: a.tar"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "of_all", "kept"),
+    [
+        ("cache_latents_to_disk: true", "", (True, True)),
+        ("cache_latents_to_disk: false", "", (False, True)),
+        ("cache_latents: false, cache_latents_to_disk: true", "", (False, True)),
+        (
+            "cache_latents_to_disk: true, cache_text_embeddings: false",
+            "",
+            (True, False),
+        ),
+        ("cache_latents_to_disk: false", "false", (False, False)),
+        ("cache_text_embeddings: true", "false", (True, True)),
+        ("cache: latents", "true", (True, False)),
+        ("shuffle_tokens: true, cache_latents_to_disk: true", "", (True, False)),
+        ("shuffle_tokens: true, cache_latents_to_disk: 'no'", "", (False, False)),
+        (f"{STREAMED}, cache_latents: true", "", (False, False)),
+        (f"{STREAMED}, cache_latents_to_disk: true", "", (True, False)),
+        (f"{STREAMED}, cache_latents: false", "true", (False, True)),
+    ],
+)
+def test_three_switches_are_what_outlives_the_run(
+    section, dataset: str, of_all: str, kept: tuple[bool, bool]
+) -> None:
+    place = "" if STREAMED in dataset else "folder_path: photos, "
+    lines = [f"datasets: [{{{place}{dataset}}}]"]
+    lines += [f"train: {{cache_text_embeddings: {of_all}}}"] * bool(of_all)
+    found = section(*lines).datasets[0]
+    assert (found.keeps("latents"), found.keeps("text")) == kept
+
+
+@pytest.mark.parametrize(
+    ("dataset", "fault"),
+    [
+        ("cache_latents: maybe", "cache_latents: 'maybe' is not true or false."),
+        (
+            "cache: text, cache_latents_to_disk: true",
+            "cache_latents_to_disk: 'cache_latents_to_disk' and 'cache' mean the same, but",
+        ),
+        (
+            "cache_text_embeddings: true, shuffle_tokens: true",
+            "cache_text_embeddings: keeps text embeddings, and with 'shuffle_tokens: true'",
+        ),
+        (
+            "cache: text, shuffle_tokens: true",
+            "cache: keeps text embeddings, and with 'shuffle_tokens: true' a caption changes",
+        ),
+    ],
+)
+def test_switches_that_contradict_are_an_error(
+    faults, dataset: str, fault: str
+) -> None:
+    (found,) = faults(f"datasets: [{{folder_path: photos, {dataset}}}]")
+    assert found.startswith(f"datasets[0].{fault}")

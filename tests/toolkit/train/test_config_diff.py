@@ -20,8 +20,7 @@ KINDS = {
         sample.sample_every sample.sample_start_step sample.format sample.samples[0].prompt sample.seed sample.prompts
         logging.log_every datasets[0].webdataset.token datasets[0].webdataset.samples
         datasets[0].webdataset.max_unreadable validation stop_when resume device datasets[0].num_workers
-        datasets[0].cache_latents datasets[0].cache_latents_to_disk datasets[0].cache_text_embeddings
-        train.cache_text_embeddings train.skip_first_sample train.force_first_sample
+        datasets[0].cache train.skip_first_sample train.force_first_sample
         train.disable_sampling train.gradient_checkpointing train.compile.enabled train.compile.backend
         train.compile.mode train.compile.dynamic train.compile.fullgraph train.compile.cache_size_limit train.parallel
         train.ddp_timeout model.low_vram model.keep_quantized memory_check model.modulation_table

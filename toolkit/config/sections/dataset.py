@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -414,17 +413,17 @@ class DatasetConfig(StrictModel):
     not prepended to their captions. They alternate with the other images, as often as
     their repeats say."""
 
-    cache_latents: bool = True
-    """Compute the latents of images and control images once, before training. With
-    `url` they are encoded during training."""
-
-    cache_latents_to_disk: bool = True
-    """Keep the cache for later runs. With `url` the default is false; true keeps what
-    is encoded during training."""
-
-    cache_text_embeddings: bool | None = None
-    """Compute the text embeddings once, before training. Not given: yes, unless
-    `shuffle_tokens` is on. With `url`, true keeps what is encoded during training."""
+    cache: (
+        Annotated[
+            bool | Literal["latents", "text"], OneOf("latents", "text", or_bool=True)
+        ]
+        | None
+    ) = None
+    """What is kept on the disk for later runs. true: latents and text embeddings;
+    latents, text: only these; false: neither. Images of folders, and captions without
+    `shuffle_tokens`, are encoded once before training in any case, and what is not kept
+    is in memory; with `url` it is encoded at each use. Not given: true, with `url`
+    false."""
 
     background: Annotated[str, AfterValidator(_colour)] = "white"
     """Colour behind transparent pixels of images and control images: a name or
@@ -443,15 +442,7 @@ class DatasetConfig(StrictModel):
     }
     lone_key: ClassVar = "folder_path"
     on_resume: ClassVar = {
-        **dict.fromkeys(
-            (
-                "num_workers",
-                "cache_latents",
-                "cache_latents_to_disk",
-                "cache_text_embeddings",
-            ),
-            "harmless",
-        ),
+        **dict.fromkeys(("num_workers", "cache"), "harmless"),
         "columns": "harmless",  # the dataset is compared by its content
         # A stream is compared by the names of its shards, wherever they lie; its place
         # means nothing in a folder.
@@ -465,16 +456,8 @@ class DatasetConfig(StrictModel):
     def rewrite(
         cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics
     ) -> dict[str, ConfigNode]:
-        """A single resolution becomes a list. A stream keeps latents only where the job
-        says so."""
-        entries = _with_listed_resolution(entries, diagnostics)
-        key = "cache_latents_to_disk"
-        url = entries.get("url")
-        if url and key not in entries:
-            entries = entries | {
-                key: replace(url, value=False, text="false", path=(*url.path[:-1], key))
-            }
-        return entries
+        """A single resolution becomes a list."""
+        return _with_listed_resolution(entries, diagnostics)
 
     @model_validator(mode="after")
     def _has_images(self) -> DatasetConfig:
@@ -497,6 +480,15 @@ class DatasetConfig(StrictModel):
             return ("control_suffix", self.control_suffix)
         return ("control_path", self.control_path)
 
+    def keeps(self, what: Literal["latents", "text"]) -> bool:
+        """Whether the latents, or the text embeddings, are kept on the disk.
+
+        >>> DatasetConfig(folder_path="photos", cache="latents").keeps("text")
+        False
+        """
+        given = not self.url if self.cache is None else self.cache
+        return given is True or given == what
+
     @property
     def canvas(self) -> str:
         """`background` where it is given, else empty."""
@@ -505,6 +497,12 @@ class DatasetConfig(StrictModel):
     def check(self, job: JobContext) -> Findings:
         """Folders that are missing, keys that exclude each other, images that teach
         nothing."""
+        if self.shuffle_tokens and self.cache in (True, "text"):
+            yield error(
+                "cache",
+                "keeps text embeddings, and with 'shuffle_tokens: true' a caption changes every time it is used. "
+                "Write 'cache: latents', or remove 'shuffle_tokens'.",
+            )
         if self.url:
             for key in sorted(self.model_fields_set & NOT_OF_STREAMS.keys()):
                 yield error(

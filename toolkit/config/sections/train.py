@@ -793,14 +793,8 @@ class TrainConfig(OptimizationConfig):
     epoch allows. The model needs one pass for each length in a micro-batch: useful with
     a large `batch_size` and many images."""
 
-    cache_text_embeddings: bool | None = None
-    """Default of `cache_text_embeddings` for all datasets."""
-
     on_resume: ClassVar = {
-        **dict.fromkeys(
-            ("cache_text_embeddings", "gradient_checkpointing", "compile", "parallel"),
-            "harmless",
-        ),
+        **dict.fromkeys(("gradient_checkpointing", "compile", "parallel"), "harmless"),
         **dict.fromkeys(("full_bf16", "assistant"), "impossible"),
     }
     lone_key: ClassVar = "steps"

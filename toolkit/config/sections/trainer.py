@@ -149,10 +149,6 @@ class DatasetsSection(ProcessConfig):
         """The dataset that is a stream of shards (it has a `url`); None for folders."""
         return next((dataset for dataset in self.datasets if dataset.url), None)
 
-    def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
-        """`cache_text_embeddings` as the user gave it for this dataset, or None."""
-        return dataset.cache_text_embeddings
-
     def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
         """Folders of images that are not there yet and that earlier processes of the
         job write."""
@@ -164,8 +160,8 @@ class DatasetsSection(ProcessConfig):
         return tuple(filter(job.yet_to_come, folders))
 
     def check(self, job: JobContext) -> Findings:
-        """Streams that this process cannot read, texts that cannot be cached, trigger
-        words that are meant as none."""
+        """Streams that this process cannot read, trigger words that are meant as
+        none."""
         yield from super().check(job)
         words = {"trigger_word": self.trigger_word}
         for index, dataset in enumerate(self.datasets):
@@ -175,18 +171,6 @@ class DatasetsSection(ProcessConfig):
                 message = f"is read as the word {word!r}, which is put in front of each caption."
                 yield warning(key, f'{message} For no trigger word write "".')
         for index, dataset in enumerate(self.datasets):
-            if dataset.shuffle_tokens and self.requested_text_cache(dataset):
-                of_all = dataset.cache_text_embeddings is None
-                key = (
-                    "train.cache_text_embeddings"
-                    if of_all
-                    else f"datasets.{index}.cache_text_embeddings"
-                )
-                yield error(
-                    key,
-                    "'cache_text_embeddings: true' and 'shuffle_tokens: true' cannot be combined: a shuffled caption "
-                    "changes every time it is used. Remove one of them.",
-                )
             if dataset.url and not self.reads_streams:
                 yield error(
                     f"datasets.{index}.url",
@@ -607,12 +591,6 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
     def sample_pictures(self) -> Sequence[SamplePicture]:
         """The images to generate: the items of `sample`. Empty without it."""
         return self.sample.sample_items() if self.sample else ()
-
-    def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
-        """`cache_text_embeddings` as the user gave it for this dataset, or for all, or
-        None."""
-        requested = super().requested_text_cache(dataset)
-        return self.train.cache_text_embeddings if requested is None else requested
 
     @property
     def saves_folders(self) -> bool:

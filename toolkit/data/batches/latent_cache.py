@@ -695,8 +695,7 @@ def encoded_by_name(encoded: EncodedPrompt) -> dict[str, Tensor]:
 
 
 class CacheStores:
-    """The caches of a job. The flags of each dataset decide whether its entries are
-    cached on disk.
+    """The caches of a job. Each dataset says which of its entries are kept on disk.
 
     Example::
 
@@ -713,14 +712,12 @@ class CacheStores:
         self._memory = CachePair(TensorCache(None), TensorCache(None))
 
     def of_samples(self, section: DatasetsSection) -> Callable[[Sample], CachePair]:
-        """The caches of each sample of `section.datasets`, by the flags of its
+        """The caches of each sample of `section.datasets`, by the `cache` of its
         dataset."""
         disk, memory = self.on_disk, self._memory
         by_dataset = []
         for dataset in section.datasets:
-            keeps_latents = dataset.cache_latents and dataset.cache_latents_to_disk
-            keeps_text = section.requested_text_cache(dataset) is not False
-            latents = (disk if keeps_latents else memory).latents
-            text = (disk if keeps_text else memory).text
+            latents = (disk if dataset.keeps("latents") else memory).latents
+            text = (disk if dataset.keeps("text") else memory).text
             by_dataset.append(CachePair(latents, text))
         return lambda sample: by_dataset[sample.dataset]

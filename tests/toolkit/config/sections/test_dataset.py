@@ -51,8 +51,8 @@ from toolkit.train.config_diff import diff_configs
         ),
         ("control_transparent_color: [0, 255, 16]", "background", "#00ff10"),
         ("background: '#FF00aa'", "background", "#ff00aa"),
-        ("cache_text_embeddings: true", "cache_text_embeddings", True),
-        ("keep_tokens: 0", "cache_text_embeddings", None),
+        ("cache: Latents", "cache", "latents"),
+        ("keep_tokens: 0", "cache", None),
         ("num_repeats: ", "num_repeats", None),
         (
             "columns: {control: a, mask: m, prompt: p}",
@@ -185,7 +185,7 @@ def test_a_stream_has_the_defaults_of_its_reader_and_keeps_nothing(section) -> N
     settings, keys = dataset.webdataset, SampleKeys()
     assert (
         dataset.url == ("a.tar",)
-        and not dataset.cache_latents_to_disk
+        and not (dataset.keeps("latents") or dataset.keeps("text"))
         and not dataset.folder_path
     )
     assert (settings.image_key, settings.label_key, settings.caption_key) == (
@@ -193,14 +193,8 @@ def test_a_stream_has_the_defaults_of_its_reader_and_keeps_nothing(section) -> N
         keys.label,
         keys.caption,
     )
-    assert (
-        section("datasets: [{url: [a.tar, b.tar], cache_latents_to_disk: true}]")
-        .datasets[0]
-        .cache_latents_to_disk
-    )
-    assert (
-        section("datasets: [{folder_path: photos}]").datasets[0].cache_latents_to_disk
-    )
+    kept = section("datasets: [{url: [a.tar, b.tar], cache: latents}]").datasets[0]
+    assert kept.keeps("latents") and not kept.keeps("text")
     assert section("datasets: [{folder_path: photos}]").streamed is None
 
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from tests.toolkit.data.pixels.test_colours import gama
+from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.contracts.data import (
     BatchSpec,
     CaptionRules,
@@ -557,24 +558,25 @@ def test_masks_that_leave_nothing_are_named_at_each_start(
     assert len(said) == 2
 
 
-def test_flags_decide_what_outlives_the_run(tmp_path: Path, image, dataset) -> None:
+def test_each_dataset_says_what_outlives_the_run(
+    tmp_path: Path, image, dataset
+) -> None:
     image(tmp_path / "data" / "a.png")
-    kept = SimpleNamespace(
-        cache_latents=True, cache_latents_to_disk=True, cache_text_embeddings=None
-    )
-    passing = SimpleNamespace(
-        cache_latents=True, cache_latents_to_disk=False, cache_text_embeddings=False
-    )
-    section = SimpleNamespace(
-        datasets=(kept, passing), requested_text_cache=lambda d: d.cache_text_embeddings
-    )
+    # entries over one folder
+    outlive = {
+        None: (True, True),
+        True: (True, True),
+        "latents": (True, False),
+        "text": (False, True),
+        False: (False, False),
+    }
+    datasets = [DatasetConfig(folder_path="data", cache=given) for given in outlive]
     stores = CacheStores(tmp_path / "out")
-    # two entries over one folder, whose flags differ
-    scan = scan_datasets([dataset(tmp_path / "data")] * 2, None)
-    of_sample = stores.of_samples(section)
-    for sample, outlives in zip(scan.samples, (True, False), strict=True):
-        for store in of_sample(sample):
-            key = f"{outlives}{id(store)}"
+    scan = scan_datasets([dataset(tmp_path / "data")] * len(outlive), None)
+    of_sample = stores.of_samples(SimpleNamespace(datasets=datasets))
+    for sample, expected in zip(scan.samples, outlive.values(), strict=True):
+        for store, outlives in zip(of_sample(sample), expected, strict=True):
+            key = f"{sample.dataset}{id(store)}"
             store.put(key, {"a": torch.zeros(1)})
             assert store.get(key) is not None
             assert (

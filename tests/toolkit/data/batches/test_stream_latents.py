@@ -39,7 +39,7 @@ def five(make_stream: Callable[..., StreamDataset]) -> Callable[..., StreamDatas
             files,
             multiple=32,
             resolution=64,
-            **{"cache_latents_to_disk": False, **settings},
+            **settings,
         )
 
     return make
@@ -116,10 +116,9 @@ def test_what_is_kept_is_not_encoded_again_and_serves_a_folder(
     five, fake_adapter, tmp_path: Path
 ) -> None:
     kept, first, second = stores(tmp_path / "cache"), fake_adapter(), fake_adapter()
-    settings = {"cache_latents_to_disk": True}
     plain = batches(latents_of(five(), fake_adapter()), 4)
-    batches(latents_of(five(**settings), first, kept, keep_text=True), 4)
-    again = batches(latents_of(five(**settings), second, kept, keep_text=True), 4)
+    batches(latents_of(five(cache=True), first, kept), 4)
+    again = batches(latents_of(five(cache=True), second, kept), 4)
     assert first.calls["images"] == 5 and not second.calls
     for one, other in zip(plain, again, strict=True):
         assert torch.equal(one.latents_BCHW, other.latents_BCHW)
@@ -151,7 +150,7 @@ def of_three_channels(model: Any) -> Any:
 def test_a_damaged_image_has_no_weight_and_is_counted(
     five, fake_adapter, keep: bool, said: list[str]
 ) -> None:
-    stream = five(damaged=2, cache_latents_to_disk=keep)
+    stream = five(damaged=2, cache=keep)
     (batch,) = batches(latents_of(stream, of_three_channels(fake_adapter())), 1, size=5)
     weights = dict(
         zip(
