@@ -28,8 +28,10 @@ from toolkit.config.reading.normalise import listed, merge_aliases, place_in
 from toolkit.config.sections.model import REPACKED
 from toolkit.config.sections.network import NetworkKwargs
 from toolkit.config.sections.prompts import text_of
+from toolkit.config.sections.train import SCHEDULE_SPELLINGS
 from toolkit.errors import did_you_mean
 from toolkit.optim.optimizer_args import NO_LITERAL
+from toolkit.optim.schedules import SCHEDULES, parameters
 from toolkit.registry import FOREIGN_DATASETS, load_object
 
 # ------------------------------------------------------------ the process
@@ -497,7 +499,8 @@ _OF_COMPILE = {
 def _arguments(
     section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
 ) -> Entries:
-    """`optimizer_args` become `optimizer_params`; those of the schedule likewise."""
+    """`optimizer_args` become `optimizer_params`; those of the schedule, and its options,
+    likewise."""
     kind = entries.pop("lr_scheduler_type", None)
     if kind is not None:
         diagnostics.error(
@@ -511,7 +514,44 @@ def _arguments(
             entries[f"{key}_params"] = merged(
                 entries.get(f"{key}_params"), arguments, diagnostics
             )
+    _of_schedule(entries, diagnostics)
     return entries
+
+
+OF_SCHEDULE = {
+    "lr_scheduler_num_cycles": ("num_cycles", 1),
+    "lr_scheduler_power": ("power", 1),
+    "lr_scheduler_min_lr_ratio": ("min_lr_ratio", None),
+    "lr_scheduler_timescale": ("timescale", 0),
+}
+"""Options of musubi-tuner -> the name in `lr_scheduler_params`, and the value that asks
+for nothing."""
+
+
+def _of_schedule(entries: Entries, diagnostics: Diagnostics) -> None:
+    """Options of musubi-tuner go to the parameters of the schedule, which may not use
+    them."""
+    named = entries.get("lr_scheduler")
+    written = "constant" if named is None else str(named.value).strip()
+    name = SCHEDULE_SPELLINGS.get(written.lower(), written)
+    name = name if name in SCHEDULES else written.lower()
+    given: Entries = {}
+    for key, (param, idle) in OF_SCHEDULE.items():
+        node = entries.pop(key, None)
+        value = node and (
+            _literal(node.value) if isinstance(node.value, str) else node.value
+        )
+        if node is None or value == idle:
+            continue
+        if name in SCHEDULES and param not in parameters(name):
+            diagnostics.warn(node, f"has no effect: lr_scheduler {name} ignores it.")
+        else:
+            given[param] = replace(node, value=value)
+    if given:
+        params = replace(next(iter(given.values())), value=given)
+        entries["lr_scheduler_params"] = merged(
+            entries.get("lr_scheduler_params"), params, diagnostics
+        )
 
 
 def _memory_and_compile(

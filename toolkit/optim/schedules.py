@@ -24,8 +24,8 @@ next one."""
 
 @dataclass(frozen=True)
 class ScheduleArgs:
-    """The lengths of a run in optimizer steps, and what its schedule may need: the keys
-    `lr_*` of `train`.
+    """The lengths of a run in optimizer steps, and what its schedule may need: keys
+    `lr_*` of `train`, and of its `lr_scheduler_params`.
 
     >>> course = ScheduleArgs(steps=1000, warmup=0.1)
     >>> course.warmup_steps, course.decay_progress(550)
@@ -53,8 +53,7 @@ class ScheduleArgs:
 
     @staticmethod
     def named_in(section: object) -> dict[str, Any]:
-        """The values of all fields but `steps` in the `train` section, as keyword
-        arguments.
+        """The values that the `train` section has as keys, as keyword arguments.
 
         Raises AttributeError when the section lacks one of the keys.
         """
@@ -143,7 +142,7 @@ def cosine(step: int, course: ScheduleArgs) -> float:
 
 
 def cosine_with_restarts(step: int, course: ScheduleArgs) -> float:
-    """Falls from 1 to 0 along half a cosine, `lr_scheduler_num_cycles` times.
+    """Falls from 1 to 0 along half a cosine, `num_cycles` times.
 
     Source: transformers, `get_cosine_with_hard_restarts_schedule_with_warmup`.
 
@@ -158,7 +157,7 @@ def cosine_with_restarts(step: int, course: ScheduleArgs) -> float:
 
 
 def cosine_with_min_lr(step: int, course: ScheduleArgs) -> float:
-    """A cosine between 1 and `min_ratio`; `lr_scheduler_num_cycles` half waves.
+    """A cosine between 1 and `min_ratio`; `num_cycles` half waves.
 
     Source: transformers, `get_cosine_with_min_lr_schedule_with_warmup`.
 
@@ -529,12 +528,8 @@ SCHEDULES = {
 KEYS = {
     "warmup": "lr_warmup_steps",
     "decay": "lr_decay_steps",
-    "cycles": "lr_scheduler_num_cycles",
-    "power": "lr_scheduler_power",
-    "min_ratio": "lr_scheduler_min_lr_ratio",
-    "timescale": "lr_scheduler_timescale",
 }
-"""Field of `ScheduleArgs` -> key of `train`."""
+"""Field of `ScheduleArgs` -> key of `train`; the others are in `lr_scheduler_params`."""
 
 OTHER_NAMES = {
     "num_warmup_steps": "warmup",
@@ -547,6 +542,14 @@ OTHER_NAMES = {
     "timescale": "timescale",
 }
 """Name in `train.lr_scheduler_params` -> field of `ScheduleArgs`."""
+
+BOUNDS = {
+    "cycles": (1, math.inf),
+    "power": (0, math.inf),
+    "min_ratio": (0, 1),
+    "timescale": (0, math.inf),
+}
+"""Field of `ScheduleArgs` -> its least and its largest value."""
 
 END_RATES = ("eta_min", "min_lr", "lr_end")
 """Names there for the end of the fall as a learning rate instead of a ratio."""
@@ -586,6 +589,11 @@ def check_parameters(name: str, params: Mapping[str, Any]) -> None:
     for param in params:
         if param not in known:
             raise UserError(f"{name} has no {param!r}. {did_you_mean(param, known)}")
+        least, most = BOUNDS.get(OTHER_NAMES.get(param, ""), (-math.inf, math.inf))
+        value = params[param]
+        if isinstance(value, int | float) and not least <= value <= most:
+            words = f"{least:g} or more" if most == math.inf else f"from {least:g} to 1"
+            raise UserError(f"{param}: {value} is out of range: must be {words}.")
     needed = SCHEDULES[name].needs
     if needed and needed not in params:
         raise UserError(f"{name} needs {needed!r}, which is not given.")
@@ -608,7 +616,7 @@ def remarks(name: str, params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for param in params:
         if param in SCHEDULES[name].lengths:
             other = SCHEDULES[name].torchs
-            remedy = "" if other else " For restarts give 'lr_scheduler_num_cycles'."
+            remedy = "" if other else " For restarts give 'num_cycles'."
             if other and param in parameters(other):
                 remedy = f" It counts with 'lr_scheduler: {other}'."
             yield (

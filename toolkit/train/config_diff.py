@@ -70,6 +70,10 @@ LEFT: Mapping[str, Any] = {
     "train.huber_schedule": "constant",
     "train.linear_timesteps2": False,
     "train.lr_groups": [],
+    "train.lr_scheduler_min_lr_ratio": None,
+    "train.lr_scheduler_num_cycles": 1,
+    "train.lr_scheduler_power": 1.0,
+    "train.lr_scheduler_timescale": 0,
     "train.memory_account": ANY,
     "train.noise_levels_per_sample": 1,
     "train.reg_weight": 1.0,
@@ -87,8 +91,9 @@ def _has_left(key: str, value: Any) -> bool:
 
 
 def _place(key: str) -> str:
-    """A key without the numbers of entries: `datasets[].flip_x`."""
-    return re.sub(r"\[\d+\]", "[]", key)
+    """A key without the numbers of entries, such as `datasets[].flip_x`; those of
+    `optimizers` are those of `train`."""
+    return re.sub(r"\[\d+\]", "[]", re.sub(r"^optimizers\.[^.]+", "train", key))
 
 
 def diff_configs(

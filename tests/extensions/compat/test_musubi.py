@@ -163,13 +163,13 @@ def test_what_is_left_out_is_as_there_and_one_line_says_it(
         ),
         (
             "lr_scheduler = 'linear'\nlr_scheduler_min_lr_ratio = 0.1",
-            "train.lr_scheduler_min_lr_ratio",
-            None,
+            "train.lr_scheduler_params",
+            {},
         ),
         (
             "lr_scheduler = 'rex'\nlr_scheduler_min_lr_ratio = 0.1",
-            "train.lr_scheduler_min_lr_ratio",
-            0.1,
+            "train.lr_scheduler_params",
+            {"min_lr_ratio": 0.1},
         ),
         ("vae_chunk_size = 0\nclip = false", "train.lr", 2e-6),
         ("mixed_precision = 'no'", "train.dtype", "float32"),

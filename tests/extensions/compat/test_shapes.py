@@ -231,3 +231,44 @@ def test_switches_that_contradict_are_an_error(
 ) -> None:
     (found,) = faults(f"datasets: [{{folder_path: photos, {dataset}}}]")
     assert found.startswith(f"datasets[0].{fault}")
+
+
+@pytest.mark.parametrize(
+    ("line", "params", "told"),
+    [
+        ("lr_scheduler: Polynomial, lr_scheduler_power: '2'", {"power": 2}, ""),
+        ("lr_scheduler: rex, lr_scheduler_min_lr_ratio: 0", {"min_lr_ratio": 0}, ""),
+        (
+            "lr_scheduler: cosine_with_restarts, lr_scheduler_num_cycles: 3, lr_scheduler_power: 1.0",
+            {"num_cycles": 3},
+            "",
+        ),
+        (
+            "lr_scheduler: cosine_with_restarts, lr_scheduler_num_cycles: 3, "
+            "lr_scheduler_params: {num_warmup_steps: 5}",
+            {"num_cycles": 3, "num_warmup_steps": 5},
+            "",
+        ),
+        ("lr_scheduler_num_cycles: 1, lr_scheduler_timescale: 0", {}, ""),
+        ("lr_scheduler: cosine, lr_scheduler_min_lr_ratio: ", {}, "has no value"),
+        (
+            "lr_scheduler: cosine, lr_scheduler_power: 2",
+            {},
+            "train.lr_scheduler_power: has no effect: lr_scheduler cosine ignores it.",
+        ),
+    ],
+)
+def test_options_of_a_schedule_are_its_parameters(
+    load, line: str, params: dict, told: str
+) -> None:
+    job = load(trainer(f"train: {{{line}}}"))
+    assert job.processes[0].section.train.lr_scheduler_params == params
+    assert bool(job.warnings) == bool(told)
+    assert all(told in warning for warning in job.warnings)
+
+
+def test_an_option_and_a_parameter_that_differ_are_an_error(faults) -> None:
+    (found,) = faults(
+        "train: {lr_scheduler: polynomial, lr_scheduler_power: 2, lr_scheduler_params: {power: 3}}"
+    )
+    assert "mean the same" in found

@@ -402,8 +402,13 @@ class OptimizerConfig(StrictModel):
     `rex_beta` (rex); `metric` (loss or validation/loss), `every` (optimizer steps over
     which the loss is averaged, 100), `factor`, `patience`, `threshold`,
     `threshold_mode`, `cooldown`, `eps` (plateau, as in PyTorch's ReduceLROnPlateau);
-    `eta_min`, `min_lr` or `lr_end`, the final learning rate of decaying schedules and
-    plateau, or `eta_min_factor`, the same as a fraction of `lr`. `total_iters`,
+    `num_cycles`, from 1 (cycles of cosine_with_restarts, half waves of
+    cosine_with_min_lr); `power` (the exponent of polynomial; 1: linear); `timescale`
+    (steps after which inverse_sqrt has decayed to 0.71 of the peak; 0: the length of the
+    warm-up, if any, else 10000); `eta_min`, `min_lr` or `lr_end`, the final learning
+    rate of decaying schedules and plateau, or `min_lr_ratio` or `eta_min_factor`, the
+    same as a fraction of `lr` (not given: 0, for rex 0.01, for polynomial the learning
+    rate 1e-7). `total_iters`,
     `T_max`, `T_0` and `T_mult` have no effect on constant, linear and cosine schedules,
     as in ai-toolkit: these span the run."""
 
@@ -419,21 +424,6 @@ class OptimizerConfig(StrictModel):
     """Number of optimizer steps at the end in which the learning rate decays; it is
     constant before. Below 1: as a fraction of all steps. 0: it decays from the end of
     the warm-up (warmup_stable_decay: never)."""
-
-    lr_scheduler_num_cycles: int = Field(default=1, ge=1)
-    """Number of cycles of cosine_with_restarts; number of half waves of
-    cosine_with_min_lr."""
-
-    lr_scheduler_power: float = Field(default=1.0, gt=0)
-    """Exponent of polynomial; 1 is linear."""
-
-    lr_scheduler_min_lr_ratio: float | None = Field(default=None, ge=0, le=1)
-    """Final learning rate of a decaying schedule, as a fraction of `lr`; 0: decay to 0.
-    Not given: 0, for rex 0.01, for polynomial the learning rate 1e-7."""
-
-    lr_scheduler_timescale: int = Field(default=0, ge=0)
-    """Steps after which inverse_sqrt has decayed to 0.71 of the peak. 0: the length of
-    the warm-up, if any, else 10000."""
 
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Maximum norm of the gradients, which are clipped to it; 0: no clipping."""

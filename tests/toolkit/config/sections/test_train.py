@@ -111,8 +111,6 @@ def test_every_timestep_type_is_accepted_alone(section, name: str) -> None:
         ("sigmoid_scale", "0 is out of range: must be > 0."),
         ("logit_std", "0 is out of range: must be > 0."),
         ("max_timestep", "0 is out of range: must be > 0."),
-        ("lr_scheduler_num_cycles", "0 is out of range: must be >= 1."),
-        ("lr_scheduler_power", "0 is out of range: must be > 0."),
     ],
 )
 def test_zero_is_a_mistake_where_nothing_sensible_is_meant(
@@ -125,7 +123,7 @@ def test_zero_is_a_mistake_where_nothing_sensible_is_meant(
     "key",
     [
         "logit_mean", "mode_scale", "min_timestep", "num_timestep_buckets", "lr_warmup_steps", "lr_decay_steps",
-        "lr_scheduler_min_lr_ratio", "lr_scheduler_timescale", "discrete_flow_shift",
+        "discrete_flow_shift",
     ],
 )  # fmt: skip
 def test_zero_is_a_value_elsewhere(section, key: str) -> None:
@@ -134,7 +132,7 @@ def test_zero_is_a_value_elsewhere(section, key: str) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["discrete_flow_shift", "lr_scheduler_min_lr_ratio", "lr_decay_steps", "logit_std"],
+    ["discrete_flow_shift", "lr_decay_steps", "logit_std"],
 )
 def test_an_empty_value_is_the_default(section, key: str) -> None:
     assert (
@@ -344,7 +342,7 @@ def test_of_steps_and_epochs_in_a_section_of_their_own_one_decides(load) -> None
         "steps: 9, epochs: 0",
         "timestep_type: linear, linear_timesteps: true",
         "optimizer: prodigy, lr: 1",
-        "lr_scheduler: rex, lr_scheduler_min_lr_ratio: 0.1, lr_decay_steps: 0.5",
+        "lr_scheduler: rex, lr_scheduler_params: {min_lr_ratio: 0.1}, lr_decay_steps: 0.5",
     ],
 )
 def test_a_key_that_is_used_or_at_its_default_is_no_warning(load, line: str) -> None:
