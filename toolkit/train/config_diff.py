@@ -35,8 +35,13 @@ class ConfigChange:
     new: Any
     kind: ChangeKind
 
+    @property
+    def has_left(self) -> bool:
+        """Whether this version of the program has no such key."""
+        return _place(self.key) in LEFT
+
     def __str__(self) -> str:
-        new = "no such key" if _place(self.key) in LEFT else repr(self.new)
+        new = "no such key" if self.has_left else repr(self.new)
         return f"{self.key}: {self.old!r} -> {new}"
 
 

@@ -152,6 +152,12 @@ def test_a_key_that_was_removed_is_no_change_at_its_default(
     assert named == ([] if default is ANY else [left])
 
 
+def test_a_key_that_was_removed_is_one_of_every_optimizer(section: dict) -> None:
+    [change] = diff_configs(replaced(section, "optimizers.vae.lr_groups", [1]), section)
+    assert str(change) == "optimizers.vae.lr_groups: [1] -> no such key"
+    assert not diff_configs(replaced(section, "optimizers.vae.lr_groups", []), section)
+
+
 def test_equal_jobs_have_no_change_and_order_of_keys_is_none(section: dict) -> None:
     assert diff_configs(section, copy.deepcopy(section)) == []
     assert diff_configs(section, dict(reversed(section.items()))) == []
