@@ -233,19 +233,14 @@ JOBS = [
     *slips(
         DEVICE,
         (
-            f"{DEVICE}\nstop_when: {{no_better_within: 95%}}",
-            "needs the section 'validation'. Add it, or use 'below'.",
-            f"{DEVICE}\nstop_when: {{below: 0.01}}",
+            f"{DEVICE}\nstop_when: {{metric: validation/loss}}",
+            "needs the section 'validation'. Add it, or use 'loss'.",
+            f"{DEVICE}\nstop_when: {{metric: validation/loss}}\nvalidation: {{fraction: 0.25, every: 5}}",
         ),
         (
-            f"{DEVICE}\nstop_when: {{no_better_within: 95%}}",
-            "needs the section 'validation'. Add it, or use 'below'.",
-            f"{DEVICE}\nstop_when: {{no_better_within: 95%}}\nvalidation: {{fraction: 0.25, every: 5}}",
-        ),
-        (
-            f"{DEVICE}\nstop_when: {{no_better_within: 95%}}\nvalidation: {{fraction: 0.25, every: 0}}",
+            f"{DEVICE}\nstop_when: {{metric: validation/loss}}\nvalidation: {{fraction: 0.25, every: 0}}",
             "Set 'validation.every', such as a twentieth of the steps.",
-            f"{DEVICE}\nstop_when: {{no_better_within: 95%}}\nvalidation: {{fraction: 0.25, every: 2}}",
+            f"{DEVICE}\nstop_when: {{metric: validation/loss}}\nvalidation: {{fraction: 0.25, every: 2}}",
         ),
         (
             f"{DEVICE}\nstop_when: {{metric: validation/loss, below: 0.1}}",
@@ -548,11 +543,6 @@ JOBS = [
             f"{DEVICE}\ntraining_seed: abc",
             "Write a whole number, or random.",
             f"{DEVICE}\ntraining_seed: random",
-        ),
-        (
-            f"{DEVICE}\nfirst_sample: {{prompts: empty.txt}}",
-            "holds no prompt. Write one per line; '#' begins a line that is left out.",
-            f"{DEVICE}\nfirst_sample: {{prompts: [zibo]}}",
         ),
         (
             f"{DEVICE}\nresume: yes",
@@ -988,7 +978,7 @@ LAYERS = {
     "- zibo in a room": "- {prompt: x, ctrl_img: datasets/robot/coffee.jpg}",
 }
 BESIDE = {FOLDER: "- folder_path: datasets/layers\n  layers_suffix: _layer"}
-NEVER = f"{DEVICE}\nstop_when: {{no_better_within: 95%}}\nvalidation: {{folder_path: datasets/robot, every: 2}}"
+NEVER = f"{DEVICE}\nstop_when: {{metric: validation/loss}}\nvalidation: {{folder_path: datasets/robot, every: 2}}"
 
 WAYS = [
     *(
@@ -1039,17 +1029,9 @@ WAYS = [
         },
     ),
     Way(
-        {
-            DEVICE: f"{DEVICE}\nfirst_sample: {{width: 64}}",
-            "prompts:": "",
-            "- zibo in a room": "",
-        },
-        "has no prompts, and inherits none from 'sample'. Set 'prompts' or 'samples'.",
-        {
-            DEVICE: f"{DEVICE}\nfirst_sample: {{width: 64, prompts: [a cat]}}",
-            "prompts:": "",
-            "- zibo in a room": "",
-        },
+        {"prompts:": "prompts: empty.txt", "- zibo in a room": ""},
+        "holds no prompt. Write one per line; '#' begins a line that is left out.",
+        {},
     ),
     Way(
         PRESERVED | NO_WORD,
@@ -1081,13 +1063,8 @@ WAYS = [
     ),
     Way(
         STREAM | {DEVICE: NEVER, "steps: 30": "epochs: 1"},
-        "its number of steps is not known. Set 'train.steps' or 'train.step_limit'",
+        "its number of steps is not known. Set 'train.steps'",
         STREAM | {DEVICE: NEVER},
-    ),
-    Way(
-        STREAM | {DEVICE: NEVER, "steps: 30": "epochs: 1"},
-        "Set 'train.steps' or 'train.step_limit'",
-        STREAM | {DEVICE: NEVER, "steps: 30": "epochs: 1\nstep_limit: 30"},
     ),
     Way(
         {FOLDER: "- num_repeats: 2"},
@@ -1110,9 +1087,9 @@ WAYS = [
         {DEVICE: f"{DEVICE}\nlogging: {{log_with: tensorboard, logging_dir: logs}}"},
     ),
     Way(
-        {DEVICE: f"{DEVICE}\nstop_when: {{check_every: 5}}"},
-        "neither is set: give 'below' or 'no_better_within'.",
-        {DEVICE: f"{DEVICE}\nstop_when: {{check_every: 5, below: 0.01}}"},
+        {DEVICE: f"{DEVICE}\nstop_when: {{metric: loss}}"},
+        "is not set. Set it, or 'metric: validation/loss', which needs none.",
+        {DEVICE: f"{DEVICE}\nstop_when: {{metric: loss, below: 0.01}}"},
     ),
     Way(
         STREAM
@@ -1177,23 +1154,17 @@ WAYS = [
     ),
     Way(
         {FOLDER: "- folder_path: datasets/years"},
-        "give 'repeats_from_names: false', else 'repeats_from_names: true'",
-        {FOLDER: "- folder_path: datasets/years\n  repeats_from_names: false"},
+        "give 'num_repeats: 1'",
+        {FOLDER: "- folder_path: datasets/years\n  num_repeats: 1"},
     ),
     Way(
         {FOLDER: "- folder_path: datasets/big"},
-        "if the number is part of its name, give 'repeats_from_names: false'",
-        {FOLDER: "- folder_path: datasets/big\n  repeats_from_names: false"},
+        "if the number is part of its name, give 'num_repeats: 1'",
+        {FOLDER: "- folder_path: datasets/big\n  num_repeats: 1"},
     ),
     Way(
         LAYERS | {FOLDER: "- folder_path: datasets/layers"},
-        "Give 'layers_path', or 'layers_suffix: _layer'.",
-        LAYERS | BESIDE,
-    ),
-    Way(
-        LAYERS
-        | {FOLDER: "- folder_path: datasets/layers\n  layers_path: datasets/layers"},
-        "Give 'layers_suffix: _layer' in place of 'layers_path'",
+        "Give 'layers_suffix: _layer'.",
         LAYERS | BESIDE,
     ),
     Way(
@@ -1261,7 +1232,7 @@ COMMANDS: dict[str, str] = {
     "new": "the following arguments are required: JOB_NAME, FOLDER.",
     "new my_char nosuch": "'nosuch' is not a folder",
     "new my_char datasets/robto": "Did you mean 'datasets/robot'?",
-    "new numbered numbered": "If they are, write 'repeats_from_names: true'",
+    "new numbered numbered": "If they are, take 'num_repeats: 1' out",
     "new --rank 8": "change 'network.linear' there.",
     "new my_char datasets/robot --steps 2k": "change 'train.steps' there.",
     "new my_char datasets/robot --gpu 24GB": "Write 24.",

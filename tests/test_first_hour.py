@@ -318,7 +318,6 @@ ELSEWHERE: dict[str, str] = {
     "is text": "jobs/process/test_base.py",
     "begins an escape within double quotes. Write '/', or use single": f"{CONFIG}/reading/test_yaml_reader.py",
     "no '=' follows the key.": f"{CONFIG}/reading/test_toml_reader.py",
-    "is not a confidence": f"{CONFIG}/sections/test_train.py",
     "Write a space after the '-' of": f"{CONFIG}/reading/test_normalise.py",
     "'---' begins a second document. Write one job per file; run.py": f"{CONFIG}/reading/test_yaml_reader.py",
     ", whose texts are packed in lists": f"{DATA}/scan/test_tables.py",

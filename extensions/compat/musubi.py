@@ -28,7 +28,6 @@ from toolkit.config.reading.findings import is_absolute
 from toolkit.config.reading.foreign import NO_DEFAULT
 from toolkit.config.reading.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.reading.yaml_reader import map_paths
-from toolkit.data.scan.tables import lost_folders, read_table
 from toolkit.errors import did_you_mean
 from toolkit.files.run_files import saved_as
 from toolkit.registry import FOREIGN_OPTIONS, load_object
@@ -804,9 +803,6 @@ class _Reader:
             )
             if not (is_beside or os.path.exists(written) or saved_as(written)):
                 self.lost.append(path)
-            elif key == "image_jsonl_file":
-                folders = lost_folders(read_table(str(path.value), self.moved))
-                self.lost += [at(path, folder) for folder in folders]
 
     def found(self, written: str) -> Path | None:
         """Where a file is: in the working directory, as for the trainer, or beside the

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from extensions.compat.names import options, rows_of
 from extensions.compat.nodes import at
@@ -25,9 +25,11 @@ from toolkit.config.reading.located import ConfigNode, Diagnostics, show
 from toolkit.config.reading.normalise import listed, merge_aliases, place_in
 from toolkit.config.sections.model import REPACKED, ModelConfig
 from toolkit.config.sections.network import NetworkKwargs
+from toolkit.config.sections.train import SCHEDULE_SPELLINGS
 from toolkit.errors import UserError, did_you_mean
 from toolkit.models import families
 from toolkit.optim.optimizer_args import NO_LITERAL
+from toolkit.optim.schedules import SCHEDULES, parameters
 
 # ------------------------------------------------------------ the process
 
@@ -51,12 +53,33 @@ def _training(
     if train is None or not isinstance(train.value, dict):
         return entries
     rest = dict(train.value)
+    if "datasets" in section.model_fields:
+        _text_of_all(rest.pop(CACHED[-1], None), entries)
     seed = rest.pop("seed", None)
     if seed is not None and not seed.is_blank:
         entries["training_seed"] = merge_aliases(
             entries.get("training_seed"), seed, diagnostics
         )
     return entries | {"train": replace(train, value=rest)}
+
+
+def _text_of_all(switch: ConfigNode | None, entries: Entries) -> None:
+    """`cache_text_embeddings` of `train` counts for each dataset without its own."""
+    datasets = entries.get("datasets")
+    if (
+        switch is None
+        or switch.is_blank
+        or not isinstance(getattr(datasets, "value", None), list)
+    ):
+        return
+    assert datasets is not None
+    items = [
+        replace(item, value={CACHED[-1]: switch} | item.value)
+        if isinstance(item.value, dict) and "cache" not in item.value
+        else item
+        for item in datasets.value
+    ]
+    entries["datasets"] = replace(datasets, value=items)
 
 
 def _move_from_model(
@@ -98,6 +121,42 @@ def _images(
     """`control_path_1..10` become one list."""
     gather_slots(entries, "control_path", diagnostics)
     return entries
+
+
+def _dataset(
+    section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
+) -> Entries:
+    """As `_images`; ai-toolkit's three switches become `cache`."""
+    entries = _images(section, entries, diagnostics)
+    given = {key: entries.pop(key) for key in CACHED if key in entries}
+    on = dict[str, bool]()
+    for key, node in given.items():
+        try:
+            on[key] = _SWITCH.validate_python(node.value)
+        except ValidationError:
+            diagnostics.error(node, f"{show(node)} is not true or false.")
+    if not on:
+        return entries
+    streams = "url" in entries
+    shuffles = "shuffle_tokens" in entries and entries["shuffle_tokens"].value
+    latents = on.get("cache_latents_to_disk", not streams)
+    text = on.get("cache_text_embeddings", not streams and shuffles in (None, False))
+    kept: bool | str = latents and (streams or on.get("cache_latents", True))
+    if kept != text:
+        kept = "latents" if kept else "text"
+    node = list(given.values())[-1]
+    entries["cache"] = merge_aliases(
+        entries.get("cache"),
+        replace(node, value=kept, text=str(kept).lower()),
+        diagnostics,
+    )
+    return entries
+
+
+CACHED = ("cache_latents", "cache_latents_to_disk", "cache_text_embeddings")
+"""ai-toolkit's switches of a dataset; the last is also one of `train`, for all."""
+
+_SWITCH = TypeAdapter(bool)
 
 
 # ------------------------------------------------------------ model
@@ -371,7 +430,8 @@ _OF_COMPILE = {
 def _arguments(
     section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
 ) -> Entries:
-    """`optimizer_args` become `optimizer_params`; those of the schedule likewise."""
+    """`optimizer_args` become `optimizer_params`; those of the schedule, and its options,
+    likewise."""
     kind = entries.pop("lr_scheduler_type", None)
     if kind is not None:
         diagnostics.error(
@@ -385,7 +445,44 @@ def _arguments(
             entries[f"{key}_params"] = merged(
                 entries.get(f"{key}_params"), arguments, diagnostics
             )
+    _of_schedule(entries, diagnostics)
     return entries
+
+
+OF_SCHEDULE = {
+    "lr_scheduler_num_cycles": ("num_cycles", 1),
+    "lr_scheduler_power": ("power", 1),
+    "lr_scheduler_min_lr_ratio": ("min_lr_ratio", None),
+    "lr_scheduler_timescale": ("timescale", 0),
+}
+"""Options of musubi-tuner -> the name in `lr_scheduler_params`, and the value that asks
+for nothing."""
+
+
+def _of_schedule(entries: Entries, diagnostics: Diagnostics) -> None:
+    """Options of musubi-tuner go to the parameters of the schedule, which may not use
+    them."""
+    named = entries.get("lr_scheduler")
+    written = "constant" if named is None else str(named.value).strip()
+    name = SCHEDULE_SPELLINGS.get(written.lower(), written)
+    name = name if name in SCHEDULES else written.lower()
+    given: Entries = {}
+    for key, (param, idle) in OF_SCHEDULE.items():
+        node = entries.pop(key, None)
+        value = node and (
+            _literal(node.value) if isinstance(node.value, str) else node.value
+        )
+        if node is None or value == idle:
+            continue
+        if name in SCHEDULES and param not in parameters(name):
+            diagnostics.warn(node, f"has no effect: lr_scheduler {name} ignores it.")
+        else:
+            given[param] = replace(node, value=value)
+    if given:
+        params = replace(next(iter(given.values())), value=given)
+        entries["lr_scheduler_params"] = merged(
+            entries.get("lr_scheduler_params"), params, diagnostics
+        )
 
 
 def _memory_and_compile(
@@ -561,7 +658,7 @@ def merged(
 SHAPES: dict[str, Callable[[type[BaseModel], Entries, Diagnostics], Entries]] = {
     "TrainingSection": _training,
     "ModelSection": _move_from_model,
-    "DatasetConfig": _images,
+    "DatasetConfig": _dataset,
     "ValidationConfig": _images,
     "ModelConfig": _reshape_model,
     "NetworkConfig": _reshape_network,

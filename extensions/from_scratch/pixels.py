@@ -170,7 +170,7 @@ class StreamPixels:
             captions=tuple(item.sample.caption for item in items),
             spec=spec,
             names=tuple(item.sample.name for item in items),
-            loss_weight_B=torch.tensor([self.stream.weight] * len(items)),
+            loss_weight_B=torch.ones(len(items)),
         )
 
     def pixels(self, item: StreamItem) -> Tensor:

@@ -328,17 +328,7 @@ class SdTrainerProcess(ImageTrainer):
             for index, prompt in enumerate(prompts)
             if prompt.layers
         }
-        of_each_set = len(self.section.sample.samples) if self.section.sample else 0
-        samples = Samples(generate, texts, layers=layers)
-        first = self.section.first_sample
-        if first is None:
-            return samples
-        return replace(
-            samples,
-            texts=texts[:of_each_set],
-            first=texts[of_each_set:],
-            first_format=first.format,
-        )
+        return Samples(generate, texts, layers=layers)
 
     def build_run(self) -> Run:
         run = super().build_run()
@@ -443,7 +433,7 @@ class SdTrainerProcess(ImageTrainer):
         # On the CPU the peak includes all earlier phases of the process.
         phases = [] if on_gpu else ["encoding", "loading"]
         if (
-            (section.sample or section.first_sample)
+            section.sample
             and section.draws_first()
             and not section.train.disable_sampling
         ):

@@ -313,11 +313,6 @@ def _schedule(s: DiffusionSection) -> Findings:
     if params := train.lr_scheduler_params:
         for param, message in remarks(scheduler, params):
             yield warning(f"train.lr_scheduler_params.{param}", message)
-    if s.stop_when and 0 < _steps(s) <= s.stop_when.min_steps:
-        yield warning(
-            "stop_when.min_steps",
-            f"{s.stop_when.min_steps}: training already ends at step {train.steps}.",
-        )
 
 
 def _steps(s: DiffusionSection) -> int:
@@ -537,17 +532,6 @@ def _processes(s: DiffusionSection) -> Findings:
 
 
 def _images(s: DiffusionSection) -> Findings:
-    weight = s.train.reg_weight
-    regularises = any(dataset.is_reg for dataset in s.datasets)
-    if weight != 1 and not regularises:
-        yield warning(
-            "train.reg_weight", "has no effect: no dataset has 'is_reg: true'."
-        )
-    if weight == 0 and regularises:
-        yield warning(
-            "train.reg_weight",
-            "0 means that nothing is learned from regularisation images.",
-        )
     family = _family(s)
     for index, dataset in enumerate(s.datasets):
         key, slots = dataset.references
@@ -586,19 +570,19 @@ def _layers(s: DiffusionSection) -> Findings:
 
 
 def _sample_entries(s: DiffusionSection) -> Iterator[tuple[str, SampleEntry]]:
-    """`sample` and `first_sample`, each before its own samples, by their keys."""
-    for name, section in (("sample", s.sample), ("first_sample", s.first_sample)):
-        if section:
-            yield name, section
-            for index, item in enumerate(section.samples):
-                yield f"{name}.samples.{index}", item
+    """`sample`, then its samples, by their keys."""
+    if s.sample:
+        yield "sample", s.sample
+        for index, item in enumerate(s.sample.samples):
+            yield f"sample.samples.{index}", item
 
 
 def _without_layers(s: DiffusionSection, title: str) -> Findings:
     for index, dataset in enumerate(s.datasets):
-        for key in sorted(dataset.model_fields_set & {"layers_path", "layers_suffix"}):
+        if "layers_suffix" in dataset.model_fields_set:
             yield error(
-                f"datasets.{index}.{key}", f"{title} generates no layers. Remove it."
+                f"datasets.{index}.layers_suffix",
+                f"{title} generates no layers. Remove it.",
             )
     for place, entry in _sample_entries(s):
         is_given = isinstance(entry, SampleItem) or "layers" in entry.model_fields_set
@@ -622,10 +606,10 @@ def _of_layers(s: DiffusionSection, title: str) -> Findings:
                 f"datasets.{index}.{key}",
                 f"does not apply to {title}: {ABOVE_LAYERS[key]}. Remove it.",
             )
-        if not (dataset.layers_path or dataset.layers_suffix or dataset.url):
+        if not (dataset.layers_suffix or dataset.url):
             yield error(
                 f"datasets.{index}",
-                f"{title} learns the layers of each image. Give 'layers_path', or 'layers_suffix: _layer'.",
+                f"{title} learns the layers of each image. Give 'layers_suffix: _layer'.",
             )
     for place, item in _sample_entries(s):
         if not isinstance(item, SampleItem):
@@ -670,7 +654,6 @@ def _first_samples(s: DiffusionSection) -> Findings:
     nothing."""
     train = s.train
     sample = s.sample
-    first = s.first_sample
     wants_one = (
         "skip_first_sample" in train.model_fields_set and not train.skip_first_sample
     )
@@ -679,7 +662,6 @@ def _first_samples(s: DiffusionSection) -> Findings:
         for key, words, is_asked in (
             ("sample.sample_at_first", "sample_at_first: true", sample and sample.sample_at_first),
             ("train.force_first_sample", "force_first_sample: true", train.force_first_sample),
-            ("first_sample", "first_sample", first),
             ("train.skip_first_sample", "skip_first_sample: false", wants_one),
         )
         if is_asked
@@ -693,31 +675,6 @@ def _first_samples(s: DiffusionSection) -> Findings:
         key, words = asked[0]
         yield error(
             key, f"'{words}' and '{denied}' contradict each other. Remove one of them."
-        )
-    if first and not first.samples:
-        yield error(
-            "first_sample",
-            "has no prompts, and inherits none from 'sample'. Set 'prompts' or 'samples'.",
-        )
-    for key in (
-        "sample_every",
-        "sample_every_n_epochs",
-        "sample_start_step",
-        "sample_at_first",
-    ):
-        if (
-            first
-            and key in first.model_fields_set
-            and not (key == "sample_every" and first.interval()[1])
-        ):
-            yield warning(
-                f"first_sample.{key}",
-                "has no effect: these images are generated once, before step 1.",
-            )
-    if first and first.lora:
-        yield error(
-            "first_sample.lora",
-            "belongs in 'sample': it is active in these images too. Move it.",
         )
     if train.force_first_sample and not sample:
         yield warning(
@@ -743,7 +700,7 @@ def _samples(s: DiffusionSection) -> Findings:
                         "there are no samples that need it. Remove it, or give prompts.",
                     )
             if entry.vae_path:
-                yield from _decoder(s, f"{key}.vae_path", entry.vae_path)
+                yield from _decoder(s, entry.vae_path)
         if not family:
             continue
         for side in ("width", "height"):
@@ -759,13 +716,9 @@ def _samples(s: DiffusionSection) -> Findings:
                 )
 
 
-def _decoder(s: DiffusionSection, key: str, path: str) -> Findings:
-    """A second VAE for the first samples, a file that is not of this model."""
-    if Path(path).expanduser() != s.decoder():
-        yield error(
-            key,
-            "is another one than that of 'sample', which decodes these images too. Remove it.",
-        )
+def _decoder(s: DiffusionSection, path: str) -> Findings:
+    """A VAE for samples: a file that is not of this model."""
+    key = "sample.vae_path"
     model = s.model.model_copy(
         update={"transformer_path": None, "text_encoder_path": None, "vae_path": path}
     )
@@ -790,7 +743,7 @@ def _validation(s: DiffusionSection) -> Findings:
                 "validation.folder_path",
                 f"'{validation.folder_path}' is also trained on: a low loss says nothing about new images.",
             )
-    counted = not validation.every_n_epochs and (steps or not validation.every)
+    counted = steps or not validation.every
     if stop and stop.below is not None and stop.metric.startswith(LOSS) and counted:
         times = 1 + steps // validation.every if validation.every else 1
         if times < stop.smooth:

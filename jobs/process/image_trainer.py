@@ -215,7 +215,6 @@ class ImageTrainer(Trainer):
         dtype = DTYPES[section.train.dtype]
         extra_prompts = self.extra_prompts
         if stream := self.data.stream:
-            keep_text = bool(section.requested_text_cache(stream.settings))
             encoder = ItemEncoder(model, dtype)
             self.dataset = StreamLatents(
                 stream,
@@ -223,7 +222,6 @@ class ImageTrainer(Trainer):
                 encoder,
                 self.seed,
                 stores.on_disk,
-                keep_text,
                 extra_prompts,
             )
             return

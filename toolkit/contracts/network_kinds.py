@@ -263,12 +263,9 @@ def glora_shapes(inputs: int, outputs: int, rank: int, **_: object) -> Shapes:
     }
 
 
-def ia3_shapes(
-    inputs: int, outputs: int, rank: int, train_on_input: bool = False
-) -> Shapes:
-    """A factor for each output, or for each input. Source: LyCORIS 4.1.3,
-    modules/ia3.py."""
-    return {"weight": (inputs if train_on_input else outputs,)}
+def ia3_shapes(inputs: int, outputs: int, rank: int) -> Shapes:
+    """A factor for each output. Source: LyCORIS 4.1.3, modules/ia3.py."""
+    return {"weight": (outputs,)}
 
 
 def whole_shapes(inputs: int, outputs: int, rank: int) -> Shapes:
@@ -404,7 +401,6 @@ OWN_KINDS: dict[str, NetworkKind] = {
         LIBRARY,
         glora_shapes,
         replace(_LIBRARY_UNITS, change=(20, 15), change_forward=(20, 16)),
-        settings={"rs_lora": "network_kwargs.rs_lora"},
         algo="glora",
         library_class="lycoris.modules.glora:GLoRAModule",
         needs_base=True,
@@ -413,7 +409,6 @@ OWN_KINDS: dict[str, NetworkKind] = {
         LIBRARY,
         ia3_shapes,
         replace(_LIBRARY_UNITS, change=(13, 8), change_forward=(8, 4.5)),
-        settings={"train_on_input": "network_kwargs.train_on_input"},
         algo="ia3",
         library_class="lycoris.modules.ia3:IA3Module",
         without_effect=("linear", "linear_alpha"),

@@ -342,7 +342,7 @@ def sampling_for(settings: FlowSettings) -> TimestepSampling:
 
     Raises KeyError for a `timestep_type` that is not in `SAMPLINGS`.
     """
-    if settings.linear_timesteps or settings.linear_timesteps2:
+    if settings.linear_timesteps:
         return SAMPLINGS["linear"]
     if (
         settings.timestep_type == "sigma"

@@ -115,21 +115,16 @@ class SdPlanner(Planner[DiffusionSection]):
         data = ImageData(
             *scan_and_split_result, open_stream(section, self.family.size_multiple)
         )
-        mistakes = [*self._sample_mistakes("sample", section.sample)]
-        mistakes += self._sample_mistakes("first_sample", section.first_sample)
+        mistakes = [*self._sample_mistakes()]
         if mistakes:
             raise DataErrors(mistakes)
         return data
 
-    def _sample_mistakes(
-        self, key: str, sample: SampleConfig | None
-    ) -> Iterator[Diagnostic]:
+    def _sample_mistakes(self) -> Iterator[Diagnostic]:
         """Samples with unusable or too many control images, too large images, or too
         long prompts, where that can be checked without torch."""
-        if sample is None:
-            return
-        for index, picture in enumerate(sample.sample_items()):
-            place = f"{key}.samples[{index}]"
+        for index, picture in enumerate(self.section.sample_pictures()):
+            place = f"sample.samples[{index}]"
             try:
                 references = sample_inputs(place, picture, self.family)
             except DataErrors as error:
@@ -343,8 +338,8 @@ class SdPlanner(Planner[DiffusionSection]):
     def _stream_line(self, stream: DatasetConfig) -> str:
         """When a stream is encoded, and which results are cached."""
         kept = {
-            "latents": stream.cache_latents_to_disk,
-            "text embeddings": self.section.requested_text_cache(stream),
+            "latents": stream.keeps("latents"),
+            "text embeddings": stream.keeps("text"),
         }
         cached = [what for what, is_kept in kept.items() if is_kept]
         caching = (

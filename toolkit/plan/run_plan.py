@@ -324,7 +324,7 @@ Crops = dict[ResizeCrop, list[str]]
 
 
 def _folder_plan(folder: FolderInfo, crops: Crops) -> FolderPlan:
-    images = [sample for sample in folder.samples if not any(sample.flip)]
+    images = [sample for sample in folder.samples if not sample.flip]
     buckets = Counter[Size]()
     cut_images = 0.0
     for crop, files in crops.items():

@@ -106,9 +106,7 @@ class _RunWork:
             return RunWork(step, 0, self.memory.level)
         validations = 0
         if section.validation:
-            by_steps = often((section.validation.every, 0))
-            by_epochs = often((0, section.validation.every_n_epochs))
-            validations = 1 + max(by_steps, by_epochs)
+            validations = 1 + often((section.validation.every, 0))
         saves = often(section.save.interval())
         samples, pictures = self.samples(often)
         return RunWork(
@@ -165,21 +163,13 @@ class _RunWork:
     # ------------------------------------------------------------ the rest
 
     def samples(self, often: Often) -> tuple[PassWork, int]:
-        """All sets of a run, and their pictures. The set before step 1 may have other
-        pictures (`first_sample`)."""
+        """All sets of a run, and their pictures."""
         section = self.section
         if section.sample is None or section.train.disable_sampling:
             return PassWork(), 0
         pictures = section.sample.sample_items()
-        sets = often(section.sample.interval())
-        work = total(map(self.picture, pictures)).times(sets)
-        count = sets * len(pictures)
-        if section.draws_first():
-            if section.first_sample:
-                pictures = section.first_sample.sample_items()
-            work += total(map(self.picture, pictures))
-            count += len(pictures)
-        return work, count
+        sets = often(section.sample.interval()) + section.draws_first()
+        return total(map(self.picture, pictures)).times(sets), sets * len(pictures)
 
     def picture(self, item: SamplePicture) -> PassWork:
         """One sample image: its steps, twice with guidance, and the decoder."""

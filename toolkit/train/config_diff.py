@@ -35,6 +35,11 @@ class ConfigChange:
     new: Any
     kind: ChangeKind
 
+    @property
+    def has_left(self) -> bool:
+        """Whether this version of the program has no such key."""
+        return bool(row_above(self.key))
+
     def __str__(self) -> str:
         gone = removed_at(self.key)
         return f"{self.key}: {gone or f'{self.old!r} -> {self.new!r}'}"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.config.reading.process import ProcessConfig
 from toolkit.config.sections.train import (
+    CHECK_EVERY,
     SCHEDULES_WITHOUT_LENGTH,
     UNTIL_THE_DATA_ENDS,
     StopWhenConfig,
@@ -60,6 +61,7 @@ from toolkit.train.checkpoint_store import (
 )
 from toolkit.train.config_diff import REVISION, ConfigChange, diff_configs
 from toolkit.train.lock import FILE as LOCK_FILE
+from toolkit.train.paired import CONFIDENCE
 from toolkit.train.run_reader import list_network_files
 
 if TYPE_CHECKING:
@@ -363,7 +365,7 @@ STOP_KEY = "stop_when"
 of the last validation."""
 
 FORECAST = "forecast"
-"""In that entry: `confidence`, and what a `Forecast` has."""
+"""In that entry: what a `Forecast` has; empty before there is one."""
 
 
 def stop_reason(
@@ -372,28 +374,25 @@ def stop_reason(
     """Why `stop_when` settings end a run with this `TrainState` step and extra; None
     where they do not.
 
-    They never end it at step 0 or before `min_steps`. `no_better_within` requires a
-    forecast with the same confidence. `below` is compared only at multiples of
-    `check_every`, with the mean of the last `smooth` values of the same metric.
+    They never end it at step 0. Without `below` the last forecast decides. `below` is
+    compared only at multiples of CHECK_EVERY, with the mean of the last `smooth` values
+    of the same metric.
 
     >>> stop_reason(None, step=100, extra={}) is None
     True
     """
-    if settings is None or step == 0 or step < settings.min_steps:
+    if settings is None or step == 0:
         return None
     saved = extra.get(STOP_KEY, {})
-    if settings.no_better_within is not None:
-        forecast = saved.get(FORECAST, {})
-        if (
-            forecast.get("confidence") != settings.no_better_within
-            or forecast["gain"] > forecast["resolvable"]
-        ):
+    if settings.below is None:
+        forecast = saved.get(FORECAST)
+        if not forecast or forecast["gain"] > forecast["resolvable"]:
             return None
         return (
-            f"stop_when: at {settings.no_better_within:.4g} confidence no later step will be better than step "
+            f"stop_when: at {CONFIDENCE:.0%} confidence no later step will be better than step "
             f"{forecast['best']} by {forecast['resolvable']:.3g}, the least that these images resolve"
         )
-    if settings.below is None or step % settings.check_every:
+    if step % CHECK_EVERY:
         return None
     values = saved.get("values", [])[-settings.smooth :]
     if saved.get("metric") != settings.metric or len(values) < settings.smooth:
@@ -702,7 +701,7 @@ def _places(entries: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
     return [[entry.get(key) for key in PLACES] for entry in entries]
 
 
-_LENGTH = ("train.steps", "train.epochs", "train.step_limit")
+_LENGTH = ("train.steps", "train.epochs")
 _ANOTHER_JOB = 6
 """With this many differing settings the message says that the folder belongs to another
 job; with fewer it lists the settings."""
@@ -769,9 +768,10 @@ def _why(changes: Sequence[ConfigChange], state: str, section: TrainerConfig) ->
             f"the learning rate of each step depends on the number of steps: {ends}. Two ways: add --allow-change to "
             f"continue {state} with the rates of the new number; or train all steps again: {_ELSE}"
         )
+    restore = "" if any(change.has_left for change in changes) else "Restore them, "
     return (
-        f"this changes the result, and {state} was trained with different settings. Restore the settings, add "
-        f"--allow-change to resume with the new values, {_ELSE}"
+        f"this changes the result, and {state} was trained with other settings. {restore}add --allow-change to "
+        f"resume with the new values, {_ELSE}"
     )
 
 

@@ -93,7 +93,7 @@ def build_role(
         optimizer = optimizer_over(parameters)
     averages = None
     if ema and ema.use_ema:
-        averages = Ema(parameters, ema.ema_decay, ema.use_num_updates)
+        averages = Ema(parameters, ema.ema_decay)
     if sharded:
         optimizer_step: StandardStep = ShardedStep(process_group.all_reduce_sum)
     else:

@@ -18,7 +18,6 @@ from pydantic import Field
 
 from extensions.tools.shared.effort import EffortName
 from extensions.tools.shared.examples import (
-    LAYERS,
     MASCOTS,
     MODELS,
     WITHOUT_GPU,
@@ -258,8 +257,8 @@ class NewConfig(ToolConfig):
             if family.stacks_layers and layers_in(self.folder) is None:
                 message = (
                     f"{self.folder!r}: no image has layers, and {family.title} learns them. Save those of a.png, "
-                    "each with the whole canvas, as a_layer0.png (the back), a_layer1.png and so on, beside it or in "
-                    f"{str(Path(self.folder) / LAYERS)!r}. See docs/datasets.md."
+                    "each with the whole canvas, as a_layer0.png (the back), a_layer1.png and so on, beside it. "
+                    "See docs/datasets.md."
                 )
                 yield Diagnostic(("folder",), message)
 

@@ -349,10 +349,6 @@ def _is_photograph(path: str) -> bool:
     return False
 
 
-LAYERS = "layers"
-"""Folder, next to the images, that holds their layers."""
-
-
 class FoundLayers(NamedTuple):
     """How the layers of a folder's images are named.
 
@@ -374,26 +370,16 @@ class FoundLayers(NamedTuple):
 
 
 def layers_in(folder: str) -> FoundLayers | None:
-    """How the layers of the images in a folder, or in a subfolder, are named: next to
-    the images, or in the folder `layers`. None: no image has layers."""
+    """How the layers of the images in a folder, or in a subfolder, are named next to
+    the images. None: no image has layers."""
     listings = listed(folder)
-    top, below = listings[:1], listings[1:]
-    own = top if any(each.images for each in top) else listings
-    beside = [(each, each) for each in own]
-    apart = [
-        (images, layers)
-        for images, layers in product(top, below)
-        if os.path.basename(layers.folder) == LAYERS
-    ]
-    for (images, layers), suffix in product((*beside, *apart), LAYER_SUFFIXES):
-        known = layers.numbered_behind(suffix)
+    own = listings[:1] if any(each.images for each in listings[:1]) else listings
+    for images, suffix in product(own, LAYER_SUFFIXES):
+        known = images.numbered_behind(suffix)
         stem = next((stem for stem in images.images if stem in known), "")
         if stem:
-            key = f"layers_path: {_quoted(layers.folder)}"
-            if images is layers:
-                key = f"layers_suffix: {suffix}"
             first = images.path(images.images[stem][0])
-            return FoundLayers(key, first, len(known[stem]))
+            return FoundLayers(f"layers_suffix: {suffix}", first, len(known[stem]))
     return None
 
 
@@ -411,8 +397,8 @@ def _with_numbers(text: str, folder: str) -> str:
     why = numbers_in(folder)
     if not why:
         return text
-    key = "          repeats_from_names: false"
-    note = f"the numbers of its folders {why}; true: repeats"
+    key = "          num_repeats: 1"
+    note = f"the numbers of its folders {why}; without this key: repeats"
     return _with_keys(text, [_noted(key, note)])
 
 

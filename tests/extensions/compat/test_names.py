@@ -67,7 +67,7 @@ AI_TOOLKIT_KEYS = {
         "lr_scheduler lr_scheduler_params optimizer_params max_grad_norm timestep_type content_or_style loss_type "
         "skip_first_sample disable_sampling unload_text_encoder"
     ),
-    "datasets[]": "default_caption mask_path alpha_mask is_reg flip_x loss_multiplier num_repeats",
+    "datasets[]": "default_caption mask_path alpha_mask is_reg flip_x num_repeats",
 }
 """Section -> keys of jobs of ai-toolkit beside those of the tests' own jobs."""
 
@@ -516,7 +516,7 @@ def test_the_job_of_its_user_interface_has_only_notes(load) -> None:
     keys = [
         "performance_log_every", "sqlite_db_path", "network.conv", "network.conv_alpha", "save.save_format",
         "datasets[].network_weight", "datasets[].shrink_video_to_frames", "datasets[].num_frames",
-        "datasets[].do_i2v", "datasets[].do_audio", "datasets[].auto_frame_count",
+        "datasets[].flip_y", "datasets[].do_i2v", "datasets[].do_audio", "datasets[].auto_frame_count",
         "train.bypass_guidance_embedding", "train.unload_text_encoder", "train.switch_boundary_every",
         "train.audio_loss_multiplier", "logging.use_ui_logger", "model.model_kwargs.kv_cache",
         "model.layer_offloading_text_encoder_percent",

@@ -21,7 +21,6 @@ from tests.toolkit.data.shard_server import png
 from toolkit.contracts.data import (
     BatchSpec,
     BucketedSample,
-    Flip,
     ResizeCrop,
     Sample,
     Size,
@@ -34,7 +33,7 @@ from toolkit.errors import RunError
 from toolkit.train.accumulation import split_spec
 
 
-def item(path: Path, flip: Flip = Flip()) -> BucketedSample:  # noqa: B008 - a constant
+def item(path: Path, flip: bool = False) -> BucketedSample:
     crop = ResizeCrop(Size(8, 6), 1, 0, Size(6, 6))
     return BucketedSample(
         Sample(
@@ -58,7 +57,7 @@ def test_pixels_are_those_of_the_file_cut_and_mirrored(picture: Path) -> None:
     red = torch.tensor([30.0 * x for x in range(1, 7)]) / 127.5 - 1
     torch.testing.assert_close(pixels[0, 0], red)
     assert pixels[2].min() == 1
-    torch.testing.assert_close(load_pixels(item(picture, Flip(x=True))), pixels.flip(2))
+    torch.testing.assert_close(load_pixels(item(picture, flip=True)), pixels.flip(2))
 
 
 def test_a_batch_can_be_split_into_halves_with_the_same_keys(picture: Path) -> None:

@@ -21,7 +21,7 @@ from extensions.hooks.notices import CommandCallback
 from jobs import ExtensionJob, JobOptions
 from jobs.dry_run import plan_job
 from jobs.process.trainer import Trainer
-from tests.running import lines
+from tests.running import check_every, lines
 from toolkit.config import load_job
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import discover
@@ -400,23 +400,26 @@ def test_a_folder_in_which_a_run_is_going_on_is_refused(start, tmp_path: Path) -
         start()
 
 
-def test_it_ends_by_a_number_and_is_complete_then(start, capsys) -> None:
-    folder = start(
-        stop_when={"metric": "loss", "below": 100, "smooth": 2, "check_every": 1}
-    )
+STOP = {"metric": "loss", "below": 100, "smooth": 2}
+
+
+def test_it_ends_by_a_number_and_is_complete_then(
+    start, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_every(monkeypatch, 1)
+    folder = start(stop_when=STOP)
     assert len(losses(folder)) == 2
-    start(stop_when={"metric": "loss", "below": 100, "smooth": 2, "check_every": 1})
+    start(stop_when=STOP)
     assert "complete at step 2: nothing to do" in capsys.readouterr().out
     assert len(losses(folder)) == 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "stop", [None, {"metric": "loss", "below": 100, "smooth": 2, "check_every": 1}]
-)
+@pytest.mark.parametrize("stop", [None, STOP])
 def test_a_run_without_states_is_complete_too_and_begins_anew_with_more_steps(
-    start, capsys, stop
+    start, capsys, stop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    check_every(monkeypatch, 1)
     keys = {
         "save": {"dtype": "float32", "states": "never"},
         **({"stop_when": stop} if stop else {}),

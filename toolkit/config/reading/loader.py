@@ -61,7 +61,6 @@ from toolkit.config.reading.yaml_faults import quoted
 from toolkit.config.reading.yaml_reader import (
     expand_variables,
     is_json,
-    map_in_tables,
     map_paths,
     read_text,
     read_yaml,
@@ -169,8 +168,6 @@ def load_job(
     reader = foreign_file(root)
     if reader:
         root = reader.as_job(root, Path(path).parent, name, diagnostics, moved)
-    if moved:
-        root = map_in_tables(root, moved)
     config = check_top_level(root, diagnostics)
     job_name = read_name(config, diagnostics) if name is None else name
     if suffix:

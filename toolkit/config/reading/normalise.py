@@ -415,8 +415,7 @@ def places_of_keys(
     `train`, `datasets[]`, and "" for `model` itself; where none has, those that take it
     as a name of other programs.
 
-    Where several sections have one model (`sample` and `first_sample`), the first is
-    named.
+    Where several sections have one model, the first is named.
     """
     places: dict[str, list[str]] = {}
     foreign: dict[str, list[str]] = {}

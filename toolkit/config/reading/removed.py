@@ -52,15 +52,21 @@ def removed_at(place: str, section: Any = None, key: str = "", value: str = "") 
 
 def row_above(place: str) -> str:
     """The removed key at a place or above it, as its row names it; empty where there is
-    none.
+    none. The keys of `optimizers` are those of `train`.
 
     >>> row_above("train.preference.beta"), row_above("datasets[0].from_base.seed")
     ('train.preference', 'datasets[].from_base')
     """
-    parts = re.sub(r"\[\d+\]", "[]", place).split(".")
-    above = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
-    names = (name for at in above for name in (at, at.removesuffix("[]")))
-    return next((name for name in names if name in removed("keys")), "")
+    named = removed("keys").keys() | _table()["recorded"].keys()
+    at = re.sub(r"\[\d+\]", "[]", place)
+    for full in (at, re.sub(r"^optimizers\.[^.]+", "train", at)):
+        parts = full.split(".")
+        for end in range(len(parts), 0, -1):
+            above = ".".join(parts[:end])
+            for name in (above, above.removesuffix("[]")):
+                if name in named:
+                    return name
+    return ""
 
 
 def computes_the_same(key: str, recorded: Any) -> bool:
@@ -69,4 +75,7 @@ def computes_the_same(key: str, recorded: Any) -> bool:
     >>> computes_the_same("train.memory_account", False)
     True
     """
-    return not recorded or recorded in _table()["recorded"].get(key, [])
+    same = _table()["recorded"].get(key)
+    if same is None:
+        return not recorded
+    return same == "anything" or recorded is None or recorded in same

@@ -570,38 +570,6 @@ def moved_path(path: str, moved: Mapping[str, str]) -> str:
     return path
 
 
-def map_in_tables(root: ConfigNode, moved: Mapping[str, str]) -> ConfigNode:
-    """Maps the paths in tables of captions: sets `path_map` of each dataset that has
-    none."""
-
-    def of(node: ConfigNode, value: Any) -> ConfigNode:
-        inside = (
-            {key: of(node, text) for key, text in value.items()}
-            if isinstance(value, dict)
-            else value
-        )
-        return replace(
-            node,
-            value=inside,
-            path=(*node.path, "path_map"),
-            text=str(value),
-            plain=False,
-            written=None,
-        )
-
-    def fill(node: ConfigNode, key: str = "") -> ConfigNode:
-        if isinstance(node.value, list):
-            return replace(node, value=[fill(item, key) for item in node.value])
-        if not isinstance(node.value, dict):
-            return node
-        entries = {name: fill(child, name) for name, child in node.value.items()}
-        if key == "datasets":
-            entries = {"path_map": of(node, dict(moved)), **entries}
-        return replace(node, value=entries)
-
-    return fill(root)
-
-
 def map_strings(
     node: ConfigNode,
     change: Callable[[ConfigNode], ConfigNode],

@@ -149,12 +149,6 @@ class NetworkKwargs(StrictModel):
     rescaled: bool = False
     """boft, diag-oft: also train a factor for each output."""
 
-    rs_lora: bool = False
-    """glora: scale by linear_alpha / sqrt(linear)."""
-
-    train_on_input: bool = False
-    """ia3: train a factor for each input instead of each output."""
-
     only_if_contains: StrOrList = ()
     """Adapt only layers whose dotted name contains one of these strings; empty: all
     layers."""
@@ -326,7 +320,7 @@ class NetworkConfig(StrictModel):
 
     def _arguments_of_others(self, kind: NetworkKind) -> Findings:
         """Arguments that the algorithm's class does not declare."""
-        for name in ("constraint", "rescaled", "rs_lora", "train_on_input"):
+        for name in ("constraint", "rescaled"):
             if not self.network_kwargs.is_default(name) and name not in kind.settings:
                 others = ", ".join(
                     other for other, entry in KINDS.items() if name in entry.settings

@@ -575,17 +575,12 @@ class LoggingConfig(StrictModel):
     """Subfolder of the run's TensorBoard folder, and the W&B project if wandb_project
     is not given."""
 
-    log_config: bool = False
-    """Also log the job's settings, without secrets, to the trackers."""
-
     wandb_project: str = ""
-    """W&B project. Empty: log_tracker_name, else `atelier`."""
+    """W&B project, of the account's default user or team, or of WANDB_ENTITY. Empty:
+    log_tracker_name, else `atelier`."""
 
     wandb_run_name: str = ""
     """Name of the W&B run. Empty: the job's name."""
-
-    wandb_entity: str = ""
-    """W&B user or team. Empty: the account's default."""
 
     wandb_api_key: str = Field(default="", exclude=True, repr=False)
     """Prefer the environment variable WANDB_API_KEY, or the login that `wandb login`
@@ -651,12 +646,12 @@ class LoggingConfig(StrictModel):
             ),
             (
                 trackers,
-                "log_tracker_name log_config",
+                "log_tracker_name",
                 " without logging_dir or log_with.",
             ),
             (
                 "wandb" in trackers,
-                "wandb_project wandb_run_name wandb_entity wandb_api_key",
+                "wandb_project wandb_run_name wandb_api_key",
                 " without 'log_with: wandb' (or 'all').",
             ),
         ):

@@ -152,10 +152,6 @@ class DatasetsSection(ProcessConfig):
         """The dataset that is a stream of shards (it has a `url`); None for folders."""
         return next((dataset for dataset in self.datasets if dataset.url), None)
 
-    def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
-        """`cache_text_embeddings` as the user gave it for this dataset, or None."""
-        return dataset.cache_text_embeddings
-
     def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
         """Folders of images that are not there yet and that earlier processes of the
         job write."""
@@ -167,8 +163,8 @@ class DatasetsSection(ProcessConfig):
         return tuple(filter(job.yet_to_come, folders))
 
     def check(self, job: JobContext) -> Findings:
-        """Streams that this process cannot read, texts that cannot be cached, trigger
-        words that are meant as none."""
+        """Streams that this process cannot read, trigger words that are meant as
+        none."""
         yield from super().check(job)
         words = {"trigger_word": self.trigger_word}
         entries = [
@@ -187,18 +183,6 @@ class DatasetsSection(ProcessConfig):
                 message = f"is read as the word {word!r}, which is put in front of each caption."
                 yield warning(key, f'{message} For no trigger word write "".')
         for index, dataset in enumerate(self.datasets):
-            if dataset.shuffle_tokens and self.requested_text_cache(dataset):
-                of_all = dataset.cache_text_embeddings is None
-                key = (
-                    "train.cache_text_embeddings"
-                    if of_all
-                    else f"datasets.{index}.cache_text_embeddings"
-                )
-                yield error(
-                    key,
-                    "'cache_text_embeddings: true' and 'shuffle_tokens: true' cannot be combined: a shuffled caption "
-                    "changes every time it is used. Remove one of them.",
-                )
             if dataset.url and not self.reads_streams:
                 yield error(
                     f"datasets.{index}.url",
@@ -364,14 +348,9 @@ class TrainingSection(ProcessConfig):
     def with_seed(self, drawn: int) -> Self:
         """The section with the seed of a run in the place of the random ones of its
         samples."""
-        parts = {key: getattr(self, key, None) for key in ("sample", "first_sample")}
-        samples = {
-            key: part.with_seed(drawn)
-            for key, part in parts.items()
-            if isinstance(part, SampleConfig)
-        }
-        changed = {key: part for key, part in samples.items() if part is not parts[key]}
-        return self.model_copy(update=changed)
+        if not isinstance(self.sample, SampleConfig):
+            return self
+        return self.model_copy(update={"sample": self.sample.with_seed(drawn)})
 
     def draws_first(self) -> bool:
         """Whether samples are generated before step 1. Both `train.skip_first_sample`
@@ -427,20 +406,12 @@ class TrainerConfig(TrainingSection):
         validation = self.validation
         logged = self.logged_numbers() if self.stop_when or is_plateau else ()
         asked: list[tuple[str, str, Sequence[str]]] = []
-        if self.stop_when and self.stop_when.no_better_within is None:
-            asked.append(("stop_when.metric", self.stop_when.metric, logged))
-        elif self.stop_when and validation is None:
+        stop = self.stop_when
+        if stop:
+            asked.append(("stop_when.metric", stop.metric, logged))
+        if stop and stop.below is None and validation and not validation.every:
             yield error(
-                "stop_when.no_better_within",
-                "needs the section 'validation'. Add it, or use 'below'.",
-            )
-        elif (
-            self.stop_when
-            and validation
-            and not (validation.every or validation.every_n_epochs)
-        ):
-            yield error(
-                "stop_when.no_better_within",
+                "stop_when.metric",
                 "needs validations during the run. "
                 "Set 'validation.every', such as a twentieth of the steps.",
             )
@@ -552,12 +523,6 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
     sample: SampleConfig | None = None
     """Images generated during training; none without this section."""
 
-    first_sample: SampleConfig | None = None
-    """Images generated before step 1, in the place of the images of `sample`: a section
-    with the same keys, which inherits nothing from it."""
-
-    on_resume: ClassVar = {"first_sample": "harmless"}
-
     def recorded_settings(self) -> dict[str, Any]:
         """As the base class, with the SHA-256 of each file that is active with the
         network. Raises OSError where such a file cannot be read."""
@@ -582,21 +547,12 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
 
     def decoder(self) -> Path | None:
         """The file of `vae_path` of the samples; None: the model's own."""
-        given = [
-            section.vae_path
-            for section in (self.sample, self.first_sample)
-            if section and section.vae_path
-        ]
-        return Path(given[0]).expanduser() if given else None
+        path = self.sample.vae_path if self.sample else None
+        return Path(path).expanduser() if path else None
 
-    def sample_pictures(self) -> list[SamplePicture]:
-        """The images to generate: the items of `sample`, then of `first_sample`. Empty
-        without both."""
-        pictures = [
-            picture
-            for section in (self.sample, self.first_sample)
-            for picture in (section.sample_items() if section else ())
-        ]
+    def sample_pictures(self) -> Sequence[SamplePicture]:
+        """The images to generate: the items of `sample`. Empty without it."""
+        pictures = self.sample.sample_items() if self.sample else ()
         if OF_SAMPLES not in self.files_beside():
             return pictures
         return [
@@ -604,7 +560,7 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
             for picture in pictures
         ]
 
-    def pictures_alone(self) -> list[SamplePicture]:
+    def pictures_alone(self) -> Sequence[SamplePicture]:
         """The same images as they are generated without `sample.lora`: steps, guidance
         and noise levels that go with that file are left to the model."""
         pictures = self.sample_pictures()
@@ -612,12 +568,6 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
             return pictures
         of_model = dict.fromkeys(("sample_steps", "guidance_scale", "flow_shift"))
         return [picture.model_copy(update=of_model) for picture in pictures]
-
-    def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
-        """`cache_text_embeddings` as the user gave it for this dataset, or for all, or
-        None."""
-        requested = super().requested_text_cache(dataset)
-        return self.train.cache_text_embeddings if requested is None else requested
 
     @property
     def saves_folders(self) -> bool:

@@ -58,20 +58,18 @@ class StreamLatents:
         encoder: ItemEncoder,
         seed: int,
         stores: CachePair,
-        keep_text: bool = False,
         extra_prompts: Callable[[Sample], Mapping[str, str]] = lambda sample: {},
     ) -> None:
-        """encoder: of the model. stores: keep the latents where the stream has
-        `cache_latents_to_disk`, and the texts with `keep_text`. extra_prompts: as of
-        `latent_cache.encode_items`."""
+        """encoder: of the model. stores: keep what the `cache` of the stream says.
+        extra_prompts: as of `latent_cache.encode_items`."""
         self.stream = stream
         self.family = model.family
         self._model = model
         self.encoder = encoder
         self._seed = seed
         self._stores = stores
-        self._keep_latents = stream.settings.cache_latents_to_disk
-        self._keep_text = keep_text
+        self._keep_latents = stream.settings.keeps("latents")
+        self._keep_text = stream.settings.keeps("text")
         self._extra_prompts = extra_prompts
         self._text = lru_cache(_TEXTS)(self._embeddings)
 
@@ -87,7 +85,7 @@ class StreamLatents:
             control_latents=((),) * len(items),
             spec=spec,
             names=tuple(sample.image for sample in samples),
-            loss_weight_B=torch.tensor([self.stream.weight] * len(items)),
+            loss_weight_B=torch.ones(len(items)),
             extra_prompts=self._extra(samples),
         )
 

@@ -32,7 +32,7 @@ from PIL import (
     UnidentifiedImageError,
 )
 
-from toolkit.contracts.data import Flip, Mask, ResizeCrop, Size
+from toolkit.contracts.data import Mask, ResizeCrop, Size
 from toolkit.data.pixels.colours import (
     PROFILE_MODES,
     Colours,
@@ -314,19 +314,15 @@ def resize_cover_crop(image: Image.Image, crop: ResizeCrop) -> Image.Image:
     return image.resize(crop.scaled, Image.Resampling.BICUBIC).crop(box)
 
 
-def flip_image(image: Image.Image, flip: Flip) -> Image.Image:
-    """The mirrored image, a new object; the same object for `Flip()`.
+def flip_image(image: Image.Image, flip: bool) -> Image.Image:
+    """The image mirrored left to right, a new object; without `flip` the same object.
 
     >>> image = Image.new("L", (2, 1))
     >>> image.putpixel((0, 0), 255)
-    >>> flip_image(image, Flip(x=True)).getpixel((1, 0))
+    >>> flip_image(image, flip=True).getpixel((1, 0))
     255
     """
-    if flip.x:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if flip.y:
-        return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-    return image
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
 
 
 def resize(image: Image.Image, size: Size) -> Image.Image:

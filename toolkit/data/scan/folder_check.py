@@ -36,6 +36,7 @@ from toolkit.data.scan.found import (
     count_of,
     matched_name,
     named_as_regularisation,
+    repeats_of,
     shorten,
     texts_of,
 )
@@ -73,7 +74,8 @@ def check_images(
     Raises DataErrors for all errors so far; with `forgiven` it takes them, and the
     images that have one are left out.
     """
-    folders = _readable(folders, _read_facts(folders, findings), findings)
+    for path, reason in _read_facts(folders, findings).items():
+        findings.mistake(path, reason)
     findings.mistakes.extend(chain.from_iterable(map(_unlike_layers, folders)))
     mistakes = list(dict.fromkeys(findings.mistakes))
     if mistakes and forgiven is None:
@@ -187,42 +189,6 @@ def _note_remarks(
 
 # ---------------------------------------------------------------- images that are left
 # out
-
-
-def _readable(
-    folders: Sequence[ImageFolder],
-    unreadable: Mapping[str, str],
-    findings: ScanFindings,
-) -> Sequence[ImageFolder]:
-    """The folders without images that cannot be read, or whose control image or mask
-    cannot be read, where the dataset has `skip_unreadable`. In other datasets such
-    images are errors. unreadable: path -> error."""
-    if not unreadable:
-        return folders
-    readable = []
-    wrong: dict[str, None] = {}
-    for folder in folders:
-        paths = set[str]()
-        for image in folder.images:
-            paths.update(map(folder.listing.path, image.names))
-            paths.update(file.path for file in image.partners)
-        faulty = [path for path in unreadable if path in paths]
-        rest = folder
-        if folder.dataset.skip_unreadable:
-            rest = _without_images(folder, faulty)
-        readable.append(rest)
-        if rest is folder or not rest.images:
-            wrong.update(dict.fromkeys(faulty))
-        elif faulty:
-            count = len(folder.images) - len(rest.images)
-            what = f"{count:,} of {count_of(len(folder.images), 'image')} left out (skip_unreadable)"
-            reasons = [
-                f"{os.path.basename(path)} {unreadable[path]}" for path in faulty[:3]
-            ]
-            findings.warn(folder.listing.folder, f"{what}: {'; '.join(reasons)}")
-    for path in wrong:
-        findings.mistake(path, unreadable[path])
-    return readable
 
 
 def _without_images(folder: ImageFolder, places: Collection[str]) -> ImageFolder:
@@ -342,7 +308,7 @@ def _warnings(
 def _odd_repeats(folder: ImageFolder) -> Iterator[str]:
     """A number in the name of a folder that is not read as repeats but was probably
     intended as repeats."""
-    if folder.dataset.num_repeats or folder.dataset.repeats_from_names is False:
+    if folder.dataset.num_repeats:
         return
     share = matched_name(folder.listing.folder, _FRACTION)
     name = os.path.basename(os.path.abspath(folder.listing.folder))
@@ -399,11 +365,10 @@ def _numbers(folders: Sequence[ImageFolder], findings: ScanFindings) -> Iterator
     the question."""
     beside: dict[str, dict[str, int]] = {}
     for folder in folders:
-        dataset = folder.dataset
         path = folder.listing.folder
         name = os.path.basename(os.path.abspath(path))
-        is_asked = dataset.repeats_from_names is None and not dataset.num_repeats
-        if is_asked and folder.named_repeats and not named_as_regularisation(name):
+        is_read = not folder.dataset.num_repeats and repeats_of(path)
+        if is_read and not named_as_regularisation(name):
             place = os.path.dirname(path.rstrip("/")) or "."
             beside.setdefault(place, {})[name] = folder.repeats
     for place, repeats in beside.items():

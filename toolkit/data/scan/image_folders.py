@@ -91,8 +91,8 @@ def note_subfolders(folder: ImageFolder, findings: ScanFindings) -> None:
 
 
 def _partner_places(dataset: DatasetConfig) -> set[str]:
-    """The real paths of the folders of control images, layers and masks."""
-    folders = (*dataset.control_path, dataset.layers_path, dataset.mask_path)
+    """The real paths of the folders of control images and masks."""
+    folders = (*dataset.control_path, dataset.mask_path)
     return {real_path(folder) for folder in folders if folder}
 
 
@@ -105,10 +105,7 @@ def _given_table(
     lost = lost_folders(given)
     for folder in lost:
         what = f"names files in {folder}, which is not on this machine"
-        findings.mistake(
-            file,
-            f"{what}. Where it lies elsewhere: --map {shlex.quote(f'{folder}=NEW')}",
-        )
+        findings.mistake(file, f"{what}. Write the folder where they lie instead")
     if lost:
         return FolderTable()
     if not given.rows and not given.mistakes:
@@ -132,7 +129,7 @@ def _own_images(
     them are a mistake: only the loose images would be used."""
     path = dataset.folder_path
     filled = []
-    if dataset.repeats_from_names is not False and not matched_name(path, REPEATS):
+    if not matched_name(path, REPEATS):
         named = filter(REPEATS.match, subfolders_of(top, dataset))
         filled = [*_filled(path, named, findings)]
     if filled:

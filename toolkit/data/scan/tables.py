@@ -21,12 +21,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice
 from posixpath import normpath
-from types import MappingProxyType
 from typing import Any, NamedTuple
 from unicodedata import normalize
 
 from toolkit.config.reading.findings import is_absolute
-from toolkit.config.reading.yaml_reader import moved_path
 from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
 from toolkit.data.scan.captions import LIST, CaptionError, half_in, listed, read_text
@@ -43,9 +41,6 @@ from toolkit.data.scan.columns import (
 from toolkit.data.scan.directory import real_path, split_suffix
 from toolkit.errors import Diagnostic
 from toolkit.files.parquet import SUFFIX, ParquetError, is_parquet, table_rows
-
-NOTHING_MOVED: Mapping[str, str] = MappingProxyType({})
-"""The folders that tables name are where the tables say."""
 
 NO_COLUMNS = ColumnsConfig()
 """A job that does not give any column."""
@@ -143,15 +138,13 @@ is why a line cannot be used."""
 
 def read_table(
     path: str,
-    moved: Mapping[str, str] = NOTHING_MOVED,
     given: ColumnsConfig = NO_COLUMNS,
     called: str = "",
     several: bool = False,
 ) -> Table:
-    """The rows of a table, by name. moved: `DatasetConfig.path_map`. given:
-    `DatasetConfig.columns`. called: the file that messages name, where the table is a
-    part of another file. several: whether lines that differ in the caption only are
-    several captions of one image.
+    """The rows of a table, by name. given: `DatasetConfig.columns`. called: the file
+    that messages name, where the table is a part of another file. several: whether
+    lines that differ in the caption only are several captions of one image.
 
     `.csv` has a header, `.parquet` columns, `.jsonl` an object per line, `.json` is a
     list of such objects, or maps names to them or to captions. Any other file has lines
@@ -182,9 +175,7 @@ def read_table(
             continue
         try:
             name = _name(row, columns)
-            line = TableLine(
-                number, moved_path(name, moved), _row_of(row, columns, moved)
-            )
+            line = TableLine(number, name, _row_of(row, columns))
             half = half_in("".join((name, line.row.caption, *line.row.references)))
             if half:
                 raise Unfit(half)
@@ -193,8 +184,7 @@ def read_table(
             faults.append((number, str(error)))
             continue
         for key, values in unused.items():
-            texts = texts_in(row.get(key))
-            values += [(name, moved_path(text, moved)) for text in texts]
+            values += [(name, text) for text in texts_in(row.get(key))]
     rows = _by_image(lines, path, several, faults)
     mistakes = [
         Diagnostic((f"{called}:{number}",), reason)
@@ -283,16 +273,13 @@ _EMPTY = "Write one, or leave it empty"
 _NO_NAME = "has no 'file_name' and 'caption' of text. Give both, or remove the line"
 
 
-def _row_of(
-    row: Mapping[Any, Any], columns: Columns, moved: Mapping[str, str]
-) -> TableRow:
-    """The values of a row, with the present paths of its files. Raises Unfit where they
-    are not text."""
+def _row_of(row: Mapping[Any, Any], columns: Columns) -> TableRow:
+    """The values of a row. Raises Unfit where they are not text."""
 
     def paths(keys: Iterable[str]) -> tuple[str, ...]:
         """The paths in these columns, each with one or a list."""
         texts = chain.from_iterable(texts_in(row.get(key)) for key in keys)
-        return tuple(moved_path(text, moved) for text in texts if text != NO_TEXT)
+        return tuple(text for text in texts if text != NO_TEXT)
 
     return TableRow(
         _caption(row, columns),

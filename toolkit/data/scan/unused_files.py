@@ -209,7 +209,6 @@ def _note_partner_folders(
     paths = dict[str, str]()
     for dataset in (folder.dataset for folder in folders):
         paths |= dict.fromkeys(dataset.control_path, "control_path")
-        paths[dataset.layers_path or ""] = "layers_path"
         if not dataset.alpha_mask:
             paths[dataset.mask_path or ""] = "mask_path"
     for path, key in paths.items():

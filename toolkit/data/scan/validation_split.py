@@ -115,7 +115,7 @@ def split_validation(
         dataset = settings.dataset(section.datasets)
         also = [] if section.streamed else section.datasets
         validation_scan = scan_datasets(
-            [dataset], section.trigger_word, 1.0, scan.scan_cache, forgiven, also=also
+            [dataset], section.trigger_word, scan.scan_cache, forgiven, also=also
         )
         samples = validation_scan.samples
         measured = make_items(samples, lambda _: dataset.resolution, size_multiple)
@@ -137,7 +137,7 @@ def split_validation(
     measured = tuple(
         as_measured(bucketed)
         for bucketed in items
-        if _place(bucketed.sample) in shown and not any(bucketed.sample.flip)
+        if _place(bucketed.sample) in shown and not bucketed.sample.flip
     )
     names = sorted(f"{path.parent.name}/{path.name}" for path in map(Path, shown))
     listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")

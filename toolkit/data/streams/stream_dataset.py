@@ -113,27 +113,21 @@ class StreamDataset:
         dataset."""
         return largest_bucket(self.resolution, self.multiple)
 
-    @property
-    def weight(self) -> float:
-        """Factor on the loss of each image."""
-        return self.settings.loss_multiplier
-
     def micro_batches(self, batch_size: int) -> int:
         """Micro-batches of an epoch, the last incomplete one included; 0: not known."""
         return ceil_divide(self.samples, batch_size)
 
     def optimizer_steps(self, train: OptimizationConfig) -> int:
         """Optimizer steps of the run, as `toolkit.data.streams.counts.optimizer_steps`.
-        Where `self.epochs` is set, the stream has an unknown length: the step limit
-        then, or UNTIL_THE_DATA_ENDS without one."""
+        Where `self.epochs` is set, the stream has an unknown length:
+        UNTIL_THE_DATA_ENDS."""
         if self.epochs is not None:
-            return train.step_limit or UNTIL_THE_DATA_ENDS
+            return UNTIL_THE_DATA_ENDS
         return optimizer_steps(
             train.steps,
             train.epochs,
             self.micro_batches(train.batch_size),
             train.gradient_accumulation,
-            train.step_limit,
         )
 
     def hashes(self) -> DatasetHashes:
@@ -225,7 +219,6 @@ class StreamDataset:
             size=streamed.size,
             folder=streamed.name.rpartition("/")[0],
             rules=self.rules,
-            loss_weight=self.weight,
             background=self.settings.canvas,
         )
 

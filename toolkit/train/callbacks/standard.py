@@ -151,7 +151,7 @@ def _measuring(
     settings = section.validation
     on_stop: Callable[[Run], None] = _do_nothing
     if validation and settings:
-        every = Interval(settings.every, settings.every_n_epochs)
+        every = Interval(settings.every)
         validating = ValidationCallback(
             validation, every, lambda run: saving.prepare_network(run, "best")()
         )

@@ -747,8 +747,6 @@ def rename_layers(folder: Path, to: str) -> None:
         ("{stem}_layer{number}.png", "layers_suffix: _layer", True),
         ("{stem}_layer{number}.png", "layers_suffix: _layer", False),
         ("{stem}_{number}.png", "layers_suffix: _", True),
-        ("layers/{stem}_layer{number}.png", 'layers_path: "{folder}/layers"', True),
-        ("layers/{stem}_{number}.png", 'layers_path: "{folder}/layers"', False),
     ],
 )
 def test_layers_are_learned_and_the_first_image_is_taken_apart(
@@ -792,7 +790,7 @@ def test_images_without_layers_are_refused_for_a_model_of_layers(
     section = NewConfig(type="new", job_name="zuzu", folder=str(folder), model=LAYERED)
     assert [finding.message for finding in section.check(JobContext("new"))] == [
         f"'{folder}': no image has layers, and Qwen-Image-Layered learns them. Save those of a.png, each with the "
-        f"whole canvas, as a_layer0.png (the back), a_layer1.png and so on, beside it or in '{folder / 'layers'}'. "
+        f"whole canvas, as a_layer0.png (the back), a_layer1.png and so on, beside it. "
         "See docs/datasets.md."
     ]
     other = NewConfig(type="new", job_name="zuzu", folder=str(folder), model=str(TINY))
@@ -908,9 +906,9 @@ def test_numbers_that_are_probably_no_repeats_are_parts_of_names(
             place.mkdir(parents=True)
             Image.new("RGB", (64, 64), (9 * number, 0, 0)).save(place / "a.png")
     text = job_text(24, folder=str(tmp_path / "counted"), model=model)
-    assert "          repeats_from_names: false" in text
-    assert "# the numbers of its folders count up; true: repeats" in text
-    assert "repeats_from_names" not in job_text(
+    assert "          num_repeats: 1 " in text
+    assert "# the numbers of its folders count up; without this key: repeats" in text
+    assert "num_repeats" not in job_text(
         24, folder=str(tmp_path / "repeated"), model=model
     )
     assert (

@@ -475,7 +475,8 @@ def test_harmless_values_of_what_is_not_built_pass_with_a_line_for_each_section(
         )
     )
     assert [line.split("process[0].")[1] for line in job.warnings] == [
-        "train.unload_text_encoder: has no effect at this value (same for noise_offset)."
+        "datasets[0].loss_multiplier: has no effect at this value.",
+        "train.unload_text_encoder: has no effect at this value (same for noise_offset).",
     ]
 
 

@@ -428,11 +428,11 @@ def test_a_checked_section_gets_text_and_reads_it_as_its_type(section) -> None:
     found = section(
         "trigger_word: ${N}",
         "train: {steps: '${N}', lr: '${LR:-1e-3}'}",
-        "datasets: [{folder_path: photos, resolution: '${RES}', cache_latents: '${OFF}'}]",
+        "datasets: [{folder_path: photos, resolution: '${RES}', flip_x: '${OFF}'}]",
         env=env,
     )
     assert (found.trigger_word, found.train.steps, found.train.lr) == ("12", 12, 1e-3)
-    assert (found.datasets[0].resolution, found.datasets[0].cache_latents) == (
+    assert (found.datasets[0].resolution, found.datasets[0].flip_x) == (
         (512,),
         False,
     )

@@ -49,8 +49,8 @@ from toolkit.train.config_diff import diff_configs
             ("photos",),
         ),
         ("background: '#FF00aa'", "background", "#ff00aa"),
-        ("cache_text_embeddings: true", "cache_text_embeddings", True),
-        ("keep_tokens: 0", "cache_text_embeddings", None),
+        ("cache: Latents", "cache", "latents"),
+        ("keep_tokens: 0", "cache", None),
         ("num_repeats: ", "num_repeats", None),
         (
             "columns: {control: a, mask: m, prompt: p}",
@@ -142,7 +142,6 @@ def test_shapes_of_a_dataset(section, keys: str, field: str, value: object) -> N
             "mask_path: 'mask_path' and 'mask_suffix' cannot be combined. Remove",
         ),
         ("mask_min_value: 1.5", "mask_min_value: 1.5 is out of range: must be <= 1."),
-        ("loss_multiplier: -1", "loss_multiplier: -1 is out of range: must be >= 0."),
         ("num_workers: -1", "num_workers: -1 is out of range: must be >= 0."),
     ],
 )
@@ -164,15 +163,11 @@ def test_captions_of_names_and_of_a_table_cannot_be_combined(faults) -> None:
     )
 
 
-def test_a_validation_set_may_have_a_rectangle_or_that_of_the_datasets(section) -> None:
-    shape, other = Rectangle(width=96, height=64), Rectangle(width=64, height=32)
+def test_a_validation_set_has_the_rectangle_of_the_datasets(section) -> None:
+    shape = Rectangle(width=96, height=64)
     images = "datasets: [{folder_path: photos, resolution: {width: 96, height: 64}}]"
     found = section(images, "validation: {folder_path: photos}")
     assert found.validation.dataset(found.datasets).resolution == (shape,)
-    found = section(
-        images, "validation: {folder_path: photos, resolution: {width: 64, height: 32}}"
-    )
-    assert found.validation.dataset(found.datasets).resolution == (other,)
 
 
 def test_the_area_of_a_size_is_its_most_pixels() -> None:
@@ -187,7 +182,7 @@ def test_a_stream_has_the_defaults_of_its_reader_and_keeps_nothing(section) -> N
     settings, keys = dataset.webdataset, SampleKeys()
     assert (
         dataset.url == ("a.tar",)
-        and not dataset.cache_latents_to_disk
+        and not (dataset.keeps("latents") or dataset.keeps("text"))
         and not dataset.folder_path
     )
     assert (settings.image_key, settings.label_key, settings.caption_key) == (
@@ -195,14 +190,8 @@ def test_a_stream_has_the_defaults_of_its_reader_and_keeps_nothing(section) -> N
         keys.label,
         keys.caption,
     )
-    assert (
-        section("datasets: [{url: [a.tar, b.tar], cache_latents_to_disk: true}]")
-        .datasets[0]
-        .cache_latents_to_disk
-    )
-    assert (
-        section("datasets: [{folder_path: photos}]").datasets[0].cache_latents_to_disk
-    )
+    kept = section("datasets: [{url: [a.tar, b.tar], cache: latents}]").datasets[0]
+    assert kept.keeps("latents") and not kept.keeps("text")
     assert section("datasets: [{folder_path: photos}]").streamed is None
 
 
@@ -397,10 +386,6 @@ def test_another_place_is_told_the_right_one(faults) -> None:
         ("{fraction: 0.1, every: -1}", "validation.every"),
         ("{fraction: 0.1, timesteps: 0}", "validation.timesteps"),
         (
-            "{fraction: 0.1, resolution: 512}",
-            "validation.resolution: only applies with 'folder_path'",
-        ),
-        (
             "{fraction: 0.1, control_path_1: photos}",
             "validation.control_path_1: only applies with 'folder_path'",
         ),
@@ -409,7 +394,6 @@ def test_another_place_is_told_the_right_one(faults) -> None:
             "{folder_path: photos, control_path: [photos, nowhere]}",
             "control_path[1]: 'nowhere' does not exist",
         ),
-        ("{folder_path: photos, resolution: 16}", "validation.resolution"),
         (
             "{fraction: 0.1, evry: 3}",
             "validation.evry: unknown key. Did you mean 'every'?",
@@ -439,35 +423,19 @@ def test_a_folder_is_a_dataset_that_takes_the_rest_from_the_datasets(
         "datasets:",
         "  - {folder_path: photos, is_reg: true, resolution: 32, caption_ext: no}",
         "  - {folder_path: photos, resolution: [512, 768], caption_ext: caption, num_repeats: 9, background: black,",
-        "     captions_file: job.yaml, caption_prefix: drawn}",
+        "     captions_file: job.yaml, caption_prefix: drawn, default_caption: a plate, trigger_word: maya}",
         "  - {folder_path: photos, resolution: [768, 1024], default_caption: a cup, caption_dropout_rate: 0.5}",
-        "validation: {folder_path: val, default_caption: a plate, control_path_2: photos, control_path_1: val}",
+        "validation: {folder_path: val, control_path_2: photos, control_path_1: val}",
     )
     found = job.validation.dataset(job.datasets)
     assert (found.folder_path, found.control_path) == ("val", ("val", "photos"))
     assert (found.resolution, found.caption_ext) == ((512, 768, 1024), (".caption",))
     assert (found.default_caption, found.background) == ("a plate", "black")
+    assert found.trigger_word == "maya"
     assert (found.num_repeats, found.caption_dropout_rate) == (1, 0.0)
     assert (found.captions_file, found.caption_prefix) == (None, "drawn"), (
         "the file names other images"
     )
-
-
-def test_a_file_of_captions_that_is_not_there(faults) -> None:
-    (found,) = faults("validation: {folder_path: photos, captions_file: none.tsv}")
-    assert "validation.captions_file: 'none.tsv' does not exist" in found
-
-
-def test_its_own_settings_come_first(section) -> None:
-    keys = "folder_path: photos, resolution: 256, caption_ext: [txt, cap], trigger_word: maya, captions_file: job.yaml"
-    job = section(f"validation: {{{keys}}}")
-    found = job.validation.dataset(job.datasets)
-    assert (found.resolution, found.caption_ext, found.trigger_word) == (
-        (256,),
-        (".txt", ".cap"),
-        "maya",
-    )
-    assert found.captions_file == "job.yaml"
 
 
 def test_pairs_of_a_validation_are_named_as_those_of_the_datasets(section) -> None:

@@ -523,16 +523,12 @@ def test_a_secret_is_no_name_of_a_folder(faults, key: str) -> None:
             ["log_tracker_name: has no effect without logging_dir or log_with."],
         ),
         (
-            "log_config: true",
-            ["log_config: has no effect without logging_dir or log_with."],
-        ),
-        (
             "run_name: x",
             ["run_name: has no effect without 'log_with: wandb' (or 'all')."],
         ),
         (
-            "wandb_entity: x, logging_dir: tb",
-            ["wandb_entity: has no effect without 'log_with: wandb' (or 'all')."],
+            "wandb_project: x, logging_dir: tb",
+            ["wandb_project: has no effect without 'log_with: wandb' (or 'all')."],
         ),
         (
             "log_with: wandb, logging_dir: tb",
@@ -541,10 +537,10 @@ def test_a_secret_is_no_name_of_a_folder(faults, key: str) -> None:
             ],
         ),
         (
-            "log_with: all, logging_dir: tb, log_prefix: a, log_tracker_name: b, log_config: true, wandb_project: c",
+            "log_with: all, logging_dir: tb, log_prefix: a, log_tracker_name: b, wandb_project: c",
             [],
         ),
-        ("use_wandb: false, log_config: false", []),
+        ("use_wandb: false", []),
     ],
 )
 def test_what_concerns_a_tracker_that_is_not_used_is_said(

@@ -40,7 +40,7 @@ def five(make_stream: Callable[..., StreamDataset]) -> Callable[..., StreamDatas
             files,
             multiple=32,
             resolution=64,
-            **{"cache_latents_to_disk": False, **settings},
+            **settings,
         )
 
     return make
@@ -117,10 +117,9 @@ def test_what_is_kept_is_not_encoded_again_and_serves_a_folder(
     five, fake_adapter, tmp_path: Path
 ) -> None:
     kept, first, second = stores(tmp_path / "cache"), fake_adapter(), fake_adapter()
-    settings = {"cache_latents_to_disk": True}
     plain = batches(latents_of(five(), fake_adapter()), 4)
-    batches(latents_of(five(**settings), first, kept, keep_text=True), 4)
-    again = batches(latents_of(five(**settings), second, kept, keep_text=True), 4)
+    batches(latents_of(five(cache=True), first, kept), 4)
+    again = batches(latents_of(five(cache=True), second, kept), 4)
     assert first.calls["images"] == 5 and not second.calls
     for one, other in zip(plain, again, strict=True):
         assert torch.equal(one.latents_BCHW, other.latents_BCHW)
@@ -150,7 +149,7 @@ def of_three_channels(model: Any) -> Any:
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_damaged_image_is_named(five, fake_adapter, keep: bool) -> None:
-    stream = five(damaged=2, cache_latents_to_disk=keep)
+    stream = five(damaged=2, cache=keep)
     with pytest.raises(
         RunError, match=r"0\.tar/2: its image .*\. Repair it, or remove"
     ):

@@ -192,20 +192,12 @@ def test_the_job_says_what_each_column_is(data: Path, dataset) -> None:
         "prompt": "p",
         "ignore": "text",
     }
-    section = dataset(
-        "",
-        captions_file=write(data / "t.jsonl", rows),
-        columns=columns,
-        loss_multiplier=0.5,
-    )
+    section = dataset("", captions_file=write(data / "t.jsonl", rows), columns=columns)
     scan = scan_datasets([section], None)
     first, second = scan.samples
     assert [first.caption, second.caption] == ["red 0", "red 1"]
     assert first.mask and first.mask.file == f"{data}/mask/0.png"
-    assert [(sample.loss_weight, sample.own_weight) for sample in scan.samples] == [
-        (0.25, 0.5),
-        (0.5, 1.0),
-    ]
+    assert [sample.loss_weight for sample in scan.samples] == [0.5, 1.0]
     assert [
         note for note in scan.notes if "masks are dark throughout" not in note
     ] == []

@@ -8,7 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 from toolkit.contracts.data import CaptionRules
-from toolkit.data.scan.validation_split import ValidationSplit, scan_and_split
+from toolkit.data.scan.validation_split import (
+    ValidationSplit,
+    as_measured,
+    scan_and_split,
+)
 from toolkit.errors import DataErrors, UserError
 
 FAMILY = SimpleNamespace(
@@ -36,14 +40,12 @@ def section(
         timesteps=4,
         dataset=lambda datasets: own,
     )
-    train = SimpleNamespace(reg_weight=1.0)
     given = validation if fraction or own else None
     return SimpleNamespace(
         datasets=datasets,
         streamed=None,
         reads_captions=True,
         trigger_word=trigger,
-        train=train,
         validation=given,
         model=None,
     )
@@ -115,7 +117,7 @@ def test_an_image_goes_at_all_its_sizes_mirrors_and_in_all_datasets(
     assert len(set(names(validation_split))) == 2
     # two sizes of the first dataset, one of the second; no mirrors
     assert len(validation_split.items) == 2 * (2 + 1)
-    assert not any(any(item.sample.flip) for item in validation_split.items)
+    assert not any(item.sample.flip for item in validation_split.items)
     assert len(items) == 8 * (2 * 2 + 1)
     assert {sample.name for sample in scan.samples}.isdisjoint(names(validation_split))
 
@@ -156,18 +158,15 @@ def test_they_are_measured_as_they_are(folder, dataset) -> None:
         caption_dropout_rate=0.9,
         shuffle_tokens=True,
         keep_tokens=1,
-        loss_multiplier=3.0,
     )
     _, items, validation_split = scan_and_split(
         section(shuffled, fraction=0.1, trigger="maya"), FAMILY
     )
     sample = validation_split.items[0].sample
     assert sample.caption.startswith("maya")
-    assert (sample.rules, sample.repeats, sample.loss_weight) == (
-        CaptionRules(trigger="maya"),
-        1,
-        1.0,
-    )
+    assert (sample.rules, sample.repeats) == (CaptionRules(trigger="maya"), 1)
+    heavy = items[0]._replace(sample=items[0].sample._replace(loss_weight=3.0))
+    assert as_measured(heavy).sample.loss_weight == 1.0
     assert items[0].sample.rules.dropout_rate == 0.9
 
 
