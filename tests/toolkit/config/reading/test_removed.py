@@ -37,6 +37,8 @@ def parted(name: str) -> tuple[str, str, str]:
     row of all values."""
     place, _, value = name.partition(": ")
     top, _, below = place.partition(".")
+    if not below:
+        return TRAINERS[0], place, value
     for uid in TRAINERS:
         if top.removesuffix("[]") in MODELS[uid].model_fields:
             return uid, place, value
