@@ -121,8 +121,8 @@ def huber(difference_BCHW: Tensor) -> Tensor:
     """2 c (sqrt(d^2 + c^2) - c) with c = HUBER_BEND: d^2 where d is far below c, 2 c |d|
     far above it, so that outliers pull less.
 
-    Source: Charbonnier et al. 1994; kohya sd-scripts, `loss_type huber` with
-    `huber_schedule constant`.
+    Source: Charbonnier et al. 1994; kohya sd-scripts, `loss_type huber` with a
+    constant schedule.
 
     Returns the loss of each element [B, C, H, W].
 

@@ -163,7 +163,7 @@ class VerbConfig(ToolConfig):
         meant = (cls.before_path, word) if os.path.exists(word) else (verb,)
         if verb in cls.verbs or len(meant) > 1:
             write = command(cls.process_types[0], *meant, *behind)
-            diagnostics.error(given, f"{word!r} is no verb. Write: {write}")
+            diagnostics.error(given, f"{word!r} is not a verb. Write: {write}")
         return {key: node for key, node in entries.items() if key != "words"}
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:

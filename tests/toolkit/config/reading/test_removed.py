@@ -167,6 +167,10 @@ MAY_SPEAK = (
 )
 
 
+OF_OTHERS = ("rs_lora",)
+"""Terms of other programs, which pages about their files use."""
+
+
 @cache
 def texts() -> dict[str, str]:
     """File -> what a reader of the program, its pages and messages is shown."""
@@ -200,7 +204,7 @@ def patterns() -> Iterator[tuple[str, str]]:
         key = place.rpartition(".")[2]
         if value:
             yield name, rf"\b{key}\b.{{0,3}}[:\s]\s*\W*(\w+,\s*)*{value}\b"
-        elif "_" in key and key not in known:
+        elif "_" in key and key not in known and key not in OF_OTHERS:
             yield name, rf"\b{key}\b"
         else:
             yield name, rf"(?<![\w.]){re.escape(name)}\b"
