@@ -67,13 +67,13 @@ LAYER_NAMES = (
 
 COMMUNITY_LICENCE = LicenceTerms(
     name="krea-2-community-license",
-    link="https://huggingface.co/krea/Krea-2-Raw",
-    display="Krea 2",
-    notice="Krea 2 is licensed under the Krea 2 Community License.",
+    link="https://www.krea.ai/krea-2-licensing",
+    notice="Krea 2 is licensed under the Krea 2 Community License Agreement. For more information, "
+    "visit https://krea.ai/krea-2-licensing.",
     name_begins="Krea",
 )
-"""Source: the notices beside published LoRAs, of the licence of 2026-06-22. The licence
-itself is behind the form of the model's page."""
+"""Source: Krea 2 Community License Agreement of 2026-06-22, as models derived from it
+quote it."""
 
 
 class Krea2Family(DiffusersFamily):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +13,16 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from extensions.krea2.family import LAYER_NAMES
+from tests.diffusers_reference import memory_stores, psnr
 from tests.extensions.krea2.small import write_krea2
 from tests.family_contract import *  # noqa: F403 - its tests and its fixtures
 from tests.family_contract import Row
-from toolkit.train.sampling import SamplePrompt
+from tests.measured import at_least
+from toolkit.config.sections.model_files import family_named
+from toolkit.contracts.data import Size
+from toolkit.data.batches.latent_cache import ItemEncoder
+from toolkit.models.families import ModelLoadOptions
+from toolkit.train.sampling import SamplePrompt, Sampler
 
 
 def predict(
@@ -87,10 +94,31 @@ def row() -> Row:
         {"published": {}},
         other_names={
             "ai-toolkit": lambda layer: f"diffusion_model.{of_krea(layer)}",
-            "ai-toolkit, by peft": lambda layer: f"base_model.model.{of_krea(layer)}",
             "diffusers": lambda layer: f"transformer.{layer}",
             "musubi-tuner": lambda layer: (
                 f"lora_unet_{of_krea(layer).replace('.', '_')}"
             ),
         },
     )
+
+
+# ------------------------------------------------------------ Turbo
+
+
+def test_the_turbo_draws_as_its_pipeline_at_one_shift_for_all_sizes(
+    tmp_path: Path,
+) -> None:
+    folder = write_krea2(tmp_path / "turbo", turbo=True)
+    pipeline = Krea2Pipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    options = ModelLoadOptions(folder, torch.device("cpu"), torch.float32)
+    model = family_named("krea2").open(options)
+    assert (model.family.title, model.family.guidance) == ("Krea-2-Turbo", 1.0)
+    steps = model.family.sample_steps
+    for size in (Size(128, 64), Size(64, 64)):
+        prompt = SamplePrompt("a cat", "", size, 42, 1.0, steps)
+        sampler = Sampler(
+            model, [prompt], ItemEncoder(model, torch.float32), memory_stores()
+        )
+        likeness = psnr(sampler.generate(0), draw(pipeline, prompt))
+        at_least(f"sample of the Turbo at {size}, dB", likeness, 60)
