@@ -61,7 +61,7 @@ class LicenceTerms:
     >>> link = "https://example.org/licence"
     >>> terms = LicenceTerms("research", link, display="Built with X", notice="X is ...")
     >>> terms.duties
-    'display "Built with X" and include its text and a notice'
+    'display "Built with X" and include the licence and a notice'
     """
 
     name: str
@@ -83,7 +83,7 @@ class LicenceTerms:
         named = f'have a name that begins with "{self.name_begins}"'
         shown = f'display "{self.display}"'
         asked = [named] * bool(self.name_begins) + [shown] * bool(self.display)
-        return " and ".join([*asked, "include its text and a notice"])
+        return " and ".join([*asked, "include the licence and a notice"])
 
 
 class ModelFacts:
