@@ -60,19 +60,30 @@ class LicenceTerms:
 
     >>> link = "https://example.org/licence"
     >>> terms = LicenceTerms("research", link, display="Built with X", notice="X is ...")
-    >>> terms.display
-    'Built with X'
+    >>> terms.duties
+    'display "Built with X" and include the licence and a notice'
     """
 
     name: str
     """Its `license_name` on the hub."""
 
     link: str
-    display: str
-    """What the documentation of the LoRA has to display."""
-
     notice: str
     """The text of the file `NOTICE` next to the LoRA."""
+
+    display: str = ""
+    """What the documentation of the LoRA has to display; empty: nothing."""
+
+    name_begins: str = ""
+    """How the name of the LoRA has to begin; empty: as you like."""
+
+    @property
+    def duties(self) -> str:
+        """What it asks, as a phrase after "must"."""
+        named = f'have a name that begins with "{self.name_begins}"'
+        shown = f'display "{self.display}"'
+        asked = [named] * bool(self.name_begins) + [shown] * bool(self.display)
+        return " and ".join([*asked, "include the licence and a notice"])
 
 
 class ModelFacts:

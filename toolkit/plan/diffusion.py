@@ -266,8 +266,8 @@ class SdPlanner(Planner[DiffusionSection]):
             tool = hinted_tool("publication")
             writer = f", which {COMMAND} {tool} writes" if tool else ""
             yield (
-                f'licence: what you publish of this training must display "{terms.display}" and include a notice'
-                f"{writer} ({terms.link})"
+                f"licence: what you publish of this training must {terms.duties}{writer} "
+                f"({terms.link})"
             )
         if not read_distributed_env().is_single_process:
             yield from data_parallel_notes(self.section.train)
