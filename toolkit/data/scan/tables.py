@@ -363,8 +363,11 @@ def _tab_separated(text: str, given: ColumnsConfig) -> Lines:
         written, tab, text_of = line.partition("\t")
         text_of, more, third = text_of.strip().partition("\t")
         if more:
-            what = f"has a third column, {third[:_SHOWN]!r}. A caption has no tab"
-            yield number, f"{what}: write a space, or a header that names each column"
+            yield (
+                number,
+                f"has a third column, {third[:_SHOWN]!r}. A caption has no tab: write a space, "
+                "or a header that names each column",
+            )
         elif tab and written.strip():
             yield number, {_NAME: written.strip(), _CAPTION: text_of}
         elif line.strip():
