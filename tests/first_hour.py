@@ -1272,6 +1272,7 @@ part of the answer."""
 
 PASTED: dict[str, str] = {
     "--set 'sample.prompts=[a' cat, a 'dog]' JOB": "--set 'sample.prompts=[a cat, a dog]' JOB",
+    "JOB --set sample.prompts='a cat, a dog'": "JOB --set 'sample.prompts=[a cat, a dog]'",
     "JOB --set trigger_word=my cat": "JOB --set 'trigger_word=my cat'",
     "JOB --set train.lr = 2e-4": "JOB --set 'train.lr = 2e-4'",
     "JOB --set train.lr= 2e-4": "JOB --set 'train.lr= 2e-4'",

@@ -54,7 +54,9 @@ JOB_KEYS = {
 """Flags that users expect of this command -> the key of the job that it writes."""
 
 
-_ENDING = re.compile(rf"(?i)({'|'.join(map(re.escape, CONFIG_SUFFIXES))})+$")
+_FILES = (*CONFIG_SUFFIXES, ".toml", ".txt", ".safetensors")
+_ENDING = re.compile(rf"(?i)({'|'.join(map(re.escape, _FILES))})+\s*$")
+"""The ending of a job's file, or of a run's."""
 
 
 def name_meant(text: str) -> str:
@@ -63,7 +65,7 @@ def name_meant(text: str) -> str:
     >>> name_meant("config/my_char.yaml")
     'my_char'
     """
-    *_, last = re.split(r"[/\\=]", text.rstrip("/\\"))
+    *_, last = re.split(r"[/\\=:]", text.rstrip("/\\"))
     return name_like(_ENDING.sub("", last), "my_char")
 
 

@@ -216,7 +216,9 @@ def _file_in(folder: Path) -> str:
 
 
 _NUMBER = r"-?\d*[.,]?\d+"
-_STRENGTH = re.compile(rf"(.+\.safetensors)[\s=@*,;:(]+({_NUMBER})\)?")
+_STRENGTH = re.compile(
+    rf"(.+\.safetensors)[\s=@*,;:(\[x]+({_NUMBER})(?:[)\]]|:{_NUMBER})?"
+)
 """A file and its strength, behind whatever sign."""
 
 

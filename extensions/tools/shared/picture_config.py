@@ -92,7 +92,7 @@ SeedOrList = Annotated[
 """One seed or a list of seeds."""
 
 LORA_TAG = re.compile(
-    r"<(?i:lora|lyco):([^<>:\n]+)(?::(-?(?:\d+\.?\d*|\.\d+))(?=[:>]))?[^<>\n]*>"
+    r"<(?i:lora|lyco):([^<>:\n]+)(?:: *(-?\d*[.,]?\d+) *(?=[:>]))?[^<>\n]*>"
 )
 """How AUTOMATIC1111's stable-diffusion-webui loads a LoRA, with its name and strength.
 Source: its modules/extra_networks.py at 0674fabd."""
@@ -249,17 +249,18 @@ class PicturesConfig(ToolConfig):
         a file in the way."""
         output = Path(self.output).expanduser()
         yield from check_place(output, remedy="Give a folder.")
-        yield from check_loras("lora", self.lora, job)
+        of_files = [*check_loras("lora", self.lora, job)]
+        yield from of_files
         for key in ("prompt", "prompts"):
             with suppress(UserError):  # said below
                 told = filter(None, map(self.lora_in, self.read_items(key)))
                 yield from (Diagnostic((key,), message) for message in told)
+        if self.model is None and of_files:
+            return
         if self.model is None and self.lora:
             file = Path(split_strength(self.lora[0])[0]).expanduser()
-            if job.will_write(file.parent) or not (
-                file.is_file() or job.will_write(file)
-            ):
-                return  # the run is still to come, or the file is missing
+            if job.will_write(file.parent):
+                return  # the run is still to come
         try:
             family = family_for(self.found_model())
         except UserError as error:
@@ -326,13 +327,13 @@ class PicturesConfig(ToolConfig):
     def lora_in(self, item: SampleItem) -> str:
         """What to write instead of `<lora:name:0.6>` in a prompt; empty where it has
         none."""
-        tags = [*LORA_TAG.finditer(item.prompt)]
+        tags = [*LORA_TAG.finditer(f"{item.prompt}\n{item.neg or ''}")]
         files = {Path(split_strength(one)[0]).stem: one for one in self.lora}
         for tag in tags:
-            name, strength = tag.groups()
+            name = Path(tag[1].strip()).name.removesuffix(".safetensors")
             file = files.get(name) or saved_as(f"output/{name}.safetensors") or "FILE"
-            if strength:
-                file = f"{split_strength(str(file))[0]}:{strength}"
+            if tag[2]:
+                file = f"{split_strength(str(file))[0]}:{tag[2].replace(',', '.')}"
             files[name] = str(file)
         return (
             f"{tags[0][0]!r} loads nothing: it would be drawn as text. Leave the tag "

@@ -14,7 +14,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -137,9 +137,6 @@ class VerbConfig(ToolConfig):
     other_verbs: ClassVar[Mapping[str, str]] = {}
     """Verb of other programs -> the one of this."""
 
-    before_path: ClassVar[str]
-    """What stands before a path where a verb is missing."""
-
     action: str = "list"
     """The verb."""
 
@@ -156,15 +153,18 @@ class VerbConfig(ToolConfig):
         if given is None or given.value in cls.verbs:
             return entries
         word = str(given.value)
-        verb = cls.other_verbs.get(word.lower())
-        if os.path.isfile(f"{word}/{STATUS}"):  # a run, whose folder is listed
-            word = os.path.dirname(word.rstrip("/")) or "."
-        behind = entries["words"].data() if "words" in entries else []
-        meant = (cls.before_path, word) if os.path.exists(word) else (verb,)
-        if verb in cls.verbs or len(meant) > 1:
-            write = command(cls.process_types[0], *meant, *behind)
+        words = entries["words"].data() if "words" in entries else []
+        if meant := cls.meant(word, words):
+            write = command(cls.process_types[0], *meant)
             diagnostics.error(given, f"{word!r} is not a verb. Write: {write}")
         return {key: node for key, node in entries.items() if key != "words"}
+
+    @classmethod
+    def meant(cls, word: str, words: Sequence[str]) -> Sequence[str]:
+        """The words behind the tool for those that were typed, of which the first is no
+        verb of it; empty where that is not known."""
+        verb = cls.other_verbs.get(word.lower(), "")
+        return (verb, *words) if verb in cls.verbs else ()
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Reports words that the verb does not take."""
@@ -207,7 +207,6 @@ class QueueConfig(VerbConfig):
     example: ClassVar[str] = "add config/examples/quickstart.yaml"
     verbatim: ClassVar[tuple[str, str]] = ("add", "words")
     verbs: ClassVar = WORDS
-    before_path: ClassVar = "add"
     other_verbs: ClassVar = {
         **dict.fromkeys(("delete", "rm", "del"), "remove"),
         **dict.fromkeys(("start", "resume", "continue", "work"), "run"),
@@ -232,6 +231,14 @@ class QueueConfig(VerbConfig):
 
     as_json: bool = False
     """With `list`: print one JSON object."""
+
+    @classmethod
+    def meant(cls, word: str, words: Sequence[str]) -> Sequence[str]:
+        """Of a job or a tool, to add it."""
+        from extensions.tools.ui.queue import why_not_queued  # it imports this module
+
+        is_no_command = why_not_queued([word], os.getcwd())
+        return super().meant(word, words) if is_no_command else ("add", word, *words)
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Reports words that the action does not take, and a file where a folder has to
@@ -258,13 +265,22 @@ class ShelfConfig(VerbConfig):
 
     verbs: ClassVar = VERBS
     other_verbs: ClassVar = {
-        **dict.fromkeys(("remove", "rm", "del", "trash"), "delete"),
+        **dict.fromkeys(("remove", "rm", "del", "purge"), "delete"),
         **dict.fromkeys(("copy", "cp", "duplicate"), "clone"),
         **dict.fromkeys(("move", "mv"), "rename"),
         **dict.fromkeys(("undo", "undelete", "recover"), "restore"),
         **dict.fromkeys(("extend", "continue", "resume"), "longer"),
         **dict.fromkeys(("ls", "show"), "list"),
     }
+
+    @classmethod
+    def meant(cls, word: str, words: Sequence[str]) -> Sequence[str]:
+        """Of a folder, to list what is in it; of a run's, what is beside it."""
+        kind = cls.process_types[0]
+        if os.path.isfile(f"{word}/{STATUS}"):
+            word = os.path.dirname(word.rstrip("/"))
+        home = f"--{'output' if kind == 'runs' else kind}"
+        return (home, word) if os.path.isdir(word) else super().meant(word, words)
 
     action: Literal["list", "clone", "rename", "delete", "restore"] = "list"
     """The verb. `delete` moves what it names into the folder `.trash` beside it."""
@@ -292,7 +308,6 @@ class RunsConfig(ShelfConfig):
     trash, `runs restore NAME` back."""
 
     process_types: ClassVar[tuple[str, ...]] = ("runs",)
-    before_path: ClassVar = "--output"
     example: ClassVar[str] = "clone quickstart quickstart_2"
     verbs: ClassVar = VERBS | {"longer": (2, "a name, and the number of steps in all")}
 
@@ -307,7 +322,6 @@ class DatasetsConfig(ShelfConfig):
     back."""
 
     process_types: ClassVar[tuple[str, ...]] = ("datasets",)
-    before_path: ClassVar = "--datasets"
     example: ClassVar[str] = "list"
 
 
@@ -317,5 +331,4 @@ class JobsConfig(ShelfConfig):
     moves one into the trash, `jobs restore NAME` back."""
 
     process_types: ClassVar[tuple[str, ...]] = ("jobs",)
-    before_path: ClassVar = "--jobs"
     example: ClassVar[str] = "list --json"

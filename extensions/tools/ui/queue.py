@@ -347,7 +347,12 @@ class Queue:
         """One entry. Raises UserError for an unknown id."""
         entry = self._read(id_) if _ID.fullmatch(id_) else None
         if entry is None:
-            raise UserError(f"the queue has no entry {id_!r}.")
+            near = id_.zfill(6)
+            is_there = _ID.fullmatch(near) and self._read(near)
+            remedy = (
+                f"Did you mean {near!r}?" if is_there else "'queue list' has the ids."
+            )
+            raise UserError(f"the queue has no entry {id_!r}. {remedy}")
         return entry
 
     def now(self) -> tuple[Entry, ...]:

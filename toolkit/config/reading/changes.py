@@ -39,7 +39,7 @@ an unknown type."""
 
 _KEY = re.compile(r"[A-Za-z_][\w-]*(?:\.(?:[\w-]+|\*)|\[(?:\d+|\*)\])*")
 _PAIR = rf"{_KEY.pattern}\s*="
-_OTHER_SIGN = re.compile(rf"^(?!{_PAIR})({_KEY.pattern})(?:\s*[:,]|\s)\s*(?=\S)")
+_OTHER_SIGN = re.compile(rf"^(?!.*=)({_KEY.pattern})(?:\s*[:,]|\s)\s*(?=\S)")
 _BETWEEN = {"--set": " ", "--sweep": ","}
 """Flag -> what stands between the parts of a value."""
 

@@ -463,10 +463,10 @@ def merge_aliases(
         names = [str(node.path[-1]) for node in (other, current)]
         if names[0] == names[1]:
             names = [dotted(node.path) for node in (other, current)]
-        given, kept = sorted((current, other), key=lambda node: not node.value_at.file)
-        flag, _, key = given.value_at.file.partition(" ")
+        given, kept = (other, current) if any(other.flag) else (current, other)
+        flag, key = given.flag
         remedy = "Remove one of them."
-        if key and not kept.value_at.file:
+        if key and not any(kept.flag):
             process = re.match(r"process\W.+?\W+|", key)
             value = given.text if flag == "--set" else "..."
             own = f"{process and process[0]}{dotted(kept.path[3:])}={value}"

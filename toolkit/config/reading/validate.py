@@ -159,20 +159,20 @@ def explain(error: ErrorDetails, node: ConfigNode, place: Place | None = None) -
 def _several(node: ConfigNode, place: Place | None) -> str:
     """The flag for a run with each of several values that `--set` or `--sweep` gives to
     a key that takes one; empty for all others."""
-    flag, _, key = node.value_at.file.partition(" ")
+    key = node.flag[1]
     field = place and place.section.model_fields[place.name]
     takes_one = field and item_annotation(field.annotation) is Any
-    if flag not in ("--set", "--sweep") or not takes_one:
+    if not (key and takes_one):
         return ""
     texts = [item.text for item in node.value] if isinstance(node.value, list) else []
     if _LISTED.fullmatch(node.text):
-        texts = re.split(r"\s*[,;]\s*", node.text)
+        texts = re.split(r"\s*[,;|]\s*", node.text)
     each = shlex.quote(f"{key}={','.join(texts)}")
     return f"For a run with each, write: --sweep {each}" if texts[1:] else ""
 
 
-_LISTED = re.compile(r"(?!\d+,\d+$|\d{1,3}(,\d{3})+$)[\w.+-]+(\s*[,;]\s*[\w.+-]+)+")
-"""Words with commas between them; neither `0,001` nor `1,000,000`."""
+_LISTED = re.compile(r"(?!\d+,\d+$|\d{1,3}(,\d{3})+$)[\w.+-]+(\s*[,;|]\s*[\w.+-]+)+")
+"""Words with commas between them, or another sign; neither `0,001` nor `1,000,000`."""
 
 
 def _single(node: ConfigNode) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -57,10 +58,13 @@ def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
     elif isinstance(prompts.value, list):
         lines = prompts.value
     else:
+        flag, key = prompts.flag
+        remedy = "Write one prompt per line, each after '- ', or give a text file (.txt) with one prompt per line."
+        if flag:
+            remedy = f"Write: {flag} {shlex.quote(f'{key}=[{prompts.text}]')}"
         diagnostics.error(
             prompts,
-            "is not a list. "
-            "Write one prompt per line, each after '- ', or give a text file (.txt) with one prompt per line.",
+            f"is not a list. {remedy}",
         )
         lines = []
     items = [

@@ -189,9 +189,10 @@ def texts_in(value: Any) -> Iterator[str]:
     >>> [*texts_in('["a.png", "b.png"]')]
     ['a.png', 'b.png']
     """
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    if isinstance(value, str) and value.lstrip().startswith(("[", "(")):
         with suppress(ValueError, SyntaxError):
-            value = literal_eval(value.strip())
+            inside = literal_eval(value.strip())
+            value = [*inside] if {*map(type, inside)} <= {str} else value
     values = value if isinstance(value, list) else [value]
     for text in values:
         if isinstance(text, str):

@@ -279,7 +279,11 @@ def _row_of(row: Mapping[Any, Any], columns: Columns) -> TableRow:
     def paths(keys: Iterable[str]) -> tuple[str, ...]:
         """The paths in these columns, each with one or a list."""
         texts = chain.from_iterable(texts_in(row.get(key)) for key in keys)
-        return tuple(text for text in texts if text != NO_TEXT)
+        found = tuple(text for text in texts if text != NO_TEXT)
+        for text in filter(_SEVERAL.search, found):
+            names = re.findall(r"[^\[\](){}\s,;|'\"]+", text)
+            raise Unfit(f'has a list in one cell, {text[:_SHOWN]!r}. Write "{names}"')
+        return found
 
     return TableRow(
         _caption(row, columns),
@@ -343,24 +347,31 @@ def _lines(path: str, given: ColumnsConfig) -> Lines:
         yield from dialect(read_text(file, utf16=True), given)
 
 
+_PICTURE = rf"(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})"
 _NAMED = re.compile(
-    rf"(?i)^(\s*\S.*?(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))}))\s*[:,;|=]\s*"
+    rf"(?i)^[\"']?(\s*\S.*?{_PICTURE})[\"']?\s*(?:[:,;|=]| - )\s*|^([^\s:]+):\s+"
 )
 """A line that begins with the name of an image and another sign than a tab."""
 
+_SEVERAL = re.compile(rf"(?i){_PICTURE}[\"']?\s*[,;|].*{_PICTURE}")
+"""The names of several images in one text."""
+
 
 def _tab_separated(text: str, given: ColumnsConfig) -> Lines:
-    if _delimiter(text, "\t", given):
-        yield from _with_header(text, given, "\t")
+    if _delimiter(text, "\t,;|", given):
+        yield from _with_header(text, given, "\t,;|")
         return
     for number, line in enumerate(text.split("\n"), 1):
         if "\t" not in line:
-            line = _NAMED.sub(r"\1\t", line)
+            line = _NAMED.sub(r"\1\2\t", line)
         written, tab, text_of = line.partition("\t")
         text_of, more, third = text_of.strip().partition("\t")
         if more:
-            what = f"has a third column, {third[:_SHOWN]!r}. A caption has no tab"
-            yield number, f"{what}: write a space, or a header that names each column"
+            yield (
+                number,
+                f"has a third column, {third[:_SHOWN]!r}. A caption has no tab: write a space, "
+                "or a header that names each column",
+            )
         elif tab and written.strip():
             yield number, {_NAME: written.strip(), _CAPTION: text_of}
         elif line.strip():

@@ -78,14 +78,18 @@ def note_captions_elsewhere(folder: ImageFolder, findings: ScanFindings) -> None
         for place in (*inside, *(join(above, name) for name in beside)):
             listing = findings.scan_cache.listing(place)
             names = map(split_suffix, () if listing.images else listing.files)
-            texts = [end for stem, end in names if stem in images and end in FORMATS]
+            texts = [
+                end
+                for stem, end in names
+                if end in FORMATS and {stem, split_suffix(stem)[0]} & images.keys()
+            ]
             if texts:
                 move = f"mv -n {shlex.quote(place)}/*{texts[0]} {shlex.quote(path)}"
                 what = f"{count_of(len(texts), 'caption')} in {place!r} are not read"
                 findings.warn(path, f"{what}. Put them beside their images: {move}")
 
 
-_FOR_CAPTIONS = re.compile(r"(?i)(captions?|te?xts?|labels?|prompts?|tags)")
+_FOR_CAPTIONS = re.compile(r"(?i)(.*[_ -])?(captions?|te?xts?|labels?|prompts?|tags)")
 """The name of a folder beside one of images."""
 
 
@@ -108,6 +112,9 @@ def _why_ignored(
                     "captions of several images",
                     f"Give 'captions_file: {table.path}'",
                 )
+            if len(table.mistakes) == len(images) > 1:  # a line for each
+                remedy = "Write the name of its image and a tab before each line, and give 'captions_file: {}'"
+                return "probably captions of all images", remedy.format(table.path)
         reason = "caption without an image"
         if stem.casefold() in map(str.casefold, images):
             reason = "caption of an image whose name has other letters"

@@ -511,6 +511,9 @@ def test_sizes_and_lightning_are_the_publishers(
         "a.safetensors*0.8",
         "a.safetensors(0.8)",
         "a.safetensors::0.8",
+        "a.safetensors[0.8]",
+        "a.safetensorsx0.8",
+        "a.safetensors:0.8:0.6",
         "a.safetensors:0,8",
         "a.safetensors,0.8",
         "a.safetensors 0.8",
@@ -528,12 +531,14 @@ def test_a_strength_behind_another_sign_gets_its_colon(
     monkeypatch.chdir(tmp_path)
     write_lora(tiny_model, tmp_path / "a.safetensors")
     rest = ["--model", str(tiny_model), "--prompt", "x"]
+    rest = rest[2:] if is_split else rest  # also where the file names the model
     words = typed.split(" ") if is_split and "=" not in typed else [typed]
     with pytest.raises(UserError) as refused:
         section_of("generate", ["--lora", *words, *rest])
     (right,) = re.findall(r"Write '(.*)'\.$", str(refused.value))
     assert right == "a.safetensors:0.8"
-    assert section_of("generate", ["--lora", right, *rest]).lora == (right,)
+    given = ["--lora", right, "--model", str(tiny_model), "--prompt", "x"]
+    assert section_of("generate", given).lora == (right,)
 
 
 @pytest.mark.parametrize(
@@ -543,6 +548,9 @@ def test_a_strength_behind_another_sign_gets_its_colon(
         ("a cat <LORA:a:.6:0.8>", "", "output/a/a.safetensors:.6"),
         ("a cat, <lyco:b:1>", "b.safetensors", "b.safetensors:1"),
         ("a <lora:b> cat", "b.safetensors:0.3", "b.safetensors:0.3"),
+        ("a cat --n <lora:b:1>", "b.safetensors", "b.safetensors:1"),
+        ("<lora: b : 0,7 > cat", "b.safetensors", "b.safetensors:0.7"),
+        ("<lora:my/b.safetensors:0.7> x", "b.safetensors", "b.safetensors:0.7"),
         ("<lora:b:0.5:lbw=OUTS> cat", "b.safetensors:0.3", "b.safetensors:0.5"),
         (
             "<lora:a:0.6> a cat <lora:b:-0.2>",

@@ -444,6 +444,9 @@ def test_a_mistake_names_what_to_write_instead(
         ("my_char.yaml.yaml", "my_char"),
         ("My Char.jsonc", "My_Char"),
         ("name=my_char", "my_char"),
+        ("name: my_char", "my_char"),
+        ("my_char.yaml ", "my_char"),
+        ("my_char.safetensors", "my_char"),
         (".yaml", "my_char"),
     ],
 )

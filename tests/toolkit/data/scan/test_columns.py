@@ -15,6 +15,7 @@ from toolkit.data.scan.columns import Unfit, columns_of, known_names
 from toolkit.data.scan.fingerprint import fingerprint
 from toolkit.data.scan.folder import scan_datasets
 from toolkit.data.scan.tables import read_table
+from toolkit.errors import DataErrors
 
 FILES = ("in/0.png", "in/1.png", "out/0.png", "out/1.png", "mask/0.png", "mask/1.png")
 
@@ -105,6 +106,29 @@ def test_a_list_of_control_images_in_a_cell_is_a_list(
     ).samples
     names = literal_eval(cell.strip().replace("#", "0"))
     assert sample.control_images == tuple(f"{data}/{name}" for name in names)
+
+
+@pytest.mark.parametrize(
+    "cell", ["in/0.png;out/0.png", "in/0.png, out/0.png", "[in/0.png | out/0.png]"]
+)
+def test_a_list_of_other_signs_in_a_cell_is_said_to_be_one(
+    data: Path, dataset, cell: str
+) -> None:
+    """What is to be written is pasted into the cell as it is."""
+    head, table = "file_name|text|control\n", data / "t.csv"
+    table.write_text(f'{head}out/0.png|red|"{cell}"\n', encoding="utf-8")
+    (refused,) = read_table(str(table)).mistakes
+    what, written = refused.message.split(". Write ")
+    assert what.startswith("has a list in one cell, 'in/0.png") or "'[in" in what
+    table.write_text(f"{head}out/0.png|red|{written}\n", encoding="utf-8")
+    (sample,) = scan_datasets([dataset("", captions_file=str(table))], None).samples
+    assert sample.control_images == (f"{data}/in/0.png", f"{data}/out/0.png")
+
+
+def test_a_list_of_no_texts_in_a_cell_is_a_name(data: Path, dataset) -> None:
+    (data / "t.csv").write_text("file_name|text|control\nout/0.png|red|[1, 2]\n")
+    with pytest.raises(DataErrors, match=r"\[1, 2\]: is named in .* is not there"):
+        scan_datasets([dataset("", captions_file=str(data / "t.csv"))], None)
 
 
 UNUSED = {
