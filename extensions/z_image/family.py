@@ -11,6 +11,7 @@ from pathlib import Path
 from toolkit.config.sections.model_files import read_model_json
 from toolkit.models.families import EncoderSize
 from toolkit.models.folder_family import DiffusersFamily
+from toolkit.models.recipes import OnHub, Recipe
 
 TURBO = "Z-Image-Turbo"
 
@@ -32,6 +33,24 @@ LAYER_NAMES = {
     for name, parts in (("qkv", ("to_q", "to_k", "to_v")), ("out", ("to_out.0",)))
 }
 """See `ModelFacts`. Source: ComfyUI, comfy/utils.py, `z_image_to_diffusers`."""
+
+RECIPE = Recipe(
+    lr=1e-4,
+    lr_why="musubi-tuner and ai-toolkit write 1e-4",
+    resolution=1024,
+    resolution_why="musubi-tuner writes 1024, ai-toolkit 512, 768 and 1024",
+    timestep_type="shift",
+    levels_why="musubi-tuner shifts the levels by 2.0; ai-toolkit writes `weighted`",
+    flow_shift=2.0,
+    rank=32,
+)
+
+ADAPTER = OnHub(
+    "ostris/zimage_turbo_training_adapter/zimage_turbo_training_adapter_v2.safetensors",
+    "Apache-2.0",
+    "its author calls it good for short trainings of styles, concepts and characters",
+)
+"""Source: its README."""
 
 
 class ZImageFamily(DiffusersFamily):
@@ -75,6 +94,13 @@ class ZImageFamily(DiffusersFamily):
     published_text_layers = 36
     published_vae = EncoderSize(0, 83_819_683)
     empty_negative = ""
+    recipes = {  # noqa: RUF012
+        "Z-Image": RECIPE,
+        TURBO: RECIPE._replace(
+            adapters=(ADAPTER,),
+            adapters_why="8 steps no longer suffice after a training",
+        ),
+    }
     # Its card says 3 to 5, of a scale that counts from 0, and 28 to 50 steps.
     guidance = 5.0
     sample_steps = 28

@@ -152,6 +152,10 @@ class ModelFacts:
     here, or several whose outputs it has, one after the other and equally many. `*` is
     the number of a block. LoRA files with these names are read."""
 
+    recipes: Mapping[str, Any] = {}
+    """Name of a published model -> its `toolkit.models.recipes.Recipe`, where that table
+    has none."""
+
     modelspec: tuple[str, str]
     """`modelspec.architecture` and `modelspec.implementation` in a file's metadata, as
     other trainers write them."""

@@ -216,7 +216,7 @@ class DiffusersModel(FolderModel):
     # ------------------------------------------------------------ the transformer
 
     @cached_property
-    def hidden_size(self) -> int:  # type: ignore[override]
+    def hidden_size(self) -> int:
         return self.family.footprint(self.options.folder).width
 
     @property

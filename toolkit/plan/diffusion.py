@@ -38,7 +38,7 @@ from toolkit.models.families import (
     unknown_family,
     yet_to_come,
 )
-from toolkit.models.recipes import RECIPES
+from toolkit.models.recipes import recipe_of
 from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
 from toolkit.optim.optimizer_args import state_note
@@ -405,7 +405,7 @@ class SdPlanner(Planner[DiffusionSection]):
     def _published_assistant(self) -> str:
         """The training adapter that is published for the model, where an adapter is
         trained on it at full size; empty: there is none."""
-        recipe = RECIPES.get(title_of(self.section.model, self.family))
+        recipe = recipe_of(title_of(self.section.model, self.family))
         if self.section.network.trains_model or not recipe or not recipe.adapters:
             return ""
         is_large = (

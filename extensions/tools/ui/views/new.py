@@ -41,6 +41,7 @@ from extensions.tools.shared.examples import (
     MASCOTS,
     MODELS,
     WITHOUT_GPU,
+    all_models,
     are_photographs,
     written_job,
 )
@@ -951,7 +952,7 @@ def _models(ui: Ui) -> dict[str, list[tuple[str, str]]]:
     cached = hub_cache().glob(f"models--*/snapshots/*/{INDEX}")
     for folder in sorted({index.parents[2].name for index in cached}):
         here.append(folder.removeprefix("models--").replace("--", "/"))
-    titles = {model.id: model.title for model in MODELS}
+    titles = {model.id: model.title for model in all_models()}
     published = [(id_, title) for id_, title in titles.items() if id_ not in here]
     titles[short(TINY)] = texts()["new"]["tiny"]
     known = [(name, titles.get(name, name)) for name in dict.fromkeys(here)]
