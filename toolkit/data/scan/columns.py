@@ -203,14 +203,16 @@ def to_fill_in(
     given: ColumnsConfig, pictures: Sequence[str], roles: Iterable[str]
 ) -> str:
     """The remedy for columns of which nothing says what they are: the key of the job
-    with these roles open, for a message. given: what the job gives, which stays.
-    pictures: columns of images besides those that are trained.
+    with open places, for a message. given: what the job gives, which stays. pictures:
+    columns of images besides those that are trained. roles: that are open too.
 
-    >>> to_fill_in(ColumnsConfig(image=("after",)), [], ["prompt"])
-    "Fill in 'columns: {image: after, prompt: ...}'"
+    >>> to_fill_in(ColumnsConfig(image=("after",)), ["before"], ["prompt"])
+    "Fill in 'columns: {image: after, prompt: ..., control: ...}' (or mask, or ignore)"
     """
-    open_roles = [*roles, *(["control"] if pictures else ())]
-    fields = dict(given) | {role: ["..."] for role in open_roles}
+    fields = dict(given) | {
+        "control": [*given.control, *["..."] * len(pictures)],
+        **{role: ["..."] for role in roles},
+    }
     return f"Fill in {in_job(fields)}{' (or mask, or ignore)' * bool(pictures)}"
 
 

@@ -131,7 +131,7 @@ def _way_of(path: str, caption_ext: Sequence[str]) -> str:
 _STEMS = 20
 """So many images are looked for in other folders."""
 
-_SURE = 4
+_SURE = 3
 """So many texts have the names of the images not by chance, whatever their folder is
 called."""
 
