@@ -269,7 +269,7 @@ ELSEWHERE: dict[str, str] = {
     ", no address": "toolkit/models/test_hub_faults.py",
     "not the dotted path of a": "toolkit/optim/test_optimizer_args.py",
     "Write train.optimizer_params: {": "toolkit/optim/test_trial.py",
-    "the model is trained on sentences": f"{DATA}/scan/test_captions.py",
+    "Write the sentence alone, or as its 'caption'": f"{DATA}/scan/test_captions.py",
     "Write the caption of the image": f"{DATA}/scan/test_foreign_syntax.py",
     "Write plain text": f"{DATA}/scan/test_remedies.py",
     "Write texts, or give 'columns": f"{DATA}/scan/test_folder.py",
@@ -406,6 +406,9 @@ APPLIED_IN: dict[str, dict[str, Sequence[str]]] = {
         "test_the_key_of_a_saved_config_is_known_to_be_redacted": [
             "Set WANDB_API_KEY instead"
         ],
+    },
+    "toolkit/data/scan/test_remedies.py": {
+        "test_what_the_scan_tells_to_write_works": ["Give 'captions_file:"],
     },
     "toolkit/data/scan/test_parquet.py": {
         "test_a_table_that_has_its_pictures_in_it_is_given_as_the_folder": [

@@ -74,6 +74,10 @@ CASES: dict[str, tuple[Mapping[str, Any], dict[str, Any], str, dict[str, Any]]] 
     "captions in a folder": (each("captions/#.txt", str), {}, "Copy them beside the images ('cp ", {}),
     "captions in any folder below": (each("sub/#.caption", str), {}, "Copy them beside the images ('cp ", {}),
     "captions beside": (each("../captions/#.txt", str), {}, "Copy them beside the images ('cp ", {}),
+    "captions in a table above": (
+        {"../metadata.jsonl": re.sub('"([01].png)', r'"images/\1', table(text="CAPTION"))}, {},
+        "metadata.jsonl has captions of the images. Give 'captions_file: ", {},
+    ),
     "unknown columns": (
         {"t.jsonl": table(cap="CAPTION").replace("file_name", "img")}, {},
         "its columns are img, cap. Fill in 'columns: {image: ..., prompt: ...}'", {"image": "img", "prompt": "cap"},
