@@ -107,6 +107,7 @@ def images(folder: Path) -> None:
     (folder / "folder").mkdir()
     shutil.copy(folder / "fits.safetensors", folder / "folder")
     (folder / "empty.txt").write_text("# no prompt\n")
+    shutil.copytree(robot, folder / "datasets" / "before")
     one = folder / "datasets" / "reg"
     one.mkdir()
     for file in (robot / "coffee.jpg", robot / "coffee.txt"):
@@ -612,7 +613,11 @@ JOBS = [
     ),
     *slips(
         "caption_ext: txt",
-        ("caption_ext: text", "Add .txt to caption_ext", "caption_ext: txt"),
+        (
+            "caption_ext: text",
+            "Give 'caption_ext: [.text, .txt]'",
+            "caption_ext: [.text, .txt]",
+        ),
     ),
     *slips(
         "resolution: 128",
@@ -1054,6 +1059,14 @@ WAYS = [
         FULL | SWAPPED,
         "or blocks_to_swap: 0.",
         FULL | {NAME: f"{NAME}\nblocks_to_swap: 0"},
+    ),
+    Way(
+        {FOLDER: f"{FOLDER}\n  control_path: datasets/before"},
+        "and no prompt has one, so that each sample is drawn from words alone. Write 'zibo in a room --ctrl_img ",
+        {
+            FOLDER: f"{FOLDER}\n  control_path: datasets/before",
+            "- zibo in a room": "- zibo in a room --ctrl_img datasets/before/coffee.jpg",
+        },
     ),
     Way(
         STREAM | {DEVICE: f"{DEVICE}\nvalidation: {{fraction: 0.25, every: 2}}"},

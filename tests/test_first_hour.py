@@ -328,7 +328,12 @@ ELSEWHERE: dict[str, str] = {
     ", no address": "toolkit/models/test_hub_faults.py",
     "not the dotted path of a": "toolkit/optim/test_optimizer_args.py",
     "Write train.optimizer_params: {": "toolkit/optim/test_trial.py",
-    "holds no 'caption' of": f"{DATA}/scan/test_captions.py",
+    "Write the sentence alone, or as its 'caption'": f"{DATA}/scan/test_captions.py",
+    "Write the caption of the image": f"{DATA}/scan/test_foreign_syntax.py",
+    "Write plain text": f"{DATA}/scan/test_remedies.py",
+    "Write texts, or give 'columns": f"{DATA}/scan/test_folder.py",
+    "as if a program had cut them": f"{DATA}/scan/test_words.py",
+    "so that each sample is drawn from words alone. Write '": "first_hour.py",
     "It has ": f"{DATA}/scan/test_folder_captions_file.py",
     "write paths from that folder": f"{DATA}/scan/test_folder_captions_file.py",
     "Write one for each image": f"{DATA}/scan/test_folder_captions_file.py",
@@ -469,10 +474,8 @@ APPLIED_IN: dict[str, dict[str, Sequence[str]]] = {
             "Set WANDB_API_KEY instead"
         ],
     },
-    "toolkit/data/scan/test_folder.py": {
-        "test_one_text_file_with_the_captions_of_all_is_given_as_captions_file": [
-            "Give 'captions_file:"
-        ],
+    "toolkit/data/scan/test_remedies.py": {
+        "test_what_the_scan_tells_to_write_works": ["Give 'captions_file:"],
     },
     "toolkit/data/scan/test_parquet.py": {
         "test_a_table_that_has_its_pictures_in_it_is_given_as_the_folder": [

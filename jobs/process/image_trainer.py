@@ -319,7 +319,7 @@ class ImageTrainer(Trainer):
         data = self.data
         group = self.process_group
         seed = run.seed
-        size = self.section.images_per_micro_batch
+        size = self.section.train.batch_size
         workers = (
             max(dataset.num_workers for dataset in self.section.datasets)
             if prefetched

@@ -387,7 +387,7 @@ class BatchSizes:
     Example::
 
         sizes = BatchSizes(section, facts, group_items(data.items, data.held_out))
-        tokens = sizes.batch(most=section.images_per_micro_batch).tokens
+        tokens = sizes.batch(most=section.train.batch_size).tokens
     """
 
     def __init__(

@@ -213,6 +213,17 @@ class Planner(ABC, Generic[SectionT]):
         )
         prompts = [picture.prompt for picture in pictures]
         yield from prompt_warnings(prompts, section.trigger_words())
+        controls = [sample.control_images for sample in data.scan.samples]
+        if (
+            prompts
+            and controls
+            and all(controls)
+            and not any(picture.ctrl_img for picture in pictures)
+        ):
+            yield (
+                "warning: sample: all images have control images, and no prompt has one, so that each sample is drawn "
+                f"from words alone. Write '{prompts[0]} --ctrl_img {controls[0][0]}'"
+            )
         if self.section.reads_captions:
             samples = [
                 sample

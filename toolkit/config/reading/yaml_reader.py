@@ -43,6 +43,8 @@ _BINARY = {
     b"GGUF": "a GGUF file",
     b"%PDF": "a PDF file",
     b"\x1f\x8b": "an archive (gzip)",
+    # of ai-toolkit's page, 2026-08
+    b"SQLite f": "a database (SQLite; ai-toolkit's jobs are in output/NAME/config.yaml)",
 }
 """First bytes of a binary file -> its kind."""
 

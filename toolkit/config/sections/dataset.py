@@ -216,7 +216,7 @@ class ColumnsConfig(StrictModel):
     """Column with the name of the image that is trained."""
 
     prompt: StrOrList = ()
-    """Column with the caption."""
+    """Column with the caption; of `.json` caption files the key."""
 
     control: StrOrList = ()
     """Columns with the control images, in slot order."""

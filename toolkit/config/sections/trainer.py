@@ -256,7 +256,7 @@ class TrainingSection(ProcessConfig):
     Example::
 
         folder = section.job_folder(JobContext(job.name))
-        images = section.micro_batches_per_step * section.images_per_micro_batch
+        images = section.images_per_step
     """
 
     training_folder: WritePathStr = Field(default="output", validate_default=True)
@@ -369,12 +369,6 @@ class TrainingSection(ProcessConfig):
     def micro_batches_per_step(self) -> int:
         """Micro-batches of an optimizer step, all ranks together."""
         return self.train.gradient_accumulation
-
-    @property
-    def images_per_micro_batch(self) -> int:
-        """Images of an optimizer step divided by its micro-batches, rounded down. At
-        most `train.batch_size`."""
-        return self.images_per_step // self.micro_batches_per_step
 
     def recorded_settings(self) -> dict[str, Any]:
         """The settings that are saved with a state, without `training_folder` and

@@ -288,9 +288,8 @@ def stream_source(
 ) -> StreamSource:
     """The batches of a stream, epoch after epoch; each of one size.
 
-    batch_size: of a micro-batch (`images_per_micro_batch`). make_batch: such as
-    `StreamPixels.load`. stopping: whether a stop is requested; servers are then not
-    waited for.
+    batch_size: of a micro-batch. make_batch: such as `StreamPixels.load`. stopping:
+    whether a stop is requested; servers are then not waited for.
     """
     return StreamSource(
         stream.reader(seed, batch_size, stopping),

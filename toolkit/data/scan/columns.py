@@ -124,10 +124,9 @@ def columns_of(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Colum
     controls = {
         re.sub("_[0-9]+$", "", key.strip().lower()) for key in of_role["control"]
     }
-    is_of_pairs = bool(of_role["mask"] or given.control or controls - early)
     return Columns(
         **of_role,
-        is_of_pairs=is_of_pairs,
+        is_of_pairs=bool(of_role["mask"] or given.control or controls - early),
     )
 
 
@@ -214,56 +213,21 @@ def first_of(row: Mapping[Any, Any], columns: Iterable[str]) -> str | None:
 # ---------------------------------------------------------------- what a message asks
 
 
-def unclear(
-    rows: Sequence[Mapping[Any, Any]], columns: Columns, given: ColumnsConfig
-) -> str:
-    """The error for a table without a column that is known as the image, or with texts
-    none of which is known as the caption: its columns, and the key of the job to fill
-    in. Empty for any other table."""
-    keys = dict.fromkeys(chain.from_iterable(rows))
-    written = [key for key in keys if isinstance(key, str) and key.strip()]
-    roles = (getattr(columns, role) for role in ("tags", *ColumnsConfig.model_fields))
-    taken = {*chain.from_iterable(roles)}
-    free = [key for key in written if key not in taken]
-    images = [key for key in free if are_images(key, rows)]
-    texts = [
-        key
-        for key in free
-        if any(_is_text(text) for row in rows for text in _texts_of(row.get(key)))
-    ]
-    has_caption = any(row.get(key) for key in columns.prompt for row in rows)
-    lacks = ["prompt"] if texts and not (given.prompt or has_caption) else []
-    if not columns.image:
-        if images and all(_is_list(key, rows) for key in images):
-            return f"its column {images[0]!r} names several images in a row. Write a row for each image"
-        return (
-            "has no column that is known as the image; "
-            f"its columns are {', '.join(written) or 'none'}. "
-            f"{to_fill_in(given, images[1:], ['image', *lacks])}"
-        )
-    if not lacks:
-        return ""
-    what = f"no column is known as the caption, of {', '.join(texts)}"
-    ignore = f"{ignoring(texts, given)} where none is meant"
-    if all(any(_is_packed(row.get(key)) for row in rows) for key in texts):
-        return f"{what}, whose texts are packed in lists or objects. Write the caption as 'caption', or give {ignore}"
-    return f"{what}. {to_fill_in(given, images, lacks)}, or give {ignore}"
-
-
 def to_fill_in(
     given: ColumnsConfig, pictures: Sequence[str], roles: Iterable[str]
 ) -> str:
     """The remedy for columns of which nothing says what they are: the key of the job
-    with these roles open, for a message. given: what the job gives, which stays.
-    pictures: columns of images besides those that are trained.
+    with open places, for a message. given: what the job gives, which stays. pictures:
+    columns of images besides those that are trained. roles: that are open too.
 
-    >>> to_fill_in(ColumnsConfig(image=("after",)), [], ["prompt"])
-    "Fill in 'columns: {image: after, prompt: ...}'"
+    >>> to_fill_in(ColumnsConfig(image=("after",)), ["before"], ["prompt"])
+    "Fill in 'columns: {image: after, prompt: ..., control: ...}' (or mask, or ignore)"
     """
-    open_roles = [*roles, *(["control"] if pictures else ())]
-    fields = dict(given) | {role: ["..."] for role in open_roles}
-    others = " (or mask, or ignore)" * bool(pictures)
-    return f"Fill in {in_job(fields)}{others}"
+    fields = dict(given) | {
+        "control": [*given.control, *["..."] * len(pictures)],
+        **{role: ["..."] for role in roles},
+    }
+    return f"Fill in {in_job(fields)}{' (or mask, or ignore)' * bool(pictures)}"
 
 
 def in_job(roles: Mapping[str, Sequence[str]]) -> str:
@@ -287,29 +251,11 @@ def ignoring(columns: Iterable[str], given: ColumnsConfig) -> str:
     return in_job(dict(given) | {"ignore": [*given.ignore, *columns]})
 
 
-def _is_list(column: str, rows: Sequence[Mapping[Any, Any]]) -> bool:
-    return any(isinstance(row.get(column), list) for row in rows)
+def is_text(text: str) -> bool:
+    """Whether a text is neither a number nor the name of a file nor an address.
 
-
-def _texts_of(value: Any) -> Iterator[str]:
-    """The texts of a value: its own, or those in its lists and objects."""
-    if isinstance(value, str):
-        yield value.strip()
-    elif isinstance(value, list | dict):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts_of(part)
-
-
-def _is_text(text: str) -> bool:
-    """Whether a text is neither a number nor the name of a file nor an address."""
+    >>> [is_text(text) for text in ("cat", "0.5", "a.png", "https://x.org/1")]
+    [True, False, False, False]
+    """
     is_name = split_suffix(text)[1] in IMAGE_SUFFIXES or "://" in text
     return bool(text) and not is_name and not re.fullmatch(r"[\d.,:+eE/-]+", text)
-
-
-def _is_packed(value: Any) -> bool:
-    """Whether a value is an object, or one as JSON, or has such in lists."""
-    if isinstance(value, list):
-        return any(map(_is_packed, value))
-    return isinstance(value, dict | list) or (
-        isinstance(value, str) and value.lstrip().startswith('{"')
-    )

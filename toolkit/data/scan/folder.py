@@ -45,9 +45,9 @@ from toolkit.data.scan.samples import FolderInfo as FolderInfo
 from toolkit.data.scan.samples import folder_info
 from toolkit.data.scan.tables import NO_COLUMNS
 from toolkit.data.scan.unused_files import (
-    note_captions_elsewhere,
     note_unused_files,
     note_unused_partners,
+    refuse_lost_captions,
 )
 from toolkit.errors import Diagnostic
 from toolkit.files.archives import as_given
@@ -165,12 +165,15 @@ def _folders_of_entry(
         if not _asks_for_no_repeats(folder, findings)
     ]
     folders = with_tables_above(dataset, folders, findings)
+    for folder in folders:
+        refuse_lost_captions(folder, findings)
     note_splits(dataset, folders, findings)
     folders = with_placed_rows(dataset, folders, findings)
     if (
         dataset.columns != NO_COLUMNS
         and folders
         and not any(folder.table for folder in folders)
+        and not (dataset.columns.prompt and ".json" in dataset.caption_ext)
     ):
         findings.warn(
             dataset.place,

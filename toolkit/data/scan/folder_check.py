@@ -100,6 +100,7 @@ def check_images(
         folder = _with_looks(_without_void_masks(folder, findings), findings)
         for what in _warnings(folder, trigger_word, findings.read_captions):
             findings.warn(folder.listing.folder, what)
+        _note_second_captions(folder, findings)
         checked.append(folder)
     findings.notes.extend(_numbers(checked, findings))
     if findings.read_captions:
@@ -390,16 +391,18 @@ def _several_lines(folders: Sequence[ImageFolder]) -> Iterator[str]:
         for image in folder.images
         if folder.dataset.captions == "one"
     ]
-    names = [
-        folder.inside(image.file.name)
+    several = {
+        folder.inside(image.file.name): image.caption
         for folder, image in images
         if "\n" in image.caption
-    ]
-    if names:
+    }
+    if several:
+        # a line of an answer, or of a list, is no caption of its own
+        marks = marks_in([*several.values()])
+        hint = "" if marks else " ('captions: lines' draws one at each use)"
         yield (
-            f"{_share(names, images, 'caption', 'has', 'have')} several lines, which are "
-            "trained together, as one caption with line breaks ('captions: lines' draws one at each use): "
-            f"{shorten(names)}"
+            f"{_share(several, images, 'caption', 'has', 'have')} several lines, which are "
+            f"trained together, as one caption with line breaks{hint}: {shorten(several)}"
         )
 
 
@@ -415,8 +418,9 @@ def _check_captions(folder: ImageFolder, trigger: str) -> Iterator[str]:
     yield from _left_placeholders(used, trigger)
     marks = marks_in([*used.values()])
     if marks:
-        count = len({place for kind in marks for place in kind.texts})
-        yield f"{count:,} of {count_of(len(used), 'caption')} with {in_words(marks, counted=True)}"
+        places = {place for kind in marks for place in kind.texts}
+        names = shorten(name for at, name in enumerate(used) if at in places)
+        yield f"{len(places):,} of {count_of(len(used), 'caption')} ({names}) with {in_words(marks, counted=True)}"
     if dataset.is_reg:
         return
     yield from _odd_captions(used, trigger)
@@ -429,8 +433,10 @@ def _missing_captions(
 ) -> Iterator[str]:
     """Images without a caption. captions: of each image, with its prefix."""
     missing = [name for name, text in captions.items() if not text]
-    is_all = len(missing) == len(captions)
-    trains_trigger = trigger and is_all and not folder.has_caption_files
+    # where no other file lies beside the images the trigger word alone is meant
+    trains_trigger = (
+        trigger and len(missing) == len(captions) and not folder.listing.files
+    )
     if not missing or folder.dataset.is_reg or trains_trigger:
         return
     share = _share(missing, captions, "image", "has", "have")
@@ -444,6 +450,24 @@ def _missing_captions(
     )
     train, more = ("trains", "") if len(missing) == 1 else ("train", " etc.")
     yield f"{share} no caption ({shorten(missing)}) and {train} {outcome}. {remedy}{more}, or give 'default_caption'"
+
+
+def _note_second_captions(folder: ImageFolder, findings: ScanFindings) -> None:
+    """Notes caption files behind the one that is read of their image."""
+    texts = folder.listing.texts
+    second = []
+    for names in () if folder.table else zip(*folder.caption_files, strict=True):
+        found = [*dict.fromkeys(filter(None, names))]
+        used = next((at for at, name in enumerate(found) if texts.get(name)), 0)
+        second += found[used + 1 :]
+    if second:
+        findings.not_used(
+            folder.listing,
+            second,
+            f"as the first of caption_ext ({' '.join(folder.dataset.caption_ext)}) is read",
+            f"For these give 'caption_ext: {split_suffix(second[0])[1]}'",
+            findings.unused,
+        )
 
 
 def _left_placeholders(captions: Mapping[str, str], trigger: str) -> Iterator[str]:

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
-from toolkit.data.scan.captions import HALF
+from toolkit.data.scan.captions import HALF, SENTENCES
 from toolkit.data.scan.columns import ignoring, to_fill_in
 from toolkit.data.scan.directory import DirectoryListing, ImageFile, split_suffix
 from toolkit.data.scan.found import ScanFindings, count_of, shorten
@@ -40,6 +40,12 @@ OTHER_TABLE = (
     "Give one as 'captions_file'",
 )
 """Why a table is not used, and what to do."""
+
+PLAIN = ".txt"
+"""The ending of a table without a header, which other texts have too."""
+
+NO_CAPTIONS = frozenset({"lint_ignore.txt", "readme.txt", "license.txt", "classes.txt"})
+"""Texts beside images that are not captions, in lower case."""
 
 _LOOKED_THROUGH = 64 << 20
 """Bytes of a table that cannot be read in which names of images are looked for."""
@@ -157,7 +163,7 @@ def tables_in(
     for name in names:
         stem, suffix = split_suffix(name)
         if (
-            suffix in TABLES
+            (suffix in TABLES or (suffix == PLAIN and name.lower() not in NO_CAPTIONS))
             and stem not in listing.images
             and listing.files[name] not in listing.no_files
         ):
@@ -180,9 +186,13 @@ def _is_meant(table: Table, names: Sequence[str]) -> bool:
         for name, row in table.rows.items()
     ):
         return True
+    if table.path.lower().endswith(PLAIN):  # any text may mention an image
+        return False
     messages = [mistake.message for mistake in table.mistakes]
     suffix = split_suffix(table.path)[1]
-    is_of_images = table.is_of_images or any(HALF in message for message in messages)
+    is_of_images = table.is_of_images or any(
+        words in message for message in messages for words in (HALF, SENTENCES)
+    )
     if suffix == PARQUET:  # its text is packed; `datasets` names such a table so
         is_named = os.path.basename(table.path) == "metadata.parquet"
         return is_of_images or (is_named and bool(messages))

@@ -33,6 +33,7 @@ from toolkit.data.scan.partners import root_of, with_affix
 from toolkit.data.scan.records import FolderTable, ImageFolder
 from toolkit.data.scan.repeats import REPEATS
 from toolkit.data.scan.tables import line_naming, lost_folders, with_slashes
+from toolkit.data.scan.unused_files import captions_elsewhere
 from toolkit.files.archives import SUFFIX as ZIP
 from toolkit.files.archives import archive_in
 from toolkit.files.parquet import MISSING, has_pictures, is_missing, is_parquet
@@ -216,10 +217,13 @@ def _subfolders_with_images(
     empty = [name for name in names if name not in filled]
     below = _images_below([join(path, name) for name in empty], dataset, findings)
     if not filled:
+        lost = [
+            captions_elsewhere(findings.scan_cache.listing(name), dataset, findings)
+            for name in below
+        ]
+        remedies = [_where_images_are(top, below), *dict.fromkeys(filter(None, lost))]
         findings.mistake(
-            path,
-            f"holds no images (seen: {top.describe()}). "
-            f"{_where_images_are(top, below)}",
+            path, f"holds no images (seen: {top.describe()}). {'. '.join(remedies)}"
         )
     elif below:
         hold = "holds" if len(below) == 1 else "hold"

@@ -115,7 +115,9 @@ def _with_captions(
     them, or from their names."""
     listing = folder.listing
     dataset = folder.dataset
-    captions = find_captions(listing, folder.caption_files, findings.mistakes)
+    captions = find_captions(
+        listing, folder.caption_files, findings.mistakes, dataset.columns.prompt
+    )
     are_names = dataset.captions == "names"
     for (stem, names), caption in zip(listing.images.items(), captions, strict=True):
         if are_names:

@@ -27,7 +27,13 @@ from unicodedata import normalize
 from toolkit.config.reading.findings import is_absolute
 from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
-from toolkit.data.scan.captions import LIST, CaptionError, half_in, listed, read_text
+from toolkit.data.scan.captions import (
+    LIST,
+    CaptionError,
+    caption_of,
+    half_in,
+    read_text,
+)
 from toolkit.data.scan.columns import (
     NO_TEXT,
     Columns,
@@ -35,8 +41,10 @@ from toolkit.data.scan.columns import (
     are_images,
     columns_of,
     first_of,
+    ignoring,
+    is_text,
     texts_in,
-    unclear,
+    to_fill_in,
 )
 from toolkit.data.scan.directory import real_path, split_suffix
 from toolkit.errors import Diagnostic
@@ -148,8 +156,8 @@ def read_table(
 
     `.csv` has a header, `.parquet` columns, `.jsonl` an object per line, `.json` is a
     list of such objects, or maps names to them or to captions. Any other file has lines
-    `<file name><tab><caption>`, where later tabs are of the caption, or a header with
-    tabs. Names are paths from the folder of the images, as of `image_name`. Blank lines
+    `<file name><tab><caption>`, where later tabs are of the caption (`a.png: a cat` too),
+    or a header with tabs. Names are paths from the folder of the images, as of `image_name`. Blank lines
     are skipped. Mistakes are named as file:line, of `.json` as file:entry.
     """
     called = called or path
@@ -157,11 +165,16 @@ def read_table(
     try:
         found = [*_lines(path, given)]
         usable = [row for _, row in found if not isinstance(row, str)]
-        columns = _columns(usable, given)
+        columns = _columns(usable, given) if usable else Columns()
     except (CaptionError, Unfit) as error:
         reason = error.reason if isinstance(error, CaptionError) else str(error)
-        mistakes = [Diagnostic((called,), reason)]
-        return Table(path, called, mistakes=mistakes, is_of_images=_name_images(usable))
+        keys = dict.fromkeys(chain.from_iterable(usable))
+        return Table(
+            path,
+            called,
+            mistakes=[Diagnostic((called,), reason)],
+            is_of_images=any(are_images(key, usable) for key in keys),
+        )
     used = _used(usable, columns)
     keys = dict.fromkeys(chain.from_iterable(usable))
     unused: dict[str, list[tuple[str, str]]] = {
@@ -191,12 +204,6 @@ def read_table(
         for number, reason in sorted(faults, key=lambda fault: fault[0])
     ]
     return Table(path, called, rows, lines, mistakes, columns, unused)
-
-
-def _name_images(rows: Sequence[Mapping[Any, Any]]) -> bool:
-    """Whether a column of these rows has names of images."""
-    keys = dict.fromkeys(chain.from_iterable(rows))
-    return any(are_images(key, rows) for key in keys)
 
 
 def _by_image(
@@ -234,10 +241,67 @@ def _columns(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Columns
     """The columns of a table that names images. Raises Unfit where no column does, and
     where no text is the caption."""
     columns = columns_of(rows, given)
-    fault = unclear(rows, columns, given) if rows else ""
+    fault = _unclear(rows, columns, given)
     if fault:
         raise Unfit(fault)
     return columns
+
+
+def _unclear(
+    rows: Sequence[Mapping[Any, Any]], columns: Columns, given: ColumnsConfig
+) -> str:
+    """The error for a table without a column that is known as the image, or with texts
+    none of which is known as the caption: its columns, and the key of the job to fill
+    in. Empty for any other table."""
+    keys = dict.fromkeys(chain.from_iterable(rows))
+    written = [key for key in keys if isinstance(key, str) and key.strip()]
+    roles = (getattr(columns, role) for role in ("tags", *ColumnsConfig.model_fields))
+    taken = {*chain.from_iterable(roles)}
+    free = [key for key in written if key not in taken]
+    images = [key for key in free if are_images(key, rows)]
+    texts = [
+        key
+        for key in free
+        if any(is_text(text) for row in rows for text in _texts_of(row.get(key)))
+    ]
+    plain = [key for key in texts if any(_is_plain(row.get(key)) for row in rows)]
+    has_caption = any(row.get(key) for key in columns.prompt for row in rows)
+    lacks_caption = bool(texts) and not (given.prompt or has_caption)
+    lacks = ["prompt"] * (lacks_caption and bool(plain))
+    if not columns.image:
+        are_lists = [
+            any(isinstance(row.get(key), list) for row in rows) for key in images
+        ]
+        if images and all(are_lists):
+            return f"its column {images[0]!r} names several images in a row. Write a row for each image"
+        return (
+            "has no column that is known as the image; "
+            f"its columns are {', '.join(written) or 'none'}. "
+            f"{to_fill_in(given, images[1:], ['image', *lacks])}"
+        )
+    if not lacks_caption:
+        return ""
+    what = f"no column is known as the caption, of {', '.join(texts)}"
+    ignore = f"{ignoring(texts, given)} where none is meant"
+    if not plain:
+        return f"{what}, whose texts are packed in lists or objects. Write the caption as 'caption', or give {ignore}"
+    return f"{what}. {to_fill_in(given, images, lacks)}, or give {ignore}"
+
+
+def _texts_of(value: Any) -> Iterator[str]:
+    """The texts of a value: its own, or those in its lists and objects."""
+    if isinstance(value, str):
+        yield value.strip()
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts_of(part)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether the caption of a value can be read."""
+    with suppress(Unfit):
+        return bool(value) and bool(caption_of(value))
+    return False
 
 
 def _used(rows: Sequence[Mapping[Any, Any]], columns: Columns) -> set[str | None]:
@@ -271,6 +335,9 @@ NO_JSON = "is not valid JSON"
 _NOTHING = frozenset({"NaN", "nan", "<NA>", "#N/A", "NULL"})
 _EMPTY = "Write one, or leave it empty"
 _NO_NAME = "has no 'file_name' and 'caption' of text. Give both, or remove the line"
+_NO_TAGS = (
+    "has 'tags' that are not text. Write texts, or give 'columns: {ignore: tags}'"
+)
 
 
 def _row_of(row: Mapping[Any, Any], columns: Columns) -> TableRow:
@@ -297,22 +364,28 @@ def _caption(row: Mapping[Any, Any], columns: Columns) -> str:
     """The caption of a row; kohya's tags follow another caption after a comma."""
     key = first_of(row, columns.prompt)
     tags_key = first_of(row, columns.tags)
-    tags = row.get(tags_key)
-    if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags):
-        tags = ", ".join(tags)
     is_tags = key is not None and key == tags_key
-    caption = tags if is_tags else listed(row.get(key))
-    if not isinstance(caption, str | None):
-        raise Unfit(_NO_NAME)
+    tags = _text(row.get(tags_key), _NO_TAGS).replace(LIST, ", ")
+    caption = tags if is_tags else _text(row.get(key), _NO_NAME)
     if caption in _NOTHING:
         raise Unfit(
             f"has the caption {caption!r}, which programs write for none. {_EMPTY}"
         )
-    texts = (caption or "").split(LIST)
-    if key and not is_tags and isinstance(tags, str):
+    texts = caption.split(LIST)
+    if key and not is_tags and tags:
         both = [(text.strip(), tags.strip()) for text in texts]
         texts = [", ".join(filter(None, parts)) for parts in both]
     return LIST.join(texts).strip()
+
+
+def _text(value: Any, fault: str) -> str:
+    """The text in a cell, with LIST between several. fault: of any other value."""
+    try:
+        return "" if value is None else caption_of(value)
+    except Unfit as error:
+        if isinstance(value, str):
+            fault = f"has a caption that {error}"
+        raise Unfit(fault) from error
 
 
 def _weight(value: Any) -> float:
@@ -347,13 +420,12 @@ def _lines(path: str, given: ColumnsConfig) -> Lines:
         yield from dialect(read_text(file, utf16=True), given)
 
 
-_PICTURE = rf"(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})"
-_NAMED = re.compile(
-    rf"(?i)^[\"']?(\s*\S.*?{_PICTURE})[\"']?\s*(?:[:,;|=]| - )\s*|^([^\s:]+):\s+"
-)
-"""A line that begins with the name of an image and another sign than a tab."""
+_PICTURE = rf"(?i:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})"
 
-_SEVERAL = re.compile(rf"(?i){_PICTURE}[\"']?\s*[,;|].*{_PICTURE}")
+_NAMED = re.compile(rf"(\s*\S.*?{_PICTURE})(\s*[:;,|=]|\s+-\s)(.*)")
+"""A line with the name of an image before its caption, and no tab."""
+
+_SEVERAL = re.compile(rf"{_PICTURE}[\"']?\s*[,;|].*{_PICTURE}")
 """The names of several images in one text."""
 
 
@@ -362,9 +434,10 @@ def _tab_separated(text: str, given: ColumnsConfig) -> Lines:
         yield from _with_header(text, given, "\t,;|")
         return
     for number, line in enumerate(text.split("\n"), 1):
-        if "\t" not in line:
-            line = _NAMED.sub(r"\1\2\t", line)
         written, tab, text_of = line.partition("\t")
+        named = None if tab else _NAMED.match(line)
+        if named:
+            written, tab, text_of = named.groups()
         text_of, more, third = text_of.strip().partition("\t")
         if more:
             yield (
@@ -394,10 +467,11 @@ def _with_header(text: str, given: ColumnsConfig, delimiters: str = ",;\t|") -> 
         text = rest
         delimiters = before.strip()[4]
     delimiter = _delimiter(text, delimiters, given)
-    if not delimiter:
+    has_header = bool(delimiter)
+    if not has_header:
         if text.strip():
             yield 1 + skipped, _no_header(text, delimiters, given)
-        return
+        delimiter = _likely(text, delimiters)
     # strict: a quotation mark inside a text is an error, not the end of the text
     reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
     try:
@@ -409,7 +483,7 @@ def _with_header(text: str, given: ColumnsConfig, delimiters: str = ",;\t|") -> 
                     f"has more values than the header: {delimiter.join(more)[:_SHOWN]!r}. "
                     f"Put a caption that has {delimiter!r} in it into quotation marks",
                 )
-            elif any(value and value.strip() for value in row.values()):
+            elif has_header and any(value and value.strip() for value in row.values()):
                 yield reader.line_num + skipped, row
     except csv.Error as error:
         yield (
@@ -441,9 +515,14 @@ def _delimiter(text: str, delimiters: str, given: ColumnsConfig) -> str:
     return ""
 
 
+def _likely(text: str, delimiters: str) -> str:
+    """The delimiter by which the first line has most parts."""
+    return max(delimiters, key=lambda each: len(_begin(text, each)[0]))
+
+
 def _no_header(text: str, delimiters: str, given: ColumnsConfig) -> str:
     """Why the first line is not a header, and what to do."""
-    delimiter = max(delimiters, key=lambda each: len(_begin(text, each)[0]))
+    delimiter = _likely(text, delimiters)
     header, rows = _begin(text, delimiter)
     shown = repr(delimiter.join(header)[:_SHOWN])
     is_image = [split_suffix(value)[1] in IMAGE_SUFFIXES for value in header]
@@ -458,7 +537,7 @@ def _no_header(text: str, delimiters: str, given: ColumnsConfig) -> str:
         return str(error)
     if len(header) < 2 or not rows:
         return f"{what}. Add one with these names, and commas between them"
-    fault = unclear(rows, columns, given)
+    fault = _unclear(rows, columns, given)
     it = "" if columns.image else "it "
     return f"{what}: {it}{fault or 'it has no column of texts'}"
 
@@ -607,10 +686,9 @@ def lost_folders(table: Table) -> list[str]:
     named = [name for line in table.lines for name in (line.name, *line.row.references)]
     absolute = [name.replace("\\", "/") for name in named if is_absolute(name)]
     folders = dict.fromkeys(name.rpartition("/")[0] for name in absolute)
-    lost = [
+    return [
         folder for folder in folders if not os.path.isdir(os.path.expanduser(folder))
     ]
-    return lost
 
 
 def line_naming(table: Table, named: str) -> str:

@@ -38,6 +38,7 @@ from typing import Any, NamedTuple
 
 from toolkit.contracts.data import Cursor, ShardSample, Size
 from toolkit.data.pixels.images import ImageError, image_size
+from toolkit.data.scan.columns import Unfit
 from toolkit.data.streams.sample_keys import SampleKeys
 from toolkit.data.streams.shards import PAUSES_S, Shard, read_ahead
 from toolkit.errors import RunError
@@ -408,6 +409,8 @@ class ShardStream:
             reason = f"its {self.keys.label} is not UTF-8 text: byte 0x{error.object[error.start]:02x}"
             reason += f" at offset {error.start}"
             remedy = "Save it as UTF-8"
+        except Unfit as error:
+            reason, _, remedy = f"its {self.keys.label} {error}".partition(". ")
         except (ValueError, RecursionError) as error:
             reason = f"its {self.keys.label} cannot be read: {error}"
         raise unusable(name, reason, remedy)

@@ -349,6 +349,10 @@ def test_a_file_that_is_no_text_is_a_mistake(tmp_path: Path) -> None:
         ("job: a".encode("utf-16"), "job.yaml:1:1: is UTF-16 text. Save it as UTF-8."),
         (b"\x89PNG\r\n\x1a\n", r"is an image \(PNG\), not a job"),
         (
+            b"SQLite format 3\0",
+            r"is a database \(SQLite; ai-toolkit's jobs are in output/NAME/config.yaml\), not",
+        ),
+        (
             framed("{}") + b" " * 5_000_000,
             "is a safetensors file, not a job. 'run.py inspect FILE' shows",
         ),

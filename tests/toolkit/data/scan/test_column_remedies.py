@@ -26,6 +26,9 @@ COLUMNS: dict[str, tuple[dict[str, Any], str]] = {
     "CompBench": (
         {"original_image": BEFORE, "mask": MASK, "edited_image": AFTER, "editing_instruction": TOLD}, "image, control",
     ),
+    "three pictures": (
+        {"out": AFTER, "in": BEFORE, "mask": MASK, "say": TOLD}, "image, prompt"
+    ),
     "a known image": ({"image": AFTER, "photo": BEFORE, "text": TOLD}, "image, control"),
     "an image that is known and not meant": ({"image": BEFORE, "image_edited": AFTER, "text": TOLD}, "image, control"),
     "one picture": ({"img": AFTER, "cap": TOLD}, "image, prompt"),
@@ -50,9 +53,9 @@ def test_the_key_that_is_filled_in_trains_the_picture_that_is_meant(
     (mistake,) = refusal([section()], None).errors
     found = re.search(r"Fill in 'columns: (\{.*?\})'", mistake.message)
     assert found, mistake.message
-    assert (
-        found[1] == "{" + ", ".join(f"{role}: ..." for role in roles.split(", ")) + "}"
-    )
+    several = ["control: [..., ...]"] * (MASK in row.values() and "out" in row)
+    places = [f"{role}: ..." for role in roles.split(", ")]
+    assert found[1] == "{" + ", ".join([*places, *several]) + "}"
     keys: dict[str, Any] = {}
     for role in yaml.safe_load(found[1]):
         meant = MEANT[role]

@@ -369,6 +369,8 @@ def test_clear_pictures_and_those_that_need_a_package_are_warnings(
         "1 file not used, caption of an image whose name has other letters: A.txt. "
         "Give image and caption the same name, in upper and lower case too",
         "1 file not used, a .psd file, which is not read: x.psd. Convert it to PNG or JPEG",
+        "2 of 2 images have no caption (a.png, clear.png) and train with 'sks' alone. Write a.txt etc., "
+        "or give 'default_caption'",
         "1 of 2 images is fully transparent, so that nothing of it is seen: clear.png. Export them once more, "
         "or remove them",
     ]
@@ -414,6 +416,8 @@ def test_pictures_under_other_endings_are_read_or_named_with_what_to_do(
         "2 files not used, a video: i.mp4, j.odd. Take single frames as PNG",
         "3 files not used, an image that does not end with .jpg: e.bin, f.raw, without. Rename it to end with .jpg",
         "ignored, not an image: BMW.md, l.npz",
+        "5 of 5 images have no caption (a.jpg, b.mpo, c.jpe, d.JPG_large, e.jfif) and train with 'sks' alone. "
+        "Write a.txt etc., or give 'default_caption'",
     }
     assert len(scan.unused) == 8
     make_files(tmp_path / "films", ["a.mov"])
@@ -845,7 +849,10 @@ def test_tags_of_a_table_follow_each_caption_of_a_list_of_texts(
     for row in ('"text": ["a", 3]', '"text": []', '"tags": ["a", 3]'):
         table.write_text(f'[{{"file_name": "a.png", {row}}}]')
         told = str(refusal([section], None))
-        assert "has no 'file_name' and 'caption' of text" in told, row
+        fault = "has no 'file_name' and 'caption' of text"
+        if "tags" in row:
+            fault = "has 'tags' that are not text. Write texts, or give 'columns: {ignore: tags}'"
+        assert fault in told, row
 
 
 @pytest.mark.parametrize(
@@ -940,14 +947,15 @@ def test_folders_for_validation_and_test_beside_one_to_train_on_are_named(
 @pytest.mark.parametrize(
     ("names", "suffixes", "found"),
     [
-        ("a.png a.txt a.CAPTION b.png b.v2.txt", (".txt", ".caption", ".v2.txt"), []),
+        (
+            "a.png a.txt a.CAPTION b.png b.v2.txt",
+            (".txt", ".caption", ".v2.txt"),
+            ["as the first of caption_ext (.txt .caption .v2.txt) is read: a.CAPTION"],
+        ),
         (
             "a.png a.txt a.CAPTION b.png b.v2.txt",
             (".txt",),
-            [
-                "not a caption, because caption_ext is .txt: a.CAPTION",
-                "caption without an image: b.v2.txt",
-            ],
+            ["caption without an image: b.v2.txt"],
         ),
         (
             "a.png a.txt b.png c.txt",
@@ -957,7 +965,10 @@ def test_folders_for_validation_and_test_beside_one_to_train_on_are_named(
         (
             "a.png a.txt a.caption b.caption b.png c.txt",
             (".caption", ".txt"),
-            ["caption without an image: c.txt"],
+            [
+                "caption without an image: c.txt",
+                "as the first of caption_ext (.caption .txt) is read: a.txt",
+            ],
         ),
     ],
 )
@@ -974,6 +985,9 @@ def test_files_that_are_neither_image_nor_caption(
             tmp_path / name
         ).write_text("text")
     notes = scan_datasets([dataset(tmp_path, caption_ext=suffixes)], "sks").notes
+    chosen = "ignored, not a caption, because caption_ext is .txt: a.CAPTION"
+    is_noted = [note for note in notes if note.endswith(chosen)]
+    assert bool(is_noted) == (suffixes == (".txt",))
     assert [
         note.partition(" not used, ")[2].partition(". ")[0]
         for note in notes

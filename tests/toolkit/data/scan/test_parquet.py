@@ -195,6 +195,14 @@ def test_texts_of_which_none_is_the_caption_are_refused_as_in_a_csv(
         scan_datasets([section(tmp_path / "set")], None)
 
 
+def test_json_in_the_rows_is_read_as_in_a_caption_file(tmp_path: Path) -> None:
+    rows = [{"jpg": of_hub("red"), "json": '{"prompt": "a cat", "n": 1}'}]
+    file = write(tmp_path / "p.parquet", rows)
+    columns = {"image": "jpg", "prompt": "json"}
+    (sample,) = scan_datasets([section(file, columns=columns)], None).samples
+    assert sample.caption == "a cat"
+
+
 def test_a_folder_of_rows_without_pictures_says_what_they_are(tmp_path: Path) -> None:
     file = write(tmp_path / "t.parquet", [{"url": "https://x.org/a.png", "text": "a"}])
     remedy = f"Where they name files, give 'captions_file: {file}'"

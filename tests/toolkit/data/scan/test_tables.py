@@ -291,6 +291,46 @@ def test_forms_in_which_programs_write_captions_are_read(
     assert [sample.caption for sample in scan.samples] == ["one, two", "grün"]
 
 
+PACKED = {
+    # text of a cell -> its captions, or a part of the answer
+    '{"caption": "a cat", "tags": ["red"]}': "a cat",
+    "{'text': 'a cat', 'score': None}": "a cat",
+    '["a cat"]': "a cat",
+    '["a cat", "a dog"]': "has a list of 2 captions. Give 'captions: lines'",
+    "['a cat', 'a dog']": "has a list of 2 captions. Give 'captions: lines'",
+    "('a cat',)": "a cat",
+    "['a cat' 'a dog']": "is a JSON document, and is cut or damaged",
+    "array(['a cat'], dtype=object)": "is a JSON document, and is cut or damaged",
+    '{"caption": "a man says "hi""}': "is a JSON document, and is cut or damaged",
+    '[{"from": "gpt", "value": "a cat"}]': "and holds no 'caption' of text: the model is trained on sentences",
+    "[trigger], {red|blue} cat": "sks, {red|blue} cat",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", PACKED)
+@pytest.mark.parametrize("form", ["t.jsonl", "t.json", "t.csv"])
+def test_a_text_that_is_json_or_a_list_is_read_as_in_a_caption_file_or_refused(
+    data: Path, dataset, form: str, text: str
+) -> None:
+    """Given and found, so that no table is passed over for it."""
+    quoted = text.replace('"', '""')
+    (data / form).write_text(
+        {
+            "t.jsonl": "\n".join(json.dumps({"file_name": f"{n}.png", "text": text}) for n in "ab"),
+            "t.json": json.dumps({f"{n}.png": text for n in "ab"}),
+            "t.csv": f'file_name,text\na.png,"{quoted}"\nb.png,"{quoted}"\n',
+        }[form]
+    )  # fmt: skip
+    for keys in ({}, {"captions_file": str(data / form)}):
+        section = dataset(data, resolution=(64,), **keys)
+        if "cat" in PACKED[text]:
+            scan = scan_datasets([section], "sks")
+            caption = PACKED[text] if "sks" in PACKED[text] else f"sks {PACKED[text]}"
+            assert [sample.caption for sample in scan.samples] == [caption] * 2
+        else:
+            assert PACKED[text] in str(refusal([section], "sks"))
+
+
 TALK = [{"from": "human", "value": "Describe it"}, {"from": "gpt", "value": "a cat"}]
 REFUSED_FORMS = {
     # form: (name of the table, its rows or its text, what is said)
@@ -309,7 +349,7 @@ REFUSED_FORMS = {
         "of conversations, whose texts are packed in lists or objects",
     ),
     "texts in JSON": (
-        "t.jsonl", '{"image": "a.png", "meta": "{\\"caption\\": \\"a cat\\"}"}', "of meta, whose texts are packed",
+        "t.jsonl", '{"image": "a.png", "meta": "{\\"w\\": \\"a cat\\"}"}', "of meta, whose texts are packed",
     ),
     "texts of another program": (
         "t.jsonl", '{"image": "a.png", "model": "one of ours", "hash": "a1"}',
@@ -377,7 +417,9 @@ def test_files_of_other_programs_are_not_taken_for_tables(
 ) -> None:
     (data / name).write_text(OTHERS[name])
     scan = scan_datasets([dataset(data, resolution=(64,))], "sks")
-    assert scan.notes == (f"{data}: ignored, not an image: {name}",)
+    ignored, missing = scan.notes
+    assert ignored == f"{data}: ignored, not an image: {name}"
+    assert "2 of 2 images have no caption" in missing
 
 
 # ---------------------------------------------------------------- how often a table is

@@ -563,6 +563,12 @@ FAULTY: dict[str, tuple[tuple[list[str], str, tuple[str, ...]], str, str, int]] 
         "Write all of them as you will write prompts",
         10,
     ),
+    "cut at one length": (
+        ([text[:120] for text in drawn(LONG)], "", ()),
+        "forms",
+        "25 of 30 captions end at 120 letters and within a sentence, as if a program had cut them: '...atural light ",
+        25,
+    ),
     "short and an enhancer's": (
         ([*drawn("ohwx, {wear}", 25), *drawn(LONG, 5)], "ohwx", ()),
         "forms",

@@ -307,6 +307,9 @@ def test_files_of_one_key_are_a_sample_that_can_be_read_from_its_byte(
     [
         (SampleKeys(), {"json": b'\xef\xbb\xbf{"prompt": " a cat "}'}, "a cat"),
         (SampleKeys(label="txt"), {"txt": b"a dog\n", "json": b"{}"}, "a dog"),
+        (SampleKeys(label="txt"), {"txt": b'{"caption": "a dog", "n": 1}'}, "a dog"),
+        (SampleKeys(label="txt"), {"txt": b"['a dog']"}, "a dog"),
+        (SampleKeys(), {"json": b'{"prompt": "[\\"a dog\\"]"}'}, "a dog"),
         (
             SampleKeys(label="meta.json", caption="text"),
             {"meta.json": '{"text": "é"}'.encode()},
@@ -510,6 +513,10 @@ BROKEN = {
     "3.png": png(),
     "3.json": b'{"prompt": 3}',
     "4.json": b'{"prompt": "x"}',
+    "5.png": png(),
+    "5.json": b"{\"prompt\": \"['a', 'b']\"}",
+    "6.png": png(),
+    "6.json": b'{"prompt": "{\\"caption\\": \\"a cat"}',
 }
 
 
@@ -521,6 +528,8 @@ BROKEN = {
         ("2", "its json cannot be read: no object with keys"),
         ("3", "its json cannot be read: prompt is not text"),
         ("4", "it has no jpg or jpeg or png or webp, only json"),
+        ("5", "its json is a list of captions"),
+        ("6", "its json is a JSON document, and is cut or damaged: the model is trained on sentences"),
     ],
 )  # fmt: skip
 def test_the_first_sample_that_cannot_be_used_is_named(
@@ -533,7 +542,12 @@ def test_the_first_sample_that_cannot_be_used_is_named(
     assert [sample.caption for sample in whole.first(1)] == ["y"]
     with pytest.raises(RunError) as caught:
         list(whole.read(None))
-    remedy = PACK if number == "4" else "Repair it, or remove it from its shard."
+    remedies = {
+        "4": PACK,
+        "5": "Give each sample one.",
+        "6": "Write the sentence alone, or as its 'caption'.",
+    }
+    remedy = remedies.get(number, "Repair it, or remove it from its shard.")
     assert str(caught.value) == f"{tmp_path}/0.tar/{number}: {reason}. {remedy}"
 
 
