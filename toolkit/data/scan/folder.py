@@ -211,7 +211,6 @@ def _with_own_table(folder: ImageFolder, findings: ScanFindings) -> ImageFolder:
         return folder
     folder = with_table_beside(folder, findings)
     note_unused_files(folder, findings)
-    note_captions_elsewhere(folder, findings)
     note_pair_names(folder, findings)
     note_layer_names(folder, findings)
     note_subfolders(folder, findings)

@@ -2,8 +2,8 @@
 and masks of no image.
 
 Their owner probably wants them to be used, so each file is noted with the reason and,
-if there is one, the remedy. `folder` calls `note_unused_files` and
-`note_captions_elsewhere` when the table of a folder is known, and
+if there is one, the remedy. `folder` calls `note_unused_files` when
+the table of a folder is known, `refuse_lost_captions` after that, and
 `note_unused_partners` when its images are matched. Nothing is changed or left out here.
 """
 
@@ -146,7 +146,7 @@ def refuse_lost_captions(folder: ImageFolder, findings: ScanFindings) -> None:
     """A mistake where no image of a folder has a caption, and another folder has
     them."""
     dataset = folder.dataset
-    is_told = dataset.default_caption or dataset.caption_from_name or dataset.is_reg
+    is_told = dataset.default_caption or dataset.is_reg
     reads = findings.read_captions and dataset.captions != "names" and not is_told
     if reads and not (folder.table or folder.has_caption_files):
         lost = captions_elsewhere(folder.listing, dataset, findings)
