@@ -147,11 +147,11 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _locked(shelf: Shelf, kind: Kind) -> Iterator[None]:
-    """Inside the block no other verb changes this kind, and nobody saves a job file."""
-    homes = filter(Path.is_dir, (shelf.home(kind), shelf.jobs))
+def _locked(*homes: Path) -> Iterator[None]:
+    """Inside the block no other verb changes what is in these folders, and nobody saves
+    a job file in them."""
     with ExitStack() as held:
-        for place in sorted({*map(os.path.realpath, homes)}):
+        for place in sorted({*map(os.path.realpath, filter(Path.is_dir, homes))}):
             held.enter_context(folder_lock(Path(place)))
         yield
 
@@ -161,7 +161,7 @@ def _alone(shelf: Shelf, kind: Kind, name: str) -> Iterator[Path]:
     """The path of a name, which nobody else changes inside the block: not the same verb
     in another page, and no run that starts. Raises UserError for what runs, or what
     something that runs or waits needs, and RunError for an error of the disk."""
-    with _locked(shelf, kind):
+    with _locked(shelf.home(kind), shelf.jobs):
         path = find(shelf, kind, name)
         _require_idle(shelf, kind, path)
         is_run = (path / LOCK).is_file()
@@ -262,7 +262,7 @@ def _item(shelf: Shelf, kind: Kind, one: Trashed) -> Path:
 def restore(shelf: Shelf, kind: Kind, name: str) -> Path:
     """Moves the latest of a name, or that of an entry, back to its place. Raises
     UserError or RunError."""
-    with _locked(shelf, kind):
+    with _locked(shelf.home(kind)):
         known = trashed(shelf, kind)
         one = next((one for one in known if name in (one.entry, one.name)), None)
         stems = [one for one in known if kind == "jobs" and Path(one.name).stem == name]
@@ -449,7 +449,7 @@ def _with(
 def clone(shelf: Shelf, kind: Kind, name: str, new: str) -> Path:
     """A copy of a dataset, or a job file with the settings of a run or a job, under a
     new name. Raises UserError or RunError."""
-    with _locked(shelf, kind):
+    with _locked(shelf.datasets if kind == "datasets" else shelf.jobs):
         path = find(shelf, kind, name)
         if kind == "datasets":
             target = _free(shelf, kind, new)
