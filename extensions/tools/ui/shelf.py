@@ -287,6 +287,9 @@ def _free(shelf: Shelf, kind: Kind, new: str, suffix: str = "") -> Path:
     fault = folder_name_error(new)
     if fault or new.startswith("."):
         raise UserError(f"{new!r} {fault or 'is hidden. Begin with a letter.'}")
+    stem, ending = os.path.splitext(new)
+    if ending.lower() in CONFIG_SUFFIXES:
+        raise UserError(f"{new!r} is the name of a file. Write {stem!r}.")
     path = shelf.home(kind) / f"{new}{suffix}"
     if os.path.lexists(path):
         raise UserError(f"{path}: is there already. Give another name.")

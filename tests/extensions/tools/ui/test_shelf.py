@@ -95,6 +95,8 @@ def test_what_the_program_did_not_make_is_refused(
         ("datasets", ".trash"),
         ("datasets", ""),
         ("datasets", "a\0b"),
+        ("datasets", "x" * 5000),
+        ("jobs", "x" * 5000),
         ("runs", "holiday"),
         ("runs", ".ui"),
         ("runs", "gone"),
@@ -139,7 +141,7 @@ def test_names_that_cannot_be_are_refused(
     make_all(own, make_run)
     before = snapshot(own.runs.parent)
     for kind in ("runs", "datasets", "jobs"):
-        for new in ("", "..", "a/b", ".hidden", "cat", "x" * 300):
+        for new in ("", "..", "a/b", ".hidden", "cat", "x" * 5000, "tom.yaml"):
             with pytest.raises(UserError):
                 shelf.rename(own, kind, "cat", new)
             if new != "cat" or kind != "runs":
