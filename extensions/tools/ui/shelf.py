@@ -345,7 +345,8 @@ def _of_run(shelf: Shelf, folder: Path, target: Path) -> list[Step]:
     old, new = folder.name, target.name
     state, config = folder / run_files.STATUS, folder / run_files.CONFIG
     called = read_object(state).get("name")
-    if called not in (old, new) or not config.is_file():
+    is_saved = config.is_file() and not config.is_symlink()
+    if called not in (old, new) or not is_saved:
         write = command("runs", "rename", old, str(called))
         raise UserError(
             f"{folder}: the run in it is called {called!r}, or has no saved job. If it was to be renamed so: {write}"
@@ -479,7 +480,7 @@ def longer(shelf: Shelf, name: str, steps: str) -> list[str]:
     that says the same. Returns the words after `run.py` that go on with it."""
     with _alone(shelf, "runs", name) as folder:
         run = read_run(folder)
-        if run.config is None:
+        if run.config is None or run.config.is_symlink():
             raise UserError(f"{folder}: has no saved job.")
         saved = JobText(text_of(run.config))
         old, done = saved.data(saved.path(STEPS)), run.step or 0
