@@ -31,7 +31,7 @@ from extensions.tools.ui.job_text import JobText
 from extensions.tools.ui.queue import RUNNING, WAITING, Queue
 from extensions.tools.ui.steps import Step, do, text_of
 from toolkit.commands import command
-from toolkit.config.reading.loader import folder_name_error
+from toolkit.config.reading.loader import job_name_error
 from toolkit.config.reading.located import KeyPath
 from toolkit.errors import UserError
 from toolkit.files import run_files
@@ -284,7 +284,7 @@ def restore(shelf: Shelf, kind: Kind, name: str) -> Path:
 
 def _free(shelf: Shelf, kind: Kind, new: str, suffix: str = "") -> Path:
     """The path of a new name. Raises UserError where it cannot be one or is taken."""
-    fault = folder_name_error(new)
+    fault = job_name_error(new)
     if fault or new.startswith("."):
         raise UserError(f"{new!r} {fault or 'is hidden. Begin with a letter.'}")
     stem, ending = os.path.splitext(new)
