@@ -197,13 +197,11 @@ def keep_end(folder: Path, name: str) -> None:
     """Gives the final files of a run that goes on the names of their step, unless there
     is a file of it: the new end gets their names."""
     for path in final_files(folder, name):
-        stem = step_stem(name, int(step_in(path)))
-        kept = path.with_name(stem + path.name.removeprefix(name))
+        step = int(step_in(path))
+        kept = path.with_name(step_stem(name, step) + path.name.removeprefix(name))
         if not kept.exists():
             path.rename(kept)
-            logger.info(
-                f"{short(path)}: the end of step {step_in(path)} is kept as {kept.name}"
-            )
+            logger.info(f"{short(path)}: the end of step {step} is kept as {kept.name}")
 
 
 def _move(paths: Iterable[Path], target: Path) -> None:

@@ -15,12 +15,13 @@ import copy
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import Any
 
 from toolkit.config.reading.located import ConfigNode, Diagnostics, KeyPath
-from toolkit.config.reading.yaml_reader import read_yaml
+from toolkit.config.reading.yaml_reader import read_yaml, strip_json_comments
 from toolkit.errors import ConfigErrors
 
 PROMPTS = (("sample", "samples"), ("sample", "prompts"))
@@ -40,10 +41,10 @@ class JobText:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        try:
-            self.root: ConfigNode | None = read_yaml(text, Diagnostics("job"))
-        except ConfigErrors:
-            self.root = None
+        self.root: ConfigNode | None = None
+        for form in (text, strip_json_comments(text)):  # of the same length
+            with suppress(ConfigErrors):
+                self.root = self.root or read_yaml(form, Diagnostics("job"))
         self._lines = [0, *(match.end() for match in re.finditer("\n", text))]
 
     def path(self, key: str) -> KeyPath:

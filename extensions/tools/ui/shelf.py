@@ -31,7 +31,7 @@ from extensions.tools.ui.job_text import JobText
 from extensions.tools.ui.queue import RUNNING, WAITING, Queue
 from extensions.tools.ui.steps import Step, do, text_of
 from toolkit.commands import command
-from toolkit.config.reading.loader import folder_name_error
+from toolkit.config.reading.loader import job_name_error
 from toolkit.config.reading.located import KeyPath
 from toolkit.errors import UserError
 from toolkit.files import run_files
@@ -147,11 +147,11 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _locked(shelf: Shelf, kind: Kind) -> Iterator[None]:
-    """Inside the block no other verb changes this kind, and nobody saves a job file."""
-    homes = filter(Path.is_dir, (shelf.home(kind), shelf.jobs))
+def _locked(*homes: Path) -> Iterator[None]:
+    """Inside the block no other verb changes what is in these folders, and nobody saves
+    a job file in them."""
     with ExitStack() as held:
-        for place in sorted({*map(os.path.realpath, homes)}):
+        for place in sorted({*map(os.path.realpath, filter(Path.is_dir, homes))}):
             held.enter_context(folder_lock(Path(place)))
         yield
 
@@ -161,7 +161,7 @@ def _alone(shelf: Shelf, kind: Kind, name: str) -> Iterator[Path]:
     """The path of a name, which nobody else changes inside the block: not the same verb
     in another page, and no run that starts. Raises UserError for what runs, or what
     something that runs or waits needs, and RunError for an error of the disk."""
-    with _locked(shelf, kind):
+    with _locked(shelf.home(kind), shelf.jobs):
         path = find(shelf, kind, name)
         _require_idle(shelf, kind, path)
         is_run = (path / LOCK).is_file()
@@ -262,7 +262,7 @@ def _item(shelf: Shelf, kind: Kind, one: Trashed) -> Path:
 def restore(shelf: Shelf, kind: Kind, name: str) -> Path:
     """Moves the latest of a name, or that of an entry, back to its place. Raises
     UserError or RunError."""
-    with _locked(shelf, kind):
+    with _locked(shelf.home(kind)):
         known = trashed(shelf, kind)
         one = next((one for one in known if name in (one.entry, one.name)), None)
         stems = [one for one in known if kind == "jobs" and Path(one.name).stem == name]
@@ -284,9 +284,12 @@ def restore(shelf: Shelf, kind: Kind, name: str) -> Path:
 
 def _free(shelf: Shelf, kind: Kind, new: str, suffix: str = "") -> Path:
     """The path of a new name. Raises UserError where it cannot be one or is taken."""
-    fault = folder_name_error(new)
+    fault = job_name_error(new)
     if fault or new.startswith("."):
         raise UserError(f"{new!r} {fault or 'is hidden. Begin with a letter.'}")
+    stem, ending = os.path.splitext(new)
+    if ending.lower() in CONFIG_SUFFIXES:
+        raise UserError(f"{new!r} is the name of a file. Write {stem!r}.")
     path = shelf.home(kind) / f"{new}{suffix}"
     if os.path.lexists(path):
         raise UserError(f"{path}: is there already. Give another name.")
@@ -342,7 +345,8 @@ def _of_run(shelf: Shelf, folder: Path, target: Path) -> list[Step]:
     old, new = folder.name, target.name
     state, config = folder / run_files.STATUS, folder / run_files.CONFIG
     called = read_object(state).get("name")
-    if called not in (old, new) or not config.is_file():
+    is_saved = config.is_file() and not config.is_symlink()
+    if called not in (old, new) or not is_saved:
         write = command("runs", "rename", old, str(called))
         raise UserError(
             f"{folder}: the run in it is called {called!r}, or has no saved job. If it was to be renamed so: {write}"
@@ -449,7 +453,7 @@ def _with(
 def clone(shelf: Shelf, kind: Kind, name: str, new: str) -> Path:
     """A copy of a dataset, or a job file with the settings of a run or a job, under a
     new name. Raises UserError or RunError."""
-    with _locked(shelf, kind):
+    with _locked(shelf.datasets if kind == "datasets" else shelf.jobs):
         path = find(shelf, kind, name)
         if kind == "datasets":
             target = _free(shelf, kind, new)
@@ -476,7 +480,7 @@ def longer(shelf: Shelf, name: str, steps: str) -> list[str]:
     that says the same. Returns the words after `run.py` that go on with it."""
     with _alone(shelf, "runs", name) as folder:
         run = read_run(folder)
-        if run.config is None:
+        if run.config is None or run.config.is_symlink():
             raise UserError(f"{folder}: has no saved job.")
         saved = JobText(text_of(run.config))
         old, done = saved.data(saved.path(STEPS)), run.step or 0

@@ -179,7 +179,13 @@ def test_what_a_killed_process_has_sent_of_a_state_is_removed(
         killed.fs.pipe_file(f"{killed.root}/{name}", b"half")
     write_run(folder, 9)
     copies = Copies(folder, place)
-    copies.send()
+    looks = []
+    real = copies.fs.find
+    with monkeypatch.context() as patch:
+        patch.setattr(copies.fs, "find", lambda root: looks.append(root) or real(root))
+        copies.send()
+        copies.send()
+    assert len(looks) == 1
     states = {name for name in there(place) if name.startswith("state/")}
     assert states == {
         "state/mine/notes.txt",

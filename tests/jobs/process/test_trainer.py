@@ -16,11 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from extensions.hooks.config import ALLOWED
-from extensions.hooks.notices import CommandCallback
 from jobs import ExtensionJob, JobOptions
 from jobs.dry_run import plan_job
 from jobs.process.trainer import Trainer
+from tests.parts import needs_part
 from tests.running import check_every, lines
 from toolkit.config import load_job
 from toolkit.errors import Interrupted, RunError, UserError
@@ -517,10 +516,14 @@ def test_records_that_are_nested_too_deeply_to_be_read_count_as_damaged(start) -
     assert len(losses(start())) == 6
 
 
+@needs_part("hooks")
 @pytest.mark.slow
 def test_a_callback_that_changes_the_working_directory_moves_nothing(
     start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from extensions.hooks.config import ALLOWED
+    from extensions.hooks.notices import CommandCallback
+
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.setenv(ALLOWED, "1")

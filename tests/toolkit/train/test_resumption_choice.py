@@ -313,7 +313,9 @@ def test_the_end_of_a_run_that_goes_on_is_kept_under_its_step(
             (kept, ends) if step == 5 else (set(), set())
         )
         assert sorted(after.values()) == sorted(before.values())
-    assert len(said) == 2 and f"is kept as {name}_000000005" in said[0]
+    assert (
+        len(said) == 2 and f"the end of step 5 is kept as {name}_000000005" in said[0]
+    )
 
 
 def test_where_nothing_is_later_nothing_is_said_or_made(

@@ -347,11 +347,14 @@ def read_name(config: ConfigNode, diagnostics: Diagnostics) -> str:
             path=("config", "name"),
         )
         return "job"
-    return str(node.value) if check_folder_name(node, diagnostics) else "job"
+    sound = check_folder_name(node, diagnostics)
+    if sound and (fault := job_name_error(node.value)):
+        diagnostics.error(node, f"{show(node)} {fault}")
+    return str(node.value) if sound else "job"
 
 
 def _refuse_name(flag: str, name: str) -> None:
-    if fault := folder_name_error(name):
+    if fault := job_name_error(name):
         raise ConfigErrors([Diagnostic((flag,), f"{name!r} {fault}")])
 
 
@@ -395,6 +398,13 @@ def name_like(text: str, otherwise: str) -> str:
     return re.sub(r"[^\w.-]+", "_", text).strip("_.-") or otherwise
 
 
+def job_name_error(name: str) -> str:
+    """As `folder_name_error`, of a job, whose folder is beside that of the cache."""
+    if name == CACHE_FOLDER:
+        return "is the folder of the shared cache. Choose another name."
+    return folder_name_error(name)
+
+
 def folder_name_error(name: str) -> str:
     """Why a run's folder and files cannot have this name, as the rest of a message;
     empty where they can.
@@ -404,8 +414,6 @@ def folder_name_error(name: str) -> str:
     """
     if not name.strip() or name in (".", ".."):
         return "cannot be the name of a folder."
-    if name == CACHE_FOLDER:
-        return "is the folder of the shared cache. Choose another name."
     if _BAD_IN_FOLDER.search(name):
         return "cannot be the name of a folder: leave out '/', '\\' and control characters."
     if _NO_TEXT.search(name):

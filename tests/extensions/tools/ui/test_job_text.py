@@ -219,3 +219,10 @@ def test_text_that_is_no_yaml_has_no_values_and_takes_none() -> None:
         job.set(job.path("config.name"), "a", True)
     with pytest.raises(ValueError, match="no job"):
         edited("train: {steps: 5}", "train.steps", "6")
+
+
+def test_json_with_tabs_and_comments_keeps_them() -> None:
+    text = '{\n\t// mine\n\t"config": {"name": "a"} /* it */\n}\n'
+    job = JobText(text)
+    assert job.get(("config", "name")) == "a"
+    assert job.set(("config", "name"), "b", True).text == text.replace('"a"', '"b"')

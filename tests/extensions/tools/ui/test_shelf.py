@@ -95,6 +95,8 @@ def test_what_the_program_did_not_make_is_refused(
         ("datasets", ".trash"),
         ("datasets", ""),
         ("datasets", "a\0b"),
+        ("datasets", "x" * 5000),
+        ("jobs", "x" * 5000),
         ("runs", "holiday"),
         ("runs", ".ui"),
         ("runs", "gone"),
@@ -139,7 +141,7 @@ def test_names_that_cannot_be_are_refused(
     make_all(own, make_run)
     before = snapshot(own.runs.parent)
     for kind in ("runs", "datasets", "jobs"):
-        for new in ("", "..", "a/b", ".hidden", "cat", "x" * 300):
+        for new in ("", "..", "a/b", ".hidden", "cat", "x" * 5000, "tom.yaml"):
             with pytest.raises(UserError):
                 shelf.rename(own, kind, "cat", new)
             if new != "cat" or kind != "runs":
@@ -185,7 +187,7 @@ def test_a_job_file_keeps_its_secrets_its_rights_and_its_link(
 """
     elsewhere = tmp_path / "dog.yaml"
     elsewhere.write_text(text)
-    elsewhere.chmod(0o600)
+    elsewhere.chmod(0o640)
     (own.jobs / "dog.yaml").symlink_to(elsewhere)
     (own.runs / "cat" / "cat.safetensors").touch()
     shelf.rename(own, "datasets", "cat", "tom")
@@ -198,7 +200,7 @@ def test_a_job_file_keeps_its_secrets_its_rights_and_its_link(
     owl = shelf.clone(own, "jobs", "fox", "owl")
     for path in (fox, owl):
         assert path.read_text() == text.replace("dog", path.stem)
-        assert path.stat().st_mode & 0o777 == 0o600
+        assert path.stat().st_mode & 0o777 == 0o640
 
 
 def test_a_job_whose_secret_is_lost_is_cloned_once_it_names_a_variable(
@@ -246,6 +248,33 @@ def test_a_dataset_that_cannot_be_copied_is_named_and_no_half_stays(
     (own.datasets / "cat" / "loop").symlink_to(".")
     shelf.clone(own, "datasets", "cat", "tom")
     assert (own.datasets / "tom" / "loop").readlink() == Path(".")
+
+
+def test_a_run_that_is_renamed_knows_the_job_that_it_began_with(
+    own: Shelf, make_run: Callable[..., Path]
+) -> None:
+    make_all(own, make_run)
+    status = own.runs / "cat" / "run.json"
+    origin = {"file": str(own.jobs / "cat.yaml"), "cwd": "/"}
+    status.write_text(json.dumps(json.loads(status.read_text()) | {"origin": origin}))
+    shelf.rename(own, "runs", "cat", "tom")
+    known = json.loads((own.runs / "tom" / "run.json").read_text())
+    assert (known["name"], known["origin"]["file"]) == (
+        "tom",
+        str(own.jobs / "tom.yaml"),
+    )
+
+
+def test_the_same_number_of_steps_is_taken_again(
+    own: Shelf, make_run: Callable[..., Path]
+) -> None:
+    """A kill may have come between the job and the queue."""
+    make_all(own, make_run)
+    words = shelf.longer(own, "cat", "20")
+    assert shelf.longer(own, "cat", "20") == words
+    for steps in ("10", "19", "-30", "1e3"):
+        with pytest.raises(UserError, match="give a number of steps above"):
+            shelf.longer(own, "cat", steps)
 
 
 def test_a_run_that_was_renamed_halfway_says_how_to_go_on(
