@@ -1,4 +1,4 @@
-"""What the licence of Krea 2 asks of a published LoRA, and which layers it has."""
+"""What the licence of Krea 2 asks of a published LoRA, and its names in other programs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from diffusers import Krea2Pipeline
+from safetensors.torch import load_file, save_file
 
 from jobs.dry_run import plan_job
 from tests.extensions.krea2.small import write_krea2
@@ -38,7 +39,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         json.dumps({"job": "extension", "config": config})
     )
     (folder / "run.json").write_text('{"status": "finished", "name": "mine"}')
-    layer = "transformer.transformer_blocks.0.attn.to_q"
+    layer = "transformer.transformer_blocks.0.attn.to_gate"
     ends = {"lora_A": torch.ones(4, 96), "lora_B": torch.ones(96, 4)}
     save_file(
         {f"{layer}.{end}.weight": matrix for end, matrix in ends.items()},
@@ -66,6 +67,31 @@ def test_publish_writes_a_notice_and_warns_of_the_name_and_the_text(
     card = Path("preview/README.md").read_text()
     assert "license_name: krea-2-community-license" in card and "****" not in card
     assert f"\n{NOTICE}" in card and 'negative_prompt=""' in card
+
+
+@pytest.mark.parametrize(
+    ("program", "stem"),
+    [
+        ("aitk", "diffusion_model.blocks.0.attn.gate"),
+        ("musubi", "lora_unet_blocks_0_attn_gate"),
+        ("comfyui", "diffusion_model.transformer_blocks.0.attn.to_gate"),
+        ("diffusers", "transformer.transformer_blocks.0.attn.to_gate"),
+    ],
+)
+def test_convert_writes_the_names_that_a_program_has_for_the_layers(
+    run: Path, program: str, stem: str
+) -> None:
+    run_tool(
+        "convert", [run / "mine.safetensors", "other.safetensors", "--to", program]
+    )
+    tensors = load_file("other.safetensors")
+    assert {key.partition(".lora_")[0].removesuffix(".alpha") for key in tensors} == {
+        stem
+    }
+    if program in ("aitk", "diffusers"):
+        pipeline = Krea2Pipeline.from_pretrained(run.parents[1] / "model")
+        pipeline.load_lora_weights("other.safetensors")
+        assert pipeline.transformer.transformer_blocks[0].attn.to_gate.lora_A
 
 
 def test_the_plan_tells_what_the_licence_asks(run: Path) -> None:
