@@ -754,8 +754,8 @@ def _why(changes: Sequence[ConfigChange], state: Path, section: TrainerConfig) -
         )
     restore = "" if any(change.has_left for change in changes) else "Restore them, "
     return (
-        f"this changes the result, and {state} was trained with other settings. {restore}add --allow-change to "
-        f"resume with the new values, {_ELSE}"
+        f"this changes the result, and {state} was trained with other settings. {restore}"
+        f"add --allow-change to resume with the new values, {_ELSE}"
     )
 
 
