@@ -40,7 +40,7 @@ from toolkit.models.families import (
     unlike_distilled,
 )
 from toolkit.optim.optimizer_args import ELEMENTWISE, HIGHEST_LR, requires_single_lr
-from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
+from toolkit.optim.schedules import SCHEDULES, remarks
 from toolkit.system.distributed_env import read_distributed_env
 
 MIN_BLOCKS_TO_SWAP = 3
@@ -305,14 +305,11 @@ def _preservation(s: DiffusionSection) -> Findings:
 def _schedule(s: DiffusionSection) -> Findings:
     train = s.train
     scheduler = train.lr_scheduler
-    for field, key in KEYS.items():
-        if field not in ("warmup", *SCHEDULES[scheduler].uses):
-            yield from below(
-                "train", train.unused(key, f": lr_scheduler {scheduler} ignores it.")
-            )
-    if params := train.lr_scheduler_params:
-        for param, message in remarks(scheduler, params):
-            yield warning(f"train.lr_scheduler_params.{param}", message)
+    if "decay" not in SCHEDULES[scheduler].uses:
+        reason = f": lr_scheduler {scheduler} ignores it."
+        yield from below("train", train.unused("lr_decay_steps", reason))
+    for param, message in remarks(scheduler, train.lr_scheduler_params):
+        yield warning(f"train.lr_scheduler_params.{param}", message)
 
 
 def _steps(s: DiffusionSection) -> int:

@@ -57,9 +57,8 @@ class ScheduleArgs:
 
         Raises AttributeError when the section lacks one of the keys.
         """
-        return {
-            field: getattr(section, key) for field, key in {"lr": "lr", **KEYS}.items()
-        }
+        keys = {"lr": "lr", "warmup": "lr_warmup_steps", "decay": "lr_decay_steps"}
+        return {field: getattr(section, key) for field, key in keys.items()}
 
     @property
     def warmup_steps(self) -> int:
@@ -524,12 +523,6 @@ SCHEDULES = {
     "CosineAnnealingLR": ScheduleDef(cosine_annealing_lr, ("min_ratio",)),
 }
 """By the names of `train.lr_scheduler`."""
-
-KEYS = {
-    "warmup": "lr_warmup_steps",
-    "decay": "lr_decay_steps",
-}
-"""Field of `ScheduleArgs` -> key of `train`; the others are in `lr_scheduler_params`."""
 
 OTHER_NAMES = {
     "num_warmup_steps": "warmup",

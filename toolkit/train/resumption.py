@@ -766,10 +766,10 @@ def _why(changes: Sequence[ConfigChange], state: str, section: TrainerConfig) ->
             f"the learning rate of each step depends on the number of steps: {ends}. Two ways: add --allow-change to "
             f"continue {state} with the rates of the new number; or train all steps again: {_ELSE}"
         )
-    restore = "" if any(change.has_left for change in changes) else "Restore them, "
+    restore = "" if any(change.has_left for change in changes) else "restore them, "
     return (
-        f"this changes the result, and {state} was trained with other settings. {restore}add --allow-change to "
-        f"resume with the new values, {_ELSE}"
+        f"this changes the result, and {state} was trained with other settings: add --allow-change to resume with the "
+        f"new values, {restore}{_ELSE}"
     )
 
 

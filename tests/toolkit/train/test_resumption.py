@@ -186,7 +186,7 @@ def test_what_changes_the_result_is_refused_and_listed(
     ], "a harmless key is not a reason"
     assert (
         len(lines) == 3
-        and f"{state} was trained with other settings. Restore them, add --allow-change to resume with"
+        and f"{state} was trained with other settings: add --allow-change to resume with"
         in lines[2]
     )
     assert judge(state, job, same, allow_change=True)

@@ -32,7 +32,7 @@ from toolkit.data.scan.found import (
 from toolkit.data.scan.partners import root_of, with_affix
 from toolkit.data.scan.records import FolderTable, ImageFolder
 from toolkit.data.scan.repeats import REPEATS
-from toolkit.data.scan.tables import line_naming, lost_folders, with_slashes
+from toolkit.data.scan.tables import line_naming, with_slashes
 from toolkit.data.scan.unused_files import captions_elsewhere
 from toolkit.files.archives import SUFFIX as ZIP
 from toolkit.files.archives import archive_in
@@ -103,12 +103,6 @@ def _given_table(
     """The table that is `captions_file`; an empty one where it cannot be used, which is a
     mistake."""
     given = findings.table(file, dataset)
-    lost = lost_folders(given)
-    for folder in lost:
-        what = f"names files in {folder}, which is not on this machine"
-        findings.mistake(file, f"{what}. Write the folder where they lie instead")
-    if lost:
-        return FolderTable()
     if not given.rows and not given.mistakes:
         what = "has no line. Write one for each image"
         findings.mistake(file, f"{what}, or take 'captions_file' out")
@@ -349,7 +343,7 @@ def _folders_of_table(
 def _start_of(subfolder: str, place: str) -> str:
     """The folder that a table means: from its own place, or from the working directory,
     as musubi-tuner writes it."""
-    start = join(place, subfolder) if subfolder else place
+    start = os.path.join(place, subfolder) if subfolder else place
     is_there = os.path.isdir(os.path.expanduser(start)) or archive_in(start)
     return subfolder if not is_there and os.path.isdir(subfolder) else start
 

@@ -24,7 +24,6 @@ from posixpath import normpath
 from typing import Any, NamedTuple
 from unicodedata import normalize
 
-from toolkit.config.reading.findings import is_absolute
 from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
 from toolkit.data.scan.captions import (
@@ -678,17 +677,6 @@ def image_name(path: str) -> str:
     'maya/a.jpg'
     """
     return normalize("NFC", normpath(path))
-
-
-def lost_folders(table: Table) -> list[str]:
-    """Folders that a table names by absolute paths and that do not exist on this
-    machine."""
-    named = [name for line in table.lines for name in (line.name, *line.row.references)]
-    absolute = [name.replace("\\", "/") for name in named if is_absolute(name)]
-    folders = dict.fromkeys(name.rpartition("/")[0] for name in absolute)
-    return [
-        folder for folder in folders if not os.path.isdir(os.path.expanduser(folder))
-    ]
 
 
 def line_naming(table: Table, named: str) -> str:

@@ -432,7 +432,11 @@ def test_folders_of_another_machine_in_a_table_are_told(
         "file_name,text\n" * name.endswith("csv") + row.format("/old/disk")
     )
     assert str(refusal([dataset("", captions_file=str(table))], None)) == (
-        f"{table}: names files in /old/disk, which is not on this machine. Write the folder where they lie instead"
+        "/old/disk: cannot be read as a folder: No such file or directory"
+    )
+    assert str(refusal([dataset(data / "b", captions_file=str(table))], None)) == (
+        f"{table}: none of its 1 line names an image of {data}/b. It has '/old/disk/a.png', the folder 'a.png': "
+        "write paths from that folder"
     )
 
 
