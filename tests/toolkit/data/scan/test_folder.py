@@ -215,67 +215,6 @@ def test_images_without_any_words_are_a_warning(warned) -> None:
     assert "a.txt is empty" in told
 
 
-@pytest.mark.parametrize(
-    "text", ["a: one\nb: two\n", "file_name,text\na.png,one\nb.png,two\n"]
-)
-def test_names_without_ending_or_below_a_header_are_names(
-    tmp_path: Path, text: str
-) -> None:
-    make_files(tmp_path, {"a.png": "", "b.png": "", "captions.txt": text})
-    folder = make_dataset(tmp_path, resolution=(64,))
-    (told,) = (
-        note for note in scan_datasets([folder], None).notes if "not used" in note
-    )
-    (file,) = re.findall(
-        r"several images: captions.txt. Give 'captions_file: (.*)'$", told
-    )
-    folder = make_dataset(tmp_path, resolution=(64,), captions_file=file)
-    found = [sample.caption for sample in scan_datasets([folder], None).samples]
-    assert found == ["one", "two"]
-
-
-def test_lines_without_names_are_given_them(tmp_path: Path) -> None:
-    lines = ["it sits", "it sleeps"]
-    make_files(tmp_path, {"a.png": "", "b.png": "", "c.txt": "\n".join(lines)})
-    folder = make_dataset(tmp_path, resolution=(64,))
-    (told,) = (
-        note for note in scan_datasets([folder], None).notes if "not used" in note
-    )
-    assert "probably captions of all images: c.txt. Write the name of its image" in told
-    named = zip(("a.png", "b.png"), lines, strict=True)
-    (tmp_path / "c.txt").write_text("\n".join(map("\t".join, named)))
-    (file,) = re.findall(r"give 'captions_file: (.*)'$", told)
-    folder = make_dataset(tmp_path, resolution=(64,), captions_file=file)
-    found = [sample.caption for sample in scan_datasets([folder], None).samples]
-    assert found == lines
-
-
-@pytest.mark.parametrize(
-    "place",
-    ["set/captions", "set/mine", "Captions", "txt", "set_captions"],
-)
-@pytest.mark.parametrize("suffix", [".txt", ".caption", ".png.txt"])
-def test_captions_in_another_folder_are_named_and_the_command_moves_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, suffix: str
-) -> None:
-    """Within the folder of the images, or beside it under a name for captions."""
-    monkeypatch.chdir(tmp_path)
-    captions = {f"{place}/{stem}{suffix}": f"a {stem}" for stem in ("cat", "dog")}
-    make_files(tmp_path, {"set/cat.png": "", "set/dog.png": "", **captions})
-    folder = make_dataset(
-        "set", resolution=(64,), caption_ext=(Path(suffix).suffix or suffix,)
-    )
-    (told,) = (
-        note for note in scan_datasets([folder], "sks").notes if "not read" in note
-    )
-    what, command = told.split(" are not read. Put them beside their images: ")
-    assert what.replace("./", "") == f"warning: set: 2 captions in '{place}'"
-    subprocess.run(command, shell=True, check=True)
-    after = scan_datasets([folder], "sks")
-    assert [sample.caption for sample in after.samples] == ["sks a cat", "sks a dog"]
-    assert not [note for note in after.notes if "warning" in note]
-
-
 def test_a_folder_of_other_texts_is_not_taken_for_captions(warned) -> None:
     for files in (
         {"set/cat.png": "", "captions/dog.txt": "a dog"},
@@ -284,31 +223,6 @@ def test_a_folder_of_other_texts_is_not_taken_for_captions(warned) -> None:
         {"set/cat.png": "", "set/cat.txt": "a cat", "captions/cat.txt": "a cat"},
     ):
         assert warned(files, inside="set") == [], files
-
-
-@pytest.mark.parametrize("sign", [": ", ":", "\t", ", ", " | ", "; ", " = ", " - "])
-@pytest.mark.parametrize("quote", ["", '"'])
-def test_one_text_file_with_the_captions_of_all_is_given_as_captions_file(
-    tmp_path: Path, sign: str, quote: str
-) -> None:
-    if quote and sign == "\t":
-        quote = ""
-    lines = "".join(
-        f"{quote}{name}{quote}{sign}a {name}: it, sits\n" for name in ("a.png", "b.png")
-    )
-    make_files(tmp_path, {"a.png": "", "b.png": "", "captions.txt": lines})
-    folder = make_dataset(tmp_path, resolution=(64,))
-    (told,) = (
-        note for note in scan_datasets([folder], "sks").notes if "not used" in note
-    )
-    assert "1 file not used, captions of several images: captions.txt. " in told
-    (file,) = re.findall(r"Give 'captions_file: (.*)'$", told)
-    folder = make_dataset(tmp_path, resolution=(64,), captions_file=file)
-    given = scan_datasets([folder], "sks")
-    assert [sample.caption for sample in given.samples] == [
-        "sks a a.png: it, sits",
-        "sks a b.png: it, sits",
-    ]
 
 
 @pytest.mark.parametrize(
