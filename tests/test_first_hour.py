@@ -356,7 +356,6 @@ ELSEWHERE: dict[str, str] = {
     "Write a row for each image": f"{DATA}/scan/test_tables.py",
     "A caption has no tab": f"{DATA}/scan/test_captions.py",
     "has a list in one cell": f"{DATA}/scan/test_columns.py",
-    "Write the name of its image": f"{DATA}/scan/test_folder.py",
 }
 """Words of a message -> the test that has them, where more than a line of a job brings
 it about. Those of a part are in its `slips.json`."""
