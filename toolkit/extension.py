@@ -35,6 +35,7 @@ from threading import RLock, Timer
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from toolkit.commands import command
 from toolkit.errors import (
     ExtensionError,
     Interrupted,
@@ -696,14 +697,16 @@ PATIENCE_S = 5.0
 def _announced(package: Path) -> Iterator[None]:
     """For imports of somebody else's code: what it prints goes to standard error, that
     of its libraries in C too, so that it does not end up in our JSON. The one that
-    takes long is named."""
+    takes long is named, unless it is the program's own, which the program needs."""
+    again = command("--without", package.name, *sys.argv[1:])
     text = (
         f"waiting for the extension {package}, which is being imported. To do without it: "
-        f"{COMMAND} --without {package.name} ...\n"
+        f"{again}\n"
     )
     timer = Timer(PATIENCE_S, lambda: os.write(2, text.encode(errors="replace")))
     timer.daemon = True
-    timer.start()
+    if not any(map(package.is_relative_to, (EXTENSIONS_ROOT, EXAMPLE_EXTENSIONS))):
+        timer.start()
     kept = None
     with suppress(OSError):  # one of them is closed
         kept = os.dup(1)

@@ -3,8 +3,10 @@ others."""
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -711,9 +713,11 @@ def test_an_installed_part_that_is_not_asked_for_is_not_imported(
 def test_a_part_that_takes_long_is_named(
     harmful: dict[str, str], tmp_path: Path
 ) -> None:
+    asked = ["--list-extensions", "--json"]
+    harmful |= {LEFT_OUT: "exits,thread"}
     child = subprocess.Popen(
-        [sys.executable, str(ROOT / "run.py"), "--list-extensions"],
-        env=child_environment({**harmful, LEFT_OUT: "exits"}),
+        [sys.executable, str(ROOT / "run.py"), *asked],
+        env=child_environment(harmful),
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -723,4 +727,25 @@ def test_a_part_that_takes_long_is_named(
     child.communicate()
     folder = tmp_path / "site" / "hangs"
     assert told.startswith(f"waiting for the extension {folder}, ")
-    assert told.endswith("run.py --without hangs ...\n")
+    words = shlex.split(told.rpartition("To do without it: ")[2])
+    assert words[-4:] == ["--without", "hangs", *asked]
+    done = subprocess.run(
+        words,
+        cwd=Path.cwd(),
+        env=child_environment(harmful),
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and json.loads(done.stdout)["extensions"]
+
+
+def test_a_part_of_the_program_is_not_waited_for_aloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The program needs it, however slow the disk is."""
+    monkeypatch.setattr(extension, "PATIENCE_S", 0.01)
+    for package in (extension.EXTENSIONS_ROOT / "tools", tmp_path / "other"):
+        with extension._announced(package):
+            time.sleep(0.1)
+    (told,) = capfd.readouterr().err.splitlines()
+    assert told.startswith(f"waiting for the extension {tmp_path / 'other'}, ")
