@@ -705,7 +705,7 @@ def _announced(package: Path) -> Iterator[None]:
     )
     timer = Timer(PATIENCE_S, lambda: os.write(2, text.encode(errors="replace")))
     timer.daemon = True
-    if not any(map(package.is_relative_to, (EXTENSIONS_ROOT, EXAMPLE_EXTENSIONS))):
+    if not package.is_relative_to(EXTENSIONS_ROOT):
         timer.start()
     kept = None
     with suppress(OSError):  # one of them is closed
