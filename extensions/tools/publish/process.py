@@ -189,8 +189,8 @@ class PublishProcess(BaseExtensionProcess):
             )
         if not has_text:
             logger.warning(
-                f"LICENSE: the licence of the base model asks for its text, which is not in the model's folder. Add it "
-                f"to the repository: {terms.link}"
+                f"LICENSE: the licence of the base model asks for its text, which is not in the model's folder. It "
+                f"belongs in the repository: {terms.link}"
             )
 
     def _public_lora(
