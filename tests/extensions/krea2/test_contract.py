@@ -105,6 +105,7 @@ def row() -> Row:
 # ------------------------------------------------------------ Turbo
 
 
+@pytest.mark.slow
 def test_the_turbo_draws_as_its_pipeline_at_one_shift_for_all_sizes(
     tmp_path: Path,
 ) -> None:
