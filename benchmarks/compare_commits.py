@@ -119,13 +119,12 @@ class Side:
                 self.write("tiny_model", {"type": "tiny_model", "path": "model"}),
             )
 
-    def write(self, name: str, *sections: Section, folder: str = "jobs") -> str:
+    def write(self, name: str, *sections: Section) -> str:
         """The file of a job, relative to this side's folder."""
-        (self.folder / folder).mkdir(parents=True, exist_ok=True)
-        (self.folder / folder / f"{name}.json").write_text(
-            json.dumps(document(name, *sections)), encoding="utf-8"
-        )
-        return f"{folder}/{name}.json"
+        file = self.folder / "jobs" / f"{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(document(name, *sections)), encoding="utf-8")
+        return file.relative_to(self.folder).as_posix()
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, str(self.checkout / "run.py"), *arguments]
@@ -224,13 +223,12 @@ def tool(side: Side, name: str, arguments: str) -> Facts:
 
 
 def process(side: Side, name: str, section: Section) -> Facts:
-    """The same of a process of a job; the job lies beside the examples."""
+    """The same of a process of a job."""
 
     def argument(out: str) -> str:
         return side.write(
             name.replace(" ", "_"),
             json.loads(json.dumps(section).replace("OUT", out)),
-            folder=EXAMPLES,
         )
 
     return _with_results(side, name, argument)
@@ -300,12 +298,9 @@ def refusals(side: Side) -> Facts:
     sections = {f"valid {name}": section for name, section in messages.VALID.items()}
     sections |= {name: messages.broken(name) for name in messages.BROKEN}
     for name, section in sections.items():
-        folder = EXAMPLES if section.get("type") == "mascots" else "jobs"
         facts |= side.said(
             name,
-            side.run(
-                "--dry-run", side.write(name.replace(" ", "_"), section, folder=folder)
-            ),
+            side.run("--dry-run", side.write(name.replace(" ", "_"), section)),
         )
     for name, arguments in messages.COMMANDS.items():
         facts |= side.said(f"command {name}", side.run(*shlex.split(arguments)))

@@ -19,21 +19,26 @@ from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-for folder in (ROOT / "config" / "examples" / "extensions", ROOT):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from mascots import drawing, mascot  # noqa: E402
-from mascots.drawing import draw  # noqa: E402
-from mascots.mascot import ALL, NONE, Casting, Lots, Mascot, random_mascot  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.functional import cross_entropy, interpolate  # noqa: E402
 
-from benchmarks import report, timing  # noqa: E402
+from benchmarks import mascots, report, timing  # noqa: E402
+from benchmarks.mascots import (  # noqa: E402
+    ALL,
+    NONE,
+    Casting,
+    Lots,
+    Mascot,
+    draw,
+    random_mascot,
+)
 from toolkit.files.writing import atomic_write, sha256_of  # noqa: E402
 from toolkit.system.seeding import generator, global_generator  # noqa: E402
 
@@ -156,7 +161,7 @@ def cache_folder() -> Path:
 
 
 def _recipe() -> str:
-    files = (drawing.__file__, mascot.__file__, __file__)
+    files = (mascots.__file__, __file__)
     return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()[:12]
 
 

@@ -27,7 +27,7 @@ from docs.names_page import page  # noqa: E402
 from docs.recipes_table import with_recipes  # noqa: E402
 from extensions.tools.shared.examples import MODELS, example_text  # noqa: E402
 from toolkit.config.reading.reference import schema, schema_text  # noqa: E402
-from toolkit.extension import EXAMPLE_EXTENSIONS, discover  # noqa: E402
+from toolkit.extension import discover  # noqa: E402
 from toolkit.files.writing import EXTENSIONS_ROOT  # noqa: E402
 
 BEGIN, END = "<!-- drawing -->\n", "<!-- end of the drawing -->\n"
@@ -43,9 +43,8 @@ FIRST = ("sd_trainer", "cache", "tiny_model")
 
 
 def section_models() -> Mapping[str, type[BaseModel]]:
-    """Process type -> section model of the program's extensions and of those of its
-    examples."""
-    found = discover([EXTENSIONS_ROOT, EXAMPLE_EXTENSIONS]).configs()
+    """Process type -> section model of the program's extensions."""
+    found = discover([EXTENSIONS_ROOT]).configs()
     # the template to copy
     models = {uid: model for uid, model in found.items() if uid != "example"}
     return dict(

@@ -1,8 +1,8 @@
-"""Finds the process types and callbacks: every folder in `extensions/`, `config/examples/extensions/`
-and EXTENSIONS_PATH that defines some, and every installed package that names itself in
-the entry points `atelier.extensions`; of an installed program also those in
-`extensions/` of the working folder. Nothing else is imported, least of all from the
-folder of a job file, which may be anybody's.
+"""Finds the process types and callbacks: every folder in `extensions/` and
+EXTENSIONS_PATH that defines some, and every installed package that names itself in the
+entry points `atelier.extensions`; of an installed program also those in `extensions/`
+of the working folder. Nothing else is imported, least of all from the folder of a job
+file, which may be anybody's.
 
 An extension is a package whose `__init__.py` lists classes in `AI_TOOLKIT_EXTENSIONS`;
 `docs/extensions.md` shows how to write one. It is somebody else's code: whatever goes
@@ -37,7 +37,7 @@ from toolkit.errors import (
     did_you_mean,
 )
 from toolkit.files.log import show_extension
-from toolkit.files.writing import CONFIG_ROOT, EXTENSIONS_ROOT
+from toolkit.files.writing import EXTENSIONS_ROOT
 from toolkit.registry import MISSING_PARTS, find_object, leave_out, left_out
 from toolkit.version import COMMAND, IS_INSTALLED, NAME, VERSION
 
@@ -50,9 +50,6 @@ ENTRY_POINTS = "atelier.extensions"
 "my_package"`."""
 
 PartT = TypeVar("PartT")
-
-EXAMPLE_EXTENSIONS = CONFIG_ROOT / "examples" / "extensions"
-
 
 MOST_JOBS, MEANS_TRAINER = (
     "sd_trainer",
@@ -81,10 +78,10 @@ class Extension:
 
     Example::
 
-        class Mascots(Extension):
-            uid = "mascots"
-            process = ".process:MascotsProcess"
-            config = ".config:MascotsConfig"
+        class Drawings(Extension):
+            uid = "drawings"
+            process = ".process:DrawingsProcess"
+            config = ".config:DrawingsConfig"
     """
 
     uid: str
@@ -164,12 +161,12 @@ class Extension:
 class RegisteredExtension:
     """An extension class, and the folder it came from.
 
-    >>> class Mascots(Extension):
-    ...     process = ".draw.process:MascotsProcess"
+    >>> class Drawings(Extension):
+    ...     process = ".draw.process:DrawingsProcess"
     >>> folder = Path("my_extensions")
-    >>> registered = RegisteredExtension("mascots", "Mascots", folder, Mascots)
+    >>> registered = RegisteredExtension("drawings", "Drawings", folder, Drawings)
     >>> sorted(registered.names())
-    ['draw', 'mascots', 'my_extensions']
+    ['draw', 'drawings', 'my_extensions']
     """
 
     uid: str
@@ -240,7 +237,7 @@ class FailedExtension:
     """A folder that could not be imported, or whose list is not one of extension
     classes.
 
-    >>> FailedExtension(Path("mascots"), "ImportError: no module numpy").reason
+    >>> FailedExtension(Path("drawings"), "ImportError: no module numpy").reason
     'ImportError: no module numpy'
     """
 
@@ -608,11 +605,10 @@ def do_without(names: Iterable[str]) -> None:
 def _default_folders() -> list[Path]:
     given = os.environ.get("EXTENSIONS_PATH", "").split(os.pathsep)
     # one's own; a checkout has its folder of this name
-    beside = [Path("extensions")] if IS_INSTALLED else []
-    known = [folder for folder in (EXAMPLE_EXTENSIONS, *beside) if folder.is_dir()]
+    own = Path("extensions")
     return [
         EXTENSIONS_ROOT,
-        *known,
+        *([own] if IS_INSTALLED and own.is_dir() else []),
         *(Path(os.path.expanduser(entry)) for entry in given if entry),
     ]
 

@@ -38,7 +38,6 @@ VALID: dict[str, Section] = {
         for name in (
             "new_model",
             "tiny_model",
-            "mascots",
             "example",
             "cache job",
             "convert job",
@@ -496,10 +495,6 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "tiny model": ("tiny_model", {"path": "images", "size": 3}),
-    "mascots": (
-        "mascots",
-        {"size": 8, "mascots": "some", "changes": ["hair"], "crop": 900, "count": -1},
-    ),
     "example": ("example", {"folder_path": "nowhere", "suffixes": []}),
     "cache": (
         "cache job",

@@ -63,15 +63,6 @@ PROCESSES: dict[str, dict[str, Any]] = {
         "seed": 3,
     },
     "tiny_model": {"type": "tiny_model", "path": "OUT/model", "seed": 5},
-    "mascots": {
-        "type": "mascots",
-        "path": "OUT/pictures",
-        "count": 2,
-        "edits_of_two": 1,
-        "scribbles": 1,
-        "size": [64, "96x64"],
-        "seed": 3,
-    },
     "example": {
         "type": "example",
         "folder_path": "images/targets",

@@ -180,10 +180,8 @@ class Trainer(BaseTrainProcess):
                                 self.train()
                     self.request.check()
                     logger.info("next, to be pasted into a shell:")
-                    # otherwise an earlier process of the job has drawn the images
-                    steps = self.process_id == 0
                     for line in (
-                        *lead_on(self.section, steps),
+                        *lead_on(self.section),
                         *next_commands(self.save_root, self.name, self.section),
                     ):
                         logger.info(f"  {line}")

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mascots.drawing import draw
-from mascots.mascot import ALL, NONE, Casting, Mascot
 
 from benchmarks import mascot_classifier
 from benchmarks.mascot_classifier import (
@@ -20,6 +18,7 @@ from benchmarks.mascot_classifier import (
     train,
     trained,
 )
+from benchmarks.mascots import ALL, NONE, Casting, Mascot, draw
 
 
 def test_it_answers_for_every_attribute_at_any_size() -> None:

@@ -26,7 +26,7 @@ from toolkit.system.nvidia import likely_cause, read_facts
 Run = Callable[..., subprocess.CompletedProcess]
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
-CORE_TYPES = {"sd_trainer", "mascots"}
+CORE_TYPES = {"sd_trainer"}
 """What processes the examples of the core have. Those of a part are tested in the
 folder of its tests."""
 

@@ -21,8 +21,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mascots.drawing import draw
-from mascots.mascot import (
+import yaml
+from PIL import Image
+
+from benchmarks.mascot_model import load, reconstruction_psnr, samples
+from benchmarks.mascots import (
     ALL,
     NONE,
     Casting,
@@ -30,19 +33,10 @@ from mascots.mascot import (
     Lots,
     Mascot,
     Pair,
+    caption,
+    draw,
+    edit_of_two,
     random_mascot,
-)
-from mascots.words import caption, edit_of_two
-from PIL import Image
-
-from benchmarks.mascot_model import (
-    GUIDANCE_OF,
-    ExampleJob,
-    TinyModel,
-    character,
-    load,
-    reconstruction_psnr,
-    training,
 )
 from run import main
 from tests.conftest import ROOT, child_environment
@@ -65,7 +59,7 @@ from toolkit.train.sampling import SamplePrompt, Sampler
 
 MODEL = ROOT / "config" / "examples" / "tiny_mascots"
 JOB = ROOT / "config" / "examples" / "quickstart.yaml"
-PAIRS = ExampleJob(ROOT / "config" / "examples" / "mascot_hats.yaml")
+PAIRS = ROOT / "config" / "examples" / "mascot_hats.yaml"
 WEIGHTS = sorted(MODEL.rglob("*.safetensors"))
 
 # ------------------------------------------------------------ the shipped folder
@@ -82,7 +76,7 @@ def test_the_card_has_the_hashes_of_the_weights() -> None:
 
 @pytest.mark.slow
 def test_its_autoencoder_shows_mascots_of_all_kinds() -> None:
-    model = load(str(MODEL))
+    model = load(MODEL)
     kinds: tuple[Characters, ...] = ("held_out", "reserved")
     found = {kind: reconstruction_psnr(model, kind, 8) for kind in kinds}
     assert found["held_out"] >= 31.5 and found["reserved"] >= 29, found
@@ -116,8 +110,7 @@ def test_its_samples_show_what_captions_name() -> None:
         random_mascot(Lots(77, "text", index), Casting(kinds[index % 2]))
         for index in range(12)
     ]
-    tiny = TinyModel(load(str(MODEL)), None, guidance=GUIDANCE_OF["text"])
-    pictures = tiny.samples([caption(each) for each in wanted])
+    pictures = samples(load(MODEL), [*map(caption, wanted)], guidance=3.0)
     shown = [
         rightly_shown(picture, each)
         for picture, each in zip(pictures, wanted, strict=True)
@@ -152,10 +145,9 @@ def test_a_damaged_folder_is_one_line(
     damage: Callable[[Path], None],
     message: str,
 ) -> None:
-    shutil.copytree(
-        ROOT / "config" / "examples" / "tiny_mascots",
-        model := tmp_path / "config/examples/tiny_mascots",
-    )
+    shutil.copytree(MODEL, model := tmp_path / "config/examples/tiny_mascots")
+    images = tmp_path / "config" / "examples" / "mascots"
+    images.symlink_to(MODEL.with_name("mascots"))
     damage(model)
     monkeypatch.chdir(tmp_path)
     assert main([str(JOB)]) in (1, 2)
@@ -335,28 +327,22 @@ def test_diffusers_paints_the_same_with_and_without_the_lora(
 ) -> None:
     # as `match_target_res` has it
     monkeypatch.setattr(f"{PIPELINE_MODULE}.VAE_IMAGE_SIZE", 128 * 128)
-    reference = (
-        finished.folder.parent
-        / "quickstart_pictures"
-        / "others"
-        / "pictures"
-        / "000000.png"
-    )
+    reference = ROOT / "config" / "examples" / "mascots" / "others" / "000000.png"
     prompt = SamplePrompt(
         "put a pipo mascot beside it", "", Size(128, 128), 5, 2.0, 3, (reference,)
     )
     pipeline = load_pipeline(MODEL).to(torch.float32)
 
-    def difference(lora: str) -> float:
-        model = load(str(MODEL), lora)
+    def difference(lora: Path | None = None) -> float:
+        model = load(MODEL, lora)
         ours = Sampler(
             model, [prompt], ItemEncoder(model, torch.float32), memory_stores()
         ).generate(0)
         return psnr(ours, drawn_by_pipeline(pipeline, prompt))
 
-    assert difference("") >= 60
+    assert difference() >= 60
     pipeline.load_lora_weights(str(finished.lora()))
-    assert difference(str(finished.lora())) >= 60
+    assert difference(finished.lora()) >= 60
 
 
 MERGE = "merge"
@@ -398,35 +384,39 @@ def test_the_example_in_the_help_of_each_tool_runs_on_what_it_leaves(
 # ------------------------------------------------------------ the pairs
 
 
+PIPO = {"body": "star", "colour": "teal", "mark": "stripes", "eyes": "big eyes"}
+
+
 @pytest.mark.slow
 def test_pairs_teach_the_hat_of_the_second_reference(
     tmp_path: Path, nursery: Nursery
 ) -> None:
-    """In 100 of its 300 steps. Before, the model makes nothing of the word; without the
+    """In 150 of its 300 steps. Before, the model makes nothing of the word; without the
     references a training gives 12 % of the hats."""
-    job = PAIRS.job()
-    training(job)["train"]["steps"] = 100
-    del training(job)["sample"]
+    job = yaml.safe_load(PAIRS.read_text(encoding="utf-8"))
+    (training,) = job["config"]["process"]
+    training["train"]["steps"] = 150
+    del training["sample"]
     (tmp_path / "job.json").write_text(json.dumps(job), encoding="utf-8")
     (tmp_path / "config").symlink_to(ROOT / "config")
     nursery.fork(["job.json"], tmp_path, "run").ends_with(0)
-    every = (edit_of_two(99, index, Casting(fixed=character(job))) for index in count())
+    every = (edit_of_two(99, index, Casting(fixed=PIPO)) for index in count())
     pairs = list(islice((pair for pair in every if len(pair.after) == 1), 16))
 
-    def shown(lora: str, pairs: list[Pair]) -> list[set[str]]:
+    def shown(lora: Path | None, pairs: list[Pair]) -> list[set[str]]:
         references = [
             [draw([before], 128, 128) for before in pair.before] for pair in pairs
         ]
-        pictures = PAIRS.tiny(lora, None).samples(["hatswap"] * len(pairs), references)
+        pictures = samples(load(MODEL, lora), ["hatswap"] * len(pairs), references)
         return [
             rightly_shown(picture, pair.after[0])
             for picture, pair in zip(pictures, pairs, strict=True)
         ]
 
     looks, hat = {"body", "colour", "mark"}, {"hat", "hat_colour"}
-    assert not any(looks <= names for names in shown("", pairs[:4]))
+    assert not any(looks <= names for names in shown(None, pairs[:4]))
     after = shown(
-        str(tmp_path / "output" / "mascot_hats" / "mascot_hats.safetensors"), pairs
+        tmp_path / "output" / "mascot_hats" / "mascot_hats.safetensors", pairs
     )
     assert (
         sum(looks <= names for names in after) >= 15

@@ -105,7 +105,7 @@ ELSEWHERE = {
         "docs/times.md",
         "time: about",
     ): "tests/docs/test_times.py::test_the_line_of_the_page_is_one_of_a_plan",
-    ("docs/quickstart.md", "mascots: generated"): QUICKSTART,
+    ("docs/quickstart.md", "quickstart (sd_trainer)"): QUICKSTART,
     ("docs/quickstart.md", "config/my_char.yaml:14:9"): (
         "tests/docs/test_guides_and_program.py::test_mistakes_are_reported_as_the_quickstart_says"
     ),

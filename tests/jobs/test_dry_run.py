@@ -21,8 +21,10 @@ from toolkit.plan.run_plan import RunPlan
 
 
 class Writer(ProcessConfig):
+    path: str = "/model"
+
     def outputs(self, job: JobContext) -> frozenset[Path]:
-        return frozenset([Path("/model")])
+        return frozenset([Path(self.path)])
 
 
 class Trainer(ProcessConfig):
@@ -137,10 +139,9 @@ def test_images_that_an_earlier_process_writes_are_counted_when_they_are_there(
             "network": {"linear": 4},
         }
         training |= {"validation": {"folder_path": str(folder / "edits" / "after")}}
-        path = write_job(
-            {"type": "mascots", "path": str(folder), "count": 3, "size": 64}, training
-        )
-        return plan_job(load_job(path, discover().find_config)).processes[1].notes
+        path = write_job({"type": "writer", "path": str(folder)}, training)
+        find = {"writer": Writer, "sd_trainer": discover().find_config("sd_trainer")}
+        return plan_job(load_job(path, find.get)).processes[1].notes
 
     later = (
         f"{tmp_path / 'drawn' / 'pictures'}, {tmp_path / 'drawn' / 'edits' / 'after'}"
@@ -150,7 +151,6 @@ def test_images_that_an_earlier_process_writes_are_counted_when_they_are_there(
     )
     make_pictures(tmp_path / "drawn" / "pictures", "a", "b")
     make_pictures(tmp_path / "drawn" / "edits" / "after", "c", "d")
-    (tmp_path / "drawn" / "atelier.json").write_text("{}")
     assert "counted then" not in "".join(notes(tmp_path / "drawn"))
 
 

@@ -73,16 +73,16 @@ def next_commands(folder: Path, name: str, section: object) -> list[str]:
     ]
 
 
-def lead_on(section: object, own_images: bool) -> list[str]:
+def lead_on(section: object) -> list[str]:
     """The next steps after an example of this program on its small model: the user's
     own images, and the page. Empty after a run on the user's own images."""
-    if (
-        own_images
-        or not isinstance(section, DiffusionSection)
-        or not section.model.is_path()
-    ):
+    if not isinstance(section, DiffusionSection) or not section.model.is_path():
         return []
-    if not section.model.folder().is_relative_to((CONFIG_ROOT / "examples").resolve()):
+    images = (Path(dataset.folder_path).resolve() for dataset in section.datasets)
+    examples = (CONFIG_ROOT / "examples").resolve()
+    if not all(
+        folder.is_relative_to(examples) for folder in (section.model.folder(), *images)
+    ):
         return []
     new = command("new", "my_char", "datasets/my_char")
     lines = [f"{new}   # your own images, in that folder: docs/first_character.md"]

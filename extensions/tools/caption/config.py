@@ -62,7 +62,7 @@ class CaptionConfig(ToolConfig):
 
     process_types: ClassVar[tuple[str, ...]] = ("caption",)
     example: ClassVar[str] = (
-        "output/quickstart_pictures/pipo/pictures --format tsv --output output/captions.tsv"
+        "config/examples/mascots/pipo --format tsv --output output/captions.tsv"
     )
     positional: ClassVar[tuple[str, ...]] = ("folder",)
 

@@ -160,8 +160,8 @@ Edit = tuple[str, str]
 """Regular expression (of whole lines) and what replaces its one match."""
 
 SMALL: tuple[Edit, ...] = (
-    (r"(?s)    - type: mascots.*(?=    - type: sd_trainer)", ""),
-    (r"(?s)        - folder_path: \S+others/pictures.*?\n\n", "\n"),
+    (r"^ +# 15 of pipo.*\n", ""),
+    (r"(?s)        # 48 of others.*?\n\n", "\n"),
     (
         r"(?s)( +)prompts: .*(?=meta:)",
         r'\1samples:\n\1  - prompt: "[trigger]"    # <- yours\n',

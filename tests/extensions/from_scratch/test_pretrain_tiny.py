@@ -1,11 +1,10 @@
-"""The recipe of the tiny model with few images and steps: each process starts from the
-outputs of earlier ones."""
+"""The recipe of the tiny model with few images and steps: it can be planned, and each
+process starts from the outputs of earlier ones."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from benchmarks.mascots import main as draw_datasets
 from tests.conftest import ROOT
 from tests.diffusers_reference import load_pipeline
 
@@ -25,28 +25,18 @@ TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 
 
 @pytest.mark.slow
-def test_it_can_be_planned_where_nothing_is_made_yet(
-    run_py: Run, tmp_path: Path
-) -> None:
-    shutil.copy(RECIPE, tmp_path / "recipe.yaml")
-    result = run_py("recipe.yaml", "--dry-run", "--json")
-    assert (result.returncode, result.stderr) == (0, "")
-    named = [process["name"] for process in json.loads(result.stdout)["processes"]]
-    assert [name for name in named if name in PARTS] == list(PARTS) and named[
-        -1
-    ] == PARTS[-1]
-    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
-
-
-@pytest.mark.slow
 def test_each_process_starts_from_the_outputs_of_earlier_ones(
     run_py: Run, tmp_path: Path
 ) -> None:
+    drawn = tmp_path / "output" / "pretrain_tiny"
+    draw_datasets(["--folder", str(drawn), "--share", "0.0001"])
+    before = {*tmp_path.rglob("*")}
+    planned = run_py(RECIPE, "--dry-run", "--json")
+    assert planned.returncode == 0, planned.stderr
+    named = [process["name"] for process in json.loads(planned.stdout)["processes"]]
+    assert named[-3:] == [*PARTS] and {*tmp_path.rglob("*")} == before
     job = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     for process in job["config"]["process"]:
-        if process["type"] == "mascots":
-            few = {"count": 2, "scribbles": 1, "edits": 1, "edits_of_two": 1}
-            process.update({key: few[key] for key in few if process.get(key)})
         if "train" in process:
             process["train"] |= {"steps": 2, "batch_size": 1, "lr_warmup_steps": 1}
             process["sample"]["sample_every"] = 2
@@ -59,9 +49,8 @@ def test_each_process_starts_from_the_outputs_of_earlier_ones(
         result.stderr
     )
 
-    made = tmp_path / "output" / "pretrain_tiny"
-    runs = made / "pretrain_tiny"
-    folders = [made / "untrained", *(runs / name / name for name in PARTS)]
+    runs = drawn / "pretrain_tiny"
+    folders = [drawn / "untrained", *(runs / name / name for name in PARTS)]
     weights = [load_file(folder / TRANSFORMER) for folder in folders]
     for before, after in itertools.pairwise(weights):
         assert any(not before[name].equal(after[name]) for name in before)

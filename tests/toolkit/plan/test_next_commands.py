@@ -117,23 +117,20 @@ def test_an_example_on_the_small_model_leads_on_to_ones_own_images_and_the_page(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(ROOT)
-    small = section(model={"name_or_path": "config/examples/tiny_mascots"})
+    small = section(
+        model={"name_or_path": "config/examples/tiny_mascots"},
+        datasets=[{"folder_path": "config/examples/mascots/pipo"}],
+    )
     monkeypatch.setattr(next_commands_module, "hinted_tool", lambda what: "gallery")
-    own, page = lead_on(small, own_images=False)
+    own, page = lead_on(small)
     assert own.startswith(f"{command('new', 'my_char', 'datasets/my_char')} ")
     assert page.startswith(f"{command('gallery')} ")
     monkeypatch.setattr(next_commands_module, "hinted_tool", lambda what: "")
-    assert lead_on(small, own_images=False) == [own], (
-        "where there is no page, nobody is sent to it"
-    )
-    assert (
-        lead_on(
-            section(model={"name_or_path": "Qwen/Qwen-Image-Edit-2509"}),
-            own_images=False,
-        )
-        == []
-    )
-    assert lead_on(object(), own_images=False) == []
-    assert lead_on(small, own_images=True) == [], (
+    assert lead_on(small) == [own], "where there is no page, nobody is sent to it"
+    published = section(model={"name_or_path": "Qwen/Qwen-Image-Edit-2509"}).model
+    assert lead_on(small.model_copy(update={"model": published})) == []
+    assert lead_on(object()) == []
+    own = {"datasets": [*small.datasets, *section().datasets]}
+    assert lead_on(small.model_copy(update=own)) == [], (
         "what comes first after a run of one's own images is about that run"
     )

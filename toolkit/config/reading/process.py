@@ -117,9 +117,9 @@ class CallbackConfig(StrictModel):
 class ProcessConfig(StrictModel):
     """One entry of `config.process`.
 
-    >>> class MascotsConfig(ProcessConfig):
+    >>> class DrawingsConfig(ProcessConfig):
     ...     count: int = 3
-    >>> MascotsConfig(type="mascots").display_name(JobContext("my_char"))
+    >>> DrawingsConfig(type="drawings").display_name(JobContext("my_char"))
     'my_char'
     """
 

@@ -156,7 +156,7 @@ def test_a_job_that_is_told_of_something_trains_nothing(
 ) -> None:
     (folder / "2.txt").write_text("")
     lint = {"type": "lint", "path": "photos", "resolution": 256}
-    after = {"type": "mascots", "path": "drawn", "count": 1}
+    after = {"type": "tiny_model", "path": "drawn"}
     with pytest.raises(RunError, match="no_caption 1"):
         run_job(write_job(lint, after))
     assert not (tmp_path / "drawn").exists()
@@ -284,7 +284,7 @@ def test_an_empty_folder_is_wrong_use_and_a_job_without_datasets_too(
     with pytest.raises(UserError, match="is not there yet"):
         run(
             write_job(
-                {"type": "mascots", "path": "drawn", "count": 4},
+                {"type": "tiny_model", "path": "drawn"},
                 train("drawn"),
                 name="later",
             )

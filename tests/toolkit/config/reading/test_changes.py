@@ -17,10 +17,10 @@ from toolkit.extension import discover
 JOB = """job: extension
 config:
   name: maya    # mine
-  defaults: {mascots: 3}
+  defaults: {drawings: 3}
   process:
-    - type: mascots
-      path: a
+    - type: example
+      folder_path: images
     - type: sd_trainer    # trains
       device: cpu
       datasets:
@@ -37,10 +37,10 @@ config:
 """
 ONE = (
     JOB.partition("    - type: sd_trainer\n")[0]
-    .replace("    - type: mascots\n      path: a\n", "")
-    .replace("  defaults: {mascots: 3}\n", "")
+    .replace("    - type: example\n      folder_path: images\n", "")
+    .replace("  defaults: {drawings: 3}\n", "")
 )
-TWO = JOB.replace("  defaults: {mascots: 3}\n", "")
+TWO = JOB.replace("  defaults: {drawings: 3}\n", "")
 
 Load = Callable[..., JobConfig]
 
@@ -124,8 +124,8 @@ def test_what_cannot_be_set_is_said_with_the_flag_as_its_place(
 
 
 def test_of_several_processes_the_one_that_has_the_key_is_meant(changed: Load) -> None:
-    sections = [entry.section for entry in changed(TWO, "count=7").processes]
-    assert sections[0].count == 7
+    sections = [entry.section for entry in changed(TWO, "output=b.json").processes]
+    assert sections[0].output == "b.json"
     both = changed(TWO, "process.*.train.lr=1e-5").processes[1:]
     assert [entry.section.train.lr for entry in both] == [1e-5, 1e-5]
 

@@ -12,10 +12,9 @@ from random import Random
 
 import numpy
 import pytest
-from mascots.drawing import draw
-from mascots.mascot import Casting, Lots, random_mascot
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
+from benchmarks.mascots import Casting, Lots, draw, random_mascot
 from tests.conftest import ROOT
 from toolkit.data.pixels import alignment
 from toolkit.data.pixels.alignment import MEASURABLE, Alignment, measure, onto_image
