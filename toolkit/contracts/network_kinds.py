@@ -46,7 +46,7 @@ class ActivationUnits:
 
     One unit is tokens x width elements, the size of a block's output. Counted on the
     published Qwen-Image-Edit blocks, tensor by tensor
-    (`benchmarks/bench_published.py`). The defaults are the numbers of a LoRA.
+    (`benchmarks/published.py`). The defaults are the numbers of a LoRA.
 
     >>> half_precision, float32 = KINDS["dora"].units.everything
     >>> half_precision
