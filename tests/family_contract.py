@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from extensions.tools.publish.card import model_card
+from extensions.tools.publish.card import section_of as card_section
+from extensions.tools.shared.examples import all_models, written_job
+from jobs.dry_run import plan_job
+from tests.conftest import ROOT
 from tests.diffusers_reference import (
     CPU,
     encode_photos,
@@ -43,10 +49,11 @@ from tests.faults.conftest import KILL, STEP, Job, draw_pictures, pictures_of
 from tests.faults.nursery import Nursery
 from tests.measured import at_least, at_most
 from tests.network_files import save_network
-from tests.running import lines, run_job
+from tests.running import lines, run_job, run_tool
 from tests.stand_in_cuda import COMPILER, built
 from tests.toolkit.memory.conftest import fresh_compiler  # noqa: F401 - a fixture
 from tests.toolkit.models.test_families_contract import *  # noqa: F403 - its tests and its fixtures
+from toolkit.config import load_job
 from toolkit.config.sections.model_files import (
     family_named,
     model_fault,
@@ -59,6 +66,7 @@ from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.data.batches.dataloader import BatchLoader
 from toolkit.data.batches.latent_cache import ItemEncoder
+from toolkit.extension import discover
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import ModelLoadOptions
@@ -67,9 +75,11 @@ from toolkit.networks.lora_formats import load_adapter_file
 from toolkit.networks.spelling import SPELLINGS, spelled
 from toolkit.networks.targets import select_target_modules
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep
+from toolkit.train.run_reader import list_network_files, read_run
 from toolkit.train.sampling import SamplePrompt, Sampler
 
 SIZES = (Size(96, 160), Size(192, 128), Size(128, 128))
+PHOTOS = ROOT / "config" / "examples" / "photos" / "40_photo"
 CAPTIONS = ("a cup of coffee, natural light", "a cat", "a photo of a rocket " * 5)
 
 
@@ -497,6 +507,69 @@ def test_the_model_itself_trains_and_is_saved_as_a_folder(
     section["sample"] = None
     section["train"] |= {"steps": 2, "lr": 1e-4}
     assert len(losses_of(section)) == 2
+
+
+# ------------------------------------------------------------ tools
+
+
+def test_a_new_job_fits_the_gpu_it_is_written_for(
+    row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each published model, on the smallest GPU and two others."""
+    monkeypatch.chdir(tmp_path)
+    for model in (one for one in all_models() if one.arch == row.arch):
+        for gpu in {min(model.cards), 24, 80}:
+            text = written_job("zuzu", str(PHOTOS), "zuzu", model.id, gpu)
+            Path("zuzu.yaml").write_text(text, encoding="utf-8")
+            plan = plan_job(load_job("zuzu.yaml", discover().find_config)).render()
+            (smallest,) = re.findall(r"fits an? (\d+) GB GPU", plan)
+            assert int(smallest) <= gpu
+            assert model.title in plan
+            assert "Qwen-Image" not in text + plan
+
+
+@pytest.mark.slow
+def test_the_tools_know_the_family(
+    row: Row,
+    section: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    section["training_folder"] = "output"
+    section["train"] |= {"steps": 2, "gradient_accumulation": 1}
+    config = {"name": "mine", "process": [section]}
+    Path("job.json").write_text(json.dumps({"job": "extension", "config": config}))
+    plan = plan_job(load_job("job.json", discover().find_config)).render()
+    run_job("job.json")
+    run, file = "output/mine", "output/mine/mine.safetensors"
+    model, picture = (
+        section["model"]["name_or_path"],
+        "--width 64 --height 64 --steps 2",
+    )
+    for command in (
+        f"generate --lora {file} --prompt a {picture}",
+        f"grid --lora {file} --strength 0.5 1 --prompt a {picture} --output grid",
+        f"doctor {file}",
+        f"report {run}",
+        f"convert {file} --to comfyui --output comfyui.safetensors",
+        f"convert {file} --to diffusers --output diffusers.safetensors",
+        f"merge --base {model} --lora {file} --output merged",
+    ):
+        uid, *flags = command.split()
+        run_tool(uid, flags)
+    title = family_named(row.arch).title
+    told = plan + "".join(capsys.readouterr()) + caplog.text
+    assert f"a LoRA of {title}" in told and "nothing wrong was found" in told
+    record = read_run(Path(run))
+    card = model_card(
+        record, card_section(record), "me/mine", list_network_files(Path(run)), (), ""
+    )
+    assert row.pipeline.__name__ in card
+    assert "Qwen-Image" not in told + card
 
 
 # ------------------------------------------------------------ compiled, and on a device

@@ -162,7 +162,7 @@ class DoctorProcess(BaseExtensionProcess):
                 message = f"Its metadata say {named[0].title}, and its layers are those of {base.family.title}."
                 yield finding("other_base", message, AS_SAVED)
         architecture = metadata.get(ARCHITECTURE, "")
-        if OTHER_ARCHITECTURES.match(architecture):
+        if OTHER_ARCHITECTURES.match(architecture) and not named_families(metadata):
             message = f"Its metadata say {architecture}, and its layers have the names of those of {base.family.title}."
             yield finding("other_base", message, ITS_MODEL)
 
@@ -273,10 +273,10 @@ def _missing(
         return
     blocks: dict[str, dict[int, str]] = defaultdict(dict)
     for name in base.layers:
-        match = re.search(r"(?:blocks|layers)\.(\d+)\.", name)
-        if match and name not in fused:
-            pattern = f"{name[: match.start(1)]}N{name[match.end(1) :]}"
-            blocks[pattern][int(match[1])] = name
+        place, index, _ = base.family.place_of(name)
+        is_usual = re.fullmatch(base.family.lora_layers or ".*", name)
+        if place >= 0 and is_usual and name not in fused:
+            blocks[name.replace(f".{index}.", ".N.", 1)][index] = name
     gone: list[str] = []
     for of_block in blocks.values():
         has = [number for number, name in of_block.items() if name in there]
