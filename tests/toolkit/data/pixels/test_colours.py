@@ -468,6 +468,48 @@ def test_other_colours_are_refused_by_name(tmp_path: Path, name: str) -> None:
     assert images.image_reading(path) == ""
 
 
+def sequence_header(profile: int, wide: int, codes: bytes, reduced: int = 1) -> bytes:
+    """The first units of the AV1 of a still picture, written by AV1's 5.5. wide: bits
+    beside the lowest number of them."""
+    bits = f"{profile:03b}1{reduced}00000" + f"{4:04b}{3:04b}" + "1" * 9 + "0" * 6
+    bits += str(int(wide > 0)) + str(int(wide > 1)) * (profile == 2 and wide > 0)
+    bits += "0" * (profile != 1) + "1" + "".join(f"{code:08b}" for code in codes)
+    whole = int(bits.ljust(96, "0"), 2).to_bytes(12, "big")
+    return b"\x12\0\x0a" + bytes([len(whole)]) + whole
+
+
+@pytest.mark.parametrize("version", range(3))
+@pytest.mark.parametrize(("profile", "wide"), [(0, 0), (1, 1), (2, 0), (2, 1), (2, 2)])
+def test_the_codes_of_av1_are_found_in_each_form_of_its_headers(
+    tmp_path: Path, version: int, profile: int, wide: int
+) -> None:
+    """Of a second item, too, and behind a base offset; iloc by 8.11.3 of ISO/IEC
+    14496-12."""
+    item = ">I" if version == 2 else ">H"
+    method = b"\0\0" if version else b""
+    items = b""
+    for number, place in enumerate((8, 200), 1):
+        name = struct.pack(item, number) + method + b"\0\0"
+        parts = struct.pack(">HIIII", 2, place - 4, 9, 90, 9)
+        items += name + struct.pack(">I", 4) + parts
+    iloc = (
+        b"iloc" + bytes([version, 0, 0, 0, 0x44, 0x40]) + struct.pack(item, 2) + items
+    )
+    for reduced in (1, 0):
+        header = sequence_header(profile, wide, b"\x0c\x0d\0", reduced)
+        whole = b"an AVIF ".ljust(100, b"-") + iloc
+        path = tmp_path / "a.avif"
+        path.write_bytes(whole.ljust(200, b"-") + header)
+        opened = Image.new("RGB", (8, 8))
+        opened.format = "AVIF"
+        with path.open("rb") as opened.fp:
+            said = r"other colours than sRGB \(H.273 12/13\)"
+            if not reduced:
+                said = "an AVIF that has the header of a film, and no nclx"
+            with pytest.raises(Unread, match=said):
+                colours.colours_of(opened)
+
+
 def test_codes_that_a_profile_overrules_refuse_nothing(tmp_path: Path) -> None:
     """A tag `cicp` that is not of HDR, and `nclx` of Display P3 beside a profile."""
     profile = icc(P3, 2.2, bytes([12, 13, 0, 0]))

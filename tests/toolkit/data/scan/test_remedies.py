@@ -243,6 +243,40 @@ def test_a_folder_beside_that_has_such_images_has_its_own_captions(
     assert answers(tmp_path / "one", {})[1] == [""] * 6
 
 
+def test_texts_of_few_of_the_images_are_no_captions_of_them(tmp_path: Path) -> None:
+    for at in range(9):
+        make_image(tmp_path / "images" / f"{at}.png")
+    (tmp_path / "captions").mkdir()
+    for at in range(4):
+        (tmp_path / "captions" / f"{at}.txt").write_text("a word")
+    assert answers(tmp_path / "images", {})[1] == [""] * 9
+
+
+def test_two_datasets_of_one_folder_may_read_two_keys_of_json(tmp_path: Path) -> None:
+    make_image(tmp_path / "0.png")
+    (tmp_path / "0.json").write_text('{"nl": "a house", "caption": "house"}')
+    sections = [
+        DatasetConfig.model_validate(
+            {"folder_path": str(tmp_path), "caption_ext": "json", "columns": columns}
+        )
+        for columns in ({"prompt": "nl"}, {}, {"prompt": "nl"})
+    ]
+    captions = [sample.caption for sample in scan_datasets(sections, None).samples]
+    assert captions == ["a house", "house", "a house"]
+
+
+def test_columns_that_name_a_key_of_json_files_are_not_called_idle(
+    tmp_path: Path,
+) -> None:
+    make_image(tmp_path / "0.png")
+    for text, ending in (('{"nl": "a house"}', "json"), ("a house", "txt")):
+        (tmp_path / f"0.{ending}").write_text(text)
+        keys = {"columns": {"prompt": "nl"}, "caption_ext": ending}
+        told, captions = answers(tmp_path, keys)
+        idle = [line for line in told if "'columns' is given, and no table" in line]
+        assert bool(idle) == (ending == "txt") and captions == ["a house"]
+
+
 def test_captions_of_all_images_in_one_text_are_read(tmp_path: Path) -> None:
     for image in IMAGES:
         make_image(tmp_path / image)

@@ -587,6 +587,13 @@ def test_a_planted_fault_is_told_and_nothing_else(name: str) -> None:
     assert len(finding.images) == images
 
 
+def test_three_of_many_captions_of_the_greatest_length_are_not_cut() -> None:
+    whole = [f"{text[:90]}." for text in drawn(LONG, 40)]
+    cut = [text[:120] for text in drawn(LONG, 40) if text[119].isalpha()][:3]
+    assert [one.check for one in found([*whole, *cut], "")] == []
+    assert [one.check for one in found([*whole[:20], *cut], "")] == ["forms"]
+
+
 def test_of_many_captions_some_are_looked_at() -> None:
     captions = drawn("{wear}, round glasses", 20_000)
     (finding,) = found(captions, "ohwx")
