@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from extensions.compat.names import options
 from toolkit.config.reading.base import StrictModel, descriptions
 from toolkit.config.reading.foreign import ForeignName, foreign_keys
 from toolkit.config.reading.normalise import item_annotation, other_names, section_model
@@ -109,6 +108,9 @@ def _section(
 def _names(field: str, path: str, foreign: Mapping[str, ForeignName]) -> str:
     """The names that are accepted for a field, then those that only musubi-tuner has
     for it."""
+    # here: the tests of the core take sections from this module, without any part
+    from extensions.compat.names import options
+
     accepted = [
         key
         for key, row in foreign.items()

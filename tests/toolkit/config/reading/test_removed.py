@@ -16,7 +16,6 @@ import pytest
 
 import run
 from docs.config_page import keys
-from docs.generate import section_models
 from tests.conftest import ROOT
 from toolkit.config.reading.loader import load_job
 from toolkit.config.reading.normalise import item_annotation
@@ -28,7 +27,7 @@ from toolkit.extension import discover
 
 KEYS = removed("keys")
 COMMANDS = removed("commands")
-MODELS = section_models()
+MODELS = discover().configs()
 TRAINERS = [uid for uid, model in MODELS.items() if not issubclass(model, ToolConfig)]
 
 
@@ -42,10 +41,13 @@ def parted(name: str) -> tuple[str, str, str]:
     for uid in TRAINERS:
         if top.removesuffix("[]") in MODELS[uid].model_fields:
             return uid, place, value
-    return top, below, value
+    return (top, below, value) if below else ("sd_trainer", place, value)
 
 
-OF_TOOLS = [name for name in KEYS if parted(name)[0] not in TRAINERS]
+HERE = [name for name in KEYS if parted(name)[0] in MODELS]
+"""The rows of processes that are here: a part may be absent."""
+
+OF_TOOLS = [name for name in HERE if parted(name)[0] not in TRAINERS]
 
 
 def field_of(name: str) -> Place | None:
@@ -75,13 +77,13 @@ def refusal(job: Path) -> list[str]:
     return str(refused.value).splitlines()
 
 
-@pytest.mark.parametrize("name", KEYS)
+@pytest.mark.parametrize("name", HERE)
 def test_a_key_in_a_job_is_refused_with_its_sentence(name: str, tmp_path: Path) -> None:
     kind, place, value = parted(name)
     job = tmp_path / "job.json"
     field = field_of(name)
-    is_list = field and item_annotation(
-        field.section.model_fields[field.name].annotation
+    is_list = field is not None and (
+        item_annotation(field.section.model_fields[field.name].annotation) is not Any
     )
     job.write_text(job_with(kind, place, [value] if is_list else value or {"x": 1}))
     said = f"{value!r} {KEYS[name]}" if value else f".{place}: {KEYS[name]}"
@@ -134,7 +136,7 @@ def test_a_key_that_is_set_is_refused_with_its_sentence(
 
 
 def test_no_row_names_what_exists() -> None:
-    assert [name for name in KEYS if ": " not in name and field_of(name)] == []
+    assert [name for name in HERE if ": " not in name and field_of(name)] == []
     assert COMMANDS.keys() & discover().uids("process") == set()
 
 
@@ -142,8 +144,10 @@ def test_no_row_names_what_exists() -> None:
 def test_a_command_that_a_row_gives_exists_with_its_flags(name: str) -> None:
     said = {**KEYS, **COMMANDS}[name]
     for tool, words in re.findall(r"run\.py (\w+)([^,']*)", said):
-        model = discover().find_command(tool)
-        assert model is not None and issubclass(model, ToolConfig)
+        model = MODELS.get(tool)
+        if model is None:
+            pytest.skip(f"needs the tool {tool}, whose part is absent")
+        assert issubclass(model, ToolConfig)
         known = tool_parser(tool, model)._option_string_actions
         assert {word for word in words.split() if word[0] == "-"} <= known.keys()
 
