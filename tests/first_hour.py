@@ -573,6 +573,11 @@ JOBS = [
     ),
     *slips(
         RATE,
+        (
+            f"{RATE}\nshuffle_tokens: true\ncache: text",
+            "Write 'cache: latents', or remove 'shuffle_tokens'.",
+            f"{RATE}\nshuffle_tokens: true\ncache: latents",
+        ),
         ("caption_dropout_rate: 5%", "'5%' is not a number. Write 0.05.", RATE),
         (
             "caption_dropout_rate: 5",

@@ -316,6 +316,7 @@ ELSEWHERE: dict[str, str] = {
     "is not a file": f"{CONFIG}/sections/test_dataset.py",
     "Write all shards as a list of 'url'": f"{CONFIG}/sections/test_dataset.py",
     "is text": "jobs/process/test_base.py",
+    "holds no prompt. Write one per line;": f"{CONFIG}/sections/test_output.py",
     "begins an escape within double quotes. Write '/', or use single": f"{CONFIG}/reading/test_yaml_reader.py",
     "no '=' follows the key.": f"{CONFIG}/reading/test_toml_reader.py",
     "Write a space after the '-' of": f"{CONFIG}/reading/test_normalise.py",

@@ -401,7 +401,7 @@ class TrainerConfig(TrainingSection):
         logged = self.logged_numbers() if self.stop_when or is_plateau else ()
         asked: list[tuple[str, str, Sequence[str]]] = []
         stop = self.stop_when
-        if stop:
+        if stop and (stop.below is not None or not validation):
             asked.append(("stop_when.metric", stop.metric, logged))
         if stop and stop.below is None and validation and not validation.every:
             yield error(

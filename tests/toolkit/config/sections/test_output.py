@@ -208,7 +208,8 @@ def test_a_mistake_in_a_file_of_prompts_names_its_line(faults, tmp_path) -> None
         "sample.prompts.p.txt:2.--w: 1 is out of range: must be >= 64."
     ]
     (tmp_path / "p.txt").write_text("# nothing\n")
-    assert "'p.txt' holds no prompt." in faults("sample: {prompts: p.txt}")[0]
+    told = "'p.txt' holds no prompt. Write one per line; '#' begins"
+    assert told in faults("sample: {prompts: p.txt}")[0]
     (tmp_path / "p.txt").write_bytes(b"\xff\xfe")
     assert "cannot be read (not UTF-8" in faults("sample: {prompts: p.txt}")[0]
 
