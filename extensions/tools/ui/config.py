@@ -156,7 +156,7 @@ class VerbConfig(ToolConfig):
         words = entries["words"].data() if "words" in entries else []
         if meant := cls.meant(word, words):
             write = command(cls.process_types[0], *meant)
-            diagnostics.error(given, f"{word!r} is no verb. Write: {write}")
+            diagnostics.error(given, f"{word!r} is not a verb. Write: {write}")
         return {key: node for key, node in entries.items() if key != "words"}
 
     @classmethod
@@ -234,7 +234,7 @@ class QueueConfig(VerbConfig):
 
     @classmethod
     def meant(cls, word: str, words: Sequence[str]) -> Sequence[str]:
-        """Of a job or a tool, to add it."""
+        """Adds a job or a tool."""
         from extensions.tools.ui.queue import why_not_queued  # it imports this module
 
         is_no_command = why_not_queued([word], os.getcwd())
@@ -275,7 +275,7 @@ class ShelfConfig(VerbConfig):
 
     @classmethod
     def meant(cls, word: str, words: Sequence[str]) -> Sequence[str]:
-        """Of a folder, to list what is in it; of a run's, what is beside it."""
+        """Lists what is in a folder; for a run's folder, what is beside it."""
         kind = cls.process_types[0]
         if os.path.isfile(f"{word}/{STATUS}"):
             word = os.path.dirname(word.rstrip("/"))
