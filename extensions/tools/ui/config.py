@@ -230,7 +230,8 @@ class QueueConfig(VerbConfig):
     `run.py ui` has the same."""
 
     as_json: bool = False
-    """With `list`: print one JSON object."""
+    """With `list`: print one JSON object. With `add`: print the entry as one; of a sweep
+    a list of entries."""
 
     @classmethod
     def meant(cls, word: str, words: Sequence[str]) -> Sequence[str]:
@@ -244,8 +245,9 @@ class QueueConfig(VerbConfig):
         """Reports words that the action does not take, and a file where a folder has to
         be."""
         yield from super().check(job)
-        if self.as_json and self.action != "list":
-            yield Diagnostic(("as_json",), f"is for 'list', not for {self.action!r}.")
+        if self.as_json and self.action not in ("list", "add"):
+            message = f"is for 'list' and 'add', not for {self.action!r}."
+            yield Diagnostic(("as_json",), message)
         place = queue_folder(self.output)
         yield from check_place(place, remedy="Give a folder.")
 
