@@ -27,7 +27,7 @@ PROGRAMS = ("atelier.py", "launch.py", "run.py")
 """The files beside the folders."""
 
 MAY_IMPORT = {
-    "atelier": {"run"},
+    "atelier": {"run", "toolkit"},
     "launch": {"toolkit"},
     "run": {"jobs", "toolkit"},
     "docs": {"docs", "extensions", "toolkit"},

@@ -102,7 +102,7 @@ def say_damage(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """Prints `damaged_copy`, or the error as Python does; ends the process at Ctrl-C,
-    which is no error. For `sys.excepthook`."""
+    which is not an error. For `sys.excepthook`."""
     if issubclass(kind, KeyboardInterrupt):
         sys.stderr.write("Stopped.\n")
         sys.stderr.flush()

@@ -230,11 +230,12 @@ class QueueConfig(VerbConfig):
     `run.py ui` has the same."""
 
     as_json: bool = False
-    """With `list`: print one JSON object."""
+    """With `list`: print one JSON object. With `add`: print the entry as one; of a sweep
+    a list of entries."""
 
     @classmethod
     def meant(cls, word: str, words: Sequence[str]) -> Sequence[str]:
-        """Of a job or a tool, to add it."""
+        """Adds a job or a tool."""
         from extensions.tools.ui.queue import why_not_queued  # it imports this module
 
         is_no_command = why_not_queued([word], os.getcwd())
@@ -244,8 +245,9 @@ class QueueConfig(VerbConfig):
         """Reports words that the action does not take, and a file where a folder has to
         be."""
         yield from super().check(job)
-        if self.as_json and self.action != "list":
-            yield Diagnostic(("as_json",), f"is for 'list', not for {self.action!r}.")
+        if self.as_json and self.action not in ("list", "add"):
+            message = f"is for 'list' and 'add', not for {self.action!r}."
+            yield Diagnostic(("as_json",), message)
         place = queue_folder(self.output)
         yield from check_place(place, remedy="Give a folder.")
 
@@ -275,7 +277,7 @@ class ShelfConfig(VerbConfig):
 
     @classmethod
     def meant(cls, word: str, words: Sequence[str]) -> Sequence[str]:
-        """Of a folder, to list what is in it; of a run's, what is beside it."""
+        """Lists what is in a folder; for a run's folder, what is beside it."""
         kind = cls.process_types[0]
         if os.path.isfile(f"{word}/{STATUS}"):
             word = os.path.dirname(word.rstrip("/"))

@@ -41,7 +41,7 @@ def value_error(message: str) -> PydanticCustomError:
     return PydanticCustomError("mistake", "{message}", {"message": message})
 
 
-_SWITCH = {
+SWITCH = {
     "true": True,
     "yes": True,
     "on": True,
@@ -87,8 +87,8 @@ class OneOf:
 
         def read(value: Any) -> Any:
             folded = str(value).strip().lower()
-            is_switch = self.or_bool and folded in _SWITCH and folded not in self.names
-            return _SWITCH[folded] if is_switch else read_name(value)
+            is_switch = self.or_bool and folded in SWITCH and folded not in self.names
+            return SWITCH[folded] if is_switch else read_name(value)
 
         return no_info_before_validator_function(read, handler(source))
 

@@ -16,6 +16,7 @@ import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from toolkit.config.reading.base import descriptions
-from toolkit.config.reading.field_types import AUTO_OR_BOOL
+from toolkit.config.reading.field_types import AUTO_OR_BOOL, SWITCH
 from toolkit.config.reading.foreign import foreign_keys
 from toolkit.config.reading.loader import check_processes, read_process
 from toolkit.config.reading.located import (
@@ -347,6 +348,11 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
         raise UserError(
             f"{parser.prog}: unknown argument {flag!r}. {model.common_words[flag[2:]]}"
         )
+    # a switch takes the word behind it only where that is the value of one
+    argv = [
+        f"{word}=true" if _is_alone(parser, word, behind_it) else word
+        for word, behind_it in pairwise([*argv, ""])
+    ]
     known, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         raise UserError(unknown_arguments(parser, unknown, model.lone_key))
@@ -374,6 +380,13 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
         Path(uid),
         redact_text(text),
     )
+
+
+def _is_alone(parser: FlagParser, word: str, behind_it: str) -> bool:
+    """Whether a word is a switch, and the next word is not its value."""
+    action = parser._option_string_actions.get(word)
+    is_switch = action is not None and action.const == "true"
+    return is_switch and behind_it.lower() not in (*SWITCH, "auto")
 
 
 OF_JOBS = (

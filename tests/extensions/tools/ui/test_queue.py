@@ -646,7 +646,7 @@ def test_the_command_lists_adds_and_runs(yard, run_py, monkeypatch):
     assert (entry["not_before"], entry["retries"]) == ("2999-01-01T00:00:00Z", 1)
     yard.queue.save(yard.queue.entry("000001"), not_before="")
     assert (
-        "--json: is for 'list', not for 'clear'."
+        "--json: is for 'list' and 'add', not for 'clear'."
         in run_py("queue", "clear", "--json").stderr
     )
     assert run_py("queue", "run").returncode == 0
@@ -703,6 +703,15 @@ def test_each_run_of_a_sweep_is_an_entry_and_none_where_one_is_wrong(
         "m.yaml", "--restart", "--seeds=1", "--sweep", "process[2].train.lr=1e-4",
     )  # fmt: skip
     assert {entry.retries for entry in entries} == {1}
+    listed = json.loads(run_py("queue", "--json", "list").stdout)["entries"]
+    more = run_py("queue", "add", "m.yaml", "--seeds", "3,4", "--json")
+    ids = [entry["id"] for entry in json.loads(more.stdout)]
+    assert ids == ["000005", "000006"] and more.stdout.count("\n") == 1
+    one = run_py("queue", "--json", "add", "m.yaml", "--at", "2999-01-01T00:00Z")
+    after = json.loads(run_py("queue", "list", "--json").stdout)["entries"]
+    assert json.loads(one.stdout) == after[-1]
+    assert (after[-1]["id"], after[-1]["argv"]) == ("000007", ["m.yaml"])
+    assert after[:4] == listed
 
 
 def test_a_move_orders_entries_whose_numbers_are_the_same(yard):
