@@ -34,8 +34,8 @@ from PIL import Image  # noqa: E402
 from torch._subclasses import FakeTensorMode  # noqa: E402
 
 from benchmarks import report  # noqa: E402
-from benchmarks.bench_published import Row, section  # noqa: E402
 from benchmarks.live_bytes import Kernels, LiveBytes  # noqa: E402
+from benchmarks.published import Row, section  # noqa: E402
 from benchmarks.random_weights import DRAWN_SIZES, write_folder  # noqa: E402
 from benchmarks.simulation import DEVICE, FOLLOWED, as_on_a_device, batch_of, load_model  # noqa: E402
 from benchmarks.synthetic import SEED, SIZES, ModelSize  # noqa: E402

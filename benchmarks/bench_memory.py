@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +31,6 @@ from PIL import Image  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from benchmarks import report  # noqa: E402
-from benchmarks.bench_host_memory import most_anonymous_bytes  # noqa: E402
 from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
 from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size  # noqa: E402
 from toolkit.memory.estimate import GB  # noqa: E402
@@ -40,6 +41,7 @@ from toolkit.plan.memory_inputs import group_items  # noqa: E402
 from toolkit.plan.memory_plan import plan_memory  # noqa: E402
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+POLL_S = 0.005
 
 SPEC = TinySpec(layers=6, heads=24)
 """Width 768: 130 million weights."""
@@ -173,14 +175,28 @@ def job_of(folder: Path, name: str, own: Mapping[str, Any]) -> dict[str, Any]:
 def watched(output: Path, *command: object) -> int:
     """Runs a Python process to its end, and gives the most memory that it had without
     pages of files. output: file for what it prints, which is shown when it fails."""
+    most = 0
     with output.open("w") as file:
         process = subprocess.Popen(
             _words(command), cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=file
         )
-        most = most_anonymous_bytes(process)
+        while process.poll() is None:
+            most = max(most, anonymous_bytes(process.pid))
+            time.sleep(POLL_S)
     if process.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{output.read_text()}")
     return most
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Bytes of a process now that are no pages of files; 0 once it has ended
+    (Linux)."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    found = re.search(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0
 
 
 def _words(command: Sequence[object]) -> list[str]:

@@ -4,9 +4,7 @@ elsewhere."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from itertools import pairwise
-from statistics import median
 
 import torch
 
@@ -42,20 +40,6 @@ class Marks:
         return [begin.elapsed_time(end) / 1e3 for begin, end in pairwise(reached)]
 
 
-def seconds_per_call(
-    work: Callable[[], object], device: torch.device, calls: int, warm_up: int = 2
-) -> float:
-    """Median over `calls` of one call each, on the device's own clock."""
-    for _ in range(warm_up):
-        work()
-    marks = Marks(device)
-    marks.set()
-    for _ in range(calls):
-        work()
-        marks.set()
-    return median(marks.seconds())
-
-
 def finish(device: torch.device) -> None:
     """Waits until the device has done all it was given."""
     if device.type == "cuda":
@@ -87,8 +71,3 @@ def limit_memory(device: torch.device, gib: float) -> bool:
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), device)
     return True
-
-
-def device_name(device: torch.device) -> str:
-    """The device as its driver names it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

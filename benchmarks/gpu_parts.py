@@ -30,12 +30,12 @@ from diffusers import (
     QwenImagePipeline,
 )
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from benchmarks import encoding
 from benchmarks.device_timer import GB, finish, forget_peaks, peaks
 from benchmarks.random_weights import (
+    DEVIATION,
     DRAWN_SIZES,
     RandomSingleStreamModel,
     RandomWeightsModel,
@@ -52,7 +52,7 @@ from toolkit.models.qwen_image.loading import expect_one_frame
 from toolkit.models.qwen_image21.family import FAMILY as FAMILY_21
 from toolkit.models.qwen_image21.model import pack
 from toolkit.models.tiny import write_tiny_model
-from toolkit.system.seeding import generator, global_generator
+from toolkit.system.seeding import generator, global_generator, key
 
 ROOT = Path(__file__).resolve().parent.parent
 DTYPE = DTYPES["bf16"]
@@ -80,6 +80,39 @@ LEAST_DB = 30.0
 """Of a sample beside diffusers, whose latents are rounded to bf16 after each step."""
 
 SAMPLE_STEPS, GUIDANCE = 8, 4.0
+
+CAPTION = "a photo of a person, portrait, smiling, studio light, a cup of coffee"
+
+PUBLISHED_TEXT = {
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e6,
+        "mrope_section": [16, 24, 24],
+    },
+}
+PUBLISHED_VISION = {
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "out_hidden_size": 3584,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+}
+"""Of Qwen2.5-VL-7B. The published VAE has the values its class has by itself."""
+
+SPECIAL_TOKENS = (
+    "image_token_id",
+    "video_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+)
+"""Of the tokenizer in use."""
 
 Judged = list[tuple[str, bool]]
 
@@ -165,7 +198,7 @@ def encoder(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
         write_encoder(folder / "model" / "text_encoder", device)
     model = FAMILY.open(ModelLoadOptions(folder / "model", device, DTYPE))
     image = Image.effect_noise((256, 384), 64).convert("RGB")
-    prompts = [(encoding.CAPTION, [image]), ("a cup", [image]), ("a photo", [])]
+    prompts = [(CAPTION, [image]), ("a cup", [image]), ("a photo", [])]
     encodings = [lambda one=one: model.encode_prompt(*one) for one in prompts]
 
     def embeds(encode: Callable[[], Any]) -> dict[str, Tensor]:
@@ -197,20 +230,37 @@ def write_encoder(folder: Path, device: torch.device) -> None:
     """In the place of a tiny text encoder four layers as wide as the published one: 2
     GB."""
     tiny = Qwen2_5_VLConfig.from_pretrained(folder)
-    marks = {name: getattr(tiny, name) for name in encoding.SPECIAL_TOKENS}
+    marks = {name: getattr(tiny, name) for name in SPECIAL_TOKENS}
     own = {"num_hidden_layers": 4, "vocab_size": tiny.text_config.vocab_size}
     config = Qwen2_5_VLConfig(
-        text_config=encoding.PUBLISHED_TEXT | own,
-        vision_config=encoding.PUBLISHED_VISION
-        | {"depth": 4, "fullatt_block_indexes": [3]},
+        text_config=PUBLISHED_TEXT | own,
+        vision_config=PUBLISHED_VISION | {"depth": 4, "fullatt_block_indexes": [3]},
         **marks,
     )
     for file in folder.glob("*.safetensors*"):
         file.unlink()
     with init_empty_weights(include_buffers=False):
         model = Qwen2_5_VLForConditionalGeneration(config)
-    encoding._draw(model, device, DTYPE)
+    _draw(model, device)
     model.save_pretrained(folder)
+
+
+@torch.no_grad()
+def _draw(model: nn.Module, device: torch.device) -> None:
+    """Gives an empty model its weights, each where it is used."""
+    for name, empty in list(model.named_parameters()):
+        random = torch.Generator(device).manual_seed(
+            key(SEED, "drawn_text_encoder", name)
+        )
+        drawn = torch.empty(empty.shape, dtype=DTYPE, device=device).normal_(
+            0, DEVIATION, generator=random
+        )
+        if drawn.dim() == 1 and name.endswith("weight"):  # of a norm
+            drawn.add_(1)
+        place, _, own = name.rpartition(".")
+        model.get_submodule(place).register_parameter(
+            own, nn.Parameter(drawn, requires_grad=False)
+        )
 
 
 class _NoProcessor:

@@ -1,4 +1,4 @@
-"""The rows of `bench_gpu`, and how one of them is measured: a job that the program
+"""The rows of `verify_gpu`, and how one of them is measured: a job that the program
 runs, or the plain loop.
 
 Of the program only the weights are not its own: it reads the job and its images, loads
@@ -8,9 +8,7 @@ always does. A hook looks at the clock after each step.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import resource
 import shutil
 import time
@@ -31,18 +29,18 @@ from PIL import Image
 from benchmarks.device_timer import GB, Marks, finish, forget_peaks, limit_memory, peaks
 from benchmarks.loops import PlainLoop, spec_of_step
 from benchmarks.random_weights import (
+    DRAWN_SIZES,
     TEXT_TOKENS,
     RandomWeightsModel,
     drawn_models,
     write_folder,
 )
 from benchmarks.report import rounded
-from benchmarks.synthetic import DTYPES, RANK, SEED, ModelSize, work_of
+from benchmarks.synthetic import DTYPES, RANK, SEED, ModelSize
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.process import SdTrainerProcess
 from extensions.tools.shared.examples import MODELS, Model
 from jobs.job import ExtensionJob
-from toolkit.config.reading.field_types import AUTO_LEVELS
 from toolkit.config.reading.loader import load_job
 from toolkit.contracts.data import PromptEmbeds
 from toolkit.contracts.training import StepResult
@@ -55,18 +53,11 @@ from toolkit.models.families import ModelLoadOptions
 from toolkit.models.folder_family import FolderFamily
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image21.family import FAMILY as FAMILY_21
-from toolkit.plan.run_plan import RunPlan
 from toolkit.system import device as system
 from toolkit.system.device import is_out_of_memory
 from toolkit.train.callbacks.memory_check import MemoryEstimateCheck
 from toolkit.train.flow_step import FlowMatchingStep
 from toolkit.train.run import Callback, Run
-
-KERNELS = "kernels"
-"""The name of what comes before all rows."""
-
-CACHE = "cache"
-"""The name of building the cache."""
 
 CAPTION = "a drawn picture"
 
@@ -74,17 +65,43 @@ STEPS = 3000
 """Optimizer steps that a row's job asks for, as a user's would; the row ends after a
 few. What pays off in a long run alone, such as compiling, is done."""
 
-FAIL = "ATELIER_BENCH_FAIL"
-"""Name of a variable of the environment that makes a row fail, for tests of what it
-leaves."""
-
 LEFT_TO_OTHERS_GIB = 1.0
 """Of a GPU's memory: CUDA's own, and what a desktop takes."""
 
 
 @dataclass(frozen=True)
+class Asked:
+    """How a row is measured."""
+
+    row: str
+    folder: Path
+    """Of its model, images and run."""
+
+    size: str = "published"
+    device: str = "cuda:0"
+    dtype: str = "bf16"
+    warm_up: int = 1
+    """Untimed optimizer steps."""
+
+    steps: int = 2
+    """Timed optimizer steps."""
+
+    accumulation: int = 2
+    """Micro-steps of each."""
+
+    backend: str = "inductor"
+    """Of compiled blocks; aot_eager compiles nothing, in seconds."""
+
+    partial: Path | None = None
+    """A file for what is known so far."""
+
+    trace: Path | None = None
+    """A file for a trace of the timed steps."""
+
+
+@dataclass(frozen=True)
 class Row:
-    """A job, and what it is meant to reach at the published size on an H200."""
+    """A job."""
 
     what: str
     model: Mapping[str, object] = field(default_factory=dict)
@@ -100,10 +117,6 @@ class Row:
     card_gib: float | None = None
     """Memory of the GPU it is meant for; it gets no more."""
 
-    goal_s: float | None = None
-    """Seconds per micro-step."""
-
-    goal_gb: float | None = None
     swapped: float = 0.0
     """Share of the blocks whose weights wait in the CPU memory."""
 
@@ -127,8 +140,7 @@ _NO_TABLE = {"modulation_table": False}
 _INT4 = {"quantize": True, "qtype": "int4"}
 
 
-def _compiled(level: str) -> dict[str, object]:
-    return {"gradient_checkpointing": level, "compile": {"enabled": True}}
+_COMPILED = {"gradient_checkpointing": "full", "compile": {"enabled": True}}
 
 
 def _of_card(model: Model, gpu: int, family: FolderFamily = FAMILY) -> Row:
@@ -152,32 +164,24 @@ _EDIT, _SINGLE = _MODELS["Qwen-Image-Edit-2509"], _MODELS[FAMILY_21.title]
 
 ROWS = {
     "2.1": Row("Qwen-Image-2.1, bf16, all auto", captions=5, family=FAMILY_21),
-    "default": Row("bf16, all auto", captions=5, goal_gb=66),
+    "default": Row("bf16, all auto", captions=5),
     "plain loop": Row("diffusers + peft, full, eager", captions=5, plain=True),
-    "no reference": Row(
-        "bf16, all auto, no reference", references=0, goal_s=0.40, goal_gb=60
-    ),
-    "int4": Row("int4, table, full, compiled", _INT4, _compiled("full"), goal_s=1.20),
+    "no reference": Row("bf16, all auto, no reference", references=0),
+    "int4": Row("int4, table, full, compiled", _INT4, _COMPILED),
     "kept": Row("int4, all auto, kept for the next start", _INT4, kept=True),
     "int8, 24 GB": Row(
         "int8, table, full, compiled",
         {"quantize": True, "qtype": "int8"},
-        _compiled("full"),
+        _COMPILED,
         card_gib=24,
     ),
     "2.1, 4 GB": _of_card(_SINGLE, 4, FAMILY_21),
-    **{f"{gpu} GB": _of_card(_EDIT, gpu) for gpu in sorted(_EDIT.cards)},
+    **{f"{gpu} GB": _of_card(_EDIT, gpu) for gpu in (6, 12)},
     "eager": Row(
         "bf16, full, eager",
         _NO_TABLE,
         {"gradient_checkpointing": "full", "compile": {"enabled": False}},
-        goal_s=1.45,
-        goal_gb=50,
     ),
-    **{
-        level: Row(f"bf16, {level}, compiled", _NO_TABLE, _compiled(level))
-        for level in AUTO_LEVELS
-    },
 }
 """By name. Where no key says otherwise, the program decides."""
 
@@ -185,46 +189,38 @@ ROWS = {
 # ------------------------------------------------------------ one row
 
 
-def measure(
-    row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace
-) -> dict[str, Any]:
+def measure(asked: Asked) -> dict[str, Any]:
     """What came of a row: its `status`, and its numbers or the `reason` that there are
     none."""
+    row, size, folder = ROWS[asked.row], DRAWN_SIZES[asked.size], asked.folder
     device = torch.device(asked.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
     if asked.size == "published":
         size = replace(size, text_tokens=TEXT_TOKENS[row.references])
     write_folder(folder / "model", size, row.family)
+    known = {"row": asked.row, "what": row.what}
     watch = Stopwatch(device, asked, row.what)
     try:
         with ExitStack() as stack:
             limited = bool(row.card_gib) and as_smaller(device, row.card_gib, stack)
             spent = stack.enter_context(time_of_kept(device)) if row.kept else {}
-            level = (_plain if row.plain else _program)(row, size, folder, asked, watch)
+            level = (_plain if row.plain else _program)(row, size, asked, watch)
     except (RuntimeError, RunError) as error:
         if not is_of_memory(error):
             raise
-        return {
-            "status": "out of memory",
-            "reason": str(error).splitlines()[0],
-            "what": row.what,
-        }
+        reason = str(error).splitlines()[0]
+        return {**known, "status": "out of memory", "reason": reason}
     except UserError as error:
-        return {
-            "status": "refused",
-            "reason": " ".join(str(error).replace(f"{folder}/", "").split()),
-            "what": row.what,
-        }
-    # A single stream's blocks are others than `work_of` counts.
-    work = None if row.family is FAMILY_21 else work_of(size, row.references)
+        reason = " ".join(str(error).replace(f"{folder}/", "").split())
+        return {**known, "status": "refused", "reason": reason}
     return {
+        **known,
         "status": "measured",
-        "what": row.what,
         "level": level,
         "card_gib": row.card_gib if limited else None,
         **watch.result(),
         **({"kept_s": spent, "bits": watch.bits()} if row.kept else {}),
-        "model_tflop": work and work.model / 1e12,
-        "executed_tflop": work and work.executed(level) / 1e12,
     }
 
 
@@ -275,11 +271,6 @@ def is_of_memory(error: BaseException) -> bool:
     return is_out_of_memory(error) or isinstance(error, OutOfMemory)
 
 
-def fail_if_asked() -> None:
-    if os.environ.get(FAIL):
-        raise RuntimeError("it was asked to fail")
-
-
 def write_whole(path: Path, document: Mapping[str, Any]) -> None:
     """A JSON file that is never half written."""
     unfinished = path.with_name(f"{path.name}.part")
@@ -298,9 +289,7 @@ class Stopwatch(Callback):
 
     included_in_step_time = False
 
-    def __init__(
-        self, device: torch.device, asked: argparse.Namespace, what: str = ""
-    ) -> None:
+    def __init__(self, device: torch.device, asked: Asked, what: str = "") -> None:
         self._device = device
         self._asked = asked
         self._what = what
@@ -311,7 +300,6 @@ class Stopwatch(Callback):
         self._ready_s = self._first_step_s = 0.0
         self._profiler: Any = None
         self.block_runner: BlockRunner | None = None
-        self.planned_gb: float | None = None
         self.planned_training_bytes: Callable[[], int] | None = None
         self.losses: list[float] = []
         self.grad_norms: list[float] = []
@@ -330,7 +318,6 @@ class Stopwatch(Callback):
         if len(self._marks) == 2:
             finish(self._device)
             self._first_step_s = time.perf_counter() - self._begin
-            fail_if_asked()
         self._keep(f"after step {len(self._marks) - 1}")
         if self._asked.trace and len(self._marks) == 1 + self._asked.warm_up:
             self._profiler = torch.profiler.profile()
@@ -338,7 +325,7 @@ class Stopwatch(Callback):
         if len(self._marks) > self._asked.warm_up + self._asked.steps:
             if self._profiler:
                 self._profiler.stop()
-                self._profiler.export_chrome_trace(self._asked.trace)
+                self._profiler.export_chrome_trace(str(self._asked.trace))
             # it asks the trainer, which has forgotten all once its run has ended
             if self.planned_training_bytes:
                 self.planned_training_bytes = partial(
@@ -371,7 +358,7 @@ class Stopwatch(Callback):
                 "status": "cut off",
                 "reason": reached,
             }
-            write_whole(Path(self._asked.partial), {**known, **self.result(wait=False)})
+            write_whole(self._asked.partial, {**known, **self.result(wait=False)})
 
     def result(self, wait: bool = True) -> dict[str, Any]:
         """s: median of a micro-step, None before a timed one. Peaks are of loading and
@@ -389,7 +376,6 @@ class Stopwatch(Callback):
             "peak_gb": _larger(self._before, self._during, "allocated_gb"),
             "reserved_gb": _larger(self._before, self._during, "reserved_gb"),
             "training_gb": self._during["allocated_gb"],
-            "planned_gb": self.planned_gb,
             "planned_training_gb": self.planned_training_bytes
             and self.planned_training_bytes() / GB,
             "host_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB,
@@ -430,15 +416,6 @@ class MeasuredTrainer(SdTrainerProcess):
         super().__init__(*given)
         self._watch = watch
 
-    def make_plan(self) -> RunPlan:
-        plan = super().make_plan()
-        self._watch.planned_gb = (
-            plan.memory.device_bytes / GB
-            if plan.memory and plan.memory.on_device
-            else None
-        )
-        return plan
-
     def build_callbacks(self) -> list[Callback]:
         self._watch.block_runner = self.block_runner
         self._watch.blocks = self.model.blocks()
@@ -452,14 +429,12 @@ class MeasuredTrainer(SdTrainerProcess):
             self._watch.planned_training_bytes = partial(checks[0].predict, True)
 
 
-def _program(
-    row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace, watch: Stopwatch
-) -> str:
+def _program(row: Row, size: ModelSize, asked: Asked, watch: Stopwatch) -> str:
     """Runs the row's job; the level of checkpointing it was run at."""
-    path = folder / "job.json"
+    path = asked.folder / "job.json"
     # a second start is a new run, not one that is resumed
-    shutil.rmtree(folder / "output" / "bench", ignore_errors=True)
-    section = job_section(row, size, folder, asked)
+    shutil.rmtree(asked.folder / "output" / "bench", ignore_errors=True)
+    section = job_section(row, size, asked)
     path.write_text(
         json.dumps(
             {"job": "extension", "config": {"name": "bench", "process": [section]}}
@@ -477,11 +452,9 @@ def _program(
     raise RuntimeError("the job ended before everything was measured")
 
 
-def job_section(
-    row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace
-) -> dict[str, Any]:
+def job_section(row: Row, size: ModelSize, asked: Asked) -> dict[str, Any]:
     """The row as a process of a job, with its images."""
-    side = 8 * size.latent_side
+    folder, side = asked.folder, 8 * size.latent_side
     captions = captions_of(row, size)
     slots = [
         _write_pictures(folder / f"reference_{slot}", side, captions)
@@ -551,13 +524,11 @@ def _write_pictures(folder: Path, side: int, captions: Sequence[str]) -> Path:
 # ------------------------------------------------------------ diffusers and peft
 
 
-def _plain(
-    row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace, watch: Stopwatch
-) -> str:
+def _plain(row: Row, size: ModelSize, asked: Asked, watch: Stopwatch) -> str:
     """The same steps in a plain loop, on the same weights; the level of
     checkpointing."""
     device, dtype = torch.device(asked.device), DTYPES[asked.dtype]
-    model = RandomWeightsModel(ModelLoadOptions(folder / "model", device, dtype))
+    model = RandomWeightsModel(ModelLoadOptions(asked.folder / "model", device, dtype))
     batches = [
         _batch(model, size, row.references, caption)
         for caption in captions_of(row, size)

@@ -1,16 +1,14 @@
 """Says what is in a picture of a mascot: a small convolutional network, trained on
 drawn pictures in minutes.
 
-With it one can measure whether a model paints what its caption says. `python
-benchmarks/mascot_classifier.py` trains it and prints the share of right answers on
-fresh pictures; afterwards it is in a file of the user's cache folder.
+With it one can measure whether a model paints what its caption says. Once trained it is
+in a file of the user's cache folder.
 
 Shape suffixes: B batch, H/W height and width in pixels, s the side of what the network
 sees, F features, V values."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import sys
@@ -29,7 +27,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.functional import cross_entropy, interpolate  # noqa: E402
 
-from benchmarks import mascots, report, timing  # noqa: E402
+from benchmarks import mascots  # noqa: E402
 from benchmarks.mascots import (  # noqa: E402
     ALL,
     NONE,
@@ -209,30 +207,3 @@ def drawn(kind: str, count: int, casting: Casting) -> tuple[list[Mascot], Tensor
     shown = [random_mascot(Lots(SEED, kind, index), casting) for index in range(count)]
     pictures = np.stack([np.asarray(draw([m], SIDE, SIDE)) for m in shown])
     return shown, torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--fresh", type=int, default=1000, help="pictures that it is tried on"
-    )
-    asked = parser.parse_args(argv)
-    timing.one_thread()
-    report.card(
-        "mascot_classifier",
-        f"{PICTURES:,} pictures of {SIDE} x {SIDE}, {STEPS} steps of {BATCH}",
-    )
-    found: list[MascotClassifier] = []
-    times = timing.timed(lambda: found.append(trained()))
-    shares = {}
-    for kind in ("any", "pretraining", "held_out"):
-        shown, pixels_N3ss = drawn(FRESH, asked.fresh, Casting(kind))  # type: ignore[arg-type]  # these are the names
-        shares[kind] = agreement(found[0], pixels_N3ss / 127.5 - 1, shown)
-        print(
-            f"{kind:<12} {', '.join(f'{name} {share:.1%}' for name, share in shares[kind].items())}"
-        )
-    report.finish("mascot_classifier", cpu_s=times.cpu[0], shares=shares)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,5 +1,4 @@
-"""What source code has: its files, texts that stand alone, files that import each other
-in a circle.
+"""What source code has: its files, texts that stand alone, imports.
 
 Reads files as text and imports none of them.
 """
@@ -7,7 +6,7 @@ Reads files as text and imports none of them.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -64,39 +63,3 @@ def _file_of(module: Sequence[str], known: set[str]) -> str | None:
     return next(
         (file for file in (f"{path}.py", f"{path}/__init__.py") if file in known), None
     )
-
-
-def circles(graph: Mapping[str, Iterable[str]]) -> list[list[str]]:
-    """Groups of files in which each reaches each other one (strongly connected
-    components of more than one).
-
-    Sorted. Algorithm: Tarjan 1972, without recursion.
-    """
-    index: dict[str, int] = {}
-    low: dict[str, int] = {}
-    waiting: list[str] = []
-    found: list[list[str]] = []
-    for start in graph:
-        if start in index:
-            continue
-        path = [(start, iter(graph.get(start, ())))]
-        index[start] = low[start] = len(index)
-        waiting.append(start)
-        while path:
-            name, rest = path[-1]
-            following = next(rest, None)
-            if following is None:
-                path.pop()
-                if path:
-                    low[path[-1][0]] = min(low[path[-1][0]], low[name])
-                if low[name] == index[name]:
-                    place = waiting.index(name)
-                    group, waiting[place:] = sorted(waiting[place:]), []
-                    found += [group] if len(group) > 1 else []
-            elif following not in index:
-                index[following] = low[following] = len(index)
-                waiting.append(following)
-                path.append((following, iter(graph.get(following, ()))))
-            elif following in waiting:
-                low[name] = min(low[name], index[following])
-    return sorted(found)

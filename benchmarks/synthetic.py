@@ -18,7 +18,6 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor
 
-from benchmarks import flops
 from toolkit.contracts.data import BatchSpec, PromptEmbeds, Size
 from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.memory.quantization import quantizer
@@ -107,23 +106,6 @@ def make_transformer(size: ModelSize) -> QwenImageTransformer2DModel:
         num_attention_heads=size.heads,
         joint_attention_dim=size.text_width,
         axes_dims_rope=size.rope_axes,
-    )
-
-
-LORA_SIDES = 2 * (4 * 2 + 2 * 5)
-"""Of a rank-1 LoRA on both streams' linear layers of a block, the numbers in units of
-the model's width."""
-
-
-def work_of(size: ModelSize, references: int) -> flops.Flops:
-    """One sample with so many references of its size, and a LoRA on every linear layer
-    that tokens go through."""
-    tokens, width = (
-        (1 + references) * size.tokens + size.text_tokens,
-        size.heads * size.head_dim,
-    )
-    return flops.of_forward(
-        tokens, width, size.layers, LORA_SIDES * RANK * width * size.layers
     )
 
 

@@ -32,10 +32,6 @@ class Times:
         self.wall += other.wall
         self.cpu += other.cpu
 
-    def divided(self, by: int) -> Times:
-        """The same per part, where each call did `by` equal ones."""
-        return Times([t / by for t in self.wall], [t / by for t in self.cpu])
-
     def summary(self) -> dict[str, float]:
         """Milliseconds."""
         return {

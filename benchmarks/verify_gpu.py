@@ -21,9 +21,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,12 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from benchmarks import bench_gpu  # noqa: E402 - first: it sets the allocator before torch is imported
+from toolkit.system.torch_version import prepare_allocator  # noqa: E402
 
-# isort: split
+# as run.py does: rows measure the allocator that users have, which reads this with the
+# import
+prepare_allocator()
+
 import torch  # noqa: E402
 
 from benchmarks import cuda_report, gpu_parts, gpu_rows, report  # noqa: E402
@@ -49,6 +52,10 @@ SLOW = 10
 
 LEAST_S = 15.0
 """An item is not begun with less time."""
+
+FINAL = ("measured", "out of memory", "refused")
+"""How an item can end so that it is not tried again; a crash, and an item that took too
+long, are."""
 
 Part = Callable[[argparse.Namespace, Path], dict[str, Any]]
 
@@ -73,8 +80,11 @@ class Item:
     folder: str = ""
     """That it shares with others; empty: its own, which is removed when it ends."""
 
-    options: tuple[str, ...] = ()
-    """Of `bench_gpu`."""
+    options: Mapping[str, int] = field(default_factory=dict)
+    """Fields of `gpu_rows.Asked`."""
+
+    traced: bool = False
+    """A trace is written beside the logs."""
 
 
 ITEMS = {
@@ -96,13 +106,10 @@ ITEMS = {
     "int4": Item(2, 40),
     "eager": Item(2, 30),
     "trace": Item(
-        2,
-        40,
-        row="default",
-        options=("--steps", "1", "--accumulation", "1", "--trace", "TRACE"),
+        2, 40, row="default", options={"steps": 1, "accumulation": 1}, traced=True
     ),
 }
-"""By name, in order. TRACE: a file beside the logs."""
+"""By name, in order."""
 
 
 class CutOff(BaseException):
@@ -126,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Printed again, because some figures are compared with those of a later item.
     print("\n".join(line(name, call.found) for name in call.found), flush=True)
     states = {one["status"] for one in call.found.values()}
-    sys.exit(0 if states <= {*bench_gpu.FINAL} else 1)
+    sys.exit(0 if states <= {*FINAL} else 1)
 
 
 def cut_off(number: int, _: object) -> None:
@@ -191,9 +198,7 @@ class Call:
         """Runs the items while there is time. Items of one group run side by side."""
         own = [name for name, item in ITEMS.items() if item.call == self.asked.call]
         names = self.asked.items or [
-            name
-            for name in own
-            if self.found.get(name, {}).get("status") not in bench_gpu.FINAL
+            name for name in own if self.found.get(name, {}).get("status") not in FINAL
         ]
         groups = groupby(
             enumerate(names), key=lambda pair: ITEMS[pair[1]].group or pair[0]
@@ -283,7 +288,7 @@ class Running:
                 f"took longer than {self._seconds:g} s, or the call had no more time"
             )
         said = self._log.read_bytes().decode("utf-8", "replace").splitlines()
-        result = bench_gpu.result_of(self.name, self._child.exitcode, said)
+        result = result_of(self.name, self._child.exitcode, said)
         return {**(self._known() if result["status"] == "failed" else {}), **result}
 
     def as_cut_off(self, reason: str) -> dict[str, Any]:
@@ -294,6 +299,19 @@ class Running:
         with suppress(FileNotFoundError):
             return dict(json.loads(self._partial.read_text(encoding="utf-8")))
         return {}
+
+
+def result_of(name: str, status: int | None, said: Sequence[str]) -> dict[str, Any]:
+    """What a process measured, by its last line that says so; or why it failed."""
+    if status == 0 and (
+        found := next(
+            (line for line in reversed(said) if line.startswith('{"row"')), ""
+        )
+    ):
+        return dict(json.loads(found))
+    last = next((line for line in reversed(said) if line.strip()), "it said nothing")
+    reason = f"exit status {status}: {last}"
+    return {"row": name, "status": "failed", "reason": reason}
 
 
 def log_of(name: str, asked: argparse.Namespace) -> Path:
@@ -328,23 +346,26 @@ def measure(name: str, asked: argparse.Namespace, folder: Path, log: Path) -> No
             torch.set_num_threads(1)
         result = {"row": name, "status": "measured", **item.part(asked, folder)}
     else:
-        result = bench_gpu.run_row(row_of(name, asked, folder, log))
+        result = gpu_rows.measure(row_of(name, asked, folder, log))
     print(json.dumps(report.rounded(result)), flush=True)
 
 
 def row_of(
     name: str, asked: argparse.Namespace, folder: Path, log: Path
-) -> argparse.Namespace:
-    """The item's row, with 1 + 2 steps of 2 micro-steps."""
+) -> gpu_rows.Asked:
+    """How the item's row is measured."""
     item = ITEMS[name]
-    given = ["--row", item.row or name, "--size", asked.size, "--device", asked.device]
-    given += ["--partial", asked.partial, "--folder", str(folder)]
-    given += ["--warm-up", "1", "--steps", "2", "--accumulation", "2"]
-    # A CPU takes minutes to compile for itself, and tells nothing of a GPU.
-    given += ["--backend", "eager"] if asked.device == "cpu" else []
-    trace = str(log.with_suffix(".json.gz"))
-    given += [trace if one == "TRACE" else one for one in item.options]
-    return bench_gpu.arguments(given)
+    return gpu_rows.Asked(
+        item.row or name,
+        folder,
+        asked.size,
+        asked.device,
+        # A CPU takes minutes to compile for itself, and tells nothing of a GPU.
+        backend="eager" if asked.device == "cpu" else "inductor",
+        partial=Path(asked.partial),
+        trace=log.with_suffix(".json.gz") if item.traced else None,
+        **item.options,
+    )
 
 
 if __name__ == "__main__":

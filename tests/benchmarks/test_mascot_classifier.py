@@ -55,8 +55,7 @@ def test_shares_are_of_what_is_wanted_and_no_hat_has_no_colour(monkeypatch) -> N
 
 @pytest.mark.slow
 def test_it_learns_and_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In 60 of its 800 steps. `python benchmarks/mascot_classifier.py` says how often
-    the whole of it is right."""
+    """In 60 of its 800 steps."""
     monkeypatch.setattr(mascot_classifier, "train", partial(train, 400, 60))
     classifier = trained(tmp_path)
     shown, pixels_N3ss = drawn(mascot_classifier.FRESH, 100, Casting("any"))

@@ -44,5 +44,5 @@ def test_every_option_in_the_text_is_one_of_some_script() -> None:
         path.read_text(encoding="utf-8") for path in BENCHMARKS.rglob("*.py")
     )
     options = set(re.findall(r"`(--[a-z][a-z-]*)", TEXT)) - {"--help"}
-    assert options >= {"--noisy", "--minutes"}
+    assert options >= {"--noisy", "--only"}
     assert [option for option in options if f'"{option}"' not in sources] == []

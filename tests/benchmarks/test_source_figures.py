@@ -1,4 +1,4 @@
-"""Imports and their circles, of small sources that are looked at by hand."""
+"""Imports, of small sources that are looked at by hand."""
 
 from __future__ import annotations
 
@@ -6,35 +6,7 @@ import ast
 
 import pytest
 
-from benchmarks.source_figures import circles, imported
-
-
-@pytest.mark.parametrize(
-    ("graph", "expected"),
-    [
-        ({"a": ["b"], "b": ["c"], "c": []}, []),
-        ({"a": ["b"], "b": ["a"]}, [["a", "b"]]),
-        ({"a": ["b", "c"], "b": ["c"], "c": ["b"]}, [["b", "c"]]),
-        (
-            {
-                "d": ["c"],
-                "c": ["b"],
-                "b": ["d", "x"],
-                "x": ["y"],
-                "y": ["x"],
-                "z": ["d"],
-            },
-            [["b", "c", "d"], ["x", "y"]],
-        ),
-        ({"a": ["b", "c"], "b": ["d"], "c": ["d"], "d": []}, []),
-        ({"a": ["b"], "b": ["a", "c"], "c": ["b"]}, [["a", "b", "c"]]),
-    ],
-)
-def test_a_circle_is_a_group_in_which_each_reaches_each(
-    graph: dict[str, list[str]], expected: list
-) -> None:
-    assert circles(graph) == expected
-
+from benchmarks.source_figures import imported
 
 FILES = {"run.py", "room/__init__.py", "room/a.py", "room/b.py"}
 

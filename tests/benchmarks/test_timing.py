@@ -56,5 +56,4 @@ def test_ratios_are_of_minima_and_medians() -> None:
         "cpu_min": 0.5,
         "cpu_median": 0.25,
     }
-    assert a.divided(2).wall == [0.5, 1.5, 4.5]
     assert "9.00" not in str(Rounds({"a": a}))

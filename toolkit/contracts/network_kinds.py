@@ -45,7 +45,7 @@ class ActivationUnits:
 
     One unit is tokens x width elements, the size of a block's output. Counted on the
     published Qwen-Image-Edit blocks, tensor by tensor
-    (`benchmarks/bench_published.py`). The defaults are the numbers of a LoRA.
+    (`benchmarks/published.py`). The defaults are the numbers of a LoRA.
 
     >>> half_precision, float32 = KINDS["dora"].units.everything
     >>> half_precision
@@ -79,7 +79,7 @@ class ActivationUnits:
 
     compiled: Pair = (19.2, 19.1)
     """`everything` of a compiled block: what the partitioner saves
-    (`benchmarks/saved_by_blocks.py`)."""
+    (`tests/toolkit/plan/test_compiled_blocks.py`)."""
 
     compiled_outputs: Pair = (11.1, 11.1)
     """`matmul_outputs` of a compiled block."""

@@ -5,7 +5,6 @@ It counts the products that tokens go through, attention, and the adapter. It le
 elementwise work and work that is done once per image (modulation): under 1 %. An 8-bit
 product counts like one of bf16. Imports no torch, and measures nothing. Called by
 `toolkit.plan.run_time` and `toolkit.plan.step_time`, by `estimate` and `block_runner`.
-`benchmarks/flops.py` adds them up for a whole step.
 """
 
 from __future__ import annotations

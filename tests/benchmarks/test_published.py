@@ -1,36 +1,17 @@
-"""The bench of the published size, small; its table in the documentation; the estimate
-against what is simulated."""
+"""The plan of a job on the published model against what is simulated."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import bench_published
-from benchmarks.bench_published import PHASES, ROWS, Row
+from benchmarks.published import PHASES, Row, measured
 from benchmarks.random_weights import DRAWN_SIZES
 from toolkit.contracts.network_kinds import KINDS
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "memory.md"
 TWO_BLOCKS = replace(DRAWN_SIZES["published"], layers=2)
-
-
-@pytest.mark.slow
-def test_rows_are_simulated_and_predicted(report_of) -> None:
-    name = "int4, table, full_offload, a third swapped"
-    [row] = report_of(bench_published.main, "--size", "XS", "--rows", name)[
-        "rows"
-    ].values()
-    assert set(row["simulated"]) == set(row["predicted"]) == set(PHASES)
-    assert min(*row["simulated"].values(), *row["predicted"].values()) > 0
-
-
-def test_every_row_stands_in_the_documentation() -> None:
-    text = DOCUMENT.read_text(encoding="utf-8")
-    assert [name for name in ROWS if f"| {name} |" not in text] == []
 
 
 @pytest.mark.slow
@@ -48,7 +29,7 @@ def test_the_plan_is_right_about_blocks_of_the_published_width(
     level: str, train: dict, allowed: float
 ) -> None:
     row = Row({"modulation_table": False}, level, train=train)
-    found = bench_published.measured(level, row, TWO_BLOCKS, has_goal=False)
+    found = measured(row, TWO_BLOCKS)
     for phase in PHASES:
         assert found["predicted"][phase] == pytest.approx(
             found["simulated"][phase], rel=allowed
@@ -80,7 +61,7 @@ def right(
         train=train or {},
     )
     size = replace(TWO_BLOCKS, layers=layers, latent_side=side)
-    found = bench_published.measured(kind, row, size, has_goal=False)
+    found = measured(row, size)
     # Of only two blocks, the second one's unused part (behind its attention the text
     # goes nowhere) is 6 % of the model.
     allowed = 0.1 if kind in ("full", "lycoris-full") else 0.05
