@@ -175,22 +175,16 @@ def job_of(folder: Path, name: str, own: Mapping[str, Any]) -> dict[str, Any]:
 def watched(output: Path, *command: object) -> int:
     """Runs a Python process to its end, and gives the most memory that it had without
     pages of files. output: file for what it prints, which is shown when it fails."""
+    most = 0
     with output.open("w") as file:
         process = subprocess.Popen(
             _words(command), cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=file
         )
-        most = most_anonymous_bytes(process)
+        while process.poll() is None:
+            most = max(most, anonymous_bytes(process.pid))
+            time.sleep(POLL_S)
     if process.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{output.read_text()}")
-    return most
-
-
-def most_anonymous_bytes(process: subprocess.Popen[Any]) -> int:
-    """Waits for a process to end, and gives the most of `anonymous_bytes` meanwhile."""
-    most = 0
-    while process.poll() is None:
-        most = max(most, anonymous_bytes(process.pid))
-        time.sleep(POLL_S)
     return most
 
 

@@ -9,7 +9,6 @@ always does. A hook looks at the clock after each step.
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import time
@@ -65,10 +64,6 @@ CAPTION = "a drawn picture"
 STEPS = 3000
 """Optimizer steps that a row's job asks for, as a user's would; the row ends after a
 few. What pays off in a long run alone, such as compiling, is done."""
-
-FAIL = "ATELIER_BENCH_FAIL"
-"""Name of a variable of the environment that makes a row fail, for tests of what it
-leaves."""
 
 LEFT_TO_OTHERS_GIB = 1.0
 """Of a GPU's memory: CUDA's own, and what a desktop takes."""
@@ -276,11 +271,6 @@ def is_of_memory(error: BaseException) -> bool:
     return is_out_of_memory(error) or isinstance(error, OutOfMemory)
 
 
-def fail_if_asked() -> None:
-    if os.environ.get(FAIL):
-        raise RuntimeError("it was asked to fail")
-
-
 def write_whole(path: Path, document: Mapping[str, Any]) -> None:
     """A JSON file that is never half written."""
     unfinished = path.with_name(f"{path.name}.part")
@@ -328,7 +318,6 @@ class Stopwatch(Callback):
         if len(self._marks) == 2:
             finish(self._device)
             self._first_step_s = time.perf_counter() - self._begin
-            fail_if_asked()
         self._keep(f"after step {len(self._marks) - 1}")
         if self._asked.trace and len(self._marks) == 1 + self._asked.warm_up:
             self._profiler = torch.profiler.profile()

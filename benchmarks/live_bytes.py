@@ -29,9 +29,6 @@ class Peak:
     host: int = 0
     """In CPU memory; its peak may be at another time than that of the device."""
 
-    operation: str = ""
-    """The one that made the device's peak."""
-
 
 @dataclass
 class _Storage:
@@ -80,9 +77,7 @@ class LiveBytes(TorchDispatchMode):
             on_host = self._makes_on_host or self._are_on_host((args, kwargs))
             for storage in new:
                 self._see(storage, on_host)
-        self._look(
-            func, self._extra[func](*args, **kwargs) if func in self._extra else 0
-        )
+        self._look(self._extra[func](*args, **kwargs) if func in self._extra else 0)
         return result
 
     @contextmanager
@@ -98,7 +93,7 @@ class LiveBytes(TorchDispatchMode):
         """Ends the phase before and begins this one; what is alive at its beginning
         counts."""
         self.phases[name] = self._phase = Peak()
-        self._look("the beginning")
+        self._look()
 
     def move(self, tensors: Iterable[Tensor], to_host: bool) -> None:
         """These, and all that share their memory, are from now on in the CPU memory, or
@@ -110,7 +105,7 @@ class LiveBytes(TorchDispatchMode):
                 self._count(known, -1)
                 known.on_host = to_host
                 self._count(known, 1)
-        self._look("a move")
+        self._look()
 
     def _are_on_host(self, given: Any) -> bool:
         """Whether there are tensors among these, and all are in the CPU memory."""
@@ -133,11 +128,9 @@ class LiveBytes(TorchDispatchMode):
         else:
             self.device += sign * storage.size
 
-    def _look(self, operation: object, extra: int = 0) -> None:
+    def _look(self, extra: int = 0) -> None:
         self._phase.host = max(self._phase.host, self.host)
-        if self.device + extra > self._phase.device:
-            self._phase.device = self.device + extra
-            self._phase.operation = str(operation)
+        self._phase.device = max(self._phase.device, self.device + extra)
 
 
 def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:

@@ -1,15 +1,16 @@
 """What each promise costs: tokens of the program and CPU seconds of its tests, as the
-table in CONTRIBUTING.md: `python benchmarks/prices.py --write`.
+table in CONTRIBUTING.md, whose sum may not grow.
 
 A promise is a row of `PROMISES`: the files that keep it. Each file of the program
-belongs to one row, by the longest path that it begins with. Tokens are counted without
-comments, docstrings and annotations, so clarity costs nothing. Each line of the table
-leaves 3 % above what is used; `tests/benchmarks/test_prices.py` holds each promise to
-its line. A change that needs more raises the line in the same commit (`--write`) and
-says in its message which promise pays for it.
+belongs to one row, by the longest path that it begins with. Tests, templates, tables
+and what else is kept have rows of their own (`OTHERS`). Tokens of Python are counted
+without comments, docstrings and annotations, so clarity costs nothing; of other files
+words and signs. `tests/benchmarks/test_prices.py` holds each row and the sum.
 
-`--cpu FILE` takes CPU seconds from what `pytest --cpu-report=FILE` wrote; several files
-add up. Without it the seconds in the table stay.
+`--write` lowers each row to a little above what is used, and the sum with them; it
+raises nothing. `--raise PROMISE N --paid-by PROMISE` moves N tokens from a row to
+another one. `--cpu FILE` takes CPU seconds from what `pytest --cpu-report=FILE` wrote;
+several files add up.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ from benchmarks.source_figures import is_text, sources  # noqa: E402
 
 PAGE = "CONTRIBUTING.md"
 BEGIN, END = "<!-- prices -->\n", "<!-- end of the prices -->\n"
-ROOM = 1.03
-"""A line of the table allows so many times what is used when it is written."""
+SUM = re.compile(r"(?<=The sum is )[\d,]+")
+ROOM = 1.01
+"""A row allows so many times what is used when it is written."""
 
 PROMISES: dict[str, tuple[str, ...]] = {
     "a command line, and extensions that are found": (
@@ -53,7 +55,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "extensions/sd_trainer/rules.py",
         "extensions/sd_trainer/config.py",
     ),
-    "folders of images, captions and tables as they are meant": (
+    "folders of images, captions and tables": (
         "toolkit/data/",
         "toolkit/contracts/data.py",
     ),
@@ -132,7 +134,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "jobs of other programs": ("extensions/compat/",),
     "files of FluxFlow's guide": ("extensions/compat/fluxflow",),
     "the page": ("extensions/tools/ui/", "extensions/tools/shared/"),
-    "`lint` and `align`: images that hurt": (
+    "`lint` and `align`: faults of a dataset": (
         "extensions/tools/lint/",
         "extensions/tools/align/",
     ),
@@ -153,6 +155,29 @@ PROMISES: dict[str, tuple[str, ...]] = {
     ),
 }
 """Promise -> how the paths of its files begin."""
+
+OTHERS: dict[str, tuple[str, ...]] = {
+    "tests": ("tests/**/*.py",),
+    "benchmarks": ("benchmarks/**/*.py",),
+    "templates, scripts and styles": (
+        "extensions/**/*.j2",
+        "extensions/**/*.js",
+        "extensions/**/*.css",
+    ),
+    "tables of rules, names and texts": (
+        "toolkit/**/*.toml",
+        "toolkit/**/*.json",
+        "toolkit/**/*.csv",
+        "extensions/**/*.toml",
+        "extensions/**/*.json",
+    ),
+    "examples": ("config/**/*.yaml", "config/**/*.py", "config/**/*.sh"),
+    "what generates pages": ("docs/*.py",),
+}
+"""Row of what no promise has -> patterns of its files."""
+
+VENDORED = ".min."
+"""In the names of files that are somebody else's."""
 
 
 def tokens(text: str) -> int:
@@ -210,11 +235,25 @@ def promise_of(path: str) -> str:
     return next(promise for promise, paths in PROMISES.items() if best in paths)
 
 
-def used(texts: Mapping[str, str]) -> Counter[str]:
-    """Promise -> tokens of its files."""
+def signs(text: str) -> int:
+    """Words and signs of a text that is not Python.
+
+    >>> signs("{{ one.name }}, <b>two</b>")
+    17
+    """
+    return len(re.findall(r"\w+|[^\w\s]", text))
+
+
+def used(root: Path) -> Counter[str]:
+    """Row -> tokens of its files in a checkout."""
     counts: Counter[str] = Counter()
-    for path, text in texts.items():
+    for path, text in sources(root, LIBRARY).items():
         counts[promise_of(path)] += tokens(text)
+    for row, patterns in OTHERS.items():
+        for file in {file for pattern in patterns for file in root.glob(pattern)}:
+            if VENDORED not in file.name:
+                count = tokens if file.suffix == ".py" else signs
+                counts[row] += count(file.read_text(encoding="utf-8"))
     return counts
 
 
@@ -242,18 +281,53 @@ def lines(page: str) -> dict[str, tuple[int, str]]:
     }
 
 
-def table(counts: Mapping[str, int], seconds: Mapping[str, str]) -> str:
-    """The table, dearest promise first."""
+def sum_of(page: str) -> int:
+    """What the rows may have together."""
+    return int(SUM.search(page)[0].replace(",", ""))  # type: ignore[index]  # the page has one
+
+
+def lowered(page: str, counts: Mapping[str, int]) -> dict[str, int]:
+    """What each row allows: a little more than is used, and no more than before."""
+    before = lines(page)
+    allowed = {row: -int(-count * ROOM // 10) * 10 for row, count in counts.items()}
+    return {
+        row: min(most, before[row][0]) if row in before else most
+        for row, most in allowed.items()
+    }
+
+
+def paid(
+    page: str, counts: Mapping[str, int], row: str, more: int, payer: str
+) -> dict[str, int]:
+    """What each row allows once `payer` has given so many tokens to `row`. Ends the
+    program where it does not have them."""
+    allowed = {name: most for name, (most, _) in lines(page).items()}
+    for name in (row, payer):
+        if name not in allowed:
+            sys.exit(f"{name!r} is no row of {PAGE}: {', '.join(allowed)}")
+    if not 0 < more <= allowed[payer] - counts[payer]:
+        left = allowed[payer] - counts[payer]
+        sys.exit(
+            f"{payer!r} has {left:,} tokens to give: remove what it can do without."
+        )
+    return allowed | {row: allowed[row] + more, payer: allowed[payer] - more}
+
+
+def written(
+    page: str, allowed: Mapping[str, int], seconds: Mapping[str, str] | None = None
+) -> str:
+    """The page with these rows, dearest first, and a sum that is no larger than
+    before."""
+    known = {row: text for row, (_, text) in lines(page).items()}
     rows = [
-        f"| {promise} | {_allowed(count):,} | {seconds.get(promise, '')} |"
-        for promise, count in sorted(counts.items(), key=lambda pair: -pair[1])
+        f"| {row} | {most:,} | {(seconds or known).get(row, '')} |"
+        for row, most in sorted(allowed.items(), key=lambda pair: -pair[1])
     ]
+    total = min(sum(allowed.values()), sum_of(page))
     head = ["| promise | tokens, at most | CPU seconds of its tests |", "|---|---|---|"]
-    return "\n".join([*head, *rows]) + "\n"
-
-
-def _allowed(count: int) -> int:
-    return -int(-count * ROOM // 10) * 10
+    before, _, rest = SUM.sub(f"{total:,}", page).partition(BEGIN)
+    table = "\n".join([*head, *rows]) + "\n"
+    return before + BEGIN + table + END + rest.partition(END)[2]
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -261,8 +335,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--write", action="store_true", help=f"write the table into {PAGE}"
+        "--write", action="store_true", help=f"lower the rows and the sum in {PAGE}"
     )
+    parser.add_argument(
+        "--raise", nargs=2, metavar=("PROMISE", "N"), dest="raised", help="by N tokens"
+    )
+    parser.add_argument("--paid-by", metavar="PROMISE", help="the row that gives them")
     parser.add_argument(
         "--cpu",
         nargs="*",
@@ -270,25 +348,26 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="reports of pytest --cpu-report",
     )
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if bool(options.raised) != bool(options.paid_by):
+        parser.error("--raise PROMISE N needs --paid-by PROMISE: the sum may not grow")
+    return options
 
 
 def main() -> None:
-    options = arguments()
-    page = (ROOT / PAGE).read_text(encoding="utf-8")
-    seconds = {promise: text for promise, (_, text) in lines(page).items()}
-    if options.cpu:
-        measured = test_seconds(
-            json.loads(Path(file).read_text(encoding="utf-8")) for file in options.cpu
-        )
-        seconds = {promise: f"{count:.0f}" for promise, count in measured.items()}
-    text = table(used(sources(ROOT, LIBRARY)), seconds)
-    print(text)
-    if options.write:
-        before, _, rest = page.partition(BEGIN)
-        (ROOT / PAGE).write_text(
-            before + BEGIN + text + END + rest.partition(END)[2], encoding="utf-8"
-        )
+    options, file = arguments(), ROOT / PAGE
+    page, counts = file.read_text(encoding="utf-8"), used(ROOT)
+    if options.raised:
+        row, more = options.raised
+        allowed = paid(page, counts, row, int(more), options.paid_by)
+    else:
+        allowed = lowered(page, counts)
+    reports = [json.loads(Path(one).read_text("utf-8")) for one in options.cpu]
+    seconds = {row: f"{count:.0f}" for row, count in test_seconds(reports).items()}
+    page = written(page, allowed, seconds)
+    print(page.partition(BEGIN)[2].partition(END)[0])
+    if options.write or options.raised:
+        file.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -101,6 +101,13 @@ def drawn_text(size: ModelSize, width: int, prompt: str) -> Tensor:
     )
 
 
+def drawn(options: ModelLoadOptions) -> AbstractContextManager[object]:
+    """Inside the block weights are drawn instead of read."""
+    device = torch.device("cpu") if options.low_vram else options.device
+    reader = partial(DrawnWeights, device=device)
+    return mock.patch.object(loading, "ShardReader", reader)
+
+
 class RandomWeightsModel(EncoderlessModel):
     """The program's adapter over a folder of `write_folder`."""
 
@@ -112,10 +119,7 @@ class RandomWeightsModel(EncoderlessModel):
         return drawn_text(self.size, self.size.text_width, prompt)
 
     def load_part(self, name: str) -> object:
-        device = torch.device("cpu") if self.options.low_vram else self.options.device
-        with mock.patch.object(
-            loading, "ShardReader", partial(DrawnWeights, device=device)
-        ):
+        with drawn(self.options):
             return super().load_part(name)
 
 
@@ -174,20 +178,16 @@ class RandomSingleStreamModel(QwenImage21Model):
         return target
 
     def load_part(self, name: str) -> object:
-        device = torch.device("cpu") if self.options.low_vram else self.options.device
-        with mock.patch.object(
-            loading, "ShardReader", partial(DrawnWeights, device=device)
-        ):
+        with drawn(self.options):
             return super().load_part(name)
 
 
 @contextmanager
-def drawn_models(kind: type[FolderModel] = RandomWeightsModel) -> Iterator[None]:
-    """Inside the block every model the program opens is drawn. kind: in the place of a
-    Qwen-Image-Edit."""
+def drawn_models() -> Iterator[None]:
+    """Inside the block every model the program opens is drawn."""
     with (
         mock.patch.object(
-            QwenImageFamily, "open", lambda family, options: kind(options)
+            QwenImageFamily, "open", lambda family, options: RandomWeightsModel(options)
         ),
         mock.patch.object(
             QwenImage21Family,

@@ -127,7 +127,11 @@ def test_a_row_for_a_smaller_gpu_is_measured(
 def test_a_row_that_is_cut_off_leaves_what_it_knew(
     asked: Callable[..., Asked], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(gpu_rows.FAIL, "1")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("it was asked to fail")
+
+    monkeypatch.setattr(gpu_rows, "finish", fail)  # after the first step
     partial = tmp_path / "known.json"
     row = asked("eager", partial=partial)
     with pytest.raises(RuntimeError, match="asked to fail"):
@@ -135,7 +139,7 @@ def test_a_row_that_is_cut_off_leaves_what_it_knew(
     known = json.loads(partial.read_text())
     assert (known["row"], known["status"], known["s"]) == ("eager", "cut off", None)
     assert known["reason"] == "the first step was not done" and known["ready_s"] > 0
-    monkeypatch.delenv(gpu_rows.FAIL)
+    monkeypatch.undo()
     measure(row)
     known = json.loads(partial.read_text())
     assert (
