@@ -457,7 +457,7 @@ def test_families_and_kinds_of_network_are_known_by_their_uid(
     family = family_named("terse")
     assert (family.title, family_of("TersePipeline")) == ("Terse", family)
     assert {"broken", "newer"}.isdisjoint(family_names())
-    assert ModelConfig(name_or_path="a/b", arch="Terse").arch == "terse"
+    assert ModelConfig(name_or_path="a/b", arch="T-erse:tag").arch == "terse"
     assert (
         NetworkConfig(type="terse").size() == "rank 16, alpha 16 (not given: the rank)"
     )

@@ -162,7 +162,10 @@ class DoctorProcess(BaseExtensionProcess):
                 message = f"Its metadata say {named[0].title}, and its layers are those of {base.family.title}."
                 yield finding("other_base", message, AS_SAVED)
         architecture = metadata.get(ARCHITECTURE, "")
-        if OTHER_ARCHITECTURES.match(architecture) and not named_families(metadata):
+        is_ours = any(
+            architecture.startswith(one.modelspec[0]) for one in published_families()
+        )
+        if OTHER_ARCHITECTURES.match(architecture) and not is_ours:
             message = f"Its metadata say {architecture}, and its layers have the names of those of {base.family.title}."
             yield finding("other_base", message, ITS_MODEL)
 

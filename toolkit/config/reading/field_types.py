@@ -114,7 +114,7 @@ def reader_of(
 
     also: what else may be written. instead: beginning of another program's value ->
     what to do here. more: the names that extensions add, asked for where a name is none
-    of the others.
+    of the others; signs in them need not be the same.
     """
 
     def read(value: Any) -> str:
@@ -125,9 +125,10 @@ def reader_of(
             return folded
         if folded in spellings:
             return spellings[folded]
-        every = [*names, *more()]
-        if folded in every:
-            return folded
+        added = {_letters(name): name for name in more()}
+        if _letters(folded) in added:
+            return added[_letters(folded)]
+        every = [*names, *added.values()]
         for beginning, remedy in (instead or {}).items():
             if folded.startswith(beginning):
                 shown = folded if isinstance(value, bool) else repr(value)
@@ -141,6 +142,15 @@ def reader_of(
         raise value_error(f"{value!r} is unknown. {hint}Use {_listed(every)}{also}.")
 
     return read
+
+
+def _letters(name: str) -> str:
+    """A name by which other programs' spellings are recognised.
+
+    >>> _letters("z_image")
+    'zimage'
+    """
+    return re.sub(r"[-_. ]", "", name)
 
 
 def _listed(names: Iterable[str]) -> str:
