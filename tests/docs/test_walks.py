@@ -115,7 +115,7 @@ ELSEWHERE = {
     ): "tests/docs/test_guides_and_program.py::test_the_prompt_with_flags_is_read",
     (
         "docs/many_jobs.md",
-        "from run import train",
+        "import atelier",
     ): "tests/docs/test_many_jobs.py::test_the_block_of_python_trains",
     ("docs/use_your_lora.md", ""): LORA,
     ("docs/while_it_trains.md", "downloading 12 of 58 GB"): (
