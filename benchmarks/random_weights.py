@@ -36,7 +36,6 @@ from toolkit.contracts.data import EMBEDS, Size
 from toolkit.files.safetensors_io import framed
 from toolkit.models import loading
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.folder_model import FolderModel
 from toolkit.models.qwen_family import QwenFamily
 from toolkit.models.qwen_image.family import FAMILY, QwenImageFamily
 from toolkit.models.qwen_image21.family import FAMILY as FAMILY_21
