@@ -200,7 +200,9 @@ def test_a_family_learns_there_what_it_learns_on_the_cpu_and_no_step_waits(
     assert re.findall(r"compiled (\d+) programs", output) == ["2"] * (
         "compile" in str(place)
     )
-    precision = 2e-3 if "bf16" in str(numbers) else 1e-5
+    # 2.1 attends in several calls, each of which rounds
+    precision = 5e-3 if family == "2.1" else 2e-3
+    precision = precision if "bf16" in str(numbers) else 1e-5
     assert [line["step"] for line in there.metrics()] == [*range(1, STEPS + 1)]
     for ours, theirs in zip(there.metrics(), here.metrics(), strict=True):
         assert losses_of(ours) == pytest.approx(losses_of(theirs), rel=precision)
