@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from extensions.compat.fluxflow import sized
 from tests.extensions.from_scratch.conftest import SMALL
 from tests.faults.conftest import (
     KILL,
@@ -198,11 +197,3 @@ def test_death_at_writes_of_its_saves(pipeline: Pipeline, whole: Pipeline) -> No
         assert pipeline.start(faults=[died]).wait(60) == 99, (call, half)
     pipeline.run()
     assert_same(pipeline, whole)
-
-
-ON_A_CARD = {
-    "gan, float32": {"discriminator": {"channels": 32}, "train": {"dtype": "fp32"}},
-    "spade": {
-        "model": {"class_name": "AutoencoderKL", "config": sized(32), "spade": True}
-    },
-}
