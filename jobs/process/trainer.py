@@ -179,14 +179,14 @@ class Trainer(BaseTrainProcess):
                             ):
                                 self.train()
                     self.request.check()
-                    logger.info("next, to be pasted into a shell:")
+                    for file in run_files.final_files(self.save_root, self.name)[:1]:
+                        logger.info(f"trained weights: {file}")
                     # otherwise an earlier process of the job has drawn the images
                     steps = self.process_id == 0
-                    for line in (
-                        *lead_on(self.section, steps),
-                        *next_commands(self.save_root, self.name, self.section),
-                    ):
-                        logger.info(f"  {line}")
+                    first = lead_on(self.section, steps) or next_commands(
+                        self.save_root, self.name, self.section
+                    )
+                    logger.info(f"next: {first[0]}")
             self.request.check()
 
     @contextmanager
