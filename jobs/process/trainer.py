@@ -179,12 +179,12 @@ class Trainer(BaseTrainProcess):
                             ):
                                 self.train()
                     self.request.check()
-                    logger.info("next, to be pasted into a shell:")
-                    for line in (
-                        *lead_on(self.section),
-                        *next_commands(self.save_root, self.name, self.section),
-                    ):
-                        logger.info(f"  {line}")
+                    for file in run_files.final_files(self.save_root, self.name)[:1]:
+                        logger.info(f"trained weights: {file}")
+                    first = lead_on(self.section) or next_commands(
+                        self.save_root, self.name, self.section
+                    )
+                    logger.info(f"next: {first[0]}")
             self.request.check()
 
     @contextmanager
