@@ -169,17 +169,18 @@ def counted(section: SdTrainerConfig) -> tuple[int, int, int]:
     with global_generator(1, BACKEND):
         model = model_of(section)
         x_BCHW = torch.randn(1, model.family.latent_channels, SIDE, SIDE)
-        picture = Image.new("RGB", (64, 64))
+        pictures = [Image.new("RGB", (64, 64))][: model.family.max_references]
         prompts = PromptEmbeds.stack(
-            [model.encode_prompt("a photo of a cat", [picture])]
+            [model.encode_prompt("a photo of a cat", pictures)]
         )
+    references = [[x_BCHW[0]][: len(pictures)]]
     attach_network(section, model, 1, None)
     with recording() as found:
         build_block_runner(section, model, DEVICE)
         model.predict_velocity(
-            x_BCHW, torch.tensor([0.5]), prompts, [[x_BCHW[0]]]
+            x_BCHW, torch.tensor([0.5]), prompts, references
         ).sum().backward()
-    tokens = model.num_tokens(x_BCHW, prompts, [[x_BCHW[0]]])
+    tokens = model.num_tokens(x_BCHW, prompts, references)
     facts = family_for(section.model).footprint(folder)
     shape = step_shape(
         section, facts, count_trainable_params(section), tokens, compiled=True
