@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from benchmarks import family_units
 from extensions.tools.publish.card import model_card
 from extensions.tools.publish.card import section_of as card_section
 from extensions.tools.shared.examples import all_models, written_job
@@ -68,6 +69,7 @@ from toolkit.data.batches.dataloader import BatchLoader
 from toolkit.data.batches.latent_cache import ItemEncoder
 from toolkit.extension import discover
 from toolkit.memory.block_runner import BlockRunner
+from toolkit.memory.estimate import step_peak
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.folder_family import DiffusersFamily, published_shapes
@@ -88,7 +90,7 @@ class Row:
     """A family, as the contract needs it."""
 
     arch: str
-    write: Callable[[Path], object]
+    write: Callable[..., object]
     """Writes a small model with random weights into a folder that is not there yet."""
 
     pipeline: type
@@ -106,6 +108,10 @@ class Row:
 
     sizes: Mapping[str, Mapping[str, Any]]
     """Entry of the family's `shapes_file` -> arguments of the transformer's class."""
+
+    wide: Mapping[str, Any]
+    """Arguments of `write` for a model of a width above 500, with heads of the published
+    size, whose blocks take far more memory than what is around them."""
 
     programs: int = 1
     """Compiled programs of a training step: one for each kind of block."""
@@ -507,6 +513,36 @@ def test_the_model_itself_trains_and_is_saved_as_a_folder(
     section["sample"] = None
     section["train"] |= {"steps": 2, "lr": 1e-4}
     assert len(losses_of(section)) == 2
+
+
+@pytest.fixture(scope="module")
+def wide(row: Row, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of a usual width. Read only."""
+    folder = tmp_path_factory.mktemp("wide") / row.arch
+    row.write(folder, **row.wide)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_a_step_takes_what_is_planned(dtype: str, wide: Path) -> None:
+    """Tensors alive, counted on fake ones."""
+    for level in ("none", "cheap", "keep_attention", "full", "block_offload"):
+        found = family_units.taken(family_units.job(wide, level, "lora", dtype))
+        planned = sum(step_peak(found.work, level, gaps=lambda activations: 0))
+        at_most(f"{dtype}, {level}, taken / planned", found.step / planned, 1.05)
+        at_least(f"{dtype}, {level}, taken / planned", found.step / planned, 0.9)
+    forward = found.forward / found.work.forward()
+    at_most(f"{dtype}, forward, taken / planned", forward, 1.05)
+
+
+@pytest.mark.slow
+def test_steps_of_other_networks_take_about_what_is_planned(wide: Path) -> None:
+    for kind in ("dora", "lokr", "full"):
+        found = family_units.taken(family_units.job(wide, "none", kind, "bf16"))
+        planned = sum(step_peak(found.work, "none", gaps=lambda activations: 0))
+        at_most(f"{kind}, taken / planned", found.step / planned, 1.1)
+        at_least(f"{kind}, taken / planned", found.step / planned, 0.8)
 
 
 # ------------------------------------------------------------ tools

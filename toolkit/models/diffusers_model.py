@@ -342,7 +342,12 @@ def write_shapes(
             if within or not name.startswith(tuple(f"{one}." for one in blocks)):
                 weights[name] = list(tensor.shape)
         content["sizes"][size] = {"blocks": blocks, "weights": weights}
-    rows = re.sub(r"\[[\d,\s]+\]", _in_a_line, json.dumps(content, indent=1))
+    write_rows(file, content)
+
+
+def write_rows(file: Path, content: Mapping[str, Any]) -> None:
+    """JSON whose lists of numbers stand in a line."""
+    rows = re.sub(r"\[[\d.,\s]+\]", _in_a_line, json.dumps(content, indent=1))
     file.write_text(f"{rows}\n", encoding="utf-8")
 
 

@@ -58,7 +58,7 @@ BANDED_VAE = VaeTensors(0.72, 0.72, 5.2, 3.8)
 """For AutoencoderKLQwenImage in bands. The whole image is in memory only at the size of
 the middle block."""
 
-WHOLE_VAE = VaeTensors(5, 8, 0, 0)
+WHOLE_VAE = VaeTensors(5.1, 6.1, 0, 0)
 """For AutoencoderKL, which sees the whole image at once."""
 
 BYTES_PER_WEIGHT: Mapping[str | None, float] = {None: 2.0} | QTYPE_BYTES
@@ -360,13 +360,23 @@ def published_shapes(file: Path, size: str) -> dict[str, tuple[int, ...]]:
 
 
 def published_units(file: Path) -> dict[str, ActivationUnits]:
-    """The units in a `shapes_file` by `network.type`; of other kinds those of `KINDS`
-    count."""
+    """The units in a `shapes_file` by `network.type`. Other kinds have those of `KINDS`,
+    and what a LoRA has beyond its own there."""
+    rows = _published(file).get("units", {})
     units = {}
-    for kind, row in _published(file).get("units", {}).items():
-        pairs: dict[str, Any] = {key: tuple(pair) for key, pair in row.items()}
-        units[kind] = replace(KINDS[kind].units, **pairs)
+    for kind in KINDS if rows else ():
+        usual = KINDS[kind].units
+        pairs: dict[str, Any] = {key: tuple(p) for key, p in rows.get(kind, {}).items()}
+        for key, pair in rows["lora"].items() if not pairs else ():
+            if base := getattr(usual, key):
+                of_lora = getattr(KINDS["lora"].units, key)
+                pairs[key] = tuple(map(_moved, base, pair, of_lora))
+        units[kind] = replace(usual, **pairs)
     return units
+
+
+def _moved(value: float, given: float, usual: float) -> float:
+    return value + given - usual
 
 
 def stored_sizes(part: Path) -> dict[str, int]:

@@ -23,17 +23,24 @@ CHAT = (
 BLOCKS = 3
 
 
-def write_z_image(folder: Path, shift: float = 6.0, blocks: int = BLOCKS) -> Path:
-    """The folder with its five parts. shift: of the scheduler; 3 makes it a Turbo."""
+def write_z_image(
+    folder: Path,
+    shift: float = 6.0,
+    blocks: int = BLOCKS,
+    heads: int = 3,
+    head: tuple[int, int, int] = (8, 12, 12),
+) -> Path:
+    """The folder with its five parts. shift: of the scheduler; 3 makes it a Turbo.
+    head: channels of a head by axis."""
     with global_generator(0, "z_image"):
         transformer = ZImageTransformer2DModel(
-            dim=96,
+            dim=heads * sum(head),
             n_layers=blocks,
             n_refiner_layers=1,
-            n_heads=3,
-            n_kv_heads=3,
+            n_heads=heads,
+            n_kv_heads=heads,
             cap_feat_dim=48,
-            axes_dims=[8, 12, 12],
+            axes_dims=list(head),
             axes_lens=[512, 64, 64],
         )
         roughen(transformer)

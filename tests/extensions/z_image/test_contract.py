@@ -60,6 +60,7 @@ def row() -> Row:
         encode,
         draw,
         {"published": {}},
+        wide={"heads": 8, "head": (32, 48, 48)},
         programs=3,  # the first refiner has no adapters, the second other arguments
         other_names={
             "ai-toolkit": lambda layer: f"diffusion_model.{layer}",
