@@ -48,6 +48,7 @@ from toolkit.files.writing import (
     read_object,
     readable_size,
     remove,
+    short,
     write_json,
 )
 from toolkit.shortage import shortage
@@ -229,12 +230,12 @@ class Kept:
                 model = read(entry)
             except DamagedEntryError as error:
                 logger.warning(
-                    f"{self.folder}: the kept model is {error}, it is made again"
+                    f"{short(self.folder)}: the kept model is {error}, it is made again"
                 )
                 entry = self._begin() if self._remove() else None
             else:
                 logger.info(
-                    f"transformer: read from {self.folder} ({readable_size(entry.bytes)}), as it was quantized"
+                    f"transformer: read from {short(self.folder)} ({readable_size(entry.bytes)}), as it was quantized"
                 )
                 return model
         if entry is None:
@@ -511,7 +512,7 @@ class KeptWriter:
         self._stack = None
         self._flusher.shutdown()
         logger.info(
-            f"transformer: kept in {self._kept.folder} ({readable_size(size)}) for the next start"
+            f"transformer: kept in {short(self._kept.folder)} ({readable_size(size)}) for the next start"
         )
 
     def _give_up(self, error: Exception) -> None:

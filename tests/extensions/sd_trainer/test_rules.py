@@ -94,10 +94,6 @@ ROWS: list[tuple[str, ...]] = [
         "E sample.lora: network.type 'full' trains the weights that this file changes",
     ),
     (
-        f"sample: {{lora: lora.safetensors, {ONE}}}, first_sample: {{lora: lora.safetensors, {ONE}}}",
-        "E first_sample.lora: belongs in 'sample': it is active in these images too. Move it.",
-    ),
-    (
         f"train: {{disable_sampling: true}}, sample: {{lora: lora.safetensors, {ONE}}}",
         "E sample.lora: there are no samples that need it. Remove it, or give prompts.",
     ),

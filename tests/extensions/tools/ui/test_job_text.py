@@ -204,12 +204,11 @@ def test_nothing_that_is_typed_changes_another_key(given: str, key: str) -> None
 
 
 def test_an_anchor_and_an_alias_are_left_to_the_editor() -> None:
-    job = JobText(QUICKSTART)
+    job = JobText("config: [{place: &places [meadow, room]}, {place: *places}]\n")
     with pytest.raises(ValueError, match="place"):
-        job.set(("config", "process", 0, "only", "place"), "[room]", False)
-    assert job.set(("config", "process", 1, "only", "place"), "[room]", False).data(
-        ("config", "process", 1, "only", "place")
-    ) == ["room"]
+        job.set(("config", 0, "place"), "[room]", False)
+    place = ("config", 1, "place")
+    assert job.set(place, "[room]", False).data(place) == ["room"]
 
 
 def test_text_that_is_no_yaml_has_no_values_and_takes_none() -> None:
