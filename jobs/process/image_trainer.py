@@ -290,9 +290,7 @@ class ImageTrainer(Trainer):
         held_out = encode_items(
             split.items, model, of_sample, dtype, self.progress, later=self._texts
         )
-        self.validator = Validator(
-            model, held_out, measured.timesteps, measured.seed, self.predict
-        )
+        self.validator = Validator(model, held_out, measured.timesteps, self.predict)
 
     def _encoded_sampler(self, prompts: Sequence[SamplePrompt]) -> Sampler | None:
         """Generates these, whose texts and images are encoded; None without any."""

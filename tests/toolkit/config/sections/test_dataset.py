@@ -370,8 +370,7 @@ def test_it_stands_in_the_process_or_in_train(section, place) -> None:
         found.fraction,
         found.folder_path,
         found.timesteps,
-        found.seed,
-    ) == (50, 0.25, None, 4, 0)
+    ) == (50, 0.25, None, 4)
 
 
 def test_there_is_none_by_default(section) -> None:
