@@ -289,9 +289,7 @@ class ImageTrainer(Trainer):
         held_out = encode_items(
             split.items, model, of_sample, dtype, self.progress, later=self._texts
         )
-        self.validator = Validator(
-            model, held_out, measured.timesteps, measured.seed, self.predict
-        )
+        self.validator = Validator(model, held_out, measured.timesteps, self.predict)
 
     def measure_validation(
         self, should_stop: Callable[[], bool]

@@ -25,6 +25,9 @@ from toolkit.flow.loss import INTERPOLANTS, loss_per_sample
 from toolkit.system.seeding import generator
 from toolkit.train.anomalies import HIGH
 
+SEED = 0
+"""Seed of the noise."""
+
 
 class Validator:
     """Mean squared error of the model's prediction, unweighted, one image and timestep
@@ -34,7 +37,7 @@ class Validator:
 
     Example::
 
-        validator = Validator(model, held_out, timesteps=8, seed=42)
+        validator = Validator(model, held_out, timesteps=8)
         losses = validator.losses()
         print(losses["validation/loss"])
     """
@@ -44,17 +47,15 @@ class Validator:
         model: DiffusionModel,
         dataset: EncodedDataset,
         timesteps: int,
-        seed: int,
         predict: Callable[..., Tensor] | None = None,
     ) -> None:
-        """dataset: the validation split. timesteps: number of timesteps per item. seed:
-        of the noise. predict: replaces `model.predict_velocity`."""
+        """dataset: the validation split. timesteps: number of timesteps per item.
+        predict: replaces `model.predict_velocity`."""
         self._model = model
         self._predict = predict or model.predict_velocity
         self._dataset = dataset
         self._levels = noise_levels(timesteps)
-        self._seed = seed
-        self._loader = BatchLoader(dataset, seed)
+        self._loader = BatchLoader(dataset, SEED)
         self.by_image: dict[str, list[float]] = {}
         """The latest `losses`: hash of an image -> its losses, one per size and noise
         level."""
@@ -67,7 +68,7 @@ class Validator:
             [entry.key for entry in (*e.images(), *e.texts())]
             for e in self._dataset.entries
         ]
-        return key_of(entries=entries, levels=self._levels, seed=self._seed)
+        return key_of(entries=entries, levels=self._levels, seed=SEED)
 
     @torch.no_grad()
     def losses(
@@ -86,7 +87,7 @@ class Validator:
             batch = self._loader.load(BatchSpec(0, (index,), (index,)))
             # The item's own noise [1, C, H, W], keyed by the hash of its image.
             key = (file_digest(item.sample.image), str(item.crop.bucket))
-            random = generator(self._seed, "validation", *key)
+            random = generator(SEED, "validation", *key)
             noise_BCHW = torch.randn(
                 (1, *batch.latents_BCHW.shape[1:]), generator=random
             )

@@ -124,7 +124,7 @@ class BestProcess(BaseExtensionProcess):
         model, dataset, device, dtype = encoded_run(
             training, items, section.device, status.count, texts
         )
-        validator = Validator(model, dataset, settings.timesteps, settings.seed)
+        validator = Validator(model, dataset, settings.timesteps)
         fill_texts(texts, model, status.count)
         model.unload_encoders()
         files: list[tuple[NetworkFile, Changes]] = []

@@ -684,8 +684,8 @@ def loss_at(level: float) -> str:
 class ValidationConfig(StrictModel):
     """`validation`: the loss on held-out images, with the weights that would be saved.
 
-    Noise and noise levels are the same each time, and nothing is dropped or weighted,
-    so that losses are comparable. The weights with the lowest loss are kept as
+    Noise and noise levels are the same each time, with any `training_seed`, and nothing
+    is dropped or weighted, so that losses are comparable. The weights with the lowest loss are kept as
     `<name>_best.safetensors`.
 
     Example:
@@ -708,10 +708,6 @@ class ValidationConfig(StrictModel):
     timesteps: int = Field(default=4, ge=1, le=1000)
     """Number of noise levels per image, evenly spaced: 4 are 0.125, 0.375, 0.625 and
     0.875. Each costs a forward pass."""
-
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of the noise and of the images that `fraction` chooses; 0 is a valid seed.
-    Independent of `training_seed`, so that runs with different seeds are comparable."""
 
     control_path: Slots = ()
     """Control images for `folder_path`, as in a dataset."""

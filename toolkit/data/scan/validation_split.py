@@ -2,9 +2,9 @@
 images, which are then not trained on.
 
 `scan_and_split` scans a job and splits it; `toolkit.plan` and the tools that encode the
-images of a job (`cache`, `best`) call it. Which images are held out depends on their names and
-on `validation.seed`, not on the order of the datasets; a run that has begun keeps its
-split when files are renamed. Losses are measured elsewhere, in `toolkit.train`.
+images of a job (`cache`, `best`) call it. Which images are held out depends on their names,
+not on the order of the datasets; a run that has begun keeps its split when files are
+renamed. Losses are measured elsewhere, in `toolkit.train`.
 
 Imports no torch: a dry run counts the images too.
 """
@@ -170,7 +170,7 @@ def _held_out(samples: Iterable[Sample], settings: ValidationConfig) -> set[str]
     def key(place: str) -> tuple[int, str]:
         folder, name = os.path.split(place)
         parts = ("held out", os.path.basename(folder), name)
-        return seeding.key(settings.seed, *parts), place
+        return seeding.key(0, *parts), place
 
     chosen = set(sorted(places, key=key)[:count])
     if places <= chosen:

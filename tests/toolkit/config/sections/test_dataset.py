@@ -353,8 +353,7 @@ def test_what_is_given_and_what_is_taken_else(section) -> None:
         found.fraction,
         found.folder_path,
         found.timesteps,
-        found.seed,
-    ) == (50, 0.25, None, 4, 0)
+    ) == (50, 0.25, None, 4)
 
 
 def test_there_is_none_by_default(section) -> None:
