@@ -264,7 +264,7 @@ def _add(
     )
     options: dict[str, Any] = {"metavar": last.upper()}
     if field.annotation in (bool, AUTO_OR_BOOL):
-        options = {"nargs": "?", "const": "true", "metavar": "true|false"}
+        options = {"nargs": "?", "const": "true", "metavar": _OF_A_SWITCH}
     elif many:
         options |= {"nargs": "+", "action": "extend"}
     else:
@@ -382,10 +382,14 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
     )
 
 
+_OF_A_SWITCH = "true|false"
+"""What the help shows behind the flag of a switch."""
+
+
 def _is_alone(parser: FlagParser, word: str, behind_it: str) -> bool:
     """Whether a word is a switch, and the next word is not its value."""
     action = parser._option_string_actions.get(word)
-    is_switch = action is not None and action.const == "true"
+    is_switch = action is not None and action.metavar == _OF_A_SWITCH
     return is_switch and behind_it.lower() not in (*SWITCH, "auto")
 
 
