@@ -14,9 +14,9 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from extensions.krea2.family import LAYER_NAMES
 from tests.diffusers_reference import memory_stores, psnr
+from tests.extensions.family_contract import *  # noqa: F403 - its tests and its fixtures
+from tests.extensions.family_contract import Row
 from tests.extensions.krea2.small import write_krea2
-from tests.family_contract import *  # noqa: F403 - its tests and its fixtures
-from tests.family_contract import Row
 from tests.measured import at_least
 from toolkit.config.sections.model_files import family_named
 from toolkit.contracts.data import Size

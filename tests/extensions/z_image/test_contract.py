@@ -10,9 +10,9 @@ from diffusers import ZImagePipeline
 from PIL import Image
 from torch import Tensor
 
+from tests.extensions.family_contract import *  # noqa: F403 - its tests and its fixtures
+from tests.extensions.family_contract import Row
 from tests.extensions.z_image.small import write_z_image
-from tests.family_contract import *  # noqa: F403 - its tests and its fixtures
-from tests.family_contract import Row
 from toolkit.train.sampling import SamplePrompt
 
 

@@ -3,7 +3,7 @@
 
 A family has a test file that imports all of this, and a fixture `row`:
 
-    from tests.family_contract import *  # noqa: F403 - its tests and its fixtures
+    from tests.extensions.family_contract import *  # noqa: F403 - its tests and its fixtures
 
     @pytest.fixture(scope="module")
     def row() -> Row:
