@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.diffusers_reference import rewrite_json
-from tests.running import lines, run_job
+from tests.running import losses, run_job
 from toolkit.config.sections.dataset import LOSS, loss_in
 from toolkit.errors import UserError
 from toolkit.models.tiny import TinySpec, write_tiny_model
@@ -93,10 +93,6 @@ def run(
         return tmp_path / folder / "job"
 
     return run
-
-
-def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in lines(folder / "metrics.jsonl")]
 
 
 @pytest.mark.slow

@@ -27,14 +27,13 @@ from torch._inductor.decomposition import select_decomp_table
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.setup import attach_network, build_block_runner
 from toolkit.contracts.data import PromptEmbeds
-from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network_kinds import KINDS
-from toolkit.memory.quantization import quantizer
-from toolkit.models.families import ModelLoadOptions, family_for
-from toolkit.models.tiny import HEAD_DIM, TinySpec, write_tiny_model
+from toolkit.models.families import family_for
+from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.plan.memory_inputs import count_trainable_params, step_shape
 from toolkit.system.device import DTYPES
 from toolkit.system.seeding import global_generator
+from toolkit.train.base_model import load_base_model
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +42,6 @@ BACKEND = "saved_by_blocks"
 
 DEVICE = torch.device("cpu")
 HEADS = 8
-WIDTH = HEADS * HEAD_DIM
 FAMILIES = {
     "2509": TinySpec(heads=HEADS),
     "2511": TinySpec(heads=HEADS, zero_cond_t=True),
@@ -107,9 +105,7 @@ def _bytes(tensor: Tensor) -> int:
     return prod(map(int, tensor.shape)) * tensor.element_size()
 
 
-def job(
-    folder: Path, level: str, kind: str = "lora", dtype: str = "bf16", qtype: str = ""
-) -> SdTrainerConfig:
+def job(folder: Path, level: str, kind: str, qtype: str) -> SdTrainerConfig:
     model = {"quantize": True, "qtype": qtype} if qtype else {}
     return SdTrainerConfig.model_validate(
         {
@@ -123,7 +119,7 @@ def job(
             "train": {
                 "gradient_checkpointing": level,
                 "optimizer": "adamw",
-                "dtype": dtype,
+                "dtype": "bf16",
                 "compile": {"enabled": True, "backend": BACKEND},
             },
             "model": {"name_or_path": str(folder), "modulation_table": False} | model,
@@ -134,12 +130,9 @@ def job(
 def counted(section: SdTrainerConfig) -> tuple[int, int]:
     """Bytes that a block in the middle of the model keeps, as the partitioner and as
     the plan has it."""
-    folder, level = (
-        Path(section.model.name_or_path),
-        section.train.checkpointing_level(),
-    )
+    dtype, stored = DTYPES[section.train.dtype], DTYPES[section.weights_dtype()]
     with global_generator(1, BACKEND):
-        model = model_of(section)
+        model = load_base_model(section.model, DEVICE, dtype, stored)
         x_BCHW = torch.randn(1, model.family.latent_channels, SIDE, SIDE)
         picture = Image.new("RGB", (64, 64))
         prompts = PromptEmbeds.stack(
@@ -152,29 +145,12 @@ def counted(section: SdTrainerConfig) -> tuple[int, int]:
             x_BCHW, torch.tensor([0.5]), prompts, [[x_BCHW[0]]]
         ).sum().backward()
     tokens = model.num_tokens(x_BCHW, prompts, [[x_BCHW[0]]])
-    facts = family_for(section.model).footprint(folder)
+    facts = family_for(section.model).footprint(section.model.folder())
     shape = step_shape(
         section, facts, count_trainable_params(section), tokens, compiled=True
     )
-    return found[-1], shape.kept(level) // facts.blocks
-
-
-def model_of(section: SdTrainerConfig) -> DiffusionModel:
-    """The model of a section, as a run loads it."""
-    model, folder = section.model, Path(section.model.name_or_path)
-    options = ModelLoadOptions(
-        folder,
-        DEVICE,
-        DTYPES[section.train.dtype],
-        weights_dtype=DTYPES[section.weights_dtype()],
-        transform_block=quantizer(model.qtype) if model.quantize else None,
-    )
-    return family_for(model).open(options)
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {family: tmp_path_factory.mktemp("blocks") / family for family in FAMILIES}
+    kept = shape.kept(section.train.checkpointing_level())
+    return found[-1], kept // facts.blocks
 
 
 @pytest.mark.parametrize(
@@ -188,10 +164,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ],
 )
 def test_the_plan_counts_what_the_partitioner_saves(
-    folders: dict[str, Path], family: str, kind: str, qtype: str, level: str
+    tmp_path: Path, family: str, kind: str, qtype: str, level: str
 ) -> None:
-    folder = folders[family]
-    if not folder.exists():
-        write_tiny_model(folder, FAMILIES[family])
-    saved, planned = counted(job(folder, level, kind, qtype=qtype))
+    write_tiny_model(tmp_path, FAMILIES[family])
+    saved, planned = counted(job(tmp_path, level, kind, qtype))
     assert planned == pytest.approx(saved, rel=0.03)
