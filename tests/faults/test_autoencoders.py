@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from extensions.compat.fluxflow import sized
 from tests.extensions.from_scratch.conftest import SMALL
 from tests.faults.conftest import (
     KILL,
@@ -20,12 +19,9 @@ from tests.faults.conftest import (
     TERM,
     Job,
     contents,
-    draw_pictures,
     without_times,
 )
 from tests.faults.nursery import Child, Fault, Nursery
-from tests.faults.test_cuda import STAND_IN, memory_event
-from tests.stand_in_cuda import built
 
 OF_VAE = "extensions.from_scratch.autoencoder_step:AutoencoderStep._autoencoder_losses"
 OF_DISCRIMINATOR = (
@@ -201,39 +197,3 @@ def test_death_at_writes_of_its_saves(pipeline: Pipeline, whole: Pipeline) -> No
         assert pipeline.start(faults=[died]).wait(60) == 99, (call, half)
     pipeline.run()
     assert_same(pipeline, whole)
-
-
-ON_A_CARD = {
-    "gan, float32": {"discriminator": {"channels": 32}, "train": {"dtype": "fp32"}},
-    "spade": {
-        "model": {"class_name": "AutoencoderKL", "config": sized(32), "spade": True}
-    },
-}
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        pytest.param(changes, marks=STAND_IN, id=name)
-        for name, changes in ON_A_CARD.items()
-    ],
-)
-def test_the_plan_says_what_is_taken_on_a_cuda_device(
-    nursery: Nursery, tmp_path: Path, vae_section: dict, changes: dict
-) -> None:
-    """With autocast as CUDA has it: on a device that counts what is allocated."""
-    images = draw_pictures(tmp_path / "large", "a", "b", size=(64, 64))
-    train = {"steps": 1, "batch_size": 2, "dtype": "bf16", **changes.get("train", {})}
-    section = {
-        "model": {"class_name": "AutoencoderKL", "config": sized(32)},
-        **changes,
-        "train": train,
-        "type": "vae_trainer",
-        "training_folder": "output",
-        "device": "cuda:0",
-        "datasets": [{"folder_path": str(images), "resolution": 64}],
-    }
-    job = Job(nursery, tmp_path, section)
-    job.run(faults=[("cuda", str(built()))])
-    found = memory_event(job)
-    assert found["predicted_bytes"] == pytest.approx(found["measured_bytes"], rel=0.12)
