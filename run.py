@@ -43,7 +43,12 @@ from toolkit.commands import command
 from toolkit.errors import EXIT_DONE, EXIT_FAILURE, EXIT_MISTAKE, UserError
 from toolkit.extension import FIRST_STAGE, discover, do_without
 from toolkit.files import log, redact
-from toolkit.files.writing import find_config, moved_examples, read_source
+from toolkit.files.writing import (
+    CONFIG_SUFFIXES,
+    find_config,
+    moved_examples,
+    read_source,
+)
 from toolkit.registry import (
     FOREIGN_FLAGS,
     FOREIGN_TOOLS,
@@ -261,6 +266,10 @@ def other_word(argv: Sequence[str]) -> str:
     word, *others = argv
     if not TOOL_NAME.fullmatch(word) or is_config(word):
         return ""
+    from toolkit.config.reading.removed import removed
+
+    if gone := removed("commands").get(word):
+        return f"{word}: {gone}"
     if word in RUN_WORDS and others:
         return f"{word}: a job is run by its name alone. Write: {shlex.join([COMMAND, *others])}"
     if word in OTHER_WORDS and (word not in PAGE_WORDS or hinted_tool("page")):
@@ -402,7 +411,6 @@ def import_job(arguments: argparse.Namespace) -> int:
     if output is None:
         print(config.unexpanded_text, end="")
         return EXIT_DONE
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, with_schema(config.unexpanded_text, output))
     print(f"{output}: written. Next: {command(output, '--dry-run')}")
     return EXIT_DONE
@@ -582,8 +590,11 @@ def plan_before_the_run(
 def run_series(arguments: argparse.Namespace) -> int:
     """Runs several configs, each in its own interpreter; every child appends to the
     same log. All of them are read, checked and planned before the first one runs."""
+    from jobs.dry_run import claim_folders
+
     extensions = discover()
     outputs: frozenset[Path] = frozenset()
+    owners: dict[Path, Path] = {}
 
     def check(argument: str) -> int:
         nonlocal outputs
@@ -595,6 +606,7 @@ def run_series(arguments: argparse.Namespace) -> int:
             config = load(
                 argument, arguments, extensions, warn=False, earlier_outputs=outputs
             )
+            claim_folders(config, owners)
             outputs |= plan_before_the_run(config, arguments, outputs)
         return EXIT_DONE
 
@@ -683,18 +695,20 @@ def dry_run(arguments: argparse.Namespace) -> int:
     )
     output = sys.stdout
     plans: list[JobPlan] = []
+    owners: dict[Path, Path] = {}
     entries: list[dict[str, Any]] = []
     configs = arguments.configs * len(arguments.variants or (0,))
     variants = iter(arguments.variants or [None] * len(configs))
 
     def plan_one(argument: str) -> int:
-        from jobs.dry_run import plan_job
+        from jobs.dry_run import claim_folders, plan_job
 
         earlier = frozenset(chain.from_iterable(plan.outputs for plan in plans))
         variant = next(variants)
         config = load(
             argument, arguments, extensions, earlier_outputs=earlier, variant=variant
         )
+        claim_folders(config, owners)
         options = (
             arguments.restart,
             arguments.allow_change,
@@ -787,6 +801,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     for word in argv:
         if word.startswith("--") and word[2:] in OTHER_FLAGS:
             parser.error(f"{word}: {OTHER_FLAGS[word[2:]]}")
+    if {"--set", "--sweep"} & {*argv}:
+        from toolkit.config.reading.changes import parted_values
+
+        if parted := parted_values(argv, is_config):
+            parser.error(parted)
     try:
         split_flags = find_object(FOREIGN_FLAGS)
         flags = {}
@@ -921,9 +940,17 @@ def check_arguments(
     """Completes the arguments, and reports those that do not go together. Raises
     UserError, or ends the program."""
     # a name of a config may stand behind the last of them
-    arguments.configs += [word for word in arguments.sweep if "=" not in word]
-    arguments.sweep = [word for word in arguments.sweep if "=" in word]
+    files = [
+        word
+        for word in arguments.sweep
+        if is_config(word) or ("=" not in word and word.endswith(CONFIG_SUFFIXES))
+    ]
+    arguments.configs += files
+    arguments.sweep = [word for word in arguments.sweep if word not in files]
     for word in arguments.configs:
+        jobs = word.strip(",").split(",")
+        if jobs != [word] and all(map(is_config, jobs)):
+            parser.error(f"{word}: no comma is between jobs. Write: {shlex.join(jobs)}")
         match = re.fullmatch(r"(?:[\w*]+[.\[\]]+)*\w+=.*", word, re.DOTALL)
         if match and not is_config(word):
             parser.error(

@@ -50,7 +50,7 @@ from toolkit.files import log
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.models import kept, loading
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.folder_family import FolderFamily
+from toolkit.models.qwen_family import QwenFamily
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image21.family import FAMILY as FAMILY_21
 from toolkit.system import device as system
@@ -126,7 +126,7 @@ class Row:
     kept: bool = False
     """The quantized model is kept on the disk, or read from there."""
 
-    family: FolderFamily = FAMILY
+    family: QwenFamily = FAMILY
 
     @property
     def is_compiled(self) -> bool:
@@ -143,7 +143,7 @@ _INT4 = {"quantize": True, "qtype": "int4"}
 _COMPILED = {"gradient_checkpointing": "full", "compile": {"enabled": True}}
 
 
-def _of_card(model: Model, gpu: int, family: FolderFamily = FAMILY) -> Row:
+def _of_card(model: Model, gpu: int, family: QwenFamily = FAMILY) -> Row:
     """The job of pairs that `run.py new` writes for this GPU. Weights are drawn on the
     device, so `low_vram` is left out."""
     card = model.cards[gpu]

@@ -61,10 +61,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     ),
     "image files in their colours": ("toolkit/data/pixels/",),
     "datasets that are read while they arrive": ("toolkit/data/streams/",),
-    "Parquet tables": (
-        "toolkit/files/parquet.py",
-        "toolkit/data/streams/parquet_shards.py",
-    ),
+    "Parquet tables": ("toolkit/files/parquet.py",),
     "buckets, batches, latents that are encoded once": ("toolkit/data/batches/",),
     "files that a power failure does not lose": ("toolkit/files/",),
     "secrets that are not written": (
@@ -104,7 +101,6 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "toolkit/networks/lora_formats.py",
         "toolkit/networks/adapter_",
         "toolkit/networks/multiplied",
-        "toolkit/networks/file_keys.py",
         "toolkit/networks/spelling.py",
         "toolkit/networks/unread_kinds.py",
     ),
@@ -115,7 +111,6 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "toolkit/train/checkpoint",
         "toolkit/train/resumption.py",
         "toolkit/train/config_diff.py",
-        "toolkit/train/other_model.py",
         "toolkit/train/lock.py",
     ),
     "trackers": (

@@ -36,7 +36,7 @@ from toolkit.contracts.data import EMBEDS, Size
 from toolkit.files.safetensors_io import framed
 from toolkit.models import loading
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.folder_family import FolderFamily
+from toolkit.models.qwen_family import QwenFamily
 from toolkit.models.qwen_image.family import FAMILY, QwenImageFamily
 from toolkit.models.qwen_image21.family import FAMILY as FAMILY_21
 from toolkit.models.qwen_image21.family import QwenImage21Family
@@ -68,7 +68,7 @@ DRAWN_SIZES = {
 _SIZE = "drawn_size.json"
 
 
-def write_folder(folder: Path, size: ModelSize, family: FolderFamily = FAMILY) -> None:
+def write_folder(folder: Path, size: ModelSize, family: QwenFamily = FAMILY) -> None:
     """A model folder of config files, whose files of weights are empty."""
     with init_empty_weights():
         make = make_single_stream if family is FAMILY_21 else make_transformer

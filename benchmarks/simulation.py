@@ -200,7 +200,7 @@ def as_on_a_device(live: LiveBytes) -> Iterator[None]:
     places = {
         (nn.Module, "to"): lambda module, place, *_: moved(live, module, place),
         (loading, "ShardReader"): partial(SizesOfWeights, live),
-        (loading, "check_finite"): lambda part, module, prefix="": (
+        (loading, "check_finite"): lambda part, module, **_: (
             None
         ),  # there are no values
         (QwenImageTransformer2DModel, "from_config"): empty_model(

@@ -37,13 +37,20 @@ mistakes of a file are shown at once with line and column.
 
 The names are ai-toolkit's wherever it has the same thing. "Other names" are accepted in the same place; those after
 "musubi-tuner:" are its option alone. All of them: [coming_from.md](coming_from.md).
+
+A key that means the same in several places is described at the first of them. Every process has `type`, which process
+runs (the uid of an extension, required), and `name`, unique within the job: its files then go to `<job>/<name>/`.
 """
+
+_EVERYWHERE = ("type", "name")
+"""Keys of each process, which the head describes."""
 
 
 def render(models: Models) -> str:
     """The reference page in Markdown."""
     parts = [_HEAD]
     shown: set[type[BaseModel]] = set()
+    first: dict[str, str] = {}
     for model, types in by_model(models).items():
         parts.append(
             f"\n## type: {', '.join(f'`{name}`' for name in types)}\n\n{_about(model)}\n"
@@ -53,7 +60,8 @@ def render(models: Models) -> str:
             if section in shown:
                 again.append(f"`{path}`")
             else:
-                parts.append(_section(path, section))
+                place = f"`{path}` of `{types[0]}`" if path else f"`{types[0]}`"
+                parts.append(_section(path, section, place, first))
                 shown.add(section)
         if again:
             parts.append(f"\nThe sections {', '.join(again)} are those above.\n")
@@ -71,28 +79,38 @@ def _about(model: type[BaseModel]) -> str:
     return f"{text}\n\n```yaml\n{example}\n```" if example else text
 
 
-def _section(path: str, model: type[BaseModel]) -> str:
+def _section(
+    path: str, model: type[BaseModel], place: str, first: dict[str, str]
+) -> str:
+    """first: row -> where it was shown, which the rows of this section are added to."""
     properties = model.model_json_schema()["properties"]
     foreign, described = other_names(model, foreign_keys()), descriptions(model)
-    rows = [
-        f"| `{name}` | {_kind(field, properties[name])} | {_default(field)} | {_cell(described.get(name) or '')} "
-        f"| {_names(name, path, foreign)} |"
-        for name, field in model.model_fields.items()
-    ]
-    title = f"\n### `{path}`\n\n{_about(model)}\n" if path else ""
-    table = "\n".join(
-        [
-            "| key | type | default | meaning | other names |",
-            "|---|---|---|---|---|",
-            *rows,
-        ]
-    )
-    return f"{title}\n{table}\n{_other_names(foreign)}"
+    rows, again = [], dict[str, list[str]]()
+    for name, field in model.model_fields.items():
+        row = (
+            f"| `{name}` | {_kind(field, properties[name])} | {_default(field)} | {_cell(described.get(name) or '')} "
+            f"| {_names(name, path, foreign)} |"
+        )
+        if row in first:
+            again.setdefault(first[row], []).append(f"`{name}`")
+        elif path or name not in _EVERYWHERE:
+            rows.append(row)
+            first[row] = place
+    text = f"\n### `{path}`\n\n{_about(model)}\n" if path else ""
+    if rows:
+        head = "| key | type | default | meaning | other names |\n|---|---|---|---|---|"
+        text += "\n".join(["", head, *rows, ""])
+    for where, names in again.items():
+        text += f"\nAs in {where}: {', '.join(names)}.\n"
+    return text + _other_names(foreign)
 
 
 def _names(field: str, path: str, foreign: Mapping[str, ForeignName]) -> str:
     """The names that are accepted for a field, then those that only musubi-tuner has
     for it."""
+    # here: the tests of the core take sections from this module, without any part
+    from extensions.compat.names import options
+
     accepted = [
         key
         for key, row in foreign.items()
@@ -100,8 +118,8 @@ def _names(field: str, path: str, foreign: Mapping[str, ForeignName]) -> str:
     ]
     theirs = [
         key
-        for key in foreign_keys().named(dotted(path, field))
-        if key != field and key not in foreign
+        for key, (_, row) in options().items()
+        if dotted(path, field) in row.ours and key != field and key not in foreign
     ]
     named = ", ".join(f"`{key}`" for key in theirs)
     return "; ".join(
@@ -132,7 +150,6 @@ def _other_names(foreign: Mapping[str, ForeignName]) -> str:
             for key, row in foreign.items()
             if row.how == "not_needed"
         ],
-        "Refused unless false": [f"`{key}`" for key, row in foreign.items() if row.on],
         "Not supported yet": [
             f"`{key}`" for key, row in foreign.items() if row.how == "only_accepts"
         ],

@@ -14,7 +14,11 @@ other mark."""
 PEAK = re.compile(r"(?m)^\| (\d+) GB \|.*\| (\S+) GB \|$")
 """The least memory of the GPU and the planned peak of a row."""
 
-HEAD = "| GPU, at least | `run.py new` writes | example | planned peak |\n|---|---|---|---|\n"
+HEAD = (
+    "| GPU, at least | `run.py new` writes | example | planned peak, images of 1024 x 1024 |\n"
+    "|---|---|---|---|\n"
+)
+"""Its peaks are of plans with such images, which a test makes."""
 
 
 def with_tables(page: str) -> str:

@@ -38,7 +38,7 @@ kohya-ss/sd-scripts | nothing: the keys that matter, by hand | \
 .venv/bin/python run.py train.sh                          # a file whose first line is `accelerate launch ... --flags`
 .venv/bin/python run.py import train.sh --output job.yaml # our job, each line with its origin; an existing file stays
 .venv/bin/python run.py import "python src/musubi_tuner/qwen_image_train_network.py --dit ..."
-.venv/bin/python run.py job.toml --map /old/disk=/data    # paths of another machine, in tables too
+.venv/bin/python run.py job.toml --map /old/disk=/data    # paths of another machine
 ```
 
 - **A key that is left out means what it means there**: rank 4, alpha 1, learning rate 2e-6, 1600 steps, `sigma` noise
@@ -96,7 +96,6 @@ The keys whose name or meaning differs most.
 _SAME_NAME = {
     "network.linear_alpha": "honoured; there always `linear`",
     "datasets[].resolution": "equal sizes count once; two unlike ones: a note",
-    "train.ema_config.use_num_updates": "on unless switched off",
 }
 """Keys of ai-toolkit that are called the same here -> what differs."""
 
@@ -145,7 +144,7 @@ def _standing(key: str, path: str, section: type[BaseModel], row: ForeignName) -
             else ""
         )
     told = {
-        "not_needed": f", no effect{', refused unless false' if read.on else ''}",
+        "not_needed": ", no effect",
         "only_accepts": ", not supported yet",
     }
     return f"{where}{told.get(read.how, '')}"

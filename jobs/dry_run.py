@@ -5,19 +5,24 @@ one what the processes before it will write. It scans datasets and reads the hea
 model files. It leaves nothing behind, downloads nothing, and does not import torch.
 
 `check_job` makes the same plan of a job that has to wait for another one, so that its
-errors appear before anything trains. `run.py` calls both. The numbers themselves come
-from `toolkit/plan`.
+errors appear before anything trains. `claim_folders` refuses a job that would write the
+run of another job of the same command. `run.py` calls all three. The numbers themselves
+come from `toolkit/plan`.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jobs.job import index_of
 from jobs.places import places_of_datasets
+from toolkit.commands import command
 from toolkit.config import JobConfig, JobContext, ProcessConfig, ProcessEntry
+from toolkit.config.reading.loader import name_like
+from toolkit.config.reading.process import job_state_file
 from toolkit.config.sections.trainer import DatasetsSection
 from toolkit.errors import InputErrors, UserError
 from toolkit.files.archives import leaving_nothing
@@ -154,6 +159,31 @@ def check_job(
         lines = [f"{config.path}: this will not start: {reason}" for reason in reasons]
         raise UserError("\n".join(lines))
     return plan.outputs
+
+
+def claim_folders(config: JobConfig, owners: dict[Path, Path]) -> None:
+    """Adds the folders in which a job keeps its runs to `owners`: folder -> job file.
+
+    Raises UserError where an earlier job of the command has one of them.
+    """
+    job = JobContext(config.name)
+    folders = [
+        entry.section.run_folder(job)
+        for entry in config.processes
+        if isinstance(entry.section, ProcessConfig)
+    ]
+    if len(config.processes) > 1:
+        folders.append(job_state_file(config.name, config.processes).parent)
+    for folder in filter(None, folders):
+        # unlike `resolve`, it takes links in a circle
+        first = owners.setdefault(Path(os.path.realpath(folder)), config.path)
+        if first != config.path:
+            stem = name_like(config.path.stem, "other")
+            other = stem if stem != config.name else f"{stem}_2"
+            raise UserError(
+                f"{config.path}: writes '{folder}', as {first} does. Give it another "
+                f"'name', or run it alone: {command(config.path, '-n', other)}"
+            )
 
 
 def _plan_process(entry: ProcessEntry, job: JobContext) -> RunPlan:

@@ -24,7 +24,7 @@ from toolkit.errors import (
     UserError,
     with_short_words,
 )
-from toolkit.files.log import escape_controls
+from toolkit.files.log import end_status, escape_controls
 from toolkit.files.redact import redact_text
 from toolkit.shortage import shortage
 from toolkit.system.environment import damaged_copy, lack_of
@@ -111,6 +111,7 @@ def code_and_error(
 def print_error(text: str) -> None:
     """Prints one message to standard error, redacted here because a secret may span
     several lines."""
+    end_status()
     print(
         escape_controls(with_short_words(redact_text(text))),
         file=sys.stderr,

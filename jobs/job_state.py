@@ -50,7 +50,7 @@ class JobState:
         self._entries = config.processes
         self.path: Path | None = None
         if len(config.processes) > 1:
-            self.path = job_state_file(config.name, config.processes)
+            self.path = job_state_file(config.name, config.processes).absolute()
         self._records = {} if self.path is None else finished_processes(self.path)
         self._finished_count = 0
         self._begun = ""

@@ -76,17 +76,18 @@ class Variant(NamedTuple):
 def variants(sweep: Sequence[str], seeds: str | None) -> tuple[Variant, ...]:
     """The runs of `--sweep` and `--seeds`, all seeds of a setting in a row. Raises
     UserError for words that are not KEY=VALUE,VALUE."""
-    choices = []
+    choices: dict[str, list[Change]] = {}
     for key, text, place in read_changes(sweep, "--sweep"):
         inside = Diagnostics(place)
         listed = f"v: [{text}]"
         values = read_yaml(listed, inside).value["v"].value
         inside.raise_errors()
         texts = [listed[slice(*value.span)].strip() for value in values]
-        choices.append([Change(key, text, place) for text in texts])
+        # a shell makes of `train.lr={1,2}` the key twice
+        choices.setdefault(key, []).extend(Change(key, text, place) for text in texts)
     numbers = read_seeds(seeds) if seeds is not None else (None,)
-    count = math.prod(map(len, choices)) * len(numbers)
-    ways = product(product(*choices), numbers) if count <= MOST_RUNS else ()
+    count = math.prod(map(len, choices.values())) * len(numbers)
+    ways = product(product(*choices.values()), numbers) if count <= MOST_RUNS else ()
     runs = tuple(Variant(*way) for way in ways)
     if not runs or len({run.suffix for run in runs}) < count:
         raise UserError(

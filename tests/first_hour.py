@@ -107,6 +107,7 @@ def images(folder: Path) -> None:
     (folder / "folder").mkdir()
     shutil.copy(folder / "fits.safetensors", folder / "folder")
     (folder / "empty.txt").write_text("# no prompt\n")
+    shutil.copytree(robot, folder / "datasets" / "before")
     one = folder / "datasets" / "reg"
     one.mkdir()
     for file in (robot / "coffee.jpg", robot / "coffee.txt"):
@@ -233,19 +234,14 @@ JOBS = [
     *slips(
         DEVICE,
         (
-            f"{DEVICE}\nstop_when: {{no_better_within: 95%}}",
-            "needs the section 'validation'. Add it, or use 'below'.",
-            f"{DEVICE}\nstop_when: {{below: 0.01}}",
+            f"{DEVICE}\nstop_when: {{metric: validation/loss}}",
+            "needs the section 'validation'. Add it, or use 'loss'.",
+            f"{DEVICE}\nstop_when: {{metric: validation/loss}}\nvalidation: {{fraction: 0.25, every: 5}}",
         ),
         (
-            f"{DEVICE}\nstop_when: {{no_better_within: 95%}}",
-            "needs the section 'validation'. Add it, or use 'below'.",
-            f"{DEVICE}\nstop_when: {{no_better_within: 95%}}\nvalidation: {{fraction: 0.25, every: 5}}",
-        ),
-        (
-            f"{DEVICE}\nstop_when: {{no_better_within: 95%}}\nvalidation: {{fraction: 0.25, every: 0}}",
+            f"{DEVICE}\nstop_when: {{metric: validation/loss}}\nvalidation: {{fraction: 0.25, every: 0}}",
             "Set 'validation.every', such as a twentieth of the steps.",
-            f"{DEVICE}\nstop_when: {{no_better_within: 95%}}\nvalidation: {{fraction: 0.25, every: 2}}",
+            f"{DEVICE}\nstop_when: {{metric: validation/loss}}\nvalidation: {{fraction: 0.25, every: 2}}",
         ),
         (
             f"{DEVICE}\nstop_when: {{metric: validation/loss, below: 0.1}}",
@@ -550,11 +546,6 @@ JOBS = [
             f"{DEVICE}\ntraining_seed: random",
         ),
         (
-            f"{DEVICE}\nfirst_sample: {{prompts: empty.txt}}",
-            "holds no prompt. Write one per line; '#' begins a line that is left out.",
-            f"{DEVICE}\nfirst_sample: {{prompts: [zibo]}}",
-        ),
-        (
             f"{DEVICE}\nresume: yes",
             "Write 'auto', 'never', a step number or",
             f"{DEVICE}\nresume: auto",
@@ -582,6 +573,11 @@ JOBS = [
     ),
     *slips(
         RATE,
+        (
+            f"{RATE}\nshuffle_tokens: true\ncache: text",
+            "Write 'cache: latents', or remove 'shuffle_tokens'.",
+            f"{RATE}\nshuffle_tokens: true\ncache: latents",
+        ),
         ("caption_dropout_rate: 5%", "'5%' is not a number. Write 0.05.", RATE),
         (
             "caption_dropout_rate: 5",
@@ -603,11 +599,6 @@ JOBS = [
             "",
         ),
         (
-            "control_transparent_color: [255, 255]",
-            "is not a valid colour. Write [red, green, blue], each 0 to 255.",
-            "control_transparent_color: [255, 255, 255]",
-        ),
-        (
             "flip_aug: true",
             "kohya's 'flip_aug' is 'datasets[].flip_x' here.",
             "flip_x: true",
@@ -627,7 +618,11 @@ JOBS = [
     ),
     *slips(
         "caption_ext: txt",
-        ("caption_ext: text", "Add .txt to caption_ext", "caption_ext: txt"),
+        (
+            "caption_ext: text",
+            "Give 'caption_ext: [.text, .txt]'",
+            "caption_ext: [.text, .txt]",
+        ),
     ),
     *slips(
         "resolution: 128",
@@ -756,6 +751,14 @@ JOBS = [
     ),
     *slips(
         "type: lora",
+        *(
+            (
+                f"type: {name}",
+                "Write 'type: lora', and 'loraplus_lr_ratio: 16' below it.",
+                "type: lora\nloraplus_lr_ratio: 16",
+            )
+            for name in ("lora+", "LoRA_plus")
+        ),
         ("type: lycoris", "a plain LoRA is trained. Write 'type: lora'.", "type: lora"),
         ("type: locon", "'locon' is unknown. Use 'lora'", "type: lora"),
     ),
@@ -888,6 +891,11 @@ JOBS = [
     *slips(
         "trigger_word: zibo",
         ("activation_text: zibo", "Did you mean 'trigger_word'?", "trigger_word: zibo"),
+        (
+            'trigger_word: "[trigger]"',
+            'For no trigger word write "".',
+            'trigger_word: ""',
+        ),
         ("trigger_word: 007", 'Put it in quotes: "007"', 'trigger_word: "007"'),
         (
             "trigger_word: \u201czibo\u201d",
@@ -980,9 +988,19 @@ LAYERS = {
     "- zibo in a room": "- {prompt: x, ctrl_img: datasets/robot/coffee.jpg}",
 }
 BESIDE = {FOLDER: "- folder_path: datasets/layers\n  layers_suffix: _layer"}
-NEVER = f"{DEVICE}\nstop_when: {{no_better_within: 95%}}\nvalidation: {{folder_path: datasets/robot, every: 2}}"
+NEVER = f"{DEVICE}\nstop_when: {{metric: validation/loss}}\nvalidation: {{folder_path: datasets/robot, every: 2}}"
 
 WAYS = [
+    *(
+        Way(
+            {
+                FOLDER: f"- folder_path: {again}\n  resolution: 128\n  caption_ext: txt\n  {RATE}\n{FOLDER}"
+            },
+            "is given twice, so each of its images counts double. Remove one, or give 'num_repeats: 2'.",
+            {RATE: f"{RATE}\nnum_repeats: 2"},
+        )
+        for again in ("datasets/robot", "./datasets/robot/")
+    ),
     Way(
         {"training_folder: output": "training_folder: s3://bucket/out"},
         "Give a folder: one in which the bucket is mounted, or one whose files you copy there.",
@@ -1021,17 +1039,9 @@ WAYS = [
         },
     ),
     Way(
-        {
-            DEVICE: f"{DEVICE}\nfirst_sample: {{width: 64}}",
-            "prompts:": "",
-            "- zibo in a room": "",
-        },
-        "has no prompts, and inherits none from 'sample'. Set 'prompts' or 'samples'.",
-        {
-            DEVICE: f"{DEVICE}\nfirst_sample: {{width: 64, prompts: [a cat]}}",
-            "prompts:": "",
-            "- zibo in a room": "",
-        },
+        {"prompts:": "prompts: empty.txt", "- zibo in a room": ""},
+        "holds no prompt. Write one per line; '#' begins a line that is left out.",
+        {},
     ),
     Way(
         PRESERVED | NO_WORD,
@@ -1056,18 +1066,11 @@ WAYS = [
         FULL | {NAME: f"{NAME}\nblocks_to_swap: 0"},
     ),
     Way(
-        STREAM
-        | {
-            "webdataset: {label_key: txt}": "webdataset: {label_key: txt, readers: 2}",
-            "steps: 30": "epochs: 1",
-            "batch_size: 1": "batch_size: 2",
-        },
-        "several readers need a stream of known length. Set 'webdataset.samples', or 'train.steps'.",
-        STREAM
-        | {
-            "webdataset: {label_key: txt}": "webdataset: {label_key: txt, readers: 2, samples: 4}",
-            "steps: 30": "epochs: 1",
-            "batch_size: 1": "batch_size: 2",
+        {FOLDER: f"{FOLDER}\n  control_path: datasets/before"},
+        "and no prompt has one, so that each sample is drawn from words alone. Write 'zibo in a room --ctrl_img ",
+        {
+            FOLDER: f"{FOLDER}\n  control_path: datasets/before",
+            "- zibo in a room": "- zibo in a room --ctrl_img datasets/before/coffee.jpg",
         },
     ),
     Way(
@@ -1078,13 +1081,8 @@ WAYS = [
     ),
     Way(
         STREAM | {DEVICE: NEVER, "steps: 30": "epochs: 1"},
-        "its number of steps is not known. Set 'train.steps' or 'train.step_limit'",
+        "its number of steps is not known. Set 'train.steps'",
         STREAM | {DEVICE: NEVER},
-    ),
-    Way(
-        STREAM | {DEVICE: NEVER, "steps: 30": "epochs: 1"},
-        "Set 'train.steps' or 'train.step_limit'",
-        STREAM | {DEVICE: NEVER, "steps: 30": "epochs: 1\nstep_limit: 30"},
     ),
     Way(
         {FOLDER: "- num_repeats: 2"},
@@ -1107,9 +1105,9 @@ WAYS = [
         {DEVICE: f"{DEVICE}\nlogging: {{log_with: tensorboard, logging_dir: logs}}"},
     ),
     Way(
-        {DEVICE: f"{DEVICE}\nstop_when: {{check_every: 5}}"},
-        "neither is set: give 'below' or 'no_better_within'.",
-        {DEVICE: f"{DEVICE}\nstop_when: {{check_every: 5, below: 0.01}}"},
+        {DEVICE: f"{DEVICE}\nstop_when: {{metric: loss}}"},
+        "is not set. Set it, or 'metric: validation/loss', which needs none.",
+        {DEVICE: f"{DEVICE}\nstop_when: {{metric: loss, below: 0.01}}"},
     ),
     Way(
         STREAM
@@ -1174,23 +1172,17 @@ WAYS = [
     ),
     Way(
         {FOLDER: "- folder_path: datasets/years"},
-        "give 'repeats_from_names: false', else 'repeats_from_names: true'",
-        {FOLDER: "- folder_path: datasets/years\n  repeats_from_names: false"},
+        "give 'num_repeats: 1'",
+        {FOLDER: "- folder_path: datasets/years\n  num_repeats: 1"},
     ),
     Way(
         {FOLDER: "- folder_path: datasets/big"},
-        "if the number is part of its name, give 'repeats_from_names: false'",
-        {FOLDER: "- folder_path: datasets/big\n  repeats_from_names: false"},
+        "if the number is part of its name, give 'num_repeats: 1'",
+        {FOLDER: "- folder_path: datasets/big\n  num_repeats: 1"},
     ),
     Way(
         LAYERS | {FOLDER: "- folder_path: datasets/layers"},
-        "Give 'layers_path', or 'layers_suffix: _layer'.",
-        LAYERS | BESIDE,
-    ),
-    Way(
-        LAYERS
-        | {FOLDER: "- folder_path: datasets/layers\n  layers_path: datasets/layers"},
-        "Give 'layers_suffix: _layer' in place of 'layers_path'",
+        "Give 'layers_suffix: _layer'.",
         LAYERS | BESIDE,
     ),
     Way(
@@ -1258,7 +1250,7 @@ COMMANDS: dict[str, str] = {
     "new": "the following arguments are required: JOB_NAME, FOLDER.",
     "new my_char nosuch": "'nosuch' is not a folder",
     "new my_char datasets/robto": "Did you mean 'datasets/robot'?",
-    "new numbered numbered": "If they are, write 'repeats_from_names: true'",
+    "new numbered numbered": "If they are, take 'num_repeats: 1' out",
     "new --rank 8": "change 'network.linear' there.",
     "new my_char datasets/robot --steps 2k": "change 'train.steps' there.",
     "new my_char datasets/robot --gpu 24GB": "Write 24.",
@@ -1296,6 +1288,47 @@ COMMANDS: dict[str, str] = {
 part of the answer."""
 
 
+PASTED: dict[str, str] = {
+    "--set 'sample.prompts=[a' cat, a 'dog]' JOB": "--set 'sample.prompts=[a cat, a dog]' JOB",
+    "JOB --set sample.prompts='a cat, a dog'": "JOB --set 'sample.prompts=[a cat, a dog]'",
+    "JOB --set trigger_word=my cat": "JOB --set 'trigger_word=my cat'",
+    "JOB --set train.lr = 2e-4": "JOB --set 'train.lr = 2e-4'",
+    "JOB --set train.lr= 2e-4": "JOB --set 'train.lr= 2e-4'",
+    "JOB --set train.lr 2e-4": "JOB --set train.lr=2e-4",
+    "JOB --set train.lr:2e-4": "JOB --set train.lr=2e-4",
+    "JOB --set train.lr": "JOB --set train.lr=1e-4",
+    "JOB --set train.lr=2e-4 train.steps=3": "JOB --set train.lr=2e-4 --set train.steps=3",
+    "JOB --set train.lr=1e-4,2e-4": "JOB --sweep train.lr=1e-4,2e-4",
+    "JOB --set 'train.lr=[1e-4, 2e-4]'": "JOB --sweep train.lr=1e-4,2e-4",
+    "JOB --set train.optimizer=adamw,lion": "JOB --sweep train.optimizer=adamw,lion",
+    "JOB --set train.lr=0,001": "JOB --set train.lr=0.001",
+    "JOB --set train.stesp=3": "JOB --set train.steps=3",
+    "JOB --set network.rank=8": "JOB --set network.linear=8",
+    "JOB --set process.0.network.rank=8": "JOB --set process.0.network.linear=8",
+    "JOB --set train.learning_rate=8e-5": "JOB --set train.lr=8e-5",
+    "JOB --sweep train.lr=1e-4, 2e-4 network.linear=8, 16": "JOB --sweep train.lr=1e-4,2e-4 network.linear=8,16",
+    "JOB --sweep train.lr=1e-4 2e-4": "JOB --sweep train.lr=1e-4,2e-4",
+    "JOB --sweep train.lr 1e-4,2e-4": "JOB --sweep train.lr=1e-4,2e-4",
+    "JOB --sweep train.lr:1e-4,2e-4": "JOB --sweep train.lr=1e-4,2e-4",
+    "JOB --sweep 'train.lr=[1e-4,2e-4]'": "JOB --sweep train.lr=1e-4,2e-4",
+    "JOB --sweep 'train.lr=1e-4; 2e-4'": "JOB --sweep train.lr=1e-4,2e-4",
+    "JOB --sweep 'network.type=[lora, dora]'": "JOB --sweep network.type=lora,dora",
+    "JOB --sweep network.rank=8,16": "JOB --sweep network.linear=8,16",
+    "JOB --sweep train.lr": "JOB --sweep train.lr=1e-4",
+    "job.yaml,b.yaml --dry-run": "job.yaml b.yaml --dry-run",
+    "job.yaml, b.yaml --dry-run": "job.yaml b.yaml --dry-run",
+    "JOB --seeds 1, 2": "JOB --seeds 1,2,3",
+    "JOB --seeds 1-3": "JOB --seeds 1,2,3",
+    "new my_char.yaml datasets/robot": "new my_char datasets/robot",
+    "new config/my_char datasets/robot": "new my_char datasets/robot",
+    "new datasets/robot my_char.yaml": "new my_char datasets/robot",
+    "new my_char datasets/robto": "new my_char datasets/robot",
+    "new my_char datasets/robot --gpu 24GB": "new my_char datasets/robot --gpu 24",
+}
+"""Behind `run.py`, where JOB stands for `job.yaml --dry-run` -> what the answer says to
+write, which is done. Those of a part are in its `slips.json`."""
+
+
 class SlipsOfPart(NamedTuple):
     """What a part adds to these tables: `slips.json` in the folder of its tests."""
 
@@ -1311,6 +1344,9 @@ class SlipsOfPart(NamedTuple):
 
     applied: Mapping[str, str] = MappingProxyType({})
     """Rows of the table `APPLIED` there."""
+
+    pasted: Mapping[str, str] = MappingProxyType({})
+    """Rows of `PASTED`."""
 
 
 def job_of_one(process: str) -> str:
@@ -1329,4 +1365,5 @@ def slips_of_parts() -> list[SlipsOfPart]:
 
 for part in slips_of_parts():
     COMMANDS |= part.commands
+    PASTED |= part.pasted
     WAYS += [Way(*row) for row in part.processes]

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from jobs import ExtensionJob, JobOptions
 from toolkit.config import load_job
 from toolkit.config.reading.tool import load_tool
@@ -70,3 +72,9 @@ def largest_file(size: int) -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         sys.dont_write_bytecode = writes_none
+
+
+def check_every(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """The mean of `stop_when` is checked so often, for runs of few steps."""
+    for module in ("resumption", "callbacks.early_stopping"):
+        monkeypatch.setattr(f"toolkit.train.{module}.CHECK_EVERY", steps)

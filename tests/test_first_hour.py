@@ -9,13 +9,14 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from functools import cache
 from io import StringIO
 from itertools import chain
 from pathlib import Path
 from string import Formatter
+from unittest.mock import ANY
 
 import pytest
 
@@ -28,6 +29,7 @@ from tests.first_hour import (
     JOB,
     JOBS,
     MEANT,
+    PASTED,
     WAYS,
     Slip,
     Way,
@@ -162,6 +164,20 @@ def test_another_way_of_writing_is_understood(work: Path) -> None:
     assert found == {named(slip): [] for slip in MEANT}
 
 
+def furnished(work: Path, folder: Path) -> Path:
+    """A working directory with a job, a page, prompts and a run besides the images."""
+    place = folder / "of_command"
+    shutil.copytree(work, place)
+    run = place / "output" / "other"
+    run.mkdir(parents=True)
+    (place / "job.yaml").write_text(JOB, encoding="utf-8")
+    (place / "README.md").write_text("# A page\n\nSome text: yes\n", "utf-8")
+    (place / "prompts.yaml").write_text("sample: a\n", encoding="utf-8")
+    (run / "run.json").write_text('{"status": "done"}')
+    (run / "other.safetensors").touch()
+    return place
+
+
 @pytest.fixture(scope="module")
 def answers_to_commands(
     work: Path, tmp_path_factory: pytest.TempPathFactory
@@ -169,20 +185,64 @@ def answers_to_commands(
     """What each of COMMANDS prints, run in this process, in a folder of its own."""
     printed = {}
     for command in COMMANDS:
-        place = tmp_path_factory.mktemp("place") / "of_command"
-        shutil.copytree(work, place)
-        run = place / "output" / "other"
-        run.mkdir(parents=True)
-        (place / "job.yaml").write_text(JOB, encoding="utf-8")
-        (place / "README.md").write_text("# A page\n\nSome text: yes\n", "utf-8")
-        (place / "prompts.yaml").write_text("sample: a\n", encoding="utf-8")
-        (run / "run.json").write_text('{"status": "done"}')
-        (run / "other.safetensors").touch()
+        place = furnished(work, tmp_path_factory.mktemp("place"))
         with chdir(place):
             code, printed[command] = output_of(shlex.split(command))
         assert code in (0, 1, 2) and "Traceback" not in printed[command], command
         assert not (place / "output" / "my_char").exists(), command
     return printed
+
+
+@pytest.fixture(scope="module")
+def place_of_a_run(
+    work: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], Path]:
+    """A new working directory with a job, its run and an entry of the queue."""
+    place = furnished(work, tmp_path_factory.mktemp("place"))
+    (place / "config").mkdir()
+    (place / "config" / "my_job.yaml").write_text(JOB.replace("my_char", "my_job"))
+    (place / "b.yaml").write_text(JOB.replace("my_char", "b"))
+    run = place / "output" / "other"
+    (run / "config.yaml").write_text(JOB.replace("my_char", "other"))
+    (run / "run.json").write_text('{"status": "done", "name": "other"}')
+    with chdir(place):
+        assert output_of(["queue", "add", "job.yaml"])[0] == 0
+
+    def another() -> Path:
+        copy = tmp_path_factory.mktemp("place") / "copy"
+        shutil.copytree(place, copy)
+        return copy
+
+    return another
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("typed", PASTED)
+def test_what_an_answer_says_to_write_works_when_it_is_pasted(
+    place_of_a_run: Callable[[], Path], typed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each word that is not what was typed stands in the answer, and the command then
+    ends well."""
+    monkeypatch.chdir(place_of_a_run())
+    monkeypatch.setattr("extensions.tools.new.process._run_py", lambda *words: 0)
+    before, after = (
+        shlex.split(line.replace("JOB", "job.yaml --dry-run"))
+        for line in (typed, PASTED[typed])
+    )
+    code, said = output_of(before)
+    assert code == 2, said
+    for word in set(after) - set(before):
+        key, sign, value = word.partition("=")
+        *_, last = key.split(".")
+        answers = (
+            word,
+            shlex.quote(word),
+            f"{key}{sign}...",
+            f"'{last}'",
+            f" {value}.",
+        )
+        assert any(one in said for one in answers), (word, said)
+    assert output_of(after) == (0, ANY), output_of(after)[1]
 
 
 def output_of(words: list[str]) -> tuple[object, str]:
@@ -256,9 +316,9 @@ ELSEWHERE: dict[str, str] = {
     "is not a file": f"{CONFIG}/sections/test_dataset.py",
     "Write all shards as a list of 'url'": f"{CONFIG}/sections/test_dataset.py",
     "is text": "jobs/process/test_base.py",
+    "holds no prompt. Write one per line;": f"{CONFIG}/sections/test_output.py",
     "begins an escape within double quotes. Write '/', or use single": f"{CONFIG}/reading/test_yaml_reader.py",
     "no '=' follows the key.": f"{CONFIG}/reading/test_toml_reader.py",
-    "is not a confidence": f"{CONFIG}/sections/test_train.py",
     "Write a space after the '-' of": f"{CONFIG}/reading/test_normalise.py",
     "'---' begins a second document. Write one job per file; run.py": f"{CONFIG}/reading/test_yaml_reader.py",
     ", whose texts are packed in lists": f"{DATA}/scan/test_tables.py",
@@ -269,7 +329,12 @@ ELSEWHERE: dict[str, str] = {
     ", no address": "toolkit/models/test_hub_faults.py",
     "not the dotted path of a": "toolkit/optim/test_optimizer_args.py",
     "Write train.optimizer_params: {": "toolkit/optim/test_trial.py",
-    "holds no 'caption' of": f"{DATA}/scan/test_captions.py",
+    "Write the sentence alone, or as its 'caption'": f"{DATA}/scan/test_captions.py",
+    "Write the caption of the image": f"{DATA}/scan/test_foreign_syntax.py",
+    "Write plain text": f"{DATA}/scan/test_remedies.py",
+    "Write texts, or give 'columns": f"{DATA}/scan/test_folder.py",
+    "as if a program had cut them": f"{DATA}/scan/test_words.py",
+    "so that each sample is drawn from words alone. Write '": "first_hour.py",
     "It has ": f"{DATA}/scan/test_folder_captions_file.py",
     "write paths from that folder": f"{DATA}/scan/test_folder_captions_file.py",
     "Write one for each image": f"{DATA}/scan/test_folder_captions_file.py",
@@ -290,6 +355,8 @@ ELSEWHERE: dict[str, str] = {
     "wrote. Write it as Parquet: python": f"{DATA}/scan/test_dataset_layouts.py",
     "Write a comma instead": f"{DATA}/scan/test_foreign_syntax.py",
     "Write a row for each image": f"{DATA}/scan/test_tables.py",
+    "A caption has no tab": f"{DATA}/scan/test_captions.py",
+    "has a list in one cell": f"{DATA}/scan/test_columns.py",
 }
 """Words of a message -> the test that has them, where more than a line of a job brings
 it about. Those of a part are in its `slips.json`."""
@@ -386,10 +453,15 @@ APPLIED_IN: dict[str, dict[str, Sequence[str]]] = {
             "Give it as model.base_loras, o"
         ],
     },
+    "test_run.py": {
+        "test_two_jobs_of_a_command_that_write_one_run_are_refused_before_either_trains": [
+            "Give it another 'name', or run"
+        ],
+    },
     "toolkit/config/reading/test_loader.py": {
         "test_two_trainers_of_one_folder_are_refused": ["Give process["],
     },
-    "toolkit/config/sections/test_few_step.py": {
+    "toolkit/config/sections/test_lora_beside.py": {
         "test_a_file_that_alone_is_here_is_not_taken_for_the_only_one": [
             "Give one of them, as"
         ],
@@ -402,7 +474,10 @@ APPLIED_IN: dict[str, dict[str, Sequence[str]]] = {
             "Set WANDB_API_KEY instead"
         ],
     },
-    "toolkit/data/streams/test_parquet_shards.py": {
+    "toolkit/data/scan/test_remedies.py": {
+        "test_what_the_scan_tells_to_write_works": ["Give 'captions_file:"],
+    },
+    "toolkit/data/scan/test_parquet.py": {
         "test_a_table_that_has_its_pictures_in_it_is_given_as_the_folder": [
             "Give it as 'folder_path"
         ],
@@ -410,6 +485,9 @@ APPLIED_IN: dict[str, dict[str, Sequence[str]]] = {
     "toolkit/data/streams/test_webdataset.py": {
         "test_what_the_names_of_a_shard_s_files_mean_is_told": [
             "Set image_key, label_key and c"
+        ],
+        "test_wrong_keys_end_the_run_with_the_keys_that_are_there": [
+            "Set caption_key:"
         ],
     },
     "toolkit/files/test_mapped.py": {

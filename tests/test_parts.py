@@ -12,7 +12,8 @@ import pytest
 
 from tests.conftest import ROOT, child_environment
 
-PARTS = ("from_scratch", "compat", "tools")
+FAMILIES = [path.parent.name for path in ROOT.glob("extensions/*/family.py")]
+PARTS = ("from_scratch", "compat", "tools", *FAMILIES)
 
 pytestmark = [
     pytest.mark.slow,

@@ -225,13 +225,12 @@ def test_a_word_that_is_nearly_a_tool_gets_the_command_that_was_meant(
         ),
         (
             "--network_dim 16 --dataset_config x.toml",
-            "--network_dim: unknown flag. It is musubi-tuner's flag: give its whole command in quotes to "
-            "'run.py import', or write 'network.linear' into a job.\n--dataset_config: unknown flag. "
-            "It is musubi-tuner's flag",
+            "--network_dim: unknown flag. It is a key of a job: write '--set network.network_dim=VALUE'.\n"
+            "--dataset_config: unknown flag. musubi-tuner's 'dataset_config' is 'datasets' here.",
         ),
         (
             "--flip_aug",
-            "It is kohya's flag, whose commands are not read: write 'datasets[].flip_x' into a job.",
+            "--flip_aug: unknown flag. kohya's 'flip_aug' is 'datasets[].flip_x' here.",
         ),
         ("--dryrun", "--dryrun: unknown flag. Did you mean '--dry-run'?"),
         ("-dry-run", "-dry-run: unknown flag. Did you mean '--dry-run'?"),
@@ -495,20 +494,34 @@ def test_dry_run_writes_nothing(run: Run, job, tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+LOUD = """
+    from toolkit.extension import Extension
+
+    print("noise")
+
+
+    class Loud(Extension):
+        uid = "loud"
+        process = ".process:Process"
+
+
+    AI_TOOLKIT_EXTENSIONS = [Loud]
+"""
+
+
 def test_json_holds_one_object_and_nothing_else(
     run: Run, job, write_extension: Write
 ) -> None:
-    # it names the type, so that it is imported for this job
-    write_extension("loud", "print('noise')  # 'good'")
-    path = job("good", name="first")
+    write_extension("loud", LOUD, process="class Process: pass")
+    path = job("loud", name="first")
     result = run(path, "--dry-run", "--json")
     assert json.loads(result.stdout) == {
         "file": str(path),
-        "job": "good",
+        "job": "loud",
         "folders": [],
         "processes": [
             {
-                "type": "good",
+                "type": "loud",
                 "name": "first",
                 "datasets": [],
                 "samples_per_epoch": 0,
@@ -671,6 +684,49 @@ def test_a_config_of_a_series_may_read_what_an_earlier_one_writes(
     assert main([str(first), str(second), "--dry-run"]) == 0
     assert main([str(first), str(second)]) == 0
     assert ran == [str(first), str(second)]
+
+
+def test_two_jobs_of_a_command_that_write_one_run_are_refused_before_either_trains(
+    write_job: Write,
+    trainer,
+    make_pictures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd,
+) -> None:
+    """A copied job whose name was not changed; several processes share the state of the
+    job, whatever their names; a link leads to the same folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "output").mkdir()
+    os.symlink("output", "link")
+    ran = []
+    monkeypatch.setattr(
+        multi_run, "ChildRunner", lambda command: lambda job: ran.append(job) or 0
+    )
+    section = trainer(make_pictures(tmp_path / "photos", "a"), train={"steps": 1})
+    a, b = section | {"name": "a"}, section | {"name": "b"}
+
+    def written(file: str, *processes: dict, name: str = "night") -> str:
+        path = write_job(*processes, name=name)
+        return str(path.rename(tmp_path / f"{file}.yaml"))
+
+    one = written("one", section)
+    for two in (
+        written("two", section | {"training_seed": 2}),
+        written("three", a, b),
+        written("night", section | {"training_folder": "link"}),
+    ):
+        assert main([one, two, "--dry-run"]) == main([one, two]) == 2
+        err = capfd.readouterr().err.splitlines()
+        refused, again = (line for line in err if "run it alone" in line)
+        assert refused == again and not ran
+        said, remedy = refused.split("or run it alone: ")
+        assert said.startswith(f"{two}: writes '") and f"as {one} does." in said
+        assert main([*shlex.split(remedy)[2:], "--dry-run"]) == 0
+        assert f"Job {shlex.split(remedy)[-1]}\n" in capfd.readouterr().out
+    other = written("other", section | {"training_folder": "elsewhere"})
+    assert main([one, other]) == main([one, one, "--dry-run"]) == 0
+    assert ran == [one, other]
 
 
 # ---------------------------------------------------------------- the log

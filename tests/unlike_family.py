@@ -164,7 +164,6 @@ class UnlikeFamily(ModelFamily):
             decode_numbers=8,
             text_token_numbers=TEXT_WIDTH,
             text_width=TEXT_WIDTH,
-            latent_numbers=self.latent_channels / self.latent_scale**2,
             pixels_per_token=self.token_side**2,
             scales_references=False,
             text_tokens=0,

@@ -15,14 +15,15 @@ import shutil
 import sys
 from pathlib import Path
 
-from toolkit.files.writing import TOOLKIT_ROOT
+from toolkit.files.writing import TOOLKIT_ROOT, short
 from toolkit.version import COMMAND, IS_INSTALLED
 
 
 def command(*arguments: object) -> str:
     """A command of this program: with the interpreter that runs it, paths relative
     where they are in the working directory."""
-    return shlex.join([*program(), *map(str, arguments)])
+    words = (short(one) if isinstance(one, Path) else str(one) for one in arguments)
+    return shlex.join([*program(), *words])
 
 
 def command_for_others(*arguments: object) -> str:
@@ -40,11 +41,5 @@ def program() -> tuple[str, ...]:
     if IS_INSTALLED:
         return (COMMAND,)
     python = Path(sys.executable)  # not resolved: of a virtual environment it is a link
-    name = (
-        python.name if shutil.which(python.name) == str(python) else _relative(python)
-    )
-    return str(name), str(_relative(TOOLKIT_ROOT / "run.py"))
-
-
-def _relative(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    name = python.name if shutil.which(python.name) == str(python) else short(python)
+    return name, short(TOOLKIT_ROOT / "run.py")

@@ -1,8 +1,8 @@
-"""Finds the process types and callbacks: every folder in `extensions/` and
-EXTENSIONS_PATH that defines some, and every installed package that names itself in the
-entry points `atelier.extensions`; of an installed program also those in `extensions/`
-of the working folder. Nothing else is imported, least of all from the folder of a job
-file, which may be anybody's.
+"""Finds what extensions add: every folder in `extensions/` and EXTENSIONS_PATH that
+lists some, and every installed package that names itself in the entry points
+`atelier.extensions`; of an installed program also those in `extensions/` of the working
+folder. Nothing else is imported, least of all from the folder of a job file, which may
+be anybody's.
 
 An extension is a package whose `__init__.py` lists classes in `AI_TOOLKIT_EXTENSIONS`;
 `docs/extensions.md` shows how to write one. It is somebody else's code: whatever goes
@@ -20,15 +20,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache, partial
 from hashlib import blake2b
 from importlib import import_module
 from importlib.metadata import entry_points
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import (
+    find_spec,
+    module_from_spec,
+    resolve_name,
+    spec_from_file_location,
+)
 from pathlib import Path
 from threading import RLock, Timer
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from toolkit.commands import command
 from toolkit.errors import (
     ExtensionError,
     Interrupted,
@@ -38,7 +45,13 @@ from toolkit.errors import (
 )
 from toolkit.files.log import show_extension
 from toolkit.files.writing import EXTENSIONS_ROOT
-from toolkit.registry import MISSING_PARTS, find_object, leave_out, left_out
+from toolkit.registry import (
+    MISSING_PARTS,
+    find_object,
+    leave_out,
+    left_out,
+    load_object,
+)
 from toolkit.version import COMMAND, IS_INSTALLED, NAME, VERSION
 
 if TYPE_CHECKING:
@@ -63,18 +76,26 @@ STAGES = (FIRST_STAGE, "After a run", "LoRA files", "Others")
 """The headings under which `run.py --help` lists the tools."""
 
 
-KINDS = ("callback", "tracker")
-"""What an extension adds other than a process: the attribute that names its class."""
+KINDS = ("callback", "tracker", "family", "network")
+"""What an extension adds other than a process: the attribute that names it."""
+
+
+BELONGS = {
+    "callback": "'callbacks' of a trainer",
+    "tracker": "'log_with'",
+    "family": "'model.arch'",
+    "network": "'network.type'",
+}
+"""Where a job names an extension of this kind."""
 
 
 class Extension:
-    """One process type, or one callback: a uid, and where its classes are. Each is
-    imported when it is needed, and no sooner.
+    """One process type, callback, tracker, model family or kind of network: a uid, and
+    where its classes are. Each is imported when it is needed, and no sooner.
 
-    `process`, `callback`, `tracker`, `config` and `command` are written "module:Class"; a module that begins
-    with a dot (".process:MyProcess") is in the package of the class that names it. An
-    extension of another program may override `get_process`, `get_config` and
-    `get_command` instead.
+    All of these are written "module:Class"; a module that begins with a dot
+    (".process:MyProcess") is in the package of the class that names it. An extension of
+    another program may override `get_process`, `get_config` and `get_command` instead.
 
     Example::
 
@@ -85,7 +106,8 @@ class Extension:
     """
 
     uid: str
-    """What a job writes as `type:`, of a process or in `callbacks`."""
+    """What a job writes: as `type:`, of a process or in `callbacks`, in `log_with`, as
+    `model.arch` or as `network.type`."""
 
     name: str = ""
     """What `--list-extensions` shows."""
@@ -116,6 +138,15 @@ class Extension:
     """In the place of `process`: the `toolkit.train.trackers.tracker.Tracker` that
     `logging.log_with` of any trainer names."""
 
+    family: str = ""
+    """In the place of `process`: the object of `toolkit.models.families.ModelFamily`
+    whose models any trainer trains. Its module imports no torch."""
+
+    network: str = ""
+    """In the place of `process`: the object of
+    `toolkit.contracts.network_kinds.NetworkKind` that `network.type` of any trainer
+    names. Its module imports no torch."""
+
     config: str = ""
     """The pydantic model of the section. Empty: the section is handed over unchecked.
     Its module imports no torch."""
@@ -126,7 +157,8 @@ class Extension:
     @classmethod
     def get_process(cls) -> type:
         """The class that `process` names."""
-        if process := cls._named("process"):
+        process: type | None = cls._named("process")
+        if process:
             return process
         raise NotImplementedError(
             f'{cls.__name__} needs get_process(), or process = ".module:Class"'
@@ -136,25 +168,28 @@ class Extension:
     def get_config(cls) -> type[BaseModel] | None:
         """The model of the section that `config` names, which is imported now. None
         where the extension names none."""
-        return cls._named("config")
+        config: type[BaseModel] | None = cls._named("config")
+        return config
 
     @classmethod
     def get_command(cls) -> type[BaseModel] | None:
         """The model of the flags."""
-        return cls._named("command") or cls.get_config()
+        command: type[BaseModel] | None = cls._named("command")
+        return command or cls.get_config()
 
     @classmethod
-    def _named(cls, what: str) -> type | None:
+    def place_of(cls, what: str) -> str:
+        """The absolute "module:Class" of an attribute; empty where it names nothing."""
         owner, path = next(
             (base, vars(base)[what]) for base in cls.__mro__ if what in vars(base)
         )
-        if not path:
-            return None
-        module, _, name = path.partition(":")
-        named: type = getattr(
-            import_module(module, sys.modules[owner.__module__].__package__), name
-        )
-        return named
+        package = sys.modules[owner.__module__].__package__
+        return path and resolve_name(path, package)
+
+    @classmethod
+    def _named(cls, what: str) -> Any:
+        place = cls.place_of(what)
+        return load_object(place) if place else None
 
 
 @dataclass(frozen=True)
@@ -229,7 +264,7 @@ class HiddenExtension:
     def concerns(self, uid: str) -> bool:
         """Whether a user who asks for `uid` means this extension: by its uid, or by the
         name of its folder where the uid is not known."""
-        return uid == self.uid if self.uid else mentions(self.folder, uid)
+        return uid == (self.uid or self.folder.name)
 
 
 @dataclass(frozen=True)
@@ -251,28 +286,16 @@ class FailedExtension:
 
     def concerns(self, uid: str) -> bool:
         """Whether a user who asks for `uid` means the extension of this folder."""
-        return mentions(self.folder, uid)
+        return uid == self.folder.name
 
     def __str__(self) -> str:
         return f"failed to import extension {self.folder}:\n{_indent(self.details)}"
 
 
-def mentions(folder: Path, uid: str) -> bool:
-    """Whether a folder that is not imported looks like the one with this type: by its
-    name, or by its source."""
-    if folder.name == uid:
-        return True
-    try:
-        source = (folder / "__init__.py").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return re.search(rf"""["']{re.escape(uid)}["']""", source) is not None
-
-
 class ExtensionTable:
-    """All that was found. A package is imported when a uid is asked for that its name
-    or source has; all of them for a list, and for a uid that no such package gives.
-    Errors are raised when the uid they concern is asked for, never before.
+    """All that was found. Where a uid is asked for, the package of that name is
+    imported; if it has none, the program's own ones, and then all others. A list needs
+    all of them. Errors are raised when the uid they concern is asked for, never before.
 
     Example::
 
@@ -311,16 +334,36 @@ class ExtensionTable:
         """What `--without` leaves out."""
         return tuple(self._imported()._hidden)
 
-    def _imported(self, uid: str = "") -> ExtensionTable:
-        """This table with the packages that look like those with this uid; without one
-        with all."""
+    def _imported(self) -> ExtensionTable:
+        """This table with all packages."""
+        return self._with(lambda package, module: True)
+
+    def _with(self, chosen: Callable[[Path, str], bool]) -> ExtensionTable:
+        """This table with the packages for which this holds, of folder and module."""
         for package, module in [*self._waiting.items()]:
-            if not uid or module == uid or mentions(package, uid):
+            if chosen(package, module):
                 del self._waiting[package]
                 self._import(package, module)
         order = self.packages.index
         self._found.sort(key=lambda one: order(one.folder))  # as of the folders
         return self
+
+    def _named(self, uid: str, kind: str = "process") -> list[RegisteredExtension]:
+        """The extensions of this uid and kind."""
+        choices: tuple[Callable[[Path, str], bool], ...] = (
+            lambda package, module: uid in (package.name, module),
+            lambda package, module: package.parent == EXTENSIONS_ROOT,
+            lambda package, module: True,
+        )
+        found = (
+            [
+                one
+                for one in self._with(chosen)._found
+                if (one.uid, one.kind) == (uid, kind)
+            ]
+            for chosen in choices
+        )
+        return next(filter(None, found), [])
 
     def _import(self, package: Path, module: str) -> None:
         if package.name in left_out():
@@ -350,11 +393,8 @@ class ExtensionTable:
 
     def find(self, uid: str, kind: str) -> RegisteredExtension:
         """The one extension of this uid and kind. Raises UserError as above."""
-        self._imported(uid)
-        if not any(one.uid == uid and one.kind == kind for one in self._found):
-            self._imported()
+        named = self._named(uid, kind)
         same = [extension for extension in self._found if extension.uid == uid]
-        named = [extension for extension in same if extension.kind == kind]
         if len(named) == 1:
             if fault := named[0].version_fault():
                 raise UserError(fault)
@@ -373,8 +413,7 @@ class ExtensionTable:
             remedy = did_you_mean(uid, known) if known else "No extension has one."
             lines = [f"unknown {kind} {uid!r}. {remedy}"]
         if same:
-            place = {"callback": "'callbacks' of a trainer", "tracker": "'log_with'"}
-            belongs = place.get(same[0].kind, "'process', as its 'type'")
+            belongs = BELONGS.get(same[0].kind, "'process', as its 'type'")
             lines = [
                 f"{uid!r} is a {same[0].kind}, not a {kind}: it belongs in {belongs}."
             ]
@@ -471,12 +510,8 @@ class ExtensionTable:
             raise kind(_failed(registered, what, error)) from error
 
     def is_tool(self, word: str) -> bool:
-        """Whether `run.py WORD` is a tool. Nothing else is imported where it is."""
-        near = [one for one in self._imported(word)._found if one.uid == word]
-        return any(
-            one.uid == word and getattr(one.extension, "purpose", "")
-            for one in near or self.found
-        )
+        """Whether `run.py WORD` is a tool."""
+        return any(getattr(one.extension, "purpose", "") for one in self._named(word))
 
     def tools(self) -> dict[str, str]:
         """Uid -> purpose of each tool, sorted by uid. Extensions without a `purpose`
@@ -522,7 +557,7 @@ class ExtensionTable:
                 kind += f", refused: {fault}"
             rows.append((extension.uid, extension.name + kind, str(extension.folder)))
         for folder in self.skipped:
-            rows.append(("-", "lists no process types", str(folder)))
+            rows.append(("-", "lists no extensions", str(folder)))
         for broken in self.broken:
             rows.append(("broken", broken.reason, str(broken.folder)))
         widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:2]]
@@ -579,6 +614,29 @@ def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
             reason = f"entry point {point.name!r} in {ENTRY_POINTS}: there is no package {point.module!r}"
             broken.append(FailedExtension(Path(point.module), reason))
     return ExtensionTable(packages, broken)
+
+
+def added(kind: str) -> Mapping[str, str]:
+    """Uid -> "module:attribute" of the families, or kinds of network, that extensions
+    add. One that cannot be loaded is reported on standard error, once, and left out."""
+    where = os.environ.get("EXTENSIONS_PATH", ""), left_out(), Path.cwd()
+    return _added(kind, *where)
+
+
+@cache
+def _added(kind: str, *where: object) -> Mapping[str, str]:
+    table = discover()
+    places = {}
+    for uid in sorted(table.uids(kind)):
+        try:
+            registered = table.find(uid, kind)
+            table._from_extension(
+                registered, kind, partial(registered.extension._named, kind)
+            )
+            places[uid] = registered.extension.place_of(kind)
+        except (UserError, RunError) as error:
+            print(error, file=sys.stderr)
+    return places
 
 
 def do_without(names: Iterable[str]) -> None:
@@ -639,14 +697,16 @@ PATIENCE_S = 5.0
 def _announced(package: Path) -> Iterator[None]:
     """For imports of somebody else's code: what it prints goes to standard error, that
     of its libraries in C too, so that it does not end up in our JSON. The one that
-    takes long is named."""
+    takes long is named, unless it is the program's own, which the program needs."""
+    again = command("--without", package.name, *sys.argv[1:])
     text = (
         f"waiting for the extension {package}, which is being imported. To do without it: "
-        f"{COMMAND} --without {package.name} ...\n"
+        f"{again}\n"
     )
     timer = Timer(PATIENCE_S, lambda: os.write(2, text.encode(errors="replace")))
     timer.daemon = True
-    timer.start()
+    if not package.is_relative_to(EXTENSIONS_ROOT):
+        timer.start()
     kept = None
     with suppress(OSError):  # one of them is closed
         kept = os.dup(1)

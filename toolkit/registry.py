@@ -214,19 +214,15 @@ FOREIGN_FILES = Registry(
 """What makes a job of a file written for another program, each a
 `toolkit.config.reading.foreign.ForeignFile`."""
 
+FOREIGN_TYPES = "extensions.compat.not_read:process_type"
+"""The message about a process type of another program: `(type) -> text`, or ''."""
+
 FILE_OF_FLAGS = "extensions.compat.fluxflow:GUIDE"
 """The one of `FOREIGN_FILES` whose flags `FOREIGN_FLAGS` takes."""
 
 FOREIGN_COMMANDS = "extensions.compat.command:read_command"
 """Makes a root of what was pasted from a terminal: `(text, diagnostics) -> root`, for
 one of `FOREIGN_FILES`."""
-
-FOREIGN_DATASETS = "extensions.compat.musubi:datasets_of"
-"""The keys of a process that another program's dataset file gives: `(node, diagnostics)
--> key -> node`."""
-
-FOREIGN_PROMPTS = "extensions.compat.shapes:samples_of"
-"""The samples of another program's file of prompts: `(node, diagnostics) -> nodes`."""
 
 FOREIGN_OPTIONS = "extensions.compat.command:with_flags"
 """Options with those of a text of flags: `(options, node of the text, diagnostics) ->

@@ -287,7 +287,7 @@ JOBS: dict[str, Section] = {
     ),
     "lora_plus": lora(
         network={"loraplus_lr_ratio": 4, "scale_weight_norms": 1.0},
-        datasets={"num_repeats": 2, "loss_multiplier": 0.5, "caption_ext": "txt"},
+        datasets={"num_repeats": 2, "caption_ext": "txt"},
         train={
             "timestep_type": "sigmoid",
             "loss_type": "huber",

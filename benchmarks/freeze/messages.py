@@ -337,7 +337,6 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "sample.sample_at_first": True,
             "train.skip_first_sample": True,
-            "first_sample": {},
         },
     ),
     "preserving without a word": (

@@ -94,9 +94,8 @@ SMALL_IMAGE = 64
 
 
 class _Guide:
-    """A `toolkit.config.reading.foreign.ForeignFile`."""
+    """A `toolkit.config.reading.foreign.KeptFile`."""
 
-    name = ""
     keeps_text = True
 
     def reads(self, root: ConfigNode) -> bool:
@@ -197,12 +196,10 @@ class _Step:
     def has_length(self) -> bool:
         """Whether the number of its steps is known before the data are read: that of a
         stream need not be."""
-        only_steps = "max_steps" in self.values and "n_epochs" not in self.values
-        return (
-            "url" not in self.dataset.value
-            or "webdataset_size" in self.values
-            or only_steps
-        )
+        return "url" not in self.dataset.value or not {
+            "webdataset_size",
+            "max_steps",
+        }.isdisjoint(self.values)
 
     def roles(self) -> tuple[str, ...]:
         """What learns."""
@@ -729,7 +726,11 @@ class _Reader:
         steps = batches and at(
             batches, max(1, batches.value // step.get("training_steps", 1))
         )
-        by_epochs = steps is None or "n_epochs" in values
+        if batches and "n_epochs" in values:
+            self.diagnostics.warn(
+                values["n_epochs"],
+                f"has no effect: 'max_steps: {batches.value}' is the length of step {step.name.value!r}.",
+            )
         dtype: Any = "float32"
         if step.on("use_fp16"):
             name, reason = half_precision()
@@ -742,9 +743,8 @@ class _Reader:
         return {
             "batch_size": values.get("batch_size", 2),
             "gradient_accumulation": values.get("training_steps"),
-            "epochs": values.get("n_epochs", 1) if by_epochs else None,
-            "steps": None if by_epochs else steps,
-            "step_limit": steps if by_epochs else None,
+            "epochs": None if steps else values.get("n_epochs", 1),
+            "steps": steps,
             "lr": self._lr(step),
             **self._schedule(step),
             "max_grad_norm": values.get("initial_clipping_norm"),
@@ -763,7 +763,7 @@ class _Reader:
         note = "the rate stays as it is: how many samples the stream has is not known. Give 'webdataset_size' or "
         self.diagnostics.warn(
             step.dataset,
-            f"step {step.name.value!r}: {note}'max_steps' alone for it to fall.",
+            f"step {step.name.value!r}: {note}'max_steps' for it to fall.",
         )
         return {"lr_scheduler": "constant"}
 

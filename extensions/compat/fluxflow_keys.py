@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -199,16 +199,3 @@ def _near(name: str, own_options: Sequence[str]) -> str:
     if hint.startswith("Did you mean"):
         return hint.replace("'", "'--", 1)
     return "run.py --help lists the program's own options, docs/coming_from_fluxflow.md the guide's flags."
-
-
-def page_rows() -> Iterator[str]:
-    """The rows of the table in docs/coming_from_fluxflow.md."""
-    for name, key in keys().items():
-        flag = f"`--{name}`" if key.is_flag else ""
-        default = "" if key.default is None else str(key.default)
-        if key.kind == "switch":
-            default = default.lower()
-        places = ", ".join(
-            "a step" if place == STEPS else f"`{place}`" for place in key.places
-        )
-        yield f"| `{name}` | {flag} | {places} | {default} | {key.here} |"

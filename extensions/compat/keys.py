@@ -9,7 +9,7 @@ through `toolkit.registry`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -26,23 +26,23 @@ from extensions.compat.names import (
 )
 from extensions.compat.shapes import SHAPES
 from toolkit.config.reading.base import Entries
-from toolkit.config.reading.foreign import ForeignName, Noted
+from toolkit.config.reading.foreign import ForeignKeys, ForeignName, Noted
 from toolkit.config.reading.located import (
     ConfigNode,
     Diagnostics,
     KeyPath,
+    dotted,
     general,
     show,
 )
 from toolkit.config.reading.normalise import (
     item_annotation,
     merge_aliases,
+    nearest,
     places_of_keys,
     section_model,
 )
 from toolkit.extension import discover
-
-MUSUBI_TUNERS = "musubi-tuner's"
 
 
 @cache
@@ -50,13 +50,13 @@ def programs() -> dict[str, Names]:
     """Whose keys and flags are known wherever they stand, in the order in which they
     are asked. musubi-tuner's are known whatever section reads them."""
     return {
-        MUSUBI_TUNERS: {key: row for key, (_, row) in options().items()},
+        "musubi-tuner's": {key: row for key, (_, row) in options().items()},
         "kohya's": names()["kohya", NO_SECTION],
         "diffusers'": names()["diffusers", NO_SECTION],
     }
 
 
-class TableOfNames:
+class TableOfNames(ForeignKeys):
     """Answers from the table.
 
     >>> TableOfNames().hint("sage_attn")
@@ -94,9 +94,6 @@ class TableOfNames:
         command = row.tool and f"'run.py {row.tool}'"
         return f"{whose} {key!r} is {' or '.join(filter(None, (ours, command)))} here."
 
-    def named(self, place: str) -> Iterable[str]:
-        return [key for key, (_, row) in options().items() if place in row.ours]
-
     def own_flag(self, word: str, keys: Iterable[str]) -> str:
         name, equals, value = word.partition("=")
         theirs = _key(name)
@@ -124,51 +121,27 @@ def not_a_flag(flag: str) -> str:
     key = flag.rpartition(".")[2].replace("-", "_")
     model = discover().find_config("sd_trainer")
     assert model is not None  # a process of this program
-    whose, row = known_name(key)
-    if row is None or key in (ours.rpartition(".")[2] for ours in row.ours):
-        keys = _nearest_keys(key, places_of_keys(model, KEYS).get(key, []))
-        named = " or ".join(f"'--set {at.replace('[]', '[0]')}=VALUE'" for at in keys)
-        return f"It is a key of a job: write {named}." if keys else ""
-    ours = " and ".join(map(repr, row.ours))
-    in_a_job = f"write {ours} into a job" if ours else ""
-    if whose != MUSUBI_TUNERS:
-        not_read = "whose commands are not read"
-        return f"It is {whose} flag, {not_read}: {in_a_job or row.says}."
-    or_write = f", or {in_a_job}" if in_a_job else ""
-    return f"It is {whose} flag: give its whole command in quotes to 'run.py import'{or_write}."
-
-
-def _nearest_keys(key: str, sections: Iterable[str]) -> list[str]:
-    """Up to three places of a key, in the sections that are nested least; "" is the
-    process itself."""
-    places = [f"{section}.{key}" if section else key for section in sections]
-    least = min((place.count(".") for place in places), default=0)
-    return [place for place in places if place.count(".") == least][:3]
+    sections = nearest(places_of_keys(model, KEYS).get(key, []))
+    places = [f"{section}.{key}".removeprefix(".") for section in sections]
+    named = " or ".join(f"'--set {at.replace('[]', '[0]')}=VALUE'" for at in places)
+    return f"It is a key of a job: write {named}." if named else KEYS.hint(key)
 
 
 MOST_REASONS = 3
 """With more lines about keys without effect in a process, one gives the names alone."""
 
-_OFF = (None, "", False, 0)
-"""Values of a switch that is off."""
 
-
-def tell_idle(
-    idle: list[tuple[ConfigNode, str]],
-    diagnostics: Diagnostics,
-    page: str = "docs/config.md",
-    named: Callable[[KeyPath], str] = general,
-) -> None:
+def tell_idle(idle: list[tuple[ConfigNode, str]], diagnostics: Diagnostics) -> None:
     """Warns of the keys without effect, each with its reason: of many in one line, so
-    that what matters is seen. page: which has the reasons. named: a key in that
-    line."""
+    that what matters is seen."""
     alike: dict[tuple[KeyPath, str], list[ConfigNode]] = {}
     idle.sort(key=lambda one: one[0].key_at)
     for node, reason in idle:
         alike.setdefault((node.path[:-1], reason), []).append(node)
     if len(alike) > MOST_REASONS:
-        keys = ", ".join(dict.fromkeys(named(node.path) for node, _ in idle))
-        message = f"{len(idle)} keys have no effect: {keys}. {page} says why."
+        paths = [node.path for node, _ in idle]
+        keys = ", ".join(dict.fromkeys(general(path) or dotted(path) for path in paths))
+        message = f"{len(idle)} keys have no effect: {keys}. docs/config.md says why."
         diagnostics.warn(idle[0][0], message)
         return
     for (_, reason), (first, *others) in alike.items():
@@ -224,7 +197,7 @@ class _Rewriter:
                     if name in fields and not fields[name].is_required()
                 ]
                 blank = dict.fromkeys(optional[:1], child) | blank
-            elif self.is_supported(row, key, node):
+            elif self.is_supported(row, child):
                 given[key] = child
         for cls in reversed(model.__mro__):
             shape = SHAPES.get(cls.__name__)
@@ -237,21 +210,11 @@ class _Rewriter:
                 )
         return blank | given
 
-    def is_supported(self, row: ForeignName, key: str, section: ConfigNode) -> bool:
+    def is_supported(self, row: ForeignName, child: ConfigNode) -> bool:
         """False for names that do nothing here (one warning) and for those not built
-        yet (an error).
-
-        section: where the key stands.
-        """
-        child = section.value[key]
+        yet (an error)."""
         value = child.data()
-        if row.needs and (
-            section.child(row.needs) is None or section.value[row.needs].value in _OFF
-        ):
-            self.idle.append((child, f": {row.needs} is off"))
-        elif row.on and str(value).lower() not in ("false", "0"):
-            self.diagnostics.error(child, f"{show(child)}: {row.on}")
-        elif row.how == "not_needed":
+        if row.how == "not_needed":
             self.idle.append((child, f": {row.says}"))
         elif row.how == "only_accepts" and value in row.passes:
             self.idle.append((child, " at this value"))

@@ -8,9 +8,11 @@ one line names those.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,13 +23,13 @@ from extensions.compat.foreign_jobs import SCRIPT, ForeignJobs
 from extensions.compat.names import PLACES, options
 from extensions.compat.nodes import at, entries, file_root, node_at, their, tree
 from extensions.compat.shapes import read_pairs
-from extensions.compat.trainer_file import Level, TrainerFile
+from toolkit.config.reading.base import Entries
 from toolkit.config.reading.findings import is_absolute
 from toolkit.config.reading.foreign import NO_DEFAULT
 from toolkit.config.reading.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.reading.yaml_reader import map_paths
-from toolkit.data.scan.tables import lost_folders, read_table
 from toolkit.errors import did_you_mean
+from toolkit.files.run_files import saved_as
 from toolkit.registry import FOREIGN_OPTIONS, load_object
 
 MARKS = frozenset(
@@ -55,9 +57,7 @@ GENERAL = (
 OF_DATASETS = (
     *GENERAL, "image_directory", "image_jsonl_file", "cache_directory", "control_directory", "multiple_target",
     "no_resize_control", "control_resolution", "qwen_image_edit_no_resize_control",
-    "qwen_image_edit_control_resolution", "flux_kontext_no_resize_control", "video_directory", "video_jsonl_file",
-    "target_frames", "frame_extraction", "frame_stride", "frame_sample", "max_frames", "source_fps",
-    "fp_latent_window_size", "fp_1f_clean_indices", "fp_1f_target_index", "fp_1f_no_post",
+    "qwen_image_edit_control_resolution", "video_directory",
 )  # fmt: skip
 """The keys of `[[datasets]]`."""
 
@@ -94,7 +94,7 @@ SWITCHES = frozenset(
     {
         "edit", "edit_plus", "multiple_target", "remove_first_image_from_target",
         "full_bf16", "fused_backward_pass", "mem_eff_save", "enable_bucket", "bucket_no_upscale",
-        "no_resize_control", "qwen_image_edit_no_resize_control", "flux_kontext_no_resize_control",
+        "no_resize_control", "qwen_image_edit_no_resize_control",
     }
 )  # fmt: skip
 """Keys that are true or false and of which more than the table has to be said."""
@@ -116,7 +116,9 @@ OF_FRONT_END = re.compile(
     "caching_.*|dataset_(?!config$).*|parent_folder_path|generated_toml_path|create_missing_captions|caption_strategy|"
     "auto_generate_black_control_images|debug_mode|sample_(?:output_dir|guidance_scale)|disable_prompt_enhancement|"
     "dit_dtype|text_encoder_dtype|dit_in_channels|flow_shift|faster_model_loading|use_legacy_sdpa|custom_network_module|"
-    "convert_to_.*|(?:diffusers|safetensors)_output_dir|compile_resident_blocks_only"
+    "convert_to_.*|(?:diffusers|safetensors)_output_dir|compile_resident_blocks_only|multi_gpu|gpu_ids|"
+    "num_(?:processes|machines|cpu_threads_per_process)|main_process_port|extra_accelerate_launch_args|"
+    "dynamo_use_.*|vae_(?:tiling|chunk_size|spatial_tile_sample_min_size)"
 )
 """Keys by which a front end writes the dataset file or starts the program, which are in
 the same file."""
@@ -168,12 +170,32 @@ _their = partial(their, whose="musubi-tuner's default")
 """A default of theirs."""
 
 
-class _Reader(TrainerFile):
-    whose = "musubi-tuner"
+class _Reader:
+    """Reads one file; `process` is the process that it becomes."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.given = self._with_texts(self._with_more(flat(self.root)))
+    def __init__(
+        self,
+        root: ConfigNode,
+        folder: Path,
+        name: str | None,
+        diagnostics: Diagnostics,
+        moved: Mapping[str, str],
+    ) -> None:
+        self.root = root
+        self.folder = folder
+        self.name = name
+        self.diagnostics = diagnostics
+        self.moved = moved
+        self.process: dict[str, Any] = {"type": "sd_trainer"}
+        self.config: dict[str, Any] = {}
+        self.meta: dict[str, Any] = {}
+        self.defaults: dict[str, Any] = {}
+        """Option -> their value, of those that are left out and are another here."""
+
+        self.lost: list[ConfigNode] = []
+        """Paths that lead nowhere."""
+
+        self.given = self._with_texts(self._with_more(flat(root)))
         self.adapter = self._trains_adapter()
 
     def job(self) -> ConfigNode:
@@ -198,7 +220,16 @@ class _Reader(TrainerFile):
                 "is required: the run's folder gets this name.",
                 path=("output_name",),
             )
-        return self.as_root(name)
+        self._report_missing()
+        self._note_defaults()
+        config = {
+            **self.config,
+            "name": at(name, self.name or name.value),
+            "process": [self.process],
+        }
+        return tree(
+            {"job": "extension", "config": config, "meta": self.meta or None}, self.root
+        )
 
     def _refuse_empty(self) -> None:
         """Tells keys without a value with which a training there ends."""
@@ -209,7 +240,7 @@ class _Reader(TrainerFile):
                     f"has no value, which is an error there too. {NOT_EMPTY[key]}.",
                 )
 
-    def _with_more(self, level: Level) -> Level:
+    def _with_more(self, level: Entries) -> Entries:
         """With the flags of a front end's `additional_parameters`."""
         more = level.get("additional_parameters")
         if more is None or more.is_blank:
@@ -217,10 +248,12 @@ class _Reader(TrainerFile):
         known = {
             key: node for key, node in level.items() if key != "additional_parameters"
         }
-        with_flags: Level = load_object(FOREIGN_OPTIONS)(known, more, self.diagnostics)
+        with_flags: Entries = load_object(FOREIGN_OPTIONS)(
+            known, more, self.diagnostics
+        )
         return with_flags
 
-    def _with_texts(self, level: Level) -> Level:
+    def _with_texts(self, level: Entries) -> Entries:
         """What has a value; in the place of one that is not text, which is reported,
         stands any text."""
         given = {key: node for key, node in level.items() if not node.is_blank}
@@ -242,7 +275,7 @@ class _Reader(TrainerFile):
 
     # ------------------------------------------------------------ by the table
 
-    def _read(self, given: Level, known: Sequence[str], elsewhere: str) -> None:
+    def _read(self, given: Entries, known: Sequence[str], elsewhere: str) -> None:
         front_end = [key for key in given if OF_FRONT_END.fullmatch(key)]
         for key in front_end[:1]:
             more = f" ({len(front_end) - 1} more such keys)" if front_end[1:] else ""
@@ -267,6 +300,28 @@ class _Reader(TrainerFile):
         hint = odd_characters(key) or elsewhere
         hint = hint or did_you_mean(key, known, list_all=False)
         self.diagnostics.error(node, f"unknown key. {hint}", at_key=True)
+
+    def put_at(self, place: str, value: Any, to: dict[str, Any]) -> None:
+        """Sets a value at a key of a job; `to` is a process, or a dataset of it."""
+        section, _, rest = place.partition(".")
+        if section in ("config", "meta"):
+            to = self.config if section == "config" else self.meta
+            place = rest
+        *above, last = place.removeprefix("datasets[].").split(".")
+        for part in above:
+            to = to.setdefault(part, {})
+        to[last] = value
+
+    def one_for_all(self, place: str, node: ConfigNode, what: str) -> None:
+        """Sets what each dataset may say there and all share here."""
+        *above, last = place.split(".")
+        section = self.process
+        for part in above:
+            section = section.setdefault(part, {})
+        first = section.setdefault(last, node)
+        if first.value != node.value:
+            message = f"{show(node)}, and {show(first)} in another dataset: {what} is one for all here."
+            self.diagnostics.error(node, message)
 
     def _on(self, key: str) -> ConfigNode | None:
         """The node of a switch that is on."""
@@ -621,7 +676,7 @@ class _Reader(TrainerFile):
             if isinstance(item.value, dict)
         ]
 
-    def _dataset(self, given: Level, item: ConfigNode) -> dict[str, Any]:
+    def _dataset(self, given: Entries, item: ConfigNode) -> dict[str, Any]:
         dataset: dict[str, Any] = {}
         given = self._with_texts(given)
         sized = {"resolution", "enable_bucket", "bucket_no_upscale", "batch_size"}
@@ -653,7 +708,7 @@ class _Reader(TrainerFile):
         images = [
             key for key in ("image_directory", "image_jsonl_file") if key in given
         ]
-        if not images and not {"video_directory", "video_jsonl_file"} & given.keys():
+        if not images and "video_directory" not in given:
             message = "is required: the folder of the images."
             self.diagnostics.error(item, message, path=(*item.path, "image_directory"))
         if not images:
@@ -677,7 +732,7 @@ class _Reader(TrainerFile):
         )
         return dataset
 
-    def _size(self, given: Level, item: ConfigNode, dataset: dict[str, Any]) -> None:
+    def _size(self, given: Entries, item: ConfigNode, dataset: dict[str, Any]) -> None:
         """One rectangle; with buckets its area."""
         node = given.get("resolution")
         if node is None:
@@ -742,10 +797,54 @@ class _Reader(TrainerFile):
             return
         paths = node.value if isinstance(node.value, list) else [node]
         for path in paths:
-            is_there = self.look_for(path, beside=key == "dataset_config")
-            if is_there and key == "image_jsonl_file":
-                folders = lost_folders(read_table(str(path.value), self.moved))
-                self.lost += [at(path, folder) for folder in folders]
+            written = os.path.expanduser(str(path.value))
+            is_beside = key == "dataset_config" and os.path.exists(
+                self.folder / written
+            )
+            if not (is_beside or os.path.exists(written) or saved_as(written)):
+                self.lost.append(path)
+
+    def found(self, written: str) -> Path | None:
+        """Where a file is: in the working directory, as for the trainer, or beside the
+        config."""
+        expanded = os.path.expanduser(written)
+        for place in (Path(expanded), self.folder / expanded):
+            if os.path.isfile(place):
+                return place
+        return None
+
+    def _report_missing(self) -> None:
+        self.lost = [
+            node for node in self.lost if not self.diagnostics.reported(node.path)
+        ]
+        absolute = [
+            str(node.value).replace("\\", "/")
+            for node in self.lost
+            if is_absolute(str(node.value))
+        ]
+        try:
+            old = os.path.commonpath([os.path.dirname(path) for path in absolute])
+        except ValueError:  # none, or some begin with a drive
+            old = ""
+        if old in ("", "/"):
+            old = "OLD"
+        for node in self.lost:
+            if is_absolute(str(node.value)):
+                message = f"is not on this machine. Where it lies elsewhere: --map {shlex.quote(f'{old}=NEW')}"
+            else:
+                message = f"does not exist (working directory: {Path.cwd()})."
+            self.diagnostics.error(node, f"{show(node)} {message}")
+
+    def _note_defaults(self) -> None:
+        """The line that names the defaults which were taken."""
+        if self.defaults:
+            taken = [
+                f"{key} {json.dumps(value)}".replace('"', "")
+                for key, value in self.defaults.items()
+            ]
+            self.diagnostics.notes.append(
+                f"left out, and therefore as in musubi-tuner: {', '.join(taken)}"
+            )
 
 
 def with_slashes(path: str) -> str:
@@ -755,10 +854,10 @@ def with_slashes(path: str) -> str:
     return path.replace("\\", os.sep) if is_below else path
 
 
-def flat(root: ConfigNode) -> Level:
+def flat(root: ConfigNode) -> Entries:
     """All keys on one level: the names of sections mean nothing there, and a later key
     replaces an earlier one."""
-    given: Level = {}
+    given: Entries = {}
     for key, node in root.value.items():
         if isinstance(node.value, dict):
             given |= node.value
@@ -786,26 +885,6 @@ class NamedModel(NamedTuple):
 
     published: bool
     """The hub id is that of the version."""
-
-
-def datasets_of(node: ConfigNode, diagnostics: Diagnostics) -> dict[str, ConfigNode]:
-    """The keys of a process that the datasets of a file give: `datasets`, and of
-    `train` and `model` what it says."""
-    reader = _Reader(
-        ConfigNode({"dataset_config": node}, (), node.key_at, node.value_at),
-        Path(),
-        None,
-        diagnostics,
-        {},
-    )
-    reader._find("dataset_config", node, PATHS)
-    listed = reader._datasets()
-    reader._report_missing()
-    reader._note_defaults()
-    job: dict[str, Any] = {
-        key: reader.process[key] for key in ("train", "model") if key in reader.process
-    }
-    return {**tree(job, node).value, "datasets": tree(listed, node)}
 
 
 def model_of(paths: Mapping[str, str], version: str) -> NamedModel:
@@ -852,4 +931,8 @@ def _reads(root: ConfigNode) -> bool:
     return bool((MARKS | {SCRIPT}) & flat(root).keys())
 
 
-JOBS = ForeignJobs(_reads, _Reader)
+def _as_job(*arguments: Any) -> ConfigNode:
+    return _Reader(*arguments).job()
+
+
+JOBS = ForeignJobs(_reads, _as_job)

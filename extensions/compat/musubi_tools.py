@@ -17,7 +17,7 @@ from extensions.compat.command import NOT_NEEDED, commands, parted, stray_flags
 from extensions.compat.musubi import FILE, PARTS, VERSION, VERSIONS, model_of
 from extensions.compat.names import options, tool_flags
 from toolkit.data.pixels.images import ImageError, image_size
-from toolkit.errors import UserError
+from toolkit.errors import UserError, did_you_mean
 
 
 class Script(NamedTuple):
@@ -135,25 +135,22 @@ def tool_command(
         ours = _ours(name, values, tool, known[tool])
         words += ours
         if not ours and name not in IDLE:
-            reason = _why_not(name) or f"{tool} has none"
-            notes.append(
-                f"--{name}: {reason.removesuffix(' Leave it out.').rstrip('.')}."
-            )
+            notes.append(f"--{name}: {_why_not(name, tool, known[tool])}")
     for flag, value in defaults.items():
         if flag not in words:
             words += [flag, value]
     return words, notes
 
 
-def _why_not(name: str) -> str:
-    """What the table of names says of a flag that has no counterpart; empty where it
-    says nothing."""
-    rows = [tool_flags().get(name)]
-    if name in options():
-        rows.append(options()[name][1])
-    return next(
-        (row.says for row in rows if row and row.says and row.how != "converted_to"), ""
-    )
+def _why_not(name: str, tool: str, known: Collection[str]) -> str:
+    """Why a flag is left out: what the table of names says of it."""
+    rows = [tool_flags().get(name), options().get(name, ("", None))[1]]
+    if not any(rows):
+        near = did_you_mean(f"--{name}", known, list_all=False)
+        return f"{tool} has no such flag. {near}".rstrip()
+    said = (row.says for row in rows if row and row.says and row.how != "converted_to")
+    reason = next(said, f"{tool} has none")
+    return f"{reason.removesuffix(' Leave it out.').rstrip('.')}."
 
 
 def _left_out(script: str) -> str:

@@ -26,9 +26,7 @@ NO_SECTION = "no_section"
 FLAGS = "flags"
 
 PLACES = {
-    **dict.fromkeys(
-        ("TrainingSection", "ModelSection", "LintConfig", "ReportConfig"), ""
-    ),
+    **dict.fromkeys(("TrainingSection", "ModelSection"), ""),
     **dict.fromkeys(("OptimizerConfig", "OptimizationConfig", "TrainConfig"), "train"),
     **{
         f"{place.title()}Config": place
@@ -37,7 +35,6 @@ PLACES = {
     "ModelKwargs": "model.model_kwargs",
     "NetworkKwargs": "network.network_kwargs",
     "DatasetConfig": "datasets[]",
-    "EmaConfig": "train.ema_config",
     "StopWhenConfig": "stop_when",
     "SampleItem": "sample.samples[]",
 }
@@ -71,8 +68,6 @@ def row_of(columns: Mapping[str, Any]) -> ForeignName:
         tuple((value if is_named else columns.get("nearest", "")).split()),
         value if has_reason else columns.get("note", ""),
         passes=tuple(value) if how == "only_accepts" else (),
-        needs=columns.get("only_with", ""),
-        on=columns.get("error_when_on", ""),
         tool=columns.get("command", ""),
         default=columns.get("left_out_there", NO_DEFAULT),
     )

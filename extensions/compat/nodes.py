@@ -76,15 +76,9 @@ def of_file(node: ConfigNode, file: str) -> ConfigNode:
     )
 
 
-def file_root(
-    path: Path, diagnostics: Diagnostics, list_key: str = ""
-) -> ConfigNode | None:
+def file_root(path: Path, diagnostics: Diagnostics) -> ConfigNode | None:
     """The root of a TOML or JSON file that another one names; None where it cannot be
-    read, which is reported.
-
-    list_key: the key under which a list becomes a mapping, as a root always is one
-    here.
-    """
+    read, which is reported."""
     of_file_alone = Diagnostics(str(path))
     root = None
     with suppress(ConfigErrors):  # which are in `of_file_alone`
@@ -94,8 +88,6 @@ def file_root(
 
             root = read_toml(text, of_file_alone, str(path))
         else:
-            if list_key and text.lstrip().startswith("["):
-                text = f'{{"{list_key}": {text.rstrip()}}}'
             root = of_file(read_yaml(text, of_file_alone), str(path))
     diagnostics.include(of_file_alone)
     return root

@@ -2,7 +2,8 @@
 answered with one line, which says whose it is and where its main keys are explained.
 
 It converts nothing. The loader finds `FILES` through `toolkit.registry` for a file that
-is not a job, and `command` calls it for scripts and files of variables.
+is not a job, and `process_type` for a type that no extension has; `command` calls it
+for scripts and files of variables.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from extensions.compat.foreign_jobs import ForeignJobs, Reader
+from extensions.compat.foreign_jobs import ForeignJobs
 from extensions.compat.musubi import flat
 from extensions.compat.nodes import entries
-from extensions.compat.trainer_file import PAGE
 from toolkit.config.reading.located import ConfigNode, Diagnostics, SourceLocation
+
+PAGE = "docs/coming_from.md"
 
 KEYS: dict[str, tuple[frozenset[str], ...]] = {
     "a config of SimpleTuner": (
@@ -29,6 +31,14 @@ KEYS: dict[str, tuple[frozenset[str], ...]] = {
     "a config of diffusion-pipe": (
         frozenset({"dataset", "micro_batch_size_per_gpu"}),
         frozenset({"dataset", "output_dir", "epochs"}),
+    ),
+    "a dataset file of diffusion-pipe": (
+        frozenset({"directory", "resolutions"}),
+        frozenset({"directory", "enable_ar_bucket"}),
+    ),
+    "a config of axolotl": (
+        frozenset({"base_model", "sequence_len"}),
+        frozenset({"base_model", "micro_batch_size"}),
     ),
     "a config of DiffSynth-Studio": (
         frozenset({"dataset_base_path", "lora_target_modules"}),
@@ -54,8 +64,25 @@ KEYS: dict[str, tuple[frozenset[str], ...]] = {
 """Whose file it is -> keys, all of which the files of one kind have; the first that
 fits counts."""
 
+SLIDERS = (
+    "slider",
+    "slider_old",
+    "concept_slider",
+    "image_reference_slider_trainer",
+    "ultimate_slider_trainer",
+)
+"""Process types of ai-toolkit 27a03a9 that train sliders."""
+
 _DIFFUSERS = re.compile(r"train_(?:dreambooth|text_to_image)\w*\.py")
 """The scripts of its examples."""
+
+_FLAGS = {
+    "--dataset_base_path": "DiffSynth-Studio",
+    "--deepspeed": "diffusion-pipe",
+    "--config-path": "OneTrainer",
+    "--model_family": "SimpleTuner",
+}
+"""Flag of a script that several programs call `train.py` -> whose it is."""
 
 _VARIABLES = re.compile(
     r"^\s*(?:export\s+)?(?:MODEL_FAMILY|DATA_BACKEND_CONFIG|DATALOADER_CONFIG|TRAINER_EXTRA_ARGS)=",
@@ -71,9 +98,9 @@ def refuse_script(
     the script."""
     if _DIFFUSERS.fullmatch(script):
         diagnostics.fatal(at, (), not_read_message("a command of diffusers' example"))
-    has_base_path = any(word.startswith("--dataset_base_path") for word in words)
-    if script == "train.py" and has_base_path:
-        diagnostics.fatal(at, (), not_read_message("a command of DiffSynth-Studio"))
+    if script == "train.py":
+        for flag in _FLAGS.keys() & {word.partition("=")[0] for word in words}:
+            diagnostics.fatal(at, (), not_read_message(f"a command of {_FLAGS[flag]}"))
 
 
 def refuse_variables(text: str, diagnostics: Diagnostics) -> None:
@@ -89,7 +116,17 @@ def not_read_message(whose: str) -> str:
     """The message for a file that is not read, with the page that says what its keys
     are called here. whose: words such as `whose_file` returns.
     """
+    if whose.endswith("axolotl"):
+        return f"is {whose}, which trains language models, and is not read."
     return f"is {whose}, which is not read. {PAGE} says what its main keys are here."
+
+
+def process_type(kind: str) -> str:
+    """The message about a process type of a program, which is not here; empty for other
+    types."""
+    if kind not in SLIDERS:
+        return ""
+    return f"{kind!r} is ai-toolkit's training of sliders, which is not here. 'sd_trainer' trains a LoRA on images."
 
 
 def whose_file(root: ConfigNode) -> str:
@@ -116,7 +153,7 @@ def _refuse(
     name: str | None,
     diagnostics: Diagnostics,
     moved: Mapping[str, str],
-) -> Reader:
+) -> ConfigNode:
     diagnostics.fatal(root.value_at, (), not_read_message(whose_file(root)))
 
 

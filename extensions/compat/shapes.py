@@ -9,51 +9,40 @@ are `is` in the table stay, and are renamed afterwards.
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from extensions.compat import nodes
 from extensions.compat.names import options, rows_of
-from extensions.compat.nodes import at, file_root
+from extensions.compat.nodes import at
 from toolkit.config.reading.base import Entries
 from toolkit.config.reading.field_types import gather_slots
 from toolkit.config.reading.located import ConfigNode, Diagnostics, show
 from toolkit.config.reading.normalise import listed, merge_aliases, place_in
-from toolkit.config.sections.model import REPACKED
+from toolkit.config.sections.model import REPACKED, ModelConfig
 from toolkit.config.sections.network import NetworkKwargs
-from toolkit.config.sections.prompts import text_of
-from toolkit.errors import did_you_mean
+from toolkit.config.sections.train import SCHEDULE_SPELLINGS
+from toolkit.errors import UserError, did_you_mean
+from toolkit.models import families
 from toolkit.optim.optimizer_args import NO_LITERAL
-from toolkit.registry import FOREIGN_DATASETS, load_object
+from toolkit.optim.schedules import SCHEDULES, parameters
 
 # ------------------------------------------------------------ the process
-
-_FROM_TRAIN = {
-    "seed": "training_seed",
-    "validation": "validation",
-    "stop_when": "stop_when",
-}
-"""Keys that are also taken inside `train` -> the process's own key."""
 
 
 def _training(
     section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
 ) -> Entries:
-    """`log_dir` goes to `logging`, `optimizer` and `training` to `train`, the process's
-    own keys out of `train`."""
+    """`log_dir` goes to `logging`, `optimizer` and `training` to `train`, the seed out
+    of `train`."""
     if "log_dir" in entries:
         place_in(entries, "logging", "logging_dir", entries.pop("log_dir"), diagnostics)
     if "optimizer" in entries:
         place_in(entries, "train", "optimizer", entries.pop("optimizer"), diagnostics)
-    file = entries.pop("dataset_config", None)
-    if file is not None:
-        _dataset_file(file, entries, diagnostics)
     training = entries.pop("training", None)
     if training is not None and isinstance(training.value, dict):
         for key, child in training.value.items():
@@ -64,45 +53,40 @@ def _training(
     if train is None or not isinstance(train.value, dict):
         return entries
     rest = dict(train.value)
-    for key, field in _FROM_TRAIN.items():
-        if field not in section.model_fields:
-            continue
-        node = rest.pop(key, None)
-        if node is not None and not node.is_blank:
-            entries[field] = merge_aliases(entries.get(field), node, diagnostics)
-    entries["train"] = replace(train, value=rest)
-    return entries
-
-
-def _dataset_file(file: ConfigNode, entries: Entries, diagnostics: Diagnostics) -> None:
-    """The datasets of a file of musubi-tuner, and what it says of batches and
-    references."""
-    if "datasets" in entries and entries["datasets"].data() != []:
-        diagnostics.error(
-            file, "'datasets' is given as well. Remove one of them.", at_key=True
+    if "datasets" in section.model_fields:
+        _text_of_all(rest.pop(CACHED[-1], None), entries)
+    seed = rest.pop("seed", None)
+    if seed is not None and not seed.is_blank:
+        entries["training_seed"] = merge_aliases(
+            entries.get("training_seed"), seed, diagnostics
         )
+    return entries | {"train": replace(train, value=rest)}
+
+
+def _text_of_all(switch: ConfigNode | None, entries: Entries) -> None:
+    """`cache_text_embeddings` of `train` counts for each dataset without its own."""
+    datasets = entries.get("datasets")
+    if (
+        switch is None
+        or switch.is_blank
+        or not isinstance(getattr(datasets, "value", None), list)
+    ):
         return
-    for section, node in load_object(FOREIGN_DATASETS)(file, diagnostics).items():
-        if section == "datasets":
-            entries["datasets"] = node
-            continue
-        for key, child in node.value.items():
-            if child.value_at.line or key not in getattr(
-                entries.get(section), "value", {}
-            ):
-                place_in(
-                    entries,
-                    section,
-                    key,
-                    replace(child, path=(*file.path[:-1], section, key)),
-                    diagnostics,
-                )
+    assert datasets is not None
+    items = [
+        replace(item, value={CACHED[-1]: switch} | item.value)
+        if isinstance(item.value, dict) and "cache" not in item.value
+        else item
+        for item in datasets.value
+    ]
+    entries["datasets"] = replace(datasets, value=items)
 
 
-def _move_compile(
+def _move_from_model(
     section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
 ) -> Entries:
-    """ai-toolkit's keys of compiling and its assistant go from `model` to `train`."""
+    """ai-toolkit's keys of compiling, its assistant and the LoRA of its samples go from
+    `model` to their sections."""
     model = entries.get("model")
     if model is None or not isinstance(model.value, dict):
         return entries
@@ -112,7 +96,7 @@ def _move_compile(
         (node for node in switches if node.value is not False),
         switches[0] if switches else None,
     )
-    moved = {new: rest.pop(old, None) for old, new in TO_TRAIN.items()}
+    moved = {key: rest.pop(old, None) for old, key in _FROM_MODEL.items()}
     entries["model"] = replace(model, value=rest)
     train = entries.get("train")
     given = train.child("compile") if train else None
@@ -121,10 +105,10 @@ def _move_compile(
         given = replace(given, value={**given.value, "enabled": enabled})
         entries["train"] = replace(train, value={**train.value, "compile": given})
     else:
-        moved["compile"] = switch
-    for key, node in moved.items():
+        moved["train", "compile"] = switch
+    for (place, key), node in moved.items():
         if node is not None:
-            place_in(entries, "train", key, node, diagnostics)
+            place_in(entries, place, key, node, diagnostics)
     return entries
 
 
@@ -134,46 +118,58 @@ def _move_compile(
 def _images(
     section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
 ) -> Entries:
-    """`control_path_1..10` become one list, a colour of three numbers becomes
-    "#rrggbb"."""
+    """`control_path_1..10` become one list."""
     gather_slots(entries, "control_path", diagnostics)
-    colour = entries.pop("control_transparent_color", None)
-    if colour is not None and "background" not in entries:
-        rgb = _rgb(colour.data())
-        if rgb:
-            entries["background"] = replace(colour, value=rgb)
-        else:
-            diagnostics.error(
-                colour,
-                "is not a valid colour. Write [red, green, blue], each 0 to 255.",
-            )
-    elif colour is not None:
-        diagnostics.error(
-            colour, "'background' is given as well. Remove one of them.", at_key=True
-        )
     return entries
 
 
-def _rgb(value: Any) -> str:
-    parts = value if isinstance(value, list) else []
-    if len(parts) != 3 or not all(
-        type(part) is int and 0 <= part <= 255 for part in parts
-    ):
-        return ""
-    return "#" + "".join(f"{part:02x}" for part in parts)
+def _dataset(
+    section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
+) -> Entries:
+    """As `_images`; ai-toolkit's three switches become `cache`."""
+    entries = _images(section, entries, diagnostics)
+    given = {key: entries.pop(key) for key in CACHED if key in entries}
+    on = dict[str, bool]()
+    for key, node in given.items():
+        try:
+            on[key] = _SWITCH.validate_python(node.value)
+        except ValidationError:
+            diagnostics.error(node, f"{show(node)} is not true or false.")
+    if not on:
+        return entries
+    streams = "url" in entries
+    shuffles = "shuffle_tokens" in entries and entries["shuffle_tokens"].value
+    latents = on.get("cache_latents_to_disk", not streams)
+    text = on.get("cache_text_embeddings", not streams and shuffles in (None, False))
+    kept: bool | str = latents and (streams or on.get("cache_latents", True))
+    if kept != text:
+        kept = "latents" if kept else "text"
+    node = list(given.values())[-1]
+    entries["cache"] = merge_aliases(
+        entries.get("cache"),
+        replace(node, value=kept, text=str(kept).lower()),
+        diagnostics,
+    )
+    return entries
+
+
+CACHED = ("cache_latents", "cache_latents_to_disk", "cache_text_embeddings")
+"""ai-toolkit's switches of a dataset; the last is also one of `train`, for all."""
+
+_SWITCH = TypeAdapter(bool)
 
 
 # ------------------------------------------------------------ model
 
-TO_TRAIN = {
-    "compile_mode": "compile_mode",
-    "compile_dynamic": "compile_dynamic",
-    "compile_fullgraph": "compile_fullgraph",
-    "cache_size_limit": "compile_cache_size_limit",
-    "assistant_lora_path": "assistant",
+_FROM_MODEL = {
+    "compile_mode": ("train", "compile_mode"),
+    "compile_dynamic": ("train", "compile_dynamic"),
+    "compile_fullgraph": ("train", "compile_fullgraph"),
+    "cache_size_limit": ("train", "compile_cache_size_limit"),
+    "assistant_lora_path": ("train", "assistant"),
+    "inference_lora_path": ("sample", "lora"),
 }
-"""ai-toolkit's keys of `model` -> of `train`, where compiling and the assistant belong
-here."""
+"""ai-toolkit's keys of `model` -> section and key here."""
 
 
 def _reshape_model(
@@ -245,21 +241,17 @@ def _swapped(
 
 
 def _blocks(entries: Entries) -> int:
-    """Blocks of the model's transformer: of its own config, else of the published
+    """Blocks of the model's transformer: of its own folder, else of the published
     one."""
-    name = str(entries["name_or_path"].value) if "name_or_path" in entries else ""
+    given = {
+        key: entries[key].value for key in ("name_or_path", "arch") if key in entries
+    }
     try:
-        config = json.loads(
-            (Path(name).expanduser() / "transformer" / "config.json").read_text(
-                encoding="utf-8"
-            )
-        )
-        return int(config["num_layers"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        arch = str(entries["arch"].value) if "arch" in entries else ""
-        if arch.startswith("qwen_image_2") or "2.1" in name:
-            return 32
-        return 60
+        model = ModelConfig.model_validate({"name_or_path": "", **given})
+        family = families.family_for(model)
+        return family.block_count(model.files_folder())
+    except (ValidationError, UserError):  # other rules say so
+        return families.published_families()[0].block_count(Path())
 
 
 def _with_extras(entries: Entries, diagnostics: Diagnostics) -> None:
@@ -425,8 +417,6 @@ def _from_arguments(
 
 # ------------------------------------------------------------ train
 
-_OFFLOAD = ("gradient_checkpointing_offload", "gradient_checkpointing_cpu_offload")
-
 _OF_COMPILE = {
     "compile_backend": "backend",
     "compile_mode": "mode",
@@ -440,7 +430,8 @@ _OF_COMPILE = {
 def _arguments(
     section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
 ) -> Entries:
-    """`optimizer_args` become `optimizer_params`; those of the schedule likewise."""
+    """`optimizer_args` become `optimizer_params`; those of the schedule, and its options,
+    likewise."""
     kind = entries.pop("lr_scheduler_type", None)
     if kind is not None:
         diagnostics.error(
@@ -454,7 +445,44 @@ def _arguments(
             entries[f"{key}_params"] = merged(
                 entries.get(f"{key}_params"), arguments, diagnostics
             )
+    _of_schedule(entries, diagnostics)
     return entries
+
+
+OF_SCHEDULE = {
+    "lr_scheduler_num_cycles": ("num_cycles", 1),
+    "lr_scheduler_power": ("power", 1),
+    "lr_scheduler_min_lr_ratio": ("min_lr_ratio", None),
+    "lr_scheduler_timescale": ("timescale", 0),
+}
+"""Options of musubi-tuner -> the name in `lr_scheduler_params`, and the value that asks
+for nothing."""
+
+
+def _of_schedule(entries: Entries, diagnostics: Diagnostics) -> None:
+    """Options of musubi-tuner go to the parameters of the schedule, which may not use
+    them."""
+    named = entries.get("lr_scheduler")
+    written = "constant" if named is None else str(named.value).strip()
+    name = SCHEDULE_SPELLINGS.get(written.lower(), written)
+    name = name if name in SCHEDULES else written.lower()
+    given: Entries = {}
+    for key, (param, idle) in OF_SCHEDULE.items():
+        node = entries.pop(key, None)
+        value = node and (
+            _literal(node.value) if isinstance(node.value, str) else node.value
+        )
+        if node is None or value == idle:
+            continue
+        if name in SCHEDULES and param not in parameters(name):
+            diagnostics.warn(node, f"has no effect: lr_scheduler {name} ignores it.")
+        else:
+            given[param] = replace(node, value=value)
+    if given:
+        params = replace(next(iter(given.values())), value=given)
+        entries["lr_scheduler_params"] = merged(
+            entries.get("lr_scheduler_params"), params, diagnostics
+        )
 
 
 def _memory_and_compile(
@@ -476,19 +504,18 @@ def _memory_and_compile(
 def _offloaded(entries: Entries, diagnostics: Diagnostics) -> None:
     """musubi-tuner's switch beside `gradient_checkpointing: true` as the level it
     stands for."""
-    for key in _OFFLOAD:
-        node = entries.pop(key, None)
-        if node is None or node.value is False:
-            continue
-        given = entries.get("gradient_checkpointing")
-        if node.value is not True:
-            diagnostics.error(node, "write true or false.")
-        elif given is not None and given.value is not True:
-            entries["gradient_checkpointing"] = merge_aliases(
-                given, replace(node, value="full_offload"), diagnostics
-            )
-        else:
-            entries["gradient_checkpointing"] = replace(node, value="full_offload")
+    node = entries.pop("gradient_checkpointing_cpu_offload", None)
+    if node is None or node.value is False:
+        return
+    given = entries.get("gradient_checkpointing")
+    if node.value is not True:
+        diagnostics.error(node, "write true or false.")
+    elif given is not None and given.value is not True:
+        entries["gradient_checkpointing"] = merge_aliases(
+            given, replace(node, value="full_offload"), diagnostics
+        )
+    else:
+        entries["gradient_checkpointing"] = replace(node, value="full_offload")
 
 
 # ------------------------------------------------------------ sample, save, logging
@@ -509,70 +536,6 @@ def _sample(
             ours, "'sample_prompts' is given as well. Remove one of them.", at_key=True
         )
     return entries
-
-
-_OF_PROMPT = {
-    **{key: key for key in ("prompt", "width", "height", "seed", "sample_steps")},
-    "negative_prompt": "neg",
-    "cfg_scale": "guidance_scale",
-    "discrete_flow_shift": "flow_shift",
-    "control_image_path": "ctrl_img",
-    "frame_count": "layers",
-}
-"""Key of a prompt in musubi-tuner's files -> of a sample. Source: musubi-tuner,
-`line_to_prompt_dict`."""
-
-
-def samples_of(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
-    """The samples of a file of musubi-tuner: a JSON list of prompts or mappings; TOML
-    with `[prompt]`, which all of its `[[prompt.subset]]` share."""
-    if text_of(file, diagnostics) is None:
-        return []
-    root = file_root(Path(file.value).expanduser(), diagnostics, "prompts")
-    given = nodes.entries(root)
-    shared = nodes.entries(given.get("prompt"))
-    subsets = shared.get("subset") or given.get("prompts")
-    items = subsets.value if subsets and isinstance(subsets.value, list) else []
-    if root is not None and not items:
-        diagnostics.error(
-            file,
-            f"{show(file)} holds no prompts: a JSON list, or TOML with [[prompt.subset]].",
-        )
-    return [
-        _sample_of(item, shared, file, number, diagnostics)
-        for number, item in enumerate(items)
-    ]
-
-
-def _sample_of(
-    item: ConfigNode,
-    shared: dict[str, ConfigNode],
-    file: ConfigNode,
-    number: int,
-    diagnostics: Diagnostics,
-) -> ConfigNode:
-    path = (*file.path, f"{Path(file.value).name}[{number}]")
-    if not isinstance(item.value, dict):
-        prompt = replace(item, path=path, key_at=file.key_at, value_at=file.value_at)
-        return replace(file, value={"prompt": prompt})
-    sample: dict[str, ConfigNode] = {}
-    for key, node in {**shared, **item.value}.items():
-        placed = replace(
-            node, path=(*path, key), key_at=file.key_at, value_at=file.value_at
-        )
-        if key == "guidance_scale":
-            diagnostics.warn(
-                placed,
-                "has no effect: the model has no embedded guidance; guidance is cfg_scale.",
-            )
-        elif key in _OF_PROMPT:
-            sample[_OF_PROMPT[key]] = placed
-        elif key not in ("subset", "enum"):
-            hint = (
-                did_you_mean(key, list(_OF_PROMPT), list_all=False) or "Leave it out."
-            )
-            diagnostics.error(placed, f"{show(node)} is not supported. {hint}")
-    return replace(file, value=sample)
 
 
 def _save(
@@ -694,8 +657,8 @@ def merged(
 
 SHAPES: dict[str, Callable[[type[BaseModel], Entries, Diagnostics], Entries]] = {
     "TrainingSection": _training,
-    "ModelSection": _move_compile,
-    "DatasetConfig": _images,
+    "ModelSection": _move_from_model,
+    "DatasetConfig": _dataset,
     "ValidationConfig": _images,
     "ModelConfig": _reshape_model,
     "NetworkConfig": _reshape_network,

@@ -587,8 +587,8 @@ class FlowTrainerConfig(RolesSection):
         for index, dataset in enumerate(self.datasets):
             key, slots = dataset.references
             given[("datasets", index, key)] = slots
-        if self.sample and self.sample.also:
-            yield Diagnostic(("sample", "also"), BESIDE_AN_ADAPTER)
+        if self.sample and self.sample.lora:
+            yield Diagnostic(("sample", "lora"), BESIDE_AN_ADAPTER)
         if self.sample and self.sample.vae_path:
             message = "is for models of the Qwen-Image family, and this model has an autoencoder of its own. Remove it."
             yield Diagnostic(("sample", "vae_path"), message)

@@ -73,7 +73,7 @@ from toolkit.train.callbacks.sample import Samples
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.validation import Validation
 from toolkit.train.flow_step import FlowMatchingStep
-from toolkit.train.loop import try_largest_batch
+from toolkit.train.loop import train, try_largest_batch
 from toolkit.train.optimizer_step import Role
 from toolkit.train.roles import build_role, step_in_backward
 from toolkit.train.run import Run
@@ -388,7 +388,7 @@ class FlowTrainerProcess(RolesTrainer):
             if line:
                 logger.info(line)
             self.resumption.record_compiled(self.programs.record)
-        self.run_loop(run, source, step)
+        train(run, source, step)
 
     def _choose_checkpointing(self, run: Run, batch: LatentBatch) -> None:
         """Makes a level of `train.gradient_checkpointing: auto`, by the largest batch;

@@ -16,7 +16,7 @@ in pixels, of the mask in latent pixels; h/w height and width of a reference."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -135,13 +135,9 @@ class JointStream:
     """Loads the texts."""
 
     def load(self, spec: BatchSpec) -> JointBatch:
-        """The batch on the CPU. A sample that cannot be used is treated as by `pixels`
-        and `encoded`."""
-        pixels, (prompts, fitting) = self.pixels.load(spec), self.encoded.prompts(spec)
-        weight_B = pixels.loss_weight_B * torch.tensor(fitting)
-        return JointBatch(
-            replace(pixels, loss_weight_B=weight_B), prompts, ((),) * len(pixels)
-        )
+        """The batch on the CPU. Raises RunError for a sample that cannot be used."""
+        pixels, prompts = self.pixels.load(spec), self.encoded.prompts(spec)
+        return JointBatch(pixels, prompts, ((),) * len(pixels))
 
     def trial(self, images: int) -> JointBatch:
         """A batch of `images` images of noise at the largest size, to test whether it

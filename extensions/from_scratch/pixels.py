@@ -10,7 +10,7 @@ Shape suffixes: B batch, H/W height and width in pixels."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -26,7 +26,7 @@ from toolkit.data.pixels.images import (
     to_tensor,
 )
 from toolkit.data.streams.stream_dataset import StreamDataset, StreamItem
-from toolkit.data.streams.webdataset import Unreadable
+from toolkit.data.streams.webdataset import unusable
 from toolkit.errors import RunError
 from toolkit.system import seeding
 
@@ -132,17 +132,11 @@ class Picture:
 
     @classmethod
     def first_of(cls, stream: StreamDataset, count: int) -> tuple[Picture, ...]:
-        """The images of the first `count` samples of a stream, each at its own size;
-        damaged ones are left out. Their files stay in memory. Raises RunError as
-        `StreamDataset.first`."""
-        loader = StreamPixels(replace(stream, unreadable=Unreadable(1.0, quiet=True)))
+        """The images of the first `count` samples of a stream, each at its own size.
+        Their files stay in memory. Raises RunError as `StreamDataset.first`."""
+        loader = StreamPixels(stream)
         items = stream.at_own_size(stream.first(count))
-        pictures = []
-        for item in items:
-            if loader.pixels(item) is not None:
-                pixels = partial(loader.whole_pixels, item)
-                pictures.append(cls(item.sample.name, pixels))
-        return tuple(pictures)
+        return tuple(cls(i.sample.name, partial(loader.pixels, i)) for i in items)
 
 
 def load_pixels(item: BucketedSample) -> Tensor:
@@ -163,49 +157,32 @@ class StreamPixels:
     Example::
 
         loader = StreamPixels(data.stream)
-        batch = loader.load(spec)  # a damaged image has the weight 0
+        pixels_B3HW = loader.load(spec).pixels_B3HW
     """
 
     stream: StreamDataset
 
     def load(self, spec: BatchSpec) -> PixelBatch:
-        """The batch on the CPU.
-
-        A damaged image keeps its place in the batch, in grey and with weight 0, so a
-        batch of one needs no special case. Raises RunError when there are too many.
-        """
+        """The batch on the CPU. Raises RunError for a damaged image."""
         items: tuple[StreamItem, ...] = spec.samples
-        pixels = [self.pixels(item) for item in items]
-        width, height = items[0].crop.bucket
-        weight = self.stream.weight
         return PixelBatch(
-            pixels_B3HW=torch.stack(
-                [torch.zeros(3, height, width) if p is None else p for p in pixels]
-            ),
+            pixels_B3HW=torch.stack([self.pixels(item) for item in items]),
             captions=tuple(item.sample.caption for item in items),
             spec=spec,
             names=tuple(item.sample.name for item in items),
-            loss_weight_B=torch.tensor([0.0 if p is None else weight for p in pixels]),
+            loss_weight_B=torch.ones(len(items)),
         )
 
-    def pixels(self, item: StreamItem) -> Tensor | None:
-        """The image [3, H, W], float32 in [-1, 1]; None for a damaged one, which is
-        counted. Raises RunError when there are too many."""
+    def pixels(self, item: StreamItem) -> Tensor:
+        """The image [3, H, W], float32 in [-1, 1]. Raises RunError for a damaged
+        one."""
         sample = item.sample
+        canvas = self.stream.settings.canvas
         try:
-            image = open_image(
-                sample.name, self.stream.settings.canvas, data=sample.image
-            )
+            image = open_image(sample.name, canvas, data=sample.image)
         except ImageError as error:
-            self.stream.unreadable.add_sample(sample.name, f"its image {error.reason}")
-            return None
+            raise unusable(sample.name, f"its image {error.reason}") from error
         return to_tensor(resize_cover_crop(image, item.crop))
-
-    def whole_pixels(self, item: StreamItem) -> Tensor:
-        """`pixels` of an image that is known to be whole."""
-        pixels_3HW = self.pixels(item)
-        assert pixels_3HW is not None
-        return pixels_3HW
 
     def trial(self, images: int) -> PixelBatch:
         """A batch of `images` images of noise at the largest size, to test whether it

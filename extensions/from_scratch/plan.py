@@ -222,10 +222,8 @@ class VaePlanner(RolesPlanner[VaeTrainerConfig]):
         section, train = self.section, self.section.train
         if section.model.is_yet_to_come(self.job):
             yield f"starts from {section.model.name_or_path}, which an earlier process of the job writes: counted then"
-            steps = train.step_limit
-            limit = f", at most {steps:,} optimizer steps" if steps else ""
             by_steps = f"{train.steps:,} optimizer steps" if not train.epochs else ""
-            yield by_steps or f"{train.epochs:,} epochs{limit}"
+            yield by_steps or f"{train.epochs:,} epochs"
             stop = section.stop_when
             if stop and stop.below is not None:
                 yield f"or until the mean of {stop.metric} is below {stop.below:g}"

@@ -51,7 +51,7 @@ from toolkit.system.device import DTYPES
 from toolkit.train.callbacks.sample import Samples
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.validation import Validation
-from toolkit.train.loop import try_largest_batch
+from toolkit.train.loop import train, try_largest_batch
 from toolkit.train.run import Run
 
 logger = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ class VaeTrainerProcess(RolesTrainer):
             line = try_largest_batch(run, largest(), step)
             if line:
                 logger.info(line)
-        self.run_loop(run, source, step)
+        train(run, source, step)
 
 
 MEASURED_IMAGES = 256

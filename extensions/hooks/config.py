@@ -81,6 +81,11 @@ class WebhookConfig(NoticeConfig):
             known = False
         if not known or any(letter.isspace() for letter in url):
             raise ValueError("not an address. Write https://HOST/PATH")
+        if parts.username is not None:
+            raise ValueError(
+                "a user name in an address is not sent. Leave out what stands before '@'. "
+                "'type: run' can send one: curl -u \"${USER_AND_PASSWORD}\""
+            )
         return url
 
 

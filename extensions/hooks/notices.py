@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from toolkit.errors import RunError
 from toolkit.files.redact import redact_json
@@ -110,14 +110,25 @@ class CommandCallback(NoticeCallback):
                     os.killpg(child.pid, signal.SIGKILL)
                 child.kill()
                 child.wait()
-                raise
+                late = f"the command is not done within {self.section.timeout_s:g} s"
+                raise RunError(late) from None
             errors.seek(0)
             lines = errors.read().decode(errors="replace").split("\n")
         if child.returncode:
             last = next((line for line in reversed(lines) if line.strip()), "")
             raise RunError(
-                f"{self.section.command!r} ended with {child.returncode} {last.strip()}".rstrip()
+                f"the command ended with {child.returncode} {last.strip()}".rstrip()
             )
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    """It would be followed as GET, without the event, and to any address."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+_STRAIGHT = build_opener(_NoRedirect)
 
 
 class WebhookCallback(NoticeCallback):
@@ -133,17 +144,15 @@ class WebhookCallback(NoticeCallback):
         }
         request = Request(self.section.url, notice, headers)
         try:
-            with urlopen(request, timeout=self.section.timeout_s) as answer:
-                moved = answer.geturl() != self.section.url
+            _STRAIGHT.open(request, timeout=self.section.timeout_s).close()
         except HTTPError as error:
-            raise RunError(
-                f"{self._host} answers {error.code} {error.reason}"
-            ) from None
+            answer = f"answers {error.code} {error.reason}"
+            if 300 <= error.code < 400:
+                answer = f"has moved this address ({error.code}): give the new one"
+            raise RunError(f"{self._host} {answer}") from None
         except OSError as error:
             reason = getattr(error, "reason", error)
             raise RunError(f"{self._host} cannot be reached: {reason}") from None
-        if moved:  # as GET, without the event
-            raise RunError(f"{self._host} has moved this address: give the new one")
 
     @property
     def _host(self) -> str:

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from toolkit.data.pixels.images import IMAGE_SUFFIXES, ImageError, open_image
 from toolkit.files.run_files import SAMPLES
-from toolkit.files.writing import atomic_write
+from toolkit.files.writing import atomic_write, short
 from toolkit.train.run import Callback, Run, Sampled
 from toolkit.train.run_reader import SampleImage, list_samples, spread
 
@@ -71,7 +71,9 @@ class OverviewCallback(Callback):
 
     def on_end(self, run: Run, finished: bool) -> None:
         if (run.folder / SAMPLES / OVERVIEW).is_file():
-            logger.info(f"all samples on one sheet: {run.folder / SAMPLES / OVERVIEW}")
+            logger.info(
+                f"all samples on one sheet: {short(run.folder / SAMPLES / OVERVIEW)}"
+            )
 
 
 def _images_in(folders: Iterable[Path]) -> list[Path]:

@@ -110,12 +110,7 @@ class TrackerCallback(Callback):
         with rows_by_step(self.folder / METRICS) as rows:
             for row in rows:  # restores the averages
                 self._averages.add(row.get("epoch", 0), row.get("loss"))
-        settings = (
-            run.checkpoint_metadata.get("settings", {})
-            if self.options.log_config
-            else {}
-        )
-        shown = RunInfo(self.name, self.folder, run.state.step, self.options, settings)
+        shown = RunInfo(self.name, self.folder, run.state.step, self.options)
         self._threads = [TrackerThread(name, shown) for name in self.options.trackers()]
         self._flush_up_to(run.state.step)
 

@@ -3,7 +3,8 @@ machine without the run goes on.
 
 `copies.json` beside them lists what is there, with sizes and hashes. A file that it lists
 with the same hash is not sent again. A state is listed when all of it is there, and the
-one before it is removed only then: the list never names half a state.
+one before it is removed only then: the list never names half a state. With the first
+state of a start, those that a killed process has left without a list go too.
 """
 
 from __future__ import annotations
@@ -126,6 +127,7 @@ class Copies:
         self.fs: AbstractFileSystem
         self.fs, self.root = url_to_fs(place)
         self._hashes: dict[Path, tuple[tuple[int, int], str]] = {}
+        self._is_tidy = False
         self.listed: dict[str, dict[str, Any]] = {}
         try:
             listed = json.loads(self.fs.cat_file(f"{self.root}/{COPIES}"))["files"]
@@ -137,6 +139,9 @@ class Copies:
             logger.debug("%s: nothing is there yet", place)
         except (ValueError, KeyError, TypeError, AttributeError):
             logger.warning(f"{place}/{COPIES} is damaged: everything is copied again")
+        self._whole = {
+            match[1] for match in map(_STATE.fullmatch, self.listed) if match
+        }
 
     def send(self) -> None:
         """Copies what is not there. Raises what the file system raises."""
@@ -159,22 +164,24 @@ class Copies:
             self.listed = sent
             return
         now = {self._name(file) for file in state.iterdir()}
-        old = [
-            name for name in self.listed if _STATE.fullmatch(name) and name not in now
-        ]
+        there = [] if self._is_tidy else self.fs.find(f"{self.root}/state")
+        unlisted = (f"state/{path.rpartition('/state/')[2]}" for path in there)
+        known = {*filter(_STATE.fullmatch, (*self.listed, *unlisted))}
+        old = sorted(known - now)
         for name in old:
-            del self.listed[name]
+            self.listed.pop(name, None)
+        self._whole.add(state.name)
         self._list()
+        self._is_tidy = True
         for name in old:
             self.fs.rm_file(f"{self.root}/{name}")
 
     def fetch_newer_state(self) -> None:
         """Brings the state that is listed where the run's folder has none as new, and the
         records of its steps. Raises RunError where a copy is damaged."""
-        states = {match[1] for match in map(_STATE.fullmatch, self.listed) if match}
-        if not states:
+        if not self._whole:
             return
-        newest = max(states, key=lambda name: step_of(Path(name)))
+        newest = max(self._whole, key=lambda name: step_of(Path(name)))
         root = checkpoint_dir(self.folder)
         here = latest_checkpoint(root, by_hash=False)
         if here and step_of(here) >= step_of(Path(newest)):
@@ -249,7 +256,16 @@ class Copies:
             return None
 
     def _list(self) -> None:
-        text = json.dumps({"files": self.listed}, indent=1)
+        """Without a state of which a part was sent, before the connection broke."""
+        states = {name: _STATE.fullmatch(name) for name in self.listed}
+        whole = [
+            name
+            for name, match in states.items()
+            if not match or match[1] in self._whole
+        ]
+        text = json.dumps(
+            {"files": {name: self.listed[name] for name in whole}}, indent=1
+        )
         self.fs.pipe_file(f"{self.root}/{COPIES}", text.encode())
 
     def _name(self, file: Path) -> str:

@@ -130,7 +130,7 @@ def _digest(contents: dict[str, Any]) -> str:
 def _picture(section: DiffusionSection, with_images: bool) -> SamplePicture:
     """The sample that a workflow takes its settings from: the first of its kind, else
     the first; of a job without samples one with the model's own settings."""
-    pictures = section.sample_pictures()
+    pictures = section.pictures_alone()
     of_kind = [one for one in pictures if bool(one.ctrl_img) == with_images]
     if pictures:
         return (of_kind or pictures)[0]

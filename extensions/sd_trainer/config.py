@@ -17,7 +17,7 @@ from toolkit.config.reading.findings import Findings, error
 from toolkit.config.reading.located import ConfigNode, Diagnostics
 from toolkit.config.reading.normalise import place_in
 from toolkit.config.reading.process import JobContext
-from toolkit.config.sections.dataset import LOSS, loss_at, loss_in, noise_levels
+from toolkit.config.sections.dataset import LOSS, loss_at, noise_levels
 from toolkit.config.sections.train import (
     TrainConfig,
 )
@@ -129,16 +129,10 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
             *scaled,
             *(f"max_norm/{name}" for name in limited),
         )
-        ways = (
-            [loss_in(way.label) for way in self.deployments().values()]
-            if levels
-            else []
-        )
         return (
             *of_a_step,
             *([LOSS] if levels else []),
             *map(loss_at, levels),
-            *ways,
         )
 
     def check(self, job: JobContext) -> Findings:

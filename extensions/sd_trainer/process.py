@@ -11,7 +11,7 @@ it (docs/extensions.md).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +24,7 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.metadata import job_metadata
 from extensions.sd_trainer.setup import (
     attach_network,
-    bring_assistant,
+    bring_files_beside,
     build_block_runner,
     build_roles,
     load_files_beside,
@@ -36,8 +36,7 @@ from extensions.sd_trainer.writers import (
     SingleFileWriter,
 )
 from jobs.process.image_trainer import ImageTrainer
-from toolkit.config.sections.dataset import LOSS, loss_in
-from toolkit.config.sections.output import SamplePicture
+from toolkit.config.sections.lora_beside import ASSISTANT, OF_SAMPLES
 from toolkit.contracts.data import (
     Batch,
     BatchSource,
@@ -76,13 +75,11 @@ from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.validation import Validation
 from toolkit.train.collectives import WorkerContext, install_command_handler, leading
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep, PriorPreservation
-from toolkit.train.loop import try_largest_batch
-from toolkit.train.other_model import OtherWeights, load_other_models
+from toolkit.train.loop import train, try_largest_batch
 from toolkit.train.run import Run
 
 logger = logging.getLogger(__name__)
 
-ASSISTANT = "train.assistant"
 """Key of the file that is active in training."""
 
 
@@ -119,9 +116,6 @@ class SdTrainerProcess(ImageTrainer):
 
     beside: NamedAdapters
 
-    others: OtherWeights
-    """Weights of other models, for `sample.also`."""
-
     block_runner: BlockRunner
 
     @property
@@ -142,11 +136,11 @@ class SdTrainerProcess(ImageTrainer):
                 lambda: checked_family(self.section.model)
             )
         data = super().scan()
-        if self.section.train.assistant:
+        if self.section.files_beside():
             self.process_group.run_on_rank0_then_barrier(
-                lambda: bring_assistant(self.section)
+                lambda: bring_files_beside(self.section)
             )
-            bring_assistant(self.section)  # another machine has its own hub cache
+            bring_files_beside(self.section)  # another machine has its own hub cache
         return data
 
     def refuse(self) -> None:
@@ -199,7 +193,7 @@ class SdTrainerProcess(ImageTrainer):
             dtype,
             weights,
             sharing,
-            section.training_folder,
+            str(self.training_folder),
             decoder=section.decoder(),
             keep=True,
             maps=section.maps_kept()
@@ -228,14 +222,10 @@ class SdTrainerProcess(ImageTrainer):
             self.predict = leading(self.model, self.process_group)
         self.encode_images()
 
-    def pictures(self) -> Sequence[SamplePicture]:
-        return self.section.all_pictures()
-
     # ------------------------------------------------------------ what is trained, and
     # the callbacks
 
     def attach(self) -> None:
-        self.others = load_other_models(self.section, self.model)
         self.network = attach_network(
             self.section, self.model, self.seed, self.pretrained
         )
@@ -278,8 +268,8 @@ class SdTrainerProcess(ImageTrainer):
     @contextmanager
     def deployed(self, file: str = "") -> Iterator[None]:
         """Inside the block the model is as it will be used: no dropout, no assistant,
-        with this file beside it, or the weights of this other model."""
-        with self.network.inference(), self.beside.using(file), self.others.using(file):
+        with this file beside it."""
+        with self.network.inference(), self.beside.using(file):
             yield
 
     def weights_writer(self) -> PrepareNetwork:
@@ -317,17 +307,8 @@ class SdTrainerProcess(ImageTrainer):
             return None
 
         def measure(should_stop: Callable[[], bool]) -> dict[str, float] | None:
-            of_others: dict[str, float] = {}
-            # First: the losses of each image are those of the last pass.
-            for key, way in self.section.deployments().items():
-                with self.deployed(key):
-                    others = validator.losses(should_stop)
-                if others is None:
-                    return None
-                of_others[loss_in(way.label)] = others[LOSS]
             with self.deployed():
-                losses = self.measure_validation(should_stop)
-            return None if losses is None else losses | of_others
+                return self.measure_validation(should_stop)
 
         return Validation(measure, validator.identity, lambda: validator.by_image)
 
@@ -337,42 +318,17 @@ class SdTrainerProcess(ImageTrainer):
             return None
 
         def generate(index: int) -> Image.Image:
-            with self.deployed(sampler.prompts[index].beside):
+            with self.deployed(OF_SAMPLES):
                 return sampler.generate(index)
 
         prompts = sampler.prompts
-        ways = {
-            index: prompt.deployment
-            for index, prompt in enumerate(prompts)
-            if prompt.deployment
-        }
-        texts = [
-            f"{prompt.prompt} [{prompt.deployment}, {prompt.steps} steps]"
-            if prompt.deployment
-            else prompt.prompt
-            for prompt in prompts
-        ]
+        texts = [prompt.prompt for prompt in prompts]
         layers = {
             index: prompt.layers
             for index, prompt in enumerate(prompts)
             if prompt.layers
         }
-        of_each_set = len(self.section.sample.all_items()) if self.section.sample else 0
-        samples = Samples(
-            generate,
-            texts,
-            deployments=ways,
-            layers=layers,
-        )
-        first = self.section.first_sample
-        if first is None:
-            return samples
-        return replace(
-            samples,
-            texts=texts[:of_each_set],
-            first=texts[of_each_set:],
-            first_format=first.format,
-        )
+        return Samples(generate, texts, layers=layers)
 
     def build_run(self) -> Run:
         run = super().build_run()
@@ -440,7 +396,7 @@ class SdTrainerProcess(ImageTrainer):
             if line := try_largest_batch(run, batch, step, *ways_out):
                 logger.info(line)
             self.resumption.record_compiled(self.programs.record)
-        self.run_loop(run, _Announced(source, step, self._latent_size), step)
+        train(run, _Announced(source, step, self._latent_size), step)
 
     def _choose_checkpointing(self, run: Run, largest: LatentBatch) -> None:
         """Makes a level of `train.gradient_checkpointing: auto`, by the largest batch;
@@ -477,7 +433,7 @@ class SdTrainerProcess(ImageTrainer):
         # On the CPU the peak includes all earlier phases of the process.
         phases = [] if on_gpu else ["encoding", "loading"]
         if (
-            (section.sample or section.first_sample)
+            section.sample
             and section.draws_first()
             and not section.train.disable_sampling
         ):

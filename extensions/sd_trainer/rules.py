@@ -22,9 +22,7 @@ from toolkit.config.reading.findings import Findings, below, error, warning
 from toolkit.config.sections.dataset import LOSS, MASKS, sides_of
 from toolkit.config.sections.model import QTYPE_SPELLINGS
 from toolkit.config.sections.model_files import (
-    INDEX,
     ModelFolder,
-    near_id,
     single_files,
 )
 from toolkit.config.sections.output import SampleConfig, SampleItem
@@ -35,7 +33,6 @@ from toolkit.models.families import (
     LARGE_MODEL_BLOCKS,
     AnotherFamilyError,
     ModelFamily,
-    UnknownFamilyError,
     family_for,
     published_names,
     rounded_side,
@@ -43,7 +40,7 @@ from toolkit.models.families import (
     unlike_distilled,
 )
 from toolkit.optim.optimizer_args import ELEMENTWISE, HIGHEST_LR, requires_single_lr
-from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
+from toolkit.optim.schedules import SCHEDULES, remarks
 from toolkit.system.distributed_env import read_distributed_env
 
 MIN_BLOCKS_TO_SWAP = 3
@@ -145,11 +142,8 @@ def _weight_files(s: DiffusionSection) -> Findings:
         f"model.base_loras.{index}.path": lora.path
         for index, lora in enumerate(s.model.base_loras)
     }
-    ends = {
-        "train.assistant": ".path",
-    }
-    for key, (file, _) in s.files_beside().items():
-        files[key + ends.get(key, "")] = file
+    for key, lora in s.files_beside().items():
+        files[f"{key}.path"] = lora.file()
     files["network.pretrained_lora_path"] = s.network.pretrained_lora_path or ""
     files["model.accuracy_recovery_adapter"] = s.model.accuracy_recovery_adapter or ""
     for key, path in files.items():
@@ -197,7 +191,7 @@ def _files_beside(s: DiffusionSection) -> Findings:
     """LoRA files that are active beside the network, where there is none, or where they
     cannot be switched."""
     sharded = s.train.parallel == "fsdp" and read_distributed_env().world_size > 1
-    for key in dict.fromkeys((*s.files_beside(), *s.deployments())):
+    for key in s.files_beside():
         if s.network.trains_model:
             yield error(
                 key,
@@ -207,53 +201,6 @@ def _files_beside(s: DiffusionSection) -> Findings:
             yield error(
                 key,
                 "is not supported with 'parallel: fsdp'. Remove it, or use 'parallel: ddp'.",
-            )
-    yield from _other_models(s)
-
-
-def _other_models(s: DiffusionSection) -> Findings:
-    """Models of `sample.also` that are of another family, or whose weights cannot be
-    exchanged with the model's."""
-    family = _family(s)
-    if not family:
-        return
-    for key, way in s.deployments().items():
-        try:
-            other = family_for(s.other_model(way)) if way.model else None
-        except UnknownFamilyError:
-            yield error(
-                key,
-                f"{way.model} is not on this disk, so its family is not known. {near_id(way.model)}Run 'hf "
-                f"download {way.model} {INDEX}' first.",
-            )
-            continue
-        except UserError as fault:
-            yield error(key, str(fault).removeprefix("model.name_or_path: "))
-            continue
-        if not other:
-            continue
-        is_distilled = other.sample_sigmas != family.sample_sigmas
-        # Qwen-Image-Edit-2511 does not compute as 2509 does.
-        is_another = other.title != family.title and not is_distilled
-        if other.arch != family.arch or is_another:
-            yield error(
-                key,
-                f"{way.model} is {other.title}, which {family.title} does not compute. Give one of its kind.",
-            )
-        if s.model.blocks_to_swap:
-            yield error(
-                key, "is not supported with 'model.blocks_to_swap'. Remove one of them."
-            )
-        tabulated = family.footprint(s.model.files_folder()).modulation_layers
-        if tabulated and s.model.modulation_table is not False:
-            yield error(
-                key,
-                "needs 'model.modulation_table: false'. Set it, or remove this entry.",
-            )
-        for what, message in unlike_distilled(other, way.steps, way.cfg):
-            yield warning(
-                f"{key.removesuffix('model')}{'steps' if what == 'steps' else 'cfg'}",
-                message,
             )
 
 
@@ -358,19 +305,11 @@ def _preservation(s: DiffusionSection) -> Findings:
 def _schedule(s: DiffusionSection) -> Findings:
     train = s.train
     scheduler = train.lr_scheduler
-    for field, key in KEYS.items():
-        if field not in ("warmup", *SCHEDULES[scheduler].uses):
-            yield from below(
-                "train", train.unused(key, f": lr_scheduler {scheduler} ignores it.")
-            )
-    if params := train.lr_scheduler_params:
-        for param, message in remarks(scheduler, params):
-            yield warning(f"train.lr_scheduler_params.{param}", message)
-    if s.stop_when and 0 < _steps(s) <= s.stop_when.min_steps:
-        yield warning(
-            "stop_when.min_steps",
-            f"{s.stop_when.min_steps}: training already ends at step {train.steps}.",
-        )
+    if "decay" not in SCHEDULES[scheduler].uses:
+        reason = f": lr_scheduler {scheduler} ignores it."
+        yield from below("train", train.unused("lr_decay_steps", reason))
+    for param, message in remarks(scheduler, train.lr_scheduler_params):
+        yield warning(f"train.lr_scheduler_params.{param}", message)
 
 
 def _steps(s: DiffusionSection) -> int:
@@ -461,7 +400,7 @@ def _modulation_table(s: DiffusionSection) -> Findings:
     if not tabulated:
         yield warning(
             "model.modulation_table",
-            "has no effect: the blocks of this model hold no modulation layers.",
+            "has no effect: this model has no table of modulation layers.",
         )
 
 
@@ -590,17 +529,6 @@ def _processes(s: DiffusionSection) -> Findings:
 
 
 def _images(s: DiffusionSection) -> Findings:
-    weight = s.train.reg_weight
-    regularises = any(dataset.is_reg for dataset in s.datasets)
-    if weight != 1 and not regularises:
-        yield warning(
-            "train.reg_weight", "has no effect: no dataset has 'is_reg: true'."
-        )
-    if weight == 0 and regularises:
-        yield warning(
-            "train.reg_weight",
-            "0 means that nothing is learned from regularisation images.",
-        )
     family = _family(s)
     for index, dataset in enumerate(s.datasets):
         key, slots = dataset.references
@@ -639,19 +567,19 @@ def _layers(s: DiffusionSection) -> Findings:
 
 
 def _sample_entries(s: DiffusionSection) -> Iterator[tuple[str, SampleEntry]]:
-    """`sample` and `first_sample`, each before its own samples, by their keys."""
-    for name, section in (("sample", s.sample), ("first_sample", s.first_sample)):
-        if section:
-            yield name, section
-            for index, item in enumerate(section.samples):
-                yield f"{name}.samples.{index}", item
+    """`sample`, then its samples, by their keys."""
+    if s.sample:
+        yield "sample", s.sample
+        for index, item in enumerate(s.sample.samples):
+            yield f"sample.samples.{index}", item
 
 
 def _without_layers(s: DiffusionSection, title: str) -> Findings:
     for index, dataset in enumerate(s.datasets):
-        for key in sorted(dataset.model_fields_set & {"layers_path", "layers_suffix"}):
+        if "layers_suffix" in dataset.model_fields_set:
             yield error(
-                f"datasets.{index}.{key}", f"{title} generates no layers. Remove it."
+                f"datasets.{index}.layers_suffix",
+                f"{title} generates no layers. Remove it.",
             )
     for place, entry in _sample_entries(s):
         is_given = isinstance(entry, SampleItem) or "layers" in entry.model_fields_set
@@ -675,10 +603,10 @@ def _of_layers(s: DiffusionSection, title: str) -> Findings:
                 f"datasets.{index}.{key}",
                 f"does not apply to {title}: {ABOVE_LAYERS[key]}. Remove it.",
             )
-        if not (dataset.layers_path or dataset.layers_suffix or dataset.url):
+        if not (dataset.layers_suffix or dataset.url):
             yield error(
                 f"datasets.{index}",
-                f"{title} learns the layers of each image. Give 'layers_path', or 'layers_suffix: _layer'.",
+                f"{title} learns the layers of each image. Give 'layers_suffix: _layer'.",
             )
     for place, item in _sample_entries(s):
         if not isinstance(item, SampleItem):
@@ -723,7 +651,6 @@ def _first_samples(s: DiffusionSection) -> Findings:
     nothing."""
     train = s.train
     sample = s.sample
-    first = s.first_sample
     wants_one = (
         "skip_first_sample" in train.model_fields_set and not train.skip_first_sample
     )
@@ -732,7 +659,6 @@ def _first_samples(s: DiffusionSection) -> Findings:
         for key, words, is_asked in (
             ("sample.sample_at_first", "sample_at_first: true", sample and sample.sample_at_first),
             ("train.force_first_sample", "force_first_sample: true", train.force_first_sample),
-            ("first_sample", "first_sample", first),
             ("train.skip_first_sample", "skip_first_sample: false", wants_one),
         )
         if is_asked
@@ -746,31 +672,6 @@ def _first_samples(s: DiffusionSection) -> Findings:
         key, words = asked[0]
         yield error(
             key, f"'{words}' and '{denied}' contradict each other. Remove one of them."
-        )
-    if first and not first.samples:
-        yield error(
-            "first_sample",
-            "has no prompts, and inherits none from 'sample'. Set 'prompts' or 'samples'.",
-        )
-    for key in (
-        "sample_every",
-        "sample_every_n_epochs",
-        "sample_start_step",
-        "sample_at_first",
-    ):
-        if (
-            first
-            and key in first.model_fields_set
-            and not (key == "sample_every" and first.interval()[1])
-        ):
-            yield warning(
-                f"first_sample.{key}",
-                "has no effect: these images are generated once, before step 1.",
-            )
-    if first and first.also:
-        yield error(
-            "first_sample.also",
-            "belongs in 'sample': its images are compared over the steps. Move it.",
         )
     if train.force_first_sample and not sample:
         yield warning(
@@ -787,8 +688,16 @@ def _samples(s: DiffusionSection) -> Findings:
             yield warning(
                 key, "has no prompts: no images are generated. Give 'prompts'."
             )
-        if isinstance(entry, SampleConfig) and entry.vae_path:
-            yield from _decoder(s, key, entry.vae_path)
+        if isinstance(entry, SampleConfig):
+            for name in ("vae_path", "lora"):
+                drawn = s.sample_pictures() and not s.train.disable_sampling
+                if getattr(entry, name) and not drawn:
+                    yield error(
+                        f"{key}.{name}",
+                        "there are no samples that need it. Remove it, or give prompts.",
+                    )
+            if entry.vae_path:
+                yield from _decoder(s, entry.vae_path)
         if not family:
             continue
         for side in ("width", "height"):
@@ -804,20 +713,9 @@ def _samples(s: DiffusionSection) -> Findings:
                 )
 
 
-def _decoder(s: DiffusionSection, name: str, path: str) -> Findings:
-    """A VAE for samples where there are none, a second one for the first samples, a
-    file that is not of this model."""
-    key = f"{name}.vae_path"
-    if s.train.disable_sampling or not s.sample_pictures():
-        yield error(
-            key,
-            "there are no samples that it could decode. Remove it, or give prompts.",
-        )
-    elif Path(path).expanduser() != s.decoder():
-        yield error(
-            key,
-            "is another one than that of 'sample', which decodes these images too. Remove it.",
-        )
+def _decoder(s: DiffusionSection, path: str) -> Findings:
+    """A VAE for samples: a file that is not of this model."""
+    key = "sample.vae_path"
     model = s.model.model_copy(
         update={"transformer_path": None, "text_encoder_path": None, "vae_path": path}
     )
@@ -842,7 +740,7 @@ def _validation(s: DiffusionSection) -> Findings:
                 "validation.folder_path",
                 f"'{validation.folder_path}' is also trained on: a low loss says nothing about new images.",
             )
-    counted = not validation.every_n_epochs and (steps or not validation.every)
+    counted = steps or not validation.every
     if stop and stop.below is not None and stop.metric.startswith(LOSS) and counted:
         times = 1 + steps // validation.every if validation.every else 1
         if times < stop.smooth:

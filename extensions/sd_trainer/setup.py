@@ -88,20 +88,19 @@ def load_pretrained_lora(section: DiffusionSection) -> dict[str, LayerDelta] | N
     return deltas
 
 
-def bring_assistant(section: DiffusionSection) -> None:
-    """Downloads the file of `train.assistant` where it is one of the hub that is not
-    here yet. Raises UserError where it cannot be had, or is not of this model, whose
-    weights are not needed for that."""
-    assistant = section.train.assistant
-    name = assistant.to_download() if assistant else None
-    if not name:
-        return
-    key = "train.assistant"
-    file = download_lora(name, key)
-    for finding in weight_file_findings(section, key, str(file)):
-        if finding.severity == "error":
-            raise UserError(f"{key}: {finding.message}")
-        logger.warning(f"{key}: {finding.message}")
+def bring_files_beside(section: DiffusionSection) -> None:
+    """Downloads the LoRA files beside the network that are on the hub and not here yet.
+    Raises UserError where one cannot be had, or is not of this model, whose weights are
+    not needed for that."""
+    for key, lora in section.files_beside().items():
+        name = lora.to_download()
+        if not name:
+            continue
+        file = download_lora(name, key)
+        for finding in weight_file_findings(section, key, str(file)):
+            if finding.severity == "error":
+                raise UserError(f"{key}: {finding.message}")
+            logger.warning(f"{key}: {finding.message}")
 
 
 def load_files_beside(section: DiffusionSection) -> dict[str, tuple[Changes, float]]:
@@ -123,7 +122,8 @@ def load_files_beside(section: DiffusionSection) -> dict[str, tuple[Changes, flo
         lambda file: load_adapter_file(Path(file).expanduser(), layers, weights)
     )
     adapters: dict[str, tuple[Changes, float]] = {}
-    for key, (file, strength) in files.items():
+    for key, lora in files.items():
+        file = lora.file()
         try:
             changes = read(file)
         except UserError as error:
@@ -132,7 +132,7 @@ def load_files_beside(section: DiffusionSection) -> dict[str, tuple[Changes, flo
             raise UserError(
                 f"{key}: {file} changes no layer: all of its changes are zero. Give another file."
             )
-        adapters[key] = changes, strength
+        adapters[key] = changes, lora.multiplier
     return adapters
 
 
@@ -147,7 +147,11 @@ def attach_network(
     settings = section.network
     kind = KINDS[settings.type]
     network_class = kind.load()
-    targets = select_target_modules(settings, network_class.trainable_modules(model))
+    targets = select_target_modules(
+        settings,
+        network_class.trainable_modules(model),
+        "" if kind.trains_model else model.family.lora_layers,
+    )
     network = network_class.from_config(
         settings, targets, seed, DTYPES[section.train.dtype]
     )

@@ -151,7 +151,7 @@ _TOOLS = [
         FILES,
         "doctor",
         "Diagnose a LoRA file",
-        "say why a LoRA file does nothing or too much: numbers, layers, alpha, programs, rounding",
+        "say why a LoRA file does nothing or too much: numbers, layers, alpha",
     ),
     _tool(
         FILES,

@@ -42,7 +42,6 @@ class SwanlabTracker(Tracker):
             id=file.read_text(encoding="utf-8").strip(),
             resume="allow",
             log_dir=str(run.folder / "swanlab"),
-            config=run.settings,
             settings=swanlab.Settings(
                 interactive=False, probe=probe, terminal=terminal
             ),

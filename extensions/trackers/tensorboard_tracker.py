@@ -8,13 +8,11 @@ this module when a job has `logging.logging_dir` or `log_with: tensorboard`.
 from __future__ import annotations
 
 import io
-import json
 import os
 import time
 from pathlib import Path
 
 from PIL import Image
-from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
@@ -52,12 +50,6 @@ class TensorBoardTracker(Tracker):
         # Samples may be generated before step 1, as step 0.
         first = run.step + 1 if run.step else 0
         self._write(first, session_log=SessionLog(status=SessionLog.START))
-        if run.settings:
-            text = json.dumps(run.settings, indent=2, ensure_ascii=False)
-            self._write(
-                run.step,
-                summary=summary.text("settings", "    " + text.replace("\n", "\n    ")),
-            )
         self._writer.flush()
         self._flushed = time.monotonic()
 

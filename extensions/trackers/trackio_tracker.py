@@ -29,7 +29,6 @@ class TrackioTracker(Tracker):
             project=run.options.log_tracker_name or "atelier",
             name=run.name.replace("/", "_"),
             space_id=os.environ.get("TRACKIO_SPACE_ID"),
-            config=run.settings,
             resume="allow" if run.step else "never",
             embed=False,
         )

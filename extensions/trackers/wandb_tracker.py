@@ -59,11 +59,9 @@ class WandbTracker(Tracker):
         self._send(
             project=options.wandb_project or options.log_tracker_name or "atelier",
             name=options.wandb_run_name or run.name,
-            entity=options.wandb_entity or None,
             id=run_id(run),
             resume="allow",
             dir=str(run.folder),
-            config=run.settings,
         )
 
     def scalars(self, step: int, values: dict[str, float]) -> None:

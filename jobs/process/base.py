@@ -179,7 +179,8 @@ class BaseTrainProcess(BaseProcess):
         folder, seed = (
             getattr(self.section, key, value) for key, value in given.items()
         )
-        self.training_folder = Path(folder or "output").expanduser()
+        # absolute: a callback may change the working directory
+        self.training_folder = Path(folder or "output").expanduser().absolute()
         self.training_seed: int | None = seed
         """As in the job; None when it is not set."""
         self.process_group = job.process_group
@@ -189,7 +190,7 @@ class BaseTrainProcess(BaseProcess):
             self.save_root = self.save_root / own_name
         if isinstance(self.section, ProcessConfig):
             if run_folder := self.section.run_folder(JobContext(job.name)):
-                self.save_root = run_folder
+                self.save_root = run_folder.absolute()
 
     def run(self) -> None:
         """Creates the folder and saves the job in it."""
@@ -198,7 +199,6 @@ class BaseTrainProcess(BaseProcess):
 
     def write_config(self) -> None:
         """Saves the job in its folder, as given: `${VARS}` unexpanded."""
-        self.save_root.mkdir(parents=True, exist_ok=True)
         write_text(self.save_root / CONFIG, self.job.job_config.unexpanded_text)
 
     def print(self, *values: object) -> None:

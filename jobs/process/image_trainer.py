@@ -10,7 +10,6 @@ connects them. The trainers in `extensions/` subclass it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, ClassVar, Protocol, TypeVar, cast
@@ -19,10 +18,8 @@ from torch import Tensor
 
 from jobs.process.trainer import Trainer
 from toolkit.config.reading.process import JobContext
-from toolkit.config.sections.output import SamplePicture
 from toolkit.contracts.data import Batch, BatchSource, BatchSpec, BucketedSample, Sample
 from toolkit.contracts.model import DiffusionModel
-from toolkit.contracts.training import TrainStep
 from toolkit.data.batches.dataloader import stream_source
 from toolkit.data.batches.epoch_order import EpochSource, epoch_batches
 from toolkit.data.batches.image_data import ImageData
@@ -45,16 +42,12 @@ from toolkit.rounding import ceil_divide
 from toolkit.system.device import DTYPES
 from toolkit.system.read_ahead import loaded_ahead
 from toolkit.train.accumulation import split_spec, splits_per_micro_batch
-from toolkit.train.loop import train
 from toolkit.train.run import Run
 from toolkit.train.sampling import (
-    SamplePrompt,
     Sampler,
     sample_prompts,
 )
 from toolkit.train.validation import Validator
-
-logger = logging.getLogger(__name__)
 
 BatchT = TypeVar("BatchT", bound=Batch, covariant=True)
 
@@ -165,12 +158,6 @@ class ImageTrainer(Trainer):
         (`encode_items`)."""
         return {}
 
-    def pictures(self) -> Sequence[SamplePicture]:
-        """The sample images to generate: the items of `sample`, then of
-        `first_sample`."""
-        pictures: Sequence[SamplePicture] = self.section.sample_pictures()
-        return pictures
-
     def encode_images(self) -> None:
         """Encodes images and texts of the dataset, the samples and the validation
         split, then unloads the encoders that training does not need."""
@@ -228,7 +215,6 @@ class ImageTrainer(Trainer):
         dtype = DTYPES[section.train.dtype]
         extra_prompts = self.extra_prompts
         if stream := self.data.stream:
-            keep_text = bool(section.requested_text_cache(stream.settings))
             encoder = ItemEncoder(model, dtype)
             self.dataset = StreamLatents(
                 stream,
@@ -236,7 +222,6 @@ class ImageTrainer(Trainer):
                 encoder,
                 self.seed,
                 stores.on_disk,
-                keep_text,
                 extra_prompts,
             )
             return
@@ -270,11 +255,22 @@ class ImageTrainer(Trainer):
         )
 
     def _encode_samples(self) -> None:
-        if not self.section.train.disable_sampling:
-            prompts = sample_prompts(
-                self.pictures(), self.section.trigger_word, self.model.family
-            )
-            self.sampler = self._encoded_sampler(prompts)
+        section = self.section
+        pictures = section.sample_pictures()
+        if section.train.disable_sampling or not pictures:
+            return
+        caches = self.stores.on_disk
+        if not self.caches_latents:
+            caches = caches._replace(latents=ForgetfulCache())
+        self.sampler = Sampler(
+            self.model,
+            sample_prompts(pictures, section.trigger_word, self.model.family),
+            self.dataset.encoder,
+            caches,
+            self.predict,
+            self.watch_sampling,
+        )
+        self.sampler.encode(self.progress, self._texts)
 
     def _encode_validation(self) -> None:
         section = self.section
@@ -293,27 +289,7 @@ class ImageTrainer(Trainer):
         held_out = encode_items(
             split.items, model, of_sample, dtype, self.progress, later=self._texts
         )
-        self.validator = Validator(
-            model, held_out, measured.timesteps, measured.seed, self.predict
-        )
-
-    def _encoded_sampler(self, prompts: Sequence[SamplePrompt]) -> Sampler | None:
-        """Generates these, whose texts and images are encoded; None without any."""
-        if not prompts:
-            return None
-        caches = self.stores.on_disk
-        if not self.caches_latents:
-            caches = caches._replace(latents=ForgetfulCache())
-        sampler = Sampler(
-            self.model,
-            prompts,
-            self.dataset.encoder,
-            caches,
-            self.predict,
-            self.watch_sampling,
-        )
-        sampler.encode(self.progress, self._texts)
-        return sampler
+        self.validator = Validator(model, held_out, measured.timesteps, self.predict)
 
     def measure_validation(
         self, should_stop: Callable[[], bool]
@@ -341,7 +317,7 @@ class ImageTrainer(Trainer):
         data = self.data
         group = self.process_group
         seed = run.seed
-        size = self.section.images_per_micro_batch
+        size = self.section.train.batch_size
         workers = (
             max(dataset.num_workers for dataset in self.section.datasets)
             if prefetched
@@ -349,9 +325,8 @@ class ImageTrainer(Trainer):
         )
         splits = splits_per_micro_batch(run.grad_accum_steps, group.world_size)
         if data.stream:
-            ranks = group.rank, group.world_size
             source = stream_source(
-                data.stream, seed, size, loader.load, workers, run.should_stop, *ranks
+                data.stream, seed, size, loader.load, workers, run.should_stop
             )
             return source, partial(
                 cast("StreamLoader[BatchT]", loader).trial, ceil_divide(size, splits)
@@ -371,11 +346,3 @@ class ImageTrainer(Trainer):
         return EpochSource(
             of_epoch, partial(loaded_ahead, loader.load, workers=workers)
         ), largest
-
-    def run_loop(self, run: Run, source: BatchSource, step: TrainStep[Any]) -> None:
-        """Trains to the end, or until a stop; then says what of a stream could not be
-        used."""
-        train(run, source, step)
-        if stream := self.data.stream:
-            if line := stream.unreadable.summary():
-                logger.warning(line)

@@ -30,7 +30,7 @@ from toolkit.errors import EXIT_DONE, Interrupted, OutOfMemory, RunError, UserEr
 from toolkit.files import run_files
 from toolkit.files.log import StatusLine, tee_output
 from toolkit.files.now import tell, told_to
-from toolkit.files.writing import sha256_of, why_not_replaced
+from toolkit.files.writing import sha256_of, short, why_not_replaced
 from toolkit.memory.compiling import Programs
 from toolkit.memory.kept_times import remember_run_times
 from toolkit.optim.optimizer_args import ArgumentError
@@ -179,12 +179,12 @@ class Trainer(BaseTrainProcess):
                             ):
                                 self.train()
                     self.request.check()
-                    logger.info("next, to be pasted into a shell:")
-                    for line in (
-                        *lead_on(self.section),
-                        *next_commands(self.save_root, self.name, self.section),
-                    ):
-                        logger.info(f"  {line}")
+                    for file in run_files.final_files(self.save_root, self.name)[:1]:
+                        logger.info(f"trained weights: {file}")
+                    first = lead_on(self.section) or next_commands(
+                        self.save_root, self.name, self.section
+                    )
+                    logger.info(f"next: {first[0]}")
             self.request.check()
 
     @contextmanager
@@ -428,7 +428,7 @@ class Trainer(BaseTrainProcess):
         if short:
             return OutOfMemory(str(short)) if short is MEMORY else RunError(str(short))
         place = getattr(error, "filename", None)
-        folder = self.training_folder.absolute()
+        folder = self.training_folder
         if isinstance(place, str) and Path(place).absolute().is_relative_to(folder):
             return RunError(
                 f"{place}: cannot be used: {getattr(error, 'strerror', error)}"
@@ -483,7 +483,7 @@ class Trainer(BaseTrainProcess):
             self.resumption = ResumePlan.of(start, self.section, self.fingerprint())
             self.check_base()
         logger.info(
-            f"{self.save_root} is complete at step {start.complete_at}: nothing to do."
+            f"{short(self.save_root)} is complete at step {start.complete_at}: nothing to do."
         )
         return True
 
@@ -507,7 +507,7 @@ class Trainer(BaseTrainProcess):
             self.restore_order(self.resumption.order)
         settings = dict(flatten_config(self.resumption.record["settings"]))
         group.assert_equal_across_ranks(
-            {"the run's folder": str(self.save_root.absolute()), **settings}
+            {"the run's folder": str(self.save_root), **settings}
         )
         if writes:
             self.write_config()
@@ -578,7 +578,7 @@ class Trainer(BaseTrainProcess):
         time = self.plan.time
         if time and self.process_group.is_single_process:
             keep = TimesCallback(
-                partial(remember_run_times, self.section.training_folder, time.key)
+                partial(remember_run_times, str(self.training_folder), time.key)
             )
             samples = (
                 replace(samples, draw=keep.timed(samples.draw)) if samples else None
@@ -632,7 +632,7 @@ class Trainer(BaseTrainProcess):
         one that the copy came from. Empty where the file alone is not the job."""
         job = self.job.job_config
         file = job.path.absolute()
-        if file == (self.save_root / run_files.CONFIG).absolute():
+        if file == self.save_root / run_files.CONFIG:
             before = run_files.read_status(self.save_root).get(run_files.ORIGIN)
             return before if isinstance(before, dict) else {}
         return {"file": str(file), "cwd": str(Path.cwd())} if job.whole else {}

@@ -51,10 +51,12 @@ from tests.docs.pages import blocks
 from tests.docs.test_walks import SHORTER_FLAGS
 from tests.faults.nursery import Nursery
 from tests.parts import needs_part
+from toolkit.config import load_job
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.contracts.data import Size
 from toolkit.data.batches.latent_cache import ItemEncoder
 from toolkit.extension import discover
+from toolkit.plan.next_commands import next_commands
 from toolkit.train.sampling import SamplePrompt, Sampler
 
 MODEL = ROOT / "config" / "examples" / "tiny_mascots"
@@ -191,15 +193,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Fini
 
 @needs_part("tools.generate")
 @pytest.mark.slow
-def test_it_ends_with_the_path_of_the_sheet_and_commands_that_run(
-    finished: Finished, run_py: Callable
+def test_it_ends_with_the_result_and_the_commands_of_its_report_run(
+    finished: Finished, run_py: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sheet, _, own, page, *lines = finished.printed.splitlines()[-7:]
+    sheet, weights, own = finished.printed.splitlines()[-3:]
     assert sheet.endswith("output/quickstart/samples/overview.png")
-    assert " new my_char datasets/my_char" in own and page.split("#")[
-        0
-    ].strip().endswith(" ui")
+    assert weights == "trained weights: output/quickstart/quickstart.safetensors"
+    assert own.startswith("next: ") and " new my_char datasets/my_char" in own
     cwd = finished.folder.parents[1]
+    monkeypatch.chdir(cwd)
+    folder = Path("output", "quickstart")
+    section = load_job(JOB, discover().find_config).processes[-1].section
+    lines = next_commands(folder, "quickstart", section)
     for line in lines[:-1]:
         program, script, *words = shlex.split(line)
         assert Path(program).samefile(sys.executable) and Path(script).samefile(
@@ -349,7 +354,7 @@ MERGE = "merge"
 """Whose result other examples read."""
 
 PRINTED = {"grid", "report", "generate"}
-"""Those in the lines that the quickstart ends with."""
+"""Those that `next_commands` names."""
 
 FINDS = {"doctor", "lint"}
 """Those that end with 1 where they find something."""
@@ -360,7 +365,7 @@ def test_the_example_in_the_help_of_each_tool_runs_on_what_it_leaves(
     finished: Finished, run_py: Callable
 ) -> None:
     """All but that of the page, which does not end, those that download a model, and
-    those whose commands the quickstart prints."""
+    those that `next_commands` names."""
     tools, failed, cwd = discover(), {}, finished.folder.parents[1]
     for uid in sorted(
         {*tools.tools()} - {"ui", "caption", "download", *PRINTED},

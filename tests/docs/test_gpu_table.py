@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from docs.generate import WITH_TABLES
-from docs.gpu_table import MARKED, PEAK, with_tables
+from docs.gpu_table import HEAD, MARKED, PEAK, with_tables
 from extensions.tools.shared.examples import written_job
 from jobs.dry_run import plan_job
 from tests.conftest import ROOT
@@ -53,9 +54,13 @@ def test_a_row_is_the_job_of_new_and_its_plan(
     peak: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    photos = ROOT / "config" / "examples" / "photos"
+    side = re.search(r"images of (\d+) x \1 \|", HEAD)
+    assert side, "the table says which images it is of"
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (int(side[1]),) * 2).save(tmp_path / "images" / "a.png")
+    (tmp_path / "images" / "a.txt").write_text("zuzu drinks a coffee in a garden")
     (tmp_path / "job.yaml").write_text(
-        written_job("zuzu", str(photos), "zuzu", model, least), encoding="utf-8"
+        written_job("zuzu", "images", "zuzu", model, least), encoding="utf-8"
     )
     job = load_job("job.yaml", discover().find_config)
     section, level = (

@@ -44,3 +44,4 @@ def test_the_block_of_python_trains(
     for rate in ("1e-4", "2e-4"):
         name = f"my_char_{rate}"
         assert f"0 output/{name} ['output/{name}/{name}.safetensors']" in said
+        assert f"\noutput/{name} finished " in said

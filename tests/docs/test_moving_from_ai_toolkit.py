@@ -75,14 +75,12 @@ def test_the_defaults_here_are_those_of_the_table(load: Any) -> None:
     assert (rows["train.dtype"], train.dtype) == ("bf16", "bfloat16")
     assert rows["train.gradient_checkpointing"] == train.gradient_checkpointing
     assert int(rows["save.save_every"]) == section.save.save_every
-    assert (
-        train.ema_config.use_num_updates is True and section.model.quantize_te is False
-    )
+    assert section.model.quantize_te is False
     assert (
         f"{sample.sample_every}, {sample.width}, {sample.height}, {FAMILY.guidance:g}, {sample.seed} |"
         in PAGE
     )
-    assert section.datasets[0].cache_latents_to_disk is True
+    assert section.datasets[0].keeps("latents") and section.datasets[0].keeps("text")
 
 
 SAID_TO_BE = {"not supported": False, "the same": True, "the old name is read": True}

@@ -222,53 +222,47 @@ def test_the_page_shows_default_range_and_old_names() -> None:
 # The keys of shared tables: section -> names. A known name is a field, another name of
 # one, a key without effect, or refused as "not supported yet"; it is never "unknown".
 KNOWN = {
-    "": "training_folder device trigger_word training_seed resume network save datasets train model sample logging "
-    "performance_log_every log_dir sqlite_db_path torch_profiler first_sample guidance embedding decorator adapter "
-    "optimizer training",
+    "": "training_folder device trigger_word training_seed resume network save datasets train model sample "
+    "logging performance_log_every log_dir sqlite_db_path first_sample embedding adapter optimizer "
+    "training",
     "network": "type linear linear_alpha rank alpha conv conv_alpha dropout network_kwargs transformer_only "
-    "lokr_full_rank lokr_factor old_lokr_format pretrained_lora_path layer_offloading all_layers "
-    "split_multistage_loras loraplus_lr_ratio include_patterns exclude_patterns rank_dropout module_dropout factor "
-    "scale_weight_norms network_dim network_alpha network_dropout network_args network_weights",
+    "lokr_full_rank lokr_factor pretrained_lora_path layer_offloading loraplus_lr_ratio include_patterns "
+    "exclude_patterns rank_dropout module_dropout factor scale_weight_norms network_dim network_alpha "
+    "network_dropout network_args network_weights",
     "save": "dtype save_every max_step_saves_to_keep save_format push_to_hub hf_repo_id hf_private also "
-    "save_every_n_epochs save_last_n_epochs save_last_n_steps no_metadata mem_eff_save save_every_n_steps save_state",
+    "save_every_n_epochs save_last_n_epochs save_last_n_steps no_metadata mem_eff_save save_every_n_steps "
+    "save_state",
     "logging": "log_every verbose use_wandb use_ui_logger project_name run_name logging_dir log_with log_prefix "
     "wandb_api_key wandb_run_name",
     "sample": "sampler sample_every sample_start_step width height neg seed walk_seed guidance_scale sample_steps "
-    "network_multiplier guidance_rescale format num_frames fps do_cfg_norm prompts samples sample_every_n_epochs "
-    "sample_every_n_steps sample_at_first",
+    "network_multiplier format num_frames fps prompts samples sample_every_n_epochs sample_every_n_steps "
+    "sample_at_first",
     "train": "steps epochs batch_size gradient_accumulation gradient_accumulation_steps lr unet_lr text_encoder_lr "
-    "adapter_lr embedding_lr optimizer optimizer_params lr_scheduler lr_scheduler_params max_grad_norm dtype "
-    "noise_scheduler timestep_type content_or_style content_or_style_reg min_denoising_steps max_denoising_steps "
-    "num_train_timesteps next_sample_timesteps linear_timesteps linear_timesteps2 loss_type loss_target train_unet "
-    "train_text_encoder gradient_checkpointing attention_backend xformers sdp skip_first_sample force_first_sample "
-    "disable_sampling start_step unload_text_encoder cache_text_embeddings ema_config reg_weight prompt_dropout_prob "
-    "noise_offset noise_multiplier img_multiplier latent_multiplier force_consistent_noise "
-    "optimal_noise_pairing_samples do_differential_guidance differential_guidance_scale do_guidance_loss "
-    "guidance_loss_target guidance_loss_schedule diff_output_preservation diff_output_preservation_multiplier "
+    "optimizer optimizer_params lr_scheduler lr_scheduler_params max_grad_norm dtype noise_scheduler "
+    "timestep_type content_or_style min_denoising_steps max_denoising_steps linear_timesteps "
+    "linear_timesteps2 loss_type train_unet train_text_encoder gradient_checkpointing xformers "
+    "skip_first_sample force_first_sample disable_sampling unload_text_encoder cache_text_embeddings "
+    "ema_config reg_weight noise_offset do_differential_guidance differential_guidance_scale "
+    "do_guidance_loss guidance_loss_target diff_output_preservation diff_output_preservation_multiplier "
     "diff_output_preservation_class blank_prompt_preservation blank_prompt_preservation_multiplier "
-    "inverted_mask_prior inverted_mask_prior_multiplier do_prior_divergence do_paramiter_swapping "
-    "paramiter_swapping_factor bypass_guidance_embedding do_cfg cfg_scale merge_network_on_save "
-    "single_item_batching max_loss max_loss_debug min_snr_gamma snr_gamma t0_loss_target do_fft_loss "
-    "validation_config validation seed max_train_steps max_train_epochs learning_rate lr_warmup_steps lr_decay_steps "
-    "lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_min_lr_ratio optimizer_type optimizer_args "
-    "timestep_sampling discrete_flow_shift sigmoid_scale weighting_scheme logit_mean logit_std mode_scale "
-    "min_timestep max_timestep num_timestep_buckets gradient_checkpointing_offload compile full_bf16 "
-    "gradient_checkpointing_cpu_offload fused_backward_pass ddp_timeout",
-    "train.ema_config": "use_ema ema_decay use_num_updates use_feedback param_multiplier",
+    "bypass_guidance_embedding min_snr_gamma validation_config seed max_train_steps max_train_epochs "
+    "learning_rate lr_warmup_steps lr_decay_steps lr_scheduler_num_cycles lr_scheduler_power "
+    "lr_scheduler_min_lr_ratio optimizer_type optimizer_args timestep_sampling discrete_flow_shift "
+    "sigmoid_scale weighting_scheme logit_mean logit_std mode_scale min_timestep max_timestep "
+    "num_timestep_buckets compile full_bf16 gradient_checkpointing_cpu_offload fused_backward_pass "
+    "ddp_timeout",
+    "train.ema_config": "use_ema ema_decay use_num_updates",
     "model": "name_or_path revision arch is_qwen quantize quantize_te qtype qtype_te quantize_dtype "
     "accuracy_recovery_adapter low_vram layer_offloading auto_memory layer_offloading_transformer_percent "
-    "layer_offloading_text_encoder_percent extras_name_or_path te_name_or_path vae_path dtype vae_dtype te_dtype "
-    "lora_path assistant_lora_path inference_lora_path unconditional_lora_path model_kwargs compile block_compile "
-    "compile_mode compile_dynamic compile_fullgraph cache_size_limit latent_space_version is_v2 is_xl is_flux "
-    "is_pixart is_v_pred only_if_contains ignore_if_contains quantize_kwargs blocks_to_swap base_loras base_weights "
-    "fp8_base fp8_scaled fp8_vl",
-    "datasets": "folder_path dataset_path num_repeats resolution caption_ext caption_type default_caption "
-    "trigger_word caption_dropout_rate shuffle_tokens keep_tokens token_dropout_rate control_path control_path_1 "
-    "control_path_2 control_path_10 control_optional cache_latents cache_latents_to_disk cache_text_embeddings "
-    "background num_workers mask_path mask_min_value alpha_mask invert_mask is_reg prior_reg flip_x flip_y "
-    "loss_multiplier network_weight random_crop random_scale square_crop scale random_triggers replacements augments "
-    "augmentations controls control_from_same_folder num_controls_from_same_folder full_size_control_images "
-    "control_transparent_color unconditional_path buckets bucket_tolerance batch_size prefetch_factor",
+    "layer_offloading_text_encoder_percent extras_name_or_path vae_path dtype vae_dtype lora_path "
+    "assistant_lora_path inference_lora_path model_kwargs compile block_compile compile_mode "
+    "compile_dynamic compile_fullgraph cache_size_limit is_v2 is_xl is_flux is_v_pred blocks_to_swap "
+    "base_loras base_weights fp8_base fp8_scaled fp8_vl",
+    "datasets": "folder_path num_repeats resolution caption_ext default_caption trigger_word caption_dropout_rate "
+    "shuffle_tokens keep_tokens control_path control_path_1 control_path_2 control_path_10 "
+    "control_optional cache_latents cache_latents_to_disk cache_text_embeddings background num_workers "
+    "mask_path mask_min_value alpha_mask invert_mask is_reg flip_x flip_y loss_multiplier network_weight "
+    "controls buckets batch_size prefetch_factor",
 }
 
 

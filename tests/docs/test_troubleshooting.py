@@ -222,6 +222,7 @@ def test_the_wrong_job_prints_it_and_the_right_one_does_not(
 FILES = {
     "`is not UTF-8 text`": "datasets/latin",
     "`images share the stem ...`": "datasets/twice",
+    "`truncated or damaged`": "datasets/damaged",
 }
 """Entries whose remedy is a change of the files -> the folder."""
 

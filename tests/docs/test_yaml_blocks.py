@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from jobs.dry_run import plan_job
 from run import main
@@ -131,7 +132,13 @@ def test_the_block_for_12_gb_has_the_peak_of_the_table(photos: Path) -> None:
         for block in blocks("docs/first_character.md", "yaml")
         if "blocks_to_swap" in block.text
     )
-    plan, _ = planned(whole_job(small), photos)
+    (photos / "large").mkdir()
+    Image.new("RGB", (1024, 1024)).save(photos / "large" / "a.png")
+    (photos / "large" / "a.txt").write_text("a cup", encoding="utf-8")
+    job = whole_job(small)
+    for dataset in job["config"]["process"][0]["datasets"]:
+        dataset["folder_path"] = "large"
+    plan, _ = planned(job, photos)
     assert peak and re.search(
         rf"peak {peak[1]} GB on (?:a|the) GPU.*: fits a 12 GB GPU", plan
     ), plan

@@ -36,6 +36,7 @@ CALLS = {
             "unlink",
             "remove",
             "chmod",
+            "symlink",
         ),
         *("stat", "lstat", "scandir", "listdir", "statvfs", "utime", "ftruncate"),
     ),
@@ -75,6 +76,8 @@ class Disk:
         """Raises where this call is the one that fails."""
         if not self._watches():
             return
+        if hasattr(place, "fileno"):
+            place = place.fileno()
         try:
             mode = (
                 real_fstat(place).st_mode

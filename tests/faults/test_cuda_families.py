@@ -200,15 +200,16 @@ def test_a_family_learns_there_what_it_learns_on_the_cpu_and_no_step_waits(
     assert re.findall(r"compiled (\d+) programs", output) == ["2"] * (
         "compile" in str(place)
     )
-    is_rounded = "bf16" in str(numbers)
-    precision = 5e-3 if is_rounded else 1e-5
+    # 2.1 attends in several calls, each of which rounds
+    precision = 5e-3 if family == "2.1" else 2e-3
+    precision = precision if "bf16" in str(numbers) else 1e-5
     assert [line["step"] for line in there.metrics()] == [*range(1, STEPS + 1)]
     for ours, theirs in zip(there.metrics(), here.metrics(), strict=True):
         assert losses_of(ours) == pytest.approx(losses_of(theirs), rel=precision)
     drawn = [*zip(pictures_of(there), pictures_of(here), strict=True)]
     assert len(drawn) == ("sample" in numbers)
     for ours, theirs in drawn:
-        assert np.abs(ours - theirs).mean() < 255 * (2e-2 if is_rounded else 1e-3)
+        assert np.abs(ours - theirs).mean() < 255 * max(1e-3, 10 * precision)
     before, after = json.loads(waits.read_text())
     assert before == after
 

@@ -47,9 +47,7 @@ def assert_going_back_changes_nothing(job: Job, **changes: object) -> None:
 
 def test_workers_and_caches_change_nothing(job: Job) -> None:
     job.change(train__steps=4, sample=None)
-    changed = [
-        {**job.section["datasets"][0], "num_workers": 2, "cache_latents_to_disk": True}
-    ]
+    changed = [{**job.section["datasets"][0], "num_workers": 2, "cache": True}]
     assert_going_back_changes_nothing(job, datasets=changed)
 
 

@@ -89,7 +89,7 @@ def test_the_plan_of_a_step_that_starts_from_another_says_what_learns_how_long(
         == f"starts from {folder}, which an earlier process of the job writes: counted then"
     )
     assert rest == [
-        "40 epochs, at most 12 optimizer steps",
+        "12 optimizer steps",
         "or until the mean of loss_recon is below 0.01",
         "vae: adamw, learning rate 1e-05, CosineAnnealingLR",
         "discriminator: adamw, learning rate 1e-05, CosineAnnealingLR",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.extensions.sd_trainer.test_process_few_step import write_lora
+from tests.extensions.sd_trainer.test_process_lora_beside import write_lora
 from tests.faults.conftest import KILL, STEP, Job
 from tests.model_folders import COMMIT
 from tests.small_hub import small_hub

@@ -278,7 +278,6 @@ def training_job(
             logging={
                 "log_with": "all",
                 "logging_dir": "output/tb",
-                "log_config": True,
                 "wandb_api_key": WANDB,
             },
         )

@@ -115,7 +115,7 @@ def test_a_paused_process_goes_on_and_a_terminal_that_is_closed_stops_it_soon(
     child.wait_until(lambda: len(job.steps()) > len(before))
     child.send(signal.SIGHUP)
     assert child.wait() == 75, child.output
-    assert "next, to be pasted" not in child.output  # of a run that is not finished
+    assert "next: " not in child.output  # of a run that is not finished
     assert job.states()[-1] == job.steps()[-1] < 5000
 
 

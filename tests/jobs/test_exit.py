@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib.metadata import PackageNotFoundError
 
@@ -16,6 +17,7 @@ from toolkit.errors import (
     RunError,
     UserError,
 )
+from toolkit.files.log import StatusLine
 
 
 def raised(error: BaseException) -> BaseException:
@@ -63,6 +65,22 @@ def test_the_message_alone(
     assert report(raised(error)) == code
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", words)
+
+
+def test_a_message_begins_a_line_below_the_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    StatusLine().update("encoding 2 of 6 images, 2 s left")
+    report(Interrupted(130))
+    report(UserError("again"))
+    assert terminal.getvalue().endswith("\rencoding 2 of 6 images, 2 s left\n")
+    assert capsys.readouterr().err == "Stopped.\nagain\n"
 
 
 def test_a_defect_keeps_its_traceback_and_ends_in_one_line(

@@ -91,6 +91,12 @@ def test_a_sweep_has_a_run_for_each_combination() -> None:
     ]
 
 
+def test_a_key_that_is_given_again_has_all_values() -> None:
+    """As a shell writes `train.lr={1e-4,2e-4}`."""
+    twice = variants(["train.lr=1e-4", "train.lr=2e-4"], None)
+    assert twice == variants(["train.lr=1e-4,2e-4"], None)
+
+
 def test_lists_and_texts_with_commas_are_swept() -> None:
     """What stands behind the flag of one run asks for the same run."""
     words = ["sample.prompts=[a, b],'c, d'", "datasets[0].caption_ext=txt,json"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -102,8 +103,14 @@ def test_the_plan_names_the_file_whose_code_a_training_runs(packages: Path) -> N
         assert imported_code(name) == ""
 
 
-def test_a_module_that_is_built_in_has_no_file() -> None:
+def test_a_module_without_source_is_not_read_as_source(packages: Path) -> None:
+    """One that is built in, and a compiled one, whatever its bytes would mean."""
+    compiled = packages / f"compiled{EXTENSION_SUFFIXES[0]}"
+    compiled.write_text("class Opt: ...\n")
     assert find_module("sys").file is None
+    assert find_module("compiled").file == compiled
+    assert find_class("sys.Opt").node is find_class("compiled.Opt").node is None
+    check_optimizer("compiled.Opt", {"anything": 1})
 
 
 def test_the_name_of_a_package_for_pip_leads_to_the_one_in_python() -> None:

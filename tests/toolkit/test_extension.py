@@ -3,20 +3,27 @@ others."""
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from jobs.exit import report
 from tests.conftest import ROOT, child_environment
 from tests.parts import needs_foreign_names, needs_part
 from toolkit import extension
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.model_files import family_named, family_names, family_of
+from toolkit.config.sections.network import NetworkConfig
 from toolkit.config.sections.output import LoggingConfig
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import Extension, discover, do_without
 from toolkit.files.writing import EXTENSIONS_ROOT
@@ -401,6 +408,72 @@ LISTED = """
 """
 
 
+# ------------------------------------------------------------ families and kinds
+
+
+FAMILY = """
+    from toolkit.models.qwen_image.family import TextToImageFamily
+
+    class Terse(TextToImageFamily):
+        arch, title, pipelines, published = "terse", "Terse", ("TersePipeline",), {}
+
+    FAMILY = Terse()
+"""
+KIND = """
+    from toolkit.contracts.network_kinds import ActivationUnits, NetworkKind, lora_shapes
+
+    KIND = NetworkKind("nowhere:Network", lora_shapes, ActivationUnits())
+"""
+POINTS = """
+    from toolkit.extension import Extension
+
+    class Terse(Extension):
+        uid, family = "terse", ".family:FAMILY"
+
+    class Broken(Extension):
+        uid, family = "broken", ".absent:FAMILY"
+
+    class Newer(Extension):
+        uid, family, requires = "newer", ".family:FAMILY", ">=99"
+
+    class Kind(Extension):
+        uid, network = "terse", ".kind:KIND"
+
+    AI_TOOLKIT_EXTENSIONS = [Terse, Broken, Newer, Kind]
+"""
+
+
+def test_families_and_kinds_of_network_are_known_by_their_uid(
+    write_extension: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of a job and of a model's own files; what cannot be loaded is reported once, and
+    disturbs no other."""
+    package = write_extension("several", POINTS, family=FAMILY, kind=KIND)
+    assert "terse" not in family_names()
+    monkeypatch.setenv("EXTENSIONS_PATH", str(package))
+    family = family_named("terse")
+    assert (family.title, family_of("TersePipeline")) == ("Terse", family)
+    assert {"broken", "newer"}.isdisjoint(family_names())
+    assert ModelConfig(name_or_path="a/b", arch="T-erse:tag").arch == "terse"
+    assert (
+        NetworkConfig(type="terse").size() == "rank 16, alpha 16 (not given: the rank)"
+    )
+    assert KINDS["terse"].shapes is KINDS["lora"].shapes and "terse" not in KINDS
+    told = capsys.readouterr().err
+    assert told.count("No module named") == 1 and told.count("needs Atelier >=99") == 1
+    assert "terse (network)" in discover().render()
+    for section in (ModelConfig, NetworkConfig):
+        assert '"terse"' in json.dumps(section.model_json_schema())
+    monkeypatch.setenv(LEFT_OUT, "several")
+    with pytest.raises(UserError, match=r"model\.arch: 'terse' is not supported yet"):
+        family_named("terse")
+    with pytest.raises(ValidationError, match="'terse' is unknown"):
+        NetworkConfig(type="terse")
+
+
 # ------------------------------------------------------------ --without
 
 
@@ -436,16 +509,14 @@ def test_what_without_names_is_not_found(two: None) -> None:
 def test_a_folder_that_without_names_is_not_imported(
     tmp_path: Path, write_extension: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_extension(
-        "harmful", "open('touched', 'w')\nAI_TOOLKIT_EXTENSIONS = []\n# 'its_type'"
-    )
+    write_extension("harmful", "open('touched', 'w')\nAI_TOOLKIT_EXTENSIONS = []")
     monkeypatch.setenv("EXTENSIONS_PATH", str(tmp_path / "drop_ins"))
     monkeypatch.setenv(LEFT_OUT, "harmful")
     monkeypatch.chdir(tmp_path)
     table = discover()
     assert not Path("touched").exists()
     with pytest.raises(UserError, match="'--without harmful' leaves it out"):
-        table["its_type"]
+        table["harmful"]
 
 
 def test_a_name_that_no_extension_has_is_refused(two: None) -> None:
@@ -642,9 +713,11 @@ def test_an_installed_part_that_is_not_asked_for_is_not_imported(
 def test_a_part_that_takes_long_is_named(
     harmful: dict[str, str], tmp_path: Path
 ) -> None:
+    asked = ["--list-extensions", "--json"]
+    harmful |= {LEFT_OUT: "exits,thread"}
     child = subprocess.Popen(
-        [sys.executable, str(ROOT / "run.py"), "--list-extensions"],
-        env=child_environment({**harmful, LEFT_OUT: "exits"}),
+        [sys.executable, str(ROOT / "run.py"), *asked],
+        env=child_environment(harmful),
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -654,4 +727,25 @@ def test_a_part_that_takes_long_is_named(
     child.communicate()
     folder = tmp_path / "site" / "hangs"
     assert told.startswith(f"waiting for the extension {folder}, ")
-    assert told.endswith("run.py --without hangs ...\n")
+    words = shlex.split(told.rpartition("To do without it: ")[2])
+    assert words[-4:] == ["--without", "hangs", *asked]
+    done = subprocess.run(
+        words,
+        cwd=Path.cwd(),
+        env=child_environment(harmful),
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and json.loads(done.stdout)["extensions"]
+
+
+def test_a_part_of_the_program_is_not_waited_for_aloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The program needs it, however slow the disk is."""
+    monkeypatch.setattr(extension, "PATIENCE_S", 0.01)
+    for package in (extension.EXTENSIONS_ROOT / "tools", tmp_path / "other"):
+        with extension._announced(package):
+            time.sleep(0.1)
+    (told,) = capfd.readouterr().err.splitlines()
+    assert told.startswith(f"waiting for the extension {tmp_path / 'other'}, ")

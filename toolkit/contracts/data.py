@@ -30,23 +30,6 @@ class Size(NamedTuple):
         return f"{self.width}x{self.height}"
 
 
-class Flip(NamedTuple):
-    """How an image is mirrored.
-
-    >>> Flip(x=True)
-    Flip(x=True, y=False)
-    """
-
-    x: bool = False
-    """Mirror left to right."""
-
-    y: bool = False
-    """Mirror top to bottom."""
-
-
-NO_FLIP = Flip()
-
-
 PLACEHOLDERS = ("[trigger]", "[name]")
 """Placeholders in captions and prompts that the trigger word replaces."""
 
@@ -141,8 +124,8 @@ class Sample(NamedTuple):
     """Colour that transparent pixels of the image and its control images are composited
     on; empty: white, unless the model has transparency itself."""
 
-    flip: Flip = NO_FLIP
-    """How the image, its control images and its mask are mirrored."""
+    flip: bool = False
+    """Whether the image, its control images and its mask are mirrored left to right."""
 
     dataset: int = 0
     """Index of its entry in `datasets`."""
@@ -150,9 +133,6 @@ class Sample(NamedTuple):
     captions: tuple[str, ...] = ()
     """All captions, where there are several: one of them is drawn at each use.
     `caption` is the first."""
-
-    own_weight: float = 1.0
-    """The part of `loss_weight` that the table of captions gives this image."""
 
     layers: tuple[str, ...] = ()
     """Paths of the layers that the image is to be taken apart into, from back to
@@ -178,14 +158,13 @@ class ShardSample(NamedTuple):
     """
 
     key: str
-    """Their path up to the first dot of the file's name; of a Parquet file the number
-    of the row."""
+    """Their path up to the first dot of the file's name."""
 
     fields: dict[str, bytes]
     """What is behind that dot, in small letters -> the file."""
 
     byte: int
-    """Where the sample begins in the (unpacked) tar; of a Parquet file its row."""
+    """Where the sample begins in the (unpacked) tar."""
 
 
 class ResizeCrop(NamedTuple):

@@ -60,19 +60,30 @@ class LicenceTerms:
 
     >>> link = "https://example.org/licence"
     >>> terms = LicenceTerms("research", link, display="Built with X", notice="X is ...")
-    >>> terms.display
-    'Built with X'
+    >>> terms.duties
+    'display "Built with X" and include the licence and a notice'
     """
 
     name: str
     """Its `license_name` on the hub."""
 
     link: str
-    display: str
-    """What the documentation of the LoRA has to display."""
-
     notice: str
     """The text of the file `NOTICE` next to the LoRA."""
+
+    display: str = ""
+    """What the documentation of the LoRA has to display; empty: nothing."""
+
+    name_begins: str = ""
+    """How the name of the LoRA has to begin; empty: as you like."""
+
+    @property
+    def duties(self) -> str:
+        """What it asks, as a phrase after "must"."""
+        named = f'have a name that begins with "{self.name_begins}"'
+        shown = f'display "{self.display}"'
+        asked = [named] * bool(self.name_begins) + [shown] * bool(self.display)
+        return " and ".join([*asked, "include the licence and a notice"])
 
 
 class ModelFacts:
@@ -127,6 +138,23 @@ class ModelFacts:
 
     trained_part: str = "transformer"
     """Subfolder of the trained module."""
+
+    block_lists: Sequence[str] = ("transformer_blocks",)
+    """Attributes of the trained module that hold its repeated blocks, in the order in
+    which they run."""
+
+    lora_layers: str = ""
+    """Pattern of the full names of the layers of blocks that an adapter has where a job
+    names none; empty: all linear layers of the blocks."""
+
+    layer_names: Mapping[str, Sequence[str]] = {}
+    """Name of a layer in the weights of the model's authors, or of ComfyUI -> the layer
+    here, or several whose outputs it has, one after the other and equally many. `*` is
+    the number of a block. LoRA files with these names are read."""
+
+    recipes: Mapping[str, Any] = {}
+    """Name of a published model -> its `toolkit.models.recipes.Recipe`, where that table
+    has none."""
 
     modelspec: tuple[str, str]
     """`modelspec.architecture` and `modelspec.implementation` in a file's metadata, as
@@ -209,6 +237,19 @@ class ModelFacts:
         """Pixels of an image along one side of a token."""
         return self.latent_scale * self.patch
 
+    def place_of(self, name: str) -> tuple[int, int, str]:
+        """Where a layer or weight of this name runs: number of its list of blocks, of
+        its block, and the name; (-1, 0, name) outside of the blocks.
+
+        >>> ModelFacts().place_of("transformer_blocks.3.attn.to_q")
+        (0, 3, 'transformer_blocks.3.attn.to_q')
+        """
+        for number, blocks in enumerate(self.block_lists):
+            index = name.removeprefix(f"{blocks}.").partition(".")[0]
+            if name.startswith(f"{blocks}.") and index.isdecimal():
+                return number, int(index), name
+        return -1, 0, name
+
     def latent_size(self, pixels: Size) -> Size:
         """Width and height of the latents of an image."""
         return Size(*(side // self.latent_scale for side in pixels))
@@ -264,11 +305,6 @@ class ModelFacts:
         on the disk.
         """
         return None
-
-    def files_hash(self, folder: Path, files: Mapping[str, Path]) -> str:
-        """A hash of a model's files, which decide its images; empty where its folder is
-        not there. files: part -> the file with its weights."""
-        return ""
 
     def prompt_note(self, model: ModelSection, prompt: str) -> str | None:
         """A note on a prompt that is used although its end is cut off, or None. None

@@ -107,10 +107,6 @@ class Network(ABC):
         """
         return {}
 
-    def module_name_of(self, name: str) -> str:
-        """The dotted name of the layer that a parameter belongs to."""
-        return name.rpartition(".")[0]
-
     def lora_b_parameters(self) -> frozenset[str]:
         """Names of the parameters with LoRA+'s own learning rate (the up matrices);
         empty where there are none.

@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from toolkit.errors import UserError
+from toolkit.extension import added
 from toolkit.registry import load_object
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class ActivationUnits:
 
     compiled: Pair = (19.2, 19.1)
     """`everything` of a compiled block: what the partitioner saves
-    (`tests/toolkit/plan/test_compiled_blocks.py`)."""
+    (`benchmarks/saved_by_blocks.py`)."""
 
     compiled_outputs: Pair = (11.1, 11.1)
     """`matmul_outputs` of a compiled block."""
@@ -262,12 +263,9 @@ def glora_shapes(inputs: int, outputs: int, rank: int, **_: object) -> Shapes:
     }
 
 
-def ia3_shapes(
-    inputs: int, outputs: int, rank: int, train_on_input: bool = False
-) -> Shapes:
-    """A factor for each output, or for each input. Source: LyCORIS 4.1.3,
-    modules/ia3.py."""
-    return {"weight": (inputs if train_on_input else outputs,)}
+def ia3_shapes(inputs: int, outputs: int, rank: int) -> Shapes:
+    """A factor for each output. Source: LyCORIS 4.1.3, modules/ia3.py."""
+    return {"weight": (outputs,)}
 
 
 def whole_shapes(inputs: int, outputs: int, rank: int) -> Shapes:
@@ -311,7 +309,7 @@ _OFT_SETTINGS = {
     "rescaled": "network_kwargs.rescaled",
 }
 
-KINDS: dict[str, NetworkKind] = {
+OWN_KINDS: dict[str, NetworkKind] = {
     "lora": NetworkKind(
         "toolkit.networks.lora:LoraNetwork",
         lora_shapes,
@@ -403,7 +401,6 @@ KINDS: dict[str, NetworkKind] = {
         LIBRARY,
         glora_shapes,
         replace(_LIBRARY_UNITS, change=(20, 15), change_forward=(20, 16)),
-        settings={"rs_lora": "network_kwargs.rs_lora"},
         algo="glora",
         library_class="lycoris.modules.glora:GLoRAModule",
         needs_base=True,
@@ -412,7 +409,6 @@ KINDS: dict[str, NetworkKind] = {
         LIBRARY,
         ia3_shapes,
         replace(_LIBRARY_UNITS, change=(13, 8), change_forward=(8, 4.5)),
-        settings={"train_on_input": "network_kwargs.train_on_input"},
         algo="ia3",
         library_class="lycoris.modules.ia3:IA3Module",
         without_effect=("linear", "linear_alpha"),
@@ -432,6 +428,21 @@ KINDS: dict[str, NetworkKind] = {
         without_effect=("linear", "linear_alpha"),
     ),
 }
+
+
+class Kinds(dict[str, NetworkKind]):
+    """The table of kinds. An extension is asked for one that is not in it.
+
+    >>> KINDS["lora"].trains_model
+    False
+    """
+
+    def __missing__(self, name: str) -> NetworkKind:
+        kind: NetworkKind = load_object(added("network")[name])
+        return kind
+
+
+KINDS = Kinds(OWN_KINDS)
 
 ALGORITHMS = {kind.algo: name for name, kind in KINDS.items() if kind.algo}
 """LyCORIS's name of an algorithm -> the kind that trains it."""

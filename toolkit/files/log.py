@@ -425,6 +425,13 @@ class StatusLine:
             self._shown = ""
 
 
+def end_status() -> None:
+    """Ends the line of the status that is shown, so that another stream begins a
+    line."""
+    if _last_drawn is not None and _last_drawn.is_shown:
+        _last_drawn.finish(_last_drawn._shown)
+
+
 # ---------------------------------------------------------------- logging
 
 

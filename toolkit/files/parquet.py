@@ -2,8 +2,7 @@
 (push_to_hub).
 
 The scan unpacks pictures into the cache (`archives`) and reads tables of captions
-(`data.scan.tables`); a stream reads rows one after the other
-(`data.streams.parquet_shards`). No Parquet file is written.
+(`data.scan.tables`). No Parquet file is written.
 
 A picture is a struct with its `bytes` and the `path` it had, or the bytes alone; a list
 has several. Where `bytes` are missing, `path` names a file (to_parquet leaves pictures
@@ -87,8 +86,6 @@ class ParquetRows:
     Raises ParquetError where pyarrow is missing, and for a file that is damaged, also
     while it is read.
 
-    source: a path, or an open file.
-
     Example::
 
         rows = ParquetRows("data/train.parquet")
@@ -96,10 +93,11 @@ class ParquetRows:
         first = next(rows.rows())
     """
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, path: str | Path) -> None:
         if is_missing():
             raise ParquetError(MISSING)
-        reason = in_its_place(_beginning(source))
+        with open(path, "rb") as file:
+            reason = in_its_place(file.read(LONGEST + 1))
         if reason:
             raise ParquetError(reason)
         import pyarrow
@@ -107,7 +105,7 @@ class ParquetRows:
 
         self._damage = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
         try:
-            self._file = parquet.ParquetFile(source)
+            self._file = parquet.ParquetFile(path)
         except self._damage as error:
             raise ParquetError(
                 f"cannot be read as Parquet: {_first_line(error)}"
@@ -136,43 +134,23 @@ class ParquetRows:
             ) from error
         return [row[column] for row in batch.to_pylist()] if batch else []
 
-    def rows(self, first: int = 0) -> Iterator[dict[str, Any]]:
+    def rows(self) -> Iterator[dict[str, Any]]:
         """The rows in the order of the file, each as column -> value. Columns without a
-        value in a row are left out of it.
-
-        first: index of the first row that is returned, from 0; row groups before it are
-        not read. Raises ParquetError where the file is damaged."""
+        value in a row are left out of it. Raises ParquetError where the file is
+        damaged."""
         at = 0
         at_once = _PICTURES_AT_ONCE if self.pictures else _ROWS_AT_ONCE
         try:
-            for number in range(self._file.num_row_groups):
-                size = self._file.metadata.row_group(number).num_rows
-                if at + size <= first:
-                    at += size
-                    continue
-                for batch in self._file.iter_batches(at_once, row_groups=[number]):
-                    for row in batch.to_pylist():
-                        if at >= first:
-                            yield {
-                                key: value
-                                for key, value in row.items()
-                                if value is not None
-                            }
-                        at += 1
+            for batch in self._file.iter_batches(at_once):
+                for row in batch.to_pylist():
+                    yield {
+                        key: value for key, value in row.items() if value is not None
+                    }
+                    at += 1
         except self._damage as error:
             raise ParquetError(
                 f"is damaged behind row {at:,} ({_first_line(error)})"
             ) from error
-
-
-def _beginning(source: Any) -> bytes:
-    """The first bytes of a path or an open file, which stays at its beginning."""
-    if isinstance(source, str | Path):
-        with open(source, "rb") as file:
-            return file.read(LONGEST + 1)
-    head: bytes = source.read(LONGEST + 1)
-    source.seek(0)
-    return head
 
 
 def _may_be_picture(kind: Any, kinds: Any) -> bool:

@@ -47,9 +47,8 @@ SUPERSEDED = "superseded"
 DATASET_PREFIX = "dataset-"
 """`dataset-<12 hex digits>.json`: fingerprints of the images of the training."""
 
-SAMPLE_FILE = re.compile(r"(?P<step>\d{9,})_(?P<index>\d+)(?:_(?P<also>[\w-]+))?\.\w+")
-"""Name of a sample: optimizer step, index within its set, name of its way of
-`sample.also`."""
+SAMPLE_FILE = re.compile(r"(?P<step>\d{9,})_(?P<index>\d+)\.\w+")
+"""Name of a sample: optimizer step, index within its set."""
 
 LAYERS = "layers"
 """Folder in the folder of the samples, with the layers that a sample shows in one

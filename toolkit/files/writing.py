@@ -29,7 +29,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from threading import Lock
+from threading import Lock, get_ident
 from typing import IO, Any, BinaryIO
 
 from toolkit.errors import RunError, UserError
@@ -54,6 +54,18 @@ def python_path() -> str:
     return os.pathsep.join(
         filter(None, (str(TOOLKIT_ROOT), os.environ.get("PYTHONPATH")))
     )
+
+
+def short(path: Path) -> str:
+    """A path as text, relative to the working directory if it is in it.
+
+    >>> short(Path.cwd() / "output" / "cat")
+    'output/cat'
+    """
+    with suppress(OSError):  # the working directory is gone
+        if path.is_relative_to(Path.cwd()):
+            path = path.relative_to(Path.cwd())
+    return str(path)
 
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json", ".jsonc")
@@ -92,7 +104,9 @@ def find_config(argument: str) -> Path:
         raise UserError(
             f"{argument[:80]!r}... is neither a file nor a command that can be read."
         )
-    missing = f"no such config.{_near_config(bases)}"
+    places = [f"{base}{suffix}" for base in bases for suffix in suffixes]
+    above = next(filter(None, map(from_above, places)), "")
+    missing = f"no such config. {above}".rstrip() + _near_config(bases)
     what = _folder_instead(given) if os.path.isdir(given) else missing
     looked = "".join(
         f"\n  {base} (also with {', '.join(CONFIG_SUFFIXES)})" for base in bases
@@ -100,6 +114,15 @@ def find_config(argument: str) -> Path:
     raise UserError(
         f"{argument}: {what} Working directory: {os.getcwd()}. Looked for:{looked}"
     )
+
+
+def from_above(path: str) -> str:
+    """What to do where a relative path leads somewhere from a folder above the working
+    directory; empty where it does not."""
+    for folder in Path.cwd().parents[:-1]:
+        if os.path.exists(folder / path):
+            return f"It is in '{folder}': begin with 'cd {folder}'. "
+    return ""
 
 
 def _folder_instead(folder: Path) -> str:
@@ -205,8 +228,8 @@ _PORTION = 1 << 16
 
 @contextmanager
 def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
-    """A temporary path in the same folder; the block writes it, then it takes the place
-    of `path`.
+    """A temporary path in the same folder; the block makes a file of it, or a folder
+    where `path` is free. Then it takes the place of `path`.
 
     durable: flush the file to the disk first, so that it survives a power cut; files
     that are rewritten all the time do not need this. When the block raises, `path` is
@@ -223,22 +246,36 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
             os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):  # the next process removes it
-                temporary.unlink()
+                remove(temporary)
             raise
+
+
+def sweep(path: Path) -> None:
+    """Removes the temporary files of `path`, as `atomic_write` does, also those that
+    are newer than the first write of this process: before several files of a folder are
+    written at once."""
+    _left_in.cache_clear()
+    with _sweeping(path):
+        pass
 
 
 @contextmanager
 def _sweeping(path: Path) -> Iterator[None]:
     """Removes the temporary files of `path` that existed when this process first wrote
     to its folder. Files of other writers are safe: each writer holds a shared lock of
-    the folder, and only a process with an exclusive lock removes anything. On systems
-    without locks the files stay."""
+    the folder, and only who holds it alone, as inside `folder_lock`, removes anything.
+    On systems without locks the files stay."""
     left = _left_in(path.parent.absolute()).pop(path.name, [])
+    holder = _holders.get(os.path.realpath(path.parent)) if left else None
     handle = None
     with suppress(OSError):  # a folder that may not be read
         handle = os.open(path.parent, os.O_RDONLY) if fcntl else None
     try:
-        if handle is not None and left and _try_flock(handle, alone=True):
+        if (
+            handle is not None
+            and left
+            and (holder == get_ident() or _try_flock(handle, alone=True))
+        ):
             with only_tidy(path, "temporary files of a process that was killed stay"):
                 for file in filter(os.path.lexists, left):
                     remove(file)
@@ -459,15 +496,21 @@ def folder_lock(folder: Path) -> Iterator[None]:
         with folder_lock(file.parent):
             write_text(file, read_regular(file).decode() + line)
     """
-    with _of_threads.setdefault(os.path.realpath(folder), Lock()), ExitStack() as held:
+    place = os.path.realpath(folder)
+    with _of_threads.setdefault(place, Lock()), ExitStack() as held:
         with os_error_as_run_error(folder):
-            held.enter_context(locked(folder, waits=True))
+            if held.enter_context(locked(folder, waits=True)):
+                _holders[place] = get_ident()
+                held.callback(_holders.pop, place)
         yield
 
 
 _of_threads: dict[str, Lock] = {}
 """Folder -> lock among the threads of this process, where the system has no others
 (Windows)."""
+
+_holders: dict[str, int] = {}
+"""Folder -> the thread of this process that is inside `folder_lock`."""
 
 
 @contextmanager
@@ -570,18 +613,22 @@ def write_text(path: Path, text: str) -> None:
     _write(path, redact_text(text))
 
 
-def write_json(path: Path, data: object, durable: bool = True) -> None:
+def write_json(
+    path: Path, data: object, durable: bool = True, private: bool = False
+) -> None:
     """Writes indented JSON atomically, secrets redacted; NaN is refused, because other
-    readers refuse it."""
+    readers refuse it. private: only the owner may read it."""
     text = (
         json.dumps(redact_json(data), indent=2, ensure_ascii=False, allow_nan=False)
         + "\n"
     )
-    _write(path, text, durable)
+    _write(path, text, durable, private)
 
 
-def _write(path: Path, text: str, durable: bool = True) -> None:
+def _write(path: Path, text: str, durable: bool = True, private: bool = False) -> None:
     with os_error_as_run_error(path), atomic_write(path, durable) as temporary:
+        if private:
+            temporary.touch(0o600)
         temporary.write_text(_encodable(text), encoding="utf-8", newline="\n")
 
 

@@ -112,48 +112,40 @@ INTERPOLANTS = {
 # ------------------------------------------------------------ loss of each sample
 
 
-def huber(difference_BCHW: Tensor, t_B: Tensor, settings: FlowSettings) -> Tensor:
-    """2 c (sqrt(d^2 + c^2) - c): d^2 where d is far below c, 2 c |d| far above it, so
-    that outliers pull less.
+HUBER_BEND = 0.1
+"""The size of a difference below which `huber` is nearly a square, and above it nearly
+a line."""
 
-    c follows `huber_schedule` over t. Source: Charbonnier et al. 1994; kohya
-    sd-scripts, `loss_type huber`.
 
-    Returns the loss of each element [B, C, H, W]. Raises KeyError for a schedule that
-    is not in `HUBER_BENDS`.
+def huber(difference_BCHW: Tensor) -> Tensor:
+    """2 c (sqrt(d^2 + c^2) - c) with c = HUBER_BEND: d^2 where d is far below c, 2 c |d|
+    far above it, so that outliers pull less.
 
-    >>> settings = FlowSettings(huber_schedule="constant", huber_c=1.0)
-    >>> huber(torch.full((1, 1, 1, 1), 3**0.5), torch.zeros(1), settings).item()
-    2.0
+    Source: Charbonnier et al. 1994; kohya sd-scripts, `loss_type huber` with a
+    constant schedule.
+
+    Returns the loss of each element [B, C, H, W].
+
+    >>> huber(torch.tensor(3**0.5 / 10))
+    tensor(0.0200)
     """
-    c_B111 = HUBER_BENDS[settings.huber_schedule](
-        t_B, settings.huber_c, settings.huber_scale
-    )[:, None, None, None]
+    c = difference_BCHW.new_tensor(HUBER_BEND)
     # The same as the formula above, without its loss of digits where d is small.
     return (
         2
-        * c_B111
+        * c
         * difference_BCHW.square()
-        / (torch.sqrt(difference_BCHW.square() + c_B111**2) + c_B111)
+        / (torch.sqrt(difference_BCHW.square() + c**2) + c)
     )
 
 
-HUBER_BENDS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
-    "constant": lambda t_B, c, scale: torch.full_like(t_B, c * scale),
-    "exponential": lambda t_B, c, scale: scale * c**t_B,
-    # (1 - c) / (1 + sigma)^2 + c; the noise-to-signal ratio is sigma = t / (1 - t) on
-    # the straight path.
-    "snr": lambda t_B, c, scale: scale * ((1 - c) * (1 - t_B) ** 2 + c),
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": lambda difference_BCHW, t_B: difference_BCHW.square(),
+    "mae": lambda difference_BCHW, t_B: difference_BCHW.abs(),
+    "huber": lambda difference_BCHW, t_B: huber(difference_BCHW),
 }
-"""By `train.huber_schedule`: the bend c at noise fraction t. Source: kohya sd-scripts,
-`get_huber_threshold`."""
-
-LOSSES: dict[str, Callable[[Tensor, Tensor, FlowSettings], Tensor]] = {
-    "mse": lambda difference_BCHW, t_B, settings: difference_BCHW.square(),
-    "mae": lambda difference_BCHW, t_B, settings: difference_BCHW.abs(),
-    "huber": huber,
-}
-"""By `train.loss_type`: the loss of each element."""
+"""By `train.loss_type`: the loss of each element, from the difference and the noise
+fractions."""
 
 
 def loss_per_sample(
@@ -175,9 +167,7 @@ def loss_per_sample(
     """
     difference_BCHW = at_least_float32(predicted_BCHW) - at_least_float32(target_BCHW)
     t_B = torch.zeros(len(difference_BCHW)) if t_B is None else t_B
-    loss_BCHW = LOSSES[settings.loss_type](
-        difference_BCHW, t_B.to(difference_BCHW), settings
-    )
+    loss_BCHW = LOSSES[settings.loss_type](difference_BCHW, t_B.to(difference_BCHW))
     if mask_B1HW is not None:
         loss_BCHW = loss_BCHW * mask_B1HW.to(loss_BCHW)
     return torch.mean(loss_BCHW, dim=(1, 2, 3))
@@ -247,16 +237,6 @@ def bell(t_B: Tensor) -> Tensor:
     return ((torch.exp(-2 * place_B**2) - BELL_FOOT) / BELL_MEAN).to(t_B).clamp(min=0)
 
 
-def half_bell(t_B: Tensor) -> Tensor:
-    """`bell` above the middle, its top below [B]. Source: ai-toolkit,
-    `linear_timesteps2`.
-
-    >>> half_bell(torch.tensor([1.0, 0.5, 0.1]))
-    tensor([0.0000, 1.5796, 1.5796])
-    """
-    return bell(t_B.clamp(min=0.5))
-
-
 BELL_FOOT = math.exp(-0.5)
 BELL_MEAN = (
     sum(math.exp(-2 * (index / 1000 - 0.5) ** 2) - BELL_FOOT for index in range(1000))
@@ -275,9 +255,8 @@ WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
 def weights(t_B: Tensor, settings: FlowSettings) -> Tensor:
     """The weight of the loss of each sample [B], by `weighting_scheme`.
 
-    `timestep_type weighted`, `linear_timesteps2` or `linear_timesteps` multiply it by
-    ai-toolkit's weighting `flex`, `half_bell` or `bell`; the first of them that is set
-    applies. Raises KeyError for a scheme that is not in `WEIGHTING_SCHEMES`.
+    `timestep_type weighted` or else `linear_timesteps` multiply it by ai-toolkit's
+    weighting `flex` or `bell`. Raises KeyError for a scheme that is not in `WEIGHTING_SCHEMES`.
 
     >>> weights(torch.tensor([1.0, 0.5]), FlowSettings(weighting_scheme="sigma_sqrt"))
     tensor([1., 4.])
@@ -287,8 +266,6 @@ def weights(t_B: Tensor, settings: FlowSettings) -> Tensor:
     # `get_weights_for_timesteps`.
     if settings.timestep_type == "weighted":
         return by_scheme * flex(t_B)
-    if settings.linear_timesteps2:
-        return by_scheme * half_bell(t_B)
     if settings.linear_timesteps:
         return by_scheme * bell(t_B)
     return by_scheme

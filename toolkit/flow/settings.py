@@ -47,16 +47,13 @@ what `timestep_type sigma` samples, and weight all alike."""
 LOSS_TYPES = ("mse", "mae", "huber")
 """`train.loss_type`: functions of `flow/loss.py`."""
 
-HUBER_SCHEDULES = ("constant", "exponential", "snr")
-"""`train.huber_schedule`: functions of `flow/loss.py`."""
-
 
 @dataclass(frozen=True)
 class FlowSettings:
     """What each key means: docs/config.md, section `train`.
 
-    >>> FlowSettings(loss_type="huber").huber_c
-    0.1
+    >>> FlowSettings(timestep_type="sigma").mode_scale
+    1.29
     """
 
     timestep_type: str = "sigmoid"
@@ -72,11 +69,7 @@ class FlowSettings:
     preserve_distribution_shape: bool = False
     num_timestep_buckets: int = 0
     linear_timesteps: bool = False
-    linear_timesteps2: bool = False
     loss_type: str = "mse"
-    huber_schedule: str = "constant"
-    huber_c: float = 0.1
-    huber_scale: float = 1.0
 
     @staticmethod
     def named_in(section: object) -> dict[str, Any]:

@@ -44,8 +44,8 @@ class TimestepContext:
     """Tokens of the target, without the tokens of references."""
 
     mu: float = 0.0
-    """Shift exponent with which the model itself samples at this size, in `LEVELS`
-    steps."""
+    """Shift exponent with which the model itself samples at this size, in its usual
+    number of steps."""
 
     terminal: float | None = None
     """Last noise level of the model's own sampling before 0."""
@@ -342,7 +342,7 @@ def sampling_for(settings: FlowSettings) -> TimestepSampling:
 
     Raises KeyError for a `timestep_type` that is not in `SAMPLINGS`.
     """
-    if settings.linear_timesteps or settings.linear_timesteps2:
+    if settings.linear_timesteps:
         return SAMPLINGS["linear"]
     if (
         settings.timestep_type == "sigma"

@@ -419,18 +419,21 @@ def _keep_quiet() -> None:
     warnings.filterwarnings(
         "ignore", "Torchinductor does not support code generation for complex operators"
     )
-    # PyTorch warns about in-place operations with selective checkpointing: ours change
-    # no kept tensor.
-    logging.getLogger("torch._higher_order_ops.wrap").addFilter(
-        _is_no_reminder_of_in_place
-    )
+    for name in _REMINDERS:
+        logging.getLogger(name).addFilter(_is_no_reminder)
 
 
-def _is_no_reminder_of_in_place(record: logging.LogRecord) -> bool:
-    return (
-        "Detected that context_fn is passed to torch.utils.checkpoint"
-        not in record.getMessage()
-    )
+_REMINDERS = {
+    # of in-place operations with selective checkpointing: ours change no kept tensor
+    "torch._higher_order_ops.wrap": "Detected that context_fn is passed to torch.utils.checkpoint",
+    # a term that is left as it is, in programs for control images of unlike sizes
+    "torch.fx.experimental.symbolic_shapes": "RecursionError in ",
+}
+"""Logger of PyTorch 2.13 -> words of what it warns of."""
+
+
+def _is_no_reminder(record: logging.LogRecord) -> bool:
+    return _REMINDERS[record.name] not in record.getMessage()
 
 
 def _user_message(error: Exception, limit: int, place: str) -> str | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config.reading.findings import Findings, error, warning
+from toolkit.config.sections.model_files import named_elsewhere
 from toolkit.contracts.model import ROWS_OF, ModelSection
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import read_metadata, tensor_shapes
@@ -189,7 +190,8 @@ def width_findings(key: str, path: str, model: ModelSection, folder: Path) -> Fi
 def _kinds(family: ModelFamily, folder: Path) -> frozenset[str]:
     """The layers of a model without the numbers of blocks, with underscores for dots.
     Layers that other programs fuse into one are listed under the fused name too."""
-    kinds = {_flat(name) for name in family.every_linear_layer(folder)}
+    layers = family.every_linear_layer(folder)
+    kinds = {_flat(name) for name in (*layers, *named_elsewhere(layers))}
     for whole, parts in ROWS_OF.items():
         flat = _flat(parts[0])
         kinds |= {

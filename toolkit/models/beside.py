@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 from toolkit.config.sections.model import ARCH_SPELLINGS
 from toolkit.config.sections.model_files import (
@@ -34,6 +34,7 @@ from toolkit.config.sections.model_files import (
 )
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import read_metadata
+from toolkit.models.families import ModelFamily, published_families
 from toolkit.models.single_file import (
     MARKERS,
     OTHER_MODELS,
@@ -47,10 +48,6 @@ from toolkit.models.single_file import (
     unread,
     without_prefix,
 )
-from toolkit.registry import FAMILIES
-
-if TYPE_CHECKING:
-    from toolkit.models.families import ModelFamily
 
 MODEL_FOLDERS = ("diffusion_models", "unet", "checkpoints")
 PART_FOLDERS = {
@@ -175,11 +172,16 @@ def _no_transformer(path: Path, name: str) -> str:
         remedy = "Give the transformer as model.name_or_path."
         return f"{name!r} is {part_words(parts[0])}: that is model.{parts[0]}_path. {remedy}"
     bare = {without_prefix(tensor) for tensor in shapes_of(path)}
+    ours = {
+        weight
+        for family in published_families()
+        for weight in family.weight_shapes(Path(next(iter(family.published))))
+    }
     other = next(
-        (other for tensor, other in OTHER_MODELS.items() if tensor in bare), ""
+        (other for tensor, other in OTHER_MODELS.items() if tensor in bare - ours), ""
     )
     if other:
-        return f"{name!r} is another model: this is {other}. Give a transformer of the Qwen-Image family."
+        return f"{name!r} is another model: this is {other}. Give a transformer of a model that can be trained."
     if not _candidates(path):
         some = ", ".join(sorted(bare)[:3]) or "none at all"
         return f"{name!r} has no transformer of a model that can be trained; its weights: {some}. Give another file."
@@ -201,7 +203,7 @@ def _candidates(path: Path) -> list[Candidate]:
         if title and marker in map(without_prefix, shapes)
     }
     near: dict[int, list[Candidate]] = {}
-    for family in map(FAMILIES.load, FAMILIES):
+    for family in published_families():
         for hub_id, title in family.published.items():
             expected = {
                 _pattern(weight) for weight in family.weight_shapes(Path(hub_id))
@@ -222,7 +224,7 @@ def _home_of(path: Path) -> Candidate | None:
         ):
             facts = family_of(ModelFolder(folder).pipeline())
             assert facts is not None  # else it has a fault
-            family = FAMILIES.load(facts.arch).of_folder(folder)
+            family = cast("ModelFamily", facts).of_folder(folder)
             return Candidate(str(folder), family.title, family, folder)
     return None
 

@@ -16,12 +16,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from toolkit.config.reading.process import JobContext
-from toolkit.config.sections.few_step import DeploymentConfig
 from toolkit.config.sections.model import AUTO_RANK, ModelConfig
 from toolkit.config.sections.model_files import (
     INDEX,
@@ -29,6 +27,8 @@ from toolkit.config.sections.model_files import (
     ModelFolder,
     cached_snapshot,
     downloaded_bytes,
+    families,
+    family_named,
     family_of,
     hub_cache,
     listed_bytes,
@@ -44,9 +44,8 @@ from toolkit.config.sections.model_files import (
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import DiffusionModel, ModelFacts, ModelSection
 from toolkit.contracts.network_kinds import ActivationUnits
-from toolkit.errors import UserError, did_you_mean
+from toolkit.errors import UserError
 from toolkit.files.writing import free_space
-from toolkit.models.hashes import part_hashes
 from toolkit.registry import FAMILIES, load_object
 
 if TYPE_CHECKING:
@@ -55,9 +54,6 @@ if TYPE_CHECKING:
 
     from toolkit.models.kept import Kept
 
-
-FEW_STEPS = 4
-"""Steps of an entry of `sample.also` that gives none."""
 
 LOOKAHEAD_BATCHES = 32
 """Micro-batches whose timesteps are prefetched at once."""
@@ -228,9 +224,6 @@ class ModelSizeInfo:
     """Largest number of elements per text token in the text encoder."""
 
     text_width: int
-    latent_numbers: float
-    """Elements of a cached latent per pixel."""
-
     pixels_per_token: int
     scales_references: bool
     """Whether control images are scaled to `model_kwargs.reference_area`; otherwise
@@ -409,13 +402,6 @@ class ModelFamily(ModelFacts, ABC):
         by its name."""
         return self
 
-    def files_hash(self, folder: Path, files: Mapping[str, Path]) -> str:
-        if not folder.is_dir():
-            return ""
-        return sha256(
-            repr(sorted(part_hashes(folder, self.parts, files).items())).encode()
-        ).hexdigest()
-
     tiny_parts: str = ""
     """A function (folder, family, `toolkit.models.tiny.TinySpec`) that writes the parts
     of a tiny model and returns its transformer, as "module:function". Empty: the family
@@ -436,8 +422,8 @@ class ModelFamily(ModelFacts, ABC):
 
     @abstractmethod
     def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
-        """The layers a LoRA can adapt, full name -> (inputs, outputs), from the model's
-        config files alone."""
+        """The linear layers of the blocks, which are quantized and which a LoRA can
+        adapt, full name -> (inputs, outputs), from the model's config files alone."""
 
     @abstractmethod
     def every_linear_layer(self, folder: Path) -> dict[str, tuple[int, int]]:
@@ -458,6 +444,13 @@ class ModelFamily(ModelFacts, ABC):
         """Name and shape of each weight of an encoder, as in
         `toolkit.models.encoder_weights`. Empty: not known."""
         return {}
+
+    def block_names(self, folder: Path) -> list[str]:
+        """The dotted names of the repeated blocks, in the order in which they run."""
+        places = sorted(
+            {self.place_of(name)[:2] for name in self.linear_layers(folder)}
+        )
+        return [f"{self.block_lists[at]}.{index}" for at, index in places if at >= 0]
 
     @abstractmethod
     def block_count(self, folder: Path) -> int:
@@ -517,11 +510,7 @@ def family_for(model: ModelSection) -> ModelFamily:
             f"model.name_or_path: {name} is not on this disk, so its family is not known. {near_id(name)}Give "
             f"model.arch, or run 'hf download {name} {INDEX}'."
         )
-    if arch not in FAMILIES:
-        raise UserError(
-            f"model.arch: {arch!r} is not supported yet. {did_you_mean(arch, FAMILIES)}"
-        )
-    family: ModelFamily = FAMILIES.load(arch)
+    family = cast("ModelFamily", family_named(arch))
     index = local_index(name, model.revision)
     if index:
         return family.of_folder(index.parent)
@@ -536,16 +525,6 @@ def unknown_family(model: ModelSection) -> Iterator[str]:
     except UnknownFamilyError as unknown:
         yield str(unknown).removeprefix("model.name_or_path: ")
         yield f"sizes, buckets and memory are planned at the start, once its {INDEX} is here"
-
-
-def deployed_grid(way: DeploymentConfig) -> tuple[int, tuple[float, ...]]:
-    """Steps of an entry of `sample.also`, and the noise levels that are resampled to
-    these steps. Without levels they are evenly spaced."""
-    other = family_for(ModelConfig(name_or_path=way.model)) if way.model else None
-    levels = way.levels or (other.sample_sigmas if other else ())
-    return way.steps or len(levels) or (
-        other.sample_steps if other else FEW_STEPS
-    ), levels
 
 
 def unlike_distilled(
@@ -598,14 +577,14 @@ def single_file_faults(model: ModelConfig, folder: Path) -> Iterator[tuple[str, 
     }
     for part, file in files.items():
         try:
-            if not expected:
-                fault = f"a {family.title} takes no single file. Leave it out."
-            elif part == family.trained_part:
+            is_trained = part == family.trained_part
+            of_part = expected if is_trained else family.encoder_weights(part, folder)
+            if not of_part:
+                fault = f"a {family.title} takes no single file as its {part}. Leave it out."
+            elif is_trained:
                 fault = single_file_fault(file, family.title, expected, names)
             else:
-                fault = encoder_file_fault(
-                    file, part, family.encoder_weights(part, folder)
-                )
+                fault = encoder_file_fault(file, part, of_part)
             if part == "vae" and not fault:
                 fault = vae_config_fault(file, folder / part)
         except UserError as error:
@@ -628,7 +607,7 @@ def title_of(model: ModelSection, family: ModelFamily) -> str:
 
 def published_families() -> list[ModelFamily]:
     """The families that have published models."""
-    return [one for one in map(FAMILIES.load, FAMILIES) if one.published]
+    return [cast("ModelFamily", one) for one in families() if one.published]
 
 
 def published_names() -> set[str]:

@@ -1,11 +1,11 @@
-"""`FolderFamily`: a family whose sizes follow from the config files of a model folder
-and the headers of its weights.
+"""`DiffusersFamily`: a family of a transformer, a VAE and a text encoder in diffusers
+layout, whose sizes follow from the headers of their weights and their config files.
 
 Where the folder does not exist yet, it returns the sizes of the published model. It
 also reads the scheduler's time shift, and checks that the parts of a folder fit
-together. It loads no weights. The families in `qwen_image` and `qwen_image21` derive
-from `FolderFamily`. The planner, sampling and the family of new models use the
-functions. Imports no torch.
+together. It loads no weights. Families derive from it; those of Qwen-Image by
+`qwen_family`. The planner, sampling and the family of new models use the functions.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -13,28 +13,26 @@ from __future__ import annotations
 import json
 import math
 import re
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from toolkit.config.sections.model_files import local_index, read_model_json
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import DynamicShift, ModelSection
-from toolkit.contracts.network_kinds import ActivationUnits
+from toolkit.contracts.network_kinds import KINDS, ActivationUnits
 from toolkit.errors import UserError
-from toolkit.files.safetensors_io import tensor_sizes
+from toolkit.files.safetensors_io import tensor_shapes, tensor_sizes
 from toolkit.models.families import (
-    PATCHES_PER_TOKEN,
     EncoderSize,
     ModelFamily,
     ModelSizeInfo,
     TextLayers,
 )
-from toolkit.models.template import IMAGE_PAD
 from toolkit.number_types import QTYPE_BYTES
 
 
@@ -60,321 +58,221 @@ BANDED_VAE = VaeTensors(0.72, 0.72, 5.2, 3.8)
 """For AutoencoderKLQwenImage in bands. The whole image is in memory only at the size of
 the middle block."""
 
+WHOLE_VAE = VaeTensors(5.1, 6.1, 0, 0)
+"""For AutoencoderKL, which sees the whole image at once."""
+
 BYTES_PER_WEIGHT: Mapping[str | None, float] = {None: 2.0} | QTYPE_BYTES
 """By `model.qtype`; None: not quantized."""
 
 OF_TEXT_LAYERS = re.compile(
     r"(?:model\.)?(?:language_model\.)?layers\.\d+\..*_proj\.weight"
 )
-MOST_LAYERS, WIDEST = 1000, 10**5
-"""With larger values a config counts as damaged."""
-
 TOKENIZER_FILES = "tokenizer.json|vocab.json tokenizer.json|merges.txt"
 PROCESSOR_FILES = "preprocessor_config.json|processor_config.json"
 """Processor files of `ModelFacts.parts`."""
 
-_AGAIN = "Copy or download the model again."
+AGAIN = "Copy or download the model again."
 
 Shapes = dict[str, tuple[int, int]]
 """Name of a linear layer -> (inputs, outputs)."""
 
 
-class FolderFamily(ModelFamily):
-    """See `ModelFamily`. A subclass gives the layers of its transformer as functions of
-    the transformer's config.
+class Joint(NamedTuple):
+    """Where two parts of a model folder have to fit.
+
+    >>> Joint(Path("config.json"), "text_dim", 64, "text encoder", 48).fits()
+    False
+    """
+
+    file: Path
+    key: str
+    has: Any
+    other: str
+    """The part that it has to fit, in words."""
+
+    wants: Any
+
+    def fits(self) -> bool:
+        """Whether both are equal, or one of them is not known."""
+        return not (self.has and self.wants) or self.has == self.wants
+
+
+class DiffusersFamily(ModelFamily):
+    """See `ModelFamily`. All sizes of the transformer follow from the names and shapes
+    of its weights. A subclass gives the facts; those without a default are the numbers
+    that no file says before the model is downloaded.
 
     Example::
 
-        family = FAMILIES.load("qwen_image_2")  # a FolderFamily
-        config = family.transformer_config(folder)
-        shapes = family.block_linears(width_of(config), config)
+        class ThingFamily(DiffusersFamily):
+            arch, title = "thing", "Thing"
+            block_lists = ("layers",)
+            shapes_file = Path(__file__).with_name("shapes.json")
     """
 
-    published_transformer: Mapping[str, int]
-    """Config of the published transformer: the keys that are sizes, with `num_layers`
-    among them."""
+    parts: Mapping[str, str] = {
+        **dict.fromkeys(("transformer", "vae", "text_encoder"), "config.json"),
+        "tokenizer": f"{TOKENIZER_FILES} tokenizer_config.json",
+        "scheduler": "scheduler_config.json",
+    }
+    weight_parts = ("transformer", "vae", "text_encoder")
+    encoder_parts: Mapping[str, Sequence[str]] = {
+        "vae": ("vae",),
+        "text_encoder": ("text_encoder", "tokenizer"),
+    }
+    text_sees_references = False
+
+    shapes_file: Path
+    """The weights of the published transformer, as
+    `toolkit.models.diffusers_model.write_shapes` writes them, and the memory of its
+    blocks."""
+
+    size: str = ""
+    """The entry of `shapes_file`, where the published models differ in size."""
 
     text_width_key: str
     """The key of the transformer's config that has the width of text features."""
+
+    text_taps: Sequence[int] = (-1,)
+    """Hidden states of the text encoder that are the text features, one beside the
+    other: 0 is its input, 1 the output of its first layer; negative ones count from the
+    last. The final norm is not applied to any but -1."""
+
+    text_length: int = 512
+    """The most tokens of a prompt with its template; what follows is cut off."""
+
+    thinks: bool = False
+    """Whether the template leaves room for the text encoder to think."""
+
+    pads_text: bool = False
+    """Whether shorter prompts are padded to `text_length`, and the padding seen."""
+
+    text_tokens: int
+    """Tokens of the template around a prompt."""
+
+    text_tokens_per_reference: int = 0
+    encoder_token_pixels: int = 0
+    """See `ModelSizeInfo`."""
+
+    scales_references: bool = False
+    """Whether control images are scaled to `model_kwargs.reference_area`; otherwise
+    they have the target's size."""
 
     published_text: EncoderSize
     published_text_sizes: tuple[int, int]
     """`hidden_size` and `intermediate_size` of the published text encoder."""
 
     published_text_layers: int
-    published_vision: Mapping[str, Any]
-    """The sizes in `vision_config` of the published text encoder."""
-
     published_vae: EncoderSize
-    published_vae_width: int
-    """Channels of the published VAE at full resolution (`base_dim`)."""
+    published_vae_width: int = 128
+    """Channels of the published VAE at full resolution."""
 
-    published_vae_config: Mapping[str, Any]
-    """The keys of its config that decide its weights, which `vae_weights` reads."""
-
-    vae_tensors: VaeTensors = BANDED_VAE
+    vae_tensors: VaeTensors = WHOLE_VAE
     """Tensors that its VAE keeps in memory."""
-
-    biases: bool
-    """Whether the linear layers have biases."""
 
     modulation_pattern: str = "(?!)"
     """Pattern of the full names of the linear layers whose outputs the modulation cache
     can hold. The default fits no name."""
 
-    scales_references: bool = False
-    """Whether control images are scaled to `model_kwargs.reference_area`; otherwise
-    they have the target's size."""
-
-    keeps_length: bool = True
-    """Whether guidance restores the length of each token of the conditional
-    prediction."""
-
-    text_tokens: int
-    text_tokens_per_reference: int
-    encoder_token_pixels: int = 0
-    activation_units: Mapping[str, ActivationUnits] = MappingProxyType({})
-    """See `ModelSizeInfo`."""
-
-    @abstractmethod
-    def prompt_fault(
-        self,
-        folder: Path,
-        prompt: str,
-        target: Size,
-        references: Sequence[Size],
-        area: int,
-    ) -> str | None:
-        """A message where a prompt is too long with these control images. None where it
-        fits, and where the model's tokenizer does not exist (yet).
-
-        references: pixels of the images as they are. area: see `reference_size`.
-        """
-
-    def prompt_error(
-        self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]
-    ) -> str | None:
-        index = local_index(model.name_or_path, model.revision)
-        if index is None:
-            return None
-        return self.prompt_fault(
-            index.parent,
-            prompt,
-            target,
-            references,
-            model.model_kwargs.reference_area(),
-        )
+    # ------------------------------------------------------------ config files
 
     def shift(self, shift: DynamicShift, is_dynamic: bool) -> DynamicShift:
         """The time shift of the model's sampler. shift: from its scheduler's config.
         is_dynamic: whether it depends on the size."""
         return shift
 
-    @abstractmethod
-    def block_linears(self, width: int, config: Mapping[str, int]) -> Shapes:
-        """The linear layers of one block of this hidden size, by their names in the
-        block."""
-
-    @abstractmethod
-    def outer_linears(self, width: int, config: Mapping[str, int]) -> Shapes:
-        """The linear layers of the transformer outside of its blocks."""
-
-    @abstractmethod
-    def norms(self, config: Mapping[str, int]) -> dict[str, int]:
-        """The modules with weights that are not linear layers: name -> number of
-        weights. A module whose name starts with a dot is in each block."""
-
-    def transformer_config(self, folder: Path) -> dict[str, int]:
-        """The sizes in the transformer's config. Raises UserError for an impossible
-        value."""
-        part = folder / "transformer"
-        published = self.published_transformer
-        given = part_config(part)
-        config = {key: given.get(key, value) for key, value in published.items()}
-        if config["out_channels"] is None:  # as diffusers reads it
-            config["out_channels"] = config["in_channels"]
-        for key, value in config.items():
-            most = MOST_LAYERS if key == "num_layers" else WIDEST
-            if type(value) is not int or not 1 <= value <= most:
-                expected = f"a whole number from 1 to {most}"
-                raise UserError(
-                    f"{part / 'config.json'}: {key}: {value!r} is not {expected}. {_AGAIN}"
-                )
-        return config
-
     def config_error(self, folder: Path) -> str:
         try:
-            self.transformer_config(folder)
             dynamic_shift(folder)
-            self._check_joints(folder)
+            for joint in self.joints(folder):
+                if not joint.fits():
+                    raise UserError(
+                        f"{joint.file}: {joint.key}: {joint.has!r}, and the {joint.other} of this model has "
+                        f"{joint.wants!r}. {AGAIN}"
+                    )
         except UserError as error:
             return str(error)
         return ""
 
-    def _check_joints(self, folder: Path) -> None:
-        """Raises UserError where the output of one part does not fit the input of the
-        next: one of them belongs to another model."""
-        transformer = self.transformer_config(folder)
-        text = text_config(folder)
-        vae = part_config(folder / "vae")
-        latents = vae.get("z_dim", 0)
-        pixels = self.pixel_channels * (vae.get("patch_size") or 1) ** 2
-        path = folder / "processor" / "preprocessor_config.json"
-        image = read_model_json(path) if path.is_file() else {}
-        if not path.is_file():
-            path = folder / "processor" / "processor_config.json"
-            whole = read_model_json(path) if path.is_file() else {}
-            image = whole.get("image_processor") or {}
-        vision = text.get("vision_config") or {}
+    def joints(self, folder: Path) -> Iterator[Joint]:
+        """Where the output of one part has to fit the input of the next: otherwise one
+        of them belongs to another model."""
         config = folder / "transformer" / "config.json"
-        for place, key, has, other, wants in (
-            (
-                config,
-                self.text_width_key,
-                transformer[self.text_width_key],
-                "text encoder",
-                text.get("hidden_size"),
-            ),
-            (
-                config,
-                "in_channels",
-                transformer["in_channels"],
-                "VAE",
-                latents * self.patch**2,
-            ),
-            (config, "out_channels", transformer["out_channels"], "VAE", latents),
-            (
-                folder / "vae" / "config.json",
-                "in_channels",
-                vae.get("in_channels"),
-                "pipeline",
-                pixels,
-            ),
-            (
-                path,
-                "patch_size",
-                image and image.get("patch_size", 14),
-                "text encoder",
-                vision.get("patch_size"),
-            ),
-        ):
-            if has and wants and has != wants:
-                raise UserError(
-                    f"{place}: {key}: {has!r}, and the {other} of this model has {wants!r}. {_AGAIN}"
-                )
-        kind = str(image.get("image_processor_type", "VLImageProcessor"))
-        if "VLImageProcessor" not in kind:
-            raise UserError(
-                f"{path}: image_processor_type: {kind!r} is of another model than the text encoder. {_AGAIN}"
-            )
-        part = folder / ("tokenizer" if "tokenizer" in self.parts else "processor")
-        if vision and not any(
-            IMAGE_PAD in file.read_text(encoding="utf-8")
-            for file in part.glob("*.json")
-        ):
-            raise UserError(
-                f"{part}: has no token {IMAGE_PAD}, so is of another model than the text encoder. {_AGAIN}"
-            )
+        wanted = text_config(folder).get("hidden_size")
+        has = part_config(folder / "transformer").get(self.text_width_key)
+        yield Joint(config, self.text_width_key, has, "text encoder", wanted)
 
-    def linear_layers(self, folder: Path) -> Shapes:
-        config = self.transformer_config(folder)
-        shapes = self.block_linears(width_of(config), config)
-        blocks = range(config["num_layers"])
-        return {
-            f"transformer_blocks.{index}.{name}": shape
-            for index in blocks
-            for name, shape in shapes.items()
-        }
+    def prompt_note(self, model: ModelSection, prompt: str) -> str | None:
+        index = local_index(model.name_or_path, model.revision)
+        most = self.text_length - self.text_tokens
+        file = index.parent / "tokenizer" / "tokenizer.json" if index else Path()
+        if len(prompt.encode("utf-8", "replace")) <= most or not file.is_file():
+            return None
+        from tokenizers import Tokenizer
 
-    def every_linear_layer(self, folder: Path) -> Shapes:
-        config = self.transformer_config(folder)
-        return self.outer_linears(width_of(config), config) | self.linear_layers(folder)
+        count = len(Tokenizer.from_file(str(file)).encode(prompt).ids)
+        if count <= most:
+            return None
+        return cut_note(count, most)
 
-    def modules(self, folder: Path) -> dict[str, int]:
-        config = self.transformer_config(folder)
-        counts = {
-            name: (inputs + self.biases) * outputs
-            for name, (inputs, outputs) in self.every_linear_layer(folder).items()
-        }
-        blocks = [f"transformer_blocks.{i}" for i in range(config["num_layers"])]
-        for name, count in self.norms(config).items():
-            places = blocks if name.startswith(".") else [""]
-            counts |= {place + name: count for place in places}
-        return counts
+    # ------------------------------------------------------------ the transformer
 
     def weight_shapes(self, folder: Path) -> dict[str, tuple[int, ...]]:
-        linears = self.every_linear_layer(folder)
-        shapes: dict[str, tuple[int, ...]] = {
-            f"{name}.weight": (o, i) for name, (i, o) in linears.items()
-        }
-        shapes |= {
-            f"{name}.bias": (o,) for name, (_, o) in linears.items() if self.biases
-        }
-        norms = self.modules(folder).items()
-        return shapes | {
-            f"{name}.weight": (count,) for name, count in norms if name not in linears
+        shapes: dict[str, tuple[int, ...]] = {}
+        for path in sorted((folder / self.trained_part).glob("*.safetensors")):
+            shapes |= tensor_shapes(path)
+        if not shapes:
+            shapes = published_shapes(self.shapes_file, self.size)
+        return dict(sorted(shapes.items(), key=lambda one: self.place_of(one[0])))
+
+    def every_linear_layer(self, folder: Path) -> Shapes:
+        return {
+            name.removesuffix(".weight"): (shape[1], shape[0])
+            for name, shape in self.weight_shapes(folder).items()
+            if name.endswith(".weight") and len(shape) == 2
         }
 
-    def encoder_weights(self, part: str, folder: Path) -> dict[str, tuple[int, ...]]:
-        from toolkit.models.encoder_weights import text_encoder_weights, vae_weights
+    def linear_layers(self, folder: Path) -> Shapes:
+        layers = self.every_linear_layer(folder).items()
+        return {name: shape for name, shape in layers if self.place_of(name)[0] >= 0}
 
-        config = part_config(folder / part)
-        if part == "text_encoder":
-            return text_encoder_weights(
-                config, self.published_text_layers, self.published_text_sizes[0]
-            )
-        return vae_weights(config, self.published_vae_config)
+    def modules(self, folder: Path) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for name, shape in self.weight_shapes(folder).items():
+            module = name.rpartition(".")[0]
+            counts[module] = counts.get(module, 0) + math.prod(shape)
+        return counts
 
     def block_count(self, folder: Path) -> int:
-        return self.transformer_config(folder)["num_layers"]
+        return len(self.block_names(folder))
+
+    # ------------------------------------------------------------ the whole model
 
     def footprint(self, folder: Path) -> ModelSizeInfo:
         layers = self.linear_layers(folder)
-        all_modules = self.modules(folder)
+        modules = self.modules(folder)
         weights = {name: inputs * outputs for name, (inputs, outputs) in layers.items()}
         tabulated = {
             name: count
             for name, count in weights.items()
             if re.fullmatch(self.modulation_pattern, name)
         }
+        widths = Counter(inputs for inputs, _ in layers.values())
         of_text = text_config(folder)
-        width, inner = self.published_text_sizes
-        text_width = of_text.get("hidden_size", width)
-        text_inner = of_text.get("intermediate_size", inner)
-        text = self.published_text
-        vae = self.published_vae
-        text_layer = EncoderSize(text.linear_params // self.published_text_layers, 0)
-        for part in ("text_encoder", "vae"):
-            stored = {
-                name: count
-                for path in sorted((folder / part).glob("*.safetensors"))
-                for name, count in tensor_sizes(path).items()
-            }
-            if stored and part == "vae":
-                vae = EncoderSize(linear_params=0, other_params=sum(stored.values()))
-            elif stored:
-                text, text_layer = text_size(stored), text_layer_size(stored)
-        vision = {**self.published_vision, **(of_text.get("vision_config") or {})}
-        patch_width = vision["hidden_size"]
-        patch_inner = vision["intermediate_size"]
-        merged = PATCHES_PER_TOKEN * patch_width
-        text_layers = TextLayers(
-            largest=text_layer,
-            largest_linear=text_width * text_inner,
-            token_numbers=3 * text_inner + 8 * text_width,
-            vision=merged * (merged + text_width),
-            patch_numbers=1.15 * (3 * patch_inner + 8 * patch_width),
-            patch_waits=max(patch_width, 6 * vision["patch_size"] ** 2),
-            image_token_numbers=len(vision["deepstack_visual_indexes"]) * text_width,
-        )
-        vae_width = part_config(folder / "vae").get(
-            "base_dim", self.published_vae_width
+        hidden, inner = self.published_text_sizes
+        hidden = of_text.get("hidden_size", hidden)
+        inner = of_text.get("intermediate_size", inner)
+        text, vae = (stored_sizes(folder / part) for part in ("text_encoder", "vae"))
+        of_vae = part_config(folder / "vae")
+        vae_width = (
+            of_vae.get("base_dim")
+            or of_vae.get("block_out_channels", [self.published_vae_width])[0]
         )
         return ModelSizeInfo(
-            width=next(iter(layers.values()))[0],
+            width=widths.most_common(1)[0][0],
             blocks=self.block_count(folder),
             linear_params=sum(weights.values()),
-            other_params=sum(all_modules.values()) - sum(weights.values()),
+            other_params=sum(modules.values()) - sum(weights.values()),
             largest_layer=max(weights.values()),
             largest_of_tokens=max(
                 count for name, count in weights.items() if name not in tabulated
@@ -382,36 +280,113 @@ class FolderFamily(ModelFamily):
             modulation_layers=frozenset(tabulated),
             tabulated_weights=sum(tabulated.values()),
             table_inputs=frozenset(
-                name for name in all_modules if name.startswith("time_text_embed.")
+                name for name in modules if name.startswith("time_text_embed.")
             ),
-            text=text,
-            vae=vae,
+            text=self._used_text(
+                text_size(text) if text else self.published_text, of_text
+            ),
+            vae=EncoderSize(0, sum(vae.values())) if vae else self.published_vae,
             encode_numbers=self.vae_tensors.encode * vae_width,
             decode_numbers=self.vae_tensors.decode * vae_width,
             encode_band_numbers=self.vae_tensors.encode_band * vae_width,
             decode_band_numbers=self.vae_tensors.decode_band * vae_width,
-            text_token_numbers=text_layers.token_numbers,
-            text_width=text_width,
-            latent_numbers=self.latent_channels / self.latent_scale**2,
+            text_token_numbers=3 * inner + 8 * hidden,
+            text_width=len(self.text_taps) * hidden,
             pixels_per_token=self.token_side**2,
             scales_references=self.scales_references,
-            text_tokens=self.text_tokens,
+            text_tokens=self.text_length if self.pads_text else self.text_tokens,
             text_tokens_per_reference=self.text_tokens_per_reference,
             encoder_token_pixels=self.encoder_token_pixels,
             activation_units=self.activation_units,
             bytes_per_weight=BYTES_PER_WEIGHT,
             stacks_layers=self.stacks_layers,
-            text_layers=text_layers,
+            text_layers=self.text_layers(hidden, inner, text, of_text),
+        )
+
+    @property
+    def activation_units(self) -> Mapping[str, ActivationUnits]:
+        """See `ModelSizeInfo`."""
+        return published_units(self.shapes_file)
+
+    def text_layers(
+        self,
+        width: int,
+        inner: int,
+        stored: Mapping[str, int],
+        config: Mapping[str, Any],
+    ) -> TextLayers | None:
+        """The sizes of the text encoder's layers, for one that is read layer by layer;
+        None: it is always loaded whole. stored: name of each weight on the disk ->
+        number of elements. config: of the text encoder."""
+        return None
+
+    def used_text_layers(self, layers: int) -> int:
+        """How many of the layers of the text encoder are used: behind the last of
+        `text_taps` none."""
+        return max(tap if tap >= 0 else layers + 1 + tap for tap in self.text_taps)
+
+    def _used_text(self, text: EncoderSize, config: Mapping[str, Any]) -> EncoderSize:
+        layers = config.get("num_hidden_layers", self.published_text_layers)
+        share = 1 - self.used_text_layers(layers) / layers
+        dropped = int(text.linear_params * share)
+        return EncoderSize(
+            text.linear_params - dropped, text.other_params, text.unused + dropped
         )
 
 
-def width_of(config: Mapping[str, int]) -> int:
-    """The hidden size of a transformer with this config.
+def cut_note(count: int, most: int | None) -> str:
+    """The note on a prompt of so many tokens, of which the model gets `most`."""
+    cut = f"{count:,} text tokens, of which the model gets the first {most}"
+    return f"{cut}, as in its own pipeline. Shorten the text."
 
-    >>> width_of({"num_attention_heads": 24, "attention_head_dim": 128})
-    3072
-    """
-    return config["num_attention_heads"] * config["attention_head_dim"]
+
+@lru_cache(maxsize=32)
+def _published(file: Path) -> Mapping[str, Any]:
+    content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
+def published_shapes(file: Path, size: str) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each weight of a transformer in a `shapes_file`: `*` in a name
+    stands for the number of a block, of which `blocks` has the count."""
+    sizes = _published(file)["sizes"]
+    entry = sizes[size or next(iter(sizes))]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in entry["weights"].items():
+        blocks = name.partition(".*.")[0]
+        for index in range(entry["blocks"].get(blocks, 1)):
+            shapes[name.replace("*", str(index), 1)] = tuple(shape)
+    return shapes
+
+
+def published_units(file: Path) -> dict[str, ActivationUnits]:
+    """The units in a `shapes_file` by `network.type`. Other kinds have those of `KINDS`,
+    and what a LoRA has beyond its own there."""
+    rows = _published(file).get("units", {})
+    units = {}
+    for kind in KINDS if rows else ():
+        usual = KINDS[kind].units
+        pairs: dict[str, Any] = {key: tuple(p) for key, p in rows.get(kind, {}).items()}
+        for key, pair in rows["lora"].items() if not pairs else ():
+            if base := getattr(usual, key):
+                of_lora = getattr(KINDS["lora"].units, key)
+                pairs[key] = tuple(map(_moved, base, pair, of_lora))
+        units[kind] = replace(usual, **pairs)
+    return units
+
+
+def _moved(value: float, given: float, usual: float) -> float:
+    return value + given - usual
+
+
+def stored_sizes(part: Path) -> dict[str, int]:
+    """Name and number of elements of each weight of a part, by the headers of its
+    files; empty where it has none yet."""
+    return {
+        name: count
+        for path in sorted(part.glob("*.safetensors"))
+        for name, count in tensor_sizes(path).items()
+    }
 
 
 def part_config(part: Path) -> dict[str, Any]:
@@ -521,11 +496,11 @@ SCHEDULER: Mapping[str, Any] = {
 absent key has this value too."""
 
 
-def dynamic_shift(folder: Path, family: FolderFamily | None = None) -> DynamicShift:
+def dynamic_shift(folder: Path, family: DiffusersFamily | None = None) -> DynamicShift:
     """The sampler's time shift from scheduler/scheduler_config.json, with diffusers'
     defaults for absent keys.
 
-    family: may change the shift (`FolderFamily.shift`). Raises UserError for an
+    family: may change the shift (`DiffusersFamily.shift`). Raises UserError for an
     impossible value, or one that samples cannot be made with.
     """
     path = folder / "scheduler" / "scheduler_config.json"
@@ -551,13 +526,13 @@ def dynamic_shift(folder: Path, family: FolderFamily | None = None) -> DynamicSh
     for key, value in (*values.items(), ("shift", shift)):
         absent = value is None and key == "shift_terminal"
         if not absent and (type(value) not in (int, float) or not math.isfinite(value)):
-            raise UserError(f"{path}: {key}: {value!r} is not a number. {_AGAIN}")
+            raise UserError(f"{path}: {key}: {value!r} is not a number. {AGAIN}")
     if values["base_image_seq_len"] == values["max_image_seq_len"]:
         raise UserError(
-            f"{path}: base_image_seq_len and max_image_seq_len are equal. {_AGAIN}"
+            f"{path}: base_image_seq_len and max_image_seq_len are equal. {AGAIN}"
         )
     if shift <= 0:
-        raise UserError(f"{path}: shift: {shift!r} is not above 0. {_AGAIN}")
+        raise UserError(f"{path}: shift: {shift!r} is not above 0. {AGAIN}")
     is_dynamic = bool(config.get("use_dynamic_shifting"))
     if not is_dynamic:  # one shift for every size
         values["base_shift"] = values["max_shift"] = math.log(shift)

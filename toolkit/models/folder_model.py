@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from toolkit.errors import RunError, UserError
 from toolkit.files.safetensors_io import ALIGNMENT
 from toolkit.models.families import ModelFamily, ModelLoadOptions
 from toolkit.models.layerwise import LayerwiseEncoder, PromptRecorder
+from toolkit.models.loading import named_blocks
 from toolkit.system.device import to_device
 from toolkit.system.host_memory import malloc_trim
 from toolkit.system.torch_version import casts_in_programs
@@ -36,19 +38,27 @@ RunBlock = Callable[..., Any]
 """Runs one block: (index, block, inputs of the family) -> its outputs."""
 
 
-def call_block(block: nn.Module, *inputs: Any, **named: Any) -> Any:
+def call_block(
+    block: nn.Module,
+    *inputs: Any,
+    forward: Callable[..., Any] | None = None,
+    **named: Any,
+) -> Any:
     """The outputs of a block, by the module's own call, whose hooks gather the weights
     of a sharded block. All adapters of the block are cast at once
     (`Network.cast_by_block`), in a compiled block where PyTorch allows it.
+
+    forward: what runs the block, where its own call has come this far.
 
     >>> call_block(nn.Linear(4, 2), torch.ones(1, 4)).shape
     torch.Size([1, 2])
     """
     casts: Any = getattr(block, "adapter_casts", None)
+    run = forward or block
     if casts is None or (torch.compiler.is_compiling() and not CASTS_IN_PROGRAMS):
-        return block(*inputs, **named)
+        return run(*inputs, **named)
     with casts.of((*inputs, *named.values())):
-        return block(*inputs, **named)
+        return run(*inputs, **named)
 
 
 class FolderModel(DiffusionModel):
@@ -229,7 +239,6 @@ class FolderModel(DiffusionModel):
                 *(latent.shape[-2:] for latent in latents),
             ].append(row)
         velocity: dict[int, Tensor] = {}
-        levels = len(x_t_BCHW) // len(references)
         for number, rows in enumerate(groups.values(), start=1):
             run = self._run_last_pass if number == len(groups) else self._run_block
             of_group = [references[row] for row in rows]
@@ -237,12 +246,11 @@ class FolderModel(DiffusionModel):
                 self.to_model(torch.stack(slot_B))
                 for slot_B in zip(*of_group, strict=True)
             ]
-            noisy = [row * levels + level for row in rows for level in range(levels)]
             predicted_BCHW = self.predict_group(
-                run, x_t_BCHW[noisy], t_B[noisy], prompts.select(rows), slots
+                run, x_t_BCHW[rows], t_B[rows], prompts.select(rows), slots
             )
             dtype = torch.promote_types(predicted_BCHW.dtype, torch.float32)
-            velocity |= zip(noisy, predicted_BCHW.to(dtype), strict=True)
+            velocity |= zip(rows, predicted_BCHW.to(dtype), strict=True)
         return torch.stack([velocity[row] for row in range(len(x_t_BCHW))])
 
     def wrap_blocks(
@@ -256,14 +264,23 @@ class FolderModel(DiffusionModel):
         else:
             self._run_first_back = self.compose(last_block_wrappers)
 
-    def _run_last_pass(self, index: int, *arguments: Any) -> Any:
+    def _run_last_pass(self, index: int, *arguments: Any, **named: Any) -> Any:
         """Runs a block of the last group. Its last block needs no recomputation,
         because its backward pass comes first."""
-        last = index == len(self.network_module.transformer_blocks) - 1
-        return (self._run_first_back if last else self._run_block)(index, *arguments)
+        last = index == self._last_block
+        run = self._run_first_back if last else self._run_block
+        return run(index, *arguments, **named)
+
+    @cached_property
+    def _last_block(self) -> int:
+        return len(self.blocks()) - 1
 
     def blocks(self) -> Sequence[nn.Module]:
-        return list(self.network_module.transformer_blocks)
+        blocks = named_blocks(self.network_module, self.family.block_lists)
+        return [block for _, block in blocks]
+
+    def lora_targets(self) -> Sequence[str]:
+        return list(self.family.linear_layers(self.options.folder))
 
     @property
     def head_dim(self) -> int:

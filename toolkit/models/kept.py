@@ -48,6 +48,7 @@ from toolkit.files.writing import (
     read_object,
     readable_size,
     remove,
+    short,
     write_json,
 )
 from toolkit.shortage import shortage
@@ -229,12 +230,12 @@ class Kept:
                 model = read(entry)
             except DamagedEntryError as error:
                 logger.warning(
-                    f"{self.folder}: the kept model is {error}, it is made again"
+                    f"{short(self.folder)}: the kept model is {error}, it is made again"
                 )
                 entry = self._begin() if self._remove() else None
             else:
                 logger.info(
-                    f"transformer: read from {self.folder} ({readable_size(entry.bytes)}), as it was quantized"
+                    f"transformer: read from {short(self.folder)} ({readable_size(entry.bytes)}), as it was quantized"
                 )
                 return model
         if entry is None:
@@ -337,7 +338,7 @@ class KeptReader:
         entry = KeptReader(kept)
         for index, block in enumerate(model.transformer_blocks):
             entry.fill(f"transformer_blocks.{index}", block, stays)
-        entry.fill_rest(model, without="transformer_blocks.")
+        entry.fill_rest(model, without=("transformer_blocks.",))
     """
 
     def __init__(self, entry: Kept) -> None:
@@ -376,8 +377,8 @@ class KeptReader:
         del tensors
         self._kept.map(block, path, stays)
 
-    def fill_rest(self, model: nn.Module, without: str) -> None:
-        """Gives the model its weights outside of the blocks. without: beginning of the
+    def fill_rest(self, model: nn.Module, without: tuple[str, ...]) -> None:
+        """Gives the model its weights outside of the blocks. without: beginnings of the
         blocks' names. Raises DamagedEntryError."""
         path = _file(self._kept.folder, REST)
         with _as_damage(path):
@@ -438,7 +439,7 @@ class KeptWriter:
 
         with KeptWriter(kept) as entry:
             entry.add("transformer_blocks.0", block)
-            entry.finish(model, without="transformer_blocks.")
+            entry.finish(model, without=("transformer_blocks.",))
     """
 
     def __init__(self, entry: Kept) -> None:
@@ -482,9 +483,9 @@ class KeptWriter:
         self._flushed.append(self._flusher.submit(fsync, path))
         self._kept.map(module, path, stays)
 
-    def finish(self, rest: nn.Module, without: str) -> None:
+    def finish(self, rest: nn.Module, without: tuple[str, ...]) -> None:
         """Writes the weights outside of the blocks, and puts the entry in its place.
-        without: beginning of the blocks' names."""
+        without: beginnings of the blocks' names."""
         if self._stack is None:
             return
         state = [
@@ -511,7 +512,7 @@ class KeptWriter:
         self._stack = None
         self._flusher.shutdown()
         logger.info(
-            f"transformer: kept in {self._kept.folder} ({readable_size(size)}) for the next start"
+            f"transformer: kept in {short(self._kept.folder)} ({readable_size(size)}) for the next start"
         )
 
     def _give_up(self, error: Exception) -> None:

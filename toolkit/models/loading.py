@@ -40,7 +40,7 @@ from toolkit.config.sections.model_files import (
     weight_files,
     whole_files,
 )
-from toolkit.contracts.model import DiffusionModel
+from toolkit.contracts.model import DiffusionModel, ModelFacts
 from toolkit.errors import RunError, UserError
 from toolkit.files import now
 from toolkit.files.unreadable import explained, unread_file
@@ -230,13 +230,15 @@ def fill(
     reader: ShardReader,
     prefix: str,
     dtype: torch.dtype,
-    skip: str = "\0",
+    skip: tuple[str, ...] = (),
     codes: str = "",
     codes_of: str = "",
+    wide: Collection[str] = (),
 ) -> int:
     """Gives `module` its weights, copied out of the map in `dtype`.
 
-    skip: beginning of names that are left alone. codes: number type of `FILE_CODES`.
+    skip: beginnings of names that are left alone. wide: names of submodules whose
+    weights are in float32 in any dtype. codes: number type of `FILE_CODES`.
     Linear layers get weights in it also as they are stored, for quantizing
     (`STORED_CODES`). codes_of: beginning of the names of those layers. Returns the
     number of layers that got them. Raises RunError for a missing weight or a wrong
@@ -248,7 +250,12 @@ def fill(
         if not name.startswith(skip)
     }
     check_names(reader.folder, {prefix + name for name in wanted} - reader.names)
-    state = {name: reader.take(prefix + name).to(dtype, copy=True) for name in wanted}
+    state = {
+        name: reader.take(prefix + name).to(
+            dtype if {*name.split(".")}.isdisjoint(wide) else torch.float32, copy=True
+        )
+        for name in wanted
+    }
     for name, tensor in state.items():
         if tensor.shape != wanted[name].shape:
             shapes = f"is {tuple(tensor.shape)}, config.json says {tuple(wanted[name].shape)}"
@@ -408,9 +415,6 @@ def check_names(
 CODES = {"F8_E4M3": "fp8 (e4m3fn)", "I8": "int8"}
 """Number types of `FILE_CODES` in messages."""
 
-BLOCKS = "transformer_blocks"
-"""Attribute in which the transformers of diffusers have their blocks."""
-
 NO_CODE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """Arguments for `from_pretrained` of transformers' Auto classes. Without them they ask
 on the terminal whether to run code that is in the folder."""
@@ -425,8 +429,28 @@ STRICTLY: dict[str, Any] = {
 fit."""
 
 
+def named_blocks(
+    model: nn.Module, block_lists: Sequence[str]
+) -> list[tuple[str, nn.Module]]:
+    """The blocks of a transformer by their dotted names, in the order in which they
+    run. block_lists: `ModelFacts.block_lists`.
+
+    >>> model = nn.ModuleDict({"layers": nn.ModuleList([nn.Identity()])})
+    >>> named_blocks(model, ["layers"])
+    [('layers.0', Identity())]
+    """
+    return [
+        (f"{blocks}.{name}", block)
+        for blocks in block_lists
+        for name, block in model.get_submodule(blocks).named_children()
+    ]
+
+
 def load_blockwise(
-    options: ModelLoadOptions, kind: Any, tabulated: Sequence[str] = ()
+    options: ModelLoadOptions,
+    kind: Any,
+    tabulated: Sequence[str] = (),
+    block_lists: Sequence[str] = ModelFacts.block_lists,
 ) -> Any:
     """The transformer of a model folder: frozen, in `weights_dtype`, each block
     transformed as it is filled.
@@ -437,16 +461,23 @@ def load_blockwise(
     for the next start.
 
     kind: its class in diffusers. tabulated: parts of a block that stay in CPU memory
-    with `modulation_table`. Raises RunError when weights are missing, unknown, not
-    finite, or of another shape than config.json says.
+    with `modulation_table`. block_lists: of its family. Raises RunError when weights
+    are missing, unknown, not finite, or of another shape than config.json says.
     """
-    read = partial(_read_kept, options, kind, tabulated)
-    make = partial(_from_weights, options, kind, tabulated)
+    read = partial(_read_kept, options, kind, tabulated, block_lists)
+    make = partial(_from_weights, options, kind, tabulated, block_lists)
     model = options.kept.used_by(read, make) if options.kept else make(None)
     for name, child in model.named_children():
-        if name != BLOCKS:
+        if name not in block_lists:
             child.to(options.device)
+    for tensor in (*model.parameters(recurse=False), *model.buffers(recurse=False)):
+        tensor.data = tensor.data.to(options.device)
     return model.requires_grad_(False).eval()
+
+
+def _within(block_lists: Sequence[str]) -> tuple[str, ...]:
+    """Beginnings of the names of the weights of blocks."""
+    return tuple(f"{blocks}." for blocks in block_lists)
 
 
 def _empty(options: ModelLoadOptions, kind: Any) -> Any:
@@ -473,18 +504,20 @@ def _stays(
 
 
 def _read_kept(
-    options: ModelLoadOptions, kind: Any, tabulated: Sequence[str], entry: KeptReader
+    options: ModelLoadOptions,
+    kind: Any,
+    tabulated: Sequence[str],
+    block_lists: Sequence[str],
+    entry: KeptReader,
 ) -> Any:
     """The transformer as it was quantized before. Modules outside of the blocks are not
     on the device yet."""
     model = _empty(options, kind)
-    for index, block in enumerate(model.transformer_blocks):
+    for index, (name, block) in enumerate(named_blocks(model, block_lists)):
         signals.check()
-        entry.fill(
-            f"{BLOCKS}.{index}", block, partial(_stays, options, index, tabulated)
-        )
+        entry.fill(name, block, partial(_stays, options, index, tabulated))
         _place(options, index, block, tabulated)
-    entry.fill_rest(model, without=f"{BLOCKS}.")
+    entry.fill_rest(model, without=_within(block_lists))
     return model
 
 
@@ -492,12 +525,14 @@ def _from_weights(
     options: ModelLoadOptions,
     kind: Any,
     tabulated: Sequence[str],
+    block_lists: Sequence[str],
     entry: KeptWriter | None,
 ) -> Any:
     """The transformer from the published weights, straight from the memory-mapped
     shards. Modules outside of the blocks are not on the device yet."""
     part = options.folder / "transformer"
     dtype = options.weights_dtype or options.dtype
+    wide = kind._keep_in_fp32_modules or ()
     merge = options.merge_fn() if options.merge_fn else None
     coded_layers = 0
     codes = "" if merge else options.keeps_codes  # merging changes the weights
@@ -506,32 +541,31 @@ def _from_weights(
         reader = ShardReader(part, stack, options.files.get("transformer"))
         part = reader.folder
         phase = "quantizing" if options.quantizes else "reading"
-        for index, block in enumerate(model.transformer_blocks):
+        blocks = named_blocks(model, block_lists)
+        for index, (name, block) in enumerate(blocks):
             signals.check()
-            now.tell(phase, index + 1, len(model.transformer_blocks), now.BLOCK)
+            now.tell(phase, index + 1, len(blocks), now.BLOCK)
             coded_layers += fill(
-                block, reader, f"{BLOCKS}.{index}.", dtype, codes=codes
+                block, reader, f"{name}.", dtype, codes=codes, wide=wide
             )
             if not options.low_vram:  # quantizing is faster there
                 block.to(options.device)
-            check_finite(part, block, f"{BLOCKS}.{index}.")
+            check_finite(part, block, f"{name}.")
             if merge:  # before the weights lose precision
-                merge(block, f"{BLOCKS}.{index}")
+                merge(block, name)
             if options.transform_block:
-                options.transform_block(block, f"{BLOCKS}.{index}")
+                options.transform_block(block, name)
             if entry:
                 entry.add(
-                    f"{BLOCKS}.{index}",
+                    name,
                     block,
                     partial(_stays, options, index, tabulated),
                     last=tabulated,
                 )
             _place(options, index, block, tabulated)
             reader.release()
-        fill(model, reader, "", dtype, skip=f"{BLOCKS}.")
-        for name, child in model.named_children():
-            if name != BLOCKS:
-                check_finite(part, child, f"{name}.")
+        fill(model, reader, "", dtype, skip=_within(block_lists), wide=wide)
+        check_finite(part, model, skip=_within(block_lists))
         if merge:
             merge(model, "")
         if coded_layers:
@@ -544,20 +578,25 @@ def _from_weights(
             logger.info(f"{part}: its 8-bit weights are quantized again, since {why}")
     check_names(part, more=reader.names)
     if entry:
-        entry.finish(model, without=f"{BLOCKS}.")
+        entry.finish(model, without=_within(block_lists))
     return model
 
 
-def check_finite(part: Path, module: nn.Module, prefix: str = "") -> None:
+def check_finite(
+    part: Path, module: nn.Module, prefix: str = "", skip: tuple[str, ...] = ()
+) -> None:
     """Raises RunError for weights that are infinite or not a number.
 
-    part: for the message. prefix: of their names.
+    part: for the message. prefix: of their names. skip: beginnings of names that are
+    left out.
     """
     state = module.state_dict().items()
     tensors = {
         name: tensor
         for name, tensor in state
-        if tensor.is_floating_point() and not tensor.is_meta
+        if tensor.is_floating_point()
+        and not tensor.is_meta
+        and not name.startswith(skip)
     }
     # One check for the whole module, since each check waits for the device.
     ends = [

@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from toolkit.config.sections.model_files import families
+
 
 class OnHub(NamedTuple):
     """A file that somebody else publishes for use with a model.
@@ -58,8 +60,10 @@ class Recipe(NamedTuple):
     """`network.linear` and `linear_alpha`."""
 
     adapters: tuple[OnHub, ...] = ()
-    """LoRAs for `train.assistant`, which keep the trained LoRA from collapsing into
-    texture. A new job has the first."""
+    """LoRAs for `train.assistant`. A new job has the first."""
+
+    adapters_why: str = "LoRAs of this model may collapse into texture"
+    """What happens without one."""
 
     decoders: tuple[OnHub, ...] = ()
     """VAEs for `sample.vae_path`; a new job has the first as a comment."""
@@ -160,3 +164,17 @@ RECIPES: Mapping[str, Recipe] = {
     "Qwen-Image-Layered": _OF_LAYERED,
 }
 """Title of a model, as in `ModelFacts.published` -> its recipe."""
+
+
+USUAL_RECIPE = Recipe(1e-4, "", 1024, "", "qwen_shift", "")
+"""For a model that has none."""
+
+
+def recipe_of(title: str) -> Recipe | None:
+    """The recipe of a published model; None: there is none.
+
+    >>> recipe_of("Qwen-Image-2.1").resolution
+    768
+    """
+    tables = (RECIPES, *(family.recipes for family in families()))
+    return next((table[title] for table in tables if title in table), None)

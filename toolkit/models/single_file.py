@@ -465,7 +465,12 @@ def single_file_fault(
         name: other for name, other in MARKERS.items() if other not in ("", title)
     }
     other = next(
-        (other for name, other in (OTHER_MODELS | markers).items() if name in bare), ""
+        (
+            other
+            for name, other in (OTHER_MODELS | markers).items()
+            if name in bare - expected.keys()
+        ),
+        "",
     )
     if other:
         return f"{path}: this is {other}. Give a file of {title}."

@@ -27,11 +27,12 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorPil,
 )
 
+from toolkit.config.sections.model_files import family_named
 from toolkit.files.run_files import TINY_MODEL
 from toolkit.models import vl_prompts  # noqa: F401 - switches the libraries' progress bars off
 from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.template import IMAGE_PAD
-from toolkit.registry import FAMILIES, load_object
+from toolkit.registry import load_object
 from toolkit.system.seeding import global_generator
 
 with block_import("bitsandbytes", ASKED_BY):
@@ -121,7 +122,7 @@ def write_tiny_model(folder: Path, spec: TinySpec = TinySpec()) -> None:
     The spec is in `tiny_model.json`, which is written last: a folder that has it is
     complete.
     """
-    family = FAMILIES.load(spec.arch)
+    family: Any = family_named(spec.arch)
     with global_generator(spec.seed, Path(TINY_MODEL).stem):
         make_scheduler().save_pretrained(folder / "scheduler")
         transformer = load_object(family.tiny_parts)(folder, family, spec)

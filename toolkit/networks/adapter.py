@@ -120,7 +120,6 @@ class LinearAdapterNetwork(Network):
         """targets: full dotted module names. alpha: numerator of the scale. The
         dropouts: see `AdapterDropout`."""
         self.targets = tuple(targets)
-        self._target_set = frozenset(targets)
         self.rank = rank
         self.alpha = alpha
         self.dropout = dropout
@@ -241,11 +240,6 @@ class LinearAdapterNetwork(Network):
 
     def buffers(self) -> dict[str, Tensor]:
         return {name: self._parameters[name].detach() for name in self._frozen}
-
-    def module_name_of(self, name: str) -> str:
-        while name not in self._target_set:
-            name = name[: name.rindex(".")]
-        return name
 
     def lora_b_parameters(self) -> frozenset[str]:
         return frozenset(

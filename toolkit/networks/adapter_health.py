@@ -2,8 +2,8 @@
 matrices that are missing or do not fit, an alpha that was lost or makes no sense.
 
 It needs no model, and reads files that `lora_formats` refuses. It does not judge the
-images of a LoRA, nor whether its layers belong to a model. `programs` adds the view of
-each program. Called by the writers of a run and by the tools that examine a file.
+images of a LoRA, nor whether its layers belong to a model. Called by the writers of a
+run and by the tools that examine a file.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 """
@@ -24,7 +24,6 @@ from torch import Tensor
 from toolkit.errors import Diagnostic, Severity, UserError
 from toolkit.networks.adapter_settings import (
     HEADER_METADATA,
-    AdapterSettings,
     read_settings,
 )
 from toolkit.networks.lora_formats import (
@@ -114,7 +113,9 @@ class FileLayers:
     def sound(self, metadata: Mapping[str, str]) -> dict[str, LayerDelta]:
         """The layers whose matrices exist, fit and are finite, with their strength.
         Settings that cannot be read count as missing."""
-        settings = readable_settings(metadata)
+        settings = None
+        with suppress(UserError):  # `_of_settings` reports it
+            settings = read_settings(metadata)
         layers = {}
         for name, parts in self.parts.items():
             matrices = _matrices(parts)
@@ -134,15 +135,6 @@ class FileLayers:
                 )
                 layers[name] = LayerDelta(stored, scale, size=shape)
         return layers
-
-
-def readable_settings(metadata: Mapping[str, str]) -> AdapterSettings | None:
-    """peft's settings in a file's metadata; None where they are missing or cannot be
-    read."""
-    try:
-        return read_settings(metadata)
-    except UserError:
-        return None  # `_of_settings` reports it
 
 
 def layers_of(tensors: Mapping[str, Tensor]) -> FileLayers:

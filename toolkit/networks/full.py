@@ -83,7 +83,7 @@ class FullNetwork(Network):
                     trained = local_shard_parameter(parameter)
                 else:
                     trained = parameter
-                self._parameters[f"{target}.{name}"] = trained
+                self._parameters[f"{target}.{name}".lstrip(".")] = trained
             cast_on_use(module, self.dtype)
         # The modules are kept here: the modulation cache may remove frozen ones from
         # the model later.
@@ -141,7 +141,7 @@ class FullNetwork(Network):
                 if id(parameter) in tied:
                     continue
                 tied.add(id(parameter))
-                yield f"{name}.{parameter_name}", parameter
+                yield f"{name}.{parameter_name}".lstrip("."), parameter
 
 
 def modules_with_weights(model: nn.Module) -> list[str]:

@@ -28,6 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from toolkit.config.sections.model_files import named_elsewhere
 from toolkit.contracts.model import ROWS_OF
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import aligned, check_count, read_header
@@ -209,11 +210,6 @@ class LayerDelta:
         if self.multiplied:
             return self.multiplied.is_zero(self.parts, self.scale)
         return self.scale == 0 or not all(part.any() for part in self.parts.values())
-
-    def sized(self, inputs: int, outputs: int) -> LayerDelta:
-        """The same change with the size of its layer, which not all kinds give
-        themselves."""
-        return replace(self, size=(outputs, inputs)) if self.multiplied else self
 
     def split(self, count: int) -> list[LayerDelta]:
         """The changes of `count` layers that each have an equal share of its outputs,
@@ -413,9 +409,11 @@ def parse_adapter_tensors(
 
 
 def fused_layers(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Layer of ComfyUI's weights that the model has in parts (`ROWS_OF`) -> the parts.
-    layers: all layers of a model, or the ones that a file changes."""
-    return {
+    """Layer of ComfyUI's weights that the model has in parts (`ROWS_OF`), or under
+    another name (`ModelFacts.layer_names`) -> the parts. layers: all layers of a model,
+    or the ones that a file changes."""
+    layers = list(layers)
+    return named_elsewhere(layers) | {
         name.removesuffix(part) + whole: tuple(
             name.removesuffix(part) + other for other in parts
         )
@@ -457,8 +455,8 @@ def split_change(
     source: str, name: str, change: LayerDelta, fused: Mapping[str, Sequence[str]]
 ) -> dict[str, LayerDelta]:
     """Layer of the model -> its part of the change."""
-    if name not in fused:
-        return {name: change}
+    if len(fused.get(name, ())) < 2:
+        return {fused.get(name, [name])[0]: change}
     try:
         return dict(zip(fused[name], change.split(len(fused[name])), strict=True))
     except ValueError:

@@ -212,18 +212,15 @@ class LycorisNetwork(LinearAdapterNetwork):
 def stored_buffers(module: Any) -> dict[str, Tensor]:
     """The settings of a library's module that its files have, such as alpha.
 
-    Readers divide alpha by the rank, so the stored alpha of a GLoRA with `rs_lora` is
-    larger than the given one. The alpha of rotations is their limit, which the library
-    multiplies by the outputs and ComfyUI does not. It is stored as 0, because
-    `within_limit` has already applied it.
+    The alpha of rotations is their limit, which the library multiplies by the outputs
+    and ComfyUI does not. It is stored as 0, because `within_limit` has already applied
+    it.
     """
     buffers = {
         name: buffer
         for name, buffer in module.named_buffers()
         if name not in module._non_persistent_buffers_set
     }
-    if getattr(module, "rs_lora", False):
-        buffers["alpha"] = torch.tensor(module.scale * module.lora_dim)
     if hasattr(module, "constraint"):
         buffers["alpha"] = torch.tensor(0.0)
     return buffers

@@ -71,7 +71,11 @@ their halves only without the prefix. Without `default` in the keys mflux 0.24.0
 bare names, and diffusers 0.42.1 needs an alpha to load them. A LoRA is exact in the
 same programs as with FOLDED."""
 
-SPELLINGS = {spelling.name: spelling for spelling in (STORED, FOLDED, BARE)}
+DIFFUSERS = Spelling("diffusers", "transformer.", (DOWN, UP), folds_alpha=True)
+"""The spelling of diffusers' own trainers, for models whose authors name their layers
+otherwise: behind `diffusion_model.` diffusers 0.42.1 looks for the authors' names."""
+
+SPELLINGS = {spelling.name: spelling for spelling in (STORED, FOLDED, BARE, DIFFUSERS)}
 """Name -> spelling. The spelling of new runs is a fact of the model's family
 (`ModelFacts.lora_spelling`)."""
 

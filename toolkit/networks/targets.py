@@ -27,13 +27,17 @@ def block_in(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def select_target_modules(network: NetworkConfig, names: Sequence[str]) -> list[str]:
+def select_target_modules(
+    network: NetworkConfig, names: Sequence[str], usual: str = ""
+) -> list[str]:
     """The names that a `network:` section chooses: those that contain one of
     `only_if_contains` (if any is given), none of `ignore_if_contains`, and pass.
 
     A name passes when an include pattern matches all of it, or when exclude patterns
-    are given and none matches; without either all pass. Raises UserError when no layer
-    is left, because a run without trained layers is a mistake.
+    are given and none matches; without either all pass. Of layers that are neither
+    matched by an include pattern nor by `only_if_contains`, only the usual ones pass.
+    usual: pattern of these (`ModelFacts.lora_layers`); empty: all. Raises UserError
+    when no layer is left, because a run without trained layers is a mistake.
 
     >>> network = NetworkConfig(type="lora", include_patterns=[".*to_q"])
     >>> select_target_modules(network, ["blocks.0.to_q", "blocks.0.to_k"])
@@ -50,6 +54,9 @@ def select_target_modules(network: NetworkConfig, names: Sequence[str]) -> list[
         name for pattern in exclude_patterns for name in matching(pattern, names)
     }
 
+    def is_usual(name: str) -> bool:
+        return not usual or re.fullmatch(usual, name) is not None
+
     def is_chosen(name: str) -> bool:
         if only_if_contains and not any(part in name for part in only_if_contains):
             return False
@@ -58,8 +65,8 @@ def select_target_modules(network: NetworkConfig, names: Sequence[str]) -> list[
         if name in included:
             return True
         if exclude_patterns:
-            return name not in excluded
-        return not include_patterns
+            return name not in excluded and is_usual(name)
+        return not include_patterns and (bool(only_if_contains) or is_usual(name))
 
     chosen = [name for name in names if is_chosen(name)]
     if not chosen:

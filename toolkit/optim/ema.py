@@ -1,13 +1,10 @@
 """An exponential moving average of the trained weights.
 
 `Ema` holds the average of a role's parameters and updates it after each optimizer step,
-without waiting for the device. `swapped_in` exchanges weights inside a block, for
-samples and saves. `gamma_of` gives the power function of a width, by which saved files
-are averaged afterwards.
+without waiting for the device. `gamma_of` gives the power function of a width, by which
+saved files are averaged afterwards.
 
-`toolkit/train/roles.py` and `toolkit/train/optimizer_step.py` use it. `Ema.update`
-decides the decay of each update; `schedules.initial_weight_fraction` repeats the formula
-without torch, for the plan. A test compares the two.
+`toolkit/train/roles.py` and `toolkit/train/optimizer_step.py` use it.
 """
 
 from __future__ import annotations
@@ -27,20 +24,17 @@ class Ema:
     optimizer step.
 
     >>> weight = nn.Parameter(torch.ones(2))
-    >>> ema = Ema({"weight": weight}, decay=0.5, warm_up=False)
+    >>> ema = Ema({"weight": weight}, decay=0.5)
     >>> with torch.no_grad():
     ...     _ = weight.zero_()
     >>> ema.update()
     >>> ema.averages["weight"]
-    tensor([0.5000, 0.5000])
+    tensor([0.1818, 0.1818])
     """
 
-    def __init__(
-        self, parameters: Mapping[str, nn.Parameter], decay: float, warm_up: bool = True
-    ) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
         """decay: in [0, 1); the average starts from the present parameters."""
         self.decay = decay
-        self.warm_up = warm_up
         self._parameters = dict(parameters)
         self.averages = {
             name: p.detach().clone().float() for name, p in self._parameters.items()
@@ -65,9 +59,9 @@ class Ema:
         """average := decay * average + (1 - decay) * parameter; nothing where `step_ok`
         (0-dim bool) is false.
 
-        With `warm_up` update n takes min(decay, (1 + n) / (10 + n)) as its decay, so
-        that the first parameters are soon forgotten. It waits for the device only where
-        averages are in CPU memory.
+        Update n takes min(decay, (1 + n) / (10 + n)) as its decay, so that the first
+        parameters are soon forgotten. It waits for the device only where averages are in
+        CPU memory.
         """
         step_ok = (
             torch.ones_like(self._updates, dtype=torch.bool)
@@ -78,8 +72,7 @@ class Ema:
         # 1 - min(decay, (1 + n) / (10 + n)), on the device: only there the number of
         # updates n is known.
         weight = torch.full_like(self._updates, 1 - self.decay, dtype=torch.float32)
-        if self.warm_up:
-            weight = torch.maximum(weight, 9 / (10 + self._updates))
+        weight = torch.maximum(weight, 9 / (10 + self._updates))
         weight = torch.where(step_ok, weight, 0.0)
         _lerp_(list(self.averages.values()), list(self._parameters.values()), weight)
 
@@ -87,8 +80,12 @@ class Ema:
     def applied(self) -> Iterator[None]:
         """Swaps the averages into the parameters inside the block, and restores the raw
         values after it, also after an error."""
-        with swapped_in(self._parameters, self.averages):
+        trained = {name: p.detach().clone() for name, p in self._parameters.items()}
+        try:
+            copy_into(self._parameters, self.averages)
             yield
+        finally:
+            copy_into(self._parameters, trained)
 
 
 def _lerp_(
@@ -142,28 +139,6 @@ def gamma_of(sigma_rel: float) -> float:
 
 def _width(gamma: float) -> float:
     return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
-
-
-@contextmanager
-def swapped_in(
-    parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]
-) -> Iterator[None]:
-    """Copies values into the parameters inside the block, and restores their own after
-    it, also after an error. Raises KeyError when the value of a parameter is missing.
-
-    >>> parameters = {"weight": torch.ones(1)}
-    >>> with swapped_in(parameters, {"weight": torch.zeros(1)}):
-    ...     parameters["weight"].item()
-    0.0
-    >>> parameters["weight"].item()
-    1.0
-    """
-    trained = {name: p.detach().clone() for name, p in parameters.items()}
-    try:
-        copy_into(parameters, values)
-        yield
-    finally:
-        copy_into(parameters, trained)
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """Learning-rate schedules: pure functions of the step, so a resume needs no state of
-theirs; only `Plateau` has one. Imports no torch. `initial_weight_fraction` says how
-much of the start is left in an average whose decay `ema.Ema.update` decides.
+theirs; only `Plateau` has one. Imports no torch.
 
 A schedule returns a factor of the base learning rate for optimizer step `step`, counted
 from 0. Equal to transformers' schedules of the same names (and so to musubi-tuner's);
@@ -25,8 +24,8 @@ next one."""
 
 @dataclass(frozen=True)
 class ScheduleArgs:
-    """The lengths of a run in optimizer steps, and what its schedule may need: the keys
-    `lr_*` of `train`.
+    """The lengths of a run in optimizer steps, and what its schedule may need: keys
+    `lr_*` of `train`, and of its `lr_scheduler_params`.
 
     >>> course = ScheduleArgs(steps=1000, warmup=0.1)
     >>> course.warmup_steps, course.decay_progress(550)
@@ -54,14 +53,12 @@ class ScheduleArgs:
 
     @staticmethod
     def named_in(section: object) -> dict[str, Any]:
-        """The values of all fields but `steps` in the `train` section, as keyword
-        arguments.
+        """The values that the `train` section has as keys, as keyword arguments.
 
         Raises AttributeError when the section lacks one of the keys.
         """
-        return {
-            field: getattr(section, key) for field, key in {"lr": "lr", **KEYS}.items()
-        }
+        keys = {"lr": "lr", "warmup": "lr_warmup_steps", "decay": "lr_decay_steps"}
+        return {field: getattr(section, key) for field, key in keys.items()}
 
     @property
     def warmup_steps(self) -> int:
@@ -144,7 +141,7 @@ def cosine(step: int, course: ScheduleArgs) -> float:
 
 
 def cosine_with_restarts(step: int, course: ScheduleArgs) -> float:
-    """Falls from 1 to 0 along half a cosine, `lr_scheduler_num_cycles` times.
+    """Falls from 1 to 0 along half a cosine, `num_cycles` times.
 
     Source: transformers, `get_cosine_with_hard_restarts_schedule_with_warmup`.
 
@@ -159,7 +156,7 @@ def cosine_with_restarts(step: int, course: ScheduleArgs) -> float:
 
 
 def cosine_with_min_lr(step: int, course: ScheduleArgs) -> float:
-    """A cosine between 1 and `min_ratio`; `lr_scheduler_num_cycles` half waves.
+    """A cosine between 1 and `min_ratio`; `num_cycles` half waves.
 
     Source: transformers, `get_cosine_with_min_lr_schedule_with_warmup`.
 
@@ -527,16 +524,6 @@ SCHEDULES = {
 }
 """By the names of `train.lr_scheduler`."""
 
-KEYS = {
-    "warmup": "lr_warmup_steps",
-    "decay": "lr_decay_steps",
-    "cycles": "lr_scheduler_num_cycles",
-    "power": "lr_scheduler_power",
-    "min_ratio": "lr_scheduler_min_lr_ratio",
-    "timescale": "lr_scheduler_timescale",
-}
-"""Field of `ScheduleArgs` -> key of `train`."""
-
 OTHER_NAMES = {
     "num_warmup_steps": "warmup",
     "num_decay_steps": "decay",
@@ -548,6 +535,14 @@ OTHER_NAMES = {
     "timescale": "timescale",
 }
 """Name in `train.lr_scheduler_params` -> field of `ScheduleArgs`."""
+
+BOUNDS = {
+    "cycles": (1, math.inf),
+    "power": (0, math.inf),
+    "min_ratio": (0, 1),
+    "timescale": (0, math.inf),
+}
+"""Field of `ScheduleArgs` -> its least and its largest value."""
 
 END_RATES = ("eta_min", "min_lr", "lr_end")
 """Names there for the end of the fall as a learning rate instead of a ratio."""
@@ -587,6 +582,11 @@ def check_parameters(name: str, params: Mapping[str, Any]) -> None:
     for param in params:
         if param not in known:
             raise UserError(f"{name} has no {param!r}. {did_you_mean(param, known)}")
+        least, most = BOUNDS.get(OTHER_NAMES.get(param, ""), (-math.inf, math.inf))
+        value = params[param]
+        if isinstance(value, int | float) and not least <= value <= most:
+            words = f"{least:g} or more" if most == math.inf else f"from {least:g} to 1"
+            raise UserError(f"{param}: {value} is out of range: must be {words}.")
     needed = SCHEDULES[name].needs
     if needed and needed not in params:
         raise UserError(f"{name} needs {needed!r}, which is not given.")
@@ -609,7 +609,7 @@ def remarks(name: str, params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for param in params:
         if param in SCHEDULES[name].lengths:
             other = SCHEDULES[name].torchs
-            remedy = "" if other else " For restarts give 'lr_scheduler_num_cycles'."
+            remedy = "" if other else " For restarts give 'num_cycles'."
             if other and param in parameters(other):
                 remedy = f" It counts with 'lr_scheduler: {other}'."
             yield (
@@ -724,23 +724,3 @@ def build_schedule(
         return kind.after(step, course, **arguments)
 
     return factor
-
-
-def initial_weight_fraction(updates: int, decay: float, warm_up: bool) -> float:
-    """Weight in [0, 1] of the initial parameters in the average after `updates`
-    updates.
-
-    The decay of the n-th is min(decay, (1 + n) / (10 + n)) with warm-up. Source:
-    ai-toolkit, `use_num_updates`.
-
-    A weight below 1e-6 is returned as 0.
-
-    >>> initial_weight_fraction(2, decay=0.5, warm_up=False)
-    0.25
-    """
-    share = 1.0
-    for n in range(1, updates + 1):
-        share *= min(decay, (1 + n) / (10 + n)) if warm_up else decay
-        if share < 1e-6:
-            return 0.0
-    return share

@@ -15,7 +15,7 @@ from textwrap import shorten
 
 from toolkit.config.reading.process import JobContext
 from toolkit.config.sections.dataset import DatasetConfig, Rectangle, sides_of
-from toolkit.config.sections.few_step import DeploymentConfig
+from toolkit.config.sections.lora_beside import ASSISTANT, OF_SAMPLES
 from toolkit.config.sections.output import SampleConfig
 from toolkit.config.sections.train import TrainConfig
 from toolkit.config.sections.trainer import DiffusionSection
@@ -32,14 +32,13 @@ from toolkit.memory.estimate import GB
 from toolkit.models.families import (
     LARGE_MODEL_BLOCKS,
     ModelFamily,
-    deployed_grid,
     family_for,
     model_bytes,
     title_of,
     unknown_family,
     yet_to_come,
 )
-from toolkit.models.recipes import RECIPES
+from toolkit.models.recipes import recipe_of
 from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
 from toolkit.optim.optimizer_args import state_note
@@ -116,21 +115,16 @@ class SdPlanner(Planner[DiffusionSection]):
         data = ImageData(
             *scan_and_split_result, open_stream(section, self.family.size_multiple)
         )
-        mistakes = [*self._sample_mistakes("sample", section.sample)]
-        mistakes += self._sample_mistakes("first_sample", section.first_sample)
+        mistakes = [*self._sample_mistakes()]
         if mistakes:
             raise DataErrors(mistakes)
         return data
 
-    def _sample_mistakes(
-        self, key: str, sample: SampleConfig | None
-    ) -> Iterator[Diagnostic]:
+    def _sample_mistakes(self) -> Iterator[Diagnostic]:
         """Samples with unusable or too many control images, too large images, or too
         long prompts, where that can be checked without torch."""
-        if sample is None:
-            return
-        for index, picture in enumerate(sample.sample_items()):
-            place = f"{key}.samples[{index}]"
+        for index, picture in enumerate(self.section.sample_pictures()):
+            place = f"sample.samples[{index}]"
             try:
                 references = sample_inputs(place, picture, self.family)
             except DataErrors as error:
@@ -272,8 +266,8 @@ class SdPlanner(Planner[DiffusionSection]):
             tool = hinted_tool("publication")
             writer = f", which {COMMAND} {tool} writes" if tool else ""
             yield (
-                f'licence: what you publish of this training must display "{terms.display}" and include a notice'
-                f"{writer} ({terms.link})"
+                f"licence: what you publish of this training must {terms.duties}{writer} "
+                f"({terms.link})"
             )
         if not read_distributed_env().is_single_process:
             yield from data_parallel_notes(self.section.train)
@@ -344,8 +338,8 @@ class SdPlanner(Planner[DiffusionSection]):
     def _stream_line(self, stream: DatasetConfig) -> str:
         """When a stream is encoded, and which results are cached."""
         kept = {
-            "latents": stream.cache_latents_to_disk,
-            "text embeddings": self.section.requested_text_cache(stream),
+            "latents": stream.keeps("latents"),
+            "text embeddings": stream.keeps("text"),
         }
         cached = [what for what, is_kept in kept.items() if is_kept]
         caching = (
@@ -365,8 +359,7 @@ class SdPlanner(Planner[DiffusionSection]):
     def _weights(self) -> Iterator[str]:
         """The LoRA files that are active with the network at times, those that are
         merged into the model, and what quantization costs."""
-        yield from self._assistant()
-        yield from map(_deployment_line, self.section.deployments().values())
+        yield from self._files_beside()
         if decoder := self.section.decoder():
             yield f"sample.vae_path: samples are decoded with {decoder.name}; latents and training stay as they are"
         for lora in self.section.model.base_loras:
@@ -374,17 +367,20 @@ class SdPlanner(Planner[DiffusionSection]):
         if self.section.model.quantize:
             yield from self._quantization()
 
-    def _assistant(self) -> Iterator[str]:
-        """The training adapter that is used, or one that could be."""
-        assistant = self.section.train.assistant
+    def _files_beside(self) -> Iterator[str]:
+        """The LoRA files beside the network, and a training adapter that could be
+        one."""
+        files = self.section.files_beside()
+        for key, lora in files.items():
+            if download := lora.to_download():
+                yield f"{key}: {download} is not in the hub cache: the run downloads it first"
+            name = Path(lora.file()).name
+            when = "on in training, off in samples and validation"
+            if key == OF_SAMPLES:
+                when = "on in samples, off in training and validation"
+            yield f"{key}: {name} times {lora.multiplier:g} is {when}"
         published = self._published_assistant()
-        if assistant:
-            if download := assistant.to_download():
-                yield f"train.assistant: {download} is not in the hub cache: the run downloads it first"
-            name = Path(assistant.file()).name
-            strength = f"{assistant.multiplier:g}"
-            yield f"train.assistant: {name} times {strength} is on in training, off in samples and validation"
-        elif published:
+        if published and ASSISTANT not in files:
             yield (
                 "train.assistant: none. LoRAs of this model may collapse into texture while the loss falls; others "
                 f"avoid this with {published} (docs/models.md)"
@@ -409,7 +405,7 @@ class SdPlanner(Planner[DiffusionSection]):
     def _published_assistant(self) -> str:
         """The training adapter that is published for the model, where an adapter is
         trained on it at full size; empty: there is none."""
-        recipe = RECIPES.get(title_of(self.section.model, self.family))
+        recipe = recipe_of(title_of(self.section.model, self.family))
         if self.section.network.trains_model or not recipe or not recipe.adapters:
             return ""
         is_large = (
@@ -438,7 +434,10 @@ class SdPlanner(Planner[DiffusionSection]):
             return
         layers = self.family.linear_layers(self.section.model.files_folder())
         chosen = [
-            min(layers[name]) for name in select_target_modules(network, list(layers))
+            min(layers[name])
+            for name in select_target_modules(
+                network, list(layers), self.family.lora_layers
+            )
         ]
         if narrow := [width for width in chosen if width < network.linear]:
             yield (
@@ -457,17 +456,6 @@ def settings_lines(section: DiffusionSection, family: ModelFamily) -> Iterator[s
     yield f"noise levels: {section.train.timestep_type}"
     yield from _dropout(section)
     yield _samples(section, family)
-
-
-def _deployment_line(deployment: DeploymentConfig) -> str:
-    """An entry of `sample.also`."""
-    file = deployment.model or deployment.lora
-    beside = f" with {Path(file).name}" if file else ""
-    waits = "; its transformer waits in CPU memory" if deployment.model else ""
-    return (
-        f"samples also in {deployed_grid(deployment)[0]} steps at CFG {deployment.cfg:g}{beside} ({deployment.label})"
-        f"{waits}"
-    )
 
 
 def _optimizer(train: TrainConfig) -> str:

@@ -109,9 +109,6 @@ class ModelBytes:
     unsure_disk: str
     """The disk of the kept model, if mapping from it is a risk (`unsure_disk`)."""
 
-    other_models: int
-    """The transformers of `sample.also`."""
-
     shards: int
     """Number of ranks that the blocks are sharded over."""
 
@@ -374,8 +371,6 @@ def _model_bytes(inputs: _Inputs) -> ModelBytes:
     )
     is_mapped = _is_mapped(inputs)
     cache = Path(inputs.section.training_folder).expanduser() / CACHE_FOLDER
-    deployments = inputs.section.deployments().values()
-    other_models = sum(1 for deployment in deployments if deployment.model)
     return ModelBytes(
         block_count=facts.blocks,
         blocks=blocks,
@@ -390,7 +385,6 @@ def _model_bytes(inputs: _Inputs) -> ModelBytes:
         swapped_blocks=min(model.blocks_to_swap, facts.blocks),
         is_mapped=is_mapped,
         unsure_disk=unsure_disk(cache / MODELS) if is_mapped else "",
-        other_models=other_models * (blocks + others),
         shards=inputs.shards,
         whole_blocks=whole_blocks,
         quantizing=quantizing,

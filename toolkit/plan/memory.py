@@ -118,7 +118,6 @@ class Part(StrEnum):
     SWAPPED_BLOCKS = "swapped blocks"
     TABLE = "modulation table"
     TABLE_WEIGHTS = "weights of the table"
-    OTHER_MODELS = "transformers of sample.also"
     VAE = "VAE"
     TEXT = "text encoder"
     TEXT_LAYER = "one layer of the text encoder"

@@ -61,6 +61,9 @@ class TrainableParams:
     largest_layer: int = 0
     """Number of frozen weights of the largest layer with an adapter."""
 
+    first_block: int = 0
+    """Number of blocks that run before the first trained layer: they keep nothing."""
+
     @property
     def weights(self) -> int:
         return sum(map(prod, self.shapes))
@@ -103,9 +106,14 @@ def count_trainable_params(
         modules = family.modules(folder)
         chosen = select_target_modules(config.network, list(modules))
         shapes = tuple(_module_shapes(family, folder, chosen, processes))
-        return TrainableParams(tuple(chosen), shapes, sum(modules.values()))
+        return TrainableParams(
+            tuple(chosen),
+            shapes,
+            sum(modules.values()),
+            first_block=_blocks_before(family, folder, chosen),
+        )
     layers = family.linear_layers(folder)
-    chosen = select_target_modules(config.network, list(layers))
+    chosen = select_target_modules(config.network, list(layers), family.lora_layers)
     # few sizes, many layers
     shapes_of = cache(partial(KINDS[config.network.type].layer_shapes, config.network))
     trained, frozen = (
@@ -122,7 +130,14 @@ def count_trainable_params(
         sum(map(prod, trained + frozen)),
         sum(map(prod, frozen)),
         max(prod(layers[name]) for name in chosen),
+        _blocks_before(family, folder, chosen),
     )
+
+
+def _blocks_before(family: ModelFamily, folder: Path, chosen: Sequence[str]) -> int:
+    first = min(family.place_of(name)[:2] for name in chosen)
+    blocks = (family.place_of(f"{name}.")[:2] for name in family.block_names(folder))
+    return sum(block < first for block in blocks)
 
 
 def _module_shapes(
@@ -164,15 +179,17 @@ def step_shape(
             copies = number + 1  # the codes, unpacked
         elif model.qtype == "fp8_scaled":
             copies = number + FLOAT
+    # a compiled block keeps what it needs for the gradient of its inputs
+    blocks = facts.blocks - (0 if compiled else trained.first_block)
     casts = (
         0
         if bytes_each == number or num_shards(train) > 1
-        else trained.weights * number // facts.blocks
+        else trained.weights * number // blocks
     )
     return StepShape(
         tokens=tokens,
         width=facts.width,
-        blocks=facts.blocks,
+        blocks=blocks,
         number_bytes=number,
         kind=section.network.type,
         units=facts.activation_units.get(section.network.type),
@@ -196,7 +213,8 @@ def num_shards(train: TrainConfig) -> int:
 def bytes_beside(section: DiffusionSection) -> int:
     """Bytes of the LoRA files that are active with the network, in the compute dtype. A
     file that does not exist counts as 0; a file that is named twice counts once."""
-    paths = {Path(file).expanduser() for file, _ in section.files_beside().values()}
+    files = (lora.file() for lora in section.files_beside().values())
+    paths = {Path(file).expanduser() for file in files}
     weights = sum(sum(tensor_sizes(path).values()) for path in paths if path.is_file())
     return weights * DTYPE_BYTES[section.train.dtype]
 
@@ -351,20 +369,16 @@ class LargestBatch:
     """Images of a target."""
 
     @property
-    def prefix_and_target(self) -> tuple[int, int]:
-        """Tokens of text and references of an image, and of the image itself."""
+    def tokens_of_image(self) -> int:
+        """Tokens of an image in the transformer: text, references and the target."""
         references = self.references * self.reference_pixels // self.pixels_per_token
-        return (
-            references + self.text_tokens,
-            self.stacked * self.pixels // self.pixels_per_token,
-        )
+        target = self.stacked * self.pixels // self.pixels_per_token
+        return references + self.text_tokens + target
 
     @property
     def tokens(self) -> int:
-        """Tokens of the batch in the transformer: per image the prefix and the
-        target."""
-        prefix, target = self.prefix_and_target
-        return self.images * (prefix + target)
+        """Tokens of the batch in the transformer."""
+        return self.images * self.tokens_of_image
 
 
 class BatchSizes:
@@ -373,7 +387,7 @@ class BatchSizes:
     Example::
 
         sizes = BatchSizes(section, facts, group_items(data.items, data.held_out))
-        tokens = sizes.batch(most=section.images_per_micro_batch).tokens
+        tokens = sizes.batch(most=section.train.batch_size).tokens
     """
 
     def __init__(

@@ -272,7 +272,6 @@ def waiting(job: JobBytes, choice: Choice) -> Bytes:
         Part.TABLE_WEIGHTS: layers * pinned(choice.tabulated_layer),
         Part.SWAPPED_BLOCKS: blocks * pinned(choice.block),
         Part.AVERAGE: job.training.swapped_average,
-        Part.OTHER_MODELS: model.other_models,
     }
     if job.encoders.off_device:
         parts |= _encoders_that_stay(job.encoders)

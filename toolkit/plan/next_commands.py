@@ -1,10 +1,10 @@
 """The commands that use the results of a run, ready to be pasted into a shell.
 
 `next_commands` names an image of the run's first sample, a grid of its files, and its
-report. `lead_on` names the next steps after an example job. Imports no torch.
+report. `lead_on` names the next step after an example job. Imports no torch.
 
-`jobs/process/trainer.py` prints them at the end of a run, and a report shows them. The
-commands are only written here, never run.
+`jobs/process/trainer.py` prints the first one at the end of a run, and a report shows
+all. The commands are only written here, never run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.data.scan.captions import inject_trigger
 from toolkit.files.run_files import final_files, step_files, step_in
 from toolkit.files.writing import CONFIG_ROOT
-from toolkit.registry import hinted_tool
 
 MOST_COLUMNS = 4
 """LoRA files that the command of a grid names: the last ones."""
@@ -74,8 +73,8 @@ def next_commands(folder: Path, name: str, section: object) -> list[str]:
 
 
 def lead_on(section: object) -> list[str]:
-    """The next steps after an example of this program on its small model: the user's
-    own images, and the page. Empty after a run on the user's own images."""
+    """The next step after an example of this program on its small model: the user's own
+    images. Empty after a run on the user's own images."""
     if not isinstance(section, DiffusionSection) or not section.model.is_path():
         return []
     images = (Path(dataset.folder_path).resolve() for dataset in section.datasets)
@@ -85,15 +84,17 @@ def lead_on(section: object) -> list[str]:
     ):
         return []
     new = command("new", "my_char", "datasets/my_char")
-    lines = [f"{new}   # your own images, in that folder: docs/first_character.md"]
-    if page := hinted_tool("page"):
-        lines.append(f"{command(page)}   # all of it in a browser: docs/web.md")
-    return lines
+    return [f"{new}   # your own images, in that folder: docs/first_character.md"]
 
 
 def _flags(section: HasSamples) -> Iterator[object]:
     """Prompt and settings of the run's first sample."""
-    picture = next(iter(section.sample_pictures()), None)
+    pictures = (
+        section.pictures_alone()
+        if isinstance(section, DiffusionSection)
+        else section.sample_pictures()
+    )
+    picture = next(iter(pictures), None)
     if picture is None:
         yield from ("--prompt", section.trigger_word or "a photo")
         return

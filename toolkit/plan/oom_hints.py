@@ -254,7 +254,7 @@ def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
         and train.parallel != "fsdp"
     ):
         yield _set("train", gradient_checkpointing="block_offload")
-    if (section.sample or section.first_sample) and not train.disable_sampling:
+    if section.sample and not train.disable_sampling:
         yield _set(
             "train",
             "smaller images in sample, or train.disable_sampling: true",

@@ -45,7 +45,6 @@ from toolkit.optim.schedules import (
     ScheduleArgs,
     course_of,
     early_end,
-    initial_weight_fraction,
     overfull,
 )
 from toolkit.plan.kept_model import kept_outlook
@@ -201,7 +200,6 @@ class Planner(ABC, Generic[SectionT]):
     ) -> Iterator[str]:
         """The lines of the plan after its arithmetic."""
         section, train = self.section, self.section.train
-        micro_batches = data.micro_batches(train.batch_size)
         yield from self.describe_model(data)
         if self.section.reads_captions:
             yield from caption_notes(data)
@@ -215,6 +213,17 @@ class Planner(ABC, Generic[SectionT]):
         )
         prompts = [picture.prompt for picture in pictures]
         yield from prompt_warnings(prompts, section.trigger_words())
+        controls = [sample.control_images for sample in data.scan.samples]
+        if (
+            prompts
+            and controls
+            and all(controls)
+            and not any(picture.ctrl_img for picture in pictures)
+        ):
+            yield (
+                "warning: sample: all images have control images, and no prompt has one, so that each sample is drawn "
+                f"from words alone. Write '{prompts[0]} --ctrl_img {controls[0][0]}'"
+            )
         if self.section.reads_captions:
             samples = [
                 sample
@@ -232,8 +241,7 @@ class Planner(ABC, Generic[SectionT]):
         yield from self._schedule_notes(steps)
         yield from self.length_notes(steps)
         if section.stop_when:
-            yield from evidence_notes(section, data.held_out, micro_batches, steps)
-        yield from ema_notes(section, steps, micro_batches)
+            yield from evidence_notes(section, data.held_out, steps)
 
     def _compiles_by_choice(self) -> bool:
         """Whether `train.compile: auto` decides."""
@@ -617,56 +625,22 @@ def colour_notes(data: ImageData) -> Iterator[str]:
 
 
 def evidence_notes(
-    section: TrainerConfig,
-    held_out: Iterable[BucketedSample],
-    micro_batches: int,
-    steps: int,
+    section: TrainerConfig, held_out: Iterable[BucketedSample], steps: int
 ) -> Iterator[str]:
-    """Warnings where `stop_when.no_better_within` can never end the run. micro_batches:
-    of an epoch."""
+    """Warnings where `stop_when` without `below` can never end the run."""
     stop = section.stop_when
     validation = section.validation
-    if stop is None or stop.no_better_within is None or validation is None:
+    if stop is None or stop.below is not None or validation is None:
         return
-    never = "warning: stop_when.no_better_within will never stop this run:"
+    never = "warning: stop_when will never stop this run:"
     images = len({item.sample.image for item in held_out})
     if images < LEAST_IMAGES:
         yield f"{never} it needs {LEAST_IMAGES} validation images or more, and there are {images}"
-    by_epochs = optimizer_steps(
-        0, validation.every_n_epochs, micro_batches, section.train.gradient_accumulation
-    )
-    choices = (validation.every, by_epochs, MAX_STEPS)
-    every = min(steps for steps in choices if steps)
+    every = validation.every or MAX_STEPS
     if steps == UNTIL_THE_DATA_ENDS:
-        yield f"{never} its number of steps is not known. Set 'train.steps' or 'train.step_limit'"
+        yield f"{never} its number of steps is not known. Set 'train.steps'"
     elif (steps - 1) // every < LEAST_LATER:
         yield (
             f"{never} it needs {LEAST_LATER} validations after the best one and before the end, and there are "
             f"{(steps - 1) // every} in all. Lower 'validation.every'"
         )
-
-
-def ema_notes(section: TrainerConfig, steps: int, micro_batches: int) -> Iterator[str]:
-    """The weight of the initial parameters in the saved average. micro_batches: of an
-    epoch."""
-    ema = section.train.ema_config
-    if not ema.use_ema:
-        return
-    first = optimizer_steps(
-        *section.save.interval(), micro_batches, section.train.gradient_accumulation
-    )
-    saves = [
-        step
-        for step in (first, steps)
-        if 0 < step <= steps and step != UNTIL_THE_DATA_ENDS
-    ]
-    fractions = {
-        step: initial_weight_fraction(step, ema.ema_decay, ema.use_num_updates)
-        for step in saves
-    }
-    shares = []
-    for step, fraction in fractions.items():
-        percent = f"{100 * fraction:.1f} %" if fraction >= 0.0005 else "under 0.1 %"
-        shares.append(f"{percent} at step {step}")
-    if saves:
-        yield f"EMA {ema.ema_decay:g}: weight of the initial parameters in the saved average: {', '.join(shares)}"

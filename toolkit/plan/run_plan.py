@@ -23,7 +23,7 @@ from toolkit.data.scan.folder import FolderInfo
 from toolkit.data.scan.found import count_of
 from toolkit.data.streams.counts import StreamPlan
 from toolkit.errors import UserError
-from toolkit.files.writing import free_space, readable_size
+from toolkit.files.writing import free_space, readable_size, short
 from toolkit.plan.memory import MemoryEstimate
 from toolkit.plan.outlook import Outlook
 from toolkit.plan.step_time import RunTime
@@ -150,7 +150,7 @@ class SaveSize:
         free = free_space(folder)
         if free < needed:
             raise UserError(
-                f"training_folder: {folder} has {readable_size(free)} free, one save of this job takes "
+                f"training_folder: {short(folder)} has {readable_size(free)} free, one save of this job takes "
                 f"{readable_size(needed)}. Free some space, or choose a folder on another disk."
             )
 
@@ -324,7 +324,7 @@ Crops = dict[ResizeCrop, list[str]]
 
 
 def _folder_plan(folder: FolderInfo, crops: Crops) -> FolderPlan:
-    images = [sample for sample in folder.samples if not any(sample.flip)]
+    images = [sample for sample in folder.samples if not sample.flip]
     buckets = Counter[Size]()
     cut_images = 0.0
     for crop, files in crops.items():

@@ -20,7 +20,6 @@ from toolkit.memory.flops import KERNELS_PER_BLOCK, WEIGHTS_PER_TOKEN
 from toolkit.models.families import (
     ModelFamily,
     ModelSizeInfo,
-    deployed_grid,
     family_for,
     model_bytes,
 )
@@ -107,9 +106,7 @@ class _RunWork:
             return RunWork(step, 0, self.memory.level)
         validations = 0
         if section.validation:
-            by_steps = often((section.validation.every, 0))
-            by_epochs = often((0, section.validation.every_n_epochs))
-            validations = 1 + max(by_steps, by_epochs)
+            validations = 1 + often((section.validation.every, 0))
         saves = often(section.save.interval())
         samples, pictures = self.samples(often)
         return RunWork(
@@ -166,29 +163,17 @@ class _RunWork:
     # ------------------------------------------------------------ the rest
 
     def samples(self, often: Often) -> tuple[PassWork, int]:
-        """All sets of a run, and their pictures. The set before step 1 may have other
-        pictures (`first_sample`)."""
+        """All sets of a run, and their pictures."""
         section = self.section
         if section.sample is None or section.train.disable_sampling:
             return PassWork(), 0
-        pictures = section.sample.all_items()
-        sets = often(section.sample.interval())
-        work = total(map(self.picture, pictures)).times(sets)
-        count = sets * len(pictures)
-        if section.draws_first():
-            if section.first_sample:
-                pictures = section.first_sample.sample_items()
-            work += total(map(self.picture, pictures))
-            count += len(pictures)
-        return work, count
+        pictures = section.sample.sample_items()
+        sets = often(section.sample.interval()) + section.draws_first()
+        return total(map(self.picture, pictures)).times(sets), sets * len(pictures)
 
     def picture(self, item: SamplePicture) -> PassWork:
         """One sample image: its steps, twice with guidance, and the decoder."""
         steps, guidance = steps_and_guidance(item, self.family)
-        if item.also:
-            _, deployment = item.also
-            steps = deployed_grid(deployment)[0]
-            guidance = deployment.cfg
         decoded = item.layers if self.facts.stacks_layers else 1
         return self._generated(self.sizes.of_picture(item), steps, guidance, decoded)
 
@@ -285,7 +270,7 @@ def times_key(section: DiffusionSection, groups: Sequence[ItemGroup], gpu: str) 
 
 def pairs_of(batch: LargestBatch) -> float:
     """Pairs of tokens that attention compares in a batch."""
-    return float(batch.images * sum(batch.prefix_and_target) ** 2)
+    return float(batch.images * batch.tokens_of_image**2)
 
 
 def blocks_of(

@@ -101,7 +101,12 @@ def damaged_copy(error: BaseException) -> str:
 def say_damage(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Prints `damaged_copy`, or the error as Python does. For `sys.excepthook`."""
+    """Prints `damaged_copy`, or the error as Python does; ends the process at Ctrl-C,
+    which is not an error. For `sys.excepthook`."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.stderr.write("Stopped.\n")
+        sys.stderr.flush()
+        os._exit(130)  # else Python would end by the signal
     said = damaged_copy(error)
     if said:
         sys.stderr.write(f"{said}\n")

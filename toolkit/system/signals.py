@@ -182,9 +182,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         raise Interrupted(code)
     _request.exit_code = code
     if not _quiet:
-        _write_message(
-            "\nStopping at the next safe point, then saving. Press Ctrl-C again to quit now.\n"
-        )
+        again = " Press Ctrl-C again to quit now." if number == signal.SIGINT else ""
+        _write_message(f"\nStopping at the next safe point, then saving.{again}\n")
 
 
 def _on_parent_gone(number: int, frame: FrameType | None) -> None:

@@ -103,10 +103,8 @@ def _checkpoint_tensors(
             "weights": role.saved_weights,
             "ema": averages,
             "optimizer": tensors,
-            **role.further,
         }
         for file, by_key in of_files.items():
-            files.setdefault(file, {})
             for key, tensor in by_key.items():
                 name = key.partition("/")[0]
                 shard = role.sharded.get(name)
@@ -161,9 +159,6 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
             for name in role.parameters:
                 start[name] = weights[name]
             role.ema.load(averages or start, int(plain["ema_updates"]))
-        for file, tensors in role.further.items():
-            if (path / f"{file}.safetensors").is_file():
-                copy_into(tensors, _read(path, file, role_name, run))
         if isinstance(role.schedule, Plateau) and "schedule" in plain:
             role.schedule.load_state_dict(plain["schedule"])
     if run.loss_scaler and "loss_scaler" in document:

@@ -44,6 +44,7 @@ from toolkit.files.writing import (
     replace_folder,
     settle_all,
     sha256_of,
+    short,
     write_json,
 )
 
@@ -196,8 +197,8 @@ def try_saving(folder: Path, size: int) -> None:
         cause = error.__cause__ if isinstance(error, RunError) else error
         reason = getattr(cause, "strerror", None) or error
         raise RunError(
-            f"{folder}: cannot be written: a trial save of {readable_size(size)} ended with '{reason}'. Free some "
-            "space, or give a training_folder on another disk."
+            f"{short(folder)}: cannot be written: a trial save of {readable_size(size)} ended with '{reason}'. Free "
+            "some space, or give a training_folder on another disk."
         ) from error
 
 

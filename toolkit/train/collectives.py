@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from toolkit.contracts.data import Cursor, PromptEmbeds
+from toolkit.contracts.data import PromptEmbeds
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network import Network
 from toolkit.contracts.training import SampleSource
@@ -305,21 +305,3 @@ def _summands(
     whole.uses = samples
     whole.sources = [sources[use] for use in samples]
     return numbers, whole
-
-
-def whole_cursor(process_group: ProcessGroup, cursor: Cursor) -> Cursor:
-    """The cursor behind a step with each reader's place as the process has it that
-    reads for it (`SharedStreamSource`); other cursors are the same everywhere."""
-    if process_group.is_single_process or not has_readers(cursor):
-        return cursor
-    places = process_group.all_gather_object(cursor["readers"])
-    readers = [
-        places[index % len(places)][index] for index in range(len(cursor["readers"]))
-    ]
-    return {**cursor, "readers": readers}
-
-
-def has_readers(cursor: Cursor) -> bool:
-    """Whether the cursor is of a `SharedStreamSource`, whose samples have no epoch that
-    all processes know."""
-    return isinstance(cursor, dict) and "readers" in cursor

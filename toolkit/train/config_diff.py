@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from toolkit.config.reading.base import ALL_OTHERS, ChangeKind, StrictModel
 from toolkit.config.reading.normalise import item_annotation, section_model
+from toolkit.config.reading.removed import computes_the_same, removed_at, row_above
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,19 @@ class ConfigChange:
     new: Any
     kind: ChangeKind
 
+    @property
+    def has_left(self) -> bool:
+        """Whether this version of the program has no such key."""
+        return bool(row_above(self.key))
+
     def __str__(self) -> str:
-        return f"{self.key}: {self.old!r} -> {self.new!r}"
+        gone = removed_at(self.key)
+        return f"{self.key}: {gone or f'{self.old!r} -> {self.new!r}'}"
 
 
 REVISION = 3
 """Recorded with every checkpoint; raised when the same job computes something else.
 Other states are refused."""
-
-
-REMOVED = ("train.ema_config.power_averages", "model.int8_matmul")
-"""Keys that are recorded and are gone: without them the same is computed, or their
-section warns of a value that asked for something else."""
 
 
 def diff_configs(
@@ -58,11 +60,16 @@ def diff_configs(
 
     section: its class. old, new: the section as plain data (`model_dump(mode="json")`).
     given: the part of `new` that the job sets itself. A key that `old` lacks, because
-    the program did not have it yet, counts only where the job sets it.
+    the program did not have it yet, counts only where the job sets it; one that it has
+    no more (removed.toml), only where it computed something else.
     """
     before = dict(flatten_config(old))
     after = dict(flatten_config(new))
-    before = {key: value for key, value in before.items() if key not in REMOVED}
+    gone = {key: row for key in before if (row := row_above(key))}
+    for key, row in gone.items():
+        value = before.pop(key)
+        if not computes_the_same(row, value):
+            before.setdefault(row, value)
     if given is not None:
         known = before.keys() | dict(flatten_config(given)).keys()
         after = {key: value for key, value in after.items() if key in known}

@@ -6,7 +6,7 @@ of restarts.
 
 Shape suffixes: B batch, C channels, H/W latent height and width.
 
-The trainers make a step for the loop; `few_step` derives from it.
+The trainers make a step for the loop.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.errors import RunError
 from toolkit.flow.loss import INTERPOLANTS, at_least_float32, loss_per_sample, weights
 from toolkit.flow.settings import FlowSettings
-from toolkit.flow.timesteps import LEVELS, TimestepContext, draw_timestep, strata
+from toolkit.flow.timesteps import TimestepContext, draw_timestep, strata
 from toolkit.models.families import LOOKAHEAD_BATCHES
 from toolkit.system.device import to_device
 from toolkit.system.seeding import generator
@@ -48,8 +48,7 @@ class ExtraLoss(Protocol):
 
     def __call__(self, batch: LatentBatch, x_t_BCHW: Tensor, t_B: Tensor) -> Tensor:
         """Losses [B], float32. x_t_BCHW: the noised latents of the batch at t_B, on its
-        device; where items have K noise levels, K rows in a row for each, and as many
-        losses."""
+        device."""
 
 
 class Loss(Protocol):
@@ -220,10 +219,11 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         The random numbers depend only on the seed and on the epoch and position of the
         item.
         """
-        tokens = self.model.family.tokens(latent)
-        context = TimestepContext(
-            tokens, self._shift.mu(tokens, LEVELS), self._shift.shift_terminal
-        )
+        family = self.model.family
+        tokens = family.tokens(latent)
+        # As its own samples shift: some shifts depend on the number of steps.
+        mu = self._shift.mu(tokens, family.sample_steps)
+        context = TimestepContext(tokens, mu, self._shift.shift_terminal)
         buckets = self.settings.num_timestep_buckets
         if buckets and self._strata[0] != spec.epoch:
             order = strata(

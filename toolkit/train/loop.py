@@ -32,8 +32,6 @@ from toolkit.system.seeding import global_generator
 from toolkit.train.accumulation import accumulation_steps, shard_micro_batches
 from toolkit.train.collectives import (
     all_reduce_gradients_and_losses,
-    has_readers,
-    whole_cursor,
 )
 from toolkit.train.metrics_buffer import (
     MetricsBuffer,
@@ -159,14 +157,10 @@ def _steps(
             return
         norms, step_ok, numbers = _optimizer_step(run, losses)
         state.step += 1
-        state.cursor = whole_cursor(process_group, accumulation_step.cursor)
+        state.cursor = accumulation_step.cursor
         state.epochs_before = state.epochs_done
         state.epochs_done += accumulation_step.epochs_ended
-        state.epoch = (
-            state.epochs_done
-            if has_readers(state.cursor)
-            else accumulation_step.specs[-1].epoch
-        )
+        state.epoch = accumulation_step.specs[-1].epoch
         state.samples += accumulation_step.samples
         metrics.add(
             PendingStepMetrics(
@@ -374,7 +368,6 @@ class _Passes:
         if not trial:
             for name in self.roles:
                 role = run.roles[name]
-                role.before_step(self.step)
                 role.optimizer_step.begin_accumulation(role)
 
     def __call__(

@@ -266,20 +266,12 @@ class Role:
     optimizer_step: OptimizerStep = field(default_factory=StandardStep)
     """How gradients become a step."""
 
-    before_step: Callable[[int], None] = lambda steps_done: None
-    """Called before the first micro-batch of each step, also in a process that has none
-    of them; again where the micro-batches are computed again."""
-
     after_step: Callable[[Tensor], dict[str, Tensor]] = lambda step_ok: {}
     """Post-processing of the weights after each step (`Network.after_step`)."""
 
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     """Tensors that no gradient changes, by name: part of a checkpoint, not of the EMA.
     `after_step` may change them."""
-
-    further: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    """Further tensors of a checkpoint, by the stem of their file and by name. A
-    checkpoint without the file is read too."""
 
     sharded: Mapping[str, RowShard] = field(default_factory=dict)
     """Sharded parameters by name (`Network.sharded_params`)."""

@@ -181,16 +181,14 @@ class Forecast:
         return self.gain <= self.resolvable
 
 
-def forecast(
-    losses: Mapping[int, LossesByImage], end: int, confidence: float
-) -> Forecast | None:
+def forecast(losses: Mapping[int, LossesByImage], end: int) -> Forecast | None:
     """Extends the line through the validations after the best one to the step `end`;
     None where it cannot be known: fewer than LEAST_IMAGES images or LEAST_LATER
     validations after the best one.
 
-    losses: step -> losses of the same images, of all validations so far. confidence: of
-    the bounds of all validations until `end` together (Bonferroni). The bound has two
-    parts, each with its own t, added as squares: the spread of the images' own
+    losses: step -> losses of the same images, of all validations so far. The bounds of
+    all validations until `end` hold together (Bonferroni), with CONFIDENCE. A bound has
+    two parts, each with its own t, added as squares: the spread of the images' own
     forecasts, and the spread of the validations' means around the line, which is that
     of the weights and the same for all images. Source of the sum: Graybill and Wang
     1980, JASA 75, 869-873.
@@ -213,7 +211,7 @@ def forecast(
         predicted = sum(w * losses[step][image] for w, step in weighted_steps)
         gains.append(losses[best][image] - predicted)
     looks = math.ceil((end - steps[0]) * (len(steps) - 1) / (steps[-1] - steps[0]))
-    tail = (1 - confidence) / max(1, looks)
+    tail = (1 - CONFIDENCE) / max(1, looks)
     scatter = _scatter(later, [means[step] for step in later]) * math.sqrt(
         sum(w * w for w in weights)
     )
@@ -224,7 +222,7 @@ def forecast(
         variance([losses[best][i] - losses[step][i] for i in images]) for step in later
     ]
     between = fmean(variances)
-    resolvable = t_quantile((1 + confidence) / 2, len(images) - 1) * math.sqrt(
+    resolvable = t_quantile((1 + CONFIDENCE) / 2, len(images) - 1) * math.sqrt(
         between / len(images)
     )
     return Forecast(best, fmean(gains) + half, resolvable)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.config.reading.process import ProcessConfig
 from toolkit.config.sections.train import (
+    CHECK_EVERY,
     SCHEDULES_WITHOUT_LENGTH,
     UNTIL_THE_DATA_ENDS,
     StopWhenConfig,
@@ -44,8 +45,9 @@ from toolkit.files.run_files import (
     read_status,
     step_files,
     step_in,
+    step_stem,
 )
-from toolkit.files.writing import read_regular, unused_path, write_json
+from toolkit.files.writing import read_regular, short, unused_path, write_json
 from toolkit.models.vae_files import VAE_ENCODER
 from toolkit.train.checkpoint_store import (
     checkpoint_dir,
@@ -59,6 +61,7 @@ from toolkit.train.checkpoint_store import (
 )
 from toolkit.train.config_diff import REVISION, ConfigChange, diff_configs
 from toolkit.train.lock import FILE as LOCK_FILE
+from toolkit.train.paired import CONFIDENCE
 from toolkit.train.run_reader import list_network_files
 
 if TYPE_CHECKING:
@@ -123,7 +126,7 @@ def archive_run(folder: Path) -> None:
         return
     target = unused_path(folder.parent, f"{folder.name}.old-")
     _move(entries, target)
-    logger.info(f"moved the old run to {target}")
+    logger.info(f"moved the old run to {short(target)}")
 
 
 def begins_again(folder: Path, lora: bool) -> str:
@@ -187,7 +190,18 @@ def archive_later_files(folder: Path, name: str, step: int | None) -> None:
         _move(moved, target)
         what = f"of steps after {step}" if step >= 0 else "of an earlier run"
         plural = "" if len(moved) == 1 else "s"
-        logger.info(f"moved {len(moved)} file{plural} {what} to {target}")
+        logger.info(f"moved {len(moved)} file{plural} {what} to {short(target)}")
+
+
+def keep_end(folder: Path, name: str) -> None:
+    """Gives the final files of a run that goes on the names of their step, unless there
+    is a file of it: the new end gets their names."""
+    for path in final_files(folder, name):
+        step = int(step_in(path))
+        kept = path.with_name(step_stem(name, step) + path.name.removeprefix(name))
+        if not kept.exists():
+            path.rename(kept)
+            logger.info(f"{short(path)}: the end of step {step} is kept as {kept.name}")
 
 
 def _move(paths: Iterable[Path], target: Path) -> None:
@@ -279,7 +293,7 @@ def plan_start(
                 if document.get(key):
                     document[key] = dict(document[key])
         _refuse_changes(
-            checkpoint or folder,
+            short(checkpoint or folder),
             changes,
             section,
             allow_change,
@@ -349,7 +363,7 @@ STOP_KEY = "stop_when"
 of the last validation."""
 
 FORECAST = "forecast"
-"""In that entry: `confidence`, and what a `Forecast` has."""
+"""In that entry: what a `Forecast` has; empty before there is one."""
 
 
 def stop_reason(
@@ -358,28 +372,25 @@ def stop_reason(
     """Why `stop_when` settings end a run with this `TrainState` step and extra; None
     where they do not.
 
-    They never end it at step 0 or before `min_steps`. `no_better_within` requires a
-    forecast with the same confidence. `below` is compared only at multiples of
-    `check_every`, with the mean of the last `smooth` values of the same metric.
+    They never end it at step 0. Without `below` the last forecast decides. `below` is
+    compared only at multiples of CHECK_EVERY, with the mean of the last `smooth` values
+    of the same metric.
 
     >>> stop_reason(None, step=100, extra={}) is None
     True
     """
-    if settings is None or step == 0 or step < settings.min_steps:
+    if settings is None or step == 0:
         return None
     saved = extra.get(STOP_KEY, {})
-    if settings.no_better_within is not None:
-        forecast = saved.get(FORECAST, {})
-        if (
-            forecast.get("confidence") != settings.no_better_within
-            or forecast["gain"] > forecast["resolvable"]
-        ):
+    if settings.below is None:
+        forecast = saved.get(FORECAST)
+        if not forecast or forecast["gain"] > forecast["resolvable"]:
             return None
         return (
-            f"stop_when: at {settings.no_better_within:.4g} confidence no later step will be better than step "
+            f"stop_when: at {CONFIDENCE:.0%} confidence no later step will be better than step "
             f"{forecast['best']} by {forecast['resolvable']:.3g}, the least that these images resolve"
         )
-    if settings.below is None or step % settings.check_every:
+    if step % CHECK_EVERY:
         return None
     values = saved.get("values", [])[-settings.smooth :]
     if saved.get("metric") != settings.metric or len(values) < settings.smooth:
@@ -545,12 +556,14 @@ class ResumePlan:
                 load_state(self.state, run, fresh_optimizer=self.new_optimizer)
         if run.process_group.is_main_process:
             if self.state is None and (said := begins_again(run.folder, lora=False)):
-                logger.warning(f"{run.folder}: {said}")
+                logger.warning(f"{short(run.folder)}: {said}")
             archive_later_files(
                 run.folder, run.name, run.state.step if self.state else None
             )
+            if run.state.step < run.steps:
+                keep_end(run.folder, run.name)
         if self.state is not None:
-            logger.info(f"resuming from {self.state}")
+            logger.info(f"resuming from {short(self.state)}")
             if self.new_dataset:
                 self._begin_next_epoch(self.state, run)
         if run.process_group.is_main_process:
@@ -686,7 +699,7 @@ def _places(entries: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
     return [[entry.get(key) for key in PLACES] for entry in entries]
 
 
-_LENGTH = ("train.steps", "train.epochs", "train.step_limit")
+_LENGTH = ("train.steps", "train.epochs")
 _ANOTHER_JOB = 6
 """With this many differing settings the message says that the folder belongs to another
 job; with fewer it lists the settings."""
@@ -695,7 +708,7 @@ _ELSE = "give the job another name, or add --restart to move the old run aside a
 
 
 def _refuse_changes(
-    state: Path,
+    state: str,
     changes: Iterable[ConfigChange],
     section: TrainerConfig,
     allow_change: bool,
@@ -740,7 +753,7 @@ def _lines(changes: Sequence[ConfigChange]) -> str:
     return "  ".join(f"{change}\n" for change in changes)
 
 
-def _why(changes: Sequence[ConfigChange], state: Path, section: TrainerConfig) -> str:
+def _why(changes: Sequence[ConfigChange], state: str, section: TrainerConfig) -> str:
     """Why these change the result, and what can be done."""
     if all(change.key in _LENGTH for change in changes):
         name = section.train.lr_scheduler
@@ -753,9 +766,10 @@ def _why(changes: Sequence[ConfigChange], state: Path, section: TrainerConfig) -
             f"the learning rate of each step depends on the number of steps: {ends}. Two ways: add --allow-change to "
             f"continue {state} with the rates of the new number; or train all steps again: {_ELSE}"
         )
+    restore = "" if any(change.has_left for change in changes) else "restore them, "
     return (
-        f"this changes the result, and {state} was trained with different settings. Restore the settings, add "
-        f"--allow-change to resume with the new values, {_ELSE}"
+        f"this changes the result, and {state} was trained with other settings: add --allow-change to resume with the "
+        f"new values, {restore}{_ELSE}"
     )
 
 

@@ -9,6 +9,7 @@ is trained together; the one of a LoRA does it in `extensions.sd_trainer.setup`.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, cast
 
 from toolkit.config.sections.train import EmaConfig, OptimizerConfig
@@ -23,7 +24,6 @@ from toolkit.optim.stochastic_rounding import (
 )
 from toolkit.system.distributed import ProcessGroup
 from toolkit.system.sharded_param import RowShard
-from toolkit.train.lr_groups import build_param_groups
 from toolkit.train.optimizer_step import (
     OptimizerInBackward,
     Role,
@@ -34,6 +34,11 @@ from toolkit.train.optimizer_step import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
+
+BASE = "base"
+UP = "base up"
+"""Names of the parameter groups: of all parameters but the up matrices, and of the up
+matrices where they have a rate of their own (LoRA+)."""
 
 
 def build_role(
@@ -57,19 +62,24 @@ def build_role(
     buffers: as of `Role`. stochastic_rounding: of updates of bfloat16 parameters.
     """
     sharded = sharded or {}
-    groups = build_param_groups(parameters, train.lr, up, up_ratio)
+    ups = {name for name in parameters if up_ratio != 1 and name in up}
+    by_group = {
+        BASE: [name for name in parameters if name not in ups],
+        UP: [name for name in parameters if name in ups],
+    }
+    groups = {group: names for group, names in by_group.items() if names}
+    rates = {BASE: train.lr, UP: train.lr * up_ratio}
     # The optimizer numbers its state in the order of its groups; checkpoints name it by
     # the order here.
-    parameters = {name: parameters[name] for group in groups for name in group.weights}
-    is_single_group = [group.lr for group in groups] == [train.lr]
+    parameters = {name: parameters[name] for name in chain(*groups.values())}
 
     def optimizer_over(weights: Mapping[str, nn.Parameter]) -> Optimizer:
-        by_group = {
-            group.name: [weights[name] for name in group.weights] for group in groups
+        of_groups = {
+            group: [weights[name] for name in names] for group, names in groups.items()
         }
         try:
             return build_optimizer(
-                train.optimizer, by_group, train.lr, train.optimizer_params
+                train.optimizer, of_groups, train.lr, train.optimizer_params
             )
         except ArgumentError as error:
             raise UserError(f"train.optimizer_params: {error}") from error
@@ -83,7 +93,7 @@ def build_role(
         optimizer = optimizer_over(parameters)
     averages = None
     if ema and ema.use_ema:
-        averages = Ema(parameters, ema.ema_decay, ema.use_num_updates)
+        averages = Ema(parameters, ema.ema_decay)
     if sharded:
         optimizer_step: StandardStep = ShardedStep(process_group.all_reduce_sum)
     else:
@@ -100,7 +110,7 @@ def build_role(
         ),
         max_grad_norm=train.max_grad_norm,
         ema=averages,
-        group_lrs={} if is_single_group else {group.name: group.lr for group in groups},
+        group_lrs={group: rates[group] for group in groups} if ups else {},
         optimizer_step=optimizer_step,
         after_step=after_step,
         buffers=buffers or {},

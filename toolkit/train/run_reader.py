@@ -276,12 +276,18 @@ def runs_in(folder: Path) -> tuple[RunInfo, ...]:
 def read_run(folder: Path) -> RunInfo:
     """One run. Raises RunError when the folder holds none."""
     if not _is_run(folder):
-        usual = Path("output") / folder
-        near = f" Did you mean '{usual}'?" if _is_run(usual) else ""
         raise RunError(
-            f"{folder}: no run is here: neither {LOCK} nor {run_files.STATUS} of a run was found.{near}"
+            f"{folder}: no run is here: neither {LOCK} nor {run_files.STATUS} of a run was found.{near_run(folder)}"
         )
     return _info(folder)
+
+
+def near_run(path: Path) -> str:
+    """The folder of the run that is meant by one of its files, or by its name, as a
+    sentence; empty where there is none."""
+    output = Path("output")
+    places = (output / path, path.parent, output / path.stem)
+    return next((f" Did you mean '{one}'?" for one in places if _is_run(one)), "")
 
 
 def _folders_in(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from textwrap import shorten
@@ -21,8 +21,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from toolkit.config.sections.few_step import DeploymentConfig
-from toolkit.config.sections.model import ModelConfig
 from toolkit.config.sections.output import SamplePicture
 from toolkit.contracts.data import (
     BucketedSample,
@@ -31,7 +29,7 @@ from toolkit.contracts.data import (
     Sample,
     Size,
 )
-from toolkit.contracts.model import DiffusionModel, DynamicShift, ModelFacts
+from toolkit.contracts.model import DiffusionModel, ModelFacts
 from toolkit.contracts.training import Progress
 from toolkit.data.batches.latent_cache import (
     CacheEntry,
@@ -45,9 +43,6 @@ from toolkit.errors import UserError
 from toolkit.files.writing import atomic_write, os_error_as_run_error
 from toolkit.flow.loss import INTERPOLANTS
 from toolkit.flow.sampler import euler_sample, resampled, sigmas
-from toolkit.models.families import deployed_grid
-from toolkit.models.folder_family import dynamic_shift
-from toolkit.models.loading import model_folder
 
 
 @dataclass(frozen=True)
@@ -77,9 +72,6 @@ class SamplePrompt:
     """Shift s of the sigmas, s sigma / (1 + (s - 1) sigma), above 0; None: the model's
     own, by the size."""
 
-    shift: DynamicShift | None = None
-    """Time shift of the model that it is generated with; None: of the sampler's."""
-
     stretched: bool = True
     """Whether the sigmas are stretched to the model's last one
     (`DynamicShift.shift_terminal`), where it has one."""
@@ -87,15 +79,8 @@ class SamplePrompt:
     levels: tuple[float, ...] = ()
     """Noise levels before the shift, one for each step; empty: evenly spaced ones."""
 
-    beside: str = ""
-    """Key of the LoRA file or other model with which it is generated
-    (`DiffusionSection.deployments`); empty: none."""
-
     layers: int = 0
     """Layers that the reference is taken apart into, by a model that does so."""
-
-    deployment: str = ""
-    """Name of that way of sampling."""
 
     @property
     def guided(self) -> bool:
@@ -136,32 +121,12 @@ def sample_prompts(
             steps=steps,
             levels=resampled(family.sample_sigmas, steps),
             flow_shift=item.flow_shift,
+            stretched=item.stretched,
             references=references,
             layers=item.layers if family.stacks_layers else 0,
         )
-        prompts.append(prompt if item.also is None else deployed(prompt, *item.also))
+        prompts.append(prompt)
     return prompts
-
-
-def deployed(prompt: SamplePrompt, key: str, way: DeploymentConfig) -> SamplePrompt:
-    """The prompt as an entry of `sample.also` asks for it; a few-step LoRA or another
-    model has its own schedule."""
-    steps, levels = deployed_grid(way)
-    flow_shift = 1.0 if way.levels and way.flow_shift is None else way.flow_shift
-    shift = None
-    if way.model:
-        shift = dynamic_shift(model_folder(ModelConfig(name_or_path=way.model)))
-    return replace(
-        prompt,
-        guidance_scale=way.cfg,
-        steps=steps,
-        levels=resampled(levels, steps),
-        shift=shift,
-        flow_shift=flow_shift,
-        stretched=flow_shift is None,
-        beside=key,
-        deployment=way.label,
-    )
 
 
 class SamplingInterrupted(Exception):
@@ -314,7 +279,7 @@ class Sampler:
         )
 
     def _sigmas(self, item: SamplePrompt) -> Tensor:
-        shift = item.shift or self.model.dynamic_shift
+        shift = self.model.dynamic_shift
         family = self.model.family
         mu = shift.mu(family.tokens(family.latent_size(item.size)), item.steps)
         if item.flow_shift is not None:

@@ -25,6 +25,9 @@ from toolkit.flow.loss import INTERPOLANTS, loss_per_sample
 from toolkit.system.seeding import generator
 from toolkit.train.anomalies import HIGH
 
+SEED = 0
+"""Seed of the noise."""
+
 
 class Validator:
     """Mean squared error of the model's prediction, unweighted, one image and timestep
@@ -34,7 +37,7 @@ class Validator:
 
     Example::
 
-        validator = Validator(model, held_out, timesteps=8, seed=42)
+        validator = Validator(model, held_out, timesteps=8)
         losses = validator.losses()
         print(losses["validation/loss"])
     """
@@ -44,17 +47,15 @@ class Validator:
         model: DiffusionModel,
         dataset: EncodedDataset,
         timesteps: int,
-        seed: int,
         predict: Callable[..., Tensor] | None = None,
     ) -> None:
-        """dataset: the validation split. timesteps: number of timesteps per item. seed:
-        of the noise. predict: replaces `model.predict_velocity`."""
+        """dataset: the validation split. timesteps: number of timesteps per item.
+        predict: replaces `model.predict_velocity`."""
         self._model = model
         self._predict = predict or model.predict_velocity
         self._dataset = dataset
         self._levels = noise_levels(timesteps)
-        self._seed = seed
-        self._loader = BatchLoader(dataset, seed)
+        self._loader = BatchLoader(dataset, SEED)
         self.by_image: dict[str, list[float]] = {}
         """The latest `losses`: hash of an image -> its losses, one per size and noise
         level."""
@@ -67,7 +68,7 @@ class Validator:
             [entry.key for entry in (*e.images(), *e.texts())]
             for e in self._dataset.entries
         ]
-        return key_of(entries=entries, levels=self._levels, seed=self._seed)
+        return key_of(entries=entries, levels=self._levels, seed=SEED)
 
     @torch.no_grad()
     def losses(
@@ -86,14 +87,16 @@ class Validator:
             batch = self._loader.load(BatchSpec(0, (index,), (index,)))
             # The item's own noise [1, C, H, W], keyed by the hash of its image.
             key = (file_digest(item.sample.image), str(item.crop.bucket))
-            random = generator(self._seed, "validation", *key)
+            random = generator(SEED, "validation", *key)
             noise_BCHW = torch.randn(
                 (1, *batch.latents_BCHW.shape[1:]), generator=random
             )
-            measured = self._at_levels(batch, noise_BCHW, should_stop)
-            if measured is None:
-                return None
-            of_levels, predicted_x0_BCHW = measured
+            of_levels: list[float] = []
+            for level in self._levels:
+                if should_stop():
+                    return None
+                loss, predicted_x0_BCHW = self._at_level(batch, noise_BCHW, level)
+                of_levels.append(loss)
             # Of the highest level, where least of the image is given and most is the
             # network's own.
             textures.append(
@@ -111,48 +114,31 @@ class Validator:
         }
         return {LOSS: fmean(means)} | numbers | {TEXTURE: fmean(textures)}
 
-    def _at_levels(
-        self, batch: LatentBatch, noise_BCHW: Tensor, should_stop: Callable[[], bool]
-    ) -> tuple[list[float], Tensor] | None:
-        """The loss of a batch of one image at each level, and the image [1, C, H, W]
-        that the prediction gives at the highest one; None after a stop."""
-        losses: list[float] = []
-        for level in self._levels:
-            if should_stop():
-                return None
-            loss, predicted_x0_BCHW = measure_at_level(
-                self._model, self._predict, batch, noise_BCHW, level
-            )
-            losses.append(loss.item())
-        return losses, predicted_x0_BCHW
-
-
-def measure_at_level(
-    model: DiffusionModel,
-    predict: Callable[..., Tensor],
-    batch: LatentBatch,
-    noise_BCHW: Tensor,
-    level: float,
-) -> tuple[Tensor, Tensor]:
-    """The unweighted loss [1] of a batch of one image with this noise at noise fraction
-    `level`, in [0, 1], and the image x0 [1, C, H, W] that the prediction gives, on the
-    CPU. predict: as `model.predict_velocity`."""
-    t_B = torch.tensor([level])
-    mix = INTERPOLANTS[model.family.prediction].mix
-    x_t_BCHW, target_BCHW = mix(batch.latents_BCHW, noise_BCHW, t_B)
-    predicted_BCHW = predict(x_t_BCHW, t_B, batch.prompts, batch.control_latents)
-    # The share of the noise in x_t is also the share of the error in x0.
-    share_B111 = mix(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), t_B)[0]
-    x0_BCHW = batch.latents_BCHW + share_B111 * (
-        target_BCHW - predicted_BCHW.detach().cpu()
-    )
-    device = predicted_BCHW.device
-    mask_B1HW = batch.loss_mask_B1HW
-    if mask_B1HW is not None:
-        mask_B1HW = mask_B1HW.to(device)
-    return loss_per_sample(
-        predicted_BCHW, target_BCHW.to(device), mask_B1HW=mask_B1HW
-    ), x0_BCHW
+    def _at_level(
+        self, batch: LatentBatch, noise_BCHW: Tensor, level: float
+    ) -> tuple[float, Tensor]:
+        """The unweighted loss of a batch of one image with this noise at noise fraction
+        `level`, in [0, 1], and the image x0 [1, C, H, W] that the prediction gives, on
+        the CPU."""
+        t_B = torch.tensor([level])
+        mix = INTERPOLANTS[self._model.family.prediction].mix
+        x_t_BCHW, target_BCHW = mix(batch.latents_BCHW, noise_BCHW, t_B)
+        predicted_BCHW = self._predict(
+            x_t_BCHW, t_B, batch.prompts, batch.control_latents
+        )
+        # The share of the noise in x_t is also the share of the error in x0.
+        share_B111 = mix(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), t_B)[0]
+        x0_BCHW = batch.latents_BCHW + share_B111 * (
+            target_BCHW - predicted_BCHW.detach().cpu()
+        )
+        device = predicted_BCHW.device
+        mask_B1HW = batch.loss_mask_B1HW
+        if mask_B1HW is not None:
+            mask_B1HW = mask_B1HW.to(device)
+        loss_B = loss_per_sample(
+            predicted_BCHW, target_BCHW.to(device), mask_B1HW=mask_B1HW
+        )
+        return loss_B.item(), x0_BCHW
 
 
 def high_energy(latents_BCHW: Tensor) -> float:

@@ -308,7 +308,6 @@ class LatentFlowFamily(ModelFamily):
             decode_numbers=DECODE_TENSORS * vae_width,
             text_token_numbers=3 * inner + 8 * hidden,
             text_width=text_width(folder),
-            latent_numbers=self.latent_channels / self.latent_scale**2,
             pixels_per_token=self.token_side**2,
             scales_references=False,
             text_tokens=2,

@@ -39,7 +39,7 @@ from toolkit.models.families import ModelLoadOptions
 from toolkit.models.folder_family import dynamic_shift, size_of_area
 from toolkit.models.folder_model import FolderModel
 from toolkit.models.hashes import weights_hash
-from toolkit.models.loading import BLOCKS, load_blockwise
+from toolkit.models.loading import load_blockwise, named_blocks
 from toolkit.system.device import to_device
 
 if TYPE_CHECKING:
@@ -237,9 +237,11 @@ class LatentFlowModel(FolderModel):
         return uncond_BCHW + scale * (cond_BCHW - uncond_BCHW)
 
     def lora_targets(self) -> Sequence[str]:
-        targets = []
-        for index, block in enumerate(self.blocks()):
-            for name, module in block.named_modules():
-                if isinstance(module, nn.Linear):
-                    targets.append(f"{BLOCKS}.{index}.{name}")
-        return targets
+        return [
+            f"{path}.{name}"
+            for path, block in named_blocks(
+                self.network_module, self.family.block_lists
+            )
+            for name, module in block.named_modules()
+            if isinstance(module, nn.Linear)
+        ]

@@ -257,12 +257,10 @@ class QwenImage21Transformer(TransformerAdapter):
         ]
         slots = [0] * len(references)
         prediction = qwen21.forward(
-            module, run, x_BSP[:, None], t_B[:, None], embeds_BLE, slots, before, shapes
+            module, run, x_BSP, t_B, embeds_BLE, slots, before, shapes
         )
         return pixel_shuffle(
-            prediction[:, 0]
-            .transpose(1, 2)
-            .unflatten(2, (height // patch, width // patch)),
+            prediction.transpose(1, 2).unflatten(2, (height // patch, width // patch)),
             patch,
         )
 

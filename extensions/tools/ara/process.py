@@ -144,7 +144,7 @@ class AraProcess(BaseExtensionProcess):
         dataset = encode_items(
             images, model, lambda _: self._stores, self._dtype, later=later
         )
-        return Validator(model, dataset, TIMESTEPS, seed=0)
+        return Validator(model, dataset, TIMESTEPS)
 
     def _moments(self, model: DiffusionModel) -> dict[str, Tensor]:
         """E[x_i^2] of the inputs of each layer that is quantized, over all tokens of

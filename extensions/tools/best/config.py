@@ -31,6 +31,7 @@ class BestConfig(RunToolConfig):
 
     process_types: ClassVar[tuple[str, ...]] = ("best",)
     example: ClassVar[str] = "output/quickstart"
+    flags: ClassVar[dict[str, str]] = {"as_json": "--json"}
 
     images: int = Field(default=16, ge=1)
     """Most images whose loss is measured."""
@@ -46,6 +47,10 @@ class BestConfig(RunToolConfig):
 
     output: WritePathStr = ""
     """JSON file for the numbers. Empty: `best.json` in the run's folder."""
+
+    as_json: bool = False
+    """Print one JSON object, that of `output`; the lines for people go to standard
+    error."""
 
     def info(self) -> RunInfo:
         """The run. Raises RunError where there is none."""

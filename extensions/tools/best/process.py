@@ -8,11 +8,15 @@ of tools (`extensions/tools/__init__.py`) names the process.
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import isfinite
+from typing import Any
 
 from extensions.tools.best.config import BestConfig
 from extensions.tools.shared.encoded_run import encoded_run
@@ -71,6 +75,14 @@ class BestProcess(BaseExtensionProcess):
 
     def run(self) -> None:
         super().run()
+        as_json = self.section.as_json
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():
+            report = self._report()
+        if as_json:
+            print(json.dumps(report))
+
+    def _report(self) -> dict[str, Any]:
+        """Measures, prints and writes what is recommended, and returns it."""
         section = self.section
         last = section.files()[-1].step
         measured: list[Measured] = []
@@ -94,6 +106,7 @@ class BestProcess(BaseExtensionProcess):
         if section.link and best:
             link(section.folder() / best.file, section.best_file())
             logger.info(f"{section.best_file()} is {best.file}")
+        return report
 
     def _measured(self) -> tuple[str, list[Measured]]:
         """What is measured, and the loss of the model alone and of each file."""
@@ -111,7 +124,7 @@ class BestProcess(BaseExtensionProcess):
         model, dataset, device, dtype = encoded_run(
             training, items, section.device, status.count, texts
         )
-        validator = Validator(model, dataset, settings.timesteps, settings.seed)
+        validator = Validator(model, dataset, settings.timesteps)
         fill_texts(texts, model, status.count)
         model.unload_encoders()
         files: list[tuple[NetworkFile, Changes]] = []

@@ -8,9 +8,7 @@ tensors are examined by `process`. A job or the command line fills the section i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, Literal
-
-from pydantic import Field
+from typing import ClassVar
 
 from extensions.tools.shared.keys import check_model_folder, check_safetensors
 from toolkit.config.reading.field_types import PathStr
@@ -34,18 +32,6 @@ class DoctorConfig(ToolConfig):
     """Model folder that it is to be used with. Empty: the model that the run or the
     metadata name, if it is on this disk, else the published models, of which only names
     and sizes of layers are known."""
-
-    base_dtype: Literal[
-        "", "fp8", "fp8_rows", "fp8_unscaled", "int8", "int4", "nvfp4"
-    ] = ""
-    """Number type of the weights it is merged into, for the share of the change that is
-    rounded away: fp8 (e4m3, a scale per tensor), fp8_rows (a scale per row),
-    fp8_unscaled (none, as in ComfyUI's older files), int8, int4, nvfp4. Empty: not
-    asked."""
-
-    most_lost: float = Field(default=0.25, ge=0, le=1)
-    """If at least this share of the change is rounded away, the file is reported as
-    wrong for such weights. 0: always."""
 
     as_json: bool = False
     """Print one JSON object."""

@@ -1,8 +1,7 @@
 """The process of `doctor`: examines a LoRA file and prints the findings.
 
-Findings come from the file itself (`toolkit/networks/adapter_health.py`), from the
-model it is used with. With `base_dtype` the loss by rounding is computed
-(`rounding`). The file is never changed. The table of tools
+Findings come from the file itself (`toolkit/networks/adapter_health.py`) and from the
+model it is used with. The file is never changed. The table of tools
 (`extensions/tools/__init__.py`) names the process.
 """
 
@@ -12,14 +11,12 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from extensions.tools.doctor.config import DoctorConfig
-from extensions.tools.doctor.rounding import Rounding, predicted, rounding
 from extensions.tools.shared.run_job import model_of
 from jobs.process import BaseExtensionProcess
 from toolkit.config.sections.model import ModelConfig
@@ -31,7 +28,6 @@ from toolkit.models.adapter_origin import (
     other_model,
 )
 from toolkit.models.families import ModelFamily, family_for, published_families
-from toolkit.models.loading import ShardReader
 from toolkit.networks.adapter_health import (
     TEXT_SIDE,
     finding,
@@ -39,13 +35,11 @@ from toolkit.networks.adapter_health import (
     is_own,
     layers_of,
 )
-from toolkit.networks.file_keys import PREFIXES, split_stem
 from toolkit.networks.lora_formats import (
     BESIDE_LAYERS,
     LayerDelta,
     fused_layers,
     read_tensors,
-    split_change,
 )
 
 SHOWN = 5
@@ -87,7 +81,7 @@ class DoctorProcess(BaseExtensionProcess):
         section = self.section
         tensors, metadata = read_tensors(Path(section.file).expanduser())
         try:
-            findings, rounded, title = self._examine(tensors, metadata)
+            findings, title = self._examine(tensors, metadata)
         except UserError as error:  # patterns of the settings that are not done in time
             raise UserError(f"{section.file}: {error}") from error
         wrong = [one for one in findings if one.severity == "error"]
@@ -97,11 +91,10 @@ class DoctorProcess(BaseExtensionProcess):
                 "model": title,
                 "sound": not wrong,
                 "findings": list(map(as_json, findings)),
-                "rounding": rounded,
             }
             print(json.dumps(report, indent=2))
         else:
-            print("\n".join(render(section.file, title, findings, rounded)))
+            print("\n".join(render(section.file, title, findings)))
         if wrong:
             names = ", ".join(dict.fromkeys(one.check for one in wrong))
             raise RunError(
@@ -110,12 +103,11 @@ class DoctorProcess(BaseExtensionProcess):
 
     def _examine(
         self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-    ) -> tuple[list[Diagnostic], dict[str, Any] | None, str]:
-        """Findings, the loss by rounding, and the title of the model."""
-        section = self.section
+    ) -> tuple[list[Diagnostic], str]:
+        """Findings, and the title of the model."""
         read = layers_of(tensors)
         if not tensors:
-            return [finding("empty", "It holds no tensors.", AS_SAVED)], None, ""
+            return [finding("empty", "It holds no tensors.", AS_SAVED)], ""
         findings = health(tensors, metadata)
 
         def matching_layers(base: Base) -> tuple[int, int]:
@@ -125,22 +117,13 @@ class DoctorProcess(BaseExtensionProcess):
         base = max(self._bases(), key=matching_layers)
         names = _located(read.parts, base.layers)
         sound = read.sound(metadata)
-        rounded = None
         findings += _of_model(read.parts, names, base, sound)
         findings += _of_biases(read.biases, base) if names or base.is_given else ()
         has_size = any(one.check == "size" for one in findings)
         if len(names) == len(read.parts) and not has_size:
             findings += _missing(names, base, metadata)
         findings += self._of_metadata(metadata, base, findings)
-        errors = {one.check for one in findings if one.severity == "error"}
-        if section.base_dtype and errors.isdisjoint(UNMEASURABLE):
-            changes = {
-                names[stem]: change.sized(*base.layers[names[stem]])
-                for stem, change in sound.items()
-            }
-            rounded = self._rounded(changes, base)
-            findings += self._of_rounding(rounded)
-        return findings, rounded, self._title(metadata, base) if names else ""
+        return findings, self._title(metadata, base) if names else ""
 
     def _title(self, metadata: Mapping[str, str], base: Base) -> str:
         if base.model:
@@ -179,59 +162,12 @@ class DoctorProcess(BaseExtensionProcess):
                 message = f"Its metadata say {named[0].title}, and its layers are those of {base.family.title}."
                 yield finding("other_base", message, AS_SAVED)
         architecture = metadata.get(ARCHITECTURE, "")
-        if OTHER_ARCHITECTURES.match(architecture):
+        is_ours = any(
+            architecture.startswith(one.modelspec[0]) for one in published_families()
+        )
+        if OTHER_ARCHITECTURES.match(architecture) and not is_ours:
             message = f"Its metadata say {architecture}, and its layers have the names of those of {base.family.title}."
             yield finding("other_base", message, ITS_MODEL)
-
-    # ------------------------------------------------------------ rounding
-
-    def _rounded(self, changes: Mapping[str, LayerDelta], base: Base) -> dict[str, Any]:
-        """The share of the change that is rounded away, of each layer and of all."""
-        dtype = self.section.base_dtype
-        by_layer: dict[str, Rounding] = {}
-        others: list[Rounding] = []
-        with ExitStack() as stack:
-            reader = None
-            if base.model:
-                reader = ShardReader(base.folder / base.family.trained_part, stack)
-            for index, (name, change) in enumerate(_split_all(changes, base).items()):
-                if reader:
-                    weight = reader.take(f"{name}.weight").float()
-                    by_layer[name] = rounding(weight, change.delta_for, dtype)
-                    continue
-                by_layer[name], *half_and_twice = predicted(change, dtype, index)
-                others += half_and_twice
-        whole = _sum(by_layer.values())
-        report: dict[str, Any] = {
-            "base_dtype": dtype,
-            "measured": bool(base.model),
-            "lost": whole.lost,
-            "noise": whole.noise,
-        }
-        if others:
-            report["between"] = sorted(_sum(others[start::2]).lost for start in (0, 1))
-        report["by_layer"] = {
-            name: {"lost": one.lost, "noise": one.noise}
-            for name, one in by_layer.items()
-        }
-        return report
-
-    def _of_rounding(self, rounded: Mapping[str, Any]) -> Iterator[Diagnostic]:
-        most = self.section.most_lost
-        if rounded["lost"] < most:
-            return
-        by_layer = rounded["by_layer"]
-        lost = [name for name in by_layer if by_layer[name]["lost"] >= most]
-        predicted = "predicted for weights of usual size"
-        message = (
-            f"Merged into {rounded['base_dtype']} weights {rounded['lost']:.0%} of the change is rounded away "
-            f"({'measured' if rounded['measured'] else predicted}), in {len(lost)} of {len(by_layer)} layers."
-        )
-        remedy = (
-            "Do not merge it into those: merge into the bf16 model and quantize that (run.py merge), or load it beside "
-            "the weights, as run.py generate does."
-        )
-        yield finding("rounded_away", message, remedy, lost)
 
 
 AS_SAVED = "Take the file as its trainer saved it."
@@ -243,19 +179,23 @@ OTHER_ARCHITECTURES = re.compile(
 """Beginnings of `modelspec.architecture` of models that this program does not support.
 Some have the same names and widths of layers."""
 
+PREFIXES = (
+    "lora_transformer_",
+    "lora_unet_",
+    "lycoris_",
+    "base_model.model.",
+    "diffusion_model.",
+    "transformer.",
+)
+"""What programs put before the name of a layer."""
+
 _WRAPPERS = ("model.", "module.", "_orig_mod.", "pipe.dit.")
-NEEDLESS = tuple(prefix for prefix in (*PREFIXES, *_WRAPPERS) if prefix)
+NEEDLESS = (*PREFIXES, *_WRAPPERS)
 """Beginnings that programs and their wrappers put before a layer's name."""
 
 MOST_HOLES = 0.1
 """Largest share of the blocks that may lack a layer for it to count as missing, where
 blocks on both sides have it."""
-
-UNMEASURABLE = (
-    *("prefix", "unknown_keys", "not_finite", "rank_zero", "incomplete"),
-    *("misfit", "other_model", "other_layers", "size"),
-)
-"""Checks that leave nothing to add to a model's weights."""
 
 
 def _kin(one: ModelFamily, other: ModelFamily) -> bool:
@@ -297,7 +237,10 @@ def _located(
     names = {
         spelling: name for name in layers for spelling in (name, name.replace(".", "_"))
     }
-    rests = {stem: split_stem(stem)[1] for stem in stems}
+    rests = {
+        stem: stem.removeprefix(next(filter(stem.startswith, PREFIXES), ""))
+        for stem in stems
+    }
     return {stem: names[rest] for stem, rest in rests.items() if rest in names}
 
 
@@ -333,10 +276,10 @@ def _missing(
         return
     blocks: dict[str, dict[int, str]] = defaultdict(dict)
     for name in base.layers:
-        match = re.search(r"(?:blocks|layers)\.(\d+)\.", name)
-        if match and name not in fused:
-            pattern = f"{name[: match.start(1)]}N{name[match.end(1) :]}"
-            blocks[pattern][int(match[1])] = name
+        place, index, _ = base.family.place_of(name)
+        is_usual = re.fullmatch(base.family.lora_layers or ".*", name)
+        if place >= 0 and is_usual and name not in fused:
+            blocks[name.replace(f".{index}.", ".N.", 1)][index] = name
     gone: list[str] = []
     for of_block in blocks.values():
         has = [number for number, name in of_block.items() if name in there]
@@ -464,19 +407,6 @@ def _fits(change: LayerDelta, size: tuple[int, int]) -> bool:
     return all(side in (0, wanted) for side, wanted in sides)
 
 
-def _split_all(changes: Mapping[str, LayerDelta], base: Base) -> dict[str, LayerDelta]:
-    """The changes by the layers of the model's own files."""
-    fused = fused_layers(base.layers)
-    by_part: dict[str, LayerDelta] = {}
-    for name, change in changes.items():
-        by_part |= split_change("", name, change, fused)
-    return by_part
-
-
-def _sum(roundings: Iterable[Rounding]) -> Rounding:
-    return sum(roundings, start=Rounding(0.0, 0.0, 0.0))
-
-
 def as_json(one: Diagnostic) -> dict[str, Any]:
     return {
         "check": one.check,
@@ -487,9 +417,7 @@ def as_json(one: Diagnostic) -> dict[str, Any]:
     }
 
 
-def render(
-    file: str, title: str, findings: list[Diagnostic], rounded: Mapping[str, Any] | None
-) -> list[str]:
+def render(file: str, title: str, findings: list[Diagnostic]) -> list[str]:
     """The report as lines."""
     lines = [f"{file}: a LoRA of {title}" if title else file]
     for one in findings:
@@ -498,21 +426,6 @@ def render(
         if one.key:
             more = f" and {len(one.key) - SHOWN} more" if len(one.key) > SHOWN else ""
             lines.append(f"  where: {', '.join(map(str, one.key[:SHOWN]))}{more}")
-    if rounded:
-        how = "predicted; weights were not read"
-        if rounded["measured"]:
-            how = "measured on the model's weights"
-        lines.append(
-            f"merged into {rounded['base_dtype']}: {rounded['lost']:.1%} of the change is lost ({how})"
-        )
-        if "between" in rounded:
-            low, high = rounded["between"]
-            lines.append(
-                f"  {low:.1%} to {high:.1%} if the weights are half or twice as large as 1 / sqrt(inputs)"
-            )
-        worst = sorted(rounded["by_layer"].items(), key=lambda pair: -pair[1]["lost"])
-        for name, one in worst[:SHOWN]:
-            lines.append(f"  {one['lost']:7.1%} lost, noise {one['noise']:.2f}  {name}")
     if not any(one.severity == "error" for one in findings):
         lines.append("sound: nothing wrong was found")
     return lines

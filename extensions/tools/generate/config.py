@@ -114,6 +114,11 @@ class GenerateConfig(PicturesConfig):
         if not self.like:
             return self
         settings = read_settings(Path(self.like).expanduser())
+        if settings.get("blocks"):
+            raise UserError(
+                f"'{self.like}' was generated with a strength for each block, which left in 0.3.0. "
+                "Give --lora FILE:STRENGTH instead of --like."
+            )
         try:
             values: dict[str, Any] = {key: settings[key] for key in _SAME}
             values["seed"] = (settings["seed"],)

@@ -79,6 +79,8 @@ class GenerateProcess(BaseExtensionProcess):
                 continue
             try:
                 items = read_lines([line.strip()])
+                if tag := section.lora_in(items[0]):
+                    raise UserError(tag)
                 images = items[0].ctrl_img
                 for finding in check_references(
                     ("prompt",), images, maker.family, context

@@ -25,7 +25,7 @@ from toolkit.config.sections.dataset import area_of
 from toolkit.contracts.data import PLACEHOLDERS
 from toolkit.data.pixels.alignment import SAME_SHAPE
 from toolkit.data.scan.captions import nearly_placeholders
-from toolkit.data.scan.foreign_syntax import lines_of
+from toolkit.data.scan.foreign_syntax import lines_of, marks_in
 from toolkit.data.scan.found import REGULARISATION, named_as_regularisation, shorten
 from toolkit.data.scan.items import bucket_for
 from toolkit.data.scan.words import usual_word
@@ -412,7 +412,7 @@ def several_lines(item: Item, data: Dataset, config: LintConfig) -> Iterator[str
     """Captions of several lines, which are trained as one text. `captions:
     lines` takes one line per use."""
     lines = item.sample.caption.count("\n") + 1
-    if lines > 1:
+    if lines > 1 and not marks_in([item.sample.caption]):  # these `syntax` names
         yield f"has a caption of {lines} lines, which are trained as one: {_short(item.sample.caption)}"
 
 

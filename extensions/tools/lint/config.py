@@ -27,6 +27,7 @@ from toolkit.config.reading.field_types import (
     value_error,
 )
 from toolkit.config.reading.process import Diagnostic, JobContext
+from toolkit.config.reading.removed import removed_at
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.writing import find_config
@@ -34,9 +35,18 @@ from toolkit.files.writing import find_config
 
 def _known(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
-        if name not in CHECKS:
-            raise value_error(f"{name!r} is not a check. {did_you_mean(name, CHECKS)}")
+        if fault := name_fault(name):
+            raise value_error(fault)
     return names
+
+
+def name_fault(name: str) -> str:
+    """Why a name is not that of a check, and the remedy; empty where it is."""
+    if name in CHECKS:
+        return ""
+    if gone := removed_at(f"lint.skip: {name}"):
+        return f"{name!r} {gone}"
+    return f"{name!r} is not a check. {did_you_mean(name, CHECKS)}"
 
 
 Checks = Annotated[

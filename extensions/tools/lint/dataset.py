@@ -376,7 +376,7 @@ def _fill(
     for is_held_out, bucketed in ((False, trained), (True, held_out)):
         for sample, crop in bucketed:
             # Mirrored samples are the same files.
-            if not any(sample.flip):
+            if not sample.flip:
                 key = (sample.image, is_held_out)
                 crops.setdefault(key, (sample, []))[1].append(crop)
     work = [(*use, is_held_out) for (_, is_held_out), use in crops.items()]

@@ -19,9 +19,9 @@ import re
 from fnmatch import fnmatchcase
 from functools import cache
 
-from extensions.tools.shared.findings import CHECKS
+from extensions.tools.lint.config import name_fault
 from toolkit.data.scan.captions import CaptionError, read_caption
-from toolkit.errors import Diagnostic, UserError, did_you_mean
+from toolkit.errors import Diagnostic, UserError
 
 LIST = "lint_ignore.txt"
 SUFFIX = ".lint"
@@ -84,8 +84,6 @@ def _text(path: str) -> str:
 def _checks(text: str, place: str) -> frozenset[str]:
     names = re.split(r"[,\s]+", text.strip()) if text.strip() else []
     for name in names:
-        if name not in CHECKS:
-            raise UserError(
-                f"{place}: {name!r} is not a check. {did_you_mean(name, CHECKS)}"
-            )
+        if fault := name_fault(name):
+            raise UserError(f"{place}: {fault}")
     return frozenset(names)

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from toolkit.config.sections.model_files import named_elsewhere
 from toolkit.errors import UserError
 from toolkit.networks.adapter_settings import CONFIG_FILE, HEADER_METADATA
 from toolkit.networks.lora_formats import (
@@ -59,6 +60,8 @@ class AdapterFile:
     """Dtype of its matrices; float32 if there are several."""
 
     metadata: dict[str, str]
+    layers: Layers = ()
+    """The layers of the model that it belongs to."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -92,7 +95,7 @@ def read_adapter(
             )
         dtypes = {tensor.dtype for tensor in tensors.values() if tensor.dim() >= 2}
         dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-        return AdapterFile(path, changes, dtype, metadata)
+        return AdapterFile(path, changes, dtype, metadata, layers)
     raise refused[0]
 
 
@@ -153,6 +156,10 @@ class Format:
     flat_magnitude: bool = False
     """The norms are written as [O]."""
 
+    has_authors_names: bool = False
+    """Whether layers have the names of the model's authors, where these are names of
+    single layers (`ModelFacts.layer_names`)."""
+
     def for_layers(self, layers: Iterable[str]) -> Format:
         """The form with the prefix for a model of these layers."""
         if self.prefix_of_halves is None or spelling_for_layers(layers) is not BARE:
@@ -197,9 +204,19 @@ FORMATS: dict[str, Format] = {
         column_magnitude=".dora_scale",
         row_magnitude=".dora_scale",
     ),
-    "musubi": Format("musubi-tuner", "lora_unet_", is_flat=True, down_up=_DOWN_UP),
+    "musubi": Format(
+        "musubi-tuner",
+        "lora_unet_",
+        is_flat=True,
+        down_up=_DOWN_UP,
+        has_authors_names=True,
+    ),
     "aitk": Format(
-        "ai-toolkit", "diffusion_model.", has_alpha=False, kinds=("lora", "lokr")
+        "ai-toolkit",
+        "diffusion_model.",
+        has_alpha=False,
+        kinds=("lora", "lokr"),
+        has_authors_names=True,
     ),
 }
 
@@ -250,8 +267,9 @@ def export(file: AdapterFile, target: Format) -> dict[str, Tensor]:
         )
     target = target.for_layers(file.changes)
     changes = _fused(file.changes) if target.is_fused else file.changes
+    renamed = _authors_names(file.layers) if target.has_authors_names else {}
     tensors = {
-        target.stem(module) + suffix: tensor.contiguous()
+        target.stem(renamed.get(module, module)) + suffix: tensor.contiguous()
         for module, change in changes.items()
         for suffix, tensor in _written(change, target).items()
     }
@@ -259,6 +277,15 @@ def export(file: AdapterFile, target: Format) -> dict[str, Tensor]:
     rounded = {name: tensor.to(file.dtype) for name, tensor in exact.items()}
     fits = all(rounded[name].float().equal(exact[name]) for name in exact)
     return tensors | (rounded if fits else exact)
+
+
+def _authors_names(layers: Layers) -> dict[str, str]:
+    """Layer -> its name with the model's authors; empty where they join layers: other
+    programs then train those of diffusers."""
+    elsewhere = named_elsewhere(layers)
+    if any(len(parts) > 1 for parts in elsewhere.values()):
+        return {}
+    return {part: name for name, (part,) in elsewhere.items()}
 
 
 def _fused(changes: Mapping[str, LayerDelta]) -> dict[str, LayerDelta]:

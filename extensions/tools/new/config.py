@@ -18,7 +18,6 @@ from pydantic import Field
 
 from extensions.tools.shared.effort import EffortName
 from extensions.tools.shared.examples import (
-    LAYERS,
     MASCOTS,
     MODELS,
     WITHOUT_GPU,
@@ -53,6 +52,21 @@ JOB_KEYS = {
     "resolution": "datasets[].resolution",
 }
 """Flags that users expect of this command -> the key of the job that it writes."""
+
+
+_FILES = (*CONFIG_SUFFIXES, ".toml", ".txt", ".safetensors")
+_ENDING = re.compile(rf"(?i)({'|'.join(map(re.escape, _FILES))})+\s*$")
+"""The ending of a job's file, or of a run's."""
+
+
+def name_meant(text: str) -> str:
+    """The name of a run that is meant by a path, or by the name of its job's file.
+
+    >>> name_meant("config/my_char.yaml")
+    'my_char'
+    """
+    *_, last = re.split(r"[/\\=:]", text.rstrip("/\\"))
+    return name_like(_ENDING.sub("", last), "my_char")
 
 
 def _in_the_job(key: str) -> str:
@@ -179,11 +193,15 @@ class NewConfig(ToolConfig):
         name, folder = Path(self.job_name).expanduser(), Path(self.folder).expanduser()
         if name.is_dir() and not folder.exists():
             message = f"{self.folder!r} is not a folder, and {self.job_name!r} is one: the name comes first."
-            right = command("new", name_like(self.folder, "my_char"), self.job_name)
+            right = command("new", name_meant(self.folder), self.job_name)
             yield Diagnostic(("folder",), f"{message} Write: {right}")
+        elif _ENDING.search(self.job_name):
+            message = f"{self.job_name!r} is the name of a file, and that of a run has no ending."
+            right = name_meant(self.job_name)
+            yield Diagnostic(("job_name",), f"{message} Write {right!r}.")
         elif not re.fullmatch(r"\w[\w.-]*", self.job_name):
             message = f"{self.job_name!r} cannot be the name of a run: letters, digits, '_', '-' and '.' only."
-            right = name_like(self.job_name, "my_char")
+            right = name_meant(self.job_name)
             yield Diagnostic(("job_name",), f"{message} Write {right!r}.")
         else:
             findings: list[Diagnostic] = []
@@ -195,7 +213,7 @@ class NewConfig(ToolConfig):
             if not any(finding.severity == "error" for finding in findings):
                 yield from self._layer_findings() if self.model else ()
                 yield from self._pair_findings()
-        if path.suffix not in CONFIG_SUFFIXES[:2]:
+        if self.output and path.suffix not in CONFIG_SUFFIXES[:2]:
             yield Diagnostic(("output",), f"{str(path)!r} must end in .yaml.")
         else:
             yield from check_place(path.parent)
@@ -241,8 +259,8 @@ class NewConfig(ToolConfig):
             if family.stacks_layers and layers_in(self.folder) is None:
                 message = (
                     f"{self.folder!r}: no image has layers, and {family.title} learns them. Save those of a.png, "
-                    "each with the whole canvas, as a_layer0.png (the back), a_layer1.png and so on, beside it or in "
-                    f"{str(Path(self.folder) / LAYERS)!r}. See docs/datasets.md."
+                    "each with the whole canvas, as a_layer0.png (the back), a_layer1.png and so on, beside it. "
+                    "See docs/datasets.md."
                 )
                 yield Diagnostic(("folder",), message)
 

@@ -49,7 +49,6 @@ class NewProcess(BaseExtensionProcess):
         was_there = path.exists()
         text = section.job_text()
         gpu = section.gpu_gb()
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
         done = "is there as written before" if was_there else "written"
         assumed = section.assumed_gb()
@@ -77,7 +76,7 @@ class NewProcess(BaseExtensionProcess):
         if why:
             what = f"the numbers of its folders {why}, and are not taken for repeats"
             logger.info(
-                f"{section.folder}: {what}. If they are, write 'repeats_from_names: true'"
+                f"{section.folder}: {what}. If they are, take 'num_repeats: 1' out"
             )
         if Path(section.model).name == MASCOTS and are_photographs(section.folder):
             what = "draws flat mascots only, and photographs become mush: it is there to try the program"

@@ -26,7 +26,6 @@ from toolkit.files.safetensors_io import read_metadata
 from toolkit.files.writing import readable_size, sha256_of
 from toolkit.models.adapter_origin import named_families
 from toolkit.models.families import ModelFamily, family_for
-from toolkit.networks.file_keys import MAGNITUDES, split_key
 from toolkit.networks.lora_formats import read_tensors
 from toolkit.train.run_reader import NetworkFile, RunInfo, SampleImage
 
@@ -59,16 +58,13 @@ def model_card(
     if section and family and family.published:
         makes_edits = _makes_edits(section, family)
         tensors, _ = read_tensors(path)
-        forms = {split_key(key)[1] for key in tensors}
-        has_magnitudes = any(key.endswith(MAGNITUDES) for key in tensors)
+        of_lora = (".lora_A.weight", ".lora_B.weight")
         without_images = None if makes_edits else family.pipeline_without_images
         pipeline, attributes = without_images or (family.pipelines[0], {})
         prompts = (image.prompt for _, image in samples if image.prompt)
         values |= {
-            **{
-                "is_known": True,
-                "only_lora": forms <= {"lora_A"} and not has_magnitudes,
-            },
+            "is_known": True,
+            "only_lora": all(key.endswith(of_lora) for key in tensors),
             **{"pipeline": pipeline, "attributes": attributes},
             "makes_edits": makes_edits,
             "prompt": next(prompts, section.trigger_word or "what to generate"),

@@ -30,6 +30,7 @@ from extensions.tools.publish.private import public_text
 from jobs.job import ExtensionJob
 from jobs.process import BaseExtensionProcess
 from toolkit.config.reading.tool import ToolConfig, load_tool
+from toolkit.contracts.model import LicenceTerms
 from toolkit.errors import RunError, UserError, first_line
 from toolkit.extension import discover
 from toolkit.files.redact import contains_secret, redact_text
@@ -160,10 +161,10 @@ class PublishProcess(BaseExtensionProcess):
         family = family_of(trained, loras)
         if family and family.terms:
             files["NOTICE"] = f"{family.terms.notice}\n".encode()
-            if trained:
-                text = trained.model.files_folder() / "LICENSE"
-                if text.is_file():
-                    files["LICENSE"] = text
+            base = trained.model.files_folder() if trained else Path("-")
+            texts = {text.name: text for text in base.glob("LICENSE*")}
+            files |= texts
+            self._warn_of(family.terms, repo, bool(texts))
         files["README.md"] = public(
             model_card(run, trained, repo, loras, shown, section.licence)
         ).encode()
@@ -177,6 +178,20 @@ class PublishProcess(BaseExtensionProcess):
         for name, size in sizes.items():
             logger.info(f"  {readable_size(size):>8}  {name}")
         return files
+
+    def _warn_of(self, terms: LicenceTerms, repo: str, has_text: bool) -> None:
+        """Warns of what the licence asks and is not done."""
+        name = repo.rpartition("/")[2]
+        if not name.lower().startswith(terms.name_begins.lower()):
+            logger.warning(
+                f"repo: {name}: the licence of the base model asks for a name that begins with {terms.name_begins!r}, "
+                f"such as {terms.name_begins}-{name} ({terms.link})"
+            )
+        if not has_text:
+            logger.warning(
+                f"LICENSE: the licence of the base model asks for its text, which is not in the model's folder. It "
+                f"belongs in the repository: {terms.link}"
+            )
 
     def _public_lora(
         self, lora: NetworkFile, public: Callable[[str], str], workplace: Path

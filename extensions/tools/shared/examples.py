@@ -18,14 +18,15 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import product
+from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from extensions.tools.shared.effort import USUAL, with_effort
 from extensions.tools.shared.pairs import FoundPairs, found_pairs, is_table, listed
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.config.sections.model import ModelConfig
-from toolkit.config.sections.model_files import published_family
+from toolkit.config.sections.model_files import family_named, published_family
 from toolkit.contracts.model import ModelFacts
 from toolkit.data.pixels.images import ImageError, image_size
 from toolkit.data.scan.directory import join
@@ -36,9 +37,15 @@ from toolkit.data.scan.partners import LAYER, LAYER_SUFFIXES
 from toolkit.data.scan.repeats import probably_no_repeats
 from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_ROOT
-from toolkit.models.families import arch_of, family_for, model_bytes, title_of
-from toolkit.models.recipes import RECIPES
-from toolkit.registry import FAMILIES
+from toolkit.models.families import (
+    ModelFamily,
+    arch_of,
+    family_for,
+    model_bytes,
+    published_families,
+    title_of,
+)
+from toolkit.models.recipes import USUAL_RECIPE, recipe_of
 from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT
 from toolkit.version import COMMAND
 
@@ -74,6 +81,9 @@ class Card(NamedTuple):
 
     rank: int = 0
     """`network.linear`; 0: the recipe's."""
+
+    quantize_te: bool = False
+    """Whether the text encoder is quantized, because it does not fit as it is."""
 
     for_pairs: Mapping[str, Any] = {}
     """Fields of this class that differ in a job of pairs, whose control images are as
@@ -136,11 +146,10 @@ def _weights(bf16: float, int8: float, int4: float) -> Mapping[str, tuple[str, s
     }
 
 
-def _models() -> tuple[Model, ...]:
-    """The models of `examples.toml`."""
-    text = Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
+def _models(table: Path) -> tuple[Model, ...]:
+    """The models of a table."""
     models: dict[str, Model] = {}
-    for name, row in tomllib.loads(text).items():
+    for name, row in tomllib.loads(table.read_text(encoding="utf-8")).items():
         if "cards" in row:
             row["cards"] = {int(gpu): Card(**c) for gpu, c in row["cards"].items()}
         if "weights_gb" in row:
@@ -150,8 +159,75 @@ def _models() -> tuple[Model, ...]:
     return (*models.values(),)
 
 
-MODELS = _models()
+MODELS = _models(Path(__file__).with_suffix(".toml"))
 """`run.py new` takes the first one without `--model`."""
+
+
+def all_models() -> tuple[Model, ...]:
+    """MODELS, and the published models of the families that have none there."""
+    known = {model.arch for model in MODELS}
+    others = (family for family in published_families() if family.arch not in known)
+    return (
+        *MODELS,
+        *(
+            _by_its_sizes(family.of_title(title), id_)
+            for family in others
+            for id_, title in family.published.items()
+        ),
+    )
+
+
+GPUS = (80, 48, 32, 24, 16, 12, 8, 6)
+
+ROOM_GB = 6
+"""On the GPU beside the weights of the transformer, for images of 1024 x 1024."""
+
+
+def _by_its_sizes(family: ModelFamily, id_: str) -> Model:
+    """A published model, with settings that follow from the size of its weights."""
+    facts = family.footprint(Path(id_))
+    blocks = facts.blocks
+    gb = {
+        qtype: (facts.stored(facts.linear_params, qtype, 2) + 2 * facts.other_params)
+        / 10**9
+        for qtype in (None, "int8", "int4")
+    }
+    text_gb = 2 * (facts.text.linear_params + facts.text.other_params) / 10**9
+    cards: dict[int, Card] = {}
+    for gpu in GPUS:
+        fits = [qtype for qtype in gb if gb[qtype] + ROOM_GB <= gpu]
+        qtype = fits[0] if fits else "int4"
+        swap = max(0, ceil((gb[qtype] + ROOM_GB - gpu) / gb[qtype] * blocks))
+        if swap < blocks:
+            cards[gpu] = Card(
+                gpu,
+                qtype or "",
+                low_vram=bool(qtype) and gpu <= 24,
+                match_target_res=bool(qtype),
+                swap=swap,
+                sample_side=1024 if gpu >= 16 else 768,
+                quantize_te=text_gb + 1 > gpu and not facts.text_layers,
+            )
+    most = family.max_references
+    stem = family.title.lower().replace("-", "_")
+    return Model(
+        title=family.title,
+        id=id_,
+        arch=family.arch,
+        file=stem,
+        run=stem,
+        weights=_weights(*(round(size, 1) for size in gb.values())),
+        layers=next(reversed(family.linear_layers(Path(id_)))).split(".")[-2],
+        references=str(most) if most else "",
+        control_keys=f"ctrl_img_1 to ctrl_img_{most}",
+        steps=family.sample_steps,
+        guidance=family.guidance,
+        guidance_note="this model is made to be sampled without guidance"
+        if family.guidance <= 1
+        else "1: no guidance, twice as fast",
+        cards=cards,
+        examples=(),
+    )
 
 
 EXAMPLES = CONFIG_ROOT / "examples"
@@ -206,8 +282,8 @@ def model_of(name: str) -> Model:
         or (section.file_note and family_for(section).arch)
         or (known and known.arch)
     )
-    same = [model for model in MODELS if model.id == section.name_or_path]
-    alike = [model for model in MODELS if model.arch == arch]
+    same = [model for model in all_models() if model.id == section.name_or_path]
+    alike = [model for model in all_models() if model.arch == arch]
     return (*same, *alike, MODELS[0])[0]
 
 
@@ -221,13 +297,13 @@ def example_text(model: Model, gpu: int, peak: str) -> str:
         peak=peak,
         written=False,
         pairs=False,
-        recipe=RECIPES[model.title],
+        recipe=recipe_of(model.title),
         name=f"{model.run}_{gpu}gb",
         trigger='"mychar"',
         folder=model.folder,
         id=model.id,
     )
-    family = FAMILIES.load(model.arch)
+    family = family_named(model.arch)
     return _of_images(text, model.folder, family, None, "", card.sample_side)
 
 
@@ -262,7 +338,7 @@ def written_job(
         text = with_effort(text, effort, folder)
         return _of_images(text, folder, family, pairs, instruction, SMALL_SIDE)
     like = model_of(model) if model else MODELS[0]
-    family = FAMILIES.load(like.arch)
+    family = cast("ModelFamily", family_named(like.arch))
     # An unknown model gets the family of the example.
     with suppress(UserError):
         family = family_for(ModelConfig(name_or_path=model or like.id))
@@ -278,7 +354,7 @@ def written_job(
     fields["id"] = _quoted(model or like.id)
     title = title_of(ModelConfig(name_or_path=model or like.id), family)
     is_edit = bool(pairs) and not family.stacks_layers
-    recipe = RECIPES.get(title, RECIPES[like.title])
+    recipe = recipe_of(title) or recipe_of(like.title) or USUAL_RECIPE
     if is_edit:
         card = card._replace(**card.for_pairs)
     text = _fill(like, card, written=True, pairs=is_edit, recipe=recipe, **fields)
@@ -349,10 +425,6 @@ def _is_photograph(path: str) -> bool:
     return False
 
 
-LAYERS = "layers"
-"""Folder, next to the images, that holds their layers."""
-
-
 class FoundLayers(NamedTuple):
     """How the layers of a folder's images are named.
 
@@ -374,26 +446,16 @@ class FoundLayers(NamedTuple):
 
 
 def layers_in(folder: str) -> FoundLayers | None:
-    """How the layers of the images in a folder, or in a subfolder, are named: next to
-    the images, or in the folder `layers`. None: no image has layers."""
+    """How the layers of the images in a folder, or in a subfolder, are named next to
+    the images. None: no image has layers."""
     listings = listed(folder)
-    top, below = listings[:1], listings[1:]
-    own = top if any(each.images for each in top) else listings
-    beside = [(each, each) for each in own]
-    apart = [
-        (images, layers)
-        for images, layers in product(top, below)
-        if os.path.basename(layers.folder) == LAYERS
-    ]
-    for (images, layers), suffix in product((*beside, *apart), LAYER_SUFFIXES):
-        known = layers.numbered_behind(suffix)
+    own = listings[:1] if any(each.images for each in listings[:1]) else listings
+    for images, suffix in product(own, LAYER_SUFFIXES):
+        known = images.numbered_behind(suffix)
         stem = next((stem for stem in images.images if stem in known), "")
         if stem:
-            key = f"layers_path: {_quoted(layers.folder)}"
-            if images is layers:
-                key = f"layers_suffix: {suffix}"
             first = images.path(images.images[stem][0])
-            return FoundLayers(key, first, len(known[stem]))
+            return FoundLayers(f"layers_suffix: {suffix}", first, len(known[stem]))
     return None
 
 
@@ -411,8 +473,8 @@ def _with_numbers(text: str, folder: str) -> str:
     why = numbers_in(folder)
     if not why:
         return text
-    key = "          repeats_from_names: false"
-    note = f"the numbers of its folders {why}; true: repeats"
+    key = "          num_repeats: 1"
+    note = f"the numbers of its folders {why}; without this key: repeats"
     return _with_keys(text, [_noted(key, note)])
 
 

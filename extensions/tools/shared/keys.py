@@ -11,6 +11,7 @@ the page (`ui/views`).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -32,7 +33,7 @@ from toolkit.files.writing import (
     why_not_replaced,
 )
 from toolkit.models.adapter_origin import origin_findings, unreadable
-from toolkit.train.run_reader import runs_in
+from toolkit.train.run_reader import near_run, runs_in
 
 
 class RunToolConfig(ToolConfig):
@@ -58,7 +59,8 @@ class RunToolConfig(ToolConfig):
         if not job.will_write(self.folder()) and not runs_in(self.folder()):
             yield Diagnostic(
                 ("run",),
-                f"{self.run!r} contains no run (no run.json). Give the folder of a run.",
+                f"{self.run!r} contains no run (no run.json). Give the folder of a run."
+                f"{near_run(self.folder())}",
             )
 
 
@@ -213,12 +215,27 @@ def _file_in(folder: Path) -> str:
     return "It holds no .safetensors file."
 
 
+_NUMBER = r"-?\d*[.,]?\d+"
+_STRENGTH = re.compile(
+    rf"(.+\.safetensors)[\s=@*,;:(\[x]+({_NUMBER})(?:[)\]]|:{_NUMBER})?"
+)
+"""A file and its strength, behind whatever sign."""
+
+
 def check_loras(
     key: str, files: Sequence[str], job: JobContext
 ) -> Iterator[Diagnostic]:
     """Reports LoRA files that are missing or of another kind, and strengths that are
     not numbers."""
     for index, text in enumerate(files):
+        is_alone = index > 0 and re.fullmatch(_NUMBER, text)
+        typed = f"{files[index - 1]} {text}" if is_alone else text
+        strength = _STRENGTH.fullmatch(typed)
+        right = strength and f"{strength[1]}:{strength[2].replace(',', '.')}"
+        if right and right != text.replace(" ", "") and not Path(text).is_file():
+            message = f"{text!r}: a strength stands behind its file and a colon."
+            yield Diagnostic((key, index), f"{message} Write {right!r}.")
+            continue
         try:
             file, _ = split_strength(text)
         except UserError as error:

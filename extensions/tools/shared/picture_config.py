@@ -10,8 +10,11 @@ here. Imports no torch.
 
 from __future__ import annotations
 
+import re
 import secrets
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -57,6 +60,7 @@ from toolkit.contracts.data import Size
 from toolkit.contracts.model import ModelFacts
 from toolkit.data.pixels.images import ImageError, image_size
 from toolkit.errors import ConfigErrors, Severity, UserError
+from toolkit.files.run_files import saved_as
 from toolkit.models.families import (
     ModelFamily,
     family_for,
@@ -86,6 +90,12 @@ SeedOrList = Annotated[
     schema_of_list({"type": "integer", "minimum": 0}),
 ]
 """One seed or a list of seeds."""
+
+LORA_TAG = re.compile(
+    r"<(?i:lora|lyco):([^<>:\n]+)(?:: *(-?\d*[.,]?\d+) *(?=[:>]))?[^<>\n]*>"
+)
+"""How AUTOMATIC1111's stable-diffusion-webui loads a LoRA, with its name and strength.
+Source: its modules/extra_networks.py at 0674fabd."""
 
 LIGHTNING_SHIFT = 3.0
 """Shift of the noise levels that the Lightning LoRAs were distilled with; their last
@@ -239,13 +249,18 @@ class PicturesConfig(ToolConfig):
         a file in the way."""
         output = Path(self.output).expanduser()
         yield from check_place(output, remedy="Give a folder.")
-        yield from check_loras("lora", self.lora, job)
+        of_files = [*check_loras("lora", self.lora, job)]
+        yield from of_files
+        for key in ("prompt", "prompts"):
+            with suppress(UserError):  # said below
+                told = filter(None, map(self.lora_in, self.read_items(key)))
+                yield from (Diagnostic((key,), message) for message in told)
+        if self.model is None and of_files:
+            return
         if self.model is None and self.lora:
             file = Path(split_strength(self.lora[0])[0]).expanduser()
-            if job.will_write(file.parent) or not (
-                file.is_file() or job.will_write(file)
-            ):
-                return  # the run is still to come, or the file is missing
+            if job.will_write(file.parent):
+                return  # the run is still to come
         try:
             family = family_for(self.found_model())
         except UserError as error:
@@ -308,6 +323,24 @@ class PicturesConfig(ToolConfig):
         note = family.prompt_note(self.found_model(), item.prompt)
         if note:
             yield Diagnostic((key,), note, "warning")
+
+    def lora_in(self, item: SampleItem) -> str:
+        """What to write instead of `<lora:name:0.6>` in a prompt; empty where it has
+        none."""
+        tags = [*LORA_TAG.finditer(f"{item.prompt}\n{item.neg or ''}")]
+        files = {Path(split_strength(one)[0]).stem: one for one in self.lora}
+        for tag in tags:
+            name = Path(tag[1].strip()).name.removesuffix(".safetensors")
+            file = files.get(name) or saved_as(f"output/{name}.safetensors") or "FILE"
+            if tag[2]:
+                file = f"{split_strength(str(file))[0]}:{tag[2].replace(',', '.')}"
+            files[name] = str(file)
+        return (
+            f"{tags[0][0]!r} loads nothing: it would be drawn as text. Leave the tag "
+            f"out of the prompt, and write: --lora {shlex.join(files.values())}"
+            if tags
+            else ""
+        )
 
     def found_model(self) -> ModelConfig:
         """`model`, or the model of the first LoRA where it is not given. Raises

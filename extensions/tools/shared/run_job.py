@@ -77,7 +77,7 @@ def control_images(run: RunInfo) -> list[list[Path]]:
         return []
     return [
         [Path(path).expanduser() for path in item.ctrl_img]
-        for item in section.all_pictures()
+        for item in section.sample_pictures()
     ]
 
 

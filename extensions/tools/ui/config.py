@@ -14,16 +14,19 @@ from __future__ import annotations
 import ipaddress
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from extensions.tools.shared.keys import check_place
+from toolkit.commands import command
 from toolkit.config.reading.field_types import StrOrList, WritePathStr
+from toolkit.config.reading.located import ConfigNode, Diagnostics
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
+from toolkit.files.run_files import STATUS
 
 OWN = ".ui"
 """Folder of the page's own files, in the folder of the runs."""
@@ -122,6 +125,54 @@ class UiConfig(ToolConfig):
             yield from check_place(folder, key, "Give a folder.")
 
 
+class VerbConfig(ToolConfig):
+    """What `run.py queue`, `runs`, `datasets` and `jobs` have in common: a verb, and
+    the words that it takes."""
+
+    positional: ClassVar[tuple[str, ...]] = ("action", "words")
+    flags: ClassVar[dict[str, str]] = {"as_json": "--json"}
+    verbs: ClassVar[Mapping[str, tuple[int | None, str]]] = {}
+    """Verb -> the number of words that it takes (None: one or more), and which words."""
+
+    other_verbs: ClassVar[Mapping[str, str]] = {}
+    """Verb of other programs -> the one of this."""
+
+    action: str = "list"
+    """The verb."""
+
+    words: StrOrList = ()
+    """What it is done with."""
+
+    @classmethod
+    def rewrite(
+        cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics
+    ) -> dict[str, ConfigNode]:
+        """Reports a verb of other programs, and a path without one, with the whole
+        command. Words behind an unknown verb are not looked at."""
+        given = entries.get("action")
+        if given is None or given.value in cls.verbs:
+            return entries
+        word = str(given.value)
+        words = entries["words"].data() if "words" in entries else []
+        if meant := cls.meant(word, words):
+            write = command(cls.process_types[0], *meant)
+            diagnostics.error(given, f"{word!r} is not a verb. Write: {write}")
+        return {key: node for key, node in entries.items() if key != "words"}
+
+    @classmethod
+    def meant(cls, word: str, words: Sequence[str]) -> Sequence[str]:
+        """The words behind the tool for those that were typed, of which the first is no
+        verb of it; empty where that is not known."""
+        verb = cls.other_verbs.get(word.lower(), "")
+        return (verb, *words) if verb in cls.verbs else ()
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Reports words that the verb does not take."""
+        count, which = self.verbs[self.action]
+        if len(self.words) != count if count is not None else not self.words:
+            yield Diagnostic(("words",), f"{self.action!r} takes {which}.")
+
+
 WORDS = {
     "list": (0, "nothing"),
     "add": (None, "a job file or a tool, and its flags"),
@@ -132,16 +183,7 @@ WORDS = {
     "clear": (0, "nothing"),
     "run": (0, "nothing"),
 }
-"""Action -> the number of words that it takes (None: one or more), and which words."""
-
-
-def _check_words(
-    actions: Mapping[str, tuple[int | None, str]], action: str, words: Sequence[str]
-) -> Iterator[Diagnostic]:
-    """Reports words that the action does not take."""
-    count, which = actions[action]
-    if len(words) != count if count is not None else not words:
-        yield Diagnostic(("words",), f"{action!r} takes {which}.")
+"""As `VerbConfig.verbs`."""
 
 
 def queue_folder(output: Path | str) -> Path:
@@ -153,7 +195,7 @@ def queue_folder(output: Path | str) -> Path:
     return Path(output).expanduser() / OWN / "queue"
 
 
-class QueueConfig(ToolConfig):
+class QueueConfig(VerbConfig):
     """`run.py queue`: lists the queue. `queue add JOB.yaml --flags` or `queue add TOOL
     --flags` adds a command, `queue run` works on it in the foreground until it is
     empty. Further: `remove ID`, `move ID BEFORE`, `stop ID`, `retry ID`, `clear`. What
@@ -163,9 +205,17 @@ class QueueConfig(ToolConfig):
 
     process_types: ClassVar[tuple[str, ...]] = ("queue",)
     example: ClassVar[str] = "add config/examples/quickstart.yaml"
-    positional: ClassVar[tuple[str, ...]] = ("action", "words")
     verbatim: ClassVar[tuple[str, str]] = ("add", "words")
-    flags: ClassVar[dict[str, str]] = {"as_json": "--json"}
+    verbs: ClassVar = WORDS
+    other_verbs: ClassVar = {
+        **dict.fromkeys(("delete", "rm", "del"), "remove"),
+        **dict.fromkeys(("start", "resume", "continue", "work"), "run"),
+        **dict.fromkeys(("cancel", "kill", "abort"), "stop"),
+        **dict.fromkeys(("restart", "again", "rerun"), "retry"),
+        **dict.fromkeys(("push", "submit", "append", "put"), "add"),
+        **dict.fromkeys(("ls", "show", "status"), "list"),
+        "empty": "clear",
+    }
 
     action: Literal[
         "list", "add", "remove", "move", "stop", "retry", "clear", "run"
@@ -180,14 +230,24 @@ class QueueConfig(ToolConfig):
     `run.py ui` has the same."""
 
     as_json: bool = False
-    """With `list`: print one JSON object."""
+    """With `list`: print one JSON object. With `add`: print the entry as one; of a sweep
+    a list of entries."""
+
+    @classmethod
+    def meant(cls, word: str, words: Sequence[str]) -> Sequence[str]:
+        """Adds a job or a tool."""
+        from extensions.tools.ui.queue import why_not_queued  # it imports this module
+
+        is_no_command = why_not_queued([word], os.getcwd())
+        return super().meant(word, words) if is_no_command else ("add", word, *words)
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Reports words that the action does not take, and a file where a folder has to
         be."""
-        yield from _check_words(WORDS, self.action, self.words)
-        if self.as_json and self.action != "list":
-            yield Diagnostic(("as_json",), f"is for 'list', not for {self.action!r}.")
+        yield from super().check(job)
+        if self.as_json and self.action not in ("list", "add"):
+            message = f"is for 'list' and 'add', not for {self.action!r}."
+            yield Diagnostic(("as_json",), message)
         place = queue_folder(self.output)
         yield from check_place(place, remedy="Give a folder.")
 
@@ -199,15 +259,30 @@ VERBS = {
     "delete": (1, "a name"),
     "restore": (1, "a name, or an entry of the trash"),
 }
-"""Action of `datasets` and `jobs` -> as WORDS."""
+"""As `VerbConfig.verbs`, of `datasets` and `jobs`."""
 
 
-class ShelfConfig(ToolConfig):
+class ShelfConfig(VerbConfig):
     """What `run.py runs`, `datasets` and `jobs` have in common."""
 
-    positional: ClassVar[tuple[str, ...]] = ("action", "words")
-    flags: ClassVar[dict[str, str]] = {"as_json": "--json"}
-    verbs: ClassVar[dict[str, tuple[int, str]]] = VERBS
+    verbs: ClassVar = VERBS
+    other_verbs: ClassVar = {
+        **dict.fromkeys(("remove", "rm", "del", "purge"), "delete"),
+        **dict.fromkeys(("copy", "cp", "duplicate"), "clone"),
+        **dict.fromkeys(("move", "mv"), "rename"),
+        **dict.fromkeys(("undo", "undelete", "recover"), "restore"),
+        **dict.fromkeys(("extend", "continue", "resume"), "longer"),
+        **dict.fromkeys(("ls", "show"), "list"),
+    }
+
+    @classmethod
+    def meant(cls, word: str, words: Sequence[str]) -> Sequence[str]:
+        """Lists what is in a folder; for a run's folder, what is beside it."""
+        kind = cls.process_types[0]
+        if os.path.isfile(f"{word}/{STATUS}"):
+            word = os.path.dirname(word.rstrip("/"))
+        home = f"--{'output' if kind == 'runs' else kind}"
+        return (home, word) if os.path.isdir(word) else super().meant(word, words)
 
     action: Literal["list", "clone", "rename", "delete", "restore"] = "list"
     """The verb. `delete` moves what it names into the folder `.trash` beside it."""
@@ -227,10 +302,6 @@ class ShelfConfig(ToolConfig):
     as_json: bool = False
     """Print one JSON object."""
 
-    def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Reports words that the action does not take."""
-        return _check_words(self.verbs, self.action, self.words)
-
 
 class RunsConfig(ShelfConfig):
     """`run.py runs`: lists the runs with the size of their folders. `runs longer NAME
@@ -240,9 +311,7 @@ class RunsConfig(ShelfConfig):
 
     process_types: ClassVar[tuple[str, ...]] = ("runs",)
     example: ClassVar[str] = "clone quickstart quickstart_2"
-    verbs: ClassVar[dict[str, tuple[int, str]]] = VERBS | {
-        "longer": (2, "a name, and the number of steps in all")
-    }
+    verbs: ClassVar = VERBS | {"longer": (2, "a name, and the number of steps in all")}
 
     action: Literal["list", "longer", "clone", "rename", "delete", "restore"] = "list"  # type: ignore[assignment]  # one more
     """The verb. `delete` moves what it names into the folder `.trash` beside it."""

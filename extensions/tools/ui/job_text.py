@@ -15,12 +15,13 @@ import copy
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import Any
 
 from toolkit.config.reading.located import ConfigNode, Diagnostics, KeyPath
-from toolkit.config.reading.yaml_reader import read_yaml
+from toolkit.config.reading.yaml_reader import read_yaml, strip_json_comments
 from toolkit.errors import ConfigErrors
 
 PROMPTS = (("sample", "samples"), ("sample", "prompts"))
@@ -40,10 +41,10 @@ class JobText:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        try:
-            self.root: ConfigNode | None = read_yaml(text, Diagnostics("job"))
-        except ConfigErrors:
-            self.root = None
+        self.root: ConfigNode | None = None
+        for form in (text, strip_json_comments(text)):  # of the same length
+            with suppress(ConfigErrors):
+                self.root = self.root or read_yaml(form, Diagnostics("job"))
         self._lines = [0, *(match.end() for match in re.finditer("\n", text))]
 
     def path(self, key: str) -> KeyPath:
@@ -96,9 +97,10 @@ class JobText:
         node = self._at(path)
         return node.data() if node else None
 
-    def leaves(self) -> dict[KeyPath, Any]:
-        """Each value that is not a section, by its path."""
-        return dict(_leaves(self.root.data())) if self.root else {}
+    def leaves(self, in_lists: bool = False) -> dict[KeyPath, Any]:
+        """Each value that is not a section, by its path. in_lists: the values of a list
+        one by one."""
+        return dict(_leaves(self.root.data(), (), in_lists)) if self.root else {}
 
     def prompts(self) -> list[str]:
         """The prompts of the samples, each in one line."""
@@ -323,13 +325,15 @@ class JobText:
         return len(self.text) if newline < 0 else newline
 
 
-def _leaves(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+def _leaves(data: Any, path: KeyPath, in_lists: bool) -> Iterator[tuple[KeyPath, Any]]:
     if isinstance(data, dict):
         for key, value in data.items():
-            yield from _leaves(value, (*path, key))
-    elif isinstance(data, list) and all(isinstance(item, dict) for item in data):
+            yield from _leaves(value, (*path, key), in_lists)
+    elif isinstance(data, list) and (
+        in_lists or all(isinstance(item, dict) for item in data)
+    ):
         for index, value in enumerate(data):
-            yield from _leaves(value, (*path, index))
+            yield from _leaves(value, (*path, index), in_lists)
     else:
         yield path, data
 

@@ -40,6 +40,7 @@ from toolkit.commands import command
 from toolkit.config.reading.tool import ToolConfig, load_tool
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
+from toolkit.files.redact import redact_json
 from toolkit.files.run_files import utc_now
 from toolkit.files.writing import readable_size
 
@@ -145,11 +146,14 @@ class QueueProcess(BaseExtensionProcess):
 
             Runner(queue).run()
         elif action == "list" and self.section.as_json:
-            entries = [entry.model_dump(mode="json") for entry in queue.now()]
-            print(json.dumps({"entries": entries}))
+            entries = [
+                entry.model_dump(mode="json") | {"argv": entry.shown()}
+                for entry in queue.now()
+            ]
+            print(json.dumps({"entries": redact_json(entries)}))
         elif action == "list":
             for entry in queue.now():
-                about = shlex.join(entry.argv)
+                about = shlex.join(entry.shown())
                 if entry.attempts > 1:
                     about += f", {entry.attempts} starts"
                 if entry.state == WAITING and entry.not_before > utc_now():
@@ -164,10 +168,14 @@ class QueueProcess(BaseExtensionProcess):
             runner = ""
             if not queue.has_runner():
                 runner = f" Next: {_run_the_queue(self.section)}"
-            for command_, label in runs:
-                entry = queue.add(command_, f"{name}{label}", **own)
+            as_json = own.pop("json") or self.section.as_json
+            added = [queue.add(words, f"{name}{label}", **own) for words, label in runs]
+            for entry in added if not as_json else ():
                 until = f" until {entry.not_before}" if entry.not_before else ""
                 logger.info(f"{entry.id}: {entry.name} waits{until}.{runner}")
+            if as_json:
+                shown = redact_json([entry.model_dump(mode="json") for entry in added])
+                print(json.dumps(shown if len(shown) > 1 else shown[0]))
         else:
             getattr(queue, action)(*words)
             logger.info(f"{action}: done")
@@ -180,16 +188,18 @@ def _run_the_queue(section: QueueConfig) -> str:
 
 
 def own_flags(words: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """The command of `add` without `--at` and `--retries`, which are the queue's, and
-    what they say as arguments of `Queue.add`. Raises UserError for what is neither a
-    time nor a number.
+    """The command of `add` without `--at`, `--retries` and `--json`, which are the
+    queue's, and what they say: arguments of `Queue.add`, and `json`. Raises UserError
+    for what is neither a time nor a number.
 
     >>> own_flags(["cat.yaml", "--retries", "1", "--restart"])
-    (('cat.yaml', '--restart'), {'not_before': '', 'retries': 1})
+    (('cat.yaml', '--restart'), {'not_before': '', 'retries': 1, 'json': False})
     """
     parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--at", default="")
     parser.add_argument("--retries", type=int)
+    if not discover().is_tool(words[0]):  # which may have such a flag
+        parser.add_argument("--json", action="store_true")
     try:
         own, rest = parser.parse_known_args(words)
     except ArgumentError as error:
@@ -199,6 +209,7 @@ def own_flags(words: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
     return tuple(rest), {
         "not_before": start_time(own.at) if own.at else "",
         "retries": own.retries,
+        "json": vars(own).get("json", False),
     }
 
 

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from extensions.tools.ui import commands
 from toolkit.errors import EXIT_DONE, EXIT_MISTAKE, RunError, UserError
 from toolkit.extension import discover
-from toolkit.files.redact import redact_json
+from toolkit.files.redact import REDACTED, redact_json, redact_text
 from toolkit.files.run_files import STATUS, utc_now
 from toolkit.files.writing import (
     CONFIG_SUFFIXES,
@@ -76,6 +76,9 @@ MARK = "ATELIER_QUEUE_ENTRY"
 """Environment variable that marks the processes of an entry."""
 
 _ID = re.compile("[0-9]{6,12}")
+
+_HOOK = re.compile(r"(?<=\burl[=:])\s*(?!\$\{)[^\s,}]+")
+"""The value of a key `url` within a word."""
 
 
 class Entry(BaseModel):
@@ -145,6 +148,13 @@ class Entry(BaseModel):
     exit_code: int | None = None
     why: str = ""
     """Why the entry has failed or waits again, in one line."""
+
+    def shown(self) -> list[str]:
+        """The words of the command for people, without addresses of webhooks."""
+        return [
+            redact_text(_HOOK.sub(REDACTED, word) if "callbacks" in word else word)
+            for word in self.argv
+        ]
 
 
 def _has_job(folder: str, name: str) -> bool:
@@ -337,7 +347,12 @@ class Queue:
         """One entry. Raises UserError for an unknown id."""
         entry = self._read(id_) if _ID.fullmatch(id_) else None
         if entry is None:
-            raise UserError(f"the queue has no entry {id_!r}.")
+            near = id_.zfill(6)
+            is_there = _ID.fullmatch(near) and self._read(near)
+            remedy = (
+                f"Did you mean {near!r}?" if is_there else "'queue list' has the ids."
+            )
+            raise UserError(f"the queue has no entry {id_!r}. {remedy}")
         return entry
 
     def now(self) -> tuple[Entry, ...]:
@@ -552,7 +567,9 @@ class Queue:
         """Writes an entry with these fields changed, and returns it. The caller holds the
         lock."""
         entry = entry.model_copy(update=changes)
-        write_json(self.folder / f"{entry.id}.json", entry.model_dump())
+        # the command may set what is secret, such as the address of a webhook
+        file = self.folder / f"{entry.id}.json"
+        write_json(file, entry.model_dump(), private=True)
         return entry
 
     def _discard(self, id_: str) -> None:

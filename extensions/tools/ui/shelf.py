@@ -4,7 +4,8 @@ delete into a trash, restore.
 A deletion is a rename into the folder `.trash` beside what is deleted, with a record
 next to it, so nothing is lost and it takes no time. Nothing that runs, or that a run or
 an entry of the queue needs, is renamed or deleted, and nothing that lies elsewhere or
-is a link. After a rename a run resumes as before.
+is a link. After a rename a run resumes as before. What a verb changes is a list of
+steps, which `extensions.tools.ui.steps` does whole or not at all.
 
 The page (`extensions.tools.ui.views.shelf`) and the commands `run.py runs`, `datasets`
 and `jobs` (`extensions.tools.ui.process`) call it.
@@ -12,14 +13,15 @@ and `jobs` (`extensions.tools.ui.process`) call it.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from extensions.tools.ui.chosen import MEASURED
@@ -27,18 +29,19 @@ from extensions.tools.ui.config import queue_folder
 from extensions.tools.ui.datasets import TRASH, moment_name
 from extensions.tools.ui.job_text import JobText
 from extensions.tools.ui.queue import RUNNING, WAITING, Queue
+from extensions.tools.ui.steps import Step, do, text_of
 from toolkit.commands import command
-from toolkit.config.reading.loader import folder_name_error
+from toolkit.config.reading.loader import job_name_error
+from toolkit.config.reading.located import KeyPath
 from toolkit.errors import UserError
 from toolkit.files import run_files
+from toolkit.files.redact import REDACTED
 from toolkit.files.writing import (
     CONFIG_SUFFIXES,
     folder_lock,
+    only_tidy,
     os_error_as_run_error,
     read_object,
-    read_source,
-    write_json,
-    write_text,
 )
 from toolkit.train.lock import FILE as LOCK
 from toolkit.train.lock import read_lock, run_lock, why_locked
@@ -95,12 +98,8 @@ def names(shelf: Shelf, kind: Kind) -> list[str]:
 def _is_one(path: Path, kind: Kind) -> bool:
     if kind == "jobs":
         is_job = path.suffix.lower() in CONFIG_SUFFIXES and path.is_file()
-        return is_job and JobText(_text(path)).get(("config", "name")) != ""
+        return is_job and JobText(text_of(path)).get(("config", "name")) != ""
     return bool(runs_in(path)) if kind == "runs" else path.is_dir()
-
-
-def _text(path: Path) -> str:
-    return read_source(path).decode("utf-8", "replace")
 
 
 def find(shelf: Shelf, kind: Kind, name: str) -> Path:
@@ -118,8 +117,8 @@ def find(shelf: Shelf, kind: Kind, name: str) -> Path:
     path = home / name
     if kind == "jobs" and path.suffix.lower() not in CONFIG_SUFFIXES:
         found = [home / f"{name}{suffix}" for suffix in CONFIG_SUFFIXES]
-        path = next(filter(Path.exists, found), found[0])
-    if path.is_symlink():
+        path = next(filter(os.path.exists, found), found[0])
+    if os.path.islink(path):
         raise UserError(
             f"{path}: is a link to {path.resolve()}, which this program did not make. "
             f"Remove the link with: rm {shlex.quote(str(path))}"
@@ -148,22 +147,32 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
+def _locked(*homes: Path) -> Iterator[None]:
+    """Inside the block no other verb changes what is in these folders, and nobody saves
+    a job file in them."""
+    with ExitStack() as held:
+        for place in sorted({*map(os.path.realpath, filter(Path.is_dir, homes))}):
+            held.enter_context(folder_lock(Path(place)))
+        yield
+
+
+@contextmanager
 def _alone(shelf: Shelf, kind: Kind, name: str) -> Iterator[Path]:
     """The path of a name, which nobody else changes inside the block: not the same verb
     in another page, and no run that starts. Raises UserError for what runs, or what
     something that runs or waits needs, and RunError for an error of the disk."""
-    path = find(shelf, kind, name)
-    with folder_lock(shelf.home(kind)), os_error_as_run_error(path):
-        path = find(shelf, kind, name)  # as it is now
+    with _locked(shelf.home(kind), shelf.jobs):
+        path = find(shelf, kind, name)
         _require_idle(shelf, kind, path)
-        with run_lock(path) if (path / LOCK).is_file() else nullcontext():
+        is_run = (path / LOCK).is_file()
+        with os_error_as_run_error(path), run_lock(path) if is_run else nullcontext():
             yield path
 
 
 def _require_idle(shelf: Shelf, kind: Kind, path: Path) -> None:
     folder = path
     if kind == "jobs":
-        folder = shelf.runs / (JobText(_text(path)).get(("config", "name")) or ".")
+        folder = shelf.runs / (JobText(text_of(path)).get(("config", "name")) or ".")
     if kind != "datasets":
         for lock in (folder / LOCK, *folder.glob(f"*/{LOCK}")):
             state = read_lock(lock.parent)
@@ -181,7 +190,7 @@ def _user_of(shelf: Shelf, path: Path) -> str:
     """What runs or waits, and names a path or something in it; empty: nothing."""
     for run in list_runs(shelf.runs):
         if run.status is RunStatus.RUNNING and run.config:
-            texts = JobText(_text(run.config)).leaves().values()
+            texts = JobText(text_of(run.config)).leaves(in_lists=True).values()
             if any(_within(text, path) is not None for text in texts):
                 return f"the run {run.name}"
     for entry in Queue(queue_folder(shelf.runs)).now():
@@ -211,26 +220,39 @@ def delete(shelf: Shelf, kind: Kind, name: str) -> Trashed:
     """Moves it into the trash. Raises UserError or RunError."""
     home = shelf.home(kind)
     with _alone(shelf, kind, name) as path:
+        _tidy(shelf, kind)
         size, files = size_of(path)
-        entry = moment_name()
-        item = home / TRASH / entry / path.name
-        item.parent.mkdir(parents=True)
         place = path.relative_to(home).as_posix()
-        trashed = Trashed(entry, place, size, files, run_files.utc_now())
-        write_json(home / TRASH / f"{entry}.json", trashed._asdict())
-        os.rename(path, item)
-    return trashed
+        one = Trashed(moment_name(), place, size, files, run_files.utc_now())
+        record = json.dumps(one._asdict(), indent=2)
+        record_file = home / TRASH / f"{one.entry}.json"
+        do([Step(path, record_file, record), Step(path, _item(shelf, kind, one))])
+    return one
 
 
 def trashed(shelf: Shelf, kind: Kind) -> list[Trashed]:
     """What can be restored, the latest first."""
-    found = []
+    known = _records(shelf, kind)
+    return [one for one in known.values() if _item(shelf, kind, one).exists()]
+
+
+def _records(shelf: Shelf, kind: Kind) -> dict[Path, Trashed]:
+    known = {}
     for record in sorted((shelf.home(kind) / TRASH).glob("*.json"), reverse=True):
         with suppress(TypeError):  # a record of something else
-            one = Trashed(**read_object(record))
-            if _item(shelf, kind, one).exists():
-                found.append(one)
-    return found
+            known[record] = Trashed(**read_object(record))
+    return known
+
+
+def _tidy(shelf: Shelf, kind: Kind) -> None:
+    """Removes the records of what is not in the trash: it was restored, or a kill came
+    before it was moved."""
+    for record, one in _records(shelf, kind).items():
+        if not _item(shelf, kind, one).exists():
+            with suppress(OSError):  # never made, or it holds something else
+                record.with_suffix("").rmdir()
+            with only_tidy(record, "records of what is not in the trash stay there"):
+                record.unlink()
 
 
 def _item(shelf: Shelf, kind: Kind, one: Trashed) -> Path:
@@ -240,27 +262,20 @@ def _item(shelf: Shelf, kind: Kind, one: Trashed) -> Path:
 def restore(shelf: Shelf, kind: Kind, name: str) -> Path:
     """Moves the latest of a name, or that of an entry, back to its place. Raises
     UserError or RunError."""
-    with folder_lock(shelf.home(kind)):
-        return _restore(shelf, kind, name)
-
-
-def _restore(shelf: Shelf, kind: Kind, name: str) -> Path:
-    known = trashed(shelf, kind)
-    one = next((one for one in known if name in (one.entry, one.name)), None)
-    stems = [one for one in known if kind == "jobs" and Path(one.name).stem == name]
-    one = one or next(iter(stems), None)
-    if one is None:
-        there = ", ".join(one.name for one in known) or "nothing"
-        raise UserError(f"{name!r}: is not in the trash. In it: {there}.")
-    item, target = _item(shelf, kind, one), shelf.home(kind) / one.name
-    if os.path.lexists(target):
-        write = command(kind, "rename", Path(one.name).stem, "NEW_NAME")
-        raise UserError(f"{target}: is there again. Rename it first: {write}")
-    with os_error_as_run_error(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(item, target)
-        (item.parent.parent / f"{one.entry}.json").unlink()
-        item.parent.rmdir()
+    with _locked(shelf.home(kind)):
+        known = trashed(shelf, kind)
+        one = next((one for one in known if name in (one.entry, one.name)), None)
+        stems = [one for one in known if kind == "jobs" and Path(one.name).stem == name]
+        one = one or next(iter(stems), None)
+        if one is None:
+            there = ", ".join(one.name for one in known) or "nothing"
+            raise UserError(f"{name!r}: is not in the trash. In it: {there}.")
+        target = shelf.home(kind) / one.name
+        if os.path.lexists(target):
+            write = command(kind, "rename", Path(one.name).stem, "NEW_NAME")
+            raise UserError(f"{target}: is there again. Rename it first: {write}")
+        do([Step(_item(shelf, kind, one), target)])
+        _tidy(shelf, kind)
     return target
 
 
@@ -269,9 +284,12 @@ def _restore(shelf: Shelf, kind: Kind, name: str) -> Path:
 
 def _free(shelf: Shelf, kind: Kind, new: str, suffix: str = "") -> Path:
     """The path of a new name. Raises UserError where it cannot be one or is taken."""
-    fault = folder_name_error(new)
+    fault = job_name_error(new)
     if fault or new.startswith("."):
         raise UserError(f"{new!r} {fault or 'is hidden. Begin with a letter.'}")
+    stem, ending = os.path.splitext(new)
+    if ending.lower() in CONFIG_SUFFIXES:
+        raise UserError(f"{new!r} is the name of a file. Write {stem!r}.")
     path = shelf.home(kind) / f"{new}{suffix}"
     if os.path.lexists(path):
         raise UserError(f"{path}: is there already. Give another name.")
@@ -282,109 +300,151 @@ def rename(shelf: Shelf, kind: Kind, name: str, new: str) -> Path:
     """Gives it a new name, and returns its path. A run's files and its job get the new
     name too, and jobs that name its folder are corrected. Raises UserError or
     RunError."""
-    path, home = find(shelf, kind, name), shelf.home(kind)
-    target = _free(shelf, kind, new, path.suffix if kind == "jobs" else "")
-    if path.parent != home:
-        raise UserError(f"{path}: is one of several processes of a job. Rename the job")
-    if kind == "jobs":
-        return _rename_job(shelf, name, path, target)
-    with _alone(shelf, kind, name):
-        if kind == "runs":
-            _rename_run(shelf, path, new)
-        os.rename(path, target)
-    own = queue_folder(shelf.runs).parent
-    if kind == "datasets":
-        for folder in ("datasets", "lint"):
-            with suppress(FileNotFoundError):
-                os.rename(
-                    own / folder / f"{path.name}.json", own / folder / f"{new}.json"
-                )
-    _correct(shelf, path, target)
-    return target
-
-
-def _rename_job(shelf: Shelf, name: str, path: Path, target: Path) -> Path:
-    job = JobText(_text(path))
-    if job.get(("config", "name")) == path.stem:
-        if (shelf.runs / path.stem / run_files.STATUS).is_file():
-            write = command("runs", "rename", path.stem, target.stem)
+    with _alone(shelf, kind, name) as path:
+        if path.parent != shelf.home(kind):
             raise UserError(
-                f"{path}: the run {path.stem} goes on with it. Rename both: {write}"
+                f"{path}: is one of several processes of a job. Rename the job"
             )
-        job = _named(job, target.stem, path)
-    with _alone(shelf, "jobs", name):
-        write_text(target, job.text)
-        path.unlink()
+        target = _free(shelf, kind, new, path.suffix if kind == "jobs" else "")
+        before = {"runs": _of_run, "datasets": _of_dataset, "jobs": _of_job}[kind]
+        do([*before(shelf, path, target), Step(path, target)])
     return target
 
 
-def _named(job: JobText, new: str, path: Path) -> JobText:
-    try:
-        return job.set(job.path(NAME), new, is_text=True)
-    except ValueError as error:
-        raise UserError(f"{path}: its name cannot be changed: {error}") from error
-
-
-def _rename_run(shelf: Shelf, folder: Path, new: str) -> None:
-    """The name within the folder of a run. Repeated after a kill it does what is
-    left."""
-    old = folder.name
-    status, config = run_files.read_status(folder), folder / run_files.CONFIG
-    if status.get("name") not in (old, new) or not config.is_file():
+def _of_job(shelf: Shelf, path: Path, target: Path) -> list[Step]:
+    """What changes before a job file has its new name."""
+    job = JobText(text_of(path))
+    if job.get(job.path(NAME)) != path.stem:
+        return []
+    if (shelf.runs / path.stem / run_files.STATUS).is_file():
+        write = command("runs", "rename", path.stem, target.stem)
         raise UserError(
-            f"{folder}: the run in it is called {status.get('name')!r}, or has no saved job. It cannot be renamed."
+            f"{path}: the run {path.stem} goes on with it. Rename both: {write}"
         )
-    of_job = [shelf.jobs / f"{old}{suffix}" for suffix in CONFIG_SUFFIXES]
-    jobs = [config, *filter(Path.is_file, of_job)]
-    texts = {path: JobText(_text(path)) for path in jobs}
-    texts = {
-        path: _named(job, new, path)
-        for path, job in texts.items()
-        if job.get(job.path(NAME)) in (old, new)
-    }
-    if config not in texts:
-        raise UserError(f"{config}: its name is not {old!r}. Give the job a new name.")
-    for path in texts:
+    return [Step(path, path, _with(job, path, NAME, target.stem).text)]
+
+
+def _of_dataset(shelf: Shelf, path: Path, target: Path) -> list[Step]:
+    """What changes before a dataset has its new name: jobs that name it, and what the
+    page keeps of it."""
+    steps = _correct(shelf, path, target)
+    own = queue_folder(shelf.runs).parent
+    for kept in (own / "datasets", own / "lint"):
+        file, of_new = (kept / f"{one.name}.json" for one in (path, target))
+        if file.is_file() and of_new.exists():  # of one that was deleted
+            place = own / "trash" / kept.name / target.name / f"{moment_name()}.json"
+            steps.append(Step(of_new, place))
+        if file.is_file():
+            steps.append(Step(file, of_new))
+    return steps
+
+
+def _of_run(shelf: Shelf, folder: Path, target: Path) -> list[Step]:
+    """What changes before a run's folder has its new name: the name in it and in its
+    job, then the names of the files."""
+    old, new = folder.name, target.name
+    state, config = folder / run_files.STATUS, folder / run_files.CONFIG
+    called = read_object(state).get("name")
+    is_saved = config.is_file() and not config.is_symlink()
+    if called not in (old, new) or not is_saved:
+        write = command("runs", "rename", old, str(called))
+        raise UserError(
+            f"{folder}: the run in it is called {called!r}, or has no saved job. If it was to be renamed so: {write}"
+        )
+    files = {*_files_of(folder, old)}
+    if called == new:  # a kill came before: some of them have the new name
+        files -= {*_files_of(folder, new)}
+    moves = {file: f"{new}{file.name.removeprefix(old)}" for file in sorted(files)}
+    names = {file.name: name for file, name in moves.items()}
+    edited = {}
+    for path in (
+        config,
+        *(shelf.jobs / f"{old}{suffix}" for suffix in CONFIG_SUFFIXES),
+    ):
+        job = JobText(text_of(path) if path.is_file() else "")
+        if job.get(job.path(NAME)) not in (old, new):
+            continue
+        edited[path.resolve()] = _with(job, path, NAME, new)
         if path != config:
-            _free(shelf, "jobs", new, path.suffix)
             _require_unused(shelf, path)
-    saved = run_files.step_files(folder, old).values()
+            moves[path] = f"{new}{path.suffix}"
+    if config.resolve() not in edited:
+        raise UserError(f"{config}: its name is not {old!r}. Give the job a new name.")
+    steps = _correct(shelf, folder, target, edited, names)
+    measured = folder / MEASURED
+    if measured.is_file():
+        begins = re.compile(rf'"(?!{re.escape(new)}[_.]){re.escape(old)}(?=[_.])')
+        text = begins.sub(lambda _: f'"{new}', text_of(measured))
+        steps.append(Step(measured, measured, text))
+    told = json.dumps(read_object(state) | {"name": new}, indent=2)
+    moved = [Step(file, file.with_name(name)) for file, name in moves.items()]
+    for file, to, *_ in moved:  # the job that it began with
+        told = told.replace(_in_json(file), _in_json(to))
+    return [*steps, Step(state, state, told), *moved]
+
+
+def _in_json(path: Path) -> str:
+    return json.dumps(str(path.absolute()))
+
+
+def _files_of(folder: Path, name: str) -> list[Path]:
+    saved = run_files.step_files(folder, name).values()
     files = [file for files in saved for file in files]
-    for stem in (old, run_files.best_stem(old)):
+    for stem in (name, run_files.best_stem(name)):
         files += run_files.final_files(folder, stem)
-    files += run_files.workflow_files(folder, old)
-    files += folder.glob(f"{old}_blocks_*.safetensors")
-    for file in files:
-        os.rename(file, file.with_name(new + file.name.removeprefix(old)))
-    if (folder / MEASURED).is_file():
-        text = (folder / MEASURED).read_text(encoding="utf-8")
-        begins = re.compile(rf'"{re.escape(old)}(?=[_.])')
-        write_text(folder / MEASURED, begins.sub(lambda _: f'"{new}', text))
-    for path, job in texts.items():
-        write_text(path, job.text)
-        if path != config:
-            os.rename(path, path.with_name(f"{new}{path.suffix}"))
-    write_json(folder / run_files.STATUS, status | {"name": new})
+    return files + run_files.workflow_files(folder, name)
 
 
-def _correct(shelf: Shelf, old: Path, new: Path) -> None:
-    """Writes the new path into all jobs, and copies of jobs, that name the old one."""
-    copies = [run.config for run in list_runs(shelf.runs) if run.config]
+def _correct(
+    shelf: Shelf,
+    old: Path,
+    new: Path,
+    edited: Mapping[Path, JobText] = MappingProxyType({}),
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> list[Step]:
+    """All jobs, and copies of jobs, that name a path, with the new one.
+
+    edited: those that have changed already. names: files in the folder, and their new
+    names.
+    """
+    copies = [
+        run.config
+        for run in list_runs(shelf.runs)
+        if run.config and not run.config.is_symlink()
+    ]
     jobs = [path for path in shelf.jobs.glob("*") if _exists(path, "jobs")]
-    for path in (*copies, *jobs):
-        job = JobText(_text(path))
-        for key, text in job.leaves().items():
-            rest = _within(text, old)
-            if rest is None:
-                continue
-            first, *others = rest.split(os.sep)
-            if not (new / first).exists():  # a file of the run had its name
-                first = new.name + first.removeprefix(old.name)
-            place = new.absolute() if os.path.isabs(text) else new
-            with suppress(ValueError):  # an alias: it is left, and the check says so
-                job = job.set(key, str(Path(place, first, *others)), is_text=True)
-        if job.text != _text(path):
-            write_text(path, job.text)
+    steps = []
+    for path in sorted({path.resolve() for path in (*copies, *jobs)}):
+        text = text_of(path)
+        job = edited.get(path) or JobText(text)
+        for key, value in job.leaves(in_lists=True).items():
+            rest = _within(value, old)
+            if rest is not None:
+                first, *others = rest.split(os.sep)
+                is_whole = os.path.isabs(os.path.expanduser(value))
+                place = new.absolute() if is_whole else new
+                place = Path(place, names.get(first, first), *others)
+                job = _with(job, path, key, str(place))
+        if job.text != text:
+            steps.append(Step(path, path, job.text))
+    return steps
+
+
+def _with(
+    job: JobText, path: Path, key: str | KeyPath, value: str, is_text: bool = True
+) -> JobText:
+    """The job of a file with another value. Raises UserError where an edit would change
+    more, at an alias say."""
+    place = job.path(key) if isinstance(key, str) else key
+    if job.get(place) == value:
+        return job
+    try:
+        return job.set(place, value, is_text)
+    except ValueError as error:
+        name = ".".join(map(str, place))
+        raise UserError(
+            f"{path}: {name} cannot be changed without another value. Write {value} there by hand, then do this again."
+        ) from error
 
 
 # ------------------------------------------------------------ further on
@@ -393,21 +453,25 @@ def _correct(shelf: Shelf, old: Path, new: Path) -> None:
 def clone(shelf: Shelf, kind: Kind, name: str, new: str) -> Path:
     """A copy of a dataset, or a job file with the settings of a run or a job, under a
     new name. Raises UserError or RunError."""
-    path = find(shelf, kind, name)
-    if kind == "datasets":
-        target = _free(shelf, kind, new)
-        with os_error_as_run_error(target):
-            shutil.copytree(path, target)  # refuses a folder that is there by now
-        return target
-    saved = path / run_files.CONFIG if kind == "runs" else path
-    if not saved.is_file():
-        raise UserError(f"{path}: has no saved job.")
-    job = _named(JobText(_text(saved)), new, saved)
-    with os_error_as_run_error(shelf.jobs):
-        shelf.jobs.mkdir(parents=True, exist_ok=True)
-    with folder_lock(shelf.jobs):
+    with _locked(shelf.datasets if kind == "datasets" else shelf.jobs):
+        path = find(shelf, kind, name)
+        if kind == "datasets":
+            target = _free(shelf, kind, new)
+            do([Step(path, target, copies=True)])
+            return target
+        saved = path / run_files.CONFIG if kind == "runs" else path
+        if not saved.is_file():
+            raise UserError(f"{path}: has no saved job.")
+        text = text_of(saved)
+        before, is_lost, _ = text.partition(REDACTED)
+        if kind == "runs" and is_lost:
+            raise UserError(
+                f"{saved}:{before.count(chr(10)) + 1}: a secret of the job stood here, and is not saved. Write "
+                "${NAME} there, and set the variable NAME, then do this again."
+            )
+        job = _with(JobText(text), saved, NAME, new)
         target = _free(shelf, "jobs", new, ".yaml" if kind == "runs" else path.suffix)
-        write_text(target, job.text)
+        do([Step(saved, target, job.text)])
     return target
 
 
@@ -416,24 +480,22 @@ def longer(shelf: Shelf, name: str, steps: str) -> list[str]:
     that says the same. Returns the words after `run.py` that go on with it."""
     with _alone(shelf, "runs", name) as folder:
         run = read_run(folder)
-        if run.config is None:
+        if run.config is None or run.config.is_symlink():
             raise UserError(f"{folder}: has no saved job.")
-        saved = JobText(_text(run.config))
-        at = saved.path(STEPS)
-        old = saved.data(at)
-        if not (steps.isascii() and steps.isdigit() and len(steps) < 10) or not (
-            type(old) is int and int(steps) > max(old, run.step or 0)
-        ):
-            raise UserError(f"{steps}: give a number of steps above {old or run.step}.")
-        files = [run.config]
-        files += [shelf.jobs / f"{folder.name}{suffix}" for suffix in CONFIG_SUFFIXES]
-        for path in filter(Path.is_file, files):
-            job = JobText(_text(path))
+        saved = JobText(text_of(run.config))
+        old, done = saved.data(saved.path(STEPS)), run.step or 0
+        is_number = steps.isascii() and steps.isdigit() and len(steps) < 10
+        # the same number: the first time a kill came before the end
+        if not (is_number and type(old) is int and int(steps) >= max(old, done + 1)):
+            raise UserError(f"{steps}: give a number of steps above {old or done}.")
+        edits = []
+        jobs = (shelf.jobs / f"{folder.name}{suffix}" for suffix in CONFIG_SUFFIXES)
+        for path in filter(Path.is_file, (*jobs, run.config)):
+            job = JobText(text_of(path))
             is_same = job.get(job.path(NAME)) == saved.get(saved.path(NAME))
             if is_same and job.data(job.path(STEPS)) == old:
-                try:
-                    write_text(path, job.set(job.path(STEPS), steps, False).text)
-                except ValueError as error:
-                    raise UserError(f"{path}: {error}. Change it by hand.") from error
+                text = _with(job, path, STEPS, steps, is_text=False).text
+                edits.append(Step(path.resolve(), path.resolve(), text))
+        do(edits)
     # the rates of a schedule depend on the number of steps
     return [str(run.config.absolute()), "--allow-change"]

@@ -145,7 +145,6 @@ class TrySettings:
             }
             rows.append({k: v for k, v in values.items() if v not in (None, "", [])})
         path = self.run.folder / COMPARED / PROMPTS
-        path.parent.mkdir(exist_ok=True)
         text = yaml.safe_dump({"samples": rows}, allow_unicode=True, sort_keys=False)
         write_text(path, text)
         return path
@@ -165,7 +164,7 @@ def settings_of(run: RunInfo) -> TrySettings | None:
     return TrySettings(
         run=run,
         files=tuple(saved),
-        pictures=tuple(section.sample_pictures()),
+        pictures=tuple(section.pictures_alone()),
         trigger_word=section.trigger_word,
         least_controls=family.min_references,
         most_controls=family.max_references,

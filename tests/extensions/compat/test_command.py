@@ -388,8 +388,10 @@ IMAGES = """python src/musubi_tuner/qwen_image_generate_image.py --dit model/tra
         ),
         (
             "python qwen_image_generate_image.py --dit model --prompt x --save_path out --lycoris --no_metadata "
-            "--lora_weight a.safetensors b.safetensors --lora_multiplier 0.5 --blocks_to_swap 8 --rcm_threshold 0.2",
-            "# --rcm_threshold: control images are not masked while an image is generated.\n"
+            "--lora_weight a.safetensors b.safetensors --lora_multiplier 0.5 --blocks_to_swap 8 --rcm_threshold 0.2 "
+            "--stpes 3",
+            "# --rcm_threshold: generate has no such flag.\n"
+            "# --stpes: generate has no such flag. Did you mean '--steps'?\n"
             "python run.py generate --model model --prompt x --output out --metadata false --lora a.safetensors:0.5 "
             "b.safetensors --blocks-to-swap 8 --height 256 --width 256 --steps 25 --cfg 4.0\n",
         ),

@@ -336,11 +336,11 @@ LENGTHS = (
 @pytest.mark.parametrize(
     ("lines", "data", "section", "expected"),
     [
-        (LENGTHS, "", "train", {"epochs": 3, "step_limit": 2, "gradient_accumulation": 4}),  # in optimizer steps
+        (LENGTHS, "", "train", {"epochs": None, "steps": 2, "gradient_accumulation": 4}),  # in optimizer steps
         (LENGTHS, "", "save", {"save_every": 13}),
         (LENGTHS, "", "sample", {"sample_every": 65}),
         (LENGTHS, "", "logging", {"log_every": 1}),
-        (["max_steps: 7"], "", "train", {"steps": 7, "epochs": None, "step_limit": None}),
+        (["max_steps: 7"], "", "train", {"steps": 7, "epochs": None}),
         ([], "", "train", {"epochs": 1}),
         (['lr: "1e-5"'], "", "train", {"lr": 1e-5}),
         (["lr: 5e-7"], "", "train", {"lr": 5e-7}),
@@ -475,6 +475,12 @@ def test_the_rate_falls_where_the_length_of_a_stream_is_known(
         found.steps[0]["train"]["lr_scheduler"] == "CosineAnnealingLR"
         and not found.warnings
     )
+
+
+def test_the_number_of_batches_is_the_length_of_a_step(read) -> None:
+    found = read(step("train_vae: true", "n_epochs: 3", "max_steps: 9"))
+    [line] = [line for line in found.warnings if "n_epochs" in line]
+    assert line.endswith("has no effect: 'max_steps: 9' is the length of step 'one'.")
 
 
 def test_each_step_may_have_a_dataset_of_its_own(read) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import get_args
 
 import pytest
@@ -13,7 +14,6 @@ from extensions.compat.fluxflow_keys import (
     guide_flags,
     keys,
     names_in,
-    page_rows,
     split_flags,
     tables,
 )
@@ -62,6 +62,19 @@ def test_defaults_are_the_guides() -> None:
         "webdataset_caption_key": "prompt", "webdataset_label_key": "json",
     }  # fmt: skip
     assert {name: keys()[name].default for name in guides} == guides
+
+
+def page_rows() -> Iterator[str]:
+    """The rows of the table in docs/coming_from_fluxflow.md."""
+    for name, key in keys().items():
+        flag = f"`--{name}`" if key.is_flag else ""
+        default = "" if key.default is None else str(key.default)
+        if key.kind == "switch":
+            default = default.lower()
+        places = ", ".join(
+            "a step" if place == STEPS else f"`{place}`" for place in key.places
+        )
+        yield f"| `{name}` | {flag} | {places} | {default} | {key.here} |"
 
 
 def test_the_page_has_the_table() -> None:

@@ -40,6 +40,21 @@ FILES = {
         "output_dir = 'a'\ndataset = 'b.toml'\nepochs = 1\n[model]\ntype = 'qwen_image'\n",
         "1:1",
     ),
+    "diffusion-pipe, datasets": (
+        "data.toml",
+        "resolutions = [1024]\nenable_ar_bucket = true\n[[directory]]\npath = 'a'\n",
+        "1:1",
+    ),
+    "diffusion-pipe, command": (
+        "train.sh",
+        "deepspeed --num_gpus=1 train.py --deepspeed --config main.toml\n",
+        "1:24",
+    ),
+    "OneTrainer, command": (
+        "train.sh",
+        "python scripts/train.py --config-path preset.json\n",
+        "1:8",
+    ),
     "FlyMyAI": (
         "fly.yaml",
         "pretrained_model_name_or_path: a\ndata_config:\n  img_dir: b\n  caption_type: txt\n"
@@ -106,6 +121,37 @@ def test_one_line_says_whose_it_is_and_where_its_keys_are_explained(
         and program in line
         and line.endswith(SAYS)
     )
+
+
+def test_a_config_of_axolotl_is_refused_in_one_line(mistakes) -> None:
+    text = (
+        "base_model: a/b\ndatasets:\n  - {path: c/d, type: alpaca}\n"
+        "adapter: lora\nlora_r: 16\nlora_alpha: 32\nsequence_len: 2048\n"
+        "micro_batch_size: 2\noutput_dir: out\n"
+    )
+    assert mistakes(text) == [
+        "1:1: is a config of axolotl, which trains language models, and is not read."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("job", "kind"),
+    [
+        ("train", "slider"),
+        ("extension", "concept_slider"),
+        ("extension", "ultimate_slider_trainer"),
+    ],
+)
+def test_a_slider_of_ai_toolkit_is_refused_in_one_line(
+    mistakes, job: str, kind: str
+) -> None:
+    more = "  device: cuda:0\n" if job == "train" else ""
+    text = (
+        f"job: {job}\nconfig:\n  name: slide\n{more}  process:\n    - type: {kind}\n"
+        "      network: {type: lierla, linear: 8}\n      slider: {targets: []}\n"
+    )
+    (line,) = mistakes(text, find=discover().find_config)
+    assert f"process[0].type: {kind!r} is ai-toolkit's training of sliders" in line
 
 
 def test_it_ends_with_exit_code_2(tmp_path: Path, run_py: Callable[..., Any]) -> None:

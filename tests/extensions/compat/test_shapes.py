@@ -172,3 +172,103 @@ def test_arguments_without_effect_are_warnings(load) -> None:
 def test_what_is_wrong_is_said_at_its_place(faults, lines: str, message: str) -> None:
     (found,) = faults(lines)
     assert found.startswith(message)
+
+
+STREAMED = "url: a.tar"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "of_all", "kept"),
+    [
+        ("cache_latents_to_disk: true", "", (True, True)),
+        ("cache_latents_to_disk: false", "", (False, True)),
+        ("cache_latents: false, cache_latents_to_disk: true", "", (False, True)),
+        (
+            "cache_latents_to_disk: true, cache_text_embeddings: false",
+            "",
+            (True, False),
+        ),
+        ("cache_latents_to_disk: false", "false", (False, False)),
+        ("cache_text_embeddings: true", "false", (True, True)),
+        ("cache: latents", "true", (True, False)),
+        ("shuffle_tokens: true, cache_latents_to_disk: true", "", (True, False)),
+        ("shuffle_tokens: true, cache_latents_to_disk: 'no'", "", (False, False)),
+        (f"{STREAMED}, cache_latents: true", "", (False, False)),
+        (f"{STREAMED}, cache_latents_to_disk: true", "", (True, False)),
+        (f"{STREAMED}, cache_latents: false", "true", (False, True)),
+    ],
+)
+def test_three_switches_are_what_outlives_the_run(
+    section, dataset: str, of_all: str, kept: tuple[bool, bool]
+) -> None:
+    place = "" if STREAMED in dataset else "folder_path: photos, "
+    lines = [f"datasets: [{{{place}{dataset}}}]"]
+    lines += [f"train: {{cache_text_embeddings: {of_all}}}"] * bool(of_all)
+    found = section(*lines).datasets[0]
+    assert (found.keeps("latents"), found.keeps("text")) == kept
+
+
+@pytest.mark.parametrize(
+    ("dataset", "fault"),
+    [
+        ("cache_latents: maybe", "cache_latents: 'maybe' is not true or false."),
+        (
+            "cache: text, cache_latents_to_disk: true",
+            "cache_latents_to_disk: 'cache_latents_to_disk' and 'cache' mean the same, but",
+        ),
+        (
+            "cache_text_embeddings: true, shuffle_tokens: true",
+            "cache_text_embeddings: keeps text embeddings, and with 'shuffle_tokens: true'",
+        ),
+        (
+            "cache: text, shuffle_tokens: true",
+            "cache: keeps text embeddings, and with 'shuffle_tokens: true' a caption changes",
+        ),
+    ],
+)
+def test_switches_that_contradict_are_an_error(
+    faults, dataset: str, fault: str
+) -> None:
+    (found,) = faults(f"datasets: [{{folder_path: photos, {dataset}}}]")
+    assert found.startswith(f"datasets[0].{fault}")
+
+
+@pytest.mark.parametrize(
+    ("line", "params", "told"),
+    [
+        ("lr_scheduler: Polynomial, lr_scheduler_power: '2'", {"power": 2}, ""),
+        ("lr_scheduler: rex, lr_scheduler_min_lr_ratio: 0", {"min_lr_ratio": 0}, ""),
+        (
+            "lr_scheduler: cosine_with_restarts, lr_scheduler_num_cycles: 3, lr_scheduler_power: 1.0",
+            {"num_cycles": 3},
+            "",
+        ),
+        (
+            "lr_scheduler: cosine_with_restarts, lr_scheduler_num_cycles: 3, "
+            "lr_scheduler_params: {num_warmup_steps: 5}",
+            {"num_cycles": 3, "num_warmup_steps": 5},
+            "",
+        ),
+        ("lr_scheduler_num_cycles: 1, lr_scheduler_timescale: 0", {}, ""),
+        ("lr_scheduler: cosine, lr_scheduler_min_lr_ratio: ", {}, "has no value"),
+        (
+            "lr_scheduler: cosine, lr_scheduler_power: 2",
+            {},
+            "train.lr_scheduler_power: has no effect: lr_scheduler cosine ignores it.",
+        ),
+    ],
+)
+def test_options_of_a_schedule_are_its_parameters(
+    load, line: str, params: dict, told: str
+) -> None:
+    job = load(trainer(f"train: {{{line}}}"))
+    assert job.processes[0].section.train.lr_scheduler_params == params
+    assert bool(job.warnings) == bool(told)
+    assert all(told in warning for warning in job.warnings)
+
+
+def test_an_option_and_a_parameter_that_differ_are_an_error(faults) -> None:
+    (found,) = faults(
+        "train: {lr_scheduler: polynomial, lr_scheduler_power: 2, lr_scheduler_params: {power: 3}}"
+    )
+    assert "mean the same" in found

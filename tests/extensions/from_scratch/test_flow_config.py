@@ -124,6 +124,10 @@ RANDOM_FROZEN = {"text_encoder": {"train": False}}
             "train.assistant: needs an adapter beside which the file works, and this trains a model. Remove it.",
         ),
         (
+            {"sample": {"prompts": ["a"], "lora": "someone/adapter"}},
+            "sample.lora: needs an adapter beside which the file works",
+        ),
+        (
             {"sample": {"prompts": ["a"], "vae_path": "fix.safetensors"}},
             "sample.vae_path: is for models of the Qwen-Image family, and this model has an autoencoder of its own.",
         ),

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from extensions.from_scratch.autoencoders import load_autoencoder, measure_latents
-from extensions.from_scratch.joint import JointBatch, JointLoader, JointStep
+from extensions.from_scratch.joint import JointLoader, JointStep
 from tests.extensions.from_scratch.conftest import SMALL, load_pixels_of
-from tests.toolkit.data.shard_server import png, write_shard, write_tar
+from tests.toolkit.data.shard_server import write_shard
 from toolkit.errors import UserError
 
 ALONG = {
@@ -248,39 +248,6 @@ def test_both_from_nothing_go_on_to_the_same_bytes(
         == scale_of(whole / "start")
         != scale_of(whole / "job")
     )
-
-
-@pytest.mark.slow
-def test_a_damaged_image_of_a_stream_counts_in_no_loss(
-    start, flow_job, tmp_path: Path, monkeypatch
-) -> None:
-    write_shard(tmp_path / "0.tar", 3, size=(32, 32))
-    image = png((9, 9, 9), (32, 32))
-    broken = {
-        "a.png": image[:50] + b"????" + image[54:],
-        "a.json": b'{"prompt": "broken"}',
-    }
-    write_tar(tmp_path / "1.tar", broken)
-    seen: dict[str, list[float]] = {}
-    call = JointStep.backward
-
-    def watched(self: JointStep, batch: JointBatch, backward):
-        of_flow = self.encoded(batch)
-        for name, weight, other in zip(
-            batch.names, batch.pixels.loss_weight_B, of_flow.loss_weight_B, strict=True
-        ):
-            seen.setdefault(name.rpartition("/")[2], []).extend(
-                [float(weight), float(other)]
-            )
-        return call(self, batch, backward)
-
-    monkeypatch.setattr(JointStep, "backward", watched)
-    webdataset = {"window": 4, "max_unreadable": 0.5}
-    dataset = {"url": f"{tmp_path}/*.tar", "resolution": 32, "webdataset": webdataset}
-    start(flow_job(Path(), autoencoder={}, datasets=[dataset], train={"steps": 4}))
-    assert seen.pop("a") == [0.0] * 4 and {
-        weight for weights in seen.values() for weight in weights
-    } == {1.0}
 
 
 @pytest.mark.parametrize(

@@ -154,16 +154,6 @@ def test_what_a_run_is_too_short_for_is_told(vae_job, pictures: Path) -> None:
     assert "too" not in notes and "never" not in notes and "no effect" not in notes
 
 
-def test_the_share_of_the_start_in_the_average_is_told(vae_job, pictures: Path) -> None:
-    notes = plan(
-        vae_job, pictures, train={"ema_config": {"use_ema": True, "ema_decay": 0.5}}
-    ).notes
-    assert (
-        "EMA 0.5: weight of the initial parameters in the saved average: 0.5 % at step 4"
-        in notes
-    )
-
-
 def test_captions_are_not_missed(vae_job, pictures: Path) -> None:
     assert not any("empty prompt" in note for note in plan(vae_job, pictures).notes)
 

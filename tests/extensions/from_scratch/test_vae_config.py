@@ -144,6 +144,10 @@ def test_the_discriminators_own_defaults_are_those_of_an_adamw_without_arguments
 
 def test_a_run_may_end_by_any_number_that_it_logs(load: Load) -> None:
     assert load(stop_when={"metric": "loss_l1", "below": 0.02}).stop_when is not None
+    stop = {"metric": "validation/loss"}
+    assert load(stop_when=stop, validation={"fraction": 0.5, "every": 2}).stop_when
+    with pytest.raises(ConfigErrors, match="needs the section 'validation'"):
+        load(stop_when=stop)
     logged = set(
         load(
             discriminator={}, losses={"reconstruction": 1, "contrast": 0.1}

@@ -72,12 +72,6 @@ def test_what_a_run_leaves(
     assert len(pairs) == 6 and {Image.open(pair).size for pair in pairs} == {
         (2 * 34, 30)
     }
-    [memory] = [
-        event for event in lines(folder / "events.jsonl") if event["event"] == "memory"
-    ]
-    assert (
-        0.4e9 < memory["predicted_bytes"] < 0.5e9 and memory["measured_bytes"] > 10**8
-    )
     assert "PSNR" in said and "validation: 2 images held out" in said
 
 

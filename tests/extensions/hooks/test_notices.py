@@ -44,6 +44,7 @@ class Server(QuietHandler):
         self.end_headers()
 
     def do_GET(self) -> None:
+        self.posted.append({"event": "a redirect was followed"})
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -77,16 +78,20 @@ def posts(run: Run, callback: WebhookCallback | CommandCallback) -> None:
 
 @pytest.mark.slow
 def test_a_command_and_a_server_are_told_of_a_whole_run(
-    server, trainer, make_pictures, write_job, tmp_path: Path, monkeypatch
+    server, trainer, make_pictures, write_job, tmp_path: Path, monkeypatch, caplog
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ADDRESS", server[0])
+    monkeypatch.setenv("TARGET", "http://127.0.0.1:9/x/planted77")
     section = trainer(
         make_pictures(tmp_path / "photos", "a", "b"),
         train={"steps": 3},
         save={"dtype": "float32", "save_every": 2},
         callbacks=[
-            {"type": "run", "command": "cat >> told; echo >> told", "on": ["end"]},
+            {
+                "type": "run",
+                "command": "cat >> told; echo >> told; echo ${TARGET} >&2; exit 3",
+                "on": ["end"],
+            },
             {"type": "webhook", "url": server[0]},
             {"type": "webhook", "url": server[0], "on": ["encoded", "start"]},
         ],
@@ -104,7 +109,10 @@ def test_a_command_and_a_server_are_told_of_a_whole_run(
     assert first["files"] == [str(folder / "job_000000002.safetensors")]
     assert first["text"] == first["content"] == "job: saved step 2 of 3"
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert [path for path in files if b"swordfish" in path.read_bytes()] == []
+    secrets = (b"swordfish", b"planted77")
+    assert not [p for p in files if any(one in p.read_bytes() for one in secrets)]
+    assert "the command ended with 3 <redacted>" in redact_text(caplog.text)
+    assert "${TARGET}" in (folder / "config.yaml").read_text()
 
 
 def warned(caplog: pytest.LogCaptureFixture) -> str:
@@ -118,8 +126,8 @@ def warned(caplog: pytest.LogCaptureFixture) -> str:
     [
         (404, "answers 404 as asked"),
         (500, "answers 500 as asked"),
-        (302, "has moved this address"),
-        (307, "answers 307 as asked"),
+        (302, "has moved this address (302): give the new one"),
+        (307, "has moved this address (307): give the new one"),
     ],
 )
 def test_a_server_that_refuses_is_reported_once_without_its_address(
@@ -150,9 +158,9 @@ def test_a_server_that_is_not_there_or_does_not_answer_is_reported_once(
     ("command", "told"),
     [
         ("echo no share >&2; exit 3", "ended with 3 no share"),
-        ("exit 3", "'exit 3' ended with 3"),
+        ("exit 3", "the command ended with 3"),
         ("no_such_command", "not found"),
-        ("sleep 100 & sleep 100", "not done within|timed out"),
+        ("sleep 100 & sleep 100", "not done within 0.05 s"),
         (f"{sys.executable} -c 'import os; os.abort()'", "ended with"),
     ],
 )
@@ -163,7 +171,8 @@ def test_a_command_that_fails_is_reported_once_with_its_last_line(
     if "sleep" in command:
         config = config.model_copy(update={"timeout_s": 0.05})
     posts(run, CommandCallback(config))
-    assert any(words in warned(caplog) for words in told.split("|"))
+    assert told in warned(caplog)
+    assert "exit 3" not in caplog.text
 
 
 def test_a_command_that_reads_nothing_and_leaves_a_process_behind_is_fine(
@@ -193,6 +202,7 @@ def test_an_error_is_told_without_the_secrets_in_it(server, run: Run) -> None:
         ({"url": "https://host:port/x"}, "Write https://HOST/PATH"),
         ({"url": "https://host/a b"}, "Write https://HOST/PATH"),
         ({"url": "file:///etc/passwd"}, "Write https://HOST/PATH"),
+        ({"url": "https://me:word@host/x"}, "Leave out what stands before '@'"),
         (
             {"url": "<redacted>"},
             "a saved job has lost the address. Write 'url: ${WEBHOOK_URL}'",

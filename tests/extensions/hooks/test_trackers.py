@@ -218,13 +218,6 @@ def test_numbers_told_where_a_resume_begins_come_before_those_of_its_first_step(
     assert opened[0].steps == [5, 6]
 
 
-@pytest.mark.parametrize("shown", [True, False])
-def test_settings_are_shown_when_asked_for(run, opened, shown: bool) -> None:
-    run.checkpoint_metadata = {"settings": {"train": {"lr": 1.0}}}
-    tell(run, [], log_config=shown)
-    assert opened[0].run.settings == ({"train": {"lr": 1.0}} if shown else {})
-
-
 def test_all_trackers_are_told(run, opened, result) -> None:
     tell(run, [result(1)], log_with="all")
     assert [tracker.curves["loss/current"] for tracker in opened] == [
@@ -339,7 +332,6 @@ def job_of(
                 "use_wandb": True,
                 "logging_dir": "tb",
                 "log_every": 2,
-                "log_config": True,
                 "wandb_api_key": KEY,
             }
             | {"report": True},

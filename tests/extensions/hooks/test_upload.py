@@ -151,8 +151,9 @@ def test_a_copy_that_broke_off_goes_on_and_lists_no_half_state(
 
     with monkeypatch.context() as patch:
         patch.setattr(copies.fs, "put_file", breaks)
-        with pytest.raises(ConnectionResetError):
-            copies.send()
+        for _ in range(2):
+            with pytest.raises(ConnectionResetError):
+                copies.send()
     bare = tmp_path / "bare"
     Copies(bare, place).fetch_newer_state()
     assert [path.name for path in (bare / "state").iterdir()] == ["step_000000005"]
@@ -165,6 +166,32 @@ def test_a_copy_that_broke_off_goes_on_and_lists_no_half_state(
         )
         copies.send()
     assert sent == ["weights.safetensors"]
+
+
+def test_what_a_killed_process_has_sent_of_a_state_is_removed(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_run(tmp_path / "maya", 5)
+    Copies(folder, place).send()
+    killed = Copies(folder, place)
+    for name in ("state/step_000000007/ema.safetensors", "state/mine/notes.txt"):
+        killed.fs.makedirs(f"{killed.root}/{name}".rpartition("/")[0], exist_ok=True)
+        killed.fs.pipe_file(f"{killed.root}/{name}", b"half")
+    write_run(folder, 9)
+    copies = Copies(folder, place)
+    looks = []
+    real = copies.fs.find
+    with monkeypatch.context() as patch:
+        patch.setattr(copies.fs, "find", lambda root: looks.append(root) or real(root))
+        copies.send()
+        copies.send()
+    assert len(looks) == 1
+    states = {name for name in there(place) if name.startswith("state/")}
+    assert states == {
+        "state/mine/notes.txt",
+        *(n for n in copies.listed if "state/" in n),
+    }
+    assert "state/step_000000009/ema.safetensors" in states
 
 
 def test_a_file_of_the_same_size_and_other_content_is_sent(

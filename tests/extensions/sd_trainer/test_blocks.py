@@ -39,7 +39,6 @@ def section(write_job, trainer, make_pictures, tmp_path: Path):
         ({"gradient_checkpointing": False}, "none"),
         ({"gradient_checkpointing": "Cheap"}, "cheap"),
         ({"gradient_checkpointing": "keep_attention"}, "keep_attention"),
-        ({"gradient_checkpointing_offload": True}, "full_offload"),
         ({"gradient_checkpointing_cpu_offload": True}, "full_offload"),
         (
             {
@@ -55,11 +54,11 @@ def section(write_job, trainer, make_pictures, tmp_path: Path):
             },
             "full",
         ),
-        ({"gradient_checkpointing_offload": False}, "auto"),
+        ({"gradient_checkpointing_cpu_offload": False}, "auto"),
         (
             {
                 "gradient_checkpointing": "full_offload",
-                "gradient_checkpointing_offload": True,
+                "gradient_checkpointing_cpu_offload": True,
             },
             "full_offload",
         ),
@@ -78,10 +77,13 @@ def test_levels_as_people_write_them(section, keys: dict, level: str) -> None:
             "'most' is unknown. Use 'auto' or 'none' or",
         ),
         (
-            {"gradient_checkpointing": False, "gradient_checkpointing_offload": True},
+            {
+                "gradient_checkpointing": False,
+                "gradient_checkpointing_cpu_offload": True,
+            },
             "mean the same",
         ),
-        ({"gradient_checkpointing_offload": 3}, "write true or false."),
+        ({"gradient_checkpointing_cpu_offload": 3}, "write true or false."),
         (
             {"compile": {"mode": "max-autotun"}},
             "'max-autotun' is unknown. Did you mean 'max-autotune'?",

@@ -191,7 +191,7 @@ def test_the_published_2509_job_of_ai_toolkit_loads(load) -> None:
     )
     assert section.datasets[0].control_path == ("photos",) * 3
     assert section.sample.samples[0].ctrl_img == ("photos/a.png",) * 3
-    assert section.requested_text_cache(section.datasets[0]) is True
+    assert section.datasets[0].cache is True
 
 
 @needs_foreign_names
@@ -266,7 +266,7 @@ def test_the_published_2509_job_of_ai_toolkit_loads(load) -> None:
         (
             "shuffle_tokens: false",
             "shuffle_tokens: true\n          cache_text_embeddings: true",
-            "datasets[0].cache_text_embeddings: 'cache_text_embeddings: true' and 'shuffle_tokens: true' cannot be",
+            "datasets[0].cache_text_embeddings: keeps text embeddings, and with 'shuffle_tokens: true' a caption",
         ),
     ],
 )

@@ -107,8 +107,7 @@ def test_a_job_trains_and_draws_layers(section, write_job: Callable[..., Path]) 
         ),
         (
             {"layers_suffix": ""},
-            "datasets[0]: Qwen-Image-Layered learns the layers of each image. Give 'layers_path', or "
-            "'layers_suffix: _layer'.",
+            "datasets[0]: Qwen-Image-Layered learns the layers of each image. Give 'layers_suffix: _layer'.",
         ),
     ],
 )

@@ -182,7 +182,7 @@ PARTS: dict[str, dict[str, dict]] = {
     },
     "two batches": {"train": {"gradient_accumulation": 2}},
     "prior held": {"train": {"blank_prompt_preservation": True}},
-    "no cache": {"datasets": {"cache_latents": False, "cache_text_embeddings": False}},
+    "no cache": {"datasets": {"cache": False}},
 }
 
 MEMBER_ROWS = [

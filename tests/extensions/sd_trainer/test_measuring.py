@@ -12,15 +12,14 @@ import pytest
 import torch
 
 from tests.network_files import same_tensors
-from tests.running import lines, losses, run_job
+from tests.running import check_every, lines, losses, run_job
 from toolkit.config import JobContext, load_job
 from toolkit.errors import Interrupted
 from toolkit.extension import discover
 from toolkit.files.log import shown
-from toolkit.train import validation
-from toolkit.train.validation import measure_at_level
+from toolkit.train.validation import Validator
 
-LOW_ENOUGH = {"metric": "validation/loss", "below": 100, "smooth": 3, "check_every": 1}
+LOW_ENOUGH = {"metric": "validation/loss", "below": 100, "smooth": 3}
 
 
 @pytest.fixture
@@ -91,8 +90,14 @@ def test_a_run_is_the_same_with_and_without_validation(
 
 @pytest.mark.slow
 def test_a_run_that_is_stopped_again_and_again_ends_in_the_same_bits(
-    start, write_job, trainer, make_pictures, tmp_path: Path
+    start,
+    write_job,
+    trainer,
+    make_pictures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    check_every(monkeypatch, 2)
     section = trainer(
         make_pictures(tmp_path / "data", "a", "b", "c", "d"),
         train={
@@ -128,9 +133,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_in_the_same_bits(
 
     assert "is complete at step 4: nothing to do" in start(job)
     assert status(broken)["status"] == "finished"
-    start(
-        write_job({**section, "stop_when": {**LOW_ENOUGH, "min_steps": 6}}, name="run")
-    )
+    start(write_job({**section, "stop_when": {**LOW_ENOUGH, "smooth": 4}}, name="run"))
     assert (status(broken)["status"], status(broken)["step"]) == ("finished", 6)
 
 
@@ -165,10 +168,16 @@ def test_what_is_held_out_is_neither_trained_on_nor_counted(
 
 @pytest.mark.slow
 def test_the_next_process_runs_after_a_stop_and_both_are_skipped_then(
-    start, write_job, trainer, make_pictures, tmp_path: Path
+    start,
+    write_job,
+    trainer,
+    make_pictures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    check_every(monkeypatch, 3)
     data = make_pictures(tmp_path / "data", "a")
-    low = {"below": 100, "smooth": 1, "check_every": 3}
+    low = {"below": 100, "smooth": 1}
     first = trainer(data, name="first", train={"steps": 50}, stop_when=low)
     second = trainer(data, name="second", train={"steps": 1})
     job = write_job(first, second, name="two")
@@ -212,20 +221,22 @@ def test_a_run_whose_validation_loss_does_not_fall_any_more_is_ended(
             "every": 1,
             "timesteps": 1,
         },
-        stop_when={"no_better_within": "95%"},
+        stop_when={"metric": "validation/loss"},
     )
 
-    def rising(*batch) -> tuple[torch.Tensor, torch.Tensor]:
+    at_level = Validator._at_level
+
+    def rising(*batch) -> tuple[float, torch.Tensor]:
         done = [
             len(lines(path))
             for path in Path().glob(
                 f"{section['training_folder']}/run/validation.jsonl"
             )
         ]
-        loss, x0_BCHW = measure_at_level(*batch)
+        loss, x0_BCHW = at_level(*batch)
         return loss + 0.2 * max(0, sum(done) - 3), x0_BCHW
 
-    monkeypatch.setattr(validation, "measure_at_level", rising)
+    monkeypatch.setattr(Validator, "_at_level", rising)
     ends = []
     for name in ("broken", "whole"):
         section["training_folder"], folder = name, tmp_path / name / "run"
@@ -239,7 +250,7 @@ def test_a_run_whose_validation_loss_does_not_fall_any_more_is_ended(
         )
         assert status(folder)["status"] == "finished" and status(folder)["step"] < 12
         assert status(folder)["reason"].startswith(
-            "stop_when: at 0.95 confidence no later step will be better than st"
+            "stop_when: at 95% confidence no later step will be better than st"
         )
         assert "nothing to do" in start(job)
     assert ends[0] == ends[1]
@@ -253,14 +264,14 @@ def test_a_dry_run_says_that_a_run_can_never_be_ended_so(
         data,
         train={"steps": 40},
         validation={"fraction": 0.5, "every": 10},
-        stop_when={"no_better_within": 0.95},
+        stop_when={"metric": "validation/loss"},
     )
     plan = (
         load_job(write_job(section), discover().find_config)
         .processes[0]
         .section.plan(JobContext("job"))
     )
-    never = "warning: stop_when.no_better_within will never stop this run: it needs "
+    never = "warning: stop_when will never stop this run: it needs "
     notes = [note.removeprefix(never) for note in plan.notes if note.startswith(never)]
     assert notes == [
         "8 validation images or more, and there are 2",

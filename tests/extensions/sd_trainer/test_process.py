@@ -414,7 +414,7 @@ def test_masks_flips_and_regularisation_images_go_on_in_the_same_bits(
     capsys,
 ) -> None:
     """Three images with a mask, one of them mirrored with its reference; two
-    regularisation images of half weight."""
+    regularisation images."""
     monkeypatch.chdir(tmp_path)
     folders = [
         make_pictures(tmp_path / name, "a", "b", "c")
@@ -439,7 +439,6 @@ def test_masks_flips_and_regularisation_images_go_on_in_the_same_bits(
                 "folder_path": str(reg),
                 "resolution": 64,
                 "is_reg": True,
-                "loss_multiplier": 2,
             },
         ],
         save={"dtype": "float32", "save_every": 2, "max_states_to_keep": 0},
@@ -447,7 +446,6 @@ def test_masks_flips_and_regularisation_images_go_on_in_the_same_bits(
             "steps": 4,
             "batch_size": 2,
             "gradient_accumulation": 2,
-            "reg_weight": 0.25,
         },
         trigger_word="zxq",
     )

@@ -89,8 +89,7 @@ def test_a_run_goes_on_to_the_same_bytes_whatever_reads_and_keeps(
     run("halves", train={"steps": 2})
     kept = {
         "num_workers": 2,
-        "cache_latents_to_disk": True,
-        "cache_text_embeddings": True,
+        "cache": True,
     }
     assert run("halves", kept)[0] == whole
     assert (
@@ -111,7 +110,6 @@ def test_samples_validation_weights_and_prior_preservation_work_on_a_stream(
     _, metrics = run(
         "all",
         {
-            "loss_multiplier": 0.5,
             "shuffle_tokens": True,
             "num_workers": 1,
             "webdataset": {"samples": 12},
@@ -200,7 +198,7 @@ def test_the_plan_counts_the_encoders_that_stay_and_what_encoding_ahead_takes(
     make_stream_of_noise,
 ) -> None:
     def planned(threads: int) -> tuple[Any, Any]:
-        entry = {"url": "0.tar", "num_workers": threads, "cache_latents_to_disk": False}
+        entry = {"url": "0.tar", "num_workers": threads}
         given = {
             "type": "sd_trainer",
             "model": {"name_or_path": "Qwen/Qwen-Image-Edit-2509"},

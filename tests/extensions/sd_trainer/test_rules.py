@@ -71,8 +71,6 @@ BLANK = "blank_prompt_preservation: true"
 OF_CLASS = "diff_output_preservation: true"
 IN_BACKWARD = "fused_backward_pass: true, optimizer: adafactor, max_grad_norm: 0"
 TURBO = "model: {name_or_path: Qwen/Qwen-Image-2.1-Turbo}"
-AS_TURBO = "model: Qwen/Qwen-Image-2.1-Turbo"
-BASE_OF_TURBO = "model: {name_or_path: Qwen/Qwen-Image-2.1"
 EAGER = "compile: {enabled: true, backend: eager}"
 
 ROWS: list[tuple[str, ...]] = [
@@ -86,29 +84,18 @@ ROWS: list[tuple[str, ...]] = [
         "W model.name_or_path: Qwen-Image-2.1-Turbo is distilled for 8 steps, and training undoes that. Train on Qwen/",
     ),
     (
-        f"{TURBO}, train: {{assistant: lora.safetensors}}, sample: {{sample_steps: 8, guidance_scale: 1, {ONE}}}, "
-        "first_sample: {samples: [{prompt: a, sample_steps: 12, guidance_scale: 4}]}",
-        "W first_sample.samples.0.sample_steps: 12: Qwen-Image-2.1-Turbo is distilled for its 8 noise levels, which",
-        "W first_sample.samples.0.guidance_scale: 4: Qwen-Image-2.1-Turbo is distilled for 1; with more, images wash",
-    ),
-    (f"{BASE_OF_TURBO}}}, sample: {{also: [{{{AS_TURBO}}}], {ONE}}}",),
-    (
-        f"{BASE_OF_TURBO}}}, sample: {{also: [{{model: Qwen/Qwen-Image-2.1-Trubo}}], {ONE}}}",
-        "E sample.also.0.model: Qwen/Qwen-Image-2.1-Trubo is not on this disk, so its family is not known. Did you",
+        f"{TURBO}, train: {{assistant: lora.safetensors}}, sample: {{sample_steps: 8, guidance_scale: 1, "
+        "samples: [{prompt: a, sample_steps: 12, guidance_scale: 4}]}",
+        "W sample.samples.0.sample_steps: 12: Qwen-Image-2.1-Turbo is distilled for its 8 noise levels, which",
+        "W sample.samples.0.guidance_scale: 4: Qwen-Image-2.1-Turbo is distilled for 1; with more, images wash",
     ),
     (
-        f"{BASE_OF_TURBO}, blocks_to_swap: 5}}, sample: {{also: [{{{AS_TURBO}, cfg: 4}}], {ONE}}}",
-        "E sample.also.0.model: is not supported with 'model.blocks_to_swap'",
-        "W sample.also.0.cfg: 4: Qwen-Image-2.1-Turbo is distilled for 1",
+        f"{FULL}, sample: {{lora: lora.safetensors, {ONE}}}",
+        "E sample.lora: network.type 'full' trains the weights that this file changes",
     ),
     (
-        f"{BASE_OF_TURBO}}}, {FULL}, sample: {{also: [{{{AS_TURBO}, levels: [1, 0.5]}}], {ONE}}}",
-        "E sample.also.0.model: network.type 'full' trains the weights that this file changes",
-    ),
-    (
-        f"sample: {{also: [{{model: Qwen/Qwen-Image-Edit-2511}}], {ONE}}}",
-        "E sample.also.0.model: Qwen/Qwen-Image-Edit-2511 is Qwen-Image-Edit-2511, which Qwen-Image-Edit-2509 does not",
-        "E sample.also.0.model: needs 'model.modulation_table: false'",
+        f"train: {{disable_sampling: true}}, sample: {{lora: lora.safetensors, {ONE}}}",
+        "E sample.lora: there are no samples that need it. Remove it, or give prompts.",
     ),
     ("model: {transformer_path: none.safetensors}", "E model.transformer_path: none.safetensors does not exist"),
     ("model: {text_encoder_path: none.safetensors}", "E model.text_encoder_path: none.safetensors does not exist"),
@@ -126,19 +113,17 @@ ROWS: list[tuple[str, ...]] = [
     (
         "sample: {vae_path: lora.safetensors}",
         "W sample: has no prompts",
-        "E sample.vae_path: there are no samples that it could decode. Remove it, or give prompts.",
+        "E sample.vae_path: there are no samples that need it. Remove it, or give prompts.",
         "E sample.vae_path: lora.safetensors: has no decoder.conv_in.",
     ),
     (
         f"train: {{disable_sampling: true}}, sample: {{vae_path: lora.safetensors, {ONE}}}",
-        "E sample.vae_path: there are no samples that it could decode. Remove it, or give prompts.",
+        "E sample.vae_path: there are no samples that need it. Remove it, or give prompts.",
         "E sample.vae_path: lora.safetensors: has no decoder.conv_in.",
     ),
     (
-        f"sample: {{vae_path: none.safetensors, {ONE}}}, first_sample: {{vae_path: lora.safetensors, {ONE}}}",
+        f"sample: {{vae_path: none.safetensors, {ONE}}}",
         "E sample.vae_path: none.safetensors does not exist",
-        "E first_sample.vae_path: is another one than that of 'sample', which decodes these images too. Remove it.",
-        "E first_sample.vae_path: lora.safetensors: has no decoder.conv_in.",
     ),
     ("model: {arch: qwen_image}", f"E model.arch: 'qwen_image', but {PUBLISHED} is 'qwen_image_edit_plus'. Leave"),
     # ---------------------------------------- the model itself, or an adapter
@@ -186,17 +171,13 @@ ROWS: list[tuple[str, ...]] = [
     ("train: {lr: 0.02, optimizer: AdamW8bit}", "W train.lr: 0.02 is unusually high for adamw8bit"),
     ("train: {lr: 11, optimizer: prodigy}", "W train.lr: 11 is unusually high for prodigy"),
     ("train: {lr: 1, optimizer: sgd}",),
-    ("train: {ema_config: {use_ema: true, ema_decay: 1, use_num_updates: false}}", "W train.ema_config.ema_decay: w"),
     ("train: {ema_config: {use_ema: true, ema_decay: 1}}", "W train.ema_config.ema_decay: 1 sets no limit: files are"),
     ("train: {ema_config: {use_ema: true, ema_decay: 0.9999}}",),
-    ("train: {ema_config: {use_ema: false, ema_decay: 1, use_num_updates: false}}",),
+    ("train: {ema_config: {use_ema: false, ema_decay: 1}}",),
     # ---------------------------------------- schedule, length
     ("train: {lr_decay_steps: 5}", "W train.lr_decay_steps: has no effect: lr_scheduler constant ignores it."),
     ("train: {steps: 5, epochs: 2}", "W train.steps: has no effect: 'epochs: 2' takes precedence."),
     ("train: {epochs: 2}",),
-    ("stop_when: {metric: loss, below: 1, min_steps: 1000}", "W stop_when.min_steps: 1000: training already ends at"),
-    ("stop_when: {metric: loss, below: 1, min_steps: 999}",),
-    ("stop_when: {metric: loss, below: 1, min_steps: 1000}, train: {epochs: 3}",),
     # ---------------------------------------- prior preservation
     (f"train: {{{OF_CLASS}, diff_output_preservation_class: dog}}", "E train.diff_output_preservation: replaces the "),
     (f"trigger_word: zxq, train: {{{OF_CLASS}, diff_output_preservation_class: dog}}",),
@@ -239,11 +220,10 @@ ROWS: list[tuple[str, ...]] = [
     *((row, f"E {key}: 'page.safetensors' cannot be read as a safetensors file (it is a web page).") for row, key in (
         ("model: {base_loras: [{path: page.safetensors}]}", "model.base_loras.0.path"),
         ("network: {pretrained_lora_path: page.safetensors}", "network.pretrained_lora_path"),
-        ("train: {assistant: {path: page.safetensors}}", "train.assistant.path"))),
+        ("train: {assistant: {path: page.safetensors}}", "train.assistant.path"),
+        (f"sample: {{lora: page.safetensors, {ONE}}}", "sample.lora.path"))),
     # ---------------------------------------- images
-    ("train: {reg_weight: 0.5}", "W train.reg_weight: has no effect: no dataset has 'is_reg: true'."),
-    (f"train: {{reg_weight: 0.5}}, {WITH_REG}",),
-    (f"train: {{reg_weight: 0}}, {WITH_REG}", "W train.reg_weight: 0 means that no"),
+    (WITH_REG,),
     ("datasets: [{folder_path: photos, is_reg: true}]", "W datasets.0.is_reg: true for every dataset: all images hold"),
     # ---------------------------------------- samples
     ("sample: {samples: [{prompt: a}], guidance_scale: 75}", "W sample.guidance_scale: 75 is far above"),
@@ -255,7 +235,6 @@ ROWS: list[tuple[str, ...]] = [
     ("train: {compile: {enabled: false, backend: nosuch}}", "W train.compile.backend: has no effect with 'enabled: f"),
     ("train: {compile: {enabled: true, backend: eager}}",),
     ("network: {type: lycoris}",),
-    ("datasets: [{folder_path: photos, loss_multiplier: 0}]", "W datasets.0.loss_multiplier: 0: nothing is learned"),
     *((f"datasets: [{{folder_path: photos, {key}}}]", f"W datasets.0.{key.split(':')[0]}: has no effect without a mask")
       for key in ("mask_min_value: 0.1", "invert_mask: true", "mask_optional: true")),
     ("datasets: [{folder_path: photos, mask_path: none}]", "E datasets.0.mask_path: 'none' does not exist"),
@@ -266,16 +245,12 @@ ROWS: list[tuple[str, ...]] = [
     *((f"datasets: [{{folder_path: photos, resolution: {sizes}}}]",)
       for sizes in ("512", "[512]", "[512, 768, 1024]", "[{width: 960, height: 544}]")),
     # ---------------------------------------- samples
-    (f"first_sample: {{{ONE}, sample_every: 5}}", "W first_sample.sample_every: has no effect: these images are gene"),
-    (f"first_sample: {{{ONE}, sample_every: 5, sample_every_n_epochs: 2}}", "W first_sample.sample_every: has no eff",
-     "W first_sample.sample_every_n_epochs: has no effect"),
-    ("first_sample: {width: 64}", "E first_sample: has no prompts, and inherits none"),
-    ("first_sample: {samples: [{prompt: a, ctrl_img: no.png}]}", "E first_sample.samples.0.ctrl_img.0: 'no.png' does"),
+    ("sample: {samples: [{prompt: a, ctrl_img: no.png}]}", "E sample.samples.0.ctrl_img.0: 'no.png' does"),
     ("train: {force_first_sample: true}", "W train.force_first_sample: has no effect without a 'sample' section."),
     (f"sample: {{{ONE}, sample_at_first: true}}, train: {{skip_first_sample: true}}",
      "E sample.sample_at_first: 'sample_at_first: true' and 'skip_first_sample: true' contradict each other. Remove"),
-    (f"sample: {{{ONE}, sample_at_first: false}}, first_sample: {{{ONE}}}",
-     "E first_sample: 'first_sample' and 'sample_at_first: false' contradict each other."),
+    (f"sample: {{{ONE}, sample_at_first: false}}, train: {{force_first_sample: true}}",
+     "E train.force_first_sample: 'force_first_sample: true' and 'sample_at_first: false' contradict each other."),
     (f"sample: {{{ONE}}}, train: {{skip_first_sample: true, force_first_sample: true}}", "E train.force_first_sample"),
     (f"sample: {{{ONE}, sample_at_first: false}}, train: {{skip_first_sample: false}}", "E train.skip_first_sample: "),
     (f"sample: {{{ONE}}}, train: {{force_first_sample: true, disable_sampling: true}}", "E train.force_first_sample"),
@@ -304,16 +279,14 @@ ROWS: list[tuple[str, ...]] = [
           ("every: 100", "metric: validation/loss, smooth: 12", "", "W stop_when.smooth: will never trigger: it needs"),
           ("every: 100", "metric: validation/loss, smooth: 11", ""),
           ("every: 100", "metric: validation/loss, smooth: 12", "epochs: 3"),
-          ("every_n_epochs: 1", "metric: validation/loss, smooth: 20", ""), ("every: 0", "metric: loss", ""))),
+          ("every: 0", "metric: loss", ""))),
     *((f"{validation}stop_when: {{{stop}}}", *found) for validation, stop, *found in (
-        ("validation: {fraction: 0.5, every: 5}, ", "no_better_within: 95%"),
-        ("validation: {fraction: 0.5, every_n_epochs: 1}, ", "no_better_within: 0.9, min_steps: 5"),
-        ("validation: {fraction: 0.5, every: 5}, ", "no_better_within: 95%, smooth: 3",
-         "W stop_when.smooth: has no effect with 'no_better_within'."),
-        ("", "no_better_within: 95%", "E stop_when.no_better_within: needs the section 'validation'"),
-        ("validation: {fraction: 0.5}, ", "no_better_within: 95%", "E stop_when.no_better_within: needs validations d"),
-        ("", "smooth: 3", "E stop_when.below: neither is set: give 'below' or 'no_better_within'."),
-        ("validation: {fraction: 0.5, every: 5}, ", "below: 1, no_better_within: 95%", "E stop_when.below: both are"))),
+        ("validation: {fraction: 0.5, every: 5}, ", "metric: validation/loss"),
+        ("validation: {fraction: 0.5, every: 5}, ", "metric: validation/loss, smooth: 3",
+         "W stop_when.smooth: has no effect without 'below'."),
+        ("", "metric: validation/loss", "E stop_when.metric: 'validation/loss' needs the section 'validation'"),
+        ("validation: {fraction: 0.5}, ", "metric: validation/loss", "E stop_when.metric: needs validations d"),
+        ("", "metric: grad_norm", "E stop_when.below: is not set. Set it, or 'metric: validation/loss', which ne"))),
     ("validation: {folder_path: ./photos}", "W validation.folder_path: './photos' is also trained on"),
     ("validation: {folder_path: other}",),
     # ---------------------------------------- files
@@ -391,7 +364,6 @@ def test_each_key_says_by_itself_whether_a_first_set_is_generated() -> None:
         (f"sample: {{{ONE}, sample_at_first: false}}", False),
         (f"sample: {{{ONE}}}, train: {{skip_first_sample: true}}", False),
         (f"sample: {{{ONE}}}, train: {{force_first_sample: true}}", True),
-        (f"sample: {{{ONE}}}, first_sample: {{{ONE}}}", True),
         (
             f"sample: {{{ONE}, sample_at_first: false}}, train: {{skip_first_sample: true}}",
             False,

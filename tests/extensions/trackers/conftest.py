@@ -15,11 +15,11 @@ from toolkit.train.trackers.tracker import RunInfo
 def tracked(tmp_path: Path) -> Callable[..., RunInfo]:
     """Makes a run at a step; `options` are keys of the `logging` section."""
 
-    def make(step: int = 0, settings: dict | None = None, **options) -> RunInfo:
+    def make(step: int = 0, **options) -> RunInfo:
         folder = tmp_path / "output" / "job"
         folder.mkdir(parents=True, exist_ok=True)
         given = {"logging_dir": str(tmp_path / "tb"), **options}
-        return RunInfo("job", folder, step, LoggingConfig(**given), settings or {})
+        return RunInfo("job", folder, step, LoggingConfig(**given))
 
     return make
 

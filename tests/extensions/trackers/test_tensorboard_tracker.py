@@ -81,17 +81,6 @@ def test_what_was_told_can_be_read_while_the_run_goes_on(
     tracker.close()
 
 
-def test_settings_are_shown_as_text(tracked, tmp_path: Path) -> None:
-    TensorBoardTracker(tracked(settings={"train": {"lr": 0.5}})).close()
-    [value] = [
-        value
-        for event in events(tmp_path / "tb" / "job")
-        for value in event.summary.value
-    ]
-    assert value.tag == "settings/text_summary"
-    assert '"lr": 0.5' in value.tensor.string_val[0].decode()
-
-
 @pytest.mark.parametrize(
     ("options", "folder"),
     [

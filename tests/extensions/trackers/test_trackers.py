@@ -27,7 +27,7 @@ from toolkit.train.trackers.tracker import RunInfo, open_tracker
 
 name, step = sys.argv[1], int(sys.argv[2])
 options = LoggingConfig(log_with=name, log_tracker_name="faces")
-run = RunInfo("maya/first", Path("run"), step, options, {"train": {"lr": 0.5}})
+run = RunInfo("maya/first", Path("run"), step, options)
 tracker = open_tracker(name, run)
 for number in (step + 1, step + 2):
     tracker.scalars(number, {"loss/current": 1 / number, "lr": 0.5})

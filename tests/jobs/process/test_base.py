@@ -141,17 +141,21 @@ def build(
 
 
 def test_the_folder_is_named_by_job_and_process(build) -> None:
-    assert build(type="plain", training_folder="out").save_root == Path("out/job")
-    assert build(type="plain", training_folder="out", name="second").save_root == Path(
-        "out/job/second"
-    )
-    assert build(type="plain").save_root == Path("output/job")
+    here = Path.cwd()
+    assert build(type="plain", training_folder="out").save_root == here / "out/job"
+    second = build(type="plain", training_folder="out", name="second")
+    assert second.save_root == here / "out/job/second"
+    assert build(type="plain").save_root == here / "output/job"
 
 
 def test_a_checked_section_knows_its_defaults_and_its_folder(build) -> None:
     process = build(type="checked")
-    assert (process.save_root, process.training_seed) == (Path("checked_output/job"), 7)
-    assert build(type="checked", own_folder="mine").save_root == Path("mine")
+    here = Path.cwd()
+    assert (process.save_root, process.training_seed) == (
+        here / "checked_output/job",
+        7,
+    )
+    assert build(type="checked", own_folder="mine").save_root == here / "mine"
 
 
 def test_the_seed_is_none_when_none_is_given(build) -> None:

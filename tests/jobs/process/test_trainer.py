@@ -20,7 +20,8 @@ from jobs import ExtensionJob, JobOptions
 from jobs.dry_run import plan_job
 from jobs.process.trainer import Trainer
 from tests.network_files import same_tensors
-from tests.running import lines, losses
+from tests.parts import needs_part
+from tests.running import check_every, lines, losses
 from toolkit.config import load_job
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import discover
@@ -388,23 +389,26 @@ def test_a_folder_in_which_a_run_is_going_on_is_refused(start, tmp_path: Path) -
         start()
 
 
-def test_it_ends_by_a_number_and_is_complete_then(start, capsys) -> None:
-    folder = start(
-        stop_when={"metric": "loss", "below": 100, "smooth": 2, "check_every": 1}
-    )
+STOP = {"metric": "loss", "below": 100, "smooth": 2}
+
+
+def test_it_ends_by_a_number_and_is_complete_then(
+    start, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_every(monkeypatch, 1)
+    folder = start(stop_when=STOP)
     assert len(losses(folder)) == 2
-    start(stop_when={"metric": "loss", "below": 100, "smooth": 2, "check_every": 1})
+    start(stop_when=STOP)
     assert "complete at step 2: nothing to do" in capsys.readouterr().out
     assert len(losses(folder)) == 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "stop", [None, {"metric": "loss", "below": 100, "smooth": 2, "check_every": 1}]
-)
+@pytest.mark.parametrize("stop", [None, STOP])
 def test_a_run_without_states_is_complete_too_and_begins_anew_with_more_steps(
-    start, capsys, stop
+    start, capsys, stop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    check_every(monkeypatch, 1)
     keys = {
         "save": {"dtype": "float32", "states": "never"},
         **({"stop_when": stop} if stop else {}),
@@ -500,3 +504,23 @@ def test_records_that_are_nested_too_deeply_to_be_read_count_as_damaged(start) -
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(f"{deep}\n")
     assert len(losses(start())) == 6
+
+
+@needs_part("hooks")
+@pytest.mark.slow
+def test_a_callback_that_changes_the_working_directory_moves_nothing(
+    start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from extensions.hooks.config import ALLOWED
+    from extensions.hooks.notices import CommandCallback
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setenv(ALLOWED, "1")
+    monkeypatch.setattr(CommandCallback, "on_save", lambda *_: os.chdir(elsewhere))
+    monkeypatch.chdir(tmp_path)  # and back at the end
+    before = {path.name for path in start("plain").iterdir()}
+    folder = start("moved", callbacks=[{"type": "run", "command": "true"}])
+    assert [*elsewhere.iterdir()] == []
+    after = {path.name.replace("moved", "plain") for path in folder.iterdir()}
+    assert after == before

@@ -171,13 +171,13 @@ def test_zero_means_what_the_table_says(load, faults, name: str) -> None:
 
 NEEDED: dict[str, dict[str, Any]] = {
     "datasets[]": {"folder_path": "photos"},
+    "datasets[].resolution[]": {"width": 64, "height": 64},
     "model": {"name_or_path": "./model"},
     "model.base_loras[]": {"path": "a.safetensors"},
     "train.assistant": {"path": "a.safetensors"},
-    "sample.also[]": {"lora": "a.safetensors"},
+    "sample.lora": {"path": "a.safetensors"},
     "sample.samples[]": {"prompt": "a"},
     "validation": {"folder_path": "photos"},
-    "validation.resolution[]": {"width": 64, "height": 64},
     "stop_when": {"below": 1},
 }
 """Section -> the keys without which it is none."""
@@ -204,7 +204,7 @@ def job_with(path: str, keys: dict[str, Any]) -> str:
         value = {key: [value] if part != key else value}
         if key in ("model", "validation"):
             value[key] = NEEDED[key] | value[key]
-        if "columns" in value:
+        if {"columns", "resolution"} & value.keys():
             value["folder_path"] = "photos"
         if "webdataset" in value:
             value["url"] = "0.tar"

@@ -1,5 +1,5 @@
 """Parquet files where pyarrow is not installed; with it:
-tests/toolkit/data/streams/test_parquet_shards.py."""
+tests/toolkit/data/scan/test_parquet.py."""
 
 from pathlib import Path
 
@@ -7,9 +7,7 @@ import pytest
 
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.scan.folder import scan_datasets
-from toolkit.data.streams.shards import expand_shards
-from toolkit.data.streams.webdataset import ShardStream
-from toolkit.errors import DataErrors, RunError
+from toolkit.errors import DataErrors
 from toolkit.files import parquet
 
 
@@ -29,12 +27,6 @@ def test_one_line_names_the_extra(file: Path, key: str, is_folder: bool) -> None
     with pytest.raises(DataErrors) as caught:
         scan_datasets([DatasetConfig.model_validate({key: str(given)})], None)
     assert str(caught.value) == f"{given}: {parquet.MISSING}"
-
-
-def test_a_stream_names_it_and_never_calls_the_file_damaged(file: Path) -> None:
-    with pytest.raises(RunError) as caught:
-        list(ShardStream(expand_shards([str(file)]), seed=1, window=1).read(None))
-    assert str(caught.value) == f"{file}: {parquet.MISSING}."
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,16 @@ import errno
 import hashlib
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
 import threading
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatch
 from functools import partial
 from io import StringIO
@@ -483,6 +486,14 @@ def test_what_is_not_a_config_says_what_to_give(
         with pytest.raises(UserError, match=message):
             find_config(given)
     assert find_config("jobs/other.yaml").is_file()
+    monkeypatch.chdir("photos")
+    for given in ("jobs/other.yaml", "jobs/other", "my_char"):
+        with pytest.raises(UserError, match=r"no such config\. It is in") as refused:
+            find_config(given)
+        (folder,) = re.findall("begin with 'cd (.*?)'", str(refused.value))
+        monkeypatch.chdir(folder)
+        assert find_config(given).is_file()
+        monkeypatch.chdir("photos")
 
 
 @pytest.mark.parametrize(
@@ -534,15 +545,33 @@ def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "_warned", set())
 
 
+@pytest.mark.parametrize("held", [nullcontext, folder_lock])
 def test_the_next_write_of_a_file_removes_what_a_killed_one_has_left(
-    new_process, tmp_path: Path
+    new_process, tmp_path: Path, held: Callable[..., AbstractContextManager]
 ) -> None:
     path, other = tmp_path / "a.json", tmp_path / ".b.json.12345678.tmp"
     kill(writer(path))
     other.write_text("of another file")
     assert len(list(tmp_path.glob(TEMP_FILE_GLOB))) == 2
-    write_text(path, "whole")
+    with held(tmp_path):
+        write_text(path, "whole")
     assert sorted(tmp_path.iterdir()) == [other, path]
+
+
+def test_who_has_the_lock_of_a_folder_removes_nothing_of_another_thread(
+    new_process, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.json"
+    with (
+        folder_lock(tmp_path),
+        ThreadPoolExecutor(1) as other,
+        atomic_write(path) as ours,
+    ):
+        ours.write_text("ours")
+        writing._left_in.cache_clear()
+        other.submit(write_text, path, "theirs").result()
+        assert path.read_text() == "theirs" and ours.exists()
+    assert path.read_text() == "ours"
 
 
 def test_a_process_that_is_killed_within_safetensors_leaves_nothing_for_long(
@@ -594,8 +623,12 @@ def test_names_that_look_alike_are_let_be(new_process, tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 5
 
 
+@pytest.mark.parametrize("held", [nullcontext, folder_lock])
 def test_without_locks_nothing_is_removed(
-    new_process, tmp_path: Path, monkeypatch
+    new_process,
+    tmp_path: Path,
+    monkeypatch,
+    held: Callable[..., AbstractContextManager],
 ) -> None:
     kill(writer(tmp_path / "a.json"))
 
@@ -603,7 +636,8 @@ def test_without_locks_nothing_is_removed(
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(writing.fcntl, "flock", refuse)
-    write_text(tmp_path / "a.json", "whole")
+    with held(tmp_path):
+        write_text(tmp_path / "a.json", "whole")
     assert len(list(tmp_path.iterdir())) == 2
 
 

@@ -152,16 +152,15 @@ def test_the_grid_is_that_of_ai_toolkit(timestep_type: str) -> None:
     )
 
 
-@pytest.mark.parametrize("switch", ["linear_timesteps", "linear_timesteps2"])
 @pytest.mark.parametrize("timestep_type", SAMPLINGS)
-def test_a_bell_over_the_loss_goes_with_the_linear_grid(
-    timestep_type: str, switch: str
-) -> None:
+def test_a_bell_over_the_loss_goes_with_the_linear_grid(timestep_type: str) -> None:
     """In ai-toolkit whatever the type; `sigma` with a density included."""
     middle_of_cell = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     expected = timesteps(middle_of_cell, FlowSettings(timestep_type="linear"), PICTURE)
     settings = FlowSettings(
-        timestep_type=timestep_type, weighting_scheme="logit_normal", **{switch: True}
+        timestep_type=timestep_type,
+        weighting_scheme="logit_normal",
+        linear_timesteps=True,
     )
     assert sampling_for(settings).base is torch.rand
     assert torch.equal(timesteps(middle_of_cell, settings, PICTURE), expected)

@@ -103,6 +103,26 @@ def test_a_compiled_block_casts_its_matrices_at_once(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["wrap", "symbolic_shapes"])
+def test_what_pytorch_says_of_itself_does_not_reach_the_terminal(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the texts in its source; others of the same loggers do."""
+    compiling._keep_quiet()
+    module = {
+        "wrap": torch._higher_order_ops.wrap,
+        "symbolic_shapes": torch.fx.experimental.symbolic_shapes,
+    }[name]
+    text = {
+        "wrap": "Detected that context_fn is passed to torch.utils.checkpoint",
+        "symbolic_shapes": "RecursionError in sympy.xreplace(%s, %s)",
+    }[name]
+    assert text in Path(module.__file__).read_text(encoding="utf-8")
+    module.log.warning(text.replace("%s", "s0"))
+    module.log.warning("something else")
+    assert caplog.messages == ["something else"]
+
+
 def test_nothing_is_compiled_after_the_warm_up() -> None:
     compiled_stack = stack("keep_attention")
     compiled_stack.gradients()

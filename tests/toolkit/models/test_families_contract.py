@@ -19,6 +19,7 @@ from jobs.dry_run import plan_job
 from tests.running import run_job
 from tests.unlike_family import write_unlike_model
 from toolkit.config import load_job
+from toolkit.config.sections.model_files import family_named
 from toolkit.contracts.data import EMBEDS, PromptEmbeds, Size
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network_kinds import KINDS
@@ -66,7 +67,7 @@ def folder(arch: str, written: Callable[[str], Path]) -> Path:
 
 @pytest.fixture
 def family(arch: str, folder: Path) -> ModelFamily:
-    return FAMILIES.load(arch).of_folder(folder)
+    return family_named(arch).of_folder(folder)
 
 
 def opened(family: ModelFamily, folder: Path) -> DiffusionModel:
@@ -146,7 +147,6 @@ def test_the_layers_and_modules_are_those_of_the_loaded_model(
         adapter.hidden_size,
         family.token_side**2,
     )
-    assert facts.latent_numbers == family.latent_channels / family.latent_scale**2
 
 
 def test_latents_have_the_declared_scale_and_channels(
@@ -327,9 +327,8 @@ def test_the_gradients_reach_what_is_trained_and_a_new_lora_changes_nothing(
         for name, p in network.parameters().items()
         if "lora_B" in name and p.grad is not None
     ]
-    assert len({network.module_name_of(name) for name in reached}) >= 0.8 * len(
-        network.targets
-    )
+    layers = {name.partition(".lora_")[0] for name in reached}
+    assert len(layers) >= 0.8 * len(network.targets)
     assert any(network.parameters()[name].grad.any() for name in reached)
 
 

@@ -30,9 +30,9 @@ from toolkit.errors import RunError
 from toolkit.memory.quantization import quantizer
 from toolkit.models import layerwise
 from toolkit.models.families import PATCHES_PER_TOKEN, ModelLoadOptions
-from toolkit.models.folder_family import FolderFamily
 from toolkit.models.layerwise import LayerwiseEncoder, WaitingTensors
 from toolkit.models.loading import ShardReader, load_model
+from toolkit.models.qwen_family import QwenFamily
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image21.family import FAMILY as FAMILY_21
 
@@ -206,7 +206,7 @@ TEXT = {
         "mrope_section": [16, 24, 24],
     },
 }
-EIGHTHS: dict[str, tuple[FolderFamily, str, dict[str, Any], dict[str, Any], int]] = {
+EIGHTHS: dict[str, tuple[QwenFamily, str, dict[str, Any], dict[str, Any], int]] = {
     "2.1": (
         FAMILY_21,
         "Qwen3VLForConditionalGeneration",

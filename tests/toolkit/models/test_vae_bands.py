@@ -8,13 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLQwenImage, AutoencoderKLQwenImage21
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLQwenImage,
+    AutoencoderKLQwenImage21,
+)
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.live_bytes import LiveBytes
 from tests.measured import at_least, at_most
 from toolkit.models import vae_bands
-from toolkit.models.folder_family import FolderFamily
+from toolkit.models.folder_family import WHOLE_VAE
+from toolkit.models.qwen_family import QwenFamily
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.loading import expect_one_frame
 from toolkit.models.qwen_image21.family import FAMILY as FAMILY_21
@@ -124,7 +129,7 @@ SIDE = 512
     [(FAMILY, AutoencoderKLQwenImage), (FAMILY_21, AutoencoderKLQwenImage21)],
     ids=["qwen", "qwen 21"],
 )
-def test_the_memory_is_planned_and_a_fraction(family: FolderFamily, cls: Any) -> None:
+def test_the_memory_is_planned_and_a_fraction(family: QwenFamily, cls: Any) -> None:
     """With the widths of the published models."""
     facts = family.footprint(Path("not here"))
     with FakeTensorMode():
@@ -158,3 +163,31 @@ def test_an_odd_row_at_the_end_is_left_out_as_in_the_whole_image(
             (found_BCFHW - expected_BCFHW).abs().max().item(),
             1e-5,
         )
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_memory_of_a_whole_vae_is_planned() -> None:
+    """With the widths of FLUX's, which several families have."""
+    live, images = LiveBytes(), {}
+    with FakeTensorMode(), live:
+        vae = AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 4,
+            up_block_types=["UpDecoderBlock2D"] * 4,
+            block_out_channels=[128, 256, 512, 512],
+            layers_per_block=2,
+            latent_channels=16,
+        )
+        live.move(vae.state_dict().values(), to_host=False)
+        for phase, run, shape in (
+            ("encoding", vae.encode, (1, 3, SIDE, SIDE)),
+            ("decoding", vae.decode, (1, 16, SIDE // 8, SIDE // 8)),
+        ):
+            live.phase(phase)
+            before = live.device
+            run(torch.empty(shape))
+            taken = (live.phases[phase].device - before) / 4
+            images[phase] = taken / (SIDE**2 * 128)
+    for phase, planned in zip(images, WHOLE_VAE, strict=False):
+        at_most(f"{phase}, taken / planned", images[phase] / planned, 1.0)
+        at_least(f"{phase}, taken / planned", images[phase] / planned, 0.95)

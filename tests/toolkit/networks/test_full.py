@@ -187,6 +187,14 @@ def test_the_export_has_the_buffers_of_a_file_and_tied_weights_once() -> None:
 
 
 @pytest.mark.slow
+def test_a_parameter_of_the_model_itself_keeps_its_name() -> None:
+    model = torch.nn.Linear(2, 2)
+    network = FullNetwork(modules_with_weights(model), BF16)
+    network.attach(model)
+    assert list(network.parameters()) == ["weight", "bias"]
+    assert network.export({}).keys() == {"weight", "bias"}
+
+
 def test_rows_of_what_is_shared_out_are_trained_and_exported(
     tiny_model, step_inputs, attached
 ) -> None:

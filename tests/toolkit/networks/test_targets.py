@@ -59,6 +59,28 @@ def test_texts_narrow_what_patterns_choose() -> None:
     assert select_target_modules(settings, NAMES) == [NAMES[2]]
 
 
+@pytest.mark.parametrize(
+    ("section", "chosen"),
+    [
+        ({}, [0, 2]),
+        ({"include_patterns": [r".*0\.mlp.*"]}, [1]),
+        ({"exclude_patterns": [r".*0\..*"]}, [2]),
+        (
+            {"exclude_patterns": [r".*0\..*"], "include_patterns": [r".*1\.mlp.*"]},
+            [2, 3],
+        ),
+        ({"network_kwargs": {"only_if_contains": ["mlp"]}}, [1, 3]),
+        ({"network_kwargs": {"ignore_if_contains": ["blocks.0"]}}, [2]),
+    ],
+)
+def test_layers_that_are_not_usual_have_to_be_named(
+    section: dict, chosen: list[int]
+) -> None:
+    settings = NetworkConfig(**section)
+    found = select_target_modules(settings, NAMES, usual=r".*\.attn\..*")
+    assert found == [NAMES[index] for index in chosen]
+
+
 def test_patterns_that_match_nothing_are_a_mistake() -> None:
     with pytest.raises(
         UserError,

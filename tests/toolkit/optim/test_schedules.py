@@ -9,7 +9,6 @@ from tests.measured import at_most
 from toolkit.config.sections.train import TrainConfig
 from toolkit.errors import UserError
 from toolkit.optim.schedules import (
-    KEYS,
     SCHEDULES,
     ScheduleArgs,
     build_schedule,
@@ -17,13 +16,11 @@ from toolkit.optim.schedules import (
     course_of,
     early_end,
     in_steps,
-    initial_weight_fraction,
     overfull,
     parameters,
     remarks,
 )
 
-FIELD = {key: field for field, key in KEYS.items()}
 MUSUBI = [case for case in golden("lr_schedules", project="musubi") if "lr" in case]
 MUSUBI = [
     case
@@ -59,6 +56,7 @@ def worst_of(case: dict, factor, first: int = 0) -> float:
 def test_learning_rates_are_those_of_musubi(case: dict) -> None:
     options = dict(case["options"])
     params = dict(text.split("=") for text in options.pop("lr_scheduler_args", []))
+    params |= {key.removeprefix("lr_scheduler_"): options[key] for key in options}
     factor = build_schedule(
         case["scheduler"],
         case["total_steps"],
@@ -66,7 +64,6 @@ def test_learning_rates_are_those_of_musubi(case: dict) -> None:
         {name: float(value) for name, value in params.items()},
         decay=case["decay"],
         lr=case["base_lr"],
-        **{FIELD[key]: value for key, value in options.items()},
     )
     # Its rex takes a negative remainder at step 0 of a warm-up, and begins one step
     # late after a warm-up of 1.
@@ -217,7 +214,7 @@ def test_lengths_that_ai_toolkit_replaces_by_the_runs_change_nothing_and_it_is_s
     assert key == param and message.startswith(
         "has no effect, as in ai-toolkit: the schedule is as long as the run."
     )
-    assert ("'lr_scheduler_num_cycles'" in message) == (name == "cosine_with_restarts")
+    assert ("'num_cycles'" in message) == (name == "cosine_with_restarts")
     other = {
         "constant": "ConstantLR",
         "linear": "LinearLR",
@@ -271,19 +268,33 @@ def test_lengths_among_the_parameters_count_in_a_course() -> None:
 
 
 def test_the_course_comes_from_the_config() -> None:
+    params = {"num_cycles": 5, "power": 2, "min_lr_ratio": 0.5, "timescale": 7}
     train = TrainConfig(
-        lr=2.0,
-        lr_warmup_steps=3,
-        lr_decay_steps=4,
-        lr_scheduler_power=2,
-        lr_scheduler_timescale=7,
+        lr=2.0, lr_warmup_steps=3, lr_decay_steps=4, lr_scheduler_params=params
     )
-    train = train.model_copy(
-        update={"lr_scheduler_num_cycles": 5, "lr_scheduler_min_lr_ratio": 0.5}
+    course = course_of(
+        10, params=train.lr_scheduler_params, **ScheduleArgs.named_in(train)
     )
-    assert ScheduleArgs(10, **ScheduleArgs.named_in(train)) == ScheduleArgs(
-        10, 3, 4, 5, 2, 0.5, 7, 2.0
-    )
+    assert course == ScheduleArgs(10, 3, 4, 5, 2, 0.5, 7, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "param", "value", "fault"),
+    [
+        ("cosine_with_restarts", "num_cycles", 0, "1 or more"),
+        ("polynomial", "power", -1, "0 or more"),
+        ("cosine", "min_lr_ratio", 1.5, "from 0 to 1"),
+        ("cosine", "eta_min_factor", -0.1, "from 0 to 1"),
+        ("inverse_sqrt", "timescale", -5, "0 or more"),
+    ],
+)
+def test_a_parameter_out_of_its_range_is_refused(
+    name: str, param: str, value: float, fault: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        check_parameters(name, {param: value})
+    told = f"{param}: {value} is out of range: must be {fault}."
+    assert str(refused.value) == told
 
 
 # ------------------------------------------------------------ by hand
@@ -422,15 +433,3 @@ def test_plateau_rises_first_and_looks_at_no_number_that_is_none() -> None:
 def test_plateau_refuses_what_it_cannot_use(params: dict) -> None:
     with pytest.raises(UserError):
         check_parameters("plateau", params)
-
-
-def test_the_share_that_the_first_weights_have_in_an_average() -> None:
-    assert initial_weight_fraction(3, 0.5, warm_up=False) == pytest.approx(0.125)
-    assert initial_weight_fraction(2, 0.99, warm_up=True) == pytest.approx(
-        2 / 11 * 3 / 12
-    )
-    assert initial_weight_fraction(0, 0.99, warm_up=True) == 1.0
-    assert initial_weight_fraction(100000, 0.9, warm_up=False) == 0.0
-    assert initial_weight_fraction(1000, 0.999, warm_up=False) == pytest.approx(
-        0.999**1000
-    )

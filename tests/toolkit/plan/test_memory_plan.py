@@ -85,30 +85,12 @@ def test_lora_files_beside_the_network_count_once_each(tmp_path: Path) -> None:
     a, b = (str(tmp_path / f"{name}.safetensors") for name in ("a", "b"))
     sample = {
         "samples": [{"prompt": "a"}],
-        "also": [{"lora": a}, {"name": "again", "lora": b}],
+        "lora": {"path": b},
     }
     found = plan(train={"assistant": a}, sample=sample)
     # two files in bfloat16
     assert phase(found, "training").parts["LoRA files beside it"] == 2 * 1_000_000 * 2
     assert "LoRA files beside it" not in phase(plan(), "training").parts
-
-
-def test_another_model_of_the_samples_waits_in_main_memory() -> None:
-    """In the type of the trained one: 14.2 GB of Qwen-Image-2.1 in bfloat16, 7.2 in
-    int8."""
-    base, also = (
-        {"name_or_path": "Qwen/Qwen-Image-2.1"},
-        [{"model": "Qwen/Qwen-Image-2.1-Turbo"}],
-    )
-    for model, size in (({}, 14.2), ({"quantize": True}, 7.2)):
-        found = plan(
-            model=base | model, sample={"samples": [{"prompt": "a"}], "also": also}
-        )
-        assert kept(found, "transformers of sample.also") / GB == pytest.approx(
-            size, abs=0.1
-        )
-        alone = plan(model=base | model, sample={"samples": [{"prompt": "a"}]})
-        assert phase(found, "sampling").parts == phase(alone, "sampling").parts
 
 
 def phase(found: MemoryEstimate, name: str) -> Any:
@@ -598,16 +580,11 @@ def test_as_many_mapped_blocks_are_pinned_as_main_memory_has_room_for(
     assert plan(model=asked, machine=Machine("cpu")).pinned_blocks == 0
 
 
-def test_weights_are_not_mapped_where_the_disk_has_no_room_or_another_model_takes_their_place(
+def test_weights_are_not_mapped_where_the_disk_has_no_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    also = {
-        "sample": SAMPLES["sample"]
-        | {"also": [{"model": "Qwen/Qwen-Image-Edit-2509", "steps": 4, "cfg": 1}]}
-    }
     asked = INT4 | {"blocks_to_swap": 56}
     copied = kept(plan(model=asked | {"keep_quantized": False}), "swapped blocks")
-    assert kept(plan(model=asked, **also), "swapped blocks") == copied
     assert kept(plan(model=asked), "swapped blocks") < copied / 20
     monkeypatch.setattr(kept_model, "LEAST_FREE", 10**18)
     assert kept(plan(model=asked), "swapped blocks") == copied

@@ -12,7 +12,6 @@ from tests.conftest import ROOT
 from toolkit.commands import command
 from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.files.safetensors_io import save_file
-from toolkit.plan import next_commands as next_commands_module
 from toolkit.plan.next_commands import lead_on, next_commands
 
 SAMPLE = {
@@ -71,6 +70,10 @@ def test_they_have_the_settings_of_the_first_sample_and_the_files_of_the_run(
         f"{folder}/grid",
     ]
     assert report[2:] == ["report", str(folder)]
+    # the steps of a LoRA that the commands do not name
+    fast = section(sample={**SAMPLE, "lora": "lightning.safetensors"})
+    generate = shlex.split(next_commands(folder, "x", fast)[0])
+    assert not {"--steps", "--cfg"} & {*generate}
 
     # Trained on from step 6 to 8, without a save at the end: the newest file has no
     # step in its name.
@@ -113,7 +116,7 @@ def test_a_whole_transformer_in_a_file_is_used_beside_its_model(tmp_path: Path) 
     assert report[2] == "report"
 
 
-def test_an_example_on_the_small_model_leads_on_to_ones_own_images_and_the_page(
+def test_an_example_on_the_small_model_leads_on_to_ones_own_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -121,12 +124,8 @@ def test_an_example_on_the_small_model_leads_on_to_ones_own_images_and_the_page(
         model={"name_or_path": "config/examples/tiny_mascots"},
         datasets=[{"folder_path": "config/examples/mascots/pipo"}],
     )
-    monkeypatch.setattr(next_commands_module, "hinted_tool", lambda what: "gallery")
-    own, page = lead_on(small)
+    (own,) = lead_on(small)
     assert own.startswith(f"{command('new', 'my_char', 'datasets/my_char')} ")
-    assert page.startswith(f"{command('gallery')} ")
-    monkeypatch.setattr(next_commands_module, "hinted_tool", lambda what: "")
-    assert lead_on(small) == [own], "where there is no page, nobody is sent to it"
     published = section(model={"name_or_path": "Qwen/Qwen-Image-Edit-2509"}).model
     assert lead_on(small.model_copy(update={"model": published})) == []
     assert lead_on(object()) == []

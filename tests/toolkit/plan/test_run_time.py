@@ -156,15 +156,7 @@ def test_no_sample_is_counted_that_is_not_drawn() -> None:
     assert (
         work_of(train=FULL | {"skip_first_sample": True}, **sampled()).pictures == 2 * 4
     )
-    first = {"first_sample": {"samples": [{"prompt": "a bird"}]}}
-    assert work_of(train=FULL, **sampled(), **first).pictures == 2 * 4 + 1
-
-
-def test_each_way_of_deployment_is_drawn_too() -> None:
-    also = {"also": [{"model": "Qwen/Qwen-Image-2512", "steps": 5, "cfg": 1}]}
-    with_it, without = (work_of(train=FULL, **sampled(**more)) for more in (also, {}))
-    assert with_it.pictures == 2 * without.pictures
-    assert with_it.samples.products == pytest.approx(1.5 * without.samples.products)
+    assert work_of(train=FULL, **sampled()).pictures == 2 * 5
 
 
 def test_all_layers_count_in_steps_samples_and_encoding() -> None:
@@ -217,31 +209,6 @@ def test_a_validation_is_forward_passes() -> None:
     assert found.validation.products == pytest.approx(
         5 * 2 * 4 * forward.products, rel=0.01
     )
-
-
-def test_validations_come_by_steps_or_by_epochs_whichever_are_more() -> None:
-    job = section(
-        train=FULL,
-        validation={
-            "folder_path": "v",
-            "every": 100,
-            "every_n_epochs": 3,
-            "timesteps": 1,
-        },
-    )
-    groups = group_items([item()], (item(),))
-    memory = plan_memory(job, groups, Machine("cuda"), compiled=True)
-    forward = work_of(train=FULL).step.forward
-
-    def validations(by_steps: int, by_epochs: int) -> float:
-        count = {(100, 0): by_steps, (0, 3): by_epochs}
-        found = run_work(job, groups, 9, lambda at: count.get(at, 1), memory, SAVE)
-        assert found is not None
-        return found.validation.products / forward.products
-
-    # and one before step 1
-    assert validations(4, 7) == pytest.approx(8, rel=0.01)
-    assert validations(5, 2) == pytest.approx(6, rel=0.01)
 
 
 def test_a_pass_moves_copies_of_quantized_weights_and_layers_without_a_table() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, child_environment
 from toolkit.system.environment import why_not
 
 OLD = "import runpy, sys; sys.version_info = (3, 10); runpy.run_path('run.py', run_name='__main__')"
@@ -137,6 +137,29 @@ def test_a_compiled_copy_that_a_full_disk_has_cut_is_named_and_made_again(
     again = shlex.split(line.rpartition("Make it again: ")[2])
     subprocess.run(again, env=environment, check=True)
     assert start().returncode == 0
+
+
+@pytest.mark.parametrize("module", ["toolkit.commands", "jobs.multi_run"])
+def test_ctrl_c_while_the_program_is_imported_is_one_line(
+    tmp_path: Path, module: str
+) -> None:
+    """The signal comes while `run.py` imports this module."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class AtImport:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, AtImport())\n"
+    )
+    stopped = subprocess.run(
+        [sys.executable, ROOT / "run.py", "--version"],
+        env=child_environment({"PYTHONPATH": str(tmp_path)}),
+        capture_output=True,
+        text=True,
+    )
+    assert (stopped.returncode, stopped.stdout) == (130, "")
+    assert stopped.stderr == "Stopped.\n"
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,16 @@ def test_a_quiet_process_says_nothing(capfd: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_only_who_pressed_ctrl_c_is_told_to_press_it_again(
+    number: int, code: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    signals.install()
+    with signals.defer_signals():
+        signal.raise_signal(number)
+    assert ("Ctrl-C" in capfd.readouterr().err) is (number == signal.SIGINT)
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_program_on_its_way_out_hears_no_signal(number: int, code: int) -> None:
     signals.ignore()
     signal.raise_signal(number)

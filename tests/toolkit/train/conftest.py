@@ -97,7 +97,7 @@ class Toy:
             # the loop sets the rate of each step
             optimizer = torch.optim.SGD(parameters.values(), lr=0.0)
         if decay := settings.pop("ema_decay", None):
-            settings["ema"] = Ema(parameters, decay, warm_up=False)
+            settings["ema"] = Ema(parameters, decay)
         return Run(
             name=name,
             folder=self.folder,

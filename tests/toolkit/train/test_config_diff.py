@@ -9,6 +9,7 @@ import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from toolkit.config import load_job
+from toolkit.config.reading.removed import removed
 from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.extension import discover
 from toolkit.train.config_diff import ConfigChange
@@ -19,10 +20,9 @@ KINDS = {
         save.dtype save.save_every save.max_step_saves_to_keep save.max_states_to_keep save.also
         sample.sample_every sample.sample_start_step sample.format sample.samples[0].prompt sample.seed sample.prompts
         logging.log_every datasets[0].webdataset.token datasets[0].webdataset.samples
-        datasets[0].webdataset.max_unreadable validation stop_when resume device datasets[0].num_workers
-        datasets[0].cache_latents datasets[0].cache_latents_to_disk datasets[0].cache_text_embeddings
-        train.cache_text_embeddings train.skip_first_sample train.force_first_sample
-        first_sample train.disable_sampling train.gradient_checkpointing train.compile.enabled train.compile.backend
+        validation stop_when resume device datasets[0].num_workers
+        datasets[0].cache train.skip_first_sample train.force_first_sample
+        train.disable_sampling train.gradient_checkpointing train.compile.enabled train.compile.backend
         train.compile.mode train.compile.dynamic train.compile.fullgraph train.compile.cache_size_limit train.parallel
         train.ddp_timeout model.low_vram model.keep_quantized memory_check model.modulation_table
         model.blocks_to_swap network.pretrained_lora_path
@@ -124,14 +124,11 @@ def test_every_key_of_a_job_is_seen_when_it_changes_and_harmless_only_when_meant
     # Images are compared by what they hold, and their repeats with them.
     where = {
         "datasets[0].url",
-        "datasets[0].path_map",
-        "datasets[0].repeats_from_names",
     }
     where |= {f"datasets[0].columns.{role}" for role in ColumnsConfig.model_fields}
     meant = {
         "train.steps",
         "train.epochs",
-        "train.step_limit",
         "callbacks",  # they look on
         *where,
         *KINDS["harmless"].split(),
@@ -142,13 +139,44 @@ def test_every_key_of_a_job_is_seen_when_it_changes_and_harmless_only_when_meant
 
 
 @pytest.mark.parametrize(
-    "key", ["train.ema_config.power_averages", "model.int8_matmul"]
+    ("key", "value"),
+    [
+        ("train.lr_groups", []),
+        ("optimizers.vae.lr_groups", []),
+        ("train.memory_account", False),
+        ("train.noise_levels_per_sample", 1),
+        ("train.preference", None),
+        ("train.ema_config.power_averages", True),
+        ("train.ema_config.use_num_updates", True),
+        ("train.lr_scheduler_power", 1.0),
+        ("train.reg_weight", 1.0),
+        ("datasets[0].from_base", None),
+        ("datasets[0].path_map", {"a": "b"}),
+        ("first_sample", {"samples": []}),
+    ],
 )
-@pytest.mark.parametrize("value", [False, True, "auto"])
-def test_a_key_that_was_removed_is_no_change(
-    section: dict, key: str, value: bool | str
+def test_a_removed_key_that_computed_nothing_is_no_change(
+    section: dict, key: str, value: object
 ) -> None:
     assert diff_configs(replaced(section, key, value), section) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "row"),
+    [
+        ("train.noise_levels_per_sample", 4, "train.noise_levels_per_sample"),
+        ("train.preference", {"beta": 350.0, "share": 1.0}, "train.preference"),
+        ("train.reg_weight", 0.0, "train.reg_weight"),
+        ("train.ema_config.use_num_updates", False, "train.ema_config.use_num_updates"),
+        ("datasets[0].from_base", {"prompts": "a.txt"}, "datasets[].from_base"),
+    ],
+)
+def test_a_removed_key_that_computed_something_is_one_change_with_the_remedy(
+    section: dict, key: str, value: object, row: str
+) -> None:
+    (change,) = diff_configs(replaced(section, key, value), section)
+    assert change.kind == "changes the result"
+    assert str(change) == f"{row}: {removed('keys')[row]}"
 
 
 def test_equal_jobs_have_no_change_and_order_of_keys_is_none(section: dict) -> None:

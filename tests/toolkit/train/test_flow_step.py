@@ -226,6 +226,28 @@ def test_the_shift_goes_by_the_size_of_the_image() -> None:
         )
 
 
+def test_the_shift_is_that_of_the_usual_number_of_steps() -> None:
+    """Some models shift by the number of steps too, by a line that holds for as many as
+    they are sampled with."""
+    model = FakeModel()
+
+    class ByStep(DynamicShift):
+        def mu(self, tokens: int, steps: int) -> float:
+            return steps / 10
+
+    model.dynamic_shift = ByStep()
+    shifted, plain = (
+        FlowMatchingStep(model, 1, kind) for kind in ("model_shift", "sigmoid")
+    )
+    spec = BatchSpec(0, (0,), (0,))
+    (_, t_B), (_, plain_B) = (
+        step.sample_noise_and_t(spec, torch.Size((2, 4, 4)))
+        for step in (shifted, plain)
+    )
+    shift = math.exp(model.family.sample_steps / 10)
+    torch.testing.assert_close(t_B, shift * plain_B / (1 + (shift - 1) * plain_B))
+
+
 def test_the_loss_and_its_weight_follow_the_settings() -> None:
     step = FlowMatchingStep(
         FakeModel(0.5), 1, "uniform", loss_type="mae", weighting_scheme="cosmap"

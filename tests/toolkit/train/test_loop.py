@@ -68,8 +68,9 @@ def test_the_average_moves_once_per_optimizer_step(toy, recorder) -> None:
     run = toy.run(3, accumulation=3, ema_decay=0.75, callbacks=[recorder])
     toy.train(run, toy.step(run))
     average, expected = torch.zeros(3), []
-    for w_D in toy.by_hand(toy.items(3, accumulation=3), constant(0.1)):
-        average = 0.75 * average + 0.25 * w_D
+    weights = toy.by_hand(toy.items(3, accumulation=3), constant(0.1))
+    for n, w_D in enumerate(weights, start=1):
+        average = torch.lerp(average, w_D, 9 / (10 + n))
         expected.append(average)
     torch.testing.assert_close(recorder.averages, expected)
 

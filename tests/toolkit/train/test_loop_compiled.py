@@ -121,7 +121,7 @@ def trained(
     )
     parameters = step.parameters()
     optimizer = torch.optim.Adam(parameters.values(), lr=0.0)
-    ema = Ema(parameters, 0.5, warm_up=False)
+    ema = Ema(parameters, 0.5)
     role = Role(
         parameters,
         optimizer,

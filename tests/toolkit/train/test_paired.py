@@ -59,9 +59,7 @@ def test_an_interval_holds_the_true_difference_as_often_as_it_says(
 def test_too_few_images_have_no_interval() -> None:
     assert difference(row(*[2.0] * 7), row(*[1.0] * 7)).half == math.inf
     assert as_good_as_the_lowest({1: row(*[2.0] * 7), 2: row(*[1.0] * 7)}) is None
-    assert (
-        forecast({step: row(*[1.0 + step] * 7) for step in range(20)}, 20, 0.95) is None
-    )
+    assert forecast({step: row(*[1.0 + step] * 7) for step in range(20)}, 20) is None
 
 
 def test_of_files_that_are_as_good_the_earliest_is_preferred() -> None:
@@ -96,7 +94,7 @@ def test_the_truly_lowest_is_among_those_named() -> None:
 def test_a_stop_needs_some_validations_after_the_best(later: int, stops: bool) -> None:
     course = [0.6, 0.5, 0.4, *(0.45 + 0.05 * number for number in range(later))]
     found = forecast(
-        {10 * index: noisy(mean, index) for index, mean in enumerate(course)}, 120, 0.95
+        {10 * index: noisy(mean, index) for index, mean in enumerate(course)}, 120
     )
     assert (found is not None) is stops
     if found:
@@ -107,5 +105,5 @@ def test_losses_that_may_still_fall_below_the_best_do_not_stop_a_run() -> None:
     """One lucky validation, and a line behind it that is above it and falls."""
     course = [0.6, 0.40, *(0.55 - 0.01 * number for number in range(8))]
     losses = {10 * index: noisy(mean, index) for index, mean in enumerate(course)}
-    assert not forecast(losses, 400, 0.95).is_over
-    assert forecast(losses, 91, 0.95).is_over
+    assert not forecast(losses, 400).is_over
+    assert forecast(losses, 91).is_over

@@ -11,9 +11,11 @@ from unittest import mock
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.conftest import heard
 from tests.toolkit.train.states import make_run, save_state, take_steps
+from toolkit.config.reading.removed import removed_at
 from toolkit.config.sections.train import TrainConfig
 from toolkit.config.sections.trainer import ModelSection, TrainerConfig
 from toolkit.contracts.data import Sample, Size
@@ -184,7 +186,7 @@ def test_what_changes_the_result_is_refused_and_listed(
     ], "a harmless key is not a reason"
     assert (
         len(lines) == 3
-        and f"{state} was trained with different settings. Restore the settings, add --allow-change to resume with"
+        and f"{state} was trained with other settings: add --allow-change to resume with"
         in lines[2]
     )
     assert judge(state, job, same, allow_change=True)
@@ -243,15 +245,21 @@ def test_a_state_that_computes_something_else_is_refused(
         judge(state, section(), same, allow_change=True)
 
 
-@pytest.mark.parametrize("value", [True, False, "auto"])
-def test_a_state_of_a_job_with_int8_matmul_which_was_removed_is_resumed(
-    state: Path, same: DatasetScan, value: bool | str
+def test_a_state_with_removed_keys_is_resumed_or_refused_with_the_remedy(
+    state: Path, same: DatasetScan
 ) -> None:
     document = json.loads((state / "state.json").read_text())
-    document["settings"]["model"]["int8_matmul"] = value
+    document["settings"]["train"] |= {"memory_account": False, "preference": None}
     (state / "state.json").write_text(json.dumps(document))
     plan, said = judge(state, section(), same)
     assert plan.state == state and said == []
+    document["settings"]["train"]["preference"] = {"beta": 350.0}
+    (state / "state.json").write_text(json.dumps(document))
+    with pytest.raises(UserError) as refused:
+        judge(state, section(), same)
+    assert str(refused.value).startswith(
+        f"train.preference: {removed_at('train.preference')}\nthis changes the result"
+    )
 
 
 def test_harmless_keys_are_noted(state: Path, same: DatasetScan) -> None:
@@ -301,6 +309,20 @@ def test_between_two_epochs_nothing_of_the_new_dataset_is_left_out(
         epoch_cursor(1, 0),
         1,
     )
+
+
+@pytest.mark.parametrize(("steps", "goes_on"), [(3, False), (4, True)])
+def test_only_a_run_that_goes_on_keeps_its_end_under_another_name(
+    state: Path, scan, tmp_path: Path, steps: int, goes_on: bool
+) -> None:
+    """One that was killed as it ended writes the same file again."""
+    folder = tmp_path / "run"
+    info = {"training_info": json.dumps({"step": 3})}
+    save_file({"w": torch.ones(1)}, folder / "toy.safetensors", info)
+    run = replace(make_run(folder), name="toy", steps=steps)
+    judge(state, section(), scan(a="a", b="b"))[0].apply(run)
+    kept = {path.name for path in folder.glob("toy*")}
+    assert kept == {"toy_000000003.safetensors" if goes_on else "toy.safetensors"}
 
 
 @pytest.mark.parametrize("text", [None, "", "[", "[1]", '"x"', "\0"])

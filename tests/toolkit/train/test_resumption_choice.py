@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy
@@ -16,7 +17,12 @@ from tests.toolkit.train.states import saved
 from toolkit.errors import RunError
 from toolkit.train.checkpoint_store import checkpoint_dir, checkpoint_folders
 from toolkit.train.lock import FILE as LOCK_FILE
-from toolkit.train.resumption import archive_later_files, archive_run, find_checkpoint
+from toolkit.train.resumption import (
+    archive_later_files,
+    archive_run,
+    find_checkpoint,
+    keep_end,
+)
 
 ODD_NAMES = [
     "plain",
@@ -288,6 +294,28 @@ def test_a_final_file_that_does_not_tell_its_step_is_moved_rather_than_overwritt
     (tmp_path / "job.safetensors").write_text("damaged")
     archive_later_files(tmp_path, "job", 2)
     assert (tmp_path / "superseded" / "1" / "job.safetensors").read_text() == "damaged"
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_the_end_of_a_run_that_goes_on_is_kept_under_its_step(
+    said: list[str], tmp_path: Path, name: str
+) -> None:
+    run = tmp_path / name
+    for step in (5, 6):  # 6 has a file of its own already
+        make_files(run, name, final_step=step)
+        shutil.copy(run / f"{name}.safetensors", run / f"{name}_raw.safetensors")
+        before = contents(run)
+        keep_end(run, name)
+        ends = {f"{name}.safetensors", f"{name}_raw.safetensors"}
+        kept = {f"{name}_000000005.safetensors", f"{name}_000000005_raw.safetensors"}
+        after = contents(run)
+        assert (after.keys() - before.keys(), before.keys() - after.keys()) == (
+            (kept, ends) if step == 5 else (set(), set())
+        )
+        assert sorted(after.values()) == sorted(before.values())
+    assert (
+        len(said) == 2 and f"the end of step 5 is kept as {name}_000000005" in said[0]
+    )
 
 
 def test_where_nothing_is_later_nothing_is_said_or_made(

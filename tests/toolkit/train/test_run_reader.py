@@ -425,6 +425,26 @@ def test_values_of_other_types_are_unknown(tmp_path: Path) -> None:
     } == {None}
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "maya",
+        "output/maya/maya.safetensors",
+        "maya.safetensors",
+        "output/maya/run.json",
+    ],
+)
+def test_a_file_of_a_run_or_its_name_is_answered_with_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made(tmp_path / "output" / "maya", json.dumps({"status": "done"}))
+    with pytest.raises(RunError, match="Did you mean") as refused:
+        read_run(Path(typed))
+    (meant,) = re.findall("Did you mean '(.*)'", str(refused.value))
+    assert read_run(Path(meant)).name == "maya"
+
+
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run is here"):
         read_run(tmp_path)

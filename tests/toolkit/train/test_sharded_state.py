@@ -46,6 +46,21 @@ def test_the_rows_of_two_processes_are_read_by_one_whatever_their_dtype(
     )
 
 
+def _write_and_read_own(process_group: ProcessGroup, folder: Path) -> list[list[int]]:
+    _write(process_group, folder)
+    shard = RowShard.of((3, 2), process_group.rank, process_group.world_size)
+    name = "weights/torch.int64"
+    rows: list[list[int]] = read_rows(folder, {name: shard}, process_group)[
+        name
+    ].tolist()
+    return rows
+
+
+def test_each_process_reads_its_own_rows(tmp_path: Path) -> None:
+    of_first, of_second = in_processes(2, _write_and_read_own, tmp_path)
+    assert (of_first, of_second) == ([[0, 1], [2, 3]], [[4, 5]])
+
+
 def _write_apart(process_group: ProcessGroup, folder: Path) -> None:
     sharded_state.SEEN_WITHIN_S = 0.1
     own = folder / str(process_group.rank)

@@ -17,7 +17,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
 
@@ -36,35 +36,6 @@ something else, or not fit; the base model is somewhere else, and its contents d
 (impossible with a checkpoint that does not record them)."""
 
 ALL_OTHERS = "*"
-
-
-class RemovedKey(NamedTuple):
-    """A key of an earlier version. Jobs that have it still work, with a warning at its
-    line.
-
-    >>> RemovedKey("0.3", "images are always read from disk", (None, False)).message(True)
-    'was removed in 0.3 and can be deleted: images are always read from disk.'
-    """
-
-    version: str
-    """The first version without it."""
-
-    instead: str
-    """What is done now where its value asked for something else."""
-
-    same_as_now: tuple[Any, ...] = (None,)
-    """The values that asked for what is done now."""
-
-    def message(self, value: Any) -> str:
-        """The warning about the removed key: since which version, and the replacement,
-        unless `value` means the same as the present behaviour. value: as the file gives
-        it."""
-        removed = f"was removed in {self.version} and can be deleted"
-        return (
-            f"{removed}."
-            if value in self.same_as_now
-            else f"{removed}: {self.instead}."
-        )
 
 
 class StrictModel(BaseModel):
@@ -93,10 +64,6 @@ class StrictModel(BaseModel):
 
     other_shapes: ClassVar[Mapping[str, ForeignName]] = {}
     """Keys of our own that are not fields: `rewrite` turns them into some."""
-
-    removed_keys: ClassVar[Mapping[str, RemovedKey]] = {}
-    """Keys of earlier versions: accepted with a warning, whatever their value, and left
-    out."""
 
     may_be_empty: ClassVar[frozenset[str]] = frozenset()
     """Fields for which an empty string is a value; for all others it means "not

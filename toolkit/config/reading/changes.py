@@ -5,14 +5,18 @@ before anything is filled in or checked, so that a changed key is treated as an 
 one; messages name the flag in place of a line. A key without `process.N` in front
 belongs to the one process that has it, `process.*` to each that has it.
 
+`parted_values` finds values that a shell has parted at their spaces.
+
 `loader.py` calls it. `redacted_copy.py` writes the changes into the saved text.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import NamedTuple
 
 from pydantic import BaseModel
@@ -23,15 +27,22 @@ from toolkit.config.reading.located import (
     KeyPath,
     SourceLocation,
 )
+from toolkit.config.reading.removed import removed_at, row_above
 from toolkit.config.reading.validate import place_of
 from toolkit.config.reading.yaml_reader import read_yaml, scalar_value
 from toolkit.errors import ConfigErrors, UserError, did_you_mean
+from toolkit.files.writing import CONFIG_SUFFIXES
 
 FindModel = Callable[[str], type[BaseModel] | None]
 """A process type -> its section model, or None when it has none. Raises UserError for
 an unknown type."""
 
 _KEY = re.compile(r"[A-Za-z_][\w-]*(?:\.(?:[\w-]+|\*)|\[(?:\d+|\*)\])*")
+_PAIR = rf"{_KEY.pattern}\s*="
+_OTHER_SIGN = re.compile(rf"^(?!.*=)({_KEY.pattern})(?:\s*[:,]|\s)\s*(?=\S)")
+_BETWEEN = {"--set": " ", "--sweep": ","}
+"""Flag -> what stands between the parts of a value."""
+
 _PROCESS = ("config", "process")
 NAME = ("config", "name")
 
@@ -61,6 +72,31 @@ def read_changes(words: Sequence[str], flag: str = "--set") -> tuple[Change, ...
         Change(key.strip(), text.strip(), f"{flag} {key.strip()}")
         for key, _, text in pairs
     )
+
+
+def parted_values(argv: Sequence[str], is_config: Callable[[str], bool]) -> str:
+    """What to write where a value of a flag has become several arguments, or has
+    another sign than `=`; empty where all are as they should be.
+
+    >>> parted_values(["a.yaml", "--set", "trigger_word=my", "cat"], "a.yaml".__eq__)
+    "--set: each KEY=VALUE is one word for the shell. Write: --set 'trigger_word=my cat'"
+    """
+    flags = [(at, flag) for at, flag in enumerate(argv) if flag in _BETWEEN]
+    for at, flag in flags if any(map(is_config, argv)) else ():
+        words = takewhile(
+            lambda word: not word.startswith("-") and not is_config(word),
+            argv[at + 1 :],
+        )
+        given = "\0".join(word for word in words if not word.endswith(CONFIG_SUFFIXES))
+        sign = _BETWEEN[flag]
+        meant = [
+            _OTHER_SIGN.sub(r"\1=", re.sub(f"{sign}*\0", sign, part))
+            for part in re.split(f"\0(?={_PAIR})", given)
+        ]
+        if "\0".join(meant) != given:
+            write = f"Write: {flag} {shlex.join(meant)}"
+            return f"{flag}: each KEY=VALUE is one word for the shell. {write}"
+    return ""
 
 
 def with_changes(
@@ -95,7 +131,7 @@ def _value(text: str, at: SourceLocation) -> ConfigNode:
     inside = Diagnostics(at.file)
     node: ConfigNode = read_yaml(f"value: {text}", inside).value["value"]
     inside.raise_errors()
-    return node
+    return replace(node, key_at=at, value_at=at)
 
 
 def _moved(node: ConfigNode, path: KeyPath, at: SourceLocation) -> ConfigNode:
@@ -163,6 +199,9 @@ def _places(root: ConfigNode, key: str, find_model: FindModel) -> Iterator[KeyPa
         elif not numbers:
             numbers = _that_have(entries, models, inside[:1])
         dotted = ".".join(map(str, inside))
+        gone = removed_at(row_above(dotted))
+        if gone and not any(model and place_of(model, inside) for model in models):
+            raise UserError(gone)
         if not numbers:
             known = {name for model in models if model for name in model.model_fields}
             raise UserError(

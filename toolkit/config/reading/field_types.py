@@ -33,6 +33,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import no_info_before_validator_function
 
 from toolkit.config.reading.located import ConfigNode, Diagnostics, odd_characters
+from toolkit.files.writing import from_above
 
 
 def value_error(message: str) -> PydanticCustomError:
@@ -40,7 +41,7 @@ def value_error(message: str) -> PydanticCustomError:
     return PydanticCustomError("mistake", "{message}", {"message": message})
 
 
-_SWITCH = {
+SWITCH = {
     "true": True,
     "yes": True,
     "on": True,
@@ -67,10 +68,12 @@ class OneOf:
         spellings: Mapping[str, str] | None = None,
         instead: Mapping[str, str] | None = None,
         or_bool: bool = False,
+        more: Callable[[], Iterable[str]] = tuple,
     ) -> None:
-        """spellings: other spelling -> name. instead: as of `reader_of`. or_bool: true
-        and false are values too."""
+        """spellings: other spelling -> name. instead, more: as of `reader_of`. or_bool:
+        true and false are values too."""
         self.names = names
+        self.more = more
         self.spellings = spellings or {}
         self.instead = instead or {}
         self.or_bool = or_bool
@@ -80,19 +83,19 @@ class OneOf:
     ) -> CoreSchema:
         self.names = self.names or get_args(source)
         also = " or true or false" if self.or_bool else ""
-        read_name = reader_of(self.names, self.spellings, also, self.instead)
+        read_name = reader_of(self.names, self.spellings, also, self.instead, self.more)
 
         def read(value: Any) -> Any:
             folded = str(value).strip().lower()
-            is_switch = self.or_bool and folded in _SWITCH and folded not in self.names
-            return _SWITCH[folded] if is_switch else read_name(value)
+            is_switch = self.or_bool and folded in SWITCH and folded not in self.names
+            return SWITCH[folded] if is_switch else read_name(value)
 
         return no_info_before_validator_function(read, handler(source))
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        names = [*self.names, *self.spellings]
+        names = [*self.names, *self.more(), *self.spellings]
         return (
             {"enum": [True, False, *names]}
             if self.or_bool
@@ -105,11 +108,13 @@ def reader_of(
     spellings: Mapping[str, str],
     also: str = "",
     instead: Mapping[str, str] | None = None,
+    more: Callable[[], Iterable[str]] = tuple,
 ) -> Callable[[Any], str]:
     """From a value to the name that is meant; raises what a validator raises.
 
     also: what else may be written. instead: beginning of another program's value ->
-    what to do here.
+    what to do here. more: the names that extensions add, asked for where a name is none
+    of the others; signs in them need not be the same.
     """
 
     def read(value: Any) -> str:
@@ -120,6 +125,10 @@ def reader_of(
             return folded
         if folded in spellings:
             return spellings[folded]
+        added = {_letters(name): name for name in more()}
+        if _letters(folded) in added:
+            return added[_letters(folded)]
+        every = [*names, *added.values()]
         for beginning, remedy in (instead or {}).items():
             if folded.startswith(beginning):
                 shown = folded if isinstance(value, bool) else repr(value)
@@ -128,11 +137,20 @@ def reader_of(
             raise value_error(f"is not a name. Use {_listed(names)}{also}.")
         # Nearer than elsewhere: the names of other programs' choices are not to be
         # taken for typing errors.
-        near = get_close_matches(folded, [*names, *spellings], n=1, cutoff=0.75)
+        near = get_close_matches(folded, [*every, *spellings], n=1, cutoff=0.75)
         hint = f"Did you mean {near[0]!r}? " if near else ""
-        raise value_error(f"{value!r} is unknown. {hint}Use {_listed(names)}{also}.")
+        raise value_error(f"{value!r} is unknown. {hint}Use {_listed(every)}{also}.")
 
     return read
+
+
+def _letters(name: str) -> str:
+    """A name by which other programs' spellings are recognised.
+
+    >>> _letters("z_image")
+    'zimage'
+    """
+    return re.sub(r"[-_. ]", "", name)
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -287,7 +305,7 @@ def near_path(path: str) -> str:
                 names = {name.lower(): name for name in os.listdir(folder)}
             near = get_close_matches(part.lower(), names, n=1, cutoff=0.75)
             if not near:
-                return ""
+                return from_above(path)
             part = names[near[0]]
         folder = folder / part
     return f"Did you mean {str(folder)!r}? "

@@ -15,14 +15,18 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel
 
 from toolkit.config.reading.located import ConfigNode, Diagnostics
-from toolkit.errors import UserError
-from toolkit.registry import FOREIGN_FILES, FOREIGN_KEYS, find_object, load_object
+from toolkit.registry import (
+    FILE_OF_FLAGS,
+    FOREIGN_FILES,
+    FOREIGN_KEYS,
+    find_object,
+    load_object,
+)
 
 NO_DEFAULT: Any = object()
 
@@ -57,13 +61,6 @@ class ForeignName(NamedTuple):
     passes: tuple[Any, ...] = ()
     """For `only_accepts`: the values that have no effect."""
 
-    needs: str = ""
-    """For `only_accepts`: the switch next to it that it refines. It has no effect where that
-    switch is off."""
-
-    on: str = ""
-    """For `not_needed`: why it is an error unless it is false, and the remedy."""
-
     tool: str = ""
     """The command that does it, as `run.py` takes it: `generate --negative`."""
 
@@ -80,12 +77,11 @@ Noted = Callable[[ConfigNode], None]
 """Takes note of a key of another program."""
 
 
-class ForeignKeys(Protocol):
-    """The keys of other programs.
+class ForeignKeys:
+    """The keys of other programs: none. The part that knows them derives from it.
 
-    Example::
-
-        hint = foreign_keys().hint("max_train_steps")  # what to write instead
+    >>> ForeignKeys().hint("max_train_steps")
+    ''
     """
 
     def rewritten(
@@ -97,68 +93,33 @@ class ForeignKeys(Protocol):
     ) -> ConfigNode:
         """A process in our keys, each where its value was written; keys that no program
         has stay. known: called with each key of another program."""
+        return node
 
     def rows(self, section: type[BaseModel]) -> Mapping[str, ForeignName]:
         """The names that are rewritten in this section, or refused. None of them is a
         field of the section."""
+        return {}
 
     def hint(self, key: str) -> str:
         """The remedy for a key that is unknown at its place; empty where no program has
         the key."""
-
-    def named(self, place: str) -> Iterable[str]:
-        """The names that other programs have for a key of ours, wherever they are
-        read."""
+        return ""
 
     def own_flag(self, word: str, keys: Iterable[str]) -> str:
         """The word of a command line, with the flag of a tool with these keys where it
         is another program's."""
-
-    def flag_remedy(self, word: str) -> str:
-        """The remedy for a flag of another program; empty for all other words."""
-
-
-class NoForeignKeys:
-    """That no other program has any key: what is known without the part that knows
-    them.
-
-    >>> NoForeignKeys().hint("max_train_steps")
-    ''
-    """
-
-    def rewritten(
-        self,
-        model: type[BaseModel],
-        node: ConfigNode,
-        diagnostics: Diagnostics,
-        known: Noted,
-    ) -> ConfigNode:
-        """Returns `node` unchanged."""
-        return node
-
-    def rows(self, section: type[BaseModel]) -> Mapping[str, ForeignName]:
-        """Empty for every section."""
-        return {}
-
-    def hint(self, key: str) -> str:
-        return ""
-
-    def named(self, place: str) -> Iterable[str]:
-        return ()
-
-    def own_flag(self, word: str, keys: Iterable[str]) -> str:
-        """Returns `word` unchanged."""
         return word
 
     def flag_remedy(self, word: str) -> str:
+        """The remedy for a flag of another program; empty for all other words."""
         return ""
 
 
 @cache
 def foreign_keys() -> ForeignKeys:
-    """The table of the installed part that knows other programs; `NoForeignKeys`
-    without that part. It is loaded once."""
-    keys: ForeignKeys = find_object(FOREIGN_KEYS) or NoForeignKeys()
+    """The table of the installed part that knows other programs; none without that
+    part. It is loaded once."""
+    keys: ForeignKeys = find_object(FOREIGN_KEYS) or ForeignKeys()
     return keys
 
 
@@ -167,18 +128,14 @@ COMMAND_LINE = "command line"
 
 
 class ForeignFile(Protocol):
-    """A kind of file that was written for another program, and the flags of that
-    program.
+    """A kind of file that was written for another program.
 
     Example::
 
         reader = foreign_file(root)
         if reader:
-            root = reader.as_job(root, Path(path).parent, name, diagnostics)
+            root = reader.as_job(root, Path(path).parent, name, diagnostics, {})
     """
-
-    name: str
-    """The program, where no other has the keys by which `reads` knows a file."""
 
     keeps_text: bool
     """Whether its own text is saved with the results, instead of the job that it
@@ -186,6 +143,25 @@ class ForeignFile(Protocol):
 
     def reads(self, root: ConfigNode) -> bool:
         """Whether a file that is not a job is of this kind."""
+
+    def as_job(
+        self,
+        root: ConfigNode,
+        folder: Path,
+        name: str | None,
+        diagnostics: Diagnostics,
+        moved: Mapping[str, str],
+    ) -> ConfigNode:
+        """The root of the job that such a file describes.
+
+        folder: of the file, where files that it names are looked for first. name: of
+        the job, instead of the file's. moved: folder -> where it is now, for the paths
+        in files that this one names.
+        """
+
+
+class KeptFile(ForeignFile, Protocol):
+    """One whose own text is saved, and the flags of its program."""
 
     def with_flags(
         self,
@@ -195,21 +171,6 @@ class ForeignFile(Protocol):
     ) -> ConfigNode:
         """The root with the flags in their places; None: a root of them alone. Raises
         ConfigErrors for a file of another kind."""
-
-    def as_job(
-        self,
-        root: ConfigNode,
-        folder: Path,
-        name: str | None,
-        diagnostics: Diagnostics,
-        moved: Mapping[str, str] = MappingProxyType({}),
-    ) -> ConfigNode:
-        """The root of the job that such a file describes.
-
-        folder: of the file, where files that it names are looked for first. name: of
-        the job, instead of the file's. moved: folder -> where it is now, for the paths
-        in files that this one names.
-        """
 
     def renamed(self, root: ConfigNode, name: str) -> ConfigNode:
         """The root as it would be written for a job of this name."""
@@ -272,16 +233,14 @@ def holds_command(text: str) -> bool:
 
 def foreign_file(root: ConfigNode) -> ForeignFile | None:
     """The reader of a file of another program; None where the root has the key `job` or
-    `config`, or where no reader knows the file. Raises UserError for a file with keys
-    of two programs."""
+    `config`, or where no reader knows the file."""
     if {"job", "config"} & root.value.keys():
         return None
     readers: Iterable[ForeignFile] = map(load_object, FOREIGN_FILES.values())
-    found = [reader for reader in readers if reader.reads(root)]
-    named = [reader.name for reader in found if reader.name]
-    if len(named) > 1:
-        whose = " and of ".join(named)
-        raise UserError(
-            f"the file has keys of {whose}. Remove the keys of the one that does not read it."
-        )
-    return found[0] if found else None
+    return next((reader for reader in readers if reader.reads(root)), None)
+
+
+def kept_file(root: ConfigNode) -> KeptFile | None:
+    """The reader of a file whose own text is saved; None for all others."""
+    reader: KeptFile | None = find_object(FILE_OF_FLAGS)
+    return reader if reader and reader.reads(root) else None

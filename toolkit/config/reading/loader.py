@@ -55,12 +55,12 @@ from toolkit.config.reading.redacted_copy import (
     saved_text,
     secret_scalars,
 )
+from toolkit.config.reading.removed import removed
 from toolkit.config.reading.validate import list_remedy, validate
 from toolkit.config.reading.yaml_faults import quoted
 from toolkit.config.reading.yaml_reader import (
     expand_variables,
     is_json,
-    map_in_tables,
     map_paths,
     read_text,
     read_yaml,
@@ -75,14 +75,20 @@ from toolkit.extension import discover
 from toolkit.files.redact import contains_secret, register_secret, wandb_keys
 from toolkit.files.run_files import FILE_SUFFIXES, finished_processes, step_stem
 from toolkit.files.writing import CACHE_FOLDER, TEMP_NAME_BYTES
-from toolkit.registry import FILE_OF_FLAGS, FOREIGN_COMMANDS, load_needed, load_object
+from toolkit.registry import (
+    FILE_OF_FLAGS,
+    FOREIGN_COMMANDS,
+    FOREIGN_TYPES,
+    find_object,
+    load_needed,
+    load_object,
+)
 
 _IN_CONFIG = ("name", "process", "defaults")
 """Keys of `config`."""
 
 _LOOKS_RANDOM = re.compile(r"^(?=.*[0-9])(?=.*[A-Za-z])\S{8,}$")
 _SECRET_FOLDER = "folder names are visible on the disk. Remove the secret, or rename the variable it comes from."
-_CACHE_NAME = "is the folder of the shared cache. Choose another name."
 _BAD_IN_FOLDER = re.compile(r"[/\\\x00-\x1f\x7f]")
 _NO_TEXT = re.compile("[\ud800-\udfff]")
 _NOT_ON_WINDOWS = re.compile(
@@ -162,8 +168,6 @@ def load_job(
     reader = foreign_file(root)
     if reader:
         root = reader.as_job(root, Path(path).parent, name, diagnostics, moved)
-    if moved:
-        root = map_in_tables(root, moved)
     config = check_top_level(root, diagnostics)
     job_name = read_name(config, diagnostics) if name is None else name
     if suffix:
@@ -202,9 +206,8 @@ def load_job(
 
 def check_given_name(name: str | None) -> None:
     """Raises ConfigErrors for a name given by `-n` that no folder of a job may have."""
-    if name is None:
-        return
-    _refuse_name("-n", name, _CACHE_NAME if name == CACHE_FOLDER else "")
+    if name is not None:
+        _refuse_name("-n", name)
 
 
 def read_written(
@@ -241,7 +244,7 @@ def read_written(
                 diagnostics.fatal(root.value_at, (), "is empty.")
             if root is not None and foreign_file(root) is None:
                 remedy = "Jobs of this program are YAML."
-                if {"datasets", "directory"} & root.value.keys():
+                if "datasets" in root.value:
                     remedy = "It is a dataset file: run the config that names it."
                 diagnostics.fatal(
                     root.value_at,
@@ -288,6 +291,7 @@ def check_top_level(root: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
             job or root, "is required. Write 'job: extension'.", path=("job",)
         )
     elif job.value != "extension":
+        refuse_absent_types(root, diagnostics)
         diagnostics.error(job, f"unknown job type {show(job)}. Write 'extension'.")
     config: ConfigNode | None = root.value.get("config")
     for node in (root.value.get("meta"), config.child("defaults") if config else None):
@@ -303,6 +307,15 @@ def check_top_level(root: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
             )
         diagnostics.fatal((config or root).value_at, ("config",), message)
     return config
+
+
+def refuse_absent_types(root: ConfigNode, diagnostics: Diagnostics) -> None:
+    """Raises ConfigErrors for a process of another program: that line is enough."""
+    listed = root.find(("config", "process"))[0].value
+    for entry in listed if isinstance(listed, list) else ():
+        kind = entry.child("type")
+        if kind is not None and (message := absent_type(kind)):
+            diagnostics.fatal(kind.value_at, kind.path, message)
 
 
 def refuse_unknown(
@@ -335,14 +348,13 @@ def read_name(config: ConfigNode, diagnostics: Diagnostics) -> str:
         )
         return "job"
     sound = check_folder_name(node, diagnostics)
-    if sound and node.value == CACHE_FOLDER:
-        diagnostics.error(node, f"{show(node)} {_CACHE_NAME}")
+    if sound and (fault := job_name_error(node.value)):
+        diagnostics.error(node, f"{show(node)} {fault}")
     return str(node.value) if sound else "job"
 
 
-def _refuse_name(flag: str, name: str, fault: str = "") -> None:
-    fault = fault or folder_name_error(name)
-    if fault:
+def _refuse_name(flag: str, name: str) -> None:
+    if fault := job_name_error(name):
         raise ConfigErrors([Diagnostic((flag,), f"{name!r} {fault}")])
 
 
@@ -384,6 +396,13 @@ def name_like(text: str, otherwise: str) -> str:
     'My_cat_2'
     """
     return re.sub(r"[^\w.-]+", "_", text).strip("_.-") or otherwise
+
+
+def job_name_error(name: str) -> str:
+    """As `folder_name_error`, of a job, whose folder is beside that of the cache."""
+    if name == CACHE_FOLDER:
+        return "is the folder of the shared cache. Choose another name."
+    return folder_name_error(name)
 
 
 def folder_name_error(name: str) -> str:
@@ -502,7 +521,7 @@ def read_process(
     try:
         model = find_model(str(type_node.value))
     except UserError as error:
-        diagnostics.error(type_node, str(error))
+        diagnostics.error(type_node, absent_type(type_node) or str(error))
         return None
     section = None
     checked = node
@@ -526,6 +545,16 @@ def read_process(
         places=places_of_images(checked, diagnostics),
     )
     return _Process(node, entry, checked, complete=model is None or section is not None)
+
+
+def absent_type(node: ConfigNode) -> str:
+    """What is said of a process type that left, or is another program's; empty for all
+    others."""
+    kind = str(node.value)
+    if gone := removed("commands").get(kind):
+        return f"{show(node)} {gone}"
+    of_others = find_object(FOREIGN_TYPES)
+    return str(of_others(kind)) if of_others else ""
 
 
 def read_callbacks(

@@ -108,6 +108,13 @@ class ConfigNode:
                 yield from child.walk()
 
     @property
+    def flag(self) -> tuple[str, str]:
+        """The flag of the command line that gives this value, and the key behind it:
+        `--set` and `train.lr`. Two empty texts for a value of a file."""
+        flag, _, key = self.value_at.file.partition(" ")
+        return (flag, key) if flag in ("--set", "--sweep") else ("", "")
+
+    @property
     def is_blank(self) -> bool:
         """Whether the value is null or an empty string. The key then counts as not
         given."""

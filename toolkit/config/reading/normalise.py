@@ -8,9 +8,10 @@ pass."""
 from __future__ import annotations
 
 import re
+import shlex
 import types
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -29,6 +30,7 @@ from toolkit.config.reading.located import (
     odd_characters,
     show,
 )
+from toolkit.config.reading.removed import removed_at
 from toolkit.config.reading.yaml_faults import quoted
 from toolkit.errors import did_you_mean, in_series
 from toolkit.files.run_files import saved_as, saved_like
@@ -177,14 +179,11 @@ class Normaliser:
         open_ended = model.model_config.get("extra") == "allow"
         entries: dict[str, ConfigNode] = {}
         for key, child in node.value.items():
-            if key in strict.removed_keys:
-                self.defaults.known(child)
-                self.diagnostics.warn(
-                    child, strict.removed_keys[key].message(child.value)
-                )
-                continue
             if key not in known and not open_ended:
-                self.unknown(child, f"unknown key. {self.hint(model, key, node)}")
+                gone = removed_at(general(child.path), model, key)
+                self.unknown(
+                    child, gone or f"unknown key. {self.hint(model, key, node)}"
+                )
                 continue
             self.defaults.known(child)
             if self.is_given(model, key, child):
@@ -253,9 +252,7 @@ class Normaliser:
     def belongs(self, key: str, node: ConfigNode) -> str:
         """The place where a key belongs that `node` does not have; empty where no
         section has it."""
-        known_places = self.places().get(key, [])
-        nearest = min((place.count(".") for place in known_places), default=0)
-        places = [place for place in known_places if place.count(".") == nearest][:3]
+        places = nearest(self.places().get(key, []))
         beside = general(node.path).partition(".")[0].removesuffix("[]")
         named = [
             repr(place) if place else f"the process, beside {beside!r}"
@@ -357,7 +354,7 @@ def is_ours(
         return True
     fields = field_names(model)
     strict = rules_of(model)
-    known = {*fields, *strict.other_shapes, *strict.removed_keys, *also_known}
+    known = {*fields, *strict.other_shapes, *also_known}
     if not node.value.keys() <= known:
         return False
     return all(
@@ -399,14 +396,9 @@ def all_keys(section: ConfigNode) -> str:
 def other_names(
     section: type[BaseModel], foreign: ForeignKeys
 ) -> Mapping[str, ForeignName]:
-    """The names that a section reads besides its fields: its other shapes, its removed
-    keys, and the keys of other programs."""
-    strict = rules_of(section)
-    removed = {
-        key: ForeignName("not_needed", says=f"removed in {row.version}")
-        for key, row in strict.removed_keys.items()
-    }
-    return {**strict.other_shapes, **removed, **foreign.rows(section)}
+    """The names that a section reads besides its fields: its other shapes, and the keys
+    of other programs."""
+    return {**rules_of(section).other_shapes, **foreign.rows(section)}
 
 
 def read_names(rows: Mapping[str, ForeignName]) -> list[str]:
@@ -423,8 +415,7 @@ def places_of_keys(
     `train`, `datasets[]`, and "" for `model` itself; where none has, those that take it
     as a name of other programs.
 
-    Where several sections have one model (`sample` and `first_sample`), the first is
-    named.
+    Where several sections have one model, the first is named.
     """
     places: dict[str, list[str]] = {}
     foreign: dict[str, list[str]] = {}
@@ -452,6 +443,14 @@ def places_of_keys(
     return foreign | places
 
 
+def nearest(sections: Sequence[str]) -> list[str]:
+    """Up to three of the sections that have a key, those that are nested least; "" is
+    the process itself."""
+    depths = [len(section.split(".")) if section else 0 for section in sections]
+    ranked = zip(sections, depths, strict=True)
+    return [section for section, depth in ranked if depth == min(depths)][:3]
+
+
 def merge_aliases(
     current: ConfigNode | None, other: ConfigNode, diagnostics: Diagnostics
 ) -> ConfigNode:
@@ -464,10 +463,17 @@ def merge_aliases(
         names = [str(node.path[-1]) for node in (other, current)]
         if names[0] == names[1]:
             names = [dotted(node.path) for node in (other, current)]
+        given, kept = (other, current) if any(other.flag) else (current, other)
+        flag, key = given.flag
+        remedy = "Remove one of them."
+        if key and not any(kept.flag):
+            process = re.match(r"process\W.+?\W+|", key)
+            value = given.text if flag == "--set" else "..."
+            own = f"{process and process[0]}{dotted(kept.path[3:])}={value}"
+            remedy = f"Write: {flag} {shlex.quote(own)}"
         diagnostics.error(
             other,
-            f"{names[0]!r} and {names[1]!r} mean the same, but {show(other)} and {show(current)} were given. "
-            "Remove one of them.",
+            f"{names[0]!r} and {names[1]!r} mean the same, but {show(other)} and {show(current)} were given. {remedy}",
             at_key=True,
         )
     return current

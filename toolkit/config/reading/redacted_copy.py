@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from toolkit.config.reading.changes import NAME, put
-from toolkit.config.reading.foreign import foreign_file
+from toolkit.config.reading.foreign import kept_file
 from toolkit.config.reading.located import (
     ConfigNode,
     Diagnostics,
@@ -47,7 +47,7 @@ def saved_text(
     `root` is what `text` holds before anything was filled in, with another value at each
     path of `changed`. rewrite: it is not YAML, or not all of it.
     """
-    if reader := foreign_file(root):
+    if reader := kept_file(root):
         named = reader.renamed(root, new_name) if new_name is not None else root
         return redact(
             _dump(named, None) if rewrite or new_name else _redacted(text, root)

@@ -154,8 +154,7 @@ def _add_other_names(definition: dict[str, Any], section: type[StrictModel]) -> 
         elif row.how == "converted_to":
             added = {"description": f"Means {meaning(row)}."}
         elif row.how == "not_needed":
-            off = {"enum": [None, False]} if row.on else {}
-            added = {"deprecated": True, "description": f"No effect: {row.says}."} | off
+            added = {"deprecated": True, "description": f"No effect: {row.says}."}
         else:
             added = {
                 "deprecated": True,

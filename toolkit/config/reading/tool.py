@@ -16,6 +16,7 @@ import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from toolkit.config.reading.base import descriptions
-from toolkit.config.reading.field_types import AUTO_OR_BOOL
+from toolkit.config.reading.field_types import AUTO_OR_BOOL, SWITCH
 from toolkit.config.reading.foreign import foreign_keys
 from toolkit.config.reading.loader import check_processes, read_process
 from toolkit.config.reading.located import (
@@ -39,6 +40,7 @@ from toolkit.config.reading.normalise import (
     section_model,
 )
 from toolkit.config.reading.process import JobConfig, JobContext, ProcessConfig
+from toolkit.config.reading.removed import removed_at
 from toolkit.config.reading.yaml_reader import map_paths, scalar_value
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
@@ -171,15 +173,6 @@ def tool_parser(
                 about_it.replace("%", "%%"),
                 name not in as_flags,
             )
-    for name in _idle(model):
-        action = parser.add_argument(
-            flag_of(model, name),
-            dest=name,
-            nargs="?",
-            const="true",
-            help=argparse.SUPPRESS,
-        )
-        accept(parser, action, f"--{name}")
     return parser
 
 
@@ -223,16 +216,6 @@ def _group(model: type[ToolConfig], dotted: str) -> str | None:
         and key == model.sections[section][0]
     )
     return None if is_name else _GROUPS.get(section, section)
-
-
-def _idle(model: type[ToolConfig]) -> list[str]:
-    """Keys that other programs have, or this one had, and that do nothing: their flags
-    are taken, with a note."""
-    return [
-        key
-        for key, row in foreign_keys().rows(model).items()
-        if row.how == "not_needed"
-    ]
 
 
 def field_at(model: type[BaseModel], dotted: str) -> tuple[FieldInfo, str]:
@@ -281,7 +264,7 @@ def _add(
     )
     options: dict[str, Any] = {"metavar": last.upper()}
     if field.annotation in (bool, AUTO_OR_BOOL):
-        options = {"nargs": "?", "const": "true", "metavar": "true|false"}
+        options = {"nargs": "?", "const": "true", "metavar": _OF_A_SWITCH}
     elif many:
         options |= {"nargs": "+", "action": "extend"}
     else:
@@ -358,10 +341,18 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
     parser = tool_parser(
         uid, model, [key for key in model.positional if flag_of(model, key) in flags]
     )
+    for flag in sorted(flags):
+        if gone := removed_at(f"{uid}.{flag.lstrip('-').replace('-', '_')}"):
+            raise UserError(f"{parser.prog}: {flag!r} {gone}")
     for flag in flags & {f"--{word}" for word in model.common_words}:
         raise UserError(
             f"{parser.prog}: unknown argument {flag!r}. {model.common_words[flag[2:]]}"
         )
+    # a switch takes the word behind it only where that is the value of one
+    argv = [
+        f"{word}=true" if _is_alone(parser, word, behind_it) else word
+        for word, behind_it in pairwise([*argv, ""])
+    ]
     known, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         raise UserError(unknown_arguments(parser, unknown, model.lone_key))
@@ -389,6 +380,17 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
         Path(uid),
         redact_text(text),
     )
+
+
+_OF_A_SWITCH = "true|false"
+"""What the help shows behind the flag of a switch."""
+
+
+def _is_alone(parser: FlagParser, word: str, behind_it: str) -> bool:
+    """Whether a word is a switch, and the next word is not its value."""
+    action = parser._option_string_actions.get(word)
+    is_switch = action is not None and action.metavar == _OF_A_SWITCH
+    return is_switch and behind_it.lower() not in (*SWITCH, "auto")
 
 
 OF_JOBS = (
@@ -446,9 +448,6 @@ def _root(uid: str, model: type[ToolConfig], given: Mapping[str, Any]) -> Config
     entries = {"type": _scalar(uid, "type", text_only=True)}
     for key, value in given.items():
         place = key if key in model.positional else flag_of(model, key)
-        if key in _idle(model):
-            entries[key] = _scalar(value, place, text_only=False)
-            continue
         annotation = field_at(model, key)[0].annotation
         if isinstance(value, list):
             children = [

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from toolkit.config.reading.located import (
     ConfigNode,
     Diagnostics,
     KeyPath,
+    general,
     odd_characters,
     show,
 )
@@ -35,6 +37,7 @@ from toolkit.config.reading.normalise import (
     section_model,
     section_remedy,
 )
+from toolkit.config.reading.removed import removed_at
 from toolkit.config.reading.yaml_faults import quoted
 from toolkit.errors import did_you_mean
 
@@ -121,12 +124,18 @@ def explain(error: ErrorDetails, node: ConfigNode, place: Place | None = None) -
         return "is required."
     if kind == "extra_forbidden":
         return "unknown key."
+    if several := _several(node, place):
+        return f"{value} is not one value. {several}"
     if kind in _BOUNDS:
         name, sign = _BOUNDS[kind]
         return f"{value} is out of range: must be {sign} {_number(context[name])}.{_per_cent(kind, context, node)}"
     if kind == "string_type":
         return _not_text(node)
     if kind == "literal_error":
+        at = general(node.path).removesuffix("[]")
+        gone = place and removed_at(at, place.section, place.name, str(node.value))
+        if gone:
+            return f"{value} {gone}"
         choices = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
         return f"{value} is unknown. {did_you_mean(str(node.value), choices)}"
     if kind == "finite_number":
@@ -145,6 +154,25 @@ def explain(error: ErrorDetails, node: ConfigNode, place: Place | None = None) -
     # a switch is `True` for a validator
     is_shown = error["msg"].lower().startswith(value.lower())
     return error["msg"] if is_shown else f"{value}: {error['msg'].removesuffix('.')}."
+
+
+def _several(node: ConfigNode, place: Place | None) -> str:
+    """The flag for a run with each of several values that `--set` or `--sweep` gives to
+    a key that takes one; empty for all others."""
+    key = node.flag[1]
+    field = place and place.section.model_fields[place.name]
+    takes_one = field and item_annotation(field.annotation) is Any
+    if not (key and takes_one):
+        return ""
+    texts = [item.text for item in node.value] if isinstance(node.value, list) else []
+    if _LISTED.fullmatch(node.text):
+        texts = re.split(r"\s*[,;|]\s*", node.text)
+    each = shlex.quote(f"{key}={','.join(texts)}")
+    return f"For a run with each, write: --sweep {each}" if texts[1:] else ""
+
+
+_LISTED = re.compile(r"(?!\d+,\d+$|\d{1,3}(,\d{3})+$)[\w.+-]+(\s*[,;|]\s*[\w.+-]+)+")
+"""Words with commas between them, or another sign; neither `0,001` nor `1,000,000`."""
 
 
 def _single(node: ConfigNode) -> str:
@@ -403,6 +431,10 @@ _OFF = ("never", "none", "no", "off", "false", "disabled")
 _AUTO = ("auto", "automatic", "default")
 
 
+_LONGEST_NUMBER = 100
+"""Characters of a number that is written another way; of a longer one none is read."""
+
+
 def number_remedy(text: str, whole: bool, place: Place | None = None) -> str:
     """The remedy for a text where a number is wanted; empty where neither the text nor
     the place suggests one.
@@ -410,8 +442,10 @@ def number_remedy(text: str, whole: bool, place: Place | None = None) -> str:
     whole: a whole number is wanted. place: the field; a unit is left out only where the
     number then means the same.
     """
-    if re.search(_COMMENT, text):
+    if re.search(_COMMENT, text[:_LONGEST_NUMBER]):
         return "A comment begins with a space and '#'."
+    if len(text) > _LONGEST_NUMBER:  # searches would take seconds
+        return ""
     if re.search(_SIZE, text):
         return "Write one number; where several may stand, a list such as [512, 768]."
     readings: dict[str, Callable[[re.Match[str]], str]] = {

@@ -20,9 +20,10 @@ from toolkit.config.reading.located import (
     Diagnostics,
     KeyPath,
     SourceLocation,
+    odd_characters,
 )
 from toolkit.config.reading.yaml_faults import quoted, syntax_fault
-from toolkit.files.redact import is_secret_variable
+from toolkit.files.redact import is_common, is_secret_variable
 from toolkit.files.safetensors_io import LENGTH_BYTES
 from toolkit.files.writing import read_source
 
@@ -42,6 +43,8 @@ _BINARY = {
     b"GGUF": "a GGUF file",
     b"%PDF": "a PDF file",
     b"\x1f\x8b": "an archive (gzip)",
+    # of ai-toolkit's page, 2026-08
+    b"SQLite f": "a database (SQLite; ai-toolkit's jobs are in output/NAME/config.yaml)",
 }
 """First bytes of a binary file -> its kind."""
 
@@ -241,6 +244,13 @@ class _Loader(yaml.SafeLoader):
         return tag
 
 
+_ODD_SPACE = re.compile(
+    r"^[ -]*(?:([^\S \t\r\n]+)[^\S\n]*(?=- |[\w\"']+ *:)|[\w\"']+:([^\S \t\r\n]))",
+    re.MULTILINE,
+)
+"""Another space than a plain one before a key or a dash, or behind the colon of a
+key."""
+
 _TOML = re.compile(
     r"(?:\s*(?:#.*)?\n)*(?:\[\[?[A-Za-z_][\w.]*\]\]?|[A-Za-z_][\w.]* *= *\S.*)[ \t]*(?:#.*)?(?:\n|$)"
 )
@@ -253,6 +263,10 @@ def read_yaml(text: str, diagnostics: Diagnostics) -> ConfigNode:
     if _TOML.match(text):
         remedy = "Rename it, so that it ends in .toml: a config of musubi-tuner is then read."
         diagnostics.fatal(SourceLocation(1, 1), (), f"holds TOML, not YAML. {remedy}")
+    if odd := _ODD_SPACE.search(text):
+        place = _place_of(text, odd.start(odd.lastindex or 0))
+        message = f"not valid YAML: a space of another kind. {odd_characters(odd[0])}"
+        diagnostics.fatal(place, (), message)
     try:
         loader = _Loader(text)
         root = loader.get_single_node()
@@ -279,7 +293,7 @@ def read_yaml(text: str, diagnostics: Diagnostics) -> ConfigNode:
         }
         remedy = "A job has the keys 'job' and 'config'."
         if is_dataset:
-            remedy = "It is another program's list of datasets: run the config that names it."
+            remedy = "It is another program's list of datasets, which is not read: docs/coming_from.md."
         diagnostics.fatal(SourceLocation(1, 1), (), f"is not a mapping. {remedy}")
     unused = {start: text[start:end] for start, end in loader.marked.values()}
     return _Builder(diagnostics, unused).build(root, (), _place(root), -1)
@@ -466,14 +480,19 @@ def expand_variables(
 
 def secret_values(root: ConfigNode, env: Mapping[str, str]) -> Iterator[str]:
     """The value and the default of every `${VAR}` with the name of a secret, also in
-    places where variables are not filled in."""
+    places where variables are not filled in; and what a `command` takes from any
+    variable, unless it is a word or a path."""
     for node in root.walk():
         for reference in (
             _REFERENCE.findall(node.value) if isinstance(node.value, str) else ()
         ):
             variable = _VARIABLE.fullmatch(reference)
-            if variable and is_secret_variable(variable.group(1)):
-                yield from filter(None, (env.get(variable.group(1)), variable.group(2)))
+            name, default = variable.groups() if variable else ("", None)
+            value = env.get(name, "")
+            if is_secret_variable(name):
+                yield from filter(None, (value, default))
+            elif node.path[-1:] == ("command",) and not is_common(value):
+                yield value
 
 
 def written_with_variables(
@@ -551,38 +570,6 @@ def moved_path(path: str, moved: Mapping[str, str]) -> str:
         if written == old or written.startswith(f"{old}/"):
             return f"{new.rstrip('/')}{written[len(old) :]}"
     return path
-
-
-def map_in_tables(root: ConfigNode, moved: Mapping[str, str]) -> ConfigNode:
-    """Maps the paths in tables of captions: sets `path_map` of each dataset that has
-    none."""
-
-    def of(node: ConfigNode, value: Any) -> ConfigNode:
-        inside = (
-            {key: of(node, text) for key, text in value.items()}
-            if isinstance(value, dict)
-            else value
-        )
-        return replace(
-            node,
-            value=inside,
-            path=(*node.path, "path_map"),
-            text=str(value),
-            plain=False,
-            written=None,
-        )
-
-    def fill(node: ConfigNode, key: str = "") -> ConfigNode:
-        if isinstance(node.value, list):
-            return replace(node, value=[fill(item, key) for item in node.value])
-        if not isinstance(node.value, dict):
-            return node
-        entries = {name: fill(child, name) for name, child in node.value.items()}
-        if key == "datasets":
-            entries = {"path_map": of(node, dict(moved)), **entries}
-        return replace(node, value=entries)
-
-    return fill(root)
 
 
 def map_strings(

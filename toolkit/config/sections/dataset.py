@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -175,8 +174,7 @@ class WebDatasetConfig(StrictModel):
         Field(min_length=1),
         schema_of_list({"type": "string"}),
     ] = ("jpg", "jpeg", "png", "webp")
-    """Extension of the image; of a list, the first that a sample has. Of Parquet files
-    it may be a column."""
+    """Extension of the image; of a list, the first that a sample has."""
 
     label_key: Annotated[str, AfterValidator(_without_dot)] = "json"
     """Extension of the file with the caption: `txt`, `outputs.txt`, `caption` and the
@@ -198,19 +196,7 @@ class WebDatasetConfig(StrictModel):
     """Size of the shuffle buffer: so many samples, read from eight shards in turn, are
     shuffled together; two buffers are in memory. 1: no shuffling."""
 
-    readers: int = Field(default=1, ge=1, le=1024)
-    """Number of readers, at most the number of shards. The shards are divided among
-    them, each has a shuffle buffer, and an optimizer step takes equally many images
-    from each. With several processes the readers are divided among them if their number
-    is a multiple of the processes; else every process reads all shards."""
-
-    max_unreadable: float = Field(default=0.05, ge=0, le=1)
-    """Fraction of the samples, and of the shards, that may be damaged or lack a key
-    before the run ends; they are skipped. 0: none."""
-
-    on_resume: ClassVar = dict.fromkeys(
-        ("token", "samples", "max_unreadable"), "harmless"
-    )
+    on_resume: ClassVar = dict.fromkeys(("token", "samples"), "harmless")
 
 
 FolderStr = Annotated[PathStr, AfterValidator(from_cache)]
@@ -230,7 +216,7 @@ class ColumnsConfig(StrictModel):
     """Column with the name of the image that is trained."""
 
     prompt: StrOrList = ()
-    """Column with the caption."""
+    """Column with the caption; of `.json` caption files the key."""
 
     control: StrOrList = ()
     """Columns with the control images, in slot order."""
@@ -239,8 +225,7 @@ class ColumnsConfig(StrictModel):
     """Column with the mask of the loss, as in `mask_path`: white is 1."""
 
     weight: StrOrList = ()
-    """Column with a factor on the loss of the image, in addition to
-    `loss_multiplier`."""
+    """Column with a factor on the loss of the image."""
 
     ignore: StrOrList = ()
     """Columns that are not meant for the training; of others that are not used, the
@@ -286,23 +271,17 @@ class DatasetConfig(StrictModel):
     (`owner/name`). Either this, `url`, or `captions_file` alone."""
 
     url: StrOrList = ()
-    """Tar files in WebDataset format, or Parquet files with pictures, which are
-    streamed during training: `hf://datasets/owner/name/*.tar`,
-    `https://host/x-{000..099}.tar`, a path with `*`, or a list of these. It must be the
-    only entry of `datasets`."""
+    """Tar files in WebDataset format, which are streamed during training:
+    `hf://datasets/owner/name/*.tar`, `https://host/x-{000..099}.tar`, a path with `*`,
+    or a list of these. It must be the only entry of `datasets`."""
 
     webdataset: WebDatasetConfig = Field(default_factory=WebDatasetConfig)
     """The contents of the shards of `url`."""
 
     num_repeats: int | None = Field(default=None, ge=1)
     """How often each image is used per epoch and size. Not given: the leading `<int>_`
-    of the folder's name, else 1."""
-
-    repeats_from_names: bool | None = None
-    """Whether the leading `<int>_` of a folder's name is the number of its repeats.
-    false: it is part of the name. true: it is, without a question. Not given: it is,
-    and the plan asks where the numbers of folders beside each other count up, look like
-    dates or sizes, or are larger than repeats are."""
+    of the folder's name, else 1; the plan asks where the numbers of folders beside each
+    other count up, look like dates or sizes, or are larger than repeats are."""
 
     resolution: Resolution = (1024,)
     """Training size in pixels, one or a list: images are resized to at most this area
@@ -338,20 +317,6 @@ class DatasetConfig(StrictModel):
     columns: ColumnsConfig = Field(default_factory=ColumnsConfig)
     """What the columns of a table of captions are, where their names do not say it:
     `{control: photo, mask: m}`."""
-
-    caption_from_name: bool = False
-    """Use the file name, with spaces for `_`, as the caption of images that have none:
-    `a_red_cat.jpg` is `a red cat`. Takes precedence over `default_caption`. With
-    `captions: names` it is that of all images."""
-
-    skip_unreadable: bool = False
-    """Leave out images whose file is damaged, animated or of another format, with those
-    whose control image or mask is; the plan names them. Off: they are errors."""
-
-    path_map: dict[str, str] = Field(default_factory=dict)
-    """Maps folders of another machine, at the beginning of paths in `captions_file`, to
-    folders here: `{/old/disk: /data}`. The option `--map OLD=NEW` sets it for all
-    datasets."""
 
     caption_prefix: Annotated[str, AfterValidator(str.strip)] = ""
     """Text before each caption that is not dropped: `<prefix>. <caption>`, after a
@@ -390,15 +355,11 @@ class DatasetConfig(StrictModel):
     [before_*]` trains `after_1.png` with `before_1.png`. Other images of the folder are
     not used. Empty: none."""
 
-    layers_path: PathStr | None = None
-    """For Qwen-Image-Layered: folder of the layers of each image, from back to front,
-    as large as the image: `a_layer0.png`, `a_layer1.png` and so on for `a.png`, or
-    `a_0.png`, `a_1.png`. Images may have unlike numbers of layers."""
-
     layers_suffix: str = ""
-    """Instead of `layers_path`, for layers in the same folder: the suffix of their
-    names in front of the number. `_layer` for `a_layer0.png`, `_` for `a_0.png`. Empty:
-    none."""
+    """For Qwen-Image-Layered: what stands between the name of an image and the number
+    of each of its layers, which lie beside it, from back to front, as large as the
+    image. `_layer` for `a_layer0.png`, `a_layer1.png` and so on of `a.png`, `_` for
+    `a_0.png`. Images may have unlike numbers of layers. Empty: none."""
 
     control_optional: bool = False
     """Train images without a match in a control folder without that control image,
@@ -431,31 +392,24 @@ class DatasetConfig(StrictModel):
 
     flip_x: bool = False
     """Also use each image flipped horizontally, with its control images and mask: two
-    samples per image, or four together with `flip_y`."""
-
-    flip_y: bool = False
-    """Also use each image flipped vertically, with its control images and mask."""
-
-    loss_multiplier: float = Field(default=1.0, ge=0, le=1e6)
-    """Factor on the loss of these images. 0: nothing is learned from them (one
-    warning)."""
+    samples per image."""
 
     is_reg: bool = False
     """Regularisation images, which show what the trigger word should not change: it is
-    not prepended to their captions, and `train.reg_weight` scales their loss. They
-    alternate with the other images, as often as their repeats say."""
+    not prepended to their captions. They alternate with the other images, as often as
+    their repeats say."""
 
-    cache_latents: bool = True
-    """Compute the latents of images and control images once, before training. With
-    `url` they are encoded during training."""
-
-    cache_latents_to_disk: bool = True
-    """Keep the cache for later runs. With `url` the default is false; true keeps what
-    is encoded during training."""
-
-    cache_text_embeddings: bool | None = None
-    """Compute the text embeddings once, before training. Not given: yes, unless
-    `shuffle_tokens` is on. With `url`, true keeps what is encoded during training."""
+    cache: (
+        Annotated[
+            bool | Literal["latents", "text"], OneOf("latents", "text", or_bool=True)
+        ]
+        | None
+    ) = None
+    """What is kept on the disk for later runs. true: latents and text embeddings;
+    latents, text: only these; false: neither. Images of folders, and captions without
+    `shuffle_tokens`, are encoded once before training in any case, and what is not kept
+    is in memory; with `url` it is encoded at each use. Not given: true, with `url`
+    false."""
 
     background: Annotated[str, AfterValidator(_colour)] = "white"
     """Colour behind transparent pixels of images and control images: a name or
@@ -474,19 +428,8 @@ class DatasetConfig(StrictModel):
     }
     lone_key: ClassVar = "folder_path"
     on_resume: ClassVar = {
-        **dict.fromkeys(
-            (
-                "num_workers",
-                "cache_latents",
-                "cache_latents_to_disk",
-                "cache_text_embeddings",
-            ),
-            "harmless",
-        ),
-        **dict.fromkeys(
-            ("path_map", "columns"), "harmless"
-        ),  # the dataset is compared by its content
-        "repeats_from_names": "harmless",  # and the repeats with it
+        **dict.fromkeys(("num_workers", "cache"), "harmless"),
+        "columns": "harmless",  # the dataset is compared by its content
         # A stream is compared by the names of its shards, wherever they lie; its place
         # means nothing in a folder.
         "url": lambda dataset: "harmless" if dataset.get("url") else "impossible",
@@ -499,16 +442,8 @@ class DatasetConfig(StrictModel):
     def rewrite(
         cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics
     ) -> dict[str, ConfigNode]:
-        """A single resolution becomes a list. A stream keeps latents only where the job
-        says so."""
-        entries = _with_listed_resolution(entries, diagnostics)
-        key = "cache_latents_to_disk"
-        url = entries.get("url")
-        if url and key not in entries:
-            entries = entries | {
-                key: replace(url, value=False, text="false", path=(*url.path[:-1], key))
-            }
-        return entries
+        """A single resolution becomes a list."""
+        return _with_listed_resolution(entries, diagnostics)
 
     @model_validator(mode="after")
     def _has_images(self) -> DatasetConfig:
@@ -531,6 +466,15 @@ class DatasetConfig(StrictModel):
             return ("control_suffix", self.control_suffix)
         return ("control_path", self.control_path)
 
+    def keeps(self, what: Literal["latents", "text"]) -> bool:
+        """Whether the latents, or the text embeddings, are kept on the disk.
+
+        >>> DatasetConfig(folder_path="photos", cache="latents").keeps("text")
+        False
+        """
+        given = not self.url if self.cache is None else self.cache
+        return given is True or given == what
+
     @property
     def canvas(self) -> str:
         """`background` where it is given, else empty."""
@@ -539,6 +483,12 @@ class DatasetConfig(StrictModel):
     def check(self, job: JobContext) -> Findings:
         """Folders that are missing, keys that exclude each other, images that teach
         nothing."""
+        if self.shuffle_tokens and self.cache in (True, "text"):
+            yield error(
+                "cache",
+                "keeps text embeddings, and with 'shuffle_tokens: true' a caption changes every time it is used. "
+                "Write 'cache: latents', or remove 'shuffle_tokens'.",
+            )
         if self.url:
             for key in sorted(self.model_fields_set & NOT_OF_STREAMS.keys()):
                 yield error(
@@ -556,11 +506,6 @@ class DatasetConfig(StrictModel):
                     "webdataset",
                     "only applies with 'url', which is not set. Remove it.",
                 )
-            if self.repeats_from_names is not None and self.num_repeats:
-                yield warning(
-                    "repeats_from_names",
-                    "has no effect with 'num_repeats'. Remove one of them.",
-                )
             yield from _check_folder(self.folder_path or None, job)
             yield from check_path(
                 "captions_file", self.captions_file, CAPTIONS, job, file=True
@@ -570,21 +515,15 @@ class DatasetConfig(StrictModel):
                     "captions",
                     "'names' and 'captions_file' cannot be combined. Remove one of them.",
                 )
-            for of in ("control", "layers"):
-                if getattr(self, f"{of}_path") and getattr(self, f"{of}_suffix"):
-                    yield error(
-                        f"{of}_suffix",
-                        f"cannot be combined with '{of}_path'. Remove one of them.",
-                    )
-            yield from check_path(
-                "layers_path", self.layers_path, "Give a folder of layers.", job
-            )
+            if self.control_path and self.control_suffix:
+                yield error(
+                    "control_suffix",
+                    "cannot be combined with 'control_path'. Remove one of them.",
+                )
             for slot, path in enumerate(self.control_path):
                 yield from check_path(f"control_path.{slot}", path, IMAGES, job)
             if self.model_fields_set & MASKS:
                 yield from self._check_masks(job)
-        if self.loss_multiplier == 0:
-            yield warning("loss_multiplier", "0: nothing is learned from these images.")
         for slot, control in enumerate(self.control_path if self.folder_path else ()):
             if _is_same(control, self.folder_path):
                 yield warning(
@@ -686,24 +625,18 @@ MASKS = {
 
 NOT_OF_STREAMS = {
     "folder_path": "a dataset is either a folder or a stream",
-    **dict.fromkeys(
-        ("num_repeats", "repeats_from_names"), "a stream is read once per epoch"
-    ),
+    "num_repeats": "a stream is read once per epoch",
     "caption_ext": "its captions are in the shards (webdataset.label_key)",
     "captions_file": "its captions are in the shards (webdataset.label_key)",
     "columns": "a stream has no table of captions (webdataset.image_key, caption_key)",
-    "caption_from_name": "its captions are in the shards (webdataset.label_key)",
     "captions": "a sample of a stream has one caption",
     **dict.fromkeys(
         ("control_path", "control_suffix", "image_suffix", "control_optional"),
         "a stream has no control images",
     ),
-    **dict.fromkeys(("layers_path", "layers_suffix"), "a stream has no layers"),
+    "layers_suffix": "a stream has no layers",
     **dict.fromkeys(sorted(MASKS), "a stream has no masks"),
-    **dict.fromkeys(
-        ("flip_x", "flip_y"), "a stream yields each image once per epoch, unflipped"
-    ),
-    "skip_unreadable": "a stream leaves out samples that it cannot read",
+    "flip_x": "a stream yields each image once per epoch, unflipped",
     "is_reg": "regularisation images are a second dataset, and a stream must be the only one",
 }
 """Keys of a folder -> why they cannot be combined with `url`."""
@@ -712,10 +645,11 @@ NOT_OF_STREAMS = {
 IMAGES = "Give a folder of images, or a zip file of one."
 CAPTIONS = "Give a text file whose lines are file name, tab, caption."
 
-OF_THE_FOLDER = (
-    "control_path", "control_optional", "resolution", "caption_ext", "default_caption", "captions_file", "trigger_word",
+AS_TRAINED = (
+    "caption_ext", "caption_prefix", "captions", "columns", "control_optional", "default_caption", "layers_suffix",
+    "trigger_word",
 )  # fmt: skip
-"""Keys that say something of `folder_path`."""
+"""Keys of the first dataset that count for `validation.folder_path` too."""
 
 
 LOSS = "validation/loss"
@@ -747,21 +681,11 @@ def loss_at(level: float) -> str:
     return f"{LOSS}_t{level:g}"
 
 
-def loss_in(way: str) -> str:
-    """The name of the metric of the validation loss in a way of sampling
-    (`sample.also`).
-
-    >>> loss_in("turbo")
-    'validation/loss_in_turbo'
-    """
-    return f"{LOSS}_in_{way}"
-
-
 class ValidationConfig(StrictModel):
     """`validation`: the loss on held-out images, with the weights that would be saved.
 
-    Noise and noise levels are the same each time, and nothing is dropped or weighted,
-    so that losses are comparable. The weights with the lowest loss are kept as
+    Noise and noise levels are the same each time, with any `training_seed`, and nothing
+    is dropped or weighted, so that losses are comparable. The weights with the lowest loss are kept as
     `<name>_best.safetensors`.
 
     Example:
@@ -772,11 +696,9 @@ class ValidationConfig(StrictModel):
     """Optimizer steps between two validations. There is always one before step 1 and
     one after the last step; 0: no others."""
 
-    every_n_epochs: int = Field(default=0, ge=0)
-    """Epochs between two validations; if both are given, both apply. 0: no others."""
-
     folder_path: FolderStr | None = None
-    """Folder of the images, as in a dataset. Either this or `fraction`."""
+    """Folder of the images, as in a dataset. They have all sizes of the datasets, and
+    captions and the trigger word as in the first of them. Either this or `fraction`."""
 
     fraction: float | None = Field(default=None, gt=0, le=0.5)
     """Fraction of the images of all datasets that is held out, at all sizes; at least
@@ -787,34 +709,8 @@ class ValidationConfig(StrictModel):
     """Number of noise levels per image, evenly spaced: 4 are 0.125, 0.375, 0.625 and
     0.875. Each costs a forward pass."""
 
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of the noise and of the images that `fraction` chooses; 0 is a valid seed.
-    Independent of `training_seed`, so that runs with different seeds are comparable."""
-
     control_path: Slots = ()
     """Control images for `folder_path`, as in a dataset."""
-
-    control_optional: bool = False
-    """For `folder_path`: measure images without a match without that control image,
-    instead of raising an error."""
-
-    resolution: Resolution | None = None
-    """For `folder_path`: size in pixels, one or a list. Not given: every size of the
-    datasets."""
-
-    caption_ext: Extensions | None = None
-    """For `folder_path`. Not given: as in the first dataset."""
-
-    default_caption: str | None = None
-    """For `folder_path`. Not given: as in the first dataset."""
-
-    captions_file: PathStr | None = None
-    """For `folder_path`, as in a dataset. Not given: the captions are in files next to
-    the images."""
-
-    trigger_word: str | None = None
-    """For `folder_path`. Not given: the trigger word of the first dataset, or of the
-    process."""
 
     lone_key: ClassVar = "fraction"
 
@@ -822,9 +718,7 @@ class ValidationConfig(StrictModel):
     def rewrite(
         cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics
     ) -> dict[str, ConfigNode]:
-        """A single resolution becomes a list. The process's own source comes before one
-        of `config.defaults`."""
-        entries = _with_listed_resolution(entries, diagnostics)
+        """The process's own source comes before one of `config.defaults`."""
         sources = [key for key in ("folder_path", "fraction") if key in entries]
         if len(sources) == 2:
             dropped = [key for key in sources if entries[key].from_defaults]
@@ -833,17 +727,15 @@ class ValidationConfig(StrictModel):
         return entries
 
     def check(self, job: JobContext) -> Findings:
-        """Folders that are missing, and keys of a folder without one."""
+        """Folders that are missing, and control images without a folder."""
         if self.folder_path is None:
-            for key in sorted(self.model_fields_set & set(OF_THE_FOLDER)):
+            if self.control_path:
                 yield error(
-                    key, "only applies with 'folder_path', which is not set. Remove it."
+                    "control_path",
+                    "only applies with 'folder_path', which is not set. Remove it.",
                 )
             return
         yield from _check_folder(self.folder_path, job)
-        yield from check_path(
-            "captions_file", self.captions_file, CAPTIONS, job, file=True
-        )
         for slot, path in enumerate(self.control_path):
             yield from check_path(f"control_path.{slot}", path, IMAGES, job)
 
@@ -873,26 +765,15 @@ class ValidationConfig(StrictModel):
             if not dataset.is_reg
             for size in dataset.resolution
         )
-        settings: dict[str, Any] = {
-            "caption_prefix": first.caption_prefix,
-            "captions": first.captions,
-        }
+        settings: dict[str, Any] = {key: getattr(first, key) for key in AS_TRAINED}
         settings |= {"background": first.canvas} if first.canvas else {}
-        settings |= {key: getattr(self, key) for key in OF_THE_FOLDER}
-        for key, value in settings.items():
-            if value is None:
-                settings[key] = getattr(first, key)
-        settings["path_map"], settings["columns"] = first.path_map, first.columns
         # pairs as in the first dataset, or plain images
         if first.control_suffix and not self.control_path:
             settings |= {
                 "control_suffix": first.control_suffix,
                 "image_suffix": first.image_suffix,
+                "control_optional": True,
             }
-            settings["control_optional"] = True
-        if first.layers_path or first.layers_suffix:  # beside the images
-            settings["layers_suffix"] = first.layers_suffix or "_layer"
-        # that of the first dataset names other images
-        settings["captions_file"] = self.captions_file
-        settings["resolution"] = self.resolution or tuple(sizes) or first.resolution
+        settings["control_path"] = self.control_path
+        settings["resolution"] = tuple(sizes) or first.resolution
         return DatasetConfig(folder_path=self.folder_path, num_repeats=1, **settings)

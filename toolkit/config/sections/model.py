@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     AfterValidator,
@@ -25,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from toolkit.config.reading.base import ALL_OTHERS, RemovedKey, StrictModel
+from toolkit.config.reading.base import ALL_OTHERS, StrictModel
 from toolkit.config.reading.field_types import (
     AutoOrBool,
     OneOf,
@@ -52,6 +53,7 @@ from toolkit.config.sections.model_files import (
     vae_file_fault,
     whole_files,
 )
+from toolkit.extension import added
 from toolkit.number_types import QTYPES
 from toolkit.registry import FAMILIES, PARTS_AROUND, load_object
 
@@ -133,7 +135,7 @@ def _without_tag(value: Any) -> Any:
 def _is_qwen(value: bool) -> bool:
     if not value:
         raise value_error(
-            "false: only Qwen-Image models can be trained. Write true or leave it out."
+            "false: the family is detected from the model's files. Leave it out."
         )
     return value
 
@@ -192,12 +194,6 @@ class BaseLora(StrictModel):
         yield from check_path("path", self.path, "Give a LoRA file.", job, file=True)
         if self.multiplier == 0:
             yield warning("multiplier", "0: the file is not used.")
-
-
-if TYPE_CHECKING:  # mypy does not accept a computed Literal
-    Arch = str
-else:
-    Arch = Literal[tuple(FAMILIES)]
 
 
 def _part_recovery(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None:
@@ -264,8 +260,8 @@ class ModelConfig(StrictModel):
     """Branch, tag or commit of the hub repository."""
 
     arch: Annotated[
-        Arch | None,
-        OneOf(*FAMILIES, spellings=ARCH_SPELLINGS),
+        str | None,
+        OneOf(*FAMILIES, spellings=ARCH_SPELLINGS, more=partial(added, "family")),
         BeforeValidator(_without_tag),
     ] = None
     """Family and version; a tag after a colon is ignored. Not given: detected from the
@@ -351,13 +347,6 @@ class ModelConfig(StrictModel):
                 "revision",
             ),
             "place",
-        ),
-    }
-    removed_keys: ClassVar = {
-        "int8_matmul": RemovedKey(
-            "0.3",
-            "products of int8 weights are computed in train.dtype, which is as fast or faster on every card measured",
-            (None, False, "auto"),
         ),
     }
     common_words: ClassVar = {

@@ -19,11 +19,12 @@ from toolkit.config.reading.field_types import moved_hint, path_hint
 from toolkit.config.sections.hub_dataset import snapshot_in
 from toolkit.config.sections.stored_quantization import quantized_by
 from toolkit.contracts.model import ModelFacts, ModelSection
-from toolkit.errors import UserError
+from toolkit.errors import UserError, did_you_mean
+from toolkit.extension import added
 from toolkit.files.run_files import FOLDER_METADATA, NEW_MODEL, TINY_MODEL
 from toolkit.files.safetensors_io import tensor_sizes
 from toolkit.files.unreadable import explained
-from toolkit.registry import FAMILIES
+from toolkit.registry import FAMILIES, load_object
 
 INDEX = "model_index.json"
 
@@ -91,8 +92,47 @@ _HUB_ID = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 
 
 def families() -> Iterator[ModelFacts]:
-    """The families that can be trained, each imported only when its turn comes."""
-    return map(FAMILIES.load, FAMILIES)
+    """The families that can be trained, each imported only when its turn comes: those
+    of extensions last."""
+    yield from map(FAMILIES.load, FAMILIES)
+    yield from map(load_object, added("family").values())
+
+
+def family_names() -> list[str]:
+    """The names of `families`, for `model.arch`."""
+    return [*FAMILIES, *added("family")]
+
+
+def family_named(arch: str) -> ModelFacts:
+    """The family of this name. Raises UserError for an unknown one."""
+    if arch in FAMILIES:
+        family: ModelFacts = FAMILIES.load(arch)
+    elif arch in added("family"):
+        family = load_object(added("family")[arch])
+    else:
+        known = did_you_mean(arch, family_names())
+        raise UserError(f"model.arch: {arch!r} is not supported yet. {known}")
+    return family
+
+
+def named_elsewhere(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Names that the layers of a model have in other programs -> the layers. The model
+    is of the family all of whose `layer_names` it has; empty: of none."""
+    given = set(layers)
+    for family in families():
+        found: dict[str, tuple[str, ...]] = {}
+        has_all = bool(family.layer_names)
+        for name, parts in family.layer_names.items():
+            pattern = re.compile(re.escape(parts[0]).replace(r"\*", r"(\d+)"))
+            matches = [match for match in map(pattern.fullmatch, given) if match]
+            has_all = has_all and bool(matches)
+            for match in matches:
+                number = match[1] if match.lastindex else ""
+                ours = tuple(part.replace("*", number) for part in parts)
+                found[name.replace("*", number)] = ours
+        if has_all and all(map(given.issuperset, found.values())):
+            return found
+    return {}
 
 
 def family_of(pipeline: str) -> ModelFacts | None:
@@ -109,7 +149,7 @@ def published() -> dict[str, ModelFacts]:
 def published_family(name: str) -> ModelFacts | None:
     """The family of a published model by its hub id, compared without regard to
     capitals; None for any other name."""
-    for family in families():
+    for family in families() if _HUB_ID.fullmatch(name) else ():
         for known in family.published:
             if known.lower() == name.lower():
                 return family

@@ -15,6 +15,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
@@ -40,6 +41,7 @@ from toolkit.config.reading.findings import (
 from toolkit.config.reading.located import ConfigNode, Diagnostics
 from toolkit.contracts.network_kinds import ALGORITHMS, KINDS, NetworkKind
 from toolkit.errors import UserError, install_command
+from toolkit.extension import added
 
 NOT_TRAINED = {
     "tlora": "Its ranks depend on the noise level, which no file says, and its file needs weights that it leaves out.",
@@ -122,10 +124,8 @@ Patterns = Annotated[
 
 if TYPE_CHECKING:  # mypy does not accept a computed Literal
     Algo: TypeAlias = str
-    Kind: TypeAlias = str
 else:
     Algo = Literal[tuple(ALGORITHMS)]
-    Kind = Literal[tuple(KINDS)]
 
 
 class NetworkKwargs(StrictModel):
@@ -149,12 +149,6 @@ class NetworkKwargs(StrictModel):
     rescaled: bool = False
     """boft, diag-oft: also train a factor for each output."""
 
-    rs_lora: bool = False
-    """glora: scale by linear_alpha / sqrt(linear)."""
-
-    train_on_input: bool = False
-    """ia3: train a factor for each input instead of each output."""
-
     only_if_contains: StrOrList = ()
     """Adapt only layers whose dotted name contains one of these strings; empty: all
     layers."""
@@ -171,7 +165,16 @@ class NetworkConfig(StrictModel):
     """
 
     type: Annotated[
-        Kind, OneOf(*KINDS, spellings={"lycoris": "lora", "fullrank": "full"})
+        str,
+        OneOf(
+            *KINDS,
+            spellings={"lycoris": "lora", "fullrank": "full"},
+            instead=dict.fromkeys(
+                ("lora+", "loraplus", "lora_plus", "lora-plus"),
+                "Write 'type: lora', and 'loraplus_lr_ratio: 16' below it.",
+            ),
+            more=partial(added, "network"),
+        ),
     ] = "lora"
     """Kind of adapter; `lycoris`: the one that `network_kwargs.algo` names. LoRA files
     load in ComfyUI, diffusers, DiffSynth and mflux, the others in ComfyUI only (ia3: in
@@ -317,7 +320,7 @@ class NetworkConfig(StrictModel):
 
     def _arguments_of_others(self, kind: NetworkKind) -> Findings:
         """Arguments that the algorithm's class does not declare."""
-        for name in ("constraint", "rescaled", "rs_lora", "train_on_input"):
+        for name in ("constraint", "rescaled"):
             if not self.network_kwargs.is_default(name) and name not in kind.settings:
                 others = ", ".join(
                     other for other, entry in KINDS.items() if name in entry.settings

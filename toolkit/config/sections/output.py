@@ -43,8 +43,7 @@ from toolkit.config.reading.findings import (
 )
 from toolkit.config.reading.foreign import ForeignName
 from toolkit.config.reading.located import ConfigNode, Diagnostics
-from toolkit.config.reading.normalise import listed
-from toolkit.config.sections.few_step import DeploymentConfig, check_labels
+from toolkit.config.sections.lora_beside import PathOrLora
 from toolkit.config.sections.model import VaePath
 from toolkit.config.sections.model_files import vae_file_fault
 from toolkit.config.sections.prompts import prompts_to_samples, read_flags
@@ -322,9 +321,9 @@ class SamplePicture(SampleItem):
 
     layers: int = 4
 
-    also: tuple[str, DeploymentConfig] | None = None
-    """The entry of `sample.also` with which it is generated, after its key in
-    `DiffusionSection.files_beside`."""
+    stretched: bool = True
+    """Whether the noise levels are stretched to the model's last one, where it has
+    one."""
 
 
 class SampleIntervalConfig(StrictModel):
@@ -435,9 +434,12 @@ class SampleConfig(SampleIntervalConfig):
     What is trained and cached does not change, so it can be given to a run that has
     begun. Not given: the VAE of the model."""
 
-    also: tuple[DeploymentConfig, ...] = ()
-    """Deployments of the LoRA, such as together with a few-step LoRA in 4 steps: each
-    image of the set is generated with each of them too."""
+    lora: PathOrLora | None = None
+    """A LoRA file that is active in all samples of the run beside what is trained, such
+    as a few-step LoRA with its `sample_steps`, `guidance_scale` and `flow_shift`; not
+    in training, validation or saved files. With it, noise levels that `flow_shift`
+    shifts are not stretched to the last level of the model. Its path or name on the
+    hub, or {path, multiplier}. None without this key."""
 
     other_shapes: ClassVar = {
         "prompts": ForeignName(
@@ -453,25 +455,18 @@ class SampleConfig(SampleIntervalConfig):
     def rewrite(
         cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics
     ) -> dict[str, ConfigNode]:
-        """`prompts` become `samples`; a single entry of `also` becomes a list."""
+        """`prompts` become `samples`."""
         entries = super().rewrite(entries, diagnostics)
         prompts_to_samples(entries, diagnostics)
-        return (
-            entries | {"also": listed(entries["also"])}
-            if "also" in entries
-            else entries
-        )
+        return entries
 
     def check(self, job: JobContext) -> Findings:
-        """Entries of `also` with the same name; numbers that are probably typing
-        errors."""
+        """A VAE that cannot be used; numbers that are probably typing errors."""
         yield from super().check(job)
         yield from _unusual(self)
         if self.vae_path and not job.will_write(self.vae_path):
             if fault := vae_file_fault(self.vae_path):
                 yield error("vae_path", fault)
-        if self.also:
-            yield from check_labels(self.also)
 
     def with_seed(self, drawn: int) -> Self:
         """A copy in which `drawn` replaces each random seed, of the section and of its
@@ -484,15 +479,6 @@ class SampleConfig(SampleIntervalConfig):
         )
         seed = drawn if self.seed == RANDOM_SEED else self.seed
         return self.model_copy(update={"seed": seed, "samples": tuple(items)})
-
-    def all_items(self) -> tuple[SamplePicture, ...]:
-        """The items of `sample_items`, then the same items in each way of `also`."""
-        items = self.sample_items()
-        keys = [(entry.key(index), entry) for index, entry in enumerate(self.also)]
-        return (
-            *items,
-            *(item.model_copy(update={"also": key}) for key in keys for item in items),
-        )
 
     def sample_items(self) -> tuple[SamplePicture, ...]:
         """The items of one set, in the order of `samples`. Keys that an item leaves out
@@ -589,17 +575,12 @@ class LoggingConfig(StrictModel):
     """Subfolder of the run's TensorBoard folder, and the W&B project if wandb_project
     is not given."""
 
-    log_config: bool = False
-    """Also log the job's settings, without secrets, to the trackers."""
-
     wandb_project: str = ""
-    """W&B project. Empty: log_tracker_name, else `atelier`."""
+    """W&B project, of the account's default user or team, or of WANDB_ENTITY. Empty:
+    log_tracker_name, else `atelier`."""
 
     wandb_run_name: str = ""
     """Name of the W&B run. Empty: the job's name."""
-
-    wandb_entity: str = ""
-    """W&B user or team. Empty: the account's default."""
 
     wandb_api_key: str = Field(default="", exclude=True, repr=False)
     """Prefer the environment variable WANDB_API_KEY, or the login that `wandb login`
@@ -665,12 +646,12 @@ class LoggingConfig(StrictModel):
             ),
             (
                 trackers,
-                "log_tracker_name log_config",
+                "log_tracker_name",
                 " without logging_dir or log_with.",
             ),
             (
                 "wandb" in trackers,
-                "wandb_project wandb_run_name wandb_entity wandb_api_key",
+                "wandb_project wandb_run_name wandb_api_key",
                 " without 'log_with: wandb' (or 'all').",
             ),
         ):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,6 @@ from toolkit.config.reading.located import ConfigNode, Diagnostics, show
 from toolkit.config.reading.normalise import merge_aliases
 from toolkit.files.unreadable import in_its_place
 from toolkit.files.writing import read_source
-from toolkit.registry import FOREIGN_PROMPTS, load_needed
 
 _FILE = re.compile(r"\S+\.(?:txt|json|toml)", re.IGNORECASE)
 
@@ -53,23 +53,18 @@ def prompts_to_samples(
 
 def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
     """A list of prompts, or a file of them, as a list of samples."""
-    suffix = (
-        Path(prompts.value).suffix.lower() if isinstance(prompts.value, str) else ""
-    )
-    if suffix in (".json", ".toml"):
-        read_prompts = load_needed(
-            FOREIGN_PROMPTS, f"{prompts.value}: a file of prompts of another program"
-        )
-        return replace(prompts, value=read_prompts(prompts, diagnostics))
-    if suffix == ".txt":
+    if isinstance(prompts.value, str) and prompts.value.lower().endswith(".txt"):
         lines = _lines(prompts, diagnostics)
     elif isinstance(prompts.value, list):
         lines = prompts.value
     else:
+        flag, key = prompts.flag
+        remedy = "Write one prompt per line, each after '- ', or give a text file (.txt) with one prompt per line."
+        if flag:
+            remedy = f"Write: {flag} {shlex.quote(f'{key}=[{prompts.text}]')}"
         diagnostics.error(
             prompts,
-            "is not a list. "
-            "Write one prompt per line, each after '- ', or give a text file (.txt) with one prompt per line.",
+            f"is not a list. {remedy}",
         )
         lines = []
     items = [
@@ -100,7 +95,7 @@ def _is_text(line: ConfigNode, diagnostics: Diagnostics) -> bool:
     return True
 
 
-def text_of(file: ConfigNode, diagnostics: Diagnostics) -> str | None:
+def _text_of(file: ConfigNode, diagnostics: Diagnostics) -> str | None:
     """The text of a file with prompts; None where it cannot be read, which is
     reported."""
     path = Path(file.value).expanduser()
@@ -131,7 +126,7 @@ def _lines(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
     """The prompts of a text file; blank lines and those that begin with `#` are left
     out."""
     path = Path(file.value).expanduser()
-    text = text_of(file, diagnostics)
+    text = _text_of(file, diagnostics)
     if text is None:
         return []
     prompts = [

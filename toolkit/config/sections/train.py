@@ -12,7 +12,6 @@ the `rules.py` of a trainer.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
@@ -26,7 +25,6 @@ from toolkit.config.reading.field_types import (
     Checkpointing,
     Dtype,
     OneOf,
-    path_alone,
     reader_of,
     value_error,
 )
@@ -38,10 +36,10 @@ from toolkit.config.reading.findings import (
 )
 from toolkit.config.reading.located import ConfigNode, Diagnostics
 from toolkit.config.reading.normalise import merge_aliases
-from toolkit.config.sections.few_step import AssistantConfig
+from toolkit.config.sections.dataset import LOSS
+from toolkit.config.sections.lora_beside import PathOrLora
 from toolkit.errors import UserError, did_you_mean
 from toolkit.flow.settings import (
-    HUBER_SCHEDULES,
     LOSS_TYPES,
     TIMESTEP_TYPES,
     WEIGHTING_SCHEMES,
@@ -57,13 +55,6 @@ from toolkit.optim.optimizer_args import (
 )
 from toolkit.optim.schedules import SCHEDULES, check_parameters
 
-BASE = "base"
-"""Name of the group of all other layers."""
-
-LORA_B_SUFFIX = " up"
-"""Follows the name of a group in that of its up matrices, if LoRA+ gives them another
-learning rate."""
-
 
 class EmaConfig(StrictModel):
     """`train.ema_config`: exponential moving average (EMA) of the trained weights,
@@ -77,24 +68,22 @@ class EmaConfig(StrictModel):
     """Keep an EMA of the weights; samples and saved LoRAs use it."""
 
     ema_decay: float = Field(default=0.999, ge=0, le=1)
-    """Decay of the average per optimizer step. 0: the average equals the weights."""
-
-    use_num_updates: bool = True
-    """Warm-up: after n steps the decay is at most (1 + n) / (10 + n), so that early
-    files are not the initial weights."""
+    """Decay of the average per optimizer step; in step n at most (1 + n) / (10 + n), so
+    that early files are not the initial weights. 0: the average equals the weights."""
 
     lone_key: ClassVar = "use_ema"
 
     def check(self, job: JobContext) -> Findings:
-        """Reports an average that never moves, or whose keys are given without
+        """Reports an average without a limit, or a decay that is given without
         `use_ema`."""
         if not self.use_ema and "use_ema" not in self.model_fields_set:
             yield from self.unused("ema_decay", " without 'use_ema: true'.")
         if self.use_ema and self.ema_decay == 1:
-            message = "with 1 the average never changes: samples and saved files would use the initial weights."
-            if self.use_num_updates:
-                message = "1 sets no limit: files are averages of about the last tenth of the run, however long it is."
-            yield warning("ema_decay", f"{message} A typical value is 0.999.")
+            yield warning(
+                "ema_decay",
+                "1 sets no limit: files are averages of about the last tenth of the run, however long it is. "
+                "A typical value is 0.999.",
+            )
 
 
 MAX_STEPS = 999_999_999
@@ -190,58 +179,23 @@ LEAST_IMAGES = 8
 is not known well enough."""
 
 LEAST_LATER = 5
-"""Validations after the best one that a stop by `no_better_within` needs: two for a
+"""Validations after the best one that a stop by the validation loss needs: two for a
 line, the others for the spread around it."""
 
-
-def _confidence(value: Any) -> Any:
-    """`95%` as 0.95."""
-    if isinstance(value, str):
-        if match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value):
-            value = round(float(match[1]) / 100, 12)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not 0.5 <= value <= 0.999
-    ):
-        raise value_error(
-            f"{value!r} is not a confidence level. Write 95%, or another level from 50% to 99.9%."
-        )
-    return float(value)
-
-
-Confidence = Annotated[
-    float,
-    BeforeValidator(_confidence),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string"},
-                {"type": "number", "minimum": 0.5, "maximum": 0.999},
-            ]
-        }
-    ),
-]
-"""A confidence as a share, or in per cent."""
+CHECK_EVERY = 10
+"""Optimizer steps between two checks of the mean of `stop_when`."""
 
 
 class StopWhenConfig(StrictModel):
     """`stop_when`: ends the process early, as finished, once the mean of a metric falls
     below a bound (`below`), or once the validation loss stops improving
-    (`no_better_within`). Give one of the two.
+    (`metric: validation/loss` alone).
 
     The final file is saved, and the job continues with its next process.
 
     Example:
-        stop_when: {no_better_within: 95%}
+        stop_when: {metric: validation/loss}
     """
-
-    no_better_within: Confidence | None = None
-    """A confidence level, such as 95%. The process ends when the validation losses,
-    compared image by image, show that no later step of the run will be better than the
-    best one so far by more than these images can resolve. Of 100 runs that still
-    improve, it ends at most 5. Needs the section `validation` with at least 8 images
-    and an `every`, and 5 validations after the best one (docs/when_to_stop.md)."""
 
     metric: str = "loss"
     """A logged metric: of each step `loss`, `grad_norm`, `lr` or `t_mean`; with the
@@ -249,29 +203,28 @@ class StopWhenConfig(StrictModel):
     `validation/loss_t0.125`."""
 
     below: float | None = None
-    """The process ends when the mean of `metric` is lower than this. 0: never, for a
-    metric that is never negative."""
+    """The process ends when the mean of `metric` is lower than this; it is checked every
+    10 optimizer steps. 0: never, for a metric that is never negative. Not given, with
+    `metric: validation/loss`: the process ends when the validation losses, compared
+    image by image, show that no later step of the run will be better than the best one
+    so far by more than these images can resolve. Of 100 runs that still improve, it ends
+    at most 5. This needs at least 8 validation images, `validation.every`, and 5
+    validations after the best one (docs/when_to_stop.md)."""
 
     smooth: int = Field(default=20, ge=1, le=MAX_STEPS)
     """Number of values that are averaged: the last finite ones, one per step (or
     validation). The process does not end before there are as many."""
 
-    min_steps: int = Field(default=0, ge=0, le=MAX_STEPS)
-    """Minimum number of optimizer steps. 0: no minimum."""
-
-    check_every: int = Field(default=10, ge=1, le=MAX_STEPS)
-    """Optimizer steps between two checks of the mean."""
-
     def check(self, job: JobContext) -> Findings:
-        """Neither or both of the two rules, and keys of the other one."""
-        if (self.below is None) == (self.no_better_within is None):
-            what = "neither is set" if self.below is None else "both are set"
-            yield error("below", f"{what}: give 'below' or 'no_better_within'.")
-        elif self.no_better_within:
-            for key in sorted(
-                self.model_fields_set & {"metric", "smooth", "check_every"}
-            ):
-                yield warning(key, "has no effect with 'no_better_within'.")
+        """A metric without a bound, and a key that has no effect without one."""
+        if self.below is not None:
+            return
+        if self.metric != LOSS:
+            yield error(
+                "below",
+                f"is not set. Set it, or 'metric: {LOSS}', which needs none.",
+            )
+        yield from self.unused("smooth", " without 'below'.")
 
 
 SCHEDULE_SPELLINGS = {
@@ -441,8 +394,13 @@ class OptimizerConfig(StrictModel):
     `rex_beta` (rex); `metric` (loss or validation/loss), `every` (optimizer steps over
     which the loss is averaged, 100), `factor`, `patience`, `threshold`,
     `threshold_mode`, `cooldown`, `eps` (plateau, as in PyTorch's ReduceLROnPlateau);
-    `eta_min`, `min_lr` or `lr_end`, the final learning rate of decaying schedules and
-    plateau, or `eta_min_factor`, the same as a fraction of `lr`. `total_iters`,
+    `num_cycles`, from 1 (cycles of cosine_with_restarts, half waves of
+    cosine_with_min_lr); `power` (the exponent of polynomial; 1: linear); `timescale`
+    (steps after which inverse_sqrt has decayed to 0.71 of the peak; 0: the length of the
+    warm-up, if any, else 10000); `eta_min`, `min_lr` or `lr_end`, the final learning
+    rate of decaying schedules and plateau, or `min_lr_ratio` or `eta_min_factor`, the
+    same as a fraction of `lr` (not given: 0, for rex 0.01, for polynomial the learning
+    rate 1e-7). `total_iters`,
     `T_max`, `T_0` and `T_mult` have no effect on constant, linear and cosine schedules,
     as in ai-toolkit: these span the run."""
 
@@ -458,21 +416,6 @@ class OptimizerConfig(StrictModel):
     """Number of optimizer steps at the end in which the learning rate decays; it is
     constant before. Below 1: as a fraction of all steps. 0: it decays from the end of
     the warm-up (warmup_stable_decay: never)."""
-
-    lr_scheduler_num_cycles: int = Field(default=1, ge=1)
-    """Number of cycles of cosine_with_restarts; number of half waves of
-    cosine_with_min_lr."""
-
-    lr_scheduler_power: float = Field(default=1.0, gt=0)
-    """Exponent of polynomial; 1 is linear."""
-
-    lr_scheduler_min_lr_ratio: float | None = Field(default=None, ge=0, le=1)
-    """Final learning rate of a decaying schedule, as a fraction of `lr`; 0: decay to 0.
-    Not given: 0, for rex 0.01, for polynomial the learning rate 1e-7."""
-
-    lr_scheduler_timescale: int = Field(default=0, ge=0)
-    """Steps after which inverse_sqrt has decayed to 0.71 of the peak. 0: the length of
-    the warm-up, if any, else 10000."""
 
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Maximum norm of the gradients, which are clipped to it; 0: no clipping."""
@@ -606,13 +549,6 @@ class OptimizationConfig(OptimizerConfig):
     over `steps`, with a warning if both are given. 0: `steps` applies. A stream without
     `samples` is read as many times."""
 
-    step_limit: int = Field(default=0, ge=0, le=MAX_STEPS)
-    """Maximum number of optimizer steps, also with `epochs`. 0: no limit."""
-
-    reg_weight: float = Field(default=1.0, ge=0, le=1e6)
-    """Factor on the loss of images from datasets with `is_reg`. 0: nothing is learned
-    from them."""
-
     ema_config: EmaConfig = Field(default_factory=EmaConfig)
     """Exponential moving average of the trained weights."""
 
@@ -659,7 +595,6 @@ class OptimizationConfig(OptimizerConfig):
         ),
         "steps": _change_of_length,
         "epochs": _change_of_length,
-        "step_limit": _change_of_length,
     }
 
     def check(self, job: JobContext) -> Findings:
@@ -765,26 +700,11 @@ class TrainConfig(OptimizationConfig):
     by a bell around the middle; 0 at pure noise. No effect with timestep_type weighted,
     which has its own weights."""
 
-    linear_timesteps2: bool = False
-    """The same, but levels below the middle have the weight of the bell's peak. Takes
-    precedence over linear_timesteps."""
-
     loss_type: Annotated[
         str, OneOf(*LOSS_TYPES, spellings={"l2": "mse", "l1": "mae"})
     ] = "mse"
     """Loss between predicted and true velocity, in float32, with the difference d: mean
-    of d^2, of |d|, or huber."""
-
-    huber_schedule: Annotated[str, OneOf(*HUBER_SCHEDULES)] = "constant"
-    """Transition point of huber by noise level t: c; c^t; (1 - c)(1 - t)^2 + c; each
-    times `huber_scale`."""
-
-    huber_c: float = Field(default=0.1, ge=1e-6, le=1)
-    """c of huber: the loss is quadratic far below it and linear far above it. 0 is an
-    error: there would be no loss."""
-
-    huber_scale: float = Field(default=1.0, ge=1e-6, le=1e6)
-    """Factor on huber's c. 0 is an error."""
+    of d^2, of |d|, or huber: quadratic far below 0.1, and linear far above it."""
 
     diff_output_preservation: bool = False
     """Preserve the base model's prediction for each caption with
@@ -807,13 +727,7 @@ class TrainConfig(OptimizationConfig):
     blank_prompt_preservation_multiplier: float = Field(default=1.0, ge=0, le=1e6)
     """Factor on this loss. 0: it is not computed."""
 
-    assistant: (
-        Annotated[
-            AssistantConfig,
-            BeforeValidator(path_alone, json_schema_input_type=str | AssistantConfig),
-        ]
-        | None
-    ) = None
+    assistant: PathOrLora | None = None
     """A LoRA file that is added to the frozen model during training, such as the
     training adapter of a distilled model or of Qwen-Image-2.1; not in samples,
     validation or saved files. Its path or name on the hub, or {path, multiplier}. None
@@ -855,14 +769,8 @@ class TrainConfig(OptimizationConfig):
     epoch allows. The model needs one pass for each length in a micro-batch: useful with
     a large `batch_size` and many images."""
 
-    cache_text_embeddings: bool | None = None
-    """Default of `cache_text_embeddings` for all datasets."""
-
     on_resume: ClassVar = {
-        **dict.fromkeys(
-            ("cache_text_embeddings", "gradient_checkpointing", "compile", "parallel"),
-            "harmless",
-        ),
+        **dict.fromkeys(("gradient_checkpointing", "compile", "parallel"), "harmless"),
         **dict.fromkeys(("full_bf16", "assistant"), "impossible"),
     }
     lone_key: ClassVar = "steps"
@@ -892,15 +800,6 @@ class TrainConfig(OptimizationConfig):
         }
         return {name: prompts[name] for name in self.preservations()}
 
-    def files_beside(self) -> dict[str, tuple[str, float]]:
-        """Key -> LoRA file that is active with the network in training, and its
-        strength."""
-        assistant = self.assistant
-        files = {
-            "assistant": assistant and (assistant.file(), assistant.multiplier),
-        }
-        return {key: file for key, file in files.items() if file and file[0]}
-
     def checkpointing_level(self) -> str:
         """`gradient_checkpointing` as a level: true is "full" and false is "none". Any
         text, "auto" included, stays."""
@@ -921,12 +820,8 @@ class TrainConfig(OptimizationConfig):
     def noise_levels(self) -> str:
         """The `timestep_type` by which noise levels are sampled: linear if a bell
         weights the loss."""
-        bell = self.linear_timesteps or self.linear_timesteps2
-        return (
-            "linear"
-            if bell and self.timestep_type != "weighted"
-            else self.timestep_type
-        )
+        bell = self.linear_timesteps and self.timestep_type != "weighted"
+        return "linear" if bell else self.timestep_type
 
     def check(self, job: JobContext) -> Findings:
         """Values that exclude each other, and keys that the others leave unused."""
@@ -988,11 +883,6 @@ class TrainConfig(OptimizationConfig):
                 "preserve_distribution_shape",
                 " unless min_timestep or max_timestep is set.",
             ),
-            (
-                self.loss_type == "huber",
-                "huber_schedule huber_c huber_scale",
-                ": only loss_type huber uses it.",
-            ),
         ):
             if not is_used:
                 yield from self.unused(unused, reason)
@@ -1008,23 +898,17 @@ class TrainConfig(OptimizationConfig):
                 yield warning(f"{switch}_multiplier", f"0 disables '{switch}'.")
         if self.timestep_type == "weighted":
             yield from self.unused(
-                "linear_timesteps linear_timesteps2",
+                "linear_timesteps",
                 ": timestep_type weighted has its own loss weights.",
             )
-        elif self.linear_timesteps or self.linear_timesteps2:
-            bell = "linear_timesteps2" if self.linear_timesteps2 else "linear_timesteps"
+        elif self.linear_timesteps:
             if (
                 "timestep_type" in self.model_fields_set
                 and self.timestep_type != "linear"
             ):
                 yield warning(
                     "timestep_type",
-                    f"has no effect: '{bell}: true' samples all noise levels uniformly.",
-                )
-            if self.linear_timesteps and self.linear_timesteps2:
-                yield warning(
-                    "linear_timesteps",
-                    "has no effect: 'linear_timesteps2: true' takes precedence.",
+                    "has no effect: 'linear_timesteps: true' samples all noise levels uniformly.",
                 )
 
     def _check_noise(self) -> Findings:

@@ -25,7 +25,7 @@ from toolkit.config.reading.field_types import (
 from toolkit.config.reading.findings import Findings, check_path, error, warning
 from toolkit.config.reading.process import CallbackConfig, JobContext, ProcessConfig
 from toolkit.config.sections.dataset import LOSS, DatasetConfig, ValidationConfig
-from toolkit.config.sections.few_step import DeploymentConfig
+from toolkit.config.sections.lora_beside import ASSISTANT, OF_SAMPLES, LoraBeside
 from toolkit.config.sections.model import ModelConfig
 from toolkit.config.sections.network import NetworkConfig
 from toolkit.config.sections.output import (
@@ -42,10 +42,10 @@ from toolkit.config.sections.train import (
     StopWhenConfig,
     TrainConfig,
 )
+from toolkit.contracts.data import PLACEHOLDERS
 from toolkit.errors import did_you_mean
 from toolkit.files.run_files import GRAPH
 from toolkit.files.writing import file_in_the_way, sha256_of
-from toolkit.rounding import round_up
 
 _DEVICE = r"(?:cuda(?::\d+)?|cpu|mps|auto)"
 
@@ -96,8 +96,11 @@ def _resume(value: Any) -> Any:
     return value
 
 
-NO_TRIGGER = frozenset(("no", "none", "off", "false", "yes", "on", "true", "null", "-"))
-"""Words by which people say that there is a trigger word, or none."""
+NO_TRIGGER = frozenset(
+    ("no", "none", "off", "false", "yes", "on", "true", "null", "-", *PLACEHOLDERS)
+)
+"""Words by which people say that there is a trigger word, or none; and what stands for
+it in captions."""
 
 
 class DatasetsSection(ProcessConfig):
@@ -149,10 +152,6 @@ class DatasetsSection(ProcessConfig):
         """The dataset that is a stream of shards (it has a `url`); None for folders."""
         return next((dataset for dataset in self.datasets if dataset.url), None)
 
-    def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
-        """`cache_text_embeddings` as the user gave it for this dataset, or None."""
-        return dataset.cache_text_embeddings
-
     def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
         """Folders of images that are not there yet and that earlier processes of the
         job write."""
@@ -164,10 +163,19 @@ class DatasetsSection(ProcessConfig):
         return tuple(filter(job.yet_to_come, folders))
 
     def check(self, job: JobContext) -> Findings:
-        """Streams that this process cannot read, texts that cannot be cached, trigger
-        words that are meant as none."""
+        """Streams that this process cannot read, trigger words that are meant as
+        none."""
         yield from super().check(job)
         words = {"trigger_word": self.trigger_word}
+        entries = [
+            dataset.model_dump(exclude={"num_repeats"})
+            | {"folder_path": os.path.realpath(dataset.folder_path)}
+            for dataset in self.datasets
+        ]
+        for index, entry in enumerate(entries):
+            if self.datasets[index].folder_path and entry in entries[:index]:
+                message = "is given twice, so each of its images counts double. Remove one, or give 'num_repeats: 2'."
+                yield warning(f"datasets.{index}.folder_path", message)
         for index, dataset in enumerate(self.datasets):
             words[f"datasets.{index}.trigger_word"] = dataset.trigger_word or ""
         for key, word in words.items():
@@ -175,18 +183,6 @@ class DatasetsSection(ProcessConfig):
                 message = f"is read as the word {word!r}, which is put in front of each caption."
                 yield warning(key, f'{message} For no trigger word write "".')
         for index, dataset in enumerate(self.datasets):
-            if dataset.shuffle_tokens and self.requested_text_cache(dataset):
-                of_all = dataset.cache_text_embeddings is None
-                key = (
-                    "train.cache_text_embeddings"
-                    if of_all
-                    else f"datasets.{index}.cache_text_embeddings"
-                )
-                yield error(
-                    key,
-                    "'cache_text_embeddings: true' and 'shuffle_tokens: true' cannot be combined: a shuffled caption "
-                    "changes every time it is used. Remove one of them.",
-                )
             if dataset.url and not self.reads_streams:
                 yield error(
                     f"datasets.{index}.url",
@@ -260,7 +256,7 @@ class TrainingSection(ProcessConfig):
     Example::
 
         folder = section.job_folder(JobContext(job.name))
-        images = section.micro_batches_per_step * section.images_per_micro_batch
+        images = section.images_per_step
     """
 
     training_folder: WritePathStr = Field(default="output", validate_default=True)
@@ -352,14 +348,9 @@ class TrainingSection(ProcessConfig):
     def with_seed(self, drawn: int) -> Self:
         """The section with the seed of a run in the place of the random ones of its
         samples."""
-        parts = {key: getattr(self, key, None) for key in ("sample", "first_sample")}
-        samples = {
-            key: part.with_seed(drawn)
-            for key, part in parts.items()
-            if isinstance(part, SampleConfig)
-        }
-        changed = {key: part for key, part in samples.items() if part is not parts[key]}
-        return self.model_copy(update=changed)
+        if not isinstance(self.sample, SampleConfig):
+            return self
+        return self.model_copy(update={"sample": self.sample.with_seed(drawn)})
 
     def draws_first(self) -> bool:
         """Whether samples are generated before step 1. Both `train.skip_first_sample`
@@ -378,12 +369,6 @@ class TrainingSection(ProcessConfig):
     def micro_batches_per_step(self) -> int:
         """Micro-batches of an optimizer step, all ranks together."""
         return self.train.gradient_accumulation
-
-    @property
-    def images_per_micro_batch(self) -> int:
-        """Images of an optimizer step divided by its micro-batches, rounded down. At
-        most `train.batch_size`."""
-        return self.images_per_step // self.micro_batches_per_step
 
     def recorded_settings(self) -> dict[str, Any]:
         """The settings that are saved with a state, without `training_folder` and
@@ -415,20 +400,12 @@ class TrainerConfig(TrainingSection):
         validation = self.validation
         logged = self.logged_numbers() if self.stop_when or is_plateau else ()
         asked: list[tuple[str, str, Sequence[str]]] = []
-        if self.stop_when and self.stop_when.no_better_within is None:
-            asked.append(("stop_when.metric", self.stop_when.metric, logged))
-        elif self.stop_when and validation is None:
+        stop = self.stop_when
+        if stop and (stop.below is not None or not validation):
+            asked.append(("stop_when.metric", stop.metric, logged))
+        if stop and stop.below is None and validation and not validation.every:
             yield error(
-                "stop_when.no_better_within",
-                "needs the section 'validation'. Add it, or use 'below'.",
-            )
-        elif (
-            self.stop_when
-            and validation
-            and not (validation.every or validation.every_n_epochs)
-        ):
-            yield error(
-                "stop_when.no_better_within",
+                "stop_when.metric",
                 "needs validations during the run. "
                 "Set 'validation.every', such as a twentieth of the steps.",
             )
@@ -485,14 +462,6 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
             reads_streams = True
     """
 
-    @property
-    def micro_batches_per_step(self) -> int:
-        """Micro-batches of an optimizer step: with several readers of a stream as many
-        for each of them."""
-        readers = self.streamed.webdataset.readers if self.streamed else 1
-        wanted = self.train.gradient_accumulation
-        return round_up(wanted, readers)
-
     def unknown_steps(self) -> bool:
         """Whether a stream of unknown length decides how many optimizer steps the run
         has."""
@@ -518,18 +487,6 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
         stream = self.streamed
         if stream is None:
             return
-        readers = stream.webdataset.readers
-        at = "datasets.0.webdataset.readers"
-        if self.images_per_step % self.micro_batches_per_step:
-            message = (
-                f"{readers}: "
-                f"the {self.images_per_step} images of a step (train.batch_size x gradient_accumulation) "
-                f"cannot be split into {self.micro_batches_per_step} equal micro-batches."
-            )
-            yield error(at, f"{message} Change one of them.")
-        if readers > 1 and self.unknown_steps():
-            message = "several readers need a stream of known length. Set 'webdataset.samples', or 'train.steps'."
-            yield error(at, message)
         if self.train.epochs and not stream.webdataset.samples:
             remedy = "Set 'datasets[0].webdataset.samples', or 'train.steps' instead of epochs."
             for key, optimizer in self.optimizers_used():
@@ -560,90 +517,51 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
     sample: SampleConfig | None = None
     """Images generated during training; none without this section."""
 
-    first_sample: SampleConfig | None = None
-    """Images generated before step 1, in the place of the images of `sample`: a section
-    with the same keys, which inherits nothing from it."""
-
-    on_resume: ClassVar = {"first_sample": "harmless"}
-
     def recorded_settings(self) -> dict[str, Any]:
         """As the base class, with the SHA-256 of each file that is active with the
         network. Raises OSError where such a file cannot be read."""
         settings = super().recorded_settings()
-        for key, (file, _) in self.train.files_beside().items():
-            settings["train"][key]["sha256"] = sha256_of(Path(file).expanduser())
+        if assistant := self.train.assistant:
+            digest = sha256_of(Path(assistant.file()).expanduser())
+            settings["train"]["assistant"]["sha256"] = digest
         return settings
 
-    def files_beside(self) -> dict[str, tuple[str, float]]:
-        """Key, as messages name it -> LoRA file that is active with the network at
-        times, and its strength."""
-        also = {
-            key: (entry.lora, entry.weight)
-            for key, entry in self.deployments().items()
-            if entry.lora
+    def files_beside(self) -> dict[str, LoraBeside]:
+        """Key -> LoRA file that is active with the network at times."""
+        files = {
+            ASSISTANT: self.train.assistant,
+            OF_SAMPLES: self.sample and self.sample.lora,
         }
-        return {
-            f"train.{key}": file for key, file in self.train.files_beside().items()
-        } | also
-
-    def deployments(self) -> dict[str, DeploymentConfig]:
-        """Key of the file or model, as messages name it -> its entry of `sample.also`.
-        Empty without `sample`."""
-        also = self.sample.also if self.sample else ()
-        return {entry.key(index): entry for index, entry in enumerate(also)}
+        return {key: lora for key, lora in files.items() if lora}
 
     def maps_kept(self) -> bool:
         """Whether weights that wait may stay in the file of the kept model: nothing
         writes to them."""
-        writes = self.network.trains_model or any(
-            way.model for way in self.deployments().values()
-        )
-        return self.model.keeps_quantized() and not writes
-
-    def other_model(self, way: DeploymentConfig) -> ModelConfig:
-        """The model of an entry of `sample.also`, loaded with the options of the
-        section."""
-        files = {
-            "name_or_path",
-            "transformer_path",
-            "vae_path",
-            "text_encoder_path",
-            "revision",
-            "arch",
-        }
-        options = self.model.model_dump(exclude_unset=True, exclude=files)
-        return ModelConfig.model_validate({**options, "name_or_path": way.model})
+        return self.model.keeps_quantized() and not self.network.trains_model
 
     def decoder(self) -> Path | None:
         """The file of `vae_path` of the samples; None: the model's own."""
-        given = [
-            section.vae_path
-            for section in (self.sample, self.first_sample)
-            if section and section.vae_path
-        ]
-        return Path(given[0]).expanduser() if given else None
+        path = self.sample.vae_path if self.sample else None
+        return Path(path).expanduser() if path else None
 
-    def all_pictures(self) -> list[SamplePicture]:
-        """The items of `sample`, the same items in each way of `sample.also`, then the
-        items of `first_sample`."""
-        also = self.sample.all_items() if self.sample else ()
-        first = self.first_sample.sample_items() if self.first_sample else ()
-        return [*also, *first]
-
-    def sample_pictures(self) -> list[SamplePicture]:
-        """The images to generate: the items of `sample`, then of `first_sample`. Empty
-        without both."""
+    def sample_pictures(self) -> Sequence[SamplePicture]:
+        """The images to generate: the items of `sample`. Empty without it."""
+        pictures = self.sample.sample_items() if self.sample else ()
+        if OF_SAMPLES not in self.files_beside():
+            return pictures
         return [
-            picture
-            for section in (self.sample, self.first_sample)
-            for picture in (section.sample_items() if section else ())
+            picture.model_copy(update={"stretched": picture.flow_shift is None})
+            for picture in pictures
         ]
 
-    def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
-        """`cache_text_embeddings` as the user gave it for this dataset, or for all, or
-        None."""
-        requested = super().requested_text_cache(dataset)
-        return self.train.cache_text_embeddings if requested is None else requested
+    def pictures_alone(self) -> Sequence[SamplePicture]:
+        """The same images as they are generated without `sample.lora`: steps, guidance
+        and noise levels that go with that file are left to the model."""
+        pictures = self.sample_pictures()
+        if OF_SAMPLES not in self.files_beside():
+            return pictures
+        of_model = dict.fromkeys(("sample_steps", "guidance_scale", "flow_shift"))
+        return [picture.model_copy(update=of_model) for picture in pictures]
 
     @property
     def saves_folders(self) -> bool:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -241,7 +240,7 @@ class StreamSource:
     def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
         """The cursor is the samples read and the stream's own cursor. A sample's number
         keys all its draws."""
-        number, at = (cursor["samples"], _first_place(cursor)) if cursor else (0, None)
+        number, at = (cursor["samples"], cursor["stream"]) if cursor else (0, None)
         epoch_of = self.epoch_of or (lambda _: 0)
         waiting: list[Any] = []
         for sample, behind in self.read(at):
@@ -271,82 +270,6 @@ class StreamSource:
         return loaded_ahead(self.make_batch, specs, self.workers)
 
 
-@dataclass(frozen=True)
-class SharedStreamSource:
-    """A `BatchSource` of several readers, each with its own shards: micro-batches are
-    of one reader each, by turns.
-
-    A process reads for `own` readers only. The micro-batches of the others are known by
-    their number of samples, which is always the same: each reader continues into its
-    next epoch within a micro-batch, independently of the others.
-
-    Example::
-
-        source = stream_source(stream, 42, batch_size=4, make_batch=latents.load, workers=2)
-        for micro_batch in source.iterate(None):
-            micro_batch.cursor["readers"]  # the cursor of each reader
-    """
-
-    readers: Sequence[Callable[[Cursor], Iterator[tuple[Any, Cursor]]]]
-    """As `StreamSource.read`, without end."""
-
-    own: frozenset[int]
-    """Indices of the readers of this process."""
-
-    make_batch: Callable[[BatchSpec], Batch]
-    """As of `StreamSource`; called for those of `own` only."""
-
-    batch_size: int
-    workers: int
-    prepare: Callable[[list[Any]], Sequence[Any]]
-    """As of `StreamSource`, like those above."""
-
-    epoch_of: Callable[[Cursor], int]
-    """The epoch of the sample behind a reader's cursor."""
-
-    def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
-        """The cursor is the samples read and each reader's own cursor, that of others
-        as at the beginning (`collectives.whole_cursor`). An epoch ends with that of the
-        first reader. A sample's number keys all its draws. Of a cursor of another
-        number of readers each begins with the next epoch."""
-        number = cursor["samples"] if cursor else 0
-        places = self._places(cursor)
-        streams = {index: self.readers[index](places[index]) for index in self.own}
-        for index in cycle(range(len(self.readers))):
-            epoch = self.epoch_of(places[index])
-            samples = list[Any]()
-            if index in streams:
-                read = list(islice(streams[index], self.batch_size))
-                if len(read) < self.batch_size:
-                    return  # they have no end: a stop was requested
-                places[index] = read[-1][1]
-                samples = [sample for sample, _ in read]
-            numbers = tuple(range(number, number + self.batch_size))
-            number += self.batch_size
-            spec = BatchSpec(
-                0, numbers, numbers, tuple(self.prepare(samples)) if samples else ()
-            )
-            ends_epoch = index == 0 and self.epoch_of(places[0]) > epoch
-            yield MicroBatch(
-                spec, {"samples": number, "readers": list(places)}, ends_epoch
-            )
-
-    def _places(self, cursor: Cursor) -> list[Cursor]:
-        count = len(self.readers)
-        places = cursor.get("readers", ()) if cursor else [None] * count
-        return [*places] if len(places) == count else [_first_place(cursor)] * count
-
-    def load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
-        """The batches in the order of `specs`, loaded ahead in `workers` threads."""
-        return loaded_ahead(self.make_batch, specs, self.workers)
-
-
-def _first_place(cursor: Cursor) -> Cursor:
-    """Where the stream is, by the cursor of either source; with several readers where
-    the first one is."""
-    return cursor["readers"][0] if "readers" in cursor else cursor["stream"]
-
-
 def _micro_batch(
     epoch: int, first: int, samples: Sequence[Any], at: Cursor, ends_epoch: bool = False
 ) -> MicroBatch:
@@ -362,23 +285,18 @@ def stream_source(
     make_batch: Callable[[BatchSpec], Batch],
     workers: int,
     stopping: Callable[[], bool] = lambda: False,
-    rank: int = 0,
-    processes: int = 1,
-) -> StreamSource | SharedStreamSource:
+) -> StreamSource:
     """The batches of a stream, epoch after epoch; each of one size.
 
-    batch_size: of a micro-batch (`images_per_micro_batch`). make_batch: such as
-    `StreamPixels.load`. stopping: whether a stop is requested; servers are then not
-    waited for. rank: of so many processes, which divide the readers.
+    batch_size: of a micro-batch. make_batch: such as `StreamPixels.load`. stopping:
+    whether a stop is requested; servers are then not waited for.
     """
-    count = stream.readers
-    own = range(rank, count, processes) if count % processes == 0 else range(count)
-    epoch_of = stream.shard_stream(seed, batch_size).epoch_of
-    common = (make_batch, batch_size, workers, stream.of_one_size, epoch_of)
-    if count == 1:
-        reader = stream.reader(seed, batch_size, stopping)
-        return StreamSource(reader, *common, stream.samples)
-    readers = [
-        stream.reader(seed, batch_size, stopping, index) for index in range(count)
-    ]
-    return SharedStreamSource(readers, frozenset(own), *common)
+    return StreamSource(
+        stream.reader(seed, batch_size, stopping),
+        make_batch,
+        batch_size,
+        workers,
+        stream.of_one_size,
+        stream.shard_stream(seed, batch_size).epoch_of,
+        stream.samples,
+    )

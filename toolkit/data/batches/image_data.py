@@ -111,5 +111,6 @@ class ImageData:
         if self.stream:
             return self.stream.optimizer_steps(train)
         batches = self.micro_batches(train.batch_size)
-        accumulated, limit = train.gradient_accumulation, train.step_limit
-        return optimizer_steps(train.steps, train.epochs, batches, accumulated, limit)
+        return optimizer_steps(
+            train.steps, train.epochs, batches, train.gradient_accumulation
+        )

@@ -32,7 +32,6 @@ from toolkit.contracts.data import (
     EMBEDS,
     BucketedSample,
     EncodedPrompt,
-    Flip,
     Mask,
     ResizeCrop,
     Sample,
@@ -52,7 +51,7 @@ from toolkit.data.pixels.images import (
     resize_cover_crop,
     to_tensor,
 )
-from toolkit.data.scan.fingerprint import digest_as_read, image_digest
+from toolkit.data.scan.fingerprint import digest_as_read, image_digest, of_sides
 from toolkit.data.scan.found import shorten
 from toolkit.data.scan.items import refuse_long_captions
 from toolkit.errors import RunError
@@ -63,7 +62,7 @@ from toolkit.system.read_ahead import loaded_ahead
 logger = logging.getLogger(__name__)
 
 
-def mask_weights(mask: Mask, crop: ResizeCrop, flip: Flip, latent_scale: int) -> Tensor:
+def mask_weights(mask: Mask, crop: ResizeCrop, flip: bool, latent_scale: int) -> Tensor:
     """Weights [1, H, W] in [0, 1], float32: w = 1 - (1 - min_value) (1 - m), so white
     is exactly 1.
 
@@ -246,7 +245,7 @@ class ItemEncoder:
             source=image_digest(mask.file),
             settings=(mask.alpha, mask.min_value, mask.inverted),
             crop=item.crop,
-            flip=flip,
+            flip=of_sides(flip),
             format=FORMAT,
             **({} if scale == FIRST_LATENT_SCALE else {"latent_scale": scale}),
         )
@@ -361,8 +360,8 @@ class ItemEncoder:
         if source:
             default = "white" if self._channels == 3 else "kept"
             background = sample.background or default
-            if any(sample.flip):
-                parts["flip"] = sample.flip
+            if sample.flip:
+                parts["flip"] = of_sides(sample.flip)
         keys = [
             key_of(
                 kind=kind,
@@ -696,8 +695,7 @@ def encoded_by_name(encoded: EncodedPrompt) -> dict[str, Tensor]:
 
 
 class CacheStores:
-    """The caches of a job. The flags of each dataset decide whether its entries are
-    cached on disk.
+    """The caches of a job. Each dataset says which of its entries are kept on disk.
 
     Example::
 
@@ -714,14 +712,12 @@ class CacheStores:
         self._memory = CachePair(TensorCache(None), TensorCache(None))
 
     def of_samples(self, section: DatasetsSection) -> Callable[[Sample], CachePair]:
-        """The caches of each sample of `section.datasets`, by the flags of its
+        """The caches of each sample of `section.datasets`, by the `cache` of its
         dataset."""
         disk, memory = self.on_disk, self._memory
         by_dataset = []
         for dataset in section.datasets:
-            keeps_latents = dataset.cache_latents and dataset.cache_latents_to_disk
-            keeps_text = section.requested_text_cache(dataset) is not False
-            latents = (disk if keeps_latents else memory).latents
-            text = (disk if keeps_text else memory).text
+            latents = (disk if dataset.keeps("latents") else memory).latents
+            text = (disk if dataset.keeps("text") else memory).text
             by_dataset.append(CachePair(latents, text))
         return lambda sample: by_dataset[sample.dataset]

@@ -32,7 +32,7 @@ from toolkit.data.batches.latent_cache import CachePair, ItemEncoder
 from toolkit.data.pixels.images import ImageError
 from toolkit.data.scan.captions import caption_for_use
 from toolkit.data.streams.stream_dataset import StreamDataset, StreamItem
-from toolkit.data.streams.webdataset import StreamSample
+from toolkit.data.streams.webdataset import StreamSample, unusable
 from toolkit.system import seeding
 
 _TEXTS = 16
@@ -58,70 +58,48 @@ class StreamLatents:
         encoder: ItemEncoder,
         seed: int,
         stores: CachePair,
-        keep_text: bool = False,
         extra_prompts: Callable[[Sample], Mapping[str, str]] = lambda sample: {},
     ) -> None:
-        """encoder: of the model. stores: keep the latents where the stream has
-        `cache_latents_to_disk`, and the texts with `keep_text`. extra_prompts: as of
-        `latent_cache.encode_items`."""
+        """encoder: of the model. stores: keep what the `cache` of the stream says.
+        extra_prompts: as of `latent_cache.encode_items`."""
         self.stream = stream
         self.family = model.family
         self._model = model
         self.encoder = encoder
         self._seed = seed
         self._stores = stores
-        self._keep_latents = stream.settings.cache_latents_to_disk
-        self._keep_text = keep_text
+        self._keep_latents = stream.settings.keeps("latents")
+        self._keep_text = stream.settings.keeps("text")
         self._extra_prompts = extra_prompts
         self._text = lru_cache(_TEXTS)(self._embeddings)
 
     def load(self, spec: BatchSpec) -> LatentBatch:
-        """The batch on the CPU.
-
-        A sample whose image is damaged, or whose caption is too long for the model,
-        stays in its place with weight 0 and is counted. Raises RunError when there are
-        too many of them.
-        """
+        """The batch on the CPU. Raises RunError for a sample whose image is damaged, or
+        whose caption is too long for the model."""
         items: tuple[StreamItem, ...] = spec.samples
         samples = [self.stream.sample(item.sample) for item in items]
-        latents = [
-            self._latents(item, sample)
-            for item, sample in zip(items, samples, strict=True)
-        ]
-        prompts, fitting = self.prompts(spec)
-        usable = [
-            one is not None and fits for one, fits in zip(latents, fitting, strict=True)
-        ]
-        width, height = self.latent_size(spec)
-        grey_CHW = torch.zeros(
-            self.family.latent_channels, height, width, dtype=self.encoder.dtype
-        )
+        latents = map(self._latents, items, samples)
         return LatentBatch(
-            latents_BCHW=torch.stack(
-                [grey_CHW if one is None else one for one in latents]
-            ),
-            prompts=prompts,
+            latents_BCHW=torch.stack([*latents]),
+            prompts=self.prompts(spec),
             control_latents=((),) * len(items),
             spec=spec,
             names=tuple(sample.image for sample in samples),
-            loss_weight_B=torch.tensor(
-                [self.stream.weight * weight for weight in usable]
-            ),
+            loss_weight_B=torch.ones(len(items)),
             extra_prompts=self._extra(samples),
         )
 
-    def prompts(self, spec: BatchSpec) -> tuple[PromptEmbeds, list[bool]]:
-        """The texts of a batch, and whether the model has room for each; one that it
-        has not is counted, and empty."""
-        items: tuple[StreamItem, ...] = spec.samples
-        captions = [self._caption(item) for item in items]
+    def prompts(self, spec: BatchSpec) -> PromptEmbeds:
+        """The texts of a batch. Raises RunError for one that the model has no room
+        for."""
         rules = self.stream.rules
         texts = [
-            caption_for_use(caption or "", rules, self._seed, spec.epoch, position)
-            for caption, position in zip(captions, spec.positions, strict=True)
+            caption_for_use(
+                self._caption(item), rules, self._seed, spec.epoch, position
+            )
+            for item, position in zip(spec.samples, spec.positions, strict=True)
         ]
-        fitting = [caption is not None for caption in captions]
-        return PromptEmbeds.stack([self._text(text) for text in texts]), fitting
+        return PromptEmbeds.stack([self._text(text) for text in texts])
 
     def latent_size(self, spec: BatchSpec) -> Size:
         """Width and height of the latents of a batch, in latent pixels."""
@@ -162,30 +140,25 @@ class StreamLatents:
             for name in prompts[0]
         }
 
-    def _latents(self, item: StreamItem, sample: Sample) -> Tensor | None:
-        """The latents [C, H, W], or None for a damaged image, which is counted."""
+    def _latents(self, item: StreamItem, sample: Sample) -> Tensor:
+        """The latents [C, H, W]."""
         bucketed = BucketedSample(sample, item.crop)
         image = item.sample.image
         try:
             if self._keep_latents:
-                return self.encoder.latents(bucketed, self._stores, image).tensors()[
-                    EMBEDS
-                ]
+                entry = self.encoder.latents(bucketed, self._stores, image)
+                return entry.tensors()[EMBEDS]
             return self.encoder.encode_image(self.encoder.pixels(bucketed, image))
         except ImageError as error:
-            self.stream.unreadable.add_sample(sample.image, f"its image {error.reason}")
-            return None
+            raise unusable(sample.image, f"its image {error.reason}") from error
 
-    def _caption(self, item: StreamItem) -> str | None:
-        """The caption, or None for one that the model has no room for, which is
-        counted."""
+    def _caption(self, item: StreamItem) -> str:
         sample = item.sample
-        if len(sample.caption) <= self.family.sure_prompt:
-            return sample.caption
-        fault = self._model.prompt_error(sample.caption, item.crop.bucket, ())
-        if fault:
-            self.stream.unreadable.add_sample(sample.name, f"its caption has {fault}")
-            return None
+        if len(sample.caption) > self.family.sure_prompt:
+            fault = self._model.prompt_error(sample.caption, item.crop.bucket, ())
+            if fault:
+                remedy = "Shorten it, or remove the sample from its shard"
+                raise unusable(sample.name, f"its caption has {fault}", remedy)
         return sample.caption
 
     def _embeddings(self, text: str) -> dict[str, Tensor]:

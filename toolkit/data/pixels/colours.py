@@ -3,8 +3,8 @@ PNG. `colours_of` tells them from the header.
 
 Any other statement is refused by its name, so that no image is trained in colours that
 are not its own: HDR, codes of ITU-T H.273 that are not sRGB's (`cICP` of PNG, `nclx` of
-AVIF and HEIC), other primaries of PNG, TIFF and EXIF, and colours of a BMP. A profile
-goes before codes, except those of HDR.
+AVIF and HEIC, AV1 without it), other primaries of PNG, TIFF and EXIF, and colours of a
+BMP. A profile goes before codes, except those of HDR.
 
 Imports neither torch nor numpy: the scan asks it of every file.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import IO, Any, cast
@@ -88,7 +88,7 @@ def colours_of(image: Image.Image) -> Colours:
     if profile and codes and codes[1] not in _HDR:
         codes = None
     codes = codes or _codes_of_profile(profile)
-    if codes and not (codes[0] in _SRGB_CODES[0] and codes[1] in _SRGB_CODES[1]):
+    if codes and not _are_of_srgb(codes):
         name = _HDR.get(codes[1], "other colours than sRGB")
         raise Unread(f"an image of {name} (H.273 {codes[0]}/{codes[1]})")
     if profile:
@@ -103,6 +103,10 @@ def colours_of(image: Image.Image) -> Colours:
 
 
 # ---------------------------------------------------------------- codes of H.273
+
+
+def _are_of_srgb(codes: tuple[int, int]) -> bool:
+    return codes[0] in _SRGB_CODES[0] and codes[1] in _SRGB_CODES[1]
 
 
 def _codes(image: Image.Image) -> tuple[int, int] | None:
@@ -121,8 +125,8 @@ def _codes(image: Image.Image) -> tuple[int, int] | None:
     raw: IO[bytes] = getattr(file, "raw", file)
     place = raw.tell()
     try:
-        return _cicp_of_png(raw) if image.format == "PNG" else _nclx_of_avif(raw)
-    except (OSError, struct.error):
+        return _cicp_of_png(raw) if image.format == "PNG" else _codes_of_avif(raw)
+    except (OSError, struct.error, OverflowError):
         return None
     finally:
         raw.seek(place)
@@ -130,6 +134,7 @@ def _codes(image: Image.Image) -> tuple[int, int] | None:
 
 _MOST_CHUNKS = 1000
 _MOST_OF_HEADER = 1 << 16
+_MOST_OF_SEQUENCE = 64
 
 
 def _cicp_of_png(file: IO[bytes]) -> tuple[int, int] | None:
@@ -146,11 +151,57 @@ def _cicp_of_png(file: IO[bytes]) -> tuple[int, int] | None:
     return None
 
 
-def _nclx_of_avif(file: IO[bytes]) -> tuple[int, int] | None:
-    """The first property `colr` of type `nclx`: that of the picture."""
+def _codes_of_avif(file: IO[bytes]) -> tuple[int, int] | None:
+    """The first property `colr` of type `nclx`: that of the picture. Without one, what
+    its AV1 says, as in libavif 1.4."""
     file.seek(0)
-    _, found, content = file.read(_MOST_OF_HEADER).partition(b"colrnclx")
-    return cast("Any", struct.unpack(">2H", content[:4])) if found else None
+    header = file.read(_MOST_OF_HEADER)
+    _, found, content = header.partition(b"colrnclx")
+    if found:
+        return struct.unpack(">2H", content[:4])
+    of_items = list[tuple[int, int]]()
+    for place in _items(io.BytesIO(header.partition(b"iloc")[2])):
+        file.seek(place)
+        of_items += _codes_of_av1(file.read(_MOST_OF_SEQUENCE))
+    return next((codes for codes in of_items if not _are_of_srgb(codes)), None)
+
+
+def _items(iloc: IO[bytes]) -> Iterator[int]:
+    """Where the items of a file begin (ISO/IEC 14496-12, 8.11.3). iloc: the contents of
+    that box."""
+
+    def take(size: int) -> int:
+        return int.from_bytes(iloc.read(size), "big")
+
+    version = take(4) >> 24
+    sizes = take(2)
+    offset, length, base, index = (sizes >> shift & 15 for shift in (12, 8, 4, 0))
+    number = 4 if version == 2 else 2
+    for _ in range(min(take(number), _MOST_CHUNKS)):
+        iloc.read(number + 2 * bool(version) + 2)  # its name, where its bytes are
+        start = take(base)
+        parts = take(2)
+        iloc.read(index * bool(version))
+        yield start + take(offset)
+        iloc.read(
+            length + max(0, parts - 1) * (index * bool(version) + offset + length)
+        )
+
+
+def _codes_of_av1(data: bytes) -> list[tuple[int, int]]:
+    """The colours in the sequence header of a still picture (AV1, 5.5); empty where the
+    data are none, or give no colours."""
+    data = data.removeprefix(b"\x12\0")  # the unit that parts pictures
+    if data[:1] != b"\x0a":
+        return []
+    bits = "".join(f"{byte:08b}" for byte in data[2:].ljust(_MOST_OF_SEQUENCE, b"\0"))
+    profile = bits[:3]
+    if bits[4] == "0":
+        raise Unread("an AVIF that has the header of a film, and no nclx")
+    at = 10 + 8 + int(bits[10:14], 2) + 1 + int(bits[14:18], 2) + 1 + 6  # sizes, tools
+    at += 1 + (profile == "010" and bits[at] == "1") + (profile != "001")  # bits, grey
+    codes = int(bits[at + 1 : at + 9], 2), int(bits[at + 9 : at + 17], 2)
+    return [codes] if bits[at] == "1" else []
 
 
 def _codes_of_profile(profile: bytes) -> tuple[int, int] | None:

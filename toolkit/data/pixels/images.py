@@ -32,7 +32,7 @@ from PIL import (
     UnidentifiedImageError,
 )
 
-from toolkit.contracts.data import Flip, Mask, ResizeCrop, Size
+from toolkit.contracts.data import Mask, ResizeCrop, Size
 from toolkit.data.pixels.colours import (
     PROFILE_MODES,
     Colours,
@@ -314,19 +314,15 @@ def resize_cover_crop(image: Image.Image, crop: ResizeCrop) -> Image.Image:
     return image.resize(crop.scaled, Image.Resampling.BICUBIC).crop(box)
 
 
-def flip_image(image: Image.Image, flip: Flip) -> Image.Image:
-    """The mirrored image, a new object; the same object for `Flip()`.
+def flip_image(image: Image.Image, flip: bool) -> Image.Image:
+    """The image mirrored left to right, a new object; without `flip` the same object.
 
     >>> image = Image.new("L", (2, 1))
     >>> image.putpixel((0, 0), 255)
-    >>> flip_image(image, Flip(x=True)).getpixel((1, 0))
+    >>> flip_image(image, flip=True).getpixel((1, 0))
     255
     """
-    if flip.x:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if flip.y:
-        return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-    return image
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
 
 
 def resize(image: Image.Image, size: Size) -> Image.Image:
@@ -363,7 +359,9 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
     except Unread as error:
         raise ImageError(path, error.reason) from error
     except FileNotFoundError as error:
-        raise ImageError(path, "does not exist") from error
+        is_link = os.path.islink(path)
+        what = f"is a link to {os.readlink(path)!r}, which" if is_link else ""
+        raise ImageError(path, f"{what} does not exist".lstrip()) from error
     except Image.DecompressionBombError as error:
         raise ImageError(
             path, f"has more than the {MAX_PIXELS // 10**6} megapixels allowed"
@@ -405,11 +403,16 @@ def _top_of_clear_grey(image: Image.Image) -> int:
     """The largest value of an opened, not decoded PNG of 2 or 4 bits of grey, one of
     which is clear; 0 for any other. Pillow scales the pixels to 8 bits, and leaves
     the clear value as it was."""
-    clear = image.info.get("transparency")
-    if image.format != "PNG" or image.mode != "L" or not isinstance(clear, int):
-        return 0
-    args = cast("Any", image).tile[0].args
-    return {"L;2": 3, "L;4": 15}.get(args if isinstance(args, str) else args[0], 0)
+    is_clear = isinstance(image.info.get("transparency"), int)
+    return {"L;2": 3, "L;4": 15}.get(_png_mode(image), 0) if is_clear else 0
+
+
+def _png_mode(image: Image.Image) -> str:
+    """How an opened, not decoded PNG has its pixels, in Pillow's words: `RGB;16B`.
+    Empty for any other file."""
+    tiles = cast("Any", image).tile if image.format == "PNG" else ()
+    args = tiles[0].args if tiles else ""
+    return str(args if isinstance(args, str) else args[0])
 
 
 def _why_unknown(path: Path | str, data: bytes | None) -> str:
@@ -464,6 +467,8 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
         raise ImageError(path, "is a GIF, which is not supported. Save it as PNG")
     if is_tiff:
         refuse_misread(image)
+    if _png_mode(image) == "RGB;16B" and "transparency" in image.info:
+        raise Unread("a PNG of 16 bits with a clear colour (tRNS)")
 
 
 _ENDS = {

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+from ast import literal_eval
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 
 from toolkit.config.sections.dataset import ColumnsConfig, DatasetConfig
 from toolkit.contracts.data import PLACEHOLDERS, CaptionRules, Sample
-from toolkit.data.scan.columns import columns_of, first_of
+from toolkit.data.scan.columns import Unfit, columns_of, first_of, in_job, is_text
 from toolkit.data.scan.directory import DirectoryListing, split_suffix
 from toolkit.data.scan.foreign_syntax import in_words, marks_in
 from toolkit.data.scan.partners import root_of
@@ -67,6 +68,11 @@ def listed(value: Any) -> Any:
     return LIST.join(filter(None, map(str.strip, value)))
 
 
+HALF = "has half a character"
+SENTENCES = "the model is trained on sentences"
+"""Parts of the messages about a text that is meant as a caption."""
+
+
 def half_in(text: str) -> str:
     """Why a text cannot be trained that has half a character, as of an emoji that a
     program cut; empty for any other text. JSON can hold one, and names of files.
@@ -80,9 +86,7 @@ def half_in(text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         half = text[error.start]
-        return (
-            f"has half a character ({half!r}), as of an emoji that was cut. Remove it"
-        )
+        return f"{HALF} ({half!r}), as of an emoji that was cut. Remove it"
     return ""
 
 
@@ -108,21 +112,22 @@ def find_captions(
     listing: DirectoryListing,
     files: Sequence[Sequence[str]],
     mistakes: list[Diagnostic],
+    keys: Sequence[str] = (),
 ) -> list[str]:
     """The first caption of each image that is not empty, in the order of
     `listing.images`; '' for none.
 
     files: the result of `caption_files`. Files with a known text are not read again.
-    Errors of files are added to `mistakes`.
+    Errors of files are added to `mistakes`. keys: as of `caption_in`.
     """
-    texts = listing.texts
+    texts = {} if keys else listing.texts
 
     def read(name: str) -> str | CaptionError:
         path = listing.path(name)
         if name in listing.no_files:
             return CaptionError(path, listing.no_files[name])
         try:
-            return caption_in(path, read_text(path))
+            return caption_in(path, read_text(path), keys)
         except CaptionError as error:
             return error
 
@@ -155,40 +160,89 @@ def caption_of_name(stem: str) -> str:
 class CaptionFormat(NamedTuple):
     """One kind of caption file.
 
-    >>> FORMATS[".json"].read('{"caption": "a red cat", "rating": 5}')
+    >>> FORMATS[".json"].read('{"caption": "a red cat", "rating": 5}', ())
     'a red cat'
     """
 
-    read: Callable[[str], str]
-    """From the text of a file to its caption, with LIST between several. An error of
-    Python: the file holds none."""
+    read: Callable[[str, Sequence[str]], str]
+    """From the text of a file, and the keys that the job gives for captions in JSON, to
+    its caption, with LIST between several. ValueError: the file holds none."""
 
     write: Callable[[str, str], str]
     """From the text of a file and a new caption to the new text."""
 
 
-def _read_json(text: str) -> str:
-    row = json.loads(text)
-    caption: str = listed(row[_key_in(row)] if isinstance(row, dict) else row)
-    return caption.strip()
-
-
-def _key_in(row: Mapping[str, Any]) -> str | None:
-    """The key of the caption in an object of JSON."""
-    return first_of(row, (*columns_of([row], ColumnsConfig()).prompt, OF_A_DOCUMENT))
-
-
 OF_A_DOCUMENT = "high_level_description"
 """The sentence of a caption that is a JSON document, as Ideogram 4 is trained on."""
 
+NO_TEXT = "holds no 'caption' of text"
+WRITE_ONE = "Write one, or take .json out of caption_ext"
+"""What to do with a `.json` file without any text."""
 
-def _read_text(text: str) -> str:
-    """The text itself, or the caption of one that is an object of JSON."""
-    document = None
-    if text.lstrip().startswith("{"):
-        with suppress(ValueError, RecursionError):
-            document = json.loads(text)
-    return _read_json(text) if isinstance(document, dict) else text.strip()
+_BEGINS = re.compile(
+    r"""\{\s*(["'])[\w -]*\1\s*:|\[\s*\{?\s*(["'])[^"'\n]*\2\s*[,:\]"']|array\(\["""
+)
+"""Begins an object, or a list of texts."""
+
+_JOINED = re.compile(r"""["']\s+["']""")
+"""Texts of a list without a comma, as numpy writes them: Python would join them."""
+
+_DOCUMENT = f"is a JSON document, and {{}}: {SENTENCES}. Write the sentence alone, or as its 'caption'"
+
+_NO_LITERAL = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
+
+
+def _unpacked(text: str) -> Any:
+    """The object or the list that a text is, in JSON or as Python writes it; any other
+    text unchanged."""
+    text = text.strip()
+    for read in (json.loads, literal_eval) if text.startswith(tuple("{[(")) else ():
+        with suppress(*_NO_LITERAL):
+            value = read(text)
+            is_joined = read is literal_eval and _JOINED.search(text)
+            if isinstance(value, dict | list | tuple) and not is_joined:
+                return [*value] if isinstance(value, tuple) else value
+    if _BEGINS.match(text):
+        raise Unfit(_DOCUMENT.format("is cut or damaged"))
+    return text
+
+
+def caption_of(value: Any, keys: Sequence[str] = ()) -> str:
+    """The caption in the text of a file or a cell, or in a value of JSON, with LIST
+    between several. keys: of objects, which go before those that are known.
+
+    Raises Unfit for a value without one.
+
+    >>> caption_of(" a cat "), caption_of('{"caption": "a red cat", "rating": 5}')
+    ('a cat', 'a red cat')
+    """
+    if isinstance(value, str):
+        value = _unpacked(value)
+    if isinstance(value, dict):
+        return caption_of(value.get(_key_in(value, keys)), keys)
+    text = listed(value)
+    if not isinstance(text, str):
+        raise Unfit(_DOCUMENT.format(NO_TEXT))
+    return text.strip()
+
+
+def _key_in(row: Mapping[str, Any], keys: Sequence[str] = ()) -> str | None:
+    """The key of the caption in an object of JSON."""
+    return first_of(
+        row, (*keys, *columns_of([row], ColumnsConfig()).prompt, OF_A_DOCUMENT)
+    )
+
+
+def _key_to_give(text: str) -> str:
+    """The remedy for a `.json` file of which no key is known as the caption; empty where
+    it has no text."""
+    keys = []
+    with suppress(ValueError, RecursionError, AttributeError):
+        texts = ((key, listed(value)) for key, value in json.loads(text).items())
+        keys = [key for key, text in texts if isinstance(text, str) and is_text(text)]
+    if len(keys) < 2:
+        return f"Give {in_job({'prompt': keys})}" if keys else ""
+    return f"Fill in {in_job({'prompt': ['...']})} with one of {', '.join(keys)}"
 
 
 def _write_json(text: str, caption: str) -> str:
@@ -201,13 +255,17 @@ def _write_json(text: str, caption: str) -> str:
     return json.dumps(row, indent=2, ensure_ascii=False) + "\n"
 
 
-_TEXT = CaptionFormat(_read_text, lambda _, caption: caption and f"{caption}\n")
+_TEXT = CaptionFormat(
+    lambda text, _: caption_of(text), lambda _, caption: caption and f"{caption}\n"
+)
 
 FORMATS = {
     ".txt": _TEXT,
     ".caption": _TEXT,
     ".cap": _TEXT,
-    ".json": CaptionFormat(_read_json, _write_json),
+    ".json": CaptionFormat(
+        lambda text, keys: caption_of(json.loads(text), keys), _write_json
+    ),
 }
 """Suffix -> how such a caption file is read and written; `caption_ext` may name others,
 which are text. Where nothing says which suffix counts, the first one does."""
@@ -237,25 +295,19 @@ def read_caption(path: Path | str) -> str:
     return caption_in(path, read_text(path)).replace(LIST, "\n")
 
 
-def caption_in(path: Path | str, text: str) -> str:
+def caption_in(path: Path | str, text: str, keys: Sequence[str] = ()) -> str:
     """The caption in the text of the caption file `path`, with LIST between several.
-    Raises NoCaptionError, or CaptionError for half a character."""
+    keys: of captions in JSON, which go before those that are known. Raises
+    NoCaptionError, or CaptionError for half a character."""
+    suffix = split_suffix(str(path))[1]
     try:
-        caption = FORMATS.get(split_suffix(str(path))[1], _TEXT).read(text)
-        half = half_in(caption)
-    except (
-        ValueError,
-        RecursionError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        what = "holds no 'caption' of text"
-        write = "Write one, or take .json out of caption_ext"
-        if not str(path).lower().endswith(".json"):
-            what = f"is a JSON document, and {what}: the model is trained on sentences"
-            write = "Put the sentence under that key, or write it alone"
-        raise NoCaptionError(path, f"{what}. {write}") from error
+        caption = FORMATS.get(suffix, _TEXT).read(text, keys)
+    except (ValueError, RecursionError) as error:
+        if suffix != ".json":
+            raise NoCaptionError(path, str(error)) from error
+        reason = f"{NO_TEXT}. {_key_to_give(text) or WRITE_ONE}"
+        raise NoCaptionError(path, reason) from error
+    half = half_in(caption)
     if half:
         raise CaptionError(path, half)
     return caption

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import csv
 import re
+from ast import literal_eval
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -21,7 +23,7 @@ from typing import Any, NamedTuple
 from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
 from toolkit.data.scan.directory import split_suffix
-from toolkit.data.scan.partners import CONTROLS, IMAGES, in_yaml
+from toolkit.data.scan.partners import in_yaml
 
 
 class KnownName(NamedTuple):
@@ -122,10 +124,9 @@ def columns_of(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Colum
     controls = {
         re.sub("_[0-9]+$", "", key.strip().lower()) for key in of_role["control"]
     }
-    is_of_pairs = bool(of_role["mask"] or given.control or controls - early)
     return Columns(
         **of_role,
-        is_of_pairs=is_of_pairs,
+        is_of_pairs=bool(of_role["mask"] or given.control or controls - early),
     )
 
 
@@ -176,16 +177,28 @@ def are_images(column: str, rows: Sequence[Mapping[Any, Any]]) -> bool:
     return bool(values) and suffixes <= IMAGE_SUFFIXES
 
 
+NO_TEXT = "."
+"""In the place of a value that is not text. It is not the name of a file."""
+
+
 def texts_in(value: Any) -> Iterator[str]:
-    """The texts of a value, one or a list, without empty ones. Any other value yields
-    `.`, which is not the name of a file."""
+    """The texts of a value, one or a list, without empty ones. A list may be written in
+    a cell, as JSON or Python has it. Any other value yields NO_TEXT.
+
+    >>> [*texts_in('["a.png", "b.png"]')]
+    ['a.png', 'b.png']
+    """
+    if isinstance(value, str) and value.lstrip().startswith(("[", "(")):
+        with suppress(ValueError, SyntaxError):
+            inside = literal_eval(value.strip())
+            value = [*inside] if {*map(type, inside)} <= {str} else value
     values = value if isinstance(value, list) else [value]
     for text in values:
         if isinstance(text, str):
             if text.strip():
                 yield text.strip()
         elif text is not None:
-            yield "."
+            yield NO_TEXT
 
 
 def first_of(row: Mapping[Any, Any], columns: Iterable[str]) -> str | None:
@@ -197,97 +210,24 @@ def first_of(row: Mapping[Any, Any], columns: Iterable[str]) -> str | None:
     return next((column for column in columns if column in row), None)
 
 
-# ---------------------------------------------------------------- what a message
-# proposes
+# ---------------------------------------------------------------- what a message asks
 
 
-_CHOSEN = {"better", "best", "win", "winner", "chosen", "preferred", "good"}
-_WORDS = {
-    "mask": {"mask", "masks"},
-    "control": CONTROLS
-    | {"init", "initial", "orig", "ref", "base", "unedited", "masked", "kontext"}
-    | {"cond", "condition", "canny", "depth", "pose", "hint"},
-    "image": IMAGES - {"image"} | {"trg", "out", "result", "final"} | _CHOSEN,
-}
-"""What a column of images is -> words in its name. A mask counts before the others; a
-name with words of both others says nothing."""
-
-_INSTRUCTIONS = {"instruction", "instructions", "instruct", "edit", "editing"}
-_CAPTIONS = {"prompt", "caption", "captions", "text", "description", "tags"}
-_NO_CAPTIONS = {
-    *("type", "id", "model", "url", "category", "task", "path"),
-    *("hash", "source", "license", "author", "split"),
-}
-
-
-def words_of(column: str) -> set[str]:
-    """The words in the name of a column, in lower case, without numbers.
-
-    >>> sorted(words_of("editedImage_2"))
-    ['edited', 'image']
-    """
-    parted = re.sub("([a-z])([A-Z])", r"\1 \2", column)
-    return {*re.findall(r"[^\W\d_]+", parted.lower())}
-
-
-def _role_of(column: str) -> str:
-    """What a column of images is by the words in its name; empty where they do not say
-    it."""
-    words = words_of(column)
-    roles = [role for role, known in _WORDS.items() if words & known]
-    is_sure = len(roles) == 1 or roles[:1] == ["mask"]
-    return roles[0] if is_sure else ""
-
-
-def proposal(
-    pictures: Iterable[str],
-    written: Iterable[str],
-    columns: Columns,
-    given: ColumnsConfig,
-    prompt: str = "",
+def to_fill_in(
+    given: ColumnsConfig, pictures: Sequence[str], roles: Iterable[str]
 ) -> str:
-    """The remedy for columns of images of which nothing says what they are.
+    """The remedy for columns of which nothing says what they are: the key of the job
+    with open places, for a message. given: what the job gives, which stays. pictures:
+    columns of images besides those that are trained. roles: that are open too.
 
-    What the job gives stays; then known names decide, and words in the names. Where
-    these do not say which image is trained, its place is open: the order of columns
-    would train half of all edits backwards. written: all columns. prompt: that of the
-    captions.
+    >>> to_fill_in(ColumnsConfig(image=("after",)), ["before"], ["prompt"])
+    "Fill in 'columns: {image: after, prompt: ..., control: ...}' (or mask, or ignore)"
     """
-    roles = {
-        role: [*(getattr(columns, role) if getattr(given, role) else ())]
-        for role in ColumnsConfig.model_fields
+    fields = dict(given) | {
+        "control": [*given.control, *["..."] * len(pictures)],
+        **{role: ["..."] for role in roles},
     }
-    taken = {*chain.from_iterable(roles.values())}
-    known = {
-        name: role for role in ("control", "mask") for name in getattr(columns, role)
-    }
-    said = {
-        name: known.get(name) or _role_of(name)
-        for name in dict.fromkeys([*pictures, *known])
-        if name not in taken
-    }
-    after = [name for name, role in said.items() if role == "image"]
-    after = after or [name for name, role in said.items() if not role]
-    if not roles["image"] and len(after) == 1:
-        roles["image"] = after
-    is_vote = any(words_of(name) & _CHOSEN for name in roles["image"])
-    is_sure = bool(roles["image"])
-    for name, role in sorted(said.items(), key=lambda item: item[1] in ("", "image")):
-        if name in roles["image"] or (role in ("", "image") and not is_sure):
-            continue
-        if role in ("", "image"):
-            role = "ignore" if is_vote else "control"
-        is_second = role == "mask" and roles[role]  # a row has one
-        roles["ignore" if is_second else role].append(name)
-    if not is_sure:
-        roles["image"] = ["AFTER"] if said else ["..."]
-        roles["control"] = roles["control"] or ["BEFORE"] * (len(said) > 1)
-    roles["prompt"] = roles["prompt"] or [prompt] * bool(prompt)
-    says = in_job(roles)
-    where = " (with names of columns for AFTER and BEFORE)" * ("AFTER" in says)
-    if given.image and "" in said.values():
-        where = " (or mask, in place of control)"
-    return f"Say what they are: {says}{where}"
+    return f"Fill in {in_job(fields)}{' (or mask, or ignore)' * bool(pictures)}"
 
 
 def in_job(roles: Mapping[str, Sequence[str]]) -> str:
@@ -311,112 +251,11 @@ def ignoring(columns: Iterable[str], given: ColumnsConfig) -> str:
     return in_job(dict(given) | {"ignore": [*given.ignore, *columns]})
 
 
-def _texts_of(value: Any) -> Iterator[str]:
-    """The texts of a value: its own, or those in its lists and objects."""
-    if isinstance(value, str):
-        yield value.strip()
-    elif isinstance(value, list | dict):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts_of(part)
+def is_text(text: str) -> bool:
+    """Whether a text is neither a number nor the name of a file nor an address.
 
-
-def _may_be_caption(text: str) -> bool:
-    """Whether a text is neither a number nor the name of a file nor an address."""
+    >>> [is_text(text) for text in ("cat", "0.5", "a.png", "https://x.org/1")]
+    [True, False, False, False]
+    """
     is_name = split_suffix(text)[1] in IMAGE_SUFFIXES or "://" in text
     return bool(text) and not is_name and not re.fullmatch(r"[\d.,:+eE/-]+", text)
-
-
-def _is_prose(text: str) -> bool:
-    """Whether a text has several words, or is of a language without spaces."""
-    return len(text.split()) > 1 or (len(text) > 3 and not text.isascii())
-
-
-def without_caption(
-    rows: Sequence[Mapping[Any, Any]], columns: Columns, given: ColumnsConfig
-) -> str:
-    """The error for a table that has texts, none of which is known as the caption;
-    empty where it has a caption, or no texts. Where a table has control images, texts
-    of one word may be anything."""
-    if given.prompt or any(row.get(key) for key in columns.prompt for row in rows):
-        return ""
-    keys = dict.fromkeys(chain.from_iterable(rows))
-    written = [key for key in keys if isinstance(key, str) and key.strip()]
-    taken = {
-        name
-        for names in vars(columns).values()
-        if isinstance(names, tuple)
-        for name in names
-    }
-    is_text = _is_prose if columns.is_table else _may_be_caption
-    texts = [
-        key
-        for key in written
-        if key not in taken
-        and not words_of(key) & _NO_CAPTIONS
-        and any(
-            _may_be_caption(text)
-            and (is_text(text) or bool(words_of(key) & (_CAPTIONS | _INSTRUCTIONS)))
-            for row in rows
-            for text in _texts_of(row.get(key))
-        )
-    ]
-    if not texts:
-        return ""
-    plain = [key for key in texts if not any(_is_packed(row.get(key)) for row in rows)]
-    what = f"no column is known as the caption, of {', '.join(texts)}"
-    ignore = f"{ignoring(texts, given)} where none is meant"
-    if not plain:
-        return f"{what}, whose texts are packed in lists or objects. Write the caption as 'caption', or {ignore}"
-    pictures = [
-        *columns.image[:1],
-        *(key for key in written if key not in taken and are_images(key, rows)),
-    ]
-    says = proposal(pictures, written, columns, given, _prompt_in(plain, rows))
-    return f"{what}. {says}, or {ignore}"
-
-
-def _is_packed(value: Any) -> bool:
-    """Whether a value is an object, or one as JSON, or has such in lists."""
-    if isinstance(value, list):
-        return any(map(_is_packed, value))
-    return isinstance(value, dict | list) or (
-        isinstance(value, str) and value.lstrip().startswith('{"')
-    )
-
-
-def _prompt_in(texts: Sequence[str], rows: Sequence[Mapping[Any, Any]]) -> str:
-    """The column of the captions, by the words in the names, else by the length of
-    the texts; `...` where none of them may be, empty without any."""
-
-    def rank(key: str) -> tuple[bool, bool, bool, int, int]:
-        words = words_of(key)
-        length = sum(len(str(row.get(key) or "")) for row in rows)
-        is_before = bool(words & _WORDS["control"])
-        is_told = bool(words & _INSTRUCTIONS)
-        return is_told, bool(words & _CAPTIONS), not is_before, -len(words), length
-
-    able = [key for key in texts if not words_of(key) & _NO_CAPTIONS]
-    return max(able, key=rank, default="..." if texts else "")
-
-
-def unknown(
-    rows: Sequence[Mapping[Any, Any]], columns: Columns, given: ColumnsConfig
-) -> str:
-    """The error for a table without a column that is known as the image, with the key of
-    the job that tells its columns."""
-    keys = dict.fromkeys(chain.from_iterable(rows))
-    written = [key for key in keys if isinstance(key, str) and key.strip()]
-    images = [key for key in written if are_images(key, rows)]
-
-    def has(kind: type, key: str) -> bool:
-        return any(isinstance(row.get(key), kind) for row in rows)
-
-    if images and all(has(list, key) for key in images):
-        return f"its column {images[0]!r} names several images in a row. Write a row for each image"
-    texts = [key for key in written if key not in images and has(str, key)]
-    prompt = next(iter(columns.prompt), "") or _prompt_in(texts, rows)
-    named = f", of which {', '.join(images)} name images" if len(images) > 1 else ""
-    return (
-        f"has no column that is known as the image; its columns are {', '.join(written) or 'none'}{named}. "
-        f"{proposal(images, written, columns, given, prompt)}"
-    )

@@ -138,9 +138,9 @@ def _digest_by(sample: Sample, image_digest: Callable[[str], str]) -> str:
     more = {
         "mask": sample.mask and image_digest(sample.mask.file),
         "layers": [image_digest(path) for path in sample.layers],
-        "flip": sample.flip if any(sample.flip) else None,
+        "flip": of_sides(sample.flip) if sample.flip else None,
         "captions": sample.captions,
-        "weight": sample.own_weight if sample.own_weight != 1 else None,
+        "weight": sample.loss_weight if sample.loss_weight != 1 else None,
     }
     # Only what there is: images without any of it keep the hash that older checkpoints
     # recorded.
@@ -153,6 +153,16 @@ def _digest_by(sample: Sample, image_digest: Callable[[str], str]) -> str:
         background=sample.background or "white",
         **given,
     )
+
+
+def of_sides(flip: bool) -> tuple[bool, bool]:
+    """`Sample.flip` as keys and hashes have it: whether the image is mirrored left to
+    right, and top to bottom.
+
+    >>> of_sides(True)
+    (True, False)
+    """
+    return flip, False
 
 
 def digest_of(hashes: DatasetHashes) -> str:

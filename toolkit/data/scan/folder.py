@@ -44,7 +44,11 @@ from toolkit.data.scan.samples import ConvertedImage as ConvertedImage
 from toolkit.data.scan.samples import FolderInfo as FolderInfo
 from toolkit.data.scan.samples import folder_info
 from toolkit.data.scan.tables import NO_COLUMNS
-from toolkit.data.scan.unused_files import note_unused_files, note_unused_partners
+from toolkit.data.scan.unused_files import (
+    note_unused_files,
+    note_unused_partners,
+    refuse_lost_captions,
+)
 from toolkit.errors import Diagnostic
 from toolkit.files.archives import as_given
 
@@ -98,19 +102,16 @@ class DatasetScan:
 def scan_datasets(
     datasets: Sequence[Any],
     trigger_word: str | None,
-    reg_weight: float = 1.0,
     scan_cache: ScanCache | None = None,
     forgiven: list[Diagnostic] | None = None,
     read_captions: bool = True,
     also: Sequence[Any] = (),
-    generated: Sequence[FolderInfo] = (),
 ) -> DatasetScan:
     """Samples of all `datasets` sections, each file read once. Raises DataErrors naming
     every offender.
 
-    reg_weight: factor on the loss of regularisation images. scan_cache: results of
-    earlier scans, which is updated; it makes the scan faster and does not change its
-    result. forgiven: takes the errors instead, and the images that have one are left
+    scan_cache: results of earlier scans, which is updated; it makes the scan faster and
+    does not change its result. forgiven: takes the errors instead, and the images that have one are left
     out. read_captions: whether the training does; otherwise missing ones are not
     reported. also: other sections, whose control images are not left over.
 
@@ -128,7 +129,7 @@ def scan_datasets(
         others = match_files(_folders(also, of_others), of_others)
         note_unused_partners(matched, others, findings)
     checked = check_images(matched, trigger_word, forgiven, findings)
-    infos = [folder_info(folder, trigger_word, reg_weight) for folder in checked]
+    infos = [folder_info(folder, trigger_word) for folder in checked]
     notes = [info.note for info in infos if info.note]
     return DatasetScan(
         folders=tuple(infos),
@@ -164,12 +165,15 @@ def _folders_of_entry(
         if not _asks_for_no_repeats(folder, findings)
     ]
     folders = with_tables_above(dataset, folders, findings)
+    for folder in folders:
+        refuse_lost_captions(folder, findings)
     note_splits(dataset, folders, findings)
     folders = with_placed_rows(dataset, folders, findings)
     if (
         dataset.columns != NO_COLUMNS
         and folders
         and not any(folder.table for folder in folders)
+        and not (dataset.columns.prompt and ".json" in dataset.caption_ext)
     ):
         findings.warn(
             dataset.place,
@@ -190,8 +194,8 @@ def _asks_for_no_repeats(folder: ImageFolder, findings: ScanFindings) -> bool:
     mistake."""
     dataset = folder.dataset
     path = folder.listing.folder
-    is_read = dataset.repeats_from_names is not False and not dataset.num_repeats
-    repeats = matched_name(path, REPEATS) if dataset.folder_path and is_read else ""
+    is_read = dataset.folder_path and not dataset.num_repeats
+    repeats = matched_name(path, REPEATS) if is_read else ""
     if not repeats or int(repeats):
         return False
     findings.mistake(

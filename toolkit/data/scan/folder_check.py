@@ -36,6 +36,7 @@ from toolkit.data.scan.found import (
     count_of,
     matched_name,
     named_as_regularisation,
+    repeats_of,
     shorten,
     texts_of,
 )
@@ -55,6 +56,9 @@ are encoded."""
 _FRACTION = re.compile(r"([0-9]+[.,][0-9]+)_")  # repeats of OneTrainer may be fractions
 # `40-char`, `_40_char`, `x40_char`, `4O_char`; not the date 2024-05-01
 _NEARLY_REPEATS = re.compile(r"[\s_.x×-]*([0-9][0-9OolI]{0,2})[x×]?[\s_.-]+[^\W\d]")
+_LAST_REPEATS = re.compile(r".*[^\W\d]_([1-9][05]|100)$")
+"""`char_40`, a round number as people give repeats; not the second `char_2`."""
+
 _NUMBER = str.maketrans("OolI", "0011")
 
 
@@ -70,7 +74,8 @@ def check_images(
     Raises DataErrors for all errors so far; with `forgiven` it takes them, and the
     images that have one are left out.
     """
-    folders = _readable(folders, _read_facts(folders, findings), findings)
+    for path, reason in _read_facts(folders, findings).items():
+        findings.mistake(path, reason)
     findings.mistakes.extend(chain.from_iterable(map(_unlike_layers, folders)))
     mistakes = list(dict.fromkeys(findings.mistakes))
     if mistakes and forgiven is None:
@@ -95,6 +100,7 @@ def check_images(
         folder = _with_looks(_without_void_masks(folder, findings), findings)
         for what in _warnings(folder, trigger_word, findings.read_captions):
             findings.warn(folder.listing.folder, what)
+        _note_second_captions(folder, findings)
         checked.append(folder)
     findings.notes.extend(_numbers(checked, findings))
     if findings.read_captions:
@@ -184,42 +190,6 @@ def _note_remarks(
 
 # ---------------------------------------------------------------- images that are left
 # out
-
-
-def _readable(
-    folders: Sequence[ImageFolder],
-    unreadable: Mapping[str, str],
-    findings: ScanFindings,
-) -> Sequence[ImageFolder]:
-    """The folders without images that cannot be read, or whose control image or mask
-    cannot be read, where the dataset has `skip_unreadable`. In other datasets such
-    images are errors. unreadable: path -> error."""
-    if not unreadable:
-        return folders
-    readable = []
-    wrong: dict[str, None] = {}
-    for folder in folders:
-        paths = set[str]()
-        for image in folder.images:
-            paths.update(map(folder.listing.path, image.names))
-            paths.update(file.path for file in image.partners)
-        faulty = [path for path in unreadable if path in paths]
-        rest = folder
-        if folder.dataset.skip_unreadable:
-            rest = _without_images(folder, faulty)
-        readable.append(rest)
-        if rest is folder or not rest.images:
-            wrong.update(dict.fromkeys(faulty))
-        elif faulty:
-            count = len(folder.images) - len(rest.images)
-            what = f"{count:,} of {count_of(len(folder.images), 'image')} left out (skip_unreadable)"
-            reasons = [
-                f"{os.path.basename(path)} {unreadable[path]}" for path in faulty[:3]
-            ]
-            findings.warn(folder.listing.folder, f"{what}: {'; '.join(reasons)}")
-    for path in wrong:
-        findings.mistake(path, unreadable[path])
-    return readable
 
 
 def _without_images(folder: ImageFolder, places: Collection[str]) -> ImageFolder:
@@ -339,11 +309,12 @@ def _warnings(
 def _odd_repeats(folder: ImageFolder) -> Iterator[str]:
     """A number in the name of a folder that is not read as repeats but was probably
     intended as repeats."""
-    if folder.dataset.num_repeats or folder.dataset.repeats_from_names is False:
+    if folder.dataset.num_repeats:
         return
     share = matched_name(folder.listing.folder, _FRACTION)
     name = os.path.basename(os.path.abspath(folder.listing.folder))
-    nearly = _NEARLY_REPEATS.match(normalize("NFKC", name))  # digits of full width
+    plain = normalize("NFKC", name)  # digits of full width
+    nearly = _NEARLY_REPEATS.match(plain) or _LAST_REPEATS.match(plain)
     count = int(nearly[1].translate(_NUMBER)) if nearly else 0
     if share:
         yield (
@@ -395,11 +366,10 @@ def _numbers(folders: Sequence[ImageFolder], findings: ScanFindings) -> Iterator
     the question."""
     beside: dict[str, dict[str, int]] = {}
     for folder in folders:
-        dataset = folder.dataset
         path = folder.listing.folder
         name = os.path.basename(os.path.abspath(path))
-        is_asked = dataset.repeats_from_names is None and not dataset.num_repeats
-        if is_asked and folder.named_repeats and not named_as_regularisation(name):
+        is_read = not folder.dataset.num_repeats and repeats_of(path)
+        if is_read and not named_as_regularisation(name):
             place = os.path.dirname(path.rstrip("/")) or "."
             beside.setdefault(place, {})[name] = folder.repeats
     for place, repeats in beside.items():
@@ -421,16 +391,18 @@ def _several_lines(folders: Sequence[ImageFolder]) -> Iterator[str]:
         for image in folder.images
         if folder.dataset.captions == "one"
     ]
-    names = [
-        folder.inside(image.file.name)
+    several = {
+        folder.inside(image.file.name): image.caption
         for folder, image in images
         if "\n" in image.caption
-    ]
-    if names:
+    }
+    if several:
+        # a line of an answer, or of a list, is no caption of its own
+        marks = marks_in([*several.values()])
+        hint = "" if marks else " ('captions: lines' draws one at each use)"
         yield (
-            f"{_share(names, images, 'caption', 'has', 'have')} several lines, which are "
-            "trained together, as one caption with line breaks ('captions: lines' draws one at each use): "
-            f"{shorten(names)}"
+            f"{_share(several, images, 'caption', 'has', 'have')} several lines, which are "
+            f"trained together, as one caption with line breaks{hint}: {shorten(several)}"
         )
 
 
@@ -446,8 +418,9 @@ def _check_captions(folder: ImageFolder, trigger: str) -> Iterator[str]:
     yield from _left_placeholders(used, trigger)
     marks = marks_in([*used.values()])
     if marks:
-        count = len({place for kind in marks for place in kind.texts})
-        yield f"{count:,} of {count_of(len(used), 'caption')} with {in_words(marks, counted=True)}"
+        places = {place for kind in marks for place in kind.texts}
+        names = shorten(name for at, name in enumerate(used) if at in places)
+        yield f"{len(places):,} of {count_of(len(used), 'caption')} ({names}) with {in_words(marks, counted=True)}"
     if dataset.is_reg:
         return
     yield from _odd_captions(used, trigger)
@@ -460,7 +433,10 @@ def _missing_captions(
 ) -> Iterator[str]:
     """Images without a caption. captions: of each image, with its prefix."""
     missing = [name for name, text in captions.items() if not text]
-    trains_trigger = trigger and len(missing) == len(captions)
+    # where no other file lies beside the images the trigger word alone is meant
+    trains_trigger = (
+        trigger and len(missing) == len(captions) and not folder.listing.files
+    )
     if not missing or folder.dataset.is_reg or trains_trigger:
         return
     share = _share(missing, captions, "image", "has", "have")
@@ -474,6 +450,24 @@ def _missing_captions(
     )
     train, more = ("trains", "") if len(missing) == 1 else ("train", " etc.")
     yield f"{share} no caption ({shorten(missing)}) and {train} {outcome}. {remedy}{more}, or give 'default_caption'"
+
+
+def _note_second_captions(folder: ImageFolder, findings: ScanFindings) -> None:
+    """Notes caption files behind the one that is read of their image."""
+    texts = folder.listing.texts
+    second = []
+    for names in () if folder.table else zip(*folder.caption_files, strict=True):
+        found = [*dict.fromkeys(filter(None, names))]
+        used = next((at for at, name in enumerate(found) if texts.get(name)), 0)
+        second += found[used + 1 :]
+    if second:
+        findings.not_used(
+            folder.listing,
+            second,
+            f"as the first of caption_ext ({' '.join(folder.dataset.caption_ext)}) is read",
+            f"For these give 'caption_ext: {split_suffix(second[0])[1]}'",
+            findings.unused,
+        )
 
 
 def _left_placeholders(captions: Mapping[str, str], trigger: str) -> Iterator[str]:

@@ -52,7 +52,7 @@ def note_layer_names(folder: ImageFolder, findings: ScanFindings) -> None:
     """Notes images that are named like layers of others, and trained as images."""
     dataset = folder.dataset
     listing = folder.listing
-    if dataset.layers_path or dataset.layers_suffix:
+    if dataset.layers_suffix:
         return
     stems = chain.from_iterable(listing.layers(LAYER).values())
     names = [name for stem in stems for name in listing.images[stem]]

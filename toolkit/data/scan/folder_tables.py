@@ -18,7 +18,8 @@ from dataclasses import replace
 
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
-from toolkit.data.scan.columns import ignoring, proposal
+from toolkit.data.scan.captions import HALF, SENTENCES
+from toolkit.data.scan.columns import ignoring, to_fill_in
 from toolkit.data.scan.directory import DirectoryListing, ImageFile, split_suffix
 from toolkit.data.scan.found import ScanFindings, count_of, shorten
 from toolkit.data.scan.records import FolderTable, ImageFolder
@@ -40,6 +41,12 @@ OTHER_TABLE = (
 )
 """Why a table is not used, and what to do."""
 
+PLAIN = ".txt"
+"""The ending of a table without a header, which other texts have too."""
+
+NO_CAPTIONS = frozenset({"lint_ignore.txt", "readme.txt", "license.txt", "classes.txt"})
+"""Texts beside images that are not captions, in lower case."""
+
 _LOOKED_THROUGH = 64 << 20
 """Bytes of a table that cannot be read in which names of images are looked for."""
 
@@ -48,9 +55,6 @@ _LOOKED_FOR = 100
 
 _SAYS_CAPTIONS = re.compile(rb'"\w*(?:caption|prompt|instruction|text|conversation)s?"')
 """In the JSON of a table; others are of other programs."""
-
-_KNOWS_IMAGES = re.compile(r"columns: \{image: (?!\.)|^has half a character")
-"""In the message for a table that was read, and names images."""
 
 
 # ---------------------------------------------------------------- which table is for
@@ -159,7 +163,7 @@ def tables_in(
     for name in names:
         stem, suffix = split_suffix(name)
         if (
-            suffix in TABLES
+            (suffix in TABLES or (suffix == PLAIN and name.lower() not in NO_CAPTIONS))
             and stem not in listing.images
             and listing.files[name] not in listing.no_files
         ):
@@ -182,12 +186,16 @@ def _is_meant(table: Table, names: Sequence[str]) -> bool:
         for name, row in table.rows.items()
     ):
         return True
+    if table.path.lower().endswith(PLAIN):  # any text may mention an image
+        return False
     messages = [mistake.message for mistake in table.mistakes]
     suffix = split_suffix(table.path)[1]
-    knows_images = any(map(_KNOWS_IMAGES.search, messages))
+    is_of_images = table.is_of_images or any(
+        words in message for message in messages for words in (HALF, SENTENCES)
+    )
     if suffix == PARQUET:  # its text is packed; `datasets` names such a table so
         is_named = os.path.basename(table.path) == "metadata.parquet"
-        return knows_images or (is_named and bool(messages))
+        return is_of_images or (is_named and bool(messages))
     raw = b""
     with suppress(OSError), open(table.path, "rb") as file:
         raw = file.read(_LOOKED_THROUGH)
@@ -197,7 +205,7 @@ def _is_meant(table: Table, names: Sequence[str]) -> bool:
     )
     # objects of other programs mention images too
     if suffix == ".json" and not any(NO_JSON in message for message in messages):
-        is_table = knows_images or _SAYS_CAPTIONS.search(raw)
+        is_table = is_of_images or _SAYS_CAPTIONS.search(raw)
         return mentioned >= min(2, len(names)) and bool(is_table)
     return bool(mentioned)
 
@@ -230,14 +238,13 @@ def used_rows(
     )
     of_files = table.unused_files(lambda path: bool(_place_of(path, bases)))
     if of_files:  # they would not be trained
-        pictures = [*table.columns.image[:1], *of_files]
-        written = [*pictures, *table.columns.control, *table.unused]
-        prompt = next(iter(table.columns.prompt), "")
-        says = proposal(pictures, written, table.columns, dataset.columns, prompt)
+        lacks = [] if dataset.columns.image else ["image"]
+        says = to_fill_in(dataset.columns, of_files, lacks)
         ignore = ignoring(of_files, dataset.columns)
-        what = f"its columns of files that are not used: {', '.join(of_files)}"
         findings.mistake(
-            table.called, f"{what}. {says}, or {ignore} where they are not meant"
+            table.called,
+            f"its columns of files that are not used: {', '.join(of_files)}. {says}, or give {ignore} "
+            "where they are not meant",
         )
     others = [column for column in table.unused if column not in of_files]
     if others:

@@ -1,5 +1,5 @@
 """Instructions of other programs in prompts and captions, which are plain text in this
-program: weights, LoRAs, choices, wildcards.
+program: weights, LoRAs, choices, wildcards; and what language models leave in them.
 
 The same rules apply to captions and to prompts of samples. The scan (`folder_check`),
 the plan and `lint` warn with them; no text is changed.
@@ -23,7 +23,7 @@ from toolkit.errors import in_series
 
 
 class Syntax(NamedTuple):
-    """One kind of instruction.
+    """One kind of instruction, or of what a language model leaves.
 
     >>> weights = SYNTAX[0]
     >>> weights.pattern.search("a (red:1.2) cup")[0], weights.remedy
@@ -33,7 +33,10 @@ class Syntax(NamedTuple):
     name: str
     pattern: re.Pattern[str]
     remedy: str
+    whose: str = "other programs"
 
+
+MODELS = "language models"
 
 _NUMBER = r"-?(?:[0-9](?:\.[0-9]+)?|\.[0-9]+)"
 """A weight, below 10: not the minutes of `(at 12:30)`."""
@@ -100,7 +103,65 @@ SYNTAX = (
         re.compile(r"(?<![^\s,])(?<![A-Z]{2} )BREAK(?![^\s,])(?! [A-Z]{2})"),
         "Remove BREAK",
     ),
+    # What follows is looked for at the beginning of a line, where not stated otherwise.
+    Syntax(
+        "thoughts and tokens",  # anywhere
+        re.compile(
+            r"</?(?i:think(?:ing)?|s|caption|answer|response|assistant|image|output)>|<\|[\w ]+\|>|\[/?INST\]"
+            r"|<(?:start|end)_of_turn>"
+        ),
+        "Remove them, and all that is thought",
+        MODELS,
+    ),
+    Syntax(
+        "refusals",
+        re.compile(
+            r"(?<![^\n])[\"'\u200b]*(?i:i(?:['’]m| am) (?:sorry|unable|not able|afraid)|sorry[,.]|i apologi[sz]e"
+            r"|i (?:can(?:['’]t|not| not)|do(?:n['’]t| not)|won['’]t)\b|as an? (?:ai|large language)\b"
+            r"|unfortunately, i\b|please (?:provide|upload|share) )"
+            r"|(?i:\bno (?:image|picture) (?:was|is|has been) \w+|\[your caption)"
+        ),
+        "Write the caption of the image",
+        MODELS,
+    ),
+    Syntax(
+        "error messages",
+        re.compile(
+            r"(?<![^\n])\W*(?i:(?:error|exception|traceback|fatal)\b *(?:[:(]|\d{3}|code)"
+            r"|(?:none|null|nan|undefined|n/a)(?![^\n]))"
+            r"|(?i:\b[a-z]+error: |\bcuda (?:error|out of memory)|\brate limit (?:exceeded|reached)"
+            r"|\binternal server error|\bbad gateway|\bservice unavailable|\btoo many requests|\btimed out\b)"
+        ),
+        "Write the caption of the image",
+        MODELS,
+    ),
+    Syntax(
+        "introductions and offers",
+        re.compile(
+            r"(?<![^\n])[\"'*_#> ]*(?i:(?:sure|certainly|of course|absolutely|okay|alright|great|understood)[,!.:]"
+            r"|(?:below is|this is) (?:an?|the|your) [^\n]{0,30}?\b(?:caption|description)\b"
+            r"|(?:image |detailed |short )?(?:captions?|description|prompt|answer|assistant|output|tags|title)\W*:"
+            r"|(?:describe|caption) (?:this|the) (?:image|picture|photo))"
+            r"|\b(?i:here(?:['’]s| is| are) (?:an?|the|your|my|some) [^\n]{0,40}?"
+            r"\b(?:captions?|descriptions?|prompts?|tags for)\b"
+            r"|let me know if|i hope this|would you like me|feel free to|the (?:image|picture) you (?:provided|shared)"
+            r"|note: this (?:caption|description))"
+        ),
+        "Remove them",
+        MODELS,
+    ),
+    Syntax(
+        "Markdown",
+        re.compile(
+            r"```|\*\*[^*\n]+\*\*"
+            r"|(?<![^\n])(?:#{1,6} \w|> \w|[-*]{3,}(?![^\n])|[*•-] [^\n]+\n+[*•-] |1\. [^\n]+\n+2\. )"
+        ),
+        "Write plain text",
+        MODELS,
+    ),
 )
+
+_SHOWN = 60
 
 _ANY = re.compile("|".join(f"(?:{each.pattern.pattern})" for each in SYNTAX))
 """Finds what any of the patterns finds."""
@@ -116,7 +177,7 @@ class Marks(NamedTuple):
 
     syntax: Syntax
     first: str
-    """The first, as it is written."""
+    """The beginning of the first, as it is written."""
 
     texts: tuple[int, ...]
     """Places of the texts that have any."""
@@ -137,24 +198,29 @@ def marks_in(texts: Sequence[str]) -> list[Marks]:
         places = tuple(place for place, match in enumerate(matches) if match)
         first = next(filter(None, matches), None)
         if first:
-            kinds.append(Marks(syntax, first[0], places))
+            kinds.append(Marks(syntax, first[0][:_SHOWN], places))
     return kinds
 
 
 def in_words(marks_list: Sequence[Marks], counted: bool = False) -> str:
     """The words of a warning: examples, kinds, their meaning in this program, remedies.
     counted: with the number of texts of each kind."""
+    parts = [
+        [marks for marks in marks_list if marks.syntax.whose == whose]
+        for whose in ("other programs", MODELS)
+    ]
+    return ". ".join(_sentence(part, counted) for part in parts if part)
+
+
+def _sentence(marks_list: Sequence[Marks], counted: bool) -> str:
+    whose = marks_list[0].syntax.whose
     shown = ", ".join(repr(marks.first) for marks in marks_list)
-    names = []
-    for marks in marks_list:
-        name = marks.syntax.name
-        if counted:
-            name = f"{name} ({len(marks.texts):,})"
-        names.append(name)
-    remedies = ". ".join(marks.syntax.remedy for marks in marks_list)
-    return (
-        f"{shown}: {in_series(names)} of other programs are plain text here. {remedies}"
-    )
+    names = [
+        f"{marks.syntax.name} ({len(marks.texts):,})" if counted else marks.syntax.name
+        for marks in marks_list
+    ]
+    remedies = ". ".join(dict.fromkeys(marks.syntax.remedy for marks in marks_list))
+    return f"{shown}: {in_series(names)} of {whose} are plain text here. {remedies}"
 
 
 def lines_of(text: str) -> Iterator[str]:
@@ -162,6 +228,6 @@ def lines_of(text: str) -> Iterator[str]:
     with the first place and the remedy. Nothing for plain text."""
     for marks in marks_in([text]):
         yield (
-            f"{marks.first!r}, an instruction of other programs ({marks.syntax.name}) "
-            f"that is trained as plain text here. {marks.syntax.remedy}"
+            f"{marks.first!r}, which is trained as plain text here "
+            f"({marks.syntax.name} of {marks.syntax.whose}). {marks.syntax.remedy}"
         )

@@ -71,9 +71,7 @@ class ScanFindings:
         key = (path, id(dataset))
         if key not in self.tables:
             several = dataset.captions == "lines"
-            self.tables[key] = read_table(
-                path, dataset.path_map, dataset.columns, called, several
-            )
+            self.tables[key] = read_table(path, dataset.columns, called, several)
         return self.tables[key]
 
     def mistake(self, place: str, message: str) -> None:

@@ -32,7 +32,8 @@ from toolkit.data.scan.found import (
 from toolkit.data.scan.partners import root_of, with_affix
 from toolkit.data.scan.records import FolderTable, ImageFolder
 from toolkit.data.scan.repeats import REPEATS
-from toolkit.data.scan.tables import line_naming, lost_folders, with_slashes
+from toolkit.data.scan.tables import line_naming, with_slashes
+from toolkit.data.scan.unused_files import captions_elsewhere
 from toolkit.files.archives import SUFFIX as ZIP
 from toolkit.files.archives import archive_in
 from toolkit.files.parquet import MISSING, has_pictures, is_missing, is_parquet
@@ -91,8 +92,8 @@ def note_subfolders(folder: ImageFolder, findings: ScanFindings) -> None:
 
 
 def _partner_places(dataset: DatasetConfig) -> set[str]:
-    """The real paths of the folders of control images, layers and masks."""
-    folders = (*dataset.control_path, dataset.layers_path, dataset.mask_path)
+    """The real paths of the folders of control images and masks."""
+    folders = (*dataset.control_path, dataset.mask_path)
     return {real_path(folder) for folder in folders if folder}
 
 
@@ -102,15 +103,6 @@ def _given_table(
     """The table that is `captions_file`; an empty one where it cannot be used, which is a
     mistake."""
     given = findings.table(file, dataset)
-    lost = lost_folders(given)
-    for folder in lost:
-        what = f"names files in {folder}, which is not on this machine"
-        findings.mistake(
-            file,
-            f"{what}. Where it lies elsewhere: --map {shlex.quote(f'{folder}=NEW')}",
-        )
-    if lost:
-        return FolderTable()
     if not given.rows and not given.mistakes:
         what = "has no line. Write one for each image"
         findings.mistake(file, f"{what}, or take 'captions_file' out")
@@ -132,7 +124,7 @@ def _own_images(
     them are a mistake: only the loose images would be used."""
     path = dataset.folder_path
     filled = []
-    if dataset.repeats_from_names is not False and not matched_name(path, REPEATS):
+    if not matched_name(path, REPEATS):
         named = filter(REPEATS.match, subfolders_of(top, dataset))
         filled = [*_filled(path, named, findings)]
     if filled:
@@ -219,10 +211,13 @@ def _subfolders_with_images(
     empty = [name for name in names if name not in filled]
     below = _images_below([join(path, name) for name in empty], dataset, findings)
     if not filled:
+        lost = [
+            captions_elsewhere(findings.scan_cache.listing(name), dataset, findings)
+            for name in below
+        ]
+        remedies = [_where_images_are(top, below), *dict.fromkeys(filter(None, lost))]
         findings.mistake(
-            path,
-            f"holds no images (seen: {top.describe()}). "
-            f"{_where_images_are(top, below)}",
+            path, f"holds no images (seen: {top.describe()}). {'. '.join(remedies)}"
         )
     elif below:
         hold = "holds" if len(below) == 1 else "hold"
@@ -348,7 +343,7 @@ def _folders_of_table(
 def _start_of(subfolder: str, place: str) -> str:
     """The folder that a table means: from its own place, or from the working directory,
     as musubi-tuner writes it."""
-    start = join(place, subfolder) if subfolder else place
+    start = os.path.join(place, subfolder) if subfolder else place
     is_there = os.path.isdir(os.path.expanduser(start)) or archive_in(start)
     return subfolder if not is_there and os.path.isdir(subfolder) else start
 

@@ -159,7 +159,6 @@ def scan_items(
     scan = scan_datasets(
         folders,
         section.trigger_word,
-        section.train.reg_weight,
         scan_cache,
         forgiven,
         section.reads_captions,
@@ -177,7 +176,7 @@ def scan_items(
         limit = f"at most {MAX_USES:,} can be put in order. Lower its repeats"
         used = {sample.repeats for sample, _ in items if sample.folder == folder}
         if repeats_of(folder) in used:
-            limit += ", or, if the number is part of its name, give 'repeats_from_names: false'"
+            limit += ", or, if the number is part of its name, give 'num_repeats: 1'"
         reason = f"{most:,} uses of images per epoch, {uses.total():,} with all folders; {limit}"
         raise DataErrors([Diagnostic((folder,), reason)])
     return scan, items

@@ -17,7 +17,7 @@ from toolkit.data.scan.captions import LIST, caption_of_name, find_captions, hal
 from toolkit.data.scan.directory import DirectoryListing, ImageFile, join
 from toolkit.data.scan.folder_tables import named_files
 from toolkit.data.scan.found import ScanFindings, shorten
-from toolkit.data.scan.partners import LAYER_SUFFIXES, root_of
+from toolkit.data.scan.partners import root_of
 from toolkit.data.scan.records import ImageFolder, MatchedImage, Slot
 from toolkit.data.scan.tables import TableRow
 
@@ -47,10 +47,7 @@ def _slots(folder: ImageFolder, findings: ScanFindings) -> Iterator[Slot]:
         yield Slot("control", "", places, optional)
     for suffix in dataset.control_suffix:
         yield Slot("control", suffix, beside, optional, dataset.image_suffix)
-    if dataset.layers_path:
-        places = _looked_through(dataset.layers_path, "layers_path", folder, findings)
-        yield Slot("layers", "", places, optional=False)
-    elif dataset.layers_suffix:
+    if dataset.layers_suffix:
         yield Slot("layers", dataset.layers_suffix, beside, optional=False)
     if dataset.alpha_mask or not (dataset.mask_path or dataset.mask_suffix):
         return
@@ -64,8 +61,8 @@ def _slots(folder: ImageFolder, findings: ScanFindings) -> Iterator[Slot]:
 def _looked_through(
     path: str, key: str, folder: ImageFolder, findings: ScanFindings
 ) -> list[DirectoryListing]:
-    """A folder of control images, layers or masks: first its subfolder with the name of
-    the images' subfolder, then the folder itself."""
+    """A folder of control images or masks: first its subfolder with the name of the
+    images' subfolder, then the folder itself."""
     places = [path]
     inside = join(path, folder.subfolder) if folder.subfolder else ""
     if inside and os.path.isdir(os.path.expanduser(inside)):
@@ -118,13 +115,13 @@ def _with_captions(
     them, or from their names."""
     listing = folder.listing
     dataset = folder.dataset
-    captions = find_captions(listing, folder.caption_files, findings.mistakes)
+    captions = find_captions(
+        listing, folder.caption_files, findings.mistakes, dataset.columns.prompt
+    )
     are_names = dataset.captions == "names"
     for (stem, names), caption in zip(listing.images.items(), captions, strict=True):
         if are_names:
             caption = caption_of_name(root_of(stem, dataset.image_suffix) or stem)
-        elif not caption and dataset.caption_from_name:
-            caption = stem.replace("_", " ")
         yield MatchedImage(stem, ImageFile(listing, names[0]), names, caption)
 
 
@@ -217,42 +214,30 @@ def _partners_of(
 def _layers_of(
     image: MatchedImage, slot: Slot, findings: ScanFindings
 ) -> list[ImageFile]:
-    """The layers of an image from back to front, numbered from 0 or 1, from the first
-    folder that has any. In a separate folder they may be named `<stem>_0` too."""
-    suffixes = (slot.affix,) if slot.affix else LAYER_SUFFIXES
-    for listing in slot.listings:
-        for suffix in suffixes:
-            numbered = listing.numbered_behind(suffix).get(image.stem, ())
-            if not numbered:
-                continue
-            numbers = [number for number, _ in numbered]
-            first = min(numbers[0], 1)
-            names = [name for _, layer in numbered for name in listing.images[layer]]
-            expected = [*range(first, first + len(names))]  # one file for each number
-            if numbers != expected:
-                findings.mistake(
-                    image.file.path,
-                    f"its layers are not numbered one after the other: {', '.join(names)}. Rename them",
-                )
-                return []
-            return [ImageFile(listing, name) for name in names]
-    if slot.listings:
-        findings.mistake(image.file.path, _why_no_layers(image, slot, suffixes[0]))
-    return []
+    """The layers of an image from back to front, numbered from 0 or 1."""
+    [listing] = slot.listings
+    numbered = listing.numbered_behind(slot.affix).get(image.stem, ())
+    if not numbered:
+        findings.mistake(image.file.path, _why_no_layers(image, listing, slot.affix))
+        return []
+    numbers = [number for number, _ in numbered]
+    first = min(numbers[0], 1)
+    names = [name for _, layer in numbered for name in listing.images[layer]]
+    if numbers != [*range(first, first + len(names))]:  # one file for each number
+        findings.mistake(
+            image.file.path,
+            f"its layers are not numbered one after the other: {', '.join(names)}. Rename them",
+        )
+        return []
+    return [ImageFile(listing, name) for name in names]
 
 
-def _why_no_layers(image: MatchedImage, slot: Slot, suffix: str) -> str:
+def _why_no_layers(image: MatchedImage, listing: DirectoryListing, suffix: str) -> str:
     """The mistake of an image without layers, which may be a layer itself."""
     match = re.fullmatch(rf"(.+){re.escape(suffix)}[0-9]+", image.stem)
-    if not match:
-        return (
-            f"has no layer {image.stem + suffix + '0'!r} in {slot.listings[0].folder!r}. "
-            "Add its layers, or remove it"
-        )
-    root = match[1]
-    if any(root in listing.images for listing in (image.file.listing, *slot.listings)):
-        return (
-            f"is a layer beside its image {root!r}, and would be trained as an image. "
-            f"Give 'layers_suffix: {suffix}' in place of 'layers_path'"
-        )
-    return f"is a layer, and there is no image {root!r}. Add that image, or remove the layer"
+    if match:
+        return f"is a layer, and there is no image {match[1]!r}. Add that image, or remove the layer"
+    return (
+        f"has no layer {image.stem + suffix + '0'!r} in {listing.folder!r}. "
+        "Add its layers, or remove it"
+    )

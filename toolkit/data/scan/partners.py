@@ -223,4 +223,4 @@ LAYER = "_layer"
 """Suffix of the names of layers, in front of their number."""
 
 LAYER_SUFFIXES = (LAYER, "_")
-"""Suffixes by which layers are found where the job gives none."""
+"""Suffixes that people give layers."""

@@ -168,15 +168,7 @@ class ImageFolder:
     def repeats(self) -> int:
         """Uses of each image per epoch: `num_repeats`, else the number in the name of
         the folder, else 1."""
-        return self.dataset.num_repeats or self.named_repeats or 1
-
-    @property
-    def named_repeats(self) -> int:
-        """The repeats in its name; 0 where it has none, or the dataset has
-        `repeats_from_names: false`."""
-        if self.dataset.repeats_from_names is False:
-            return 0
-        return repeats_of(self.listing.folder)
+        return self.dataset.num_repeats or repeats_of(self.listing.folder) or 1
 
     @cached_property
     def caption_files(self) -> Sequence[Sequence[str]]:

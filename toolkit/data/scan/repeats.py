@@ -3,7 +3,7 @@
 
 The convention `<repeats>_<name>` comes from kohya's sd-scripts. Real repeats are few,
 different, and small. `folder_check` asks about other numbers, since a scan cannot
-decide; the user answers with `repeats_from_names`.
+decide; the user answers with `num_repeats`.
 """
 
 from __future__ import annotations
@@ -89,5 +89,5 @@ def ask_about(repeats: Mapping[str, int], why: str) -> str:
     more = f" and {len(repeats) - 5:,} more" if len(repeats) > 5 else ""
     return (
         f"are the numbers of {shown}{more} repeats? They {why}, and each image is used as often per epoch. "
-        "If they are part of the names, give 'repeats_from_names: false', else 'repeats_from_names: true'"
+        "If they are part of the names, give 'num_repeats: 1'"
     )

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import NamedTuple
 
-from toolkit.contracts.data import Flip, Sample
+from toolkit.contracts.data import Sample
 from toolkit.data.scan.captions import caption_rules, trained_caption
 from toolkit.data.scan.directory import ImageFile
 from toolkit.data.scan.found import matched_name, texts_of
@@ -75,11 +74,8 @@ class FolderInfo:
     """Whether images without a caption train with `default_caption`."""
 
 
-def folder_info(
-    folder: ImageFolder, trigger_word: str | None, reg_weight: float
-) -> FolderInfo:
-    """A folder with its samples. trigger_word: of the job. reg_weight: factor on the
-    loss of regularisation images."""
+def folder_info(folder: ImageFolder, trigger_word: str | None) -> FolderInfo:
+    """A folder with its samples. trigger_word: of the job."""
     dataset = folder.dataset
     controls = [file for image in folder.images for file in image.controls]
     images = [image.file for image in folder.images if not dataset.alpha_mask]
@@ -88,7 +84,7 @@ def folder_info(
         dataset=folder.index,
         folder=folder.listing.folder,
         repeats=folder.repeats,
-        samples=tuple(_samples(folder, trigger_word, reg_weight)),
+        samples=tuple(_samples(folder, trigger_word)),
         missing_captions=sum(image.caption == "" for image in folder.images),
         note=_unused_repeats(folder),
         is_reg=dataset.is_reg,
@@ -102,8 +98,7 @@ def folder_info(
 def _unused_repeats(folder: ImageFolder) -> str:
     """A line where `num_repeats` overrides the folder's name; else empty."""
     named = matched_name(folder.listing.folder, REPEATS)
-    is_read = folder.dataset.repeats_from_names is not False
-    if not (is_read and named) or int(named) == folder.repeats:
+    if not named or int(named) == folder.repeats:
         return ""
     return (
         f"{folder.listing.folder}: num_repeats: {folder.dataset.num_repeats} is given; "
@@ -111,18 +106,13 @@ def _unused_repeats(folder: ImageFolder) -> str:
     )
 
 
-def _samples(
-    folder: ImageFolder, trigger_word: str | None, reg_weight: float
-) -> Iterator[Sample]:
-    """Each image of a folder, once for each way in which it is mirrored."""
+def _samples(folder: ImageFolder, trigger_word: str | None) -> Iterator[Sample]:
+    """Each image of a folder, and where they are asked for its mirrored copy."""
     dataset = folder.dataset
     listing = folder.listing
     repeats = folder.repeats
     background = dataset.canvas
     rules = caption_rules(dataset, trigger_word)
-    weight = dataset.loss_multiplier * (reg_weight if dataset.is_reg else 1)
-    both = sorted({False, dataset.flip_y}), sorted({False, dataset.flip_x})
-    _, *mirrored = [Flip(x, y) for y, x in product(*both)]  # the first is not mirrored
     # Regularisation images show things that the trigger word should not mean.
     add_trigger = not dataset.is_reg
     for image in folder.images:
@@ -139,16 +129,15 @@ def _samples(
             control_images=_paths(image.controls),
             rules=rules,
             mask=folder.trained_mask(image),
-            loss_weight=weight * image.weight,
+            loss_weight=image.weight,
             background=background,
             dataset=folder.index,
             captions=tuple(captions) if len(captions) > 1 else (),
-            own_weight=image.weight,
             layers=_paths(image.layers),
         )
         yield sample
-        for flip in mirrored:
-            yield sample._replace(flip=flip)
+        if dataset.flip_x:
+            yield sample._replace(flip=True)
 
 
 def _paths(files: Sequence[ImageFile]) -> tuple[str, ...]:

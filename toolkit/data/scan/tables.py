@@ -14,36 +14,40 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice
 from posixpath import normpath
-from types import MappingProxyType
 from typing import Any, NamedTuple
 from unicodedata import normalize
 
-from toolkit.config.reading.findings import is_absolute
-from toolkit.config.reading.yaml_reader import moved_path
 from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
-from toolkit.data.scan.captions import LIST, CaptionError, half_in, listed, read_text
+from toolkit.data.scan.captions import (
+    LIST,
+    CaptionError,
+    caption_of,
+    half_in,
+    read_text,
+)
 from toolkit.data.scan.columns import (
+    NO_TEXT,
     Columns,
     Unfit,
+    are_images,
     columns_of,
     first_of,
+    ignoring,
+    is_text,
     texts_in,
-    unknown,
-    without_caption,
+    to_fill_in,
 )
 from toolkit.data.scan.directory import real_path, split_suffix
 from toolkit.errors import Diagnostic
 from toolkit.files.parquet import SUFFIX, ParquetError, is_parquet, table_rows
-
-NOTHING_MOVED: Mapping[str, str] = MappingProxyType({})
-"""The folders that tables name are where the tables say."""
 
 NO_COLUMNS = ColumnsConfig()
 """A job that does not give any column."""
@@ -118,6 +122,9 @@ class Table:
     """Columns that are not used -> their values: each the name of the image as it is
     written, and a text."""
 
+    is_of_images: bool = False
+    """Whether a column has names of images, of a table whose columns are not known."""
+
     def unused_files(self, is_file: Callable[[str], bool]) -> list[str]:
         """The columns that are not used and whose values are all existing files. A
         column that repeats the name of the image does not count."""
@@ -138,30 +145,35 @@ is why a line cannot be used."""
 
 def read_table(
     path: str,
-    moved: Mapping[str, str] = NOTHING_MOVED,
     given: ColumnsConfig = NO_COLUMNS,
     called: str = "",
     several: bool = False,
 ) -> Table:
-    """The rows of a table, by name. moved: `DatasetConfig.path_map`. given:
-    `DatasetConfig.columns`. called: the file that messages name, where the table is a
-    part of another file. several: whether lines that differ in the caption only are
-    several captions of one image.
+    """The rows of a table, by name. given: `DatasetConfig.columns`. called: the file
+    that messages name, where the table is a part of another file. several: whether
+    lines that differ in the caption only are several captions of one image.
 
     `.csv` has a header, `.parquet` columns, `.jsonl` an object per line, `.json` is a
     list of such objects, or maps names to them or to captions. Any other file has lines
-    `<file name><tab><caption>`, where later tabs are of the caption, or a header with
-    tabs. Names are paths from the folder of the images, as of `image_name`. Blank lines
+    `<file name><tab><caption>`, where later tabs are of the caption (`a.png: a cat` too),
+    or a header with tabs. Names are paths from the folder of the images, as of `image_name`. Blank lines
     are skipped. Mistakes are named as file:line, of `.json` as file:entry.
     """
     called = called or path
+    usable: list[Mapping[Any, Any]] = []
     try:
         found = [*_lines(path, given)]
         usable = [row for _, row in found if not isinstance(row, str)]
-        columns = _columns(usable, given)
+        columns = _columns(usable, given) if usable else Columns()
     except (CaptionError, Unfit) as error:
         reason = error.reason if isinstance(error, CaptionError) else str(error)
-        return Table(path, called, mistakes=[Diagnostic((called,), reason)])
+        keys = dict.fromkeys(chain.from_iterable(usable))
+        return Table(
+            path,
+            called,
+            mistakes=[Diagnostic((called,), reason)],
+            is_of_images=any(are_images(key, usable) for key in keys),
+        )
     used = _used(usable, columns)
     keys = dict.fromkeys(chain.from_iterable(usable))
     unused: dict[str, list[tuple[str, str]]] = {
@@ -175,9 +187,7 @@ def read_table(
             continue
         try:
             name = _name(row, columns)
-            line = TableLine(
-                number, moved_path(name, moved), _row_of(row, columns, moved)
-            )
+            line = TableLine(number, name, _row_of(row, columns))
             half = half_in("".join((name, line.row.caption, *line.row.references)))
             if half:
                 raise Unfit(half)
@@ -186,8 +196,7 @@ def read_table(
             faults.append((number, str(error)))
             continue
         for key, values in unused.items():
-            texts = texts_in(row.get(key))
-            values += [(name, moved_path(text, moved)) for text in texts]
+            values += [(name, text) for text in texts_in(row.get(key))]
     rows = _by_image(lines, path, several, faults)
     mistakes = [
         Diagnostic((f"{called}:{number}",), reason)
@@ -231,12 +240,67 @@ def _columns(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Columns
     """The columns of a table that names images. Raises Unfit where no column does, and
     where no text is the caption."""
     columns = columns_of(rows, given)
-    if rows and not columns.image:
-        raise Unfit(unknown(rows, columns, given))
-    fault = without_caption(rows, columns, given)
+    fault = _unclear(rows, columns, given)
     if fault:
         raise Unfit(fault)
     return columns
+
+
+def _unclear(
+    rows: Sequence[Mapping[Any, Any]], columns: Columns, given: ColumnsConfig
+) -> str:
+    """The error for a table without a column that is known as the image, or with texts
+    none of which is known as the caption: its columns, and the key of the job to fill
+    in. Empty for any other table."""
+    keys = dict.fromkeys(chain.from_iterable(rows))
+    written = [key for key in keys if isinstance(key, str) and key.strip()]
+    roles = (getattr(columns, role) for role in ("tags", *ColumnsConfig.model_fields))
+    taken = {*chain.from_iterable(roles)}
+    free = [key for key in written if key not in taken]
+    images = [key for key in free if are_images(key, rows)]
+    texts = [
+        key
+        for key in free
+        if any(is_text(text) for row in rows for text in _texts_of(row.get(key)))
+    ]
+    plain = [key for key in texts if any(_is_plain(row.get(key)) for row in rows)]
+    has_caption = any(row.get(key) for key in columns.prompt for row in rows)
+    lacks_caption = bool(texts) and not (given.prompt or has_caption)
+    lacks = ["prompt"] * (lacks_caption and bool(plain))
+    if not columns.image:
+        are_lists = [
+            any(isinstance(row.get(key), list) for row in rows) for key in images
+        ]
+        if images and all(are_lists):
+            return f"its column {images[0]!r} names several images in a row. Write a row for each image"
+        return (
+            "has no column that is known as the image; "
+            f"its columns are {', '.join(written) or 'none'}. "
+            f"{to_fill_in(given, images[1:], ['image', *lacks])}"
+        )
+    if not lacks_caption:
+        return ""
+    what = f"no column is known as the caption, of {', '.join(texts)}"
+    ignore = f"{ignoring(texts, given)} where none is meant"
+    if not plain:
+        return f"{what}, whose texts are packed in lists or objects. Write the caption as 'caption', or give {ignore}"
+    return f"{what}. {to_fill_in(given, images, lacks)}, or give {ignore}"
+
+
+def _texts_of(value: Any) -> Iterator[str]:
+    """The texts of a value: its own, or those in its lists and objects."""
+    if isinstance(value, str):
+        yield value.strip()
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts_of(part)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether the caption of a value can be read."""
+    with suppress(Unfit):
+        return bool(value) and bool(caption_of(value))
+    return False
 
 
 def _used(rows: Sequence[Mapping[Any, Any]], columns: Columns) -> set[str | None]:
@@ -270,20 +334,22 @@ NO_JSON = "is not valid JSON"
 _NOTHING = frozenset({"NaN", "nan", "<NA>", "#N/A", "NULL"})
 _EMPTY = "Write one, or leave it empty"
 _NO_NAME = "has no 'file_name' and 'caption' of text. Give both, or remove the line"
+_NO_TAGS = (
+    "has 'tags' that are not text. Write texts, or give 'columns: {ignore: tags}'"
+)
 
 
-def _row_of(
-    row: Mapping[Any, Any], columns: Columns, moved: Mapping[str, str]
-) -> TableRow:
-    """The values of a row, with the present paths of its files. Raises Unfit where they
-    are not text."""
+def _row_of(row: Mapping[Any, Any], columns: Columns) -> TableRow:
+    """The values of a row. Raises Unfit where they are not text."""
 
     def paths(keys: Iterable[str]) -> tuple[str, ...]:
         """The paths in these columns, each with one or a list."""
-        values = [row.get(key) for key in keys]
-        lists = [value if isinstance(value, list) else [value] for value in values]
-        texts = [text for text in chain.from_iterable(lists) if isinstance(text, str)]
-        return tuple(moved_path(text.strip(), moved) for text in texts if text.strip())
+        texts = chain.from_iterable(texts_in(row.get(key)) for key in keys)
+        found = tuple(text for text in texts if text != NO_TEXT)
+        for text in filter(_SEVERAL.search, found):
+            names = re.findall(r"[^\[\](){}\s,;|'\"]+", text)
+            raise Unfit(f'has a list in one cell, {text[:_SHOWN]!r}. Write "{names}"')
+        return found
 
     return TableRow(
         _caption(row, columns),
@@ -297,22 +363,28 @@ def _caption(row: Mapping[Any, Any], columns: Columns) -> str:
     """The caption of a row; kohya's tags follow another caption after a comma."""
     key = first_of(row, columns.prompt)
     tags_key = first_of(row, columns.tags)
-    tags = row.get(tags_key)
-    if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags):
-        tags = ", ".join(tags)
     is_tags = key is not None and key == tags_key
-    caption = tags if is_tags else listed(row.get(key))
-    if not isinstance(caption, str | None):
-        raise Unfit(_NO_NAME)
+    tags = _text(row.get(tags_key), _NO_TAGS).replace(LIST, ", ")
+    caption = tags if is_tags else _text(row.get(key), _NO_NAME)
     if caption in _NOTHING:
         raise Unfit(
             f"has the caption {caption!r}, which programs write for none. {_EMPTY}"
         )
-    texts = (caption or "").split(LIST)
-    if key and not is_tags and isinstance(tags, str):
+    texts = caption.split(LIST)
+    if key and not is_tags and tags:
         both = [(text.strip(), tags.strip()) for text in texts]
         texts = [", ".join(filter(None, parts)) for parts in both]
     return LIST.join(texts).strip()
+
+
+def _text(value: Any, fault: str) -> str:
+    """The text in a cell, with LIST between several. fault: of any other value."""
+    try:
+        return "" if value is None else caption_of(value)
+    except Unfit as error:
+        if isinstance(value, str):
+            fault = f"has a caption that {error}"
+        raise Unfit(fault) from error
 
 
 def _weight(value: Any) -> float:
@@ -347,14 +419,33 @@ def _lines(path: str, given: ColumnsConfig) -> Lines:
         yield from dialect(read_text(file, utf16=True), given)
 
 
+_PICTURE = rf"(?i:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})"
+
+_NAMED = re.compile(rf"(\s*\S.*?{_PICTURE})(\s*[:;,|=]|\s+-\s)(.*)")
+"""A line with the name of an image before its caption, and no tab."""
+
+_SEVERAL = re.compile(rf"{_PICTURE}[\"']?\s*[,;|].*{_PICTURE}")
+"""The names of several images in one text."""
+
+
 def _tab_separated(text: str, given: ColumnsConfig) -> Lines:
-    if _delimiter(text, "\t", given):
-        yield from _with_header(text, given, "\t")
+    if _delimiter(text, "\t,;|", given):
+        yield from _with_header(text, given, "\t,;|")
         return
     for number, line in enumerate(text.split("\n"), 1):
         written, tab, text_of = line.partition("\t")
-        if tab and written.strip():
-            yield number, {_NAME: written.strip(), _CAPTION: text_of.strip()}
+        named = None if tab else _NAMED.match(line)
+        if named:
+            written, tab, text_of = named.groups()
+        text_of, more, third = text_of.strip().partition("\t")
+        if more:
+            yield (
+                number,
+                f"has a third column, {third[:_SHOWN]!r}. A caption has no tab: write a space, "
+                "or a header that names each column",
+            )
+        elif tab and written.strip():
+            yield number, {_NAME: written.strip(), _CAPTION: text_of}
         elif line.strip():
             what = "no name before the tab" if tab else "no tab"
             yield (
@@ -375,10 +466,11 @@ def _with_header(text: str, given: ColumnsConfig, delimiters: str = ",;\t|") -> 
         text = rest
         delimiters = before.strip()[4]
     delimiter = _delimiter(text, delimiters, given)
-    if not delimiter:
+    has_header = bool(delimiter)
+    if not has_header:
         if text.strip():
             yield 1 + skipped, _no_header(text, delimiters, given)
-        return
+        delimiter = _likely(text, delimiters)
     # strict: a quotation mark inside a text is an error, not the end of the text
     reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
     try:
@@ -390,7 +482,7 @@ def _with_header(text: str, given: ColumnsConfig, delimiters: str = ",;\t|") -> 
                     f"has more values than the header: {delimiter.join(more)[:_SHOWN]!r}. "
                     f"Put a caption that has {delimiter!r} in it into quotation marks",
                 )
-            elif any(value and value.strip() for value in row.values()):
+            elif has_header and any(value and value.strip() for value in row.values()):
                 yield reader.line_num + skipped, row
     except csv.Error as error:
         yield (
@@ -422,9 +514,14 @@ def _delimiter(text: str, delimiters: str, given: ColumnsConfig) -> str:
     return ""
 
 
+def _likely(text: str, delimiters: str) -> str:
+    """The delimiter by which the first line has most parts."""
+    return max(delimiters, key=lambda each: len(_begin(text, each)[0]))
+
+
 def _no_header(text: str, delimiters: str, given: ColumnsConfig) -> str:
     """Why the first line is not a header, and what to do."""
-    delimiter = max(delimiters, key=lambda each: len(_begin(text, each)[0]))
+    delimiter = _likely(text, delimiters)
     header, rows = _begin(text, delimiter)
     shown = repr(delimiter.join(header)[:_SHOWN])
     is_image = [split_suffix(value)[1] in IMAGE_SUFFIXES for value in header]
@@ -439,10 +536,9 @@ def _no_header(text: str, delimiters: str, given: ColumnsConfig) -> str:
         return str(error)
     if len(header) < 2 or not rows:
         return f"{what}. Add one with these names, and commas between them"
-    fault = columns.image and without_caption(rows, columns, given)
-    if columns.image:
-        return f"{what}: {fault or 'it has no column of texts'}"
-    return f"{what}: it {unknown(rows, columns, given)}"
+    fault = _unclear(rows, columns, given)
+    it = "" if columns.image else "it "
+    return f"{what}: {it}{fault or 'it has no column of texts'}"
 
 
 def _json_lines(text: str, given: ColumnsConfig) -> Lines:
@@ -581,18 +677,6 @@ def image_name(path: str) -> str:
     'maya/a.jpg'
     """
     return normalize("NFC", normpath(path))
-
-
-def lost_folders(table: Table) -> list[str]:
-    """Folders that a table names by absolute paths and that do not exist on this
-    machine."""
-    named = [name for line in table.lines for name in (line.name, *line.row.references)]
-    absolute = [name.replace("\\", "/") for name in named if is_absolute(name)]
-    folders = dict.fromkeys(name.rpartition("/")[0] for name in absolute)
-    lost = [
-        folder for folder in folders if not os.path.isdir(os.path.expanduser(folder))
-    ]
-    return lost
 
 
 def line_naming(table: Table, named: str) -> str:

@@ -2,29 +2,42 @@
 and masks of no image.
 
 Their owner probably wants them to be used, so each file is noted with the reason and,
-if there is one, the remedy. `folder` calls `note_unused_files` when the table of a
-folder is known, and `note_unused_partners` when its images are matched. Nothing is
-changed or left out here.
+if there is one, the remedy. `folder` calls `note_unused_files` when
+the table of a folder is known, `refuse_lost_captions` after that, and
+`note_unused_partners` when its images are matched. Nothing is changed or left out here.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 from collections.abc import Sequence
-from itertools import chain
+from contextlib import suppress
+from itertools import chain, product
 
+from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.pixels.unread import kind_of_file
-from toolkit.data.scan.captions import FORMATS
+from toolkit.data.scan.captions import (
+    FORMATS,
+    WRITE_ONE,
+    CaptionError,
+    NoCaptionError,
+    caption_in,
+    read_text,
+)
 from toolkit.data.scan.directory import DirectoryListing, join, real_path, split_suffix
-from toolkit.data.scan.folder_tables import OTHER_TABLE, names_any, tables_in
+from toolkit.data.scan.folder_tables import (
+    NO_CAPTIONS,
+    OTHER_TABLE,
+    names_any,
+    tables_in,
+)
 from toolkit.data.scan.found import ScanFindings, count_of, shorten
 from toolkit.data.scan.partners import root_of
 from toolkit.data.scan.records import ImageFolder, Slot
 from toolkit.data.scan.tables import TABLES, image_name
-
-_NO_CAPTIONS = frozenset(
-    {"lint_ignore.txt", "readme.txt", "license.txt", "classes.txt"}
-)
-
+from toolkit.files.archives import archive_in
 
 # ---------------------------------------------------------------- files beside the
 # images of a folder
@@ -38,10 +51,11 @@ def note_unused_files(folder: ImageFolder, findings: ScanFindings) -> None:
     reads_files = not folder.table and dataset.captions != "names"
     caption_ext = dataset.caption_ext if reads_files else ()
     used = set(chain.from_iterable(folder.caption_files))
+    ways: dict[str, str] = {}
     by_reason: dict[tuple[str, str], list[str]] = {}
     for name, written in listing.files.items():
         if written not in used:
-            why = _why_ignored(name, folder, caption_ext, findings)
+            why = _why_ignored(name, folder, caption_ext, ways, findings)
             by_reason.setdefault(why, []).append(written)
     for (reason, remedy), names in by_reason.items():
         if remedy:
@@ -51,26 +65,39 @@ def note_unused_files(folder: ImageFolder, findings: ScanFindings) -> None:
 
 
 def _why_ignored(
-    name: str, folder: ImageFolder, caption_ext: Sequence[str], findings: ScanFindings
+    name: str,
+    folder: ImageFolder,
+    caption_ext: Sequence[str],
+    ways: dict[str, str],
+    findings: ScanFindings,
 ) -> tuple[str, str]:
     """The reason, and the remedy, which is empty for files that are not expected to be
     used.
 
-    caption_ext: the suffixes of captions; none where they come from one file.
+    caption_ext: the suffixes of captions; none where they come from one file. ways: the
+    results of `_way_of` by suffix, of the first file each.
     """
-    images = folder.listing.images
+    listing = folder.listing
+    images = listing.images
     stem, suffix = split_suffix(name)
+    stems = {*images, *chain.from_iterable(images.values())}
     is_caption = name.endswith(tuple(map(str.lower, caption_ext)))
-    if is_caption and name.lower() not in _NO_CAPTIONS:
+    if is_caption and name.lower() not in NO_CAPTIONS:
         reason = "caption without an image"
+        remedy = "Give image and caption the same name, in upper and lower case too"
         if stem.casefold() in map(str.casefold, images):
             reason = "caption of an image whose name has other letters"
-        remedy = "Give image and caption the same name, in upper and lower case too"
+        elif not folder.has_caption_files:
+            remedy += "; a file for all images has the name of each, a tab, its caption"
         return reason, remedy
-    if suffix in FORMATS and name.removesuffix(suffix) in images:
+    if suffix in FORMATS and name.removesuffix(suffix) in stems:
         if caption_ext:
             reason = f"not a caption, because caption_ext is {' '.join(caption_ext)}"
-            return reason, f"Add {suffix} to caption_ext"
+            if folder.has_caption_files:  # which are chosen
+                return reason, ""
+            if suffix not in ways:
+                ways[suffix] = _way_of(listing.path(listing.files[name]), caption_ext)
+            return (reason, ways[suffix]) if ways[suffix] else ("not an image", "")
         are_names = folder.dataset.captions == "names"
         why = "captions is names" if are_names else "captions_file is given"
         return f"not a caption, because {why}", ""
@@ -79,11 +106,103 @@ def _why_ignored(
         for table in tables_in(folder.listing, folder.dataset, [name], findings):
             if names_any(table, folder.listing.prefix, names):
                 return OTHER_TABLE
-    listing = folder.listing
     if suffix in TABLES or listing.files[name] in listing.no_files:
         return "not an image", ""
     kind, remedy = kind_of_file(listing.path(listing.files[name]))
     return kind or "not an image", remedy
+
+
+def _way_of(path: str, caption_ext: Sequence[str]) -> str:
+    """How a file with the name of an image becomes its caption; empty for one that
+    holds none."""
+    way = f"Give 'caption_ext: [{', '.join((*caption_ext, split_suffix(path)[1]))}]'"
+    try:
+        return way if caption_in(path, read_text(path)) else ""
+    except NoCaptionError as error:
+        _, _, remedy = error.reason.partition(". ")
+        return "" if remedy == WRITE_ONE else f"{way}. {remedy}"
+    except CaptionError:  # told when it is read
+        return way
+
+
+# ---------------------------------------------------------------- captions that lie
+# elsewhere
+
+_STEMS = 20
+"""So many images are looked for in other folders."""
+
+_SURE = 3
+"""So many texts have the names of the images not by chance, whatever their folder is
+called."""
+
+_CALLED = {
+    *("captions", "caption", "labels", "label", "texts", "text", "txt", "tags"),
+    *("metadata", "prompts"),
+}
+"""Folders of captions, and tables of them."""
+
+
+def refuse_lost_captions(folder: ImageFolder, findings: ScanFindings) -> None:
+    """A mistake where no image of a folder has a caption, and another folder has
+    them."""
+    dataset = folder.dataset
+    is_told = dataset.default_caption or dataset.is_reg
+    reads = findings.read_captions and dataset.captions != "names" and not is_told
+    if reads and not (folder.table or folder.has_caption_files):
+        lost = captions_elsewhere(folder.listing, dataset, findings)
+        if lost:
+            findings.mistake(
+                folder.listing.folder,
+                f"no image has a caption. {lost}, or give 'default_caption' where none is meant",
+            )
+
+
+def captions_elsewhere(
+    listing: DirectoryListing, dataset: DatasetConfig, findings: ScanFindings
+) -> str:
+    """The folder in this one, or beside it, or the table above it, that has the captions
+    of its images, and how they are read; empty for none. A folder with such images has
+    its own."""
+    stems = list(listing.images)[:_STEMS]
+    names = [listing.images[stem][0] for stem in stems]
+    folder = listing.folder.rstrip("/")
+    for top in (folder, os.path.dirname(folder) or "."):
+        with suppress(OSError):
+            above = findings.scan_cache.listing(top)
+            called = [name for name in above.files if split_suffix(name)[0] in _CALLED]
+            for table in tables_in(above, dataset, called, findings):
+                if top != folder and names_any(table, listing.prefix, names):
+                    return f"{table.path} has captions of the images. Give 'captions_file: {table.path}'"
+            for name, suffix in product(above.subfolders, FORMATS):
+                place = join(top, name)
+                files = (f"{above.prefix}{name}/{stem}{suffix}" for stem in stems)
+                found = sum(map(_is_caption, files))
+                is_sure = top == folder or name.lower() in _CALLED or found >= _SURE
+                if (
+                    found
+                    and is_sure
+                    and 2 * found >= len(stems)
+                    and findings.scan_cache.listing(place)
+                    .images.keys()
+                    .isdisjoint(stems)
+                ):
+                    copied = f"cp {shlex.quote(place)}/*{suffix} {shlex.quote(folder)}"
+                    way = (
+                        "Unpack the archive, and put them beside the images"
+                        if archive_in(place)
+                        else f"Copy them beside the images ('{copied}')"
+                    )
+                    return f"{place} has texts with the names of the images. {way}"
+    return ""
+
+
+def _is_caption(path: str) -> bool:
+    """Whether a file has a text of words: annotations are numbers."""
+    with suppress(CaptionError):
+        if os.path.isfile(path):
+            text = caption_in(path, read_text(path))
+            return bool(re.search(r"[^\W\d_]{2}|[^\0-\x7f]", text))
+    return False
 
 
 # ---------------------------------------------------------------- control images and
@@ -163,7 +282,6 @@ def _note_partner_folders(
     paths = dict[str, str]()
     for dataset in (folder.dataset for folder in folders):
         paths |= dict.fromkeys(dataset.control_path, "control_path")
-        paths[dataset.layers_path or ""] = "layers_path"
         if not dataset.alpha_mask:
             paths[dataset.mask_path or ""] = "mask_path"
     for path, key in paths.items():

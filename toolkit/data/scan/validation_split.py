@@ -2,9 +2,9 @@
 images, which are then not trained on.
 
 `scan_and_split` scans a job and splits it; `toolkit.plan` and the tools that encode the
-images of a job (`cache`, `best`) call it. Which images are held out depends on their names and
-on `validation.seed`, not on the order of the datasets; a run that has begun keeps its
-split when files are renamed. Losses are measured elsewhere, in `toolkit.train`.
+images of a job (`cache`, `best`) call it. Which images are held out depends on their names,
+not on the order of the datasets; a run that has begun keeps its split when files are
+renamed. Losses are measured elsewhere, in `toolkit.train`.
 
 Imports no torch: a dry run counts the images too.
 """
@@ -115,7 +115,7 @@ def split_validation(
         dataset = settings.dataset(section.datasets)
         also = [] if section.streamed else section.datasets
         validation_scan = scan_datasets(
-            [dataset], section.trigger_word, 1.0, scan.scan_cache, forgiven, also=also
+            [dataset], section.trigger_word, scan.scan_cache, forgiven, also=also
         )
         samples = validation_scan.samples
         measured = make_items(samples, lambda _: dataset.resolution, size_multiple)
@@ -137,7 +137,7 @@ def split_validation(
     measured = tuple(
         as_measured(bucketed)
         for bucketed in items
-        if _place(bucketed.sample) in shown and not any(bucketed.sample.flip)
+        if _place(bucketed.sample) in shown and not bucketed.sample.flip
     )
     names = sorted(f"{path.parent.name}/{path.name}" for path in map(Path, shown))
     listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
@@ -170,7 +170,7 @@ def _held_out(samples: Iterable[Sample], settings: ValidationConfig) -> set[str]
     def key(place: str) -> tuple[int, str]:
         folder, name = os.path.split(place)
         parts = ("held out", os.path.basename(folder), name)
-        return seeding.key(settings.seed, *parts), place
+        return seeding.key(0, *parts), place
 
     chosen = set(sorted(places, key=key)[:count])
     if places <= chosen:

@@ -46,6 +46,9 @@ LEAST = 8
 
 NEARLY_ALL = 0.85
 
+LEAST_CUT = 100
+"""Letters of captions from which on several do not have one length by chance."""
+
 LOOKED_AT = 1000
 """So many captions are looked at, evenly spread over all of them."""
 
@@ -69,6 +72,9 @@ _WIDE = re.compile("[\u2e80-\U0003ffff]")
 """Letters of scripts without spaces; a word has about two."""
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_OPEN = re.compile(r"[\w,-]$")
+"""The end of a text that goes on."""
+
 _COMMAS = re.compile("[,，、;\n]")
 _END = re.compile(r"[.!?](?=\s|$)|[。！？]")
 
@@ -248,6 +254,7 @@ def word_findings(
         yield from _forms(
             [one for one in group if one.image not in several], [name, *names]
         )
+        yield from _cut(group)
         # One instruction for all pairs, and one caption for all images, are meant.
         same = Counter(caption.text for caption in group).most_common(1)
         are_same = not same or 2 * same[0][1] > len(group)
@@ -401,6 +408,22 @@ def _forms(captions: Sequence[Caption], names: Sequence[str]) -> Iterator[WordFi
             f"{len(far):,} of {len(texts):,} captions have another length than most, whose median is {usual} words: "
             f"{counts[far[0]]} and {counts[far[1]]} words, such as {far[0].shown}. {how}",
             tuple(one.image for one in far),
+        )
+
+
+def _cut(captions: Sequence[Caption]) -> Iterator[WordFinding]:
+    """Captions that all end at the greatest length, and there within a sentence: a
+    program cut them."""
+    most = max((len(one.text) for one in captions), default=0)
+    cut = [one for one in captions if len(one.text) == most and _OPEN.search(one.text)]
+    if most >= LEAST_CUT and len({one.text for one in cut}) >= max(
+        LEAST_CAPTIONS, 0.1 * len(captions)
+    ):
+        yield WordFinding(
+            "forms",
+            f"{len(cut):,} of {len(captions):,} captions end at {most} letters and within a sentence, as if a program "
+            f"had cut them: '...{cut[0].text[-20:]}' ({basename(cut[0].image)}). Write their ends",
+            tuple(one.image for one in cut),
         )
 
 

@@ -17,21 +17,17 @@ from toolkit.contracts.data import Size
 
 
 def optimizer_steps(
-    steps: int,
-    epochs: float,
-    micro_batches_per_epoch: int,
-    accumulation: int,
-    limit: int = 0,
+    steps: int, epochs: float, micro_batches_per_epoch: int, accumulation: int
 ) -> int:
     """Optimizer steps of the run: `epochs` > 0 decides, rounded up to a whole step;
-    else `steps`; at most `limit`.
+    else `steps`.
 
     >>> optimizer_steps(steps=500, epochs=2, micro_batches_per_epoch=25, accumulation=4)
     13
     """
     if epochs > 0:
-        steps = ceil(epochs * micro_batches_per_epoch / accumulation)
-    return min(steps, limit) if limit else steps
+        return ceil(epochs * micro_batches_per_epoch / accumulation)
+    return steps
 
 
 @dataclass(frozen=True)

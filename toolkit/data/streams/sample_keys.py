@@ -11,8 +11,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
+from toolkit.data.scan.captions import LIST, caption_of
+from toolkit.data.scan.columns import Unfit
 from toolkit.files.unreadable import pointer
 
 TEXTS = ("txt", "text", "transcript", "caption", "cap")
@@ -37,8 +40,8 @@ class SampleKeys:
     """Extensions; the first that is there is used."""
 
     label: str = "json"
-    """Extension of the file with the caption: the text itself, or JSON where it ends
-    with `json` or has an object."""
+    """Extension of the file with the caption: JSON where it ends with `json`, else the
+    text itself."""
 
     caption: str = "prompt"
     """Key of the caption in the JSON."""
@@ -53,28 +56,30 @@ class SampleKeys:
 
     def caption_of(self, fields: dict[str, bytes]) -> str:
         """Raises LookupError with the keys that are missing, ValueError or
-        RecursionError for a label that is not JSON, or not text."""
+        RecursionError for a label that is not JSON, or not text. One that is an object
+        or a list in a file of text is read as in a caption file."""
         if self.label not in fields:
             raise LookupError(self.label)
         cause = pointer(fields[self.label])
         if cause:
             raise ValueError(f"{cause.what}. {cause.remedy}")
-        text = fields[self.label].decode("utf-8-sig").strip()
-        kind = last_part(self.label)
-        if kind in TEXTS or not (kind in JSON or text.startswith("{")):
-            return text
-        label = json.loads(text)
-        if not isinstance(label, dict):
-            raise ValueError("no object with keys")
-        if self.caption not in label:
-            raise LookupError(
-                f"{self.caption} in its {self.label} (whose keys are {', '.join(sorted(label))})"
-            )
-        if not isinstance(label[self.caption], str):
-            raise ValueError(f"{self.caption} is not text")
+        text: Any = fields[self.label].decode("utf-8-sig").strip()
+        if last_part(self.label) in JSON:
+            label = json.loads(text)
+            if not isinstance(label, dict):
+                raise ValueError("no object with keys")
+            if self.caption not in label:
+                raise LookupError(
+                    f"{self.caption} in its {self.label} (whose keys are {', '.join(sorted(label))})"
+                )
+            text = label[self.caption]
+            if not isinstance(text, str):
+                raise ValueError(f"{self.caption} is not text")
+        caption = caption_of(text, (self.caption,))
+        if LIST in caption:
+            raise Unfit("is a list of captions. Give each sample one")
         # JSON can hold half a surrogate pair, which no tokenizer reads
-        label[self.caption].encode()
-        caption: str = label[self.caption].strip()
+        caption.encode()
         return caption
 
     def remedy(self, key: str, fields: Mapping[str, bytes]) -> str:
@@ -97,13 +102,13 @@ class SampleKeys:
             return ""
         if not candidates:
             key = self._caption_key(fields) if kind == "label_key" else ""
-            return f"set caption_key: {key}" if key else ""
+            return f"Set caption_key: {key}" if key else ""
         first = min(candidates)
         # whose name ends where that of the sample does
         if "." not in first or has_image:
             others = ", ".join(sorted(candidates)[1:])
-            return f"set {kind}: {first}" + (f" (or {others})" if others else "")
-        names = f"a name ends at its first dot, and {first} stands behind that of {key.rpartition('/')[2]!r}"
+            return f"Set {kind}: {first}" + (f" (or {others})" if others else "")
+        names = f"A name ends at its first dot, and {first} stands behind that of {key.rpartition('/')[2]!r}"
         ways = f"Set {kind}: {first}, or take" if len(candidates) == 1 else "Take"
         return f"{names}. {ways} the dots out of the names"
 

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from toolkit.errors import RunError, UserError, first_line
+from toolkit.files.parquet import SUFFIX as PARQUET
 from toolkit.files.redact import register_secret
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ _TOKEN_HELP = (
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file, or Parquet file.
+    """One tar file.
 
     >>> shard = Shard("cats.tar", "https://example.com/cats.tar?signature=0f")
     >>> shard.is_remote, shard
@@ -120,6 +121,12 @@ def expand_shards(
     if token:
         register_secret([token])
     expanded = [name for pattern in patterns for name in _without_braces(pattern)]
+    parquet = next((name for name in expanded if name.endswith(PARQUET)), "")
+    if parquet:
+        raise UserError(
+            f"{parquet}: is a Parquet file, and shards are tar files. "
+            "Give it as 'folder_path'. Of the hub this is 'owner/name'."
+        )
     shards = _find_shards(expanded, token)
     return tuple({shard.address: shard for shard in shards}.values())
 
@@ -279,16 +286,10 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
         and all(map(fnmatchcase, file.split("/"), parts))
     ]
     if not shard_files:
-        of_kind = {
-            kind: [file for file in files if ending in file]
-            for kind, ending in (("tar", ".tar"), ("Parquet", ".parquet"))
-        }
-        kinds = [
-            f"{len(paths)} {kind} files, such as {paths[0]}"
-            for kind, paths in of_kind.items()
-            if paths
-        ]
-        there = f"It has {' and '.join(kinds)}." if kinds else "It has no tar files."
+        tars = [file for file in files if ".tar" in file]
+        there = "It has no tar files."
+        if tars:
+            there = f"It has {len(tars)} tar files, such as {tars[0]}."
         raise UserError(f"{pattern}: matches no file of {repo}. {there}")
     prefix = pattern[: match.start("file")]
     return [
@@ -298,77 +299,6 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
         )
         for file in shard_files
     ]
-
-
-class SeekableShard(io.RawIOBase):
-    """A shard as a seekable file, as Parquet needs it. After a jump it is opened again at
-    the new byte.
-
-    Example::
-
-        with closing(SeekableShard(shard)) as file:
-            file.seek(-4, os.SEEK_END)
-            file.read(4)  # b"PAR1" of a Parquet file
-    """
-
-    def __init__(
-        self,
-        shard: Shard,
-        pauses: Sequence[float] = PAUSES_S,
-        stop: Event | None = None,
-    ) -> None:
-        self._shard = shard
-        self._pauses = pauses
-        self._stop = stop
-        self._file = shard.open(0, pauses, stop)
-        self._at = self._opened_at = 0
-        self._size = _size_of(self._file)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = max(0, begin + offset)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        """Reads up to `len(buffer)` bytes and returns their number; 0 at the end. After
-        a `seek` the shard is opened again. Raises RunError as reading a shard does."""
-        if self._at >= self._size:
-            return 0
-        if self._at != self._opened_at:
-            self._file.close()
-            self._file = self._shard.open(self._at, self._pauses, self._stop)
-        content = self._file.read(min(len(buffer), self._size - self._at))
-        buffer[: len(content)] = content
-        self._at += len(content)
-        self._opened_at = self._at
-        return len(content)
-
-    def close(self) -> None:
-        """Closes the open connection or file."""
-        self._file.close()
-        super().close()
-
-
-def _size_of(file: IO[bytes]) -> int:
-    """Bytes of an opened shard."""
-    raw = getattr(file, "raw", None)
-    if not isinstance(raw, _WebFile):
-        return os.fstat(file.fileno()).st_size
-    file.peek(1)  # type: ignore[attr-defined]  # it is connected at the first byte
-    if raw.length is None:
-        raise RunError(
-            f"{raw.name}: the server does not say how long it is. Download it, and give its path."
-        )
-    return raw.length
 
 
 # ---------------------------------------------------------------- the web

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from toolkit.data.scan.items import bucket_for, cover, largest_bucket
 from toolkit.data.streams.counts import StreamPlan, optimizer_steps
 from toolkit.data.streams.sample_keys import SampleKeys
 from toolkit.data.streams.shards import Shard, expand_shards
-from toolkit.data.streams.webdataset import ShardStream, StreamSample, Unreadable
+from toolkit.data.streams.webdataset import ShardStream, StreamSample
 from toolkit.errors import RunError, UserError
 from toolkit.rounding import ceil_divide, round_up
 
@@ -66,9 +66,6 @@ class StreamDataset:
     multiple: int
     """Sides of a bucket are multiples of this many pixels."""
 
-    unreadable: Unreadable = field(default_factory=Unreadable, compare=False)
-    """Counts what cannot be used in this run."""
-
     epochs: int | None = None
     """How often it is read through where its length is not known; None: without end."""
 
@@ -93,10 +90,8 @@ class StreamDataset:
         try:
             shards = expand_shards(settings.url, settings.webdataset.token)
             epochs = section.train.epochs if section.unknown_steps() else None
-            unreadable = Unreadable(settings.webdataset.max_unreadable)
             rules = caption_rules(settings, section.trigger_word)
-            dataset = cls(settings, shards, rules, multiple, unreadable, epochs)
-            dataset.shard_stream(0, 1).share(0, dataset.readers)  # enough shards
+            dataset = cls(settings, shards, rules, multiple, epochs)
             return replace(dataset, looked_at=dataset.first(LOOKED_AT))
         except (UserError, RunError) as error:
             raise UserError(f"datasets[0].url: {error}") from error
@@ -113,20 +108,10 @@ class StreamDataset:
         return self.settings.webdataset.samples
 
     @property
-    def readers(self) -> int:
-        """Readers that share the shards."""
-        return self.settings.webdataset.readers
-
-    @property
     def largest(self) -> Size:
         """The largest size in pixels that a batch can have at the resolution of the
         dataset."""
         return largest_bucket(self.resolution, self.multiple)
-
-    @property
-    def weight(self) -> float:
-        """Factor on the loss of each image."""
-        return self.settings.loss_multiplier
 
     def micro_batches(self, batch_size: int) -> int:
         """Micro-batches of an epoch, the last incomplete one included; 0: not known."""
@@ -134,16 +119,15 @@ class StreamDataset:
 
     def optimizer_steps(self, train: OptimizationConfig) -> int:
         """Optimizer steps of the run, as `toolkit.data.streams.counts.optimizer_steps`.
-        Where `self.epochs` is set, the stream has an unknown length: the step limit
-        then, or UNTIL_THE_DATA_ENDS without one."""
+        Where `self.epochs` is set, the stream has an unknown length:
+        UNTIL_THE_DATA_ENDS."""
         if self.epochs is not None:
-            return train.step_limit or UNTIL_THE_DATA_ENDS
+            return UNTIL_THE_DATA_ENDS
         return optimizer_steps(
             train.steps,
             train.epochs,
             self.micro_batches(train.batch_size),
             train.gradient_accumulation,
-            train.step_limit,
         )
 
     def hashes(self) -> DatasetHashes:
@@ -173,7 +157,7 @@ class StreamDataset:
     # ------------------------------------------------------------ samples
 
     def first(self, count: int) -> tuple[StreamSample, ...]:
-        """The first usable samples, in the order of `url`: always the same ones, fewer
+        """The first samples, in the order of `url`: always the same ones, fewer
         where there are fewer. Raises RunError as `ShardStream.read`."""
         stream = ShardStream(self.shards, 0, self._keys, pauses=_PAUSES_S)
         return tuple(map(self._captioned, stream.first(count)))
@@ -189,7 +173,6 @@ class StreamDataset:
             self.settings.webdataset.window,
             batch_size,
             self.epochs,
-            self.unreadable,
         )
 
     def reader(
@@ -197,11 +180,10 @@ class StreamDataset:
         seed: int,
         batch_size: int,
         stopping: Callable[[], bool] = lambda: False,
-        index: int = 0,
     ) -> Callable[[Cursor], Iterator[tuple[StreamSample, Cursor]]]:
-        """`StreamSource.read` of reader `index` of `shard_stream`, with the captions as
-        they are trained. stopping: its field."""
-        stream = self.shard_stream(seed, batch_size).share(index, self.readers)
+        """`StreamSource.read` of `shard_stream`, with the captions as they are trained.
+        stopping: its field."""
+        stream = self.shard_stream(seed, batch_size)
         return partial(self._read, replace(stream, stopping=stopping))
 
     def _read(
@@ -237,7 +219,6 @@ class StreamDataset:
             size=streamed.size,
             folder=streamed.name.rpartition("/")[0],
             rules=self.rules,
-            loss_weight=self.weight,
             background=self.settings.canvas,
         )
 

@@ -30,19 +30,18 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event
 from typing import Any, NamedTuple
 
 from toolkit.contracts.data import Cursor, ShardSample, Size
 from toolkit.data.pixels.images import ImageError, image_size
-from toolkit.data.streams.parquet_shards import is_parquet_shard, read_parquet
+from toolkit.data.scan.columns import Unfit
 from toolkit.data.streams.sample_keys import SampleKeys
 from toolkit.data.streams.shards import PAUSES_S, Shard, read_ahead
-from toolkit.errors import RunError, UserError
-from toolkit.files.parquet import ParquetError, is_missing
+from toolkit.errors import RunError
 from toolkit.files.unreadable import LONGEST, cause_of, stand_in
 from toolkit.rounding import round_up
 from toolkit.system import seeding
@@ -50,13 +49,7 @@ from toolkit.system import seeding
 logger = logging.getLogger(__name__)
 
 _NAMED = 5
-"""So many unreadable samples are named; the others are only counted."""
-
-_FIRST = 5
-"""When so many samples cannot be used before the first that can, the keys are wrong."""
-
-_FEW = 100
-"""While fewer samples than this were read, the allowed share is taken of this number."""
+"""So many extensions of a sample are named."""
 
 _LARGEST = 2**36
 """Bytes that one file of a shard may have: tarfile would count to the end of any number
@@ -64,6 +57,8 @@ that a damaged header gives."""
 
 _KEYS = "Set image_key, label_key and caption_key"
 _ORDER = "pack the files of each sample one after the other and in one folder, as `tar --sort=name` does"
+
+_REPAIR = "Repair it, or remove it from its shard"
 
 _LONGEST = 300
 """Characters of a reason; the name of a key can be any text."""
@@ -126,84 +121,16 @@ class _Window(NamedTuple):
     """Where the next window begins."""
 
 
-class Unreadable:
-    """Counts what cannot be read, names the first few, and ends the run when it is more
-    than a share.
+def unusable(name: str, reason: str, remedy: str = "") -> RunError:
+    """The error for a sample that cannot be used, in one line.
 
-    >>> unreadable = Unreadable(quiet=True)
-    >>> unreadable.read = 200
-    >>> unreadable.add_sample("cats.tar/1", "its image is cut off")
-    >>> unreadable.summary()
-    'stream: left out 1 of 200 samples. The last: cats.tar/1: its image is cut off'
+    >>> str(unusable("cats.tar/1", "its image is cut off"))
+    'cats.tar/1: its image is cut off. Repair it, or remove it from its shard.'
     """
-
-    def __init__(self, max_share: float = 0.05, quiet: bool = False) -> None:
-        """max_share: of the samples read so far (at least of 100), and of the shards;
-        in [0, 1]. quiet: name none."""
-        self.max_share = max_share
-        self._quiet = quiet
-        self.read = 0
-        """Samples since the run started, unreadable ones included."""
-
-        self.samples = 0
-        """Unreadable ones among these."""
-
-        self.last = ""
-        """Name and reason of the last one."""
-
-        self.shards: set[str] = set()
-        self._named: set[str] = set()
-        self._lock = Lock()
-
-    def add_sample(self, name: str, reason: str) -> None:
-        """Counts an unreadable sample, and logs the first ones by name. Raises RunError
-        where the share of unreadable samples exceeds `max_share`."""
-        name, reason = (text.replace("\n", "\\n") for text in (name, reason))
-        if len(reason) > _LONGEST:
-            reason = f"{reason[:_LONGEST]}..."
-        with self._lock:
-            self.samples += 1
-            self.last = f"{name}: {reason}"
-            count, read = self.samples, self.read
-            names = not (
-                self._quiet or name in self._named or len(self._named) == _NAMED
-            )
-            if names:
-                self._named.add(name)
-        if names:
-            is_last = len(self._named) == _NAMED
-            more = " Further ones are only counted." if is_last else ""
-            logger.warning(f"{name}: left out: {reason}.{more}")
-        if count > self.max_share * max(read, _FEW):
-            raise RunError(
-                f"{count:,} of {read:,} samples cannot be read, "
-                f"at most {self.max_share:.0%} are allowed. The last: {name}: {reason}."
-            )
-
-    def add_shard(
-        self, name: str, reason: str, count: int, remedy: str = "Download or rebuild it"
-    ) -> None:
-        """Notes one of `count` shards that cannot be read, whose rest is left out.
-        Raises RunError when there are too many."""
-        self.shards.add(name)
-        self.last = f"{name}: {reason}"
-        if len(self.shards) > self.max_share * count:
-            raise RunError(
-                f"{name}: {reason}; "
-                f"{len(self.shards)} of {count} shards cannot be read, at most {self.max_share:.0%} are allowed. "
-                f"{remedy}, or remove it from the list."
-            )
-        if not self._quiet:
-            logger.warning(f"{name}: {reason}. The rest of this shard is left out.")
-
-    def summary(self) -> str:
-        """A line about samples and shards that were left out, with the last one; empty
-        where all could be read."""
-        if not (self.samples or self.shards):
-            return ""
-        count = len(self.shards)
-        rest = f" and the rest of {count} shard{'s' * (count > 1)}" if count else ""
-        return f"stream: left out {self.samples:,} of {self.read:,} samples{rest}. The last: {self.last}"
+    name, reason = (text.replace("\n", "\\n") for text in (name, reason))
+    if len(reason) > _LONGEST:
+        reason = f"{reason[:_LONGEST]}..."
+    return RunError(f"{name}: {reason}. {remedy or _REPAIR}.")
 
 
 @dataclass(frozen=True)
@@ -232,41 +159,24 @@ class ShardStream:
     epochs: int | None = None
     """None: without end."""
 
-    unreadable: Unreadable = field(default_factory=Unreadable, compare=False)
     pauses: Sequence[float] = PAUSES_S
     """Seconds before each new attempt at a broken connection."""
-
-    index: int = 0
-    count: int = 1
 
     stopping: Callable[[], bool] = lambda: False
     """Whether a stop is requested: `read` then waits for no server, but raises
     RunError."""
 
     open_shards: int = 8
-    """Shards of each reader that are read side by side; with `window: 1` one after the
-    other."""
-
-    def share(self, index: int, count: int) -> ShardStream:
-        """The stream of reader `index` of `count`: every `count`-th shard of each
-        epoch's order, so that all together read each shard once an epoch. Each has its
-        own cursor. Raises UserError when there are fewer shards than readers."""
-        if not 0 <= index < count:
-            raise ValueError(f"reader {index} of {count}")
-        if len(self.shards) < count:
-            raise UserError(
-                f"{len(self.shards)} shards cannot be shared by {count} readers. Give at most as many."
-            )
-        return replace(self, index=index, count=count)
+    """Shards that are read side by side; with `window: 1` one after the other."""
 
     def order(self, epoch: int) -> list[Shard]:
-        """The shards of this reader in the order of an epoch: a function of (seed,
-        epoch) and their number, so that they may be moved."""
+        """The shards in the order of an epoch: a function of (seed, epoch) and their
+        number, so that they may be moved."""
         numbers = sorted(
             range(len(self.shards)),
             key=lambda at: seeding.key(self.seed, "shards", epoch, at),
         )
-        return [self.shards[at] for at in numbers][self.index :: self.count]
+        return [self.shards[at] for at in numbers]
 
     def epoch_of(self, cursor: Cursor) -> int:
         """The epoch of the next sample, counted from 0. cursor: None is the
@@ -284,8 +194,8 @@ class ShardStream:
         shards were read side by side has shard, sample and byte instead of places, and
         the stream continues in its order.
 
-        Raises RunError when a shard cannot be reached, too much is unreadable, or the
-        first samples lack a key.
+        Raises RunError when a shard cannot be reached, and for the first sample or
+        shard that cannot be used.
         """
         epoch = 0
         index = 0
@@ -322,7 +232,7 @@ class ShardStream:
                     if is_old:
                         at = (places or (_Place(),))[0]._asdict()
                     else:
-                        at = {"places": [list(reader_place) for reader_place in places]}
+                        at = {"places": [list(place) for place in places]}
                     yield (
                         window.samples[done - 1],
                         {"epoch": epoch, **at, "index": done % count, "list": shards},
@@ -330,32 +240,18 @@ class ShardStream:
                 index = 0
 
     def first(self, count: int) -> tuple[StreamSample, ...]:
-        """The first usable samples in the order in which the shards are given, always
-        the same ones; fewer where there are fewer. Reads no further than these. Raises
-        RunError as `read`."""
-        quiet = replace(self, unreadable=Unreadable(1.0, quiet=True))
-        stream = quiet._samples(self.shards, _Place(), Event())
-        with closing(stream):
-            samples = tuple(sample for _, sample in islice(stream, count))
-        if not samples:
-            raise RunError(self._without_samples(quiet.unreadable))
-        return samples
-
-    def _without_samples(self, unreadable: Unreadable) -> str:
-        names = " to ".join(dict.fromkeys((self.shards[0].name, self.shards[-1].name)))
-        return f"{names}: no sample can be used: {unreadable.last.removeprefix(f'{names}: ')}."
+        """The first samples in the order in which the shards are given, always the same
+        ones; fewer where there are fewer. Reads no further than these. Raises RunError
+        as `read`."""
+        with closing(self._samples(self.shards, _Place(), Event())) as stream:
+            return tuple(sample for _, sample in islice(stream, count))
 
     def _digest(self) -> str:
         """Digest of the settings that a cursor depends on, and of the file names and the
         order of the shards."""
         names = [shard.name.rpartition("/")[2] for shard in self.shards]
-        what: list[int | str] = [
-            self._window,
-            self.batch_size,
-            self.index,
-            self.count,
-            *names,
-        ]
+        # 0 and 1 are in the cursors of all runs
+        what: list[int | str] = [self._window, self.batch_size, 0, 1, *names]
         return f"{seeding.key(self.seed, 'stream', *what):016x}"
 
     @property
@@ -384,8 +280,6 @@ class ShardStream:
                 yield _Window(
                     epoch, begins, self._shuffled(epoch, window), epoch + 1, ()
                 )
-            elif start in ((), (_Place(),)):
-                raise RunError(self._without_samples(self.unreadable))
             epoch = epoch + 1
             start = ()
 
@@ -430,9 +324,7 @@ class ShardStream:
             return [window[0][1]]
 
         def drawn(purpose: str, place: _Place) -> int:
-            return seeding.key(
-                self.seed, purpose, epoch, self.index, place.shard, place.sample
-            )
+            return seeding.key(self.seed, purpose, epoch, 0, place.shard, place.sample)
 
         window = sorted(window, key=lambda entry: drawn("window", entry[0]))
         if self.batch_size > 1:
@@ -450,14 +342,13 @@ class ShardStream:
     def _samples(
         self, shards: Sequence[Shard], start: _Place, stop: Event
     ) -> Generator[tuple[_Place, StreamSample], None, None]:
-        """The usable samples of these shards, one after the other, from a place on."""
+        """The samples of these shards, one after the other, from a place on."""
         for at, shard in enumerate(shards[start.shard :], start=start.shard):
             first = start if at == start.shard else _Place(at)
             number = first.sample - 1
             reason = ""
             try:
-                read = read_parquet if is_parquet_shard(shard) else read_tar
-                found_samples = read(
+                found_samples = read_tar(
                     shard,
                     first.byte,
                     self.pauses,
@@ -469,15 +360,10 @@ class ShardStream:
                 ):
                     if stop.is_set():
                         return
-                    sample = self._usable(shard, shard_sample)
-                    if sample:
-                        yield _Place(at, number, shard_sample.byte), sample
+                    sample = self._sample(shard, shard_sample)
+                    yield _Place(at, number, shard_sample.byte), sample
             except _DAMAGED as error:
                 reason = f"is damaged behind sample {number + 1:,} of it ({error})"
-            except ParquetError as error:
-                if is_missing():
-                    raise RunError(f"{shard.name}: {error}.") from error
-                reason = str(error)
             except OSError as error:
                 cause = (
                     None if shard.is_remote else cause_of(Path(shard.address), error)
@@ -487,13 +373,13 @@ class ShardStream:
                     why = f"{cause.what}. {cause.remedy}"
                 raise RunError(f"{shard.name}: cannot be read: {why}.") from error
             if not stop.is_set() and (reason or number < 0):
-                self._leave_out(shard, reason or "holds no sample", number < 0, stop)
+                raise self._damage(shard, reason or "holds no sample", number < 0, stop)
 
-    def _leave_out(
+    def _damage(
         self, shard: Shard, reason: str, is_whole: bool, stop: Event
-    ) -> None:
-        """Notes a shard that cannot be read, or its rest. is_whole: not one sample of
-        it was read."""
+    ) -> RunError:
+        """The error for a shard that cannot be read, or its rest. is_whole: not one
+        sample of it was read."""
         remedy = "Download or rebuild it"
         if is_whole:
             with closing(shard.open(0, self.pauses, stop)) as file:
@@ -501,14 +387,13 @@ class ShardStream:
             if cause:
                 reason = cause.what.removeprefix("it ")
                 remedy = cause.remedy
-        self.unreadable.add_shard(shard.name, reason, len(self.shards), remedy)
+        return RunError(
+            f"{shard.name}: {reason}. {remedy}, or remove it from the list."
+        )
 
-    def _usable(self, shard: Shard, shard_sample: ShardSample) -> StreamSample | None:
-        """The sample, or None for one that is counted as unreadable. Raises RunError
-        when the first ones lack a key."""
+    def _sample(self, shard: Shard, shard_sample: ShardSample) -> StreamSample:
+        """Raises RunError for a sample that cannot be used."""
         name = f"{shard.name}/{shard_sample.key}"
-        unreadable = self.unreadable
-        unreadable.read += 1
         remedy = ""
         try:
             image = self.keys.image_of(shard_sample.fields)
@@ -516,30 +401,19 @@ class ShardStream:
             return StreamSample(name, image, caption, image_size(name, image))
         except LookupError as error:
             reason = f"it has no {error.args[0]}, only {_listed(shard_sample.fields)}"
-            # which may be told
-            if unreadable.read == unreadable.samples + 1 and unreadable.read in (
-                1,
-                _FIRST,
-            ):
-                remedy = self.keys.remedy(shard_sample.key, shard_sample.fields)
-                reason += f": {remedy}" if remedy else ""
+            remedy = self.keys.remedy(shard_sample.key, shard_sample.fields)
+            remedy = remedy or f"{_KEYS}, or {_ORDER}"
         except ImageError as error:
             reason = f"its image {error.reason}"
         except UnicodeDecodeError as error:
             reason = f"its {self.keys.label} is not UTF-8 text: byte 0x{error.object[error.start]:02x}"
-            remedy = "save it as UTF-8"
-            reason += f" at offset {error.start}: {remedy}"
+            reason += f" at offset {error.start}"
+            remedy = "Save it as UTF-8"
+        except Unfit as error:
+            reason, _, remedy = f"its {self.keys.label} {error}".partition(". ")
         except (ValueError, RecursionError) as error:
             reason = f"its {self.keys.label} cannot be read: {error}"
-        if unreadable.read == unreadable.samples + 1 >= _FIRST:
-            # a row of Parquet is whole
-            order = "" if is_parquet_shard(shard) else f", or {_ORDER}"
-            hint = "" if remedy else f" {_KEYS}{order}."
-            raise RunError(
-                f"{name}: none of the first {_FIRST} samples can be used: {reason}.{hint}"
-            )
-        unreadable.add_sample(name, reason)
-        return None
+        raise unusable(name, reason, remedy)
 
 
 def _listed(fields: Collection[str]) -> str:

@@ -24,15 +24,15 @@ from toolkit.models.families import EncoderSize
 from toolkit.models.folder_family import (
     PROCESSOR_FILES,
     TOKENIZER_FILES,
-    FolderFamily,
     Shapes,
     part_config,
 )
+from toolkit.models.qwen_family import QwenFamily
 from toolkit.models.qwen_image import sizes
 from toolkit.models.template import EDIT, EDIT_PLUS, TEXT_TO_IMAGE
 
 
-class QwenImageFamily(FolderFamily):
+class QwenImageFamily(QwenFamily):
     """See `ModelFamily`. Without changes it is Qwen-Image-Edit-2509.
 
     >>> FAMILY.of_title("Qwen-Image-Edit-2511").title

@@ -16,7 +16,8 @@ from typing import Any
 
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import DynamicShift
-from toolkit.models.folder_family import part_config, size_of_area, width_of
+from toolkit.models.folder_family import part_config, size_of_area
+from toolkit.models.qwen_family import width_of
 from toolkit.models.qwen_image.family import QwenImageFamily, TextToImageFamily
 
 AREA = 640 * 640
@@ -110,12 +111,6 @@ class LayeredFamily(TextToImageFamily):
 
     def shift(self, shift: DynamicShift, is_dynamic: bool) -> DynamicShift:
         return SquareRootShift(**vars(shift)) if is_dynamic else shift
-
-    def modules(self, folder: Path) -> dict[str, int]:
-        return {
-            **super().modules(folder),
-            _EMBEDDING: 2 * width_of(self.transformer_config(folder)),
-        }
 
     def weight_shapes(self, folder: Path) -> dict[str, tuple[int, ...]]:
         shape = 2, width_of(self.transformer_config(folder))

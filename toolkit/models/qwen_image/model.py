@@ -148,7 +148,7 @@ class QwenImageModel(QwenModel):
         is not trained yet predicts zeros.
         """
         if not self.family.keeps_length:
-            return uncond_BCHW + scale * (cond_BCHW - uncond_BCHW)
+            return super().apply_cfg(cond_BCHW, uncond_BCHW, scale)
         height, width = cond_BCHW.shape[-2:]
         cond_BSP = pack(cond_BCHW)
         uncond_BSP = pack(uncond_BCHW)

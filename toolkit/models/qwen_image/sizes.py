@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 
 from toolkit.contracts.data import Size
-from toolkit.models.folder_family import reference_size, size_of_area
+from toolkit.models.folder_family import cut_note, reference_size, size_of_area
 from toolkit.models.template import EDIT_PLUS, Template
 
 OWN_SIZES = tuple(
@@ -110,7 +110,7 @@ def prompt_cut(folder: Path, prompt: str, template: Template) -> str | None:
     count = None if most is None else _tokens_above(most, folder, prompt, (), template)
     if count is None:
         return None
-    return f"{count:,} text tokens, of which the model gets the first {most}, as in its own pipeline. Shorten the text."
+    return cut_note(count, most)
 
 
 def _tokens_above(

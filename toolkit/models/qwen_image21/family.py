@@ -24,11 +24,11 @@ from toolkit.models.families import EncoderSize
 from toolkit.models.folder_family import (
     PROCESSOR_FILES,
     TOKENIZER_FILES,
-    FolderFamily,
     Shapes,
     VaeTensors,
     reference_size,
 )
+from toolkit.models.qwen_family import QwenFamily
 
 POSITIONS = 8192
 """Positions of text and images. Source: diffusers, transformer_qwenimage21.py,
@@ -53,7 +53,7 @@ RESEARCH_LICENCE = LicenceTerms(
 """Source: Qwen RESEARCH LICENSE AGREEMENT of 2024-09-19, sections 3 c and 4 b."""
 
 
-class QwenImage21Family(FolderFamily):
+class QwenImage21Family(QwenFamily):
     """See `ModelFamily`.
 
     >>> FAMILY.of_title("Qwen-Image-2.1-Turbo").sample_steps
@@ -259,7 +259,7 @@ class QwenImage21Family(FolderFamily):
         references: Sequence[Size],
         area: int,
     ) -> str | None:
-        """See `FolderFamily`. Each image takes one position for each token along its
+        """See `QwenFamily`. Each image takes one position for each token along its
         longer side."""
         seen = [reference_size(reference, target, area) for reference in references]
         most = POSITIONS - 1 - sum(max(size) // self.latent_scale for size in seen)

@@ -3,15 +3,15 @@ that memory can be managed around it.
 
 It computes diffusers' `QwenImage21Transformer2DModel.forward`
 (transformer_qwenimage21.py), whose own modules do the work. Text and control images are
-the prefix of the sequence. They see neither the target nor its noise level, so one
-prefix may serve several noisy targets, which see the prefix and themselves.
+the prefix of the sequence. They see neither the target nor its noise level, so a sample
+computes its prefix once.
 
 It encodes nothing and has no loss. Called by `model`, and by the trainer of new models
 for a transformer of this class.
 
-Shape suffixes: B batch, K noisy targets of one prefix, R = B K, N tokens of a target, P
-tokens of the prefix, S = P + K N, C latent channels, D model width, M modulations (4
-D), L text tokens, H heads, E channels of a head.
+Shape suffixes: B batch, N tokens of the target, P tokens of the prefix, S = P + N, C
+latent channels, D model width, M modulations (4 D), L text tokens, H heads, E channels
+of a head.
 """
 
 from __future__ import annotations
@@ -39,21 +39,20 @@ with block_import("bitsandbytes", ASKED_BY):
 
 
 class Layout(NamedTuple):
-    """The places of text, images and targets in the sequence. It is hashable and not a
+    """The places of text and images in front of the target. It is hashable and not a
     tensor: a compiled block has to know it, and reading it must not wait for the
     device.
 
-    >>> layout = Layout(((0, 10, True),), prefix=10, targets=2, target_tokens=64)
-    >>> layout.prefix + layout.targets * layout.target_tokens  # S
-    138
+    >>> Layout(((0, 10, True), (10, 74, False)), prefix=74).keeps
+    False
     """
 
     segments: tuple[tuple[int, int, bool], ...]
     """(begin, end, whether it is text) of each part of the prefix."""
 
     prefix: int
-    targets: int
-    target_tokens: int
+    """Tokens in front of the target."""
+
     keeps: bool = False
     """Whether a block returns the keys and values of the prefix after its output."""
 
@@ -85,7 +84,7 @@ def run_block(
     block: Any,
     x_BSD: Tensor,
     zero_1M: Tensor,
-    levels_RM: Tensor,
+    level_BM: Tensor,
     rotary_SE: Tensor,
     layout: Layout,
     *prefix: Tensor,
@@ -93,12 +92,12 @@ def run_block(
     """The forward pass of a QwenImage21TransformerBlock: its output and, where the
     layout keeps them, the prefix's keys and values.
 
-    zero_1M: modulations at t = 0, for the prefix. levels_RM: modulations at each
-    target's noise level. prefix: keys and values that were kept; the sequence then has
-    targets alone.
+    zero_1M: modulations at t = 0, for the prefix. level_BM: modulations at the target's
+    noise level. prefix: keys and values that were kept; the sequence is then the target
+    alone.
     """
     zeros = zero_1M.chunk(4, -1)
-    levels = levels_RM.unflatten(0, (-1, layout.targets)).chunk(4, -1)
+    levels = level_BM.chunk(4, -1)
     scale1, gate1, scale2, gate2 = (
         partial(_times, *pair, layout) for pair in zip(zeros, levels, strict=True)
     )
@@ -119,18 +118,16 @@ def run_block(
 
 def _times(
     zero_1D: Tensor,
-    levels_BKD: Tensor,
+    level_BD: Tensor,
     layout: Layout,
     y_BSD: Tensor,
     act: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """y times `act` of its modulation. Prefix and targets are multiplied separately, so
+    """y times `act` of its modulation. Prefix and target are multiplied separately, so
     that the backward pass keeps no modulation for each token."""
-    targets_BKND = y_BSD[:, layout.prefix :].unflatten(
-        1, (layout.targets, layout.target_tokens)
-    )
-    of_targets_BSD = (targets_BKND * act(levels_BKD)[:, :, None]).flatten(1, 2)
-    return torch.cat([y_BSD[:, : layout.prefix] * act(zero_1D), of_targets_BSD], dim=1)
+    prefix_BPD = y_BSD[:, : layout.prefix] * act(zero_1D)
+    target_BND = y_BSD[:, layout.prefix :] * act(level_BD)[:, None]
+    return torch.cat([prefix_BPD, target_BND], dim=1)
 
 
 def _one_plus(scale: Tensor) -> Tensor:
@@ -156,7 +153,7 @@ def attend(
     prefix: Sequence[Tensor] = (),
 ) -> tuple[Tensor, ...]:
     """The attention of a block. A text token sees the tokens before it and itself, an
-    image the tokens before it and itself, a target the prefix and itself.
+    image the tokens before it and itself, the target everything.
 
     It is exact and computed segment by segment, so that there is no mask of the whole
     sequence. y_BSD: normed and modulated. Other inputs and outputs: see `run_block`.
@@ -190,13 +187,8 @@ def attend(
             else scaled_dot_product_attention(queries, *seen, is_causal=is_text)
         )
     before = prefix or (k_before, v_before)
-    of_targets = [x.chunk(layout.targets, dim=2) for x in (q, k, v)]
-    for queries, *target_keys_values in zip(*of_targets, strict=True):
-        keys, values = (
-            torch.cat(pair, dim=2)
-            for pair in zip(before, target_keys_values, strict=True)
-        )
-        parts.append(scaled_dot_product_attention(queries, keys, values))
+    keys, values = (torch.cat(pair, dim=2) for pair in zip(before, (k, v), strict=True))
+    parts.append(scaled_dot_product_attention(q, keys, values))
     out_BSD = attn.to_out[1](
         attn.to_out[0](torch.cat(parts, 2).transpose(1, 2).flatten(2, 3))
     )
@@ -236,24 +228,23 @@ def _has_flash(x_BSD: Tensor, width: int) -> bool:
 def forward(
     model: QwenImage21Transformer2DModel,
     run: RunIndexed,
-    x_BKNC: Tensor,
-    levels_BK: Tensor,
+    x_BNC: Tensor,
+    t_B: Tensor,
     embeds_BLD: Tensor,
     slots: Sequence[int],
     references: Sequence[Tensor],
     shapes: Sequence[ImageShape],
     prefix_cache: list[KeysValues] | None = None,
 ) -> Tensor:
-    """Velocity [B, K, N, C] of the targets. It replaces the forward method of the
-    blocks by `run_block`.
+    """Velocity [B, N, C] of the target. It replaces the forward method of the blocks by
+    `run_block`.
 
-    levels_BK: noise fractions in [0, 1]. slots: for each control image, the number of
+    t_B: noise fractions in [0, 1]. slots: for each control image, the number of
     text tokens in front of it. references: tokens [B, N', C] of each control image.
     shapes: of the control images and, at last, the target. prefix_cache: keys and
     values of this prefix for each block; the prefix is then not computed. An empty list
     is filled.
     """
-    batch, targets, tokens, _ = x_BKNC.shape
     parts = _parts(slots, [prod(shape) for shape in shapes[:-1]], embeds_BLD.shape[1])
     prefix = sum(length for length, _ in parts)
     ends = list(accumulate(length for length, _ in parts))
@@ -261,19 +252,17 @@ def forward(
         (end - length, end, is_text)
         for end, (length, is_text) in zip(ends, parts, strict=True)
     )
-    rotary_SE = _rotary(model, parts, shapes, targets, x_BKNC.device)
-    x_BSD = model.img_in(x_BKNC).flatten(1, 2)
+    rotary_SE = _rotary(model, parts, shapes, x_BNC.device)
+    x_BSD = model.img_in(x_BNC)
     known = list(prefix_cache or ())
     if known:
-        layout = Layout((), 0, targets, tokens)
+        layout = Layout((), 0)
         # A copy, because a program depends on where a view begins.
         rotary_SE = rotary_SE[prefix:].clone()
     else:
         layout = Layout(
             segments,
             prefix,
-            targets,
-            tokens,
             keeps=prefix_cache is not None,
             has_flash=_has_flash(x_BSD, model.config.attention_head_dim),
         )
@@ -293,15 +282,11 @@ def forward(
             ],
             1,
         )
-    t = to_device(
-        torch.cat([levels_BK.flatten(), levels_BK.new_zeros(1)]),
-        x_BSD.device,
-        x_BSD.dtype,
-    )
+    t = to_device(torch.cat([t_B, t_B.new_zeros(1)]), x_BSD.device, x_BSD.dtype)
     temb = model.time_text_embed(t, x_BSD)
     modulation = model.modulation(temb)
     zero_1M = modulation[-1:]
-    levels_RM = modulation[:-1]
+    level_BM = modulation[:-1]
     # One pass of an image keeps its prefix: a program for it takes longer than it saves.
     with torch.compiler.set_stance("force_eager" if layout.keeps else "default"):
         for index, block in enumerate(model.transformer_blocks):
@@ -310,16 +295,14 @@ def forward(
                 block.forward = MethodType(run_block, block)
             of_prefix = known[index] if known else ()
             x_BSD, *keys_values = run(
-                index, block, x_BSD, zero_1M, levels_RM, rotary_SE, layout, *of_prefix
+                index, block, x_BSD, zero_1M, level_BM, rotary_SE, layout, *of_prefix
             )
             if prefix_cache is not None and keys_values:
                 prefix_cache.append((keys_values[0], keys_values[1]))
-    out = model.norm_out(
-        x_BSD[:, layout.prefix :].unflatten(1, (targets, tokens)).flatten(0, 1),
-        temb[:-1],
+    velocity_BNC: Tensor = model.proj_out(
+        model.norm_out(x_BSD[:, layout.prefix :], temb[:-1])
     )
-    velocity_BKNC: Tensor = model.proj_out(out).unflatten(0, (batch, targets))
-    return velocity_BKNC
+    return velocity_BNC
 
 
 def _parts(
@@ -338,12 +321,10 @@ def _rotary(
     model: QwenImage21Transformer2DModel,
     parts: Sequence[tuple[int, bool]],
     shapes: Sequence[ImageShape],
-    targets: int,
     device: torch.device,
 ) -> Tensor:
     """Rotations [S, E / 2], complex, as in diffusers' QwenImage21Rope, which makes
-    lists of the positions of all tokens at each call. The target's rotations are
-    repeated for each of its copies."""
+    lists of the positions of all tokens at each call."""
     position = 0
     grids = iter(shapes)
     columns = []
@@ -361,9 +342,7 @@ def _rotary(
             torch.stack([here, rows.repeat_interleave(width), line.repeat(height)])
         )
         position += max(height, width)
-    index_3S = to_device(
-        torch.cat([*columns, *columns[-1:] * (targets - 1)], dim=1), device
-    )
+    index_3S = to_device(torch.cat(columns, dim=1), device)
     model.pos_embed.freqs = [freqs.to(device) for freqs in model.pos_embed.freqs]
     return torch.cat(
         [

@@ -4,8 +4,8 @@ It connects `prompts` and `forward` with `FolderModel` and `QwenModel`, and keep
 keys and values of text and control images between the steps of a sample. It has no
 modulation cache: the modulation is small. Made by `QwenImage21Family.open`.
 
-Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / 16),
-K noise levels of one prompt, N tokens.
+Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / 16), N
+tokens.
 """
 
 from __future__ import annotations
@@ -167,30 +167,21 @@ class QwenImage21Model(QwenModel):
         prompts: PromptEmbeds,
         slots: Sequence[Tensor],
     ) -> Tensor:
-        per_prompt = (len(prompts.lengths), -1)
-        velocity_BKNC = forward(
+        velocity_BNC = forward(
             self.network_module,
             run,
-            pack(self.to_model(x_t_BCHW)).unflatten(0, per_prompt),
-            t_B.unflatten(0, per_prompt),
+            pack(self.to_model(x_t_BCHW)),
+            t_B,
             self.to_model(prompts.embeds_BLD),
             self.text_layout(prompts, 0)[1:],
             [pack(latents_BCHW) for latents_BCHW in slots],
             [(1, *latents_BCHW.shape[-2:]) for latents_BCHW in (*slots, x_t_BCHW)],
             self._kept_of(prompts, slots),
         )
-        velocity_RCHW: Tensor = (
-            velocity_BKNC.flatten(0, 1)
-            .transpose(1, 2)
-            .unflatten(2, x_t_BCHW.shape[-2:])
+        velocity_BCHW: Tensor = velocity_BNC.transpose(1, 2).unflatten(
+            2, x_t_BCHW.shape[-2:]
         )
-        return velocity_RCHW
-
-    def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
-        """The guided prediction, without restoring lengths.
-
-        Source: diffusers, pipeline_qwenimage21.py, `__call__`."""
-        return uncond_BCHW + scale * (cond_BCHW - uncond_BCHW)
+        return velocity_BCHW
 
 
 def pack(latents_BCHW: Tensor) -> Tensor:

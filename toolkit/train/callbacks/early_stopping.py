@@ -16,7 +16,7 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
-from toolkit.config.sections.train import StopWhenConfig
+from toolkit.config.sections.train import CHECK_EVERY, StopWhenConfig
 from toolkit.contracts.training import StepResult
 from toolkit.optim.schedules import Plateau
 from toolkit.train.paired import forecast
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 class EarlyStopping(Callback):
     """Keeps the last finite values of one metric in the checkpoint, so that a resumed
-    run stops at the same step. For `no_better_within` it keeps the last forecast.
+    run stops at the same step. Without a bound it keeps the last forecast.
 
     Example::
 
@@ -55,18 +55,12 @@ class EarlyStopping(Callback):
 
     def on_validation(self, run: Run, losses: dict[str, float]) -> None:
         self.update(run, losses)
-        confidence = self.settings.no_better_within
-        if confidence is None or run.early_stop_reason is not None:
+        if self.settings.below is not None or run.early_stop_reason is not None:
             return
         known = read_losses_by_image(run.folder)
         if run.state.step in known:  # not where a loss was not finite
-            last_forecast = forecast(known, run.steps, confidence)
-            record = (
-                {"confidence": confidence} | asdict(last_forecast)
-                if last_forecast
-                else {}
-            )
-            self._saved(run)[FORECAST] = record
+            last = forecast(known, run.steps)
+            self._saved(run)[FORECAST] = asdict(last) if last else {}
 
     def update(self, run: Run, values: Mapping[str, float]) -> None:
         """Takes metrics by their logged name, of a step or of a validation."""
@@ -79,9 +73,7 @@ class EarlyStopping(Callback):
             saved["values"] = [*saved["values"], value][-self.settings.smooth :]
 
     def after_step(self, run: Run) -> None:
-        if self.settings.no_better_within is not None or due(
-            run.state.step, self.settings.check_every
-        ):
+        if self.settings.below is None or due(run.state.step, CHECK_EVERY):
             run.flush_metrics()
             self._check(run)
 

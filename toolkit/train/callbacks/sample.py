@@ -19,7 +19,7 @@ from PIL import Image
 from toolkit.data.pixels.images import over_white
 from toolkit.files import now
 from toolkit.files.run_files import LAYERS, SAMPLE_FILE, SAMPLES
-from toolkit.files.writing import atomic_write, os_error_as_run_error
+from toolkit.files.writing import atomic_write, os_error_as_run_error, short
 from toolkit.train.collectives import using_eval_weights
 from toolkit.train.run import Callback, Interval, Run
 from toolkit.train.sampling import SamplingInterrupted, write_layers
@@ -49,38 +49,12 @@ class Samples:
     texts: Sequence[str]
     """A text for each image, such as its prompt."""
 
-    first: Sequence[str] | None = None
-    """The same of the images before step 1, whose indices follow; None: those of
-    `texts`."""
-
-    first_format: str = ""
-    """Their file format."""
-
-    deployments: Mapping[int, str] = field(default_factory=dict)
-    """Index of an image of `sample.also` -> the name of its way of sampling."""
-
     layers: Mapping[int, int] = field(default_factory=dict)
     """Index of an image that is a row of layers (`layers_of`) -> their number."""
 
 
-@dataclass(frozen=True)
-class SampleSet:
-    """The images that are generated at one step.
-
-    >>> SampleSet(range(2), "png").format in SAVE_OPTIONS
-    True
-    """
-
-    prompts: range
-    """Indices of the sampler's prompts; image i of the set has the i-th of them."""
-
-    format: str
-    """A key of SAVE_OPTIONS."""
-
-
 class SampleCallback(Callback):
-    """Images go to samples/<step>_<index>.<format>, those of `sample.also` to
-    <step>_<index>_<name>.<format>, layers to samples/layers/.
+    """Images go to samples/<step>_<index>.<format>, layers to samples/layers/.
 
     Example::
 
@@ -101,24 +75,22 @@ class SampleCallback(Callback):
         """format: a key of SAVE_OPTIONS. draws_first: there is a set before step 1.
         at_each_start: also one where a resume begins."""
         self.samples = samples
-        self.images = first = SampleSet(range(len(samples.texts)), format)
-        if samples.first is not None:
-            indices = range(len(samples.texts), len(samples.texts) + len(samples.first))
-            first = SampleSet(indices, samples.first_format)
-        self.first = first if draws_first else SampleSet(range(0), "")
+        self.format = format
+        self.draws_first = draws_first
         self.every = every
         self.at_each_start = at_each_start
         self._sampled_at = -1
 
     def on_start(self, run: Run) -> None:
         step = run.state.step
-        sample_set = self.first if step == 0 else self.images
         # Also after a resume: the run may have ended in the middle of this set.
-        expected = step == 0 or self.every.due(run) or run.complete
-        if (expected and len(self._files_of(run, step)) < len(sample_set.prompts)) or (
+        expected = self.draws_first
+        if step:
+            expected = self.every.due(run) or run.complete
+        if (expected and len(self._files_of(run, step)) < len(self.samples.texts)) or (
             step and self.at_each_start
         ):
-            self.sample_now(run, sample_set)
+            self.sample_now(run)
         elif step:
             self._sampled_at = step
 
@@ -127,60 +99,54 @@ class SampleCallback(Callback):
             self.sample_now(run)
 
     def coming(self, run: Run) -> Mapping[str, float]:
-        return {"sampling": self.every.coming(run) * len(self.images.prompts)}
+        return {"sampling": self.every.coming(run) * len(self.samples.texts)}
 
     def on_end(self, run: Run, finished: bool) -> None:
         if finished and self._sampled_at != run.state.step:
             self.sample_now(run)
 
-    def sample_now(self, run: Run, images: SampleSet | None = None) -> None:
-        """Generates one set at the current step: the one of the interval by default.
-        One that a stop interrupts leaves no image."""
-        images = images or self.images
+    def sample_now(self, run: Run) -> None:
+        """Generates one set at the current step. One that a stop interrupts leaves no
+        image."""
+        texts = self.samples.texts
         step = run.state.step
-        if not images.prompts:
+        if not texts:
             return
         self._remove(run, step)
-        with using_eval_weights(run), now.during("sampling", 1, len(images.prompts)):
+        with using_eval_weights(run), now.during("sampling", 1, len(texts)):
             try:
-                files = self._generate_set(run, step, images)
+                files = self._generate_set(run, step)
             except SamplingInterrupted:
                 self._remove(run, step)
                 return
         self._sampled_at = step
-        texts = (*self.samples.texts, *(self.samples.first or ()))
         run.event(
             "sample",
             step=step,
             epoch=run.state.epochs_done,
             files=files,
-            prompts=[texts[prompt] for prompt in images.prompts],
+            prompts=[*texts],
         )
         plural = "" if len(files) == 1 else "s"
         logger.info(
-            f"generated {len(files)} sample image{plural} at step {step} in {run.folder / SAMPLES}"
+            f"generated {len(files)} sample image{plural} at step {step} in {short(run.folder / SAMPLES)}"
         )
 
-    def _generate_set(self, run: Run, step: int, images: SampleSet) -> list[str]:
+    def _generate_set(self, run: Run, step: int) -> list[str]:
         """The names of the images. Raises SamplingInterrupted."""
         samples = self.samples
         files = list[str]()
-        for index, prompt in enumerate(images.prompts):
-            now.tell("sampling", index + 1, len(images.prompts))
-            image = samples.draw(prompt)
-            way = (
-                f"_{samples.deployments[prompt]}"
-                if prompt in samples.deployments
-                else ""
-            )
-            path = run.folder / SAMPLES / f"{step:09d}_{index}{way}.{images.format}"
+        for index in range(len(samples.texts)):
+            now.tell("sampling", index + 1, len(samples.texts))
+            image = samples.draw(index)
+            path = run.folder / SAMPLES / f"{step:09d}_{index}.{self.format}"
             with os_error_as_run_error(path), atomic_write(path) as temporary:
-                (over_white(image) if images.format == "jpg" else image).save(
-                    temporary, **SAVE_OPTIONS[images.format]
+                (over_white(image) if self.format == "jpg" else image).save(
+                    temporary, **SAVE_OPTIONS[self.format]
                 )
             files.append(path.name)
             write_layers(
-                path.parent / LAYERS, path.stem, image, samples.layers.get(prompt, 0)
+                path.parent / LAYERS, path.stem, image, samples.layers.get(index, 0)
             )
         return files
 

@@ -18,7 +18,7 @@ from typing import Literal
 
 from toolkit.errors import RunError
 from toolkit.files import now
-from toolkit.files.writing import os_error_as_run_error
+from toolkit.files.writing import os_error_as_run_error, short
 from toolkit.networks.save import remove_old_step_files
 from toolkit.train.checkpoint_state import snapshot_state
 from toolkit.train.checkpoint_store import (
@@ -179,7 +179,7 @@ class SaveCallback(Callback):
                 "removed": [p.name for p in removed],
             }
             run.event("save", step=done, epoch=epoch, **names)
-            return f"saved {', '.join(p.name if step is not None else str(p) for p in files)}"
+            return f"saved {', '.join(p.name if step is not None else short(p) for p in files)}"
 
         self._writing = self._writer.submit(work)
         if write_network:

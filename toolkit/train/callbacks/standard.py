@@ -151,7 +151,7 @@ def _measuring(
     settings = section.validation
     on_stop: Callable[[Run], None] = _do_nothing
     if validation and settings:
-        every = Interval(settings.every, settings.every_n_epochs)
+        every = Interval(settings.every)
         validating = ValidationCallback(
             validation, every, lambda run: saving.prepare_network(run, "best")()
         )
@@ -186,8 +186,7 @@ def _overview(section: TrainerConfig, folder: Path) -> Iterator[Callback]:
         if data.folder_path and not data.is_reg
     ]
     learned = [Path(data.folder_path).expanduser() for data in datasets]
-    usual = getattr(section, "sample_pictures", tuple)
-    shown: Iterable[Any] = getattr(section, "all_pictures", usual)()
+    shown: Iterable[Any] = getattr(section, "sample_pictures", tuple)()
     references = [[Path(path).expanduser() for path in one.ctrl_img] for one in shown]
     yield from _around("overview", folder, learned, references)
 

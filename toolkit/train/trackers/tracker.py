@@ -8,9 +8,8 @@ of its own, and passes them the values.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from toolkit.config.sections.output import LoggingConfig
 from toolkit.extension import discover
@@ -21,8 +20,8 @@ class RunInfo:
     """The facts about a run that a tracker gets.
 
     >>> info = RunInfo("maya", Path("output/maya"), step=0, options=LoggingConfig())
-    >>> info.settings
-    {}
+    >>> info.options.trackers()
+    ()
     """
 
     name: str
@@ -36,8 +35,7 @@ class RunInfo:
     (again)."""
 
     options: LoggingConfig
-    settings: dict[str, Any] = field(default_factory=dict)
-    """The job's settings without secrets; empty unless the user wants them logged."""
+    """The section `logging` of the job."""
 
 
 class Tracker(ABC):

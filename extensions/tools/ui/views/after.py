@@ -48,13 +48,13 @@ from extensions.tools.ui.tries import (
 from extensions.tools.ui.views import run as run_view
 from extensions.tools.ui.views import tools
 from extensions.tools.ui.views.first_minute import first_minute
-from extensions.tools.ui.views.new import FOLDER, short
+from extensions.tools.ui.views.new import FOLDER
 from extensions.tools.ui.views.pictures import LARGE, picture
 from extensions.tools.ui.views.queue import queue_of
 from extensions.tools.ui.views.resume import origin_of, saved_job
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
-from toolkit.files.writing import read_object
+from toolkit.files.writing import read_object, short
 from toolkit.train.run_reader import RunInfo, RunStatus
 
 MOST_SEEDS = 4

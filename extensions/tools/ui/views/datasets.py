@@ -105,7 +105,7 @@ def _named(request: Request) -> Dataset:
     would each wait for that."""
     ui = ui_of(request)
     name = request.path_params["d"]
-    if not below(ui.datasets, name).is_dir():
+    if not os.path.isdir(below(ui.datasets, name)):  # or too long for a name
         raise HTTPException(404, f"{name} is not there")
     return Dataset(ui, name)
 

@@ -41,6 +41,7 @@ from extensions.tools.shared.examples import (
     MASCOTS,
     MODELS,
     WITHOUT_GPU,
+    all_models,
     are_photographs,
     written_job,
 )
@@ -77,7 +78,13 @@ from toolkit.contracts.data import PLACEHOLDERS
 from toolkit.data.scan.words import usual_word
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
-from toolkit.files.writing import CONFIG_SUFFIXES, folder_lock, open_regular, write_text
+from toolkit.files.writing import (
+    CONFIG_SUFFIXES,
+    folder_lock,
+    open_regular,
+    short,
+    write_text,
+)
 from toolkit.memory.estimate import GB
 from toolkit.system.nvidia import TO_TRY, least_memory
 
@@ -945,20 +952,8 @@ def _models(ui: Ui) -> dict[str, list[tuple[str, str]]]:
     cached = hub_cache().glob(f"models--*/snapshots/*/{INDEX}")
     for folder in sorted({index.parents[2].name for index in cached}):
         here.append(folder.removeprefix("models--").replace("--", "/"))
-    titles = {model.id: model.title for model in MODELS}
+    titles = {model.id: model.title for model in all_models()}
     published = [(id_, title) for id_, title in titles.items() if id_ not in here]
     titles[short(TINY)] = texts()["new"]["tiny"]
     known = [(name, titles.get(name, name)) for name in dict.fromkeys(here)]
     return {"here": known, "published": published}
-
-
-def short(path: Path) -> str:
-    """A path as text, relative to the working directory if it is in it.
-
-    >>> short(Path.cwd() / "output" / "cat")
-    'output/cat'
-    """
-    here = Path.cwd()
-    if path.is_relative_to(here):
-        return str(path.relative_to(here))
-    return str(path)

@@ -31,14 +31,13 @@ from extensions.tools.ui.state import Form, Ui, done, posted, refusals, ui_of
 from extensions.tools.ui.views.new import (
     NAME,
     read_job,
-    short,
     why_not_started,
     without_secrets,
 )
 from extensions.tools.ui.views.queue import RUNNER_S, enqueue, queue_of
 from toolkit.config.reading.located import dotted
 from toolkit.errors import UserError
-from toolkit.files.writing import CONFIG_SUFFIXES, find_config
+from toolkit.files.writing import CONFIG_SUFFIXES, find_config, short
 from toolkit.train.run_reader import RunInfo, RunStatus
 
 _ABSENT = object()

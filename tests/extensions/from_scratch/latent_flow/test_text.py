@@ -11,6 +11,7 @@ import torch
 from transformers import BertModel, Qwen3Model
 
 from extensions.from_scratch.latent_flow import new, text
+from extensions.from_scratch.latent_flow.new import TEXT_WEIGHTS
 from tests.conftest import ROOT, child_environment
 from tests.extensions.from_scratch.conftest import write_qwen3
 from tests.extensions.from_scratch.flow_models import SMALL_TEXT
@@ -81,6 +82,21 @@ def test_the_seed_decides_the_weights_and_the_vocabulary_fits() -> None:
         ).config.vocab_size
         == 300
     )
+
+
+def test_a_text_encoder_is_placed_with_its_weights_alone(tmp_path: Path) -> None:
+    new.write_text_encoder(tmp_path / "old", SMALL_TEXT, CAPTIONS, 16, 0)
+    encoder, tokenizer = (
+        tmp_path / "old" / name for name in ("text_encoder", "tokenizer")
+    )
+    new.place_text_encoder(tmp_path / "new", encoder, tokenizer)
+    placed = tmp_path / "new" / "text_encoder"
+    assert {file.name for file in placed.iterdir()} == {"config.json", TEXT_WEIGHTS}
+    assert text.load_text_encoder(placed, torch.float32)
+    (encoder / TEXT_WEIGHTS).unlink()
+    with pytest.raises(RunError, match=r"text_encoder: has no weights \(model\."):
+        new.place_text_encoder(tmp_path / "none", encoder, tokenizer)
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_projection_keeps_lengths(tmp_path: Path) -> None:

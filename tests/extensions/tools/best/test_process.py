@@ -27,6 +27,7 @@ def test_the_loss_is_that_of_the_run_and_the_best_file_is_linked(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     said,
+    run_py,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     section = trainer(
@@ -76,6 +77,10 @@ def test_the_loss_is_that_of_the_run_and_the_best_file_is_linked(
     again = best(*linked, "--overwrite")
     assert (run / "my_char_best.safetensors").samefile(run / again["recommended"])
     assert again == found
+
+    told = run_py("best", run, "--json")
+    assert told.returncode == 0 and json.loads(told.stdout) == found
+    assert f"recommended: {name}: " in told.stderr
 
     (tmp_path / "photo.jpg").write_bytes(b"mine")
     (run / "my_char_best.safetensors").unlink()
@@ -132,7 +137,13 @@ def test_files_of_a_run_that_broke_down_are_left_out(
 
 @pytest.mark.slow
 def test_a_run_without_held_out_images_cannot_tell(
-    write_job, trainer, make_pictures, tmp_path: Path, monkeypatch, said: list[str]
+    write_job,
+    trainer,
+    make_pictures,
+    tmp_path: Path,
+    monkeypatch,
+    said: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     section = trainer(make_pictures(tmp_path / "images", "ab"))
@@ -146,6 +157,10 @@ def test_a_run_without_held_out_images_cannot_tell(
         for line in said
     )
     assert "fraction: 0.1, every: 1}" in found["reason"]
+    capsys.readouterr()
+    run_tool("best", ["output/my_char", "--json"])
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == found
     with pytest.raises(
         ConfigErrors, match="no section 'validation', so no file can be recommended"
     ):

@@ -16,12 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from extensions.tools.doctor.rounding import rounding
 from tests.conftest import ROOT, heard
 from tests.running import run_job, run_tool, section_of
 from toolkit.errors import ConfigErrors, RunError
 from toolkit.files.safetensors_io import read_metadata
-from toolkit.memory.quantization import quantize_weight
 from toolkit.models.tiny import TinySpec, write_tiny_model
 
 GOLDEN = ROOT / "tests" / "golden" / "lora_files"
@@ -377,9 +375,6 @@ BROKEN = {
     "alpha as a text": Broken(
         "bad_header", "to_diffusers", metadata={"lora_adapter_metadata": '{"r": 4, "lora_alpha": "8"}'}
     ),
-    "little into fp8": Broken("rounded_away", "lora", scaled(B, 1e-2), "--model own --base-dtype fp8"),
-    "little into int4": Broken("rounded_away", "lora", scaled(B, 1e-2), "--model own --base-dtype int4"),
-    "little into nvfp4": Broken("rounded_away", "lora", scaled(B, 1e-2), "--model own --base-dtype nvfp4"),
     "biases and zeros that comfyui extracts": Broken("", "lora", both(with_bias(1), zeros_of_norms)),
     # their strengths differ by a factor of 8, and alpha is 4 in all
     "layers of several ranks with one alpha": Broken("", "lora", both(
@@ -388,7 +383,7 @@ BROKEN = {
 }  # fmt: skip
 ALSO = {
     "tiny on the published": set(), "metadata of 2.1": {"size"}, "changes of norms": {"incomplete"},
-    "twice": set(), "flux": set(), "lokr for nunchaku": {"missing"},
+    "twice": set(), "flux": set(),
 }  # fmt: skip
 """What the same damage is told beside its own name, rightly."""
 
@@ -468,137 +463,3 @@ def test_bad_input_is_refused_before_anything_is_read(
     ):
         with pytest.raises(ConfigErrors, match=re.escape(message)):
             section_of("doctor", flags)
-
-
-# ------------------------------------------------------------ rounding
-
-
-@pytest.mark.parametrize(
-    ("base", "kind", "strength"),
-    [
-        ("fp8", "lora", 0.03),
-        ("fp8_rows", "lora", 0.03),
-        ("int8", "lora", 1.0),
-        ("int4", "dora", 1.0),
-        ("nvfp4", "lora", 0.03),
-    ],
-)
-def test_the_loss_that_is_told_is_that_of_merging(
-    place: Place,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    base: str,
-    kind: str,
-    strength: float,
-) -> None:
-    """The weights of a model are quantized, `run.py merge` merges into them, and the
-    result is quantized."""
-    tensors = load_file(place.folder / f"{kind}.safetensors")
-    scaled("lora_B", strength)(tensors)
-    save_file(tensors, tmp_path / "a.safetensors")
-    told = examine(
-        place,
-        tmp_path / "a.safetensors",
-        capsys,
-        "--model",
-        place.models["own"],
-        "--base-dtype",
-        base,
-    )
-    quantized = shutil.copytree(place.models["own"], tmp_path / "quantized")
-    layers = {f"{name}.weight" for name in told["rounding"]["by_layer"]}
-    assert len(layers) == 28
-    for file in (quantized / "transformer").glob("*.safetensors"):
-        weights = {k: t.float() for k, t in load_file(file).items()}
-        save_file(
-            {k: as_stored(t, base) if k in layers else t for k, t in weights.items()},
-            file,
-        )
-    run_tool(
-        "merge",
-        [
-            "--base",
-            quantized,
-            "--lora",
-            tmp_path / "a.safetensors",
-            "--output",
-            tmp_path / "merged",
-        ],
-    )
-    before, after = (
-        {
-            k: t
-            for file in (folder / "transformer").glob("*.safetensors")
-            for k, t in load_file(file).items()
-        }
-        for folder in (quantized, tmp_path / "merged")
-    )
-    inner = meant = 0.0
-    for name in layers:
-        change = (after[name] - before[name]).double()
-        left = (as_stored(after[name], base) - before[name]).double()
-        inner += float((left * change).sum())
-        meant += float(change.square().sum())
-    assert told["rounding"]["measured"] is True
-    assert told["rounding"]["lost"] == pytest.approx(1 - inner / meant, abs=2e-3)
-
-
-def as_stored(weight: Tensor, base: str) -> Tensor:
-    """What a file holds of a weight, written out once more."""
-    if base == "nvfp4":
-        import math
-
-        whole = float(weight.abs().max()) / (6 * 448)
-        blocks = weight.reshape(-1, 16)
-        scale = (blocks.abs().amax(1, keepdim=True) / 6 / whole).to(
-            torch.float8_e4m3fn
-        ).float() * whole
-        values = sorted(
-            {sign * m * 2.0**e for sign in (-1, 1) for e in (0, 1, 2) for m in (1, 1.5)}
-            | {0.0, 0.5, -0.5}
-        )
-        values = torch.tensor([value for value in values if math.fabs(value) <= 6])
-        nearest = ((blocks / scale)[..., None] - values).abs().argmin(-1)
-        return (values[nearest] * scale).view(weight.shape)
-    if base == "fp8":
-        scale = weight.abs().max() / 448
-        return (weight / scale).to(torch.float8_e4m3fn).float() * scale
-    return quantize_weight(weight, {"fp8_rows": "float8"}.get(base, base)).dequantize()
-
-
-@pytest.mark.parametrize(
-    ("base", "strength"),
-    [("int8", 3e-4), pytest.param("fp8", 3e-5, marks=pytest.mark.slow)],
-)
-def test_the_loss_is_predicted_without_the_weights(
-    place: Place,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    base: str,
-    strength: float,
-) -> None:
-    """On weights as large as they are taken to be; the file is of the published
-    width."""
-    generator = torch.Generator().manual_seed(0)
-    up, down = (
-        torch.randn(*shape, generator=generator) for shape in ((3072, 4), (4, 3072))
-    )
-    stem = "diffusion_model.transformer_blocks.5.attn.to_q"
-    parts = {
-        "lora_A.weight": down,
-        "lora_B.weight": strength * up,
-        "alpha": torch.tensor(4.0),
-    }
-    save_file(
-        {f"{stem}.{name}": part for name, part in parts.items()},
-        tmp_path / "a.safetensors",
-    )
-    told = examine(place, tmp_path / "a.safetensors", capsys, "--base-dtype", base)[
-        "rounding"
-    ]
-    weight = torch.randn(3072, 3072, generator=generator) / 3072**0.5
-    measured = rounding(weight, lambda _: strength * up @ down, base)
-    assert told["measured"] is False
-    assert told["lost"] == pytest.approx(measured.lost, abs=0.03)
-    assert told["noise"] == pytest.approx(measured.noise, rel=0.1, abs=0.02)
-    assert told["between"][0] <= told["lost"] <= told["between"][1]

@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
 from extensions.tools.generate.config import GenerateConfig
 from extensions.tools.shared import generation
-from extensions.tools.shared.image_files import read_settings
+from extensions.tools.shared.image_files import CHUNK, read_settings
 from tests.conftest import ROOT, child_environment
 from tests.diffusers_reference import (
     PIPELINE_MODULE,
@@ -271,7 +272,7 @@ def test_prompts_of_a_file_and_of_standard_input_have_flags(
     monkeypatch.setattr(
         "sys.stdin",
         io.StringIO(
-            "typed in --d 9\n\n# nothing\nwrong --w wide\nx --ci no.png\nlast --w 80\n"
+            "typed in --d 9\n\n# nothing\nwrong --w wide\nx --ci no.png\n<lora:a:1> x\nlast --w 80\n"
         ),
     )
     kept: list[tuple[str, ...]] = []
@@ -300,6 +301,7 @@ def test_prompts_of_a_file_and_of_standard_input_have_flags(
     assert loads.count("text_encoder") == 1, "it stays for what is typed in"
     assert any("'wide' is not a whole number" in line for line in said)
     assert any("'no.png' is not a file" in line for line in said)
+    assert any("'<lora:a:1>' loads nothing" in line for line in said)
     generate(
         f"--model {tiny_model} --prompts sample.yaml --trigger-word yaml {SMALL.replace('--steps 2', '')}"
     )
@@ -500,6 +502,90 @@ def test_sizes_and_lightning_are_the_publishers(
     )
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "a.safetensors=0.8",
+        "a.safetensors = 0.8",
+        "a.safetensors@0.8",
+        "a.safetensors*0.8",
+        "a.safetensors(0.8)",
+        "a.safetensors::0.8",
+        "a.safetensors[0.8]",
+        "a.safetensorsx0.8",
+        "a.safetensors:0.8:0.6",
+        "a.safetensors:0,8",
+        "a.safetensors,0.8",
+        "a.safetensors 0.8",
+    ],
+)
+@pytest.mark.parametrize("is_split", [False, True])
+def test_a_strength_behind_another_sign_gets_its_colon(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    typed: str,
+    is_split: bool,
+) -> None:
+    """In one word, and, with a space, in two."""
+    monkeypatch.chdir(tmp_path)
+    write_lora(tiny_model, tmp_path / "a.safetensors")
+    rest = ["--model", str(tiny_model), "--prompt", "x"]
+    rest = rest[2:] if is_split else rest  # also where the file names the model
+    words = typed.split(" ") if is_split and "=" not in typed else [typed]
+    with pytest.raises(UserError) as refused:
+        section_of("generate", ["--lora", *words, *rest])
+    (right,) = re.findall(r"Write '(.*)'\.$", str(refused.value))
+    assert right == "a.safetensors:0.8"
+    given = ["--lora", right, "--model", str(tiny_model), "--prompt", "x"]
+    assert section_of("generate", given).lora == (right,)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "lora", "right"),
+    [
+        ("<lora:a:0.6> a cat", "", "output/a/a.safetensors:0.6"),
+        ("a cat <LORA:a:.6:0.8>", "", "output/a/a.safetensors:.6"),
+        ("a cat, <lyco:b:1>", "b.safetensors", "b.safetensors:1"),
+        ("a <lora:b> cat", "b.safetensors:0.3", "b.safetensors:0.3"),
+        ("a cat --n <lora:b:1>", "b.safetensors", "b.safetensors:1"),
+        ("<lora: b : 0,7 > cat", "b.safetensors", "b.safetensors:0.7"),
+        ("<lora:my/b.safetensors:0.7> x", "b.safetensors", "b.safetensors:0.7"),
+        ("<lora:b:0.5:lbw=OUTS> cat", "b.safetensors:0.3", "b.safetensors:0.5"),
+        (
+            "<lora:a:0.6> a cat <lora:b:-0.2>",
+            "b.safetensors",
+            "b.safetensors:-0.2 output/a/a.safetensors:0.6",
+        ),
+        ("<lora:nosuch:0.6> cat", "b.safetensors", "b.safetensors FILE:0.6"),
+    ],
+)
+def test_a_tag_of_a_lora_in_a_prompt_names_the_flag_that_loads_it(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    prompt: str,
+    lora: str,
+    right: str,
+) -> None:
+    """As AUTOMATIC1111's program has it; also before it is known which model."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "output" / "a").mkdir(parents=True)
+    for name in ("output/a/a", "b"):
+        write_lora(tiny_model, tmp_path / f"{name}.safetensors")
+    (tmp_path / "prompts.txt").write_text(prompt)
+    given = ["--lora", lora] if lora else []
+    for key, text in (("--prompt", prompt), ("--prompts", "prompts.txt")):
+        with pytest.raises(UserError) as refused:
+            section_of("generate", [*given, key, text])
+        (said,) = (line for line in str(refused.value).splitlines() if "tag" in line)
+        _, flags = said.split("Leave the tag out of the prompt, and write: --lora ")
+        assert said.startswith(f"run.py generate: {key}: ") and flags == right
+    if "FILE" not in flags:
+        again = ["--model", str(tiny_model), "--prompt", "a cat", "--lora"]
+        assert section_of("generate", [*again, *shlex.split(flags)])
+
+
 WRONG = (
     (
         "--prompt x",
@@ -546,6 +632,7 @@ WRONG = (
     ("--model {m} --prompts nothing.txt", "nothing.txt: does not exist"),
     ("--like notes.txt", "'notes.txt' cannot be read as an image"),
     ("--like {r}", "holds no settings of Atelier"),
+    ("--like blocks.png", "Give --lora FILE:STRENGTH instead of --like"),
     ("--model {m} --prompt x --lightning 5", "--lightning: 5"),
     ("--model {m} --prompt x --qtype int3", "--qtype: 'int3' is unknown"),
     ("--model . --prompt x", "--model: '.' holds no model_index.json"),
@@ -561,6 +648,9 @@ def test_wrong_input_is_one_line_before_anything_is_loaded(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("a cat")
+    text = PngInfo()
+    text.add_text(CHUNK, '{"blocks": ["0-9:0.5"]}')
+    Image.new("RGB", (8, 8)).save(tmp_path / "blocks.png", pnginfo=text)
     save_file({}, tmp_path / "a.safetensors")
     save_file({"latent": torch.zeros(1, 8, 4, 4)}, tmp_path / "wide.safetensors")
     for name in ("l", "x/l"):

@@ -17,13 +17,10 @@ import pytest
 from PIL import Image
 
 from extensions.tools.lint import process
-from extensions.tools.lint.config import LintConfig
 from tests.conftest import ROOT, child_environment
 from tests.extensions.tools.lint.conftest import picture
 from tests.html_browser import Browser
-from tests.parts import needs_foreign_names
 from tests.running import run_job, run_tool, section_of
-from toolkit.config.reading.tool import load_tool
 from toolkit.errors import ConfigErrors, Diagnostic, RunError, UserError
 
 README = Path(__file__).parents[4] / "extensions" / "tools" / "lint" / "README.md"
@@ -387,13 +384,3 @@ def test_a_terminal_sees_how_many_images_are_read(folder: Path, tmp_path: Path) 
     os.close(leader)
     assert re.search(r"\rreading \d of 6 images", seen), (seen, out)
     assert seen.count("\n") == seen.count("\r\n") and json.loads(out)
-
-
-@needs_foreign_names
-def test_a_flag_that_has_lost_its_meaning_is_a_warning(tmp_path: Path) -> None:
-    told = load_tool(
-        "lint", LintConfig, [str(tmp_path), "--overwrite", "--duplicate-bits", "3"]
-    ).warnings
-    assert sorted(line.partition(": has no effect")[0] for line in told) == [
-        "run.py lint: --duplicate-bits", "run.py lint: --overwrite",
-    ]  # fmt: skip

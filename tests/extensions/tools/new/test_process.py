@@ -329,6 +329,21 @@ def test_the_card_that_the_plan_assumes_is_named(
     assert checks[1] == (Path("config/zuzu.yaml"), "--dry-run", *assumed)
 
 
+def test_the_first_command_of_a_user_makes_the_folder_of_jobs(
+    new, tmp_path: Path
+) -> None:
+    """One of theirs too; in a folder that is there already another job is written."""
+    assert not [*tmp_path.iterdir()]
+    new("zuzu", PHOTOS)
+    new("again", PHOTOS)
+    new("zuzu", PHOTOS, "--output", "my/own/jobs/zuzu.yaml")
+    written = ("config/zuzu.yaml", "config/again.yaml", "my/own/jobs/zuzu.yaml")
+    names = [
+        yaml.safe_load(Path(file).read_text())["config"]["name"] for file in written
+    ]
+    assert names == ["zuzu", "again", "zuzu"]
+
+
 @pytest.mark.parametrize("found", [0, 1])
 def test_the_end_says_what_to_do_where_the_job_cannot_start(
     new, monkeypatch, said: list[str], found: int
@@ -415,6 +430,40 @@ def test_a_mistake_names_what_to_write_instead(
     with pytest.raises(UserError) as refused:
         load_tool("new", NewConfig, shlex.split(line))
     assert said in str(refused.value) and "arch" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("my_char.yaml", "my_char"),
+        ("config/my_char.yaml", "my_char"),
+        ("config/my_char", "my_char"),
+        ("./my_char/", "my_char"),
+        (r"config\my_char.YML", "my_char"),
+        ("~/jobs/my_char.json", "my_char"),
+        ("my_char.yaml.yaml", "my_char"),
+        ("My Char.jsonc", "My_Char"),
+        ("name=my_char", "my_char"),
+        ("name: my_char", "my_char"),
+        ("my_char.yaml ", "my_char"),
+        ("my_char.safetensors", "my_char"),
+        (".yaml", "my_char"),
+    ],
+)
+def test_a_path_as_the_name_is_refused_with_the_name_that_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, meant: str
+) -> None:
+    """Else the ending would be a part of the trigger word. The remedies are pasted."""
+    monkeypatch.chdir(tmp_path)
+    draw(tmp_path / "after", "1")
+    with pytest.raises(UserError) as refused:
+        load_tool("new", NewConfig, [typed, "after"])
+    (name,) = re.findall(r"Write '(.*)'\.$", str(refused.value))
+    assert name == meant and load_tool("new", NewConfig, [name, "after"])
+    with pytest.raises(UserError, match="the name comes first") as refused:
+        load_tool("new", NewConfig, ["after", typed])
+    _, words = str(refused.value).split(" new ")
+    assert load_tool("new", NewConfig, shlex.split(words))
 
 
 def test_what_was_asked_for_is_in_the_job_whatever_characters_it_has(
@@ -701,8 +750,6 @@ def rename_layers(folder: Path, to: str) -> None:
         ("{stem}_layer{number}.png", "layers_suffix: _layer", True),
         ("{stem}_layer{number}.png", "layers_suffix: _layer", False),
         ("{stem}_{number}.png", "layers_suffix: _", True),
-        ("layers/{stem}_layer{number}.png", 'layers_path: "{folder}/layers"', True),
-        ("layers/{stem}_{number}.png", 'layers_path: "{folder}/layers"', False),
     ],
 )
 def test_layers_are_learned_and_the_first_image_is_taken_apart(
@@ -746,7 +793,7 @@ def test_images_without_layers_are_refused_for_a_model_of_layers(
     section = NewConfig(type="new", job_name="zuzu", folder=str(folder), model=LAYERED)
     assert [finding.message for finding in section.check(JobContext("new"))] == [
         f"'{folder}': no image has layers, and Qwen-Image-Layered learns them. Save those of a.png, each with the "
-        f"whole canvas, as a_layer0.png (the back), a_layer1.png and so on, beside it or in '{folder / 'layers'}'. "
+        f"whole canvas, as a_layer0.png (the back), a_layer1.png and so on, beside it. "
         "See docs/datasets.md."
     ]
     other = NewConfig(type="new", job_name="zuzu", folder=str(folder), model=str(TINY))
@@ -862,9 +909,9 @@ def test_numbers_that_are_probably_no_repeats_are_parts_of_names(
             place.mkdir(parents=True)
             Image.new("RGB", (64, 64), (9 * number, 0, 0)).save(place / "a.png")
     text = job_text(24, folder=str(tmp_path / "counted"), model=model)
-    assert "          repeats_from_names: false" in text
-    assert "# the numbers of its folders count up; true: repeats" in text
-    assert "repeats_from_names" not in job_text(
+    assert "          num_repeats: 1 " in text
+    assert "# the numbers of its folders count up; without this key: repeats" in text
+    assert "num_repeats" not in job_text(
         24, folder=str(tmp_path / "repeated"), model=model
     )
     assert (

@@ -198,18 +198,17 @@ def test_nothing_that_is_typed_changes_another_key(given: str, key: str) -> None
         assert not is_text or new.get(new.path(key)) == " ".join(given.split())
         old, data = JobText(QUICKSTART).data(()), new.data(())
         for whole in (old, data):
-            section = whole["config"]["process"][2][key.partition(".")[0]]
+            section = whole["config"]["process"][-1][key.partition(".")[0]]
             del section.get("model_kwargs", section)[key.rpartition(".")[2]]
         assert json.dumps(old) == json.dumps(data)
 
 
 def test_an_anchor_and_an_alias_are_left_to_the_editor() -> None:
-    job = JobText(QUICKSTART)
+    job = JobText("config: [{place: &places [meadow, room]}, {place: *places}]\n")
     with pytest.raises(ValueError, match="place"):
-        job.set(("config", "process", 0, "only", "place"), "[room]", False)
-    assert job.set(("config", "process", 1, "only", "place"), "[room]", False).data(
-        ("config", "process", 1, "only", "place")
-    ) == ["room"]
+        job.set(("config", 0, "place"), "[room]", False)
+    place = ("config", 1, "place")
+    assert job.set(place, "[room]", False).data(place) == ["room"]
 
 
 def test_text_that_is_no_yaml_has_no_values_and_takes_none() -> None:
@@ -219,3 +218,10 @@ def test_text_that_is_no_yaml_has_no_values_and_takes_none() -> None:
         job.set(job.path("config.name"), "a", True)
     with pytest.raises(ValueError, match="no job"):
         edited("train: {steps: 5}", "train.steps", "6")
+
+
+def test_json_with_tabs_and_comments_keeps_them() -> None:
+    text = '{\n\t// mine\n\t"config": {"name": "a"} /* it */\n}\n'
+    job = JobText(text)
+    assert job.get(("config", "name")) == "a"
+    assert job.set(("config", "name"), "b", True).text == text.replace('"a"', '"b"')

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -645,7 +646,7 @@ def test_the_command_lists_adds_and_runs(yard, run_py, monkeypatch):
     assert (entry["not_before"], entry["retries"]) == ("2999-01-01T00:00:00Z", 1)
     yard.queue.save(yard.queue.entry("000001"), not_before="")
     assert (
-        "--json: is for 'list', not for 'clear'."
+        "--json: is for 'list' and 'add', not for 'clear'."
         in run_py("queue", "clear", "--json").stderr
     )
     assert run_py("queue", "run").returncode == 0
@@ -654,6 +655,29 @@ def test_the_command_lists_adds_and_runs(yard, run_py, monkeypatch):
     assert run_py("queue", "retry", "000001").returncode == 0
     assert run_py("queue", "remove", "000001").returncode == 0
     assert yard.queue.entries() == ()
+
+
+@pytest.mark.slow
+def test_the_address_of_a_webhook_in_a_command_is_the_owners_alone(
+    yard, run_py, monkeypatch
+):
+    (yard.folder / "m.yaml").write_text("job: extension")
+    monkeypatch.chdir(yard.folder)
+    hidden = (
+        "callbacks[0].url=https://host/x/planted",
+        "callbacks=[{type: webhook, url: https://host/planted}]",
+    )
+    kept = ("--set=callbacks[0].url=${HOOK}", "datasets[0].url=s3://bucket/a")
+    for words in (hidden, kept):
+        yard.queue.add(["m.yaml", "--set", *words], "m")
+    files = [*yard.queue.folder.glob("*.json")]
+    assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600, 0o600]
+    for flags in ((), ("list", "--json")):
+        said = run_py("queue", *flags)
+        assert "planted" not in said.stdout + said.stderr
+        assert "callbacks[0].url=<redacted>" in said.stdout + said.stderr
+        assert all(word in said.stdout + said.stderr for word in kept)
+    assert yard.queue.entry("000001").argv[2:] == hidden
 
 
 @pytest.mark.slow
@@ -679,6 +703,15 @@ def test_each_run_of_a_sweep_is_an_entry_and_none_where_one_is_wrong(
         "m.yaml", "--restart", "--seeds=1", "--sweep", "process[2].train.lr=1e-4",
     )  # fmt: skip
     assert {entry.retries for entry in entries} == {1}
+    listed = json.loads(run_py("queue", "--json", "list").stdout)["entries"]
+    more = run_py("queue", "add", "m.yaml", "--seeds", "3,4", "--json")
+    ids = [entry["id"] for entry in json.loads(more.stdout)]
+    assert ids == ["000005", "000006"] and more.stdout.count("\n") == 1
+    one = run_py("queue", "--json", "add", "m.yaml", "--at", "2999-01-01T00:00Z")
+    after = json.loads(run_py("queue", "list", "--json").stdout)["entries"]
+    assert json.loads(one.stdout) == after[-1]
+    assert (after[-1]["id"], after[-1]["argv"]) == ("000007", ["m.yaml"])
+    assert after[:4] == listed
 
 
 def test_a_move_orders_entries_whose_numbers_are_the_same(yard):

@@ -4,6 +4,7 @@ the page; what runs, and what the program did not make, is not touched."""
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from extensions.tools.ui.shelf import Shelf
 from extensions.tools.ui.state import Ui
 from tests.extensions.tools.ui.accessible import SIZES, faults
 from tests.html_browser import Browser
-from toolkit.errors import UserError
+from toolkit.errors import RunError, UserError
 from toolkit.train.lock import run_lock
 
 
@@ -94,6 +95,8 @@ def test_what_the_program_did_not_make_is_refused(
         ("datasets", ".trash"),
         ("datasets", ""),
         ("datasets", "a\0b"),
+        ("datasets", "x" * 5000),
+        ("jobs", "x" * 5000),
         ("runs", "holiday"),
         ("runs", ".ui"),
         ("runs", "gone"),
@@ -138,7 +141,7 @@ def test_names_that_cannot_be_are_refused(
     make_all(own, make_run)
     before = snapshot(own.runs.parent)
     for kind in ("runs", "datasets", "jobs"):
-        for new in ("", "..", "a/b", ".hidden", "cat", "x" * 300):
+        for new in ("", "..", "a/b", ".hidden", "cat", "x" * 5000, "tom.yaml"):
             with pytest.raises(UserError):
                 shelf.rename(own, kind, "cat", new)
             if new != "cat" or kind != "runs":
@@ -167,6 +170,124 @@ def test_a_dataset_and_a_job_are_renamed_and_cloned(
     assert shelf.names(own, "jobs") == ["cat", "fox"]
 
 
+SECRETS = """hf_token: hf_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789  # mine
+      hook: https://alerts:planted77@example.org/hook"""
+
+
+def test_a_job_file_keeps_its_secrets_its_rights_and_its_link(
+    own: Shelf, make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    make_all(own, make_run)
+    text = f"""config:
+  name: dog
+  process:
+    - {SECRETS}
+      control_path: [{own.datasets}/cat/deep, elsewhere]
+      lora: {own.runs}/cat/cat.safetensors
+"""
+    elsewhere = tmp_path / "dog.yaml"
+    elsewhere.write_text(text)
+    elsewhere.chmod(0o640)
+    (own.jobs / "dog.yaml").symlink_to(elsewhere)
+    (own.runs / "cat" / "cat.safetensors").touch()
+    shelf.rename(own, "datasets", "cat", "tom")
+    shelf.rename(own, "runs", "cat", "max")
+    text = text.replace("datasets/cat", "datasets/tom").replace("cat/cat.", "max/max.")
+    assert (own.jobs / "dog.yaml").is_symlink() and elsewhere.read_text() == text
+    (own.jobs / "dog.yaml").unlink()
+    elsewhere.rename(own.jobs / "dog.yaml")
+    fox = shelf.rename(own, "jobs", "dog", "fox")
+    owl = shelf.clone(own, "jobs", "fox", "owl")
+    for path in (fox, owl):
+        assert path.read_text() == text.replace("dog", path.stem)
+        assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_job_whose_secret_is_lost_is_cloned_once_it_names_a_variable(
+    own: Shelf, make_run: Callable[..., Path]
+) -> None:
+    make_all(own, make_run)
+    saved = own.runs / "cat" / "config.yaml"
+    whole = saved.read_text()
+    saved.write_text(f"{whole}meta: {{hf_token: <redacted>}}\n")
+    line = len(saved.read_text().splitlines())
+    with pytest.raises(UserError, match=rf"config\.yaml:{line}: .* Write \$\{{NAME\}}"):
+        shelf.clone(own, "runs", "cat", "dog")
+    saved.write_text(f"{whole}meta: {{hf_token: ${{NAME}}}}\n")
+    copy = shelf.clone(own, "runs", "cat", "dog").read_text()
+    assert copy == saved.read_text().replace("name: cat", "name: dog")
+
+
+def test_a_name_that_cannot_be_edited_alone_is_refused_until_it_is_by_hand(
+    own: Shelf, make_run: Callable[..., Path]
+) -> None:
+    make_all(own, make_run)
+    job = own.jobs / "dog.yaml"
+    job.write_text(
+        f"config:\n  name: dog\n  process: [{{a: &a {own.datasets}/cat, b: *a}}]\n"
+    )
+    before = snapshot(own.runs.parent)
+    with pytest.raises(UserError, match=r"dog\.yaml: config\.process\.0\.a cannot"):
+        shelf.rename(own, "datasets", "cat", "tom")
+    assert snapshot(own.runs.parent) == before
+    job.write_text(job.read_text().replace("datasets/cat", "datasets/tom"))
+    assert shelf.rename(own, "datasets", "cat", "tom").is_dir()
+
+
+def test_a_dataset_that_cannot_be_copied_is_named_and_no_half_stays(
+    own: Shelf, make_run: Callable[..., Path]
+) -> None:
+    make_all(own, make_run)
+    os.mkfifo(own.datasets / "cat" / "pipe")
+    with pytest.raises(
+        RunError, match=r"cat/pipe: cannot be copied: .*is a named pipe"
+    ):
+        shelf.clone(own, "datasets", "cat", "tom")
+    assert [path.name for path in own.datasets.iterdir()] == ["cat"]
+    (own.datasets / "cat" / "pipe").unlink()
+    (own.datasets / "cat" / "loop").symlink_to(".")
+    shelf.clone(own, "datasets", "cat", "tom")
+    assert (own.datasets / "tom" / "loop").readlink() == Path(".")
+
+
+def test_a_run_that_is_renamed_knows_the_job_that_it_began_with(
+    own: Shelf, make_run: Callable[..., Path]
+) -> None:
+    make_all(own, make_run)
+    status = own.runs / "cat" / "run.json"
+    origin = {"file": str(own.jobs / "cat.yaml"), "cwd": "/"}
+    status.write_text(json.dumps(json.loads(status.read_text()) | {"origin": origin}))
+    shelf.rename(own, "runs", "cat", "tom")
+    known = json.loads((own.runs / "tom" / "run.json").read_text())
+    assert (known["name"], known["origin"]["file"]) == (
+        "tom",
+        str(own.jobs / "tom.yaml"),
+    )
+
+
+def test_the_same_number_of_steps_is_taken_again(
+    own: Shelf, make_run: Callable[..., Path]
+) -> None:
+    """A kill may have come between the job and the queue."""
+    make_all(own, make_run)
+    words = shelf.longer(own, "cat", "20")
+    assert shelf.longer(own, "cat", "20") == words
+    for steps in ("10", "19", "-30", "1e3"):
+        with pytest.raises(UserError, match="give a number of steps above"):
+            shelf.longer(own, "cat", steps)
+
+
+def test_a_run_that_was_renamed_halfway_says_how_to_go_on(
+    own: Shelf, make_run: Callable[..., Path]
+) -> None:
+    make_all(own, make_run)
+    status = own.runs / "cat" / "run.json"
+    status.write_text(status.read_text().replace('"cat"', '"tom"'))
+    with pytest.raises(UserError, match="runs rename cat tom"):
+        shelf.rename(own, "runs", "cat", "max")
+    assert shelf.rename(own, "runs", "cat", "tom") == own.runs / "tom"
+
+
 def test_a_job_of_several_processes_is_not_renamed_by_one_of_them(
     own: Shelf, make_run: Callable[..., Path]
 ) -> None:
@@ -190,7 +311,7 @@ def test_a_run_that_is_renamed_and_trained_longer_resumes(
 
     for number in range(2):
         Image.new("RGB", (64, 64), (90 * number, 60, 60)).save(data / f"{number}.png")
-    section = trainer("datasets/cats", train={"steps": 4}, save={"save_every": 2})
+    section = trainer("datasets/cats", train={"steps": 4}, save={"save_every": 3})
     write_job(section, name="cat")
     (tmp_path / "config").mkdir(exist_ok=True)
     job = next(tmp_path.glob("cat.yaml"), None) or next(tmp_path.rglob("cat.yaml"))
@@ -205,12 +326,18 @@ def test_a_run_that_is_renamed_and_trained_longer_resumes(
     assert files and all(name.startswith("tom") for name in files)
     same = run_py("config/tom.yaml", "--dry-run")
     assert "complete at step 4: nothing to do" in same.stdout
+    end = (tmp_path / "output" / "tom" / "tom.safetensors").read_bytes()
     answer = run_py("runs", "longer", "tom", "6", "--json")
     words = json.loads(answer.stdout)["command"]
     config = yaml.safe_load((tmp_path / "config" / "tom.yaml").read_text())["config"]
     assert config["process"][0]["train"]["steps"] == 6
     more = run_py(*words)
     assert more.returncode == 0 and "resum" in more.stdout + more.stderr
+    kept = tmp_path / "output" / "tom" / "tom_000000004.safetensors"
+    assert (
+        kept.read_bytes() == end
+        and "kept as tom_000000004" in more.stderr + more.stdout
+    )
     status = json.loads((tmp_path / "output" / "tom" / "run.json").read_text())
     assert (status["name"], status["step"]) == ("tom", 6)
     for words, part in ((["list"], "tom"), (["delete", "tom"], "in the trash")):

@@ -615,11 +615,11 @@ class OtherTrainer(BaseModel):
 def test_every_section_with_a_model_has_it_checked(mistakes) -> None:
     text = (
         "job: extension\nconfig:\n  name: a\n  process:\n    - {type: other, "
-        "student: {name_or_path: krea/Krea-2-Raw}}"
+        "student: {name_or_path: krea/Krea-1-Dev}}"
     )
     (line,) = mistakes(text, find=lambda name: OtherTrainer)
     assert line.startswith(
-        "5:45: process[0].student.name_or_path: 'krea/Krea-2-Raw' is another model (Krea), "
+        "5:45: process[0].student.name_or_path: 'krea/Krea-1-Dev' is another model (Krea), "
     )
 
 

@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from tests.parts import needs_foreign_names, needs_part
+from tests.processes import alarm
 from tests.running import section_of
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.reading import normalise
+from toolkit.config.reading.validate import number_remedy
 from toolkit.errors import UserError
 
 
@@ -156,9 +158,9 @@ def test_what_is_written_reaches_the_field(
             64,
         ),
         (
-            "sample: {prompts: [a], also: {lora: a.safetensors, steps: 4}}",
-            "sample.also.0.steps",
-            4,
+            "sample: {prompts: [a], lora: a.safetensors}",
+            "sample.lora.path",
+            "a.safetensors",
         ),
     ],
 )
@@ -416,8 +418,8 @@ def test_shapes_of_our_own_are_read_without_a_word_of_other_programs(
             "model.lora_path: 'a' is not supported yet. The nearest h",
         ),
         (
-            "train: {max_loss: {a: 3}}",
-            "train.max_loss: a mapping is not supported yet. Leave this key out.",
+            "train: {weight_jitter: {a: 3}}",
+            "train.weight_jitter: a mapping is not supported yet. Leave this key out.",
         ),
         (
             "model: {name_or_path: ./model, blocks_to_swap: -1}",
@@ -427,7 +429,7 @@ def test_shapes_of_our_own_are_read_without_a_word_of_other_programs(
             "save: {push_to_hub: true}",
             "save.push_to_hub: needs a repository: set hf_repo_id, such as 'owner/name'.",
         ),
-        ("guidance: {loss: 3}", "guidance: a mapping is not supported yet."),
+        ("slider: {loss: 3}", "slider: a mapping is not supported yet."),
         (
             "training: {epohcs: 3}",
             "training.epohcs: unknown key. Did you mean 'epochs'?",
@@ -447,6 +449,21 @@ def test_what_is_wrong_is_one_line_under_the_written_name(
     assert not found.endswith(("..", ":."))
 
 
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("9" * 200_000, ""),
+        ("9," * 100_000, ""),
+        ("8# " + "of the run " * 10_000, "A comment begins with a space and '#'."),
+    ],
+)
+def test_a_text_that_is_too_long_for_a_number_is_not_searched(
+    text: str, remedy: str
+) -> None:
+    with alarm(20):
+        assert number_remedy(text, whole=True) == remedy
+
+
 @needs_foreign_names
 def test_harmless_values_of_what_is_not_built_pass_with_a_line_for_each_section(
     load,
@@ -458,7 +475,8 @@ def test_harmless_values_of_what_is_not_built_pass_with_a_line_for_each_section(
         )
     )
     assert [line.split("process[0].")[1] for line in job.warnings] == [
-        "train.unload_text_encoder: has no effect at this value (same for noise_offset)."
+        "datasets[0].loss_multiplier: has no effect at this value.",
+        "train.unload_text_encoder: has no effect at this value (same for noise_offset).",
     ]
 
 
@@ -473,7 +491,7 @@ def test_a_key_without_effect_is_one_warning_line(load) -> None:
         )
     )
     assert job.warnings == (
-        "job.yaml:9:9: process[0].model.is_flux: has no effect: this trains Qwen-Image.",
+        "job.yaml:9:9: process[0].model.is_flux: has no effect at this value.",
         "job.yaml:10:7: process[0].performance_log_every: has no effect: metrics.jsonl has the times of every step.",
     )
 
@@ -495,59 +513,11 @@ def test_the_folder_of_a_run_stands_for_its_file(
 
 
 @needs_foreign_names
-def test_a_key_that_was_removed_names_the_tool(load) -> None:
-    job = load(trainer("train: {ema_config: {use_ema: true, power_averages: true}}"))
-    [line] = job.warnings
-    assert line.endswith(
-        "power_averages: has no effect: it was removed; `run.py post_hoc_ema` averages the files of a run."
-    )
-
-
-BF16_PRODUCTS = (
-    ": products of int8 weights are computed in train.dtype, which is as fast or "
-    "faster on every card measured"
-)
-
-
-@pytest.mark.parametrize(
-    ("value", "instead"),
-    [("false", ""), ("auto", ""), ("null", ""), ("", ""), ("true", BF16_PRODUCTS)],
-)
-def test_int8_matmul_which_was_removed_is_accepted_with_one_warning(
-    load, value: str, instead: str
-) -> None:
-    job = load(
-        trainer(
-            "model:",
-            "  name_or_path: ./model",
-            "  quantize: true",
-            f"  int8_matmul: {value}",
-        )
-    )
-    assert job.warnings == (
-        f"job.yaml:10:9: process[0].model.int8_matmul: was removed in 0.3 and can be deleted{instead}.",
-    )
-    assert "int8_matmul" not in job.processes[0].section.model_dump()["model"]
-
-
-@needs_foreign_names
-def test_int8_matmul_of_the_defaults_is_accepted_with_one_warning(load) -> None:
-    text = JOB.replace(
-        "{name_or_path: ./model, ", "{name_or_path: ./model, int8_matmul: true, "
-    )
-    lines = [line for line in load(text).warnings if "int8_matmul" in line]
-    (line,) = lines
-    assert line.startswith(
-        "job.yaml:7:36: config.defaults.model.int8_matmul: was removed in 0.3"
-    )
-
-
-@needs_foreign_names
-@pytest.mark.parametrize("key", ["text_encoder_cpu: true", "te_device: cpu"])
-def test_where_the_text_encoder_runs_is_no_longer_chosen(load, key: str) -> None:
-    (line,) = load(trainer(f"model: {{name_or_path: ./model, {key}}}")).warnings
+def test_where_the_text_encoder_runs_is_not_chosen(load) -> None:
+    key = "text_encoder_cpu"
+    (line,) = load(trainer(f"model: {{name_or_path: ./model, {key}: true}}")).warnings
     reason = "captions go through the text encoder layer by layer, on the device of the training"
-    assert line.endswith(f"model.{key.partition(':')[0]}: has no effect: {reason}.")
+    assert line.endswith(f"model.{key}: has no effect: {reason}.")
 
 
 @needs_foreign_names

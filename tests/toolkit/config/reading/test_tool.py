@@ -50,6 +50,24 @@ def load(line: str) -> DrawConfig:
     return load_tool("draw", DrawConfig, line.split()).processes[0].section
 
 
+@pytest.mark.parametrize(
+    ("line", "fast", "more"),
+    [
+        ("--fast a.png b.png", True, ("b.png",)),
+        ("--fast true a.png", True, ()),
+        ("--fast no a.png", False, ()),
+        ("--fast=off a.png", False, ()),
+        ("a.png --fast b.png", True, ("b.png",)),
+        ("a.png --fast", True, ()),
+    ],
+)
+def test_a_switch_takes_no_other_word_for_its_value(
+    line: str, fast: bool, more: tuple[str, ...]
+) -> None:
+    section = load(line)
+    assert (section.source, section.fast, section.more) == ("a.png", fast, more)
+
+
 def test_flags_are_read_as_the_values_of_a_job_are() -> None:
     section = load(
         "a.png b.png 7 --sigma-rel 1e-1 --prompt 7 true --prompt x --fast --steps 0x10"

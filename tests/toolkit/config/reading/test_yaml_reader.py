@@ -95,6 +95,27 @@ def test_a_number_may_be_tagged_as_a_float() -> None:
             "f:1:5: not valid YAML: ': ' stands twice in a line. Put the text in quotes: \"b: c\"",
         ),
         ("a:\n\t- b\n", "f:2:1: not valid YAML: a tab. Indent with spaces."),
+        *(
+            (
+                text,
+                f"f:{place}: not valid YAML: a space of another kind. It holds {odd}",
+            )
+            for text, place, odd in (
+                (
+                    "a:\n  b: 1\n\xa0\xa0c: 1\n",
+                    "3:1",
+                    "U+00A0 (no-break space): type a",
+                ),
+                (
+                    "a:\n \xa0b: 1\n \xa0c: 1\n",
+                    "2:2",
+                    "U+00A0 (no-break space): type a",
+                ),
+                ("a:\n  -\xa0b: 1\n    c: 1\n", "2:4", "U+00A0 (no-break space)"),
+                ("a:\n\u3000- b\n", "2:1", "U+3000 (ideographic space)"),
+                ("a: 1\nb:\xa01\n", "2:3", "U+00A0 (no-break space)"),
+            )
+        ),
         (
             "a: 1\n---\nb: 1\n",
             "f:2:1: '---' begins a second document. Write one job per file; run.py ",
@@ -328,6 +349,10 @@ def test_a_file_that_is_no_text_is_a_mistake(tmp_path: Path) -> None:
         ("job: a".encode("utf-16"), "job.yaml:1:1: is UTF-16 text. Save it as UTF-8."),
         (b"\x89PNG\r\n\x1a\n", r"is an image \(PNG\), not a job"),
         (
+            b"SQLite format 3\0",
+            r"is a database \(SQLite; ai-toolkit's jobs are in output/NAME/config.yaml\), not",
+        ),
+        (
             framed("{}") + b" " * 5_000_000,
             "is a safetensors file, not a job. 'run.py inspect FILE' shows",
         ),
@@ -407,11 +432,11 @@ def test_a_checked_section_gets_text_and_reads_it_as_its_type(section) -> None:
     found = section(
         "trigger_word: ${N}",
         "train: {steps: '${N}', lr: '${LR:-1e-3}'}",
-        "datasets: [{folder_path: photos, resolution: '${RES}', cache_latents: '${OFF}'}]",
+        "datasets: [{folder_path: photos, resolution: '${RES}', flip_x: '${OFF}'}]",
         env=env,
     )
     assert (found.trigger_word, found.train.steps, found.train.lr) == ("12", 12, 1e-3)
-    assert (found.datasets[0].resolution, found.datasets[0].cache_latents) == (
+    assert (found.datasets[0].resolution, found.datasets[0].flip_x) == (
         (512,),
         False,
     )

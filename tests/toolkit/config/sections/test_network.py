@@ -29,14 +29,8 @@ from toolkit.errors import UserError, install_command
             "network: {type: lycoris, network_kwargs: {algo: diag-oft, rescaled: true}}",
             "diag-oft",
         ),
-        (
-            "network: {type: lycoris, network_kwargs: {algo: glora, rs_lora: true}}",
-            "glora",
-        ),
-        (
-            "network: {type: lycoris, network_kwargs: {algo: ia3, train_on_input: true}}",
-            "ia3",
-        ),
+        ("network: {type: lycoris, network_kwargs: {algo: glora}}", "glora"),
+        ("network: {type: lycoris, network_kwargs: {algo: ia3}}", "ia3"),
         ("network: {type: lycoris, network_kwargs: {algo: full}}", "lycoris-full"),
         ("network: {type: glora, network_kwargs: {algo: glora}}", "glora"),
     ],

@@ -14,12 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.processes import in_processes
-from tests.toolkit.data.shard_server import write_shard
 from toolkit.contracts.data import BatchSpec
 from toolkit.contracts.training import StepLosses, TrainStep
-from toolkit.data.batches.dataloader import SharedStreamSource, StreamSource
-from toolkit.data.streams.shards import expand_shards
-from toolkit.data.streams.webdataset import ShardStream
+from toolkit.data.batches.dataloader import StreamSource
 from toolkit.errors import RunError
 from toolkit.system.distributed import ProcessGroup
 from toolkit.train.checkpoint_state import load_state, snapshot_state
@@ -196,116 +193,3 @@ def test_a_batch_without_latents_is_halved_and_described_when_memory_runs_out(
         RunError, match=r"out of memory with 0, 1 \(2 rows of 3\)\. Use less\."
     ):
         train(run, shards.source(), fit)
-
-
-# ------------------------------------------------------------ readers that share the
-# shards
-
-
-def shared_source(
-    folder: Path, process_group: ProcessGroup, readers: int = 2
-) -> SharedStreamSource:
-    """Of six shards with 2 to 4 samples, two of them at once."""
-    if not folder.exists():
-        for number in range(6):
-            write_shard(folder / f"{number}.tar", 2 + number % 3)
-    stream = ShardStream(expand_shards([f"{folder}/*.tar"]), seed=3, window=2)
-    rank, size = process_group.rank, process_group.world_size
-
-    def make(spec: BatchSpec) -> Rows:
-        seeds = [int(sample.caption.replace("/", "")) for sample in spec.samples]
-        rows = [
-            torch.randn(3, generator=torch.Generator().manual_seed(seed))
-            for seed in seeds
-        ]
-        return Rows(
-            torch.stack(rows), spec, tuple(sample.caption for sample in spec.samples)
-        )
-
-    own = frozenset(
-        range(rank, readers, size) if readers % size == 0 else range(readers)
-    )
-    of_each = [stream.share(index, readers).read for index in range(readers)]
-    return SharedStreamSource(of_each, own, make, 2, 0, tuple, stream.epoch_of)
-
-
-class Named(Plain):
-    """Keeps the names of what was trained on."""
-
-    def __call__(self, batch: Rows, step: int) -> StepLosses:
-        losses = super().__call__(batch, step)
-        self.seen[-1] = batch.names
-        return losses
-
-
-def trained(
-    process_group: ProcessGroup, folder: Path, begin: object, readers: int, steps: int
-) -> tuple:
-    """Weights, names in the order of training, and cursor behind so many steps."""
-    run, fit = fit_run(folder, steps)
-    run.process_group, run.state.cursor, fit.__class__ = process_group, begin, Named
-    assert train(run, shared_source(folder / "shards", process_group, readers), fit)
-    return (
-        fit.w_D.tolist(),
-        fit.seen,
-        json.loads(json.dumps(run.state.cursor)),
-        run.state.epochs_done,
-    )
-
-
-@pytest.mark.slow
-def test_each_process_reads_its_own_shards_and_trains_what_one_does(
-    tmp_path: Path,
-) -> None:
-    alone = trained(ProcessGroup(), tmp_path, None, 2, 6)
-    first, second = in_processes(2, trained, tmp_path, None, 2, 6)
-    assert first[0] == second[0] == pytest.approx(alone[0], rel=1e-5)
-    assert (first[1], second[1]) == (alone[1][0::2], alone[1][1::2])
-    assert first[2] == second[2] == alone[2] and first[3] == alone[3] == 1
-    # Behind three steps two processes or one go on alike, also with a number that does
-    # not divide the readers.
-    before = [each[2] for each in in_processes(2, trained, tmp_path, None, 2, 3)]
-    assert before[0] == before[1]
-    for processes in (1, 2, 3):
-        parts = in_processes(processes, trained, tmp_path, before[0], 2, 3)
-        assert {tuple(part[0]) for part in parts} == {tuple(parts[0][0])} and parts[0][
-            2
-        ] == alone[2]
-        names = [name for part in parts for names in part[1] for name in names]
-        assert sorted(names) == sorted(name for names in alone[1][6:] for name in names)
-
-
-def test_readers_repeat_and_miss_nothing_within_an_epoch(tmp_path: Path) -> None:
-    source = shared_source(tmp_path / "shards", ProcessGroup(), 2)
-    uses: dict[int, list[str]] = {}
-    places: list = [None, None]
-    for turn, micro_batch in enumerate(islice(source.iterate(None), 40)):
-        index = turn % 2
-        stream = source.readers[index](places[index])
-        for sample, behind in islice(stream, 2):
-            uses.setdefault(source.epoch_of(places[index]), []).append(sample.caption)
-            places[index] = behind
-        assert micro_batch.cursor["readers"] == places
-    every = sorted(
-        f"{shard}/{number}" for shard in range(6) for number in range(2 + shard % 3)
-    )
-    assert (
-        sorted(uses[0]) == sorted(uses[1]) == sorted(uses[2]) == every
-        and uses[0] != uses[1]
-    )
-
-
-def test_another_number_of_readers_begins_with_the_next_epoch(
-    tmp_path: Path, said: list[str]
-) -> None:
-    process_group = ProcessGroup()
-    cursor = list(
-        islice(shared_source(tmp_path / "shards", process_group, 2).iterate(None), 3)
-    )[-1].cursor
-    for readers in (1, 3):
-        source = shared_source(tmp_path / "shards", process_group, readers)
-        after = list(islice(source.iterate(cursor), readers))[-1].cursor
-        assert [place["epoch"] for place in after["readers"]] == [
-            1
-        ] * readers and after["samples"] == 6 + 2 * readers
-    assert "it goes on with epoch 2" in said[0]

@@ -10,11 +10,10 @@ import torch
 from PIL import Image
 
 from tests.toolkit.data.pixels.test_colours import gama
+from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.contracts.data import (
-    NO_FLIP,
     BatchSpec,
     CaptionRules,
-    Flip,
     Mask,
     ResizeCrop,
     Size,
@@ -345,7 +344,7 @@ def half_clear(tmp_path: Path, dataset):
         for item in make_items(
             scan_datasets([found], None).samples, lambda _: (64,), 32
         )
-        if item.sample.flip.x
+        if item.sample.flip
     ]
 
 
@@ -503,8 +502,8 @@ def test_flips_encode_only_what_is_new_and_share_their_text_without_a_reference(
 ) -> None:
     assert encode(halves())[1].calls == {"images": 1, "prompts": 1}
     assert encode(halves(flip_x=True))[1].calls == {"images": 1}
-    assert encode(halves(flip_x=True, flip_y=True), in_memory=True)[1].calls == {
-        "images": 4,
+    assert encode(halves(flip_x=True), in_memory=True)[1].calls == {
+        "images": 2,
         "prompts": 1,
     }
 
@@ -559,24 +558,25 @@ def test_masks_that_leave_nothing_are_named_at_each_start(
     assert len(said) == 2
 
 
-def test_flags_decide_what_outlives_the_run(tmp_path: Path, image, dataset) -> None:
+def test_each_dataset_says_what_outlives_the_run(
+    tmp_path: Path, image, dataset
+) -> None:
     image(tmp_path / "data" / "a.png")
-    kept = SimpleNamespace(
-        cache_latents=True, cache_latents_to_disk=True, cache_text_embeddings=None
-    )
-    passing = SimpleNamespace(
-        cache_latents=True, cache_latents_to_disk=False, cache_text_embeddings=False
-    )
-    section = SimpleNamespace(
-        datasets=(kept, passing), requested_text_cache=lambda d: d.cache_text_embeddings
-    )
+    # entries over one folder
+    outlive = {
+        None: (True, True),
+        True: (True, True),
+        "latents": (True, False),
+        "text": (False, True),
+        False: (False, False),
+    }
+    datasets = [DatasetConfig(folder_path="data", cache=given) for given in outlive]
     stores = CacheStores(tmp_path / "out")
-    # two entries over one folder, whose flags differ
-    scan = scan_datasets([dataset(tmp_path / "data")] * 2, None)
-    of_sample = stores.of_samples(section)
-    for sample, outlives in zip(scan.samples, (True, False), strict=True):
-        for store in of_sample(sample):
-            key = f"{outlives}{id(store)}"
+    scan = scan_datasets([dataset(tmp_path / "data")] * len(outlive), None)
+    of_sample = stores.of_samples(SimpleNamespace(datasets=datasets))
+    for sample, expected in zip(scan.samples, outlive.values(), strict=True):
+        for store, outlives in zip(of_sample(sample), expected, strict=True):
+            key = f"{sample.dataset}{id(store)}"
             store.put(key, {"a": torch.zeros(1)})
             assert store.get(key) is not None
             assert (
@@ -612,7 +612,7 @@ ROTATED = 6
 
 
 def weights(
-    path: Path, crop: ResizeCrop = PLAIN, flip: Flip = NO_FLIP, **mask
+    path: Path, crop: ResizeCrop = PLAIN, flip: bool = False, **mask
 ) -> torch.Tensor:
     weights_1HW = mask_weights(Mask(path, **mask), crop, flip, 8)
     assert weights_1HW.dtype == torch.float32 and weights_1HW.shape[0] == 1
@@ -649,14 +649,14 @@ def test_a_latent_pixel_has_the_mean_of_its_64_pixels(save) -> None:
 
 def test_a_latent_pixel_is_as_large_as_the_family_says(save) -> None:
     mask = Mask(save(two_halves("L", 255, 0)))
-    assert mask_weights(mask, PLAIN, NO_FLIP, 16).tolist() == [[[1, 0]]]
+    assert mask_weights(mask, PLAIN, False, 16).tolist() == [[[1, 0]]]
 
 
-@pytest.mark.parametrize("flip", [Flip(), Flip(x=True), Flip(y=True), Flip(True, True)])
+@pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("orientation", [1, ROTATED])
 @pytest.mark.parametrize("size", [(150, 90), (64, 64), (37, 201)])
 def test_a_mask_goes_the_way_of_its_image(
-    tmp_path: Path, size, orientation: int, flip: Flip
+    tmp_path: Path, size, orientation: int, flip: bool
 ) -> None:
     """A grey image as its own mask: the weights are the means of exactly the pixels
     that are encoded."""

@@ -18,6 +18,7 @@ from toolkit.data.batches.dataloader import BatchLoader, LatentBatch, stream_sou
 from toolkit.data.batches.latent_cache import CachePair, ItemEncoder, encode_items
 from toolkit.data.batches.stream_latents import StreamLatents
 from toolkit.data.streams.stream_dataset import StreamDataset
+from toolkit.errors import RunError
 from toolkit.files.tensor_cache import TensorCache
 
 COLOURS = ("red", "green", "blue", "white", "black")
@@ -39,7 +40,7 @@ def five(make_stream: Callable[..., StreamDataset]) -> Callable[..., StreamDatas
             files,
             multiple=32,
             resolution=64,
-            **{"cache_latents_to_disk": False, **settings},
+            **settings,
         )
 
     return make
@@ -116,10 +117,9 @@ def test_what_is_kept_is_not_encoded_again_and_serves_a_folder(
     five, fake_adapter, tmp_path: Path
 ) -> None:
     kept, first, second = stores(tmp_path / "cache"), fake_adapter(), fake_adapter()
-    settings = {"cache_latents_to_disk": True}
     plain = batches(latents_of(five(), fake_adapter()), 4)
-    batches(latents_of(five(**settings), first, kept, keep_text=True), 4)
-    again = batches(latents_of(five(**settings), second, kept, keep_text=True), 4)
+    batches(latents_of(five(cache=True), first, kept), 4)
+    again = batches(latents_of(five(cache=True), second, kept), 4)
     assert first.calls["images"] == 5 and not second.calls
     for one, other in zip(plain, again, strict=True):
         assert torch.equal(one.latents_BCHW, other.latents_BCHW)
@@ -148,39 +148,23 @@ def of_three_channels(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_damaged_image_has_no_weight_and_is_counted(
-    five, fake_adapter, keep: bool, said: list[str]
-) -> None:
-    stream = five(damaged=2, cache_latents_to_disk=keep, loss_multiplier=0.5)
-    (batch,) = batches(latents_of(stream, of_three_channels(fake_adapter())), 1, size=5)
-    weights = dict(
-        zip(
-            [name[-1] for name in batch.names],
-            batch.loss_weight_B.tolist(),
-            strict=True,
-        )
-    )
-    assert weights == {"0": 0.5, "1": 0.5, "2": 0.0, "3": 0.5, "4": 0.5}
-    assert stream.unreadable.samples == 1 and [
-        "0.tar/2: left out" in line for line in said
-    ] == [True]
+def test_a_damaged_image_is_named(five, fake_adapter, keep: bool) -> None:
+    stream = five(damaged=2, cache=keep)
+    with pytest.raises(
+        RunError, match=r"0\.tar/2: its image .*\. Repair it, or remove"
+    ):
+        batches(latents_of(stream, of_three_channels(fake_adapter())), 1, size=5)
 
 
-def test_a_caption_too_long_for_the_model_has_no_weight_and_is_counted(
-    five, fake_adapter, said: list[str]
-) -> None:
-    model, stream = of_three_channels(fake_adapter()), five()
+def test_a_caption_too_long_for_the_model_is_named(five, fake_adapter) -> None:
+    model = of_three_channels(fake_adapter())
     model.prompt_error = lambda prompt, target, references: (
         "7 tokens, 6 fit" if prompt == "a black" else None
     )
-    (batch,) = batches(latents_of(stream, model), 1, size=5)
-    assert (
-        batch.loss_weight_B.sum() == 4
-        and model.prompts[-1]
-        and ("a black", 0) not in model.prompts
-    )
-    assert len(said) == 1 and said[0].endswith(
-        "0.tar/4: left out: its caption has 7 tokens, 6 fit."
+    with pytest.raises(RunError) as caught:
+        batches(latents_of(five(), model), 1, size=5)
+    assert str(caught.value).endswith(
+        "0.tar/4: its caption has 7 tokens, 6 fit. Shorten it, or remove the sample from its shard."
     )
 
 

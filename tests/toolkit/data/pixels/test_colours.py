@@ -186,6 +186,19 @@ def avif(path: Path, values: numpy.ndarray, primaries: int, transfer: int) -> No
     )
 
 
+def without_nclx(path: Path, primaries: int, transfer: int) -> None:
+    """Only the AV1 of an AVIF says the colours, and says these."""
+    Image.fromarray(P3_8).save(path, "AVIF", quality=100, subsampling="4:4:4")
+    data = path.read_bytes().replace(b"colrnclx", b"freenclx")
+    begin = data.index(b"mdat\x12\0\x0a") + 8
+    header = f"{int.from_bytes(data[begin : begin + 12], 'big'):096b}"
+    srgb_codes = f"1{1:08b}{13:08b}"
+    assert header.count(srgb_codes) == 1
+    header = header.replace(srgb_codes, f"1{primaries:08b}{transfer:08b}")
+    changed = int(header, 2).to_bytes(12, "big")
+    path.write_bytes(data[:begin] + changed + data[begin + 12 :])
+
+
 def icc(space: tuple[float, ...], gamma: float, codes: bytes = b"") -> bytes:
     """A matrix profile. codes: of a tag `cicp`."""
 
@@ -356,6 +369,8 @@ AS_EVER: dict[str, Callable[[Path], object]] = {
     "cicp behind the pixels.png": lambda path: path.write_bytes(_cicp_last(path)),
     "nclx srgb.avif": lambda path: avif(path, P3_8, 1, 13),
     "nclx unspecified.avif": lambda path: avif(path, P3_8, 2, 2),
+    "av1 of srgb.avif": lambda path: without_nclx(path, 1, 13),
+    "av1 unspecified.avif": lambda path: without_nclx(path, 2, 2),
     "the space srgb.bmp": lambda path: bmp(path, P3_8, b"BGRs", gamma=1.0),
     "calibrated by zeros.bmp": lambda path: bmp(path, P3_8, bytes(4)),
     "numbers of srgb.tif": lambda path: tagged_tiff(path, P3_8, numbers(SRGB)),
@@ -399,6 +414,10 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object]]] = {
     "p3.png": ("an image of other colours than sRGB (H.273 12/13)", lambda path: png(path, P3_8, cicp(12, 13))),
     "pq.png": ("an image of HDR (PQ) (H.273 9/16)", lambda path: png(path, P3_8, cicp(9, 16))),
     "hlg.avif": ("an image of HDR (HLG) (H.273 9/18)", lambda path: avif(path, P3_8, 9, 18)),
+    "av1 of p3.avif": (
+        "an image of other colours than sRGB (H.273 12/13)", lambda path: without_nclx(path, 12, 13)
+    ),
+    "av1 of pq.avif": ("an image of HDR (PQ) (H.273 9/16)", lambda path: without_nclx(path, 9, 16)),
     "bt2020.avif": ("an image of other colours than sRGB (H.273 9/1)", lambda path: avif(path, P3_8, 9, 1)),
     "nclx.heic": (
         "an image of other colours than sRGB (H.273 12/13)",
@@ -447,6 +466,48 @@ def test_other_colours_are_refused_by_name(tmp_path: Path, name: str) -> None:
             f"{path}: is {words}, which is not read. Save it as sRGB PNG or JPEG"
         )
     assert images.image_reading(path) == ""
+
+
+def sequence_header(profile: int, wide: int, codes: bytes, reduced: int = 1) -> bytes:
+    """The first units of the AV1 of a still picture, written by AV1's 5.5. wide: bits
+    beside the lowest number of them."""
+    bits = f"{profile:03b}1{reduced}00000" + f"{4:04b}{3:04b}" + "1" * 9 + "0" * 6
+    bits += str(int(wide > 0)) + str(int(wide > 1)) * (profile == 2 and wide > 0)
+    bits += "0" * (profile != 1) + "1" + "".join(f"{code:08b}" for code in codes)
+    whole = int(bits.ljust(96, "0"), 2).to_bytes(12, "big")
+    return b"\x12\0\x0a" + bytes([len(whole)]) + whole
+
+
+@pytest.mark.parametrize("version", range(3))
+@pytest.mark.parametrize(("profile", "wide"), [(0, 0), (1, 1), (2, 0), (2, 1), (2, 2)])
+def test_the_codes_of_av1_are_found_in_each_form_of_its_headers(
+    tmp_path: Path, version: int, profile: int, wide: int
+) -> None:
+    """Of a second item, too, and behind a base offset; iloc by 8.11.3 of ISO/IEC
+    14496-12."""
+    item = ">I" if version == 2 else ">H"
+    method = b"\0\0" if version else b""
+    items = b""
+    for number, place in enumerate((8, 200), 1):
+        name = struct.pack(item, number) + method + b"\0\0"
+        parts = struct.pack(">HIIII", 2, place - 4, 9, 90, 9)
+        items += name + struct.pack(">I", 4) + parts
+    iloc = (
+        b"iloc" + bytes([version, 0, 0, 0, 0x44, 0x40]) + struct.pack(item, 2) + items
+    )
+    for reduced in (1, 0):
+        header = sequence_header(profile, wide, b"\x0c\x0d\0", reduced)
+        whole = b"an AVIF ".ljust(100, b"-") + iloc
+        path = tmp_path / "a.avif"
+        path.write_bytes(whole.ljust(200, b"-") + header)
+        opened = Image.new("RGB", (8, 8))
+        opened.format = "AVIF"
+        with path.open("rb") as opened.fp:
+            said = r"other colours than sRGB \(H.273 12/13\)"
+            if not reduced:
+                said = "an AVIF that has the header of a film, and no nclx"
+            with pytest.raises(Unread, match=said):
+                colours.colours_of(opened)
 
 
 def test_codes_that_a_profile_overrules_refuse_nothing(tmp_path: Path) -> None:
@@ -501,7 +562,7 @@ def test_damaged_headers_are_as_if_nothing_was_said(
     """The parsers end, whatever the lengths in a file say."""
     path = tmp_path / f"a.{suffix}"
     if suffix == "avif":
-        avif(path, P3_8, 12, 13)
+        without_nclx(path, 12, 13)
     else:
         png(path, P3_8, cicp(12, 13))
     whole = path.read_bytes()
@@ -525,6 +586,7 @@ def test_damaged_headers_are_as_if_nothing_was_said(
 
 FAULTS = {
     "grey.png": (grey_icc(2.2), "is for grey, its pixels are RGB"),
+    "grey.webp": (grey_icc(2.2), "is for grey, its pixels are RGB"),
     "rgb.jpg": (icc(P3, 2.2), "is for RGB, its pixels are CMYK"),
     "damaged.png": (b"damaged", "is damaged"),
 }

@@ -212,10 +212,6 @@ PIXELS = {
     "16-bit colour.png": (lambda path: wide_png(path, 2, 32767, 32767, 32767), {}, [HALF]),
     "16-bit rgba.png": (lambda path: wide_png(path, 6, 32767, 32767, 32767, 65535), {}, [HALF]),
     "16-bit grey and alpha.png": (lambda path: wide_png(path, 4, 32767, 65535), {}, [HALF]),
-    "clear value, on red.png": (
-        lambda path: wide_png(path, 0, 300, 301, width=2, extra=chunk(b"tRNS", b"\1\x2c")), {}, [RED, (1, 1, 1)],
-    ),
-    "clear value of 1 bit, on red.png": (lambda path: few_bits(path, 1, b"\x40", 1), {}, [BLACK, RED]),
     "clear value of 2 bits, on red.png": (
         lambda path: few_bits(path, 2, b"\x1b", 1), {}, [BLACK, RED, (170,) * 3, WHITE],
     ),
@@ -259,6 +255,33 @@ def test_whatever_a_file_holds_is_read_as_srgb_of_eight_bits(
     assert numpy.abs(numpy.subtract(found, expected)).max() <= lossy
 
 
+@pytest.mark.parametrize(
+    ("colour_type", "bits"),
+    [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (3, 1), (3, 2), (3, 4), (3, 8)],
+)  # fmt: skip
+def test_a_clear_colour_of_a_png_is_clear_at_each_depth_or_refused(
+    tmp_path: Path, colour_type: int, bits: int
+) -> None:
+    """Two pixels, the first of which has the clear colour; 16 bits differ in the lower
+    half alone."""
+    bands = 3 if colour_type == 2 else 1
+    row = f"{1:0{bits}b}" * bands + f"{0:0{bits}b}" * bands
+    pixels = int(row.ljust(-(-len(row) // 8) * 8, "0"), 2).to_bytes(
+        -(-len(row) // 8), "big"
+    )
+    palette = chunk(b"PLTE", bytes(range(6)))
+    clear = chunk(b"tRNS", b"\xff\0" if colour_type == 3 else b"\0\1" * bands)
+    extra = (palette if colour_type == 3 else b"") + clear
+    path = tmp_path / "a.png"
+    write_png(path, 2, 1, bits, colour_type, b"\0" + pixels, extra)
+    if (colour_type, bits) == (2, 16):
+        reason = "is a PNG of 16 bits with a clear colour (tRNS), which is not read. Save it as sRGB PNG or JPEG"
+        assert check_image(path) == reason
+        return
+    image = open_image(path, channels=4)
+    assert [image.getpixel((x, 0))[3] for x in range(2)] == [0, 255]
+
+
 def test_a_profile_that_cannot_be_used_is_ignored_and_said(tmp_path: Path) -> None:
     damaged, foreign = tmp_path / "a.png", tmp_path / "a.tif"
     Image.new("RGB", (4, 4), (10, 20, 30)).save(
@@ -289,6 +312,14 @@ REFUSED = {
     **{
         f"moving.{suffix}": (quarters(), FRAMES, "is animated: 3 frames. Save")
         for suffix in ("webp", "gif", "png")
+    },
+    **{
+        f"twice.{suffix}": (
+            quarters(),
+            {**FRAMES, "append_images": FRAMES["append_images"][:1]},
+            "is animated: 2 frames. Save",
+        )
+        for suffix in ("webp", "png")
     },
     "picture.png": (quarters(), {"format": "PPM"}, "is not a JPEG"),
 }

@@ -56,7 +56,27 @@ REMEDY = "Write one, or take .json out of caption_ext"
         ("a.txt", b'\n{"high_level_description": "a cat"}', "a cat", ""),
         ("a.txt", b'{"caption": ["one", "two"], "tags": "b"}', "one\ntwo", ""),
         ("a.txt", b'{"scene": "a park", "subjects": [{}]}', "", "JSON document, and"),
-        ("a.txt", b"{}", "", "Put the sentence under that key, or write it alone"),
+        ("a.txt", b"{}", "", "Write the sentence alone, or as its 'caption'"),
+        ("a.txt", b'["one", "two"]', "one\ntwo", ""),
+        ("a.txt", b"['one', 'two']", "one\ntwo", ""),
+        ("a.txt", b"{'caption': 'a cat', 'n': None}", "a cat", ""),
+        ("a.txt", b'{"caption": "a cat", "tags": ["b', "", "is cut or damaged"),
+        ("a.txt", b'["one", "tw', "", "is cut or damaged"),
+        ("a.txt", b"[1, 2]", "", "JSON document, and holds no 'caption'"),
+        ("a.txt", b"[trigger]", "[trigger]", ""),
+        ("a.txt", b"[red:blue:0.5] cat", "[red:blue:0.5] cat", ""),
+        (
+            "a.json",
+            b'{"nl": "a cat", "n": 3, "tags": {"a": []}}',
+            "",
+            r"Give 'columns: \{prompt: nl\}'$",
+        ),
+        (
+            "a.json",
+            b'{"nl": "a cat", "x": ["a", "b"]}',
+            "",
+            r"Fill in 'columns: \{prompt: \.\.\.\}' with one of nl, x$",
+        ),
         ("a.caption", b'{"caption": 3}', "", "the model is trained on sentences"),
         ("a.txt", b"{red|blue} cat", "{red|blue} cat", ""),
         ("a.txt", b'{"a cat" in quotes}', '{"a cat" in quotes}', ""),
@@ -182,12 +202,12 @@ def test_captions_that_cannot_be_used_are_all_named_and_the_others_read(
 def test_a_table_of_captions(tmp_path: Path) -> None:
     path = tmp_path / "captions.tsv"
     path.write_bytes(
-        "\ufeffa.jpg\t a cat\twith a tab \r\n\r\n \n40_x/ä b.png\tgrün\u2028e\nc.png\t\n./d.png\td".encode()
+        "\ufeffa.jpg\t a cat\t \r\n\r\n \n40_x/ä b.png\tgrün\u2028e\nc.png\t\n./d.png\td".encode()
     )
     table = read_table(str(path))
     captions = {name: row.caption for name, row in table.rows.items()}
     expected = {
-        "a.jpg": "a cat\twith a tab",
+        "a.jpg": "a cat",
         "40_x/ä b.png": "grün\u2028e",
         "c.png": "",
         "d.png": "d",
@@ -195,6 +215,24 @@ def test_a_table_of_captions(tmp_path: Path) -> None:
     assert (captions, table.mistakes) == (expected, [])
     path.write_text("a\u0308.png\tfrom macOS", encoding="utf-8")
     assert read_table(str(path)).rows == {"ä.png": TableRow("from macOS")}
+
+
+def test_a_third_column_is_no_part_of_the_caption(tmp_path: Path) -> None:
+    """The table is read once the line has what the message says."""
+    path = tmp_path / "captions.tsv"
+    path.write_text("a.jpg\ta cat\t0.9\tx\nb.jpg\ta dog\n")
+    (refused,) = read_table(str(path)).mistakes
+    assert refused.place == f"{path}:1"
+    assert refused.message == (
+        "has a third column, '0.9\\tx'. A caption has no tab: write a space, or a header that names each column"
+    )
+    for mended in (
+        "a.jpg\ta cat 0.9 x\nb.jpg\ta dog\n",
+        "file_name\tcaption\tscore\tnote\na.jpg\ta cat\t0.9\tx\nb.jpg\ta dog\n",
+    ):
+        path.write_text(mended)
+        table = read_table(str(path))
+        assert not table.mistakes and table.rows["a.jpg"].caption.startswith("a cat")
 
 
 def test_all_lines_of_a_table_that_cannot_be_used_are_named(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """What the columns of a table are, by their names, their values and the job."""
 
+import csv
 import json
+from ast import literal_eval
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from toolkit.data.scan.columns import Unfit, columns_of, known_names
 from toolkit.data.scan.fingerprint import fingerprint
 from toolkit.data.scan.folder import scan_datasets
 from toolkit.data.scan.tables import read_table
+from toolkit.errors import DataErrors
 
 FILES = ("in/0.png", "in/1.png", "out/0.png", "out/1.png", "mask/0.png", "mask/1.png")
 
@@ -86,6 +89,48 @@ def test_edit_tables_are_read_by_the_names_that_their_makers_give(
     assert not [note for note in scan.notes if "columns" in note]
 
 
+@pytest.mark.parametrize(
+    "cell", ['["in/#.png", "out/#.png"]', "['in/#.png', 'out/#.png']", ' ["in/#.png"] ']
+)
+def test_a_list_of_control_images_in_a_cell_is_a_list(
+    data: Path, dataset, cell: str
+) -> None:
+    """As JSON has it, and as Python prints it."""
+    rows = [("out/#.png", "red", cell)]
+    with (data / "t.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "text", "control"])
+        writer.writerows([part.replace("#", "0") for part in row] for row in rows)
+    (sample,) = scan_datasets(
+        [dataset("", captions_file=str(data / "t.csv"))], None
+    ).samples
+    names = literal_eval(cell.strip().replace("#", "0"))
+    assert sample.control_images == tuple(f"{data}/{name}" for name in names)
+
+
+@pytest.mark.parametrize(
+    "cell", ["in/0.png;out/0.png", "in/0.png, out/0.png", "[in/0.png | out/0.png]"]
+)
+def test_a_list_of_other_signs_in_a_cell_is_said_to_be_one(
+    data: Path, dataset, cell: str
+) -> None:
+    """What is to be written is pasted into the cell as it is."""
+    head, table = "file_name|text|control\n", data / "t.csv"
+    table.write_text(f'{head}out/0.png|red|"{cell}"\n', encoding="utf-8")
+    (refused,) = read_table(str(table)).mistakes
+    what, written = refused.message.split(". Write ")
+    assert what.startswith("has a list in one cell, 'in/0.png") or "'[in" in what
+    table.write_text(f"{head}out/0.png|red|{written}\n", encoding="utf-8")
+    (sample,) = scan_datasets([dataset("", captions_file=str(table))], None).samples
+    assert sample.control_images == (f"{data}/in/0.png", f"{data}/out/0.png")
+
+
+def test_a_list_of_no_texts_in_a_cell_is_a_name(data: Path, dataset) -> None:
+    (data / "t.csv").write_text("file_name|text|control\nout/0.png|red|[1, 2]\n")
+    with pytest.raises(DataErrors, match=r"\[1, 2\]: is named in .* is not there"):
+        scan_datasets([dataset("", captions_file=str(data / "t.csv"))], None)
+
+
 UNUSED = {
     # columns beside an image and its text, those of the second row -> what is not used
     "a name with other meanings": [
@@ -130,14 +175,12 @@ def test_a_column_of_files_is_a_mistake_until_the_job_says_what_it_is(
         both({"file_name": "out/#.png", "text": "red", "image1": written}),
     )
     refused = refusal([dataset("", captions_file=path)], None)
-    what = (
-        f"{path}: its columns of files that are not used: image1. Say what they are: "
-    )
-    says = "'columns: {image: AFTER, prompt: text, control: BEFORE}' (with names of columns for AFTER and BEFORE)"
+    what = f"{path}: its columns of files that are not used: image1"
+    says = "Fill in 'columns: {image: ..., control: ...}' (or mask, or ignore)"
     ignore = "'columns: {ignore: image1}' where they are not meant"
-    assert str(refused) == f"{what}{says}, or {ignore}"
+    assert str(refused) == f"{what}. {says}, or give {ignore}"
     image_is_given = dataset("", captions_file=path, columns={"image": ("file_name",)})
-    says = "'columns: {image: file_name, prompt: text, control: image1}' (or mask, in place of control)"
+    says = "Fill in 'columns: {image: file_name, control: ...}' (or mask, or ignore)"
     assert says in str(refusal([image_is_given], None))
     said = scan_datasets(
         [dataset("", captions_file=path, columns={"control": ("image1",)})], None
@@ -173,20 +216,12 @@ def test_the_job_says_what_each_column_is(data: Path, dataset) -> None:
         "prompt": "p",
         "ignore": "text",
     }
-    section = dataset(
-        "",
-        captions_file=write(data / "t.jsonl", rows),
-        columns=columns,
-        loss_multiplier=0.5,
-    )
+    section = dataset("", captions_file=write(data / "t.jsonl", rows), columns=columns)
     scan = scan_datasets([section], None)
     first, second = scan.samples
     assert [first.caption, second.caption] == ["red 0", "red 1"]
     assert first.mask and first.mask.file == f"{data}/mask/0.png"
-    assert [(sample.loss_weight, sample.own_weight) for sample in scan.samples] == [
-        (0.25, 0.5),
-        (0.5, 1.0),
-    ]
+    assert [sample.loss_weight for sample in scan.samples] == [0.5, 1.0]
     assert [
         note for note in scan.notes if "masks are dark throughout" not in note
     ] == []
@@ -270,8 +305,8 @@ def test_a_table_without_a_known_image_says_how_to_name_it_in_the_job(
     row = {"prompt": "a cat", "good_jpg": "out/0.png", "bad_jpg": "out/1.png"}
     path = write(data / "t.jsonl", [row | {"by": "somebody with a long name"}])
     refused = refusal([dataset("", captions_file=path)], None)
-    columns = "its columns are prompt, good_jpg, bad_jpg, by, of which good_jpg, bad_jpg name images"
-    remedy = "Say what they are: 'columns: {image: good_jpg, prompt: prompt, ignore: bad_jpg}'"
+    columns = "its columns are prompt, good_jpg, bad_jpg, by"
+    remedy = "Fill in 'columns: {image: ..., control: ...}' (or mask, or ignore)"
     assert (
         str(refused)
         == f"{path}: has no column that is known as the image; {columns}. {remedy}"

@@ -76,7 +76,6 @@ def scan(tmp_path: Path, data: Path, dataset) -> Callable[..., DatasetScan]:
         found = scan_datasets(
             [section, dataset(data)],
             "sks",
-            1.0,
             ScanCache(tmp_path / "kept") if remember else None,
         )
         if save:

@@ -142,7 +142,6 @@ def test_the_settings_of_a_dataset_are_part_of_every_image(
         {"background": "black"},
         {"mask_path": str(tmp_path / "masks")},
         {"flip_x": True},
-        {"flip_y": True},
     ]
     for one, other in combinations(uses, 2):
         assert len(compare(taken(**one), taken(**other)).edited) == 3, (one, other)

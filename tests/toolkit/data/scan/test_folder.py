@@ -15,7 +15,7 @@ from tests.conftest import TURNED_HEIC
 from tests.golden_tables import golden
 from tests.toolkit.data.conftest import make_dataset, make_files, make_images, refusal
 from toolkit.config.sections.dataset import Rectangle
-from toolkit.contracts.data import CaptionRules, Flip, Mask, Sample, Size
+from toolkit.contracts.data import CaptionRules, Mask, Sample, Size
 from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.fingerprint import fingerprint
 from toolkit.data.scan.folder import find_images, scan_datasets
@@ -104,7 +104,7 @@ def test_every_offender_is_named_at_once(tmp_path: Path, image, dataset) -> None
         "none": ["1 .psd", "1 subfolder", "'a.psd' is a .psd file, which is not read"],
         "lonely.png": ["no control image 'lonely'"],
         "twin.jpg": ["twin.jpg, twin.png"],
-        "linked.png": ["does not exist"],
+        "linked.png": [f"is a link to '{tmp_path}/gone.png', which does not exist"],
         "encoded.txt": ["offset 3"],
         "anim.webp": ["animated"],
         "hurt.jpg": ["truncated"],
@@ -170,6 +170,7 @@ def test_a_name_that_nearly_gives_repeats_is_a_warning(warned) -> None:
         ),
         40,
     )
+    names |= {"char_40": 40, "my_char_15": 15, "char_100": 100}
     names |= {"４０_char": 40, "2l-char": 21, "7. char": 7, "100 - char": 100}
     for name, number in names.items():
         files = [f"{name}/a.png"]
@@ -183,6 +184,10 @@ def test_a_name_that_nearly_gives_repeats_is_a_warning(warned) -> None:
         "2024-photos",
         "char 40",
         "char_2",
+        "char_41",
+        "photos_512",
+        "char_2020",
+        "x1_40",
         "3D_renders",
         "4k-photos",
         "1-char",
@@ -204,6 +209,20 @@ def test_images_without_any_words_are_a_warning(warned) -> None:
         assert warned(files, None, **words) == []
     remedy = "b.txt is empty: write the caption into it, or give 'default_caption'"
     assert warned(files | {"b.txt": "\n"}, None) == [f"{no_caption} {why}. {remedy}"]
+    assert warned(["a.png"], "sks") == [], "it may be meant"
+    (told,) = warned({"a.png": "", "a.txt": "\n"}, "sks")
+    assert told.startswith("1 of 1 image has no caption (a.png) and trains with 'sks'")
+    assert "a.txt is empty" in told
+
+
+def test_a_folder_of_other_texts_is_not_taken_for_captions(warned) -> None:
+    for files in (
+        {"set/cat.png": "", "captions/dog.txt": "a dog"},
+        {"set/cat.png": "", "other/cat.txt": "a cat"},
+        {"set/cat.png": "", "captions/cat.txt": "a cat", "captions/cat.png": ""},
+        {"set/cat.png": "", "set/cat.txt": "a cat", "captions/cat.txt": "a cat"},
+    ):
+        assert warned(files, inside="set") == [], files
 
 
 @pytest.mark.parametrize(
@@ -264,6 +283,8 @@ def test_clear_pictures_and_those_that_need_a_package_are_warnings(
         "1 file not used, caption of an image whose name has other letters: A.txt. "
         "Give image and caption the same name, in upper and lower case too",
         "1 file not used, a .psd file, which is not read: x.psd. Convert it to PNG or JPEG",
+        "2 of 2 images have no caption (a.png, clear.png) and train with 'sks' alone. Write a.txt etc., "
+        "or give 'default_caption'",
         "1 of 2 images is fully transparent, so that nothing of it is seen: clear.png. Export them once more, "
         "or remove them",
     ]
@@ -309,6 +330,8 @@ def test_pictures_under_other_endings_are_read_or_named_with_what_to_do(
         "2 files not used, a video: i.mp4, j.odd. Take single frames as PNG",
         "3 files not used, an image that does not end with .jpg: e.bin, f.raw, without. Rename it to end with .jpg",
         "ignored, not an image: BMW.md, l.npz",
+        "5 of 5 images have no caption (a.jpg, b.mpo, c.jpe, d.JPG_large, e.jfif) and train with 'sks' alone. "
+        "Write a.txt etc., or give 'default_caption'",
     }
     assert len(scan.unused) == 8
     make_files(tmp_path / "films", ["a.mov"])
@@ -483,9 +506,8 @@ def test_every_field_of_a_sample(tmp_path: Path, image, dataset) -> None:
         caption_dropout_rate=0.125,
         shuffle_tokens=True,
         keep_tokens=2,
-        loss_multiplier=3.0,
         background="black",
-        flip_y=True,
+        flip_x=True,
     )
     plain, mirrored = scan_datasets([dataset(data), section], "sks").folders[1].samples
     assert plain == Sample(
@@ -502,49 +524,32 @@ def test_every_field_of_a_sample(tmp_path: Path, image, dataset) -> None:
             dropout_rate=0.125, shuffle_tokens=True, keep_tokens=2, trigger="sks"
         ),
         mask=Mask(str(tmp_path / "masks" / "a.png"), min_value=0.25, inverted=True),
-        loss_weight=3.0,
         background="black",
-        flip=Flip(),
         dataset=1,
     )
     assert plain.name == "a.png"
-    assert mirrored == plain._replace(flip=Flip(y=True))
+    assert mirrored == plain._replace(flip=True)
 
 
 # ---------------------------------------------------------------- flips, masks,
 # regularisation
 
 
-def test_each_flip_is_a_sample_of_its_own(tmp_path: Path, image, dataset) -> None:
+def test_a_mirrored_image_is_a_sample_of_its_own(
+    tmp_path: Path, image, dataset
+) -> None:
     image(tmp_path / "3_x" / "a.png"), image(tmp_path / "3_x" / "b.png")
 
-    def found(**flips: bool) -> list[tuple[str, bool, bool]]:
+    def found(**flips: bool) -> list[tuple[str, bool]]:
         scan = scan_datasets([dataset(tmp_path, **flips)], None)
         assert scan.folders[0].missing_captions == 2 and all(
             sample.repeats == 3 for sample in scan.samples
         )
-        return [(Path(sample.image).stem, *sample.flip) for sample in scan.samples]
+        return [(Path(sample.image).stem, sample.flip) for sample in scan.samples]
 
-    assert found() == [("a", False, False), ("b", False, False)]
-    assert (
-        found(flip_x=True)[:2] == [("a", False, False), ("a", True, False)]
-        and len(found(flip_x=True)) == 4
-    )
-    assert found(flip_y=True)[:2] == [("a", False, False), ("a", False, True)]
-    both = {("a", x, y) for x in (False, True) for y in (False, True)}
-    assert set(found(flip_x=True, flip_y=True)[:4]) == both
-
-
-def test_the_loss_is_weighed_by_the_dataset_and_for_regularisation_images_once_more(
-    tmp_path: Path, image, dataset
-) -> None:
-    image(tmp_path / "a.png")
-    sections = [
-        dataset(tmp_path, loss_multiplier=3.0, is_reg=is_reg)
-        for is_reg in (False, True)
-    ]
-    scan = scan_datasets([dataset(tmp_path), *sections], None, reg_weight=0.5)
-    assert [sample.loss_weight for sample in scan.samples] == [1.0, 3.0, 1.5]
+    assert found() == [("a", False), ("b", False)]
+    assert found(flip_x=True)[:2] == [("a", False), ("a", True)]
+    assert len(found(flip_x=True)) == 4
 
 
 def test_images_without_transparency_count_whole_and_are_named_once(
@@ -738,17 +743,12 @@ def test_a_list_in_json_is_several_captions_only_where_it_is_asked_for(
 def test_a_list_of_empty_texts_is_no_caption(tmp_path: Path, dataset) -> None:
     texts = {"a cat.json": '["", " "]', "b.json": '["a dog", ""]'}
     make_files(tmp_path, texts | dict.fromkeys(("a cat.png", "b.png"), ""))
-    for captions, from_name, first in (
-        ("lines", False, ""),
-        ("one", False, ""),
-        ("lines", True, "a cat"),
-        ("one", True, "a cat"),
-    ):
-        keys = {"captions": captions, "caption_from_name": from_name}
-        scan = scan_datasets([dataset(tmp_path, caption_ext=(".json",), **keys)], None)
+    for captions in ("lines", "one"):
+        section = dataset(tmp_path, caption_ext=(".json",), captions=captions)
+        scan = scan_datasets([section], None)
         found = [sample.texts for sample in scan.samples]
-        assert found == [(first,), ("a dog",)], keys
-        assert scan.folders[0].missing_captions == (not from_name), keys
+        assert found == [("",), ("a dog",)], captions
+        assert scan.folders[0].missing_captions == 1, captions
 
 
 def test_tags_of_a_table_follow_each_caption_of_a_list_of_texts(
@@ -763,7 +763,10 @@ def test_tags_of_a_table_follow_each_caption_of_a_list_of_texts(
     for row in ('"text": ["a", 3]', '"text": []', '"tags": ["a", 3]'):
         table.write_text(f'[{{"file_name": "a.png", {row}}}]')
         told = str(refusal([section], None))
-        assert "has no 'file_name' and 'caption' of text" in told, row
+        fault = "has no 'file_name' and 'caption' of text"
+        if "tags" in row:
+            fault = "has 'tags' that are not text. Write texts, or give 'columns: {ignore: tags}'"
+        assert fault in told, row
 
 
 @pytest.mark.parametrize(
@@ -858,14 +861,15 @@ def test_folders_for_validation_and_test_beside_one_to_train_on_are_named(
 @pytest.mark.parametrize(
     ("names", "suffixes", "found"),
     [
-        ("a.png a.txt a.CAPTION b.png b.v2.txt", (".txt", ".caption", ".v2.txt"), []),
+        (
+            "a.png a.txt a.CAPTION b.png b.v2.txt",
+            (".txt", ".caption", ".v2.txt"),
+            ["as the first of caption_ext (.txt .caption .v2.txt) is read: a.CAPTION"],
+        ),
         (
             "a.png a.txt a.CAPTION b.png b.v2.txt",
             (".txt",),
-            [
-                "not a caption, because caption_ext is .txt: a.CAPTION",
-                "caption without an image: b.v2.txt",
-            ],
+            ["caption without an image: b.v2.txt"],
         ),
         (
             "a.png a.txt b.png c.txt",
@@ -875,7 +879,10 @@ def test_folders_for_validation_and_test_beside_one_to_train_on_are_named(
         (
             "a.png a.txt a.caption b.caption b.png c.txt",
             (".caption", ".txt"),
-            ["caption without an image: c.txt"],
+            [
+                "caption without an image: c.txt",
+                "as the first of caption_ext (.caption .txt) is read: a.txt",
+            ],
         ),
     ],
 )
@@ -892,58 +899,11 @@ def test_files_that_are_neither_image_nor_caption(
             tmp_path / name
         ).write_text("text")
     notes = scan_datasets([dataset(tmp_path, caption_ext=suffixes)], "sks").notes
+    chosen = "ignored, not a caption, because caption_ext is .txt: a.CAPTION"
+    is_noted = [note for note in notes if note.endswith(chosen)]
+    assert bool(is_noted) == (suffixes == (".txt",))
     assert [
         note.partition(" not used, ")[2].partition(". ")[0]
         for note in notes
         if " not used, " in note
     ] == found
-
-
-@pytest.fixture
-def images(tmp_path: Path, image) -> Path:
-    """Two good images, one cut off, one animated, each with a caption."""
-    for stem in ("a", "b", "cut", "moves"):
-        image(tmp_path / f"{stem}.png")
-        (tmp_path / f"{stem}.txt").write_text(f"a photo of {stem}")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:60])
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    (tmp_path / "moves.png").unlink()
-    frames[0].save(tmp_path / "moves.webp", save_all=True, append_images=frames[1:])
-    return tmp_path
-
-
-def test_the_others_are_trained_and_the_plan_names_those_left_out(
-    images: Path, dataset
-) -> None:
-    scan = scan_datasets([dataset(images, skip_unreadable=True)], None)
-    captions = {Path(sample.image).name: sample.texts for sample in scan.samples}
-    assert captions == {"a.png": ("a photo of a",), "b.png": ("a photo of b",)}
-    (note,) = (note for note in scan.notes if "skip_unreadable" in note)
-    assert (
-        note.startswith(f"warning: {images}: 2 of 4 images left out")
-        and "cut.png" in note
-        and "moves.webp" in note
-    )
-
-
-def test_a_folder_of_nothing_else_is_still_an_error_and_so_is_a_file_of_another_dataset(
-    images: Path, dataset
-) -> None:
-    with pytest.raises(DataErrors):
-        scan_datasets([dataset(images, skip_unreadable=True), dataset(images)], None)
-    for name in ("a.png", "b.png"):
-        (images / name).unlink()
-    with pytest.raises(DataErrors):
-        scan_datasets([dataset(images, skip_unreadable=True)], None)
-
-
-def test_an_image_whose_control_image_is_damaged_is_left_out_too(
-    images: Path, dataset, image, tmp_path: Path
-) -> None:
-    before = tmp_path / "before"
-    make_images(before / f"{stem}.png" for stem in ("a", "b", "cut", "moves"))
-    (before / "a.png").write_bytes(b"not an image")
-    scan = scan_datasets(
-        [dataset(images, skip_unreadable=True, control_path=(str(before),))], None
-    )
-    assert [Path(sample.image).name for sample in scan.samples] == ["b.png"]

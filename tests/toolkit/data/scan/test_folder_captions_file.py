@@ -1,7 +1,6 @@
 """Captions of a whole dataset from one file."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -425,42 +424,28 @@ def test_without_a_folder_the_images_are_those_of_the_lines(
         ("t.jsonl", '{{"file_name": "{0}/a.png", "text": "one"}}'),
     ],
 )
-def test_folders_of_another_machine_in_a_table_are_moved_or_told(
+def test_folders_of_another_machine_in_a_table_are_told(
     data: Path, dataset, name: str, row: str
 ) -> None:
     table = data / "b" / name
     table.write_text(
         "file_name,text\n" * name.endswith("csv") + row.format("/old/disk")
     )
-    moved = {"path_map": {"/old/disk/": f"{data}/b"}, "captions_file": str(table)}
-    for folder in ("", data / "b"):
-        scan = scan_datasets([dataset(folder, **moved)], None)
-        assert [sample.caption for sample in scan.samples if sample.caption] == ["one"]
     assert str(refusal([dataset("", captions_file=str(table))], None)) == (
-        f"{table}: names files in /old/disk, which is not on this machine. Where it lies elsewhere: --map /old/disk=NEW"
+        "/old/disk: cannot be read as a folder: No such file or directory"
+    )
+    assert str(refusal([dataset(data / "b", captions_file=str(table))], None)) == (
+        f"{table}: none of its 1 line names an image of {data}/b. It has '/old/disk/a.png', the folder 'a.png': "
+        "write paths from that folder"
     )
 
 
-def test_a_folder_with_a_space_is_quoted_in_the_remedy(data: Path, dataset) -> None:
-    (data / "t.csv").write_text("file_name,text\nC:\\My Files\\a.png,one\n")
-    assert re.search(
-        r"--map 'C:/My Files=NEW'$",
-        str(refusal([dataset("", captions_file=str(data / "t.csv"))], None)),
-    )
-
-
-def test_a_file_name_is_the_caption_of_an_image_without_one_or_of_all(
-    dataset, tmp_path: Path
-) -> None:
+def test_file_names_are_the_captions_of_all_images(dataset, tmp_path: Path) -> None:
     folder = tmp_path / "named"
     texts = {"b.txt": "written", "t.tsv": "a_red_cat (2).png\tin a table"}
     images = ("a_red_cat.png", "a_red_cat (2).png", "b.png", "sub/a_dog_end.png")
     make_files(folder, texts | dict.fromkeys(images, ""))
     for keys, captions in (
-        (
-            {"caption_from_name": True, "default_caption": "none"},
-            ["a red cat (2)", "a red cat", "written"],
-        ),
         ({"captions": "names"}, ["a red cat", "a red cat", "b"]),
         (
             {"captions": "names", "folder_path": "sub", "image_suffix": "_end"},

@@ -50,33 +50,19 @@ def test_layers_lie_beside_their_images(tmp_path: Path) -> None:
 def test_what_is_probably_not_meant_is_noted(tmp_path: Path) -> None:
     write_layers(tmp_path / "images", 2)
     Image.new("RGB", (96, 64)).save(tmp_path / "images" / "a_layer1.png")
-    (tmp_path / "apart").mkdir()
-    Image.new("RGB", (96, 64)).save(tmp_path / "apart" / "a.png")
-    write_layers(tmp_path / "layers", 1, stem="b")
-    write_layers(tmp_path / "layers", 1)
-    for name in ("a.png", "b.png"):
-        (tmp_path / "layers" / name).unlink()
-    for folder, keys, told in (
+    for keys, told in (
         (
-            "apart",
-            {"layers_path": str(tmp_path / "layers")},
-            f"{tmp_path / 'layers'}: 1 file not used, layer without an image: b_layer0.png. "
-            "Give it the name of its image",
-        ),
-        (
-            "images",
             {"layers_suffix": "_layer"},
             f"{tmp_path / 'images'}: 1 layer in front of others without opacity of their own: a_layer1.png. "
             "Such a layer hides those behind it; number layers from back to front, and save them as PNG",
         ),
         (
-            "images",
             {},
             f"{tmp_path / 'images'}: some images are each by its name a layer of another, and trained as an image: "
             "a_layer0.png, a_layer1.png. For a model of layers give 'layers_suffix: _layer'",
         ),
     ):
-        section = DatasetConfig(folder_path=str(tmp_path / folder), **keys)
+        section = DatasetConfig(folder_path=str(tmp_path / "images"), **keys)
         assert f"warning: {told}" in scan_datasets([section], None).notes, told
 
 
@@ -84,10 +70,6 @@ def test_an_edited_layer_is_another_dataset_and_one_of_another_size_an_error(
     tmp_path: Path,
 ) -> None:
     write_layers(tmp_path, 2)
-    assert faults(tmp_path, layers_path=str(tmp_path))[0] == (
-        "a_layer0.png: is a layer beside its image 'a', and would be trained as an image. "
-        "Give 'layers_suffix: _layer' in place of 'layers_path'"
-    )
     before = fingerprint(scan(tmp_path, layers_suffix="_layer"))
     Image.new("RGBA", (96, 64), (1, 2, 3, 4)).save(tmp_path / "a_layer1.png")
     assert fingerprint(scan(tmp_path, layers_suffix="_layer")) != before
@@ -95,18 +77,6 @@ def test_an_edited_layer_is_another_dataset_and_one_of_another_size_an_error(
     assert faults(tmp_path, layers_suffix="_layer") == [
         "a_layer1.png: has 48x64 pixels, and its image a.png has 96x64. Export the layer with the whole canvas"
     ]
-
-
-@pytest.mark.parametrize("named", ["_layer", "_"])
-def test_layers_have_a_folder_of_their_own(tmp_path: Path, named: str) -> None:
-    """Numbers may begin with 1."""
-    picture, *layers = write_layers(tmp_path / "images", 2)
-    (tmp_path / "layers").mkdir()
-    for number, layer in enumerate(layers, start=1):
-        layer.rename(tmp_path / "layers" / f"a{named}{number}.png")
-    (sample,) = scan(tmp_path / "images", layers_path=str(tmp_path / "layers"))
-    assert sample.image == str(picture)
-    assert names(sample) == [f"a{named}1.png", f"a{named}2.png"]
 
 
 def test_layers_that_are_missing_are_errors(tmp_path: Path) -> None:

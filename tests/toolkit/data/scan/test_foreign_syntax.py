@@ -41,7 +41,38 @@ FOREIGN = [
     ("a cat,BREAK\na dog", "BREAK", "BREAK"),
 ]
 
+OF_MODELS = [
+    ("<think>\nThe user wants a caption.\n</think>\n\nA cat.", "thoughts and tokens", "<think>"),
+    ("A cat on a mat.<|im_end|>", "thoughts and tokens", "<|im_end|>"),
+    ("<caption>A cat</caption>", "thoughts and tokens", "<caption>"),
+    ("[INST] describe [/INST] a cat", "thoughts and tokens", "[INST]"),
+    ("I'm sorry, but I can't help with this image.", "refusals", "I'm sorry"),
+    ("I’m unable to see the picture", "refusals", "I’m unable"),
+    ("As an AI language model, I see a cat", "refusals", "As an AI"),
+    ("Sorry, I cannot describe people.", "refusals", "Sorry,"),
+    ("I cannot identify the person", "refusals", "I cannot"),
+    ("Here is a caption for the image: a cat", "introductions and offers", "Here is a caption"),
+    ("Sure! A cat on a mat", "introductions and offers", "Sure!"),
+    ("Here's your prompt:\na cat", "introductions and offers", "Here's your prompt"),
+    ("Caption: a cat", "introductions and offers", "Caption:"),
+    ("A cat. Let me know if you need more.", "introductions and offers", "Let me know if"),
+    ("Error: CUDA out of memory", "error messages", "Error:"),
+    ("RuntimeError: CUDA error: device-side assert", "error messages", "RuntimeError: "),
+    ("Traceback (most recent call last):", "error messages", "Traceback ("),
+    ("None", "error messages", "None"),
+    ("a ```cat``` on a mat", "Markdown", "```"),
+    ("a **red** cat", "Markdown", "**red**"),
+    ("# A cat\non a mat", "Markdown", "# A"),
+    ("- a cat\n- a mat", "Markdown", "- a cat\n- "),
+]  # fmt: skip
+
 PLAIN = [
+    "I love cats, a sign that says Sorry we are closed, an error message on a screen",
+    "none of the cats, a null sign, a man sure of himself, okay sign",
+    "here is where the cat sits. This is a photo of a cat",
+    "a cat - on a mat - at night, #1 fan, a 2 * 3 grid, 5 ** 2, prompt service",
+    "image of a caption: in the clouds, the title Tags: is seen",
+    "1. a cat, a dog\n- smiling",
     "red_hair, looking_at_viewer, ^_^, o_o, :|, >_<, |_|",
     "a clock (at 12:30), a ratio (16:9), a drawing (scale 1:4)",
     "a man (left), a woman (right), a sign (note: 5)",
@@ -58,7 +89,7 @@ PLAIN = [
 
 
 def test_instructions_of_other_programs_are_found() -> None:
-    for text, kind, first in FOREIGN:
+    for text, kind, first in FOREIGN + OF_MODELS:
         (marks,) = marks_in(["a plain caption", text])
         assert (marks.syntax.name, marks.first, marks.texts) == (kind, first, (1,))
         (line,) = lines_of(text)
@@ -79,9 +110,8 @@ def test_captions_and_prompts_are_told_alike(tmp_path: Path) -> None:
         for note in scan_datasets([make_dataset(tmp_path)], None).notes
         if "other programs" in note
     ]
-    assert note.startswith(
-        f"warning: {tmp_path}: 24 of 25 captions with '(best quality:1.2)', '<lora:detail:0.8>', "
-    )
+    assert note.startswith(f"warning: {tmp_path}: 24 of 25 captions (00.png, 01.png, ")
+    assert "19.png and 4 more) with '(best quality:1.2)', '<lora:detail:0.8>', " in note
     kinds = (
         "weights (8), LoRAs (3), embeddings (1), parameters (2), flags (1), separators (1), choices (3), "
         "wildcards (2), escaped brackets (1) and BREAK (2)"
@@ -90,9 +120,10 @@ def test_captions_and_prompts_are_told_alike(tmp_path: Path) -> None:
     assert "Write a comma instead" in note
     assert "'captions: lines'" in note and note.endswith("Remove BREAK")
     (told,) = prompt_warnings(texts, [])
-    assert told == note.replace(
-        f"{tmp_path}: 24 of 25 captions", "sample: prompts"
-    ).replace(
+    of_captions = (
+        f"{tmp_path}: 24 of 25 captions{note[note.index(' (') : note.index(') with')]})"
+    )
+    assert told == note.replace(of_captions, "sample: prompts").replace(
         kinds,
         "weights, LoRAs, embeddings, parameters, flags, separators, choices, wildcards, escaped brackets and BREAK",
     )
@@ -103,6 +134,29 @@ def test_a_regularisation_image_is_checked_too(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a (red:1.3) cup")
     notes = scan_datasets([make_dataset(tmp_path, is_reg=True)], None).notes
     assert [note.partition(": ")[2] for note in notes] == [
-        f"{tmp_path}: 1 of 1 caption with '(red:1.3)': weights (1) of other programs are plain text here. "
+        f"{tmp_path}: 1 of 1 caption (a.png) with '(red:1.3)': weights (1) of other programs are plain text here. "
         "Remove the weight and its brackets"
     ]
+
+
+def test_what_models_leave_is_told_with_files_and_never_advised_as_lines(
+    tmp_path: Path,
+) -> None:
+    """Neither line by line nor with words for other programs."""
+    texts = ("<think>\nA caption.\n</think>\nA cat", "I'm sorry", "A cat\non a mat")
+    for count in (3, 1):
+        for index, text in enumerate(texts[-count:]):
+            make_image(tmp_path / f"{index}.png")
+            (tmp_path / f"{index}.txt").write_text(text)
+        notes = scan_datasets([make_dataset(tmp_path)], None).notes
+        lines = [note for note in notes if "several lines" in note]
+        if count == 3:
+            told = (
+                f"warning: {tmp_path}: 2 of 3 captions (0.png, 1.png) with '<think>', \"I'm sorry\": thoughts and "
+                "tokens (1) and refusals (1) of language models are plain text here. Remove them, and all that is "
+                "thought. Write the caption of the image"
+            )
+            assert told in notes and "'captions: lines'" not in lines[0]
+            for file in (*tmp_path.glob("*.png"), *tmp_path.glob("*.txt")):
+                file.unlink()
+    assert "'captions: lines'" in lines[0]

@@ -20,14 +20,13 @@ from toolkit.errors import DataErrors
 
 
 def section(*datasets) -> SimpleNamespace:
-    train = SimpleNamespace(reg_weight=1.0)
     kinds = {
         "streamed": None,
         "validation": None,
         "reads_captions": True,
         "trigger_word": None,
     }
-    return SimpleNamespace(datasets=datasets, train=train, **kinds)
+    return SimpleNamespace(datasets=datasets, **kinds)
 
 
 def test_every_image_is_an_item_at_each_of_its_sizes(

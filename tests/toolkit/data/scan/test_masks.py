@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.toolkit.data.conftest import make_dataset, make_image
-from toolkit.contracts.data import NO_FLIP, Mask, ResizeCrop, Size
+from toolkit.contracts.data import Mask, ResizeCrop, Size
 from toolkit.data.batches.latent_cache import mask_weights
 from toolkit.data.scan import masks
 from toolkit.data.scan.folder import scan_datasets
@@ -43,7 +43,7 @@ def test_the_share_is_the_mean_weight_that_training_uses(
 ) -> None:
     mask = Mask(str(two_values(tmp_path / "a.png", 0, white)), inverted=inverted)
     look = look_at_mask(mask)
-    weights = mask_weights(mask, WHOLE, NO_FLIP, 8)
+    weights = mask_weights(mask, WHOLE, False, 8)
     assert look.share == pytest.approx(float(weights.mean()), abs=1e-6)
     assert (look.brightest, look.is_coloured) == (white, False)
     assert mask_fault(mask, look) is None

@@ -62,16 +62,14 @@ def test_they_are_repeats_as_ever_and_the_plan_asks(tmp_path: Path) -> None:
     assert repeats == {"01_anna": 1, "02_bob": 2, "03_carl": 3}
     assert asked == [
         "are the numbers of 01_anna (1), 02_bob (2), 03_carl (3) repeats? They count up, and each image is used as "
-        "often per epoch. If they are part of the names, give 'repeats_from_names: false', else "
-        "'repeats_from_names: true'"
+        "often per epoch. If they are part of the names, give 'num_repeats: 1'"
     ]
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"repeats_from_names": False}, {"2023_a": 1, "0_b": 1}),
-        ({"repeats_from_names": True}, {"2023_a": 2023}),
+        ({"num_repeats": 1}, {"2023_a": 1, "0_b": 1}),
         ({"num_repeats": 4}, {"2023_a": 4, "0_b": 4}),
     ],
 )
@@ -81,18 +79,13 @@ def test_the_answer_ends_the_question(
     assert scanned(tmp_path, *expected, **settings) == (expected, [])
 
 
-def test_without_the_convention_nothing_is_said_of_numbers(tmp_path: Path) -> None:
-    """Neither that loose images leave subfolders unused, nor that `40 char` is nearly a
-    number of repeats."""
-    for name in ("a.png", "10_x/b.png", "40 char/c.png"):
-        make_image(tmp_path / name, 512, 512)
-    scan = scan_datasets([make_dataset(tmp_path, repeats_from_names=False)], None)
-    assert [len(each.samples) for each in scan.folders] == [1]
+def test_a_name_that_is_nearly_one_of_repeats_is_told_unless_they_are_given(
+    tmp_path: Path,
+) -> None:
+    make_image(tmp_path / "40 char" / "c.png", 512, 512)
     notes = scan_datasets([make_dataset(tmp_path / "40 char")], None).notes
     assert len([note for note in notes if "For 40 repeats" in note]) == 1
-    off = scan_datasets(
-        [make_dataset(tmp_path / "40 char", repeats_from_names=False)], None
-    ).notes
+    off = scan_datasets([make_dataset(tmp_path / "40 char", num_repeats=1)], None).notes
     assert not [note for note in off if "repeats" in note]
 
 

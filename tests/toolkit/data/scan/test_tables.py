@@ -70,8 +70,7 @@ NO_HEADER = (
         (
             "Bild;Beschreibung\na.png;one\n",
             "1: 'Bild;Beschreibung' is not a header with 'file_name' and 'caption': it has no column that is known as "
-            "the image; its columns are Bild, Beschreibung. Say what they are: 'columns: {image: Bild, prompt: "
-            "Beschreibung}'",
+            "the image; its columns are Bild, Beschreibung. Fill in 'columns: {image: ..., prompt: ...}'",
         ),
         (
             "file_name,caption\na.png,one, two\n",
@@ -227,8 +226,8 @@ MISTAKES = {
     ),
     "a title of the caption that is not known": (
         "t.csv", "file_name,width,label text\na.png,64,a cat\n", {},
-        "...: no column is known as the caption, of label text. Say what they are: 'columns: {image: file_name, "
-        "prompt: label text}', or 'columns: {ignore: label text}' where none is meant",
+        "...: no column is known as the caption, of label text. Fill in 'columns: {prompt: ...}', "
+        "or give 'columns: {ignore: label text}' where none is meant",
     ),
     "a broken JSON": ("t.json", '{"a.png": "one",}', {}, ":1: is not valid JSON: ..."),
     "lines that differ in more than the caption": (
@@ -292,6 +291,46 @@ def test_forms_in_which_programs_write_captions_are_read(
     assert [sample.caption for sample in scan.samples] == ["one, two", "grün"]
 
 
+PACKED = {
+    # text of a cell -> its captions, or a part of the answer
+    '{"caption": "a cat", "tags": ["red"]}': "a cat",
+    "{'text': 'a cat', 'score': None}": "a cat",
+    '["a cat"]': "a cat",
+    '["a cat", "a dog"]': "has a list of 2 captions. Give 'captions: lines'",
+    "['a cat', 'a dog']": "has a list of 2 captions. Give 'captions: lines'",
+    "('a cat',)": "a cat",
+    "['a cat' 'a dog']": "is a JSON document, and is cut or damaged",
+    "array(['a cat'], dtype=object)": "is a JSON document, and is cut or damaged",
+    '{"caption": "a man says "hi""}': "is a JSON document, and is cut or damaged",
+    '[{"from": "gpt", "value": "a cat"}]': "and holds no 'caption' of text: the model is trained on sentences",
+    "[trigger], {red|blue} cat": "sks, {red|blue} cat",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", PACKED)
+@pytest.mark.parametrize("form", ["t.jsonl", "t.json", "t.csv"])
+def test_a_text_that_is_json_or_a_list_is_read_as_in_a_caption_file_or_refused(
+    data: Path, dataset, form: str, text: str
+) -> None:
+    """Given and found, so that no table is passed over for it."""
+    quoted = text.replace('"', '""')
+    (data / form).write_text(
+        {
+            "t.jsonl": "\n".join(json.dumps({"file_name": f"{n}.png", "text": text}) for n in "ab"),
+            "t.json": json.dumps({f"{n}.png": text for n in "ab"}),
+            "t.csv": f'file_name,text\na.png,"{quoted}"\nb.png,"{quoted}"\n',
+        }[form]
+    )  # fmt: skip
+    for keys in ({}, {"captions_file": str(data / form)}):
+        section = dataset(data, resolution=(64,), **keys)
+        if "cat" in PACKED[text]:
+            scan = scan_datasets([section], "sks")
+            caption = PACKED[text] if "sks" in PACKED[text] else f"sks {PACKED[text]}"
+            assert [sample.caption for sample in scan.samples] == [caption] * 2
+        else:
+            assert PACKED[text] in str(refusal([section], "sks"))
+
+
 TALK = [{"from": "human", "value": "Describe it"}, {"from": "gpt", "value": "a cat"}]
 REFUSED_FORMS = {
     # form: (name of the table, its rows or its text, what is said)
@@ -303,20 +342,18 @@ REFUSED_FORMS = {
     ),
     "titles that are not known": (
         "t.json", [{"img": f"{n}.png", "cap": "a cat"} for n in "ab"],
-        "'columns: {image: img, prompt: cap}'",
+        "its columns are img, cap. Fill in 'columns: {image: ..., prompt: ...}'",
     ),
     "LLaVA": (
         "t.json", [{"image": f"{n}.png", "conversations": TALK} for n in "ab"],
         "of conversations, whose texts are packed in lists or objects",
     ),
     "texts in JSON": (
-        "t.jsonl", '{"image": "a.png", "meta": "{\\"caption\\": \\"a cat\\"}"}', "of meta, whose texts are packed",
+        "t.jsonl", '{"image": "a.png", "meta": "{\\"w\\": \\"a cat\\"}"}', "of meta, whose texts are packed",
     ),
-    "a text that is not known": (
-        "t.jsonl", '{"image": "a.png", "en_caption": "cat"}', "'columns: {image: image, prompt: en_caption}'",
-    ),
-    "a caption that is empty, and another": (
-        "t.jsonl", '{"image": "a.png", "text": "", "zh": "一只猫在这里"}', "'columns: {image: image, prompt: zh}'",
+    "texts of another program": (
+        "t.jsonl", '{"image": "a.png", "model": "one of ours", "hash": "a1"}',
+        "Fill in 'columns: {prompt: ...}', or give 'columns: {ignore: [model, hash]}' where none is meant",
     ),
 }  # fmt: skip
 
@@ -352,11 +389,11 @@ def test_texts_that_are_no_captions_are_left_out_as_the_message_says(
 def test_a_table_without_texts_that_may_be_captions_is_no_mistake(
     data: Path, dataset
 ) -> None:
-    row = {"model": "one of ours", "score": 0.5, "date": "2024-01-02", "hash": "a1"}
+    row = {"score": 0.5, "date": "2024-01-02", "page": "https://x.org/1"}
     rows = ({"file_name": f"{name}.png", **row} for name in "ab")
     (data / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     scan = scan_datasets([dataset(data, resolution=(64,))], "sks")
-    unused = f"{data}/t.jsonl: columns that are not used: model, score, date, hash"
+    unused = f"{data}/t.jsonl: columns that are not used: score, date, page"
     assert unused in scan.notes and len(scan.samples) == 2
 
 
@@ -380,7 +417,9 @@ def test_files_of_other_programs_are_not_taken_for_tables(
 ) -> None:
     (data / name).write_text(OTHERS[name])
     scan = scan_datasets([dataset(data, resolution=(64,))], "sks")
-    assert scan.notes == (f"{data}: ignored, not an image: {name}",)
+    ignored, missing = scan.notes
+    assert ignored == f"{data}: ignored, not an image: {name}"
+    assert "2 of 2 images have no caption" in missing
 
 
 # ---------------------------------------------------------------- how often a table is

@@ -563,6 +563,12 @@ FAULTY: dict[str, tuple[tuple[list[str], str, tuple[str, ...]], str, str, int]] 
         "Write all of them as you will write prompts",
         10,
     ),
+    "cut at one length": (
+        ([text[:120] for text in drawn(LONG)], "", ()),
+        "forms",
+        "25 of 30 captions end at 120 letters and within a sentence, as if a program had cut them: '...atural light ",
+        25,
+    ),
     "short and an enhancer's": (
         ([*drawn("ohwx, {wear}", 25), *drawn(LONG, 5)], "ohwx", ()),
         "forms",
@@ -579,6 +585,13 @@ def test_a_planted_fault_is_told_and_nothing_else(name: str) -> None:
     assert finding.check == check
     assert message in finding.message
     assert len(finding.images) == images
+
+
+def test_three_of_many_captions_of_the_greatest_length_are_not_cut() -> None:
+    whole = [f"{text[:90]}." for text in drawn(LONG, 40)]
+    cut = [text[:120] for text in drawn(LONG, 40) if text[119].isalpha()][:3]
+    assert [one.check for one in found([*whole, *cut], "")] == []
+    assert [one.check for one in found([*whole[:20], *cut], "")] == ["forms"]
 
 
 def test_of_many_captions_some_are_looked_at() -> None:

@@ -67,6 +67,10 @@ def test_braces_and_globs_name_each_shard_once(tmp_path: Path) -> None:
             r"nowhere/\*\.tar: no such file\. Paths are looked up from /",
         ),
         (
+            "hf://datasets/user/repo/data/*.parquet",
+            r"data/\*\.parquet: is a Parquet file, and shards are tar files",
+        ),
+        (
             "https://a.b/{9..3}.tar",
             r"\{9\.\.3\} counts from 9 to 3\. Write the smaller number first",
         ),

@@ -100,22 +100,11 @@ def test_a_batch_is_no_smaller_than_asked_for(make_stream: Make) -> None:
     assert item.crop.bucket == Size(64, 16) and item.crop.scaled == Size(128, 16)
 
 
-@pytest.mark.parametrize("broken", [b"", b"no tar"])
-def test_a_damaged_first_shard_is_passed_by(
-    tmp_path: Path, broken: bytes, said: list[str]
-) -> None:
-    """Whether it is too much, the run decides: of many shards some may be damaged."""
-    (tmp_path / "0.tar").write_bytes(broken)
-    write_shard(tmp_path / "1.tar", 2)
-    stream = of(f"{tmp_path}/*.tar")
-    assert stream and stream.looked_at[0].name == f"{tmp_path}/1.tar/000" and not said
-
-
 @pytest.mark.parametrize(
     ("files", "keys", "message"),
     [
         (ONE, {}, "it has no json, only png, txt"),
-        ({}, {}, "0.tar: no sample can be used: holds no sample"),
+        ({}, {}, "0.tar: holds no sample. Download or rebuild it"),
     ],
 )
 def test_a_wrong_key_is_told_with_those_that_are_there(

@@ -113,6 +113,19 @@ def test_text_to_image_gets_what_its_pipeline_gives_it_of_a_long_prompt(
     assert model.family.prompt_error(section, words(5000), TARGET, []) is None
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_prompt_that_fits_alone_is_counted_with_its_images(
+    tiny_model: Path, count: int
+) -> None:
+    """Each byte of an emoji is a token here, so the text's bytes are a close bound."""
+    references = [Size(451, 300)] * count
+    room = 4092  # as above
+    prompt = "\U0001f600" * ((room - 5 - 100) // 4)
+    assert prompt_fault(tiny_model, prompt, TARGET, [], area=0) is None
+    fault = prompt_fault(tiny_model, prompt, TARGET, references, area=0)
+    assert fault and f"leaves room for {room:,}" in fault
+
+
 def test_without_a_tokenizer_on_the_disk_nothing_is_said(tmp_path: Path) -> None:
     assert prompt_fault(tmp_path, words(5000), TARGET, [], area=1024 * 1024) is None
 

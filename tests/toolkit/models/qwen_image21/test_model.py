@@ -51,6 +51,35 @@ def test_a_sampling_run_computes_text_and_references_once(inputs) -> None:
 
 
 @torch.no_grad()
+def test_text_behind_an_image_sees_no_later_text_where_flash_attention_computes_it(
+    inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a fast GPU; the stand-in for its kernel lines `is_causal` up with the last
+    key, and returns as many things as it."""
+    model, x_BCHW, prompts, references = inputs
+    asked: list[bool] = []
+
+    def flash(q_BHLE, k_BHPE, v_BHPE, is_causal: bool) -> tuple[torch.Tensor, ...]:
+        asked.append(is_causal)
+        tokens, keys = q_BHLE.shape[2], k_BHPE.shape[2]
+        mask_LP = torch.ones(tokens, keys, dtype=torch.bool).tril(keys - tokens)
+        out_BHLE = torch.nn.functional.scaled_dot_product_attention(
+            q_BHLE, k_BHPE, v_BHPE, attn_mask=mask_LP if is_causal else None
+        )
+        return out_BHLE, q_BHLE.logsumexp(-1), torch.zeros(1), torch.zeros(1)
+
+    masked = model.predict_velocity(x_BCHW, STEPS[1], prompts, references)
+    kernel = "_scaled_dot_product_flash_attention"
+    monkeypatch.setattr(torch.ops.aten, kernel, flash)
+    monkeypatch.setattr(
+        torch.backends.cuda, "can_use_flash_attention", lambda *asked: True
+    )
+    by_kernel = model.predict_velocity(x_BCHW, STEPS[1], prompts, references)
+    torch.testing.assert_close(by_kernel, masked, rtol=1e-5, atol=1e-5)
+    assert asked
+
+
+@torch.no_grad()
 def test_what_a_sampling_run_kept_is_freed_with_it(inputs) -> None:
     model, x_BCHW, prompts, references = inputs
     predict = model.sampling_steps(prompts, references)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.running import check_every
 from toolkit.contracts.training import TrainState
 from toolkit.files.run_files import VALIDATION_IMAGES
 from toolkit.train.callbacks.early_stopping import EarlyStopping, stop_reason
@@ -18,15 +19,7 @@ LOSSES = [5.0, 4.0, math.nan, 3.0, 2.0, 1.0, math.inf, 0.5, 0.5, 0.5, 9.0, 0.1]
 
 
 def settings(**changes) -> SimpleNamespace:
-    given = {
-        "metric": "loss",
-        "below": 2.5,
-        "smooth": 3,
-        "min_steps": 0,
-        "check_every": 1,
-        "no_better_within": None,
-    }
-    return SimpleNamespace(**given | changes)
+    return SimpleNamespace(**{"metric": "loss", "below": 2.5, "smooth": 3} | changes)
 
 
 def stop_step(
@@ -58,15 +51,17 @@ def run(toy):
     return toy.run(50)
 
 
+@pytest.fixture(autouse=True)
+def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_every(monkeypatch, 1)
+
+
 @pytest.mark.parametrize(
     ("changes", "step"),
     [
         ({}, 6),  # (3 + 2 + 1) / 3
         ({"below": 2.0}, 8),  # the mean of step 6 is 2: not below; (2 + 1 + 0.5) / 3 is
         ({"smooth": 1, "below": 0.6}, 8),
-        ({"check_every": 5}, 10),
-        ({"min_steps": 9}, 9),
-        ({"check_every": 4, "min_steps": 5}, 8),
         ({"metric": "grad_norm", "below": 5.0}, 6),
         ({"metric": "t_mean", "below": 0.8}, 3),
         ({"metric": "told_apart", "below": 0.8}, None),  # a number that no step has
@@ -78,6 +73,13 @@ def test_it_ends_where_the_mean_of_the_finite_values_is_low_enough(
     run, result, changes: dict, step
 ) -> None:
     assert stop_step(run, EarlyStopping(settings(**changes)), result) == step
+
+
+def test_it_looks_at_the_mean_every_ten_steps(
+    run, result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    assert stop_step(run, EarlyStopping(settings()), result) == 10
 
 
 @pytest.mark.parametrize("broken_off", range(1, 8))
@@ -133,7 +135,7 @@ def test_a_run_that_was_killed_after_its_last_state_ends_at_once(run, result) ->
 
 @pytest.mark.parametrize(
     "changes",
-    [{"below": 1.5}, {"smooth": 4}, {"min_steps": 9}, {"metric": "grad_norm"}],
+    [{"below": 1.5}, {"smooth": 4}, {"metric": "grad_norm"}],
 )
 def test_a_finished_run_is_not_finished_for_a_stricter_job(
     run, result, changes: dict
@@ -169,7 +171,7 @@ def test_the_numbers_of_all_steps_are_there_when_it_looks(toy) -> None:
     first."""
     ends = []
     for fetch_every in (1, 7):
-        run = toy.run(60, callbacks=[EarlyStopping(settings(below=0.5, check_every=2))])
+        run = toy.run(60, callbacks=[EarlyStopping(settings(below=0.5))])
         run.metrics_sync_interval = fetch_every
         assert toy.train(run, toy.step(run))
         ends.append((run.state.step, run.state.extra["stop_when"]))
@@ -185,9 +187,7 @@ def test_it_ends_once_no_later_validation_will_be_better(
     the same step."""
     toy.folder.mkdir()
     run = toy.run(200)
-    callback = EarlyStopping(
-        settings(below=None, no_better_within=0.95, metric="loss", check_every=7)
-    )
+    callback = EarlyStopping(settings(below=None, metric="validation/loss"))
     callback.on_start(run)
     for step in range(0, 200, 10):
         run.state.step = step
@@ -212,13 +212,7 @@ def test_it_ends_once_no_later_validation_will_be_better(
             callback.on_start(run)
     assert step == 80
     assert (
-        "stop_when: at 0.95 confidence no later step will be better than step 30 by "
+        "stop_when: at 95% confidence no later step will be better than step 30 by "
         in said[-1]
     )
     assert stop_reason(callback.settings, 80, run.state.extra)
-    assert not stop_reason(
-        settings(below=None, no_better_within=0.99), 80, run.state.extra
-    )
-    assert not stop_reason(
-        settings(below=None, no_better_within=0.95, min_steps=90), 80, run.state.extra
-    )

@@ -104,23 +104,6 @@ def test_when_sets_are_drawn(
     assert Drawing(run, **settings).run_to(last, result, finished) == sets(*drawn)
 
 
-def test_the_first_set_may_be_another_one(run, result) -> None:
-    drawing = Drawing(run, first=("c",), first_format="png")
-    drawn: list[int] = []
-    drawing.draw = lambda index: drawn.append(index) or Image.new("RGB", (8, 8))
-    assert drawing.run_to(10, result) == [(0, 0), *sets(10)]
-    assert drawn == [2, 0, 1]
-    assert drawing.names(0)[0].endswith("_0.png") and drawing.names(10)[0].endswith(
-        "_0.jpg"
-    )
-
-
-def test_without_usual_pictures_only_the_first_are_drawn(run, result) -> None:
-    drawing = Drawing(run, every=0, texts=(), first=("a",), first_format="jpg")
-    assert drawing.run_to(10, result) == [(0, 0)]
-    assert [event["step"] for event in drawing.events] == [0]
-
-
 def test_a_set_where_the_run_goes_on_when_it_is_asked_for(run, result) -> None:
     run.state = TrainState(step=13)
     assert Drawing(run).run_to(13, result, finished=False) == []

@@ -156,10 +156,8 @@ def test_the_line_tells_the_terms_of_a_sum(run, result) -> None:
     callback.on_metrics(run, replace(result(10), extra_metrics={"loss_flow": 0.25}))
     assert "flow" not in stream.getvalue()
     callback, stream = hook_on()
-    callback.on_metrics(
-        run, replace(result(10), extra_metrics={"loss/few_step": 0.125})
-    )
-    assert " | few_step 0.125" in stream.getvalue()
+    callback.on_metrics(run, replace(result(10), extra_metrics={"loss/held": 0.125}))
+    assert " | held 0.125" in stream.getvalue()
 
 
 def test_a_step_of_other_roles_alone_keeps_the_loss_of_the_last_that_had_one(

@@ -1182,7 +1182,7 @@ def test_a_key_in_a_message_leads_to_its_field_or_to_the_search():
         ("default_caption", 'href="#f-instruction"'),
         ("datasets[].default_caption", 'href="#f-instruction"'),
         (
-            "validation.default_caption",
+            "sample.default_caption",
             'value="search:default_caption" formaction="/new#keys"',
         ),
         ("caption_ext: json", 'value="search:caption_ext" formaction="/new#keys"'),

@@ -1,5 +1,5 @@
-"""`train.assistant` named as on the hub: what its check says, from the hub cache
-alone."""
+"""A LoRA file named as on the hub: what its check says, from the hub cache alone. The
+settings of images beside one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from huggingface_hub import constants
 
 from tests.model_folders import COMMIT, NO_WEIGHTS
 from toolkit.config.reading.process import JobContext
-from toolkit.config.sections.few_step import AssistantConfig
+from toolkit.config.sections.lora_beside import LoraBeside
+from toolkit.config.sections.trainer import DiffusionSection
 
 REPO = "someone/adapter"
 
@@ -47,8 +48,7 @@ def put(cache: Path, *files: str, listed: tuple[str, ...] = ()) -> None:
 
 def said(path: str) -> list[str]:
     return [
-        finding.message
-        for finding in AssistantConfig(path=path).check(JobContext("job"))
+        finding.message for finding in LoraBeside(path=path).check(JobContext("job"))
     ]
 
 
@@ -61,15 +61,13 @@ def test_the_lora_of_a_repository_is_found_in_the_cache(
 ) -> None:
     put(cache, *files, "checkpoint-10/pytorch_lora_weights.safetensors", "README.md")
     for name in (REPO, f"{REPO}/{files[0]}"):
-        config = AssistantConfig(path=name)
+        config = LoraBeside(path=name)
         assert (config.file(), config.to_download(), said(name)) == (
             str(cache / files[0]),
             "",
             [],
         )
-    config = AssistantConfig(
-        path=f"{REPO}/checkpoint-10/pytorch_lora_weights.safetensors"
-    )
+    config = LoraBeside(path=f"{REPO}/checkpoint-10/pytorch_lora_weights.safetensors")
     assert config.file() == str(
         cache / "checkpoint-10" / "pytorch_lora_weights.safetensors"
     )
@@ -100,7 +98,7 @@ def test_what_is_not_here_is_downloaded_or_refused_where_the_hub_may_not_be_aske
     cache: Path, monkeypatch
 ) -> None:
     for name in (REPO, f"{REPO}/a.safetensors"):
-        config = AssistantConfig(path=name)
+        config = LoraBeside(path=name)
         assert (config.file(), config.to_download(), said(name)) == (name, name, [])
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     start = "is not in the hub cache, and HF_HUB_OFFLINE forbids to ask the hub. Unset it, or run 'hf download"
@@ -120,11 +118,29 @@ def test_a_path_stays_a_path(cache: Path) -> None:
         "someone/adapter",
         "someone/a/b.safetensors",
     ):
-        assert AssistantConfig(path=name).to_download() == ""
+        assert LoraBeside(path=name).to_download() == ""
         assert said(name)[0].startswith(
             f"{name!r} does not exist (working directory: {Path.cwd()})."
         )
     file = Path("someone/a/b.safetensors")
     file.parent.mkdir()
     file.write_bytes(json.dumps({}).encode())
-    assert said(str(file)) == [] and AssistantConfig(path=str(file)).file() == str(file)
+    assert said(str(file)) == [] and LoraBeside(path=str(file)).file() == str(file)
+
+
+@pytest.mark.parametrize("lora", [{}, {"lora": "lightning.safetensors"}])
+def test_images_beside_a_lora_have_its_levels_and_without_it_those_of_the_model(
+    lora: dict[str, str],
+) -> None:
+    fast = {"sample_steps": 4, "guidance_scale": 1.0, "flow_shift": 3.0}
+    section = DiffusionSection.model_validate({
+        "type": "sd_trainer",
+        "model": {"name_or_path": "m"},
+        "datasets": [{"folder_path": "d"}],
+        "sample": {**lora, **fast, "samples": [{"prompt": "a"}]},
+    })  # fmt: skip
+    (picture,) = section.sample_pictures()
+    assert picture.stretched == (not lora)
+    alone = section.pictures_alone()[0]
+    given = {key: getattr(alone, key) for key in fast}
+    assert given == (dict.fromkeys(fast) if lora else fast)

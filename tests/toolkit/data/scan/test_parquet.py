@@ -9,14 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.toolkit.data.shard_server import serving
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.folder import scan_datasets
-from toolkit.data.streams.sample_keys import SampleKeys
 from toolkit.data.streams.shards import expand_shards
-from toolkit.data.streams.webdataset import ShardStream, Unreadable
-from toolkit.errors import DataErrors, RunError
+from toolkit.errors import DataErrors, UserError
 from toolkit.files import parquet, writing
 from toolkit.files.archives import unpacked
 
@@ -82,6 +79,8 @@ def test_a_table_that_has_its_pictures_in_it_is_given_as_the_folder(
     image(tmp_path / "images" / "x.png")
     with pytest.raises(DataErrors, match="Give it as 'folder_path'"):
         scan_datasets([section(tmp_path / "images", captions_file=str(file))], None)
+    with pytest.raises(UserError, match="Give it as 'folder_path'"):
+        expand_shards([str(file)])
     assert [s.caption for s in scan_datasets([section(file)], None).samples] == [
         "a cat"
     ]
@@ -170,7 +169,7 @@ def test_a_picture_column_that_is_not_known_is_a_mistake_until_the_job_says_what
     with pytest.raises(DataErrors) as caught:
         scan_datasets([section(file)], None)
     assert str(caught.value).startswith(
-        f"{file}: its columns of files that are not used: photo. Say what they are: "
+        f"{file}: its columns of files that are not used: photo. Fill in "
     )
     scan = scan_datasets(
         [section(file, columns={"control": "photo", "ignore": "digest"})], None
@@ -184,18 +183,24 @@ def test_texts_of_which_none_is_the_caption_are_refused_as_in_a_csv(
     tmp_path: Path, image
 ) -> None:
     rows = [{"image": of_hub("red"), "en_caption": "a cat", "width": 64}]
-    says = "no column is known as the caption, of en_caption. Say what they are: 'columns: {image: "
-    with pytest.raises(
-        DataErrors, match=re.escape(f"{says}image, prompt: en_caption}}'")
-    ):
+    says = "no column is known as the caption, of en_caption. Fill in 'columns: {prompt: ...}'"
+    with pytest.raises(DataErrors, match=re.escape(says)):
         scan_datasets([section(write(tmp_path / "p.parquet", rows))], None)
     image(tmp_path / "set" / "x.png")
     write(tmp_path / "set" / "t.parquet", [{"file_name": "x.png", "edit": "a cat"}])
     (tmp_path / "set" / "other.parquet").write_bytes(
         (tmp_path / "p.parquet").read_bytes()[:99]
     )
-    with pytest.raises(DataErrors, match=re.escape("{image: file_name, prompt: edit}")):
+    with pytest.raises(DataErrors, match="as the caption, of edit"):
         scan_datasets([section(tmp_path / "set")], None)
+
+
+def test_json_in_the_rows_is_read_as_in_a_caption_file(tmp_path: Path) -> None:
+    rows = [{"jpg": of_hub("red"), "json": '{"prompt": "a cat", "n": 1}'}]
+    file = write(tmp_path / "p.parquet", rows)
+    columns = {"image": "jpg", "prompt": "json"}
+    (sample,) = scan_datasets([section(file, columns=columns)], None).samples
+    assert sample.caption == "a cat"
 
 
 def test_a_folder_of_rows_without_pictures_says_what_they_are(tmp_path: Path) -> None:
@@ -337,116 +342,3 @@ def test_metadata_beside_images_is_an_error_without_pyarrow_and_another_file_is_
     assert str(caught.value).startswith(f"{table}: {parquet.MISSING}")
     table.rename(tmp_path / "embeddings.parquet")
     assert scan_datasets([section(tmp_path)], "sks").samples[0].caption == "sks"
-
-
-# ---------------------------------------------------------------- streams
-
-
-@pytest.fixture
-def shards(tmp_path: Path) -> Path:
-    """Two files of five and two rows, in groups of two."""
-    for name, count in (("0", 5), ("1", 2)):
-        rows = [
-            {
-                "image": of_hub("red", "JPEG"),
-                "text": f"{name}/{number}",
-                "size": number,
-                "mask": of_hub("white"),
-            }
-            for number in range(count)
-        ]
-        write(tmp_path / f"{name}.parquet", rows)
-    return tmp_path
-
-
-def stream(pattern: object, **options: Any) -> ShardStream:
-    keys = SampleKeys(label="json", caption="text")
-    settings = {"seed": 5, "window": 3, "epochs": 1, "keys": keys, **options}
-    return ShardStream(expand_shards([str(pattern)]), **settings)
-
-
-def captions(samples: Any) -> list[str]:
-    return [sample.caption for sample, _ in samples]
-
-
-def test_rows_of_parquet_files_are_samples_of_a_stream(shards: Path) -> None:
-    found = [*stream(shards / "*.parquet").read(None)]
-    assert sorted(captions(found)) == [f"0/{number}" for number in range(5)] + [
-        "1/0",
-        "1/1",
-    ]
-    sample = found[0][0]
-    assert sample.size == (64, 48) and sample.image.startswith(b"\xff\xd8")
-    for at, (_, cursor) in enumerate(found[:-1]):
-        assert captions(stream(shards / "*.parquet").read(cursor)) == captions(
-            found[at + 1 :]
-        )
-
-
-@pytest.mark.parametrize("ranges", [True, False])
-def test_over_a_server_it_is_the_stream_from_disk(shards: Path, ranges: bool) -> None:
-    plain = captions(stream(shards / "*.parquet").read(None))
-    with serving(shards) as server:
-        server.ranges = ranges
-        assert captions(stream(f"{server.address}/{{0,1}}.parquet").read(None)) == plain
-
-
-@pytest.mark.parametrize(
-    ("keys", "first"),
-    [
-        (SampleKeys(image=("mask",), label="text"), b"\x89PNG"),
-        (SampleKeys(image=("image",), label="text"), b"\xff\xd8"),
-        (SampleKeys(label="text"), b"\xff\xd8"),
-    ],
-)
-def test_keys_may_be_columns(shards: Path, keys: SampleKeys, first: bytes) -> None:
-    (sample, _), *_ = stream(shards / "1.parquet", keys=keys, window=1).read(None)
-    assert sample.caption == "1/0" and sample.image.startswith(first)
-
-
-def test_a_wrong_key_is_told_with_those_that_are_there(shards: Path) -> None:
-    with pytest.raises(
-        RunError, match=r"whose keys are size, text\), only .*: set label_key: text"
-    ):
-        list(stream(shards / "0.parquet", keys=SampleKeys()).read(None))
-    with pytest.raises(
-        RunError,
-        match=r"its image is not .*\. Set image_key, label_key and caption_key\.$",
-    ):
-        texts = SampleKeys(("text",), label="text")
-        list(stream(shards / "0.parquet", keys=texts).read(None))
-
-
-def test_a_damaged_file_is_one_line(shards: Path) -> None:
-    """What a stream says without pyarrow: tests/toolkit/files/test_parquet.py."""
-    whole = (shards / "0.parquet").read_bytes()
-    (shards / "2.parquet").write_bytes(whole[: len(whole) // 2])
-    unreadable = Unreadable(0.5)
-    found = captions(stream(shards / "*.parquet", unreadable=unreadable).read(None))
-    assert len(found) == 7 and "cannot be read as Parquet" in unreadable.last
-
-
-def test_the_image_of_a_row_is_the_column_that_is_known_as_it(tmp_path: Path) -> None:
-    """Not the first, and not one whose kind is looked for first."""
-    rows = [
-        {
-            "source_image": of_hub("blue", "JPEG"),
-            "edited_image": of_hub("red"),
-            "text": "a cat",
-        }
-    ]
-    ((sample, _),) = stream(write(tmp_path / "e.parquet", rows)).read(None)
-    assert sample.image == picture("red")
-
-
-def test_of_several_images_that_nobody_knows_a_stream_takes_none(
-    tmp_path: Path,
-) -> None:
-    """The first one would be the image before the edit."""
-    rows = [{"input": of_hub("blue"), "output": of_hub("red"), "text": "a cat"}]
-    file = write(tmp_path / "e.parquet", rows)
-    with pytest.raises(RunError, match="only input, json, output, text"):
-        list(stream(file).read(None))
-    keys = SampleKeys(("output",), label="json", caption="text")
-    ((sample, _),) = stream(file, keys=keys).read(None)
-    assert sample.image == picture("red")

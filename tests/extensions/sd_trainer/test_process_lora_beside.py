@@ -1,9 +1,9 @@
-"""LoRA files beside the trained network in whole jobs: the assistant, few-step samples."""
+"""LoRA files beside the trained network in whole jobs: the assistant, and that of the
+samples."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +14,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.diffusers_reference import rewrite_json
-from tests.running import losses, run_job
-from toolkit.config.sections.dataset import LOSS, loss_in
+from tests.running import lines, losses, run_job
 from toolkit.errors import UserError
 from toolkit.models.tiny import TinySpec, write_tiny_model
-from toolkit.train.run_reader import list_samples
 
 OUTPUTS = {
     "transformer_blocks.0.attn.to_out.0": 64,
@@ -196,7 +193,7 @@ REFUSED: list[tuple[dict, str]] = [
     ),
     (
         {"assistant": {"path": "assistant.safetensors", "multiplier": 0}},
-        "0 switches the assistant off",
+        "0 switches the file off",
     ),
 ]
 
@@ -223,200 +220,49 @@ def test_a_file_that_cannot_be_used_is_refused_before_anything_is_written(
     assert not (tmp_path / "output" / "job" / "run.json").exists()
 
 
-ALSO = [
-    {"name": "fast", "lora": "other.safetensors", "steps": 1},
-    {
-        "lora": "assistant.safetensors",
-        "steps": 3,
-        "cfg": 2,
-        "flow_shift": 3,
-        "weight": 0.5,
-    },
-]
-
-
 @pytest.mark.slow
-def test_samples_are_also_generated_in_the_ways_that_are_named(
+def test_samples_are_generated_with_their_file_and_nothing_else_is(
     run, tmp_path: Path
 ) -> None:
-    sample = {
-        **SAMPLE,
-        "samples": [{"prompt": "a fox"}, {"prompt": "a hat", "seed": 5}],
-        "format": "png",
-    }
+    """Before step 1, when the network changes nothing, that is what `base_loras`
+    changes."""
+    sample = {**SAMPLE, "format": "png"}
+    lora = {"path": "other.safetensors", "multiplier": 0.5}
     plain = run("plain", sample=sample)
-    also = run(
-        "also", {"assistant": "assistant.safetensors"}, sample={**sample, "also": ALSO}
-    )
-    names = [
-        path.name.partition("_")[2]
-        for path in sorted((also / "samples").glob("000000000_*"))
+    beside = run("beside", sample={**sample, "lora": lora})
+    merged = run("merged", model={"base_loras": [lora]}, sample=sample)
+    assert losses(beside) == losses(plain)
+    for name in ("job.safetensors", "validation.jsonl"):
+        assert without_times(beside / name) == without_times(plain / name)
+    assert difference(beside, merged, 0) < 0.05 < difference(beside, plain, 0)
+    assert difference(beside, plain, 2) > 0.05
+
+
+def without_times(file: Path) -> object:
+    if file.suffix == ".jsonl":
+        return [{**line, "time": ""} for line in lines(file)]
+    return {name: tensor.tolist() for name, tensor in load_file(file).items()}
+
+
+def difference(folder: Path, other: Path, step: int) -> float:
+    """The mean difference of the sample of two runs, of 255."""
+    images = [
+        np.asarray(Image.open(run / "samples" / f"{step:09d}_0.png"), float)
+        for run in (folder, other)
     ]
-    assert names == [
-        "0.png",
-        "1.png",
-        "2_fast.png",
-        "3_fast.png",
-        "4_assistant.png",
-        "5_assistant.png",
-    ]
-    first = [
-        (folder / "samples" / "000000000_0.png").read_bytes()
-        for folder in (plain, also)
-    ]
-    assert first[0] == first[1]
-    # What the file changes is what `base_loras` changes.
-    merged = run(
-        "merged",
-        model={"base_loras": ["other.safetensors"]},
-        sample={**sample, "sample_steps": 1},
-    )
-    images = [Image.open(folder / "samples" / name) for folder, name in
-              ((also, "000000000_2_fast.png"), (merged, "000000000_0.png"), (also, "000000000_0.png"))]  # fmt: skip
-    near, far = (
-        np.abs(np.asarray(images[0], float) - np.asarray(image, float)).mean()
-        for image in images[1:]
-    )
-    assert near < 0.05 < far
-    samples = list_samples(also)
-    assert [sample.index for sample in samples if sample.step == 2] == [*range(6)]
-    assert samples[2].prompt == "a fox [fast, 1 steps]"
-    last = json.loads((also / "validation.jsonl").read_text().splitlines()[-1])
-    assert len({last[LOSS], last[loss_in("fast")], last[loss_in("assistant")]}) == 3
+    return float(np.abs(images[0] - images[1]).mean())
 
 
 @pytest.fixture(scope="module")
-def turbo_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Qwen-Image-2.1, `base`, and another one with its encoders that is
-    distilled, `turbo`, with the scheduler of the published Turbo. Read only."""
-    folder = tmp_path_factory.mktemp("turbo_models")
-    base, other = folder / "base", folder / "turbo"
-    for seed, model in enumerate((base, other)):
-        write_tiny_model(model, TinySpec(arch="qwen_image_2", seed=seed))
-    for part in base.iterdir():
-        if part.name not in ("transformer", "model_index.json", "scheduler"):
-            shutil.rmtree(other / part.name, ignore_errors=True)
-            (other / part.name).unlink(missing_ok=True)
-            (other / part.name).symlink_to(part)
-    rewrite_json(other / "model_index.json", sample_sigmas=[1.0, 0.8, 0.3])
-    rewrite_json(
-        other / "scheduler/scheduler_config.json",
-        use_dynamic_shifting=False,
-        shift=1.0,
-        shift_terminal=None,
-    )
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen-Image-2.1. Read only."""
+    folder = tmp_path_factory.mktemp("models") / "base"
+    write_tiny_model(folder, TinySpec(arch="qwen_image_2"))
     return folder
 
 
-@pytest.fixture
-def turbo(turbo_models: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """Both, in the working directory."""
-    for model in turbo_models.iterdir():
-        (tmp_path / model.name).symlink_to(model)
-    return tmp_path / "base", tmp_path / "turbo"
-
-
-@pytest.mark.slow
-def test_samples_of_another_model_are_those_of_the_lora_on_it(
-    run, turbo: tuple[Path, Path]
-) -> None:
-    """At its noise levels; what is trained, and the other samples, are the same as
-    without it."""
-    base, other = map(str, turbo)
-    model = {"quantize": True, "qtype": "int8"}
-    keys = {
-        "validation": None,
-        "network": {"type": "lora", "linear": 4, "linear_alpha": 4},
-    }
-    sample, on_base = (
-        {**SAMPLE, "format": "png", "sample_every": 1},
-        {**model, "name_or_path": base},
-    )
-    plain = run("plain", model=on_base, sample=sample, **keys)
-    also = run(
-        "also",
-        model=on_base,
-        sample={**sample, "also": [{"model": other}, {"levels": [1.0, 0.6]}]},
-        **keys,
-    )
-    assert losses(plain) == losses(also)
-    assert (plain / "job.safetensors").read_bytes() == (
-        also / "job.safetensors"
-    ).read_bytes()
-    for step in range(3):
-        first = [
-            (folder / "samples" / f"{step:09d}_0.png").read_bytes()
-            for folder in (plain, also)
-        ]
-        assert first[0] == first[1]
-    assert [sample.prompt for sample in list_samples(also)][1:3] == [
-        "a fox [turbo, 3 steps]",
-        "a fox [also, 2 steps]",
-    ]
-    lora = {**keys["network"], "pretrained_lora_path": str(also / "job.safetensors")}
-    sample = {**sample, "sample_steps": None}
-    there = run(
-        "there",
-        {"steps": 1},
-        {**model, "name_or_path": other},
-        sample=sample,
-        validation=None,
-        network=lora,
-    )
-    images = [
-        (also / "samples" / "000000002_1_turbo.png"),
-        there / "samples" / "000000000_0.png",
-    ]
-    assert images[0].read_bytes() == images[1].read_bytes()
-
-
-@pytest.mark.slow
-def test_a_way_of_sampling_that_cannot_be_is_refused(
-    run, turbo, tmp_path: Path
-) -> None:
-    write_lora(tmp_path / "wide.safetensors", inputs=32)
-    for also, message in (
-        (
-            [{"lora": "none.safetensors"}],
-            r"sample\.also\[0\]\.lora: 'none\.safetensors' does not exist",
-        ),
-        (
-            [{"lora": "wide.safetensors"}],
-            r"sample\.also\[0\]\.lora: wide\.safetensors is of another model",
-        ),
-        (
-            [*ALSO, ALSO[0]],
-            r"also\[2\]\.name: another entry has the name 'fast' too",
-        ),
-        (
-            [{"lora": "other.safetensors", "weight": 0}],
-            r"also\[0\]\.weight: 0 switches the LoRA off",
-        ),
-        (
-            [{"steps": 4}],
-            r"also\[0\]\.lora: is required\. Or give 'model', or 'levels'",
-        ),
-        ([{"levels": [0.5, 0.5]}], r"also\[0\]\.levels: have to fall"),
-        (
-            [{"model": "none"}],
-            r"also\[0\]\.model: 'none' is neither a folder nor a hub id",
-        ),
-        (
-            [{"model": "base", "lora": "other.safetensors"}],
-            r"also\[0\]\.lora: .* is not supported",
-        ),
-        (
-            [{"model": "base"}],
-            r"also\[0\]\.model: base is Qwen-Image-2\.1, which Qwen-Image-Ed",
-        ),
-    ):
-        with pytest.raises(UserError, match=message):
-            run("output", sample={**SAMPLE, "also": also})
-            pytest.fail(f"{also} is taken")
-
-
 def test_the_file_that_changes_a_bias_the_model_lacks_is_named(
-    run, turbo, tmp_path: Path
+    run, base: Path, tmp_path: Path
 ) -> None:
     save_file(
         {"diffusion_model.img_in.diff_b": torch.ones(64)},
@@ -426,8 +272,8 @@ def test_the_file_that_changes_a_bias_the_model_lacks_is_named(
         ({"assistant": "biased.safetensors"}, SAMPLE, r"train\.assistant"),
         (
             {},
-            {**SAMPLE, "also": [{"lora": "biased.safetensors"}]},
-            r"sample\.also\.0\.lora",
+            {**SAMPLE, "lora": "biased.safetensors"},
+            r"sample\.lora",
         ),
     ):
         with pytest.raises(
@@ -437,7 +283,7 @@ def test_the_file_that_changes_a_bias_the_model_lacks_is_named(
             run(
                 "output",
                 train,
-                {"name_or_path": "base"},
+                {"name_or_path": str(base)},
                 sample=sample,
                 validation=None,
             )

@@ -1,0 +1,125 @@
+"""Krea 2, by the contract of all families."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import Krea2Pipeline
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+from extensions.krea2.family import LAYER_NAMES
+from tests.diffusers_reference import memory_stores, psnr
+from tests.extensions.krea2.small import write_krea2
+from tests.family_contract import *  # noqa: F403 - its tests and its fixtures
+from tests.family_contract import Row
+from tests.measured import at_least
+from toolkit.config.sections.model_files import family_named
+from toolkit.contracts.data import Size
+from toolkit.data.batches.latent_cache import ItemEncoder
+from toolkit.models.families import ModelLoadOptions
+from toolkit.train.sampling import SamplePrompt, Sampler
+
+
+def predict(
+    pipeline: Krea2Pipeline,
+    x_t_BCHW: Tensor,
+    t_B: Tensor,
+    prompts: Sequence[str],
+    references: Sequence[Tensor],
+) -> Tensor:
+    """With the padding of texts, and its mask."""
+    with torch.no_grad():
+        texts, masks = pipeline.encode_prompt(list(prompts))
+    height, width = (side // 2 for side in x_t_BCHW.shape[-2:])
+    found = pipeline.transformer(
+        hidden_states=pixel_unshuffle(x_t_BCHW, 2).flatten(2).mT,
+        encoder_hidden_states=texts,
+        timestep=t_B,
+        position_ids=pipeline.prepare_position_ids(
+            texts.shape[1], height, width, x_t_BCHW.device
+        ),
+        encoder_attention_mask=masks,
+    )
+    return pixel_shuffle(found.sample.mT.unflatten(2, (height, width)), 2)
+
+
+def encode(pipeline: Krea2Pipeline, pixels_BPHW: Tensor) -> Tensor:
+    config = pipeline.vae.config
+    latents_BCHW = pipeline.vae.encode(pixels_BPHW[:, :, None]).latent_dist.mode()[
+        :, :, 0
+    ]
+    mean, std = (
+        torch.tensor(each).view(-1, 1, 1)
+        for each in (config.latents_mean, config.latents_std)
+    )
+    return (latents_BCHW - mean) / std
+
+
+def draw(pipeline: Krea2Pipeline, prompt: SamplePrompt) -> Image.Image:
+    """Its guidance counts from 0."""
+    return pipeline(
+        prompt.prompt,
+        negative_prompt=prompt.negative,
+        guidance_scale=prompt.guidance_scale - 1,
+        width=prompt.size.width,
+        height=prompt.size.height,
+        num_inference_steps=prompt.steps,
+        generator=torch.Generator().manual_seed(prompt.seed),
+    ).images[0]
+
+
+def of_krea(layer: str) -> str:
+    """The name of a layer in the code of the model's authors."""
+    number = "".join(part for part in layer.split(".") if part.isdecimal())
+    for name, (ours,) in LAYER_NAMES.items():
+        if layer in (ours, ours.replace("*", number[:1])):
+            return name.replace("*", number[:1])
+    raise KeyError(layer)
+
+
+@pytest.fixture(scope="module")
+def row() -> Row:
+    return Row(
+        "krea2",
+        write_krea2,
+        Krea2Pipeline,
+        predict,
+        encode,
+        draw,
+        {"published": {}},
+        other_names={
+            "ai-toolkit": lambda layer: f"diffusion_model.{of_krea(layer)}",
+            "diffusers": lambda layer: f"transformer.{layer}",
+            "musubi-tuner": lambda layer: (
+                f"lora_unet_{of_krea(layer).replace('.', '_')}"
+            ),
+        },
+    )
+
+
+# ------------------------------------------------------------ Turbo
+
+
+@pytest.mark.slow
+def test_the_turbo_draws_as_its_pipeline_at_one_shift_for_all_sizes(
+    tmp_path: Path,
+) -> None:
+    folder = write_krea2(tmp_path / "turbo", turbo=True)
+    pipeline = Krea2Pipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    options = ModelLoadOptions(folder, torch.device("cpu"), torch.float32)
+    model = family_named("krea2").open(options)
+    assert (model.family.title, model.family.guidance) == ("Krea-2-Turbo", 1.0)
+    steps = model.family.sample_steps
+    for size in (Size(128, 64), Size(64, 64)):
+        prompt = SamplePrompt("a cat", "", size, 42, 1.0, steps)
+        sampler = Sampler(
+            model, [prompt], ItemEncoder(model, torch.float32), memory_stores()
+        )
+        likeness = psnr(sampler.generate(0), draw(pipeline, prompt))
+        at_least(f"sample of the Turbo at {size}, dB", likeness, 60)
