@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -341,6 +342,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     write_tiny_model(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def layered_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of Qwen-Image-Layered."""
+    from toolkit.models.tiny import TinySpec, write_tiny_model
+
+    folder = tmp_path_factory.mktemp("layered") / "model"
+    write_tiny_model(folder, TinySpec(arch="qwen_image_layered"))
+    return folder
+
+
+@pytest.fixture
+def examples_alone(tmp_path: Path) -> Path:
+    """A working directory that holds nothing but the examples."""
+    shutil.copytree(ROOT / "config", tmp_path / "work" / "config")
+    return tmp_path / "work"
 
 
 @pytest.fixture(scope="session")

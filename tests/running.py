@@ -23,6 +23,11 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def losses(folder: Path) -> list[float]:
+    """That of each step of a run."""
+    return [line["loss"] for line in lines(folder / "metrics.jsonl")]
+
+
 def run_job(path: Path | str, **options: Any) -> None:
     """Runs the job of a file, as the command line does with these options."""
     extensions = discover()

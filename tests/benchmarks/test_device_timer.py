@@ -5,14 +5,6 @@ import torch
 
 from benchmarks import device_timer
 
-CPU = torch.device("cpu")
-
-
-def test_where_nothing_counts_memory_there_is_no_figure() -> None:
-    device_timer.forget_peaks(CPU)
-    assert device_timer.peaks(CPU) == {"allocated_gb": None, "reserved_gb": None}
-    assert not device_timer.limit_memory(CPU, 24)
-
 
 class Event:
     """Stands for CUDA's: recorded at the moments in `now`, milliseconds."""

@@ -80,15 +80,13 @@ def test_a_job_the_program_refuses_is_a_result_with_its_reason(
     assert "no_such_key" in result["reason"] and "/tmp" not in result["reason"]
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", [name for name in ROWS if not ROWS[name].plain])
 def test_every_row_is_a_job_the_program_takes(
     name: str, asked: Callable[..., Asked], tmp_path: Path
 ) -> None:
     """At a size with enough blocks to swap; only what a GPU needs is left to be seen
     there."""
     row, size = ROWS[name], gpu_rows.DRAWN_SIZES["S"]
-    if row.plain:
-        pytest.skip("not the program")
     gpu_rows.write_folder(tmp_path / "model", size, row.family)
     path = tmp_path / "job.json"
     section = gpu_rows.job_section(row, size, asked(name))
@@ -108,19 +106,6 @@ def test_every_row_is_a_job_the_program_takes(
         == row.train.get("compile", {"enabled": "auto"})["enabled"]
     )
     assert len(given.datasets[0].control_path) == row.references
-
-
-def test_a_row_for_a_smaller_gpu_is_measured(
-    asked: Callable[..., Asked], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without the compiler, which takes seconds. The others are measured in
-    test_verify_gpu.py."""
-    name = "int8, 24 GB"
-    train = {**ROWS[name].train, "compile": {"enabled": False}}
-    monkeypatch.setitem(gpu_rows.ROWS, name, replace(ROWS[name], train=train))
-    result = measure(asked(name, warm_up=0, steps=1, accumulation=1))
-    assert result["status"] == "measured" and result["losses"][0] > 0
-    assert 0 < result["ready_s"] < result["first_step_s"]
 
 
 @pytest.mark.slow

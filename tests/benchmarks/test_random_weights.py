@@ -6,7 +6,6 @@ import torch
 from benchmarks.random_weights import (
     DRAWN_SIZES,
     RandomWeightsModel,
-    drawn_models,
     write_folder,
 )
 from toolkit.models.families import ModelLoadOptions
@@ -51,10 +50,3 @@ def test_the_published_size_of_a_single_stream_is_that_of_the_model(
         FAMILY_21.modules(tmp_path / "absent"),
     )
     assert sum(found.values()) == sum(published.values()) > 6e9
-
-
-def test_the_program_opens_drawn_models_only_when_told_to(folder: Path) -> None:
-    options = ModelLoadOptions(folder, torch.device("cpu"), torch.bfloat16)
-    with drawn_models():
-        assert isinstance(FAMILY.open(options), RandomWeightsModel)
-    assert not isinstance(FAMILY.open(options), RandomWeightsModel)

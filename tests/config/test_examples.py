@@ -23,8 +23,6 @@ from toolkit.config.reading import normalise
 from toolkit.extension import discover
 from toolkit.system.nvidia import likely_cause, read_facts
 
-Run = Callable[..., subprocess.CompletedProcess]
-
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 CORE_TYPES = {"sd_trainer"}
 """What processes the examples of the core have. Those of a part are tested in the

@@ -14,10 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from safetensors import safe_open
 
 from jobs import exit
 from tests.faults.nursery import Child
+from toolkit.files.safetensors_io import read_metadata
 from toolkit.files.writing import write_json
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -294,11 +294,6 @@ def training_job(
     return write
 
 
-def lora_metadata(path: Path) -> dict[str, str]:
-    with safe_open(path, framework="pt") as file:
-        return file.metadata()
-
-
 @pytest.mark.slow
 def test_a_trained_run_holds_no_secret_and_goes_on_as_the_same_job(
     training_job, run_py: Run, tmp_path: Path
@@ -326,7 +321,7 @@ def test_a_trained_run_holds_no_secret_and_goes_on_as_the_same_job(
         "[trigger] with ${db_password} ${PLAIN}" in config
         and '"trigger_word": "${MY_TOKEN}"' in config
     )
-    metadata = lora_metadata(run / "job.safetensors")
+    metadata = read_metadata(run / "job.safetensors")
     assert metadata["author"] == "${MY_TOKEN} of ${PLAIN}"
     assert metadata["trigger_word"] == "${MY_TOKEN}"
     assert (metadata["api_key"], metadata["tags"], metadata["id"]) == (

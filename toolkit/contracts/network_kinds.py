@@ -80,7 +80,7 @@ class ActivationUnits:
 
     compiled: Pair = (19.2, 19.1)
     """`everything` of a compiled block: what the partitioner saves
-    (`tests/toolkit/plan/test_compiled_blocks.py`)."""
+    (`benchmarks/saved_by_blocks.py`)."""
 
     compiled_outputs: Pair = (11.1, 11.1)
     """`matmul_outputs` of a compiled block."""

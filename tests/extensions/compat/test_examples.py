@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,32 +15,24 @@ from tests.config.test_examples import CONFIG, examples_with
 
 
 def test_the_file_of_fluxflows_guide_is_planned(
-    workplace: Path, run_py: Callable
+    examples_alone: Path, run_py: Callable
 ) -> None:
     (example,) = examples_with(lambda types: not types)
-    result = run_py(example, "--dry-run", "--json", cwd=workplace)
+    result = run_py(example, "--dry-run", "--json", cwd=examples_alone)
     assert (example, result.returncode) == ("config/examples/fluxflow.yaml", 0), (
         result.stderr
     )
     assert json.loads(result.stdout)["processes"]
 
 
-@pytest.fixture
-def workplace(tmp_path: Path) -> Path:
-    """A working directory that holds nothing but the examples."""
-    folder = tmp_path / "work"
-    shutil.copytree(CONFIG, folder / "config")
-    return folder
-
-
 @pytest.mark.slow
 def test_the_command_of_fluxflows_guide_with_variables_is_planned(
-    workplace: Path,
+    examples_alone: Path,
 ) -> None:
     environment = os.environ | {"RUN": f"{sys.executable} {CONFIG.parent / 'run.py'}"}
     command = ["bash", "config/examples/fluxflow.sh", "--dry-run", "--json"]
     result = subprocess.run(
-        command, cwd=workplace, env=environment, capture_output=True, text=True
+        command, cwd=examples_alone, env=environment, capture_output=True, text=True
     )
     assert (result.returncode, result.stderr) == (0, "")
     plan = json.loads(result.stdout)

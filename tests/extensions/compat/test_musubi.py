@@ -904,13 +904,6 @@ sample_prompts = "layered.txt"
 """
 
 
-@pytest.fixture(scope="module")
-def layered_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("layered") / "model"
-    write_tiny_model(folder, TinySpec(arch="qwen_image_layered"))
-    return folder
-
-
 @pytest.fixture
 def of_layers(
     load: Callable[..., JobConfig], layered_model: Path, tmp_path: Path

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -26,14 +25,6 @@ FROM_SCRATCH = [example for example in EXAMPLES if "/from_scratch/" in example]
 """One for each entry of the table of cards in docs/from_scratch.md."""
 
 
-@pytest.fixture
-def workplace(tmp_path: Path) -> Path:
-    """A working directory that holds nothing but the examples."""
-    folder = tmp_path / "work"
-    shutil.copytree(CONFIG, folder / "config")
-    return folder
-
-
 @pytest.mark.slow
 def test_they_can_be_planned_without_torch_network_or_a_trace(tmp_path: Path) -> None:
     assert "config/examples/own_pictures.yaml" in EXAMPLES and len(FROM_SCRATCH) == 10
@@ -42,10 +33,10 @@ def test_they_can_be_planned_without_torch_network_or_a_trace(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_the_example_of_photographs_ends_with_a_lora_that_has_learned_and_with_samples(
-    run_py: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
+    run_py: Run, examples_alone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In half of its steps, at half of its sides."""
-    job = workplace / "config" / "examples" / "photos.yaml"
+    job = examples_alone / "config" / "examples" / "photos.yaml"
     text = job.read_text(encoding="utf-8")
     for whole, half in (
         ("every: 100", "every: 50"),
@@ -58,12 +49,12 @@ def test_the_example_of_photographs_ends_with_a_lora_that_has_learned_and_with_s
         assert whole in text, whole
         text = text.replace(whole, half)
     job.write_text(text, encoding="utf-8")
-    result = run_py("config/examples/photos.yaml", cwd=workplace)
+    result = run_py("config/examples/photos.yaml", cwd=examples_alone)
     assert (result.returncode, "Traceback" in result.stderr) == (0, False), (
         result.stderr
     )
     assert "2 x 20 + 3 x 40 = 160 samples per epoch" in result.stdout
-    folder = workplace / "output" / "photos"
+    folder = examples_alone / "output" / "photos"
     assert sorted(path.name for path in folder.glob("*.safetensors")) == [
         "photos.safetensors",
         "photos_000000050.safetensors",
@@ -77,7 +68,7 @@ def test_the_example_of_photographs_ends_with_a_lora_that_has_learned_and_with_s
     ]
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
 
-    monkeypatch.chdir(workplace)
+    monkeypatch.chdir(examples_alone)
     untrained, trained = losses()
     assert trained <= 0.8 * untrained, (
         f"mean loss over 16 fixed draws: {untrained:.4f} before, {trained:.4f} after"
@@ -86,14 +77,14 @@ def test_the_example_of_photographs_ends_with_a_lora_that_has_learned_and_with_s
 
 @pytest.mark.slow
 def test_the_example_of_pairs_trains_with_its_control_images_and_learns(
-    run_py: Run, workplace: Path
+    run_py: Run, examples_alone: Path
 ) -> None:
-    result = run_py("config/examples/edit_pairs.yaml", cwd=workplace)
+    result = run_py("config/examples/edit_pairs.yaml", cwd=examples_alone)
     assert (result.returncode, "Traceback" in result.stderr) == (0, False), (
         result.stderr
     )
     assert "control images: 3 with 1" in result.stdout
-    folder = workplace / "output" / "edit_pairs"
+    folder = examples_alone / "output" / "edit_pairs"
     assert (folder / "edit_pairs.safetensors").is_file()
     assert len(list((folder / "samples").iterdir())) == 3
     course = [line["loss"] for line in lines(folder / "metrics.jsonl")]

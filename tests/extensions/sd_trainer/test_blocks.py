@@ -10,10 +10,7 @@ import pytest
 from extensions.sd_trainer.config import SdTrainerConfig
 from tests.parts import needs_foreign_names
 from toolkit.config import load_job
-from toolkit.config.reading.process import JobContext
 from toolkit.errors import ConfigErrors
-
-JOB = JobContext("job")
 
 
 @pytest.fixture

@@ -14,20 +14,12 @@ from toolkit.config import load_job
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
 from toolkit.files.safetensors_io import read_metadata
-from toolkit.models.tiny import TinySpec, write_tiny_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("layered") / "model"
-    write_tiny_model(folder, TinySpec(arch="qwen_image_layered"))
-    return folder
 
 
 @pytest.fixture
 def section(
     trainer: Callable[..., dict],
-    model: Path,
+    layered_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., dict]:
@@ -51,7 +43,7 @@ def section(
             },
         }
         given = {
-            "model": {"name_or_path": str(model), "model_kwargs": kwargs or {}},
+            "model": {"name_or_path": str(layered_model), "model_kwargs": kwargs or {}},
             "datasets": [
                 {
                     "folder_path": "data",

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from tests.running import check_every, lines, run_job
+from tests.network_files import same_tensors
+from tests.running import check_every, lines, losses, run_job
 from toolkit.config import JobContext, load_job
 from toolkit.errors import Interrupted
 from toolkit.extension import discover
@@ -43,17 +43,6 @@ def start(
 
 def status(folder: Path) -> dict:
     return json.loads((folder / "run.json").read_text())
-
-
-def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in lines(folder / "metrics.jsonl")]
-
-
-def same_tensors(one: Path, two: Path) -> bool:
-    ours, theirs = load_file(one), load_file(two)
-    return ours.keys() == theirs.keys() and all(
-        torch.equal(tensor, theirs[name]) for name, tensor in ours.items()
-    )
 
 
 @pytest.mark.slow

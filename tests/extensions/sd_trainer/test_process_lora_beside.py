@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.running import lines, run_job
+from tests.running import lines, losses, run_job
 from toolkit.errors import UserError
 from toolkit.models.tiny import TinySpec, write_tiny_model
 
@@ -90,10 +90,6 @@ def run(
         return tmp_path / folder / "job"
 
     return run
-
-
-def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in lines(folder / "metrics.jsonl")]
 
 
 @pytest.mark.slow

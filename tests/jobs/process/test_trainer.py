@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from jobs import ExtensionJob, JobOptions
 from jobs.dry_run import plan_job
 from jobs.process.trainer import Trainer
+from tests.network_files import same_tensors
 from tests.parts import needs_part
-from tests.running import check_every, lines
+from tests.running import check_every, lines, losses
 from toolkit.config import load_job
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import discover
@@ -230,17 +231,6 @@ def start(
         return tmp_path / "output" / name
 
     return start
-
-
-def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in lines(folder / "metrics.jsonl")]
-
-
-def same_tensors(one: Path, two: Path) -> bool:
-    ours, theirs = load_file(one), load_file(two)
-    return ours.keys() == theirs.keys() and all(
-        torch.equal(tensor, theirs[name]) for name, tensor in ours.items()
-    )
 
 
 @pytest.mark.slow

@@ -25,7 +25,6 @@ from toolkit.memory.quantization import (
 from toolkit.number_types import QTYPES, UINT_BITS
 
 INPUTS, OUTPUTS = 256, 96
-NAN, INFINITY = float("nan"), float("inf")
 ROUNDING = {
     torch.float32: 1e-6,
     torch.bfloat16: 6e-3,

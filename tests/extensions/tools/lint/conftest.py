@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import numpy
 import pytest
 from PIL import Image
-
-Picture = Callable[..., Image.Image]
 
 
 def picture(seed: int, width: int = 256, height: int = 192) -> Image.Image:
