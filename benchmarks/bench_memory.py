@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -106,9 +106,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def prepare(folder: Path, spec: TinySpec = SPEC) -> None:
+def prepare(
+    folder: Path,
+    write: Callable[[Path], object] = lambda to: write_tiny_model(to, SPEC),
+) -> None:
     """The model, in bfloat16 as the published one, and four images."""
-    write_tiny_model(folder / "model", spec)
+    write(folder / "model")
     for shard in (folder / "model" / "transformer").glob("*.safetensors"):
         save_file(
             {name: tensor.bfloat16() for name, tensor in load_file(shard).items()},

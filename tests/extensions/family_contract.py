@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from benchmarks import family_units
+from benchmarks import bench_memory, family_units
 from extensions.tools.publish.card import model_card
 from extensions.tools.publish.card import section_of as card_section
 from extensions.tools.shared.examples import all_models, written_job
@@ -546,6 +546,15 @@ def test_steps_of_other_networks_take_about_what_is_planned(wide: Path) -> None:
         planned = sum(step_peak(found.work, "none", gaps=lambda activations: 0))
         at_most(f"{kind}, taken / planned", found.step / planned, 1.1)
         at_least(f"{kind}, taken / planned", found.step / planned, 0.8)
+
+
+@pytest.mark.slow
+def test_a_whole_job_takes_what_its_plan_says(row: Row, tmp_path: Path) -> None:
+    """Of main memory, on a CPU. The program itself is the larger part."""
+    bench_memory.prepare(tmp_path, lambda folder: row.write(folder, **row.wide))
+    name = "lora fp32"
+    found = bench_memory.measure(tmp_path, name, bench_memory.JOBS[name])
+    assert found["predicted"] == pytest.approx(found["measured"], rel=0.1)
 
 
 # ------------------------------------------------------------ tools
