@@ -12,9 +12,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import chain, product
+from glob import glob
+from itertools import chain
 
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.pixels.unread import kind_of_file
@@ -160,40 +161,50 @@ def refuse_lost_captions(folder: ImageFolder, findings: ScanFindings) -> None:
 def captions_elsewhere(
     listing: DirectoryListing, dataset: DatasetConfig, findings: ScanFindings
 ) -> str:
-    """The folder in this one, or beside it, or the table above it, that has the captions
+    """The folder in this one, or near it, or the table above it, that has the captions
     of its images, and how they are read; empty for none. A folder with such images has
     its own."""
     stems = list(listing.images)[:_STEMS]
     names = [listing.images[stem][0] for stem in stems]
     folder = listing.folder.rstrip("/")
-    for top in (folder, os.path.dirname(folder) or "."):
-        with suppress(OSError):
-            above = findings.scan_cache.listing(top)
-            called = [name for name in above.files if split_suffix(name)[0] in _CALLED]
-            for table in tables_in(above, dataset, called, findings):
-                if top != folder and names_any(table, listing.prefix, names):
-                    return f"{table.path} has captions of the images. Give 'captions_file: {table.path}'"
-            for name, suffix in product(above.subfolders, FORMATS):
-                place = join(top, name)
-                files = (f"{above.prefix}{name}/{stem}{suffix}" for stem in stems)
-                found = sum(map(_is_caption, files))
-                is_sure = top == folder or name.lower() in _CALLED or found >= _SURE
-                if (
-                    found
-                    and is_sure
-                    and 2 * found >= len(stems)
-                    and findings.scan_cache.listing(place)
-                    .images.keys()
-                    .isdisjoint(stems)
-                ):
-                    copied = f"cp {shlex.quote(place)}/*{suffix} {shlex.quote(folder)}"
-                    way = (
-                        "Unpack the archive, and put them beside the images"
-                        if archive_in(place)
-                        else f"Copy them beside the images ('{copied}')"
-                    )
-                    return f"{place} has texts with the names of the images. {way}"
+    above = os.path.dirname(folder) or "."
+    with suppress(OSError):
+        beside = findings.scan_cache.listing(above)
+        called = [name for name in beside.files if split_suffix(name)[0] in _CALLED]
+        for table in tables_in(beside, dataset, called, findings):
+            if names_any(table, listing.prefix, names):
+                return f"{table.path} has captions of the images. Give 'captions_file: {table.path}'"
+    for place, prefix, is_sure in _folders_near(folder, above, findings):
+        for suffix in FORMATS:
+            found = sum(_is_caption(f"{prefix}{stem}{suffix}") for stem in stems)
+            if 2 * found >= max(
+                len(stems), 1 if is_sure else 2 * _SURE
+            ) and findings.scan_cache.listing(place).images.keys().isdisjoint(stems):
+                copied = f"cp {shlex.quote(place)}/*{suffix} {shlex.quote(folder)}"
+                way = (
+                    "Unpack the archive, and put them beside the images"
+                    if archive_in(place)
+                    else f"Copy them beside the images ('{copied}')"
+                )
+                return f"{place} has texts with the names of the images. {way}"
     return ""
+
+
+def _folders_near(
+    folder: str, above: str, findings: ScanFindings
+) -> Iterator[tuple[str, str, bool]]:
+    """Folders that may have the captions of the images in `folder`: how they are named,
+    their prefix, and whether they are in it or called for captions. Of the latter, and
+    of those in it, also the folders inside."""
+    for top in (folder, above, os.path.dirname(above) or ".."):
+        with suppress(OSError):
+            listing = findings.scan_cache.listing(top)
+            for name in listing.subfolders:
+                is_sure = top == folder or name.lower() in _CALLED
+                deeper = glob("*/", root_dir=listing.path(name)) if is_sure else []
+                for inside in (name, *(f"{name}/{one[:-1]}" for one in deeper)):
+                    if is_sure or top == above:
+                        yield join(top, inside), f"{listing.path(inside)}/", is_sure
 
 
 def _is_caption(path: str) -> bool:

@@ -226,7 +226,7 @@ MISTAKES = {
     ),
     "a title of the caption that is not known": (
         "t.csv", "file_name,width,label text\na.png,64,a cat\n", {},
-        "...: no column is known as the caption, of label text. Fill in 'columns: {prompt: ...}', "
+        "...: it has no column that is known as the caption, of label text. Fill in 'columns: {prompt: ...}', "
         "or give 'columns: {ignore: label text}' where none is meant",
     ),
     "a broken JSON": ("t.json", '{"a.png": "one",}', {}, ":1: is not valid JSON: ..."),
