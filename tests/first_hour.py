@@ -1320,6 +1320,7 @@ PASTED: dict[str, str] = {
     "JOB --seeds 1, 2": "JOB --seeds 1,2,3",
     "JOB --seeds 1-3": "JOB --seeds 1,2,3",
     "new my_char.yaml datasets/robot": "new my_char datasets/robot",
+    "new my_char.YAML.bak datasets/robot": "new my_char datasets/robot",
     "new config/my_char datasets/robot": "new my_char datasets/robot",
     "new datasets/robot my_char.yaml": "new my_char datasets/robot",
     "new my_char datasets/robto": "new my_char datasets/robot",
