@@ -41,6 +41,10 @@ MODELS = "language models"
 _NUMBER = r"-?(?:[0-9](?:\.[0-9]+)?|\.[0-9]+)"
 """A weight, below 10: not the minutes of `(at 12:30)`."""
 
+LORA_TAG = re.compile(
+    r"<(?i:lora|lyco|hypernet):[^<>\n]+>|\((?i:lora|lyco|hypernet):[^():\n]+:[^():\n]+\)"
+)
+
 SYNTAX = (
     Syntax(
         "weights",
@@ -54,7 +58,7 @@ SYNTAX = (
     ),
     Syntax(
         "LoRAs",
-        re.compile(r"<(?i:lora|lyco|hypernet):[^<>\n]+>"),
+        LORA_TAG,
         "Remove the name of the LoRA",
     ),
     Syntax(

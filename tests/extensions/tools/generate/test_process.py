@@ -515,6 +515,7 @@ def test_sizes_and_lightning_are_the_publishers(
         "a.safetensorsx0.8",
         "a.safetensors:0.8:0.6",
         "a.safetensors:0,8",
+        "a.safetensors:80%",
         "a.safetensors,0.8",
         "a.safetensors 0.8",
     ],
@@ -550,6 +551,9 @@ def test_a_strength_behind_another_sign_gets_its_colon(
         ("a <lora:b> cat", "b.safetensors:0.3", "b.safetensors:0.3"),
         ("a cat --n <lora:b:1>", "b.safetensors", "b.safetensors:1"),
         ("<lora: b : 0,7 > cat", "b.safetensors", "b.safetensors:0.7"),
+        ("<lora:b:70%> cat", "b.safetensors", "b.safetensors:0.7"),
+        ("(lora:b:0.7) cat", "b.safetensors", "b.safetensors:0.7"),
+        ("<lora:b:much> <hypernet:x:1>", "b.safetensors:0.3", "b.safetensors:0.3"),
         ("<lora:my/b.safetensors:0.7> x", "b.safetensors", "b.safetensors:0.7"),
         ("<lora:b:0.5:lbw=OUTS> cat", "b.safetensors:0.3", "b.safetensors:0.5"),
         (
