@@ -40,6 +40,9 @@ an unknown type."""
 _KEY = re.compile(r"[A-Za-z_][\w-]*(?:\.(?:[\w-]+|\*)|\[(?:\d+|\*)\])*")
 _PAIR = rf"{_KEY.pattern}\s*="
 _OTHER_SIGN = re.compile(rf"^(?!.*=)({_KEY.pattern})(?:\s*[:,]|\s)\s*(?=\S)")
+_QUOTED = re.compile(r"""(["'])(\{.*: .*\})\1""")
+"""A mapping, in quotes for the shell once more than it needs them."""
+
 _BETWEEN = {"--set": " ", "--sweep": ","}
 """Flag -> what stands between the parts of a value."""
 
@@ -69,8 +72,8 @@ def read_changes(words: Sequence[str], flag: str = "--set") -> tuple[Change, ...
                 f"{flag} {word}: write KEY=VALUE, such as {flag} train.lr=1e-4"
             )
     return tuple(
-        Change(key.strip(), text.strip(), f"{flag} {key.strip()}")
-        for key, _, text in pairs
+        Change(key, _QUOTED.sub(r"\2", text), f"{flag} {key}")
+        for key, _, text in (map(str.strip, pair) for pair in pairs)
     )
 
 
@@ -81,13 +84,14 @@ def parted_values(argv: Sequence[str], is_config: Callable[[str], bool]) -> str:
     >>> parted_values(["a.yaml", "--set", "trigger_word=my", "cat"], "a.yaml".__eq__)
     "--set: each KEY=VALUE is one word for the shell. Write: --set 'trigger_word=my cat'"
     """
+
+    def is_value(word: str) -> bool:
+        is_file = word.endswith(CONFIG_SUFFIXES) or is_config(word)
+        return not (word.startswith("-") or is_file)
+
     flags = [(at, flag) for at, flag in enumerate(argv) if flag in _BETWEEN]
     for at, flag in flags if any(map(is_config, argv)) else ():
-        words = takewhile(
-            lambda word: not word.startswith("-") and not is_config(word),
-            argv[at + 1 :],
-        )
-        given = "\0".join(word for word in words if not word.endswith(CONFIG_SUFFIXES))
+        given = "\0".join(takewhile(is_value, argv[at + 1 :]))
         sign = _BETWEEN[flag]
         meant = [
             _OTHER_SIGN.sub(r"\1=", re.sub(f"{sign}*\0", sign, part))
