@@ -173,9 +173,8 @@ def _as_flag(node: ConfigNode, place: Place | None) -> str:
         parts = re.split(r"\s*[,;|]\s*", value)
     flag = "--sweep" if takes_one and parts[1:] else flag
     value = ",".join(parts) if takes_one else f"[{value}]"
-    return (
-        f"Write: {flag} {shlex.quote(f'{key}={value}')}" if value != node.text else ""
-    )
+    is_other = parts[1:] or value != node.text
+    return f"Write: {flag} {shlex.quote(f'{key}={value}')}" if is_other else ""
 
 
 _LISTED = re.compile(r"(?!\d+,\d+$|\d{1,3}(,\d{3})+$)[\w.+-]+(\s*[,;|]\s*[\w.+-]+)+")
