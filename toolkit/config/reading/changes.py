@@ -84,14 +84,13 @@ def parted_values(argv: Sequence[str], is_config: Callable[[str], bool]) -> str:
     >>> parted_values(["a.yaml", "--set", "trigger_word=my", "cat"], "a.yaml".__eq__)
     "--set: each KEY=VALUE is one word for the shell. Write: --set 'trigger_word=my cat'"
     """
-
-    def is_value(word: str) -> bool:
-        is_file = word.endswith(CONFIG_SUFFIXES) or is_config(word)
-        return not (word.startswith("-") or is_file)
-
     flags = [(at, flag) for at, flag in enumerate(argv) if flag in _BETWEEN]
     for at, flag in flags if any(map(is_config, argv)) else ():
-        given = "\0".join(takewhile(is_value, argv[at + 1 :]))
+        words = takewhile(
+            lambda word: not word.startswith("-") and not is_config(word),
+            argv[at + 1 :],
+        )
+        given = "\0".join(word for word in words if not word.endswith(CONFIG_SUFFIXES))
         sign = _BETWEEN[flag]
         meant = [
             _OTHER_SIGN.sub(r"\1=", re.sub(f"{sign}*\0", sign, part))

@@ -172,12 +172,13 @@ class DatasetsSection(ProcessConfig):
             | {"folder_path": os.path.realpath(dataset.folder_path)}
             for dataset in self.datasets
         ]
-        for index, entry in enumerate(entries):
-            if self.datasets[index].folder_path and entry in entries[:index]:
-                message = "is given twice, so each of its images counts double. Remove one, or give 'num_repeats: 2'."
-                yield warning(f"datasets.{index}.folder_path", message)
         for index, dataset in enumerate(self.datasets):
             words[f"datasets.{index}.trigger_word"] = dataset.trigger_word or ""
+            if dataset.folder_path and entries[index] in entries[:index]:
+                yield warning(
+                    f"datasets.{index}.folder_path",
+                    "is given twice, so each of its images counts double. Remove one, or give 'num_repeats: 2'.",
+                )
         for key, word in words.items():
             if word.strip().lower() in NO_TRIGGER:
                 message = f"is read as the word {word!r}, which is put in front of each caption."
