@@ -338,7 +338,8 @@ def _row_of(row: Mapping[Any, Any], columns: Columns) -> TableRow:
         texts = chain.from_iterable(texts_in(row.get(key)) for key in keys)
         found = tuple(text for text in texts if text != NO_TEXT)
         for text in filter(_SEVERAL.search, found):
-            names = re.findall(r"[^\[\](){}\s,;|'\"]+", text)
+            words = re.findall(r"[^\[\](){}\s,;|:'\"]+", text)
+            names = [word for word in words if split_suffix(word)[1] in IMAGE_SUFFIXES]
             raise Unfit(f'has a list in one cell, {text[:_SHOWN]!r}. Write "{names}"')
         return found
 
@@ -416,8 +417,10 @@ _PICTURE = rf"(?i:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})"
 _NAMED = re.compile(rf"(\s*\S.*?{_PICTURE})(\s*[:;,|=]|\s+-\s)(.*)")
 """A line with the name of an image before its caption, and no tab."""
 
-_SEVERAL = re.compile(rf"{_PICTURE}[\"']?\s*[,;|].*{_PICTURE}")
-"""The names of several images in one text."""
+_SEVERAL = re.compile(
+    rf"""{_PICTURE}["']?[\s,;|].*{_PICTURE}|\s*[\[({{]+\s*["'].*{_PICTURE}""", re.DOTALL
+)
+"""The names of several images in one text, or one in brackets that cannot be read."""
 
 
 def _tab_separated(text: str, given: ColumnsConfig) -> Lines:
@@ -430,7 +433,7 @@ def _tab_separated(text: str, given: ColumnsConfig) -> Lines:
         if named:
             written, tab, text_of = named.groups()
         text_of, more, third = text_of.strip().partition("\t")
-        if more:
+        if more and written.strip():
             yield (
                 number,
                 f"has a third column, {third[:_SHOWN]!r}. A caption has no tab: write a space, "

@@ -14,8 +14,8 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from glob import glob
-from itertools import chain
+from glob import iglob
+from itertools import chain, islice
 
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.pixels.unread import kind_of_file
@@ -86,6 +86,8 @@ def _why_ignored(
     if is_caption and name.lower() not in NO_CAPTIONS:
         reason = "caption without an image"
         remedy = "Give image and caption the same name, in upper and lower case too"
+        if stem in stems:
+            return "second caption of an image", "Put the text of both into one"
         if stem.casefold() in map(str.casefold, images):
             reason = "caption of an image whose name has other letters"
         elif not folder.has_caption_files:
@@ -131,6 +133,9 @@ def _way_of(path: str, caption_ext: Sequence[str]) -> str:
 
 _STEMS = 20
 """So many images are looked for in other folders."""
+
+_FOLDERS = 100
+"""So many folders are looked into in each of these."""
 
 _SURE = 3
 """So many texts have the names of the images not by chance, whatever their folder is
@@ -201,7 +206,8 @@ def _folders_near(
             listing = findings.scan_cache.listing(top)
             for name in listing.subfolders:
                 is_sure = top == folder or name.lower() in _CALLED
-                deeper = glob("*/", root_dir=listing.path(name)) if is_sure else []
+                below = iglob("**/", root_dir=listing.path(name), recursive=True)
+                deeper = islice(below, _FOLDERS if is_sure else 0)
                 for inside in (name, *(f"{name}/{one[:-1]}" for one in deeper)):
                     if is_sure or top == above:
                         yield join(top, inside), f"{listing.path(inside)}/", is_sure

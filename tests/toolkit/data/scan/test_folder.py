@@ -872,9 +872,12 @@ def test_folders_for_validation_and_test_beside_one_to_train_on_are_named(
             ["caption without an image: b.v2.txt"],
         ),
         (
-            "a.png a.txt b.png c.txt",
+            "a.png a.txt a.png.txt b.png c.txt",
             (".txt", ".txt"),
-            ["caption without an image: c.txt"],
+            [
+                "second caption of an image: a.png.txt",
+                "caption without an image: c.txt",
+            ],
         ),
         (
             "a.png a.txt a.caption b.caption b.png c.txt",

@@ -73,7 +73,7 @@ CASES: dict[str, tuple[Mapping[str, Any], dict[str, Any], str, dict[str, Any]]] 
     "two texts": (each("#.txt", "tags") | each("#.caption", str), {}, "For these give 'caption_ext: .caption'", {}),
     "captions in a folder": (each("captions/#.txt", str), {}, "Copy them beside the images ('cp ", {}),
     "captions in any folder below": (each("sub/#.caption", str), {}, "Copy them beside the images ('cp ", {}),
-    "captions two folders below": (each("sub/txt/#.txt", str), {}, "Copy them beside the images ('cp ", {}),
+    "captions three folders below": (each("sub/txt/en/#.txt", str), {}, "Copy them beside the images ('cp ", {}),
     "captions in a folder of their kind": (each("../captions/txt/#.txt", str), {}, "Copy them beside the images (", {}),
     "captions in folders like those of the images": (
         each("../../captions/images/#.txt", str), {}, "Copy them beside the images ('cp ", {}
