@@ -948,9 +948,9 @@ def check_arguments(
     arguments.configs += files
     arguments.sweep = [word for word in arguments.sweep if word not in files]
     for word in arguments.configs:
-        jobs = word.strip(",").split(",")
-        if jobs != [word] and all(map(is_config, jobs)):
-            parser.error(f"{word}: no comma is between jobs. Write: {shlex.join(jobs)}")
+        jobs = re.split(r"[,;:\s]+", " ".join(arguments.configs).strip(",;: "))
+        if not is_config(word) and all(map(is_config, jobs)):
+            parser.error(f"{word}: a space is between jobs. Write: {shlex.join(jobs)}")
         match = re.fullmatch(r"(?:[\w*]+[.\[\]]+)*\w+=.*", word, re.DOTALL)
         if match and not is_config(word):
             parser.error(

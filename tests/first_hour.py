@@ -1321,6 +1321,7 @@ PASTED: dict[str, str] = {
     "JOB --sweep train.lr": "JOB --sweep train.lr=1e-4",
     "job.yaml,b.yaml --dry-run": "job.yaml b.yaml --dry-run",
     "job.yaml, b.yaml --dry-run": "job.yaml b.yaml --dry-run",
+    "'job.yaml; b.yaml' --dry-run": "job.yaml b.yaml --dry-run",
     "JOB --seeds 1, 2": "JOB --seeds 1,2,3",
     "JOB --seeds 1-3": "JOB --seeds 1,2,3",
     "new my_char.yaml datasets/robot": "new my_char datasets/robot",

@@ -69,7 +69,10 @@ class NewConfig(ToolConfig):
     )
     positional: ClassVar[tuple[str, ...]] = ("job_name", "folder")
 
-    common_words: ClassVar = {word: _in_the_job(key) for word, key in JOB_KEYS.items()}
+    common_words: ClassVar = {
+        **{word: _in_the_job(key) for word, key in JOB_KEYS.items()},
+        "name": "The name is the first word, without a flag: new NAME FOLDER.",
+    }
 
     job_name: str = Field(max_length=100)
     """Name of the run and of its files: letters, digits, `_`, `-` and `.`."""
@@ -181,7 +184,7 @@ class NewConfig(ToolConfig):
             right = command("new", name_like(self.folder), self.job_name)
             yield Diagnostic(("folder",), f"{message} Write: {right}")
         elif FILE_ENDING.search(self.job_name) or not re.fullmatch(
-            r"\w[\w.-]*", self.job_name
+            r"\w(?:[\w.-]*\w)?", self.job_name
         ):
             message = f"{self.job_name!r} cannot be the name of a run: letters, digits, '_', '-' and '.' only"
             right = name_like(self.job_name)

@@ -154,7 +154,7 @@ def check_model_folder(
 
 _NUMBER = r"-?\d*[.,]?\d+ ?%?"
 _STRENGTH = re.compile(
-    rf"(.+\.safetensors)[\s=@*,;:(\[x]+({_NUMBER})(?:[)\]]|:{_NUMBER})?"
+    rf"(.+\.safetensors)(?:->|[\s=@*,;:(\[x#|])+({_NUMBER})(?:[x)\]]|:{_NUMBER})?"
 )
 """A file and its strength, behind whatever sign."""
 
@@ -180,7 +180,7 @@ def split_strength(text: str) -> tuple[str, float]:
     """
     typed = _STRENGTH.fullmatch(text)
     right = typed and f"{typed[1]}:{strength_of(typed[2])}"
-    if right and right != text.replace(" ", ""):
+    if right and right != text:
         message = f"{text!r}: a strength stands behind its file and a colon."
         raise UserError(f"{message} Write {right!r}.")
     path, colon, strength = text.rpartition(":")

@@ -10,6 +10,7 @@ here. Imports no torch.
 
 from __future__ import annotations
 
+import re
 import secrets
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -325,8 +326,9 @@ class PicturesConfig(ToolConfig):
         files = {Path(split_strength(one)[0]).stem: one for one in self.lora}
         tags = LORA_TAG.findall(f"{item.prompt}\n{item.neg or ''}")
         for tag in tags:
-            kind, name, *strengths = map(str.strip, tag[1:-1].split(":"))
-            name = Path(name).name.removesuffix(".safetensors")
+            parts = re.split("[:=]", tag.strip("<>()[]{}"))
+            kind, name, *strengths = map(str.strip, parts)
+            name = re.split(r"[/\\]", name)[-1].removesuffix(".safetensors")
             file = str(
                 files.get(name) or saved_as(f"output/{name}.safetensors") or "FILE"
             )

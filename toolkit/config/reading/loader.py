@@ -389,7 +389,7 @@ def windows_name_error(name: str) -> str:
     return f"cannot be the name of a file on Windows, nor of a LoRA in ComfyUI there. Write '{other}'."
 
 
-FILE_ENDING = re.compile(r"(?i)\.(ya?ml|jsonc?|toml|txt|safetensors)\b.*$", re.DOTALL)
+FILE_ENDING = re.compile(r"(?i)\.(ya?ml|json\w?|toml|txt|safetensors)\b.*$", re.DOTALL)
 """The ending of a job's file, or of a run's, and what is behind it: that of a copy."""
 
 

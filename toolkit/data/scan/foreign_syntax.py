@@ -42,8 +42,10 @@ _NUMBER = r"-?(?:[0-9](?:\.[0-9]+)?|\.[0-9]+)"
 """A weight, below 10: not the minutes of `(at 12:30)`."""
 
 LORA_TAG = re.compile(
-    r"<(?i:lora|lyco|hypernet):[^<>\n]+>|\((?i:lora|lyco|hypernet):[^():\n]+:[^():\n]+\)"
+    r"<(?i:lora|lyco|hypernet)[:=][^<>\n]+>|(?<!\w)(?i:lora|lyco|hypernet):[\w./\\-]+:-?\d*[.,]?\d+%?"
+    r"|[(\[{](?i:lora|lyco|hypernet):[^()\[\]{}:\n]+:[^()\[\]{}:\n]+[)\]}]"
 )
+"""The first alternative is that of the source, the others are slips of it."""
 
 SYNTAX = (
     Syntax(
