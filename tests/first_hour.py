@@ -955,7 +955,7 @@ JOBS = [
         (f"{NAME}\nquantize: yess", "Write true or false.", QUANTIZED),
         (
             f"{NAME}\nis_qwen: false",
-            "Write true or leave it out.",
+            "Leave it out.",
             f"{NAME}\nis_qwen: true",
         ),
         (f"{NAME}\nvram: 24", "Write 'low_vram: true';", f"{NAME}\nlow_vram: true"),
