@@ -946,8 +946,8 @@ def check_arguments(
         from toolkit.config.reading.changes import parted_values
 
         rest = [word for word in arguments.configs if not is_job(word)]
-        has_job = len(rest) < len(arguments.configs)
-        of_set = [*arguments.set, *rest] if arguments.set and has_job else []
+        is_known = arguments.set and rest != arguments.configs
+        of_set = [*arguments.set, *rest] if is_known else []
         for flag, words in (("--set", of_set), ("--sweep", arguments.sweep)):
             if parted := parted_values(words, flag):
                 parser.error(parted)

@@ -177,10 +177,9 @@ def claim_folders(config: JobConfig, owners: dict[Path, Path]) -> None:
         # unlike `resolve`, it takes links in a circle
         first = owners.setdefault(Path(os.path.realpath(folder)), config.path)
         if first != config.path:
-            alone = command(config.path, "-n", f"{config.name}_2")
             raise UserError(
-                f"{config.path}: writes '{folder}', as {first} does. Give it another "
-                f"'name', or run it alone: {alone}"
+                f"{config.path}: writes '{folder}', as {first} does. Give it another 'name', "
+                f"or run it alone: {command(config.path, '-n', config.name + '_2')}"
             )
 
 

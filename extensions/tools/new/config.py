@@ -186,10 +186,10 @@ class NewConfig(ToolConfig):
         elif FILE_ENDING.search(self.job_name) or not re.fullmatch(
             r"\w(?:[\w.-]*\w)?", self.job_name
         ):
-            message = f"{self.job_name!r} cannot be the name of a run: letters, digits, '_', '-' and '.' only"
-            right = name_like(self.job_name)
             yield Diagnostic(
-                ("job_name",), f"{message}, no ending of a file. Write {right!r}."
+                ("job_name",),
+                f"{self.job_name!r} cannot be the name of a run: letters, digits, '_', '-' and '.' only, "
+                f"no ending of a file. Write {name_like(self.job_name)!r}.",
             )
         else:
             findings: list[Diagnostic] = []

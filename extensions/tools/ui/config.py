@@ -167,11 +167,10 @@ class VerbConfig(ToolConfig):
         given = entries.get("action")
         if given is None or given.value in cls.verbs:
             return entries
-        word = str(given.value)
         words = entries["words"].data() if "words" in entries else []
-        if meant := cls.meant(word, words):
+        if meant := cls.meant(str(given.value), words):
             write = command(cls.process_types[0], *meant)
-            diagnostics.error(given, f"{word!r} is not a verb. Write: {write}")
+            diagnostics.error(given, f"{given.value!r} is not a verb. Write: {write}")
         return {key: node for key, node in entries.items() if key != "words"}
 
     @classmethod
@@ -249,8 +248,9 @@ class QueueConfig(VerbConfig):
         be."""
         yield from super().check(job)
         if self.as_json and self.action not in ("list", "add"):
-            message = f"is for 'list' and 'add', not for {self.action!r}."
-            yield Diagnostic(("as_json",), message)
+            yield Diagnostic(
+                ("as_json",), f"is for 'list' and 'add', not for {self.action!r}."
+            )
         place = queue_folder(self.output)
         yield from check_place(place, remedy="Give a folder.")
 
@@ -270,10 +270,10 @@ class ShelfConfig(VerbConfig):
     def meant(cls, word: str, words: Sequence[str]) -> Sequence[str]:
         """Lists what is in a folder; for a run's folder, what is beside it."""
         kind = cls.process_types[0]
-        if os.path.isfile(f"{word}/{STATUS}"):
-            word = os.path.dirname(word.rstrip("/"))
-        home = f"--{'output' if kind == 'runs' else kind}"
-        return (home, word) if os.path.isdir(word) else super().meant(word, words)
+        run, _, _ = word.rstrip("/").rpartition("/")
+        home = run if os.path.isfile(f"{word}/{STATUS}") else word
+        flag = "--output" if kind == "runs" else f"--{kind}"
+        return (flag, home) if os.path.isdir(home) else super().meant(word, words)
 
     action: Literal["list", "clone", "rename", "delete", "restore"] = "list"
     """The verb. `delete` moves what it names into the folder `.trash` beside it."""

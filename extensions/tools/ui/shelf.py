@@ -266,9 +266,14 @@ def restore(shelf: Shelf, kind: Kind, name: str) -> Path:
     UserError or RunError."""
     with _locked(shelf.home(kind)):
         known = trashed(shelf, kind)
-        ways = {one: (one.entry, one.name, Path(one.name).stem) for one in known}
-        most = 3 if kind == "jobs" else 2
-        one = next((one for one in known if name in ways[one][:most]), None)
+        called = [
+            (one.entry, one.name, kind == "jobs" and Path(one.name).stem)
+            for one in known
+        ]
+        one = next(
+            (one for one, names in zip(known, called, strict=True) if name in names),
+            None,
+        )
         if one is None:
             there = ", ".join(one.name for one in known) or "nothing"
             raise UserError(f"{name!r}: is not in the trash. In it: {there}.")

@@ -400,7 +400,7 @@ def name_like(text: str, otherwise: str = "my_char") -> str:
     >>> name_like("My cat (2)"), name_like("config/my_char.yaml")
     ('My_cat_2', 'my_char')
     """
-    *_, last = re.split(r"[/\\=]|:(?=\S)", text.rstrip("/\\"))
+    *_, last = re.split(r"[/\\=]|:(?=\S)|^name:", text.rstrip("/\\"))
     return re.sub(r"[^\w.-]+", "_", FILE_ENDING.sub("", last)).strip("_.-") or otherwise
 
 

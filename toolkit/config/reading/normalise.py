@@ -465,11 +465,10 @@ def merge_aliases(
             names = [dotted(node.path) for node in (other, current)]
         given, kept = (other, current) if any(other.flag) else (current, other)
         flag, _ = given.flag
-        value = given.text if flag == "--set" else "..."
         remedy = "Remove one of them."
         if flag and not any(kept.flag):
-            own = shlex.quote(f"{dotted(kept.path)}={value}")
-            remedy = f"Write: {flag} {own}"
+            value = given.text if flag == "--set" else "..."
+            remedy = f"Write: {flag} {shlex.quote(f'{dotted(kept.path)}={value}')}"
         diagnostics.error(
             other,
             f"{names[0]!r} and {names[1]!r} mean the same, but {show(other)} and {show(current)} were given. {remedy}",

@@ -59,9 +59,10 @@ def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
         lines = prompts.value
     else:
         flag, key = prompts.flag
-        given = shlex.quote(f"{key}=[{prompts.text.strip('()[]')}]")
         remedy = "Write one prompt per line, each after '- ', or give a text file (.txt) with one prompt per line."
-        remedy = f"Write: {flag} {given}" if flag else remedy
+        if flag:
+            listed = f"{key}=[{prompts.text.strip('()[]')}]"
+            remedy = f"Write: {flag} {shlex.quote(listed)}"
         diagnostics.error(prompts, f"is not a list. {remedy}")
         lines = []
     items = [

@@ -374,9 +374,8 @@ def _text(value: Any, fault: str) -> str:
     try:
         return "" if value is None else caption_of(value)
     except Unfit as error:
-        if isinstance(value, str):
-            fault = f"has a caption that {error}"
-        raise Unfit(fault) from error
+        is_text = isinstance(value, str)
+        raise Unfit(f"has a caption that {error}" if is_text else fault) from error
 
 
 def _weight(value: Any) -> float:

@@ -152,15 +152,13 @@ def refuse_lost_captions(folder: ImageFolder, findings: ScanFindings) -> None:
     """A mistake where no image of a folder has a caption, and another folder has
     them."""
     dataset = folder.dataset
-    is_told = dataset.default_caption or dataset.is_reg
-    reads = findings.read_captions and dataset.captions != "names" and not is_told
-    if reads and not (folder.table or folder.has_caption_files):
-        lost = captions_elsewhere(folder.listing, dataset, findings)
-        if lost:
-            findings.mistake(
-                folder.listing.folder,
-                f"no image has a caption. {lost}, or give 'default_caption' where none is meant",
-            )
+    is_told = dataset.default_caption or dataset.is_reg or dataset.captions == "names"
+    has_captions = folder.table or folder.has_caption_files
+    if not findings.read_captions or is_told or has_captions:
+        return
+    if lost := captions_elsewhere(folder.listing, dataset, findings):
+        told = f"no image has a caption. {lost}, or give 'default_caption' where none is meant"
+        findings.mistake(folder.listing.folder, told)
 
 
 def captions_elsewhere(
@@ -185,11 +183,10 @@ def captions_elsewhere(
             if 2 * found >= max(
                 len(stems), 1 if is_sure else 2 * _SURE
             ) and findings.scan_cache.listing(place).images.keys().isdisjoint(stems):
-                copied = f"cp {shlex.quote(place)}/*{suffix} {shlex.quote(folder)}"
                 way = (
                     "Unpack the archive, and put them beside the images"
                     if archive_in(place)
-                    else f"Copy them beside the images ('{copied}')"
+                    else f"Copy them beside the images ('cp {shlex.quote(place)}/*{suffix} {shlex.quote(folder)}')"
                 )
                 return f"{place} has texts with the names of the images. {way}"
     return ""
@@ -216,9 +213,8 @@ def _folders_near(
 def _is_caption(path: str) -> bool:
     """Whether a file has a text of words: annotations are numbers."""
     with suppress(CaptionError):
-        if os.path.isfile(path):
-            text = caption_in(path, read_text(path))
-            return bool(re.search(r"[^\W\d_]{2}|[^\0-\x7f]", text))
+        text = caption_in(path, read_text(path)) if os.path.isfile(path) else ""
+        return bool(re.search(r"[^\W\d_]{2}|[^\0-\x7f]", text))
     return False
 
 
