@@ -52,13 +52,14 @@ def note_unused_files(folder: ImageFolder, findings: ScanFindings) -> None:
     reads_files = not folder.table and dataset.captions != "names"
     caption_ext = dataset.caption_ext if reads_files else ()
     used = set(chain.from_iterable(folder.caption_files))
-    ways: dict[str, str] = {}
     by_reason: dict[tuple[str, str], list[str]] = {}
     for name, written in listing.files.items():
         if written not in used:
-            why = _why_ignored(name, folder, caption_ext, ways, findings)
+            why = _why_ignored(name, folder, caption_ext, findings)
             by_reason.setdefault(why, []).append(written)
     for (reason, remedy), names in by_reason.items():
+        if remedy in FORMATS:  # the first of them says it
+            remedy = _way_of(listing.path(names[0]), caption_ext)
         if remedy:
             findings.not_used(listing, names, reason, remedy, findings.unused)
         else:
@@ -69,14 +70,12 @@ def _why_ignored(
     name: str,
     folder: ImageFolder,
     caption_ext: Sequence[str],
-    ways: dict[str, str],
     findings: ScanFindings,
 ) -> tuple[str, str]:
     """The reason, and the remedy, which is empty for files that are not expected to be
-    used.
+    used, or a suffix: `_way_of` finds that of its files.
 
-    caption_ext: the suffixes of captions; none where they come from one file. ways: the
-    results of `_way_of` by suffix, of the first file each.
+    caption_ext: the suffixes of captions; none where they come from one file.
     """
     listing = folder.listing
     images = listing.images
@@ -96,11 +95,7 @@ def _why_ignored(
     if suffix in FORMATS and name.removesuffix(suffix) in stems:
         if caption_ext:
             reason = f"not a caption, because caption_ext is {' '.join(caption_ext)}"
-            if folder.has_caption_files:  # which are chosen
-                return reason, ""
-            if suffix not in ways:
-                ways[suffix] = _way_of(listing.path(listing.files[name]), caption_ext)
-            return (reason, ways[suffix]) if ways[suffix] else ("not an image", "")
+            return reason, "" if folder.has_caption_files else suffix  # chosen
         are_names = folder.dataset.captions == "names"
         why = "captions is names" if are_names else "captions_file is given"
         return f"not a caption, because {why}", ""
