@@ -216,7 +216,6 @@ JOBS = {
 """Page -> the job that its reader has, which is the example."""
 
 RUNS = {
-    "docs/internals.md": ("my_char",),
     "docs/lora_does_nothing.md": ("my_char",),
     "docs/loras.md": ("my_char",),
     "docs/models.md": ("my_char",),
