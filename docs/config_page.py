@@ -26,7 +26,7 @@ config:
   name: my_char
   process:
     - type: sd_trainer
-      trigger_word: zuzu
+      trigger_word: mychr
       datasets: [{folder_path: datasets/my_char}]
       train: {steps: 2000}
       model: {name_or_path: Qwen/Qwen-Image-Edit-2509}

@@ -58,8 +58,8 @@ kohya-ss/sd-scripts | nothing: [the keys that matter, by hand](#programs-whose-f
   of the same images.
 - A flag and a key of `--config_file` with unlike values are an error (there the flag wins).
 
-The main keys. Others have the same name here, have no effect, or are refused with the reason: `run.py import` says it of
-each, and [config.md](config.md) names those that a YAML job accepts.
+The main keys. Others have the same name here, have no effect, or are refused with the reason: `run.py import` says it
+of each, and [config.md](config.md) names those that a YAML job accepts.
 
 | there | here | remark |
 |---|---|---|
