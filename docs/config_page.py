@@ -50,7 +50,7 @@ text unless it says more. Names after "also" are accepted in the same place, tho
 alone. A key or a section that is the same in several places is described at the first of them.
 """
 
-_HEADING = re.compile(r"\A`(?:type: |run\.py )?[\w.]+`: ")
+_HEADING = re.compile(r"\A`(?:type: |run\.py )?[\w.\[\]]+`: ")
 """Begin of a section's text, which its heading says."""
 
 _EVERYWHERE = ("type", "name")
