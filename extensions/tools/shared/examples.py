@@ -299,7 +299,7 @@ def example_text(model: Model, gpu: int, peak: str) -> str:
         pairs=False,
         recipe=recipe_of(model.title, family_named(model.arch)),
         name=f"{model.run}_{gpu}gb",
-        trigger='"mychar"',
+        trigger='"mychr"',
         folder=model.folder,
         id=model.id,
     )
