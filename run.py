@@ -110,9 +110,8 @@ OTHER_FLAGS = {
         ("plan", "check", "dry", "validate", "test"),
         f"Write: {COMMAND} JOB.yaml --dry-run",
     ),
-    **dict.fromkeys(
-        ("verbose", "debug", "quiet"), "the output has one level. Leave the flag out."
-    ),
+    "debug": f"Write: {COMMAND} JOB.yaml -v, which prints the whole plan",
+    "quiet": "the output has no lower level. Leave the flag out.",
     "gpu": f"'{COMMAND} new NAME FOLDER --gpu GB' writes a job for a GPU. A job has no such flag: leave it out.",
 }
 """Flag that jobs do not have -> what to write."""
@@ -547,6 +546,7 @@ def run_job(
 ) -> int:
     """Runs one config in this process; as one rank of it where there are several. read:
     gets the config."""
+    log.is_verbose = arguments.verbose
     signals.install(quiet=not env.is_main_process)
     if not env.is_single_process:
         signals.stop_with_parent()
@@ -636,7 +636,7 @@ def child_command(arguments: argparse.Namespace) -> list[str]:
         command += ["--log", arguments.log]
     for flag, pairs in (("--map", arguments.map), ("--set", arguments.set)):
         command += [word for pair in pairs for word in (flag, pair)]
-    for flag in ("--restart", "--allow-change", "--json"):
+    for flag in ("--restart", "--allow-change", "--json", "--verbose"):
         if getattr(arguments, flag[2:].replace("-", "_")):
             command.append(flag)
     return command
@@ -717,8 +717,10 @@ def dry_run(arguments: argparse.Namespace) -> int:
         )
         plans.append(plan_job(config, *options, earlier, arguments.card or ""))
         if not arguments.json:
+            plan = plans[-1]
+            text = plan.render() if arguments.verbose else plan.summary()
             print(
-                log.wrapped(log.escape_controls(plans[-1].render()), output),
+                log.wrapped(log.escape_controls(text), output),
                 file=output,
             )
         return EXIT_DONE
@@ -833,7 +835,8 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.color = False  # type: ignore[attr-defined]  # Python 3.14: the streams let no escape sequence through
     add = parser.add_argument
-    add("-v", "-V", "--version", action="version", version=f"{NAME} {VERSION}")
+    add("-V", "--version", action="version", version=f"{NAME} {VERSION}")
+    add("-v", "--verbose", action="store_true", help="print the whole plan")
     add(
         "configs",
         nargs="*",

@@ -258,6 +258,13 @@ class Tee:
         for line in lines:
             self.write(line)
 
+    def log_instead(self, text: str) -> TextIO:
+        """Adds `text` to the log alone. Returns the stream for what is printed in its
+        place."""
+        for line in text.splitlines():
+            self._log.write_line(line)
+        return self._stream
+
     def close_line(self) -> None:
         """Copies a last line that has no line end."""
         rest = _last_state(self._pending)
@@ -442,6 +449,13 @@ OWN_LOGGERS = ("toolkit", "jobs", "extensions")
 ones."""
 
 
+IN_LOG = "in_log"
+"""Attribute of a record: the text that a log of `tee_output` has in its place."""
+
+is_verbose = False
+"""Whether that text is printed too (`-v`)."""
+
+
 class StdoutHandler(logging.Handler):
     """Prints each record as one line of standard output, above the status line where
     one is shown.
@@ -454,12 +468,19 @@ class StdoutHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
+        out = sys.stdout
+        if whole := getattr(record, IN_LOG, ""):
+            if is_verbose:
+                text = whole
+            elif isinstance(out, Tee):
+                out = out.log_instead(whole)
+            text = wrapped(text, out)
         if _last_drawn is not None and _last_drawn.is_shown:
             _last_drawn.note(text)
         else:
             # In one piece, so that threads do not tear each other's lines apart.
-            sys.stdout.write(escape_controls(text) + "\n")
-            sys.stdout.flush()
+            out.write(escape_controls(text) + "\n")
+            out.flush()
 
 
 _handler = StdoutHandler()

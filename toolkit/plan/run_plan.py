@@ -31,6 +31,9 @@ from toolkit.plan.step_time import RunTime
 WARNING = "warning: "
 """Begins the notes that are printed together at the end of a plan."""
 
+MOST_FOLDERS = 3
+"""Folders that a summary names."""
+
 MOST_CUT = 0.15
 """Above this share of an image that its bucket cuts off there is a warning."""
 
@@ -177,6 +180,12 @@ class RunPlan:
     requested_epochs: float = 0
     """`epochs` of the config when it decided, 0 when `steps` did."""
 
+    first_caption: str = ""
+    """The first caption as it is trained; empty: there is none, or none is read."""
+
+    fits: str = ""
+    """The line on whether the memory is enough."""
+
     notes: tuple[str, ...] = ()
     """Further lines to print: estimates, notes of the scan."""
 
@@ -248,6 +257,60 @@ class RunPlan:
             blocks.append(f"  {count_of(len(warnings), 'warning')}:")
             blocks += [f"  {line}" for line in warnings]
         return "\n".join(blocks)
+
+    def summary(self) -> str:
+        """What decides whether to start it, in eight lines and its warnings; of a
+        process whose images are not counted the whole plan."""
+        if not self.datasets:
+            return self.render()
+        outlook = self.outlook or Outlook()
+        model = f": {outlook.model.name}" if outlook.model else ""
+        lines = [
+            self._images(),
+            self._captions(),
+            self._length(),
+            self.fits,
+            *outlook.summary(),
+            *self._notes_and_warnings()[1],
+        ]
+        return "\n".join(
+            [
+                f"{self.name} ({self.type}){model}",
+                *(f"  {line}" for line in lines if line),
+            ]
+        )
+
+    def _images(self) -> str:
+        """Images and repeats of each folder, the first ones by name."""
+        parts = [
+            f"{_product(folder)} in {folder.folder}"
+            + (" (regularisation)" if folder.is_reg else "")
+            for folder in self.datasets[:MOST_FOLDERS]
+        ]
+        if others := len(self.datasets) - MOST_FOLDERS:
+            parts += [f"{count_of(others, 'more folder')}"] if others > 0 else []
+        line = f"images: {', '.join(parts)}"
+        controls = sum(
+            (Counter(folder.references) for folder in self.datasets), Counter()
+        )
+        if set(controls) - {0}:
+            line += f"; control images: {_counts(dict(sorted(controls.items())))}"
+        return line
+
+    def _captions(self) -> str:
+        """How many images have a caption, and the first one."""
+        if not self.first_caption:
+            return ""
+        images = sum(folder.images for folder in self.datasets)
+        missing = sum(folder.missing_captions for folder in self.datasets)
+        return f"captions: {images - missing:,} of {images:,}, the first: {self.first_caption}"
+
+    def _length(self) -> str:
+        """Optimizer steps and epochs."""
+        if not self.optimizer_steps:
+            return ""
+        epochs = _epochs(self.requested_epochs or self.epochs)
+        return f"steps: {self.optimizer_steps:,} ({epochs} of {count_of(self.samples_per_epoch, 'sample')})"
 
     def _arithmetic(self) -> str:
         """From the images to the steps of the run."""

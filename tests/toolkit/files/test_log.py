@@ -10,6 +10,7 @@ import pytest
 from tqdm import tqdm
 
 from toolkit.errors import UserError
+from toolkit.files import log
 from toolkit.files.log import (
     RedactingStream,
     StatusLine,
@@ -338,6 +339,23 @@ def test_what_is_logged_is_printed_as_it_is_and_copied(
     copied = "printed\n50 % of 3\nwarning: two\nlines\njobs.job\nextensions.sd_trainer.process\n"
     assert capsys.readouterr() == (f"before\n{copied}", "")
     assert (tmp_path / "log.txt").read_text() == copied
+
+
+@pytest.mark.parametrize("is_verbose", [False, True])
+def test_a_log_has_the_whole_text_of_what_is_printed_in_short(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    is_verbose: bool,
+) -> None:
+    monkeypatch.setattr(log, "is_verbose", is_verbose)
+    with shown(), tee_output(tmp_path / "log.txt"):
+        logging.getLogger("toolkit.t").info("plan", extra={log.IN_LOG: "plan\nall"})
+        print("on")
+    assert (tmp_path / "log.txt").read_text() == "plan\nall\non\n"
+    assert capsys.readouterr().out == (
+        "plan\nall\non\n" if is_verbose else "plan\non\n"
+    )
 
 
 def test_libraries_log_as_they_did(
