@@ -508,6 +508,11 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
             process_types = ("cache",)
     """
 
+    card: int | str = ""
+    """The GPU that the job is for: a name, such as RTX 4090, or GB. Where this machine
+    cannot train the model, the plan is for that GPU, as with `--card`. It has no effect
+    on a run."""
+
     train: TrainConfig = Field(default_factory=TrainConfig)
     """Length, optimizer, loss and precision."""
 
@@ -516,6 +521,8 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
 
     sample: SampleConfig | None = None
     """Images generated during training; none without this section."""
+
+    on_resume: ClassVar = {"card": "harmless"}
 
     def recorded_settings(self) -> dict[str, Any]:
         """As the base class, with the SHA-256 of each file that is active with the
