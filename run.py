@@ -127,6 +127,9 @@ JOB_SWITCHES = (
 )
 """Options without a value, which tools do not have, or have behind their name."""
 
+EVERYDAY = ("configs", "help", "dry_run", "verbose", "set", "sweep", "restart")
+"""Options that -h shows."""
+
 RUN_WORDS = ("train", "run", "start")
 """What other programs write before the name of a job."""
 
@@ -317,7 +320,8 @@ def run_tool(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(flags):
         from toolkit.commands import command
 
-        tool_parser(uid, model, command=command()).print_help()
+        is_brief = "-h" in flags
+        tool_parser(uid, model, command=command(), is_brief=is_brief).print_help()
         return EXIT_DONE
     config = load_tool(uid, model, flags)
     print_warnings(config)
@@ -825,7 +829,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    """The options of the program. argv: with --help, the tools are listed too."""
+    """The options of the program. argv: with -h and --help, the tools are listed too;
+    -h leaves out the rare options."""
     parser = argparse.ArgumentParser(
         prog=COMMAND,
         usage=f"{COMMAND} [options] CONFIG ...\n       {COMMAND} TOOL [options]",
@@ -836,24 +841,37 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser.color = False  # type: ignore[attr-defined]  # Python 3.14: the streams let no escape sequence through
     add = parser.add_argument
     add("-V", "--version", action="version", version=f"{NAME} {VERSION}")
-    add("-v", "--verbose", action="store_true", help="print the whole plan")
     add(
         "configs",
         nargs="*",
         metavar="CONFIG",
         help="a file, or the name of one in config/",
     )
+    add("--config", metavar="CONFIG", help="the same as CONFIG")
+    add = parser.add_argument_group("before a run").add_argument
     add(
-        "-r",
-        "--recover",
+        "--dry-run",
         action="store_true",
-        help="continue with the next config after a failure",
+        help="check, scan the datasets, print the plan; write nothing",
     )
-    add("-n", "--name", metavar="NAME", help="replaces config.name")
+    add("-v", "--verbose", action="store_true", help="print the whole plan")
     add(
-        "--seeds",
-        metavar="1,2,3",
-        help="run the job once with each training_seed, in folders NAME_seed1, ...",
+        "--card",
+        metavar="NAME",
+        help="with --dry-run: the time on this card, such as 'RTX 4070', or GB",
+    )
+    add(
+        "--memory",
+        action="store_true",
+        help="with --dry-run: measure the memory, where the trainer can",
+    )
+    add = parser.add_argument_group("other values").add_argument
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value for a key of the job, such as train.lr=2e-4; may be repeated",
     )
     add(
         "--sweep",
@@ -864,13 +882,19 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         help="run the job once with each value: train.lr=1e-4,2e-4 network.linear=8,16",
     )
     add(
-        "--set",
+        "--seeds",
+        metavar="1,2,3",
+        help="run the job once with each training_seed, in folders NAME_seed1, ...",
+    )
+    add("-n", "--name", metavar="NAME", help="replaces config.name")
+    add(
+        "--map",
         action="append",
         default=[],
-        metavar="KEY=VALUE",
-        help="another value for a key of the job, such as train.lr=2e-4; may be repeated",
+        metavar="OLD=NEW",
+        help="replace OLD by NEW at the beginning of paths",
     )
-    add("-l", "--log", metavar="FILE", help="appends a copy of all output to FILE")
+    add = parser.add_argument_group("a run that exists").add_argument
     add(
         "--restart",
         action="store_true",
@@ -886,26 +910,21 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         action="store_true",
         help="resume even if the job differs from the saved one",
     )
+    add = parser.add_argument_group("several jobs, and scripts").add_argument
     add(
-        "--dry-run",
+        "-r",
+        "--recover",
         action="store_true",
-        help="check, scan the datasets, print the plan; write nothing",
+        help="continue with the next config after a failure",
     )
-    add(
-        "--memory",
-        action="store_true",
-        help="with --dry-run: measure the memory, where the trainer can",
-    )
-    add(
-        "--card",
-        metavar="NAME",
-        help="with --dry-run: the time on this card, such as 'RTX 4070', or GB",
-    )
+    add("-l", "--log", metavar="FILE", help="appends a copy of all output to FILE")
     add(
         "--json",
         action="store_true",
         help="print the plan with its errors, the extensions, or the end of a run as JSON",
     )
+    add("--print-schema", action="store_true", help="print the JSON Schema of a config")
+    add = parser.add_argument_group("extensions").add_argument
     add(
         "--list-extensions",
         action="store_true",
@@ -918,16 +937,12 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         metavar="NAME",
         help="do as if this extension were not installed: its type, or its folder; may be repeated",
     )
-    add("--print-schema", action="store_true", help="print the JSON Schema of a config")
-    add(
-        "--map",
-        action="append",
-        default=[],
-        metavar="OLD=NEW",
-        help="replace OLD by NEW at the beginning of paths",
-    )
-    add("--config", metavar="CONFIG", help="the same as CONFIG")
-    if is_present(HELP_ON_FLAGS):
+    if is_brief := "-h" in argv:
+        parser.epilog = f"{parser.epilog}\nAll options: {COMMAND} --help"
+    for action in parser._actions if is_brief else ():
+        if action.dest not in EVERYDAY:
+            action.help = argparse.SUPPRESS
+    if is_present(HELP_ON_FLAGS) and not is_brief:
         parser.add_argument_group(*load_object(HELP_ON_FLAGS))
     # --dry_run is --dry-run; the help shows one
     for flag, action in list(parser._option_string_actions.items()):

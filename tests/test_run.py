@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy
@@ -296,6 +297,25 @@ def test_help_lists_each_tool_once_by_when_it_is_used(capsys) -> None:
     assert named[0] == "new" and named.index("lint") < named.index(
         "generate"
     ) < named.index("grid")
+
+
+@needs_part("tools.generate")
+def test_a_short_help_has_the_usual_flags_under_the_headings_of_the_long_one(
+    capsys,
+) -> None:
+    def lines(*words: str) -> list[str]:
+        with suppress(SystemExit):
+            main([*words])
+        return capsys.readouterr().out.splitlines()
+
+    for tool, usual, rare, heading in (
+        ((), "  --dry-run ", "  --print-schema ", "before a run:"),
+        (("generate",), "  --prompt ", "  --qtype ", "model, memory and device:"),
+    ):
+        brief, whole = "\n".join(lines(*tool, "-h")), "\n".join(lines(*tool, "--help"))
+        assert usual in brief and rare not in brief and "--help" in brief
+        assert usual in whole and rare in whole and f"\n{heading}\n" in whole
+    assert len(lines("generate", "-h")) < 0.5 * len(lines("generate", "--help"))
 
 
 @pytest.mark.parametrize("uid", sorted(discover().tools()))

@@ -32,7 +32,7 @@ from typing import Any, TextIO
 
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.files.redact import redact_text
-from toolkit.version import with_addresses
+from toolkit.version import COMMAND, with_addresses
 
 _CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """C0 but tab and line ends, DEL, C1; separators of lines and what changes the direction
@@ -40,6 +40,39 @@ of text (https://www.unicode.org/reports/tr36/, 3.1)."""
 
 _CURSOR_UP = "\x1b[A"
 """Progress bars of downloads write it, as a separate text."""
+
+
+_STYLES = tuple(
+    (re.compile(rf"(?m)^( *)({words})"), code)
+    for words, code in (
+        (r"warning: this will not start|Failed|Stopped", "1;31"),
+        (r"warning(?=: )", "1;33"),
+        # the place of a mistake: line and column of a file, a flag, a tool
+        (r"[^\s:]+(?::\d+){1,2}(?=: )", "1;31"),
+        (
+            rf"--[a-z]\S*(?: [\w.\[\]]+)?(?=: )|{re.escape(COMMAND)}(?: \w+)*(?=: )",
+            "1;31",
+        ),
+        (r"(?:trained weights|next|saved|all samples on one sheet)(?=:? )", "1;32"),
+    )
+)
+"""How lines begin, errors and results -> codes of a terminal for bold and a colour."""
+
+
+def has_colours(stream: TextIO) -> bool:
+    """Whether bold and colours are for a stream: a terminal, unless NO_COLOR is set, or
+    any stream with FORCE_COLOR (https://no-color.org, https://force-color.org)."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return stream.isatty() and os.name != "nt" and os.environ.get("TERM") != "dumb"
+
+
+def _coloured(text: str) -> str:
+    for pattern, code in _STYLES:
+        text = pattern.sub(rf"\1\033[{code}m\2\033[0m", text)
+    return text
 
 
 def escape_controls(text: str, carriage_returns: bool = True) -> str:
@@ -77,6 +110,7 @@ class RedactingStream:
         self._stream = stream
         self._held = ""
         self._terminal = stream.isatty()
+        self._colours = has_colours(stream)
         self._lock = threading.RLock()  # re-entrant, as in Tee
 
     def write(self, text: str) -> int:
@@ -118,7 +152,8 @@ class RedactingStream:
         """Writes and flushes."""
         try:
             if text:
-                self._stream.write(with_addresses(redact_text(text)))
+                text = with_addresses(redact_text(text))
+                self._stream.write(_coloured(text) if self._colours else text)
             self._stream.flush()
         except OSError as error:
             if self.error is None:

@@ -239,6 +239,54 @@ def test_what_is_written_is_shown_without_secrets_and_control_characters(
     assert json.loads(f'"{SHOWN}"') == EVIL, "JSON stays the same data"
 
 
+PLAIN = """Failed: no room
+job.yaml:14:9: train.lr: wrong
+--set train.lr: wrong
+run.py lint: path: wrong
+  warning: lr: high
+next: run.py report output/x
+config/a.yaml: written
+"""
+COLOURED = """\x1b[1;31mFailed\x1b[0m: no room
+\x1b[1;31mjob.yaml:14:9\x1b[0m: train.lr: wrong
+\x1b[1;31m--set train.lr\x1b[0m: wrong
+\x1b[1;31mrun.py lint\x1b[0m: path: wrong
+  \x1b[1;33mwarning\x1b[0m: lr: high
+\x1b[1;32mnext\x1b[0m: run.py report output/x
+config/a.yaml: written
+"""
+
+
+@pytest.mark.parametrize(
+    ("stream", "environment", "shown"),
+    [
+        (Terminal, {}, COLOURED),
+        (Terminal, {"NO_COLOR": "1"}, PLAIN),
+        (Terminal, {"TERM": "dumb"}, PLAIN),
+        (Terminal, {"NO_COLOR": "1", "FORCE_COLOR": "1"}, PLAIN),
+        (io.StringIO, {}, PLAIN),
+        (io.StringIO, {"FORCE_COLOR": "1"}, COLOURED),
+    ],
+)
+def test_errors_and_results_have_colours_on_a_terminal_and_in_no_log(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stream: type[io.StringIO],
+    environment: dict[str, str],
+    shown: str,
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    out = stream()
+    monkeypatch.setattr(sys, "stdout", RedactingStream(out))
+    with tee_output(tmp_path / "log.txt"):
+        print(PLAIN, end="")
+    assert out.getvalue() == shown
+    assert (tmp_path / "log.txt").read_text() == PLAIN
+
+
 def test_a_log_is_without_secrets_in_pieces_and_in_tracebacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
