@@ -127,6 +127,12 @@ JOB_SWITCHES = (
 )
 """Options without a value, which tools do not have, or have behind their name."""
 
+OWN_TOOLS = {
+    "import": "convert a file or a command of another program to a job",
+    "completion": "print what completes the command line in bash, zsh or fish",
+}
+"""Commands of this module beside the tools -> what they are for."""
+
 EVERYDAY = ("configs", "help", "dry_run", "verbose", "set", "sweep", "restart")
 """Options that -h shows."""
 
@@ -156,6 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = import_parser().parse_args(argv[1:])
         with log.shown():
             return exit.run_with_exit_code(import_job, arguments)
+    if argv[:1] == ["completion"]:
+        arguments = completion_parser().parse_args(argv[1:])
+        return exit.run_with_exit_code(print_completion, arguments.shell)
     if argv and TOOL_NAME.fullmatch(argv[0]) and discover().is_tool(argv[0]):
         with log.shown():
             return exit.run_with_exit_code(run_tool, argv)
@@ -283,7 +292,7 @@ def other_word(argv: Sequence[str]) -> str:
         return f"{word}: neither a config nor a tool. '--without {hidden[0]}' leaves it out."
     near = get_close_matches(
         word,
-        [*discover().tools(), "import", *(RUN_WORDS if others else ())],
+        [*discover().tools(), *OWN_TOOLS, *(RUN_WORDS if others else ())],
         n=1,
         cutoff=0.7,
     )
@@ -448,6 +457,12 @@ def foreign_tool(text: str) -> tuple[list[str], list[str]] | None:
     find_tool = find_object(FOREIGN_TOOLS) if is_command(text) else None
     if find_tool is None:
         return None
+    tool: tuple[list[str], list[str]] | None = find_tool(text, flags_of_tools())
+    return tool
+
+
+def flags_of_tools() -> dict[str, set[str]]:
+    """Tool -> its flags, in all spellings."""
     from toolkit.config.reading.tool import ToolConfig, tool_parser
 
     extensions = discover()
@@ -458,8 +473,30 @@ def foreign_tool(text: str) -> tuple[list[str], list[str]] | None:
             known[uid] = set(
                 tool_parser(uid, model, model.positional)._option_string_actions
             )
-    tool: tuple[list[str], list[str]] | None = find_tool(text, known)
-    return tool
+    return known
+
+
+def completion_parser() -> argparse.ArgumentParser:
+    from toolkit.completion import SHELLS
+
+    parser = argparse.ArgumentParser(
+        prog=f"{COMMAND} completion",
+        description=f"Prints what completes the words of '{NAME.lower()}' in a shell: docs/quickstart.md",
+    )
+    parser.add_argument("shell", choices=SHELLS)
+    return parser
+
+
+def print_completion(shell: str) -> int:
+    from toolkit.completion import JOBS, script
+
+    of_jobs = set(make_parser(())._option_string_actions)
+    flags = {
+        tool: sorted(flag for flag in known if re.fullmatch(r"--[a-z-]+", flag))
+        for tool, known in {**flags_of_tools(), JOBS: of_jobs}.items()
+    }
+    print(script(shell, {**discover().tools(), **OWN_TOOLS}, flags))
+    return EXIT_DONE
 
 
 def print_tool(words: Sequence[str], notes: Sequence[str]) -> None:
@@ -1018,9 +1055,7 @@ def epilog() -> str:
     for stage, uids in discover().stages().items():
         lines += ["", f"{stage}:", *(f"  {uid:{width}}  {tools[uid]}" for uid in uids)]
         if stage == FIRST_STAGE:
-            lines.append(
-                f"  {'import':{width}}  convert a file or a command of another program to a job"
-            )
+            lines += (f"  {uid:{width}}  {what}" for uid, what in OWN_TOOLS.items())
     codes = "Exit codes: 0 done, 1 failure, 2 mistake in the input, 130 Ctrl-C, 75 SIGTERM or SIGHUP."
     return "\n".join([*lines, "", codes])
 

@@ -19,7 +19,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jobs import multi_run
-from run import main, train
+from run import OWN_TOOLS, main, train
 from tests.conftest import ROOT, child_environment
 from tests.light_start import FORBID
 from tests.parts import needs_foreign_names, needs_part
@@ -290,7 +290,7 @@ def test_help_lists_each_tool_once_by_when_it_is_used(capsys) -> None:
         main(["--help"])
     listed = capsys.readouterr().out.split("\nTools (")[1].splitlines()
     named = [line.split()[0] for line in listed if line.startswith("  ")]
-    assert sorted(named) == sorted([*discover().tools(), "import"])
+    assert sorted(named) == sorted([*discover().tools(), *OWN_TOOLS])
     assert [line for line in listed if line.endswith(":") and line[0] != " "] == [
         f"{stage}:" for stage in STAGES[:3]
     ]
@@ -510,7 +510,7 @@ def test_dry_run_writes_nothing(run: Run, job, tmp_path: Path) -> None:
     path = job("good")
     before = sorted(tmp_path.rglob("*"))
     result = run(path, "--dry-run", env={"PYTHONDONTWRITEBYTECODE": ""})
-    assert result.stdout == "Job good\ngood (good)\n"
+    assert result.stdout == "good (good)\n"
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -743,7 +743,7 @@ def test_two_jobs_of_a_command_that_write_one_run_are_refused_before_either_trai
         said, remedy = refused.split("or run it alone: ")
         assert said.startswith(f"{two}: writes '") and f"as {one} does." in said
         assert main([*shlex.split(remedy)[2:], "--dry-run"]) == 0
-        assert f"Job {shlex.split(remedy)[-1]}\n" in capfd.readouterr().out
+        assert f"{shlex.split(remedy)[-1]} (sd_trainer): " in capfd.readouterr().out
     other = written("other", section | {"training_folder": "elsewhere"})
     assert main([one, other]) == main([one, one, "--dry-run"]) == 0
     assert ran == [one, other]

@@ -99,7 +99,7 @@ class SdPlanner(Planner[DiffusionSection]):
 
     def _asked_card(self) -> Card | None:
         section = self.section
-        own = asked_card(str(section.card), "card") if section.card else None
+        own = asked_card(section.card, "card") if section.card else None
         if self.job.card:
             is_gpu = self.here.kind == "cuda"
             return asked_card(self.job.card) if is_gpu else None

@@ -508,7 +508,7 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
             process_types = ("cache",)
     """
 
-    card: int | str = ""
+    card: str = ""
     """The GPU that the job is for: a name, such as RTX 4090, or GB. Where this machine
     cannot train the model, the plan is for that GPU, as with `--card`. It has no effect
     on a run."""
