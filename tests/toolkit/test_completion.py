@@ -10,6 +10,7 @@ from run import main
 from tests.parts import needs_part
 from toolkit.completion import SHELLS
 
+FILE = "my job.yaml"
 ASK = """
 source {script}
 ask() {{
@@ -25,23 +26,14 @@ def test_bash_completes_tools_their_flags_and_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("my job.yaml").touch()
+    Path(FILE).touch()
     assert main(["completion", "bash"]) == 0
     script = tmp_path / "script"
     script.write_text(capsys.readouterr().out)
     asked = ["bash", "-c", ASK.format(script=script)]
     found = subprocess.run(asked, capture_output=True, text=True)
     assert (found.stdout.splitlines(), found.stderr) == (
-        [
-            *[
-                "generate",
-                "--dry-run",
-                "--prompt --prompts",
-                "my job.yaml",
-                "--gpu",
-                "my job.yaml",
-            ]
-        ],
+        ["generate", "--dry-run", "--prompt --prompts", FILE, "--gpu", FILE],
         "",
     )
 

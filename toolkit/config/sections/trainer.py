@@ -509,8 +509,8 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
     """
 
     card: str = ""
-    """The GPU that the job is for: a name, such as RTX 4090, or GB. Where this machine
-    cannot train the model, the plan is for that GPU, as with `--card`. It has no effect
+    """The GPU that the job is for, such as RTX 4090, or its memory, such as 24 GB. On a
+    machine without a GPU the plan is for that one, as with `--card`. It has no effect
     on a run."""
 
     train: TrainConfig = Field(default_factory=TrainConfig)
