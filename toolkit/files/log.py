@@ -45,18 +45,32 @@ _CURSOR_UP = "\x1b[A"
 _STYLES = tuple(
     (re.compile(rf"(?m)^( *)({words})"), code)
     for words, code in (
-        (r"warning: this will not start|Failed|Stopped", "1;31"),
-        (r"warning(?=: )", "1;33"),
-        # the place of a mistake: line and column of a file, a flag, a tool
-        (r"[^\s:]+(?::\d+){1,2}(?=: )", "1;31"),
         (
-            rf"--[a-z]\S*(?: [\w.\[\]]+)?(?=: )|{re.escape(COMMAND)}(?: \w+)*(?=: )",
+            rf"warning: this will not start|{re.escape(COMMAND)}[ \w]*(?=: error: )",
             "1;31",
         ),
-        (r"(?:trained weights|next|saved|all samples on one sheet)(?=:? )", "1;32"),
+        ("warning(?=: )", "1;33"),
+        ("(?:trained weights|next|saved|all samples on one sheet)(?=:? )", "1;32"),
     )
 )
-"""How lines begin, errors and results -> codes of a terminal for bold and a colour."""
+"""How lines begin, refusals, warnings and results -> codes of a terminal for bold and a
+colour."""
+
+_PLACE = ((re.compile(r"(?m)^()(\S.{,79}?)(?=: )"), "1;31"),)
+"""The same for a line of an error: its place is what stands before the first colon."""
+
+_is_error = False
+
+
+@contextmanager
+def of_an_error() -> Iterator[None]:
+    """Inside the block, the lines that are printed are those of an error."""
+    global _is_error
+    _is_error = True
+    try:
+        yield
+    finally:
+        _is_error = False
 
 
 def has_colours(stream: TextIO) -> bool:
@@ -70,7 +84,7 @@ def has_colours(stream: TextIO) -> bool:
 
 
 def _coloured(text: str) -> str:
-    for pattern, code in _STYLES:
+    for pattern, code in _PLACE if _is_error else _STYLES:
         text = pattern.sub(rf"\1\033[{code}m\2\033[0m", text)
     return text
 

@@ -239,21 +239,19 @@ def test_what_is_written_is_shown_without_secrets_and_control_characters(
     assert json.loads(f'"{SHOWN}"') == EVIL, "JSON stays the same data"
 
 
-PLAIN = """Failed: no room
-job.yaml:14:9: train.lr: wrong
---set train.lr: wrong
-run.py lint: path: wrong
-  warning: lr: high
+PLAIN = """  warning: lr: high
+  warning: this will not start: no room
 next: run.py report output/x
 config/a.yaml: written
+job.yaml:14:9: train.lr: wrong
+  --set train.lr: wrong
 """
-COLOURED = """\x1b[1;31mFailed\x1b[0m: no room
-\x1b[1;31mjob.yaml:14:9\x1b[0m: train.lr: wrong
-\x1b[1;31m--set train.lr\x1b[0m: wrong
-\x1b[1;31mrun.py lint\x1b[0m: path: wrong
-  \x1b[1;33mwarning\x1b[0m: lr: high
+COLOURED = """  \x1b[1;33mwarning\x1b[0m: lr: high
+  \x1b[1;31mwarning: this will not start\x1b[0m: no room
 \x1b[1;32mnext\x1b[0m: run.py report output/x
 config/a.yaml: written
+\x1b[1;31mjob.yaml:14:9\x1b[0m: train.lr: wrong
+  --set train.lr: wrong
 """
 
 
@@ -282,7 +280,10 @@ def test_errors_and_results_have_colours_on_a_terminal_and_in_no_log(
     out = stream()
     monkeypatch.setattr(sys, "stdout", RedactingStream(out))
     with tee_output(tmp_path / "log.txt"):
-        print(PLAIN, end="")
+        *said, first, second = PLAIN.splitlines()
+        print(*said, sep="\n")
+        with log.of_an_error():
+            print(first, second, sep="\n")
     assert out.getvalue() == shown
     assert (tmp_path / "log.txt").read_text() == PLAIN
 
