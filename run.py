@@ -329,8 +329,7 @@ def run_tool(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(flags):
         from toolkit.commands import command
 
-        is_brief = "-h" in flags
-        tool_parser(uid, model, command=command(), is_brief=is_brief).print_help()
+        tool_parser(uid, model, (), command(), "-h" in flags).print_help()
         return EXIT_DONE
     config = load_tool(uid, model, flags)
     print_warnings(config)
@@ -758,10 +757,9 @@ def dry_run(arguments: argparse.Namespace) -> int:
         )
         plans.append(plan_job(config, *options, earlier, arguments.card or ""))
         if not arguments.json:
-            plan = plans[-1]
-            text = plan.render() if arguments.verbose else plan.summary()
+            plan = plans[-1].render if arguments.verbose else plans[-1].summary
             print(
-                log.wrapped(log.escape_controls(text), output),
+                log.wrapped(log.escape_controls(plan()), output),
                 file=output,
             )
         return EXIT_DONE

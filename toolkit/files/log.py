@@ -76,10 +76,8 @@ def of_an_error() -> Iterator[None]:
 def has_colours(stream: TextIO) -> bool:
     """Whether bold and colours are for a stream: a terminal, unless NO_COLOR is set, or
     any stream with FORCE_COLOR (https://no-color.org, https://force-color.org)."""
-    if os.environ.get("NO_COLOR"):
-        return False
-    if os.environ.get("FORCE_COLOR"):
-        return True
+    if os.environ.get("NO_COLOR") or os.environ.get("FORCE_COLOR"):
+        return not os.environ.get("NO_COLOR")
     return stream.isatty() and os.name != "nt" and os.environ.get("TERM") != "dumb"
 
 

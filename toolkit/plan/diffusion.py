@@ -101,8 +101,7 @@ class SdPlanner(Planner[DiffusionSection]):
         section = self.section
         own = asked_card(section.card, "card") if section.card else None
         if self.job.card:
-            is_gpu = self.here.kind == "cuda"
-            return asked_card(self.job.card) if is_gpu else None
+            return asked_card(self.job.card) if self.here.kind == "cuda" else None
         if own is None or self.here.gpu:
             return None
         with suppress(UserError):  # the plan says it of a model without a family

@@ -372,17 +372,15 @@ class Outlook:
     def _disk_line(self) -> str:
         """What is downloaded and written at most; empty where that is not known, or a
         warning."""
+        parts = {}  # with the room for it
         download = self.model and self.model.download
-        parts = []
-        free = download.free if download else 0
-        if download and download.bytes is not None:
-            parts.append(f"{readable_size(download.bytes)} to download")
+        if download and download.bytes:
+            parts[f"{readable_size(download.bytes)} to download"] = download.free
         if self.disk and not self.disk.line().startswith("warning: "):
-            free = self.disk.free_bytes
             size = readable_size(self.disk.needed_bytes + self.disk.kept_bytes)
-            parts.append(f"up to {size} of files")
-        line = f"disk: {', '.join(parts)} ({readable_size(free)} free)"
-        return line if parts else ""
+            parts[f"up to {size} of files"] = self.disk.free_bytes
+        room = readable_size(min(parts.values(), default=0))
+        return f"disk: {', '.join(parts)} ({room} free)" if parts else ""
 
     def _time_line(self, brief: bool = False) -> str:
         if self.time:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import ceil, prod
 from pathlib import Path
@@ -266,9 +266,7 @@ class RunPlan:
         outlook = self.outlook or Outlook()
         model = f": {outlook.model.name}" if outlook.model else ""
         lines = [
-            self._images(),
-            self._captions(),
-            self._length(),
+            *self._counted(),
             self.fits,
             *outlook.summary(),
             *self._notes_and_warnings()[1],
@@ -280,37 +278,28 @@ class RunPlan:
             ]
         )
 
-    def _images(self) -> str:
-        """Images and repeats of each folder, the first ones by name."""
+    def _counted(self) -> Iterator[str]:
+        """A line each: images and repeats of the first folders, captions, steps."""
         parts = [
             f"{_product(folder)} in {folder.folder}"
             + (" (regularisation)" if folder.is_reg else "")
             for folder in self.datasets[:MOST_FOLDERS]
         ]
-        if others := len(self.datasets) - MOST_FOLDERS:
-            parts += [f"{count_of(others, 'more folder')}"] if others > 0 else []
+        if others := self.datasets[MOST_FOLDERS:]:
+            parts.append(count_of(len(others), "more folder"))
         line = f"images: {', '.join(parts)}"
-        controls = sum(
-            (Counter(folder.references) for folder in self.datasets), Counter()
-        )
+        controls = sum((Counter(one.references) for one in self.datasets), Counter())
         if set(controls) - {0}:
             line += f"; control images: {_counts(dict(sorted(controls.items())))}"
-        return line
-
-    def _captions(self) -> str:
-        """How many images have a caption, and the first one."""
-        if not self.first_caption:
-            return ""
-        images = sum(folder.images for folder in self.datasets)
-        missing = sum(folder.missing_captions for folder in self.datasets)
-        return f"captions: {images - missing:,} of {images:,}, the first: {self.first_caption}"
-
-    def _length(self) -> str:
-        """Optimizer steps and epochs."""
-        if not self.optimizer_steps:
-            return ""
-        epochs = _epochs(self.requested_epochs or self.epochs)
-        return f"steps: {self.optimizer_steps:,} ({epochs} of {count_of(self.samples_per_epoch, 'sample')})"
+        yield line
+        if self.first_caption:
+            images = sum(folder.images for folder in self.datasets)
+            given = images - sum(folder.missing_captions for folder in self.datasets)
+            yield f"captions: {given:,} of {images:,}, the first: {self.first_caption}"
+        if self.optimizer_steps:
+            epochs = _epochs(self.requested_epochs or self.epochs)
+            samples = count_of(self.samples_per_epoch, "sample")
+            yield f"steps: {self.optimizer_steps:,} ({epochs} of {samples})"
 
     def _arithmetic(self) -> str:
         """From the images to the steps of the run."""

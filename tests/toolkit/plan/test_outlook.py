@@ -383,7 +383,7 @@ def test_the_guide_says_whose_time_it_is() -> None:
         and "(measured here)" in guide
     )
     assert "on a CPU, that `the first steps will tell`" in guide
-    assert "`fits a 12 GB GPU`" in guide and "`does not fit its 24.0 GB`" in guide
+    assert "`fits its 24.0 GB`" in guide and "`does not fit its 24.0 GB`" in guide
 
 
 def test_a_short_run_on_a_known_gpu_compiles_nothing_and_the_plan_says_why(

@@ -108,7 +108,7 @@ def test_the_summary_is_eight_lines_and_every_warning() -> None:
         "  captions: 98 of 102, the first: 'a cat' (0.png)",
         "  steps: 3,400 (4 epochs of 3,402 samples)",
         "  memory: fits",
-        "  time: about 1.4 h on an RTX 4090 (calculated)",
+        "  time: about 85 min on an RTX 4090 (calculated)",
         "  disk: 1 GB to download, up to 4 GB of files (9 GB free)",
         "  folder: output/my_char: a new run",
         "  warning: lr: high",
