@@ -180,7 +180,7 @@ class Trainer(BaseTrainProcess):
                                 self.train()
                     self.request.check()
                     for file in run_files.final_files(self.save_root, self.name)[:1]:
-                        logger.info(f"trained weights: {file}")
+                        logger.info(f"trained weights: {short(file)}")
                     first = lead_on(self.section) or next_commands(
                         self.save_root, self.name, self.section
                     )
