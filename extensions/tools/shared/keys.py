@@ -160,7 +160,7 @@ _STRENGTH = re.compile(
 
 
 def strength_of(text: str) -> str:
-    """A strength as it is to be written; empty for what is no number.
+    """A strength as it is to be written; empty for a text that is not a number.
 
     >>> strength_of("0,8"), strength_of("80%"), strength_of("OUTS")
     ('0.8', '0.8', '')
