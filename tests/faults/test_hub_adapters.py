@@ -41,7 +41,7 @@ def test_a_run_that_is_killed_goes_on_with_it_and_has_no_trace_of_it(
 ) -> None:
     job.change(train__assistant=NAME, sample=None)
     offline = ("offline", str(cache))
-    said = job.run(faults=[offline])
+    said = job.run("-v", faults=[offline])
     assert (
         f"train.assistant: {FILE} times 1 is on in training, off in samples and validation"
         in said
@@ -116,7 +116,7 @@ def test_it_is_fetched_before_the_model_and_checked_against_it(
             job.change(train__assistant=f"{NAME}{code}", train__steps=1, sample=None)
             assert (
                 f"train.assistant: {NAME}{code} is not in the hub cache: the run downloads it first"
-                in job.run("--dry-run", faults=faults)
+                in job.run("--dry-run", "-v", faults=faults)
             )
             assert hub.asked == []
             said = job.run(faults=faults, code=code)
