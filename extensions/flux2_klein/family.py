@@ -178,6 +178,13 @@ class LargeFamily(Flux2KleinFamily):
 
     title = "FLUX.2-klein-base-9B"
     size = "9B"
+    # Those of its size first: a warning names the first one.
+    published = dict(  # noqa: RUF012
+        sorted(
+            Flux2KleinFamily.published.items(),
+            key=lambda one: not one[1].endswith("9B"),
+        )
+    )
     licence = "FLUX Non-Commercial License"
     terms = NON_COMMERCIAL_TERMS
     # Qwen3-8B by its config.

@@ -15,6 +15,7 @@ from toolkit.config.sections.model_files import INDEX, read_model_json
 from toolkit.contracts.model import DynamicShift, LicenceTerms
 from toolkit.models.families import EncoderSize
 from toolkit.models.folder_family import BANDED_VAE, DiffusersFamily
+from toolkit.models.recipes import Recipe
 
 RAW = "Krea-2-Raw"
 TURBO = "Krea-2-Turbo"
@@ -76,6 +77,17 @@ COMMUNITY_LICENCE = LicenceTerms(
 quote it."""
 
 
+RECIPE = Recipe(
+    lr=1e-4,
+    lr_why="musubi-tuner and SimpleTuner write 1e-4, the script of diffusers 3e-4",
+    resolution=1024,
+    resolution_why="samples have 1024",
+    timestep_type="qwen_shift",
+    levels_why="musubi-tuner shifts the levels by the size, as sampling does, or by 2.5",
+    rank=32,
+)
+
+
 class Krea2Family(DiffusersFamily):
     """See `ModelFamily`.
 
@@ -107,14 +119,15 @@ class Krea2Family(DiffusersFamily):
     text_width_key = "text_hidden_dim"
     text_taps = TAPS
     text_tokens = 5
-    # Qwen3-VL-4B by its config, with its vision tower.
-    published_text = EncoderSize(3_633_315_840, 804_499_968)
+    # Qwen3-VL-4B by its config; its vision tower is not used.
+    published_text = EncoderSize(3_633_315_840, 389_152_256, 415_347_712)
     published_text_sizes = (2560, 9728)
     published_text_layers = 36
     published_vae = EncoderSize(0, 126_892_531)
     published_vae_width = 96
     vae_tensors = BANDED_VAE
     empty_negative = ""
+    recipes = dict.fromkeys((RAW, TURBO), RECIPE)
     # Its pipeline's defaults: 4.5, of a scale that counts from 0, and 28 steps.
     guidance = 5.5
     sample_steps = 28
