@@ -109,6 +109,8 @@ class Krea2Family(DiffusersFamily):
         "text_encoder": "Qwen3VLModel",
     }
     settings = {"vae/input_channels": 3}  # noqa: RUF012
+    # All but `text_fusion.projector`, of 12 weights.
+    lora_outside = r"(?!text_fusion\.projector).*"
     layer_names = LAYER_NAMES
     lora_spelling = "diffusers"
     shapes_file = Path(__file__).with_name("shapes.json")

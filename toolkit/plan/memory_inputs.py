@@ -112,7 +112,7 @@ def count_trainable_params(
             sum(modules.values()),
             first_block=_blocks_before(family, folder, chosen),
         )
-    layers = family.linear_layers(folder)
+    layers = family.adapter_layers(folder)
     chosen = select_target_modules(config.network, list(layers), family.lora_layers)
     # few sizes, many layers
     shapes_of = cache(partial(KINDS[config.network.type].layer_shapes, config.network))
