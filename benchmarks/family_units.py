@@ -79,7 +79,7 @@ def job(folder: Path, level: str, kind: str, dtype: str) -> SdTrainerConfig:
     )
 
 
-def taken(section: SdTrainerConfig) -> Taken:
+def taken(section: SdTrainerConfig, caption: str = "a photo of a cat") -> Taken:
     """What a step of a section takes, counted on fake tensors."""
     live = LiveBytes(simulation.FOLLOWED)
     offload = RecomputeOffload(
@@ -87,7 +87,7 @@ def taken(section: SdTrainerConfig) -> Taken:
     )
     with mock.patch.object(block_runner, "recomputing", lambda _: offload):
         model: Any = saved_by_blocks.model_of(section)
-        prompts = PromptEmbeds.stack([model.encode_prompt("a photo of a cat", ())])
+        prompts = PromptEmbeds.stack([model.encode_prompt(caption, ())])
         model.network_module  # noqa: B018 - it is loaded now
         network = attach_network(section, model, 1, None)
         build_block_runner(section, model, simulation.DEVICE)
@@ -114,7 +114,9 @@ def taken(section: SdTrainerConfig) -> Taken:
                 parameter.grad = None
     facts = family_for(section.model).footprint(Path(section.model.name_or_path))
     tokens = model.num_tokens(x_BCHW, prompts, [()])
-    work = step_shape(section, facts, count_trainable_params(section), tokens)
+    trained = count_trainable_params(section)
+    texts = sum(prompts.lengths)
+    work = step_shape(section, facts, trained, tokens, text_tokens=texts)
     forward, step = (live.phases[name].device - before for name in ("forward", "step"))
     return Taken(forward, step, work)
 

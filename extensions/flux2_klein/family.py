@@ -58,8 +58,8 @@ NON_COMMERCIAL_TERMS = LicenceTerms(
     "ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH "
     "USE OF THIS MODEL.",
 )
-"""Of the models of 9 billion weights. Source: the licence, as models derived from them
-quote it."""
+"""The licence of the members of 9 billion weights. Source: that text, as models derived
+from them quote it."""
 
 RECIPE = Recipe(
     lr=1e-4,

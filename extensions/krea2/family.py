@@ -13,7 +13,7 @@ from typing import Any
 
 from toolkit.config.sections.model_files import INDEX, read_model_json
 from toolkit.contracts.model import DynamicShift, LicenceTerms
-from toolkit.models.families import EncoderSize
+from toolkit.models.families import EncoderSize, ModelSizeInfo
 from toolkit.models.folder_family import BANDED_VAE, DiffusersFamily
 from toolkit.models.recipes import Recipe
 
@@ -26,6 +26,10 @@ pipeline_krea2.py, `__call__`."""
 
 TAPS = tuple(range(2, 36, 3))
 """Source: diffusers, pipeline_krea2.py, `text_encoder_select_layers`."""
+
+FUSING_KEEPS = 40
+"""Tensors of its width that a block which fuses texts keeps for the backward pass,
+counted on fake tensors."""
 
 ATTENTION = {
     "wq": "to_q",
@@ -133,6 +137,13 @@ class Krea2Family(DiffusersFamily):
     # Its pipeline's defaults: 4.5, of a scale that counts from 0, and 28 steps.
     guidance = 5.5
     sample_steps = 28
+
+    def footprint(self, folder: Path) -> ModelSizeInfo:
+        """The part that fuses the texts has two blocks for all features of a token, and
+        two for their sum."""
+        sizes = super().footprint(folder)
+        fused = sizes.text_width + sizes.text_width // len(self.text_taps)
+        return replace(sizes, outside_numbers=2 * FUSING_KEEPS * fused)
 
     def of_folder(self, folder: Path) -> Krea2Family:
         file = folder / INDEX

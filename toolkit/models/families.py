@@ -245,6 +245,10 @@ class ModelSizeInfo:
 
     decode_band_numbers: float = 0.0
 
+    outside_numbers: int = 0
+    """Elements per text token that layers outside of the blocks keep for the backward
+    pass where they are trained or adapted."""
+
     stacks_layers: bool = False
     """See `ModelFacts.stacks_layers`."""
 

@@ -98,6 +98,7 @@ def row() -> Row:
             }
             for size, (double, single, heads, text) in SIZES.items()
         },
+        wide={"blocks": (1, 4), "heads": 6, "head": (32, 32, 32, 32)},
         programs=2,  # double and single blocks
         other_names={
             "ai-toolkit": lambda layer: f"diffusion_model.{of_authors(layer)}",
