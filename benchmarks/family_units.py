@@ -15,7 +15,7 @@ import argparse
 import gc
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from benchmarks.live_bytes import LiveBytes  # noqa: E402
 from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
 from extensions.sd_trainer.setup import attach_network, build_block_runner  # noqa: E402
 from toolkit.contracts.data import PromptEmbeds  # noqa: E402
+from toolkit.contracts.model import DiffusionModel  # noqa: E402
+from toolkit.contracts.network import Network  # noqa: E402
 from toolkit.contracts.network_kinds import KINDS  # noqa: E402
 from toolkit.memory import block_runner  # noqa: E402
 from toolkit.memory.estimate import EXTRA_UNITS, StepShape  # noqa: E402
@@ -99,7 +101,10 @@ def taken(section: SdTrainerConfig, caption: str = "a photo of a cat") -> Taken:
             )
             return found
 
-        with FakeTensorMode(allow_non_fake_inputs=True), live:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode, live:
+            # Weights that an operation returns as views are not counted as its own.
+            weights = [mode.from_tensor(one) for one in _weights(model, network)]
+            live.own(weights)
             with torch.no_grad():  # fills the tables of positions
                 predicted()
             gc.collect()
@@ -119,6 +124,12 @@ def taken(section: SdTrainerConfig, caption: str = "a photo of a cat") -> Taken:
     work = step_shape(section, facts, trained, tokens, text_tokens=texts)
     forward, step = (live.phases[name].device - before for name in ("forward", "step"))
     return Taken(forward, step, work)
+
+
+def _weights(model: DiffusionModel, network: Network) -> Iterator[Tensor]:
+    module = model.network_module
+    yield from (*module.parameters(), *module.buffers())
+    yield from network.parameters().values()
 
 
 def units_of(folder: Path, kind: str) -> dict[str, list[float]]:
