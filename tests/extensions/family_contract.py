@@ -222,6 +222,15 @@ def test_a_model_on_the_disk_has_no_fault(row: Row, plain: Path) -> None:
     assert model_fault(str(plain), None) == ""
 
 
+def test_the_text_encoder_keeps_what_is_planned(model: Any) -> None:
+    """Without the layers behind the last one that is used, and without a vision tower
+    that sees nothing."""
+    planned = model.family.footprint(model.options.folder).text
+    kept = sum(one.numel() for one in model.part("text_encoder").parameters())
+    both = planned.linear_params + planned.other_params
+    assert kept == pytest.approx(both, rel=0.02)
+
+
 # ------------------------------------------------------------ equal to diffusers
 
 
