@@ -143,7 +143,8 @@ def _units(folder: Path, kind: str, dtype: str) -> dict[str, float]:
     found = {level: taken(job(folder, level, kind, dtype)) for level in levels}
     work = found["none"].work
     unit = work.tokens * work.width * work.number_bytes
-    none, cheap, full = (found[level].step / unit for level in LEVELS[:3])
+    steps = {at: (one.step - work.outside) / unit for at, one in found.items()}
+    none, cheap, full = (steps[level] for level in LEVELS[:3])
     blocks = work.blocks
     # see StepShape.block_backward_bytes
     everything = (none - full + blocks - 1 + EXTRA_UNITS["full"]) / (blocks - 1)
@@ -155,7 +156,7 @@ def _units(folder: Path, kind: str, dtype: str) -> dict[str, float]:
         "forward": found["none"].forward / unit,
     }
     if "block_offload" in found:
-        units["offloaded"] = found["block_offload"].step / unit
+        units["offloaded"] = steps["block_offload"]
     for name, level in (("compiled", "none"), ("compiled_outputs", "cheap")):
         section = saved_by_blocks.job(folder, level, kind, dtype)
         saved, _, of_tokens = saved_by_blocks.counted(section)

@@ -14,7 +14,7 @@ from typing import Any
 from toolkit.config.sections.model_files import INDEX, read_model_json
 from toolkit.contracts.model import DynamicShift, LicenceTerms
 from toolkit.models.families import EncoderSize, ModelSizeInfo
-from toolkit.models.folder_family import BANDED_VAE, DiffusersFamily
+from toolkit.models.folder_family import BANDED_VAE, DiffusersFamily, part_config
 from toolkit.models.recipes import Recipe
 
 RAW = "Krea-2-Raw"
@@ -27,9 +27,9 @@ pipeline_krea2.py, `__call__`."""
 TAPS = tuple(range(2, 36, 3))
 """Source: diffusers, pipeline_krea2.py, `text_encoder_select_layers`."""
 
-FUSING_KEEPS = 40
-"""Tensors of its width that a block which fuses texts keeps for the backward pass,
-counted on fake tensors."""
+FUSING_KEEPS = 35
+"""Tensors of its width that a block which fuses texts keeps for the backward pass, in
+bfloat16 at the ratios of the published widths."""
 
 ATTENTION = {
     "wq": "to_q",
@@ -139,11 +139,14 @@ class Krea2Family(DiffusersFamily):
     sample_steps = 28
 
     def footprint(self, folder: Path) -> ModelSizeInfo:
-        """The part that fuses the texts has two blocks for all features of a token, and
-        two for their sum."""
+        """The part that fuses the texts has blocks for all features of a token beside
+        each other, and blocks for one feature made of them."""
         sizes = super().footprint(folder)
-        fused = sizes.text_width + sizes.text_width // len(self.text_taps)
-        return replace(sizes, outside_numbers=2 * FUSING_KEEPS * fused)
+        config = part_config(folder / "transformer")
+        wide = config.get("num_layerwise_text_blocks", 2) * sizes.text_width
+        narrow = config.get("num_refiner_text_blocks", 2) * sizes.text_width
+        fused = wide + narrow // len(self.text_taps)
+        return replace(sizes, outside_numbers=FUSING_KEEPS * fused)
 
     def of_folder(self, folder: Path) -> Krea2Family:
         file = folder / INDEX
