@@ -130,9 +130,12 @@ def test_nothing_that_runs_or_is_needed_is_touched(
     with pytest.raises(UserError, match="try in the queue needs it"):
         shelf.delete(own, "runs", "cat")
     queue.remove(queue.entries()[0].id)
-    queue.add([str(own.jobs / "cat.yaml")], "cat")
-    with pytest.raises(UserError, match="cat in the queue needs it"):
-        shelf.rename(own, "runs", "cat", "other")
+    for name in ("cat.yaml", "cat"):
+        queue.add([str(own.jobs / name)], "cat")
+        for kind in ("runs", "jobs"):
+            with pytest.raises(UserError, match="cat in the queue needs it"):
+                shelf.rename(own, kind, "cat", "other")
+        queue.remove(queue.entries()[0].id)
 
 
 def test_names_that_cannot_be_are_refused(
@@ -141,7 +144,16 @@ def test_names_that_cannot_be_are_refused(
     make_all(own, make_run)
     before = snapshot(own.runs.parent)
     for kind in ("runs", "datasets", "jobs"):
-        for new in ("", "..", "a/b", ".hidden", "cat", "x" * 5000, "tom.yaml"):
+        for new in (
+            "",
+            "..",
+            "a/b",
+            ".hidden",
+            "cat",
+            "x" * 5000,
+            "tom.yaml",
+            "tom.yaml.bak",
+        ):
             with pytest.raises(UserError):
                 shelf.rename(own, kind, "cat", new)
             if new != "cat" or kind != "runs":
