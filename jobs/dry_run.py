@@ -66,8 +66,15 @@ class JobPlan:
             **({"notes": list(self.notes)} if self.notes else {}),
         }
 
+    def summary(self) -> str:
+        """The plan as `--dry-run` prints it: the notes on the file, then each process
+        in a few lines."""
+        several = [f"Job {self.job}"] if self.notes or len(self.processes) > 1 else []
+        notes = [f"  {note}" for note in self.notes]
+        return "\n".join([*several, *notes, *(p.summary() for p in self.processes)])
+
     def render(self) -> str:
-        """The plan as text, as `--dry-run` prints it: the job, its notes, then each
+        """All of the plan, as `--dry-run -v` prints it: the job, its notes, then each
         process."""
         return "\n".join(
             [

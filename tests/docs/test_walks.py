@@ -115,6 +115,10 @@ ELSEWHERE = {
     ): "tests/docs/test_guides_and_program.py::test_the_prompt_with_flags_is_read",
     (
         "docs/many_jobs.md",
+        "name: lora",
+    ): "tests/docs/test_many_jobs.py::test_the_workflow_of_ci_passes_and_fails_where_it_should",
+    (
+        "docs/many_jobs.md",
         "import atelier",
     ): "tests/docs/test_many_jobs.py::test_the_block_of_python_trains",
     ("docs/use_your_lora.md", ""): LORA,
@@ -141,6 +145,7 @@ NOT_RUN = {
     "export WANDB_API_KEY": "an account",
     ".venv/bin/python run.py queue --output runs stop": "stops what runs: tests/extensions/tools/ui/test_queue.py does",
     ".venv/bin/python run.py queue run": "runs what waits: tests/extensions/tools/ui/test_queue.py does, and the page",
+    ".venv/bin/python run.py config/night/": "several machines: tests/docs/test_many_jobs.py runs it in two processes",
     "sbatch": "a cluster: tests/docker/test_many.py reads the file and runs the script",
     "kubectl": "a cluster: tests/docker/test_many.py reads the file",
     "while read -r job": "clouds: tests/docker/test_many.py reads the files",

@@ -138,10 +138,9 @@ def test_the_block_for_12_gb_has_the_peak_of_the_table(photos: Path) -> None:
     job = whole_job(small)
     for dataset in job["config"]["process"][0]["datasets"]:
         dataset["folder_path"] = "large"
+    job["config"]["process"][0]["card"] = "12 GB"
     plan, _ = planned(job, photos)
-    assert peak and re.search(
-        rf"peak {peak[1]} GB on (?:a|the) GPU.*: fits a 12 GB GPU", plan
-    ), plan
+    assert peak and re.search(rf"peak {peak[1]} GB on an RTX 4070 .*: fits", plan), plan
 
 
 def test_what_the_pages_copy_is_there() -> None:

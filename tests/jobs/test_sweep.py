@@ -231,5 +231,5 @@ def test_each_seed_has_a_run_of_its_own_that_resumes(
     saved = load_job(two / "config.yaml", discover().find_config)
     assert saved.processes[0].section.training_seed == 2
     again = run_py(job, "--seeds", "2", "--dry-run").stdout
-    assert "Job maya_seed2" in again
+    assert "maya_seed2 (" in again
     assert "folder: output/maya_seed2: complete at step 1" in again

@@ -37,7 +37,12 @@ from toolkit.config.sections.model_files import INDEX, near_id
 from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_SUFFIXES, with_schema
 from toolkit.models.families import UnknownFamilyError, family_for, model_bytes
-from toolkit.system.nvidia import TO_TRY, least_memory, why_no_device_here
+from toolkit.plan.cards import card_here
+from toolkit.system.nvidia import (
+    ask_nvml,
+    least_memory,
+    why_no_device_here,
+)
 from toolkit.version import with_addresses
 
 JOB_KEYS = {
@@ -129,8 +134,16 @@ class NewConfig(ToolConfig):
             pairs,
             self.default_caption,
             self.effort,
+            "" if self.gpu else self._card_here(),
         )
         return with_addresses(with_schema(text, self.path()))
+
+    def _card_here(self) -> str:
+        """This machine's smallest GPU, as the table of cards names it; empty: it is not
+        there, or there is none."""
+        smallest = min(ask_nvml()[1], key=lambda gpu: gpu.memory, default=None)
+        card = card_here(smallest.name) if smallest else None
+        return card.name if card else ""
 
     def pairs(self) -> FoundPairs | None:
         """The pairs of the folder; None: it has images alone."""
@@ -147,11 +160,10 @@ class NewConfig(ToolConfig):
             return self.gpu or WITHOUT_GPU
         return 0
 
-    def why_not_here(self) -> str:
-        """The reason why the job does not start on this machine, as in its plan; empty:
-        it may start."""
+    def may_start_here(self) -> bool:
+        """Whether this machine has a device for the job."""
         size = model_bytes(ModelConfig(name_or_path=self.model or MODELS[0].id))
-        return why_no_device_here("cuda:0", size).removesuffix(TO_TRY).strip()
+        return not why_no_device_here("cuda:0", size)
 
     def command_to_try(self) -> str:
         """This command with another name and the small model, which can be trained on

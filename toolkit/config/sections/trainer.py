@@ -508,6 +508,11 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
             process_types = ("cache",)
     """
 
+    card: str = ""
+    """The GPU that the job is for, such as RTX 4090, or its memory, such as 24 GB. On a
+    machine without a GPU the plan is for that one, as with `--card`. It has no effect
+    on a run."""
+
     train: TrainConfig = Field(default_factory=TrainConfig)
     """Length, optimizer, loss and precision."""
 
@@ -516,6 +521,8 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
 
     sample: SampleConfig | None = None
     """Images generated during training; none without this section."""
+
+    on_resume: ClassVar = {"card": "harmless"}
 
     def recorded_settings(self) -> dict[str, Any]:
         """As the base class, with the SHA-256 of each file that is active with the
