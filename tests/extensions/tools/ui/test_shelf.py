@@ -159,6 +159,8 @@ def test_names_that_cannot_be_are_refused(
             if new != "cat" or kind != "runs":
                 with pytest.raises(UserError):
                     shelf.clone(own, kind, "cat", new)
+        with pytest.raises(UserError, match=r"is the name of a file. Write 'tom'"):
+            shelf.rename(own, kind, "cat", "tom.yaml.bak")
     assert snapshot(own.runs.parent) == before
 
 
@@ -223,7 +225,10 @@ def test_a_job_whose_secret_is_lost_is_cloned_once_it_names_a_variable(
     whole = saved.read_text()
     saved.write_text(f"{whole}meta: {{hf_token: <redacted>}}\n")
     line = len(saved.read_text().splitlines())
-    with pytest.raises(UserError, match=rf"config\.yaml:{line}: .* Write \$\{{NAME\}}"):
+    with pytest.raises(
+        UserError,
+        match=rf"config\.yaml:{line}: a secret of the job stood here, .* Write \$\{{NAME\}}",
+    ):
         shelf.clone(own, "runs", "cat", "dog")
     saved.write_text(f"{whole}meta: {{hf_token: ${{NAME}}}}\n")
     copy = shelf.clone(own, "runs", "cat", "dog").read_text()
@@ -239,7 +244,10 @@ def test_a_name_that_cannot_be_edited_alone_is_refused_until_it_is_by_hand(
         f"config:\n  name: dog\n  process: [{{a: &a {own.datasets}/cat, b: *a}}]\n"
     )
     before = snapshot(own.runs.parent)
-    with pytest.raises(UserError, match=r"dog\.yaml: config\.process\.0\.a cannot"):
+    with pytest.raises(
+        UserError,
+        match=r"dog\.yaml: config\.process\.0\.a cannot be changed without another value",
+    ):
         shelf.rename(own, "datasets", "cat", "tom")
     assert snapshot(own.runs.parent) == before
     job.write_text(job.read_text().replace("datasets/cat", "datasets/tom"))

@@ -350,7 +350,7 @@ REFUSED_FORMS = {
     ),
     "LLaVA": (
         "t.json", [{"image": f"{n}.png", "conversations": TALK} for n in "ab"],
-        "of conversations, whose texts are packed in lists or objects",
+        "of conversations, whose texts are packed in lists or objects. Write the caption as 'caption', or",
     ),
     "texts in JSON": (
         "t.jsonl", '{"image": "a.png", "meta": "{\\"w\\": \\"a cat\\"}"}', "of meta, whose texts are packed",
