@@ -147,6 +147,10 @@ class ModelFacts:
     """Pattern of the full names of the layers of blocks that an adapter has where a job
     names none; empty: all linear layers of the blocks."""
 
+    lora_outside: str = "(?!)"
+    """Pattern of the full names of the linear layers outside of the blocks that an
+    adapter has too. The default fits no name."""
+
     layer_names: Mapping[str, Sequence[str]] = {}
     """Name of a layer in the weights of the model's authors, or of ComfyUI -> the layer
     here, or several whose outputs it has, one after the other and equally many. `*` is

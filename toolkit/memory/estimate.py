@@ -117,10 +117,12 @@ class StepShape:
     """Whether the blocks are compiled: they keep the tensors that the partitioner
     chooses."""
 
+    outside: int = 0
+    """Bytes of activations that layers outside of the blocks keep."""
+
     def kept(self, level: str) -> int:
-        """Bytes of activations that all blocks keep on the device for the backward
-        pass."""
-        return self.blocks * self._kept_by_block(level)
+        """Bytes of activations that are kept on the device for the backward pass."""
+        return self.outside + self.blocks * self._kept_by_block(level)
 
     def kept_on_host(self, level: str) -> int:
         """Bytes that wait in CPU memory: with `full_offload` the inputs of all blocks

@@ -67,6 +67,7 @@ BYTES_PER_WEIGHT: Mapping[str | None, float] = {None: 2.0} | QTYPE_BYTES
 OF_TEXT_LAYERS = re.compile(
     r"(?:model\.)?(?:language_model\.)?layers\.\d+\..*_proj\.weight"
 )
+OF_VISION = re.compile(r"(?:model\.)?visual\..*")
 TOKENIZER_FILES = "tokenizer.json|vocab.json tokenizer.json|merges.txt"
 PROCESSOR_FILES = "preprocessor_config.json|processor_config.json"
 """Processor files of `ModelFacts.parts`."""
@@ -283,7 +284,10 @@ class DiffusersFamily(ModelFamily):
                 name for name in modules if name.startswith("time_text_embed.")
             ),
             text=self._used_text(
-                text_size(text) if text else self.published_text, of_text
+                text_size(text, self.text_sees_references)
+                if text
+                else self.published_text,
+                of_text,
             ),
             vae=EncoderSize(0, sum(vae.values())) if vae else self.published_vae,
             encode_numbers=self.vae_tensors.encode * vae_width,
@@ -403,13 +407,18 @@ def text_config(folder: Path) -> dict[str, Any]:
     return config | (config.get("text_config") or {})
 
 
-def text_size(stored: Mapping[str, int]) -> EncoderSize:
+def text_size(stored: Mapping[str, int], sees_images: bool = True) -> EncoderSize:
     """Size of a text encoder. stored: name of each weight -> number of elements.
+    sees_images: otherwise its vision tower is freed.
 
     >>> text_size({"model.layers.0.mlp.up_proj.weight": 8, "lm_head.weight": 4})
     EncoderSize(linear_params=8, other_params=0, unused=4)
     """
-    unused = sum(count for name, count in stored.items() if name.startswith("lm_head"))
+    unused = sum(
+        count
+        for name, count in stored.items()
+        if name.startswith("lm_head") or (not sees_images and OF_VISION.fullmatch(name))
+    )
     linears = sum(
         count for name, count in stored.items() if OF_TEXT_LAYERS.fullmatch(name)
     )

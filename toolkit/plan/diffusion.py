@@ -254,7 +254,7 @@ class SdPlanner(Planner[DiffusionSection]):
         folder = self.section.model.files_folder()
         if self.section.network.trains_model:
             return list(self.family.modules(folder))
-        return list(self.family.linear_layers(folder))
+        return list(self.family.adapter_layers(folder))
 
     def _trained_line(self, trained: TrainableParams) -> str:
         """The line on the network that is trained, and on the disk space of a save."""
@@ -446,7 +446,7 @@ class SdPlanner(Planner[DiffusionSection]):
         # of other kinds the rank is not that of a product of two matrices
         if not KINDS[network.type].up_names:
             return
-        layers = self.family.linear_layers(self.section.model.files_folder())
+        layers = self.family.adapter_layers(self.section.model.files_folder())
         chosen = [
             min(layers[name])
             for name in select_target_modules(

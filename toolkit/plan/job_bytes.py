@@ -278,7 +278,15 @@ def read_job(
     inputs = _Inputs(
         section, family, folder, facts, shards, trained, all_trained, images, on_gpu
     )
-    step = step_shape(section, facts, trained, images.training.tokens, compiled)
+    batch = images.training
+    step = step_shape(
+        section,
+        facts,
+        trained,
+        batch.tokens,
+        compiled,
+        batch.images * batch.text_tokens,
+    )
     return JobBytes(
         on_gpu=on_gpu,
         processes=read_distributed_env().world_size,

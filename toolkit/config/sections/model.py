@@ -118,6 +118,9 @@ _PARTED = WithJsonSchema(
 """With a file after the type, as ai-toolkit writes it."""
 
 
+FEWEST_SWAPPED = 3
+"""Two swapped blocks have buffers on the device, so fewer than this save nothing."""
+
 ARCH_SPELLINGS = {
     "original": "qwen_image",
     "edit": "qwen_image_edit",
