@@ -140,6 +140,12 @@ def _is_qwen(value: bool) -> bool:
     return value
 
 
+def _not_true(value: Any) -> Any:
+    if value is True:
+        raise value_error("true: write 'int8' or 'fp8'.")
+    return value
+
+
 class ModelKwargs(StrictModel):
     """`model.model_kwargs`: settings of the model family.
 
@@ -288,7 +294,9 @@ class ModelConfig(StrictModel):
     that is trained is better."""
 
     quantized_products: Annotated[
-        QuantizedProducts | Literal[False], OneOf("int8", "fp8", or_bool=True)
+        QuantizedProducts | Literal[False],
+        BeforeValidator(_not_true),
+        OneOf("int8", "fp8", or_bool=True),
     ] = False
     """Quantize activations and gradients too, by rows, and multiply them with the
     weights in 8 bits: `int8` takes `qtype: int8`, `fp8` takes `qtype: float8`. The LoRA
