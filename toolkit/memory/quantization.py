@@ -489,8 +489,8 @@ class RotatedQuantized(QuantizedWeight):
     rotation_SS: Tensor
 
     def __init__(self, stored: QuantizedWeight, group: int, dtype: torch.dtype) -> None:
-        """stored: dequantizes to float32. group: number of inputs that are rotated
-        together. dtype: of the weight."""
+        """stored: Q. group: number of inputs that are rotated together. dtype: of the
+        weight."""
         super().__init__((stored.shape[0], stored.shape[1]), dtype)
         self.stored = stored
         self.register_buffer(
@@ -654,8 +654,8 @@ def rotated(weight_OI: Tensor, group: int = ROTATED) -> RotatedQuantized:
     >>> rotated(torch.eye(64)).dequantize().shape
     torch.Size([64, 64])
     """
-    matrix_SS = regular_hadamard(group).to(weight_OI.device)
-    stored = _by_quanto(rotate(weight_OI.float(), matrix_SS), QUANTO["int8"])
+    matrix_SS = regular_hadamard(group).to(weight_OI)
+    stored = _by_quanto(rotate(weight_OI, matrix_SS), QUANTO["int8"])
     return RotatedQuantized(stored, group, weight_OI.dtype)
 
 
