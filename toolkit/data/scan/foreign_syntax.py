@@ -65,7 +65,7 @@ SYNTAX = (
     ),
     Syntax(
         "LoRAs",
-        ("<lora:", "<lyco:", "<hypernet:"),
+        ("lora", "lyco", "hypernet"),
         LORA_TAG,
         "Remove the name of the LoRA",
     ),
@@ -152,6 +152,8 @@ SYNTAX = (
             "no image ",
             "no picture ",
             "[your caption",
+            *("leid", "ich kann ", "désolé", "je ne peux", "lo siento", "no puedo"),
+            *("抱歉", "对不起", "作为", "我无法", "申し訳"),
         ),
         re.compile(
             r"(?<![^\n])[\"'\u200b]*(?i:i(?:['’]m| am) (?:sorry|unable|not able|afraid)|sorry[,.]|i apologi[sz]e"
@@ -215,7 +217,10 @@ SYNTAX = (
             "describe ",
             "let me know if",
             "i hope this",
-            "would you like me",
+            "user",
+            "human",
+            " need to ",
+            "would you like ",
             "feel free to",
             " you provided",
             " you shared",

@@ -85,6 +85,10 @@ SPELLINGS = [
     *("Below is a description", "This is the caption", "Tags:", "Short description: x", "Title :", "**Answer**:"),
     *("Describe the photo", "I hope this helps", "would you like me to", "feel free to ask", "the image you shared"),
     *("here are some tags for", "note: this description", "assistant:", "Output:", "prompt:"),
+    *("Human: x", "the user asked", "We need to write", "Would you like a long caption", "Final answer:"),
+    *("Es tut mir leid", "Ich kann dieses", "Je suis désolé", "Je ne peux pas", "Lo siento", "No puedo"),
+    *("非常抱歉", "对不起", "作为一个ai", "我无法", "申し訳", "◁think▷", "~~~", "`a cat`"),
+    *("lyco:a:.5", "(hypernet:a:1)"),
     *("> quoted", "***", "-*-", "*-*", "* a\n* b", "• a\n• b", "1. a\n2. b", "[/INST]", "<end_of_turn>"),
 ]  # fmt: skip
 
