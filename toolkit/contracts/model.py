@@ -310,9 +310,10 @@ class ModelFacts:
         """
         return None
 
-    def prompt_note(self, model: ModelSection, prompt: str) -> str | None:
+    def prompt_note(self, folder: Path, prompt: str) -> str | None:
         """A note on a prompt that is used although its end is cut off, or None. None
-        also where that is not known, as in `prompt_error`."""
+        also where that is not known, as in `prompt_error`. folder: of the model, as far
+        as it is on the disk."""
         return None
 
 

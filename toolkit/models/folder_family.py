@@ -21,9 +21,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from toolkit.config.sections.model_files import local_index, read_model_json
+from toolkit.config.sections.model_files import read_model_json
 from toolkit.contracts.data import Size
-from toolkit.contracts.model import DynamicShift, ModelSection
+from toolkit.contracts.model import DynamicShift
 from toolkit.contracts.network_kinds import KINDS, ActivationUnits
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import tensor_shapes, tensor_sizes
@@ -203,10 +203,9 @@ class DiffusersFamily(ModelFamily):
         has = part_config(folder / "transformer").get(self.text_width_key)
         yield Joint(config, self.text_width_key, has, "text encoder", wanted)
 
-    def prompt_note(self, model: ModelSection, prompt: str) -> str | None:
-        index = local_index(model.name_or_path, model.revision)
+    def prompt_note(self, folder: Path, prompt: str) -> str | None:
         most = self.text_length - self.text_tokens
-        file = index.parent / "tokenizer" / "tokenizer.json" if index else Path()
+        file = folder / "tokenizer" / "tokenizer.json"
         if len(prompt.encode("utf-8", "replace")) <= most or not file.is_file():
             return None
         from tokenizers import Tokenizer

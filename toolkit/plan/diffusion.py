@@ -17,6 +17,7 @@ from textwrap import shorten
 from toolkit.config.reading.process import JobContext
 from toolkit.config.sections.dataset import DatasetConfig, Rectangle, sides_of
 from toolkit.config.sections.lora_beside import ASSISTANT, OF_SAMPLES
+from toolkit.config.sections.model_files import local_index
 from toolkit.config.sections.output import SampleConfig
 from toolkit.config.sections.train import TrainConfig
 from toolkit.config.sections.trainer import DiffusionSection
@@ -324,10 +325,14 @@ class SdPlanner(Planner[DiffusionSection]):
     def _cut_texts(self, noun: str, texts: Iterable[tuple[str, str]]) -> Iterator[str]:
         """A warning of texts whose end the model does not get. texts: (begin of the
         warning, text)."""
+        model = self.section.model
+        index = local_index(model.name_or_path, model.revision)
+        if index is None:
+            return
         notes = [
             f"{subject} {note}"
             for subject, text in texts
-            if (note := self.family.prompt_note(self.section.model, text))
+            if (note := self.family.prompt_note(index.parent, text))
         ]
         if not notes:
             return

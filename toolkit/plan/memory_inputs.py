@@ -22,7 +22,7 @@ from toolkit.contracts.data import BucketedSample, Size
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.data.batches.image_data import ImageData
 from toolkit.files.safetensors_io import tensor_sizes
-from toolkit.memory.estimate import StepShape
+from toolkit.memory.estimate import OF_PRODUCTS, StepShape
 from toolkit.models.families import ModelFamily, ModelSizeInfo, family_for
 from toolkit.networks.targets import select_target_modules
 from toolkit.number_types import DTYPE_BYTES, QTYPE_BYTES
@@ -208,6 +208,7 @@ def step_shape(
         largest_layer=facts.largest_of_tokens,
         largest_change=trained.largest_layer,
         dequantized_bytes=copies,
+        of_products=OF_PRODUCTS.get(model.quantized_products or "", 0),
         casts=casts,
         gradients=bytes_each * (trained.largest if fused else trained.weights),
         gradients_wait=accumulates,

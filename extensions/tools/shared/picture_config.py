@@ -47,7 +47,7 @@ from toolkit.config.reading.tool import ToolConfig
 from toolkit.config.reading.validate import validate
 from toolkit.config.reading.yaml_reader import read_text, read_yaml
 from toolkit.config.sections.model import ModelConfig
-from toolkit.config.sections.model_files import ModelFolder
+from toolkit.config.sections.model_files import ModelFolder, local_index
 from toolkit.config.sections.output import (
     MAX_SIDE,
     RANDOM_SEED,
@@ -316,7 +316,9 @@ class PicturesConfig(ToolConfig):
             family, item.sample_steps, item.guidance_scale
         ):
             yield Diagnostic((key,), f"{flag} {message}", "warning")
-        note = family.prompt_note(self.found_model(), item.prompt)
+        model = self.found_model()
+        index = local_index(model.name_or_path, model.revision)
+        note = family.prompt_note(index.parent, item.prompt) if index else None
         if note:
             yield Diagnostic((key,), note, "warning")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.toolkit.data.conftest import make_dataset, make_image
 from toolkit.data.scan.captions import prompt_warnings
 from toolkit.data.scan.folder import scan_datasets
-from toolkit.data.scan.foreign_syntax import lines_of, marks_in
+from toolkit.data.scan.foreign_syntax import SYNTAX, lines_of, marks_in
 
 FOREIGN = [
     ("a {red|blue} car in the rain", "choices", "{red|blue}"),
@@ -74,6 +74,24 @@ OF_MODELS = [
     ("- a cat\n- a mat", "Markdown", "- a cat\n- "),
 ]  # fmt: skip
 
+SPELLINGS = [
+    "a [red|blue] and [[x]] cat", "((a))", "<lyco:a>", "steps: 2\nSteps: 2, CFG scale: 3",
+    "i am unable to", "I'm not able to", "I am afraid", "I apologise", "I do not see", "I don’t", "I won't",
+    "As a large language model", "Unfortunately, I cannot", "Please upload it", "No picture was given", "[Your caption",
+    "EXCEPTION: x", "fatal code", "Error 404", "null", "NaN", "undefined", "N/A", "CUDA out of memory",
+    "rate limit reached", "internal server error", "Bad Gateway", "service unavailable", "Too many requests",
+    "timed out",
+    *("Certainly:", "Of course.", "Absolutely!", "Okay,", "Alright.", "Great:", "Understood."),
+    *("Below is a description", "This is the caption", "Tags:", "Short description: x", "Title :", "**Answer**:"),
+    *("Describe the photo", "I hope this helps", "would you like me to", "feel free to ask", "the image you shared"),
+    *("here are some tags for", "note: this description", "assistant:", "Output:", "prompt:"),
+    *("Human: x", "the user asked", "We need to write", "Would you like a long caption", "Final answer:"),
+    *("Es tut mir leid", "Ich kann dieses", "Je suis désolé", "Je ne peux pas", "Lo siento", "No puedo"),
+    *("非常抱歉", "对不起", "作为一个ai", "我无法", "申し訳", "◁think▷", "~~~", "`a cat`"),
+    *("lyco:a:.5", "(hypernet:a:1)"),
+    *("> quoted", "***", "-*-", "*-*", "* a\n* b", "• a\n• b", "1. a\n2. b", "[/INST]", "<end_of_turn>"),
+]  # fmt: skip
+
 PLAIN = [
     "I love cats, a sign that says Sorry we are closed, an error message on a screen",
     "none of the cats, a null sign, a man sure of himself, okay sign",
@@ -103,6 +121,15 @@ def test_instructions_of_other_programs_are_found() -> None:
         assert (marks.syntax.name, marks.first, marks.texts) == (kind, first, (1,))
         (line,) = lines_of(text)
         assert line.startswith(repr(first)) and line.endswith(marks.syntax.remedy)
+
+
+def test_the_signs_of_a_pattern_are_in_all_that_it_finds() -> None:
+    texts = [*SPELLINGS, *(text for text, *_ in FOREIGN + OF_MODELS)]
+    for text in (*texts, *map(str.upper, texts)):
+        kinds = [each.name for each in SYNTAX if each.pattern.search(text)]
+        assert [marks.syntax.name for marks in marks_in([text])] == kinds, text
+    found = {text for text in SPELLINGS if marks_in([text])}
+    assert found == {*SPELLINGS}
 
 
 def test_what_looks_like_them_and_is_text_is_not() -> None:
