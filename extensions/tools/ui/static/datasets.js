@@ -263,8 +263,9 @@ async function send(drop, file, into) {
 
 let sending = 0;
 async function sendAll(drop, files) {
+  const skipped = new RegExp(`^(?:${drop.dataset.skipped})$`);
   const into = drop.elements.into?.value ?? '', isText = file => /\.(txt|caption|json|csv|tsv|jsonl)$/i.test(file.name);
-  const sorted = [...files].sort((one, other) => isText(one) - isText(other));
+  const sorted = [...files].filter(file => !skipped.test(file.name)).sort((one, other) => isText(one) - isText(other));
   if (!sorted.length) return;
   sending += 1;
   for (const file of sorted) file.shown = row(drop, file);

@@ -1,5 +1,5 @@
 // What is new in a run arrives as events, and its curves are read finer where they are zoomed.
-import {renew, tell} from './page.js';
+import {look, renew, tell} from './page.js';
 import {$, data, draw, here, latest, range, showCurves, source, takeSamples, words} from './pages/run.js';
 
 // ---------------------------------------------------------------- curves
@@ -75,14 +75,13 @@ function listen() {
   stream.onerror = () => {  // an EventSource would go on from its own last id; a new one also after a restart
     stream.close();
     if (++failures < 3) return setTimeout(listen, 1000 * failures);
-    tell(words.cut);
     ask();
   };
 }
 
 async function ask() {
   try {
-    const answer = await fetch(`${here}/news?since=${encodeURIComponent(seen)}`, {headers: {accept: 'application/json'}});
+    const answer = await look(`${here}/news?since=${encodeURIComponent(seen)}`, {headers: {accept: 'application/json'}});
     if (answer.status === 404) return tell(words.gone, true);
     if (answer.ok) {
       const news = await answer.json();

@@ -248,6 +248,7 @@ def _page(
         },
         most=uploads.MOST_BYTES,
         piece=uploads.PIECE,
+        skipped=uploads.LEFT_OUT,
         multiple=SIZE_MULTIPLE,
         told=outcomes,
         bad=faults or {},

@@ -483,6 +483,27 @@ def test_settings_that_differ_are_shown(
     assert client.get("/compare?" + "&".join(["run=one"] * 7)).status_code == 400
 
 
+def test_each_picture_of_a_comparison_stands_beside_its_own_prompt(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
+    for name, prompts in (("one", ["owl", "cat"]), ("two", ["cat", "a drawing"])):
+        events = make_run(name) / "events.jsonl"
+        rows = [json.loads(line) for line in events.read_text().splitlines()]
+        events.write_text(
+            "".join(f"{json.dumps(row | {'prompts': prompts})}\n" for row in rows)
+        )
+    text = client.get("/compare?run=one&run=two").text
+    rows = re.findall(r'(?s)<tr><th class="prompt">(.*?)</th>(.*?)</tr>', text)
+    assert [
+        (prompt, re.findall(r"(one|two)/samples/(\w+)\.png\?", cells))
+        for prompt, cells in rows[1:]
+    ] == [
+        ("owl", [("one", "000000010_0")]),
+        ("cat", [("one", "000000010_1"), ("two", "000000010_0")]),
+        ("a drawing", [("two", "000000010_1")]),
+    ]
+
+
 def test_the_report_is_a_file_to_keep(
     client: TestClient, make_run: Callable[..., Path]
 ) -> None:
