@@ -65,6 +65,7 @@ ROUTES = [
     _get("/runs/{run}/images/{folder}/{name}", after.tried_image),
     _post("/runs/{run}/favourite", run.favourite),
     _post("/runs/{id}/resume", resume.resume),
+    _post("/runs/{id}/less", resume.less_memory),
     _post("/runs/{id}/control", queue.control),
     _post("/runs/{id}/longer", shelf.longer),
     _get("/verbs/{kind}/{id}", shelf.show),

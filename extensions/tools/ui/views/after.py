@@ -50,7 +50,7 @@ from extensions.tools.ui.views import tools
 from extensions.tools.ui.views.first_minute import first_minute
 from extensions.tools.ui.views.new import FOLDER
 from extensions.tools.ui.views.pictures import LARGE, picture
-from extensions.tools.ui.views.queue import queue_of
+from extensions.tools.ui.views.queue import last_start, queue_of
 from extensions.tools.ui.views.resume import origin_of, saved_job
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
@@ -89,6 +89,10 @@ def _values(
     values |= {"chosen": chosen, "path": _path(ui, run, saved, chosen)}
     runs = run.status is RunStatus.RUNNING
     values["origin"] = None if runs or saved is None else origin_of(ui, run, saved)
+    started = last_start(ui, run)
+    words = started.argv if started else ()
+    less = [word[6:] for word in words if word.startswith("--set=")]
+    values |= {"started": started, "less": less}
     values["early"] = first_minute(ui, run, saved)
     if settings is None:
         return values

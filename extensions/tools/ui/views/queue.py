@@ -170,6 +170,20 @@ def _run_of(ui: Ui, entry: Entry) -> tuple[RunInfo | None, str]:
     return None, ""
 
 
+def last_start(ui: Ui, run: RunInfo) -> Entry | None:
+    """The latest entry that has started a run. None: the queue has not."""
+    folder = str(run.folder.resolve())
+    entries = sorted(queue_of(ui).entries(), key=lambda one: one.id, reverse=True)
+    return next(
+        (
+            entry
+            for entry in entries
+            if folder in (str(Path(one).resolve()) for one in entry.runs)
+        ),
+        None,
+    )
+
+
 def _images(queue: Queue, entry: Entry) -> list[Path]:
     """The images that a tool says it has written and that still exist."""
     if entry.state != DONE or entry.runs:

@@ -223,7 +223,11 @@ def test_what_is_not_taken_says_why_and_leaves_nothing(
         ),
         ("a.mp4", b"", "is a video. Take single frames as PNG"),
         ("a.CR2", b"", "is a camera's raw file. Export it as PNG or JPEG"),
-        ("a.gif", b"GIF89a", "cannot be trained on: .gif. Save an image as PNG, a caption as .txt"),
+        (
+            "a.gif",
+            b"GIF89a",
+            "cannot be trained on: .gif. Save an image as PNG, a caption as .txt",
+        ),
         ("nul.txt", b"a\0b", "zero byte"),
         ("latin.txt", "é".encode("latin-1"), "not UTF-8"),
         ("long.txt", b"x" * 100_001, "100 kB"),
