@@ -229,8 +229,11 @@ class RunPlan:
             if self.optimizer_steps == UNTIL_THE_DATA_ENDS
             else self.optimizer_steps,
             "epochs": self.epochs or self.requested_epochs,
-            **({"memory": self.memory.to_json()} if self.memory else {}),
-            "savings": list(self.savings),
+            **(
+                {"memory": self.memory.to_json(), "savings": list(self.savings)}
+                if self.memory
+                else {}
+            ),
             **(self.outlook.to_json() if self.outlook else {}),
             "notes": notes,
             "warnings": [line.removeprefix(WARNING) for line in warnings],

@@ -25,6 +25,7 @@ from extensions.tools.shared.run_records import modified_at
 from extensions.tools.ui import uploads
 from extensions.tools.ui.chosen import MEASURED, Chosen, chosen_file
 from extensions.tools.ui.decoder import decoder
+from extensions.tools.ui.entries import job_of
 from extensions.tools.ui.job_text import JobText
 from extensions.tools.ui.path import Step, dataset_at, path_of
 from extensions.tools.ui.queue import DONE, RUNNING, STOPPED, WAITING, trains_elsewhere
@@ -86,13 +87,14 @@ def _values(
     settings = settings_of(run)
     values: dict[str, Any] = {"try_settings": settings, "try_faults": faults or {}}
     chosen, saved = chosen_file(run.folder), saved_job(run)
-    values |= {"chosen": chosen, "path": _path(ui, run, saved, chosen)}
     runs = run.status is RunStatus.RUNNING
     values["origin"] = None if runs or saved is None else origin_of(ui, run, saved)
     started = last_start(ui, run)
+    saved = saved or job_of(started)  # the first seconds have no copy of the job
     words = started.argv if started else ()
     less = [word[6:] for word in words if word.startswith("--set=")]
     values |= {"started": started, "less": less}
+    values |= {"chosen": chosen, "path": _path(ui, run, saved, chosen)}
     values["early"] = first_minute(ui, run, saved)
     if settings is None:
         return values

@@ -27,6 +27,7 @@ from starlette.responses import Response
 
 from extensions.tools.shared.html_page import texts
 from extensions.tools.ui import shelf
+from extensions.tools.ui.entries import file_of
 from extensions.tools.ui.job_text import JobText
 from extensions.tools.ui.queue import RUNNING, WAITING, planned, without_restart
 from extensions.tools.ui.state import Form, Ui, done, posted, refusals, ui_of
@@ -40,7 +41,7 @@ from extensions.tools.ui.views.queue import RUNNER_S, enqueue, queue_of
 from extensions.tools.ui.views.shelf import shelf_of
 from toolkit.config.reading.located import dotted
 from toolkit.errors import UserError
-from toolkit.files.writing import CONFIG_SUFFIXES, find_config, short
+from toolkit.files.writing import CONFIG_SUFFIXES, short
 from toolkit.train.run_reader import RunInfo, RunStatus
 
 _ABSENT = object()
@@ -82,7 +83,7 @@ def saved_job(run: RunInfo) -> JobText | None:
 def origin_of(ui: Ui, run: RunInfo, saved: JobText) -> Origin | None:
     """None: the file says what the copy says, or it is not known."""
     for argv, cwd in _commands(ui, run):
-        path = _file(cwd, argv[0])
+        path = file_of(cwd, argv[0])
         try:
             job = without_secrets(read_job(path))
         except HTTPException as error:
@@ -125,15 +126,6 @@ def _commands(ui: Ui, run: RunInfo) -> Iterator[tuple[tuple[str, ...], str]]:
         path = ui.jobs / f"{run.name}{suffix}"
         if path.is_file():
             yield (short(path),), str(Path.cwd())
-
-
-def _file(cwd: str, name: str) -> Path:
-    """The file that the first word of a command means in a working directory."""
-    named = os.path.expanduser(name)
-    for folder in (cwd, os.path.join(cwd, "config")):
-        with suppress(UserError, OSError):
-            return find_config(os.path.join(folder, named))
-    return Path(cwd, named)
 
 
 def _changes(saved: JobText, job: JobText) -> Iterator[tuple[str, str, str]]:

@@ -180,7 +180,8 @@ def test_a_finished_run_is_read_by_its_curves_tables_and_samples(
     browser.press("Escape")
     assert not browser.run(is_large) and is_clean(browser)
 
-    places = "return [...document.querySelectorAll('.head .button, .head button')].filter(e => e.checkVisibility() && !e.closest('.pop form')).map(e => e.offsetTop)"
+    buttons = "document.querySelectorAll('.head > .actions > *, .head h1')"
+    places = f"return [...{buttons}].map(e => e.getBoundingClientRect().top)"
     before = browser.run(places)
     browser.click("#longer > summary")
     browser.wait_for("document.querySelector('#longer [name=steps]').checkVisibility()")
