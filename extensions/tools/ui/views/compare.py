@@ -9,6 +9,8 @@ of all files of a run is made in `extensions.tools.ui.views.after`.
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import zip_longest
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -37,7 +39,7 @@ def page(request: Request) -> Response:
         request,
         "compare.html.j2",
         columns=columns,
-        samples=list(dict.fromkeys(key for each in columns for key in each["files"])),
+        rows=_rows([column["files"] for column in columns]),
         known=[*ui.run_ids(), *dict.fromkeys(steps)],
         empty=range(len(columns), max(2, min(MOST, len(columns) + 1))),
         differences=_differences(columns),
@@ -69,6 +71,19 @@ def _column(ui: Ui, text: str) -> dict[str, Any]:
         "line": curves.get("loss", []),
         "settings": _settings(settings_text(run.folder)),
     }
+
+
+def _rows(columns: list[dict[tuple[str, int], Any]]) -> list[tuple[str, Any]]:
+    """The rows of the grid: a prompt that two runs share with the files of all, then
+    the others side by side, each file with its own prompt."""
+    counts = Counter(key for files in columns for key in files)
+    shared = [key for key, count in counts.items() if count > 1]
+    rows = [(key[0], [(files.get(key), "") for files in columns]) for key in shared]
+    alone = [
+        [(file, key[0]) for key, file in files.items() if counts[key] == 1]
+        for files in columns
+    ]
+    return [*rows, *(("", row) for row in zip_longest(*alone, fillvalue=(None, "")))]
 
 
 def _by_prompt(rows: list[dict[str, Any]], place: int) -> dict[tuple[str, int], Any]:

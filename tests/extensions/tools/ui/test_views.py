@@ -495,13 +495,19 @@ def test_each_picture_of_a_comparison_stands_beside_its_own_prompt(
     text = client.get("/compare?run=one&run=two").text
     rows = re.findall(r'(?s)<tr><th class="prompt">(.*?)</th>(.*?)</tr>', text)
     assert [
-        (prompt, re.findall(r"(one|two)/samples/(\w+)\.png\?", cells))
+        (
+            prompt,
+            re.findall(r"(?s)(one|two)/samples/\w+_(\d)\.png\?.*?alt=\"(.*?)\"", cells),
+        )
         for prompt, cells in rows[1:]
     ] == [
-        ("owl", [("one", "000000010_0")]),
-        ("cat", [("one", "000000010_1"), ("two", "000000010_0")]),
-        ("a drawing", [("two", "000000010_1")]),
+        ("cat", [("one", "1", "one: cat"), ("two", "0", "two: cat")]),
+        (
+            "Each with its own prompt",
+            [("one", "0", "one: owl"), ("two", "1", "two: a drawing")],
+        ),
     ]
+    assert re.findall(r'<p class="faint">(.*?)</p>', rows[2][1]) == ["owl", "a drawing"]
 
 
 def test_the_report_is_a_file_to_keep(
