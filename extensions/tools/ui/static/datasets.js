@@ -16,6 +16,8 @@ async function ask(address, options = {}) {
 
 // ---- captions
 
+const NEXT = ['.counts', '#path', '.nexts'];  // what a first or a last caption changes
+
 const undoForm = document.querySelector('.undoing');
 function undoes(step) {  // the change that Undo takes back; empty: there is none
   undoForm.hidden = !step;
@@ -47,7 +49,7 @@ async function save(form) {
       note.className = 'good';
       setTimeout(() => { if (note.className === 'good') note.textContent = ''; }, 2500);
       undoes(answer.step);
-      if (!before.trim() !== !sent.trim()) renew('.counts');
+      if (!before.trim() !== !sent.trim()) renew(...NEXT);
     } else if (answer.status === 409 && 'theirs' in answer) {
       version.value = answer.version;
       caption.defaultValue = answer.theirs;
@@ -92,7 +94,7 @@ undoForm?.addEventListener('submit', async event => {
     mark(form);
   }
   undoes(answer.step);
-  renew('.counts');
+  renew(...NEXT);
   tell(answer.failed ? say(words.not_undone, {count: answer.failed}) : words.undone, answer.failed > 0);
 });
 
@@ -116,7 +118,13 @@ if (all) {
     const links = [...document.querySelectorAll('.view:has(img)')];
     return links[links.indexOf(link) + by];
   });
-  main.addEventListener('click', event => enlarge(event, event.target.closest('.view:has(img)')));
+  main.addEventListener('click', event => {
+    const area = event.target.closest('.image:not(.open)')?.querySelector('textarea');
+    const isMeant = event.target.closest('.sheet') || (rows.matches('.desk') && event.target.closest('.view'));
+    if (!area || !isMeant) return enlarge(event, event.target.closest('.view:has(img)'));
+    event.preventDefault();
+    write(area);
+  });
 
   all.hidden = false;
   all.querySelector('input').addEventListener('change', event => {
@@ -124,19 +132,68 @@ if (all) {
   });
 }
 
+// ---- the desk: one image large, its caption below it, the others beside it
+
+const rows = document.querySelector('.rows'), desk = document.getElementById('desk');
+rows?.classList.add('live');
+const areas = () => [...rows.querySelectorAll('textarea')];
+
+function write(area) {
+  area.focus();
+  area.setSelectionRange(area.value.length, area.value.length);
+}
+
+function wordOf(texts) {  // for the subject: what a model was told, or what all captions begin with
+  const firsts = texts.map(text => /^[^\s,.:]+/.exec(text.trim())?.[0]).filter(Boolean);
+  return rows.dataset.trigger || (firsts.length > 2 && firsts.every(first => first === firsts[0]) ? firsts[0] : '');
+}
+
+function openDesk(card) {
+  rows.querySelector('.open')?.classList.remove('open');
+  rows.classList.add('desk');
+  card.classList.add('open');
+  const all = areas(), word = wordOf(all.map(area => area.value)), button = desk.querySelector('.word');
+  desk.querySelector('.num').textContent = `${all.indexOf(card.querySelector('textarea')) + 1} / ${all.length}`;
+  button.textContent = word;
+  button.hidden = !word;
+  card.querySelector('.sheet').append(desk);
+  desk.hidden = false;
+  card.scrollIntoView({block: 'nearest'});
+}
+
+function closeDesk() {
+  rows.querySelector('.open')?.classList.remove('open');
+  rows.classList.remove('desk');
+  desk.hidden = true;
+}
+
+rows?.addEventListener('focusin', event => { if (event.target.name === 'caption') openDesk(event.target.closest('.image')); });
+desk?.querySelector('.word').addEventListener('click', ({target}) => {
+  const area = target.closest('.image').querySelector('textarea');
+  if (!area.value.includes(target.textContent)) area.value = `${target.textContent}, ${area.value}`;
+  area.dispatchEvent(new Event('input', {bubbles: true}));
+  write(area);
+});
+
 document.addEventListener('keydown', event => {
   const card = document.activeElement.closest?.('.image'), area = card?.querySelector('textarea');
   if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === 's' && card) {
     event.preventDefault();
     save(card.querySelector('form.caption'));
-  } else if (event.key === 'Escape' && document.activeElement === area) {
+  } else if (event.key === 'Escape' && area && card.matches('.open')) {
+    closeDesk();
     card.focus();
+  } else if (document.activeElement === area && area && (event.key === 'Tab' || (event.key === 'Enter' && (event.ctrlKey || event.metaKey)))) {
+    const all = areas(), next = all[all.indexOf(area) + (event.shiftKey ? -1 : 1)];
+    if (next || event.key === 'Enter') event.preventDefault();
+    if (next) write(next);  // leaving a caption saves it
+    else save(area.form);
   } else if (document.activeElement === card && card) {
     const cards = [...document.querySelectorAll('.image')], at = cards.indexOf(card);
     const by = {ArrowRight: 1, ArrowLeft: -1}[event.key], way = {ArrowDown: 1, ArrowUp: -1}[event.key];
     const off = other => way * (other.offsetTop - card.offsetTop), aside = other => Math.abs(other.offsetLeft - card.offsetLeft);
     const next = by ? cards[at + by] : way && cards.filter(other => off(other) > 0).sort((one, other) => off(one) - off(other) || aside(one) - aside(other))[0];
-    if (event.key === 'Enter' && area) { event.preventDefault(); area.focus(); }
+    if (event.key === 'Enter' && area) { event.preventDefault(); write(area); }
     if (event.key === ' ') { event.preventDefault(); card.querySelector('[name=chosen]')?.click(); }
     if (next) { event.preventDefault(); next.focus(); }
   }
@@ -300,14 +357,14 @@ for (const drop of drops) {
   drop.querySelector('button').hidden = true;
   drop.classList.add('ready');
   drop.elements.file.addEventListener('change', () => { sendAll(drop, drop.elements.file.files); });
-  const target = drops.length === 1 ? main : drop;  // anywhere on the page
-  for (const kind of ['dragover', 'dragleave', 'drop']) {
-    target.addEventListener(kind, event => {
-      event.preventDefault();
-      drop.classList.toggle('over', kind === 'dragover');
-      if (kind === 'drop') sendAll(drop, event.dataTransfer.files);
-    });
-  }
+}
+for (const kind of drops.length ? ['dragover', 'dragleave', 'drop'] : []) {
+  main.addEventListener(kind, event => {  // anywhere on the page; of pairs the left half is before
+    event.preventDefault();
+    const drop = drops[drops.length > 1 && event.clientX > innerWidth / 2 ? 1 : 0];
+    for (const each of drops) each.classList.toggle('over', each === drop && kind === 'dragover');
+    if (kind === 'drop') sendAll(drop, event.dataTransfer.files);
+  });
 }
 for (const [place, ...rest] of JSON.parse(sessionStorage.getItem(kept) ?? '[]')) if (drops[place]) line(drops[place], ...rest);
 sessionStorage.removeItem(kept);

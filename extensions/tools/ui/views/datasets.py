@@ -249,6 +249,7 @@ def _page(
         most=uploads.MOST_BYTES,
         piece=uploads.PIECE,
         skipped=uploads.LEFT_OUT,
+        per_page=PER_PAGE,
         multiple=SIZE_MULTIPLE,
         told=outcomes,
         bad=faults or {},
