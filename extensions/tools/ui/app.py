@@ -49,6 +49,7 @@ def _post(path: str, view: object) -> Route:
 
 ROUTES = [
     _get("/", runs.index),
+    _post("/start", queue.try_mascots),
     _get("/runs/{run}", after.page),
     _get("/runs/{run}/samples/{name}", run.sample),
     _get("/runs/{run}/references/{index:int}/{slot:int}", run.reference),
@@ -112,6 +113,7 @@ ROUTES = [
     _post("/theme", system.set_theme),
     _get("/healthz", system.healthz),
     Mount("/static/pages", StaticFiles(directory=PAGES)),
+    Mount("/static/mascots", StaticFiles(directory=runs.PICTURES, check_dir=False)),
     Mount("/static", StaticFiles(directory=HERE / "static")),
 ]
 """All addresses. A GET request changes nothing. The guard protects every address except

@@ -77,9 +77,16 @@ def sentence(entry: Entry, job: JobText | None) -> str:
 def images_of(ui: Ui, job: JobText | None, most: int) -> list[list[str]]:
     """Addresses of small images of the dataset of a job: for each the control images
     and the image."""
+    return learned_from(ui, job, most)[0]
+
+
+def learned_from(ui: Ui, job: JobText | None, most: int) -> tuple[list[list[str]], int]:
+    """`images_of`, and the number of all images."""
     data = dataset_at(ui, job.get(job.path(FOLDER))) if job and job.root else None
-    images = read_dataset(ui, data.name).images[:most] if data else []
-    return [thumbs(data, image) for image in images] if data else []
+    if data is None:
+        return [], 0
+    images = read_dataset(ui, data.name).images
+    return [thumbs(data, image) for image in images[:most]], len(images)
 
 
 def sample_ends(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -25,7 +26,7 @@ from extensions.tools.shared.run_records import modified_at
 from extensions.tools.ui import uploads
 from extensions.tools.ui.chosen import MEASURED, Chosen, chosen_file
 from extensions.tools.ui.decoder import decoder
-from extensions.tools.ui.entries import job_of
+from extensions.tools.ui.entries import job_of, learned_from
 from extensions.tools.ui.job_text import JobText
 from extensions.tools.ui.path import Step, dataset_at, path_of
 from extensions.tools.ui.queue import DONE, RUNNING, STOPPED, WAITING, trains_elsewhere
@@ -61,6 +62,9 @@ from toolkit.train.run_reader import RunInfo, RunStatus
 MOST_SEEDS = 4
 """Images of one press of the button."""
 
+MOST_LEARNED = 10
+"""Images of the dataset beside the samples of one prompt."""
+
 MOST_CELLS = 400
 """Images of a comparison that are shown."""
 
@@ -92,8 +96,10 @@ def _values(
     started = last_start(ui, run)
     saved = saved or job_of(started)  # the first seconds have no copy of the job
     words = started.argv if started else ()
-    less = [word[6:] for word in words if word.startswith("--set=")]
+    keys = ("--set=model.", "--set=train.")
+    less = [word[6:] for word in words if word.startswith(keys)]
     values |= {"started": started, "less": less}
+    values["learned"] = partial(learned_from, ui, saved, MOST_LEARNED)
     values |= {"chosen": chosen, "path": _path(ui, run, saved, chosen)}
     values["early"] = first_minute(ui, run, saved)
     if settings is None:

@@ -139,7 +139,8 @@ def index(
         rows=rows,
         folder=ui.datasets,
         faults=faults or {},
-        form={"name": "", "repeats": "1", "kind": "character"} | (form or {}),
+        form={"name": "", "kind": request.query_params.get("kind", "character")}
+        | (form or {}),
         trash=ui.shared("trash", partial(datasets.trashed, ui)),
         back=request.query_params.get("back", ""),
         stay=request.query_params.get("stay", "0"),
@@ -628,7 +629,7 @@ def delete(request: Request, form: Form) -> Response:
 
 def _target(data: Dataset, into: str = "") -> Path:
     """The folder that new files go to: the one that is named ("." is that of the
-    dataset), else where its images are, else a subfolder with repeats, else itself."""
+    dataset; one with repeats is made), else where its images are, else a subfolder with repeats, else itself."""
     if into:
         folder = data.folder if into == "." else below(data.folder, into)
     else:
@@ -642,6 +643,9 @@ def _target(data: Dataset, into: str = "") -> Path:
             listing.folder for listing in listings[1:] if repeats_of(listing.folder)
         )
         folder = Path(next(chain(with_images, with_repeats), data.folder))
+    is_new = repeats_of(into) in range(1, uploads.MOST_REPEATS + 1)
+    if is_new and not folder_name_error(into):
+        folder.mkdir(exist_ok=True)
     if not folder.is_dir():
         raise HTTPException(404, f"{into} is not there")
     return folder

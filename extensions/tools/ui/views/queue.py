@@ -25,6 +25,7 @@ from starlette.responses import (
     Response,
 )
 
+from extensions.tools.shared.examples import EXAMPLES
 from extensions.tools.ui.config import queue_folder
 from extensions.tools.ui.entries import (
     FOLDER,
@@ -59,6 +60,7 @@ from extensions.tools.ui.views.first_minute import ticks_of
 from extensions.tools.ui.views.pictures import LARGE, picture
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
+from toolkit.files.writing import CONFIG_ROOT
 from toolkit.train.run_reader import RunInfo, RunStatus
 from toolkit.version import COMMAND
 
@@ -67,6 +69,8 @@ MOST = 100
 
 SHORT_TAIL = 1500
 """Bytes of the output of an entry that did not end well; they stand on the page."""
+
+QUICKSTART = EXAMPLES / "quickstart.yaml"
 
 RUNNER_S = 8.0
 """Seconds that a runner may take to start, or to see that a job has ended."""
@@ -246,6 +250,17 @@ def clear(request: Request) -> Response:
 def start(request: Request) -> Response:
     """Starts the runner, which somebody may have killed."""
     return _done(request, lambda: None)
+
+
+def try_mascots(request: Request) -> Response:
+    """Starts the quickstart, which writes to the page's folder of runs."""
+    ui = ui_of(request)
+    folder = ui.output / QUICKSTART.stem
+    if folder.is_dir():
+        return RedirectResponse(f"/runs/{folder.name}", 303)
+    argv = [str(QUICKSTART), f"--set=training_folder={ui.output.absolute()}"]
+    entry = enqueue(ui, argv, QUICKSTART.stem, CONFIG_ROOT.parent)
+    return RedirectResponse(f"/queue/{entry.id}", 303)
 
 
 def _done(request: Request, action: Any, *arguments: object) -> Response:

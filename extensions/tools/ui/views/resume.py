@@ -201,6 +201,7 @@ def less_memory(request: Request) -> Response:
         raise HTTPException(409, f"{run.name} runs, or has no saved job.")
     config, cwd = str(run.config.absolute()), str(Path.cwd())
     with refusals():
+        _require_free(ui, config)
         before = planned([config], cwd)
         for changes in before["processes"][0]["savings"]:
             argv = [config, *(f"--set={change}" for change in changes)]
@@ -212,10 +213,19 @@ def less_memory(request: Request) -> Response:
             if goes_on and _peak(after) < (1 - LEAST_SAVED) * _peak(before):
                 values = dict(change.split("=", 1) for change in changes)
                 name = run.folder.relative_to(ui.output).as_posix()
-                shelf.set_keys(shelf_of(ui), name, values)
-                entry = enqueue(ui, argv, run.name, Path(cwd), (WAITING, RUNNING))
+                with ui.locked():  # another press may have been planned as long
+                    _require_free(ui, config)
+                    shelf.set_keys(shelf_of(ui), name, values)
+                    entry = enqueue(ui, argv, run.name, Path(cwd))
                 return done(request, f"/queue/{entry.id}", ok=True)
     raise HTTPException(409, texts()["run"]["less"]["none"])
+
+
+def _require_free(ui: Ui, config: str) -> None:
+    """Raises UserError if an entry of a saved job waits or runs."""
+    for entry in queue_of(ui).entries():
+        if entry.state in (RUNNING, WAITING) and config in entry.argv:
+            raise UserError("it is in the queue already.")
 
 
 def _begins(plan: dict[str, Any]) -> list[Any]:

@@ -15,8 +15,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from extensions.tools.shared.examples import EXAMPLES
 from extensions.tools.ui.entries import sample_ends
 from extensions.tools.ui.state import Json, Ui, render, run_id, ui_of, wants_json, whole
+from extensions.tools.ui.uploads import LEFT_OUT, MOST_BYTES, PIECE
 from extensions.tools.ui.views.shelf import count_trashed
 from toolkit.files import run_files
 from toolkit.rounding import ceil_divide
@@ -24,6 +26,9 @@ from toolkit.train.run_index import is_fresh, mark_of
 from toolkit.train.run_reader import RunInfo, RunStatus
 
 PER_PAGE = 50
+PICTURES = EXAMPLES / "mascots" / "pipo"
+"""Images that the first page shows before the first training."""
+
 MOST_KEPT = 500
 """Runs whose lines are kept."""
 
@@ -59,6 +64,10 @@ def index(request: Request) -> Response:
         pages=pages,
         count=len(runs),
         trashed=count_trashed(ui),
+        mascots=sorted(path.name for path in PICTURES.glob("*.png"))[:9],
+        most=MOST_BYTES,
+        piece=PIECE,
+        skipped=LEFT_OUT,
     )
 
 

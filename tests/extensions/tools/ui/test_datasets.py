@@ -79,7 +79,7 @@ def test_the_list_says_images_repeats_and_captions_missing(
     text = page.get("/datasets").text
     assert "3 images, repeats 4" in text and "1 without a caption" in text
     assert "1 image, repeats 40" in text
-    assert "/datasets/pipo/thumbs/4_pipo/a.png" in text
+    assert "/datasets/pipo/thumbs/4_pipo%2Fa.png" in text
 
 
 def test_a_new_dataset_has_its_repeats_in_its_name(page: TestClient, ui: Ui) -> None:

@@ -329,3 +329,62 @@ def test_captions_are_written_on_a_desk_one_after_the_other(
     browser.wait_for(f"/Check.*all captioned.*Check the images/s.test({state})")
     assert browser.run("return document.querySelectorAll('.head .main').length") == 1
     assert browser.errors() == []
+
+
+@pytest.mark.slow
+def test_a_dropped_folder_and_a_pasted_image_arrive(
+    browser: Browser, ui: Ui, address: str, tmp_path: Path
+) -> None:
+    """With captions and subfolders with repeats, without the files of a file manager; of
+    pairs each side, from the first page too."""
+    sent = tmp_path / "owls"
+    for place, name in (("2_near", "a"), ("4_wide", "b"), ("4_wide", "a")):
+        (sent / place).mkdir(parents=True, exist_ok=True)
+        colour = (ord(place[0]), 90, ord(name))
+        Image.new("RGB", (60, 60), colour).save(sent / place / f"{name}.png")
+        (sent / place / f"{name}.txt").write_text(f"{place} {name}")
+    for place in ("Thumbs.db", "4_wide/.DS_Store", "._a.png"):
+        (sent / place).write_bytes(b"x")
+
+    def drop(folder: Path) -> None:
+        data = {"items": [], "files": [str(folder)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            browser.command(
+                "Input.dispatchDragEvent", type=kind, x=300, y=300, data=data
+            )
+
+    def files(dataset: str) -> list[str]:
+        folder = ui.datasets / dataset
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+    browser.open(f"{address}/")
+    drop(sent)
+    browser.wait_for("location.pathname == '/datasets/owls'", 60)
+    browser.wait_for("document.querySelectorAll('.image').length == 3")
+    names = ("2_near/a", "4_wide/a", "4_wide/b")
+    assert files("owls") == sorted(
+        f"{n}.{end}" for n in names for end in ("png", "txt")
+    )
+    assert (ui.datasets / "owls/4_wide/a.txt").read_text() == "4_wide a"
+    assert not browser.run("return document.querySelectorAll('.sent li').length")
+
+    browser.run(
+        "const canvas = new OffscreenCanvas(50, 50); canvas.getContext('2d').fillRect(0, 0, 50, 50);"
+        "canvas.convertToBlob().then(blob => { const data = new DataTransfer();"
+        "data.items.add(new File([blob], 'image.png', {type: 'image/png'}));"
+        "document.body.dispatchEvent(new ClipboardEvent('paste', {clipboardData: data, bubbles: true})); })"
+    )
+    until(lambda: "2_near/image.png" in files("owls"))
+
+    for side in ("before", "after"):
+        (tmp_path / "eyes" / side).mkdir(parents=True)
+        Image.new("RGB", (60, 60), (side[0] == "a" and "red") or "blue").save(
+            tmp_path / "eyes" / side / "1.png"
+        )
+    browser.wait_for("document.querySelectorAll('.image').length == 4")
+    browser.open(f"{address}/")
+    drop(tmp_path / "eyes")
+    browser.wait_for("location.pathname == '/datasets/eyes'", 60)
+    assert files("eyes") == ["after/1.png", "before/1.png"]
+    assert browser.errors() == []

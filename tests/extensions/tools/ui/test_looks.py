@@ -190,7 +190,7 @@ def test_it_is_looked_at_once_for_many_pages(
 
 
 def test_empty_lists_have_the_drawing(client: TestClient) -> None:
-    for page in ("/", "/queue", "/datasets"):
+    for page in ("/queue", "/datasets"):
         assert client.get(page).text.count('<svg viewBox="0 0 168 132"') == 1
 
 

@@ -44,10 +44,10 @@ def test_pairs_are_made_by_clicks_alone(
     that follow, and without the orphan."""
     browser.open(address)
     click = Clicks(browser)
-    click(".empty .main")
+    click(".ways a")
     browser.wait_for("document.activeElement?.name == 'name'")
     click.type("[name=name]", "eyes")
-    click("[value=pairs]")
+    assert browser.run("return document.querySelector('[value=pairs]').checked")
     click("form.new .main")
     browser.wait_for("document.querySelectorAll('.drops [data-upload]').length == 2")
     same = [f"{number:02}" for number in range(8)]

@@ -158,6 +158,8 @@ def test_a_run_without_memory_goes_on_with_the_first_key_that_saves_some(
     # of gradient_checkpointing: auto the planner says that it saves nothing here
     keys = ("--set=model.quantize=true", "--set=model.qtype=int8")
     assert entry.argv == (str(run / "config.yaml"), *keys)
+    again = client.post(main[0])
+    assert again.status_code == 409 and "in the queue already" in again.text
     for path in (named, run / "config.yaml"):
         assert "qtype: int8" in path.read_text(), path
     queue.save(entry, state=STOPPED, runs=(str(run),), attempts=3)
