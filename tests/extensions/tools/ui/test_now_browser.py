@@ -128,3 +128,22 @@ def test_a_page_that_loses_its_server_or_its_login_says_so(
             browser.wait_for(f"{said} === ''")
     finally:
         page.stop(signal.SIGKILL)
+
+
+def test_the_end_is_told_by_the_title_and_to_whoever_allows_it(
+    browser: Browser, address: str, ui: Ui
+) -> None:
+    folder = ui.output / "one"
+    with run_lock(folder):
+        says(folder, Now("step", 299, 300, share=0.99), step=299, steps=300)
+        browser.open(f"{address}/runs/one")
+        browser.wait_for("document.title.startsWith('one')")
+        assert browser.run("return document.getElementById('notify').checkVisibility()")
+        # as of a person who has allowed it: what is shown outlives the page
+        browser.run(
+            "window.Notification = class { static permission = 'granted';"
+            "constructor(text) { sessionStorage.told = text; } }"
+        )
+    says(folder, Now("step", 300, 300, share=1.0), step=300, status="finished")
+    browser.wait_for("document.title.startsWith('✓ one')")
+    assert browser.run("return sessionStorage.told") == "one: ready"

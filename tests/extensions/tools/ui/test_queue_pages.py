@@ -245,7 +245,11 @@ def test_the_machine_is_told_and_no_secret(client, ui, monkeypatch, write_extens
         "EXTENSIONS_PATH", str(write_extension("torn", "import no_such_module").parent)
     )
     ui.token = "a-long-secret-token"
-    page = client.get("/system", headers={"authorization": f"Bearer {ui.token}"}).text
+    authorized = {"authorization": f"Bearer {ui.token}"}
+    monkeypatch.delenv("APP_AUTH", raising=False)
+    assert "made at this start" in client.get("/system", headers=authorized).text
+    monkeypatch.setenv("APP_AUTH", ui.token)
+    page = client.get("/system", headers=authorized).text
     for text in (
         "me.example",
         "torch",
