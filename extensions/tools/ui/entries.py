@@ -62,7 +62,7 @@ def run_of(ui: Ui, entry: Entry) -> tuple[RunInfo | None, str]:
 
 def sentence(entry: Entry, job: JobText | None) -> str:
     """What an entry does."""
-    words = texts()["queue"]["what"]
+    words: dict[str, str] = texts()["queue"]["what"]
     options = dict(word[2:].split("=", 1) for word in entry.argv if "=" in word)
     tool = entry.argv[0] if entry.argv else ""
     if tool in words:

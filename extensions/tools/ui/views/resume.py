@@ -234,11 +234,12 @@ def _begins(plan: dict[str, Any]) -> list[Any]:
 
 def _peak(plan: dict[str, Any]) -> int:
     """Bytes that a planned job needs at its peak."""
-    return max(
-        sum(phase.values())
+    phases: list[dict[str, int]] = [
+        phase
         for process in plan["processes"]
         for phase in process["memory"]["phases"].values()
-    )
+    ]
+    return max(sum(phase.values()) for phase in phases)
 
 
 def _resolved(path: str | Path) -> str:

@@ -83,12 +83,16 @@ def test_there_is_one_accent_and_the_icon_has_it() -> None:
     assert {name for name, found in literal.items() if found} == set()
 
 
-def test_there_are_five_sizes_of_text() -> None:
+def test_there_are_five_sizes_of_text_and_two_radii() -> None:
     known = re.findall(r"--s\d: \d+px", (PAGES / "tokens.css").read_text("utf-8"))
     assert len(known) == 5
-    names = ("ui", "looks", "after", "queue")
-    sheets = [HERE / "static" / f"{name}.css" for name in names]
-    sheets += [PAGES / "page.css", PAGES / "run.css"]
+    sheets = [*(HERE / "static").glob("*.css"), PAGES / "page.css", PAGES / "run.css"]
+    radii = {
+        radius
+        for path in sheets
+        for radius in re.findall(r"border-radius: ([^;]*)", path.read_text("utf-8"))
+    }
+    assert radii == {"var(--round)", "var(--round-small)", "50%", "0"}
     sizes = {
         size
         for path in sheets
