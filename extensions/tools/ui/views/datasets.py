@@ -51,6 +51,7 @@ from extensions.tools.ui.state import (
 from extensions.tools.ui.views.pictures import picture
 from extensions.tools.ui.views.queue import enqueue
 from toolkit.config.reading.loader import folder_name_error, windows_name_error
+from toolkit.config.sections.model_files import CAPTIONER
 from toolkit.contracts.data import Size
 from toolkit.data.scan.captions import CaptionError
 from toolkit.data.scan.folder import FoundImage
@@ -251,6 +252,7 @@ def _page(
         piece=uploads.PIECE,
         skipped=uploads.LEFT_OUT,
         per_page=PER_PAGE,
+        captioner=CAPTIONER.rpartition("/")[2],
         multiple=SIZE_MULTIPLE,
         told=outcomes,
         bad=faults or {},
@@ -440,6 +442,7 @@ def captioning(request: Request, form: Form) -> Response:
         key: form.get(key, "").strip() for key in ("trigger-word", "prompt", "model")
     }
     flags = [f"--{key}={value}" for key, value in given.items() if value]
+    flags += ["--limit=1"] if form.get("limit") else []
     flags += ["--recursive"] if not (data.listings[0].images or data.sides) else []
     name = texts()["datasets"]["captioning_name"].format(name=data.name)
     try:

@@ -723,6 +723,8 @@ def test_captions_are_written_by_the_queue(
         "--prompt=--overwrite",
         "--recursive",
     )
+    page.post("/datasets/pipo/captioning", data=given | {"limit": "1"})
+    assert "--limit=1" in Queue(ui.own / "queue").entries()[1].argv, "to see one first"
 
 
 def test_two_hundred_images_are_pages(page: TestClient, ui: Ui) -> None:

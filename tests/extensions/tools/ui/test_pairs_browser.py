@@ -80,7 +80,9 @@ def test_pairs_are_made_by_clicks_alone(
     )
     assert browser.text(".rows .short") == "the instruction: add eyes"
     click(".head [action$='/lint'] button")
-    browser.wait_for("document.querySelector('.path .now')?.textContent == '4Job'", 60)
+    browser.wait_for(
+        "document.querySelector('.path .now')?.textContent == '4Settings'", 60
+    )
     click(".head .main")
     browser.wait_for("document.getElementById('f-control')")
     control = browser.run("return document.getElementById('f-control').value")
