@@ -181,7 +181,7 @@ def test_a_finished_run_is_read_by_its_curves_tables_and_samples(
     assert not browser.run(is_large) and is_clean(browser)
 
     buttons = "document.querySelectorAll('.head > .actions > *, .head h1')"
-    places = f"return [...{buttons}].map(e => e.getBoundingClientRect().top)"
+    places = f"return [...{buttons}].map(e => e.offsetTop)"
     before = browser.run(places)
     browser.click("#longer > summary")
     browser.wait_for("document.querySelector('#longer [name=steps]').checkVisibility()")

@@ -221,7 +221,7 @@ def test_the_bar_hides_nothing_and_is_renewed_and_the_typeface_is_the_pages_own(
         return !place.width || place.right > innerWidth || place.bottom > innerHeight;
     }).map(part => part.className + JSON.stringify(part.getBoundingClientRect()))"""
     for width in (1200, 390):
-        browser.open(f"{address}/", width, 500)
+        browser.open(f"{address}/", width, 600)
         # its style is there
         browser.wait_for(
             "getComputedStyle(document.querySelector('.machine')).position == 'fixed'"
