@@ -200,9 +200,8 @@ def as_on_a_device(live: LiveBytes) -> Iterator[None]:
     places = {
         (nn.Module, "to"): lambda module, place, *_: moved(live, module, place),
         (loading, "ShardReader"): partial(SizesOfWeights, live),
-        (loading, "check_finite"): lambda part, module, **_: (
-            None
-        ),  # there are no values
+        # There are no values to check.
+        (loading, "check_finite"): lambda *_, **_options: None,
         (QwenImageTransformer2DModel, "from_config"): empty_model(
             QwenImageTransformer2DModel.from_config
         ),

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from toolkit.config.sections.model_files import families
+from toolkit.contracts.model import ModelFacts
 
 
 class OnHub(NamedTuple):
@@ -170,11 +170,11 @@ USUAL_RECIPE = Recipe(1e-4, "", 1024, "", "qwen_shift", "")
 """For a model that has none."""
 
 
-def recipe_of(title: str) -> Recipe | None:
-    """The recipe of a published model; None: there is none.
+def recipe_of(title: str, family: ModelFacts) -> Recipe | None:
+    """The recipe of a published model of this family; None: there is none.
 
-    >>> recipe_of("Qwen-Image-2.1").resolution
+    >>> from toolkit.config.sections.model_files import family_named
+    >>> recipe_of("Qwen-Image-2.1", family_named("qwen_image_2")).resolution
     768
     """
-    tables = (RECIPES, *(family.recipes for family in families()))
-    return next((table[title] for table in tables if title in table), None)
+    return RECIPES.get(title) or family.recipes.get(title)

@@ -405,7 +405,7 @@ class SdPlanner(Planner[DiffusionSection]):
     def _published_assistant(self) -> str:
         """The training adapter that is published for the model, where an adapter is
         trained on it at full size; empty: there is none."""
-        recipe = recipe_of(title_of(self.section.model, self.family))
+        recipe = recipe_of(title_of(self.section.model, self.family), self.family)
         if self.section.network.trains_model or not recipe or not recipe.adapters:
             return ""
         is_large = (

@@ -297,7 +297,7 @@ def example_text(model: Model, gpu: int, peak: str) -> str:
         peak=peak,
         written=False,
         pairs=False,
-        recipe=recipe_of(model.title),
+        recipe=recipe_of(model.title, family_named(model.arch)),
         name=f"{model.run}_{gpu}gb",
         trigger='"mychar"',
         folder=model.folder,
@@ -354,7 +354,7 @@ def written_job(
     fields["id"] = _quoted(model or like.id)
     title = title_of(ModelConfig(name_or_path=model or like.id), family)
     is_edit = bool(pairs) and not family.stacks_layers
-    recipe = recipe_of(title) or recipe_of(like.title) or USUAL_RECIPE
+    recipe = recipe_of(title, family) or recipe_of(like.title, family) or USUAL_RECIPE
     if is_edit:
         card = card._replace(**card.for_pairs)
     text = _fill(like, card, written=True, pairs=is_edit, recipe=recipe, **fields)

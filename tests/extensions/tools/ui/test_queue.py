@@ -687,10 +687,10 @@ def test_each_run_of_a_sweep_is_an_entry_and_none_where_one_is_wrong(
     monkeypatch.chdir(yard.folder)
     job = (ROOT / "config/examples/quickstart.yaml").read_text()
     (yard.folder / "m.yaml").write_text(job)
-    sweep = ("--sweep", "process[2].train.lr=1e-4,x", "--seeds", "1,2")
+    sweep = ("--sweep", "process[0].train.lr=1e-4,x", "--seeds", "1,2")
     assert run_py("queue", "add", "m.yaml", *sweep).returncode == 2
     assert yard.queue.entries() == ()
-    sweep = ("--sweep", "process[2].train.lr=1e-4,2e-4", "--seeds", "1,2")
+    sweep = ("--sweep", "process[0].train.lr=1e-4,2e-4", "--seeds", "1,2")
     done = run_py("queue", "add", "m.yaml", *sweep, "--retries", "1", "--restart")
     assert done.returncode == 0, done.stderr
     entries = yard.queue.entries()
@@ -700,7 +700,7 @@ def test_each_run_of_a_sweep_is_an_entry_and_none_where_one_is_wrong(
         for seed in (1, 2)
     ]
     assert entries[0].argv == (
-        "m.yaml", "--restart", "--seeds=1", "--sweep", "process[2].train.lr=1e-4",
+        "m.yaml", "--restart", "--seeds=1", "--sweep", "process[0].train.lr=1e-4",
     )  # fmt: skip
     assert {entry.retries for entry in entries} == {1}
     listed = json.loads(run_py("queue", "--json", "list").stdout)["entries"]
