@@ -736,6 +736,7 @@ def test_two_hundred_images_are_pages(page: TestClient, ui: Ui) -> None:
     text = page.get("/datasets/many?page=4").text
     assert "4 of 4" in text and text.count("<article") == 20
     assert "caption 199</textarea>" in text
+    assert re.findall(r'page=(\d)"(?: aria-current="page")?>\d</a>', text) == [*"1234"]
     assert "1 of 200" in page.get("/datasets/many?q=caption 123").text
     for number in ("0", "-1", "²", "٣", "99999999999999999999", "x"):
         text = page.get(f"/datasets/pipo?page={number}").text

@@ -234,6 +234,8 @@ def test_the_bar_hides_nothing_and_is_renewed_and_the_typeface_is_the_pages_own(
     browser.wait_for(
         "document.querySelector('.machine .queue').textContent.includes('5 waiting')"
     )
+    manifest = browser.command("Page.getAppManifest")
+    assert manifest["errors"] == [] and '"standalone"' in manifest["data"]
     loaded = "document.fonts.ready.then(() => [...document.fonts].some(font => font.status === 'loaded'))"
     assert browser.run(f"return {loaded}")
     # Of numbers alone: Inter also widens the hyphens of names and dates.
