@@ -3,11 +3,13 @@ its queue and real runs."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
 
+from extensions.tools.ui.state import Ui
 from tests.extensions.tools.ui.conftest import Served, until
 from tests.html_browser import Browser
 
@@ -147,3 +149,62 @@ def test_a_character_is_made_from_nothing(
     browser.click("#more > summary")
     assert "step 60 of 60" in browser.text("#tail") and "resum" in browser.text("#tail")
     assert browser.errors() == [] and browser.requests_elsewhere() == []
+
+
+THIRSTY = """
+import torch
+from toolkit.train.run import Callback
+
+
+class Thirsty(Callback):
+    '''A GPU that is too small for the model as it is.'''
+
+    def after_step(self, run):
+        if run.state.step == 3 and "offload" not in (run.folder / "config.yaml").read_text():
+            def backward(self, *args, **kwargs):
+                raise torch.OutOfMemoryError("out of memory")
+            torch.Tensor.backward = backward
+"""
+
+
+def test_a_training_that_lacked_memory_goes_on_by_one_click(
+    browser: Browser,
+    ui: Ui,
+    run_py,
+    write_job,
+    trainer,
+    write_extension,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    init = """
+    from toolkit.extension import Extension
+
+    class Thirsty(Extension):
+        uid = "thirsty"
+        name = "Runs out of memory"
+        callback = ".callback:Thirsty"
+
+    AI_TOOLKIT_EXTENSIONS = [Thirsty]
+    """
+    package = write_extension("thirsty", init, callback=THIRSTY)
+    monkeypatch.setenv("EXTENSIONS_PATH", str(package.parent))
+    drawn(ui.datasets / "owl", 4)
+    section = trainer(
+        "datasets/owl",
+        train={"steps": 6},
+        save={"dtype": "float32", "save_every": 2},
+        callbacks=["thirsty"],
+    )
+    assert run_py(write_job(section, name="owl")).returncode != 0
+    page = Served(ui.output.parent)
+    try:
+        browser.open(f"{page.address}/runs/owl")
+        assert "The memory was not enough at step 3." in browser.text(
+            "#state + .notice"
+        )
+        browser.click(".head .main")
+        browser.wait_for("document.querySelector('#state .finished')", 180)
+        assert "it needs less memory." in browser.text("main")
+        assert "6 steps" in browser.text("#state")
+    finally:
+        page.stop(signal.SIGKILL)
