@@ -110,9 +110,8 @@ OTHER_FLAGS = {
         ("plan", "check", "dry", "validate", "test"),
         f"Write: {COMMAND} JOB.yaml --dry-run",
     ),
-    **dict.fromkeys(
-        ("verbose", "debug", "quiet"), "the output has one level. Leave the flag out."
-    ),
+    "debug": f"Write: {COMMAND} JOB.yaml -v, which prints the whole plan",
+    "quiet": "the output has no lower level. Leave the flag out.",
     "gpu": f"'{COMMAND} new NAME FOLDER --gpu GB' writes a job for a GPU. A job has no such flag: leave it out.",
 }
 """Flag that jobs do not have -> what to write."""
@@ -127,6 +126,15 @@ JOB_SWITCHES = (
     "--memory",
 )
 """Options without a value, which tools do not have, or have behind their name."""
+
+OWN_TOOLS = {
+    "import": "convert a file or a command of another program to a job",
+    "completion": "print what completes the command line in bash, zsh or fish",
+}
+"""Commands of this module beside the tools -> what they are for."""
+
+EVERYDAY = ("configs", "help", "dry_run", "verbose", "set", "sweep", "restart")
+"""Options that -h shows."""
 
 RUN_WORDS = ("train", "run", "start")
 """What other programs write before the name of a job."""
@@ -154,6 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = import_parser().parse_args(argv[1:])
         with log.shown():
             return exit.run_with_exit_code(import_job, arguments)
+    if argv[:1] == ["completion"]:
+        arguments = completion_parser().parse_args(argv[1:])
+        return exit.run_with_exit_code(print_completion, arguments.shell)
     if argv and TOOL_NAME.fullmatch(argv[0]) and discover().is_tool(argv[0]):
         with log.shown():
             return exit.run_with_exit_code(run_tool, argv)
@@ -281,7 +292,7 @@ def other_word(argv: Sequence[str]) -> str:
         return f"{word}: neither a config nor a tool. '--without {hidden[0]}' leaves it out."
     near = get_close_matches(
         word,
-        [*discover().tools(), "import", *(RUN_WORDS if others else ())],
+        [*discover().tools(), *OWN_TOOLS, *(RUN_WORDS if others else ())],
         n=1,
         cutoff=0.7,
     )
@@ -318,7 +329,7 @@ def run_tool(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(flags):
         from toolkit.commands import command
 
-        tool_parser(uid, model, command=command()).print_help()
+        tool_parser(uid, model, (), command(), "-h" in flags).print_help()
         return EXIT_DONE
     config = load_tool(uid, model, flags)
     print_warnings(config)
@@ -445,6 +456,12 @@ def foreign_tool(text: str) -> tuple[list[str], list[str]] | None:
     find_tool = find_object(FOREIGN_TOOLS) if is_command(text) else None
     if find_tool is None:
         return None
+    tool: tuple[list[str], list[str]] | None = find_tool(text, flags_of_tools())
+    return tool
+
+
+def flags_of_tools() -> dict[str, set[str]]:
+    """Tool -> its flags, in all spellings."""
     from toolkit.config.reading.tool import ToolConfig, tool_parser
 
     extensions = discover()
@@ -455,8 +472,30 @@ def foreign_tool(text: str) -> tuple[list[str], list[str]] | None:
             known[uid] = set(
                 tool_parser(uid, model, model.positional)._option_string_actions
             )
-    tool: tuple[list[str], list[str]] | None = find_tool(text, known)
-    return tool
+    return known
+
+
+def completion_parser() -> argparse.ArgumentParser:
+    from toolkit.completion import SHELLS
+
+    parser = argparse.ArgumentParser(
+        prog=f"{COMMAND} completion",
+        description=f"Prints what completes the words of '{NAME.lower()}' in a shell: docs/quickstart.md",
+    )
+    parser.add_argument("shell", choices=SHELLS)
+    return parser
+
+
+def print_completion(shell: str) -> int:
+    from toolkit.completion import JOBS, script
+
+    of_jobs = set(make_parser(())._option_string_actions)
+    flags = {
+        tool: sorted(flag for flag in known if re.fullmatch(r"--[a-z-]+", flag))
+        for tool, known in {**flags_of_tools(), JOBS: of_jobs}.items()
+    }
+    print(script(shell, {**discover().tools(), **OWN_TOOLS}, flags))
+    return EXIT_DONE
 
 
 def print_tool(words: Sequence[str], notes: Sequence[str]) -> None:
@@ -547,6 +586,7 @@ def run_job(
 ) -> int:
     """Runs one config in this process; as one rank of it where there are several. read:
     gets the config."""
+    log.is_verbose = arguments.verbose
     signals.install(quiet=not env.is_main_process)
     if not env.is_single_process:
         signals.stop_with_parent()
@@ -636,7 +676,7 @@ def child_command(arguments: argparse.Namespace) -> list[str]:
         command += ["--log", arguments.log]
     for flag, pairs in (("--map", arguments.map), ("--set", arguments.set)):
         command += [word for pair in pairs for word in (flag, pair)]
-    for flag in ("--restart", "--allow-change", "--json"):
+    for flag in ("--restart", "--allow-change", "--json", "--verbose"):
         if getattr(arguments, flag[2:].replace("-", "_")):
             command.append(flag)
     return command
@@ -717,8 +757,9 @@ def dry_run(arguments: argparse.Namespace) -> int:
         )
         plans.append(plan_job(config, *options, earlier, arguments.card or ""))
         if not arguments.json:
+            plan = plans[-1].render if arguments.verbose else plans[-1].summary
             print(
-                log.wrapped(log.escape_controls(plans[-1].render()), output),
+                log.wrapped(log.escape_controls(plan()), output),
                 file=output,
             )
         return EXIT_DONE
@@ -801,11 +842,6 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     for word in argv:
         if word.startswith("--") and word[2:] in OTHER_FLAGS:
             parser.error(f"{word}: {OTHER_FLAGS[word[2:]]}")
-    if {"--set", "--sweep"} & {*argv}:
-        from toolkit.config.reading.changes import parted_values
-
-        if parted := parted_values(argv, is_config):
-            parser.error(parted)
     try:
         split_flags = find_object(FOREIGN_FLAGS)
         flags = {}
@@ -823,7 +859,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    """The options of the program. argv: with --help, the tools are listed too."""
+    """The options of the program. argv: with -h and --help, the tools are listed too;
+    -h leaves out the rare options."""
     parser = argparse.ArgumentParser(
         prog=COMMAND,
         usage=f"{COMMAND} [options] CONFIG ...\n       {COMMAND} TOOL [options]",
@@ -833,24 +870,38 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.color = False  # type: ignore[attr-defined]  # Python 3.14: the streams let no escape sequence through
     add = parser.add_argument
-    add("-v", "-V", "--version", action="version", version=f"{NAME} {VERSION}")
+    add("-V", "--version", action="version", version=f"{NAME} {VERSION}")
     add(
         "configs",
         nargs="*",
         metavar="CONFIG",
         help="a file, or the name of one in config/",
     )
+    add("--config", metavar="CONFIG", help="the same as CONFIG")
+    add = parser.add_argument_group("before a run").add_argument
     add(
-        "-r",
-        "--recover",
+        "--dry-run",
         action="store_true",
-        help="continue with the next config after a failure",
+        help="check, scan the datasets, print the plan; write nothing",
     )
-    add("-n", "--name", metavar="NAME", help="replaces config.name")
+    add("-v", "--verbose", action="store_true", help="print the whole plan")
     add(
-        "--seeds",
-        metavar="1,2,3",
-        help="run the job once with each training_seed, in folders NAME_seed1, ...",
+        "--card",
+        metavar="NAME",
+        help="with --dry-run: the time on this card, such as 'RTX 4070', or GB",
+    )
+    add(
+        "--memory",
+        action="store_true",
+        help="with --dry-run: measure the memory, where the trainer can",
+    )
+    add = parser.add_argument_group("other values").add_argument
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value for a key of the job, such as train.lr=2e-4; may be repeated",
     )
     add(
         "--sweep",
@@ -861,13 +912,19 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         help="run the job once with each value: train.lr=1e-4,2e-4 network.linear=8,16",
     )
     add(
-        "--set",
+        "--seeds",
+        metavar="1,2,3",
+        help="run the job once with each training_seed, in folders NAME_seed1, ...",
+    )
+    add("-n", "--name", metavar="NAME", help="replaces config.name")
+    add(
+        "--map",
         action="append",
         default=[],
-        metavar="KEY=VALUE",
-        help="another value for a key of the job, such as train.lr=2e-4; may be repeated",
+        metavar="OLD=NEW",
+        help="replace OLD by NEW at the beginning of paths",
     )
-    add("-l", "--log", metavar="FILE", help="appends a copy of all output to FILE")
+    add = parser.add_argument_group("a run that exists").add_argument
     add(
         "--restart",
         action="store_true",
@@ -883,26 +940,21 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         action="store_true",
         help="resume even if the job differs from the saved one",
     )
+    add = parser.add_argument_group("several jobs, and scripts").add_argument
     add(
-        "--dry-run",
+        "-r",
+        "--recover",
         action="store_true",
-        help="check, scan the datasets, print the plan; write nothing",
+        help="continue with the next config after a failure",
     )
-    add(
-        "--memory",
-        action="store_true",
-        help="with --dry-run: measure the memory, where the trainer can",
-    )
-    add(
-        "--card",
-        metavar="NAME",
-        help="with --dry-run: the time on this card, such as 'RTX 4070', or GB",
-    )
+    add("-l", "--log", metavar="FILE", help="appends a copy of all output to FILE")
     add(
         "--json",
         action="store_true",
         help="print the plan with its errors, the extensions, or the end of a run as JSON",
     )
+    add("--print-schema", action="store_true", help="print the JSON Schema of a config")
+    add = parser.add_argument_group("extensions").add_argument
     add(
         "--list-extensions",
         action="store_true",
@@ -915,16 +967,12 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         metavar="NAME",
         help="do as if this extension were not installed: its type, or its folder; may be repeated",
     )
-    add("--print-schema", action="store_true", help="print the JSON Schema of a config")
-    add(
-        "--map",
-        action="append",
-        default=[],
-        metavar="OLD=NEW",
-        help="replace OLD by NEW at the beginning of paths",
-    )
-    add("--config", metavar="CONFIG", help="the same as CONFIG")
-    if is_present(HELP_ON_FLAGS):
+    if is_brief := "-h" in argv:
+        parser.epilog = f"{parser.epilog}\nAll options: {COMMAND} --help"
+    for action in parser._actions if is_brief else ():
+        if action.dest not in EVERYDAY:
+            action.help = argparse.SUPPRESS
+    if is_present(HELP_ON_FLAGS) and not is_brief:
         parser.add_argument_group(*load_object(HELP_ON_FLAGS))
     # --dry_run is --dry-run; the help shows one
     for flag, action in list(parser._option_string_actions.items()):
@@ -934,23 +982,32 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def is_job(word: str) -> bool:
+    """Whether a word names a job, if only by its ending."""
+    return is_config(word) or ("=" not in word and word.endswith(CONFIG_SUFFIXES))
+
+
 def check_arguments(
     arguments: argparse.Namespace, parser: argparse.ArgumentParser
 ) -> None:
     """Completes the arguments, and reports those that do not go together. Raises
     UserError, or ends the program."""
     # a name of a config may stand behind the last of them
-    files = [
-        word
-        for word in arguments.sweep
-        if is_config(word) or ("=" not in word and word.endswith(CONFIG_SUFFIXES))
-    ]
-    arguments.configs += files
-    arguments.sweep = [word for word in arguments.sweep if word not in files]
+    arguments.configs += filter(is_job, arguments.sweep)
+    arguments.sweep = [word for word in arguments.sweep if not is_job(word)]
+    if arguments.set or arguments.sweep:
+        from toolkit.config.reading.changes import parted_values
+
+        rest = [word for word in arguments.configs if not is_job(word)]
+        is_known = arguments.set and rest != arguments.configs
+        of_set = [*arguments.set, *rest] if is_known else []
+        for flag, words in (("--set", of_set), ("--sweep", arguments.sweep)):
+            if parted := parted_values(words, flag):
+                parser.error(parted)
     for word in arguments.configs:
-        jobs = word.strip(",").split(",")
-        if jobs != [word] and all(map(is_config, jobs)):
-            parser.error(f"{word}: no comma is between jobs. Write: {shlex.join(jobs)}")
+        jobs = re.split(r"[,;:\s]+", " ".join(arguments.configs).strip(",;: "))
+        if not is_config(word) and all(map(is_config, jobs)):
+            parser.error(f"{word}: a space is between jobs. Write: {shlex.join(jobs)}")
         match = re.fullmatch(r"(?:[\w*]+[.\[\]]+)*\w+=.*", word, re.DOTALL)
         if match and not is_config(word):
             parser.error(
@@ -1000,9 +1057,7 @@ def epilog() -> str:
     for stage, uids in discover().stages().items():
         lines += ["", f"{stage}:", *(f"  {uid:{width}}  {tools[uid]}" for uid in uids)]
         if stage == FIRST_STAGE:
-            lines.append(
-                f"  {'import':{width}}  convert a file or a command of another program to a job"
-            )
+            lines += (f"  {uid:{width}}  {what}" for uid, what in OWN_TOOLS.items())
     codes = "Exit codes: 0 done, 1 failure, 2 mistake in the input, 130 Ctrl-C, 75 SIGTERM or SIGHUP."
     return "\n".join([*lines, "", codes])
 

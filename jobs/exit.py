@@ -24,7 +24,7 @@ from toolkit.errors import (
     UserError,
     with_short_words,
 )
-from toolkit.files.log import end_status, escape_controls
+from toolkit.files.log import end_status, escape_controls, of_an_error
 from toolkit.files.redact import redact_text
 from toolkit.shortage import shortage
 from toolkit.system.environment import damaged_copy, lack_of
@@ -105,7 +105,8 @@ def code_and_error(
     try:
         return action(*arguments), None
     except BaseException as error:  # noqa: BLE001 - the outermost frame: every error becomes an exit code
-        return report(error), error
+        with of_an_error():
+            return report(error), error
 
 
 def print_error(text: str) -> None:

@@ -98,7 +98,7 @@ def test_the_core_runs_and_passes_its_tests_without_any_part(tmp_path: Path) -> 
     (folder / "only_telling.py").write_text(ONLY_TELLING)
     assert "broken" not in run(folder, "run.py", "--list-extensions")
     plan = run(folder, "run.py", "config/examples/quickstart.yaml", "--dry-run")
-    assert plan.startswith("Job quickstart\n")
+    assert plan.startswith("quickstart (sd_trainer)")
     # the whole core is collected
     tests = run(
         folder,

@@ -108,7 +108,7 @@ def run(*command: str) -> str:
 @pytest.mark.slow
 def test_the_command_plans_and_writes_jobs(atelier: str, elsewhere: Path) -> None:
     plan = run(atelier, "config/examples/photos.yaml", "--dry-run")
-    assert f"{Path(atelier).parents[1]}" in plan and "samples" in plan
+    assert f"{Path(atelier).parents[1]}" in plan and "images: " in plan
     shutil.copytree(ROOT / "config" / "examples" / "photos" / "40_photo", "40_photo")
     told = subprocess.run(
         [atelier, "lint", "40_photo"], capture_output=True, text=True
@@ -128,7 +128,7 @@ def test_the_command_is_ours_whatever_pythonpath_names(
     monkeypatch.setenv("PYTHONPATH", ".")
     assert ends([atelier, "--version"]).startswith("Atelier")
     plan = ends([atelier, "config/examples/quickstart.yaml", "--dry-run"])
-    assert plan.startswith("Job quickstart\n")
+    assert plan.startswith("quickstart (sd_trainer)")
     [site] = (Path(atelier).parents[1] / "lib").glob("*/site-packages")
     ours = {path.name for path in site.iterdir() if not path.name.startswith("_")}
     ours = {name for name in ours if not name.endswith(".dist-info")}

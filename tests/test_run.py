@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy
@@ -18,7 +19,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jobs import multi_run
-from run import main, train
+from run import OWN_TOOLS, main, train
 from tests.conftest import ROOT, child_environment
 from tests.light_start import FORBID
 from tests.parts import needs_foreign_names, needs_part
@@ -289,13 +290,32 @@ def test_help_lists_each_tool_once_by_when_it_is_used(capsys) -> None:
         main(["--help"])
     listed = capsys.readouterr().out.split("\nTools (")[1].splitlines()
     named = [line.split()[0] for line in listed if line.startswith("  ")]
-    assert sorted(named) == sorted([*discover().tools(), "import"])
+    assert sorted(named) == sorted([*discover().tools(), *OWN_TOOLS])
     assert [line for line in listed if line.endswith(":") and line[0] != " "] == [
         f"{stage}:" for stage in STAGES[:3]
     ]
     assert named[0] == "new" and named.index("lint") < named.index(
         "generate"
     ) < named.index("grid")
+
+
+@needs_part("tools.generate")
+def test_a_short_help_has_the_usual_flags_under_the_headings_of_the_long_one(
+    capsys,
+) -> None:
+    def lines(*words: str) -> list[str]:
+        with suppress(SystemExit):
+            main([*words])
+        return capsys.readouterr().out.splitlines()
+
+    for tool, usual, rare, heading in (
+        ((), "  --dry-run ", "  --print-schema ", "before a run:"),
+        (("generate",), "  --prompt ", "  --qtype ", "model, memory and device:"),
+    ):
+        brief, whole = "\n".join(lines(*tool, "-h")), "\n".join(lines(*tool, "--help"))
+        assert usual in brief and rare not in brief and "--help" in brief
+        assert usual in whole and rare in whole and f"\n{heading}\n" in whole
+    assert len(lines("generate", "-h")) < 0.5 * len(lines("generate", "--help"))
 
 
 @pytest.mark.parametrize("uid", sorted(discover().tools()))
@@ -490,7 +510,7 @@ def test_dry_run_writes_nothing(run: Run, job, tmp_path: Path) -> None:
     path = job("good")
     before = sorted(tmp_path.rglob("*"))
     result = run(path, "--dry-run", env={"PYTHONDONTWRITEBYTECODE": ""})
-    assert result.stdout == "Job good\ngood (good)\n"
+    assert result.stdout == "good (good)\n"
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -723,7 +743,7 @@ def test_two_jobs_of_a_command_that_write_one_run_are_refused_before_either_trai
         said, remedy = refused.split("or run it alone: ")
         assert said.startswith(f"{two}: writes '") and f"as {one} does." in said
         assert main([*shlex.split(remedy)[2:], "--dry-run"]) == 0
-        assert f"Job {shlex.split(remedy)[-1]}\n" in capfd.readouterr().out
+        assert shlex.split(remedy)[-1] in capfd.readouterr().out.split("\n")[0]
     other = written("other", section | {"training_folder": "elsewhere"})
     assert main([one, other]) == main([one, one, "--dry-run"]) == 0
     assert ran == [one, other]

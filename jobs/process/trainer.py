@@ -28,7 +28,7 @@ from toolkit.data.scan.fingerprint import DatasetHashes
 from toolkit.data.scan.moved import RunOrder
 from toolkit.errors import EXIT_DONE, Interrupted, OutOfMemory, RunError, UserError
 from toolkit.files import run_files
-from toolkit.files.log import StatusLine, tee_output
+from toolkit.files.log import IN_LOG, StatusLine, tee_output
 from toolkit.files.now import tell, told_to
 from toolkit.files.writing import sha256_of, short, why_not_replaced
 from toolkit.memory.compiling import Programs
@@ -168,7 +168,7 @@ class Trainer(BaseTrainProcess):
                     if group.is_main_process
                     else nullcontext()
                 ):
-                    logger.info(self.plan.render())
+                    logger.info(self.plan.summary(), extra={IN_LOG: self.plan.render()})
                     if not self.is_complete(start):
                         with self._failure_told(start):
                             self.set_up(start)
@@ -180,7 +180,7 @@ class Trainer(BaseTrainProcess):
                                 self.train()
                     self.request.check()
                     for file in run_files.final_files(self.save_root, self.name)[:1]:
-                        logger.info(f"trained weights: {file}")
+                        logger.info(f"trained weights: {short(file)}")
                     first = lead_on(self.section) or next_commands(
                         self.save_root, self.name, self.section
                     )

@@ -87,7 +87,7 @@ ELSEWHERE = {
             begin,
         ): f"{MESSAGES}test_the_wrong_job_prints_it_and_the_right_one_does_not"
         for begin in (
-            "config/my_character",
+            "config/my_char",
             "without caption",
             "warning: lr:",
             "datasets/after",
@@ -113,6 +113,10 @@ ELSEWHERE = {
         "docs/saving.md",
         "a portrait",
     ): "tests/docs/test_guides_and_program.py::test_the_prompt_with_flags_is_read",
+    (
+        "docs/many_jobs.md",
+        "name: lora",
+    ): "tests/docs/test_many_jobs.py::test_the_workflow_of_ci_passes_and_fails_where_it_should",
     (
         "docs/many_jobs.md",
         "import atelier",
@@ -141,6 +145,7 @@ NOT_RUN = {
     "export WANDB_API_KEY": "an account",
     ".venv/bin/python run.py queue --output runs stop": "stops what runs: tests/extensions/tools/ui/test_queue.py does",
     ".venv/bin/python run.py queue run": "runs what waits: tests/extensions/tools/ui/test_queue.py does, and the page",
+    ".venv/bin/python run.py config/night/": "several machines: tests/docs/test_many_jobs.py runs it in two processes",
     "sbatch": "a cluster: tests/docker/test_many.py reads the file and runs the script",
     "kubectl": "a cluster: tests/docker/test_many.py reads the file",
     "while read -r job": "clouds: tests/docker/test_many.py reads the files",
@@ -209,14 +214,13 @@ JOBS = {
     "docs/memory.md": "job.yaml",
     "docs/moving_from_ai_toolkit.md": "config/my_job.yaml",
     "docs/multi_gpu.md": "config/my_char.yaml",
-    "docs/troubleshooting.md": "config/my_character.yaml",
+    "docs/troubleshooting.md": "config/my_char.yaml",
     "docs/web.md": "config/my_char.yaml",
     "docs/when_to_stop.md": "job.yaml",
 }
 """Page -> the job that its reader has, which is the example."""
 
 RUNS = {
-    "docs/internals.md": ("my_char",),
     "docs/lora_does_nothing.md": ("my_char",),
     "docs/loras.md": ("my_char",),
     "docs/models.md": ("my_char",),
@@ -532,7 +536,7 @@ def place(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         (tmp_path / folder).parent.mkdir(exist_ok=True)
         (tmp_path / folder).symlink_to(models / folder)
     (tmp_path / "kept.txt").write_text("a dog\n", encoding="utf-8")
-    for folder in ("my_char", "mychar/40_mychar", "after", "before", *CHARACTERS):
+    for folder in ("my_char", "after", "before", *CHARACTERS):
         shutil.copytree(PHOTOS / "40_photo", tmp_path / "datasets" / folder)
     return tmp_path
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -569,9 +568,10 @@ def test_a_new_job_fits_the_gpu_it_is_written_for(
         for gpu in {min(model.cards), 24, 80}:
             text = written_job("zuzu", str(PHOTOS), "zuzu", model.id, gpu)
             Path("zuzu.yaml").write_text(text, encoding="utf-8")
-            plan = plan_job(load_job("zuzu.yaml", discover().find_config)).render()
-            (smallest,) = re.findall(r"fits an? (\d+) GB GPU", plan)
-            assert int(smallest) <= gpu
+            planned = plan_job(load_job("zuzu.yaml", discover().find_config))
+            memory, plan = planned.processes[0].memory, planned.render()
+            assert memory and min(memory.fitting()) <= gpu
+            assert f": fits its {gpu:.1f} GB" in plan
             assert model.title in plan
             assert "Qwen-Image" not in text + plan
 

@@ -95,6 +95,7 @@ def test_a_key_that_is_given_again_has_all_values() -> None:
     """As a shell writes `train.lr={1e-4,2e-4}`."""
     twice = variants(["train.lr=1e-4", "train.lr=2e-4"], None)
     assert twice == variants(["train.lr=1e-4,2e-4"], None)
+    assert twice == variants(["train.lr={1e-4,2e-4}"], None)
 
 
 def test_lists_and_texts_with_commas_are_swept() -> None:
@@ -230,5 +231,5 @@ def test_each_seed_has_a_run_of_its_own_that_resumes(
     saved = load_job(two / "config.yaml", discover().find_config)
     assert saved.processes[0].section.training_seed == 2
     again = run_py(job, "--seeds", "2", "--dry-run").stdout
-    assert "Job maya_seed2" in again
+    assert "maya_seed2 (" in again
     assert "folder: output/maya_seed2: complete at step 1" in again

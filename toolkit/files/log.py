@@ -32,7 +32,7 @@ from typing import Any, TextIO
 
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.files.redact import redact_text
-from toolkit.version import with_addresses
+from toolkit.version import COMMAND, with_addresses
 
 _CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """C0 but tab and line ends, DEL, C1; separators of lines and what changes the direction
@@ -40,6 +40,51 @@ of text (https://www.unicode.org/reports/tr36/, 3.1)."""
 
 _CURSOR_UP = "\x1b[A"
 """Progress bars of downloads write it, as a separate text."""
+
+
+_STYLES = tuple(
+    (re.compile(rf"(?m)^( *)({words})"), code)
+    for words, code in (
+        (
+            rf"warning: this will not start|{re.escape(COMMAND)}[ \w]*(?=: error: )",
+            "1;31",
+        ),
+        ("warning(?=: )", "1;33"),
+        ("(?:trained weights|next|saved|all samples on one sheet)(?=:? )", "1;32"),
+    )
+)
+"""How lines begin, refusals, warnings and results -> codes of a terminal for bold and a
+colour."""
+
+_PLACE = ((re.compile(r"(?m)^()(\S.{,79}?)(?=: )"), "1;31"),)
+"""The same for a line of an error: its place is what stands before the first colon."""
+
+_is_error = False
+
+
+@contextmanager
+def of_an_error() -> Iterator[None]:
+    """Inside the block, the lines that are printed are those of an error."""
+    global _is_error
+    _is_error = True
+    try:
+        yield
+    finally:
+        _is_error = False
+
+
+def has_colours(stream: TextIO) -> bool:
+    """Whether bold and colours are for a stream: a terminal, unless NO_COLOR is set, or
+    any stream with FORCE_COLOR (https://no-color.org, https://force-color.org)."""
+    if os.environ.get("NO_COLOR") or os.environ.get("FORCE_COLOR"):
+        return not os.environ.get("NO_COLOR")
+    return stream.isatty() and os.name != "nt" and os.environ.get("TERM") != "dumb"
+
+
+def _coloured(text: str) -> str:
+    for pattern, code in _PLACE if _is_error else _STYLES:
+        text = pattern.sub(rf"\1\033[{code}m\2\033[0m", text)
+    return text
 
 
 def escape_controls(text: str, carriage_returns: bool = True) -> str:
@@ -77,6 +122,7 @@ class RedactingStream:
         self._stream = stream
         self._held = ""
         self._terminal = stream.isatty()
+        self._colours = has_colours(stream)
         self._lock = threading.RLock()  # re-entrant, as in Tee
 
     def write(self, text: str) -> int:
@@ -118,7 +164,8 @@ class RedactingStream:
         """Writes and flushes."""
         try:
             if text:
-                self._stream.write(with_addresses(redact_text(text)))
+                text = with_addresses(redact_text(text))
+                self._stream.write(_coloured(text) if self._colours else text)
             self._stream.flush()
         except OSError as error:
             if self.error is None:
@@ -257,6 +304,13 @@ class Tee:
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
             self.write(line)
+
+    def log_instead(self, text: str) -> TextIO:
+        """Adds `text` to the log alone. Returns the stream for what is printed in its
+        place."""
+        for line in text.splitlines():
+            self._log.write_line(line)
+        return self._stream
 
     def close_line(self) -> None:
         """Copies a last line that has no line end."""
@@ -442,6 +496,13 @@ OWN_LOGGERS = ("toolkit", "jobs", "extensions")
 ones."""
 
 
+IN_LOG = "in_log"
+"""Attribute of a record: the text that a log of `tee_output` has in its place."""
+
+is_verbose = False
+"""Whether that text is printed too (`-v`)."""
+
+
 class StdoutHandler(logging.Handler):
     """Prints each record as one line of standard output, above the status line where
     one is shown.
@@ -454,12 +515,19 @@ class StdoutHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
+        out = sys.stdout
+        if whole := getattr(record, IN_LOG, ""):
+            if is_verbose:
+                text = whole
+            elif isinstance(out, Tee):
+                out = out.log_instead(whole)
+            text = wrapped(text, out)
         if _last_drawn is not None and _last_drawn.is_shown:
             _last_drawn.note(text)
         else:
             # In one piece, so that threads do not tear each other's lines apart.
-            sys.stdout.write(escape_controls(text) + "\n")
-            sys.stdout.flush()
+            out.write(escape_controls(text) + "\n")
+            out.flush()
 
 
 _handler = StdoutHandler()

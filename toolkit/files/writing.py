@@ -104,8 +104,7 @@ def find_config(argument: str) -> Path:
         raise UserError(
             f"{argument[:80]!r}... is neither a file nor a command that can be read."
         )
-    places = [f"{base}{suffix}" for base in bases for suffix in suffixes]
-    above = next(filter(None, map(from_above, places)), "")
+    above = next(filter(None, map(from_above, map(str, bases))), "")
     missing = f"no such config. {above}".rstrip() + _near_config(bases)
     what = _folder_instead(given) if os.path.isdir(given) else missing
     looked = "".join(
@@ -120,7 +119,9 @@ def from_above(path: str) -> str:
     """What to do where a relative path leads somewhere from a folder above the working
     directory; empty where it does not."""
     for folder in Path.cwd().parents[:-1]:
-        if os.path.exists(folder / path):
+        if any(
+            os.path.exists(folder / f"{path}{end}") for end in ("", *CONFIG_SUFFIXES)
+        ):
             return f"It is in '{folder}': begin with 'cd {folder}'. "
     return ""
 

@@ -12,7 +12,7 @@ card half of its sparse tensor TFLOPS.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from toolkit.errors import UserError
 
@@ -51,7 +51,7 @@ class Card:
         >>> asked_card("4090").called
         'an RTX 4090'
         """
-        return f"{'a' if self.name[0] in 'B' else 'an'} {self.name}"
+        return f"{'a' if self.name[0] in 'BG' else 'an'} {self.name}"
 
     @property
     def bus_gb_s(self) -> float:
@@ -202,19 +202,22 @@ def card_here(cuda_name: str) -> Card | None:
 
 
 def assumed_card(memory_gb: int) -> Card:
-    """The card that is meant by so many GB: the one of that size, or of the next
-    smaller; of less than any, the smallest.
+    """The card that is meant by so many GB. Of a size that the table lacks it is a GPU
+    of that size, as fast as the card of the next smaller one.
 
-    >>> assumed_card(25) == assumed_card(24)
-    True
+    >>> assumed_card(24).name, assumed_card(20).name
+    ('RTX 4090', 'GPU of 20 GB')
     """
     size = max((size for size in ASSUMED if size <= memory_gb), default=min(ASSUMED))
-    return next(card for card in CARDS if card.name == ASSUMED[size])
+    card = next(card for card in CARDS if card.name == ASSUMED[size])
+    if size == memory_gb:
+        return card
+    return replace(card, name=f"GPU of {memory_gb} GB", memory_gb=memory_gb)
 
 
-def asked_card(text: str) -> Card:
-    """The card of `--card`: its name, with or without maker and series, or GB. Raises
-    UserError for another one.
+def asked_card(text: str, key: str = "--card") -> Card:
+    """The card of `--card`, or of a key: its name, with or without maker and series, or
+    GB. Raises UserError for another one.
 
     >>> asked_card("rtx4090").name, asked_card("24").name
     ('RTX 4090', 'RTX 4090')
@@ -227,7 +230,7 @@ def asked_card(text: str) -> Card:
             return card
     if present := card_here(text):
         return present
-    size = re.fullmatch(r"(\d{1,3})\s*(gb)?", text.strip(), re.IGNORECASE)
+    size = re.fullmatch(r"(?:gpu of )?(\d{1,3})\s*(gb)?", text.strip(), re.IGNORECASE)
     if size and int(size[1]):
         return assumed_card(int(size[1]))
     near = [
@@ -235,7 +238,7 @@ def asked_card(text: str) -> Card:
     ]
     offer = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
     raise UserError(
-        f"--card: {text!r} is not in the table of cards. {offer}Give its memory in GB, such as 12, or one of: "
+        f"{key}: {text!r} is not in the table of cards. {offer}Give its memory in GB, such as 12, or one of: "
         f"{', '.join(card.name for card in CARDS)}."
     )
 

@@ -9,6 +9,7 @@ dry run, and `SdTrainerProcess` for a run.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
@@ -58,7 +59,7 @@ from toolkit.plan.run_time import run_work, steps_and_guidance, times_key
 from toolkit.plan.step_time import RunTime
 from toolkit.registry import hinted_tool
 from toolkit.system.distributed_env import read_distributed_env
-from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT
+from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT, why_no_device_here
 from toolkit.train.accumulation import splits_per_micro_batch
 from toolkit.version import COMMAND
 
@@ -91,9 +92,22 @@ class SdPlanner(Planner[DiffusionSection]):
     ) -> None:
         super().__init__(section, job, machine)
         self._estimates = dict[bool | None, tuple[ImageData, MemoryEstimate]]()
-        if job.card and self.here.kind == "cuda":
-            card = asked_card(job.card)
+        self.asked_card = self._asked_card()
+        """That of `--card`, or of the job where this machine has none for it."""
+        if card := self.asked_card:
             self.machine = Machine("cuda", card.memory_gb * GB, asked=card.called)
+
+    def _asked_card(self) -> Card | None:
+        section = self.section
+        own = asked_card(section.card, "card") if section.card else None
+        if self.job.card:
+            return asked_card(self.job.card) if self.here.kind == "cuda" else None
+        if own is None or self.here.gpu:
+            return None
+        with suppress(UserError):  # the plan says it of a model without a family
+            if why_no_device_here(section.device, model_bytes(section.model)):
+                return own
+        return None
 
     @cached_property
     def family(self) -> ModelFamily:
@@ -191,7 +205,7 @@ class SdPlanner(Planner[DiffusionSection]):
             None if no_card else card,
             self.here.gpu,
             times_key(section, groups, self.here.gpu),
-            bool(self.job.card),
+            bool(self.asked_card),
             no_card,
         )
 
@@ -213,8 +227,8 @@ class SdPlanner(Planner[DiffusionSection]):
         of the smallest size that the job fits."""
         if self.machine.kind != "cuda":
             return None
-        if self.job.card:
-            return asked_card(self.job.card)
+        if self.asked_card:
+            return self.asked_card
         if self.here.gpu:
             return card_here(self.here.gpu)
         # trained on the CPU

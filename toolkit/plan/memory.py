@@ -292,12 +292,15 @@ class MemoryEstimate:
         is needed."""
         return next(iter(self.fitting()), None)
 
-    def render(self, gpu: str = "the GPU", limit: int | None = None) -> str:
+    def render(
+        self, gpu: str = "the GPU", limit: int | None = None, brief: bool = False
+    ) -> str:
         """One line for the plan of a run. gpu: what the device is called, such as "a
-        GPU" where none is here. limit: the bytes of its memory; None: not known."""
-        shares = _shares(self.peak.name, self.peak.parts)
+        GPU" where none is here. limit: the bytes of its memory; None: not known. brief:
+        without what takes it."""
+        shares = f" ({_shares(self.peak.name, self.peak.parts)})" if not brief else ""
         if not self.on_device:
-            return f"memory: peak {gigabytes(self.peak_bytes)} ({shares})"
+            return f"memory: peak {gigabytes(self.peak_bytes)}{shares}"
         card = self.card()
         fits = (
             f"fits {gpu_of(card)}"
@@ -308,7 +311,7 @@ class MemoryEstimate:
             here = f"{fit(self.peak_bytes, limit)} its {gigabytes(limit)}"
             fits = here if self.peak_bytes <= limit else f"{here}, {fits}"
         return (
-            f"memory: peak {gigabytes(self.peak_bytes)} on {gpu} ({shares}): {fits}; "
+            f"memory: peak {gigabytes(self.peak_bytes)} on {gpu}{shares}: {fits}; "
             f"{gigabytes(self.host_bytes)} of main memory"
         )
 

@@ -203,15 +203,18 @@ class TimeOutlook(NamedTuple):
     arrival: str = ""
     """`StepWork.arrival` of the card."""
 
-    def line(self, until_the_data_ends: bool) -> str:
+    def line(self, until_the_data_ends: bool, brief: bool = False) -> str:
         """The line of a plan: the time that is left of the run, and its longest parts.
-        until_the_data_ends: only the time of a step is known."""
+        until_the_data_ends: only the time of a step is known. brief: without the parts.
+        """
         source = "measured here" if self.measured else "calculated"
         if self.assumed:
             source += "; the smallest card that it fits, others: --card"
         if until_the_data_ends:
             return f"time: about {self.step_s:.2g} s for each step on {self.card} ({source})"
         line = f"time: {about(self.seconds)} on {self.card} ({source})"
+        if brief:
+            return line
         for seconds, part in self._named_parts():
             line += f", {amount(seconds)} of it for {part}"
         line += f"; a step takes {self.step_s:.2g} s"
@@ -358,9 +361,30 @@ class Outlook:
             lines.append(f"warning: this will not start: {indented}")
         return tuple(lines)
 
-    def _time_line(self) -> str:
+    def summary(self) -> Iterator[str]:
+        """Time, disk and folder in a line each; what is a warning is not among them."""
+        if self.start and self.start.what in ("new", "resumes"):
+            yield self._time_line(brief=True)
+            yield self._disk_line()
+        if self.start and not self.start.again:
+            yield self.start.line(self.steps)
+
+    def _disk_line(self) -> str:
+        """What is downloaded and written at most; empty where that is not known, or a
+        warning."""
+        parts = {}  # with the room for it
+        download = self.model and self.model.download
+        if download and download.bytes:
+            parts[f"{readable_size(download.bytes)} to download"] = download.free
+        if self.disk and not self.disk.line().startswith("warning: "):
+            size = readable_size(self.disk.needed_bytes + self.disk.kept_bytes)
+            parts[f"up to {size} of files"] = self.disk.free_bytes
+        room = readable_size(min(parts.values(), default=0))
+        return f"disk: {', '.join(parts)} ({room} free)" if parts else ""
+
+    def _time_line(self, brief: bool = False) -> str:
         if self.time:
-            return self.time.line(self.steps == UNTIL_THE_DATA_ENDS)
+            return self.time.line(self.steps == UNTIL_THE_DATA_ENDS, brief)
         if self.no_time:
             return f"time: not calculated: {self.no_time}"
         return "time: the first steps will tell"

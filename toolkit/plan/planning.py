@@ -125,14 +125,17 @@ class Planner(ABC, Generic[SectionT]):
     def describe_memory(self, data: ImageData, memory: MemoryEstimate) -> Iterator[str]:
         """Lines on the memory: the peak, what the numbers include, what to change where
         it is too little."""
-        is_elsewhere = memory.on_device and has_no_gpu()
-        elsewhere = "a GPU, which is not available here" if is_elsewhere else "the GPU"
-        yield memory.render(self.machine.asked or elsewhere, self.machine.limit)
+        yield self._memory_line(memory)
         yield from memory.notes
         if line := advice_line(
             memory, self.machine, lambda: [saving.text for saving in self.savings()]
         ):
             yield line
+
+    def _memory_line(self, memory: MemoryEstimate, brief: bool = False) -> str:
+        is_elsewhere = memory.on_device and has_no_gpu()
+        elsewhere = "a GPU, which is not available here" if is_elsewhere else "the GPU"
+        return memory.render(self.machine.asked or elsewhere, self.machine.limit, brief)
 
     def savings(self) -> Iterable[MemorySaving]:
         """Changes of the job that save memory, in the order in which they are worth
@@ -189,6 +192,8 @@ class Planner(ABC, Generic[SectionT]):
             optimizer_steps=steps,
             accumulation=train.gradient_accumulation,
             requested_epochs=train.epochs,
+            first_caption=first_caption(data) if section.reads_captions else "",
+            fits=self._memory_line(memory, brief=True) if memory else "",
             notes=tuple(self._notes(data, memory, steps)),
             memory=memory,
             savings=tuple(filter(None, (one.changes for one in self.savings()))),
@@ -205,7 +210,8 @@ class Planner(ABC, Generic[SectionT]):
         section, train = self.section, self.section.train
         yield from self.describe_model(data)
         if self.section.reads_captions:
-            yield from caption_notes(data)
+            if caption := first_caption(data):
+                yield f"first caption, as it is trained: {caption}"
         yield from data.scan.notes
         yield from alpha_notes(data, self.pixel_channels)
         yield from colour_notes(data)
@@ -584,12 +590,14 @@ def disk_bytes(section: TrainerConfig, plan: RunPlan) -> int | None:
 # ------------------------------------------------------------ notes of a plan
 
 
-def caption_notes(data: ImageData) -> Iterator[str]:
-    """The first caption as it is trained: with prefix, trigger word and default."""
+def first_caption(data: ImageData) -> str:
+    """The first caption as it is trained, with prefix, trigger word and default, and
+    its image; empty: no image has one."""
     samples = (sample for folder in data.scan.folders for sample in folder.samples)
-    if first := next((sample for sample in samples if sample.caption), None):
-        text = shorten(first.caption, 120, placeholder=" ...")
-        yield f"first caption, as it is trained: {text!r} ({first.name})"
+    first = next((sample for sample in samples if sample.caption), None)
+    if first is None:
+        return ""
+    return f"{shorten(first.caption, 120, placeholder=' ...')!r} ({first.name})"
 
 
 def alpha_notes(data: ImageData, channels: int) -> Iterator[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import ceil, prod
 from pathlib import Path
@@ -30,6 +30,9 @@ from toolkit.plan.step_time import RunTime
 
 WARNING = "warning: "
 """Begins the notes that are printed together at the end of a plan."""
+
+MOST_FOLDERS = 3
+"""Folders that a summary names."""
 
 MOST_CUT = 0.15
 """Above this share of an image that its bucket cuts off there is a warning."""
@@ -177,6 +180,12 @@ class RunPlan:
     requested_epochs: float = 0
     """`epochs` of the config when it decided, 0 when `steps` did."""
 
+    first_caption: str = ""
+    """The first caption as it is trained; empty: there is none, or none is read."""
+
+    fits: str = ""
+    """The line on whether the memory is enough."""
+
     notes: tuple[str, ...] = ()
     """Further lines to print: estimates, notes of the scan."""
 
@@ -256,6 +265,49 @@ class RunPlan:
             blocks.append(f"  {count_of(len(warnings), 'warning')}:")
             blocks += [f"  {line}" for line in warnings]
         return "\n".join(blocks)
+
+    def summary(self) -> str:
+        """What decides whether to start it, in eight lines and its warnings; of a
+        process whose images are not counted the whole plan."""
+        if not self.datasets:
+            return self.render()
+        outlook = self.outlook or Outlook()
+        model = f": {outlook.model.name}" if outlook.model else ""
+        lines = [
+            *self._counted(),
+            self.fits,
+            *outlook.summary(),
+            *self._notes_and_warnings()[1],
+        ]
+        return "\n".join(
+            [
+                f"{self.name} ({self.type}){model}",
+                *(f"  {line}" for line in lines if line),
+            ]
+        )
+
+    def _counted(self) -> Iterator[str]:
+        """A line each: images and repeats of the first folders, captions, steps."""
+        parts = [
+            f"{_product(folder)} in {folder.folder}"
+            + (" (regularisation)" if folder.is_reg else "")
+            for folder in self.datasets[:MOST_FOLDERS]
+        ]
+        if others := self.datasets[MOST_FOLDERS:]:
+            parts.append(count_of(len(others), "more folder"))
+        line = f"images: {', '.join(parts)}"
+        controls = sum((Counter(one.references) for one in self.datasets), Counter())
+        if set(controls) - {0}:
+            line += f"; control images: {_counts(dict(sorted(controls.items())))}"
+        yield line
+        if self.first_caption:
+            images = sum(folder.images for folder in self.datasets)
+            given = images - sum(folder.missing_captions for folder in self.datasets)
+            yield f"captions: {given:,} of {images:,}, the first: {self.first_caption}"
+        if self.optimizer_steps:
+            epochs = _epochs(self.requested_epochs or self.epochs)
+            samples = count_of(self.samples_per_epoch, "sample")
+            yield f"steps: {self.optimizer_steps:,} ({epochs} of {samples})"
 
     def _arithmetic(self) -> str:
         """From the images to the steps of the run."""

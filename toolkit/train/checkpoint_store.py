@@ -135,11 +135,11 @@ def check_writable(root: Path) -> None:
         for path in folder.iterdir():
             if path.exists() and not path.is_file() and not path.is_dir():
                 raise RunError(
-                    f"{path}: is neither a file nor a folder. Move it away, or give the job another name."
+                    f"{short(path)}: is neither a file nor a folder. Move it away, or give the job another name."
                 )
     if root.exists() and not root.is_dir():
         raise RunError(
-            f"{root}: cannot be used: it is not a folder. Move it away, or give the job another name."
+            f"{short(root)}: cannot be used: it is not a folder. Move it away, or give the job another name."
         )
     there = _nearest_existing(root)
     if not there.is_dir():
@@ -340,7 +340,7 @@ def _has_made_room(root: Path, size: int) -> bool:
     for path in checkpoint_folders(root):
         if path != newest and _free(root) < COMFORTABLE_FREE_SPACE * size:
             shutil.rmtree(path)
-            logger.warning(f"disk space is short: removed {path}")
+            logger.warning(f"disk space is short: removed {short(path)}")
     if _free(root) >= REQUIRED_FREE_SPACE * size:
         return True
     logger.warning(
@@ -389,7 +389,7 @@ def latest_checkpoint(root: Path, by_hash: bool = True) -> Path | None:
         problem = verify(path, by_hash)
         if problem is None:
             return path
-        logger.warning(f"{path} is skipped: {problem}")
+        logger.warning(f"{short(path)} is skipped: {problem}")
     return None
 
 
@@ -470,7 +470,7 @@ def reading_state(path: Path) -> Iterator[None]:
     ) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise RunError(
-            f"{path}: what it records cannot be used ({reason}). Move it away, or add --restart to begin again."
+            f"{short(path)}: what it records cannot be used ({reason}). Move it away, or add --restart to begin again."
         ) from error
 
 

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import IO
 
 from toolkit.errors import RunError
-from toolkit.files.writing import open_regular, os_error_as_run_error
+from toolkit.files.writing import open_regular, os_error_as_run_error, short
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,8 @@ def run_lock(folder: Path, check: Callable[[], None] = lambda: None) -> Iterator
             raise RunError(why_locked(folder, previous))
         if previous:
             logger.warning(
-                f"{folder}: stale lock of process {previous.pid} on {previous.host} removed (the process is gone)."
+                f"{short(folder)}: stale lock of process {previous.pid} on {previous.host} removed "
+                "(the process is gone)."
             )
         stop = threading.Event()
 
@@ -205,8 +206,8 @@ def _writes(folder: Path, owner: LockHolder, check: Callable[[], None]) -> bool:
     until_stale = min(STALE_AFTER_S, STALE_AFTER_S - (time.time() - owner.beat))
     watches = max(WATCHES, math.ceil(until_stale))
     logger.info(
-        f"{folder}: process {owner.pid} on {owner.host} was running here, and its lock cannot be seen. Watching for a "
-        f"sign of life for {watches * WATCH_EVERY_S:.0f} s."
+        f"{short(folder)}: process {owner.pid} on {owner.host} was running here, and its lock cannot be seen. "
+        f"Watching for a sign of life for {watches * WATCH_EVERY_S:.0f} s."
     )
     for _ in range(watches):
         time.sleep(WATCH_EVERY_S)
@@ -253,7 +254,7 @@ def _is_taken(file: IO[str]) -> bool | None:
 def why_locked(folder: Path, owner: LockHolder | None) -> str:
     """Why a run is refused in a folder that another process holds."""
     who = f"process {owner.pid} on {owner.host}" if owner else "another process"
-    return f"{folder}: {who} is running in this folder. Wait for it, stop it, or give the job another name."
+    return f"{short(folder)}: {who} is running in this folder. Wait for it, stop it, or give the job another name."
 
 
 def _write(file: IO[str], owner: LockHolder) -> None:

@@ -99,14 +99,14 @@ def find_checkpoint(
                 ", ".join(str(step_of(p)) for p in checkpoint_folders(root)) or "none"
             )
             raise RunError(
-                f"resume: {path} cannot be used: {problem}. Steps with a state here: {available}."
+                f"resume: {short(path)} cannot be used: {problem}. Steps with a state here: {available}."
             )
         return path, False
     newest = latest_checkpoint(root, by_hash)
     if newest is None and checkpoint_folders(root):
         if not restart:
             raise RunError(
-                f"{root}: no valid checkpoint found, all failed verification. To start over, run the job again "
+                f"{short(root)}: no valid checkpoint found, all failed verification. To start over, run the job again "
                 "with --restart: it moves the old run aside and overwrites nothing."
             )
         return None, True
@@ -309,7 +309,7 @@ def plan_start(
         ):
             change = _change(_fingerprint_file(folder, trained_on), read_hashes())
             raise UserError(
-                f"{folder} holds a run that is complete at step {complete_at}, and the dataset is another one: "
+                f"{short(folder)} holds a run that is complete at step {complete_at}, and the dataset is another one: "
                 f"{change}. To train on this one, {_ELSE} --allow-change leaves the run as it is."
             )
     except (UserError, RunError):
@@ -339,7 +339,7 @@ def _complete_at(
         planned = status["steps"]
         if is_gone and section.save.states == "never":
             raise UserError(
-                f"{folder} holds a run that is complete at step {step}: {name}.safetensors is not there any "
+                f"{short(folder)} holds a run that is complete at step {step}: {name}.safetensors is not there any "
                 "more, and no state was kept to write it from. --restart trains again."
             )
         if section.save.states == "never" and (planned is None or planned >= steps):

@@ -29,7 +29,7 @@ from extensions.tools.shared.keys import check_folder, check_place
 from extensions.tools.shared.pairs import FoundPairs, found_pairs, is_table
 from toolkit.commands import command
 from toolkit.config.reading.field_types import PathOrList, PathStr, WritePathStr
-from toolkit.config.reading.loader import name_like
+from toolkit.config.reading.loader import FILE_ENDING, name_like
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.config.sections.model import ModelConfig
@@ -37,7 +37,12 @@ from toolkit.config.sections.model_files import INDEX, near_id
 from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_SUFFIXES, with_schema
 from toolkit.models.families import UnknownFamilyError, family_for, model_bytes
-from toolkit.system.nvidia import TO_TRY, least_memory, why_no_device_here
+from toolkit.plan.cards import card_here
+from toolkit.system.nvidia import (
+    ask_nvml,
+    least_memory,
+    why_no_device_here,
+)
 from toolkit.version import with_addresses
 
 JOB_KEYS = {
@@ -52,21 +57,6 @@ JOB_KEYS = {
     "resolution": "datasets[].resolution",
 }
 """Flags that users expect of this command -> the key of the job that it writes."""
-
-
-_FILES = (*CONFIG_SUFFIXES, ".toml", ".txt", ".safetensors")
-_ENDING = re.compile(rf"(?i)({'|'.join(map(re.escape, _FILES))})+\s*$")
-"""The ending of a job's file, or of a run's."""
-
-
-def name_meant(text: str) -> str:
-    """The name of a run that is meant by a path, or by the name of its job's file.
-
-    >>> name_meant("config/my_char.yaml")
-    'my_char'
-    """
-    *_, last = re.split(r"[/\\=:]", text.rstrip("/\\"))
-    return name_like(_ENDING.sub("", last), "my_char")
 
 
 def _in_the_job(key: str) -> str:
@@ -84,7 +74,10 @@ class NewConfig(ToolConfig):
     )
     positional: ClassVar[tuple[str, ...]] = ("job_name", "folder")
 
-    common_words: ClassVar = {word: _in_the_job(key) for word, key in JOB_KEYS.items()}
+    common_words: ClassVar = {
+        **{word: _in_the_job(key) for word, key in JOB_KEYS.items()},
+        "name": "The name is the first word, without a flag: new NAME FOLDER.",
+    }
 
     job_name: str = Field(max_length=100)
     """Name of the run and of its files: letters, digits, `_`, `-` and `.`."""
@@ -141,8 +134,16 @@ class NewConfig(ToolConfig):
             pairs,
             self.default_caption,
             self.effort,
+            "" if self.gpu else self._card_here(),
         )
         return with_addresses(with_schema(text, self.path()))
+
+    def _card_here(self) -> str:
+        """This machine's smallest GPU, as the table of cards names it; empty: it is not
+        there, or there is none."""
+        smallest = min(ask_nvml()[1], key=lambda gpu: gpu.memory, default=None)
+        card = card_here(smallest.name) if smallest else None
+        return card.name if card else ""
 
     def pairs(self) -> FoundPairs | None:
         """The pairs of the folder; None: it has images alone."""
@@ -159,11 +160,10 @@ class NewConfig(ToolConfig):
             return self.gpu or WITHOUT_GPU
         return 0
 
-    def why_not_here(self) -> str:
-        """The reason why the job does not start on this machine, as in its plan; empty:
-        it may start."""
+    def may_start_here(self) -> bool:
+        """Whether this machine has a device for the job."""
         size = model_bytes(ModelConfig(name_or_path=self.model or MODELS[0].id))
-        return why_no_device_here("cuda:0", size).removesuffix(TO_TRY).strip()
+        return not why_no_device_here("cuda:0", size)
 
     def command_to_try(self) -> str:
         """This command with another name and the small model, which can be trained on
@@ -193,16 +193,16 @@ class NewConfig(ToolConfig):
         name, folder = Path(self.job_name).expanduser(), Path(self.folder).expanduser()
         if name.is_dir() and not folder.exists():
             message = f"{self.folder!r} is not a folder, and {self.job_name!r} is one: the name comes first."
-            right = command("new", name_meant(self.folder), self.job_name)
+            right = command("new", name_like(self.folder), self.job_name)
             yield Diagnostic(("folder",), f"{message} Write: {right}")
-        elif _ENDING.search(self.job_name):
-            message = f"{self.job_name!r} is the name of a file, and that of a run has no ending."
-            right = name_meant(self.job_name)
-            yield Diagnostic(("job_name",), f"{message} Write {right!r}.")
-        elif not re.fullmatch(r"\w[\w.-]*", self.job_name):
-            message = f"{self.job_name!r} cannot be the name of a run: letters, digits, '_', '-' and '.' only."
-            right = name_meant(self.job_name)
-            yield Diagnostic(("job_name",), f"{message} Write {right!r}.")
+        elif FILE_ENDING.search(self.job_name) or not re.fullmatch(
+            r"\w(?:[\w.-]*\w)?", self.job_name
+        ):
+            yield Diagnostic(
+                ("job_name",),
+                f"{self.job_name!r} cannot be the name of a run: letters, digits, '_', '-' and '.' only, "
+                f"no ending of a file. Write {name_like(self.job_name)!r}.",
+            )
         else:
             findings: list[Diagnostic] = []
             if not is_table(self.folder):

@@ -25,7 +25,7 @@ from jobs.process import BaseExtensionProcess
 from toolkit.commands import command
 from toolkit.errors import RunError
 from toolkit.files.writing import TOOLKIT_ROOT, write_text
-from toolkit.plan.cards import assumed_card
+from toolkit.plan.cards import ASSUMED, assumed_card
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,9 @@ class NewProcess(BaseExtensionProcess):
         done = "is there as written before" if was_there else "written"
         assumed = section.assumed_gb()
         card = assumed_card(assumed) if assumed else None
-        such = f", such as {card.called}" if card else ""
+        such = (
+            f", such as {card.called}" if card and card.name in ASSUMED.values() else ""
+        )
         missing = "" if gpu else " (none here; see --gpu)"
         logger.info(
             f"{path}: {done} for a GPU of {gpu or WITHOUT_GPU} GB{such}{missing}"
@@ -93,9 +95,7 @@ class NewProcess(BaseExtensionProcess):
             *(["fix what was found"] if has_findings else []),
             f"put your prompts into {path}",
         ]
-        why = section.why_not_here()
-        if why:
-            logger.warning(f"{path} will not start on this machine. {why}")
+        if not section.may_start_here():  # the plan says why
             logger.info(f"to try the program here: {section.command_to_try()}")
             where = f"copy {path} and its images to a machine with a GPU of {gpu or WITHOUT_GPU} GB"
             logger.info(f"to train it: {', '.join(steps)}, {where}, and there")

@@ -46,6 +46,7 @@ from toolkit.models.families import (
     title_of,
 )
 from toolkit.models.recipes import USUAL_RECIPE, recipe_of
+from toolkit.plan.cards import assumed_card
 from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT
 from toolkit.version import COMMAND
 
@@ -299,7 +300,8 @@ def example_text(model: Model, gpu: int, peak: str) -> str:
         pairs=False,
         recipe=recipe_of(model.title, family_named(model.arch)),
         name=f"{model.run}_{gpu}gb",
-        trigger='"mychar"',
+        card=assumed_card(gpu).name,
+        trigger='"mychr"',
         folder=model.folder,
         id=model.id,
     )
@@ -316,6 +318,7 @@ def written_job(
     pairs: FoundPairs | None = None,
     instruction: str = "",
     effort: str = USUAL,
+    gpu_name: str = "",
 ) -> str:
     """The job of a user for a GPU of so many GB. folder: of images, or a table that
     names them. model: hub id or local folder; empty: the first of MODELS. A model that
@@ -352,6 +355,7 @@ def written_job(
             f"Write the job for one that you rent or borrow with --gpu {least} or more, or give a smaller --model."
         )
     fields["id"] = _quoted(model or like.id)
+    fields["card"] = gpu_name or assumed_card(gpu).name
     title = title_of(ModelConfig(name_or_path=model or like.id), family)
     is_edit = bool(pairs) and not family.stacks_layers
     recipe = recipe_of(title, family) or recipe_of(like.title, family) or USUAL_RECIPE

@@ -20,6 +20,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -31,7 +32,7 @@ from extensions.tools.ui.job_text import JobText
 from extensions.tools.ui.queue import RUNNING, WAITING, Queue
 from extensions.tools.ui.steps import Step, do, text_of
 from toolkit.commands import command
-from toolkit.config.reading.loader import job_name_error
+from toolkit.config.reading.loader import FILE_ENDING, job_name_error, name_like
 from toolkit.config.reading.located import KeyPath
 from toolkit.errors import UserError
 from toolkit.files import run_files
@@ -195,7 +196,8 @@ def _user_of(shelf: Shelf, path: Path) -> str:
                 return f"the run {run.name}"
     for entry in Queue(queue_folder(shelf.runs)).now():
         words = [part for word in entry.argv for part in re.split("[=:]", word)]
-        places = [os.path.join(entry.cwd, word) for word in words]
+        ways = product(("", "config"), words, ("", *CONFIG_SUFFIXES))
+        places = (os.path.join(entry.cwd, top, word + end) for top, word, end in ways)
         if entry.state in (RUNNING, WAITING) and any(
             _within(place, path) is not None for place in places
         ):
@@ -264,9 +266,14 @@ def restore(shelf: Shelf, kind: Kind, name: str) -> Path:
     UserError or RunError."""
     with _locked(shelf.home(kind)):
         known = trashed(shelf, kind)
-        one = next((one for one in known if name in (one.entry, one.name)), None)
-        stems = [one for one in known if kind == "jobs" and Path(one.name).stem == name]
-        one = one or next(iter(stems), None)
+        called = [
+            (one.entry, one.name, kind == "jobs" and Path(one.name).stem)
+            for one in known
+        ]
+        one = next(
+            (one for one, names in zip(known, called, strict=True) if name in names),
+            None,
+        )
         if one is None:
             there = ", ".join(one.name for one in known) or "nothing"
             raise UserError(f"{name!r}: is not in the trash. In it: {there}.")
@@ -287,9 +294,8 @@ def _free(shelf: Shelf, kind: Kind, new: str, suffix: str = "") -> Path:
     fault = job_name_error(new)
     if fault or new.startswith("."):
         raise UserError(f"{new!r} {fault or 'is hidden. Begin with a letter.'}")
-    stem, ending = os.path.splitext(new)
-    if ending.lower() in CONFIG_SUFFIXES:
-        raise UserError(f"{new!r} is the name of a file. Write {stem!r}.")
+    if FILE_ENDING.search(new):
+        raise UserError(f"{new!r} is the name of a file. Write {name_like(new)!r}.")
     path = shelf.home(kind) / f"{new}{suffix}"
     if os.path.lexists(path):
         raise UserError(f"{path}: is there already. Give another name.")

@@ -560,7 +560,7 @@ def test_a_table_of_images_names_them_from_the_working_directory(
         f"{JOB}edit_plus = true\nmax_train_steps = 2\n",
         f'{data}cache_directory = "cache"\nnum_repeats = 3\n',
     )
-    plan = run_py("job.toml", "--dry-run")
+    plan = run_py("job.toml", "--dry-run", "-v")
     assert plan.returncode == 0, plan.stderr
     assert plan.stdout.splitlines()[1].startswith(
         "  left out, and therefore as in musubi-tuner: network_dim 4, "
@@ -582,7 +582,7 @@ def test_numbered_references_of_one_folder_and_several_datasets(
         f"{JOB}edit_plus = true\n",
         f'{DATA}{more}num_repeats = 2\ncontrol_directory = "pairs/before"\n',
     )
-    plan = run_py("job.toml", "--dry-run")
+    plan = run_py("job.toml", "--dry-run", "-v")
     assert plan.returncode == 0, plan.stderr
     assert (
         plan.stdout.count("control images: 3 with 2") == 2

@@ -261,6 +261,7 @@ def planned(
             ROOT / "run.py",
             *(f"{name}.yaml" for name in jobs),
             "--dry-run",
+            "-v",
         ],
         cwd=folder,
         env=child_environment({"PYTHONPATH": str(folder)}),

@@ -10,6 +10,7 @@ import pytest
 from tqdm import tqdm
 
 from toolkit.errors import UserError
+from toolkit.files import log
 from toolkit.files.log import (
     RedactingStream,
     StatusLine,
@@ -238,6 +239,55 @@ def test_what_is_written_is_shown_without_secrets_and_control_characters(
     assert json.loads(f'"{SHOWN}"') == EVIL, "JSON stays the same data"
 
 
+PLAIN = """  warning: lr: high
+  warning: this will not start: no room
+next: run.py report output/x
+config/a.yaml: written
+job.yaml:14:9: train.lr: wrong
+  --set train.lr: wrong
+"""
+COLOURED = """  \x1b[1;33mwarning\x1b[0m: lr: high
+  \x1b[1;31mwarning: this will not start\x1b[0m: no room
+\x1b[1;32mnext\x1b[0m: run.py report output/x
+config/a.yaml: written
+\x1b[1;31mjob.yaml:14:9\x1b[0m: train.lr: wrong
+  --set train.lr: wrong
+"""
+
+
+@pytest.mark.parametrize(
+    ("stream", "environment", "shown"),
+    [
+        (Terminal, {}, COLOURED),
+        (Terminal, {"NO_COLOR": "1"}, PLAIN),
+        (Terminal, {"TERM": "dumb"}, PLAIN),
+        (Terminal, {"NO_COLOR": "1", "FORCE_COLOR": "1"}, PLAIN),
+        (io.StringIO, {}, PLAIN),
+        (io.StringIO, {"FORCE_COLOR": "1"}, COLOURED),
+    ],
+)
+def test_errors_and_results_have_colours_on_a_terminal_and_in_no_log(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stream: type[io.StringIO],
+    environment: dict[str, str],
+    shown: str,
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    out = stream()
+    monkeypatch.setattr(sys, "stdout", RedactingStream(out))
+    with tee_output(tmp_path / "log.txt"):
+        *said, first, second = PLAIN.splitlines()
+        print(*said, sep="\n")
+        with log.of_an_error():
+            print(first, second, sep="\n")
+    assert out.getvalue() == shown
+    assert (tmp_path / "log.txt").read_text() == PLAIN
+
+
 def test_a_log_is_without_secrets_in_pieces_and_in_tracebacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,6 +388,23 @@ def test_what_is_logged_is_printed_as_it_is_and_copied(
     copied = "printed\n50 % of 3\nwarning: two\nlines\njobs.job\nextensions.sd_trainer.process\n"
     assert capsys.readouterr() == (f"before\n{copied}", "")
     assert (tmp_path / "log.txt").read_text() == copied
+
+
+@pytest.mark.parametrize("is_verbose", [False, True])
+def test_a_log_has_the_whole_text_of_what_is_printed_in_short(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    is_verbose: bool,
+) -> None:
+    monkeypatch.setattr(log, "is_verbose", is_verbose)
+    with shown(), tee_output(tmp_path / "log.txt"):
+        logging.getLogger("toolkit.t").info("plan", extra={log.IN_LOG: "plan\nall"})
+        print("on")
+    assert (tmp_path / "log.txt").read_text() == "plan\nall\non\n"
+    assert capsys.readouterr().out == (
+        "plan\nall\non\n" if is_verbose else "plan\non\n"
+    )
 
 
 def test_libraries_log_as_they_did(

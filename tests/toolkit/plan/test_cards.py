@@ -119,8 +119,13 @@ def test_every_size_of_gpu_has_a_card_of_that_memory() -> None:
     ("size", "name"),
     [(2, "RTX A400"), (20, "RTX 4060 Ti"), (24, "RTX 4090"), (999, "H200")],
 )
-def test_of_a_size_between_two_the_smaller_card_is_meant(size: int, name: str) -> None:
-    assert assumed_card(size).name == name
+def test_a_size_that_the_table_lacks_is_as_fast_as_the_smaller_card(
+    size: int, name: str
+) -> None:
+    card, like = assumed_card(size), asked_card(name)
+    assert (card.memory_gb, card.bf16_tflops) == (size, like.bf16_tflops)
+    assert card == like or card.called == f"a GPU of {size} GB"
+    assert asked_card(card.name) == asked_card(f"{size} GB") == card
 
 
 @pytest.mark.parametrize(

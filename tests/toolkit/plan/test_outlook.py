@@ -27,7 +27,7 @@ from toolkit.memory.kept_times import RunTimes, remember_run_times
 from toolkit.plan import memory, planning
 from toolkit.plan.cards import CARDS, assumed_card
 from toolkit.plan.diffusion import SdPlanner
-from toolkit.plan.memory import GPU_SIZES_GB
+from toolkit.plan.memory import GPU_SIZES_GB, Machine
 from toolkit.plan.memory_inputs import groups_of
 from toolkit.plan.outlook import TimeOutlook
 from toolkit.plan.run_time import times_key
@@ -168,6 +168,38 @@ def test_without_a_gpu_a_well_known_card_is_meant_that_the_job_fits(
     assert found["time"]["card"] == card and found["time"]["assumed"]
     said = f" on {card} (calculated; the smallest card that it fits, others: --card)"
     assert said in line_of_time(words)
+
+
+@pytest.mark.parametrize(
+    ("device", "model", "asked", "card"),
+    [
+        ("auto", PUBLISHED, "", "a GPU of 20 GB"),
+        ("auto", PUBLISHED, "4090", "an RTX 4090"),
+        ("cuda:0", PUBLISHED, "", "an L40S"),
+        ("cpu", PUBLISHED, "", ""),
+        ("auto", {}, "", ""),
+    ],
+)
+def test_the_card_of_a_job_counts_where_none_is_here(
+    job, plan: Plan, here, device: str, model: dict[str, Any], asked: str, card: str
+) -> None:
+    changes = {"model": INT4} if model else {}
+    found, words = plan(
+        job(device=device, card="20 GB", train=BF16, **changes), card=asked
+    )
+    time = found["time"] or {"card": "", "assumed": False}
+    assert (time["card"], time["assumed"]) == (card, False)
+    assert ("peak" in words) and (" on a GPU of 20 GB (" in words) == ("20" in card)
+
+
+def test_a_run_plans_for_the_card_of_the_job_too(job) -> None:
+    path = job(device="auto", card="RTX 4090", model=INT4, train=BF16)
+    section = load_job(path, discover().find_config).processes[0].section
+    planner = SdPlanner(section, JobContext("job"), Machine("cpu", 8 * GB))
+    assert planner.machine.asked == "an RTX 4090" and planner.here.kind == "cpu"
+    wrong = section.model_copy(update={"card": "Radeon"})
+    with pytest.raises(UserError, match="card: 'Radeon' is not in the table of cards"):
+        SdPlanner(wrong, JobContext("job"))
 
 
 @pytest.mark.slow
@@ -351,7 +383,7 @@ def test_the_guide_says_whose_time_it_is() -> None:
         and "(measured here)" in guide
     )
     assert "on a CPU, that `the first steps will tell`" in guide
-    assert "`fits a 12 GB GPU`" in guide and "`does not fit its 24.0 GB`" in guide
+    assert "`fits its 24.0 GB`" in guide and "`does not fit its 24.0 GB`" in guide
 
 
 def test_a_short_run_on_a_known_gpu_compiles_nothing_and_the_plan_says_why(

@@ -11,6 +11,14 @@ from toolkit.data.scan.folder import ConvertedImage, FolderInfo, scan_datasets
 from toolkit.data.scan.items import cover, make_items
 from toolkit.data.scan.masks import MaskLook
 from toolkit.data.streams.counts import optimizer_steps
+from toolkit.models.families import Download
+from toolkit.plan.outlook import (
+    DiskOutlook,
+    ModelOutlook,
+    Outlook,
+    StartOutlook,
+    TimeOutlook,
+)
 from toolkit.plan.run_plan import RunPlan, batch_note, folder_plans
 
 
@@ -68,6 +76,48 @@ def test_seed_001_in_the_words_of_the_documentation() -> None:
         "70 x 40 + 30 x 20 = 3,400 samples per epoch in 3,400 batches, "
         "4 for each step: 850 steps; 3,400 steps = 4 epochs" in plan.render()
     )
+
+
+def test_the_summary_is_eight_lines_and_every_warning() -> None:
+    folders = [
+        *SEED_001,
+        *(make_folder(f"data/{name}", 1, 1) for name in ("a", "b")),
+    ]
+    model = ModelOutlook(
+        "org/m", "qwen", "", "", False, None, Download(10**9, Path("hub"), 9 * 10**9)
+    )
+    outlook = Outlook(
+        model,
+        steps=3400,
+        disk=DiskOutlook(3 * 10**9, 0, 9 * 10**9, kept_bytes=10**9),
+        time=TimeOutlook(3400, 1.5, 5100.0, "an RTX 4090", False, {"samples": 600.0}),
+        start=StartOutlook(Path("output/my_char"), "new"),
+        will_not_start=("the disk is full",),
+    )
+    plan = make_plan(
+        folders,
+        first_caption="'a cat' (0.png)",
+        fits="memory: fits",
+        notes=("noise levels: weighted", "warning: lr: high"),
+        outlook=outlook,
+    )
+    assert plan.summary().splitlines() == [
+        "my_char (sd_trainer): org/m",
+        "  images: 70 x 40 in data/40_char, 30 x 20 in data/20_style, 1 x 1 in data/a, 1 more folder"
+        "; control images: 72 with 0, 30 with 1",
+        "  captions: 98 of 102, the first: 'a cat' (0.png)",
+        "  steps: 3,400 (4 epochs of 3,402 samples)",
+        "  memory: fits",
+        "  time: about 85 min on an RTX 4090 (calculated)",
+        "  disk: 1 GB to download, up to 4 GB of files (9 GB free)",
+        "  folder: output/my_char: a new run",
+        "  warning: lr: high",
+        "  warning: this will not start: the disk is full",
+    ]
+    full = replace(outlook, disk=DiskOutlook(3 * 10**9, 0, 10**9))
+    lines = replace(plan, outlook=full).summary().splitlines()
+    assert "  disk: 1 GB to download (9 GB free)" in lines
+    assert any(line.startswith("  warning: disk: up to 3 GB") for line in lines)
 
 
 @pytest.mark.parametrize(

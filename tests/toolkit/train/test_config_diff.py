@@ -20,7 +20,7 @@ KINDS = {
         save.dtype save.save_every save.max_step_saves_to_keep save.max_states_to_keep save.also
         sample.sample_every sample.sample_start_step sample.format sample.samples[0].prompt sample.seed sample.prompts
         logging.log_every datasets[0].webdataset.token datasets[0].webdataset.samples
-        validation stop_when resume device datasets[0].num_workers
+        validation stop_when resume device card datasets[0].num_workers
         datasets[0].cache train.skip_first_sample train.force_first_sample
         train.disable_sampling train.gradient_checkpointing train.compile.enabled train.compile.backend
         train.compile.mode train.compile.dynamic train.compile.fullgraph train.compile.cache_size_limit train.parallel

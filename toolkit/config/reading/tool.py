@@ -114,6 +114,9 @@ class FlagParser(argparse.ArgumentParser):
         )
 
 
+_FIRST_WORDS = re.compile(r"[.;:]\s")
+"""Ends the part of a description that a short help has."""
+
 _COLUMNS = 100
 """Width of the help where the terminal is wider: longer lines are hard to read."""
 
@@ -126,11 +129,16 @@ own."""
 
 
 def tool_parser(
-    uid: str, model: type[ToolConfig], as_flags: Collection[str] = (), command: str = ""
+    uid: str,
+    model: type[ToolConfig],
+    as_flags: Collection[str] = (),
+    command: str = "",
+    is_brief: bool = False,
 ) -> FlagParser:
     """The flags of a tool, with the fields' descriptions as help: its own first.
     as_flags: positional fields that have flags. command: how this program is started,
-    for the example."""
+    for the example. is_brief: the help is of the tool's own flags, each with the first
+    words of its description."""
     example = f"Example, once the quickstart has run:\n  {command} {uid} {model.example}".rstrip()
     parser = FlagParser(
         prog=f"{COMMAND} {uid}",
@@ -158,6 +166,8 @@ def tool_parser(
         )
         for dotted in paths:
             field, about_it = field_at(model, dotted)
+            if is_brief:
+                about_it = _FIRST_WORDS.split(about_it)[0]
             title = _group(model, dotted)
             group: argparse._ActionsContainer = parser
             if title and title not in groups:
@@ -173,6 +183,11 @@ def tool_parser(
                 about_it.replace("%", "%%"),
                 name not in as_flags,
             )
+    for group in groups.values() if is_brief else ():
+        for action in group._group_actions:
+            action.help = argparse.SUPPRESS
+    if is_brief:
+        parser.epilog = f"{parser.epilog}\nAll of the help: {parser.prog} --help"
     return parser
 
 

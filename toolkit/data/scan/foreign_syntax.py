@@ -41,6 +41,12 @@ MODELS = "language models"
 _NUMBER = r"-?(?:[0-9](?:\.[0-9]+)?|\.[0-9]+)"
 """A weight, below 10: not the minutes of `(at 12:30)`."""
 
+LORA_TAG = re.compile(
+    r"<(?i:lora|lyco|hypernet)[:=][^<>\n]+>|(?<!\w)(?i:lora|lyco|hypernet):[\w./\\-]+:-?\d*[.,]?\d+%?"
+    r"|[(\[{](?i:lora|lyco|hypernet):[^()\[\]{}:\n]+:[^()\[\]{}:\n]+[)\]}]"
+)
+"""The first alternative is that of the source, the others are slips of it."""
+
 SYNTAX = (
     Syntax(
         "weights",
@@ -54,7 +60,7 @@ SYNTAX = (
     ),
     Syntax(
         "LoRAs",
-        re.compile(r"<(?i:lora|lyco|hypernet):[^<>\n]+>"),
+        LORA_TAG,
         "Remove the name of the LoRA",
     ),
     Syntax(
@@ -108,7 +114,7 @@ SYNTAX = (
         "thoughts and tokens",  # anywhere
         re.compile(
             r"</?(?i:think(?:ing)?|s|caption|answer|response|assistant|image|output)>|<\|[\w ]+\|>|\[/?INST\]"
-            r"|<(?:start|end)_of_turn>"
+            r"|<(?:start|end)_of_turn>|◁/?think▷"
         ),
         "Remove them, and all that is thought",
         MODELS,
@@ -118,7 +124,10 @@ SYNTAX = (
         re.compile(
             r"(?<![^\n])[\"'\u200b]*(?i:i(?:['’]m| am) (?:sorry|unable|not able|afraid)|sorry[,.]|i apologi[sz]e"
             r"|i (?:can(?:['’]t|not| not)|do(?:n['’]t| not)|won['’]t)\b|as an? (?:ai|large language)\b"
-            r"|unfortunately, i\b|please (?:provide|upload|share) )"
+            r"|unfortunately, i\b|please (?:provide|upload|share) "
+            # German, French, Spanish, Chinese, Japanese
+            r"|(?:es tut mir leid|ich kann (?:dieses|das|ihnen|dir|leider|nicht)|(?:je suis )?désolé|je ne peux pas"
+            r"|lo siento|no puedo)\b|(?:很|非常)?抱歉|对不起|作为(?:一个|一名)?(?:ai|人工智能)|我无法|申し訳)"
             r"|(?i:\bno (?:image|picture) (?:was|is|has been) \w+|\[your caption)"
         ),
         "Write the caption of the image",
@@ -140,11 +149,14 @@ SYNTAX = (
         re.compile(
             r"(?<![^\n])[\"'*_#> ]*(?i:(?:sure|certainly|of course|absolutely|okay|alright|great|understood)[,!.:]"
             r"|(?:below is|this is) (?:an?|the|your) [^\n]{0,30}?\b(?:caption|description)\b"
-            r"|(?:image |detailed |short )?(?:captions?|description|prompt|answer|assistant|output|tags|title)\W*:"
+            r"|(?:image |detailed |short |final )?(?:captions?|description|prompt|answer|output|tags|title)\W*:"
+            r"|(?:assistant|user|human)\W*:|the user (?:wants|asks|asked|is asking)\b"
+            r"|(?:we|i) need to (?:describe|caption|write)\b"
             r"|(?:describe|caption) (?:this|the) (?:image|picture|photo))"
             r"|\b(?i:here(?:['’]s| is| are) (?:an?|the|your|my|some) [^\n]{0,40}?"
             r"\b(?:captions?|descriptions?|prompts?|tags for)\b"
-            r"|let me know if|i hope this|would you like me|feel free to|the (?:image|picture) you (?:provided|shared)"
+            r"|would you like (?:me|a (?:\w+ )?(?:caption|description))|let me know if|i hope this"
+            r"|feel free to|the (?:image|picture) you (?:provided|shared)"
             r"|note: this (?:caption|description))"
         ),
         "Remove them",
@@ -154,6 +166,7 @@ SYNTAX = (
         "Markdown",
         re.compile(
             r"```|\*\*[^*\n]+\*\*"
+            r"|(?<![^\n])(?:~~~|`[^`\n]+`(?![^\n]))"
             r"|(?<![^\n])(?:#{1,6} \w|> \w|[-*]{3,}(?![^\n])|[*•-] [^\n]+\n+[*•-] |1\. [^\n]+\n+2\. )"
         ),
         "Write plain text",

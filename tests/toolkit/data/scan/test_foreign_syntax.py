@@ -42,7 +42,7 @@ FOREIGN = [
 ]
 
 OF_MODELS = [
-    ("<think>\nThe user wants a caption.\n</think>\n\nA cat.", "thoughts and tokens", "<think>"),
+    ("<think>\nIt is asked for.\n</think>\n\nA cat.", "thoughts and tokens", "<think>"),
     ("A cat on a mat.<|im_end|>", "thoughts and tokens", "<|im_end|>"),
     ("<caption>A cat</caption>", "thoughts and tokens", "<caption>"),
     ("[INST] describe [/INST] a cat", "thoughts and tokens", "[INST]"),
@@ -51,6 +51,14 @@ OF_MODELS = [
     ("As an AI language model, I see a cat", "refusals", "As an AI"),
     ("Sorry, I cannot describe people.", "refusals", "Sorry,"),
     ("I cannot identify the person", "refusals", "I cannot"),
+    ("◁think▷hm◁/think▷ a cat", "thoughts and tokens", "◁think▷"),
+    ("Ich kann dieses Bild nicht beschreiben.", "refusals", "Ich kann dieses"),
+    ("很抱歉，我无法描述这张图片。", "refusals", "很抱歉"),
+    ("A cat. Would you like a longer caption?", "introductions and offers", "Would you like a longer caption"),
+    ("USER: describe it. ASSISTANT: a cat", "introductions and offers", "USER:"),
+    ("The user wants a caption. So: a cat", "introductions and offers", "The user wants"),
+    ("Final answer: a cat", "introductions and offers", "Final answer:"),
+    ("`a cat`", "Markdown", "`a cat`"),
     ("Here is a caption for the image: a cat", "introductions and offers", "Here is a caption"),
     ("Sure! A cat on a mat", "introductions and offers", "Sure!"),
     ("Here's your prompt:\na cat", "introductions and offers", "Here's your prompt"),
@@ -70,6 +78,7 @@ PLAIN = [
     "I love cats, a sign that says Sorry we are closed, an error message on a screen",
     "none of the cats, a null sign, a man sure of himself, okay sign",
     "here is where the cat sits. This is a photo of a cat",
+    "I love you written in the sand, no puedoso, a `quoted` word, users: many, answering: none",
     "a cat - on a mat - at night, #1 fan, a 2 * 3 grid, 5 ** 2, prompt service",
     "image of a caption: in the clouds, the title Tags: is seen",
     "1. a cat, a dog\n- smiling",
