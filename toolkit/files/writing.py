@@ -332,7 +332,8 @@ MARKER = "atelier.json"
 """File in each folder that `atomic_write_dir` made, with the names of its files. Only
 such a folder may be replaced, and only while no other files were added to it."""
 
-_OF_FILE_MANAGERS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+OF_FILE_MANAGERS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+"""Files that file managers leave in folders."""
 
 _ASIDE = ".replaced.tmp"
 """End of the name of a folder that makes room for another; TEMP_FILE_GLOB matches
@@ -378,7 +379,7 @@ def files_in(folder: Path) -> set[str]:
         place.relative_to(folder).as_posix()
         for place in places
         if (place.is_symlink() or not place.is_dir())
-        and place.name not in _OF_FILE_MANAGERS
+        and place.name not in OF_FILE_MANAGERS
     } - {MARKER}
 
 

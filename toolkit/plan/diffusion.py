@@ -53,7 +53,7 @@ from toolkit.plan.memory_inputs import (
     groups_of,
 )
 from toolkit.plan.memory_plan import plan_memory
-from toolkit.plan.oom_hints import suggestions
+from toolkit.plan.oom_hints import MemorySaving, suggestions
 from toolkit.plan.planning import Planner, times_in_run
 from toolkit.plan.run_plan import SaveSize
 from toolkit.plan.run_time import run_work, steps_and_guidance, times_key
@@ -178,8 +178,8 @@ class SdPlanner(Planner[DiffusionSection]):
             self._estimates[compiled] = data, estimate
         return estimate
 
-    def savings(self) -> Iterable[str]:
-        return [change.text for change in suggestions(self.section)]
+    def savings(self) -> Iterable[MemorySaving]:
+        return suggestions(self.section)
 
     def save_size(self) -> SaveSize:
         section = self.section

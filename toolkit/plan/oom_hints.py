@@ -10,6 +10,7 @@ in `memory_plan.py`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,22 @@ class MemorySaving:
     values: tuple[tuple[str, str, Any], ...] = ()
     """(section, key, value) of each key that changes; with "" for the section, a key of
     the process itself."""
+
+    @property
+    def changes(self) -> list[str]:
+        """The keys as `--set` takes them. Empty where one is of no simple value.
+
+        >>> MemorySaving("", (("model", "low_vram", True),)).changes
+        ['model.low_vram=true']
+        """
+        if not all(
+            isinstance(value, bool | int | float | str) for *_, value in self.values
+        ):
+            return []
+        return [
+            f"{part}.{key}={json.dumps(value).strip(chr(34))}".lstrip(".")
+            for part, key, value in self.values
+        ]
 
 
 # ------------------------------------------------------------ of any trainer

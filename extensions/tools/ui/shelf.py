@@ -481,6 +481,35 @@ def clone(shelf: Shelf, kind: Kind, name: str, new: str) -> Path:
     return target
 
 
+def _set_keys(shelf: Shelf, config: Path, values: Mapping[str, str]) -> None:
+    """Sets keys in the saved job of a run, and in the job file of its name where that
+    says the same."""
+    saved = JobText(text_of(config))
+    edits = []
+    jobs = (shelf.jobs / f"{config.parent.name}{suffix}" for suffix in CONFIG_SUFFIXES)
+    for path in filter(Path.is_file, (*jobs, config)):
+        job = JobText(text_of(path))
+        is_same = all(
+            job.data(job.path(key)) == saved.data(saved.path(key))
+            for key in (NAME, *values)
+        )
+        if is_same:
+            for key, value in values.items():
+                job = _with(job, path, key, value, is_text=False)
+            edits.append(Step(path.resolve(), path.resolve(), job.text))
+    do(edits)
+
+
+def set_keys(shelf: Shelf, name: str, values: Mapping[str, str]) -> None:
+    """Sets keys of a run in its saved job, and in the job file of its name where that
+    says the same, so that later starts have them too."""
+    with _alone(shelf, "runs", name) as folder:
+        run = read_run(folder)
+        if run.config is None or run.config.is_symlink():
+            raise UserError(f"{folder}: has no saved job.")
+        _set_keys(shelf, run.config, values)
+
+
 def longer(shelf: Shelf, name: str, steps: str) -> list[str]:
     """Sets the steps of a run in its saved job, and in the job file of its name where
     that says the same. Returns the words after `run.py` that go on with it."""
@@ -494,14 +523,6 @@ def longer(shelf: Shelf, name: str, steps: str) -> list[str]:
         # the same number: the first time a kill came before the end
         if not (is_number and type(old) is int and int(steps) >= max(old, done + 1)):
             raise UserError(f"{steps}: give a number of steps above {old or done}.")
-        edits = []
-        jobs = (shelf.jobs / f"{folder.name}{suffix}" for suffix in CONFIG_SUFFIXES)
-        for path in filter(Path.is_file, (*jobs, run.config)):
-            job = JobText(text_of(path))
-            is_same = job.get(job.path(NAME)) == saved.get(saved.path(NAME))
-            if is_same and job.data(job.path(STEPS)) == old:
-                text = _with(job, path, STEPS, steps, is_text=False).text
-                edits.append(Step(path.resolve(), path.resolve(), text))
-        do(edits)
+        _set_keys(shelf, run.config, {STEPS: steps})
     # the rates of a schedule depend on the number of steps
     return [str(run.config.absolute()), "--allow-change"]
