@@ -835,7 +835,12 @@ def at_fields(page: Page) -> dict[str, str]:
 def test_an_error_stands_at_its_field_in_its_words(client):
     for changes, field, words, listed in (
         ({FOLDER: ""}, "folder", "Choose a folder of images.", "Images: Choose"),
-        ({NAME: ""}, "name", "Give the training a name.", "Name: Give the training a name."),
+        (
+            {NAME: ""},
+            "name",
+            "Give the training a name.",
+            "Name: Give the training a name.",
+        ),
         ({MODEL: ""}, "model", "Choose a model.", "Model: Choose a model."),
         (
             {"key:datasets[].control_path": "none"},
