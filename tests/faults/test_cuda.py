@@ -535,7 +535,8 @@ beside what the plan rounds up."""
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("large")
-    bench_memory.prepare(folder, TinySpec(layers=4, heads=8))
+    spec = TinySpec(layers=4, heads=8)
+    bench_memory.prepare(folder, lambda to: write_tiny_model(to, spec))
     return folder
 
 

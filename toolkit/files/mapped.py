@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from weakref import WeakValueDictionary
 
 from toolkit.errors import RunError
+from toolkit.files.writing import short
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,7 +132,7 @@ def read_in(*tensors: Tensor) -> None:
             if error.errno not in (errno.EFAULT, errno.EIO, errno.ESTALE):
                 continue
         raise RunError(
-            f"{area.path}: this file of the kept model was changed, or the disk no longer gives its bytes. Start "
+            f"{short(area.path)}: this file of the kept model was changed, or the disk no longer gives its bytes. Start "
             "again: a damaged one is made again. If it happens again, set model.keep_quantized: false, or use a "
             "training_folder on another disk."
         )

@@ -173,6 +173,7 @@ def test_seed_001_loads_with_only_paths_changed(load) -> None:
     assert [item.prompt[:9] for item in section.sample.samples] == ["maya_char"] * 2
 
 
+@needs_foreign_names
 def test_the_published_2509_job_of_ai_toolkit_loads(load) -> None:
     job = load(AI_TOOLKIT_2509)
     section = job.processes[0].section

@@ -100,10 +100,8 @@ def test_a_run_that_is_stopped_again_and_again_ends_in_the_same_bits(
     check_every(monkeypatch, 2)
     section = trainer(
         make_pictures(tmp_path / "data", "a", "b", "c", "d"),
-        train={
-            "steps": 40,
-            "validation": {"every": 2, "fraction": 0.25, "timesteps": 2},
-        },
+        train={"steps": 40},
+        validation={"every": 2, "fraction": 0.25, "timesteps": 2},
         stop_when=LOW_ENOUGH,
     )
     whole, broken = (tmp_path / name / "run" for name in ("whole", "broken"))
