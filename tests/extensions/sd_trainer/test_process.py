@@ -20,7 +20,7 @@ from tests.extensions.sd_trainer.test_config import SEED_001
 from tests.running import lines, run_job, run_tool
 from toolkit.config.sections.model import ModelConfig
 from toolkit.errors import UserError
-from toolkit.files.log import shown
+from toolkit.files.log import IN_LOG, shown
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import family_for
 from toolkit.models.loading import load_model
@@ -555,8 +555,9 @@ def test_an_optimizer_that_cannot_be_resumed_is_refused_before_the_model_is_read
     section["train"]["optimizer"] = "of_somebody.Doubled"
     with caplog.at_level("INFO"):
         run_job(write_job(section))
-    said = (tmp_path / "output" / "job" / "log.txt").read_text(encoding="utf-8")
-    said += "\n".join(record.getMessage() for record in caplog.records)
+    said = "\n".join(
+        getattr(record, IN_LOG, record.getMessage()) for record in caplog.records
+    )
     assert "optimizer of_somebody.Doubled: 16 bytes of state per weight" in said
     assert (
         "of_somebody.Doubled: tried on weights of these shapes; its state is stored, and resumes with"
